@@ -1,0 +1,66 @@
+# The verbs a user types. `make demo` and `make test` set everything up first; nothing is installed twice.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PROFILE ?= tiny
+PYTHON ?= $(firstword $(foreach p,python3 python3.12 python3.11,$(shell $(p) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo $(p))))
+LOCK := $(if $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu),requirements.txt,requirements-cpu.txt)
+TORCH := $(shell grep -s '^torch==' $(LOCK))
+PIP := .venv/bin/pip install -qq --no-deps
+
+.PHONY: help setup demo test run jupyter sync lint lock kernels push bench
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+
+setup: .venv/.installed ## install the lock file that fits this machine (CPU or NVIDIA GPU) into .venv
+
+.venv/.installed: $(LOCK) pyproject.toml
+	@test -n "$(PYTHON)" || { echo "aimo: no Python 3.11 or 3.12 here; install one, or name it: make setup PYTHON=/path/to/python3.12"; exit 2; }
+	@echo "Installing $$(grep -c == $(LOCK)) packages from $(LOCK) into .venv; this takes a few minutes."
+	$(PYTHON) -m venv .venv
+	@# Where pip's own index has no CPU build of torch, uv knows PyTorch's.
+	$(PIP) '$(TORCH)' 2>/dev/null || { $(PIP) "$$(grep '^uv==' $(LOCK))" && .venv/bin/uv pip install -q --python .venv/bin/python --no-deps --torch-backend $(if $(findstring cpu,$(TORCH)),cpu,auto) '$(TORCH)'; }
+	$(PIP) -r $(LOCK)
+	$(PIP) --no-build-isolation -e .
+	@touch $@
+
+demo: setup ## the main job: four notebooks from problems to a submission, on a laptop CPU
+	.venv/bin/aimo run --profile tiny
+
+test: setup ## the tests
+	.venv/bin/pytest
+
+run: setup ## make run PROFILE=qwen3-4b
+	.venv/bin/aimo run --profile $(PROFILE)
+
+jupyter: setup ## the notebooks in JupyterLab
+	.venv/bin/jupyter lab notebooks
+
+sync: setup ## make each notebook's .ipynb and .py equal again
+	.venv/bin/jupytext --sync notebooks/*.py
+
+lint: setup ## style, types, notebook pairs, no outputs in notebooks
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/pytest -q tests/test_notebooks.py
+
+bench: setup ## the road's figures for seeds 0, 1 and 2
+	.venv/bin/python benchmarks/road.py
+
+kernels: setup ## build the Kaggle kernels from the sources
+	.venv/bin/aimo kernel build submission
+
+push: kernels ## push the submission kernel to Kaggle (token: KAGGLE_API_TOKEN or ~/.kaggle)
+	.venv/bin/kaggle kernels push -p kernels/submission
+
+# unsloth on a CPU needs none of these, and their CUDA builds break CPU torch.
+NO_CPU := torchvision torchaudio torchcodec triton xformers
+# Where pip finds CPU torch by itself, uv looks in the same place; elsewhere it knows PyTorch's own index.
+CPU_TORCH := $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS),--torch-backend cpu)
+COMPILE := .venv/bin/uv pip compile -q pyproject.toml --extra dev --universal --python-version 3.11 --no-annotate --upgrade --custom-compile-command 'make lock; install with: pip install --no-deps -r THIS_FILE'
+
+lock: ## resolve both lock files again, for Python 3.11 and 3.12
+	@test -x .venv/bin/uv || { $(PYTHON) -m venv .venv && $(PIP) uv; }
+	$(COMPILE) --extra gpu -o requirements.txt
+	$(COMPILE) --extra cpu -o requirements-cpu.txt $(CPU_TORCH) --override <(printf "%s ; sys_platform == 'never'\n" $(NO_CPU))

@@ -1,0 +1,61 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 2. Format SFT
+#
+# A base model continues text; it does not know that it should think between our tags and put its answer where we can find
+# it. A short supervised fine-tuning (SFT) on a few worked examples is enough to teach that. It is not meant to make the
+# model smarter: it gives reinforcement learning something it can score.
+#
+# Only small adapter matrices (LoRA) are trained, next to frozen weights; at the end they are merged into a plain model.
+
+# %% tags=["parameters"]
+profile = "tiny"  # a name in notebooks/profiles, or a path to a YAML file
+run_dir = None  # everything this run makes; None is runs/PROFILE
+overrides = []  # keys of the profile to change, each as KEY=VALUE
+
+# %%
+from aimo import data, models, runs, training, views
+
+run = runs.begin("sft", profile, run_dir, overrides)
+rows = data.read(run.dir / "data", "sft")
+examples = data.read(run.dir / "data", "heldout")[:4]
+base = models.local_folder(run.profile.model.base)
+
+# %% [markdown]
+# ## Load
+
+# %%
+model = models.load(base, run.profile)
+tokenizer = models.load_tokenizer(base, run.profile)
+before = training.complete(model, tokenizer, examples, run.profile.inference.max_tokens)
+
+# %% [markdown]
+# ## Train
+# The loss says how surprised the model is by each next token of the completions (the problems themselves do not count).
+# It falls fast while the format is learnt, then flattens at what cannot be foreseen.
+
+# %%
+log = training.sft(model, tokenizer, rows, run.profile, run.folder, run.progress)
+views.loss(log)
+
+# %% [markdown]
+# ## Before and after
+# The most likely completion of a few held-out problems. Look at the form first, at the answers second.
+
+# %%
+after = training.complete(model, tokenizer, examples, run.profile.inference.max_tokens)
+views.completions(examples, base=before, sft=after)
+
+# %% [markdown]
+# ## Save
+
+# %%
+models.save(model, tokenizer, run.profile, run.dir / "sft/model")
+run.finish(steps=len(log))

@@ -1,0 +1,59 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 3. GRPO
+#
+# Now the model learns from its own attempts. For each problem it writes a *group* of completions; each gets a reward, 1 if
+# its answer is right. Completions better than their group's mean are made more likely, worse ones less likely. That is
+# group relative policy optimisation (GRPO): no worked solutions, no second model that judges, only right or wrong.
+#
+# What to look for: the reward rises, and the completions grow longer. Nobody asked for longer ones; working a problem out
+# simply pays.
+
+# %% tags=["parameters"]
+profile = "tiny"  # a name in notebooks/profiles, or a path to a YAML file
+run_dir = None  # everything this run makes; None is runs/PROFILE
+overrides = []  # keys of the profile to change, each as KEY=VALUE
+
+# %%
+from aimo import data, models, runs, training, views
+
+run = runs.begin("grpo", profile, run_dir, overrides)
+rows = data.read(run.dir / "data", "grpo")
+examples = data.read(run.dir / "data", "heldout")[:4]
+start = run.dir / "sft/model"
+
+# %% [markdown]
+# ## Load what format SFT left
+
+# %%
+model = models.load(start, run.profile, with_vllm=run.profile.grpo.use_vllm)
+tokenizer = models.load_tokenizer(start, run.profile)
+before = training.complete(model, tokenizer, examples, run.profile.inference.max_tokens)
+
+# %% [markdown]
+# ## Train
+
+# %%
+log = training.grpo(model, tokenizer, rows, run.profile, run.folder, run.progress)
+views.rewards(log)
+
+# %% [markdown]
+# ## Before and after
+
+# %%
+after = training.complete(model, tokenizer, examples, run.profile.inference.max_tokens)
+views.completions(examples, sft=before, grpo=after)
+
+# %% [markdown]
+# ## Save
+
+# %%
+models.save(model, tokenizer, run.profile, run.dir / "grpo/model")
+run.finish(steps=len(log))

@@ -1,0 +1,126 @@
+"""`aimo …`: arguments to one call of a room. A user's mistake is one line on standard error and exit code 2."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from aimo.config import ROOT, STAGES
+from aimo.errors import AimoError, StageError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+kernel = typer.Typer(no_args_is_help=True, help="Kaggle kernels.")
+app.add_typer(kernel, name="kernel")
+
+
+@app.command()
+def run(
+    profile: Annotated[str, typer.Option(help="A name in notebooks/profiles, or a path to a YAML file.")],
+    run_dir: Annotated[str | None, typer.Option(help="The run's folder; runs/PROFILE if not given.")] = None,
+    from_: Annotated[str | None, typer.Option("--from", help=f"Do this stage and those after it again: {', '.join(STAGES)}.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Change a key of the profile, such as grpo.max_steps=50.")] = None,
+    test: Annotated[str | None, typer.Option(help="A CSV of questions to answer, with id and problem (or question).")] = None,
+) -> None:
+    """Run the four notebooks, or what is left of them, and write the report."""
+    from aimo import pipeline
+    from aimo.runs import read_metrics
+
+    if from_ is not None and from_ not in STAGES:
+        raise AimoError(f"--from {from_!r} is no stage: use one of {', '.join(STAGES)}")
+    try:
+        folder = pipeline.run(profile, run_dir, from_, set_, test)  # type: ignore[arg-type]
+    except KeyboardInterrupt:
+        raise AimoError("interrupted; run the same command again to go on") from None
+    stages = read_metrics(folder)["stages"]
+    rows = [name for name in ("base", "sft", "grpo") if name in stages]
+    columns = list(dict.fromkeys(key for name in rows for key in stages[name]))
+    table = Table("", *columns)
+    for name in rows:
+        table.add_row(name, *(f"{stages[name][c]:.3g}" if c in stages[name] else "" for c in columns))
+    Console().print(table)
+    print(f"submission: {folder / 'submission.parquet'}\nreport:     {folder / 'report.html'}")
+
+
+@app.command()
+def solve(
+    model: Annotated[str, typer.Option(help="A model folder.")],
+    test: Annotated[str, typer.Option(help="A CSV of questions, with id and problem (or question).")],
+    out: Annotated[str, typer.Option(help="Where the answers go: a .csv or .parquet file.")],
+    samples: Annotated[int, typer.Option(min=1, help="Streams a question.")] = 16,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Answer the questions of a CSV with a majority vote, without notebooks."""
+    from aimo.engine import Engine, check_model_folder
+    from aimo.runs import quiet
+    from aimo.submission import local_gateway, make_predict, read_questions, report
+
+    quiet()
+    target = Path(out)
+    if target.suffix not in (".csv", ".parquet"):
+        raise AimoError(f"--out {out}: the answers go to a .csv or a .parquet file")
+    if not target.absolute().parent.is_dir():
+        raise AimoError(f"--out {out}: its folder does not exist; make it first")
+    competition, table = read_questions(test)
+    check_model_folder(Path(model))
+    solutions: dict = {}
+    with Engine(model, seed=seed) as engine:
+        predict = make_predict(competition, lambda _: engine, samples, None, seed, len(table), solutions)
+        answers = local_gateway(predict, test, competition, seed)
+    answers.write_csv(target) if target.suffix == ".csv" else answers.write_parquet(target)
+    report(solutions)
+    print(f"answers: {target}")
+
+
+@app.command("tiny-base")
+def tiny_base(
+    out: Annotated[Path, typer.Option(help="The model folder to write.")] = ROOT / "data" / "tiny-base",
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    steps: Annotated[int, typer.Option(min=1)] = 3000,
+) -> None:
+    """Train the tiny base model from random weights on the built-in problems."""
+    from aimo.runs import quiet
+
+    quiet()
+    from aimo import tiny_base
+
+    print(tiny_base.train(out, seed, steps))
+
+
+@kernel.command()
+def build(name: Annotated[str, typer.Argument(help="A folder of kernels/.")]) -> None:
+    """Build a kernel's self-contained notebook from the sources."""
+    from aimo import kernels
+
+    if not (ROOT / "kernels" / name / "kernel-metadata.json").exists():
+        known = ", ".join(p.parent.name for p in (ROOT / "kernels").glob("*/kernel-metadata.json"))
+        raise AimoError(f"kernel {name!r} does not exist: use one of {known}")
+    print(kernels.build(name))
+
+
+@app.command()
+def doctor() -> None:
+    """Print what is installed, the device, and the remedy for each missing or mismatched piece."""
+    from aimo import doctor
+
+    rows = doctor.check()
+    table = Table(*rows[0])
+    for row in rows:
+        table.add_row(*row.values(), style="red" if row["remedy"] else "")
+    Console().print(table)
+    if any(row["remedy"] for row in rows):
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """The console script. Exit codes: 0 done, 1 a stage failed, 2 a user can put it right."""
+    try:
+        app(standalone_mode=True)
+    except AimoError as e:
+        print(f"aimo: {e}", file=sys.stderr)
+        sys.exit(2)
+    except StageError as e:
+        print(f"aimo: {e}", file=sys.stderr)
+        sys.exit(1)

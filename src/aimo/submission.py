@@ -1,0 +1,225 @@
+"""Kaggle's evaluation protocol around the solver: questions in, `submission.parquet` out.
+
+In a competition rerun, Kaggle's own inference server starts at once and the model loads while it waits; otherwise a
+gateway asks the questions of a CSV one by one: Kaggle's own where `kaggle_evaluation` can be imported, else the one below,
+which makes the same calls and the same checks. Left out: a time bank; every question gets an equal share of what is left.
+"""
+
+import importlib.util
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import polars as pl
+
+from aimo.engine import Engine, check_model_folder
+from aimo.errors import AimoError
+from aimo.solver import FALLBACK, Solution, solve
+
+Predict = Callable[[Any, Any], pl.DataFrame]
+MARGIN_S = 120  # of a Kaggle session, kept for the gateway to finish
+
+
+@dataclass(frozen=True)
+class Competition:
+    """One competition's rules."""
+
+    problem_column: str
+    high: int
+    server: str
+    questions: int
+    """How many the rerun is expected to ask."""
+    answer_limit_s: float | None
+
+
+COMPETITIONS = {
+    "aimo2": Competition("question", 999, "aimo_2_inference_server.AIMO2InferenceServer", 50, 1800.0),
+    "aimo3": Competition("problem", 99999, "aimo_3_inference_server.AIMO3InferenceServer", 50, None),
+}
+
+
+def read_questions(test_csv: str | Path, competition: str | None = None) -> tuple[str, pl.DataFrame]:
+    """A test file as a table with `id`, the problem column and, if known, `answer`; and its competition's name.
+
+    Without a name, the problem column tells: `question` is aimo2, `problem` is aimo3. Raises AimoError naming the fault.
+    """
+    path = Path(test_csv)
+    if competition is not None and competition not in COMPETITIONS:
+        raise AimoError(f"competition {competition!r} is unknown: use one of {', '.join(COMPETITIONS)}")
+    if not path.is_file():
+        raise AimoError(f"test file {path} does not exist; give a CSV with the columns id and problem")
+    try:
+        table = pl.read_csv(path, infer_schema=False)
+    except pl.exceptions.NoDataError:
+        raise AimoError(f"test file {path} is empty; it needs the columns id and problem, and a row a question") from None
+    except (pl.exceptions.PolarsError, OSError) as e:
+        raise AimoError(f"test file {path} cannot be read as CSV: {' '.join(str(e).split())[:200]}") from None
+    if competition is None:
+        competition = "aimo2" if "question" in table.columns and "problem" not in table.columns else "aimo3"
+    for column in ("id", COMPETITIONS[competition].problem_column):
+        if column not in table.columns:
+            raise AimoError(f"test file {path} has no column {column!r}, only {', '.join(table.columns)}; {competition} needs it")
+    if table.is_empty():
+        raise AimoError(f"test file {path} has no rows; it needs one a question")
+    ids = table["id"].fill_null("")
+    if (ids == "").any():
+        raise AimoError(f"test file {path} has a row without an id; give every question its own")
+    if ids.is_duplicated().any():
+        raise AimoError(f"test file {path} has the id {ids.filter(ids.is_duplicated())[0]!r} twice; give every question its own")
+    return competition, table
+
+
+def make_predict(
+    competition: str,
+    get_engine: Callable[[float | None], Engine],
+    samples: int,
+    time_limit_s: float | None,
+    seed: int = 0,
+    questions: int | None = None,
+    solutions: dict[str, Solution] | None = None,
+) -> Predict:
+    """The function Kaggle's gateway calls once a question: two Series of length 1 in, one row of `id` and `answer` out.
+
+    It never raises: whatever goes wrong, the row holds the fallback answer and the reason is printed. `solutions`
+    collects what was found, by id. `get_engine(timeout)` may block while the model loads.
+    """
+    rules = COMPETITIONS[competition]
+    started = time.monotonic()
+    expected = questions or rules.questions
+    answered = 0
+
+    def predict(id_: Any, problem: Any) -> pl.DataFrame:
+        nonlocal answered
+        question_id, solution = "", Solution()
+        begun = time.monotonic()
+        try:
+            question_id = str(id_[0])
+            left = None if time_limit_s is None else time_limit_s - MARGIN_S * (time_limit_s > 10 * MARGIN_S) - (begun - started)
+            # More questions than expected must not find an empty bank, so a tenth is the largest share.
+            share = None if left is None else max(1.0, left / max(expected - answered, 1 if questions else 10))
+            budget = min((b for b in (share, rules.answer_limit_s and rules.answer_limit_s - 30) if b), default=None)
+            answered += 1
+            engine = get_engine(budget)
+            if budget is not None:
+                budget = max(1.0, budget - (time.monotonic() - begun))
+            solution = solve(engine, str(problem[0] or ""), samples, 0, rules.high, seed, budget)
+        except Exception as e:  # an exception here would end the whole submission
+            solution = Solution(note=f"{type(e).__name__}: {' '.join(str(e).split())}", seconds=time.monotonic() - begun)
+        if solutions is not None:
+            solutions[question_id] = solution
+        print(f"{question_id}: {solution.explain()}", flush=True)
+        return pl.DataFrame({"id": [question_id], "answer": [solution.answer]})
+
+    return predict
+
+
+def local_gateway(predict: Predict, test_csv: str | Path, competition: str, seed: int = 0) -> pl.DataFrame:
+    """Ask every question of a CSV in random order and check each row as Kaggle's gateway does; returns the submission."""
+    rules = COMPETITIONS[competition]
+    _, table = read_questions(test_csv, competition)
+    rows = table.select("id", pl.col(rules.problem_column).fill_null("")).rows()
+    random.Random(seed).shuffle(rows)
+    replies = [check_reply(predict(pl.Series("id", [i]), pl.Series(rules.problem_column, [text])), i, rules) for i, text in rows]
+    return pl.DataFrame(replies, schema={"id": pl.String, "answer": pl.Int64}, orient="row")
+
+
+def check_reply(reply: Any, question_id: str, rules: Competition) -> tuple[str, int]:
+    """One reply of `predict` as (id, answer), or AimoError for what would end a submission on Kaggle."""
+    if type(reply).__module__.startswith("pandas"):
+        reply = pl.from_pandas(reply)
+    if not isinstance(reply, pl.DataFrame) or reply.columns != ["id", "answer"] or len(reply) != 1:
+        raise AimoError(f"question {question_id}: predict must return one row of id and answer, not {reply!r}")
+    found_id, answer = reply.row(0)
+    if str(found_id) != question_id or not isinstance(answer, int) or not 0 <= answer <= rules.high:
+        raise AimoError(f"question {question_id}: predict returned {found_id!r}, {answer!r}; an integer from 0 to {rules.high} is valid")
+    return question_id, answer
+
+
+def in_background(load: Callable[[], Engine]) -> Callable[[float | None], Engine]:
+    """Start loading an engine in a thread; the result waits for it, at most the given seconds."""
+    loaded: Future[Engine] = Future()
+
+    def work() -> None:
+        try:
+            loaded.set_result(load())
+        except BaseException as e:
+            loaded.set_exception(e)
+
+    Thread(target=work, daemon=True).start()
+    return loaded.result
+
+
+def kaggle_server(competition: str) -> Any:
+    """Kaggle's inference server class for a competition, or None where `kaggle_evaluation` is not to be found."""
+    module, _, name = COMPETITIONS[competition].server.partition(".")
+    inputs = Path("/kaggle/input")
+    sys.path.extend(str(p.parent) for depth in ("*", "*/*") for p in inputs.glob(f"{depth}/kaggle_evaluation"))
+    try:
+        return getattr(importlib.import_module(f"kaggle_evaluation.{module}"), name)
+    except ImportError:
+        return None
+
+
+def install_vllm(inputs: Path = Path("/kaggle/input")) -> None:
+    """Where vLLM is not installed, install the wheels of the attached input that holds it, without the internet."""
+    if importlib.util.find_spec("vllm"):
+        return
+    wheel = next(inputs.rglob("vllm-*.whl"), None)
+    if wheel is None:
+        raise AimoError(f"vllm is not installed and no vllm-*.whl lies under {inputs}; attach a dataset of wheels")
+    wheels = [str(p) for p in wheel.parent.glob("*.whl")]
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", *wheels], check=True)
+    importlib.invalidate_caches()
+
+
+def serve(competition: str, model: str, test_csv: str, samples: int, time_limit_s: float) -> dict[str, Solution]:
+    """What the submission kernel does: answer Kaggle's gateway in a rerun, else the questions of `test_csv`.
+
+    Returns the solutions by id. Bad settings raise AimoError before anything starts, but never in a rerun.
+    """
+    rerun = bool(os.getenv("KAGGLE_IS_COMPETITION_RERUN"))
+    server_class = kaggle_server(competition)
+    if rerun and server_class is None:
+        raise AimoError("kaggle_evaluation is not among the inputs; add the competition to the kernel's sources")
+    questions = None
+    if not rerun:
+        check_model_folder(Path(model))
+        questions = len(read_questions(test_csv, competition)[1])
+    engines: list[Engine] = []
+
+    def load() -> Engine:
+        install_vllm()
+        engines.append(Engine(model))
+        return engines[0]
+
+    get_engine = in_background(load)
+    solutions: dict[str, Solution] = {}
+    predict = make_predict(competition, get_engine, samples, time_limit_s, 0, questions, solutions)
+    try:
+        if rerun:
+            server_class(predict).serve()
+        elif server_class is not None:
+            server_class(predict).run_local_gateway((str(test_csv),))
+        else:
+            local_gateway(predict, test_csv, competition).write_parquet("submission.parquet")
+    finally:
+        for engine in engines:
+            engine.close()
+    report(solutions)
+    return solutions
+
+
+def report(solutions: dict[str, Solution]) -> None:
+    """Say how many answers are fallbacks, and why, so that none goes unnoticed."""
+    notes = {i: s.note for i, s in solutions.items() if s.note}
+    print(f"{len(solutions)} questions answered, {sum(not s.votes for s in solutions.values())} with the fallback {FALLBACK}")
+    for question_id, note in notes.items():
+        print(f"  {question_id}: {note}")

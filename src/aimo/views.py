@@ -1,0 +1,211 @@
+"""What a person looks at: every function returns one piece of HTML, shown by a notebook and put into the report alike.
+
+Left out: interactive plots; a page that opens anywhere, without scripts, is worth more.
+"""
+
+import base64
+import html
+import io
+import textwrap
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from IPython.display import HTML
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+COLOURS = {"base": "#8a94a0", "sft": "#3b76b0", "grpo": "#e1812c"}
+RIGHT, WRONG, OTHER = "#3a923a", "#c44e52", "#d5d9de"
+STYLE = (
+    "<style>.aimo{border-collapse:collapse;font:13px/1.45 system-ui,sans-serif;margin:4px 0 14px}"
+    ".aimo th{text-align:left;color:#667;font-weight:600;border-bottom:2px solid #dde;padding:4px 14px 4px 0}"
+    ".aimo td{text-align:left;vertical-align:top;border-bottom:1px solid #eef;padding:5px 14px 5px 0}"
+    ".aimo td.text{font-family:ui-monospace,monospace;font-size:12px;white-space:pre-wrap;max-width:34em;overflow-wrap:anywhere}"
+    ".aimo td.number{text-align:right;font-variant-numeric:tabular-nums}</style>"
+)
+
+
+def table(rows: Sequence[dict[str, Any]]) -> HTML:
+    """Rows as a table; numbers to the right, texts as they are."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
+    body = "".join("<tr>" + "".join(cell(row.get(column, "")) for column in columns) + "</tr>" for row in rows)
+    return HTML(f"{STYLE}<table class='aimo'><tr>{head}</tr>{body}</table>")
+
+
+def cell(value: Any) -> str:
+    """One table cell."""
+    if isinstance(value, float):
+        return f"<td class='number'>{value:.1f}</td>" if abs(value) >= 10 else f"<td class='number'>{value:.3f}</td>"
+    if isinstance(value, int):
+        return f"<td class='number'>{value:,}</td>"
+    text = str(value)
+    kind = " class='text'" if len(text) > 30 or "\n" in text else ""
+    return f"<td{kind}>{html.escape(textwrap.shorten(text, 1200) if len(text) > 1200 else text)}</td>"
+
+
+def plot(figure: Figure) -> HTML:
+    """A figure as an image inside the page."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130, bbox_inches="tight")
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return HTML(f"<img style='max-width:100%' src='data:image/png;base64,{data}'>")
+
+
+def axes(columns: int = 1, width: float = 9.0, height: float = 3.2) -> tuple[Figure, Any]:
+    """An empty figure in the house's style."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    grid = figure.subplots(1, columns, squeeze=False)[0]
+    for ax in grid:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(axis="y", color="#eceff3")
+        ax.set_axisbelow(True)
+    return figure, grid if columns > 1 else grid[0]
+
+
+def counts(kept: dict[str, list[Any]], dropped: dict[str, Counter[str]]) -> HTML:
+    """How many rows of each set came in, were dropped for which reason, and stayed."""
+    rows: list[dict[str, Any]] = []
+    for name in kept:
+        rows.append({"set": name, "": "rows in", "rows": len(kept[name]) + dropped[name].total()})
+        rows += [{"set": "", "": f"dropped: {reason}", "rows": n} for reason, n in dropped[name].most_common()]
+        rows.append({"set": "", "": "rows out", "rows": len(kept[name])})
+    return table(rows)
+
+
+def as_the_model_sees(rows: dict[str, list[dict[str, Any]]], tokenizer: Any) -> HTML:
+    """The first rows of each set as text: what is given, and what is to be learnt."""
+    shown = []
+    for name, n in (("sft", 3), ("grpo", 2)):
+        for row in rows[name][:n]:
+            prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=False)
+            if "completion" in row:
+                whole = tokenizer.apply_chat_template(row["prompt"] + row["completion"], tokenize=False)
+                shown.append({"set": name, "given": prompt, "to be learnt": whole[len(prompt) :]})
+            else:
+                shown.append({"set": name, "given": prompt, "to be learnt": f"whatever ends in the answer {row['answer']}"})
+    return table(shown)
+
+
+def loss(log: list[dict[str, Any]]) -> HTML:
+    """The loss by step."""
+    figure, ax = axes(height=2.8)
+    ax.plot([r["step"] for r in log], [r["loss"] for r in log], color=COLOURS["sft"], lw=1.6)
+    ax.set(xlabel="step", ylabel="loss on completions", ylim=(0, None))
+    return plot(figure)
+
+
+def rewards(log: list[dict[str, Any]]) -> HTML:
+    """The mean reward with its spread, and the mean length of completions, by step."""
+    figure, (left, right) = axes(2)
+    steps = [r["step"] for r in log]
+    for ax, key, spread in ((left, "reward", "reward_std"), (right, "completions/mean_length", None)):
+        values = [r[key] for r in log]
+        ax.plot(steps, values, color=COLOURS["grpo"], lw=0.8, alpha=0.45)
+        ax.plot(steps, smooth(values), color=COLOURS["grpo"], lw=2.2)
+        if spread:
+            ax.fill_between(
+                steps,
+                [v - r[spread] for v, r in zip(values, log, strict=True)],
+                [v + r[spread] for v, r in zip(values, log, strict=True)],
+                color=COLOURS["grpo"],
+                alpha=0.12,
+                lw=0,
+            )
+    left.set(xlabel="step", title="mean reward of a step (shaded: spread within groups)", ylim=(0, None))
+    right.set(xlabel="step", title="mean length of a completion, tokens", ylim=(0, None))
+    return plot(figure)
+
+
+def smooth(values: list[float], weight: float = 0.85) -> list[float]:
+    """An exponential moving average without the start's bias."""
+    out, total, norm = [], 0.0, 0.0
+    for value in values:
+        total, norm = weight * total + (1 - weight) * value, weight * norm + 1 - weight
+        out.append(total / norm)
+    return out
+
+
+def completions(rows: list[dict[str, Any]], **columns: list[str]) -> HTML:
+    """The same problems answered by several models, side by side, with the right answer."""
+    return table(
+        [
+            {"problem": row["prompt"][-1]["content"], "gold": str(row["answer"])} | {name: texts[i] for name, texts in columns.items()}
+            for i, row in enumerate(rows)
+        ]
+    )
+
+
+def headline(stages: dict[str, dict[str, Any]]) -> HTML:
+    """The figures of base, sft and grpo."""
+    names = {"base": "base, prompted in the format", "sft": "after format SFT", "grpo": "after GRPO"}
+    return table([{"": names[name]} | stages[name] for name in names if name in stages])
+
+
+def accuracy(stages: dict[str, dict[str, Any]], majority: dict[str, dict[str, float]]) -> HTML:
+    """Accuracy by stage, and against the number of votes."""
+    figure, (left, right) = axes(2)
+    names = [name for name in COLOURS if name in stages]
+    vote = next(key for key in stages[names[0]] if key.startswith("maj@"))
+    for offset, key in ((-0.19, "pass@1"), (0.19, vote)):
+        bars = left.bar(
+            [i + offset for i in range(len(names))],
+            [stages[n][key] for n in names],
+            0.36,
+            color=[COLOURS[n] for n in names],
+            alpha=1 if offset > 0 else 0.55,
+        )
+        left.bar_label(bars, [f"{key}\n{stages[n][key]:.2f}" for n in names], fontsize=8, padding=2)
+    left.set(xticks=range(len(names)), xticklabels=names, ylim=(0, 1.15), title="accuracy by stage")
+    for name in names:
+        ks = [int(k) for k in majority[name]]
+        right.plot(ks, list(majority[name].values()), "o-", color=COLOURS[name], label=name, ms=4)
+    right.set_xscale("log", base=2)
+    right.set(xticks=ks, xticklabels=ks, xlabel="samples in the vote", ylim=(0, 1.02), title="accuracy of the majority vote")
+    right.legend(frameon=False)
+    for ax in (left, right):
+        ax.yaxis.set_major_formatter(PercentFormatter(1.0))
+    return plot(figure)
+
+
+def votes(solutions: list[dict[str, Any]]) -> HTML:
+    """The vote on each question: a bar of its answers, largest first; green is right, red is wrong, grey is unknown or outvoted."""
+    figure, ax = axes(height=0.6 + 0.42 * len(solutions))
+    ax.grid(False)
+    for i, solution in enumerate(solutions):
+        start = 0
+        for j, (answer, n) in enumerate(sorted(solution["votes"].items(), key=lambda item: (-item[1], int(item[0])))):
+            gold = solution.get("gold")
+            colour = OTHER if gold is None else RIGHT if str(gold) == answer else WRONG if j == 0 else OTHER
+            ax.barh(i, n, left=start, color=colour, edgecolor="white")
+            if n > 1 or j == 0:
+                ax.text(
+                    start + n / 2, i, answer, ha="center", va="center", fontsize=8, color="white" if colour in (RIGHT, WRONG) else "#334"
+                )
+            start += n
+        if not solution["votes"]:
+            ax.text(0.1, i, solution["note"] or "no votes", va="center", fontsize=8, color="#667")
+    ax.set(yticks=range(len(solutions)), yticklabels=[s["id"] for s in solutions], xlabel="votes (a decided vote stops early)")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.invert_yaxis()
+    return plot(figure)
+
+
+def answers(solutions: list[dict[str, Any]]) -> HTML:
+    """Each question with its answer, the gold answer where it is known, and how the vote came about."""
+    return table(
+        [
+            {
+                "id": s["id"],
+                "problem": textwrap.shorten(s["problem"], 160),
+                "answer": str(s["answer"]),
+                "gold": "" if s["gold"] is None else str(s["gold"]),
+                "votes": f"{s['votes'].get(str(s['answer']), 0)} of {s['ended']}",
+                "stopped early": s["samples"] - s["ended"],
+                "seconds": s["seconds"],
+                "note": s["note"],
+            }
+            for s in solutions
+        ]
+    )

@@ -1,0 +1,143 @@
+import sys
+import types
+
+import polars as pl
+import pytest
+
+from aimo import submission
+from aimo.errors import AimoError
+from aimo.submission import COMPETITIONS, check_reply, local_gateway, make_predict, read_questions
+
+
+def write(path, text):
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    "text, told",
+    [
+        (None, "does not exist"),
+        ("", "is empty"),
+        ("id,problem\n", "no rows"),
+        ("name,problem\n1,x\n", "no column 'id'"),
+        ("id,text\n1,x\n", "no column 'problem'"),
+        ("id,problem\na,x\na,y\n", "the id 'a' twice"),
+        ("id,problem\n,x\n", "without an id"),
+    ],
+)
+def test_a_bad_test_file_is_refused_by_name_in_one_line(tmp_path, text, told):
+    path = tmp_path / "test.csv"
+    if text is not None:
+        write(path, text)
+    with pytest.raises(AimoError) as e:
+        read_questions(path)
+    assert told in str(e.value) and str(path) in str(e.value) and "\n" not in str(e.value)
+
+
+def test_the_problem_column_tells_the_competition(tmp_path):
+    assert read_questions(write(tmp_path / "a.csv", "id,question\n1,x\n"))[0] == "aimo2"
+    assert read_questions(write(tmp_path / "b.csv", "id,problem\n1,x\n"))[0] == "aimo3"
+    with pytest.raises(AimoError, match="no column 'question'"):
+        read_questions(tmp_path / "b.csv", "aimo2")
+
+
+def test_predict_returns_one_valid_row_whatever_happens(capsys):
+    def dead(_timeout):
+        raise MemoryError("the GPU is full")
+
+    predict = make_predict("aimo3", dead, 4, 100.0)
+    row = predict(pl.Series("id", ["q1"]), pl.Series("problem", ["1 + 1?"]))
+    assert row.rows() == [("q1", 0)] and "the GPU is full" in capsys.readouterr().out
+    assert predict(pl.Series("id", ["q2"]), pl.Series("problem", [None])).rows() == [("q2", 0)]
+    assert predict(None, None).shape == (1, 2)
+
+
+def test_the_gateway_asks_each_question_once_in_another_order_and_checks_each_row(tmp_path):
+    path = write(tmp_path / "t.csv", "id,question\n" + "".join(f"q{i},text {i}\n" for i in range(20)))
+    asked = []
+
+    def predict(id_, problem):
+        assert isinstance(id_, pl.Series) and len(id_) == len(problem) == 1
+        asked.append(id_[0])
+        return pl.DataFrame({"id": id_, "answer": [int(problem[0].split()[1])]})
+
+    table = local_gateway(predict, path, "aimo2")
+    assert sorted(asked) == sorted(f"q{i}" for i in range(20)) and asked != [f"q{i}" for i in range(20)]
+    assert {f"q{a}": a for a in range(20)} == dict(table.rows())
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        None,
+        7,
+        pl.DataFrame({"id": ["q"], "answer": [1000]}),
+        pl.DataFrame({"id": ["q"], "answer": [-1]}),
+        pl.DataFrame({"id": ["q"], "answer": [1.5]}),
+        pl.DataFrame({"id": ["other"], "answer": [1]}),
+        pl.DataFrame({"id": ["q", "q"], "answer": [1, 2]}),
+        pl.DataFrame({"answer": [1]}),
+    ],
+)
+def test_the_gateway_refuses_what_would_end_a_submission(reply):
+    with pytest.raises(AimoError, match="question q"):
+        check_reply(reply, "q", COMPETITIONS["aimo2"])
+
+
+def test_a_pandas_row_is_as_good_as_a_polars_row():
+    row = pl.DataFrame({"id": ["q"], "answer": [5]}).to_pandas()
+    assert check_reply(row, "q", COMPETITIONS["aimo2"]) == ("q", 5)
+
+
+def test_each_question_gets_an_equal_share_of_the_time_that_is_left(monkeypatch, engine):
+    budgets = []
+    real = submission.solve
+    monkeypatch.setattr(submission, "solve", lambda *a: (budgets.append(a[-1]), real(*a))[1])
+    predict = make_predict("aimo3", lambda _: engine, 2, 300.0, questions=3)
+    for i in range(3):
+        predict(pl.Series([f"q{i}"]), pl.Series(["What is the mean of 3, 4 and 5?"]))
+    assert 95 < budgets[0] < 101 and 140 < budgets[1] < 151 and 280 < budgets[2] < 301
+
+
+class FakeServer:
+    """Kaggle's side, as the competition's package behaves: `serve` answers what a rerun asks."""
+
+    asked = (("a", "What is the mean of 3, 4 and 5?"), ("b", ""), ("c", "Solve 3 x + 4 = 19 for x."))
+
+    def __init__(self, predict):
+        self.predict = predict
+        self.rows = []
+        FakeServer.last = self
+
+    def serve(self):
+        for i, text in self.asked:
+            self.rows.append(check_reply(self.predict(pl.Series("id", [i]), pl.Series("problem", [text])), i, COMPETITIONS["aimo3"]))
+
+    def run_local_gateway(self, paths):
+        self.paths = paths
+
+
+def test_in_a_rerun_kaggles_own_server_is_served_and_every_row_is_valid(monkeypatch, tmp_path):
+    package = types.ModuleType("kaggle_evaluation.aimo_3_inference_server")
+    package.AIMO3InferenceServer = FakeServer
+    monkeypatch.setitem(sys.modules, "kaggle_evaluation", types.ModuleType("kaggle_evaluation"))
+    monkeypatch.setitem(sys.modules, "kaggle_evaluation.aimo_3_inference_server", package)
+    monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
+    # A model that is not there must cost its answers, not the submission.
+    solutions = submission.serve("aimo3", str(tmp_path / "nothing"), "", 4, 100.0)
+    assert FakeServer.last.rows == [("a", 0), ("b", 0), ("c", 0)]
+    assert all("no such folder" in s.note for s in solutions.values())
+
+
+def test_outside_a_rerun_kaggles_own_gateway_is_preferred(monkeypatch, tmp_path):
+    from conftest import TINY
+
+    package = types.ModuleType("kaggle_evaluation.aimo_2_inference_server")
+    package.AIMO2InferenceServer = FakeServer
+    monkeypatch.setitem(sys.modules, "kaggle_evaluation", types.ModuleType("kaggle_evaluation"))
+    monkeypatch.setitem(sys.modules, "kaggle_evaluation.aimo_2_inference_server", package)
+    monkeypatch.setattr(submission, "Engine", lambda model: types.SimpleNamespace(close=lambda: None))
+    path = write(tmp_path / "t.csv", "id,question\n1,x\n")
+    submission.serve("aimo2", str(TINY), str(path), 4, 100.0)
+    assert FakeServer.last.paths == (str(path),)
