@@ -52,6 +52,7 @@ kernels: setup ## build the Kaggle kernels from the sources
 	.venv/bin/aimo kernel build submission
 
 push: kernels ## push the submission kernel to Kaggle (token: KAGGLE_API_TOKEN or ~/.kaggle)
+	@! grep -n INSERT_YOUR kernels/submission/kernel-metadata.json || { echo "aimo: put your Kaggle name into kernels/submission/kernel-metadata.json first"; exit 2; }
 	.venv/bin/kaggle kernels push -p kernels/submission
 
 # unsloth on a CPU needs none of these, and their CUDA builds break CPU torch.

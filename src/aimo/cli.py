@@ -84,9 +84,16 @@ def tiny_base(
     from aimo.runs import quiet
 
     quiet()
-    from aimo import tiny_base
+    from aimo import evaluation, problems, prompts, report, tiny_base
+    from aimo.config import Prompt
+    from aimo.engine import Engine
 
-    print(tiny_base.train(out, seed, steps))
+    trained = tiny_base.train(out, seed, steps)
+    rows = [{"prompt": prompts.as_prompt(p.problem), "answer": p.answer} for p in problems.generate(200, "heldout", seed)]
+    with Engine(out, seed=seed) as engine:
+        heldout = evaluation.evaluate(engine, rows, Prompt(), 16, seed).metrics()
+    tiny_base.write_card(out, seed, steps, trained, heldout, report.device())
+    print((out / "README.md").read_text())
 
 
 @kernel.command()

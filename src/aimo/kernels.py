@@ -26,7 +26,7 @@ are the package's own modules, written here by `aimo kernel build submission`; c
 
 PARAMETERS = """\
 competition = "aimo3"  # aimo2 or aimo3
-model = "/kaggle/input/aimo-model"  # a folder with weights, tokenizer and chat template
+model = "/kaggle/input/aimo-model/transformers/default/1"  # a folder with weights, tokenizer and chat template
 test_csv = "/kaggle/input/ai-mathematical-olympiad-progress-prize-3/test.csv"
 samples = 16  # streams a question
 time_limit_s = 17400  # of the whole session: 4 h 50 min of the 5 h with a GPU"""

@@ -106,6 +106,10 @@ def shared_arguments(stage: Sft | Grpo, profile: Profile, folder: Path) -> dict[
 def fit(trainer: Any, folder: Path, progress: Progress) -> Log:
     """Train to the end, from the last complete checkpoint, and write `log.json`."""
     from transformers import PrinterCallback, TrainerCallback
+    from trl.trainer import utils
+
+    if utils._ChunkedLogProbFunction is None:  # no Triton, so no GPU; Unsloth has put in its own
+        utils._ChunkedLogProbFunction = PlainLogProbs  # type: ignore[misc, assignment]
 
     class Report(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -117,6 +121,23 @@ def fit(trainer: Any, folder: Path, progress: Progress) -> Log:
     log = [record for record in trainer.state.log_history if "loss" in record]
     (folder / "log.json").write_text(json.dumps(log))
     return log
+
+
+class PlainLogProbs:
+    """TRL 1.15's loss kernel in plain PyTorch: TRL has it in Triton only, which a CPU cannot run."""
+
+    @staticmethod
+    def apply(hidden: Any, weight: Any, bias: Any, targets: Any, temperature: float, _chunk: int, cap: Any, scale: float, _: Any) -> Any:
+        """For hidden states (n, h) and targets (n,): log-probability, entropy, log of the summed squared probabilities,
+        mean logit and whether the target is the likeliest token, each (n,).
+        """
+        import torch
+
+        logits = torch.nn.functional.linear(hidden, weight, bias).float() * scale
+        logits = (cap * torch.tanh(logits / cap) if cap else logits) / temperature
+        log_p = logits.log_softmax(-1)
+        chosen = log_p.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+        return chosen, -(log_p.exp() * log_p).sum(-1), (2 * log_p).logsumexp(-1), logits.mean(-1), logits.argmax(-1) == targets
 
 
 def last_checkpoint(folder: Path) -> str | None:

@@ -18,11 +18,11 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 COLOURS = {"base": "#8a94a0", "sft": "#3b76b0", "grpo": "#e1812c"}
 RIGHT, WRONG, OTHER = "#3a923a", "#c44e52", "#d5d9de"
 STYLE = (
-    "<style>.aimo{border-collapse:collapse;font:13px/1.45 system-ui,sans-serif;margin:4px 0 14px}"
-    ".aimo th{text-align:left;color:#667;font-weight:600;border-bottom:2px solid #dde;padding:4px 14px 4px 0}"
-    ".aimo td{text-align:left;vertical-align:top;border-bottom:1px solid #eef;padding:5px 14px 5px 0}"
-    ".aimo td.text{font-family:ui-monospace,monospace;font-size:12px;white-space:pre-wrap;max-width:34em;overflow-wrap:anywhere}"
-    ".aimo td.number{text-align:right;font-variant-numeric:tabular-nums}</style>"
+    "<style>table.aimo{border-collapse:collapse;font:13px/1.45 system-ui,sans-serif;margin:4px 0 14px}"
+    "table.aimo th{text-align:left;color:#667;font-weight:600;border-bottom:2px solid #dde;padding:4px 14px 4px 0}"
+    "table.aimo td{text-align:left;vertical-align:top;border-bottom:1px solid #eef;padding:5px 14px 5px 0}"
+    "table.aimo td.text{font-family:ui-monospace,monospace;font-size:12px;white-space:pre-wrap;max-width:34em;overflow-wrap:anywhere}"
+    "table.aimo td.number{text-align:right;font-variant-numeric:tabular-nums}</style>"
 )
 
 
@@ -37,7 +37,7 @@ def table(rows: Sequence[dict[str, Any]]) -> HTML:
 def cell(value: Any) -> str:
     """One table cell."""
     if isinstance(value, float):
-        return f"<td class='number'>{value:.1f}</td>" if abs(value) >= 10 else f"<td class='number'>{value:.3f}</td>"
+        return f"<td class='number'>{value:.3g}</td>"
     if isinstance(value, int):
         return f"<td class='number'>{value:,}</td>"
     text = str(value)
@@ -75,47 +75,47 @@ def counts(kept: dict[str, list[Any]], dropped: dict[str, Counter[str]]) -> HTML
 
 
 def as_the_model_sees(rows: dict[str, list[dict[str, Any]]], tokenizer: Any) -> HTML:
-    """The first rows of each set as text: what is given, and what is to be learnt."""
-    shown = []
-    for name, n in (("sft", 3), ("grpo", 2)):
-        for row in rows[name][:n]:
-            prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=False)
-            if "completion" in row:
-                whole = tokenizer.apply_chat_template(row["prompt"] + row["completion"], tokenize=False)
-                shown.append({"set": name, "given": prompt, "to be learnt": whole[len(prompt) :]})
-            else:
-                shown.append({"set": name, "given": prompt, "to be learnt": f"whatever ends in the answer {row['answer']}"})
-    return table(shown)
+    """Rows as text, what is given and what is to be learnt: a short and a long SFT example, and two for GRPO."""
+
+    def shown(name: str, row: dict[str, Any]) -> dict[str, str]:
+        prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=False)
+        if "completion" not in row:
+            return {"set": name, "given": prompt, "to be learnt": f"whatever ends in the answer {row['answer']}"}
+        whole = tokenizer.apply_chat_template(row["prompt"] + row["completion"], tokenize=False)
+        return {"set": name, "given": prompt, "to be learnt": whole[len(prompt) :]}
+
+    by_length = sorted(rows["sft"][:20], key=lambda row: len(row["completion"][0]["content"]))
+    examples = [("sft", by_length[0]), ("sft", by_length[-1]), *(("grpo", row) for row in rows["grpo"][:2])]
+    return table([shown(name, row) for name, row in examples])
 
 
 def loss(log: list[dict[str, Any]]) -> HTML:
-    """The loss by step."""
+    """The loss by step, and its moving average."""
     figure, ax = axes(height=2.8)
-    ax.plot([r["step"] for r in log], [r["loss"] for r in log], color=COLOURS["sft"], lw=1.6)
-    ax.set(xlabel="step", ylabel="loss on completions", ylim=(0, None))
+    curve(ax, log, "loss", COLOURS["sft"])
+    ax.set(ylabel="loss on completions")
     return plot(figure)
 
 
 def rewards(log: list[dict[str, Any]]) -> HTML:
-    """The mean reward with its spread, and the mean length of completions, by step."""
+    """The mean reward with its spread within groups, and the mean length of completions, by step."""
     figure, (left, right) = axes(2)
-    steps = [r["step"] for r in log]
-    for ax, key, spread in ((left, "reward", "reward_std"), (right, "completions/mean_length", None)):
-        values = [r[key] for r in log]
-        ax.plot(steps, values, color=COLOURS["grpo"], lw=0.8, alpha=0.45)
-        ax.plot(steps, smooth(values), color=COLOURS["grpo"], lw=2.2)
-        if spread:
-            ax.fill_between(
-                steps,
-                [v - r[spread] for v, r in zip(values, log, strict=True)],
-                [v + r[spread] for v, r in zip(values, log, strict=True)],
-                color=COLOURS["grpo"],
-                alpha=0.12,
-                lw=0,
-            )
-    left.set(xlabel="step", title="mean reward of a step (shaded: spread within groups)", ylim=(0, None))
-    right.set(xlabel="step", title="mean length of a completion, tokens", ylim=(0, None))
+    curve(left, log, "reward", COLOURS["grpo"])
+    low, high = ([r["reward"] + sign * r["reward_std"] / 2 for r in log] for sign in (-1, 1))
+    left.fill_between([r["step"] for r in log], low, high, color=COLOURS["grpo"], alpha=0.12, lw=0)
+    left.set(title="mean reward (shaded: spread within groups)")
+    curve(right, log, "completions/mean_length", COLOURS["grpo"])
+    right.set(title="mean length of a completion, tokens")
     return plot(figure)
+
+
+def curve(ax: Any, log: list[dict[str, Any]], key: str, colour: str) -> None:
+    """One figure of a log by step: faint as logged, bold as moving average."""
+    steps, values = [r["step"] for r in log], [r[key] for r in log]
+    ax.plot(steps, values, color=colour, lw=0.8, alpha=0.45)
+    ax.plot(steps, smooth(values), color=colour, lw=2.2)
+    ax.set(xlabel="step")
+    ax.set_ylim(bottom=0)
 
 
 def smooth(values: list[float], weight: float = 0.85) -> list[float]:
