@@ -130,6 +130,18 @@ def test_in_a_rerun_kaggles_own_server_is_served_and_every_row_is_valid(monkeypa
     assert all("no such folder" in s.note for s in solutions.values())
 
 
+@pytest.mark.parametrize("where", ["the-competition", "competitions/the-competition"])
+def test_kaggles_package_is_found_in_both_places_it_may_lie(monkeypatch, tmp_path, where):
+    package = tmp_path / where / "kaggle_evaluation"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "aimo_2_inference_server.py").write_text("class AIMO2InferenceServer:\n    place = __file__\n")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    assert submission.kaggle_server("aimo2", tmp_path).place.startswith(str(package))
+    for name in ("kaggle_evaluation", "kaggle_evaluation.aimo_2_inference_server"):
+        del sys.modules[name]
+
+
 def test_outside_a_rerun_kaggles_own_gateway_is_preferred(monkeypatch, tmp_path):
     from conftest import TINY
 

@@ -5,6 +5,7 @@ that has to be computed to become an integer (`2^{10}`); it is no answer rather 
 """
 
 import re
+import threading
 
 TAGS = ("<SOLUTION>", "</SOLUTION>")
 PHRASE = re.compile(r"(?:####|\bA:|[Tt]he (?:final )?answer is:?|^Answer:)\s*([^\n]+)", re.MULTILINE)
@@ -68,10 +69,11 @@ def is_correct(completion: str, gold: str | int, tags: tuple[str, str] = TAGS) -
         value = to_integer(answer)
         if value is not None or answer is None:
             return value == gold_integer
-    # math-verify's own time limits need the main thread; off it, a parse is not bounded.
     from math_verify import parse, verify
 
-    target = parse(f"${gold}$", parsing_timeout=None)
+    # math-verify's time limits work in the main thread only; off it, a parse is not bounded.
+    limit = 5 if threading.current_thread() is threading.main_thread() else None
+    target = parse(f"${gold}$", parsing_timeout=limit)
     if not target:
         return None
-    return answer is not None and bool(verify(target, parse(f"${answer}$", parsing_timeout=None), timeout_seconds=None))
+    return answer is not None and bool(verify(target, parse(f"${answer}$", parsing_timeout=limit), timeout_seconds=limit))

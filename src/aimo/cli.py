@@ -1,4 +1,7 @@
-"""`aimo …`: arguments to one call of a room. A user's mistake is one line on standard error and exit code 2."""
+"""`aimo …`: arguments to one call of a room. A user's mistake is one line on standard error and exit code 2.
+
+Left out: logic.
+"""
 
 import sys
 from pathlib import Path
@@ -55,7 +58,7 @@ def solve(
     """Answer the questions of a CSV with a majority vote, without notebooks."""
     from aimo.engine import Engine, check_model_folder
     from aimo.runs import quiet
-    from aimo.submission import local_gateway, make_predict, read_questions, report
+    from aimo.submission import local_gateway, make_predict, read_questions, report_fallbacks
 
     quiet()
     target = Path(out)
@@ -70,7 +73,7 @@ def solve(
         predict = make_predict(competition, lambda _: engine, samples, None, seed, len(table), solutions)
         answers = local_gateway(predict, test, competition, seed)
     answers.write_csv(target) if target.suffix == ".csv" else answers.write_parquet(target)
-    report(solutions)
+    report_fallbacks(solutions)
     print(f"answers: {target}")
 
 

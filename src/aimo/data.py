@@ -102,7 +102,7 @@ def check(row: dict[str, Any], name: str, owner: dict[str, str], profile: Profil
     if name == "sft" and not row["solution"]:
         return row, "no worked solution"
     limit = min(getattr(profile.data, name).max_tokens or profile.model.max_length, profile.model.max_length)
-    if name == "grpo":
+    if name != "sft":
         limit = min(limit, profile.grpo.max_prompt_length)
     if tokens(row, name, profile, tokenizer) > limit:
         return row, f"longer than {limit} tokens"

@@ -1,4 +1,4 @@
-"""`aimo doctor`: what is installed, on which device, and the remedy for each missing or mismatched piece."""
+"""`aimo doctor`: what is installed, on which device, and the remedy for each missing or mismatched piece. Left out: repairing it."""
 
 import importlib.metadata
 import os

@@ -12,6 +12,7 @@ import os
 import sys
 import tempfile
 import threading
+import zlib
 from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -182,6 +183,11 @@ class Engine:
         async for output in self.llm.generate({"prompt_token_ids": prompt}, params, str(next(self.requests))):
             result = output.outputs[0]
         return Completion(result.text, len(result.token_ids), result.finish_reason == "stop")
+
+
+def sample_seed(seed: int, problem: str, i: int) -> int:
+    """The seed of a problem's i-th sample, its own whatever else is sampled beside it."""
+    return zlib.crc32(f"{seed} {i} {problem}".encode())
 
 
 def read_settings(model: Path) -> Settings:

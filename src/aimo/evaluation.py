@@ -5,7 +5,6 @@ Left out: intervals and public benchmarks.
 
 import asyncio
 import random
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ import polars as pl
 
 from aimo import answers, problems, prompts, submission, voting
 from aimo.config import Prompt, resolve
-from aimo.engine import Completion, Engine
+from aimo.engine import Completion, Engine, sample_seed
 from aimo.models import local_folder
 from aimo.runs import Run, write_json
 from aimo.solver import Solution
@@ -58,9 +57,9 @@ def evaluate(
     total = len(rows) * samples
     done = 0
 
-    async def sample(ids: list[int], sample_seed: int) -> Completion:
+    async def sample(ids: list[int], own_seed: int) -> Completion:
         nonlocal done
-        completion = await engine.sample(ids, sample_seed, engine.settings)
+        completion = await engine.sample(ids, own_seed, engine.settings)
         done += 1
         if progress and (done % 64 == 0 or done == total):
             progress(done, total)
@@ -71,7 +70,7 @@ def evaluate(
         for row in rows:
             problem = row["prompt"][-1]["content"]
             ids = engine.encode(problem)
-            streams += [sample(ids, zlib.crc32(f"{seed} {i} {problem}".encode())) for i in range(samples)]
+            streams += [sample(ids, sample_seed(seed, problem, i)) for i in range(samples)]
         return await asyncio.gather(*streams)
 
     flat = engine.run(sample_all())
@@ -124,7 +123,7 @@ def answer(engine: Engine, run: Run) -> list[dict[str, Any]]:
             | {"completions": [c.text for c in s.completions[:2]]}
         )
     write_json(run.folder / "solutions.json", records)
-    submission.report(solutions)
+    submission.report_fallbacks(solutions)
     return records
 
 

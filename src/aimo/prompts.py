@@ -2,6 +2,7 @@
 
 The template carries the system prompt and the opening tag (the idea of Unsloth's Qwen3-4B-Base recipe), and it is saved
 with the model: Transformers, vLLM and the Kaggle kernel then build the same prompt from the model folder alone.
+Left out: tools, and turns after the first answer.
 """
 
 import re

@@ -1,4 +1,7 @@
-"""The report of a run: one self-contained HTML page to show to a colleague, made from what lies in the run's folder."""
+"""The report of a run: one self-contained HTML page to show to a colleague, made from what lies in the run's folder.
+
+Left out: comparing runs.
+"""
 
 import html
 import importlib.metadata

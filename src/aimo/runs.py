@@ -89,7 +89,8 @@ def open_folder(run_dir: str | Path | None, profile: Profile, redo: Stage | None
                 raise AimoError(
                     f"run folder {folder} was made with another profile: {keys}; take another --run-dir, or redo a stage with --from"
                 )
-        saved.write_text(config.dump(profile))
+        if not saved.exists() or redo:
+            write_whole(saved, config.dump(profile))
         (folder / "notebooks").mkdir(exist_ok=True)
     except OSError as e:
         raise AimoError(f"run folder {folder}: {e.strerror or e}; free or unlock it, or take another --run-dir") from None
@@ -110,8 +111,13 @@ def read_metrics(folder: Path) -> dict[str, Any]:
 
 def write_json(path: Path, value: Any) -> None:
     """A JSON file, written whole or not at all."""
+    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """A text file, written whole or not at all."""
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    partial.write_text(text)
     partial.replace(path)
 
 
@@ -131,9 +137,3 @@ def quiet() -> None:
     }
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
-
-
-def summary(folder: Path) -> list[dict[str, Any]]:
-    """The headline table: a row for base, sft and grpo with their figures and seconds."""
-    stages = read_metrics(folder)["stages"]
-    return [{"stage": name} | stages[name] for name in ("base", "sft", "grpo") if name in stages]

@@ -5,12 +5,11 @@ Left out: weights, waves, tools, and a time bank across questions; a question ha
 
 import asyncio
 import time
-import zlib
 from collections import Counter
 from dataclasses import dataclass, field
 
 from aimo import answers, voting
-from aimo.engine import Completion, Engine
+from aimo.engine import Completion, Engine, sample_seed
 
 FALLBACK = 0
 ROOM = 16  # a completion with fewer tokens than this cannot hold an answer
@@ -43,7 +42,8 @@ def solve(engine: Engine, problem: str, samples: int, low: int, high: int, seed:
     The answer does not depend on which sample ends first: early stopping waits until no outcome can change the vote.
     """
     started = time.monotonic()
-    solution = engine.run(vote(engine, problem, samples, low, high, seed, budget_s))
+    patience = None if budget_s is None else budget_s + 30  # for an engine that hangs
+    solution = engine.run(vote(engine, problem, samples, low, high, seed, budget_s), patience)
     solution.seconds = time.monotonic() - started
     return solution
 
@@ -56,9 +56,7 @@ async def vote(engine: Engine, problem: str, samples: int, low: int, high: int, 
     if len(prompt) + ROOM > engine.max_length:
         return Solution(note=f"the problem's {len(prompt)} tokens do not fit the model's {engine.max_length}")
     solution = Solution(samples=samples)
-    streams = [
-        asyncio.create_task(engine.sample(prompt, zlib.crc32(f"{seed} {i} {problem}".encode()), engine.settings)) for i in range(samples)
-    ]
+    streams = [asyncio.create_task(engine.sample(prompt, sample_seed(seed, problem, i), engine.settings)) for i in range(samples)]
     try:
         for finished in asyncio.as_completed(streams, timeout=budget_s):
             completion = await finished

@@ -157,10 +157,9 @@ def in_background(load: Callable[[], Engine]) -> Callable[[float | None], Engine
     return loaded.result
 
 
-def kaggle_server(competition: str) -> Any:
+def kaggle_server(competition: str, inputs: Path = Path("/kaggle/input")) -> Any:
     """Kaggle's inference server class for a competition, or None where `kaggle_evaluation` is not to be found."""
     module, _, name = COMPETITIONS[competition].server.partition(".")
-    inputs = Path("/kaggle/input")
     sys.path.extend(str(p.parent) for depth in ("*", "*/*") for p in inputs.glob(f"{depth}/kaggle_evaluation"))
     try:
         return getattr(importlib.import_module(f"kaggle_evaluation.{module}"), name)
@@ -213,11 +212,11 @@ def serve(competition: str, model: str, test_csv: str, samples: int, time_limit_
     finally:
         for engine in engines:
             engine.close()
-    report(solutions)
+    report_fallbacks(solutions)
     return solutions
 
 
-def report(solutions: dict[str, Solution]) -> None:
+def report_fallbacks(solutions: dict[str, Solution]) -> None:
     """Say how many answers are fallbacks, and why, so that none goes unnoticed."""
     notes = {i: s.note for i, s in solutions.items() if s.note}
     print(f"{len(solutions)} questions answered, {sum(not s.votes for s in solutions.values())} with the fallback {FALLBACK}")

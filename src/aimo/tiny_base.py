@@ -78,8 +78,8 @@ def write_card(out: Path, seed: int, steps: int, trained: dict[str, float], held
         f"A Qwen3-architecture model of {trained['parameters'] / 1e6:.1f} million parameters, trained from random weights on the built-in\n"
         "problems of `aimo.problems` and nothing else. It has seen each kind of problem answered at once, worked out, and in tags;\n"
         "it can work a problem out, and does so only sometimes. It is there to show the road, not to solve olympiads.\n\n"
-        f"Made by `aimo tiny-base --seed {seed} --steps {steps}` in {trained['seconds'] / 60:.0f} minutes ({machine}); its loss at the end was\n"
-        f"{trained['loss']:.4f} on what follows the problem's text.\n\n"
+        f"Made by `aimo tiny-base --seed {seed} --steps {steps}` in {trained['seconds'] / 60:.0f} minutes ({machine}); its loss at\n"
+        f"the end was {trained['loss']:.4f} on what follows the problem's text.\n\n"
         "200 held-out problems, prompted in the tagged format, temperature 1, 16 samples each:\n\n"
         f"| | |\n| --- | --- |\n{figures}"
     )
