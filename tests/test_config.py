@@ -37,6 +37,14 @@ def test_a_bad_key_is_refused_by_name_in_one_line(override, told):
         assert part in str(e.value)
 
 
+def test_a_missing_key_and_a_file_that_is_no_profile_are_refused_by_name(tmp_path):
+    path = tmp_path / "mine.yaml"
+    for text, told in (("profile: mine\n", r"model: missing.*grpo: missing"), ("- 1\n", "expected keys"), ("a: [\n", "not valid YAML")):
+        path.write_text(text)
+        with pytest.raises(AimoError, match=told):
+            config.load(path)
+
+
 def test_an_unknown_profile_is_refused_with_the_known_ones():
     with pytest.raises(AimoError, match=r"tinny.*tiny"):
         config.load("tinny")

@@ -272,10 +272,10 @@ def explain(error: Any) -> str:
     """One pydantic error as `section.key: what is wrong`."""
     key = ".".join(str(part) for part in error["loc"])
     match error["type"]:
-        case "extra_forbidden" | "unexpected_keyword_argument":
+        case "unexpected_keyword_argument":
             close = difflib.get_close_matches(str(error["loc"][-1]), all_keys(), n=1)
             return f"{key}: unknown key" + (f", did you mean {close[0]}?" if close else "")
-        case "missing" | "missing_argument":
+        case "missing":
             return f"{key}: missing"
         case "value_error":
             return (f"{key}." if key else "") + error["msg"].removeprefix("Value error, ")
