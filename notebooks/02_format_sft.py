@@ -40,7 +40,8 @@ before = training.complete(model, tokenizer, examples, run.profile.inference.max
 # ## Train
 # The loss says how surprised the model is by each next token of the completions (the problems themselves do not count).
 # A base that never saw the tags starts high and falls fast. The tiny base has seen them, so it starts low: what remains is
-# what cannot be foreseen, such as whether this example thinks or answers at once.
+# what cannot be foreseen, such as whether this example thinks or answers at once. (A spike between two epochs is a last batch
+# with few examples in it.)
 
 # %%
 log = training.sft(model, tokenizer, rows, run.profile, run.folder, run.progress)

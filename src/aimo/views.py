@@ -19,10 +19,10 @@ COLOURS = {"base": "#8a94a0", "sft": "#3b76b0", "grpo": "#e1812c"}
 RIGHT, WRONG, OTHER = "#3a923a", "#c44e52", "#d5d9de"
 STYLE = (
     "<style>table.aimo{border-collapse:collapse;font:13px/1.45 system-ui,sans-serif;margin:4px 0 14px}"
-    "table.aimo th{text-align:left;color:#667;font-weight:600;border-bottom:2px solid #dde;padding:4px 14px 4px 0}"
-    "table.aimo td{text-align:left;vertical-align:top;border-bottom:1px solid #eef;padding:5px 14px 5px 0}"
+    "table.aimo th{text-align:left!important;color:#667;font-weight:600;border-bottom:2px solid #dde;padding:4px 14px 4px 0}"
+    "table.aimo td{text-align:left!important;vertical-align:top;border-bottom:1px solid #eef;padding:5px 14px 5px 0}"
     "table.aimo td.text{font-family:ui-monospace,monospace;font-size:12px;white-space:pre-wrap;max-width:34em;overflow-wrap:anywhere}"
-    "table.aimo td.number{text-align:right;font-variant-numeric:tabular-nums}</style>"
+    "table.aimo td.number{text-align:right!important;font-variant-numeric:tabular-nums}</style>"
 )
 
 
