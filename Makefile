@@ -17,11 +17,11 @@ setup: .venv/.installed ## install the lock file that fits this machine (CPU or 
 .venv/.installed: $(LOCK) pyproject.toml
 	@test -n "$(PYTHON)" || { echo "aimo: no Python 3.11 or 3.12 here; install one, or name it: make setup PYTHON=/path/to/python3.12"; exit 2; }
 	@echo "Installing $$(grep -c == $(LOCK)) packages from $(LOCK) into .venv; this takes a few minutes."
-	$(PYTHON) -m venv .venv
+	@$(PYTHON) -m venv .venv
 	@# Where pip's own index has no CPU build of torch, uv knows PyTorch's.
-	$(PIP) '$(TORCH)' 2>/dev/null || { $(PIP) "$$(grep '^uv==' $(LOCK))" && .venv/bin/uv pip install -q --python .venv/bin/python --no-deps --torch-backend $(if $(findstring cpu,$(TORCH)),cpu,auto) '$(TORCH)'; }
-	$(PIP) -r $(LOCK)
-	$(PIP) --no-build-isolation -e .
+	@$(PIP) '$(TORCH)' 2>/dev/null || { $(PIP) "$$(grep '^uv==' $(LOCK))" && .venv/bin/uv pip install -q --python .venv/bin/python --no-deps --torch-backend $(if $(findstring cpu,$(TORCH)),cpu,auto) '$(TORCH)'; }
+	@$(PIP) -r $(LOCK)
+	@$(PIP) --no-build-isolation -e .
 	@touch $@
 
 demo: setup ## the main job: four notebooks from problems to a submission, on a laptop CPU
