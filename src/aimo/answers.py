@@ -15,7 +15,6 @@ import re
 import select
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
@@ -24,9 +23,11 @@ from typing import Any
 
 TAGS = ("<SOLUTION>", "</SOLUTION>")
 END_OF_THOUGHT = ("</think>", "<end_working_out>")
+PLAIN = re.compile(r"-?[0-9]{1,18}")
+BOLD_END = re.compile(r"\*\*([^*\n]+)\*\*\.?\s*\Z")
 PHRASE = re.compile(r"####|^A:|^Answer:|\b[Aa]nswer(?: to [^.\n]{0,80}?)?(?: is|:)(?: ?:)?", re.MULTILINE)
 TIME_LIMIT_S = 5.0
-WORKERS = min(4, os.cpu_count() or 1)
+WORKERS = min(4, len(os.sched_getaffinity(0)))
 
 
 def extract(completion: str, tags: tuple[str, str] = TAGS) -> str | None:
@@ -37,16 +38,28 @@ def extract(completion: str, tags: tuple[str, str] = TAGS) -> str | None:
     """
     after = max((completion.rfind(tag) + len(tag) for tag in END_OF_THOUGHT if tag in completion), default=0)
     for text in (completion[after:], completion[:after]):
-        found = [f for f in (tagged(text, *tags), tagged(text, "<answer>", "</answer>"), boxed(text)) if f]
+        found = [f for f in (tagged(text, *tags), tagged(text, "<answer>", "</answer>"), boxed(text)) if f and f[1]]
         if found:
             answer = max(found)[1]
             inner = boxed(answer)  # a box inside the tags is only a frame
             return inner[1] if inner else answer
-        phrases = list(PHRASE.finditer(text))
+        if phrase := phrased(text):
+            return phrase
+    return None
+
+
+def phrased(text: str) -> str | None:
+    """What follows the last `####`, `A:` or "answer is", or else stands in bold at the very end."""
+    # A scan for plain words first: the pattern itself is ten times slower.
+    near = max(text.rfind("####"), text.rfind("\nA:"), text.rfind("nswer"))
+    if near >= 0 or text.startswith("A:"):
+        begin = max(near - 1, 0)
+        phrases = list(PHRASE.finditer(text, begin)) or list(PHRASE.finditer(text))
         if phrases:
             line = text[phrases[-1].end() :].lstrip(" *:").split("\n", 1)[0]
             return line.strip().strip("*").removesuffix(".").strip() or None
-    return None
+    bold = BOLD_END.search(text, max(0, len(text) - 300)) if text.endswith(("*", "*.", "\n")) else None
+    return bold[1].strip().rsplit("=", 1)[-1].strip() if bold else None
 
 
 def tagged(text: str, start: str, end: str) -> tuple[int, str] | None:
@@ -79,10 +92,7 @@ def to_integer(answer: str | None, low: int | None = None, high: int | None = No
     Reads `1{,}024`, `2^{10}`, `\frac{84}{2}`, `42.0`, `7!`, `x = 5`, `5\text{ apples}`, `\text{five}`; computes what is
     exact arithmetic and gives None for anything else. With `modulus`, the value is reduced before the range is checked.
     """
-    if answer is None or len(answer) > 200:
-        return None
-    text = answer.strip()
-    value = Fraction(int(text)) if re.fullmatch(r"-?[0-9]{1,18}", text) else compute(text)
+    value = None if answer is None else compute(answer)
     if value is None or value.denominator != 1:
         return None
     number = int(value) if modulus is None else int(value) % modulus
@@ -93,22 +103,33 @@ ONES = "zero one two three four five six seven eight nine ten eleven twelve thir
 TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
 NUMBER_WORDS = {word: i for i, word in enumerate(ONES.split())} | {word: 10 * i for i, word in enumerate(TENS.split(), 2)}
 # After a number these change its value, so they are no units.
-NOT_UNITS = re.compile(r"\b(dozen|scores?|hundred|thousand|[mb]illion|trillion|percent|mod|modulo|base|choose|or|and|to|times|plus|minus|squared|cubed|pi|per|over|half|halves|thirds?|quarters?|hundredths?|tenths?)\b")  # fmt: skip
+NOT_UNITS = re.compile(
+    r"\b(dozen|scores?|hundred|thousand|[mb]illion|trillion|percent|mod|modulo|base|choose|or|and|to|times|plus|minus|squared"
+    r"|cubed|pi|per|over|half|halves|thirds?|quarters?|hundredths?|tenths?)\b"
+)
 REWRITES: list[tuple[str, str]] = [
     (r"\\[,;:! ]|~|\\(?:left|right|displaystyle)(?![a-z])|\\?\$|\\[()\[\]]", ""),
-    ("−", "-"),
+    ("\u2212", "-"),
     (r"\{,\}", ","),
     (r"\\[dt]frac(?![a-z])", r"\\frac"),
     (r"(?<![\d,.])(\d{1,3}(?:,\d{3})+)(?![\d,])", lambda m: m[1].replace(",", "")),  # type: ignore[list-item]
     (r"\^\{?\\circ\}?|°", ""),
-    (r"\\(?:cdot|times)(?![a-z])|×|·", "*"),
+    (r"\\(?:cdot|times)(?![a-z])|\u00d7|\u00b7", "*"),
     (r"\\div(?![a-z])", "/"),
 ]
 
 
-@lru_cache(maxsize=100_000)
-def compute(text: str) -> Fraction | None:
+def compute(answer: str) -> Fraction | int | None:
     """The value of an answer in LaTeX or plain arithmetic, if it is exact and small enough to compute at once."""
+    text = answer.strip()
+    if PLAIN.fullmatch(text):
+        return int(text)
+    return compute_latex(text) if len(text) <= 200 else None
+
+
+@lru_cache(maxsize=100_000)
+def compute_latex(text: str) -> Fraction | None:
+    """`compute` for what is more than digits."""
     words = re.fullmatch(r"(?:\\(?:text|mathrm|textbf|mathbf)\{)?\s*([A-Za-z]+)(?:[- ]([a-z]+))?\s*\}?", text)
     if words:
         first, second = (NUMBER_WORDS.get((w or "zero").lower()) for w in words.groups())
@@ -207,16 +228,17 @@ def are_correct(completions: Sequence[str], golds: Sequence[str | int], tags: tu
     hard: dict[tuple[str, str], list[int]] = {}
     for i, (completion, gold) in enumerate(zip(completions, golds, strict=True)):
         answer, target = extract(completion, tags), str(gold).strip()
-        number = to_integer(target)
-        value = to_integer(answer) if number is not None else None
+        number = compute(target)
+        value = compute(answer) if number is not None and answer is not None else None
         if number is not None and (answer is None or value is not None):
-            verdicts[i] = value == number
+            verdicts[i] = value == number  # both exact: no algebra needed
         elif answer == target and known(target):
             verdicts[i] = True
         else:
             hard.setdefault((answer or "", target), []).append(i)
     if hard:
-        with ThreadPoolExecutor(WORKERS) as threads:
+        # A few are not worth starting another process for.
+        with ThreadPoolExecutor(min(WORKERS, 1 + len(hard) // 8)) as threads:
             for places, verdict in zip(hard.values(), threads.map(lambda pair: verify(*pair), hard), strict=True):
                 for i in places:
                     verdicts[i] = verdict
@@ -228,11 +250,12 @@ def verify(answer: str, gold: str) -> bool | None:
     """math-verify's verdict from a worker process: False past the limits, None when the gold answer cannot be read."""
     if len(answer) > 1000:  # no answer is that long, and parsing one is slow
         answer = ""
-    worker = pool().get()
+    workers = pool(os.getpid())
+    worker = workers.get()
     try:
         return worker.ask([answer, gold])
     finally:
-        pool().put(worker)
+        workers.put(worker)
 
 
 def known(gold: str) -> bool:
@@ -241,9 +264,9 @@ def known(gold: str) -> bool:
 
 
 @cache
-def pool() -> "queue.Queue[Worker]":
-    """The worker processes that are free."""
-    free: queue.Queue[Worker] = queue.Queue()
+def pool(_pid: int) -> "queue.Queue[Worker]":
+    """The worker processes that are free; a forked process has its own."""
+    free: queue.Queue[Worker] = queue.LifoQueue()  # a worker that has started is taken again
     for _ in range(WORKERS):
         free.put(Worker())
     return free
@@ -270,24 +293,20 @@ class Worker:
         except OSError:
             reply = b""
         if not reply:
-            self.stop()
-            # Whoever did not finish in time, the gold answer must not be what is unreadable.
+            self.process.kill()
+            self.process.wait()
             return False
         return json.loads(reply)
 
     def start(self) -> None:
         """Start the process and wait until it has imported what it needs."""
         source = "from aimo.answers import serve; serve()"
-        self.process = subprocess.Popen([sys.executable, "-c", source], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", source], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
         atexit.register(self.process.kill)
         assert self.process.stdout
         self.process.stdout.readline()
-
-    def stop(self) -> None:
-        """Kill the process."""
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
 
 
 def serve() -> None:

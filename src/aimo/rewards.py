@@ -14,8 +14,9 @@ def get_reward_funcs(names: Iterable[str], prompt: Prompt) -> list[Reward]:
     tags = (prompt.answer_start, prompt.answer_end)
 
     def accuracy_reward(completions: list[Any], answer: list[str], **_: Any) -> list[float | None]:
-        """1 for the right answer, else 0."""
-        return [float(bool(answers.is_correct(text_of(c), gold, tags))) for c, gold in zip(completions, answer, strict=True)]
+        """1 for the right answer, 0 for a wrong one, None where the gold answer cannot be read."""
+        verdicts = answers.are_correct([text_of(c) for c in completions], answer, tags)
+        return [None if verdict is None else float(verdict) for verdict in verdicts]
 
     def format_reward(completions: list[Any], **_: Any) -> list[float | None]:
         """1 for one thought, then one answer, in the profile's tags, else 0."""
