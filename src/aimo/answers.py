@@ -180,7 +180,7 @@ def evaluate(node: ast.AST) -> Fraction:
 
 
 def whole(value: Fraction) -> int:
-    """An integer from 0 to 500, which is what factorials and the like are computed of; ValueError otherwise."""
+    """A natural number up to 10^12, which is what factorials and the like are computed of; ValueError otherwise."""
     if value.denominator != 1 or not 0 <= value <= 10**12:
         raise ValueError("not a small integer")
     return int(value)
