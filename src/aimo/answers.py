@@ -107,12 +107,12 @@ NOT_UNITS = re.compile(
     r"\b(dozen|scores?|hundred|thousand|[mb]illion|trillion|percent|mod|modulo|base|choose|or|and|to|times|plus|minus|squared"
     r"|cubed|pi|per|over|half|halves|thirds?|quarters?|hundredths?|tenths?)\b"
 )
-REWRITES: list[tuple[str, str]] = [
+REWRITES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"\\[,;:! ]|~|\\(?:left|right|displaystyle)(?![a-z])|\\?\$|\\[()\[\]]", ""),
     ("\u2212", "-"),
     (r"\{,\}", ","),
     (r"\\[dt]frac(?![a-z])", r"\\frac"),
-    (r"(?<![\d,.])(\d{1,3}(?:,\d{3})+)(?![\d,])", lambda m: m[1].replace(",", "")),  # type: ignore[list-item]
+    (r"(?<![\d,.])(\d{1,3}(?:,\d{3})+)(?![\d,])", lambda m: m[1].replace(",", "")),
     (r"\^\{?\\circ\}?|°", ""),
     (r"\\(?:cdot|times)(?![a-z])|\u00d7|\u00b7", "*"),
     (r"\\div(?![a-z])", "/"),
@@ -133,8 +133,9 @@ def compute_latex(text: str) -> Fraction | None:
     words = re.fullmatch(r"(?:\\(?:text|mathrm|textbf|mathbf)\{)?\s*([A-Za-z]+)(?:[- ]([a-z]+))?\s*\}?", text)
     if words:
         first, second = (NUMBER_WORDS.get((w or "zero").lower()) for w in words.groups())
-        valid = first is not None and second is not None and (words[2] is None or (first >= 20 and 1 <= second <= 9))
-        return Fraction(first + second) if valid and first is not None and second is not None else None
+        if first is None or second is None or (words[2] and not (first >= 20 and 1 <= second <= 9)):
+            return None
+        return Fraction(first + second)
     for pattern, replacement in REWRITES:
         text = re.sub(pattern, replacement, text)
     text = re.sub(r"^\s*[A-Za-z](?:_\w|_\{\w+\})?\s*=", "", text)
@@ -151,7 +152,9 @@ def compute_latex(text: str) -> Fraction | None:
         text = re.sub(r"\\sqrt\s*\{([^{}]*)\}", r"sqrt(\1)", text)
         text = re.sub(r"\^\s*\{([^{}]*)\}", r"**(\1)", text)
     text = re.sub(r"(?<![\w.)])(\d+)!(?!!)", r"fact(\1)", text.replace("^", "**").replace("{", "(").replace("}", ")"))
-    text = re.sub(r"(?<![\d.])0+(?=\d)", "", text).strip().removesuffix(".")
+    # Decimals become exact fractions: a float would round a long one to an integer that it is not.
+    text = re.sub(r"(\d*)\.(\d+)", lambda m: f"({m[1]}{m[2]}/1{'0' * len(m[2])})", text.strip().removesuffix("."))
+    text = re.sub(r"(?<!\d)0+(?=\d)", "", text)
     if re.search(r"[^0-9+\-*/()., ]", re.sub(r"\b(?:fact|binom|sqrt)\(", "(", text)) or re.search(r"//|\*\*\s*\*|,\s*\)", text):
         return None
     try:
@@ -163,8 +166,8 @@ def compute_latex(text: str) -> Fraction | None:
 def evaluate(node: ast.AST) -> Fraction:
     """The value of an arithmetic expression; ValueError for anything else, or for numbers too large to be an answer."""
     match node:
-        case ast.Constant(value=int() | float() as number) if not isinstance(number, bool):
-            return Fraction(str(number))
+        case ast.Constant(value=int() as number):
+            return Fraction(number)
         case ast.UnaryOp(op=ast.USub() | ast.UAdd() as sign, operand=operand):
             return evaluate(operand) * (-1 if isinstance(sign, ast.USub) else 1)
         case ast.BinOp(left=left, op=op, right=right):
