@@ -1,6 +1,6 @@
 """`aimo …`: arguments to one call of a room. A user's mistake is one line on standard error and exit code 2.
 
-Left out: logic.
+Left out: anything a notebook would need too.
 """
 
 import sys
@@ -58,7 +58,7 @@ def solve(
     """Answer the questions of a CSV with a majority vote, without notebooks."""
     from aimo.engine import Engine, check_model_folder
     from aimo.runs import quiet
-    from aimo.submission import local_gateway, make_predict, read_questions, report_fallbacks
+    from aimo.submission import answer_all, read_questions
 
     quiet()
     target = Path(out)
@@ -66,14 +66,11 @@ def solve(
         raise AimoError(f"--out {out}: the answers go to a .csv or a .parquet file")
     if not target.absolute().parent.is_dir():
         raise AimoError(f"--out {out}: its folder does not exist; make it first")
-    competition, table = read_questions(test)
+    read_questions(test)  # its faults are told before the model is loaded
     check_model_folder(Path(model))
-    solutions: dict = {}
     with Engine(model, seed=seed) as engine:
-        predict = make_predict(competition, lambda _: engine, samples, None, seed, len(table), solutions)
-        answers = local_gateway(predict, test, competition, seed)
+        answers, _ = answer_all(engine, test, samples, seed)
     answers.write_csv(target) if target.suffix == ".csv" else answers.write_parquet(target)
-    report_fallbacks(solutions)
     print(f"answers: {target}")
 
 
@@ -87,16 +84,9 @@ def tiny_base(
     from aimo.runs import quiet
 
     quiet()
-    from aimo import evaluation, problems, prompts, report, tiny_base
-    from aimo.config import Prompt
-    from aimo.engine import Engine
+    from aimo import tiny_base
 
-    trained = tiny_base.train(out, seed, steps)
-    rows = [{"prompt": prompts.as_prompt(p.problem), "answer": p.answer} for p in problems.generate(200, "heldout", seed)]
-    with Engine(out, seed=seed) as engine:
-        heldout = evaluation.evaluate(engine, rows, Prompt(), 16, seed).metrics()
-    tiny_base.write_card(out, seed, steps, trained, heldout, report.device())
-    print((out / "README.md").read_text())
+    print(tiny_base.make(out, seed, steps).read_text())
 
 
 @kernel.command()

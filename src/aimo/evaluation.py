@@ -17,7 +17,6 @@ from aimo.config import Prompt, resolve
 from aimo.engine import Completion, Engine, sample_seed
 from aimo.models import local_folder
 from aimo.runs import Run, write_json
-from aimo.solver import Solution
 
 
 @dataclass(frozen=True)
@@ -104,13 +103,12 @@ def compare(engine: Engine, run: Run, rows: list[dict[str, Any]]) -> dict[str, E
 
 def answer(engine: Engine, run: Run) -> list[dict[str, Any]]:
     """Answer the run's test file through the local gateway; returns each question with its vote, also for the report."""
-    profile = run.profile
-    competition, table = submission.read_questions(test_file(run))
+    test_csv = test_file(run)
+    competition, table = submission.read_questions(test_csv)
     rules = submission.COMPETITIONS[competition]
-    solutions: dict[str, Solution] = {}
-    predict = submission.make_predict(competition, lambda _: engine, profile.inference.samples, None, profile.seed, len(table), solutions)
+    answered, solutions = submission.answer_all(engine, test_csv, run.profile.inference.samples, run.profile.seed)
     partial = run.dir / "submission.partial"
-    submission.local_gateway(predict, test_file(run), competition, profile.seed).write_parquet(partial)
+    answered.write_parquet(partial)
     partial.rename(run.dir / "submission.parquet")
     golds = table["answer"] if "answer" in table.columns else [None] * len(table)
     records = []
@@ -123,7 +121,6 @@ def answer(engine: Engine, run: Run) -> list[dict[str, Any]]:
             | {"completions": [c.text for c in s.completions[:2]]}
         )
     write_json(run.folder / "solutions.json", records)
-    submission.report_fallbacks(solutions)
     return records
 
 

@@ -131,6 +131,16 @@ def local_gateway(predict: Predict, test_csv: str | Path, competition: str, seed
     return pl.DataFrame(replies, schema={"id": pl.String, "answer": pl.Int64}, orient="row")
 
 
+def answer_all(engine: Engine, test_csv: str | Path, samples: int, seed: int) -> tuple[pl.DataFrame, dict[str, Solution]]:
+    """Answer a test file through the local gateway: the submission, and the solutions by id."""
+    competition, table = read_questions(test_csv)
+    solutions: dict[str, Solution] = {}
+    predict = make_predict(competition, lambda _: engine, samples, None, seed, len(table), solutions)
+    submission = local_gateway(predict, test_csv, competition, seed)
+    report_fallbacks(solutions)
+    return submission, solutions
+
+
 def check_reply(reply: Any, question_id: str, rules: Competition) -> tuple[str, int]:
     """One reply of `predict` as (id, answer), or AimoError for what would end a submission on Kaggle."""
     if type(reply).__module__.startswith("pandas"):

@@ -18,8 +18,9 @@ from rich.progress import track
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, get_cosine_schedule_with_warmup
 
-from aimo import prompts
+from aimo import evaluation, prompts, report
 from aimo.config import Prompt
+from aimo.engine import Engine
 from aimo.problems import Problem, generate, stream
 
 VOCABULARY = 768
@@ -28,6 +29,15 @@ BATCH = 128
 LEARNING_RATE = 2e-3
 # A digit, a word or a run of signs, each with the space before it: numbers are read digit by digit.
 PIECES = Regex(r" ?[0-9]| ?[A-Za-z]+| ?[^\sA-Za-z0-9]+|\s+")
+
+
+def make(out: Path, seed: int, steps: int) -> Path:
+    """Train the model, measure it on held-out problems, and write its card; returns the card's path."""
+    trained = train(out, seed, steps)
+    rows = [{"prompt": prompts.as_prompt(p.problem), "answer": p.answer} for p in generate(200, "heldout", seed)]
+    with Engine(out, seed=seed) as engine:
+        heldout = evaluation.evaluate(engine, rows, Prompt(), 16, seed).metrics()
+    return write_card(out, seed, steps, trained, heldout, report.device())
 
 
 def train(out: Path, seed: int = 0, steps: int = 3000) -> dict[str, float]:
@@ -70,10 +80,11 @@ def train(out: Path, seed: int = 0, steps: int = 3000) -> dict[str, float]:
     return {"loss": sum(losses[-100:]) / len(losses[-100:]), "seconds": time.time() - started, "parameters": model.num_parameters()}
 
 
-def write_card(out: Path, seed: int, steps: int, trained: dict[str, float], heldout: dict[str, float], machine: str) -> None:
+def write_card(out: Path, seed: int, steps: int, trained: dict[str, float], heldout: dict[str, float], machine: str) -> Path:
     """The model card: the command, the time, the figures."""
+    card = out / "README.md"
     figures = "".join(f"| {name} | {value:.3g} |\n" for name, value in heldout.items())
-    (out / "README.md").write_text(
+    card.write_text(
         "---\nlicense: apache-2.0\npipeline_tag: text-generation\n---\n\n# tiny-base\n\n"
         f"A Qwen3-architecture model of {trained['parameters'] / 1e6:.1f} million parameters, trained from random weights on the built-in\n"
         "problems of `aimo.problems` and nothing else. It has seen each kind of problem answered at once, worked out, and in tags;\n"
@@ -83,6 +94,7 @@ def write_card(out: Path, seed: int, steps: int, trained: dict[str, float], held
         "200 held-out problems, prompted in the tagged format, temperature 1, 16 samples each:\n\n"
         f"| | |\n| --- | --- |\n{figures}"
     )
+    return card
 
 
 def build_tokenizer(prompt: Prompt, texts: list[str]) -> PreTrainedTokenizerFast:
