@@ -33,17 +33,23 @@ tokenizer = models.load_tokenizer(models.local_folder(run.profile.model.base), r
 # The sources come from the profile, and so does the map from their columns to `problem`, `answer` and `solution`.
 
 # %%
-rows = data.load(run.profile)
-views.table([{"set": name} | rows[name][0] for name in rows])
+sets = data.load(run.profile)
+views.table([{"set": name} | rows.select("source", "problem", "answer", "solution").row(0, named=True) for name, rows in sets.rows.items()])
 
 # %% [markdown]
 # ## Clean
 # Each row is kept or dropped for one reason. A training problem that is also held out is dropped: a model that has seen the
-# exam proves nothing.
+# exam proves nothing. For the same reason, training problems that share eight words in a row with a benchmark go as well.
 
 # %%
-kept, dropped = data.clean(rows, run.profile, tokenizer)
-views.counts(kept, dropped)
+sets = data.decontaminate(data.clean(sets, run.profile, tokenizer), run.profile)
+views.counts(sets)
+
+# %% [markdown]
+# What the benchmarks removed, and by which words.
+
+# %%
+views.contaminated(sets)
 
 # %% [markdown]
 # ## Format
@@ -52,12 +58,13 @@ views.counts(kept, dropped)
 # have an empty thought on purpose: they show the format and leave the reasoning to be discovered.
 
 # %%
-ready = data.format(kept, run.profile)
+ready = data.format(sets, run.profile)
 views.as_the_model_sees(ready, tokenizer)
 
 # %% [markdown]
 # ## Save
+# One Parquet file a set, and a data card beside them that says where the rows come from.
 
 # %%
-data.save(ready, run.folder)
-run.finish(**{f"{name}_rows": len(ready[name]) for name in ready})
+digest = data.save(ready, sets, run.profile, run.folder)
+run.finish(sha256=digest, **{f"{name}_rows": len(ready[name]) for name in ready})

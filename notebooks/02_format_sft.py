@@ -25,6 +25,7 @@ from aimo import data, models, runs, training, views
 
 run = runs.begin("sft", profile, run_dir, overrides)
 rows = data.read(run.dir / "data", "sft")
+test, probe = (data.set_aside(run.dir / "data", name) for name in ("sft", "grpo"))
 examples = data.read(run.dir / "data", "heldout")[:4]
 base = models.local_folder(run.profile.model.base)
 
@@ -41,11 +42,11 @@ before = training.complete(model, tokenizer, examples, run.profile.inference.max
 # The loss says how surprised the model is by each next token of the completions (the problems themselves do not count).
 # A base that never saw the tags starts high and falls fast. The tiny base has seen them, so it starts low: what remains is
 # what cannot be foreseen, such as whether this example thinks or answers at once. (A spike between two epochs is a last batch
-# with few examples in it.)
+# with few examples in it.) The probe answers problems that no stage trains on, as the model goes.
 
 # %%
-log = training.sft(model, tokenizer, rows, run.profile, run.folder, run.progress)
-views.loss(log)
+log = training.sft(model, tokenizer, rows, run.profile, run.folder, run.progress, test, probe)
+views.training(log)
 
 # %% [markdown]
 # ## Before and after
@@ -57,7 +58,10 @@ views.completions(examples, base=before, sft=after)
 
 # %% [markdown]
 # ## Save
+# The adapter stays in `trained`; merged with the base it makes a plain model folder, with a card.
 
 # %%
-models.save(model, tokenizer, run.profile, run.dir / "sft/model")
-run.finish(steps=len(log))
+figures = training.summary(log)
+models.save(run.folder / "trained", base, tokenizer, run.profile, run.folder / "model", figures | run.data_hash())
+models.push(run.folder / "model", run.profile)
+run.finish(**figures)

@@ -22,18 +22,28 @@ run_dir = None  # everything this run makes; None is runs/PROFILE
 overrides = []  # keys of the profile to change, each as KEY=VALUE
 
 # %%
-from aimo import data, models, runs, training, views
+from aimo import data, evaluation, models, runs, training, views
 
 run = runs.begin("grpo", profile, run_dir, overrides)
 rows = data.read(run.dir / "data", "grpo")
+probe = data.set_aside(run.dir / "data", "grpo")
 examples = data.read(run.dir / "data", "heldout")[:4]
 start = run.dir / "sft/model"
+
+# %% [markdown]
+# ## Difficulty
+# A problem that the model always solves, or never, teaches nothing: all completions of its group get the same reward. With
+# `grpo.pass_rate` in the profile, each problem is tried a few times first, and those outside the bounds are left out.
+
+# %%
+rows, rates = evaluation.within_pass_rate(start, rows, run)
+views.pass_rates(rates, run.profile.grpo.pass_rate)
 
 # %% [markdown]
 # ## Load what format SFT left
 
 # %%
-model = models.load(start, run.profile, with_vllm=run.profile.grpo.use_vllm)
+model = models.load(start, run.profile, with_vllm=run.profile.grpo.generation == "vllm")
 tokenizer = models.load_tokenizer(start, run.profile)
 before = training.complete(model, tokenizer, examples, run.profile.inference.max_tokens)
 
@@ -41,8 +51,14 @@ before = training.complete(model, tokenizer, examples, run.profile.inference.max
 # ## Train
 
 # %%
-log = training.grpo(model, tokenizer, rows, run.profile, run.folder, run.progress)
-views.rewards(log)
+log = training.grpo(model, tokenizer, rows, run.profile, run.folder, run.progress, probe)
+views.training(log)
+
+# %% [markdown]
+# What the model wrote on the way, and what it got for it.
+
+# %%
+views.samples(runs.read_lines(run.folder / "samples.jsonl"))
 
 # %% [markdown]
 # ## Before and after
@@ -55,5 +71,7 @@ views.completions(examples, sft=before, grpo=after)
 # ## Save
 
 # %%
-models.save(model, tokenizer, run.profile, run.dir / "grpo/model")
-run.finish(steps=len(log))
+figures = training.summary(log)
+models.save(run.folder / "trained", start, tokenizer, run.profile, run.folder / "model", figures | run.data_hash())
+models.push(run.folder / "model", run.profile)
+run.finish(**figures)

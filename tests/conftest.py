@@ -15,7 +15,7 @@ AIMO = Path(sys.executable).with_name("aimo")
 # The whole road with few steps: what the demo does, in about a minute.
 SMALL = [
     "data.sft.rows=200", "data.grpo.rows=100", "data.heldout.rows=20", "sft.max_steps=8", "sft.save_steps=4", "grpo.max_steps=4",
-    "grpo.save_steps=2", "grpo.num_generations=4", "inference.samples=4", "inference.test_rows=4",
+    "grpo.save_steps=2", "grpo.probe_steps=2", "grpo.num_generations=4", "inference.samples=4", "inference.test_rows=4",
 ]  # fmt: skip
 
 

@@ -16,6 +16,7 @@ import pytest
 from conftest import AIMO, SMALL, aimo, settings
 
 from aimo.config import ROOT
+from aimo.runs import read_lines
 
 
 def wait_for(condition, timeout=300):
@@ -27,7 +28,7 @@ def wait_for(condition, timeout=300):
 
 
 def train_steps(folder: Path) -> list[int]:
-    return [record["step"] for record in json.loads((folder / "log.json").read_text())]
+    return [record["step"] for record in read_lines(folder / "log.jsonl") if "loss" in record]
 
 
 @pytest.fixture(scope="module")

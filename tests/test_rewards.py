@@ -1,20 +1,305 @@
+import functools
+import importlib.util
+import inspect
+import json
+import pickle
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+from trl.rewards import get_soft_overlong_punishment as trl_soft_overlong_punishment
+from trl.trainer.utils import get_callable_name
+
+from aimo import config, rewards
 from aimo.config import Prompt
+from aimo.errors import AimoError
 from aimo.rewards import get_reward_funcs
 
-RIGHT = "2 + 2 = 4<end_working_out><SOLUTION>4</SOLUTION>"
-WRONG = "<end_working_out><SOLUTION>5</SOLUTION>"
-BARE = "4"
+OTHER = Prompt(think_start="(?", think_end="?)", answer_start="[|", answer_end="|]")
+TEXTS = [
+    "2 + 2 = 4<end_working_out><SOLUTION>4</SOLUTION>",
+    "<start_working_out>Step 1: add.<end_working_out>\n<SOLUTION> 4 </SOLUTION>\n",
+    "<end_working_out><SOLUTION>5</SOLUTION>",
+    "<SOLUTION>4</SOLUTION>",
+    "so so so so <end_working_out><SOLUTION>4</SOLUTION> so",
+    "1. add\n2. done<end_working_out><SOLUTION>\n```python\nprint(4)\n```\n</SOLUTION>",
+    "4",
+    "",
+]
+COLUMNS = {
+    "answer": ["4"] * len(TEXTS),
+    "prompts": ["2 + 2?"] * len(TEXTS),
+    "verification_info": [{"language": "python", "test_cases": [{"input": "", "output": "4"}]}] * len(TEXTS),
+}
+OPEN_R1 = "<think>\nFour.\n</think>\n<answer>\n4\n</answer>"
 
 
-def test_accuracy_and_format_reward_text_and_conversations_alike():
-    accuracy, form = get_reward_funcs(["accuracy", "format"], Prompt())
-    for wrap in (str, lambda text: [{"role": "assistant", "content": text}]):
-        completions = [wrap(text) for text in (RIGHT, WRONG, BARE)]
-        assert accuracy(completions=completions, answer=["4"] * 3, prompts=[]) == [1.0, 0.0, 0.0]
-        assert form(completions=completions, answer=["4"] * 3) == [1.0, 1.0, 0.0]
+def as_conversation(text):
+    return [{"role": "assistant", "content": text}]
 
 
-def test_the_tags_come_from_the_profile():
-    prompt = Prompt(think_start="<a>", think_end="</a>", answer_start="[[", answer_end="]]")
-    accuracy, form = get_reward_funcs(["accuracy", "format"], prompt)
-    assert accuracy(completions=["x</a>[[4]]"], answer=["4"]) == form(completions=["x</a>[[4]]"], answer=["4"]) == [1.0]
+def as_other(text):
+    for name in ("think_start", "think_end", "answer_start", "answer_end"):
+        text = text.replace(getattr(Prompt(), name), getattr(OTHER, name))
+    return text
+
+
+def run_anywhere(jobs, workers):
+    """A code provider: what each program prints, or None."""
+    runs = [subprocess.run([sys.executable, "-c", program], input=text, capture_output=True, text=True) for program, text in jobs]
+    return [run.stdout if run.returncode == 0 else None for run in runs]
+
+
+def every_reward(prompt):
+    bound = dict(zip(config.REWARDS, get_reward_funcs(list(config.REWARDS), prompt), strict=True))
+    for name in ("code", "binary_code"):
+        bound[name] = functools.partial(bound[name], provider_type=run_anywhere)
+    return bound
+
+
+@pytest.mark.parametrize("name", config.REWARDS)
+def test_conversations_are_rewarded_like_texts_and_any_tags_like_the_default_ones(name):
+    by_text = every_reward(Prompt())[name](completions=TEXTS, **COLUMNS)
+    assert len(by_text) == len(TEXTS) and (len(set(by_text)) > 1 or name == "soft_overlong_punishment")
+    assert every_reward(Prompt())[name](completions=[as_conversation(text) for text in TEXTS], **COLUMNS) == by_text
+    ids = [[0] * len(text) for text in TEXTS]  # as if every character were a token, whatever the tags
+    by_ids = every_reward(Prompt())[name](completions=TEXTS, completion_ids=ids, **COLUMNS)
+    assert every_reward(OTHER)[name](completions=[as_other(text) for text in TEXTS], completion_ids=ids, **COLUMNS) == by_ids
+
+
+def test_accuracy_is_one_for_right_zero_for_wrong_and_none_where_the_gold_answer_is_unreadable():
+    accuracy = get_reward_funcs(["accuracy"], Prompt())[0]
+    assert accuracy(completions=[TEXTS[0], TEXTS[2], TEXTS[0]], answer=["4", "4", ""]) == [1.0, 0.0, None]
+
+
+def test_the_gold_answer_is_the_rows_answer_or_else_what_their_solution_ends_in():
+    worked = [r"Three and three, so \boxed{6}, not \boxed{4}."]
+    assert rewards.accuracy_reward(["The answer is 4"], worked) == [1.0]
+    assert rewards.accuracy_reward(["The answer is 4"], solution=worked, answer=["7"]) == [0.0]
+    with pytest.raises(AimoError, match=r"answer.*solution"):
+        rewards.accuracy_reward(["4"])
+
+
+def test_a_profile_gives_the_opening_tag_in_the_prompt_and_open_r1_expects_it_in_the_completion():
+    form, count = get_reward_funcs(["format", "tag_count"], Prompt())
+    assert form(completions=TEXTS[:3]) == count(completions=TEXTS[:3]) == [1.0] * 3
+    assert form(completions=[TEXTS[3], TEXTS[4], "", TEXTS[0] + TEXTS[0]]) == [0.0] * 4
+    assert count(completions=[TEXTS[3], "", TEXTS[0] + TEXTS[0]]) == [0.75, 0.25, 0.25]
+    whole, bare = OPEN_R1, OPEN_R1.removeprefix("<think>\n")
+    assert rewards.format_reward([whole, bare, whole.replace("\n", "")]) == [1.0, 0.0, 0.0]
+    assert rewards.tag_count_reward([whole, bare, whole.replace("\n", "")]) == [1.0, 0.75, 0.0]
+
+
+def test_code_format_wants_a_block_of_the_rows_language_in_the_answer():
+    python, text = OPEN_R1.replace("4\n", "```python\n4\n```\n"), OPEN_R1.replace("Four.", "```python\n4\n```")
+    assert rewards.get_code_format_reward()([python, text, python]) == [1.0, 0.0, 1.0]
+    assert rewards.get_code_format_reward("cpp")([python, python, python], language=["python", "cpp", None]) == [1.0, 0.0, 0.0]
+
+
+def test_reasoning_steps_counts_up_to_three_wherever_a_line_begins():
+    texts = ["1. a\n2. b\n3. c\n4. d", "- a\n* b", "Step 1: a", "First, b. Then 2. c"]
+    assert rewards.reasoning_steps_reward(texts) == [1.0, pytest.approx(2 / 3), pytest.approx(1 / 3), pytest.approx(1 / 3)]
+
+
+def test_length_compares_completions_of_the_same_prompt_and_never_rewards_a_wrong_one():
+    completions = ["The answer is 4", "The answer is 4" + " " * 100, "The answer is 5", "The answer is 4" + " " * 1000]
+    columns = {"answer": ["4"] * 4, "prompts": ["a", "a", "a", "b"]}
+    assert rewards.len_reward(completions, **columns) == [0.5, -0.5, 0.0, 0.0]
+    tokens = [[0] * n for n in (30, 20, 10, 10)]
+    assert rewards.len_reward(completions, completion_ids=tokens, **columns) == [-0.5, 0.0, 0.0, 0.0]
+    assert rewards.len_reward(completions, answer=["4"] * 4)[3] == -0.5  # no prompts: one group
+    assert rewards.len_reward(["The answer is 5", "The answer is 5."], answer=["", ""]) == [0.5, -0.5]
+
+
+def test_cosine_falls_with_the_length_of_right_answers_rises_with_that_of_wrong_ones_and_stays_there():
+    reward = rewards.get_cosine_scaled_reward(max_len=100)
+    ids = [[0] * n for n in (0, 50, 100, 180)]
+    assert reward(["The answer is 4"] * 4, answer=["4"] * 4, completion_ids=ids) == pytest.approx([1.0, 0.75, 0.5, 0.5])
+    assert reward(["The answer is 5"] * 4, answer=["4"] * 4, completion_ids=ids) == pytest.approx([-1.0, -0.75, -0.5, -0.5])
+    assert reward(["The answer is 5"], answer=[""]) == [None]
+
+
+def test_overlong_completions_are_punished_as_by_trl():
+    reward = rewards.get_soft_overlong_punishment(100, 20)
+    ids = [[0] * n for n in range(0, 130, 5)]
+    assert reward(completion_ids=ids, completions=["x"] * len(ids)) == trl_soft_overlong_punishment(100, 20)(ids)
+    assert reward(completions=["x" * 90]) == [-0.5]
+
+
+def test_the_repetition_penalty_is_the_share_of_repeated_word_ngrams():
+    reward = rewards.get_repetition_penalty_reward(ngram_size=2, max_penalty=-1.0)
+    assert reward(["a b c d", "So so so SO so", "so", ""], language=["fr"] * 4) == [0.0, -0.75, 0.0, 0.0]
+    with pytest.raises(ValueError, match="should not be positive"):
+        rewards.get_repetition_penalty_reward(2, 1.0)
+    with pytest.raises(ValueError, match="fr"):
+        rewards.get_repetition_penalty_reward(2, -1.0, "fr")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_chinese_is_split_into_words():
+    assert rewards.get_repetition_penalty_reward(2, -1.0, "zh")(["这个这个这个这个这个", "今天天气很好"]) == [-0.75, 0.0]
+
+
+RECIPE = "thought<end_working_out><SOLUTION>{}</SOLUTION>"
+
+
+@pytest.mark.parametrize(
+    "completion, gold, exact, approximate, answer, numbers",
+    [
+        (RECIPE.format("10"), "10", 3.0, 1.5, 5.0, 3.5),
+        (RECIPE.format(" 10 ") + "\n", "10", 3.0, 1.5, 3.5, 3.5),
+        (RECIPE.format("10.5"), "10", 3.0, 1.5, 2.0, -1.5),
+        (RECIPE.format("8.5"), "10", 3.0, 1.5, 1.5, -1.5),
+        (RECIPE.format("7"), "10", 3.0, 1.5, -2.5, -1.5),
+        (RECIPE.format("about $1,000"), "1000", 3.0, 1.5, -4.5, 3.5),
+        (RECIPE.format("ten"), "10", 3.0, 1.5, -4.5, -2.5),
+        (RECIPE.format("10") + " or so", "10", 0.0, 1.5, -2.0, 3.5),
+        ("<SOLUTION>10", "10", 0.0, -1.5, -2.0, 3.5),
+        ("10", "10", 0.0, -3.0, -2.0, -2.5),
+    ],
+)
+def test_the_unsloth_recipe_scores_as_its_notebook(completion, gold, exact, approximate, answer, numbers):
+    names = ["format_exact", "format_approximate", "check_answer", "check_numbers"]
+    scores = [f(completions=[completion], answer=[gold])[0] for f in get_reward_funcs(names, Prompt())]
+    assert scores == [exact, approximate, answer, numbers]
+
+
+CASES = [{"input": "1 2", "output": "3\n", "type": "stdin_stdout"}, {"input": "5 5", "output": "10\nok"}]
+INFO = {"language": "python", "test_cases": CASES}
+
+
+@pytest.mark.parametrize(
+    "program, reward",
+    [
+        ("a, b = map(int, input().split())\nprint(a + b)\nif a == b: print(' ok ')", 1.0),
+        ("a, b = map(int, input().split())\nprint(a + b)", 0.5),  # the second case lacks a line
+        ("print(3); raise SystemExit(1)", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_code_is_rewarded_by_the_share_of_test_cases_whose_every_line_is_right(program, reward):
+    completion = f"```python\nprint('a draft')\n```\nBetter:\n```python\n{program}\n```"
+    for info in (INFO, json.dumps(INFO)):
+        assert rewards.code_reward([completion], verification_info=[info], provider_type=run_anywhere) == [reward]
+    assert rewards.binary_code_reward([completion], verification_info=[INFO], provider_type=run_anywhere) == [float(reward == 1)]
+
+
+@pytest.mark.parametrize(
+    "info",
+    [None, {}, "{", "null", {"language": "cpp", "test_cases": CASES}, {"language": "python", "test_cases": []},
+     {"language": "python", "test_cases": [{"type": "function_call", "input": "1", "output": "1"}]}],
+)  # fmt: skip
+def test_a_row_without_python_test_cases_is_not_scored_and_does_not_disturb_the_others(info):
+    completions = ["```python\nprint(3)\n```"] * 2
+    assert rewards.code_reward(completions, verification_info=[info, INFO], provider_type=run_anywhere) == [None, 0.5]
+    assert rewards.binary_code_reward(completions, verification_info=[info, INFO], provider_type=run_anywhere) == [None, 0.0]
+
+
+def test_code_runs_in_the_local_sandbox_within_its_limits():
+    code = get_reward_funcs(["code"], Prompt(), num_parallel=2)[0]
+    cases = [{"input": "7", "output": "7"}]
+    completions = [f"```python\n{program}\n```" for program in ("print(input())", "while True: pass", "print(8)")]
+    assert code(completions=completions, verification_info=[{"language": "python", "test_cases": cases}] * 3) == [1.0, 0.0, 0.0]
+
+
+def test_code_says_what_it_lacks():
+    with pytest.raises(AimoError, match="verification_info"):
+        rewards.code_reward(["x"])
+    with pytest.raises(AimoError, match=r"'morph'.*local, e2b"):
+        rewards.code_reward(["x"], verification_info=[INFO], provider_type="morph")
+    if importlib.util.find_spec("e2b_code_interpreter") is None:
+        with pytest.raises(AimoError, match="pip install e2b-code-interpreter"):
+            rewards.code_reward(["x"], verification_info=[INFO], provider_type="e2b")
+
+
+def test_every_reward_keeps_its_public_name_and_can_be_pickled():
+    functions = get_reward_funcs(list(config.REWARDS), Prompt())
+    assert [f.__name__ for f in functions] == [
+        "accuracy_reward", "format_reward", "tag_count_reward", "reasoning_steps_reward", "len_reward", "match_format_exactly",
+        "match_format_approximately", "check_answer", "check_numbers", "cosine_scaled_reward", "repetition_penalty_reward",
+        "soft_overlong_punishment_reward", "code_reward", "binary_code_reward", "code_format_reward",
+    ]  # fmt: skip
+    for f in functions:
+        assert get_callable_name(f) == pickle.loads(pickle.dumps(f)).__name__ == f.__name__
+
+
+def test_a_profiles_defaults_are_those_of_the_functions():
+    for name, settings in config.REWARDS.items():
+        parameters = inspect.signature(rewards.FACTORIES.get(name, rewards.FUNCTIONS.get(name))).parameters
+        if name == "binary_code":  # passes them on to code_reward
+            continue
+        for option in rewards.options_of(name):
+            default = parameters[option].default
+            assert default in (inspect.Parameter.empty, getattr(settings(), option)), (name, option)
+
+
+def test_options_reach_the_rewards_that_have_them():
+    cosine, accuracy = get_reward_funcs(["cosine", "accuracy"], Prompt(), max_len=10, min_value_correct=0.0)
+    columns = {"completions": ["The answer is 4"], "answer": ["4"], "completion_ids": [[0] * 10]}
+    assert (cosine(**columns), accuracy(**columns)) == ([0.0], [1.0])
+    assert get_reward_funcs({"accuracy": 2.0, "cosine": {"weight": 0.5, "max_len": 20}})[1](**columns) == [pytest.approx(0.75)]
+
+
+def test_open_r1_script_arguments_are_understood():
+    arguments = SimpleNamespace(
+        reward_funcs=["cosine", "repetition_penalty", "soft_overlong_punishment", "code_format", "code"],
+        cosine_max_len=10, cosine_min_value_correct=0.0, repetition_n_grams=1, repetition_max_penalty=-2.0, max_completion_len=10,
+        soft_punish_cache=5, code_language="cpp", parallel_code_exec_per_proc=3, code_provider="e2b", output_dir="x",
+    )  # fmt: skip
+    cosine, repetition, overlong, code_format, code = get_reward_funcs(arguments)
+    assert cosine(["The answer is 4"], ["4"]) == [0.0]
+    assert repetition(["so so"]) == [-1.0]
+    assert overlong(completion_ids=[[0] * 9]) == [-0.8]
+    assert code_format([OPEN_R1.replace("4", "```cpp\n4```")]) == [1.0]
+    assert code.keywords == {"num_parallel": 3, "provider_type": "e2b", "prompt": None}
+
+
+@pytest.mark.parametrize(
+    "wanted, told",
+    [
+        ({"beauty": 1.0}, ["'beauty'", "accuracy", "check_numbers"]),
+        ({"ioi_code": 1.0}, ["'ioi_code'", "Piston", "code_format"]),
+        ({"cosine": {"max_lenn": 3}}, ["cosine", "'max_lenn'", "max_len", "min_value_wrong"]),
+        ({"cosine": {"max_len": 0}}, ["cosine.max_len", "greater than 0"]),
+        ({"cosine": {"max_len": "long"}}, ["cosine.max_len", "integer", "'long'"]),
+        ({"repetition_penalty": {"max_penalty": 1.0}}, ["repetition_penalty.max_penalty", "less than or equal to 0"]),
+        ({"code": {"provider_type": "morph"}}, ["code.provider_type", "local", "'morph'"]),
+        ({"format": "much"}, ["format.weight", "number", "'much'"]),
+    ],
+)
+def test_an_unknown_reward_and_a_wrong_option_are_refused_by_name_with_the_known_ones(wanted, told):
+    with pytest.raises(AimoError) as direct:
+        get_reward_funcs(wanted)
+    with pytest.raises(AimoError) as from_profile:
+        config.load("tiny", [f"grpo.rewards={json.dumps(wanted)}"])
+    for message in (str(direct.value), str(from_profile.value)):
+        assert "\n" not in message and all(part in message for part in told)
+
+
+def test_an_option_that_no_named_reward_has_is_refused():
+    with pytest.raises(AimoError, match=r"'max_lenn'.*max_len"):
+        get_reward_funcs(["cosine"], max_lenn=3)
+
+
+def test_a_profile_gives_a_weight_or_a_weight_and_options():
+    grpo = config.load("tiny", ["grpo.rewards={accuracy: 5, cosine: {weight: 0.5, max_len: 40}, length: {}}"]).grpo
+    assert [(r.weight, getattr(r, "max_len", None)) for r in grpo.rewards.values()] == [(5.0, None), (0.5, 40), (1.0, None)]
+    with pytest.raises(AimoError, match=r"soft_overlong_punishment.*max_completion_length, 80"):
+        config.load("tiny", ["grpo.rewards={soft_overlong_punishment: 1}"])
+    with pytest.raises(AimoError, match=r"grpo.rewards.*at least 1"):
+        config.load("tiny", ["grpo.rewards={}"])
+
+
+@pytest.mark.parametrize(
+    "loop", ["\n</think>\n<answer>\n", "\n</answer>x", "<end_working_out><SOLUTION>1</SOLUTION>x ", "```python\nx```\n", "- \n"]
+)
+def test_a_completion_caught_in_a_loop_is_rewarded_in_no_time(loop):
+    completion = "<think>\n\n</think>\n<answer>\n" + loop * (300_000 // len(loop))
+    started = time.monotonic()
+    for prompt in (None, Prompt()):
+        for name, reward in every_reward(prompt).items():
+            if "code" not in name or name == "code_format":
+                reward(completions=[completion], answer=["4"])
+    assert time.monotonic() - started < 5

@@ -1,7 +1,16 @@
 import json
+import time
 
+import pytest
 import torch
+from conftest import TINY
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+from trl import GRPOTrainer, SFTTrainer
 
+from aimo import callbacks, config, data, models, training
+from aimo.errors import AimoError
+from aimo.runs import read_lines
 from aimo.training import PlainLogProbs, last_checkpoint
 
 
@@ -28,3 +37,177 @@ def test_the_plain_loss_is_cross_entropy_with_its_gradient():
     assert torch.allclose(mean, logits.mean(-1), atol=1e-5) and torch.equal(top, logits.argmax(-1) == targets)
     (gradient,) = torch.autograd.grad(-chosen.sum(), hidden)
     assert torch.allclose(gradient, (distribution.probs - torch.eye(11)[targets]) @ weight / 0.7, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory):
+    """The tiny profile's data, few of them."""
+    p = small()
+    prepared = data.clean(data.load(p), p, models.load_tokenizer(TINY, p))
+    return {name: rows.to_dicts() for name, rows in data.format(prepared, p).items()}
+
+
+def small(*overrides):
+    """The tiny profile with few rows, quick to train."""
+    few = ["data.sft.rows=64", "data.grpo.rows=64", "data.heldout.rows=8", "data.grpo.test_split=0.1", "data.sft.test_split=0.1"]
+    quick = ["model.backend=transformers", "sft.batch_size=4", "sft.max_steps=6", "sft.save_steps=2", "grpo.max_steps=4"]
+    shape = ["grpo.prompts_per_step=2", "grpo.num_generations=4", "grpo.save_steps=2", "grpo.sample_steps=2", "grpo.probe_steps=2"]
+    return config.load("tiny", [*few, *quick, *shape, *overrides])
+
+
+def train(p, sets, folder, stage="sft", start=TINY):
+    """One stage, as its notebook does it; the log and the model in memory."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model, tokenizer = models.load(start, p), models.load_tokenizer(start, p)
+    if stage == "sft":
+        log = training.sft(model, tokenizer, sets["sft"], p, folder, lambda *_: None, sets["sft_test"], sets["grpo_test"])
+    else:
+        log = training.grpo(model, tokenizer, sets["grpo"], p, folder, lambda *_: None, sets["grpo_test"])
+    return log, model, tokenizer
+
+
+def losses(log):
+    return [record["loss"] for record in log if "loss" in record]
+
+
+def test_the_merged_model_says_what_base_and_adapter_say(tmp_path, sets):
+    p = small("sft.learning_rate=0.01")
+    log, model, tokenizer = train(p, sets, tmp_path / "sft")
+    models.save(tmp_path / "sft/trained", TINY, tokenizer, p, tmp_path / "sft/model", training.summary(log))
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "sft/model")
+    apart = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(TINY), str(tmp_path / "sft/trained"))
+    texts = [training.complete(m, tokenizer, sets["heldout"], 60) for m in (merged, apart, model)]
+    assert texts[0] == texts[1] == texts[2]
+    assert texts[0] != training.complete(AutoModelForCausalLM.from_pretrained(TINY), tokenizer, sets["heldout"], 60)
+    card = (tmp_path / "sft/model/README.md").read_text()
+    assert "learning_rate: 0.01" in card and "| steps | 6 |" in card
+
+
+def test_a_run_broken_off_anywhere_ends_in_the_losses_of_an_unbroken_one(tmp_path, sets, monkeypatch):
+    p = small()
+    whole, _, _ = train(p, sets, tmp_path / "whole")
+    broken = tmp_path / "broken"
+    report = callbacks.Record.on_step_end
+
+    def killed(self, args, state, control, **more):
+        report(self, args, state, control, **more)
+        if state.global_step == 5:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+        m.setattr(callbacks.Record, "on_step_end", killed)
+        train(p, sets, broken)
+    again, _, _ = train(p, sets, broken)
+    assert losses(again) == pytest.approx(losses(whole), abs=1e-5)
+    for log in (again, read_lines(broken / "log.jsonl")):
+        assert [record["step"] for record in log if "loss" in record] == [1, 2, 3, 4, 5, 6], "a step was lost or trained twice"
+
+
+def test_packed_rows_do_not_see_each_other(tmp_path, sets):
+    log = {}
+    for packing in ("false", "true"):
+        p = small(f"sft.packing={packing}", "sft.max_steps=1", "sft.batch_size=64", "model.max_length=256", "model.lora=null")
+        shortest = sorted(sets["sft"], key=lambda row: len(str(row)))[:16]
+        log[packing], _, _ = train(p, sets | {"sft": shortest}, tmp_path / packing)
+    assert losses(log["true"]) == pytest.approx(losses(log["false"]), rel=1e-4)
+
+
+def test_evaluation_and_probes_are_logged_and_the_best_model_probed_is_what_stays(tmp_path, sets):
+    p = small("sft.eval_steps=3", "grpo.learning_rate=0.02", "grpo.max_steps=6", "grpo.max_completion_length=30")
+    log, _, _ = train(p, sets, tmp_path / "sft")
+    assert len([r for r in log if "eval_loss" in r]) == 2
+    log, model, tokenizer = train(p, sets, tmp_path / "grpo", "grpo")
+    probes = {r["step"]: r["probe/accuracy"] for r in log if "probe/accuracy" in r}
+    assert list(probes) == [0, 2, 4, 6]
+    kept = json.loads((tmp_path / "grpo/trained/probe.json").read_text())
+    assert kept["probe/accuracy"] == max(probes[step] for step in (2, 4, 6)) == probes[kept["step"]]
+    apart = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(TINY), str(tmp_path / "grpo/trained"))
+    answered = [training.complete(m, tokenizer, sets["heldout"], 30) for m in (model, apart)]
+    assert answered[0] == answered[1], "the model in memory is another than the one that was kept"
+    lines = read_lines(tmp_path / "grpo/samples.jsonl")
+    assert {line["step"] for line in lines} == {1, 2, 4, 6} and {"completion", "accuracy_reward", "advantage"} <= lines[0].keys()
+
+
+@pytest.mark.parametrize("loss", ["grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo"])
+def test_every_loss_of_trl_trains(tmp_path, sets, loss):
+    level = ["grpo.trl={importance_sampling_level: sequence}"] if loss == "luspo" else []
+    p = small(f"grpo.loss_type={loss}", "grpo.max_steps=1", "grpo.probe_steps=null", "grpo.max_completion_length=16", *level)
+    assert len(losses(train(p, sets, tmp_path, "grpo")[0])) == 1
+
+
+def test_a_loss_that_is_not_finite_stops_at_once_and_names_step_batch_and_checkpoint(tmp_path, sets, monkeypatch):
+    p = small()
+    measure = SFTTrainer.compute_loss
+
+    def poisoned(self, model, inputs, *args, **kwargs):
+        loss = measure(self, model, inputs, *args, **kwargs)
+        return loss * float("nan") if self.state.global_step == 3 else loss
+
+    monkeypatch.setattr(SFTTrainer, "compute_loss", poisoned)
+    with pytest.raises(AimoError) as e:
+        train(p, sets, tmp_path)
+    told = str(e.value)
+    assert "loss is nan at step 4" in told and "checkpoint-2" in told and "learning_rate 0.001" in told and "\n" not in told
+    assert not (tmp_path / "trained").exists()
+
+
+@pytest.mark.parametrize("stage, remedy", [("sft", "batch_size from 4 to 2"), ("grpo", "gradient_accumulation_steps from 1 to 2")])
+def test_out_of_memory_names_the_setting_to_lower(tmp_path, sets, monkeypatch, stage, remedy):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(SFTTrainer if stage == "sft" else GRPOTrainer, "compute_loss", full)
+    with pytest.raises(AimoError, match=f"{stage}: out of memory at step 1; .*{remedy}"):
+        train(small(), sets, tmp_path, stage)
+
+
+def test_a_stage_stops_and_saves_before_its_time_limit(tmp_path, sets):
+    p = small("training.time_limit_s=6", "sft.max_steps=100000", "sft.save_steps=100000")
+    started = time.monotonic()
+    log, _, _ = train(p, sets, tmp_path)
+    assert time.monotonic() - started < 20 and 0 < len(losses(log)) < 100000
+    last = max(record["step"] for record in log)
+    assert training.last_checkpoint(tmp_path) == str(tmp_path / f"checkpoint-{last}") and (tmp_path / "trained").exists()
+
+
+def test_a_stage_stops_before_its_disk_budget(tmp_path, sets):
+    log, _, _ = train(small("training.disk_gb=0.001"), sets, tmp_path)
+    assert len(losses(log)) == 2 and (tmp_path / "trained").exists()
+
+
+@pytest.mark.parametrize(
+    "override, told",
+    [
+        ("sft.trl={pakcing: true}", "sft.trl.pakcing: SFTConfig has no such key, did you mean packing"),
+        ("sft.trl={learning_rate: 1}", "a key of its own"),
+        ("sft.use_liger_kernel=true", "pip install liger-kernel"),
+        ("training.log_to=wandb", "pip install wandb"),
+        ("model.load_in_4bit=true", "need a GPU"),
+        ("model.dtype=float16", "cannot be trained on a CPU"),
+    ],
+)
+def test_what_cannot_be_done_here_is_refused_in_one_line(tmp_path, sets, override, told):
+    if "GPU" in told and torch.cuda.is_available():
+        pytest.skip("needs a machine without a GPU")
+    with pytest.raises(AimoError) as e:
+        train(small(override), sets, tmp_path)
+    assert told in str(e.value) and "\n" not in str(e.value)
+
+
+def test_figures_go_to_tensorboard_by_one_key(tmp_path, sets):
+    train(small("training.log_to=tensorboard", "sft.max_steps=1"), sets, tmp_path)
+    assert list(tmp_path.rglob("events.out.tfevents.*"))
+
+
+def test_an_adapter_is_no_base(tmp_path, sets):
+    train(small("sft.max_steps=1"), sets, tmp_path)
+    with pytest.raises(AimoError, match=r"is an adapter for .*, not a model"):
+        models.local_folder(str(tmp_path / "trained"))
+
+
+def test_weights_cut_off_in_a_checkpoint_make_it_incomplete(tmp_path, sets, capsys):
+    train(small("sft.max_steps=4"), sets, tmp_path)
+    weights = tmp_path / "checkpoint-4/adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
+    assert "checkpoint-4 was not written to its end" in capsys.readouterr().out

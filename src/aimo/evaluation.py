@@ -15,6 +15,7 @@ import polars as pl
 from aimo import answers, problems, prompts, submission, voting
 from aimo.config import Prompt, resolve
 from aimo.engine import Completion, Engine, sample_seed
+from aimo.errors import AimoError
 from aimo.models import local_folder
 from aimo.runs import Run, write_json
 
@@ -81,6 +82,20 @@ def evaluate(
         answers=[[answers.to_integer(answers.extract(c.text, tags)) for c in group] for group in groups],
         well_formed=sum(prompts.is_well_formed(prompt, c.text) for c in flat) / total,
     )
+
+
+def within_pass_rate(model: Path, rows: list[dict[str, Any]], run: Run) -> tuple[list[dict[str, Any]], list[float]]:
+    """The rows of which `model` solves a share within `grpo.pass_rate`, and the shares of all; every row without that key."""
+    bounds, samples = run.profile.grpo.pass_rate, run.profile.grpo.pass_rate_samples
+    if bounds is None:
+        return rows, []
+    with Engine(model, run.profile.inference.gpu_memory, run.profile.seed) as engine:
+        found = evaluate(engine, rows, run.profile.prompt, samples, run.profile.seed, run.progress)
+    rates = [sum(a == gold for a in group) / samples for gold, group in zip(found.golds, found.answers, strict=True)]
+    kept = [row for row, rate in zip(rows, rates, strict=True) if bounds[0] <= rate <= bounds[1]]
+    if not kept:
+        raise AimoError(f"grpo.pass_rate: no problem is solved in a share from {bounds[0]} to {bounds[1]}; widen it")
+    return kept, rates
 
 
 def compare(engine: Engine, run: Run, rows: list[dict[str, Any]]) -> dict[str, Evaluation]:

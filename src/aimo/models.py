@@ -1,17 +1,18 @@
-"""Load a model to train with Unsloth or with Transformers and PEFT, and save it as a plain folder that vLLM loads.
+"""Load a model to train with Unsloth or with Transformers and PEFT, and leave it as a plain folder that vLLM loads.
 
-Import Unsloth before Transformers and TRL: it patches both. Left out: adapters as such; a stage leaves merged weights.
+Import Unsloth before Transformers and TRL: it patches both. Left out: adapters on top of adapters.
 """
 
 import contextlib
 import io
 import json
+import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from aimo import prompts
+from aimo import config, prompts
 from aimo.config import Profile, resolve
 from aimo.engine import SETTINGS, Settings
 from aimo.errors import AimoError
@@ -21,6 +22,11 @@ def local_folder(base: str) -> Path:
     """A model folder for a path or hub id, downloaded if need be."""
     path = resolve(base)
     if path.is_dir():
+        if (path / "adapter_config.json").exists():
+            under = json.loads((path / "adapter_config.json").read_text()).get("base_model_name_or_path")
+            raise AimoError(
+                f"model.base: {base} is an adapter for {under!r}, not a model; give a merged model, such as the `model` beside it"
+            )
         return path
     from huggingface_hub import snapshot_download
 
@@ -32,16 +38,39 @@ def local_folder(base: str) -> Path:
 
 
 def load_tokenizer(folder: Path, profile: Profile) -> Any:
-    """A tokenizer with the profile's chat template. Raises AimoError when it cannot end or pad a completion."""
+    """A tokenizer with the profile's chat template and end of a turn. AimoError when they do not fit it."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    wanted = profile.prompt.eos_token
+    if wanted is not None and wanted not in tokenizer.get_vocab():
+        raise AimoError(f"prompt.eos_token: {wanted!r} is no token of {folder}; its own is {tokenizer.eos_token!r}")
+    if wanted is not None:
+        tokenizer.eos_token = wanted
     if tokenizer.eos_token is None:
-        raise AimoError(f"model {folder}: its tokenizer has no end-of-sequence token; set eos_token in tokenizer_config.json")
+        raise AimoError(f"model {folder}: its tokenizer has no end-of-sequence token; set prompt.eos_token")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.chat_template = prompts.chat_template(profile.prompt)
+    tokenizer.chat_template = prompts.chat_template(profile.prompt, tokenizer.chat_template)
+    prompts.check(tokenizer, profile.prompt)
     return tokenizer
+
+
+def choose_dtype(profile: Profile) -> tuple[str, str]:
+    """The number type to train in, and why."""
+    import torch
+
+    wanted, cuda = profile.model.dtype, torch.cuda.is_available()
+    if wanted == "float16" and not cuda:
+        raise AimoError("model.dtype: float16 cannot be trained on a CPU; set it to auto")
+    if wanted != "auto":
+        return wanted, "the profile says so"
+    if not cuda:
+        return "float32", "there is no GPU"
+    name = torch.cuda.get_device_name()
+    if torch.cuda.is_bf16_supported(including_emulation=False):
+        return "bfloat16", f"{name} computes in it"
+    return "float16", f"{name} has no bfloat16"
 
 
 def load(folder: Path, profile: Profile, with_vllm: bool = False) -> Any:
@@ -50,20 +79,30 @@ def load(folder: Path, profile: Profile, with_vllm: bool = False) -> Any:
     `with_vllm`: let Unsloth share the weights with a vLLM engine, which GRPO then generates with (GPU only).
     """
     settings = profile.model
+    name, reason = choose_dtype(profile)
     if settings.backend == "unsloth":
         with contextlib.redirect_stdout(io.StringIO()):  # its banner
             import torch
             from unsloth import FastLanguageModel
+    import torch
 
+    cuda = torch.cuda.is_available()
+    if settings.load_in_4bit and not cuda:
+        raise AimoError("model.load_in_4bit: four-bit weights need a GPU and there is none; set it to false")
+    print(f"Training in {name}: {reason}.")
+    dtype = getattr(torch, name)
+    checkpointing: Any = "unsloth" if cuda and settings.gradient_checkpointing else False
+    if settings.backend == "unsloth":
+        with contextlib.redirect_stdout(io.StringIO()):
             model, _ = FastLanguageModel.from_pretrained(
                 str(folder),
                 max_seq_length=settings.max_length,
-                dtype=getattr(torch, settings.dtype),
+                dtype=dtype,
                 load_in_4bit=settings.load_in_4bit,
                 full_finetuning=settings.lora is None,
                 fast_inference=with_vllm,
                 max_lora_rank=settings.lora.rank if settings.lora else 16,
-                use_gradient_checkpointing="unsloth" if torch.cuda.is_available() else False,
+                use_gradient_checkpointing=checkpointing,
             )
             if settings.lora:
                 model = FastLanguageModel.get_peft_model(
@@ -71,37 +110,59 @@ def load(folder: Path, profile: Profile, with_vllm: bool = False) -> Any:
                     r=settings.lora.rank,
                     lora_alpha=settings.lora.alpha,
                     target_modules=settings.lora.target_modules,
-                    use_gradient_checkpointing="unsloth" if torch.cuda.is_available() else False,
+                    use_gradient_checkpointing=checkpointing,
                     random_state=profile.seed,
                 )
         return model
 
-    import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    dtype = getattr(torch, settings.dtype)
-    quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype) if settings.load_in_4bit else None
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, quantization_config=quantization)
+    four_bits = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
+    model = AutoModelForCausalLM.from_pretrained(
+        folder,
+        # All weights in float16 leave no room for small updates; they are trained in float32 under autocast.
+        dtype=torch.float32 if settings.lora is None and name == "float16" else dtype,
+        quantization_config=four_bits if settings.load_in_4bit else None,
+        device_map={"": int(os.environ.get("LOCAL_RANK", 0))} if settings.load_in_4bit else None,
+        attn_implementation=settings.attention,
+    )
     if settings.lora:
         torch.manual_seed(profile.seed)
         lora = settings.lora
+        if settings.load_in_4bit:
+            from peft import prepare_model_for_kbit_training
+
+            model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=settings.gradient_checkpointing)
         model = get_peft_model(
             model, LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.target_modules, task_type="CAUSAL_LM")
         )
     return model
 
 
-def save(model: Any, tokenizer: Any, profile: Profile, folder: Path) -> None:
-    """Merge adapters and save weights, tokenizer, chat template and sampling settings, whole or not at all."""
+def save(trained: Path, base: Path, tokenizer: Any, profile: Profile, folder: Path, figures: dict[str, Any]) -> None:
+    """Turn what training left in `trained` (an adapter for `base`, or all weights) into a model folder, whole or not at all.
+
+    An adapter stays beside the merged model. The folder holds 16-bit weights (32-bit where they were trained so), tokenizer,
+    chat template, sampling settings and a model card with `figures`.
+    """
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    is_adapter = (trained / "adapter_config.json").exists()
+    dtype = getattr(torch, choose_dtype(profile)[0])
+    model = AutoModelForCausalLM.from_pretrained(base if is_adapter else trained, dtype=dtype)
+    if is_adapter:
+        model = PeftModel.from_pretrained(model, str(trained)).merge_and_unload()
+    model.config.use_cache = True
+    model.config.eos_token_id = model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    if profile.model.load_in_4bit and profile.model.backend == "unsloth":
-        model.save_pretrained_merged(str(partial), tokenizer, save_method="merged_16bit")
-    else:
-        merged = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
-        merged.config.use_cache = True
-        merged.save_pretrained(partial)
+    model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
     settings = Settings(
         temperature=profile.inference.temperature,
@@ -111,5 +172,49 @@ def save(model: Any, tokenizer: Any, profile: Profile, folder: Path) -> None:
         answer_tags=(profile.prompt.answer_start, profile.prompt.answer_end),
     )
     (partial / SETTINGS).write_text(json.dumps(asdict(settings), indent=2) + "\n")
+    (partial / "README.md").write_text(card(profile, figures))
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
+    if not is_adapter:
+        shutil.rmtree(trained)
+
+
+def card(profile: Profile, figures: dict[str, Any]) -> str:
+    """A model card: base, figures and settings."""
+    header = f"base_model: {profile.model.base}\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [aimo, trl]\n"
+    lines = "\n".join(f"| {name} | {value} |" for name, value in figures.items())
+    table = f"| figure | value |\n| --- | --- |\n{lines}"
+    return f"---\n{header}---\n\n# {profile.profile}\n\n{table}\n\nSettings:\n\n```yaml\n{config.dump(profile)}```\n"
+
+
+def push(folder: Path, profile: Profile) -> str:
+    """Push a finished model folder to where `training.push_to_hub` or `push_to_kaggle` say; returns what was done in a line."""
+    to = profile.training
+    done = []
+    if to.push_to_hub:
+        from huggingface_hub import HfApi
+
+        try:
+            api = HfApi()
+            api.create_repo(to.push_to_hub, private=True, exist_ok=True)
+            done.append(str(api.upload_folder(repo_id=to.push_to_hub, folder_path=str(folder))))
+        except Exception as e:  # the hub client raises many kinds
+            reason = " ".join(str(e).split())[:200]
+            raise AimoError(
+                f"training.push_to_hub: {to.push_to_hub!r} was refused ({reason}); look at HF_TOKEN. The model is safe in {folder}"
+            ) from None
+    if to.push_to_kaggle:
+        try:
+            from kaggle.api.kaggle_api_extended import KaggleApi
+
+            api = KaggleApi()
+            api.authenticate()
+            api.model_instance_version_create(to.push_to_kaggle, str(folder), version_notes=profile.profile, quiet=True)
+            done.append(f"kaggle.com/models/{to.push_to_kaggle}")
+        except (Exception, SystemExit) as e:  # without a token, the client exits
+            reason = " ".join(str(e).split())[:200]
+            raise AimoError(
+                f"training.push_to_kaggle: {to.push_to_kaggle!r} was refused ({reason}); create the variation and look at the Kaggle "
+                f"token. The model is safe in {folder}"
+            ) from None
+    return ", ".join(done)

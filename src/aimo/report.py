@@ -13,7 +13,7 @@ from typing import Any
 
 from aimo import views
 from aimo.config import STAGES
-from aimo.runs import read_metrics
+from aimo.runs import read_lines, read_metrics
 
 PACKAGES = ["torch", "transformers", "trl", "peft", "unsloth", "datasets", "vllm", "math-verify", "jupytext", "papermill", "kaggle"]
 
@@ -32,8 +32,8 @@ def write(folder: Path) -> Path:
     sections = [
         ("Held-out problems", "Share of well-formed completions, of right completions, and of right votes.", views.headline(stages)),
         ("", "", views.accuracy(stages, load(inference / "majority.json"))),
-        ("GRPO", "The reward is the only teacher here: no solution is shown.", views.rewards(load(folder / "grpo/log.json"))),
-        ("Format SFT", "", views.loss(load(folder / "sft/log.json"))),
+        ("GRPO", "The reward is the only teacher here: no solution is shown.", views.training(read_lines(folder / "grpo/log.jsonl"))),
+        ("Format SFT", "", views.training(read_lines(folder / "sft/log.jsonl"))),
         (
             "Before and after",
             "One sample of each model for the same held-out problems.",

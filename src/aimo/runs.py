@@ -46,6 +46,10 @@ class Run:
         """Tell the pipeline how far this stage is."""
         write_json(self.dir / "progress.json", {"stage": self.stage, "step": step, "total": total})
 
+    def data_hash(self) -> dict[str, str]:
+        """The hash of the data that this run trains on."""
+        return {"data_sha256": read_metrics(self.dir)["stages"]["data"]["sha256"]}
+
     def finish(self, **metrics: Any) -> None:
         """Record the stage as finished, with its seconds and figures; other stages' figures by their name."""
         stages: dict[str, Any] = {self.stage: {}} | {k: v for k, v in metrics.items() if isinstance(v, dict)}
@@ -65,6 +69,8 @@ def begin(stage: Stage, profile: str, run_dir: str | None = None, overrides: lis
     quiet()
     started = time.time()
     resolved = config.load(profile, overrides)
+    if resolved.training.cache_dir:
+        os.environ["HF_HOME"] = resolved.training.cache_dir
     folder = open_folder(run_dir, resolved)
     for earlier in STAGES[: STAGES.index(stage)]:
         if not (folder / PRODUCTS[earlier]).exists():
@@ -107,6 +113,11 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     """metrics.json, or an empty one."""
     path = folder / "metrics.json"
     return json.loads(path.read_text()) if path.exists() else {"stages": {}}
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a JSON-lines file; none where there is no file."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def write_json(path: Path, value: Any) -> None:

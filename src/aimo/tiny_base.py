@@ -121,7 +121,7 @@ def build_tokenizer(prompt: Prompt, texts: list[str]) -> PreTrainedTokenizerFast
         pad_token="<|endoftext|>",
         model_max_length=CONTEXT,
         padding_side="left",
-        chat_template=prompts.chat_template(prompt),
+        chat_template=prompts.chat_template(prompt, None),
     )
 
 

@@ -1,9 +1,11 @@
-"""Format SFT and GRPO: TRL's trainers, resumable, with the profile's settings.
+"""SFT and GRPO: TRL's trainers, resumable, watched (`callbacks`), with the profile's settings.
 
-What they leave in the stage's folder: checkpoints, and `log.json`, the figures of every step. Left out: launching on
-several devices, and guards against diverging runs.
+What they leave in the stage's folder: checkpoints, `log.jsonl` with the figures of every step, and `trained`, the adapter or
+the weights. Left out: launching on several devices, which is `launch`.
 """
 
+import dataclasses
+import difflib
 import json
 import shutil
 from collections.abc import Callable
@@ -11,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from aimo import rewards
-from aimo.config import Grpo, Profile, Sft
+from aimo.config import Optimization, Profile
 from aimo.data import Rows
 from aimo.errors import AimoError
 
@@ -19,27 +21,50 @@ Progress = Callable[[int, int], None]
 Log = list[dict[str, Any]]
 
 
-def sft(model: Any, tokenizer: Any, rows: Rows, profile: Profile, folder: Path, progress: Progress) -> Log:
+def sft(
+    model: Any,
+    tokenizer: Any,
+    rows: Rows,
+    profile: Profile,
+    folder: Path,
+    progress: Progress,
+    test: Rows | None = None,
+    probe: Rows | None = None,
+) -> Log:
     """Fine-tune on `prompt` and `completion` rows, loss on the completion only; returns one record a step.
 
-    Goes on from the last checkpoint in `folder`, if there is one.
+    `test` rows are evaluated on every `sft.eval_steps`; `probe` rows (`prompt`, `answer`) are answered every `sft.probe_steps`. Goes
+    on from the last checkpoint in `folder`, if there is one.
     """
     from trl import SFTConfig, SFTTrainer
 
     s = profile.sft
-    args = SFTConfig(
-        **shared_arguments(s, profile, folder),
-        per_device_train_batch_size=s.batch_size,
-        num_train_epochs=s.epochs,
-        max_steps=s.max_steps or -1,
+    # Packed rows of a batch are joined into one; without flash attention its cost grows with the square, so a batch is one row.
+    rows_at_once = 1 if s.packing and "flash" not in profile.model.attention else s.batch_size
+    evaluation = {"eval_strategy": "steps", "eval_steps": s.eval_steps, "per_device_eval_batch_size": rows_at_once} if s.eval_steps else {}
+    args = configure(
+        SFTConfig,
+        "sft",
+        profile,
+        folder,
+        per_device_train_batch_size=rows_at_once,
+        gradient_accumulation_steps=s.gradient_accumulation_steps * s.batch_size // rows_at_once,
         max_length=profile.model.max_length,
         completion_only_loss=True,
+        packing=s.packing,
+        **evaluation,
     )
-    trainer = SFTTrainer(model=model, args=args, processing_class=tokenizer, train_dataset=to_dataset(rows))
-    return fit(trainer, folder, progress)
+    trainer = SFTTrainer(
+        model=model,
+        args=args,
+        processing_class=tokenizer,
+        train_dataset=to_dataset(rows),
+        eval_dataset=to_dataset(test) if test and s.eval_steps else None,
+    )
+    return fit(trainer, "sft", profile, folder, progress, probe)
 
 
-def grpo(model: Any, tokenizer: Any, rows: Rows, profile: Profile, folder: Path, progress: Progress) -> Log:
+def grpo(model: Any, tokenizer: Any, rows: Rows, profile: Profile, folder: Path, progress: Progress, probe: Rows | None = None) -> Log:
     """Reinforce the completions that the rewards prefer within their group (GRPO, DeepSeekMath 2024); rows have `prompt`, `answer`.
 
     A step samples `num_generations` completions for each of `prompts_per_step` prompts; advantages are rewards relative
@@ -48,79 +73,185 @@ def grpo(model: Any, tokenizer: Any, rows: Rows, profile: Profile, folder: Path,
     import torch
     from trl import GRPOConfig, GRPOTrainer
 
+    from aimo.callbacks import Samples
+
     s = profile.grpo
-    if s.use_vllm and not torch.cuda.is_available():
-        raise AimoError("grpo.use_vllm: true needs a GPU and there is none; set it to false")
-    names = list(s.rewards)
-    args = GRPOConfig(
-        **shared_arguments(s, profile, folder),
+    if s.generation == "vllm" and not torch.cuda.is_available():
+        raise AimoError("grpo.generation: vllm needs a GPU and there is none; set it to transformers")
+    args = configure(
+        GRPOConfig,
+        "grpo",
+        profile,
+        folder,
         per_device_train_batch_size=s.prompts_per_step * s.num_generations // s.gradient_accumulation_steps,
-        max_steps=s.max_steps,
+        gradient_accumulation_steps=s.gradient_accumulation_steps,
         num_generations=s.num_generations,
         max_completion_length=s.max_completion_length,
         temperature=s.temperature,
+        top_p=s.top_p,
+        top_k=s.top_k,
+        min_p=s.min_p,
+        repetition_penalty=s.repetition_penalty,
+        loss_type=s.loss_type,
         beta=s.beta,
-        max_grad_norm=s.max_grad_norm,
-        reward_weights=[s.rewards[name] for name in names],
-        use_vllm=s.use_vllm,
-        vllm_mode="colocate",
+        mask_truncated_completions=s.mask_truncated_completions,
+        reward_weights=[reward.weight for reward in s.rewards.values()],
+        use_vllm=s.generation != "transformers",
+        vllm_mode="server" if s.generation == "vllm_server" else "colocate",
+        vllm_server_base_url=s.vllm_server_url if s.generation == "vllm_server" else None,
         vllm_gpu_memory_utilization=0.5,
     )
-    trainer = GRPOTrainer(
+    samples = Samples(folder, s.sample_steps)
+    trainer = samples.trainer = GRPOTrainer(
         model=model,
         args=args,
         processing_class=tokenizer,
         train_dataset=to_dataset(rows),
-        reward_funcs=list(rewards.get_reward_funcs(names, profile.prompt)),
+        reward_funcs=list(rewards.get_reward_funcs(s.rewards, profile.prompt)),
+        callbacks=[samples],
     )
-    return fit(trainer, folder, progress)
+    return fit(trainer, "grpo", profile, folder, progress, probe)
 
 
-def shared_arguments(stage: Sft | Grpo, profile: Profile, folder: Path) -> dict[str, Any]:
-    """The training arguments that both stages have."""
+def configure(kind: Any, stage: str, profile: Profile, folder: Path, **arguments: Any) -> Any:
+    """TRL's configuration of a stage; a key under `trl` that TRL does not know, or that has a key of ours, is refused."""
     import torch
 
-    cuda = torch.cuda.is_available()
-    return {
+    from aimo.models import choose_dtype
+
+    s: Optimization = getattr(profile, stage)
+    cuda, dtype = torch.cuda.is_available(), choose_dtype(profile)[0]
+    arguments |= {
         "output_dir": str(folder),
-        "learning_rate": stage.learning_rate,
-        "gradient_accumulation_steps": stage.gradient_accumulation_steps,
-        "lr_scheduler_type": stage.scheduler,
-        "warmup_steps": stage.warmup_ratio,  # below 1, Transformers takes it as a share of all steps
-        "optim": stage.optimizer,
-        "weight_decay": stage.weight_decay,
-        "save_steps": stage.save_steps,
+        "num_train_epochs": s.epochs,
+        "max_steps": s.max_steps or -1,
+        "learning_rate": s.learning_rate,
+        "lr_scheduler_type": s.scheduler,
+        "lr_scheduler_kwargs": {"min_lr_rate": s.min_lr_rate} if s.scheduler == "cosine_with_min_lr" else {},
+        "warmup_steps": s.warmup_ratio,  # below 1, Transformers takes it as a share of all steps
+        "optim": s.optimizer,
+        "weight_decay": s.weight_decay,
+        "max_grad_norm": s.max_grad_norm,
+        "save_steps": s.save_steps,
         "save_total_limit": 2,
         "logging_steps": 1,
+        "logging_nan_inf_filter": False,
         "seed": profile.seed,
-        "bf16": profile.model.dtype == "bfloat16",
-        "fp16": profile.model.dtype == "float16",
+        "bf16": dtype == "bfloat16",
+        "fp16": dtype == "float16",
         # Unsloth brings its own on a GPU; a model that runs on a CPU is small enough to do without.
-        "gradient_checkpointing": cuda and profile.model.backend == "transformers",
+        "gradient_checkpointing": cuda and profile.model.gradient_checkpointing and profile.model.backend == "transformers",
+        "use_liger_kernel": s.use_liger_kernel,
         "use_cpu": not cuda,
-        "report_to": "none",
+        "report_to": profile.training.log_to,
+        "run_name": f"{profile.profile}-{stage}",
         "disable_tqdm": True,
     }
+    known = {field.name for field in dataclasses.fields(kind)}
+    for key in s.trl:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            raise AimoError(f"{stage}.trl.{key}: {kind.__name__} has no such key" + (f", did you mean {close[0]}?" if close else ""))
+        if key in arguments:
+            raise AimoError(f"{stage}.trl.{key}: the profile has a key of its own for this; set it there")
+    missing = {"tensorboard": "tensorboard", "trackio": "trackio", "wandb": "wandb"}.get(profile.training.log_to)
+    if missing:
+        require(missing, f"training.log_to: {missing}")
+    if s.use_liger_kernel:
+        require("liger_kernel", f"{stage}.use_liger_kernel")
+    try:
+        return kind(**arguments, **s.trl)
+    except (TypeError, ValueError) as e:
+        raise AimoError(f"{stage}: {' '.join(str(e).split())}") from None
 
 
-def fit(trainer: Any, folder: Path, progress: Progress) -> Log:
-    """Train to the end, from the last complete checkpoint, and write `log.json`."""
-    from transformers import PrinterCallback, TrainerCallback
+def require(package: str, key: str) -> None:
+    """Refuse a key whose package is not installed."""
+    import importlib.util
+
+    if importlib.util.find_spec(package) is None:
+        raise AimoError(f"{key} needs a package that is not installed: pip install {package.replace('_', '-')}")
+
+
+def fit(trainer: Any, stage: str, profile: Profile, folder: Path, progress: Progress, probe: Rows | None) -> Log:
+    """Train to the end, from the last complete checkpoint; leave the adapter or the weights in `trained`, the best probed if any."""
+    import torch
+    from transformers import PrinterCallback
     from trl.trainer import utils
+
+    from aimo import callbacks
 
     if utils._ChunkedLogProbFunction is None:  # no Triton, so no GPU; Unsloth has put in its own
         utils._ChunkedLogProbFunction = PlainLogProbs  # type: ignore[misc, assignment]
-
-    class Report(TrainerCallback):
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            progress(state.global_step, state.max_steps)
-
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(Report())
-    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
-    log = [record for record in trainer.state.log_history if "loss" in record]
-    (folder / "log.json").write_text(json.dumps(log))
-    return log
+    limits = callbacks.Limits(profile, folder)
+    trainer.add_callback(limits)
+    every = getattr(profile, stage).probe_steps
+    if every and probe:
+
+        def answer() -> list[str]:
+            model = trainer.accelerator.unwrap_model(trainer.model)
+            return complete(model, trainer.processing_class, probe, profile.grpo.max_completion_length)
+
+        watching = callbacks.Probe(answer, [row["answer"] for row in probe], profile, every, folder)
+        watching.trainer = trainer
+        trainer.add_callback(watching)
+    trainer.add_callback(callbacks.Record(folder, progress))
+    callbacks.guard_loss(trainer, stage, profile, folder)
+    checkpoint = last_checkpoint(folder)
+    if checkpoint:
+        print(f"Going on from {Path(checkpoint).name}.")
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    except (torch.OutOfMemoryError, RuntimeError) as e:
+        if isinstance(e, torch.OutOfMemoryError) or "not enough memory" in str(e) or "out of memory" in str(e):
+            raise AimoError(out_of_memory(stage, profile, trainer.state.global_step + 1)) from None
+        raise
+    if limits.reason:
+        print(f"Stopped at step {trainer.state.global_step} of {trainer.state.max_steps}, before {limits.reason}.")
+    best = folder / "best"
+    if (best / "probe.json").exists() and trainer.is_world_process_zero():
+        shutil.rmtree(folder / "trained", ignore_errors=True)
+        best.rename(folder / "trained")
+        restore(trainer.model, folder / "trained")
+    elif not best.exists():
+        trainer.save_model(str(folder / "trained"))
+    return [record for record in trainer.state.log_history if "loss" in record or "eval_loss" in record or "probe/accuracy" in record]
+
+
+def summary(log: Log) -> dict[str, Any]:
+    """The figures of a stage for its card and for metrics.json: its steps, and the last of each that was logged."""
+    keys = {"loss": "loss", "reward": "reward", "eval_loss": "eval_loss", "probe/accuracy": "probe_accuracy"}
+    found = {name: [record[key] for record in log if key in record] for key, name in keys.items()}
+    return {"steps": max(record["step"] for record in log)} | {name: round(values[-1], 4) for name, values in found.items() if values}
+
+
+def restore(model: Any, trained: Path) -> None:
+    """Put saved adapters or weights back into the model at hand."""
+    from safetensors.torch import load_file
+
+    if (trained / "adapter_model.safetensors").exists():
+        from peft import set_peft_model_state_dict
+
+        set_peft_model_state_dict(model, load_file(trained / "adapter_model.safetensors"))
+    else:
+        for file in trained.glob("*.safetensors"):
+            model.load_state_dict(load_file(file), strict=False)  # shards, and tied weights that are saved once
+
+
+def out_of_memory(stage: str, profile: Profile, step: int) -> str:
+    """Which setting to lower, and by what."""
+    s: Any = getattr(profile, stage)
+    accumulate = f"and {stage}.gradient_accumulation_steps from {s.gradient_accumulation_steps} to {2 * s.gradient_accumulation_steps}"
+    if stage == "grpo":
+        remedy = f"raise grpo.gradient_accumulation_steps from {s.gradient_accumulation_steps} to {2 * s.gradient_accumulation_steps}"
+    elif s.batch_size > 1:
+        remedy = f"lower {stage}.batch_size from {s.batch_size} to {s.batch_size // 2} {accumulate}"
+    else:
+        remedy = (
+            f"lower model.max_length from {profile.model.max_length} to {profile.model.max_length // 2}, or set model.load_in_4bit: true"
+        )
+    return f"{stage}: out of memory at step {step}; {remedy}, then run again: it goes on from the last checkpoint"
 
 
 class PlainLogProbs:
@@ -141,14 +272,34 @@ class PlainLogProbs:
 
 
 def last_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that was written to its end; newer ones cut off by a kill are removed."""
+    """The newest checkpoint that was written to its end; newer ones cut off by a kill are removed, and named."""
+    from safetensors import SafetensorError, safe_open
+
     for checkpoint in sorted(folder.glob("checkpoint-*"), key=lambda p: -int(p.name.split("-")[1])):
         try:
             json.loads((checkpoint / "trainer_state.json").read_text())  # the trainer writes this file last
+            for weights in checkpoint.glob("*.safetensors"):
+                with safe_open(weights, "pt"):
+                    pass
             return str(checkpoint)
-        except (OSError, ValueError):
+        except (OSError, ValueError, SafetensorError):
+            print(f"{checkpoint.name} was not written to its end; the one before is used.")
             shutil.rmtree(checkpoint)
     return None
+
+
+def complete(model: Any, tokenizer: Any, rows: Rows, max_tokens: int) -> list[str]:
+    """The most likely completion of each row's prompt, for a person to read or for a probe."""
+    import torch
+
+    texts = [tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=False) for row in rows]
+    batch = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False).to(model.device)
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        out = model.generate(**batch, max_new_tokens=max_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+    model.train(was_training)
+    return tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
 def to_dataset(rows: Rows) -> Any:
@@ -156,16 +307,3 @@ def to_dataset(rows: Rows) -> Any:
     from datasets import Dataset
 
     return Dataset.from_list(rows)
-
-
-def complete(model: Any, tokenizer: Any, rows: Rows, max_tokens: int) -> list[str]:
-    """The most likely completion of each row's prompt, for a person to read."""
-    import torch
-
-    texts = [tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=False) for row in rows]
-    batch = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False).to(model.device)
-    model.eval()
-    with torch.no_grad():
-        out = model.generate(**batch, max_new_tokens=max_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id)
-    model.train()
-    return tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)

@@ -64,17 +64,28 @@ def axes(columns: int = 1, width: float = 9.0, height: float = 3.2) -> tuple[Fig
     return figure, grid if columns > 1 else grid[0]
 
 
-def counts(kept: dict[str, list[Any]], dropped: dict[str, Counter[str]]) -> HTML:
-    """How many rows of each set came in, were dropped for which reason, and stayed."""
+def counts(sets: Any) -> HTML:
+    """How many rows of each set (`data.Sets`) came in, were dropped for which reason, and are left."""
     rows: list[dict[str, Any]] = []
-    for name in kept:
-        rows.append({"set": name, "": "rows in", "rows": len(kept[name]) + dropped[name].total()})
-        rows += [{"set": "", "": f"dropped: {reason}", "rows": n} for reason, n in dropped[name].most_common()]
-        rows.append({"set": "", "": "rows out", "rows": len(kept[name])})
+    for name, dropped in sets.dropped.items():
+        left = sets.read[name]
+        rows.append({"set": name, "step": "read", "dropped": "", "left": left})
+        for reason, n in dropped.items():
+            left -= n
+            rows.append({"set": "", "step": f"dropped: {reason}", "dropped": n, "left": left})
     return table(rows)
 
 
-def as_the_model_sees(rows: dict[str, list[dict[str, Any]]], tokenizer: Any) -> HTML:
+def contaminated(sets: Any, most: int = 8) -> HTML:
+    """Training rows that were dropped because they share words with an evaluation set: how many, and the first few."""
+    if not sets.contaminated:
+        return HTML(f"{STYLE}<p>No training row shares words with an evaluation set.</p>")
+    found = Counter((row["set"], row["benchmark"]) for row in sets.contaminated)
+    summary = table([{"set": name, "evaluation set": benchmark, "dropped": n} for (name, benchmark), n in found.items()])
+    return HTML(summary.data + table(sets.contaminated[:most]).data)
+
+
+def as_the_model_sees(ready: dict[str, Any], tokenizer: Any) -> HTML:
     """Rows as text, what is given and what is to be learnt: a short and a long SFT example, and two for GRPO."""
 
     def shown(name: str, row: dict[str, Any]) -> dict[str, str]:
@@ -84,38 +95,81 @@ def as_the_model_sees(rows: dict[str, list[dict[str, Any]]], tokenizer: Any) -> 
         whole = tokenizer.apply_chat_template(row["prompt"] + row["completion"], tokenize=False)
         return {"set": name, "given": prompt, "to be learnt": whole[len(prompt) :]}
 
-    by_length = sorted(rows["sft"][:20], key=lambda row: len(row["completion"][0]["content"]))
-    examples = [("sft", by_length[0]), ("sft", by_length[-1]), *(("grpo", row) for row in rows["grpo"][:2])]
+    by_length = sorted(ready["sft"].head(20).to_dicts(), key=lambda row: len(row["completion"][0]["content"]))
+    examples = [("sft", by_length[0]), ("sft", by_length[-1]), *(("grpo", row) for row in ready["grpo"].head(2).to_dicts())]
     return table([shown(name, row) for name, row in examples])
 
 
-def loss(log: list[dict[str, Any]]) -> HTML:
-    """The loss by step, and its moving average."""
-    figure, ax = axes(height=2.8)
-    curve(ax, log, "loss", COLOURS["sft"])
-    ax.set(ylabel="loss on completions")
-    return plot(figure)
+# What is drawn of a stage's log: title, keys, and the range where it is known.
+PANELS: list[tuple[str, list[str], tuple[float, float] | None]] = [
+    ("mean reward (shaded: spread within groups)", ["reward"], None),
+    ("loss", ["loss", "eval_loss"], None),
+    ("mean length of a completion, tokens", ["completions/mean_length", "probe/length"], None),
+    ("probe: share of fixed problems", ["probe/accuracy", "probe/format"], (0, 1.05)),
+    ("share of groups without signal", ["frac_reward_zero_std"], (0, 1.05)),
+    ("share of completions cut off", ["completions/clipped_ratio"], (0, 1.05)),
+    ("entropy", ["entropy"], None),
+    ("gradient norm", ["grad_norm"], None),
+    ("learning rate", ["learning_rate"], None),
+    ("tokens per second", ["tokens_per_second"], None),
+    ("GPU memory, GiB", ["gpu_memory_gib"], None),
+]
+SHADES = ("#e1812c", "#3b76b0", "#3a923a", "#8a94a0", "#c44e52", "#8172b3")
 
 
-def rewards(log: list[dict[str, Any]]) -> HTML:
-    """The mean reward with its spread within groups, and the mean length of completions, by step."""
-    figure, (left, right) = axes(2)
-    curve(left, log, "reward", COLOURS["grpo"])
-    low, high = ([r["reward"] + sign * r["reward_std"] / 2 for r in log] for sign in (-1, 1))
-    left.fill_between([r["step"] for r in log], low, high, color=COLOURS["grpo"], alpha=0.12, lw=0)
-    left.set(title="mean reward (shaded: spread within groups)")
-    curve(right, log, "completions/mean_length", COLOURS["grpo"])
-    right.set(title="mean length of a completion, tokens")
+def training(log: list[dict[str, Any]]) -> HTML:
+    """Every figure of a stage's log by step, faint as logged and bold as moving average."""
+    rewards = sorted({k for r in log for k in r if k.startswith("rewards/") and k.endswith("/mean")})
+    panels = [*PANELS[:1], ("each reward", rewards if len(rewards) > 1 else [], None), *PANELS[1:]]
+    panels = [panel for panel in panels if any(key in record for key in panel[1] for record in log)]
+    columns = min(3, len(panels))
+    figure = Figure(figsize=(3.7 * columns, 2.3 * -(-len(panels) // columns)), layout="constrained")
+    grid = figure.subplots(-(-len(panels) // columns), columns, squeeze=False).flat
+    for ax, (title, keys, limits) in zip(grid, panels, strict=False):
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(axis="y", color="#eceff3")
+        for key, colour in zip([k for k in keys if any(k in r for r in log)], SHADES, strict=False):
+            curve(ax, [r for r in log if key in r], key, colour)
+        if keys == ["reward"]:
+            records = [r for r in log if "reward" in r]
+            low, high = ([r["reward"] + sign * r["reward_std"] / 2 for r in records] for sign in (-1, 1))
+            ax.fill_between([r["step"] for r in records], low, high, color=SHADES[0], alpha=0.12, lw=0)
+        if len(ax.lines) > 2:
+            ax.legend(frameon=False, fontsize=7)
+        ax.set_title(title, fontsize=9)
+        ax.tick_params(labelsize=8)
+        ax.set_ylim(*limits or (min(0, ax.get_ylim()[0]), None))
+    for ax in list(grid)[len(panels) :]:
+        ax.axis("off")
     return plot(figure)
 
 
 def curve(ax: Any, log: list[dict[str, Any]], key: str, colour: str) -> None:
-    """One figure of a log by step: faint as logged, bold as moving average."""
+    """One figure of a log by step; figures that are taken rarely as points."""
     steps, values = [r["step"] for r in log], [r[key] for r in log]
-    ax.plot(steps, values, color=colour, lw=0.8, alpha=0.45)
-    ax.plot(steps, smooth(values), color=colour, lw=2.2)
-    ax.set(xlabel="step")
-    ax.set_ylim(bottom=0)
+    if key.startswith(("probe/", "eval_")):
+        ax.plot(steps, values, "o-", color=colour, ms=3, lw=1.2, label=key.split("/")[-1])
+        ax.plot([], [])
+        return
+    ax.plot(steps, values, color=colour, lw=0.7, alpha=0.4)
+    ax.plot(steps, smooth(values), color=colour, lw=1.8, label=key.removeprefix("rewards/").removesuffix("/mean"))
+
+
+def pass_rates(rates: list[float], bounds: tuple[float, float] | None) -> HTML:
+    """How many problems the model solves how often; those within the bounds are trained on."""
+    if bounds is None:
+        return HTML(f"{STYLE}<p>The profile has no grpo.pass_rate: all problems are trained on.</p>")
+    figure, ax = axes(height=2.4)
+    found = Counter(rates)
+    colours = [RIGHT if bounds[0] <= rate <= bounds[1] else OTHER for rate in found]
+    ax.bar(list(found), list(found.values()), width=0.8 / max(2, len(found)), color=colours)
+    ax.set(xlabel="share of samples that were right (green: kept)", ylabel="problems", xlim=(-0.1, 1.1))
+    return plot(figure)
+
+
+def samples(lines: list[dict[str, Any]], most: int = 12) -> HTML:
+    """Sample completions of GRPO with their rewards, spread over the steps."""
+    return table([lines[i * len(lines) // most] for i in range(most)] if len(lines) > most else lines)
 
 
 def smooth(values: list[float], weight: float = 0.85) -> list[float]:

@@ -1,0 +1,235 @@
+import json
+
+import polars as pl
+import pytest
+import yaml
+
+from aimo import config, sources
+from aimo.config import Columns, Set, Source
+from aimo.errors import AimoError
+
+TALK = [{"role": "user", "content": "What is 6 x 7?"}, {"role": "assistant", "content": r"<think>six sevens</think> \boxed{42}"}]
+STRINGS = pl.List(pl.String)
+FLAGS = pl.List(pl.Boolean)
+TURNS = pl.List(pl.Struct({"content": pl.String, "role": pl.String}))
+NVIDIA = {
+    "expected_answer": "42",
+    "problem_type": "has_answer_extracted",
+    "problem_source": "aops_c4_high_school_math",
+    "generation_model": "DeepSeek-R1",
+    "pass_rate_72b_tir": "0.71875",
+    "problem": "What is 6 x 7?",
+    "generated_solution": r"<think>six sevens</think> \boxed{42}",
+    "inference_mode": "cot",
+}
+# Each set's columns and types, with one row, and what our columns must hold.
+HANDMADE = {
+    "open-r1/OpenR1-Math-220k": (
+        {
+            "problem": "What is 6 x 7?",
+            "solution": "It is 42.",
+            "answer": "42",
+            "problem_type": "Algebra",
+            "question_type": "math-word-problem",
+            "source": "olympiads",
+            "uuid": "0-1",
+            "is_reasoning_complete": [True, False],
+            "generations": [r"<think>six sevens</think> \boxed{42}", "<think>six"],
+            "correctness_math_verify": [True, False],
+            "correctness_llama": None,
+            "finish_reasons": None,
+            "correctness_count": 1,
+            "messages": TALK,
+        },
+        {
+            "is_reasoning_complete": FLAGS,
+            "generations": STRINGS,
+            "correctness_math_verify": FLAGS,
+            "correctness_llama": FLAGS,
+            "finish_reasons": STRINGS,
+            "messages": TURNS,
+        },
+        [("42", True), ("42", False)],
+    ),
+    "open-r1/Mixture-of-Thoughts": (
+        {"messages": TALK, "num_tokens": 20, "source": "open-r1/OpenR1-Math-220k"},
+        {"messages": TURNS},
+        [(r"<think>six sevens</think> \boxed{42}", None)],
+    ),
+    "unsloth/OpenMathReasoning-mini": (NVIDIA, {}, [("42", None)]),
+    "nvidia/OpenMathReasoning": (NVIDIA | {"used_in_kaggle": True}, {}, [("42", None)]),
+    "open-r1/DAPO-Math-17k-Processed": (
+        {
+            "prompt": "What is 6 x 7?",
+            "solution": "42",
+            "data_source": "math_dapo",
+            "source_prompt": TALK[:1],
+            "ability": "MATH",
+            "reward_model": {"ground_truth": "42", "style": "rule-lighteval/MATH_v2"},
+            "extra_info": {"index": "0-1"},
+        },
+        {"source_prompt": TURNS},
+        [("42", None)],
+    ),
+    "AI-MO/NuminaMath-1.5": (
+        {
+            "problem": "What is 6 x 7?",
+            "solution": "six sevens",
+            "answer": "42",
+            "problem_type": "Algebra",
+            "question_type": "math-word-problem",
+            "problem_is_valid": "Yes",
+            "solution_is_valid": "Incomplete",
+            "source": "olympiads",
+            "synthetic": False,
+        },
+        {},
+        [("42", False)],
+    ),
+    "GAIR/LIMO": ({"question": "What is 6 x 7?", "solution": "six sevens", "answer": "42"}, {}, [("42", None)]),
+    "simplescaling/s1K-1.1": (
+        {
+            "solution": "42",
+            "question": "What is 6 x 7?",
+            "cot_type": "math",
+            "source_type": "AI-MO/NuminaMath-CoT/aops_forum",
+            "metadata": "{}",
+            "gemini_thinking_trajectory": "hm",
+            "gemini_attempt": "42",
+            "deepseek_thinking_trajectory": "six sevens",
+            "deepseek_attempt": "42",
+            "gemini_grade": "Yes",
+            "gemini_grade_reason": "",
+            "deepseek_grade": "Yes",
+            "deepseek_grade_reason": "",
+        },
+        {},
+        [("42", None)],
+    ),
+    "openai/gsm8k": ({"question": "What is 6 x 7?", "answer": "six sevens\n#### 42"}, {}, [("six sevens\n#### 42", None)]),
+}
+
+
+def load(source, **keys):
+    rows, lost = sources.load_source(Source(str(source), **keys), 0, "data.sft")
+    return rows.to_dicts(), lost
+
+
+def test_every_preset_has_a_handmade_file():
+    assert HANDMADE.keys() == sources.PRESETS.keys()
+
+
+@pytest.mark.parametrize("name", HANDMADE)
+def test_a_preset_reads_its_sets_columns(tmp_path, name):
+    row, types, expected = HANDMADE[name]
+    path = tmp_path / "rows.parquet"
+    pl.DataFrame([row], schema_overrides=types).write_parquet(path)
+    rows, _ = load(path, preset=name)
+    assert [(r["answer"], r["correct"]) for r in rows] == expected
+    assert all(r["problem"] == "What is 6 x 7?" for r in rows)
+    assert name == "open-r1/DAPO-Math-17k-Processed" or "six" in rows[0]["solution"]
+    if "pass_rate_72b_tir" in row:
+        assert rows[0]["pass_rate"] == 0.71875
+
+
+def test_a_trace_without_a_flag_of_its_own_is_not_right(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    lines = [{"p": "P", "a": 1, "s": ["x", "y"], "ok": [True]}, {"p": "Q", "a": 2, "s": ["z"], "ok": [True]}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rows, _ = load(path, columns=Columns(problem="p", answer="a", solution="s", correct="ok"))
+    assert [(r["solution"], r["correct"]) for r in rows] == [("x", False), ("y", False), ("z", True)]
+
+
+def test_answers_of_several_types_are_text(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"problem": "P", "answer": 5}\n{"problem": "P", "answer": "5"}\n{"problem": "P", "answer": null}\n{"problem": "P"}\n')
+    assert [row["answer"] for row in load(path)[0]] == ["5", "5", None, None]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_a_folder_of_files_is_one_source(tmp_path, kind):
+    for i in range(3):
+        table = pl.DataFrame({"problem": [f"P{i}"], "answer": [str(i)]})
+        {"jsonl": table.write_ndjson, "csv": table.write_csv, "parquet": table.write_parquet}[kind](tmp_path / f"train-{i}.{kind}")
+    (tmp_path / "notes.txt").write_text("no data")
+    assert [row["problem"] for row in load(tmp_path)[0]] == ["P0", "P1", "P2"]
+
+
+def test_a_split_is_told_by_the_files_names(tmp_path):
+    for split in ("train", "test"):
+        pl.DataFrame({"problem": [split], "answer": ["1"]}).write_csv(tmp_path / f"{split}.csv")
+    assert load(tmp_path, split="test")[0][0]["problem"] == "test"
+
+
+def test_a_folder_saved_by_datasets_is_a_source(tmp_path):
+    import datasets
+
+    whole = datasets.Dataset.from_dict({"problem": ["P"], "answer": [7], "more": [1]})
+    whole.save_to_disk(str(tmp_path / "one"))
+    datasets.DatasetDict({"dev": whole}).save_to_disk(str(tmp_path / "many"))
+    assert load(tmp_path / "one")[0] == [r | {"source": str(tmp_path / "one")} for r in load(tmp_path / "many", split="dev")[0]]
+
+
+def test_a_corrupt_line_is_refused_or_counted(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"problem": "P", "answer": 1}\n{"problem": \n\n[1]\n')
+    with pytest.raises(AimoError, match="line 2 is not a JSON object"):
+        load(path)
+    rows, lost = load(path, corrupt_lines="skip")
+    assert len(rows) == 1 and lost == {"corrupt line": 2}
+
+
+@pytest.mark.parametrize(
+    "name, content, told",
+    [
+        ("none.jsonl", None, "does not exist"),
+        ("other.jsonl", '{"a": 1}\n', "no column 'problem'; it has a"),
+        ("empty.jsonl", "", "no column"),
+        ("empty.csv", "", "cannot be read"),
+        ("broken.parquet", "PAR1", "cannot be read"),
+        ("nested.jsonl", '{"problem": [["deep"]], "answer": 1}\n', "not text"),
+    ],
+)
+def test_a_bad_source_is_refused_by_name_in_one_line(tmp_path, name, content, told):
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(AimoError) as e:
+        load(tmp_path / name)
+    assert told in str(e.value) and "data.sft" in str(e.value) and "\n" not in str(e.value)
+
+
+def test_a_folder_without_data_and_an_unknown_preset_are_refused(tmp_path):
+    with pytest.raises(AimoError, match="found none"):
+        load(tmp_path)
+    with pytest.raises(AimoError, match="openai/gsm8k"):
+        load(tmp_path, preset="openai/gsm9k")
+
+
+def files(tmp_path, **sizes):
+    """Files of numbered problems, one for each name."""
+    for name, size in sizes.items():
+        table = pl.DataFrame({"problem": [f"{name} {i}" for i in range(size)], "answer": ["1"] * size, "work": ["w"] * size})
+        table.write_csv(tmp_path / f"{name}.csv")
+    return [tmp_path / f"{name}.csv" for name in sizes]
+
+
+def test_a_mixture_takes_each_source_by_its_weight_and_shuffles_by_the_seed(tmp_path):
+    a, b = files(tmp_path, a=100, b=40)
+    mixture = Set(mixture=[Source(str(a), weight=0.25), Source(str(b), weight=0.5)])
+    rows, _ = sources.load(mixture, 3, "data.sft")
+    origins = [problem[0] for problem in rows["problem"]]
+    assert (origins.count("a"), origins.count("b")) == (25, 20) and origins != sorted(origins)
+    assert rows.equals(sources.load(mixture, 3, "data.sft")[0]) and not rows.equals(sources.load(mixture, 4, "data.sft")[0])
+
+
+def test_a_mixture_of_unequal_columns_is_refused_by_name(tmp_path):
+    a, b = files(tmp_path, a=3, b=3)
+    with pytest.raises(AimoError, match=r"a\.csv has the column solution and .*b\.csv has not"):
+        sources.load(Set(mixture=[Source(str(a), columns=Columns(solution="work")), Source(str(b))]), 0, "data.sft")
+
+
+def test_a_set_has_a_source_or_a_mixture(tmp_path):
+    values = yaml.safe_load((config.PROFILES / "tiny.yaml").read_text())
+    values["data"]["sft"] = {"source": "a.csv", "mixture": [{"source": "b.csv"}]}
+    with pytest.raises(AimoError, match="either a source or a mixture"):
+        config.parse(values, "profile")
