@@ -26,7 +26,7 @@ from aimo.engine import Engine
 
 run = runs.begin("inference", profile, run_dir, overrides)
 heldout = data.read(run.dir / "data", "heldout")
-engine = Engine(run.dir / "grpo/model", run.profile.inference.gpu_memory, run.profile.seed)
+engine = Engine(run.dir / run.profile.last_trained / "model", run.profile.inference.gpu_memory, run.profile.seed)
 
 # %% [markdown]
 # ## What each stage brought

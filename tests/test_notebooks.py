@@ -8,8 +8,8 @@ from aimo.config import ROOT
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
-def test_there_are_four_in_the_order_of_the_road():
-    assert [p.stem for p in NOTEBOOKS] == ["01_data_prep", "02_format_sft", "03_grpo", "04_inference"]
+def test_they_stand_in_the_order_of_the_road():
+    assert [p.stem for p in NOTEBOOKS] == ["01_data_prep", "02_format_sft", "03_grpo", "03b_dpo", "04_inference"]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)

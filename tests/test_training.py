@@ -128,6 +128,16 @@ def test_evaluation_and_probes_are_logged_and_the_best_model_probed_is_what_stay
     assert {line["step"] for line in lines} == {1, 2, 4, 6} and {"completion", "accuracy_reward", "advantage"} <= lines[0].keys()
 
 
+def test_dpo_comes_to_prefer_what_was_chosen(tmp_path, sets):
+    p = small("dpo={learning_rate: 1.0e-3, batch_size: 4, max_steps: 8}")
+    pairs = [
+        {"prompt": row["prompt"], "chosen": row["completion"], "rejected": [{"role": "assistant", "content": "<start_working_out>no"}]}
+        for row in sets["sft"]
+    ]
+    log = training.dpo(models.load(TINY, p), models.load_tokenizer(TINY, p), pairs, p, tmp_path, lambda *_: None)
+    assert log[-1]["rewards/margins"] > log[0]["rewards/margins"] and losses(log)[-1] < losses(log)[0]
+
+
 @pytest.mark.parametrize("loss", ["grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo"])
 def test_every_loss_of_trl_trains(tmp_path, sets, loss):
     level = ["grpo.trl={importance_sampling_level: sequence}"] if loss == "luspo" else []

@@ -38,8 +38,8 @@ def run(
     except KeyboardInterrupt:
         raise AimoError("interrupted; run the same command again to go on") from None
     stages = read_metrics(folder)["stages"]
-    rows = [name for name in ("base", "sft", "grpo") if name in stages]
-    columns = list(dict.fromkeys(key for name in rows for key in stages[name]))
+    rows = [name for name in ("base", "sft", "grpo", "dpo") if name in stages]
+    columns = [*stages["base"], "seconds"]
     table = Table("", *columns)
     for name in rows:
         table.add_row(name, *(f"{stages[name][c]:.3g}" if c in stages[name] else "" for c in columns))

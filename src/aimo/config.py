@@ -20,8 +20,8 @@ from aimo.errors import AimoError
 ROOT = Path(__file__).parents[2]
 PROFILES = ROOT / "notebooks" / "profiles"
 
-Stage = Literal["data", "sft", "grpo", "inference"]
-STAGES: tuple[Stage, ...] = ("data", "sft", "grpo", "inference")
+Stage = Literal["data", "sft", "grpo", "dpo", "inference"]
+STAGES: tuple[Stage, ...] = ("data", "sft", "grpo", "dpo", "inference")
 
 strict = ConfigDict(extra="forbid", strict=True)
 Positive = Annotated[int, Field(gt=0)]
@@ -427,6 +427,16 @@ class Profile:
     training: Training = field(default_factory=Training)
     dpo: Dpo | None = None
     """An optional stage after GRPO."""
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages of a run, in order."""
+        return tuple(stage for stage in STAGES if stage != "dpo" or self.dpo)
+
+    @property
+    def last_trained(self) -> Stage:
+        """The stage whose model answers."""
+        return "dpo" if self.dpo else "grpo"
 
     @model_validator(mode="after")
     def check(self) -> "Profile":

@@ -4,6 +4,7 @@ Left out: intervals and public benchmarks.
 """
 
 import asyncio
+import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -85,13 +86,20 @@ def evaluate(
 
 
 def within_pass_rate(model: Path, rows: list[dict[str, Any]], run: Run) -> tuple[list[dict[str, Any]], list[float]]:
-    """The rows of which `model` solves a share within `grpo.pass_rate`, and the shares of all; every row without that key."""
+    """The rows of which `model` solves a share within `grpo.pass_rate`, and the shares of all; every row without that key.
+
+    The shares are kept in the stage's folder, and read from there when it is started again.
+    """
     bounds, samples = run.profile.grpo.pass_rate, run.profile.grpo.pass_rate_samples
     if bounds is None:
         return rows, []
-    with Engine(model, run.profile.inference.gpu_memory, run.profile.seed) as engine:
-        found = evaluate(engine, rows, run.profile.prompt, samples, run.profile.seed, run.progress)
-    rates = [sum(a == gold for a in group) / samples for gold, group in zip(found.golds, found.answers, strict=True)]
+    tried = run.folder / "pass_rates.json"
+    if not tried.exists():
+        with Engine(model, run.profile.inference.gpu_memory, run.profile.seed) as engine:
+            found = evaluate(engine, rows, run.profile.prompt, samples, run.profile.seed, run.progress)
+        right = zip(found.golds, found.answers, strict=True)
+        write_json(tried, [sum(a == gold for a in group) / samples for gold, group in right])
+    rates = json.loads(tried.read_text())
     kept = [row for row, rate in zip(rows, rates, strict=True) if bounds[0] <= rate <= bounds[1]]
     if not kept:
         raise AimoError(f"grpo.pass_rate: no problem is solved in a share from {bounds[0]} to {bounds[1]}; widen it")
@@ -99,8 +107,9 @@ def within_pass_rate(model: Path, rows: list[dict[str, Any]], run: Run) -> tuple
 
 
 def compare(engine: Engine, run: Run, rows: list[dict[str, Any]]) -> dict[str, Evaluation]:
-    """Evaluate base, sft and grpo on the held-out rows, one after the other in the same engine; keep it for the report."""
-    folders = {"base": local_folder(run.profile.model.base), "sft": run.dir / "sft/model", "grpo": run.dir / "grpo/model"}
+    """Evaluate the base and each stage on the held-out rows, one after the other in the same engine; keep it for the report."""
+    folders = {"base": local_folder(run.profile.model.base)}
+    folders |= {stage: run.dir / stage / "model" for stage in run.profile.stages if stage not in ("data", "inference")}
     samples = run.profile.inference.samples
     evaluations: dict[str, Evaluation] = {}
     for i, (name, folder) in enumerate(folders.items()):

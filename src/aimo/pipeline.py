@@ -35,8 +35,8 @@ def run(
     check_room(folder, resolved)
     if from_stage:
         forget(folder, from_stage)
-    with Display(folder) as display:
-        for stage in STAGES:
+    with Display(folder, resolved) as display:
+        for stage in resolved.stages:
             seconds = read_metrics(folder)["stages"].get(stage, {}).get("seconds")
             if seconds is None:
                 display.start(stage)
@@ -117,7 +117,7 @@ def forget(folder: Path, from_stage: Stage) -> None:
 class Display:
     """A line a stage, with its steps, the time spent and the time left; plain lines every 20 s where there is no terminal."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, profile: Profile):
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -132,7 +132,7 @@ class Display:
             console=self.console,
             disable=not self.console.is_terminal,
         )
-        self.tasks = {stage: self.bars.add_task(stage, total=None, start=False, note="") for stage in STAGES}
+        self.tasks = {stage: self.bars.add_task(stage, total=None, start=False, note="") for stage in profile.stages}
         self.stopped = threading.Event()
         self.stage: Stage | None = None
         self.started = time.time()

@@ -41,7 +41,7 @@ def write(folder: Path) -> Path:
         ),
         ("The test file", f"{len(solutions)} questions: {score}{fallbacks} answered with the fallback.", views.votes(solutions)),
         ("", "", views.answers(solutions)),
-        ("Time", "", views.table([{"stage": s, "seconds": stages[s]["seconds"]} for s in STAGES])),
+        ("Time", "", views.table([{"stage": s, "seconds": stages[s]["seconds"]} for s in STAGES if s in stages])),
         ("Versions", "", views.table([{"package": name, "version": version} for name, version in versions().items()])),
     ]
     body = "".join(f"{f'<h2>{title}</h2>' if title else ''}{f'<p>{lead}</p>' if lead else ''}{view.data}" for title, lead, view in sections)

@@ -2,7 +2,7 @@
 
     RUN/profile.yaml          the resolved profile
     RUN/notebooks/            executed notebooks and their HTML
-    RUN/data|sft|grpo|inference/   what each stage makes: rows, checkpoints and model, evaluation and answers
+    RUN/data|sft|grpo|dpo|inference/  what each stage makes: rows, checkpoints and model, evaluation and answers
     RUN/metrics.json, report.html, submission.parquet
 
 A stage is finished when metrics.json holds its seconds; `finish`, the last call of each notebook, writes them. Left out:
@@ -22,8 +22,20 @@ from aimo import config
 from aimo.config import ROOT, STAGES, Profile, Stage
 from aimo.errors import AimoError
 
-NOTEBOOKS: dict[Stage, str] = {"data": "01_data_prep", "sft": "02_format_sft", "grpo": "03_grpo", "inference": "04_inference"}
-PRODUCTS: dict[Stage, str] = {"data": "data/sft.parquet", "sft": "sft/model", "grpo": "grpo/model", "inference": "submission.parquet"}
+NOTEBOOKS: dict[Stage, str] = {
+    "data": "01_data_prep",
+    "sft": "02_format_sft",
+    "grpo": "03_grpo",
+    "dpo": "03b_dpo",
+    "inference": "04_inference",
+}
+PRODUCTS: dict[Stage, str] = {
+    "data": "data/sft.parquet",
+    "sft": "sft/model",
+    "grpo": "grpo/model",
+    "dpo": "dpo/model",
+    "inference": "submission.parquet",
+}
 
 
 @dataclass(frozen=True)
@@ -72,7 +84,9 @@ def begin(stage: Stage, profile: str, run_dir: str | None = None, overrides: lis
     if resolved.training.cache_dir:
         os.environ["HF_HOME"] = resolved.training.cache_dir
     folder = open_folder(run_dir, resolved)
-    for earlier in STAGES[: STAGES.index(stage)]:
+    if stage not in resolved.stages:
+        raise AimoError(f"profile {profile} has no {stage} section; add one, or leave this notebook out")
+    for earlier in resolved.stages[: resolved.stages.index(stage)]:
         if not (folder / PRODUCTS[earlier]).exists():
             raise AimoError(
                 f"stage {stage} needs {folder / PRODUCTS[earlier]}, which stage {earlier} makes: run notebooks/{NOTEBOOKS[earlier]}.ipynb "

@@ -1,4 +1,4 @@
-"""SFT and GRPO: TRL's trainers, resumable, watched (`callbacks`), with the profile's settings.
+"""SFT, GRPO and DPO: TRL's trainers, resumable, watched (`callbacks`), with the profile's settings.
 
 What they leave in the stage's folder: checkpoints, `log.jsonl` with the figures of every step, and `trained`, the adapter or
 the weights. Left out: launching on several devices, which is `launch`.
@@ -111,6 +111,31 @@ def grpo(model: Any, tokenizer: Any, rows: Rows, profile: Profile, folder: Path,
         callbacks=[samples],
     )
     return fit(trainer, "grpo", profile, folder, progress, probe)
+
+
+def dpo(model: Any, tokenizer: Any, rows: Rows, profile: Profile, folder: Path, progress: Progress, probe: Rows | None = None) -> Log:
+    """Prefer `chosen` over `rejected` completions of each `prompt` (DPO, Rafailov 2023); returns one record a step.
+
+    The model held to is the one that training starts from. Goes on from the last checkpoint in `folder`, if there is one.
+    """
+    from trl import DPOConfig, DPOTrainer
+
+    s = profile.dpo
+    assert s
+    args = configure(
+        DPOConfig,
+        "dpo",
+        profile,
+        folder,
+        per_device_train_batch_size=s.batch_size,
+        gradient_accumulation_steps=s.gradient_accumulation_steps,
+        max_length=profile.model.max_length,
+        beta=s.beta,
+    )
+    columns = ("prompt", "chosen", "rejected")
+    pairs = to_dataset([{column: row[column] for column in columns} for row in rows])
+    trainer = DPOTrainer(model=model, args=args, processing_class=tokenizer, train_dataset=pairs)
+    return fit(trainer, "dpo", profile, folder, progress, probe)
 
 
 def configure(kind: Any, stage: str, profile: Profile, folder: Path, **arguments: Any) -> Any:

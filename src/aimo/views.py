@@ -15,7 +15,7 @@ from IPython.display import HTML
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-COLOURS = {"base": "#8a94a0", "sft": "#3b76b0", "grpo": "#e1812c"}
+COLOURS = {"base": "#8a94a0", "sft": "#3b76b0", "grpo": "#e1812c", "dpo": "#8172b3"}
 RIGHT, WRONG, OTHER = "#3a923a", "#c44e52", "#d5d9de"
 STYLE = (
     "<style>table.aimo{border-collapse:collapse;font:13px/1.45 system-ui,sans-serif;margin:4px 0 14px}"
@@ -104,6 +104,8 @@ def as_the_model_sees(ready: dict[str, Any], tokenizer: Any) -> HTML:
 PANELS: list[tuple[str, list[str], tuple[float, float] | None]] = [
     ("mean reward (shaded: spread within groups)", ["reward"], None),
     ("loss", ["loss", "eval_loss"], None),
+    ("DPO: share of pairs in the right order", ["rewards/accuracies"], (0, 1.05)),
+    ("DPO: reward of chosen and rejected", ["rewards/chosen", "rewards/rejected"], None),
     ("mean length of a completion, tokens", ["completions/mean_length", "probe/length"], None),
     ("probe: share of fixed problems", ["probe/accuracy", "probe/format"], (0, 1.05)),
     ("share of groups without signal", ["frac_reward_zero_std"], (0, 1.05)),
@@ -167,6 +169,14 @@ def pass_rates(rates: list[float], bounds: tuple[float, float] | None) -> HTML:
     return plot(figure)
 
 
+def pairs(rows: list[dict[str, Any]]) -> HTML:
+    """How many pairs of which kind there are, and the first of each."""
+    found = Counter(row["kind"] for row in rows)
+    first = {row["kind"]: row for row in reversed(rows)}
+    text = {kind: {side: row[side][-1]["content"] for side in ("prompt", "chosen", "rejected")} for kind, row in first.items()}
+    return table([{"rejected for being": kind, "pairs": n} | text[kind] for kind, n in found.items()])
+
+
 def samples(lines: list[dict[str, Any]], most: int = 12) -> HTML:
     """Sample completions of GRPO with their rewards, spread over the steps."""
     return table([lines[i * len(lines) // most] for i in range(most)] if len(lines) > most else lines)
@@ -193,8 +203,9 @@ def completions(rows: list[dict[str, Any]], **columns: list[str]) -> HTML:
 
 def headline(stages: dict[str, dict[str, Any]]) -> HTML:
     """The figures of base, sft and grpo."""
-    names = {"base": "base, prompted in the format", "sft": "after format SFT", "grpo": "after GRPO"}
-    return table([{"": names[name]} | stages[name] for name in names if name in stages])
+    names = {"base": "base, prompted in the format", "sft": "after format SFT", "grpo": "after GRPO", "dpo": "after DPO"}
+    columns = [*stages["base"], "seconds"]
+    return table([{"": names[name]} | {c: stages[name].get(c, "") for c in columns} for name in names if name in stages])
 
 
 def accuracy(stages: dict[str, dict[str, Any]], majority: dict[str, dict[str, float]]) -> HTML:
