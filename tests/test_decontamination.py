@@ -25,7 +25,9 @@ def test_eight_words_in_a_row_are_contamination_and_seven_are_not():
 
 
 def test_what_was_found_is_told():
-    found = contaminated(pl.Series([f"A riddle. {EXAM}"]), {"other": ["Nothing of the kind is in here, not even nearly so."], "exam": [EXAM]})
+    found = contaminated(
+        pl.Series([f"A riddle. {EXAM}"]), {"other": ["Nothing of the kind is in here, not even nearly so."], "exam": [EXAM]}
+    )
     assert found.rows() == [(0, "exam", "let n be the number of ways to")]
 
 

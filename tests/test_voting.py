@@ -1,8 +1,36 @@
+import importlib.util
+import math
 import random
 from collections import Counter
 from itertools import product
 
-from aimo import voting
+import pytest
+
+from aimo import answers, voting
+from aimo.config import ROOT
+from aimo.voting import Policy, State, next_step
+
+THINKING = (
+    "<think>First \\boxed{1}, but no.\n\nAlternatively 2. Hmm, so it is x.</think>\n\nWe get \\boxed{\\text{odd}} and \\boxed{2^{5}}. Bye"
+)
+
+
+def read(text):
+    return answers.to_integer(answers.extract(text))
+
+
+@pytest.fixture(scope="session")
+def bench():
+    """The benchmark as a module."""
+    spec = importlib.util.spec_from_file_location("benchmark_voting", ROOT / "benchmarks" / "voting.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def amc(bench, shared):
+    return bench.load(shared / "traces" / "amc23_15_models.jsonl")
 
 
 def test_the_leader_has_the_most_votes_and_of_equals_the_smallest():
@@ -35,3 +63,222 @@ def test_majority_of_one_is_pass_at_1_and_of_all_is_the_vote():
     assert abs(voting.maj_at(answers, 4, 1, r, draws=4000) - 3 / 8) < 0.04
     assert voting.maj_at(answers, 4, 8, r) == 1.0
     assert voting.maj_at(answers, 9, 8, r) == 0.0
+
+
+def test_a_tally_explains_the_vote_and_does_not_depend_on_the_order_of_arrival():
+    r = random.Random(0)
+    for _ in range(200):
+        pairs = [(r.choice([1, 2, 3, None]), r.choice([0.1, 0.2, 0.3, 0.7])) for _ in range(r.randint(1, 12))]
+        rows = voting.tally(pairs)
+        assert voting.tally(r.sample(pairs, len(pairs))) == rows
+        assert {row.answer: row.votes for row in rows} == voting.count([answer for answer, _ in pairs])
+        assert not rows or math.isclose(sum(row.share for row in rows), 1)
+        assert all(math.isclose(row.weight, sum(w for a, w in pairs if a == row.answer)) for row in rows)
+        counted = voting.tally((answer, 1.0) for answer, _ in pairs)
+        assert (counted[0].answer if counted else None) == voting.leader(voting.count([answer for answer, _ in pairs]))
+
+
+def test_ties_go_to_weight_then_votes_then_the_smallest_answer():
+    assert [row.answer for row in voting.tally([(9, 3.0), (1, 1.0), (1, 1.0)])] == [9, 1]
+    assert [row.answer for row in voting.tally([(1, 2.0), (9, 1.0), (9, 1.0)])] == [9, 1]
+    assert [row.answer for row in voting.tally([(9, 1.0), (1, 1.0)])] == [1, 9]
+    assert voting.tally([(None, 1.0)]) == []
+
+
+def test_weights_fall_as_a_completion_is_less_sure_longer_or_contradicted():
+    assert voting.by_logprob(0) == voting.by_entropy(0) == 1
+    assert 1 > voting.by_logprob(-0.1) > voting.by_logprob(-2) > 0
+    assert 1 > voting.by_entropy(0.1) > voting.by_entropy(2) > 0
+    assert 1 >= voting.by_length(0) > voting.by_length(100) > voting.by_length(30_000) > 0
+    assert voting.by_tools(5, [None, 5]) > voting.by_tools(5, [None, 6]) == voting.by_tools(5, [])
+
+
+def test_trivial_answers_are_those_of_the_statement_and_0_and_1():
+    problem = "Find $x$ with $2^{10} x = 1{,}024 \\cdot 2,048$ and 3.5 units."
+    assert {n for n in range(3000) if voting.by_prior(n, problem) < 1} == {0, 1, 2, 3, 5, 10, 1024, 2048}
+
+
+def test_the_doubt_is_the_posterior_chance_that_a_rival_is_the_more_likely_answer():
+    r = random.Random(0)
+    for first, second in [(0, 0), (3, 0), (4, 1), (6, 5)]:
+        rate = sum(r.betavariate(first + 1, second + 1) < 0.5 for _ in range(20_000)) / 20_000
+        assert abs(voting.beaten(first, second) - rate) < 0.012
+    assert voting.doubt(Counter({1: 4})) == voting.beaten(4, 0)
+    assert voting.doubt(Counter({1: 2, 8: 6})) == voting.beaten(6, 2) + voting.beaten(6, 0)
+
+
+def test_each_vote_for_the_leader_lowers_the_doubt_and_each_for_a_rival_raises_it():
+    r = random.Random(1)
+    for _ in range(200):
+        votes = Counter({1: r.randint(3, 9), 2: r.randint(0, 1), 3: r.randint(0, 1)})
+        doubt = voting.doubt(votes)
+        assert voting.doubt(votes + Counter([1])) < doubt < voting.doubt(votes + Counter([2]))
+
+
+def test_as_many_votes_as_needed_settle_a_vote_and_no_fewer():
+    r = random.Random(2)
+    for _ in range(100):
+        votes = Counter(r.choices([1, 2, 3], k=r.randint(0, 8)))
+        more, first = voting.needed(votes, 0.05), voting.leader(votes) or 1
+        assert voting.is_settled(votes + Counter({first: more}), 0.05)
+        assert not more or not voting.is_settled(votes + Counter({first: more - 1}), 0.05)
+
+
+def test_a_hopeless_vote_cannot_be_settled_by_any_outcome_of_the_rest():
+    r = random.Random(3)
+    hopeless = 0
+    for _ in range(300):
+        votes, remaining = Counter(r.choices(range(9), k=r.randint(2, 9))), r.randint(0, 2)
+        if voting.is_hopeless(votes, remaining, 1.0):
+            hopeless += 1
+            for rest in product([*range(10), None], repeat=remaining):
+                assert not voting.is_settled(votes + voting.count(rest), 0.5)
+    assert hopeless > 30 and not voting.is_hopeless(Counter(), 1, 1.0)
+
+
+def test_a_step_stops_for_the_reason_it_names():
+    assert next_step(State(Counter({7: 4}), ended=4, running=8, left=4)).stop == "settled"
+    assert next_step(State(Counter({7: 3}), ended=4, running=1, left=1)).stop == "decided"
+    assert next_step(State(Counter({1: 1, 2: 1, 3: 1, 4: 1}), ended=15, running=1)).stop == "hopeless"
+    assert next_step(State(Counter({1: 1, 2: 1}), ended=4)).stop == next_step(State(Counter(), ended=4)).stop == "exhausted"
+    assert next_step(State(Counter({7: 2}), ended=2, running=9, left=4, time_left=0)).stop == "deadline"
+    assert next_step(State(Counter(), running=9, left=4)).stop == ""
+
+
+def test_waves_grow_with_disagreement_and_stay_within_what_may_run_and_what_is_affordable():
+    fresh = State(Counter(), left=64)
+    first = next_step(fresh).start
+    assert 4 < first < Policy().in_flight
+    assert next_step(State(Counter({7: 3}), ended=3, running=first - 3, left=50)).start == 0
+    assert next_step(State(Counter({7: 1, 8: 1, 9: 1}), ended=3, running=first - 3, left=50)).start == Policy().in_flight - (first - 3)
+    assert next_step(State(Counter(), left=3)).start == 3
+    assert next_step(fresh, Policy(in_flight=5)).start == 5
+    assert next_step(State(Counter({7: 1}), 1, 2, left=50, time_left=9, time_each=10)).start == 0
+
+
+def test_ramblers_are_cut_only_when_half_of_the_streams_have_ended():
+    assert next_step(State(Counter({1: 2, 2: 1}), ended=8, running=8, longest=1000)).limit == 3000
+    assert next_step(State(Counter({1: 2, 2: 1}), ended=7, running=8, longest=1000)).limit == math.inf
+    assert next_step(State(Counter(), ended=8, running=8)).limit == math.inf
+
+
+@pytest.mark.parametrize(
+    "text, end, answer",
+    [
+        ("So \\boxed{12} and then \\boxed{13}", "{12}", 12),
+        ("\\boxed{} then \\boxed{\\frac{9}{5}} then $\\boxed{\\frac{84}{2}}$.", "84}{2}}", 42),
+        (THINKING, "{2^{5}}", 32),
+        ("<think>Try \\boxed{7}.\n" + "wait\n" * 100 + "So the answer is 8.\n</think>\n\nLong story \\boxed{8}", "</think>", 8),
+        ("1 + 1<end_working_out><SOLUTION>2</SOLUTION>", "</SOLUTION>", 2),
+        ("<answer>5</answer>", "</answer>", 5),
+    ],
+)
+def test_a_stream_ends_at_its_first_complete_final_answer(text, end, answer):
+    place = text.index(end) + len(end)
+    assert voting.final_answer(text, read) == (place, answer)
+    for i in range(len(text)):
+        assert voting.final_answer(text[:i], read) == (None if i < place else (place, answer))
+
+
+def test_inside_a_thought_that_the_prompt_opened_no_answer_is_final():
+    assert voting.final_answer("maybe \\boxed{7}", read) and not voting.final_answer("maybe \\boxed{7}", read, thinking=True)
+    assert voting.final_answer("hm \\boxed{7} no</think>\\boxed{8}", read, thinking=True)[1] == 8
+
+
+def test_a_text_without_a_readable_answer_has_no_end():
+    for text in ("", "\\boxed{12", "\\boxed{x}", "the answer is 12", "<think>\\boxed{1}", "<SOLUTION>12"):
+        assert voting.final_answer(text, read) is None
+
+
+def test_a_loop_of_any_length_is_seen_and_ordinary_text_is_not():
+    r = random.Random(0)
+
+    def prose(n):
+        return "".join(r.choices("abcdefgh \n", k=n))
+
+    for period in (1, 7, 100, 1000, 3000):
+        loop = prose(period)
+        copies = 1 + voting.REPEATS * max(1, math.ceil(voting.BLOCK / period))
+        assert voting.is_repeating(prose(5000) + loop * copies)
+        assert period < voting.BLOCK or not voting.is_repeating(prose(5000) + loop * (voting.REPEATS - 1))
+    assert not voting.is_repeating("") and not voting.is_repeating(prose(50_000))
+    assert not voting.is_repeating("".join(f"For n = {n} the remainder is {n * n % 97}, which does not work either.\n" for n in range(500)))
+
+
+def test_a_forced_ending_closes_the_thought_and_makes_the_next_number_the_answer():
+    for text in ("<think>so 6 * 7", "<think>so 6 * 7</think>\n\nIt follows"):
+        forced = text + voting.forced_ending(text) + "42}"
+        assert voting.final_answer(forced, read)[1] == 42 and forced.count("</think>") == 1
+
+
+def test_final_answers_of_real_completions_are_the_ones_they_end_with(shared, amc):
+    pairs = [(whole.answer, ours.answer) for question in amc for whole, ours in zip(question.peer, question.ours, strict=True)]
+    both = [(a, b) for a, b in pairs if isinstance(a, int) and b is not None]
+    assert len(both) > 350 and sum(a == b for a, b in both) / len(both) > 0.985
+    right = [(q.gold == w.answer, q.gold == o.answer) for q in amc for w, o in zip(q.peer, q.ours, strict=True)]
+    assert sum(o for _, o in right) > 0.96 * sum(w for w, _ in right)  # labels take the last number where there is no answer
+    assert sum(o.tokens for q in amc for o in q.ours) < 0.55 * sum(w.tokens for q in amc for w in q.peer)
+
+
+def test_a_replay_counts_every_token_once_and_keeps_to_its_limits(bench):
+    r = random.Random(4)
+    for _ in range(100):
+        samples = [bench.Sample(r.lognormvariate(6, 1), r.choice([1, 1, 2, 3, None])) for _ in range(r.randint(1, 24))]
+        peaks = []
+
+        def watched(state, peaks=peaks):
+            peaks.append(state.running)
+            return next_step(state)
+
+        ended, tokens, wall = bench.replay(samples, watched)
+        assert max(peaks) <= Policy().in_flight and len(ended) <= len(samples)
+        assert tokens <= sum(s.tokens for s in samples) + 1e-6 and wall <= tokens + 1e-6
+    samples = [bench.Sample(t, a) for t, a in [(10, 5), (30, 5), (20, 6), (50, 5)]]
+    assert bench.replay(samples, bench.PEERS["all samples"].decide) == ({0: 5, 2: 6, 1: 5, 3: 5}, 110, 50)
+    assert bench.replay(samples, bench.Peer(4, bench.agreeing(2)).decide) == ({0: 5, 2: 6, 1: 5}, 90, 30)
+
+
+def test_the_peers_replay_as_measured_elsewhere(bench, amc):
+    known = {
+        "all samples": (0.887, 73_100, 21_000),
+        "4 agreeing": (0.825, 45_400, 7_400),
+        "5 of 15": (0.900, 52_500, 9_300),
+        "10 of 12 ended": (0.856, 43_800, 7_800),
+    }
+    for figure in bench.measure(amc, 60, 0)[1:]:
+        accuracy, tokens, wall = known[figure["policy"]]
+        assert abs(figure["accuracy"] - accuracy) < 0.015
+        assert abs(figure["tokens"] / tokens - 1) < 0.02 and abs(figure["wall"] / wall - 1) < 0.03
+
+
+@pytest.mark.parametrize("part", ["all", "odd questions", "without four models"])
+def test_real_completions_are_voted_as_well_as_the_best_peer_does_for_much_less(bench, amc, part):
+    if part == "odd questions":
+        amc = amc[1::2]
+    if part == "without four models":
+        amc = [bench.Question(q.gold, q.peer[:5] + q.peer[9:], q.ours[:5] + q.ours[9:]) for q in amc]
+    ours, *peers = bench.measure(amc, 40, 1)
+    best = max(peers, key=lambda figure: (figure["accuracy"], -figure["tokens"]))
+    assert ours["accuracy"] >= best["accuracy"] - 0.005
+    assert ours["tokens"] <= 0.70 * best["tokens"] and ours["wall"] <= 0.50 * best["wall"]
+
+
+@pytest.mark.parametrize(
+    "spread, skill, ramblers, pace", [(0.3, 0.8, 0.1, 0.0), (0.8, 0.7, 0.2, 0.5), (0.5, 0.5, 0.2, -0.5), (0.5, 0.9, 0.0, 0.0)]
+)
+def test_on_samples_of_any_lengths_and_skill_stopping_costs_little_accuracy(bench, spread, skill, ramblers, pace):
+    """Lengths are lognormal with this spread; wrong answers are longer by e^pace."""
+    r = random.Random(5)
+    questions = []
+    for _ in range(300):
+        p, own = r.betavariate(2 * skill, 2 - 2 * skill), r.gauss(0, 0.4)
+        wrong, samples = r.sample(range(2000), 6), []
+        for _ in range(16):
+            right = r.random() < p
+            tokens = 3000 * math.exp(own + r.gauss(0, spread) + (0 if right else pace))
+            answer = 1000 if right else r.choices(wrong, [1 / (i + 1) for i in range(6)])[0]
+            samples.append(bench.Sample(*((32_000, None) if r.random() < ramblers else (tokens, answer))))
+        questions.append(bench.Question(1000, samples, samples))
+    ours, everything, *_ = bench.measure(questions, 2, 0)
+    assert ours["accuracy"] > everything["accuracy"] - 0.02
+    assert ours["tokens"] < 0.7 * everything["tokens"] and ours["wall"] < 0.7 * everything["wall"]
