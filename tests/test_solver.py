@@ -1,14 +1,18 @@
 """The real engine with the tiny base; nothing here is mocked."""
 
 import asyncio
+import math
 import threading
 import time
+from collections import Counter
+from dataclasses import replace
 
 import pytest
 
 from aimo import problems
 from aimo.engine import Settings
 from aimo.solver import FALLBACK, solve
+from aimo.voting import EXACT, Policy, is_settled
 
 EASY = "A shop sells pens for 3 dollars and books for 4 dollars. How much do 2 pens and 5 books cost?"
 
@@ -46,7 +50,7 @@ def test_a_decided_vote_stops_the_rest(engine, monkeypatch):
     monkeypatch.setattr(engine, "sample", sample)
     stopped = 0
     for p in problems.generate(10, "heldout", 3):
-        s = solve(engine, p.problem, samples=32, low=0, high=99999)
+        s = solve(engine, p.problem, samples=32, low=0, high=99999, policy=Policy(in_flight=32, level=0, hopeless=math.inf))
         first, *others = [n for _, n in s.votes.most_common()] or [0]
         remaining = s.samples - len(s.completions)
         stopped += remaining
@@ -59,6 +63,29 @@ async def idle(engine):
     """Whether the engine has nothing left to do a second later."""
     await asyncio.sleep(1)
     return not engine.llm.output_processor.has_unfinished_requests()
+
+
+def test_a_settled_vote_starts_no_more_samples(engine):
+    stops = Counter()
+    for p in problems.generate(10, "heldout", 4):
+        s = solve(engine, p.problem, samples=64, low=0, high=99999)
+        stops[s.stop] += 1
+        assert s.stop != "settled" or (is_settled(s.votes, Policy().level) and s.samples < 64)
+    assert stops["settled"] > 5
+
+
+def test_a_stream_ends_at_its_first_complete_answer(engine, monkeypatch):
+    """The tiny base ends a text right after its answer, so another answer tag makes it end much earlier."""
+    monkeypatch.setattr(engine, "settings", replace(engine.settings, answer_tags=(" = ", "\n"), thinking=False))
+    s = solve(engine, EASY, samples=16, low=0, high=99999, policy=EXACT)
+    cut = [c.text for c in s.completions if not c.finished]
+    assert cut and all(len(text.split("\n")) <= 3 for text in cut)
+
+
+def test_a_stream_that_runs_out_of_tokens_is_made_to_answer(engine, monkeypatch):
+    monkeypatch.setattr(engine, "settings", replace(engine.settings, max_tokens=3, think_end="<end_working_out>"))
+    s = solve(engine, EASY, samples=8, low=0, high=99999)
+    assert all("<end_working_out>" in c.text for c in s.completions) and s.votes.total() >= 4
 
 
 def test_an_answer_out_of_range_is_no_vote(engine):

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import zlib
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,6 +34,9 @@ class Settings:
     max_length: int | None = None
     """Tokens of prompt and completion together; None is the model's own limit."""
     answer_tags: tuple[str, str] = ("<SOLUTION>", "</SOLUTION>")
+    think_end: str = "</think>"
+    thinking: bool = False
+    """Whether a prompt ends inside a thought, so that a completion starts there."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Completion:
     text: str
     tokens: int
     finished: bool
-    """False when it was cut off at the token limit."""
+    """False when it was cut off."""
 
 
 def check_model_folder(model: Path) -> None:
@@ -164,11 +167,11 @@ class Engine:
         message = [{"role": "user", "content": problem}]
         return self.tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=False)
 
-    async def sample(self, prompt: list[int], seed: int, settings: Settings) -> Completion:
-        """One stream. Cancelling it frees its place in the engine at once.
+    async def sample(self, prompt: list[int], seed: int, settings: Settings, until: Callable[[str, int], bool] | None = None) -> Completion:
+        """One stream. Cancelling it frees its place in the engine at once, as does `until(text, tokens)` when it says so.
 
-        Seeded; the sampled text can still differ in rare cases, because the batch it runs in depends on timing and
-        changes the last bits of the logits.
+        `until` is asked with all text so far as the stream grows. Seeded; the sampled text can still differ in rare cases, because
+        the batch it runs in depends on timing and changes the last bits of the logits.
         """
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
@@ -178,11 +181,17 @@ class Engine:
             top_p=settings.top_p,
             max_tokens=min(settings.max_tokens, self.max_length - len(prompt)),
             seed=seed,
-            output_kind=RequestOutputKind.FINAL_ONLY,
+            output_kind=RequestOutputKind.DELTA if until else RequestOutputKind.FINAL_ONLY,
         )
-        async for output in self.llm.generate({"prompt_token_ids": prompt}, params, str(next(self.requests))):
-            result = output.outputs[0]
-        return Completion(result.text, len(result.token_ids), result.finish_reason == "stop")
+        text, tokens = "", 0
+        outputs = self.llm.generate({"prompt_token_ids": prompt}, params, str(next(self.requests)))
+        async with contextlib.aclosing(outputs):
+            async for output in outputs:
+                result = output.outputs[0]
+                text, tokens = text + result.text, tokens + len(result.token_ids)
+                if until and until(text, tokens):
+                    return Completion(text, tokens, finished=False)
+        return Completion(text, tokens, result.finish_reason == "stop")
 
 
 def sample_seed(seed: int, problem: str, i: int) -> int:

@@ -170,6 +170,8 @@ def save(trained: Path, base: Path, tokenizer: Any, profile: Profile, folder: Pa
         max_tokens=profile.inference.max_tokens,
         max_length=profile.model.max_length,
         answer_tags=(profile.prompt.answer_start, profile.prompt.answer_end),
+        think_end=profile.prompt.think_end,
+        thinking=profile.prompt.prefill,
     )
     (partial / SETTINGS).write_text(json.dumps(asdict(settings), indent=2) + "\n")
     (partial / "README.md").write_text(card(profile, figures))

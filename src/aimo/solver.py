@@ -1,18 +1,37 @@
-"""One question: N samples as separate streams, their answers voted, the rest stopped when the vote is decided.
+"""One question: samples as separate streams in waves, each stopped when it has nothing more to say, their answers voted.
 
-Left out: weights, waves, tools, and a time bank across questions; a question has a deadline and keeps to it.
+Left out: tools, and a time bank across questions; a question has a deadline and keeps to it.
 """
 
 import asyncio
+import math
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 from aimo import answers, voting
 from aimo.engine import Completion, Engine, sample_seed
 
 FALLBACK = 0
 ROOM = 16  # a completion with fewer tokens than this cannot hold an answer
+LAST_WORD_TOKENS = 24  # for the answer that a stream out of budget is made to give
+LAST_WORD_S = 5.0  # of a budget, or a tenth of it, that these answers may take
+LOOK_EVERY = 64  # characters that a stream writes between two looks at it
+
+
+@dataclass
+class Stream:
+    """One sample while it runs."""
+
+    text: str = ""
+    tokens: int = 0
+    limit: float = math.inf
+    """Tokens beyond which it is cut."""
+    looked: int = 0
+    started: float = field(default_factory=time.monotonic)
+    rambled: bool = False
 
 
 @dataclass
@@ -25,6 +44,8 @@ class Solution:
     samples: int = 0
     """Streams started; those without a completion were stopped early."""
     seconds: float = 0.0
+    stop: str = ""
+    """Why sampling ended: decided, settled, hopeless, exhausted or deadline."""
     note: str = ""
     """Why the answer is a fallback, or the vote incomplete; empty when neither."""
 
@@ -32,46 +53,126 @@ class Solution:
         """The vote in one line."""
         share = f"{self.votes[self.answer]} of {len(self.completions)} votes" if self.votes else "fallback"
         stopped = self.samples - len(self.completions)
-        parts = [share, f"{stopped} stopped early" if stopped else "", f"{self.seconds:.1f} s", self.note]
+        tokens = sum(c.tokens for c in self.completions)
+        parts = [share, self.stop, f"{stopped} stopped early" if stopped else "", f"{tokens:,} tokens", f"{self.seconds:.1f} s", self.note]
         return f"{self.answer} ({', '.join(part for part in parts if part)})"
 
 
-def solve(engine: Engine, problem: str, samples: int, low: int, high: int, seed: int = 0, budget_s: float | None = None) -> Solution:
-    """Answer one problem with an integer within low…high, in at most `budget_s` seconds.
+def solve(
+    engine: Engine,
+    problem: str,
+    samples: int,
+    low: int,
+    high: int,
+    seed: int = 0,
+    budget_s: float | None = None,
+    policy: voting.Policy = voting.POLICY,
+) -> Solution:
+    """Answer one problem with an integer within low…high, in at most `budget_s` seconds and `samples` streams.
 
-    The answer does not depend on which sample ends first: early stopping waits until no outcome can change the vote.
+    Which sample ends first can change when a vote counts as settled; with `voting.EXACT` it stops only when no outcome of the
+    samples left can change the vote, and the answer does not depend on timing.
     """
     started = time.monotonic()
     patience = None if budget_s is None else budget_s + 30  # for an engine that hangs
-    solution = engine.run(vote(engine, problem, samples, low, high, seed, budget_s), patience)
+    solution = engine.run(vote(engine, problem, samples, low, high, seed, budget_s or math.inf, policy), patience)
     solution.seconds = time.monotonic() - started
     return solution
 
 
-async def vote(engine: Engine, problem: str, samples: int, low: int, high: int, seed: int, budget_s: float | None) -> Solution:
-    """Sample, extract and count on the engine's loop."""
+async def stop(tasks: Collection[asyncio.Task[Completion]]) -> None:
+    """Stop streams, and wait until the engine has let go of them."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def vote(
+    engine: Engine, problem: str, samples: int, low: int, high: int, seed: int, budget_s: float, policy: voting.Policy
+) -> Solution:
+    """Sample, read and count on the engine's loop."""
     if not problem.strip():
         return Solution(note="the problem is empty")
     prompt = engine.encode(problem)
     if len(prompt) + ROOM > engine.max_length:
         return Solution(note=f"the problem's {len(prompt)} tokens do not fit the model's {engine.max_length}")
-    solution = Solution(samples=samples)
-    streams = [asyncio.create_task(engine.sample(prompt, sample_seed(seed, problem, i), engine.settings)) for i in range(samples)]
+    settings, solution = engine.settings, Solution()
+    reserve = min(0.1 * budget_s, LAST_WORD_S)
+    deadline = time.monotonic() + budget_s - reserve if budget_s < math.inf else math.inf
+    running: dict[asyncio.Task[Completion], Stream] = {}
+    longest, durations = 0, [0.0]
+
+    def read(text: str) -> int | None:
+        return answers.to_integer(answers.extract(text, settings.answer_tags), low, high)
+
+    def until(stream: Stream, text: str, tokens: int) -> bool:
+        """Whether a stream has said its answer, or has nothing more to say."""
+        stream.text, stream.tokens = text, tokens
+        if len(text) - stream.looked < LOOK_EVERY and not text.endswith(("}", ">")):
+            return False
+        stream.looked = len(text)
+        stream.rambled = tokens > stream.limit or voting.is_repeating(text)
+        return stream.rambled or voting.final_answer(text, read, settings.answer_tags, thinking=settings.thinking) is not None
+
+    async def last_word(text: str) -> Completion:
+        """What a stream answers when it is made to answer now."""
+        opening, closing = settings.answer_tags
+        ending = voting.forced_ending(text, settings.think_end, opening)
+        said, ids = (engine.tokenizer.encode(part, add_special_tokens=False) for part in (text, ending))
+        room = engine.max_length - LAST_WORD_TOKENS - len(prompt) - len(ids)
+        brief = replace(settings, max_tokens=LAST_WORD_TOKENS)
+        tail = await engine.sample(prompt + said[-room:] + ids, seed, brief, lambda text, _: closing in text)
+        return Completion(text + ending + tail.text, len(said) + tail.tokens, finished=False)
+
+    def count(completion: Completion) -> None:
+        solution.completions.append(completion)
+        answer = read(completion.text)
+        if answer is not None:
+            solution.votes[answer] += 1
+
     try:
-        for finished in asyncio.as_completed(streams, timeout=budget_s):
-            completion = await finished
-            solution.completions.append(completion)
-            answer = answers.to_integer(answers.extract(completion.text, engine.settings.answer_tags), low, high)
-            if answer is not None:
-                solution.votes[answer] += 1
-            if voting.is_decided(solution.votes, samples - len(solution.completions)):
+        while True:
+            state = voting.State(
+                solution.votes,
+                ended=len(solution.completions),
+                running=len(running),
+                left=samples - solution.samples,
+                longest=longest,
+                time_left=deadline - time.monotonic(),
+                time_each=sum(durations) / len(durations),
+            )
+            step = voting.next_step(state, policy)
+            if step.stop:
+                solution.stop = step.stop
                 break
-    except TimeoutError:
-        solution.note = "time ran out"
+            for _ in range(step.start):
+                stream = Stream()
+                own = sample_seed(seed, problem, solution.samples)
+                running[asyncio.create_task(engine.sample(prompt, own, settings, partial(until, stream)))] = stream
+                solution.samples += 1
+            for stream in running.values():
+                stream.limit = step.limit
+            timeout = None if deadline == math.inf else max(0.0, deadline - time.monotonic())
+            done, _ = await asyncio.wait(running, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                stream, completion = running.pop(task), task.result()
+                if read(completion.text) is None and not completion.finished and not stream.rambled:
+                    completion = await last_word(completion.text)  # it ran out of tokens
+                count(completion)
+                longest = longest if stream.rambled else max(longest, completion.tokens)
+                durations.append(time.monotonic() - stream.started)
+        if solution.stop == "deadline":
+            solution.note = "time ran out"
+            texts = [stream.text for stream in running.values() if stream.text]
+            await stop(running)
+            words = [asyncio.create_task(last_word(text)) for text in texts]
+            if words:
+                done, late = await asyncio.wait(words, timeout=reserve)
+                await stop(late)
+                for task in done:
+                    count(task.result())
     finally:
-        for stream in streams:
-            stream.cancel()
-        await asyncio.gather(*streams, return_exceptions=True)
+        await stop(running)
     voted = voting.leader(solution.votes)
     if voted is None:
         reason = f"none of {len(solution.completions)} completions held an answer from {low} to {high}"

@@ -62,7 +62,12 @@ class Step:
     limit: float = math.inf
 
 
-def next_step(state: State, policy: Policy = Policy()) -> Step:
+POLICY = Policy()
+EXACT = Policy(level=0, hopeless=math.inf)
+"""Stops only when no outcome of the samples left can change the vote."""
+
+
+def next_step(state: State, policy: Policy = POLICY) -> Step:
     """Whether to stop, and else how many samples to start and how long a stream may be.
 
     A wave is as large as would settle the vote at the rate at which samples have voted for the leader so far.
@@ -81,8 +86,8 @@ def next_step(state: State, policy: Policy = Policy()) -> Step:
         return Step("hopeless")
     first = max(state.votes.values(), default=0)
     rate = (first + 1) / (state.ended + 3)  # a third before any has ended: some give no answer, some another
-    wave = math.ceil(needed(state.votes, policy.level) / rate) - state.running
-    start = max(0, min(wave, left, policy.in_flight - state.running))
+    wave = needed(state.votes, policy.level) / rate - state.running
+    start = max(0, math.ceil(min(wave, left, policy.in_flight - state.running)))
     half_ended = state.longest and state.ended >= state.running + start
     return Step(start=start, limit=policy.ramble * state.longest if half_ended else math.inf)
 
@@ -124,8 +129,10 @@ def beaten(first: int, second: int) -> float:
     return sum(math.comb(n, k) for k in range(first + 1, n + 1)) / 2**n
 
 
-def needed(votes: Counter[int], level: float) -> int:
-    """How many more votes for the leader would settle the vote."""
+def needed(votes: Counter[int], level: float) -> float:
+    """How many more votes for the leader would settle the vote; no number of them settles it at level 0."""
+    if level <= 0:
+        return math.inf
     return next(more for more in itertools.count() if doubt(votes, more) <= level)
 
 
@@ -184,7 +191,10 @@ def is_repeating(text: str) -> bool:
 
 def forced_ending(text: str, thought_end: str = "</think>", answer_start: str = r"\boxed{") -> str:
     """What to append to a stream out of budget, so that a few more tokens give its answer (budget forcing, s1, arXiv 2501.19393)."""
-    return ("" if thought_end in text else f"\n{thought_end}\n") + f"\nThe final answer is {answer_start}"
+    closing = "" if thought_end in text else thought_end
+    if answer_start.startswith("<"):  # a tag follows the thought at once, as in training
+        return closing + answer_start
+    return (f"\n{closing}\n" if closing else "") + f"\nThe final answer is {answer_start}"
 
 
 @dataclass(frozen=True)
