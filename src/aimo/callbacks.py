@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from transformers import Trainer, TrainerCallback
 
 from aimo import answers, prompts
@@ -71,22 +72,31 @@ class Limits(TrainerCallback):
             self.slowest = max(self.slowest, now - self.stepped)
         self.stepped = now
         limit = self.limits.time_limit_s
-        if limit and now - self.started + 2 * self.slowest > limit:
+        if limit and agreed(now - self.started + 2 * self.slowest > limit):
             self.stop(control, f"the time limit of {limit} s")
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Stop when another checkpoint would pass the budget."""
         if self.limits.disk_gb is None:
             return
-        newest = max(self.folder.glob("checkpoint-*"), key=lambda path: path.stat().st_mtime, default=None)
-        if newest and (size(self.folder.parent) + size(newest)) / 1e9 > self.limits.disk_gb:
+        if agreed(state.is_world_process_zero and self.next_gb() > self.limits.disk_gb):
             control.should_training_stop = True
             self.reason = f"the disk budget of {self.limits.disk_gb} GB"
+
+    def next_gb(self) -> float:
+        """What the run will take after one more checkpoint."""
+        newest = max(self.folder.glob("checkpoint-*"), key=lambda path: path.stat().st_mtime, default=None)
+        return (size(self.folder.parent) + size(newest)) / 1e9 if newest else 0.0
 
     def stop(self, control: Any, reason: str) -> None:
         """End after this step, with a checkpoint."""
         control.should_training_stop = control.should_save = True
         self.reason = reason
+
+
+def agreed(decision: bool) -> bool:
+    """The main process's decision, for all of them: they read different clocks, and a disk at different times."""
+    return broadcast_object_list([decision])[0]
 
 
 def size(folder: Path) -> int:
@@ -135,7 +145,8 @@ class Probe(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Probe the model that training starts from."""
         if state.global_step == 0:
-            shutil.rmtree(self.best, ignore_errors=True)
+            if state.is_world_process_zero:
+                shutil.rmtree(self.best, ignore_errors=True)
             Trainer.log(self.trainer, self.probe())
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -144,10 +155,12 @@ class Probe(TrainerCallback):
             return
         figures = self.probe()
         Trainer.log(self.trainer, figures)  # GRPOTrainer's would close its own record of the step
+        control.should_log = True  # that call has cleared it, and the step's own record is still due
         earlier = [r["probe/accuracy"] for r in state.log_history[:-1] if "probe/accuracy" in r and r["step"] > 0]
         if figures["probe/accuracy"] >= max(earlier, default=0.0):
             self.trainer.save_model(str(self.best))
-            (self.best / "probe.json").write_text(json.dumps({"step": state.global_step} | figures))
+            if state.is_world_process_zero:
+                (self.best / "probe.json").write_text(json.dumps({"step": state.global_step} | figures))
 
     def probe(self) -> dict[str, float]:
         """Shares of well-formed and of right completions, and their mean length in tokens."""
@@ -160,29 +173,42 @@ class Probe(TrainerCallback):
         }
 
 
-def guard_loss(trainer: Any, stage: str, profile: Profile, folder: Path) -> None:
-    """Make a trainer stop at the first loss that is not finite, with the step, the batch, likely causes and the remedy."""
-    compute = trainer.compute_loss
+class Finite(TrainerCallback):
+    """Stops at the first loss or gradient that is not finite, with the step, the batch, likely causes and the remedy."""
 
-    def guarded(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        result = compute(model, inputs, *args, **kwargs)
-        loss = float((result[0] if isinstance(result, tuple) else result).detach())
-        if not math.isfinite(loss):
+    def __init__(self, trainer: Any, stage: str, profile: Profile, folder: Path):
+        self.stage, self.profile, self.folder = stage, profile, folder
+        self.batch = ""
+        compute = trainer.compute_loss
+
+        def guarded(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            result = compute(model, inputs, *args, **kwargs)
+            loss = float((result[0] if isinstance(result, tuple) else result).detach())
             ids = inputs.get("input_ids", inputs.get("prompt_ids"))
-            text = trainer.processing_class.decode(ids[0], skip_special_tokens=True) if ids is not None else ""
-            raise AimoError(not_finite(stage, profile, folder, loss, trainer.state.global_step + 1, " ".join(text.split())[:80]))
-        return result
+            self.batch = "" if ids is None else " ".join(trainer.processing_class.decode(ids[0], skip_special_tokens=True).split())[:80]
+            self.check("loss", loss, trainer.state.global_step + 1)
+            return result
 
-    trainer.compute_loss = guarded
+        trainer.compute_loss = guarded
+
+    def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Check the gradient; in float16 the trainer skips steps whose gradient overflows, and goes on."""
+        if not args.fp16:
+            self.check("gradient", float(state.log_history[-1].get("grad_norm", 0.0)), state.global_step)
+
+    def check(self, what: str, value: float, step: int) -> None:
+        """Raise AimoError for a value that is not finite."""
+        if not math.isfinite(value):
+            raise AimoError(not_finite(self.stage, self.profile, self.folder, f"{what} is {value}", step, self.batch))
 
 
-def not_finite(stage: str, profile: Profile, folder: Path, loss: float, step: int, batch: str) -> str:
-    """What to say of a loss that is not finite."""
+def not_finite(stage: str, profile: Profile, folder: Path, what: str, step: int, batch: str) -> str:
+    """What to say of it."""
     rate = getattr(profile, stage).learning_rate
     half = "float16 overflows (set model.dtype: bfloat16 or float32), or " if profile.model.dtype == "float16" else ""
     good = sorted((int(p.name.split("-")[1]) for p in folder.glob("checkpoint-*")), reverse=True)
     kept = f"the last good checkpoint is {folder / f'checkpoint-{good[0]}'}" if good else "no checkpoint was written yet"
     return (
-        f"{stage}: the loss is {loss} at step {step}, in the batch of {batch!r}; {half}{stage}.learning_rate {rate:g} is too high "
+        f"{stage}: the {what} at step {step}, in the batch of {batch!r}; {half}{stage}.learning_rate {rate:g} is too high "
         f"(try {rate / 4:g}), or a row is broken; {kept}"
     )

@@ -2,7 +2,7 @@
 
 In a competition rerun, Kaggle's own inference server starts at once and the model loads while it waits; otherwise a
 gateway asks the questions of a CSV one by one: Kaggle's own where `kaggle_evaluation` can be imported, else the one below,
-which makes the same calls and the same checks. Left out: a time bank; every question gets an equal share of what is left.
+which makes the same calls and the same checks. Left out: what a question does with its time, which is the solver's.
 """
 
 import importlib.util
@@ -20,6 +20,7 @@ from typing import Any
 
 import polars as pl
 
+from aimo import timebank
 from aimo.engine import Engine, check_model_folder
 from aimo.errors import AimoError
 from aimo.solver import FALLBACK, Solution, solve
@@ -103,8 +104,8 @@ def make_predict(
         try:
             question_id = str(id_[0])
             left = None if time_limit_s is None else time_limit_s - MARGIN_S * (time_limit_s > 10 * MARGIN_S) - (begun - started)
-            # More questions than expected must not find an empty bank, so a tenth is the largest share.
-            share = None if left is None else max(1.0, left / max(expected - answered, 1 if questions else 10))
+            planned = timebank.questions_left(answered, expected, known=questions is not None)
+            share = None if left is None else max(1.0, timebank.budget(left, planned, timebank.minimum(time_limit_s or 0, expected)))
             budget = min((b for b in (share, rules.answer_limit_s and rules.answer_limit_s - 30) if b), default=None)
             answered += 1
             engine = get_engine(budget)

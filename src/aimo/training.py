@@ -7,13 +7,14 @@ the weights. Left out: launching on several devices, which is `launch`.
 import dataclasses
 import difflib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from aimo import rewards
-from aimo.config import Optimization, Profile
+from aimo.config import Grpo, Optimization, Profile
 from aimo.data import Rows
 from aimo.errors import AimoError
 
@@ -83,7 +84,7 @@ def grpo(model: Any, tokenizer: Any, rows: Rows, profile: Profile, folder: Path,
         "grpo",
         profile,
         folder,
-        per_device_train_batch_size=s.prompts_per_step * s.num_generations // s.gradient_accumulation_steps,
+        per_device_train_batch_size=completions_at_once(s, int(os.environ.get("WORLD_SIZE", 1))),
         gradient_accumulation_steps=s.gradient_accumulation_steps,
         num_generations=s.num_generations,
         max_completion_length=s.max_completion_length,
@@ -136,6 +137,17 @@ def dpo(model: Any, tokenizer: Any, rows: Rows, profile: Profile, folder: Path, 
     pairs = to_dataset([{column: row[column] for column in columns} for row in rows])
     trainer = DPOTrainer(model=model, args=args, processing_class=tokenizer, train_dataset=pairs)
     return fit(trainer, "dpo", profile, folder, progress, probe)
+
+
+def completions_at_once(s: Grpo, processes: int) -> int:
+    """GRPO's completions on one device at a time: those of a step, split over the processes and the steps of accumulation."""
+    completions, parts = s.prompts_per_step * s.num_generations, processes * s.gradient_accumulation_steps
+    if completions % parts:
+        raise AimoError(
+            f"grpo: {s.prompts_per_step} x {s.num_generations} completions a step do not split evenly over {processes} processes x "
+            f"{s.gradient_accumulation_steps} steps of accumulation; make grpo.prompts_per_step a multiple of {parts}"
+        )
+    return completions // parts
 
 
 def configure(kind: Any, stage: str, profile: Profile, folder: Path, **arguments: Any) -> Any:
@@ -222,8 +234,9 @@ def fit(trainer: Any, stage: str, profile: Profile, folder: Path, progress: Prog
         watching.trainer = trainer
         trainer.add_callback(watching)
     trainer.add_callback(callbacks.Record(folder, progress))
-    callbacks.guard_loss(trainer, stage, profile, folder)
-    checkpoint = last_checkpoint(folder)
+    trainer.add_callback(callbacks.Finite(trainer, stage, profile, folder))
+    with trainer.accelerator.main_process_first():  # it removes what is incomplete
+        checkpoint = last_checkpoint(folder)
     if checkpoint:
         print(f"Going on from {Path(checkpoint).name}.")
     try:
@@ -235,11 +248,12 @@ def fit(trainer: Any, stage: str, profile: Profile, folder: Path, progress: Prog
     if limits.reason:
         print(f"Stopped at step {trainer.state.global_step} of {trainer.state.max_steps}, before {limits.reason}.")
     best = folder / "best"
-    if (best / "probe.json").exists() and trainer.is_world_process_zero():
-        shutil.rmtree(folder / "trained", ignore_errors=True)
-        best.rename(folder / "trained")
-        restore(trainer.model, folder / "trained")
-    elif not best.exists():
+    if callbacks.agreed((best / "probe.json").exists()):
+        if trainer.is_world_process_zero():
+            shutil.rmtree(folder / "trained", ignore_errors=True)
+            best.rename(folder / "trained")
+            restore(trainer.model, folder / "trained")
+    else:
         trainer.save_model(str(folder / "trained"))
     return [record for record in trainer.state.log_history if "loss" in record or "eval_loss" in record or "probe/accuracy" in record]
 

@@ -1,0 +1,35 @@
+import random
+
+import pytest
+
+from aimo.timebank import MOST, budget, minimum, questions_left
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_no_day_runs_over_and_every_question_gets_its_minimum(seed):
+    rng = random.Random(seed)
+    left, questions = rng.uniform(10, 20000), rng.randint(1, 100)
+    least = minimum(left, questions)
+    for i in range(questions):
+        allowed = budget(left, questions - i, least)
+        assert least - 1e-6 <= allowed <= left + 1e-6
+        left -= allowed * rng.choice([0, 0.1, 1, 1])
+
+
+def test_what_easy_questions_save_goes_to_hard_ones():
+    assert budget(1000, 10, minimum(1000, 10)) == MOST * 100
+    assert budget(1000, 2, minimum(1000, 10)) == 940, "all but the minimum of the last"
+
+
+def test_after_a_stall_that_ate_the_minimum_all_get_equal_shares():
+    assert budget(100, 10, minimum(10000, 10)) == 10
+
+
+def test_nothing_is_paid_from_an_empty_bank():
+    assert budget(0, 5, 1) == budget(-3, 5, 1) == 0
+
+
+def test_more_questions_than_expected_are_planned_for():
+    assert questions_left(0, 50, known=False) == 50
+    assert questions_left(48, 50, known=False) == 10 == questions_left(120, 50, known=False)
+    assert questions_left(2, 3, known=True) == 1 == questions_left(5, 3, known=True)
