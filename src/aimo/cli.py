@@ -48,15 +48,43 @@ def run(
 
 
 @app.command()
+def launch(
+    stage: Annotated[str, typer.Argument(help="sft, grpo or dpo.")],
+    profile: Annotated[str, typer.Option(help="A name in notebooks/profiles, or a path to a YAML file.")],
+    gpus: Annotated[int | None, typer.Option(min=1, help="GPUs of each node; all of this machine if not given.")] = None,
+    cpu: Annotated[int | None, typer.Option(min=1, help="So many CPU processes in place of GPUs, to try it.")] = None,
+    nodes: Annotated[int, typer.Option(min=1)] = 1,
+    strategy: Annotated[str, typer.Option(help="ddp, fsdp, zero2 or zero3.")] = "ddp",
+    slurm: Annotated[bool, typer.Option("--slurm", help="Write the Slurm script to the run's folder instead.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the commands and do nothing.")] = False,
+    run_dir: Annotated[str | None, typer.Option(help="The run's folder; runs/PROFILE if not given.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Change a key of the profile, such as sft.max_steps=50.")] = None,
+) -> None:
+    """Train a stage in several processes, under `accelerate launch` or in a Slurm job."""
+    import torch
+
+    from aimo import launch
+
+    if cpu and (gpus or slurm):
+        raise AimoError("--cpu goes with neither --gpus nor --slurm: it tries a stage on this machine")
+    devices = cpu or gpus or (0 if slurm else torch.cuda.device_count())
+    if not devices:
+        raise AimoError("--gpus is needed, the GPUs of each node" if slurm or dry_run else "there is no GPU here; try it with --cpu 2")
+    job = launch.Job(stage, profile, run_dir, set_ or [], strategy, devices, nodes, cpu is not None)  # type: ignore[arg-type]
+    launch.launch(job, slurm, dry_run)
+
+
+@app.command()
 def solve(
     model: Annotated[str, typer.Option(help="A model folder.")],
     test: Annotated[str, typer.Option(help="A CSV of questions, with id and problem (or question).")],
     out: Annotated[str, typer.Option(help="Where the answers go: a .csv or .parquet file.")],
     samples: Annotated[int, typer.Option(min=1, help="Streams a question.")] = 16,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    server: Annotated[list[str] | None, typer.Option(help="A running `vllm serve` of the model, in place of an engine; repeat.")] = None,
 ) -> None:
     """Answer the questions of a CSV with a majority vote, without notebooks."""
-    from aimo.engine import Engine, check_model_folder
+    from aimo.engine import Engine, Server, check_model_folder
     from aimo.runs import quiet
     from aimo.submission import answer_all, read_questions
 
@@ -68,7 +96,7 @@ def solve(
         raise AimoError(f"--out {out}: its folder does not exist; make it first")
     read_questions(test)  # its faults are told before the model is loaded
     check_model_folder(Path(model))
-    with Engine(model, seed=seed) as engine:
+    with Server(server, model) if server else Engine(model, seed=seed) as engine:
         answers, _ = answer_all(engine, test, samples, seed)
     answers.write_csv(target) if target.suffix == ".csv" else answers.write_parquet(target)
     print(f"answers: {target}")

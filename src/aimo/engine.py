@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import math
 import os
 import sys
 import tempfile
@@ -192,6 +193,70 @@ class Engine:
                 if until and until(text, tokens):
                     return Completion(text, tokens, finished=False)
         return Completion(text, tokens, result.finish_reason == "stop")
+
+
+class Server(Engine):
+    """Engines elsewhere: running OpenAI-compatible servers (`vllm serve`) of one model, asked in turns.
+
+    The tokenizer and settings come from the model's folder here. Left out: starting and stopping the servers.
+    """
+
+    def __init__(self, urls: list[str], model: str | Path):
+        """Connect to servers such as http://127.0.0.1:8000; AimoError when one does not answer."""
+        import httpx
+        from transformers import AutoTokenizer
+
+        check_model_folder(Path(model))
+        self.settings = read_settings(Path(model))
+        self.tokenizer = AutoTokenizer.from_pretrained(model)
+        self.requests = itertools.count()
+        self.loop = asyncio.new_event_loop()
+        threading.Thread(target=self.loop.run_forever, daemon=True).start()
+        self.urls = [url.rstrip("/").removesuffix("/v1") for url in urls]
+        self.client = httpx.AsyncClient(timeout=httpx.Timeout(60, read=None), limits=httpx.Limits(max_connections=None))
+        limits = []
+        for url in self.urls:
+            try:
+                served = httpx.get(f"{url}/v1/models", timeout=10).raise_for_status().json()["data"][0]
+            except (httpx.HTTPError, KeyError, IndexError, ValueError) as e:
+                raise AimoError(f"server {url} does not answer like `vllm serve`: {e}; start it, or mend the address") from None
+            self.model = served["id"]
+            limits.append(served.get("max_model_len") or self.settings.max_length or 4096)
+        self.max_length = min([*limits, self.settings.max_length or math.inf])  # type: ignore[type-var]
+
+    def close(self) -> None:
+        """Leave the servers to themselves."""
+        self.run(self.client.aclose())
+        self.loop.call_soon_threadsafe(self.loop.stop)
+
+    async def sample(self, prompt: list[int], seed: int, settings: Settings, until: Callable[[str, int], bool] | None = None) -> Completion:
+        """As the engine inside; leaving the stream makes the server stop it."""
+        body = {
+            "model": self.model,
+            "prompt": prompt,
+            "temperature": settings.temperature,
+            "top_p": settings.top_p,
+            "max_tokens": min(settings.max_tokens, self.max_length - len(prompt)),
+            "seed": seed,
+            "stream": True,
+            "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+        }
+        url = self.urls[next(self.requests) % len(self.urls)]
+        text, tokens, reason = "", 0, None
+        async with self.client.stream("POST", f"{url}/v1/completions", json=body) as response:
+            if response.is_error:
+                raise AimoError(f"server {url}: {response.status_code} {(await response.aread()).decode()[:200]}")
+            async for line in response.aiter_lines():
+                if not line.startswith("data: {"):
+                    continue
+                event = json.loads(line[6:])
+                tokens = (event.get("usage") or {}).get("completion_tokens", tokens)
+                if event["choices"]:
+                    text += event["choices"][0]["text"]
+                    reason = event["choices"][0]["finish_reason"] or reason
+                    if until and until(text, tokens):
+                        return Completion(text, tokens, finished=False)
+        return Completion(text, tokens, reason == "stop")
 
 
 def sample_seed(seed: int, problem: str, i: int) -> int:

@@ -1,0 +1,555 @@
+import asyncio
+import ctypes.util
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from aimo import sandbox
+from aimo.errors import AimoError
+from aimo.sandbox import Limits, Session, run, run_many
+
+
+def has_landlock() -> bool:
+    return ctypes.CDLL(None).syscall(444, None, 0, 1) > 0
+
+
+def has_libseccomp() -> bool:
+    return ctypes.util.find_library("seccomp") is not None
+
+
+landlock = pytest.mark.skipif(not has_landlock(), reason="this kernel has no Landlock")
+seccomp = pytest.mark.skipif(not has_libseccomp(), reason="libseccomp is not installed")
+
+
+@pytest.fixture
+def session() -> Iterator[Session]:
+    with Session(Limits(seconds=1)) as session:
+        yield session
+
+
+@pytest.fixture
+def outside() -> Iterator[Path]:
+    """A file that modes alone would let anyone read, change and delete."""
+    folder = Path(f"/var/tmp/aimo-test-{os.getpid()}")
+    folder.mkdir()
+    folder.chmod(0o777)
+    file = folder / "model.safetensors"
+    file.write_text("weights")
+    file.chmod(0o666)
+    yield file
+    subprocess.run(["rm", "-rf", folder], check=True)
+
+
+def facts(file: Path) -> list[object]:
+    stat = file.stat()
+    return [
+        file.read_bytes(),
+        os.listdir(file.parent),
+        stat.st_mode,
+        stat.st_mtime_ns,
+        stat.st_uid,
+        stat.st_gid,
+        stat.st_nlink,
+        os.listxattr(file),
+    ]
+
+
+def is_alive(pid: int | str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def processes() -> list[str]:
+    """Names of the processes that the fork server started."""
+    server = sandbox._server.process.pid
+    stats = [path.read_text() for path in Path("/proc").glob("[0-9]*/stat")]
+    return [stat for stat in stats if int(stat.rpartition(")")[2].split()[1]) == server]
+
+
+# ---- scripts ----
+
+SCRIPTS = {
+    "stdin": "import sys\nn = int(input())\nprint(n * 2, sys.stdin.read().split())",
+    "raw stdin": "import os, sys\nprint(os.read(0, os.fstat(0).st_size or 99))",
+    "lines": "import sys\nfor line in sys.stdin.buffer: print(line)",
+    "main": "if __name__ == '__main__': print('main')",
+    "argv": "import sys\nprint(sys.argv)",
+    "exit": "import sys\nprint(1)\nsys.exit()\nprint(2)",
+    "exit code": "print(1)\nexit(3)",
+    "exception": "print(1)\n1 / 0",
+    "at once": "import os\nos.write(1, b'raw')\nos._exit(0)",
+    "atexit": "import atexit\natexit.register(print, 'bye')\nprint('hello')",
+    "thread that is not joined": "import threading, time\nthreading.Thread(target=lambda: (time.sleep(0.05), print('done'))).start()",
+    "pool that is not shut down": "import concurrent.futures as c\nprint(c.ThreadPoolExecutor(2).submit(pow, 2, 9).result())",
+    "deep recursion in a thread": """
+import sys, threading
+sys.setrecursionlimit(10**6); threading.stack_size(2**27)
+def f(n): return 0 if n == 0 else 1 + max([n - 1], key=f)
+def g(n): return 0 if n == 0 else 1 + g(n - 1)
+t = threading.Thread(target=lambda: print(g(50_000))); t.start(); t.join()""",
+    "stdout replaced": "import io, sys\nreal, sys.stdout = sys.stdout, io.StringIO()\nprint('a')\nreal.write(sys.stdout.getvalue() * 2)",
+    "stdout closed": "import sys\nprint(1, flush=True)\nsys.stdout.close()",
+    "asyncio": "import asyncio\nasync def f(): await asyncio.sleep(0.01); return 7\nprint(asyncio.run(f()))",
+    "pickle of a class": "import pickle\nclass A: x = 5\nprint(pickle.loads(pickle.dumps(A())).x)",
+    "files": "open('a', 'w').write('é')\nimport os\nos.mkdir('b'); os.rename('a', 'b/c')\nprint(open('b/c').read(), os.listdir('b'))",
+    "numpy": "import numpy as np\nprint(np.linalg.det(np.eye(300)), np.arange(5) @ np.arange(5))",
+    "sympy": "from sympy import *\nx = symbols('x')\nprint(solve(x**2 - 5*x + 6), factorint(2**67 - 1), integrate(sin(x)**2, (x, 0, pi)))",
+    "other libraries": "import networkx, ctypes, sqlite3, decimal\nprint(networkx.complete_graph(5).size(), ctypes.sizeof(ctypes.c_int))",
+    "unicode": "print(input(), 'π ≈ 3')",
+    "syntax error": "print('a'\n",
+    "zero byte": "print('\0')",
+    "surrogate": "print('\ud800')",
+}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_prints_what_python_c_prints(name, tmp_path):
+    stdin = "3\n1 2 é\n"
+    ours = run(SCRIPTS[name], stdin)
+    if not set("\0\ud800") & set(SCRIPTS[name]):
+        theirs = subprocess.run([sys.executable, "-c", SCRIPTS[name]], input=stdin, capture_output=True, text=True, cwd=tmp_path)
+        assert ours.stdout == theirs.stdout
+        assert ours.ok == (theirs.returncode == 0), ours
+    else:
+        assert ours.stdout == "" and not ours.ok
+
+
+def test_scripts_side_by_side_come_back_in_order_and_know_nothing_of_each_other():
+    scripts = [("import builtins; print(input(), hasattr(builtins, 'seen')); builtins.seen = 1", str(i)) for i in range(60)]
+    assert [r.stdout for r in run_many(scripts, workers=4)] == [f"{i} False\n" for i in range(60)]
+
+
+def test_random_numbers_are_the_same_in_every_process():
+    code = "import random, numpy; print(random.random(), numpy.random.rand(), hash('a'))"
+    assert len({run(code).stdout for _ in range(3)}) == 1
+
+
+def test_large_input_and_output_pass_whole():
+    text = "é" * 300_000
+    assert run("print(input(), end='')", text, Limits(output_chars=400_000)).stdout == text
+
+
+def test_long_output_keeps_both_ends_and_says_what_is_left_out():
+    result = run("print('a' * 1000 + 'b' * 5000 + 'c' * 1000, end='')", limits=Limits(output_chars=2001))
+    assert result.ok
+    assert re.fullmatch(r"a{1000}\n\[… 4,999 characters left out …\]\nbc{1000}", result.stdout)
+
+
+# ---- sessions ----
+
+
+def test_variables_live_on_and_a_trailing_expression_is_shown(session):
+    assert session.run("x = 3\ndef f(n):\n    return n * x").stdout == ""
+    assert session.run("f(5)").stdout == "15\n"
+    assert session.run("x = 'a'; print(1)\nf(2)").stdout == "1\n'aa'\n"
+    assert session.run("None").stdout == session.run("1; x = 4").stdout == ""
+    assert session.run("for i in range(3): i").stdout == ""
+    assert session.run("_ if '_' in dir(__builtins__) else f(0)").ok
+
+
+def test_an_exception_keeps_the_variables_and_shows_the_codes_own_lines(session):
+    session.run("def inverse(n):\n    return 1 / n")
+    result = session.run("y = 1\nprint('before')\ninverse(0)")
+    assert result.stdout == "before\n" and not result.ok and not result.restarted
+    assert "return 1 / n" in result.error and result.error.endswith("ZeroDivisionError: division by zero")
+    assert "sandbox" not in result.error
+    assert session.run("y").stdout == "1\n"
+
+
+def test_warnings_are_shown_in_a_session(session):
+    assert "overflow" in session.run("import numpy as np\nnp.int64(2**62) * np.int64(4)").stdout
+
+
+def test_leaving_a_session_with_exit_keeps_it(session):
+    session.run("x = 1")
+    assert session.run("exit()").ok
+    assert session.run("exit(2)").error == "exit code 2"
+    assert session.run("x").stdout == "1\n"
+
+
+ENDS = {
+    "while True: pass": "timed out after 1 s",
+    "import time; print('so far'); time.sleep(60)": "timed out after 1 s",
+    "9 ** 9 ** 9": "timed out after 1 s",
+    "try:\n    while True: pass\nexcept BaseException: pass": "timed out after 1 s",
+    "import os; os._exit(3)": "exit code 3",
+    "import os; os.close(3)": "",
+    "import os; os.closerange(0, 99)": "",
+    "import ctypes; ctypes.string_at(0)": "killed by signal 11 (Segmentation fault)",
+    "raise SystemError('the interpreter is broken')": "SystemError",
+    "import signal, time; signal.setitimer(signal.ITIMER_REAL, 0.01); time.sleep(0.5)": "killed by signal 14 (Alarm clock)",
+    "import threading, time; threading.Thread(target=time.sleep, args=(60,)).start()": "threads still ran",
+    "import threading, time; threading.Thread(target=time.sleep, args=(60,), daemon=True).start()": "threads still ran",
+    "while True: print('x' * 10**6)": "stopped after 16 MB of output",
+}
+
+
+@pytest.mark.parametrize("code", ENDS)
+def test_a_session_that_is_stopped_says_so_and_goes_on_empty(session, code):
+    session.run("x = 1")
+    result = session.run(code)
+    assert result.restarted and not result.ok
+    assert ENDS[code] in result.error and result.error.endswith("the session's variables are lost")
+    assert result.timed_out == ("timed out" in result.error)
+    assert ("so far" in result.stdout) == ("so far" in code)
+    started = time.monotonic()
+    assert "NameError" in session.run("x").error
+    assert session.run("1 + 1").stdout == "2\n"
+    assert time.monotonic() - started < 1
+
+
+def test_a_joined_thread_is_no_leftover(session):
+    code = "import threading, time\nx = 1\nt = threading.Thread(target=time.sleep, args=(0.01,)); t.start(); t.join()"
+    assert all(session.run(code).ok for _ in range(20))
+
+
+def test_what_is_written_to_the_channel_harms_only_its_session(session):
+    with Session(Limits(seconds=1)) as other:
+        other.run("x = 1")
+        for forged in ("b'\\0'", "b'forged\\0'", "b'\\xff' * 99", "b'{' * 10**5 + b'\\0'"):
+            assert session.run(f"import os; os.write(3, {forged}); os.write(1, {forged})").restarted
+            assert session.run("7").stdout == "7\n"
+        session.run("import os\nwhile True: os.write(3, b'x' * 10**5)")
+        assert other.run("x").stdout == "1\n"
+        assert run("print(1)").stdout == "1\n"
+
+
+def test_closing_ends_a_running_call_and_the_session():
+    session = Session(Limits(seconds=60))
+    results = []
+    thread = threading.Thread(target=lambda: results.append(session.run("while True: pass")))
+    thread.start()
+    time.sleep(0.2)
+    session.close()
+    thread.join(timeout=2)
+    assert not results[0].ok
+    assert session.run("1").error.startswith("the session is closed")
+    session.close()
+    assert not processes()
+
+
+def test_many_sessions_run_at_the_same_time():
+    async def main() -> tuple[list[str], float]:
+        sessions = [Session() for _ in range(8)]
+        started = time.monotonic()
+        code = "import time; time.sleep(0.5); {}"
+        results = await asyncio.gather(*(asyncio.to_thread(s.run, code.format(i)) for i, s in enumerate(sessions)))
+        seconds = time.monotonic() - started
+        for session in sessions:
+            session.close()
+        return [r.stdout for r in results], seconds
+
+    outputs, seconds = asyncio.run(main())
+    assert outputs == [f"{i}\n" for i in range(8)]
+    assert seconds < 2
+
+
+# ---- confinement ----
+
+
+def test_what_is_enforced_is_what_the_machine_can():
+    expected = {"no network": has_libseccomp(), "no processes": has_libseccomp(), "no reading outside": has_landlock()}
+    found = sandbox.enforced()
+    assert {what: found.pop(what) for what in expected} == expected
+    assert found.pop("file size") and found.pop("memory")
+    assert set(found) == {"no signals", "no writing outside"}  # which also rest on who runs this
+
+
+@pytest.mark.parametrize(
+    "code", ["bytearray(3 << 27)", "x = []\nwhile True: x.append(bytes(1 << 20))", "import numpy; numpy.ones(1 << 26)"]
+)
+def test_memory_is_bounded_in_scripts_and_sessions(code):
+    limits = Limits(memory_mb=256)
+    assert "MemoryError" in run(code, limits=limits).error
+    with Session(limits) as session:
+        assert "MemoryError" in session.run(code).error
+    assert run("bytearray(1 << 27)", limits=limits).ok
+
+
+def test_a_file_is_bounded():
+    write = "open('a', 'wb').write(bytes({} << 20))"
+    assert run(write.format(2), limits=Limits(file_mb=3)).ok
+    assert "File too large" in run(write.format(4), limits=Limits(file_mb=3)).error
+
+
+def test_open_files_and_threads_are_bounded():
+    assert "Too many open files" in run("x = [open('/dev/null') for _ in range(100)]").error
+    if run("import os; print(os.getuid())").stdout != f"{os.getuid()}\n":  # a user of its own, whose threads are counted
+        start = "import threading, time\nthreading.stack_size(65536)\n"
+        thread = "threading.Thread(target=time.sleep, args=(60,), daemon=True).start()"
+        assert run(start + f"for _ in range(50): {thread}").ok
+        assert "can't start new thread" in run(start + f"for _ in range(100): {thread}").error
+
+
+def test_the_environment_holds_nothing_of_the_callers(monkeypatch):
+    monkeypatch.setenv("SECRET_TOKEN", "hunter2")
+    sandbox._server.close()
+    names = run("import os; print(*os.environ)").stdout.split()
+    assert set(names) == {
+        "PATH", "LANG", "TMPDIR", "HOME", "PYTHONHASHSEED", "MPLBACKEND", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS",
+    }  # fmt: skip
+    assert "hunter2" not in run("import gc, sys; print(gc.get_objects(), sys.argv, sys.path)", limits=Limits(output_chars=10**7)).stdout
+
+
+@landlock
+@pytest.mark.parametrize(
+    "path", ["/etc/passwd", "/proc/{pid}/environ", "/proc/self/maps", "/proc/self/mem", __file__, "/", "/tmp", "/root"]
+)
+def test_nothing_outside_is_read(path, outside):
+    for place in (outside, path.format(pid=os.getpid())):
+        result = run(f"import os\np = {str(place)!r}\nprint(os.listdir(p) if os.path.isdir(p) else open(p).read())")
+        assert "PermissionError" in result.error and not result.stdout
+
+
+CHANGES = [
+    "open(p, 'w')", "open(p, 'a')", "open(p, 'r+')", "os.remove(p)", "os.truncate(p, 0)", "os.chmod(p, 0)", "os.utime(p, (0, 0))",
+    "os.rename(p, p + '2')", "os.rename(p, 'x')", "os.link(p, 'x')", "os.symlink('x', p + '2')", "os.mkdir(p + '2')", "open(p + '2', 'w')",
+    "os.setxattr(p, 'user.a', b'')", "os.chown(p, os.getuid(), -1)", "os.mkfifo(p + '2')", "os.mkfifo('x')", "os.chroot('.')",
+]  # fmt: skip
+
+
+@landlock
+@seccomp
+@pytest.mark.parametrize("change", CHANGES)
+def test_nothing_outside_is_changed(change, outside):
+    before = facts(outside)
+    result = run(f"import os\np = {str(outside)!r}\n{change}")
+    assert re.search("PermissionError|OSError", result.error), result
+    assert facts(outside) == before
+
+
+@landlock
+def test_a_link_in_the_folder_opens_no_door(outside):
+    assert "PermissionError" in run(f"import os\nos.symlink({str(outside)!r}, 'x')\nopen('x').read()").error
+
+
+@seccomp
+@pytest.mark.parametrize("family", ["AF_INET", "AF_INET6", "AF_UNIX", "AF_NETLINK"])
+def test_there_is_no_network(family):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        connect = f"s = socket.socket(socket.{family})\ns.connect(('127.0.0.1', {server.getsockname()[1]}))"
+        assert "PermissionError" in run(f"import socket\n{connect}").error
+
+
+@seccomp
+def test_a_pair_of_sockets_reaches_no_other():
+    code = "import socket\na, b = socket.socketpair({})\na.sendall(b'x')\nprint(b.recv(1))"
+    assert run(code.format("")).stdout == "b'x'\n"
+    assert "PermissionError" in run(code.format("type=socket.SOCK_DGRAM")).error
+
+
+@seccomp
+@pytest.mark.parametrize("start", [
+    "os.fork()", "subprocess.run(['true'])", "os.system('true') == 0 or 1 / 0", "os.execv('/bin/true', ['true'])",
+    "os.posix_spawn('/bin/true', ['true'], {})", "multiprocessing.Process(target=print).start()",
+])  # fmt: skip
+def test_there_are_no_other_processes(start):
+    assert re.search("PermissionError|ZeroDivisionError", run(f"import os, subprocess, multiprocessing\n{start}").error)
+
+
+@seccomp
+@pytest.mark.parametrize("act", [
+    "os.kill(os.getppid(), 9)", "os.kill({pid}, 9)", "os.kill(-1, 9)", "os.killpg(0, 9)", "os.setpriority(os.PRIO_PROCESS, {pid}, 19)",
+    "signal.pidfd_send_signal(os.pidfd_open({pid}), 9)", "fcntl.fcntl(0, fcntl.F_SETOWN, {pid})", "os.sched_setaffinity({pid}, [0])",
+    "resource.prlimit({pid}, resource.RLIMIT_NOFILE, (0, 0))", "resource.setrlimit(resource.RLIMIT_AS, (-1, -1))", "os.setresuid(0, 0, 0)",
+])  # fmt: skip
+def test_other_processes_and_its_own_limits_are_out_of_reach(act):
+    result = run(f"import fcntl, os, resource, signal\n{act.format(pid=os.getpid())}")
+    assert re.search("PermissionError|not allowed", result.error), result
+
+
+# ---- the caller's side ----
+
+
+@pytest.mark.parametrize("mess", [
+    "for i in range(500): open(str(i), 'w')", "import os, shutil\nshutil.rmtree(os.getcwd(), ignore_errors=True)",
+    "import os\nfor i in range(1500): os.mkdir('d'); os.chdir('d')", "import os\nos.mkdir('d', 0)", "import os\nos.symlink('/', 'root')",
+])  # fmt: skip
+def test_the_folder_is_deleted_with_the_session(mess):
+    with Session() as session:
+        folder = Path(session.run("import os; print(os.getcwd())").stdout.strip())
+        session.run(mess)
+        assert folder.exists()
+    assert not folder.exists()
+    assert Path("/usr/lib").exists()
+
+
+def test_a_killed_fork_server_is_replaced():
+    with Session() as session:
+        session.run("x = 1")
+        root, pid = sandbox._server.root, session._process.pid
+        os.kill(sandbox._server.process.pid, signal.SIGKILL)
+        assert run("print(1)").stdout == "1\n"
+        assert session.run("x").restarted
+        assert session.run("2").stdout == "2\n"
+        assert not Path(root).exists() and not is_alive(pid)
+
+
+def test_a_reply_that_nobody_waited_for_is_not_taken_for_the_next():
+    run("")
+    socket.send_fds(sandbox._server.control, [b'{"stop": "", "number": 0}'], ())
+    assert run("print(1)").stdout == "1\n"
+
+
+def test_nothing_outlives_the_caller(tmp_path):
+    code = f"""if True:
+        import sys, tempfile
+        tempfile.tempdir = {str(tmp_path)!r}
+        from aimo import sandbox
+        session = sandbox.Session(sandbox.Limits(seconds=60))
+        print(sandbox._server.process.pid, session._process.pid, flush=True)
+        session.run("while True: pass")
+    """
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as caller:
+        pids = caller.stdout.readline().split()
+        assert len(pids) == 2 and all(map(is_alive, pids)) and os.listdir(tmp_path)
+        caller.kill()
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline and (os.listdir(tmp_path) or any(map(is_alive, pids))):
+        time.sleep(0.05)
+    assert not os.listdir(tmp_path) and not any(map(is_alive, pids))
+
+
+def test_a_fork_of_the_caller_has_a_server_of_its_own():
+    assert run("print(1)").ok
+    server = sandbox._server.process.pid
+    if (pid := os.fork()) == 0:
+        ok = run("print(1)").ok
+        sandbox._server.close()
+        os._exit(0 if ok else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert run("print(1)").ok and sandbox._server.process.pid == server
+
+
+def test_a_python_that_does_not_start_is_named(monkeypatch):
+    sandbox._server.close()
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(AimoError, match=r"^sandbox: .*/bin/false.*numpy"):
+        run("1")
+
+
+def test_importing_the_sandbox_is_light():
+    code = "import sys, aimo.sandbox; print([m for m in ('numpy', 'sympy', 'torch', 'pydantic', 'aimo.config') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+
+
+# ---- a thousand hostile snippets ----
+
+# N is a number and P a file of the caller's.
+HOSTILE = [
+    "while True: pass",
+    "x = {N}\nwhile x: x = x * x % (10**300 + {N})",
+    "9 ** 9 ** {N}",
+    "import re; re.match('(a+)+$', 'a' * {N}00 + 'b')",
+    "import time; time.sleep({N}000)",
+    "import itertools; sum(itertools.count({N}))",
+    "try:\n    while True: pass\nexcept BaseException:\n    while True: pass",
+    "import signal\nfor s in range(1, 65):\n    try: signal.signal(s, lambda *_: 0)\n    except Exception: 0\nwhile True: pass",
+    "import os\nwhile True: os.fork()",
+    "import os\nfor _ in range({N}): os.forkpty()",
+    "import subprocess\nfor _ in range({N}): subprocess.Popen(['sleep', '9'])",
+    "import os; os.system('rm -rf {P}; sleep {N}')",
+    "import os; os.execv('/bin/sh', ['sh', '-c', 'echo > {P}'])",
+    "import multiprocessing; multiprocessing.Pool({N}).map(abs, [1])",
+    "x = bytearray({N} << 30)",
+    "x = []\nwhile True: x.append('x' * {N}0000)",
+    "import numpy; x = [numpy.ones(1 << 24) for _ in range({N})]",
+    "def f(n): return f(n + 1) + {N}\nf(0)",
+    "import sys; sys.setrecursionlimit(10**9)\ndef f(): return max([{N}], key=lambda _: f())\nf()",
+    "x = []\nfor _ in range({N}0000): x = [x]\nrepr(x)",
+    "exec('(' * {N}000 + ')' * {N}000)",
+    "print('{N}' * 10**8)",
+    "while True: print('x' * {N}000)",
+    "import os\nwhile True: os.write(2, b'x' * 65536)",
+    "raise Exception('x' * {N}000000)",
+    "class E(Exception):\n    def __str__(self): return 1 / 0\nraise E({N})",
+    "import os, signal; os.kill(os.getpid(), {N} % 64 + 1)",
+    "import os, signal; os.kill(os.getppid(), signal.SIGKILL)",
+    "import os, signal; os.kill(-1, {N} % 64 + 1)",
+    "import os; os.abort()",
+    "import signal, time; signal.alarm(1); signal.setitimer(signal.ITIMER_REAL, 0.0{N}); time.sleep({N})",
+    "import os; os.remove('{P}')",
+    "import os; os.rename('{P}', '{P}{N}')",
+    "import os; os.chmod('{P}', {N})",
+    "open('{P}', 'w').write('{N}')",
+    "import shutil; shutil.rmtree('/', ignore_errors=True)",
+    "import os, shutil; shutil.rmtree(os.getcwd()); os.getcwd()",
+    "import os\nfor i in range({N}00): os.mkdir('d'); os.chdir('d')",
+    "i = 0\nwhile True: i += 1; open(f'file{{i}}', 'wb').write(b'x' * {N}000)",
+    "open('big', 'wb').write(bytes({N} << 30))",
+    "import os; os.ftruncate(os.open('big', os.O_CREAT | os.O_RDWR), {N} << 30)",
+    "import socket; socket.create_connection(('1.1.1.1', {N}), timeout=1)",
+    "import socket; s = socket.socket(); s.bind(('', 5{N})); s.listen()",
+    "import urllib.request; urllib.request.urlopen('http://127.0.0.1:{N}')",
+    "import socket\nx = [socket.socketpair() for _ in range({N}0)]\nfor a, b in x: a.sendall(b'x' * {N}00000)",
+    "import os; print(dict(os.environ)); print(open('/proc/1/environ').read())",
+    "print(open('{P}').read())",
+    "import os; print(open(f'/proc/{{os.getppid()}}/environ').read())",
+    "import os; os._exit({N})",
+    "import sys; sys.exit('{N}')",
+    "import os; os.closerange(0, 1000)",
+    "import sys; sys.stdout = sys.stderr = sys.stdin = None; print({N})",
+    "import builtins; builtins.len = builtins.open = None",
+    "import json, traceback, sys; json.loads = traceback.format_exception = None; sys.modules.clear(); 1 / 0",
+    "import os\nfor fd in range(64):\n    try: os.write(fd, b'\\0' * {N})\n    except OSError: pass",
+    "import os\nos.write(3, b'forged\\0')\nwhile True: pass",
+    "input()",
+    "import threading, time\nfor _ in range({N}): threading.Thread(target=time.sleep, args=(99,)).start()",
+    "import threading\ndef f():\n    while True: pass\nfor _ in range(3): threading.Thread(target=f, daemon=True).start()",
+    "import threading; threading.stack_size(32768)\nwhile True: threading.Thread(target=threading.Event().wait).start()",
+    "import ctypes; ctypes.string_at({N})",
+    "import ctypes; ctypes.CDLL(None).syscall(101, 16, __import__('os').getppid(), 0, 0)",
+    "import ctypes; c = ctypes.CDLL(None)\nfor n in range(450): n in (60, 231, 15, 0, 34, 23, 7, 202) or c.syscall(n, {N}, {N}, {N}, 0)",
+    "import gc\nfor o in gc.get_objects():\n    try: o.clear()\n    except Exception: pass",
+    "import sys\ndef trace(*_): raise SystemExit({N})\nsys.settrace(trace)\nlen([])",
+    "import atexit, threading\natexit.register(lambda: threading.Event().wait())",
+    "class A:\n    def __del__(self):\n        while True: pass\nA()",
+    "import faulthandler; faulthandler._sigsegv()",
+    "import resource; resource.setrlimit(resource.RLIMIT_AS, (1 << 20, 1 << 20)); x = bytes({N} << 20)",
+    "import sys; sys.stdout.close(); sys.stdin.close(); print({N})",
+]
+
+
+@landlock
+@seccomp
+def test_a_thousand_hostile_snippets_leave_everything_as_it_was(outside):
+    r = random.Random(0)
+    snippets = [template.format(N=r.randint(2, 99), P=outside) for template in r.choices(HOSTILE, k=1000)]
+    limits = Limits(seconds=0.4, memory_mb=256, output_chars=1000)
+    run("")
+    before = (facts(outside), os.environ.copy(), os.listdir(sandbox._server.root), len(os.listdir("/proc/self/fd")))
+    sessions = [Session(limits) for _ in range(4)]
+    slowest = 0.0
+    for start in range(0, 1000, 100):
+        batch = snippets[start : start + 100]
+        results = run_many([(code, "") for code in batch[:50]], limits, workers=4)
+        with ThreadPoolExecutor() as pool:
+            runs = [pool.submit(lambda s, codes: [s.run(code) for code in codes], s, batch[50 + i :: 4]) for i, s in enumerate(sessions)]
+        results += [result for future in runs for result in future.result()]
+        assert len(results) == 100
+        assert not any("weights" in result.stdout for result in results)
+        assert all(len(result.stdout) < 1100 and len(result.error) < 2100 for result in results)
+        for session in sessions:
+            started = time.monotonic()
+            session.run("print(x := 1)")  # may meet what the snippets left in the process; the next call must not
+            assert session.run("print(6 * 7)").stdout == "42\n"
+            slowest = max(slowest, time.monotonic() - started)
+        assert run("print(1)").stdout == "1\n"
+    for session in sessions:
+        session.close()
+    assert slowest < 1
+    assert not processes()
+    assert (facts(outside), os.environ.copy(), os.listdir(sandbox._server.root), len(os.listdir("/proc/self/fd"))) == before
