@@ -407,6 +407,10 @@ class Inference:
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     max_tokens: Positive = 512
     """Tokens of one completion."""
+    tools: Share = 0.0
+    """The share of samples whose Python blocks are run in the sandbox, and their output fed back."""
+    tool_turns: Positive = 4
+    """How many blocks of a sample are run."""
     gpu_memory: Share = 0.9
     """Share of the GPU's memory that vLLM takes; on a CPU it takes 1 GiB."""
 

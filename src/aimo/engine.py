@@ -38,6 +38,10 @@ class Settings:
     think_end: str = "</think>"
     thinking: bool = False
     """Whether a prompt ends inside a thought, so that a completion starts there."""
+    tools: float = 0.0
+    """The share of samples whose Python blocks are run, and their output fed back (tool-integrated reasoning)."""
+    tool_turns: int = 4
+    """How many blocks of a sample are run."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import nbformat
 from aimo.config import ROOT
 
 # In the order a reader follows them.
-MODULES = ["errors", "answers", "voting", "timebank", "engine", "solver", "submission"]
+MODULES = ["errors", "answers", "voting", "timebank", "sandbox", "engine", "solver", "submission"]
 
 INTRODUCTION = """\
 # AIMO submission: many samples, one vote

@@ -172,6 +172,8 @@ def save(trained: Path, base: Path, tokenizer: Any, profile: Profile, folder: Pa
         answer_tags=(profile.prompt.answer_start, profile.prompt.answer_end),
         think_end=profile.prompt.think_end,
         thinking=profile.prompt.prefill,
+        tools=profile.inference.tools,
+        tool_turns=profile.inference.tool_turns,
     )
     (partial / SETTINGS).write_text(json.dumps(asdict(settings), indent=2) + "\n")
     (partial / "README.md").write_text(card(profile, figures))

@@ -1,23 +1,27 @@
 """One question: samples as separate streams in waves, each stopped when it has nothing more to say, their answers voted.
 
-Left out: tools, and a time bank across questions; a question has a deadline and keeps to it.
+A share of the samples may run Python: a fenced block ends the stream, runs in the sandbox, and the stream goes on after its
+output. Left out: tool calls in a chat template's own format, and a time bank across questions, which is `timebank`.
 """
 
 import asyncio
 import math
+import re
 import time
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from aimo import answers, voting
+from aimo import answers, sandbox, voting
 from aimo.engine import Completion, Engine, sample_seed
 
 FALLBACK = 0
 ROOM = 16  # a completion with fewer tokens than this cannot hold an answer
 LAST_WORD_TOKENS = 24  # for the answer that a stream out of budget is made to give
 LAST_WORD_S = 5.0  # of a budget, or a tenth of it, that these answers may take
+BLOCK = re.compile(r"```(?:python|py)\n(.*?)```", re.DOTALL)
+OUTPUT_CHARS = 2000  # of a program's output that its model reads
 LOOK_EVERY = 64  # characters that a stream writes between two looks at it
 
 
@@ -32,6 +36,10 @@ class Stream:
     looked: int = 0
     started: float = field(default_factory=time.monotonic)
     rambled: bool = False
+    before: str = ""
+    """What it wrote, and read from its programs, in earlier turns."""
+    results: list[int | None] | None = None
+    """What its programs printed last, as integers; None for a sample without tools."""
 
 
 @dataclass
@@ -40,6 +48,8 @@ class Solution:
 
     answer: int = FALLBACK
     votes: Counter[int] = field(default_factory=Counter)
+    weights: list[tuple[int, float]] = field(default_factory=list)
+    """Each vote's answer and weight, from which the answer is taken."""
     completions: list[Completion] = field(default_factory=list)
     samples: int = 0
     """Streams started; those without a completion were stopped early."""
@@ -107,10 +117,13 @@ async def vote(
 
     def until(stream: Stream, text: str, tokens: int) -> bool:
         """Whether a stream has said its answer, or has nothing more to say."""
-        stream.text, stream.tokens = text, tokens
-        if len(text) - stream.looked < LOOK_EVERY and not text.endswith(("}", ">")):
+        text = stream.text = stream.before + text
+        stream.tokens = tokens
+        if len(text) - stream.looked < LOOK_EVERY and not text.endswith(("}", ">", "```")):
             return False
         stream.looked = len(text)
+        if stream.results is not None and len(stream.results) < settings.tool_turns and len(BLOCK.findall(text)) > len(stream.results):
+            return True
         stream.rambled = tokens > stream.limit or voting.is_repeating(text)
         return stream.rambled or voting.final_answer(text, read, settings.answer_tags, thinking=settings.thinking) is not None
 
@@ -124,11 +137,38 @@ async def vote(
         tail = await engine.sample(prompt + said[-room:] + ids, seed, brief, lambda text, _: closing in text)
         return Completion(text + ending + tail.text, len(said) + tail.tokens, finished=False)
 
-    def count(completion: Completion) -> None:
+    async def with_tools(stream: Stream, own: int) -> Completion:
+        """A stream whose programs are run."""
+        stream.results = []
+        tokens = 0
+        with sandbox.Session() as session:
+            while True:
+                ids = prompt + engine.tokenizer.encode(stream.before, add_special_tokens=False)
+                left = min(settings.max_tokens - tokens, engine.max_length - len(ids))
+                if left < ROOM:
+                    return Completion(stream.before, tokens, finished=False)
+                turn = await engine.sample(ids, own, replace(settings, max_tokens=left), partial(until, stream))
+                tokens += turn.tokens
+                text = stream.before + turn.text
+                blocks = list(BLOCK.finditer(text))
+                if len(blocks) == len(stream.results) or len(stream.results) == settings.tool_turns:
+                    return Completion(text, tokens, turn.finished)
+                block = blocks[len(stream.results)]
+                result = await asyncio.to_thread(session.run, block[1])
+                said = (result.stdout + result.error).strip()
+                stream.results.append(answers.to_integer((said.splitlines() or [""])[-1], low, high))
+                # What it wrote beyond the block, it wrote without knowing the output.
+                stream.before = f"{text[: block.end()]}\n```output\n{said[-OUTPUT_CHARS:]}\n```\n"
+
+    def count(completion: Completion, results: list[int | None] | None = None) -> None:
         solution.completions.append(completion)
         answer = read(completion.text)
+        weight = 1.0 if answer is None else voting.by_tools(answer, results or [])
+        if answer is None and results and results[-1] is not None:
+            answer, weight = results[-1], 0.5  # its program gave an answer that it did not live to say
         if answer is not None:
             solution.votes[answer] += 1
+            solution.weights.append((answer, weight))
 
     try:
         while True:
@@ -148,7 +188,10 @@ async def vote(
             for _ in range(step.start):
                 stream = Stream()
                 own = sample_seed(seed, problem, solution.samples)
-                running[asyncio.create_task(engine.sample(prompt, own, settings, partial(until, stream)))] = stream
+                # Spread evenly: every second sample has tools at a share of a half.
+                has_tools = int((solution.samples + 1) * settings.tools) > int(solution.samples * settings.tools)
+                sample = with_tools(stream, own) if has_tools else engine.sample(prompt, own, settings, partial(until, stream))
+                running[asyncio.create_task(sample)] = stream
                 solution.samples += 1
             for stream in running.values():
                 stream.limit = step.limit
@@ -158,7 +201,7 @@ async def vote(
                 stream, completion = running.pop(task), task.result()
                 if read(completion.text) is None and not completion.finished and not stream.rambled:
                     completion = await last_word(completion.text)  # it ran out of tokens
-                count(completion)
+                count(completion, stream.results)
                 longest = longest if stream.rambled else max(longest, completion.tokens)
                 durations.append(time.monotonic() - stream.started)
         if solution.stop == "deadline":
@@ -173,10 +216,10 @@ async def vote(
                     count(task.result())
     finally:
         await stop(running)
-    voted = voting.leader(solution.votes)
-    if voted is None:
+    ranking = voting.tally(solution.weights)
+    if not ranking:
         reason = f"none of {len(solution.completions)} completions held an answer from {low} to {high}"
         solution.note = ", ".join(filter(None, [solution.note, reason]))
     else:
-        solution.answer = voted
+        solution.answer = ranking[0].answer
     return solution

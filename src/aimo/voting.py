@@ -235,8 +235,8 @@ def by_entropy(mean_entropy: float) -> float:
 
 
 def by_tools(answer: int, results: Collection[int | None]) -> float:
-    """Weight of a completion: 2 when a program that it ran gave its answer, else 1."""
-    return 2.0 if answer in results else 1.0
+    """Weight of a completion: 2 when a program that it ran gave its answer, a half when its programs gave others, else 1."""
+    return 2.0 if answer in results else 0.5 if results else 1.0
 
 
 def by_length(tokens: int) -> float:
