@@ -61,13 +61,11 @@ def launch(
     set_: Annotated[list[str] | None, typer.Option("--set", help="Change a key of the profile, such as sft.max_steps=50.")] = None,
 ) -> None:
     """Train a stage in several processes, under `accelerate launch` or in a Slurm job."""
-    import torch
-
     from aimo import launch
 
     if cpu and (gpus or slurm):
         raise AimoError("--cpu goes with neither --gpus nor --slurm: it tries a stage on this machine")
-    devices = cpu or gpus or (0 if slurm else torch.cuda.device_count())
+    devices = cpu or gpus or (0 if slurm else launch.gpus())
     if not devices:
         raise AimoError("--gpus is needed, the GPUs of each node" if slurm or dry_run else "there is no GPU here; try it with --cpu 2")
     job = launch.Job(stage, profile, run_dir, set_ or [], strategy, devices, nodes, cpu is not None)  # type: ignore[arg-type]

@@ -55,7 +55,7 @@ class Solution:
     """Streams started; those without a completion were stopped early."""
     seconds: float = 0.0
     stop: str = ""
-    """Why sampling ended: decided, settled, hopeless, exhausted or deadline."""
+    """Why sampling ended: decided, settled, hopeless, exhausted, deadline, or failed when the engine did."""
     note: str = ""
     """Why the answer is a fallback, or the vote incomplete; empty when neither."""
 
@@ -198,14 +198,21 @@ async def vote(
             timeout = None if deadline == math.inf else max(0.0, deadline - time.monotonic())
             done, _ = await asyncio.wait(running, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
-                stream, completion = running.pop(task), task.result()
+                stream = running.pop(task)
+                if error := task.exception():  # the engine is gone: answer with the votes so far
+                    solution.stop, solution.note = "failed", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+                    return conclude(solution, low, high)
+                completion = task.result()
                 if read(completion.text) is None and not completion.finished and not stream.rambled:
                     completion = await last_word(completion.text)  # it ran out of tokens
                 count(completion, stream.results)
                 longest = longest if stream.rambled else max(longest, completion.tokens)
                 durations.append(time.monotonic() - stream.started)
         if solution.stop == "deadline":
-            solution.note = "time ran out"
+            silent = not solution.completions and not any(stream.tokens for stream in running.values())
+            if silent:
+                solution.stop = "failed"
+            solution.note = "the engine wrote nothing" if silent else "time ran out"
             texts = [stream.text for stream in running.values() if stream.text]
             await stop(running)
             words = [asyncio.create_task(last_word(text)) for text in texts]
@@ -216,6 +223,11 @@ async def vote(
                     count(task.result())
     finally:
         await stop(running)
+    return conclude(solution, low, high)
+
+
+def conclude(solution: Solution, low: int, high: int) -> Solution:
+    """Take the answer from the votes, or say why there is none."""
     ranking = voting.tally(solution.weights)
     if not ranking:
         reason = f"none of {len(solution.completions)} completions held an answer from {low} to {high}"

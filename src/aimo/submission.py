@@ -6,11 +6,13 @@ which makes the same calls and the same checks. Left out: what a question does w
 """
 
 import importlib.util
+import json
 import os
 import random
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -26,6 +28,8 @@ from aimo.errors import AimoError
 from aimo.solver import FALLBACK, Solution, solve
 
 Predict = Callable[[Any, Any], pl.DataFrame]
+ATTEMPTS = 3  # at a question, each with another engine
+LAST_CHANCE_S = 60  # less is not worth starting an engine for
 MARGIN_S = 120  # of a Kaggle session, kept for the gateway to finish
 
 
@@ -78,19 +82,81 @@ def read_questions(test_csv: str | Path, competition: str | None = None) -> tupl
     return competition, table
 
 
+class Keeper:
+    """The engine at work, or the one that is loading; another is started when it fails."""
+
+    def __init__(self, load: Callable[[], Engine]):
+        """Start loading in a thread."""
+        self.load = load
+        self.start()
+
+    def start(self) -> None:
+        """Load an engine in a thread."""
+        self.loaded: Future[Engine] = Future()
+        Thread(target=self.work, args=(self.loaded,), daemon=True).start()
+
+    def work(self, loaded: "Future[Engine]") -> None:
+        """Load an engine into a future."""
+        try:
+            loaded.set_result(self.load())
+        except BaseException as e:
+            loaded.set_exception(e)
+
+    def get(self, timeout: float | None = None) -> Engine:
+        """The engine, waited for at most `timeout` seconds; one that did not come up is tried again."""
+        if self.loaded.done() and self.loaded.exception():
+            self.start()
+        return self.loaded.result(timeout)
+
+    def replace(self, failed: Engine) -> None:
+        """Start another in place of one that failed, unless that has been done."""
+        if self.loaded.done() and not self.loaded.exception() and self.loaded.result() is failed:
+            self.start()
+            Thread(target=failed.close, daemon=True).start()
+
+    def close(self) -> None:
+        """End the engine, if it ever came up."""
+        if self.loaded.done() and not self.loaded.exception():
+            self.loaded.result().close()
+
+
+class Journal:
+    """What is answered already, as JSON lines on disk: a kernel that starts again does not ask the model twice."""
+
+    def __init__(self, path: Path, model: str):
+        """Read what an earlier start with the same model left."""
+        self.path, self.model = path, model
+        self.known: dict[tuple[str, str], int] = {}
+        for line in path.read_text().splitlines() if path.exists() else []:
+            try:
+                entry = json.loads(line)
+                if entry["model"] == model:
+                    self.known[entry["id"], entry["problem"]] = entry["answer"]
+            except (ValueError, KeyError, TypeError):
+                print(f"{path}: a line was cut off and is left out: {line[:80]!r}")
+
+    def write(self, question_id: str, problem: str, solution: Solution) -> None:
+        """Add an answer that was voted; a fallback is not worth keeping."""
+        if solution.votes:
+            entry = {"model": self.model, "id": question_id, "problem": problem, "answer": solution.answer, "votes": dict(solution.votes)}
+            with self.path.open("a") as file:
+                file.write(json.dumps(entry) + "\n")
+
+
 def make_predict(
     competition: str,
-    get_engine: Callable[[float | None], Engine],
+    keeper: Keeper,
     samples: int,
     time_limit_s: float | None,
     seed: int = 0,
     questions: int | None = None,
     solutions: dict[str, Solution] | None = None,
+    journal: Journal | None = None,
 ) -> Predict:
     """The function Kaggle's gateway calls once a question: two Series of length 1 in, one row of `id` and `answer` out.
 
     It never raises: whatever goes wrong, the row holds the fallback answer and the reason is printed. `solutions`
-    collects what was found, by id. `get_engine(timeout)` may block while the model loads.
+    collects what was found, by id. An engine that fails is started again, and the question asked again if it has no vote yet.
     """
     rules = COMPETITIONS[competition]
     started = time.monotonic()
@@ -108,10 +174,18 @@ def make_predict(
             share = None if left is None else max(1.0, timebank.budget(left, planned, timebank.minimum(time_limit_s or 0, expected)))
             budget = min((b for b in (share, rules.answer_limit_s and rules.answer_limit_s - 30) if b), default=None)
             answered += 1
-            engine = get_engine(budget)
-            if budget is not None:
-                budget = max(1.0, budget - (time.monotonic() - begun))
-            solution = solve(engine, str(problem[0] or ""), samples, 0, rules.high, seed, budget)
+            text = str(problem[0] or "")
+            if journal and (question_id, text) in journal.known:
+                answer = journal.known[question_id, text]
+                solution = Solution(answer, Counter({answer: 1}), note="known from the journal")
+            else:
+                for _ in range(ATTEMPTS):
+                    remaining = budget and max(1.0, budget - (time.monotonic() - begun))
+                    solution = attempt(keeper, text, samples, rules.high, seed, remaining)
+                    if solution.stop != "failed" or solution.votes or (remaining or LAST_CHANCE_S) < LAST_CHANCE_S:
+                        break
+                if journal:
+                    journal.write(question_id, text, solution)
         except Exception as e:  # an exception here would end the whole submission
             solution = Solution(note=f"{type(e).__name__}: {' '.join(str(e).split())}", seconds=time.monotonic() - begun)
         if solutions is not None:
@@ -120,6 +194,19 @@ def make_predict(
         return pl.DataFrame({"id": [question_id], "answer": [solution.answer]})
 
     return predict
+
+
+def attempt(keeper: Keeper, problem: str, samples: int, high: int, seed: int, budget: float | None) -> Solution:
+    """One try at a question; an engine that raises, hangs or writes nothing is replaced."""
+    engine, begun = None, time.monotonic()
+    try:
+        engine = keeper.get(budget)
+        solution = solve(engine, problem, samples, 0, high, seed, budget and max(1.0, budget - (time.monotonic() - begun)))
+    except Exception as e:
+        solution = Solution(stop="failed", note=f"{type(e).__name__}: {' '.join(str(e).split())}")
+    if engine and solution.stop == "failed":
+        keeper.replace(engine)
+    return solution
 
 
 def local_gateway(predict: Predict, test_csv: str | Path, competition: str, seed: int = 0) -> pl.DataFrame:
@@ -136,7 +223,7 @@ def answer_all(engine: Engine, test_csv: str | Path, samples: int, seed: int) ->
     """Answer a test file through the local gateway: the submission, and the solutions by id."""
     competition, table = read_questions(test_csv)
     solutions: dict[str, Solution] = {}
-    predict = make_predict(competition, lambda _: engine, samples, None, seed, len(table), solutions)
+    predict = make_predict(competition, Keeper(lambda: engine), samples, None, seed, len(table), solutions)
     submission = local_gateway(predict, test_csv, competition, seed)
     report_fallbacks(solutions)
     return submission, solutions
@@ -152,20 +239,6 @@ def check_reply(reply: Any, question_id: str, rules: Competition) -> tuple[str, 
     if str(found_id) != question_id or not isinstance(answer, int) or not 0 <= answer <= rules.high:
         raise AimoError(f"question {question_id}: predict returned {found_id!r}, {answer!r}; an integer from 0 to {rules.high} is valid")
     return question_id, answer
-
-
-def in_background(load: Callable[[], Engine]) -> Callable[[float | None], Engine]:
-    """Start loading an engine in a thread; the result waits for it, at most the given seconds."""
-    loaded: Future[Engine] = Future()
-
-    def work() -> None:
-        try:
-            loaded.set_result(load())
-        except BaseException as e:
-            loaded.set_exception(e)
-
-    Thread(target=work, daemon=True).start()
-    return loaded.result
 
 
 def kaggle_server(competition: str, inputs: Path = Path("/kaggle/input")) -> Any:
@@ -203,16 +276,14 @@ def serve(competition: str, model: str, test_csv: str, samples: int, time_limit_
     if not rerun:
         check_model_folder(Path(model))
         questions = len(read_questions(test_csv, competition)[1])
-    engines: list[Engine] = []
 
     def load() -> Engine:
         install_vllm()
-        engines.append(Engine(model))
-        return engines[0]
+        return Engine(model)
 
-    get_engine = in_background(load)
+    keeper = Keeper(load)
     solutions: dict[str, Solution] = {}
-    predict = make_predict(competition, get_engine, samples, time_limit_s, 0, questions, solutions)
+    predict = make_predict(competition, keeper, samples, time_limit_s, 0, questions, solutions, Journal(Path("journal.jsonl"), model))
     try:
         if rerun:
             server_class(predict).serve()
@@ -221,8 +292,7 @@ def serve(competition: str, model: str, test_csv: str, samples: int, time_limit_
         else:
             local_gateway(predict, test_csv, competition).write_parquet("submission.parquet")
     finally:
-        for engine in engines:
-            engine.close()
+        keeper.close()
     report_fallbacks(solutions)
     return solutions
 
