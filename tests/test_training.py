@@ -103,6 +103,18 @@ def test_a_run_broken_off_anywhere_ends_in_the_losses_of_an_unbroken_one(tmp_pat
         assert [record["step"] for record in log if "loss" in record] == [1, 2, 3, 4, 5, 6], "a step was lost or trained twice"
 
 
+def test_what_is_trained_begins_with_the_tokens_of_generation_even_where_a_tag_merges_with_the_text_after_it(sets):
+    p = small('prompt.think_start="12"', "prompt.think_end=/")
+    tokenizer = models.load_tokenizer(TINY, p)
+    row = {"prompt": sets["sft"][0]["prompt"], "completion": [{"role": "assistant", "content": "12 + 1 = 13/<SOLUTION>13</SOLUTION>"}]}
+    asked = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False)
+    trained = training.tokenize([row], tokenizer)[0]
+    assert trained["input_ids"][: len(asked)] == asked and trained["completion_mask"] == [0] * len(asked) + [1] * (
+        len(trained["input_ids"]) - len(asked)
+    )
+    assert trained["input_ids"][-1] == tokenizer.eos_token_id
+
+
 def test_packed_rows_do_not_see_each_other(tmp_path, sets):
     log = {}
     for packing in ("false", "true"):

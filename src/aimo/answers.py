@@ -40,7 +40,8 @@ def extract(completion: str, tags: tuple[str, str] = TAGS) -> str | None:
     """
     after = max((completion.rfind(tag) + len(tag) for tag in END_OF_THOUGHT if tag in completion), default=0)
     for text in (completion[after:], completion[:after]):
-        found = [f for f in (tagged(text, *tags), tagged(text, "<answer>", "</answer>"), boxed(text)) if f and f[1]]
+        own = None if tags[0].startswith("\\") else tagged(text, *tags)  # a box as tags is read with its braces balanced
+        found = [f for f in (own, tagged(text, "<answer>", "</answer>"), boxed(text)) if f and f[1]]
         if found:
             answer = max(found)[1]
             inner = boxed(answer)  # a box inside the tags is only a frame
@@ -494,7 +495,15 @@ def serve() -> None:
     from math_verify import verify as equal
 
     resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
-    read_gold = lru_cache(maxsize=10_000)(lambda gold: parse(f"${gold}$", parsing_timeout=None) or parse(gold, parsing_timeout=None))
+
+    @lru_cache(maxsize=10_000)
+    def read_gold(gold: str) -> list[Any]:
+        for text in (f"${gold}$", gold):
+            found = parse(text, parsing_timeout=None)
+            if any(not isinstance(part, str) for part in found):  # text alone is what it falls back to
+                return found
+        return []
+
     configs = [LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig()]
     print("ready", flush=True)
     for line in sys.stdin:

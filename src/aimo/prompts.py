@@ -36,29 +36,27 @@ def chat_template(prompt: Prompt, own: str | None) -> str:
         message = "[{'role': 'system', 'content': " + repr(prompt.system) + "}]"
         first = "{%- if messages[0]['role'] != 'system' -%}{%- set messages = " + message + " + messages -%}{%- endif -%}"
         template = first + template
-    if prompt.prefill:
-        template += "{%- if add_generation_prompt -%}{{ " + repr(prompt.think_start) + " }}{%- endif -%}"
+    opening = "{%- if add_generation_prompt -%}{{ " + repr(prompt.think_start) + " }}{%- endif -%}"
+    if prompt.prefill and not template.endswith(opening):
+        template += opening
     return MARK + template if prompt.template == "model" else template
 
 
 def check(tokenizer: Any, prompt: Prompt) -> None:
-    """Refuse a template without a generation prompt, and tags that are tokenised otherwise in training than in generation."""
+    """Refuse a template without a generation prompt, and one that shows a reply otherwise than it asks for it."""
 
-    def ids(completion: str | None) -> list[int]:
-        talk = as_prompt("1 + 1?") + ([] if completion is None else [{"role": "assistant", "content": completion}])
-        return tokenizer.apply_chat_template(talk, add_generation_prompt=completion is None, return_dict=False)
+    def text(talk: list[dict[str, str]], ask: bool = False) -> str:
+        return tokenizer.apply_chat_template(talk, add_generation_prompt=ask, tokenize=False)
 
-    bare = tokenizer.apply_chat_template(as_prompt("1 + 1?"), return_dict=False)
-    asked = ids(None)
-    if prompt.template != "plain" and asked == bare:
+    talk = as_prompt("1 + 1?")
+    asked, told = text(talk, ask=True), text(talk + as_completion(prompt, "Let me think.", 2))
+    if prompt.template != "plain" and asked == text(talk):
         raise AimoError(f"prompt.template: {prompt.template!r} adds no generation prompt, so nothing tells the model to answer")
-    for thought in ("a", "1", " a", "\n", "$x$", ">", "("):
-        told = as_completion(prompt, thought, 2)[0]["content"]
-        if ids(told)[: len(asked)] != asked:
-            raise AimoError(
-                f"prompt.think_start: {prompt.think_start!r} is tokenised otherwise with {thought!r} after it than alone, so that "
-                "training and generation differ; end it with a newline, make it a special token, or set prompt.prefill: false"
-            )
+    if not told.startswith(asked) or "Let me think." not in told:
+        raise AimoError(
+            f"prompt.template: {prompt.template!r} shows a reply otherwise than it asks for it (it may leave out thoughts), so that "
+            "training and generation would differ; use chatml, plain or a Jinja file of your own"
+        )
 
 
 def as_prompt(problem: str) -> list[dict[str, str]]:
@@ -78,6 +76,9 @@ def is_well_formed(prompt: Prompt, completion: str) -> bool:
         completion = completion[len(prompt.think_start) :]
     elif not prompt.prefill:
         return False
+    if prompt.answer_start == "\\boxed{":  # R1's way: the answer is boxed somewhere after the thought
+        _, closed, rest = completion.partition(prompt.think_end)
+        return bool(closed) and prompt.think_end not in rest and prompt.answer_start in rest
     tags = (prompt.think_end, prompt.answer_start, prompt.answer_end)
     pattern = rf".*?{re.escape(tags[0])}\s*{re.escape(tags[1])}.+?{re.escape(tags[2])}\s*"
     return all(completion.count(tag) == 1 for tag in tags) and re.fullmatch(pattern, completion, re.DOTALL) is not None

@@ -59,10 +59,26 @@ def sft(
         model=model,
         args=args,
         processing_class=tokenizer,
-        train_dataset=to_dataset(rows),
-        eval_dataset=to_dataset(test) if test and s.eval_steps else None,
+        train_dataset=tokenize(rows, tokenizer),
+        eval_dataset=tokenize(test, tokenizer) if test and s.eval_steps else None,
     )
     return fit(trainer, "sft", profile, folder, progress, probe)
+
+
+def tokenize(rows: Rows, tokenizer: Any) -> Any:
+    """`prompt` and `completion` rows as `input_ids` and `completion_mask`: the prompt's tokens are those of generation.
+
+    Tokenised as one text, the end of a prompt may merge with what follows (`>` and `a` into `>a`), and a model would be trained on
+    tokens that it never sees when it is asked.
+    """
+
+    def encode(row: dict[str, Any]) -> dict[str, list[int]]:
+        asked = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=False)
+        whole = tokenizer.apply_chat_template(row["prompt"] + row["completion"], tokenize=False)
+        prompt, reply = (tokenizer.encode(text, add_special_tokens=False) for text in (asked, whole[len(asked) :]))
+        return {"input_ids": prompt + reply, "completion_mask": [0] * len(prompt) + [1] * len(reply)}
+
+    return to_dataset(rows).map(encode, remove_columns=["prompt", "completion"])
 
 
 def grpo(model: Any, tokenizer: Any, rows: Rows, profile: Profile, folder: Path, progress: Progress, probe: Rows | None = None) -> Log:

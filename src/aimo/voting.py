@@ -157,7 +157,8 @@ def final_answer(
             return begin, answer
     elif thinking or text.lstrip().startswith(tuple(start for start, _ in thoughts)):
         return None
-    for candidate in re.finditer(rf"\\f?box(?:ed)?\s*\{{|</answer>|{re.escape(tags[1])}", text[begin:]):
+    closing = re.escape(tags[1] if tags[0].startswith("<") else "</answer>")  # a box is found without its tags
+    for candidate in re.finditer(rf"\\f?box(?:ed)?\s*\{{|</answer>|{closing}", text[begin:]):
         end = begin + candidate.end()
         if candidate[0].endswith("{"):
             end = closing_brace(text, end)
