@@ -158,6 +158,11 @@ class Engine:
             future.cancel()
             raise
 
+    @property
+    def has_died(self) -> bool:
+        """Whether vLLM's process is gone."""
+        return self.llm.errored
+
     def load_weights(self, model: str | Path) -> None:
         """Put another model of the same architecture in place of the present one, in a second instead of a restart."""
 
@@ -227,6 +232,8 @@ class Server(Engine):
             self.model = served["id"]
             limits.append(served.get("max_model_len") or self.settings.max_length or 4096)
         self.max_length = min([*limits, self.settings.max_length or math.inf])  # type: ignore[type-var]
+
+    has_died = False  # a server that is gone raises
 
     def close(self) -> None:
         """Leave the servers to themselves."""

@@ -19,6 +19,7 @@ from aimo.engine import Completion, Engine, sample_seed
 FALLBACK = 0
 ROOM = 16  # a completion with fewer tokens than this cannot hold an answer
 LAST_WORD_TOKENS = 24  # for the answer that a stream out of budget is made to give
+PULSE_S = 2.0  # between two looks whether the engine lives: streams of a dead one may wait for ever
 LAST_WORD_S = 5.0  # of a budget, or a tenth of it, that these answers may take
 BLOCK = re.compile(r"```(?:python|py)\n(.*?)```", re.DOTALL)
 OUTPUT_CHARS = 2000  # of a program's output that its model reads
@@ -91,10 +92,11 @@ def solve(
 
 
 async def stop(tasks: Collection[asyncio.Task[Completion]]) -> None:
-    """Stop streams, and wait until the engine has let go of them."""
+    """Stop streams, and wait until the engine has let go of them; one that is dead never does."""
     for task in tasks:
         task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    if tasks:
+        await asyncio.wait(tasks, timeout=LAST_WORD_S)
 
 
 async def vote(
@@ -195,8 +197,11 @@ async def vote(
                 solution.samples += 1
             for stream in running.values():
                 stream.limit = step.limit
-            timeout = None if deadline == math.inf else max(0.0, deadline - time.monotonic())
+            timeout = max(0.0, min(deadline - time.monotonic(), PULSE_S))
             done, _ = await asyncio.wait(running, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            if not done and engine.has_died:
+                solution.stop, solution.note = "failed", "the engine died"
+                return conclude(solution, low, high)
             for task in done:
                 stream = running.pop(task)
                 if error := task.exception():  # the engine is gone: answer with the votes so far
