@@ -22,7 +22,7 @@ def refused(*arguments: str, told: list[str]) -> None:
     [
         (["--profile", "nano"], ["'nano'", "tiny"]),
         (["--profile", "tiny", "--set", "grpo.max_stepz=5"], ["grpo.max_stepz", "max_steps"]),
-        (["--profile", "tiny", "--from", "train"], ["'train'", "data, sft, grpo, inference"]),
+        (["--profile", "tiny", "--from", "train"], ["'train'", "data, sft, grpo, dpo, inference"]),
         (["--profile", "tiny", "--test", "none.csv"], ["none.csv", "does not exist"]),
         (["--profile", "tiny", "--set", "inference.test=none.csv"], ["none.csv", "does not exist"]),
     ],

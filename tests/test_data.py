@@ -148,6 +148,7 @@ def test_programming_problems_keep_their_test_cases_and_need_no_answer(tmp_path,
     values = yaml.safe_load((config.PROFILES / "tiny.yaml").read_text())
     columns = {"problem": "task", "answer": None, "verification_info": "verification_info"}
     values["data"]["grpo"] = {"source": str(path), "columns": columns}
+    values["grpo"]["probe_steps"] = None
     p = config.parse(values, "profile")
     assert json.loads(data.format(prepared(p, tokenizer), p)["grpo"]["verification_info"][0]) == tests
 

@@ -79,10 +79,10 @@ def test_an_answer_that_its_own_program_contradicts_counts_less(serving):
     def model(prompt):
         if "```output" in prompt:
             return "<SOLUTION>41</SOLUTION>" if "wild" in prompt else "<SOLUTION>42</SOLUTION>"
-        return ("wild guess " if next(turn) % 3 else "") + PROGRAM
+        return ("wild guess " if next(turn) % 2 else "") + PROGRAM
 
-    s = solve(serving(model), "Q", samples=3, low=0, high=999, policy=EXACT)
-    assert s.votes == {41: 2, 42: 1} and s.answer == 42
+    s = solve(serving(model), "Q", samples=4, low=0, high=999, policy=EXACT)
+    assert s.votes == {41: 2, 42: 2} and s.answer == 42
 
 
 def test_a_program_that_found_the_answer_is_a_vote_when_the_sample_says_none(serving):
