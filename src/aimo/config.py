@@ -343,6 +343,8 @@ class Grpo(Optimization):
     generation: Literal["transformers", "vllm", "vllm_server"] = "transformers"
     """Who samples: the trained model itself, vLLM in the same process (GPU only), or a `trl vllm-serve` elsewhere."""
     vllm_server_url: str = "http://127.0.0.1:8000"
+    vllm_gpu_memory: Share = 0.5
+    """Share of the GPU's memory that vLLM takes beside the trainer."""
     sample_steps: Positive = 25
     """Steps between sample completions kept with their rewards, for a person to read."""
 

@@ -116,7 +116,8 @@ def grpo(model: Any, tokenizer: Any, rows: Rows, profile: Profile, folder: Path,
         use_vllm=s.generation != "transformers",
         vllm_mode="server" if s.generation == "vllm_server" else "colocate",
         vllm_server_base_url=s.vllm_server_url if s.generation == "vllm_server" else None,
-        vllm_gpu_memory_utilization=0.5,
+        vllm_gpu_memory_utilization=s.vllm_gpu_memory,
+        vllm_max_model_length=profile.model.max_length,
     )
     samples = Samples(folder, s.sample_steps)
     trainer = samples.trainer = GRPOTrainer(
