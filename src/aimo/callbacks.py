@@ -18,6 +18,7 @@ from transformers import Trainer, TrainerCallback
 from aimo import answers, prompts
 from aimo.config import Profile
 from aimo.errors import AimoError
+from aimo.rewards import text_of
 from aimo.runs import read_lines
 
 LOG = "log.jsonl"
@@ -128,11 +129,6 @@ class Samples(TrainerCallback):
                 prompt, completion = (text_of(logs[name][i]) for name in ("prompt", "completion"))
                 line = {"step": state.global_step, "problem": prompt, "completion": completion} | rewards
                 file.write(json.dumps(line | {"advantage": logs["advantages"][i]}, ensure_ascii=False) + "\n")
-
-
-def text_of(turns: str | list[dict[str, str]]) -> str:
-    """The last turn of a conversation, or a text."""
-    return turns if isinstance(turns, str) else turns[-1]["content"]
 
 
 class Probe(TrainerCallback):

@@ -208,9 +208,8 @@ def configure(kind: Any, stage: str, profile: Profile, folder: Path, **arguments
             raise AimoError(f"{stage}.trl.{key}: {kind.__name__} has no such key" + (f", did you mean {close[0]}?" if close else ""))
         if key in arguments:
             raise AimoError(f"{stage}.trl.{key}: the profile has a key of its own for this; set it there")
-    missing = {"tensorboard": "tensorboard", "trackio": "trackio", "wandb": "wandb"}.get(profile.training.log_to)
-    if missing:
-        require(missing, f"training.log_to: {missing}")
+    if profile.training.log_to != "none":
+        require(profile.training.log_to, f"training.log_to: {profile.training.log_to}")
     if s.use_liger_kernel:
         require("liger_kernel", f"{stage}.use_liger_kernel")
     try:

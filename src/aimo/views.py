@@ -58,10 +58,15 @@ def axes(columns: int = 1, width: float = 9.0, height: float = 3.2) -> tuple[Fig
     figure = Figure(figsize=(width, height), layout="constrained")
     grid = figure.subplots(1, columns, squeeze=False)[0]
     for ax in grid:
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.grid(axis="y", color="#eceff3")
-        ax.set_axisbelow(True)
+        tidy(ax)
     return figure, grid if columns > 1 else grid[0]
+
+
+def tidy(ax: Any) -> None:
+    """The house's style: no frame, faint lines behind the data."""
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(axis="y", color="#eceff3")
+    ax.set_axisbelow(True)
 
 
 def counts(sets: Any) -> HTML:
@@ -128,8 +133,7 @@ def training(log: list[dict[str, Any]]) -> HTML:
     figure = Figure(figsize=(3.7 * columns, 2.3 * -(-len(panels) // columns)), layout="constrained")
     grid = figure.subplots(-(-len(panels) // columns), columns, squeeze=False).flat
     for ax, (title, keys, limits) in zip(grid, panels, strict=False):
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.grid(axis="y", color="#eceff3")
+        tidy(ax)
         for key, colour in zip([k for k in keys if any(k in r for r in log)], SHADES, strict=False):
             curve(ax, [r for r in log if key in r], key, colour)
         if keys == ["reward"]:
