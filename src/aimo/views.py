@@ -131,7 +131,7 @@ def training(log: list[dict[str, Any]]) -> HTML:
     panels = [panel for panel in panels if any(key in record for key in panel[1] for record in log)]
     columns = min(3, len(panels))
     figure = Figure(figsize=(3.7 * columns, 2.3 * -(-len(panels) // columns)), layout="constrained")
-    grid = figure.subplots(-(-len(panels) // columns), columns, squeeze=False).flat
+    grid = list(figure.subplots(-(-len(panels) // columns), columns, squeeze=False).flat)
     for ax, (title, keys, limits) in zip(grid, panels, strict=False):
         tidy(ax)
         for key, colour in zip([k for k in keys if any(k in r for r in log)], SHADES, strict=False):
@@ -145,7 +145,7 @@ def training(log: list[dict[str, Any]]) -> HTML:
         ax.set_title(title, fontsize=9)
         ax.tick_params(labelsize=8)
         ax.set_ylim(*limits or (min(0, ax.get_ylim()[0]), None))
-    for ax in list(grid)[len(panels) :]:
+    for ax in grid[len(panels) :]:
         ax.axis("off")
     return plot(figure)
 
