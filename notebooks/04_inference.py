@@ -54,6 +54,19 @@ views.votes(solutions)
 # %%
 views.answers(solutions)
 
+# %% [markdown]
+# ## Where the time went
+# Each question's samples, stopped with the vote; then the closest votes in words.
+
+# %%
+views.timelines(solutions)
+
+# %%
+views.effort(solutions)
+
+# %%
+views.reasons(solutions)
+
 # %%
 engine.close()
 run.finish(**metrics, **evaluation.score(solutions))

@@ -49,7 +49,7 @@ def test_the_solver_votes_with_a_server_as_with_the_engine(url):
     with Server([url, f"{url}/v1"], TINY) as server:
         s = solve(server, EASY, samples=16, low=0, high=99999)
         assert s.votes and s.answer == max(s.votes, key=lambda a: (s.votes[a], -a)) and not s.note
-        assert all(0 < c.tokens <= server.settings.max_tokens for c in s.completions)
+        assert all(0 < c.tokens <= server.settings.max_tokens for c in s.ended)
 
 
 def test_a_test_file_is_answered_by_a_server(url, tmp_path):

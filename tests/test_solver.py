@@ -12,15 +12,15 @@ import pytest
 from aimo import problems
 from aimo.engine import Settings
 from aimo.solver import FALLBACK, solve
-from aimo.voting import EXACT, Policy, is_settled
+from aimo.voting import EXACT, Policy, doubt, evidence
 
 EASY = "A shop sells pens for 3 dollars and books for 4 dollars. How much do 2 pens and 5 books cost?"
 
 
 def test_a_vote_counts_only_finished_samples_and_answers_in_range(engine):
     s = solve(engine, EASY, samples=16, low=0, high=99999)
-    assert s.samples == 16 and 1 <= len(s.completions) <= 16
-    assert s.votes and s.votes.total() <= len(s.completions)
+    assert len(s.samples) == 16 and 1 <= len(s.ended) <= 16
+    assert s.votes and s.votes.total() <= len(s.ended)
     assert s.answer == max(s.votes, key=lambda a: (s.votes[a], -a)) and all(0 <= a <= 99999 for a in s.votes)
     assert not s.note
 
@@ -52,7 +52,7 @@ def test_a_decided_vote_stops_the_rest(engine, monkeypatch):
     for p in problems.generate(10, "heldout", 3):
         s = solve(engine, p.problem, samples=32, low=0, high=99999, policy=Policy(in_flight=32, level=0, hopeless=math.inf))
         first, *others = [n for _, n in s.votes.most_common()] or [0]
-        remaining = s.samples - len(s.completions)
+        remaining = len(s.samples) - len(s.ended)
         stopped += remaining
         assert remaining == 0 or first > (others[0] if others else 0) + remaining
     assert 0 < len(cancelled) <= stopped  # some may end just as the vote is decided
@@ -70,7 +70,7 @@ def test_a_settled_vote_starts_no_more_samples(engine):
     for p in problems.generate(10, "heldout", 4):
         s = solve(engine, p.problem, samples=64, low=0, high=99999)
         stops[s.stop] += 1
-        assert s.stop != "settled" or (is_settled(s.votes, Policy().level) and s.samples < 64)
+        assert s.stop != "settled" or (doubt(*evidence(s.votes, s.votes)) <= Policy().level and len(s.samples) < 64)
     assert stops["settled"] > 5
 
 
@@ -78,14 +78,14 @@ def test_a_stream_ends_at_its_first_complete_answer(engine, monkeypatch):
     """The tiny base ends a text right after its answer, so another answer tag makes it end much earlier."""
     monkeypatch.setattr(engine, "settings", replace(engine.settings, answer_tags=(" = ", "\n"), thinking=False))
     s = solve(engine, EASY, samples=16, low=0, high=99999, policy=EXACT)
-    cut = [c.text for c in s.completions if not c.finished]
+    cut = [c.text for c in s.samples if c.end == "answered"]
     assert cut and all(len(text.split("\n")) <= 3 for text in cut)
 
 
 def test_a_stream_that_runs_out_of_tokens_is_made_to_answer(engine, monkeypatch):
     monkeypatch.setattr(engine, "settings", replace(engine.settings, max_tokens=3, think_end="<end_working_out>"))
     s = solve(engine, EASY, samples=8, low=0, high=99999)
-    assert all("<end_working_out>" in c.text for c in s.completions) and s.votes.total() >= 4
+    assert all("<end_working_out>" in c.text for c in s.ended) and s.votes.total() >= 4
 
 
 def test_an_answer_out_of_range_is_no_vote(engine):
@@ -96,7 +96,7 @@ def test_an_answer_out_of_range_is_no_vote(engine):
 @pytest.mark.parametrize("problem, told", [("", "empty"), ("  \n", "empty"), ("1 + " * 3000, "do not fit")])
 def test_a_problem_that_cannot_be_asked_gets_the_fallback_and_the_reason(engine, problem, told):
     s = solve(engine, problem, samples=4, low=0, high=999)
-    assert (s.answer, s.completions) == (FALLBACK, []) and told in s.note
+    assert (s.answer, s.samples) == (FALLBACK, []) and told in s.note
 
 
 def test_a_question_keeps_to_its_budget_and_answers_with_what_it_has(engine):

@@ -9,7 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from conftest import TINY
 
-from aimo.engine import Server
+from aimo.engine import Server, find_tool_parser
+from aimo.errors import AimoError
 from aimo.solver import solve
 from aimo.voting import EXACT
 
@@ -61,7 +62,7 @@ def serving():
 def test_a_program_runs_and_its_output_is_read(serving):
     engine = serving(lambda prompt: "so it is <SOLUTION>42</SOLUTION>" if "```output\n42" in prompt else PROGRAM + "unread")
     s = solve(engine, "What is 6 x 7?", samples=4, low=0, high=999, policy=EXACT)
-    assert s.answer == 42 and all("unread" not in c.text and "```output\n42\n```" in c.text for c in s.completions)
+    assert s.answer == 42 and all("unread" not in c.text and "```output\n42\n```" in c.text for c in s.ended)
 
 
 def test_variables_live_on_from_block_to_block(serving):
@@ -87,24 +88,83 @@ def test_an_answer_that_its_own_program_contradicts_counts_less(serving):
 
 def test_a_program_that_found_the_answer_is_a_vote_when_the_sample_says_none(serving):
     s = solve(serving(lambda prompt: "I am lost." if "```output" in prompt else PROGRAM), "Q", samples=2, low=0, high=999, policy=EXACT)
-    assert s.answer == 42 and [weight for _, weight in s.weights] == [0.5] * len(s.completions)
+    assert s.answer == 42 and {c.weight for c in s.ended} == {0.5}
 
 
 def test_a_program_that_never_ends_costs_its_turn_only(serving):
     loop = "```python\nwhile True: pass\n```"
     s = solve(serving(lambda p: "<SOLUTION>7</SOLUTION>" if "```output" in p else loop), "Q", samples=1, low=0, high=999, policy=EXACT)
-    assert s.answer == 7 and "time" in s.completions[0].text.split("```output")[1]
+    assert s.answer == 7 and "time" in s.ended[0].text.split("```output")[1]
 
 
 def test_no_more_blocks_run_than_the_profile_says(serving):
     engine = serving(lambda prompt: PROGRAM)
     engine.settings = replace(engine.settings, tool_turns=2)
     s = solve(engine, "Q", samples=1, low=0, high=999, policy=EXACT)
-    assert s.completions[0].text.count("```output") == 2 and s.completions[0].text.count("```python") == 3
+    assert s.ended[0].text.count("```output") == 2 and s.ended[0].text.count("```python") == 3
 
 
 def test_only_the_share_of_samples_has_tools(serving):
     engine = serving(lambda prompt: "<SOLUTION>42</SOLUTION>" if "```output" in prompt else PROGRAM + "<SOLUTION>1</SOLUTION>")
     engine.settings = replace(engine.settings, tools=0.25)
     s = solve(engine, "Q", samples=8, low=0, high=999, policy=EXACT)
-    assert sum("```output" in c.text for c in s.completions) <= 2
+    assert sum("```output" in c.text for c in s.ended) <= 2
+
+
+HERMES = (
+    "{% for tool in tools or [] %}tool: {{ tool['function']['name'] }}\n{% endfor %}"
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}"
+    "{% for call in m['tool_calls'] or [] %}<call>{{ call['function']['arguments']['code'] }}</call>{% endfor %}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+CALL = 'I compute.<tool_call>{"name": "python", "arguments": {"code": "x = 6 * 7\\nprint(x)"}}</tool_call>'
+
+
+def with_calls(engine):
+    """An engine whose model has tool calls of its own."""
+    engine.tokenizer.chat_template = HERMES
+    engine.settings = replace(engine.settings, tool_parser="hermes")
+    engine.tool_parser = find_tool_parser("hermes", engine.tokenizer)
+    return engine
+
+
+def test_a_model_calls_python_in_its_own_format_and_reads_the_output_as_a_turn_of_the_tool(serving):
+    prompts = []
+
+    def model(prompt):
+        prompts.append(prompt)
+        return "so it is <SOLUTION>42</SOLUTION>" if "<tool>42" in prompt else CALL
+
+    s = solve(with_calls(serving(model)), "What is 6 x 7?", samples=2, low=0, high=999, policy=EXACT)
+    assert s.answer == 42 and {sample.weight for sample in s.ended} == {2.0}
+    assert all(prompt.startswith("tool: python\n<user>What is 6 x 7?") for prompt in prompts)
+    assert "<assistant>I compute.<call>x = 6 * 7\nprint(x)</call><tool>42<assistant>" in prompts[-1]
+
+
+@pytest.mark.parametrize("arguments", ['{"program": "1"}', '"print(1)"', '{"code": 7}'])
+def test_a_call_that_is_not_one_of_python_is_answered_and_the_sample_goes_on(serving, arguments):
+    call = f'<tool_call>{{"name": "python", "arguments": {arguments}}}</tool_call>'
+    engine = with_calls(serving(lambda prompt: "<SOLUTION>7</SOLUTION>" if "<tool>" in prompt else call))
+    assert solve(engine, "Q", samples=1, low=0, high=999, policy=EXACT).answer == 7
+
+
+def test_what_a_program_prints_cannot_end_the_turn(serving):
+    prompts = []
+
+    def model(prompt):
+        prompts.append(prompt)
+        return "<SOLUTION>7</SOLUTION>" if "```output" in prompt else f"```python\nprint({engine.tokenizer.eos_token!r} * 3)\n```"
+
+    engine = serving(model)
+    special = engine.tokenizer.eos_token
+    assert solve(engine, "Q", samples=1, low=0, high=999, policy=EXACT).answer == 7
+    assert special not in prompts[-1].split("```output")[1]
+
+
+def test_a_parser_that_vllm_lacks_and_a_template_without_tools_are_named(serving):
+    engine = serving(lambda prompt: "")
+    with pytest.raises(AimoError, match="needs a chat template that offers tools"):
+        find_tool_parser("hermes", engine.tokenizer)
+    engine.tokenizer.chat_template = HERMES
+    with pytest.raises(AimoError, match="no parser 'hermess'; did you mean hermes"):
+        find_tool_parser("hermess", engine.tokenizer)

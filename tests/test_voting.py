@@ -103,37 +103,65 @@ def test_the_doubt_is_the_posterior_chance_that_a_rival_is_the_more_likely_answe
     for first, second in [(0, 0), (3, 0), (4, 1), (6, 5)]:
         rate = sum(r.betavariate(first + 1, second + 1) < 0.5 for _ in range(20_000)) / 20_000
         assert abs(voting.beaten(first, second) - rate) < 0.012
-    assert voting.doubt(Counter({1: 4})) == voting.beaten(4, 0)
-    assert voting.doubt(Counter({1: 2, 8: 6})) == voting.beaten(6, 2) + voting.beaten(6, 0)
+    assert voting.doubt(4, []) == voting.beaten(4, 0)
+    assert voting.doubt(6, [2]) == voting.beaten(6, 2) + voting.beaten(6, 0)
 
 
 def test_each_vote_for_the_leader_lowers_the_doubt_and_each_for_a_rival_raises_it():
     r = random.Random(1)
     for _ in range(200):
-        votes = Counter({1: r.randint(3, 9), 2: r.randint(0, 1), 3: r.randint(0, 1)})
-        doubt = voting.doubt(votes)
-        assert voting.doubt(votes + Counter([1])) < doubt < voting.doubt(votes + Counter([2]))
+        first, rival, third = r.randint(3, 9), r.randint(0, 1), r.randint(0, 1)
+        doubt = voting.doubt(first, [rival, third])
+        assert voting.doubt(first + 1, [rival, third]) < doubt < voting.doubt(first, [rival + 1, third])
 
 
 def test_as_many_votes_as_needed_settle_a_vote_and_no_fewer():
     r = random.Random(2)
     for _ in range(100):
-        votes = Counter(r.choices([1, 2, 3], k=r.randint(0, 8)))
-        more, first = voting.needed(votes, 0.05), voting.leader(votes) or 1
-        assert voting.is_settled(votes + Counter({first: more}), 0.05)
-        assert not more or not voting.is_settled(votes + Counter({first: more - 1}), 0.05)
+        first, rivals = r.randint(0, 8), r.choices(range(8), k=r.randint(0, 3))
+        more = voting.needed(first, rivals, 0.05)
+        assert voting.doubt(first + more, rivals) <= 0.05
+        assert not more or voting.doubt(first + more - 1, rivals) > 0.05
 
 
 def test_a_hopeless_vote_cannot_be_settled_by_any_outcome_of_the_rest():
     r = random.Random(3)
     hopeless = 0
     for _ in range(300):
-        votes, remaining = Counter(r.choices(range(9), k=r.randint(2, 9))), r.randint(0, 2)
-        if voting.is_hopeless(votes, remaining, 1.0):
+        votes, remaining = Counter(r.choices(range(9), k=r.randint(2, 9))), r.randint(1, 2)
+        if next_step(State(votes, ended=votes.total(), running=remaining)).stop == "hopeless":
             hopeless += 1
             for rest in product([*range(10), None], repeat=remaining):
-                assert not voting.is_settled(votes + voting.count(rest), 0.5)
-    assert hopeless > 30 and not voting.is_hopeless(Counter(), 1, 1.0)
+                after = votes + voting.count(rest)
+                assert voting.doubt(*voting.evidence(after, after)) > 0.5
+    assert hopeless > 30
+
+
+def test_weights_decide_and_settle_no_sooner_than_any_outcome_of_the_rest_allows():
+    """A vote is decided only when no outcome within the heaviest weight changes the winner of the weighted tally."""
+    r = random.Random(6)
+    decided = 0
+    for _ in range(400):
+        pairs = [(r.choices([1, 2], [4, 1])[0], r.choice([0.25, 0.5, 1.0, 2.0])) for _ in range(r.randint(1, 7))]
+        rows, remaining = voting.tally(pairs), r.randint(1, 2)
+        weights = {row.answer: row.weight for row in rows}
+        state = State(Counter(a for a, _ in pairs), len(pairs), remaining, weights=weights, heaviest=2.0)
+        if next_step(state, voting.EXACT).stop == "decided":
+            decided += 1
+            for rest in product([(a, w) for a in (1, 2, 3) for w in (0.25, 2.0)], repeat=remaining):
+                assert voting.tally([*pairs, *rest])[0].answer == rows[0].answer
+    assert decided > 30
+
+
+def test_heavy_votes_are_no_more_samples_and_light_ones_no_whole_ones():
+    votes = Counter({7: 3, 8: 1})
+    assert voting.evidence(votes, {7: 6.0, 8: 0.5}) == (3, [1])
+    assert voting.evidence(votes, {7: 1.5, 8: 1.0}) == (1, [1])
+    assert voting.evidence(votes, {7: 1.5, 8: 2.0}) == (1, [3]), "the leader by weight has the fewer votes"
+    assert voting.evidence(Counter(), {}) == (0, [])
+    for votes in (Counter({1: 4}), Counter({1: 6, 2: 1})):
+        even = next_step(State(votes, ended=votes.total(), running=9))
+        assert next_step(State(votes, ended=votes.total(), running=9, weights=dict(votes))) == even and even.stop == "settled"
 
 
 def test_a_step_stops_for_the_reason_it_names():
@@ -153,7 +181,7 @@ def test_waves_grow_with_disagreement_and_stay_within_what_may_run_and_what_is_a
     assert next_step(State(Counter({7: 1, 8: 1, 9: 1}), ended=3, running=first - 3, left=50)).start == Policy().in_flight - (first - 3)
     assert next_step(State(Counter(), left=3)).start == 3
     assert next_step(fresh, Policy(in_flight=5)).start == 5
-    assert next_step(State(Counter({7: 1}), 1, 2, left=50, time_left=9, time_each=10)).start == 0
+    assert next_step(State(Counter({7: 1}), ended=1, running=2, left=50, time_left=9, time_each=10)).start == 0
 
 
 def test_ramblers_are_cut_only_when_half_of_the_streams_have_ended():

@@ -5,7 +5,7 @@ Left out: anything a notebook would need too.
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -80,8 +80,11 @@ def solve(
     samples: Annotated[int, typer.Option(min=1, help="Streams a question.")] = 16,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     server: Annotated[list[str] | None, typer.Option(help="A running `vllm serve` of the model, in place of an engine; repeat.")] = None,
+    adapter: Annotated[str | None, typer.Option(help="A folder with a LoRA adapter for the model.")] = None,
+    vllm: Annotated[list[str] | None, typer.Option(help="An engine argument of vLLM's, such as tensor_parallel_size=2; repeat.")] = None,
 ) -> None:
     """Answer the questions of a CSV with a majority vote, without notebooks."""
+    from aimo.config import set_key
     from aimo.engine import Engine, Server, check_model_folder
     from aimo.runs import quiet
     from aimo.submission import answer_all, read_questions
@@ -94,7 +97,12 @@ def solve(
         raise AimoError(f"--out {out}: its folder does not exist; make it first")
     read_questions(test)  # its faults are told before the model is loaded
     check_model_folder(Path(model))
-    with Server(server, model) if server else Engine(model, seed=seed) as engine:
+    if server and (adapter or vllm):
+        raise AimoError("--server goes with neither --adapter nor --vllm: give them to `vllm serve`")
+    options: dict[str, Any] = {}
+    for option in vllm or []:
+        set_key(options, option, "--vllm")
+    with Server(server, model) if server else Engine(model, seed=seed, adapter=adapter, vllm=options) as engine:
         answers, _ = answer_all(engine, test, samples, seed)
     answers.write_csv(target) if target.suffix == ".csv" else answers.write_parquet(target)
     print(f"answers: {target}")

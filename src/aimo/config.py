@@ -407,14 +407,23 @@ class Inference:
     samples: Positive = 16
     temperature: Annotated[float, Field(gt=0)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    min_p: Share = 0.0
     max_tokens: Positive = 512
     """Tokens of one completion."""
     tools: Share = 0.0
-    """The share of samples whose Python blocks are run in the sandbox, and their output fed back."""
+    """The share of samples whose Python is run in the sandbox, and its output fed back."""
     tool_turns: Positive = 4
-    """How many blocks of a sample are run."""
+    """How many programs of a sample are run."""
+    tool_parser: str | None = None
+    """vLLM's parser of the model's own tool calls (`hermes` for Qwen); null runs its fenced Python blocks."""
+    weight: Literal["equal", "logprob", "entropy", "length"] = "equal"
+    """What a vote weighs by (docs/voting.md)."""
+    discount_trivial: bool = False
+    """Whether 0, 1 and the numbers of the statement count half."""
     gpu_memory: Share = 0.9
     """Share of the GPU's memory that vLLM takes; on a CPU it takes 1 GiB."""
+    vllm: dict[str, Any] = field(default_factory=dict)
+    """vLLM's engine arguments by its own names: tensor_parallel_size, kv_cache_dtype, quantization, speculative_config …"""
 
 
 @dataclass(config=strict)
@@ -483,20 +492,20 @@ def load(profile: str | Path, overrides: list[str] | None = None) -> Profile:
     return parse(values, where=f"profile {path.stem}")
 
 
-def set_key(values: dict[str, Any], override: str) -> None:
+def set_key(values: dict[str, Any], override: str, option: str = "--set") -> None:
     """Apply `section.key=value` to nested values in place; the value is read as YAML."""
     key, equals, text = override.partition("=")
     if not equals:
-        raise AimoError(f"--set {override!r}: expected KEY=VALUE, such as grpo.max_steps=50")
+        raise AimoError(f"{option} {override!r}: expected KEY=VALUE, such as grpo.max_steps=50")
     *parents, last = key.split(".")
     for name in parents:
         if not isinstance(values.setdefault(name, {}), dict):
-            raise AimoError(f"--set {override!r}: {name} is a value, not a section")
+            raise AimoError(f"{option} {override!r}: {name} is a value, not a section")
         values = values[name]
     try:
         values[last] = yaml.safe_load(text)
     except yaml.YAMLError:
-        raise AimoError(f"--set {override!r}: {text!r} is not a YAML value; quote it") from None
+        raise AimoError(f"{option} {override!r}: {text!r} is not a YAML value; quote it") from None
 
 
 def parse(values: dict[str, Any], where: str) -> Profile:

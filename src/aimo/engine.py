@@ -6,16 +6,18 @@ threads call it alike. Left out: everything vLLM already plans for itself.
 
 import asyncio
 import contextlib
+import difflib
 import itertools
 import json
 import math
 import os
+import re
 import sys
 import tempfile
 import threading
 import zlib
-from collections.abc import Callable, Coroutine, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +25,8 @@ from aimo.errors import AimoError
 
 T = TypeVar("T")
 SETTINGS = "aimo.json"
+TOP_LOGPROBS = 20  # as many as vLLM gives by default
+OWN_ARGUMENTS = ("model", "seed", "gpu_memory_utilization")  # of vLLM's, those that the profile has keys for
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,7 @@ class Settings:
 
     temperature: float = 1.0
     top_p: float = 1.0
+    min_p: float = 0.0
     max_tokens: int = 16384
     max_length: int | None = None
     """Tokens of prompt and completion together; None is the model's own limit."""
@@ -39,9 +44,17 @@ class Settings:
     thinking: bool = False
     """Whether a prompt ends inside a thought, so that a completion starts there."""
     tools: float = 0.0
-    """The share of samples whose Python blocks are run, and their output fed back (tool-integrated reasoning)."""
+    """The share of samples whose Python is run, and its output fed back (tool-integrated reasoning)."""
     tool_turns: int = 4
-    """How many blocks of a sample are run."""
+    """How many programs of a sample are run."""
+    tool_parser: str | None = None
+    """vLLM's parser of the model's own tool calls (`hermes` for Qwen); None runs its fenced Python blocks."""
+    weight: str = "equal"
+    """What a vote weighs by: equal, logprob, entropy or length (`aimo.voting`)."""
+    discount_trivial: bool = False
+    """Whether 0, 1 and the numbers of the statement count half."""
+    vllm: dict[str, Any] = field(default_factory=dict)
+    """vLLM's own engine arguments, such as tensor_parallel_size."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +65,10 @@ class Completion:
     tokens: int
     finished: bool
     """False when it was cut off."""
+    logprob: float = 0.0
+    """Log-probability of all tokens; measured for `weight: logprob` only."""
+    entropy: float = 0.0
+    """Entropy over all tokens in nats, from the likeliest TOP_LOGPROBS; measured for `weight: entropy` only."""
 
 
 def check_model_folder(model: Path) -> None:
@@ -89,11 +106,23 @@ def stderr_to(path: Path) -> Iterator[None]:
 class Engine:
     """One vLLM engine. Use as a context manager: its worker processes end with `close`."""
 
-    def __init__(self, model: str | Path, gpu_memory: float = 0.9, seed: int = 0):
-        """Load a model folder. `gpu_memory`: the share of GPU memory to take; a CPU takes 1 GiB of KV cache."""
+    def __init__(
+        self,
+        model: str | Path,
+        gpu_memory: float = 0.9,
+        seed: int = 0,
+        adapter: str | Path | None = None,
+        vllm: dict[str, Any] | None = None,
+    ):
+        """Load a model folder, with a LoRA `adapter` for it if given, and print what fits into memory.
+
+        `gpu_memory`: the share of GPU memory to take; a CPU takes 1 GiB of KV cache. `vllm`: engine arguments over those of the
+        model's settings. The context is as long as settings and model allow and memory holds.
+        """
         model = Path(model)
         check_model_folder(model)
         self.settings = read_settings(model)
+        options = self.settings.vllm | (vllm or {}) | lora_options(adapter)
         config = json.loads((model / "config.json").read_text())
         limit = config.get("max_position_embeddings", 4096)
         self.max_length = min(self.settings.max_length or limit, limit)
@@ -104,38 +133,49 @@ class Engine:
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
         log = Path(tempfile.gettempdir()) / f"vllm-{os.getpid()}.log"
         with stderr_to(log):
             import torch
             from transformers import AutoTokenizer
             from vllm.engine.arg_utils import AsyncEngineArgs
+            from vllm.lora.request import LoRARequest
             from vllm.v1.engine.async_llm import AsyncLLM
 
+            check_options(options)
+            self.lora = LoRARequest("adapter", 1, str(adapter)) if adapter else None
             self.tokenizer: Any = AutoTokenizer.from_pretrained(model)
             if not self.tokenizer.chat_template:
                 raise AimoError(f"model {model}: its tokenizer has no chat template; train it with `aimo run`, or save one")
             self.tokenizer.model_max_length = 10**9  # the solver checks lengths itself, and says so better
+            self.tool_parser = find_tool_parser(self.settings.tool_parser, self.tokenizer)
             on_cpu = not torch.cuda.is_available()
-            args = AsyncEngineArgs(
-                model=str(model),
-                max_model_len=self.max_length,
-                dtype="float32" if float32 else "auto",  # `auto` would round 32-bit weights
-                gpu_memory_utilization=gpu_memory,
-                seed=seed,
-                enforce_eager=on_cpu,  # gains nothing there from a minute of compilation
+            arguments: dict[str, Any] = {
+                "max_model_len": -1,  # as long as fits into memory
+                "dtype": "float32" if float32 else "auto",  # `auto` would round 32-bit weights
+                "enforce_eager": on_cpu,  # gains nothing there from a minute of compilation
                 # On a CPU, vLLM 0.31 dies when a prompt with a seed is prefilled in two parts.
-                enable_chunked_prefill=not on_cpu,
-                max_num_batched_tokens=max(2048, self.max_length) if on_cpu else None,
-                disable_log_stats=True,
-            )
+                "enable_chunked_prefill": not on_cpu,
+                "max_num_batched_tokens": max(2048, limit) if on_cpu else None,
+                "disable_log_stats": True,
+            }
 
             async def start() -> Any:
+                args = AsyncEngineArgs(model=str(model), gpu_memory_utilization=gpu_memory, seed=seed, **arguments | options)
                 return AsyncLLM.from_engine_args(args)
 
             try:
                 self.llm = self.run(start())
             except Exception as e:
-                raise AimoError(f"vLLM did not start with {model}: {e}; what it said is in {log}") from e
+                told = re.findall(r"\b\w+Error: .+", log.read_text())  # its processes tell the cause there, and `e` only that there is one
+                reason = " ".join((told[0] if told else str(e)).split())[:300]
+                raise AimoError(f"vLLM did not start with {model}: {reason}; all that it said is in {log}") from None
+        planned = self.llm.vllm_config
+        self.max_length = min(self.max_length, planned.model_config.max_model_len)
+        kv_tokens = planned.cache_config.kv_cache_size_tokens * planned.parallel_config.data_parallel_size
+        # Most streams end long before the limit: half of it each is planned, and vLLM makes room where that is too little.
+        self.streams = max(1, 2 * kv_tokens // self.max_length)
+        print(f"vLLM: {model.name}, context {self.max_length:,} tokens, KV cache of {kv_tokens:,}: {self.streams:,} streams at once")
 
     def __enter__(self) -> "Engine":
         return self
@@ -147,7 +187,7 @@ class Engine:
         """End vLLM's processes and the loop."""
         self.llm.shutdown()
         del self.llm  # vLLM's destructor would shut down again while Python exits, and complain
-        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.leave()
 
     def run(self, coroutine: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
         """Run a coroutine on the engine's loop, from any other thread."""
@@ -157,6 +197,19 @@ class Engine:
         except BaseException:
             future.cancel()
             raise
+
+    def leave(self) -> None:
+        """End the loop, and what still waits on it."""
+
+        async def cancel() -> None:
+            tasks = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in tasks:
+                task.cancel()
+            if tasks:
+                await asyncio.wait(tasks, timeout=1)
+
+        self.run(cancel())
+        self.loop.call_soon_threadsafe(self.loop.stop)
 
     @property
     def has_died(self) -> bool:
@@ -172,9 +225,16 @@ class Engine:
 
         self.run(load())
 
+    def inert(self, text: str) -> str:
+        """Text of others, in which control tokens are mere characters: a zero-width space parts them."""
+        for token in self.tokenizer.added_tokens_decoder.values():
+            if token.special or token.content.startswith("<"):
+                text = text.replace(token.content, f"{token.content[0]}\u200b{token.content[1:]}")
+        return text
+
     def encode(self, problem: str) -> list[int]:
         """Token ids of the prompt that asks `problem`."""
-        message = [{"role": "user", "content": problem}]
+        message = [{"role": "user", "content": self.inert(problem)}]
         return self.tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=False)
 
     async def sample(self, prompt: list[int], seed: int, settings: Settings, until: Callable[[str, int], bool] | None = None) -> Completion:
@@ -189,19 +249,25 @@ class Engine:
         params = SamplingParams(
             temperature=settings.temperature,
             top_p=settings.top_p,
+            min_p=settings.min_p,
             max_tokens=min(settings.max_tokens, self.max_length - len(prompt)),
             seed=seed,
+            logprobs={"logprob": 0, "entropy": TOP_LOGPROBS}.get(settings.weight),
+            skip_special_tokens=settings.tool_parser is None,  # a tool call may be made of them
             output_kind=RequestOutputKind.DELTA if until else RequestOutputKind.FINAL_ONLY,
         )
-        text, tokens = "", 0
-        outputs = self.llm.generate({"prompt_token_ids": prompt}, params, str(next(self.requests)))
+        text, tokens, logprob, entropy = "", 0, 0.0, 0.0
+        outputs = self.llm.generate({"prompt_token_ids": prompt}, params, str(next(self.requests)), lora_request=self.lora)
         async with contextlib.aclosing(outputs):
             async for output in outputs:
                 result = output.outputs[0]
                 text, tokens = text + result.text, tokens + len(result.token_ids)
+                for token, likeliest in zip(result.token_ids, result.logprobs or [], strict=False):
+                    logprob += likeliest[token].logprob
+                    entropy += entropy_of(entry.logprob for entry in likeliest.values())
                 if until and until(text, tokens):
-                    return Completion(text, tokens, finished=False)
-        return Completion(text, tokens, result.finish_reason == "stop")
+                    return Completion(text, tokens, False, logprob, entropy)
+        return Completion(text, tokens, result.finish_reason == "stop", logprob, entropy)
 
 
 class Server(Engine):
@@ -218,6 +284,7 @@ class Server(Engine):
         check_model_folder(Path(model))
         self.settings = read_settings(Path(model))
         self.tokenizer = AutoTokenizer.from_pretrained(model)
+        self.tool_parser = find_tool_parser(self.settings.tool_parser, self.tokenizer)
         self.requests = itertools.count()
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
@@ -232,13 +299,14 @@ class Server(Engine):
             self.model = served["id"]
             limits.append(served.get("max_model_len") or self.settings.max_length or 4096)
         self.max_length = min([*limits, self.settings.max_length or math.inf])  # type: ignore[type-var]
+        self.streams = sys.maxsize  # the servers queue what they cannot hold
 
     has_died = False  # a server that is gone raises
 
     def close(self) -> None:
         """Leave the servers to themselves."""
         self.run(self.client.aclose())
-        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.leave()
 
     async def sample(self, prompt: list[int], seed: int, settings: Settings, until: Callable[[str, int], bool] | None = None) -> Completion:
         """As the engine inside; leaving the stream makes the server stop it."""
@@ -247,13 +315,16 @@ class Server(Engine):
             "prompt": prompt,
             "temperature": settings.temperature,
             "top_p": settings.top_p,
+            "min_p": settings.min_p,
+            "logprobs": {"logprob": 0, "entropy": TOP_LOGPROBS}.get(settings.weight),
+            "skip_special_tokens": settings.tool_parser is None,
             "max_tokens": min(settings.max_tokens, self.max_length - len(prompt)),
             "seed": seed,
             "stream": True,
             "stream_options": {"include_usage": True, "continuous_usage_stats": True},
         }
         url = self.urls[next(self.requests) % len(self.urls)]
-        text, tokens, reason = "", 0, None
+        text, tokens, logprob, entropy, reason = "", 0, 0.0, 0.0, None
         async with self.client.stream("POST", f"{url}/v1/completions", json=body) as response:
             if response.is_error:
                 raise AimoError(f"server {url}: {response.status_code} {(await response.aread()).decode()[:200]}")
@@ -262,12 +333,60 @@ class Server(Engine):
                     continue
                 event = json.loads(line[6:])
                 tokens = (event.get("usage") or {}).get("completion_tokens", tokens)
-                if event["choices"]:
-                    text += event["choices"][0]["text"]
-                    reason = event["choices"][0]["finish_reason"] or reason
+                for choice in event["choices"]:
+                    text += choice["text"]
+                    reason = choice["finish_reason"] or reason
+                    measured = choice.get("logprobs") or {}
+                    logprob += sum(measured.get("token_logprobs") or [])
+                    entropy += sum(entropy_of(likeliest.values()) for likeliest in measured.get("top_logprobs") or [] if likeliest)
                     if until and until(text, tokens):
-                        return Completion(text, tokens, finished=False)
-        return Completion(text, tokens, reason == "stop")
+                        return Completion(text, tokens, False, logprob, entropy)
+        return Completion(text, tokens, reason == "stop", logprob, entropy)
+
+
+def entropy_of(logprobs: Iterable[float]) -> float:
+    """Entropy in nats of the likeliest tokens; what the others would add is left out."""
+    return -sum(math.exp(p) * p for p in logprobs)
+
+
+def lora_options(adapter: str | Path | None) -> dict[str, Any]:
+    """What vLLM must know of an adapter before it starts. AimoError when the folder holds none."""
+    if adapter is None:
+        return {}
+    config = Path(adapter) / "adapter_config.json"
+    if not config.is_file():
+        raise AimoError(f"adapter {adapter}: no adapter_config.json there; give a folder that PEFT wrote, such as a stage's `trained`")
+    ranks = (8, 16, 32, 64, 128, 256, 320, 512)  # those vLLM has kernels for
+    rank = json.loads(config.read_text())["r"]
+    return {"enable_lora": True, "max_lora_rank": next((r for r in ranks if r >= rank), rank), "max_loras": 1}
+
+
+def check_options(options: dict[str, Any]) -> None:
+    """Refuse engine arguments that vLLM does not know, or that have a key of their own."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    known = [f.name for f in fields(AsyncEngineArgs) if f.name not in OWN_ARGUMENTS]
+    for key in options.keys() - known:
+        close = difflib.get_close_matches(key, known, n=1)
+        why = "has a key of its own in the profile" if key in OWN_ARGUMENTS else "is no engine argument of vLLM"
+        raise AimoError(f"inference.vllm: {key} {why}" + (f"; did you mean {close[0]}?" if close and key not in OWN_ARGUMENTS else ""))
+
+
+def find_tool_parser(name: str | None, tokenizer: Any) -> Any:
+    """vLLM's parser of tool calls of that name. AimoError when there is none, or when the chat template has no place for tools."""
+    if name is None:
+        return None
+    from vllm.tool_parsers import ToolParserManager
+
+    if "tools" not in tokenizer.chat_template:
+        raise AimoError(f"inference.tool_parser: {name} needs a chat template that offers tools, and the model's does not; set it to null")
+    try:
+        return ToolParserManager.get_tool_parser(name)(tokenizer)
+    except KeyError:
+        close = difflib.get_close_matches(name, ToolParserManager.list_registered(), n=3)
+        raise AimoError(
+            f"inference.tool_parser: vLLM has no parser {name!r}" + (f"; did you mean {' or '.join(close)}?" if close else "")
+        ) from None
 
 
 def sample_seed(seed: int, problem: str, i: int) -> int:

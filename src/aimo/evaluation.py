@@ -7,7 +7,7 @@ import asyncio
 import json
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -138,11 +138,12 @@ def answer(engine: Engine, run: Run) -> list[dict[str, Any]]:
     records = []
     for question_id, problem, gold in zip(table["id"], table[rules.problem_column], golds, strict=True):
         s = solutions[question_id]
-        votes = {str(a): n for a, n in s.votes.most_common()}
+        said = {sample.answer: sample.text for sample in reversed(s.ended)}
         records.append(
-            {"id": question_id, "problem": problem or "", "answer": s.answer, "gold": answers.to_integer(gold), "votes": votes}
-            | {"samples": s.samples, "ended": len(s.completions), "seconds": round(s.seconds, 2), "note": s.note}
-            | {"completions": [c.text for c in s.completions[:2]]}
+            {"id": question_id, "problem": problem or "", "answer": s.answer, "gold": answers.to_integer(gold)}
+            | {"votes": {str(row.answer): row.votes for row in s.tally}, "stop": s.stop, "seconds": round(s.seconds, 2), "note": s.note}
+            | {"texts": {str(row.answer): said[row.answer] for row in s.tally[:2]}}
+            | {"samples": [{k: v for k, v in asdict(sample).items() if k != "text"} for sample in s.samples]}
         )
     write_json(run.folder / "solutions.json", records)
     return records

@@ -12,7 +12,7 @@ import nbformat
 from aimo.config import ROOT
 
 # In the order a reader follows them.
-MODULES = ["errors", "answers", "voting", "timebank", "sandbox", "engine", "solver", "submission"]
+MODULES = ["errors", "answers", "voting", "timebank", "sandbox", "engine", "tools", "solver", "submission"]
 
 INTRODUCTION = """\
 # AIMO submission: many samples, one vote
@@ -29,7 +29,9 @@ competition = "aimo3"  # aimo2 or aimo3
 model = "/kaggle/input/aimo-model/transformers/default/1"  # a folder with weights, tokenizer and chat template
 test_csv = "/kaggle/input/ai-mathematical-olympiad-progress-prize-3/test.csv"
 samples = 16  # streams a question
-time_limit_s = 17400  # of the whole session: 4 h 50 min of the 5 h with a GPU"""
+time_limit_s = 17400  # of the whole session: 4 h 50 min of the 5 h with a GPU
+adapter = None  # a folder with a LoRA adapter for the model
+vllm = {}  # engine arguments, such as {"tensor_parallel_size": 2} for 2 x T4"""
 
 PACKAGE = """\
 from pathlib import Path
@@ -40,7 +42,7 @@ Path("aimo/__init__.py").touch()"""
 SERVE = """\
 from aimo import submission
 
-solutions = submission.serve(competition, model, test_csv, samples, time_limit_s)"""
+solutions = submission.serve(competition, model, test_csv, samples, time_limit_s, adapter, vllm)"""
 
 
 def build(name: str, out: Path | None = None) -> Path:

@@ -8,7 +8,7 @@ import io
 import json
 import os
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -164,16 +164,13 @@ def save(trained: Path, base: Path, tokenizer: Any, profile: Profile, folder: Pa
     shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
+    wanted = asdict(profile.inference)
     settings = Settings(
-        temperature=profile.inference.temperature,
-        top_p=profile.inference.top_p,
-        max_tokens=profile.inference.max_tokens,
+        **{f.name: wanted[f.name] for f in fields(Settings) if f.name in wanted},
         max_length=profile.model.max_length,
         answer_tags=(profile.prompt.answer_start, profile.prompt.answer_end),
         think_end=profile.prompt.think_end,
         thinking=profile.prompt.prefill,
-        tools=profile.inference.tools,
-        tool_turns=profile.inference.tool_turns,
     )
     (partial / SETTINGS).write_text(json.dumps(asdict(settings), indent=2) + "\n")
     (partial / "README.md").write_text(card(profile, figures))

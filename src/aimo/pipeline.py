@@ -12,7 +12,7 @@ from pathlib import Path
 
 from aimo import config, report, submission
 from aimo.config import ROOT, STAGES, Profile, Stage
-from aimo.engine import stderr_to
+from aimo.engine import check_options, stderr_to
 from aimo.errors import AimoError, StageError
 from aimo.runs import NOTEBOOKS, open_folder, read_metrics, write_json
 
@@ -31,6 +31,8 @@ def run(
     resolved = config.load(profile, overrides)
     if resolved.inference.test:
         submission.read_questions(config.resolve(resolved.inference.test))
+    if resolved.inference.vllm:
+        check_options(resolved.inference.vllm)
     folder = open_folder(run_dir, resolved, redo=from_stage)
     check_room(folder, resolved)
     if from_stage:

@@ -41,6 +41,9 @@ def write(folder: Path) -> Path:
         ),
         ("The test file", f"{len(solutions)} questions: {score}{fallbacks} answered with the fallback.", views.votes(solutions)),
         ("", "", views.answers(solutions)),
+        ("", "The samples of each question, with their answers.", views.timelines(solutions)),
+        ("", "", views.effort(solutions)),
+        ("", "The closest votes: what the leader and the runner-up say.", views.reasons(solutions)),
         ("Time", "", views.table([{"stage": s, "seconds": stages[s]["seconds"]} for s in STAGES if s in stages])),
         ("Versions", "", views.table([{"package": name, "version": version} for name, version in versions().items()])),
     ]

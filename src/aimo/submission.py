@@ -5,6 +5,7 @@ gateway asks the questions of a CSV one by one: Kaggle's own where `kaggle_evalu
 which makes the same calls and the same checks. Left out: what a question does with its time, which is the solver's.
 """
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -12,10 +13,9 @@ import random
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -25,10 +25,11 @@ import polars as pl
 from aimo import timebank
 from aimo.engine import Engine, check_model_folder
 from aimo.errors import AimoError
-from aimo.solver import FALLBACK, Solution, solve
+from aimo.solver import FALLBACK, Sample, Solution, solve
 
 Predict = Callable[[Any, Any], pl.DataFrame]
 ATTEMPTS = 3  # at a question, each with another engine
+CLOSING_S = 30  # for an engine that failed to give back its memory
 LAST_CHANCE_S = 60  # less is not worth starting an engine for
 MARGIN_S = 120  # of a Kaggle session, kept for the gateway to finish
 
@@ -90,13 +91,17 @@ class Keeper:
         self.load = load
         self.start()
 
-    def start(self) -> None:
-        """Load an engine in a thread."""
+    def start(self, failed: Engine | None = None) -> None:
+        """Load an engine in a thread, once the memory of one that failed is free."""
         self.loaded: Future[Engine] = Future()
-        Thread(target=self.work, args=(self.loaded,), daemon=True).start()
+        Thread(target=self.work, args=(self.loaded, failed), daemon=True).start()
 
-    def work(self, loaded: "Future[Engine]") -> None:
+    def work(self, loaded: "Future[Engine]", failed: Engine | None) -> None:
         """Load an engine into a future."""
+        if failed:
+            closing = Thread(target=failed.close, daemon=True)
+            closing.start()
+            closing.join(CLOSING_S)
         try:
             loaded.set_result(self.load())
         except BaseException as e:
@@ -111,8 +116,7 @@ class Keeper:
     def replace(self, failed: Engine) -> None:
         """Start another in place of one that failed, unless that has been done."""
         if self.loaded.done() and not self.loaded.exception() and self.loaded.result() is failed:
-            self.start()
-            Thread(target=failed.close, daemon=True).start()
+            self.start(failed)
 
     def close(self) -> None:
         """End the engine, if it ever came up."""
@@ -121,26 +125,39 @@ class Keeper:
 
 
 class Journal:
-    """What is answered already, as JSON lines on disk: a kernel that starts again does not ask the model twice."""
+    """Each finished sample and answer as a JSON line on disk: a kernel that starts again goes on from them."""
 
     def __init__(self, path: Path, model: str):
         """Read what an earlier start with the same model left."""
         self.path, self.model = path, model
-        self.known: dict[tuple[str, str], int] = {}
+        self.known: dict[str, Solution] = {}
         for line in path.read_text().splitlines() if path.exists() else []:
             try:
                 entry = json.loads(line)
-                if entry["model"] == model:
-                    self.known[entry["id"], entry["problem"]] = entry["answer"]
+                solution = self.known.setdefault(entry["key"], Solution())
+                if "sample" in entry:
+                    solution.samples.append(Sample(**entry["sample"]))
+                else:
+                    solution.answer, solution.stop, solution.note = entry["answer"], "known", "from the journal"
             except (ValueError, KeyError, TypeError):
                 print(f"{path}: a line was cut off and is left out: {line[:80]!r}")
 
-    def write(self, question_id: str, problem: str, solution: Solution) -> None:
-        """Add an answer that was voted; a fallback is not worth keeping."""
-        if solution.votes:
-            entry = {"model": self.model, "id": question_id, "problem": problem, "answer": solution.answer, "votes": dict(solution.votes)}
+    def key(self, question_id: str, problem: str) -> str:
+        """What a question is known by: another problem of the same id is another question, as it is to another model."""
+        return hashlib.sha256("\0".join((self.model, question_id, problem)).encode()).hexdigest()[:16]
+
+    def recall(self, question_id: str, problem: str) -> Solution:
+        """What is known of a question; `stop` is `known` when it was answered."""
+        return self.known.get(self.key(question_id, problem)) or Solution()
+
+    def add(self, question_id: str, problem: str, **entry: Any) -> None:
+        """Write a line; a disk that is full costs the line, not the answer."""
+        line = json.dumps({"key": self.key(question_id, problem), "id": question_id} | entry)
+        try:
             with self.path.open("a") as file:
-                file.write(json.dumps(entry) + "\n")
+                file.write(line + "\n")
+        except OSError as e:
+            print(f"{self.path}: {e}; what is not written is lost when the kernel starts again")
 
 
 def make_predict(
@@ -175,38 +192,54 @@ def make_predict(
             budget = min((b for b in (share, rules.answer_limit_s and rules.answer_limit_s - 30) if b), default=None)
             answered += 1
             text = str(problem[0] or "")
-            if journal and (question_id, text) in journal.known:
-                answer = journal.known[question_id, text]
-                solution = Solution(answer, Counter({answer: 1}), note="known from the journal")
-            else:
-                for _ in range(ATTEMPTS):
-                    remaining = budget and max(1.0, budget - (time.monotonic() - begun))
-                    solution = attempt(keeper, text, samples, rules.high, seed, remaining)
-                    if solution.stop != "failed" or solution.votes or (remaining or LAST_CHANCE_S) < LAST_CHANCE_S:
-                        break
+            if journal:
+                solution = journal.recall(question_id, text)
+
+            def keep(sample: Sample) -> None:
                 if journal:
-                    journal.write(question_id, text, solution)
+                    journal.add(question_id, text, sample=asdict(sample))
+
+            for _ in range(ATTEMPTS if solution.stop != "known" else 0):
+                remaining = budget and max(1.0, budget - (time.monotonic() - begun))
+                attempt(keeper, text, samples, rules.high, seed, remaining, solution, keep)
+                if solution.stop != "failed" or (remaining or LAST_CHANCE_S) < LAST_CHANCE_S:
+                    break
+            if journal and solution.votes and solution.stop != "known":  # a fallback is not worth keeping
+                journal.add(question_id, text, answer=solution.answer)
         except Exception as e:  # an exception here would end the whole submission
             solution = Solution(note=f"{type(e).__name__}: {' '.join(str(e).split())}", seconds=time.monotonic() - begun)
         if solutions is not None:
             solutions[question_id] = solution
-        print(f"{question_id}: {solution.explain()}", flush=True)
+        rest = "" if time_limit_s is None else f", {(time_limit_s - (time.monotonic() - started)) / 60:.0f} min left"
+        print(f"{question_id}: {solution.explain()}{rest}", flush=True)
         return pl.DataFrame({"id": [question_id], "answer": [solution.answer]})
 
     return predict
 
 
-def attempt(keeper: Keeper, problem: str, samples: int, high: int, seed: int, budget: float | None) -> Solution:
-    """One try at a question; an engine that raises, hangs or writes nothing is replaced."""
+def attempt(
+    keeper: Keeper,
+    problem: str,
+    samples: int,
+    high: int,
+    seed: int,
+    budget: float | None,
+    solution: Solution,
+    keep: Callable[[Sample], None],
+) -> None:
+    """One try at a question, from the samples that `solution` has; an engine that raises, hangs or writes nothing is replaced."""
     engine, begun = None, time.monotonic()
     try:
         engine = keeper.get(budget)
-        solution = solve(engine, problem, samples, 0, high, seed, budget and max(1.0, budget - (time.monotonic() - begun)))
+        left = budget and max(1.0, budget - (time.monotonic() - begun))
+        solve(engine, problem, samples, 0, high, seed, left, solution=solution, keep=keep)
+    except TimeoutError:
+        solution.stop = "failed"
+        solution.note = f"the engine {'hung' if engine else 'was not ready'} within {budget:.0f} s"
     except Exception as e:
-        solution = Solution(stop="failed", note=f"{type(e).__name__}: {' '.join(str(e).split())}")
+        solution.stop, solution.note = "failed", f"{type(e).__name__}: {' '.join(str(e).split())}"
     if engine and solution.stop == "failed":
         keeper.replace(engine)
-    return solution
 
 
 def local_gateway(predict: Predict, test_csv: str | Path, competition: str, seed: int = 0) -> pl.DataFrame:
@@ -263,10 +296,19 @@ def install_vllm(inputs: Path = Path("/kaggle/input")) -> None:
     importlib.invalidate_caches()
 
 
-def serve(competition: str, model: str, test_csv: str, samples: int, time_limit_s: float) -> dict[str, Solution]:
+def serve(
+    competition: str,
+    model: str,
+    test_csv: str,
+    samples: int,
+    time_limit_s: float,
+    adapter: str | None = None,
+    vllm: dict[str, Any] | None = None,
+) -> dict[str, Solution]:
     """What the submission kernel does: answer Kaggle's gateway in a rerun, else the questions of `test_csv`.
 
-    Returns the solutions by id. Bad settings raise AimoError before anything starts, but never in a rerun.
+    `adapter` and `vllm` go to the engine. Returns the solutions by id. Bad settings raise AimoError before anything starts, but
+    never in a rerun.
     """
     rerun = bool(os.getenv("KAGGLE_IS_COMPETITION_RERUN"))
     server_class = kaggle_server(competition)
@@ -279,11 +321,12 @@ def serve(competition: str, model: str, test_csv: str, samples: int, time_limit_
 
     def load() -> Engine:
         install_vllm()
-        return Engine(model)
+        return Engine(model, adapter=adapter, vllm=vllm)
 
     keeper = Keeper(load)
     solutions: dict[str, Solution] = {}
-    predict = make_predict(competition, keeper, samples, time_limit_s, 0, questions, solutions, Journal(Path("journal.jsonl"), model))
+    journal = Journal(Path("journal.jsonl"), model)
+    predict = make_predict(competition, keeper, samples, time_limit_s, 0, questions, solutions, journal)
     try:
         if rerun:
             server_class(predict).serve()

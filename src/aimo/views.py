@@ -261,6 +261,86 @@ def votes(solutions: list[dict[str, Any]]) -> HTML:
     return plot(figure)
 
 
+def timelines(solutions: list[dict[str, Any]], most: int = 12) -> HTML:
+    """Each question's samples as bars from begin to end: green has the answer that won, grey another, a dot none.
+
+    Pale bars were stopped when the vote was over, at the dashed line.
+    """
+    shown = [s for s in solutions if s["samples"]][:most]
+    if not shown:
+        return HTML(f"{STYLE}<p>No question was sampled.</p>")
+    columns = min(3, len(shown))
+    rows = -(-len(shown) // columns)
+    figure = Figure(figsize=(3.7 * columns, 2.2 * rows), layout="constrained")
+    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for ax, solution in zip(grid, shown, strict=False):
+        tidy(ax)
+        ax.grid(False)
+        for i, sample in enumerate(sorted(solution["samples"], key=lambda sample: sample["index"])):
+            won = sample["answer"] == solution["answer"]
+            colour = RIGHT if won else "#aab2bc" if sample["answer"] is not None else OTHER
+            ax.barh(
+                i,
+                sample["end_s"] - sample["begin_s"],
+                left=sample["begin_s"],
+                color=colour,
+                alpha=0.35 if sample["end"] == "stopped" else 1,
+            )
+            label = (
+                "•"
+                if sample["answer"] is None and sample["end"] != "stopped"
+                else ""
+                if sample["answer"] is None
+                else str(sample["answer"])
+            )
+            ax.text(sample["end_s"], i, f" {label}", va="center", fontsize=6, color="#334")
+        end = max(sample["end_s"] for sample in solution["samples"])
+        ax.axvline(end, color="#667", ls="--", lw=0.8)
+        ax.set_title(f"{solution['id']}: {solution['answer']}, {solution['stop']}", fontsize=9)
+        ax.set(yticks=[], xlim=(0, 1.15 * end))
+        ax.set_xlabel("seconds", fontsize=8)
+        ax.invert_yaxis()
+        ax.tick_params(labelsize=8)
+    for ax in grid[len(shown) :]:
+        ax.axis("off")
+    return plot(figure)
+
+
+def effort(solutions: list[dict[str, Any]]) -> HTML:
+    """Time spent against difficulty, which is the share of votes that the answer did not get; by colour whether it is right."""
+    figure, (left, right) = axes(2, height=2.8)
+    for name, colour, chosen in (
+        ("right", RIGHT, [s for s in solutions if s["gold"] is not None and s["gold"] == s["answer"]]),
+        ("wrong", WRONG, [s for s in solutions if s["gold"] is not None and s["gold"] != s["answer"]]),
+        ("unknown", "#8a94a0", [s for s in solutions if s["gold"] is None]),
+    ):
+        if chosen:
+            against = [1 - s["votes"].get(str(s["answer"]), 0) / max(1, sum(s["votes"].values())) for s in chosen]
+            left.plot(against, [s["seconds"] for s in chosen], "o", color=colour, ms=5, alpha=0.7, label=name)
+            right.plot(against, [sum(x["tokens"] for x in s["samples"]) for s in chosen], "o", color=colour, ms=5, alpha=0.7)
+    left.set(xlabel="share of votes against the answer", title="seconds by difficulty", xlim=(-0.05, 1.05), ylim=(0, None))
+    right.set(xlabel="share of votes against the answer", title="tokens by difficulty", xlim=(-0.05, 1.05), ylim=(0, None))
+    left.legend(frameon=False, fontsize=8)
+    return plot(figure)
+
+
+def reasons(solutions: list[dict[str, Any]], most: int = 6) -> HTML:
+    """What the leader and the runner-up say, of the questions whose vote was the closest."""
+
+    def margin(solution: dict[str, Any]) -> int:
+        first, second = ([*solution["votes"].values(), 0])[:2]
+        return first - second
+
+    closest = sorted((s for s in solutions if s["texts"]), key=margin)[:most]
+    return table(
+        [
+            {"id": s["id"], "answer": answer, "votes": s["votes"][answer], "one of its completions": text}
+            for s in closest
+            for answer, text in s["texts"].items()
+        ]
+    )
+
+
 def answers(solutions: list[dict[str, Any]]) -> HTML:
     """Each question with its answer, the gold answer where it is known, and how the vote came about."""
     return table(
@@ -270,8 +350,10 @@ def answers(solutions: list[dict[str, Any]]) -> HTML:
                 "problem": textwrap.shorten(s["problem"], 160),
                 "answer": str(s["answer"]),
                 "gold": "" if s["gold"] is None else str(s["gold"]),
-                "votes": f"{s['votes'].get(str(s['answer']), 0)} of {s['ended']}",
-                "stopped early": s["samples"] - s["ended"],
+                "votes": f"{s['votes'].get(str(s['answer']), 0)} of {sum(x['end'] != 'stopped' for x in s['samples'])}",
+                "stop": s["stop"],
+                "stopped early": sum(x["end"] == "stopped" for x in s["samples"]),
+                "tokens": sum(x["tokens"] for x in s["samples"]),
                 "seconds": s["seconds"],
                 "note": s["note"],
             }

@@ -2,7 +2,7 @@ r"""Votes, weights, and when to stop: pure functions, no I/O.
 
 One question's samples arrive in waves. `next_step` says after every event whether to stop, to start more or to cut ramblers;
 `final_answer` and `is_repeating` end a single stream; `tally` explains the vote. docs/voting.md has formulae and measurements.
-Left out: the clock and the streams (`aimo.solver`), reading an answer (`aimo.answers`); stop rules count votes, never weights.
+Left out: the clock and the streams (`aimo.solver`), reading an answer (`aimo.answers`).
 """
 
 import itertools
@@ -10,7 +10,7 @@ import math
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -50,6 +50,10 @@ class State:
     """Seconds to the deadline."""
     time_each: float = 0
     """Seconds a fresh sample is expected to take."""
+    weights: Mapping[int, float] | None = None
+    """Each answer's votes by weight; None when every vote weighs one."""
+    heaviest: float = 1.0
+    """The most that a vote can weigh."""
 
 
 @dataclass(frozen=True)
@@ -76,50 +80,52 @@ def next_step(state: State, policy: Policy = POLICY) -> Step:
         return Step("deadline")
     left = state.left if state.time_each < state.time_left else 0
     remaining = state.running + left
-    if is_decided(state.votes, remaining):
+    weights = state.votes if state.weights is None else state.weights
+    if is_decided(weights, remaining * state.heaviest):
         return Step("decided")
-    if is_settled(state.votes, policy.level):
+    first, rivals = evidence(state.votes, weights)
+    if doubt(first, rivals) <= policy.level:
         return Step("settled")
     if not remaining:
         return Step("exhausted")
-    if is_hopeless(state.votes, remaining, policy.hopeless):
+    if doubt(first + remaining, rivals) > policy.hopeless:
         return Step("hopeless")
-    first = max(state.votes.values(), default=0)
     rate = (first + 1) / (state.ended + 3)  # a third before any has ended: some give no answer, some another
-    wave = needed(state.votes, policy.level) / rate - state.running
+    wave = needed(first, rivals, policy.level) / rate - state.running
     start = max(0, math.ceil(min(wave, left, policy.in_flight - state.running)))
     half_ended = state.longest and state.ended >= state.running + start
     return Step(start=start, limit=policy.ramble * state.longest if half_ended else math.inf)
 
 
-def leader(votes: Counter[int]) -> int | None:
+def leader(votes: Mapping[int, float]) -> int | None:
     """The answer with the most votes; of equals the smallest, so that the order of arrival cannot decide."""
     return min(votes, key=lambda answer: (-votes[answer], answer)) if votes else None
 
 
-def is_decided(votes: Counter[int], remaining: int) -> bool:
-    """Whether no outcome of the `remaining` samples can change or tie the leader."""
+def is_decided(votes: Mapping[int, float], remaining: float) -> bool:
+    """Whether votes of a weight of `remaining` together can neither change nor tie the leader."""
     first, second, *_ = [*sorted(votes.values(), reverse=True), 0, 0]
     return first > second + remaining
 
 
-def is_settled(votes: Counter[int], level: float) -> bool:
-    """Whether the chance that the leader is not the mode of the model's answers is at most `level`."""
-    return doubt(votes) <= level
+def evidence(votes: Counter[int], weights: Mapping[int, float]) -> tuple[int, list[int]]:
+    """Whole votes for the leader by weight, and for each rival: of number and weight what speaks less for the leader.
+
+    A vote that weighs more is still one sample, and one that weighs less is no whole one.
+    """
+    best = leader(weights)
+    if best is None:
+        return 0, []
+    rivals = [math.ceil(max(votes[answer], weights[answer])) for answer in weights if answer != best]
+    return math.floor(min(votes[best], weights[best])), rivals
 
 
-def is_hopeless(votes: Counter[int], remaining: int, level: float) -> bool:
-    """Whether the doubt would be above `level` even if all `remaining` samples voted for the leader."""
-    return doubt(votes, remaining) > level
-
-
-def doubt(votes: Counter[int], more: int = 0) -> float:
-    """An upper bound on the chance that the leader, given `more` votes, is not the mode: the sum over all rivals, one yet unseen.
+def doubt(first: int, rivals: Iterable[int]) -> float:
+    """An upper bound on the chance that a leader with `first` votes is not the mode: the sum over all rivals, one yet unseen.
 
     Each term is adaptive-consistency's (Aggarwal et al. 2023, arXiv 2305.11860): P(rival > leader | votes of both), uniform prior.
     """
-    first, *rest = sorted(votes.values(), reverse=True) or [0]
-    return sum(beaten(first + more, second) for second in (*rest, 0))
+    return sum(beaten(first, second) for second in (*rivals, 0))
 
 
 @lru_cache(maxsize=10_000)
@@ -129,11 +135,11 @@ def beaten(first: int, second: int) -> float:
     return sum(math.comb(n, k) for k in range(first + 1, n + 1)) / 2**n
 
 
-def needed(votes: Counter[int], level: float) -> float:
+def needed(first: int, rivals: Collection[int], level: float) -> float:
     """How many more votes for the leader would settle the vote; no number of them settles it at level 0."""
     if level <= 0:
         return math.inf
-    return next(more for more in itertools.count() if doubt(votes, more) <= level)
+    return next(more for more in itertools.count() if doubt(first + more, rivals) <= level)
 
 
 def final_answer(
