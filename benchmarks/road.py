@@ -1,4 +1,4 @@
-"""The road's figures on 200 held-out problems, for several seeds: `python benchmarks/road.py [--json FILE]`.
+"""The road's figures on 200 held-out problems, for several seeds: `python benchmarks/road.py [--set KEY=VALUE …] [--json FILE]`.
 
 Each seed is a run of its own from the data to the answers; the bounds beside the figures are what the road must show.
 """
@@ -22,6 +22,7 @@ BOUNDS = {
 
 def main(
     seeds: Annotated[list[int] | None, typer.Option("--seed", help="Repeat for several.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Change a key of the profile; repeat.")] = None,
     to: Annotated[Path | None, typer.Option("--json", help="Write the figures here too.")] = None,
 ) -> None:
     """Run each seed and print its figures; exit 1 when one is out of bounds."""
@@ -29,7 +30,7 @@ def main(
     table = Table("seed", "stage", "format", "pass@1", "maj@16", "mean tokens", "seconds")
     for seed in seeds or [0, 1, 2]:
         with tempfile.TemporaryDirectory() as folder:
-            stages = runs.read_metrics(pipeline.run("tiny", folder, overrides=[f"seed={seed}"]))["stages"]
+            stages = runs.read_metrics(pipeline.run("tiny", folder, overrides=[f"seed={seed}", *(set_ or [])]))["stages"]
         for name in ("base", "sft", "grpo"):
             figures = stages[name]
             results.append({"seed": seed, "stage": name} | figures)

@@ -1,6 +1,7 @@
 """Tool-integrated reasoning: the real solver and sandbox, with a remote model server that says what the test needs."""
 
 import json
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from conftest import TINY
 
+from aimo import sandbox, solver
 from aimo.engine import Server, find_tool_parser
 from aimo.errors import AimoError
 from aimo.solver import solve
@@ -83,7 +85,7 @@ def test_an_answer_that_its_own_program_contradicts_counts_less(serving):
         return ("wild guess " if next(turn) % 2 else "") + PROGRAM
 
     s = solve(serving(model), "Q", samples=4, low=0, high=999, policy=EXACT)
-    assert s.votes == {41: 2, 42: 2} and s.answer == 42
+    assert {sample.answer: sample.weight for sample in s.ended} == {41: 0.5, 42: 2.0} and s.answer == 42
 
 
 def test_a_program_that_found_the_answer_is_a_vote_when_the_sample_says_none(serving):
@@ -159,6 +161,19 @@ def test_what_a_program_prints_cannot_end_the_turn(serving):
     special = engine.tokenizer.eos_token
     assert solve(engine, "Q", samples=1, low=0, high=999, policy=EXACT).answer == 7
     assert special not in prompts[-1].split("```output")[1]
+
+
+def test_a_sandbox_that_is_gone_costs_its_programs_and_not_the_samples(serving, monkeypatch, capsys):
+    engine = serving(lambda prompt: "<SOLUTION>7</SOLUTION>" if "```output" in prompt else PROGRAM)
+    assert solve(engine, "Q", samples=1, low=0, high=999, policy=EXACT).answer == 7
+    monkeypatch.setattr(sys, "executable", "/there/is/no/python")
+    sandbox._server.close()
+    s = solve(engine, "Q", samples=2, low=0, high=999, policy=EXACT)
+    assert s.answer == 7 and not s.note and "fork server does not start" in s.samples[0].text
+    solver.has_sandbox.cache_clear()
+    s = solve(engine, "Q", samples=2, low=0, high=999, policy=EXACT)
+    assert "samples go on without tools" in capsys.readouterr().out and all("```output" not in sample.text for sample in s.samples)
+    solver.has_sandbox.cache_clear()
 
 
 def test_a_parser_that_vllm_lacks_and_a_template_without_tools_are_named(serving):

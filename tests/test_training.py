@@ -1,4 +1,6 @@
 import json
+import random
+import shutil
 import time
 
 import pytest
@@ -83,24 +85,26 @@ def test_the_merged_model_says_what_base_and_adapter_say(tmp_path, sets):
     assert "learning_rate: 0.01" in card and "| steps | 6 |" in card
 
 
-def test_a_run_broken_off_anywhere_ends_in_the_losses_of_an_unbroken_one(tmp_path, sets, monkeypatch):
-    p = small()
-    whole, _, _ = train(p, sets, tmp_path / "whole")
-    broken = tmp_path / "broken"
+@pytest.mark.parametrize("stage, steps", [("sft", 6), ("grpo", 5)])
+def test_a_run_broken_off_at_any_step_ends_in_the_losses_of_an_unbroken_one(tmp_path, sets, monkeypatch, stage, steps):
+    p = small(f"{stage}.max_steps={steps}", "grpo.max_completion_length=40", "grpo.learning_rate=0.001", "grpo.probe_steps=null")
+    whole, _, _ = train(p, sets, tmp_path / "whole", stage)
+    broken, last = tmp_path / "broken", random.randint(1, steps - 1)
     report = callbacks.Record.on_step_end
 
     def killed(self, args, state, control, **more):
         report(self, args, state, control, **more)
-        if state.global_step == 5:
+        if state.global_step == last:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
         m.setattr(callbacks.Record, "on_step_end", killed)
-        train(p, sets, broken)
-    again, _, _ = train(p, sets, broken)
-    assert losses(again) == pytest.approx(losses(whole), abs=1e-5)
+        train(p, sets, broken, stage)
+    again, _, _ = train(p, sets, broken, stage)
+    assert losses(again) == pytest.approx(losses(whole), abs=1e-5), f"broken off at step {last}"
+    assert [r.get("reward") for r in again] == [r.get("reward") for r in whole], f"broken off at step {last}"
     for log in (again, read_lines(broken / "log.jsonl")):
-        assert [record["step"] for record in log if "loss" in record] == [1, 2, 3, 4, 5, 6], "a step was lost or trained twice"
+        assert [record["step"] for record in log if "loss" in record] == list(range(1, steps + 1)), "a step was lost or trained twice"
 
 
 def test_what_is_trained_begins_with_the_tokens_of_generation_even_where_a_tag_merges_with_the_text_after_it(sets):
@@ -225,6 +229,13 @@ def test_an_adapter_is_no_base(tmp_path, sets):
     train(small("sft.max_steps=1"), sets, tmp_path)
     with pytest.raises(AimoError, match=r"is an adapter for .*, not a model"):
         models.local_folder(str(tmp_path / "trained"))
+
+
+def test_an_adapter_for_another_base_is_not_gone_on_from(tmp_path, sets):
+    train(small("sft.max_steps=2"), sets, tmp_path / "run")
+    other = shutil.copytree(TINY, tmp_path / "another-base")
+    with pytest.raises(AimoError, match=r"checkpoint-2 is an adapter for .*tiny-base, not for .*another-base"):
+        train(small("sft.max_steps=4"), sets, tmp_path / "run", start=other)
 
 
 def test_weights_cut_off_in_a_checkpoint_make_it_incomplete(tmp_path, sets, capsys):

@@ -307,6 +307,8 @@ class Sft(Optimization):
     warmup_ratio: Share = 0.03
     packing: bool = False
     """Fill each row of `model.max_length` tokens with several examples, which do not see each other."""
+    group_by_length: bool = True
+    """Without packing: batches of examples of like length, for less padding."""
     eval_steps: Positive | None = None
     """Steps between evaluations of the loss on the problems that `data.sft.test_split` sets aside."""
 

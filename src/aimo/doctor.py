@@ -9,7 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from aimo import sandbox
 from aimo.config import ROOT
+from aimo.errors import AimoError
 from aimo.report import PACKAGES
 
 
@@ -39,6 +41,13 @@ def check() -> list[dict[str, str]]:
             found = "missing"
         rows.append(row(name, found, wanted.get(name, "?"), found == wanted.get(name), f"`make setup` installs it from {lock.name}"))
     rows.append(device())
+    try:
+        lacking = [what for what, holds in sandbox.enforced().items() if not holds]
+    except AimoError as e:
+        lacking = [str(e)]
+    rows.append(
+        row("sandbox", f"not enforced: {', '.join(lacking)}" if lacking else "all enforced", "for tools and code rewards", True, "")
+    )
     base = ROOT / "data" / "tiny-base" / "model.safetensors"
     rows.append(
         row(

@@ -12,7 +12,7 @@ import nbformat
 from aimo.config import ROOT
 
 # In the order a reader follows them.
-MODULES = ["errors", "answers", "voting", "timebank", "sandbox", "engine", "tools", "solver", "submission"]
+MODULES = ["errors", "answers", "voting", "timebank", "confinement", "sandbox", "engine", "tools", "solver", "submission"]
 
 INTRODUCTION = """\
 # AIMO submission: many samples, one vote

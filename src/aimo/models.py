@@ -142,6 +142,14 @@ def load(folder: Path, profile: Profile, with_vllm: bool = False) -> Any:
     return model
 
 
+def check_adapter(adapter: Path, base: Path) -> None:
+    """Refuse an adapter that was trained on another base; a folder that moved with its run is the same."""
+    config = adapter / "adapter_config.json"
+    under = Path(json.loads(config.read_text()).get("base_model_name_or_path") or base) if config.exists() else base
+    if under.absolute().parts[-2:] != base.absolute().parts[-2:]:
+        raise AimoError(f"{adapter} is an adapter for {under}, not for {base}; take another run folder, or remove it")
+
+
 def save(trained: Path, base: Path, tokenizer: Any, profile: Profile, folder: Path, figures: dict[str, Any]) -> None:
     """Turn what training left in `trained` (an adapter for `base`, or all weights) into a model folder, whole or not at all.
 
@@ -156,6 +164,7 @@ def save(trained: Path, base: Path, tokenizer: Any, profile: Profile, folder: Pa
     dtype = getattr(torch, choose_dtype(profile)[0])
     model = AutoModelForCausalLM.from_pretrained(base if is_adapter else trained, dtype=dtype)
     if is_adapter:
+        check_adapter(trained, base)
         model = PeftModel.from_pretrained(model, str(trained)).merge_and_unload()
     model.config.use_cache = True
     model.config.eos_token_id = model.generation_config.eos_token_id = tokenizer.eos_token_id

@@ -5,6 +5,8 @@ A share of the samples may run Python in the sandbox and go on after its output.
 """
 
 import asyncio
+import contextlib
+import functools
 import math
 import time
 from collections import Counter
@@ -13,6 +15,7 @@ from dataclasses import dataclass, field, replace
 
 from aimo import answers, sandbox, voting
 from aimo.engine import Completion, Engine, sample_seed
+from aimo.errors import AimoError
 from aimo.tools import Blocks, Calls
 
 FALLBACK = 0
@@ -137,6 +140,7 @@ class Question:
     def __init__(self, engine: Engine, problem: str, low: int, high: int, seed: int, solution: Solution, keep: Callable[[Sample], None]):
         self.engine, self.settings, self.problem, self.seed = engine, engine.settings, problem, seed
         self.low, self.high, self.solution, self.keep = low, high, solution, keep
+        self.tools = engine.settings.tools if engine.settings.tools and has_sandbox() else 0.0
         self.running: dict[asyncio.Task[Completion], Stream] = {}
         self.begun = self.heard = time.monotonic()
         self.earlier = solution.seconds
@@ -201,7 +205,7 @@ class Question:
             time_left=deadline - time.monotonic(),
             time_each=sum(sample.end_s - sample.begin_s for sample in ended) / (len(ended) or 1),
             weights={row.answer: row.weight for row in self.solution.tally},
-            heaviest=2.0 if self.settings.tools else 1.0,
+            heaviest=2.0 if self.tools else 1.0,
         )
 
     def fail(self, reason: str) -> None:
@@ -221,7 +225,7 @@ class Question:
         settings, stream = self.settings, Stream(index, self.now())
         seed = sample_seed(self.seed, self.problem, index)
         # Spread evenly: every second sample has tools at a share of a half.
-        if int((index + 1) * settings.tools) > int(index * settings.tools):
+        if int((index + 1) * self.tools) > int(index * self.tools):
             stream.tools = Calls(self.engine, self.problem) if settings.tool_parser else Blocks(self.engine, self.problem)
             sample = self.with_tools(stream, seed)
         else:
@@ -255,7 +259,7 @@ class Question:
         tools, settings = stream.tools, self.settings
         assert tools
         logprob = entropy = 0.0
-        with sandbox.Session() as session:
+        with contextlib.closing(Programs()) as programs:
             while True:
                 prompt = tools.prompt()
                 left = min(settings.max_tokens - stream.spent, self.engine.max_length - len(prompt))
@@ -268,9 +272,8 @@ class Question:
                 code = tools.called(turn.text, turn.finished) if len(stream.results) < settings.tool_turns and not stream.end else None
                 if code is None:
                     return Completion(tools.text + turn.text, stream.spent, turn.finished, logprob, entropy)
-                result = await asyncio.to_thread(session.run, code)
+                said = await asyncio.to_thread(programs.run, code)
                 self.heard = time.monotonic()
-                said = (result.stdout + result.error).strip()
                 stream.results.append(answers.to_integer((said.splitlines() or [""])[-1], self.low, self.high))
                 tools.reply(turn.text, said[-OUTPUT_CHARS:])
 
@@ -335,6 +338,38 @@ class Question:
         for stream in self.running.values():
             tokens = stream.spent + stream.tokens
             self.solution.samples.append(Sample(stream.index, stream.text, tokens, "stopped", None, 0.0, stream.begun, self.now()))
+
+
+class Programs:
+    """A sample's programs, whose variables live on from one to the next; a sandbox that fails is told to the model, and goes no further."""
+
+    session: sandbox.Session | None = None
+
+    def run(self, code: str) -> str:
+        """What a program prints, and its error."""
+        try:
+            self.session = self.session or sandbox.Session()
+            result = self.session.run(code)
+        except AimoError as e:
+            return str(e)
+        return (result.stdout + result.error).strip()
+
+    def close(self) -> None:
+        """End them."""
+        if self.session:
+            self.session.close()
+
+
+@functools.cache
+def has_sandbox() -> bool:
+    """Whether programs can be run here; says, once, what of their confinement this machine does not enforce."""
+    try:
+        lacking = [what for what, holds in sandbox.enforced().items() if not holds]
+    except AimoError as e:
+        print(f"{e}; samples go on without tools")
+        return False
+    print(f"Sandbox: {'not enforced here: ' + ', '.join(lacking) if lacking else 'every limit is enforced'}.")
+    return True
 
 
 async def stop(tasks: Collection[asyncio.Task[Completion]]) -> None:

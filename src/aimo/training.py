@@ -53,6 +53,7 @@ def sft(
         max_length=profile.model.max_length,
         completion_only_loss=True,
         packing=s.packing,
+        train_sampling_strategy="group_by_length" if s.group_by_length and not s.packing else "random",
         **evaluation,
     )
     trainer = SFTTrainer(
@@ -232,7 +233,7 @@ def fit(trainer: Any, stage: str, profile: Profile, folder: Path, progress: Prog
     from transformers import PrinterCallback
     from trl.trainer import utils
 
-    from aimo import callbacks
+    from aimo import callbacks, models
 
     if utils._ChunkedLogProbFunction is None:  # no Triton, so no GPU; Unsloth has put in its own
         utils._ChunkedLogProbFunction = PlainLogProbs  # type: ignore[misc, assignment]
@@ -254,6 +255,7 @@ def fit(trainer: Any, stage: str, profile: Profile, folder: Path, progress: Prog
     with trainer.accelerator.main_process_first():  # it removes what is incomplete
         checkpoint = last_checkpoint(folder)
     if checkpoint:
+        models.check_adapter(Path(checkpoint), Path(trainer.accelerator.unwrap_model(trainer.model).config._name_or_path))
         print(f"Going on from {Path(checkpoint).name}.")
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
