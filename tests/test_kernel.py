@@ -25,10 +25,10 @@ def test_its_metadata_keeps_to_what_kaggle_accepts():
     assert meta["enable_internet"] is False and meta["kernel_type"] == "notebook"
 
 
-def test_its_parameters_are_the_five_of_the_road():
+def test_its_parameters_are_the_five_of_the_road_and_the_engines_two():
     cell = next(c for c in nbformat.read(BUILT, 4).cells if "parameters" in c.metadata.get("tags", []))
     names = [line.split(" = ")[0] for line in cell.source.split("\n")]
-    assert names == ["competition", "model", "test_csv", "samples", "time_limit_s"]
+    assert names == ["competition", "model", "test_csv", "samples", "time_limit_s", "adapter", "vllm"]
 
 
 @pytest.mark.parametrize("competition, column, high", [("aimo3", "problem", 99999), ("aimo2", "question", 999)])

@@ -133,7 +133,7 @@ class Engine:
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
+        os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.__stderr__")
         log = Path(tempfile.gettempdir()) / f"vllm-{os.getpid()}.log"
         with stderr_to(log):
             import torch
@@ -185,21 +185,13 @@ class Engine:
 
     def close(self) -> None:
         """End vLLM's processes and the loop."""
+        self.cancel_all()
         self.llm.shutdown()
         del self.llm  # vLLM's destructor would shut down again while Python exits, and complain
-        self.leave()
+        self.loop.call_soon_threadsafe(self.loop.stop)
 
-    def run(self, coroutine: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
-        """Run a coroutine on the engine's loop, from any other thread."""
-        future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
-        try:
-            return future.result(timeout)
-        except BaseException:
-            future.cancel()
-            raise
-
-    def leave(self) -> None:
-        """End the loop, and what still waits on it."""
+    def cancel_all(self) -> None:
+        """End whatever waits on the loop, before what it waits for is gone."""
 
         async def cancel() -> None:
             tasks = asyncio.all_tasks() - {asyncio.current_task()}
@@ -209,7 +201,15 @@ class Engine:
                 await asyncio.wait(tasks, timeout=1)
 
         self.run(cancel())
-        self.loop.call_soon_threadsafe(self.loop.stop)
+
+    def run(self, coroutine: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
+        """Run a coroutine on the engine's loop, from any other thread."""
+        future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+        try:
+            return future.result(timeout)
+        except BaseException:
+            future.cancel()
+            raise
 
     @property
     def has_died(self) -> bool:
@@ -305,8 +305,9 @@ class Server(Engine):
 
     def close(self) -> None:
         """Leave the servers to themselves."""
+        self.cancel_all()
         self.run(self.client.aclose())
-        self.leave()
+        self.loop.call_soon_threadsafe(self.loop.stop)
 
     async def sample(self, prompt: list[int], seed: int, settings: Settings, until: Callable[[str, int], bool] | None = None) -> Completion:
         """As the engine inside; leaving the stream makes the server stop it."""
