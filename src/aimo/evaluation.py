@@ -141,7 +141,8 @@ def answer(engine: Engine, run: Run) -> list[dict[str, Any]]:
         said = {sample.answer: sample.text for sample in reversed(s.ended)}
         records.append(
             {"id": question_id, "problem": problem or "", "answer": s.answer, "gold": answers.to_integer(gold)}
-            | {"votes": {str(row.answer): row.votes for row in s.tally}, "stop": s.stop, "seconds": round(s.seconds, 2), "note": s.note}
+            | {"votes": {str(row.answer): row.votes for row in s.tally}, "tally": [asdict(row) for row in s.tally]}
+            | {"stop": s.stop, "seconds": round(s.seconds, 2), "note": s.note}
             | {"texts": {str(row.answer): said[row.answer] for row in s.tally[:2]}}
             | {"samples": [{k: v for k, v in asdict(sample).items() if k != "text"} for sample in s.samples]}
         )

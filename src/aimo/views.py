@@ -351,6 +351,7 @@ def answers(solutions: list[dict[str, Any]]) -> HTML:
                 "answer": str(s["answer"]),
                 "gold": "" if s["gold"] is None else str(s["gold"]),
                 "votes": f"{s['votes'].get(str(s['answer']), 0)} of {sum(x['end'] != 'stopped' for x in s['samples'])}",
+                "share of weight": f"{s['tally'][0]['share']:.0%}" if s["tally"] else "",
                 "stop": s["stop"],
                 "stopped early": sum(x["end"] == "stopped" for x in s["samples"]),
                 "tokens": sum(x["tokens"] for x in s["samples"]),
