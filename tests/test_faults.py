@@ -1,5 +1,6 @@
 """No answer is lost: each fault is put into the real engine, with the tiny base, and the real sandbox."""
 
+import asyncio
 import json
 import signal
 import threading
@@ -15,7 +16,7 @@ from conftest import TINY
 from aimo import solver, submission, voting
 from aimo.engine import Engine
 from aimo.errors import AimoError
-from aimo.submission import Journal, Keeper, make_predict
+from aimo.submission import Journal, Keeper, answer_all, make_predict
 
 QUESTION = "What is the mean of 3, 4 and 5?"
 
@@ -93,6 +94,17 @@ def test_an_engine_that_hangs_is_replaced_and_the_samples_that_ended_are_kept(ex
     indices = [sample.index for sample in samples]
     assert len(indices) == len(set(indices)), "a sample was asked twice"
     assert [entry["sample"] for entry in kept[:3]] == [vars(sample) for sample in samples[:3]]
+
+
+def test_an_engine_that_dies_under_a_test_file_is_replaced_and_every_question_answered(tmp_path, expected):
+    (tmp_path / "test.csv").write_text("id,problem\n" + "".join(f"q{i},{QUESTION!r}\n" for i in range(3)).replace("'", '"'))
+    with Own() as own:
+        for process in own.processes:
+            process.kill()
+        answers, solutions = answer_all(own.first, tmp_path / "test.csv", 8, 0)
+    assert answers["answer"].to_list() == [expected] * 3 and not any(s.note for s in solutions.values())
+    with pytest.raises(AimoError, match="closed"):
+        own.first.run(asyncio.sleep(0))
 
 
 def test_an_engine_without_memory_says_so_and_costs_its_answers_not_the_submission(capsys):

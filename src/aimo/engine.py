@@ -7,6 +7,7 @@ threads call it alike. Left out: everything vLLM already plans for itself.
 import asyncio
 import contextlib
 import difflib
+import functools
 import itertools
 import json
 import math
@@ -122,6 +123,7 @@ class Engine:
         model = Path(model)
         check_model_folder(model)
         self.settings = read_settings(model)
+        self.again: Callable[[], Engine] = functools.partial(Engine, model, gpu_memory, seed, adapter, vllm)
         options = self.settings.vllm | (vllm or {}) | lora_options(adapter)
         config = json.loads((model / "config.json").read_text())
         limit = config.get("max_position_embeddings", 4096)
@@ -167,6 +169,7 @@ class Engine:
             try:
                 self.llm = self.run(start())
             except Exception as e:
+                self.loop.call_soon_threadsafe(self.loop.stop)
                 told = re.findall(r"\b\w+Error: .+", log.read_text())  # its processes tell the cause there, and `e` only that there is one
                 reason = " ".join((told[0] if told else str(e)).split())[:300]
                 raise AimoError(f"vLLM did not start with {model}: {reason}; all that it said is in {log}") from None
@@ -184,14 +187,7 @@ class Engine:
         self.close()
 
     def close(self) -> None:
-        """End vLLM's processes and the loop."""
-        self.cancel_all()
-        self.llm.shutdown()
-        del self.llm  # vLLM's destructor would shut down again while Python exits, and complain
-        self.loop.call_soon_threadsafe(self.loop.stop)
-
-    def cancel_all(self) -> None:
-        """End whatever waits on the loop, before what it waits for is gone."""
+        """End what waits on the loop, then what it waits for, and the loop."""
 
         async def cancel() -> None:
             tasks = asyncio.all_tasks() - {asyncio.current_task()}
@@ -200,10 +196,21 @@ class Engine:
             if tasks:
                 await asyncio.wait(tasks, timeout=1)
 
-        self.run(cancel())
+        if self.loop.is_running():
+            self.run(cancel())
+            self.end()
+            self.loop.call_soon_threadsafe(self.loop.stop)
+
+    def end(self) -> None:
+        """End vLLM's processes."""
+        self.llm.shutdown()
+        del self.llm  # vLLM's destructor would shut down again while Python exits, and complain
 
     def run(self, coroutine: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
-        """Run a coroutine on the engine's loop, from any other thread."""
+        """Run a coroutine on the engine's loop, from any other thread. AimoError when the engine is closed."""
+        if not self.loop.is_running():
+            coroutine.close()
+            raise AimoError("the engine is closed")
         future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
         try:
             return future.result(timeout)
@@ -288,6 +295,7 @@ class Server(Engine):
         self.requests = itertools.count()
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
+        self.again = functools.partial(Server, urls, model)
         self.urls = [url.rstrip("/").removesuffix("/v1") for url in urls]
         self.client = httpx.AsyncClient(timeout=httpx.Timeout(60, read=None), limits=httpx.Limits(max_connections=None))
         limits = []
@@ -303,11 +311,9 @@ class Server(Engine):
 
     has_died = False  # a server that is gone raises
 
-    def close(self) -> None:
+    def end(self) -> None:
         """Leave the servers to themselves."""
-        self.cancel_all()
         self.run(self.client.aclose())
-        self.loop.call_soon_threadsafe(self.loop.stop)
 
     async def sample(self, prompt: list[int], seed: int, settings: Settings, until: Callable[[str, int], bool] | None = None) -> Completion:
         """As the engine inside; leaving the stream makes the server stop it."""

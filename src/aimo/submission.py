@@ -86,14 +86,18 @@ def read_questions(test_csv: str | Path, competition: str | None = None) -> tupl
 class Keeper:
     """The engine at work, or the one that is loading; another is started when it fails."""
 
-    def __init__(self, load: Callable[[], Engine]):
-        """Start loading in a thread."""
-        self.load = load
-        self.start()
+    def __init__(self, load: Callable[[], Engine], engine: Engine | None = None):
+        """Start loading in a thread, unless there is an engine to begin with."""
+        self.load, self.given = load, engine
+        if engine:
+            self.loaded: Future[Engine] = Future()
+            self.loaded.set_result(engine)
+        else:
+            self.start()
 
     def start(self, failed: Engine | None = None) -> None:
         """Load an engine in a thread, once the memory of one that failed is free."""
-        self.loaded: Future[Engine] = Future()
+        self.loaded = Future()
         Thread(target=self.work, args=(self.loaded, failed), daemon=True).start()
 
     def work(self, loaded: "Future[Engine]", failed: Engine | None) -> None:
@@ -119,8 +123,8 @@ class Keeper:
             self.start(failed)
 
     def close(self) -> None:
-        """End the engine, if it ever came up."""
-        if self.loaded.done() and not self.loaded.exception():
+        """End the engine, if it ever came up and is not the one that was given."""
+        if self.loaded.done() and not self.loaded.exception() and self.loaded.result() is not self.given:
             self.loaded.result().close()
 
 
@@ -253,11 +257,15 @@ def local_gateway(predict: Predict, test_csv: str | Path, competition: str, seed
 
 
 def answer_all(engine: Engine, test_csv: str | Path, samples: int, seed: int) -> tuple[pl.DataFrame, dict[str, Solution]]:
-    """Answer a test file through the local gateway: the submission, and the solutions by id."""
+    """Answer a test file through the local gateway: the submission, and the solutions by id; an engine that fails is replaced."""
     competition, table = read_questions(test_csv)
     solutions: dict[str, Solution] = {}
-    predict = make_predict(competition, Keeper(lambda: engine), samples, None, seed, len(table), solutions)
-    submission = local_gateway(predict, test_csv, competition, seed)
+    keeper = Keeper(engine.again, engine)
+    predict = make_predict(competition, keeper, samples, None, seed, len(table), solutions)
+    try:
+        submission = local_gateway(predict, test_csv, competition, seed)
+    finally:
+        keeper.close()
     report_fallbacks(solutions)
     return submission, solutions
 
