@@ -34,7 +34,8 @@ def never():
 
 def engine_processes():
     """The processes of vLLM that belong to this one."""
-    return [p for p in psutil.Process().children(recursive=True) if "EngineCore" in " ".join(p.cmdline()) or "EngineCore" in p.name()]
+    alive = [p for p in psutil.Process().children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]
+    return [p for p in alive if "EngineCore" in " ".join([p.name(), *p.cmdline()])]
 
 
 class Own:
