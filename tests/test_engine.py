@@ -16,7 +16,7 @@ from aimo.solver import solve
 from aimo.voting import EXACT
 
 QUESTIONS = [p.problem for p in problems.generate(6, "heldout", 5)]
-GREEDY = Settings(temperature=1e-6, max_tokens=48)
+GREEDY = Settings(temperature=0, max_tokens=48)
 
 
 def greedy(engine):
@@ -64,14 +64,17 @@ def test_an_engine_argument_that_is_none_is_named(key, told):
         check_options({key: 1})
 
 
-def test_a_folder_that_carries_engine_arguments_is_loaded_with_them(tmp_path):
+def test_a_folder_that_carries_engine_arguments_is_loaded_with_them_and_speculation_changes_no_greedy_text(tmp_path, engine):
     for path in TINY.iterdir():
         (tmp_path / path.name).symlink_to(path)
-    (tmp_path / "aimo.json").write_text(json.dumps({"min_p": 0.1, "vllm": {"enable_prefix_caching": False, "max_num_seqs": 4}}))
-    with Engine(tmp_path) as engine:
-        assert engine.settings.min_p == 0.1
-        config = engine.llm.vllm_config
+    speculative = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3}
+    arguments = {"enable_prefix_caching": False, "max_num_seqs": 4, "speculative_config": speculative}
+    (tmp_path / "aimo.json").write_text(json.dumps({"min_p": 0.1, "vllm": arguments}))
+    with Engine(tmp_path) as other:
+        assert other.settings.min_p == 0.1
+        config = other.llm.vllm_config
         assert not config.cache_config.enable_prefix_caching and config.scheduler_config.max_num_seqs == 4
+        assert greedy(other) == greedy(engine)
 
 
 @pytest.mark.parametrize("weight", ["logprob", "entropy", "length"])
