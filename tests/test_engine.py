@@ -53,6 +53,26 @@ def test_an_adapter_on_its_base_says_what_the_merged_model_says(tmp_path):
         assert greedy(engine) == texts
 
 
+def test_other_weights_in_place_of_the_present_ones_say_what_they_say_alone(tmp_path):
+    """With all weights trained, the embedding differs too, which is the tiny base's output layer."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
+    for name in ("before", "after"):
+        model.save_pretrained(tmp_path / name)
+        for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+            (tmp_path / name / file).write_bytes((TINY / file).read_bytes())
+        with torch.no_grad():
+            model.lm_head.weight.add_(0.05 * torch.randn_like(model.lm_head.weight))
+    with Engine(tmp_path / "after") as engine:
+        after = greedy(engine)
+        engine.load_weights(tmp_path / "before")
+        before = greedy(engine)
+        engine.load_weights(tmp_path / "after")
+        assert greedy(engine) == after != before
+    with Engine(tmp_path / "before") as engine:
+        assert greedy(engine) == before
+
+
 def test_a_folder_without_an_adapter_is_named(tmp_path):
     with pytest.raises(AimoError, match=r"no adapter_config\.json there"):
         Engine(TINY, adapter=tmp_path)

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import difflib
 import functools
+import hashlib
 import itertools
 import json
 import math
@@ -136,13 +137,11 @@ class Engine:
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.__stderr__")
-        log = Path(tempfile.gettempdir()) / f"vllm-{os.getpid()}.log"
-        with stderr_to(log):
+        self.log = Path(tempfile.gettempdir()) / f"vllm-{os.getpid()}.log"
+        with stderr_to(self.log):
             import torch
             from transformers import AutoTokenizer
-            from vllm.engine.arg_utils import AsyncEngineArgs
             from vllm.lora.request import LoRARequest
-            from vllm.v1.engine.async_llm import AsyncLLM
 
             check_options(options)
             self.lora = LoRARequest("adapter", 1, str(adapter)) if adapter else None
@@ -152,33 +151,42 @@ class Engine:
             self.tokenizer.model_max_length = 10**9  # the solver checks lengths itself, and says so better
             self.tool_parser = find_tool_parser(self.settings.tool_parser, self.tokenizer)
             on_cpu = not torch.cuda.is_available()
-            arguments: dict[str, Any] = {
-                "max_model_len": -1,  # as long as fits into memory
-                "dtype": "float32" if float32 else "auto",  # `auto` would round 32-bit weights
-                "enforce_eager": on_cpu,  # gains nothing there from a minute of compilation
-                # On a CPU, vLLM 0.31 dies when a prompt with a seed is prefilled in two parts.
-                "enable_chunked_prefill": not on_cpu,
-                "max_num_batched_tokens": max(2048, limit) if on_cpu else None,
-                "disable_log_stats": True,
-            }
-
-            async def start() -> Any:
-                args = AsyncEngineArgs(model=str(model), gpu_memory_utilization=gpu_memory, seed=seed, **arguments | options)
-                return AsyncLLM.from_engine_args(args)
-
-            try:
-                self.llm = self.run(start())
-            except Exception as e:
-                self.loop.call_soon_threadsafe(self.loop.stop)
-                told = re.findall(r"\b\w+Error: .+", log.read_text())  # its processes tell the cause there, and `e` only that there is one
-                reason = " ".join((told[0] if told else str(e)).split())[:300]
-                raise AimoError(f"vLLM did not start with {model}: {reason}; all that it said is in {log}") from None
+        self.arguments: dict[str, Any] = {
+            "gpu_memory_utilization": gpu_memory,
+            "seed": seed,
+            "max_model_len": -1,  # as long as fits into memory
+            "dtype": "float32" if float32 else "auto",  # `auto` would round 32-bit weights
+            "enforce_eager": on_cpu,  # gains nothing there from a minute of compilation
+            # On a CPU, vLLM 0.31 dies when a prompt with a seed is prefilled in two parts.
+            "enable_chunked_prefill": not on_cpu,
+            "max_num_batched_tokens": max(2048, limit) if on_cpu else None,
+            "disable_log_stats": True,
+        } | options
+        self.start(model)
         planned = self.llm.vllm_config
         self.max_length = min(self.max_length, planned.model_config.max_model_len)
         kv_tokens = planned.cache_config.kv_cache_size_tokens * planned.parallel_config.data_parallel_size
         # Most streams end long before the limit: half of it each is planned, and vLLM makes room where that is too little.
         self.streams = max(1, 2 * kv_tokens // self.max_length)
         print(f"vLLM: {model.name}, context {self.max_length:,} tokens, KV cache of {kv_tokens:,}: {self.streams:,} streams at once")
+
+    def start(self, model: Path) -> None:
+        """Start vLLM's processes."""
+        with stderr_to(self.log):
+            from vllm.engine.arg_utils import AsyncEngineArgs
+            from vllm.v1.engine.async_llm import AsyncLLM
+
+            async def load() -> Any:
+                return AsyncLLM.from_engine_args(AsyncEngineArgs(model=str(model), **self.arguments))
+
+            try:
+                self.llm = self.run(load())
+            except Exception as e:
+                self.loop.call_soon_threadsafe(self.loop.stop)
+                told = re.findall(r"\b\w+Error: .+", self.log.read_text())  # its processes tell the cause there, `e` only that there is one
+                reason = " ".join((told[0] if told else str(e)).split())[:300]
+                raise AimoError(f"vLLM did not start with {model}: {reason}; all that it said is in {self.log}") from None
+        self.model = model
 
     def __enter__(self) -> "Engine":
         return self
@@ -224,13 +232,21 @@ class Engine:
         return self.llm.errored
 
     def load_weights(self, model: str | Path) -> None:
-        """Put another model of the same architecture in place of the present one, in a second instead of a restart."""
+        """Put another model of the same architecture in place of the present one, in a second instead of a restart.
+
+        vLLM 0.31 keeps the old output layer where that is the embedding itself, so a model with other embeddings does restart it.
+        """
 
         async def load() -> None:
             await self.llm.collective_rpc("reload_weights", kwargs={"weights_path": str(model)})
             await self.llm.reset_prefix_cache()
 
-        self.run(load())
+        if embedding(self.model) == embedding(Path(model)):
+            self.run(load())
+            self.model = Path(model)
+        else:
+            self.end()
+            self.start(Path(model))
 
     def inert(self, text: str) -> str:
         """Text of others, in which control tokens are mere characters: a zero-width space parts them."""
@@ -349,6 +365,20 @@ class Server(Engine):
                     if until and until(text, tokens):
                         return Completion(text, tokens, False, logprob, entropy)
         return Completion(text, tokens, reason == "stop", logprob, entropy)
+
+
+def embedding(model: Path) -> bytes | None:
+    """A digest of a model's embedding where its output layer is the same weights, else None."""
+    from safetensors import safe_open
+
+    if not json.loads((model / "config.json").read_text()).get("tie_word_embeddings"):
+        return None
+    for path in sorted(model.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 (the file is no mapping)
+                if name.endswith("embed_tokens.weight"):
+                    return hashlib.sha256(file.get_tensor(name).float().numpy().tobytes()).digest()
+    return None
 
 
 def entropy_of(logprobs: Iterable[float]) -> float:
