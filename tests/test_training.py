@@ -2,11 +2,13 @@ import json
 import random
 import shutil
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import TINY
 from peft import PeftModel
+from torch.utils.data import RandomSampler
 from transformers import AutoModelForCausalLM
 from trl import GRPOTrainer, SFTTrainer
 
@@ -85,9 +87,9 @@ def test_the_merged_model_says_what_base_and_adapter_say(tmp_path, sets):
     assert "learning_rate: 0.01" in card and "| steps | 6 |" in card
 
 
-@pytest.mark.parametrize("stage, steps", [("sft", 6), ("grpo", 5)])
-def test_a_run_broken_off_at_any_step_ends_in_the_losses_of_an_unbroken_one(tmp_path, sets, monkeypatch, stage, steps):
-    p = small(f"{stage}.max_steps={steps}", "grpo.max_completion_length=40", "grpo.learning_rate=0.001", "grpo.probe_steps=null")
+@pytest.mark.parametrize("stage, steps, epoch", [("sft", 8, "sft.batch_size=20"), ("grpo", 5, "grpo.prompts_per_step=24")])
+def test_a_run_broken_off_at_any_step_ends_in_the_losses_of_an_unbroken_one(tmp_path, sets, monkeypatch, stage, steps, epoch):
+    p = small(f"{stage}.max_steps={steps}", "grpo.max_completion_length=40", "grpo.learning_rate=0.001", "grpo.probe_steps=null", epoch)
     whole, _, _ = train(p, sets, tmp_path / "whole", stage)
     broken, last = tmp_path / "broken", random.randint(1, steps - 1)
     report = callbacks.Record.on_step_end
@@ -105,6 +107,27 @@ def test_a_run_broken_off_at_any_step_ends_in_the_losses_of_an_unbroken_one(tmp_
     assert [r.get("reward") for r in again] == [r.get("reward") for r in whole], f"broken off at step {last}"
     for log in (again, read_lines(broken / "log.jsonl")):
         assert [record["step"] for record in log if "loss" in record] == list(range(1, steps + 1)), "a step was lost or trained twice"
+
+
+def test_rows_of_a_step_are_of_like_length_the_longest_first_and_every_row_comes_once():
+    lengths = [10 + row * row % 977 for row in range(100)]
+    sampler = training.ByLength(lengths, rows_a_step=8)
+    for seed in range(5):
+        sampler.generator = torch.Generator().manual_seed(seed)
+        order = list(sampler)
+        steps = [[lengths[row] for row in order[i : i + 8]] for i in range(0, 100, 8)]
+        assert sorted(order) == list(range(100)) and max(lengths) in steps[0]
+        assert sum(max(step) * len(step) for step in steps) < 1.2 * sum(lengths), "more padding than a fifth"
+        means = [sum(step) for step in steps[1:-1]]
+        assert means not in (sorted(means), sorted(means, reverse=True)), "the steps themselves are sorted by length"
+
+
+def test_the_order_of_rows_follows_the_seed_and_the_epoch():
+    def order(seed, epoch):
+        trainer = SimpleNamespace(args=SimpleNamespace(seed=seed), state=SimpleNamespace(epoch=epoch))
+        return list(training.Seeded(RandomSampler(range(100)), trainer))
+
+    assert order(0, None) == order(0, 0) != order(0, 1.0) != order(0, 2.0) and order(0, 1.0) == order(0, 1.35) != order(5, 1.0)
 
 
 def test_what_is_trained_begins_with_the_tokens_of_generation_even_where_a_tag_merges_with_the_text_after_it(sets):
