@@ -8,9 +8,11 @@ import pytest
 import torch
 from conftest import TINY
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from torch.utils.data import RandomSampler
 from transformers import AutoModelForCausalLM
 from trl import GRPOTrainer, SFTTrainer
+from trl.trainer import utils
 
 from aimo import callbacks, config, data, models, training
 from aimo.errors import AimoError
@@ -128,6 +130,52 @@ def test_the_order_of_rows_follows_the_seed_and_the_epoch():
         return list(training.Seeded(RandomSampler(range(100)), trainer))
 
     assert order(0, None) == order(0, 0) != order(0, 1.0) != order(0, 2.0) and order(0, 1.0) == order(0, 1.35) != order(5, 1.0)
+
+
+def grpo_trainer(sets, folder, monkeypatch):
+    """GRPO's trainer as it is before its first step, with adapters that say something."""
+    monkeypatch.setattr(training, "fit", lambda trainer, *_: trainer)
+    monkeypatch.setattr(utils, "_ChunkedLogProbFunction", PlainLogProbs)
+    model, tokenizer = models.load(TINY, small()), models.load_tokenizer(TINY, small())
+    torch.manual_seed(0)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            weight.data.normal_(std=0.02)
+    return training.grpo(model, tokenizer, sets["grpo"], small(), folder, lambda *_: None), model, tokenizer
+
+
+def test_log_probabilities_without_padding_are_those_with_it_and_so_are_their_gradients(tmp_path, sets, monkeypatch):
+    trainer, model, tokenizer = grpo_trainer(sets, tmp_path, monkeypatch)
+    asked, said = 9, 40
+    rng = torch.Generator().manual_seed(0)
+    mask = torch.zeros(30, asked + said, dtype=torch.long)
+    for row in mask:
+        left, right = torch.randint(0, asked, (1,), generator=rng), torch.randint(0, said, (1,), generator=rng)
+        row[left : asked + right] = 1  # of a completion that is masked as cut off, nothing
+    ids = torch.randint(5, 60, mask.shape, generator=rng) * mask + tokenizer.pad_token_id * (1 - mask)
+    shown, found = mask[:, asked:].bool(), []
+    for compute in (trainer._get_per_token_logps_and_entropies, GRPOTrainer._get_per_token_logps_and_entropies.__get__(trainer)):
+        logps, entropies, _ = compute(model, ids, mask, said, compute_entropy=True)
+        model.zero_grad()
+        logps[shown].sum().backward()
+        gradients = torch.cat([weight.grad.flatten() for weight in model.parameters() if weight.grad is not None])
+        assert logps.shape == entropies.shape == shown.shape
+        found.append((logps[shown].detach(), entropies[shown].detach(), gradients))
+    for ours, theirs in zip(*found, strict=True):
+        assert ours.abs().sum() > 1 and torch.allclose(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_a_model_generates_with_its_adapters_merged_and_gets_its_weights_back_to_the_bit(tmp_path, sets, monkeypatch):
+    _, model, tokenizer = grpo_trainer(sets, tmp_path, monkeypatch)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    merged, products = training.complete(model, tokenizer, sets["heldout"], 40), []
+    for layer in model.modules():
+        if isinstance(layer, LoraLayer):
+            layer.lora_A["default"].register_forward_hook(lambda *_: products.append(1))
+    assert training.complete(model, tokenizer, sets["heldout"], 40) == merged and not products
+    del model.generate
+    assert training.complete(model, tokenizer, sets["heldout"], 40) == merged and products
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
 
 
 def test_what_is_trained_begins_with_the_tokens_of_generation_even_where_a_tag_merges_with_the_text_after_it(sets):

@@ -4,6 +4,7 @@ Import Unsloth before Transformers and TRL: it patches both. Left out: adapters 
 """
 
 import contextlib
+import functools
 import io
 import json
 import os
@@ -140,6 +141,31 @@ def load(folder: Path, profile: Profile, with_vllm: bool = False) -> Any:
             model, LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.target_modules, task_type="CAUSAL_LM")
         )
     return model
+
+
+def merge_to_generate(model: Any) -> None:
+    """Let a model generate with its adapters merged in, which is a third of the matrix products; its weights come back to the bit."""
+    import torch
+    from peft.tuners.lora import LoraLayer
+
+    generate = model.generate
+
+    @functools.wraps(generate)
+    def merged(*args: Any, **kwargs: Any) -> Any:
+        layers: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]
+        weights = [layer.get_base_layer().weight.data for layer in layers]
+        try:
+            with torch.no_grad():
+                for layer, weight in zip(layers, weights, strict=True):
+                    layer.get_base_layer().weight.data = weight.clone()
+                    layer.merge()
+            return generate(*args, **kwargs)
+        finally:
+            for layer, weight in zip(layers, weights, strict=True):
+                layer.get_base_layer().weight.data = weight
+                layer.merged_adapters.clear()
+
+    model.generate = merged
 
 
 def check_adapter(adapter: Path, base: Path) -> None:

@@ -148,6 +148,7 @@ def grpo(model: Any, tokenizer: Any, rows: Rows, profile: Profile, folder: Path,
     import torch
     from trl import GRPOConfig, GRPOTrainer
 
+    from aimo import models
     from aimo.callbacks import Samples
 
     s = profile.grpo
@@ -186,7 +187,41 @@ def grpo(model: Any, tokenizer: Any, rows: Rows, profile: Profile, folder: Path,
         reward_funcs=list(rewards.get_reward_funcs(s.rewards, profile.prompt)),
         callbacks=[samples],
     )
+    if model.device.type == "cpu":  # on a GPU vLLM and Unsloth have better means
+        trim_padding(trainer)
+        if profile.model.lora:
+            models.merge_to_generate(model)
     return fit(trainer, "grpo", profile, folder, progress, probe)
+
+
+def trim_padding(trainer: Any) -> None:
+    """Let a GRPO trainer compute log-probabilities in up to four parts, each padded to its own longest row only."""
+    import torch
+    from torch.nn.functional import pad
+
+    compute = trainer._get_per_token_logps_and_entropies
+
+    def trimmed(model: Any, input_ids: Any, attention_mask: Any, logits_to_keep: int, *args: Any, **kwargs: Any) -> tuple[Any, Any, Any]:
+        rows, width = input_ids.shape
+        # Prompts are padded on their left and completions on their right.
+        begins = attention_mask.argmax(1)
+        ends = (width - attention_mask.flip(1).argmax(1)).clamp(min=width - logits_to_keep + 1)
+        order = ends.argsort()
+        found = []
+        for part in order.split(max(8, -(-rows // 4))):
+            begin, end = int(begins[part].min()), int(ends[part].max())
+            kept = logits_to_keep - (width - end)
+            *values, aux_loss = compute(model, input_ids[part, begin:end], attention_mask[part, begin:end], kept, *args, **kwargs)
+            found.append([*(None if value is None else pad(value, (0, width - end)) for value in values), aux_loss])
+        logps, entropies, aux_losses = zip(*found, strict=True)
+        back = order.argsort()
+        return (
+            torch.cat(logps)[back],
+            None if entropies[0] is None else torch.cat(entropies)[back],
+            None if aux_losses[0] is None else torch.stack(aux_losses).mean(),
+        )
+
+    trainer._get_per_token_logps_and_entropies = trimmed
 
 
 def dpo(model: Any, tokenizer: Any, rows: Rows, profile: Profile, folder: Path, progress: Progress, probe: Rows | None = None) -> Log:
