@@ -132,6 +132,13 @@ def test_the_order_of_rows_follows_the_seed_and_the_epoch():
     assert order(0, None) == order(0, 0) != order(0, 1.0) != order(0, 2.0) and order(0, 1.0) == order(0, 1.35) != order(5, 1.0)
 
 
+@pytest.mark.parametrize("temperature, silent", [(0.01, {1.0}), (1.0, {0.0, 0.5})])
+def test_a_group_of_equal_rewards_counts_as_one_without_signal(tmp_path, sets, temperature, silent):
+    shape = ["grpo.num_generations=16", "grpo.max_steps=2", "grpo.probe_steps=null", f"grpo.temperature={temperature}"]
+    log, _, _ = train(small(*shape), sets, tmp_path, "grpo")
+    assert {record["frac_reward_zero_std"] for record in log} <= silent and all(record["reward"] > 0 for record in log)
+
+
 def grpo_trainer(sets, folder, monkeypatch):
     """GRPO's trainer as it is before its first step, with adapters that say something."""
     monkeypatch.setattr(training, "fit", lambda trainer, *_: trainer)

@@ -131,6 +131,20 @@ class Samples(TrainerCallback):
                 file.write(json.dumps(line | {"advantage": logs["advantages"][i]}, ensure_ascii=False) + "\n")
 
 
+class Signal(TrainerCallback):
+    """Counts the groups in which all completions have one reward; TRL 1.15 takes the rounding of their mean for a difference."""
+
+    trainer: Any = None
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Correct the share of the step's groups, before it is logged."""
+        shares = self.trainer._metrics["train"]["frac_reward_zero_std"]
+        if shares:  # none in a step that uses completions again
+            values = torch.tensor([list(column) for column in self.trainer._logs["rewards"].values()]).nan_to_num()
+            groups = (self.trainer.reward_weights.to(values.device) @ values).view(-1, self.trainer.num_generations)
+            shares[-1] = (groups.amax(1) - groups.amin(1) < 1e-5).float().mean().item()
+
+
 class Probe(TrainerCallback):
     """Answers fixed problems greedily every so many steps; keeps the model that answered most of them."""
 

@@ -149,7 +149,7 @@ def grpo(model: Any, tokenizer: Any, rows: Rows, profile: Profile, folder: Path,
     from trl import GRPOConfig, GRPOTrainer
 
     from aimo import models
-    from aimo.callbacks import Samples
+    from aimo.callbacks import Samples, Signal
 
     s = profile.grpo
     if s.generation == "vllm" and not torch.cuda.is_available():
@@ -178,14 +178,14 @@ def grpo(model: Any, tokenizer: Any, rows: Rows, profile: Profile, folder: Path,
         vllm_gpu_memory_utilization=s.vllm_gpu_memory,
         vllm_max_model_length=profile.model.max_length,
     )
-    samples = Samples(folder, s.sample_steps)
-    trainer = samples.trainer = GRPOTrainer(
+    samples, signal = Samples(folder, s.sample_steps), Signal()
+    trainer = samples.trainer = signal.trainer = GRPOTrainer(
         model=model,
         args=args,
         processing_class=tokenizer,
         train_dataset=to_dataset(rows),
         reward_funcs=list(rewards.get_reward_funcs(s.rewards, profile.prompt)),
-        callbacks=[samples],
+        callbacks=[samples, signal],
     )
     if model.device.type == "cpu":  # on a GPU vLLM and Unsloth have better means
         trim_padding(trainer)
