@@ -256,8 +256,8 @@ def votes(solutions: list[dict[str, Any]]) -> HTML:
         if not solution["votes"]:
             ax.text(0.1, i, solution["note"] or "no votes", va="center", fontsize=8, color="#667")
     ax.set(yticks=range(len(solutions)), yticklabels=[s["id"] for s in solutions], xlabel="votes (a decided vote stops early)")
+    ax.set_ylim(len(solutions) - 0.5, -0.5)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.invert_yaxis()
     return plot(figure)
 
 
@@ -318,8 +318,9 @@ def effort(solutions: list[dict[str, Any]]) -> HTML:
             against = [1 - s["votes"].get(str(s["answer"]), 0) / max(1, sum(s["votes"].values())) for s in chosen]
             left.plot(against, [s["seconds"] for s in chosen], "o", color=colour, ms=5, alpha=0.7, label=name)
             right.plot(against, [sum(x["tokens"] for x in s["samples"]) for s in chosen], "o", color=colour, ms=5, alpha=0.7)
-    left.set(xlabel="share of votes against the answer", title="seconds by difficulty", xlim=(-0.05, 1.05), ylim=(0, None))
-    right.set(xlabel="share of votes against the answer", title="tokens by difficulty", xlim=(-0.05, 1.05), ylim=(0, None))
+    for ax, title in ((left, "seconds by difficulty"), (right, "tokens by difficulty")):
+        top = 1.05 * ax.get_ylim()[1]
+        ax.set(xlabel="share of votes against the answer", title=title, xlim=(-0.05, 1.05), ylim=(0, top))
     left.legend(frameon=False, fontsize=8)
     return plot(figure)
 
