@@ -284,6 +284,7 @@ def test_a_stage_stops_before_its_disk_budget(tmp_path, sets):
     [
         ("sft.trl={pakcing: true}", "sft.trl.pakcing: SFTConfig has no such key, did you mean packing"),
         ("sft.trl={learning_rate: 1}", "a key of its own"),
+        ("sft.trl={train_sampling_strategy: group_by_length}", "a key of its own"),
         ("sft.use_liger_kernel=true", "pip install liger-kernel"),
         ("training.log_to=wandb", "pip install wandb"),
         ("model.load_in_4bit=true", "need a GPU"),

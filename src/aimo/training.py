@@ -55,6 +55,7 @@ def sft(
         max_length=profile.model.max_length,
         completion_only_loss=True,
         packing=s.packing,
+        train_sampling_strategy="random",  # ByLength is ours
         **evaluation,
     )
     trainer: Any = SFTTrainer(
