@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from trl.rewards import accuracy_reward
 
-from aimo import answers
+from aimo.inference import answers
 
 Checker = Callable[[list[str], list[str]], list[Any]]
 Sample = tuple[str, str, bool]  # completion, gold, label
@@ -32,17 +32,29 @@ Sample = tuple[str, str, bool]  # completion, gold, label
 
 def trl(completions: list[str], golds: list[str]) -> list[Any]:
     """TRL's reward as it is."""
-    return accuracy_reward([[{"role": "assistant", "content": c}] for c in completions], [f"${gold}$" for gold in golds])
+    return accuracy_reward(
+        [[{"role": "assistant", "content": c}] for c in completions], [f"${gold}$" for gold in golds]
+    )
 
 
 def open_r1(completions: list[str], golds: list[str]) -> list[Any]:
     """math-verify with the settings of Open-R1's accuracy reward."""
-    normalization = NormalizationConfig(nits=False, malformed_operators=False, basic_latex=True, boxed="all", units=True)
-    config = [LatexExtractionConfig(normalization_config=normalization, boxed_match_priority=0, try_extract_without_anchor=False)]
+    normalization = NormalizationConfig(
+        nits=False, malformed_operators=False, basic_latex=True, boxed="all", units=True
+    )
+    config = [
+        LatexExtractionConfig(
+            normalization_config=normalization, boxed_match_priority=0, try_extract_without_anchor=False
+        )
+    ]
 
     def check(completion: str, gold: str) -> float | None:
         target = parse(f"${gold}$", extraction_mode="first_match")
-        return float(verify(target, parse(completion, extraction_config=config, extraction_mode="first_match"))) if target else None
+        return (
+            float(verify(target, parse(completion, extraction_config=config, extraction_mode="first_match")))
+            if target
+            else None
+        )
 
     return [check(completion, gold) for completion, gold in zip(completions, golds, strict=True)]
 
@@ -73,16 +85,28 @@ def synthetic(rows: list[dict[str, Any]], seed: int) -> list[Sample]:
             answer = gold.strip("$")
             if kind == "retyped":
                 answer = retyped(answer, rng)
-            elif kind == "printed" and not re.search("[A-Zm$]|text", answer):  # which math-verify would not print as they were
+            elif kind == "printed" and not re.search(
+                "[A-Zm$]|text", answer
+            ):  # which math-verify would not print as they were
                 parsed = parse(f"${answer}$")[0]
-                answer = sympy.latex(parsed.doit()) if isinstance(parsed, sympy.Expr | sympy.Set | sympy.MatrixBase) else answer
+                answer = (
+                    sympy.latex(parsed.doit())
+                    if isinstance(parsed, sympy.Expr | sympy.Set | sympy.MatrixBase)
+                    else answer
+                )
             elif kind == "wrong" and (digits := list(re.finditer(r"\d", answer))):
                 digit = rng.choice(digits)
-                answer = answer[: digit.start()] + rng.choice("123456789".replace(digit[0], "")) + answer[digit.end() :]
+                answer = (
+                    answer[: digit.start()]
+                    + rng.choice("123456789".replace(digit[0], ""))
+                    + answer[digit.end() :]
+                )
             elif kind == "wrong":
                 answer = rng.choice([g for g in golds if g != gold]).strip("$")
             thought = "\n\n".join(row["problem"] for row in rng.sample(rows, rng.randint(3, 12)))
-            samples.append((f"{thought}\n\nTherefore, the answer is $\\boxed{{{answer}}}$.", gold, kind != "wrong"))
+            samples.append(
+                (f"{thought}\n\nTherefore, the answer is $\\boxed{{{answer}}}$.", gold, kind != "wrong")
+            )
     return samples
 
 
@@ -96,7 +120,10 @@ def retyped(answer: str, rng: random.Random) -> str:
 
 def main(
     traces: Annotated[list[Path] | None, typer.Option(help="Repeat for several.")] = None,
-    golds: Annotated[list[Path] | None, typer.Option(help="Problems with golds to make completions for; repeat for several.")] = None,
+    golds: Annotated[
+        list[Path] | None,
+        typer.Option(help="Problems with golds to make completions for; repeat for several."),
+    ] = None,
     seed: int = 0,
     to: Annotated[Path | None, typer.Option("--json", help="Write the figures here too.")] = None,
 ) -> None:
@@ -108,7 +135,9 @@ def main(
         started = time.perf_counter()
         check([rf"\boxed{{\cot {i}x}}" for i in range(2, 34)], [r"\tan x"] * 32)
         print(f"{name}: {time.perf_counter() - started:.1f} s for the first call")
-    files = {path: labelled(read(path)) for path in traces or []} | {path: synthetic(read(path), seed) for path in golds or []}
+    files = {path: labelled(read(path)) for path in traces or []} | {
+        path: synthetic(read(path), seed) for path in golds or []
+    }
     for path, samples in files.items():
         completions, targets, labels = (list(column) for column in zip(*samples, strict=True))
         verdicts, rates = {}, {}
@@ -117,13 +146,32 @@ def main(
             verdicts[name] = check(completions, targets)
             rates[name] = len(samples) / (time.perf_counter() - started)
         for name, rate in rates.items():
-            agreement = sum(bool(v) == label for v, label in zip(verdicts[name], labels, strict=True)) / len(samples)
-            results.append({"file": path.name, "checker": name, "per_second": rate, "ratio": rates["aimo"] / rate, "agreement": agreement})
-            table.add_row(path.name, str(len(samples)), name, f"{rate:,.0f}", f"{rates['aimo'] / rate:.1f}", f"{agreement:.5f}")
+            agreement = sum(bool(v) == label for v, label in zip(verdicts[name], labels, strict=True)) / len(
+                samples
+            )
+            results.append(
+                {
+                    "file": path.name,
+                    "checker": name,
+                    "per_second": rate,
+                    "ratio": rates["aimo"] / rate,
+                    "agreement": agreement,
+                }
+            )
+            table.add_row(
+                path.name,
+                str(len(samples)),
+                name,
+                f"{rate:,.0f}",
+                f"{rates['aimo'] / rate:.1f}",
+                f"{agreement:.5f}",
+            )
         for (text, gold, label), ours, theirs in zip(samples, verdicts["aimo"], verdicts["trl"], strict=True):
             if bool(ours) != label or bool(ours) != bool(theirs):
                 found = answers.extract(text)
-                print(f"{path.name}: label {label}, ours {ours}, TRL {theirs}: gold {gold!r}, answer {found!r}, …{text[-60:]!r}")
+                print(
+                    f"{path.name}: label {label}, ours {ours}, TRL {theirs}: gold {gold!r}, answer {found!r}, …{text[-60:]!r}"
+                )
     Console().print(table)
     if to:
         to.write_text(json.dumps(results, indent=2) + "\n")

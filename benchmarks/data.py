@@ -24,7 +24,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from aimo import config, data, decontamination, models, problems
+from aimo import config, hub
+from aimo.data import builtin, decontamination, prepare
+from aimo.training import models
 
 
 def write_rows(gsm8k: Path, exams: list[str], count: int, to: Path) -> None:
@@ -32,28 +34,39 @@ def write_rows(gsm8k: Path, exams: list[str], count: int, to: Path) -> None:
     rng = random.Random(0)
     sources = [json.loads(line) for line in gsm8k.read_text().splitlines()]
     with to.open("w") as file:
-        for i, drawn in enumerate(problems.generate(count // 2, "train", "benchmark")):
+        for i, drawn in enumerate(builtin.generate(count // 2, "train", "benchmark")):
             row = rng.choice(sources)
             question = re.sub(r"\d+", lambda m: str(int(m[0]) + rng.randint(1, 900)), row["question"])
             if i % 500 == 0:
                 question += " " + rng.choice(exams)
-            file.write(json.dumps({"problem": question, "answer": row["answer"], "solution": row["answer"]}) + "\n")
-            file.write(json.dumps({"problem": drawn.problem, "answer": str(drawn.answer), "solution": drawn.solution}) + "\n")
+            file.write(
+                json.dumps({"problem": question, "answer": row["answer"], "solution": row["answer"]}) + "\n"
+            )
+            file.write(
+                json.dumps(
+                    {"problem": drawn.problem, "answer": str(drawn.answer), "solution": drawn.solution}
+                )
+                + "\n"
+            )
 
 
-def prepare(rows: Path, benchmarks: list[Path], folder: Path) -> None:
+def prepare_all(rows: Path, benchmarks: list[Path], folder: Path) -> None:
     """The whole preparation of the rows as the SFT set; prints its figures."""
     profile = config.load("tiny")
     columns = config.Columns(solution="solution")
     profile.data.sft = config.Set(str(rows), columns=columns)
     profile.data.benchmarks = [config.Source(str(path)) for path in benchmarks]
-    tokenizer = models.load_tokenizer(models.local_folder(profile.model.base), profile)
+    tokenizer = models.load_tokenizer(hub.local_folder(profile.model.base), profile)
     started = time.perf_counter()
-    sets = data.decontaminate(data.clean(data.load(profile), profile, tokenizer), profile)
-    data.save(data.format(sets, profile), sets, profile, folder)
+    sets = prepare.decontaminate(prepare.clean(prepare.load(profile), profile, tokenizer), profile)
+    prepare.save(prepare.format(sets, profile), sets, profile, folder)
     seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(json.dumps({"rows": sets.read["sft"], "kept": len(sets.rows["sft"]), "seconds": seconds, "peak_gib": peak}))
+    print(
+        json.dumps(
+            {"rows": sets.read["sft"], "kept": len(sets.rows["sft"]), "seconds": seconds, "peak_gib": peak}
+        )
+    )
 
 
 def open_r1(texts: list[str], benchmarks: dict[str, list[str]]) -> list[bool]:
@@ -82,14 +95,16 @@ def main(
 ) -> None:
     """Measure both."""
     if child:
-        return prepare(child / "rows.jsonl", benchmark, child / "data")
+        return prepare_all(child / "rows.jsonl", benchmark, child / "data")
     exams = {path.stem: pl.read_ndjson(path)["problem"].to_list() for path in benchmark}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.jsonl"
         write_rows(gsm8k, [text for exam in exams.values() for text in exam], rows, path)
         again = [sys.executable, __file__, "--gsm8k", str(gsm8k), "--child", folder]
         again += [part for b in benchmark for part in ("--benchmark", str(b))]
-        whole = json.loads(subprocess.run(again, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+        whole = json.loads(
+            subprocess.run(again, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
+        )
         texts = pl.read_ndjson(path)["problem"]
     started = time.perf_counter()
     found = decontamination.contaminated(texts, exams)
@@ -112,10 +127,18 @@ def main(
         },
     }
     table = Table("", "rows", "rows per second", "")
-    table.add_row("preparation", f"{whole['rows']:,}", f"{whole['rows'] / whole['seconds']:,.0f}", f"peak {whole['peak_gib']:.2f} GiB")
+    table.add_row(
+        "preparation",
+        f"{whole['rows']:,}",
+        f"{whole['rows'] / whole['seconds']:,.0f}",
+        f"peak {whole['peak_gib']:.2f} GiB",
+    )
     table.add_row("decontamination", f"{len(texts):,}", f"{ours:,.0f}", f"{len(found):,} contaminated")
     table.add_row(
-        "Open-R1's", f"{len(sample):,}", f"{theirs:,.0f}", f"{ours / theirs:.1f} times slower, {'same' if equal else 'OTHER'} verdicts"
+        "Open-R1's",
+        f"{len(sample):,}",
+        f"{theirs:,.0f}",
+        f"{ours / theirs:.1f} times slower, {'same' if equal else 'OTHER'} verdicts",
     )
     Console().print(table)
     if to:

@@ -17,11 +17,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from aimo import problems
 from aimo.config import ROOT
-from aimo.engine import Engine, sample_seed
-from aimo.solver import solve
-from aimo.voting import Policy
+from aimo.data import builtin
+from aimo.inference.engine import Engine, sample_seed
+from aimo.inference.solver import solve
+from aimo.inference.voting import Policy
 
 
 def bare(engine: Engine, problem: str, samples: int) -> int:
@@ -54,7 +54,7 @@ def main(
     to: Annotated[Path | None, typer.Option("--json", help="Write the figures here too.")] = None,
 ) -> None:
     """Measure all three ways in each round."""
-    texts = [p.problem for p in problems.generate(questions, "heldout", 0)]
+    texts = [p.problem for p in builtin.generate(questions, "heldout", 0)]
     ways = {"bare engine": bare, "solver's streams": streams, "solver's vote": voted}
     best: dict[str, dict[str, Any]] = {}
     with Engine(model) as engine:
@@ -64,7 +64,11 @@ def main(
                 begun = time.perf_counter()
                 tokens = sum(way(engine, text, samples) for text in texts)
                 seconds = time.perf_counter() - begun
-                found = {"way": name, "tokens_per_second": tokens / seconds, "questions_per_hour": 3600 * questions / seconds}
+                found = {
+                    "way": name,
+                    "tokens_per_second": tokens / seconds,
+                    "questions_per_hour": 3600 * questions / seconds,
+                }
                 best[name] = max(best.get(name, found), found, key=lambda f: f["questions_per_hour"])
     table = Table("way", "tokens per second", "of bare", "questions per hour", "of fixed vote")
     first = best["bare engine"]
@@ -79,7 +83,9 @@ def main(
             f"{b['questions_per_hour_ratio']:.2f}",
         )
     Console().print(table)
-    print(f"{questions} questions of {samples} samples, {rounds} rounds, {model.name}; the bare engine's whole texts are the fixed vote.")
+    print(
+        f"{questions} questions of {samples} samples, {rounds} rounds, {model.name}; the bare engine's whole texts are the fixed vote."
+    )
     if to:
         to.write_text(json.dumps({"ways": [best[name] for name in ways]}, indent=2) + "\n")
 

@@ -22,7 +22,9 @@ BOUNDS = {
 
 def main(
     seeds: Annotated[list[int] | None, typer.Option("--seed", help="Repeat for several.")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="Change a key of the profile; repeat.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a key of the profile; repeat.")
+    ] = None,
     to: Annotated[Path | None, typer.Option("--json", help="Write the figures here too.")] = None,
 ) -> None:
     """Run each seed and print its figures; exit 1 when one is out of bounds."""
@@ -30,15 +32,21 @@ def main(
     table = Table("seed", "stage", "format", "pass@1", "maj@16", "mean tokens", "seconds")
     for seed in seeds or [0, 1, 2]:
         with tempfile.TemporaryDirectory() as folder:
-            stages = runs.read_metrics(pipeline.run("tiny", folder, overrides=[f"seed={seed}", *(set_ or [])]))["stages"]
+            stages = runs.read_metrics(
+                pipeline.run("tiny", folder, overrides=[f"seed={seed}", *(set_ or [])])
+            )["stages"]
         for name in ("base", "sft", "grpo"):
             figures = stages[name]
             results.append({"seed": seed, "stage": name} | figures)
             values = [f"{figures[key]:.3f}" for key in ("format", "pass@1", "maj@16")]
-            table.add_row(str(seed), name, *values, f"{figures['mean_tokens']:.1f}", f"{figures.get('seconds', 0):.0f}")
+            table.add_row(
+                str(seed), name, *values, f"{figures['mean_tokens']:.1f}", f"{figures.get('seconds', 0):.0f}"
+            )
             for key, (low, high) in BOUNDS.get(name, {}).items():
                 if not low <= figures[key] <= high:
-                    missed.append(f"seed {seed}, {name}: {key} is {figures[key]:.3f}, not from {low} to {high}")
+                    missed.append(
+                        f"seed {seed}, {name}: {key} is {figures[key]:.3f}, not from {low} to {high}"
+                    )
         if stages["grpo"]["pass@1"] - stages["sft"]["pass@1"] < 0.30:
             missed.append(f"seed {seed}: GRPO gains less than 0.30 in pass@1")
     Console().print(table)

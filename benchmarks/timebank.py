@@ -24,8 +24,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from aimo import timebank, voting
-from aimo.voting import State
+from aimo.inference import timebank, voting
+from aimo.inference.voting import State
 
 sys.path.insert(0, str(Path(__file__).parent))
 from voting import Question, load  # the benchmark of the same name
@@ -54,7 +54,13 @@ def make_day(pool: list[Question], seed: int) -> Day:
     rng = random.Random(seed)
     questions = rng.choices(pool, k=QUESTIONS)
     stalls = {rng.randrange(QUESTIONS): rng.uniform(60, 600) for _ in range(rng.randrange(3))}
-    return Day(questions, seed, rng.uniform(0.5, 2.0) * 9000 + START_S, stalls, rng.randrange(QUESTIONS) if rng.random() < 0.2 else None)
+    return Day(
+        questions,
+        seed,
+        rng.uniform(0.5, 2.0) * 9000 + START_S,
+        stalls,
+        rng.randrange(QUESTIONS) if rng.random() < 0.2 else None,
+    )
 
 
 def live(day: Day, share: Share) -> tuple[int, float]:
@@ -71,7 +77,9 @@ def live(day: Day, share: Share) -> tuple[int, float]:
     return right, now - day.limit_s
 
 
-def ask(question: Question, budget: float, lost: float, speed: float, rng: random.Random) -> tuple[float, object]:
+def ask(
+    question: Question, budget: float, lost: float, speed: float, rng: random.Random
+) -> tuple[float, object]:
     """One question, at `speed` tokens a second and stream, of which the first `lost` seconds are for nothing: time and answer."""
     samples = rng.sample(question.ours, len(question.ours))
     votes: Counter[object] = Counter()
@@ -79,7 +87,9 @@ def ask(question: Question, budget: float, lost: float, speed: float, rng: rando
     started = ended = 0
     now, longest = min(lost, budget), 0.0
     while True:
-        state = State(votes, ended, len(running), len(samples) - started, longest, budget - now, longest / speed)  # type: ignore[arg-type]
+        state = State(
+            votes, ended, len(running), len(samples) - started, longest, budget - now, longest / speed
+        )  # type: ignore[arg-type]
         step = voting.next_step(state)
         if step.stop:
             break
@@ -125,7 +135,14 @@ def simulate(arguments: tuple[list[Question], range]) -> list[dict[str, tuple[in
     """Days of some seeds, lived by each side."""
     pool, seeds = arguments
     days = [make_day(pool, seed) for seed in seeds]
-    return [{"time bank": live(d, bank(d.limit_s)), "equal shares": live(d, fixed(d.limit_s)), "equal rest": live(d, equal)} for d in days]
+    return [
+        {
+            "time bank": live(d, bank(d.limit_s)),
+            "equal shares": live(d, fixed(d.limit_s)),
+            "equal rest": live(d, equal),
+        }
+        for d in days
+    ]
 
 
 def main(
@@ -138,7 +155,13 @@ def main(
     chunks = [(pool, range(start, min(start + 50, competitions))) for start in range(0, competitions, 50)]
     with ProcessPoolExecutor() as processes:
         days = [day for part in track(processes.map(simulate, chunks), "days", len(chunks)) for day in part]
-    table = Table("policy", "mean score of 50", "days worse than equal shares", "overruns", "latest end, s after the limit")
+    table = Table(
+        "policy",
+        "mean score of 50",
+        "days worse than equal shares",
+        "overruns",
+        "latest end, s after the limit",
+    )
     results = []
     for name in days[0]:
         scores, ends = zip(*(day[name] for day in days), strict=True)
@@ -150,7 +173,13 @@ def main(
             "latest_s": max(ends),
         }
         results.append(figures)
-        table.add_row(name, f"{figures['score']:.2f}", f"{figures['worse']:,}", f"{figures['overruns']:,}", f"{figures['latest_s']:.1f}")
+        table.add_row(
+            name,
+            f"{figures['score']:.2f}",
+            f"{figures['worse']:,}",
+            f"{figures['overruns']:,}",
+            f"{figures['latest_s']:.1f}",
+        )
     Console().print(table)
     if to:
         to.write_text(json.dumps({"competitions": competitions, "policies": results}, indent=2) + "\n")

@@ -24,20 +24,28 @@ STEPS = {"sft": 40, "grpo": 10}
 
 def rows_of(profile: Any, tokenizer: Any) -> dict[str, Any]:
     """The profile's sets, ready to train on."""
-    from aimo import data
+    from aimo.data import prepare
 
-    return {n: rows.to_dicts() for n, rows in data.format(data.clean(data.load(profile), profile, tokenizer), profile).items()}
+    return {
+        n: rows.to_dicts()
+        for n, rows in prepare.format(
+            prepare.clean(prepare.load(profile), profile, tokenizer), profile
+        ).items()
+    }
 
 
 def ours(stage: str, profile: Any, folder: Path) -> list[tuple[float, float]]:
     """Train with our functions; the time and the tokens (of GRPO: the steps) after each step."""
-    from aimo import models, training
+    from aimo import hub
     from aimo.runs import read_lines
+    from aimo.training import models, trainers
 
-    base = models.local_folder(profile.model.base)
+    base = hub.local_folder(profile.model.base)
     model, tokenizer = models.load(base, profile), models.load_tokenizer(base, profile)
     rows, times = rows_of(profile, tokenizer), []
-    getattr(training, stage)(model, tokenizer, rows[stage], profile, folder, lambda *_: times.append(time.perf_counter()))
+    getattr(trainers, stage)(
+        model, tokenizer, rows[stage], profile, folder, lambda *_: times.append(time.perf_counter())
+    )
     tokens = [record["num_tokens"] for record in read_lines(folder / "log.jsonl") if "loss" in record]
     return list(zip(times, tokens, strict=True))
 
@@ -51,15 +59,22 @@ def plain(stage: str, profile: Any, folder: Path) -> list[tuple[float, float]]:
     from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
     from trl.trainer import utils
 
-    from aimo import models, rewards, training
+    from aimo import hub, rewards
+    from aimo.training import models, trainers
 
-    base = models.local_folder(profile.model.base)
+    base = hub.local_folder(profile.model.base)
     tokenizer = models.load_tokenizer(base, profile)
     rows, times = rows_of(profile, tokenizer), []
     dtype = models.choose_dtype(profile)[0]
     model = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype))
     lora = profile.model.lora
-    peft = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.target_modules, task_type="CAUSAL_LM") if lora else None
+    peft = (
+        LoraConfig(
+            r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.target_modules, task_type="CAUSAL_LM"
+        )
+        if lora
+        else None
+    )
     s = getattr(profile, stage)
     shared = {
         "output_dir": str(folder),
@@ -78,12 +93,23 @@ def plain(stage: str, profile: Any, folder: Path) -> list[tuple[float, float]]:
         "report_to": "none",
         "disable_tqdm": True,
     }
-    if not torch.cuda.is_available():  # TRL 1.15 alone cannot take a step on a CPU: its loss is a Triton kernel
-        utils._ChunkedLogProbFunction = training.PlainLogProbs
+    if (
+        not torch.cuda.is_available()
+    ):  # TRL 1.15 alone cannot take a step on a CPU: its loss is a Triton kernel
+        utils._ChunkedLogProbFunction = trainers.PlainLogProbs
     if stage == "sft":
-        args = SFTConfig(**shared, per_device_train_batch_size=s.batch_size, max_length=profile.model.max_length, completion_only_loss=True)
+        args = SFTConfig(
+            **shared,
+            per_device_train_batch_size=s.batch_size,
+            max_length=profile.model.max_length,
+            completion_only_loss=True,
+        )
         trainer = SFTTrainer(
-            model=model, args=args, processing_class=tokenizer, train_dataset=Dataset.from_list(rows["sft"]), peft_config=peft
+            model=model,
+            args=args,
+            processing_class=tokenizer,
+            train_dataset=Dataset.from_list(rows["sft"]),
+            peft_config=peft,
         )
     else:
         args = GRPOConfig(
@@ -121,12 +147,22 @@ def child(side: str, stage: str, profile_name: str, overrides: list[str]) -> Non
     import torch
 
     profile = config.load(
-        profile_name, [f"{stage}.max_steps={STEPS[stage]}", f"{stage}.save_steps=1000", "grpo.probe_steps=null", *overrides]
+        profile_name,
+        [
+            f"{stage}.max_steps={STEPS[stage]}",
+            f"{stage}.save_steps=1000",
+            "grpo.probe_steps=null",
+            *overrides,
+        ],
     )
     with tempfile.TemporaryDirectory() as folder:
         marks = {"ours": ours, "plain": plain}[side](stage, profile, Path(folder))
     (begin, first), (end, last) = marks[1], marks[-1]
-    done = last - first if stage == "sft" else (len(marks) - 2) * profile.grpo.prompts_per_step * profile.grpo.num_generations
+    done = (
+        last - first
+        if stage == "sft"
+        else (len(marks) - 2) * profile.grpo.prompts_per_step * profile.grpo.num_generations
+    )
     memory = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
     print(json.dumps({"rate": done / (end - begin), "gpu_gib": memory}))
 
@@ -160,13 +196,23 @@ def main(
             for side in ("ours", "plain") if turn % 2 else ("plain", "ours"):
                 command = [sys.executable, __file__, "--profile", profile, "--only", f"{side}:{stage}"]
                 command += [part for value in set_ or [] for part in ("--set", value)]
-                found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+                found = json.loads(
+                    subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[
+                        -1
+                    ]
+                )
                 best[side] = max(best.get(side, found), found, key=lambda f: f["rate"])
         unit = "tokens" if stage == "sft" else "samples"
         ratio = best["ours"]["rate"] / best["plain"]["rate"]
-        memory = "" if best["ours"]["gpu_gib"] is None else f"{best['ours']['gpu_gib']:.1f} and {best['plain']['gpu_gib']:.1f}"
+        memory = (
+            ""
+            if best["ours"]["gpu_gib"] is None
+            else f"{best['ours']['gpu_gib']:.1f} and {best['plain']['gpu_gib']:.1f}"
+        )
         results.append({"stage": stage, "unit": unit, "ratio": ratio} | {side: best[side] for side in best})
-        table.add_row(stage, unit, *(f"{best[side]['rate']:,.1f}" for side in ("ours", "plain")), f"{ratio:.2f}", memory)
+        table.add_row(
+            stage, unit, *(f"{best[side]['rate']:,.1f}" for side in ("ours", "plain")), f"{ratio:.2f}", memory
+        )
     fill = packing()
     Console().print(table)
     print(f"Packing fills {fill:.1%} of the tokens of 2,000 rows with log-normal lengths.")

@@ -20,8 +20,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from aimo import answers, voting
-from aimo.voting import State, Step
+from aimo.inference import answers, voting
+from aimo.inference.voting import State, Step
 
 CHARACTERS = 3.2  # a token
 CHECK = 256  # characters between two looks for repetition
@@ -74,7 +74,9 @@ def load(path: Path) -> list[Question]:
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     texts = [[sample["text"] for sample in row["samples"]] for row in rows]
     return [
-        Question(answers.to_integer(str(row["answer"])), [as_peers(t) for t in group], [as_ours(t) for t in group])
+        Question(
+            answers.to_integer(str(row["answer"])), [as_peers(t) for t in group], [as_ours(t) for t in group]
+        )
         for row, group in zip(rows, texts, strict=True)
     ]
 
@@ -150,13 +152,22 @@ def run(policy: str, question: Question, order: list[int]) -> tuple[bool, float,
     return voted == question.gold, tokens, wall
 
 
-def measure(questions: list[Question], draws: int, seed: int, samples: int | None = None) -> list[dict[str, str | float]]:
+def measure(
+    questions: list[Question], draws: int, seed: int, samples: int | None = None
+) -> list[dict[str, str | float]]:
     """Every policy's means over the same random orders; `samples` draws that many of each problem's."""
     rng = random.Random(seed)
-    orders = [(q, rng.sample(range(len(q.ours)), min(len(q.ours), samples or len(q.ours)))) for q in questions for _ in range(draws)]
+    orders = [
+        (q, rng.sample(range(len(q.ours)), min(len(q.ours), samples or len(q.ours))))
+        for q in questions
+        for _ in range(draws)
+    ]
     figures: list[dict[str, str | float]] = []
     for policy in ["ours", *PEERS]:
-        right, tokens, wall = (sum(column) / len(orders) for column in zip(*(run(policy, *order) for order in orders), strict=True))
+        right, tokens, wall = (
+            sum(column) / len(orders)
+            for column in zip(*(run(policy, *order) for order in orders), strict=True)
+        )
         figures.append({"policy": policy, "accuracy": right, "tokens": tokens, "wall": wall})
     return figures
 
@@ -169,11 +180,23 @@ def plot(figures: list[dict[str, str | float]], to: Path) -> None:
     from matplotlib import pyplot
 
     files = list(dict.fromkeys(figure["file"] for figure in figures))
-    canvas, panels = pyplot.subplots(1, len(files), figsize=(6 * len(files), 4), squeeze=False, layout="constrained")
+    canvas, panels = pyplot.subplots(
+        1, len(files), figsize=(6 * len(files), 4), squeeze=False, layout="constrained"
+    )
     for panel, file in zip(panels[0], files, strict=True):
         for figure in (f for f in figures if f["file"] == file):
-            panel.scatter(figure["tokens"], figure["accuracy"], s=60, color="tab:red" if figure["policy"] == "ours" else "tab:gray")
-            panel.annotate(figure["policy"], (figure["tokens"], figure["accuracy"]), xytext=(6, 4), textcoords="offset points")
+            panel.scatter(
+                figure["tokens"],
+                figure["accuracy"],
+                s=60,
+                color="tab:red" if figure["policy"] == "ours" else "tab:gray",
+            )
+            panel.annotate(
+                figure["policy"],
+                (figure["tokens"], figure["accuracy"]),
+                xytext=(6, 4),
+                textcoords="offset points",
+            )
         panel.set(title=file, xlabel="tokens a question", ylabel="accuracy")
         panel.margins(0.25)
     canvas.savefig(to, dpi=110)
@@ -183,7 +206,9 @@ def main(
     traces: Annotated[list[Path], typer.Option(help="Repeat for several.")],
     draws: Annotated[int, typer.Option(help="Random orders of each problem.")] = 300,
     seed: Annotated[int, typer.Option(help="Of the random orders.")] = 0,
-    samples: Annotated[int | None, typer.Option(help="Draw only this many of each problem's samples.")] = None,
+    samples: Annotated[
+        int | None, typer.Option(help="Draw only this many of each problem's samples.")
+    ] = None,
     to: Annotated[Path | None, typer.Option("--json", help="Write the figures here too.")] = None,
     figure: Annotated[Path | None, typer.Option("--plot", help="Draw accuracy against tokens here.")] = None,
 ) -> None:
@@ -194,7 +219,11 @@ def main(
         figures = measure(load(path), draws, seed, samples)
         ours = figures[0]
         for row in figures:
-            costs = [part for key in ("tokens", "wall") for part in (f"{row[key]:,.0f}", f"{float(ours[key]) / float(row[key]):.2f}")]
+            costs = [
+                part
+                for key in ("tokens", "wall")
+                for part in (f"{row[key]:,.0f}", f"{float(ours[key]) / float(row[key]):.2f}")
+            ]
             table.add_row(path.stem, str(row["policy"]), f"{row['accuracy']:.3f}", *costs)
             results.append({"file": path.stem, **row})
     Console(width=110).print(table)

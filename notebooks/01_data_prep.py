@@ -23,18 +23,26 @@ run_dir = None  # everything this run makes; None is runs/PROFILE
 overrides = []  # keys of the profile to change, each as KEY=VALUE
 
 # %%
-from aimo import data, models, runs, views
+from aimo import hub, runs
+from aimo.data import prepare
+from aimo.report import views
+from aimo.training import models
 
 run = runs.begin("data", profile, run_dir, overrides)
-tokenizer = models.load_tokenizer(models.local_folder(run.profile.model.base), run.profile)
+tokenizer = models.load_tokenizer(hub.local_folder(run.profile.model.base), run.profile)
 
 # %% [markdown]
 # ## Read
 # The sources come from the profile, and so does the map from their columns to `problem`, `answer` and `solution`.
 
 # %%
-sets = data.load(run.profile)
-views.table([{"set": name} | rows.select("source", "problem", "answer", "solution").row(0, named=True) for name, rows in sets.rows.items()])
+sets = prepare.load(run.profile)
+views.table(
+    [
+        {"set": name} | rows.select("source", "problem", "answer", "solution").row(0, named=True)
+        for name, rows in sets.rows.items()
+    ]
+)
 
 # %% [markdown]
 # ## Clean
@@ -42,7 +50,7 @@ views.table([{"set": name} | rows.select("source", "problem", "answer", "solutio
 # exam proves nothing. For the same reason, training problems that share eight words in a row with a benchmark go as well.
 
 # %%
-sets = data.decontaminate(data.clean(sets, run.profile, tokenizer), run.profile)
+sets = prepare.decontaminate(prepare.clean(sets, run.profile, tokenizer), run.profile)
 views.counts(sets)
 
 # %% [markdown]
@@ -58,7 +66,7 @@ views.contaminated(sets)
 # have an empty thought on purpose: they show the format and leave the reasoning to be discovered.
 
 # %%
-ready = data.format(sets, run.profile)
+ready = prepare.format(sets, run.profile)
 views.as_the_model_sees(ready, tokenizer)
 
 # %% [markdown]
@@ -66,5 +74,5 @@ views.as_the_model_sees(ready, tokenizer)
 # One Parquet file a set, and a data card beside them that says where the rows come from.
 
 # %%
-digest = data.save(ready, sets, run.profile, run.folder)
+digest = prepare.save(ready, sets, run.profile, run.folder)
 run.finish(sha256=digest, **{f"{name}_rows": len(ready[name]) for name in ready})

@@ -21,13 +21,16 @@ run_dir = None  # everything this run makes; None is runs/PROFILE
 overrides = []  # keys of the profile to change, each as KEY=VALUE
 
 # %%
-from aimo import data, models, runs, training, views
+from aimo import hub, runs
+from aimo.data import prepare
+from aimo.report import views
+from aimo.training import models, trainers
 
 run = runs.begin("sft", profile, run_dir, overrides)
-rows = data.read(run.dir / "data", "sft")
-test, probe = (data.set_aside(run.dir / "data", name) for name in ("sft", "grpo"))
-examples = data.read(run.dir / "data", "heldout")[:4]
-base = models.local_folder(run.profile.model.base)
+rows = prepare.read(run.dir / "data", "sft")
+test, probe = (prepare.set_aside(run.dir / "data", name) for name in ("sft", "grpo"))
+examples = prepare.read(run.dir / "data", "heldout")[:4]
+base = hub.local_folder(run.profile.model.base)
 
 # %% [markdown]
 # ## Load
@@ -35,7 +38,7 @@ base = models.local_folder(run.profile.model.base)
 # %%
 model = models.load(base, run.profile)
 tokenizer = models.load_tokenizer(base, run.profile)
-before = training.complete(model, tokenizer, examples, run.profile.inference.max_tokens)
+before = trainers.complete(model, tokenizer, examples, run.profile.inference.max_tokens)
 
 # %% [markdown]
 # ## Train
@@ -45,7 +48,7 @@ before = training.complete(model, tokenizer, examples, run.profile.inference.max
 # with few examples in it.) The probe answers problems that no stage trains on, as the model goes.
 
 # %%
-log = training.sft(model, tokenizer, rows, run.profile, run.folder, run.progress, test, probe)
+log = trainers.sft(model, tokenizer, rows, run.profile, run.folder, run.progress, test, probe)
 views.training(log)
 
 # %% [markdown]
@@ -53,7 +56,7 @@ views.training(log)
 # The most likely completion of a few held-out problems. Look at the form first, at the answers second.
 
 # %%
-after = training.complete(model, tokenizer, examples, run.profile.inference.max_tokens)
+after = trainers.complete(model, tokenizer, examples, run.profile.inference.max_tokens)
 views.completions(examples, base=before, sft=after)
 
 # %% [markdown]
@@ -61,7 +64,9 @@ views.completions(examples, base=before, sft=after)
 # The adapter stays in `trained`; merged with the base it makes a plain model folder, with a card.
 
 # %%
-figures = training.summary(log)
-models.save(run.folder / "trained", base, tokenizer, run.profile, run.folder / "model", figures | run.data_hash())
-models.push(run.folder / "model", run.profile)
+figures = trainers.summary(log)
+models.save(
+    run.folder / "trained", base, tokenizer, run.profile, run.folder / "model", figures | run.data_hash()
+)
+hub.push(run.folder / "model", run.profile)
 run.finish(**figures)

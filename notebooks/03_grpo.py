@@ -22,12 +22,16 @@ run_dir = None  # everything this run makes; None is runs/PROFILE
 overrides = []  # keys of the profile to change, each as KEY=VALUE
 
 # %%
-from aimo import data, evaluation, models, runs, training, views
+from aimo import hub, runs
+from aimo.data import prepare
+from aimo.evaluation import metrics
+from aimo.report import views
+from aimo.training import models, trainers
 
 run = runs.begin("grpo", profile, run_dir, overrides)
-rows = data.read(run.dir / "data", "grpo")
-probe = data.set_aside(run.dir / "data", "grpo")
-examples = data.read(run.dir / "data", "heldout")[:4]
+rows = prepare.read(run.dir / "data", "grpo")
+probe = prepare.set_aside(run.dir / "data", "grpo")
+examples = prepare.read(run.dir / "data", "heldout")[:4]
 start = run.dir / "sft/model"
 
 # %% [markdown]
@@ -36,7 +40,7 @@ start = run.dir / "sft/model"
 # `grpo.pass_rate` in the profile, each problem is tried a few times first, and those outside the bounds are left out.
 
 # %%
-rows, rates = evaluation.within_pass_rate(start, rows, run)
+rows, rates = metrics.within_pass_rate(start, rows, run)
 views.pass_rates(rates, run.profile.grpo.pass_rate)
 
 # %% [markdown]
@@ -45,13 +49,13 @@ views.pass_rates(rates, run.profile.grpo.pass_rate)
 # %%
 model = models.load(start, run.profile, with_vllm=run.profile.grpo.generation == "vllm")
 tokenizer = models.load_tokenizer(start, run.profile)
-before = training.complete(model, tokenizer, examples, run.profile.inference.max_tokens)
+before = trainers.complete(model, tokenizer, examples, run.profile.inference.max_tokens)
 
 # %% [markdown]
 # ## Train
 
 # %%
-log = training.grpo(model, tokenizer, rows, run.profile, run.folder, run.progress, probe)
+log = trainers.grpo(model, tokenizer, rows, run.profile, run.folder, run.progress, probe)
 views.training(log)
 
 # %% [markdown]
@@ -64,14 +68,16 @@ views.samples(runs.read_lines(run.folder / "samples.jsonl"))
 # ## Before and after
 
 # %%
-after = training.complete(model, tokenizer, examples, run.profile.inference.max_tokens)
+after = trainers.complete(model, tokenizer, examples, run.profile.inference.max_tokens)
 views.completions(examples, sft=before, grpo=after)
 
 # %% [markdown]
 # ## Save
 
 # %%
-figures = training.summary(log)
-models.save(run.folder / "trained", start, tokenizer, run.profile, run.folder / "model", figures | run.data_hash())
-models.push(run.folder / "model", run.profile)
+figures = trainers.summary(log)
+models.save(
+    run.folder / "trained", start, tokenizer, run.profile, run.folder / "model", figures | run.data_hash()
+)
+hub.push(run.folder / "model", run.profile)
 run.finish(**figures)

@@ -19,12 +19,15 @@ run_dir = None  # everything this run makes; None is runs/PROFILE
 overrides = []  # keys of the profile to change, each as KEY=VALUE
 
 # %%
-from aimo import data, models, preferences, runs, training, views
+from aimo import hub, runs
+from aimo.data import prepare
+from aimo.report import views
+from aimo.training import models, preferences, trainers
 
 run = runs.begin("dpo", profile, run_dir, overrides)
-rows = data.read(run.dir / "data", "grpo")
-probe = data.set_aside(run.dir / "data", "grpo")
-examples = data.read(run.dir / "data", "heldout")[:4]
+rows = prepare.read(run.dir / "data", "grpo")
+probe = prepare.set_aside(run.dir / "data", "grpo")
+examples = prepare.read(run.dir / "data", "heldout")[:4]
 start = run.dir / "grpo/model"
 
 # %% [markdown]
@@ -41,24 +44,26 @@ views.pairs(pairs)
 # %%
 model = models.load(start, run.profile)
 tokenizer = models.load_tokenizer(start, run.profile)
-before = training.complete(model, tokenizer, examples, run.profile.inference.max_tokens)
+before = trainers.complete(model, tokenizer, examples, run.profile.inference.max_tokens)
 
 # %%
-log = training.dpo(model, tokenizer, pairs, run.profile, run.folder, run.progress, probe)
+log = trainers.dpo(model, tokenizer, pairs, run.profile, run.folder, run.progress, probe)
 views.training(log)
 
 # %% [markdown]
 # ## Before and after
 
 # %%
-after = training.complete(model, tokenizer, examples, run.profile.inference.max_tokens)
+after = trainers.complete(model, tokenizer, examples, run.profile.inference.max_tokens)
 views.completions(examples, grpo=before, dpo=after)
 
 # %% [markdown]
 # ## Save
 
 # %%
-figures = training.summary(log)
-models.save(run.folder / "trained", start, tokenizer, run.profile, run.folder / "model", figures | run.data_hash())
-models.push(run.folder / "model", run.profile)
+figures = trainers.summary(log)
+models.save(
+    run.folder / "trained", start, tokenizer, run.profile, run.folder / "model", figures | run.data_hash()
+)
+hub.push(run.folder / "model", run.profile)
 run.finish(pairs=len(pairs), **figures)

@@ -21,12 +21,17 @@ run_dir = None  # everything this run makes; None is runs/PROFILE
 overrides = []  # keys of the profile to change, each as KEY=VALUE
 
 # %%
-from aimo import data, evaluation, runs, views
-from aimo.engine import Engine
+from aimo import runs
+from aimo.data import prepare
+from aimo.evaluation import metrics
+from aimo.inference.engine import Engine
+from aimo.report import views
 
 run = runs.begin("inference", profile, run_dir, overrides)
-heldout = data.read(run.dir / "data", "heldout")
-engine = Engine(run.dir / run.profile.last_trained / "model", run.profile.inference.gpu_memory, run.profile.seed)
+heldout = prepare.read(run.dir / "data", "heldout")
+engine = Engine(
+    run.dir / run.profile.last_trained / "model", run.profile.inference.gpu_memory, run.profile.seed
+)
 
 # %% [markdown]
 # ## What each stage brought
@@ -34,7 +39,7 @@ engine = Engine(run.dir / run.profile.last_trained / "model", run.profile.infere
 # chance that the vote of k completions is.
 
 # %%
-evaluations = evaluation.compare(engine, run, heldout)
+evaluations = metrics.compare(engine, run, heldout)
 metrics = {name: e.metrics() for name, e in evaluations.items()}
 views.headline(metrics)
 
@@ -46,7 +51,7 @@ views.accuracy(metrics, {name: e.majority() for name, e in evaluations.items()})
 # Each question goes through the same `predict` that the Kaggle kernel serves, asked by a gateway that checks each row.
 
 # %%
-solutions = evaluation.answer(engine, run)
+solutions = metrics.answer(engine, run)
 
 # %%
 views.votes(solutions)
@@ -69,4 +74,4 @@ views.reasons(solutions)
 
 # %%
 engine.close()
-run.finish(**metrics, **evaluation.score(solutions))
+run.finish(**metrics, **metrics.score(solutions))

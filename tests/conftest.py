@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from aimo.config import ROOT
-from aimo.engine import Engine
+from aimo.inference.engine import Engine
 
 TINY = ROOT / "data" / "tiny-base"
 AIMO = Path(sys.executable).with_name("aimo")

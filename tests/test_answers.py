@@ -7,9 +7,9 @@ from fractions import Fraction
 
 import pytest
 
-from aimo import answers
-from aimo.answers import are_correct, canonical, extract, is_correct, same, to_integer
 from aimo.config import ROOT
+from aimo.inference import answers
+from aimo.inference.answers import are_correct, canonical, extract, is_correct, same, to_integer
 
 
 @pytest.mark.parametrize(
@@ -73,14 +73,24 @@ def expression(rng, depth):
     """A random exact expression as (LaTeX, value); Python's own precedence is the judge."""
     if depth == 0:
         number = rng.randint(0, 30)
-        return rng.choice([(f"{number}", Fraction(number)), (f"{number}.5", number + Fraction(1, 2)), (f"({number})", Fraction(number))])
+        return rng.choice(
+            [
+                (f"{number}", Fraction(number)),
+                (f"{number}.5", number + Fraction(1, 2)),
+                (f"({number})", Fraction(number)),
+            ]
+        )
     (a, x), (b, y) = expression(rng, depth - 1), expression(rng, depth - 1)
     forms = [
         (f"({a}) + {b}", x + y), (rf"{a} - \left({b}\right)", x - y), (rf"({a})\cdot({b})", x * y), (rf"({a}) \times ({b})", x * y),
         (f"-({a})", -x), (f"({a})^{{2}}", x**2), (f"({a})^2", x**2), (rf"\sqrt{{({a})^2}}", abs(x)),
     ]  # fmt: skip
     if y:
-        forms += [(rf"\frac{{{a}}}{{{b}}}", x / y), (rf"\dfrac{{{a}}}{{{b}}}", x / y), (rf"({a}) / ({b})", x / y)]
+        forms += [
+            (rf"\frac{{{a}}}{{{b}}}", x / y),
+            (rf"\dfrac{{{a}}}{{{b}}}", x / y),
+            (rf"({a}) / ({b})", x / y),
+        ]
     return rng.choice(forms)
 
 
@@ -170,9 +180,15 @@ def test_what_is_decided_without_algebra_is_decided_as_math_verify_decides(share
     spec = importlib.util.spec_from_file_location("benchmark", ROOT / "benchmarks" / "answers.py")
     benchmark = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(benchmark)
-    pairs = {(extract(text), gold) for text, gold, _ in benchmark.synthetic(rows, seed=1) if extract(text) != gold}
+    pairs = {
+        (extract(text), gold) for text, gold, _ in benchmark.synthetic(rows, seed=1) if extract(text) != gold
+    }
     pairs = random.Random(0).sample(sorted(pairs), 150)
-    differ = [(a, g) for a, g in pairs if (quick := same(canonical(a), canonical(g))) is not None and quick != answers.verify(a, g)]
+    differ = [
+        (a, g)
+        for a, g in pairs
+        if (quick := same(canonical(a), canonical(g))) is not None and quick != answers.verify(a, g)
+    ]
     # math-verify does not see the base of a numeral, nor that i is a factor in 5i.
     assert [pair for pair in differ if not re.search(r"_|\di", pair[1])] == []
 
@@ -180,7 +196,9 @@ def test_what_is_decided_without_algebra_is_decided_as_math_verify_decides(share
 def test_many_at_once_are_judged_as_one_by_one_and_an_unreadable_gold_gives_none():
     completions = [rf"\boxed{{{a}}}" for a in ("1", r"\frac{1}{3}", r"\frac{2}{6}", "x", "7")]
     golds = ["1", r"\frac{1}{3}", r"\frac{1}{3}", r"\frac{1}{3}", ""]
-    assert are_correct(completions, golds) == [is_correct(c, g) for c, g in zip(completions, golds, strict=True)]
+    assert are_correct(completions, golds) == [
+        is_correct(c, g) for c, g in zip(completions, golds, strict=True)
+    ]
     assert are_correct(completions, golds) == [True, True, True, False, None]
 
 
@@ -204,5 +222,9 @@ def test_a_hostile_completion_costs_its_reward_and_not_the_run_in_any_thread(mon
     with ThreadPoolExecutor(1) as pool:
         run = (lambda f: pool.submit(f).result()) if thread else (lambda f: f())
         for gold in ("42", r"\frac{1}{2}"):
-            assert run(lambda gold=gold: are_correct(HOSTILE, [gold] * len(HOSTILE))) == [False] * len(HOSTILE)
-        assert run(lambda: is_correct(r"\boxed{\cot x}", r"\frac{1}{\tan x}")) is True, "the workers did not come back"
+            assert run(lambda gold=gold: are_correct(HOSTILE, [gold] * len(HOSTILE))) == [False] * len(
+                HOSTILE
+            )
+        assert run(lambda: is_correct(r"\boxed{\cot x}", r"\frac{1}{\tan x}")) is True, (
+            "the workers did not come back"
+        )

@@ -11,7 +11,12 @@ def test_every_shipped_profile_loads_and_is_named_like_its_file(path):
 
 def test_the_unsloth_recipe_is_the_one_published():
     p = config.load("qwen3-4b")
-    assert (p.model.lora.rank, p.model.lora.alpha, len(p.model.lora.target_modules), p.model.max_length) == (32, 64, 7, 2048)
+    assert (p.model.lora.rank, p.model.lora.alpha, len(p.model.lora.target_modules), p.model.max_length) == (
+        32,
+        64,
+        7,
+        2048,
+    )
 
 
 @pytest.mark.parametrize(
@@ -23,7 +28,10 @@ def test_the_unsloth_recipe_is_the_one_published():
         ("sft.learning_rate=2", ["sft.learning_rate", "less than 1"]),
         ("model.backend=jax", ["model.backend", "unsloth", "transformers", "'jax'"]),
         ("grpo.gradient_accumulation_steps=7", ["grpo.gradient_accumulation_steps", "does not divide"]),
-        ("grpo.max_completion_length=5000", ["max_prompt_length + max_completion_length", "model.max_length"]),
+        (
+            "grpo.max_completion_length=5000",
+            ["max_prompt_length + max_completion_length", "model.max_length"],
+        ),
         ("grpo.rewards={beauty: 1.0}", ["grpo.rewards", "'beauty'"]),
         ("data.sft.rows=null", ["data.sft", "rows"]),
         ("seed", ["KEY=VALUE"]),
@@ -39,7 +47,11 @@ def test_a_bad_key_is_refused_by_name_in_one_line(override, told):
 
 def test_a_missing_key_and_a_file_that_is_no_profile_are_refused_by_name(tmp_path):
     path = tmp_path / "mine.yaml"
-    for text, told in (("profile: mine\n", r"model: missing.*grpo: missing"), ("- 1\n", "expected keys"), ("a: [\n", "not valid YAML")):
+    for text, told in (
+        ("profile: mine\n", r"model: missing.*grpo: missing"),
+        ("- 1\n", "expected keys"),
+        ("a: [\n", "not valid YAML"),
+    ):
         path.write_text(text)
         with pytest.raises(AimoError, match=told):
             config.load(path)

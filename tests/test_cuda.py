@@ -17,8 +17,16 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an 
 def hundred_million(tmp_path_factory):
     """A random model of about 100 million parameters, with the tiny base's architecture and tokenizer."""
     folder = tmp_path_factory.mktemp("models") / "hundred-million"
-    sizes = {"hidden_size": 768, "intermediate_size": 2048, "num_attention_heads": 12, "num_key_value_heads": 4, "head_dim": 64}
-    config = AutoConfig.from_pretrained(TINY, num_hidden_layers=16, layer_types=["full_attention"] * 16, **sizes)
+    sizes = {
+        "hidden_size": 768,
+        "intermediate_size": 2048,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 4,
+        "head_dim": 64,
+    }
+    config = AutoConfig.from_pretrained(
+        TINY, num_hidden_layers=16, layer_types=["full_attention"] * 16, **sizes
+    )
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     assert 90e6 < model.num_parameters() < 110e6
@@ -33,11 +41,20 @@ def hundred_million(tmp_path_factory):
 def test_both_stages_train_in_bf16_and_are_sampled(tmp_path, request, base, backend, lora):
     folder = TINY if base == "tiny" else request.getfixturevalue(base)
     extra = [f"model.base={folder}", "model.dtype=bfloat16", f"model.backend={backend}", f"model.lora={lora}"]
-    extra += ["sft.optimizer=adamw_8bit", "sft.learning_rate=1e-4", "grpo.learning_rate=1e-5", "inference.gpu_memory=0.3"]
+    extra += [
+        "sft.optimizer=adamw_8bit",
+        "sft.learning_rate=1e-4",
+        "grpo.learning_rate=1e-5",
+        "inference.gpu_memory=0.3",
+    ]
     done = aimo("run", "--profile", "tiny", "--run-dir", str(tmp_path / "run"), *settings(SMALL + extra))
     assert done.returncode == 0, done.stderr
     stages = json.loads((tmp_path / "run/metrics.json").read_text())["stages"]
     assert base != "tiny" or stages["grpo"]["format"] > 0.5
     for stage in ("sft", "grpo"):
-        losses = [record["loss"] for record in read_lines(tmp_path / "run" / stage / "log.jsonl") if "loss" in record]
+        losses = [
+            record["loss"]
+            for record in read_lines(tmp_path / "run" / stage / "log.jsonl")
+            if "loss" in record
+        ]
         assert losses and all(math.isfinite(loss) for loss in losses)

@@ -6,8 +6,10 @@ import pytest
 import yaml
 from conftest import TINY
 
-from aimo import config, data, models
+from aimo import config
+from aimo.data import prepare
 from aimo.errors import AimoError
+from aimo.training import models
 
 ROWS = [
     {"question": "What is 1 + 1?", "reply": "1 + 1 = <<1+1=2>>2\n#### 2"},
@@ -35,11 +37,11 @@ def tokenizer():
 
 def prepared(p, tokenizer):
     """The sets of a profile, cleaned and decontaminated."""
-    return data.decontaminate(data.clean(data.load(p), p, tokenizer), p)
+    return prepare.decontaminate(prepare.clean(prepare.load(p), p, tokenizer), p)
 
 
 def every_row_is_accounted_for(sets):
-    return all(sets.read[name] == len(sets.rows[name]) + sets.dropped[name].total() for name in data.SETS)
+    return all(sets.read[name] == len(sets.rows[name]) + sets.dropped[name].total() for name in prepare.SETS)
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
@@ -48,8 +50,16 @@ def test_rows_of_a_file_are_mapped_cleaned_and_every_drop_is_counted(tmp_path, t
     table = pl.DataFrame(ROWS)
     {"jsonl": table.write_ndjson, "csv": table.write_csv, "parquet": table.write_parquet}[suffix](path)
     sets = prepared(profile(tmp_path, path, problem="question", answer="reply", solution="reply"), tokenizer)
-    assert sets.rows["sft"].select("answer", "solution").rows() == [("2", "1 + 1 = 2"), ("1000", "500 + 500 = 1000")]
-    assert sets.dropped["sft"] == {"duplicate": 1, "answer is not an integer": 1, "no problem text": 1, "longer than 1024 tokens": 1}
+    assert sets.rows["sft"].select("answer", "solution").rows() == [
+        ("2", "1 + 1 = 2"),
+        ("1000", "500 + 500 = 1000"),
+    ]
+    assert sets.dropped["sft"] == {
+        "duplicate": 1,
+        "answer is not an integer": 1,
+        "no problem text": 1,
+        "longer than 1024 tokens": 1,
+    }
     assert every_row_is_accounted_for(sets)
 
 
@@ -57,7 +67,9 @@ def with_sft(tmp_path, tokenizer, rows, **keys):
     """The SFT set of these rows under some keys, and what was dropped."""
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps({"answer": 1, "solution": "work"} | row) + "\n" for row in rows))
-    columns = {"solution": "solution"} | {key: key for key in ("kind", "pass_rate", "correct") if key in rows[0]}
+    columns = {"solution": "solution"} | {
+        key: key for key in ("kind", "pass_rate", "correct") if key in rows[0]
+    }
     values = yaml.safe_load((config.PROFILES / "tiny.yaml").read_text())
     values["data"]["sft"] = {"source": str(path), "columns": columns, **keys}
     sets = prepared(config.parse(values, "profile"), tokenizer)
@@ -83,7 +95,11 @@ FRENCH = {"problem": "Trouver tous les entiers positifs qui divisent la somme de
         ({"language": "en"}, FRENCH, "language is not en"),
         ({"drop": ["multiple_choice"]}, CHOICE, "multiple choice"),
         ({"drop": ["proof"]}, PROOF, "proof"),
-        ({"near_duplicates": 0.7}, {"problem": "Find the number  of apples!"}, "nearly the same text as another"),
+        (
+            {"near_duplicates": 0.7},
+            {"problem": "Find the number  of apples!"},
+            "nearly the same text as another",
+        ),
         ({}, {"problem": "FIND the number of\napples."}, "duplicate"),
         ({}, {"problem": "P", "solution": ""}, "no worked solution"),
     ],
@@ -116,8 +132,14 @@ def test_columns_tell_kind_and_pass_rate(tmp_path, tokenizer):
         {"problem": f"P{i}", "kind": kind, "pass_rate": rate}
         for i, (kind, rate) in enumerate([("MCQ", 0.5), ("proof", 0.5), ("x", 0.5), ("x", 0.9), ("x", None)])
     ]
-    kept, dropped = with_sft(tmp_path, tokenizer, rows, drop=["multiple_choice", "proof"], pass_rate=[0.1, 0.6])
-    assert kept == ["P2"] and dropped == {"multiple choice": 1, "proof": 1, "pass rate is not within 0.1 to 0.6": 2}
+    kept, dropped = with_sft(
+        tmp_path, tokenizer, rows, drop=["multiple_choice", "proof"], pass_rate=[0.1, 0.6]
+    )
+    assert kept == ["P2"] and dropped == {
+        "multiple choice": 1,
+        "proof": 1,
+        "pass rate is not within 0.1 to 0.6": 2,
+    }
 
 
 TRACES = [
@@ -129,7 +151,12 @@ TRACES = [
 
 @pytest.mark.parametrize(
     "traces, told, solutions",
-    [("first", True, TRACES[:1]), ("shortest", True, TRACES[1:2]), ("shortest", False, TRACES[1:2]), ("all", True, TRACES[:2])],
+    [
+        ("first", True, TRACES[:1]),
+        ("shortest", True, TRACES[1:2]),
+        ("shortest", False, TRACES[1:2]),
+        ("all", True, TRACES[:2]),
+    ],
 )
 def test_one_right_trace_a_problem_or_all(tmp_path, tokenizer, traces, told, solutions):
     path = tmp_path / "rows.jsonl"
@@ -150,23 +177,25 @@ def test_programming_problems_keep_their_test_cases_and_need_no_answer(tmp_path,
     values["data"]["grpo"] = {"source": str(path), "columns": columns}
     values["grpo"]["probe_steps"] = None
     p = config.parse(values, "profile")
-    assert json.loads(data.format(prepared(p, tokenizer), p)["grpo"]["verification_info"][0]) == tests
+    assert json.loads(prepare.format(prepared(p, tokenizer), p)["grpo"]["verification_info"][0]) == tests
 
 
 def test_a_training_row_with_a_held_out_text_is_dropped(tokenizer):
     p = config.load("tiny")
-    sets = data.load(p)
+    sets = prepare.load(p)
     sets.rows["sft"] = pl.concat([sets.rows["heldout"].head(1), sets.rows["sft"].head(5)])
-    data.clean(sets, p, tokenizer)
+    prepare.clean(sets, p, tokenizer)
     assert sets.dropped["sft"]["same text as in heldout"] == 1
-    texts = [set(sets.rows[name]["problem"]) for name in data.SETS]
+    texts = [set(sets.rows[name]["problem"]) for name in prepare.SETS]
     assert not texts[0] & texts[1] and not texts[0] & texts[2] and not texts[1] & texts[2]
 
 
 def test_rows_that_share_words_with_a_benchmark_are_dropped_and_shown(tmp_path, tokenizer):
     exam = "Let n be the number of ways to seat nine people at a round table."
     (tmp_path / "exam.csv").write_text(f"problem,answer\n{exam},1\n")
-    (tmp_path / "rows.csv").write_text(f"problem,answer,solution\nHard. {exam} Find n.,1,w\nWhat is 1 + 1?,2,w\n")
+    (tmp_path / "rows.csv").write_text(
+        f"problem,answer,solution\nHard. {exam} Find n.,1,w\nWhat is 1 + 1?,2,w\n"
+    )
     values = yaml.safe_load((config.PROFILES / "tiny.yaml").read_text())
     values["data"]["sft"] = {"source": str(tmp_path / "rows.csv"), "columns": {"solution": "solution"}}
     values["data"]["benchmarks"] = [{"source": str(tmp_path / "exam.csv")}]
@@ -185,19 +214,25 @@ def test_rows_that_share_words_with_a_benchmark_are_dropped_and_shown(tmp_path, 
 
 def test_held_out_problems_of_a_file_decontaminate_too(tmp_path, tokenizer, shared):
     values = yaml.safe_load((config.PROFILES / "tiny.yaml").read_text())
-    values["data"]["heldout"] = {"source": str(shared / "gsm8k/test.jsonl"), "rows": 50, "columns": {"problem": "question"}}
+    values["data"]["heldout"] = {
+        "source": str(shared / "gsm8k/test.jsonl"),
+        "rows": 50,
+        "columns": {"problem": "question"},
+    }
     values["grpo"]["max_prompt_length"] = 900
     p = config.parse(values, "profile")
-    sets = data.load(p)
-    copy = sets.rows["heldout"].head(1).with_columns(problem="Again: " + pl.col("problem"), solution=pl.lit("w"))
+    sets = prepare.load(p)
+    copy = (
+        sets.rows["heldout"].head(1).with_columns(problem="Again: " + pl.col("problem"), solution=pl.lit("w"))
+    )
     sets.rows["sft"] = pl.concat([copy, sets.rows["sft"]])
-    data.decontaminate(data.clean(sets, p, tokenizer), p)
+    prepare.decontaminate(prepare.clean(sets, p, tokenizer), p)
     assert [row["benchmark"] for row in sets.contaminated if row["set"] == "sft"] == ["heldout"]
 
 
 def test_the_share_of_empty_thoughts_is_the_profiles(tokenizer):
     p = config.load("tiny")
-    texts = [row[0]["content"] for row in data.format(prepared(p, tokenizer), p)["sft"]["completion"]]
+    texts = [row[0]["content"] for row in prepare.format(prepared(p, tokenizer), p)["sft"]["completion"]]
     empty = sum(text.startswith(p.prompt.think_start + p.prompt.think_end) for text in texts) / len(texts)
     assert abs(empty - p.data.sft.empty_thoughts) < 0.05
 
@@ -206,7 +241,7 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path, tokenizer):
     for folder in ("a", "b"):
         p = config.load("tiny", ["data.grpo.test_split=0.1"])
         sets = prepared(p, tokenizer)
-        data.save(data.format(sets, p), sets, p, tmp_path / folder)
+        prepare.save(prepare.format(sets, p), sets, p, tmp_path / folder)
     for file in (tmp_path / "a").iterdir():
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
 
@@ -214,26 +249,36 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path, tokenizer):
 def test_datasets_loads_what_was_saved_and_the_card_adds_up(tmp_path, tokenizer):
     p = config.load("tiny", ["data.sft.test_split=0.2"])
     sets = prepared(p, tokenizer)
-    ready = data.format(sets, p)
-    digest = data.save(ready, sets, p, tmp_path / "data")
+    ready = prepare.format(sets, p)
+    digest = prepare.save(ready, sets, p, tmp_path / "data")
     for name, rows in ready.items():
-        loaded = datasets.load_dataset(str(tmp_path / "data"), name, split="train", cache_dir=str(tmp_path / "cache"))
-        assert loaded.to_list() == data.read(tmp_path / "data", name) == rows.to_dicts()
+        loaded = datasets.load_dataset(
+            str(tmp_path / "data"), name, split="train", cache_dir=str(tmp_path / "cache")
+        )
+        assert loaded.to_list() == prepare.read(tmp_path / "data", name) == rows.to_dicts()
     card = (tmp_path / "data" / "README.md").read_text()
-    assert digest in card and f"| | sft_test | {len(ready['sft_test'])} |" in card and "| sft | read from builtin | 1,000 |" in card
+    assert (
+        digest in card
+        and f"| | sft_test | {len(ready['sft_test'])} |" in card
+        and "| sft | read from builtin | 1,000 |" in card
+    )
 
 
 def test_a_test_split_shares_no_problem_with_what_is_left(tmp_path, tokenizer):
     p = config.load("tiny", ["data.sft.test_split=0.2", "data.sft.traces=all"])
     sets = prepared(p, tokenizer)
-    sets.rows["sft"] = pl.concat([sets.rows["sft"], sets.rows["sft"].with_columns(solution=pl.lit("another"))])
-    ready = data.format(sets, p)
+    sets.rows["sft"] = pl.concat(
+        [sets.rows["sft"], sets.rows["sft"].with_columns(solution=pl.lit("another"))]
+    )
+    ready = prepare.format(sets, p)
     problems = [{row[0]["content"] for row in ready[name]["prompt"]} for name in ("sft", "sft_test")]
     assert not problems[0] & problems[1] and len(problems[1]) == round(0.2 * len(problems[0] | problems[1]))
 
 
 def test_gsm8k_by_profile_alone(tmp_path, tokenizer, shared):
-    p = profile(tmp_path, shared / "gsm8k" / "train.jsonl", problem="question", answer="answer", solution="answer")
+    p = profile(
+        tmp_path, shared / "gsm8k" / "train.jsonl", problem="question", answer="answer", solution="answer"
+    )
     sets = prepared(p, tokenizer)
     assert sets.read["sft"] == 7473 and every_row_is_accounted_for(sets)
     golds = [
@@ -246,7 +291,9 @@ def test_gsm8k_by_profile_alone(tmp_path, tokenizer, shared):
 
 def test_a_cell_of_ten_megabytes_is_dropped_and_counted(tmp_path, tokenizer):
     kept, dropped = with_sft(
-        tmp_path, tokenizer, [PLAIN, {"problem": "What is 1 + 1?" + " or" * 3_500_000}, {"problem": "P", "solution": "9" * 10**7}]
+        tmp_path,
+        tokenizer,
+        [PLAIN, {"problem": "What is 1 + 1?" + " or" * 3_500_000}, {"problem": "P", "solution": "9" * 10**7}],
     )
     assert kept == [PLAIN["problem"]] and dropped == {"longer than 1024 tokens": 2}
 

@@ -3,7 +3,7 @@ import random
 import polars as pl
 import pytest
 
-from aimo.decontamination import contaminated, grams
+from aimo.data.decontamination import contaminated, grams
 
 EXAM = "Let n be the number of ways to seat nine people at a round table so that no two of them quarrel."
 
@@ -20,13 +20,18 @@ def by_definition(problem, benchmark, n=8):
 
 def test_eight_words_in_a_row_are_contamination_and_seven_are_not():
     words = EXAM.split()
-    problems = [" ".join(["Ann", *words[3:11], "said"]), " ".join(["Ann", *words[3:10], "said"]), "LET N be\nthe  number of WAYS to seat"]
+    problems = [
+        " ".join(["Ann", *words[3:11], "said"]),
+        " ".join(["Ann", *words[3:10], "said"]),
+        "LET N be\nthe  number of WAYS to seat",
+    ]
     assert rows(problems, {"exam": [EXAM]}) == [0, 2]
 
 
 def test_what_was_found_is_told():
     found = contaminated(
-        pl.Series([f"A riddle. {EXAM}"]), {"other": ["Nothing of the kind is in here, not even nearly so."], "exam": [EXAM]}
+        pl.Series([f"A riddle. {EXAM}"]),
+        {"other": ["Nothing of the kind is in here, not even nearly so."], "exam": [EXAM]},
     )
     assert found.rows() == [(0, "exam", "let n be the number of ways to")]
 
@@ -42,7 +47,7 @@ def test_verdicts_are_those_of_the_definition(seed):
 
 
 def test_rows_beyond_the_first_chunk_are_found(monkeypatch):
-    monkeypatch.setattr("aimo.decontamination.CHUNK", 3)
+    monkeypatch.setattr("aimo.data.decontamination.CHUNK", 3)
     assert rows(["x"] * 7 + [EXAM, "y", EXAM], {"exam": [EXAM]}) == [7, 9]
 
 
@@ -58,4 +63,9 @@ def test_short_problems_count_as_a_whole_when_near():
 
 
 def test_nothing_is_contaminated_by_nothing():
-    assert rows(["a b c d e f g h i"], {}) == rows([], {"exam": [EXAM]}) == rows(["", " "], {"exam": ["", "short"]}) == []
+    assert (
+        rows(["a b c d e f g h i"], {})
+        == rows([], {"exam": [EXAM]})
+        == rows(["", " "], {"exam": ["", "short"]})
+        == []
+    )

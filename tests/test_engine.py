@@ -9,13 +9,14 @@ import torch
 from conftest import TINY
 from transformers import AutoModelForCausalLM
 
-from aimo import problems
-from aimo.engine import Engine, Settings, check_options
+from aimo.data import builtin
 from aimo.errors import AimoError
-from aimo.solver import solve
-from aimo.voting import EXACT
+from aimo.inference.engine import Engine, check_options
+from aimo.inference.settings import Settings
+from aimo.inference.solver import solve
+from aimo.inference.voting import EXACT
 
-QUESTIONS = [p.problem for p in problems.generate(6, "heldout", 5)]
+QUESTIONS = [p.problem for p in builtin.generate(6, "heldout", 5)]
 GREEDY = Settings(temperature=0, max_tokens=48)
 
 
@@ -78,13 +79,17 @@ def test_a_folder_without_an_adapter_is_named(tmp_path):
         Engine(TINY, adapter=tmp_path)
 
 
-@pytest.mark.parametrize("key, told", [("tensor_paralel_size", "did you mean tensor_parallel_size"), ("seed", "a key of its own")])
+@pytest.mark.parametrize(
+    "key, told", [("tensor_paralel_size", "did you mean tensor_parallel_size"), ("seed", "a key of its own")]
+)
 def test_an_engine_argument_that_is_none_is_named(key, told):
     with pytest.raises(AimoError, match=told):
         check_options({key: 1})
 
 
-def test_a_folder_that_carries_engine_arguments_is_loaded_with_them_and_speculation_changes_no_greedy_text(tmp_path, engine):
+def test_a_folder_that_carries_engine_arguments_is_loaded_with_them_and_speculation_changes_no_greedy_text(
+    tmp_path, engine
+):
     for path in TINY.iterdir():
         (tmp_path / path.name).symlink_to(path)
     speculative = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3}
@@ -115,9 +120,16 @@ def test_log_probabilities_and_entropies_are_the_models_own(engine):
     prompt = engine.encode(QUESTIONS[0])
     compared = 0
     for i in range(8):
-        completion = engine.run(engine.sample(prompt, i, replace(engine.settings, weight="logprob", max_tokens=64)))
-        broad = engine.run(engine.sample(prompt, i, replace(engine.settings, weight="entropy", max_tokens=64)))
-        ids = [*engine.tokenizer.encode(completion.text, add_special_tokens=False), engine.tokenizer.eos_token_id]
+        completion = engine.run(
+            engine.sample(prompt, i, replace(engine.settings, weight="logprob", max_tokens=64))
+        )
+        broad = engine.run(
+            engine.sample(prompt, i, replace(engine.settings, weight="entropy", max_tokens=64))
+        )
+        ids = [
+            *engine.tokenizer.encode(completion.text, add_special_tokens=False),
+            engine.tokenizer.eos_token_id,
+        ]
         if not completion.finished or len(ids) != completion.tokens or broad.text != completion.text:
             continue
         compared += 1
@@ -132,6 +144,10 @@ def test_log_probabilities_and_entropies_are_the_models_own(engine):
 
 def test_an_answer_from_the_statement_counts_half_where_that_is_asked(engine, monkeypatch):
     monkeypatch.setattr(engine, "settings", replace(engine.settings, discount_trivial=True))
-    answers = {sample.answer: sample.weight for q in QUESTIONS for sample in solve(engine, q, 8, 0, 99999, policy=EXACT).ended}
+    answers = {
+        sample.answer: sample.weight
+        for q in QUESTIONS
+        for sample in solve(engine, q, 8, 0, 99999, policy=EXACT).ended
+    }
     assert {weight for answer, weight in answers.items() if answer in (0, 1)} <= {0.5}
     assert set(answers.values()) == {0.5, 1.0} and not math.isnan(sum(answers.values()))

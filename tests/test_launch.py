@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 from conftest import AIMO, SMALL, TINY, aimo, settings
 
-from aimo import config, data, launch, models, runs
+from aimo import config, runs
 from aimo.errors import AimoError
 from aimo.runs import read_lines
+from aimo.training import launch, models
 
 QUICK = [
     *SMALL, "model.backend=transformers", "data.sft.test_split=0.1", "data.grpo.test_split=0.1", "sft.batch_size=4", "sft.eval_steps=4",
@@ -28,20 +29,32 @@ def prepare(folder: Path, overrides: list[str]) -> Path:
     """What the data stage leaves."""
     p = config.load("tiny", overrides)
     run = runs.Run(p, runs.open_folder(folder, p), "data", time.time())
-    sets = data.clean(data.load(p), p, models.load_tokenizer(TINY, p))
-    run.finish(sha256=data.save(data.format(sets, p), sets, p, run.folder))
+    sets = prepare.clean(prepare.load(p), p, models.load_tokenizer(TINY, p))
+    run.finish(sha256=prepare.save(prepare.format(sets, p), sets, p, run.folder))
     return folder
 
 
 def losses(folder: Path) -> dict[int, float]:
-    return {record["step"]: record["loss"] for record in read_lines(folder / "sft/log.jsonl") if "loss" in record}
+    return {
+        record["step"]: record["loss"] for record in read_lines(folder / "sft/log.jsonl") if "loss" in record
+    }
 
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory) -> Path:
     """SFT in one process, started by hand."""
     folder = prepare(tmp_path_factory.mktemp("one") / "run", DOUBLE)
-    command = [sys.executable, "-m", "aimo.launch", "sft", "--profile", "tiny", "--run-dir", str(folder), *settings(DOUBLE)]
+    command = [
+        sys.executable,
+        "-m",
+        "aimo.training.launch",
+        "sft",
+        "--profile",
+        "tiny",
+        "--run-dir",
+        str(folder),
+        *settings(DOUBLE),
+    ]
     subprocess.run(command, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     return folder
 
@@ -50,7 +63,9 @@ def one(tmp_path_factory) -> Path:
 def two(tmp_path_factory) -> Path:
     """SFT in two processes, each with half the batch."""
     folder = prepare(tmp_path_factory.mktemp("two") / "run", QUICK)
-    done = aimo("launch", "sft", "--profile", "tiny", "--run-dir", str(folder), "--cpu", "2", *settings(QUICK))
+    done = aimo(
+        "launch", "sft", "--profile", "tiny", "--run-dir", str(folder), "--cpu", "2", *settings(QUICK)
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("sft: started\n") and "sft: finished in" in done.stdout and not done.stderr
     return folder
@@ -76,16 +91,34 @@ def test_grpo_in_two_processes_splits_the_completions_and_is_kept_when_asked_aga
     done = aimo(*arguments)
     assert done.returncode == 0, done.stderr
     log = read_lines(two / "grpo/log.jsonl")
-    assert [r["step"] for r in log if "loss" in r] == [1, 2] and [r["step"] for r in log if "probe/accuracy" in r] == [0, 2]
-    assert json.loads((two / "grpo/checkpoint-2/trainer_state.json").read_text())["train_batch_size"] == 2 * 4 / 2
-    assert (two / "grpo/model/model.safetensors").read_bytes() != (two / "sft/model/model.safetensors").read_bytes()
+    assert [r["step"] for r in log if "loss" in r] == [1, 2] and [
+        r["step"] for r in log if "probe/accuracy" in r
+    ] == [0, 2]
+    assert (
+        json.loads((two / "grpo/checkpoint-2/trainer_state.json").read_text())["train_batch_size"]
+        == 2 * 4 / 2
+    )
+    assert (two / "grpo/model/model.safetensors").read_bytes() != (
+        two / "sft/model/model.safetensors"
+    ).read_bytes()
     assert aimo(*arguments).stdout == "grpo: finished before, kept\n"
 
 
 def test_ctrl_c_ends_all_processes_in_one_line(tmp_path):
     overrides = [*QUICK, "sft.max_steps=1000"]
     folder = prepare(tmp_path / "run", overrides)
-    command = [str(AIMO), "launch", "sft", "--profile", "tiny", "--run-dir", str(folder), "--cpu", "2", *settings(overrides)]
+    command = [
+        str(AIMO),
+        "launch",
+        "sft",
+        "--profile",
+        "tiny",
+        "--run-dir",
+        str(folder),
+        "--cpu",
+        "2",
+        *settings(overrides),
+    ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     end = time.time() + 120
     while not list(folder.glob("sft/checkpoint-*")) and time.time() < end:
@@ -93,7 +126,9 @@ def test_ctrl_c_ends_all_processes_in_one_line(tmp_path):
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 2 and stderr == "aimo: interrupted; run the same command again to go on\n"
-    assert str(folder) not in subprocess.run(["ps", "axww", "-o", "args"], capture_output=True, text=True).stdout
+    assert (
+        str(folder) not in subprocess.run(["ps", "axww", "-o", "args"], capture_output=True, text=True).stdout
+    )
 
 
 def test_what_a_process_refuses_is_told_in_its_own_line(tmp_path):
@@ -104,8 +139,12 @@ def test_what_a_process_refuses_is_told_in_its_own_line(tmp_path):
     folder = runs.open_folder(tmp_path / "run", config.load("tiny", overrides))
     (folder / "data").mkdir()
     shutil.copy(prepare(tmp_path / "other", QUICK) / "data/sft.parquet", folder / "data")
-    done = aimo("launch", "sft", "--profile", "tiny", "--run-dir", str(folder), "--cpu", "2", *settings(overrides))
-    assert done.returncode == 2 and done.stderr.startswith(f"aimo: model.base: {adapter} is an adapter"), done.stderr
+    done = aimo(
+        "launch", "sft", "--profile", "tiny", "--run-dir", str(folder), "--cpu", "2", *settings(overrides)
+    )
+    assert done.returncode == 2 and done.stderr.startswith(f"aimo: model.base: {adapter} is an adapter"), (
+        done.stderr
+    )
     assert done.stderr.count("\n") == 1
 
 
@@ -127,33 +166,70 @@ def stand_ins(folder: Path) -> Path:
 
 def test_the_slurm_script_trains_on_two_nodes_what_one_process_trains(one, tmp_path):
     folder = prepare(tmp_path / "run", QUICK)
-    done = aimo("launch", "sft", "--profile", "tiny", "--run-dir", str(folder), "--gpus", "1", "--nodes", "2", "--slurm", *settings(QUICK))
+    done = aimo(
+        "launch",
+        "sft",
+        "--profile",
+        "tiny",
+        "--run-dir",
+        str(folder),
+        "--gpus",
+        "1",
+        "--nodes",
+        "2",
+        "--slurm",
+        *settings(QUICK),
+    )
     script = folder / "slurm/sft.slurm"
     assert done.stdout == f"sbatch {script}\n"
-    slurm = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NODELIST": "two", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    slurm = {
+        "SLURM_JOB_ID": str(os.getpid()),
+        "SLURM_JOB_NODELIST": "two",
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     path = f"{stand_ins(tmp_path / 'bin')}:{os.environ['PATH']}"
-    subprocess.run(["bash", str(script)], check=True, capture_output=True, env=os.environ | slurm | {"PATH": path})
+    subprocess.run(
+        ["bash", str(script)], check=True, capture_output=True, env=os.environ | slurm | {"PATH": path}
+    )
     assert losses(folder) == pytest.approx(losses(one), rel=1e-4) and (folder / "sft/model").exists()
 
 
-def job(stage="grpo", overrides=(), strategy="ddp", devices=8, nodes=1, cpu=False, run_dir="run") -> launch.Job:
-    return launch.Job(stage, "tiny", run_dir, ["model.backend=transformers", *overrides], strategy, devices, nodes, cpu)
+def job(
+    stage="grpo", overrides=(), strategy="ddp", devices=8, nodes=1, cpu=False, run_dir="run"
+) -> launch.Job:
+    return launch.Job(
+        stage, "tiny", run_dir, ["model.backend=transformers", *overrides], strategy, devices, nodes, cpu
+    )
 
 
 def written(capsys, tmp_path, **more) -> str:
     """The Slurm script of a dry run, which bash can read."""
     launch.launch(job(run_dir=str(tmp_path / "a run"), **more), slurm=True, dry_run=True)
     said = capsys.readouterr().out
-    assert subprocess.run(["bash", "-n"], input=said.rsplit("sbatch ", 1)[0], text=True, capture_output=True).stderr == ""
+    assert (
+        subprocess.run(
+            ["bash", "-n"], input=said.rsplit("sbatch ", 1)[0], text=True, capture_output=True
+        ).stderr
+        == ""
+    )
     assert list(tmp_path.iterdir()) == []
     return said
 
 
 def test_the_slurm_job_has_the_nodes_the_time_and_the_server_that_the_profile_needs(tmp_path, capsys):
     plain = written(capsys, tmp_path, nodes=2)
-    assert "--nodes=2\n" in plain and "--gpus-per-node=8\n" in plain and "--time" not in plain and "vllm" not in plain
+    assert (
+        "--nodes=2\n" in plain
+        and "--gpus-per-node=8\n" in plain
+        and "--time" not in plain
+        and "vllm" not in plain
+    )
     serving = written(
-        capsys, tmp_path, nodes=2, overrides=["grpo.generation=vllm_server", "training.time_limit_s=36000", "grpo.pass_rate=[0.1, 0.9]"]
+        capsys,
+        tmp_path,
+        nodes=2,
+        overrides=["grpo.generation=vllm_server", "training.time_limit_s=36000", "grpo.pass_rate=[0.1, 0.9]"],
     )
     assert "--nodes=3\n" in serving and "--time=630\n" in serving and "trl vllm-serve" in serving
     assert serving.count("--only-sample") == 1 and '--vllm-server-url "$SERVER"' in serving
@@ -172,15 +248,30 @@ def test_the_server_is_split_into_as_many_parts_as_its_attention_heads_allow(tmp
 
 @pytest.mark.parametrize(
     "strategy, devices, file",
-    [("ddp", 1, "single_gpu"), ("ddp", 8, "multi_gpu"), ("fsdp", 8, "fsdp2"), ("zero2", 8, "zero2"), ("zero3", 8, "zero3")],
+    [
+        ("ddp", 1, "single_gpu"),
+        ("ddp", 8, "multi_gpu"),
+        ("fsdp", 8, "fsdp2"),
+        ("zero2", 8, "zero2"),
+        ("zero3", 8, "zero3"),
+    ],
 )
-def test_a_dry_run_prints_the_command_with_the_configuration_of_trl(capsys, tmp_path, strategy, devices, file):
+def test_a_dry_run_prints_the_command_with_the_configuration_of_trl(
+    capsys, tmp_path, strategy, devices, file
+):
     overrides = ["grpo.probe_steps=null", "grpo.rewards={accuracy: 1.0}"]
-    launch.launch(job(strategy=strategy, devices=devices, run_dir=str(tmp_path / "run"), overrides=overrides), dry_run=True)
+    launch.launch(
+        job(strategy=strategy, devices=devices, run_dir=str(tmp_path / "run"), overrides=overrides),
+        dry_run=True,
+    )
     (line,) = capsys.readouterr().out.splitlines()
     config_file = line.split("--config_file ")[1].split()[0]
     assert config_file.endswith(f"trl/accelerate_configs/{file}.yaml") and Path(config_file).is_file()
-    assert f"--num_processes {devices} " in line and "--set 'grpo.rewards={accuracy: 1.0}'" in line and not (tmp_path / "run").exists()
+    assert (
+        f"--num_processes {devices} " in line
+        and "--set 'grpo.rewards={accuracy: 1.0}'" in line
+        and not (tmp_path / "run").exists()
+    )
 
 
 def test_a_dry_run_of_several_nodes_prints_a_command_for_each(capsys):
@@ -196,8 +287,14 @@ def test_a_dry_run_of_several_nodes_prints_a_command_for_each(capsys):
         ({"stage": "dpo"}, "has no dpo section"),
         ({"strategy": "zero1"}, "use one of ddp, fsdp, zero2, zero3"),
         ({"strategy": "zero3"}, "set grpo.probe_steps=null"),
-        ({"strategy": "fsdp", "stage": "sft", "overrides": ["model.backend=unsloth"]}, "set model.backend=transformers"),
-        ({"strategy": "fsdp", "stage": "sft", "overrides": ["model.load_in_4bit=true"]}, "set model.load_in_4bit=false"),
+        (
+            {"strategy": "fsdp", "stage": "sft", "overrides": ["model.backend=unsloth"]},
+            "set model.backend=transformers",
+        ),
+        (
+            {"strategy": "fsdp", "stage": "sft", "overrides": ["model.load_in_4bit=true"]},
+            "set model.load_in_4bit=false",
+        ),
         ({"strategy": "fsdp", "stage": "sft", "cpu": True}, "with --cpu take ddp"),
         ({"devices": 3}, "8 x 16 completions a step do not split evenly over 3 processes"),
         ({"devices": 1000, "stage": "sft"}, "--gpus 1000: this machine has"),
@@ -214,7 +311,9 @@ def test_zero_needs_deepspeed(tmp_path, monkeypatch):
     monkeypatch.setattr(launch, "gpus", lambda: 8)
     if importlib.util.find_spec("deepspeed"):
         pytest.skip("deepspeed is installed")
-    with pytest.raises(AimoError, match="--strategy zero2 needs a package that is not installed: pip install deepspeed"):
+    with pytest.raises(
+        AimoError, match="--strategy zero2 needs a package that is not installed: pip install deepspeed"
+    ):
         launch.launch(job("sft", strategy="zero2", run_dir=str(tmp_path)))
 
 

@@ -9,7 +9,13 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
 def test_they_stand_in_the_order_of_the_road():
-    assert [p.stem for p in NOTEBOOKS] == ["01_data_prep", "02_format_sft", "03_grpo", "03b_dpo", "04_inference"]
+    assert [p.stem for p in NOTEBOOKS] == [
+        "01_data_prep",
+        "02_format_sft",
+        "03_grpo",
+        "03b_dpo",
+        "04_inference",
+    ]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -33,4 +39,7 @@ def test_a_notebook_opens_with_prose_and_holds_no_logic(path):
     assert cells[0].cell_type == "markdown" and len(cells[0].source) > 300
     for cell in cells:
         if cell.cell_type == "code":
-            assert not any(line.startswith(("def ", "for ", "while ", "if ", "class ", "try:", "!")) for line in cell.source.split("\n"))
+            assert not any(
+                line.startswith(("def ", "for ", "while ", "if ", "class ", "try:", "!"))
+                for line in cell.source.split("\n")
+            )

@@ -1,8 +1,8 @@
 import pytest
 
 from aimo import config
-from aimo.engine import Completion
-from aimo.preferences import pair
+from aimo.inference.engine import Completion
+from aimo.training.preferences import pair
 
 PROMPT = [{"role": "user", "content": "Q"}]
 
@@ -10,7 +10,12 @@ PROMPT = [{"role": "user", "content": "Q"}]
 def pairs(*group, prefill="true"):
     """The pairs of completions given as (text, tokens, right)."""
     p = config.load("tiny", [f"prompt.prefill={prefill}"])
-    found = pair(PROMPT, [Completion(text, tokens, finished=True) for text, tokens, _ in group], [right for *_, right in group], p)
+    found = pair(
+        PROMPT,
+        [Completion(text, tokens, finished=True) for text, tokens, _ in group],
+        [right for *_, right in group],
+        p,
+    )
     return [(row["kind"], row["chosen"][0]["content"], row["rejected"][0]["content"]) for row in found]
 
 

@@ -1,13 +1,13 @@
 import operator
 import re
 
-from aimo import problems
+from aimo.data import builtin
 
 SIGNS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
 
 
 def test_every_step_is_true_and_the_last_one_gives_the_answer():
-    for p in problems.generate(3000, "train", 1):
+    for p in builtin.generate(3000, "train", 1):
         steps = p.solution.split("\n")
         assert 2 <= len(steps) <= 6, p
         for step in steps:
@@ -18,22 +18,22 @@ def test_every_step_is_true_and_the_last_one_gives_the_answer():
 
 
 def test_there_are_at_least_eight_families_drawn_about_evenly():
-    drawn = [p.family for p in problems.generate(1200, "train", 0)]
+    drawn = [p.family for p in builtin.generate(1200, "train", 0)]
     assert len(set(drawn)) >= 8
     assert min(drawn.count(f) for f in set(drawn)) > 1200 / len(set(drawn)) / 2
 
 
 def test_train_and_heldout_share_no_text_whatever_the_seeds():
-    train = {p.problem for seed in range(3) for p in problems.generate(3000, "train", seed)}
-    heldout = {p.problem for seed in range(3) for p in problems.generate(500, "heldout", seed)}
+    train = {p.problem for seed in range(3) for p in builtin.generate(3000, "train", seed)}
+    heldout = {p.problem for seed in range(3) for p in builtin.generate(500, "heldout", seed)}
     assert not train & heldout
 
 
 def test_one_seed_gives_the_same_problems_and_another_gives_others():
-    assert problems.generate(50, "train", 7) == problems.generate(50, "train", 7)
-    assert problems.generate(50, "train", 7) != problems.generate(50, "train", 8)
+    assert builtin.generate(50, "train", 7) == builtin.generate(50, "train", 7)
+    assert builtin.generate(50, "train", 7) != builtin.generate(50, "train", 8)
 
 
 def test_texts_are_unique():
-    drawn = problems.generate(2000, "train", 0)
+    drawn = builtin.generate(2000, "train", 0)
     assert len({p.problem for p in drawn}) == 2000

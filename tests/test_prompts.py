@@ -1,8 +1,10 @@
 import pytest
 from conftest import TINY
 
-from aimo import config, models, prompts
+from aimo import config
 from aimo.errors import AimoError
+from aimo.inference import prompts
+from aimo.training import models
 
 
 @pytest.fixture(scope="module")
@@ -22,14 +24,19 @@ def test_the_system_prompt_of_the_profile_stands_first_unless_the_caller_brings_
     tokenizer = models.load_tokenizer(TINY, config.load("tiny", ['prompt.system=Think it\'s "hard".']))
     text = tokenizer.apply_chat_template(prompts.as_prompt("Q"), add_generation_prompt=True, tokenize=False)
     assert text == 'Think it\'s "hard".<|endoftext|>Q<start_working_out>'
-    own = tokenizer.apply_chat_template([{"role": "system", "content": "S"}, *prompts.as_prompt("Q")], tokenize=False)
+    own = tokenizer.apply_chat_template(
+        [{"role": "system", "content": "S"}, *prompts.as_prompt("Q")], tokenize=False
+    )
     assert own == "S<|endoftext|>Q"
 
 
 def test_any_text_survives_the_tokenizer_and_a_tag_is_one_token(tokenizer):
     for text in ("2 * 3 = 6\n6 + 1 = 7", r"Let $\frac{a}{b}$ be… 中文 😀", "  spaces\t\n"):
         assert tokenizer.decode(tokenizer.encode(text)) == text
-    assert all(len(tokenizer.encode(tag)) == 1 for tag in ("<start_working_out>", "<end_working_out>", "<SOLUTION>", "</SOLUTION>"))
+    assert all(
+        len(tokenizer.encode(tag)) == 1
+        for tag in ("<start_working_out>", "<end_working_out>", "<SOLUTION>", "</SOLUTION>")
+    )
 
 
 @pytest.mark.parametrize(
@@ -59,7 +66,12 @@ def test_well_formed_is_one_thought_then_one_answer_then_nothing(completion, goo
     ],
 )
 def test_a_boxed_answer_after_the_thought_is_well_formed_in_r1s_way(completion, good):
-    tags = {"think_start": "<think>\n", "think_end": "\n</think>\n", "answer_start": "\\boxed{", "answer_end": "}"}
+    tags = {
+        "think_start": "<think>\n",
+        "think_end": "\n</think>\n",
+        "answer_start": "\\boxed{",
+        "answer_end": "}",
+    }
     assert prompts.is_well_formed(config.Prompt(prefill=False, **tags), completion) is good
 
 
@@ -98,10 +110,14 @@ def test_a_template_that_leaves_thoughts_out_is_refused(tmp_path):
     own = "{%- for m in messages -%}{{ m['content'].split('<end_working_out>')[-1] }}{%- endfor -%}"
     (tmp_path / "t.jinja").write_text(own + "{%- if add_generation_prompt -%}A:{%- endif -%}")
     with pytest.raises(AimoError, match="shows a reply otherwise"):
-        models.load_tokenizer(TINY, config.load("tiny", [f"prompt.template={tmp_path / 't.jinja'}", "prompt.prefill=false"]))
+        models.load_tokenizer(
+            TINY, config.load("tiny", [f"prompt.template={tmp_path / 't.jinja'}", "prompt.prefill=false"])
+        )
 
 
 def test_a_template_without_a_generation_prompt_is_refused(tmp_path):
     (tmp_path / "t.jinja").write_text("{%- for m in messages -%}{{ m['content'] + eos_token }}{%- endfor -%}")
     with pytest.raises(AimoError, match="adds no generation prompt"):
-        models.load_tokenizer(TINY, config.load("tiny", [f"prompt.template={tmp_path / 't.jinja'}", "prompt.prefill=false"]))
+        models.load_tokenizer(
+            TINY, config.load("tiny", [f"prompt.template={tmp_path / 't.jinja'}", "prompt.prefill=false"])
+        )

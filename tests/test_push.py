@@ -6,7 +6,7 @@ import types
 import huggingface_hub
 import pytest
 
-from aimo import config, models
+from aimo import config, hub
 from aimo.errors import AimoError
 
 
@@ -54,18 +54,31 @@ def profile(*overrides):
 
 
 def test_a_model_is_pushed_to_where_the_profile_says_and_nowhere_else(clients, tmp_path):
-    assert models.push(tmp_path, profile()) == ""
-    said = models.push(tmp_path, profile("training.push_to_hub=me/model", "training.push_to_kaggle=me/model/transformers/default"))
-    assert f"huggingface.co/me/model/tree/main, from {tmp_path}" in said and "kaggle.com/models/me/model/transformers/default" in said
+    assert hub.push(tmp_path, profile()) == ""
+    said = hub.push(
+        tmp_path,
+        profile("training.push_to_hub=me/model", "training.push_to_kaggle=me/model/transformers/default"),
+    )
+    assert (
+        f"huggingface.co/me/model/tree/main, from {tmp_path}" in said
+        and "kaggle.com/models/me/model/transformers/default" in said
+    )
     assert Kaggle.pushed == ("me/model/transformers/default", str(tmp_path), "tiny")
 
 
 @pytest.mark.parametrize(
     "key, client, value, told",
-    [("push_to_hub", Hub, ("refuses", True), "401 .*HF_TOKEN"), ("push_to_kaggle", Kaggle, ("token", False), "Kaggle token")],
+    [
+        ("push_to_hub", Hub, ("refuses", True), "401 .*HF_TOKEN"),
+        ("push_to_kaggle", Kaggle, ("token", False), "Kaggle token"),
+    ],
 )
-def test_a_push_that_is_refused_names_the_token_and_where_the_model_is_safe(clients, monkeypatch, tmp_path, key, client, value, told):
+def test_a_push_that_is_refused_names_the_token_and_where_the_model_is_safe(
+    clients, monkeypatch, tmp_path, key, client, value, told
+):
     monkeypatch.setattr(client, *value)
-    with pytest.raises(AimoError, match=rf"training\.{key}: 'me/m' was refused .*{told}.* safe in {tmp_path}") as e:
-        models.push(tmp_path, profile(f"training.{key}=me/m"))
+    with pytest.raises(
+        AimoError, match=rf"training\.{key}: 'me/m' was refused .*{told}.* safe in {tmp_path}"
+    ) as e:
+        hub.push(tmp_path, profile(f"training.{key}=me/m"))
     assert "\n" not in str(e.value)

@@ -11,8 +11,12 @@ import torch
 import yaml
 from conftest import TINY
 
-from aimo import config, data, launch, models, prompts, rewards, training
-from aimo.sources import PRESETS
+from aimo import config, rewards
+from aimo.config import reading
+from aimo.data import prepare
+from aimo.data.sources import PRESETS
+from aimo.inference import prompts
+from aimo.training import launch, models, trainers
 
 # Unsloth first: it patches the trainers that the others use, and should be there before them.
 FACTS = {
@@ -75,7 +79,9 @@ def scaled(name, folder):
         hub = source["source"]
         path = folder / f"{hub.replace('/', '--')}.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows_like(hub)))
-        source |= {"source": str(path), "preset": hub if hub in PRESETS else None} | ({"rows": 12} if "rows" in source else {})
+        source |= {"source": str(path), "preset": hub if hub in PRESETS else None} | (
+            {"rows": 12} if "rows" in source else {}
+        )
     return config.parse(values, name)
 
 
@@ -108,14 +114,16 @@ def test_every_profile_but_the_demo_is_a_recipe_with_facts_and_a_row_in_the_docs
 @pytest.mark.parametrize("name", FACTS)
 def test_a_recipe_is_what_it_says(name):
     p = config.load(name)
-    values = config.flatten(asdict(p)) | {"grpo.rewards": set(p.grpo.rewards)}
+    values = reading.flatten(asdict(p)) | {"grpo.rewards": set(p.grpo.rewards)}
     assert {key: values[key] for key in FACTS[name]} == FACTS[name]
     evaluated = {source.source for source in p.data.benchmarks}
     assert evaluated == {"HuggingFaceH4/MATH-500", "HuggingFaceH4/aime_2024", "yentinglin/aime_2025"}
     assert p.data.heldout.source in evaluated  # what measures a model is no part of its training
 
 
-@pytest.mark.parametrize("path", [DOCS, *(config.PROFILES / f"{name}.yaml" for name in FACTS)], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [DOCS, *(config.PROFILES / f"{name}.yaml" for name in FACTS)], ids=lambda path: path.stem
+)
 def test_every_command_that_is_told_is_accepted(path):
     for command in re.findall(r"aimo (?:run|launch) [^`#;\n]+", path.read_text()):
         words = shlex.split(command)
@@ -123,7 +131,9 @@ def test_every_command_that_is_told_is_accepted(path):
         overrides = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
         p = config.load(given["--profile"], overrides)
         if words[1] == "launch":
-            job = launch.Job(words[2], p.profile, None, overrides, given.get("--strategy", "ddp"), int(given["--gpus"]))
+            job = launch.Job(
+                words[2], p.profile, None, overrides, given.get("--strategy", "ddp"), int(given["--gpus"])
+            )
             launch.check(job, p)
 
 
@@ -131,22 +141,28 @@ def test_every_command_that_is_told_is_accepted(path):
 def test_a_recipe_scaled_down_trains_both_stages_into_a_model(tmp_path, name):
     p = scaled(name, tmp_path)
     tokenizer = models.load_tokenizer(TINY, p)
-    sets = data.decontaminate(data.clean(data.load(p), p, tokenizer), p)
-    ready = {part: rows.to_dicts() for part, rows in data.format(sets, p).items()}
+    sets = prepare.decontaminate(prepare.clean(prepare.load(p), p, tokenizer), p)
+    ready = {part: rows.to_dicts() for part, rows in prepare.format(sets, p).items()}
     assert len(ready["sft"]) >= 12 and not sets.contaminated
-    asked = tokenizer.apply_chat_template(ready["grpo"][0]["prompt"], add_generation_prompt=True, tokenize=False)
+    asked = tokenizer.apply_chat_template(
+        ready["grpo"][0]["prompt"], add_generation_prompt=True, tokenize=False
+    )
     assert asked.endswith(p.prompt.think_start) == p.prompt.prefill
     told = [row["completion"][0]["content"] for row in ready["sft"]]
-    assert all(prompts.is_well_formed(p.prompt, text) and "WRONG" not in text for text in told)  # SFT teaches what GRPO rewards
+    assert all(
+        prompts.is_well_formed(p.prompt, text) and "WRONG" not in text for text in told
+    )  # SFT teaches what GRPO rewards
     start = TINY
     for stage in ("sft", "grpo"):
         folder = tmp_path / stage
         folder.mkdir()
         model, tokenizer = models.load(start, p), models.load_tokenizer(start, p)
-        log = getattr(training, stage)(model, tokenizer, ready[stage], p, folder, lambda *_: None, probe=ready.get("grpo_test"))
+        log = getattr(trainers, stage)(
+            model, tokenizer, ready[stage], p, folder, lambda *_: None, probe=ready.get("grpo_test")
+        )
         steps = [record for record in log if "loss" in record]
         assert [record["step"] for record in steps] == [1, 2]
-        models.save(folder / "trained", start, tokenizer, p, folder / "model", training.summary(log))
+        models.save(folder / "trained", start, tokenizer, p, folder / "model", trainers.summary(log))
         start = folder / "model"
     assert (start / "model.safetensors").exists()
     for function in rewards.get_reward_funcs(p.grpo.rewards, p.prompt):

@@ -12,10 +12,12 @@ import pytest
 from trl.rewards import get_soft_overlong_punishment as trl_soft_overlong_punishment
 from trl.trainer.utils import get_callable_name
 
-from aimo import config, rewards
+from aimo import config
 from aimo.config import Prompt
 from aimo.errors import AimoError
-from aimo.rewards import get_reward_funcs
+from aimo.rewards import functions as rewards
+from aimo.rewards import settings as rewards_settings
+from aimo.rewards.functions import get_reward_funcs
 
 OTHER = Prompt(think_start="(?", think_end="?)", answer_start="[|", answer_end="|]")
 TEXTS = [
@@ -48,25 +50,36 @@ def as_other(text):
 
 def run_anywhere(jobs, workers):
     """A code provider: what each program prints, or None."""
-    runs = [subprocess.run([sys.executable, "-c", program], input=text, capture_output=True, text=True) for program, text in jobs]
+    runs = [
+        subprocess.run([sys.executable, "-c", program], input=text, capture_output=True, text=True)
+        for program, text in jobs
+    ]
     return [run.stdout if run.returncode == 0 else None for run in runs]
 
 
 def every_reward(prompt):
-    bound = dict(zip(config.REWARDS, get_reward_funcs(list(config.REWARDS), prompt), strict=True))
+    bound = dict(zip(rewards_settings.REWARDS, get_reward_funcs(list(config.REWARDS), prompt), strict=True))
     for name in ("code", "binary_code"):
         bound[name] = functools.partial(bound[name], provider_type=run_anywhere)
     return bound
 
 
-@pytest.mark.parametrize("name", config.REWARDS)
+@pytest.mark.parametrize("name", rewards_settings.REWARDS)
 def test_conversations_are_rewarded_like_texts_and_any_tags_like_the_default_ones(name):
     by_text = every_reward(Prompt())[name](completions=TEXTS, **COLUMNS)
     assert len(by_text) == len(TEXTS) and (len(set(by_text)) > 1 or name == "soft_overlong_punishment")
-    assert every_reward(Prompt())[name](completions=[as_conversation(text) for text in TEXTS], **COLUMNS) == by_text
+    assert (
+        every_reward(Prompt())[name](completions=[as_conversation(text) for text in TEXTS], **COLUMNS)
+        == by_text
+    )
     ids = [[0] * len(text) for text in TEXTS]  # as if every character were a token, whatever the tags
     by_ids = every_reward(Prompt())[name](completions=TEXTS, completion_ids=ids, **COLUMNS)
-    assert every_reward(OTHER)[name](completions=[as_other(text) for text in TEXTS], completion_ids=ids, **COLUMNS) == by_ids
+    assert (
+        every_reward(OTHER)[name](
+            completions=[as_other(text) for text in TEXTS], completion_ids=ids, **COLUMNS
+        )
+        == by_ids
+    )
 
 
 def test_accuracy_is_one_for_right_zero_for_wrong_and_none_where_the_gold_answer_is_unreadable():
@@ -93,18 +106,33 @@ def test_a_profile_gives_the_opening_tag_in_the_prompt_and_open_r1_expects_it_in
 
 
 def test_code_format_wants_a_block_of_the_rows_language_in_the_answer():
-    python, text = OPEN_R1.replace("4\n", "```python\n4\n```\n"), OPEN_R1.replace("Four.", "```python\n4\n```")
+    python, text = (
+        OPEN_R1.replace("4\n", "```python\n4\n```\n"),
+        OPEN_R1.replace("Four.", "```python\n4\n```"),
+    )
     assert rewards.get_code_format_reward()([python, text, python]) == [1.0, 0.0, 1.0]
-    assert rewards.get_code_format_reward("cpp")([python, python, python], language=["python", "cpp", None]) == [1.0, 0.0, 0.0]
+    assert rewards.get_code_format_reward("cpp")(
+        [python, python, python], language=["python", "cpp", None]
+    ) == [1.0, 0.0, 0.0]
 
 
 def test_reasoning_steps_counts_up_to_three_wherever_a_line_begins():
     texts = ["1. a\n2. b\n3. c\n4. d", "- a\n* b", "Step 1: a", "First, b. Then 2. c"]
-    assert rewards.reasoning_steps_reward(texts) == [1.0, pytest.approx(2 / 3), pytest.approx(1 / 3), pytest.approx(1 / 3)]
+    assert rewards.reasoning_steps_reward(texts) == [
+        1.0,
+        pytest.approx(2 / 3),
+        pytest.approx(1 / 3),
+        pytest.approx(1 / 3),
+    ]
 
 
 def test_length_compares_completions_of_the_same_prompt_and_never_rewards_a_wrong_one():
-    completions = ["The answer is 4", "The answer is 4" + " " * 100, "The answer is 5", "The answer is 4" + " " * 1000]
+    completions = [
+        "The answer is 4",
+        "The answer is 4" + " " * 100,
+        "The answer is 5",
+        "The answer is 4" + " " * 1000,
+    ]
     columns = {"answer": ["4"] * 4, "prompts": ["a", "a", "a", "b"]}
     assert rewards.len_reward(completions, **columns) == [0.5, -0.5, 0.0, 0.0]
     tokens = [[0] * n for n in (30, 20, 10, 10)]
@@ -116,15 +144,21 @@ def test_length_compares_completions_of_the_same_prompt_and_never_rewards_a_wron
 def test_cosine_falls_with_the_length_of_right_answers_rises_with_that_of_wrong_ones_and_stays_there():
     reward = rewards.get_cosine_scaled_reward(max_len=100)
     ids = [[0] * n for n in (0, 50, 100, 180)]
-    assert reward(["The answer is 4"] * 4, answer=["4"] * 4, completion_ids=ids) == pytest.approx([1.0, 0.75, 0.5, 0.5])
-    assert reward(["The answer is 5"] * 4, answer=["4"] * 4, completion_ids=ids) == pytest.approx([-1.0, -0.75, -0.5, -0.5])
+    assert reward(["The answer is 4"] * 4, answer=["4"] * 4, completion_ids=ids) == pytest.approx(
+        [1.0, 0.75, 0.5, 0.5]
+    )
+    assert reward(["The answer is 5"] * 4, answer=["4"] * 4, completion_ids=ids) == pytest.approx(
+        [-1.0, -0.75, -0.5, -0.5]
+    )
     assert reward(["The answer is 5"], answer=[""]) == [None]
 
 
 def test_overlong_completions_are_punished_as_by_trl():
     reward = rewards.get_soft_overlong_punishment(100, 20)
     ids = [[0] * n for n in range(0, 130, 5)]
-    assert reward(completion_ids=ids, completions=["x"] * len(ids)) == trl_soft_overlong_punishment(100, 20)(ids)
+    assert reward(completion_ids=ids, completions=["x"] * len(ids)) == trl_soft_overlong_punishment(100, 20)(
+        ids
+    )
     assert reward(completions=["x" * 90]) == [-0.5]
 
 
@@ -139,7 +173,10 @@ def test_the_repetition_penalty_is_the_share_of_repeated_word_ngrams():
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_chinese_is_split_into_words():
-    assert rewards.get_repetition_penalty_reward(2, -1.0, "zh")(["这个这个这个这个这个", "今天天气很好"]) == [-0.75, 0.0]
+    assert rewards.get_repetition_penalty_reward(2, -1.0, "zh")(["这个这个这个这个这个", "今天天气很好"]) == [
+        -0.75,
+        0.0,
+    ]
 
 
 RECIPE = "thought<end_working_out><SOLUTION>{}</SOLUTION>"
@@ -182,8 +219,12 @@ INFO = {"language": "python", "test_cases": CASES}
 def test_code_is_rewarded_by_the_share_of_test_cases_whose_every_line_is_right(program, reward):
     completion = f"```python\nprint('a draft')\n```\nBetter:\n```python\n{program}\n```"
     for info in (INFO, json.dumps(INFO)):
-        assert rewards.code_reward([completion], verification_info=[info], provider_type=run_anywhere) == [reward]
-    assert rewards.binary_code_reward([completion], verification_info=[INFO], provider_type=run_anywhere) == [float(reward == 1)]
+        assert rewards.code_reward([completion], verification_info=[info], provider_type=run_anywhere) == [
+            reward
+        ]
+    assert rewards.binary_code_reward([completion], verification_info=[INFO], provider_type=run_anywhere) == [
+        float(reward == 1)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -193,15 +234,24 @@ def test_code_is_rewarded_by_the_share_of_test_cases_whose_every_line_is_right(p
 )  # fmt: skip
 def test_a_row_without_python_test_cases_is_not_scored_and_does_not_disturb_the_others(info):
     completions = ["```python\nprint(3)\n```"] * 2
-    assert rewards.code_reward(completions, verification_info=[info, INFO], provider_type=run_anywhere) == [None, 0.5]
-    assert rewards.binary_code_reward(completions, verification_info=[info, INFO], provider_type=run_anywhere) == [None, 0.0]
+    assert rewards.code_reward(completions, verification_info=[info, INFO], provider_type=run_anywhere) == [
+        None,
+        0.5,
+    ]
+    assert rewards.binary_code_reward(
+        completions, verification_info=[info, INFO], provider_type=run_anywhere
+    ) == [None, 0.0]
 
 
 def test_code_runs_in_the_local_sandbox_within_its_limits():
     code = get_reward_funcs(["code"], Prompt(), num_parallel=2)[0]
     cases = [{"input": "7", "output": "7"}]
-    completions = [f"```python\n{program}\n```" for program in ("print(input())", "while True: pass", "print(8)")]
-    assert code(completions=completions, verification_info=[{"language": "python", "test_cases": cases}] * 3) == [1.0, 0.0, 0.0]
+    completions = [
+        f"```python\n{program}\n```" for program in ("print(input())", "while True: pass", "print(8)")
+    ]
+    assert code(
+        completions=completions, verification_info=[{"language": "python", "test_cases": cases}] * 3
+    ) == [1.0, 0.0, 0.0]
 
 
 def test_code_says_what_it_lacks():
@@ -215,7 +265,7 @@ def test_code_says_what_it_lacks():
 
 
 def test_every_reward_keeps_its_public_name_and_can_be_pickled():
-    functions = get_reward_funcs(list(config.REWARDS), Prompt())
+    functions = get_reward_funcs(list(rewards_settings.REWARDS), Prompt())
     assert [f.__name__ for f in functions] == [
         "accuracy_reward", "format_reward", "tag_count_reward", "reasoning_steps_reward", "len_reward", "match_format_exactly",
         "match_format_approximately", "check_answer", "check_numbers", "cosine_scaled_reward", "repetition_penalty_reward",
@@ -226,7 +276,7 @@ def test_every_reward_keeps_its_public_name_and_can_be_pickled():
 
 
 def test_a_profiles_defaults_are_those_of_the_functions():
-    for name, settings in config.REWARDS.items():
+    for name, settings in rewards_settings.REWARDS.items():
         parameters = inspect.signature(rewards.FACTORIES.get(name, rewards.FUNCTIONS.get(name))).parameters
         if name == "binary_code":  # passes them on to code_reward
             continue
@@ -239,7 +289,9 @@ def test_options_reach_the_rewards_that_have_them():
     cosine, accuracy = get_reward_funcs(["cosine", "accuracy"], Prompt(), max_len=10, min_value_correct=0.0)
     columns = {"completions": ["The answer is 4"], "answer": ["4"], "completion_ids": [[0] * 10]}
     assert (cosine(**columns), accuracy(**columns)) == ([0.0], [1.0])
-    assert get_reward_funcs({"accuracy": 2.0, "cosine": {"weight": 0.5, "max_len": 20}})[1](**columns) == [pytest.approx(0.75)]
+    assert get_reward_funcs({"accuracy": 2.0, "cosine": {"weight": 0.5, "max_len": 20}})[1](**columns) == [
+        pytest.approx(0.75)
+    ]
 
 
 def test_open_r1_script_arguments_are_understood():
@@ -264,7 +316,10 @@ def test_open_r1_script_arguments_are_understood():
         ({"cosine": {"max_lenn": 3}}, ["cosine", "'max_lenn'", "max_len", "min_value_wrong"]),
         ({"cosine": {"max_len": 0}}, ["cosine.max_len", "greater than 0"]),
         ({"cosine": {"max_len": "long"}}, ["cosine.max_len", "integer", "'long'"]),
-        ({"repetition_penalty": {"max_penalty": 1.0}}, ["repetition_penalty.max_penalty", "less than or equal to 0"]),
+        (
+            {"repetition_penalty": {"max_penalty": 1.0}},
+            ["repetition_penalty.max_penalty", "less than or equal to 0"],
+        ),
         ({"code": {"provider_type": "morph"}}, ["code.provider_type", "local", "'morph'"]),
         ({"format": "much"}, ["format.weight", "number", "'much'"]),
     ],
@@ -284,8 +339,14 @@ def test_an_option_that_no_named_reward_has_is_refused():
 
 
 def test_a_profile_gives_a_weight_or_a_weight_and_options():
-    grpo = config.load("tiny", ["grpo.rewards={accuracy: 5, cosine: {weight: 0.5, max_len: 40}, length: {}}"]).grpo
-    assert [(r.weight, getattr(r, "max_len", None)) for r in grpo.rewards.values()] == [(5.0, None), (0.5, 40), (1.0, None)]
+    grpo = config.load(
+        "tiny", ["grpo.rewards={accuracy: 5, cosine: {weight: 0.5, max_len: 40}, length: {}}"]
+    ).grpo
+    assert [(r.weight, getattr(r, "max_len", None)) for r in grpo.rewards.values()] == [
+        (5.0, None),
+        (0.5, 40),
+        (1.0, None),
+    ]
     with pytest.raises(AimoError, match=r"soft_overlong_punishment.*max_completion_length, 80"):
         config.load("tiny", ["grpo.rewards={soft_overlong_punishment: 1}"])
     with pytest.raises(AimoError, match=r"grpo.rewards.*at least 1"):
@@ -293,7 +354,14 @@ def test_a_profile_gives_a_weight_or_a_weight_and_options():
 
 
 @pytest.mark.parametrize(
-    "loop", ["\n</think>\n<answer>\n", "\n</answer>x", "<end_working_out><SOLUTION>1</SOLUTION>x ", "```python\nx```\n", "- \n"]
+    "loop",
+    [
+        "\n</think>\n<answer>\n",
+        "\n</answer>x",
+        "<end_working_out><SOLUTION>1</SOLUTION>x ",
+        "```python\nx```\n",
+        "- \n",
+    ],
 )
 def test_a_completion_caught_in_a_loop_is_rewarded_in_no_time(loop):
     completion = "<think>\n\n</think>\n<answer>\n" + loop * (300_000 // len(loop))

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from aimo import sandbox
 from aimo.errors import AimoError
-from aimo.sandbox import Limits, Session, run, run_many
+from aimo.inference import sandbox
+from aimo.inference.sandbox import Limits, Session, run, run_many
 
 
 def has_landlock() -> bool:
@@ -120,7 +120,9 @@ def test_a_script_prints_what_python_c_prints(name, tmp_path):
     stdin = "3\n1 2 é\n"
     ours = run(SCRIPTS[name], stdin)
     if not set("\0\ud800") & set(SCRIPTS[name]):
-        theirs = subprocess.run([sys.executable, "-c", SCRIPTS[name]], input=stdin, capture_output=True, text=True, cwd=tmp_path)
+        theirs = subprocess.run(
+            [sys.executable, "-c", SCRIPTS[name]], input=stdin, capture_output=True, text=True, cwd=tmp_path
+        )
         assert ours.stdout == theirs.stdout
         assert ours.ok == (theirs.returncode == 0), ours
     else:
@@ -128,7 +130,10 @@ def test_a_script_prints_what_python_c_prints(name, tmp_path):
 
 
 def test_scripts_side_by_side_come_back_in_order_and_know_nothing_of_each_other():
-    scripts = [("import builtins; print(input(), hasattr(builtins, 'seen')); builtins.seen = 1", str(i)) for i in range(60)]
+    scripts = [
+        ("import builtins; print(input(), hasattr(builtins, 'seen')); builtins.seen = 1", str(i))
+        for i in range(60)
+    ]
     assert [r.stdout for r in run_many(scripts, workers=4)] == [f"{i} False\n" for i in range(60)]
 
 
@@ -246,7 +251,9 @@ def test_many_sessions_run_at_the_same_time():
         sessions = [Session() for _ in range(8)]
         started = time.monotonic()
         code = "import time; time.sleep(0.5); {}"
-        results = await asyncio.gather(*(asyncio.to_thread(s.run, code.format(i)) for i, s in enumerate(sessions)))
+        results = await asyncio.gather(
+            *(asyncio.to_thread(s.run, code.format(i)) for i, s in enumerate(sessions))
+        )
         seconds = time.monotonic() - started
         for session in sessions:
             session.close()
@@ -261,7 +268,11 @@ def test_many_sessions_run_at_the_same_time():
 
 
 def test_what_is_enforced_is_what_the_machine_can():
-    expected = {"no network": has_libseccomp(), "no processes": has_libseccomp(), "no reading outside": has_landlock()}
+    expected = {
+        "no network": has_libseccomp(),
+        "no processes": has_libseccomp(),
+        "no reading outside": has_landlock(),
+    }
     found = sandbox.enforced()
     assert {what: found.pop(what) for what in expected} == expected
     assert found.pop("file size") and found.pop("memory")
@@ -269,7 +280,12 @@ def test_what_is_enforced_is_what_the_machine_can():
 
 
 @pytest.mark.parametrize(
-    "code", ["bytearray(3 << 27)", "x = []\nwhile True: x.append(bytes(1 << 20))", "import numpy; numpy.ones(1 << 26)"]
+    "code",
+    [
+        "bytearray(3 << 27)",
+        "x = []\nwhile True: x.append(bytes(1 << 20))",
+        "import numpy; numpy.ones(1 << 26)",
+    ],
 )
 def test_memory_is_bounded_in_scripts_and_sessions(code):
     limits = Limits(memory_mb=256)
@@ -287,7 +303,9 @@ def test_a_file_is_bounded():
 
 def test_open_files_and_threads_are_bounded():
     assert "Too many open files" in run("x = [open('/dev/null') for _ in range(100)]").error
-    if run("import os; print(os.getuid())").stdout != f"{os.getuid()}\n":  # a user of its own, whose threads are counted
+    if (
+        run("import os; print(os.getuid())").stdout != f"{os.getuid()}\n"
+    ):  # a user of its own, whose threads are counted
         start = "import threading, time\nthreading.stack_size(65536)\n"
         thread = "threading.Thread(target=time.sleep, args=(60,), daemon=True).start()"
         assert run(start + f"for _ in range(50): {thread}").ok
@@ -301,16 +319,33 @@ def test_the_environment_holds_nothing_of_the_callers(monkeypatch):
     assert set(names) == {
         "PATH", "LANG", "TMPDIR", "HOME", "PYTHONHASHSEED", "MPLBACKEND", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS",
     }  # fmt: skip
-    assert "hunter2" not in run("import gc, sys; print(gc.get_objects(), sys.argv, sys.path)", limits=Limits(output_chars=10**7)).stdout
+    assert (
+        "hunter2"
+        not in run(
+            "import gc, sys; print(gc.get_objects(), sys.argv, sys.path)", limits=Limits(output_chars=10**7)
+        ).stdout
+    )
 
 
 @landlock
 @pytest.mark.parametrize(
-    "path", ["/etc/passwd", "/proc/{pid}/environ", "/proc/self/maps", "/proc/self/mem", __file__, "/", "/tmp", "/root"]
+    "path",
+    [
+        "/etc/passwd",
+        "/proc/{pid}/environ",
+        "/proc/self/maps",
+        "/proc/self/mem",
+        __file__,
+        "/",
+        "/tmp",
+        "/root",
+    ],
 )
 def test_nothing_outside_is_read(path, outside):
     for place in (outside, path.format(pid=os.getpid())):
-        result = run(f"import os\np = {str(place)!r}\nprint(os.listdir(p) if os.path.isdir(p) else open(p).read())")
+        result = run(
+            f"import os\np = {str(place)!r}\nprint(os.listdir(p) if os.path.isdir(p) else open(p).read())"
+        )
         assert "PermissionError" in result.error and not result.stdout
 
 
@@ -357,7 +392,9 @@ def test_a_pair_of_sockets_reaches_no_other():
     "os.posix_spawn('/bin/true', ['true'], {})", "multiprocessing.Process(target=print).start()",
 ])  # fmt: skip
 def test_there_are_no_other_processes(start):
-    assert re.search("PermissionError|ZeroDivisionError", run(f"import os, subprocess, multiprocessing\n{start}").error)
+    assert re.search(
+        "PermissionError|ZeroDivisionError", run(f"import os, subprocess, multiprocessing\n{start}").error
+    )
 
 
 @seccomp
@@ -408,7 +445,7 @@ def test_nothing_outlives_the_caller(tmp_path):
     code = f"""if True:
         import sys, tempfile
         tempfile.tempdir = {str(tmp_path)!r}
-        from aimo import sandbox
+        from aimo.inference import sandbox
         session = sandbox.Session(sandbox.Limits(seconds=60))
         print(sandbox._server.process.pid, session._process.pid, flush=True)
         session.run("while True: pass")
@@ -530,21 +567,29 @@ def test_a_thousand_hostile_snippets_leave_everything_as_it_was(outside):
     snippets = [template.format(N=r.randint(2, 99), P=outside) for template in r.choices(HOSTILE, k=1000)]
     limits = Limits(seconds=0.4, memory_mb=256, output_chars=1000)
     run("")
-    before, files = (facts(outside), os.environ.copy(), os.listdir(sandbox._server.root)), len(os.listdir("/proc/self/fd"))
+    before, files = (
+        (facts(outside), os.environ.copy(), os.listdir(sandbox._server.root)),
+        len(os.listdir("/proc/self/fd")),
+    )
     sessions = [Session(limits) for _ in range(4)]
     slowest = 0.0
     for start in range(0, 1000, 100):
         batch = snippets[start : start + 100]
         results = run_many([(code, "") for code in batch[:50]], limits, workers=4)
         with ThreadPoolExecutor() as pool:
-            runs = [pool.submit(lambda s, codes: [s.run(code) for code in codes], s, batch[50 + i :: 4]) for i, s in enumerate(sessions)]
+            runs = [
+                pool.submit(lambda s, codes: [s.run(code) for code in codes], s, batch[50 + i :: 4])
+                for i, s in enumerate(sessions)
+            ]
         results += [result for future in runs for result in future.result()]
         assert len(results) == 100
         assert not any("weights" in result.stdout for result in results)
         assert all(len(result.stdout) < 1100 and len(result.error) < 2100 for result in results)
         for session in sessions:
             started = time.monotonic()
-            session.run("print(x := 1)")  # may meet what the snippets left in the process; the next call must not
+            session.run(
+                "print(x := 1)"
+            )  # may meet what the snippets left in the process; the next call must not
             assert session.run("print(6 * 7)").stdout == "42\n"
             slowest = max(slowest, time.monotonic() - started)
         assert run("print(1)").stdout == "1\n"

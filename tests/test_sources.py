@@ -4,11 +4,15 @@ import polars as pl
 import pytest
 import yaml
 
-from aimo import config, sources
+from aimo import config
 from aimo.config import Columns, Set, Source
+from aimo.data import sources
 from aimo.errors import AimoError
 
-TALK = [{"role": "user", "content": "What is 6 x 7?"}, {"role": "assistant", "content": r"<think>six sevens</think> \boxed{42}"}]
+TALK = [
+    {"role": "user", "content": "What is 6 x 7?"},
+    {"role": "assistant", "content": r"<think>six sevens</think> \boxed{42}"},
+]
 STRINGS = pl.List(pl.String)
 FLAGS = pl.List(pl.Boolean)
 TURNS = pl.List(pl.Struct({"content": pl.String, "role": pl.String}))
@@ -86,7 +90,11 @@ HANDMADE = {
         {},
         [("42", False)],
     ),
-    "GAIR/LIMO": ({"question": "What is 6 x 7?", "solution": "six sevens", "answer": "42"}, {}, [("42", None)]),
+    "GAIR/LIMO": (
+        {"question": "What is 6 x 7?", "solution": "six sevens", "answer": "42"},
+        {},
+        [("42", None)],
+    ),
     "simplescaling/s1K-1.1": (
         {
             "solution": "42",
@@ -106,7 +114,11 @@ HANDMADE = {
         {},
         [("42", None)],
     ),
-    "openai/gsm8k": ({"question": "What is 6 x 7?", "answer": "six sevens\n#### 42"}, {}, [("six sevens\n#### 42", None)]),
+    "openai/gsm8k": (
+        {"question": "What is 6 x 7?", "answer": "six sevens\n#### 42"},
+        {},
+        [("six sevens\n#### 42", None)],
+    ),
 }
 
 
@@ -142,7 +154,9 @@ def test_a_trace_without_a_flag_of_its_own_is_not_right(tmp_path):
 
 def test_answers_of_several_types_are_text(tmp_path):
     path = tmp_path / "rows.jsonl"
-    path.write_text('{"problem": "P", "answer": 5}\n{"problem": "P", "answer": "5"}\n{"problem": "P", "answer": null}\n{"problem": "P"}\n')
+    path.write_text(
+        '{"problem": "P", "answer": 5}\n{"problem": "P", "answer": "5"}\n{"problem": "P", "answer": null}\n{"problem": "P"}\n'
+    )
     assert [row["answer"] for row in load(path)[0]] == ["5", "5", None, None]
 
 
@@ -150,7 +164,9 @@ def test_answers_of_several_types_are_text(tmp_path):
 def test_a_folder_of_files_is_one_source(tmp_path, kind):
     for i in range(3):
         table = pl.DataFrame({"problem": [f"P{i}"], "answer": [str(i)]})
-        {"jsonl": table.write_ndjson, "csv": table.write_csv, "parquet": table.write_parquet}[kind](tmp_path / f"train-{i}.{kind}")
+        {"jsonl": table.write_ndjson, "csv": table.write_csv, "parquet": table.write_parquet}[kind](
+            tmp_path / f"train-{i}.{kind}"
+        )
     (tmp_path / "notes.txt").write_text("no data")
     assert [row["problem"] for row in load(tmp_path)[0]] == ["P0", "P1", "P2"]
 
@@ -167,7 +183,9 @@ def test_a_folder_saved_by_datasets_is_a_source(tmp_path):
     whole = datasets.Dataset.from_dict({"problem": ["P"], "answer": [7], "more": [1]})
     whole.save_to_disk(str(tmp_path / "one"))
     datasets.DatasetDict({"dev": whole}).save_to_disk(str(tmp_path / "many"))
-    assert load(tmp_path / "one")[0] == [r | {"source": str(tmp_path / "one")} for r in load(tmp_path / "many", split="dev")[0]]
+    assert load(tmp_path / "one")[0] == [
+        r | {"source": str(tmp_path / "one")} for r in load(tmp_path / "many", split="dev")[0]
+    ]
 
 
 def test_a_corrupt_line_is_refused_or_counted(tmp_path):
@@ -208,7 +226,9 @@ def test_a_folder_without_data_and_an_unknown_preset_are_refused(tmp_path):
 def files(tmp_path, **sizes):
     """Files of numbered problems, one for each name."""
     for name, size in sizes.items():
-        table = pl.DataFrame({"problem": [f"{name} {i}" for i in range(size)], "answer": ["1"] * size, "work": ["w"] * size})
+        table = pl.DataFrame(
+            {"problem": [f"{name} {i}" for i in range(size)], "answer": ["1"] * size, "work": ["w"] * size}
+        )
         table.write_csv(tmp_path / f"{name}.csv")
     return [tmp_path / f"{name}.csv" for name in sizes]
 
@@ -219,13 +239,17 @@ def test_a_mixture_takes_each_source_by_its_weight_and_shuffles_by_the_seed(tmp_
     rows, _ = sources.load(mixture, 3, "data.sft")
     origins = [problem[0] for problem in rows["problem"]]
     assert (origins.count("a"), origins.count("b")) == (25, 20) and origins != sorted(origins)
-    assert rows.equals(sources.load(mixture, 3, "data.sft")[0]) and not rows.equals(sources.load(mixture, 4, "data.sft")[0])
+    assert rows.equals(sources.load(mixture, 3, "data.sft")[0]) and not rows.equals(
+        sources.load(mixture, 4, "data.sft")[0]
+    )
 
 
 def test_a_mixture_of_unequal_columns_is_refused_by_name(tmp_path):
     a, b = files(tmp_path, a=3, b=3)
     with pytest.raises(AimoError, match=r"a\.csv has the column solution and .*b\.csv has not"):
-        sources.load(Set(mixture=[Source(str(a), columns=Columns(solution="work")), Source(str(b))]), 0, "data.sft")
+        sources.load(
+            Set(mixture=[Source(str(a), columns=Columns(solution="work")), Source(str(b))]), 0, "data.sft"
+        )
 
 
 def test_a_set_has_a_source_or_a_mixture(tmp_path):

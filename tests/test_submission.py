@@ -5,9 +5,16 @@ import polars as pl
 import pytest
 from conftest import TINY
 
-from aimo import submission
 from aimo.errors import AimoError
-from aimo.submission import COMPETITIONS, Keeper, check_reply, local_gateway, make_predict, read_questions
+from aimo.inference import gateway
+from aimo.inference.gateway import (
+    COMPETITIONS,
+    Keeper,
+    check_reply,
+    local_gateway,
+    make_predict,
+    read_questions,
+)
 
 
 def write(path, text):
@@ -93,8 +100,8 @@ def test_a_pandas_row_is_as_good_as_a_polars_row():
 
 def test_a_question_gets_what_the_time_bank_allows(monkeypatch, engine):
     budgets = []
-    real = submission.solve
-    monkeypatch.setattr(submission, "solve", lambda *a, **k: (budgets.append(a[-1]), real(*a, **k))[1])
+    real = gateway.solve
+    monkeypatch.setattr(gateway, "solve", lambda *a, **k: (budgets.append(a[-1]), real(*a, **k))[1])
     predict = make_predict("aimo3", Keeper(lambda: engine), 2, 300.0, questions=3)
     for i in range(3):
         predict(pl.Series([f"q{i}"]), pl.Series(["What is the mean of 3, 4 and 5?"]))
@@ -114,7 +121,11 @@ class FakeServer:
 
     def serve(self):
         for i, text in self.asked:
-            self.rows.append(check_reply(self.predict(pl.Series("id", [i]), pl.Series("problem", [text])), i, COMPETITIONS["aimo3"]))
+            self.rows.append(
+                check_reply(
+                    self.predict(pl.Series("id", [i]), pl.Series("problem", [text])), i, COMPETITIONS["aimo3"]
+                )
+            )
 
     def run_local_gateway(self, paths):
         self.paths = paths
@@ -127,7 +138,7 @@ def test_in_a_rerun_kaggles_own_server_is_served_and_every_row_is_valid(monkeypa
     monkeypatch.setitem(sys.modules, "kaggle_evaluation.aimo_3_inference_server", package)
     monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
     # A model that is not there must cost its answers, not the submission.
-    solutions = submission.serve("aimo3", str(tmp_path / "nothing"), "", 4, 100.0)
+    solutions = gateway.serve("aimo3", str(tmp_path / "nothing"), "", 4, 100.0)
     assert FakeServer.last.rows == [("a", 0), ("b", 0), ("c", 0)]
     assert all("no such folder" in s.note for s in solutions.values())
 
@@ -139,7 +150,7 @@ def test_kaggles_package_is_found_in_both_places_it_may_lie(monkeypatch, tmp_pat
     (package / "__init__.py").touch()
     (package / "aimo_2_inference_server.py").write_text("class AIMO2InferenceServer:\n    place = __file__\n")
     monkeypatch.setattr(sys, "path", list(sys.path))
-    assert submission.kaggle_server("aimo2", tmp_path).place.startswith(str(package))
+    assert gateway.kaggle_server("aimo2", tmp_path).place.startswith(str(package))
     for name in ("kaggle_evaluation", "kaggle_evaluation.aimo_2_inference_server"):
         del sys.modules[name]
 
@@ -149,7 +160,7 @@ def test_outside_a_rerun_kaggles_own_gateway_is_preferred(monkeypatch, tmp_path)
     package.AIMO2InferenceServer = FakeServer
     monkeypatch.setitem(sys.modules, "kaggle_evaluation", types.ModuleType("kaggle_evaluation"))
     monkeypatch.setitem(sys.modules, "kaggle_evaluation.aimo_2_inference_server", package)
-    monkeypatch.setattr(submission, "Engine", lambda model, **_: types.SimpleNamespace(close=lambda: None))
+    monkeypatch.setattr(gateway, "Engine", lambda model, **_: types.SimpleNamespace(close=lambda: None))
     path = write(tmp_path / "t.csv", "id,question\n1,x\n")
-    submission.serve("aimo2", str(TINY), str(path), 4, 100.0)
+    gateway.serve("aimo2", str(TINY), str(path), 4, 100.0)
     assert FakeServer.last.paths == (str(path),)

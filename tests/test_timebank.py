@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from aimo.timebank import MOST, budget, minimum, questions_left
+from aimo.inference.timebank import MOST, budget, minimum, questions_left
 
 
 @pytest.mark.parametrize("seed", range(200))

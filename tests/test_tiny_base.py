@@ -4,8 +4,8 @@ import pytest
 from conftest import TINY
 from safetensors import safe_open
 
-from aimo import tiny_base
-from aimo.problems import generate
+from aimo.data.builtin import generate
+from aimo.training import tiny_base
 
 
 def test_it_is_a_small_qwen3_with_tokenizer_template_and_card():
@@ -27,7 +27,11 @@ def test_its_training_texts_hold_the_problem_and_its_answer_in_every_way(way):
     for p in generate(60, "train", 0):
         question, reply = tiny_base.write(tokenizer, p, rng)
         text = tokenizer.decode(reply)
-        assert tokenizer.decode(question).startswith(p.problem) and str(p.answer) in text and reply[-1] == tokenizer.eos_token_id
+        assert (
+            tokenizer.decode(question).startswith(p.problem)
+            and str(p.answer) in text
+            and reply[-1] == tokenizer.eos_token_id
+        )
         seen += way in text
     assert seen > 5
 

@@ -10,11 +10,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from conftest import TINY
 
-from aimo import sandbox, solver
-from aimo.engine import Server, find_tool_parser
 from aimo.errors import AimoError
-from aimo.solver import solve
-from aimo.voting import EXACT
+from aimo.inference import sandbox, solver
+from aimo.inference.engine import Server, find_tool_parser
+from aimo.inference.solver import solve
+from aimo.inference.voting import EXACT
 
 PROGRAM = "Let us compute.\n```python\nprint(6 * 7)\n```\n"
 
@@ -37,7 +37,8 @@ def serving():
                 text = model(engine.tokenizer.decode(body["prompt"]))
                 pieces = [text[i : i + 5] for i in range(0, len(text), 5)]
                 events = [
-                    {"choices": [{"text": p, "finish_reason": None}], "usage": {"completion_tokens": i}} for i, p in enumerate(pieces)
+                    {"choices": [{"text": p, "finish_reason": None}], "usage": {"completion_tokens": i}}
+                    for i, p in enumerate(pieces)
                 ]
                 events.append({"choices": [{"text": "", "finish_reason": "stop"}]})
                 self.reply("".join(f"data: {json.dumps(event)}\n\n" for event in events).encode())
@@ -62,7 +63,9 @@ def serving():
 
 
 def test_a_program_runs_and_its_output_is_read(serving):
-    engine = serving(lambda prompt: "so it is <SOLUTION>42</SOLUTION>" if "```output\n42" in prompt else PROGRAM + "unread")
+    engine = serving(
+        lambda prompt: "so it is <SOLUTION>42</SOLUTION>" if "```output\n42" in prompt else PROGRAM + "unread"
+    )
     s = solve(engine, "What is 6 x 7?", samples=4, low=0, high=999, policy=EXACT)
     assert s.answer == 42 and all("unread" not in c.text and "```output\n42\n```" in c.text for c in s.ended)
 
@@ -89,13 +92,27 @@ def test_an_answer_that_its_own_program_contradicts_counts_less(serving):
 
 
 def test_a_program_that_found_the_answer_is_a_vote_when_the_sample_says_none(serving):
-    s = solve(serving(lambda prompt: "I am lost." if "```output" in prompt else PROGRAM), "Q", samples=2, low=0, high=999, policy=EXACT)
+    s = solve(
+        serving(lambda prompt: "I am lost." if "```output" in prompt else PROGRAM),
+        "Q",
+        samples=2,
+        low=0,
+        high=999,
+        policy=EXACT,
+    )
     assert s.answer == 42 and {c.weight for c in s.ended} == {0.5}
 
 
 def test_a_program_that_never_ends_costs_its_turn_only(serving):
     loop = "```python\nwhile True: pass\n```"
-    s = solve(serving(lambda p: "<SOLUTION>7</SOLUTION>" if "```output" in p else loop), "Q", samples=1, low=0, high=999, policy=EXACT)
+    s = solve(
+        serving(lambda p: "<SOLUTION>7</SOLUTION>" if "```output" in p else loop),
+        "Q",
+        samples=1,
+        low=0,
+        high=999,
+        policy=EXACT,
+    )
     assert s.answer == 7 and "time" in s.ended[0].text.split("```output")[1]
 
 
@@ -107,7 +124,11 @@ def test_no_more_blocks_run_than_the_profile_says(serving):
 
 
 def test_only_the_share_of_samples_has_tools(serving):
-    engine = serving(lambda prompt: "<SOLUTION>42</SOLUTION>" if "```output" in prompt else PROGRAM + "<SOLUTION>1</SOLUTION>")
+    engine = serving(
+        lambda prompt: (
+            "<SOLUTION>42</SOLUTION>" if "```output" in prompt else PROGRAM + "<SOLUTION>1</SOLUTION>"
+        )
+    )
     engine.settings = replace(engine.settings, tools=0.25)
     s = solve(engine, "Q", samples=8, low=0, high=999, policy=EXACT)
     assert sum("```output" in c.text for c in s.ended) <= 2
@@ -155,7 +176,11 @@ def test_what_a_program_prints_cannot_end_the_turn(serving):
 
     def model(prompt):
         prompts.append(prompt)
-        return "<SOLUTION>7</SOLUTION>" if "```output" in prompt else f"```python\nprint({engine.tokenizer.eos_token!r} * 3)\n```"
+        return (
+            "<SOLUTION>7</SOLUTION>"
+            if "```output" in prompt
+            else f"```python\nprint({engine.tokenizer.eos_token!r} * 3)\n```"
+        )
 
     engine = serving(model)
     special = engine.tokenizer.eos_token
@@ -172,7 +197,9 @@ def test_a_sandbox_that_is_gone_costs_its_programs_and_not_the_samples(serving, 
     assert s.answer == 7 and not s.note and "fork server does not start" in s.samples[0].text
     solver.has_sandbox.cache_clear()
     s = solve(engine, "Q", samples=2, low=0, high=999, policy=EXACT)
-    assert "samples go on without tools" in capsys.readouterr().out and all("```output" not in sample.text for sample in s.samples)
+    assert "samples go on without tools" in capsys.readouterr().out and all(
+        "```output" not in sample.text for sample in s.samples
+    )
     solver.has_sandbox.cache_clear()
 
 

@@ -6,13 +6,11 @@ from itertools import product
 
 import pytest
 
-from aimo import answers, voting
 from aimo.config import ROOT
-from aimo.voting import Policy, State, next_step
+from aimo.inference import answers, voting
+from aimo.inference.voting import Policy, State, next_step
 
-THINKING = (
-    "<think>First \\boxed{1}, but no.\n\nAlternatively 2. Hmm, so it is x.</think>\n\nWe get \\boxed{\\text{odd}} and \\boxed{2^{5}}. Bye"
-)
+THINKING = "<think>First \\boxed{1}, but no.\n\nAlternatively 2. Hmm, so it is x.</think>\n\nWe get \\boxed{\\text{odd}} and \\boxed{2^{5}}. Bye"
 
 
 def read(text):
@@ -75,7 +73,9 @@ def test_a_tally_explains_the_vote_and_does_not_depend_on_the_order_of_arrival()
         assert not rows or math.isclose(sum(row.share for row in rows), 1)
         assert all(math.isclose(row.weight, sum(w for a, w in pairs if a == row.answer)) for row in rows)
         counted = voting.tally((answer, 1.0) for answer, _ in pairs)
-        assert (counted[0].answer if counted else None) == voting.leader(voting.count([answer for answer, _ in pairs]))
+        assert (counted[0].answer if counted else None) == voting.leader(
+            voting.count([answer for answer, _ in pairs])
+        )
 
 
 def test_ties_go_to_weight_then_votes_then_the_smallest_answer():
@@ -142,7 +142,9 @@ def test_weights_decide_and_settle_no_sooner_than_any_outcome_of_the_rest_allows
     r = random.Random(6)
     decided = 0
     for _ in range(400):
-        pairs = [(r.choices([1, 2], [4, 1])[0], r.choice([0.25, 0.5, 1.0, 2.0])) for _ in range(r.randint(1, 7))]
+        pairs = [
+            (r.choices([1, 2], [4, 1])[0], r.choice([0.25, 0.5, 1.0, 2.0])) for _ in range(r.randint(1, 7))
+        ]
         rows, remaining = voting.tally(pairs), r.randint(1, 2)
         weights = {row.answer: row.weight for row in rows}
         state = State(Counter(a for a, _ in pairs), len(pairs), remaining, weights=weights, heaviest=2.0)
@@ -161,14 +163,21 @@ def test_heavy_votes_are_no_more_samples_and_light_ones_no_whole_ones():
     assert voting.evidence(Counter(), {}) == (0, [])
     for votes in (Counter({1: 4}), Counter({1: 6, 2: 1})):
         even = next_step(State(votes, ended=votes.total(), running=9))
-        assert next_step(State(votes, ended=votes.total(), running=9, weights=dict(votes))) == even and even.stop == "settled"
+        assert (
+            next_step(State(votes, ended=votes.total(), running=9, weights=dict(votes))) == even
+            and even.stop == "settled"
+        )
 
 
 def test_a_step_stops_for_the_reason_it_names():
     assert next_step(State(Counter({7: 4}), ended=4, running=8, left=4)).stop == "settled"
     assert next_step(State(Counter({7: 3}), ended=4, running=1, left=1)).stop == "decided"
     assert next_step(State(Counter({1: 1, 2: 1, 3: 1, 4: 1}), ended=15, running=1)).stop == "hopeless"
-    assert next_step(State(Counter({1: 1, 2: 1}), ended=4)).stop == next_step(State(Counter(), ended=4)).stop == "exhausted"
+    assert (
+        next_step(State(Counter({1: 1, 2: 1}), ended=4)).stop
+        == next_step(State(Counter(), ended=4)).stop
+        == "exhausted"
+    )
     assert next_step(State(Counter({7: 2}), ended=2, running=9, left=4, time_left=0)).stop == "deadline"
     assert next_step(State(Counter(), running=9, left=4)).stop == ""
 
@@ -178,10 +187,14 @@ def test_waves_grow_with_disagreement_and_stay_within_what_may_run_and_what_is_a
     first = next_step(fresh).start
     assert 4 < first < Policy().in_flight
     assert next_step(State(Counter({7: 3}), ended=3, running=first - 3, left=50)).start == 0
-    assert next_step(State(Counter({7: 1, 8: 1, 9: 1}), ended=3, running=first - 3, left=50)).start == Policy().in_flight - (first - 3)
+    assert next_step(
+        State(Counter({7: 1, 8: 1, 9: 1}), ended=3, running=first - 3, left=50)
+    ).start == Policy().in_flight - (first - 3)
     assert next_step(State(Counter(), left=3)).start == 3
     assert next_step(fresh, Policy(in_flight=5)).start == 5
-    assert next_step(State(Counter({7: 1}), ended=1, running=2, left=50, time_left=9, time_each=10)).start == 0
+    assert (
+        next_step(State(Counter({7: 1}), ended=1, running=2, left=50, time_left=9, time_each=10)).start == 0
+    )
 
 
 def test_ramblers_are_cut_only_when_half_of_the_streams_have_ended():
@@ -196,7 +209,13 @@ def test_ramblers_are_cut_only_when_half_of_the_streams_have_ended():
         ("So \\boxed{12} and then \\boxed{13}", "{12}", 12),
         ("\\boxed{} then \\boxed{\\frac{9}{5}} then $\\boxed{\\frac{84}{2}}$.", "84}{2}}", 42),
         (THINKING, "{2^{5}}", 32),
-        ("<think>Try \\boxed{7}.\n" + "wait\n" * 100 + "So the answer is 8.\n</think>\n\nLong story \\boxed{8}", "</think>", 8),
+        (
+            "<think>Try \\boxed{7}.\n"
+            + "wait\n" * 100
+            + "So the answer is 8.\n</think>\n\nLong story \\boxed{8}",
+            "</think>",
+            8,
+        ),
         ("1 + 1<end_working_out><SOLUTION>2</SOLUTION>", "</SOLUTION>", 2),
         ("<answer>5</answer>", "</answer>", 5),
     ],
@@ -209,7 +228,9 @@ def test_a_stream_ends_at_its_first_complete_final_answer(text, end, answer):
 
 
 def test_inside_a_thought_that_the_prompt_opened_no_answer_is_final():
-    assert voting.final_answer("maybe \\boxed{7}", read) and not voting.final_answer("maybe \\boxed{7}", read, thinking=True)
+    assert voting.final_answer("maybe \\boxed{7}", read) and not voting.final_answer(
+        "maybe \\boxed{7}", read, thinking=True
+    )
     assert voting.final_answer("hm \\boxed{7} no</think>\\boxed{8}", read, thinking=True)[1] == 8
 
 
@@ -230,7 +251,11 @@ def test_a_loop_of_any_length_is_seen_and_ordinary_text_is_not():
         assert voting.is_repeating(prose(5000) + loop * copies)
         assert period < voting.BLOCK or not voting.is_repeating(prose(5000) + loop * (voting.REPEATS - 1))
     assert not voting.is_repeating("") and not voting.is_repeating(prose(50_000))
-    assert not voting.is_repeating("".join(f"For n = {n} the remainder is {n * n % 97}, which does not work either.\n" for n in range(500)))
+    assert not voting.is_repeating(
+        "".join(
+            f"For n = {n} the remainder is {n * n % 97}, which does not work either.\n" for n in range(500)
+        )
+    )
 
 
 def test_a_forced_ending_closes_the_thought_and_makes_the_next_number_the_answer():
@@ -240,18 +265,29 @@ def test_a_forced_ending_closes_the_thought_and_makes_the_next_number_the_answer
 
 
 def test_final_answers_of_real_completions_are_the_ones_they_end_with(shared, amc):
-    pairs = [(whole.answer, ours.answer) for question in amc for whole, ours in zip(question.peer, question.ours, strict=True)]
+    pairs = [
+        (whole.answer, ours.answer)
+        for question in amc
+        for whole, ours in zip(question.peer, question.ours, strict=True)
+    ]
     both = [(a, b) for a, b in pairs if isinstance(a, int) and b is not None]
     assert len(both) > 350 and sum(a == b for a, b in both) / len(both) > 0.985
-    right = [(q.gold == w.answer, q.gold == o.answer) for q in amc for w, o in zip(q.peer, q.ours, strict=True)]
-    assert sum(o for _, o in right) > 0.96 * sum(w for w, _ in right)  # labels take the last number where there is no answer
+    right = [
+        (q.gold == w.answer, q.gold == o.answer) for q in amc for w, o in zip(q.peer, q.ours, strict=True)
+    ]
+    assert sum(o for _, o in right) > 0.96 * sum(
+        w for w, _ in right
+    )  # labels take the last number where there is no answer
     assert sum(o.tokens for q in amc for o in q.ours) < 0.55 * sum(w.tokens for q in amc for w in q.peer)
 
 
 def test_a_replay_counts_every_token_once_and_keeps_to_its_limits(bench):
     r = random.Random(4)
     for _ in range(100):
-        samples = [bench.Sample(r.lognormvariate(6, 1), r.choice([1, 1, 2, 3, None])) for _ in range(r.randint(1, 24))]
+        samples = [
+            bench.Sample(r.lognormvariate(6, 1), r.choice([1, 1, 2, 3, None]))
+            for _ in range(r.randint(1, 24))
+        ]
         peaks = []
 
         def watched(state, peaks=peaks):
@@ -292,9 +328,12 @@ def test_real_completions_are_voted_as_well_as_the_best_peer_does_for_much_less(
 
 
 @pytest.mark.parametrize(
-    "spread, skill, ramblers, pace", [(0.3, 0.8, 0.1, 0.0), (0.8, 0.7, 0.2, 0.5), (0.5, 0.5, 0.2, -0.5), (0.5, 0.9, 0.0, 0.0)]
+    "spread, skill, ramblers, pace",
+    [(0.3, 0.8, 0.1, 0.0), (0.8, 0.7, 0.2, 0.5), (0.5, 0.5, 0.2, -0.5), (0.5, 0.9, 0.0, 0.0)],
 )
-def test_on_samples_of_any_lengths_and_skill_stopping_costs_little_accuracy(bench, spread, skill, ramblers, pace):
+def test_on_samples_of_any_lengths_and_skill_stopping_costs_little_accuracy(
+    bench, spread, skill, ramblers, pace
+):
     """Lengths are lognormal with this spread; wrong answers are longer by e^pace."""
     r = random.Random(5)
     questions = []

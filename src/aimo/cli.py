@@ -1,6 +1,6 @@
 """`aimo …`: arguments to one call of a room. A user's mistake is one line on standard error and exit code 2.
 
-Left out: anything a notebook would need too.
+Out of scope: anything a notebook would need too.
 """
 
 import sys
@@ -23,9 +23,17 @@ app.add_typer(kernel, name="kernel")
 def run(
     profile: Annotated[str, typer.Option(help="A name in notebooks/profiles, or a path to a YAML file.")],
     run_dir: Annotated[str | None, typer.Option(help="The run's folder; runs/PROFILE if not given.")] = None,
-    from_: Annotated[str | None, typer.Option("--from", help=f"Do this stage and those after it again: {', '.join(STAGES)}.")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="Change a key of the profile, such as grpo.max_steps=50.")] = None,
-    test: Annotated[str | None, typer.Option(help="A CSV of questions to answer, with id and problem (or question).")] = None,
+    from_: Annotated[
+        str | None,
+        typer.Option("--from", help=f"Do this stage and those after it again: {', '.join(STAGES)}."),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change a key of the profile, such as grpo.max_steps=50."),
+    ] = None,
+    test: Annotated[
+        str | None, typer.Option(help="A CSV of questions to answer, with id and problem (or question).")
+    ] = None,
 ) -> None:
     """Run the four notebooks, or what is left of them, and write the report."""
     from aimo import pipeline
@@ -51,23 +59,35 @@ def run(
 def launch(
     stage: Annotated[str, typer.Argument(help="sft, grpo or dpo.")],
     profile: Annotated[str, typer.Option(help="A name in notebooks/profiles, or a path to a YAML file.")],
-    gpus: Annotated[int | None, typer.Option(min=1, help="GPUs of each node; all of this machine if not given.")] = None,
-    cpu: Annotated[int | None, typer.Option(min=1, help="So many CPU processes in place of GPUs, to try it.")] = None,
+    gpus: Annotated[
+        int | None, typer.Option(min=1, help="GPUs of each node; all of this machine if not given.")
+    ] = None,
+    cpu: Annotated[
+        int | None, typer.Option(min=1, help="So many CPU processes in place of GPUs, to try it.")
+    ] = None,
     nodes: Annotated[int, typer.Option(min=1)] = 1,
     strategy: Annotated[str, typer.Option(help="ddp, fsdp, zero2 or zero3.")] = "ddp",
-    slurm: Annotated[bool, typer.Option("--slurm", help="Write the Slurm script to the run's folder instead.")] = False,
+    slurm: Annotated[
+        bool, typer.Option("--slurm", help="Write the Slurm script to the run's folder instead.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the commands and do nothing.")] = False,
     run_dir: Annotated[str | None, typer.Option(help="The run's folder; runs/PROFILE if not given.")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="Change a key of the profile, such as sft.max_steps=50.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a key of the profile, such as sft.max_steps=50.")
+    ] = None,
 ) -> None:
     """Train a stage in several processes, under `accelerate launch` or in a Slurm job."""
-    from aimo import launch
+    from aimo.training import launch
 
     if cpu and (gpus or slurm):
         raise AimoError("--cpu goes with neither --gpus nor --slurm: it tries a stage on this machine")
     devices = cpu or gpus or (0 if slurm else launch.gpus())
     if not devices:
-        raise AimoError("--gpus is needed, the GPUs of each node" if slurm or dry_run else "there is no GPU here; try it with --cpu 2")
+        raise AimoError(
+            "--gpus is needed, the GPUs of each node"
+            if slurm or dry_run
+            else "there is no GPU here; try it with --cpu 2"
+        )
     job = launch.Job(stage, profile, run_dir, set_ or [], strategy, devices, nodes, cpu is not None)  # type: ignore[arg-type]
     launch.launch(job, slurm, dry_run)
 
@@ -79,15 +99,21 @@ def solve(
     out: Annotated[str, typer.Option(help="Where the answers go: a .csv or .parquet file.")],
     samples: Annotated[int, typer.Option(min=1, help="Streams a question.")] = 16,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    server: Annotated[list[str] | None, typer.Option(help="A running `vllm serve` of the model, in place of an engine; repeat.")] = None,
+    server: Annotated[
+        list[str] | None,
+        typer.Option(help="A running `vllm serve` of the model, in place of an engine; repeat."),
+    ] = None,
     adapter: Annotated[str | None, typer.Option(help="A folder with a LoRA adapter for the model.")] = None,
-    vllm: Annotated[list[str] | None, typer.Option(help="An engine argument of vLLM's, such as tensor_parallel_size=2; repeat.")] = None,
+    vllm: Annotated[
+        list[str] | None,
+        typer.Option(help="An engine argument of vLLM's, such as tensor_parallel_size=2; repeat."),
+    ] = None,
 ) -> None:
     """Answer the questions of a CSV with a majority vote, without notebooks."""
     from aimo.config import set_key
-    from aimo.engine import Engine, Server, check_model_folder
+    from aimo.inference.engine import Engine, Server, check_model_folder
+    from aimo.inference.gateway import answer_all, read_questions
     from aimo.runs import quiet
-    from aimo.submission import answer_all, read_questions
 
     quiet()
     target = Path(out)
@@ -102,7 +128,9 @@ def solve(
     options: dict[str, Any] = {}
     for option in vllm or []:
         set_key(options, option, "--vllm")
-    with Server(server, model) if server else Engine(model, seed=seed, adapter=adapter, vllm=options) as engine:
+    with (
+        Server(server, model) if server else Engine(model, seed=seed, adapter=adapter, vllm=options) as engine
+    ):
         answers, _ = answer_all(engine, test, samples, seed)
     answers.write_csv(target) if target.suffix == ".csv" else answers.write_parquet(target)
     print(f"answers: {target}")
@@ -118,7 +146,7 @@ def tiny_base(
     from aimo.runs import quiet
 
     quiet()
-    from aimo import tiny_base
+    from aimo.training import tiny_base
 
     print(tiny_base.make(out, seed, steps).read_text())
 
@@ -126,7 +154,7 @@ def tiny_base(
 @kernel.command()
 def build(name: Annotated[str, typer.Argument(help="A folder of kernels/.")]) -> None:
     """Build a kernel's self-contained notebook from the sources."""
-    from aimo import kernels
+    from aimo.kaggle import kernels
 
     if not (ROOT / "kernels" / name / "kernel-metadata.json").exists():
         known = ", ".join(p.parent.name for p in (ROOT / "kernels").glob("*/kernel-metadata.json"))

@@ -1,28 +1,22 @@
-"""`aimo doctor`: what is installed, on which device, and the remedy for each missing or mismatched piece. Left out: repairing it."""
+"""`aimo doctor`: what is installed, on which device, and the remedy for each missing or mismatched piece. Out of scope: repairing it."""
 
 import importlib.metadata
 import os
 import platform
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
-from aimo import sandbox
+from aimo import machine
 from aimo.config import ROOT
 from aimo.errors import AimoError
-from aimo.report import PACKAGES
-
-
-def has_gpu() -> bool:
-    """Whether there is an NVIDIA GPU: the question by which `make setup` picks its lock file."""
-    return bool(shutil.which("nvidia-smi")) and subprocess.run(["nvidia-smi", "-L"], capture_output=True).returncode == 0
+from aimo.inference import sandbox
 
 
 def check() -> list[dict[str, str]]:
     """A row for each piece: what is found, what is wanted, and the remedy where they differ (else empty)."""
-    lock = ROOT / ("requirements.txt" if has_gpu() else "requirements-cpu.txt")
+    lock = ROOT / ("requirements.txt" if machine.has_gpu() else "requirements-cpu.txt")
     rows = [
         row(
             "python",
@@ -33,20 +27,34 @@ def check() -> list[dict[str, str]]:
         )
     ]
     wanted = dict(re.findall(r"^([\w.-]+)==(\S+)", lock.read_text(), re.MULTILINE))
-    for package in [*PACKAGES, "ipykernel", "six"]:
+    for package in [*machine.PACKAGES, "ipykernel", "six"]:
         name = package if package in wanted else f"{package}-cpu"
         try:
             found = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             found = "missing"
-        rows.append(row(name, found, wanted.get(name, "?"), found == wanted.get(name), f"`make setup` installs it from {lock.name}"))
+        rows.append(
+            row(
+                name,
+                found,
+                wanted.get(name, "?"),
+                found == wanted.get(name),
+                f"`make setup` installs it from {lock.name}",
+            )
+        )
     rows.append(device())
     try:
         lacking = [what for what, holds in sandbox.enforced().items() if not holds]
     except AimoError as e:
         lacking = [str(e)]
     rows.append(
-        row("sandbox", f"not enforced: {', '.join(lacking)}" if lacking else "all enforced", "for tools and code rewards", True, "")
+        row(
+            "sandbox",
+            f"not enforced: {', '.join(lacking)}" if lacking else "all enforced",
+            "for tools and code rewards",
+            True,
+            "",
+        )
     )
     base = ROOT / "data" / "tiny-base" / "model.safetensors"
     rows.append(
@@ -59,7 +67,9 @@ def check() -> list[dict[str, str]]:
         )
     )
     free = shutil.disk_usage(Path.cwd()).free / 1e9
-    rows.append(row("free disk", f"{free:.0f} GB", "1 GB", free > 1, "free some, or use --run-dir on another disk"))
+    rows.append(
+        row("free disk", f"{free:.0f} GB", "1 GB", free > 1, "free some, or use --run-dir on another disk")
+    )
     token = any(os.getenv(v) for v in ("KAGGLE_KEY", "KAGGLE_API_TOKEN")) or any(
         (Path.home() / ".kaggle" / f).exists() for f in ("kaggle.json", "access_token")
     )
@@ -84,7 +94,7 @@ def device() -> dict[str, str]:
     return row(
         "device",
         cores,
-        "NVIDIA GPU" if has_gpu() else "any",
-        not has_gpu(),
+        "NVIDIA GPU" if machine.has_gpu() else "any",
+        not machine.has_gpu(),
         "torch does not see the GPU: `make setup` installs the CUDA build",
     )

@@ -1,13 +1,29 @@
-"""What is said in one line instead of a traceback."""
+"""Errors that a user sees as one line instead of a traceback."""
 
+import difflib
+from collections.abc import Collection
+from typing import Any
 
-class AimoError(Exception):
-    """What a user can put right: the message names the thing, the value and the remedy. Exit code 2."""
+from aimo.inference.errors import AimoError
 
-    def _render_traceback_(self) -> list[str]:
-        """IPython's hook: a notebook shows the message alone."""
-        return [f"AimoError: {self}"]
+__all__ = ["AimoError", "StageError", "explain"]
 
 
 class StageError(Exception):
     """A stage that failed for another reason: the message names it and where the traceback is. Exit code 1."""
+
+
+def explain(error: Any, known: Collection[str] = ()) -> str:
+    """One pydantic error as `section.key: what is wrong`."""
+    key = ".".join(str(part) for part in error["loc"])
+    match error["type"]:
+        case "unexpected_keyword_argument":
+            close = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
+            return f"{key}: unknown key" + (f", did you mean {close[0]}?" if close else "")
+        case "missing":
+            return f"{key}: missing"
+        case "value_error":
+            return (f"{key}." if key else "") + error["msg"].removeprefix("Value error, ")
+        case _:
+            message = error["msg"].replace("Input should be", "should be")
+            return f"{key}: {message}, not {error['input']!r}"

@@ -1,19 +1,20 @@
 """The pipeline: papermill over the four notebooks, stage by stage; started again, it goes on where it stopped.
 
-Left out: stages side by side.
+Out of scope: stages side by side.
 """
 
 import json
 import logging
 import shutil
-import threading
-import time
 from pathlib import Path
 
-from aimo import config, report, submission
+from aimo import config
 from aimo.config import ROOT, STAGES, Profile, Stage
-from aimo.engine import check_options, stderr_to
 from aimo.errors import AimoError, StageError
+from aimo.inference import gateway
+from aimo.inference.engine import check_options, stderr_to
+from aimo.progress import Display
+from aimo.report import page
 from aimo.runs import NOTEBOOKS, open_folder, read_metrics, write_json
 
 
@@ -30,7 +31,7 @@ def run(
         overrides.append(f"inference.test={json.dumps(str(Path(test).absolute()))}")
     resolved = config.load(profile, overrides)
     if resolved.inference.test:
-        submission.read_questions(config.resolve(resolved.inference.test))
+        gateway.read_questions(config.resolve(resolved.inference.test))
     if resolved.inference.vllm:
         check_options(resolved.inference.vllm)
     folder = open_folder(run_dir, resolved, redo=from_stage)
@@ -47,7 +48,7 @@ def run(
                 display.finish(stage, f"finished in {seconds:.0f} s")
             else:
                 display.finish(stage, "finished before, kept")
-    report.write(folder)
+    page.write(folder)
     if folder.resolve().parent == ROOT / "runs":
         published = ROOT / "submission" / folder.name
         published.mkdir(parents=True, exist_ok=True)
@@ -60,14 +61,19 @@ def execute(stage: Stage, folder: Path) -> None:
     import papermill
     from nbclient.exceptions import DeadKernelError
 
-    logging.getLogger("papermill").setLevel(logging.ERROR)  # it cannot parse a list as a parameter, and needs not
+    logging.getLogger("papermill").setLevel(
+        logging.ERROR
+    )  # it cannot parse a list as a parameter, and needs not
     executed = folder / "notebooks" / f"{NOTEBOOKS[stage]}.ipynb"
     try:
         with stderr_to(executed.with_suffix(".log")):
             papermill.execute_notebook(
                 ROOT / "notebooks" / executed.name,
                 executed,
-                parameters={"profile": str((folder / "profile.yaml").absolute()), "run_dir": str(folder.absolute())},
+                parameters={
+                    "profile": str((folder / "profile.yaml").absolute()),
+                    "run_dir": str(folder.absolute()),
+                },
                 kernel_name="python3",
                 cwd=ROOT / "notebooks",
                 progress_bar=False,
@@ -77,12 +83,20 @@ def execute(stage: Stage, folder: Path) -> None:
         if e.ename == "AimoError":
             raise AimoError(e.evalue) from None
         if "No space left on device" in e.evalue or "os error 28" in e.evalue:
-            raise AimoError(f"stage {stage}: no space left in {folder}; free some and run again, it goes on from there") from None
-        raise StageError(f"stage {stage} failed with {e.ename}: {e.evalue}; its traceback is in {executed}") from None
+            raise AimoError(
+                f"stage {stage}: no space left in {folder}; free some and run again, it goes on from there"
+            ) from None
+        raise StageError(
+            f"stage {stage} failed with {e.ename}: {e.evalue}; its traceback is in {executed}"
+        ) from None
     except DeadKernelError:
-        raise StageError(f"stage {stage}: its process was killed, perhaps for memory; run again to go on") from None
+        raise StageError(
+            f"stage {stage}: its process was killed, perhaps for memory; run again to go on"
+        ) from None
     except OSError as e:
-        raise AimoError(f"stage {stage}: {e.strerror or e} in {folder}; put it right and run again, it goes on from there") from None
+        raise AimoError(
+            f"stage {stage}: {e.strerror or e} in {folder}; put it right and run again, it goes on from there"
+        ) from None
     to_html(executed)
 
 
@@ -97,7 +111,9 @@ def to_html(notebook: Path) -> None:
 def check_room(folder: Path, profile: Profile) -> None:
     """Refuse to start where the checkpoints and models of a run will not fit: six times the base model, and 50 MB."""
     base = config.resolve(profile.model.base)
-    needed = 50e6 + 6 * sum(p.stat().st_size for p in base.rglob("*") if p.is_file()) if base.is_dir() else 50e6
+    needed = (
+        50e6 + 6 * sum(p.stat().st_size for p in base.rglob("*") if p.is_file()) if base.is_dir() else 50e6
+    )
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise AimoError(
@@ -114,77 +130,3 @@ def forget(folder: Path, from_stage: Stage) -> None:
     for name in ("submission.parquet", "report.html"):
         (folder / name).unlink(missing_ok=True)
     write_json(folder / "metrics.json", recorded)
-
-
-class Display:
-    """A line a stage, with its steps, the time spent and the time left; plain lines every 20 s where there is no terminal."""
-
-    def __init__(self, folder: Path, profile: Profile):
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-        self.file = folder / "progress.json"
-        self.console = Console()
-        columns = [TextColumn("{task.description:<10}"), BarColumn(), TextColumn("{task.fields[note]:<24}")]
-        self.bars = Progress(
-            *columns,
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=self.console,
-            disable=not self.console.is_terminal,
-        )
-        self.tasks = {stage: self.bars.add_task(stage, total=None, start=False, note="") for stage in profile.stages}
-        self.stopped = threading.Event()
-        self.stage: Stage | None = None
-        self.started = time.time()
-
-    def __enter__(self) -> "Display":
-        self.bars.start()
-        threading.Thread(target=self.watch, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stopped.set()
-        self.bars.stop()
-
-    def start(self, stage: Stage) -> None:
-        """Show that a stage has begun."""
-        self.file.unlink(missing_ok=True)
-        self.stage, self.started = stage, time.time()
-        self.bars.start_task(self.tasks[stage])
-        self.bars.update(self.tasks[stage], note="starting")
-        self.say(f"{stage}: started")
-
-    def finish(self, stage: Stage, note: str) -> None:
-        """Show that a stage is finished."""
-        self.stage = None
-        self.bars.start_task(self.tasks[stage])
-        self.bars.update(self.tasks[stage], total=1, completed=1, note=note)
-        self.bars.stop_task(self.tasks[stage])
-        self.say(f"{stage}: {note}")
-
-    def say(self, line: str) -> None:
-        """Print a line where there is no terminal to draw bars on."""
-        if not self.console.is_terminal:
-            print(line, flush=True)
-
-    def watch(self) -> None:
-        """Read what the notebook reports, until the run ends."""
-        first: tuple[Stage, int, float] | None = None
-        said = time.time()
-        while not self.stopped.wait(0.5):
-            try:
-                state = json.loads(self.file.read_text())
-            except (OSError, ValueError):
-                continue
-            stage, step, total = state["stage"], state["step"], state["total"]
-            if stage != self.stage:
-                continue
-            self.bars.update(self.tasks[stage], completed=step, total=total, note=f"{step} of {total}")
-            if first is None or first[0] != stage or step < first[1]:
-                first = (stage, step, time.time())
-            elif step > first[1] and time.time() - said > 20:
-                left = (time.time() - first[2]) / (step - first[1]) * (total - step)
-                self.say(f"{stage}: {step} of {total}, {time.time() - self.started:.0f} s so far, about {left:.0f} s left")
-                said = time.time()

@@ -5,7 +5,7 @@
     RUN/data|sft|grpo|dpo|inference/  what each stage makes: rows, checkpoints and model, evaluation and answers
     RUN/metrics.json, report.html, submission.parquet
 
-A stage is finished when metrics.json holds its seconds; `finish`, the last call of each notebook, writes them. Left out:
+A stage is finished when metrics.json holds its seconds; `finish`, the last call of each notebook, writes them. Out of scope:
 two runs in one folder at a time.
 """
 
@@ -72,7 +72,9 @@ class Run:
         recorded = read_metrics(self.dir)
         for name, figures in stages.items():
             recorded["stages"].setdefault(name, {}).update(figures)
-        write_json(self.dir / "metrics.json", {"profile": self.profile.profile, "seed": self.profile.seed} | recorded)
+        write_json(
+            self.dir / "metrics.json", {"profile": self.profile.profile, "seed": self.profile.seed} | recorded
+        )
 
 
 def begin(stage: Stage, profile: str, run_dir: str | None = None, overrides: list[str] | None = None) -> Run:
@@ -105,7 +107,11 @@ def open_folder(run_dir: str | Path | None, profile: Profile, redo: Stage | None
         folder.mkdir(parents=True, exist_ok=True)
         if saved.exists():
             old = config.load(saved)
-            differing = {k: v for k, v in config.differing_keys(old, profile).items() if redo is None or not within(k, redo)}
+            differing = {
+                k: v
+                for k, v in config.differing_keys(old, profile).items()
+                if redo is None or not within(k, redo)
+            }
             if differing:
                 keys = ", ".join(f"{k} (was {a!r}, now {b!r})" for k, (a, b) in differing.items())
                 raise AimoError(
@@ -115,7 +121,9 @@ def open_folder(run_dir: str | Path | None, profile: Profile, redo: Stage | None
             write_whole(saved, config.dump(profile))
         (folder / "notebooks").mkdir(exist_ok=True)
     except OSError as e:
-        raise AimoError(f"run folder {folder}: {e.strerror or e}; free or unlock it, or take another --run-dir") from None
+        raise AimoError(
+            f"run folder {folder}: {e.strerror or e}; free or unlock it, or take another --run-dir"
+        ) from None
     return folder
 
 

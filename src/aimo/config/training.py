@@ -1,0 +1,175 @@
+"""The `model`, `sft`, `grpo`, `dpo` and `training` sections of a profile.
+
+Out of scope: settings that nobody has yet had a reason to change; they are constants where they are used, or under `trl`.
+"""
+
+from dataclasses import field
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+from pydantic.dataclasses import dataclass
+
+from aimo.inference.settings import NonNegative, Positive, Rate, Share, strict
+from aimo.rewards import Reward, read_rewards
+
+
+@dataclass(config=strict)
+class Lora:
+    """Low-rank adapters (PEFT); merged into the weights when a stage ends."""
+
+    rank: Positive = 32
+    alpha: Positive = 64
+    target_modules: list[str] = field(
+        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    )
+
+
+@dataclass(config=strict)
+class Model:
+    """The base model and how it is trained."""
+
+    base: str
+    """A model folder (relative paths start at the repository), or a hub id."""
+    backend: Literal["unsloth", "transformers"] = "unsloth"
+    max_length: Positive = 2048
+    """Tokens of prompt and completion together."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """auto takes bfloat16 on a GPU that has it, float16 on an older one, float32 on a CPU."""
+    load_in_4bit: bool = False
+    """QLoRA: the frozen weights in four bits (GPU only)."""
+    gradient_checkpointing: bool = True
+    """On a GPU, compute activations twice and keep few: slower, much less memory."""
+    attention: str = "sdpa"
+    """Transformers' attention, such as flash_attention_2 where it is installed; Unsloth brings its own."""
+    lora: Lora | None = field(default_factory=Lora)
+    """null trains all weights."""
+
+
+@dataclass(config=strict, kw_only=True)
+class Optimization:
+    """What every trained stage has. Any other key of TRL's configuration goes under `trl`, by TRL's name."""
+
+    learning_rate: Rate
+    epochs: Annotated[float, Field(gt=0)] = 1.0
+    max_steps: Positive | None = None
+    """Stop after this many steps, whatever `epochs` says."""
+    gradient_accumulation_steps: Positive = 1
+    warmup_ratio: Share = 0.0
+    scheduler: Literal["constant", "linear", "cosine", "cosine_with_min_lr"] = "linear"
+    min_lr_rate: Share = 0.1
+    """For cosine_with_min_lr: the last rate as a share of the first."""
+    optimizer: Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "adafactor"] = (
+        "adamw_torch"
+    )
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    save_steps: Positive = 50
+    """Steps between checkpoints, of which the last two are kept."""
+    probe_steps: Positive | None = None
+    """Steps between probes on the problems that `data.grpo.test_split` sets aside; the stage ends with the best model probed."""
+    use_liger_kernel: bool = False
+    """Fused kernels of the liger-kernel package (GPU only)."""
+    trl: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(config=strict, kw_only=True)
+class Sft(Optimization):
+    """Supervised fine-tuning on worked examples: a short one for the format, or a long one to distil a stronger model."""
+
+    batch_size: Positive = 8
+    """Rows on one device at a time."""
+    warmup_ratio: Share = 0.03
+    packing: bool = False
+    """Fill each row of `model.max_length` tokens with several examples, which do not see each other."""
+    group_by_length: bool = True
+    """Without packing: batches of examples of like length, for less padding."""
+    eval_steps: Positive | None = None
+    """Steps between evaluations of the loss on the problems that `data.sft.test_split` sets aside."""
+
+
+@dataclass(config=strict, kw_only=True)
+class Grpo(Optimization):
+    """GRPO: reinforcement learning from right and wrong answers."""
+
+    prompts_per_step: Positive = 8
+    num_generations: Annotated[int, Field(ge=2)] = 16
+    """Completions per prompt: the group whose mean reward is the baseline."""
+    max_prompt_length: Positive = 512
+    """Longer prompts are dropped, not cut."""
+    max_completion_length: Positive = 512
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: NonNegative = 0
+    """Sample from this many likeliest tokens; 0 from all."""
+    min_p: Share | None = None
+    repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
+    loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo"] = "dapo"
+    beta: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the KL term to the SFT model."""
+    mask_truncated_completions: bool = False
+    """Leave completions that were cut off out of the loss."""
+    pass_rate: tuple[float, float] | None = None
+    """Before training, keep problems of which the model solves a share within these bounds."""
+    pass_rate_samples: Annotated[int, Field(ge=2)] = 8
+    rewards: Annotated[dict[str, Any], Field(min_length=1), AfterValidator(read_rewards)] = field(
+        default_factory=lambda: {"accuracy": Reward()}
+    )
+    """Reward functions (docs/rewards.md): a weight each, or a weight and options, `cosine: {weight: 0.5, max_len: 2000}`."""
+    scheduler: Literal["constant", "linear", "cosine", "cosine_with_min_lr"] = "constant"
+    generation: Literal["transformers", "vllm", "vllm_server"] = "transformers"
+    """Who samples: the trained model itself, vLLM in the same process (GPU only), or a `trl vllm-serve` elsewhere."""
+    vllm_server_url: str = "http://127.0.0.1:8000"
+    vllm_gpu_memory: Share = 0.5
+    """Share of the GPU's memory that vLLM takes beside the trainer."""
+    sample_steps: Positive = 25
+    """Steps between sample completions kept with their rewards, for a person to read."""
+
+    @model_validator(mode="after")
+    def check(self) -> "Grpo":
+        """Refuse what the types alone allow."""
+        if (self.prompts_per_step * self.num_generations) % self.gradient_accumulation_steps:
+            raise ValueError(
+                f"gradient_accumulation_steps: {self.gradient_accumulation_steps} does not divide the "
+                f"{self.prompts_per_step} x {self.num_generations} completions of a step"
+            )
+        overlong = self.rewards.get("soft_overlong_punishment")
+        if (
+            overlong
+            and overlong.max_completion_len - overlong.soft_punish_cache >= self.max_completion_length
+        ):
+            raise ValueError(
+                f"rewards.soft_overlong_punishment: starts beyond {overlong.max_completion_len} - {overlong.soft_punish_cache} tokens, "
+                f"which no completion reaches; set max_completion_len to max_completion_length, {self.max_completion_length}"
+            )
+        return self
+
+
+@dataclass(config=strict, kw_only=True)
+class Dpo(Optimization):
+    """DPO after GRPO: short right completions against long right and wrong ones (second place of AIMO 2)."""
+
+    batch_size: Positive = 8
+    """Pairs on one device at a time."""
+    beta: Annotated[float, Field(gt=0)] = 0.1
+    """How strongly the model is held to the one it starts from."""
+    problems: Positive = 500
+    """GRPO problems that pairs are sampled for."""
+    samples: Annotated[int, Field(ge=2)] = 8
+
+
+@dataclass(config=strict)
+class Training:
+    """What guards and records every trained stage."""
+
+    time_limit_s: Positive | None = None
+    """Stop training and save after this many seconds of a stage."""
+    disk_gb: Annotated[float, Field(gt=0)] | None = None
+    """What the run's folder may take; a stage stops and saves before it takes more."""
+    log_to: Literal["none", "tensorboard", "trackio", "wandb"] = "none"
+    """Where figures go besides the run's folder."""
+    cache_dir: str | None = None
+    """Where the hub's models and data sets are kept; null is the hub's own cache."""
+    push_to_hub: str | None = None
+    """A model repository (`owner/name`) that a finished stage is pushed to."""
+    push_to_kaggle: str | None = None
+    """A Kaggle model (`owner/model/framework/variation`) that a finished stage is pushed to."""

@@ -1,0 +1,82 @@
+"""Find training problems that share words with evaluation problems: Open-R1's n-gram test (after s1, 2025), by hash.
+
+Out of scope: paraphrases and translations, which share no words.
+"""
+
+import re
+
+import numpy as np
+import polars as pl
+
+CHUNK = 50_000  # rows at a time: the words of more would fill the memory
+MARKUP = re.compile(r"\\(?:left|right|[a-z]?frac|text\w*|math\w+|displaystyle|quad|[,;:! ])|[^\w+*/=<>^-]|_")
+
+
+def normalise(text: str, near: bool = False) -> str:
+    """Lower case and single spaces (Open-R1's); with `near`, without LaTeX markup and punctuation too."""
+    return " ".join((MARKUP.sub(" ", text) if near else text).lower().split())
+
+
+def contaminated(
+    problems: pl.Series, benchmarks: dict[str, list[str]], n: int = 8, near: bool = False
+) -> pl.DataFrame:
+    """The rows of `problems` that have `n` words in a row in common with a benchmark: `row`, `benchmark` and the `overlap`.
+
+    With `near`, a benchmark's problem of fewer than `n` words counts as a whole; Open-R1's test lets those through.
+    """
+    owner: dict[str, str] = {}
+    short: dict[int, dict[str, str]] = {}
+    for name, texts in benchmarks.items():
+        for text in texts:
+            words = normalise(text, near).split()
+            for gram in grams(words, n):
+                owner.setdefault(gram, name)
+            if near and 0 < len(words) < n:
+                short.setdefault(len(words), {}).setdefault(" ".join(words), name)
+    lookups = {n: owner} | short
+    table = np.zeros(1 << 22, bool)  # a sieve: most hashes of most rows end here
+    found: list[tuple[int, str, str]] = []
+    for length, lookup in lookups.items():
+        table[:] = False
+        if lookup:
+            _, hashes = gram_hashes(pl.Series(list(lookup), dtype=pl.String), length)
+            table[hashes & (len(table) - 1)] = True
+            hashes = np.unique(hashes)
+        for start in range(0, len(problems) if lookup else 0, CHUNK):
+            part = [normalise(text, near) for text in problems[start : start + CHUNK]]
+            rows, mine = gram_hashes(pl.Series(part, dtype=pl.String), length)
+            sieved = np.flatnonzero(table[mine & (len(table) - 1)])
+            hits = sieved[np.isin(mine[sieved], hashes)]
+            for row in dict.fromkeys(rows[hits].tolist()):
+                words = part[row].split()
+                if length < n and len(words) != length:
+                    continue  # a short problem must be the whole text, not a part
+                overlap = next(
+                    (gram for gram in grams(words, length) if gram in lookup), None
+                )  # hashes may collide
+                if overlap:
+                    found.append((start + row, lookup[overlap], overlap))
+    return pl.DataFrame(
+        sorted(found), schema={"row": pl.Int64, "benchmark": pl.String, "overlap": pl.String}, orient="row"
+    )
+
+
+def grams(words: list[str], n: int) -> list[str]:
+    """All runs of `n` words."""
+    return [" ".join(words[i : i + n]) for i in range(len(words) - n + 1)]
+
+
+def gram_hashes(texts: pl.Series, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """The row and the hash (64 bits) of every run of `n` words in normalised texts."""
+    words = pl.DataFrame(
+        {"row": pl.arange(len(texts), eager=True, dtype=pl.UInt32), "word": texts.str.split(" ")}
+    ).explode("word")
+    row, word = words["row"].to_numpy(), words["word"].hash().to_numpy()
+    last = len(row) - n + 1
+    if last <= 0:
+        return row[:0], word[:0]
+    total = np.zeros(last, np.uint64)
+    for i in range(n):
+        total = total * np.uint64(0x9E3779B97F4A7C15) + word[i : i + last]
+    inside = row[:last] == row[n - 1 :]
+    return row[:last][inside], total[inside]

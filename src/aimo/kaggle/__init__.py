@@ -1,0 +1,1 @@
+"""Kaggle: kernels and the client."""

@@ -1,0 +1,86 @@
+"""How far a run is: a line a stage, drawn from what its notebook reports."""
+
+import json
+import threading
+import time
+from pathlib import Path
+
+from aimo.config import Profile, Stage
+
+
+class Display:
+    """A line a stage, with its steps, the time spent and the time left; plain lines every 20 s where there is no terminal."""
+
+    def __init__(self, folder: Path, profile: Profile):
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        self.file = folder / "progress.json"
+        self.console = Console()
+        columns = [TextColumn("{task.description:<10}"), BarColumn(), TextColumn("{task.fields[note]:<24}")]
+        self.bars = Progress(
+            *columns,
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self.tasks = {
+            stage: self.bars.add_task(stage, total=None, start=False, note="") for stage in profile.stages
+        }
+        self.stopped = threading.Event()
+        self.stage: Stage | None = None
+        self.started = time.time()
+
+    def __enter__(self) -> "Display":
+        self.bars.start()
+        threading.Thread(target=self.watch, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stopped.set()
+        self.bars.stop()
+
+    def start(self, stage: Stage) -> None:
+        """Show that a stage has begun."""
+        self.file.unlink(missing_ok=True)
+        self.stage, self.started = stage, time.time()
+        self.bars.start_task(self.tasks[stage])
+        self.bars.update(self.tasks[stage], note="starting")
+        self.say(f"{stage}: started")
+
+    def finish(self, stage: Stage, note: str) -> None:
+        """Show that a stage is finished."""
+        self.stage = None
+        self.bars.start_task(self.tasks[stage])
+        self.bars.update(self.tasks[stage], total=1, completed=1, note=note)
+        self.bars.stop_task(self.tasks[stage])
+        self.say(f"{stage}: {note}")
+
+    def say(self, line: str) -> None:
+        """Print a line where there is no terminal to draw bars on."""
+        if not self.console.is_terminal:
+            print(line, flush=True)
+
+    def watch(self) -> None:
+        """Read what the notebook reports, until the run ends."""
+        first: tuple[Stage, int, float] | None = None
+        said = time.time()
+        while not self.stopped.wait(0.5):
+            try:
+                state = json.loads(self.file.read_text())
+            except (OSError, ValueError):
+                continue
+            stage, step, total = state["stage"], state["step"], state["total"]
+            if stage != self.stage:
+                continue
+            self.bars.update(self.tasks[stage], completed=step, total=total, note=f"{step} of {total}")
+            if first is None or first[0] != stage or step < first[1]:
+                first = (stage, step, time.time())
+            elif step > first[1] and time.time() - said > 20:
+                left = (time.time() - first[2]) / (step - first[1]) * (total - step)
+                self.say(
+                    f"{stage}: {step} of {total}, {time.time() - self.started:.0f} s so far, about {left:.0f} s left"
+                )
+                said = time.time()
