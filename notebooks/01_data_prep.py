@@ -25,7 +25,7 @@ overrides = []  # keys of the profile to change, each as KEY=VALUE
 # %%
 from aimo import hub, runs
 from aimo.data import prepare
-from aimo.report import views
+from aimo.report import tables
 from aimo.training import models
 
 run = runs.begin("data", profile, run_dir, overrides)
@@ -37,7 +37,7 @@ tokenizer = models.load_tokenizer(hub.local_folder(run.profile.model.base), run.
 
 # %%
 sets = prepare.load(run.profile)
-views.table(
+tables.table(
     [
         {"set": name} | rows.select("source", "problem", "answer", "solution").row(0, named=True)
         for name, rows in sets.rows.items()
@@ -51,13 +51,13 @@ views.table(
 
 # %%
 sets = prepare.decontaminate(prepare.clean(sets, run.profile, tokenizer), run.profile)
-views.counts(sets)
+tables.counts(sets)
 
 # %% [markdown]
 # What the benchmarks removed, and by which words.
 
 # %%
-views.contaminated(sets)
+tables.contaminated(sets)
 
 # %% [markdown]
 # ## Format
@@ -67,7 +67,7 @@ views.contaminated(sets)
 
 # %%
 ready = prepare.format(sets, run.profile)
-views.as_the_model_sees(ready, tokenizer)
+tables.training_text(ready, tokenizer)
 
 # %% [markdown]
 # ## Save

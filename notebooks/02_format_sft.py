@@ -23,7 +23,7 @@ overrides = []  # keys of the profile to change, each as KEY=VALUE
 # %%
 from aimo import hub, runs
 from aimo.data import prepare
-from aimo.report import views
+from aimo.report import plots, tables
 from aimo.training import models, trainers
 
 run = runs.begin("sft", profile, run_dir, overrides)
@@ -49,7 +49,7 @@ before = trainers.complete(model, tokenizer, examples, run.profile.inference.max
 
 # %%
 log = trainers.sft(model, tokenizer, rows, run.profile, run.folder, run.progress, test, probe)
-views.training(log)
+plots.training(log)
 
 # %% [markdown]
 # ## Before and after
@@ -57,7 +57,7 @@ views.training(log)
 
 # %%
 after = trainers.complete(model, tokenizer, examples, run.profile.inference.max_tokens)
-views.completions(examples, base=before, sft=after)
+tables.completions(examples, base=before, sft=after)
 
 # %% [markdown]
 # ## Save

@@ -25,7 +25,7 @@ overrides = []  # keys of the profile to change, each as KEY=VALUE
 from aimo import hub, runs
 from aimo.data import prepare
 from aimo.evaluation import metrics
-from aimo.report import views
+from aimo.report import plots, tables
 from aimo.training import models, trainers
 
 run = runs.begin("grpo", profile, run_dir, overrides)
@@ -41,7 +41,7 @@ start = run.dir / "sft/model"
 
 # %%
 rows, rates = metrics.within_pass_rate(start, rows, run)
-views.pass_rates(rates, run.profile.grpo.pass_rate)
+plots.pass_rates(rates, run.profile.grpo.pass_rate)
 
 # %% [markdown]
 # ## Load what format SFT left
@@ -56,20 +56,20 @@ before = trainers.complete(model, tokenizer, examples, run.profile.inference.max
 
 # %%
 log = trainers.grpo(model, tokenizer, rows, run.profile, run.folder, run.progress, probe)
-views.training(log)
+plots.training(log)
 
 # %% [markdown]
 # What the model wrote on the way, and what it got for it.
 
 # %%
-views.samples(runs.read_lines(run.folder / "samples.jsonl"))
+tables.samples(runs.read_lines(run.folder / "samples.jsonl"))
 
 # %% [markdown]
 # ## Before and after
 
 # %%
 after = trainers.complete(model, tokenizer, examples, run.profile.inference.max_tokens)
-views.completions(examples, sft=before, grpo=after)
+tables.completions(examples, sft=before, grpo=after)
 
 # %% [markdown]
 # ## Save

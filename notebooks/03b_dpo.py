@@ -21,7 +21,7 @@ overrides = []  # keys of the profile to change, each as KEY=VALUE
 # %%
 from aimo import hub, runs
 from aimo.data import prepare
-from aimo.report import views
+from aimo.report import plots, tables
 from aimo.training import models, preferences, trainers
 
 run = runs.begin("dpo", profile, run_dir, overrides)
@@ -36,7 +36,7 @@ start = run.dir / "grpo/model"
 
 # %%
 pairs = preferences.sample(start, rows, run)
-views.pairs(pairs)
+tables.pairs(pairs)
 
 # %% [markdown]
 # ## Load what GRPO left, and train
@@ -48,14 +48,14 @@ before = trainers.complete(model, tokenizer, examples, run.profile.inference.max
 
 # %%
 log = trainers.dpo(model, tokenizer, pairs, run.profile, run.folder, run.progress, probe)
-views.training(log)
+plots.training(log)
 
 # %% [markdown]
 # ## Before and after
 
 # %%
 after = trainers.complete(model, tokenizer, examples, run.profile.inference.max_tokens)
-views.completions(examples, grpo=before, dpo=after)
+tables.completions(examples, grpo=before, dpo=after)
 
 # %% [markdown]
 # ## Save

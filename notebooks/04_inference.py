@@ -25,7 +25,7 @@ from aimo import runs
 from aimo.data import prepare
 from aimo.evaluation import metrics
 from aimo.inference.engine import Engine
-from aimo.report import views
+from aimo.report import plots, tables
 
 run = runs.begin("inference", profile, run_dir, overrides)
 heldout = prepare.read(run.dir / "data", "heldout")
@@ -41,10 +41,10 @@ engine = Engine(
 # %%
 evaluations = metrics.compare(engine, run, heldout)
 metrics = {name: e.metrics() for name, e in evaluations.items()}
-views.headline(metrics)
+tables.evaluation(metrics)
 
 # %%
-views.accuracy(metrics, {name: e.majority() for name, e in evaluations.items()})
+plots.accuracy(metrics, {name: e.majority() for name, e in evaluations.items()})
 
 # %% [markdown]
 # ## The test file
@@ -54,23 +54,23 @@ views.accuracy(metrics, {name: e.majority() for name, e in evaluations.items()})
 solutions = metrics.answer(engine, run)
 
 # %%
-views.votes(solutions)
+plots.votes(solutions)
 
 # %%
-views.answers(solutions)
+tables.answers(solutions)
 
 # %% [markdown]
 # ## Where the time went
 # Each question's samples, stopped with the vote; then the closest votes in words.
 
 # %%
-views.timelines(solutions)
+plots.timelines(solutions)
 
 # %%
-views.effort(solutions)
+plots.cost(solutions)
 
 # %%
-views.reasons(solutions)
+tables.closest_votes(solutions)
 
 # %%
 engine.close()

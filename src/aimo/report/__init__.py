@@ -1,1 +1,1 @@
-"""What a person looks at."""
+"""Tables, plots and the report of a run, as HTML."""

@@ -1,89 +1,124 @@
-"""The report of a run: one self-contained HTML page to show to a colleague, made from what lies in the run's folder.
+"""The report of a run: one HTML page that needs no other file, made from what lies in the run's folder.
 
-Out of scope: comparing runs.
+What a run has not made is left out. Out of scope: comparing runs.
 """
 
 import html
 import json
+from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
 
+from IPython.display import HTML
+
 from aimo import machine
-from aimo.config import STAGES
-from aimo.report import views
+from aimo.report import plots, tables
 from aimo.runs import read_lines, read_metrics
+from aimo.stages import MODELS, STAGES, TRAINED
+
+STYLE = """<style>
+body { font: 15px/1.5 system-ui, sans-serif; color: #223; max-width: 62em; margin: 2em auto; padding: 0 1em }
+h1 { margin-bottom: 0 }
+h2 { margin: 1.6em 0 .2em }
+p { margin: .2em 0 .6em; color: #556 }
+pre { background: #f6f7f9; padding: 1em; overflow: auto; font-size: 12px }
+</style>"""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A table or plot of the page; one without a title belongs to the section before it."""
+
+    view: HTML
+    title: str = ""
+    lead: str = ""
+
+    def html(self) -> str:
+        """The section as HTML."""
+        title = f"<h2>{html.escape(self.title)}</h2>" if self.title else ""
+        lead = f"<p>{html.escape(self.lead)}</p>" if self.lead else ""
+        return title + lead + self.view.data
 
 
 def write(folder: Path) -> Path:
-    """Write `report.html` of a finished run and return its path."""
+    """Write `report.html` of a run's folder and return its path."""
     metrics = read_metrics(folder)
     stages = metrics["stages"]
-    inference = folder / "inference"
-    solutions = load(inference / "solutions.json")
-    samples = load(inference / "samples.json")
-    known = [s for s in solutions if s["gold"] is not None]
-    right = sum(s["answer"] == s["gold"] for s in known)
-    fallbacks = sum(not s["votes"] for s in solutions)
-    score = f"{right} of {len(known)} known answers right, " if known else ""
     sections = [
-        (
-            "Held-out problems",
-            "Share of well-formed completions, of right completions, and of right votes.",
-            views.headline(stages),
-        ),
-        ("", "", views.accuracy(stages, load(inference / "majority.json"))),
-        (
-            "GRPO",
-            "The reward is the only teacher here: no solution is shown.",
-            views.training(read_lines(folder / "grpo/log.jsonl")),
-        ),
-        ("Format SFT", "", views.training(read_lines(folder / "sft/log.jsonl"))),
-        (
-            "Before and after",
-            "One sample of each model for the same held-out problems.",
-            views.completions(samples["rows"], **samples["texts"]),
-        ),
-        (
-            "The test file",
-            f"{len(solutions)} questions: {score}{fallbacks} answered with the fallback.",
-            views.votes(solutions),
-        ),
-        ("", "", views.answers(solutions)),
-        ("", "The samples of each question, with their answers.", views.timelines(solutions)),
-        ("", "", views.effort(solutions)),
-        ("", "The closest votes: what the leader and the runner-up say.", views.reasons(solutions)),
-        (
-            "Time",
-            "",
-            views.table([{"stage": s, "seconds": stages[s]["seconds"]} for s in STAGES if s in stages]),
-        ),
-        (
-            "Versions",
-            "",
-            views.table(
-                [{"package": name, "version": version} for name, version in machine.versions().items()]
-            ),
-        ),
+        *evaluation(folder, stages),
+        *training(folder),
+        *inference(folder, stages),
+        *record(folder, stages),
     ]
-    body = "".join(
-        f"{f'<h2>{title}</h2>' if title else ''}{f'<p>{lead}</p>' if lead else ''}{view.data}"
-        for title, lead, view in sections
-    )
-    settings = html.escape((folder / "profile.yaml").read_text())
+    title = html.escape(f"aimo: {metrics['profile']}")
     page = (
-        "<!doctype html><html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
-        f"<title>aimo: {html.escape(metrics['profile'])}</title><style>body{{font:15px/1.5 system-ui,sans-serif;color:#223;"
-        "max-width:62em;margin:2em auto;padding:0 1em}h1{margin-bottom:0}h2{margin:1.6em 0 .2em}p{margin:.2em 0 .6em;color:#556}"
-        "pre{background:#f6f7f9;padding:1em;overflow:auto;font-size:12px}</style>"
-        f"<h1>aimo: {html.escape(metrics['profile'])}</h1><p>{date.today()}, seed {metrics['seed']}, {machine.device()}</p>"
-        f"{body}<h2>Settings</h2><pre>{settings}</pre></html>"
+        "<!doctype html><html lang='en'><meta charset='utf-8'>"
+        "<meta name='viewport' content='width=device-width'>"
+        f"<title>{title}</title>{STYLE}<h1>{title}</h1>"
+        f"<p>{date.today()}, seed {metrics['seed']}, {html.escape(machine.device())}</p>"
+        f"{''.join(section.html() for section in sections)}</html>"
     )
     path = folder / "report.html"
     path.write_text(page)
     return path
 
 
-def load(path: Path) -> Any:
-    """What a stage left as JSON."""
-    return json.loads(path.read_text())
+def evaluation(folder: Path, stages: dict[str, Any]) -> Iterator[Section]:
+    """The held-out figures of each model, and completions of each for the same problems."""
+    models = {name: stages[name] for name in MODELS if "pass@1" in stages.get(name, {})}
+    if not models:
+        return
+    columns = [key for key in next(iter(models.values())) if key != "seconds"] + ["seconds"]
+    figures = {name: {key: found.get(key, "") for key in columns} for name, found in models.items()}
+    lead = "format: well-formed completions; pass@1: right completions; maj@k: right votes of k completions."
+    yield Section(tables.evaluation(figures), "Held-out problems", lead)
+    if majority := read_json(folder / "inference/majority.json"):
+        yield Section(plots.accuracy(models, majority))
+    if samples := read_json(folder / "inference/samples.json"):
+        view = tables.completions(samples["rows"], **samples["texts"])
+        yield Section(view, "Completions", "One completion of each model for the same held-out problems.")
+
+
+def training(folder: Path) -> Iterator[Section]:
+    """The log of each stage that trains, the last stage first."""
+    for name in reversed(TRAINED):
+        if log := read_lines(folder / name / "log.jsonl"):
+            yield Section(plots.training(log), f"Training: {name}")
+
+
+def inference(folder: Path, stages: dict[str, Any]) -> Iterator[Section]:
+    """The answers to the test file, their votes, and the settings that they were sampled with."""
+    solutions = read_json(folder / "inference/solutions.json")
+    if not solutions:
+        return
+    score = stages["inference"]
+    known = f"{score['correct']} of {score['known']} known answers right, " if score["known"] else ""
+    lead = f"{score['questions']} questions: {known}{score['fallbacks']} answered with the fallback."
+    yield Section(plots.votes(solutions), "The test file", lead)
+    yield Section(tables.answers(solutions))
+    yield Section(plots.timelines(solutions), lead="The samples of each question, with their answers.")
+    yield Section(plots.cost(solutions))
+    yield Section(tables.closest_votes(solutions), lead="Completions of the closest votes.")
+    if settings := read_json(folder / "inference/settings.json"):
+        yield Section(text(json.dumps(settings, indent=2, ensure_ascii=False)), "Inference settings")
+
+
+def record(folder: Path, stages: dict[str, Any]) -> Iterator[Section]:
+    """The seconds of each stage, the versions of the packages, and the profile."""
+    seconds = [{"stage": name, "seconds": stages[name]["seconds"]} for name in STAGES if name in stages]
+    yield Section(tables.table(seconds), "Time")
+    versions = [{"package": name, "version": version} for name, version in machine.versions().items()]
+    yield Section(tables.table(versions), "Versions")
+    yield Section(text((folder / "profile.yaml").read_text()), "Settings")
+
+
+def text(content: str) -> HTML:
+    """A text as it is."""
+    return HTML(f"<pre>{html.escape(content)}</pre>")
+
+
+def read_json(path: Path) -> Any:
+    """The value of a JSON file, or None where there is no file."""
+    return json.loads(path.read_text()) if path.exists() else None

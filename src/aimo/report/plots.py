@@ -1,0 +1,271 @@
+"""Plots for the notebooks and the report: each function returns HTML that holds the image itself.
+
+Out of scope: interactive plots, which need scripts; tables, which are in `tables`.
+"""
+
+import base64
+import io
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from IPython.display import HTML
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from aimo.report.tables import note
+from aimo.stages import TRAINED
+
+RIGHT, WRONG, OTHER, GREY = "#3a923a", "#c44e52", "#d5d9de", "#8a94a0"
+CURVES = ("#e1812c", "#3b76b0", "#3a923a", "#8a94a0", "#c44e52", "#8172b3")
+
+
+def panels(count: int, columns: int, width: float, height: float) -> tuple[Figure, list[Any]]:
+    """A figure with `count` panels, each of that size in inches, and the axes of the panels."""
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for ax in grid:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(axis="y", color="#eceff3")
+        ax.set_axisbelow(True)
+    for ax in grid[count:]:
+        ax.axis("off")
+    return figure, grid[:count]
+
+
+def image(figure: Figure) -> HTML:
+    """A figure as a PNG inside the page."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130, bbox_inches="tight")
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return HTML(f"<img style='max-width:100%' src='data:image/png;base64,{data}'>")
+
+
+# Training
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One panel of a stage's training plot; keys that the log does not have are left out."""
+
+    title: str
+    keys: Sequence[str]
+    limits: tuple[float, float | None] | None = None
+    """The range of the vertical axis. None: from the least value, or 0 if that is less, to the greatest."""
+
+
+SHARE = (0, 1.05)
+PANELS = (
+    Panel("mean reward (shaded: spread within groups)", ["reward"]),
+    Panel("loss", ["loss", "eval_loss"]),
+    Panel("DPO: share of pairs in the right order", ["rewards/accuracies"], SHARE),
+    Panel("DPO: reward of chosen and rejected", ["rewards/chosen", "rewards/rejected"]),
+    Panel("mean tokens of a completion", ["completions/mean_length", "probe/length"]),
+    Panel("probe: share of fixed problems", ["probe/accuracy", "probe/format"], SHARE),
+    Panel("share of groups with equal rewards", ["frac_reward_zero_std"], SHARE),
+    Panel("share of completions cut off", ["completions/clipped_ratio"], SHARE),
+    Panel("entropy", ["entropy"]),
+    Panel("gradient norm", ["grad_norm"]),
+    Panel("learning rate", ["learning_rate"]),
+    Panel("tokens per second", ["tokens_per_second"]),
+    Panel("GPU memory, GiB", ["gpu_memory_gib"]),
+)
+
+
+def training(log: list[dict[str, Any]]) -> HTML:
+    """A stage's log by step, a panel for each figure: faint as logged, bold as moving average."""
+    logged = {key for record in log for key in record}
+    rewards = sorted(key for key in logged if key.startswith("rewards/") and key.endswith("/mean"))
+    wanted = [PANELS[0], Panel("each reward", rewards if len(rewards) > 1 else []), *PANELS[1:]]
+    shown = [panel for panel in wanted if logged & set(panel.keys)]
+    figure, grid = panels(len(shown), columns=3, width=3.7, height=2.3)
+    for ax, panel in zip(grid, shown, strict=True):
+        keys = [key for key in panel.keys if key in logged]
+        for key, colour in zip(keys, CURVES, strict=False):
+            curve(ax, [record for record in log if key in record], key, colour)
+        if len(keys) > 1:
+            ax.legend(frameon=False, fontsize=7)
+        ax.set_title(panel.title, fontsize=9)
+        ax.tick_params(labelsize=8)
+        ax.set_ylim(*panel.limits or (min(0, ax.get_ylim()[0]), None))
+    return image(figure)
+
+
+def curve(ax: Any, log: list[dict[str, Any]], key: str, colour: str) -> None:
+    """One figure of a log by step; probes and evaluations, which are rare, have points and no average."""
+    steps = [record["step"] for record in log]
+    values = [record[key] for record in log]
+    if key.startswith(("probe/", "eval_")):
+        ax.plot(steps, values, "o-", color=colour, ms=3, lw=1.2, label=key.split("/")[-1])
+        return
+    label = key.removeprefix("rewards/").removesuffix("/mean")
+    ax.plot(steps, values, color=colour, lw=0.7, alpha=0.4)
+    ax.plot(steps, moving_average(values), color=colour, lw=1.8, label=label)
+    if key == "reward":
+        low, high = ([r["reward"] + sign * r["reward_std"] / 2 for r in log] for sign in (-1, 1))
+        ax.fill_between(steps, low, high, color=colour, alpha=0.12, lw=0)
+
+
+def moving_average(values: list[float], weight: float = 0.85) -> list[float]:
+    """An exponential moving average, corrected for its start at zero."""
+    averages, total, norm = [], 0.0, 0.0
+    for value in values:
+        total = weight * total + (1 - weight) * value
+        norm = weight * norm + 1 - weight
+        averages.append(total / norm)
+    return averages
+
+
+def pass_rates(rates: list[float], bounds: tuple[float, float] | None) -> HTML:
+    """How many problems have which pass rate; those within `bounds` are trained on."""
+    if bounds is None:
+        return note("The profile has no grpo.pass_rate: all problems are trained on.")
+    figure, (ax,) = panels(1, columns=1, width=9, height=2.4)
+    found = Counter(rates)
+    colours = [RIGHT if bounds[0] <= rate <= bounds[1] else OTHER for rate in found]
+    ax.bar(list(found), list(found.values()), width=0.8 / max(2, len(found)), color=colours)
+    ax.set(xlabel="share of samples that were right (green: kept)", ylabel="problems", xlim=(-0.1, 1.1))
+    return image(figure)
+
+
+# Evaluation
+
+
+def accuracy(models: dict[str, dict[str, Any]], majority: dict[str, dict[Any, float]]) -> HTML:
+    """pass@1 and maj@k of each model, and the accuracy of the vote by its number of samples.
+
+    `models` maps a model's name to its figures, `majority` to its accuracy by number of samples.
+    """
+    figure, (left, right) = panels(2, columns=2, width=4.5, height=3.2)
+    accuracy_bars(left, models)
+    for name, by_samples in majority.items():
+        ks = [int(k) for k in by_samples]
+        right.plot(ks, list(by_samples.values()), "o-", color=colour_of(name), label=name, ms=4)
+        right.set_xscale("log", base=2)
+        right.set(xticks=ks, xticklabels=ks)
+    right.set(xlabel="samples in the vote", ylim=(0, 1.02), title="accuracy of the majority vote")
+    right.legend(frameon=False)
+    for ax in (left, right):
+        ax.yaxis.set_major_formatter(PercentFormatter(1.0))
+    return image(figure)
+
+
+def accuracy_bars(ax: Any, models: dict[str, dict[str, Any]]) -> None:
+    """Two bars for each model: pass@1 (pale) and maj@k."""
+    for i, (name, figures) in enumerate(models.items()):
+        vote = next(key for key in figures if key.startswith("maj@"))
+        for key, offset, alpha in (("pass@1", -0.19, 0.55), (vote, 0.19, 1)):
+            bar = ax.bar(i + offset, figures[key], 0.36, color=colour_of(name), alpha=alpha)
+            ax.bar_label(bar, [f"{key}\n{figures[key]:.2f}"], fontsize=8, padding=2)
+    ax.set(xticks=range(len(models)), xticklabels=list(models), ylim=(0, 1.15), title="accuracy by model")
+
+
+def colour_of(model: str) -> str:
+    """The colour of a trained stage's model; grey for the base."""
+    return TRAINED[model].colour if model in TRAINED else GREY
+
+
+# Inference
+
+
+def votes(solutions: list[dict[str, Any]]) -> HTML:
+    """Each question's vote as one bar, a part for each answer, the largest first.
+
+    Green is right, red is wrong, grey is unknown or outvoted.
+    """
+    figure, (ax,) = panels(1, columns=1, width=9, height=0.6 + 0.42 * len(solutions))
+    ax.grid(False)
+    for i, solution in enumerate(solutions):
+        vote_bar(ax, i, solution)
+    ids = [solution["id"] for solution in solutions]
+    ax.set(yticks=range(len(ids)), yticklabels=ids, xlabel="votes (a decided vote stops early)")
+    ax.set_ylim(len(solutions) - 0.5, -0.5)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return image(figure)
+
+
+def vote_bar(ax: Any, row: int, solution: dict[str, Any]) -> None:
+    """One bar of `votes`."""
+    gold, start = solution["gold"], 0
+    largest_first = sorted(solution["votes"].items(), key=lambda item: (-item[1], int(item[0])))
+    for rank, (answer, count) in enumerate(largest_first):
+        colour = OTHER
+        if gold is not None and str(gold) == answer:
+            colour = RIGHT
+        elif gold is not None and rank == 0:
+            colour = WRONG
+        ax.barh(row, count, left=start, color=colour, edgecolor="white")
+        if count > 1 or rank == 0:
+            text = "#334" if colour == OTHER else "white"
+            ax.text(start + count / 2, row, answer, ha="center", va="center", fontsize=8, color=text)
+        start += count
+    if not solution["votes"]:
+        ax.text(0.1, row, solution["note"] or "no votes", va="center", fontsize=8, color="#667")
+
+
+def timelines(solutions: list[dict[str, Any]], limit: int = 12) -> HTML:
+    """The samples of the first `limit` questions as bars from begin to end, in seconds.
+
+    Green bars gave the answer that won, grey bars another, bars with a dot none. Pale bars were stopped when
+    the vote ended, at the dashed line.
+    """
+    shown = [solution for solution in solutions if solution["samples"]][:limit]
+    if not shown:
+        return note("No question was sampled.")
+    figure, grid = panels(len(shown), columns=3, width=3.7, height=2.2)
+    for ax, solution in zip(grid, shown, strict=True):
+        ax.grid(False)
+        for i, sample in enumerate(sorted(solution["samples"], key=lambda sample: sample["index"])):
+            sample_bar(ax, i, sample, solution["answer"])
+        end = max(sample["end_s"] for sample in solution["samples"])
+        ax.axvline(end, color="#667", ls="--", lw=0.8)
+        ax.set_title(f"{solution['id']}: {solution['answer']}, {solution['stop']}", fontsize=9)
+        ax.set(yticks=[], xlim=(0, 1.15 * end))
+        ax.set_xlabel("seconds", fontsize=8)
+        ax.invert_yaxis()
+        ax.tick_params(labelsize=8)
+    return image(figure)
+
+
+def sample_bar(ax: Any, row: int, sample: dict[str, Any], winner: int) -> None:
+    """One bar of `timelines`, labelled with the sample's answer."""
+    answer, begin, end = sample["answer"], sample["begin_s"], sample["end_s"]
+    stopped = sample["end"] == "stopped"
+    colour, label = "#aab2bc", str(answer)
+    if answer is None:
+        colour, label = OTHER, "" if stopped else "•"
+    elif answer == winner:
+        colour = RIGHT
+    ax.barh(row, end - begin, left=begin, color=colour, alpha=0.35 if stopped else 1)
+    ax.text(end, row, f" {label}", va="center", fontsize=6, color="#334")
+
+
+def cost(solutions: list[dict[str, Any]]) -> HTML:
+    """Seconds and tokens of each question by its difficulty: the share of votes against its answer."""
+    figure, grid = panels(2, columns=2, width=4.5, height=2.8)
+    known = [s for s in solutions if s["gold"] is not None]
+    kinds = {
+        "right": (RIGHT, [s for s in known if s["gold"] == s["answer"]]),
+        "wrong": (WRONG, [s for s in known if s["gold"] != s["answer"]]),
+        "unknown": (GREY, [s for s in solutions if s["gold"] is None]),
+    }
+    for label, (colour, chosen) in kinds.items():
+        if chosen:
+            against = [share_against(s) for s in chosen]
+            spent = [s["seconds"] for s in chosen], [sum(x["tokens"] for x in s["samples"]) for s in chosen]
+            for ax, values in zip(grid, spent, strict=True):
+                ax.plot(against, values, "o", color=colour, ms=5, alpha=0.7, label=label)
+    for ax, title in zip(grid, ("seconds by difficulty", "tokens by difficulty"), strict=True):
+        top = 1.05 * ax.get_ylim()[1]
+        ax.set(xlabel="share of votes against the answer", title=title, xlim=(-0.05, 1.05), ylim=(0, top))
+    grid[0].legend(frameon=False, fontsize=8)
+    return image(figure)
+
+
+def share_against(solution: dict[str, Any]) -> float:
+    """The share of a question's votes that are against its answer."""
+    total = sum(solution["votes"].values())
+    return 1 - solution["votes"].get(str(solution["answer"]), 0) / max(1, total)

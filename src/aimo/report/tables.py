@@ -1,0 +1,184 @@
+"""Tables for the notebooks and the report: each function returns HTML that needs no script and no other file.
+
+Out of scope: plots, which are in `plots`.
+"""
+
+import html
+import textwrap
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from IPython.display import HTML
+
+from aimo.stages import MODELS
+
+STYLE = """<style>
+table.aimo { border-collapse: collapse; font: 13px/1.45 system-ui, sans-serif; margin: 4px 0 14px }
+table.aimo th, table.aimo td { text-align: left !important; vertical-align: top }
+table.aimo th { color: #667; font-weight: 600; border-bottom: 2px solid #dde; padding: 4px 14px 4px 0 }
+table.aimo td { border-bottom: 1px solid #eef; padding: 5px 14px 5px 0 }
+table.aimo td.text { font-family: ui-monospace, monospace; font-size: 12px; white-space: pre-wrap;
+                     max-width: 34em; overflow-wrap: anywhere }
+table.aimo td.number { text-align: right !important; font-variant-numeric: tabular-nums }
+</style>"""
+
+
+def table(rows: Sequence[dict[str, Any]]) -> HTML:
+    """Rows as a table with one column for each key; numbers are aligned to the right."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    lines = ["".join(f"<th>{html.escape(column)}</th>" for column in columns)]
+    lines += ["".join(cell(row.get(column, "")) for column in columns) for row in rows]
+    return HTML(f"{STYLE}<table class='aimo'>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>")
+
+
+def cell(value: Any) -> str:
+    """One table cell; texts of more than 1,200 characters are shortened."""
+    if isinstance(value, float):
+        return f"<td class='number'>{value:.3g}</td>"
+    if isinstance(value, int):
+        return f"<td class='number'>{value:,}</td>"
+    text = str(value)
+    if len(text) > 1200:
+        text = textwrap.shorten(text, 1200)
+    kind = " class='text'" if len(text) > 30 or "\n" in text else ""
+    return f"<td{kind}>{html.escape(text)}</td>"
+
+
+def note(text: str) -> HTML:
+    """A sentence in place of a table or plot that has nothing to show."""
+    return HTML(f"{STYLE}<p>{html.escape(text)}</p>")
+
+
+# Data
+
+
+def counts(sets: Any) -> HTML:
+    """How many rows of each set of `data.prepare.Sets` were read, dropped for which reason, and are left."""
+    rows: list[dict[str, Any]] = []
+    for name, dropped in sets.dropped.items():
+        left = sets.read[name]
+        rows.append({"set": name, "step": "read", "dropped": "", "left": left})
+        for reason, n in dropped.items():
+            left -= n
+            rows.append({"set": "", "step": f"dropped: {reason}", "dropped": n, "left": left})
+    return table(rows)
+
+
+def contaminated(sets: Any, limit: int = 8) -> HTML:
+    """How many training rows were dropped for sharing words with an evaluation set, and the first `limit`."""
+    if not sets.contaminated:
+        return note("No training row shares words with an evaluation set.")
+    found = Counter((row["set"], row["benchmark"]) for row in sets.contaminated)
+    summary = table(
+        [{"set": name, "evaluation set": benchmark, "dropped": n} for (name, benchmark), n in found.items()]
+    )
+    return HTML(summary.data + table(sets.contaminated[:limit]).data)
+
+
+def training_text(ready: dict[str, Any], tokenizer: Any) -> HTML:
+    """Rows as the model sees them, prompt and target: a short and a long SFT example, and two GRPO problems.
+
+    `ready` maps a set's name to its formatted rows, a polars frame; sets that the profile lacks are left out.
+    """
+    examples = []
+    if "sft" in ready:
+        by_length = sorted(
+            ready["sft"].head(20).to_dicts(), key=lambda row: len(row["completion"][0]["content"])
+        )
+        examples += [("sft", by_length[0]), ("sft", by_length[-1])]
+    if "grpo" in ready:
+        examples += [("grpo", row) for row in ready["grpo"].head(2).to_dicts()]
+    return table([training_row(name, row, tokenizer) for name, row in examples])
+
+
+def training_row(name: str, row: dict[str, Any], tokenizer: Any) -> dict[str, str]:
+    """One row of `training_text`."""
+    prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=False)
+    target = f"any completion with the answer {row['answer']}"
+    if "completion" in row:
+        text = tokenizer.apply_chat_template(row["prompt"] + row["completion"], tokenize=False)
+        target = text[len(prompt) :]
+    return {"set": name, "prompt": prompt, "target": target}
+
+
+# Training
+
+
+def pairs(rows: list[dict[str, Any]]) -> HTML:
+    """The number of DPO pairs of each kind, and the first pair of each."""
+    found = Counter(row["kind"] for row in rows)
+    first = {row["kind"]: row for row in reversed(rows)}
+    text = {
+        kind: {side: row[side][-1]["content"] for side in ("prompt", "chosen", "rejected")}
+        for kind, row in first.items()
+    }
+    return table([{"rejected for being": kind, "pairs": n} | text[kind] for kind, n in found.items()])
+
+
+def samples(lines: list[dict[str, Any]], limit: int = 12) -> HTML:
+    """At most `limit` sample completions of GRPO with their rewards, spread evenly over the steps."""
+    if len(lines) > limit:
+        lines = [lines[i * len(lines) // limit] for i in range(limit)]
+    return table(lines)
+
+
+def completions(rows: list[dict[str, Any]], **columns: list[str]) -> HTML:
+    """The same problems answered by several models, one column each, beside the gold answer."""
+    return table(
+        [
+            {"problem": row["prompt"][-1]["content"], "gold": str(row["answer"])}
+            | {name: texts[i] for name, texts in columns.items()}
+            for i, row in enumerate(rows)
+        ]
+    )
+
+
+# Evaluation and inference
+
+
+def evaluation(models: dict[str, dict[str, Any]]) -> HTML:
+    """The held-out figures of each model: `models` maps its name to its figures."""
+    return table([{"model": MODELS[name]} | figures for name, figures in models.items()])
+
+
+def answers(solutions: list[dict[str, Any]]) -> HTML:
+    """Each question with its answer, the gold answer where it is known, and how its vote went."""
+    return table([answer_row(solution) for solution in solutions])
+
+
+def answer_row(solution: dict[str, Any]) -> dict[str, Any]:
+    """One row of `answers`."""
+    samples = solution["samples"]
+    stopped = sum(sample["end"] == "stopped" for sample in samples)
+    votes = solution["votes"].get(str(solution["answer"]), 0)
+    return {
+        "id": solution["id"],
+        "problem": textwrap.shorten(solution["problem"], 160),
+        "answer": str(solution["answer"]),
+        "gold": "" if solution["gold"] is None else str(solution["gold"]),
+        "votes": f"{votes} of {len(samples) - stopped}",
+        "share of weight": f"{solution['tally'][0]['share']:.0%}" if solution["tally"] else "",
+        "stop": solution["stop"],
+        "stopped early": stopped,
+        "tokens": sum(sample["tokens"] for sample in samples),
+        "seconds": solution["seconds"],
+        "note": solution["note"],
+    }
+
+
+def closest_votes(solutions: list[dict[str, Any]], limit: int = 6) -> HTML:
+    """A completion of the leader and one of the runner-up, for the `limit` closest votes."""
+
+    def margin(solution: dict[str, Any]) -> int:
+        counts = [*solution["votes"].values(), 0]
+        return counts[0] - counts[1]
+
+    closest = sorted((s for s in solutions if s["texts"]), key=margin)[:limit]
+    return table(
+        [
+            {"id": s["id"], "answer": answer, "votes": s["votes"][answer], "one of its completions": text}
+            for s in closest
+            for answer, text in s["texts"].items()
+        ]
+    )
