@@ -11,8 +11,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from aimo.config import ROOT, STAGES
+from aimo.config import ROOT
 from aimo.errors import AimoError, StageError
+from aimo.stages import STAGES
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 kernel = typer.Typer(no_args_is_help=True, help="Kaggle kernels.")

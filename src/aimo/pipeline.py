@@ -9,19 +9,20 @@ import shutil
 from pathlib import Path
 
 from aimo import config
-from aimo.config import ROOT, STAGES, Profile, Stage
+from aimo.config import ROOT, Profile
 from aimo.errors import AimoError, StageError
 from aimo.inference import gateway
 from aimo.inference.engine import check_options, stderr_to
 from aimo.progress import Display
 from aimo.report import page
-from aimo.runs import NOTEBOOKS, open_folder, read_metrics, write_json
+from aimo.runs import is_finished, open_folder, read_metrics, run_folder, write_json
+from aimo.stages import STAGES
 
 
 def run(
     profile: str,
     run_dir: str | None = None,
-    from_stage: Stage | None = None,
+    from_stage: str | None = None,
     overrides: list[str] | None = None,
     test: str | None = None,
 ) -> Path:
@@ -34,14 +35,14 @@ def run(
         gateway.read_questions(config.resolve(resolved.inference.test))
     if resolved.inference.vllm:
         check_options(resolved.inference.vllm)
-    folder = open_folder(run_dir, resolved, redo=from_stage)
+    folder = run_folder(run_dir, resolved)
+    open_folder(folder, resolved, redo=from_stage)
     check_room(folder, resolved)
     if from_stage:
         forget(folder, from_stage)
     with Display(folder, resolved) as display:
         for stage in resolved.stages:
-            seconds = read_metrics(folder)["stages"].get(stage, {}).get("seconds")
-            if seconds is None:
+            if not is_finished(folder, stage):
                 display.start(stage)
                 execute(stage, folder)
                 seconds = read_metrics(folder)["stages"][stage]["seconds"]
@@ -56,7 +57,7 @@ def run(
     return folder
 
 
-def execute(stage: Stage, folder: Path) -> None:
+def execute(stage: str, folder: Path) -> None:
     """Run one stage's notebook in a fresh kernel; AimoError carries on what went wrong inside it."""
     import papermill
     from nbclient.exceptions import DeadKernelError
@@ -64,7 +65,7 @@ def execute(stage: Stage, folder: Path) -> None:
     logging.getLogger("papermill").setLevel(
         logging.ERROR
     )  # it cannot parse a list as a parameter, and needs not
-    executed = folder / "notebooks" / f"{NOTEBOOKS[stage]}.ipynb"
+    executed = folder / "notebooks" / f"{STAGES[stage].notebook}.ipynb"
     try:
         with stderr_to(executed.with_suffix(".log")):
             papermill.execute_notebook(
@@ -121,10 +122,10 @@ def check_room(folder: Path, profile: Profile) -> None:
         )
 
 
-def forget(folder: Path, from_stage: Stage) -> None:
+def forget(folder: Path, from_stage: str) -> None:
     """Remove what the stages from `from_stage` on have made."""
     recorded = read_metrics(folder)
-    for stage in STAGES[STAGES.index(from_stage) :]:
+    for stage in list(STAGES)[list(STAGES).index(from_stage) :]:
         shutil.rmtree(folder / stage, ignore_errors=True)
         recorded["stages"].pop(stage, None)
     for name in ("submission.parquet", "report.html"):

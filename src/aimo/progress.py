@@ -5,7 +5,7 @@ import threading
 import time
 from pathlib import Path
 
-from aimo.config import Profile, Stage
+from aimo.config import Profile
 
 
 class Display:
@@ -30,7 +30,7 @@ class Display:
             stage: self.bars.add_task(stage, total=None, start=False, note="") for stage in profile.stages
         }
         self.stopped = threading.Event()
-        self.stage: Stage | None = None
+        self.stage: str | None = None
         self.started = time.time()
 
     def __enter__(self) -> "Display":
@@ -42,7 +42,7 @@ class Display:
         self.stopped.set()
         self.bars.stop()
 
-    def start(self, stage: Stage) -> None:
+    def start(self, stage: str) -> None:
         """Show that a stage has begun."""
         self.file.unlink(missing_ok=True)
         self.stage, self.started = stage, time.time()
@@ -50,7 +50,7 @@ class Display:
         self.bars.update(self.tasks[stage], note="starting")
         self.say(f"{stage}: started")
 
-    def finish(self, stage: Stage, note: str) -> None:
+    def finish(self, stage: str, note: str) -> None:
         """Show that a stage is finished."""
         self.stage = None
         self.bars.start_task(self.tasks[stage])
@@ -65,7 +65,7 @@ class Display:
 
     def watch(self) -> None:
         """Read what the notebook reports, until the run ends."""
-        first: tuple[Stage, int, float] | None = None
+        first: tuple[str, int, float] | None = None
         said = time.time()
         while not self.stopped.wait(0.5):
             try:

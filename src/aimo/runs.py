@@ -2,41 +2,32 @@
 
     RUN/profile.yaml          the resolved profile
     RUN/notebooks/            executed notebooks and their HTML
-    RUN/data|sft|grpo|dpo|inference/  what each stage makes: rows, checkpoints and model, evaluation and answers
-    RUN/metrics.json, report.html, submission.parquet
+    RUN/STAGE/                what each stage makes: rows, checkpoints and model, evaluation and answers
+    RUN/metrics.json          the record of each finished stage
+    RUN/report.html, RUN/submission.parquet
 
-A stage is finished when metrics.json holds its seconds; `finish`, the last call of each notebook, writes them. Out of scope:
-two runs in one folder at a time.
+A stage is finished when metrics.json holds its seconds. `Run.finish`, the last call of each notebook, writes them.
 """
 
+import fcntl
 import json
 import logging
 import os
 import re
+import sys
 import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from aimo import config
-from aimo.config import ROOT, STAGES, Profile, Stage
+from aimo import config, hub
+from aimo.config import ROOT, Profile
 from aimo.errors import AimoError
+from aimo.stages import MODELS, STAGES
 
-NOTEBOOKS: dict[Stage, str] = {
-    "data": "01_data_prep",
-    "sft": "02_format_sft",
-    "grpo": "03_grpo",
-    "dpo": "03b_dpo",
-    "inference": "04_inference",
-}
-PRODUCTS: dict[Stage, str] = {
-    "data": "data/sft.parquet",
-    "sft": "sft/model",
-    "grpo": "grpo/model",
-    "dpo": "dpo/model",
-    "inference": "submission.parquet",
-}
+LOCKED = "AIMO_LOCKED"
+"""The environment variable with the run's folder that this process, or the one that started it, has locked."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +36,7 @@ class Run:
 
     profile: Profile
     dir: Path
-    stage: Stage
+    stage: str
     started: float
 
     @property
@@ -55,88 +46,169 @@ class Run:
         folder.mkdir(exist_ok=True)
         return folder
 
+    def start_model(self) -> Path:
+        """The model folder that this stage starts from: the last one trained before it, or else the base.
+
+        Downloads the base when it is a hub id.
+        """
+        trained = self.profile.trained_before(self.stage)
+        return self.model_of(trained or "base")
+
+    def model_of(self, name: str) -> Path:
+        """The model folder of a trained stage, or of `base`."""
+        if name == "base":
+            return hub.local_folder(self.profile.model.base)
+        return self.dir / STAGES[name].product
+
+    def models(self) -> dict[str, Path]:
+        """The folders of the base and of each model that the profile's stages train."""
+        return {name: self.model_of(name) for name in ("base", *self.profile.trained)}
+
     def progress(self, step: int, total: int) -> None:
         """Tell the pipeline how far this stage is."""
         write_json(self.dir / "progress.json", {"stage": self.stage, "step": step, "total": total})
 
     def data_hash(self) -> dict[str, str]:
         """The hash of the data that this run trains on, from its card."""
-        found = re.search(r"`([0-9a-f]{64})`", (self.dir / "data/README.md").read_text())
+        found = re.search(r"`([0-9a-f]{64})`", (self.dir / STAGES["data"].product).read_text())
         return {"data_sha256": found[1]} if found else {}
 
-    def finish(self, **metrics: Any) -> None:
-        """Record the stage as finished, with its seconds and figures; other stages' figures by their name."""
-        stages: dict[str, Any] = {self.stage: {}} | {k: v for k, v in metrics.items() if isinstance(v, dict)}
-        stages[self.stage] |= {k: v for k, v in metrics.items() if not isinstance(v, dict)}
-        stages[self.stage]["seconds"] = round(time.time() - self.started, 1)
+    def finish(self, **record: Any) -> None:
+        """Record the stage as finished, with its seconds and figures, in place of what an earlier time recorded."""
         recorded = read_metrics(self.dir)
-        for name, figures in stages.items():
-            recorded["stages"].setdefault(name, {}).update(figures)
-        write_json(
-            self.dir / "metrics.json", {"profile": self.profile.profile, "seed": self.profile.seed} | recorded
-        )
+        recorded["stages"][self.stage] = record | {"seconds": round(time.time() - self.started, 1)}
+        names = {"profile": self.profile.profile, "seed": self.profile.seed}
+        write_json(self.dir / "metrics.json", names | recorded)
+        unlock(self.dir)
 
 
-def begin(stage: Stage, profile: str, run_dir: str | None = None, overrides: list[str] | None = None) -> Run:
-    """The first call of a notebook: quiet the libraries, read the profile, open the run folder, check the stages before.
+def begin(stage: str, profile: str, run_dir: str | None = None, overrides: list[str] | None = None) -> Run:
+    """The first call of a notebook: silence the libraries, read the profile, open the run folder, check the stages before.
 
-    `run_dir` is runs/PROFILE when not given.
+    `run_dir` is runs/PROFILE when not given. AimoError when another process works in the folder, when the profile is not the
+    folder's, or when an earlier stage has not been done.
     """
     quiet()
     started = time.time()
     resolved = config.load(profile, overrides)
     if resolved.training.cache_dir:
         os.environ["HF_HOME"] = resolved.training.cache_dir
-    folder = open_folder(run_dir, resolved)
     if stage not in resolved.stages:
-        raise AimoError(f"profile {profile} has no {stage} section; add one, or leave this notebook out")
-    for earlier in resolved.stages[: resolved.stages.index(stage)]:
-        if not (folder / PRODUCTS[earlier]).exists():
-            raise AimoError(
-                f"stage {stage} needs {folder / PRODUCTS[earlier]}, which stage {earlier} makes: run notebooks/{NOTEBOOKS[earlier]}.ipynb "
-                f"first, or everything with `aimo run --profile {profile} --run-dir {folder}`"
-            )
+        raise AimoError(f"profile {profile} has no {stage} section; add one, or leave this stage out")
+    folder = run_folder(run_dir, resolved)
+    try:
+        open_folder(folder, resolved)
+        for earlier in resolved.stages[: resolved.stages.index(stage)]:
+            product = folder / STAGES[earlier].product
+            if not product.exists():
+                raise AimoError(
+                    f"stage {stage} needs {product}, which stage {earlier} makes: run "
+                    f"notebooks/{STAGES[earlier].notebook}.ipynb first, or everything with "
+                    f"`aimo run --profile {profile} --run-dir {folder}`"
+                )
+    except AimoError:
+        unlock(folder)  # a notebook's kernel lives on after an error
+        raise
     return Run(resolved, folder, stage, started)
 
 
-def open_folder(run_dir: str | Path | None, profile: Profile, redo: Stage | None = None) -> Path:
-    """Create the run's folder, or check that its profile is this one; keys of stages from `redo` on may differ."""
-    folder = Path(run_dir) if run_dir else ROOT / "runs" / profile.profile
+def run_folder(run_dir: str | Path | None, profile: Profile) -> Path:
+    """A run's folder as an absolute path; runs/PROFILE when `run_dir` is not given."""
+    return Path(run_dir).absolute() if run_dir else ROOT / "runs" / profile.profile
+
+
+def open_folder(folder: Path, profile: Profile, redo: str | None = None) -> None:
+    """Create the run's folder and lock it, or check that its profile is this one; keys of stages from `redo` on may differ."""
     saved = folder / "profile.yaml"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "notebooks").mkdir(parents=True, exist_ok=True)
+        lock(folder)
         if saved.exists():
-            old = config.load(saved)
-            differing = {
-                k: v
-                for k, v in config.differing_keys(old, profile).items()
-                if redo is None or not within(k, redo)
-            }
-            if differing:
-                keys = ", ".join(f"{k} (was {a!r}, now {b!r})" for k, (a, b) in differing.items())
-                raise AimoError(
-                    f"run folder {folder} was made with another profile: {keys}; take another --run-dir, or redo a stage with --from"
-                )
+            check_profile(folder, config.load(saved), profile, redo)
         if not saved.exists() or redo:
             write_whole(saved, config.dump(profile))
-        (folder / "notebooks").mkdir(exist_ok=True)
     except OSError as e:
         raise AimoError(
-            f"run folder {folder}: {e.strerror or e}; free or unlock it, or take another --run-dir"
+            f"run folder {folder}: {e.strerror or e}; free or unlock it, or take another {option('run_dir')}"
         ) from None
-    return folder
 
 
-def within(key: str, redo: Stage) -> bool:
-    """Whether a dotted key concerns only stages from `redo` on."""
-    section = key.split(".")[0]
-    return redo == STAGES[0] or (section in STAGES and STAGES.index(section) >= STAGES.index(redo))  # type: ignore[arg-type]
+def check_profile(folder: Path, old: Profile, new: Profile, redo: str | None) -> None:
+    """Refuse a profile that differs from the folder's in a key that a stage before `redo` was made with."""
+    later = new.stages[new.stages.index(redo) :] if redo else ()
+    changed = {
+        key: values
+        for key, values in config.differing_keys(old, new).items()
+        if redo != new.stages[0] and key.split(".")[0] not in later
+    }
+    if changed:
+        keys = ", ".join(f"{key} (was {a!r}, now {b!r})" for key, (a, b) in changed.items())
+        again = f"`aimo run --run-dir {folder} --from STAGE`" if by_hand() else "--from"
+        raise AimoError(
+            f"run folder {folder} was made with another profile: {keys}; take another {option('run_dir')}, "
+            f"or do a stage again with {again}"
+        )
+
+
+def by_hand() -> bool:
+    """Whether this process is a notebook that a person started, not `aimo`."""
+    return "ipykernel" in sys.modules and LOCKED not in os.environ
+
+
+def option(name: str) -> str:
+    """What sets a parameter where this process runs: a notebook's variable, or an option of `aimo`."""
+    return name if by_hand() else f"--{name.replace('_', '-')}"
+
+
+_locks: dict[Path, TextIO] = {}
+
+
+def lock(folder: Path) -> None:
+    """Keep other processes out of a run's folder until `unlock`, or until this process ends, however it ends.
+
+    Processes that the holder starts may work in it. AimoError names the process that holds it.
+    """
+    if str(folder) == os.environ.get(LOCKED):
+        return
+    file = (folder / "lock").open("a+")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        file.seek(0)
+        raise AimoError(
+            f"run folder {folder}: process {file.read().strip()} is at work in it; wait for it or end it, "
+            f"or take another {option('run_dir')}"
+        ) from None
+    file.truncate(0)
+    print(os.getpid(), file=file, flush=True)
+    _locks[folder] = file
+    os.environ[LOCKED] = str(folder)
+
+
+def unlock(folder: Path) -> None:
+    """Let other processes work in the folder again; nothing to do where another process has locked it."""
+    if folder in _locks:
+        _locks.pop(folder).close()
+        del os.environ[LOCKED]
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
     """metrics.json, or an empty one."""
     path = folder / "metrics.json"
     return json.loads(path.read_text()) if path.exists() else {"stages": {}}
+
+
+def is_finished(folder: Path, stage: str) -> bool:
+    """Whether a stage is recorded as finished, and what it made is still there."""
+    return stage in read_metrics(folder)["stages"] and (folder / STAGES[stage].product).exists()
+
+
+def figures(folder: Path) -> dict[str, dict[str, Any]]:
+    """A row for the base and for each trained stage: what notebook 04 measured, and the record of its training."""
+    stages = read_metrics(folder)["stages"]
+    measured = stages.get("inference", {}).get("models", {})
+    rows = {name: measured.get(name, {}) | stages.get(name, {}) for name in MODELS}
+    return {name: row for name, row in rows.items() if row}
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -157,7 +229,12 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def quiet() -> None:
-    """Silence the libraries' notices and progress bars, so that a notebook shows only what it means to show."""
+    """Silence the libraries' notices and progress bars, so that a notebook shows only its own output.
+
+    With AIMO_VERBOSE=1 in the environment, they stay.
+    """
+    if os.environ.get("AIMO_VERBOSE") == "1":
+        return
     os.environ |= {
         "TRANSFORMERS_VERBOSITY": "error",
         "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",

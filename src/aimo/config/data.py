@@ -110,10 +110,12 @@ class Set(Source):
 class Data:
     """The three sets of a run, and what they must not contain."""
 
-    sft: Set
-    grpo: Set
-    heldout: Set
-    """Problems that no stage trains on: they measure base, sft and grpo. Training rows that share a text with them are dropped."""
+    sft: Set | None = None
+    """Problems with a worked solution, for supervised fine-tuning."""
+    grpo: Set | None = None
+    """Problems with their answer, for GRPO, DPO and probes."""
+    heldout: Set | None = None
+    """Problems that no stage trains on: they measure every model. Training rows that share a text with them are dropped."""
     benchmarks: list[Source] = field(default_factory=list)
     """Evaluation sets: training rows that share words with them are dropped, as with a held-out set that is not built in."""
     ngram: Positive = 8

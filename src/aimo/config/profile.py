@@ -1,56 +1,99 @@
 """A profile: every setting of a run, in typed sections, with the checks that span sections."""
 
-from dataclasses import field
+from dataclasses import field, fields
 
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
 from aimo.config.data import Data
+from aimo.config.inference import Inference
 from aimo.config.training import Dpo, Grpo, Model, Sft, Training
-from aimo.inference.settings import Inference, NonNegative, Prompt, strict
-from aimo.stages import STAGES, Stage
+from aimo.inference.settings import NonNegative, Prompt, Settings, strict
+from aimo.stages import STAGES, TRAINED
 
 
 @dataclass(config=strict)
 class Profile:
-    """All settings of a run."""
+    """All settings of a run. A stage without a section is left out; inference is always done."""
 
     profile: str
     """The profile's name: the file's name without `.yaml`."""
     model: Model
-    data: Data
-    sft: Sft
-    grpo: Grpo
+    """The base model."""
     seed: NonNegative = 0
+    """Every random choice of a run follows from it."""
     prompt: Prompt = field(default_factory=Prompt)
-    inference: Inference = field(default_factory=Inference)
-    training: Training = field(default_factory=Training)
+    """How a problem is put to the model."""
+    data: Data | None = None
+    """The sets to train and measure on. Needed by every stage that trains."""
+    sft: Sft | None = None
+    """Supervised fine-tuning."""
+    grpo: Grpo | None = None
+    """Reinforcement learning."""
     dpo: Dpo | None = None
-    """An optional stage after GRPO."""
+    """Preference optimisation."""
+    inference: Inference = field(default_factory=Inference)
+    """How the test file is answered."""
+    training: Training = field(default_factory=Training)
+    """What guards and records every stage that trains."""
 
     @property
-    def stages(self) -> tuple[Stage, ...]:
+    def stages(self) -> tuple[str, ...]:
         """The stages of a run, in order."""
-        return tuple(stage for stage in STAGES if stage != "dpo" or self.dpo)
+        return tuple(stage for stage in STAGES if getattr(self, stage) is not None)
 
     @property
-    def last_trained(self) -> Stage:
-        """The stage whose model answers."""
-        return "dpo" if self.dpo else "grpo"
+    def trained(self) -> tuple[str, ...]:
+        """The stages that train a model."""
+        return tuple(stage for stage in self.stages if stage in TRAINED)
+
+    def trained_before(self, stage: str) -> str | None:
+        """The last stage before `stage` that trains a model, whose model it starts from. None: it starts from the base."""
+        order = list(STAGES)
+        earlier = [name for name in self.trained if order.index(name) < order.index(stage)]
+        return earlier[-1] if earlier else None
+
+    @property
+    def last_trained(self) -> str | None:
+        """The stage whose model answers the test file. None: the base does."""
+        return self.trained_before("inference")
+
+    def solver_settings(self) -> Settings:
+        """The `inference` section; its null keys come from the sections `prompt` and `model`."""
+        values = {f.name: getattr(self.inference, f.name) for f in fields(Settings)}
+        defaults = {
+            "tags": self.prompt.tags,
+            "thinking": self.prompt.prefill,
+            "max_length": self.model.max_length,
+        }
+        return Settings(
+            **{key: defaults.get(key) if value is None else value for key, value in values.items()}
+        )
 
     @model_validator(mode="after")
     def check(self) -> "Profile":
         """Refuse what the types alone allow."""
-        for name in ("sft", "grpo", "dpo"):
-            stage = getattr(self, name)
-            if stage and stage.probe_steps and not self.data.grpo.test_split:
-                raise ValueError(
-                    f"{name}.probe_steps: a probe needs problems of its own; set data.grpo.test_split, such as 0.02"
-                )
-        if self.sft.eval_steps and not self.data.sft.test_split:
+        for name in self.trained:
+            self.check_trained(name)
+        if self.sft and self.sft.eval_steps and not self.data.sft.test_split:  # type: ignore[union-attr]
             raise ValueError(
                 "sft.eval_steps: an evaluation needs rows of its own; set data.sft.test_split, such as 0.02"
             )
-        if self.grpo.max_prompt_length + self.grpo.max_completion_length > self.model.max_length:
+        grpo = self.grpo
+        if grpo and grpo.max_prompt_length + grpo.max_completion_length > self.model.max_length:
             raise ValueError("grpo: max_prompt_length + max_completion_length exceed model.max_length")
         return self
+
+    def check_trained(self, name: str) -> None:
+        """Refuse a trained stage without the rows it needs."""
+        rows = TRAINED[name].trains_on
+        assert rows
+        if not getattr(self.data, rows, None):
+            raise ValueError(
+                f"{name}: trains on data.{rows}, which is missing; add it, or set {name} to null"
+            )
+        probes = self.data.grpo if self.data else None
+        if getattr(self, name).probe_steps and not (probes and probes.test_split):
+            raise ValueError(
+                f"{name}.probe_steps: a probe needs problems of its own; set data.grpo.test_split, such as 0.02"
+            )

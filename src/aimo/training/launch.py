@@ -22,15 +22,15 @@ from typing import Annotated
 import typer
 
 from aimo import config, hub, progress, runs
-from aimo.config import Profile, Stage
+from aimo.config import Profile
 from aimo.data import prepare
 from aimo.data.prepare import Rows
 from aimo.errors import AimoError, StageError
 from aimo.evaluation import metrics
 from aimo.runs import Run
+from aimo.stages import TRAINED
 from aimo.training import models, preferences, trainers
 
-STAGES: tuple[Stage, ...] = ("sft", "grpo", "dpo")
 CONFIGS = {"ddp": "multi_gpu", "fsdp": "fsdp2", "zero2": "zero2", "zero3": "zero3"}
 SPARE_S = 1800  # of a Slurm job beyond the time limit of training: to load, merge and push
 
@@ -111,7 +111,7 @@ def leave() -> bool:
 class Job:
     """A stage, and the processes to train it in."""
 
-    stage: Stage
+    stage: str
     profile: str
     run_dir: str | None
     overrides: list[str]
@@ -180,8 +180,8 @@ def launch(job: Job, slurm: bool = False, dry_run: bool = False) -> None:
 def check(job: Job, profile: Profile) -> None:
     """Refuse what does not go together, wherever it is to run."""
     flag = f"--strategy {job.strategy}"
-    if job.stage not in STAGES:
-        raise AimoError(f"stage {job.stage!r} is not launched: use one of {', '.join(STAGES)}")
+    if job.stage not in TRAINED:
+        raise AimoError(f"stage {job.stage!r} is not launched: use one of {', '.join(TRAINED)}")
     if job.stage not in profile.stages:
         raise AimoError(f"profile {job.profile} has no {job.stage} section; add one")
     if job.strategy not in CONFIGS:
