@@ -7,7 +7,7 @@ LOCK := $(if $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu),requirements.txt
 TORCH := $(shell grep -s '^torch==' $(LOCK))
 PIP := .venv/bin/pip install -qq --no-deps
 
-.PHONY: help setup demo test run jupyter sync lint lock kernels push bench
+.PHONY: help setup demo fast test run jupyter sync lint lock kernels push bench
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -27,8 +27,11 @@ setup: .venv/.installed ## install the lock file that fits this machine (CPU or 
 demo: setup ## the main job: four notebooks from problems to a submission, on a laptop CPU
 	.venv/bin/aimo run --profile tiny
 
-test: setup ## the tests
-	.venv/bin/pytest
+fast: setup ## the tests without an engine and without training, in about a minute
+	.venv/bin/pytest -q -n 2 -m "not slow"
+
+test: fast ## all tests, in about a quarter of an hour
+	.venv/bin/pytest -n 2 --dist loadgroup -m slow
 
 run: setup ## make run PROFILE=qwen3-4b
 	.venv/bin/aimo run --profile $(PROFILE)
@@ -39,11 +42,13 @@ jupyter: setup ## the notebooks in JupyterLab
 sync: setup ## make each notebook's .ipynb and .py equal again
 	.venv/bin/jupytext --sync notebooks/*.py
 
-lint: setup ## style, types, notebook pairs, no outputs in notebooks
+lint: setup ## style, types, imports between modules, dependencies, layout, notebook pairs
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+	.venv/bin/lint-imports
+	.venv/bin/deptry --no-ansi .
 	.venv/bin/mypy
-	.venv/bin/pytest -q tests/test_notebooks.py
+	.venv/bin/pytest -q tests/test_layout.py tests/test_notebooks.py
 
 bench: setup ## the road's figures for seeds 0, 1 and 2
 	.venv/bin/python benchmarks/road.py
@@ -59,9 +64,9 @@ push: kernels ## push the submission kernel to Kaggle (token: KAGGLE_API_TOKEN o
 NO_CPU := torchvision torchaudio torchcodec triton xformers
 # Where pip finds CPU torch by itself, uv looks in the same place; elsewhere it knows PyTorch's own index.
 CPU_TORCH := $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS),--torch-backend cpu)
-COMPILE := .venv/bin/uv pip compile -q pyproject.toml --extra dev --universal --python-version 3.11 --no-annotate --upgrade --custom-compile-command 'make lock; install with: pip install --no-deps -r THIS_FILE'
+COMPILE := .venv/bin/uv pip compile -q pyproject.toml --extra dev --universal --python-version 3.11 --no-annotate $(if $(UPGRADE),--upgrade) --custom-compile-command 'make lock; install with: pip install --no-deps -r THIS_FILE'
 
-lock: ## resolve both lock files again, for Python 3.11 and 3.12
+lock: ## bring both lock files up to pyproject.toml, for Python 3.11 and 3.12; with UPGRADE=1 newer packages too
 	@test -x .venv/bin/uv || { $(PYTHON) -m venv .venv && $(PIP) uv; }
 	$(COMPILE) --extra gpu -o requirements.txt
 	$(COMPILE) --extra cpu -o requirements-cpu.txt $(CPU_TORCH) --override <(printf "%s ; sys_platform == 'never'\n" $(NO_CPU))

@@ -1,22 +1,60 @@
-"""What tests share: the tiny base, one engine for the whole session, a small finished run, and real data where there is some."""
+"""What tests share: markers, the command line, the tiny base, one engine and one small run, public data.
 
+Nothing heavy is imported here or at the top of a test file: `make fast` collects them all.
+"""
+
+import json
+import os
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from aimo.config import ROOT
-from aimo.inference.engine import Engine
-
+ROOT = Path(__file__).parents[1]
 TINY = ROOT / "data" / "tiny-base"
 AIMO = Path(sys.executable).with_name("aimo")
-# The whole road with few steps: what the demo does, in about a minute.
+GUARD = Path(__file__).parent / "guard"
+# The demo with few steps, in about a minute.
 SMALL = [
-    "data.sft.rows=200", "data.grpo.rows=100", "data.heldout.rows=20", "sft.max_steps=8", "sft.save_steps=4", "grpo.max_steps=4",
-    "grpo.save_steps=2", "grpo.probe_steps=2", "grpo.num_generations=4", "inference.samples=4", "inference.test_rows=4",
-]  # fmt: skip
+    "data.sft.rows=200",
+    "data.grpo.rows=100",
+    "data.heldout.rows=20",
+    "sft.max_steps=8",
+    "sft.save_steps=4",
+    "grpo.max_steps=4",
+    "grpo.save_steps=2",
+    "grpo.probe_steps=2",
+    "grpo.num_generations=4",
+    "inference.samples=4",
+    "inference.test_rows=4",
+]
+# Fixtures that are made once a session; on two workers, all tests of one run on the same.
+ONCE = {"engine": "engine", "small_run": "train"}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """`make fast`: this process, its workers and their subprocesses refuse engines and training."""
+    if config.option.markexpr == "not slow" and str(GUARD) not in sys.path:
+        os.environ["PYTHONPATH"] = os.pathsep.join(
+            [str(GUARD), *filter(None, [os.environ.get("PYTHONPATH")])]
+        )
+        sys.path.insert(0, str(GUARD))
+        import sitecustomize  # noqa: F401
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what uses the engine or trains as slow, and keep what shares a fixture together."""
+    for item in items:
+        shared = [name for name in ONCE if name in getattr(item, "fixturenames", ())]
+        for name in shared:
+            item.add_marker(ONCE[name])
+        if any(item.get_closest_marker(name) for name in ("engine", "train")):
+            item.add_marker("slow")
+        item.add_marker(pytest.mark.xdist_group(shared[0] if shared else item.path.stem))
 
 
 def settings(values: list[str]) -> list[str]:
@@ -29,6 +67,14 @@ def aimo(*arguments: str, timeout: float = 600) -> subprocess.CompletedProcess[s
     return subprocess.run([str(AIMO), *arguments], capture_output=True, text=True, timeout=timeout)
 
 
+def wait_for(condition: Callable[[], object], timeout: float = 300) -> None:
+    """Wait until a condition holds."""
+    end = time.time() + timeout
+    while not condition():
+        assert time.time() < end, "timed out"
+        time.sleep(0.2)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Public data beside the checkout."""
@@ -39,7 +85,33 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
-def engine() -> Iterator[Engine]:
+def engine() -> Iterator:
     """The tiny base in vLLM."""
+    from aimo.inference.engine import Engine
+
     with Engine(TINY) as engine:
         yield engine
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run killed with -9 during GRPO, then started again to its end. Copy it before you change it.
+
+    `killed.json` has the time of SFT's weights at the kill, `stdout.txt` and `stderr.txt` the second start's.
+    """
+    folder = tmp_path_factory.mktemp("small") / "run"
+    arguments = ["run", "--profile", "tiny", "--run-dir", str(folder), *settings(SMALL)]
+    process = subprocess.Popen(
+        [str(AIMO), *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    wait_for(lambda: list(folder.glob("grpo/checkpoint-2/trainer_state.json")) or process.poll() is not None)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    weights = folder / "sft/model/model.safetensors"
+    (folder / "killed.json").write_text(json.dumps({"sft": weights.stat().st_mtime_ns}))
+    assert not (folder / "grpo/model").exists()
+    done = aimo(*arguments)
+    assert done.returncode == 0, done.stderr
+    (folder / "stdout.txt").write_text(done.stdout)
+    (folder / "stderr.txt").write_text(done.stderr)
+    return folder
