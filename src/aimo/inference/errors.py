@@ -1,4 +1,8 @@
-"""What is said in one line instead of a traceback."""
+"""Errors that a user sees as one line instead of a traceback."""
+
+import difflib
+from collections.abc import Collection
+from typing import Any
 
 
 class AimoError(Exception):
@@ -7,3 +11,29 @@ class AimoError(Exception):
     def _render_traceback_(self) -> list[str]:
         """IPython's hook: a notebook shows the message alone."""
         return [f"AimoError: {self}"]
+
+
+class EngineError(AimoError):
+    """The engine, or every model server, failed for good. Exit code 1."""
+
+
+def one_line(error: BaseException) -> str:
+    """An error as one line of at most 300 characters, with its type unless it was written for the user."""
+    text = " ".join(str(error).split())[:300]
+    return text if isinstance(error, AimoError) else f"{type(error).__name__}: {text}"
+
+
+def explain(error: Any, known: Collection[str] = ()) -> str:
+    """One pydantic error as `section.key: what is wrong`; for an unknown key, the closest `known` one."""
+    key = ".".join(str(part) for part in error["loc"])
+    match error["type"]:
+        case "unexpected_keyword_argument":
+            close = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
+            return f"{key}: unknown key" + (f", did you mean {close[0]}?" if close else "")
+        case "missing":
+            return f"{key}: missing"
+        case "value_error":
+            return (f"{key}." if key else "") + error["msg"].removeprefix("Value error, ")
+        case _:
+            message = error["msg"].replace("Input should be", "should be")
+            return f"{key}: {message}, not {error['input']!r}"

@@ -1,12 +1,20 @@
-"""How a model is asked and its samples voted: prompt, tags, sampling, tools, weights. A profile's `inference` section is read into this."""
+"""How a model is prompted, sampled and voted on: the `prompt` and `inference` sections of a profile.
+
+A model folder carries its settings as aimo.json. They are defaults: `resolve` puts a profile, the command
+line or a kernel's parameters over them. Out of scope: other files of a model folder (`model_folder`).
+"""
 
 import json
-from dataclasses import field
+from collections.abc import Mapping
+from dataclasses import asdict, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
+
+from aimo.inference.errors import AimoError, explain
+from aimo.inference.model_folder import read_json
 
 SETTINGS = "aimo.json"
 
@@ -15,39 +23,65 @@ Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Tag = Annotated[str, Field(min_length=1)]
 
 
-@dataclass(config=strict)
-class Prompt:
+@dataclass(config=strict, frozen=True)
+class Tags:
+    """What encloses the thought and the answer of a completion. The defaults are Unsloth's recipe."""
+
+    think_start: Tag = "<start_working_out>"
+    think_end: Tag = "<end_working_out>"
+    answer_start: Tag = "<SOLUTION>"
+    answer_end: Tag = "</SOLUTION>"
+
+
+PUBLIC = [
+    Tags("<think>", "</think>", "\\boxed{", "}"),
+    Tags(),
+    Tags("<|begin_of_thought|>", "<|end_of_thought|>", "\\boxed{", "}"),
+]
+"""Tags of models without aimo.json; the first is also taken for models that have no thought tags."""
+
+
+@dataclass(config=strict, frozen=True)
+class Prompt(Tags):
     """Tags, system prompt and chat template; all are saved with the model."""
 
     system: str = ""
     template: str = "plain"
-    """`plain` (Unsloth's recipe), `chatml` (Qwen, Open-R1), `model` for the base's own, or a path to a Jinja file."""
+    """`plain` (Unsloth's recipe), `chatml` (Qwen, Open-R1), `model` for the base's own, or a Jinja file."""
     eos_token: str | None = None
     """The token that ends a reply, such as <|im_end|>; null takes the tokenizer's."""
     prefill: bool = True
     """Whether a prompt ends in the opening tag, so that a completion starts inside it."""
-    think_start: Annotated[str, Field(min_length=1)] = "<start_working_out>"
-    think_end: Annotated[str, Field(min_length=1)] = "<end_working_out>"
-    answer_start: Annotated[str, Field(min_length=1)] = "<SOLUTION>"
-    answer_end: Annotated[str, Field(min_length=1)] = "</SOLUTION>"
+
+    @property
+    def tags(self) -> Tags:
+        """The tags alone."""
+        return Tags(self.think_start, self.think_end, self.answer_start, self.answer_end)
 
 
-@dataclass(config=strict)
-class Inference:
-    """Sampling and voting, in the notebook and in the kernel."""
+@dataclass(config=strict, frozen=True)
+class Settings:
+    """Sampling, tools, votes and vLLM's arguments: all that the engine and the solver read."""
 
-    test: str | None = None
-    """A CSV with `id` and `problem` (AIMO 3) or `question` (AIMO 2); null takes built-in held-out problems."""
-    test_rows: Positive = 10
-    """How many built-in problems stand in for a test file."""
     samples: Positive = 16
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Samples of a question."""
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+    """0 always takes the likeliest token: all samples of a question are then equal."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Sample from the likeliest tokens that together have this probability."""
     min_p: Share = 0.0
-    max_tokens: Positive = 512
-    """Tokens of one completion."""
+    """Sample from tokens that are at least this share as likely as the likeliest."""
+    max_tokens: Positive = 16384
+    """Tokens of one sample; the context may hold fewer."""
+    max_length: Positive | None = None
+    """Tokens of prompt and completion. Null: `model.max_length` in a profile, else the model's limit."""
+    tags: Tags = field(default_factory=Tags)
+    """Null, in a profile only: the tags of its `prompt` section."""
+    thinking: bool | None = None
+    """Whether a prompt ends inside a thought. Null: `prompt.prefill` in a profile, else as it is."""
     tools: Share = 0.0
     """The share of samples whose Python is run in the sandbox, and its output fed back."""
     tool_turns: Positive = 4
@@ -61,41 +95,57 @@ class Inference:
     gpu_memory: Share = 0.9
     """Share of the GPU's memory that vLLM takes; on a CPU it takes 1 GiB."""
     vllm: dict[str, Any] = field(default_factory=dict)
-    """vLLM's engine arguments by its own names: tensor_parallel_size, kv_cache_dtype, quantization, speculative_config …"""
+    """vLLM's engine arguments by its own names: tensor_parallel_size, kv_cache_dtype, speculative_config …"""
+
+    def describe(self) -> str:
+        """The settings in one block, a `key: value` a line."""
+        values = json.loads(self.to_json())
+        return "\n".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in values.items())
+
+    def to_json(self) -> str:
+        """The settings as aimo.json holds them."""
+        return json.dumps(asdict(self), indent=2) + "\n"
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How a model wants to be sampled; a trained model folder carries it as aimo.json."""
+def resolve(model: str | Path, *layers: Mapping[str, Any]) -> Settings:
+    """The settings of a model folder: its aimo.json, with each layer's keys over those before it.
 
-    temperature: float = 1.0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    max_tokens: int = 16384
-    max_length: int | None = None
-    """Tokens of prompt and completion together; None is the model's own limit."""
-    answer_tags: tuple[str, str] = ("<SOLUTION>", "</SOLUTION>")
-    think_end: str = "</think>"
-    thinking: bool = False
-    """Whether a prompt ends inside a thought, so that a completion starts there."""
-    tools: float = 0.0
-    """The share of samples whose Python is run, and its output fed back (tool-integrated reasoning)."""
-    tool_turns: int = 4
-    """How many programs of a sample are run."""
-    tool_parser: str | None = None
-    """vLLM's parser of the model's own tool calls (`hermes` for Qwen); None runs its fenced Python blocks."""
-    weight: str = "equal"
-    """What a vote weighs by: equal, logprob, entropy or length (`aimo.inference.voting`)."""
-    discount_trivial: bool = False
-    """Whether 0, 1 and the numbers of the statement count half."""
-    vllm: dict[str, Any] = field(default_factory=dict)
-    """vLLM's own engine arguments, such as tensor_parallel_size."""
+    `tags` and `vllm` are merged key by key. A folder without aimo.json gets the tags that `guess_tags` finds.
+    AimoError when aimo.json or a layer holds an unknown key or an impossible value.
+    """
+    path = Path(model) / SETTINGS
+    values: dict[str, Any] = {"tags": asdict(guess_tags(path.parent))}
+    if path.exists():
+        remedy = "mend the file, or delete it to take the defaults"
+        values = merge(values, read_json(path, remedy))
+        validate(values, str(path), remedy)
+    for layer in layers:
+        values = merge(values, layer)
+    return validate(values, "settings", "mend the value")
 
 
-def read_settings(model: Path) -> Settings:
-    """The settings a model folder carries, or the defaults."""
-    path = model / SETTINGS
-    values = json.loads(path.read_text()) if path.exists() else {}
-    if "answer_tags" in values:
-        values["answer_tags"] = tuple(values["answer_tags"])
-    return Settings(**values)
+def merge(values: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with the keys of `layer` over them; where both hold a dictionary, so are its keys."""
+    merged = {**values, **layer}
+    for key, value in layer.items():
+        if isinstance(value, Mapping) and isinstance(values.get(key), Mapping):
+            merged[key] = {**values[key], **value}
+    return merged
+
+
+def validate(values: Mapping[str, Any], where: str, remedy: str) -> Settings:
+    """Typed settings, or one AimoError that names every bad key."""
+    try:
+        # From JSON, as strict Python input would refuse a dictionary of tags.
+        return TypeAdapter(Settings).validate_json(json.dumps(values))
+    except ValidationError as e:
+        known = {f.name for section in (Settings, Tags) for f in fields(section)}
+        found = "; ".join(explain(error, known) for error in e.errors())
+        raise AimoError(f"{where}: {found}; {remedy}") from None
+
+
+def guess_tags(model: Path) -> Tags:
+    """The public tags whose end of a thought stands in a folder's chat template or tokenizer."""
+    files = [model / name for name in ("chat_template.jinja", "tokenizer_config.json", "tokenizer.json")]
+    text = "".join(file.read_text(encoding="utf-8", errors="replace") for file in files if file.is_file())
+    return next((tags for tags in PUBLIC if tags.think_end in text), PUBLIC[0])

@@ -1,0 +1,121 @@
+"""A model folder as `save_pretrained` writes it: what it must hold, and whether its files are whole.
+
+Faults are found here in milliseconds; vLLM finds them after half a minute, in a traceback.
+Out of scope: whether vLLM supports the architecture, and aimo.json (`settings`).
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from aimo.inference.errors import AimoError
+
+REMEDY = "copy the model again, or save it again with `save_pretrained`"
+NEEDED = {
+    "config.json": ["config.json"],
+    "weights (*.safetensors)": ["*.safetensors", "*.bin"],
+    "a tokenizer (tokenizer.json)": ["tokenizer.json", "tokenizer.model", "vocab.json"],
+}
+JSON_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # those that vLLM has kernels for
+
+
+def check_model_folder(model: str | Path) -> None:
+    """Raise an AimoError that names what a model folder lacks, or which of its files is broken."""
+    model = Path(model)
+    if not model.is_dir():
+        raise AimoError(f"model {model}: no such folder; give one that `aimo run` or `save_pretrained` wrote")
+    missing = [what for what, patterns in NEEDED.items() if not any(any(model.glob(p)) for p in patterns)]
+    if missing:
+        raise AimoError(
+            f"model {model}: {' and '.join(missing)} missing; save the model and its tokenizer there"
+        )
+    for name in JSON_FILES:
+        if (model / name).exists():
+            read_json(model / name, REMEDY)
+    for path in sorted(model.glob("*.safetensors")):
+        check_weights(path)
+    index = model / "model.safetensors.index.json"
+    named = set(read_json(index, REMEDY).get("weight_map", {}).values()) if index.exists() else set()
+    absent = sorted(name for name in named if not (model / name).exists())
+    if absent:
+        raise AimoError(f"{index}: names {', '.join(absent)}, not in the folder; {REMEDY}")
+
+
+def read_json(path: Path, remedy: str) -> dict[str, Any]:
+    """The object in a JSON file. AimoError, with the remedy, when it holds none."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as e:
+        raise AimoError(f"{path}: cannot be read as JSON ({e}); {remedy}") from None
+    if not isinstance(values, dict):
+        raise AimoError(f"{path}: holds a JSON {type(values).__name__} in place of an object; {remedy}")
+    return values
+
+
+def check_weights(path: Path) -> None:
+    """Raise AimoError when a .safetensors file is shorter or longer than its header says.
+
+    The file is 8 bytes with the header's size, the header (a JSON object), then the tensors.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        begin = 8 + int.from_bytes(file.read(8), "little")
+        header = file.read(begin - 8) if begin <= size else b""
+    try:
+        tensors = json.loads(header)
+        end = begin + max(t["data_offsets"][1] for name, t in tensors.items() if name != "__metadata__")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise AimoError(f"{path}: is no whole .safetensors file ({size:,} bytes); {REMEDY}") from None
+    if size != end:
+        raise AimoError(f"{path}: has {size:,} bytes, its header says {end:,}; {REMEDY}")
+
+
+def read_adapter(adapter: str | Path) -> dict[str, Any]:
+    """vLLM's engine arguments for a LoRA adapter. AimoError when the folder holds none, or a broken one."""
+    path = Path(adapter) / "adapter_config.json"
+    remedy = "give a folder that PEFT wrote, such as a stage's `trained`"
+    if not path.is_file():
+        raise AimoError(f"adapter {adapter}: no adapter_config.json there; {remedy}")
+    rank = read_json(path, remedy).get("r")
+    if not isinstance(rank, int) or rank < 1:
+        raise AimoError(f"{path}: its rank `r` is {rank!r} and should be a positive integer; {remedy}")
+    for weights in Path(adapter).glob("*.safetensors"):
+        check_weights(weights)
+    return {
+        "enable_lora": True,
+        "max_lora_rank": next((r for r in LORA_RANKS if r >= rank), rank),
+        "max_loras": 1,
+    }
+
+
+def load_tokenizer(model: str | Path) -> Any:
+    """A model folder's tokenizer. AimoError when it cannot be loaded or has no chat template."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model)
+    except Exception as e:  # the tokenizers library raises bare Exceptions
+        reason = " ".join(str(e).split())[:200]
+        raise AimoError(f"model {model}: its tokenizer cannot be loaded ({reason}); {REMEDY}") from None
+    if not tokenizer.chat_template:
+        raise AimoError(
+            f"model {model}: its tokenizer has no chat template; train it with `aimo run`, or save one"
+        )
+    tokenizer.model_max_length = 10**9  # the solver checks lengths itself, and says so better
+    return tokenizer
+
+
+def tied_embedding(model: Path) -> bytes | None:
+    """A digest of a model's embedding where its output layer is the same weights, else None."""
+    from safetensors import safe_open
+
+    if not read_json(model / "config.json", REMEDY).get("tie_word_embeddings"):
+        return None
+    for path in sorted(model.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 (the file is no mapping)
+                if name.endswith("embed_tokens.weight"):
+                    return hashlib.sha256(file.get_tensor(name).float().numpy().tobytes()).digest()
+    return None

@@ -1,0 +1,121 @@
+"""What the solver needs of a model: a `Sampler`. `Engine` and `Server` satisfy this protocol.
+
+Out of scope: voting over the samples (`solver`).
+"""
+
+import asyncio
+import math
+import threading
+import zlib
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from aimo.inference.errors import AimoError
+from aimo.inference.settings import Settings
+
+T = TypeVar("T")
+Until = Callable[[str, int], bool]
+"""Whether a stream may end, given its text and its number of tokens so far."""
+TOP_LOGPROBS = 20  # as many as vLLM gives by default
+LOGPROBS = {"logprob": 0, "entropy": TOP_LOGPROBS}
+"""How many log-probabilities vLLM returns for each token, by `settings.weight`; other weights need none."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What one stream wrote."""
+
+    text: str
+    tokens: int
+    finished: bool
+    """False when it was cut off."""
+    logprob: float = 0.0
+    """Log-probability of all tokens; measured for `weight: logprob` only."""
+    entropy: float = 0.0
+    """Entropy of all tokens in nats, from the likeliest TOP_LOGPROBS; measured for `weight: entropy` only."""
+
+
+class Sampler(Protocol):
+    """A model that completes prompts, with the settings it is sampled with."""
+
+    settings: Settings
+    tokenizer: Any
+    tool_parser: Any
+    """vLLM's parser of the model's own tool calls, or None."""
+    max_length: int
+    """Tokens of prompt and completion together."""
+    streams: int
+    """How many streams it runs at a time; more of them wait."""
+
+    def encode(self, problem: str) -> list[int]:
+        """Token ids of the prompt that asks `problem`."""
+
+    async def sample(
+        self, prompt: list[int], seed: int, settings: Settings, until: Until | None = None
+    ) -> Completion:
+        """One stream that continues `prompt`, until it ends or `until(text, tokens)` returns True."""
+
+    def run(self, coroutine: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
+        """Run a coroutine on the sampler's event loop, from any other thread. AimoError when it is closed."""
+
+    @property
+    def has_died(self) -> bool:
+        """Whether it cannot sample any more."""
+
+    def respawn(self) -> "Sampler":
+        """Another sampler of the same model and settings, in place of this one, which has failed."""
+
+    def close(self) -> None:
+        """End what runs, and give back what it took."""
+
+
+class BackgroundLoop:
+    """An event loop in a thread of its own, for callers with a loop (notebooks) and without one."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        threading.Thread(target=self.loop.run_forever, daemon=True).start()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether `stop` has not been called."""
+        return self.loop.is_running()
+
+    def run(self, coroutine: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
+        """A coroutine's result. TimeoutError after `timeout` seconds, AimoError when the loop is stopped."""
+        if not self.loop.is_running():
+            coroutine.close()
+            raise AimoError("the engine is closed; start another")
+        future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+        try:
+            return future.result(timeout)
+        except BaseException:
+            future.cancel()
+            raise
+
+    def cancel_all(self) -> None:
+        """Cancel what still runs, and wait a second for it to end."""
+
+        async def cancel() -> None:
+            tasks = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in tasks:
+                task.cancel()
+            if tasks:
+                await asyncio.wait(tasks, timeout=1)
+
+        self.run(cancel())
+
+    def stop(self) -> None:
+        """End the thread."""
+        self.loop.call_soon_threadsafe(self.loop.stop)
+
+
+def entropy_of(logprobs: Iterable[float]) -> float:
+    """Entropy in nats of the likeliest tokens; what the others would add is left out."""
+    return -sum(math.exp(p) * p for p in logprobs)
+
+
+def sample_seed(seed: int, problem: str, i: int) -> int:
+    """The seed of a problem's i-th sample, its own whatever else is sampled beside it."""
+    return zlib.crc32(f"{seed} {i} {problem}".encode())
