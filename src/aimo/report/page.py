@@ -106,9 +106,14 @@ def inference(folder: Path, stages: dict[str, Any]) -> Iterator[Section]:
 
 
 def record(folder: Path, stages: dict[str, Any]) -> Iterator[Section]:
-    """The seconds of each stage, the versions of the packages, and the profile."""
-    seconds = [{"stage": name, "seconds": stages[name]["seconds"]} for name in STAGES if name in stages]
-    yield Section(tables.table(seconds), "Time")
+    """What each stage took, the versions of the packages, and the profile."""
+    columns = ("seconds", "steps", "train_seconds", "samples_per_second", "steps_per_second", "total_flos")
+    times = [
+        {"stage": name} | {key: stages[name].get(key, "") for key in columns}
+        for name in STAGES
+        if name in stages
+    ]
+    yield Section(tables.table(times), "Time")
     versions = [{"package": name, "version": version} for name, version in machine.versions().items()]
     yield Section(tables.table(versions), "Versions")
     yield Section(text((folder / "profile.yaml").read_text()), "Settings")

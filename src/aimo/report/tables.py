@@ -159,7 +159,7 @@ def answer_row(solution: dict[str, Any]) -> dict[str, Any]:
         "gold": "" if solution["gold"] is None else str(solution["gold"]),
         "votes": f"{votes} of {len(samples) - stopped}",
         "share of weight": f"{solution['tally'][0]['share']:.0%}" if solution["tally"] else "",
-        "stop": solution["stop"],
+        "stop": solution["stop"] or "",
         "stopped early": stopped,
         "tokens": sum(sample["tokens"] for sample in samples),
         "seconds": solution["seconds"],

@@ -1,0 +1,173 @@
+"""The report of each kind of run, from folders as the stages leave them."""
+
+import html
+import json
+import re
+
+import polars as pl
+import pytest
+
+from aimo.report import page, tables
+
+FIGURES = {"format": 1.0, "pass@1": 0.5, "maj@4": 0.75, "mean_tokens": 20.0}
+MAJORITY = {"1": 0.5, "2": 0.6, "4": 0.75}
+LOGS = {
+    "sft": [{"step": step, "loss": 1 / step, "learning_rate": 1e-4} for step in (1, 2)],
+    "grpo": [{"step": step, "reward": 0.1 * step, "reward_std": 0.2, "loss": 0.0} for step in (1, 2)],
+    "dpo": [{"step": step, "loss": 0.7, "rewards/accuracies": 0.5} for step in (1, 2)],
+}
+SAMPLES = [
+    {"index": 0, "tokens": 9, "end": "answered", "answer": 7, "weight": 1.0, "begin_s": 0.0, "end_s": 0.4},
+    {"index": 1, "tokens": 4, "end": "finished", "answer": None, "weight": 1.0, "begin_s": 0.0, "end_s": 0.5},
+    {"index": 2, "tokens": 5, "end": "stopped", "answer": None, "weight": 0.0, "begin_s": 0.1, "end_s": 0.5},
+]
+ANSWERED = {
+    "id": "q<1>",
+    "problem": "What is 3 + 4?",
+    "answer": 7,
+    "gold": 7,
+    "votes": {"7": 1},
+    "tally": [{"answer": 7, "votes": 1, "weight": 1.0, "share": 1.0}],
+    "stop": "decided",
+    "seconds": 0.5,
+    "note": "",
+    "texts": {"7": "It is 7."},
+    "samples": SAMPLES,
+}
+EMPTY = ANSWERED | {
+    "id": "q2",
+    "problem": "",
+    "answer": 0,
+    "gold": None,
+    "votes": {},
+    "tally": [],
+    "stop": None,
+    "note": "the problem is empty",
+    "texts": {},
+    "samples": [],
+}
+
+
+def make_run(folder, trained=(), heldout=False, solutions=(), gold=True):
+    """A run's folder with what its stages leave; `trained` names the stages that trained a model."""
+    stages = {name: {"seconds": 3.0, "steps": 2, "samples_per_second": 8.5} for name in ("data", *trained)}
+    for name in trained:
+        (folder / name).mkdir(parents=True)
+        lines = [json.dumps(record) for record in LOGS[name]]
+        (folder / name / "log.jsonl").write_text("\n".join(lines))
+    (folder / "inference").mkdir(parents=True)
+    models = ("base", *trained) if heldout else ()
+    if heldout:
+        for name in models:
+            stages.setdefault(name, {}).update(FIGURES)
+        rows = [{"prompt": [{"role": "user", "content": "2 + 2?"}], "answer": 4}]
+        files = {
+            "majority": {name: MAJORITY for name in models},
+            "samples": {"rows": rows, "texts": {name: [f"said by {name}"] for name in models}},
+        }
+        for name, value in files.items():
+            (folder / "inference" / f"{name}.json").write_text(json.dumps(value))
+    if solutions:
+        known = sum(s["gold"] is not None for s in solutions)
+        score = {"questions": len(solutions), "known": known, "correct": known, "fallbacks": 1}
+        stages["inference"] = {"seconds": 1.0} | score
+        (folder / "inference" / "solutions.json").write_text(json.dumps(solutions))
+        (folder / "inference" / "settings.json").write_text(json.dumps({"temperature": 0.625}))
+    (folder / "metrics.json").write_text(json.dumps({"profile": "p", "seed": 5, "stages": stages}))
+    (folder / "profile.yaml").write_text("profile: p\nseed: 5\n")
+    return folder
+
+
+def titles(folder):
+    """The titles of the report's sections, in order."""
+    text = page.write(folder).read_text()
+    return [html.unescape(title) for title in re.findall(r"<h2>(.*?)</h2>", text)]
+
+
+RECORD = ["Time", "Versions", "Settings"]
+TEST = ["The test file", "Inference settings"]
+HELDOUT = ["Held-out problems", "Completions"]
+
+
+@pytest.mark.parametrize(
+    "parts, expected",
+    [
+        ({}, RECORD),
+        ({"trained": ["sft"]}, ["Training: sft", *RECORD]),
+        ({"trained": ["grpo"], "heldout": True}, [*HELDOUT, "Training: grpo", *RECORD]),
+        ({"solutions": [ANSWERED]}, [*TEST, *RECORD]),
+        ({"heldout": True, "solutions": [ANSWERED]}, [*HELDOUT, *TEST, *RECORD]),
+        (
+            {"trained": ["sft", "grpo", "dpo"], "heldout": True, "solutions": [ANSWERED, EMPTY]},
+            [*HELDOUT, "Training: dpo", "Training: grpo", "Training: sft", *TEST, *RECORD],
+        ),
+    ],
+    ids=[
+        "data alone",
+        "sft until its end",
+        "grpo from the base",
+        "inference alone",
+        "the base",
+        "every stage",
+    ],
+)
+def test_the_report_shows_what_the_run_has_made_and_leaves_out_the_rest(tmp_path, parts, expected):
+    assert titles(make_run(tmp_path / "run", **parts)) == expected
+
+
+def test_a_model_appears_with_its_label_and_its_figures(tmp_path):
+    text = page.write(make_run(tmp_path / "run", trained=["dpo"], heldout=True)).read_text()
+    for part in ("base, prompted in the format", "after DPO", "0.75", "said by base", "said by dpo"):
+        assert part in text
+    assert "after GRPO" not in text
+
+
+def test_the_report_names_the_score_the_fallbacks_the_settings_and_the_speed(tmp_path):
+    text = page.write(make_run(tmp_path / "run", ["sft"], solutions=[ANSWERED, EMPTY])).read_text()
+    assert "2 questions: 1 of 1 known answers right, 1 answered with the fallback." in text
+    assert "0.625" in text and "8.5" in text and "the problem is empty" in text and "None" not in text
+
+
+def test_without_a_gold_answer_there_is_no_score(tmp_path):
+    text = page.write(make_run(tmp_path / "run", solutions=[ANSWERED | {"gold": None}, EMPTY])).read_text()
+    assert "2 questions: 1 answered with the fallback." in text
+
+
+def test_the_report_needs_no_other_file_and_escapes_what_it_is_given(tmp_path):
+    parts = {"trained": ["sft"], "heldout": True, "solutions": [ANSWERED]}
+    text = page.write(make_run(tmp_path / "run", **parts)).read_text()
+    assert not re.search(r"(src|href)=['\"](?!data:)", text) and "<script" not in text
+    assert "q&lt;1&gt;" in text and "q<1>" not in text
+
+
+def test_a_table_has_a_column_for_every_key_and_a_cell_for_every_row():
+    text = tables.table([{"a": 1234, "b": "x"}, {"a": 0.12345, "c": "<i>"}]).data
+    assert re.findall(r"<th>(.*?)</th>", text) == ["a", "b", "c"]
+    assert re.findall(r"<td.*?>(.*?)</td>", text) == ["1,234", "x", "", "0.123", "", "&lt;i&gt;"]
+
+
+def test_the_closest_vote_comes_first():
+    def solution(name, *votes):
+        answers = [str(answer) for answer in range(len(votes))]
+        return {
+            "id": name,
+            "votes": dict(zip(answers, votes, strict=True)),
+            "texts": dict.fromkeys(answers, ""),
+        }
+
+    text = tables.closest_votes(
+        [solution("clear", 9), solution("close", 4, 3), solution("open", 6, 2)], 2
+    ).data
+    assert re.findall(r"<tr><td>(\w+)</td>", text) == ["close", "close", "open", "open"]
+
+
+def test_the_training_text_of_a_run_without_sft_is_that_of_its_other_sets():
+    class Tokenizer:
+        def apply_chat_template(self, messages, **_):
+            return f"<user>{messages[0]['content']}<model>"
+
+    rows = pl.DataFrame([{"prompt": [{"role": "user", "content": "2 + 2?"}], "answer": 4}])
+    text = tables.training_text({"grpo": rows}, Tokenizer()).data
+    assert re.findall(r"<td.*?>(.*?)</td>", text) == [
+        "grpo", "&lt;user&gt;2 + 2?&lt;model&gt;", "any completion with the answer 4",
+    ]  # fmt: skip
