@@ -1,9 +1,11 @@
-"""`aimo …`: arguments to one call of a room. A user's mistake is one line on standard error and exit code 2.
+"""`aimo …`: arguments to one call of the package. A user's mistake is one line on standard error.
 
 Out of scope: anything a notebook would need too.
 """
 
+import importlib.metadata
 import sys
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,12 +14,34 @@ from rich.console import Console
 from rich.table import Table
 
 from aimo.config import ROOT
-from aimo.errors import AimoError, StageError
+from aimo.errors import AimoError, EngineError, StageError
 from aimo.stages import STAGES
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
-kernel = typer.Typer(no_args_is_help=True, help="Kaggle kernels.")
+HELP = """From a base model to an AI Mathematical Olympiad submission: data, SFT, GRPO, DPO, voted inference.
+
+Start with `aimo run --profile tiny`, which takes minutes on a CPU.
+`aimo COMMAND --help` lists the options of a command.
+Exit codes: 0 done, 1 a stage or the engine failed, 2 something that you can put right, told in one line.
+"""
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+kernel = typer.Typer(no_args_is_help=True, help="Build Kaggle kernels.")
 app.add_typer(kernel, name="kernel")
+
+
+def show_version(wanted: bool) -> None:
+    """Print the package's version and end, when `--version` is given."""
+    if wanted:
+        print(f"aimo {importlib.metadata.version('aimo')}")
+        raise typer.Exit
+
+
+@app.callback(help=HELP)
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Take the options that go before a command."""
 
 
 @app.command()
@@ -26,34 +50,48 @@ def run(
     run_dir: Annotated[str | None, typer.Option(help="The run's folder; runs/PROFILE if not given.")] = None,
     from_: Annotated[
         str | None,
-        typer.Option("--from", help=f"Do this stage and those after it again: {', '.join(STAGES)}."),
+        typer.Option(
+            "--from",
+            help=f"Do this stage and those after it again ({', '.join(STAGES)}), or go on from a "
+            "checkpoint, such as sft/checkpoint-50.",
+        ),
     ] = None,
+    until: Annotated[str | None, typer.Option(help="End after this stage.")] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Change a key of the profile, such as grpo.max_steps=50."),
+        typer.Option("--set", help="Change a key of the profile, such as grpo.max_steps=50; repeat."),
     ] = None,
     test: Annotated[
         str | None, typer.Option(help="A CSV of questions to answer, with id and problem (or question).")
     ] = None,
 ) -> None:
-    """Run the four notebooks, or what is left of them, and write the report."""
-    from aimo import pipeline
-    from aimo.runs import read_metrics
-
-    if from_ is not None and from_ not in STAGES:
-        raise AimoError(f"--from {from_!r} is no stage: use one of {', '.join(STAGES)}")
+    """Do the stages of a profile that are not finished yet, and write the report."""
     try:
-        folder = pipeline.run(profile, run_dir, from_, set_, test)  # type: ignore[arg-type]
+        from aimo import pipeline
+        from aimo.runs import figures
+
+        folder = pipeline.run(profile, run_dir, set_, test=test, from_stage=from_, until=until)
     except KeyboardInterrupt:
         raise AimoError("interrupted; run the same command again to go on") from None
-    stages = read_metrics(folder)["stages"]
-    rows = [name for name in ("base", "sft", "grpo", "dpo") if name in stages]
-    columns = [*stages["base"], "seconds"]
+    if rows := figures(folder):
+        Console().print(figures_table(rows))
+    if (folder / STAGES["inference"].product).exists():
+        print(f"submission: {folder / STAGES['inference'].product}")
+    print(f"report:     {folder / 'report.html'}")
+
+
+# What the table of a run shows of a stage's training.
+TRAINING_FIGURES = ["seconds", "samples_per_second", "mean_loss"]
+
+
+def figures_table(rows: dict[str, dict[str, Any]]) -> Table:
+    """The figures of each model: what was measured, and what training it took."""
+    measured = [key for key, value in rows.get("base", {}).items() if isinstance(value, float)]
+    columns = measured + [key for key in TRAINING_FIGURES if any(key in row for row in rows.values())]
     table = Table("", *columns)
-    for name in rows:
-        table.add_row(name, *(f"{stages[name][c]:.3g}" if c in stages[name] else "" for c in columns))
-    Console().print(table)
-    print(f"submission: {folder / 'submission.parquet'}\nreport:     {folder / 'report.html'}")
+    for name, row in rows.items():
+        table.add_row(name, *(f"{row[key]:.3g}" if key in row else "" for key in columns))
+    return table
 
 
 @app.command()
@@ -146,6 +184,11 @@ def tiny_base(
     """Train the tiny base model from random weights on the built-in problems."""
     from aimo.runs import quiet
 
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
+    except OSError as e:
+        raise AimoError(f"--out {out}: {e.strerror}; take a folder that can be written") from None
     quiet()
     from aimo.training import tiny_base
 
@@ -178,12 +221,9 @@ def doctor() -> None:
 
 
 def main() -> None:
-    """The console script. Exit codes: 0 done, 1 a stage failed, 2 a user can put it right."""
+    """The console script."""
     try:
-        app(standalone_mode=True)
-    except AimoError as e:
+        app()
+    except (AimoError, StageError) as e:
         print(f"aimo: {e}", file=sys.stderr)
-        sys.exit(2)
-    except StageError as e:
-        print(f"aimo: {e}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(1 if isinstance(e, StageError | EngineError) else 2)

@@ -1,29 +1,30 @@
 """Errors that a user sees as one line instead of a traceback."""
 
-import difflib
-from collections.abc import Collection
-from typing import Any
+import signal
 
-from aimo.inference.errors import AimoError
+from aimo.inference.errors import AimoError, EngineError, explain
 
-__all__ = ["AimoError", "StageError", "explain"]
+__all__ = ["AimoError", "EngineError", "StageError", "explain", "explain_exit"]
 
 
 class StageError(Exception):
-    """A stage that failed for another reason: the message names it and where the traceback is. Exit code 1."""
+    """A stage that failed otherwise: the message names it and where the traceback is. Exit code 1."""
 
 
-def explain(error: Any, known: Collection[str] = ()) -> str:
-    """One pydantic error as `section.key: what is wrong`."""
-    key = ".".join(str(part) for part in error["loc"])
-    match error["type"]:
-        case "unexpected_keyword_argument":
-            close = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
-            return f"{key}: unknown key" + (f", did you mean {close[0]}?" if close else "")
-        case "missing":
-            return f"{key}: missing"
-        case "value_error":
-            return (f"{key}." if key else "") + error["msg"].removeprefix("Value error, ")
-        case _:
-            message = error["msg"].replace("Input should be", "should be")
-            return f"{key}: {message}, not {error['input']!r}"
+# What a signal that ended a stage's process means, and what to do.
+REMEDIES = {
+    signal.SIGKILL: "most often for want of memory: take smaller batches or a smaller model.max_length",
+    signal.SIGFPE: "known of bfloat16 on some GPUs (docs/training.md): try model.dtype=float32",
+    signal.SIGSEGV: "a fault in compiled code: another seed or model.backend=transformers may avoid it",
+    signal.SIGABRT: "compiled code gave up: another seed or model.backend=transformers may avoid it",
+    signal.SIGBUS: "no room in memory or on the disk it maps: look at `df`, and at /dev/shm in a container",
+}
+
+
+def explain_exit(status: int | None) -> str:
+    """How a process ended, by its exit status (negative for a signal), the likely cause and the remedy."""
+    if status is None or status >= 0:
+        return f"ended with exit status {status}; run again, it goes on from the last checkpoint"
+    cause = REMEDIES.get(signal.Signals(-status), "a signal from outside")
+    again = "Run again, it goes on from the last checkpoint"
+    return f"was ended by {signal.Signals(-status).name}, {cause}. {again}"

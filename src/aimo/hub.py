@@ -7,29 +7,47 @@ from aimo.config import Profile, resolve
 from aimo.errors import AimoError
 
 
-def local_folder(base: str) -> Path:
-    """A model folder for a path or hub id, downloaded if need be."""
+def local_folder(base: str, revision: str | None = None) -> Path:
+    """A model folder for a path or hub id, downloaded if need be.
+
+    `revision` is a branch, tag or commit of the hub's repository. AimoError when there is no such model,
+    or when the folder holds an adapter.
+    """
     path = resolve(base)
     if path.is_dir():
         if (path / "adapter_config.json").exists():
-            under = json.loads((path / "adapter_config.json").read_text()).get("base_model_name_or_path")
             raise AimoError(
-                f"model.base: {base} is an adapter for {under!r}, not a model; give a merged model, such as the `model` beside it"
+                f"model.base: {base} is an adapter{trained_on(path)}, not a model; "
+                "give a merged model, such as the `model` beside it"
             )
         return path
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(base))
+        return Path(snapshot_download(base, revision=revision))
     except Exception as e:  # the hub client raises many kinds
         reason = " ".join(str(e).split())[:200]
+        at = f" at revision {revision!r}" if revision else ""
         raise AimoError(
-            f"model.base: {base!r} is no folder here and no model on the hub ({reason})"
+            f"model.base: {base!r}{at} is no folder here and no model on the hub ({reason})"
         ) from None
 
 
+def trained_on(adapter: Path) -> str:
+    """`` for 'BASE'`` of an adapter's folder; nothing where its configuration cannot be read."""
+    try:
+        return (
+            f" for {json.loads((adapter / 'adapter_config.json').read_text())['base_model_name_or_path']!r}"
+        )
+    except (ValueError, KeyError, TypeError):
+        return ""
+
+
 def push(folder: Path, profile: Profile) -> str:
-    """Push a finished model folder to where `training.push_to_hub` or `push_to_kaggle` say; returns what was done in a line."""
+    """Push a finished model folder to where `training.push_to_hub` and `push_to_kaggle` say.
+
+    Returns where it lies now, in a line; AimoError when it is refused.
+    """
     to = profile.training
     done = []
     if to.push_to_hub:
@@ -42,7 +60,8 @@ def push(folder: Path, profile: Profile) -> str:
         except Exception as e:  # the hub client raises many kinds
             reason = " ".join(str(e).split())[:200]
             raise AimoError(
-                f"training.push_to_hub: {to.push_to_hub!r} was refused ({reason}); look at HF_TOKEN. The model is safe in {folder}"
+                f"training.push_to_hub: {to.push_to_hub!r} was refused ({reason}); look at HF_TOKEN. "
+                f"The model is safe in {folder}"
             ) from None
     if to.push_to_kaggle:
         try:
@@ -57,7 +76,7 @@ def push(folder: Path, profile: Profile) -> str:
         except (Exception, SystemExit) as e:  # without a token, the client exits
             reason = " ".join(str(e).split())[:200]
             raise AimoError(
-                f"training.push_to_kaggle: {to.push_to_kaggle!r} was refused ({reason}); create the variation and look at the Kaggle "
-                f"token. The model is safe in {folder}"
+                f"training.push_to_kaggle: {to.push_to_kaggle!r} was refused ({reason}); create the "
+                f"variation and look at the Kaggle token. The model is safe in {folder}"
             ) from None
     return ", ".join(done)

@@ -1,4 +1,4 @@
-"""The pipeline: papermill over the four notebooks, stage by stage; started again, it goes on where it stopped.
+"""The pipeline: papermill over the notebooks of a profile's stages. A second start goes on where it stopped.
 
 Out of scope: stages side by side.
 """
@@ -7,54 +7,106 @@ import json
 import logging
 import shutil
 from pathlib import Path
+from typing import Any, ClassVar
+
+from jupyter_client.manager import AsyncKernelManager
 
 from aimo import config
 from aimo.config import ROOT, Profile
-from aimo.errors import AimoError, StageError
-from aimo.inference import gateway
-from aimo.inference.engine import check_options, stderr_to
+from aimo.errors import AimoError, StageError, explain_exit
+from aimo.inference import competitions
+from aimo.inference.engine import check_arguments
+from aimo.inference.processes import stderr_to
 from aimo.progress import Display
 from aimo.report import page
-from aimo.runs import is_finished, open_folder, read_metrics, run_folder, write_json
+from aimo.runs import is_finished, open_folder, read_metrics, run_folder, unlock, write_json
 from aimo.stages import STAGES
+from aimo.training import checkpoints
 
 
 def run(
     profile: str,
     run_dir: str | None = None,
-    from_stage: str | None = None,
     overrides: list[str] | None = None,
+    *,
     test: str | None = None,
+    from_stage: str | None = None,
+    until: str | None = None,
 ) -> Path:
-    """Execute the stages that are not finished yet, then write the report; returns the run's folder."""
+    """Execute the stages that are not finished yet, then write the report; returns the run's folder.
+
+    `from_stage` does this stage and those after it again; with a checkpoint, such as `sft/checkpoint-50`,
+    it goes on from there. `until` ends after a stage. AimoError for what a user can put right, else StageError.
+    """
     overrides = list(overrides or [])
     if test is not None:
         overrides.append(f"inference.test={json.dumps(str(Path(test).absolute()))}")
     resolved = config.load(profile, overrides)
-    if resolved.inference.test:
-        gateway.read_questions(config.resolve(resolved.inference.test))
-    if resolved.inference.vllm:
-        check_options(resolved.inference.vllm)
+    redo, _, checkpoint = (from_stage or "").partition("/")
     folder = run_folder(run_dir, resolved)
-    open_folder(folder, resolved, redo=from_stage)
-    check_room(folder, resolved)
-    if from_stage:
-        forget(folder, from_stage)
-    with Display(folder, resolved) as display:
-        for stage in resolved.stages:
-            if not is_finished(folder, stage):
-                display.start(stage)
-                execute(stage, folder)
-                seconds = read_metrics(folder)["stages"][stage]["seconds"]
-                display.finish(stage, f"finished in {seconds:.0f} s")
-            else:
-                display.finish(stage, "finished before, kept")
-    page.write(folder)
-    if folder.resolve().parent == ROOT / "runs":
+    check(resolved, folder, from_stage, until)
+    open_folder(folder, resolved, redo=redo or None)
+    try:
+        check_room(folder, resolved)
+        if redo:
+            forget(folder, redo, checkpoint)
+        last = resolved.stages.index(until) if until else len(resolved.stages) - 1
+        execute_all(resolved.stages[: last + 1], folder, resolved)
+        page.write(folder)
+    finally:
+        unlock(folder)
+    submission = folder / STAGES["inference"].product
+    if submission.exists() and folder.parent == ROOT / "runs":
         published = ROOT / "submission" / folder.name
         published.mkdir(parents=True, exist_ok=True)
-        shutil.copy(folder / "submission.parquet", published)
+        shutil.copy(submission, published)
     return folder
+
+
+def check(profile: Profile, folder: Path, from_stage: str | None, until: str | None) -> None:
+    """Refuse, before anything is made, what would fail later."""
+    redo, _, checkpoint = (from_stage or "").partition("/")
+    stages = profile.stages
+    for option, given, stage in (("--from", from_stage, redo), ("--until", until, until)):
+        if given is not None and stage not in stages:
+            raise AimoError(
+                f"{option} {given!r} is no stage of profile {profile.profile}: use one of {', '.join(stages)}"
+            )
+    if redo and until and stages.index(until) < stages.index(redo):
+        raise AimoError(f"--until {until!r} comes before --from {from_stage!r}; take a later stage")
+    if checkpoint and not (folder / redo / checkpoint).is_dir():
+        there = ", ".join(sorted(path.name for path in (folder / redo).glob("checkpoint-*"))) or "none"
+        raise AimoError(f"--from {from_stage!r}: no such checkpoint in {folder / redo}; there are: {there}")
+    if profile.inference.test:
+        competitions.read_questions(config.resolve(profile.inference.test))
+    if profile.inference.vllm:
+        check_arguments(profile.inference.vllm)
+
+
+def execute_all(stages: tuple[str, ...], folder: Path, profile: Profile) -> None:
+    """Execute each stage that is not finished, and show how far they are."""
+    with Display(folder, profile) as display:
+        for stage in stages:
+            if is_finished(folder, stage):
+                display.finish(stage, "finished before, kept")
+                continue
+            display.start(stage)
+            execute(stage, folder)
+            seconds = read_metrics(folder)["stages"][stage]["seconds"]
+            display.finish(stage, f"finished in {seconds:.0f} s")
+
+
+class Kernel(AsyncKernelManager):
+    """A kernel that tells, after its death, how its process ended."""
+
+    exit_status: ClassVar[int | None] = None
+    """Of the last kernel that died; negative for a signal."""
+
+    async def _async_is_alive(self) -> bool:
+        alive = await super()._async_is_alive()
+        if not alive and self.provisioner:
+            Kernel.exit_status = await self.provisioner.poll()
+        return alive
 
 
 def execute(stage: str, folder: Path) -> None:
@@ -62,43 +114,46 @@ def execute(stage: str, folder: Path) -> None:
     import papermill
     from nbclient.exceptions import DeadKernelError
 
-    logging.getLogger("papermill").setLevel(
-        logging.ERROR
-    )  # it cannot parse a list as a parameter, and needs not
+    # papermill warns that it cannot parse a list as a parameter, and need not.
+    logging.getLogger("papermill").setLevel(logging.ERROR)
     executed = folder / "notebooks" / f"{STAGES[stage].notebook}.ipynb"
+    log = executed.with_suffix(".log")
     try:
-        with stderr_to(executed.with_suffix(".log")):
+        with stderr_to(log):
             papermill.execute_notebook(
                 ROOT / "notebooks" / executed.name,
                 executed,
-                parameters={
-                    "profile": str((folder / "profile.yaml").absolute()),
-                    "run_dir": str(folder.absolute()),
-                },
+                parameters={"profile": str(folder / "profile.yaml"), "run_dir": str(folder)},
                 kernel_name="python3",
-                cwd=ROOT / "notebooks",
+                kernel_manager_class=Kernel,
                 progress_bar=False,
+                start_timeout=600,
                 extra_arguments=["--IPKernelApp.log_level=40"],
             )
     except papermill.PapermillExecutionError as e:
-        if e.ename == "AimoError":
-            raise AimoError(e.evalue) from None
-        if "No space left on device" in e.evalue or "os error 28" in e.evalue:
-            raise AimoError(
-                f"stage {stage}: no space left in {folder}; free some and run again, it goes on from there"
-            ) from None
-        raise StageError(
-            f"stage {stage} failed with {e.ename}: {e.evalue}; its traceback is in {executed}"
-        ) from None
+        raise explained(e, stage, executed) from None
     except DeadKernelError:
-        raise StageError(
-            f"stage {stage}: its process was killed, perhaps for memory; run again to go on"
-        ) from None
+        how = explain_exit(Kernel.exit_status)
+        raise StageError(f"stage {stage}: its process {how}. What it said last is in {log}") from None
     except OSError as e:
         raise AimoError(
             f"stage {stage}: {e.strerror or e} in {folder}; put it right and run again, it goes on from there"
         ) from None
     to_html(executed)
+
+
+def explained(error: Any, stage: str, executed: Path) -> Exception:
+    """The exception of a notebook's cell (PapermillExecutionError) as an error for the user."""
+    if error.ename == "AimoError":
+        return AimoError(error.evalue)
+    if "No space left on device" in error.evalue or "os error 28" in error.evalue:
+        return AimoError(
+            f"stage {stage}: no space left in {executed.parents[1]}; "
+            "free some and run again, it goes on from there"
+        )
+    return StageError(
+        f"stage {stage} failed with {error.ename}: {error.evalue}; its traceback is in {executed}"
+    )
 
 
 def to_html(notebook: Path) -> None:
@@ -110,23 +165,27 @@ def to_html(notebook: Path) -> None:
 
 
 def check_room(folder: Path, profile: Profile) -> None:
-    """Refuse to start where the checkpoints and models of a run will not fit: six times the base model, and 50 MB."""
+    """Refuse to start where checkpoints and models will not fit: 50 MB, and six times the base model."""
     base = config.resolve(profile.model.base)
-    needed = (
-        50e6 + 6 * sum(p.stat().st_size for p in base.rglob("*") if p.is_file()) if base.is_dir() else 50e6
-    )
+    needed = 50e6
+    if base.is_dir() and profile.trained:
+        needed += 6 * sum(p.stat().st_size for p in base.rglob("*") if p.is_file())
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise AimoError(
-            f"run folder {folder}: {free / 1e6:.0f} MB free, a run needs {needed / 1e6:.0f} MB; free some, or take another --run-dir"
+            f"run folder {folder}: {free / 1e6:.0f} MB free, a run needs {needed / 1e6:.0f} MB; "
+            "free some, or take another --run-dir"
         )
 
 
-def forget(folder: Path, from_stage: str) -> None:
-    """Remove what the stages from `from_stage` on have made."""
+def forget(folder: Path, redo: str, checkpoint: str) -> None:
+    """Remove what the stages from `redo` on have made, but for checkpoints up to the one that is named."""
     recorded = read_metrics(folder)
-    for stage in list(STAGES)[list(STAGES).index(from_stage) :]:
-        shutil.rmtree(folder / stage, ignore_errors=True)
+    for stage in list(STAGES)[list(STAGES).index(redo) :]:
+        if stage == redo and checkpoint:
+            checkpoints.keep_until(folder / stage, checkpoint)
+        else:
+            shutil.rmtree(folder / stage, ignore_errors=True)
         recorded["stages"].pop(stage, None)
     for name in ("submission.parquet", "report.html"):
         (folder / name).unlink(missing_ok=True)

@@ -9,7 +9,10 @@ from aimo.config import Profile
 
 
 class Display:
-    """A line a stage, with its steps, the time spent and the time left; plain lines every 20 s where there is no terminal."""
+    """A line a stage, with its steps, the time spent and the time left.
+
+    Where there is no terminal, a plain line at most every 20 s.
+    """
 
     def __init__(self, folder: Path, profile: Profile):
         from rich.console import Console
@@ -80,7 +83,6 @@ class Display:
                 first = (stage, step, time.time())
             elif step > first[1] and time.time() - said > 20:
                 left = (time.time() - first[2]) / (step - first[1]) * (total - step)
-                self.say(
-                    f"{stage}: {step} of {total}, {time.time() - self.started:.0f} s so far, about {left:.0f} s left"
-                )
+                spent = time.time() - self.started
+                self.say(f"{stage}: {step} of {total}, {spent:.0f} s so far, about {left:.0f} s left")
                 said = time.time()

@@ -6,7 +6,7 @@
     RUN/metrics.json          the record of each finished stage
     RUN/report.html, RUN/submission.parquet
 
-A stage is finished when metrics.json holds its seconds. `Run.finish`, the last call of each notebook, writes them.
+A stage is finished when metrics.json has its record. `Run.finish`, the last call of each notebook, writes it.
 """
 
 import fcntl
@@ -27,7 +27,7 @@ from aimo.errors import AimoError
 from aimo.stages import MODELS, STAGES
 
 LOCKED = "AIMO_LOCKED"
-"""The environment variable with the run's folder that this process, or the one that started it, has locked."""
+"""The environment variable with the run's folder that this process or one above it has locked."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Run:
         return {"data_sha256": found[1]} if found else {}
 
     def finish(self, **record: Any) -> None:
-        """Record the stage as finished, with its seconds and figures, in place of what an earlier time recorded."""
+        """Record the stage as finished, with its seconds and figures, in place of its record from before."""
         recorded = read_metrics(self.dir)
         recorded["stages"][self.stage] = record | {"seconds": round(time.time() - self.started, 1)}
         names = {"profile": self.profile.profile, "seed": self.profile.seed}
@@ -83,10 +83,10 @@ class Run:
 
 
 def begin(stage: str, profile: str, run_dir: str | None = None, overrides: list[str] | None = None) -> Run:
-    """The first call of a notebook: silence the libraries, read the profile, open the run folder, check the stages before.
+    """The first call of a notebook: read the profile, check the stages before, open the folder.
 
-    `run_dir` is runs/PROFILE when not given. AimoError when another process works in the folder, when the profile is not the
-    folder's, or when an earlier stage has not been done.
+    `run_dir` is runs/PROFILE when not given. AimoError when an earlier stage has not been done, when the
+    profile is not the folder's, or when another process works in the folder.
     """
     quiet()
     started = time.time()
@@ -96,19 +96,15 @@ def begin(stage: str, profile: str, run_dir: str | None = None, overrides: list[
     if stage not in resolved.stages:
         raise AimoError(f"profile {profile} has no {stage} section; add one, or leave this stage out")
     folder = run_folder(run_dir, resolved)
-    try:
-        open_folder(folder, resolved)
-        for earlier in resolved.stages[: resolved.stages.index(stage)]:
-            product = folder / STAGES[earlier].product
-            if not product.exists():
-                raise AimoError(
-                    f"stage {stage} needs {product}, which stage {earlier} makes: run "
-                    f"notebooks/{STAGES[earlier].notebook}.ipynb first, or everything with "
-                    f"`aimo run --profile {profile} --run-dir {folder}`"
-                )
-    except AimoError:
-        unlock(folder)  # a notebook's kernel lives on after an error
-        raise
+    for earlier in resolved.stages[: resolved.stages.index(stage)]:
+        product = folder / STAGES[earlier].product
+        if not product.exists():
+            raise AimoError(
+                f"stage {stage} needs {product}, which stage {earlier} makes: run "
+                f"notebooks/{STAGES[earlier].notebook}.ipynb first, or everything with "
+                f"`aimo run --profile {profile} --run-dir {folder}`"
+            )
+    open_folder(folder, resolved)
     return Run(resolved, folder, stage, started)
 
 
@@ -118,13 +114,16 @@ def run_folder(run_dir: str | Path | None, profile: Profile) -> Path:
 
 
 def open_folder(folder: Path, profile: Profile, redo: str | None = None) -> None:
-    """Create the run's folder and lock it, or check that its profile is this one; keys of stages from `redo` on may differ."""
+    """Create and lock the run's folder, or check that its profile is this one.
+
+    Keys of stages from `redo` on may differ from the folder's profile; they are written there.
+    """
     saved = folder / "profile.yaml"
     try:
-        (folder / "notebooks").mkdir(parents=True, exist_ok=True)
-        lock(folder)
         if saved.exists():
             check_profile(folder, config.load(saved), profile, redo)
+        (folder / "notebooks").mkdir(parents=True, exist_ok=True)
+        lock(folder)
         if not saved.exists() or redo:
             write_whole(saved, config.dump(profile))
     except OSError as e:
@@ -204,7 +203,7 @@ def is_finished(folder: Path, stage: str) -> bool:
 
 
 def figures(folder: Path) -> dict[str, dict[str, Any]]:
-    """A row for the base and for each trained stage: what notebook 04 measured, and the record of its training."""
+    """A row for the base and each trained stage: what notebook 04 measured, and the record of training."""
     stages = read_metrics(folder)["stages"]
     measured = stages.get("inference", {}).get("models", {})
     rows = {name: measured.get(name, {}) | stages.get(name, {}) for name in MODELS}

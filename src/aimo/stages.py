@@ -1,6 +1,7 @@
 """The table of stages. A run does those that its profile has a section for, in this order.
 
-A new stage is a row here, a notebook and a section of the profile (`aimo.config.Profile`). Everything else reads the table.
+A new stage is a row here, a notebook and a section of the profile (`aimo.config.Profile`).
+Everything else reads the table.
 """
 
 from dataclasses import dataclass

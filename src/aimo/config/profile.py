@@ -1,6 +1,7 @@
 """A profile: every setting of a run, in typed sections, with the checks that span sections."""
 
 from dataclasses import field, fields
+from typing import Any
 
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass
@@ -48,7 +49,7 @@ class Profile:
         return tuple(stage for stage in self.stages if stage in TRAINED)
 
     def trained_before(self, stage: str) -> str | None:
-        """The last stage before `stage` that trains a model, whose model it starts from. None: it starts from the base."""
+        """The stage whose model `stage` starts from: the last one before it that trains. None: the base."""
         order = list(STAGES)
         earlier = [name for name in self.trained if order.index(name) < order.index(stage)]
         return earlier[-1] if earlier else None
@@ -60,15 +61,14 @@ class Profile:
 
     def solver_settings(self) -> Settings:
         """The `inference` section; its null keys come from the sections `prompt` and `model`."""
-        values = {f.name: getattr(self.inference, f.name) for f in fields(Settings)}
+        values: dict[str, Any] = {f.name: getattr(self.inference, f.name) for f in fields(Settings)}
         defaults = {
             "tags": self.prompt.tags,
             "thinking": self.prompt.prefill,
             "max_length": self.model.max_length,
         }
-        return Settings(
-            **{key: defaults.get(key) if value is None else value for key, value in values.items()}
-        )
+        missing = {key: value for key, value in defaults.items() if values[key] is None}
+        return Settings(**values | missing)
 
     @model_validator(mode="after")
     def check(self) -> "Profile":
@@ -95,5 +95,6 @@ class Profile:
         probes = self.data.grpo if self.data else None
         if getattr(self, name).probe_steps and not (probes and probes.test_split):
             raise ValueError(
-                f"{name}.probe_steps: a probe needs problems of its own; set data.grpo.test_split, such as 0.02"
+                f"{name}.probe_steps: a probe needs problems of its own; "
+                "set data.grpo.test_split, such as 0.02"
             )

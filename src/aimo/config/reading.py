@@ -1,21 +1,93 @@
-"""YAML into a Profile, and a Profile into YAML. Unknown keys, wrong types and impossible values are refused by name."""
+"""YAML into a Profile and back. Unknown keys, wrong types and impossible values are refused by name."""
 
+import difflib
 import json
-from dataclasses import asdict
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from aimo.config import Profile
-from aimo.config.data import Columns, Data, Set
-from aimo.config.training import Dpo, Grpo, Lora, Model, Sft, Training
 from aimo.errors import AimoError, explain
-from aimo.inference.settings import Inference, Prompt
+from aimo.stages import TRAINED
 
 ROOT = Path(__file__).parents[3]
 PROFILES = ROOT / "notebooks" / "profiles"
+
+# Names of TRL, Open-R1, Unsloth, PEFT and vLLM, and what they are called in a profile: a key of the same
+# section, or a dotted one. Where several stand, the first one that the section has.
+OTHER_NAMES = {
+    "attn_implementation": "model.attention",
+    "benchmarks": "data.decontaminate",
+    "chat_template": "prompt.template",
+    "dataset_config": "subset",
+    "dataset_config_name": "subset",
+    "dataset_mixture": "mixture",
+    "dataset_name": "source",
+    "dataset_split": "split",
+    "dataset_train_split": "split",
+    "fast_inference": "grpo.generation",
+    "gpu_memory_utilization": "gpu_memory vllm_gpu_memory",
+    "hub_model_id": "training.push_to_hub",
+    "lora_alpha": "model.lora.alpha",
+    "lora_r": "model.lora.rank",
+    "lora_rank": "model.lora.rank",
+    "lora_target_modules": "model.lora.target_modules",
+    "lr": "learning_rate",
+    "lr_scheduler_kwargs": "min_lr_rate",
+    "lr_scheduler_type": "scheduler",
+    "max_lora_rank": "model.lora.rank",
+    "max_model_len": "model.max_length",
+    "max_new_tokens": "inference.max_tokens",
+    "max_seq_length": "model.max_length",
+    "model_name": "model.base",
+    "model_name_or_path": "model.base",
+    "model_revision": "model.revision",
+    "num_samples": "samples",
+    "num_train_epochs": "epochs",
+    "optim": "optimizer",
+    "per_device_train_batch_size": "batch_size prompts_per_step",
+    "r": "model.lora.rank",
+    "random_state": "seed",
+    "report_to": "training.log_to",
+    "reward_funcs": "grpo.rewards",
+    "reward_weights": "grpo.rewards",
+    "system_prompt": "prompt.system",
+    "tensor_parallel_size": "inference.vllm",
+    "torch_dtype": "model.dtype",
+    "use_gradient_checkpointing": "model.gradient_checkpointing",
+    "use_liger": "use_liger_kernel",
+    "use_peft": "model.lora",
+    "use_vllm": "grpo.generation",
+    "vllm_gpu_memory_utilization": "grpo.vllm_gpu_memory",
+    "vllm_mode": "grpo.generation",
+}
+
+
+class Loader(yaml.SafeLoader):
+    """YAML as people read it: `5e-6` is a number, a date is text, and a key that stands twice is an error."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping whose keys are all different."""
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for name in names:
+            if names.count(name) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"{name!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
 
 
 def resolve(path: str) -> Path:
@@ -28,21 +100,30 @@ def load(profile: str | Path, overrides: list[str] | None = None) -> Profile:
 
     Raises AimoError naming the key that is unknown, of the wrong type, or impossible.
     """
-    path = Path(profile) if str(profile).endswith(".yaml") else PROFILES / f"{profile}.yaml"
+    return parse(read_values(profile, overrides), where=f"profile {Path(profile).stem}")
+
+
+def read_values(profile: str | Path, overrides: list[str] | None = None) -> dict[str, Any]:
+    """The keys that a profile's file and the overrides have, not yet checked."""
+    path = Path(profile) if str(profile).endswith((".yaml", ".yml")) else PROFILES / f"{profile}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
         raise AimoError(
             f"profile {str(profile)!r} does not exist: use one of {known}, or a path to a .yaml file"
         )
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.load(path.read_text(encoding="utf-8-sig"), Loader)
+    except UnicodeDecodeError as e:
+        raise AimoError(f"profile {path}: not UTF-8 at byte {e.start}; save it as UTF-8") from None
+    except OSError as e:
+        raise AimoError(f"profile {path}: {e.strerror}; make it readable") from None
     except yaml.YAMLError as e:
         raise AimoError(f"profile {path}: not valid YAML: {' '.join(str(e).split())}") from None
     if not isinstance(values, dict):
         raise AimoError(f"profile {path}: expected keys and values; start from {PROFILES / 'tiny.yaml'}")
     for override in overrides or []:
         set_key(values, override)
-    return parse(values, where=f"profile {path.stem}")
+    return values
 
 
 def set_key(values: dict[str, Any], override: str, option: str = "--set") -> None:
@@ -52,11 +133,13 @@ def set_key(values: dict[str, Any], override: str, option: str = "--set") -> Non
         raise AimoError(f"{option} {override!r}: expected KEY=VALUE, such as grpo.max_steps=50")
     *parents, last = key.split(".")
     for name in parents:
-        if not isinstance(values.setdefault(name, {}), dict):
-            raise AimoError(f"{option} {override!r}: {name} is a value, not a section")
+        if values.get(name) is None:
+            values[name] = {}
         values = values[name]
+        if not isinstance(values, dict):
+            raise AimoError(f"{option} {override!r}: {name} is a value, not a section")
     try:
-        values[last] = yaml.safe_load(text)
+        values[last] = yaml.load(text, Loader)
     except yaml.YAMLError:
         raise AimoError(f"{option} {override!r}: {text!r} is not a YAML value; quote it") from None
 
@@ -64,31 +147,48 @@ def set_key(values: dict[str, Any], override: str, option: str = "--set") -> Non
 def parse(values: dict[str, Any], where: str) -> Profile:
     """Validate nested values into a Profile; one AimoError names every bad key."""
     try:
-        return TypeAdapter(Profile).validate_json(
-            json.dumps(floats(values))
-        )  # strict Python input would refuse sections
+        # By way of JSON: from Python objects, pydantic's strict mode takes no dict for a section.
+        return TypeAdapter(Profile).validate_json(json.dumps(values, default=str))
     except ValidationError as e:
-        raise AimoError(
-            f"{where}: " + "; ".join(explain(error, all_keys()) for error in e.errors())
-        ) from None
+        raise AimoError(f"{where}: " + "; ".join(map(tell, e.errors()))) from None
+    except (TypeError, ValueError) as e:  # a key that is no text, a list that holds itself
+        raise AimoError(f"{where}: {e}; use plain keys and values") from None
 
 
-def floats(value: Any) -> Any:
-    """YAML 1.1 reads `5e-6` as text; read it as the number that everyone means."""
-    if isinstance(value, dict):
-        return {k: floats(v) for k, v in value.items()}
-    if isinstance(value, str) and value[:1] in "0123456789.-" and "e" in value.lower():
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+def tell(error: Any) -> str:
+    """One pydantic error in words; an unknown key with the one that was meant."""
+    if error["type"] != "unexpected_keyword_argument":
+        return explain(error)
+    key = ".".join(map(str, error["loc"]))
+    return f"{key}: unknown key{meant(key)}"
 
 
-def all_keys() -> set[str]:
-    """The names of all keys a profile may have."""
-    sections = [Profile, Model, Lora, Prompt, Data, Set, Columns, Sft, Grpo, Dpo, Training, Inference]
-    return {name for section in sections for name in section.__dataclass_fields__}  # type: ignore[attr-defined]
+def meant(key: str) -> str:
+    """What an unknown dotted key is called here: another library's name, another section's, or misspelt."""
+    known = list(keys())
+    section, _, name = key.rpartition(".")
+    ours = OTHER_NAMES.get(name, name).split()
+    here = [f"{section}.{candidate}" for candidate in ours if f"{section}.{candidate}" in known]
+    anywhere = [other for other in known if other in ours or other.rpartition(".")[2] in ours]
+    if here or anywhere:
+        return f", it is called {', '.join(here[:1] or anywhere)} here"
+    siblings = [other for other in known if other.rpartition(".")[0] == section]
+    close = difflib.get_close_matches(key, siblings, n=1) or difflib.get_close_matches(key, known, n=1)
+    return "".join(
+        [
+            f", did you mean {close[0]}?" if close else "",
+            f" (a key of TRL's goes under {section}.trl)" if section in TRAINED else "",
+        ]
+    )
+
+
+def keys(section: type = Profile, prefix: str = "") -> Iterator[str]:
+    """The dotted keys that a profile may have."""
+    for name, hint in get_type_hints(section).items():
+        yield f"{prefix}{name}"
+        for part in (hint, *get_args(hint)):
+            if is_dataclass(part) and isinstance(part, type):
+                yield from keys(part, f"{prefix}{name}.")
 
 
 def dump(profile: Profile) -> str:
