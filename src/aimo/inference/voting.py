@@ -1,8 +1,9 @@
-r"""Votes, weights, and when to stop: pure functions, no I/O.
+r"""Votes, their weights, and when to stop sampling: pure functions without I/O.
 
-One question's samples arrive in waves. `next_step` says after every event whether to stop, to start more or to cut ramblers;
-`final_answer` and `is_repeating` end a single stream; `tally` explains the vote. docs/voting.md has formulae and measurements.
-Out of scope: the clock and the streams (`aimo.inference.solver`), reading an answer (`aimo.inference.answers`).
+`next_step` decides after every event of a question whether to stop, to start more samples, or to cut overlong
+ones. `final_answer` and `is_repeating` tell when a single sample is over; `tally` counts and explains the
+vote. Formulae and measurements: docs/voting.md. Out of scope: time and streams (`aimo.inference.solver`),
+reading an answer (`aimo.inference.answers`).
 """
 
 import itertools
@@ -12,30 +13,47 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import lru_cache
 
-THOUGHTS = (
-    ("<think>", "</think>"),
-    ("<start_working_out>", "<end_working_out>"),
-    ("<|begin_of_thought|>", "<|end_of_thought|>"),
-)
-TAGS = ("<SOLUTION>", "</SOLUTION>")
-CONCLUSION = 300  # characters at most of the paragraph in which a thought states its answer
-BLOCK, REPEATS, WINDOW = 200, 4, 16_000  # characters: the last 200 stand four times in the last 16,000
+from aimo.inference.settings import PUBLIC, Tags
+
+TAGS = Tags()
+CONCLUSION = 300  # characters at most of the last paragraph of a thought, which may state its answer
+BLOCK, REPEATS, WINDOW = 200, 4, 16_000  # characters: the last 200 occur four times in the last 16,000
+
+
+class Stop(StrEnum):
+    """Why the sampling of a question ended."""
+
+    DECIDED = "decided"
+    """No outcome of the remaining samples can change the vote."""
+    SETTLED = "settled"
+    """The error bound of the leader is low enough."""
+    FUTILE = "futile"
+    """The error bound would stay too high even if all remaining samples voted for the leader."""
+    EXHAUSTED = "exhausted"
+    """All samples have ended."""
+    DEADLINE = "deadline"
+    """The time is over."""
+    FAILED = "failed"
+    """The engine failed."""
+    KNOWN = "known"
+    """The journal had the answer."""
 
 
 @dataclass(frozen=True)
 class Policy:
-    """When to stop; one set of defaults for every model and question."""
+    """When to stop: one set of defaults for every model and question."""
 
     in_flight: int = 16
-    """Streams of a question at one time."""
-    level: float = 0.05
-    """Settled: the doubt in the leader is at most this."""
-    hopeless: float = 1.0
-    """Hopeless: the doubt would be above this even if all remaining samples voted for the leader."""
-    ramble: float = 3.0
-    """A rambler is this many times as long as any stream that has ended, when half of them have."""
+    """Samples of a question that run at the same time, at most."""
+    max_error: float = 0.05
+    """The vote is settled when the error bound of the leader is at most this."""
+    futile_error: float = 1.0
+    """The vote is futile when all remaining samples could not bring the error bound down to this."""
+    overlong: float = 3.0
+    """A sample this many times as long as the longest that ended is cut, once half of them have ended."""
 
 
 @dataclass(frozen=True)
@@ -44,78 +62,79 @@ class State:
 
     votes: Counter[int]
     ended: int = 0
-    """Streams that ended, with an answer or without one; a rambler that was cut is one of them."""
+    """Samples that ended, with or without an answer, cut ones included."""
     running: int = 0
     left: int = 0
     """Samples that may still be started."""
     longest: float = 0
-    """Tokens of the longest stream that ended, ramblers apart."""
+    """Tokens of the longest sample that ended, cut ones excluded."""
     time_left: float = math.inf
-    """Seconds to the deadline."""
+    """Seconds until the deadline."""
     time_each: float = 0
-    """Seconds a fresh sample is expected to take."""
+    """Seconds that a new sample is expected to take."""
     weights: Mapping[int, float] | None = None
-    """Each answer's votes by weight; None when every vote weighs one."""
-    heaviest: float = 1.0
-    """The most that a vote can weigh."""
+    """Total weight of the votes for each answer; None when every vote has weight 1."""
+    max_weight: float = 1.0
+    """The largest weight of a vote."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """What to do next: stop for a reason, or start streams and cut those longer than `limit` tokens."""
+    """What to do next: stop for a reason, or start samples and cut those with more than `limit` tokens."""
 
-    stop: str = ""
-    """decided, settled, hopeless, deadline or exhausted; empty to go on."""
+    stop: Stop | None = None
     start: int = 0
     limit: float = math.inf
 
 
 POLICY = Policy()
-EXACT = Policy(level=0, hopeless=math.inf)
-"""Stops only when no outcome of the samples left can change the vote."""
+EXACT = Policy(max_error=0, futile_error=math.inf)
+"""Stops only when no outcome of the remaining samples can change the vote."""
 
 
 def next_step(state: State, policy: Policy = POLICY) -> Step:
-    """Whether to stop, and else how many samples to start and how long a stream may be.
+    """Return whether to stop, and otherwise how many samples to start and how many tokens a sample may have.
 
-    A wave is as large as would settle the vote at the rate at which samples have voted for the leader so far.
+    As many samples are started as would settle the vote if new ones voted for the leader as often as those
+    that ended.
     """
     if state.time_left <= 0:
-        return Step("deadline")
+        return Step(Stop.DEADLINE)
     left = state.left if state.time_each < state.time_left else 0
     remaining = state.running + left
     weights = state.votes if state.weights is None else state.weights
-    if is_decided(weights, remaining * state.heaviest):
-        return Step("decided")
+    if is_decided(weights, remaining * state.max_weight):
+        return Step(Stop.DECIDED)
     first, rivals = evidence(state.votes, weights)
-    if doubt(first, rivals) <= policy.level:
-        return Step("settled")
+    if error_bound(first, rivals) <= policy.max_error:
+        return Step(Stop.SETTLED)
     if not remaining:
-        return Step("exhausted")
-    if doubt(first + remaining, rivals) > policy.hopeless:
-        return Step("hopeless")
+        return Step(Stop.EXHAUSTED)
+    if error_bound(first + remaining, rivals) > policy.futile_error:
+        return Step(Stop.FUTILE)
     rate = (first + 1) / (state.ended + 3)  # a third before any has ended: some give no answer, some another
-    wave = needed(first, rivals, policy.level) / rate - state.running
-    start = max(0, math.ceil(min(wave, left, policy.in_flight - state.running)))
+    wanted = votes_to_settle(first, rivals, policy.max_error) / rate - state.running
+    start = max(0, math.ceil(min(wanted, left, policy.in_flight - state.running)))
     half_ended = state.longest and state.ended >= state.running + start
-    return Step(start=start, limit=policy.ramble * state.longest if half_ended else math.inf)
+    return Step(start=start, limit=policy.overlong * state.longest if half_ended else math.inf)
 
 
 def leader(votes: Mapping[int, float]) -> int | None:
-    """The answer with the most votes; of equals the smallest, so that the order of arrival cannot decide."""
+    """Return the answer with the most votes; among equals the smallest, whatever came first."""
     return min(votes, key=lambda answer: (-votes[answer], answer)) if votes else None
 
 
 def is_decided(votes: Mapping[int, float], remaining: float) -> bool:
-    """Whether votes of a weight of `remaining` together can neither change nor tie the leader."""
+    """Return whether further votes of `remaining` weight in total can neither change nor tie the leader."""
     first, second, *_ = [*sorted(votes.values(), reverse=True), 0, 0]
     return first > second + remaining
 
 
 def evidence(votes: Counter[int], weights: Mapping[int, float]) -> tuple[int, list[int]]:
-    """Whole votes for the leader by weight, and for each rival: of number and weight what speaks less for the leader.
+    """Return whole votes for the leader by weight, and for each of its rivals.
 
-    A vote that weighs more is still one sample, and one that weighs less is no whole one.
+    Of number and weight the one less favourable to the leader counts: a vote of weight 2 is still one sample,
+    and a vote of weight 0.5 is less than one.
     """
     best = leader(weights)
     if best is None:
@@ -124,53 +143,61 @@ def evidence(votes: Counter[int], weights: Mapping[int, float]) -> tuple[int, li
     return math.floor(min(votes[best], weights[best])), rivals
 
 
-def doubt(first: int, rivals: Iterable[int]) -> float:
-    """An upper bound on the chance that a leader with `first` votes is not the mode: the sum over all rivals, one yet unseen.
+def error_bound(first: int, rivals: Iterable[int]) -> float:
+    """Return an upper bound on the probability that the leader is not the model's most likely answer.
 
-    Each term is adaptive-consistency's (Aggarwal et al. 2023, arXiv 2305.11860): P(rival > leader | votes of both), uniform prior.
+    It is the sum over all rivals and one that has not been seen yet; each term is that of
+    adaptive-consistency (Aggarwal et al. 2023, arXiv 2305.11860).
     """
-    return sum(beaten(first, second) for second in (*rivals, 0))
+    return sum(rival_probability(first, second) for second in (*rivals, 0))
 
 
 @lru_cache(maxsize=10_000)
-def beaten(first: int, second: int) -> float:
-    """P(p < 1/2) for p ~ Beta(first + 1, second + 1), in closed form: a binomial tail."""
+def rival_probability(first: int, second: int) -> float:
+    """Return P(rival more likely than leader | votes of both) under a uniform prior.
+
+    This is P(p < 1/2) for p ~ Beta(first + 1, second + 1), in closed form: a binomial tail.
+    """
     n = first + second + 1
     return sum(math.comb(n, k) for k in range(first + 1, n + 1)) / 2**n
 
 
-def needed(first: int, rivals: Collection[int], level: float) -> float:
-    """How many more votes for the leader would settle the vote; no number of them settles it at level 0."""
-    if level <= 0:
+def votes_to_settle(first: int, rivals: Collection[int], max_error: float) -> float:
+    """Return how many more votes for the leader would settle the vote; infinity when `max_error` is 0."""
+    if max_error <= 0:
         return math.inf
-    return next(more for more in itertools.count() if doubt(first + more, rivals) <= level)
+    return next(more for more in itertools.count() if error_bound(first + more, rivals) <= max_error)
 
 
 def final_answer(
-    text: str,
-    read: Callable[[str], int | None],
-    tags: tuple[str, str] = TAGS,
-    thoughts: Sequence[tuple[str, str]] = THOUGHTS,
-    thinking: bool = False,
+    text: str, read: Callable[[str], int | None], tags: Tags = TAGS, thinking: bool = False
 ) -> tuple[int, int] | None:
-    r"""Where the first complete final answer of a growing text ends, in characters, and the answer; None while there is none.
+    r"""Return where the first complete final answer of a growing text ends, in characters, and the answer.
 
-    `read` reads an answer from a text or gives None. A candidate ends with a complete `\boxed{…}`, `</answer>` or the closing answer tag.
-    In a thought (opened in the text, or by the prompt: `thinking`) it does not count; what the thought concludes with as it closes does.
+    None while there is none. `read` reads an answer from a text or returns None. A candidate ends with a
+    complete `\boxed{…}`, `</answer>` or the answer tag. Inside a thought, which the text or the prompt
+    (`thinking`) opened, no candidate counts until the tag that closes it; the answer in the last paragraph of
+    a closed thought does.
     """
-    closed = [(place, place + len(end)) for _, end in thoughts if (place := text.find(end)) >= 0]
-    begin = 0
-    if closed:
-        close, begin = min(closed)
-        answer = read(conclusion(text[:close]))
-        if answer is not None:
-            return begin, answer
-    elif thinking or text.lstrip().startswith(tuple(start for start, _ in thoughts)):
+    thoughts = [tags, *PUBLIC]  # a model may think in the tags of its base
+    opened = [own.think_end for own in thoughts if text.lstrip().startswith(own.think_start)]
+    if thinking:
+        opened.append(tags.think_end)
+    ends = opened or [own.think_end for own in thoughts]
+    closed = [(place, place + len(end)) for end in ends if (place := text.find(end)) >= 0]
+    if opened and not closed:
         return None
-    closing = re.escape(
-        tags[1] if tags[0].startswith("<") else "</answer>"
-    )  # a box is found without its tags
-    for candidate in re.finditer(rf"\\f?box(?:ed)?\s*\{{|</answer>|{closing}", text[begin:]):
+    close, begin = min(closed, default=(0, 0))
+    answer = read(conclusion(text[:close])) if closed else None
+    return (begin, answer) if answer is not None else first_answer(text, begin, read, tags)
+
+
+def first_answer(
+    text: str, begin: int, read: Callable[[str], int | None], tags: Tags
+) -> tuple[int, int] | None:
+    """Return where the first complete answer after `begin` ends, and the answer, or None."""
+    closing = "</answer>" if tags.answer_start.startswith("\\") else tags.answer_end
+    for candidate in re.finditer(rf"\\f?box(?:ed)?\s*\{{|</answer>|{re.escape(closing)}", text[begin:]):
         end = begin + candidate.end()
         if candidate[0].endswith("{"):
             end = closing_brace(text, end)
@@ -181,14 +208,15 @@ def final_answer(
 
 
 def conclusion(thought: str) -> str:
-    """The last paragraph of a thought; empty when words follow its box, for they may take it back."""
+    """Return the last paragraph of a thought; empty when words follow its box: they may withdraw it."""
     paragraph = thought.rstrip()[-CONCLUSION:].rsplit("\n\n", 1)[-1]
     box = paragraph.rfind(r"\boxed{")
-    return "" if box >= 0 and re.search(r"\w", paragraph[closing_brace(paragraph, box + 7) :]) else paragraph
+    withdrawn = box >= 0 and re.search(r"\w", paragraph[closing_brace(paragraph, box + 7) :])
+    return "" if withdrawn else paragraph
 
 
 def closing_brace(text: str, start: int) -> int:
-    """The place after the brace that closes the one opened before `start`; 0 if it is still open."""
+    """Return the index after the brace that closes the one opened before `start`; 0 if it is still open."""
     depth = 1
     for brace in re.finditer(r"[{}]", text[start:]):
         depth += 1 if brace[0] == "{" else -1
@@ -198,21 +226,24 @@ def closing_brace(text: str, start: int) -> int:
 
 
 def is_repeating(text: str) -> bool:
-    """Whether a stream has begun to repeat itself: its last block of text stands there several times, letter by letter."""
+    """Return whether a text has degenerated into repetition: its last block occurs several times."""
     return len(text) > BLOCK and text[-WINDOW:].count(text[-BLOCK:]) >= REPEATS
 
 
-def forced_ending(text: str, thought_end: str = "</think>", answer_start: str = r"\boxed{") -> str:
-    """What to append to a stream out of budget, so that a few more tokens give its answer (budget forcing, s1, arXiv 2501.19393)."""
-    closing = "" if thought_end in text else thought_end
-    if answer_start.startswith("<"):  # a tag follows the thought at once, as in training
-        return closing + answer_start
-    return (f"\n{closing}\n" if closing else "") + f"\nThe final answer is {answer_start}"
+def forced_ending(text: str, tags: Tags = TAGS) -> str:
+    """Return what to append to a sample without an answer, so that a few more tokens give it.
+
+    This is budget forcing (s1, arXiv 2501.19393).
+    """
+    closing = "" if tags.think_end in text else tags.think_end
+    if tags.answer_start.startswith("<"):  # a tag follows the thought at once, as in training
+        return closing + tags.answer_start
+    return (f"\n{closing}\n" if closing else "") + f"\nThe final answer is {tags.answer_start}"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One answer of a vote: its votes, their weight together, and its share of all weight."""
+    """One answer of a vote: the number of its votes, their total weight, and its share of all weight."""
 
     answer: int
     votes: int
@@ -221,7 +252,7 @@ class Row:
 
 
 def tally(answers: Iterable[tuple[int | None, float]]) -> list[Row]:
-    """The vote, explained: a row for each answer from (answer, weight) pairs, the winner first.
+    """Count a vote from (answer, weight) pairs: one row for each answer, the winner first.
 
     Order: weight, then votes, then the smallest answer. A sample without an answer has no vote.
     """
@@ -231,47 +262,49 @@ def tally(answers: Iterable[tuple[int | None, float]]) -> list[Row]:
         if answer is not None:
             votes[answer] += 1
             weights.setdefault(answer, []).append(weight)
-    sums = {
-        answer: math.fsum(group) for answer, group in weights.items()
-    }  # exact: the order of arrival cannot decide
+    # Exact sums: the order of arrival does not matter.
+    sums = {answer: math.fsum(group) for answer, group in weights.items()}
     total = math.fsum(sums.values()) or 1.0
     rows = [Row(answer, votes[answer], weight, weight / total) for answer, weight in sums.items()]
     return sorted(rows, key=lambda row: (-row.weight, -row.votes, row.answer))
 
 
 def by_logprob(mean_logprob: float) -> float:
-    """Weight of a completion: the geometric mean of its tokens' probabilities (self-consistency, arXiv 2203.11171)."""
+    """Weigh a completion by its tokens' geometric mean probability (self-consistency, arXiv 2203.11171)."""
     return math.exp(mean_logprob)
 
 
 def by_entropy(mean_entropy: float) -> float:
-    """Weight of a completion from the mean entropy of its tokens in nats: 1 when it never hesitated."""
+    """Weigh a completion by the mean entropy of its tokens in nats: 1 when the entropy is 0."""
     return math.exp(-mean_entropy)
 
 
 def by_tools(answer: int, results: Collection[int | None]) -> float:
-    """Weight of a completion: 2 when a program that it ran gave its answer, a half when its programs gave others, else 1."""
+    """Weigh a completion with tools: 2 when a program printed its answer, 0.5 when none did, else 1."""
     return 2.0 if answer in results else 0.5 if results else 1.0
 
 
 def by_length(tokens: int) -> float:
-    """Weight of a completion: short ones count a little more (after shortest majority vote, arXiv 2502.12215)."""
+    """Weigh a completion by its length: short ones count more (shortest majority vote, arXiv 2502.12215)."""
     return 1 / math.log(tokens + math.e)
 
 
 def by_prior(answer: int, problem: str) -> float:
-    """Weight of an answer: a half when it is trivial, that is 0, 1 or a number of the statement."""
+    """Weigh an answer: 0.5 when it is trivial, that is 0, 1 or a number of the problem; otherwise 1."""
     numbers = re.findall(r"\d+", re.sub(r"(?<=\d)(?:,|\{,\})(?=\d{3})", "", problem))
     return 0.5 if answer in {0, 1, *map(int, numbers)} else 1.0
 
 
 def maj_at(answers: Sequence[int | None], gold: int, k: int, rng: random.Random, draws: int = 20) -> float:
-    """The chance that the vote of `k` of these samples is right, over random draws (all samples when there are only k)."""
+    """Return the probability that the vote of `k` of these samples is right, estimated over random draws.
+
+    With `k` samples or fewer, the vote of all of them is judged.
+    """
     if k >= len(answers):
         return float(leader(count(answers)) == gold)
     return sum(leader(count(rng.sample(answers, k))) == gold for _ in range(draws)) / draws
 
 
 def count(answers: Sequence[int | None]) -> Counter[int]:
-    """Votes of the samples that have an answer."""
+    """Return the votes of the samples that have an answer."""
     return Counter(answer for answer in answers if answer is not None)

@@ -1,0 +1,99 @@
+"""The rules of the AIMO competitions, and their test files.
+
+Out of scope: Kaggle's servers (`aimo.inference.gateway`).
+"""
+
+import csv
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from aimo.inference.errors import AimoError
+
+
+@dataclass(frozen=True)
+class Competition:
+    """The rules of one competition."""
+
+    problem_column: str
+    high: int
+    """An answer is an integer from 0 to this."""
+    server: str
+    """Module and class of its inference server in `kaggle_evaluation`."""
+    questions: int
+    """The number of questions that a rerun is expected to ask."""
+    answer_limit_s: float | None
+    """Seconds that Kaggle allows for one answer."""
+
+
+COMPETITIONS = {
+    "aimo2": Competition("question", 999, "aimo_2_inference_server.AIMO2InferenceServer", 50, 1800.0),
+    "aimo3": Competition("problem", 99999, "aimo_3_inference_server.AIMO3InferenceServer", 50, None),
+}
+
+
+def read_questions(test_csv: str | Path, competition: str | None = None) -> tuple[str, pl.DataFrame]:
+    """Return a test file's competition, and its table of texts: `id`, the problem column, perhaps `answer`.
+
+    Without a `competition`, the problem column decides: `question` is aimo2, `problem` is aimo3. Raises
+    AimoError naming the fault.
+    """
+    path = Path(test_csv)
+    if competition is not None and competition not in COMPETITIONS:
+        raise AimoError(f"competition {competition!r} is unknown: use one of {', '.join(COMPETITIONS)}")
+    table = read_csv(path)
+    if competition is None:
+        competition = "aimo2" if "question" in table.columns and "problem" not in table.columns else "aimo3"
+    for column in ("id", COMPETITIONS[competition].problem_column):
+        if column not in table.columns:
+            columns = ", ".join(table.columns)
+            raise AimoError(
+                f"test file {path} has no column {column!r}, only {columns}; {competition} needs it"
+            )
+    if table.is_empty():
+        raise AimoError(f"test file {path} has no rows; it needs one for each question")
+    ids = table["id"]
+    if (ids == "").any():
+        raise AimoError(f"test file {path} has a row without an id; give every question its own")
+    if ids.is_duplicated().any():
+        twice = ids.filter(ids.is_duplicated())[0]
+        raise AimoError(f"test file {path} has the id {twice!r} twice; give every question its own")
+    return competition, table
+
+
+def read_csv(path: Path) -> pl.DataFrame:
+    """Return a CSV as a table of texts. Raises AimoError that names the line at fault."""
+    if not path.is_file():
+        raise AimoError(f"test file {path} does not exist; give a CSV with the columns id and problem")
+    csv.field_size_limit(sys.maxsize)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            header, *rows = [(reader.line_num, row) for row in reader if row] or [(0, [])]
+    except csv.Error:
+        raise AimoError(
+            f"test file {path}: a quote is missing or misplaced in the row up to line {reader.line_num}; "
+            'put a text with commas or line breaks between ", and write a " inside it twice'
+        ) from None
+    except UnicodeDecodeError:
+        raise AimoError(f"test file {path} is not text in UTF-8; save it as CSV in UTF-8") from None
+    except OSError as e:
+        raise AimoError(f"test file {path} cannot be read: {e.strerror}") from None
+    columns = header[1]
+    if not columns:
+        raise AimoError(
+            f"test file {path} is empty; it needs the columns id and problem, and a row for each question"
+        )
+    twice = [column for column, times in Counter(columns).items() if times > 1]
+    if twice:
+        raise AimoError(f"test file {path} has the column {twice[0]!r} twice; keep one of them")
+    for line, row in rows:
+        if len(row) != len(columns):
+            raise AimoError(
+                f"test file {path}, line {line}: {len(row)} values for {len(columns)} columns; "
+                'put a text with commas between "'
+            )
+    return pl.DataFrame([row for _, row in rows], dict.fromkeys(columns, pl.String), orient="row")

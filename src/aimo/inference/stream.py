@@ -1,0 +1,181 @@
+"""One sample of a question while it runs: when it ends, what its programs print, its forced answer, its vote.
+
+Out of scope: which samples run, and the vote over all of them (`aimo.inference.solver`).
+"""
+
+import asyncio
+import contextlib
+import math
+import time
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from aimo.inference import answers, voting
+from aimo.inference.programs import Programs
+from aimo.inference.sampling import Completion, Sampler, sample_seed
+from aimo.inference.solution import End, Sample
+from aimo.inference.tools import Call, FencedBlocks, ToolCalls
+
+MIN_TOKENS = 16  # fewer cannot hold an answer
+FORCED_ANSWER_TOKENS = 24
+MAX_OUTPUT_CHARS = 2000  # of a program's output that the model reads
+CHECK_EVERY = 64  # characters between two checks whether a sample is over
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What the samples of one question share."""
+
+    sampler: Sampler
+    text: str
+    seed: int
+    low: int
+    high: int
+    """An answer is an integer within low…high."""
+
+    @cached_property
+    def prompt(self) -> list[int]:
+        """The token ids of the prompt."""
+        return self.sampler.encode(self.text)
+
+    def read(self, text: str) -> int | None:
+        """Return the answer in a text, or None when there is none within low…high."""
+        return answers.to_integer(answers.extract(text, self.sampler.settings.tags), self.low, self.high)
+
+
+class Stream:
+    """One sample while it runs."""
+
+    def __init__(self, problem: Problem, index: int, begin_s: float, with_tools: bool):
+        self.problem, self.index, self.begin_s = problem, index, begin_s
+        self.sampler, self.settings = problem.sampler, problem.sampler.settings
+        self.seed = sample_seed(problem.seed, problem.text, index)
+        self.tools: FencedBlocks | ToolCalls | None = None
+        if with_tools:
+            self.tools = (ToolCalls if self.settings.tool_parser else FencedBlocks)(
+                self.sampler, problem.text
+            )
+        self.results: list[int | None] = []
+        """The last line that each program printed, as an integer."""
+        self.text, self.tokens = "", 0
+        """What it wrote so far, all turns together."""
+        self.finished_tokens = 0
+        """Tokens of the turns before the present one."""
+        self.limit = math.inf
+        """Tokens beyond which it is cut."""
+        self.checked = 0
+        """Characters at the last check whether it is over."""
+        self.heard = time.monotonic()
+        """When it last wrote something."""
+        self.end: End | None = None
+
+    async def run(self) -> Completion:
+        """Sample until the model, `update` or the token limit ends it."""
+        if self.tools:
+            return await self.run_with_tools(self.tools)
+        return await self.sampler.sample(self.problem.prompt, self.seed, self.settings, self.update)
+
+    async def run_with_tools(self, tools: FencedBlocks | ToolCalls) -> Completion:
+        """Sample turn by turn; each turn ends in a program, whose output the next one continues from."""
+        logprob = entropy = 0.0
+        with contextlib.closing(Programs()) as programs:
+            while True:
+                prompt = tools.prompt()
+                room = min(
+                    self.settings.max_tokens - self.finished_tokens, self.sampler.max_length - len(prompt)
+                )
+                if room < MIN_TOKENS:
+                    return Completion(tools.text, self.finished_tokens, False, logprob, entropy)
+                limited = replace(self.settings, max_tokens=room)
+                turn = await self.sampler.sample(prompt, self.seed, limited, self.update)
+                self.finished_tokens += turn.tokens
+                logprob, entropy = logprob + turn.logprob, entropy + turn.entropy
+                call = self.call(turn.text, turn.finished)
+                if call is None:
+                    text = tools.text + turn.text
+                    return Completion(text, self.finished_tokens, turn.finished, logprob, entropy)
+                output = await asyncio.to_thread(programs.run, call.code)
+                self.heard = time.monotonic()
+                last_line = (output.splitlines() or [""])[-1]
+                self.results.append(answers.to_integer(last_line, self.problem.low, self.problem.high))
+                tools.reply(call, output[-MAX_OUTPUT_CHARS:])
+
+    def call(self, turn: str, finished: bool) -> Call | None:
+        """Return the program that a turn asks to run, or None when there is none or no more may run."""
+        if self.tools is None or self.end or len(self.results) >= self.settings.tool_turns:
+            return None
+        return self.tools.find_call(turn, finished)
+
+    def update(self, turn: str, tokens: int) -> bool:
+        """Record what the present turn has written so far, and return whether to end it now."""
+        self.heard = time.monotonic()
+        self.text = (self.tools.text if self.tools else "") + turn
+        self.tokens = self.finished_tokens + tokens
+        if len(self.text) - self.checked < CHECK_EVERY and not self.text.endswith(("}", ">", "```")):
+            return False
+        self.checked = len(self.text)
+        if self.call(turn, finished=False) is not None:
+            return True
+        self.end = self.reason_to_end()
+        return self.end is not None
+
+    def reason_to_end(self) -> End | None:
+        """Return why the sample should end now, or None to go on. Changes nothing."""
+        if self.tokens > self.limit:
+            return End.OVERLONG
+        if voting.is_repeating(self.text):
+            return End.REPETITION
+        settings = self.settings
+        if voting.final_answer(self.text, self.problem.read, settings.tags, bool(settings.thinking)):
+            return End.ANSWERED
+        return None
+
+    async def force_answer(self, text: str) -> Completion:
+        """Return the sample's text with the answer that the model gives when it has to answer at once."""
+        ending = voting.forced_ending(text, self.settings.tags)
+        encode = self.sampler.tokenizer.encode
+        written, forced = (encode(part, add_special_tokens=False) for part in (text, ending))
+        prompt = self.problem.prompt
+        room = self.sampler.max_length - FORCED_ANSWER_TOKENS - len(prompt) - len(forced)
+        limited = replace(self.settings, max_tokens=FORCED_ANSWER_TOKENS)
+        closing = self.settings.tags.answer_end
+        tail = await self.sampler.sample(
+            prompt + written[-room:] + forced, self.seed, limited, lambda text, _: closing in text
+        )
+        text += ending + tail.text
+        return Completion(text, len(written) + tail.tokens, False, tail.logprob, tail.entropy)
+
+    def vote(self, completion: Completion) -> tuple[int | None, float]:
+        """Return a completion's answer, and the weight of its vote by the settings."""
+        answer, weight = self.problem.read(completion.text), 1.0
+        if answer is not None and self.tools:
+            weight = voting.by_tools(answer, self.results)
+        elif answer is None and self.results:
+            answer, weight = (
+                self.results[-1],
+                0.5,
+            )  # its last program gave an answer that it did not come to state
+        if answer is None:
+            return None, 1.0
+        if self.settings.discount_trivial:
+            weight *= voting.by_prior(answer, self.problem.text)
+        tokens = max(1, completion.tokens)
+        match self.settings.weight:
+            case "logprob":
+                weight *= voting.by_logprob(completion.logprob / tokens)
+            case "entropy":
+                weight *= voting.by_entropy(completion.entropy / tokens)
+            case "length":
+                weight *= voting.by_length(completion.tokens)
+        return answer, weight
+
+    def sample(self, completion: Completion, end: End, end_s: float) -> Sample:
+        """Return the sample that has ended with a completion."""
+        answer, weight = self.vote(completion)
+        return Sample(
+            self.index, completion.text, completion.tokens, end, answer, weight, self.begin_s, end_s
+        )
+
+    def stopped(self, end_s: float) -> Sample:
+        """Return the sample as it is when sampling stops before it has ended."""
+        return Sample(self.index, self.text, self.tokens, End.STOPPED, None, 0.0, self.begin_s, end_s)
