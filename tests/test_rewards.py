@@ -12,12 +12,10 @@ import pytest
 from trl.rewards import get_soft_overlong_punishment as trl_soft_overlong_punishment
 from trl.trainer.utils import get_callable_name
 
-from aimo import config
-from aimo.config import Prompt
+from aimo import config, rewards
 from aimo.errors import AimoError
-from aimo.rewards import functions as rewards
-from aimo.rewards import settings as rewards_settings
-from aimo.rewards.functions import get_reward_funcs
+from aimo.inference.settings import Prompt
+from aimo.rewards import REWARDS, get_reward_funcs
 
 OTHER = Prompt(think_start="(?", think_end="?)", answer_start="[|", answer_end="|]")
 TEXTS = [
@@ -58,13 +56,13 @@ def run_anywhere(jobs, workers):
 
 
 def every_reward(prompt):
-    bound = dict(zip(rewards_settings.REWARDS, get_reward_funcs(list(config.REWARDS), prompt), strict=True))
+    bound = dict(zip(REWARDS, get_reward_funcs(list(REWARDS), prompt), strict=True))
     for name in ("code", "binary_code"):
         bound[name] = functools.partial(bound[name], provider_type=run_anywhere)
     return bound
 
 
-@pytest.mark.parametrize("name", rewards_settings.REWARDS)
+@pytest.mark.parametrize("name", REWARDS)
 def test_conversations_are_rewarded_like_texts_and_any_tags_like_the_default_ones(name):
     by_text = every_reward(Prompt())[name](completions=TEXTS, **COLUMNS)
     assert len(by_text) == len(TEXTS) and (len(set(by_text)) > 1 or name == "soft_overlong_punishment")
@@ -229,7 +227,8 @@ def test_code_is_rewarded_by_the_share_of_test_cases_whose_every_line_is_right(p
 
 @pytest.mark.parametrize(
     "info",
-    [None, {}, "{", "null", {"language": "cpp", "test_cases": CASES}, {"language": "python", "test_cases": []},
+    [None, {}, "{", "null", {"language": "cpp", "test_cases": CASES},
+    {"language": "python", "test_cases": []},
      {"language": "python", "test_cases": [{"type": "function_call", "input": "1", "output": "1"}]}],
 )  # fmt: skip
 def test_a_row_without_python_test_cases_is_not_scored_and_does_not_disturb_the_others(info):
@@ -265,10 +264,12 @@ def test_code_says_what_it_lacks():
 
 
 def test_every_reward_keeps_its_public_name_and_can_be_pickled():
-    functions = get_reward_funcs(list(rewards_settings.REWARDS), Prompt())
+    functions = get_reward_funcs(list(REWARDS), Prompt())
     assert [f.__name__ for f in functions] == [
-        "accuracy_reward", "format_reward", "tag_count_reward", "reasoning_steps_reward", "len_reward", "match_format_exactly",
-        "match_format_approximately", "check_answer", "check_numbers", "cosine_scaled_reward", "repetition_penalty_reward",
+        "accuracy_reward", "format_reward", "tag_count_reward", "reasoning_steps_reward", "len_reward",
+        "match_format_exactly",
+        "match_format_approximately", "check_answer", "check_numbers", "cosine_scaled_reward",
+        "repetition_penalty_reward",
         "soft_overlong_punishment_reward", "code_reward", "binary_code_reward", "code_format_reward",
     ]  # fmt: skip
     for f in functions:
@@ -276,13 +277,13 @@ def test_every_reward_keeps_its_public_name_and_can_be_pickled():
 
 
 def test_a_profiles_defaults_are_those_of_the_functions():
-    for name, settings in rewards_settings.REWARDS.items():
-        parameters = inspect.signature(rewards.FACTORIES.get(name, rewards.FUNCTIONS.get(name))).parameters
+    for name, row in REWARDS.items():
+        parameters = inspect.signature(row.function).parameters
         if name == "binary_code":  # passes them on to code_reward
             continue
-        for option in rewards.options_of(name):
+        for option in row.option_names:
             default = parameters[option].default
-            assert default in (inspect.Parameter.empty, getattr(settings(), option)), (name, option)
+            assert default in (inspect.Parameter.empty, getattr(row.options(), option)), (name, option)
 
 
 def test_options_reach_the_rewards_that_have_them():
@@ -297,8 +298,10 @@ def test_options_reach_the_rewards_that_have_them():
 def test_open_r1_script_arguments_are_understood():
     arguments = SimpleNamespace(
         reward_funcs=["cosine", "repetition_penalty", "soft_overlong_punishment", "code_format", "code"],
-        cosine_max_len=10, cosine_min_value_correct=0.0, repetition_n_grams=1, repetition_max_penalty=-2.0, max_completion_len=10,
-        soft_punish_cache=5, code_language="cpp", parallel_code_exec_per_proc=3, code_provider="e2b", output_dir="x",
+        cosine_max_len=10, cosine_min_value_correct=0.0, repetition_n_grams=1, repetition_max_penalty=-2.0,
+        max_completion_len=10,
+        soft_punish_cache=5, code_language="cpp", parallel_code_exec_per_proc=3, code_provider="e2b",
+        output_dir="x",
     )  # fmt: skip
     cosine, repetition, overlong, code_format, code = get_reward_funcs(arguments)
     assert cosine(["The answer is 4"], ["4"]) == [0.0]

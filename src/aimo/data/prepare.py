@@ -20,7 +20,7 @@ import yaml
 from aimo.config import Profile, Set, Source
 from aimo.data import decontamination, sources
 from aimo.errors import AimoError
-from aimo.inference import answers, prompts
+from aimo.inference import answers, equivalence, prompts
 
 Rows = list[dict[str, Any]]
 SETS = ("heldout", "grpo", "sft")  # a text in two sets stays in the first
@@ -284,7 +284,7 @@ def choose_traces(sets: Sets, name: str, wanted: Set) -> None:
         # Where no column says so, a solution's own answer must be the gold answer.
         own = mapped(rows["solution"], lambda text: answers.extract(text) or "", pl.String)
         unchecked = rows["correct"].is_null() & (own != "")
-        verdicts = answers.are_correct(
+        verdicts = equivalence.are_correct(
             [f"\\boxed{{{a}}}" for a in own.filter(unchecked)], rows["answer"].filter(unchecked).to_list()
         )
         wrong = pl.repeat(False, len(rows), eager=True).scatter(

@@ -1,0 +1,64 @@
+"""What a profile can set of each reward: its weight, and its function's options."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from aimo.inference.settings import NonNegative, Positive, strict
+
+
+@dataclass(config=strict)
+class Reward:
+    """Any reward; those without a class of their own below have no other setting."""
+
+    weight: float = 1.0
+
+
+@dataclass(config=strict)
+class Cosine(Reward):
+    """`cosine`: the rewards of right and wrong answers at length 0 and at `max_len`."""
+
+    min_value_wrong: float = -1.0
+    """Short and wrong."""
+    max_value_wrong: float = -0.5
+    """Long and wrong."""
+    min_value_correct: float = 0.5
+    """Long and right."""
+    max_value_correct: float = 1.0
+    """Short and right."""
+    max_len: Positive = 1000
+    """In tokens."""
+
+
+@dataclass(config=strict)
+class RepetitionPenalty(Reward):
+    """`repetition_penalty`: a share of `max_penalty`."""
+
+    ngram_size: Positive = 3
+    max_penalty: Annotated[float, Field(le=0)] = -1.0
+    language: Literal["en", "zh"] = "en"
+    """How words are told apart: by spaces, or for Chinese by jieba."""
+
+
+@dataclass(config=strict)
+class SoftOverlongPunishment(Reward):
+    """`soft_overlong_punishment`: where it begins and where it reaches -1, in tokens."""
+
+    max_completion_len: Positive = 16384
+    soft_punish_cache: NonNegative = 4096
+
+
+@dataclass(config=strict)
+class Code(Reward):
+    """`code` and `binary_code`: where programs run, and how many at once."""
+
+    num_parallel: Positive = 2
+    provider_type: Literal["local", "e2b"] = "local"
+
+
+@dataclass(config=strict)
+class CodeFormat(Reward):
+    """`code_format`: the language of rows without a `language` of their own."""
+
+    language: str = "python"
