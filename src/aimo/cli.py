@@ -136,7 +136,13 @@ def solve(
     model: Annotated[str, typer.Option(help="A model folder.")],
     test: Annotated[str, typer.Option(help="A CSV of questions, with id and problem (or question).")],
     out: Annotated[str, typer.Option(help="Where the answers go: a .csv or .parquet file.")],
-    samples: Annotated[int, typer.Option(min=1, help="Streams a question.")] = 16,
+    profile: Annotated[
+        str | None, typer.Option(help="A profile whose inference section goes over the model's settings.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a setting, such as inference.temperature=0.6.")
+    ] = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="Samples of a question.")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     server: Annotated[
         list[str] | None,
@@ -149,9 +155,9 @@ def solve(
     ] = None,
 ) -> None:
     """Answer the questions of a CSV with a majority vote, without notebooks."""
-    from aimo.config import set_key
-    from aimo.inference.engine import Engine, Server, check_model_folder
-    from aimo.inference.gateway import answer_all, read_questions
+    from aimo.inference.competitions import read_questions
+    from aimo.inference.model_folder import check_model_folder
+    from aimo.inference.settings import resolve
     from aimo.runs import quiet
 
     quiet()
@@ -162,17 +168,49 @@ def solve(
         raise AimoError(f"--out {out}: its folder does not exist; make it first")
     read_questions(test)  # its faults are told before the model is loaded
     check_model_folder(Path(model))
-    if server and (adapter or vllm):
-        raise AimoError("--server goes with neither --adapter nor --vllm: give them to `vllm serve`")
-    options: dict[str, Any] = {}
-    for option in vllm or []:
-        set_key(options, option, "--vllm")
-    with (
-        Server(server, model) if server else Engine(model, seed=seed, adapter=adapter, vllm=options) as engine
-    ):
-        answers, _ = answer_all(engine, test, samples, seed)
-    answers.write_csv(target) if target.suffix == ".csv" else answers.write_parquet(target)
+    of_profile, of_command = solver_settings(profile, set_ or [], samples, vllm or [])
+    of_engine = adapter or {"vllm", "gpu_memory"} & of_command.keys()
+    if server and of_engine:
+        raise AimoError(
+            "--server goes without --adapter, --vllm and inference.gpu_memory: give them to `vllm serve`"
+        )
+    settings = resolve(model, of_profile, of_command)
+    try:
+        from aimo.inference.engine import Engine
+        from aimo.inference.gateway import answer_file
+        from aimo.inference.server import Server
+
+        with (
+            Server(server, model, settings)
+            if server
+            else Engine(model, settings, seed=seed, adapter=adapter) as sampler
+        ):
+            answer_file(sampler, test, target, seed)
+    except KeyboardInterrupt:
+        raise AimoError("interrupted") from None
     print(f"answers: {target}")
+
+
+def solver_settings(
+    profile: str | None, overrides: list[str], samples: int | None, vllm: list[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The solver's settings that a profile's inference section has, and those of the command line."""
+    from aimo.config import read_values, set_key
+
+    section = read_values(profile).get("inference") or {} if profile else {}
+    written = {key: value for key, value in section.items() if key not in ("test", "test_rows")}
+    if written.get("tags", ...) is None:  # in a profile, null takes those of its prompt section
+        del written["tags"]
+    changed: dict[str, Any] = {"inference": {}}
+    for override in overrides:
+        if not override.startswith("inference."):
+            raise AimoError(f"--set {override!r}: only keys of inference apply, such as inference.top_p=0.9")
+        set_key(changed, override)
+    for option in vllm:
+        set_key(changed["inference"].setdefault("vllm", {}), option, "--vllm")
+    if samples:
+        changed["inference"]["samples"] = samples
+    return written, changed["inference"]
 
 
 @app.command("tiny-base")
@@ -200,9 +238,6 @@ def build(name: Annotated[str, typer.Argument(help="A folder of kernels/.")]) ->
     """Build a kernel's self-contained notebook from the sources."""
     from aimo.kaggle import kernels
 
-    if not (ROOT / "kernels" / name / "kernel-metadata.json").exists():
-        known = ", ".join(p.parent.name for p in (ROOT / "kernels").glob("*/kernel-metadata.json"))
-        raise AimoError(f"kernel {name!r} does not exist: use one of {known}")
     print(kernels.build(name))
 
 

@@ -1,51 +1,44 @@
-"""Build the Kaggle kernel: one self-contained notebook with the modules it needs inside, and its metadata.
+"""Builds a Kaggle kernel: one self-contained notebook with the whole of `aimo.inference` inside.
 
-Out of scope: pushing, which the kaggle client does (`make push`).
+Out of scope: pushing it, which the kaggle client does (`make push`).
 """
 
+import ast
 import json
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
 import nbformat
 
 from aimo.config import ROOT
+from aimo.errors import AimoError
 
-MODULES = [
-    "__init__",
-    "errors",
-    "settings",
-    "answers",
-    "voting",
-    "timebank",
-    "confinement",
-    "sandbox",
-    "engine",
-    "tools",
-    "solver",
-    "gateway",
-]
+PACKAGE = "aimo.inference"
+KERNELS = ROOT / "kernels"
 
 INTRODUCTION = """\
 # AIMO submission: many samples, one vote
 
-Answers each question with a majority vote over many vLLM samples, behind Kaggle's inference server. In a competition
-rerun the server starts at once and the model loads while it waits. Elsewhere the questions of `test_csv` are answered
-through a local gateway that makes the same calls and the same checks, and `submission.parquet` is written.
+Answers each question with a majority vote over many vLLM samples, behind Kaggle's inference server. In a
+competition rerun the server starts at once and the model loads while it waits. Elsewhere the questions of
+`test_csv` are answered through a local gateway that makes the same calls and the same checks, and
+`submission.parquet` is written.
 
-Attach as inputs: the competition, a model folder that `aimo run` made, and a dataset of wheels with vLLM. The cells below
-are the package's own modules, written here by `aimo kernel build submission`; change them there, not here."""
+Attach as inputs: the competition, a model folder that `aimo run` made, and a dataset of wheels with vLLM. The
+cells below are the package's own modules, written by `aimo kernel build submission`: change them there."""
 
 PARAMETERS = """\
 competition = "aimo3"  # aimo2 or aimo3
-model = "/kaggle/input/aimo-model/transformers/default/1"  # a folder with weights, tokenizer and chat template
+model = "/kaggle/input/aimo-model/transformers/default/1"  # a model folder
 test_csv = "/kaggle/input/ai-mathematical-olympiad-progress-prize-3/test.csv"
-samples = 16  # streams a question
 time_limit_s = 17400  # of the whole session: 4 h 50 min of the 5 h with a GPU
 adapter = None  # a folder with a LoRA adapter for the model
-vllm = {}  # engine arguments, such as {"tensor_parallel_size": 2} for 2 x T4"""
+# Over the model's aimo.json, such as {"samples": 32, "vllm": {"tensor_parallel_size": 2}} for 2 x T4:
+settings = {}"""
 
-PACKAGE = """\
+MAKE_PACKAGE = """\
 from pathlib import Path
 
 Path("aimo/inference").mkdir(parents=True, exist_ok=True)
@@ -54,36 +47,58 @@ Path("aimo/__init__.py").touch()"""
 SERVE = """\
 from aimo.inference import gateway
 
-solutions = gateway.serve(competition, model, test_csv, samples, time_limit_s, adapter, vllm)"""
+solutions = gateway.serve(competition, model, test_csv, time_limit_s, settings, adapter)"""
 
 
 def build(name: str, out: Path | None = None) -> Path:
-    """Write the kernel's notebook to kernels/NAME (or `out`) and return its path; the same sources give the same bytes."""
-    cells: list[Any] = [
-        nbformat.v4.new_markdown_cell(INTRODUCTION),
-        nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]}),
-        nbformat.v4.new_markdown_cell("## The package"),
-        nbformat.v4.new_code_cell(PACKAGE),
-        *(
-            nbformat.v4.new_code_cell(f"%%writefile aimo/inference/{module}.py\n{source(module)}")
-            for module in MODULES
-        ),
-        nbformat.v4.new_markdown_cell("## Answer"),
-        nbformat.v4.new_code_cell(SERVE),
-    ]
-    for i, cell in enumerate(cells):
-        cell["id"] = f"cell-{i}"
-    notebook = nbformat.v4.new_notebook(
-        cells=cells,
-        metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}},
-    )
-    folder = out or ROOT / "kernels" / name
-    code_file = json.loads((ROOT / "kernels" / name / "kernel-metadata.json").read_text())["code_file"]
-    path = folder / code_file
-    nbformat.write(notebook, path)
+    """Write the notebook of the kernel `name` (a folder of kernels/) there or to `out`, and return its path.
+
+    The same sources give the same bytes. Raises AimoError when there is no such kernel.
+    """
+    known = sorted(path.parent.name for path in KERNELS.glob("*/kernel-metadata.json"))
+    if name not in known:
+        raise AimoError(
+            f"kernel {name!r} does not exist: use one of {', '.join(known)}, the folders of kernels/"
+        )
+    code_file = json.loads((KERNELS / name / "kernel-metadata.json").read_text())["code_file"]
+    path = (out or KERNELS / name) / code_file
+    nbformat.write(notebook(), path)
     return path
 
 
-def source(module: str) -> str:
-    """A module's text."""
-    return (ROOT / "src/aimo/inference" / f"{module}.py").read_text().rstrip()
+def notebook() -> Any:
+    """Return the notebook: parameters, a cell for each module, and the call that answers."""
+    code = nbformat.v4.new_code_cell
+    cells: list[Any] = [
+        nbformat.v4.new_markdown_cell(INTRODUCTION),
+        code(PARAMETERS, metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_markdown_cell("## The package"),
+        code(MAKE_PACKAGE),
+        *(code(f"%%writefile aimo/inference/{name}.py\n{text.rstrip()}") for name, text in modules()),
+        nbformat.v4.new_markdown_cell("## Answer"),
+        code(SERVE),
+    ]
+    for i, cell in enumerate(cells):
+        cell["id"] = f"cell-{i}"
+    kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    return nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernelspec})
+
+
+def modules() -> Iterator[tuple[str, str]]:
+    """Yield name and text of each module of the package, after those that it imports."""
+    folder = ROOT.joinpath("src", *PACKAGE.split("."))
+    texts = {path.stem: path.read_text() for path in sorted(folder.glob("*.py"))}
+    order = TopologicalSorter({name: sorted(imported(text) & texts.keys()) for name, text in texts.items()})
+    for name in order.static_order():
+        yield name, texts[name]
+
+
+def imported(text: str) -> set[str]:
+    """Return the names that a module's text imports from the package, anywhere in it."""
+    names = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom) and node.module == PACKAGE:
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(f"{PACKAGE}."):
+            names.add(node.module.split(".")[2])
+    return names
