@@ -9,31 +9,34 @@
 # %% [markdown]
 # # 1. Data
 #
-# A model learns what it is shown, so this comes first: which problems, in which form. Three sets leave this notebook.
+# A model learns what it is shown, so the data come first. This notebook makes up to three sets, those that
+# the profile has:
 #
-# - **sft**: problems with a worked solution, to imitate. It teaches the *format*.
-# - **grpo**: problems with nothing but the right answer. It teaches to *reason*, by trial and reward.
-# - **heldout**: problems that no stage trains on. It measures all stages.
+# - **sft**: problems with a worked solution, which supervised fine-tuning imitates;
+# - **grpo**: problems with the right answer alone, for GRPO and DPO;
+# - **heldout**: problems that no stage trains on, which measure every model.
 #
-# Every answer must be an integer, as in the olympiad; a problem may be in one set only.
+# Every answer must be an integer, as in the olympiad, unless the profile says otherwise. A problem is in
+# one set only.
 
 # %% tags=["parameters"]
 profile = "tiny"  # a name in notebooks/profiles, or a path to a YAML file
-run_dir = None  # everything this run makes; None is runs/PROFILE
+run_dir = None  # the folder of the run; None is runs/PROFILE
 overrides = []  # keys of the profile to change, each as KEY=VALUE
 
 # %%
-from aimo import hub, runs
+from aimo import runs
 from aimo.data import prepare
 from aimo.report import tables
 from aimo.training import models
 
 run = runs.begin("data", profile, run_dir, overrides)
-tokenizer = models.load_tokenizer(hub.local_folder(run.profile.model.base), run.profile)
+tokenizer = models.load_tokenizer(run.start_model(), run.profile)
 
 # %% [markdown]
 # ## Read
-# The sources come from the profile, and so does the map from their columns to `problem`, `answer` and `solution`.
+# The profile names the sources, and which of their columns hold `problem`, `answer` and `solution`. One row
+# of each set:
 
 # %%
 sets = prepare.load(run.profile)
@@ -46,24 +49,26 @@ tables.table(
 
 # %% [markdown]
 # ## Clean
-# Each row is kept or dropped for one reason. A training problem that is also held out is dropped: a model that has seen the
-# exam proves nothing. For the same reason, training problems that share eight words in a row with a benchmark go as well.
+# Each row is kept, or dropped for one reason. A training problem that is also held out is dropped, because
+# held-out problems must measure what a model has not seen. Training problems that share eight words in a
+# row with a set of `data.decontaminate` are dropped for the same reason.
 
 # %%
 sets = prepare.decontaminate(prepare.clean(sets, run.profile, tokenizer), run.profile)
 tables.counts(sets)
 
 # %% [markdown]
-# What the benchmarks removed, and by which words.
+# The rows that decontamination dropped, and the words that they share.
 
 # %%
 tables.contaminated(sets)
 
 # %% [markdown]
 # ## Format
-# The same problem as the model sees it. The chat template ends every prompt with the opening tag, so the model starts by
-# working out; its thought, its answer and the end of the text are what it has to learn. Some examples of the tiny profile
-# have an empty thought on purpose: they show the format and leave the reasoning to be discovered.
+# The same problems as the model sees them. The chat template ends every prompt with the opening tag of the
+# thought, so that a completion starts inside it. Loss is computed on the thought, the answer and the end of
+# the text. Some examples of the tiny profile have an empty thought on purpose: they show the format, and
+# GRPO finds the reasoning.
 
 # %%
 ready = prepare.format(sets, run.profile)
@@ -71,7 +76,7 @@ tables.training_text(ready, tokenizer)
 
 # %% [markdown]
 # ## Save
-# One Parquet file a set, and a data card beside them that says where the rows come from.
+# One Parquet file a set, and a data card that says where the rows come from.
 
 # %%
 digest = prepare.save(ready, sets, run.profile, run.folder)

@@ -7,17 +7,19 @@
 # ---
 
 # %% [markdown]
-# # 2. Format SFT
+# # 2. Supervised fine-tuning
 #
-# A base model continues text; it does not know that it should think between our tags and put its answer where we can find
-# it. A short supervised fine-tuning (SFT) on a few worked examples is enough to teach that. It is not meant to make the
-# model smarter: it gives reinforcement learning something it can score.
+# A base model continues text. It does not know that it should think between the tags of the profile and put
+# its answer where a program finds it. Supervised fine-tuning (SFT) on worked examples teaches that. A short
+# SFT teaches the format, so that reinforcement learning has something to score. A long one on the traces of
+# a stronger model distils it.
 #
-# Only small adapter matrices (LoRA) are trained, next to frozen weights; at the end they are merged into a plain model.
+# With LoRA, only small adapter matrices next to the frozen weights are trained. They are merged when the
+# stage ends.
 
 # %% tags=["parameters"]
 profile = "tiny"  # a name in notebooks/profiles, or a path to a YAML file
-run_dir = None  # everything this run makes; None is runs/PROFILE
+run_dir = None  # the folder of the run; None is runs/PROFILE
 overrides = []  # keys of the profile to change, each as KEY=VALUE
 
 # %%
@@ -30,22 +32,23 @@ run = runs.begin("sft", profile, run_dir, overrides)
 rows = prepare.read(run.dir / "data", "sft")
 test, probe = (prepare.set_aside(run.dir / "data", name) for name in ("sft", "grpo"))
 examples = prepare.read(run.dir / "data", "heldout")[:4]
-base = hub.local_folder(run.profile.model.base)
 
 # %% [markdown]
 # ## Load
 
 # %%
-model = models.load(base, run.profile)
-tokenizer = models.load_tokenizer(base, run.profile)
+start = run.start_model()
+model = models.load(start, run.profile)
+tokenizer = models.load_tokenizer(start, run.profile)
 before = trainers.complete(model, tokenizer, examples, run.profile.inference.max_tokens)
 
 # %% [markdown]
 # ## Train
-# The loss says how surprised the model is by each next token of the completions (the problems themselves do not count).
-# A base that never saw the tags starts high and falls fast. The tiny base has seen them, so it starts low: what remains is
-# what cannot be foreseen, such as whether this example thinks or answers at once. (A spike between two epochs is a last batch
-# with few examples in it.) The probe answers problems that no stage trains on, as the model goes.
+# The loss is the mean negative log-likelihood of the completions' tokens; tokens of the prompts do not
+# count. A base that has never seen the tags starts high and falls fast. The tiny base has seen them and
+# starts low: what remains cannot be predicted, such as whether an example thinks or answers at once. A step
+# with few examples, at the end of an epoch, may show as a spike. The probe is the accuracy on problems that
+# no stage trains on.
 
 # %%
 log = trainers.sft(model, tokenizer, rows, run.profile, run.folder, run.progress, test, probe)
@@ -53,20 +56,20 @@ plots.training(log)
 
 # %% [markdown]
 # ## Before and after
-# The most likely completion of a few held-out problems. Look at the form first, at the answers second.
+# The greedy completions of a few held-out problems.
 
 # %%
 after = trainers.complete(model, tokenizer, examples, run.profile.inference.max_tokens)
-tables.completions(examples, base=before, sft=after)
+tables.completions(examples, before=before, after=after)
 
 # %% [markdown]
 # ## Save
-# The adapter stays in `trained`; merged with the base it makes a plain model folder, with a card.
+# An adapter stays in `trained`. Merged with the model it started from, it makes a model folder of its own,
+# with a card.
 
 # %%
 figures = trainers.summary(log)
-models.save(
-    run.folder / "trained", base, tokenizer, run.profile, run.folder / "model", figures | run.data_hash()
-)
+card = figures | run.data_hash()
+models.save(run.folder / "trained", start, tokenizer, run.profile, run.folder / "model", card)
 hub.push(run.folder / "model", run.profile)
 run.finish(**figures)

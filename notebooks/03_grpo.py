@@ -9,22 +9,23 @@
 # %% [markdown]
 # # 3. GRPO
 #
-# Now the model learns from its own attempts. For each problem it writes a *group* of completions; each gets a reward, 1 if
-# its answer is right. Completions better than their group's mean are made more likely, worse ones less likely. That is
-# group relative policy optimisation (GRPO): no worked solutions, no second model that judges, only right or wrong.
+# Group relative policy optimisation (GRPO) trains a model on its own completions. For each problem it
+# samples a *group* of completions, and the reward functions score each of them, for instance 1 for a right
+# answer. Completions better than the mean of their group are made more likely, the others less likely. No
+# worked solutions are shown.
 #
-# What to look for: the reward rises, and the completions grow longer. Nobody asked for longer ones; working a problem out
-# simply pays.
+# The reward should rise. Often completions grow longer as well, because working a problem out earns more
+# reward.
 
 # %% tags=["parameters"]
 profile = "tiny"  # a name in notebooks/profiles, or a path to a YAML file
-run_dir = None  # everything this run makes; None is runs/PROFILE
+run_dir = None  # the folder of the run; None is runs/PROFILE
 overrides = []  # keys of the profile to change, each as KEY=VALUE
 
 # %%
 from aimo import hub, runs
 from aimo.data import prepare
-from aimo.evaluation import metrics
+from aimo.evaluation import pass_rates
 from aimo.report import plots, tables
 from aimo.training import models, trainers
 
@@ -32,19 +33,21 @@ run = runs.begin("grpo", profile, run_dir, overrides)
 rows = prepare.read(run.dir / "data", "grpo")
 probe = prepare.set_aside(run.dir / "data", "grpo")
 examples = prepare.read(run.dir / "data", "heldout")[:4]
-start = run.dir / "sft/model"
+start = run.start_model()
 
 # %% [markdown]
 # ## Difficulty
-# A problem that the model always solves, or never, teaches nothing: all completions of its group get the same reward. With
-# `grpo.pass_rate` in the profile, each problem is tried a few times first, and those outside the bounds are left out.
+# A problem that the model always solves, or never, gives no gradient: all completions of its group get the
+# same reward. With `grpo.pass_rate` in the profile, each problem is sampled first, and those outside the
+# bounds are left out.
 
 # %%
-rows, rates = metrics.within_pass_rate(start, rows, run)
+rows, rates = pass_rates.within_pass_rate(start, rows, run)
 plots.pass_rates(rates, run.profile.grpo.pass_rate)
 
 # %% [markdown]
-# ## Load what format SFT left
+# ## Load
+# The model that the last stage before this one trained, or else the base.
 
 # %%
 model = models.load(start, run.profile, with_vllm=run.profile.grpo.generation == "vllm")
@@ -59,7 +62,7 @@ log = trainers.grpo(model, tokenizer, rows, run.profile, run.folder, run.progres
 plots.training(log)
 
 # %% [markdown]
-# What the model wrote on the way, and what it got for it.
+# Completions sampled during training, with their rewards.
 
 # %%
 tables.samples(runs.read_lines(run.folder / "samples.jsonl"))
@@ -69,15 +72,16 @@ tables.samples(runs.read_lines(run.folder / "samples.jsonl"))
 
 # %%
 after = trainers.complete(model, tokenizer, examples, run.profile.inference.max_tokens)
-tables.completions(examples, sft=before, grpo=after)
+tables.completions(examples, before=before, after=after)
 
 # %% [markdown]
 # ## Save
+# An adapter stays in `trained`. Merged with the model it started from, it makes a model folder of its own,
+# with a card.
 
 # %%
 figures = trainers.summary(log)
-models.save(
-    run.folder / "trained", start, tokenizer, run.profile, run.folder / "model", figures | run.data_hash()
-)
+card = figures | run.data_hash()
+models.save(run.folder / "trained", start, tokenizer, run.profile, run.folder / "model", card)
 hub.push(run.folder / "model", run.profile)
 run.finish(**figures)

@@ -7,15 +7,16 @@
 # ---
 
 # %% [markdown]
-# # 3b. DPO, if the profile has it
+# # 3b. DPO
 #
-# A model that reasons by reward alone tends to reason at length, and in a competition time is what there is least of. Here it
-# sees pairs of its own completions of one problem, a short right one and a long right or a wrong one, and learns to prefer the
-# first: direct preference optimisation (DPO). The second place of AIMO 2 shortened its answers so.
+# A model trained by reward alone tends to reason at length, and a competition limits the time. Direct
+# preference optimisation (DPO) shows it pairs of its own completions of one problem, a short right one and
+# a long right or a wrong one, and trains it to prefer the first. The second place of AIMO 2 shortened its
+# answers in this way. A run has this stage when its profile has a `dpo` section.
 
 # %% tags=["parameters"]
 profile = "tiny"  # a name in notebooks/profiles, or a path to a YAML file
-run_dir = None  # everything this run makes; None is runs/PROFILE
+run_dir = None  # the folder of the run; None is runs/PROFILE
 overrides = []  # keys of the profile to change, each as KEY=VALUE
 
 # %%
@@ -28,23 +29,26 @@ run = runs.begin("dpo", profile, run_dir, overrides)
 rows = prepare.read(run.dir / "data", "grpo")
 probe = prepare.set_aside(run.dir / "data", "grpo")
 examples = prepare.read(run.dir / "data", "heldout")[:4]
-start = run.dir / "grpo/model"
+start = run.start_model()
 
 # %% [markdown]
 # ## Pairs
-# The model after GRPO tries each problem a few times.
+# The model that this stage starts from is sampled on each problem.
 
 # %%
 pairs = preferences.sample(start, rows, run)
 tables.pairs(pairs)
 
 # %% [markdown]
-# ## Load what GRPO left, and train
+# ## Load
 
 # %%
 model = models.load(start, run.profile)
 tokenizer = models.load_tokenizer(start, run.profile)
 before = trainers.complete(model, tokenizer, examples, run.profile.inference.max_tokens)
+
+# %% [markdown]
+# ## Train
 
 # %%
 log = trainers.dpo(model, tokenizer, pairs, run.profile, run.folder, run.progress, probe)
@@ -55,15 +59,16 @@ plots.training(log)
 
 # %%
 after = trainers.complete(model, tokenizer, examples, run.profile.inference.max_tokens)
-tables.completions(examples, grpo=before, dpo=after)
+tables.completions(examples, before=before, after=after)
 
 # %% [markdown]
 # ## Save
+# An adapter stays in `trained`. Merged with the model it started from, it makes a model folder of its own,
+# with a card.
 
 # %%
 figures = trainers.summary(log)
-models.save(
-    run.folder / "trained", start, tokenizer, run.profile, run.folder / "model", figures | run.data_hash()
-)
+card = figures | run.data_hash()
+models.save(run.folder / "trained", start, tokenizer, run.profile, run.folder / "model", card)
 hub.push(run.folder / "model", run.profile)
 run.finish(pairs=len(pairs), **figures)

@@ -9,49 +9,50 @@
 # %% [markdown]
 # # 4. Inference
 #
-# A model that is right more often than it is wrong in any one way can be made much more reliable: ask it many times and
-# take the most frequent answer. vLLM writes all samples of a question side by side, and as soon as no outstanding sample
-# can change the vote, the rest are stopped.
+# A model that is right more often than it is wrong in any one way becomes much more reliable when it is
+# sampled many times and the most frequent answer is taken. vLLM samples all completions of a question at
+# once, and when no outstanding sample can change the vote, the others are stopped.
 #
-# First the three models are measured on held-out problems, then the test file is answered as in the competition.
+# The base and each trained model are measured on the held-out problems of the profile, if it has any. Then
+# the last of them answers the test file as in the competition.
 
 # %% tags=["parameters"]
 profile = "tiny"  # a name in notebooks/profiles, or a path to a YAML file
-run_dir = None  # everything this run makes; None is runs/PROFILE
+run_dir = None  # the folder of the run; None is runs/PROFILE
 overrides = []  # keys of the profile to change, each as KEY=VALUE
 
 # %%
 from aimo import runs
 from aimo.data import prepare
-from aimo.evaluation import metrics
+from aimo.evaluation import held_out
 from aimo.inference.engine import Engine
 from aimo.report import plots, tables
 
 run = runs.begin("inference", profile, run_dir, overrides)
 heldout = prepare.read(run.dir / "data", "heldout")
-engine = Engine(
-    run.dir / run.profile.last_trained / "model", run.profile.inference.gpu_memory, run.profile.seed
-)
+engine = Engine(run.start_model(), run.profile.solver_settings(), seed=run.profile.seed)
+print(engine.settings.describe())
 
 # %% [markdown]
-# ## What each stage brought
-# `format` is the share of completions that keep to the tags, `pass@1` the chance that one completion is right, `maj@k` the
-# chance that the vote of k completions is.
+# ## The models
+# `format` is the share of completions that keep to the tags, `pass@1` the probability that one completion
+# is right, `maj@k` the probability that the vote of k completions is right.
 
 # %%
-evaluations = metrics.compare(engine, run, heldout)
-metrics = {name: e.metrics() for name, e in evaluations.items()}
-tables.evaluation(metrics)
+evaluations = held_out.compare(engine, run, heldout)
+figures = {name: evaluation.metrics() for name, evaluation in evaluations.items()}
+tables.evaluation(figures)
 
 # %%
-plots.accuracy(metrics, {name: e.majority() for name, e in evaluations.items()})
+plots.accuracy(figures, {name: evaluation.majority() for name, evaluation in evaluations.items()})
 
 # %% [markdown]
 # ## The test file
-# Each question goes through the same `predict` that the Kaggle kernel serves, asked by a gateway that checks each row.
+# Each question goes through the same `predict` that the Kaggle kernel serves, called by a gateway that
+# checks each row.
 
 # %%
-solutions = metrics.answer(engine, run)
+solutions = held_out.answer(engine, run)
 
 # %%
 plots.votes(solutions)
@@ -60,8 +61,9 @@ plots.votes(solutions)
 tables.answers(solutions)
 
 # %% [markdown]
-# ## Where the time went
-# Each question's samples, stopped with the vote; then the closest votes in words.
+# ## Time and tokens
+# The samples of each question, with the moment when the vote was over. Then the closest votes, with one
+# completion for each of the two answers.
 
 # %%
 plots.timelines(solutions)
@@ -74,4 +76,4 @@ tables.closest_votes(solutions)
 
 # %%
 engine.close()
-run.finish(**metrics, **metrics.score(solutions))
+run.finish(models=figures, **held_out.score(solutions))
