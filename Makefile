@@ -50,8 +50,8 @@ lint: setup ## style, types, imports between modules, dependencies, layout, note
 	.venv/bin/mypy
 	.venv/bin/pytest -q tests/test_layout.py tests/test_notebooks.py
 
-bench: setup ## the road's figures for seeds 0, 1 and 2
-	.venv/bin/python benchmarks/road.py
+bench: setup ## the figures of the whole pipeline for seeds 0, 1 and 2
+	.venv/bin/python benchmarks/pipeline.py
 
 kernels: setup ## build the Kaggle kernels from the sources
 	.venv/bin/aimo kernel build submission

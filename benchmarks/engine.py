@@ -1,9 +1,10 @@
-"""The engine: tokens per second of the solver's streams beside the bare engine, and questions per hour beside a fixed vote.
+"""The solver's tokens per second beside the bare engine's, and its questions per hour beside a fixed vote's.
 
     python benchmarks/engine.py [--model FOLDER] [--questions 40] [--samples 16] [--rounds 3] [--json FILE]
 
-The bare engine gets a question's requests at once and gives back whole texts: nothing is read, stopped or voted. The solver's
-streams answer the same prompts with the same seeds. Both work on one question after another, in turns, and the best round counts.
+The bare engine gets all requests of a question at once and returns whole texts; nothing is read while it
+writes, stopped or voted. The solver gets the same prompts and seeds. All ways answer one question after
+another, in turns, and the best round counts.
 """
 
 import asyncio
@@ -25,7 +26,7 @@ from aimo.inference.voting import Policy
 
 
 def bare(engine: Engine, problem: str, samples: int) -> int:
-    """All samples of a question at once, whole; the tokens generated."""
+    """All samples of a question at once, as whole texts; returns the tokens generated."""
 
     async def gather() -> int:
         prompt = engine.encode(problem)
@@ -36,13 +37,13 @@ def bare(engine: Engine, problem: str, samples: int) -> int:
 
 
 def streams(engine: Engine, problem: str, samples: int) -> int:
-    """The solver, all samples at once, its vote never over; the tokens generated."""
-    never = Policy(in_flight=samples, level=0, hopeless=math.inf, ramble=math.inf)
+    """The solver with all samples at once and a vote that never ends early; returns the tokens generated."""
+    never = Policy(in_flight=samples, max_error=0, futile_error=math.inf, overlong=math.inf)
     return sum(sample.tokens for sample in solve(engine, problem, samples, 0, 99999, policy=never).samples)
 
 
 def voted(engine: Engine, problem: str, samples: int) -> int:
-    """The solver as it is; the tokens generated."""
+    """The solver with its own stop rules; returns the tokens generated."""
     return sum(sample.tokens for sample in solve(engine, problem, samples, 0, 99999).samples)
 
 
@@ -58,7 +59,7 @@ def main(
     ways = {"bare engine": bare, "solver's streams": streams, "solver's vote": voted}
     best: dict[str, dict[str, Any]] = {}
     with Engine(model) as engine:
-        bare(engine, texts[0], samples)  # the first request of all is slow
+        bare(engine, texts[0], samples)  # vLLM compiles during the first requests
         for turn in range(rounds):
             for name, way in list(ways.items())[:: 1 if turn % 2 else -1]:
                 begun = time.perf_counter()
@@ -71,21 +72,17 @@ def main(
                 }
                 best[name] = max(best.get(name, found), found, key=lambda f: f["questions_per_hour"])
     table = Table("way", "tokens per second", "of bare", "questions per hour", "of fixed vote")
-    first = best["bare engine"]
+    peer = best["bare engine"]
     for name in ways:
-        b = best[name]
-        b |= {f"{key}_ratio": b[key] / first[key] for key in ("tokens_per_second", "questions_per_hour")}
-        table.add_row(
-            name,
-            f"{b['tokens_per_second']:,.0f}",
-            f"{b['tokens_per_second_ratio']:.2f}",
-            f"{b['questions_per_hour']:,.0f}",
-            f"{b['questions_per_hour_ratio']:.2f}",
-        )
-    Console().print(table)
-    print(
-        f"{questions} questions of {samples} samples, {rounds} rounds, {model.name}; the bare engine's whole texts are the fixed vote."
-    )
+        row = best[name]
+        cells = []
+        for key in ("tokens_per_second", "questions_per_hour"):
+            row[f"{key}_ratio"] = row[key] / peer[key]
+            cells += [f"{row[key]:,.0f}", f"{row[f'{key}_ratio']:.2f}"]
+        table.add_row(name, *cells)
+    Console(width=110).print(table)
+    print(f"{questions} questions of {samples} samples, {rounds} rounds, {model.name}.")
+    print("The bare engine's whole texts are the fixed vote.")
     if to:
         to.write_text(json.dumps({"ways": [best[name] for name in ways]}, indent=2) + "\n")
 

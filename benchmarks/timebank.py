@@ -1,17 +1,17 @@
-"""The time bank: simulated competition days, beside fixed equal shares.
+"""The time bank beside equal shares: scores and overruns of simulated competition days.
 
     python benchmarks/timebank.py --traces FILE … [--competitions 10000] [--json FILE]
 
-A day asks 50 questions drawn from recorded completions (files as in benchmarks/voting.py), in random order. The engine writes at a
-speed that wanders, stalls now and then for minutes, and once in five days dies and restarts, losing what was running. The solver's
-own rules (`voting.next_step`) decide; a question that runs out of its budget answers with the votes it has. Both sides see the same
-days. An overrun is a day that ends after its limit.
+A day asks 50 questions in random order, drawn from recorded completions (files as in
+benchmarks/voting.py). The engine's speed follows a random walk. On some days it stalls for minutes, and
+on one day in five it dies and restarts, which loses the running samples. The solver's rules
+(`voting.next_step`) decide when a question ends; a question whose budget is spent is answered with the
+votes that it has. All policies get the same days. An overrun is a day that ends after its limit.
 """
 
 import json
 import math
 import random
-import sys
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -23,48 +23,42 @@ import typer
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from voting import Question, load  # benchmarks/voting.py
 
 from aimo.inference import timebank, voting
 from aimo.inference.voting import State
 
-sys.path.insert(0, str(Path(__file__).parent))
-from voting import Question, load  # the benchmark of the same name
-
 QUESTIONS = 50
 START_S = 180.0  # the engine's start
-OVERHEAD_S = 2.0  # of a question: the gateway, the prompt, a last word
-Share = Callable[[float, int], float]
+OVERHEAD_S = 2.0  # of a question: the gateway, the prompt, the forced answers
+Share = Callable[[float, int], float]  # (seconds left, questions left) -> seconds for the next question
 
 
 @dataclass
 class Day:
-    """What happens on one day: the same for both sides."""
+    """What happens on one day; the same for every policy."""
 
     questions: list[Question]
     seed: int
     limit_s: float
     stalls: dict[int, float]
-    """Question to seconds for which nothing is written."""
+    """Question to the seconds for which the engine writes nothing."""
     death: int | None
-    """The question during which the engine dies, if it does."""
+    """The question during which the engine dies; None when it lives."""
 
 
 def make_day(pool: list[Question], seed: int) -> Day:
-    """A day whose limit is between half and twice what its questions would like."""
+    """A day whose limit is between 4,500 and 18,000 seconds and the engine's start."""
     rng = random.Random(seed)
     questions = rng.choices(pool, k=QUESTIONS)
     stalls = {rng.randrange(QUESTIONS): rng.uniform(60, 600) for _ in range(rng.randrange(3))}
-    return Day(
-        questions,
-        seed,
-        rng.uniform(0.5, 2.0) * 9000 + START_S,
-        stalls,
-        rng.randrange(QUESTIONS) if rng.random() < 0.2 else None,
-    )
+    limit_s = rng.uniform(0.5, 2.0) * 9000 + START_S
+    death = rng.randrange(QUESTIONS) if rng.random() < 0.2 else None
+    return Day(questions, seed, limit_s, stalls, death)
 
 
 def live(day: Day, share: Share) -> tuple[int, float]:
-    """One day: right answers, and the seconds it took beyond its limit (none: negative)."""
+    """Answer a day's questions; returns the right answers and the seconds from the limit to the end."""
     rng = random.Random(day.seed)
     now, right, speed = START_S, 0, 30.0
     for i, question in enumerate(day.questions):
@@ -80,10 +74,13 @@ def live(day: Day, share: Share) -> tuple[int, float]:
 def ask(
     question: Question, budget: float, lost: float, speed: float, rng: random.Random
 ) -> tuple[float, object]:
-    """One question, at `speed` tokens a second and stream, of which the first `lost` seconds are for nothing: time and answer."""
+    """Answer one question in at most `budget` seconds; returns the seconds and the answer.
+
+    Each stream writes `speed` tokens a second, but nothing in the first `lost` seconds.
+    """
     samples = rng.sample(question.ours, len(question.ours))
     votes: Counter[object] = Counter()
-    running: list[list[float | int]] = []  # [tokens still to write, index]
+    running: list[list[float | int]] = []  # for each stream: tokens still to write, index of its sample
     started = ended = 0
     now, longest = min(lost, budget), 0.0
     while True:
@@ -116,71 +113,60 @@ def ask(
 
 
 def bank(limit_s: float) -> Share:
-    """Ours."""
+    """The time bank."""
     least = timebank.minimum(limit_s - START_S - OVERHEAD_S * QUESTIONS, QUESTIONS)
     return lambda left, questions: timebank.budget(left, questions, least)
 
 
-def equal(left_s: float, questions: int) -> float:
-    """The peer: what is left, divided equally."""
-    return left_s / questions
-
-
 def fixed(limit_s: float) -> Share:
-    """The peer as most notebooks have it: the same seconds for each question, whatever is left."""
+    """The same seconds for each question, as in most public notebooks."""
     return lambda left, _: min(left, (limit_s - START_S) / QUESTIONS - OVERHEAD_S)
 
 
-def simulate(arguments: tuple[list[Question], range]) -> list[dict[str, tuple[int, float]]]:
-    """Days of some seeds, lived by each side."""
-    pool, seeds = arguments
+def equal(_: float) -> Share:
+    """An equal share of the time left for each question left."""
+    return lambda left, questions: left / questions
+
+
+POLICIES = {"time bank": bank, "fixed seconds": fixed, "equal share of the rest": equal}
+
+
+def simulate(pool: list[Question], seeds: range) -> list[dict[str, tuple[int, float]]]:
+    """One day for each seed; returns each policy's score and seconds past the limit, by its name."""
     days = [make_day(pool, seed) for seed in seeds]
-    return [
-        {
-            "time bank": live(d, bank(d.limit_s)),
-            "equal shares": live(d, fixed(d.limit_s)),
-            "equal rest": live(d, equal),
-        }
-        for d in days
-    ]
+    return [{name: live(day, share(day.limit_s)) for name, share in POLICIES.items()} for day in days]
 
 
 def main(
     traces: Annotated[list[Path], typer.Option(help="Repeat for several.")],
-    competitions: Annotated[int, typer.Option(min=1)] = 10_000,
+    competitions: Annotated[int, typer.Option(min=1, help="Simulated days.")] = 10_000,
     to: Annotated[Path | None, typer.Option("--json", help="Write the figures here too.")] = None,
 ) -> None:
-    """Simulate all days with both sides."""
+    """Simulate all days with each policy."""
     pool = [question for path in traces for question in load(path)]
-    chunks = [(pool, range(start, min(start + 50, competitions))) for start in range(0, competitions, 50)]
+    chunks = [range(start, min(start + 50, competitions)) for start in range(0, competitions, 50)]
     with ProcessPoolExecutor() as processes:
-        days = [day for part in track(processes.map(simulate, chunks), "days", len(chunks)) for day in part]
+        parts = processes.map(simulate, [pool] * len(chunks), chunks)
+        days = [day for part in track(parts, "days", len(chunks)) for day in part]
     table = Table(
-        "policy",
-        "mean score of 50",
-        "days worse than equal shares",
-        "overruns",
-        "latest end, s after the limit",
+        "policy", "mean score of 50", "ours / theirs", "days worse than fixed", "overruns", "latest end, s"
     )
     results = []
-    for name in days[0]:
+    for name in POLICIES:
         scores, ends = zip(*(day[name] for day in days), strict=True)
         figures = {
             "policy": name,
             "score": sum(scores) / len(days),
-            "worse": sum(day[name][0] < day["equal shares"][0] for day in days),
+            "worse": sum(day[name][0] < day["fixed seconds"][0] for day in days),
             "overruns": sum(end > 1e-6 for end in ends),
             "latest_s": max(ends),
         }
         results.append(figures)
-        table.add_row(
-            name,
-            f"{figures['score']:.2f}",
-            f"{figures['worse']:,}",
-            f"{figures['overruns']:,}",
-            f"{figures['latest_s']:.1f}",
-        )
-    Console().print(table)
+        figures["ratio"] = results[0]["score"] / figures["score"]
+        counts = f"{figures['worse']:,}", f"{figures['overruns']:,}", f"{figures['latest_s']:.1f}"
+        table.add_row(name, f"{figures['score']:.2f}", f"{figures['ratio']:.3f}", *counts)
+    Console(width=110).print(table)
+    print("Latest end is in seconds after the day's limit.")
     if to:
         to.write_text(json.dumps({"competitions": competitions, "policies": results}, indent=2) + "\n")
 
