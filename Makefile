@@ -24,7 +24,7 @@ setup: .venv/.installed ## install the lock file that fits this machine (CPU or 
 	@$(PIP) --no-build-isolation -e .
 	@touch $@
 
-demo: setup ## the main job: four notebooks from problems to a submission, on a laptop CPU
+demo: setup ## the notebooks from problems to a submission, on a laptop CPU
 	.venv/bin/aimo run --profile tiny
 
 fast: setup ## the tests without an engine and without training, in about a minute
@@ -37,7 +37,8 @@ run: setup ## make run PROFILE=qwen3-4b
 	.venv/bin/aimo run --profile $(PROFILE)
 
 jupyter: setup ## the notebooks in JupyterLab
-	.venv/bin/jupyter lab notebooks
+	@# Jupyter refuses root, which containers and Kaggle's image use, unless it is told to run.
+	.venv/bin/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks
 
 sync: setup ## make each notebook's .ipynb and .py equal again
 	.venv/bin/jupytext --sync notebooks/*.py
@@ -51,7 +52,7 @@ lint: setup ## style, types, imports between modules, dependencies, layout, note
 	.venv/bin/pytest -q tests/test_layout.py tests/test_notebooks.py
 
 bench: setup ## the figures of the whole pipeline for seeds 0, 1 and 2
-	.venv/bin/python benchmarks/pipeline.py
+	.venv/bin/python benchmarks/road.py
 
 kernels: setup ## build the Kaggle kernels from the sources
 	.venv/bin/aimo kernel build submission

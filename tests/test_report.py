@@ -7,7 +7,7 @@ import re
 import polars as pl
 import pytest
 
-from aimo.report import page, tables
+from aimo.report import page, plots, tables
 
 FIGURES = {"format": 1.0, "pass@1": 0.5, "maj@4": 0.75, "mean_tokens": 20.0}
 MAJORITY = {"1": 0.5, "2": 0.6, "4": 0.75}
@@ -58,8 +58,7 @@ def make_run(folder, trained=(), heldout=False, solutions=(), gold=True):
     (folder / "inference").mkdir(parents=True)
     models = ("base", *trained) if heldout else ()
     if heldout:
-        for name in models:
-            stages.setdefault(name, {}).update(FIGURES)
+        stages["inference"] = {"seconds": 1.0, "models": dict.fromkeys(models, FIGURES)}
         rows = [{"prompt": [{"role": "user", "content": "2 + 2?"}], "answer": 4}]
         files = {
             "majority": {name: MAJORITY for name in models},
@@ -70,7 +69,7 @@ def make_run(folder, trained=(), heldout=False, solutions=(), gold=True):
     if solutions:
         known = sum(s["gold"] is not None for s in solutions)
         score = {"questions": len(solutions), "known": known, "correct": known, "fallbacks": 1}
-        stages["inference"] = {"seconds": 1.0} | score
+        stages["inference"] = stages.get("inference", {"seconds": 1.0}) | score
         (folder / "inference" / "solutions.json").write_text(json.dumps(solutions))
         (folder / "inference" / "settings.json").write_text(json.dumps({"temperature": 0.625}))
     (folder / "metrics.json").write_text(json.dumps({"profile": "p", "seed": 5, "stages": stages}))
@@ -138,6 +137,11 @@ def test_the_report_needs_no_other_file_and_escapes_what_it_is_given(tmp_path):
     text = page.write(make_run(tmp_path / "run", **parts)).read_text()
     assert not re.search(r"(src|href)=['\"](?!data:)", text) and "<script" not in text
     assert "q&lt;1&gt;" in text and "q<1>" not in text
+
+
+def test_without_held_out_problems_the_notebook_says_so():
+    assert "no held-out problems" in tables.evaluation({}).data
+    assert "No model was measured" in plots.accuracy({}, {}).data
 
 
 def test_a_table_has_a_column_for_every_key_and_a_cell_for_every_row():

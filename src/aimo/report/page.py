@@ -16,7 +16,7 @@ from IPython.display import HTML
 from aimo import machine
 from aimo.report import plots, tables
 from aimo.runs import read_lines, read_metrics
-from aimo.stages import MODELS, STAGES, TRAINED
+from aimo.stages import STAGES, TRAINED
 
 STYLE = """<style>
 body { font: 15px/1.5 system-ui, sans-serif; color: #223; max-width: 62em; margin: 2em auto; padding: 0 1em }
@@ -67,11 +67,13 @@ def write(folder: Path) -> Path:
 
 def evaluation(folder: Path, stages: dict[str, Any]) -> Iterator[Section]:
     """The held-out figures of each model, and completions of each for the same problems."""
-    models = {name: stages[name] for name in MODELS if "pass@1" in stages.get(name, {})}
+    models = stages.get("inference", {}).get("models")
     if not models:
         return
-    columns = [key for key in next(iter(models.values())) if key != "seconds"] + ["seconds"]
-    figures = {name: {key: found.get(key, "") for key in columns} for name, found in models.items()}
+    figures = {
+        name: measured | {"seconds": stages.get(name, {}).get("seconds", "")}
+        for name, measured in models.items()
+    }
     lead = "format: well-formed completions; pass@1: right completions; maj@k: right votes of k completions."
     yield Section(tables.evaluation(figures), "Held-out problems", lead)
     if majority := read_json(folder / "inference/majority.json"):

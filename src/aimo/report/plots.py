@@ -139,6 +139,8 @@ def accuracy(models: dict[str, dict[str, Any]], majority: dict[str, dict[Any, fl
 
     `models` maps a model's name to its figures, `majority` to its accuracy by number of samples.
     """
+    if not models:
+        return note("No model was measured.")
     figure, (left, right) = panels(2, columns=2, width=4.5, height=3.2)
     accuracy_bars(left, models)
     for name, by_samples in majority.items():

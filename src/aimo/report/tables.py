@@ -139,6 +139,8 @@ def completions(rows: list[dict[str, Any]], **columns: list[str]) -> HTML:
 
 def evaluation(models: dict[str, dict[str, Any]]) -> HTML:
     """The held-out figures of each model: `models` maps its name to its figures."""
+    if not models:
+        return note("The profile has no held-out problems.")
     return table([{"model": MODELS[name]} | figures for name, figures in models.items()])
 
 

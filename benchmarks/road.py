@@ -1,6 +1,6 @@
 """The whole pipeline with the tiny profile, once for each seed: the figures of each model beside the base's.
 
-    python benchmarks/pipeline.py [--seed 0 …] [--set KEY=VALUE …] [--json FILE]
+    python benchmarks/road.py [--seed 0 …] [--set KEY=VALUE …] [--json FILE]
 
 The figures are those of 200 held-out problems. Exits with 1 when a figure lies outside its bounds.
 """
@@ -23,15 +23,15 @@ BOUNDS = {
 MIN_GAIN = 0.30  # of GRPO's pass@1 over SFT's
 
 
-def out_of_bounds(seed: int, stages: dict[str, Any]) -> list[str]:
+def out_of_bounds(seed: int, models: dict[str, Any]) -> list[str]:
     """A line for each figure that lies outside its bounds."""
     missed = []
     for name, bounds in BOUNDS.items():
         for key, (low, high) in bounds.items():
-            value = stages[name][key]
+            value = models[name][key]
             if not low <= value <= high:
                 missed.append(f"seed {seed}, {name}: {key} is {value:.3f}, not from {low} to {high}")
-    if stages["grpo"]["pass@1"] - stages["sft"]["pass@1"] < MIN_GAIN:
+    if models["grpo"]["pass@1"] - models["sft"]["pass@1"] < MIN_GAIN:
         missed.append(f"seed {seed}: GRPO gains less than {MIN_GAIN} in pass@1")
     return missed
 
@@ -50,16 +50,16 @@ def main(
     for seed in seeds or [0, 1, 2]:
         with tempfile.TemporaryDirectory() as folder:
             path = pipeline.run("tiny", folder, overrides=[f"seed={seed}", *(set_ or [])])
-            stages = runs.read_metrics(path)["stages"]
+            models = runs.figures(path)
         for name in ("base", "sft", "grpo"):
-            figures = {"seed": seed, "model": name} | stages[name]
+            figures = {"seed": seed, "model": name} | models[name]
             for key in ("pass@1", "maj@16"):
-                figures[f"{key}_ratio"] = figures[key] / stages["base"][key]
+                figures[f"{key}_ratio"] = figures[key] / models["base"][key]
             results.append(figures)
             keys = ("format", "pass@1", "pass@1_ratio", "maj@16", "maj@16_ratio")
             cells = [f"{figures[key]:.3f}" for key in keys] + [f"{figures['mean_tokens']:.1f}"]
             table.add_row(str(seed), name, *cells, f"{figures.get('seconds', 0):.0f}")
-        missed += out_of_bounds(seed, stages)
+        missed += out_of_bounds(seed, models)
     Console(width=110).print(table)
     print("\n".join(missed) or "All figures are within their bounds.")
     if to:
