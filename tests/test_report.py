@@ -71,7 +71,7 @@ def make_run(folder, trained=(), heldout=False, solutions=(), gold=True):
         score = {"questions": len(solutions), "known": known, "correct": known, "fallbacks": 1}
         stages["inference"] = stages.get("inference", {"seconds": 1.0}) | score
         (folder / "inference" / "solutions.json").write_text(json.dumps(solutions))
-        (folder / "inference" / "settings.json").write_text(json.dumps({"temperature": 0.625}))
+        (folder / "submission.settings.json").write_text(json.dumps({"temperature": 0.625}))
     (folder / "metrics.json").write_text(json.dumps({"profile": "p", "seed": 5, "stages": stages}))
     (folder / "profile.yaml").write_text("profile: p\nseed: 5\n")
     return folder

@@ -103,7 +103,7 @@ def inference(folder: Path, stages: dict[str, Any]) -> Iterator[Section]:
     yield Section(plots.timelines(solutions), lead="The samples of each question, with their answers.")
     yield Section(plots.cost(solutions))
     yield Section(tables.closest_votes(solutions), lead="Completions of the closest votes.")
-    if settings := read_json(folder / "inference/settings.json"):
+    if settings := read_json(folder / "submission.settings.json"):
         yield Section(text(json.dumps(settings, indent=2, ensure_ascii=False)), "Inference settings")
 
 
