@@ -1,7 +1,7 @@
 """How a problem is put to the model: tags, chat template, and what a well-formed completion looks like.
 
-The template carries the system prompt and the opening tag (the idea of Unsloth's Qwen3-4B-Base recipe), and it is saved
-with the model: Transformers, vLLM and the Kaggle kernel then build the same prompt from the model folder alone.
+The template carries the system prompt and the opening tag (as in Unsloth's Qwen3-4B-Base recipe), and it is
+saved with the model: Transformers, vLLM and the Kaggle kernel then build the same prompt from the folder.
 Out of scope: tools, and turns after the first answer.
 """
 
@@ -10,66 +10,86 @@ from pathlib import Path
 from typing import Any
 
 from aimo.inference.errors import AimoError
-from aimo.inference.settings import Prompt
+from aimo.inference.settings import Prompt, Tags
 
-MARK = "{#- aimo -#}"  # a template that was put together here
+MARK = "{#- aimo -#}"  # marks a template that `chat_template` made
 # A turn ends in the end-of-sequence token and nothing more: what is trained is what is generated.
 CHATML = (
     "{%- for message in messages -%}"
-    "{{ ('\n' if not loop.first else '') + '<|im_start|>' + message['role'] + '\n' + message['content'] + eos_token }}"
+    "{{ ('\n' if not loop.first else '') + '<|im_start|>' + message['role'] + '\n'"
+    " + message['content'] + eos_token }}"
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{ '\n<|im_start|>assistant\n' }}{%- endif -%}"
 )
-PLAIN = "{%- for message in messages -%}{{ message['content'] + (eos_token if message['role'] != 'user' else '') }}{%- endfor -%}"
+PLAIN = (
+    "{%- for message in messages -%}"
+    "{{ message['content'] + (eos_token if message['role'] != 'user' else '') }}"
+    "{%- endfor -%}"
+)
 
 
 def chat_template(prompt: Prompt, own: str | None, root: Path = Path()) -> str:
-    """A Jinja chat template: the profile's (`own` is the base model's), its system prompt, the opening tag as generation prompt.
+    """The profile's Jinja chat template, with its system prompt and the opening tag as generation prompt.
 
-    A relative path of a template starts here or at `root`.
+    `own` is the base model's template. A template's relative path starts here or at `root`. AimoError when
+    there is no such template.
     """
-    if prompt.template == "model" and own is None:
-        raise AimoError(
-            "prompt.template: the base model has no chat template of its own; use plain or chatml"
-        )
     if prompt.template == "model" and own and own.startswith(MARK):
-        return own  # a stage's model has it already
-    path = Path(prompt.template) if Path(prompt.template).exists() else root / prompt.template
-    if prompt.template not in ("plain", "chatml", "model") and not path.is_file():
-        raise AimoError(
-            f"prompt.template: {prompt.template!r} is not plain, chatml or model, and no file of that name exists"
-        )
-    template = {"plain": PLAIN, "chatml": CHATML, "model": own}.get(prompt.template) or path.read_text()
+        return own  # the model of an earlier stage has it already
+    template = read_template(prompt, own, root)
     if prompt.system:
         message = "[{'role': 'system', 'content': " + repr(prompt.system) + "}]"
-        first = (
+        template = (
             "{%- if messages[0]['role'] != 'system' -%}{%- set messages = "
             + message
             + " + messages -%}{%- endif -%}"
+            + template
         )
-        template = first + template
     opening = "{%- if add_generation_prompt -%}{{ " + repr(prompt.think_start) + " }}{%- endif -%}"
     if prompt.prefill and not template.endswith(opening):
         template += opening
     return MARK + template if prompt.template == "model" else template
 
 
+def read_template(prompt: Prompt, own: str | None, root: Path) -> str:
+    """The template that `prompt.template` names, as it is."""
+    if prompt.template == "model":
+        if own is None:
+            raise AimoError(
+                "prompt.template: the base model has no chat template of its own; use plain or chatml"
+            )
+        return own
+    built_in = {"plain": PLAIN, "chatml": CHATML}
+    if prompt.template in built_in:
+        return built_in[prompt.template]
+    path = Path(prompt.template) if Path(prompt.template).exists() else root / prompt.template
+    if not path.is_file():
+        raise AimoError(
+            f"prompt.template: {prompt.template!r} is not plain, chatml or model, "
+            "and no file of that name exists"
+        )
+    return path.read_text(encoding="utf-8")
+
+
 def check(tokenizer: Any, prompt: Prompt) -> None:
-    """Refuse a template without a generation prompt, and one that shows a reply otherwise than it asks for it."""
+    """Raise AimoError for a template without a generation prompt, or whose replies do not follow it."""
 
     def text(talk: list[dict[str, str]], ask: bool = False) -> str:
         return tokenizer.apply_chat_template(talk, add_generation_prompt=ask, tokenize=False)
 
     talk = as_prompt("1 + 1?")
-    asked, told = text(talk, ask=True), text(talk + as_completion(prompt, "Let me think.", 2))
+    asked = text(talk, ask=True)
+    answered = text(talk + as_completion(prompt, "Let me think.", 2))
     if prompt.template != "plain" and asked == text(talk):
         raise AimoError(
-            f"prompt.template: {prompt.template!r} adds no generation prompt, so nothing tells the model to answer"
+            f"prompt.template: {prompt.template!r} adds no generation prompt, "
+            "so nothing tells the model to answer"
         )
-    if not told.startswith(asked) or "Let me think." not in told:
+    if not answered.startswith(asked) or "Let me think." not in answered:
         raise AimoError(
-            f"prompt.template: {prompt.template!r} shows a reply otherwise than it asks for it (it may leave out thoughts), so that "
-            "training and generation would differ; use chatml, plain or a Jinja file of your own"
+            f"prompt.template: {prompt.template!r} shows a reply otherwise than it asks for it (it may leave "
+            "out thoughts), so that training and generation would differ; "
+            "use chatml, plain or a Jinja file of your own"
         )
 
 
@@ -84,8 +104,31 @@ def as_completion(prompt: Prompt, thought: str, answer: int | str) -> list[dict[
     return [{"role": "assistant", "content": text}]
 
 
+def encode(tokenizer: Any, problem: str) -> list[int]:
+    """Token ids of the prompt that asks `problem`, whose special tokens are escaped."""
+    talk = as_prompt(escape_special_tokens(tokenizer, problem))
+    return tokenizer.apply_chat_template(talk, add_generation_prompt=True, return_dict=False)
+
+
+def escape_special_tokens(tokenizer: Any, text: str) -> str:
+    """`text` without special tokens and tags: a zero-width space after the first character splits each."""
+    for token in tokenizer.added_tokens_decoder.values():
+        if token.special or token.content.startswith("<"):
+            text = text.replace(token.content, f"{token.content[0]}\u200b{token.content[1:]}")
+    return text
+
+
+def ends_in_thought(tokenizer: Any, tags: Tags) -> bool:
+    """Whether the chat template opens a thought at the end of a prompt."""
+    prompt = tokenizer.apply_chat_template(as_prompt("1 + 1?"), add_generation_prompt=True, tokenize=False)
+    return prompt.rstrip().endswith(tags.think_start.strip())
+
+
 def is_well_formed(prompt: Prompt, completion: str) -> bool:
-    """Whether a completion is one thought, then one answer, then nothing; the opening tag leads it unless the prompt ends in it."""
+    """Whether a completion is one thought, then one answer, then nothing.
+
+    The opening tag leads it, unless the prompt ends in that tag.
+    """
     if completion.startswith(prompt.think_start):
         completion = completion[len(prompt.think_start) :]
     elif not prompt.prefill:

@@ -1,91 +1,122 @@
-"""How a sample calls Python and reads what it printed: in fenced blocks, or in the format of its model's chat template.
+"""How a sample calls Python and reads what it printed: in fenced blocks, or by its model's own tool calls.
 
-Both have `prompt`, the token ids that its next turn continues; `text`, all it wrote and read before; `called`, the program that a
-turn asks for; and `reply`. Out of scope: running the program (`aimo.inference.sandbox`), and tools other than Python.
+`FencedBlocks` and `ToolCalls` have the same methods: `prompt` gives what the next turn continues, `find_call`
+finds the program in a turn, and `reply` adds the call and its output to `text`, all that the sample wrote and
+read. Out of scope: running the program (`sandbox`), and tools other than Python.
 """
 
+import difflib
 import json
 import re
+from dataclasses import dataclass, field
 from typing import Any
 
-from aimo.inference.engine import Engine
+from aimo.inference.errors import AimoError
+from aimo.inference.prompts import as_prompt, encode, escape_special_tokens
+from aimo.inference.sampling import Sampler
 
 BLOCK = re.compile(r"```(?:python|py)\n(.*?)```", re.DOTALL)
 PYTHON = {
     "type": "function",
     "function": {
         "name": "python",
-        "description": "Runs Python and returns what it prints. Variables live on from call to call; numpy and sympy are installed.",
+        "description": "Runs Python and returns what it prints. Variables live on from call to call; "
+        "numpy and sympy are installed.",
         "parameters": {"type": "object", "properties": {"code": {"type": "string"}}, "required": ["code"]},
     },
 }
 
 
-class Blocks:
-    """Fenced Python blocks, each followed by a block with its output; the stream is stopped where a block closes."""
+@dataclass(frozen=True)
+class Call:
+    """A call of Python that a turn makes."""
 
-    def __init__(self, engine: Engine, problem: str):
-        self.engine, self.text = engine, ""
-        self.question = engine.encode(problem)
+    code: str
+    turn: str
+    """What the turn wrote up to the end of the call."""
+    message: dict[str, Any] = field(default_factory=dict)
+    """The turn as a message of the conversation; of the model's own tool calls only."""
+
+
+class FencedBlocks:
+    """Fenced Python blocks, each followed by a block with its output; a stream stops where a block ends."""
+
+    def __init__(self, sampler: Sampler, problem: str):
+        self.tokenizer, self.text = sampler.tokenizer, ""
+        self.question = encode(sampler.tokenizer, problem)
 
     def prompt(self) -> list[int]:
-        """What the next turn continues."""
-        return self.question + self.engine.tokenizer.encode(self.text, add_special_tokens=False)
+        """Token ids that the next turn continues."""
+        return self.question + self.tokenizer.encode(self.text, add_special_tokens=False)
 
-    def called(self, turn: str, finished: bool) -> str | None:
-        """The first complete block of a turn, which may still be growing."""
+    def find_call(self, turn: str, finished: bool) -> Call | None:
+        """The first complete block of a turn, which may still grow."""
         block = BLOCK.search(turn)
-        return block[1] if block else None
+        return Call(block[1], turn[: block.end()]) if block else None
 
-    def reply(self, turn: str, output: str) -> None:
-        """Go on after the output. What a turn wrote beyond its block, it wrote without knowing that."""
-        block = BLOCK.search(turn)
-        assert block
-        self.text += f"{turn[: block.end()]}\n```output\n{self.engine.inert(output)}\n```\n"
+    def reply(self, call: Call, output: str) -> None:
+        """Continue after the output. What the turn wrote after its block, without knowing it, is dropped."""
+        self.text += f"{call.turn}\n```output\n{escape_special_tokens(self.tokenizer, output)}\n```\n"
 
 
-class Calls:
-    """The model's own tool calls: offered by its chat template, read by the parser that vLLM has for its format."""
+class ToolCalls:
+    """The model's own tool calls: offered by its chat template, read by vLLM's parser of their format."""
 
-    def __init__(self, engine: Engine, problem: str):
+    def __init__(self, sampler: Sampler, problem: str):
         from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 
-        self.engine, self.text = engine, ""
-        self.talk: list[dict[str, Any]] = [{"role": "user", "content": engine.inert(problem)}]
-        self.request = ChatCompletionRequest.model_validate({"messages": self.talk, "tools": [PYTHON]})
+        self.tokenizer, self.parser, self.text = sampler.tokenizer, sampler.tool_parser, ""
+        self.messages: list[dict[str, Any]] = [*as_prompt(escape_special_tokens(self.tokenizer, problem))]
+        self.request = ChatCompletionRequest.model_validate({"messages": self.messages, "tools": [PYTHON]})
 
     def prompt(self) -> list[int]:
-        """What the next turn answers."""
-        return self.engine.tokenizer.apply_chat_template(
-            self.talk, tools=[PYTHON], add_generation_prompt=True, return_dict=False
+        """Token ids that the next turn continues."""
+        return self.tokenizer.apply_chat_template(
+            self.messages, tools=[PYTHON], add_generation_prompt=True, return_dict=False
         )
 
-    def called(self, turn: str, finished: bool) -> str | None:
-        """The program of a turn that has ended."""
-        if not finished:
+    def find_call(self, turn: str, finished: bool) -> Call | None:
+        """The first call of a turn that has ended; a call without `code` is a program that says so."""
+        found = self.parser.extract_tool_calls(turn, self.request) if finished else None
+        if not found or not found.tool_calls:
             return None
-        found = self.engine.tool_parser.extract_tool_calls(turn, self.request)
-        if not found.tool_calls:
-            return None
-        call, self.said = found.tool_calls[0].function, found.content or ""
+        function = found.tool_calls[0].function
         try:
-            arguments = json.loads(call.arguments)
+            arguments = json.loads(function.arguments)
         except ValueError:
-            arguments = call.arguments
-        self.call = {
-            "name": call.name,
-            "arguments": arguments if isinstance(arguments, dict) else {"code": str(arguments)},
-        }
-        return str(self.call["arguments"].get("code", "raise TypeError('its argument is named code')"))
+            arguments = function.arguments
+        if not isinstance(arguments, dict):
+            arguments = {"code": str(arguments)}
+        call = {"type": "function", "function": {"name": function.name, "arguments": arguments}}
+        message = {"role": "assistant", "content": found.content or "", "tool_calls": [call]}
+        code = str(arguments.get("code", "raise TypeError('its argument is named code')"))
+        return Call(code, turn, message)
 
-    def reply(self, turn: str, output: str) -> None:
-        """Put the call and its output into the conversation."""
-        self.talk.append(
-            {
-                "role": "assistant",
-                "content": self.said,
-                "tool_calls": [{"type": "function", "function": self.call}],
-            }
+    def reply(self, call: Call, output: str) -> None:
+        """Add the call and its output to the conversation."""
+        name = call.message["tool_calls"][0]["function"]["name"]
+        content = escape_special_tokens(self.tokenizer, output)
+        self.messages += [call.message, {"role": "tool", "name": name, "content": content}]
+        self.text += f"{call.turn}\n```output\n{output}\n```\n"
+
+
+def find_tool_parser(name: str | None, tokenizer: Any) -> Any:
+    """vLLM's parser of tool calls of that name, None for None.
+
+    AimoError when vLLM has no such parser, or the chat template offers no tools.
+    """
+    if name is None:
+        return None
+    from vllm.tool_parsers import ToolParserManager
+
+    if "tools" not in tokenizer.chat_template:
+        raise AimoError(
+            f"inference.tool_parser: {name} needs a chat template that offers tools, "
+            "and the model's does not; set it to null"
         )
-        self.talk.append({"role": "tool", "name": self.call["name"], "content": self.engine.inert(output)})
-        self.text += f"{turn}\n```output\n{output}\n```\n"
+    try:
+        return ToolParserManager.get_tool_parser(name)(tokenizer)
+    except KeyError:
+        close = difflib.get_close_matches(name, ToolParserManager.list_registered(), n=3)
+        hint = f"did you mean {' or '.join(close)}?" if close else "set it to null to run fenced blocks"
+        raise AimoError(f"inference.tool_parser: vLLM has no parser {name!r}; {hint}") from None

@@ -1,0 +1,167 @@
+"""Model servers in place of the engine inside: OpenAI-compatible servers (`vllm serve`) that run elsewhere.
+
+The tokenizer and the default settings come from the model's folder here. Out of scope: starting and stopping
+servers, and waiting for one that is down (`supervisor`).
+"""
+
+import itertools
+import sys
+from collections.abc import Coroutine
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from openai import APIError, APIStatusError, AsyncOpenAI, OpenAIError, Timeout
+
+from aimo.inference import prompts
+from aimo.inference.errors import AimoError
+from aimo.inference.model_folder import check_model_folder, load_tokenizer
+from aimo.inference.sampling import LOGPROBS, BackgroundLoop, Completion, Until, entropy_of
+from aimo.inference.settings import Settings, resolve
+from aimo.inference.tools import find_tool_parser
+
+T = TypeVar("T")
+CONNECT_S = 10.0
+TIMEOUT = Timeout(60.0, connect=CONNECT_S, read=None)  # a server may queue a stream for long
+
+
+class Server:
+    """Servers of one model, a `Sampler`: streams go to them in turn, and to the next if one is down."""
+
+    def __init__(
+        self, urls: list[str], model: str | Path, settings: Settings | None = None, *, need_all: bool = True
+    ):
+        """Connect to servers such as http://127.0.0.1:8000, which serve the model of the folder `model`.
+
+        `settings`: those of the folder if not given. `need_all`: whether every server must answer, or one.
+        AimoError when a server that must answer does not.
+        """
+        check_model_folder(model)
+        settings = settings or resolve(model)
+        self.folder = model
+        self.tokenizer = load_tokenizer(model)
+        self.tool_parser = find_tool_parser(settings.tool_parser, self.tokenizer)
+        if settings.thinking is None:
+            settings = replace(settings, thinking=prompts.ends_in_thought(self.tokenizer, settings.tags))
+        self.settings = settings
+        self.streams = sys.maxsize  # the servers queue what they cannot hold
+        self.urls = [url.rstrip("/").removesuffix("/v1") for url in urls]
+        self.loop, self.requests = BackgroundLoop(), itertools.count()
+        self.clients = [
+            AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=TIMEOUT)
+            for url in self.urls
+        ]
+        try:
+            self.model, self.max_length = self.connect(need_all)
+        except AimoError:
+            self.close()
+            raise
+
+    def connect(self, need_all: bool) -> tuple[str, int]:
+        """The name that the servers have for the model, and the tokens that each of them can hold."""
+
+        async def ask(client: AsyncOpenAI) -> Any:
+            return (await client.models.list(timeout=CONNECT_S)).data[0]
+
+        names, limits, faults = set(), [], []
+        for url, client in zip(self.urls, self.clients, strict=True):
+            try:
+                served = self.run(ask(client))
+            except (OpenAIError, LookupError, TypeError, ValueError) as e:
+                reason = " ".join(str(e.__cause__ or e).split())[:200]
+                faults.append(f"server {url} does not answer like `vllm serve`: {reason}")
+            else:
+                names.add(served.id)
+                limits.append(getattr(served, "max_model_len", None) or 4096)
+        if faults and (need_all or not names):
+            raise AimoError(f"{faults[0]}; start it, or mend the address")
+        if len(names) > 1:
+            raise AimoError(
+                f"the servers serve different models: {', '.join(sorted(names))}; give those of one"
+            )
+        return names.pop(), min([*limits, self.settings.max_length or sys.maxsize])
+
+    def __enter__(self) -> "Server":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the streams that run, and disconnect; the servers stay."""
+        if self.loop.is_running:
+            self.loop.cancel_all()
+            for client in self.clients:
+                self.run(client.close())
+            self.loop.stop()
+
+    def run(self, coroutine: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
+        """Run a coroutine on the server's loop, from any other thread. AimoError when it is closed."""
+        return self.loop.run(coroutine, timeout)
+
+    has_died = False  # `sample` raises when every server is down
+
+    def respawn(self) -> "Server":
+        """Connect again to the servers that answer. AimoError when none does."""
+        return Server(self.urls, self.folder, self.settings, need_all=False)
+
+    def encode(self, problem: str) -> list[int]:
+        """Token ids of the prompt that asks `problem`."""
+        return prompts.encode(self.tokenizer, problem)
+
+    async def sample(
+        self, prompt: list[int], seed: int, settings: Settings, until: Until | None = None
+    ) -> Completion:
+        """One stream that continues `prompt`; leaving it makes the server stop it.
+
+        Where a server is down or breaks off, the stream starts again at the next. AimoError when all are
+        down, or one refuses the request.
+        """
+        turn = next(self.requests)
+        faults = []
+        for i in range(len(self.clients)):
+            place = (turn + i) % len(self.clients)
+            try:
+                return await self.stream(self.clients[place], prompt, seed, settings, until)
+            except APIError as e:
+                faults.append(f"server {self.urls[place]}: {' '.join(str(e.__cause__ or e).split())[:200]}")
+                if isinstance(e, APIStatusError) and e.status_code < 500:
+                    break  # the others would refuse it too
+        raise AimoError(f"{'; '.join(faults)}; look at the servers' logs")
+
+    async def stream(
+        self, client: AsyncOpenAI, prompt: list[int], seed: int, settings: Settings, until: Until | None
+    ) -> Completion:
+        """One stream of one server."""
+        events = await client.completions.create(
+            model=self.model,
+            prompt=prompt,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            max_tokens=min(settings.max_tokens, self.max_length - len(prompt)),
+            seed=seed,
+            stream=True,
+            extra_body={
+                "min_p": settings.min_p,
+                "logprobs": LOGPROBS.get(settings.weight),
+                "skip_special_tokens": settings.tool_parser is None,
+                "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+                # Neutral, as in the engine; a server's defaults are those of generation_config.json.
+                "top_k": 0,
+                "repetition_penalty": 1.0,
+            },
+        )
+        text, tokens, logprob, entropy, reason = "", 0, 0.0, 0.0, None
+        async with events:
+            async for event in events:
+                tokens = event.usage.completion_tokens if event.usage else tokens
+                for choice in event.choices:
+                    text += choice.text
+                    reason = choice.finish_reason or reason
+                    if choice.logprobs:
+                        logprob += sum(p for p in choice.logprobs.token_logprobs or [] if p is not None)
+                        likeliest = choice.logprobs.top_logprobs or []
+                        entropy += sum(entropy_of(token.values()) for token in likeliest if token)
+                    if until and until(text, tokens):
+                        return Completion(text, tokens, False, logprob, entropy)
+        return Completion(text, tokens, reason == "stop", logprob, entropy)
