@@ -1,3 +1,5 @@
+"""Trained stages on the tiny base: losses, resuming, probes, limits, and what is told when it goes wrong."""
+
 import json
 import random
 import shutil
@@ -5,67 +7,100 @@ import time
 from types import SimpleNamespace
 
 import pytest
-import torch
 from conftest import TINY
-from peft import PeftModel
-from peft.tuners.lora import LoraLayer
-from torch.utils.data import RandomSampler
-from transformers import AutoModelForCausalLM
-from trl import GRPOTrainer, SFTTrainer
-from trl.trainer import utils
 
-from aimo import config, hub
-from aimo.data import prepare
+from aimo import config
 from aimo.errors import AimoError
 from aimo.runs import read_lines
-from aimo.training import callbacks, models, trainers
-from aimo.training.trainers import PlainLogProbs, last_checkpoint
+from aimo.training.checkpoints import keep_until, last_checkpoint
+
+train_marker = pytest.mark.train
 
 
-def test_a_checkpoint_cut_off_while_it_was_written_is_removed_and_the_one_before_is_used(tmp_path):
+# ---- Checkpoints and the order of rows, without training
+
+
+def checkpoint(folder, step, state=True):
+    """A checkpoint's folder, whole unless `state` is a piece of text."""
+    path = folder / f"checkpoint-{step}"
+    path.mkdir(parents=True)
+    if state:
+        text = json.dumps({"global_step": step}) if state is True else state
+        (path / "trainer_state.json").write_text(text)
+    return path
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_checkpoint_cut_off_while_it_was_written_is_removed_and_the_one_before_is_used(tmp_path, capsys):
     assert last_checkpoint(tmp_path) is None
-    for step, state in (
-        (50, json.dumps({"global_step": 50})),
-        (100, json.dumps({"global_step": 100})),
-        (150, '{"global_st'),
-        (200, None),
-    ):
-        folder = tmp_path / f"checkpoint-{step}"
-        folder.mkdir()
-        if state is not None:
-            (folder / "trainer_state.json").write_text(state)
+    for step, state in ((50, True), (100, True), (150, '{"global_st'), (200, None)):
+        checkpoint(tmp_path, step, state)
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-100")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-100", "checkpoint-50"]
+    assert names(tmp_path) == ["checkpoint-100", "checkpoint-50"]
+    assert "checkpoint-150 was not written to its end" in capsys.readouterr().out
 
 
-def test_the_plain_loss_is_cross_entropy_with_its_gradient():
-    torch.manual_seed(0)
-    hidden, weight, targets = (
-        torch.randn(5, 8, requires_grad=True),
-        torch.randn(11, 8),
-        torch.tensor([0, 3, 10, 7, 7]),
-    )
-    chosen, entropy, log_square, mean, top = PlainLogProbs.apply(
-        hidden, weight, None, targets, 0.7, 1024, None, 1.0, ()
-    )
-    logits = hidden @ weight.T / 0.7
-    assert torch.allclose(
-        -chosen, torch.nn.functional.cross_entropy(logits, targets, reduction="none"), atol=1e-5
-    )
-    distribution = torch.distributions.Categorical(logits=logits)
-    assert torch.allclose(entropy, distribution.entropy(), atol=1e-5)
-    assert torch.allclose(log_square.exp(), distribution.probs.square().sum(-1), atol=1e-5)
-    assert torch.allclose(mean, logits.mean(-1), atol=1e-5) and torch.equal(top, logits.argmax(-1) == targets)
-    (gradient,) = torch.autograd.grad(-chosen.sum(), hidden)
-    assert torch.allclose(gradient, (distribution.probs - torch.eye(11)[targets]) @ weight / 0.7, atol=1e-5)
+def test_a_stage_can_go_on_from_a_named_checkpoint(tmp_path):
+    for step in (50, 100, 150):
+        checkpoint(tmp_path, step)
+    for product in ("trained", "model"):
+        (tmp_path / product).mkdir()
+    with pytest.raises(AimoError, match="checkpoints there: checkpoint-150, checkpoint-100, checkpoint-50"):
+        keep_until(tmp_path, "checkpoint-70")
+    assert len(names(tmp_path)) == 5
+    keep_until(tmp_path, "checkpoint-100")
+    assert names(tmp_path) == ["checkpoint-100", "checkpoint-50"]
 
 
-@pytest.fixture(scope="module")
-def sets(tmp_path_factory):
-    """The tiny profile's data, few of them."""
-    p = small()
-    prepared = prepare.clean(prepare.load(p), p, models.load_tokenizer(TINY, p))
-    return {name: rows.to_dicts() for name, rows in prepare.format(prepared, p).items()}
+@pytest.mark.parametrize("place", ["best", "trained"])
+@pytest.mark.parametrize("step, kept", [(75, True), (125, False)])
+def test_the_best_model_probed_stays_when_it_was_probed_before_the_named_checkpoint(
+    tmp_path, place, step, kept
+):
+    checkpoint(tmp_path, 100)
+    (tmp_path / place).mkdir()
+    (tmp_path / place / "probe.json").write_text(json.dumps({"step": step, "probe/accuracy": 0.5}))
+    keep_until(tmp_path, "checkpoint-100")
+    assert names(tmp_path) == (["best"] if kept else []) + ["checkpoint-100"]
+
+
+def test_rows_of_a_step_are_of_like_length_the_longest_first_and_every_row_comes_once():
+    import torch
+
+    from aimo.training.row_order import ByLength
+
+    lengths = [10 + row * row % 977 for row in range(100)]
+    sampler = ByLength(lengths, rows_per_step=8)
+    for seed in range(5):
+        sampler.generator = torch.Generator().manual_seed(seed)
+        order = list(sampler)
+        steps = [[lengths[row] for row in order[i : i + 8]] for i in range(0, 100, 8)]
+        assert sorted(order) == list(range(100)) and max(lengths) in steps[0]
+        padded = sum(max(step) * len(step) for step in steps)
+        assert padded < 1.2 * sum(lengths), "more padding than a fifth"
+        means = [sum(step) for step in steps[1:-1]]
+        assert means not in (sorted(means), sorted(means, reverse=True)), "the steps are sorted by length"
+
+
+def test_the_order_of_rows_follows_the_seed_and_the_epoch():
+    from torch.utils.data import RandomSampler
+
+    from aimo.training.row_order import Seeded
+
+    def order(seed, epoch, data_seed=None):
+        args = SimpleNamespace(seed=seed, data_seed=data_seed)
+        trainer = SimpleNamespace(args=args, state=SimpleNamespace(epoch=epoch))
+        return list(Seeded(RandomSampler(range(100)), trainer))
+
+    assert order(0, None) == order(0, 0) == order(3, 0, data_seed=0)
+    assert order(0, 0) != order(0, 1.0) != order(0, 2.0)
+    assert order(0, 1.0) == order(0, 1.35) != order(5, 1.0)
+
+
+# ---- Training
 
 
 def small(*overrides):
@@ -87,6 +122,7 @@ def small(*overrides):
     shape = [
         "grpo.prompts_per_step=2",
         "grpo.num_generations=4",
+        "grpo.max_completion_length=40",
         "grpo.save_steps=2",
         "grpo.sample_steps=2",
         "grpo.probe_steps=2",
@@ -94,16 +130,26 @@ def small(*overrides):
     return config.load("tiny", [*few, *quick, *shape, *overrides])
 
 
+@pytest.fixture(scope="module")
+def sets():
+    """The tiny profile's data, few of them."""
+    from aimo.data import prepare
+    from aimo.training import models
+
+    p = small()
+    prepared = prepare.clean(prepare.load(p), p, models.load_tokenizer(TINY, p))
+    return {name: rows.to_dicts() for name, rows in prepare.format(prepared, p).items()}
+
+
 def train(p, sets, folder, stage="sft", start=TINY):
     """One stage, as its notebook does it; the log and the model in memory."""
+    from aimo.training import models, trainers
+
     folder.mkdir(parents=True, exist_ok=True)
     model, tokenizer = models.load(start, p), models.load_tokenizer(start, p)
-    if stage == "sft":
-        log = trainers.sft(
-            model, tokenizer, sets["sft"], p, folder, lambda *_: None, sets["sft_test"], sets["grpo_test"]
-        )
-    else:
-        log = trainers.grpo(model, tokenizer, sets["grpo"], p, folder, lambda *_: None, sets["grpo_test"])
+    more = {"probe": sets["grpo_test"]} | ({"test": sets["sft_test"]} if stage == "sft" else {})
+    rows = sets["pairs" if stage == "dpo" else stage]
+    log = getattr(trainers, stage)(model, tokenizer, rows, p, folder, lambda *_: None, **more)
     return log, model, tokenizer
 
 
@@ -111,36 +157,109 @@ def losses(log):
     return [record["loss"] for record in log if "loss" in record]
 
 
-def test_the_merged_model_says_what_base_and_adapter_say(tmp_path, sets):
-    p = small("sft.learning_rate=0.01")
-    log, model, tokenizer = train(p, sets, tmp_path / "sft")
-    models.save(tmp_path / "sft/trained", TINY, tokenizer, p, tmp_path / "sft/model", trainers.summary(log))
-    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "sft/model")
-    apart = PeftModel.from_pretrained(
-        AutoModelForCausalLM.from_pretrained(TINY), str(tmp_path / "sft/trained")
-    )
-    texts = [trainers.complete(m, tokenizer, sets["heldout"], 60) for m in (merged, apart, model)]
+def plain_model(folder, adapter=None):
+    """A saved model, with an adapter on it."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    return PeftModel.from_pretrained(model, str(adapter)) if adapter else model
+
+
+@pytest.fixture(scope="module")
+def sft(sets, tmp_path_factory):
+    """A small SFT with an evaluation, TensorBoard and a saved model; its folder is read only."""
+    from aimo.training import models, trainers
+
+    folder = tmp_path_factory.mktemp("sft")
+    p = small("sft.learning_rate=0.01", "sft.eval_steps=3", "training.log_to=tensorboard")
+    log, model, tokenizer = train(p, sets, folder)
+    shutil.copytree(folder / "trained", folder / "adapter")
+    models.save(folder / "trained", TINY, tokenizer, p, folder / "model", trainers.summary(log))
+    return SimpleNamespace(p=p, folder=folder, log=log, model=model, tokenizer=tokenizer)
+
+
+@train_marker
+def test_the_merged_model_says_what_base_and_adapter_say(sft, sets):
+    from aimo.training.trainers import complete
+
+    every = (plain_model(sft.folder / "model"), plain_model(TINY, sft.folder / "trained"), sft.model)
+    texts = [complete(model, sft.tokenizer, sets["heldout"], 60) for model in every]
     assert texts[0] == texts[1] == texts[2]
-    assert texts[0] != trainers.complete(
-        AutoModelForCausalLM.from_pretrained(TINY), tokenizer, sets["heldout"], 60
-    )
-    card = (tmp_path / "sft/model/README.md").read_text()
-    assert "learning_rate: 0.01" in card and "| steps | 6 |" in card
+    assert texts[0] != complete(plain_model(TINY), sft.tokenizer, sets["heldout"], 60)
 
 
+@train_marker
+def test_the_model_card_is_one_that_the_hub_reads_with_settings_and_figures(sft):
+    from huggingface_hub import ModelCard
+
+    card = ModelCard.load(sft.folder / "model/README.md")
+    assert card.data.library_name == "transformers" and card.data.tags == ["aimo", "trl"]
+    assert card.data.base_model is None, "a folder is no model of the hub"
+    assert "learning_rate: 0.01" in card.text and "| steps | 6 |" in card.text
+
+
+@train_marker
+def test_the_figures_of_a_stage_are_its_mean_loss_its_speed_and_its_operations(sft):
+    from aimo.training.trainers import summary
+
+    figures = summary(sft.log)
+    assert figures["steps"] == 6 and figures["loss"] == round(losses(sft.log)[-1], 4)
+    assert figures["mean_loss"] == pytest.approx(sum(losses(sft.log)) / 6, abs=1e-4)
+    assert figures["samples_per_second"] == pytest.approx(4 * figures["steps_per_second"], rel=0.01)
+    assert figures["steps_per_second"] * figures["train_seconds"] == pytest.approx(6, rel=0.01)
+    # Six operations a parameter and token, forward and backward; the embedding is not counted.
+    tokens = max(record.get("num_tokens", 0) for record in sft.log)
+    parameters = sum(weight.numel() for weight in sft.model.parameters())
+    assert 0.5 < figures["total_flos"] / (6 * parameters * tokens) < 2
+
+
+@train_marker
+def test_evaluations_are_logged_and_figures_go_to_tensorboard_by_one_key(sft):
+    assert [record["step"] for record in sft.log if "eval_loss" in record] == [3, 6]
+    assert list(sft.folder.rglob("events.out.tfevents.*"))
+
+
+@train_marker
+def test_an_adapter_is_no_base(sft):
+    from aimo import hub
+
+    with pytest.raises(AimoError, match=r"is an adapter for .*, not a model"):
+        hub.local_folder(str(sft.folder / "trained"))
+
+
+@train_marker
+def test_an_adapter_for_another_base_is_not_gone_on_from(sft, sets, tmp_path):
+    shutil.copytree(sft.folder / "checkpoint-6", tmp_path / "run/checkpoint-6")
+    other = shutil.copytree(TINY, tmp_path / "another-base")
+    with pytest.raises(
+        AimoError, match=r"checkpoint-6 is an adapter for .*tiny-base, not for .*another-base"
+    ):
+        train(small("sft.max_steps=8"), sets, tmp_path / "run", start=other)
+
+
+@train_marker
+def test_weights_cut_off_in_a_checkpoint_make_it_incomplete(sft, tmp_path, capsys):
+    for name in ("checkpoint-4", "checkpoint-6"):
+        shutil.copytree(sft.folder / name, tmp_path / name)
+    weights = tmp_path / "checkpoint-6/adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
+    assert "checkpoint-6 was not written to its end" in capsys.readouterr().out
+
+
+@train_marker
 @pytest.mark.parametrize(
     "stage, steps, epoch", [("sft", 8, "sft.batch_size=20"), ("grpo", 5, "grpo.prompts_per_step=24")]
 )
 def test_a_run_broken_off_at_any_step_ends_in_the_losses_of_an_unbroken_one(
     tmp_path, sets, monkeypatch, stage, steps, epoch
 ):
-    p = small(
-        f"{stage}.max_steps={steps}",
-        "grpo.max_completion_length=40",
-        "grpo.learning_rate=0.001",
-        "grpo.probe_steps=null",
-        epoch,
-    )
+    from aimo.training import callbacks
+    from aimo.training.trainers import summary
+
+    rate, no_probe = "grpo.learning_rate=0.001", "grpo.probe_steps=null"
+    p = small(f"{stage}.max_steps={steps}", rate, no_probe, epoch)
     whole, _, _ = train(p, sets, tmp_path / "whole", stage)
     broken, last = tmp_path / "broken", random.randint(1, steps - 1)
     report = callbacks.Record.on_step_end
@@ -157,197 +276,242 @@ def test_a_run_broken_off_at_any_step_ends_in_the_losses_of_an_unbroken_one(
     assert losses(again) == pytest.approx(losses(whole), abs=1e-5), f"broken off at step {last}"
     assert [r.get("reward") for r in again] == [r.get("reward") for r in whole], f"broken off at step {last}"
     for log in (again, read_lines(broken / "log.jsonl")):
-        assert [record["step"] for record in log if "loss" in record] == list(range(1, steps + 1)), (
-            "a step was lost or trained twice"
-        )
+        trained = [record["step"] for record in log if "loss" in record]
+        assert trained == list(range(1, steps + 1)), "a step was lost or trained twice"
+    for figure in ("mean_loss", "total_flos"):
+        assert summary(again)[figure] == pytest.approx(summary(whole)[figure], rel=1e-3), figure
 
 
-def test_rows_of_a_step_are_of_like_length_the_longest_first_and_every_row_comes_once():
-    lengths = [10 + row * row % 977 for row in range(100)]
-    sampler = trainers.ByLength(lengths, rows_a_step=8)
-    for seed in range(5):
-        sampler.generator = torch.Generator().manual_seed(seed)
-        order = list(sampler)
-        steps = [[lengths[row] for row in order[i : i + 8]] for i in range(0, 100, 8)]
-        assert sorted(order) == list(range(100)) and max(lengths) in steps[0]
-        assert sum(max(step) * len(step) for step in steps) < 1.2 * sum(lengths), "more padding than a fifth"
-        means = [sum(step) for step in steps[1:-1]]
-        assert means not in (sorted(means), sorted(means, reverse=True)), (
-            "the steps themselves are sorted by length"
-        )
+@train_marker
+def test_going_on_from_a_named_checkpoint_ends_in_the_same_losses(sft, sets, tmp_path):
+    folder = shutil.copytree(sft.folder, tmp_path / "again")
+    keep_until(folder, "checkpoint-4")
+    again, _, _ = train(sft.p, sets, folder)
+    assert losses(again) == pytest.approx(losses(sft.log), abs=1e-5)
+    assert (folder / "checkpoint-6").exists() and (folder / "trained").exists()
 
 
-def test_the_order_of_rows_follows_the_seed_and_the_epoch():
-    def order(seed, epoch):
-        trainer = SimpleNamespace(args=SimpleNamespace(seed=seed), state=SimpleNamespace(epoch=epoch))
-        return list(trainers.Seeded(RandomSampler(range(100)), trainer))
-
-    assert order(0, None) == order(0, 0) != order(0, 1.0) != order(0, 2.0) and order(0, 1.0) == order(
-        0, 1.35
-    ) != order(5, 1.0)
-
-
+@train_marker
 @pytest.mark.parametrize("temperature, silent", [(0.01, {1.0}), (1.0, {0.0, 0.5})])
 def test_a_group_of_equal_rewards_counts_as_one_without_signal(tmp_path, sets, temperature, silent):
-    shape = [
-        "grpo.num_generations=16",
-        "grpo.max_steps=2",
-        "grpo.probe_steps=null",
-        f"grpo.temperature={temperature}",
-    ]
-    log, _, _ = train(small(*shape), sets, tmp_path, "grpo")
-    assert {record["frac_reward_zero_std"] for record in log} <= silent and all(
-        record["reward"] > 0 for record in log
-    )
+    shape = ["grpo.num_generations=16", "grpo.max_steps=2", "grpo.probe_steps=null"]
+    log, _, _ = train(small(*shape, f"grpo.temperature={temperature}"), sets, tmp_path, "grpo")
+    steps = [record for record in log if "loss" in record]
+    assert {record["frac_reward_zero_std"] for record in steps} <= silent
+    assert len(steps) == 2 and all(record["reward"] > 0 for record in steps)
 
 
-def grpo_trainer(sets, folder, monkeypatch):
+@pytest.fixture(scope="module")
+def grpo_trainer(sets, tmp_path_factory):
     """GRPO's trainer as it is before its first step, with adapters that say something."""
-    monkeypatch.setattr(trainers, "fit", lambda trainer, *_: trainer)
-    monkeypatch.setattr(utils, "_ChunkedLogProbFunction", PlainLogProbs)
-    model, tokenizer = models.load(TINY, small()), models.load_tokenizer(TINY, small())
-    torch.manual_seed(0)
-    for name, weight in model.named_parameters():
-        if "lora_B" in name:
-            weight.data.normal_(std=0.02)
-    return trainers.grpo(model, tokenizer, sets["grpo"], small(), folder, lambda *_: None), model, tokenizer
+    import torch
+
+    from aimo.training import models, trainers
+
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(trainers, "fit", lambda trainer, *_: trainer)
+        model, tokenizer = models.load(TINY, small()), models.load_tokenizer(TINY, small())
+        torch.manual_seed(0)
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.data.normal_(std=0.02)
+        folder = tmp_path_factory.mktemp("grpo")
+        trainer = trainers.grpo(model, tokenizer, sets["grpo"], small(), folder, lambda *_: None)
+    return trainer, model, tokenizer
 
 
-def test_log_probabilities_without_padding_are_those_with_it_and_so_are_their_gradients(
-    tmp_path, sets, monkeypatch
-):
-    trainer, model, tokenizer = grpo_trainer(sets, tmp_path, monkeypatch)
-    asked, said = 9, 40
+@train_marker
+def test_log_probabilities_without_padding_are_those_with_it_and_so_are_their_gradients(grpo_trainer):
+    import torch
+    from trl import GRPOTrainer
+
+    trainer, model, tokenizer = grpo_trainer
+    asked, replied = 9, 40
     rng = torch.Generator().manual_seed(0)
-    mask = torch.zeros(30, asked + said, dtype=torch.long)
+    mask = torch.zeros(30, asked + replied, dtype=torch.long)
     for row in mask:
-        left, right = (
-            torch.randint(0, asked, (1,), generator=rng),
-            torch.randint(0, said, (1,), generator=rng),
-        )
+        left = torch.randint(0, asked, (1,), generator=rng)
+        right = torch.randint(0, replied, (1,), generator=rng)
         row[left : asked + right] = 1  # of a completion that is masked as cut off, nothing
     ids = torch.randint(5, 60, mask.shape, generator=rng) * mask + tokenizer.pad_token_id * (1 - mask)
-    shown, found = mask[:, asked:].bool(), []
-    for compute in (
-        trainer._get_per_token_logps_and_entropies,
-        GRPOTrainer._get_per_token_logps_and_entropies.__get__(trainer),
-    ):
-        logps, entropies, _ = compute(model, ids, mask, said, compute_entropy=True)
+    shown, found, widths = mask[:, asked:].bool(), [], []
+    model.get_base_model().model.register_forward_pre_hook(
+        lambda module, args, kwargs: widths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    ours = trainer._get_per_token_logps_and_entropies
+    theirs = GRPOTrainer._get_per_token_logps_and_entropies.__get__(trainer)
+    for compute in (ours, theirs):
+        logps, entropies, _ = compute(model, ids, mask, replied, compute_entropy=True)
         model.zero_grad()
         logps[shown].sum().backward()
-        gradients = torch.cat(
-            [weight.grad.flatten() for weight in model.parameters() if weight.grad is not None]
-        )
+        weights = [weight for weight in model.parameters() if weight.grad is not None]
+        gradients = torch.cat([weight.grad.flatten() for weight in weights])
         assert logps.shape == entropies.shape == shown.shape
         found.append((logps[shown].detach(), entropies[shown].detach(), gradients))
-    for ours, theirs in zip(*found, strict=True):
-        assert ours.abs().sum() > 1 and torch.allclose(ours, theirs, rtol=1e-3, atol=1e-4)
+    for mine, other in zip(*found, strict=True):
+        assert mine.abs().sum() > 1 and torch.allclose(mine, other, rtol=1e-3, atol=1e-4)
+    assert len(widths) == 5 and min(widths) < widths[-1] == asked + replied, "nothing was trimmed"
 
 
-def test_a_model_generates_with_its_adapters_merged_and_gets_its_weights_back_to_the_bit(
-    tmp_path, sets, monkeypatch
-):
-    _, model, tokenizer = grpo_trainer(sets, tmp_path, monkeypatch)
+@train_marker
+def test_a_model_generates_with_its_adapters_merged_and_gets_its_weights_back_to_the_bit(grpo_trainer, sets):
+    import torch
+    from peft.tuners.lora import LoraLayer
+
+    from aimo.training.trainers import complete
+
+    _, model, tokenizer = grpo_trainer
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    merged, products = trainers.complete(model, tokenizer, sets["heldout"], 40), []
+    merged, products = complete(model, tokenizer, sets["heldout"], 40), []
     for layer in model.modules():
         if isinstance(layer, LoraLayer):
             layer.lora_A["default"].register_forward_hook(lambda *_: products.append(1))
-    assert trainers.complete(model, tokenizer, sets["heldout"], 40) == merged and not products
+    assert complete(model, tokenizer, sets["heldout"], 40) == merged and not products
     del model.generate
-    assert trainers.complete(model, tokenizer, sets["heldout"], 40) == merged and products
+    assert complete(model, tokenizer, sets["heldout"], 40) == merged and products
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
 
 
-def test_what_is_trained_begins_with_the_tokens_of_generation_even_where_a_tag_merges_with_the_text_after_it(
-    sets,
-):
-    p = small('prompt.think_start="12"', "prompt.think_end=/")
-    tokenizer = models.load_tokenizer(TINY, p)
-    row = {
-        "prompt": sets["sft"][0]["prompt"],
-        "completion": [{"role": "assistant", "content": "12 + 1 = 13/<SOLUTION>13</SOLUTION>"}],
-    }
-    asked = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False)
-    trained = trainers.tokenize([row], tokenizer)[0]
-    assert trained["input_ids"][: len(asked)] == asked and trained["completion_mask"] == [0] * len(asked) + [
-        1
-    ] * (len(trained["input_ids"]) - len(asked))
-    assert trained["input_ids"][-1] == tokenizer.eos_token_id
+# ---- Long rows and packing
 
 
-def test_packed_rows_do_not_see_each_other(tmp_path, sets):
-    log = {}
-    for packing in ("false", "true"):
-        p = small(
-            f"sft.packing={packing}",
-            "sft.max_steps=1",
-            "sft.batch_size=64",
-            "model.max_length=256",
-            "model.lora=null",
-        )
-        shortest = sorted(sets["sft"], key=lambda row: len(str(row)))[:16]
-        log[packing], _, _ = train(p, sets | {"sft": shortest}, tmp_path / packing)
-    assert losses(log["true"]) == pytest.approx(losses(log["false"]), rel=1e-4)
+def sft_dataset(p, rows, folder):
+    """What TRL trains on, as (token ids, labels) of each row, and the trainer's batches."""
+    from aimo.training import models, trainers
 
-
-def test_evaluation_and_probes_are_logged_and_the_best_model_probed_is_what_stays(tmp_path, sets):
-    p = small(
-        "sft.eval_steps=3", "grpo.learning_rate=0.02", "grpo.max_steps=6", "grpo.max_completion_length=30"
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(trainers, "fit", lambda trainer, *_: trainer)
+        model, tokenizer = models.load(TINY, p), models.load_tokenizer(TINY, p)
+        trainer = trainers.sft(model, tokenizer, rows, p, folder, lambda *_: None)
+    dataset = trainer.train_dataset
+    return list(zip(dataset["input_ids"], dataset["labels"], strict=True)), list(
+        trainer.get_train_dataloader()
     )
-    log, _, _ = train(p, sets, tmp_path / "sft")
-    assert len([r for r in log if "eval_loss" in r]) == 2
-    log, model, tokenizer = train(p, sets, tmp_path / "grpo", "grpo")
+
+
+def tokens_of(rows, p):
+    """Each row's token ids and labels, by the tokenizer alone."""
+    from aimo.training import models
+    from aimo.training.tokenization import tokenize
+
+    return [
+        (row["input_ids"], [i if m else -100 for i, m in zip(*row.values(), strict=True)])
+        for row in tokenize(rows, models.load_tokenizer(TINY, p))
+    ]
+
+
+@train_marker
+def test_rows_longer_than_the_context_are_cut_there_and_dropped_only_without_a_trained_token(sets, tmp_path):
+    rows = sets["sft"][:20]
+    whole = tokens_of(rows, small())
+    prompts = [sum(label == -100 for label in labels) for _, labels in whole]
+    lengths = [len(ids) for ids, _ in whole]
+    limit = sorted(prompts)[10]  # some prompts alone fill it
+    assert limit < max(lengths)
+    p = small(f"model.max_length={limit}", "grpo.max_prompt_length=1", "grpo.max_completion_length=1")
+    trained, _ = sft_dataset(p, rows, tmp_path)
+    expected = [(ids[:limit], labels[:limit]) for ids, labels in whole]
+    kept = [pair for pair in expected if any(label != -100 for label in pair[1])]
+    assert 0 < len(kept) < len(rows) and trained == kept
+
+
+@train_marker
+@pytest.mark.parametrize("strategy", ["bfd", "wrapped"])
+def test_packed_rows_hold_every_token_with_its_label_once(sets, tmp_path, strategy):
+    rows, limit = sets["sft"][:20], 100
+    keys = [f"model.max_length={limit}", "sft.packing=true", f"sft.packing_strategy={strategy}"]
+    p = small(*keys, "grpo.max_prompt_length=50", "grpo.max_completion_length=50")
+    whole = tokens_of(rows, p)
+    packed, batches = sft_dataset(p, rows, tmp_path)
+    assert all(len(ids) == len(labels) <= limit for ids, labels in packed) and len(packed) < len(rows)
+    pieces = [
+        (i, label) for ids, labels in whole for i, label in zip(ids[:limit], labels[:limit], strict=True)
+    ]
+    joined = [(i, label) for ids, labels in packed for i, label in zip(ids, labels, strict=True)]
+    if strategy == "wrapped":  # one text, cut every `limit` tokens
+        assert joined == [pair for ids, labels in whole for pair in zip(ids, labels, strict=True)]
+        assert all(len(ids) == limit for ids, _ in packed[:-1])
+        assert sum(int(batch["attention_mask"].sum()) for batch in batches) == len(joined)
+    else:
+        assert sorted(joined) == sorted(pieces)
+        assert sum(batch["input_ids"].numel() for batch in batches) == len(joined), "padding"
+        starts = sum(int((batch["position_ids"] == 0).sum()) for batch in batches)
+        assert starts == len(rows), "each example has positions of its own"
+
+
+@train_marker
+def test_packed_rows_do_not_see_each_other_but_wrapped_ones_do(tmp_path, sets):
+    shortest = sorted(sets["sft"], key=lambda row: len(str(row)))[:16]
+    log = {}
+    for packing in ("packing: false", "packing: true", "packing: true, packing_strategy: wrapped"):
+        keys = f"sft={{learning_rate: 1.0e-3, {packing}, max_steps: 1, batch_size: 64}}"
+        p = small(keys, "model.max_length=256", "model.lora=null")
+        log[packing], _, _ = train(p, sets | {"sft": shortest}, tmp_path / str(len(log)))
+    apart, packed, wrapped = (losses(records) for records in log.values())
+    assert packed == pytest.approx(apart, rel=1e-4) and wrapped != pytest.approx(apart, rel=1e-4)
+    tokens = [records[0]["num_tokens"] for records in log.values()]
+    assert tokens[0] == tokens[1] == tokens[2] == sum(len(ids) for ids, _ in tokens_of(shortest, small()))
+
+
+@train_marker
+def test_the_loss_is_on_the_completion_or_by_a_key_of_trl_on_the_prompt_too(sets, tmp_path):
+    rows = sets["sft"][:4]
+    ids = [ids for ids, _ in tokens_of(rows, small())]
+    masked, _ = sft_dataset(small(), rows, tmp_path / "a")
+    whole, _ = sft_dataset(small("sft.trl={completion_only_loss: false}"), rows, tmp_path / "b")
+    assert masked == tokens_of(rows, small()) and whole == list(zip(ids, ids, strict=True))
+
+
+# ---- Probes, DPO, losses
+
+
+@train_marker
+def test_probes_are_logged_and_the_best_model_probed_is_what_stays(tmp_path, sets):
+    from aimo.training.trainers import complete, summary
+
+    p = small("grpo.learning_rate=0.02", "grpo.max_steps=6", "grpo.max_completion_length=30")
+    log, model, tokenizer = train(p, sets, tmp_path, "grpo")
     probes = {r["step"]: r["probe/accuracy"] for r in log if "probe/accuracy" in r}
     assert list(probes) == [0, 2, 4, 6]
-    kept = json.loads((tmp_path / "grpo/trained/probe.json").read_text())
+    kept = json.loads((tmp_path / "trained/probe.json").read_text())
     assert kept["probe/accuracy"] == max(probes[step] for step in (2, 4, 6)) == probes[kept["step"]]
-    apart = PeftModel.from_pretrained(
-        AutoModelForCausalLM.from_pretrained(TINY), str(tmp_path / "grpo/trained")
-    )
-    answered = [trainers.complete(m, tokenizer, sets["heldout"], 30) for m in (model, apart)]
+    apart = plain_model(TINY, tmp_path / "trained")
+    answered = [complete(m, tokenizer, sets["heldout"], 30) for m in (model, apart)]
     assert answered[0] == answered[1], "the model in memory is another than the one that was kept"
-    lines = read_lines(tmp_path / "grpo/samples.jsonl")
-    assert {line["step"] for line in lines} == {1, 2, 4, 6} and {
-        "completion",
-        "accuracy_reward",
-        "advantage",
-    } <= lines[0].keys()
+    lines = read_lines(tmp_path / "samples.jsonl")
+    assert {line["step"] for line in lines} == {1, 2, 4, 6}
+    assert {"completion", "accuracy_reward", "advantage"} <= lines[0].keys()
+    assert summary(log)["probe_accuracy"] == round(probes[6], 4) and summary(log)["total_flos"] > 0
 
 
+@train_marker
 def test_dpo_comes_to_prefer_what_was_chosen(tmp_path, sets):
     p = small("dpo={learning_rate: 1.0e-3, batch_size: 4, max_steps: 8}")
-    pairs = [
-        {
-            "prompt": row["prompt"],
-            "chosen": row["completion"],
-            "rejected": [{"role": "assistant", "content": "<start_working_out>no"}],
-        }
-        for row in sets["sft"]
-    ]
-    log = trainers.dpo(
-        models.load(TINY, p), models.load_tokenizer(TINY, p), pairs, p, tmp_path, lambda *_: None
-    )
-    assert log[-1]["rewards/margins"] > log[0]["rewards/margins"] and losses(log)[-1] < losses(log)[0]
+    no = [{"role": "assistant", "content": "<start_working_out>no"}]
+    pairs = [{"prompt": r["prompt"], "chosen": r["completion"], "rejected": no} for r in sets["sft"]]
+    log, _, _ = train(p, sets | {"pairs": pairs}, tmp_path, "dpo")
+    steps = [record for record in log if "loss" in record]
+    assert steps[-1]["rewards/margins"] > steps[0]["rewards/margins"] and losses(log)[-1] < losses(log)[0]
 
 
+@train_marker
 @pytest.mark.parametrize("loss", ["grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo"])
 def test_every_loss_of_trl_trains(tmp_path, sets, loss):
     level = ["grpo.trl={importance_sampling_level: sequence}"] if loss == "luspo" else []
-    p = small(
-        f"grpo.loss_type={loss}",
-        "grpo.max_steps=1",
-        "grpo.probe_steps=null",
-        "grpo.max_completion_length=16",
-        *level,
-    )
+    short = ["grpo.max_steps=1", "grpo.probe_steps=null", "grpo.max_completion_length=16"]
+    p = small(f"grpo.loss_type={loss}", *short, *level)
     assert len(losses(train(p, sets, tmp_path, "grpo")[0])) == 1
 
 
+# ---- What goes wrong
+
+
+@train_marker
 def test_a_loss_that_is_not_finite_stops_at_once_and_names_step_batch_and_checkpoint(
     tmp_path, sets, monkeypatch
 ):
-    p = small()
+    from trl import SFTTrainer
+
     measure = SFTTrainer.compute_loss
 
     def poisoned(self, model, inputs, *args, **kwargs):
@@ -356,89 +520,62 @@ def test_a_loss_that_is_not_finite_stops_at_once_and_names_step_batch_and_checkp
 
     monkeypatch.setattr(SFTTrainer, "compute_loss", poisoned)
     with pytest.raises(AimoError) as e:
-        train(p, sets, tmp_path)
+        train(small(), sets, tmp_path)
     told = str(e.value)
-    assert (
-        "loss is nan at step 4" in told
-        and "checkpoint-2" in told
-        and "learning_rate 0.001" in told
-        and "\n" not in told
-    )
-    assert not (tmp_path / "trained").exists()
+    for part in ("loss is nan at step 4", "in the batch of '", "checkpoint-2", "learning_rate 0.001"):
+        assert part in told
+    assert "\n" not in told and not (tmp_path / "trained").exists()
 
 
+@train_marker
 @pytest.mark.parametrize(
     "stage, remedy", [("sft", "batch_size from 4 to 2"), ("grpo", "gradient_accumulation_steps from 1 to 2")]
 )
 def test_out_of_memory_names_the_setting_to_lower(tmp_path, sets, monkeypatch, stage, remedy):
+    import torch
+    import trl
+
     def full(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(SFTTrainer if stage == "sft" else GRPOTrainer, "compute_loss", full)
+    monkeypatch.setattr(trl.SFTTrainer if stage == "sft" else trl.GRPOTrainer, "compute_loss", full)
     with pytest.raises(AimoError, match=f"{stage}: out of memory at step 1; .*{remedy}"):
-        train(small(), sets, tmp_path, stage)
+        train(small("grpo.probe_steps=null"), sets, tmp_path, stage)
 
 
+@train_marker
 def test_a_stage_stops_and_saves_before_its_time_limit(tmp_path, sets):
-    p = small("training.time_limit_s=6", "sft.max_steps=100000", "sft.save_steps=100000")
+    p = small("training.time_limit_s=4", "sft.max_steps=100000", "sft.save_steps=100000")
     started = time.monotonic()
     log, _, _ = train(p, sets, tmp_path)
     assert time.monotonic() - started < 20 and 0 < len(losses(log)) < 100000
     last = max(record["step"] for record in log)
-    assert (
-        trainers.last_checkpoint(tmp_path) == str(tmp_path / f"checkpoint-{last}")
-        and (tmp_path / "trained").exists()
-    )
+    assert last_checkpoint(tmp_path) == str(tmp_path / f"checkpoint-{last}")
+    assert (tmp_path / "trained").exists()
 
 
+@train_marker
 def test_a_stage_stops_before_its_disk_budget(tmp_path, sets):
     log, _, _ = train(small("training.disk_gb=0.001"), sets, tmp_path)
     assert len(losses(log)) == 2 and (tmp_path / "trained").exists()
 
 
-@pytest.mark.parametrize(
-    "override, told",
-    [
-        ("sft.trl={pakcing: true}", "sft.trl.pakcing: SFTConfig has no such key, did you mean packing"),
-        ("sft.trl={learning_rate: 1}", "a key of its own"),
-        ("sft.trl={train_sampling_strategy: group_by_length}", "a key of its own"),
-        ("sft.use_liger_kernel=true", "pip install liger-kernel"),
-        ("training.log_to=wandb", "pip install wandb"),
-        ("model.load_in_4bit=true", "need a GPU"),
-        ("model.dtype=float16", "cannot be trained on a CPU"),
-    ],
-)
-def test_what_cannot_be_done_here_is_refused_in_one_line(tmp_path, sets, override, told):
-    if "GPU" in told and torch.cuda.is_available():
+def test_four_bit_weights_need_a_gpu():
+    import torch
+
+    from aimo.training import models
+
+    if torch.cuda.is_available():
         pytest.skip("needs a machine without a GPU")
-    with pytest.raises(AimoError) as e:
-        train(small(override), sets, tmp_path)
-    assert told in str(e.value) and "\n" not in str(e.value)
+    with pytest.raises(AimoError, match="need a GPU"):
+        models.load(TINY, small("model.load_in_4bit=true"))
 
 
-def test_figures_go_to_tensorboard_by_one_key(tmp_path, sets):
-    train(small("training.log_to=tensorboard", "sft.max_steps=1"), sets, tmp_path)
-    assert list(tmp_path.rglob("events.out.tfevents.*"))
+@pytest.mark.parametrize("text", ['{"base_model', "[]", "{}"])
+def test_a_broken_configuration_of_an_adapter_is_told_in_one_line(tmp_path, text):
+    from aimo.training.models import check_adapter
 
-
-def test_an_adapter_is_no_base(tmp_path, sets):
-    train(small("sft.max_steps=1"), sets, tmp_path)
-    with pytest.raises(AimoError, match=r"is an adapter for .*, not a model"):
-        hub.local_folder(str(tmp_path / "trained"))
-
-
-def test_an_adapter_for_another_base_is_not_gone_on_from(tmp_path, sets):
-    train(small("sft.max_steps=2"), sets, tmp_path / "run")
-    other = shutil.copytree(TINY, tmp_path / "another-base")
-    with pytest.raises(
-        AimoError, match=r"checkpoint-2 is an adapter for .*tiny-base, not for .*another-base"
-    ):
-        train(small("sft.max_steps=4"), sets, tmp_path / "run", start=other)
-
-
-def test_weights_cut_off_in_a_checkpoint_make_it_incomplete(tmp_path, sets, capsys):
-    train(small("sft.max_steps=4"), sets, tmp_path)
-    weights = tmp_path / "checkpoint-4/adapter_model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:1000])
-    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
-    assert "checkpoint-4 was not written to its end" in capsys.readouterr().out
+    (tmp_path / "adapter_config.json").write_text(text)
+    with pytest.raises(AimoError, match=r"adapter_config\.json cannot be read") as e:
+        check_adapter(tmp_path, TINY)
+    assert "\n" not in str(e.value)

@@ -1,6 +1,7 @@
 """The `model`, `sft`, `grpo`, `dpo` and `training` sections of a profile.
 
-Out of scope: settings that nobody has yet had a reason to change; they are constants where they are used, or under `trl`.
+`aimo.training.arguments` turns them into TRL's configuration. Out of scope: keys that only TRL needs; they go
+under `trl`.
 """
 
 from dataclasses import field
@@ -30,6 +31,8 @@ class Model:
 
     base: str
     """A model folder (relative paths start at the repository), or a hub id."""
+    revision: str | None = None
+    """The branch, tag or commit of a hub id; null takes the newest commit of the main branch."""
     backend: Literal["unsloth", "transformers"] = "unsloth"
     max_length: Positive = 2048
     """Tokens of prompt and completion together."""
@@ -47,7 +50,7 @@ class Model:
 
 @dataclass(config=strict, kw_only=True)
 class Optimization:
-    """What every trained stage has. Any other key of TRL's configuration goes under `trl`, by TRL's name."""
+    """What every trained stage has."""
 
     learning_rate: Rate
     epochs: Annotated[float, Field(gt=0)] = 1.0
@@ -64,27 +67,32 @@ class Optimization:
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     save_steps: Positive = 50
-    """Steps between checkpoints, of which the last two are kept."""
+    """Steps between checkpoints. The last two are kept; `trl: {save_total_limit: 5}` keeps more."""
     probe_steps: Positive | None = None
-    """Steps between probes on the problems that `data.grpo.test_split` sets aside; the stage ends with the best model probed."""
+    """Steps between probes: greedy answers to the problems that `data.grpo.test_split` sets aside. The stage
+    keeps the model with the best probe."""
     use_liger_kernel: bool = False
     """Fused kernels of the liger-kernel package (GPU only)."""
     trl: dict[str, Any] = field(default_factory=dict)
+    """Any other key of TRL's configuration (SFTConfig, GRPOConfig, DPOConfig) by TRL's name."""
 
 
 @dataclass(config=strict, kw_only=True)
 class Sft(Optimization):
-    """Supervised fine-tuning on worked examples: a short one for the format, or a long one to distil a stronger model."""
+    """Supervised fine-tuning on worked examples, to teach the format or to distil a stronger model."""
 
     batch_size: Positive = 8
     """Rows on one device at a time."""
     warmup_ratio: Share = 0.03
     packing: bool = False
-    """Fill each row of `model.max_length` tokens with several examples, which do not see each other."""
+    """Fill each row of `model.max_length` tokens with several examples."""
+    packing_strategy: Literal["bfd", "wrapped"] = "bfd"
+    """bfd packs whole examples, which do not attend to each other, and cuts what exceeds `model.max_length`;
+    wrapped joins all examples and cuts every `model.max_length` tokens; they attend to those before them."""
     group_by_length: bool = True
-    """Without packing: batches of examples of like length, for less padding."""
+    """Without packing: batches of examples of similar length, which need less padding."""
     eval_steps: Positive | None = None
-    """Steps between evaluations of the loss on the problems that `data.sft.test_split` sets aside."""
+    """Steps between evaluations of the loss on the rows that `data.sft.test_split` sets aside."""
 
 
 @dataclass(config=strict, kw_only=True)
@@ -97,6 +105,7 @@ class Grpo(Optimization):
     max_prompt_length: Positive = 512
     """Longer prompts are dropped, not cut."""
     max_completion_length: Positive = 512
+    """Tokens; a completion is cut off there."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     top_k: NonNegative = 0
@@ -105,68 +114,70 @@ class Grpo(Optimization):
     repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
     loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo"] = "dapo"
     beta: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the KL term to the SFT model."""
+    """Weight of the KL divergence from the model that the stage starts from."""
     mask_truncated_completions: bool = False
     """Leave completions that were cut off out of the loss."""
     pass_rate: tuple[float, float] | None = None
-    """Before training, keep problems of which the model solves a share within these bounds."""
+    """Before training, keep problems whose share of right samples lies within these bounds."""
     pass_rate_samples: Annotated[int, Field(ge=2)] = 8
     rewards: Annotated[dict[str, Any], Field(min_length=1), AfterValidator(read_rewards)] = field(
         default_factory=lambda: {"accuracy": Reward()}
     )
-    """Reward functions (docs/rewards.md): a weight each, or a weight and options, `cosine: {weight: 0.5, max_len: 2000}`."""
+    """Reward functions (docs/rewards.md), each with a weight, or with a weight and options:
+    `cosine: {weight: 0.5, max_len: 2000}`."""
     scheduler: Literal["constant", "linear", "cosine", "cosine_with_min_lr"] = "constant"
     generation: Literal["transformers", "vllm", "vllm_server"] = "transformers"
-    """Who samples: the trained model itself, vLLM in the same process (GPU only), or a `trl vllm-serve` elsewhere."""
+    """What samples: the trained model, vLLM in this process (GPU only), or a `trl vllm-serve` elsewhere."""
     vllm_server_url: str = "http://127.0.0.1:8000"
     vllm_gpu_memory: Share = 0.5
     """Share of the GPU's memory that vLLM takes beside the trainer."""
     sample_steps: Positive = 25
-    """Steps between sample completions kept with their rewards, for a person to read."""
+    """Steps between the completions that samples.jsonl keeps with their rewards."""
 
     @model_validator(mode="after")
     def check(self) -> "Grpo":
-        """Refuse what the types alone allow."""
+        """Refuse combinations that the types allow."""
         if (self.prompts_per_step * self.num_generations) % self.gradient_accumulation_steps:
             raise ValueError(
                 f"gradient_accumulation_steps: {self.gradient_accumulation_steps} does not divide the "
                 f"{self.prompts_per_step} x {self.num_generations} completions of a step"
             )
         overlong = self.rewards.get("soft_overlong_punishment")
-        if (
-            overlong
-            and overlong.max_completion_len - overlong.soft_punish_cache >= self.max_completion_length
-        ):
+        if not overlong:
+            return self
+        if overlong.max_completion_len - overlong.soft_punish_cache >= self.max_completion_length:
             raise ValueError(
-                f"rewards.soft_overlong_punishment: starts beyond {overlong.max_completion_len} - {overlong.soft_punish_cache} tokens, "
-                f"which no completion reaches; set max_completion_len to max_completion_length, {self.max_completion_length}"
+                f"rewards.soft_overlong_punishment: starts beyond {overlong.max_completion_len} - "
+                f"{overlong.soft_punish_cache} tokens, which no completion reaches; set max_completion_len "
+                f"to max_completion_length, {self.max_completion_length}"
             )
         return self
 
 
 @dataclass(config=strict, kw_only=True)
 class Dpo(Optimization):
-    """DPO after GRPO: short right completions against long right and wrong ones (second place of AIMO 2)."""
+    """DPO: prefer short right completions to long right ones and to wrong ones (second place of AIMO 2)."""
 
     batch_size: Positive = 8
     """Pairs on one device at a time."""
     beta: Annotated[float, Field(gt=0)] = 0.1
-    """How strongly the model is held to the one it starts from."""
+    """Strength of the penalty for moving away from the model that the stage starts from."""
     problems: Positive = 500
-    """GRPO problems that pairs are sampled for."""
+    """How many problems of `data.grpo` pairs are sampled for."""
     samples: Annotated[int, Field(ge=2)] = 8
+    """Samples of each problem."""
 
 
 @dataclass(config=strict)
 class Training:
-    """What guards and records every trained stage."""
+    """Limits of every trained stage, and where its figures and models go."""
 
     time_limit_s: Positive | None = None
     """Stop training and save after this many seconds of a stage."""
     disk_gb: Annotated[float, Field(gt=0)] | None = None
     """What the run's folder may take; a stage stops and saves before it takes more."""
     log_to: Literal["none", "tensorboard", "trackio", "wandb"] = "none"
-    """Where figures go besides the run's folder."""
+    """Where the figures of each step go besides the run's folder."""
     cache_dir: str | None = None
     """Where the hub's models and data sets are kept; null is the hub's own cache."""
     push_to_hub: str | None = None

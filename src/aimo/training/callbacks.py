@@ -1,39 +1,52 @@
-"""What watches a trained stage: it records every step, stops what goes wrong or takes too long, and probes how good the model is.
+"""Callbacks of every trained stage: the record of each step, limits of time and disk, probes, and broken
+losses.
 
-Out of scope: plots, which are `views`, made from the records.
+Import this module after Unsloth. Out of scope: plots of the records, which are in `report.plots`.
 """
 
 import json
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 
 from aimo.config import Profile
 from aimo.errors import AimoError
-from aimo.inference import answers, prompts
-from aimo.rewards.functions import text_of
+from aimo.inference import prompts
+from aimo.inference.equivalence import are_correct
+from aimo.rewards import text_of
 from aimo.runs import read_lines
+from aimo.training import trl_compat
+from aimo.training.checkpoints import newest_first
 
 LOG = "log.jsonl"
 SAMPLES = "samples.jsonl"
+SAMPLES_KEPT = 4  # completions of a step
 
 
 class Record(TrainerCallback):
-    """Writes each logged record as a JSON line with the seconds and tokens a second, and reports the step."""
+    """Writes each logged record as a JSON line, with seconds, tokens per second and GPU memory; reports the
+    step."""
 
     def __init__(self, folder: Path, progress: Callable[[int, int], None]):
         self.path, self.progress = folder / LOG, progress
+        self.started = time.monotonic()
+        self.seconds_before = 0.0
+        """Training seconds up to the checkpoint that training goes on from."""
         self.last: tuple[float, float] | None = None
+        """Time and tokens of the record before."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Keep the records up to the checkpoint that training goes on from, and none after it."""
+        self.started = time.monotonic()
+        if state.log_history:
+            self.seconds_before = state.log_history[-1].get("train_seconds", 0.0)
         if state.is_world_process_zero:
             self.path.write_text("".join(json.dumps(record) + "\n" for record in state.log_history))
 
@@ -45,6 +58,7 @@ class Record(TrainerCallback):
             if self.last:
                 record["tokens_per_second"] = (tokens - self.last[1]) / (now - self.last[0])
             self.last = now, tokens
+        record["train_seconds"] = self.seconds_before + now - self.started
         if torch.cuda.is_available():
             record["gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
         if state.is_world_process_zero:
@@ -52,7 +66,7 @@ class Record(TrainerCallback):
                 file.write(json.dumps(record) + "\n")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Tell how far training is."""
+        """Report how far training is."""
         if state.is_world_process_zero:
             self.progress(state.global_step, state.max_steps)
 
@@ -62,55 +76,56 @@ class Limits(TrainerCallback):
 
     def __init__(self, profile: Profile, folder: Path):
         self.limits, self.folder = profile.training, folder
-        self.started = self.stepped = time.monotonic()
+        self.started = self.last_step = time.monotonic()
         self.slowest = 0.0
         self.reason = ""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Stop when another step as slow as the slowest, and saving, would pass the limit."""
+        """Stop when another step as slow as the slowest, and saving, would pass the time limit."""
         now = time.monotonic()
         if state.global_step > 1:  # the first step compiles and loads
-            self.slowest = max(self.slowest, now - self.stepped)
-        self.stepped = now
+            self.slowest = max(self.slowest, now - self.last_step)
+        self.last_step = now
         limit = self.limits.time_limit_s
-        if limit and agreed(now - self.started + 2 * self.slowest > limit):
-            self.stop(control, f"the time limit of {limit} s")
+        if limit and main_process_says(now - self.started + 2 * self.slowest > limit):
+            control.should_training_stop = control.should_save = True
+            self.reason = f"the time limit of {limit} s"
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Stop when another checkpoint would pass the budget."""
-        if self.limits.disk_gb is None:
+        """Stop when another checkpoint would pass the disk budget."""
+        budget = self.limits.disk_gb
+        if budget is None:
             return
-        if agreed(state.is_world_process_zero and self.next_gb() > self.limits.disk_gb):
+        checkpoints = list(self.folder.glob("checkpoint-*"))
+        if main_process_says(gb_after_next(self.folder.parent, checkpoints) > budget):
             control.should_training_stop = True
-            self.reason = f"the disk budget of {self.limits.disk_gb} GB"
-
-    def next_gb(self) -> float:
-        """What the run will take after one more checkpoint."""
-        newest = max(self.folder.glob("checkpoint-*"), key=lambda path: path.stat().st_mtime, default=None)
-        return (size(self.folder.parent) + size(newest)) / 1e9 if newest else 0.0
-
-    def stop(self, control: Any, reason: str) -> None:
-        """End after this step, with a checkpoint."""
-        control.should_training_stop = control.should_save = True
-        self.reason = reason
+            self.reason = f"the disk budget of {budget} GB"
 
 
-def agreed(decision: bool) -> bool:
-    """The main process's decision, for all of them: they read different clocks, and a disk at different times."""
-    return broadcast_object_list([decision])[0]
+def gb_after_next(run: Path, checkpoints: list[Path]) -> float:
+    """Gigabytes of a run's folder with one more checkpoint like the newest; 0 before the first."""
+    if not checkpoints:
+        return 0.0
+    newest = max(checkpoints, key=lambda path: path.stat().st_mtime)
+    return (bytes_of(run) + bytes_of(newest)) / 1e9
 
 
-def size(folder: Path) -> int:
+def bytes_of(folder: Path) -> int:
     """Bytes of all files in a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-class Samples(TrainerCallback):
-    """Keeps a few of GRPO's completions with their rewards every so many steps, as JSON lines."""
+def main_process_says(decision: bool) -> bool:
+    """The main process's decision, in all processes: they read different clocks, and the disk at different
+    times."""
+    return broadcast_object_list([decision])[0]
 
-    def __init__(self, folder: Path, every: int, most: int = 4):
-        self.path, self.every, self.most = folder / SAMPLES, every, most
-        self.trainer: Any = None
+
+class Samples(TrainerCallback):
+    """Keeps a few of GRPO's completions with their rewards every `every` steps, as JSON lines."""
+
+    def __init__(self, trainer: Any, folder: Path, every: int):
+        self.trainer, self.path, self.every = trainer, folder / SAMPLES, every
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Keep the samples up to the checkpoint that training goes on from."""
@@ -120,138 +135,108 @@ class Samples(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Write the last completions."""
-        if not state.is_world_process_zero or (state.global_step % self.every and state.global_step != 1):
+        due = state.global_step == 1 or state.global_step % self.every == 0
+        if not (due and state.is_world_process_zero):
             return
-        logs = self.trainer._logs
+        logs = trl_compat.last_completions(self.trainer)
         with self.path.open("a") as file:
-            for i in range(-min(self.most, len(logs["completion"])), 0):
-                rewards = {name: values[i] for name, values in logs["rewards"].items()}
-                prompt, completion = (text_of(logs[name][i]) for name in ("prompt", "completion"))
-                line = {"step": state.global_step, "problem": prompt, "completion": completion} | rewards
-                file.write(json.dumps(line | {"advantage": logs["advantages"][i]}, ensure_ascii=False) + "\n")
-
-
-class Signal(TrainerCallback):
-    """Counts the groups in which all completions have one reward; TRL 1.15 takes the rounding of their mean for a difference."""
-
-    trainer: Any = None
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Correct the share of the step's groups, before it is logged."""
-        shares = self.trainer._metrics["train"]["frac_reward_zero_std"]
-        if shares:  # none in a step that uses completions again
-            values = torch.tensor(
-                [list(column) for column in self.trainer._logs["rewards"].values()]
-            ).nan_to_num()
-            groups = (self.trainer.reward_weights.to(values.device) @ values).view(
-                -1, self.trainer.num_generations
-            )
-            shares[-1] = (groups.amax(1) - groups.amin(1) < 1e-5).float().mean().item()
+            for i in range(-min(SAMPLES_KEPT, len(logs["completion"])), 0):
+                line = {"step": state.global_step, "problem": text_of(logs["prompt"][i])}
+                line |= {"completion": text_of(logs["completion"][i])}
+                line |= {name: rewards[i] for name, rewards in logs["rewards"].items()}
+                line |= {"advantage": logs["advantages"][i]}
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
 class Probe(TrainerCallback):
-    """Answers fixed problems greedily every so many steps; keeps the model that answered most of them."""
+    """Answers fixed problems greedily every `every` steps, and keeps in `best` the model that solved most of
+    them.
+
+    `answer` returns a completion for each of the problems, whose answers are `golds`.
+    """
 
     def __init__(
-        self, answer: Callable[[], list[str]], golds: list[str], profile: Profile, every: int, folder: Path
+        self,
+        trainer: Any,
+        answer: Callable[[], list[str]],
+        golds: list[str],
+        profile: Profile,
+        every: int,
+        folder: Path,
     ):
-        self.answer, self.golds, self.profile, self.every, self.best = (
-            answer,
-            golds,
-            profile,
-            every,
-            folder / "best",
-        )
-        self.trainer: Any = None
+        self.trainer, self.answer, self.golds = trainer, answer, golds
+        self.prompt, self.every, self.best = profile.prompt, every, folder / "best"
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Probe the model that training starts from."""
         if state.global_step == 0:
             if state.is_world_process_zero:
                 shutil.rmtree(self.best, ignore_errors=True)
-            Trainer.log(self.trainer, self.probe())
+            self.trainer.log_apart(self.probe())
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Probe, and keep the model if it is the best so far."""
-        if (
-            state.global_step % self.every
-            and state.global_step != state.max_steps
-            and not control.should_training_stop
-        ):
+        """Probe, and keep the model if none before was better."""
+        is_last = state.global_step == state.max_steps or control.should_training_stop
+        if state.global_step % self.every and not is_last:
             return
         figures = self.probe()
-        Trainer.log(self.trainer, figures)  # GRPOTrainer's would close its own record of the step
+        self.trainer.log_apart(figures)
         control.should_log = True  # that call has cleared it, and the step's own record is still due
-        earlier = [
-            r["probe/accuracy"] for r in state.log_history[:-1] if "probe/accuracy" in r and r["step"] > 0
-        ]
+        trained = [record for record in state.log_history[:-1] if record["step"] > 0]
+        earlier = [record["probe/accuracy"] for record in trained if "probe/accuracy" in record]
         if figures["probe/accuracy"] >= max(earlier, default=0.0):
             self.trainer.save_model(str(self.best))
             if state.is_world_process_zero:
                 (self.best / "probe.json").write_text(json.dumps({"step": state.global_step} | figures))
 
     def probe(self) -> dict[str, float]:
-        """Shares of well-formed and of right completions, and their mean length in tokens."""
-        prompt, texts = self.profile.prompt, self.answer()
-        verdicts = answers.are_correct(texts, self.golds, (prompt.answer_start, prompt.answer_end))
+        """Shares of right and of well-formed completions, and their mean length in tokens."""
+        texts = self.answer()
+        right = sum(verdict is True for verdict in are_correct(texts, self.golds, self.prompt.tags))
+        well_formed = sum(prompts.is_well_formed(self.prompt, text) for text in texts)
+        tokens = sum(len(self.trainer.processing_class.encode(text)) for text in texts)
         return {
-            "probe/accuracy": sum(v is True for v in verdicts) / len(texts),
-            "probe/format": sum(prompts.is_well_formed(prompt, text) for text in texts) / len(texts),
-            "probe/length": sum(len(self.trainer.processing_class.encode(text)) for text in texts)
-            / len(texts),
+            "probe/accuracy": right / len(texts),
+            "probe/format": well_formed / len(texts),
+            "probe/length": tokens / len(texts),
         }
 
 
 class Finite(TrainerCallback):
-    """Stops at the first loss or gradient that is not finite, with the step, the batch, likely causes and the remedy."""
+    """Stops at the first loss or gradient that is not finite. The trainer calls `check_loss` with each
+    loss."""
 
     def __init__(self, trainer: Any, stage: str, profile: Profile, folder: Path):
-        self.stage, self.profile, self.folder = stage, profile, folder
-        self.batch = ""
-        compute = trainer.compute_loss
+        self.trainer, self.stage, self.profile, self.folder = trainer, stage, profile, folder
+        self.row: Sequence[int] = []
+        """Token ids of the first row of the last batch."""
 
-        def guarded(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-            result = compute(model, inputs, *args, **kwargs)
-            loss = float((result[0] if isinstance(result, tuple) else result).detach())
-            ids = inputs.get("input_ids", inputs.get("prompt_ids"))
-            self.batch = (
-                ""
-                if ids is None
-                else " ".join(trainer.processing_class.decode(ids[0], skip_special_tokens=True).split())[:80]
-            )
-            self.check("loss", loss, trainer.state.global_step + 1)
-            return result
-
-        trainer.compute_loss = guarded
+    def check_loss(self, loss: float, row: Sequence[int]) -> None:
+        """Check the loss of a batch that starts with `row`."""
+        self.row = row
+        self.check("loss", loss, self.trainer.state.global_step + 1)
 
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Check the gradient; in float16 the trainer skips steps whose gradient overflows, and goes on."""
+        """Check the gradient. In float16 the trainer itself skips steps whose gradient overflows."""
         if not args.fp16:
             self.check("gradient", float(state.log_history[-1].get("grad_norm", 0.0)), state.global_step)
 
     def check(self, what: str, value: float, step: int) -> None:
-        """Raise AimoError for a value that is not finite."""
-        if not math.isfinite(value):
-            raise AimoError(
-                not_finite(self.stage, self.profile, self.folder, f"{what} is {value}", step, self.batch)
-            )
+        """Raise AimoError for a value that is not finite, with the batch, likely causes and the remedy."""
+        if math.isfinite(value):
+            return
+        text = self.trainer.processing_class.decode(self.row, skip_special_tokens=True)
+        batch = " ".join(text.split())[:80]
+        where = f"the {what} is {value} at step {step}, in the batch of {batch!r}"
+        raise AimoError(f"{self.stage}: {where}; {remedy(self.stage, self.profile, self.folder)}")
 
 
-def not_finite(stage: str, profile: Profile, folder: Path, what: str, step: int, batch: str) -> str:
-    """What to say of it."""
+def remedy(stage: str, profile: Profile, folder: Path) -> str:
+    """Likely causes of a loss that is not finite, what to set, and the last good checkpoint."""
     rate = getattr(profile, stage).learning_rate
-    half = (
-        "float16 overflows (set model.dtype: bfloat16 or float32), or "
-        if profile.model.dtype == "float16"
-        else ""
-    )
-    good = sorted((int(p.name.split("-")[1]) for p in folder.glob("checkpoint-*")), reverse=True)
-    kept = (
-        f"the last good checkpoint is {folder / f'checkpoint-{good[0]}'}"
-        if good
-        else "no checkpoint was written yet"
-    )
-    return (
-        f"{stage}: the {what} at step {step}, in the batch of {batch!r}; {half}{stage}.learning_rate {rate:g} is too high "
-        f"(try {rate / 4:g}), or a row is broken; {kept}"
-    )
+    causes = f"{stage}.learning_rate {rate:g} is too high (try {rate / 4:g}), or a row is broken"
+    if profile.model.dtype == "float16":
+        causes = f"float16 overflows (set model.dtype: bfloat16 or float32), or {causes}"
+    good = newest_first(folder)
+    kept = f"the last good checkpoint is {good[0]}" if good else "no checkpoint was written yet"
+    return f"{causes}; {kept}"

@@ -1,6 +1,7 @@
-"""Load a model to train with Unsloth or with Transformers and PEFT, and leave it as a plain folder that vLLM loads.
+"""Load a model to train, with Unsloth or with Transformers and PEFT, and save it as a plain folder that vLLM
+loads.
 
-Import Unsloth before Transformers and TRL: it patches both. Out of scope: adapters on top of adapters.
+Unsloth is imported before Transformers and TRL, which it patches. Out of scope: adapters on top of adapters.
 """
 
 import contextlib
@@ -9,7 +10,6 @@ import io
 import json
 import os
 import shutil
-from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,12 @@ from aimo import config
 from aimo.config import Profile
 from aimo.errors import AimoError
 from aimo.inference import prompts
-from aimo.inference.settings import SETTINGS, Settings
+from aimo.inference.settings import SETTINGS
 
 
 def load_tokenizer(folder: Path, profile: Profile) -> Any:
-    """A tokenizer with the profile's chat template and end of a turn. AimoError when they do not fit it."""
+    """A tokenizer with the profile's chat template and end-of-turn token. AimoError when they do not fit
+    it."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
@@ -63,46 +64,60 @@ def load(folder: Path, profile: Profile, with_vllm: bool = False) -> Any:
 
     `with_vllm`: let Unsloth share the weights with a vLLM engine, which GRPO then generates with (GPU only).
     """
-    settings = profile.model
     name, reason = choose_dtype(profile)
-    if settings.backend == "unsloth":
+    with_unsloth = profile.model.backend == "unsloth"
+    if with_unsloth:
         with contextlib.redirect_stdout(io.StringIO()):  # its banner
-            import torch
-            from unsloth import FastLanguageModel
+            import unsloth  # noqa: F401 (before the other libraries)
     import torch
 
-    cuda = torch.cuda.is_available()
-    if settings.load_in_4bit and not cuda:
+    if profile.model.load_in_4bit and not torch.cuda.is_available():
         raise AimoError("model.load_in_4bit: four-bit weights need a GPU and there is none; set it to false")
     print(f"Training in {name}: {reason}.")
-    dtype = getattr(torch, name)
-    checkpointing: Any = "unsloth" if cuda and settings.gradient_checkpointing else False
-    if settings.backend == "unsloth":
+    if with_unsloth:
         with contextlib.redirect_stdout(io.StringIO()):
-            model, _ = FastLanguageModel.from_pretrained(
-                str(folder),
-                max_seq_length=settings.max_length,
-                dtype=dtype,
-                load_in_4bit=settings.load_in_4bit,
-                full_finetuning=settings.lora is None,
-                fast_inference=with_vllm,
-                max_lora_rank=settings.lora.rank if settings.lora else 16,
-                use_gradient_checkpointing=checkpointing,
-            )
-            if settings.lora:
-                model = FastLanguageModel.get_peft_model(
-                    model,
-                    r=settings.lora.rank,
-                    lora_alpha=settings.lora.alpha,
-                    target_modules=settings.lora.target_modules,
-                    use_gradient_checkpointing=checkpointing,
-                    random_state=profile.seed,
-                )
-        return model
+            return load_with_unsloth(folder, profile, getattr(torch, name), with_vllm)
+    return load_with_peft(folder, profile, getattr(torch, name))
 
-    from peft import LoraConfig, get_peft_model
+
+def load_with_unsloth(folder: Path, profile: Profile, dtype: Any, with_vllm: bool) -> Any:
+    """The model as Unsloth loads it, with its adapters if the profile has some."""
+    import torch
+    from unsloth import FastLanguageModel
+
+    settings, lora = profile.model, profile.model.lora
+    checkpointing: Any = False
+    if torch.cuda.is_available() and settings.gradient_checkpointing:
+        checkpointing = "unsloth"
+    model, _ = FastLanguageModel.from_pretrained(
+        str(folder),
+        max_seq_length=settings.max_length,
+        dtype=dtype,
+        load_in_4bit=settings.load_in_4bit,
+        full_finetuning=lora is None,
+        fast_inference=with_vllm,
+        max_lora_rank=lora.rank if lora else 16,
+        use_gradient_checkpointing=checkpointing,
+    )
+    if lora is None:
+        return model
+    return FastLanguageModel.get_peft_model(
+        model,
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        target_modules=lora.target_modules,
+        use_gradient_checkpointing=checkpointing,
+        random_state=profile.seed,
+    )
+
+
+def load_with_peft(folder: Path, profile: Profile, dtype: Any) -> Any:
+    """The model as Transformers loads it, with PEFT's adapters if the profile has some."""
+    import torch
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+    settings, lora = profile.model, profile.model.lora
     four_bits = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -112,31 +127,28 @@ def load(folder: Path, profile: Profile, with_vllm: bool = False) -> Any:
     model = AutoModelForCausalLM.from_pretrained(
         folder,
         # All weights in float16 leave no room for small updates; they are trained in float32 under autocast.
-        dtype=torch.float32 if settings.lora is None and name == "float16" else dtype,
+        dtype=torch.float32 if lora is None and dtype == torch.float16 else dtype,
         quantization_config=four_bits if settings.load_in_4bit else None,
         device_map={"": int(os.environ.get("LOCAL_RANK", 0))} if settings.load_in_4bit else None,
         attn_implementation=settings.attention,
     )
-    if settings.lora:
-        torch.manual_seed(profile.seed)
-        lora = settings.lora
-        if settings.load_in_4bit:
-            from peft import prepare_model_for_kbit_training
-
-            model = prepare_model_for_kbit_training(
-                model, use_gradient_checkpointing=settings.gradient_checkpointing
-            )
-        model = get_peft_model(
-            model,
-            LoraConfig(
-                r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.target_modules, task_type="CAUSAL_LM"
-            ),
-        )
-    return model
+    if lora is None:
+        return model
+    torch.manual_seed(profile.seed)
+    if settings.load_in_4bit:
+        checkpointing = settings.gradient_checkpointing
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=checkpointing)
+    adapters = LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.target_modules, task_type="CAUSAL_LM"
+    )
+    return get_peft_model(model, adapters)
 
 
 def merge_to_generate(model: Any) -> None:
-    """Let a model generate with its adapters merged in, which is a third of the matrix products; its weights come back to the bit."""
+    """Let a model generate with its adapters merged in: a third of the matrix products.
+
+    Afterwards the weights are bit for bit what they were.
+    """
     import torch
     from peft.tuners.lora import LoraLayer
 
@@ -161,13 +173,14 @@ def merge_to_generate(model: Any) -> None:
 
 
 def check_adapter(adapter: Path, base: Path) -> None:
-    """Refuse an adapter that was trained on another base; a folder that moved with its run is the same."""
-    config = adapter / "adapter_config.json"
-    under = (
-        Path(json.loads(config.read_text()).get("base_model_name_or_path") or base)
-        if config.exists()
-        else base
-    )
+    """Refuse an adapter that was trained on another base; a base that moved with its run is the same."""
+    path = adapter / "adapter_config.json"
+    if not path.exists():
+        return
+    try:
+        under = Path(json.loads(path.read_text())["base_model_name_or_path"] or base)
+    except (ValueError, KeyError, TypeError) as e:
+        raise AimoError(f"{path} cannot be read ({e!r}); remove {adapter}, or train it again") from None
     if under.absolute().parts[-2:] != base.absolute().parts[-2:]:
         raise AimoError(
             f"{adapter} is an adapter for {under}, not for {base}; take another run folder, or remove it"
@@ -177,20 +190,22 @@ def check_adapter(adapter: Path, base: Path) -> None:
 def save(
     trained: Path, base: Path, tokenizer: Any, profile: Profile, folder: Path, figures: dict[str, Any]
 ) -> None:
-    """Turn what training left in `trained` (an adapter for `base`, or all weights) into a model folder, whole or not at all.
+    """Turn what training left in `trained` (an adapter for `base`, or all weights) into a model folder.
 
-    An adapter stays beside the merged model. The folder holds 16-bit weights (32-bit where they were trained so), tokenizer,
-    chat template, sampling settings and a model card with `figures`.
+    The folder holds 16-bit weights (32-bit where they were trained so), tokenizer, chat template, the
+    solver's settings (aimo.json) and a model card with `figures`. It is written whole or not at all. An
+    adapter stays in `trained`.
     """
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
     is_adapter = (trained / "adapter_config.json").exists()
+    if is_adapter:
+        check_adapter(trained, base)
     dtype = getattr(torch, choose_dtype(profile)[0])
     model = AutoModelForCausalLM.from_pretrained(base if is_adapter else trained, dtype=dtype)
     if is_adapter:
-        check_adapter(trained, base)
         model = PeftModel.from_pretrained(model, str(trained)).merge_and_unload()
     model.config.use_cache = True
     model.config.eos_token_id = model.generation_config.eos_token_id = tokenizer.eos_token_id
@@ -199,25 +214,27 @@ def save(
     shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
-    wanted = asdict(profile.inference)
-    settings = Settings(
-        **{f.name: wanted[f.name] for f in fields(Settings) if f.name in wanted},
-        max_length=profile.model.max_length,
-        answer_tags=(profile.prompt.answer_start, profile.prompt.answer_end),
-        think_end=profile.prompt.think_end,
-        thinking=profile.prompt.prefill,
-    )
-    (partial / SETTINGS).write_text(json.dumps(asdict(settings), indent=2) + "\n")
-    (partial / "README.md").write_text(card(profile, figures))
+    (partial / SETTINGS).write_text(profile.solver_settings().to_json())
+    card(profile, figures).save(partial / "README.md")
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
     if not is_adapter:
         shutil.rmtree(trained)
 
 
-def card(profile: Profile, figures: dict[str, Any]) -> str:
-    """A model card: base, figures and settings."""
-    header = f"base_model: {profile.model.base}\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [aimo, trl]\n"
+def card(profile: Profile, figures: dict[str, Any]) -> Any:
+    """The model card (`huggingface_hub.ModelCard`): base, figures and settings."""
+    from huggingface_hub import ModelCard, ModelCardData
+
+    base = profile.model.base
+    header = ModelCardData(
+        base_model=None if config.resolve(base).is_dir() else base,  # the hub takes its own ids only
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["aimo", "trl"],
+    )
     lines = "\n".join(f"| {name} | {value} |" for name, value in figures.items())
-    table = f"| figure | value |\n| --- | --- |\n{lines}"
-    return f"---\n{header}---\n\n# {profile.profile}\n\n{table}\n\nSettings:\n\n```yaml\n{config.dump(profile)}```\n"
+    return ModelCard(
+        f"---\n{header.to_yaml()}\n---\n\n# {profile.profile}\n\nTrained from {base}.\n\n"
+        f"| figure | value |\n| --- | --- |\n{lines}\n\nSettings:\n\n```yaml\n{config.dump(profile)}```\n"
+    )

@@ -1,6 +1,7 @@
-"""Pairs of completions for DPO: a short right one against a long right one, or else against a wrong one.
+"""Pairs of completions for DPO: a short right completion preferred to a long right one, and to a wrong one.
 
-After the second place of AIMO 2 (imagination-research, 2025), which shortened its model's answers so. Out of scope: pairs by a judge.
+After the second place of AIMO 2 (imagination-research, 2025), which shortened its model's answers in this
+way. Out of scope: pairs chosen by a judge.
 """
 
 import json
@@ -10,41 +11,47 @@ from aimo.config import Profile
 from aimo.data.prepare import Rows
 from aimo.errors import AimoError
 from aimo.evaluation import metrics
-from aimo.inference.engine import Completion, Engine
+from aimo.inference.engine import Engine
+from aimo.inference.sampling import Completion
 from aimo.runs import Run, write_json
 
-LONGER = 1.5  # a right completion is worth avoiding when it is this many times as long as the shortest
+LONGER = 1.5
+"""How many times as long as the shortest a right completion must be to be rejected."""
 
 
 def sample(model: Any, rows: Rows, run: Run) -> Rows:
-    """Sample the model on `dpo.problems` of the GRPO rows and pair what it writes: `prompt`, `chosen`, `rejected`, `kind`.
+    """Pairs of the model's completions of the first `dpo.problems` rows: `prompt`, `chosen`, `rejected`,
+    `kind`.
 
-    The pairs are kept in the stage's folder, and read from there when it is started again.
+    They are kept in the stage's folder and read from there when it is started again. AimoError when there is
+    none.
     """
-    assert run.profile.dpo
+    dpo = run.profile.dpo
+    assert dpo
     kept = run.folder / "pairs.json"
     if kept.exists():
         return json.loads(kept.read_text())
-    rows = rows[: run.profile.dpo.problems]
-    with Engine(model, run.profile.inference.gpu_memory, run.profile.seed) as engine:
-        found = metrics.evaluate(
-            engine, rows, run.profile.prompt, run.profile.dpo.samples, run.profile.seed, run.progress
-        )
+    rows, seed = rows[: dpo.problems], run.profile.seed
+    with Engine(model, run.profile.solver_settings(), seed=seed) as engine:
+        found = metrics.evaluate(engine, rows, run.profile.prompt, dpo.samples, seed, run.progress)
     pairs = []
     for row, group, answers, gold in zip(rows, found.completions, found.answers, found.golds, strict=True):
         pairs += pair(row["prompt"], group, [a == gold for a in answers], run.profile)
     if not pairs:
         raise AimoError(
-            f"dpo: none of {len(rows)} problems gave a right and a worse completion; raise dpo.problems or dpo.samples"
+            f"dpo: none of {len(rows)} problems gave a right and a worse completion; "
+            "raise dpo.problems or dpo.samples"
         )
     write_json(kept, pairs)
     return pairs
 
 
 def pair(prompt: list[dict[str, str]], group: list[Completion], right: list[bool], profile: Profile) -> Rows:
-    """The pairs of one problem: the shortest right completion against the longest right one, and against the longest wrong one."""
-    good = sorted((c for c, r in zip(group, right, strict=True) if r and c.finished), key=lambda c: c.tokens)
-    bad = sorted((c for c, r in zip(group, right, strict=True) if not r), key=lambda c: c.tokens)
+    """The pairs of one problem: its shortest right completion preferred to the longest right one (`long`) and
+    to the longest wrong one (`wrong`). `right` says which completions of the group are."""
+    judged = sorted(zip(group, right, strict=True), key=lambda pair: pair[0].tokens)
+    good = [completion for completion, is_right in judged if is_right and completion.finished]
+    bad = [completion for completion, is_right in judged if not is_right]
     opening = profile.prompt.think_start if profile.prompt.prefill else ""
 
     def reply(completion: Completion) -> list[dict[str, str]]:

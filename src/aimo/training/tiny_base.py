@@ -1,9 +1,9 @@
-"""The tiny base: a Qwen3-architecture model of 1.7 million parameters, trained from random weights on built-in problems.
+"""The tiny base: a Qwen3 model of 1.7 million parameters, trained from random weights on built-in problems.
 
-Like a large base model it has seen the same problems answered in several ways: a bare answer, a worked answer, and the
-tagged format with and without a thought. It can work a problem out, but does so only sometimes: that is what format SFT
-and GRPO are there to change. Out of scope: validation during training and checkpoints; it takes minutes, and
-`aimo run --profile tiny` measures it.
+Like a large base model it has seen the same problems answered in several ways: a bare answer, a worked
+answer, and the tagged format with and without a thought. It can work a problem out, but does so only
+sometimes; format SFT and GRPO change that. Out of scope: validation during training and checkpoints, as
+training takes minutes.
 """
 
 import random
@@ -98,16 +98,18 @@ def train(out: Path, seed: int = 0, steps: int = 3000) -> dict[str, float]:
 def write_card(
     out: Path, seed: int, steps: int, trained: dict[str, float], heldout: dict[str, float], machine: str
 ) -> Path:
-    """The model card: the command, the time, the figures."""
+    """Write the model card: the command, the time, the figures. Returns its path."""
     card = out / "README.md"
+    size = f"{trained['parameters'] / 1e6:.1f}"
     figures = "".join(f"| {name} | {value:.3g} |\n" for name, value in heldout.items())
     card.write_text(
         "---\nlicense: apache-2.0\npipeline_tag: text-generation\n---\n\n# tiny-base\n\n"
-        f"A Qwen3-architecture model of {trained['parameters'] / 1e6:.1f} million parameters, trained from random weights on the built-in\n"
-        "problems of `aimo.data.builtin` and nothing else. It has seen each kind of problem answered at once, worked out, and in tags;\n"
-        "it can work a problem out, and does so only sometimes. It is there to show the road, not to solve olympiads.\n\n"
-        f"Made by `aimo tiny-base --seed {seed} --steps {steps}` in {trained['seconds'] / 60:.0f} minutes ({machine}); its loss at\n"
-        f"the end was {trained['loss']:.4f} on what follows the problem's text.\n\n"
+        f"A Qwen3 model of {size} million parameters, trained from random weights\n"
+        "on the built-in problems of `aimo.data.builtin` alone. It has seen each kind of problem answered\n"
+        "at once, worked out, and in tags; it can work a problem out, and does so only sometimes. It is\n"
+        "there for demonstration and tests.\n\n"
+        f"Made by `aimo tiny-base --seed {seed} --steps {steps}` in {trained['seconds'] / 60:.0f} minutes "
+        f"({machine}).\nIts loss at the end was {trained['loss']:.4f} on what follows the problem's text.\n\n"
         "200 held-out problems, prompted in the tagged format, temperature 1, 16 samples each:\n\n"
         f"| | |\n| --- | --- |\n{figures}"
     )

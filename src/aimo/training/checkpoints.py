@@ -1,0 +1,80 @@
+"""The checkpoints of a stage: which one training goes on from, and weights put back into a model.
+
+Out of scope: writing them, which TRL's trainers do.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from aimo.errors import AimoError
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step after which a checkpoint was written."""
+    return int(checkpoint.name.split("-")[1])
+
+
+def newest_first(folder: Path) -> list[Path]:
+    """The checkpoints in a stage's folder."""
+    return sorted(folder.glob("checkpoint-*"), key=step_of, reverse=True)
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The newest complete checkpoint. Newer ones that were cut off while they were written are removed, and
+    named."""
+    from safetensors import SafetensorError, safe_open
+
+    for checkpoint in newest_first(folder):
+        try:
+            json.loads((checkpoint / "trainer_state.json").read_text())  # the trainer writes this file last
+            for weights in checkpoint.glob("*.safetensors"):
+                with safe_open(weights, "pt"):
+                    pass
+            return str(checkpoint)
+        except (OSError, ValueError, SafetensorError):
+            print(f"{checkpoint.name} was not written to its end; the one before is used.")
+            shutil.rmtree(checkpoint)
+    return None
+
+
+def keep_until(folder: Path, name: str) -> None:
+    """Remove what a stage made after its checkpoint `name`, so that training goes on from there.
+
+    AimoError names the checkpoints that there are, where this one is not among them.
+    """
+    found = [checkpoint.name for checkpoint in newest_first(folder)]
+    if name not in found:
+        there = ", ".join(found) or "none"
+        raise AimoError(f"{folder.name}/{name} is not in {folder}; checkpoints there: {there}")
+    for later in found[: found.index(name)]:
+        shutil.rmtree(folder / later)
+    keep_best(folder, step_of(folder / name))
+    for product in ("trained", "model"):
+        shutil.rmtree(folder / product, ignore_errors=True)
+
+
+def keep_best(folder: Path, step: int) -> None:
+    """Keep the best model probed, which a finished stage has as `trained`, only if it was probed up to
+    `step`."""
+    best, trained = folder / "best", folder / "trained"
+    if (trained / "probe.json").exists():
+        trained.rename(best)
+    probe = best / "probe.json"
+    if not probe.exists() or json.loads(probe.read_text())["step"] > step:
+        shutil.rmtree(best, ignore_errors=True)
+
+
+def restore(model: Any, trained: Path) -> None:
+    """Put saved adapters or weights back into the model in memory."""
+    from safetensors.torch import load_file
+
+    adapter = trained / "adapter_model.safetensors"
+    if adapter.exists():
+        from peft import set_peft_model_state_dict
+
+        set_peft_model_state_dict(model, load_file(adapter))
+        return
+    for file in trained.glob("*.safetensors"):
+        model.load_state_dict(load_file(file), strict=False)  # shards, and tied weights that are saved once

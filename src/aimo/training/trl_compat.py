@@ -1,0 +1,127 @@
+"""Every private name of TRL and Transformers that aimo touches; no other module uses one.
+
+Written for TRL 1.15.0 and Transformers 5.17.0. Each entry says why the public interface does not do, and
+where the name stands. Import this module after Unsloth, which patches TRL. Out of scope: names without an
+underscore.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from trl.trainer import utils
+
+LogProbs = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
+
+
+class OrderHook:
+    """Base class of trainers that choose the order of their rows, placed before TRL's class.
+
+    `Trainer._get_train_sampler` (Transformers; overridden by TRL's GRPOTrainer): `get_train_dataloader` is
+    public, but it builds the sampler and prepares the loader for several processes in one step.
+    https://github.com/huggingface/transformers/blob/v5.17.0/src/transformers/trainer.py
+    """
+
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        return self.order_rows(super()._get_train_sampler(dataset))  # type: ignore[misc]
+
+    def order_rows(self, sampler: Any) -> Any:
+        """The sampler to use in place of the trainer's own."""
+        return sampler
+
+
+class LogProbHook:
+    """Base class of GRPO trainers that change how log-probabilities are computed, placed before TRL's class.
+
+    `GRPOTrainer._get_per_token_logps_and_entropies` (TRL): the policy's, the old policy's and the reference's
+    log-probabilities all come from it, and no public method stands between it and the loss.
+    https://github.com/huggingface/trl/blob/v1.15.0/trl/trainer/grpo_trainer.py
+    """
+
+    def _get_per_token_logps_and_entropies(
+        self, model: Any, input_ids: Any, attention_mask: Any, logits_to_keep: int, *args: Any, **kwargs: Any
+    ) -> LogProbs:
+        compute = super()._get_per_token_logps_and_entropies  # type: ignore[misc]
+
+        def compute_rows(input_ids: Any, attention_mask: Any, logits_to_keep: int) -> LogProbs:
+            return compute(model, input_ids, attention_mask, logits_to_keep, *args, **kwargs)
+
+        return self.log_probs(compute_rows, input_ids, attention_mask, logits_to_keep)
+
+    def log_probs(
+        self, compute: Callable[..., LogProbs], input_ids: Any, attention_mask: Any, logits_to_keep: int
+    ) -> LogProbs:
+        """Log-probabilities and entropies (rows, logits_to_keep), and the auxiliary loss; by TRL's
+        `compute`."""
+        return compute(input_ids, attention_mask, logits_to_keep)
+
+
+def last_completions(trainer: Any) -> dict[str, Any]:
+    """GRPO's latest completions in all processes: `prompt`, `completion`, `advantages`, and `rewards` by
+    function.
+
+    `GRPOTrainer._logs` (TRL): `log_completions=True` prints them or writes a file of all of them at each
+    step.
+    https://github.com/huggingface/trl/blob/v1.15.0/trl/trainer/grpo_trainer.py
+    """
+    return trainer._logs
+
+
+def correct_silent_groups(trainer: Any) -> None:
+    """Recount `frac_reward_zero_std`, the share of groups whose completions all have one reward.
+
+    `GRPOTrainer._metrics` (TRL): TRL 1.15.0 compares a standard deviation with zero, and the mean of equal
+    rewards such as 0.2 is rounded, so that it counts none. The figure is averaged inside `GRPOTrainer.log`.
+    https://github.com/huggingface/trl/blob/v1.15.0/trl/trainer/grpo_trainer.py
+    """
+    shares = trainer._metrics["train"]["frac_reward_zero_std"]
+    if not shares:  # this step trained on completions of an earlier one
+        return
+    by_function = [list(values) for values in last_completions(trainer)["rewards"].values()]
+    rewards = torch.tensor(by_function).nan_to_num()
+    groups = (trainer.reward_weights.to(rewards.device) @ rewards).view(-1, trainer.num_generations)
+    shares[-1] = (groups.amax(1) - groups.amin(1) < 1e-5).float().mean().item()
+
+
+def provide_log_probs() -> None:
+    """Let TRL's trainers run without Triton, that is, on a CPU.
+
+    `trl.trainer.utils._ChunkedLogProbFunction` (TRL) is None there, and the trainers call it without a look.
+    Unsloth brings its own.
+    https://github.com/huggingface/trl/blob/v1.15.0/trl/trainer/utils.py
+    """
+    if utils._ChunkedLogProbFunction is None:
+        utils._ChunkedLogProbFunction = PlainLogProbs  # type: ignore[misc, assignment]
+
+
+class PlainLogProbs:
+    """TRL's loss kernel in plain PyTorch."""
+
+    @staticmethod
+    def apply(
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        targets: torch.Tensor,
+        temperature: float,
+        _chunk_size: int,
+        softcap: float | None,
+        scale: float,
+        _outputs: Any,
+    ) -> tuple[torch.Tensor, ...]:
+        """For hidden states (n, h) and target ids (n,): log-probability of the target, entropy, log of the
+        summed squared probabilities, mean logit, and whether the target is the likeliest token, each of shape
+        (n,).
+        """
+        logits = torch.nn.functional.linear(hidden, weight, bias).float() * scale
+        if softcap:
+            logits = softcap * torch.tanh(logits / softcap)
+        logits = logits / temperature
+        log_p = logits.log_softmax(-1)
+        return (
+            log_p.gather(-1, targets.unsqueeze(-1)).squeeze(-1),
+            -(log_p.exp() * log_p).sum(-1),
+            (2 * log_p).logsumexp(-1),
+            logits.mean(-1),
+            logits.argmax(-1) == targets,
+        )

@@ -1,0 +1,123 @@
+"""Keys of a profile reach TRL's configuration; a key under `trl` wins, or the key to set instead is named."""
+
+import dataclasses
+
+import pytest
+
+from aimo import config
+from aimo.errors import AimoError
+
+DPO = "dpo={learning_rate: 1.0e-3}"
+
+
+def arguments(stage, folder, *overrides):
+    """TRL's configuration of a stage of the tiny profile."""
+    from aimo.training import arguments
+
+    profile = config.load("tiny", ["model.backend=transformers", DPO, *overrides])
+    return getattr(arguments, f"{stage}_arguments")(profile, folder)
+
+
+@pytest.mark.parametrize(
+    "stage, key, value",
+    [
+        ("sft", "completion_only_loss", False),
+        ("sft", "logging_steps", 10),
+        ("sft", "save_total_limit", 5),
+        ("sft", "lr_scheduler_kwargs", {"num_cycles": 2}),
+        ("sft", "run_name", "mine"),
+        ("sft", "disable_tqdm", False),
+        ("sft", "eval_packing", False),
+        ("sft", "per_device_eval_batch_size", 3),
+        ("grpo", "logging_nan_inf_filter", True),
+        ("grpo", "num_iterations", 2),
+        ("grpo", "data_seed", 7),
+        ("dpo", "loss_type", ["ipo"]),
+    ],
+)
+def test_a_key_that_the_profile_has_not_goes_to_trl_over_what_we_fix(tmp_path, stage, key, value):
+    plain, changed = (arguments(stage, tmp_path, *o) for o in ([], [f"{stage}.trl={{{key}: {value}}}"]))
+    assert getattr(plain, key) != value == getattr(changed, key)
+
+
+@pytest.mark.parametrize(
+    "stage, key, told",
+    [
+        ("sft", "num_train_epochs", "set sft.epochs instead"),
+        ("sft", "learning_rate", "set sft.learning_rate instead"),
+        ("grpo", "learning_rate", "set grpo.learning_rate instead"),
+        ("sft", "packing_strategy", "set sft.packing_strategy instead"),
+        ("sft", "train_sampling_strategy", "set sft.group_by_length instead"),
+        ("sft", "max_length", "set model.max_length instead"),
+        ("sft", "bf16", "set model.dtype instead"),
+        ("grpo", "per_device_train_batch_size", "set grpo.prompts_per_step instead"),
+        ("dpo", "per_device_train_batch_size", "set dpo.batch_size instead"),
+        ("grpo", "reward_weights", "set grpo.rewards instead"),
+        ("grpo", "vllm_server_port", "set grpo.vllm_server_url instead"),
+        ("grpo", "warmup_ratio", "set grpo.warmup_ratio instead"),
+        ("sft", "output_dir", "cannot be set: a stage writes into the run's folder"),
+        ("sft", "resume_from_checkpoint", "or --from sft/checkpoint-N"),
+        ("sft", "model_init_kwargs", "its settings are under model"),
+        ("sft", "pakcing", "SFTConfig has no such key, did you mean packing"),
+    ],
+)
+def test_a_key_that_would_be_ignored_is_refused_by_the_name_of_what_to_set(tmp_path, stage, key, told):
+    with pytest.raises(AimoError) as e:
+        arguments(stage, tmp_path, f"{stage}.trl={{{key}: 1}}")
+    assert str(e.value).startswith(f"{stage}.trl.{key}") and told in str(e.value) and "\n" not in str(e.value)
+
+
+def test_the_least_rate_has_a_key_of_its_own_where_the_scheduler_has_one(tmp_path):
+    scheduler = "sft.scheduler=cosine_with_min_lr"
+    args = arguments("sft", tmp_path, scheduler, "sft.min_lr_rate=0.2")
+    assert args.lr_scheduler_kwargs == {"min_lr_rate": 0.2}
+    with pytest.raises(AimoError, match=r"set sft\.min_lr_rate instead"):
+        arguments("sft", tmp_path, scheduler, "sft.trl={lr_scheduler_kwargs: {min_lr: 1.0e-6}}")
+
+
+@pytest.mark.parametrize("stage", ["sft", "grpo", "dpo"])
+def test_every_key_that_is_said_to_be_set_instead_is_a_key_of_the_profile(stage):
+    from aimo.config.reading import flatten
+    from aimo.training.arguments import RENAMED
+
+    profile = config.load("tiny", [DPO])
+    keys = {*flatten(dataclasses.asdict(profile)), "grpo.rewards", "grpo.prompts_per_step"}
+    for ours in RENAMED.values():
+        if stage == "grpo" and ours == "{stage}.batch_size":
+            continue  # grpo.prompts_per_step, tested above
+        assert ours.format(stage=stage) in keys
+
+
+@pytest.mark.parametrize(
+    "attention, strategy, batch, steps",
+    [("sdpa", "bfd", 1, 32), ("flash_attention_2", "bfd", 4, 8), ("sdpa", "wrapped", 4, 8)],
+)
+def test_a_step_has_the_same_rows_however_they_are_packed(tmp_path, attention, strategy, batch, steps):
+    packing = ["sft.packing=true", f"sft.packing_strategy={strategy}", f"model.attention={attention}"]
+    args = arguments("sft", tmp_path, *packing, "sft.batch_size=4", "sft.gradient_accumulation_steps=8")
+    assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (batch, steps)
+    assert args.packing_strategy == strategy
+
+
+@pytest.mark.parametrize(
+    "override, told",
+    [
+        ("sft.use_liger_kernel=true", "pip install liger-kernel"),
+        ("training.log_to=wandb", "pip install wandb"),
+        ("model.dtype=float16", "cannot be trained on a CPU"),
+    ],
+)
+def test_what_cannot_be_done_here_is_refused_with_the_remedy(tmp_path, override, told):
+    import torch
+
+    if torch.cuda.is_available() and "CPU" in told:
+        pytest.skip("needs a machine without a GPU")
+    with pytest.raises(AimoError) as e:
+        arguments("sft", tmp_path, override)
+    assert told in str(e.value) and "\n" not in str(e.value)
+
+
+def test_a_value_that_trl_refuses_is_told_in_one_line(tmp_path):
+    with pytest.raises(AimoError, match=r"^sft: .*eval") as e:
+        arguments("sft", tmp_path, "sft.trl={load_best_model_at_end: true, save_strategy: steps}")
+    assert "\n" not in str(e.value)
