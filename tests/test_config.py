@@ -1,7 +1,10 @@
 import pytest
+import yaml
 
 from aimo import config
+from aimo.config import reading
 from aimo.errors import AimoError
+from aimo.stages import TRAINED
 
 
 @pytest.mark.parametrize("path", sorted(config.PROFILES.glob("*.yaml")), ids=lambda p: p.stem)
@@ -35,20 +38,111 @@ def test_the_unsloth_recipe_is_the_one_published():
         ("grpo.rewards={beauty: 1.0}", ["grpo.rewards", "'beauty'"]),
         ("data.sft.rows=null", ["data.sft", "rows"]),
         ("seed", ["KEY=VALUE"]),
+        ("seed={a: 1, a: 2}", ["--set", "YAML"]),
+        ("seed.a=1", ["seed is a value"]),
+        ("sft.logging_stepz=5", ["sft.logging_stepz", "unknown", "sft.trl"]),
+        ("data.sft=null", ["sft", "data.sft", "missing"]),
+        ("data.grpo=null", ["grpo", "data.grpo", "missing"]),
+        ("data=null", ["sft", "data.sft", "missing"]),
+        ("data.grpo.test_split=0", ["grpo.probe_steps", "data.grpo.test_split"]),
+        ("sft.eval_steps=5", ["sft.eval_steps", "data.sft.test_split"]),
+        ("dpo={learning_rate: 1e-6, probe_steps: 2}", ["dpo.probe_steps", "data.grpo.test_split"]),
     ],
 )
 def test_a_bad_key_is_refused_by_name_in_one_line(override, told):
+    more = ["data.grpo.test_split=0", "grpo.probe_steps=null"] if override.startswith("dpo") else []
     with pytest.raises(AimoError) as e:
-        config.load("tiny", [override])
+        config.load("tiny", [override, *more])
     assert "\n" not in str(e.value)
     for part in told:
         assert part in str(e.value)
 
 
+@pytest.mark.parametrize(
+    "theirs, ours",
+    [
+        ("sft.num_train_epochs", "sft.epochs"),
+        ("num_train_epochs", "sft.epochs"),
+        ("sft.per_device_train_batch_size", "sft.batch_size"),
+        ("grpo.per_device_train_batch_size", "grpo.prompts_per_step"),
+        ("sft.max_seq_length", "model.max_length"),
+        ("model_name_or_path", "model.base"),
+        ("grpo.reward_funcs", "grpo.rewards"),
+        ("sft.lr_scheduler_type", "sft.scheduler"),
+        ("model.lora.r", "model.lora.rank"),
+        ("lora_r", "model.lora.rank"),
+        ("load_in_4bit", "model.load_in_4bit"),
+        ("data.sft.dataset_name", "data.sft.source"),
+        ("max_prompt_length", "grpo.max_prompt_length"),
+        ("data.benchmarks", "data.decontaminate"),
+        ("inference.num_samples", "inference.samples"),
+    ],
+)
+def test_other_libraries_names_and_keys_in_the_wrong_section_are_answered_with_ours(theirs, ours):
+    with pytest.raises(AimoError, match=rf"{theirs}: unknown key, it is called {ours}\b"):
+        config.load("tiny", [f"{theirs}=1"])
+
+
+def test_every_name_that_is_answered_leads_to_a_key_that_exists():
+    known = set(reading.keys())
+    last = {key.rpartition(".")[2] for key in known}
+    for theirs, ours in reading.OTHER_NAMES.items():
+        assert theirs not in last, "a key of ours is no other name"
+        for key in ours.split():
+            assert key in known if "." in key else key in known | last, theirs
+
+
+KINDS = {
+    (): ("data", "sft", "grpo", "inference"),
+    ("grpo=null", "data.grpo=null", "data.heldout=null"): ("data", "sft", "inference"),
+    ("sft=null", "data.sft=null"): ("data", "grpo", "inference"),
+    ("sft=null", "grpo=null", "data.sft=null", "dpo={learning_rate: 1e-6}"): ("data", "dpo", "inference"),
+    ("grpo=null", "dpo={learning_rate: 1e-6}"): ("data", "sft", "dpo", "inference"),
+    ("data=null", "sft=null", "grpo=null"): ("inference",),
+}
+
+
+@pytest.mark.parametrize("overrides, stages", KINDS.items(), ids=[" ".join(s) for s in KINDS.values()])
+def test_each_stage_may_be_left_out_and_starts_from_the_last_one_trained_before_it(overrides, stages):
+    p = config.load("tiny", list(overrides))
+    assert p.stages == stages
+    trained = [name for name in stages if name in TRAINED]
+    assert p.last_trained == (trained[-1] if trained else None)
+    for i, name in enumerate(trained):
+        assert p.trained_before(name) == (trained[i - 1] if i else None)
+    assert config.parse(yaml.safe_load(config.dump(p)), "copy") == p
+
+
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        (lambda text: text.encode("utf-16"), "not UTF-8 at byte 0"),
+        (lambda text: b"profile: caf\xe9", "not UTF-8 at byte 12"),
+        (
+            lambda text: text.replace("seed: 0", "seed: 2024-01-01"),
+            "seed: should be .* integer, not '2024-01-01'",
+        ),
+        (lambda text: text.replace("seed: 0", "seed: 0\nseed: 1"), "'seed' stands twice.*line"),
+        (lambda text: text.replace("seed: 0", "seed: &a [*a]"), "plain keys and values"),
+        (lambda text: text.replace("seed: 0", "1: 2"), "1: unknown key"),
+        (lambda text: text.replace("seed: 0", "? {a: 1}\n: 2"), "not valid YAML"),
+        (lambda text: text.replace("seed: 0", "seed: !!binary aGk="), "seed: should be .* integer"),
+        (lambda text: text.replace("seed: 0", "seed: !!python/object:x 1"), "not valid YAML"),
+    ],
+)
+def test_a_file_that_is_no_plain_profile_is_refused_in_one_line(tmp_path, change, told):
+    path = tmp_path / "mine.yaml"
+    changed = change((config.PROFILES / "tiny.yaml").read_text())
+    path.write_bytes(changed if isinstance(changed, bytes) else changed.encode())
+    with pytest.raises(AimoError, match=rf"^profile .*mine.*{told}") as e:
+        config.load(path)
+    assert "\n" not in str(e.value)
+
+
 def test_a_missing_key_and_a_file_that_is_no_profile_are_refused_by_name(tmp_path):
     path = tmp_path / "mine.yaml"
     for text, told in (
-        ("profile: mine\n", r"model: missing.*grpo: missing"),
+        ("profile: mine\n", r"model: missing"),
         ("- 1\n", "expected keys"),
         ("a: [\n", "not valid YAML"),
     ):

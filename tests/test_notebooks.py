@@ -4,18 +4,13 @@ import jupytext
 import pytest
 
 from aimo.config import ROOT
+from aimo.stages import STAGES
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
-def test_they_stand_in_the_order_of_the_road():
-    assert [p.stem for p in NOTEBOOKS] == [
-        "01_data_prep",
-        "02_format_sft",
-        "03_grpo",
-        "03b_dpo",
-        "04_inference",
-    ]
+def test_they_are_those_of_the_table_of_stages_in_its_order():
+    assert [path.stem for path in NOTEBOOKS] == [stage.notebook for stage in STAGES.values()]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)

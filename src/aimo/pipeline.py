@@ -36,7 +36,9 @@ def run(
     """Execute the stages that are not finished yet, then write the report; returns the run's folder.
 
     `from_stage` does this stage and those after it again; with a checkpoint, such as `sft/checkpoint-50`,
-    it goes on from there. `until` ends after a stage. AimoError for what a user can put right, else StageError.
+    it goes on from there. `until` ends after a stage.
+
+    AimoError for what a user can put right, StageError for what else ends a stage.
     """
     overrides = list(overrides or [])
     if test is not None:
@@ -151,9 +153,8 @@ def explained(error: Any, stage: str, executed: Path) -> Exception:
             f"stage {stage}: no space left in {executed.parents[1]}; "
             "free some and run again, it goes on from there"
         )
-    return StageError(
-        f"stage {stage} failed with {error.ename}: {error.evalue}; its traceback is in {executed}"
-    )
+    said = error.evalue.partition("\n")[0]
+    return StageError(f"stage {stage} failed with {error.ename}: {said}; its traceback is in {executed}")
 
 
 def to_html(notebook: Path) -> None:

@@ -57,7 +57,7 @@ class Run:
     def model_of(self, name: str) -> Path:
         """The model folder of a trained stage, or of `base`."""
         if name == "base":
-            return hub.local_folder(self.profile.model.base)
+            return hub.local_folder(self.profile.model.base, self.profile.model.revision)
         return self.dir / STAGES[name].product
 
     def models(self) -> dict[str, Path]:
@@ -93,6 +93,8 @@ def begin(stage: str, profile: str, run_dir: str | None = None, overrides: list[
     resolved = config.load(profile, overrides)
     if resolved.training.cache_dir:
         os.environ["HF_HOME"] = resolved.training.cache_dir
+    # Unsloth would write its compiled modules to the current folder.
+    os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(ROOT / "unsloth_compiled_cache"))
     if stage not in resolved.stages:
         raise AimoError(f"profile {profile} has no {stage} section; add one, or leave this stage out")
     folder = run_folder(run_dir, resolved)
