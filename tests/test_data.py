@@ -198,7 +198,7 @@ def test_rows_that_share_words_with_a_benchmark_are_dropped_and_shown(tmp_path, 
     )
     values = yaml.safe_load((config.PROFILES / "tiny.yaml").read_text())
     values["data"]["sft"] = {"source": str(tmp_path / "rows.csv"), "columns": {"solution": "solution"}}
-    values["data"]["benchmarks"] = [{"source": str(tmp_path / "exam.csv")}]
+    values["data"]["decontaminate"] = [{"source": str(tmp_path / "exam.csv")}]
     sets = prepared(config.parse(values, "profile"), tokenizer)
     assert sets.rows["sft"]["problem"].to_list() == ["What is 1 + 1?"]
     assert sets.dropped["sft"] == {"shares words with an evaluation set": 1}

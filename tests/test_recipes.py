@@ -75,7 +75,7 @@ def scaled(name, folder):
     for section, changes in SMALL.items():
         values.setdefault(section, {}).update(changes)
     sets = [values["data"][part] for part in ("sft", "grpo", "heldout")]
-    for source in sets + values["data"]["benchmarks"]:
+    for source in sets + values["data"]["decontaminate"]:
         hub = source["source"]
         path = folder / f"{hub.replace('/', '--')}.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows_like(hub)))
@@ -116,7 +116,7 @@ def test_a_recipe_is_what_it_says(name):
     p = config.load(name)
     values = reading.flatten(asdict(p)) | {"grpo.rewards": set(p.grpo.rewards)}
     assert {key: values[key] for key in FACTS[name]} == FACTS[name]
-    evaluated = {source.source for source in p.data.benchmarks}
+    evaluated = {source.source for source in p.data.decontaminate}
     assert evaluated == {"HuggingFaceH4/MATH-500", "HuggingFaceH4/aime_2024", "yentinglin/aime_2025"}
     assert p.data.heldout.source in evaluated  # what measures a model is no part of its training
 

@@ -1,6 +1,6 @@
 """The `data` section of a profile: sources, columns, and which rows are kept."""
 
-from dataclasses import field
+from dataclasses import field, fields
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -15,15 +15,15 @@ class Columns:
 
     problem: str = "problem"
     answer: str | None = "answer"
-    """The gold answer, alone or at the end of a text (`#### 42`, `\\boxed{42}`); null takes the solution's own answer."""
+    """The gold answer, alone or at the end of a text (`#### 42`); null takes the solution's own answer."""
     solution: str | None = None
-    """A worked solution, which format SFT imitates; or a list of them, the traces of several samples."""
+    """A worked solution, which SFT imitates; or a list of them, the traces of several samples."""
     correct: str | None = None
     """Whether the solution is right: a boolean, or one for each of its traces. Only right ones stay."""
     complete: str | None = None
     """Whether the solution came to its end: a boolean, or one for each of its traces."""
     messages: str | None = None
-    """A conversation of `role` and `content`: its question and last reply stand in for problem and solution."""
+    """A conversation of `role` and `content`: its question is the problem, its last reply the solution."""
     kind: str | None = None
     """The question's type, in which `MCQ` and `proof` are known."""
     pass_rate: str | None = None
@@ -34,15 +34,17 @@ class Columns:
 
 @dataclass(config=strict)
 class Source:
-    """Where rows come from: `builtin`, a .csv, .jsonl or .parquet file, a folder of one of these, a dataset folder, or a hub id."""
+    """Where rows come from: `builtin`, a .csv, .jsonl or .parquet file, a folder of them, or a hub id."""
 
     source: str = "builtin"
     preset: str | None = None
-    """The hub id of the set that a local copy was made from; its columns are known (`aimo.data.sources.PRESETS`)."""
+    """The hub id that a local copy was made from; its columns are known (`aimo.data.presets`)."""
     subset: str | None = None
-    """The configuration of a hub dataset."""
+    """The configuration of a dataset, on the hub or in a folder; null takes its default."""
     split: str | None = None
-    """`train` (the default) or `heldout` for built-in problems; a split's name for a dataset."""
+    """The split of a dataset; null takes `train`. Built-in problems have `train` and `heldout`."""
+    revision: str | None = None
+    """The branch, tag or commit of a dataset on the hub; null takes the newest."""
     rows: Positive | None = None
     """Keep at most this many rows; needed for built-in problems."""
     weight: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -54,11 +56,15 @@ class Source:
     @model_validator(mode="after")
     def check_source(self) -> "Source":
         """Refuse what the types alone allow."""
-        if self.source == "builtin" and not getattr(self, "mixture", None):
-            if self.rows is None:
-                raise ValueError("rows: built-in problems are endless; say how many")
-            if self.split not in (None, "train", "heldout"):
-                raise ValueError(f"split: built-in problems have train and heldout, not {self.split!r}")
+        if self.source != "builtin" or getattr(self, "mixture", None):
+            return self
+        if self.rows is None:
+            raise ValueError("rows: built-in problems are endless; say how many")
+        if self.split not in (None, "train", "heldout"):
+            raise ValueError(f"split: built-in problems have train and heldout, not {self.split!r}")
+        for key in ("preset", "subset", "revision", "columns"):
+            if getattr(self, key) is not None:
+                raise ValueError(f"{key}: built-in problems have none; leave the key out, or name a source")
         return self
 
 
@@ -75,7 +81,9 @@ class Set(Source):
     answer_range: tuple[int, int] | None = None
     """Drop rows whose answer lies outside, such as [0, 99999]."""
     max_tokens: Positive | None = None
-    """Drop rows whose prompt and solution are longer."""
+    """Drop rows of more tokens: of the prompt, and for SFT of prompt and completion."""
+    overlong: Literal["drop", "truncate"] = "drop"
+    """SFT only: rows longer than `model.max_length` are dropped, or kept for the trainer to cut."""
     token_quantile: Annotated[float, Field(gt=0, le=1)] | None = None
     """Drop rows longer than this quantile of the set (Unsloth's recipe keeps 0.9)."""
     language: str | None = None
@@ -84,26 +92,40 @@ class Set(Source):
     near_duplicates: Rate | None = None
     """Drop problems that share this part of another's word triples (Jaccard) and all its numbers."""
     pass_rate: tuple[float, float] | None = None
-    """Keep problems whose pass rate lies within: neither hopeless nor solved already."""
+    """Keep problems whose `columns.pass_rate` lies within these bounds."""
     traces: Literal["first", "shortest", "all"] = "first"
-    """Which solution to keep where a problem has several right ones."""
+    """SFT only: which solution to keep where a problem has several right ones."""
     verbatim: bool = False
     """SFT only: a solution is a whole completion, tags and answer included, as distilled traces are."""
     empty_thoughts: Share = 0.0
-    """Format SFT only: this share of the rows answers at once, so that working a problem out is GRPO's to discover."""
+    """SFT only: the share of rows with an empty thought, so that GRPO discovers how to fill it."""
 
     @model_validator(mode="after")
     def check_set(self) -> "Set":
         """Refuse what the types alone allow."""
-        if self.mixture and (self.source != "builtin" or self.columns):
+        if self.mixture:
+            self.check_mixture()
+        if self.verbatim and self.empty_thoughts:
             raise ValueError(
-                "mixture: a set has either a source or a mixture; put the source into the mixture"
+                "empty_thoughts: a verbatim solution has a thought of its own; leave one of them out"
             )
         for name in ("answer_range", "pass_rate"):
             bounds = getattr(self, name)
             if bounds and bounds[0] > bounds[1]:
                 raise ValueError(f"{name}: {bounds[0]} is above {bounds[1]}; write the smaller one first")
         return self
+
+    def check_mixture(self) -> None:
+        """Refuse keys of a single source beside a mixture, which has them in its parts."""
+        for key in fields(Source):  # type: ignore[arg-type]
+            if getattr(self, key.name) != key.default:
+                raise ValueError(
+                    f"mixture: a set has either a source or a mixture; put {key.name} into the mixture"
+                )
+
+
+SFT_KEYS = ("overlong", "traces", "verbatim", "empty_thoughts")
+"""Keys of a Set that have an effect on worked solutions alone."""
 
 
 @dataclass(config=strict)
@@ -115,10 +137,24 @@ class Data:
     grpo: Set | None = None
     """Problems with their answer, for GRPO, DPO and probes."""
     heldout: Set | None = None
-    """Problems that no stage trains on: they measure every model. Training rows that share a text with them are dropped."""
-    benchmarks: list[Source] = field(default_factory=list)
-    """Evaluation sets: training rows that share words with them are dropped, as with a held-out set that is not built in."""
+    """Problems to measure every model. Training rows with their texts are dropped."""
+    decontaminate: list[Source] = field(default_factory=list)
+    """Evaluation sets: training rows that share words with them are dropped.
+
+    A held-out set that is not built in counts as well.
+    """
     ngram: Positive = 8
     """How many words in a row make a row contaminated."""
     near_ngrams: bool = False
     """Compare words without LaTeX markup and punctuation, and problems shorter than `ngram` as a whole."""
+
+    @model_validator(mode="after")
+    def check_keys(self) -> "Data":
+        """Refuse keys that have no effect in a set."""
+        defaults = {key.name: key.default for key in fields(Set)}  # type: ignore[arg-type]
+        for name, keys in {"grpo": SFT_KEYS, "heldout": (*SFT_KEYS, "test_split")}.items():
+            for key in keys:
+                chosen = getattr(self, name)
+                if chosen and getattr(chosen, key) != defaults[key]:
+                    raise ValueError(f"{name}.{key}: has no effect on this set; leave the key out")
+        return self

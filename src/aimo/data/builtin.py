@@ -1,8 +1,9 @@
 """The built-in problems: twelve families of small word problems, number theory, algebra and counting.
 
-Every problem has a worked solution of two to six one-line steps and an integer answer. They are what the tiny base is
-trained on and what the demo runs on, because no download is needed and nobody can have seen the held-out ones.
-Out of scope: anything hard. A tiny model must be able to learn them, and must not be able to guess them.
+Every problem has a worked solution of two to six one-line steps and an integer answer. They are what the
+tiny base is trained on and what the demo runs on, because no download is needed and nobody can have seen the
+held-out ones. Out of scope: anything hard. A tiny model must be able to learn them, and must not be able to
+guess them.
 """
 
 import random
@@ -60,8 +61,10 @@ def shopping(r: random.Random) -> Parts:
     x, y = r.sample(THINGS, 2)
     text = r.choice(
         [
-            f"{r.choice(NAMES)} buys {a} {x} at {b} dollars each and {c} {y} at {d} dollars each. What is the total cost?",
-            f"A shop sells {x} for {b} dollars and {y} for {d} dollars. How much do {a} {x} and {c} {y} cost?",
+            f"{r.choice(NAMES)} buys {a} {x} at {b} dollars each and {c} {y} at {d} dollars each. "
+            f"What is the total cost?",
+            f"A shop sells {x} for {b} dollars and {y} for {d} dollars. "
+            f"How much do {a} {x} and {c} {y} cost?",
         ]
     )
     p, q = a * b, c * d
@@ -162,8 +165,10 @@ def ages(r: random.Random) -> Parts:
     older = age * times
     text = r.choice(
         [
-            f"{a} is {times} times as old as {b}, who is {age}. What will the sum of their ages be in {years} years?",
-            f"{b} is {age} years old and {a} is {times} times as old. How old will they be together after {years} years?",
+            f"{a} is {times} times as old as {b}, who is {age}. "
+            f"What will the sum of their ages be in {years} years?",
+            f"{b} is {age} years old and {a} is {times} times as old. "
+            f"How old will they be together after {years} years?",
         ]
     )
     total, more = older + age, 2 * years
@@ -184,7 +189,8 @@ def garden(r: random.Random) -> Parts:
     outer, inner = r.choice([("garden", "pond"), ("wall", "door"), ("field", "barn"), ("yard", "pool")])
     text = r.choice(
         [
-            f"A {outer} of {a} by {b} meters has a {inner} of {c} by {d} meters in it. How many square meters remain?",
+            f"A {outer} of {a} by {b} meters has a {inner} of {c} by {d} meters in it. "
+            f"How many square meters remain?",
             f"What area of a {a} by {b} {outer} is not covered by a {c} by {d} {inner}?",
         ]
     )
@@ -217,7 +223,8 @@ def gcd(r: random.Random) -> Parts:
     text = r.choice(
         [
             f"What is the greatest common divisor of {a} and {b}?",
-            f"Ropes of {a} and {b} meters are cut into equal pieces. What is the longest possible length of a piece?",
+            f"Ropes of {a} and {b} meters are cut into equal pieces. "
+            f"What is the longest possible length of a piece?",
         ]
     )
     return text, steps, x
@@ -246,7 +253,8 @@ def neither(r: random.Random) -> Parts:
     text = r.choice(
         [
             f"Of {n} students {a} like {x}, {b} like {y} and {both} like both. How many like neither?",
-            f"A class has {n} students: {a} chose {x}, {b} chose {y}, {both} of them chose both. How many chose none?",
+            f"A class has {n} students: {a} chose {x}, {b} chose {y}, {both} of them chose both. "
+            f"How many chose none?",
         ]
     )
     return (
@@ -262,7 +270,8 @@ FAMILIES = [shopping, tank, equation, remainder, sequence, pairs, ages, garden, 
 def stream(split: Split, seed: int | str) -> Iterator[Problem]:
     """Endless problems of one split, families drawn evenly.
 
-    A problem is held out by a hash of its text, so no train problem can be a held-out one, whatever the seeds.
+    A problem is held out by a hash of its text, so no train problem can be a held-out one, whatever the
+    seeds.
     """
     r = random.Random(f"{split}-{seed}")
     while True:

@@ -1,6 +1,6 @@
-"""Find training problems that share words with evaluation problems: Open-R1's n-gram test (after s1, 2025), by hash.
+"""Find training problems that share words with evaluation problems: Open-R1's n-gram test, by hash.
 
-Out of scope: paraphrases and translations, which share no words.
+The test is from s1 (2025). Out of scope: paraphrases and translations, which share no words.
 """
 
 import re
@@ -20,9 +20,10 @@ def normalise(text: str, near: bool = False) -> str:
 def contaminated(
     problems: pl.Series, benchmarks: dict[str, list[str]], n: int = 8, near: bool = False
 ) -> pl.DataFrame:
-    """The rows of `problems` that have `n` words in a row in common with a benchmark: `row`, `benchmark` and the `overlap`.
+    """The rows of `problems` with `n` words in a row of a benchmark: `row`, `benchmark` and `overlap`.
 
-    With `near`, a benchmark's problem of fewer than `n` words counts as a whole; Open-R1's test lets those through.
+    With `near`, a benchmark's problem of fewer than `n` words counts as a whole; Open-R1's test lets those
+    through.
     """
     owner: dict[str, str] = {}
     short: dict[int, dict[str, str]] = {}

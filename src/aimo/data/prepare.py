@@ -1,14 +1,12 @@
-"""Clean, decontaminate, split, format and save the three sets of a run: `sft` and `grpo` to train on, `heldout` to measure.
+"""Clean, decontaminate, format and save the sets of a run: `sft` and `grpo` to train, `heldout` to measure.
 
-Rows are polars tables with `problem`, `answer` and, for SFT, `solution`. Every dropped row is counted under its reason. Left
-out: judging a solution's steps; only its final answer is checked.
+Rows are polars tables with `problem`, `answer` and, for SFT, `solution` (`aimo.data.sources`). Every dropped
+row is counted under its reason. A profile may have some of the three sets only.
 """
 
 import hashlib
 import random
-import re
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,25 +15,25 @@ import numpy as np
 import polars as pl
 import yaml
 
-from aimo.config import Profile, Set, Source
-from aimo.data import decontamination, sources
+from aimo.config import Data, Profile, Set, Source
+from aimo.data import decontamination, filters, lengths, sources
 from aimo.errors import AimoError
-from aimo.inference import answers, equivalence, prompts
+from aimo.inference import prompts
 
 Rows = list[dict[str, Any]]
-SETS = ("heldout", "grpo", "sft")  # a text in two sets stays in the first
-CHUNK = 50_000  # rows that are Python objects at one time
-WORDS_TO_TELL = 8  # a language is not told from fewer
+SETS = ("heldout", "grpo", "sft")
+"""A text in two sets stays in the first."""
 
 
 @dataclass
 class Sets:
-    """The three sets on their way, what every step dropped from them, and what was contaminated."""
+    """The sets on their way, what every step dropped from them, and what was contaminated."""
 
     rows: dict[str, pl.DataFrame]
     read: dict[str, int] = field(default_factory=dict)
     """Rows that the sources held, corrupt lines among them."""
     dropped: dict[str, Counter[str]] = field(default_factory=dict)
+    """Rows dropped from each set, by reason."""
     contaminated: list[dict[str, str]] = field(default_factory=list)
     """Set, problem, benchmark and overlap of each row that decontamination dropped."""
 
@@ -46,106 +44,140 @@ class Sets:
         if before > len(self.rows[name]):
             self.dropped[name][reason] += before - len(self.rows[name])
 
+    def change(self, name: str, *columns: pl.Expr | pl.Series, **named: pl.Expr | pl.Series) -> None:
+        """Add or replace columns of a set."""
+        self.rows[name] = self.rows[name].with_columns(*columns, **named)
+
     def check(self, name: str) -> None:
         """Refuse a set without rows."""
         if self.rows[name].is_empty():
-            why = (
-                ", ".join(f"{n} {reason}" for reason, n in self.dropped[name].items())
-                or "the source is empty"
-            )
+            counts = ", ".join(f"{n} {reason}" for reason, n in self.dropped[name].items())
+            why = counts or "the source is empty"
             raise AimoError(f"data.{name}: no row is left ({why}); look at its columns and max_tokens")
 
 
+def sets_of(profile: Profile) -> dict[str, Set]:
+    """The sets that a profile has, by name."""
+    data = data_of(profile)
+    return {name: getattr(data, name) for name in SETS if getattr(data, name)}
+
+
+def data_of(profile: Profile) -> Data:
+    """The `data` section. AimoError when the profile has none."""
+    if profile.data is None:
+        raise AimoError(f"profile {profile.profile}: has no section data; add one with the sets to prepare")
+    return profile.data
+
+
 def load(profile: Profile) -> Sets:
-    """Read the sources of all three sets, with their columns mapped to `problem`, `answer` and `solution`."""
+    """Read the sources of all sets, with their columns mapped to `problem`, `answer` and `solution`."""
     sets = Sets({})
-    for name in SETS:
-        sets.rows[name], sets.dropped[name] = sources.load(
-            getattr(profile.data, name), profile.seed, f"data.{name}"
-        )
+    for name, wanted in sets_of(profile).items():
+        sets.rows[name], sets.dropped[name] = sources.load(wanted, profile.seed, f"data.{name}")
         sets.read[name] = len(sets.rows[name]) + sets.dropped[name].total()
         sets.check(name)
     return sets
 
 
 def clean(sets: Sets, profile: Profile, tokenizer: Any) -> Sets:
-    """Drop the rows that cannot be used, and those that the profile does not want, one step after the other."""
-    for i, name in enumerate(SETS):
-        wanted: Set = getattr(profile.data, name)
-        rows = sets.rows[name].with_columns(pl.col("problem").str.strip_chars())
-        sets.rows[name] = rows.with_columns(key=key(rows["problem"]))
-        sets.drop(name, pl.col("problem").fill_null("") == "", "no problem text")
-        sets.drop(name, ~pl.col("correct").fill_null(True), "solution not right or not complete")
-        if wanted.language:
-            sets.drop(
-                name,
-                in_other_language(sets.rows[name]["problem"], wanted.language),
-                f"language is not {wanted.language}",
-            )
-        if "multiple_choice" in wanted.drop:
-            sets.drop(name, is_multiple_choice(), "multiple choice")
-        if "proof" in wanted.drop:
-            sets.drop(name, is_proof(), "proof")
-        sets.rows[name] = sets.rows[name].with_columns(read_answers(sets.rows[name]["answer"]))
-        judged = pl.col("verification_info").is_null()  # by an answer, not by test cases
-        if wanted.integer_answers:
-            sets.drop(name, judged & pl.col("integer").is_null(), "answer is not an integer")
-        sets.drop(name, judged & (pl.col("answer").fill_null("") == ""), "no answer")
-        if wanted.answer_range:
-            low, high = wanted.answer_range
-            sets.drop(name, ~between(pl.col("integer"), low, high), f"answer is not within {low} to {high}")
-        if wanted.pass_rate:
-            lowest, highest = wanted.pass_rate
-            sets.drop(
-                name,
-                ~between(pl.col("pass_rate"), lowest, highest),
-                f"pass rate is not within {lowest} to {highest}",
-            )
-        for earlier in SETS[:i]:
-            sets.drop(
-                name, pl.col("key").is_in(sets.rows[earlier]["key"].implode()), f"same text as in {earlier}"
-            )
+    """Drop the rows that cannot be used, and those that the profile does not want."""
+    wanted_sets = sets_of(profile)
+    for i, (name, wanted) in enumerate(wanted_sets.items()):
+        drop_problems(sets, name, wanted)
+        drop_answers(sets, name, wanted, profile)
+        for earlier in list(wanted_sets)[:i]:
+            known = pl.col("key").is_in(sets.rows[earlier]["key"].implode())
+            sets.drop(name, known, f"same text as in {earlier}")
         if name == "sft":
-            if not wanted.verbatim:
-                sets.rows[name] = sets.rows[name].with_columns(solution=thought())
-            elif profile.prompt.prefill:
-                tag = profile.prompt.think_start
-                sets.drop(
-                    name,
-                    ~pl.col("solution").str.starts_with(tag).fill_null(False),
-                    f"does not start with {tag.strip()}",
-                )
-            sets.drop(name, pl.col("solution").fill_null("") == "", "no worked solution")
-        drop_long(sets, name, wanted, profile, tokenizer)
-        choose_traces(sets, name, wanted)
-        if wanted.near_duplicates:
-            near = near_duplicates(sets.rows[name]["problem"], wanted.near_duplicates, profile.seed)
-            sets.drop(name, near, "nearly the same text as another")
+            drop_solutions(sets, wanted, profile)
+        long, limit = lengths.too_long(sets.rows[name], name, profile, tokenizer)
+        sets.drop(name, long, f"longer than {limit} tokens")
+        drop_duplicates(sets, name, wanted, profile.seed)
         sets.check(name)
     return sets
 
 
-def decontaminate(sets: Sets, profile: Profile) -> Sets:
-    """Drop training rows that share `data.ngram` words in a row with a benchmark, or with held-out problems that are not built in.
+def drop_problems(sets: Sets, name: str, wanted: Set) -> None:
+    """Drop rows by the text and kind of their problem, and by the verdict on their solution."""
+    sets.change(name, pl.col("problem").str.strip_chars())
+    sets.change(name, key=filters.key(sets.rows[name]["problem"]))
+    sets.drop(name, pl.col("problem").fill_null("") == "", "no problem text")
+    sets.drop(name, ~pl.col("correct").fill_null(True), "solution not right or not complete")
+    if wanted.language:
+        other = filters.in_other_language(sets.rows[name]["problem"], wanted.language)
+        sets.drop(name, other, f"language is not {wanted.language}")
+    if "multiple_choice" in wanted.drop:
+        sets.drop(name, filters.is_multiple_choice(), "multiple choice")
+    if "proof" in wanted.drop:
+        sets.drop(name, filters.is_proof(), "proof")
 
-    Built-in problems share their wording by design: of them only equal texts count.
+
+def drop_answers(sets: Sets, name: str, wanted: Set, profile: Profile) -> None:
+    """Drop rows by their gold answer and pass rate; `answer` becomes the final answer alone."""
+    sets.change(name, *filters.read_answers(sets.rows[name]["answer"], profile.prompt))
+    by_answer = pl.col("verification_info").is_null()  # and not by test cases
+    if wanted.integer_answers:
+        sets.drop(name, by_answer & pl.col("integer").is_null(), "answer is not an integer")
+    sets.drop(name, by_answer & (pl.col("answer").fill_null("") == ""), "no answer")
+    if wanted.answer_range:
+        low, high = wanted.answer_range
+        outside = ~filters.between(pl.col("integer"), low, high)
+        sets.drop(name, outside, f"answer is not within {low} to {high}")
+    if wanted.pass_rate:
+        lowest, highest = wanted.pass_rate
+        outside = ~filters.between(pl.col("pass_rate"), lowest, highest)
+        sets.drop(name, outside, f"pass rate is not within {lowest} to {highest}")
+
+
+def drop_solutions(sets: Sets, wanted: Set, profile: Profile) -> None:
+    """Drop rows of `sft` by their worked solution, which becomes a thought unless it is verbatim."""
+    wrong = filters.ends_in_another_answer(sets.rows["sft"], profile.prompt)
+    sets.drop("sft", wrong, "solution ends in another answer")
+    if not wanted.verbatim:
+        sets.change("sft", solution=filters.thought())
+    elif profile.prompt.prefill:
+        tag = profile.prompt.think_start
+        begins = pl.col("solution").str.starts_with(tag).fill_null(False)
+        sets.drop("sft", ~begins, f"does not start with {tag.strip()}")
+    sets.drop("sft", pl.col("solution").fill_null("") == "", "no worked solution")
+
+
+def drop_duplicates(sets: Sets, name: str, wanted: Set, seed: int) -> None:
+    """Keep one row a problem, or all with different solutions; drop near duplicates if that is wanted."""
+    if wanted.traces == "shortest":
+        order = pl.col("solution").str.len_chars().rank("ordinal").over("key")
+        sets.drop(name, order > 1, "a longer solution of the same problem")
+    else:
+        same = ["key", "solution"] if wanted.traces == "all" else ["key"]
+        sets.drop(name, ~pl.struct(same).is_first_distinct(), "duplicate")
+    if wanted.near_duplicates:
+        near = filters.near_duplicates(sets.rows[name]["problem"], wanted.near_duplicates, seed)
+        sets.drop(name, near, "nearly the same text as another")
+
+
+def decontaminate(sets: Sets, profile: Profile) -> Sets:
+    """Drop training rows that share `data.ngram` words in a row with a set of `data.decontaminate`.
+
+    A held-out set counts as well, but for built-in problems: they share their wording by design, and of them
+    only equal texts count.
     """
+    data = data_of(profile)
     benchmarks: dict[str, list[str]] = {}
-    for i, source in enumerate(profile.data.benchmarks):
-        rows, _ = sources.load_source(source, profile.seed, f"data.benchmarks.{i}")
+    for i, source in enumerate(data.decontaminate):
+        rows, _ = sources.load_source(source, profile.seed, f"data.decontaminate.{i}")
         benchmarks.setdefault(source.source, []).extend(rows["problem"].drop_nulls())
-    held_out = sets.rows["heldout"].filter(pl.col("source") != "builtin")["problem"]
-    if len(held_out):
-        benchmarks["heldout"] = held_out.to_list()
-    for name in ("grpo", "sft"):
+    if "heldout" in sets.rows:
+        held_out = sets.rows["heldout"].filter(pl.col("source") != "builtin")["problem"]
+        if len(held_out):
+            benchmarks["heldout"] = held_out.to_list()
+    for name in sets.rows:
+        if name == "heldout":
+            continue
         problems = sets.rows[name]["problem"]
-        found = decontamination.contaminated(
-            problems, benchmarks, profile.data.ngram, profile.data.near_ngrams
-        )
-        sets.contaminated += [
-            {"set": name, "problem": problems[row], "benchmark": b, "overlap": o}
-            for row, b, o in found.iter_rows()
-        ]
+        found = decontamination.contaminated(problems, benchmarks, data.ngram, data.near_ngrams)
+        for row, benchmark, overlap in found.iter_rows():
+            shared = {"set": name, "problem": problems[row], "benchmark": benchmark, "overlap": overlap}
+            sets.contaminated.append(shared)
         bad = np.zeros(len(problems), bool)
         bad[found["row"].to_numpy()] = True
         sets.drop(name, pl.Series(bad), "shares words with an evaluation set")
@@ -153,216 +185,39 @@ def decontaminate(sets: Sets, profile: Profile) -> Sets:
     return sets
 
 
-def key(problems: pl.Series) -> pl.Series:
-    """A problem's text without case and spacing, as 64 bits: two that differ have one key once in 10^7 sets of a million."""
-    return problems.str.to_lowercase().str.replace_all(r"\s+", " ").hash()
-
-
-def between(value: pl.Expr, low: float, high: float) -> pl.Expr:
-    """Whether a value is there and within low…high."""
-    return value.is_between(low, high).fill_null(False)
-
-
-def mapped(values: pl.Series, function: Callable[[str], Any], kind: Any) -> pl.Series:
-    """A Python function of each text, null for null, few of them in memory at a time."""
-    parts = [
-        pl.Series(
-            [None if text is None else function(text) for text in values[start : start + CHUNK]], dtype=kind
-        )
-        for start in range(0, len(values), CHUNK)
-    ]
-    return pl.concat(parts) if parts else pl.Series(dtype=kind)
-
-
-def read_answers(texts: pl.Series) -> list[pl.Series]:
-    """The final `answer` of each text, canonical where it is an `integer` (of 18 digits at most), as it stands otherwise."""
-    answer = mapped(texts, lambda text: (answers.extract(text) or text).strip(), pl.String)
-    integer = mapped(answer, lambda text: small(answers.to_integer(text)), pl.Int64)
-    return [
-        pl.select(pl.coalesce(integer.cast(pl.String), answer)).to_series().alias("answer"),
-        integer.alias("integer"),
-    ]
-
-
-def small(number: int | None) -> int | None:
-    """A number that a column of integers can hold."""
-    return number if number is not None and abs(number) < 10**18 else None
-
-
-def in_other_language(problems: pl.Series, language: str) -> pl.Series:
-    """Whether a problem is surely not in a language (langid.py's model); formulas are not looked at."""
-    from py3langid import classify
-
-    def differs(problem: str) -> bool:
-        words = re.sub(r"\$[^$]*\$|\\\w+|[^\w\s]|\d", " ", problem)
-        enough = len(words.split()) >= WORDS_TO_TELL or not words.isascii()
-        return enough and classify(words[:1000])[0] != language
-
-    return mapped(problems, differs, pl.Boolean)
-
-
-def is_multiple_choice() -> pl.Expr:
-    """A question of that kind, or one that lists choices A, B and C."""
-    listed = r"(?s)\(A\).*\(B\).*\(C\)|\n\s*A[.):].*\n\s*B[.):].*\n\s*C[.):]"
-    return (pl.col("kind") == "MCQ").fill_null(False) | pl.col("problem").str.contains(listed)
-
-
-def is_proof() -> pl.Expr:
-    """A question of that kind, one whose answer says so, or one that asks to prove and for nothing else."""
-    asks = pl.col("problem").str.contains(r"(?i)\b(prove|show) that\b")
-    seeks = pl.col("problem").str.contains(
-        r"(?i)\b(find|determine|compute|calculate|evaluate|what|how many)\b"
-    )
-    told = pl.col("kind").str.to_lowercase().str.contains("^proof$") | (
-        pl.col("answer").str.to_lowercase() == "proof"
-    )
-    return told.fill_null(False) | (asks & ~seeks)
-
-
-def thought() -> pl.Expr:
-    """A worked solution without the answer line, think tags and calculator marks of the sets it comes from."""
-    text = pl.col("solution").str.replace_all(r"<<[^<>]*>>|</?think>", "").str.strip_chars()
-    return text.str.replace(r"\n####[^\n]*$", "").str.strip_chars()
-
-
-def drop_long(sets: Sets, name: str, wanted: Set, profile: Profile, tokenizer: Any) -> None:
-    """Drop rows beyond the limit or the quantile of tokens: of the prompt, and for SFT of prompt and completion."""
-    limit = min(wanted.max_tokens or profile.model.max_length, profile.model.max_length)
-    if name != "sft":
-        limit = min(limit, profile.grpo.max_prompt_length)
-    length = tokens(
-        sets.rows[name], name, profile, tokenizer, limit if wanted.token_quantile is None else None
-    )
-    if wanted.token_quantile is not None and len(length):
-        limit = min(limit, int(length.quantile(wanted.token_quantile, "lower") or 0))
-    sets.drop(name, length > limit, f"longer than {limit} tokens")
-
-
-def tokens(rows: pl.DataFrame, name: str, profile: Profile, tokenizer: Any, limit: int | None) -> pl.Series:
-    """The tokens of each row's prompt, and for SFT of its completion; with a limit, exact only for rows near it.
-
-    A text has no more tokens than bytes, and is not tokenised at all with more than 100 bytes a token.
-    """
-
-    def count(problems: list[str], solutions: list[str | None], gold: list[str]) -> list[int]:
-        talks = [prompts.as_prompt(problem) for problem in problems]
-        if name == "sft" and profile.data.sft.verbatim:
-            talks = [
-                [*t, {"role": "assistant", "content": s or ""}] for t, s in zip(talks, solutions, strict=True)
-            ]
-        elif name == "sft":
-            talks = [
-                t + prompts.as_completion(profile.prompt, s or "", a)
-                for t, s, a in zip(talks, solutions, gold, strict=True)
-            ]
-        ids = tokenizer.apply_chat_template(talks, add_generation_prompt=name != "sft", return_dict=False)
-        return [len(i) for i in ids]
-
-    columns = ["problem", "solution", "answer"]
-    size = sum(
-        (
-            rows[c].str.len_bytes().fill_null(0).cast(pl.Int64)
-            for c in (columns if name == "sft" else columns[:1])
-        ),
-        pl.lit(0),
-    )
-    size = rows.select(size + count([""], [""], [""])[0] + 8).to_series()
-    unknown = (size > limit) & (size < 100 * limit) if limit else pl.repeat(True, len(rows), eager=True)
-    places = unknown.arg_true()
-    found = [
-        n
-        for start in range(0, len(places), 1000)
-        for n in count(*(rows[c][places[start : start + 1000]].to_list() for c in columns))
-    ]
-    return size.scatter(places, found) if found else size
-
-
-def choose_traces(sets: Sets, name: str, wanted: Set) -> None:
-    """Keep one row a problem, or all with different solutions."""
-    if wanted.traces == "shortest" and name == "sft":
-        rows = sets.rows[name]
-        # Where no column says so, a solution's own answer must be the gold answer.
-        own = mapped(rows["solution"], lambda text: answers.extract(text) or "", pl.String)
-        unchecked = rows["correct"].is_null() & (own != "")
-        verdicts = equivalence.are_correct(
-            [f"\\boxed{{{a}}}" for a in own.filter(unchecked)], rows["answer"].filter(unchecked).to_list()
-        )
-        wrong = pl.repeat(False, len(rows), eager=True).scatter(
-            unchecked.arg_true(), [v is not True for v in verdicts]
-        )
-        sets.drop(name, wrong, "solution ends in another answer")
-        order = pl.col("solution").str.len_chars().rank("ordinal").over("key")
-        sets.drop(name, order > 1, "a longer solution of the same problem")
-    else:
-        same = ["key", "solution"] if wanted.traces == "all" and name == "sft" else ["key"]
-        sets.drop(name, ~pl.struct(same).is_first_distinct(), "duplicate")
-
-
-def near_duplicates(problems: pl.Series, threshold: float, seed: int) -> pl.Series:
-    """Whether an earlier problem shares `threshold` of the word triples (Jaccard) and all numbers; MinHash finds the candidates.
-
-    Problems that differ in a number are different problems.
-    """
-    from rensa import RMinHash, RMinHashLSH
-
-    # 64 hashes in 16 bands of 4: a pair at a Jaccard of 0.8 meets in some band with a chance of 0.9998.
-    index = RMinHashLSH(threshold, 64, 16)
-
-    def shingles(text: str) -> set[str]:
-        words = decontamination.normalise(text, near=True).split()
-        return set(decontamination.grams(words, 3)) or {" ".join(words)}
-
-    near = []
-    for i, text in enumerate(problems):
-        mine, numbers = shingles(text), sorted(re.findall(r"\d+", text))
-        sketch = RMinHash(64, seed)
-        sketch.update(list(mine))
-        candidates = [problems[j] for j in index.query(sketch)]
-        near.append(
-            any(
-                sorted(re.findall(r"\d+", other)) == numbers
-                and len(mine & theirs) >= threshold * len(mine | theirs)
-                for other in candidates
-                if (theirs := shingles(other))
-            )
-        )
-        if not near[-1]:
-            index.insert(i, sketch)
-    return pl.Series(near, dtype=pl.Boolean)
-
-
 def format(sets: Sets, profile: Profile) -> dict[str, pl.DataFrame]:
-    """Rows as TRL's trainers read them: `prompt` and `completion` for SFT, `prompt` and `answer` for GRPO.
+    """Rows as TRL's trainers read them: `prompt` and `completion` for SFT, else `prompt` and `answer`.
 
-    With `test_split`, that share of a set's problems leaves it as `sft_test` or `grpo_test`, to evaluate on during training.
+    With `test_split`, that share of a set's problems leaves it as `sft_test` or `grpo_test`, to evaluate on
+    during training.
     """
-    rng = random.Random(profile.seed)
     ready = {}
-    for name in SETS:
+    for name, wanted in sets_of(profile).items():
         rows = sets.rows[name]
         prompt = pl.concat_list(turn("user", pl.col("problem"))).alias("prompt")
         if name == "sft":
-            empty = pl.Series(
-                [rng.random() < profile.data.sft.empty_thoughts for _ in range(len(rows))], dtype=pl.Boolean
-            )
-            work = pl.when(empty).then(pl.lit("")).otherwise(pl.col("solution"))
-            text = pl.col("solution")
-            if not profile.data.sft.verbatim:
-                text = pl.format(
-                    prompts.as_completion(profile.prompt, "{}", "{}")[0]["content"], work, pl.col("answer")
-                )
-            ready[name] = rows.select(prompt, pl.concat_list(turn("assistant", text)).alias("completion"))
+            reply = pl.concat_list(turn("assistant", completion(len(rows), wanted, profile)))
+            ready[name] = rows.select(prompt, reply.alias("completion"))
         else:
-            tests = ["verification_info"] if rows["verification_info"].null_count() < len(rows) else []
-            ready[name] = rows.select(prompt, "answer", *tests)
-        share = getattr(profile.data, name).test_split
-        if share:
+            has_tests = rows["verification_info"].null_count() < len(rows)
+            ready[name] = rows.select(prompt, "answer", *["verification_info"] * has_tests)
+        if wanted.test_split:
             keys = rows["key"].unique(maintain_order=True)
-            aside = rows["key"].is_in(
-                keys.sample(max(1, round(share * len(keys))), seed=profile.seed).implode()
-            )
+            chosen = keys.sample(max(1, round(wanted.test_split * len(keys))), seed=profile.seed)
+            aside = rows["key"].is_in(chosen.implode())
             ready[f"{name}_test"], ready[name] = ready[name].filter(aside), ready[name].filter(~aside)
     return ready
+
+
+def completion(number: int, wanted: Set, profile: Profile) -> pl.Expr:
+    """(n,) the completions of `number` rows: verbatim, or thought and answer in their tags."""
+    if wanted.verbatim:
+        return pl.col("solution")
+    rng = random.Random(profile.seed)
+    empty = pl.Series([rng.random() < wanted.empty_thoughts for _ in range(number)], dtype=pl.Boolean)
+    work = pl.when(empty).then(pl.lit("")).otherwise(pl.col("solution"))
+    layout = prompts.as_completion(profile.prompt, "{}", "{}")[0]["content"]
+    return pl.format(layout, work, pl.col("answer"))
 
 
 def turn(role: str, text: pl.Expr) -> pl.Expr:
@@ -371,8 +226,13 @@ def turn(role: str, text: pl.Expr) -> pl.Expr:
 
 
 def save(ready: dict[str, pl.DataFrame], sets: Sets, profile: Profile, folder: Path) -> str:
-    """One Parquet file a set, written whole or not at all, and a data card that `datasets` reads; returns the data's hash."""
+    """Write one Parquet file a set, and last a data card that `datasets` reads; returns the data's hash.
+
+    Files are written whole or not at all; those of sets that the profile no longer has are deleted.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    for old in [folder / "README.md", *folder.glob("*.parquet")]:
+        old.unlink(missing_ok=True)
     digest = hashlib.sha256()
     for name, rows in ready.items():
         partial = folder / f"{name}.partial"
@@ -384,23 +244,23 @@ def save(ready: dict[str, pl.DataFrame], sets: Sets, profile: Profile, folder: P
 
 
 def card(ready: dict[str, pl.DataFrame], sets: Sets, profile: Profile, digest: str) -> str:
-    """The data card: sources, counts, filters, seed and hash, and the header by which `datasets.load_dataset` finds the sets."""
+    """The data card: sources, counts, filters, seed and hash, and the header that `datasets` reads."""
+    data, wanted_sets = data_of(profile), sets_of(profile)
     header = {"configs": [{"config_name": name, "data_files": f"{name}.parquet"} for name in ready]}
     lines = ["| set | step | rows |", "| --- | --- | --- |"]
-    for name in SETS:
-        origins = getattr(profile.data, name).mixture or [getattr(profile.data, name)]
-        lines.append(f"| {name} | read from {', '.join(s.source for s in origins)} | {sets.read[name]:,} |")
+    for name, wanted in wanted_sets.items():
+        origins = ", ".join(source.source for source in wanted.mixture or [wanted])
+        lines.append(f"| {name} | read from {origins} | {sets.read[name]:,} |")
         lines += [f"| | dropped: {reason} | {n:,} |" for reason, n in sets.dropped[name].items()]
         lines += [f"| | {part} | {len(ready[part]):,} |" for part in ready if part.split("_")[0] == name]
-    settings: dict[str, Any] = {name: changed(getattr(profile.data, name)) for name in SETS} | {
-        "ngram": profile.data.ngram,
-        "seed": profile.seed,
-    }
-    settings["benchmarks"] = [changed(source) for source in profile.data.benchmarks]
+    settings: dict[str, Any] = {name: changed(wanted) for name, wanted in wanted_sets.items()}
+    settings |= {"ngram": data.ngram, "seed": profile.seed}
+    settings["decontaminate"] = [changed(source) for source in data.decontaminate]
+    table = "\n".join(lines)
     return (
         f"---\n{yaml.safe_dump(header, sort_keys=False)}---\n\n# Data of the profile {profile.profile}\n\n"
-        + "\n".join(lines)
-        + f"\n\nSHA-256 of the files in this order: `{digest}`\n\n```yaml\n{yaml.safe_dump(settings, sort_keys=False)}```\n"
+        f"{table}\n\nSHA-256 of the files in this order: `{digest}`\n\n"
+        f"```yaml\n{yaml.safe_dump(settings, sort_keys=False)}```\n"
     )
 
 
@@ -414,10 +274,11 @@ def changed(source: Source) -> dict[str, Any]:
 
 
 def read(folder: Path, name: str) -> Rows:
-    """A saved set."""
-    return pl.read_parquet(folder / f"{name}.parquet").to_dicts()
+    """A saved set; no rows where the profile does not have it."""
+    path = folder / f"{name}.parquet"
+    return pl.read_parquet(path).to_dicts() if path.exists() else []
 
 
 def set_aside(folder: Path, name: str) -> Rows:
     """The rows that `test_split` set aside of a set; none where the profile has no such key."""
-    return read(folder, f"{name}_test") if (folder / f"{name}_test.parquet").exists() else []
+    return read(folder, f"{name}_test")

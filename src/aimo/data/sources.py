@@ -1,20 +1,21 @@
-"""Read the sources that a profile names, whatever their columns are called, into one table of `problem`, `answer`, `solution`.
+"""Read the sources that a profile names, whatever their columns are called, into tables of the same columns.
 
-Files (.jsonl, .csv, .parquet), folders of them as Kaggle attaches, folders saved by `datasets`, hub ids, built-in problems,
-and mixtures of all these. Out of scope: streaming; a set must fit into memory.
+Files (.jsonl, .csv, .parquet), folders of them as Kaggle attaches or as copied from the hub, folders saved
+by `datasets`, hub ids, built-in problems, and mixtures of all these. Out of scope: streaming; a set must fit
+into memory.
 """
 
-import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from aimo.config import Columns, Set, Source, resolve
-from aimo.data import builtin
+from aimo.data import builtin, files, folders
+from aimo.data.presets import PRESETS, Preset
 from aimo.errors import AimoError
 
 SCHEMA = {
@@ -27,54 +28,14 @@ SCHEMA = {
     "verification_info": pl.String,
     "source": pl.String,
 }
-LINES = 50_000  # rows that are Python objects at one time
-
-
-@dataclass(frozen=True)
-class Preset:
-    """What a hub id says about its columns."""
-
-    columns: Columns
-    subset: str | None = None
-    split: str | None = None
-
-
-TRACES = Columns(answer="expected_answer", solution="generated_solution", pass_rate="pass_rate_72b_tir")
-# A local copy takes the same by `preset: ID`.
-PRESETS = {
-    "open-r1/OpenR1-Math-220k": Preset(
-        Columns(
-            solution="generations",
-            correct="correctness_math_verify",
-            complete="is_reasoning_complete",
-            kind="question_type",
-        ),
-        "default",
-    ),
-    "open-r1/Mixture-of-Thoughts": Preset(Columns(answer=None, messages="messages"), "math"),
-    "open-r1/DAPO-Math-17k-Processed": Preset(Columns(problem="prompt", answer="solution"), "all"),
-    "unsloth/OpenMathReasoning-mini": Preset(TRACES, split="cot"),
-    "nvidia/OpenMathReasoning": Preset(TRACES, split="cot"),
-    "AI-MO/NuminaMath-1.5": Preset(
-        Columns(
-            solution="solution",
-            correct="solution_is_valid",
-            complete="problem_is_valid",
-            kind="question_type",
-        )
-    ),
-    "GAIR/LIMO": Preset(Columns(problem="question", solution="solution")),
-    "simplescaling/s1K-1.1": Preset(
-        Columns(problem="question", answer="solution", solution="deepseek_thinking_trajectory")
-    ),
-    "openai/gsm8k": Preset(Columns(problem="question", solution="answer"), "main"),
-}
+"""The columns of every table; a column that a source does not have is null."""
 
 
 def load(wanted: Set, seed: int, where: str) -> tuple[pl.DataFrame, Counter[str]]:
-    """The rows of a set with the columns of SCHEMA, and what was lost in reading; `where` names the set in errors.
+    """The rows of a set with the columns of SCHEMA, and the number of corrupt lines that were skipped.
 
-    A mixture is shuffled together (Open-R1's dataset mixtures); sources with a worked solution do not mix with others.
+    `where` is the set's key in the profile, for errors. The parts of a mixture are shuffled together
+    (Open-R1's dataset mixtures); sources with a worked solution do not mix with others.
     """
     if not wanted.mixture:
         return load_source(wanted, seed, where)
@@ -83,11 +44,12 @@ def load(wanted: Set, seed: int, where: str) -> tuple[pl.DataFrame, Counter[str]
         rows, missing = load_source(source, seed, f"{where}.mixture.{i}")
         parts.append(rows)
         lost += missing
-    for i, rows in enumerate(parts):
+    for source, rows in zip(wanted.mixture, parts, strict=True):
         if has_solutions(rows) != has_solutions(parts[0]):
-            lacking, other = (i, 0) if has_solutions(parts[0]) else (0, i)
+            pair = [wanted.mixture[0].source, source.source]
+            has, lacks = pair if has_solutions(parts[0]) else pair[::-1]
             raise AimoError(
-                f"{where}.mixture: {wanted.mixture[other].source} has the column solution and {wanted.mixture[lacking].source} has not; "
+                f"{where}.mixture: {has} has the column solution and {lacks} has not; "
                 "map columns.solution in both or in none"
             )
     return pl.concat(parts).sample(fraction=1.0, shuffle=True, seed=seed), lost
@@ -99,220 +61,191 @@ def has_solutions(rows: pl.DataFrame) -> bool:
 
 
 def load_source(source: Source, seed: int, where: str) -> tuple[pl.DataFrame, Counter[str]]:
-    """One source's rows; AimoError names a file or a column that is not there."""
+    """One source's rows with the columns of SCHEMA, and the number of corrupt lines that were skipped.
+
+    AimoError names the file, subset, split or column that is not there.
+    """
     lost = Counter[str]()
     if source.source == "builtin":
-        assert source.rows is not None
-        drawn = builtin.generate(source.rows, source.split or "train", f"{where.split('.')[1]}-{seed}")  # type: ignore[arg-type]
-        rows = pl.DataFrame(
-            {
-                "problem": [p.problem for p in drawn],
-                "answer": [str(p.answer) for p in drawn],
-                "solution": [p.solution for p in drawn],
-            }
-        )
+        rows = builtin_rows(source, seed, where)
     else:
-        source = with_preset(source, where)
-        rows = standard(read(source, lost, where), source, where)
-    rows = rows.select(
-        *(
-            pl.col(c).cast(t) if c in rows.columns else pl.lit(None, t).alias(c)
-            for c, t in SCHEMA.items()
-            if c != "source"
-        ),
-        pl.lit(source.source).alias("source"),
-    )
+        preset = preset_of(source, where)
+        source = replace(source, columns=source.columns or preset.columns)
+        rows = standard(read(source, preset, lost, where), source, where)
+    here = [pl.col(c).cast(t) for c, t in SCHEMA.items() if c in rows.columns]
+    missing = [pl.lit(None, t).alias(c) for c, t in SCHEMA.items() if c not in rows.columns]
+    rows = rows.select(*here, *missing).with_columns(source=pl.lit(source.source)).select(list(SCHEMA))
     share = int(len(rows) * source.weight)
     keep = min(share, source.rows or share)
     return (rows.sample(keep, seed=seed, shuffle=True) if keep < len(rows) else rows), lost
 
 
-def with_preset(source: Source, where: str) -> Source:
-    """A source with the subset, split and columns of its preset where it says nothing itself."""
-    name = source.preset or source.source
-    if source.preset and name not in PRESETS:
-        raise AimoError(f"{where}.preset: {name!r} is not known: use one of {', '.join(PRESETS)}, or columns")
-    known = PRESETS.get(name, Preset(Columns()))
-    return replace(
-        source,
-        subset=source.subset or known.subset,
-        split=source.split or known.split,
-        columns=source.columns or known.columns,
+def builtin_rows(source: Source, seed: int, where: str) -> pl.DataFrame:
+    """Built-in problems; each set of a profile draws its own."""
+    assert source.rows is not None
+    name = where.split(".")[1]
+    drawn = builtin.generate(source.rows, source.split or "train", f"{name}-{seed}")  # type: ignore[arg-type]
+    return pl.DataFrame(
+        {
+            "problem": [p.problem for p in drawn],
+            "answer": [str(p.answer) for p in drawn],
+            "solution": [p.solution for p in drawn],
+        }
     )
+
+
+def preset_of(source: Source, where: str) -> Preset:
+    """What is known of a source by its id or its `preset`; columns of our own names where nothing is."""
+    if source.preset and source.preset not in PRESETS:
+        known = ", ".join(PRESETS)
+        raise AimoError(f"{where}.preset: {source.preset!r} is not known: use one of {known}, or columns")
+    return PRESETS.get(source.preset or source.source, Preset(Columns()))
 
 
 def column_map(columns: Columns) -> dict[str, str]:
     """Role to column, for the roles that a source has."""
-    named = {f.name: getattr(columns, f.name) for f in fields(columns) if getattr(columns, f.name)}  # type: ignore[arg-type]
-    if columns.messages:
-        named = {role: column for role, column in named.items() if role not in ("problem", "solution")}
-    return named
+    named = {f.name: getattr(columns, f.name) for f in fields(columns)}  # type: ignore[arg-type]
+    unused = ("problem", "solution") if columns.messages else ()
+    return {role: column for role, column in named.items() if column and role not in unused}
 
 
-def read(source: Source, lost: Counter[str], where: str) -> pl.DataFrame:
+def read(source: Source, preset: Preset, lost: Counter[str], where: str) -> pl.DataFrame:
     """The mapped columns of a source as they are."""
-    assert source.columns
-    path, wanted = resolve(source.source), sorted(set(column_map(source.columns).values()))
-    try:
-        saved_by_datasets = any((path / name).exists() for name in ("state.json", "dataset_dict.json"))
-        if path.suffix in READERS or (path.is_dir() and not saved_by_datasets):
-            files = data_files(path, source, where)
-            tables = [READERS[file.suffix](file, wanted, source, lost, where) for file in files]
-            return pl.concat(tables, how="vertical_relaxed")
-        import datasets
-
-        if path.is_dir():
-            saved = datasets.load_from_disk(str(path))
-            table = saved[source.split or "train"] if isinstance(saved, datasets.DatasetDict) else saved
-        else:
-            table = datasets.load_dataset(source.source, source.subset, split=source.split or "train")
-        require(wanted, table.column_names, source, where)
-        return table.select_columns(wanted).to_polars()
-    except AimoError:
-        raise
-    except Exception as e:  # polars, pyarrow and the hub client raise many kinds
-        reason = " ".join(str(e).split())[:200]
-        what = (
-            f"{path} cannot be read"
-            if path.exists()
-            else f"{source.source!r} is no file here and no dataset on the hub"
-        )
-        raise AimoError(f"{where}.source: {what} ({reason})") from None
-
-
-def data_files(path: Path, source: Source, where: str) -> list[Path]:
-    """The files of one kind in a folder, those of the split where names tell; or the file itself."""
+    path = resolve(source.source)
     if not path.exists():
-        raise AimoError(f"{where}.source: {path} does not exist")
-    files = sorted(f for f in path.rglob("*") if f.suffix in READERS) if path.is_dir() else [path]
-    named = [f for f in files if path.is_dir() and (source.split or "train") in str(f.relative_to(path))]
-    files = named or files
-    if len({f.suffix for f in files}) != 1:
-        found = ", ".join(sorted({f.suffix for f in files})) or "none"
-        raise AimoError(
-            f"{where}.source: {path} must hold .jsonl, .csv or .parquet files of one kind; found {found}; name one file"
-        )
-    return files
-
-
-def require(wanted: Iterable[str], have: Iterable[str], source: Source, where: str) -> None:
-    """Refuse a source that lacks a mapped column."""
-    assert source.columns
-    have = list(have)
-    for role, column in column_map(source.columns).items():
-        if column in wanted and column not in have:
-            raise AimoError(
-                f"{where}.columns.{role}: {source.source} has no column {column!r}; it has {', '.join(have) or 'none'}"
-            )
-
-
-def read_csv(path: Path, wanted: list[str], source: Source, _: Counter[str], where: str) -> pl.DataFrame:
-    """A CSV file; every cell is text."""
-    require(wanted, pl.read_csv(path, n_rows=0, infer_schema=False).columns, source, where)
-    return pl.read_csv(path, columns=wanted, infer_schema=False)
-
-
-def read_parquet(path: Path, wanted: list[str], source: Source, _: Counter[str], where: str) -> pl.DataFrame:
-    """A Parquet file."""
-    require(wanted, pl.read_parquet_schema(path), source, where)
-    return pl.read_parquet(path, columns=wanted)
-
-
-def read_jsonl(path: Path, wanted: list[str], source: Source, lost: Counter[str], where: str) -> pl.DataFrame:
-    """A file of JSON objects, whose values may differ in type from line to line."""
-    found: dict[str, None] = {}
-    tables: list[pl.DataFrame] = []
-    for rows in batches(objects(path, source, lost, where)):
-        for row in rows:
-            found |= dict.fromkeys(row)
-        tables.append(pl.DataFrame([column(name, [row.get(name) for row in rows]) for name in wanted]))
-    require(wanted, found, source, where)
+        if path.suffix in folders.KINDS or source.source.startswith(("/", ".")):
+            raise AimoError(f"{where}.source: {path} does not exist")
+        return read_hub(source, preset, where)
+    if source.revision:
+        raise AimoError(f"{where}.revision: {path} is here and not on the hub; leave the key out")
+    if any((path / name).exists() for name in ("state.json", "dataset_dict.json")):
+        return read_saved(path, source, preset, where)
+    roles = column_map(source.columns or preset.columns)
+    found = chosen_files(path, source, preset, where)
+    tables = [files.read(file, roles, source.corrupt_lines, lost, where) for file in found]
     return pl.concat(tables, how="vertical_relaxed")
 
 
-def objects(path: Path, source: Source, lost: Counter[str], where: str) -> Iterator[dict[str, Any]]:
-    """The objects of a .jsonl file; a corrupt line is refused or counted."""
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                row = json.loads(line) if line.strip() else None
-                if row is not None and not isinstance(row, dict):
-                    raise ValueError(f"a {type(row).__name__}, not an object")
-            except (ValueError, RecursionError) as e:
-                if source.corrupt_lines == "refuse":
-                    reason = f"line {number} is not a JSON object: {e}; mend it, or set {where}.corrupt_lines: skip"
-                    raise AimoError(f"{where}.source: {path} cannot be read ({reason})") from None
-                lost["corrupt line"] += 1
-            else:
-                if row is not None:
-                    yield row
+def chosen_files(path: Path, source: Source, preset: Preset, where: str) -> list[Path]:
+    """The file itself, or the files of a folder's subset and split, which must be of one kind."""
+    if path.is_file():
+        for key in ("subset", "split"):
+            if getattr(source, key) is not None:
+                raise AimoError(f"{where}.{key}: {path} is one file; leave the key out, or name its folder")
+        found = [path]
+    else:
+        subsets = folders.files_of(path, source.split)
+        usual = preset.subset if preset.subset in subsets else "default"
+        splits = (
+            folders.choose(subsets, source.subset, usual, f"{where}.subset", str(path)) if subsets else {}
+        )
+        usual = preset.split if preset.split in splits else "train"
+        found = folders.choose(splits, source.split, usual, f"{where}.split", str(path)) if splits else []
+    kinds = sorted({file.suffix for file in found})
+    if len(kinds) != 1 or kinds[0] not in folders.KINDS:
+        raise AimoError(
+            f"{where}.source: {path} must hold .jsonl, .csv or .parquet files of one kind; "
+            f"found {', '.join(kinds) or 'none'}; name one file"
+        )
+    return found
 
 
-def batches(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    """Rows in lists of LINES, so that few of them are Python objects at a time."""
-    batch: list[dict[str, Any]] = []
-    for row in rows:
-        batch.append(row)
-        if len(batch) == LINES:
-            yield batch
-            batch = []
-    yield batch
+def read_saved(path: Path, source: Source, preset: Preset, where: str) -> pl.DataFrame:
+    """The mapped columns of a folder that `datasets` saved."""
+    import datasets
+
+    if source.subset:
+        raise AimoError(f"{where}.subset: {path} was saved without subsets; leave the key out")
+    try:
+        saved = datasets.load_from_disk(str(path))
+    except Exception:  # pyarrow and datasets raise many kinds
+        raise AimoError(f"{where}.source: {path} cannot be read; save it again with save_to_disk") from None
+    splits = saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
+    usual = preset.split if preset.split in splits else "train"
+    table = folders.choose(splits, source.split, usual, f"{where}.split", str(path))
+    return mapped_columns(table, source, where)
 
 
-def column(name: str, values: list[Any]) -> pl.Series:
-    """Values of any type as text, or as lists where some are lists."""
-    if any(isinstance(v, list) for v in values):
-        return pl.Series(name, [v if isinstance(v, list) or v is None else [v] for v in values], strict=False)
-    return pl.Series(
-        name, [v if isinstance(v, str) or v is None else json.dumps(v) for v in values], dtype=pl.String
+def read_hub(source: Source, preset: Preset, where: str) -> pl.DataFrame:
+    """The mapped columns of a dataset on the hub, downloaded if need be."""
+    import datasets
+
+    subset, split = source.subset or preset.subset, source.split or preset.split or "train"
+    try:
+        table = datasets.load_dataset(source.source, subset, split=split, revision=source.revision)
+    except Exception as e:  # the hub client and datasets raise many kinds
+        raise AimoError(f"{where}.{why_not(e, source, subset, split)}") from None
+    return mapped_columns(table, source, where)
+
+
+def why_not(error: Exception, source: Source, subset: str | None, split: str) -> str:
+    """Why the hub did not give a dataset, and what to do, after the key of the profile."""
+    name = repr(source.source)
+    if "BuilderConfig" in str(error) or "Config name is missing" in str(error):
+        return f"subset: {name} has no subset {subset!r} on the hub, or has several; look at its page"
+    if "Unknown split" in str(error):
+        return f"split: {name} has no split {split!r} on the hub; look at its page"
+    if source.revision and "revision" in str(error).lower():
+        return f"revision: {name} has no revision {source.revision!r} on the hub, or no such dataset is there"
+    return (
+        f"source: {name} is no file here and no dataset that the hub gives; look at the name and the "
+        "network, and set HF_TOKEN for a private or gated one"
     )
 
 
-READERS: dict[str, Callable[[Path, list[str], Source, Counter[str], str], pl.DataFrame]] = {
-    ".csv": read_csv,
-    ".jsonl": read_jsonl,
-    ".parquet": read_parquet,
-}
+def mapped_columns(table: Any, source: Source, where: str) -> pl.DataFrame:
+    """The mapped columns of a `datasets.Dataset`."""
+    assert source.columns
+    roles = column_map(source.columns)
+    files.require(roles, table.column_names, source.source, where)
+    return table.select_columns(sorted(set(roles.values()))).to_polars()
 
 
 def standard(table: pl.DataFrame, source: Source, where: str) -> pl.DataFrame:
-    """Mapped columns under their roles: one row a trace, text as text, `correct` where a solution is right and complete."""
+    """Mapped columns under their roles: one row a trace, `correct` where it is right and complete."""
     assert source.columns
     roles = column_map(source.columns)
     rows = table.select(**{role: pl.col(column) for role, column in roles.items()})
     if "messages" in roles:
-        said = pl.col("messages").list
-        turn = pl.element().struct
-        rows = rows.with_columns(
-            problem=said.eval(turn.field("content").filter(turn.field("role") == "user")).list.first(),
-            solution=said.eval(turn.field("content").filter(turn.field("role") == "assistant")).list.last(),
-        ).drop("messages")
+        rows = with_messages(rows)
     flags = [role for role in ("correct", "complete") if role in roles]
     if isinstance(rows.schema.get("solution"), pl.List):
-        # A flag that is missing for some trace is a flag for none: nothing unverified gets through.
-        number = pl.col("solution").list.len()
-        unknown = pl.lit("").repeat_by(number)
-        texts = [pl.col(f).cast(pl.List(pl.String)).alias(f) for f in flags]
-        rows = rows.with_columns(texts).with_columns(
-            pl.when(pl.col(f).list.len() == number).then(pl.col(f)).otherwise(unknown) for f in flags
-        )
-        rows = rows.explode("solution", *flags)
+        rows = one_row_a_trace(rows, flags)
     if isinstance(rows.schema.get("verification_info"), pl.Struct):
         rows = rows.with_columns(pl.col("verification_info").struct.json_encode())
-    for role in rows.columns:
-        kind = rows.schema[role]
+    for role, kind in rows.schema.items():
         if isinstance(kind, pl.List | pl.Struct | pl.Array | pl.Object) or kind == pl.Binary:
-            raise AimoError(
-                f"{where}.columns.{role}: {source.source} holds {kind} in {roles.get(role, 'messages')!r}, not text"
-            )
-    right = [
-        pl.col(f).cast(pl.String).str.to_lowercase().is_in(["true", "yes", "1"]).fill_null(False)
-        for f in flags
-    ]
-    if right:
-        rows = rows.with_columns(correct=pl.all_horizontal(right))
+            column = roles.get(role, "messages")
+            raise AimoError(f"{where}.columns.{role}: {source.source} holds {kind} in {column!r}, not text")
+    if flags:
+        rows = rows.with_columns(correct=pl.all_horizontal(is_true(flag) for flag in flags))
     if "answer" not in roles and "solution" in rows.columns:
         rows = rows.with_columns(answer=pl.col("solution"))
-    return rows.with_columns(
-        pl.col("pass_rate").cast(pl.Float64, strict=False) if "pass_rate" in roles else []
-    )
+    if "pass_rate" in roles:
+        rows = rows.with_columns(pl.col("pass_rate").cast(pl.Float64, strict=False))
+    return rows
+
+
+def with_messages(rows: pl.DataFrame) -> pl.DataFrame:
+    """A conversation's first question as the problem, and its last reply as the solution."""
+    said, turn = pl.col("messages").list, pl.element().struct
+    questions = said.eval(turn.field("content").filter(turn.field("role") == "user"))
+    replies = said.eval(turn.field("content").filter(turn.field("role") == "assistant"))
+    return rows.with_columns(problem=questions.list.first(), solution=replies.list.last()).drop("messages")
+
+
+def one_row_a_trace(rows: pl.DataFrame, flags: Iterable[str]) -> pl.DataFrame:
+    """A row for each of the solutions in a list, with its own flags.
+
+    A flag that is missing for some trace is a flag for none: nothing unverified gets through.
+    """
+    number = pl.col("solution").list.len()
+    texts = [pl.col(flag).cast(pl.List(pl.String)) for flag in flags]
+    unknown = pl.lit("").repeat_by(number)
+    whole = [pl.when(pl.col(f).list.len() == number).then(pl.col(f)).otherwise(unknown) for f in flags]
+    return rows.with_columns(texts).with_columns(whole).explode("solution", *flags)
+
+
+def is_true(flag: str) -> pl.Expr:
+    """Whether a flag's text says yes; a missing one does not."""
+    return pl.col(flag).cast(pl.String).str.to_lowercase().is_in(["true", "yes", "1"]).fill_null(False)
