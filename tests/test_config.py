@@ -122,7 +122,7 @@ def test_each_stage_may_be_left_out_and_starts_from_the_last_one_trained_before_
             lambda text: text.replace("seed: 0", "seed: 2024-01-01"),
             "seed: should be .* integer, not '2024-01-01'",
         ),
-        (lambda text: text.replace("seed: 0", "seed: 0\nseed: 1"), "'seed' stands twice.*line"),
+        (lambda text: text.replace("seed: 0", "seed: 0\nseed: 1"), "'seed' occurs twice.*line"),
         (lambda text: text.replace("seed: 0", "seed: &a [*a]"), "plain keys and values"),
         (lambda text: text.replace("seed: 0", "1: 2"), "1: unknown key"),
         (lambda text: text.replace("seed: 0", "? {a: 1}\n: 2"), "not valid YAML"),

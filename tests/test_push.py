@@ -1,4 +1,4 @@
-"""Pushing a finished model, with the hub's and Kaggle's clients as the border."""
+"""Pushing a finished model, with fakes in place of the hub's and Kaggle's clients."""
 
 import sys
 import types
@@ -73,12 +73,12 @@ def test_a_model_is_pushed_to_where_the_profile_says_and_nowhere_else(clients, t
         ("push_to_kaggle", Kaggle, ("token", False), "Kaggle token"),
     ],
 )
-def test_a_push_that_is_refused_names_the_token_and_where_the_model_is_safe(
+def test_a_push_that_is_refused_names_the_token_and_where_the_model_is_kept(
     clients, monkeypatch, tmp_path, key, client, value, told
 ):
     monkeypatch.setattr(client, *value)
     with pytest.raises(
-        AimoError, match=rf"training\.{key}: 'me/m' was refused .*{told}.* safe in {tmp_path}"
+        AimoError, match=rf"training\.{key}: 'me/m' was refused .*{told}.* kept in {tmp_path}"
     ) as e:
         hub.push(tmp_path, profile(f"training.{key}=me/m"))
     assert "\n" not in str(e.value)

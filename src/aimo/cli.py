@@ -21,7 +21,7 @@ HELP = """From a base model to an AI Mathematical Olympiad submission: data, SFT
 
 Start with `aimo run --profile tiny`, which takes minutes on a CPU.
 `aimo COMMAND --help` lists the options of a command.
-Exit codes: 0 done, 1 a stage or the engine failed, 2 something that you can put right, told in one line.
+Exit codes: 0 done, 1 a stage or the engine failed, 2 something that you can fix, explained in one line.
 """
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 kernel = typer.Typer(no_args_is_help=True, help="Build Kaggle kernels.")
@@ -52,7 +52,7 @@ def run(
         str | None,
         typer.Option(
             "--from",
-            help=f"Do this stage and those after it again ({', '.join(STAGES)}), or go on from a "
+            help=f"Do this stage and those after it again ({', '.join(STAGES)}), or continue from a "
             "checkpoint, such as sft/checkpoint-50.",
         ),
     ] = None,
@@ -72,7 +72,7 @@ def run(
 
         folder = pipeline.run(profile, run_dir, set_, test=test, from_stage=from_, until=until)
     except KeyboardInterrupt:
-        raise AimoError("interrupted; run the same command again to go on") from None
+        raise AimoError("interrupted; run the same command again to continue") from None
     if rows := figures(folder):
         Console().print(figures_table(rows))
     if (folder / STAGES["inference"].product).exists():
@@ -166,13 +166,13 @@ def solve(
         raise AimoError(f"--out {out}: the answers go to a .csv or a .parquet file")
     if not target.absolute().parent.is_dir():
         raise AimoError(f"--out {out}: its folder does not exist; make it first")
-    read_questions(test)  # its faults are told before the model is loaded
+    read_questions(test)  # its faults are reported before the model is loaded
     check_model_folder(Path(model))
     of_profile, of_command = solver_settings(profile, set_ or [], samples, vllm or [])
     of_engine = adapter or {"vllm", "gpu_memory"} & of_command.keys()
     if server and of_engine:
         raise AimoError(
-            "--server goes without --adapter, --vllm and inference.gpu_memory: give them to `vllm serve`"
+            "--server cannot be combined with --adapter, --vllm or inference.gpu_memory: give them to `vllm serve`"
         )
     settings = resolve(model, of_profile, of_command)
     try:

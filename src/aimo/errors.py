@@ -8,7 +8,7 @@ __all__ = ["AimoError", "EngineError", "StageError", "explain", "explain_exit"]
 
 
 class StageError(Exception):
-    """A stage that failed otherwise: the message names it and where the traceback is. Exit code 1."""
+    """A stage failed for another reason: the message names it and where the traceback is. Exit code 1."""
 
 
 # What a signal that ended a stage's process means, and what to do.
@@ -24,7 +24,7 @@ REMEDIES = {
 def explain_exit(status: int | None) -> str:
     """How a process ended, by its exit status (negative for a signal), the likely cause and the remedy."""
     if status is None or status >= 0:
-        return f"ended with exit status {status}; run again, it goes on from the last checkpoint"
+        return f"ended with exit status {status}; run again, it continues from the last checkpoint"
     cause = REMEDIES.get(signal.Signals(-status), "a signal from outside")
-    again = "Run again, it goes on from the last checkpoint"
+    again = "Run again, it continues from the last checkpoint"
     return f"was ended by {signal.Signals(-status).name}, {cause}. {again}"

@@ -1,4 +1,4 @@
-"""Models that come from the Hugging Face hub, and finished ones that go to it or to Kaggle."""
+"""Download base models from the Hugging Face hub; push finished models to it or to Kaggle."""
 
 import json
 from pathlib import Path
@@ -46,7 +46,7 @@ def trained_on(adapter: Path) -> str:
 def push(folder: Path, profile: Profile) -> str:
     """Push a finished model folder to where `training.push_to_hub` and `push_to_kaggle` say.
 
-    Returns where it lies now, in a line; AimoError when it is refused.
+    Returns a line with its new address; AimoError when it is refused.
     """
     to = profile.training
     done = []
@@ -60,8 +60,8 @@ def push(folder: Path, profile: Profile) -> str:
         except Exception as e:  # the hub client raises many kinds
             reason = " ".join(str(e).split())[:200]
             raise AimoError(
-                f"training.push_to_hub: {to.push_to_hub!r} was refused ({reason}); look at HF_TOKEN. "
-                f"The model is safe in {folder}"
+                f"training.push_to_hub: {to.push_to_hub!r} was refused ({reason}); check HF_TOKEN. "
+                f"The model is kept in {folder}"
             ) from None
     if to.push_to_kaggle:
         try:
@@ -77,6 +77,6 @@ def push(folder: Path, profile: Profile) -> str:
             reason = " ".join(str(e).split())[:200]
             raise AimoError(
                 f"training.push_to_kaggle: {to.push_to_kaggle!r} was refused ({reason}); create the "
-                f"variation and look at the Kaggle token. The model is safe in {folder}"
+                f"variation and check the Kaggle token. The model is kept in {folder}"
             ) from None
     return ", ".join(done)

@@ -1,4 +1,4 @@
-"""What this machine has: its device, and the versions of the packages that a result depends on."""
+"""The machine: its device, and the versions of the packages that a result depends on."""
 
 import importlib.metadata
 import platform
@@ -21,7 +21,7 @@ PACKAGES = [
 
 
 def has_gpu() -> bool:
-    """Whether there is an NVIDIA GPU: the question by which `make setup` picks its lock file."""
+    """Whether there is an NVIDIA GPU: `make setup` picks its lock file in the same way."""
     return (
         bool(shutil.which("nvidia-smi"))
         and subprocess.run(["nvidia-smi", "-L"], capture_output=True).returncode == 0
@@ -42,7 +42,7 @@ def versions() -> dict[str, str]:
 
 
 def device() -> str:
-    """The device in words."""
+    """A description of the device."""
     import torch
 
     if torch.cuda.is_available():

@@ -1,6 +1,6 @@
-"""The pipeline: papermill over the notebooks of a profile's stages. A second start goes on where it stopped.
+"""The pipeline: papermill over the notebooks of a profile. Started again, it continues where it stopped.
 
-Out of scope: stages side by side.
+Out of scope: stages in parallel.
 """
 
 import json
@@ -36,9 +36,9 @@ def run(
     """Execute the stages that are not finished yet, then write the report; returns the run's folder.
 
     `from_stage` does this stage and those after it again; with a checkpoint, such as `sft/checkpoint-50`,
-    it goes on from there. `until` ends after a stage.
+    it continues from there. `until` ends after a stage.
 
-    AimoError for what a user can put right, StageError for what else ends a stage.
+    Raises AimoError for what the user can fix, StageError for any other failure of a stage.
     """
     overrides = list(overrides or [])
     if test is not None:
@@ -66,7 +66,7 @@ def run(
 
 
 def check(profile: Profile, folder: Path, from_stage: str | None, until: str | None) -> None:
-    """Refuse, before anything is made, what would fail later."""
+    """Check the arguments before anything is written."""
     redo, _, checkpoint = (from_stage or "").partition("/")
     stages = profile.stages
     for option, given, stage in (("--from", from_stage, redo), ("--until", until, until)):
@@ -98,8 +98,8 @@ def execute_all(stages: tuple[str, ...], folder: Path, profile: Profile) -> None
             display.finish(stage, f"finished in {seconds:.0f} s")
 
 
-class Kernel(AsyncKernelManager):
-    """A kernel that tells, after its death, how its process ended."""
+class JupyterKernel(AsyncKernelManager):
+    """A Jupyter kernel that keeps its process's exit status."""
 
     exit_status: ClassVar[int | None] = None
     """Of the last kernel that died; negative for a signal."""
@@ -107,16 +107,16 @@ class Kernel(AsyncKernelManager):
     async def _async_is_alive(self) -> bool:
         alive = await super()._async_is_alive()
         if not alive and self.provisioner:
-            Kernel.exit_status = await self.provisioner.poll()
+            JupyterKernel.exit_status = await self.provisioner.poll()
         return alive
 
 
 def execute(stage: str, folder: Path) -> None:
-    """Run one stage's notebook in a fresh kernel; AimoError carries on what went wrong inside it."""
+    """Run one stage's notebook in a fresh kernel; an AimoError raised inside it is raised again."""
     import papermill
     from nbclient.exceptions import DeadKernelError
 
-    # papermill warns that it cannot parse a list as a parameter, and need not.
+    # papermill warns that it cannot parse a list as a parameter, and does not have to.
     logging.getLogger("papermill").setLevel(logging.ERROR)
     executed = folder / "notebooks" / f"{STAGES[stage].notebook}.ipynb"
     log = executed.with_suffix(".log")
@@ -127,7 +127,7 @@ def execute(stage: str, folder: Path) -> None:
                 executed,
                 parameters={"profile": str(folder / "profile.yaml"), "run_dir": str(folder)},
                 kernel_name="python3",
-                kernel_manager_class=Kernel,
+                kernel_manager_class=JupyterKernel,
                 progress_bar=False,
                 start_timeout=600,
                 extra_arguments=["--IPKernelApp.log_level=40"],
@@ -135,11 +135,11 @@ def execute(stage: str, folder: Path) -> None:
     except papermill.PapermillExecutionError as e:
         raise explained(e, stage, executed) from None
     except DeadKernelError:
-        how = explain_exit(Kernel.exit_status)
-        raise StageError(f"stage {stage}: its process {how}. What it said last is in {log}") from None
+        how = explain_exit(JupyterKernel.exit_status)
+        raise StageError(f"stage {stage}: its process {how}. its last output is in {log}") from None
     except OSError as e:
         raise AimoError(
-            f"stage {stage}: {e.strerror or e} in {folder}; put it right and run again, it goes on from there"
+            f"stage {stage}: {e.strerror or e} in {folder}; fix that and run again, it continues there"
         ) from None
     to_html(executed)
 
@@ -151,7 +151,7 @@ def explained(error: Any, stage: str, executed: Path) -> Exception:
     if "No space left on device" in error.evalue or "os error 28" in error.evalue:
         return AimoError(
             f"stage {stage}: no space left in {executed.parents[1]}; "
-            "free some and run again, it goes on from there"
+            "free some and run again, it continues there"
         )
     said = error.evalue.partition("\n")[0]
     return StageError(f"stage {stage} failed with {error.ename}: {said}; its traceback is in {executed}")
@@ -188,6 +188,6 @@ def forget(folder: Path, redo: str, checkpoint: str) -> None:
         else:
             shutil.rmtree(folder / stage, ignore_errors=True)
         recorded["stages"].pop(stage, None)
-    for name in ("submission.parquet", "report.html"):
+    for name in ("submission.parquet", "submission.settings.json", "report.html"):
         (folder / name).unlink(missing_ok=True)
     write_json(folder / "metrics.json", recorded)

@@ -1,4 +1,4 @@
-"""How far a run is: a line a stage, drawn from what its notebook reports."""
+"""The progress of a run: one line for each stage, from what its notebook reports."""
 
 import json
 import threading
@@ -9,7 +9,7 @@ from aimo.config import Profile
 
 
 class Display:
-    """A line a stage, with its steps, the time spent and the time left.
+    """One line for each stage, with its steps, the time spent and the time left.
 
     Where there is no terminal, a plain line at most every 20 s.
     """

@@ -1,10 +1,11 @@
-"""A run's folder: what lies where, how a stage begins and how it reports.
+"""A run's folder: its files, how a stage begins, and how it reports.
 
     RUN/profile.yaml          the resolved profile
     RUN/notebooks/            executed notebooks and their HTML
     RUN/STAGE/                what each stage makes: rows, checkpoints and model, evaluation and answers
     RUN/metrics.json          the record of each finished stage
-    RUN/report.html, RUN/submission.parquet
+    RUN/submission.parquet    the answers; the settings they were made with in submission.settings.json
+    RUN/report.html, RUN/lock
 
 A stage is finished when metrics.json has its record. `Run.finish`, the last call of each notebook, writes it.
 """
@@ -41,7 +42,7 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        """Where this stage keeps what it makes."""
+        """The folder of this stage; created if need be."""
         folder = self.dir / self.stage
         folder.mkdir(exist_ok=True)
         return folder
@@ -65,7 +66,7 @@ class Run:
         return {name: self.model_of(name) for name in ("base", *self.profile.trained)}
 
     def progress(self, step: int, total: int) -> None:
-        """Tell the pipeline how far this stage is."""
+        """Report the progress of this stage to the pipeline."""
         write_json(self.dir / "progress.json", {"stage": self.stage, "step": step, "total": total})
 
     def data_hash(self) -> dict[str, str]:
@@ -177,7 +178,7 @@ def lock(folder: Path) -> None:
     except (BlockingIOError, PermissionError):
         file.seek(0)
         raise AimoError(
-            f"run folder {folder}: process {file.read().strip()} is at work in it; wait for it or end it, "
+            f"run folder {folder}: process {file.read().strip()} is working in it; wait for it or end it, "
             f"or take another {option('run_dir')}"
         ) from None
     file.truncate(0)
@@ -218,12 +219,12 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """A JSON file, written whole or not at all."""
+    """Write a JSON file atomically: it is complete or does not exist."""
     write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_whole(path: Path, text: str) -> None:
-    """A text file, written whole or not at all."""
+    """Write a text file atomically: it is complete or does not exist."""
     partial = path.with_suffix(".partial")
     partial.write_text(text)
     partial.replace(path)

@@ -18,13 +18,13 @@ class Profile:
     """All settings of a run. A stage without a section is left out; inference is always done."""
 
     profile: str
-    """The profile's name: the file's name without `.yaml`."""
+    """The profile's name; the file's name without `.yaml` when it is left out."""
     model: Model
     """The base model."""
     seed: NonNegative = 0
     """Every random choice of a run follows from it."""
     prompt: Prompt = field(default_factory=Prompt)
-    """How a problem is put to the model."""
+    """Tags, system prompt and chat template."""
     data: Data | None = None
     """The sets to train and measure on. Needed by every stage that trains."""
     sft: Sft | None = None
@@ -36,7 +36,7 @@ class Profile:
     inference: Inference = field(default_factory=Inference)
     """How the test file is answered."""
     training: Training = field(default_factory=Training)
-    """What guards and records every stage that trains."""
+    """Limits and logging of every trained stage."""
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -72,7 +72,7 @@ class Profile:
 
     @model_validator(mode="after")
     def check(self) -> "Profile":
-        """Refuse what the types alone allow."""
+        """Check what the types cannot express."""
         for name in self.trained:
             self.check_trained(name)
         if self.sft and self.sft.eval_steps and not self.data.sft.test_split:  # type: ignore[union-attr]
@@ -85,7 +85,7 @@ class Profile:
         return self
 
     def check_trained(self, name: str) -> None:
-        """Refuse a trained stage without the rows it needs."""
+        """Check that a trained stage has the rows it needs."""
         rows = TRAINED[name].trains_on
         assert rows
         if not getattr(self.data, rows, None):

@@ -69,7 +69,7 @@ OTHER_NAMES = {
 
 
 class Loader(yaml.SafeLoader):
-    """YAML as people read it: `5e-6` is a number, a date is text, and a key that stands twice is an error."""
+    """YAML in which `5e-6` is a number, a date is a text, and a repeated key is an error."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012
         first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
@@ -81,7 +81,7 @@ class Loader(yaml.SafeLoader):
         names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         for name in names:
             if names.count(name) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"{name!r} stands twice", node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"{name!r} occurs twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -104,7 +104,7 @@ def load(profile: str | Path, overrides: list[str] | None = None) -> Profile:
 
 
 def read_values(profile: str | Path, overrides: list[str] | None = None) -> dict[str, Any]:
-    """The keys that a profile's file and the overrides have, not yet checked."""
+    """The values of a profile's file and the overrides, not yet checked."""
     path = Path(profile) if str(profile).endswith((".yaml", ".yml")) else PROFILES / f"{profile}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
@@ -123,7 +123,7 @@ def read_values(profile: str | Path, overrides: list[str] | None = None) -> dict
         raise AimoError(f"profile {path}: expected keys and values; start from {PROFILES / 'tiny.yaml'}")
     for override in overrides or []:
         set_key(values, override)
-    return values
+    return {"profile": path.stem} | values
 
 
 def set_key(values: dict[str, Any], override: str, option: str = "--set") -> None:
@@ -147,23 +147,23 @@ def set_key(values: dict[str, Any], override: str, option: str = "--set") -> Non
 def parse(values: dict[str, Any], where: str) -> Profile:
     """Validate nested values into a Profile; one AimoError names every bad key."""
     try:
-        # By way of JSON: from Python objects, pydantic's strict mode takes no dict for a section.
+        # As JSON: from Python objects, pydantic's strict mode accepts no dict for a section.
         return TypeAdapter(Profile).validate_json(json.dumps(values, default=str))
     except ValidationError as e:
-        raise AimoError(f"{where}: " + "; ".join(map(tell, e.errors()))) from None
+        raise AimoError(f"{where}: " + "; ".join(map(describe, e.errors()))) from None
     except (TypeError, ValueError) as e:  # a key that is no text, a list that holds itself
         raise AimoError(f"{where}: {e}; use plain keys and values") from None
 
 
-def tell(error: Any) -> str:
+def describe(error: Any) -> str:
     """One pydantic error in words; an unknown key with the one that was meant."""
     if error["type"] != "unexpected_keyword_argument":
         return explain(error)
     key = ".".join(map(str, error["loc"]))
-    return f"{key}: unknown key{meant(key)}"
+    return f"{key}: unknown key{suggest(key)}"
 
 
-def meant(key: str) -> str:
+def suggest(key: str) -> str:
     """What an unknown dotted key is called here: another library's name, another section's, or misspelt."""
     known = list(keys())
     section, _, name = key.rpartition(".")
