@@ -1,6 +1,5 @@
 import json
 
-import datasets
 import polars as pl
 import pytest
 import yaml
@@ -9,7 +8,7 @@ from conftest import TINY
 from aimo import config
 from aimo.data import prepare
 from aimo.errors import AimoError
-from aimo.training import models
+from aimo.inference import model_folder
 
 ROWS = [
     {"question": "What is 1 + 1?", "reply": "1 + 1 = <<1+1=2>>2\n#### 2"},
@@ -32,7 +31,7 @@ def profile(tmp_path, source, **columns):
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return models.load_tokenizer(TINY, config.load("tiny"))
+    return model_folder.load_tokenizer(TINY)
 
 
 def prepared(p, tokenizer):
@@ -154,18 +153,92 @@ TRACES = [
     [
         ("first", True, TRACES[:1]),
         ("shortest", True, TRACES[1:2]),
-        ("shortest", False, TRACES[1:2]),
         ("all", True, TRACES[:2]),
+        ("first", False, TRACES[:1]),
+        ("shortest", False, TRACES[1:2]),
+        ("all", False, TRACES[:2]),
     ],
 )
-def test_one_right_trace_a_problem_or_all(tmp_path, tokenizer, traces, told, solutions):
+def test_one_right_trace_a_problem_or_all_with_and_without_a_verdict(
+    tmp_path, tokenizer, traces, told, solutions
+):
     path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps(row | {"answer": 1}) + "\n" for row in TRACES))
+    rows = [TRACES[2], *TRACES[:2]]  # the wrong one comes first
+    path.write_text("".join(json.dumps(row | {"answer": 1}) + "\n" for row in rows))
     values = yaml.safe_load((config.PROFILES / "tiny.yaml").read_text())
     columns = {"solution": "solution"} | ({"correct": "correct"} if told else {})
     values["data"]["sft"] = {"source": str(path), "columns": columns, "traces": traces}
     sets = prepared(config.parse(values, "profile"), tokenizer)
     assert sets.rows["sft"]["solution"].to_list() == [row["solution"] for row in solutions]
+
+
+def test_without_a_verdict_a_solution_is_judged_by_its_final_answer_if_it_has_one(tmp_path, tokenizer):
+    rows = [
+        {"problem": "P", "solution": "By symmetry."},
+        {"problem": "Q", "solution": r"So \boxed{\frac{2}{2}}."},
+        {"problem": "R", "solution": r"So \boxed{2}."},
+    ]
+    kept, dropped = with_sft(tmp_path, tokenizer, rows)
+    assert kept == ["P", "Q"] and dropped == {"solution ends in another answer": 1}
+
+
+def test_the_verdict_of_a_column_stands_whatever_the_final_answer(tmp_path, tokenizer):
+    rows = [{"problem": p, "solution": r"So \boxed{2}.", "correct": p == "P"} for p in "PQ"]
+    kept, dropped = with_sft(tmp_path, tokenizer, rows)
+    assert kept == ["P"] and dropped == {"solution not right or not complete": 1}
+
+
+def test_a_long_answer_that_is_the_gold_answers_text_is_right(tmp_path, tokenizer):
+    answer = " + ".join(f"x_{{{i}}}" for i in range(150))
+    row = {"problem": "P", "answer": answer, "solution": rf"\boxed{{{answer}}}"}
+    kept, _ = with_sft(tmp_path, tokenizer, [row], integer_answers=False, overlong="truncate")
+    assert kept == ["P"]
+
+
+def test_overlong_rows_stay_for_the_trainer_to_cut_but_not_those_over_max_tokens(tmp_path, tokenizer):
+    long = {"problem": "Count.", "solution": "on and on " * 2000}
+    assert with_sft(tmp_path, tokenizer, [PLAIN, long])[1] == {"longer than 1024 tokens": 1}
+    assert with_sft(tmp_path, tokenizer, [PLAIN, long], overlong="truncate")[1] == {}
+    limited = with_sft(tmp_path, tokenizer, [PLAIN, long], overlong="truncate", max_tokens=100)
+    assert limited == ([PLAIN["problem"]], {"longer than 100 tokens": 1})
+
+
+@pytest.mark.parametrize("names", [("sft",), ("grpo",), ("heldout", "sft"), ("heldout", "grpo")])
+def test_a_profile_may_have_some_of_the_sets_only(tmp_path, tokenizer, names):
+    values = yaml.safe_load((config.PROFILES / "tiny.yaml").read_text())
+    for name in {"heldout", "grpo", "sft"} - set(names):
+        del values["data"][name]
+        values.pop(name, None)
+    p = config.parse(values, "profile")
+    sets = prepared(p, tokenizer)
+    assert tuple(sets.rows) == names
+    prepare.save(prepare.format(sets, p), sets, p, tmp_path)
+    assert len(prepare.read(tmp_path, names[-1])) > 900
+    assert ("sft" in names) == bool(prepare.read(tmp_path, "sft"))
+
+
+def test_saving_again_leaves_nothing_of_the_sets_before(tmp_path, tokenizer):
+    for share in (0.1, 0.0):
+        p = config.load("tiny", [f"data.sft.test_split={share}"])
+        sets = prepared(p, tokenizer)
+        prepare.save(prepare.format(sets, p), sets, p, tmp_path)
+        assert bool(prepare.set_aside(tmp_path, "sft")) == bool(share)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "data.grpo.traces=all",
+        "data.grpo.verbatim=true",
+        "data.heldout.overlong=truncate",
+        "data.heldout.empty_thoughts=0.5",
+        "data.heldout.test_split=0.1",
+    ],
+)
+def test_a_key_that_would_have_no_effect_is_refused_by_name(override):
+    with pytest.raises(AimoError) as e:
+        config.load("tiny", [override])
+    assert override.split("=")[0] in str(e.value)
 
 
 def test_programming_problems_keep_their_test_cases_and_need_no_answer(tmp_path, tokenizer):
@@ -242,11 +315,15 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path, tokenizer):
         p = config.load("tiny", ["data.grpo.test_split=0.1"])
         sets = prepared(p, tokenizer)
         prepare.save(prepare.format(sets, p), sets, p, tmp_path / folder)
+    names = {"README.md", "sft.parquet", "grpo.parquet", "grpo_test.parquet", "heldout.parquet"}
+    assert {file.name for file in (tmp_path / "a").iterdir()} == names
     for file in (tmp_path / "a").iterdir():
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
 
 
 def test_datasets_loads_what_was_saved_and_the_card_adds_up(tmp_path, tokenizer):
+    import datasets
+
     p = config.load("tiny", ["data.sft.test_split=0.2"])
     sets = prepared(p, tokenizer)
     ready = prepare.format(sets, p)
@@ -255,7 +332,7 @@ def test_datasets_loads_what_was_saved_and_the_card_adds_up(tmp_path, tokenizer)
         loaded = datasets.load_dataset(
             str(tmp_path / "data"), name, split="train", cache_dir=str(tmp_path / "cache")
         )
-        assert loaded.to_list() == prepare.read(tmp_path / "data", name) == rows.to_dicts()
+        assert loaded.to_list() == prepare.read(tmp_path / "data", name) == rows.to_dicts() != []
     card = (tmp_path / "data" / "README.md").read_text()
     assert (
         digest in card

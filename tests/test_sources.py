@@ -1,4 +1,5 @@
 import json
+import re
 
 import polars as pl
 import pytest
@@ -155,7 +156,8 @@ def test_a_trace_without_a_flag_of_its_own_is_not_right(tmp_path):
 def test_answers_of_several_types_are_text(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text(
-        '{"problem": "P", "answer": 5}\n{"problem": "P", "answer": "5"}\n{"problem": "P", "answer": null}\n{"problem": "P"}\n'
+        '{"problem": "P", "answer": 5}\n{"problem": "P", "answer": "5"}\n'
+        '{"problem": "P", "answer": null}\n{"problem": "P"}\n'
     )
     assert [row["answer"] for row in load(path)[0]] == ["5", "5", None, None]
 
@@ -177,6 +179,117 @@ def test_a_split_is_told_by_the_files_names(tmp_path):
     assert load(tmp_path, split="test")[0][0]["problem"] == "test"
 
 
+OPENR1 = {
+    "all": "all/train-00000-of-00001.parquet",
+    "default": "data/train-00000-of-00001.parquet",
+    "extended": "extended/train-00000-of-00001.parquet",
+}
+
+
+def copy_of_openr1(folder, header=None):
+    """A folder in the layout of OpenR1-Math-220k: three subsets of one split."""
+    for name, path in OPENR1.items():
+        (folder / path).parent.mkdir(parents=True)
+        pl.DataFrame({"problem": [name], "answer": ["1"]}).write_parquet(folder / path)
+    if header:
+        text = yaml.safe_dump({"language": "en", "configs": header}, sort_keys=False)
+        (folder / "README.md").write_text(f"---\n{text}---\n# OpenR1\n")
+    return folder
+
+
+HEADERS = {
+    "none": None,
+    "splits": [
+        {"config_name": name, "data_files": [{"split": "train", "path": f"{path.split('/')[0]}/train-*"}]}
+        for name, path in OPENR1.items()
+    ],
+    "mapping": [{"config_name": name, "data_files": {"train": [path]}} for name, path in OPENR1.items()],
+    "pattern": [{"config_name": name, "data_files": path} for name, path in OPENR1.items()],
+    "folder": [
+        {"config_name": name, "data_dir": path.split("/")[0], "data_files": "train-*"}
+        for name, path in OPENR1.items()
+    ],
+}
+
+
+@pytest.mark.parametrize("header", HEADERS)
+def test_the_subset_of_a_local_copy_is_read_and_no_other(tmp_path, header):
+    folder = copy_of_openr1(tmp_path / "openr1", HEADERS[header])
+    for subset in OPENR1:
+        assert [row["problem"] for row in load(folder, subset=subset)[0]] == [subset]
+    assert [row["problem"] for row in load(folder)[0]] == ["default"]
+    for key in ("subset", "split"):
+        with pytest.raises(AimoError, match=rf"data\.sft\.{key}: .* has no 'medium'; it has .*(all|train)"):
+            load(folder, **{key: "medium"})
+
+
+def test_a_preset_takes_its_own_subset_and_split_of_a_local_copy(tmp_path):
+    folder = tmp_path / "reasoning" / "data"
+    folder.mkdir(parents=True)
+    for split in ("cot", "tir"):
+        table = pl.DataFrame([NVIDIA | {"problem": split}])
+        table.write_parquet(folder / f"{split}-00000-of-00001.parquet")
+    rows, _ = load(folder.parent, preset="nvidia/OpenMathReasoning")
+    assert [row["problem"] for row in rows] == ["cot"]
+    assert load(folder.parent, preset="nvidia/OpenMathReasoning", split="tir")[0][0]["problem"] == "tir"
+
+
+def test_a_folder_of_several_subsets_asks_which_one(tmp_path):
+    for name in ("easy", "hard"):
+        (tmp_path / name).mkdir()
+        pl.DataFrame({"problem": [name], "answer": ["1"]}).write_csv(tmp_path / name / "rows.csv")
+    with pytest.raises(AimoError, match=r"data\.sft\.subset: .* has easy, hard; name one"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["subset", "split", "revision"])
+def test_a_single_file_has_no_subset_split_or_revision(tmp_path, key):
+    pl.DataFrame({"problem": ["P"], "answer": ["1"]}).write_csv(tmp_path / "rows.csv")
+    with pytest.raises(AimoError, match=rf"data\.sft\.{key}: .*rows\.csv .*leave the key out"):
+        load(tmp_path / "rows.csv", **{key: "x"})
+
+
+@pytest.mark.parametrize(
+    "header", ["configs: [{data_files: [", "configs: [5]", "configs: [{data_files: {train: 5}}]"]
+)
+def test_a_header_that_cannot_be_read_is_refused(tmp_path, header):
+    (tmp_path / "README.md").write_text(f"---\n{header}\n---\n")
+    with pytest.raises(AimoError, match=r"README\.md: the `configs` of its header"):
+        load(tmp_path)
+
+
+class HubError(Exception):
+    """What a client of the hub may raise."""
+
+
+@pytest.mark.parametrize(
+    "error, key, told",
+    [
+        (HubError("Dataset 'a/b' doesn't exist on the Hub or cannot be accessed."), "source", "HF_TOKEN"),
+        (HubError("BuilderConfig 'x' not found. Available: ['y']"), "subset", "no subset 'x'"),
+        (HubError('Unknown split "s". Should be one of ["train"].'), "split", "no split 's'"),
+        (HubError("Revision Not Found for url: https://hub/a/b"), "revision", "no revision 'r'"),
+    ],
+)
+def test_what_the_hub_refuses_is_told_in_our_words(monkeypatch, error, key, told):
+    import datasets
+
+    def refuse(*arguments, **keys):
+        assert (arguments, keys) == (("a/b", "x"), {"split": "s", "revision": "r"})
+        raise error
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    with pytest.raises(AimoError, match=rf"^data\.sft\.{key}: 'a/b' .*{told}") as e:
+        load("a/b", subset="x", split="s", revision="r")
+    assert str(error) not in str(e.value)
+
+
+def test_a_column_that_stands_twice_is_refused(tmp_path):
+    (tmp_path / "rows.csv").write_text("problem,answer,problem\nP,1,Q\n")
+    with pytest.raises(AimoError, match=r"rows\.csv has two columns 'problem'"):
+        load(tmp_path / "rows.csv")
+
+
 def test_a_folder_saved_by_datasets_is_a_source(tmp_path):
     import datasets
 
@@ -186,6 +299,8 @@ def test_a_folder_saved_by_datasets_is_a_source(tmp_path):
     assert load(tmp_path / "one")[0] == [
         r | {"source": str(tmp_path / "one")} for r in load(tmp_path / "many", split="dev")[0]
     ]
+    with pytest.raises(AimoError, match=r"data\.sft\.split: .*many has no 'test'; it has dev"):
+        load(tmp_path / "many", split="test")
 
 
 def test_a_corrupt_line_is_refused_or_counted(tmp_path):
@@ -214,6 +329,7 @@ def test_a_bad_source_is_refused_by_name_in_one_line(tmp_path, name, content, to
     with pytest.raises(AimoError) as e:
         load(tmp_path / name)
     assert told in str(e.value) and "data.sft" in str(e.value) and "\n" not in str(e.value)
+    assert not re.search("polars|File out of spec|CSV|EOF", str(e.value))  # a library's own words
 
 
 def test_a_folder_without_data_and_an_unknown_preset_are_refused(tmp_path):

@@ -72,6 +72,8 @@ def quick_verdict(answer: str | None, gold: str) -> bool | None:
         return value == target
     if answer is None:
         return False if re.search(r"\w", gold) else None
+    if answer == gold and re.search(r"\w", gold):
+        return True
     return same(canonical(answer), canonical(gold)) if len(answer + gold) <= 600 else None
 
 
