@@ -1,20 +1,36 @@
+"""The command line: one line for a mistake, an exit code for each kind of failure, no process left behind."""
+
+import contextlib
+import importlib.metadata
+import io
+import json
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import polars as pl
+import psutil
 import pytest
-from conftest import AIMO, SMALL, TINY, aimo, settings
+from conftest import AIMO, SMALL, TINY, aimo, settings, wait_for
+
+from aimo import cli
 
 
 def refused(*arguments: str, told: list[str]) -> None:
-    """The command ends with 2 and one line that holds all of `told`."""
-    done = aimo(*arguments)
-    assert done.returncode == 2, (done.stdout, done.stderr)
-    assert done.stderr.startswith("aimo: ") and done.stderr.count("\n") == 1, done.stderr
+    """The command ends with 2 and one line that holds all of `told`; in this process, which is quicker."""
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stderr(io.StringIO()) as stderr,
+        pytest.raises(SystemExit) as ended,
+    ):
+        patch.setattr(sys, "argv", ["aimo", *arguments])
+        cli.main()
+    line = stderr.getvalue()
+    assert ended.value.code == 2 and line.startswith("aimo: ") and line.count("\n") == 1, line
     for part in told:
-        assert part in done.stderr
+        assert part in line
 
 
 @pytest.mark.parametrize(
@@ -22,22 +38,37 @@ def refused(*arguments: str, told: list[str]) -> None:
     [
         (["--profile", "nano"], ["'nano'", "tiny"]),
         (["--profile", "tiny", "--set", "grpo.max_stepz=5"], ["grpo.max_stepz", "max_steps"]),
-        (["--profile", "tiny", "--from", "train"], ["'train'", "data, sft, grpo, dpo, inference"]),
+        (["--profile", "tiny", "--from", "train"], ["'train'", "data, sft, grpo, inference"]),
+        (["--profile", "tiny", "--from", ""], ["''", "data, sft, grpo, inference"]),
+        (["--profile", "tiny", "--from", "dpo"], ["'dpo'", "data, sft, grpo, inference"]),
+        (["--profile", "tiny", "--until", "train"], ["--until 'train'", "data, sft, grpo, inference"]),
+        (["--profile", "tiny", "--from", "grpo", "--until", "sft"], ["--until 'sft'", "--from 'grpo'"]),
+        (["--profile", "tiny", "--from", "sft/checkpoint-3"], ["sft/checkpoint-3", "there are: none"]),
         (["--profile", "tiny", "--test", "none.csv"], ["none.csv", "does not exist"]),
         (["--profile", "tiny", "--set", "inference.test=none.csv"], ["none.csv", "does not exist"]),
     ],
 )
-def test_a_bad_run_is_refused_before_anything_is_made(tmp_path, extra, told):
+def test_wrong_arguments_are_refused_before_anything_is_written(tmp_path, extra, told):
     folder = tmp_path / "run"
     refused("run", "--run-dir", str(folder), *extra, told=told)
     assert not folder.exists()
 
 
-def test_an_unwritable_run_folder_is_refused_by_name(tmp_path):
+def test_an_unwritable_folder_is_refused_by_name_before_anything_is_computed(tmp_path):
     (tmp_path / "file").write_text("")
-    refused(
-        "run", "--profile", "tiny", "--run-dir", str(tmp_path / "file" / "run"), told=[str(tmp_path / "file")]
-    )
+    folder = str(tmp_path / "file" / "run")
+    refused("run", "--profile", "tiny", "--run-dir", folder, told=[folder, "--run-dir"])
+    refused("tiny-base", "--out", folder, told=["--out", folder])
+
+
+def test_the_version_and_a_page_of_help_for_users_are_printed():
+    assert aimo("--version").stdout == f"aimo {importlib.metadata.version('aimo')}\n"
+    page = aimo("--help").stdout
+    for part in ("aimo run --profile tiny", "solve", "doctor", "Exit codes"):
+        assert part in page
+    assert "Out of scope" not in page
+    wrong = aimo("run", "--profile", "nano")
+    assert wrong.returncode == 2 and wrong.stderr.startswith("aimo: profile 'nano' does not exist")
 
 
 @pytest.mark.parametrize(
@@ -54,87 +85,114 @@ def test_a_model_folder_that_is_not_whole_is_refused_by_name(tmp_path, missing, 
     if missing:
         shutil.copytree(TINY, model)
         (model / missing).unlink()
-    (tmp_path / "t.csv").write_text("id,problem\n1,x\n")
-    refused(
-        "solve",
-        "--model",
-        str(model),
-        "--test",
-        str(tmp_path / "t.csv"),
-        "--out",
-        str(tmp_path / "o.csv"),
-        told=[str(model), told],
-    )
+    test = tmp_path / "t.csv"
+    test.write_text("id,problem\n1,x\n")
+    arguments = ["--model", str(model), "--test", str(test), "--out", str(tmp_path / "o.csv")]
+    refused("solve", *arguments, told=[str(model), told])
 
 
+@pytest.mark.engine
 def test_solve_answers_a_csv_with_fallbacks_reported(tmp_path):
     (tmp_path / "t.csv").write_text(
         'id,question\nfirst,"What is the mean of 3, 4 and 5?"\nempty,\nlong,' + "x + " * 2000 + "\n"
     )
-    for out in ("o.csv", "o.parquet"):
-        done = aimo(
-            "solve",
-            "--model",
-            str(TINY),
-            "--test",
-            str(tmp_path / "t.csv"),
-            "--out",
-            str(tmp_path / out),
-            "--samples",
-            "4",
-        )
-        assert done.returncode == 0, done.stderr
-        assert (
-            "3 questions answered, 2 with the fallback 0" in done.stdout
-            and "the problem is empty" in done.stdout
-        )
-        table = pl.read_csv(tmp_path / out) if out.endswith("csv") else pl.read_parquet(tmp_path / out)
-        assert sorted(table["id"]) == ["empty", "first", "long"] and table["answer"].is_between(0, 999).all()
-        assert done.stderr == ""
-    refused(
-        "solve",
-        "--model",
-        str(TINY),
-        "--test",
-        str(tmp_path / "t.csv"),
-        "--out",
-        str(tmp_path / "o.txt"),
-        told=["o.txt", ".parquet"],
-    )
+    arguments = ["--model", str(TINY), "--test", str(tmp_path / "t.csv"), "--samples", "4"]
+    refused("solve", *arguments, "--out", str(tmp_path / "o.txt"), told=["o.txt", ".parquet"])
+    done = aimo("solve", *arguments, "--out", str(tmp_path / "o.csv"))
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert "3 questions answered, 2 with the fallback 0" in done.stdout
+    assert "the problem is empty" in done.stdout
+    table = pl.read_csv(tmp_path / "o.csv")
+    assert list(table["id"]) == ["first", "empty", "long"] and table["answer"].is_between(0, 999).all()
 
 
-def test_ctrl_c_ends_a_run_in_one_line_and_leaves_no_process_behind(tmp_path):
-    folder = tmp_path / "run"
-    command = [
-        str(AIMO),
-        "run",
-        "--profile",
-        "tiny",
-        "--run-dir",
-        str(folder),
-        *settings([*SMALL, "sft.max_steps=4000", "sft.save_steps=5"]),
-    ]
+def below(process: subprocess.Popen) -> list[psutil.Process]:
+    """The processes that a command has started."""
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def end_of(process: subprocess.Popen, started: list[psutil.Process]) -> dict:
+    """How a command ended, and which of the processes it had started are left 10 s later."""
+    _, stderr = process.communicate(timeout=120)
+    _, alive = psutil.wait_procs(started, timeout=10)
+    left = []
+    for one in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if one.status() != psutil.STATUS_ZOMBIE:
+                left.append(" ".join(one.cmdline()))
+                one.kill()
+    return {"code": process.returncode, "stderr": stderr, "left": left}
+
+
+INTERRUPTED = "aimo: interrupted; run the same command again to continue\n"
+
+
+@pytest.fixture(scope="module")
+def long_run(tmp_path_factory):
+    """A long run of SFT: started a second time beside itself, its kernel killed, continued, interrupted."""
+    folder = tmp_path_factory.mktemp("long") / "run"
+    long = settings([*SMALL, "sft.max_steps=4000", "sft.save_steps=5"])
+    command = [str(AIMO), "run", "--profile", "tiny", "--run-dir", str(folder), *long]
+
+    def newest() -> int:
+        written = folder.glob("sft/checkpoint-*/trainer_state.json")
+        return max((int(path.parent.name.split("-")[1]) for path in written), default=0)
+
+    def start() -> tuple[subprocess.Popen, list[psutil.Process]]:
+        before = newest()
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        wait_for(lambda: newest() > before or process.poll() is not None)
+        return process, below(process)
+
+    ended = {}
+    first, started = start()
+    ended["pid"] = first.pid
+    ended["second"] = aimo(*command[1:])
+    kernel = next(one for one in started if "ipykernel_launcher" in one.cmdline())
+    kernel.send_signal(signal.SIGFPE)
+    ended["killed"] = end_of(first, started)
+    first, started = start()
+    first.send_signal(signal.SIGINT)
+    ended["interrupted"] = end_of(first, started)
+    ended["folder"] = folder
+    return ended
+
+
+@pytest.mark.train
+def test_a_second_run_in_the_same_folder_is_refused_and_names_the_process_of_the_first(long_run):
+    second = long_run["second"]
+    assert second.returncode == 2 and second.stderr.count("\n") == 1
+    for part in (str(long_run["folder"]), f"process {long_run['pid']}", "--run-dir"):
+        assert part in second.stderr
+
+
+@pytest.mark.train
+def test_a_stage_that_is_killed_by_a_signal_names_it_with_the_remedy(long_run):
+    killed = long_run["killed"]
+    assert killed["code"] == 1 and killed["stderr"].count("\n") == 1 and killed["left"] == []
+    for part in ("stage sft", "SIGFPE", "model.dtype", "run again", "02_format_sft.log"):
+        assert part in killed["stderr"].replace("Run again", "run again")
+
+
+@pytest.mark.train
+def test_ctrl_c_during_training_ends_a_run_in_one_line_and_leaves_no_process_behind(long_run):
+    assert long_run["interrupted"] == {"code": 2, "stderr": INTERRUPTED, "left": []}
+
+
+@pytest.mark.engine
+def test_ctrl_c_during_inference_ends_a_run_in_one_line_and_leaves_no_process_behind(tmp_path):
+    profile, folder = tmp_path / "alone.yaml", tmp_path / "run"
+    profile.write_text(json.dumps({"model": {"base": str(TINY)}, "inference": {"test_rows": 3000}}))
+    command = [str(AIMO), "run", "--profile", str(profile), "--run-dir", str(folder)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    end = time.time() + 300
-    while (
-        not list(folder.glob("sft/checkpoint-*/trainer_state.json"))
-        and time.time() < end
-        and process.poll() is None
-    ):
-        time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 2 and stderr == "aimo: interrupted; run the same command again to go on\n", (
-        stderr
-    )
-    assert list(folder.glob("sft/checkpoint-*"))
+    wait_for(lambda: (folder / "submission.settings.json").exists() or process.poll() is not None)
     time.sleep(2)
-    assert (
-        str(folder) not in subprocess.run(["ps", "axww", "-o", "args"], capture_output=True, text=True).stdout
-    )
+    started = below(process)
+    process.send_signal(signal.SIGINT)
+    assert end_of(process, started) == {"code": 2, "stderr": INTERRUPTED, "left": []}
 
 
-def test_the_doctor_finds_every_package_at_the_version_of_the_lock(monkeypatch):
+def test_the_doctor_finds_every_package_at_the_version_of_the_lock():
     done = aimo("doctor")
     for package in ("torch", "vllm", "unsloth", "math-verify", "papermill", "kaggle", "device", "tiny base"):
         assert package in done.stdout
