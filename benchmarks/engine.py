@@ -20,7 +20,8 @@ from rich.table import Table
 
 from aimo.config import ROOT
 from aimo.data import builtin
-from aimo.inference.engine import Engine, sample_seed
+from aimo.inference.engine import Engine
+from aimo.inference.sampling import sample_seed
 from aimo.inference.solver import solve
 from aimo.inference.voting import Policy
 

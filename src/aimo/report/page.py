@@ -19,7 +19,7 @@ from aimo.runs import read_lines, read_metrics
 from aimo.stages import STAGES, TRAINED
 
 STYLE = """<style>
-body { font: 15px/1.5 system-ui, sans-serif; color: #223; max-width: 62em; margin: 2em auto; padding: 0 1em }
+body { font: 15px/1.5 system-ui, sans-serif; color: #223; max-width: 66em; margin: 2em auto; padding: 0 1em }
 h1 { margin-bottom: 0 }
 h2 { margin: 1.6em 0 .2em }
 p { margin: .2em 0 .6em; color: #556 }
@@ -74,7 +74,7 @@ def evaluation(folder: Path, stages: dict[str, Any]) -> Iterator[Section]:
         name: measured | {"seconds": stages.get(name, {}).get("seconds", "")}
         for name, measured in models.items()
     }
-    lead = "format: well-formed completions; pass@1: right completions; maj@k: right votes of k completions."
+    lead = "Shares of well-formed completions (format), right ones (pass@1) and right votes of k (maj@k)."
     yield Section(tables.evaluation(figures), "Held-out problems", lead)
     if majority := read_json(folder / "inference/majority.json"):
         yield Section(plots.accuracy(models, majority))

@@ -53,7 +53,7 @@ class Panel:
 
     title: str
     keys: Sequence[str]
-    limits: tuple[float, float | None] | None = None
+    limits: tuple[float, float] | None = None
     """The range of the vertical axis. None: from the least value, or 0 if that is less, to the greatest."""
 
 
@@ -90,7 +90,9 @@ def training(log: list[dict[str, Any]]) -> HTML:
             ax.legend(frameon=False, fontsize=7)
         ax.set_title(panel.title, fontsize=9)
         ax.tick_params(labelsize=8)
-        ax.set_ylim(*panel.limits or (min(0, ax.get_ylim()[0]), None))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        low, high = min(0, ax.get_ylim()[0]), ax.get_ylim()[1]
+        ax.set_ylim(*panel.limits or (low, high + 0.04 * (high - low)))
     return image(figure)
 
 
@@ -98,10 +100,10 @@ def curve(ax: Any, log: list[dict[str, Any]], key: str, colour: str) -> None:
     """One figure of a log by step; probes and evaluations, which are rare, have points and no average."""
     steps = [record["step"] for record in log]
     values = [record[key] for record in log]
-    if key.startswith(("probe/", "eval_")):
-        ax.plot(steps, values, "o-", color=colour, ms=3, lw=1.2, label=key.split("/")[-1])
-        return
     label = key.removeprefix("rewards/").removesuffix("/mean")
+    if key.startswith(("probe/", "eval_")):
+        ax.plot(steps, values, "o-", color=colour, ms=3, lw=1.2, label=label)
+        return
     ax.plot(steps, values, color=colour, lw=0.7, alpha=0.4)
     ax.plot(steps, moving_average(values), color=colour, lw=1.8, label=label)
     if key == "reward":
