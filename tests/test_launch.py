@@ -1,4 +1,5 @@
-"""A stage in two processes gives what it gives in one; Slurm is played by two small scripts that start its tasks here."""
+"""A stage in two processes gives what it gives in one; Slurm is played by two small scripts that start its
+tasks here."""
 
 import importlib.util
 import json
@@ -9,142 +10,151 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from conftest import AIMO, SMALL, TINY, aimo, settings
+from conftest import AIMO, SMALL, TINY, aimo, settings, wait_for
 
 from aimo import config, runs
 from aimo.errors import AimoError
 from aimo.runs import read_lines
-from aimo.training import launch, models
 
+STEPS = 10
 QUICK = [
-    *SMALL, "model.backend=transformers", "data.sft.test_split=0.1", "data.grpo.test_split=0.1", "sft.batch_size=4", "sft.eval_steps=4",
-    "grpo.max_steps=2", "grpo.prompts_per_step=2", "grpo.max_completion_length=24", "grpo.sample_steps=1",
-]  # fmt: skip
+    *SMALL,
+    "model.backend=transformers",
+    "data.sft.test_split=0.1",
+    "data.grpo.test_split=0.1",
+    "sft.batch_size=4",
+    "sft.eval_steps=4",
+    f"sft.max_steps={STEPS}",
+    "sft.save_steps=1",
+    "grpo.max_steps=2",
+    "grpo.prompts_per_step=2",
+    "grpo.max_completion_length=24",
+    "grpo.sample_steps=1",
+]
 DOUBLE = [*QUICK, "sft.batch_size=8"]
 
 
 def prepare(folder: Path, overrides: list[str]) -> Path:
     """What the data stage leaves."""
+    from aimo.data import prepare
+    from aimo.training import models
+
     p = config.load("tiny", overrides)
-    run = runs.Run(p, runs.open_folder(folder, p), "data", time.time())
+    runs.open_folder(folder, p)
+    run = runs.Run(p, folder, "data", time.time())
     sets = prepare.clean(prepare.load(p), p, models.load_tokenizer(TINY, p))
     run.finish(sha256=prepare.save(prepare.format(sets, p), sets, p, run.folder))
     return folder
 
 
 def losses(folder: Path) -> dict[int, float]:
-    return {
-        record["step"]: record["loss"] for record in read_lines(folder / "sft/log.jsonl") if "loss" in record
-    }
+    records = read_lines(folder / "sft/log.jsonl")
+    return {record["step"]: record["loss"] for record in records if "loss" in record}
+
+
+def launch_sft(folder: Path, *arguments: str, overrides: list[str] = QUICK) -> list[str]:
+    return ["launch", "sft", "--profile", "tiny", "--run-dir", str(folder), *arguments, *settings(overrides)]
 
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory) -> Path:
     """SFT in one process, started by hand."""
     folder = prepare(tmp_path_factory.mktemp("one") / "run", DOUBLE)
-    command = [
-        sys.executable,
-        "-m",
-        "aimo.training.launch",
-        "sft",
-        "--profile",
-        "tiny",
-        "--run-dir",
-        str(folder),
-        *settings(DOUBLE),
-    ]
+    command = [sys.executable, "-m", "aimo.training.launch", "sft", "--profile", "tiny"]
+    command += ["--run-dir", str(folder), *settings(DOUBLE)]
     subprocess.run(command, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     return folder
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory) -> Path:
-    """SFT in two processes, each with half the batch."""
+def two(tmp_path_factory) -> SimpleNamespace:
+    """SFT in two processes, each with half the batch: interrupted with Ctrl-C, then started again to its
+    end."""
     folder = prepare(tmp_path_factory.mktemp("two") / "run", QUICK)
-    done = aimo(
-        "launch", "sft", "--profile", "tiny", "--run-dir", str(folder), "--cpu", "2", *settings(QUICK)
+    command = launch_sft(folder, "--cpu", "2")
+    process = subprocess.Popen(
+        [str(AIMO), *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
+    wait_for(lambda: list(folder.glob("sft/checkpoint-*")) or process.poll() is not None)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    left = subprocess.run(["ps", "axww", "-o", "args"], capture_output=True, text=True).stdout
+    done = aimo(*command)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("sft: started\n") and "sft: finished in" in done.stdout and not done.stderr
-    return folder
+    return SimpleNamespace(
+        folder=folder, interrupted=(process.returncode, stderr), left=str(folder) in left, done=done
+    )
 
 
+@pytest.mark.train
 def test_sft_in_two_processes_has_the_losses_of_one_with_twice_the_batch(one, two):
-    # The same rows make up each step, and the loss is a mean over the tokens of both processes: only rounding differs.
-    assert losses(two) == pytest.approx(losses(one), rel=1e-4) and list(losses(two)) == list(range(1, 9))
-    stages = json.loads((two / "metrics.json").read_text())["stages"]
-    assert stages["sft"]["steps"] == 8 and {p.name for p in (one / "sft/model").iterdir()} == {
-        p.name for p in (two / "sft/model").iterdir()
-    }
+    # Each step has the same rows, and the loss is a mean over the tokens of both processes; rounding differs.
+    assert losses(two.folder) == pytest.approx(losses(one), rel=1e-4)
+    assert list(losses(two.folder)) == list(range(1, STEPS + 1))
+    stages = json.loads((two.folder / "metrics.json").read_text())["stages"]
+    assert stages["sft"]["steps"] == STEPS and stages["sft"]["samples_per_second"] > 0
+    made = [{path.name for path in (folder / "sft/model").iterdir()} for folder in (one, two.folder)]
+    assert made[0] == made[1]
 
 
-def test_only_the_main_process_prints_and_writes(two):
-    assert (two / "sft/launch.log").read_text().count("Training in float32") == 1
-    steps = [record["step"] for record in read_lines(two / "sft/log.jsonl") if "loss" in record]
-    assert steps == list(range(1, 9))
+@pytest.mark.train
+def test_ctrl_c_ends_all_processes_in_one_line_and_the_next_start_continues(two):
+    assert two.interrupted == (2, "aimo: interrupted; run the same command again to continue\n")
+    assert not two.left, "a process is left"
+    assert two.done.stdout.startswith("sft: started\n") and "sft: finished in" in two.done.stdout
+    assert not two.done.stderr
+    assert (two.folder / "sft/launch.log").read_text().count("Continuing from checkpoint-") == 1
 
 
+@pytest.mark.train
+def test_only_the_main_process_prints_and_writes_and_rows_are_tokenized_once(two):
+    log = (two.folder / "sft/launch.log").read_text()
+    assert log.count("Training in float32") == 1
+    assert "Tokenizing" not in log and len(list(two.folder.glob("sft/tokens/*"))) == 2
+    steps = [record["step"] for record in read_lines(two.folder / "sft/log.jsonl") if "loss" in record]
+    assert steps == list(range(1, STEPS + 1))
+
+
+@pytest.mark.train
 def test_grpo_in_two_processes_splits_the_completions_and_is_kept_when_asked_again(two):
-    arguments = ["launch", "grpo", "--profile", "tiny", "--run-dir", str(two), "--cpu", "2", *settings(QUICK)]
-    done = aimo(*arguments)
-    assert done.returncode == 0, done.stderr
-    log = read_lines(two / "grpo/log.jsonl")
-    assert [r["step"] for r in log if "loss" in r] == [1, 2] and [
-        r["step"] for r in log if "probe/accuracy" in r
-    ] == [0, 2]
-    assert (
-        json.loads((two / "grpo/checkpoint-2/trainer_state.json").read_text())["train_batch_size"]
-        == 2 * 4 / 2
-    )
-    assert (two / "grpo/model/model.safetensors").read_bytes() != (
-        two / "sft/model/model.safetensors"
-    ).read_bytes()
-    assert aimo(*arguments).stdout == "grpo: finished before, kept\n"
-
-
-def test_ctrl_c_ends_all_processes_in_one_line(tmp_path):
-    overrides = [*QUICK, "sft.max_steps=1000"]
-    folder = prepare(tmp_path / "run", overrides)
-    command = [
-        str(AIMO),
+    folder = two.folder
+    arguments = [
         "launch",
-        "sft",
+        "grpo",
         "--profile",
         "tiny",
         "--run-dir",
         str(folder),
         "--cpu",
         "2",
-        *settings(overrides),
+        *settings(QUICK),
     ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    end = time.time() + 120
-    while not list(folder.glob("sft/checkpoint-*")) and time.time() < end:
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 2 and stderr == "aimo: interrupted; run the same command again to go on\n"
-    assert (
-        str(folder) not in subprocess.run(["ps", "axww", "-o", "args"], capture_output=True, text=True).stdout
-    )
+    done = aimo(*arguments)
+    assert done.returncode == 0, done.stderr
+    log = read_lines(folder / "grpo/log.jsonl")
+    assert [r["step"] for r in log if "loss" in r] == [1, 2]
+    assert [r["step"] for r in log if "probe/accuracy" in r] == [0, 2]
+    state = json.loads((folder / "grpo/checkpoint-2/trainer_state.json").read_text())
+    assert state["train_batch_size"] == 2 * 4 / 2
+    weights = [(folder / stage / "model/model.safetensors").read_bytes() for stage in ("sft", "grpo")]
+    assert weights[0] != weights[1]
+    assert aimo(*arguments).stdout == "grpo: finished before, kept\n"
 
 
+@pytest.mark.train
 def test_what_a_process_refuses_is_told_in_its_own_line(tmp_path):
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text("{}")
     overrides = [*QUICK, f"model.base={adapter}"]
-    folder = runs.open_folder(tmp_path / "run", config.load("tiny", overrides))
-    (folder / "data").mkdir()
-    shutil.copy(prepare(tmp_path / "other", QUICK) / "data/sft.parquet", folder / "data")
-    done = aimo(
-        "launch", "sft", "--profile", "tiny", "--run-dir", str(folder), "--cpu", "2", *settings(overrides)
-    )
-    assert done.returncode == 2 and done.stderr.startswith(f"aimo: model.base: {adapter} is an adapter"), (
-        done.stderr
-    )
+    folder = tmp_path / "run"
+    shutil.copytree(prepare(tmp_path / "other", QUICK) / "data", folder / "data")
+    done = aimo(*launch_sft(folder, "--cpu", "2", overrides=overrides))
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith(f"aimo: model.base: {adapter} is an adapter")
     assert done.stderr.count("\n") == 1
 
 
@@ -164,22 +174,10 @@ def stand_ins(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.train
 def test_the_slurm_script_trains_on_two_nodes_what_one_process_trains(one, tmp_path):
     folder = prepare(tmp_path / "run", QUICK)
-    done = aimo(
-        "launch",
-        "sft",
-        "--profile",
-        "tiny",
-        "--run-dir",
-        str(folder),
-        "--gpus",
-        "1",
-        "--nodes",
-        "2",
-        "--slurm",
-        *settings(QUICK),
-    )
+    done = aimo(*launch_sft(folder, "--gpus", "1", "--nodes", "2", "--slurm"))
     script = folder / "slurm/sft.slurm"
     assert done.stdout == f"sbatch {script}\n"
     slurm = {
@@ -187,60 +185,74 @@ def test_the_slurm_script_trains_on_two_nodes_what_one_process_trains(one, tmp_p
         "SLURM_JOB_NODELIST": "two",
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
+        "PATH": f"{stand_ins(tmp_path / 'bin')}:{os.environ['PATH']}",
     }
-    path = f"{stand_ins(tmp_path / 'bin')}:{os.environ['PATH']}"
-    subprocess.run(
-        ["bash", str(script)], check=True, capture_output=True, env=os.environ | slurm | {"PATH": path}
-    )
+    subprocess.run(["bash", str(script)], check=True, capture_output=True, env=os.environ | slurm)
     assert losses(folder) == pytest.approx(losses(one), rel=1e-4) and (folder / "sft/model").exists()
 
 
-def job(
-    stage="grpo", overrides=(), strategy="ddp", devices=8, nodes=1, cpu=False, run_dir="run"
-) -> launch.Job:
-    return launch.Job(
-        stage, "tiny", run_dir, ["model.backend=transformers", *overrides], strategy, devices, nodes, cpu
-    )
+def job(stage="grpo", overrides=(), strategy="ddp", devices=8, nodes=1, cpu=False, run_dir="run"):
+    from aimo.training.launch import Job
+
+    every = ["model.backend=transformers", *overrides]
+    return Job(stage, "tiny", run_dir, every, strategy, devices, nodes, cpu)
+
+
+def run_job(*arguments, **more) -> None:
+    from aimo.training.launch import launch
+
+    launch(*arguments, **more)
 
 
 def written(capsys, tmp_path, **more) -> str:
     """The Slurm script of a dry run, which bash can read."""
-    launch.launch(job(run_dir=str(tmp_path / "a run"), **more), slurm=True, dry_run=True)
-    said = capsys.readouterr().out
-    assert (
-        subprocess.run(
-            ["bash", "-n"], input=said.rsplit("sbatch ", 1)[0], text=True, capture_output=True
-        ).stderr
-        == ""
-    )
+    run_job(job(run_dir=str(tmp_path / "a run"), **more), slurm=True, dry_run=True)
+    text = capsys.readouterr().out
+    script = text.rsplit("sbatch ", 1)[0]
+    assert subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True).stderr == ""
+    assert "{{" not in script and "{%" not in script, "a part of the template was not filled in"
     assert list(tmp_path.iterdir()) == []
-    return said
+    return text
 
 
 def test_the_slurm_job_has_the_nodes_the_time_and_the_server_that_the_profile_needs(tmp_path, capsys):
     plain = written(capsys, tmp_path, nodes=2)
-    assert (
-        "--nodes=2\n" in plain
-        and "--gpus-per-node=8\n" in plain
-        and "--time" not in plain
-        and "vllm" not in plain
-    )
-    serving = written(
-        capsys,
-        tmp_path,
-        nodes=2,
-        overrides=["grpo.generation=vllm_server", "training.time_limit_s=36000", "grpo.pass_rate=[0.1, 0.9]"],
-    )
+    assert "--nodes=2\n" in plain and "--gpus-per-node=8\n" in plain
+    assert "--time" not in plain and "vllm" not in plain
+    keys = ["grpo.generation=vllm_server", "training.time_limit_s=36000", "grpo.pass_rate=[0.1, 0.9]"]
+    serving = written(capsys, tmp_path, nodes=2, overrides=keys)
     assert "--nodes=3\n" in serving and "--time=630\n" in serving and "trl vllm-serve" in serving
+    assert f"--model '{tmp_path}/a run/sft/model'" in serving
     assert serving.count("--only-sample") == 1 and '--vllm-server-url "$SERVER"' in serving
     assert "--num_processes 16 --num_machines 2" in serving, "the server's node trains too"
 
 
-def test_the_server_is_split_into_as_many_parts_as_its_attention_heads_allow(tmp_path):
-    (tmp_path / "sft").mkdir()
-    (tmp_path / "sft/model").symlink_to(TINY)
-    profile = config.load("tiny", ["grpo.generation=vllm_server"])
-    assert "--tensor_parallel_size 2 " in launch.script(job(), profile, tmp_path, [])  # 6 heads, 8 GPUs
+def test_the_server_of_grpo_without_sft_has_the_base_in_as_many_parts_as_its_attention_heads_allow(
+    tmp_path, capsys
+):
+    from_base = written(capsys, tmp_path, overrides=["sft=null", "grpo.generation=vllm_server"])
+    assert f"--model {TINY} " in from_base and "--tensor_parallel_size 2 " in from_base  # 6 heads, 8 GPUs
+    hub = written(
+        capsys, tmp_path, overrides=["sft=null", "grpo.generation=vllm_server", "model.base=Qwen/Qwen3-4B"]
+    )
+    assert "--model Qwen/Qwen3-4B " in hub and "--tensor_parallel_size 8 " in hub
+
+
+def test_the_template_can_be_edited(tmp_path, capsys, monkeypatch):
+    from aimo.training import launch
+
+    template = tmp_path / "train.slurm"
+    mine = "#SBATCH --partition=mine\n#SBATCH --mem=0\n"
+    template.write_text(launch.SLURM.read_text().replace("#SBATCH --mem=0\n", mine))
+    monkeypatch.setattr(launch, "SLURM", template)
+    run_job(job(run_dir=str(tmp_path / "run")), slurm=True, dry_run=True)
+    assert mine in capsys.readouterr().out
+
+
+def test_a_slurm_script_that_is_refused_leaves_nothing_behind(tmp_path):
+    with pytest.raises(AimoError, match="stage grpo needs"):
+        run_job(job(run_dir=str(tmp_path / "run")), slurm=True)
+    assert list(tmp_path.iterdir()) == []
 
 
 # ---- Commands and refusals
@@ -260,22 +272,19 @@ def test_a_dry_run_prints_the_command_with_the_configuration_of_trl(
     capsys, tmp_path, strategy, devices, file
 ):
     overrides = ["grpo.probe_steps=null", "grpo.rewards={accuracy: 1.0}"]
-    launch.launch(
+    run_job(
         job(strategy=strategy, devices=devices, run_dir=str(tmp_path / "run"), overrides=overrides),
         dry_run=True,
     )
     (line,) = capsys.readouterr().out.splitlines()
     config_file = line.split("--config_file ")[1].split()[0]
     assert config_file.endswith(f"trl/accelerate_configs/{file}.yaml") and Path(config_file).is_file()
-    assert (
-        f"--num_processes {devices} " in line
-        and "--set 'grpo.rewards={accuracy: 1.0}'" in line
-        and not (tmp_path / "run").exists()
-    )
+    assert f"--num_processes {devices} " in line and "--set 'grpo.rewards={accuracy: 1.0}'" in line
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_dry_run_of_several_nodes_prints_a_command_for_each(capsys):
-    launch.launch(job(nodes=2), dry_run=True)
+    run_job(job(nodes=2), dry_run=True)
     first, second = capsys.readouterr().out.splitlines()
     assert "--machine_rank 0 " in first and first.replace("--machine_rank 0", "--machine_rank 1") == second
 
@@ -303,18 +312,20 @@ def test_a_dry_run_of_several_nodes_prints_a_command_for_each(capsys):
 )
 def test_what_cannot_be_launched_is_refused_in_one_line_with_the_remedy(wrong, told, tmp_path):
     with pytest.raises(AimoError) as e:
-        launch.launch(job(run_dir=str(tmp_path / "run"), **wrong))
+        run_job(job(run_dir=str(tmp_path / "run"), **wrong))
     assert told in str(e.value) and "\n" not in str(e.value) and not (tmp_path / "run").exists()
 
 
 def test_zero_needs_deepspeed(tmp_path, monkeypatch):
+    from aimo.training import launch
+
     monkeypatch.setattr(launch, "gpus", lambda: 8)
     if importlib.util.find_spec("deepspeed"):
         pytest.skip("deepspeed is installed")
     with pytest.raises(
         AimoError, match="--strategy zero2 needs a package that is not installed: pip install deepspeed"
     ):
-        launch.launch(job("sft", strategy="zero2", run_dir=str(tmp_path)))
+        run_job(job("sft", strategy="zero2", run_dir=str(tmp_path)))
 
 
 @pytest.mark.parametrize(

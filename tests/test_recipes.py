@@ -1,68 +1,62 @@
-"""Every recipe: its stated facts, its commands, and a few steps of it scaled down to the tiny base, by its own data path and rewards."""
+"""Every recipe: what the docs say of it, its commands, and a few steps on the tiny base.
+
+Those steps take the recipe's own data path and rewards.
+"""
 
 import json
 import math
 import re
 import shlex
-from dataclasses import asdict
+from types import SimpleNamespace
 
 import pytest
-import torch
 import yaml
 from conftest import TINY
 
-from aimo import config, rewards
-from aimo.config import reading
-from aimo.data import prepare
-from aimo.data.sources import PRESETS
-from aimo.inference import prompts
-from aimo.training import launch, models, trainers
+from aimo import config
 
-# Unsloth first: it patches the trainers that the others use, and should be there before them.
-FACTS = {
-    "qwen3-4b": {
-        "model.base": "unsloth/Qwen3-4B-Base", "model.backend": "unsloth", "model.lora.rank": 32, "model.lora.alpha": 64,
-        "prompt.think_start": "<start_working_out>", "prompt.answer_start": "<SOLUTION>", "prompt.prefill": True,
-        "data.sft.integer_answers": True, "data.sft.max_tokens": 1024, "data.grpo.source": "open-r1/DAPO-Math-17k-Processed",
-        "sft.optimizer": "adamw_8bit", "grpo.optimizer": "adamw_8bit",
-    },
-    "kaggle-t4": {
-        "model.dtype": "float16", "model.load_in_4bit": True, "model.max_length": 1536, "training.time_limit_s": 5 * 3600,
-    },
-    "kaggle-h100": {"model.dtype": "auto", "model.load_in_4bit": False, "training.time_limit_s": 5 * 3600},
-    "qwen2.5-1.5b-openr1": {
-        "model.base": "Qwen/Qwen2.5-1.5B-Instruct", "model.max_length": 16384, "data.sft.source": "open-r1/OpenR1-Math-220k",
-        "sft.packing": True, "sft.learning_rate": 5e-5, "sft.scheduler": "cosine_with_min_lr", "sft.min_lr_rate": 0.1,
-        "sft.use_liger_kernel": True, "grpo.rewards": {"accuracy", "format", "tag_count"},
-    },
-    "openr1-distill-7b": {
-        "data.sft.source": "open-r1/Mixture-of-Thoughts", "model.max_length": 32768, "sft.learning_rate": 4e-5, "sft.epochs": 5,
-        "sft.max_grad_norm": 0.2,
-    },
-    "openr1-qwen-7b": {
-        "model.base": "open-r1/Qwen2.5-Math-7B-RoPE-300k", "data.sft.source": "open-r1/OpenR1-Math-220k", "data.sft.verbatim": True,
-        "model.max_length": 32768, "sft.packing": True, "sft.epochs": 3,
-    },
-    "fast-math-r1-14b": {
-        "model.base": "deepseek-ai/DeepSeek-R1-Distill-Qwen-14B", "sft.epochs": 10, "grpo.rewards": {"format", "cosine", "length"},
-    },
-}  # fmt: skip
+# Unsloth first: it patches the trainers that the others use, and has to be there before them.
+RECIPES = sorted(
+    (path.stem for path in config.PROFILES.glob("*.yaml") if path.stem != "tiny"),
+    key=lambda name: config.load(name).model.backend != "unsloth",
+)
+DOCS = config.ROOT / "docs" / "recipes.md"
+NUMBERS = {"two": 2, "three": 3, "four": 4, "five": 5, "ten": 10}
 # What a CPU or the tiny base cannot do, and what takes long; everything else stays as the recipe has it.
 SMALL = {
-    "model": {"base": str(TINY), "max_length": 700, "dtype": "auto", "load_in_4bit": False, "attention": "sdpa"},
-    "prompt": {"eos_token": None},
-    "sft": {"max_steps": 2, "batch_size": 2, "gradient_accumulation_steps": 1, "optimizer": "adamw_torch", "use_liger_kernel": False},
-    "grpo": {
-        "max_steps": 2, "prompts_per_step": 2, "num_generations": 4, "gradient_accumulation_steps": 1, "max_prompt_length": 600,
-        "max_completion_length": 24, "optimizer": "adamw_torch", "generation": "transformers",
+    "model": {
+        "base": str(TINY),
+        "max_length": 700,
+        "dtype": "auto",
+        "load_in_4bit": False,
+        "attention": "sdpa",
     },
-}  # fmt: skip
-DOCS = config.ROOT / "docs" / "recipes.md"
+    "prompt": {"eos_token": None},
+    "sft": {
+        "max_steps": 2,
+        "batch_size": 2,
+        "gradient_accumulation_steps": 1,
+        "optimizer": "adamw_torch",
+        "use_liger_kernel": False,
+    },
+    "grpo": {
+        "max_steps": 2,
+        "prompts_per_step": 2,
+        "num_generations": 4,
+        "gradient_accumulation_steps": 1,
+        "max_prompt_length": 600,
+        "max_completion_length": 24,
+        "optimizer": "adamw_torch",
+        "generation": "transformers",
+    },
+}
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module")
 def one_thread():
-    """So small a model gains nothing from several, and on a busy machine they wait for each other most of the time."""
+    """So small a model gains nothing from several threads, and on a busy machine they wait for each other."""
+    import torch
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -71,6 +65,8 @@ def one_thread():
 
 def scaled(name, folder):
     """A recipe with the tiny base, few steps, and a small file in the layout of each of its data sets."""
+    from aimo.data.sources import PRESETS
+
     values = yaml.safe_load((config.PROFILES / f"{name}.yaml").read_text())
     for section, changes in SMALL.items():
         values.setdefault(section, {}).update(changes)
@@ -90,55 +86,166 @@ def rows_like(hub):
     for i in range(24):
         problem, answer = f"In {hub}, what is {i} plus {i + 1}?", str(2 * i + 1)
         trace = f"<think>\n{i} + {i + 1} = {answer}\n</think>\n\nIt is \\boxed{{{answer}}}."
-        yield {
+        chat = [{"role": "user", "content": problem}, {"role": "assistant", "content": trace}]
+        layouts = {
             "open-r1/OpenR1-Math-220k": {
-                "problem": problem, "answer": answer, "generations": ["<think>\nWRONG", trace], "question_type": "math-word-problem",
-                "correctness_math_verify": [False, True], "is_reasoning_complete": [True, True],
+                "problem": problem,
+                "answer": answer,
+                "generations": ["<think>\nWRONG", trace],
+                "question_type": "math-word-problem",
+                "correctness_math_verify": [False, True],
+                "is_reasoning_complete": [True, True],
             },
-            "open-r1/Mixture-of-Thoughts": {
-                "messages": [{"role": "user", "content": problem}, {"role": "assistant", "content": trace}]
-            },
+            "open-r1/Mixture-of-Thoughts": {"messages": chat},
             "open-r1/DAPO-Math-17k-Processed": {"prompt": problem, "solution": answer},
             "unsloth/OpenMathReasoning-mini": {
-                "problem": problem, "expected_answer": answer, "generated_solution": trace, "pass_rate_72b_tir": "0.5"
+                "problem": problem,
+                "expected_answer": answer,
+                "generated_solution": trace,
+                "pass_rate_72b_tir": "0.5",
             },
             "RabotniKuma/Fast-Math-R1-SFT": {"problem": problem, "answer": answer, "generation": trace},
-        }.get(hub, {"problem": problem, "answer": answer})  # fmt: skip
+        }
+        yield layouts.get(hub, {"problem": problem, "answer": answer})
 
 
-def test_every_profile_but_the_demo_is_a_recipe_with_facts_and_a_row_in_the_docs():
-    names = {path.stem for path in config.PROFILES.glob("*.yaml")} - {"tiny"}
-    assert FACTS.keys() == names == set(re.findall(r"^\| `([^`]+)` \|", DOCS.read_text(), re.MULTILINE))
+# ---- What the docs and the headers say
 
 
-@pytest.mark.parametrize("name", FACTS)
-def test_a_recipe_is_what_it_says(name):
+def number(text):
+    """A number in digits or in words."""
+    return NUMBERS.get(text) or int(text.replace(",", ""))
+
+
+def rewards_of(text):
+    return set(re.split(r", | and ", text))
+
+
+def step(p):
+    """SFT's tokens at most and GRPO's completions in one step of one device."""
+    rows = p.sft.batch_size * p.sft.gradient_accumulation_steps
+    return rows * p.model.max_length, p.grpo.prompts_per_step * p.grpo.num_generations
+
+
+# What may be said of a recipe, and what must then hold of its profile `r.p` and its machine `r.gpus`, `r.strategy`.
+CLAIMS = {
+    r"LoRA (\d+)/(\d+)": lambda r, *sizes: (
+        [r.p.model.lora.rank, r.p.model.lora.alpha] == [*map(number, sizes)]
+    ),
+    r"all weights": lambda r: r.p.model.lora is None,
+    r"four bits": lambda r: r.p.model.load_in_4bit,
+    r"\bfloat16": lambda r: r.p.model.dtype == "float16",
+    r"no bfloat16": lambda r: r.p.model.dtype == "float16",
+    r"(\w+) epochs(?: of SFT)?": lambda r, n: r.p.sft.epochs == number(n),
+    r"traces of ([\d,]+) tokens at most": lambda r, n: r.p.data.sft.max_tokens == number(n),
+    r"packed to ([\d,]+) tokens": lambda r, n: r.p.sft.packing and r.p.model.max_length == number(n),
+    r"(?<=, )([\d,]+) tokens(?=[,;])": lambda r, n: not r.p.sft.packing and r.p.model.max_length == number(n),
+    r"(\d+) traces a\s*step": lambda r, n: (
+        number(n) == r.gpus * r.p.sft.batch_size * r.p.sft.gradient_accumulation_steps
+    ),
+    r"(\d+) steps of GRPO": lambda r, n: r.p.grpo.max_steps == number(n),
+    r"(\d+) prompts": lambda r, n: r.p.grpo.max_steps * r.p.grpo.prompts_per_step == number(n),
+    r"GRPO keeps ([\d,]+)\s*problems": lambda r, n: r.p.data.grpo.rows == number(n),
+    r"prompts of at most (\d+) tokens": lambda r, n: r.p.grpo.max_prompt_length == number(n),
+    r"(four|\d+) rewards": lambda r, n: len(r.p.grpo.rewards) == number(n),
+    r"GRPO with ((?:\w+, )*\w+ and \w+)": lambda r, names: set(r.p.grpo.rewards) == rewards_of(names),
+    r"(\w+) hours (?:each|a stage)": lambda r, n: r.p.training.time_limit_s == 3600 * number(n),
+    r"(\d+) x H\d00(?:, ZeRO-3)?": lambda r, n: (r.gpus, r.strategy) == (number(n), "zero3"),
+    r"DAPO-Math-17k": lambda r: "DAPO-Math-17k" in r.p.data.grpo.source,
+    r"(OpenMathReasoning-mini|Mixture-of-Thoughts|Fast-Math-R1-SFT)": lambda r, name: (
+        name in r.p.data.sft.source
+    ),
+    r"Fast-Math-R1-GRPO": lambda r: "Fast-Math-R1-GRPO" in r.p.data.grpo.source,
+    r"OpenR1-Math-220k for both": lambda r: r.p.data.sft.source == r.p.data.grpo.source,
+}
+
+
+def row_of(name):
+    """The recipe's row in the docs: base, data, stages, machine."""
+    (line,) = [line for line in DOCS.read_text().splitlines() if line.startswith(f"| `{name}` |")]
+    return [cell.strip() for cell in line.split("|")[2:6]]
+
+
+def header_of(name):
+    """The comments of a profile, as one text."""
+    lines = re.findall(r"#(?: |$)(.*)", (config.PROFILES / f"{name}.yaml").read_text())
+    return " ".join(lines)
+
+
+def commands_of(path):
+    return [shlex.split(c) for c in re.findall(r"aimo (?:run|launch) [^`#;\n]+", path.read_text())]
+
+
+def recipe(name):
+    """A recipe's profile, and the machine that its header's command is for."""
+    launched = [c for c in commands_of(config.PROFILES / f"{name}.yaml") if c[1] == "launch"]
+    given = dict(zip(launched[0], launched[0][1:], strict=False)) if launched else {}
+    return SimpleNamespace(
+        p=config.load(name), gpus=int(given.get("--gpus", 1)), strategy=given.get("--strategy", "ddp")
+    )
+
+
+def test_every_profile_but_the_demo_is_a_recipe_with_a_row_in_the_docs():
+    assert set(RECIPES) == set(re.findall(r"^\| `([^`]+)` \|", DOCS.read_text(), re.MULTILINE))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_what_its_header_and_the_docs_say(name):
+    base, data, stages, machine = row_of(name)
+    told, r, held = "; ".join([base, data, stages, machine, header_of(name)]), recipe(name), 0
+    for pattern, holds in CLAIMS.items():
+        for match in re.finditer(pattern, told):
+            assert holds(r, *match.groups()), f"{match[0]!r} is not what the profile says"
+            held += 1
+    assert held >= 4, "too little is said of this recipe"
+    assert r.p.model.base.endswith(re.split(r" in |, ", base)[0])
+    for cell in (base.partition(",")[2], stages):  # no number is told that is not tested
+        unheld = re.sub("|".join(CLAIMS), "", re.sub(r"\([^)]*\)|as `[^`]+`|the same two", "", cell))
+        assert not re.search(r"\d", unheld), unheld
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_no_recipe_trains_on_what_it_is_measured_by(name):
     p = config.load(name)
-    values = reading.flatten(asdict(p)) | {"grpo.rewards": set(p.grpo.rewards)}
-    assert {key: values[key] for key in FACTS[name]} == FACTS[name]
     evaluated = {source.source for source in p.data.decontaminate}
     assert evaluated == {"HuggingFaceH4/MATH-500", "HuggingFaceH4/aime_2024", "yentinglin/aime_2025"}
-    assert p.data.heldout.source in evaluated  # what measures a model is no part of its training
+    assert p.data.heldout.source in evaluated
+
+
+def test_on_24_gb_a_step_has_as_many_tokens_and_completions_as_on_80():
+    (small,) = [command for command in commands_of(DOCS) if "model.max_length=4096" in command]
+    overrides = [small[i + 1] for i, word in enumerate(small) if word == "--set"]
+    name = small[small.index("--profile") + 1]
+    assert step(config.load(name, overrides)) == step(config.load(name))
 
 
 @pytest.mark.parametrize(
-    "path", [DOCS, *(config.PROFILES / f"{name}.yaml" for name in FACTS)], ids=lambda path: path.stem
+    "path", [DOCS, *(config.PROFILES / f"{name}.yaml" for name in RECIPES)], ids=lambda path: path.stem
 )
-def test_every_command_that_is_told_is_accepted(path):
-    for command in re.findall(r"aimo (?:run|launch) [^`#;\n]+", path.read_text()):
-        words = shlex.split(command)
-        given = {word: words[i + 1] for i, word in enumerate(words) if word.startswith("--")}
+def test_every_documented_command_is_accepted(path):
+    from aimo.training import launch
+
+    for words in commands_of(path):
+        given = {word: words[i + 1] for i, word in enumerate(words[:-1]) if word.startswith("--")}
         overrides = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
         p = config.load(given["--profile"], overrides)
         if words[1] == "launch":
-            job = launch.Job(
-                words[2], p.profile, None, overrides, given.get("--strategy", "ddp"), int(given["--gpus"])
-            )
+            strategy = given.get("--strategy", "ddp")
+            job = launch.Job(words[2], p.profile, None, overrides, strategy, int(given["--gpus"]))
             launch.check(job, p)
 
 
-@pytest.mark.parametrize("name", FACTS)
-def test_a_recipe_scaled_down_trains_both_stages_into_a_model(tmp_path, name):
+# ---- A few steps on the tiny base
+
+
+@pytest.mark.train
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_scaled_down_trains_both_stages_into_a_model(tmp_path, name, one_thread):
+    from aimo import rewards
+    from aimo.data import prepare
+    from aimo.inference import prompts
+    from aimo.training import models, trainers
+
     p = scaled(name, tmp_path)
     tokenizer = models.load_tokenizer(TINY, p)
     sets = prepare.decontaminate(prepare.clean(prepare.load(p), p, tokenizer), p)
@@ -149,9 +256,8 @@ def test_a_recipe_scaled_down_trains_both_stages_into_a_model(tmp_path, name):
     )
     assert asked.endswith(p.prompt.think_start) == p.prompt.prefill
     told = [row["completion"][0]["content"] for row in ready["sft"]]
-    assert all(
-        prompts.is_well_formed(p.prompt, text) and "WRONG" not in text for text in told
-    )  # SFT teaches what GRPO rewards
+    # SFT teaches what GRPO rewards.
+    assert all(prompts.is_well_formed(p.prompt, text) and "WRONG" not in text for text in told)
     start = TINY
     for stage in ("sft", "grpo"):
         folder = tmp_path / stage

@@ -1,4 +1,4 @@
-"""Trained stages on the tiny base: losses, resuming, probes, limits, and what is told when it goes wrong."""
+"""Trained stages on the tiny base: losses, resuming, probes, limits, and what is reported when it fails."""
 
 import json
 import random
@@ -43,7 +43,7 @@ def test_a_checkpoint_cut_off_while_it_was_written_is_removed_and_the_one_before
     assert "checkpoint-150 was not written to its end" in capsys.readouterr().out
 
 
-def test_a_stage_can_go_on_from_a_named_checkpoint(tmp_path):
+def test_a_stage_can_continue_from_a_named_checkpoint(tmp_path):
     for step in (50, 100, 150):
         checkpoint(tmp_path, step)
     for product in ("trained", "model"):
@@ -131,7 +131,18 @@ def small(*overrides):
 
 
 @pytest.fixture(scope="module")
-def sets():
+def one_thread():
+    """So small a model gains nothing from several threads, and on a busy machine they wait for each other."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def sets(one_thread):
     """The tiny profile's data, few of them."""
     from aimo.data import prepare
     from aimo.training import models
@@ -180,7 +191,7 @@ def sft(sets, tmp_path_factory):
 
 
 @train_marker
-def test_the_merged_model_says_what_base_and_adapter_say(sft, sets):
+def test_the_merged_model_has_the_completions_of_base_and_adapter(sft, sets):
     from aimo.training.trainers import complete
 
     every = (plain_model(sft.folder / "model"), plain_model(TINY, sft.folder / "trained"), sft.model)
@@ -229,7 +240,7 @@ def test_an_adapter_is_no_base(sft):
 
 
 @train_marker
-def test_an_adapter_for_another_base_is_not_gone_on_from(sft, sets, tmp_path):
+def test_an_adapter_for_another_base_is_refused(sft, sets, tmp_path):
     shutil.copytree(sft.folder / "checkpoint-6", tmp_path / "run/checkpoint-6")
     other = shutil.copytree(TINY, tmp_path / "another-base")
     with pytest.raises(
@@ -252,7 +263,7 @@ def test_weights_cut_off_in_a_checkpoint_make_it_incomplete(sft, tmp_path, capsy
 @pytest.mark.parametrize(
     "stage, steps, epoch", [("sft", 8, "sft.batch_size=20"), ("grpo", 5, "grpo.prompts_per_step=24")]
 )
-def test_a_run_broken_off_at_any_step_ends_in_the_losses_of_an_unbroken_one(
+def test_a_run_killed_at_any_step_ends_with_the_losses_of_an_uninterrupted_one(
     tmp_path, sets, monkeypatch, stage, steps, epoch
 ):
     from aimo.training import callbacks
@@ -273,8 +284,8 @@ def test_a_run_broken_off_at_any_step_ends_in_the_losses_of_an_unbroken_one(
         m.setattr(callbacks.Record, "on_step_end", killed)
         train(p, sets, broken, stage)
     again, _, _ = train(p, sets, broken, stage)
-    assert losses(again) == pytest.approx(losses(whole), abs=1e-5), f"broken off at step {last}"
-    assert [r.get("reward") for r in again] == [r.get("reward") for r in whole], f"broken off at step {last}"
+    assert losses(again) == pytest.approx(losses(whole), abs=1e-5), f"killed at step {last}"
+    assert [r.get("reward") for r in again] == [r.get("reward") for r in whole], f"killed at step {last}"
     for log in (again, read_lines(broken / "log.jsonl")):
         trained = [record["step"] for record in log if "loss" in record]
         assert trained == list(range(1, steps + 1)), "a step was lost or trained twice"
@@ -283,7 +294,7 @@ def test_a_run_broken_off_at_any_step_ends_in_the_losses_of_an_unbroken_one(
 
 
 @train_marker
-def test_going_on_from_a_named_checkpoint_ends_in_the_same_losses(sft, sets, tmp_path):
+def test_continuing_from_a_named_checkpoint_ends_in_the_same_losses(sft, sets, tmp_path):
     folder = shutil.copytree(sft.folder, tmp_path / "again")
     keep_until(folder, "checkpoint-4")
     again, _, _ = train(sft.p, sets, folder)
@@ -466,7 +477,7 @@ def test_the_loss_is_on_the_completion_or_by_a_key_of_trl_on_the_prompt_too(sets
 
 
 @train_marker
-def test_probes_are_logged_and_the_best_model_probed_is_what_stays(tmp_path, sets):
+def test_probes_are_logged_and_the_best_model_probed_is_what_is_kept(tmp_path, sets):
     from aimo.training.trainers import complete, summary
 
     p = small("grpo.learning_rate=0.02", "grpo.max_steps=6", "grpo.max_completion_length=30")
@@ -503,7 +514,7 @@ def test_every_loss_of_trl_trains(tmp_path, sets, loss):
     assert len(losses(train(p, sets, tmp_path, "grpo")[0])) == 1
 
 
-# ---- What goes wrong
+# ---- Failures
 
 
 @train_marker

@@ -1,4 +1,4 @@
-"""Private names of other libraries stand in one module, and do there what they are said to do."""
+"""Private names of other libraries are used in one module only, and do what its docstrings say."""
 
 import ast
 import re

@@ -1,8 +1,8 @@
 """TRL's configuration of a stage, made from the profile. Import Unsloth before: it replaces TRL's classes.
 
 A key of a stage's section that TRL's configuration has too is passed on by its name. `RENAMED` has those with
-another name here, `REFUSED` those that cannot be changed. Anything else under `STAGE.trl` goes to TRL as it
-is, over the values that we fix. Out of scope: launching on several devices (`launch`).
+another name here, `REFUSED` those that cannot be changed. Any other key under `STAGE.trl` is passed to TRL as
+it is, and takes precedence over our fixed values. Out of scope: launching on several devices (`launch`).
 """
 
 import difflib
@@ -11,8 +11,6 @@ import os
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from aimo.config import Grpo, Profile
 from aimo.errors import AimoError
@@ -90,6 +88,7 @@ def sft_arguments(profile: Profile, folder: Path) -> Any:
 
 def grpo_arguments(profile: Profile, folder: Path) -> Any:
     """TRL's GRPOConfig of a profile with a `grpo` section; `folder` is the stage's."""
+    import torch
     from trl import GRPOConfig
 
     grpo = profile.grpo
@@ -155,7 +154,9 @@ def same_name(section: Any, known: set[str]) -> dict[str, Any]:
 
 
 def common(stage: str, profile: Profile, folder: Path) -> dict[str, Any]:
-    """What every stage passes to TRL under another name than the profile's, and what we fix."""
+    """What every stage passes to TRL under another name than the profile's, and our fixed values."""
+    import torch
+
     section, cuda, dtype = getattr(profile, stage), torch.cuda.is_available(), choose_dtype(profile)[0]
     least = {"min_lr_rate": section.min_lr_rate} if section.scheduler == "cosine_with_min_lr" else {}
     # Unsloth brings its own checkpointing on a GPU; a model that runs on a CPU is small enough to do without.

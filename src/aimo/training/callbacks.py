@@ -6,7 +6,6 @@ Import this module after Unsloth. Out of scope: plots of the records, which are 
 
 import json
 import math
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,8 +21,7 @@ from aimo.inference import prompts
 from aimo.inference.equivalence import are_correct
 from aimo.rewards import text_of
 from aimo.runs import read_lines
-from aimo.training import trl_compat
-from aimo.training.checkpoints import newest_first
+from aimo.training import checkpoints, trl_compat
 
 LOG = "log.jsonl"
 SAMPLES = "samples.jsonl"
@@ -38,12 +36,12 @@ class Record(TrainerCallback):
         self.path, self.progress = folder / LOG, progress
         self.started = time.monotonic()
         self.seconds_before = 0.0
-        """Training seconds up to the checkpoint that training goes on from."""
+        """Training seconds up to the checkpoint that training continues from."""
         self.last: tuple[float, float] | None = None
         """Time and tokens of the record before."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Keep the records up to the checkpoint that training goes on from, and none after it."""
+        """Drop the records after the checkpoint that training continues from."""
         self.started = time.monotonic()
         if state.log_history:
             self.seconds_before = state.log_history[-1].get("train_seconds", 0.0)
@@ -96,18 +94,16 @@ class Limits(TrainerCallback):
         budget = self.limits.disk_gb
         if budget is None:
             return
-        checkpoints = list(self.folder.glob("checkpoint-*"))
-        if main_process_says(gb_after_next(self.folder.parent, checkpoints) > budget):
+        if main_process_says(gb_after_next(self.folder) > budget):
             control.should_training_stop = True
             self.reason = f"the disk budget of {budget} GB"
 
 
-def gb_after_next(run: Path, checkpoints: list[Path]) -> float:
-    """Gigabytes of a run's folder with one more checkpoint like the newest; 0 before the first."""
-    if not checkpoints:
-        return 0.0
-    newest = max(checkpoints, key=lambda path: path.stat().st_mtime)
-    return (bytes_of(run) + bytes_of(newest)) / 1e9
+def gb_after_next(folder: Path) -> float:
+    """Gigabytes of the run that a stage's folder is in, with one more checkpoint like the newest; 0 before
+    the first."""
+    written = checkpoints.newest_first(folder)
+    return (bytes_of(folder.parent) + bytes_of(written[0])) / 1e9 if written else 0.0
 
 
 def bytes_of(folder: Path) -> int:
@@ -128,7 +124,7 @@ class Samples(TrainerCallback):
         self.trainer, self.path, self.every = trainer, folder / SAMPLES, every
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Keep the samples up to the checkpoint that training goes on from."""
+        """Drop the samples after the checkpoint that training continues from."""
         if state.is_world_process_zero:
             kept = [line for line in read_lines(self.path) if line["step"] <= state.global_step]
             self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
@@ -165,13 +161,13 @@ class Probe(TrainerCallback):
         folder: Path,
     ):
         self.trainer, self.answer, self.golds = trainer, answer, golds
-        self.prompt, self.every, self.best = profile.prompt, every, folder / "best"
+        self.prompt, self.every, self.folder = profile.prompt, every, folder
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Probe the model that training starts from."""
         if state.global_step == 0:
             if state.is_world_process_zero:
-                shutil.rmtree(self.best, ignore_errors=True)
+                checkpoints.keep_best(self.folder, step=0)
             self.trainer.log_apart(self.probe())
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -181,13 +177,11 @@ class Probe(TrainerCallback):
             return
         figures = self.probe()
         self.trainer.log_apart(figures)
-        control.should_log = True  # that call has cleared it, and the step's own record is still due
+        control.should_log = True  # the call above cleared it, and the step's record is still to come
         trained = [record for record in state.log_history[:-1] if record["step"] > 0]
         earlier = [record["probe/accuracy"] for record in trained if "probe/accuracy" in record]
         if figures["probe/accuracy"] >= max(earlier, default=0.0):
-            self.trainer.save_model(str(self.best))
-            if state.is_world_process_zero:
-                (self.best / "probe.json").write_text(json.dumps({"step": state.global_step} | figures))
+            checkpoints.save_best(self.trainer, self.folder, figures)
 
     def probe(self) -> dict[str, float]:
         """Shares of right and of well-formed completions, and their mean length in tokens."""
@@ -237,6 +231,6 @@ def remedy(stage: str, profile: Profile, folder: Path) -> str:
     causes = f"{stage}.learning_rate {rate:g} is too high (try {rate / 4:g}), or a row is broken"
     if profile.model.dtype == "float16":
         causes = f"float16 overflows (set model.dtype: bfloat16 or float32), or {causes}"
-    good = newest_first(folder)
+    good = checkpoints.newest_first(folder)
     kept = f"the last good checkpoint is {good[0]}" if good else "no checkpoint was written yet"
     return f"{causes}; {kept}"

@@ -1,6 +1,6 @@
-"""The checkpoints of a stage: which one training goes on from, and weights put back into a model.
+"""The checkpoints of a stage: which one training continues from, and the best model probed.
 
-Out of scope: writing them, which TRL's trainers do.
+Out of scope: writing checkpoints, which TRL's trainers do.
 """
 
 import json
@@ -40,9 +40,9 @@ def last_checkpoint(folder: Path) -> str | None:
 
 
 def keep_until(folder: Path, name: str) -> None:
-    """Remove what a stage made after its checkpoint `name`, so that training goes on from there.
+    """Remove what a stage made after its checkpoint `name`, so that training continues from there.
 
-    AimoError names the checkpoints that there are, where this one is not among them.
+    AimoError lists the checkpoints in the folder when this one is not among them.
     """
     found = [checkpoint.name for checkpoint in newest_first(folder)]
     if name not in found:
@@ -64,6 +64,28 @@ def keep_best(folder: Path, step: int) -> None:
     probe = best / "probe.json"
     if not probe.exists() or json.loads(probe.read_text())["step"] > step:
         shutil.rmtree(best, ignore_errors=True)
+
+
+def save_best(trainer: Any, folder: Path, figures: dict[str, float]) -> None:
+    """Save the model to `best`, with the step and the figures of its probe in probe.json."""
+    best = folder / "best"
+    trainer.save_model(str(best))
+    if trainer.is_world_process_zero():
+        (best / "probe.json").write_text(json.dumps({"step": trainer.state.global_step} | figures))
+
+
+def save_trained(trainer: Any, folder: Path) -> None:
+    """Leave the adapter or the weights in `trained`: of the best model probed where there is one, also in
+    memory."""
+    from aimo.training.callbacks import main_process_says
+
+    best, trained = folder / "best", folder / "trained"
+    if not main_process_says((best / "probe.json").exists()):
+        trainer.save_model(str(trained))
+    elif trainer.is_world_process_zero():
+        shutil.rmtree(trained, ignore_errors=True)
+        best.rename(trained)
+        restore(trainer.model, trained)
 
 
 def restore(model: Any, trained: Path) -> None:

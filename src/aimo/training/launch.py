@@ -23,7 +23,7 @@ from typing import Annotated, Any, TextIO
 import typer
 from jinja2 import Template
 
-from aimo import config, hub, progress, runs
+from aimo import config, progress, runs
 from aimo.config import Profile
 from aimo.data import prepare
 from aimo.data.prepare import Rows
@@ -70,13 +70,8 @@ def stage(
     more["probe"] = prepare.set_aside(run.dir / "data", "grpo")
     train = getattr(trainers, name)
     log = train(model, tokenizer, rows, run.profile, run.folder, run.progress, **more)
-    if not leave():
-        return
-    figures, product = trainers.summary(log), run.folder / "model"
-    card = figures | run.data_hash()
-    models.save(run.folder / "trained", start, tokenizer, run.profile, product, card)
-    hub.push(product, run.profile)
-    run.finish(**figures)
+    if leave():
+        trainers.finish(run, tokenizer, log)
 
 
 def rank() -> int:
@@ -98,7 +93,7 @@ def start_and_rows(run: Run) -> tuple[Path, Rows]:
 
 
 def leave() -> bool:
-    """Leave the group of processes once all have trained; True in the main one, which goes on alone.
+    """Leave the process group after training. Returns True in the main process, which continues alone.
 
     Within the group a merge would be sharded, and the others' wait for it would time out.
     """
@@ -189,7 +184,7 @@ def launch(job: Job, slurm: bool = False, dry_run: bool = False) -> None:
 
 
 def check(job: Job, profile: Profile) -> None:
-    """Refuse what does not go together, wherever it is to run."""
+    """Check the combination of options, independent of the machine."""
     flag = f"--strategy {job.strategy}"
     if job.stage not in TRAINED:
         raise AimoError(f"stage {job.stage!r} is not launched: use one of {', '.join(TRAINED)}")
@@ -277,7 +272,7 @@ def follow(command: str, output: TextIO) -> int:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
         process.wait()
-        raise AimoError("interrupted; run the same command again to go on") from None
+        raise AimoError("interrupted; run the same command again to continue") from None
     return process.returncode
 
 
@@ -303,10 +298,9 @@ def script(job: Job, profile: Profile, folder: Path, before: list[str]) -> str:
 
 
 def server(job: Job, profile: Profile, folder: Path) -> dict[str, Any]:
-    """What the Slurm script says of the vLLM server: the command, the model, and over how many GPUs it is
-    split."""
+    """The Slurm script's values for the vLLM server: command, model, and the GPUs it is split over."""
     before = profile.trained_before(job.stage)
-    base = config.resolve(profile.model.base)
+    base = config.resolve(profile.model.base).absolute()
     model = folder / STAGES[before].product if before else base if base.is_dir() else profile.model.base
     shards = job.devices
     settings = Path(model) / "config.json"

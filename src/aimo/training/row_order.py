@@ -49,8 +49,8 @@ def split(rows: list[int], size: int) -> list[list[int]]:
 class Seeded:
     """A trainer's sampler whose order depends on the seed and the epoch alone.
 
-    Without it, Transformers 5.17 and TRL 1.15 start a run that goes on in a later epoch with the first
-    epoch's order.
+    Without it, Transformers 5.17 and TRL 1.15 resume a run in a later epoch with the order of the first
+    epoch.
     """
 
     def __init__(self, sampler: Any, trainer: Any):

@@ -117,7 +117,7 @@ def write_card(
 
 
 def build_tokenizer(prompt: Prompt, texts: list[str]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE, so that any text can be read, with one token for each tag."""
+    """A byte-level BPE, so that any text can be encoded, with one token for each tag."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [

@@ -63,7 +63,7 @@ def tokenize(rows: Rows, tokenizer: Any, num_proc: int | None = None) -> Dataset
 
 
 def content_hash(rows: Rows, tokenizer: Any) -> str:
-    """A hash of all that token ids follow from: the rows, and the tokenizer's files with its chat
+    """A hash of everything that determines the token ids: the rows, and the tokenizer's files with its chat
     template."""
     digest = hashlib.sha256()
     for row in rows:

@@ -1,11 +1,10 @@
 """SFT, GRPO and DPO as the notebooks call them: TRL's trainers (`trl_trainers`) with the profile's settings.
 
 A stage leaves in its folder checkpoints, `log.jsonl` with the figures of every step, and `trained`, the
-adapter or the weights. Started again, it goes on from its last checkpoint. Out of scope: several devices,
+adapter or the weights. Started again, it continues from its last checkpoint. Out of scope: several devices,
 which is `launch`.
 """
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from aimo.config import Profile
 from aimo.data.prepare import Rows
 from aimo.errors import AimoError
+from aimo.runs import Run
 from aimo.training import checkpoints
 
 Progress = Callable[[int, int], None]
@@ -100,7 +100,7 @@ def grpo(
         reward_funcs=list(rewards.get_reward_funcs(profile.grpo.rewards, profile.prompt)),
     )
     trainer.add_callback(callbacks.Samples(trainer, folder, profile.grpo.sample_steps))
-    if model.device.type == "cpu" and profile.model.lora:  # on a GPU vLLM and Unsloth have better means
+    if model.device.type == "cpu" and profile.model.lora:  # on a GPU, vLLM and Unsloth make this unnecessary
         models.merge_to_generate(model)
     return fit(trainer, "grpo", profile, folder, progress, probe)
 
@@ -164,7 +164,7 @@ def fit(
 
         base = trainer.accelerator.unwrap_model(trainer.model).config.name_or_path
         check_adapter(Path(checkpoint), Path(base))
-        print(f"Going on from {Path(checkpoint).name}.")
+        print(f"Continuing from {Path(checkpoint).name}.")
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
     except RuntimeError as e:  # torch.OutOfMemoryError is one
@@ -174,7 +174,7 @@ def fit(
     if limits.reason:
         state = trainer.state
         print(f"Stopped at step {state.global_step} of {state.max_steps}, before {limits.reason}.")
-    keep_trained(trainer, folder)
+    checkpoints.save_trained(trainer, folder)
     kept = ("loss", "eval_loss", "probe/accuracy")
     return [r for r in trainer.state.log_history if any(key in r for key in kept)] + [totals(trainer)]
 
@@ -202,20 +202,6 @@ def watch(
     trainer.add_callback(finite)
     trainer.on_loss = finite.check_loss
     return limits
-
-
-def keep_trained(trainer: Any, folder: Path) -> None:
-    """Save the model to `trained`; the best model probed, where there is one, also takes its place in
-    memory."""
-    from aimo.training.callbacks import main_process_says
-
-    best, trained = folder / "best", folder / "trained"
-    if not main_process_says((best / "probe.json").exists()):
-        trainer.save_model(str(trained))
-    elif trainer.is_world_process_zero():
-        shutil.rmtree(trained, ignore_errors=True)
-        best.rename(trained)
-        checkpoints.restore(trainer.model, trained)
 
 
 def totals(trainer: Any) -> dict[str, Any]:
@@ -250,8 +236,24 @@ def summary(log: Log) -> dict[str, Any]:
     return found
 
 
+def finish(run: Run, tokenizer: Any, log: Log, **more: Any) -> dict[str, Any]:
+    """The last step of a trained stage: save the model, push it where the profile says, record the stage.
+
+    Returns the recorded figures, `more` among them.
+    """
+    from aimo import hub
+    from aimo.training import models
+
+    figures, product = more | summary(log), run.folder / "model"
+    card = figures | run.data_hash()
+    models.save(run.folder / "trained", run.start_model(), tokenizer, run.profile, product, card)
+    hub.push(product, run.profile)
+    run.finish(**figures)
+    return figures
+
+
 def out_of_memory(stage: str, profile: Profile, step: int) -> str:
-    """What to tell when memory ran out: which setting to change, from what to what."""
+    """The message when memory runs out: the setting to change, its value and the proposed value."""
     section: Any = getattr(profile, stage)
     steps, length = section.gradient_accumulation_steps, profile.model.max_length
     accumulate = f"{stage}.gradient_accumulation_steps from {steps} to {2 * steps}"
@@ -262,14 +264,17 @@ def out_of_memory(stage: str, profile: Profile, step: int) -> str:
         remedy = f"lower {stage}.batch_size from {size} to {size // 2} and raise {accumulate}"
     else:
         remedy = f"lower model.max_length from {length} to {length // 2}, or set model.load_in_4bit: true"
-    again = "then run again: it goes on from the last checkpoint"
+    again = "then run again: it continues from the last checkpoint"
     return f"{stage}: out of memory at step {step}; {remedy}, {again}"
 
 
 def complete(model: Any, tokenizer: Any, rows: Rows, max_tokens: int) -> list[str]:
-    """The most likely completion of each row's prompt, for a person to read or for a probe."""
+    """The most likely completion of each row's prompt, for a person to read or for a probe; [] for no
+    rows."""
     import torch
 
+    if not rows:
+        return []
     texts = [
         tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=False)
         for row in rows

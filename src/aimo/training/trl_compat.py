@@ -1,6 +1,6 @@
 """Every private name of TRL and Transformers that aimo touches; no other module uses one.
 
-Written for TRL 1.15.0 and Transformers 5.17.0. Each entry says why the public interface does not do, and
+Written for TRL 1.15.0 and Transformers 5.17.0. Each entry says why the public interface is not enough, and
 where the name stands. Import this module after Unsloth, which patches TRL. Out of scope: names without an
 underscore.
 """
@@ -67,7 +67,7 @@ def last_completions(trainer: Any) -> dict[str, Any]:
     return trainer._logs
 
 
-def correct_silent_groups(trainer: Any) -> None:
+def recount_equal_rewards(trainer: Any) -> None:
     """Recount `frac_reward_zero_std`, the share of groups whose completions all have one reward.
 
     `GRPOTrainer._metrics` (TRL): TRL 1.15.0 compares a standard deviation with zero, and the mean of equal
@@ -86,8 +86,8 @@ def correct_silent_groups(trainer: Any) -> None:
 def provide_log_probs() -> None:
     """Let TRL's trainers run without Triton, that is, on a CPU.
 
-    `trl.trainer.utils._ChunkedLogProbFunction` (TRL) is None there, and the trainers call it without a look.
-    Unsloth brings its own.
+    `trl.trainer.utils._ChunkedLogProbFunction` (TRL) is None there, and the trainers call it unchecked.
+    Unsloth provides its own.
     https://github.com/huggingface/trl/blob/v1.15.0/trl/trainer/utils.py
     """
     if utils._ChunkedLogProbFunction is None:

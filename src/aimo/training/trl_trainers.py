@@ -1,5 +1,4 @@
-"""TRL's SFT, GRPO and DPO trainers with what ours do otherwise: the order of rows, a check of each loss, less
-padding.
+"""TRL's SFT, GRPO and DPO trainers with our changes: the order of rows, a check of each loss, less padding.
 
 Import this module after Unsloth, which replaces TRL's classes: ours inherit from what TRL has at that time.
 """
@@ -16,8 +15,8 @@ from aimo.training import trl_compat
 from aimo.training.row_order import ByLength, Seeded
 
 
-class Watched(trl_compat.OrderHook):
-    """What the three trainers share."""
+class Shared(trl_compat.OrderHook):
+    """The part that the three trainers share: order of rows and the check of each loss."""
 
     on_loss: Any = None
     """Called with each loss and with the token ids of the batch's first row; raises to stop."""
@@ -41,7 +40,7 @@ class Watched(trl_compat.OrderHook):
         Trainer.log(self, figures)  # type: ignore[arg-type]
 
 
-class SftTrainer(Watched, trl.SFTTrainer):
+class SftTrainer(Shared, trl.SFTTrainer):
     """SFT whose steps hold rows of similar length, where `by_length` is set."""
 
     by_length = False
@@ -55,19 +54,20 @@ class SftTrainer(Watched, trl.SFTTrainer):
         return super().order_rows(sampler)
 
 
-class GrpoTrainer(Watched, trl_compat.LogProbHook, trl.GRPOTrainer):
-    """GRPO that counts silent groups exactly, and on a CPU computes log-probabilities with less padding."""
+class GrpoTrainer(Shared, trl_compat.LogProbHook, trl.GRPOTrainer):
+    """GRPO that counts groups with equal rewards, and on a CPU computes log-probabilities with less
+    padding."""
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         """One backward pass, with the completions sampled first where it needs new ones."""
         loss = super().training_step(*args, **kwargs)
-        trl_compat.correct_silent_groups(self)
+        trl_compat.recount_equal_rewards(self)
         return loss
 
     def log_probs(self, compute: Any, input_ids: Any, attention_mask: Any, logits_to_keep: int) -> Any:
         """As TRL computes them; on a CPU in up to four parts, each padded to its own longest row only.
 
-        On a GPU Unsloth and large batches have better means.
+        On a GPU, Unsloth and large batches make this unnecessary.
         """
         if input_ids.device.type != "cpu":
             return compute(input_ids, attention_mask, logits_to_keep)
@@ -91,7 +91,7 @@ class GrpoTrainer(Watched, trl_compat.LogProbHook, trl.GRPOTrainer):
         )
 
 
-class DpoTrainer(Watched, trl.DPOTrainer):
+class DpoTrainer(Shared, trl.DPOTrainer):
     """DPO."""
 
 
