@@ -1,4 +1,7 @@
-"""What a sandboxed process gives up before it runs code: memory and file sizes (rlimits), files (Landlock), system calls (seccomp), root.
+"""Drop the rights of a sandboxed process before it runs code.
+
+rlimits bound its memory and file sizes, Landlock its files, seccomp its system calls; root becomes another
+user.
 
 Each is left out where the kernel or a container does not allow it. Out of scope: systems other than Linux.
 """
@@ -20,18 +23,21 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 
 # What a confined process may ask of the kernel; all else fails with EPERM.
 SYSCALLS = """
-    access alarm arch_prctl brk chdir clock_getres clock_gettime clock_nanosleep close close_range copy_file_range dup dup2 dup3
-    epoll_create epoll_create1 epoll_ctl epoll_pwait epoll_wait eventfd eventfd2 exit exit_group faccessat faccessat2 fadvise64
-    fallocate fchdir fdatasync flock fstat fstatfs fsync ftruncate futex futex_waitv getcpu getcwd getdents getdents64 getegid
-    geteuid getgid getgroups getitimer getpeername getpgid getpgrp getpid getppid getrandom getresgid getresuid getrlimit
-    getrusage getsid getsockname getsockopt gettid gettimeofday getuid link linkat listxattr lseek lstat madvise membarrier
-    mincore mkdir mkdirat mmap mprotect mremap msync munmap nanosleep newfstatat open openat pause pipe pipe2 poll ppoll pread64
-    preadv preadv2 pselect6 pwrite64 pwritev pwritev2 read readahead readlink readlinkat readv recvfrom recvmmsg recvmsg rename
-    renameat renameat2 restart_syscall rmdir rseq rt_sigaction rt_sigpending rt_sigprocmask rt_sigreturn rt_sigsuspend
-    rt_sigtimedwait sched_getaffinity sched_getparam sched_getscheduler sched_yield select sendfile sendmmsg sendmsg sendto
-    set_robust_list set_tid_address setitimer setrlimit setsockopt shutdown sigaltstack stat statfs statx symlink
-    symlinkat sysinfo time timer_create timer_delete timer_gettime timer_settime timerfd_create timerfd_gettime timerfd_settime
-    times umask uname unlink unlinkat wait4 waitid write writev
+    access alarm arch_prctl brk chdir clock_getres clock_gettime clock_nanosleep close close_range
+    copy_file_range dup dup2 dup3 epoll_create epoll_create1 epoll_ctl epoll_pwait epoll_wait eventfd
+    eventfd2 exit exit_group faccessat faccessat2 fadvise64 fallocate fchdir fdatasync flock fstat
+    fstatfs fsync ftruncate futex futex_waitv getcpu getcwd getdents getdents64 getegid geteuid getgid
+    getgroups getitimer getpeername getpgid getpgrp getpid getppid getrandom getresgid getresuid
+    getrlimit getrusage getsid getsockname getsockopt gettid gettimeofday getuid link linkat listxattr
+    lseek lstat madvise membarrier mincore mkdir mkdirat mmap mprotect mremap msync munmap nanosleep
+    newfstatat open openat pause pipe pipe2 poll ppoll pread64 preadv preadv2 pselect6 pwrite64 pwritev
+    pwritev2 read readahead readlink readlinkat readv recvfrom recvmmsg recvmsg rename renameat
+    renameat2 restart_syscall rmdir rseq rt_sigaction rt_sigpending rt_sigprocmask rt_sigreturn
+    rt_sigsuspend rt_sigtimedwait sched_getaffinity sched_getparam sched_getscheduler sched_yield select
+    sendfile sendmmsg sendmsg sendto set_robust_list set_tid_address setitimer setrlimit setsockopt
+    shutdown sigaltstack stat statfs statx symlink symlinkat sysinfo time timer_create timer_delete
+    timer_gettime timer_settime timerfd_create timerfd_gettime timerfd_settime times umask uname unlink
+    unlinkat wait4 waitid write writev
 """
 LE, EQUAL, MASKED = 3, 4, 7  # libseccomp's comparisons
 CLONE_THREAD = 0x10000
@@ -43,9 +49,8 @@ CONDITIONAL: list[tuple[Any, ...]] = [
     ("prctl", 0, EQUAL, 15, 0),  # PR_SET_NAME
     ("fcntl", 1, LE, 7, 0),  # flags and locks; not F_SETOWN, which sends signals
     ("fcntl", 1, EQUAL, 1030, 0),  # F_DUPFD_CLOEXEC
-    *(
-        ("ioctl", 1, EQUAL, request, 0) for request in (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
-    ),  # isatty, FIONBIO and the like
+    # isatty, FIONBIO and the like
+    *(("ioctl", 1, EQUAL, request, 0) for request in (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)),
 ]
 
 
@@ -61,7 +66,7 @@ class _Comparison(ctypes.Structure):
 
 
 def confine(scratch: str, memory_mb: int, file_mb: int, bpf: bytes) -> None:
-    """Give up for good, in this process, all that its code does not need; `bpf` is what `syscall_filter` made."""
+    """Drop permanently the rights that code in this process does not need; `bpf` is from `syscall_filter`."""
     os.setsid()
     os.chdir(scratch)
     os.environ.update(HOME=scratch, TMPDIR=scratch)
@@ -71,9 +76,8 @@ def confine(scratch: str, memory_mb: int, file_mb: int, bpf: bytes) -> None:
     _limit(resource.RLIMIT_NOFILE, OPEN_FILES)
     _limit(resource.RLIMIT_CORE, 0)
     with suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text(
-            "1000"
-        )  # where memory runs out, this process goes and not the caller's
+        # When memory runs out, the kernel kills this process and not the caller's.
+        Path("/proc/self/oom_score_adj").write_text("1000")
     _check(LIBC.prctl(38, 1, 0, 0, 0))  # PR_SET_NO_NEW_PRIVS: Landlock and seccomp ask for it
     _landlock(scratch)
     if os.geteuid() == 0:
@@ -81,9 +85,8 @@ def confine(scratch: str, memory_mb: int, file_mb: int, bpf: bytes) -> None:
     _check(LIBC.prctl(1, signal.SIGKILL, 0, 0, 0))  # PR_SET_PDEATHSIG: end with the fork server
     if bpf:
         program = ctypes.create_string_buffer(bpf)
-        _check(
-            LIBC.prctl(22, 2, struct.pack("HP", len(bpf) // 8, ctypes.addressof(program)), 0, 0)
-        )  # PR_SET_SECCOMP
+        header = struct.pack("HP", len(bpf) // 8, ctypes.addressof(program))
+        _check(LIBC.prctl(22, 2, header, 0, 0))  # PR_SET_SECCOMP
 
 
 def _limit(kind: int, value: int) -> None:
@@ -94,14 +97,12 @@ def _limit(kind: int, value: int) -> None:
 
 
 def _landlock(scratch: str) -> None:
-    """Allow all in `scratch` and reading in the libraries' folders, where the kernel has Landlock (5.13 and later)."""
+    """Allow all in `scratch` and reading in the libraries' folders, on kernels with Landlock (from 5.13)."""
     create, add, restrict = 444, 445, 446  # system calls; the same numbers on every architecture
     version = LIBC.syscall(create, None, 0, 1)
     if version < 1:
         return
-    every = (
-        1 << {1: 13, 2: 14, 3: 15, 4: 15}.get(version, 16)
-    ) - 1  # the kinds of access that this version knows
+    every = (1 << {1: 13, 2: 14, 3: 15, 4: 15}.get(version, 16)) - 1  # all accesses of this version
     write, read, read_folder = 2, 4, 8
     libraries = [
         f"{prefix}/{lib}"
@@ -120,11 +121,9 @@ def _landlock(scratch: str) -> None:
     ):
         with suppress(FileNotFoundError):
             fd = os.open(path, os.O_PATH)
-            access = (
-                every
-                if path == scratch
-                else read | read_folder * os.path.isdir(path) | write * (path == os.devnull)
-            )
+            access = read | read_folder * os.path.isdir(path) | write * (path == os.devnull)
+            if path == scratch:
+                access = every
             _check(LIBC.syscall(add, ruleset, 1, struct.pack("=Qi", access, fd), 0))
             os.close(fd)
     _check(LIBC.syscall(restrict, ruleset, 0))
@@ -132,7 +131,7 @@ def _landlock(scratch: str) -> None:
 
 
 def _leave_root(scratch: str) -> None:
-    """Become a user without files, processes or capabilities, one of the numbers that systemd sets aside for such users."""
+    """Become a user without files, processes or capabilities, with an id that systemd reserves for that."""
     user = 61184 + os.getpid() % 4336
     _limit(resource.RLIMIT_NPROC, THREADS)  # it counts a user's threads, and does not bind root
     with suppress(OSError):  # where a container forbids it, or has no such user
@@ -141,8 +140,8 @@ def _leave_root(scratch: str) -> None:
         os.setgroups([])
         os.setresgid(user, user, user)
         os.setresuid(user, user, user)
-    # Where Python is installed in root's home, imports need CAP_DAC_READ_SEARCH, or CAP_DAC_OVERRIDE where a container
-    # has only that. Landlock still says what may be read and written.
+    # Where Python is installed in root's home, imports need CAP_DAC_READ_SEARCH, or CAP_DAC_OVERRIDE where a
+    # container has only that. Landlock still says what may be read and written.
     reachable = all(os.access(str(sys.modules[name].__file__), os.R_OK) for name in ("os", "numpy"))
     for kept in [0] if reachable else [1 << 2, 1 << 1, 0]:
         if LIBC.capset(struct.pack("Ii", 0x20080522, 0), struct.pack("6I", kept, kept, 0, 0, 0, 0)) == 0:
@@ -150,7 +149,7 @@ def _leave_root(scratch: str) -> None:
 
 
 def syscall_filter() -> bytes:
-    """The BPF program that allows SYSCALLS and CONDITIONAL; empty where libseccomp is not installed (apt itself depends on it)."""
+    """The BPF program that allows SYSCALLS and CONDITIONAL; empty where libseccomp is not installed."""
     try:
         lib = ctypes.CDLL("libseccomp.so.2")
     except OSError:
@@ -162,19 +161,15 @@ def syscall_filter() -> bytes:
     def add(name: str, action: int, *comparison: int) -> None:
         number = lib.seccomp_syscall_resolve_name(name.encode())
         if number >= 0:  # else this architecture has none of that name
-            _check(
-                lib.seccomp_rule_add_array(
-                    context, action, number, bool(comparison), ctypes.byref(_Comparison(*comparison))
-                )
-            )
+            compared = ctypes.byref(_Comparison(*comparison))
+            _check(lib.seccomp_rule_add_array(context, action, number, bool(comparison), compared))
 
     for name in SYSCALLS.split():
         add(name, allow)
     for name, *comparison in CONDITIONAL:
         add(name, allow, *comparison)
-    add(
-        "clone3", refuse | errno.ENOSYS
-    )  # its flags are out of a filter's sight; libc takes clone where there is no clone3
+    # A filter cannot see clone3's flags; libc takes clone where there is no clone3.
+    add("clone3", refuse | errno.ENOSYS)
     with open(os.memfd_create("filter"), "w+b") as file:
         _check(lib.seccomp_export_bpf(context, file.fileno()))
         file.seek(0)

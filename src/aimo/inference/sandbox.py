@@ -1,23 +1,20 @@
-"""Run a model's Python in confined processes: fresh scripts for the code rewards, stateful sessions for the solver.
+"""Run a model's Python in confined processes: scripts for the code rewards, sessions for the solver.
 
-A fork server imports numpy and sympy once and forks a process for each script or session, in milliseconds. That process
-gives up what it could do harm with before it sees any code: rlimits bound its memory and files, Landlock leaves it a scratch
-folder and the installed libraries, seccomp no sockets, no processes and no signals, and root turns into a user that
-owns nothing (`confinement`). The caller's side keeps the time and kills. What the machine lacks of this is left out;
-`enforced` finds out by trying, and docs/sandbox.md has the table.
+A fork server imports numpy and sympy once and forks a process for each script or session, in milliseconds
+(`sandbox_worker`). Before it reads any code, that process drops its rights (`confinement`): rlimits bound
+its memory and files, Landlock leaves it a scratch folder and the installed libraries, seccomp no sockets, no
+processes and no signals, and root turns into a user that owns nothing. The caller enforces the time limit by
+killing it. Limits that the machine lacks are not enforced; `enforced` tests each, and docs/sandbox.md has
+the table.
 
-Out of scope: a bound on the total size of a scratch folder; systems other than Linux. A remote sandbox takes this one's place by
-having a `Session` with `run` and `close`.
+Out of scope: a bound on the total size of a scratch folder; systems other than Linux. A remote sandbox needs
+a `Session` with `run` and `close`.
 """
 
-import ast
 import atexit
-import gc
 import json
-import linecache
 import math
 import os
-import random
 import select
 import signal
 import socket
@@ -26,20 +23,18 @@ import sys
 import tempfile
 import threading
 import time
-import traceback
-import types
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aimo.inference import confinement
 from aimo.inference.errors import AimoError
+from aimo.inference.sandbox_worker import ERROR_CHARS, delete
 
-FLOOD = 16 << 20  # bytes of output at which a call is stopped, because reading them costs the caller too
-ERROR_LINES, ERROR_CHARS = 20, 2000
+MAX_OUTPUT = 16 << 20
+"""Bytes of output at which a call is stopped, as reading them costs the caller too."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +48,7 @@ class Limits:
     file_mb: int = 64
     """Size of one file."""
     output_chars: int = 20_000
-    """Longer output loses its middle, with a note of how much."""
+    """The middle of longer output is replaced by a note of its length."""
 
 
 @dataclass(frozen=True)
@@ -92,16 +87,16 @@ def run(code: str, stdin: str = "", limits: Limits = DEFAULT) -> Result:
 def run_many(
     scripts: Iterable[tuple[str, str]], limits: Limits = DEFAULT, workers: int | None = None
 ) -> list[Result]:
-    """Run scripts, each (code, stdin), `workers` at a time (None: one a core). Results come in the scripts' order."""
+    """The n results of n scripts (code, stdin), in order; `workers` run at a time (None: one a core)."""
     with ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool:
         return list(pool.map(lambda script: run(script[0], script[1], limits), scripts))
 
 
 class Session:
-    """Runs one piece of code after another like a notebook: variables live on, a trailing expression's value is shown.
+    """Runs one piece of code after another, as a notebook does: variables are kept, a last value is shown.
 
-    Any number may run side by side, each in a thread of its caller's (`asyncio.to_thread`). After a timeout, a crash or
-    threads that outlive their call, a session goes on with a new process and no variables.
+    Any number may run side by side, each in a thread of its caller's (`asyncio.to_thread`). After a timeout,
+    a crash or threads that outlive their call, a session goes on with a new process and no variables.
     """
 
     def __init__(self, limits: Limits = DEFAULT):
@@ -132,7 +127,10 @@ class Session:
 
 
 def enforced() -> dict[str, bool]:
-    """What this machine enforces, found by trying it from inside. For start-up: later calls find the fork server running."""
+    """Whether this machine enforces each of seven limits, found by trying to exceed it from inside.
+
+    The first call also starts the fork server. AimoError when no process can be confined.
+    """
     if error := run("").error:
         raise AimoError(f"sandbox: no process could be confined: {error}")
     with tempfile.NamedTemporaryFile() as file:
@@ -161,20 +159,23 @@ class _ForkServer:
         self.requests = 0
 
     def start(self) -> None:
+        """Start the process. AimoError on systems other than Linux."""
         if sys.platform != "linux":
             raise AimoError(f"sandbox: needs Linux, not {sys.platform}; use a container")
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.root = tempfile.mkdtemp(prefix="aimo-sandbox-")
         os.chmod(self.root, 0o711)
         package = str(Path(__file__).parents[2])
-        code = f"import sys; sys.path.insert(0, {package!r}); from aimo.inference import sandbox; sandbox._serve({self.root!r})"
+        code = (
+            f"import sys; sys.path.insert(0, {package!r}); "
+            f"from aimo.inference.sandbox_worker import serve; serve({self.root!r})"
+        )
         # The whole environment, for the caller's may hold tokens.
         env = {"PATH": os.defpath, "LANG": "C.UTF-8", "PYTHONHASHSEED": "0", "MPLBACKEND": "Agg"}
         env |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        command = [sys.executable, "-s", "-P", "-c", code]
         with theirs:
             self.process = subprocess.Popen(
-                command,
+                [sys.executable, "-s", "-P", "-c", code],
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 env=env,
@@ -183,6 +184,7 @@ class _ForkServer:
             )
 
     def ask(self, request: dict[str, Any], fds: Sequence[int] = ()) -> dict[str, Any]:
+        """The reply to a request with file descriptors. AimoError when the process does not start."""
         with self.lock:
             self.requests += 1
             message = json.dumps(request | {"number": self.requests}).encode()
@@ -192,25 +194,23 @@ class _ForkServer:
                         self.start()
                     socket.send_fds(self.control, [message], fds)
                     while reply := self.control.recv(4096):
-                        if (answer := json.loads(reply))[
-                            "number"
-                        ] == self.requests:  # else to one that Ctrl-C interrupted
+                        answer = json.loads(reply)
+                        if answer["number"] == self.requests:  # others answer calls that Ctrl-C interrupted
                             return answer
                 self.close()
-        raise AimoError(
-            f"sandbox: its fork server does not start; see whether `{sys.executable} -s -P -c 'import numpy, sympy'` runs"
-        )
+        test = f"{sys.executable} -s -P -c 'import numpy, sympy'"
+        raise AimoError(f"sandbox: its fork server does not start; see whether `{test}` runs")
 
     def close(self) -> None:
+        """End the process, and with it all that it forked, and delete its folder."""
         if self.process:
             with suppress(OSError):
-                self.control.shutdown(
-                    socket.SHUT_RDWR
-                )  # ends it even where a fork of this process holds the socket too
+                # This ends it even where a fork of this process holds the socket too.
+                self.control.shutdown(socket.SHUT_RDWR)
             self.control.close()
             self.process.wait()
             self.process = None
-            _delete(self.root)  # which it has done, unless it was killed
+            delete(self.root)  # which it has done, unless it was killed
 
 
 _server = _ForkServer()
@@ -239,13 +239,12 @@ class _Process:
         with channel, open(output, "wb") as out, open(os.memfd_create("stdin"), "w+b") as given:
             given.write((stdin or "").encode(errors="replace"))
             given.seek(0)
-            reply = _server.ask(
-                {"limits": asdict(limits), "script": self.script},
-                [channel.fileno(), given.fileno(), out.fileno()],
-            )
+            request = {"memory_mb": limits.memory_mb, "file_mb": limits.file_mb, "script": self.script}
+            reply = _server.ask(request, [channel.fileno(), given.fileno(), out.fileno()])
         self.pid, self.scratch = reply["pid"], reply["scratch"]
 
     def call(self, code: str) -> Result:
+        """Run code, and wait for its end or its limits."""
         with self.calling:
             if self.killed:
                 return Result("", "the session is closed", restarted=True)
@@ -254,31 +253,38 @@ class _Process:
             stopped = self.exchange(code, output, reply)
             timed_out = stopped.startswith("timed out")
             number, _, error = reply[:-1].decode(errors="replace").partition(" ")
-            if not stopped:
-                if number != str(self.calls):
-                    stopped = "stopped because it wrote to the sandbox's own channel"
-                elif error.rpartition("\n")[2].startswith("SystemError"):
-                    stopped = error  # the interpreter itself is broken
-                elif not self.script and self.has_threads():
-                    stopped = "threads still ran when the code ended, and were stopped"
+            stopped = stopped or self.why_stop(number, error)
             if stopped:
                 self.kill()
             if stopped == "ended":
-                stopped = f"exit code {self.status}" if self.status or not self.script else ""
-                if self.status < 0:
-                    stopped = f"killed by signal {-self.status} ({signal.strsignal(-self.status)})"
-            while len(output) <= FLOOD and (data := _read(self.output)):
+                stopped = self.how_it_ended()
+            while len(output) <= MAX_OUTPUT and (data := _read(self.output)):
                 output += data
         restarted = bool(stopped) and not self.script
         error = stopped or error[-ERROR_CHARS:]
         if restarted:
             error += "; the session's variables are lost"
-        return Result(
-            _cut(output.decode(errors="replace"), self.limits.output_chars), error, timed_out, restarted
-        )
+        text = _cut(output.decode(errors="replace"), self.limits.output_chars)
+        return Result(text, error, timed_out, restarted)
+
+    def why_stop(self, number: str, error: str) -> str:
+        """Why a process that has replied cannot go on; empty when it can."""
+        if number != str(self.calls):
+            return "stopped because it wrote to the sandbox's own channel"
+        if error.rpartition("\n")[2].startswith("SystemError"):
+            return error  # the interpreter itself is broken
+        if not self.script and self.has_threads():
+            return "threads still ran when the code ended, and were stopped"
+        return ""
+
+    def how_it_ended(self) -> str:
+        """The exit code or signal of a process that ended by itself; empty when a script ended well."""
+        if self.status < 0:
+            return f"killed by signal {-self.status} ({signal.strsignal(-self.status)})"
+        return f"exit code {self.status}" if self.status or not self.script else ""
 
     def exchange(self, code: str, output: bytearray, reply: bytearray) -> str:
-        """Send the code and gather what comes back. Empty once the reply is whole, else why there will be none."""
+        """Send the code, collect output and reply. Empty once the reply is whole, else why there is none."""
         deadline = time.monotonic() + self.limits.seconds
         with suppress(OSError):  # where the process has died, reading tells
             self.channel.settimeout(self.limits.seconds)
@@ -296,8 +302,8 @@ class _Process:
                 if not data:
                     poll.unregister(fd)
                 (output if fd == self.output else reply).extend(data)
-            if len(output) + len(reply) > FLOOD:
-                return f"stopped after {FLOOD >> 20} MB of output"
+            if len(output) + len(reply) > MAX_OUTPUT:
+                return f"stopped after {MAX_OUTPUT >> 20} MB of output"
         return ""
 
     def has_threads(self) -> bool:
@@ -309,6 +315,7 @@ class _Process:
         return True
 
     def kill(self) -> None:
+        """Kill the process, once."""
         with self.killing:
             if not self.killed:
                 self.status, self.killed = _server.ask({"stop": self.scratch})["status"], True
@@ -320,11 +327,11 @@ class _Process:
             if self.channel.fileno() >= 0:
                 self.channel.close()
                 os.close(self.output)
-                _delete(self.scratch)
+                delete(self.scratch)
 
 
 def _read(fd: int) -> bytes:
-    """What there is; nothing at the end of the file, or where there is none yet."""
+    """Available bytes; empty at the end of the file, or where there are none yet."""
     try:
         return os.read(fd, 1 << 16)
     except (BlockingIOError, ConnectionResetError):
@@ -336,123 +343,3 @@ def _cut(text: str, limit: int) -> str:
     if (left_out := len(text) - limit) <= 0:
         return text
     return f"{text[: limit // 2]}\n[… {left_out:,} characters left out …]\n{text[limit // 2 + left_out :]}"
-
-
-def _delete(folder: str) -> None:
-    """Delete a folder that code has filled; however deep, unlike shutil.rmtree."""
-    try:
-        os.rmdir(folder)
-    except FileNotFoundError:
-        pass
-    except OSError:
-        subprocess.run(["rm", "-rf", "--", folder])
-
-
-# ---- the fork server ----
-
-
-def _serve(root: str) -> None:
-    """Fork a process for each request, until the caller closes the socket at file descriptor 0."""
-    import numpy.random
-    import sympy  # noqa: F401
-
-    numpy.random.seed(0)
-    sys.path.pop(0)
-    sys.dont_write_bytecode = True
-    control = socket.socket(fileno=0)
-    children: dict[str, int] = {}
-    bpf = confinement.syscall_filter()
-    gc.freeze()
-    try:
-        while (received := socket.recv_fds(control, 4096, 3))[0]:
-            request, fds = json.loads(received[0]), received[1]
-            if "stop" in request:
-                reply: dict[str, Any] = {"status": _stop(children.pop(request["stop"], 0))}
-            else:
-                scratch = tempfile.mkdtemp(dir=root)
-                pid = os.fork()
-                if pid == 0:
-                    _work(fds, scratch, Limits(**request["limits"]), request["script"], bpf)
-                for fd in fds:
-                    os.close(fd)
-                children[scratch] = pid
-                reply = {"pid": pid, "scratch": scratch}
-            control.send(json.dumps(reply | {"number": request["number"]}).encode())
-    finally:
-        for pid in children.values():
-            _stop(pid)
-        _delete(root)
-
-
-def _stop(pid: int) -> int:
-    """Kill a process (0: none) and what it started, where it could; its exit code, negative for a signal."""
-    if not pid:
-        return 0
-    os.kill(pid, signal.SIGKILL)  # leaves the exit code of a process that has ended already
-    with suppress(ProcessLookupError):
-        os.killpg(pid, signal.SIGKILL)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
-# ---- inside ----
-
-
-def _work(fds: list[int], scratch: str, limits: Limits, script: bool, bpf: bytes) -> None:
-    """Run each piece of code that comes down the channel; answer with its number, its error and a zero byte. Never returns."""
-    number = 1
-    try:
-        null = os.open(os.devnull, os.O_WRONLY)
-        for fd, target in zip((*fds, null if script else fds[2]), (3, 0, 1, 2), strict=True):
-            os.dup2(fd, target)  # the channel has the lowest number of the three, so 3 is none of the others
-        os.closerange(4, os.sysconf("SC_OPEN_MAX"))
-        confinement.confine(scratch, limits.memory_mb, limits.file_mb, bpf)
-        channel = socket.socket(fileno=3)
-        sys.argv = ["-c"]
-        main = sys.modules["__main__"] = types.ModuleType("__main__")
-        random.seed(0)  # a fork reseeds it
-        for number, line in enumerate(channel.makefile(), 1):
-            error = _execute(json.loads(line), main.__dict__, f"<code {number}>", script)
-            channel.sendall(f"{number} {error}".replace("\0", "").encode(errors="backslashreplace") + b"\0")
-    except BaseException:
-        os.write(3, f"{number} {traceback.format_exc()[-ERROR_CHARS:]}\0".encode(errors="backslashreplace"))
-    finally:
-        os._exit(1)
-
-
-def _execute(code: str, namespace: dict[str, Any], name: str, script: bool) -> str:
-    """Run code; the last lines of its traceback, or nothing."""
-    sys.stdin, sys.stdout, sys.stderr = (
-        open(fd, mode, buffering, "utf-8", errors, closefd=False)  # noqa: SIM115
-        for fd, mode, buffering, errors in (
-            (0, "r", -1, "replace"),
-            (1, "w", -1 if script else 1, "strict"),
-            (2, "w", 1, "replace"),
-        )
-    )
-    stdout, error = sys.stdout, ""
-    linecache.cache[name] = (
-        len(code),
-        None,
-        code.splitlines(True),
-        name,
-    )  # where tracebacks find the code's lines
-    try:
-        tree = ast.parse(code, name)
-        last = [tree.body.pop()] if not script and tree.body and isinstance(tree.body[-1], ast.Expr) else []
-        exec(compile(tree, name, "exec"), namespace)
-        exec(compile(ast.Interactive(last), name, "single"), namespace)  # shows its value
-    except SystemExit as e:
-        error = f"exit code {e.code}" if e.code else ""
-    except BaseException as e:
-        trace = e.__traceback__
-        while trace and not trace.tb_frame.f_code.co_filename.startswith("<code "):
-            trace = trace.tb_next
-        lines = "".join(traceback.format_exception(type(e), e, trace)).splitlines()
-        error = "\n".join(lines[-ERROR_LINES:])[-ERROR_CHARS:]
-    if script:  # what the interpreter does at its end
-        threading._shutdown()  # type: ignore[attr-defined]
-        atexit._run_exitfuncs()
-    for stream in (sys.stdout, stdout):
-        with suppress(AttributeError, OSError, ValueError):  # the code may have closed or replaced it
-            stream.flush()
-    return error
