@@ -1,21 +1,21 @@
 """The CUDA paths, on the tiny base and on a larger random model: skipped where there is no GPU."""
 
-import json
 import math
 
 import pytest
-import torch
 from conftest import SMALL, TINY, aimo, settings
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from aimo.runs import read_lines
+from aimo import machine, runs
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+pytestmark = [pytest.mark.train, pytest.mark.skipif(not machine.has_gpu(), reason="needs an NVIDIA GPU")]
 
 
 @pytest.fixture(scope="session")
 def hundred_million(tmp_path_factory):
     """A random model of about 100 million parameters, with the tiny base's architecture and tokenizer."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
     folder = tmp_path_factory.mktemp("models") / "hundred-million"
     sizes = {
         "hidden_size": 768,
@@ -49,12 +49,8 @@ def test_both_stages_train_in_bf16_and_are_sampled(tmp_path, request, base, back
     ]
     done = aimo("run", "--profile", "tiny", "--run-dir", str(tmp_path / "run"), *settings(SMALL + extra))
     assert done.returncode == 0, done.stderr
-    stages = json.loads((tmp_path / "run/metrics.json").read_text())["stages"]
-    assert base != "tiny" or stages["grpo"]["format"] > 0.5
+    assert base != "tiny" or runs.figures(tmp_path / "run")["grpo"]["format"] > 0.5
     for stage in ("sft", "grpo"):
-        losses = [
-            record["loss"]
-            for record in read_lines(tmp_path / "run" / stage / "log.jsonl")
-            if "loss" in record
-        ]
+        records = runs.read_lines(tmp_path / "run" / stage / "log.jsonl")
+        losses = [record["loss"] for record in records if "loss" in record]
         assert losses and all(math.isfinite(loss) for loss in losses)

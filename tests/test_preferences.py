@@ -1,21 +1,21 @@
+"""Pairs of completions for DPO."""
+
 import pytest
 
 from aimo import config
-from aimo.inference.engine import Completion
-from aimo.training.preferences import pair
 
 PROMPT = [{"role": "user", "content": "Q"}]
 
 
 def pairs(*group, prefill="true"):
     """The pairs of completions given as (text, tokens, right)."""
+    from aimo.inference.sampling import Completion
+    from aimo.training.preferences import pair
+
     p = config.load("tiny", [f"prompt.prefill={prefill}"])
-    found = pair(
-        PROMPT,
-        [Completion(text, tokens, finished=True) for text, tokens, _ in group],
-        [right for *_, right in group],
-        p,
-    )
+    completions = [Completion(text, tokens, finished=True) for text, tokens, _ in group]
+    found = pair(PROMPT, completions, [right for *_, right in group], p)
+    assert all(row["prompt"] == PROMPT for row in found)
     return [(row["kind"], row["chosen"][0]["content"], row["rejected"][0]["content"]) for row in found]
 
 
@@ -32,6 +32,15 @@ def pairs(*group, prefill="true"):
 )
 def test_the_shortest_right_completion_is_preferred_to_a_long_one_and_to_a_wrong_one(group, expected):
     assert pairs(*group, prefill="false") == expected
+
+
+def test_a_completion_that_was_cut_off_is_not_chosen():
+    from aimo.inference.sampling import Completion
+    from aimo.training.preferences import pair
+
+    group = [Completion("a", 5, finished=False), Completion("b", 9, finished=True), Completion("c", 7, True)]
+    (found,) = pair(PROMPT, group, [True, True, False], config.load("tiny"))
+    assert found["chosen"][0]["content"].endswith("b") and found["rejected"][0]["content"].endswith("c")
 
 
 def test_a_reply_has_the_opening_tag_that_its_prompt_ends_in():

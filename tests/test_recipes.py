@@ -127,7 +127,7 @@ def step(p):
     return rows * p.model.max_length, p.grpo.prompts_per_step * p.grpo.num_generations
 
 
-# What may be said of a recipe, and what must then hold of its profile `r.p` and its machine `r.gpus`, `r.strategy`.
+# What may be said of a recipe, and what must then hold of profile `r.p` and machine `r.gpus`, `r.strategy`.
 CLAIMS = {
     r"LoRA (\d+)/(\d+)": lambda r, *sizes: (
         [r.p.model.lora.rank, r.p.model.lora.alpha] == [*map(number, sizes)]

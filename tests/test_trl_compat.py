@@ -144,3 +144,30 @@ def test_the_plain_loss_is_cross_entropy_with_its_gradient():
     assert torch.equal(top, logits.argmax(-1) == targets)
     (gradient,) = torch.autograd.grad(-chosen.sum(), hidden)
     assert torch.allclose(gradient, (distribution.probs - torch.eye(11)[targets]) @ weight / 0.7, atol=1e-5)
+
+
+INHERIT = """
+import os
+os.environ["UNSLOTH_ALLOW_CPU"] = "1"
+import unsloth
+os.environ["UNSLOTH_ALLOW_CPU"] = "0"
+from unsloth.models.rl import PatchFastRL
+PatchFastRL()
+import inspect
+from aimo.training import trl_compat, trl_trainers
+for ours in (trl_trainers.SftTrainer, trl_trainers.GrpoTrainer, trl_trainers.DpoTrainer):
+    names = [base.__name__ for base in ours.__mro__]
+    stage = ours.__name__.replace("Trainer", "").upper()
+    assert names.index("Shared") < names.index(f"Unsloth{stage}Trainer")
+name = "_get_per_token_logps_and_entropies"
+theirs = inspect.signature(getattr(trl_trainers.GrpoTrainer.__mro__[4], name)).parameters
+assert list(theirs)[:5] == list(inspect.signature(getattr(trl_compat.LogProbHook, name)).parameters)[:5]
+"""
+
+
+@pytest.mark.slow  # Unsloth writes and imports its trainers for a GPU, 20 s
+def test_our_trainers_inherit_from_those_that_unsloth_puts_in_trls_place_on_a_gpu(tmp_path):
+    import subprocess
+
+    done = subprocess.run([sys.executable, "-c", INHERIT], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
