@@ -1,3 +1,5 @@
+"""Finding answers in completions, their exact values, and whether they equal the gold answer."""
+
 import importlib.util
 import json
 import random
@@ -216,6 +218,7 @@ def test_what_is_plainly_written_is_decided_without_algebra_and_nothing_else(pai
     assert [(a, b) for a, b in pairs if same(canonical(a), canonical(b)) is not verdict] == []
 
 
+@pytest.mark.slow  # math-verify takes seconds for 150 pairs
 def test_what_is_decided_without_algebra_is_decided_as_math_verify_decides(shared):
     rows = [json.loads(line) for line in (shared / "benchmarks" / "math500.jsonl").read_text().splitlines()]
     spec = importlib.util.spec_from_file_location("benchmark", ROOT / "benchmarks" / "answers.py")
@@ -255,7 +258,8 @@ HOSTILE = [
 ]
 
 
-def test_a_hostile_completion_costs_its_reward_and_not_the_run_in_any_thread(monkeypatch):
+@pytest.mark.slow  # each one that is killed costs another import of sympy
+def test_a_hostile_completion_gets_no_reward_and_does_not_stop_the_run_in_any_thread(monkeypatch):
     equivalence.verify.cache_clear()
     with monkeypatch.context() as patch, ThreadPoolExecutor(1) as pool:
         patch.setattr(equivalence, "TIME_LIMIT_S", 0.3)

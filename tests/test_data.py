@@ -1,3 +1,5 @@
+"""Preparing the sets: what each step drops and keeps, and what is saved."""
+
 import json
 
 import polars as pl
@@ -122,7 +124,7 @@ def test_without_its_key_a_step_drops_nothing(tmp_path, tokenizer, row):
         ({"answer_range": [0, 999]}, {"problem": "P", "answer": "0"}),
     ],
 )
-def test_a_step_spares_what_only_looks_like_its_kind(tmp_path, tokenizer, keys, row):
+def test_a_step_keeps_rows_that_only_resemble_what_it_drops(tmp_path, tokenizer, keys, row):
     assert with_sft(tmp_path, tokenizer, [PLAIN, row], **keys)[1] == {}
 
 

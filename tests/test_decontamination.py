@@ -1,3 +1,5 @@
+"""Decontamination: shared word n-grams, against their definition."""
+
 import random
 
 import polars as pl
@@ -13,7 +15,7 @@ def rows(problems, benchmarks, **options):
 
 
 def by_definition(problem, benchmark, n=8):
-    """Whether a problem shares n words in a row with one of a benchmark: the definition, without any index."""
+    """Whether a problem shares n words in a row with one of a benchmark, by the definition."""
     known = {gram for text in benchmark for gram in grams(text.lower().split(), n)}
     return any(gram in known for gram in grams(problem.lower().split(), n))
 
@@ -28,7 +30,7 @@ def test_eight_words_in_a_row_are_contamination_and_seven_are_not():
     assert rows(problems, {"exam": [EXAM]}) == [0, 2]
 
 
-def test_what_was_found_is_told():
+def test_the_overlap_is_reported():
     found = contaminated(
         pl.Series([f"A riddle. {EXAM}"]),
         {"other": ["Nothing of the kind is in here, not even nearly so."], "exam": [EXAM]},
@@ -62,7 +64,7 @@ def test_short_problems_count_as_a_whole_when_near():
     assert rows(["What is 2 + 2?", "What is 2 + 2 - 1?"], {"exam": ["what is 2 + 2"]}, near=True) == [0]
 
 
-def test_nothing_is_contaminated_by_nothing():
+def test_without_benchmarks_no_row_is_contaminated():
     assert (
         rows(["a b c d e f g h i"], {})
         == rows([], {"exam": [EXAM]})

@@ -1,3 +1,5 @@
+"""The built-in problems: true steps, even families, disjoint splits."""
+
 import operator
 import re
 

@@ -1,16 +1,17 @@
+"""The reward functions: their scores, their options, and that nothing a model writes can stop a training."""
+
 import functools
 import importlib.util
 import inspect
 import json
+import os
 import pickle
+import resource
 import subprocess
 import sys
-import time
 from types import SimpleNamespace
 
 import pytest
-from trl.rewards import get_soft_overlong_punishment as trl_soft_overlong_punishment
-from trl.trainer.utils import get_callable_name
 
 from aimo import config, rewards
 from aimo.errors import AimoError
@@ -152,6 +153,8 @@ def test_cosine_falls_with_the_length_of_right_answers_rises_with_that_of_wrong_
 
 
 def test_overlong_completions_are_punished_as_by_trl():
+    from trl.rewards import get_soft_overlong_punishment as trl_soft_overlong_punishment
+
     reward = rewards.get_soft_overlong_punishment(100, 20)
     ids = [[0] * n for n in range(0, 130, 5)]
     assert reward(completion_ids=ids, completions=["x"] * len(ids)) == trl_soft_overlong_punishment(100, 20)(
@@ -242,7 +245,8 @@ def test_a_row_without_python_test_cases_is_not_scored_and_does_not_disturb_the_
     ) == [None, 0.0]
 
 
-def test_code_runs_in_the_local_sandbox_within_its_limits():
+def test_code_runs_in_the_local_sandbox_within_its_limits(monkeypatch):
+    monkeypatch.setattr("aimo.rewards.code.TIME_LIMIT_S", 1.0)
     code = get_reward_funcs(["code"], Prompt(), num_parallel=2)[0]
     cases = [{"input": "7", "output": "7"}]
     completions = [
@@ -253,7 +257,7 @@ def test_code_runs_in_the_local_sandbox_within_its_limits():
     ) == [1.0, 0.0, 0.0]
 
 
-def test_code_says_what_it_lacks():
+def test_code_names_a_missing_column_or_package():
     with pytest.raises(AimoError, match="verification_info"):
         rewards.code_reward(["x"])
     with pytest.raises(AimoError, match=r"'morph'.*local, e2b"):
@@ -273,7 +277,15 @@ def test_every_reward_keeps_its_public_name_and_can_be_pickled():
         "soft_overlong_punishment_reward", "code_reward", "binary_code_reward", "code_format_reward",
     ]  # fmt: skip
     for f in functions:
-        assert get_callable_name(f) == pickle.loads(pickle.dumps(f)).__name__ == f.__name__
+        assert pickle.loads(pickle.dumps(f)).__name__ == f.__name__
+
+
+@pytest.mark.slow  # it imports TRL's trainers
+def test_trl_logs_a_reward_under_its_functions_name():
+    from trl.trainer.utils import get_callable_name
+
+    for f in get_reward_funcs(list(REWARDS), Prompt()):
+        assert get_callable_name(f) == f.__name__
 
 
 def test_a_profiles_defaults_are_those_of_the_functions():
@@ -356,21 +368,28 @@ def test_a_profile_gives_a_weight_or_a_weight_and_options():
         config.load("tiny", ["grpo.rewards={}"])
 
 
-@pytest.mark.parametrize(
-    "loop",
-    [
-        "\n</think>\n<answer>\n",
-        "\n</answer>x",
-        "<end_working_out><SOLUTION>1</SOLUTION>x ",
-        "```python\nx```\n",
-        "- \n",
-    ],
-)
-def test_a_completion_caught_in_a_loop_is_rewarded_in_no_time(loop):
-    completion = "<think>\n\n</think>\n<answer>\n" + loop * (300_000 // len(loop))
-    started = time.monotonic()
-    for prompt in (None, Prompt()):
-        for name, reward in every_reward(prompt).items():
-            if "code" not in name or name == "code_format":
-                reward(completions=[completion], answer=["4"])
-    assert time.monotonic() - started < 5
+LOOPS = [
+    "\n</think>\n<answer>\n",
+    "\n</answer>x",
+    "<end_working_out><SOLUTION>1</SOLUTION>x ",
+    "```python\nx```\n",
+    "- \n",
+]
+
+
+def test_a_repetitive_completion_takes_little_time_to_reward():
+    pid = os.fork()
+    if pid == 0:  # the kernel ends this process when its processor time is up, whatever it does
+        resource.setrlimit(resource.RLIMIT_CPU, (20, 20))
+        reward_loops()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def reward_loops():
+    for loop in LOOPS:
+        completion = "<think>\n\n</think>\n<answer>\n" + loop * (300_000 // len(loop))
+        for prompt in (None, Prompt()):
+            for name, reward in every_reward(prompt).items():
+                if "code" not in name or name == "code_format":
+                    reward(completions=[completion], answer=["4"])

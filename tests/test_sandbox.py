@@ -1,4 +1,5 @@
-import asyncio
+"""The sandbox: what scripts and sessions do, what they cannot do, and what the caller sees."""
+
 import ctypes.util
 import os
 import random
@@ -34,7 +35,7 @@ seccomp = pytest.mark.skipif(not has_libseccomp(), reason="libseccomp is not ins
 
 @pytest.fixture
 def session() -> Iterator[Session]:
-    with Session(Limits(seconds=1)) as session:
+    with Session(Limits(seconds=0.5)) as session:
         yield session
 
 
@@ -92,22 +93,28 @@ SCRIPTS = {
     "exception": "print(1)\n1 / 0",
     "at once": "import os\nos.write(1, b'raw')\nos._exit(0)",
     "atexit": "import atexit\natexit.register(print, 'bye')\nprint('hello')",
-    "thread that is not joined": "import threading, time\nthreading.Thread(target=lambda: (time.sleep(0.05), print('done'))).start()",
-    "pool that is not shut down": "import concurrent.futures as c\nprint(c.ThreadPoolExecutor(2).submit(pow, 2, 9).result())",
+    "thread that is not joined": "import threading, time\n"
+    "threading.Thread(target=lambda: (time.sleep(0.05), print('done'))).start()",
+    "pool that is not shut down": "import concurrent.futures as c\n"
+    "print(c.ThreadPoolExecutor(2).submit(pow, 2, 9).result())",
     "deep recursion in a thread": """
 import sys, threading
 sys.setrecursionlimit(10**6); threading.stack_size(2**27)
 def f(n): return 0 if n == 0 else 1 + max([n - 1], key=f)
 def g(n): return 0 if n == 0 else 1 + g(n - 1)
 t = threading.Thread(target=lambda: print(g(50_000))); t.start(); t.join()""",
-    "stdout replaced": "import io, sys\nreal, sys.stdout = sys.stdout, io.StringIO()\nprint('a')\nreal.write(sys.stdout.getvalue() * 2)",
+    "stdout replaced": "import io, sys\nreal, sys.stdout = sys.stdout, io.StringIO()\n"
+    "print('a')\nreal.write(sys.stdout.getvalue() * 2)",
     "stdout closed": "import sys\nprint(1, flush=True)\nsys.stdout.close()",
     "asyncio": "import asyncio\nasync def f(): await asyncio.sleep(0.01); return 7\nprint(asyncio.run(f()))",
     "pickle of a class": "import pickle\nclass A: x = 5\nprint(pickle.loads(pickle.dumps(A())).x)",
-    "files": "open('a', 'w').write('é')\nimport os\nos.mkdir('b'); os.rename('a', 'b/c')\nprint(open('b/c').read(), os.listdir('b'))",
+    "files": "open('a', 'w').write('é')\nimport os\nos.mkdir('b'); os.rename('a', 'b/c')\n"
+    "print(open('b/c').read(), os.listdir('b'))",
     "numpy": "import numpy as np\nprint(np.linalg.det(np.eye(300)), np.arange(5) @ np.arange(5))",
-    "sympy": "from sympy import *\nx = symbols('x')\nprint(solve(x**2 - 5*x + 6), factorint(2**67 - 1), integrate(sin(x)**2, (x, 0, pi)))",
-    "other libraries": "import networkx, ctypes, sqlite3, decimal\nprint(networkx.complete_graph(5).size(), ctypes.sizeof(ctypes.c_int))",
+    "sympy": "from sympy import *\nx = symbols('x')\n"
+    "print(solve(x**2 - 5*x + 6), factorint(2**67 - 1), integrate(sin(x)**2, (x, 0, pi)))",
+    "other libraries": "import networkx, ctypes, sqlite3, decimal\n"
+    "print(networkx.complete_graph(5).size(), ctypes.sizeof(ctypes.c_int))",
     "unicode": "print(input(), 'π ≈ 3')",
     "syntax error": "print('a'\n",
     "zero byte": "print('\0')",
@@ -129,7 +136,7 @@ def test_a_script_prints_what_python_c_prints(name, tmp_path):
         assert ours.stdout == "" and not ours.ok
 
 
-def test_scripts_side_by_side_come_back_in_order_and_know_nothing_of_each_other():
+def test_parallel_scripts_return_in_order_and_are_isolated():
     scripts = [
         ("import builtins; print(input(), hasattr(builtins, 'seen')); builtins.seen = 1", str(i))
         for i in range(60)
@@ -142,7 +149,7 @@ def test_random_numbers_are_the_same_in_every_process():
     assert len({run(code).stdout for _ in range(3)}) == 1
 
 
-def test_large_input_and_output_pass_whole():
+def test_large_input_and_output_are_complete():
     text = "é" * 300_000
     assert run("print(input(), end='')", text, Limits(output_chars=400_000)).stdout == text
 
@@ -156,7 +163,7 @@ def test_long_output_keeps_both_ends_and_says_what_is_left_out():
 # ---- sessions ----
 
 
-def test_variables_live_on_and_a_trailing_expression_is_shown(session):
+def test_variables_are_kept_and_a_trailing_expression_is_shown(session):
     assert session.run("x = 3\ndef f(n):\n    return n * x").stdout == ""
     assert session.run("f(5)").stdout == "15\n"
     assert session.run("x = 'a'; print(1)\nf(2)").stdout == "1\n'aa'\n"
@@ -185,39 +192,39 @@ def test_leaving_a_session_with_exit_keeps_it(session):
     assert session.run("x").stdout == "1\n"
 
 
+TIMED_OUT, THREADS = "timed out after 0.5 s", "threads still ran"
 ENDS = {
-    "while True: pass": "timed out after 1 s",
-    "import time; print('so far'); time.sleep(60)": "timed out after 1 s",
-    "9 ** 9 ** 9": "timed out after 1 s",
-    "try:\n    while True: pass\nexcept BaseException: pass": "timed out after 1 s",
+    "while True: pass": TIMED_OUT,
+    "import time; print('so far'); time.sleep(60)": TIMED_OUT,
+    "9 ** 9 ** 9": TIMED_OUT,
+    "try:\n    while True: pass\nexcept BaseException: pass": TIMED_OUT,
     "import os; os._exit(3)": "exit code 3",
     "import os; os.close(3)": "",
     "import os; os.closerange(0, 99)": "",
     "import ctypes; ctypes.string_at(0)": "killed by signal 11 (Segmentation fault)",
     "raise SystemError('the interpreter is broken')": "SystemError",
-    "import signal, time; signal.setitimer(signal.ITIMER_REAL, 0.01); time.sleep(0.5)": "killed by signal 14 (Alarm clock)",
-    "import threading, time; threading.Thread(target=time.sleep, args=(60,)).start()": "threads still ran",
-    "import threading, time; threading.Thread(target=time.sleep, args=(60,), daemon=True).start()": "threads still ran",
+    "import signal as s, time; s.setitimer(s.ITIMER_REAL, 0.01); time.sleep(0.4)": "signal 14 (Alarm clock)",
+    "import threading, time; threading.Thread(target=time.sleep, args=(60,)).start()": THREADS,
+    "import threading as t, time; t.Thread(target=time.sleep, args=(60,), daemon=True).start()": THREADS,
     "while True: print('x' * 10**6)": "stopped after 16 MB of output",
 }
 
 
 @pytest.mark.parametrize("code", ENDS)
-def test_a_session_that_is_stopped_says_so_and_goes_on_empty(session, code):
+def test_a_session_that_is_stopped_reports_it_and_continues_without_variables(session, code):
     session.run("x = 1")
     result = session.run(code)
     assert result.restarted and not result.ok
     assert ENDS[code] in result.error and result.error.endswith("the session's variables are lost")
     assert result.timed_out == ("timed out" in result.error)
     assert ("so far" in result.stdout) == ("so far" in code)
-    started = time.monotonic()
     assert "NameError" in session.run("x").error
     assert session.run("1 + 1").stdout == "2\n"
-    assert time.monotonic() - started < 1
 
 
 def test_a_joined_thread_is_no_leftover(session):
-    code = "import threading, time\nx = 1\nt = threading.Thread(target=time.sleep, args=(0.01,)); t.start(); t.join()"
+    thread = "t = threading.Thread(target=time.sleep, args=(0.01,)); t.start(); t.join()"
+    code = f"import threading, time\nx = 1\n{thread}"
     assert all(session.run(code).ok for _ in range(20))
 
 
@@ -247,21 +254,14 @@ def test_closing_ends_a_running_call_and_the_session():
 
 
 def test_many_sessions_run_at_the_same_time():
-    async def main() -> tuple[list[str], float]:
-        sessions = [Session() for _ in range(8)]
-        started = time.monotonic()
-        code = "import time; time.sleep(0.5); {}"
-        results = await asyncio.gather(
-            *(asyncio.to_thread(s.run, code.format(i)) for i, s in enumerate(sessions))
-        )
-        seconds = time.monotonic() - started
-        for session in sessions:
-            session.close()
-        return [r.stdout for r in results], seconds
-
-    outputs, seconds = asyncio.run(main())
-    assert outputs == [f"{i}\n" for i in range(8)]
-    assert seconds < 2
+    sessions = [Session() for _ in range(8)]
+    code = "import time; print(time.monotonic()); time.sleep(1); print(time.monotonic())"
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(lambda session: session.run(code), sessions))
+    times = [[float(line) for line in result.stdout.split()] for result in results]
+    assert max(start for start, _ in times) < min(end for _, end in times)
+    for session in sessions:
+        session.close()
 
 
 # ---- confinement ----
@@ -317,7 +317,8 @@ def test_the_environment_holds_nothing_of_the_callers(monkeypatch):
     sandbox._server.close()
     names = run("import os; print(*os.environ)").stdout.split()
     assert set(names) == {
-        "PATH", "LANG", "TMPDIR", "HOME", "PYTHONHASHSEED", "MPLBACKEND", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS",
+        "PATH", "LANG", "TMPDIR", "HOME", "PYTHONHASHSEED", "MPLBACKEND", "OMP_NUM_THREADS",
+        "OPENBLAS_NUM_THREADS",
     }  # fmt: skip
     assert (
         "hunter2"
@@ -350,9 +351,12 @@ def test_nothing_outside_is_read(path, outside):
 
 
 CHANGES = [
-    "open(p, 'w')", "open(p, 'a')", "open(p, 'r+')", "os.remove(p)", "os.truncate(p, 0)", "os.chmod(p, 0)", "os.utime(p, (0, 0))",
-    "os.rename(p, p + '2')", "os.rename(p, 'x')", "os.link(p, 'x')", "os.symlink('x', p + '2')", "os.mkdir(p + '2')", "open(p + '2', 'w')",
-    "os.setxattr(p, 'user.a', b'')", "os.chown(p, os.getuid(), -1)", "os.mkfifo(p + '2')", "os.mkfifo('x')", "os.chroot('.')",
+    "open(p, 'w')", "open(p, 'a')", "open(p, 'r+')", "os.remove(p)", "os.truncate(p, 0)", "os.chmod(p, 0)",
+    "os.utime(p, (0, 0))",
+    "os.rename(p, p + '2')", "os.rename(p, 'x')", "os.link(p, 'x')", "os.symlink('x', p + '2')",
+    "os.mkdir(p + '2')", "open(p + '2', 'w')",
+    "os.setxattr(p, 'user.a', b'')", "os.chown(p, os.getuid(), -1)", "os.mkfifo(p + '2')", "os.mkfifo('x')",
+    "os.chroot('.')",
 ]  # fmt: skip
 
 
@@ -367,7 +371,7 @@ def test_nothing_outside_is_changed(change, outside):
 
 
 @landlock
-def test_a_link_in_the_folder_opens_no_door(outside):
+def test_a_symbolic_link_gives_no_access_outside_the_folder(outside):
     assert "PermissionError" in run(f"import os\nos.symlink({str(outside)!r}, 'x')\nopen('x').read()").error
 
 
@@ -388,7 +392,8 @@ def test_a_pair_of_sockets_reaches_no_other():
 
 @seccomp
 @pytest.mark.parametrize("start", [
-    "os.fork()", "subprocess.run(['true'])", "os.system('true') == 0 or 1 / 0", "os.execv('/bin/true', ['true'])",
+    "os.fork()", "subprocess.run(['true'])", "os.system('true') == 0 or 1 / 0",
+    "os.execv('/bin/true', ['true'])",
     "os.posix_spawn('/bin/true', ['true'], {})", "multiprocessing.Process(target=print).start()",
 ])  # fmt: skip
 def test_there_are_no_other_processes(start):
@@ -399,9 +404,12 @@ def test_there_are_no_other_processes(start):
 
 @seccomp
 @pytest.mark.parametrize("act", [
-    "os.kill(os.getppid(), 9)", "os.kill({pid}, 9)", "os.kill(-1, 9)", "os.killpg(0, 9)", "os.setpriority(os.PRIO_PROCESS, {pid}, 19)",
-    "signal.pidfd_send_signal(os.pidfd_open({pid}), 9)", "fcntl.fcntl(0, fcntl.F_SETOWN, {pid})", "os.sched_setaffinity({pid}, [0])",
-    "resource.prlimit({pid}, resource.RLIMIT_NOFILE, (0, 0))", "resource.setrlimit(resource.RLIMIT_AS, (-1, -1))", "os.setresuid(0, 0, 0)",
+    "os.kill(os.getppid(), 9)", "os.kill({pid}, 9)", "os.kill(-1, 9)", "os.killpg(0, 9)",
+    "os.setpriority(os.PRIO_PROCESS, {pid}, 19)",
+    "signal.pidfd_send_signal(os.pidfd_open({pid}), 9)", "fcntl.fcntl(0, fcntl.F_SETOWN, {pid})",
+    "os.sched_setaffinity({pid}, [0])",
+    "resource.prlimit({pid}, resource.RLIMIT_NOFILE, (0, 0))",
+    "resource.setrlimit(resource.RLIMIT_AS, (-1, -1))", "os.setresuid(0, 0, 0)",
 ])  # fmt: skip
 def test_other_processes_and_its_own_limits_are_out_of_reach(act):
     result = run(f"import fcntl, os, resource, signal\n{act.format(pid=os.getpid())}")
@@ -412,8 +420,10 @@ def test_other_processes_and_its_own_limits_are_out_of_reach(act):
 
 
 @pytest.mark.parametrize("mess", [
-    "for i in range(500): open(str(i), 'w')", "import os, shutil\nshutil.rmtree(os.getcwd(), ignore_errors=True)",
-    "import os\nfor i in range(1500): os.mkdir('d'); os.chdir('d')", "import os\nos.mkdir('d', 0)", "import os\nos.symlink('/', 'root')",
+    "for i in range(500): open(str(i), 'w')",
+    "import os, shutil\nshutil.rmtree(os.getcwd(), ignore_errors=True)",
+    "import os\nfor i in range(1100): os.mkdir('d'); os.chdir('d')", "import os\nos.mkdir('d', 0)",
+    "import os\nos.symlink('/', 'root')",
 ])  # fmt: skip
 def test_the_folder_is_deleted_with_the_session(mess):
     with Session() as session:
@@ -479,7 +489,8 @@ def test_a_python_that_does_not_start_is_named(monkeypatch):
 
 
 def test_importing_the_sandbox_is_light():
-    code = "import sys, aimo.sandbox; print([m for m in ('numpy', 'sympy', 'torch', 'pydantic', 'aimo.config') if m in sys.modules])"
+    heavy = ("numpy", "sympy", "torch", "pydantic", "aimo.config")
+    code = f"import sys, aimo.inference.sandbox; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
 
 
@@ -494,7 +505,8 @@ HOSTILE = [
     "import time; time.sleep({N}000)",
     "import itertools; sum(itertools.count({N}))",
     "try:\n    while True: pass\nexcept BaseException:\n    while True: pass",
-    "import signal\nfor s in range(1, 65):\n    try: signal.signal(s, lambda *_: 0)\n    except Exception: 0\nwhile True: pass",
+    "import signal\nfor s in range(1, 65):\n    try: signal.signal(s, lambda *_: 0)\n"
+    "    except Exception: 0\nwhile True: pass",
     "import os\nwhile True: os.fork()",
     "import os\nfor _ in range({N}): os.forkpty()",
     "import subprocess\nfor _ in range({N}): subprocess.Popen(['sleep', '9'])",
@@ -531,7 +543,8 @@ HOSTILE = [
     "import socket; socket.create_connection(('1.1.1.1', {N}), timeout=1)",
     "import socket; s = socket.socket(); s.bind(('', 5{N})); s.listen()",
     "import urllib.request; urllib.request.urlopen('http://127.0.0.1:{N}')",
-    "import socket\nx = [socket.socketpair() for _ in range({N}0)]\nfor a, b in x: a.sendall(b'x' * {N}00000)",
+    "import socket\nx = [socket.socketpair() for _ in range({N}0)]\n"
+    "for a, b in x: a.sendall(b'x' * {N}00000)",
     "import os; print(dict(os.environ)); print(open('/proc/1/environ').read())",
     "print(open('{P}').read())",
     "import os; print(open(f'/proc/{{os.getppid()}}/environ').read())",
@@ -545,11 +558,14 @@ HOSTILE = [
     "import os\nos.write(3, b'forged\\0')\nwhile True: pass",
     "input()",
     "import threading, time\nfor _ in range({N}): threading.Thread(target=time.sleep, args=(99,)).start()",
-    "import threading\ndef f():\n    while True: pass\nfor _ in range(3): threading.Thread(target=f, daemon=True).start()",
-    "import threading; threading.stack_size(32768)\nwhile True: threading.Thread(target=threading.Event().wait).start()",
+    "import threading\ndef f():\n    while True: pass\n"
+    "for _ in range(3): threading.Thread(target=f, daemon=True).start()",
+    "import threading; threading.stack_size(32768)\n"
+    "while True: threading.Thread(target=threading.Event().wait).start()",
     "import ctypes; ctypes.string_at({N})",
     "import ctypes; ctypes.CDLL(None).syscall(101, 16, __import__('os').getppid(), 0, 0)",
-    "import ctypes; c = ctypes.CDLL(None)\nfor n in range(450): n in (60, 231, 15, 0, 34, 23, 7, 202) or c.syscall(n, {N}, {N}, {N}, 0)",
+    "import ctypes; c = ctypes.CDLL(None)\n"
+    "for n in range(450): n in (60, 231, 15, 0, 34, 23, 7, 202) or c.syscall(n, {N}, {N}, {N}, 0)",
     "import gc\nfor o in gc.get_objects():\n    try: o.clear()\n    except Exception: pass",
     "import sys\ndef trace(*_): raise SystemExit({N})\nsys.settrace(trace)\nlen([])",
     "import atexit, threading\natexit.register(lambda: threading.Event().wait())",
@@ -560,6 +576,7 @@ HOSTILE = [
 ]
 
 
+@pytest.mark.slow  # a third of them run until their time is up
 @landlock
 @seccomp
 def test_a_thousand_hostile_snippets_leave_everything_as_it_was(outside):
@@ -571,31 +588,26 @@ def test_a_thousand_hostile_snippets_leave_everything_as_it_was(outside):
         (facts(outside), os.environ.copy(), os.listdir(sandbox._server.root)),
         len(os.listdir("/proc/self/fd")),
     )
-    sessions = [Session(limits) for _ in range(4)]
-    slowest = 0.0
-    for start in range(0, 1000, 100):
-        batch = snippets[start : start + 100]
-        results = run_many([(code, "") for code in batch[:50]], limits, workers=4)
-        with ThreadPoolExecutor() as pool:
+    sessions = [Session(limits) for _ in range(8)]
+    for start in range(0, 1000, 200):
+        batch = snippets[start : start + 200]
+        with ThreadPoolExecutor() as pool:  # they mostly wait for their limits, so they wait together
+            scripts = pool.submit(run_many, [(code, "") for code in batch[:100]], limits, workers=8)
             runs = [
-                pool.submit(lambda s, codes: [s.run(code) for code in codes], s, batch[50 + i :: 4])
+                pool.submit(lambda s, codes: [s.run(code) for code in codes], s, batch[100 + i :: 8])
                 for i, s in enumerate(sessions)
             ]
-        results += [result for future in runs for result in future.result()]
-        assert len(results) == 100
+        results = [*scripts.result(), *(result for future in runs for result in future.result())]
+        assert len(results) == 200
         assert not any("weights" in result.stdout for result in results)
         assert all(len(result.stdout) < 1100 and len(result.error) < 2100 for result in results)
         for session in sessions:
-            started = time.monotonic()
-            session.run(
-                "print(x := 1)"
-            )  # may meet what the snippets left in the process; the next call must not
+            # This call may meet what the snippets left in the process; the next one must not.
+            session.run("print(x := 1)")
             assert session.run("print(6 * 7)").stdout == "42\n"
-            slowest = max(slowest, time.monotonic() - started)
         assert run("print(1)").stdout == "1\n"
     for session in sessions:
         session.close()
-    assert slowest < 1
     assert not processes()
     assert (facts(outside), os.environ.copy(), os.listdir(sandbox._server.root)) == before
     assert len(os.listdir("/proc/self/fd")) <= files

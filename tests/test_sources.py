@@ -1,3 +1,5 @@
+"""Reading sources: columns, presets, folders, the hub, and what is refused."""
+
 import json
 import re
 
