@@ -59,7 +59,7 @@ class Source:
         if self.source != "builtin" or getattr(self, "mixture", None):
             return self
         if self.rows is None:
-            raise ValueError("rows: built-in problems are endless; say how many")
+            raise ValueError("rows: built-in problems have no end; set rows")
         if self.split not in (None, "train", "heldout"):
             raise ValueError(f"split: built-in problems have train and heldout, not {self.split!r}")
         for key in ("preset", "subset", "revision", "columns"):
@@ -87,7 +87,7 @@ class Set(Source):
     token_quantile: Annotated[float, Field(gt=0, le=1)] | None = None
     """Drop rows longer than this quantile of the set (Unsloth's recipe keeps 0.9)."""
     language: str | None = None
-    """Keep problems in this language (`en`); those too short to tell stay."""
+    """Keep problems in this language (`en`); texts too short to determine are kept."""
     drop: list[Literal["multiple_choice", "proof"]] = field(default_factory=list)
     near_duplicates: Rate | None = None
     """Drop problems that share this part of another's word triples (Jaccard) and all its numbers."""

@@ -1,1 +1,1 @@
-"""Problems: where they come from, and how they become rows to train on."""
+"""Read, clean and format the problems of a run."""

@@ -268,7 +268,7 @@ FAMILIES = [shopping, tank, equation, remainder, sequence, pairs, ages, garden, 
 
 
 def stream(split: Split, seed: int | str) -> Iterator[Problem]:
-    """Endless problems of one split, families drawn evenly.
+    """An endless iterator of problems of one split, families drawn evenly.
 
     A problem is held out by a hash of its text, so no train problem can be a held-out one, whatever the
     seeds.

@@ -35,7 +35,7 @@ def contaminated(
             if near and 0 < len(words) < n:
                 short.setdefault(len(words), {}).setdefault(" ".join(words), name)
     lookups = {n: owner} | short
-    table = np.zeros(1 << 22, bool)  # a sieve: most hashes of most rows end here
+    table = np.zeros(1 << 22, bool)  # a filter that excludes most hashes of most rows
     found: list[tuple[int, str, str]] = []
     for length, lookup in lookups.items():
         table[:] = False

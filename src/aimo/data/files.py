@@ -88,7 +88,7 @@ def objects(path: Path, corrupt_lines: str, lost: Counter[str], where: str) -> I
             else:
                 raise AimoError(
                     f"{where}.source: {path} cannot be read: line {number} is not a JSON object; "
-                    f"mend it, or set {where}.corrupt_lines: skip"
+                    f"correct it, or set {where}.corrupt_lines: skip"
                 )
 
 

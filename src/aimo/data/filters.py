@@ -17,7 +17,7 @@ from aimo.inference.settings import Tags
 CHUNK = 50_000
 """Rows that are Python objects at one time."""
 WORDS_TO_TELL = 8
-"""A language is not told from fewer words."""
+"""Fewer words do not determine a language."""
 
 
 def key(problems: pl.Series) -> pl.Series:
@@ -29,7 +29,7 @@ def key(problems: pl.Series) -> pl.Series:
 
 
 def between(value: pl.Expr, low: float, high: float) -> pl.Expr:
-    """Whether a value is there and within low…high."""
+    """Whether a value is not null and within low…high."""
     return value.is_between(low, high).fill_null(False)
 
 
@@ -45,7 +45,7 @@ def mapped(values: pl.Series, function: Callable[[str], Any], kind: Any) -> pl.S
 def read_answers(texts: pl.Series, tags: Tags) -> list[pl.Series]:
     """(n,) the final `answer` of each text, and (n,) its `integer` of at most 18 digits, else null.
 
-    An answer that is such an integer is written as one; another answer stays as it stands.
+    An answer that is such an integer is written as one; other answers are unchanged.
     """
 
     def integer_of(answer: str) -> int | None:
@@ -77,7 +77,7 @@ def ends_in_another_answer(rows: pl.DataFrame, tags: Tags) -> pl.Series:
 
 
 def in_other_language(problems: pl.Series, language: str) -> pl.Series:
-    """(n,) whether a problem is surely not in a language (langid.py's model); formulas are not looked at."""
+    """(n,) whether a problem is certainly not in a language (langid.py's model), formulas aside."""
     from py3langid import classify
 
     def differs(problem: str) -> bool:

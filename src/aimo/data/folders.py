@@ -50,9 +50,7 @@ def read_header(readme: Path) -> dict[str, dict[str, list[str]]]:
         configs = (yaml.safe_load(header[1]) or {}).get("configs") or []
         return {config["config_name"]: patterns_of(config) for config in configs if "data_files" in config}
     except (yaml.YAMLError, AttributeError, KeyError, TypeError):
-        raise AimoError(
-            f"{readme}: the `configs` of its header cannot be read; mend or delete the header"
-        ) from None
+        raise AimoError(f"{readme}: the `configs` of its header cannot be read; correct the header") from None
 
 
 def patterns_of(config: Mapping[str, Any]) -> dict[str, list[str]]:

@@ -27,7 +27,7 @@ SETS = ("heldout", "grpo", "sft")
 
 @dataclass
 class Sets:
-    """The sets on their way, what every step dropped from them, and what was contaminated."""
+    """The sets during preparation, what every step dropped from them, and what was contaminated."""
 
     rows: dict[str, pl.DataFrame]
     read: dict[str, int] = field(default_factory=dict)

@@ -117,7 +117,7 @@ def read(source: Source, preset: Preset, lost: Counter[str], where: str) -> pl.D
             raise AimoError(f"{where}.source: {path} does not exist")
         return read_hub(source, preset, where)
     if source.revision:
-        raise AimoError(f"{where}.revision: {path} is here and not on the hub; leave the key out")
+        raise AimoError(f"{where}.revision: {path} is a local folder or file; leave the key out")
     if any((path / name).exists() for name in ("state.json", "dataset_dict.json")):
         return read_saved(path, source, preset, where)
     roles = column_map(source.columns or preset.columns)
@@ -182,13 +182,13 @@ def why_not(error: Exception, source: Source, subset: str | None, split: str) ->
     """Why the hub did not give a dataset, and what to do, after the key of the profile."""
     name = repr(source.source)
     if "BuilderConfig" in str(error) or "Config name is missing" in str(error):
-        return f"subset: {name} has no subset {subset!r} on the hub, or has several; look at its page"
+        return f"subset: {name} has no subset {subset!r} on the hub, or has several; see its page"
     if "Unknown split" in str(error):
-        return f"split: {name} has no split {split!r} on the hub; look at its page"
+        return f"split: {name} has no split {split!r} on the hub; see its page"
     if source.revision and "revision" in str(error).lower():
         return f"revision: {name} has no revision {source.revision!r} on the hub, or no such dataset is there"
     return (
-        f"source: {name} is no file here and no dataset that the hub gives; look at the name and the "
+        f"source: {name} is no file here and no dataset that the hub gives; check the name and the "
         "network, and set HF_TOKEN for a private or gated one"
     )
 
@@ -237,7 +237,7 @@ def with_messages(rows: pl.DataFrame) -> pl.DataFrame:
 def one_row_a_trace(rows: pl.DataFrame, flags: Iterable[str]) -> pl.DataFrame:
     """A row for each of the solutions in a list, with its own flags.
 
-    A flag that is missing for some trace is a flag for none: nothing unverified gets through.
+    If the flag of some trace is missing, no trace of the row is kept.
     """
     number = pl.col("solution").list.len()
     texts = [pl.col(flag).cast(pl.List(pl.String)) for flag in flags]

@@ -1,1 +1,1 @@
-"""How good a model is."""
+"""Measure models on problems with known answers."""

@@ -72,9 +72,9 @@ def evaluate(
     seed: int,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Sample n rows (`prompt`, `answer`) `num_samples` times each, with the engine's present weights.
+    """Sample n rows (`prompt`, `answer`) `num_samples` times each, with the engine's current weights.
 
-    The same seed gives the same samples, wherever a row stands.
+    The same seed gives the same samples, whatever the order of the rows.
     """
     total = len(rows) * num_samples
     done = 0

@@ -1,4 +1,4 @@
-"""Keep the problems that a model solves neither always nor never, as only those teach GRPO something."""
+"""Keep the problems that a model solves neither always nor never, because only those have a GRPO gradient."""
 
 import json
 from pathlib import Path

@@ -9,7 +9,7 @@ from aimo.inference.arithmetic import compute
 from aimo.inference.settings import PUBLIC, Tags
 
 DEFAULT_TAGS = Tags()
-PUBLIC_THINK_ENDS = tuple(tags.think_end for tags in PUBLIC)  # they stand in data, whatever a profile's tags
+PUBLIC_THINK_ENDS = tuple(tags.think_end for tags in PUBLIC)  # data has them, whatever the profile's tags
 BOLD_END = re.compile(r"\*\*([^*\n]+)\*\*\.?\s*\Z")
 PHRASE = re.compile(r"####|^A:|^Answer:|\b[Aa]nswer(?: to [^.\n]{0,80}?)?(?: is|:)(?: ?:)?", re.MULTILINE)
 
@@ -18,8 +18,8 @@ def extract(completion: str, tags: Tags = DEFAULT_TAGS) -> str | None:
     r"""The final answer of a completion, or None.
 
     The last of: the answer tags, `<answer>…</answer>`, `\boxed{…}` or `\fbox{…}` (balanced braces, or cut
-    off); failing those `#### x`, `A: x` or "the answer is x". What stands after the thought wins over what
-    stands inside it.
+    off); failing those `#### x`, `A: x` or "the answer is x". Text after the thought takes
+    precedence over text inside it.
     """
     ends = (tags.think_end, *PUBLIC_THINK_ENDS)
     after = max((completion.rfind(end) + len(end) for end in ends if end in completion), default=0)
@@ -29,7 +29,7 @@ def extract(completion: str, tags: Tags = DEFAULT_TAGS) -> str | None:
             found.append(tagged(text, tags.answer_start, tags.answer_end))
         if filled := [(position, answer) for position, answer in filter(None, found) if answer]:
             answer = max(filled)[1]
-            inner = boxed(answer)  # a box inside the tags is only a frame
+            inner = boxed(answer)  # a box inside the tags is unwrapped
             return inner[1] if inner else answer
         if phrase := phrased(text):
             return phrase
@@ -37,7 +37,7 @@ def extract(completion: str, tags: Tags = DEFAULT_TAGS) -> str | None:
 
 
 def phrased(text: str) -> str | None:
-    """What follows the last `####`, `A:` or "answer is", or else stands in bold at the very end."""
+    """What follows the last `####`, `A:` or "answer is", or else is in bold at the very end."""
     # A scan for plain words first: the pattern itself is ten times slower.
     near = max(text.rfind("####"), text.rfind("\nA:"), text.rfind("nswer"))
     end = -1
@@ -82,7 +82,7 @@ def boxed(text: str) -> tuple[int, str] | None:
 def to_integer(
     answer: str | None, low: int | None = None, high: int | None = None, modulus: int | None = None
 ) -> int | None:
-    r"""An answer as an integer within low…high, or None when it is not surely one.
+    r"""An answer as an integer within low…high, or None when it is not certain to be one.
 
     Reads `1{,}024`, `2^{10}`, `\frac{84}{2}`, `42.0`, `7!`, `x = 5`, `5\text{ apples}`, `\text{five}`;
     computes exact arithmetic and gives None for anything else. With `modulus`, the value is reduced before

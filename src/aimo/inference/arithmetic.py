@@ -48,7 +48,7 @@ NOT_ARITHMETIC = re.compile(
 
 
 def without_group_commas(found: re.Match[str]) -> str:
-    """A number without the commas between its thousands; what is in brackets as it stands."""
+    """A number without the commas between its thousands; what is in brackets unchanged."""
     return found[0].replace(",", "") if found[0][0].isdigit() else found[0]
 
 

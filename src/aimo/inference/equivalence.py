@@ -1,8 +1,8 @@
 r"""Decide whether a completion's answer equals the gold answer.
 
-What is plainly written is decided by `same` in microseconds: numbers, fractions, roots, tuples, sets,
-matrices, words. What takes algebra goes to math-verify in worker processes, each answer with a hard time
-limit, so that a completion can cost its reward and never the run. Out of scope: finding the answer
+`same` decides plain values in microseconds: numbers, fractions, roots, tuples, sets, matrices, words. What
+takes algebra goes to math-verify in worker processes, each answer with a hard time limit, so that a
+completion can lose its reward but cannot stop the run. Out of scope: finding the answer
 (`aimo.inference.answers`); grading proofs.
 """
 
@@ -82,7 +82,7 @@ def quick_verdict(answer: str | None, gold: str) -> bool | None:
 
 @lru_cache(maxsize=100_000)
 def same(answer: str, gold: str) -> bool | None:
-    r"""Whether two canonical answers are surely equal or surely not; None where that takes algebra.
+    r"""Whether two canonical answers are certainly equal or certainly not; None where that takes algebra.
 
     Tuples, intervals and matrices are compared by element; sets and lists in any order, with both values of
     \pm.
@@ -143,7 +143,7 @@ def split(text: str) -> list[str]:
 
 
 def both_signs(element: str) -> list[str]:
-    r"""`a + b` and `a - b` for `a \pm b`; other elements as they stand."""
+    r"""`a + b` and `a - b` for `a \pm b`; other elements unchanged."""
     if element.count(r"\pm") != 1:
         return [element]
     return [element.replace(r"\pm", sign) for sign in "+-"]
@@ -203,7 +203,7 @@ def close(a: Number, b: Number, decimal: bool) -> bool | None:
         return a == b
     try:
         difference, size = abs(complex(a) - complex(b)), abs(complex(a))
-    except OverflowError:  # one is past all floats
+    except OverflowError:  # one overflows a float
         return False
     if difference <= size / 10**12:
         return True
@@ -235,7 +235,7 @@ def verify(answer: str, gold: str) -> bool | None:
 @cache
 def free_workers(_pid: int) -> "queue.Queue[Worker]":
     """The worker processes that are free; a forked process has its own."""
-    free: queue.Queue[Worker] = queue.LifoQueue()  # a worker that has started is taken again
+    free: queue.Queue[Worker] = queue.LifoQueue()  # a started worker is reused
     for _ in range(WORKERS):
         free.put(Worker())
     return free

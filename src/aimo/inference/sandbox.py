@@ -96,7 +96,7 @@ class Session:
     """Runs one piece of code after another, as a notebook does: variables are kept, a last value is shown.
 
     Any number may run side by side, each in a thread of its caller's (`asyncio.to_thread`). After a timeout,
-    a crash or threads that outlive their call, a session goes on with a new process and no variables.
+    a crash or threads that outlive their call, a session continues with a new process and no variables.
     """
 
     def __init__(self, limits: Limits = DEFAULT):

@@ -30,7 +30,7 @@ def format_reward(completions: Completions, prompt: Prompt | None = None, **_: A
 
 
 def tag_count_reward(completions: Completions, prompt: Prompt | None = None, **_: Any) -> Rewards:
-    """A quarter for each of the four tags that stands once; the opening one may stand in the prompt."""
+    """A quarter for each of the four tags that occurs once; the opening one may be in the prompt."""
     tags = OPEN_R1_TAGS
     texts = [text_of(c) for c in completions]
     if prompt:

@@ -38,7 +38,7 @@ class RepetitionPenalty(Reward):
     ngram_size: Positive = 3
     max_penalty: Annotated[float, Field(le=0)] = -1.0
     language: Literal["en", "zh"] = "en"
-    """How words are told apart: by spaces, or for Chinese by jieba."""
+    """How words are separated: by spaces, or for Chinese by jieba."""
 
 
 @dataclass(config=strict)

@@ -18,7 +18,7 @@ def get_repetition_penalty_reward(
 ) -> RewardFunc:
     """`max_penalty` times the share of n-grams that are repeats (arXiv 2502.03373, C.2).
 
-    Words are told apart by spaces (en) or jieba (zh). ValueError for a positive penalty and another language.
+    Words are separated by spaces (en) or jieba (zh). ValueError for a positive penalty and another language.
     """
     if max_penalty > 0:
         raise ValueError(f"max_penalty {max_penalty} should not be positive")

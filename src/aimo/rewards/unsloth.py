@@ -24,7 +24,7 @@ def match_format_exactly(completions: Completions, prompt: Tags | None = None, *
 
 
 def match_format_approximately(completions: Completions, prompt: Tags | None = None, **_: Any) -> Rewards:
-    """For each tag but the opening one: 0.5 if it stands exactly once, else -1."""
+    """For each tag but the opening one: 0.5 if it occurs exactly once, else -1."""
     tags = prompt or DEFAULT_TAGS
     counted = (tags.think_end, tags.answer_start, tags.answer_end)
     return [sum(0.5 if text_of(c).count(tag) == 1 else -1.0 for tag in counted) for c in completions]
