@@ -1,6 +1,7 @@
-"""vLLM's asynchronous engine inside this process: many streams, each of which can be stopped on its own.
+"""vLLM's asynchronous engine in this process: many streams, each of which can be stopped on its own.
 
-Out of scope: all that vLLM plans for itself, and engines in other processes (`server`).
+`sampling_parameters` hands temperature and the like to vLLM; `Server.stream` hands them to a server.
+Out of scope: scheduling and memory, which vLLM manages; engines in other processes (`server`).
 """
 
 import contextlib
@@ -32,10 +33,10 @@ from aimo.inference.tools import find_tool_parser
 T = TypeVar("T")
 OWN_ARGUMENTS = {
     "model": "the model folder",
-    "seed": "the profile's seed",
+    "seed": "seed",
     "gpu_memory_utilization": "inference.gpu_memory",
 }
-"""Engine arguments of vLLM that settings of our own stand for."""
+"""vLLM's engine arguments that our own settings replace."""
 
 
 class Engine:
@@ -51,16 +52,16 @@ class Engine:
     ):
         """Load a model folder, with a LoRA `adapter` for it if given, and print what fits into memory.
 
-        `settings`: those of the folder if not given. The context is as long as settings and model allow and
-        memory holds. Takes half a minute. AimoError when the folder, the adapter or an engine argument is at
-        fault, or vLLM does not start.
+        `settings`: those of the folder if not given. The context is as long as the settings, the model and
+        the memory allow. Takes half a minute. AimoError when the folder, the adapter or an engine argument
+        is at fault, or vLLM does not start.
         """
         self.model, self.adapter, self.seed = Path(model), adapter, seed
         check_model_folder(model)
         settings = settings or resolve(model)
         self.log = None if is_verbose() else new_log()
-        told = "" if self.log is None else f"; vLLM's own log is {self.log}"
-        print(f"Loading {self.model.name} with vLLM, which takes half a minute or more{told}", flush=True)
+        note = "" if self.log is None else f"; vLLM's own log is {self.log}"
+        print(f"Loading {self.model.name} with vLLM, which takes half a minute or more{note}", flush=True)
         set_environment()
         with stderr_to(self.log):
             from vllm.lora.request import LoRARequest
@@ -129,7 +130,7 @@ class Engine:
     def stop(self) -> None:
         """End vLLM's processes."""
         self.llm.shutdown()
-        del self.llm  # vLLM's destructor would shut down again while Python exits, and complain
+        del self.llm  # vLLM's destructor would shut down again while Python exits, and log an error
 
     def run(self, coroutine: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
         """Run a coroutine on the engine's loop, from any other thread. AimoError when it is closed."""
@@ -171,7 +172,7 @@ class Engine:
     async def sample(
         self, prompt: list[int], seed: int, settings: Settings, until: Until | None = None
     ) -> Completion:
-        """One stream that continues `prompt`; cancelling it frees its place in the engine at once.
+        """One stream that continues `prompt`; cancelling it frees its slot at once.
 
         `until` is called with all text so far as the stream grows. The sampled text can differ in rare cases
         for the same seed: the batch it runs in depends on timing and changes the last bits of the logits.
@@ -203,12 +204,15 @@ def new_log() -> Path:
 
 
 def set_environment() -> None:
-    """vLLM's environment variables, where the user has not set them."""
+    """Set vLLM's environment variables that the user has not set.
+
+    Its processes are always spawned, never forked: `ending_with_this_thread` works with those only.
+    """
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
     defaults = {
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_STREAM": "ext://sys.__stderr__",
-        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # what `ending_with_this_thread` works with
         **({} if is_verbose() else {"VLLM_LOGGING_LEVEL": "ERROR"}),
     }
     for name, value in defaults.items():
@@ -266,13 +270,13 @@ def sampling_parameters(settings: Settings, seed: int, room: int, streamed: bool
 
 
 def check_arguments(arguments: dict[str, Any]) -> None:
-    """Refuse engine arguments that vLLM does not have, or that a setting of our own stands for."""
+    """Refuse engine arguments that vLLM does not have, or that one of our own settings replaces."""
     from vllm.engine.arg_utils import AsyncEngineArgs
 
     known = [f.name for f in fields(AsyncEngineArgs) if f.name not in OWN_ARGUMENTS]
     for key in arguments.keys() - known:
         if key in OWN_ARGUMENTS:
-            raise AimoError(f"inference.vllm: {key} has a key of its own; set {OWN_ARGUMENTS[key]}")
+            raise AimoError(f"inference.vllm: {key} has a key of its own: set {OWN_ARGUMENTS[key]} instead")
         close = difflib.get_close_matches(key, known, n=1)
         hint = f"did you mean {close[0]}?" if close else "remove it"
-        raise AimoError(f"inference.vllm: {key} is no engine argument of vLLM; {hint}")
+        raise AimoError(f"inference.vllm: {key} is not an engine argument of vLLM; {hint}")

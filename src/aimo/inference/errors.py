@@ -6,7 +6,7 @@ from typing import Any
 
 
 class AimoError(Exception):
-    """What a user can put right: the message names the thing, the value and the remedy. Exit code 2."""
+    """An error that the user can fix: the message names the thing, the value and the remedy. Exit code 2."""
 
     def _render_traceback_(self) -> list[str]:
         """IPython's hook: a notebook shows the message alone."""

@@ -1,4 +1,4 @@
-"""A model folder as `save_pretrained` writes it: what it must hold, and whether its files are whole.
+"""A model folder as `save_pretrained` writes it: what it must hold, and whether its files are complete.
 
 Faults are found here in milliseconds; vLLM finds them after half a minute, in a traceback.
 Out of scope: whether vLLM supports the architecture, and aimo.json (`settings`).
@@ -67,7 +67,7 @@ def check_weights(path: Path) -> None:
         tensors = json.loads(header)
         end = begin + max(t["data_offsets"][1] for name, t in tensors.items() if name != "__metadata__")
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise AimoError(f"{path}: is no whole .safetensors file ({size:,} bytes); {REMEDY}") from None
+        raise AimoError(f"{path}: is not a complete .safetensors file ({size:,} bytes); {REMEDY}") from None
     if size != end:
         raise AimoError(f"{path}: has {size:,} bytes, its header says {end:,}; {REMEDY}")
 
@@ -103,7 +103,7 @@ def load_tokenizer(model: str | Path) -> Any:
         raise AimoError(
             f"model {model}: its tokenizer has no chat template; train it with `aimo run`, or save one"
         )
-    tokenizer.model_max_length = 10**9  # the solver checks lengths itself, and says so better
+    tokenizer.model_max_length = 10**9  # the solver checks lengths itself, and says which problem is too long
     return tokenizer
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from multiprocessing import resource_tracker, spawn
 from pathlib import Path
 
-# Asks to be killed with the parent, then becomes the Python that multiprocessing wanted to start.
+# Asks the kernel to be killed with its parent, then replaces itself with the Python that was to start.
 LAUNCHER = """\
 #!/bin/sh
 exec "{python}" -I -S -c '

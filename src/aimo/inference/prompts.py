@@ -1,4 +1,4 @@
-"""How a problem is put to the model: tags, chat template, and what a well-formed completion looks like.
+"""How a problem is presented to the model: tags, chat template, and what a well-formed completion looks like.
 
 The template carries the system prompt and the opening tag (as in Unsloth's Qwen3-4B-Base recipe), and it is
 saved with the model: Transformers, vLLM and the Kaggle kernel then build the same prompt from the folder.

@@ -1,4 +1,4 @@
-"""What the solver needs of a model: a `Sampler`. `Engine` and `Server` satisfy this protocol.
+"""The protocol between the solver and a model: `Sampler`. `Engine` and `Server` satisfy this protocol.
 
 Out of scope: voting over the samples (`solver`).
 """
@@ -67,7 +67,7 @@ class Sampler(Protocol):
         """Another sampler of the same model and settings, in place of this one, which has failed."""
 
     def close(self) -> None:
-        """End what runs, and give back what it took."""
+        """End what runs and free its resources."""
 
 
 class BackgroundLoop:
@@ -117,5 +117,5 @@ def entropy_of(logprobs: Iterable[float]) -> float:
 
 
 def sample_seed(seed: int, problem: str, i: int) -> int:
-    """The seed of a problem's i-th sample, its own whatever else is sampled beside it."""
+    """The seed of a problem's i-th sample, independent of what is sampled at the same time."""
     return zlib.crc32(f"{seed} {i} {problem}".encode())

@@ -1,4 +1,4 @@
-"""Model servers in place of the engine inside: OpenAI-compatible servers (`vllm serve`) that run elsewhere.
+"""Model servers: OpenAI-compatible servers (`vllm serve`) that run elsewhere, as a `Sampler`.
 
 The tokenizer and the default settings come from the model's folder here. Out of scope: starting and stopping
 servers, and waiting for one that is down (`supervisor`).
@@ -58,7 +58,7 @@ class Server:
             raise
 
     def connect(self, need_all: bool) -> tuple[str, int]:
-        """The name that the servers have for the model, and the tokens that each of them can hold."""
+        """The servers' name of the model, and the context length that all of them allow."""
 
         async def ask(client: AsyncOpenAI) -> Any:
             return (await client.models.list(timeout=CONNECT_S)).data[0]
@@ -74,7 +74,7 @@ class Server:
                 names.add(served.id)
                 limits.append(getattr(served, "max_model_len", None) or 4096)
         if faults and (need_all or not names):
-            raise AimoError(f"{faults[0]}; start it, or mend the address")
+            raise AimoError(f"{faults[0]}; start it, or correct the address")
         if len(names) > 1:
             raise AimoError(
                 f"the servers serve different models: {', '.join(sorted(names))}; give those of one"
@@ -132,7 +132,7 @@ class Server:
     async def stream(
         self, client: AsyncOpenAI, prompt: list[int], seed: int, settings: Settings, until: Until | None
     ) -> Completion:
-        """One stream of one server."""
+        """One stream of one server. The engine's counterpart is `engine.sampling_parameters`."""
         events = await client.completions.create(
             model=self.model,
             prompt=prompt,

@@ -81,7 +81,7 @@ class Settings:
     tags: Tags = field(default_factory=Tags)
     """Null, in a profile only: the tags of its `prompt` section."""
     thinking: bool | None = None
-    """Whether a prompt ends inside a thought. Null: `prompt.prefill` in a profile, else as it is."""
+    """Whether a prompt ends inside a thought. Null: `prompt.prefill` in a profile, else the template's."""
     tools: Share = 0.0
     """The share of samples whose Python is run in the sandbox, and its output fed back."""
     tool_turns: Positive = 4
@@ -116,12 +116,12 @@ def resolve(model: str | Path, *layers: Mapping[str, Any]) -> Settings:
     path = Path(model) / SETTINGS
     values: dict[str, Any] = {"tags": asdict(guess_tags(path.parent))}
     if path.exists():
-        remedy = "mend the file, or delete it to take the defaults"
+        remedy = "repair the file, or delete it to take the defaults"
         values = merge(values, read_json(path, remedy))
         validate(values, str(path), remedy)
     for layer in layers:
         values = merge(values, layer)
-    return validate(values, "settings", "mend the value")
+    return validate(values, "settings", "correct the value")
 
 
 def merge(values: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:

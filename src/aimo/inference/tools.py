@@ -1,4 +1,4 @@
-"""How a sample calls Python and reads what it printed: in fenced blocks, or by its model's own tool calls.
+"""The two formats in which a sample calls Python: fenced blocks, and the model's own tool calls.
 
 `FencedBlocks` and `ToolCalls` have the same methods: `prompt` gives what the next turn continues, `find_call`
 finds the program in a turn, and `reply` adds the call and its output to `text`, all that the sample wrote and
@@ -20,7 +20,7 @@ PYTHON = {
     "type": "function",
     "function": {
         "name": "python",
-        "description": "Runs Python and returns what it prints. Variables live on from call to call; "
+        "description": "Runs Python and returns what it prints. Variables are kept between calls; "
         "numpy and sympy are installed.",
         "parameters": {"type": "object", "properties": {"code": {"type": "string"}}, "required": ["code"]},
     },
@@ -55,7 +55,7 @@ class FencedBlocks:
         return Call(block[1], turn[: block.end()]) if block else None
 
     def reply(self, call: Call, output: str) -> None:
-        """Continue after the output. What the turn wrote after its block, without knowing it, is dropped."""
+        """Continue after the output. What the turn wrote after its block is dropped."""
         self.text += f"{call.turn}\n```output\n{escape_special_tokens(self.tokenizer, output)}\n```\n"
 
 
@@ -76,7 +76,7 @@ class ToolCalls:
         )
 
     def find_call(self, turn: str, finished: bool) -> Call | None:
-        """The first call of a turn that has ended; a call without `code` is a program that says so."""
+        """The first call of a turn that has ended; without `code`, a program that says so."""
         found = self.parser.extract_tool_calls(turn, self.request) if finished else None
         if not found or not found.tool_calls:
             return None

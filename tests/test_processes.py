@@ -1,0 +1,84 @@
+"""However the process that started an engine dies, vLLM's processes end with it."""
+
+import itertools
+import json
+import subprocess
+import time
+
+import psutil
+import pytest
+from conftest import AIMO, TINY
+
+pytestmark = pytest.mark.engine
+INFERENCE_ALONE = {"profile": "alone", "model": {"base": str(TINY)}, "inference": {"test_rows": 1}}
+
+
+def tree(pid):
+    """The processes below one."""
+    return psutil.Process(pid).children(recursive=True)
+
+
+def is_alive(process):
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def has_worker(pid):
+    """Whether an engine below a process has got so far as to start its worker."""
+    for process in tree(pid):
+        try:
+            if "VLLM::Worker" in " ".join(process.cmdline()):
+                return True
+        except psutil.NoSuchProcess:
+            pass
+    return False
+
+
+@pytest.fixture(scope="module")
+def survivors(tmp_path_factory):
+    """What is left of each way to start an engine, 10 s after what started it was killed; all at once."""
+    from jupyter_client.manager import KernelManager
+
+    folder = tmp_path_factory.mktemp("killed")
+    (folder / "test.csv").write_text("id,problem\na,What is 1 + 1?\n")
+    (folder / "alone.yaml").write_text(json.dumps(INFERENCE_ALONE))
+    solve = ["solve", "--model", TINY, "--test", folder / "test.csv", "--out", folder / "out.csv"]
+    run = ["run", "--profile", folder / "alone.yaml", "--run-dir", folder / "run"]
+    log = (folder / "log").open("w+")
+    started = [subprocess.Popen([AIMO, *map(str, c)], stdout=log, stderr=log) for c in (solve, run)]
+    kernel = KernelManager()
+    kernel.start_kernel()
+    client = kernel.client()
+    client.start_channels()
+    client.wait_for_ready(60)
+    client.execute(f"from aimo.inference.engine import Engine\nEngine({str(TINY)!r})")
+    killed = {"aimo solve": started[0], "aimo run": started[1], "kernel": kernel.provisioner.process}
+    found, end = {}, time.time() + 240
+    try:
+        for name, process in killed.items():
+            while not has_worker(process.pid):
+                ended = process.poll() is not None
+                assert not ended and time.time() < end, f"{name}: {(folder / 'log').read_text()[-2000:]}"
+                time.sleep(0.2)
+        for name, process in killed.items():
+            found[name] = tree(process.pid)
+            process.kill()
+        end = time.time() + 10
+        while any(is_alive(p) for processes in found.values() for p in processes) and time.time() < end:
+            time.sleep(0.2)
+        return {name: [p for p in processes if is_alive(p)] for name, processes in found.items()}
+    finally:
+        client.stop_channels()
+        for process in killed.values():
+            process.kill()
+            process.wait()
+        for process in filter(is_alive, itertools.chain.from_iterable(found.values())):
+            process.kill()
+
+
+@pytest.mark.parametrize("name", ["aimo solve", "aimo run", "kernel"])
+def test_a_killed_process_leaves_no_engine_behind(survivors, name):
+    """`aimo run` is two steps away from its engine: a notebook's kernel stands between them."""
+    assert survivors[name] == []
