@@ -11,7 +11,7 @@ import polars as pl
 
 from aimo.data import decontamination
 from aimo.inference.answers import extract, to_integer
-from aimo.inference.equivalence import are_correct
+from aimo.inference.equivalence import are_equal
 from aimo.inference.settings import Tags
 
 CHUNK = 50_000
@@ -68,10 +68,9 @@ def ends_in_another_answer(rows: pl.DataFrame, tags: Tags) -> pl.Series:
     wrong: list[bool] = []
     for start in range(0, len(places), CHUNK):
         part = rows[places[start : start + CHUNK]]
-        solutions, golds = part["solution"].to_list(), part["answer"].to_list()
-        verdicts = are_correct(solutions, golds, tags)
-        answered = [extract(solution, tags) is not None for solution in solutions]
-        wrong += [own and verdict is not True for own, verdict in zip(answered, verdicts, strict=True)]
+        own = [extract(solution, tags) for solution in part["solution"]]
+        verdicts = are_equal(own, part["answer"].to_list())
+        wrong += [a is not None and verdict is not True for a, verdict in zip(own, verdicts, strict=True)]
     none = pl.repeat(False, len(rows), eager=True)
     return none.scatter(places, wrong) if wrong else none
 

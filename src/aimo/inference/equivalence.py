@@ -42,12 +42,17 @@ def is_correct(completion: str, gold: str | int, tags: Tags = DEFAULT_TAGS) -> b
 def are_correct(
     completions: Sequence[str], golds: Sequence[str | int], tags: Tags = DEFAULT_TAGS
 ) -> list[bool | None]:
-    """`is_correct` for n completions and their n gold answers.
+    """`is_correct` for n completions and their n gold answers."""
+    return are_equal([extract(completion, tags) for completion in completions], golds)
+
+
+def are_equal(answers: Sequence[str | None], golds: Sequence[str | int]) -> list[bool | None]:
+    """Whether each of n answers equals its gold answer; None as in `is_correct`, False for no answer.
 
     Pairs that need math-verify run side by side in WORKERS processes, TIME_LIMIT_S each; a pair that exceeds
     the time or the memory is wrong. The first such pair costs a second, in which the workers import sympy.
     """
-    pairs = [(extract(c, tags), str(gold).strip()) for c, gold in zip(completions, golds, strict=True)]
+    pairs = [(answer, str(gold).strip()) for answer, gold in zip(answers, golds, strict=True)]
     verdicts: list[bool | None] = [None] * len(pairs)
     hard: dict[tuple[str, str], list[int]] = {}
     for i, (answer, gold) in enumerate(pairs):
