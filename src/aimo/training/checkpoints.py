@@ -39,6 +39,19 @@ def last_checkpoint(folder: Path) -> str | None:
     return None
 
 
+def accept_cpu_index() -> None:
+    """Let torch load a checkpoint in several CPU processes.
+
+    Transformers 5.17 loads the optimizer onto the process's device, there `cpu:0`, which torch does not know.
+    """
+    import torch
+
+    def restore_cpu(storage: Any, location: str) -> Any:
+        return storage if location.startswith("cpu:") else None
+
+    torch.serialization.register_package(0, lambda storage: None, restore_cpu)
+
+
 def keep_until(folder: Path, name: str) -> None:
     """Remove what a stage made after its checkpoint `name`, so that training continues from there.
 

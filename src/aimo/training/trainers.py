@@ -164,6 +164,7 @@ def fit(
 
         base = trainer.accelerator.unwrap_model(trainer.model).config.name_or_path
         check_adapter(Path(checkpoint), Path(base))
+        checkpoints.accept_cpu_index()
         print(f"Continuing from {Path(checkpoint).name}.")
     try:
         trainer.train(resume_from_checkpoint=checkpoint)

@@ -35,8 +35,7 @@ class Shared(trl_compat.OrderHook):
         return result
 
     def log_apart(self, figures: dict[str, float]) -> None:
-        """Log a record of its own. TRL's `log` would add the figures of the step so far to it, and clear
-        them."""
+        """Log a record of its own. TRL's `log` would add the figures of the step so far, and clear them."""
         Trainer.log(self, figures)  # type: ignore[arg-type]
 
 
@@ -55,8 +54,16 @@ class SftTrainer(Shared, trl.SFTTrainer):
 
 
 class GrpoTrainer(Shared, trl_compat.LogProbHook, trl.GRPOTrainer):
-    """GRPO that counts groups with equal rewards, and on a CPU computes log-probabilities with less
-    padding."""
+    """GRPO that counts groups with equal rewards and operations, with less padding on a CPU."""
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """The loss; the batch's token ids are kept for `floating_point_ops`."""
+        self.batch_ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Of training on the last batch; generation is not counted. TRL finds 0, as `inputs` are texts."""
+        return super().floating_point_ops({"input_ids": self.batch_ids})
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         """One backward pass, with the completions sampled first where it needs new ones."""
