@@ -1,8 +1,10 @@
+"""The division of a notebook's time among its questions."""
+
 import random
 
 import pytest
 
-from aimo.inference.timebank import MOST, budget, minimum, questions_left
+from aimo.inference.timebank import MAX_SHARES, budget, minimum, questions_left
 
 
 @pytest.mark.parametrize("seed", range(200))
@@ -17,15 +19,15 @@ def test_no_day_runs_over_and_every_question_gets_its_minimum(seed):
 
 
 def test_what_easy_questions_save_goes_to_hard_ones():
-    assert budget(1000, 10, minimum(1000, 10)) == MOST * 100
+    assert budget(1000, 10, minimum(1000, 10)) == MAX_SHARES * 100
     assert budget(1000, 2, minimum(1000, 10)) == 940, "all but the minimum of the last"
 
 
-def test_after_a_stall_that_ate_the_minimum_all_get_equal_shares():
+def test_after_a_stall_beyond_the_minimum_all_get_equal_shares():
     assert budget(100, 10, minimum(10000, 10)) == 10
 
 
-def test_nothing_is_paid_from_an_empty_bank():
+def test_without_time_left_a_question_gets_none():
     assert budget(0, 5, 1) == budget(-3, 5, 1) == 0
 
 

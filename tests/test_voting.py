@@ -1,3 +1,5 @@
+"""Votes, weights and stop rules, on random votes and on recorded completions."""
+
 import importlib.util
 import math
 import random
@@ -8,13 +10,17 @@ import pytest
 
 from aimo.config import ROOT
 from aimo.inference import answers, voting
-from aimo.inference.voting import Policy, State, next_step
+from aimo.inference.settings import Tags
+from aimo.inference.voting import Policy, State, Stop, next_step
 
-THINKING = "<think>First \\boxed{1}, but no.\n\nAlternatively 2. Hmm, so it is x.</think>\n\nWe get \\boxed{\\text{odd}} and \\boxed{2^{5}}. Bye"
+THINKING = (
+    "<think>First \\boxed{1}, but no.\n\nAlternatively 2. Hmm, so it is x.</think>\n\n"
+    "We get \\boxed{\\text{odd}} and \\boxed{2^{5}}. Bye"
+)
 
 
-def read(text):
-    return answers.to_integer(answers.extract(text))
+def read(text, tags=Tags()):  # noqa: B008 (frozen)
+    return answers.to_integer(answers.extract(text, tags))
 
 
 @pytest.fixture(scope="session")
@@ -98,47 +104,51 @@ def test_trivial_answers_are_those_of_the_statement_and_0_and_1():
     assert {n for n in range(3000) if voting.by_prior(n, problem) < 1} == {0, 1, 2, 3, 5, 10, 1024, 2048}
 
 
-def test_the_doubt_is_the_posterior_chance_that_a_rival_is_the_more_likely_answer():
+def test_the_error_bound_is_the_posterior_chance_that_a_rival_is_the_more_likely_answer():
     r = random.Random(0)
     for first, second in [(0, 0), (3, 0), (4, 1), (6, 5)]:
         rate = sum(r.betavariate(first + 1, second + 1) < 0.5 for _ in range(20_000)) / 20_000
-        assert abs(voting.beaten(first, second) - rate) < 0.012
-    assert voting.doubt(4, []) == voting.beaten(4, 0)
-    assert voting.doubt(6, [2]) == voting.beaten(6, 2) + voting.beaten(6, 0)
+        assert abs(voting.rival_probability(first, second) - rate) < 0.012
+    assert voting.error_bound(4, []) == voting.rival_probability(4, 0)
+    assert voting.error_bound(6, [2]) == voting.rival_probability(6, 2) + voting.rival_probability(6, 0)
 
 
-def test_each_vote_for_the_leader_lowers_the_doubt_and_each_for_a_rival_raises_it():
+def test_each_vote_for_the_leader_lowers_the_error_bound_and_each_for_a_rival_raises_it():
     r = random.Random(1)
     for _ in range(200):
         first, rival, third = r.randint(3, 9), r.randint(0, 1), r.randint(0, 1)
-        doubt = voting.doubt(first, [rival, third])
-        assert voting.doubt(first + 1, [rival, third]) < doubt < voting.doubt(first, [rival + 1, third])
+        bound = voting.error_bound(first, [rival, third])
+        assert (
+            voting.error_bound(first + 1, [rival, third])
+            < bound
+            < voting.error_bound(first, [rival + 1, third])
+        )
 
 
 def test_as_many_votes_as_needed_settle_a_vote_and_no_fewer():
     r = random.Random(2)
     for _ in range(100):
         first, rivals = r.randint(0, 8), r.choices(range(8), k=r.randint(0, 3))
-        more = voting.needed(first, rivals, 0.05)
-        assert voting.doubt(first + more, rivals) <= 0.05
-        assert not more or voting.doubt(first + more - 1, rivals) > 0.05
+        more = voting.votes_to_settle(first, rivals, 0.05)
+        assert voting.error_bound(first + more, rivals) <= 0.05
+        assert not more or voting.error_bound(first + more - 1, rivals) > 0.05
 
 
-def test_a_hopeless_vote_cannot_be_settled_by_any_outcome_of_the_rest():
+def test_a_futile_vote_cannot_be_settled_by_any_outcome_of_the_rest():
     r = random.Random(3)
-    hopeless = 0
+    futile = 0
     for _ in range(300):
         votes, remaining = Counter(r.choices(range(9), k=r.randint(2, 9))), r.randint(1, 2)
-        if next_step(State(votes, ended=votes.total(), running=remaining)).stop == "hopeless":
-            hopeless += 1
+        if next_step(State(votes, ended=votes.total(), running=remaining)).stop is Stop.FUTILE:
+            futile += 1
             for rest in product([*range(10), None], repeat=remaining):
                 after = votes + voting.count(rest)
-                assert voting.doubt(*voting.evidence(after, after)) > 0.5
-    assert hopeless > 30
+                assert voting.error_bound(*voting.evidence(after, after)) > 0.5
+    assert futile > 30
 
 
 def test_weights_decide_and_settle_no_sooner_than_any_outcome_of_the_rest_allows():
-    """A vote is decided only when no outcome within the heaviest weight changes the winner of the weighted tally."""
+    """Decided: no outcome within the largest weight changes the winner of the weighted tally."""
     r = random.Random(6)
     decided = 0
     for _ in range(400):
@@ -147,15 +157,15 @@ def test_weights_decide_and_settle_no_sooner_than_any_outcome_of_the_rest_allows
         ]
         rows, remaining = voting.tally(pairs), r.randint(1, 2)
         weights = {row.answer: row.weight for row in rows}
-        state = State(Counter(a for a, _ in pairs), len(pairs), remaining, weights=weights, heaviest=2.0)
-        if next_step(state, voting.EXACT).stop == "decided":
+        state = State(Counter(a for a, _ in pairs), len(pairs), remaining, weights=weights, max_weight=2.0)
+        if next_step(state, voting.EXACT).stop is Stop.DECIDED:
             decided += 1
             for rest in product([(a, w) for a in (1, 2, 3) for w in (0.25, 2.0)], repeat=remaining):
                 assert voting.tally([*pairs, *rest])[0].answer == rows[0].answer
     assert decided > 30
 
 
-def test_heavy_votes_are_no_more_samples_and_light_ones_no_whole_ones():
+def test_the_evidence_is_the_smaller_of_number_and_weight():
     votes = Counter({7: 3, 8: 1})
     assert voting.evidence(votes, {7: 6.0, 8: 0.5}) == (3, [1])
     assert voting.evidence(votes, {7: 1.5, 8: 1.0}) == (1, [1])
@@ -165,21 +175,21 @@ def test_heavy_votes_are_no_more_samples_and_light_ones_no_whole_ones():
         even = next_step(State(votes, ended=votes.total(), running=9))
         assert (
             next_step(State(votes, ended=votes.total(), running=9, weights=dict(votes))) == even
-            and even.stop == "settled"
+            and even.stop is Stop.SETTLED
         )
 
 
 def test_a_step_stops_for_the_reason_it_names():
-    assert next_step(State(Counter({7: 4}), ended=4, running=8, left=4)).stop == "settled"
-    assert next_step(State(Counter({7: 3}), ended=4, running=1, left=1)).stop == "decided"
-    assert next_step(State(Counter({1: 1, 2: 1, 3: 1, 4: 1}), ended=15, running=1)).stop == "hopeless"
+    assert next_step(State(Counter({7: 4}), ended=4, running=8, left=4)).stop is Stop.SETTLED
+    assert next_step(State(Counter({7: 3}), ended=4, running=1, left=1)).stop is Stop.DECIDED
+    assert next_step(State(Counter({1: 1, 2: 1, 3: 1, 4: 1}), ended=15, running=1)).stop is Stop.FUTILE
     assert (
         next_step(State(Counter({1: 1, 2: 1}), ended=4)).stop
         == next_step(State(Counter(), ended=4)).stop
-        == "exhausted"
+        is Stop.EXHAUSTED
     )
-    assert next_step(State(Counter({7: 2}), ended=2, running=9, left=4, time_left=0)).stop == "deadline"
-    assert next_step(State(Counter(), running=9, left=4)).stop == ""
+    assert next_step(State(Counter({7: 2}), ended=2, running=9, left=4, time_left=0)).stop is Stop.DEADLINE
+    assert next_step(State(Counter(), running=9, left=4)).stop is None
 
 
 def test_waves_grow_with_disagreement_and_stay_within_what_may_run_and_what_is_affordable():
@@ -197,7 +207,7 @@ def test_waves_grow_with_disagreement_and_stay_within_what_may_run_and_what_is_a
     )
 
 
-def test_ramblers_are_cut_only_when_half_of_the_streams_have_ended():
+def test_overlong_samples_are_cut_only_when_half_of_the_samples_have_ended():
     assert next_step(State(Counter({1: 2, 2: 1}), ended=8, running=8, longest=1000)).limit == 3000
     assert next_step(State(Counter({1: 2, 2: 1}), ended=7, running=8, longest=1000)).limit == math.inf
     assert next_step(State(Counter(), ended=8, running=8)).limit == math.inf
@@ -220,7 +230,7 @@ def test_ramblers_are_cut_only_when_half_of_the_streams_have_ended():
         ("<answer>5</answer>", "</answer>", 5),
     ],
 )
-def test_a_stream_ends_at_its_first_complete_final_answer(text, end, answer):
+def test_a_sample_ends_at_its_first_complete_final_answer(text, end, answer):
     place = text.index(end) + len(end)
     assert voting.final_answer(text, read) == (place, answer)
     for i in range(len(text)):
@@ -228,10 +238,30 @@ def test_a_stream_ends_at_its_first_complete_final_answer(text, end, answer):
 
 
 def test_inside_a_thought_that_the_prompt_opened_no_answer_is_final():
-    assert voting.final_answer("maybe \\boxed{7}", read) and not voting.final_answer(
-        "maybe \\boxed{7}", read, thinking=True
-    )
-    assert voting.final_answer("hm \\boxed{7} no</think>\\boxed{8}", read, thinking=True)[1] == 8
+    think = Tags("<think>", "</think>", "\\boxed{", "}")
+    assert voting.final_answer("maybe \\boxed{7}", read, think)
+    assert voting.final_answer("maybe \\boxed{7}", read, think, thinking=True) is None
+    assert voting.final_answer("hm \\boxed{7} no</think>\\boxed{8}", read, think, thinking=True)[1] == 8
+
+
+@pytest.mark.parametrize("thinking", [True, False])
+def test_thought_and_answer_are_told_apart_by_the_tags_of_the_settings(thinking):
+    tags = Tags("<reason>", "</reason>", "<result>", "</result>")
+    thought = "First \\boxed{1}, then <result>2</result>, as </think> would say. Hmm, so it is x."
+    text = f"{'' if thinking else '<reason>'}{thought}</reason>So <result>{{}}</result> or <result>9</result>"
+    text = text.replace("{}", "33")
+    place = text.index("33</result>") + len("33</result>")
+    for i in range(place):
+        assert voting.final_answer(text[:i], lambda t: read(t, tags), tags, thinking) is None
+    for i in range(place, len(text)):
+        assert voting.final_answer(text[:i], lambda t: read(t, tags), tags, thinking) == (place, 33)
+
+
+def test_a_model_that_thinks_in_the_tags_of_its_base_is_not_cut_in_its_thought():
+    text = "<think>Perhaps \\boxed{1}. No.\n\nHmm, x.</think><SOLUTION>2</SOLUTION>"
+    for i in range(len(text)):
+        assert voting.final_answer(text[:i], read) is None
+    assert voting.final_answer(text, read) == (len(text), 2)
 
 
 def test_a_text_without_a_readable_answer_has_no_end():
@@ -258,10 +288,19 @@ def test_a_loop_of_any_length_is_seen_and_ordinary_text_is_not():
     )
 
 
-def test_a_forced_ending_closes_the_thought_and_makes_the_next_number_the_answer():
-    for text in ("<think>so 6 * 7", "<think>so 6 * 7</think>\n\nIt follows"):
-        forced = text + voting.forced_ending(text) + "42}"
-        assert voting.final_answer(forced, read)[1] == 42 and forced.count("</think>") == 1
+@pytest.mark.parametrize(
+    "tags, end",
+    [
+        (Tags("<think>", "</think>", "\\boxed{", "}"), "42}"),
+        (Tags("<reason>", "</reason>", "<result>", "</result>"), "42</result>"),
+    ],
+)
+def test_a_forced_ending_closes_the_thought_and_makes_the_next_number_the_answer(tags, end):
+    start, close = tags.think_start, tags.think_end
+    for text in (f"{start}so 6 * 7", f"{start}so 6 * 7{close}\n\nIt follows"):
+        forced = text + voting.forced_ending(text, tags) + end
+        assert voting.final_answer(forced, lambda t: read(t, tags), tags)[1] == 42
+        assert forced.count(close) == 1
 
 
 def test_final_answers_of_real_completions_are_the_ones_they_end_with(shared, amc):
@@ -302,6 +341,7 @@ def test_a_replay_counts_every_token_once_and_keeps_to_its_limits(bench):
     assert bench.replay(samples, bench.Peer(4, bench.agreeing(2)).decide) == ({0: 5, 2: 6, 1: 5}, 90, 30)
 
 
+@pytest.mark.slow  # thousands of replays
 def test_the_peers_replay_as_measured_elsewhere(bench, amc):
     known = {
         "all samples": (0.887, 73_100, 21_000),
@@ -315,6 +355,7 @@ def test_the_peers_replay_as_measured_elsewhere(bench, amc):
         assert abs(figure["tokens"] / tokens - 1) < 0.02 and abs(figure["wall"] / wall - 1) < 0.03
 
 
+@pytest.mark.slow  # thousands of replays
 @pytest.mark.parametrize("part", ["all", "odd questions", "without four models"])
 def test_real_completions_are_voted_as_well_as_the_best_peer_does_for_much_less(bench, amc, part):
     if part == "odd questions":
@@ -328,11 +369,11 @@ def test_real_completions_are_voted_as_well_as_the_best_peer_does_for_much_less(
 
 
 @pytest.mark.parametrize(
-    "spread, skill, ramblers, pace",
+    "spread, skill, overlong, pace",
     [(0.3, 0.8, 0.1, 0.0), (0.8, 0.7, 0.2, 0.5), (0.5, 0.5, 0.2, -0.5), (0.5, 0.9, 0.0, 0.0)],
 )
 def test_on_samples_of_any_lengths_and_skill_stopping_costs_little_accuracy(
-    bench, spread, skill, ramblers, pace
+    bench, spread, skill, overlong, pace
 ):
     """Lengths are lognormal with this spread; wrong answers are longer by e^pace."""
     r = random.Random(5)
@@ -344,7 +385,7 @@ def test_on_samples_of_any_lengths_and_skill_stopping_costs_little_accuracy(
             right = r.random() < p
             tokens = 3000 * math.exp(own + r.gauss(0, spread) + (0 if right else pace))
             answer = 1000 if right else r.choices(wrong, [1 / (i + 1) for i in range(6)])[0]
-            samples.append(bench.Sample(*((32_000, None) if r.random() < ramblers else (tokens, answer))))
+            samples.append(bench.Sample(*((32_000, None) if r.random() < overlong else (tokens, answer))))
         questions.append(bench.Question(1000, samples, samples))
     ours, everything, *_ = bench.measure(questions, 2, 0)
     assert ours["accuracy"] > everything["accuracy"] - 0.02

@@ -172,7 +172,7 @@ def solve(
     of_engine = adapter or {"vllm", "gpu_memory"} & of_command.keys()
     if server and of_engine:
         raise AimoError(
-            "--server cannot be combined with --adapter, --vllm or inference.gpu_memory: give them to `vllm serve`"
+            "--server cannot be combined with --adapter, --vllm or gpu_memory: give them to `vllm serve`"
         )
     settings = resolve(model, of_profile, of_command)
     try:

@@ -73,7 +73,8 @@ class Schedule:
         if self.questions is None:
             return f"{self.asked}"
         left = elapsed / self.asked * (self.questions - self.asked)
-        return f"{self.asked}{total}, about {left / 60:.1f} min left"
+        about = f"{left:.0f} s" if left < 100 else f"{left / 60:.0f} min"
+        return f"{self.asked}{total}, about {about} left"
 
 
 def make_predict(
@@ -288,12 +289,13 @@ def serve(
     time_limit_s: float,
     settings: Mapping[str, Any],
     adapter: str | None = None,
+    seed: int = 0,
 ) -> dict[str, Solution]:
     """Run the submission kernel: answer Kaggle's gateway in a rerun, else the questions of `test_csv`.
 
     `settings` go over those of the model folder; the resolved ones are printed and written to settings.json.
-    Returns the solutions by id. Raises AimoError for wrong arguments before anything starts; in a rerun they
-    cost the answers only.
+    Returns the solutions by id. Raises AimoError for wrong arguments before anything starts; in a rerun the
+    questions get the fallback instead.
     """
     rerun = bool(os.getenv("KAGGLE_IS_COMPETITION_RERUN"))
     server_class = kaggle_server(competition)
@@ -311,13 +313,13 @@ def serve(
         resolved = resolve(model, settings)
         write_settings(resolved, Path("settings.json"))
         install_vllm()
-        return Engine(model, resolved, adapter=adapter)
+        return Engine(model, resolved, seed=seed, adapter=adapter)
 
     supervisor = Supervisor(load)
     solutions: dict[str, Solution] = {}
     journal = Journal(Path("journal.jsonl"), model)
     schedule = Schedule(COMPETITIONS[competition], time_limit_s, len(ids) or None)
-    predict = make_predict(schedule, supervisor, 0, solutions, journal)
+    predict = make_predict(schedule, supervisor, seed, solutions, journal)
     try:
         if rerun:
             server_class(predict).serve()

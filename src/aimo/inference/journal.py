@@ -42,7 +42,7 @@ class Journal:
         return self.known.get(self.key(question_id, problem)) or Solution()
 
     def add(self, question_id: str, problem: str, entry: Sample | int) -> None:
-        """Write a sample or an answer. A full disk costs the line, which is printed, and raises nothing."""
+        """Write a sample or an answer. On a full disk it is not written, and the error printed."""
         if self.path is None:
             return
         value = {"sample": asdict(entry)} if isinstance(entry, Sample) else {"answer": entry}

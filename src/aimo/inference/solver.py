@@ -22,7 +22,7 @@ from aimo.inference.voting import Stop
 HEALTH_CHECK_S = 2.0  # between two checks of the engine: streams of a dead one may wait for ever
 HANG_S = 60.0  # without a token from any stream: the engine hangs
 FORCED_ANSWER_S = 5.0  # of a budget, or a tenth of it, reserved for forced answers
-OVERTIME_S = 30.0  # after the budget, an event loop that has not returned is given up
+OVERTIME_S = 30.0  # after the budget, an event loop that has not returned is abandoned
 
 
 def solve(

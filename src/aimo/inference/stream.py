@@ -151,10 +151,8 @@ class Stream:
         if answer is not None and self.tools:
             weight = voting.by_tools(answer, self.results)
         elif answer is None and self.results:
-            answer, weight = (
-                self.results[-1],
-                0.5,
-            )  # its last program gave an answer that it did not come to state
+            # Its last program printed an answer that the sample did not come to state.
+            answer, weight = self.results[-1], 0.5
         if answer is None:
             return None, 1.0
         if self.settings.discount_trivial:

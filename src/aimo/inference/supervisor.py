@@ -1,4 +1,4 @@
-"""Keeps an engine at work: loads it in a thread, and loads another when it fails.
+"""Keeps an engine running: loads it in a thread, and loads another when it fails.
 
 Out of scope: telling that an engine has failed (`aimo.inference.solver`).
 """
@@ -15,7 +15,7 @@ RETRY_S = 2  # between two attempts to load
 
 
 class Supervisor:
-    """The engine at work, or the one that is loading."""
+    """The engine that is running, or the one that is loading."""
 
     def __init__(
         self, load: Callable[[], Sampler], engine: Sampler | None = None, patience_s: float = 0.0

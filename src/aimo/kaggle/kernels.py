@@ -34,6 +34,7 @@ competition = "aimo3"  # aimo2 or aimo3
 model = "/kaggle/input/aimo-model/transformers/default/1"  # a model folder
 test_csv = "/kaggle/input/ai-mathematical-olympiad-progress-prize-3/test.csv"
 time_limit_s = 17400  # of the whole session: 4 h 50 min of the 5 h with a GPU
+seed = 0
 adapter = None  # a folder with a LoRA adapter for the model
 # Over the model's aimo.json, such as {"samples": 32, "vllm": {"tensor_parallel_size": 2}} for 2 x T4:
 settings = {}"""
@@ -47,7 +48,7 @@ Path("aimo/__init__.py").touch()"""
 SERVE = """\
 from aimo.inference import gateway
 
-solutions = gateway.serve(competition, model, test_csv, time_limit_s, settings, adapter)"""
+solutions = gateway.serve(competition, model, test_csv, time_limit_s, settings, adapter, seed)"""
 
 
 def build(name: str, out: Path | None = None) -> Path:
