@@ -1,100 +1,91 @@
-"""One real pass of the whole road, with few steps: both backends, killed and resumed, reported, and asked again."""
+"""A small run of the whole pipeline: killed, resumed, reported and repeated; each kind of profile once."""
 
 import json
 import os
+import pty
 import re
 import shutil
-import signal
 import subprocess
-import time
 from pathlib import Path
 
 import nbformat
-import papermill
 import polars as pl
 import pytest
-from conftest import AIMO, SMALL, aimo, settings
+from conftest import AIMO, ROOT, SMALL, TINY, aimo, settings
 
-from aimo.config import ROOT
-from aimo.runs import read_lines
+from aimo import config, runs
+from aimo.runs import figures, read_lines, read_metrics
 
-
-def wait_for(condition, timeout=300):
-    """Wait until a condition holds."""
-    end = time.time() + timeout
-    while not condition():
-        assert time.time() < end, "timed out"
-        time.sleep(0.2)
+RUN = ["run", "--profile", "tiny", *settings(SMALL)]
 
 
-def train_steps(folder: Path) -> list[int]:
-    return [record["step"] for record in read_lines(folder / "log.jsonl") if "loss" in record]
+def in_folder(folder: Path, *overrides: str) -> list[str]:
+    """The arguments of the small run in a folder, with other values of some keys."""
+    return [*RUN, "--run-dir", str(folder), *settings(list(overrides))]
 
 
-@pytest.fixture(scope="module")
-def road(tmp_path_factory) -> Path:
-    """A run killed with -9 in the middle of GRPO, then started again to its end."""
-    folder = tmp_path_factory.mktemp("road") / "run"
-    command = [str(AIMO), "run", "--profile", "tiny", "--run-dir", str(folder), *settings(SMALL)]
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
-    wait_for(lambda: list(folder.glob("grpo/checkpoint-2/trainer_state.json")) or process.poll() is not None)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    (folder / "before.json").write_text(
-        json.dumps({"sft": os.stat(folder / "sft/model/model.safetensors").st_mtime_ns})
-    )
-    assert not (folder / "grpo/model").exists()
-    done = aimo("run", "--profile", "tiny", "--run-dir", str(folder), *settings(SMALL))
-    assert done.returncode == 0, done.stderr
-    (folder / "stdout.txt").write_text(done.stdout)
-    (folder / "stderr.txt").write_text(done.stderr)
-    return folder
+def losses(folder: Path) -> list[tuple[int, float]]:
+    """Each training step of a stage, with its loss."""
+    return [
+        (record["step"], record["loss"]) for record in read_lines(folder / "log.jsonl") if "loss" in record
+    ]
 
 
-def test_a_killed_run_goes_on_and_keeps_what_was_finished(road):
-    said = (road / "stdout.txt").read_text()
+def solutions(folder: Path) -> list[dict]:
+    return json.loads((folder / "inference/solutions.json").read_text())
+
+
+def test_a_killed_run_continues_and_keeps_what_was_finished(small_run):
+    said = (small_run / "stdout.txt").read_text()
     assert "sft: finished before, kept" in said and "grpo: finished in" in said
-    assert (
-        json.loads((road / "before.json").read_text())["sft"]
-        == os.stat(road / "sft/model/model.safetensors").st_mtime_ns
-    )
-    assert train_steps(road / "grpo") == [1, 2, 3, 4], "a step was lost or trained twice"
+    before = json.loads((small_run / "killed.json").read_text())["sft"]
+    assert before == (small_run / "sft/model/model.safetensors").stat().st_mtime_ns
+    steps = [step for step, _ in losses(small_run / "grpo")]
+    assert steps == [1, 2, 3, 4], "a step was lost or trained twice"
 
 
-def test_nothing_but_the_run_itself_is_said(road):
-    assert (road / "stderr.txt").read_text() == ""
-    for path in (road / "notebooks").glob("*.ipynb"):
+def test_standard_error_is_empty(small_run):
+    assert (small_run / "stderr.txt").read_text() == ""
+    notebooks = list((small_run / "notebooks").glob("*.ipynb"))
+    assert len(notebooks) == 4
+    for path in notebooks:
         for cell in nbformat.read(path, 4).cells:
             for output in cell.get("outputs", []):
                 assert output.get("name") != "stderr", f"{path.name}: {output.text[:300]}"
 
 
-def test_metrics_have_the_figures_of_each_model_and_the_seconds_of_each_stage(road):
-    stages = json.loads((road / "metrics.json").read_text())["stages"]
-    for name in ("base", "sft", "grpo"):
-        assert {"format", "pass@1", "maj@4", "mean_tokens"} <= set(stages[name])
-        assert 0 <= stages[name]["pass@1"] <= 1 and stages[name]["mean_tokens"] > 3
+def test_the_record_has_the_figures_of_each_model_and_the_cost_of_each_stage(small_run):
+    rows = figures(small_run)
+    assert list(rows) == ["base", "sft", "grpo"]
+    for row in rows.values():
+        assert {"format", "pass@1", "maj@4", "mean_tokens"} <= set(row)
+        assert 0 <= row["pass@1"] <= 1 and row["mean_tokens"] > 3
+    for name, steps in (("sft", 8), ("grpo", 4)):
+        assert rows[name]["steps"] == steps
+        for key in ("seconds", "samples_per_second", "steps_per_second", "total_flos"):
+            assert rows[name][key] > 0, key
+        assert "mean_loss" in rows[name]
+    stages = read_metrics(small_run)["stages"]
     assert all(stages[name]["seconds"] > 0 for name in ("data", "sft", "grpo", "inference"))
+    printed = (small_run / "stdout.txt").read_text()
+    for word in ("base", "sft", "grpo", "pass@1", "maj@4", "submission.parquet", "report.html"):
+        assert word in printed
 
 
-def test_every_stage_leaves_its_notebook_its_page_and_its_product(road):
+def test_every_stage_leaves_its_notebook_its_page_and_its_product(small_run):
     for stem in ("01_data_prep", "02_format_sft", "03_grpo", "04_inference"):
-        assert (road / "notebooks" / f"{stem}.ipynb").exists()
-        assert "<img" in (road / "notebooks" / f"{stem}.html").read_text() or stem == "01_data_prep"
+        assert (small_run / "notebooks" / f"{stem}.ipynb").exists()
+        assert "<img" in (small_run / "notebooks" / f"{stem}.html").read_text() or stem == "01_data_prep"
+    wanted = {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja", "aimo.json"}
     for stage in ("sft", "grpo"):
-        assert {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja", "aimo.json"} <= {
-            p.name for p in (road / stage / "model").iterdir()
-        }
-    table = pl.read_parquet(road / "submission.parquet")
-    assert (
-        table.columns == ["id", "answer"] and len(table) == 4 and table["answer"].is_between(0, 99999).all()
-    )
+        assert wanted <= {path.name for path in (small_run / stage / "model").iterdir()}
+    table = pl.read_parquet(small_run / "submission.parquet")
+    assert table.columns == ["id", "answer"] and len(table) == 4
+    assert table["answer"].is_between(0, 99999).all()
 
 
-def test_the_report_is_one_page_that_needs_nothing_else(road):
-    page = (road / "report.html").read_text()
+def test_the_report_is_one_page_that_needs_nothing_else(small_run):
+    page = (small_run / "report.html").read_text()
     assert not re.search(r"(src|href)=['\"](?!data:)", page)
     for part in (
         "after format SFT",
@@ -103,89 +94,179 @@ def test_the_report_is_one_page_that_needs_nothing_else(road):
         "The test file",
         "Settings",
         "Versions",
-        "num_generations: 4",
     ):
         assert part in page
-    assert page.count("data:image/png") >= 4
+    assert "num_generations: 4" in page and page.count("data:image/png") >= 4
 
 
-def test_a_finished_run_is_kept_and_a_changed_profile_is_refused_with_the_keys(road):
-    before = (road / "metrics.json").read_bytes()
-    again = aimo("run", "--profile", "tiny", "--run-dir", str(road), *settings(SMALL))
+def test_a_finished_run_is_kept_and_a_changed_profile_is_refused_with_the_keys(small_run):
+    before = (small_run / "metrics.json").read_bytes()
+    again = aimo(*in_folder(small_run))
     assert again.returncode == 0 and again.stdout.count("finished before, kept") == 4
-    changed = aimo(
-        "run", "--profile", "tiny", "--run-dir", str(road), *settings(SMALL), "--set", "grpo.max_steps=5"
-    )
-    assert (
-        changed.returncode == 2
-        and "grpo.max_steps (was 4, now 5)" in changed.stderr
-        and "--from" in changed.stderr
-    )
-    assert changed.stderr.count("\n") == 1 and (road / "metrics.json").read_bytes() == before
+    changed = aimo(*in_folder(small_run, "grpo.max_steps=5"))
+    assert changed.returncode == 2 and changed.stderr.count("\n") == 1
+    assert "grpo.max_steps (was 4, now 5)" in changed.stderr and "--from" in changed.stderr
+    assert (small_run / "metrics.json").read_bytes() == before
 
 
-def test_another_test_file_is_answered_from_the_last_stage_on(road, shared):
-    for competition, high in (("aimo2", 999), ("aimo3", 99999)):
-        test = str(shared / competition / "reference.csv")
-        done = aimo(
-            "run",
-            "--profile",
-            "tiny",
-            "--run-dir",
-            str(road),
-            *settings(SMALL),
-            "--from",
-            "inference",
-            "--test",
-            test,
-        )
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("finished before, kept") == 3
-        table = pl.read_parquet(road / "submission.parquet")
-        assert (
-            sorted(table["id"]) == sorted(pl.read_csv(test, infer_schema=False)["id"])
-            and table["answer"].is_between(0, high).all()
-        )
-        golds = dict(pl.read_csv(test, infer_schema=False).select("id", "answer").rows())
-        right = sum(int(golds[i]) == answer for i, answer in table.rows())
-        assert f"10 questions: {right} of 10 known answers right" in (road / "report.html").read_text()
+@pytest.fixture(scope="module")
+def answered_again(small_run, tmp_path_factory, shared) -> Path:
+    """The small run, whose inference is done again with another test file and other settings."""
+    folder = tmp_path_factory.mktemp("again") / "run"
+    shutil.copytree(small_run, folder)
+    changes = ["inference.samples=2", "inference.max_tokens=12", "inference.weight=length"]
+    test = shared / "aimo2" / "reference.csv"
+    done = aimo(*in_folder(folder, *changes), "--from", "inference", "--test", str(test))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("finished before, kept") == 3
+    return folder
 
 
-@pytest.mark.parametrize("lora", ["null", "{rank: 8, alpha: 16}"])
-def test_the_transformers_backend_trains_full_weights_and_adapters_into_a_model_that_vllm_loads(
-    road, tmp_path, lora
+def test_another_test_file_is_answered_from_the_last_stage_on(answered_again, shared):
+    golds = pl.read_csv(shared / "aimo2" / "reference.csv", infer_schema=False)
+    table = pl.read_parquet(answered_again / "submission.parquet")
+    assert list(table["id"]) == list(golds["id"]) and table["answer"].is_between(0, 999).all()
+    known = dict(golds.select("id", "answer").rows())
+    right = sum(int(known[i]) == answer for i, answer in table.rows())
+    assert f"10 questions: {right} of 10 known answers right" in (answered_again / "report.html").read_text()
+
+
+def test_settings_of_inference_reach_the_samples_though_the_model_was_trained_with_others(
+    small_run, answered_again
 ):
+    before = [sample for solution in solutions(small_run) for sample in solution["samples"]]
+    after = [sample for solution in solutions(answered_again) for sample in solution["samples"]]
+    assert max(sample["tokens"] for sample in before) > 12 >= max(sample["tokens"] for sample in after)
+    assert max(len(solution["samples"]) for solution in solutions(answered_again)) == 2
+    assert {sample["weight"] for sample in before} == {1.0} != {sample["weight"] for sample in after}
+    kept = json.loads((answered_again / "submission.settings.json").read_text())
+    assert (kept["samples"], kept["max_tokens"], kept["weight"]) == (2, 12, "length")
+
+
+def test_a_stage_done_again_leaves_none_of_its_old_figures(small_run, answered_again):
+    for name, row in figures(answered_again).items():
+        assert "maj@2" in row and "maj@4" not in row
+        assert row.get("steps") == figures(small_run)[name].get("steps")
+
+
+@pytest.mark.train
+def test_a_stage_continues_from_a_named_checkpoint_to_the_same_losses(small_run, tmp_path):
     folder = tmp_path / "run"
-    shutil.copytree(road / "data", folder / "data")
-    extra = ["model.backend=transformers", f"model.lora={lora}", "inference.max_tokens=40"]
-    arguments = {"profile": "tiny", "run_dir": str(folder), "overrides": SMALL + extra}
-    for stem in ("02_format_sft", "03_grpo", "04_inference"):
-        papermill.execute_notebook(
-            ROOT / "notebooks" / f"{stem}.ipynb",
-            tmp_path / f"{stem}.ipynb",
-            arguments,
-            cwd=ROOT / "notebooks",
-            progress_bar=False,
-        )
-    assert len(pl.read_parquet(folder / "submission.parquet")) == 4
-    base, trained = (
-        (ROOT / "data/tiny-base/model.safetensors").read_bytes(),
-        (folder / "sft/model/model.safetensors").read_bytes(),
-    )
-    assert base != trained and abs(len(base) - len(trained)) < 5000, "not a plain, merged model"
+    shutil.copytree(small_run, folder)
+    (folder / "sft/checkpoint-8/trainer_state.json").unlink()
+    done = aimo(*in_folder(folder), "--from", "sft/checkpoint-4", "--until", "sft")
+    assert done.returncode == 0, done.stderr
+    assert losses(folder / "sft") == losses(small_run / "sft")
+    assert (folder / "sft/checkpoint-8/trainer_state.json").exists()
+    assert list(read_metrics(folder)["stages"]) == ["data", "sft"]
+    assert not any((folder / name).exists() for name in ("grpo", "inference", "submission.parquet"))
 
 
-@pytest.mark.parametrize(
-    "stem, stage", [("02_format_sft", "data"), ("03_grpo", "data"), ("04_inference", "data")]
-)
-def test_a_notebook_started_too_early_names_the_missing_stage_and_the_command(tmp_path, stem, stage):
+def on_a_terminal(command: list[str], cwd: Path) -> str:
+    """What a command shows on a terminal; it must succeed."""
+    ours, its = pty.openpty()
+    process = subprocess.Popen(command, cwd=cwd, stdout=its, stderr=its)
+    os.close(its)
+    shown = b""
+    try:
+        while part := os.read(ours, 65536):
+            shown += part
+    except OSError:  # the terminal's end
+        pass
+    finally:
+        os.close(ours)
+    assert process.wait() == 0, shown[-3000:]
+    return shown.decode()
+
+
+KIND = ["data.sft.rows=60", "data.grpo.rows=60", "model.backend=transformers", "inference.samples=2"]
+KIND += ["inference.test_rows=2", "inference.max_tokens=40"]
+SFT = ["sft.max_steps=2", "sft.save_steps=1", "model.lora=null", "data.heldout.rows=8"]
+SFT += ["grpo=null", "data.grpo=null"]
+GRPO = ["grpo.max_steps=1", "grpo.probe_steps=1", "grpo.num_generations=4", "model.lora={rank: 8, alpha: 16}"]
+GRPO += ["sft=null", "data.sft=null", "data.heldout=null"]
+
+
+@pytest.mark.train
+def test_sft_alone_with_all_weights_is_trained_evaluated_and_reported_and_shows_its_progress(tmp_path):
+    """In a folder that is named relative to the current one, as in the README."""
+    arguments = ["run", "--profile", "tiny", "--run-dir", "run", *settings(KIND + SFT)]
+    shown = on_a_terminal([str(AIMO), *arguments], tmp_path)
+    folder = tmp_path / "run"
+    assert re.search(r"\d of 2\b", shown), "no progress of SFT's two steps"
+    assert list(figures(folder)) == ["base", "sft"] and "pass@1" in figures(folder)["sft"]
+    assert list(read_metrics(folder)["stages"]) == ["data", "sft", "inference"]
+    assert len(pl.read_parquet(folder / "submission.parquet")) == 2
+    page = (folder / "report.html").read_text()
+    assert "after format SFT" in page and "after GRPO" not in page
+    base, trained = (TINY / "model.safetensors"), (folder / "sft/model/model.safetensors")
+    assert base.read_bytes() != trained.read_bytes()
+    assert abs(base.stat().st_size - trained.stat().st_size) < 5000, "not a plain, merged model"
+
+
+@pytest.mark.train
+def test_grpo_starts_from_the_base_and_dpo_from_what_there_is_with_adapters_and_no_held_out_set(tmp_path):
+    folder = tmp_path / "run"
+    arguments = ["run", "--profile", "tiny", "--run-dir", str(folder), *settings(KIND + GRPO)]
+    done = aimo(*arguments, "--until", "grpo")
+    assert done.returncode == 0, done.stderr
+    assert list(read_metrics(folder)["stages"]) == ["data", "grpo"] and not (folder / "inference").exists()
+    assert "report.html" in done.stdout and "submission" not in done.stdout
+
+    def trained_on(stage: str) -> Path:
+        adapter = json.loads((folder / stage / "trained/adapter_config.json").read_text())
+        return Path(adapter["base_model_name_or_path"])
+
+    assert trained_on("grpo") == TINY
+    dpo = "dpo={learning_rate: 1.0e-5, max_steps: 1, batch_size: 2, problems: 12, samples: 4}"
+    done = aimo(*arguments, "--set", dpo, "--from", "dpo")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("finished before, kept") == 2 and trained_on("dpo") == folder / "grpo/model"
+    assert list(figures(folder)) == ["grpo", "dpo"]
+    assert len(pl.read_parquet(folder / "submission.parquet")) == 2
+
+
+@pytest.mark.train
+def test_inference_alone_answers_with_a_base_that_no_stage_has_trained(tmp_path, shared):
+    profile, folder = tmp_path / "alone.yaml", tmp_path / "run"
+    greedy = {"samples": 3, "temperature": 0, "max_tokens": 40}
+    profile.write_text(json.dumps({"model": {"base": str(TINY)}, "inference": greedy}))
+    test = shared / "aimo3" / "reference.csv"
+    done = aimo("run", "--profile", str(profile), "--run-dir", str(folder), "--test", str(test))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-2] == f"submission: {folder / 'submission.parquet'}"
+    table = pl.read_parquet(folder / "submission.parquet")
+    assert list(table["id"]) == list(pl.read_csv(test, infer_schema=False)["id"])
+    assert table["answer"].is_between(0, 99999).all()
+    assert list(read_metrics(folder)["stages"]) == ["inference"] and not (folder / "data").exists()
+    assert "10 questions" in (folder / "report.html").read_text()
+
+
+def refused_notebook(stem: str, folder: Path, **parameters: object) -> str:
+    """The message of the AimoError that a notebook, started by hand, ends in."""
+    import papermill
+
+    notebook, out = ROOT / "notebooks" / f"{stem}.ipynb", folder / "out.ipynb"
     with pytest.raises(papermill.PapermillExecutionError) as e:
-        papermill.execute_notebook(
-            ROOT / "notebooks" / f"{stem}.ipynb",
-            tmp_path / "out.ipynb",
-            {"run_dir": str(tmp_path / "run")},
-            cwd=tmp_path,
-            progress_bar=False,
-        )
+        papermill.execute_notebook(notebook, out, parameters, cwd=folder, progress_bar=False)
     assert e.value.ename == "AimoError"
-    assert f"which stage {stage} makes" in e.value.evalue and "aimo run --profile tiny" in e.value.evalue
+    return e.value.evalue
+
+
+@pytest.mark.parametrize("stem", ["02_format_sft", "03_grpo", "04_inference"])
+def test_a_notebook_started_too_early_names_the_missing_stage_and_the_command(tmp_path, stem):
+    told = refused_notebook(stem, tmp_path, run_dir=str(tmp_path / "run"))
+    assert "which stage data makes" in told and "aimo run --profile tiny" in told
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_notebook_gives_a_remedy_that_works_in_a_notebook(tmp_path):
+    folder = tmp_path / "run"
+    runs.open_folder(folder, config.load("tiny"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv(runs.LOCKED)  # the notebook is none of the processes that may share the lock
+        told = refused_notebook("01_data_prep", tmp_path, run_dir=str(folder))
+    assert f"process {os.getpid()} is working in it" in told and "another run_dir" in told
+    runs.unlock(folder)
+    told = refused_notebook("01_data_prep", tmp_path, run_dir=str(folder), overrides=["seed=5"])
+    assert "seed (was 0, now 5)" in told and "another run_dir" in told and "aimo run --run-dir" in told

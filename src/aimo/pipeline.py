@@ -104,8 +104,9 @@ class JupyterKernel(AsyncKernelManager):
     exit_status: ClassVar[int | None] = None
     """Of the last kernel that died; negative for a signal."""
 
-    async def _async_is_alive(self) -> bool:
-        alive = await super()._async_is_alive()
+    async def is_alive(self) -> bool:  # type: ignore[override]
+        """Whether the process runs."""
+        alive = await super().is_alive()
         if not alive and self.provisioner:
             JupyterKernel.exit_status = await self.provisioner.poll()
         return alive
@@ -136,7 +137,7 @@ def execute(stage: str, folder: Path) -> None:
         raise explained(e, stage, executed) from None
     except DeadKernelError:
         how = explain_exit(JupyterKernel.exit_status)
-        raise StageError(f"stage {stage}: its process {how}. its last output is in {log}") from None
+        raise StageError(f"stage {stage}: its process {how}. Its last output is in {log}") from None
     except OSError as e:
         raise AimoError(
             f"stage {stage}: {e.strerror or e} in {folder}; fix that and run again, it continues there"
