@@ -1,4 +1,8 @@
+"""The submission kernel: built from the package, alone in an empty folder."""
+
+import inspect
 import json
+import re
 
 import nbformat
 import papermill
@@ -7,6 +11,8 @@ import pytest
 from conftest import TINY
 
 from aimo.config import ROOT
+from aimo.errors import AimoError
+from aimo.inference import gateway
 from aimo.kaggle import kernels
 
 BUILT = ROOT / "kernels" / "submission" / "aimo-submission.ipynb"
@@ -27,12 +33,36 @@ def test_its_metadata_keeps_to_what_kaggle_accepts():
     assert meta["enable_internet"] is False and meta["kernel_type"] == "notebook"
 
 
-def test_its_parameters_are_the_five_of_the_road_and_the_engines_two():
+def test_its_parameters_are_those_that_serve_takes():
     cell = next(c for c in nbformat.read(BUILT, 4).cells if "parameters" in c.metadata.get("tags", []))
-    names = [line.split(" = ")[0] for line in cell.source.split("\n")]
-    assert names == ["competition", "model", "test_csv", "samples", "time_limit_s", "adapter", "vllm"]
+    names = [line.split(" = ")[0] for line in cell.source.split("\n") if not line.startswith("#")]
+    assert sorted(names) == sorted(inspect.signature(gateway.serve).parameters)
 
 
+def test_it_holds_every_module_of_the_package_after_those_it_imports():
+    written = re.findall(
+        r"^%%writefile aimo/inference/(\w+)\.py$",
+        "\n".join(c.source for c in nbformat.read(BUILT, 4).cells),
+        re.MULTILINE,
+    )
+    folder = ROOT / "src/aimo/inference"
+    assert sorted(written) == sorted(path.stem for path in folder.glob("*.py"))
+    for i, name in enumerate(written):
+        later = "|".join(written[i + 1 :])
+        text = (folder / f"{name}.py").read_text()
+        assert not later or not re.search(
+            rf"^ *from aimo\.inference(\.| import )({later})\b", text, re.MULTILINE
+        )
+
+
+@pytest.mark.parametrize("name", ["../kernels/submission", "submission/", ".", "", "nothing"])
+def test_a_kernel_is_a_folder_of_kernels(name, tmp_path):
+    with pytest.raises(AimoError, match="use one of submission"):
+        kernels.build(name, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.engine
 @pytest.mark.parametrize(
     "competition, column, high", [("aimo3", "problem", 99999), ("aimo2", "question", 999)]
 )
@@ -47,7 +77,7 @@ def test_it_answers_a_test_file_alone_in_an_empty_folder(tmp_path, competition, 
         "competition": competition,
         "model": str(TINY),
         "test_csv": "test.csv",
-        "samples": 4,
+        "settings": {"samples": 4, "temperature": 0.9},
         "time_limit_s": 300,
     }
     executed = papermill.execute_notebook(
@@ -56,17 +86,9 @@ def test_it_answers_a_test_file_alone_in_an_empty_folder(tmp_path, competition, 
     table = pl.read_parquet(tmp_path / "submission.parquet")
     assert table.columns == ["id", "answer"] and sorted(table["id"]) == ["empty", "first", "long"]
     assert table["answer"].is_between(0, high).all()
-    said = "".join(
-        o.text
-        for c in executed.cells
-        for o in c.get("outputs", [])
-        if o.output_type == "stream" and o.name == "stdout"
-    )
+    assert json.loads((tmp_path / "settings.json").read_text())["temperature"] == 0.9
+    outputs = [o for c in executed.cells for o in c.get("outputs", []) if o.output_type == "stream"]
+    said = "".join(o.text for o in outputs if o.name == "stdout")
     assert "3 questions answered, 2 with the fallback 0" in said and "empty" in said and "do not fit" in said
-    noise = "".join(
-        o.text
-        for c in executed.cells
-        for o in c.get("outputs", [])
-        if o.output_type == "stream" and o.name == "stderr"
-    )
-    assert not noise
+    assert "temperature: 0.9" in said
+    assert not [o.text for o in outputs if o.name == "stderr"]

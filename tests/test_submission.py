@@ -1,3 +1,5 @@
+"""Kaggle's protocol: test files, `predict`, the gateways and the server of a rerun."""
+
 import sys
 import types
 
@@ -7,18 +9,13 @@ from conftest import TINY
 
 from aimo.errors import AimoError
 from aimo.inference import gateway
-from aimo.inference.gateway import (
-    COMPETITIONS,
-    Keeper,
-    check_reply,
-    local_gateway,
-    make_predict,
-    read_questions,
-)
+from aimo.inference.competitions import COMPETITIONS, read_questions
+from aimo.inference.gateway import Schedule, check_reply, local_gateway, make_predict
+from aimo.inference.supervisor import Supervisor
 
 
 def write(path, text):
-    path.write_text(text)
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
     return path
 
 
@@ -32,15 +29,26 @@ def write(path, text):
         ("id,text\n1,x\n", "no column 'problem'"),
         ("id,problem\na,x\na,y\n", "the id 'a' twice"),
         ("id,problem\n,x\n", "without an id"),
+        ("id,problem,problem\na,x,y\n", "the column 'problem' twice"),
+        ("id,problem\na,x\nb,Let a, b be 1.\n", "line 3: 3 values for 2 columns"),
+        ('id,problem\na,"x\n', "a quote is missing or misplaced in the row up to line 2"),
+        ("id,problem\na,é\n".encode("latin-1"), "not text in UTF-8"),
     ],
 )
-def test_a_bad_test_file_is_refused_by_name_in_one_line(tmp_path, text, told):
+def test_a_bad_test_file_is_refused_by_name_in_one_line_of_our_own(tmp_path, text, told):
     path = tmp_path / "test.csv"
     if text is not None:
         write(path, text)
     with pytest.raises(AimoError) as e:
         read_questions(path)
     assert told in str(e.value) and str(path) in str(e.value) and "\n" not in str(e.value)
+    assert "polars" not in str(e.value) and "schema" not in str(e.value)
+
+
+def test_texts_are_read_as_they_are_written(tmp_path):
+    long = "x" * 200_000
+    path = write(tmp_path / "t.csv", f'\ufeffid,problem\n007,"a ""b"", \nc"\n\n8,{long}\n9,\n')
+    assert read_questions(path)[1].rows() == [("007", 'a "b", \nc'), ("8", long), ("9", "")]
 
 
 def test_the_problem_column_tells_the_competition(tmp_path):
@@ -54,7 +62,7 @@ def test_predict_returns_one_valid_row_whatever_happens(capsys):
     def dead():
         raise MemoryError("the GPU is full")
 
-    predict = make_predict("aimo3", Keeper(dead), 4, 100.0)
+    predict = make_predict(Schedule(COMPETITIONS["aimo3"], 100.0, None), Supervisor(dead))
     row = predict(pl.Series("id", ["q1"]), pl.Series("problem", ["1 + 1?"]))
     assert row.rows() == [("q1", 0)] and "the GPU is full" in capsys.readouterr().out
     assert predict(pl.Series("id", ["q2"]), pl.Series("problem", [None])).rows() == [("q2", 0)]
@@ -70,9 +78,9 @@ def test_the_gateway_asks_each_question_once_in_another_order_and_checks_each_ro
         asked.append(id_[0])
         return pl.DataFrame({"id": id_, "answer": [int(problem[0].split()[1])]})
 
-    table = local_gateway(predict, path, "aimo2")
+    replies = dict(local_gateway(predict, path, "aimo2"))
     assert sorted(asked) == sorted(f"q{i}" for i in range(20)) and asked != [f"q{i}" for i in range(20)]
-    assert {f"q{a}": a for a in range(20)} == dict(table.rows())
+    assert {f"q{a}": a for a in range(20)} == replies
 
 
 @pytest.mark.parametrize(
@@ -102,11 +110,11 @@ def test_a_question_gets_what_the_time_bank_allows(monkeypatch, engine):
     budgets = []
     real = gateway.solve
     monkeypatch.setattr(gateway, "solve", lambda *a, **k: (budgets.append(a[-1]), real(*a, **k))[1])
-    predict = make_predict("aimo3", Keeper(lambda: engine), 2, 300.0, questions=3)
+    predict = make_predict(Schedule(COMPETITIONS["aimo3"], 300.0, 3), Supervisor(lambda: engine))
     for i in range(3):
         predict(pl.Series([f"q{i}"]), pl.Series(["What is the mean of 3, 4 and 5?"]))
     # Two shares, as long as the others keep their minimum of 60 s.
-    assert 178 < budgets[0] < 181 and 238 < budgets[1] < 241 and 295 < budgets[2] < 301
+    assert 176 < budgets[0] < 181 and 236 < budgets[1] < 241 and 290 < budgets[2] < 301
 
 
 class FakeServer:
@@ -121,26 +129,39 @@ class FakeServer:
 
     def serve(self):
         for i, text in self.asked:
-            self.rows.append(
-                check_reply(
-                    self.predict(pl.Series("id", [i]), pl.Series("problem", [text])), i, COMPETITIONS["aimo3"]
-                )
-            )
+            reply = self.predict(pl.Series("id", [i]), pl.Series("problem", [text]))
+            self.rows.append(check_reply(reply, i, COMPETITIONS["aimo3"]))
 
     def run_local_gateway(self, paths):
         self.paths = paths
 
 
-def test_in_a_rerun_kaggles_own_server_is_served_and_every_row_is_valid(monkeypatch, tmp_path):
-    package = types.ModuleType("kaggle_evaluation.aimo_3_inference_server")
-    package.AIMO3InferenceServer = FakeServer
+def kaggle_package(monkeypatch, number):
+    """Put the competition's package where Python finds it."""
+    package = types.ModuleType(f"kaggle_evaluation.aimo_{number}_inference_server")
+    setattr(package, f"AIMO{number}InferenceServer", FakeServer)
     monkeypatch.setitem(sys.modules, "kaggle_evaluation", types.ModuleType("kaggle_evaluation"))
-    monkeypatch.setitem(sys.modules, "kaggle_evaluation.aimo_3_inference_server", package)
+    monkeypatch.setitem(sys.modules, package.__name__, package)
+
+
+def test_in_a_rerun_kaggles_own_server_is_served_and_every_row_is_valid(monkeypatch, tmp_path):
+    kaggle_package(monkeypatch, 3)
     monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
+    monkeypatch.chdir(tmp_path)
     # A model that is not there must cost its answers, not the submission.
-    solutions = gateway.serve("aimo3", str(tmp_path / "nothing"), "", 4, 100.0)
+    solutions = gateway.serve("aimo3", str(tmp_path / "nothing"), "", 100.0, {})
     assert FakeServer.last.rows == [("a", 0), ("b", 0), ("c", 0)]
     assert all("no such folder" in s.note for s in solutions.values())
+
+
+def test_a_wrong_setting_of_the_kernel_is_named_before_anything_starts(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    path = write(tmp_path / "t.csv", "id,problem\n1,x\n")
+    monkeypatch.setattr(gateway, "Supervisor", None)
+    for wrong, told in [({"temprature": 1.0}, "temprature"), ({"samples": 0}, "samples")]:
+        with pytest.raises(AimoError, match=told):
+            gateway.serve("aimo3", str(TINY), str(path), 100.0, wrong)
+    assert not (tmp_path / "settings.json").exists()
 
 
 @pytest.mark.parametrize("where", ["the-competition", "competitions/the-competition"])
@@ -156,11 +177,9 @@ def test_kaggles_package_is_found_in_both_places_it_may_lie(monkeypatch, tmp_pat
 
 
 def test_outside_a_rerun_kaggles_own_gateway_is_preferred(monkeypatch, tmp_path):
-    package = types.ModuleType("kaggle_evaluation.aimo_2_inference_server")
-    package.AIMO2InferenceServer = FakeServer
-    monkeypatch.setitem(sys.modules, "kaggle_evaluation", types.ModuleType("kaggle_evaluation"))
-    monkeypatch.setitem(sys.modules, "kaggle_evaluation.aimo_2_inference_server", package)
-    monkeypatch.setattr(gateway, "Engine", lambda model, **_: types.SimpleNamespace(close=lambda: None))
+    kaggle_package(monkeypatch, 2)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(gateway, "Engine", lambda *_, **__: types.SimpleNamespace(close=lambda: None))
     path = write(tmp_path / "t.csv", "id,question\n1,x\n")
-    gateway.serve("aimo2", str(TINY), str(path), 4, 100.0)
+    gateway.serve("aimo2", str(TINY), str(path), 100.0, {})
     assert FakeServer.last.paths == (str(path),)
