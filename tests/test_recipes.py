@@ -15,11 +15,7 @@ from conftest import TINY
 
 from aimo import config
 
-# Unsloth first: it patches the trainers that the others use, and has to be there before them.
-RECIPES = sorted(
-    (path.stem for path in config.PROFILES.glob("*.yaml") if path.stem != "tiny"),
-    key=lambda name: config.load(name).model.backend != "unsloth",
-)
+RECIPES = sorted(path.stem for path in config.PROFILES.glob("*.yaml") if path.stem != "tiny")
 DOCS = config.ROOT / "docs" / "recipes.md"
 NUMBERS = {"two": 2, "three": 3, "four": 4, "five": 5, "ten": 10}
 # What a CPU or the tiny base cannot do, and what takes long; everything else stays as the recipe has it.
@@ -75,6 +71,8 @@ def scaled(name, folder):
         hub = source["source"]
         path = folder / f"{hub.replace('/', '--')}.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows_like(hub)))
+        for key in ("split", "subset"):  # one file has none
+            source.pop(key, None)
         source |= {"source": str(path), "preset": hub if hub in PRESETS else None} | (
             {"rows": 12} if "rows" in source else {}
         )
@@ -241,6 +239,8 @@ def test_every_documented_command_is_accepted(path):
 @pytest.mark.train
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_scaled_down_trains_both_stages_into_a_model(tmp_path, name, one_thread):
+    import unsloth  # noqa: F401 (before the libraries that it patches)
+
     from aimo import rewards
     from aimo.data import prepare
     from aimo.inference import prompts
