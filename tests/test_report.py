@@ -165,13 +165,19 @@ def test_the_closest_vote_comes_first():
     assert re.findall(r"<tr><td>(\w+)</td>", text) == ["close", "close", "open", "open"]
 
 
-def test_the_training_text_of_a_run_without_sft_is_that_of_its_other_sets():
+@pytest.mark.parametrize(
+    "name, row, target",
+    [
+        ("sft", {"completion": [{"role": "assistant", "content": "It is 4."}]}, "It is 4.&lt;end&gt;"),
+        ("grpo", {"answer": 4}, "any completion with the answer 4"),
+    ],
+)
+def test_the_training_text_shows_the_target_of_each_set_that_there_is(name, row, target):
     class Tokenizer:
-        def apply_chat_template(self, messages, **_):
-            return f"<user>{messages[0]['content']}<model>"
+        def apply_chat_template(self, messages, add_generation_prompt=False, **_):
+            question, *reply = [message["content"] for message in messages]
+            return f"<user>{question}<model>{''.join(reply)}" + ("" if add_generation_prompt else "<end>")
 
-    rows = pl.DataFrame([{"prompt": [{"role": "user", "content": "2 + 2?"}], "answer": 4}])
-    text = tables.training_text({"grpo": rows}, Tokenizer()).data
-    assert re.findall(r"<td.*?>(.*?)</td>", text) == [
-        "grpo", "&lt;user&gt;2 + 2?&lt;model&gt;", "any completion with the answer 4",
-    ]  # fmt: skip
+    rows = pl.DataFrame([{"prompt": [{"role": "user", "content": "2 + 2?"}]} | row])
+    cells = re.findall(r"<td.*?>(.*?)</td>", tables.training_text({name: rows}, Tokenizer()).data)
+    assert cells[:3] == [name, "&lt;user&gt;2 + 2?&lt;model&gt;", target]

@@ -95,10 +95,11 @@ def training_text(ready: dict[str, Any], tokenizer: Any) -> HTML:
 def training_row(name: str, row: dict[str, Any], tokenizer: Any) -> dict[str, str]:
     """One row of `training_text`."""
     prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=False)
-    target = f"any completion with the answer {row['answer']}"
     if "completion" in row:
         text = tokenizer.apply_chat_template(row["prompt"] + row["completion"], tokenize=False)
         target = text[len(prompt) :]
+    else:
+        target = f"any completion with the answer {row['answer']}"
     return {"set": name, "prompt": prompt, "target": target}
 
 
