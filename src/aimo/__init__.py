@@ -1,1 +1,1 @@
-"""aimo: from a base model to an AI Mathematical Olympiad submission. Each module is one room; start with `pipeline`."""
+"""From a base model to an AI Mathematical Olympiad submission. `aimo.stages` has the table of the stages."""

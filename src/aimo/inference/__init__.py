@@ -1,1 +1,1 @@
-"""What a kernel ships: everything from a question to its voted answer. Imports nothing of aimo outside itself."""
+"""From a question to its voted answer: what a kernel ships. Imports nothing of aimo outside itself."""
