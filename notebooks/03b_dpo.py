@@ -20,7 +20,7 @@ run_dir = None  # the folder of the run; None is runs/PROFILE
 overrides = []  # keys of the profile to change, each as KEY=VALUE
 
 # %%
-from aimo import hub, runs
+from aimo import runs
 from aimo.data import prepare
 from aimo.report import plots, tables
 from aimo.training import models, preferences, trainers
@@ -67,8 +67,4 @@ tables.completions(examples, before=before, after=after)
 # with a card.
 
 # %%
-figures = trainers.summary(log)
-card = figures | run.data_hash()
-models.save(run.folder / "trained", start, tokenizer, run.profile, run.folder / "model", card)
-hub.push(run.folder / "model", run.profile)
-run.finish(pairs=len(pairs), **figures)
+trainers.finish(run, tokenizer, log, pairs=len(pairs))
