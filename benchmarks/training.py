@@ -169,6 +169,9 @@ def child(side: str, stage: str, profile_name: str, overrides: list[str]) -> Non
 
 def packing(rows: int = 2000, limit: int = 4096) -> float:
     """The share of packed tokens that a set with log-normal lengths of at most `limit` tokens fills."""
+    from aimo import runs
+
+    runs.quiet()
     from datasets import Dataset
     from trl import pack_dataset
 
