@@ -127,7 +127,7 @@ def launch(
             if slurm or dry_run
             else "there is no GPU here; try it with --cpu 2"
         )
-    job = launch.Job(stage, profile, run_dir, set_ or [], strategy, devices, nodes, cpu is not None)  # type: ignore[arg-type]
+    job = launch.Job(stage, profile, run_dir, set_ or [], strategy, devices, nodes, cpu is not None)
     launch.launch(job, slurm, dry_run)
 
 
@@ -161,19 +161,12 @@ def solve(
     from aimo.runs import quiet
 
     quiet()
-    target = Path(out)
-    if target.suffix not in (".csv", ".parquet"):
-        raise AimoError(f"--out {out}: the answers go to a .csv or a .parquet file")
-    if not target.absolute().parent.is_dir():
-        raise AimoError(f"--out {out}: its folder does not exist; make it first")
+    target = answers_file(out)
     read_questions(test)  # its faults are reported before the model is loaded
     check_model_folder(Path(model))
     of_profile, of_command = solver_settings(profile, set_ or [], samples, vllm or [])
-    of_engine = adapter or {"vllm", "gpu_memory"} & of_command.keys()
-    if server and of_engine:
-        raise AimoError(
-            "--server cannot be combined with --adapter, --vllm or gpu_memory: give them to `vllm serve`"
-        )
+    if server and (adapter or {"vllm", "gpu_memory"} & of_command.keys()):
+        raise AimoError("--server goes without --adapter, --vllm and gpu_memory: give them to `vllm serve`")
     settings = resolve(model, of_profile, of_command)
     try:
         from aimo.inference.engine import Engine
@@ -189,6 +182,16 @@ def solve(
     except KeyboardInterrupt:
         raise AimoError("interrupted") from None
     print(f"answers: {target}")
+
+
+def answers_file(out: str) -> Path:
+    """Check `--out`: a .csv or .parquet file in a folder that exists."""
+    path = Path(out)
+    if path.suffix not in (".csv", ".parquet"):
+        raise AimoError(f"--out {out}: the answers go to a .csv or a .parquet file")
+    if not path.absolute().parent.is_dir():
+        raise AimoError(f"--out {out}: its folder does not exist; make it first")
+    return path
 
 
 def solver_settings(
