@@ -1,0 +1,709 @@
+"""Every key of a profile, set to another value, changes something that a run makes or hands to a library.
+
+The walk takes the keys from the dataclasses of `aimo.config`, so that a new key without an effect fails here
+by its name. A `Case` says where to look: at TRL's configuration, vLLM's arguments, a sampled question, the
+rows, the chat template, a reward, a file. The first case whose pattern fits a key is its case.
+"""
+
+import json
+import math
+import subprocess
+import sys
+import tempfile
+import threading
+import types
+import typing
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext, suppress
+from copy import deepcopy
+from dataclasses import dataclass, field, fields, is_dataclass
+from fnmatch import fnmatch
+from functools import cache, partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import pytest
+from conftest import TINY
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from aimo import config, hub, runs
+from aimo.errors import AimoError
+from aimo.rewards import REWARDS
+
+CANDIDATES = [True, False, 3, 2, 0.5, 0.25, -0.75, [0.2, 0.8], [0, 40]]
+"""Other values of a key, tried in this order; a key that takes none of them needs a value in its case."""
+
+
+# The walk.
+
+
+def sections(hint: Any) -> list[type]:
+    """The dataclasses in a type, such as Source in `list[Source] | None`."""
+    if typing.get_origin(hint) is Annotated:
+        return sections(typing.get_args(hint)[0])
+    if is_dataclass(hint):
+        return [hint]
+    return [section for part in typing.get_args(hint) for section in sections(part)]
+
+
+def keys(section: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys of a section and the sections in it, with their types."""
+    for name, hint in typing.get_type_hints(section, include_extras=True).items():
+        if name not in {f.name for f in fields(section)}:
+            continue
+        inner = sections(hint)
+        for part in inner:
+            yield from keys(part, f"{prefix}{name}.")
+        if not inner:
+            yield prefix + name, hint
+
+
+def reward_keys() -> Iterator[tuple[str, Any]]:
+    """The options of each reward function, which the type of `grpo.rewards` does not tell."""
+    for name, row in REWARDS.items():
+        yield from keys(row.options, f"grpo.rewards.{name}.")
+
+
+KEYS = {
+    key: hint
+    for key, hint in [*keys(config.Profile), *reward_keys()]
+    # Columns say how a file is made, and all of them count in data.sft alone.
+    if ".columns." not in key or key.startswith("data.sft.columns.")
+}
+
+
+def literals(hint: Any) -> list[Any]:
+    """The values of the Literal types in a type."""
+    if typing.get_origin(hint) is typing.Literal:
+        return list(typing.get_args(hint))
+    return [value for part in typing.get_args(hint) for value in literals(part)]
+
+
+def other(hint: Any, value: Any) -> Any:
+    """A valid value that is not `value`."""
+    adapter = TypeAdapter(hint, config=ConfigDict(strict=True))
+    for candidate in [*literals(hint), *CANDIDATES]:
+        if candidate == value:
+            continue
+        try:
+            adapter.validate_json(json.dumps(candidate))
+        except ValidationError:
+            continue
+        return candidate
+    raise LookupError("its type tells no other value; give one in its case")
+
+
+def put(values: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key; in a list of sections, that of the first."""
+    *parents, last = key.split(".")
+    for name in parents:
+        inner = values.setdefault(name, {})
+        values = inner[0] if isinstance(inner, list) else inner
+    values[last] = value
+
+
+def get(section: Any, key: str) -> Any:
+    """The value of a dotted key; None below a section that is not there."""
+    for name in key.split("."):
+        section = section[0] if isinstance(section, list) and section else section
+        section = section.get(name) if isinstance(section, dict) else getattr(section, name, None)
+    return section
+
+
+# The profile that is walked: every section, on small files of its own.
+
+
+def problem(i: int, what: str) -> dict[str, Any]:
+    """A row with a column for each role, and another for most (`other_...`). Some rows are unusual."""
+    first = i % 100
+    n = i - 1 if first == 4 else i  # two problems of nearly the same text
+    answer = "x + 1" if first == 5 else str(3 * n)
+    text = (
+        f"A merchant sold {n} {what} on market day number {7 * n} and {2 * n} more in the evening. How many?"
+    )
+    if first == 1:
+        text = f"Le marchand a vendu {n} pommes ce jour-là et {2 * n} de plus le soir, dit-il."
+    if first == 2:
+        text += f" Count all {n} again." * 20
+    if first == 4:
+        text = text.replace("A merchant", "The merchant")
+    short = f"It is {n} + {2 * n} = {3 * n}."
+    long = f"First {n}, then {2 * n} more, so that {n} + {2 * n} = {3 * n}."
+    return {
+        "problem": text,
+        "answer": answer,
+        "generations": [f"{long} \\boxed{{{answer}}}", f"{short} \\boxed{{{answer}}}"],
+        "correct": [i % 4 > 0, True],
+        "complete": [i % 5 > 0, True],
+        "kind": ["MCQ", "math-word-problem"][first != 6],
+        "pass_rate": first / 20,
+        "other_problem": f"{text} (other)",
+        "other_answer": f"1{answer}",
+        "other_generations": [short, long],
+        "other_correct": [True, i % 3 > 0],
+        "other_complete": [True, i % 2 > 0],
+        "other_kind": "MCQ" if first == 7 else "math-word-problem",
+        "other_pass_rate": 0.5,
+        "messages": [{"role": "user", "content": f"{text} (asked)"}, {"role": "assistant", "content": long}],
+        "tests": json.dumps({"language": "python", "test_cases": [{"input": "1", "output": "1"}]}),
+        "question": f"{text} (question)",  # what presets call it
+        "solution": f"{long}\n#### {answer}",
+        "solution_is_valid": "Yes",
+        "problem_is_valid": "Yes",
+        "question_type": "math-word-problem",
+    }
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    """A .jsonl file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+FOLDER = "FOLDER"
+"""Stands in values for the folder of the files."""
+COLUMNS = {"solution": "generations", "correct": "correct", "complete": "complete"}
+COLUMNS |= {"kind": "kind", "pass_rate": "pass_rate"}
+BASE = {
+    "profile": "walk",
+    "model": {
+        "base": str(TINY),
+        "backend": "transformers",
+        "max_length": 1024,
+        "dtype": "float32",
+        "lora": {},
+    },
+    "data": {
+        "sft": {"source": "FOLDER/sft.jsonl", "columns": COLUMNS, "test_split": 0.1},
+        "grpo": {"source": "FOLDER/grpo.jsonl", "columns": COLUMNS, "test_split": 0.1},
+        "heldout": {"source": "FOLDER/heldout.jsonl", "columns": COLUMNS},
+        "decontaminate": [{"source": "FOLDER/decontaminate.jsonl"}],
+    },
+    "sft": {"learning_rate": 1e-3},
+    "grpo": {"learning_rate": 1e-3},
+    "dpo": {"learning_rate": 1e-3},
+    "inference": {"samples": 8, "max_tokens": 4000},
+}
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory) -> Path:
+    """The files that BASE and the cases name."""
+    folder = tmp_path_factory.mktemp("schema")
+    sets = {"sft": range(100, 120), "grpo": range(200, 220), "heldout": range(300, 310)}
+    rows = {name: [problem(i, "apples") for i in numbers] for name, numbers in sets.items()}
+    # Some of what is trained on, once by `problem` and once by the other columns.
+    known = [row for name in ("sft", "grpo") for row in rows[name][8:12]]
+    hidden = dict(
+        known[0],
+        problem=known[0]["problem"].replace("A merchant sold", "A merchant,, sold").replace(" ", " \\, "),
+    )
+    rows["decontaminate"] = [*known[1:], hidden]
+    rows["other"] = [problem(i, "pears") for i in range(100, 120)]
+    (folder / "test.csv").write_text("id,problem\na,What is 1 + 1?\n")
+    for name, table in rows.items():
+        write(folder / f"{name}.jsonl", table)
+        write(folder / f"{name}-split/train.jsonl", table[::2])
+        write(folder / f"{name}-split/test.jsonl", table[1::2])
+        write(folder / f"{name}-subset/one/train.jsonl", table[::2])
+        write(folder / f"{name}-subset/two/train.jsonl", table[1::2])
+        (folder / f"{name}-corrupt.jsonl").write_text((folder / f"{name}.jsonl").read_text() + "{")
+    return folder
+
+
+# Where to look.
+
+
+@cache
+def tokenizer():
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(TINY)
+
+
+def rows(profile: config.Profile, folder: Path) -> Any:
+    """The rows that notebook 01 writes."""
+    from aimo.data import prepare
+
+    sets = prepare.clean(prepare.load(profile), profile, tokenizer())
+    ready = prepare.format(prepare.decontaminate(sets, profile), profile)
+    return {name: table.to_dicts() for name, table in ready.items()}
+
+
+def downloads(profile: config.Profile, folder: Path) -> Any:
+    """What the hub's client is asked for; the error has it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("datasets.load_dataset", capture)
+        return rows(profile, folder)
+
+
+def chat(profile: config.Profile, folder: Path) -> Any:
+    """A prompt as the model reads it, and the rows."""
+    from aimo.training import models
+
+    own = models.load_tokenizer(TINY, profile)
+    asked = own.apply_chat_template([{"role": "user", "content": "1 + 1?"}], add_generation_prompt=True)
+    return [own.decode(asked["input_ids"]), own.eos_token, rows(profile, folder)]
+
+
+def arguments(stage: str) -> Callable[[config.Profile, Path], Any]:
+    """TRL's configuration of a stage."""
+
+    def observe(profile: config.Profile, folder: Path) -> Any:
+        from aimo.training import arguments
+
+        return getattr(arguments, f"{stage}_arguments")(profile, folder).to_dict()
+
+    return observe
+
+
+def rewards(profile: config.Profile, folder: Path) -> Any:
+    """The rewards of some completions, and their weights in TRL's configuration."""
+    from aimo.rewards import get_reward_funcs
+
+    assert profile.grpo
+    texts = [
+        "<think>\n" + "word " * 6 + "</think>\n<SOLUTION>4</SOLUTION>",
+        "1 2 " * 40,
+        "```python\nprint(1)\n```",
+        "so <end_working_out><SOLUTION>```python\nprint(1)\n```</SOLUTION>",
+    ]
+    tests = json.dumps({"language": "python", "test_cases": [{"input": "", "output": "1"}]})
+    columns = {
+        "answer": ["4"] * 4,
+        "completion_ids": [[0] * len(text) for text in texts],
+        "verification_info": [tests] * 4,
+    }
+    functions = get_reward_funcs(profile.grpo.rewards, profile.prompt)
+    scores = [function(completions=texts, prompts=texts, **columns) for function in functions]
+    return [scores, arguments("grpo")(profile, folder)["reward_weights"]]
+
+
+class Captured(Exception):
+    """What was handed to another library."""
+
+
+def capture(*arguments: Any, **keywords: Any) -> None:
+    raise Captured([arguments, keywords])
+
+
+def loading(profile: config.Profile, folder: Path) -> Any:
+    """What Unsloth or Transformers is told to load where there is a GPU; the call does not get there."""
+    import peft  # noqa: F401 (before there seems to be a GPU)
+
+    from aimo.training import models
+
+    unsloth = types.ModuleType("unsloth")
+    unsloth.FastLanguageModel = types.SimpleNamespace(from_pretrained=capture)  # type: ignore[attr-defined]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "unsloth", unsloth)
+        patch.setattr("torch.cuda.is_available", lambda: True)
+        patch.setattr("transformers.AutoModelForCausalLM.from_pretrained", capture)
+        with pytest.raises(Captured) as call:
+            models.load(TINY, profile)
+    return call.value.args
+
+
+def processes(profile: config.Profile, folder: Path) -> Any:
+    """How many programs run at a time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("aimo.inference.sandbox.ThreadPoolExecutor", capture)
+        with pytest.raises(Captured) as call:
+            rewards(profile, folder)
+    return call.value.args
+
+
+def adapters(profile: config.Profile, folder: Path) -> Any:
+    """The adapters of a loaded model."""
+    from aimo.training import models
+
+    return vars(models.load(TINY, profile).peft_config["default"])
+
+
+def base_model(profile: config.Profile, folder: Path) -> Any:
+    """Where the base model comes from."""
+    run = runs.Run(profile, folder, "sft", 0.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("huggingface_hub.snapshot_download", lambda *args, **keys: f"{args} {keys}")
+        return run.start_model()
+
+
+def trained(stage: str) -> Callable[[config.Profile, Path], Any]:
+    """What a training of two steps leaves: the order of its losses and evaluations, and the samples kept."""
+
+    def observe(profile: config.Profile, folder: Path) -> Any:
+        from aimo.training import models, trainers
+
+        made = rows(profile, folder)
+        if stage == "dpo":
+            reply = [{"role": "assistant", "content": "<SOLUTION>1</SOLUTION>"}]
+            pairs = [{**row, "chosen": reply, "rejected": reply[:1]} for row in made["grpo"]]
+        else:
+            pairs = made[stage]
+        with tempfile.TemporaryDirectory() as name:
+            model, own = models.load(TINY, profile), models.load_tokenizer(TINY, profile)
+            rest = [made["sft_test"]] if stage == "sft" else []
+            train = getattr(trainers, stage)
+            train(model, own, pairs, profile, Path(name), lambda *_: None, *rest, made["grpo_test"])
+            log, samples = (runs.read_lines(Path(name) / f) for f in ("log.jsonl", "samples.jsonl"))
+        kinds = [(line["step"], line.get("loss"), "probe/accuracy" in line) for line in log]
+        return [kinds, [line["step"] for line in samples]]
+
+    return observe
+
+
+def limits(profile: config.Profile, folder: Path) -> Any:
+    """Whether a stage stops after an hour and after a gigabyte."""
+    from transformers import TrainerControl, TrainerState
+
+    from aimo.training.callbacks import Limits
+
+    with tempfile.TemporaryDirectory() as name:
+        stage = Path(name) / "sft"
+        (stage / "checkpoint-2").mkdir(parents=True)
+        with (stage / "checkpoint-2/model.safetensors").open("wb") as file:
+            file.truncate(10**9)
+        found = []
+        for event in ("on_step_end", "on_save"):
+            watching, control = Limits(profile, stage), TrainerControl()
+            watching.started -= 3600
+            getattr(watching, event)(None, TrainerState(global_step=2), control)
+            found.append(control.should_training_stop)
+    return found
+
+
+def pushed(profile: config.Profile, folder: Path) -> Any:
+    """Where a finished model goes."""
+    calls = []
+
+    class Client:
+        def __getattr__(self, name):
+            return lambda *args, **keys: calls.append([name, args, keys])
+
+    kaggle = types.ModuleType("kaggle.api.kaggle_api_extended")
+    kaggle.KaggleApi = Client  # type: ignore[attr-defined]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("huggingface_hub.HfApi", Client)
+        for name in ("kaggle", "kaggle.api", "kaggle.api.kaggle_api_extended"):
+            patch.setitem(sys.modules, name, kaggle)
+        hub.push(folder, profile)
+    return calls
+
+
+def hub_cache(profile: config.Profile, folder: Path) -> Any:
+    """Where the hub's client keeps what it downloads, in a process that begins a stage."""
+    code = """
+import sys
+from aimo import runs
+runs.begin("data", sys.argv[1], sys.argv[2])
+from huggingface_hub import constants
+print(constants.HF_HUB_CACHE)
+"""
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "walk.yaml"
+        path.write_text(config.dump(profile))
+        command = [sys.executable, "-c", code, str(path), str(Path(name) / "run")]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+REPLIES = [
+    "so 1 + 1 = 2 and \\boxed{5} <end_working_out><SOLUTION>6</SOLUTION>",
+    "<start_working_out>\\boxed{7} </think> \\boxed{8}<end_working_out> so 6",
+    "<b>so it is \\boxed{6}, or <b>6, and no other number",
+    "```python\nprint(6)\n``` which is as it should be, I think",
+    "now it is surely <end_working_out><SOLUTION>1</SOLUTION>",
+]
+
+
+class Model(BaseHTTPRequestHandler):
+    """A model server with a reply for each seed. It keeps what it is asked."""
+
+    asked: ClassVar[list[str]] = []
+
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        self.send("application/json", json.dumps({"data": [{"id": "model", "max_model_len": 4096}]}))
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        self.asked.append(body)
+        seed = json.loads(body)["seed"]
+        text = REPLIES[seed % len(REPLIES)].replace("6", str(seed % 1000))
+        words = {"token_logprobs": [-0.5], "top_logprobs": [{"a": -0.5, "b": -1.0}]}
+        choice = {"index": 0, "text": text, "finish_reason": "stop", "logprobs": words}
+        usage = {"completion_tokens": len(text), "prompt_tokens": 1, "total_tokens": 1}
+        event = {"id": "", "object": "text_completion", "created": 0, "model": "model"}
+        event |= {"choices": [choice], "usage": usage}
+        self.send("text/event-stream", f"data: {json.dumps(event)}\n\ndata: [DONE]\n\n")
+
+    def send(self, kind: str, text: str):
+        with suppress(ConnectionError):  # the client leaves when it has read enough
+            self.send_response(200)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(text.encode())))
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+
+@cache
+def server() -> str:
+    """The address of a model server, which ends with the session."""
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Model)
+    threading.Thread(target=http.serve_forever, daemon=True).start()
+    return f"http://127.0.0.1:{http.server_port}"
+
+
+def asked(profile: config.Profile, folder: Path) -> Any:
+    """What a model server is asked for one question, and what the solver makes of its replies."""
+    from aimo.inference import competitions, gateway, voting
+    from aimo.inference.server import Server
+    from aimo.inference.supervisor import Supervisor
+
+    Model.asked.clear()
+    solutions: dict[str, Any] = {}
+    # Every sample runs to its end: which of them would settle a vote depends on timing.
+    to_the_end = voting.Policy(max_error=0, futile_error=math.inf, overlong=math.inf)
+    with Server([server()], TINY, profile.solver_settings()) as model, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gateway, "solve", partial(gateway.solve, policy=to_the_end))
+        schedule = gateway.Schedule(competitions.COMPETITIONS["aimo3"], None, 1)
+        predict = gateway.make_predict(schedule, Supervisor(lambda: model, model), profile.seed, solutions)
+        predict(["q"], ["What is 1 + 1, or 7?"])
+    samples = sorted(solutions["q"].samples, key=lambda sample: sample.index)
+    return [sorted(Model.asked), [(s.text, s.end, s.answer, s.weight) for s in samples]]
+
+
+def questions(profile: config.Profile, folder: Path) -> Any:
+    """The questions that notebook 04 answers."""
+    from aimo.evaluation import held_out
+
+    with tempfile.TemporaryDirectory() as name:
+        return held_out.test_file(runs.Run(profile, Path(name), "inference", 0.0)).read_text()
+
+
+def vllm(profile: config.Profile, folder: Path) -> Any:
+    """What vLLM is given: the engine's arguments and a stream's parameters."""
+    from aimo.inference import engine
+
+    settings = profile.solver_settings()
+    parser = engine.find_tool_parser(settings.tool_parser, tokenizer())
+    parameters = engine.sampling_parameters(settings, profile.seed, 10**6)
+    return [engine.engine_arguments(TINY, settings, profile.seed), repr(parameters), parser]
+
+
+def sampled(profile: config.Profile, folder: Path) -> Any:
+    """What is sampled before GRPO, and what of it is kept."""
+    from aimo.evaluation.pass_rates import within_pass_rate
+
+    with tempfile.TemporaryDirectory() as name:
+        run = runs.Run(profile, Path(name), "grpo", 0.0)
+        return within_pass_rate(TINY, rows(profile, folder)["grpo"], run)
+
+
+def paired(profile: config.Profile, folder: Path) -> Any:
+    """How many completions are sampled for DPO."""
+    from aimo.training import preferences
+
+    with tempfile.TemporaryDirectory() as name:
+        with suppress(AimoError):  # no pairs
+            preferences.sample(TINY, rows(profile, folder)["grpo"], runs.Run(profile, Path(name), "dpo", 0.0))
+        return json.loads((Path(name) / "progress.json").read_text())["total"]
+
+
+# The cases.
+
+
+@dataclass(frozen=True)
+class Case:
+    """Where the keys that fit a pattern show."""
+
+    keys: str
+    observe: Callable[[config.Profile, Path], Any] | None
+    """None: the key would do nothing there, and is refused by name."""
+    value: Any = None
+    """The other value, where the type does not tell one."""
+    given: dict[str, Any] = field(default_factory=dict)
+    """Other keys that make this one count."""
+    slow: bool = False
+    """Whether it trains or loads vLLM."""
+    samples: bool = False
+    """Whether it needs the engine."""
+
+
+OVERLONG = {"grpo.rewards": {"soft_overlong_punishment": {"max_completion_len": 60, "soft_punish_cache": 50}}}
+SHORT = {f"{stage}.max_steps": 2 for stage in ("sft", "grpo", "dpo")} | {
+    "sft.batch_size": 2,
+    "dpo.batch_size": 2,
+    "grpo.prompts_per_step": 1,
+    "grpo.num_generations": 2,
+    "grpo.max_completion_length": 8,
+}
+FEW_TOKENS = {"grpo.max_prompt_length": 100, "grpo.max_completion_length": 50}
+SFT_ONLY = ("overlong", "traces", "verbatim", "empty_thoughts")
+CASES = [
+    Case("profile", arguments("sft"), "another"),
+    Case("model.base", base_model, FOLDER),
+    Case("model.revision", base_model, "v2", {"model.base": "some/model"}),
+    Case("model.backend", loading),
+    Case("model.max_length", arguments("sft"), 2048),
+    Case("model.dtype", loading, "bfloat16"),
+    Case("model.load_in_4bit", loading),
+    Case("model.gradient_checkpointing", loading, given={"model.backend": "unsloth"}),
+    Case("model.attention", loading, "eager"),
+    Case("model.lora.target_modules", adapters, ["q_proj"]),
+    Case("model.lora.*", adapters),
+    Case("seed", arguments("sft")),
+    Case("prompt.template", chat, "chatml"),
+    Case("prompt.eos_token", chat, "</SOLUTION>"),
+    Case("prompt.prefill", chat),
+    Case("prompt.*", chat, "<a>"),
+    *(Case(f"data.{name}.{key}", None) for name in ("grpo", "heldout") for key in SFT_ONLY),
+    Case("data.heldout.test_split", None),
+    Case("data.sft.overlong", rows, given={"model.max_length": 150} | FEW_TOKENS),
+    Case("data.*.source", rows, "FOLDER/other.jsonl"),
+    Case("data.*.preset", rows, "AI-MO/NuminaMath-1.5", {".columns": None, ".preset": "GAIR/LIMO"}),
+    Case("data.*.subset", rows, "two", {".source": "-subset", ".subset": "one"}),
+    Case("data.*.split", rows, "test", {".source": "-split"}),
+    Case("data.*.corrupt_lines", rows, "refuse", {".source": "-corrupt.jsonl", ".corrupt_lines": "skip"}),
+    Case("data.sft.columns.messages", rows, "messages"),
+    Case("data.sft.columns.verification_info", rows, "tests"),
+    Case("data.sft.columns.kind", rows, "other_kind", {"data.sft.drop": ["multiple_choice"]}),
+    Case("data.sft.columns.pass_rate", rows, "other_pass_rate", {"data.sft.pass_rate": [0.2, 0.8]}),
+    Case("data.sft.columns.problem", rows, "other_problem"),
+    Case("data.sft.columns.answer", rows, "other_answer"),
+    Case("data.sft.columns.solution", rows, "other_generations"),
+    Case("data.sft.columns.correct", rows, "other_correct"),
+    Case("data.sft.columns.complete", rows, "other_complete"),
+    Case("data.sft.answer_range", rows, [0, 330]),
+    Case("data.grpo.answer_range", rows, [0, 630]),
+    Case("data.heldout.answer_range", rows, [0, 912]),
+    Case("data.*.revision", downloads, "v2", {".source": "some/set"}),
+    Case("data.*.max_tokens", rows, 120),
+    Case("data.*.language", rows, "en"),
+    Case("data.*.drop", rows, ["multiple_choice"]),
+    Case("data.sft.verbatim", rows, given={"prompt.prefill": False}),
+    Case("data.ngram", rows, 30),
+    Case("data.*", rows),
+    Case("sft.min_lr_rate", arguments("sft"), given={"sft.scheduler": "cosine_with_min_lr"}),
+    Case("sft.packing_strategy", arguments("sft"), given={"sft.packing": True}),
+    Case("sft.trl", arguments("sft"), {"adam_beta2": 0.9}),
+    Case("sft.group_by_length", trained("sft"), given=SHORT, slow=True),
+    Case("sft.probe_steps", trained("sft"), 1, given=SHORT, slow=True),
+    Case("sft.*", arguments("sft")),
+    Case("grpo.min_lr_rate", arguments("grpo"), given={"grpo.scheduler": "cosine_with_min_lr"}),
+    Case("grpo.trl", arguments("grpo"), {"adam_beta2": 0.9}),
+    Case("grpo.generation", arguments("grpo"), "vllm_server"),
+    Case("grpo.vllm_server_url", arguments("grpo"), "http://localhost:1", {"grpo.generation": "vllm_server"}),
+    Case("grpo.gradient_accumulation_steps", arguments("grpo"), 2),
+    Case("grpo.probe_steps", trained("grpo"), 1, given=SHORT, slow=True),
+    Case("grpo.sample_steps", trained("grpo"), 1, given=SHORT, slow=True),
+    Case("grpo.pass_rate", sampled, samples=True),
+    Case("grpo.pass_rate_samples", sampled, given={"grpo.pass_rate": [0.0, 1.0]}, samples=True),
+    Case("grpo.max_prompt_length", rows, 200),
+    Case("grpo.rewards", rewards, {"format": 1.0}),
+    Case("grpo.rewards.*.num_parallel", processes),
+    Case("grpo.rewards.code_format.language", rewards, "cpp"),
+    Case("grpo.rewards.soft_overlong_punishment.*", rewards, given=OVERLONG),
+    Case("grpo.rewards.*", rewards),
+    Case("grpo.*", arguments("grpo")),
+    Case("dpo.min_lr_rate", arguments("dpo"), given={"dpo.scheduler": "cosine_with_min_lr"}),
+    Case("dpo.trl", arguments("dpo"), {"adam_beta2": 0.9}),
+    Case("dpo.probe_steps", trained("dpo"), 1, given=SHORT, slow=True),
+    Case("dpo.problems", paired, samples=True),
+    Case("dpo.samples", paired, samples=True),
+    Case("dpo.*", arguments("dpo")),
+    Case("inference.test", questions, "FOLDER/test.csv"),
+    Case("inference.test_rows", questions),
+    Case("inference.tags.think_start", asked, "<b>", {"inference.thinking": False}),
+    Case("inference.tags.*", asked, "<b>"),
+    Case("inference.vllm", vllm, {"max_num_seqs": 7}, slow=True),
+    Case("inference.gpu_memory", vllm, slow=True),
+    Case("inference.tool_parser", vllm, "hermes", slow=True),
+    Case("inference.thinking", asked, False),
+    Case("inference.tools", asked, 1.0),
+    Case("inference.tool_turns", asked, 1, {"inference.tools": 1.0}),
+    Case("inference.*", asked),
+    Case("training.log_to", arguments("sft"), "tensorboard"),
+    Case("training.time_limit_s", limits, 60),
+    Case("training.disk_gb", limits, 0.5),
+    Case("training.push_*", pushed, "me/model"),
+    Case("training.cache_dir", hub_cache, FOLDER),
+]
+
+
+def fill(value: Any, folder: Path) -> Any:
+    """A value with the folder of the files in the place of FOLDER."""
+    return json.loads(json.dumps(value).replace(FOLDER, str(folder)))
+
+
+def prepared(key: str, case: Case, folder: Path) -> dict[str, Any]:
+    """The profile's values in which `key` counts."""
+    values = deepcopy(BASE)
+    if ".mixture." in key:  # in place of a source
+        name = key.split(".")[1]
+        chosen = values["data"][name]
+        chosen["mixture"] = [{part: chosen.pop(part) for part in ("source", "columns")}]
+    if key.startswith("grpo.rewards."):  # case.given may say more
+        values["grpo"]["rewards"] = {key.split(".")[2]: {}}
+    for name, value in case.given.items():
+        if name == ".source" and value[0] == "-":
+            name, value = f"{key.rpartition('.')[0]}.source", f"FOLDER/{key.split('.')[1]}{value}"
+        elif name.startswith("."):
+            name = key.rpartition(".")[0] + name
+        put(values, name, value)
+    return fill(values, folder)
+
+
+def case_of(key: str) -> Case | None:
+    """The case of a key."""
+    return next((case for case in CASES if fnmatch(key, case.keys)), None)
+
+
+def keys_of(samples: bool) -> list[Any]:
+    """Keys as parameters, those that need the engine or those that do not; what trains is marked."""
+    found = []
+    for key in KEYS:
+        case = case_of(key)
+        if samples == bool(case and case.samples):
+            found.append(pytest.param(key, marks=[pytest.mark.train] if case and case.slow else []))
+    return found
+
+
+@pytest.mark.parametrize("key", keys_of(samples=False))
+def test_a_key_changes_what_it_names(key, folder):
+    check(key, folder)
+
+
+@pytest.mark.parametrize("key", keys_of(samples=True))
+def test_a_key_changes_what_is_sampled_before_training(key, folder, engine, monkeypatch):
+    for module in ("evaluation.pass_rates", "training.preferences"):
+        monkeypatch.setattr(f"aimo.{module}.Engine", lambda *_, **__: nullcontext(engine))
+    check(key, folder)
+
+
+def check(key: str, folder: Path) -> None:
+    """Look twice at the profile, and once at it with another value of a key."""
+    case = case_of(key)
+    assert case, f"{key}: no case says what it changes"
+    values = prepared(key, case, folder)
+    before = config.parse(values, "walk")
+    value = other(KEYS[key], get(before, key)) if case.value is None else fill(case.value, folder)
+    put(values, key, value)
+    if case.observe is None:
+        with pytest.raises(AimoError, match=f"{key}: has no effect"):
+            config.parse(values, "walk")
+        return
+    after = config.parse(values, "walk")
+    first = seen(case, before, folder)
+    assert seen(case, before, folder) == first, "what is looked at changes by itself"
+    assert seen(case, after, folder) != first, f"{key}: {value!r} changes nothing"
+
+
+def seen(case: Case, profile: config.Profile, folder: Path) -> Any:
+    """What a case observes; for a value that is refused, why."""
+    try:
+        return case.observe(profile, folder)
+    except AimoError as e:
+        return str(e)
