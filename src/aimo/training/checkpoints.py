@@ -3,6 +3,7 @@
 Out of scope: writing checkpoints, which TRL's trainers do.
 """
 
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -39,6 +40,7 @@ def last_checkpoint(folder: Path) -> str | None:
     return None
 
 
+@functools.cache  # torch takes a package once
 def accept_cpu_index() -> None:
     """Let torch load a checkpoint in several CPU processes.
 
