@@ -6,8 +6,10 @@ Out of scope: voting over the samples (`solver`).
 import asyncio
 import math
 import threading
+import time
 import zlib
 from collections.abc import Callable, Coroutine, Iterable
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -89,7 +91,7 @@ class BackgroundLoop:
             raise AimoError("the engine is closed; start another")
         future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
         try:
-            return future.result(timeout)
+            return result_of(future, timeout)
         except BaseException:
             future.cancel()
             raise
@@ -109,6 +111,17 @@ class BackgroundLoop:
     def stop(self) -> None:
         """End the thread."""
         self.loop.call_soon_threadsafe(self.loop.stop)
+
+
+def result_of(future: "Future[T]", timeout: float | None = None) -> T:
+    """A future's result, or its error. TimeoutError after `timeout` seconds.
+
+    It waits in slices of a second, because Ctrl-C that reaches another thread does not wake one that waits.
+    """
+    end = math.inf if timeout is None else time.monotonic() + timeout
+    while not future.done() and (left := end - time.monotonic()) > 0:
+        wait([future], min(1.0, left))
+    return future.result(0)
 
 
 def entropy_of(logprobs: Iterable[float]) -> float:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from threading import Thread
 
-from aimo.inference.sampling import Sampler
+from aimo.inference.sampling import Sampler, result_of
 
 CLOSE_S = 30  # for a failed engine to release its memory
 RETRY_S = 2  # between two attempts to load
@@ -65,7 +65,7 @@ class Supervisor:
         """
         if self.has_given_up:
             self.start()
-        return self.loaded.result(timeout)
+        return result_of(self.loaded, timeout)
 
     def replace(self, failed: Sampler) -> None:
         """Start another engine in place of one that failed, unless that has been done."""
