@@ -41,7 +41,7 @@ class ModelServer:
                 self.wfile.write(body)
 
             def do_POST(self):
-                self.rfile.read(int(self.headers["Content-Length"]))
+                outer.asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 outer.left -= 1
                 fails = outer.left < 0
                 if not outer.dead:
@@ -91,10 +91,10 @@ def arguments(folder, *servers):
 def solve(tmp_path, monkeypatch, capsys):
     """Answer the file in this process; returns the exit code, the answers by id, and what was printed."""
 
-    def run(*servers):
+    def run(*servers, options=()):
         from aimo import cli
 
-        monkeypatch.setattr(sys, "argv", ["aimo", *arguments(tmp_path, *servers)])
+        monkeypatch.setattr(sys, "argv", ["aimo", *arguments(tmp_path, *servers), *options])
         with pytest.raises(SystemExit) as e:
             cli.main()
         return e.value.code, answers(tmp_path), capsys.readouterr()
@@ -112,6 +112,35 @@ def test_rows_are_in_the_order_of_the_file_and_progress_is_shown(solve):
     code, rows, said = solve(ModelServer())
     assert code == 0 and rows == [(i, "7") for i in IDS]
     assert "[1/6, about " in said.out and "[6/6, about 0 s left]" in said.out
+
+
+def test_settings_of_profile_and_command_line_go_over_those_of_the_model_and_are_kept(solve, tmp_path):
+    profile = tmp_path / "mine.yaml"
+    profile.write_text("inference: {temperature: 0.3, top_p: 0.8, samples: 9, test_rows: 3, tags: null}\n")
+    server = ModelServer()
+    options = ["--profile", str(profile), "--set", "inference.temperature=0.6"]
+    code, _, said = solve(server, options=options)
+    kept = json.loads((tmp_path / "a.settings.json").read_text())
+    found = {key: kept[key] for key in ("temperature", "top_p", "samples", "min_p")}
+    assert code == 0 and found == {"temperature": 0.6, "top_p": 0.8, "samples": 2, "min_p": 0.0}
+    assert (server.asked["temperature"], server.asked["top_p"]) == (0.6, 0.8)
+    assert "temperature: 0.6" in said.out
+
+
+@pytest.mark.parametrize(
+    "options, told",
+    [
+        (["--set", "inference.temprature=1"], "temprature"),
+        (["--set", "inference.temperature=hot"], "temperature"),
+        (["--set", "sft.max_steps=5"], "only keys of inference apply"),
+        (["--vllm", "tensor_parallel_size=2"], "give them to `vllm serve`"),
+        (["--profile", "nothing"], "does not exist"),
+    ],
+)
+def test_a_wrong_setting_is_refused_in_one_line_before_anything_is_asked(solve, tmp_path, options, told):
+    (tmp_path / "a.csv").write_text("")
+    code, _, said = solve(ModelServer(), options=options)
+    assert code == 2 and told in said.err and said.err.count("\n") == 1 and not said.out
 
 
 def test_a_replica_that_dies_in_the_middle_costs_no_answer(solve):
