@@ -83,7 +83,7 @@ def titles(folder):
     return [html.unescape(title) for title in re.findall(r"<h2>(.*?)</h2>", text)]
 
 
-RECORD = ["Time", "Versions", "Settings"]
+RECORD = ["Time and training", "Versions", "Settings"]
 TEST = ["The test file", "Inference settings"]
 HELDOUT = ["Held-out problems", "Completions"]
 

@@ -26,6 +26,17 @@ p { margin: .2em 0 .6em; color: #556 }
 pre { background: #f6f7f9; padding: 1em; overflow: auto; font-size: 12px }
 </style>"""
 
+RECORD = (
+    "seconds",
+    "steps",
+    "mean_loss",
+    "train_seconds",
+    "samples_per_second",
+    "steps_per_second",
+    "total_flos",
+)
+"""What the page shows of the record of each stage."""
+
 
 @dataclass(frozen=True)
 class Section:
@@ -109,13 +120,12 @@ def inference(folder: Path, stages: dict[str, Any]) -> Iterator[Section]:
 
 def record(folder: Path, stages: dict[str, Any]) -> Iterator[Section]:
     """What each stage took, the versions of the packages, and the profile."""
-    columns = ("seconds", "steps", "train_seconds", "samples_per_second", "steps_per_second", "total_flos")
     times = [
-        {"stage": name} | {key: stages[name].get(key, "") for key in columns}
+        {"stage": name} | {key: stages[name].get(key, "") for key in RECORD}
         for name in STAGES
         if name in stages
     ]
-    yield Section(tables.table(times), "Time")
+    yield Section(tables.table(times), "Time and training")
     versions = [{"package": name, "version": version} for name, version in machine.versions().items()]
     yield Section(tables.table(versions), "Versions")
     yield Section(text((folder / "profile.yaml").read_text()), "Settings")

@@ -17,7 +17,7 @@ STYLE = """<style>
 table.aimo { border-collapse: collapse; font: 13px/1.45 system-ui, sans-serif; margin: 4px 0 14px }
 table.aimo th, table.aimo td { text-align: left !important; vertical-align: top }
 table.aimo th { color: #667; font-weight: 600; border-bottom: 2px solid #dde; padding: 4px 14px 4px 0 }
-table.aimo td { border-bottom: 1px solid #eef; padding: 5px 14px 5px 0 }
+table.aimo td { white-space: nowrap; border-bottom: 1px solid #eef; padding: 5px 14px 5px 0 }
 table.aimo td.text { font-family: ui-monospace, monospace; font-size: 12px; white-space: pre-wrap;
                      min-width: 13em; max-width: 34em; overflow-wrap: anywhere }
 table.aimo td.number { text-align: right !important; font-variant-numeric: tabular-nums }
