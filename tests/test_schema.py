@@ -125,7 +125,7 @@ def problem(i: int, what: str) -> dict[str, Any]:
     if first == 1:
         text = f"Le marchand a vendu {n} pommes ce jour-là et {2 * n} de plus le soir, dit-il."
     if first == 2:
-        text += f" Count all {n} again." * 20
+        text += f" {n}: count all {n} again." * 20
     if first == 4:
         text = text.replace("A merchant", "The merchant")
     short = f"It is {n} + {2 * n} = {3 * n}."
@@ -410,7 +410,7 @@ print(constants.HF_HUB_CACHE)
 REPLIES = [
     "so 1 + 1 = 2 and \\boxed{5} <end_working_out><SOLUTION>6</SOLUTION>",
     "<start_working_out>\\boxed{7} </think> \\boxed{8}<end_working_out> so 6",
-    "<b>so it is \\boxed{6}, or <b>6, and no other number",
+    "<b>so it is 6, or rather, once more, \\boxed{6}",
     "```python\nprint(6)\n``` which is as it should be, I think",
     "now it is surely <end_working_out><SOLUTION>1</SOLUTION>",
 ]
@@ -470,7 +470,7 @@ def asked(profile: config.Profile, folder: Path) -> Any:
         patch.setattr(gateway, "solve", partial(gateway.solve, policy=to_the_end))
         schedule = gateway.Schedule(competitions.COMPETITIONS["aimo3"], None, 1)
         predict = gateway.make_predict(schedule, Supervisor(lambda: model, model), profile.seed, solutions)
-        predict(["q"], ["What is 1 + 1, or 7?"])
+        predict(["q"], ["What is 1 + 1, or 2?"])
     samples = sorted(solutions["q"].samples, key=lambda sample: sample.index)
     return [sorted(Model.asked), [(s.text, s.end, s.answer, s.weight) for s in samples]]
 
