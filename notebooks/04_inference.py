@@ -31,7 +31,6 @@ from aimo.report import plots, tables
 run = runs.begin("inference", profile, run_dir, overrides)
 heldout = prepare.read(run.dir / "data", "heldout")
 engine = Engine(run.start_model(), run.profile.solver_settings(), seed=run.profile.seed)
-print(engine.settings.describe())
 
 # %% [markdown]
 # ## The models

@@ -90,7 +90,7 @@ def test_the_report_is_one_page_that_needs_nothing_else(small_run):
     for part in (
         "after format SFT",
         "after GRPO",
-        "Before and after",
+        "One completion of each model",
         "The test file",
         "Settings",
         "Versions",

@@ -80,15 +80,16 @@ def run(
     print(f"report:     {folder / 'report.html'}")
 
 
-# What the table of a run shows of a stage's training.
+# What the table of a run shows of a stage's training, and the heads of columns that would not fit in 80.
 TRAINING_FIGURES = ["seconds", "samples_per_second", "mean_loss"]
+HEADS = {"mean_tokens": "tokens", "samples_per_second": "samples/s", "mean_loss": "loss"}
 
 
 def figures_table(rows: dict[str, dict[str, Any]]) -> Table:
     """The figures of each model: what was measured, and what training it took."""
     measured = [key for key, value in rows.get("base", {}).items() if isinstance(value, float)]
     columns = measured + [key for key in TRAINING_FIGURES if any(key in row for row in rows.values())]
-    table = Table("", *columns)
+    table = Table("", *(HEADS.get(column, column) for column in columns))
     for name, row in rows.items():
         table.add_row(name, *(f"{row[key]:.3g}" if key in row else "" for key in columns))
     return table
