@@ -1,4 +1,4 @@
-"""The map holds: sizes of modules, functions and lines, and an inference folder that needs nothing else."""
+"""The layout: wings, sizes of modules, functions and lines, and an inference folder that works alone."""
 
 import ast
 import shutil
