@@ -247,7 +247,7 @@ def test_inside_a_thought_that_the_prompt_opened_no_answer_is_final():
 @pytest.mark.parametrize("thinking", [True, False])
 def test_thought_and_answer_are_told_apart_by_the_tags_of_the_settings(thinking):
     tags = Tags("<reason>", "</reason>", "<result>", "</result>")
-    thought = "First \\boxed{1}, then <result>2</result>, as </think> would say. Hmm, so it is x."
+    thought = "First \\boxed{1}, as </think> would say, then <result>2</result>. Hmm, so it is x."
     text = f"{'' if thinking else '<reason>'}{thought}</reason>So <result>{{}}</result> or <result>9</result>"
     text = text.replace("{}", "33")
     place = text.index("33</result>") + len("33</result>")
