@@ -215,7 +215,7 @@ def test_grpo_starts_from_the_base_and_dpo_from_what_there_is_with_adapters_and_
 
     def trained_on(stage: str) -> Path:
         adapter = json.loads((folder / stage / "trained/adapter_config.json").read_text())
-        return Path(adapter["base_model_name_or_path"])
+        return ROOT / adapter["base_model_name_or_path"]
 
     assert trained_on("grpo") == TINY
     dpo = "dpo={learning_rate: 1.0e-5, max_steps: 1, batch_size: 2, problems: 12, samples: 4}"
