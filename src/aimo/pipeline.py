@@ -133,6 +133,10 @@ def execute(stage: str, folder: Path) -> None:
                 start_timeout=600,
                 extra_arguments=["--IPKernelApp.log_level=40"],
             )
+    except KeyboardInterrupt:
+        # nbclient leaves the task of the cell behind; asyncio would print its exception when it is collected.
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+        raise
     except papermill.PapermillExecutionError as e:
         raise explained(e, stage, executed) from None
     except DeadKernelError:
