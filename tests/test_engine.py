@@ -3,16 +3,15 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
-import torch
 from conftest import TINY
-from transformers import AutoModelForCausalLM
 
 from aimo.data import builtin
 from aimo.errors import AimoError
-from aimo.inference.engine import Engine, check_options
-from aimo.inference.settings import Settings
+from aimo.inference.engine import Engine, check_arguments
+from aimo.inference.settings import Settings, resolve
 from aimo.inference.solver import solve
 from aimo.inference.voting import EXACT
 
@@ -24,17 +23,45 @@ def greedy(engine):
     return [engine.run(engine.sample(engine.encode(q), 0, GREEDY)).text for q in QUESTIONS]
 
 
-def test_the_context_shrinks_to_what_memory_holds_and_the_plan_is_printed(capsys):
-    with Engine(TINY, vllm={"num_gpu_blocks_override": 4}) as small:  # blocks of 128 tokens on a CPU
-        assert "context 384 tokens" in capsys.readouterr().out
-        assert small.max_length == 384 and small.streams < 16
-        s = solve(small, QUESTIONS[0], samples=12, low=0, high=99999, policy=EXACT)
-        assert s.votes and not s.note
-        assert "do not fit" in solve(small, "1 + " * 400, samples=2, low=0, high=9).note
+def copy_tokenizer(folder: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (folder / name).write_bytes((TINY / name).read_bytes())
 
 
-def test_an_adapter_on_its_base_says_what_the_merged_model_says(tmp_path):
+@pytest.fixture(scope="module")
+def limited(engine, tmp_path_factory):
+    """An engine with arguments of the folder and of a profile: little memory, speculation, few streams."""
+    folder = tmp_path_factory.mktemp("limited")
+    for path in TINY.iterdir():
+        (folder / path.name).symlink_to(path)
+    speculative = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3}
+    arguments = {"enable_prefix_caching": True, "max_num_seqs": 4, "speculative_config": speculative}
+    (folder / "aimo.json").write_text(json.dumps({"top_p": 0.99, "vllm": arguments}))
+    # Blocks of 128 tokens on a CPU.
+    profile = {"vllm": {"num_gpu_blocks_override": 4, "enable_prefix_caching": False}}
+    with Engine(folder, resolve(folder, profile)) as limited:
+        yield limited
+
+
+def test_the_context_shrinks_to_what_memory_holds(limited):
+    assert limited.max_length == 384 and limited.streams < 16
+    s = solve(limited, QUESTIONS[0], num_samples=12, low=0, high=99999, policy=EXACT)
+    assert s.votes and not s.note
+    assert "do not fit" in solve(limited, "1 + " * 400, num_samples=2, low=0, high=9).note
+
+
+def test_arguments_of_the_profile_go_over_the_folders_and_speculation_changes_no_greedy_text(limited, engine):
+    assert limited.settings.top_p == 0.99
+    config = limited.llm.vllm_config
+    assert config.scheduler_config.max_num_seqs == 4, "the folder's argument is lost"
+    assert not config.cache_config.enable_prefix_caching, "the profile's does not go over the folder's"
+    assert greedy(limited) == greedy(engine)
+
+
+def test_an_adapter_on_its_base_says_what_the_merged_model_says(tmp_path, engine):
+    import torch
     from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
 
     torch.manual_seed(0)
     model = get_peft_model(
@@ -42,36 +69,35 @@ def test_an_adapter_on_its_base_says_what_the_merged_model_says(tmp_path):
         LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False),
     )
     model.save_pretrained(tmp_path / "adapter")
-    merged = model.merge_and_unload()
-    merged.save_pretrained(tmp_path / "merged")
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        (tmp_path / "merged" / name).write_bytes((TINY / name).read_bytes())
-    with Engine(TINY, adapter=tmp_path / "adapter") as engine:
-        texts = greedy(engine)
-    with Engine(TINY) as engine:
-        assert greedy(engine) != texts
-        engine.load_weights(tmp_path / "merged")
-        assert greedy(engine) == texts
+    model.merge_and_unload().save_pretrained(tmp_path / "merged")
+    copy_tokenizer(tmp_path / "merged")
+    with Engine(TINY, adapter=tmp_path / "adapter") as adapted:
+        texts = greedy(adapted)
+    before = greedy(engine)
+    engine.load_weights(tmp_path / "merged")
+    merged = greedy(engine)
+    engine.load_weights(TINY)
+    assert before == greedy(engine) != texts == merged
 
 
-def test_other_weights_in_place_of_the_present_ones_say_what_they_say_alone(tmp_path):
+def test_weights_with_another_embedding_say_what_they_say_alone(tmp_path):
     """With all weights trained, the embedding differs too, which is the tiny base's output layer."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
     for name in ("before", "after"):
         model.save_pretrained(tmp_path / name)
-        for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-            (tmp_path / name / file).write_bytes((TINY / file).read_bytes())
+        copy_tokenizer(tmp_path / name)
         with torch.no_grad():
             model.lm_head.weight.add_(0.05 * torch.randn_like(model.lm_head.weight))
-    with Engine(tmp_path / "after") as engine:
-        after = greedy(engine)
-        engine.load_weights(tmp_path / "before")
+    with Engine(tmp_path / "after") as alone:
+        after = greedy(alone)
+    with Engine(tmp_path / "before") as engine:
         before = greedy(engine)
         engine.load_weights(tmp_path / "after")
         assert greedy(engine) == after != before
-    with Engine(tmp_path / "before") as engine:
-        assert greedy(engine) == before
 
 
 def test_a_folder_without_an_adapter_is_named(tmp_path):
@@ -80,32 +106,21 @@ def test_a_folder_without_an_adapter_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "key, told", [("tensor_paralel_size", "did you mean tensor_parallel_size"), ("seed", "a key of its own")]
+    "key, told",
+    [
+        ("tensor_paralel_size", "did you mean tensor_parallel_size"),
+        ("gpu_memory_utilization", "set inference.gpu_memory instead"),
+    ],
 )
-def test_an_engine_argument_that_is_none_is_named(key, told):
+def test_an_engine_argument_that_vllm_lacks_or_a_setting_replaces_is_named(key, told):
     with pytest.raises(AimoError, match=told):
-        check_options({key: 1})
-
-
-def test_a_folder_that_carries_engine_arguments_is_loaded_with_them_and_speculation_changes_no_greedy_text(
-    tmp_path, engine
-):
-    for path in TINY.iterdir():
-        (tmp_path / path.name).symlink_to(path)
-    speculative = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3}
-    arguments = {"enable_prefix_caching": False, "max_num_seqs": 4, "speculative_config": speculative}
-    (tmp_path / "aimo.json").write_text(json.dumps({"min_p": 0.1, "vllm": arguments}))
-    with Engine(tmp_path) as other:
-        assert other.settings.min_p == 0.1
-        config = other.llm.vllm_config
-        assert not config.cache_config.enable_prefix_caching and config.scheduler_config.max_num_seqs == 4
-        assert greedy(other) == greedy(engine)
+        check_arguments({key: 1})
 
 
 @pytest.mark.parametrize("weight", ["logprob", "entropy", "length"])
 def test_votes_weigh_by_what_the_settings_say(engine, monkeypatch, weight):
     monkeypatch.setattr(engine, "settings", replace(engine.settings, weight=weight))
-    s = solve(engine, QUESTIONS[0], samples=8, low=0, high=99999, policy=EXACT)
+    s = solve(engine, QUESTIONS[0], num_samples=8, low=0, high=99999, policy=EXACT)
     weights = [sample.weight for sample in s.ended if sample.answer is not None]
     assert weights and all(0 < w <= 1 for w in weights) and len(set(weights)) > 1
     by_text = {}
@@ -116,6 +131,9 @@ def test_votes_weigh_by_what_the_settings_say(engine, monkeypatch, weight):
 
 def test_log_probabilities_and_entropies_are_the_models_own(engine):
     """What vLLM measures, against Transformers on the same tokens."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
     model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
     prompt = engine.encode(QUESTIONS[0])
     compared = 0

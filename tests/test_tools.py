@@ -1,4 +1,4 @@
-"""Tool-integrated reasoning: the real solver and sandbox, with a remote model server that says what the test needs."""
+"""Tool-integrated reasoning: the real solver and sandbox, with a server that writes what a test needs."""
 
 import json
 import sys
@@ -11,17 +11,19 @@ import pytest
 from conftest import TINY
 
 from aimo.errors import AimoError
-from aimo.inference import sandbox, solver
-from aimo.inference.engine import Server, find_tool_parser
+from aimo.inference import programs, sandbox
+from aimo.inference.server import Server
 from aimo.inference.solver import solve
+from aimo.inference.tools import find_tool_parser
 from aimo.inference.voting import EXACT
 
+pytestmark = pytest.mark.slow  # loads transformers and vLLM's parsers, and runs programs
 PROGRAM = "Let us compute.\n```python\nprint(6 * 7)\n```\n"
 
 
 @pytest.fixture
 def serving():
-    """Start a server whose model continues a prompt by a function of the prompt's text; returns the solver's engine."""
+    """Start a server whose model is a function from the prompt's text to its completion."""
     started = []
 
     def start(model: Callable[[str], str]) -> Server:
@@ -66,17 +68,17 @@ def test_a_program_runs_and_its_output_is_read(serving):
     engine = serving(
         lambda prompt: "so it is <SOLUTION>42</SOLUTION>" if "```output\n42" in prompt else PROGRAM + "unread"
     )
-    s = solve(engine, "What is 6 x 7?", samples=4, low=0, high=999, policy=EXACT)
+    s = solve(engine, "What is 6 x 7?", num_samples=4, low=0, high=999, policy=EXACT)
     assert s.answer == 42 and all("unread" not in c.text and "```output\n42\n```" in c.text for c in s.ended)
 
 
-def test_variables_live_on_from_block_to_block(serving):
+def test_variables_are_kept_from_block_to_block(serving):
     def model(prompt):
         if "```output\n9" in prompt:
             return "<SOLUTION>9</SOLUTION>"
         return "```python\nprint(x + 2)\n```" if "```output" in prompt else "```python\nx = 7\n```"
 
-    assert solve(serving(model), "Q", samples=2, low=0, high=999).answer == 9
+    assert solve(serving(model), "Q", num_samples=2, low=0, high=999).answer == 9
 
 
 def test_an_answer_that_its_own_program_contradicts_counts_less(serving):
@@ -87,7 +89,7 @@ def test_an_answer_that_its_own_program_contradicts_counts_less(serving):
             return "<SOLUTION>41</SOLUTION>" if "wild" in prompt else "<SOLUTION>42</SOLUTION>"
         return ("wild guess " if next(turn) % 2 else "") + PROGRAM
 
-    s = solve(serving(model), "Q", samples=4, low=0, high=999, policy=EXACT)
+    s = solve(serving(model), "Q", num_samples=4, low=0, high=999, policy=EXACT)
     assert {sample.answer: sample.weight for sample in s.ended} == {41: 0.5, 42: 2.0} and s.answer == 42
 
 
@@ -95,7 +97,7 @@ def test_a_program_that_found_the_answer_is_a_vote_when_the_sample_says_none(ser
     s = solve(
         serving(lambda prompt: "I am lost." if "```output" in prompt else PROGRAM),
         "Q",
-        samples=2,
+        num_samples=2,
         low=0,
         high=999,
         policy=EXACT,
@@ -108,7 +110,7 @@ def test_a_program_that_never_ends_costs_its_turn_only(serving):
     s = solve(
         serving(lambda p: "<SOLUTION>7</SOLUTION>" if "```output" in p else loop),
         "Q",
-        samples=1,
+        num_samples=1,
         low=0,
         high=999,
         policy=EXACT,
@@ -119,7 +121,7 @@ def test_a_program_that_never_ends_costs_its_turn_only(serving):
 def test_no_more_blocks_run_than_the_profile_says(serving):
     engine = serving(lambda prompt: PROGRAM)
     engine.settings = replace(engine.settings, tool_turns=2)
-    s = solve(engine, "Q", samples=1, low=0, high=999, policy=EXACT)
+    s = solve(engine, "Q", num_samples=1, low=0, high=999, policy=EXACT)
     assert s.ended[0].text.count("```output") == 2 and s.ended[0].text.count("```python") == 3
 
 
@@ -130,14 +132,15 @@ def test_only_the_share_of_samples_has_tools(serving):
         )
     )
     engine.settings = replace(engine.settings, tools=0.25)
-    s = solve(engine, "Q", samples=8, low=0, high=999, policy=EXACT)
+    s = solve(engine, "Q", num_samples=8, low=0, high=999, policy=EXACT)
     assert sum("```output" in c.text for c in s.ended) <= 2
 
 
 HERMES = (
     "{% for tool in tools or [] %}tool: {{ tool['function']['name'] }}\n{% endfor %}"
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}"
-    "{% for call in m['tool_calls'] or [] %}<call>{{ call['function']['arguments']['code'] }}</call>{% endfor %}\n{% endfor %}"
+    "{% for call in m['tool_calls'] or [] %}"
+    "<call>{{ call['function']['arguments']['code'] }}</call>{% endfor %}\n{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 CALL = 'I compute.<tool_call>{"name": "python", "arguments": {"code": "x = 6 * 7\\nprint(x)"}}</tool_call>'
@@ -158,7 +161,7 @@ def test_a_model_calls_python_in_its_own_format_and_reads_the_output_as_a_turn_o
         prompts.append(prompt)
         return "so it is <SOLUTION>42</SOLUTION>" if "<tool>42" in prompt else CALL
 
-    s = solve(with_calls(serving(model)), "What is 6 x 7?", samples=2, low=0, high=999, policy=EXACT)
+    s = solve(with_calls(serving(model)), "What is 6 x 7?", num_samples=2, low=0, high=999, policy=EXACT)
     assert s.answer == 42 and {sample.weight for sample in s.ended} == {2.0}
     assert all(prompt.startswith("tool: python\n<user>What is 6 x 7?") for prompt in prompts)
     assert "<assistant>I compute.<call>x = 6 * 7\nprint(x)</call><tool>42<assistant>" in prompts[-1]
@@ -168,7 +171,7 @@ def test_a_model_calls_python_in_its_own_format_and_reads_the_output_as_a_turn_o
 def test_a_call_that_is_not_one_of_python_is_answered_and_the_sample_goes_on(serving, arguments):
     call = f'<tool_call>{{"name": "python", "arguments": {arguments}}}</tool_call>'
     engine = with_calls(serving(lambda prompt: "<SOLUTION>7</SOLUTION>" if "<tool>" in prompt else call))
-    assert solve(engine, "Q", samples=1, low=0, high=999, policy=EXACT).answer == 7
+    assert solve(engine, "Q", num_samples=1, low=0, high=999, policy=EXACT).answer == 7
 
 
 def test_what_a_program_prints_cannot_end_the_turn(serving):
@@ -184,23 +187,23 @@ def test_what_a_program_prints_cannot_end_the_turn(serving):
 
     engine = serving(model)
     special = engine.tokenizer.eos_token
-    assert solve(engine, "Q", samples=1, low=0, high=999, policy=EXACT).answer == 7
+    assert solve(engine, "Q", num_samples=1, low=0, high=999, policy=EXACT).answer == 7
     assert special not in prompts[-1].split("```output")[1]
 
 
-def test_a_sandbox_that_is_gone_costs_its_programs_and_not_the_samples(serving, monkeypatch, capsys):
+def test_without_a_sandbox_samples_continue_without_programs(serving, monkeypatch, capsys):
     engine = serving(lambda prompt: "<SOLUTION>7</SOLUTION>" if "```output" in prompt else PROGRAM)
-    assert solve(engine, "Q", samples=1, low=0, high=999, policy=EXACT).answer == 7
+    assert solve(engine, "Q", num_samples=1, low=0, high=999, policy=EXACT).answer == 7
     monkeypatch.setattr(sys, "executable", "/there/is/no/python")
     sandbox._server.close()
-    s = solve(engine, "Q", samples=2, low=0, high=999, policy=EXACT)
+    s = solve(engine, "Q", num_samples=2, low=0, high=999, policy=EXACT)
     assert s.answer == 7 and not s.note and "fork server does not start" in s.samples[0].text
-    solver.has_sandbox.cache_clear()
-    s = solve(engine, "Q", samples=2, low=0, high=999, policy=EXACT)
+    programs.has_sandbox.cache_clear()
+    s = solve(engine, "Q", num_samples=2, low=0, high=999, policy=EXACT)
     assert "samples go on without tools" in capsys.readouterr().out and all(
         "```output" not in sample.text for sample in s.samples
     )
-    solver.has_sandbox.cache_clear()
+    programs.has_sandbox.cache_clear()
 
 
 def test_a_parser_that_vllm_lacks_and_a_template_without_tools_are_named(serving):

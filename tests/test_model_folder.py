@@ -1,0 +1,72 @@
+"""Broken files of a model folder are named in one line, before vLLM starts."""
+
+import shutil
+
+import pytest
+from conftest import TINY, aimo
+
+from aimo.errors import AimoError
+from aimo.inference.model_folder import check_model_folder, read_adapter
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A copy of the tiny base."""
+    return shutil.copytree(TINY, tmp_path / "model")
+
+
+def refused(call, *told):
+    """The one-line error of a call, which must tell these."""
+    with pytest.raises(AimoError) as e:
+        call()
+    assert "\n" not in str(e.value) and all(part in str(e.value) for part in told), e.value
+
+
+def test_a_whole_folder_is_taken(folder):
+    check_model_folder(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("text", ['{"a": ', "[1, 2]", "\x00"])
+def test_a_broken_json_file_is_named_with_the_remedy(folder, name, text):
+    (folder / name).write_text(text)
+    refused(lambda: check_model_folder(folder), name, "save it again")
+
+
+@pytest.mark.parametrize("keep", [0, 5, 100, -1])
+def test_a_weights_file_that_was_cut_off_is_named_with_the_remedy(folder, keep):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+    refused(lambda: check_model_folder(folder), "model.safetensors", "copy the model again")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_missing_file_is_named(folder, name):
+    (folder / name).unlink()
+    refused(lambda: check_model_folder(folder), "missing")
+
+
+def test_a_shard_that_the_index_names_and_the_folder_lacks_is_named(folder):
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"w": "model-2.safetensors"}}')
+    refused(lambda: check_model_folder(folder), "model-2.safetensors")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"r": "8"}', '{"r": 0}'])
+def test_a_broken_adapter_configuration_is_named(tmp_path, text):
+    (tmp_path / "adapter_config.json").write_text(text)
+    refused(lambda: read_adapter(tmp_path), "adapter_config.json", "PEFT")
+
+
+def test_the_command_line_refuses_a_broken_folder_in_one_line(folder, tmp_path):
+    (folder / "tokenizer.json").write_text("{")
+    (tmp_path / "test.csv").write_text("id,problem\n1,What is 1 + 1?\n")
+    arguments = [
+        "--model",
+        str(folder),
+        "--test",
+        str(tmp_path / "test.csv"),
+        "--out",
+        str(tmp_path / "a.csv"),
+    ]
+    done = aimo("solve", *arguments)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "tokenizer.json" in done.stderr
