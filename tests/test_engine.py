@@ -80,6 +80,7 @@ def test_an_adapter_on_its_base_says_what_the_merged_model_says(tmp_path, engine
     assert before == greedy(engine) != texts == merged
 
 
+@pytest.mark.engine
 def test_weights_with_another_embedding_say_what_they_say_alone(tmp_path):
     """With all weights trained, the embedding differs too, which is the tiny base's output layer."""
     import torch
