@@ -46,6 +46,7 @@ def pytest_configure(config: pytest.Config) -> None:
         import sitecustomize  # noqa: F401
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what uses the engine or trains as slow, and keep what shares a fixture together."""
     for item in items:

@@ -14,4 +14,4 @@ class Inference(Settings):
     test_rows: Positive = 10
     """How many built-in problems stand in for a test file."""
     tags: Tags | None = None  # type: ignore[assignment]
-    """Null takes the tags of the `prompt` section."""
+    """Null takes the tags of the `prompt` section; of others, those left out take the defaults of `Tags`."""
