@@ -31,7 +31,7 @@ fast: setup ## the tests without an engine and without training, in about a minu
 	.venv/bin/pytest -q -n 2 -m "not slow"
 
 test: fast ## all tests, in about a quarter of an hour
-	.venv/bin/pytest -n 2 --dist loadgroup -m slow
+	.venv/bin/pytest -n 2 --dist loadfile -m slow
 
 run: setup ## make run PROFILE=qwen3-4b
 	.venv/bin/aimo run --profile $(PROFILE)

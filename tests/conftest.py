@@ -32,7 +32,7 @@ SMALL = [
     "inference.samples=4",
     "inference.test_rows=4",
 ]
-# Fixtures that are made once a session; on two workers, all tests of one run on the same.
+# Fixtures that are made once in each process of pytest-xdist that needs them, and what that makes a test.
 ONCE = {"engine": "engine", "small_run": "train"}
 
 
@@ -46,16 +46,13 @@ def pytest_configure(config: pytest.Config) -> None:
         import sitecustomize  # noqa: F401
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what uses the engine or trains as slow, and keep what shares a fixture together."""
+    """Mark what uses the engine or trains as slow."""
     for item in items:
-        shared = [name for name in ONCE if name in getattr(item, "fixturenames", ())]
-        for name in shared:
+        for name in ONCE.keys() & getattr(item, "fixturenames", ()):
             item.add_marker(ONCE[name])
         if any(item.get_closest_marker(name) for name in ("engine", "train")):
             item.add_marker("slow")
-        item.add_marker(pytest.mark.xdist_group(shared[0] if shared else item.path.stem))
 
 
 def settings(values: list[str]) -> list[str]:
