@@ -304,6 +304,7 @@ def serve(
             "kaggle_evaluation is not among the inputs; add the competition to the kernel's sources"
         )
     ids: list[str] = []
+    folder = Path.cwd()  # the engine loads in a thread
     if not rerun:
         check_model_folder(Path(model))
         resolve(model, settings)
@@ -311,7 +312,7 @@ def serve(
 
     def load() -> Engine:
         resolved = resolve(model, settings)
-        write_settings(resolved, Path("settings.json"))
+        write_settings(resolved, folder / "settings.json")
         install_vllm()
         return Engine(model, resolved, seed=seed, adapter=adapter)
 
