@@ -300,9 +300,7 @@ def serve(
     rerun = bool(os.getenv("KAGGLE_IS_COMPETITION_RERUN"))
     server_class = kaggle_server(competition)
     if rerun and server_class is None:
-        raise AimoError(
-            "kaggle_evaluation is not among the inputs; add the competition to the kernel's sources"
-        )
+        raise AimoError("kaggle_evaluation is not among the inputs; add the competition to them")
     ids: list[str] = []
     folder = Path.cwd()  # the engine loads in a thread
     if not rerun:
