@@ -30,7 +30,7 @@ demo: setup ## the notebooks from problems to a submission, on a laptop CPU
 fast: setup ## the tests without an engine and without training, in about a minute
 	.venv/bin/pytest -q -n 2 -m "not slow"
 
-test: fast ## all tests, in about a quarter of an hour
+test: fast ## all tests, in about 20 minutes
 	.venv/bin/pytest -n 2 --dist loadfile -m slow
 
 run: setup ## make run PROFILE=qwen3-4b
