@@ -25,6 +25,7 @@ from typing import Any, TextIO
 from aimo import config, hub
 from aimo.config import ROOT, Profile
 from aimo.errors import AimoError
+from aimo.inference.processes import is_verbose
 from aimo.stages import MODELS, STAGES
 
 LOCKED = "AIMO_LOCKED"
@@ -235,7 +236,7 @@ def quiet() -> None:
 
     With AIMO_VERBOSE=1 in the environment, they stay.
     """
-    if os.environ.get("AIMO_VERBOSE") == "1":
+    if is_verbose():
         return
     os.environ |= {
         "TRANSFORMERS_VERBOSITY": "error",
