@@ -8,7 +8,7 @@ from aimo.inference.sampling import Completion
 
 
 def evaluation(golds, answers, tokens=10, seed=0):
-    completions = [[Completion("", tokens + i, True) for i in range(len(group))] for group in answers]
+    completions = [[Completion("", [0] * (tokens + i), True) for i in range(len(group))] for group in answers]
     return Evaluation(golds, completions, answers, well_formed=0.5, seed=seed)
 
 

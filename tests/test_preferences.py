@@ -13,7 +13,7 @@ def pairs(*group, prefill="true"):
     from aimo.training.preferences import pair
 
     p = config.load("tiny", [f"prompt.prefill={prefill}"])
-    completions = [Completion(text, tokens, finished=True) for text, tokens, _ in group]
+    completions = [Completion(text, [0] * tokens, finished=True) for text, tokens, _ in group]
     found = pair(PROMPT, completions, [right for *_, right in group], p)
     assert all(row["prompt"] == PROMPT for row in found)
     return [(row["kind"], row["chosen"][0]["content"], row["rejected"][0]["content"]) for row in found]
@@ -38,7 +38,7 @@ def test_a_completion_that_was_cut_off_is_not_chosen():
     from aimo.inference.sampling import Completion
     from aimo.training.preferences import pair
 
-    group = [Completion("a", 5, finished=False), Completion("b", 9, finished=True), Completion("c", 7, True)]
+    group = [Completion("a", [0] * 5, False), Completion("b", [0] * 9, True), Completion("c", [0] * 7, True)]
     (found,) = pair(PROMPT, group, [True, True, False], config.load("tiny"))
     assert found["chosen"][0]["content"].endswith("b") and found["rejected"][0]["content"].endswith("c")
 

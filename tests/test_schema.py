@@ -439,7 +439,13 @@ class Model(BaseHTTPRequestHandler):
         seed = json.loads(body)["seed"]
         text = REPLIES[seed % len(REPLIES)].replace("6", str(seed % 1000))
         words = {"token_logprobs": [-0.5], "top_logprobs": [{"a": -0.5, "b": -1.0}]}
-        choice = {"index": 0, "text": text, "finish_reason": "stop", "logprobs": words}
+        choice = {
+            "index": 0,
+            "text": text,
+            "finish_reason": "stop",
+            "logprobs": words,
+            "token_ids": [5] * len(text),
+        }
         usage = {"completion_tokens": len(text), "prompt_tokens": 1, "total_tokens": 1}
         event = {"id": "", "object": "text_completion", "created": 0, "model": "model"}
         event |= {"choices": [choice], "usage": usage}

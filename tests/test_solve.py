@@ -50,8 +50,8 @@ class ModelServer:
                     self.send_header("Transfer-Encoding", "chunked")
                     self.end_headers()
                     for i, piece in enumerate(PIECES[: 1 if fails else None], 1):
-                        choice = {"index": 0, "text": piece, "finish_reason": None}
-                        self.event({"choices": [choice], "usage": {"completion_tokens": i}})
+                        choice = {"index": 0, "text": piece, "finish_reason": None, "token_ids": [i]}
+                        self.event({"choices": [choice]})
                 if fails and outer.hangs:
                     time.sleep(1000)
                 if fails or outer.dead:

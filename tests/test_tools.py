@@ -38,10 +38,7 @@ def serving():
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 text = model(engine.tokenizer.decode(body["prompt"]))
                 pieces = [text[i : i + 5] for i in range(0, len(text), 5)]
-                events = [
-                    {"choices": [{"text": p, "finish_reason": None}], "usage": {"completion_tokens": i}}
-                    for i, p in enumerate(pieces)
-                ]
+                events = [{"choices": [{"text": p, "finish_reason": None, "token_ids": [1]}]} for p in pieces]
                 events.append({"choices": [{"text": "", "finish_reason": "stop"}]})
                 self.reply("".join(f"data: {json.dumps(event)}\n\n" for event in events).encode())
 

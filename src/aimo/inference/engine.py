@@ -165,9 +165,9 @@ class Engine:
             self.stop()
             self.start()
 
-    def encode(self, problem: str) -> list[int]:
-        """Token ids of the prompt that asks `problem`."""
-        return prompts.encode(self.tokenizer, problem)
+    def encode(self, problem: str, index: int = 0, rules: str = "") -> list[int]:
+        """Token ids of the prompt that the `index`-th sample of `problem` starts from."""
+        return prompts.encode(self.tokenizer, self.settings, problem, index, rules)
 
     async def sample(
         self, prompt: list[int], seed: int, settings: Settings, until: Until | None = None
@@ -180,20 +180,24 @@ class Engine:
         params = sampling_parameters(
             settings, seed, self.max_length - len(prompt), streamed=until is not None
         )
-        text, tokens, logprob, entropy = "", 0, 0.0, 0.0
+        text = ""
+        ids: list[int] = []
+        logprobs: list[float] = []
+        entropies: list[float] = []
         outputs = self.llm.generate(
             {"prompt_token_ids": prompt}, params, str(next(self.requests)), lora_request=self.lora
         )
         async with contextlib.aclosing(outputs):
             async for output in outputs:
                 result = output.outputs[0]
-                text, tokens = text + result.text, tokens + len(result.token_ids)
+                text += result.text
+                ids += result.token_ids
                 for token, likeliest in zip(result.token_ids, result.logprobs or [], strict=False):
-                    logprob += likeliest[token].logprob
-                    entropy += entropy_of(entry.logprob for entry in likeliest.values())
-                if until and until(text, tokens):
-                    return Completion(text, tokens, False, logprob, entropy)
-        return Completion(text, tokens, result.finish_reason == "stop", logprob, entropy)
+                    logprobs.append(likeliest[token].logprob)
+                    entropies.append(entropy_of(entry.logprob for entry in likeliest.values()))
+                if until and until(text, len(ids)):
+                    return Completion(text, ids, False, logprobs, entropies)
+        return Completion(text, ids, result.finish_reason == "stop", logprobs, entropies)
 
 
 def new_log() -> Path:
@@ -260,8 +264,10 @@ def sampling_parameters(settings: Settings, seed: int, room: int, streamed: bool
     return SamplingParams(
         temperature=settings.temperature,
         top_p=settings.top_p,
+        top_k=settings.top_k,
         min_p=settings.min_p,
         max_tokens=min(settings.max_tokens, room),
+        stop=settings.stop,
         seed=seed,
         logprobs=LOGPROBS.get(settings.weight),
         skip_special_tokens=settings.tool_parser is None,  # a tool call may be made of them

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from aimo.inference.errors import AimoError
-from aimo.inference.settings import Prompt, Tags
+from aimo.inference.settings import Prompt, Settings, Tags, Variant
 
 MARK = "{#- aimo -#}"  # marks a template that `chat_template` made
 # A turn ends in the end-of-sequence token and nothing more: what is trained is what is generated.
@@ -104,10 +104,40 @@ def as_completion(prompt: Prompt, thought: str, answer: int | str) -> list[dict[
     return [{"role": "assistant", "content": text}]
 
 
-def encode(tokenizer: Any, problem: str) -> list[int]:
-    """Token ids of the prompt that asks `problem`, whose special tokens are escaped."""
-    talk = as_prompt(escape_special_tokens(tokenizer, problem))
-    return tokenizer.apply_chat_template(talk, add_generation_prompt=True, return_dict=False)
+def encode(tokenizer: Any, settings: Settings, problem: str, index: int = 0, rules: str = "") -> list[int]:
+    """Token ids of the prompt that the `index`-th sample of `problem` starts from."""
+    talk = messages(tokenizer, settings, problem, index, rules)
+    return tokenizer.apply_chat_template(
+        talk, add_generation_prompt=True, return_dict=False, **settings.chat_template_kwargs
+    )
+
+
+def messages(
+    tokenizer: Any, settings: Settings, problem: str, index: int = 0, rules: str = ""
+) -> list[dict[str, Any]]:
+    """The conversation that asks `problem`, whose special tokens are escaped.
+
+    `rules`, the competition's sentence on its answers, stands where the settings say.
+    """
+    asked = variant(settings, index)
+    text = asked.user.replace("{rules}", rules)
+    talk: list[dict[str, Any]] = as_prompt(
+        text.replace("{problem}", escape_special_tokens(tokenizer, problem)).strip()
+    )
+    if asked.system:
+        talk = [{"role": "system", "content": asked.system.replace("{rules}", rules).strip()}, *talk]
+    return talk
+
+
+def variant(settings: Settings, index: int) -> Settings | Variant:
+    """What has the system and user message of the `index`-th sample."""
+    end = 0.0
+    for other in settings.variants:
+        begin, end = end, end + other.share
+        # Spread evenly over the samples, as the shares of tools are.
+        if int((index + 1) * end) - int((index + 1) * begin) > int(index * end) - int(index * begin):
+            return other
+    return settings
 
 
 def escape_special_tokens(tokenizer: Any, text: str) -> str:

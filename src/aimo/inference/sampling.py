@@ -10,7 +10,7 @@ import time
 import zlib
 from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import Future, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from aimo.inference.errors import AimoError
@@ -29,13 +29,19 @@ class Completion:
     """What one stream wrote."""
 
     text: str
-    tokens: int
+    token_ids: list[int]
+    """The n sampled tokens."""
     finished: bool
     """False when it was cut off."""
-    logprob: float = 0.0
-    """Log-probability of all tokens; measured for `weight: logprob` only."""
-    entropy: float = 0.0
-    """Entropy of all tokens in nats, from the likeliest TOP_LOGPROBS; measured for `weight: entropy` only."""
+    logprobs: list[float] = field(default_factory=list)
+    """Log-probability of each token; empty when not measured."""
+    entropies: list[float] = field(default_factory=list)
+    """Entropy of each token in nats, from the likeliest TOP_LOGPROBS; empty when not measured."""
+
+    @property
+    def tokens(self) -> int:
+        """The number of tokens."""
+        return len(self.token_ids)
 
 
 class Sampler(Protocol):
@@ -50,8 +56,11 @@ class Sampler(Protocol):
     streams: int
     """How many streams it runs at a time; more of them wait."""
 
-    def encode(self, problem: str) -> list[int]:
-        """Token ids of the prompt that asks `problem`."""
+    def encode(self, problem: str, index: int = 0, rules: str = "") -> list[int]:
+        """Token ids of the prompt that the `index`-th sample of `problem` starts from.
+
+        `rules` is the competition's sentence on its answers.
+        """
 
     async def sample(
         self, prompt: list[int], seed: int, settings: Settings, until: Until | None = None

@@ -105,9 +105,9 @@ class Server:
         """Connect again to the servers that answer. AimoError when none does."""
         return Server(self.urls, self.folder, self.settings, need_all=False)
 
-    def encode(self, problem: str) -> list[int]:
-        """Token ids of the prompt that asks `problem`."""
-        return prompts.encode(self.tokenizer, problem)
+    def encode(self, problem: str, index: int = 0, rules: str = "") -> list[int]:
+        """Token ids of the prompt that the `index`-th sample of `problem` starts from."""
+        return prompts.encode(self.tokenizer, self.settings, problem, index, rules)
 
     async def sample(
         self, prompt: list[int], seed: int, settings: Settings, until: Until | None = None
@@ -143,25 +143,29 @@ class Server:
             stream=True,
             extra_body={
                 "min_p": settings.min_p,
+                "stop": settings.stop,
                 "logprobs": LOGPROBS.get(settings.weight),
+                "return_token_ids": True,
                 "skip_special_tokens": settings.tool_parser is None,
-                "stream_options": {"include_usage": True, "continuous_usage_stats": True},
                 # Neutral, as in the engine; a server's defaults are those of generation_config.json.
-                "top_k": 0,
+                "top_k": settings.top_k,
                 "repetition_penalty": 1.0,
             },
         )
-        text, tokens, logprob, entropy, reason = "", 0, 0.0, 0.0, None
+        text, reason = "", None
+        ids: list[int] = []
+        logprobs: list[float] = []
+        entropies: list[float] = []
         async with events:
             async for event in events:
-                tokens = event.usage.completion_tokens if event.usage else tokens
                 for choice in event.choices:
                     text += choice.text
+                    ids += getattr(choice, "token_ids", None) or []  # vLLM's own field
                     reason = choice.finish_reason or reason
                     if choice.logprobs:
-                        logprob += sum(p for p in choice.logprobs.token_logprobs or [] if p is not None)
+                        logprobs += [p for p in choice.logprobs.token_logprobs or [] if p is not None]
                         likeliest = choice.logprobs.top_logprobs or []
-                        entropy += sum(entropy_of(token.values()) for token in likeliest if token)
-                    if until and until(text, tokens):
-                        return Completion(text, tokens, False, logprob, entropy)
-        return Completion(text, tokens, reason == "stop", logprob, entropy)
+                        entropies += [entropy_of(token.values()) for token in likeliest if token]
+                    if until and until(text, len(ids)):
+                        return Completion(text, ids, False, logprobs, entropies)
+        return Completion(text, ids, reason == "stop", logprobs, entropies)

@@ -63,9 +63,33 @@ class Prompt(Tags):
 
 
 @dataclass(config=strict, frozen=True)
-class Settings:
-    """Sampling, tools, votes and vLLM's arguments: all that the engine and the solver read."""
+class Variant:
+    """Another prompt for a share of the samples."""
 
+    share: Rate
+    """The share of the samples that are asked with it."""
+    system: str = ""
+    """As `system` of the settings."""
+    user: str = "{problem}"
+    """As `user` of the settings."""
+
+
+@dataclass(config=strict, frozen=True)
+class Settings:
+    """Prompt, sampling, tools, votes and vLLM's arguments: all that the engine and the solver read."""
+
+    format: Literal["chat", "harmony"] | None = None
+    """How a conversation becomes tokens: by the chat template, or by gpt-oss's Harmony. Null: as the model
+    folder's config.json says."""
+    system: str = ""
+    """The system message; empty sends none, so that a template's own stays. `{rules}` is replaced by the
+    competition's sentence on its answers."""
+    user: str = "{problem}"
+    """The user message. `{problem}` is replaced by the problem, and `{rules}` as in `system`."""
+    variants: list[Variant] = field(default_factory=list)
+    """Other prompts, each for a share of the samples."""
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the chat template, such as enable_thinking (Qwen3) or reasoning_effort (gpt-oss)."""
     samples: Positive = 16
     """Samples of a question."""
     temperature: Annotated[float, Field(ge=0)] = 1.0
@@ -74,6 +98,10 @@ class Settings:
     """Sample from the likeliest tokens that together have this probability."""
     min_p: Share = 0.0
     """Sample from tokens that are at least this share as likely as the likeliest."""
+    top_k: NonNegative = 0
+    """Sample from so many likeliest tokens; 0 from all."""
+    stop: list[Tag] = field(default_factory=list)
+    """Texts that end a completion, besides the model's own end of a turn."""
     max_tokens: Positive = 16384
     """Tokens of one sample; the context may hold fewer."""
     max_length: Positive | None = None
@@ -84,8 +112,10 @@ class Settings:
     """Whether a prompt ends inside a thought. Null: `prompt.prefill` in a profile, else the template's."""
     tools: Share = 0.0
     """The share of samples whose Python is run in the sandbox, and its output fed back."""
-    tool_turns: Positive = 4
+    tool_turns: Positive = 128
     """How many programs of a sample are run."""
+    tool_seconds: Annotated[float, Field(gt=0)] = 6.0
+    """Seconds that a program may take."""
     tool_parser: str | None = None
     """vLLM's parser of the model's own tool calls (`hermes` for Qwen); null runs its fenced Python blocks."""
     weight: Literal["equal", "logprob", "entropy", "length"] = "equal"
@@ -108,13 +138,14 @@ class Settings:
 
 
 def resolve(model: str | Path, *layers: Mapping[str, Any]) -> Settings:
-    """The settings of a model folder: its aimo.json, with each layer's keys over those before it.
+    """The settings of a model folder: each source's keys go over those before it.
 
-    `tags` and `vllm` are merged key by key. A folder without aimo.json gets the tags that `guess_tags` finds.
-    AimoError when aimo.json or a layer holds an unknown key or an impossible value.
+    The sources: the sampling of its generation_config.json and the tags that `guess_tags` finds, its
+    aimo.json, then the layers. Dictionaries such as `tags` and `vllm` are merged key by key. AimoError when
+    aimo.json or a layer holds an unknown key or an impossible value.
     """
     path = Path(model) / SETTINGS
-    values: dict[str, Any] = {"tags": asdict(guess_tags(path.parent))}
+    values: dict[str, Any] = {"tags": asdict(guess_tags(path.parent))} | own_sampling(path.parent)
     if path.exists():
         remedy = "repair the file, or delete it to take the defaults"
         values = merge(values, read_json(path, remedy))
@@ -122,6 +153,13 @@ def resolve(model: str | Path, *layers: Mapping[str, Any]) -> Settings:
     for layer in layers:
         values = merge(values, layer)
     return validate(values, "settings", "correct the value")
+
+
+def own_sampling(model: Path) -> dict[str, Any]:
+    """What a folder's generation_config.json says of temperature, top_p and top_k; nothing without one."""
+    path = model / "generation_config.json"
+    values = read_json(path, "repair the file, or delete it") if path.exists() else {}
+    return {key: values[key] for key in ("temperature", "top_p", "top_k") if values.get(key) is not None}
 
 
 def merge(values: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from enum import StrEnum
 from aimo.inference import voting
 from aimo.inference.voting import Stop
 
+TAIL = 256  # tokens at the end of a sample whose confidence is recorded apart
 FALLBACK = 0
 """The answer of a question without votes."""
 
@@ -45,6 +46,22 @@ class Sample:
     begin_s: float = 0.0
     end_s: float = 0.0
     """Seconds from the question to the sample's begin and end."""
+    seed: int = 0
+    """The seed that it was sampled with."""
+    turns: int = 0
+    """Programs that were run."""
+    errors: int = 0
+    """Programs that failed."""
+    printed: list[int | None] = field(default_factory=list)
+    """The answer in the last line that each program printed, None where there is none."""
+    malformed: int = 0
+    """Faults of format that were survived, such as a call to an unknown tool."""
+    logprob: float | None = None
+    tail_logprob: float | None = None
+    """Mean log-probability of all tokens, and of the last TAIL; None when not measured."""
+    entropy: float | None = None
+    tail_entropy: float | None = None
+    """Mean entropy of the same in nats; None when not measured."""
 
 
 @dataclass

@@ -36,16 +36,18 @@ def solve(
     policy: voting.Policy = voting.POLICY,
     solution: Solution | None = None,
     keep: Callable[[Sample], None] = lambda sample: None,
+    rules: str = "",
 ) -> Solution:
     """Answer a problem with an integer within low…high, from at most `num_samples` samples in `budget_s`.
 
-    Continues and extends a `solution` that an earlier engine left; `keep` is called with each sample as it
-    ends. Which sample ends first can change when a vote counts as settled; with `voting.EXACT` sampling stops
-    only when no outcome of the remaining samples can change the vote, and the answer does not depend on
-    timing. Raises TimeoutError when the engine does not return within OVERTIME_S after the budget.
+    `rules` is the competition's sentence on its answers, for the prompt. Continues and extends a `solution`
+    that an earlier engine left; `keep` is called with each sample as it ends. Which sample ends first can
+    change when a vote counts as settled; with `voting.EXACT` sampling stops only when no outcome of the
+    remaining samples can change the vote, and the answer does not depend on timing. Raises TimeoutError when
+    the engine does not return within OVERTIME_S after the budget.
     """
     solution = solution or Solution()
-    question = Question(Problem(sampler, problem, seed, low, high), solution, keep)
+    question = Question(Problem(sampler, problem, seed, low, high, rules), solution, keep)
     budget = math.inf if budget_s is None else budget_s
     timeout = None if budget_s is None else budget_s + OVERTIME_S
     before = solution.seconds
@@ -106,7 +108,7 @@ class Question:
         """Return why the problem cannot be asked; empty when it can."""
         if not self.problem.text.strip():
             return "the problem is empty"
-        tokens, limit = len(self.problem.prompt), self.sampler.max_length
+        tokens, limit = len(self.problem.prompt(0)), self.sampler.max_length
         if tokens + MIN_TOKENS > limit:
             return f"the problem's {tokens} tokens do not fit the model's {limit}"
         return ""

@@ -8,12 +8,11 @@ import contextlib
 import math
 import time
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 from aimo.inference import answers, voting
 from aimo.inference.programs import Programs
 from aimo.inference.sampling import Completion, Sampler, sample_seed
-from aimo.inference.solution import End, Sample
+from aimo.inference.solution import TAIL, End, Sample
 from aimo.inference.tools import Call, FencedBlocks, ToolCalls
 
 MIN_TOKENS = 16  # fewer cannot hold an answer
@@ -32,11 +31,12 @@ class Problem:
     low: int
     high: int
     """An answer is an integer within low…high."""
+    rules: str = ""
+    """The competition's sentence on its answers."""
 
-    @cached_property
-    def prompt(self) -> list[int]:
-        """The token ids of the prompt."""
-        return self.sampler.encode(self.text)
+    def prompt(self, index: int) -> list[int]:
+        """The token ids of the prompt of a sample."""
+        return self.sampler.encode(self.text, index, self.rules)
 
     def read(self, text: str) -> int | None:
         """Return the answer in a text, or None when there is none within low…high."""
@@ -53,10 +53,13 @@ class Stream:
         self.tools: FencedBlocks | ToolCalls | None = None
         if with_tools:
             self.tools = (ToolCalls if self.settings.tool_parser else FencedBlocks)(
-                self.sampler, problem.text
+                self.sampler, problem.text, index, problem.rules
             )
+        self.prompt = problem.prompt(index)
         self.results: list[int | None] = []
         """The last line that each program printed, as an integer."""
+        self.errors = 0
+        """Programs that failed."""
         self.text, self.tokens = "", 0
         """What it wrote so far, all turns together."""
         self.finished_tokens = 0
@@ -73,11 +76,13 @@ class Stream:
         """Sample until the model, `update` or the token limit ends it."""
         if self.tools:
             return await self.run_with_tools(self.tools)
-        return await self.sampler.sample(self.problem.prompt, self.seed, self.settings, self.update)
+        return await self.sampler.sample(self.prompt, self.seed, self.settings, self.update)
 
     async def run_with_tools(self, tools: FencedBlocks | ToolCalls) -> Completion:
         """Sample turn by turn; each turn ends in a program, whose output the next one continues from."""
-        logprob = entropy = 0.0
+        ids: list[int] = []
+        logprobs: list[float] = []
+        entropies: list[float] = []
         with contextlib.closing(Programs()) as programs:
             while True:
                 prompt = tools.prompt()
@@ -85,15 +90,17 @@ class Stream:
                     self.settings.max_tokens - self.finished_tokens, self.sampler.max_length - len(prompt)
                 )
                 if room < MIN_TOKENS:
-                    return Completion(tools.text, self.finished_tokens, False, logprob, entropy)
+                    return Completion(tools.text, ids, False, logprobs, entropies)
                 limited = replace(self.settings, max_tokens=room)
                 turn = await self.sampler.sample(prompt, self.seed, limited, self.update)
                 self.finished_tokens += turn.tokens
-                logprob, entropy = logprob + turn.logprob, entropy + turn.entropy
+                ids += turn.token_ids
+                logprobs += turn.logprobs
+                entropies += turn.entropies
                 call = self.call(turn.text, turn.finished)
                 if call is None:
                     text = tools.text + turn.text
-                    return Completion(text, self.finished_tokens, turn.finished, logprob, entropy)
+                    return Completion(text, ids, turn.finished, logprobs, entropies)
                 output = await asyncio.to_thread(programs.run, call.code)
                 self.heard = time.monotonic()
                 last_line = (output.splitlines() or [""])[-1]
@@ -135,15 +142,14 @@ class Stream:
         ending = voting.forced_ending(text, self.settings.tags)
         encode = self.sampler.tokenizer.encode
         written, forced = (encode(part, add_special_tokens=False) for part in (text, ending))
-        prompt = self.problem.prompt
-        room = self.sampler.max_length - FORCED_ANSWER_TOKENS - len(prompt) - len(forced)
+        room = self.sampler.max_length - FORCED_ANSWER_TOKENS - len(self.prompt) - len(forced)
         limited = replace(self.settings, max_tokens=FORCED_ANSWER_TOKENS)
         closing = self.settings.tags.answer_end
         tail = await self.sampler.sample(
-            prompt + written[-room:] + forced, self.seed, limited, lambda text, _: closing in text
+            self.prompt + written[-room:] + forced, self.seed, limited, lambda text, _: closing in text
         )
         text += ending + tail.text
-        return Completion(text, len(written) + tail.tokens, False, tail.logprob, tail.entropy)
+        return Completion(text, written + tail.token_ids, False, tail.logprobs, tail.entropies)
 
     def vote(self, completion: Completion) -> tuple[int | None, float]:
         """Return a completion's answer, and the weight of its vote by the settings."""
@@ -157,12 +163,11 @@ class Stream:
             return None, 1.0
         if self.settings.discount_trivial:
             weight *= voting.by_prior(answer, self.problem.text)
-        tokens = max(1, completion.tokens)
         match self.settings.weight:
             case "logprob":
-                weight *= voting.by_logprob(completion.logprob / tokens)
+                weight *= voting.by_logprob(mean(completion.logprobs) or 0.0)
             case "entropy":
-                weight *= voting.by_entropy(completion.entropy / tokens)
+                weight *= voting.by_entropy(mean(completion.entropies) or 0.0)
             case "length":
                 weight *= voting.by_length(completion.tokens)
         return answer, weight
@@ -170,10 +175,40 @@ class Stream:
     def sample(self, completion: Completion, end: End, end_s: float) -> Sample:
         """Return the sample that has ended with a completion."""
         answer, weight = self.vote(completion)
-        return Sample(
-            self.index, completion.text, completion.tokens, end, answer, weight, self.begin_s, end_s
+        sample = self.record(completion.text, completion.tokens, end, answer, weight, end_s)
+        logprobs, entropies = completion.logprobs, completion.entropies
+        return replace(
+            sample,
+            logprob=mean(logprobs),
+            tail_logprob=mean(logprobs[-TAIL:]),
+            entropy=mean(entropies),
+            tail_entropy=mean(entropies[-TAIL:]),
         )
 
     def stopped(self, end_s: float) -> Sample:
         """Return the sample as it is when sampling stops before it has ended."""
-        return Sample(self.index, self.text, self.tokens, End.STOPPED, None, 0.0, self.begin_s, end_s)
+        return self.record(self.text, self.tokens, End.STOPPED, None, 0.0, end_s)
+
+    def record(
+        self, text: str, tokens: int, end: End, answer: int | None, weight: float, end_s: float
+    ) -> Sample:
+        """Return a sample with what is known of the stream."""
+        return Sample(
+            self.index,
+            text,
+            tokens,
+            end,
+            answer,
+            weight,
+            self.begin_s,
+            end_s,
+            self.seed,
+            len(self.results),
+            self.errors,
+            self.results,
+        )
+
+
+def mean(values: list[float]) -> float | None:
+    """Return the mean of some values; None of none."""
+    return sum(values) / len(values) if values else None

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aimo.inference.errors import AimoError
-from aimo.inference.prompts import as_prompt, encode, escape_special_tokens
+from aimo.inference.prompts import escape_special_tokens, messages
 from aimo.inference.sampling import Sampler
 
 BLOCK = re.compile(r"```(?:python|py)\n(.*?)```", re.DOTALL)
@@ -41,9 +41,9 @@ class Call:
 class FencedBlocks:
     """Fenced Python blocks, each followed by a block with its output; a stream stops where a block ends."""
 
-    def __init__(self, sampler: Sampler, problem: str):
+    def __init__(self, sampler: Sampler, problem: str, index: int = 0, rules: str = ""):
         self.tokenizer, self.text = sampler.tokenizer, ""
-        self.question = encode(sampler.tokenizer, problem)
+        self.question = sampler.encode(problem, index, rules)
 
     def prompt(self) -> list[int]:
         """Token ids that the next turn continues."""
@@ -62,17 +62,18 @@ class FencedBlocks:
 class ToolCalls:
     """The model's own tool calls: offered by its chat template, read by vLLM's parser of their format."""
 
-    def __init__(self, sampler: Sampler, problem: str):
+    def __init__(self, sampler: Sampler, problem: str, index: int = 0, rules: str = ""):
         from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 
         self.tokenizer, self.parser, self.text = sampler.tokenizer, sampler.tool_parser, ""
-        self.messages: list[dict[str, Any]] = [*as_prompt(escape_special_tokens(self.tokenizer, problem))]
+        self.arguments = sampler.settings.chat_template_kwargs
+        self.messages = messages(self.tokenizer, sampler.settings, problem, index, rules)
         self.request = ChatCompletionRequest.model_validate({"messages": self.messages, "tools": [PYTHON]})
 
     def prompt(self) -> list[int]:
         """Token ids that the next turn continues."""
         return self.tokenizer.apply_chat_template(
-            self.messages, tools=[PYTHON], add_generation_prompt=True, return_dict=False
+            self.messages, tools=[PYTHON], add_generation_prompt=True, return_dict=False, **self.arguments
         )
 
     def find_call(self, turn: str, finished: bool) -> Call | None:
