@@ -32,7 +32,7 @@ fast: setup ## the tests without an engine and without training, in about a minu
 
 test: fast ## all tests, in about 12 minutes
 	@# One thread for each of the two processes: with more, they wait for each other's.
-	OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind .venv/bin/pytest -n 2 --dist loadfile -m slow
+	OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind .venv/bin/pytest -n 2 --dist loadfile --no-loadscope-reorder -m slow
 
 run: setup ## make run PROFILE=qwen3-4b
 	.venv/bin/aimo run --profile $(PROFILE)

@@ -47,12 +47,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what uses the engine or trains as slow."""
+    """Mark what uses the engine or trains as slow, and begin with the longest file: the other process has the
+    rest meanwhile."""
     for item in items:
         for name in ONCE.keys() & getattr(item, "fixturenames", ()):
             item.add_marker(ONCE[name])
         if any(item.get_closest_marker(name) for name in ("engine", "train")):
             item.add_marker("slow")
+    items.sort(key=lambda item: item.path.stem != "test_pipeline")
 
 
 def settings(values: list[str]) -> list[str]:

@@ -78,7 +78,7 @@ def two(tmp_path_factory) -> SimpleNamespace:
     process = subprocess.Popen(
         [str(AIMO), *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    wait_for(lambda: list(folder.glob("sft/checkpoint-*")) or process.poll() is not None)
+    wait_for(lambda: list(folder.glob("sft/checkpoint-*/trainer_state.json")) or process.poll() is not None)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     left = subprocess.run(["ps", "axww", "-o", "args"], capture_output=True, text=True).stdout

@@ -68,6 +68,7 @@ class ModelServer:
         self.http = ThreadingHTTPServer(("127.0.0.1", port), Handler)
         self.http.daemon_threads = True
         self.http.block_on_close = False
+        self.http.handle_error = lambda *_: None  # a client that leaves is no news
         self.url = f"http://127.0.0.1:{self.http.server_port}"
         threading.Thread(target=self.http.serve_forever, daemon=True).start()
 
