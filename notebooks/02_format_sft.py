@@ -40,7 +40,7 @@ examples = prepare.read(run.dir / "data", "heldout")[:4]
 start = run.start_model()
 model = models.load(start, run.profile)
 tokenizer = models.load_tokenizer(start, run.profile)
-before = trainers.complete(model, tokenizer, examples, run.profile.inference.max_tokens)
+before = trainers.complete(model, tokenizer, examples, run.solver_settings().max_tokens)
 
 # %% [markdown]
 # ## Train
@@ -59,7 +59,7 @@ plots.training(log)
 # The greedy completions of a few held-out problems.
 
 # %%
-after = trainers.complete(model, tokenizer, examples, run.profile.inference.max_tokens)
+after = trainers.complete(model, tokenizer, examples, run.solver_settings().max_tokens)
 tables.completions(examples, before=before, after=after)
 
 # %% [markdown]

@@ -52,7 +52,7 @@ plots.pass_rates(rates, run.profile.grpo.pass_rate)
 # %%
 model = models.load(start, run.profile, with_vllm=run.profile.grpo.generation == "vllm")
 tokenizer = models.load_tokenizer(start, run.profile)
-before = trainers.complete(model, tokenizer, examples, run.profile.inference.max_tokens)
+before = trainers.complete(model, tokenizer, examples, run.solver_settings().max_tokens)
 
 # %% [markdown]
 # ## Train
@@ -71,7 +71,7 @@ tables.samples(runs.read_lines(run.folder / "samples.jsonl"))
 # ## Before and after
 
 # %%
-after = trainers.complete(model, tokenizer, examples, run.profile.inference.max_tokens)
+after = trainers.complete(model, tokenizer, examples, run.solver_settings().max_tokens)
 tables.completions(examples, before=before, after=after)
 
 # %% [markdown]

@@ -45,7 +45,7 @@ tables.pairs(pairs)
 # %%
 model = models.load(start, run.profile)
 tokenizer = models.load_tokenizer(start, run.profile)
-before = trainers.complete(model, tokenizer, examples, run.profile.inference.max_tokens)
+before = trainers.complete(model, tokenizer, examples, run.solver_settings().max_tokens)
 
 # %% [markdown]
 # ## Train
@@ -58,7 +58,7 @@ plots.training(log)
 # ## Before and after
 
 # %%
-after = trainers.complete(model, tokenizer, examples, run.profile.inference.max_tokens)
+after = trainers.complete(model, tokenizer, examples, run.solver_settings().max_tokens)
 tables.completions(examples, before=before, after=after)
 
 # %% [markdown]

@@ -30,7 +30,7 @@ from aimo.report import plots, tables
 
 run = runs.begin("inference", profile, run_dir, overrides)
 heldout = prepare.read(run.dir / "data", "heldout")
-engine = Engine(run.start_model(), run.profile.solver_settings(), seed=run.profile.seed)
+engine = Engine(run.start_model(), run.solver_settings(), seed=run.profile.seed)
 
 # %% [markdown]
 # ## The models

@@ -478,7 +478,10 @@ def asked(profile: config.Profile, folder: Path) -> Any:
     solutions: dict[str, Any] = {}
     # Every sample runs to its end: which of them would settle a vote depends on timing.
     to_the_end = voting.Policy(max_error=0, futile_error=math.inf, overlong=math.inf)
-    with Server([server()], TINY, profile.solver_settings()) as model, pytest.MonkeyPatch.context() as patch:
+    with (
+        Server([server()], TINY, profile.solver_settings(TINY)) as model,
+        pytest.MonkeyPatch.context() as patch,
+    ):
         patch.setattr(gateway, "solve", partial(gateway.solve, policy=to_the_end))
         schedule = gateway.Schedule(competitions.COMPETITIONS["aimo3"], None, 1)
         predict = gateway.make_predict(schedule, Supervisor(lambda: model, model), profile.seed, solutions)
@@ -499,7 +502,7 @@ def vllm(profile: config.Profile, folder: Path) -> Any:
     """What vLLM is given: the engine's arguments and a stream's parameters."""
     from aimo.inference import engine
 
-    settings = profile.solver_settings()
+    settings = profile.solver_settings(TINY)
     parser = engine.find_tool_parser(settings.tool_parser, tokenizer())
     parameters = engine.sampling_parameters(settings, profile.seed, 10**6)
     return [engine.engine_arguments(TINY, settings, profile.seed), repr(parameters), parser]
@@ -632,6 +635,18 @@ CASES = [
     Case("inference.test_rows", questions),
     Case("inference.tags.think_start", asked, "<b>", {"inference.thinking": False}),
     Case("inference.tags.*", asked, "<b>"),
+    Case("inference.system", asked, "Think."),
+    Case("inference.user", asked, "{problem} Think."),
+    Case(
+        "inference.variants.share",
+        asked,
+        0.25,
+        {"inference.variants": [{"share": 0.5, "user": "?{problem}"}]},
+    ),
+    Case("inference.variants.*", asked, "{problem} Think.", {"inference.variants": [{"share": 0.5}]}),
+    Case("inference.chat_template_kwargs", asked, {"enable_thinking": False}),
+    Case("inference.stop", asked, ["so"]),
+    Case("inference.weight", asked, "logprob"),
     Case("inference.vllm", vllm, {"max_num_seqs": 7}, slow=True),
     Case("inference.gpu_memory", vllm, slow=True),
     Case("inference.tool_parser", vllm, "hermes", slow=True),

@@ -202,9 +202,9 @@ def solver_settings(
     from aimo.config import read_values, set_key
 
     section = read_values(profile).get("inference") or {} if profile else {}
-    written = {key: value for key, value in section.items() if key not in ("test", "test_rows")}
-    if written.get("tags", ...) is None:  # in a profile, null takes those of its prompt section
-        del written["tags"]
+    written = {
+        key: value for key, value in section.items() if value is not None and key not in ("test", "test_rows")
+    }
     changed: dict[str, Any] = {"inference": {}}
     for override in overrides:
         if not override.startswith("inference."):

@@ -26,6 +26,7 @@ from aimo import config, hub
 from aimo.config import ROOT, Profile
 from aimo.errors import AimoError
 from aimo.inference.processes import is_verbose
+from aimo.inference.settings import Settings
 from aimo.stages import MODELS, STAGES
 
 LOCKED = "AIMO_LOCKED"
@@ -55,6 +56,10 @@ class Run:
         """
         trained = self.profile.trained_before(self.stage)
         return self.model_of(trained or "base")
+
+    def solver_settings(self) -> Settings:
+        """How the model that this stage starts from is asked."""
+        return self.profile.solver_settings(self.start_model())
 
     def model_of(self, name: str) -> Path:
         """The model folder of a trained stage, or of `base`."""

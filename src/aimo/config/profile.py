@@ -1,6 +1,7 @@
 """A profile: every setting of a run, in typed sections, with the checks that span sections."""
 
-from dataclasses import field, fields
+from dataclasses import asdict, field
+from pathlib import Path
 from typing import Any
 
 from pydantic import model_validator
@@ -9,7 +10,7 @@ from pydantic.dataclasses import dataclass
 from aimo.config.data import Data
 from aimo.config.inference import Inference
 from aimo.config.training import Dpo, Grpo, Model, Sft, Training
-from aimo.inference.settings import NonNegative, Prompt, Settings, strict
+from aimo.inference.settings import NonNegative, Prompt, Settings, resolve, strict
 from aimo.stages import STAGES, TRAINED
 
 
@@ -59,16 +60,14 @@ class Profile:
         """The stage whose model answers the test file. None: the base does."""
         return self.trained_before("inference")
 
-    def solver_settings(self) -> Settings:
-        """The `inference` section; its null keys come from the sections `prompt` and `model`."""
-        values: dict[str, Any] = {f.name: getattr(self.inference, f.name) for f in fields(Settings)}
-        defaults = {
-            "tags": self.prompt.tags,
-            "thinking": self.prompt.prefill,
-            "max_length": self.model.max_length,
-        }
-        missing = {key: value for key, value in defaults.items() if values[key] is None}
-        return Settings(**values | missing)
+    def solver_settings(self, model: str | Path) -> Settings:
+        """How a model folder is asked: by its own settings, and the `inference` section over them."""
+        ours: dict[str, Any] = {}
+        if self.trained:
+            ours["tags"] = asdict(self.prompt.tags)
+        if self.trained or self.model.max_length != Model.max_length:  # a public model's own is longer
+            ours["max_length"] = self.model.max_length
+        return resolve(model, ours, self.inference.written)
 
     @model_validator(mode="after")
     def check(self) -> "Profile":

@@ -37,7 +37,7 @@ def compare(engine: Engine, run: Run, rows: list[dict[str, Any]]) -> dict[str, E
             run.progress(before * total + done, len(models) * total)
 
         evaluations[name] = evaluate(
-            engine, rows, profile.prompt, profile.inference.samples, profile.seed, progress
+            engine, rows, profile.prompt, engine.settings.samples, profile.seed, progress
         )
     write_json(kept["majority"], {name: e.majority() for name, e in evaluations.items()})
     texts = {name: [group[0].text for group in e.completions[:SHOWN]] for name, e in evaluations.items()}

@@ -25,7 +25,7 @@ def within_pass_rate(
     low, high = grpo.pass_rate
     tried = run.folder / "pass_rates.json"
     if not tried.exists():
-        settings, seed = run.profile.solver_settings(), run.profile.seed
+        settings, seed = run.profile.solver_settings(model), run.profile.seed
         with Engine(model, settings, seed=seed) as engine:
             found = evaluate(engine, rows, run.profile.prompt, grpo.pass_rate_samples, seed, run.progress)
         write_json(tried, found.pass_rates())

@@ -11,7 +11,7 @@ import os
 import re
 import tempfile
 from collections.abc import Coroutine
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -70,8 +70,7 @@ class Engine:
             self.lora = LoRARequest("adapter", 1, str(adapter)) if adapter else None
             self.tokenizer = load_tokenizer(model)
             self.tool_parser = find_tool_parser(settings.tool_parser, self.tokenizer)
-        if settings.thinking is None:
-            settings = replace(settings, thinking=prompts.ends_in_thought(self.tokenizer, settings.tags))
+        prompts.check_template(self.tokenizer, settings, model)
         self.settings = settings
         self.requests = itertools.count()
         self.loop = BackgroundLoop()

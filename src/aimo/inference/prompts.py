@@ -9,9 +9,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from aimo.inference.errors import AimoError
+from aimo.inference.errors import AimoError, one_line
 from aimo.inference.settings import Prompt, Settings, Tags, Variant
 
+TAIL = 32  # tokens at the end of a prompt that may hold an opening tag
 MARK = "{#- aimo -#}"  # marks a template that `chat_template` made
 # A turn ends in the end-of-sequence token and nothing more: what is trained is what is generated.
 CHATML = (
@@ -148,10 +149,49 @@ def escape_special_tokens(tokenizer: Any, text: str) -> str:
     return text
 
 
-def ends_in_thought(tokenizer: Any, tags: Tags) -> bool:
-    """Whether the chat template opens a thought at the end of a prompt."""
-    prompt = tokenizer.apply_chat_template(as_prompt("1 + 1?"), add_generation_prompt=True, tokenize=False)
-    return prompt.rstrip().endswith(tags.think_start.strip())
+def ends_in_thought(tokenizer: Any, prompt: list[int], tags: Tags) -> bool:
+    """Whether the n token ids of a prompt end in the tag that opens a thought."""
+    text = tokenizer.decode(prompt[-TAIL:], skip_special_tokens=False)
+    return text.rstrip().endswith(tags.think_start.strip())
+
+
+def check_template(tokenizer: Any, settings: Settings, model: str | Path) -> None:
+    """Raise AimoError when the chat template does not present what the settings say.
+
+    It is rendered once: it may raise, have no system role, no generation prompt, or not read an argument.
+    """
+    template = f"model {model}: its chat template"
+    problem = "What is 1 + 1?"
+    try:
+        asked = messages(tokenizer, settings, problem)
+        prompt, bare = (
+            tokenizer.apply_chat_template(
+                asked, add_generation_prompt=ask, tokenize=False, **settings.chat_template_kwargs
+            )
+            for ask in (True, False)
+        )
+    except Exception as e:  # templates raise errors of their own, and Jinja its own
+        raise AimoError(
+            f"{template} cannot be rendered ({one_line(e)}); save another with the model, "
+            "or change inference.system and inference.chat_template_kwargs"
+        ) from None
+    if settings.system and asked[0]["content"] not in prompt:
+        raise AimoError(f"{template} has no system role; put inference.system's text into inference.user")
+    if problem not in prompt:
+        raise AimoError(f"{template} leaves the problem out; save another with the model")
+    if prompt == bare and not is_ours(tokenizer.chat_template):
+        raise AimoError(
+            f"{template} adds no generation prompt, so nothing tells the model to answer; "
+            "save another with the model"
+        )
+    for name in settings.chat_template_kwargs:
+        if not re.search(rf"\b{re.escape(name)}\b", tokenizer.chat_template):
+            raise AimoError(f"inference.chat_template_kwargs: {template} does not read {name!r}; remove it")
+
+
+def is_ours(template: str) -> bool:
+    """Whether a template is one of this module's, which may ask without a generation prompt."""
+    return MARK in template or template.endswith(PLAIN)
 
 
 def is_well_formed(prompt: Prompt, completion: str) -> bool:

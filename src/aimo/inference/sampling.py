@@ -43,6 +43,16 @@ class Completion:
         """The number of tokens."""
         return len(self.token_ids)
 
+    def __add__(self, later: "Completion") -> "Completion":
+        """This one continued by a later one."""
+        return Completion(
+            self.text + later.text,
+            self.token_ids + later.token_ids,
+            later.finished,
+            self.logprobs + later.logprobs,
+            self.entropies + later.entropies,
+        )
+
 
 class Sampler(Protocol):
     """A model that completes prompts, with the settings it is sampled with."""

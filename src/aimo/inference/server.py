@@ -7,7 +7,6 @@ servers, and waiting for one that is down (`supervisor`).
 import itertools
 import sys
 from collections.abc import Coroutine
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -41,8 +40,7 @@ class Server:
         self.folder = model
         self.tokenizer = load_tokenizer(model)
         self.tool_parser = find_tool_parser(settings.tool_parser, self.tokenizer)
-        if settings.thinking is None:
-            settings = replace(settings, thinking=prompts.ends_in_thought(self.tokenizer, settings.tags))
+        prompts.check_template(self.tokenizer, settings, model)
         self.settings = settings
         self.streams = sys.maxsize  # the servers queue what they cannot hold
         self.urls = [url.rstrip("/").removesuffix("/v1") for url in urls]

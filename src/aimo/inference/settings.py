@@ -105,11 +105,12 @@ class Settings:
     max_tokens: Positive = 16384
     """Tokens of one sample; the context may hold fewer."""
     max_length: Positive | None = None
-    """Tokens of prompt and completion. Null: `model.max_length` in a profile, else the model's limit."""
+    """Tokens of prompt and completion. Null: a training profile's `model.max_length`, else the model's."""
     tags: Tags = field(default_factory=Tags)
-    """Null, in a profile only: the tags of its `prompt` section."""
+    """What encloses a thought and an answer. Not given: those of the `prompt` section of a profile that
+    trains, else those that the model's template shows."""
     thinking: bool | None = None
-    """Whether a prompt ends inside a thought. Null: `prompt.prefill` in a profile, else the template's."""
+    """Whether a prompt ends inside a thought. Null: seen from each prompt."""
     tools: Share = 0.0
     """The share of samples whose Python is run in the sandbox, and its output fed back."""
     tool_turns: Positive = 128

@@ -9,7 +9,7 @@ import math
 import time
 from dataclasses import dataclass, replace
 
-from aimo.inference import answers, voting
+from aimo.inference import answers, prompts, voting
 from aimo.inference.programs import Programs
 from aimo.inference.sampling import Completion, Sampler, sample_seed
 from aimo.inference.solution import TAIL, End, Sample
@@ -55,15 +55,20 @@ class Stream:
             self.tools = (ToolCalls if self.settings.tool_parser else FencedBlocks)(
                 self.sampler, problem.text, index, problem.rules
             )
-        self.prompt = problem.prompt(index)
+        self.prompt = self.turn_prompt = problem.prompt(index)
+        """The token ids of the first prompt, and of the present turn's."""
         self.results: list[int | None] = []
         """The last line that each program printed, as an integer."""
         self.errors = 0
         """Programs that failed."""
         self.text, self.tokens = "", 0
         """What it wrote so far, all turns together."""
-        self.finished_tokens = 0
-        """Tokens of the turns before the present one."""
+        self.earlier = Completion("", [], False)
+        """What the turns before the present one wrote, program output aside."""
+        self.message_begin = 0
+        """Where in the text the model's present message begins."""
+        self.thinking = False
+        """Whether that message began inside a thought."""
         self.limit = math.inf
         """Tokens beyond which it is cut."""
         self.checked = 0
@@ -76,31 +81,36 @@ class Stream:
         """Sample until the model, `update` or the token limit ends it."""
         if self.tools:
             return await self.run_with_tools(self.tools)
+        self.begin_message()
         return await self.sampler.sample(self.prompt, self.seed, self.settings, self.update)
+
+    def begin_message(self) -> None:
+        """Record that the present turn begins a message of the model."""
+        self.message_begin = len(self.tools.text) if self.tools else 0
+        self.thinking = (
+            prompts.ends_in_thought(self.sampler.tokenizer, self.turn_prompt, self.settings.tags)
+            if self.settings.thinking is None
+            else self.settings.thinking
+        )
 
     async def run_with_tools(self, tools: FencedBlocks | ToolCalls) -> Completion:
         """Sample turn by turn; each turn ends in a program, whose output the next one continues from."""
-        ids: list[int] = []
-        logprobs: list[float] = []
-        entropies: list[float] = []
         with contextlib.closing(Programs()) as programs:
             while True:
-                prompt = tools.prompt()
+                prompt = self.turn_prompt = tools.prompt()
+                if tools.starts_message:
+                    self.begin_message()
                 room = min(
-                    self.settings.max_tokens - self.finished_tokens, self.sampler.max_length - len(prompt)
+                    self.settings.max_tokens - self.earlier.tokens, self.sampler.max_length - len(prompt)
                 )
                 if room < MIN_TOKENS:
-                    return Completion(tools.text, ids, False, logprobs, entropies)
+                    return replace(self.earlier, text=tools.text, finished=False)
                 limited = replace(self.settings, max_tokens=room)
                 turn = await self.sampler.sample(prompt, self.seed, limited, self.update)
-                self.finished_tokens += turn.tokens
-                ids += turn.token_ids
-                logprobs += turn.logprobs
-                entropies += turn.entropies
                 call = self.call(turn.text, turn.finished)
                 if call is None:
-                    text = tools.text + turn.text
-                    return Completion(text, ids, turn.finished, logprobs, entropies)
+                    return replace(self.earlier + turn, text=tools.text + turn.text)
+                self.earlier += turn
                 output = await asyncio.to_thread(programs.run, call.code)
                 self.heard = time.monotonic()
                 last_line = (output.splitlines() or [""])[-1]
@@ -117,7 +127,7 @@ class Stream:
         """Record what the present turn has written so far, and return whether to end it now."""
         self.heard = time.monotonic()
         self.text = (self.tools.text if self.tools else "") + turn
-        self.tokens = self.finished_tokens + tokens
+        self.tokens = self.earlier.tokens + tokens
         if len(self.text) - self.checked < CHECK_EVERY and not self.text.endswith(("}", ">", "```")):
             return False
         self.checked = len(self.text)
@@ -132,24 +142,27 @@ class Stream:
             return End.OVERLONG
         if voting.is_repeating(self.text):
             return End.REPETITION
-        settings = self.settings
-        if voting.final_answer(self.text, self.problem.read, settings.tags, bool(settings.thinking)):
+        message = self.text[self.message_begin :]
+        if voting.final_answer(message, self.problem.read, self.settings.tags, self.thinking):
             return End.ANSWERED
         return None
 
     async def force_answer(self, text: str) -> Completion:
         """Return the sample's text with the answer that the model gives when it has to answer at once."""
-        ending = voting.forced_ending(text, self.settings.tags)
+        ending = voting.forced_ending(text[self.message_begin :], self.settings.tags, self.thinking)
         encode = self.sampler.tokenizer.encode
-        written, forced = (encode(part, add_special_tokens=False) for part in (text, ending))
-        room = self.sampler.max_length - FORCED_ANSWER_TOKENS - len(self.prompt) - len(forced)
+        turn = text[len(self.tools.text) if self.tools else 0 :]
+        written, forced = (encode(part, add_special_tokens=False) for part in (turn, ending))
+        room = self.sampler.max_length - FORCED_ANSWER_TOKENS - len(forced)
+        asked = self.turn_prompt + written
+        if len(asked) > room:  # the middle is left out
+            asked = self.prompt + asked[len(asked) - room + len(self.prompt) :]
         limited = replace(self.settings, max_tokens=FORCED_ANSWER_TOKENS)
         closing = self.settings.tags.answer_end
-        tail = await self.sampler.sample(
-            self.prompt + written[-room:] + forced, self.seed, limited, lambda text, _: closing in text
-        )
+        tail = await self.sampler.sample(asked + forced, self.seed, limited, lambda text, _: closing in text)
         text += ending + tail.text
-        return Completion(text, written + tail.token_ids, False, tail.logprobs, tail.entropies)
+        turn_ids = Completion(turn, written, False)
+        return replace(self.earlier + turn_ids + tail, text=text, finished=False)
 
     def vote(self, completion: Completion) -> tuple[int | None, float]:
         """Return a completion's answer, and the weight of its vote by the settings."""

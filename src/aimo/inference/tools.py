@@ -45,6 +45,11 @@ class FencedBlocks:
         self.tokenizer, self.text = sampler.tokenizer, ""
         self.question = sampler.encode(problem, index, rules)
 
+    @property
+    def starts_message(self) -> bool:
+        """Whether the prompt ends where a message of the model begins; later turns continue that message."""
+        return not self.text
+
     def prompt(self) -> list[int]:
         """Token ids that the next turn continues."""
         return self.question + self.tokenizer.encode(self.text, add_special_tokens=False)
@@ -61,6 +66,8 @@ class FencedBlocks:
 
 class ToolCalls:
     """The model's own tool calls: offered by its chat template, read by vLLM's parser of their format."""
+
+    starts_message = True
 
     def __init__(self, sampler: Sampler, problem: str, index: int = 0, rules: str = ""):
         from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest

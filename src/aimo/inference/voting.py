@@ -230,12 +230,14 @@ def is_repeating(text: str) -> bool:
     return len(text) > BLOCK and text[-WINDOW:].count(text[-BLOCK:]) >= REPEATS
 
 
-def forced_ending(text: str, tags: Tags = TAGS) -> str:
-    """Return what to append to a sample without an answer, so that a few more tokens give it.
+def forced_ending(text: str, tags: Tags = TAGS, thinking: bool = False) -> str:
+    """Return what to append to a message without an answer, so that a few more tokens give it.
 
-    This is budget forcing (s1, arXiv 2501.19393).
+    A thought that the message or its prompt (`thinking`) opened is closed. This is budget forcing (s1, arXiv
+    2501.19393).
     """
-    closing = "" if tags.think_end in text else tags.think_end
+    opened = thinking or tags.think_start in text
+    closing = tags.think_end if opened and tags.think_end not in text else ""
     if tags.answer_start.startswith("<"):  # a tag follows the thought at once, as in training
         return closing + tags.answer_start
     return (f"\n{closing}\n" if closing else "") + f"\nThe final answer is {tags.answer_start}"

@@ -214,7 +214,7 @@ def save(
     shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
-    (partial / SETTINGS).write_text(profile.solver_settings().to_json())
+    (partial / SETTINGS).write_text(profile.solver_settings(partial).to_json())
     card(profile, figures).save(partial / "README.md")
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)

@@ -32,7 +32,7 @@ def sample(model: Any, rows: Rows, run: Run) -> Rows:
     if kept.exists():
         return json.loads(kept.read_text())
     rows, seed = rows[: dpo.problems], run.profile.seed
-    with Engine(model, run.profile.solver_settings(), seed=seed) as engine:
+    with Engine(model, run.profile.solver_settings(model), seed=seed) as engine:
         found = metrics.evaluate(engine, rows, run.profile.prompt, dpo.samples, seed, run.progress)
     pairs = []
     for row, group, answers, gold in zip(rows, found.completions, found.answers, found.golds, strict=True):

@@ -12,6 +12,7 @@ from typing import Any
 from aimo.config import Profile
 from aimo.data.prepare import Rows
 from aimo.errors import AimoError
+from aimo.inference.settings import Settings
 from aimo.runs import Run
 from aimo.training import checkpoints
 
@@ -190,7 +191,11 @@ def watch(
     trainer.add_callback(limits)
     every = getattr(profile, stage).probe_steps
     if every and probe:
-        max_tokens = profile.grpo.max_completion_length if profile.grpo else profile.inference.max_tokens
+        max_tokens = (
+            profile.grpo.max_completion_length
+            if profile.grpo
+            else profile.inference.max_tokens or Settings.max_tokens
+        )
 
         def answer() -> list[str]:
             model = trainer.accelerator.unwrap_model(trainer.model)
