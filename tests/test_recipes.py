@@ -15,7 +15,11 @@ from conftest import TINY
 
 from aimo import config
 
-RECIPES = sorted(path.stem for path in config.PROFILES.glob("*.yaml") if path.stem != "tiny")
+RECIPES = sorted(
+    path.stem
+    for path in config.PROFILES.glob("*.yaml")
+    if path.stem != "tiny" and config.load(path.stem).trained
+)
 DOCS = config.ROOT / "docs" / "recipes.md"
 NUMBERS = {"two": 2, "three": 3, "four": 4, "five": 5, "ten": 10}
 # What a CPU or the tiny base cannot do, and what takes long; everything else stays as the recipe has it.

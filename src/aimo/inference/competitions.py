@@ -21,17 +21,50 @@ class Competition:
     problem_column: str
     high: int
     """An answer is an integer from 0 to this."""
-    server: str
-    """Module and class of its inference server in `kaggle_evaluation`."""
+    rules: str
+    """The sentence on its answers, which prompts may hold as `{rules}`."""
+    server: str | None
+    """Module and class of its inference server in `kaggle_evaluation`; None: it takes a CSV of answers."""
     questions: int
     """The number of questions that a rerun is expected to ask."""
     answer_limit_s: float | None
     """Seconds that Kaggle allows for one answer."""
+    modulus: int | None = None
+    """What a result is reduced by where the problem does not say so."""
+    submission: str = "submission.parquet"
+    """The file of the answers."""
 
 
 COMPETITIONS = {
-    "aimo2": Competition("question", 999, "aimo_2_inference_server.AIMO2InferenceServer", 50, 1800.0),
-    "aimo3": Competition("problem", 99999, "aimo_3_inference_server.AIMO3InferenceServer", 50, None),
+    "aimo1": Competition(
+        "problem",
+        999,
+        "The answer is an integer from 0 to 999: the result modulo 1000, whether the problem says so or not. "
+        "Put this one integer in \\boxed{}.",
+        None,
+        50,
+        None,
+        modulus=1000,
+        submission="submission.csv",
+    ),
+    "aimo2": Competition(
+        "question",
+        999,
+        "The answer is an integer from 0 to 999. If the problem names a modulus, the answer is the "
+        "remainder. Put this one integer in \\boxed{}.",
+        "aimo_2_inference_server.AIMO2InferenceServer",
+        50,
+        1800.0,
+    ),
+    "aimo3": Competition(
+        "problem",
+        99999,
+        "The answer is an integer from 0 to 99999. If the problem names a modulus, the answer is the "
+        "remainder. Put this one integer in \\boxed{}.",
+        "aimo_3_inference_server.AIMO3InferenceServer",
+        50,
+        None,
+    ),
 }
 
 

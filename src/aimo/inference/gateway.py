@@ -102,7 +102,7 @@ def make_predict(
             solution = kept.recall(question_id, text)
             if solution.stop is not Stop.KNOWN:
                 keep = partial(kept.add, question_id, text)
-                answer(supervisor, text, schedule.rules.high, seed, budget, solution, keep)
+                answer(supervisor, text, schedule.rules, seed, budget, solution, keep)
                 if solution.votes:  # a fallback is not worth keeping
                     keep(solution.answer)
         except Exception as e:  # an exception here would end the whole submission
@@ -118,7 +118,7 @@ def make_predict(
 def answer(
     supervisor: Supervisor,
     problem: str,
-    high: int,
+    rules: Competition,
     seed: int,
     budget_s: float | None,
     solution: Solution,
@@ -132,7 +132,7 @@ def answer(
             if left is not None and left < MIN_ATTEMPT_S:
                 break
             print(f"{solution.note}; the question is asked again", flush=True)
-        attempt(supervisor, problem, high, seed, left, solution, keep)
+        attempt(supervisor, problem, rules, seed, left, solution, keep)
         if solution.stop is not Stop.FAILED:
             break
 
@@ -140,7 +140,7 @@ def answer(
 def attempt(
     supervisor: Supervisor,
     problem: str,
-    high: int,
+    rules: Competition,
     seed: int,
     budget_s: float | None,
     solution: Solution,
@@ -151,8 +151,19 @@ def attempt(
     try:
         sampler = supervisor.get(budget_s)
         left = None if budget_s is None else max(1.0, budget_s - (time.monotonic() - begun))
-        num_samples = sampler.settings.samples
-        solve(sampler, problem, num_samples, 0, high, seed, left, solution=solution, keep=keep)
+        solve(
+            sampler,
+            problem,
+            sampler.settings.samples,
+            0,
+            rules.high,
+            seed,
+            left,
+            solution=solution,
+            keep=keep,
+            rules=rules.rules,
+            modulus=rules.modulus,
+        )
     except TimeoutError:
         solution.fail(f"the engine {'hung' if sampler else 'was not ready'} within {budget_s:.0f} s")
     except Exception as e:
@@ -258,7 +269,10 @@ def report_fallbacks(solutions: Mapping[str, Solution]) -> None:
 
 def kaggle_server(competition: str, inputs: Path = Path("/kaggle/input")) -> Any:
     """Return Kaggle's inference server class of a competition, or None without `kaggle_evaluation`."""
-    module, _, name = COMPETITIONS[competition].server.partition(".")
+    server = COMPETITIONS[competition].server
+    if server is None:
+        return None
+    module, _, name = server.partition(".")
     places = [*inputs.glob("*/kaggle_evaluation"), *inputs.glob("*/*/kaggle_evaluation")]
     sys.path.extend(str(place.parent) for place in places)
     try:
@@ -326,7 +340,7 @@ def serve(
             server_class(predict).run_local_gateway((str(test_csv),))
         else:
             answers = dict(local_gateway(predict, test_csv, competition))
-            write_answers(Path("submission.parquet"), ids, answers)
+            write_answers(Path(schedule.rules.submission), ids, answers)
     finally:
         supervisor.close()
     report_fallbacks(solutions)

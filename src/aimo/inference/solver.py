@@ -37,17 +37,18 @@ def solve(
     solution: Solution | None = None,
     keep: Callable[[Sample], None] = lambda sample: None,
     rules: str = "",
+    modulus: int | None = None,
 ) -> Solution:
     """Answer a problem with an integer within low…high, from at most `num_samples` samples in `budget_s`.
 
-    `rules` is the competition's sentence on its answers, for the prompt. Continues and extends a `solution`
-    that an earlier engine left; `keep` is called with each sample as it ends. Which sample ends first can
-    change when a vote counts as settled; with `voting.EXACT` sampling stops only when no outcome of the
-    remaining samples can change the vote, and the answer does not depend on timing. Raises TimeoutError when
-    the engine does not return within OVERTIME_S after the budget.
+    `rules` is the competition's sentence on its answers, for the prompt; `modulus`, what a result is reduced
+    by. Continues and extends a `solution` that an earlier engine left; `keep` is called with each sample as
+    it ends. Which sample ends first can change when a vote counts as settled; with `voting.EXACT` sampling
+    stops only when no outcome of the remaining samples can change the vote, and the answer does not depend on
+    timing. Raises TimeoutError when the engine does not return within OVERTIME_S after the budget.
     """
     solution = solution or Solution()
-    question = Question(Problem(sampler, problem, seed, low, high, rules), solution, keep)
+    question = Question(Problem(sampler, problem, seed, low, high, rules, modulus), solution, keep)
     budget = math.inf if budget_s is None else budget_s
     timeout = None if budget_s is None else budget_s + OVERTIME_S
     before = solution.seconds

@@ -33,6 +33,8 @@ class Problem:
     """An answer is an integer within low…high."""
     rules: str = ""
     """The competition's sentence on its answers."""
+    modulus: int | None = None
+    """What a larger result is reduced by."""
 
     def prompt(self, index: int) -> list[int]:
         """The token ids of the prompt of a sample."""
@@ -40,7 +42,11 @@ class Problem:
 
     def read(self, text: str) -> int | None:
         """Return the answer in a text, or None when there is none within low…high."""
-        return answers.to_integer(answers.extract(text, self.sampler.settings.tags), self.low, self.high)
+        return self.to_answer(answers.extract(text, self.sampler.settings.tags))
+
+    def to_answer(self, text: str | None) -> int | None:
+        """Return the integer within low…high that a text states, reduced by the modulus, or None."""
+        return answers.to_integer(text, self.low, self.high, self.modulus)
 
 
 class Stream:
@@ -114,7 +120,7 @@ class Stream:
                 output = await asyncio.to_thread(programs.run, call.code)
                 self.heard = time.monotonic()
                 last_line = (output.splitlines() or [""])[-1]
-                self.results.append(answers.to_integer(last_line, self.problem.low, self.problem.high))
+                self.results.append(self.problem.to_answer(last_line))
                 tools.reply(call, output[-MAX_OUTPUT_CHARS:])
 
     def call(self, turn: str, finished: bool) -> Call | None:
