@@ -55,8 +55,8 @@ lint: setup ## style, types, imports between modules, dependencies, layout, note
 bench: setup ## the figures of the whole pipeline for seeds 0, 1 and 2
 	.venv/bin/python benchmarks/road.py
 
-kernels: setup ## build the Kaggle kernels from the sources
-	.venv/bin/aimo kernel build submission
+kernels: setup ## build the Kaggle kernel from the sources; PROFILE=NAME puts its settings in
+	.venv/bin/aimo kernel build submission $(if $(filter-out tiny,$(PROFILE)),--profile $(PROFILE))
 
 push: kernels ## push the submission kernel to Kaggle (token: KAGGLE_API_TOKEN or ~/.kaggle)
 	@! grep -n INSERT_YOUR kernels/submission/kernel-metadata.json || { echo "aimo: put your Kaggle name into kernels/submission/kernel-metadata.json first"; exit 2; }

@@ -3,6 +3,7 @@
 import inspect
 import json
 import re
+from dataclasses import fields
 
 import nbformat
 import papermill
@@ -10,9 +11,11 @@ import polars as pl
 import pytest
 from conftest import TINY
 
+from aimo import config
 from aimo.config import ROOT
 from aimo.errors import AimoError
 from aimo.inference import gateway
+from aimo.inference.settings import Settings
 from aimo.kaggle import kernels
 
 BUILT = ROOT / "kernels" / "submission" / "aimo-submission.ipynb"
@@ -35,8 +38,22 @@ def test_its_metadata_keeps_to_what_kaggle_accepts():
 
 def test_its_parameters_are_those_that_serve_takes():
     cell = next(c for c in nbformat.read(BUILT, 4).cells if "parameters" in c.metadata.get("tags", []))
-    names = [line.split(" = ")[0] for line in cell.source.split("\n") if not line.startswith("#")]
-    assert sorted(names) == sorted(inspect.signature(gateway.serve).parameters)
+    names: dict = {}
+    exec(cell.source, {}, names)
+    assert sorted(names) == sorted(inspect.signature(gateway.serve).parameters) and names["settings"] == {}
+
+
+@pytest.mark.parametrize("name", ["aimo3-gpt-oss-120b", "aimo2-r1-14b-awq", "tiny"])
+def test_a_profiles_settings_stand_in_its_first_cell_each_below_a_comment(tmp_path, name):
+    built = kernels.build("submission", tmp_path, name)
+    cell = nbformat.read(built, 4).cells[1].source
+    names: dict = {}
+    exec(cell, {}, names)
+    assert names["settings"] == config.load(name).inference.written
+    lines = cell.splitlines()
+    for key in fields(Settings):
+        (place,) = (i for i, line in enumerate(lines) if re.match(rf' +(# )?"{key.name}": ', line))
+        assert re.match(r" +# \S", lines[place - 1])
 
 
 def test_it_holds_every_module_of_the_package_after_those_it_imports():

@@ -238,11 +238,17 @@ def tiny_base(
 
 
 @kernel.command()
-def build(name: Annotated[str, typer.Argument(help="A folder of kernels/.")]) -> None:
+def build(
+    name: Annotated[str, typer.Argument(help="A folder of kernels/.")],
+    profile: Annotated[
+        str | None, typer.Option(help="A profile whose inference section goes into the first cell.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Another folder for the notebook.")] = None,
+) -> None:
     """Build a kernel's self-contained notebook from the sources."""
     from aimo.kaggle import kernels
 
-    print(kernels.build(name))
+    print(kernels.build(name, out, profile))
 
 
 @app.command()

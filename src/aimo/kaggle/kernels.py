@@ -4,16 +4,22 @@ Out of scope: pushing it, which the kaggle client does (`make push`).
 """
 
 import ast
+import itertools
 import json
+import pprint
+import textwrap
 from collections.abc import Iterator
+from dataclasses import asdict
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
 import nbformat
 
+from aimo import config
 from aimo.config import ROOT
 from aimo.errors import AimoError
+from aimo.inference.settings import Settings
 
 PACKAGE = "aimo.inference"
 KERNELS = ROOT / "kernels"
@@ -30,14 +36,16 @@ Attach as inputs: the competition, a model folder that `aimo run` made, and a da
 cells below are the package's own modules, written by `aimo kernel build submission`: change them there."""
 
 PARAMETERS = """\
-competition = "aimo3"  # aimo2 or aimo3
+competition = "aimo3"  # aimo1, aimo2 or aimo3
 model = "/kaggle/input/aimo-model/transformers/default/1"  # a model folder
 test_csv = "/kaggle/input/ai-mathematical-olympiad-progress-prize-3/test.csv"
 time_limit_s = 17400  # of the whole session: 4 h 50 min of the 5 h with a GPU
 seed = 0
 adapter = None  # a folder with a LoRA adapter for the model
-# Over the model's aimo.json, such as {"samples": 32, "vllm": {"tensor_parallel_size": 2}} for 2 x T4:
-settings = {}"""
+# Over those that the model folder has (aimo.json, generation_config.json). Lines that begin with # show the
+# other keys and their defaults.
+settings = {
+SETTINGS}"""
 
 MAKE_PACKAGE = """\
 from pathlib import Path
@@ -51,11 +59,13 @@ from aimo.inference import gateway
 solutions = gateway.serve(competition, model, test_csv, time_limit_s, settings, adapter, seed)"""
 
 
-def build(name: str, out: Path | None = None) -> Path:
+def build(name: str, out: Path | None = None, profile: str | None = None) -> Path:
     """Write the notebook of the kernel `name` (a folder of kernels/) there or to `out`, and return its path.
 
-    The same sources give the same bytes. Raises AimoError when there is no such kernel.
+    The `inference` section of a `profile` stands in its first code cell. The same sources give the same
+    bytes. Raises AimoError when there is no such kernel, profile or folder.
     """
+    written = config.load(profile).inference.written if profile else {}
     known = sorted(path.parent.name for path in KERNELS.glob("*/kernel-metadata.json"))
     if name not in known:
         raise AimoError(
@@ -63,16 +73,18 @@ def build(name: str, out: Path | None = None) -> Path:
         )
     code_file = json.loads((KERNELS / name / "kernel-metadata.json").read_text())["code_file"]
     path = (out or KERNELS / name) / code_file
-    nbformat.write(notebook(), path)
+    if not path.parent.is_dir():
+        raise AimoError(f"--out {out}: no such folder; make it first")
+    nbformat.write(notebook(written), path)
     return path
 
 
-def notebook() -> Any:
-    """Return the notebook: parameters, a cell for each module, and the call that answers."""
+def notebook(written: dict[str, Any]) -> Any:
+    """Return the notebook: parameters with the settings that are `written`, the modules, and the call."""
     code = nbformat.v4.new_code_cell
     cells: list[Any] = [
         nbformat.v4.new_markdown_cell(INTRODUCTION),
-        code(PARAMETERS, metadata={"tags": ["parameters"]}),
+        code(PARAMETERS.replace("SETTINGS", describe(written)), metadata={"tags": ["parameters"]}),
         nbformat.v4.new_markdown_cell("## The package"),
         code(MAKE_PACKAGE),
         *(code(f"%%writefile aimo/inference/{name}.py\n{text.rstrip()}") for name, text in modules()),
@@ -83,6 +95,36 @@ def notebook() -> Any:
         cell["id"] = f"cell-{i}"
     kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
     return nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernelspec})
+
+
+def describe(written: dict[str, Any]) -> str:
+    """Return the entries of the settings as Python, each below a comment that says what it is.
+
+    Keys that are not written are comments with their defaults.
+    """
+    lines: list[str] = []
+    defaults = asdict(Settings())
+    for key, meaning in meanings().items():
+        value = pprint.pformat(written.get(key, defaults[key]), width=96, sort_dicts=False)
+        entry = f'"{key}": {value},'
+        lines += textwrap.wrap(meaning, 104, initial_indent="# ", subsequent_indent="# ")
+        lines += entry.splitlines() if key in written else [f"# {line}" for line in entry.splitlines()]
+    return "".join(f"    {line}\n" for line in lines)
+
+
+def meanings() -> dict[str, str]:
+    """Return the docstring of each key of `Settings`, in one line."""
+    source = ast.parse((ROOT / "src/aimo/inference/settings.py").read_text())
+    (body,) = (
+        node.body for node in source.body if isinstance(node, ast.ClassDef) and node.name == "Settings"
+    )
+    found = {}
+    for key, text in itertools.pairwise(body):
+        if isinstance(key, ast.AnnAssign) and isinstance(key.target, ast.Name):
+            said = text.value if isinstance(text, ast.Expr) else None
+            assert isinstance(said, ast.Constant), f"{key.target.id} has no docstring"
+            found[key.target.id] = " ".join(str(said.value).split())
+    return found
 
 
 def modules() -> Iterator[tuple[str, str]]:
