@@ -20,6 +20,26 @@ train_marker = pytest.mark.train
 # ---- Checkpoints and the order of rows, without training
 
 
+@pytest.fixture(autouse=True)
+def without_unsloths_marks(monkeypatch):
+    """Recipes in the same process may have trained with Unsloth, which asks for logits from then on."""
+    monkeypatch.delenv("UNSLOTH_RETURN_LOGITS", raising=False)
+
+
+@train_marker
+def test_packing_that_unsloth_would_leave_out_is_refused(sets, tmp_path, monkeypatch):
+    from aimo.training import trl_trainers
+
+    class Unpacked(trl_trainers.SftTrainer):
+        def __init__(self, *, args, **keywords):
+            args.packing = False  # as Unsloth's trainer does, with a line in the log
+            super().__init__(args=args, **keywords)
+
+    monkeypatch.setattr(trl_trainers, "SftTrainer", Unpacked)
+    with pytest.raises(AimoError, match="Unsloth does not pack the rows"):
+        train(small("sft.packing=true"), sets, tmp_path)
+
+
 def checkpoint(folder, step, state=True):
     """A checkpoint's folder, whole unless `state` is a piece of text."""
     path = folder / f"checkpoint-{step}"

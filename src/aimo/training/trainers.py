@@ -66,6 +66,11 @@ def sft(
         if test and profile.sft.eval_steps
         else None,
     )
+    if profile.sft.packing and not args.packing:  # Unsloth only logs that it leaves it out
+        raise AimoError(
+            "sft.packing: Unsloth does not pack the rows of this model; set it to false, or take "
+            "model.backend transformers"
+        )
     trainer.by_length = profile.sft.group_by_length and not profile.sft.packing
     return fit(trainer, "sft", profile, folder, progress, probe)
 
