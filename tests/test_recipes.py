@@ -38,6 +38,8 @@ SMALL = {
         "gradient_accumulation_steps": 1,
         "optimizer": "adamw_torch",
         "use_liger_kernel": False,
+        "packing": False,  # Unsloth, once imported, packs nothing on a CPU
+        "packing_strategy": "bfd",
     },
     "grpo": {
         "max_steps": 2,
