@@ -1,0 +1,55 @@
+"""Intervals over questions hold the truth as often as they say."""
+
+import numpy as np
+import pytest
+
+from aimo.evaluation import intervals
+
+QUESTIONS, SAMPLES, EVALUATIONS = 60, 8, 1000
+
+
+def evaluate(rng):
+    """(2, n, k) right or wrong: samples of two models on questions drawn from a population."""
+    rates = rng.beta(2, 1, size=QUESTIONS)
+    better = np.clip(rates + rng.normal(0.03, 0.1, QUESTIONS), 0, 1)
+    return rng.random((2, QUESTIONS, SAMPLES)) < np.stack([rates, better])[:, :, None]
+
+
+def test_intervals_hold_the_truth_in_95_of_100_evaluations():
+    figures = {
+        "pass@1": lambda right: (right[0].mean(axis=1), None),
+        "maj@k": lambda right: ((right[0].mean(axis=1) > 0.5) * 1.0, None),
+        "difference": lambda right: (right[1].mean(axis=1), right[0].mean(axis=1)),
+    }
+    rng = np.random.default_rng(0)
+    population = np.concatenate([evaluate(rng) for _ in range(2000)], axis=1)
+    evaluations = [evaluate(rng) for _ in range(EVALUATIONS)]
+    for name, figure in figures.items():
+        values, baseline = figure(population)
+        truth = np.mean(values) - (0 if baseline is None else np.mean(baseline))
+        held = 0
+        for i, right in enumerate(evaluations):
+            values, baseline = figure(right)
+            found = (
+                intervals.mean(values, i) if baseline is None else intervals.difference(values, baseline, i)
+            )
+            held += found.low <= truth <= found.high
+        assert 0.93 <= held / EVALUATIONS <= 0.97, name
+
+
+def test_a_ratio_of_equal_measurements_is_certain_and_of_pairs_narrower_than_of_strangers():
+    rng = np.random.default_rng(1)
+    values = rng.lognormal(5, 1, 60)
+    same = intervals.ratio(values, values)
+    assert same.low == pytest.approx(1) == same.high
+    paired = intervals.ratio(0.5 * values * rng.uniform(0.9, 1.1, 60), values)
+    apart = intervals.ratio(0.5 * rng.permutation(values), values)
+    assert paired.low < 0.5 < paired.high and paired.high - paired.low < (apart.high - apart.low) / 4
+
+
+def test_intervals_narrow_with_the_root_of_the_questions_and_depend_on_the_seed_alone():
+    rng = np.random.default_rng(2)
+    few, many = rng.random(50), rng.random(5000)
+    assert intervals.mean(few, 3) == intervals.mean(few, 3)
+    widths = [found.high - found.low for found in (intervals.mean(few), intervals.mean(many))]
+    assert 7 < widths[0] / widths[1] < 14
