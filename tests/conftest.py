@@ -5,6 +5,7 @@ Nothing heavy is imported here or at the top of a test file: `make fast` collect
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -92,6 +93,40 @@ def engine() -> Iterator:
 
     with Engine(TINY) as engine:
         yield engine
+
+
+PUBLIC_TEMPLATE = """\
+{%- for message in messages -%}
+  {{- message.content + (eos_token if message.role != 'user' else '') -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+  {{- '<think>' if enable_thinking | default(true) else '<think></think>' -}}
+{%- endif -%}
+"""
+PUBLIC_TAGS = {
+    "<start_working_out>": "<think>",
+    "<end_working_out>": "</think>",
+    "<SOLUTION>": "$\\boxed{",
+    "</SOLUTION>": "}$",
+}
+
+
+@pytest.fixture(scope="session")
+def public_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that was not trained here: the tiny base, which thinks in <think> and answers in a box.
+
+    It has a template and sampling of its own, and no aimo.json.
+    """
+    folder = tmp_path_factory.mktemp("public") / "model"
+    shutil.copytree(TINY, folder)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    for token in tokenizer["added_tokens"]:
+        token["content"] = PUBLIC_TAGS.get(token["content"], token["content"])
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (folder / "chat_template.jinja").write_text(PUBLIC_TEMPLATE)
+    sampling = {"temperature": 0.6, "top_p": 0.95, "top_k": 20, "eos_token_id": 0}
+    (folder / "generation_config.json").write_text(json.dumps(sampling))
+    return folder
 
 
 @pytest.fixture(scope="session")
