@@ -135,15 +135,20 @@ def launch(
 @app.command()
 def solve(
     model: Annotated[str, typer.Option(help="A model folder.")],
-    test: Annotated[str, typer.Option(help="A CSV of questions, with id and problem (or question).")],
-    out: Annotated[str, typer.Option(help="Where the answers go: a .csv or .parquet file.")],
+    problem: Annotated[
+        str | None, typer.Argument(help="One problem, with any answer; it is printed as it is written.")
+    ] = None,
+    test: Annotated[str | None, typer.Option(help="A CSV with id and problem (or question).")] = None,
+    out: Annotated[str | None, typer.Option(help="A .csv or .parquet file for the answers.")] = None,
     profile: Annotated[
         str | None, typer.Option(help="A profile whose inference section goes over the model's settings.")
     ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Change a setting, such as inference.temperature=0.6.")
     ] = None,
-    samples: Annotated[int | None, typer.Option(min=1, help="Samples of a question.")] = None,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Samples of a question; 1 of a PROBLEM if not given.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     server: Annotated[
         list[str] | None,
@@ -155,43 +160,55 @@ def solve(
         typer.Option(help="An engine argument of vLLM's, such as tensor_parallel_size=2; repeat."),
     ] = None,
 ) -> None:
-    """Answer the questions of a CSV with a majority vote, without notebooks."""
-    from aimo.inference.competitions import read_questions
+    """Answer one PROBLEM, or the questions of a CSV, with a majority vote."""
+    from aimo.inference.ask import ask
+    from aimo.inference.gateway import answer_file
     from aimo.inference.model_folder import check_model_folder
     from aimo.inference.settings import resolve
-    from aimo.runs import quiet
 
-    quiet()
-    target = answers_file(out)
-    read_questions(test)  # its faults are reported before the model is loaded
-    check_model_folder(Path(model))
+    target = answers_file(problem, test, out)
     of_profile, of_command = solver_settings(profile, set_ or [], samples, vllm or [])
     if server and (adapter or {"vllm", "gpu_memory"} & of_command.keys()):
         raise AimoError("--server goes without --adapter, --vllm and gpu_memory: give them to `vllm serve`")
-    settings = resolve(model, of_profile, of_command)
+    check_model_folder(model)
+    settings = resolve(model, of_profile, {} if test else {"samples": 1}, of_command)
     try:
-        from aimo.inference.engine import Engine
-        from aimo.inference.gateway import answer_file
-        from aimo.inference.server import Server
-
-        with (
-            Server(server, model, settings)
-            if server
-            else Engine(model, settings, seed=seed, adapter=adapter) as sampler
-        ):
-            answer_file(sampler, test, target, seed)
+        with start(model, settings, seed, server, adapter) as sampler:
+            if test and target:
+                answer_file(sampler, test, target, seed)
+                print(f"answers: {target}")
+            elif problem is not None:
+                print(ask(sampler, problem, seed))
     except KeyboardInterrupt:
         raise AimoError("interrupted") from None
-    print(f"answers: {target}")
 
 
-def answers_file(out: str) -> Path:
-    """Check `--out`: a .csv or .parquet file in a folder that exists."""
+def start(model: str, settings: Any, seed: int, server: list[str] | None, adapter: str | None) -> Any:
+    """The servers of a model, or else an engine of its own."""
+    from aimo.inference.engine import Engine
+    from aimo.inference.server import Server
+    from aimo.runs import quiet
+
+    quiet()
+    return Server(server, model, settings) if server else Engine(model, settings, seed=seed, adapter=adapter)
+
+
+def answers_file(problem: str | None, test: str | None, out: str | None) -> Path | None:
+    """Where the answers of `--test` go, None for a problem; checks both before the model is loaded."""
+    from aimo.inference.competitions import read_questions
+
+    if (problem is None) == (test is None):
+        raise AimoError("give either a problem in quotes or a CSV of problems with --test")
+    if (test is None) != (out is None):
+        raise AimoError("--test and --out go together: a CSV of problems, and where their answers go")
+    if test is None or out is None:
+        return None
     path = Path(out)
     if path.suffix not in (".csv", ".parquet"):
         raise AimoError(f"--out {out}: the answers go to a .csv or a .parquet file")
     if not path.absolute().parent.is_dir():
         raise AimoError(f"--out {out}: its folder does not exist; make it first")
+    read_questions(test)
     return path
 
 

@@ -16,7 +16,7 @@ from aimo.inference.errors import one_line
 from aimo.inference.programs import has_sandbox
 from aimo.inference.sampling import Completion, Sampler
 from aimo.inference.solution import End, Sample, Solution
-from aimo.inference.stream import MIN_TOKENS, Problem, Stream
+from aimo.inference.stream import Problem, Stream
 from aimo.inference.voting import Stop
 
 HEALTH_CHECK_S = 2.0  # between two checks of the engine: streams of a dead one may wait for ever
@@ -75,7 +75,7 @@ class Question:
     async def ask(self, num_samples: int, budget_s: float, policy: voting.Policy) -> None:
         """Sample until the vote needs no more or the time is over, and record it in the solution."""
         solution = self.solution
-        solution.stop, solution.note = None, self.reason_not_to_ask()
+        solution.stop, solution.note = None, self.problem.fault()
         if solution.note:
             return
         policy = replace(policy, in_flight=min(policy.in_flight, self.sampler.streams))
@@ -104,15 +104,6 @@ class Question:
             solution.fail(one_line(e))
         finally:
             await cancel(self.running)
-
-    def reason_not_to_ask(self) -> str:
-        """Return why the problem cannot be asked; empty when it can."""
-        if not self.problem.text.strip():
-            return "the problem is empty"
-        tokens, limit = len(self.problem.prompt(0)), self.sampler.max_length
-        if tokens + MIN_TOKENS > limit:
-            return f"the problem's {tokens} tokens do not fit the model's {limit}"
-        return ""
 
     def state(self, left: int, deadline: float) -> voting.State:
         """Return what is known now, with `left` samples not started yet."""

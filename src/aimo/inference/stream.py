@@ -9,15 +9,14 @@ import math
 import time
 from dataclasses import dataclass, replace
 
-from aimo.inference import answers, prompts, voting
+from aimo.inference import answers, conversations, prompts, voting
 from aimo.inference.programs import Programs
 from aimo.inference.sampling import Completion, Sampler, sample_seed
 from aimo.inference.solution import TAIL, End, Sample
-from aimo.inference.tools import Call, FencedBlocks, ToolCalls
+from aimo.inference.tools import Call
 
 MIN_TOKENS = 16  # fewer cannot hold an answer
 FORCED_ANSWER_TOKENS = 24
-MAX_OUTPUT_CHARS = 2000  # of a program's output that the model reads
 CHECK_EVERY = 64  # characters between two checks whether a sample is over
 
 
@@ -40,6 +39,15 @@ class Problem:
         """The token ids of the prompt of a sample."""
         return self.sampler.encode(self.text, index, self.rules)
 
+    def fault(self) -> str:
+        """Return why the problem cannot be asked; empty when it can."""
+        if not self.text.strip():
+            return "the problem is empty"
+        tokens, limit = len(self.prompt(0)), self.sampler.max_length
+        if tokens + MIN_TOKENS > limit:
+            return f"the problem's {tokens} tokens do not fit the model's {limit}"
+        return ""
+
     def read(self, text: str) -> int | None:
         """Return the answer in a text, or None when there is none within low…high."""
         return self.to_answer(answers.extract(text, self.sampler.settings.tags))
@@ -56,12 +64,9 @@ class Stream:
         self.problem, self.index, self.begin_s = problem, index, begin_s
         self.sampler, self.settings = problem.sampler, problem.sampler.settings
         self.seed = sample_seed(problem.seed, problem.text, index)
-        self.tools: FencedBlocks | ToolCalls | None = None
-        if with_tools:
-            self.tools = (ToolCalls if self.settings.tool_parser else FencedBlocks)(
-                self.sampler, problem.text, index, problem.rules
-            )
-        self.prompt = self.turn_prompt = problem.prompt(index)
+        self.with_tools = with_tools
+        self.talk = conversations.begin(self.sampler, problem.text, index, problem.rules, with_tools)
+        self.prompt = self.turn_prompt = self.talk.prompt()
         """The token ids of the first prompt, and of the present turn's."""
         self.results: list[int | None] = []
         """The last line that each program printed, as an integer."""
@@ -85,59 +90,58 @@ class Stream:
 
     async def run(self) -> Completion:
         """Sample until the model, `update` or the token limit ends it."""
-        if self.tools:
-            return await self.run_with_tools(self.tools)
-        self.begin_message()
-        return await self.sampler.sample(self.prompt, self.seed, self.settings, self.update)
+        with contextlib.closing(Programs(self.settings.tool_seconds)) as programs:
+            while True:
+                turn = await self.sample_turn()
+                call = self.call(turn) if turn else None
+                if turn is None or call is None:
+                    turn = turn or Completion("", [], False)
+                    return replace(self.earlier + turn, text=self.talk.text + turn.text)
+                self.earlier += turn
+                result = await asyncio.to_thread(programs.run, call.code)
+                self.heard = time.monotonic()
+                self.errors += not result.ok
+                last_line = (result.shown.splitlines() or [""])[-1]
+                self.results.append(self.problem.to_answer(last_line))
+                self.talk.reply(call, result.shown)
+
+    async def sample_turn(self) -> Completion | None:
+        """Sample up to a program, whose output the next turn continues from; None when there is no room."""
+        self.turn_prompt = self.talk.prompt()
+        if self.talk.starts_message:
+            self.begin_message()
+        room = min(
+            self.settings.max_tokens - self.earlier.tokens, self.sampler.max_length - len(self.turn_prompt)
+        )
+        if room < MIN_TOKENS:
+            return None
+        limited = replace(self.settings, max_tokens=room)
+        return await self.sampler.sample(self.turn_prompt, self.seed, limited, self.update)
 
     def begin_message(self) -> None:
         """Record that the present turn begins a message of the model."""
-        self.message_begin = len(self.tools.text) if self.tools else 0
+        self.message_begin = len(self.talk.text)
         self.thinking = (
             prompts.ends_in_thought(self.sampler.tokenizer, self.turn_prompt, self.settings.tags)
             if self.settings.thinking is None
             else self.settings.thinking
         )
 
-    async def run_with_tools(self, tools: FencedBlocks | ToolCalls) -> Completion:
-        """Sample turn by turn; each turn ends in a program, whose output the next one continues from."""
-        with contextlib.closing(Programs()) as programs:
-            while True:
-                prompt = self.turn_prompt = tools.prompt()
-                if tools.starts_message:
-                    self.begin_message()
-                room = min(
-                    self.settings.max_tokens - self.earlier.tokens, self.sampler.max_length - len(prompt)
-                )
-                if room < MIN_TOKENS:
-                    return replace(self.earlier, text=tools.text, finished=False)
-                limited = replace(self.settings, max_tokens=room)
-                turn = await self.sampler.sample(prompt, self.seed, limited, self.update)
-                call = self.call(turn.text, turn.finished)
-                if call is None:
-                    return replace(self.earlier + turn, text=tools.text + turn.text)
-                self.earlier += turn
-                output = await asyncio.to_thread(programs.run, call.code)
-                self.heard = time.monotonic()
-                last_line = (output.splitlines() or [""])[-1]
-                self.results.append(self.problem.to_answer(last_line))
-                tools.reply(call, output[-MAX_OUTPUT_CHARS:])
-
-    def call(self, turn: str, finished: bool) -> Call | None:
+    def call(self, turn: Completion) -> Call | None:
         """Return the program that a turn asks to run, or None when there is none or no more may run."""
-        if self.tools is None or self.end or len(self.results) >= self.settings.tool_turns:
+        if self.end or len(self.results) >= self.settings.tool_turns:
             return None
-        return self.tools.find_call(turn, finished)
+        return self.talk.find_call(turn)
 
     def update(self, turn: str, tokens: int) -> bool:
         """Record what the present turn has written so far, and return whether to end it now."""
         self.heard = time.monotonic()
-        self.text = (self.tools.text if self.tools else "") + turn
+        self.text = self.talk.text + turn
         self.tokens = self.earlier.tokens + tokens
         if len(self.text) - self.checked < CHECK_EVERY and not self.text.endswith(("}", ">", "```")):
             return False
         self.checked = len(self.text)
-        if self.call(turn, finished=False) is not None:
+        if self.call(Completion(turn, [], finished=False)) is not None:
             return True
         self.end = self.reason_to_end()
         return self.end is not None
@@ -155,9 +159,9 @@ class Stream:
 
     async def force_answer(self, text: str) -> Completion:
         """Return the sample's text with the answer that the model gives when it has to answer at once."""
-        ending = voting.forced_ending(text[self.message_begin :], self.settings.tags, self.thinking)
+        ending = self.talk.forced_ending(text[self.message_begin :], self.thinking)
         encode = self.sampler.tokenizer.encode
-        turn = text[len(self.tools.text) if self.tools else 0 :]
+        turn = text[len(self.talk.text) :]
         written, forced = (encode(part, add_special_tokens=False) for part in (turn, ending))
         room = self.sampler.max_length - FORCED_ANSWER_TOKENS - len(forced)
         asked = self.turn_prompt + written
@@ -173,7 +177,7 @@ class Stream:
     def vote(self, completion: Completion) -> tuple[int | None, float]:
         """Return a completion's answer, and the weight of its vote by the settings."""
         answer, weight = self.problem.read(completion.text), 1.0
-        if answer is not None and self.tools:
+        if answer is not None and self.with_tools:
             weight = voting.by_tools(answer, self.results)
         elif answer is None and self.results:
             # Its last program printed an answer that the sample did not come to state.
@@ -225,6 +229,7 @@ class Stream:
             len(self.results),
             self.errors,
             self.results,
+            self.talk.malformed,
         )
 
 
