@@ -1,17 +1,29 @@
-"""The time bank beside equal shares: scores and overruns of simulated competition days.
+"""The time bank beside the field's rule and equal shares: scores and overruns of simulated competition days.
 
     python benchmarks/timebank.py --traces FILE … [--competitions 10000] [--json FILE]
+    python benchmarks/timebank.py --attempts FILE [--competitions 10000] [--json FILE]
 
-A day asks 50 questions in random order, drawn from recorded completions (files as in
-benchmarks/voting.py). The engine's speed follows a random walk. On some days it stalls for minutes, and
-on one day in five it dies and restarts, which loses the running samples. The solver's rules
-(`voting.next_step`) decide when a question ends; a question whose budget is spent is answered with the
-votes that it has. All policies get the same days. An overrun is a day that ends after its limit.
+A day asks 50 questions in random order. On some days the engine stalls for minutes, and on one day in five it
+dies and restarts, which loses the running samples. The solver's rules (`voting.next_step`) decide when a
+question ends; a question whose budget is spent is answered with the votes that it has. All policies get the
+same days. An overrun is a day that ends after its limit.
+
+With `--traces` (files as in benchmarks/voting.py) the questions are recorded completions, the engine's speed
+follows a random walk, and a day has 4,500 to 18,000 seconds.
+
+With `--attempts` (aimo3_gpt_oss_120b_attempts.jsonl: tokens, answers and seconds of gpt-oss-120b on an H100)
+a day has 17,400 seconds. A question is one of the recorded ten. Its 8 samples run at once, at 98 tokens a
+second each, give or take 7 %, as recorded. A sample is one of the question's recorded attempts, its tokens
+multiplied by a log-normal factor of spread 0.25. Two more factors are assumptions, as ten problems do not
+show them: how much longer each question is (log-normal, spread 0.5), and how much longer all of the day's
+are (0.75 to 1.75, uniform). The recorded run stopped at four equal answers, so that its longest attempts are
+missing.
 """
 
 import json
 import math
 import random
+import statistics
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -23,7 +35,7 @@ import typer
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from voting import Question, load  # benchmarks/voting.py
+from voting import Question, Sample, load  # benchmarks/voting.py
 
 from aimo.inference import timebank, voting
 from aimo.inference.voting import State
@@ -32,6 +44,7 @@ QUESTIONS = 50
 START_S = 180.0  # the engine's start
 OVERHEAD_S = 2.0  # of a question: the gateway, the prompt, the forced answers
 Share = Callable[[float, int], float]  # (seconds left, questions left) -> seconds for the next question
+MakeDay = Callable[[list[Question], int], "Day"]  # (questions to draw from, seed)
 
 
 @dataclass
@@ -41,31 +54,62 @@ class Day:
     questions: list[Question]
     seed: int
     limit_s: float
+    speeds: list[float]
+    """Tokens a second of one stream, for each question."""
     stalls: dict[int, float]
     """Question to the seconds for which the engine writes nothing."""
     death: int | None
     """The question during which the engine dies; None when it lives."""
 
 
-def make_day(pool: list[Question], seed: int) -> Day:
-    """A day whose limit is between 4,500 and 18,000 seconds and the engine's start."""
+def faults(rng: random.Random) -> tuple[dict[int, float], int | None]:
+    """The stalls and the death of a day."""
+    stalls = {rng.randrange(QUESTIONS): rng.uniform(60, 600) for _ in range(rng.randrange(3))}
+    return stalls, rng.randrange(QUESTIONS) if rng.random() < 0.2 else None
+
+
+def recorded_day(pool: list[Question], seed: int) -> Day:
+    """A day of recorded completions."""
     rng = random.Random(seed)
     questions = rng.choices(pool, k=QUESTIONS)
-    stalls = {rng.randrange(QUESTIONS): rng.uniform(60, 600) for _ in range(rng.randrange(3))}
     limit_s = rng.uniform(0.5, 2.0) * 9000 + START_S
-    death = rng.randrange(QUESTIONS) if rng.random() < 0.2 else None
-    return Day(questions, seed, limit_s, stalls, death)
+    speeds = [30.0]
+    while len(speeds) < QUESTIONS:
+        speeds.append(min(60.0, max(10.0, speeds[-1] * math.exp(rng.gauss(0, 0.1)))))
+    return Day(questions, seed, limit_s, speeds, *faults(rng))
+
+
+def gpt_oss_day(pool: list[Question], seed: int) -> Day:
+    """A day of gpt-oss-120b on an H100, as the module's docstring says."""
+    rng = random.Random(seed)
+    longer = rng.uniform(0.75, 1.75)
+    questions = []
+    for question in rng.choices(pool, k=QUESTIONS):
+        factor = longer * rng.lognormvariate(0, 0.5)
+        drawn = rng.choices(question.ours, k=8)
+        samples = [Sample(one.tokens * factor * rng.lognormvariate(0, 0.25), one.answer) for one in drawn]
+        questions.append(Question(question.gold, [], samples))
+    speeds = [98 * rng.lognormvariate(0, 0.07) for _ in range(QUESTIONS)]
+    return Day(questions, seed, 17_400, speeds, *faults(rng))
+
+
+def load_attempts(path: Path) -> list[Question]:
+    """All problems of a file of gpt-oss attempts."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [
+        Question(row["answer"], [], [Sample(one["tokens"], one["answer"]) for one in row["attempts"]])
+        for row in rows
+    ]
 
 
 def live(day: Day, share: Share) -> tuple[int, float]:
     """Answer a day's questions; returns the right answers and the seconds from the limit to the end."""
     rng = random.Random(day.seed)
-    now, right, speed = START_S, 0, 30.0
+    now, right = START_S, 0
     for i, question in enumerate(day.questions):
-        speed = min(60.0, max(10.0, speed * math.exp(rng.gauss(0, 0.1))))
         seconds = share(day.limit_s - now - OVERHEAD_S * (QUESTIONS - i), QUESTIONS - i)
         lost = day.stalls.get(i, 0.0) + (START_S if day.death == i else 0.0)
-        took, answer = ask(question, max(0.0, seconds), lost, speed, rng)
+        took, answer = ask(question, max(0.0, seconds), lost, day.speeds[i], rng)
         now += took + OVERHEAD_S
         right += answer is not None and answer == question.gold
     return right, now - day.limit_s
@@ -113,9 +157,12 @@ def ask(
 
 
 def bank(limit_s: float) -> Share:
-    """The time bank."""
-    least = timebank.minimum(limit_s - START_S - OVERHEAD_S * QUESTIONS, QUESTIONS)
-    return lambda left, questions: timebank.budget(left, questions, least)
+    """The time bank as a rerun uses it, which expects 50 questions and does not know their number."""
+
+    def share(left: float, questions: int) -> float:
+        return timebank.next_budget(limit_s, limit_s - left, QUESTIONS - questions, QUESTIONS, known=False)
+
+    return share
 
 
 def fixed(limit_s: float) -> Share:
@@ -128,45 +175,78 @@ def equal(_: float) -> Share:
     return lambda left, questions: left / questions
 
 
-POLICIES = {"time bank": bank, "fixed seconds": fixed, "equal share of the rest": equal}
+def field(_: float) -> Share:
+    """The rule of AIMO 3's public notebooks: 300 seconds are kept for each question to come, and one question
+    takes at most 900 and at least 300. Here no question takes more than is left."""
+    return lambda left, questions: min(left, max(300.0, min(900.0, left - 300.0 * (questions - 1))))
 
 
-def simulate(pool: list[Question], seeds: range) -> list[dict[str, tuple[int, float]]]:
+POLICIES = {
+    "time bank": bank,
+    "the field's rule": field,
+    "fixed seconds": fixed,
+    "equal share of the rest": equal,
+}
+
+
+def simulate(pool: list[Question], day: MakeDay, seeds: range) -> list[dict[str, tuple[int, float]]]:
     """One day for each seed; returns each policy's score and seconds past the limit, by its name."""
-    days = [make_day(pool, seed) for seed in seeds]
+    days = [day(pool, seed) for seed in seeds]
     return [{name: live(day, share(day.limit_s)) for name, share in POLICIES.items()} for day in days]
 
 
 def main(
-    traces: Annotated[list[Path], typer.Option(help="Repeat for several.")],
+    traces: Annotated[
+        list[Path] | None, typer.Option(help="Recorded completions. Repeat for several.")
+    ] = None,
+    attempts: Annotated[Path | None, typer.Option(help="Recorded attempts of gpt-oss.")] = None,
     competitions: Annotated[int, typer.Option(min=1, help="Simulated days.")] = 10_000,
     to: Annotated[Path | None, typer.Option("--json", help="Write the figures here too.")] = None,
 ) -> None:
     """Simulate all days with each policy."""
-    pool = [question for path in traces for question in load(path)]
+    if bool(traces) == bool(attempts):
+        raise typer.BadParameter("give --traces or --attempts")
+    make = gpt_oss_day if attempts else recorded_day
+    pool = load_attempts(attempts) if attempts else [q for path in traces or [] for q in load(path)]
     chunks = [range(start, min(start + 50, competitions)) for start in range(0, competitions, 50)]
     with ProcessPoolExecutor() as processes:
-        parts = processes.map(simulate, [pool] * len(chunks), chunks)
+        parts = processes.map(simulate, [pool] * len(chunks), [make] * len(chunks), chunks)
         days = [day for part in track(parts, "days", len(chunks)) for day in part]
     table = Table(
-        "policy", "mean score of 50", "ours / theirs", "days worse than fixed", "overruns", "latest end, s"
+        "policy",
+        "mean score of 50",
+        "ours minus theirs",
+        "days behind / ahead",
+        "overruns",
+        "latest end, s",
     )
+    ours = [day["time bank"][0] for day in days]
     results = []
     for name in POLICIES:
         scores, ends = zip(*(day[name] for day in days), strict=True)
+        gains = [own - score for own, score in zip(ours, scores, strict=True)]
+        mean = statistics.fmean(gains)
         figures = {
             "policy": name,
-            "score": sum(scores) / len(days),
-            "worse": sum(day[name][0] < day["fixed seconds"][0] for day in days),
+            "score": statistics.fmean(scores),
+            "gain": mean,
+            "gain_error": 1.96 * statistics.pstdev(gains) / math.sqrt(len(gains)),
+            "behind": sum(gain < 0 for gain in gains),
+            "ahead": sum(gain > 0 for gain in gains),
             "overruns": sum(end > 1e-6 for end in ends),
             "latest_s": max(ends),
         }
         results.append(figures)
-        figures["ratio"] = results[0]["score"] / figures["score"]
-        counts = f"{figures['worse']:,}", f"{figures['overruns']:,}", f"{figures['latest_s']:.1f}"
-        table.add_row(name, f"{figures['score']:.2f}", f"{figures['ratio']:.3f}", *counts)
-    Console(width=110).print(table)
-    print("Latest end is in seconds after the day's limit.")
+        table.add_row(
+            name,
+            f"{figures['score']:.2f}",
+            f"{mean:+.2f} ± {figures['gain_error']:.2f}",
+            f"{figures['behind']:,} / {figures['ahead']:,}",
+            f"{figures['overruns']:,}",
+            f"{figures['latest_s']:.1f}",
+        )
+    Console(width=120).print(table)
+    print("Latest end is in seconds after the day's limit; ± is a 95 % interval of the mean over days.")
     if to:
         to.write_text(json.dumps({"competitions": competitions, "policies": results}, indent=2) + "\n")
 

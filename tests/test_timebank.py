@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from aimo.inference.timebank import MAX_SHARES, budget, minimum, questions_left
+from aimo.inference.timebank import MAX_SHARES, budget, minimum, next_budget, questions_left
 
 
 @pytest.mark.parametrize("seed", range(200))
@@ -33,5 +33,15 @@ def test_without_time_left_a_question_gets_none():
 
 def test_more_questions_than_expected_are_planned_for():
     assert questions_left(0, 50, known=False) == 50
-    assert questions_left(48, 50, known=False) == 10 == questions_left(120, 50, known=False)
+    assert questions_left(49, 50, known=False) == 2 == questions_left(120, 50, known=False)
     assert questions_left(2, 3, known=True) == 1 == questions_left(5, 3, known=True)
+
+
+@pytest.mark.parametrize("asked", [50, 60, 120])
+def test_questions_that_take_all_that_they_get_end_before_the_limit_however_many_there_are(asked):
+    elapsed, budgets = 180.0, []
+    for i in range(asked):
+        budgets.append(next_budget(17_400, elapsed, i, 50, known=False))
+        elapsed += budgets[-1]
+    assert elapsed < 17_400 and min(budgets) >= 1
+    assert min(budgets[:49]) > 200 and budgets[49] > 100, "half of the last one's is kept for one more"

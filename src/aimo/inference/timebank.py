@@ -5,9 +5,9 @@ what it saved is there for the questions after it. No question takes what the ot
 Out of scope: the clock.
 """
 
-MAX_SHARES = 2.0  # equal shares that one question may take; more gains nothing (docs/voting.md)
+MAX_SHARES = 2.5  # equal shares that one question may take; more gains nothing (docs/solver.md)
 MIN_SHARE = 0.6  # of the first equal share: what is reserved for each question still to come
-MIN_QUESTIONS_LEFT = 10  # questions that may still come after as many as expected have been asked
+MIN_QUESTIONS_LEFT = 2  # to plan for, so that one more than expected still gets half of what is left
 MARGIN_S = 120  # of a Kaggle session, reserved for the gateway to finish
 
 
