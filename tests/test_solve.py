@@ -1,5 +1,6 @@
 """`aimo solve --server` with model servers on loopback that die, return or hang in a question."""
 
+import itertools
 import json
 import signal
 import socket
@@ -20,10 +21,16 @@ IDS = [f"q{i}" for i in (3, 1, 4, 0, 5, 2)]
 
 
 class ModelServer:
-    """Speaks as `vllm serve` does; after `streams` completions it dies in the middle of one, or hangs."""
+    """Speaks as `vllm serve` does, with a reply for each request in turn.
 
-    def __init__(self, streams=10**9, hangs=False, port=0):
+    After `streams` completions it dies in the middle of one, or hangs. After the first piece of a reply it
+    waits for `go_on`.
+    """
+
+    def __init__(self, streams=10**9, hangs=False, port=0, replies=(PIECES,)):
         self.left, self.hangs, self.dead = streams, hangs, False
+        self.replies, self.go_on = itertools.cycle(replies), threading.Event()
+        self.go_on.set()
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -49,9 +56,10 @@ class ModelServer:
                     self.send_header("Content-Type", "text/event-stream")
                     self.send_header("Transfer-Encoding", "chunked")
                     self.end_headers()
-                    for i, piece in enumerate(PIECES[: 1 if fails else None], 1):
+                    for i, piece in enumerate(next(outer.replies)[: 1 if fails else None], 1):
                         choice = {"index": 0, "text": piece, "finish_reason": None, "token_ids": [i]}
                         self.event({"choices": [choice]})
+                        outer.go_on.wait()
                 if fails and outer.hangs:
                     time.sleep(1000)
                 if fails or outer.dead:
@@ -86,6 +94,22 @@ def arguments(folder, *servers):
     urls = [part for server in servers for part in ("--server", server.url)]
     files = ["--test", str(folder / "test.csv"), "--out", str(folder / "a.csv")]
     return ["solve", "--model", str(TINY), *files, "--samples", "2", *urls]
+
+
+@pytest.fixture
+def ask(monkeypatch, capsys):
+    """Ask one problem in this process; returns the exit code, what was printed, and the error."""
+
+    def run(server, *arguments):
+        from aimo import cli
+
+        command = ["aimo", "solve", "--model", str(TINY), "--server", server.url, *arguments]
+        monkeypatch.setattr(sys, "argv", command)
+        with pytest.raises(SystemExit) as e:
+            cli.main()
+        return e.value.code, *capsys.readouterr()
+
+    return run
 
 
 @pytest.fixture
@@ -184,3 +208,53 @@ def test_an_interrupted_command_keeps_the_answers_so_far_and_says_so_in_one_line
     assert process.returncode == 2
     assert told.startswith("aimo: interrupted; 2 of 6 questions are answered, in ") and told.count("\n") == 1
     assert len(answers(tmp_path)) == 2
+
+
+def test_one_problem_is_printed_as_it_is_written_and_its_answer_stands_alone_on_the_last_line():
+    server = ModelServer(replies=[["Halb so groß:", " \\boxed{\\frac{1}{2}}", "."]])
+    server.go_on.clear()
+    command = [str(AIMO), "solve", "--model", str(TINY), "--server", server.url, "Wie groß?"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.read(len("Halb so groß:")) == "Halb so groß:", "nothing is shown before the end"
+    server.go_on.set()
+    rest, _ = process.communicate(timeout=60)
+    assert process.returncode == 0 and rest == " \\boxed{\\frac{1}{2}}.\n\n\\frac{1}{2}\n"
+
+
+def test_several_samples_of_a_problem_vote_on_answers_that_are_equal_though_written_otherwise(ask):
+    replies = [["\\boxed{3}"], ["\\boxed{1/2}"], ["\\boxed{0.5}"], ["so"]]
+    code, out, _ = ask(ModelServer(replies=replies), "Wie viel?", "--samples", "4")
+    lines = out.splitlines()
+    assert (
+        code == 0
+        and lines[-1] in ("1/2", "0.5")
+        and lines[-4:-1]
+        == [
+            f"2 of 4: {lines[-1]}",
+            "1 of 4: 3",
+            "",
+        ]
+    )
+
+
+def test_a_problem_may_be_answered_with_programs_whose_output_is_shown(ask):
+    replies = [["Let me see.\n", "```python\n6 * 7\nprint(6 * 7)\n```"], ["So it is \\boxed{42}."]]
+    code, out, _ = ask(ModelServer(replies=replies), "6 * 7?", "--set", "inference.tools=0.5")
+    assert code == 0 and "```output\n42\n```\nSo it is \\boxed{42}.\n\n42\n" in out
+    assert out.count("Let me see.") == 1 and out.count("print(6 * 7)") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments, code, told",
+    [
+        ([" "], 2, "the problem is empty"),
+        (["x + " * 2000], 2, "do not fit the model's 1000"),
+        (["1 + 1?"], 1, "hold no answer"),
+        ([], 2, "give either a problem"),
+        (["1 + 1?", "--test", "t.csv"], 2, "give either a problem"),
+        (["1 + 1?", "--out", "a.csv"], 2, "--test and --out go together"),
+    ],
+)
+def test_a_problem_that_cannot_be_asked_or_answered_is_told_in_one_line(ask, arguments, code, told):
+    found, _, err = ask(ModelServer(replies=[["I do not know"]]), *arguments)
+    assert found == code and told in err and err.count("\n") == 1
