@@ -15,7 +15,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from aimo.inference import prompts
+from aimo.inference import conversations, harmony, programs, prompts
 from aimo.inference.errors import AimoError
 from aimo.inference.model_folder import (
     REMEDY,
@@ -70,7 +70,11 @@ class Engine:
             self.lora = LoRARequest("adapter", 1, str(adapter)) if adapter else None
             self.tokenizer = load_tokenizer(model)
             self.tool_parser = find_tool_parser(settings.tool_parser, self.tokenizer)
-        prompts.check_template(self.tokenizer, settings, model)
+        if settings.tools:
+            programs.warm(settings.tool_seconds)
+        self.encoding = harmony.load(model) if settings.format == "harmony" else None
+        if self.encoding is None:
+            prompts.check_template(self.tokenizer, settings, model)
         self.settings = settings
         self.requests = itertools.count()
         self.loop = BackgroundLoop()
@@ -166,7 +170,7 @@ class Engine:
 
     def encode(self, problem: str, index: int = 0, rules: str = "") -> list[int]:
         """Token ids of the prompt that the `index`-th sample of `problem` starts from."""
-        return prompts.encode(self.tokenizer, self.settings, problem, index, rules)
+        return conversations.begin(self, problem, index, rules).prompt()
 
     async def sample(
         self, prompt: list[int], seed: int, settings: Settings, until: Until | None = None
@@ -269,7 +273,9 @@ def sampling_parameters(settings: Settings, seed: int, room: int, streamed: bool
         stop=settings.stop,
         seed=seed,
         logprobs=LOGPROBS.get(settings.weight),
-        skip_special_tokens=settings.tool_parser is None,  # a tool call may be made of them
+        # A tool call may be made of special tokens, and Harmony's channels are.
+        skip_special_tokens=settings.tool_parser is None and settings.format == "chat",
+        stop_token_ids=harmony.STOP if settings.format == "harmony" else None,
         output_kind=RequestOutputKind.DELTA if streamed else RequestOutputKind.FINAL_ONLY,
     )
 

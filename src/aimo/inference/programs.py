@@ -1,12 +1,62 @@
-"""Runs the Python programs of a sample in the sandbox.
+"""Runs the Python programs of a sample in the sandbox, in a session that was ready before the sample asked.
 
 Out of scope: finding them in its text (`aimo.inference.tools`).
 """
 
 import functools
+import queue
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
 
 from aimo.inference import sandbox
 from aimo.inference.errors import AimoError
+
+READY = 16  # sessions kept ready: as many as samples run at a time by default
+OUTPUT_CHARS = 4000  # of a program's output that the model reads; the middle of longer output is left out
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a program did."""
+
+    shown: str
+    """What it printed, followed by its error if it raised one."""
+    ok: bool
+    """Whether it ran to its end."""
+
+
+class Pool:
+    """Sessions that are ready. Each one that is taken is replaced in the background."""
+
+    def __init__(self, limits: sandbox.Limits):
+        self.limits = limits
+        self.ready: queue.SimpleQueue[sandbox.Session] = queue.SimpleQueue()
+        self.starter = ThreadPoolExecutor(1)
+
+    def fill(self) -> None:
+        """Start sessions until READY are ready; returns at once."""
+        for _ in range(READY - self.ready.qsize()):
+            self.starter.submit(self.add)
+
+    def add(self) -> None:
+        """Start a session."""
+        self.ready.put(sandbox.Session(self.limits))
+
+    def take(self) -> sandbox.Session:
+        """A session without variables. AimoError when no process can be confined."""
+        try:
+            session = self.ready.get_nowait()
+        except queue.Empty:
+            session = sandbox.Session(self.limits)
+        self.starter.submit(self.add)
+        return session
+
+
+@functools.cache
+def pool(seconds: float) -> Pool:
+    """The sessions whose programs may take so many seconds."""
+    return Pool(sandbox.Limits(seconds=seconds, output_chars=OUTPUT_CHARS))
 
 
 class Programs:
@@ -15,21 +65,31 @@ class Programs:
     A sandbox that fails becomes the program's output, so that it costs the turn and not the sample.
     """
 
-    session: sandbox.Session | None = None
+    def __init__(self, seconds: float):
+        """`seconds` is what a program may take."""
+        self.seconds = seconds
+        self.session: sandbox.Session | None = None
 
-    def run(self, code: str) -> str:
-        """Run a program and return what it prints, followed by its error if it raises one."""
+    def run(self, code: str) -> Output:
+        """Run a program."""
         try:
-            self.session = self.session or sandbox.Session()
+            self.session = self.session or pool(self.seconds).take()
             result = self.session.run(code)
         except AimoError as e:
-            return str(e)
-        return (result.stdout + result.error).strip()
+            return Output(str(e), ok=False)
+        return Output((result.stdout + result.error).strip(), result.ok)
 
     def close(self) -> None:
         """End the sandbox's process."""
         if self.session:
-            self.session.close()
+            with suppress(AimoError):  # the fork server is gone, and the process with it
+                self.session.close()
+
+
+def warm(seconds: float) -> None:
+    """Have sessions ready for the first question; returns at once, and does nothing without a sandbox."""
+    if has_sandbox():
+        pool(seconds).fill()
 
 
 @functools.cache

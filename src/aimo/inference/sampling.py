@@ -61,6 +61,8 @@ class Sampler(Protocol):
     tokenizer: Any
     tool_parser: Any
     """vLLM's parser of the model's own tool calls, or None."""
+    encoding: Any
+    """openai_harmony's encoding, of models whose format is Harmony, or None."""
     max_length: int
     """Tokens of prompt and completion together."""
     streams: int

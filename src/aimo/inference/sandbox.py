@@ -33,6 +33,8 @@ from typing import Any
 from aimo.inference.errors import AimoError
 from aimo.inference.sandbox_worker import ERROR_CHARS, delete
 
+GRACE_S = 0.5
+"""Seconds in which an interrupted program must end; its process is killed after that."""
 MAX_OUTPUT = 16 << 20
 """Bytes of output at which a call is stopped, as reading them costs the caller too."""
 
@@ -95,8 +97,9 @@ def run_many(
 class Session:
     """Runs one piece of code after another, as a notebook does: variables are kept, a last value is shown.
 
-    Any number may run side by side, each in a thread of its caller's (`asyncio.to_thread`). After a timeout,
-    a crash or threads that outlive their call, a session continues with a new process and no variables.
+    Any number may run side by side, each in a thread of its caller's (`asyncio.to_thread`). A timeout
+    interrupts the program and keeps the variables. After one that cannot be interrupted, a crash, or threads
+    that outlive their call, a session continues with a new process and no variables.
     """
 
     def __init__(self, limits: Limits = DEFAULT):
@@ -252,8 +255,11 @@ class _Process:
             output, reply = bytearray(), bytearray()
             stopped = self.exchange(code, output, reply)
             timed_out = stopped.startswith("timed out")
+            kept = timed_out and not self.script and self.interrupt(output, reply)
             number, _, error = reply[:-1].decode(errors="replace").partition(" ")
-            stopped = stopped or self.why_stop(number, error)
+            stopped = self.why_stop(number, error) if kept else stopped or self.why_stop(number, error)
+            if kept:
+                error = f"timed out after {self.limits.seconds:g} s; the session's variables are kept"
             if stopped:
                 self.kill()
             if stopped == "ended":
@@ -284,11 +290,20 @@ class _Process:
         return f"exit code {self.status}" if self.status or not self.script else ""
 
     def exchange(self, code: str, output: bytearray, reply: bytearray) -> str:
-        """Send the code, collect output and reply. Empty once the reply is whole, else why there is none."""
-        deadline = time.monotonic() + self.limits.seconds
+        """Send the code, and collect output and reply."""
         with suppress(OSError):  # where the process has died, reading tells
             self.channel.settimeout(self.limits.seconds)
             self.channel.sendall(json.dumps(code).encode() + b"\n")
+        return self.collect(output, reply, self.limits.seconds)
+
+    def interrupt(self, output: bytearray, reply: bytearray) -> bool:
+        """Interrupt a session's program, as Ctrl-C does. Whether it has ended, and the session goes on."""
+        _server.ask({"interrupt": self.scratch})
+        return not self.collect(output, reply, GRACE_S)
+
+    def collect(self, output: bytearray, reply: bytearray, seconds: float) -> str:
+        """Collect output and reply for at most `seconds`. Empty once the reply is whole, else why not."""
+        deadline = time.monotonic() + seconds
         poll = select.poll()
         poll.register(self.output, select.POLLIN)
         poll.register(self.channel, select.POLLIN)

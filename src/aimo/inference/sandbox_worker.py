@@ -46,6 +46,9 @@ def serve(root: str) -> None:
     import numpy.random
     import sympy  # noqa: F401
 
+    with suppress(ImportError):
+        import networkx  # noqa: F401 (takes a second, as the others do)
+
     numpy.random.seed(0)
     sys.path.pop(0)
     sys.dont_write_bytecode = True
@@ -58,6 +61,9 @@ def serve(root: str) -> None:
             request, fds = json.loads(received[0]), received[1]
             if "stop" in request:
                 reply: dict[str, Any] = {"status": stop(children.pop(request["stop"], 0))}
+            elif "interrupt" in request:
+                os.kill(children[request["interrupt"]], signal.SIGINT)
+                reply = {}
             else:
                 scratch = tempfile.mkdtemp(dir=root)
                 pid = os.fork()
@@ -95,6 +101,7 @@ def work(fds: list[int], scratch: str, request: dict[str, Any], bpf: bytes) -> N
     """
     number, script = 1, request["script"]
     try:
+        signal.signal(signal.SIGINT, interrupt)
         null = os.open(os.devnull, os.O_WRONLY)
         for fd, target in zip((*fds, null if script else fds[2]), (3, 0, 1, 2), strict=True):
             os.dup2(fd, target)  # the channel has the lowest number of the three, so 3 is none of the others
@@ -115,6 +122,26 @@ def work(fds: list[int], scratch: str, request: dict[str, Any], bpf: bytes) -> N
         os._exit(1)
 
 
+_running = False
+"""Whether a program of a session runs, which an interrupt ends."""
+
+
+def interrupt(*_: object) -> None:
+    """End the program that runs; one that has ended just now is left alone."""
+    if _running:
+        raise KeyboardInterrupt
+
+
+def run(code: types.CodeType, namespace: dict[str, Any]) -> None:
+    """Run compiled code, which an interrupt ends."""
+    global _running
+    _running = True
+    try:
+        exec(code, namespace)
+    finally:
+        _running = False
+
+
 def execute(code: str, namespace: dict[str, Any], name: str, script: bool) -> str:
     """Run code; the last lines of its traceback, or nothing."""
     sys.stdin = open(0, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
@@ -126,8 +153,8 @@ def execute(code: str, namespace: dict[str, Any], name: str, script: bool) -> st
         tree = ast.parse(code, name)
         shows_last = not script and tree.body and isinstance(tree.body[-1], ast.Expr)
         last = [tree.body.pop()] if shows_last else []
-        exec(compile(tree, name, "exec"), namespace)
-        exec(compile(ast.Interactive(last), name, "single"), namespace)  # prints its value
+        run(compile(tree, name, "exec"), namespace)
+        run(compile(ast.Interactive(last), name, "single"), namespace)  # prints its value
     except SystemExit as e:
         error = f"exit code {e.code}" if e.code else ""
     except BaseException as e:

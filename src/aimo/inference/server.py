@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from openai import APIError, APIStatusError, AsyncOpenAI, OpenAIError, Timeout
 
-from aimo.inference import prompts
+from aimo.inference import conversations, harmony, programs, prompts
 from aimo.inference.errors import AimoError
 from aimo.inference.model_folder import check_model_folder, load_tokenizer
 from aimo.inference.sampling import LOGPROBS, BackgroundLoop, Completion, Until, entropy_of
@@ -40,7 +40,11 @@ class Server:
         self.folder = model
         self.tokenizer = load_tokenizer(model)
         self.tool_parser = find_tool_parser(settings.tool_parser, self.tokenizer)
-        prompts.check_template(self.tokenizer, settings, model)
+        if settings.tools:
+            programs.warm(settings.tool_seconds)
+        self.encoding = harmony.load(model) if settings.format == "harmony" else None
+        if self.encoding is None:
+            prompts.check_template(self.tokenizer, settings, model)
         self.settings = settings
         self.streams = sys.maxsize  # the servers queue what they cannot hold
         self.urls = [url.rstrip("/").removesuffix("/v1") for url in urls]
@@ -105,7 +109,7 @@ class Server:
 
     def encode(self, problem: str, index: int = 0, rules: str = "") -> list[int]:
         """Token ids of the prompt that the `index`-th sample of `problem` starts from."""
-        return prompts.encode(self.tokenizer, self.settings, problem, index, rules)
+        return conversations.begin(self, problem, index, rules).prompt()
 
     async def sample(
         self, prompt: list[int], seed: int, settings: Settings, until: Until | None = None
@@ -144,7 +148,8 @@ class Server:
                 "stop": settings.stop,
                 "logprobs": LOGPROBS.get(settings.weight),
                 "return_token_ids": True,
-                "skip_special_tokens": settings.tool_parser is None,
+                "skip_special_tokens": settings.tool_parser is None and settings.format == "chat",
+                "stop_token_ids": harmony.STOP if settings.format == "harmony" else None,
                 # Neutral, as in the engine; a server's defaults are those of generation_config.json.
                 "top_k": settings.top_k,
                 "repetition_penalty": 1.0,

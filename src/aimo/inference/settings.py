@@ -14,7 +14,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from aimo.inference.errors import AimoError, explain
-from aimo.inference.model_folder import read_json
+from aimo.inference.model_folder import REMEDY, read_json
 
 SETTINGS = "aimo.json"
 
@@ -42,6 +42,8 @@ PUBLIC = [
     Tags("<|begin_of_thought|>", "<|end_of_thought|>", "\\boxed{", "}"),
 ]
 """Tags of models without aimo.json; the first is also taken for models that have no thought tags."""
+HARMONY = Tags("<|channel|>analysis<|message|>", "<|channel|>final<|message|>", "\\boxed{", "}")
+"""What encloses gpt-oss's thought and answer."""
 
 
 @dataclass(config=strict, frozen=True)
@@ -78,9 +80,9 @@ class Variant:
 class Settings:
     """Prompt, sampling, tools, votes and vLLM's arguments: all that the engine and the solver read."""
 
-    format: Literal["chat", "harmony"] | None = None
-    """How a conversation becomes tokens: by the chat template, or by gpt-oss's Harmony. Null: as the model
-    folder's config.json says."""
+    format: Literal["chat", "harmony"] = "chat"
+    """How a conversation becomes tokens: by the chat template, or by Harmony, which is taken for a model
+    folder whose config.json says gpt_oss."""
     system: str = ""
     """The system message; empty sends none, so that a template's own stays. `{rules}` is replaced by the
     competition's sentence on its answers."""
@@ -147,6 +149,8 @@ def resolve(model: str | Path, *layers: Mapping[str, Any]) -> Settings:
     """
     path = Path(model) / SETTINGS
     values: dict[str, Any] = {"tags": asdict(guess_tags(path.parent))} | own_sampling(path.parent)
+    if is_harmony(path.parent):
+        values |= {"format": "harmony", "tags": asdict(HARMONY)}
     if path.exists():
         remedy = "repair the file, or delete it to take the defaults"
         values = merge(values, read_json(path, remedy))
@@ -154,6 +158,12 @@ def resolve(model: str | Path, *layers: Mapping[str, Any]) -> Settings:
     for layer in layers:
         values = merge(values, layer)
     return validate(values, "settings", "correct the value")
+
+
+def is_harmony(model: Path) -> bool:
+    """Whether a folder holds a gpt-oss model."""
+    config = model / "config.json"
+    return config.exists() and read_json(config, REMEDY).get("model_type") == "gpt_oss"
 
 
 def own_sampling(model: Path) -> dict[str, Any]:

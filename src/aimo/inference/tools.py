@@ -1,8 +1,9 @@
-"""The two formats in which a sample calls Python: fenced blocks, and the model's own tool calls.
+"""Conversations by the chat template: without tools, with fenced Python blocks, with the model's own calls.
 
-`FencedBlocks` and `ToolCalls` have the same methods: `prompt` gives what the next turn continues, `find_call`
-finds the program in a turn, and `reply` adds the call and its output to `text`, all that the sample wrote and
-read. Out of scope: running the program (`sandbox`), and tools other than Python.
+A conversation is one sample's: `prompt` gives what the next turn continues, `find_call` finds the program in
+a turn, and `reply` adds the call and its output to `text`, all that the sample wrote and read. What the model
+wrote stays as it is, token by token, so that vLLM has it cached. Out of scope: running the program
+(`programs`), gpt-oss (`harmony`), and tools other than Python.
 """
 
 import difflib
@@ -11,10 +12,12 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from aimo.inference import voting
 from aimo.inference.errors import AimoError
-from aimo.inference.prompts import escape_special_tokens, messages
-from aimo.inference.sampling import Sampler
+from aimo.inference.prompts import encode, escape_special_tokens, messages
+from aimo.inference.sampling import Completion, Sampler
 
+NEWLINE = "\n"
 BLOCK = re.compile(r"```(?:python|py)\n(.*?)```", re.DOTALL)
 PYTHON = {
     "type": "function",
@@ -34,58 +37,96 @@ class Call:
     code: str
     turn: str
     """What the turn wrote up to the end of the call."""
+    ids: list[int]
+    """The token ids of that."""
     message: dict[str, Any] = field(default_factory=dict)
     """The turn as a message of the conversation; of the model's own tool calls only."""
+    channel: str = "analysis"
+    """The channel of the call; of Harmony only."""
 
 
-class FencedBlocks:
-    """Fenced Python blocks, each followed by a block with its output; a stream stops where a block ends."""
+class Chat:
+    """A conversation without tools: one message of the model, after the prompt of the chat template."""
+
+    starts_message = True
+    """Whether the prompt ends where a message of the model begins, or continues the one before."""
+    malformed = 0
+    """Faults of format that were survived."""
 
     def __init__(self, sampler: Sampler, problem: str, index: int = 0, rules: str = ""):
-        self.tokenizer, self.text = sampler.tokenizer, ""
-        self.question = sampler.encode(problem, index, rules)
-
-    @property
-    def starts_message(self) -> bool:
-        """Whether the prompt ends where a message of the model begins; later turns continue that message."""
-        return not self.text
+        self.tokenizer, self.settings, self.text = sampler.tokenizer, sampler.settings, ""
+        self.ids = encode(self.tokenizer, self.settings, problem, index, rules)
 
     def prompt(self) -> list[int]:
         """Token ids that the next turn continues."""
-        return self.question + self.tokenizer.encode(self.text, add_special_tokens=False)
+        return list(self.ids)
 
-    def find_call(self, turn: str, finished: bool) -> Call | None:
-        """The first complete block of a turn, which may still grow."""
-        block = BLOCK.search(turn)
-        return Call(block[1], turn[: block.end()]) if block else None
+    def find_call(self, turn: Completion) -> Call | None:
+        """The call of Python that a turn makes; None here."""
+        return None
 
     def reply(self, call: Call, output: str) -> None:
-        """Continue after the output. What the turn wrote after its block is dropped."""
-        self.text += f"{call.turn}\n```output\n{escape_special_tokens(self.tokenizer, output)}\n```\n"
+        """Continue after the output of a call."""
+
+    def forced_ending(self, message: str, thinking: bool) -> str:
+        """What to append to the present message, so that a few more tokens give an answer."""
+        return voting.forced_ending(message, self.settings.tags, thinking)
 
 
-class ToolCalls:
+class FencedBlocks(Chat):
+    """Fenced Python blocks, each followed by a block with its output; a stream stops where a block ends."""
+
+    @property
+    def starts_message(self) -> bool:  # type: ignore[override]
+        """All turns are one message."""
+        return not self.text
+
+    def find_call(self, turn: Completion) -> Call | None:
+        """The first complete block of a turn, which may still grow. Tokens after its last are left out."""
+        block = BLOCK.search(turn.text)
+        if not block:
+            return None
+        ids, text = turn.token_ids, turn.text
+        if self.tokenizer.decode(ids, skip_special_tokens=True) != text:  # a server may send other tokens
+            text = text[: block.end()]
+            return Call(block[1], text, self.tokenizer.encode(text, add_special_tokens=False))
+        while len(shorter := self.tokenizer.decode(ids[:-1], skip_special_tokens=True)) >= block.end():
+            ids, text = ids[:-1], shorter
+        return Call(block[1], text, ids)
+
+    def reply(self, call: Call, output: str) -> None:
+        """Continue after the output: the turn's own tokens stay, so that their cache does."""
+        shown = escape_special_tokens(self.tokenizer, output)
+        result = f"{'' if call.turn.endswith(NEWLINE) else NEWLINE}```output\n{shown}\n```\n"
+        self.text += call.turn + result
+        self.ids += [*call.ids, *self.tokenizer.encode(result, add_special_tokens=False)]
+
+
+class ToolCalls(Chat):
     """The model's own tool calls: offered by its chat template, read by vLLM's parser of their format."""
-
-    starts_message = True
 
     def __init__(self, sampler: Sampler, problem: str, index: int = 0, rules: str = ""):
         from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 
-        self.tokenizer, self.parser, self.text = sampler.tokenizer, sampler.tool_parser, ""
-        self.arguments = sampler.settings.chat_template_kwargs
-        self.messages = messages(self.tokenizer, sampler.settings, problem, index, rules)
+        super().__init__(sampler, problem, index, rules)
+        self.parser = sampler.tool_parser
+        self.messages = messages(self.tokenizer, self.settings, problem, index, rules)
         self.request = ChatCompletionRequest.model_validate({"messages": self.messages, "tools": [PYTHON]})
+        self.ids = self.tokenizer.encode(self.render(self.messages), add_special_tokens=False)
 
-    def prompt(self) -> list[int]:
-        """Token ids that the next turn continues."""
+    def render(self, talk: list[dict[str, Any]], ask: bool = True) -> str:
+        """A conversation with the tool, as the chat template shows it."""
         return self.tokenizer.apply_chat_template(
-            self.messages, tools=[PYTHON], add_generation_prompt=True, return_dict=False, **self.arguments
+            talk,
+            tools=[PYTHON],
+            add_generation_prompt=ask,
+            tokenize=False,
+            **self.settings.chat_template_kwargs,
         )
 
-    def find_call(self, turn: str, finished: bool) -> Call | None:
+    def find_call(self, turn: Completion) -> Call | None:
         """The first call of a turn that has ended; without `code`, a program that says so."""
-        found = self.parser.extract_tool_calls(turn, self.request) if finished else None
+        found = self.parser.extract_tool_calls(turn.text, self.request) if turn.finished else None
         if not found or not found.tool_calls:
             return None
         function = found.tool_calls[0].function
@@ -98,13 +139,21 @@ class ToolCalls:
         call = {"type": "function", "function": {"name": function.name, "arguments": arguments}}
         message = {"role": "assistant", "content": found.content or "", "tool_calls": [call]}
         code = str(arguments.get("code", "raise TypeError('its argument is named code')"))
-        return Call(code, turn, message)
+        return Call(code, turn.text, turn.token_ids, message)
 
     def reply(self, call: Call, output: str) -> None:
-        """Add the call and its output to the conversation."""
+        """Add the call and its output to the conversation; the turn's own tokens stay."""
         name = call.message["tool_calls"][0]["function"]["name"]
         content = escape_special_tokens(self.tokenizer, output)
-        self.messages += [call.message, {"role": "tool", "name": name, "content": content}]
+        called = [*self.messages, call.message]
+        self.messages = [*called, {"role": "tool", "name": name, "content": content}]
+        before, now = self.render(called, ask=False), self.render(self.messages)
+        end = self.tokenizer.decode(call.ids[-1:])
+        if now.startswith(before) and end and end in before:
+            result = now[before.rindex(end) + len(end) :]
+            self.ids += [*call.ids, *self.tokenizer.encode(result, add_special_tokens=False)]
+        else:  # the template shows earlier turns in another way once there are later ones
+            self.ids = self.tokenizer.encode(now, add_special_tokens=False)
         self.text += f"{call.turn}\n```output\n{output}\n```\n"
 
 

@@ -1,0 +1,22 @@
+"""Which conversation a sample has: by the format of the settings, with or without tools.
+
+A format is one class with the methods of `tools.Chat`, chosen here, and one test file.
+"""
+
+from aimo.inference.harmony import Harmony
+from aimo.inference.sampling import Sampler
+from aimo.inference.tools import Chat, FencedBlocks, ToolCalls
+
+Conversation = Chat | Harmony
+
+
+def begin(
+    sampler: Sampler, problem: str, index: int = 0, rules: str = "", with_tools: bool = False
+) -> Conversation:
+    """The conversation of the `index`-th sample of a problem; `rules` is the competition's sentence."""
+    settings = sampler.settings
+    if settings.format == "harmony":
+        return Harmony(sampler, problem, index, rules, with_tools)
+    if not with_tools:
+        return Chat(sampler, problem, index, rules)
+    return (ToolCalls if settings.tool_parser else FencedBlocks)(sampler, problem, index, rules)

@@ -1,0 +1,321 @@
+"""Harmony, the format of gpt-oss: token ids in, token ids out.
+
+Prompts and tool results are rendered by openai_harmony. What the model wrote is read here, token by token,
+because the library's parser raises on headers that gpt-oss does write now and then. `load` finds the
+vocabulary offline. Out of scope: sampling (`engine`), running the programs (`programs`).
+"""
+
+import base64
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import openai_harmony as harmony
+
+from aimo.inference import prompts
+from aimo.inference.errors import AimoError
+from aimo.inference.sampling import Completion, Sampler
+from aimo.inference.settings import Settings
+from aimo.inference.tools import Call
+
+START, MESSAGE, CHANNEL = 200006, 200008, 200005
+END, RETURN, CALL, END_OF_TEXT = 200007, 200002, 200012, 199999
+STOP = [RETURN, CALL, END_OF_TEXT]
+"""Token ids that end a turn of the model."""
+TURN = [START, 173781]
+"""<|start|>assistant, in which a prompt ends."""
+ENDS = {END, *STOP}
+"""Token ids that end a message."""
+TOKENS = 201_088
+"""Rows of gpt-oss's embedding; every smaller id is a token."""
+RANKS = 199_998
+"""Tokens of the vocabulary file; the special tokens follow them."""
+HEADER = re.compile(
+    r"<\|start\|>assistant(?: ?to=[\w.\-]+)?"
+    r"<\|channel\|>(?:analysis|commentary|final)(?: to=[\w.\-]+)?(?: ?(?:<\|constrain\|>)?\w+)?"
+)
+FINAL = "<|channel|>final<|message|>"
+ANSWER = "The final answer is \\boxed{"
+FILE = "o200k_base.tiktoken"
+SHA256 = "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d"
+"""The published hash of the vocabulary file."""
+INPUTS = Path("/kaggle/input")
+REMEDY = f"attach gpt-oss's {FILE} and set TIKTOKEN_ENCODINGS_BASE to its folder, or copy the model again"
+PYTHON = (
+    "Runs a Python program in a stateful notebook, without internet, and returns what it prints and the "
+    "value of its last expression. Variables are kept between calls. numpy, sympy, mpmath and networkx are "
+    "installed. A program that runs longer than {seconds:g} seconds is stopped."
+)
+EFFORTS = ("low", "medium", "high")
+
+
+@dataclass(frozen=True)
+class Message:
+    """A message that the model wrote."""
+
+    channel: str | None
+    """None where the header names no channel of Harmony."""
+    recipient: str | None
+    """The tool that it calls."""
+    content: list[int]
+    """Token ids."""
+    closed_by: int | None
+    """The token that ended it, None without one."""
+    is_well_formed: bool
+    """Whether its header is the assistant's, names one channel, and is whole."""
+
+
+class Harmony:
+    """The conversation of one sample of gpt-oss, with the tool `python` or without tools."""
+
+    starts_message = True
+
+    def __init__(
+        self, sampler: Sampler, problem: str, index: int = 0, rules: str = "", with_tools: bool = False
+    ):
+        self.encoding, self.with_tools, self.text = sampler.encoding, with_tools, ""
+        self.ids = render(self.encoding, sampler.settings, problem, index, rules, with_tools)
+
+    def prompt(self) -> list[int]:
+        """Token ids that the next turn continues. They end in <|start|>assistant."""
+        return list(self.ids)
+
+    def thinks(self) -> bool:
+        """Whether the prompt ends inside a thought. True: all that is not on the final channel is one."""
+        return True
+
+    def find_call(self, turn: Completion) -> Call | None:
+        """The call that a finished turn ends in: to a tool, or by <|call|>.
+
+        A tool that was not offered gets a program that says so.
+        """
+        messages = parse(self.encoding, turn.token_ids) if turn.finished else []
+        if not messages:
+            return None
+        last = messages[-1]
+        if not last.recipient and (last.closed_by != CALL or last.channel == "final"):
+            return None
+        code = unwrap(decode(self.encoding, last.content))
+        if not is_python(last.recipient or "python"):
+            code = f"raise NameError({f'there is no tool {last.recipient}, only python'!r})"
+        return Call(code, turn.text, turn.token_ids, channel=last.channel or "analysis")
+
+    def reply(self, call: Call, output: str) -> None:
+        """Continue after the output of a call: what the model wrote stays as it is, token by token.
+
+        All analysis stays, as Harmony drops it only once a final answer has been given.
+        """
+        result = harmony.Message.from_author_and_content(
+            harmony.Author.new(harmony.Role.TOOL, "python"), output or "[no output]"
+        )
+        shown = self.encoding.render(result.with_channel(call.channel).with_recipient("assistant"))
+        written = call.ids[:-1] if call.ids[-1] in ENDS else call.ids
+        self.ids += [*written, CALL, *shown, *TURN]
+        safe = output.replace("<|", "<\u200b|")  # the text is searched for the final channel
+        self.text += f"{call.turn}\n```output\n{safe}\n```\n"
+
+    def forced_ending(self, message: str, thinking: bool) -> str:
+        """What ends the present message, and begins a final one that gives an answer at once."""
+        header, opened, content = message.rpartition("<|message|>")
+        if opened and f"{header}{opened}".endswith(FINAL) and "<|end|>" not in content:
+            return f"\n\n{ANSWER}"
+        if not message or message.endswith("<|end|>"):
+            return f"{'<|start|>assistant' if message else ''}{FINAL}{ANSWER}"
+        return f"<|end|><|start|>assistant{FINAL}{ANSWER}"
+
+    def count_malformed(self, ids: list[int]) -> int:
+        """How many faults of format the n token ids of all turns hold, each of which was survived.
+
+        They are messages with a faulty header, calls to an unknown tool or without <|call|>, and messages
+        after the final answer.
+        """
+        faults, answered = 0, False
+        for message in parse(self.encoding, ids):
+            called = message.recipient is not None
+            faults += not message.is_well_formed
+            faults += called and not (self.with_tools and is_python(message.recipient or ""))
+            faults += called and message.closed_by == END
+            faults += answered
+            answered = message.channel == "final"
+        return faults
+
+
+def render(
+    encoding: Any, settings: Settings, problem: str, index: int, rules: str, with_tools: bool
+) -> list[int]:
+    """Token ids of a prompt: the system message with effort and tool, the developer message, the user's.
+
+    No date is given, so that the same problem has the same prompt tomorrow. The library encodes special
+    tokens in the texts as ordinary text. AimoError for an argument that Harmony does not have.
+    """
+    asked = prompts.variant(settings, index)
+    system = harmony.SystemContent.new().with_reasoning_effort(effort(settings))
+    if with_tools:
+        description = PYTHON.format(seconds=settings.tool_seconds)
+        system.with_tools(harmony.ToolNamespaceConfig(name="python", description=description, tools=[]))
+    parts = [(harmony.Role.SYSTEM, system)]
+    if asked.system:
+        instructions = asked.system.replace("{rules}", rules).strip()
+        parts.append((harmony.Role.DEVELOPER, harmony.DeveloperContent.new().with_instructions(instructions)))
+    text = asked.user.replace("{rules}", rules).replace("{problem}", problem).strip()
+    parts.append((harmony.Role.USER, harmony.TextContent(text=text)))
+    talk = [harmony.Message.from_role_and_content(role, content) for role, content in parts]
+    return encoding.render_conversation_for_completion(
+        harmony.Conversation.from_messages(talk), harmony.Role.ASSISTANT
+    )
+
+
+def effort(settings: Settings) -> Any:
+    """The library's reasoning effort for `chat_template_kwargs.reasoning_effort`; medium without it."""
+    for name in settings.chat_template_kwargs.keys() - {"reasoning_effort"}:
+        raise AimoError(
+            f"inference.chat_template_kwargs: Harmony reads reasoning_effort and not {name!r}; remove it"
+        )
+    name = settings.chat_template_kwargs.get("reasoning_effort", "medium")
+    if name not in EFFORTS:
+        raise AimoError(
+            f"inference.chat_template_kwargs: reasoning_effort is {name!r}; give {', '.join(EFFORTS)}"
+        )
+    return harmony.ReasoningEffort[name.upper()]
+
+
+def parse(encoding: Any, ids: Iterable[int]) -> list[Message]:
+    """The messages in n token ids of one or more turns, each after <|start|>assistant. No ids raise.
+
+    A header runs to <|message|>, a content to <|end|>, <|return|>, <|call|> or the next header.
+    """
+    messages: list[Message] = []
+    header, content = TURN, None
+
+    def close(token: int | None, is_whole: bool) -> None:
+        messages.append(read(encoding, header, content or [], token, is_whole))
+
+    for token in ids:
+        if token in ENDS:
+            close(token, is_whole=content is not None)
+            header, content = TURN if token in STOP else [], None
+        elif content is not None and token in (START, CHANNEL):
+            close(None, is_whole=False)
+            header, content = [token], None
+        elif content is not None:
+            content.append(token)
+        elif token == MESSAGE:
+            content = []
+        else:
+            header = [*header, token]
+    if content is not None or header not in ([], TURN):
+        close(None, is_whole=content is not None)
+    return messages
+
+
+def read(
+    encoding: Any, header: list[int], content: list[int], closed_by: int | None, is_whole: bool
+) -> Message:
+    """The message with a header's token ids; `is_whole` is False where a token that parts it is missing."""
+    text = decode(encoding, header)
+    channel = re.search(r"<\|channel\|>\s*(analysis|commentary|final)\b", text)
+    recipient = re.search(r"\bto=([\w.\-]+)", text)
+    return Message(
+        channel[1] if channel else None,
+        recipient[1] if recipient else None,
+        content,
+        closed_by,
+        is_whole and HEADER.fullmatch(text.rstrip()) is not None,
+    )
+
+
+def is_python(recipient: str) -> bool:
+    """Whether a recipient is the tool python, by one of the names that gpt-oss gives it."""
+    return re.fullmatch(r"(functions\.)?python(\.\w+)?", recipient) is not None
+
+
+def decode(encoding: Any, ids: Iterable[int]) -> str:
+    """The text of token ids, without those that are no tokens. Bytes that are no UTF-8 are replaced."""
+    return encoding.decode([token for token in ids if 0 <= token < TOKENS])
+
+
+def unwrap(code: str) -> str:
+    """A program without the fences or the JSON object that the model puts around it now and then."""
+    if fenced := re.fullmatch(r"\s*```(?:python|py)?\n(.*?)\n?```\s*", code, re.DOTALL):
+        return fenced[1]
+    if code.lstrip().startswith("{"):
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # it is no JSON, but Python
+            return str(json.loads(code)["code"])
+    return code
+
+
+# ---- The vocabulary
+
+
+@functools.cache
+def load(model: str | Path) -> Any:
+    """openai_harmony's encoding of gpt-oss, without the internet. AimoError when there is no vocabulary."""
+    variable = "TIKTOKEN_ENCODINGS_BASE"
+    given = os.environ.get(variable)
+    with tempfile.TemporaryDirectory(prefix="aimo-harmony-") as made:
+        os.environ[variable] = str(find_vocabulary(Path(model), given, Path(made)).parent)
+        try:
+            return harmony.load_harmony_encoding(harmony.HarmonyEncodingName.HARMONY_GPT_OSS)
+        finally:
+            del os.environ[variable]
+            os.environ |= {variable: given} if given else {}
+
+
+def find_vocabulary(model: Path, given: str | None, made: Path) -> Path:
+    """The vocabulary file, whose hash is checked: in the folder that TIKTOKEN_ENCODINGS_BASE gave, or in the
+    model folder, or made from its tokenizer.json in the folder `made`, or among Kaggle's inputs.
+
+    AimoError when there is none, or one with another hash.
+    """
+    if given and not (Path(given) / FILE).is_file():
+        raise AimoError(f"TIKTOKEN_ENCODINGS_BASE: {given} holds no {FILE}; {REMEDY}")
+    places = [Path(given)] if given else [model]
+    file = next((place / FILE for place in places if (place / FILE).is_file()), None)
+    if file is None:
+        content = ranks(model / "tokenizer.json")
+        if hashlib.sha256(content).hexdigest() == SHA256:
+            (made / FILE).write_bytes(content)
+            return made / FILE
+        file = next(INPUTS.rglob(FILE), None)
+    if file is None:
+        raise AimoError(f"model {model}: no {FILE} there, and its tokenizer.json is not gpt-oss's; {REMEDY}")
+    found = hashlib.sha256(file.read_bytes()).hexdigest()
+    if found != SHA256:
+        raise AimoError(f"{file}: has SHA-256 {found[:16]}…, gpt-oss's has {SHA256[:16]}…; {REMEDY}")
+    return file
+
+
+def ranks(tokenizer: Path) -> bytes:
+    """The vocabulary file made of a tokenizer.json: a line for each token, its bytes in base64 and its rank.
+
+    Empty for a tokenizer of another kind.
+    """
+    letters = byte_of_letters()
+    try:
+        vocabulary = json.loads(tokenizer.read_text(encoding="utf-8"))["model"]["vocab"]
+        tokens = sorted((rank, token) for token, rank in vocabulary.items() if rank < RANKS)
+        return b"".join(
+            b"%s %d\n" % (base64.b64encode(bytes(letters[letter] for letter in token)), rank)
+            for rank, token in tokens
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return b""
+
+
+def byte_of_letters() -> dict[str, int]:
+    """The byte that each of 256 letters stands for in a byte-level tokenizer (GPT-2).
+
+    A printable byte is its own letter, the others follow from U+0100 on.
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    letters = {chr(byte): byte for byte in printable}
+    return letters | {chr(256 + i): byte for i, byte in enumerate(others)}
