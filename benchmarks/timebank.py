@@ -8,7 +8,7 @@ dies and restarts, which loses the running samples. The solver's rules (`voting.
 question ends; a question whose budget is spent is answered with the votes that it has. All policies get the
 same days. An overrun is a day that ends after its limit.
 
-With `--traces` (files as in benchmarks/voting.py) the questions are recorded completions, the engine's speed
+With `--traces` (files as for `aimo replay`) the questions are recorded completions, the engine's speed
 follows a random walk, and a day has 4,500 to 18,000 seconds.
 
 With `--attempts` (aimo3_gpt_oss_120b_attempts.jsonl: tokens, answers and seconds of gpt-oss-120b on an H100)
@@ -35,8 +35,8 @@ import typer
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from voting import Question, Sample, load  # benchmarks/voting.py
 
+from aimo.evaluation.traces import Question, Recorded, read
 from aimo.inference import timebank, voting
 from aimo.inference.voting import State
 
@@ -87,19 +87,10 @@ def gpt_oss_day(pool: list[Question], seed: int) -> Day:
     for question in rng.choices(pool, k=QUESTIONS):
         factor = longer * rng.lognormvariate(0, 0.5)
         drawn = rng.choices(question.ours, k=8)
-        samples = [Sample(one.tokens * factor * rng.lognormvariate(0, 0.25), one.answer) for one in drawn]
+        samples = [Recorded(one.tokens * factor * rng.lognormvariate(0, 0.25), one.answer) for one in drawn]
         questions.append(Question(question.gold, [], samples))
     speeds = [98 * rng.lognormvariate(0, 0.07) for _ in range(QUESTIONS)]
     return Day(questions, seed, 17_400, speeds, *faults(rng))
-
-
-def load_attempts(path: Path) -> list[Question]:
-    """All problems of a file of gpt-oss attempts."""
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    return [
-        Question(row["answer"], [], [Sample(one["tokens"], one["answer"]) for one in row["attempts"]])
-        for row in rows
-    ]
 
 
 def live(day: Day, share: Share) -> tuple[int, float]:
@@ -207,7 +198,7 @@ def main(
     if bool(traces) == bool(attempts):
         raise typer.BadParameter("give --traces or --attempts")
     make = gpt_oss_day if attempts else recorded_day
-    pool = load_attempts(attempts) if attempts else [q for path in traces or [] for q in load(path)]
+    pool = [question for one in read([attempts] if attempts else traces or []) for question in one.questions]
     chunks = [range(start, min(start + 50, competitions)) for start in range(0, competitions, 50)]
     with ProcessPoolExecutor() as processes:
         parts = processes.map(simulate, [pool] * len(chunks), [make] * len(chunks), chunks)

@@ -1,6 +1,5 @@
 """Votes, weights and stop rules, on random votes and on recorded completions."""
 
-import importlib.util
 import math
 import random
 from collections import Counter
@@ -8,7 +7,8 @@ from itertools import product
 
 import pytest
 
-from aimo.config import ROOT
+from aimo.evaluation import replay, traces
+from aimo.evaluation.traces import Question, Recorded
 from aimo.inference import answers, voting
 from aimo.inference.settings import Tags
 from aimo.inference.voting import Policy, State, Stop, next_step
@@ -24,17 +24,16 @@ def read(text, tags=Tags()):  # noqa: B008 (frozen)
 
 
 @pytest.fixture(scope="session")
-def bench():
-    """The benchmark as a module."""
-    spec = importlib.util.spec_from_file_location("benchmark_voting", ROOT / "benchmarks" / "voting.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def amc(shared):
+    return traces.read([shared / "traces" / "amc23_15_models.jsonl"])[0].questions
 
 
-@pytest.fixture(scope="session")
-def amc(bench, shared):
-    return bench.load(shared / "traces" / "amc23_15_models.jsonl")
+def averages(questions, rules, draws, seed):
+    """The means over questions of each rule's accuracy, tokens and wall."""
+    return [
+        (one.accuracy.mean(), one.tokens.mean(), one.wall.mean())
+        for one in replay.measure(questions, [replay.parse(rule) for rule in rules], draws, seed)
+    ]
 
 
 def test_the_leader_has_the_most_votes_and_of_equals_the_smallest():
@@ -320,61 +319,38 @@ def test_final_answers_of_real_completions_are_the_ones_they_end_with(shared, am
     assert sum(o.tokens for q in amc for o in q.ours) < 0.55 * sum(w.tokens for q in amc for w in q.peer)
 
 
-def test_a_replay_counts_every_token_once_and_keeps_to_its_limits(bench):
-    r = random.Random(4)
-    for _ in range(100):
-        samples = [
-            bench.Sample(r.lognormvariate(6, 1), r.choice([1, 1, 2, 3, None]))
-            for _ in range(r.randint(1, 24))
-        ]
-        peaks = []
-
-        def watched(state, peaks=peaks):
-            peaks.append(state.running)
-            return next_step(state)
-
-        ended, tokens, wall = bench.replay(samples, watched)
-        assert max(peaks) <= Policy().in_flight and len(ended) <= len(samples)
-        assert tokens <= sum(s.tokens for s in samples) + 1e-6 and wall <= tokens + 1e-6
-    samples = [bench.Sample(t, a) for t, a in [(10, 5), (30, 5), (20, 6), (50, 5)]]
-    assert bench.replay(samples, bench.PEERS["all samples"].decide) == ({0: 5, 2: 6, 1: 5, 3: 5}, 110, 50)
-    assert bench.replay(samples, bench.Peer(4, bench.agreeing(2)).decide) == ({0: 5, 2: 6, 1: 5}, 90, 30)
-
-
 @pytest.mark.slow  # thousands of replays
-def test_the_peers_replay_as_measured_elsewhere(bench, amc):
+def test_the_peers_replay_as_measured_elsewhere(amc):
     known = {
-        "all samples": (0.887, 73_100, 21_000),
-        "4 agreeing": (0.825, 45_400, 7_400),
+        "all": (0.887, 73_100, 21_000),
+        "4 of 16": (0.825, 45_400, 7_400),
         "5 of 15": (0.900, 52_500, 9_300),
-        "10 of 12 ended": (0.856, 43_800, 7_800),
+        "10 ended of 12": (0.856, 43_800, 7_800),
     }
-    for figure in bench.measure(amc, 60, 0)[1:]:
-        accuracy, tokens, wall = known[figure["policy"]]
-        assert abs(figure["accuracy"] - accuracy) < 0.015
-        assert abs(figure["tokens"] / tokens - 1) < 0.02 and abs(figure["wall"] / wall - 1) < 0.03
+    for figures, measured in zip(averages(amc, known, 60, 0), known.values(), strict=True):
+        accuracy, tokens, wall = measured
+        assert abs(figures[0] - accuracy) < 0.015
+        assert abs(figures[1] / tokens - 1) < 0.02 and abs(figures[2] / wall - 1) < 0.03
 
 
 @pytest.mark.slow  # thousands of replays
 @pytest.mark.parametrize("part", ["all", "odd questions", "without four models"])
-def test_real_completions_are_voted_as_well_as_the_best_peer_does_for_much_less(bench, amc, part):
+def test_real_completions_are_voted_as_well_as_the_best_peer_does_for_much_less(amc, part):
     if part == "odd questions":
         amc = amc[1::2]
     if part == "without four models":
-        amc = [bench.Question(q.gold, q.peer[:5] + q.peer[9:], q.ours[:5] + q.ours[9:]) for q in amc]
-    ours, *peers = bench.measure(amc, 40, 1)
-    best = max(peers, key=lambda figure: (figure["accuracy"], -figure["tokens"]))
-    assert ours["accuracy"] >= best["accuracy"] - 0.005
-    assert ours["tokens"] <= 0.70 * best["tokens"] and ours["wall"] <= 0.50 * best["wall"]
+        amc = [Question(q.gold, q.peer[:5] + q.peer[9:], q.ours[:5] + q.ours[9:]) for q in amc]
+    ours, *peers = averages(amc, ["ours", "all", "4 of 16", "5 of 15", "10 ended of 12"], 40, 1)
+    best = max(peers, key=lambda figures: (figures[0], -figures[1]))
+    assert ours[0] >= best[0] - 0.005
+    assert ours[1] <= 0.70 * best[1] and ours[2] <= 0.50 * best[2]
 
 
 @pytest.mark.parametrize(
     "spread, skill, overlong, pace",
     [(0.3, 0.8, 0.1, 0.0), (0.8, 0.7, 0.2, 0.5), (0.5, 0.5, 0.2, -0.5), (0.5, 0.9, 0.0, 0.0)],
 )
-def test_on_samples_of_any_lengths_and_skill_stopping_costs_little_accuracy(
-    bench, spread, skill, overlong, pace
-):
+def test_on_samples_of_any_lengths_and_skill_stopping_costs_little_accuracy(spread, skill, overlong, pace):
     """Lengths are lognormal with this spread; wrong answers are longer by e^pace."""
     r = random.Random(5)
     questions = []
@@ -385,8 +361,8 @@ def test_on_samples_of_any_lengths_and_skill_stopping_costs_little_accuracy(
             right = r.random() < p
             tokens = 3000 * math.exp(own + r.gauss(0, spread) + (0 if right else pace))
             answer = 1000 if right else r.choices(wrong, [1 / (i + 1) for i in range(6)])[0]
-            samples.append(bench.Sample(*((32_000, None) if r.random() < overlong else (tokens, answer))))
-        questions.append(bench.Question(1000, samples, samples))
-    ours, everything, *_ = bench.measure(questions, 2, 0)
-    assert ours["accuracy"] > everything["accuracy"] - 0.02
-    assert ours["tokens"] < 0.7 * everything["tokens"] and ours["wall"] < 0.7 * everything["wall"]
+            samples.append(Recorded(*((32_000, None) if r.random() < overlong else (tokens, answer))))
+        questions.append(Question(1000, samples, samples))
+    ours, everything = averages(questions, ["ours", "all"], 2, 0)
+    assert ours[0] > everything[0] - 0.02
+    assert ours[1] < 0.7 * everything[1] and ours[2] < 0.7 * everything[2]

@@ -1,52 +1,138 @@
-"""Finished samples and answers on disk, so that a kernel that is restarted continues from them."""
+"""Samples and answers on disk: a kernel that is restarted continues from them, and `aimo replay` reads them.
+
+JSON lines: a header with the model and its settings, then a line for each sample that ended or was stopped,
+and one for each answer. Out of scope: what a rule would have made of them (`aimo.evaluation.replay`).
+"""
 
 import hashlib
 import json
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
+from aimo.inference.errors import one_line
 from aimo.inference.solution import End, Sample, Solution
 from aimo.inference.voting import Stop
 
 
+@dataclass(frozen=True)
+class Header:
+    """Whose samples follow."""
+
+    model: str = ""
+    competition: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Those that go over the model folder's own."""
+
+    def differs(self, other: "Header") -> str:
+        """Say in what this header differs from another."""
+        for name, mine in asdict(self).items():
+            if mine != getattr(other, name):
+                return f"{name} {mine} is another than {getattr(other, name)}"
+        return ""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A sample of a question, or its answer."""
+
+    key: str
+    """Identifies question and model."""
+    id: str
+    value: Sample | int
+
+
+def parse(line: Mapping[str, Any]) -> Header | Entry:
+    """Return what a line of a journal holds. Raises ValueError that names what is missing or not known."""
+    try:
+        if "journal" in line:
+            return Header(**known(Header, line["journal"]))
+        if "answer" in line:
+            return Entry(line["key"], line["id"], int(line["answer"]))
+        values = known(Sample, line["sample"])
+        return Entry(line["key"], line["id"], Sample(**values | {"end": End(values["end"])}))
+    except KeyError as e:
+        raise ValueError(f"{e} is missing") from None
+    except (TypeError, AttributeError) as e:
+        raise ValueError(one_line(e)) from None
+
+
+def known(kind: type[Header] | type[Sample], values: dict[str, Any]) -> dict[str, Any]:
+    """Return values that are all fields of a dataclass. Raises ValueError that names one which is not."""
+    if unknown := sorted(values.keys() - {f.name for f in fields(kind)}):
+        raise ValueError(f"unknown field {unknown[0]}")
+    return values
+
+
 class Journal:
-    """A JSON-lines file with a line for each finished sample or answer; without a path it keeps nothing."""
+    """The journal of a model; without a path it keeps nothing."""
 
-    def __init__(self, path: Path | None = None, model: str = ""):
-        """Read what an earlier start with the same model left."""
-        self.path, self.model = path, model
-        self.known: dict[str, Solution] = {}
-        for line in path.read_text().splitlines() if path and path.exists() else []:
+    def __init__(
+        self,
+        path: Path | None = None,
+        model: str = "",
+        competition: str = "",
+        settings: Mapping[str, Any] | None = None,
+    ):
+        """Read what an earlier start with the same model and settings left.
+
+        A line that was cut off, and those of another model, are left out, and this is printed.
+        """
+        self.path = path
+        self.header = Header(model, competition, json.loads(json.dumps(settings or {}, default=str)))
+        self.found: dict[str, Solution] = {}
+        """What is known, by the key of the question."""
+        self.last: Header | None = None
+        """The file's last header."""
+        strangers = 0
+        text = path.read_text() if path and path.exists() else ""
+        for number, line in enumerate(text.splitlines(), 1):
             try:
-                self.read(line)
-            except (ValueError, KeyError, TypeError):
-                print(f"{path}: a line was cut off and is left out: {line[:80]!r}")
+                strangers += not self.read(parse(json.loads(line)))
+            except ValueError as e:
+                print(f"{path}, line {number} is left out: {e}")
+        if strangers:
+            print(f"{path}: {strangers} lines of another model or other settings are left out")
+        if text and not text.endswith("\n"):
+            self.write("")  # ends the line that was cut off
 
-    def read(self, line: str) -> None:
-        """Add a line to what is known. Raises ValueError, KeyError or TypeError when it was cut off."""
-        entry = json.loads(line)
-        solution = self.known.setdefault(entry["key"], Solution())
-        if "sample" in entry:
-            values = entry["sample"]
-            solution.samples.append(Sample(**values | {"end": End(values["end"])}))
-        else:
-            solution.answer = entry["answer"]
-            solution.stop, solution.note = Stop.KNOWN, "from the journal"
+    def read(self, entry: Header | Entry) -> bool:
+        """Add a line to what is known, and return False when it is of another model or other settings."""
+        if isinstance(entry, Header):
+            self.last = entry
+        if self.last not in (None, self.header):
+            return False
+        if isinstance(entry, Entry):
+            solution = self.found.setdefault(entry.key, Solution())
+            if not isinstance(entry.value, Sample):
+                solution.answer = entry.value
+                solution.stop, solution.note = Stop.KNOWN, "from the journal"
+            elif entry.value.end is not End.STOPPED:  # a stopped one may be sampled again
+                solution.samples.append(entry.value)
+        return True
 
     def key(self, question_id: str, problem: str) -> str:
         """Return what identifies a question: its id, its problem and the model."""
-        return hashlib.sha256("\0".join((self.model, question_id, problem)).encode()).hexdigest()[:16]
+        return hashlib.sha256("\0".join((self.header.model, question_id, problem)).encode()).hexdigest()[:16]
 
     def recall(self, question_id: str, problem: str) -> Solution:
         """Return what is known of a question; `stop` is KNOWN when it was answered."""
-        return self.known.get(self.key(question_id, problem)) or Solution()
+        return self.found.get(self.key(question_id, problem)) or Solution()
 
     def add(self, question_id: str, problem: str, entry: Sample | int) -> None:
-        """Write a sample or an answer. On a full disk it is not written, and the error printed."""
+        """Write a sample or an answer."""
         if self.path is None:
             return
+        if self.last != self.header:
+            self.write(json.dumps({"journal": asdict(self.header)}))
+            self.last = self.header
         value = {"sample": asdict(entry)} if isinstance(entry, Sample) else {"answer": entry}
-        line = json.dumps({"key": self.key(question_id, problem), "id": question_id} | value)
+        self.write(json.dumps({"key": self.key(question_id, problem), "id": question_id} | value))
+
+    def write(self, line: str) -> None:
+        """Append a line. On a full disk it is not written, and the error printed."""
+        assert self.path is not None
         try:
             with self.path.open("a") as file:
                 file.write(line + "\n")

@@ -15,11 +15,13 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
+from typing import Any
 
 from aimo.inference.settings import PUBLIC, Tags
 
 TAGS = Tags()
 CONCLUSION = 300  # characters at most of the last paragraph of a thought, which may state its answer
+TIE = 1e-6  # what an entropy of all weighs beside a vote
 BLOCK, REPEATS, WINDOW = 200, 4, 16_000  # characters: the last 200 occur four times in the last 16,000
 
 
@@ -134,13 +136,13 @@ def evidence(votes: Counter[int], weights: Mapping[int, float]) -> tuple[int, li
     """Return whole votes for the leader by weight, and for each of its rivals.
 
     Of number and weight the one less favourable to the leader counts: a vote of weight 2 is still one sample,
-    and a vote of weight 0.5 is less than one.
+    and a vote of weight 0.5 is less than one. What tells ties apart is no evidence.
     """
     best = leader(weights)
     if best is None:
         return 0, []
     rivals = [math.ceil(max(votes[answer], weights[answer])) for answer in weights if answer != best]
-    return math.floor(min(votes[best], weights[best])), rivals
+    return math.floor(min(votes[best], weights[best]) + 1000 * TIE), rivals
 
 
 def error_bound(first: int, rivals: Iterable[int]) -> float:
@@ -281,14 +283,35 @@ def by_entropy(mean_entropy: float) -> float:
     return math.exp(-mean_entropy)
 
 
-def by_tools(answer: int, results: Collection[int | None]) -> float:
+def by_ties(mean_entropy: float) -> float:
+    """Weigh a completion so that its entropy in nats tells equal votes apart and changes nothing else."""
+    return 1 - TIE * (1 - by_entropy(mean_entropy))
+
+
+def by_tools(answer: object, results: Collection[int | None]) -> float:
     """Weigh a completion with tools: 2 when a program printed its answer, 0.5 when none did, else 1."""
     return 2.0 if answer in results else 0.5 if results else 1.0
 
 
-def by_length(tokens: int) -> float:
+def by_length(tokens: float) -> float:
     """Weigh a completion by its length: short ones count more (shortest majority vote, arXiv 2502.12215)."""
     return 1 / math.log(tokens + math.e)
+
+
+def weigh(sample: Any, weight: str) -> float:
+    """Weigh a sample that has ended, or was recorded, by a value of `inference.weight`.
+
+    The weight is 1 where what it needs was not measured.
+    """
+    if weight == "length":
+        return by_length(sample.tokens)
+    if weight == "ties":
+        entropy = sample.entropy if sample.tail_entropy is None else sample.tail_entropy
+        return by_ties(entropy or 0.0)
+    value = None if weight == "equal" else getattr(sample, weight)
+    if value is None:
+        return 1.0
+    return by_entropy(value) if weight.endswith("entropy") else by_logprob(value)
 
 
 def by_prior(answer: int, problem: str) -> float:

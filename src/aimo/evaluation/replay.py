@@ -1,0 +1,345 @@
+"""Rules of voting, stopping and time on recorded samples: accuracy, tokens and wall time, without a GPU.
+
+Each question is replayed in random orders of its samples, the same for every rule. At most 16 samples run at
+a time. When a rule stops, the running samples end, and the tokens that they wrote count. Wall is the time
+from the first start to the stop. All figures are means over questions and orders. Out of scope: reading the
+samples (`aimo.evaluation.traces`), chances of a score (`aimo.evaluation.forecast`).
+"""
+
+import math
+import random
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+from aimo.errors import AimoError
+from aimo.evaluation import intervals
+from aimo.evaluation.intervals import Interval
+from aimo.evaluation.traces import Question, Recorded, Traces, Vote
+from aimo.inference import voting
+from aimo.inference.voting import State, Step, Stop
+
+OURS = "ours"
+STOPS = (OURS, "all", "4 of 8", "4 of 16", "5 of 15", "10 ended of 12")
+"""Ours, no stop, AIMO 3's, that of its best public notebook with our 16 samples, AIMO 2's second place's,
+NVIDIA's."""
+WEIGHTS = ("programs", "length", "logprob", "tail_logprob", "entropy", "tail_entropy", "ties")
+SHOWN = 5  # questions that flipped
+GRAMMAR = (
+    f"a rule is STOP or STOP:WEIGHT; STOP is ours, ours KEY=VALUE …, all, N of K, or N ended of K; "
+    f"WEIGHT is equal, {', '.join(WEIGHTS)}"
+)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """When to stop, how many samples to start, and what a vote weighs."""
+
+    name: str
+    next_step: Callable[[State], Step]
+    samples: int | None = None
+    """How many samples of a question at most; None: all."""
+    weight: str = "equal"
+    is_ours: bool = False
+    """Whether samples end, and equal votes are told apart, as in the solver."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one rule made of one order of a question's samples."""
+
+    answer: Vote
+    tokens: float
+    wall: float
+
+
+def parse(name: str) -> Rule:
+    """The rule of a name such as `ours`, `ours max_error=0.1`, `4 of 8` or `all:entropy`."""
+    stop, _, weight = (part.strip() for part in name.partition(":"))
+    is_ours, *changes = stop.split() or [""]
+    if weight not in ("", "equal", *WEIGHTS):
+        raise AimoError(f"--policy {name!r}: {GRAMMAR}")
+    if is_ours == OURS:  # the solver always looks at what programs printed
+        policy = changed(name, changes)
+        return Rule(name, lambda state: voting.next_step(state, policy), None, weight or "programs", True)
+    if stop == "all":
+        return Rule(name, peer(lambda state: False), None, weight or "equal")
+    if found := re.fullmatch(r"(\d+)( ended)? of (\d+)", stop):
+        needed = int(found[1])
+        return Rule(
+            name, peer(ended(needed) if found[2] else agreeing(needed)), int(found[3]), weight or "equal"
+        )
+    raise AimoError(f"--policy {name!r}: {GRAMMAR}")
+
+
+def changed(name: str, changes: Sequence[str]) -> voting.Policy:
+    """Our policy with some of its values changed."""
+    types = {field.name: type(getattr(voting.POLICY, field.name)) for field in fields(voting.Policy)}
+    try:
+        pairs = dict(change.split("=") for change in changes)
+        return replace(voting.POLICY, **{key: types[key](value) for key, value in pairs.items()})
+    except (ValueError, KeyError):
+        raise AimoError(
+            f"--policy {name!r}: ours has the keys {', '.join(types)}, each with a number"
+        ) from None
+
+
+def agreeing(votes: int) -> Callable[[State], bool]:
+    """A rule that stops as soon as one answer has that many votes."""
+    return lambda state: max(state.votes.values(), default=0) >= votes
+
+
+def ended(samples: int) -> Callable[[State], bool]:
+    """A rule that stops as soon as that many samples have ended."""
+    return lambda state: state.ended >= samples
+
+
+def peer(stop: Callable[[State], bool]) -> Callable[[State], Step]:
+    """Start as many samples as may run at a time, and stop by the rule or when none is left."""
+
+    def next_step(state: State) -> Step:
+        if state.time_left <= 0:
+            return Step(Stop.DEADLINE)
+        if stop(state) or not state.running + state.left:
+            return Step(Stop.EXHAUSTED)
+        return Step(start=min(state.left, voting.POLICY.in_flight - state.running))
+
+    return next_step
+
+
+def weigh(sample: Recorded, weight: str) -> float:
+    """What a sample's vote weighs."""
+    if weight != "programs":
+        return voting.weigh(sample, weight)
+    return voting.by_tools(sample.answer, sample.printed)
+
+
+def play(
+    samples: Sequence[Recorded], rule: Rule, budget: float = math.inf
+) -> tuple[dict[int, Vote], Outcome]:
+    """Replay samples in the order in which they are started, for `budget` units of wall time at most.
+
+    Returns the answers by sample in the order in which they ended, and the outcome.
+    """
+    running: dict[int, float] = {}  # sample: the time of its start
+    ends: dict[int, float] = {}  # sample: the time at which it ends unless it is cut
+    over: dict[int, Vote] = {}
+    votes: Counter[Any] = Counter()  # peers vote for texts too
+    weights: dict[Any, float] = {}
+    max_weight = 2.0 if rule.weight == "programs" and any(sample.printed for sample in samples) else 1.0
+    now = tokens = longest = 0.0
+    fresh = 0
+    while True:
+        left = len(samples) - fresh
+        state = State(
+            votes, len(over), len(running), left, longest, budget - now, 0.0, weights or None, max_weight
+        )
+        step = rule.next_step(state)
+        if step.stop:
+            tokens += sum((now - start) * samples[i].pace for i, start in running.items())
+            return over, Outcome(vote(over, votes, weights, rule), tokens, now)
+        for i in range(fresh, fresh + step.start):
+            running[i], ends[i] = now, now + samples[i].tokens / samples[i].pace
+        fresh += step.start
+        due = ends
+        if step.limit < math.inf:
+            due = {
+                i: max(now, min(end, running[i] + step.limit / samples[i].pace)) for i, end in ends.items()
+            }
+        i = min(due, key=due.__getitem__)
+        if due[i] > budget:
+            now = budget
+            continue
+        now, sample = due[i], samples[i]
+        del ends[i]
+        wrote = (now - running.pop(i)) * sample.pace
+        tokens += wrote
+        cut = wrote < sample.tokens - 1e-6
+        answer = over[i] = None if cut else sample.answer
+        if answer is not None:
+            votes[answer] += 1
+            weights[answer] = weights.get(answer, 0.0) + weigh(sample, rule.weight)
+        longest = longest if cut else max(longest, wrote)
+
+
+def vote(over: dict[int, Vote], votes: Counter[Any], weights: dict[Any, float], rule: Rule) -> Vote:
+    """The answer of most weight, then of most votes; None without any vote.
+
+    Among equals ours takes the smallest. A peer takes the first to end or, where it awaits all samples, the
+    first to be started.
+    """
+    if rule.is_ours:
+        return min(votes, key=lambda answer: (-weights[answer], -votes[answer], answer), default=None)
+    order = sorted(over) if rule.samples is None else over
+    candidates = [over[i] for i in order if over[i] is not None]
+    return max(candidates, key=lambda answer: (weights[answer], votes[answer]), default=None)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a rule made of n questions: (n,) means over the orders of each."""
+
+    rule: str
+    accuracy: np.ndarray
+    tokens: np.ndarray
+    wall: np.ndarray
+
+
+def measure(
+    questions: Sequence[Question],
+    rules: Sequence[Rule],
+    draws: int = 300,
+    seed: int = 0,
+    samples: int | None = None,
+    budget: float = math.inf,
+) -> list[Measured]:
+    """Each rule on the same `draws` random orders of each question, of `samples` of its samples or of all.
+
+    An order that was drawn twice is replayed once. Costs a second for 120,000 samples.
+    """
+    rng = random.Random(seed)
+    figures = np.zeros((len(rules), 3, len(questions)))
+    for n, question in enumerate(questions):
+        available = len(question.ours)
+        count = min(available, samples or available)
+        orders = Counter(tuple(rng.sample(range(available), count)) for _ in range(draws))
+        for order, times in orders.items():
+            for r, rule in enumerate(rules):
+                figures[r, :, n] += times * np.array(judge(question, order, rule, budget))
+    return [Measured(rule.name, *figure / draws) for rule, figure in zip(rules, figures, strict=True)]
+
+
+def judge(
+    question: Question, order: Sequence[int], rule: Rule, budget: float = math.inf
+) -> tuple[bool, float, float]:
+    """Whether a rule is right on one order of a question's samples, its tokens and its wall time."""
+    samples = question.ours if rule.is_ours else question.peer
+    outcome = play([samples[i] for i in order[: rule.samples]], rule, budget)[1]
+    return outcome.answer == question.gold, outcome.tokens, outcome.wall
+
+
+@dataclass(frozen=True)
+class Figures:
+    """A rule on one file, beside our default."""
+
+    file: str
+    unit: str
+    """Of wall time."""
+    rule: str
+    accuracy: float
+    tokens: float
+    wall: float
+    difference: Interval
+    """Of its accuracy and ours."""
+    tokens_ratio: Interval
+    """Our tokens divided by its."""
+    wall_ratio: Interval
+    flipped: dict[str, tuple[float, float]]
+    """Questions that one of both answers right in most orders and the other does not, with the shares of
+    orders that ours and this rule answer right."""
+
+
+def compare(
+    traces: Traces,
+    rules: Sequence[Rule] = (),
+    draws: int = 300,
+    seed: int = 0,
+    samples: int | None = None,
+    budget: float = math.inf,
+) -> list[Figures]:
+    """Our default and other rules on one file; without `rules`, all whose weights it has recorded."""
+    for rule in rules:
+        if not has_weight(traces, rule.weight) and rule.name != OURS:
+            remedy = "record it with inference.confidence=true" if rule.weight != "programs" else "use tools"
+            raise AimoError(f"--policy {rule.name!r}: {traces.name} has no {rule.weight} recorded; {remedy}")
+    wanted = [rule for rule in rules or defaults(traces) if rule.name != OURS]
+    ours, *others = measure(traces.questions, [parse(OURS), *wanted], draws, seed, samples, budget)
+    return [beside(ours, one, traces, seed) for one in (ours, *others)]
+
+
+def beside(ours: Measured, one: Measured, traces: Traces, seed: int) -> Figures:
+    """The figures of one rule beside ours."""
+    turned = np.flatnonzero((one.accuracy > 0.5) != (ours.accuracy > 0.5))
+    return Figures(
+        file=traces.name,
+        unit=traces.unit,
+        rule=one.rule,
+        accuracy=float(one.accuracy.mean()),
+        tokens=float(one.tokens.mean()),
+        wall=float(one.wall.mean()),
+        difference=intervals.difference(one.accuracy, ours.accuracy, seed),
+        tokens_ratio=intervals.ratio(ours.tokens, one.tokens, seed),
+        wall_ratio=intervals.ratio(ours.wall, one.wall, seed),
+        flipped={traces.questions[i].id: (float(ours.accuracy[i]), float(one.accuracy[i])) for i in turned},
+    )
+
+
+def defaults(traces: Traces) -> list[Rule]:
+    """Every stop rule, and every weight that a file has recorded, on all samples and with our stop rule."""
+    weights = [weight for weight in WEIGHTS if has_weight(traces, weight)]
+    of_all = [f"all:{weight}" for weight in weights]
+    of_ours = [f"ours:{'equal' if weight == 'programs' else weight}" for weight in weights]
+    return [parse(name) for name in (*STOPS, *of_all, *of_ours)]
+
+
+def has_weight(traces: Traces, weight: str) -> bool:
+    """Whether a file has recorded what a weight needs."""
+    if weight in ("equal", "length"):
+        return True
+    samples = [sample for question in traces.questions for sample in question.ours]
+    if weight == "programs":
+        return any(sample.printed for sample in samples)
+    if weight == "ties":
+        return any(sample.entropy is not None for sample in samples)
+    return any(getattr(sample, weight) is not None for sample in samples)
+
+
+def plot(figures: Sequence[Figures], to: Path) -> None:
+    """Accuracy against tokens, a panel for each file."""
+    files = list(dict.fromkeys(figure.file for figure in figures))
+    canvas = Figure(figsize=(7 * len(files), 5), layout="constrained")
+    for panel, file in zip(canvas.subplots(1, len(files), squeeze=False)[0], files, strict=True):
+        names: dict[tuple[float, float], list[str]] = {}  # rules in one place share a label
+        for figure in (f for f in figures if f.file == file):
+            names.setdefault((round(figure.tokens), round(figure.accuracy, 3)), []).append(figure.rule)
+        for place, rules in names.items():
+            color = "tab:red" if OURS in rules else "tab:gray"
+            panel.scatter(*place, s=40, color=color)
+            panel.annotate(", ".join(rules), place, xytext=(6, 4), textcoords="offset points", fontsize=8)
+        panel.set(title=file, xlabel="tokens a question", ylabel="accuracy")
+        panel.margins(0.25)
+    canvas.savefig(to, dpi=110)
+
+
+def show(traces: Traces, figures: Sequence[Figures]) -> None:
+    """Print the figures of one file as a table, and the questions that flipped."""
+    title = f"{traces.name}: {len(traces.questions)} questions, 95 % intervals over questions"
+    table = Table("rule", "accuracy", "minus ours", "tokens", "ours / its", "wall", "ours / its", title=title)
+    for row in figures:
+        tokens = f"{row.tokens:,.0f}", text(row.tokens_ratio, ".2f")
+        wall = f"{row.wall:,.0f}", text(row.wall_ratio, ".2f")
+        table.add_row(row.rule, f"{row.accuracy:.3f}", text(row.difference, "+.3f"), *tokens, *wall)
+    Console(width=120).print(table)
+    print(f"wall in {traces.unit}")
+    if traces.stopped:
+        print(f"{traces.stopped} samples were stopped early: without a vote, and no longer than they ran")
+    for row in figures:
+        for verb, gained in ("wins", True), ("loses", False):
+            turned = {name: pair for name, pair in row.flipped.items() if (pair[1] > pair[0]) == gained}
+            listed = [f"{name} ({pair[0]:.2f} → {pair[1]:.2f})" for name, pair in turned.items()]
+            more = f" and {len(listed) - SHOWN} more" if len(listed) > SHOWN else ""
+            if listed:
+                print(f"{row.rule} {verb} {', '.join(listed[:SHOWN])}{more}")
+
+
+def text(interval: Interval, form: str) -> str:
+    """An interval as `value (low to high)`."""
+    return f"{interval.value:{form}} ({interval.low:{form}} to {interval.high:{form}})"

@@ -1,0 +1,234 @@
+"""Recorded samples, read as rules of voting and stopping see them: `read` takes journals and public traces.
+
+Formats, told apart by the keys of a line (JSON lines, a question each but for the first):
+- a journal of the solver (`aimo.inference.journal`): a sample a line; files of one model are pooled;
+- `samples`, each with `text`: whole completions, as lm-evaluation harnesses keep them;
+- `attempts`, each with `tokens` and `answer`: the logs of a competition notebook.
+
+Out of scope: the rules (`aimo.evaluation.replay`).
+"""
+
+import csv
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from aimo.errors import AimoError
+from aimo.inference import answers, journal, voting
+from aimo.inference.solution import End, Sample
+
+CHARACTERS = 3.2  # a token, where a trace has texts alone
+CHECK = 256  # characters between two looks for repetition
+Vote = int | str | None
+REMEDY = "give a journal of the solver, or traces with `samples` or `attempts` a line"
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A recorded sample as a rule sees it."""
+
+    tokens: float
+    """Until it ends."""
+    answer: Vote
+    pace: float = 1.0
+    """Tokens a unit of wall time: 1 where no time was recorded."""
+    printed: tuple[int | None, ...] = ()
+    """The answers that its programs printed."""
+    logprob: float | None = None
+    tail_logprob: float | None = None
+    entropy: float | None = None
+    tail_entropy: float | None = None
+    """As in `aimo.inference.solution.Sample`."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question's recorded samples in one order, as the peers read them and as we read them."""
+
+    gold: int
+    peer: Sequence[Recorded]
+    """Completions read to their end."""
+    ours: Sequence[Recorded]
+    """Completions that end at their first final answer or at degenerate repetition."""
+    id: str = ""
+
+
+@dataclass(frozen=True)
+class Traces:
+    """The questions of one file, or of the journals of one model."""
+
+    name: str
+    questions: list[Question]
+    unit: str = "tokens"
+    """What wall time is measured in: tokens of one sample, or seconds where they were recorded."""
+    stopped: int = 0
+    """Samples that were stopped before they ended: they have no vote and only the tokens that they wrote."""
+
+
+def read(paths: Sequence[Path], golds: Mapping[str, int] | None = None) -> list[Traces]:
+    """All that the files hold; `golds` by question go over those of the files.
+
+    Raises AimoError for a line that is cut off, has unknown fields or is of another model than the journals
+    before it, and for a question without a gold answer.
+    """
+    traces, journals = [], []
+    for path in paths:
+        first = next(lines(path), (0, {}))[1]
+        if "samples" in first or "attempts" in first:
+            traces.append(Traces(path.stem, list(public(path, golds or {}))))
+        elif "key" in first or "journal" in first:
+            journals.append(path)
+        else:
+            raise AimoError(f"{path}: not a file of samples; {REMEDY}")
+    return [*([pooled(journals, golds or {})] if journals else []), *traces]
+
+
+def lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The lines of a JSON-lines file with their numbers."""
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as e:
+        reason = e.strerror if isinstance(e, OSError) else "not a text file"
+        raise AimoError(f"{path}: {reason}; {REMEDY}") from None
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            raise AimoError(cut_off(path, number)) from None
+        if not isinstance(row, dict):
+            raise AimoError(f"{path}, line {number}: not an object; {REMEDY}")
+        yield number, row
+
+
+def cut_off(path: Path, number: int) -> str:
+    """What to say of a line that is not JSON."""
+    return f"{path}, line {number}: cut off; delete the line: sed -i {number}d {path}"
+
+
+def public(path: Path, golds: Mapping[str, int]) -> Iterator[Question]:
+    """The questions of a file of public traces."""
+    for number, row in lines(path):
+        name = str(row.get("id", number))
+        gold = golds.get(name, answers.to_integer(str(row.get("answer"))))
+        if gold is None:
+            raise AimoError(
+                f"{path}, line {number}: question {name} has no integer as its answer; correct it"
+            )
+        try:
+            if "samples" in row:
+                texts = [sample["text"] for sample in row["samples"]]
+                yield Question(gold, [*map(as_peers, texts)], [*map(as_ours, texts)], name)
+            else:
+                samples = [as_attempt(attempt) for attempt in row["attempts"]]
+                yield Question(gold, samples, samples, name)
+        except (KeyError, TypeError) as e:
+            raise AimoError(f"{path}, line {number}: {e} is missing or wrong in a sample; {REMEDY}") from None
+
+
+def as_attempt(attempt: Mapping[str, Any]) -> Recorded:
+    """A sample of which only figures were kept."""
+    return Recorded(attempt["tokens"], attempt["answer"], entropy=attempt.get("entropy"))
+
+
+def as_peers(text: str) -> Recorded:
+    """A completion read to its end: its answer, else the last number in its last 200 characters.
+
+    The labels of the traces were made in the same way.
+    """
+    found = answers.extract(text)
+    if found is None:
+        found = (re.findall(r"-?\d+(?:\.\d+)?", text[-200:]) or [None])[-1]
+    number = answers.to_integer(found)
+    return Recorded(len(text) / CHARACTERS, found if number is None else number)
+
+
+def as_ours(text: str) -> Recorded:
+    """A completion that ends at its first complete final answer, or at degenerate repetition."""
+    final = voting.final_answer(text, read_answer)
+    end, answer = final or (len(text), None)
+    for place in range(CHECK, end, CHECK):
+        if voting.is_repeating(text[max(0, place - voting.WINDOW) : place]):
+            return Recorded(place / CHARACTERS, None)
+    return Recorded(end / CHARACTERS, answer if final else read_answer(text))
+
+
+def read_answer(text: str) -> int | None:
+    """The integer that a text answers with."""
+    return answers.to_integer(answers.extract(text))
+
+
+@dataclass
+class Pool:
+    """What journals of one model hold."""
+
+    header: journal.Header | None = None
+    samples: dict[str, list[Sample]] = field(default_factory=dict)
+    """By question."""
+
+
+def pooled(paths: Sequence[Path], golds: Mapping[str, int]) -> Traces:
+    """The samples of journals of one model and its settings, by question."""
+    pool = Pool()
+    for path in paths:
+        add(pool, path)
+    questions = []
+    for name, samples in sorted(pool.samples.items()):
+        if name not in golds:
+            raise AimoError(f"question {name} has no answer; give --answers CSV, with its id and answer")
+        recorded = [as_recorded(sample) for sample in samples]
+        questions.append(Question(golds[name], recorded, recorded, name))
+    if not questions:
+        raise AimoError(f"{paths[0]}: no sample has ended in it; give another journal")
+    stopped = sum(s.end is End.STOPPED for samples in pool.samples.values() for s in samples)
+    model = Path(pool.header.model).name if pool.header else ""
+    return Traces(model or paths[0].stem, questions, "seconds", stopped)
+
+
+def add(pool: Pool, path: Path) -> None:
+    """Add the samples of a journal to a pool."""
+    for number, row in lines(path):
+        try:
+            entry = journal.parse(row)
+        except ValueError as e:
+            remedy = f"another version of aimo wrote it: replay it with that, or delete it: sed -i {number}d"
+            raise AimoError(f"{path}, line {number}: {e}; {remedy} {path}") from None
+        if isinstance(entry, journal.Header):
+            if pool.header not in (None, entry):
+                raise AimoError(f"{path}, line {number}: {entry.differs(pool.header)}; replay them apart")
+            pool.header = entry
+        elif isinstance(entry.value, Sample):
+            pool.samples.setdefault(entry.id, []).append(entry.value)
+
+
+def as_recorded(sample: Sample) -> Recorded:
+    """A sample of a journal."""
+    seconds = sample.end_s - sample.begin_s
+    return Recorded(
+        sample.tokens,
+        sample.answer,
+        max(1, sample.tokens) / seconds if seconds > 0 else 1.0,
+        tuple(sample.printed),
+        sample.logprob,
+        sample.tail_logprob,
+        sample.entropy,
+        sample.tail_entropy,
+    )
+
+
+def read_golds(path: Path) -> dict[str, int]:
+    """The gold answers of a CSV with the columns id and answer. AimoError when it has not."""
+    try:
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError) as e:
+        raise AimoError(f"--answers {path}: {e}; give a CSV with the columns id and answer") from None
+    golds = {}
+    for row in rows:
+        gold = answers.to_integer(row.get("answer"))
+        if row.get("id") is None or gold is None:
+            raise AimoError(f"--answers {path}: a row is {row}; give it an id and an integer as its answer")
+        golds[row["id"]] = gold
+    return golds
