@@ -417,7 +417,7 @@ REPLIES = [
     "so 1 + 1 = 2 and \\boxed{5} <end_working_out><SOLUTION>6</SOLUTION>",
     "<start_working_out>\\boxed{7} </think> \\boxed{8}<end_working_out> so 6",
     "<b>so it is 6, or rather, once more, \\boxed{6}",
-    "```python\nprint(6)\n``` which is as it should be, I think",
+    "```python\nimport time\ntime.sleep(0.5)\nprint(6)\n``` which is as it should be, I think",
     "now it is surely <end_working_out><SOLUTION>1</SOLUTION>",
 ]
 
@@ -635,6 +635,7 @@ CASES = [
     Case("inference.test_rows", questions),
     Case("inference.tags.think_start", asked, "<b>", {"inference.thinking": False}),
     Case("inference.tags.*", asked, "<b>"),
+    Case("inference.format", asked, "harmony"),
     Case("inference.system", asked, "Think."),
     Case("inference.user", asked, "{problem} Think."),
     Case(
@@ -652,6 +653,7 @@ CASES = [
     Case("inference.tool_parser", vllm, "hermes", slow=True),
     Case("inference.thinking", asked, False),
     Case("inference.tools", asked, 1.0),
+    Case("inference.tool_seconds", asked, 0.2, {"inference.tools": 1.0}),
     Case("inference.tool_turns", asked, 1, {"inference.tools": 1.0}),
     Case("inference.*", asked),
     Case("training.log_to", SFT_ARGS, "tensorboard"),

@@ -68,7 +68,7 @@ async def complete(stream: Stream) -> str:
     """A sample's text; one that is cut off without an answer is asked for it."""
     completion = await stream.run()
     if not completion.finished and not answers.extract(completion.text, stream.settings.tags):
-        completion = await stream.force_answer(completion.text)
+        completion = await stream.force_answer()
     return completion.text
 
 

@@ -8,13 +8,15 @@ from aimo.inference.sampling import Sampler
 from aimo.inference.tools import Chat, FencedBlocks, ToolCalls
 
 Conversation = Chat | Harmony
+RULES = "Put the final answer in \\boxed{}."
+"""The sentence on answers outside a competition."""
 
 
 def begin(
     sampler: Sampler, problem: str, index: int = 0, rules: str = "", with_tools: bool = False
 ) -> Conversation:
     """The conversation of the `index`-th sample of a problem; `rules` is the competition's sentence."""
-    settings = sampler.settings
+    settings, rules = sampler.settings, rules or RULES
     if settings.format == "harmony":
         return Harmony(sampler, problem, index, rules, with_tools)
     if not with_tools:

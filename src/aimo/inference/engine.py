@@ -26,7 +26,7 @@ from aimo.inference.model_folder import (
     tied_embedding,
 )
 from aimo.inference.processes import ending_with_this_thread, is_verbose, stderr_to
-from aimo.inference.sampling import LOGPROBS, BackgroundLoop, Completion, Until, entropy_of
+from aimo.inference.sampling import BackgroundLoop, Completion, Until, entropy_of
 from aimo.inference.settings import Settings, resolve
 from aimo.inference.tools import find_tool_parser
 
@@ -75,12 +75,14 @@ class Engine:
         self.encoding = harmony.load(model) if settings.format == "harmony" else None
         if self.encoding is None:
             prompts.check_template(self.tokenizer, settings, model)
-        self.settings = settings
-        self.requests = itertools.count()
+        self.keeps_special_tokens = prompts.keeps_special_tokens(self.tokenizer, settings)
+        self.settings, self.requests = settings, itertools.count()
+        limits = [settings.max_length, position_limit(self.model)]
+        prompts.check_length(self.encode("1 + 1?"), min(limit for limit in limits if limit))
         self.loop = BackgroundLoop()
         self.start()
         planned = self.llm.vllm_config
-        limits = (settings.max_length, position_limit(self.model), planned.model_config.max_model_len)
+        limits.append(planned.model_config.max_model_len)
         self.max_length = min(limit for limit in limits if limit)
         replicas = planned.parallel_config.data_parallel_size
         kv_tokens = planned.cache_config.kv_cache_size_tokens * replicas
@@ -177,11 +179,12 @@ class Engine:
     ) -> Completion:
         """One stream that continues `prompt`; cancelling it frees its slot at once.
 
-        `until` is called with all text so far as the stream grows. The sampled text can differ in rare cases
-        for the same seed: the batch it runs in depends on timing and changes the last bits of the logits.
+        `until` is called with all that was written as the stream grows. The sampled text can differ in rare
+        cases for the same seed: the batch it runs in depends on timing and changes the last bits of the
+        logits.
         """
         params = sampling_parameters(
-            settings, seed, self.max_length - len(prompt), streamed=until is not None
+            settings, seed, self.max_length - len(prompt), until is not None, self.keeps_special_tokens
         )
         text = ""
         ids: list[int] = []
@@ -198,7 +201,7 @@ class Engine:
                 for token, likeliest in zip(result.token_ids, result.logprobs or [], strict=False):
                     logprobs.append(likeliest[token].logprob)
                     entropies.append(entropy_of(entry.logprob for entry in likeliest.values()))
-                if until and until(text, len(ids)):
+                if until and until(text, ids):
                     return Completion(text, ids, False, logprobs, entropies)
         return Completion(text, ids, result.finish_reason == "stop", logprobs, entropies)
 
@@ -259,7 +262,9 @@ def engine_arguments(
     return ours | settings.vllm | (read_adapter(adapter) if adapter else {})
 
 
-def sampling_parameters(settings: Settings, seed: int, room: int, streamed: bool = False) -> Any:
+def sampling_parameters(
+    settings: Settings, seed: int, room: int, streamed: bool = False, keep_special: bool = False
+) -> Any:
     """vLLM's SamplingParams of a stream that may write at most `room` tokens."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
@@ -271,10 +276,10 @@ def sampling_parameters(settings: Settings, seed: int, room: int, streamed: bool
         min_p=settings.min_p,
         max_tokens=min(settings.max_tokens, room),
         stop=settings.stop,
+        include_stop_str_in_output=bool(settings.stop),  # it may be the tag that closes the answer
         seed=seed,
-        logprobs=LOGPROBS.get(settings.weight),
-        # A tool call may be made of special tokens, and Harmony's channels are.
-        skip_special_tokens=settings.tool_parser is None and settings.format == "chat",
+        logprobs=settings.top_logprobs,
+        skip_special_tokens=not keep_special,
         stop_token_ids=harmony.STOP if settings.format == "harmony" else None,
         output_kind=RequestOutputKind.DELTA if streamed else RequestOutputKind.FINAL_ONLY,
     )

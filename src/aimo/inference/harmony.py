@@ -18,8 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import openai_harmony as harmony
-
 from aimo.inference import prompts
 from aimo.inference.errors import AimoError
 from aimo.inference.sampling import Completion, Sampler
@@ -113,6 +111,8 @@ class Harmony:
 
         All analysis stays, as Harmony drops it only once a final answer has been given.
         """
+        import openai_harmony as harmony
+
         result = harmony.Message.from_author_and_content(
             harmony.Author.new(harmony.Role.TOOL, "python"), output or "[no output]"
         )
@@ -156,6 +156,8 @@ def render(
     No date is given, so that the same problem has the same prompt tomorrow. The library encodes special
     tokens in the texts as ordinary text. AimoError for an argument that Harmony does not have.
     """
+    import openai_harmony as harmony
+
     asked = prompts.variant(settings, index)
     system = harmony.SystemContent.new().with_reasoning_effort(effort(settings))
     if with_tools:
@@ -175,6 +177,8 @@ def render(
 
 def effort(settings: Settings) -> Any:
     """The library's reasoning effort for `chat_template_kwargs.reasoning_effort`; medium without it."""
+    from openai_harmony import ReasoningEffort
+
     for name in settings.chat_template_kwargs.keys() - {"reasoning_effort"}:
         raise AimoError(
             f"inference.chat_template_kwargs: Harmony reads reasoning_effort and not {name!r}; remove it"
@@ -184,7 +188,7 @@ def effort(settings: Settings) -> Any:
         raise AimoError(
             f"inference.chat_template_kwargs: reasoning_effort is {name!r}; give {', '.join(EFFORTS)}"
         )
-    return harmony.ReasoningEffort[name.upper()]
+    return ReasoningEffort[name.upper()]
 
 
 def parse(encoding: Any, ids: Iterable[int]) -> list[Message]:
@@ -193,7 +197,8 @@ def parse(encoding: Any, ids: Iterable[int]) -> list[Message]:
     A header runs to <|message|>, a content to <|end|>, <|return|>, <|call|> or the next header.
     """
     messages: list[Message] = []
-    header, content = TURN, None
+    header = TURN
+    content: list[int] | None = None
 
     def close(token: int | None, is_whole: bool) -> None:
         messages.append(read(encoding, header, content or [], token, is_whole))
@@ -258,6 +263,8 @@ def unwrap(code: str) -> str:
 @functools.cache
 def load(model: str | Path) -> Any:
     """openai_harmony's encoding of gpt-oss, without the internet. AimoError when there is no vocabulary."""
+    import openai_harmony as harmony
+
     variable = "TIKTOKEN_ENCODINGS_BASE"
     given = os.environ.get(variable)
     with tempfile.TemporaryDirectory(prefix="aimo-harmony-") as made:

@@ -6,7 +6,6 @@ Out of scope: finding them in its text (`aimo.inference.tools`).
 import functools
 import queue
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 
 from aimo.inference import sandbox
@@ -27,17 +26,17 @@ class Output:
 
 
 class Pool:
-    """Sessions that are ready. Each one that is taken is replaced in the background."""
+    """Sessions that are ready. They are started and ended in the background."""
 
     def __init__(self, limits: sandbox.Limits):
         self.limits = limits
         self.ready: queue.SimpleQueue[sandbox.Session] = queue.SimpleQueue()
-        self.starter = ThreadPoolExecutor(1)
+        self.background = ThreadPoolExecutor(4)
 
     def fill(self) -> None:
         """Start sessions until READY are ready; returns at once."""
         for _ in range(READY - self.ready.qsize()):
-            self.starter.submit(self.add)
+            self.background.submit(self.add)
 
     def add(self) -> None:
         """Start a session."""
@@ -49,7 +48,7 @@ class Pool:
             session = self.ready.get_nowait()
         except queue.Empty:
             session = sandbox.Session(self.limits)
-        self.starter.submit(self.add)
+        self.background.submit(self.add)
         return session
 
 
@@ -80,10 +79,9 @@ class Programs:
         return Output((result.stdout + result.error).strip(), result.ok)
 
     def close(self) -> None:
-        """End the sandbox's process."""
+        """End the session, and a program that runs; returns at once."""
         if self.session:
-            with suppress(AimoError):  # the fork server is gone, and the process with it
-                self.session.close()
+            pool(self.seconds).background.submit(self.session.close)
 
 
 def warm(seconds: float) -> None:

@@ -6,10 +6,12 @@ Out of scope: tools, and turns after the first answer.
 """
 
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from aimo.inference.errors import AimoError, one_line
+from aimo.inference.sampling import MIN_TOKENS
 from aimo.inference.settings import Prompt, Settings, Tags, Variant
 
 TAIL = 32  # tokens at the end of a prompt that may hold an opening tag
@@ -153,6 +155,22 @@ def ends_in_thought(tokenizer: Any, prompt: list[int], tags: Tags) -> bool:
     """Whether the n token ids of a prompt end in the tag that opens a thought."""
     text = tokenizer.decode(prompt[-TAIL:], skip_special_tokens=False)
     return text.rstrip().endswith(tags.think_start.strip())
+
+
+def keeps_special_tokens(tokenizer: Any, settings: Settings) -> bool:
+    """Whether a completion's text keeps special tokens: tool calls, channels or tags may be made of them."""
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    tags = {tag.strip() for tag in asdict(settings.tags).values()}
+    return settings.tool_parser is not None or settings.format == "harmony" or bool(special & tags)
+
+
+def check_length(prompt: list[int], room: int) -> None:
+    """Raise AimoError when the n tokens of a short problem's prompt leave no room to answer."""
+    if len(prompt) + MIN_TOKENS > room:
+        raise AimoError(
+            f"a prompt takes {len(prompt)} of the context's {room} tokens before the problem; shorten "
+            "inference.system and inference.user, or raise inference.max_length"
+        )
 
 
 def check_template(tokenizer: Any, settings: Settings, model: str | Path) -> None:

@@ -9,7 +9,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Coroutine, Iterable
-from concurrent.futures import Future, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -17,11 +17,9 @@ from aimo.inference.errors import AimoError
 from aimo.inference.settings import Settings
 
 T = TypeVar("T")
-Until = Callable[[str, int], bool]
-"""Whether a stream may end, given its text and its number of tokens so far."""
-TOP_LOGPROBS = 20  # as many as vLLM gives by default
-LOGPROBS = {"logprob": 0, "entropy": TOP_LOGPROBS}
-"""How many log-probabilities vLLM returns for each token, by `settings.weight`; other weights need none."""
+Until = Callable[[str, list[int]], bool]
+"""Whether a stream may end, given its text and its token ids so far."""
+MIN_TOKENS = 16  # fewer cannot hold an answer
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class Completion:
     logprobs: list[float] = field(default_factory=list)
     """Log-probability of each token; empty when not measured."""
     entropies: list[float] = field(default_factory=list)
-    """Entropy of each token in nats, from the likeliest TOP_LOGPROBS; empty when not measured."""
+    """Entropy of each token in nats, from the TOP_LOGPROBS likeliest; empty when not measured."""
 
     @property
     def tokens(self) -> int:
@@ -57,6 +55,8 @@ class Completion:
 class Sampler(Protocol):
     """A model that completes prompts, with the settings it is sampled with."""
 
+    model: Any
+    """Its folder, or a server's name of it."""
     settings: Settings
     tokenizer: Any
     tool_parser: Any
@@ -77,7 +77,7 @@ class Sampler(Protocol):
     async def sample(
         self, prompt: list[int], seed: int, settings: Settings, until: Until | None = None
     ) -> Completion:
-        """One stream that continues `prompt`, until it ends or `until(text, tokens)` returns True."""
+        """One stream that continues `prompt`, until it ends or `until(text, token_ids)` returns True."""
 
     def run(self, coroutine: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
         """Run a coroutine on the sampler's event loop, from any other thread. AimoError when it is closed."""
@@ -98,6 +98,8 @@ class BackgroundLoop:
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
+        # One thread for each sample whose program runs; asyncio's own number is the cores' and four.
+        self.loop.set_default_executor(ThreadPoolExecutor(64))
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
 
     @property

@@ -15,7 +15,7 @@ from openai import APIError, APIStatusError, AsyncOpenAI, OpenAIError, Timeout
 from aimo.inference import conversations, harmony, programs, prompts
 from aimo.inference.errors import AimoError
 from aimo.inference.model_folder import check_model_folder, load_tokenizer
-from aimo.inference.sampling import LOGPROBS, BackgroundLoop, Completion, Until, entropy_of
+from aimo.inference.sampling import BackgroundLoop, Completion, Until, entropy_of
 from aimo.inference.settings import Settings, resolve
 from aimo.inference.tools import find_tool_parser
 
@@ -45,6 +45,7 @@ class Server:
         self.encoding = harmony.load(model) if settings.format == "harmony" else None
         if self.encoding is None:
             prompts.check_template(self.tokenizer, settings, model)
+        self.keeps_special_tokens = prompts.keeps_special_tokens(self.tokenizer, settings)
         self.settings = settings
         self.streams = sys.maxsize  # the servers queue what they cannot hold
         self.urls = [url.rstrip("/").removesuffix("/v1") for url in urls]
@@ -55,6 +56,7 @@ class Server:
         ]
         try:
             self.model, self.max_length = self.connect(need_all)
+            prompts.check_length(self.encode("1 + 1?"), self.max_length)
         except AimoError:
             self.close()
             raise
@@ -146,9 +148,10 @@ class Server:
             extra_body={
                 "min_p": settings.min_p,
                 "stop": settings.stop,
-                "logprobs": LOGPROBS.get(settings.weight),
+                "include_stop_str_in_output": bool(settings.stop),
+                "logprobs": settings.top_logprobs,
                 "return_token_ids": True,
-                "skip_special_tokens": settings.tool_parser is None and settings.format == "chat",
+                "skip_special_tokens": not self.keeps_special_tokens,
                 "stop_token_ids": harmony.STOP if settings.format == "harmony" else None,
                 # Neutral, as in the engine; a server's defaults are those of generation_config.json.
                 "top_k": settings.top_k,
@@ -164,11 +167,13 @@ class Server:
                 for choice in event.choices:
                     text += choice.text
                     ids += getattr(choice, "token_ids", None) or []  # vLLM's own field
+                    if text and not ids:
+                        raise AimoError("the server sends no token ids; serve with vLLM 0.11 or later")
                     reason = choice.finish_reason or reason
                     if choice.logprobs:
                         logprobs += [p for p in choice.logprobs.token_logprobs or [] if p is not None]
                         likeliest = choice.logprobs.top_logprobs or []
                         entropies += [entropy_of(token.values()) for token in likeliest if token]
-                    if until and until(text, len(ids)):
+                    if until and until(text, ids):
                         return Completion(text, ids, False, logprobs, entropies)
         return Completion(text, ids, reason == "stop", logprobs, entropies)

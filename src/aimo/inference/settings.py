@@ -5,6 +5,7 @@ line or a kernel's parameters over them. Out of scope: other files of a model fo
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, field, fields
 from pathlib import Path
@@ -17,6 +18,7 @@ from aimo.inference.errors import AimoError, explain
 from aimo.inference.model_folder import REMEDY, read_json
 
 SETTINGS = "aimo.json"
+TOP_LOGPROBS = 20  # likeliest tokens that an entropy is measured from; as many as vLLM gives by default
 
 strict = ConfigDict(extra="forbid", strict=True)
 Positive = Annotated[int, Field(gt=0)]
@@ -24,6 +26,7 @@ NonNegative = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Tag = Annotated[str, Field(min_length=1)]
+User = Annotated[str, Field(pattern=r"\{problem\}")]
 
 
 @dataclass(config=strict, frozen=True)
@@ -72,7 +75,7 @@ class Variant:
     """The share of the samples that are asked with it."""
     system: str = ""
     """As `system` of the settings."""
-    user: str = "{problem}"
+    user: User = "{problem}"
     """As `user` of the settings."""
 
 
@@ -86,7 +89,7 @@ class Settings:
     system: str = ""
     """The system message; empty sends none, so that a template's own stays. `{rules}` is replaced by the
     competition's sentence on its answers."""
-    user: str = "{problem}"
+    user: User = "{problem}"
     """The user message. `{problem}` is replaced by the problem, and `{rules}` as in `system`."""
     variants: list[Variant] = field(default_factory=list)
     """Other prompts, each for a share of the samples."""
@@ -121,14 +124,24 @@ class Settings:
     """Seconds that a program may take."""
     tool_parser: str | None = None
     """vLLM's parser of the model's own tool calls (`hermes` for Qwen); null runs its fenced Python blocks."""
-    weight: Literal["equal", "logprob", "entropy", "length"] = "equal"
-    """What a vote weighs by (docs/voting.md)."""
+    weight: Literal["equal", "length", "logprob", "tail_logprob", "entropy", "tail_entropy", "ties"] = "equal"
+    """What a vote weighs by (docs/voting.md); `ties`: the entropy tells equal votes apart."""
+    confidence: bool = False
+    """Whether the journal has the log-probability and entropy of every sample, whatever `weight` needs: for
+    `aimo replay`. Costs 0.15 ms of a core for each token."""
     discount_trivial: bool = False
     """Whether 0, 1 and the numbers of the statement count half."""
     gpu_memory: Share = 0.9
     """Share of the GPU's memory that vLLM takes; on a CPU it takes 1 GiB."""
     vllm: dict[str, Any] = field(default_factory=dict)
     """vLLM's engine arguments by its own names: tensor_parallel_size, kv_cache_dtype, speculative_config …"""
+
+    @property
+    def top_logprobs(self) -> int | None:
+        """How many log-probabilities of each token vLLM returns, for `weight` and `confidence`."""
+        if self.confidence or self.weight == "ties" or self.weight.endswith("entropy"):
+            return TOP_LOGPROBS
+        return 0 if self.weight.endswith("logprob") else None
 
     def describe(self) -> str:
         """The settings in one block, a `key: value` a line."""
@@ -157,7 +170,33 @@ def resolve(model: str | Path, *layers: Mapping[str, Any]) -> Settings:
         validate(values, str(path), remedy)
     for layer in layers:
         values = merge(values, layer)
-    return validate(values, "settings", "correct the value")
+    settings = validate(values, "settings", "correct the value")
+    if found := contradiction(settings):
+        raise AimoError(f"inference.{found}")
+    return settings
+
+
+def contradiction(settings: Settings) -> str:
+    """Return what in the prompts contradicts the tags or other prompts, with the remedy; else nothing."""
+    tags = asdict(settings.tags)
+    read = {tag.strip() for tag in tags.values()} | {"</answer>", "</think>"}
+    if sum(other.share for other in settings.variants) > 1:
+        return "variants: their shares are more than 1 in all; lower them"
+    named: list[tuple[str, Settings | Variant]] = [
+        ("", settings),
+        *((f"variants.{i}.", other) for i, other in enumerate(settings.variants)),
+    ]
+    for where, asked in named:
+        for key, text in ("system", asked.system), ("user", asked.user):
+            other = set(re.findall(r"</[\w-]+>|\\boxed\b", text)) - read
+            if "{" in tags["answer_start"]:
+                other.discard("\\boxed")
+            if other:
+                return (
+                    f"{where}{key} asks for {other.pop()}, and inference.tags read "
+                    f"{tags['answer_start']}…{tags['answer_end']}; let both say the same"
+                )
+    return ""
 
 
 def is_harmony(model: Path) -> bool:
@@ -169,8 +208,11 @@ def is_harmony(model: Path) -> bool:
 def own_sampling(model: Path) -> dict[str, Any]:
     """What a folder's generation_config.json says of temperature, top_p and top_k; nothing without one."""
     path = model / "generation_config.json"
-    values = read_json(path, "repair the file, or delete it") if path.exists() else {}
-    return {key: values[key] for key in ("temperature", "top_p", "top_k") if values.get(key) is not None}
+    remedy = "repair the file, or delete it"
+    values = read_json(path, remedy) if path.exists() else {}
+    found = {key: values[key] for key in ("temperature", "top_p", "top_k") if values.get(key) is not None}
+    validate(found, str(path), remedy)
+    return found
 
 
 def merge(values: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:

@@ -43,9 +43,10 @@ def solve(
 
     `rules` is the competition's sentence on its answers, for the prompt; `modulus`, what a result is reduced
     by. Continues and extends a `solution` that an earlier engine left; `keep` is called with each sample as
-    it ends. Which sample ends first can change when a vote counts as settled; with `voting.EXACT` sampling
-    stops only when no outcome of the remaining samples can change the vote, and the answer does not depend on
-    timing. Raises TimeoutError when the engine does not return within OVERTIME_S after the budget.
+    it ends or is stopped. Which sample ends first can change when a vote counts as settled; with
+    `voting.EXACT` sampling stops only when no outcome of the remaining samples can change the vote, and the
+    answer does not depend on timing. Raises TimeoutError when the engine does not return within OVERTIME_S
+    after the budget.
     """
     solution = solution or Solution()
     question = Question(Problem(sampler, problem, seed, low, high, rules, modulus), solution, keep)
@@ -99,7 +100,8 @@ class Question:
                     return solution.fail("the engine wrote nothing")
                 solution.note = "time ran out"
                 await self.force_answers(reserve)
-            solution.samples += [stream.stopped(self.now()) for stream in self.running.values()]
+            for stream in self.running.values():
+                self.record(stream.stopped(self.now()))
         except Exception as e:
             solution.fail(one_line(e))
         finally:
@@ -139,7 +141,7 @@ class Question:
             completion = await task
             end = End.FINISHED if completion.finished else stream.end or End.TOKENS
             if end is End.TOKENS and self.problem.read(completion.text) is None:
-                completion = await stream.force_answer(completion.text)
+                completion = await stream.force_answer()
             self.record(stream.sample(completion, end, self.now()))
 
     def failure(self) -> str:
@@ -155,7 +157,7 @@ class Question:
         streams = [stream for stream in self.running.values() if stream.text]
         await cancel(self.running)
         self.running.clear()
-        forced = {asyncio.create_task(stream.force_answer(stream.text)): stream for stream in streams}
+        forced = {asyncio.create_task(stream.force_answer()): stream for stream in streams}
         if forced:
             done, late = await asyncio.wait(forced, timeout=seconds)
             await cancel(late)

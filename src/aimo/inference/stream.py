@@ -9,13 +9,11 @@ import math
 import time
 from dataclasses import dataclass, replace
 
-from aimo.inference import answers, conversations, prompts, voting
+from aimo.inference import answers, conversations, voting
 from aimo.inference.programs import Programs
-from aimo.inference.sampling import Completion, Sampler, sample_seed
+from aimo.inference.sampling import MIN_TOKENS, Completion, Sampler, sample_seed
 from aimo.inference.solution import TAIL, End, Sample
-from aimo.inference.tools import Call
 
-MIN_TOKENS = 16  # fewer cannot hold an answer
 FORCED_ANSWER_TOKENS = 24
 CHECK_EVERY = 64  # characters between two checks whether a sample is over
 
@@ -72,10 +70,8 @@ class Stream:
         """The last line that each program printed, as an integer."""
         self.errors = 0
         """Programs that failed."""
-        self.text, self.tokens = "", 0
-        """What it wrote so far, all turns together."""
-        self.earlier = Completion("", [], False)
-        """What the turns before the present one wrote, program output aside."""
+        self.earlier = self.turn = Completion("", [], False)
+        """What the turns before the present one sampled, and what this one has sampled."""
         self.message_begin = 0
         """Where in the text the model's present message begins."""
         self.thinking = False
@@ -92,56 +88,60 @@ class Stream:
         """Sample until the model, `update` or the token limit ends it."""
         with contextlib.closing(Programs(self.settings.tool_seconds)) as programs:
             while True:
-                turn = await self.sample_turn()
-                call = self.call(turn) if turn else None
-                if turn is None or call is None:
-                    turn = turn or Completion("", [], False)
-                    return replace(self.earlier + turn, text=self.talk.text + turn.text)
-                self.earlier += turn
+                await self.sample_turn()
+                call = self.talk.find_call(self.turn)
+                if call is None or not self.may_call:
+                    # A sample that asks for a program which is not run has not come to its end.
+                    finished = self.turn.finished and call is None
+                    return replace(self.earlier + self.turn, text=self.text, finished=finished)
                 result = await asyncio.to_thread(programs.run, call.code)
                 self.heard = time.monotonic()
                 self.errors += not result.ok
                 last_line = (result.shown.splitlines() or [""])[-1]
                 self.results.append(self.problem.to_answer(last_line))
                 self.talk.reply(call, result.shown)
+                self.earlier += self.turn
 
-    async def sample_turn(self) -> Completion | None:
-        """Sample up to a program, whose output the next turn continues from; None when there is no room."""
-        self.turn_prompt = self.talk.prompt()
+    async def sample_turn(self) -> None:
+        """Sample up to a program, whose output the next turn continues from; nothing without room for it."""
+        self.turn_prompt, self.turn = self.talk.prompt(), Completion("", [], False)
         if self.talk.starts_message:
             self.begin_message()
         room = min(
             self.settings.max_tokens - self.earlier.tokens, self.sampler.max_length - len(self.turn_prompt)
         )
-        if room < MIN_TOKENS:
-            return None
-        limited = replace(self.settings, max_tokens=room)
-        return await self.sampler.sample(self.turn_prompt, self.seed, limited, self.update)
+        if room >= MIN_TOKENS:
+            limited = replace(self.settings, max_tokens=room)
+            self.turn = await self.sampler.sample(self.turn_prompt, self.seed, limited, self.update)
 
     def begin_message(self) -> None:
         """Record that the present turn begins a message of the model."""
         self.message_begin = len(self.talk.text)
-        self.thinking = (
-            prompts.ends_in_thought(self.sampler.tokenizer, self.turn_prompt, self.settings.tags)
-            if self.settings.thinking is None
-            else self.settings.thinking
-        )
+        self.thinking = self.talk.thinks()
 
-    def call(self, turn: Completion) -> Call | None:
-        """Return the program that a turn asks to run, or None when there is none or no more may run."""
-        if self.end or len(self.results) >= self.settings.tool_turns:
-            return None
-        return self.talk.find_call(turn)
+    @property
+    def text(self) -> str:
+        """What it wrote and read so far, all turns together."""
+        return self.talk.text + self.turn.text
 
-    def update(self, turn: str, tokens: int) -> bool:
+    @property
+    def tokens(self) -> int:
+        """How many tokens it has sampled."""
+        return self.earlier.tokens + self.turn.tokens
+
+    @property
+    def may_call(self) -> bool:
+        """Whether another program may be run."""
+        return self.with_tools and not self.end and len(self.results) < self.settings.tool_turns
+
+    def update(self, turn: str, ids: list[int]) -> bool:
         """Record what the present turn has written so far, and return whether to end it now."""
         self.heard = time.monotonic()
-        self.text = self.talk.text + turn
-        self.tokens = self.earlier.tokens + tokens
+        self.turn = Completion(turn, ids, False)
         if len(self.text) - self.checked < CHECK_EVERY and not self.text.endswith(("}", ">", "```")):
             return False
         self.checked = len(self.text)
-        if self.call(Completion(turn, [], finished=False)) is not None:
+        if self.may_call and self.talk.find_call(self.turn):
             return True
         self.end = self.reason_to_end()
         return self.end is not None
@@ -157,12 +157,13 @@ class Stream:
             return End.ANSWERED
         return None
 
-    async def force_answer(self, text: str) -> Completion:
-        """Return the sample's text with the answer that the model gives when it has to answer at once."""
+    async def force_answer(self) -> Completion:
+        """Return what the sample wrote, and the answer that the model gives when it has to answer at once."""
+        text, written = self.text, self.turn.token_ids
+        if self.turn.finished:  # by a token that ends the turn
+            written = written[:-1]
         ending = self.talk.forced_ending(text[self.message_begin :], self.thinking)
-        encode = self.sampler.tokenizer.encode
-        turn = text[len(self.talk.text) :]
-        written, forced = (encode(part, add_special_tokens=False) for part in (turn, ending))
+        forced = self.sampler.tokenizer.encode(ending, add_special_tokens=False)
         room = self.sampler.max_length - FORCED_ANSWER_TOKENS - len(forced)
         asked = self.turn_prompt + written
         if len(asked) > room:  # the middle is left out
@@ -170,12 +171,10 @@ class Stream:
         limited = replace(self.settings, max_tokens=FORCED_ANSWER_TOKENS)
         closing = self.settings.tags.answer_end
         tail = await self.sampler.sample(asked + forced, self.seed, limited, lambda text, _: closing in text)
-        text += ending + tail.text
-        turn_ids = Completion(turn, written, False)
-        return replace(self.earlier + turn_ids + tail, text=text, finished=False)
+        return replace(self.earlier + self.turn + tail, text=text + ending + tail.text, finished=False)
 
     def vote(self, completion: Completion) -> tuple[int | None, float]:
-        """Return a completion's answer, and the weight of its vote by the settings."""
+        """Return a completion's answer, and the weight of its vote by its programs and the problem."""
         answer, weight = self.problem.read(completion.text), 1.0
         if answer is not None and self.with_tools:
             weight = voting.by_tools(answer, self.results)
@@ -186,40 +185,34 @@ class Stream:
             return None, 1.0
         if self.settings.discount_trivial:
             weight *= voting.by_prior(answer, self.problem.text)
-        match self.settings.weight:
-            case "logprob":
-                weight *= voting.by_logprob(mean(completion.logprobs) or 0.0)
-            case "entropy":
-                weight *= voting.by_entropy(mean(completion.entropies) or 0.0)
-            case "length":
-                weight *= voting.by_length(completion.tokens)
         return answer, weight
 
     def sample(self, completion: Completion, end: End, end_s: float) -> Sample:
         """Return the sample that has ended with a completion."""
         answer, weight = self.vote(completion)
-        sample = self.record(completion.text, completion.tokens, end, answer, weight, end_s)
         logprobs, entropies = completion.logprobs, completion.entropies
-        return replace(
-            sample,
+        sample = replace(
+            self.record(completion, end, answer, weight, end_s),
             logprob=mean(logprobs),
             tail_logprob=mean(logprobs[-TAIL:]),
             entropy=mean(entropies),
             tail_entropy=mean(entropies[-TAIL:]),
         )
+        sample.weight *= voting.weigh(sample, self.settings.weight)
+        return sample
 
     def stopped(self, end_s: float) -> Sample:
         """Return the sample as it is when sampling stops before it has ended."""
-        return self.record(self.text, self.tokens, End.STOPPED, None, 0.0, end_s)
+        return self.record(replace(self.earlier + self.turn, text=self.text), End.STOPPED, None, 0.0, end_s)
 
     def record(
-        self, text: str, tokens: int, end: End, answer: int | None, weight: float, end_s: float
+        self, completion: Completion, end: End, answer: int | None, weight: float, end_s: float
     ) -> Sample:
         """Return a sample with what is known of the stream."""
         return Sample(
             self.index,
-            text,
-            tokens,
+            completion.text,
+            completion.tokens,
             end,
             answer,
             weight,
@@ -229,7 +222,7 @@ class Stream:
             len(self.results),
             self.errors,
             self.results,
-            self.talk.malformed,
+            self.talk.count_malformed(completion.token_ids),
         )
 
 

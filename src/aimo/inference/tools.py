@@ -14,7 +14,7 @@ from typing import Any
 
 from aimo.inference import voting
 from aimo.inference.errors import AimoError
-from aimo.inference.prompts import encode, escape_special_tokens, messages
+from aimo.inference.prompts import encode, ends_in_thought, escape_special_tokens, messages
 from aimo.inference.sampling import Completion, Sampler
 
 NEWLINE = "\n"
@@ -50,8 +50,6 @@ class Chat:
 
     starts_message = True
     """Whether the prompt ends where a message of the model begins, or continues the one before."""
-    malformed = 0
-    """Faults of format that were survived."""
 
     def __init__(self, sampler: Sampler, problem: str, index: int = 0, rules: str = ""):
         self.tokenizer, self.settings, self.text = sampler.tokenizer, sampler.settings, ""
@@ -60,6 +58,11 @@ class Chat:
     def prompt(self) -> list[int]:
         """Token ids that the next turn continues."""
         return list(self.ids)
+
+    def thinks(self) -> bool:
+        """Whether the prompt ends inside a thought."""
+        given = self.settings.thinking
+        return ends_in_thought(self.tokenizer, self.ids, self.settings.tags) if given is None else given
 
     def find_call(self, turn: Completion) -> Call | None:
         """The call of Python that a turn makes; None here."""
@@ -71,6 +74,10 @@ class Chat:
     def forced_ending(self, message: str, thinking: bool) -> str:
         """What to append to the present message, so that a few more tokens give an answer."""
         return voting.forced_ending(message, self.settings.tags, thinking)
+
+    def count_malformed(self, ids: list[int]) -> int:
+        """How many faults of format the token ids of all turns hold; here those cannot be told."""
+        return 0
 
 
 class FencedBlocks(Chat):
