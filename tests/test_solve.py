@@ -127,6 +127,13 @@ def solve(tmp_path, monkeypatch, capsys):
     return run
 
 
+def said_to(server):
+    """The last prompt of a server, without its spaces."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(TINY).decode(server.asked["prompt"]).replace(" ", "")
+
+
 def answers(folder):
     """The rows of the answers, as they stand."""
     lines = (folder / "a.csv").read_text().splitlines()
@@ -160,12 +167,23 @@ def test_settings_of_profile_and_command_line_go_over_those_of_the_model_and_are
         (["--set", "sft.max_steps=5"], "only keys of inference apply"),
         (["--vllm", "tensor_parallel_size=2"], "give them to `vllm serve`"),
         (["--profile", "nothing"], "does not exist"),
+        (["--competition", "aimo4"], "'aimo4' is unknown: use one of aimo1"),
+        (["--set", "inference.user=Solve it."], "{problem"),
     ],
 )
 def test_a_wrong_setting_is_refused_in_one_line_before_anything_is_asked(solve, tmp_path, options, told):
     (tmp_path / "a.csv").write_text("")
     code, _, said = solve(ModelServer(), options=options)
     assert code == 2 and told in said.err and said.err.count("\n") == 1 and not said.out
+
+
+def test_the_rules_of_a_competition_that_is_named_are_sent_and_kept(solve):
+    server = ModelServer(replies=[["\\boxed{1234}"]])
+    code, rows, _ = solve(
+        server, options=["--competition", "aimo1", "--set", "inference.user='{problem} {rules}'"]
+    )
+    assert code == 0 and rows == [(i, "234") for i in IDS], "AIMO 1's answers are remainders modulo 1000"
+    assert "0to999:theresultmodulo1000" in said_to(server)
 
 
 def test_a_replica_that_dies_in_the_middle_costs_no_answer(solve):

@@ -143,6 +143,9 @@ def solve(
     ] = None,
     test: Annotated[str | None, typer.Option(help="A CSV with id and problem (or question).")] = None,
     out: Annotated[str | None, typer.Option(help="A .csv or .parquet file for the answers.")] = None,
+    competition: Annotated[
+        str | None, typer.Option(help="aimo1, aimo2 or aimo3; else seen from TEST.")
+    ] = None,
     profile: Annotated[
         str | None, typer.Option(help="A profile whose inference section goes over the model's settings.")
     ] = None,
@@ -166,19 +169,16 @@ def solve(
     """Answer one PROBLEM, or the questions of a CSV, with a majority vote."""
     from aimo.inference.ask import ask
     from aimo.inference.gateway import answer_file
-    from aimo.inference.model_folder import check_model_folder
-    from aimo.inference.settings import resolve
 
-    target = answers_file(problem, test, out)
+    target = answers_file(problem, test, out, competition)
     of_profile, of_command = solver_settings(profile, set_ or [], samples, vllm or [])
     if server and (adapter or {"vllm", "gpu_memory"} & of_command.keys()):
         raise AimoError("--server goes without --adapter, --vllm and gpu_memory: give them to `vllm serve`")
-    check_model_folder(model)
-    settings = resolve(model, of_profile, {} if test else {"samples": 1}, of_command)
+    layers = [of_profile, {} if test else {"samples": 1}, of_command]
     try:
-        with start(model, settings, seed, server, adapter) as sampler:
+        with start(model, layers, seed, server, adapter) as sampler:
             if test and target:
-                answer_file(sampler, test, target, seed)
+                answer_file(sampler, test, target, seed, competition)
                 print(f"answers: {target}")
             elif problem is not None:
                 print(ask(sampler, problem, seed))
@@ -186,17 +186,25 @@ def solve(
         raise AimoError("interrupted") from None
 
 
-def start(model: str, settings: Any, seed: int, server: list[str] | None, adapter: str | None) -> Any:
-    """The servers of a model, or else an engine of its own."""
+def start(
+    model: str, layers: list[dict[str, Any]], seed: int, server: list[str] | None, adapter: str | None
+) -> Any:
+    """The servers of a model, or else an engine, with layers over the folder's settings."""
     from aimo.inference.engine import Engine
+    from aimo.inference.model_folder import check_model_folder
     from aimo.inference.server import Server
+    from aimo.inference.settings import resolve
     from aimo.runs import quiet
 
     quiet()
+    check_model_folder(model)
+    settings = resolve(model, *layers)
     return Server(server, model, settings) if server else Engine(model, settings, seed=seed, adapter=adapter)
 
 
-def answers_file(problem: str | None, test: str | None, out: str | None) -> Path | None:
+def answers_file(
+    problem: str | None, test: str | None, out: str | None, competition: str | None
+) -> Path | None:
     """Where the answers of `--test` go, None for a problem; checks both before the model is loaded."""
     from aimo.inference.competitions import read_questions
 
@@ -209,10 +217,15 @@ def answers_file(problem: str | None, test: str | None, out: str | None) -> Path
     path = Path(out)
     if path.suffix not in (".csv", ".parquet"):
         raise AimoError(f"--out {out}: the answers go to a .csv or a .parquet file")
-    if not path.absolute().parent.is_dir():
-        raise AimoError(f"--out {out}: its folder does not exist; make it first")
-    read_questions(test)
+    check_folder("--out", path)
+    read_questions(test, competition)
     return path
+
+
+def check_folder(option: str, path: Path | None) -> None:
+    """Refuse a file to write whose folder does not exist."""
+    if path and not path.absolute().parent.is_dir():
+        raise AimoError(f"{option} {path}: its folder does not exist; make it first")
 
 
 def solver_settings(
@@ -265,6 +278,8 @@ def replay(
     from aimo.evaluation import replay as lab
     from aimo.evaluation import traces
 
+    check_folder("--json", to)
+    check_folder("--plot", plot)
     rules = [lab.parse(name) for name in policy or []]
     figures = []
     for one in traces.read(files, traces.read_golds(answers) if answers else {}):

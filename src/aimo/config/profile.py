@@ -10,7 +10,16 @@ from pydantic.dataclasses import dataclass
 from aimo.config.data import Data
 from aimo.config.inference import Inference
 from aimo.config.training import Dpo, Grpo, Model, Sft, Training
-from aimo.inference.settings import NonNegative, Prompt, Settings, resolve, strict
+from aimo.inference.settings import (
+    NonNegative,
+    Prompt,
+    Settings,
+    contradiction,
+    merge,
+    resolve,
+    strict,
+    validate,
+)
 from aimo.stages import STAGES, TRAINED
 
 
@@ -78,10 +87,24 @@ class Profile:
             raise ValueError(
                 "sft.eval_steps: an evaluation needs rows of its own; set data.sft.test_split, such as 0.02"
             )
+        if self.trained:
+            self.check_prompts()
         grpo = self.grpo
         if grpo and grpo.max_prompt_length + grpo.max_completion_length > self.model.max_length:
             raise ValueError("grpo: max_prompt_length + max_completion_length exceed model.max_length")
         return self
+
+    def check_prompts(self) -> None:
+        """Check that the model is asked as it was trained, and that its prompts and tags agree."""
+        asked = {"tags": asdict(self.prompt.tags)}
+        if found := contradiction(validate(asked | {"system": self.prompt.system}, "prompt", "correct it")):
+            raise ValueError(f"prompt.{found}")
+        if found := contradiction(validate(merge(asked, self.inference.written), "inference", "correct it")):
+            raise ValueError(f"inference.{found}")
+        if self.prompt.system and self.inference.system:
+            raise ValueError(
+                "inference.system: the model is trained with prompt.system; remove one of the two"
+            )
 
     def check_trained(self, name: str) -> None:
         """Check that a trained stage has the rows it needs."""

@@ -6,26 +6,27 @@ imported, else `local_gateway`, which makes the same calls and the same checks. 
 is answered (`aimo.inference.solver`).
 """
 
-import importlib.util
+import importlib
 import os
 import random
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from aimo.inference import timebank
+from aimo.inference import startup, timebank
 from aimo.inference.competitions import COMPETITIONS, Competition, read_questions
-from aimo.inference.engine import Engine
+from aimo.inference.engine import Engine, set_environment
 from aimo.inference.errors import AimoError, EngineError, one_line
 from aimo.inference.journal import Journal
 from aimo.inference.model_folder import check_model_folder
+from aimo.inference.plan import plan_for_this_machine
+from aimo.inference.processes import is_verbose, stderr_to
 from aimo.inference.sampling import Sampler
 from aimo.inference.settings import Settings, resolve
 from aimo.inference.solution import FALLBACK, Sample, Solution
@@ -57,17 +58,21 @@ class Schedule:
         limits = []
         if self.limit_s is not None:
             expected = self.questions or self.rules.questions
-            elapsed = time.monotonic() - self.started
+            elapsed = self.elapsed()
             known = self.questions is not None
             limits.append(timebank.next_budget(self.limit_s, elapsed, self.asked, expected, known))
         if self.rules.answer_limit_s is not None:
             limits.append(self.rules.answer_limit_s - ANSWER_MARGIN_S)
         return min(limits, default=None)
 
+    def elapsed(self) -> float:
+        """Return the seconds since the start."""
+        return time.monotonic() - self.started
+
     def progress(self) -> str:
         """Return how many questions have been asked, and the minutes left: of the limit, or estimated."""
         total = f"/{self.questions}" if self.questions else ""
-        elapsed = time.monotonic() - self.started
+        elapsed = self.elapsed()
         if self.limit_s is not None:
             return f"{self.asked}{total}, {(self.limit_s - elapsed) / 60:.0f} min left"
         if self.questions is None:
@@ -109,6 +114,8 @@ def make_predict(
             solution = Solution(seconds=time.monotonic() - begun)
             solution.fail(one_line(e))
         found[question_id] = solution
+        if schedule.asked == 1 and schedule.limit_s is not None:
+            print(f"first answer: {schedule.elapsed():.1f} s after the start", flush=True)
         print(f"[{schedule.progress()}] {question_id}: {solution.explain()}", flush=True)
         return pl.DataFrame({"id": [question_id], "answer": [solution.answer]})
 
@@ -202,20 +209,26 @@ def check_reply(reply: Any, question_id: str, rules: Competition) -> tuple[str, 
     return question_id, answer
 
 
-def answer_file(sampler: Sampler, test_csv: str | Path, out: Path, seed: int) -> dict[str, Solution]:
+def answer_file(
+    sampler: Sampler, test_csv: str | Path, out: Path, seed: int, competition: str | None = None
+) -> dict[str, Solution]:
     """Answer a test file through the local gateway; write the answers to `out`, a .csv or .parquet file.
 
-    Rows are in the file's order; the settings are written beside them (`out` with the suffix .settings.json).
+    Rows are in the file's order; beside them are the settings and every sample (`out` with the suffix
+    .settings.json, .journal.jsonl).
     A failed engine is replaced. Returns the solutions by id. When it is interrupted, or no engine can be
     started any more, the answers so far are written and AimoError or EngineError says so.
     """
-    competition, table = read_questions(test_csv)
+    competition, table = read_questions(test_csv, competition)
     write_settings(sampler.settings, out.with_suffix(".settings.json"))
     solutions: dict[str, Solution] = {}
     answers: dict[str, int] = {}
     supervisor = Supervisor(sampler.respawn, sampler, PATIENCE_S)
     schedule = Schedule(COMPETITIONS[competition], None, len(table))
-    predict = make_predict(schedule, supervisor, seed, solutions)
+    kept = out.with_suffix(".journal.jsonl")
+    kept.unlink(missing_ok=True)  # its answers would be taken for known
+    journal = Journal(kept, str(sampler.model), competition, asdict(sampler.settings))
+    predict = make_predict(schedule, supervisor, seed, solutions, journal)
     try:
         for question_id, answer in local_gateway(predict, test_csv, competition, seed):
             if not solutions[question_id].is_lost:
@@ -281,19 +294,24 @@ def kaggle_server(competition: str, inputs: Path = Path("/kaggle/input")) -> Any
         return None
 
 
-def install_vllm(inputs: Path = Path("/kaggle/input")) -> None:
-    """Install vLLM, where it is missing, from the wheels among the inputs, without the internet."""
-    if importlib.util.find_spec("vllm"):
-        return
-    wheel = next(inputs.rglob("vllm-*.whl"), None)
-    if wheel is None:
-        raise AimoError(
-            f"vllm is not installed and no vllm-*.whl lies under {inputs}; attach a dataset of wheels"
-        )
-    wheels = [str(path) for path in wheel.parent.glob("*.whl")]
-    command = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", *wheels]
-    subprocess.run(command, check=True)
-    importlib.invalidate_caches()
+def check_installed(settings: Settings) -> None:
+    """Raise AimoError that names what is not installed and what the settings need."""
+    startup.check_modules("vllm", *(["openai_harmony"] if settings.format == "harmony" else []))
+
+
+def import_vllm() -> None:
+    """Import vLLM without its notices."""
+    set_environment()
+    with stderr_to(None if is_verbose() else Path(os.devnull)):
+        importlib.import_module("vllm")
+
+
+def print_plan(model: str, settings: Settings) -> None:
+    """Print what fits into the GPUs at hand. Never raises: vLLM decides."""
+    try:
+        print(plan_for_this_machine(model, settings), flush=True)
+    except Exception as e:
+        print(one_line(e), flush=True)
 
 
 def serve(
@@ -319,18 +337,22 @@ def serve(
     folder = Path.cwd()  # the engine loads in a thread
     if not rerun:
         check_model_folder(Path(model))
-        resolve(model, settings)
+        check_installed(resolve(model, settings))
         ids = read_questions(test_csv, competition)[1]["id"].to_list()
 
     def load() -> Engine:
         resolved = resolve(model, settings)
         write_settings(resolved, folder / "settings.json")
-        install_vllm()
-        return Engine(model, resolved, seed=seed, adapter=adapter)
+        check_installed(resolved)
+        with startup.step("import of vLLM"):
+            import_vllm()
+        print_plan(model, resolved)
+        with startup.step("start of the engine"):
+            return Engine(model, resolved, seed=seed, adapter=adapter)
 
     supervisor = Supervisor(load)
     solutions: dict[str, Solution] = {}
-    journal = Journal(Path("journal.jsonl"), model)
+    journal = Journal(Path("journal.jsonl"), model, competition, settings)
     schedule = Schedule(COMPETITIONS[competition], time_limit_s, len(ids) or None)
     predict = make_predict(schedule, supervisor, seed, solutions, journal)
     try:
