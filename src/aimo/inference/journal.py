@@ -98,18 +98,18 @@ class Journal:
             self.write("")  # ends the line that was cut off
 
     def read(self, entry: Header | Entry) -> bool:
-        """Add a line to what is known, and return False when it is of another model or other settings."""
+        """Add a line to what is known; return False when it is of another model or settings."""
         if isinstance(entry, Header):
             self.last = entry
+            return True
         if self.last not in (None, self.header):
             return False
-        if isinstance(entry, Entry):
-            solution = self.found.setdefault(entry.key, Solution())
-            if not isinstance(entry.value, Sample):
-                solution.answer = entry.value
-                solution.stop, solution.note = Stop.KNOWN, "from the journal"
-            elif entry.value.end is not End.STOPPED:  # a stopped one may be sampled again
-                solution.samples.append(entry.value)
+        solution = self.found.setdefault(entry.key, Solution())
+        if not isinstance(entry.value, Sample):
+            solution.answer = entry.value
+            solution.stop, solution.note = Stop.KNOWN, "from the journal"
+        elif entry.value.end is not End.STOPPED:  # a stopped one may be sampled again
+            solution.samples.append(entry.value)
         return True
 
     def key(self, question_id: str, problem: str) -> str:

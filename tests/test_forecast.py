@@ -1,0 +1,77 @@
+"""The forecast beside enumeration and simulation."""
+
+import itertools
+import math
+import random
+import statistics
+
+import numpy as np
+import pytest
+from conftest import aimo
+
+from aimo.evaluation import forecast as lab
+from aimo.evaluation.replay import parse
+from aimo.evaluation.traces import Question, Recorded
+
+
+@pytest.mark.parametrize("runs", [1, 2, 3])
+def test_the_chances_of_scores_are_those_of_all_outcomes(runs):
+    rates = [0.2, 0.5, 1.0, 0.9]
+    found = lab.forecast(rates, runs, len(rates))
+    chances = np.zeros(len(rates) * runs + 1)
+    for outcome in itertools.product([False, True], repeat=len(rates) * runs):
+        each = zip(outcome, itertools.cycle(rates), strict=False)
+        chances[sum(outcome)] += math.prod(rate if right else 1 - rate for right, rate in each)
+    assert found.chances == pytest.approx(chances)
+    assert found.mean == pytest.approx(sum(rates))
+    assert found.at_least()[0] == pytest.approx(1) and found.at_least()[-1] == found.chances[-1]
+    assert found.luck == pytest.approx(lab.forecast(rates, 1, len(rates)).deviation)
+
+
+def test_both_runs_right_score_1_and_one_right_half():
+    found = lab.forecast([0.6], 2, 1)
+    assert list(found.scores) == [0, 0.5, 1]
+    assert list(found.chances) == pytest.approx([0.16, 0.48, 0.36])
+
+
+def test_a_day_of_other_questions_is_as_simulated():
+    rates, r = [0.1, 0.8, 1.0], random.Random(0)
+    found = lab.forecast(rates, 2, 50)
+    scores = []
+    for _ in range(5000):
+        day = r.choices(rates, k=50)
+        scores.append(sum((r.random() < rate) + (r.random() < rate) for rate in day) / 2)
+    assert abs(found.mean - statistics.mean(scores)) < 0.2
+    assert abs(found.deviation - statistics.stdev(scores)) < 0.1
+    share = sum(score >= 34 for score in scores) / len(scores)
+    assert abs(found.at_least()[68] - share) < 0.02
+
+
+def test_so_many_runs_find_a_gain_of_one_point_in_four_of_five_trials():
+    n = lab.runs_to_tell(1.7)
+    assert n == 46 and lab.runs_to_tell(1.7, gain=2.0) == 12
+    rng = np.random.default_rng(0)
+    means = rng.normal(0, 1.7, (2, 4000, n)).mean(axis=2)
+    found = np.abs(means[1] + 1 - means[0]) > 1.96 * 1.7 * math.sqrt(2 / n)
+    assert abs(found.mean() - 0.8) < 0.02
+    assert abs((np.abs(means[1] - means[0]) > 1.96 * 1.7 * math.sqrt(2 / n)).mean() - 0.05) < 0.01
+
+
+def test_the_chance_of_a_right_run_is_that_of_a_fresh_draw():
+    """One sample a run: the share of right samples. Many: a sure vote, where the right answer leads."""
+    samples = [Recorded(10, 7)] * 3 + [Recorded(10, 8)] * 2
+    questions = [Question(7, samples, samples), Question(8, samples, samples)]
+    one = lab.rates(questions, parse("all"), samples=1, draws=4000)
+    assert one == pytest.approx([0.6, 0.4], abs=0.03)
+    right, wrong = lab.rates(questions, parse("all"), samples=101, draws=200)
+    assert right > 0.93 and wrong < 0.07
+
+
+def test_the_command_prints_the_chances_and_the_runs_that_tell_a_point_from_luck(shared):
+    file = str(shared / "traces" / "aimo3_gpt_oss_120b_attempts.jsonl")
+    done = aimo("forecast", file, "--competition", "aimo3", "--runs", "2", "--draws", "20")
+    assert done.returncode == 0, done.stderr
+    assert "10 questions recorded" in done.stdout and "a gain of one point needs 46 runs" in done.stdout
+    wrong = aimo("forecast", file, "--competition", "aimo9")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert wrong.stderr == "aimo: --competition aimo9: there are aimo1, aimo2, aimo3\n"

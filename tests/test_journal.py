@@ -1,0 +1,85 @@
+"""What the journal keeps of a sample, and what a kernel that starts again takes from it."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from aimo.inference.journal import Header, Journal, parse
+from aimo.inference.solution import End, Sample
+from aimo.inference.voting import Stop
+
+SAMPLE = Sample(
+    index=3,
+    text="2 \u2028 x",
+    tokens=7,
+    end=End.ANSWERED,
+    answer=2,
+    weight=0.5,
+    begin_s=1.0,
+    end_s=3.5,
+    seed=11,
+    turns=2,
+    errors=1,
+    printed=[None, 2],
+    malformed=1,
+    logprob=-0.2,
+    tail_logprob=-0.1,
+    entropy=0.4,
+    tail_entropy=0.3,
+)
+STOPPED = replace(SAMPLE, index=4, end=End.STOPPED, answer=None)
+
+
+def kept(path, *entries, model="m", settings=None):
+    journal = Journal(path, model, "aimo3", settings)
+    for entry in entries:
+        journal.add("q", "1 + 1?", entry)
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_journal_says_whose_it_is_and_keeps_every_value_of_a_sample(tmp_path):
+    header, sample, answer = map(parse, kept(tmp_path / "j", SAMPLE, 2, settings={"samples": 8}))
+    assert header == Header("m", "aimo3", {"samples": 8})
+    assert (sample.id, sample.value) == ("q", SAMPLE)
+    assert (answer.key, answer.value) == (sample.key, 2)
+
+
+def test_a_second_start_goes_on_without_a_second_header(tmp_path):
+    kept(tmp_path / "j", SAMPLE)
+    assert ["journal" in line for line in kept(tmp_path / "j", 2)] == [True, False, False]
+    solution = Journal(tmp_path / "j", "m", "aimo3").recall("q", "1 + 1?")
+    assert (solution.answer, solution.samples, solution.stop) == (2, [SAMPLE], Stop.KNOWN)
+    assert Journal(tmp_path / "j", "m", "aimo3").recall("q", "1 + 2?").stop is None
+
+
+def test_a_stopped_sample_is_kept_for_the_replay_and_may_be_sampled_again(tmp_path):
+    lines = kept(tmp_path / "j", SAMPLE, STOPPED)
+    assert parse(lines[-1]).value == STOPPED
+    assert Journal(tmp_path / "j", "m", "aimo3").recall("q", "1 + 1?").samples == [SAMPLE]
+
+
+@pytest.mark.parametrize("other", [{"model": "another"}, {"settings": {"temperature": 0.5}}])
+def test_samples_of_another_model_or_other_settings_are_left_out(tmp_path, capsys, other):
+    kept(tmp_path / "j", SAMPLE, 2)
+    model, settings = other.get("model", "m"), other.get("settings")
+    assert Journal(tmp_path / "j", model, "aimo3", settings).recall("q", "1 + 1?").samples == []
+    assert "2 lines of another model or other settings are left out" in capsys.readouterr().out
+    kept(tmp_path / "j", STOPPED, model=model, settings=settings)
+    assert Journal(tmp_path / "j", "m", "aimo3").recall("q", "1 + 1?").samples == [SAMPLE]
+
+
+def test_a_cut_line_costs_no_other_line(tmp_path, capsys):
+    path = tmp_path / "j"
+    kept(path, SAMPLE)
+    path.write_text(path.read_text() + '{"key": "k", "sam')
+    journal = Journal(path, "m", "aimo3")
+    assert f"{path}, line 3 is left out" in capsys.readouterr().out
+    journal.add("q", "1 + 1?", 2)
+    assert Journal(path, "m", "aimo3").recall("q", "1 + 1?").answer == 2
+
+
+def test_without_a_path_nothing_is_kept():
+    journal = Journal()
+    journal.add("q", "1 + 1?", 2)
+    assert journal.recall("q", "1 + 1?").stop is None

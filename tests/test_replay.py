@@ -1,0 +1,221 @@
+"""Rules of voting, stopping and time on recorded samples; what can be wrong with the files."""
+
+import itertools
+import json
+import math
+import random
+from collections import Counter
+from dataclasses import asdict
+
+import pytest
+from conftest import aimo
+
+from aimo import cli
+from aimo.errors import AimoError
+from aimo.evaluation import replay, traces
+from aimo.evaluation.traces import Question, Recorded, Traces
+from aimo.inference.journal import Journal
+from aimo.inference.solution import End, Sample
+
+DONE = [Recorded(tokens, answer) for tokens, answer in [(10, 5), (30, 5), (20, 6), (50, 5)]]
+
+
+def play(samples, rule, budget=math.inf):
+    return replay.play(samples, replay.parse(rule), budget)
+
+
+def gpt_oss(shared):
+    return traces.read([shared / "traces" / "aimo3_gpt_oss_120b_attempts.jsonl"])[0]
+
+
+def write_journal(path, samples, model="m", settings=None):
+    journal = Journal(path, model, "aimo3", settings)
+    for question, sample in samples:
+        journal.add(question, "1 + 1?", sample)
+    return path
+
+
+def test_a_replay_counts_every_token_once_and_keeps_to_its_limits():
+    r = random.Random(4)
+    for _ in range(100):
+        samples = [
+            Recorded(r.lognormvariate(6, 1), r.choice([1, 1, 2, 3, None])) for _ in range(r.randint(1, 24))
+        ]
+        rule, peaks = replay.parse("ours"), []
+
+        def watched(state, rule=rule, peaks=peaks):
+            peaks.append(state.running)
+            return rule.next_step(state)
+
+        over, outcome = replay.play(samples, replay.Rule("watched", watched, is_ours=True))
+        assert max(peaks) <= 16 and len(over) <= len(samples)
+        assert outcome.tokens <= sum(s.tokens for s in samples) + 1e-6
+        assert outcome.wall <= outcome.tokens + 1e-6
+
+
+def test_stopped_samples_cost_what_they_wrote_and_answers_come_in_order_of_their_end():
+    over, outcome = play(DONE, "all")
+    assert list(over.items()) == [(0, 5), (2, 6), (1, 5), (3, 5)]
+    assert outcome == replay.Outcome(5, 110, 50)
+    assert play(DONE, "2 of 4")[1] == replay.Outcome(5, 10 + 20 + 30 + 30, 30)
+    assert play(DONE, "1 ended of 4")[1] == replay.Outcome(5, 40, 10)
+
+
+def test_at_the_end_of_the_budget_the_samples_that_ended_vote():
+    assert play(DONE, "all", budget=25)[1] == replay.Outcome(5, 10 + 25 + 20 + 25, 25)
+    assert play(DONE, "ours", budget=5)[1] == replay.Outcome(None, 20, 5)
+
+
+def test_a_recorded_pace_makes_wall_time_of_tokens():
+    fast = [Recorded(100, 7, pace=10.0), Recorded(100, 8, pace=5.0)]
+    assert play(fast, "all")[1] == replay.Outcome(7, 200, 20)
+    assert play(fast, "1 ended of 2")[1] == replay.Outcome(7, 150, 10)
+
+
+@pytest.mark.parametrize(
+    "weight, sure, unsure",
+    [
+        ("logprob", {"logprob": -0.1}, {"logprob": -2.0}),
+        ("tail_logprob", {"tail_logprob": -0.1}, {"tail_logprob": -2.0}),
+        ("entropy", {"entropy": 0.1}, {"entropy": 2.0}),
+        ("tail_entropy", {"tail_entropy": 0.1}, {"tail_entropy": 2.0}),
+        ("programs", {"printed": (9,)}, {"printed": (8,)}),
+    ],
+)
+def test_a_weight_lets_one_sure_sample_outvote_two_unsure_ones_or_tie_them(weight, sure, unsure):
+    samples = [Recorded(10, 4, **unsure), Recorded(10, 4, **unsure), Recorded(10, 9, **sure)]
+    assert play(samples, "all")[1].answer == 4
+    assert play(samples, f"all:{weight}")[1].answer == 9
+
+
+def test_ties_are_told_apart_by_entropy_and_nothing_else_is():
+    tied = [Recorded(10, 4, tail_entropy=0.9), Recorded(20, 9, tail_entropy=0.2)]
+    assert [play(tied, rule)[1].answer for rule in ("all", "all:ties", "ours", "ours:ties")] == [4, 9, 4, 9]
+    r = random.Random(0)
+    for _ in range(100):
+        answers = [r.choice([1, 2, 3]) for _ in range(r.randint(1, 16))]
+        samples = [Recorded(r.random(), answer, tail_entropy=3 * r.random()) for answer in answers]
+        votes = Counter(answers).most_common()
+        assert play(samples, "all:ties")[1].answer in [a for a, n in votes if n == votes[0][1]]
+        plain, ties = play(samples, "ours")[1], play(samples, "ours:ties")[1]
+        assert ties.tokens <= plain.tokens, "what cannot tie any more is decided"
+
+
+def test_every_rule_of_every_file_replays_as_its_own_name(shared):
+    for rule in replay.defaults(gpt_oss(shared)):
+        assert replay.parse(rule.name).name == rule.name
+    assert play(DONE, "ours max_error=0.5")[1].tokens < play(DONE, "ours")[1].tokens
+
+
+def test_an_order_that_comes_twice_counts_twice():
+    """All orders of three samples, weighed as often as they were drawn."""
+    question = Question(5, DONE[:3], DONE[:3], "q")
+    rule = replay.parse("1 ended of 2")
+    mean = replay.measure([question], [rule], draws=6000)[0]
+    exact = [replay.play([DONE[i] for i in order[:2]], rule)[1] for order in itertools.permutations(range(3))]
+    assert abs(mean.tokens[0] - sum(one.tokens for one in exact) / 6) < 0.5
+    assert abs(mean.accuracy[0] - sum(one.answer == 5 for one in exact) / 6) < 0.03
+
+
+def test_two_early_answers_that_agree_are_not_believed(shared):
+    """In dd7f5e the first two of eight agree on 266, and 160 is right."""
+    recorded = gpt_oss(shared)
+    question = next(q for q in recorded.questions if q.id == "dd7f5e")
+    assert [sample.answer for sample in sorted(question.ours, key=lambda s: s.tokens)][:2] == [266, 266]
+    assert play(question.ours, "2 of 8")[1].answer == 266
+    assert play(question.ours, "ours")[1].answer == 160
+    ours, early = replay.compare(recorded, [replay.parse("2 of 8")], draws=20)
+    assert early.flipped == {"dd7f5e": (1.0, 0.0)} and not ours.flipped
+    assert early.difference.low < early.difference.value < 0
+    assert early.tokens < ours.tokens and early.tokens_ratio.value > 1
+
+
+def test_a_journal_and_the_public_formats_are_read_alike(tmp_path, shared):
+    question = next(q for q in gpt_oss(shared).questions if q.id == "dd7f5e")
+    samples = [
+        Sample(i, "", s.tokens, End.FINISHED, s.answer, end_s=s.tokens / 50, entropy=s.entropy)
+        for i, s in enumerate(question.ours)
+    ]
+    parts = samples[:3], samples[3:]
+    files = [
+        write_journal(tmp_path / f"{n}.jsonl", [("dd7f5e", s) for s in part]) for n, part in enumerate(parts)
+    ]
+    pooled = traces.read(files, {"dd7f5e": 160})[0]
+    assert pooled.name == "m" and pooled.unit == "seconds" and len(pooled.questions) == 1
+    ours = replay.compare(pooled, draws=5)[0]
+    as_public = replay.compare(Traces("", [question]), draws=5)[0]
+    assert (ours.accuracy, ours.tokens) == (1.0, pytest.approx(as_public.tokens))
+    assert ours.wall == pytest.approx(as_public.wall / 50)
+
+
+def test_stopped_samples_run_as_long_as_they_did_and_have_no_vote(tmp_path):
+    samples = [Sample(0, "", 10, End.FINISHED, 3), Sample(1, "", 40, End.STOPPED)]
+    file = write_journal(tmp_path / "journal.jsonl", [("q", sample) for sample in samples])
+    read = traces.read([file], {"q": 3})[0]
+    assert read.stopped == 1
+    assert play(read.questions[0].ours, "all")[1] == replay.Outcome(3, 50, 40)
+
+
+def test_the_command_prints_the_rules_and_writes_json_and_a_plot(tmp_path, shared):
+    file = shared / "traces" / "aimo3_gpt_oss_120b_attempts.jsonl"
+    to, plot = tmp_path / "a.json", tmp_path / "a.png"
+    done = aimo("replay", str(file), "--draws", "5", "--json", str(to), "--plot", str(plot))
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(to.read_text())["rules"]
+    assert {"ours", "4 of 8", "all:ties", "ours:entropy"} <= {row["rule"] for row in rows}
+    assert rows[0]["accuracy"] == 0.9 and plot.stat().st_size > 10_000
+    again = aimo("replay", str(file), "--draws", "5")
+    assert again.stdout == done.stdout and "86e8e5" not in done.stdout, "it is wrong under every rule"
+
+
+KEY = {"key": "k", "id": "q"}
+GOOD = json.dumps(KEY | {"sample": asdict(Sample(0, "", 5, End.FINISHED, 3))})
+
+
+@pytest.mark.parametrize(
+    "text, named",
+    [
+        (f"{GOOD}\n{GOOD[:40]}", "line 2: cut off; delete the line: sed -i 2d"),
+        (GOOD.replace('"tokens"', '"colour"'), "line 1: unknown field colour; another version of aimo"),
+        (f'{{"journal": {{"model": "m", "mood": 1}}}}\n{GOOD}', "line 1: unknown field mood"),
+        (f'{{"journal": {{"model": "a"}}}}\n{GOOD}\n{{"journal": {{"model": "b"}}}}', "line 3: model b is"),
+        ('{"journal": {"model": "a"}}', "no sample has ended in it"),
+        ('{"id": "q", "problem": "1 + 1?"}', "not a file of samples; give a journal"),
+        ('{"id": "q", "answer": "x", "samples": []}', "question q has no integer as its answer"),
+        ('{"id": "q", "answer": 1, "samples": [{"txt": ""}]}', "line 1: 'text' is missing"),
+        ("[1]", "line 1: not an object"),
+        ("", "not a file of samples"),
+    ],
+)
+def test_a_file_that_cannot_be_replayed_is_refused_in_one_line_with_the_remedy(tmp_path, text, named):
+    path = tmp_path / "journal.jsonl"
+    path.write_text(text)
+    with pytest.raises(AimoError) as e:
+        traces.read([path], {"q": 3} if "journal" in text or "key" in text else {})
+    assert named in str(e.value) and "\n" not in str(e.value) and str(path) in str(e.value)
+
+
+@pytest.mark.parametrize(
+    "arguments, named",
+    [
+        (["no.jsonl"], "no.jsonl: No such file"),
+        (["FOLDER"], "Is a directory"),
+        (["JOURNAL"], "question q has no answer; give --answers CSV"),
+        (["JOURNAL", "--answers", "JOURNAL"], "give it an id and an integer"),
+        (["JOURNAL", "--answers", "no.csv"], "no.csv"),
+        (["JOURNAL", "--policy", "most"], "'most': a rule is STOP or STOP:WEIGHT"),
+        (["JOURNAL", "--policy", "all:hope"], "'all:hope': a rule is"),
+        (["JOURNAL", "--policy", "ours speed=3"], "ours has the keys in_flight, max_error"),
+        (["JOURNAL", "--answers", "GOLDS", "--policy", "all:logprob"], "no logprob recorded; record it with"),
+        (["JOURNAL", "--answers", "GOLDS", "--json", "no/folder/a.json"], "no/folder"),
+    ],
+)
+def test_wrong_arguments_are_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, arguments, named):
+    journal = write_journal(tmp_path / "journal.jsonl", [("q", Sample(0, "", 5, End.FINISHED, 3))])
+    (tmp_path / "golds.csv").write_text("id,answer\nq,3\n")
+    paths = {"JOURNAL": str(journal), "FOLDER": str(tmp_path), "GOLDS": str(tmp_path / "golds.csv")}
+    monkeypatch.setattr("sys.argv", ["aimo", "replay", *(paths.get(word, word) for word in arguments)])
+    with pytest.raises(SystemExit) as e:
+        cli.main()
+    said = capsys.readouterr().err
+    assert e.value.code == 2 and len(said.splitlines()) == 1 and named in said, said
