@@ -193,11 +193,38 @@ def test_leaving_a_session_with_exit_keeps_it(session):
 
 
 TIMED_OUT, THREADS = "timed out after 0.5 s", "threads still ran"
-ENDS = {
+INTERRUPTED = {
     "while True: pass": TIMED_OUT,
     "import time; print('so far'); time.sleep(60)": TIMED_OUT,
     "9 ** 9 ** 9": TIMED_OUT,
     "try:\n    while True: pass\nexcept BaseException: pass": TIMED_OUT,
+    "import re; re.match('(a+)+$', 'a' * 100 + 'b')": TIMED_OUT,
+    "import asyncio; asyncio.run(asyncio.sleep(60))": TIMED_OUT,
+    "import threading; threading.Event().wait()": TIMED_OUT,
+    "while True: print('so far' * 10**6)": "stopped after 16 MB of output",
+}
+
+
+@pytest.mark.parametrize("code", INTERRUPTED)
+def test_a_program_that_exceeds_a_limit_is_interrupted_and_its_session_keeps_the_variables(session, code):
+    session.run("x = 1")
+    result = session.run(f"x = 2\n{code}")
+    assert not result.restarted and not result.ok
+    assert INTERRUPTED[code] in result.error and result.error.endswith("the session's variables are kept")
+    assert result.timed_out == ("timed out" in result.error)
+    assert ("so far" in result.stdout) == ("so far" in code)
+    assert session.run("x").stdout == "2\n"
+
+
+def test_an_earlier_program_that_ignores_interrupts_does_not_lose_the_session_later(session):
+    session.run("x = 1\nimport signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN);")
+    assert not session.run("while True: pass").restarted
+    assert session.run("x").stdout == "1\n"
+
+
+ENDS = {
+    "import itertools; sum(itertools.count(1))": TIMED_OUT,  # one call of C, which no interrupt reaches
+    "import signal as s; s.signal(s.SIGINT, s.SIG_IGN); print('so far')\nwhile True: pass": TIMED_OUT,
     "import os; os._exit(3)": "exit code 3",
     "import os; os.close(3)": "",
     "import os; os.closerange(0, 99)": "",
@@ -206,7 +233,6 @@ ENDS = {
     "import signal as s, time; s.setitimer(s.ITIMER_REAL, 0.01); time.sleep(0.4)": "signal 14 (Alarm clock)",
     "import threading, time; threading.Thread(target=time.sleep, args=(60,)).start()": THREADS,
     "import threading as t, time; t.Thread(target=time.sleep, args=(60,), daemon=True).start()": THREADS,
-    "while True: print('x' * 10**6)": "stopped after 16 MB of output",
 }
 
 
@@ -220,6 +246,52 @@ def test_a_session_that_is_stopped_reports_it_and_continues_without_variables(se
     assert ("so far" in result.stdout) == ("so far" in code)
     assert "NameError" in session.run("x").error
     assert session.run("1 + 1").stdout == "2\n"
+
+
+def test_a_stopped_process_is_replaced_while_nobody_waits(session):
+    first = session._process.pid
+    session.run("import os; os._exit(3)")
+    deadline = time.monotonic() + 5
+    while session._process.pid == first and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert session._process.pid != first and not is_alive(first)
+
+
+# A turn of a session, and what it shows; `n` counts the session's turns since its variables were lost.
+TURNS = {
+    "n += 1; n": "{n}",
+    "from sympy import *\nn += 1; print(factorint(2**31 - 1), end=' '); n": "{{2147483647: 1}} {n}",
+    "n += 1; print('x' * 30_000)": "characters left out",
+    "n += 1\n1 / 0": "ZeroDivisionError",
+    "n += 1\nwhile True: pass": "timed out after 1 s; the session's variables are kept",
+    "n += 1\nwhile True: print(n, 'x' * 10**6)": "stopped after 16 MB of output",
+    "import itertools; sum(itertools.count(1))": "timed out after 1 s; the session's variables are lost",
+    "import os; os._exit(3)": "exit code 3; the session's variables are lost",
+}
+WEIGHTS = [60, 10, 10, 10, 4, 2, 2, 2]
+
+
+@pytest.mark.slow  # some of them run until their time is up
+def test_of_a_thousand_turns_in_16_sessions_none_is_lost_and_none_takes_a_second_more_than_its_limit():
+    def talk(number: int) -> list[float]:
+        r, n, seconds = random.Random(number), 0, []
+        with Session(Limits(seconds=1)) as session:
+            session.run("n = 0")
+            for code in r.choices(list(TURNS), WEIGHTS, k=63):
+                begun = time.monotonic()
+                result = session.run(code)
+                seconds.append(time.monotonic() - begun)
+                n += 1
+                assert TURNS[code].format(n=n) in result.stdout + result.error
+                if result.restarted:
+                    n = 0
+                    session.run("n = 0")
+        return seconds
+
+    with ThreadPoolExecutor(16) as pool:
+        seconds = [second for turns in pool.map(talk, range(16)) for second in turns]
+    assert len(seconds) == 1008 and max(seconds) < 2
+    print(f"{len(seconds)} turns in 16 sessions, limit 1 s: none lost, the slowest took {max(seconds):.2f} s")
 
 
 def test_a_joined_thread_is_no_leftover(session):

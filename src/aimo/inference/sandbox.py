@@ -24,7 +24,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,13 +98,15 @@ class Session:
     """Runs one piece of code after another, as a notebook does: variables are kept, a last value is shown.
 
     Any number may run side by side, each in a thread of its caller's (`asyncio.to_thread`). A timeout
-    interrupts the program and keeps the variables. After one that cannot be interrupted, a crash, or threads
-    that outlive their call, a session continues with a new process and no variables.
+    and too much output interrupt the program and keep the variables. After a program that cannot be
+    interrupted, a crash, or threads that outlive their call, a session continues without variables, in a new
+    process that is started in the background.
     """
 
     def __init__(self, limits: Limits = DEFAULT):
         self._limits, self._lock, self._closed = limits, threading.Lock(), False
         self._process = _Process(limits)
+        self._replacing: Future[None] | None = None
 
     def __enter__(self) -> "Session":
         return self
@@ -114,13 +116,19 @@ class Session:
 
     def run(self, code: str) -> Result:
         """Run code after that of earlier calls."""
+        if self._replacing:
+            self._replacing.result()
         result = self._process.call(code)
         if result.restarted:
-            with self._lock:
-                self._process.end()
-                if not self._closed:
-                    self._process = _Process(self._limits)
+            self._replacing = _server.background.submit(self._replace)
         return result
+
+    def _replace(self) -> None:
+        """Put a new process in the place of the one that was stopped."""
+        with self._lock:
+            self._process.end()
+            if not self._closed:
+                self._process = _Process(self._limits)
 
     def close(self) -> None:
         """End the process and delete its folder; from another thread, it also ends a running call."""
@@ -160,6 +168,8 @@ class _ForkServer:
         self.lock = threading.Lock()
         self.process: subprocess.Popen[bytes] | None = None
         self.requests = 0
+        self.background = ThreadPoolExecutor(4)
+        """Starts processes that no call waits for yet."""
 
     def start(self) -> None:
         """Start the process. AimoError on systems other than Linux."""
@@ -255,14 +265,14 @@ class _Process:
             output, reply = bytearray(), bytearray()
             stopped = self.exchange(code, output, reply)
             timed_out = stopped.startswith("timed out")
-            kept = timed_out and not self.script and self.interrupt(output, reply)
+            reason = ""
+            if stopped not in ("", "ended") and not self.script and self.interrupt(output, reply):
+                stopped, reason = "", f"{stopped}; the session's variables are kept"
             number, _, error = reply[:-1].decode(errors="replace").partition(" ")
-            stopped = self.why_stop(number, error) if kept else stopped or self.why_stop(number, error)
-            if kept:
-                error = f"timed out after {self.limits.seconds:g} s; the session's variables are kept"
-            if stopped:
-                self.kill()
+            stopped = stopped or self.why_stop(number, error)
+            error = reason or error
             if stopped == "ended":
+                self.kill()
                 stopped = self.how_it_ended()
             while len(output) <= MAX_OUTPUT and (data := _read(self.output)):
                 output += data
@@ -299,7 +309,10 @@ class _Process:
     def interrupt(self, output: bytearray, reply: bytearray) -> bool:
         """Interrupt a session's program, as Ctrl-C does. Whether it has ended, and the session goes on."""
         _server.ask({"interrupt": self.scratch})
-        return not self.collect(output, reply, GRACE_S)
+        late = bytearray()
+        ended = not self.collect(late, reply, GRACE_S)
+        output += late
+        return ended
 
     def collect(self, output: bytearray, reply: bytearray, seconds: float) -> str:
         """Collect output and reply for at most `seconds`. Empty once the reply is whole, else why not."""

@@ -62,7 +62,8 @@ def serve(root: str) -> None:
             if "stop" in request:
                 reply: dict[str, Any] = {"status": stop(children.pop(request["stop"], 0))}
             elif "interrupt" in request:
-                os.kill(children[request["interrupt"]], signal.SIGINT)
+                if pid := children.get(request["interrupt"], 0):
+                    os.kill(pid, signal.SIGINT)
                 reply = {}
             else:
                 scratch = tempfile.mkdtemp(dir=root)
@@ -101,7 +102,6 @@ def work(fds: list[int], scratch: str, request: dict[str, Any], bpf: bytes) -> N
     """
     number, script = 1, request["script"]
     try:
-        signal.signal(signal.SIGINT, interrupt)
         null = os.open(os.devnull, os.O_WRONLY)
         for fd, target in zip((*fds, null if script else fds[2]), (3, 0, 1, 2), strict=True):
             os.dup2(fd, target)  # the channel has the lowest number of the three, so 3 is none of the others
@@ -135,6 +135,7 @@ def interrupt(*_: object) -> None:
 def run(code: types.CodeType, namespace: dict[str, Any]) -> None:
     """Run compiled code, which an interrupt ends."""
     global _running
+    signal.signal(signal.SIGINT, interrupt)  # again, as earlier code may have set another handler
     _running = True
     try:
         exec(code, namespace)
