@@ -18,6 +18,8 @@ from aimo.inference.errors import AimoError
 class Competition:
     """The rules of one competition."""
 
+    slug: str
+    """Its name in Kaggle's addresses."""
     problem_column: str
     high: int
     """An answer is an integer from 0 to this."""
@@ -37,6 +39,7 @@ class Competition:
 
 COMPETITIONS = {
     "aimo1": Competition(
+        "ai-mathematical-olympiad-prize",
         "problem",
         999,
         "The answer is an integer from 0 to 999: the result modulo 1000, whether the problem says so or not. "
@@ -48,6 +51,7 @@ COMPETITIONS = {
         submission="submission.csv",
     ),
     "aimo2": Competition(
+        "ai-mathematical-olympiad-progress-prize-2",
         "question",
         999,
         "The answer is an integer from 0 to 999. If the problem names a modulus, the answer is the "
@@ -57,6 +61,7 @@ COMPETITIONS = {
         1800.0,
     ),
     "aimo3": Competition(
+        "ai-mathematical-olympiad-progress-prize-3",
         "problem",
         99999,
         "The answer is an integer from 0 to 99999. If the problem names a modulus, the answer is the "
