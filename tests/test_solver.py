@@ -106,7 +106,7 @@ def test_a_question_out_of_time_answers_with_what_it_has(engine, monkeypatch):
     async def endless(prompt, seed, settings, until=None):
         if settings.max_tokens < 100:  # of a forced answer
             return await real(prompt, seed, settings, until)
-        until("<start_working_out>Wait, I have to think about it.", 8)
+        until("<start_working_out>Wait, I have to think about it.", [5] * 8)
         await asyncio.sleep(1000)
 
     real = engine.sample
@@ -151,8 +151,8 @@ def test_a_sample_is_recorded_as_it_grows_and_asking_whether_it_is_over_changes_
     from aimo.inference.stream import Problem, Stream
 
     stream = Stream(Problem(engine, EASY, 0, 0, 999), 0, 0.0, with_tools=False)
-    assert not stream.update("2 * 3 = 6 and ", 9)
-    assert stream.update("2 * 3 = 6 and 26<end_working_out><SOLUTION>26</SOLUTION>", 30)
+    assert not stream.update("2 * 3 = 6 and ", [5] * 9)
+    assert stream.update("2 * 3 = 6 and 26<end_working_out><SOLUTION>26</SOLUTION>", [5] * 30)
     before = dict(vars(stream))
     assert stream.reason_to_end() is stream.reason_to_end() is End.ANSWERED
     assert vars(stream) == before and stream.tokens == 30
