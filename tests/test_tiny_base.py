@@ -27,7 +27,7 @@ def test_its_training_texts_hold_the_problem_and_its_answer_in_every_way(way):
 
     tokenizer, rng, seen = AutoTokenizer.from_pretrained(TINY), random.Random(0), 0
     for p in generate(60, "train", 0):
-        question, reply = tiny_base.write(tokenizer, p, rng)
+        (question, _), (reply, _) = tiny_base.write(tokenizer, p, rng)
         text = tokenizer.decode(reply)
         assert tokenizer.decode(question).startswith(p.problem) and str(p.answer) in text
         assert reply[-1] == tokenizer.eos_token_id

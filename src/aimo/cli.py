@@ -321,22 +321,27 @@ def forecast(
 
 @app.command("tiny-base")
 def tiny_base(
-    out: Annotated[Path, typer.Option(help="The model folder to write.")] = ROOT / "data" / "tiny-base",
+    tools: Annotated[bool, typer.Option("--tools", help="Make the tiny tool model instead.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="The model folder; data/tiny-base or data/tiny-tools.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    steps: Annotated[int, typer.Option(min=1)] = 3000,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps of training; 3000 or 700.")] = None,
 ) -> None:
-    """Train the tiny base model from random weights on the built-in problems."""
+    """Train the tiny base model, or the tiny tool model, from random weights on built-in problems."""
     from aimo.runs import quiet
 
+    out = out or ROOT / "data" / ("tiny-tools" if tools else "tiny-base")
     try:
         out.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=out).close()
     except OSError as e:
         raise AimoError(f"--out {out}: {e.strerror}; take a folder that can be written") from None
     quiet()
-    from aimo.training import tiny_base
+    from aimo.training import tiny_base, tiny_tools
 
-    print(tiny_base.make(out, seed, steps).read_text())
+    model = tiny_tools if tools else tiny_base
+    print(model.make(out, seed, steps or model.STEPS).read_text())
 
 
 @kernel.command()

@@ -8,7 +8,7 @@ training takes minutes.
 
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -32,10 +32,13 @@ from aimo.inference.engine import Engine
 
 VOCABULARY = 768
 CONTEXT = 1024
+STEPS = 3000
 BATCH = 128
 LEARNING_RATE = 2e-3
 # A digit, a word or a run of signs, each with the space before it: numbers are read digit by digit.
 PIECES = Regex(r" ?[0-9]| ?[A-Za-z]+| ?[^\sA-Za-z0-9]+|\s+")
+Example = list[tuple[list[int], bool]]
+"""A text in parts: the token ids of each, and whether the model is trained to write it."""
 
 
 def make(out: Path, seed: int, steps: int) -> Path:
@@ -49,37 +52,42 @@ def make(out: Path, seed: int, steps: int) -> Path:
     return write_card(out, seed, steps, trained, heldout, machine.device())
 
 
-def train(out: Path, seed: int = 0, steps: int = 3000) -> dict[str, float]:
+def train(out: Path, seed: int = 0, steps: int = STEPS) -> dict[str, float]:
     """Train and save the model, tokenizer and chat template to `out`; returns its loss and seconds."""
+    prompt = Prompt()
+    texts = [p.problem + "\n" + p.solution for p in generate(5000, "train", seed)]
+    tags = [prompt.think_start, prompt.think_end, prompt.answer_start, prompt.answer_end]
+    tokenizer = build_tokenizer(texts, tags, prompts.chat_template(prompt, None))
+    rng = random.Random(seed)
+    examples = (write(tokenizer, p, rng) for p in stream("train", seed))
+    return fit(out, tokenizer, examples, seed, steps, BATCH)
+
+
+def fit(
+    out: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    examples: Iterator[Example],
+    seed: int,
+    steps: int,
+    batch: int,
+    hidden: int = 192,
+) -> dict[str, float]:
+    """Train a model on `batch` examples a step, and save it with its tokenizer to `out`.
+
+    `hidden` is its width. Returns the loss at the end, the seconds and the number of parameters.
+    """
     started = time.time()
     torch.manual_seed(seed)
-    tokenizer = build_tokenizer(
-        Prompt(), [p.problem + "\n" + p.solution for p in generate(5000, "train", seed)]
-    )
-    model = Qwen3ForCausalLM(
-        Qwen3Config(
-            vocab_size=len(tokenizer),
-            hidden_size=192,
-            intermediate_size=512,
-            num_hidden_layers=4,
-            num_attention_heads=6,
-            num_key_value_heads=2,
-            head_dim=32,
-            max_position_embeddings=CONTEXT,
-            tie_word_embeddings=True,
-            bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
+    model = random_model(tokenizer, hidden)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(torch.device(device))  # type: ignore[arg-type]
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.05)
     scheduler = get_cosine_schedule_with_warmup(optimizer, steps // 20, steps)
     losses: list[float] = []
-    for batch in track(islice(batches(tokenizer, seed), steps), total=steps, description="tiny base"):
+    for _ in track(range(steps), description=out.name):
+        inputs = collate(list(islice(examples, batch)), tokenizer.pad_token_id)
         with torch.autocast(device, dtype=torch.bfloat16):
-            loss = model(**{k: v.to(device) for k, v in batch.items()}).loss
+            loss = model(**{k: v.to(device) for k, v in inputs.items()}).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -93,6 +101,26 @@ def train(out: Path, seed: int = 0, steps: int = 3000) -> dict[str, float]:
         "seconds": time.time() - started,
         "parameters": model.num_parameters(),
     }
+
+
+def random_model(tokenizer: PreTrainedTokenizerFast, hidden: int) -> Qwen3ForCausalLM:
+    """A Qwen3 model of four layers with random weights; `hidden` is its width."""
+    return Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=len(tokenizer),
+            hidden_size=hidden,
+            intermediate_size=hidden * 8 // 3,
+            num_hidden_layers=4,
+            num_attention_heads=hidden // 32,
+            num_key_value_heads=2,
+            head_dim=32,
+            max_position_embeddings=CONTEXT,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
 
 
 def write_card(
@@ -116,8 +144,13 @@ def write_card(
     return card
 
 
-def build_tokenizer(prompt: Prompt, texts: list[str]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE, so that any text can be encoded, with one token for each tag."""
+def build_tokenizer(
+    texts: list[str], tags: list[str], template: str, special: Sequence[str] = ("<|endoftext|>",)
+) -> PreTrainedTokenizerFast:
+    """A byte-level BPE, so that any text can be encoded, with one token for each tag.
+
+    The first of the `special` tokens ends a text, the last is padding.
+    """
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -129,43 +162,42 @@ def build_tokenizer(prompt: Prompt, texts: list[str]) -> PreTrainedTokenizerFast
     bpe.train_from_iterator(
         texts,
         trainers.BpeTrainer(
-            vocab_size=VOCABULARY - 5,
-            special_tokens=["<|endoftext|>"],
+            vocab_size=VOCABULARY - len(tags) - 1,
+            special_tokens=list(special),
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         ),
     )
-    tags = [prompt.think_start, prompt.think_end, prompt.answer_start, prompt.answer_end]
     bpe.add_tokens([AddedToken(tag, normalized=False) for tag in tags])
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe,
-        eos_token="<|endoftext|>",
-        pad_token="<|endoftext|>",
+        eos_token=special[0],
+        pad_token=special[-1],
         model_max_length=CONTEXT,
         padding_side="left",
-        chat_template=prompts.chat_template(prompt, None),
+        chat_template=template,
     )
 
 
-def batches(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[dict[str, torch.Tensor]]:
-    """Endless batches of input ids and labels, right-padded; the problem's own text carries no loss."""
-    rng = random.Random(seed)
-    problems = stream("train", seed)
-    while True:
-        pairs = [write(tokenizer, p, rng) for p in islice(problems, BATCH)]
-        width = max(len(question) + len(reply) for question, reply in pairs)
-        input_ids = torch.full((BATCH, width), tokenizer.pad_token_id)
-        labels = torch.full((BATCH, width), -100)
-        for i, (question, reply) in enumerate(pairs):
-            ids = torch.tensor(question + reply)
-            input_ids[i, : len(ids)] = ids
-            labels[i, len(question) : len(ids)] = ids[len(question) :]
-        # Padding is at the end, so the causal mask already keeps every real token from seeing it.
-        yield {"input_ids": input_ids, "labels": labels}
+def collate(examples: list[Example], padding: int) -> dict[str, torch.Tensor]:
+    """A batch of input ids and labels, right-padded; only what the model is to write carries loss."""
+    width = max(sum(len(ids) for ids, _ in parts) for parts in examples)
+    input_ids = torch.full((len(examples), width), padding)
+    labels = torch.full((len(examples), width), -100)
+    for i, parts in enumerate(examples):
+        begin = 0
+        for ids, trained in parts:
+            end = begin + len(ids)
+            input_ids[i, begin:end] = torch.tensor(ids)
+            if trained:
+                labels[i, begin:end] = input_ids[i, begin:end]
+            begin = end
+    # Padding is at the end, so the causal mask already keeps every real token from seeing it.
+    return {"input_ids": input_ids, "labels": labels}
 
 
-def write(tokenizer: Any, p: Problem, rng: random.Random) -> tuple[list[int], list[int]]:
-    """A problem answered in one of the four ways, as the token ids of the question and of the reply."""
+def write(tokenizer: Any, p: Problem, rng: random.Random) -> Example:
+    """A problem answered in one of the four ways: the question, and the reply that is trained."""
     way = rng.random()
     if way < 0.25:
         question, reply = f"{p.problem}\n", f"Answer: {p.answer}"
@@ -178,4 +210,4 @@ def write(tokenizer: Any, p: Problem, rng: random.Random) -> tuple[list[int], li
         )
         text = prompts.as_completion(Prompt(), thought, p.answer)[0]["content"]
         reply = text.removeprefix(Prompt().think_start)
-    return tokenizer.encode(question), [*tokenizer.encode(reply), tokenizer.eos_token_id]
+    return [(tokenizer.encode(question), False), ([*tokenizer.encode(reply), tokenizer.eos_token_id], True)]

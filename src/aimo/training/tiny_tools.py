@@ -1,0 +1,133 @@
+"""The tiny tool model: a Qwen3 model of a million parameters that writes programs and reads their output.
+
+Its problems need arithmetic that it cannot do in its head: with the sandbox it is right, without tools it
+guesses. It calls Python in Qwen's format, which vLLM's parser `hermes` reads; a program's last expression is
+its output, and in one family a second program uses the variables of the first. Out of scope: thoughts, and
+programs that fail.
+"""
+
+import asyncio
+import json
+import random
+from itertools import islice
+from pathlib import Path
+
+import polars as pl
+
+from aimo import machine
+from aimo.data import computed
+from aimo.data.computed import Problem
+from aimo.inference.engine import Engine
+from aimo.inference.sampling import Sampler
+from aimo.inference.stream import Problem as Asked
+from aimo.inference.stream import Stream
+from aimo.training import tiny_base
+
+STEPS = 700
+BATCH = 32
+HEAD = "<|im_start|>"
+END = "<|im_end|>"
+# Qwen's format, with the tools' names in place of their descriptions.
+TEMPLATE = (
+    "{%- if tools -%}{{ '<|im_start|>system\nTools:' }}{%- for tool in tools -%}"
+    "{{ ' ' + tool['function']['name'] }}{%- endfor -%}{{ '<|im_end|>\n' }}{%- endif -%}"
+    "{%- for message in messages -%}{%- if message['role'] == 'tool' -%}"
+    "{{ '<|im_start|>user\n<tool_response>\n' + message['content'] + '\n</tool_response><|im_end|>\n' }}"
+    "{%- else -%}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] }}"
+    "{%- for call in message['tool_calls'] or [] -%}"
+    "{{ '<tool_call>\n' + call['function'] | tojson + '\n</tool_call>' }}"
+    "{%- endfor -%}{{ '<|im_end|>\n' }}{%- endif -%}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}"
+)
+TAGS = ["<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"]
+SETTINGS = {"tools": 1.0, "tool_parser": "hermes", "max_tokens": 400}
+QUESTIONS, SAMPLES, SEEDS = 100, 4, (0, 1, 2)
+"""What pass@1 is measured on: problems and samples of each seed."""
+
+
+def make(out: Path, seed: int, steps: int) -> Path:
+    """Train the model, measure it, and write its card and ten problems; returns the card's path."""
+    trained = train(out, seed, steps)
+    rows = [
+        {"id": f"{p.family}-{i}", "problem": p.problem, "answer": p.outputs()[-1]}
+        for i, p in enumerate(islice(computed.stream("heldout", seed), 10))
+    ]
+    pl.DataFrame(rows).write_csv(out / "test.csv")
+    with Engine(out, seed=seed) as engine:
+        return write_card(out, seed, steps, trained, measure(engine))
+
+
+def train(out: Path, seed: int, steps: int) -> dict[str, float]:
+    """Train and save the model, tokenizer, template and settings to `out`; returns its loss and seconds."""
+    rng = random.Random(seed)
+    texts = (write(p, rng) for p in computed.stream("train", seed))
+    joined = ["".join(text for text, _ in parts) for parts in islice(texts, 5000)]
+    tokenizer = tiny_base.build_tokenizer(joined, TAGS, TEMPLATE, special=[END, HEAD, "<|endoftext|>"])
+    examples = ([(tokenizer.encode(text), trained) for text, trained in parts] for parts in texts)
+    trained = tiny_base.fit(out, tokenizer, examples, seed, steps, BATCH, hidden=128)
+    (out / "aimo.json").write_text(json.dumps(SETTINGS, indent=2) + "\n")
+    return trained
+
+
+def write(p: Problem, rng: random.Random) -> list[tuple[str, bool]]:
+    """A problem solved with tools, or answered at once without them (three in ten).
+
+    It is in parts, as a conversation encodes them; each with whether the model is trained to write it.
+    """
+    outputs, with_tools = p.outputs(), rng.random() < 0.7
+    parts = [(f"{HEAD}system\nTools: python{END}\n" if with_tools else "", False)]
+    parts.append((f"{HEAD}user\n{p.problem}{END}\n{HEAD}assistant\n", False))
+    for program, output in zip(p.programs, outputs, strict=True) if with_tools else ():
+        call = json.dumps({"name": "python", "arguments": {"code": program}})
+        parts.append((f"<tool_call>\n{call}\n</tool_call>{END}", True))
+        response = f"<tool_response>\n{output}\n</tool_response>"
+        parts.append((f"\n{HEAD}user\n{response}{END}\n{HEAD}assistant\n", False))
+    parts.append((f"The answer is \\boxed{{{outputs[-1]}}}.{END}", True))
+    return parts
+
+
+def write_card(out: Path, seed: int, steps: int, trained: dict[str, float], figures: pl.DataFrame) -> Path:
+    """Write the model card: the command, the time, pass@1 with and without tools. Returns its path."""
+    card = out / "README.md"
+    lines = "".join(f"| {' | '.join(f'{value:.3g}' for value in row)} |\n" for row in figures.iter_rows())
+    card.write_text(
+        "---\nlicense: apache-2.0\npipeline_tag: text-generation\n---\n\n# tiny-tools\n\n"
+        f"A Qwen3 model of {trained['parameters'] / 1e6:.1f} million parameters, trained from random\n"
+        "weights on the problems of `aimo.data.computed` alone. It calls Python in Qwen's format (vLLM's\n"
+        "parser `hermes`), reads what its program prints and answers; without tools it answers at once,\n"
+        "and guesses. It is there for demonstration and tests; `test.csv` has ten held-out problems.\n\n"
+        f"Made by `aimo tiny-base --tools --seed {seed} --steps {steps}` in {trained['seconds'] / 60:.0f} "
+        f"minutes ({machine.device()}).\n"
+        f"Its loss at the end was {trained['loss']:.4f} on what the model writes.\n\n"
+        f"pass@1 on {QUESTIONS} held-out problems of each seed, {SAMPLES} samples each, temperature 1\n"
+        "(`python benchmarks/tools.py`):\n\n"
+        f"| {' | '.join(figures.columns)} |\n|{' --- |' * figures.width}\n{lines}"
+    )
+    return card
+
+
+def measure(sampler: Sampler) -> pl.DataFrame:
+    """pass@1 with and without tools on held-out problems, one row for each of SEEDS."""
+    rows = []
+    for seed in SEEDS:
+        drawn = list(islice(computed.stream("heldout", seed + 1), QUESTIONS))
+        shares = {name: pass_at_1(sampler, drawn, seed, name == "with") for name in ("with", "without")}
+        rows.append({"seed": seed, **shares, "apart": shares["with"] - shares["without"]})
+    return pl.DataFrame(rows)
+
+
+def pass_at_1(sampler: Sampler, asked: list[Problem], seed: int, with_tools: bool) -> float:
+    """The share of SAMPLES samples of each problem that are right."""
+    golds, streams = [], []
+    for p in asked:
+        problem = Asked(sampler, p.problem, seed, 0, 99999)
+        for index in range(SAMPLES):
+            golds.append(int(p.outputs()[-1]))
+            streams.append(Stream(problem, index, 0.0, with_tools))
+
+    async def sample_all() -> list[int | None]:
+        completions = await asyncio.gather(*(stream.run() for stream in streams))
+        return [s.problem.read(c.text) for s, c in zip(streams, completions, strict=True)]
+
+    answers = sampler.run(sample_all())
+    return sum(a == gold for a, gold in zip(answers, golds, strict=True)) / len(golds)
