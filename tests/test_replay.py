@@ -101,6 +101,13 @@ def test_ties_are_told_apart_by_entropy_and_nothing_else_is():
         assert ties.tokens <= plain.tokens, "what cannot tie any more is decided"
 
 
+def test_samples_that_are_all_equally_unsure_are_settled_as_soon_as_sure_ones():
+    samples = [Recorded(10 + i, 1, entropy=0.7, tail_logprob=-1.5) for i in range(16)]
+    over, outcome = play(samples, "ours")
+    assert len(over) == 4
+    assert play(samples, "ours:entropy") == play(samples, "ours:tail_logprob") == (over, outcome)
+
+
 def test_every_rule_of_every_file_replays_as_its_own_name(shared):
     for rule in replay.defaults(gpt_oss(shared)):
         assert replay.parse(rule.name).name == rule.name

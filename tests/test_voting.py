@@ -4,13 +4,15 @@ import math
 import random
 from collections import Counter
 from itertools import product
+from types import SimpleNamespace
 
 import pytest
 
 from aimo.evaluation import replay, traces
 from aimo.evaluation.traces import Question, Recorded
-from aimo.inference import answers, voting
-from aimo.inference.settings import Tags
+from aimo.inference import answers, solver, voting
+from aimo.inference.settings import Settings, Tags
+from aimo.inference.solution import End, Sample, Solution
 from aimo.inference.voting import Policy, State, Stop, next_step
 
 THINKING = (
@@ -176,6 +178,17 @@ def test_the_evidence_is_the_smaller_of_number_and_weight():
             next_step(State(votes, ended=votes.total(), running=9, weights=dict(votes))) == even
             and even.stop is Stop.SETTLED
         )
+
+
+def test_a_solver_settles_equally_unsure_votes_as_soon_as_sure_ones():
+    """The evidence is relative: an entropy of 0.7 would make half a vote of each."""
+    settings = Settings(weight="tail_entropy")
+    sampler = SimpleNamespace(settings=settings)
+    unsure = [Sample(i, "", 9, End.ANSWERED, 2, 0.5, tail_entropy=0.7) for i in range(4)]
+    question = solver.Question(solver.Problem(sampler, "?", 0, 0, 9), Solution(samples=unsure), print)
+    assert voting.next_step(question.state(12, math.inf)).stop is Stop.SETTLED
+    question.solution.samples.pop()
+    assert voting.next_step(question.state(12, math.inf)).stop is None
 
 
 def test_a_step_stops_for_the_reason_it_names():

@@ -134,13 +134,16 @@ def play(
     over: dict[int, Vote] = {}
     votes: Counter[Any] = Counter()  # peers vote for texts too
     weights: dict[Any, float] = {}
+    each: list[float] = []
     max_weight = 2.0 if rule.weight == "programs" and any(sample.printed for sample in samples) else 1.0
     now = tokens = longest = 0.0
     fresh = 0
     while True:
         left = len(samples) - fresh
+        scale = 1.0 if rule.weight in ("equal", "programs") else voting.mean_one(each)
+        scaled = {answer: weight * scale for answer, weight in weights.items()}
         state = State(
-            votes, len(over), len(running), left, longest, budget - now, 0.0, weights or None, max_weight
+            votes, len(over), len(running), left, longest, budget - now, 0.0, scaled, max_weight * scale
         )
         step = rule.next_step(state)
         if step.stop:
@@ -166,7 +169,8 @@ def play(
         answer = over[i] = None if cut else sample.answer
         if answer is not None:
             votes[answer] += 1
-            weights[answer] = weights.get(answer, 0.0) + weigh(sample, rule.weight)
+            each.append(weigh(sample, rule.weight))
+            weights[answer] = weights.get(answer, 0.0) + each[-1]
         longest = longest if cut else max(longest, wrote)
 
 

@@ -128,7 +128,7 @@ class Settings:
     """What a vote weighs by (docs/voting.md); `ties`: the entropy tells equal votes apart."""
     confidence: bool = False
     """Whether the journal has the log-probability and entropy of every sample, whatever `weight` needs: for
-    `aimo replay`. Costs 0.15 ms of a core for each token."""
+    `aimo replay`. Costs 0.2 ms of a core for each token."""
     discount_trivial: bool = False
     """Whether 0, 1 and the numbers of the statement count half."""
     gpu_memory: Share = 0.9

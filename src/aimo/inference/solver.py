@@ -110,6 +110,8 @@ class Question:
     def state(self, left: int, deadline: float) -> voting.State:
         """Return what is known now, with `left` samples not started yet."""
         ended = self.solution.ended
+        by_confidence = [voting.weigh(s, self.sampler.settings.weight) for s in ended if s.answer is not None]
+        scale = voting.mean_one(by_confidence)
         lengths = [sample.tokens for sample in ended if sample.end not in (End.REPETITION, End.OVERLONG)]
         return voting.State(
             self.solution.votes,
@@ -119,8 +121,8 @@ class Question:
             longest=max(lengths, default=0),
             time_left=deadline - time.monotonic(),
             time_each=sum(sample.end_s - sample.begin_s for sample in ended) / (len(ended) or 1),
-            weights={row.answer: row.weight for row in self.solution.tally},
-            max_weight=2.0 if self.tools else 1.0,
+            weights={row.answer: row.weight * scale for row in self.solution.tally},
+            max_weight=(2.0 if self.tools else 1.0) * scale,
         )
 
     def start(self, index: int) -> None:

@@ -141,8 +141,9 @@ def evidence(votes: Counter[int], weights: Mapping[int, float]) -> tuple[int, li
     best = leader(weights)
     if best is None:
         return 0, []
-    rivals = [math.ceil(max(votes[answer], weights[answer])) for answer in weights if answer != best]
-    return math.floor(min(votes[best], weights[best]) + 1000 * TIE), rivals
+    slack = 1000 * TIE
+    rivals = [math.ceil(max(votes[answer], weights[answer]) - slack) for answer in weights if answer != best]
+    return math.floor(min(votes[best], weights[best]) + slack), rivals
 
 
 def error_bound(first: int, rivals: Iterable[int]) -> float:
@@ -312,6 +313,15 @@ def weigh(sample: Any, weight: str) -> float:
     if value is None:
         return 1.0
     return by_entropy(value) if weight.endswith("entropy") else by_logprob(value)
+
+
+def mean_one(weights: Sequence[float]) -> float:
+    """Return the factor that makes the mean of some weights 1.
+
+    Confidences are compared with each other, and none of them is a vote that counts less than one: an entropy
+    of 0.7 would make half a vote of each.
+    """
+    return len(weights) / sum(weights) if weights else 1.0
 
 
 def by_prior(answer: int, problem: str) -> float:
