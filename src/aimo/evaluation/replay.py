@@ -314,12 +314,15 @@ def plot(figures: Sequence[Figures], to: Path) -> None:
         names: dict[tuple[float, float], list[str]] = {}  # rules in one place share a label
         for figure in (f for f in figures if f.file == file):
             names.setdefault((round(figure.tokens), round(figure.accuracy, 3)), []).append(figure.rule)
+        middle = sum(max(names)[:1] + min(names)[:1]) / 2
         for place, rules in names.items():
-            color = "tab:red" if OURS in rules else "tab:gray"
-            panel.scatter(*place, s=40, color=color)
-            panel.annotate(", ".join(rules), place, xytext=(6, 4), textcoords="offset points", fontsize=8)
+            panel.scatter(*place, s=40, color="tab:red" if OURS in rules else "tab:gray")
+            left = place[0] > middle  # of the point, so that the label stays within the panel
+            offset = (-6 if left else 6, 8 if OURS in rules else 0)
+            side = {"ha": "right" if left else "left", "va": "center"}
+            panel.annotate("\n".join(rules), place, offset, textcoords="offset points", fontsize=8, **side)
         panel.set(title=file, xlabel="tokens a question", ylabel="accuracy")
-        panel.margins(0.25)
+        panel.margins(0.15)
     canvas.savefig(to, dpi=110)
 
 
