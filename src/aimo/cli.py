@@ -18,6 +18,7 @@ from rich.table import Table
 
 from aimo.config import ROOT
 from aimo.errors import AimoError, EngineError, StageError
+from aimo.kaggle import commands
 from aimo.stages import STAGES
 
 HELP = """From a base model to an AI Mathematical Olympiad submission: data, SFT, GRPO, DPO, voted inference.
@@ -29,6 +30,7 @@ Exit codes: 0 done, 1 a stage or the engine failed, 2 something that you can fix
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 kernel = typer.Typer(no_args_is_help=True, help="Build Kaggle kernels.")
 app.add_typer(kernel, name="kernel")
+app.add_typer(commands.app, name="kaggle")
 
 
 def show_version(wanted: bool) -> None:
@@ -356,6 +358,16 @@ def build(
     from aimo.kaggle import kernels
 
     print(kernels.build(name, out, profile))
+
+
+@kernel.command()
+def check(name: Annotated[str, typer.Argument(help="A folder of kernels/, or a path.")]) -> None:
+    """Find what Kaggle would refuse of a kernel, or what would fail an hour after its push."""
+    from aimo.kaggle.check import check
+
+    if faults := check(name):
+        raise AimoError(f"kernel {name}: {'; '.join(faults)}")
+    print(f"kernel {name}: nothing to complain of")
 
 
 @app.command()

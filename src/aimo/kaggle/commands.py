@@ -1,0 +1,234 @@
+"""`aimo kaggle …`: arguments to one call of this wing, and a line on what it did."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from aimo.errors import AimoError
+
+app = typer.Typer(
+    no_args_is_help=True, help="From the repository to Kaggle and back: push, follow, submit, scores."
+)
+model = typer.Typer(no_args_is_help=True, help="Models on Kaggle.")
+dataset = typer.Typer(no_args_is_help=True, help="Datasets on Kaggle.")
+app.add_typer(model, name="model")
+app.add_typer(dataset, name="dataset")
+
+Kernel = Annotated[
+    str, typer.Argument(help="A folder of kernels/, OWNER/SLUG, or a SLUG of the token's user.")
+]
+Number = Annotated[int | None, typer.Option("--version", min=1, help="A version; the last if not given.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print each request and send none.")]
+License = Annotated[str, typer.Option("--license", help="The licence, by Kaggle's name, of what is created.")]
+
+
+def connect(dry_run: bool) -> Any:
+    """The client; importing it takes a moment, which no other command should pay."""
+    from aimo.kaggle import client
+
+    return client.connect(dry_run)
+
+
+@app.command("login-check")
+def login_check(dry_run: DryRun = False) -> None:
+    """Print whose token is used, and what is left of the week's GPU time."""
+    with connect(dry_run) as api:
+        from aimo.kaggle.client import token_source
+
+        quota = api.quota_view()
+        print(f"signed in as {api.user}, with {token_source()}")
+        if quota.gpu_quota:
+            total = quota.gpu_quota.total_time_allowed.total_seconds() / 3600
+            used = quota.gpu_quota.time_used.total_seconds() / 3600
+            print(
+                f"GPU: {max(0, total - used):.1f} of {total:.1f} hours left until {quota.quota_refresh_time}"
+            )
+
+
+@app.command()
+def data(
+    competition: Annotated[str, typer.Argument(help="aimo1, aimo2, aimo3, or Kaggle's slug.")],
+    inputs: Annotated[
+        Path | None,
+        typer.Option("--to", help="Instead of /kaggle/input, or data/kaggle without that folder."),
+    ] = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Download and unpack a competition's data, with its kaggle_evaluation."""
+    with connect(dry_run) as api:
+        from aimo.kaggle import downloads
+
+        folder = downloads.data(api, competition, inputs)
+        if folder is None:
+            return
+        print(f"data: {folder}")
+        if not (folder / "kaggle_evaluation").is_dir():
+            print("it holds no kaggle_evaluation")
+        elif folder.parent != downloads.INPUTS:
+            print(f"the local gateway finds its kaggle_evaluation with KAGGLE_INPUT={folder.parent}")
+
+
+@app.command()
+def push(
+    kernel: Annotated[str, typer.Argument(help="A folder of kernels/, or a path.")],
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Follow it to its end and download its output.")
+    ] = False,
+    source: Annotated[
+        str | None,
+        typer.Option("--model", help="OWNER/MODEL/FRAMEWORK/VARIATION/VERSION in place of the attached one."),
+    ] = None,
+    start_within: Annotated[int, typer.Option(min=1, help="Minutes that it may wait for a machine.")] = 120,
+    to: Annotated[
+        Path | None, typer.Option(help="Where the output goes; runs/kaggle/SLUG/N if not given.")
+    ] = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Check and push a kernel, which Kaggle then runs. Exit code 1 when the run failed."""
+    from aimo.kaggle.check import check
+    from aimo.kaggle.kernels import KERNELS
+
+    if findings := check(kernel):
+        raise AimoError(f"kernel {kernel}: {'; '.join(findings)}")
+    with connect(dry_run) as api:
+        from aimo.kaggle import kernel_runs, records
+
+        version, metadata = kernel_runs.push(api, kernel, source)
+        if dry_run:
+            return
+        models = metadata.get("model_sources", [])
+        folder = kernel if (KERNELS / kernel).is_dir() else str(Path(kernel).resolve())
+        ref = f"{version.owner}/{version.slug}"
+        records.record("push", kernel=ref, version=version.number, models=models, folder=folder)
+        print(f"pushed {version}: https://www.kaggle.com/code/{ref}")
+        if wait:
+            kernel_runs.follow(api, version, metadata, start_within * 60)
+            print(f"output: {kernel_runs.output(api, version, to)}")
+
+
+@app.command()
+def status(kernel: Kernel, version: Number = None, dry_run: DryRun = False) -> None:
+    """Print how far a version of a kernel is."""
+    with connect(dry_run) as api:
+        from aimo.kaggle import kernel_runs
+
+        found = kernel_runs.find(api, kernel, version)
+        state, message = kernel_runs.ask_status(api, found)
+        if not dry_run:
+            print(f"{found}: {state.name.lower()}" + (f", {message}" if message else ""))
+
+
+@app.command()
+def logs(kernel: Kernel, version: Number = None, dry_run: DryRun = False) -> None:
+    """Print a version's log, as it comes while it runs."""
+    with connect(dry_run) as api:
+        from aimo.kaggle import kernel_runs
+
+        found = kernel_runs.find(api, kernel, version)
+        state, _ = kernel_runs.ask_status(api, found)
+        if state == kernel_runs.KernelWorkerStatus.RUNNING:
+            kernel_runs.follow_log(api, found, 0)
+        elif not (lines := kernel_runs.read_log(api, found)) and not dry_run:
+            print(f"{found} is {state.name.lower()} and has no log yet")
+        else:
+            print("\n".join(lines))
+
+
+@app.command()
+def output(
+    kernel: Kernel,
+    version: Number = None,
+    to: Annotated[Path | None, typer.Option(help="Another folder than runs/kaggle/SLUG/N.")] = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Download a version's output and log, and compare each file with what Kaggle lists."""
+    with connect(dry_run) as api:
+        from aimo.kaggle import kernel_runs
+
+        folder = kernel_runs.output(api, kernel_runs.find(api, kernel, version), to)
+        if not dry_run:
+            print(f"output: {folder}")
+
+
+@model.command("push")
+def push_model(
+    run: Annotated[str, typer.Argument(help="A run: a name in runs/, or a path.")],
+    to: Annotated[
+        str | None,
+        typer.Option(
+            help="OWNER/MODEL/FRAMEWORK/VARIATION; the profile's training.push_to_kaggle, or else "
+            "USER/aimo-PROFILE/transformers/default."
+        ),
+    ] = None,
+    license_name: License = "Apache 2.0",
+    dry_run: DryRun = False,
+) -> None:
+    """Push a run's last model as a new version, and compare sizes and hashes with what Kaggle then has."""
+    with connect(dry_run) as api:
+        from aimo.kaggle import uploads
+
+        source = uploads.push_model(api, run, to, license_name)
+        if not dry_run:
+            print(f"model: {source}")
+
+
+@dataset.command("push")
+def push_dataset(
+    folder: Annotated[Path, typer.Argument(help="The folder, such as one of wheels.")],
+    name: Annotated[
+        str | None,
+        typer.Option(help="SLUG or OWNER/SLUG; dataset-metadata.json's or the folder's if not given."),
+    ] = None,
+    license_name: License = "other",
+    dry_run: DryRun = False,
+) -> None:
+    """Push a folder as a new version of a private dataset, and compare it with what Kaggle then lists."""
+    with connect(dry_run) as api:
+        from aimo.kaggle import uploads
+
+        ref = uploads.push_dataset(api, folder, name, license_name)
+        if not dry_run:
+            print(f"dataset: {ref}")
+
+
+@app.command()
+def submit(
+    kernel: Kernel,
+    message: Annotated[str, typer.Option(help="What Kaggle shows beside the score.")],
+    version: Number = None,
+    competition: Annotated[
+        str | None, typer.Option(help="aimo1, aimo2, aimo3 or a slug; the kernel's own if not given.")
+    ] = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Submit a complete version of a kernel that left answers."""
+    with connect(dry_run) as api:
+        from aimo.kaggle import submissions
+
+        ref = submissions.submit(api, kernel, version, message, competition)
+        if not dry_run:
+            print(f"submission {ref}; see `aimo kaggle scores`")
+
+
+@app.command()
+def scores(
+    competition: Annotated[str, typer.Argument(help="aimo1, aimo2, aimo3, or Kaggle's slug.")] = "aimo3",
+    dry_run: DryRun = False,
+) -> None:
+    """Print the submissions to a competition with their scores, and what made them."""
+    with connect(dry_run) as api:
+        from aimo.kaggle import submissions
+
+        rows = submissions.scores(api, competition)
+        if dry_run:
+            return
+        if not rows:
+            print("no submissions yet")
+            return
+        table = Table(*rows[0])
+        for row in rows:
+            table.add_row(*map(str, row.values()))
+        Console().print(table)

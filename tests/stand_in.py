@@ -1,0 +1,319 @@
+"""A stand-in for Kaggle's API on loopback, for the real client.
+
+Requests are read with the client's own types, field by field. `faults` holds, for a request's name, what
+happens in place of its next answers: a status with a message and headers, or CUT.
+"""
+
+import importlib
+import io
+import json
+import re
+import threading
+import zipfile
+from collections import defaultdict
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import polars as pl
+
+CUT = "cut"
+SUBMISSION = io.BytesIO()
+pl.DataFrame({"id": ["a", "b"], "answer": [1, 2]}).write_parquet(SUBMISSION)
+
+
+def module_of(service: str):
+    """The types of a service, such as `kernels.KernelsApiService`."""
+    package, name = service.split(".")
+    snake = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
+    return importlib.import_module(f"kagglesdk.{package}.types.{snake}")
+
+
+def typed(service: str, name: str, body: dict):
+    """A request's body as the client's type. Fails on an unknown field, a wrong type or a changed value."""
+    module = module_of(service)
+    kind = getattr(module, f"Api{name}Request", None) or getattr(module, f"{name}Request")
+    read = kind.from_dict(body)
+    request = kind()
+    for field in kind._fields:
+        if field.json_name in body:
+            setattr(request, field.field_name, getattr(read, field.field_name))
+    assert request.to_dict() == body, f"{name}: {body} is read as {request.to_dict()}"
+    return request
+
+
+class Version:
+    """One version of a kernel: its statuses one after the other, its log and its files."""
+
+    def __init__(self, request, script):
+        self.request = request
+        self.statuses = list(script.get("statuses", ["QUEUED", "RUNNING", "COMPLETE"]))
+        self.failure = script.get("failure", "")
+        self.log = list(script.get("log", ["loading", "serving", "done"]))
+        self.files = dict(
+            script.get("files", {"submission.parquet": SUBMISSION.getvalue(), "run/a.txt": b"a"})
+        )
+        self.machine = script.get("machine", request.machine_shape)
+
+    def status(self):
+        return self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]
+
+
+class Kaggle:
+    """The state behind the API, one method for each request."""
+
+    def __init__(self):
+        self.requests = []
+        self.wrong = []
+        self.faults = defaultdict(list)
+        self.kernels = {}
+        self.script = {}
+        self.blobs = {}
+        self.models = {}
+        self.datasets = {}
+        self.submissions = []
+        self.left = 5
+        self.invalid = {}
+        self.user = "me"
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.http.daemon_threads = True
+        self.http.kaggle = self
+        self.url = f"http://127.0.0.1:{self.http.server_port}"
+        threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
+
+    def close(self):
+        self.http.shutdown()
+        self.http.server_close()
+
+    def asked(self, name):
+        """The requests of one name."""
+        return [request for asked, request in self.requests if asked == name]
+
+    def version(self, request):
+        versions = self.kernels.get(f"{request.user_name}/{request.kernel_slug}")
+        if versions is None:
+            raise LookupError("Kernel not found")
+        label = request.version_label
+        return versions[int(label) - 1 if label else -1]
+
+    def IntrospectToken(self, request):
+        return {"active": request.token.startswith("good"), "username": self.user}
+
+    def GetAcceleratorQuotaStatistics(self, request):
+        hours = {"timeUsed": "36000s", "totalTimeAllowed": "108000s"}
+        return {"gpuQuota": hours, "quotaRefreshTime": "2026-11-28T00:00:00Z"}
+
+    def SaveKernel(self, request):
+        versions = self.kernels.setdefault(request.slug, [])
+        versions.append(Version(request, self.script))
+        return {"ref": request.slug, "versionNumber": len(versions)} | self.invalid
+
+    def GetKernel(self, request):
+        version = self.version(request)
+        asked = version.request
+        return {
+            "metadata": {
+                "ref": asked.slug,
+                "currentVersionNumber": len(self.kernels[asked.slug]),
+                "competitionDataSources": asked.competition_data_sources,
+                "enableGpu": asked.enable_gpu,
+                "enableInternet": asked.enable_internet,
+                "machineShape": version.machine,
+            }
+        }
+
+    def GetKernelSessionStatus(self, request):
+        version = self.version(request)
+        return {"status": version.status(), "failureMessage": version.failure}
+
+    def ListKernelFiles(self, request):
+        files = self.version(request).files
+        return self.page(request, "files", [{"name": n, "size": len(d)} for n, d in files.items()])
+
+    def ListKernelSessionOutput(self, request):
+        version = self.version(request)
+        number = self.kernels[version.request.slug].index(version)
+        place = f"{self.url}/output/{version.request.slug}/{number}"
+        log = json.dumps([{"stream_name": "stdout", "time": 1, "data": f"{line}\n"} for line in version.log])
+        files = [{"url": f"{place}/{name}", "fileName": name} for name in version.files]
+        return self.page(request, "files", files) | {"log": log}
+
+    def page(self, request, key, rows, size=2):
+        """Two rows of a list, as Kaggle never sends a long one whole."""
+        start = int(request.page_token or 0)
+        more = {"nextPageToken": str(start + size)} if start + size < len(rows) else {}
+        return {key: rows[start : start + size]} | more
+
+    def StartBlobUpload(self, request):
+        token = f"blob-{len(self.blobs)}"
+        self.blobs[token] = {"name": request.name, "size": request.content_length, "data": b""}
+        return {"token": token, "createUrl": f"{self.url}/upload/{token}"}
+
+    def stored(self, files):
+        """What Kaggle keeps of uploaded files: archives are unpacked."""
+        kept = {}
+        for file in files:
+            blob = self.blobs[file.token]
+            if blob["name"].endswith(".zip"):
+                with zipfile.ZipFile(io.BytesIO(blob["data"])) as archive:
+                    folder = blob["name"].removesuffix(".zip")
+                    kept |= {f"{folder}/{n}": archive.read(n) for n in archive.namelist() if n[-1] != "/"}
+            else:
+                kept[blob["name"]] = blob["data"]
+        return kept
+
+    def GetModel(self, request):
+        return {"slug": self.models[f"{request.owner_slug}/{request.model_slug}"] and request.model_slug}
+
+    def CreateModel(self, request):
+        self.models[f"{request.owner_slug}/{request.slug}"] = {"": request}
+        return {"id": 1}
+
+    def variation(self, request):
+        return self.models[f"{request.owner_slug}/{request.model_slug}"][request.instance_slug]
+
+    def GetModelInstance(self, request):
+        return {"slug": request.instance_slug, "versionNumber": len(self.variation(request))}
+
+    def CreateModelInstance(self, request):
+        model = self.models[f"{request.owner_slug}/{request.model_slug}"]
+        model[request.body.instance_slug] = [self.stored(request.body.files)]
+        return {"id": 2}
+
+    def CreateModelInstanceVersion(self, request):
+        self.variation(request).append(self.stored(request.body.files))
+        return {"id": 3}
+
+    def ListModelInstanceVersionFiles(self, request):
+        files = self.variation(request)[request.version_number - 1]
+        return self.page(request, "files", [{"name": n, "size": len(d)} for n, d in files.items()])
+
+    def DownloadModelInstanceVersion(self, request):
+        return self.variation(request)[request.version_number - 1][request.path]
+
+    def ListDatasetFiles(self, request):
+        files = self.datasets[f"{request.owner_slug}/{request.dataset_slug}"][-1]
+        rows = [{"name": name, "totalBytes": len(data)} for name, data in files.items()]
+        return self.page(request, "datasetFiles", rows)
+
+    def CreateDataset(self, request):
+        self.datasets[f"{request.owner_slug}/{request.slug}"] = [self.stored(request.files)]
+        return {"status": "ok"}
+
+    def CreateDatasetVersion(self, request):
+        self.datasets[f"{request.owner_slug}/{request.dataset_slug}"].append(self.stored(request.body.files))
+        return {"status": "ok"}
+
+    def DownloadDataFiles(self, request):
+        if not request.competition_name.startswith("ai-math"):
+            raise LookupError("Competition not found")
+        archive = io.BytesIO()
+        with zipfile.ZipFile(archive, "w") as file:
+            file.writestr("test.csv", "id,problem\na,$1+1$\n")
+            server = "class AIMO3InferenceServer: pass\n"
+            file.writestr("kaggle_evaluation/__init__.py", "")
+            file.writestr("kaggle_evaluation/aimo_3_inference_server.py", server)
+        return archive.getvalue()
+
+    def GetSubmissionLimits(self, request):
+        return {"numAllowedNow": self.left, "numToday": 5 - self.left}
+
+    def CreateCodeSubmission(self, request):
+        ref = 100 + len(self.submissions)
+        row = {"ref": ref, "description": request.submission_description, "date": "2026-11-24T10:00:00Z"}
+        self.submissions.insert(0, row | {"status": "COMPLETE", "publicScore": "41.5"})
+        return {"ref": ref, "message": "Successfully submitted"}
+
+    def ListSubmissions(self, request):
+        return self.page(request, "submissions", self.submissions)
+
+
+class Handler(BaseHTTPRequestHandler):
+    """HTTP: requests of the API, uploads, files, and the stream of a log."""
+
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *args):
+        pass
+
+    def read_body(self):
+        return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+
+    def answer(self, code, data, **headers):
+        self.send_response(code)
+        for key, value in {"Content-Length": len(data), **headers}.items():
+            self.send_header(key.replace("_", "-"), str(value))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def fault(self, name):
+        """Do what `faults` says of this request; False when it says nothing."""
+        queue = self.server.kaggle.faults[name]
+        if not queue:
+            return False
+        fault = queue.pop(0)
+        if fault == CUT:
+            self.close_connection = True
+            self.connection.close()
+            return True
+        code, message, *headers = fault
+        data = json.dumps({"code": code, "message": message}).encode()
+        more = headers[0] if headers else {}
+        self.answer(more.pop("code", code), data, **{"Content_Type": "application/json"} | more)
+        return True
+
+    def do_POST(self):
+        _, _, service, name = self.path.split("/")
+        kaggle, data = self.server.kaggle, self.read_body()
+        if name != "IntrospectToken" and "good" not in self.headers.get("Authorization", ""):
+            kaggle.wrong.append(f"{name} without the token")
+        try:
+            request = typed(service, name, json.loads(data))
+        except Exception as e:
+            kaggle.wrong.append(f"{name}: {e!r}")
+            self.answer(400, b"{}")
+            return
+        kaggle.requests.append((name, request))
+        if self.fault(name):
+            return
+        try:
+            found = getattr(kaggle, name)(request)
+        except LookupError as e:
+            data = json.dumps({"code": 404, "message": f"not found: {e}"}).encode()
+            self.answer(404, data, Content_Type="application/json")
+            return
+        if isinstance(found, bytes):
+            token = f"file-{len(kaggle.blobs)}"
+            kaggle.blobs[token] = {"data": found}
+            self.answer(302, b"", Location=f"{kaggle.url}/blob/{token}")
+            return
+        self.answer(200, json.dumps(found).encode(), Content_Type="application/json")
+
+    def do_PUT(self):
+        kaggle, data = self.server.kaggle, self.read_body()
+        blob = kaggle.blobs[self.path.removeprefix("/upload/")]
+        if self.fault(f"PUT {blob['name']}"):
+            return
+        spread = self.headers.get("Content-Range", "")
+        if spread.startswith("bytes */"):
+            if len(blob["data"]) == blob["size"]:
+                self.answer(200, b"{}")
+            else:
+                more = {"Range": f"bytes=0-{len(blob['data']) - 1}"} if blob["data"] else {}
+                self.answer(308, b"", **more)
+            return
+        blob["data"] = blob["data"] + data if spread else data
+        self.answer(200, b"{}")
+
+    def do_GET(self):
+        kaggle, path = self.server.kaggle, self.path
+        if path.startswith("/blob/"):
+            if not self.fault("GET blob"):
+                self.answer(200, kaggle.blobs[path.removeprefix("/blob/")]["data"])
+        elif path.startswith("/output/"):
+            owner, slug, number, name = path.removeprefix("/output/").split("/", 3)
+            if not self.fault(f"GET {name}"):
+                self.answer(200, kaggle.kernels[f"{owner}/{slug}"][int(number)].files[name])
+        elif not self.fault("GET log"):
+            slug = path.removeprefix("/v1/kernels/logs/stream/")
+            lines = [json.dumps({"data": line}) for line in kaggle.kernels[slug][-1].log] + ["END_OF_LOG"]
+            data = "".join(f"data: {line}\n\n" for line in lines).encode()
+            self.answer(200, data, Content_Type="text/event-stream")

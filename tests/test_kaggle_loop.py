@@ -1,0 +1,401 @@
+"""`aimo kaggle`: from a kernel to its score, by Kaggle's own client against a stand-in on loopback."""
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, TINY
+from stand_in import CUT, SUBMISSION, Kaggle
+
+from aimo import cli, config
+
+KERNEL = "me/aimo-submission"
+AIMO3 = "ai-mathematical-olympiad-progress-prize-3"
+MODEL = "me/aimo-tiny/transformers/default"
+
+
+@pytest.fixture
+def kaggle(tmp_path, monkeypatch):
+    """The stand-in, with a token for it, and every file of ours below `tmp_path`."""
+    from kagglesdk import kaggle_env
+
+    stand = Kaggle()
+    for name in [name for name in os.environ if name.startswith("KAGGLE_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("KAGGLE_API_TOKEN", "good-token")
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setitem(kaggle_env._env_to_endpoint, kaggle_env.KaggleEnv.PROD, stand.url)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    from aimo.kaggle import client, downloads, kernel_runs, records, uploads
+
+    stand.requests.clear()  # importing the client signs in
+    monkeypatch.setattr(client.KaggleApi, "config", str(tmp_path / "kaggle.json"))
+    monkeypatch.setattr(client, "PAUSE_S", 0.01)
+    monkeypatch.setattr(client, "LIMITED_PAUSE_S", 0.01)
+    monkeypatch.setattr(downloads, "ROOT", tmp_path)
+    monkeypatch.setattr(kernel_runs, "POLL_S", 0.01)
+    monkeypatch.setattr(kernel_runs, "OUTPUT", tmp_path / "output")
+    monkeypatch.setattr(records, "RECORDS", tmp_path / "runs" / "kaggle.jsonl")
+    monkeypatch.setattr(uploads, "POLL_S", 0.01)
+    monkeypatch.setattr(uploads, "LISTED_WITHIN_S", 0.2)
+    yield stand
+    stand.close()
+    assert stand.wrong == []
+
+
+@pytest.fixture
+def aimo(monkeypatch, capsys):
+    """Run a command in this process; returns its exit code, output and errors."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["aimo", "kaggle", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        return ended.value.code, out, err
+
+    return run
+
+
+@pytest.fixture
+def refused(aimo):
+    """Run a command that ends in one line of error with exit code 2; returns the line."""
+
+    def run(*arguments):
+        code, _, err = aimo(*arguments)
+        line = err.strip().splitlines()[-1]
+        assert code == 2 and line.startswith("aimo: ") and "Traceback" not in err, err
+        return line
+
+    return run
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    """A finished run of the tiny profile."""
+    folder = tmp_path / "runs" / "first"
+    shutil.copytree(TINY, folder / "grpo" / "model")
+    (folder / "profile.yaml").write_text(config.dump(config.load("tiny")))
+    return folder
+
+
+def test_the_loop_from_a_model_to_a_score_joined_with_what_made_it(kaggle, aimo, run_dir, tmp_path):
+    code, out, err = aimo("model", "push", run_dir)
+    assert (code, out) == (0, f"model: {MODEL}/1\n"), err
+    code, out, err = aimo("push", "submission", "--model", f"{MODEL}/1", "--wait")
+    assert code == 0, err
+    for said in (
+        "pushed me/aimo-submission version 1",
+        "version 1: queued",
+        "running",
+        "complete",
+        "serving",
+    ):
+        assert said in out
+    folder = tmp_path / "output" / "aimo-submission" / "1"
+    assert (folder / "submission.parquet").read_bytes() == SUBMISSION.getvalue()
+    assert (folder / "run" / "a.txt").read_bytes() == b"a"
+    assert (folder / "aimo-submission.log").read_text() == "loading\nserving\ndone\n"
+    assert len(kaggle.asked("GetKernelSessionStatus")) == 3
+    assert aimo("logs", "submission")[1] == "loading\nserving\ndone\n"
+    assert aimo("status", "submission")[1] == f"{KERNEL} version 1: complete\n"
+    code, out, err = aimo("submit", "submission", "--version", "1", "--message", "the first")
+    assert (code, out) == (0, "submission 100; see `aimo kaggle scores`\n"), err
+    assert kaggle.asked("CreateCodeSubmission")[0].to_dict() == {
+        "competitionName": AIMO3,
+        "kernelOwner": "me",
+        "kernelSlug": "aimo-submission",
+        "kernelVersion": 1,
+        "fileName": "submission.parquet",
+        "submissionDescription": "the first",
+    }
+    code, out, _ = aimo("scores")
+    row = next(line for line in out.splitlines() if " 100 " in line)
+    assert [cell.strip() for cell in row.strip("│").split("│")][1:] == [
+        "100",
+        "41.5",
+        KERNEL,
+        "1",
+        str(run_dir),
+        "tiny",
+        "the first",
+    ]
+
+
+def test_a_kernel_is_pushed_as_its_metadata_say_with_the_token_s_user_and_the_model_named(kaggle, aimo):
+    assert aimo("push", "submission", "--model", "you/other/transformers/big/7")[0] == 0
+    (request,) = kaggle.asked("SaveKernel")
+    metadata = json.loads((ROOT / "kernels/submission/kernel-metadata.json").read_text())
+    assert (request.slug, request.new_title) == (KERNEL, metadata["title"])
+    assert (request.enable_gpu, request.enable_internet, request.is_private) == (True, False, True)
+    assert request.machine_shape == metadata["machine_shape"]
+    assert request.dataset_data_sources == ["me/aimo-wheels"]
+    assert request.competition_data_sources == [AIMO3]
+    assert request.model_data_sources == ["you/other/transformers/big/7"]
+    assert "/kaggle/input/other/transformers/big/7" in request.text and "aimo-model" not in request.text
+
+
+def test_the_second_version_of_a_model_is_compared_byte_for_byte_with_what_kaggle_has(kaggle, aimo, run_dir):
+    assert aimo("model", "push", run_dir)[0] == 0
+    code, out, err = aimo("model", "push", run_dir)
+    assert (code, out) == (0, f"model: {MODEL}/2\n"), err
+    (created,) = kaggle.asked("CreateModel")
+    (variation,) = kaggle.asked("CreateModelInstance")
+    (version,) = kaggle.asked("CreateModelInstanceVersion")
+    card = (TINY / "README.md").read_text()
+    assert (created.is_private, created.description, variation.body.overview) == (True, card, card)
+    assert variation.body.license_name == "Apache 2.0" and "profile tiny" in version.body.version_notes
+    files = {path.name: path.read_bytes() for path in (run_dir / "grpo" / "model").iterdir()}
+    assert kaggle.models["me/aimo-tiny"]["default"] == [files, files]
+    kept = kaggle.stored
+    changed = {"config.json": files["config.json"].replace(b"4", b"5", 1)}
+    kaggle.stored = lambda sent: kept(sent) | changed
+    code, _, err = aimo("model", "push", run_dir)
+    assert code == 2 and "config.json has another content on Kaggle" in err
+
+
+def test_a_dataset_is_created_then_gets_versions_and_its_sub_folders_arrive(kaggle, aimo, refused, tmp_path):
+    folder = tmp_path / "aimo-wheels"
+    (folder / "vocabulary").mkdir(parents=True)
+    (folder / "vllm-1.whl").write_bytes(b"wheel")
+    (folder / "vocabulary" / "o200k.tiktoken").write_bytes(b"words")
+    assert aimo("dataset", "push", folder)[:2] == (0, "dataset: me/aimo-wheels\n")
+    assert aimo("dataset", "push", folder)[:2] == (0, "dataset: me/aimo-wheels\n")
+    sent = {"vllm-1.whl": b"wheel", "vocabulary/o200k.tiktoken": b"words"}
+    assert kaggle.datasets["me/aimo-wheels"] == [sent, sent]
+    assert len(kaggle.asked("CreateDataset")) == len(kaggle.asked("CreateDatasetVersion")) == 1
+    assert "--name" in refused("dataset", "push", folder, "--name", "tiny")
+
+
+def test_a_competition_s_data_lie_where_the_local_gateway_finds_them(kaggle, aimo, tmp_path):
+    from aimo.inference import gateway
+
+    code, out, err = aimo("data", "aimo3", "--to", tmp_path / "input")
+    assert code == 0 and f"KAGGLE_INPUT={tmp_path / 'input'}" in out, err
+    folder = tmp_path / "input" / AIMO3
+    assert (folder / "test.csv").read_text().startswith("id,problem")
+    assert [path.name for path in folder.parent.iterdir()] == [AIMO3]
+    path, modules = list(sys.path), set(sys.modules)
+    try:
+        found = gateway.kaggle_server("aimo3", folder.parent)
+        assert found is not None and found.__name__ == "AIMO3InferenceServer"
+    finally:
+        sys.path[:] = path
+        for name in set(sys.modules) - modules:
+            del sys.modules[name]
+    assert aimo("data", "aimo3", "--to", tmp_path / "input")[0] == 0  # again, over what is there
+
+
+@pytest.mark.parametrize(
+    "command, names",
+    [
+        ("login-check", ["GetAcceleratorQuotaStatistics"]),
+        ("data aimo3", ["DownloadDataFiles"]),
+        ("push submission --wait", ["SaveKernel"]),
+        ("status submission", ["GetKernel", "GetKernelSessionStatus"]),
+        ("logs submission", ["GetKernel", "GetKernelSessionStatus", "ListKernelSessionOutput"]),
+        ("output submission", ["GetKernel", "ListKernelFiles", "ListKernelSessionOutput"]),
+        ("model push RUN", ["GetModelInstance", "PUT model.safetensors", "CreateModelInstanceVersion"]),
+        ("dataset push RUN --name aimo-data", ["ListDatasetFiles", "CreateDatasetVersion"]),
+        ("submit submission --message first --version 2", ["GetSubmissionLimits", "CreateCodeSubmission"]),
+        ("scores", ["ListSubmissions"]),
+    ],
+)
+def test_a_dry_run_prints_each_request_and_sends_none(kaggle, aimo, run_dir, command, names):
+    code, out, err = aimo(*[str(run_dir) if part == "RUN" else part for part in command.split()], "--dry-run")
+    assert code == 0, err
+    said = iter(out.splitlines())
+    for name in names:
+        assert any(line.startswith(f"{name} {{") or line.startswith(f"{name},") for line in said), (name, out)
+    assert {name for name, _ in kaggle.requests} == {"IntrospectToken"}
+    assert not list(Path(tempfile.gettempdir()).rglob("*.json"))  # nothing that a real push would go on with
+
+
+def test_a_limit_is_waited_for_with_the_time_shown(kaggle, aimo):
+    kaggle.faults["SaveKernel"] = [
+        (429, "Too many requests", {"Retry_After": "0.2"}),
+        (429, "Too many requests"),
+    ]
+    code, _, err = aimo("push", "submission")
+    assert code == 0 and err.count("rate limit of Kaggle: waiting 0 s, until ") == 2
+    assert len(kaggle.asked("SaveKernel")) == 3 and len(kaggle.kernels[KERNEL]) == 1
+
+
+def test_what_changes_nothing_is_asked_again_when_kaggle_fails_or_the_connection_breaks(kaggle, aimo):
+    aimo("push", "submission")
+    kaggle.faults["GetKernelSessionStatus"] = [(500, "Internal"), CUT, (503, "Busy")]
+    assert aimo("status", "submission")[0] == 0
+    assert len(kaggle.asked("GetKernelSessionStatus")) == 4
+
+
+def test_what_changes_something_is_not_repeated_when_it_may_have_arrived(kaggle, refused):
+    kaggle.faults["SaveKernel"] = [CUT]
+    assert "whether it arrived is not known" in refused("push", "submission")
+    kaggle.faults["SaveKernel"] = [(500, "Internal")]
+    assert "Kaggle failed (500: Internal)" in refused("push", "submission")
+    assert len(kaggle.asked("SaveKernel")) == 2
+
+
+def test_a_run_that_fails_ends_with_exit_code_1_and_the_end_of_its_log(kaggle, aimo):
+    kaggle.script = {
+        "statuses": ["QUEUED", "RUNNING", "ERROR"],
+        "failure": "Your notebook\ntried to allocate more memory than is available.",
+        "log": [f"line {i}" for i in range(100)] + ["torch.OutOfMemoryError"],
+    }
+    code, out, err = aimo("push", "submission", "--wait")
+    assert code == 1 and err == (
+        "aimo: me/aimo-submission version 1 ended as error: Your notebook tried to allocate more memory than "
+        "is available.\n"
+    )
+    end = out.partition("the last lines of its log:\n")[2].splitlines()
+    assert len(end) == 20 and end[-1] == "torch.OutOfMemoryError"
+    assert out.count("line 50\n") == 1  # the log was also followed, once
+
+
+def test_a_run_that_never_starts_is_given_up_and_stays_queued(kaggle, refused, monkeypatch):
+    from aimo.kaggle import kernel_runs
+
+    kaggle.script = {"statuses": ["QUEUED"]}
+    follow = kernel_runs.follow
+    monkeypatch.setattr(kernel_runs, "follow", lambda *a: follow(*a[:3], 0.05))
+    assert "has not started within" in refused("push", "submission", "--wait", "--start-within", "1")
+    assert len(kaggle.asked("GetKernelSessionStatus")) > 1
+    assert kaggle.kernels[KERNEL][0].status() == "QUEUED"
+
+
+def test_a_run_on_another_machine_than_asked_for_is_told(kaggle, refused):
+    kaggle.script = {"machine": "NvidiaTeslaP100"}
+    assert "runs with machine_shape NvidiaTeslaP100, not Nvidia" in refused("push", "submission", "--wait")
+
+
+def test_a_log_that_breaks_off_is_gone_on_with_and_no_line_comes_twice(kaggle, aimo):
+    kaggle.script = {"statuses": ["RUNNING", "RUNNING", "RUNNING", "COMPLETE"]}
+    kaggle.faults["GET log"] = [CUT]
+    code, out, _ = aimo("push", "submission", "--wait")
+    assert code == 0 and out.count("loading\n") == out.count("done\n") == 1
+
+
+def test_an_input_that_kaggle_does_not_know_is_an_error_not_a_run_without_it(kaggle, refused):
+    kaggle.invalid = {"invalidModelSources": ["me/aimo-model/transformers/default/1"]}
+    assert "model me/aimo-model/transformers/default/1" in refused("push", "submission", "--wait")
+    assert not kaggle.asked("GetKernelSessionStatus")
+
+
+def test_an_error_in_place_of_an_output_is_not_saved(kaggle, aimo, refused, tmp_path):
+    aimo("push", "submission")
+    kaggle.faults["GET submission.parquet"] = [(403, "Expired")]
+    assert "submission.parquet" in refused("output", "submission")
+    kaggle.faults["GET submission.parquet"] = [(500, "Internal", {"code": 200})]
+    assert "bytes came of" in refused("output", "submission")
+    folder = tmp_path / "output" / "aimo-submission" / "1"
+    assert not list(folder.rglob("submission.parquet*"))
+    assert aimo("output", "submission")[:2] == (0, f"output: {folder}\n")
+
+
+def test_an_output_that_is_no_table_of_answers_or_lies_elsewhere_is_refused(kaggle, aimo, refused, tmp_path):
+    kaggle.script = {"files": {"submission.parquet": b"PAR1 no"}}
+    aimo("push", "submission")
+    assert "is no parquet file" in refused("output", "submission")
+    kaggle.script = {"files": {"../../up.txt": b"up"}}
+    aimo("push", "submission")
+    assert "would lie outside" in refused("output", "submission")
+    assert not list(tmp_path.rglob("up.txt"))
+
+
+def test_a_download_goes_on_after_a_broken_connection_and_a_disk_that_fills(
+    kaggle, aimo, refused, tmp_path, monkeypatch
+):
+    from aimo.kaggle import downloads
+
+    aimo("push", "submission")
+    kaggle.faults["GET submission.parquet"] = [CUT, CUT]
+    full = tmp_path / "output" / "aimo-submission" / "1" / "run" / "a.txt.partial"
+    full.parent.mkdir(parents=True)
+    full.symlink_to("/dev/full")
+    assert "the disk is full; free some space" in refused("output", "submission")
+    assert not full.is_symlink()
+    kept = full.parents[1] / "submission.parquet"
+    assert kept.read_bytes() == SUBMISSION.getvalue()
+    kaggle.faults["GET submission.parquet"] = [(500, "not asked for again")]
+    assert aimo("output", "submission")[0] == 0
+    monkeypatch.setattr(downloads.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 0))
+    assert "free some space" in refused("data", "aimo3")
+    assert not list(tmp_path.rglob("*.zip*"))
+
+
+def test_a_file_that_does_not_arrive_makes_no_version_and_the_next_call_sends_only_that(
+    kaggle, aimo, refused, run_dir
+):
+    kaggle.faults["PUT model.safetensors"] = [(400, "Bad upload")]
+    assert "model.safetensors did not arrive" in refused("model", "push", run_dir)
+    assert not kaggle.asked("CreateModelInstance")
+    started = len(kaggle.asked("StartBlobUpload"))
+    code, out, err = aimo("model", "push", run_dir)
+    assert (code, out) == (0, f"model: {MODEL}/1\n"), err
+    assert [request.name for request in kaggle.asked("StartBlobUpload")[started:]] == ["model.safetensors"]
+
+
+def test_a_file_that_arrives_in_part_is_found_by_its_size(kaggle, refused, run_dir):
+    kept = kaggle.stored
+    kaggle.stored = lambda files: {
+        name: data[:100] for name, data in kept(files).items() if "json" not in name
+    }
+    line = refused("model", "push", run_dir)
+    size = (TINY / "model.safetensors").stat().st_size
+    assert f"model.safetensors (100 bytes of {size:,})" in line and "config.json (missing)" in line
+
+
+def test_an_upload_goes_on_where_the_connection_broke(kaggle, aimo, run_dir):
+    kaggle.faults["PUT model.safetensors"] = [(503, "Busy"), CUT]
+    code, out, err = aimo("model", "push", run_dir)
+    assert (code, out.splitlines()[-1]) == (0, f"model: {MODEL}/1"), err
+
+
+@pytest.mark.parametrize("where", ["StartBlobUpload", "GetKernelSessionStatus"])
+def test_after_ctrl_c_the_same_command_goes_on(kaggle, aimo, refused, run_dir, monkeypatch, where):
+    from aimo.kaggle import client
+
+    command = ["model", "push", run_dir] if where == "StartBlobUpload" else ["push", "submission", "--wait"]
+    call, asked = client.Api.call, []
+
+    def interrupted(api, send, service, name, *rest):
+        asked.append(name)
+        if name == where and asked.count(name) == 3:
+            raise KeyboardInterrupt
+        return call(api, send, service, name, *rest)
+
+    monkeypatch.setattr(client.Api, "call", interrupted)
+    assert refused(*command) == "aimo: interrupted; give the same command again to go on"
+    assert aimo(*command)[0] == 0
+
+
+def test_only_a_complete_version_with_answers_is_submitted(kaggle, aimo, refused):
+    message = ["--message", "m"]
+    kaggle.script = {"statuses": ["RUNNING"]}
+    aimo("push", "submission")
+    kaggle.script = {"statuses": ["COMPLETE"], "files": {"notes.txt": b""}}
+    aimo("push", "submission")
+    kaggle.script = {"statuses": ["COMPLETE"]}
+    aimo("push", "submission")
+    assert "version 1 is running, not complete" in refused("submit", "submission", "--version", "1", *message)
+    assert "no submission.parquet, only notes.txt" in refused("submit", KERNEL, "--version", "2", *message)
+    kaggle.left = 0
+    assert "no submission is left (5 made today)" in refused("submit", "submission", *message)
+    kaggle.left = 1
+    assert not kaggle.asked("CreateCodeSubmission")
+    assert aimo("submit", "aimo-submission", *message)[0] == 0
+    assert kaggle.asked("CreateCodeSubmission")[0].kernel_version == 3
+
+
+def test_scores_of_submissions_made_elsewhere_are_listed_without_an_origin(kaggle, aimo):
+    assert aimo("scores")[1] == "no submissions yet\n"
+    for ref in (7, 8, 9):  # more than one page
+        kaggle.submissions.append({"ref": ref, "status": "PENDING", "description": f"by hand {ref}"})
+    out = aimo("scores", "aimo3")[1]
+    assert all(f"by hand {ref}" in out for ref in (7, 8, 9)) and "pending" in out
