@@ -84,7 +84,7 @@ def test_an_answer_that_its_own_program_contradicts_counts_less(serving):
     def model(prompt):
         if "```output" in prompt:
             return "<SOLUTION>41</SOLUTION>" if "wild" in prompt else "<SOLUTION>42</SOLUTION>"
-        return ("wild guess " if next(turn) % 2 else "") + PROGRAM
+        return ("wild guess " if next(turn) else "") + PROGRAM  # three of four: none can be stopped early
 
     s = solve(serving(model), "Q", num_samples=4, low=0, high=999, policy=EXACT)
     assert {sample.answer: sample.weight for sample in s.ended} == {41: 0.5, 42: 2.0} and s.answer == 42

@@ -23,8 +23,8 @@ PYTHON = {
     "type": "function",
     "function": {
         "name": "python",
-        "description": "Runs Python and returns what it prints. Variables are kept between calls; "
-        "numpy and sympy are installed.",
+        "description": "Runs Python and returns what it prints and the value of a last expression. "
+        "Variables are kept between calls; numpy, sympy, mpmath and networkx are installed.",
         "parameters": {"type": "object", "properties": {"code": {"type": "string"}}, "required": ["code"]},
     },
 }

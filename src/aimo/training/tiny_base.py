@@ -8,7 +8,7 @@ training takes minutes.
 
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -145,16 +145,21 @@ def write_card(
 
 
 def build_tokenizer(
-    texts: list[str], tags: list[str], template: str, special: Sequence[str] = ("<|endoftext|>",)
+    texts: Iterable[str],
+    tags: list[str],
+    template: str,
+    special: Sequence[str] = ("<|endoftext|>",),
+    pieces: Regex = PIECES,
+    vocabulary: int = VOCABULARY,
 ) -> PreTrainedTokenizerFast:
     """A byte-level BPE, so that any text can be encoded, with one token for each tag.
 
-    The first of the `special` tokens ends a text, the last is padding.
+    No token goes across `pieces`. The first of the `special` tokens ends a text, the last is padding.
     """
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(PIECES, "isolated"),
+            pre_tokenizers.Split(pieces, "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -162,7 +167,7 @@ def build_tokenizer(
     bpe.train_from_iterator(
         texts,
         trainers.BpeTrainer(
-            vocab_size=VOCABULARY - len(tags) - 1,
+            vocab_size=vocabulary - len(tags) - 1,
             special_tokens=list(special),
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,

@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 
 import polars as pl
+from tokenizers import Regex
 
 from aimo import machine
 from aimo.data import computed
@@ -25,6 +26,9 @@ from aimo.training import tiny_base
 
 STEPS = 700
 BATCH = 32
+VOCABULARY = 2048
+# Up to three digits, without the space before them: a number is the same tokens in a problem and a program.
+PIECES = Regex(r"[0-9]{1,3}| ?[A-Za-z]+| ?[^\sA-Za-z0-9]+|\s+")
 HEAD = "<|im_start|>"
 END = "<|im_end|>"
 # Qwen's format, with the tools' names in place of their descriptions.
@@ -62,7 +66,8 @@ def train(out: Path, seed: int, steps: int) -> dict[str, float]:
     rng = random.Random(seed)
     texts = (write(p, rng) for p in computed.stream("train", seed))
     joined = ["".join(text for text, _ in parts) for parts in islice(texts, 5000)]
-    tokenizer = tiny_base.build_tokenizer(joined, TAGS, TEMPLATE, special=[END, HEAD, "<|endoftext|>"])
+    special = [END, HEAD, "<|endoftext|>"]
+    tokenizer = tiny_base.build_tokenizer(joined, TAGS, TEMPLATE, special, PIECES, VOCABULARY)
     examples = ([(tokenizer.encode(text), trained) for text, trained in parts] for parts in texts)
     trained = tiny_base.fit(out, tokenizer, examples, seed, steps, BATCH, hidden=128)
     (out / "aimo.json").write_text(json.dumps(SETTINGS, indent=2) + "\n")
