@@ -93,7 +93,9 @@ def lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     except (OSError, UnicodeDecodeError) as e:
         reason = e.strerror if isinstance(e, OSError) else "not a text file"
         raise AimoError(f"{path}: {reason}; {REMEDY}") from None
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # a text may hold other line separators
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
         except ValueError:

@@ -11,9 +11,13 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from aimo.inference.errors import one_line
+from pydantic import TypeAdapter, ValidationError
+
+from aimo.inference.errors import explain, one_line
 from aimo.inference.solution import End, Sample, Solution
 from aimo.inference.voting import Stop
+
+SAMPLE = TypeAdapter(Sample)
 
 
 @dataclass(frozen=True)
@@ -50,8 +54,10 @@ def parse(line: Mapping[str, Any]) -> Header | Entry:
             return Header(**known(Header, line["journal"]))
         if "answer" in line:
             return Entry(line["key"], line["id"], int(line["answer"]))
-        values = known(Sample, line["sample"])
-        return Entry(line["key"], line["id"], Sample(**values | {"end": End(values["end"])}))
+        sample = SAMPLE.validate_python(known(Sample, line["sample"]))
+        return Entry(line["key"], line["id"], sample)
+    except ValidationError as e:
+        raise ValueError(explain(e.errors()[0])) from None
     except KeyError as e:
         raise ValueError(f"{e} is missing") from None
     except (TypeError, AttributeError) as e:
