@@ -116,7 +116,11 @@ def peer(stop: Callable[[State], bool]) -> Callable[[State], Step]:
 
 
 def weigh(sample: Recorded, weight: str) -> float:
-    """What a sample's vote weighs."""
+    """What a sample's vote weighs.
+
+    The solver gives an answer that a program printed and the sample did not state a half; here it counts 2,
+    as records do not tell them apart.
+    """
     if weight != "programs":
         return voting.weigh(sample, weight)
     return voting.by_tools(sample.answer, sample.printed)
