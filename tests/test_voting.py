@@ -2,11 +2,13 @@
 
 import math
 import random
+import re
 from collections import Counter
 from itertools import product
 from types import SimpleNamespace
 
 import pytest
+from conftest import ROOT
 
 from aimo.evaluation import replay, traces
 from aimo.evaluation.traces import Question, Recorded
@@ -344,6 +346,21 @@ def test_the_peers_replay_as_measured_elsewhere(amc):
         accuracy, tokens, wall = measured
         assert abs(figures[0] - accuracy) < 0.015
         assert abs(figures[1] / tokens - 1) < 0.02 and abs(figures[2] / wall - 1) < 0.03
+
+
+@pytest.mark.slow  # thousands of replays
+def test_the_documented_figures_are_those_of_the_replay(amc):
+    """Of the AMC file, 300 orders each."""
+    table = (
+        (ROOT / "docs" / "voting.md").read_text().split("| amc23_15_models | ours")[1].split("gsm8k_175b")[0]
+    )
+    row = re.compile(
+        r"^\|\s*\| ([\w: ]+?)(?: \(.*?\))? \| (0\.\d+) \|.*?\| ([\d,]+) \|.*?\| ([\d,]+) \|", re.M
+    )
+    documented = {rule: figures for rule, *figures in row.findall("| | ours" + table)}
+    assert documented.keys() >= {*replay.STOPS, "all:length", "ours:length"}
+    for rule, measured in zip(documented, averages(amc, documented, 300, 0), strict=True):
+        assert documented[rule] == [f"{measured[0]:.3f}", f"{measured[1]:,.0f}", f"{measured[2]:,.0f}"]
 
 
 @pytest.mark.slow  # thousands of replays
