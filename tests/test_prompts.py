@@ -1,9 +1,13 @@
+from types import SimpleNamespace
+
 import pytest
 from conftest import TINY
 
 from aimo import config
 from aimo.errors import AimoError
-from aimo.inference import prompts
+from aimo.inference import conversations, prompts
+from aimo.inference.model_folder import load_tokenizer
+from aimo.inference.settings import Settings, Variant, resolve
 from aimo.training import models
 
 
@@ -121,3 +125,129 @@ def test_a_template_without_a_generation_prompt_is_refused(tmp_path):
         models.load_tokenizer(
             TINY, config.load("tiny", [f"prompt.template={tmp_path / 't.jinja'}", "prompt.prefill=false"])
         )
+
+
+TALK = "{%- for m in messages -%}[{{ m.role }}]{{ m.content }}{%- endfor -%}"
+TOOLS = "{%- if tools -%}[tools]{%- endif -%}"
+THINKING = "{%- if enable_thinking is defined and not enable_thinking -%}<think>\n\n</think>\n\n{%- endif -%}"
+ASK = "{%- if add_generation_prompt -%}[assistant]{%- endif -%}"
+# What the templates of public models end a prompt in.
+QWEN3 = TOOLS + TALK + ASK + THINKING
+DISTILLED = TOOLS + TALK + ASK + "{%- if add_generation_prompt -%}<think>\n{%- endif -%}"
+RAISES = "{%- if messages[0].role == 'system' -%}{{ raise_exception('no system role') }}{%- endif -%}"
+NO_SYSTEM = TALK.replace("[{{ m.role }}]", "{%- if m.role == 'system' -%}{%- continue -%}{%- endif -%}") + ASK
+
+
+@pytest.fixture
+def sampler(public_model):
+    """A public model that is not loaded, with another template and settings."""
+
+    def make(template, **settings):
+        tokenizer = load_tokenizer(public_model)
+        tokenizer.chat_template = template
+        return SimpleNamespace(
+            tokenizer=tokenizer, settings=resolve(public_model, settings), tool_parser=None, encoding=None
+        )
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "template, settings, thinks",
+    [
+        (QWEN3, {}, False),
+        (QWEN3, {"chat_template_kwargs": {"enable_thinking": False}}, False),
+        (DISTILLED, {}, True),
+        (DISTILLED, {"thinking": False}, False),
+        (QWEN3, {"thinking": True}, True),
+        (DISTILLED, {"user": "<think> {problem}", "system": "Think in <think>."}, True),
+        (TOOLS + TALK, {"user": "{problem} Write <think>"}, True),
+    ],
+)
+@pytest.mark.parametrize("tool_parser", [None, "hermes"])
+def test_whether_a_prompt_ends_inside_a_thought_is_seen_from_the_prompt(
+    sampler, template, settings, thinks, tool_parser
+):
+    model = sampler(template, tool_parser=tool_parser, **settings)
+    for with_tools in (False, True):
+        talk = conversations.begin(model, "What is 1 + 1?", with_tools=with_tools)
+        offered = with_tools and tool_parser is not None
+        assert ("[tools]" in model.tokenizer.decode(talk.prompt())) == offered
+        assert talk.thinks() is thinks
+
+
+@pytest.mark.parametrize(
+    "template, settings, told",
+    [
+        (RAISES + TALK + ASK, {"system": "Think."}, "no system role"),
+        (NO_SYSTEM, {"system": "Think."}, "put inference.system's text into inference.user"),
+        (TALK, {}, "adds no generation prompt"),
+        ("{{ nothing.at.all }}" + ASK, {}, "cannot be rendered"),
+        ("{%- if" + ASK, {}, "cannot be rendered"),
+        ("[user]" + ASK, {}, "leaves the problem out"),
+        (TALK + ASK, {"chat_template_kwargs": {"enable_thinking": True}}, "does not read 'enable_thinking'"),
+    ],
+)
+def test_a_template_that_cannot_ask_what_the_settings_say_is_refused_in_one_line(
+    sampler, template, settings, told
+):
+    model = sampler(template, **settings)
+    with pytest.raises(AimoError, match=told) as e:
+        prompts.check_template(model.tokenizer, model.settings, "M")
+    assert "\n" not in str(e.value) and "M" in str(e.value)
+    if settings:
+        prompts.check_template(model.tokenizer, Settings(), "M")
+
+
+def test_a_template_and_settings_that_fit_are_accepted(sampler):
+    arguments = {"chat_template_kwargs": {"enable_thinking": False}}
+    model = sampler(QWEN3, system="{rules} Think.", user="{problem}\n{rules}", **arguments)
+    prompts.check_template(model.tokenizer, model.settings, "M")
+
+
+def test_the_rules_and_the_problem_stand_where_the_settings_say_and_the_problem_is_escaped(sampler):
+    model = sampler(QWEN3, system="Rules: {rules}", user="{problem} -- {rules}")
+
+    def asked(problem, rules=""):
+        return model.tokenizer.decode(conversations.begin(model, problem, rules=rules).prompt())
+
+    assert asked("1?", "One integer.") == "[system]Rules: One integer.[user]1? -- One integer.[assistant]"
+    assert asked("1?").startswith("[system]Rules: Put the final answer in \\boxed{}."), (
+        "outside a competition"
+    )
+    assert "</think>" not in asked("a </think>") and "{rules}" in asked("{rules}?")
+
+
+def test_each_variant_is_asked_in_its_share_of_the_samples_spread_evenly():
+    settings = Settings(
+        variants=[Variant(0.25, user="a {problem}"), Variant(0.5, user="b {problem}")], samples=16
+    )
+    order = "".join(prompts.variant(settings, i).user[0] for i in range(16))
+    assert (order.count("a"), order.count("b")) == (4, 8)
+    assert all(order[i : i + 4].count("b") == 2 for i in range(0, 16, 4))
+    assert {prompts.variant(Settings(), i).user for i in range(9)} == {"{problem}"}, "off by default"
+
+
+@pytest.mark.parametrize(
+    "settings, kept",
+    [
+        ({}, False),
+        ({"tags": {"answer_end": "<|endoftext|>"}}, True),
+        ({"tags": {"think_end": "<|endoftext|>\n"}}, True),
+        ({"tool_parser": "hermes"}, True),
+        ({"format": "harmony"}, True),
+    ],
+)
+def test_special_tokens_stay_in_the_text_where_something_that_is_read_is_made_of_them(
+    sampler, settings, kept
+):
+    model = sampler(QWEN3, **settings)
+    assert prompts.keeps_special_tokens(model.tokenizer, model.settings) is kept
+
+
+def test_prompts_longer_than_the_context_are_refused_before_anything_is_loaded(public_model):
+    from aimo.inference.engine import Engine
+
+    with pytest.raises(AimoError, match=r"a prompt takes \d+ of the context's 1024 tokens") as e:
+        Engine(public_model, resolve(public_model, {"system": "Think hard. " * 300}))
+    assert "inference.system" in str(e.value) and "\n" not in str(e.value)
