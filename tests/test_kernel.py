@@ -108,4 +108,8 @@ def test_it_answers_a_test_file_alone_in_an_empty_folder(tmp_path, competition, 
     said = "".join(o.text for o in outputs if o.name == "stdout")
     assert "3 questions answered, 2 with the fallback 0" in said and "empty" in said and "do not fit" in said
     assert "temperature: 0.9" in said
+    steps = ["wheels", "imports", "import of vLLM", "plan", "start of the engine", "first answer"]
+    places = [re.search(rf"^{name}: .*\d", said, re.MULTILINE) for name in steps]
+    assert all(places) and places == sorted(places, key=lambda place: place.start())
+    assert re.search(r"^weights: 0\.\d+ GB read into the page cache, \d+\.\d s$", said, re.MULTILINE)
     assert not [o.text for o in outputs if o.name == "stderr"]

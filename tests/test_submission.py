@@ -1,6 +1,8 @@
 """Kaggle's protocol: test files, `predict`, the gateways and the server of a rerun."""
 
+import importlib.util
 import sys
+import threading
 import types
 
 import polars as pl
@@ -152,6 +154,31 @@ def test_in_a_rerun_kaggles_own_server_is_served_and_every_row_is_valid(monkeypa
     solutions = gateway.serve("aimo3", str(tmp_path / "nothing"), "", 100.0, {})
     assert FakeServer.last.rows == [("a", 0), ("b", 0), ("c", 0)]
     assert all("no such folder" in s.note for s in solutions.values())
+
+
+def test_in_a_rerun_the_server_starts_before_the_engine_has_loaded(monkeypatch, tmp_path):
+    kaggle_package(monkeypatch, 3)
+    monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
+    monkeypatch.chdir(tmp_path)
+    serving, loaded_first = threading.Event(), []
+
+    def start_engine(*_):
+        loaded_first.append(not serving.wait(20))
+        raise AimoError("no engine")
+
+    monkeypatch.setattr(gateway, "start_engine", start_engine)
+    monkeypatch.setattr(FakeServer, "serve", lambda self: (serving.set(), self.predict(["a"], ["1 + 1?"])))
+    solutions = gateway.serve("aimo3", str(TINY), "", 100.0, {})
+    assert not any(loaded_first) and solutions["a"].note == "no engine"
+
+
+def test_outside_a_rerun_what_is_not_installed_is_named_at_once(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    path = write(tmp_path / "t.csv", "id,problem\n1,x\n")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(gateway, "Supervisor", None)
+    with pytest.raises(AimoError, match=r"^vllm not installed.*attach"):
+        gateway.serve("aimo3", str(TINY), str(path), 100.0, {})
 
 
 def test_a_wrong_setting_of_the_kernel_is_named_before_anything_starts(monkeypatch, tmp_path):

@@ -280,7 +280,7 @@ def report_fallbacks(solutions: Mapping[str, Solution]) -> None:
             print(f"  {question_id}: {solution.note}")
 
 
-def kaggle_server(competition: str, inputs: Path = Path("/kaggle/input")) -> Any:
+def kaggle_server(competition: str, inputs: Path = startup.INPUTS) -> Any:
     """Return Kaggle's inference server class of a competition, or None without `kaggle_evaluation`."""
     server = COMPETITIONS[competition].server
     if server is None:
@@ -299,19 +299,21 @@ def check_installed(settings: Settings) -> None:
     startup.check_modules("vllm", *(["openai_harmony"] if settings.format == "harmony" else []))
 
 
-def import_vllm() -> None:
-    """Import vLLM without its notices."""
+def start_engine(model: str, settings: Settings, seed: int, adapter: str | None) -> Engine:
+    """Start the engine. Print what should fit into the GPUs before, and how long each step took.
+
+    Raises AimoError as `check_installed` and `Engine`.
+    """
+    check_installed(settings)
     set_environment()
-    with stderr_to(None if is_verbose() else Path(os.devnull)):
+    with startup.step("import of vLLM"), stderr_to(None if is_verbose() else Path(os.devnull)):
         importlib.import_module("vllm")
-
-
-def print_plan(model: str, settings: Settings) -> None:
-    """Print what fits into the GPUs at hand. Never raises: vLLM decides."""
     try:
         print(plan_for_this_machine(model, settings), flush=True)
-    except Exception as e:
+    except Exception as e:  # without a plan vLLM still finds out by itself
         print(one_line(e), flush=True)
+    with startup.step("start of the engine"):
+        return Engine(model, settings, seed=seed, adapter=adapter)
 
 
 def serve(
@@ -343,12 +345,7 @@ def serve(
     def load() -> Engine:
         resolved = resolve(model, settings)
         write_settings(resolved, folder / "settings.json")
-        check_installed(resolved)
-        with startup.step("import of vLLM"):
-            import_vllm()
-        print_plan(model, resolved)
-        with startup.step("start of the engine"):
-            return Engine(model, resolved, seed=seed, adapter=adapter)
+        return start_engine(model, resolved, seed, adapter)
 
     supervisor = Supervisor(load)
     solutions: dict[str, Solution] = {}

@@ -53,9 +53,16 @@ from pathlib import Path
 Path("aimo/inference").mkdir(parents=True, exist_ok=True)
 Path("aimo/__init__.py").touch()"""
 
-SERVE = """\
-from aimo.inference import gateway
+START = """\
+from aimo.inference import startup
 
+startup.read_ahead(model)  # in threads, while the rest goes on
+with startup.step("wheels"):
+    startup.install_wheels()
+with startup.step("imports"):
+    from aimo.inference import gateway"""
+
+SERVE = """\
 solutions = gateway.serve(competition, model, test_csv, time_limit_s, settings, adapter, seed)"""
 
 
@@ -88,6 +95,8 @@ def notebook(written: dict[str, Any]) -> Any:
         nbformat.v4.new_markdown_cell("## The package"),
         code(MAKE_PACKAGE),
         *(code(f"%%writefile aimo/inference/{name}.py\n{text.rstrip()}") for name, text in modules()),
+        nbformat.v4.new_markdown_cell("## Start"),
+        code(START),
         nbformat.v4.new_markdown_cell("## Answer"),
         code(SERVE),
     ]

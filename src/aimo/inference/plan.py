@@ -1,0 +1,132 @@
+"""What fits into a GPU, worked out before an engine loads: weights, KV cache, context and streams.
+
+vLLM measures the same once it has loaded; a plan takes a millisecond. Out of scope: latent and linear
+attention (DeepSeek-V3, Qwen3-Next).
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import inf
+from pathlib import Path
+from typing import Any
+
+from aimo.inference.errors import AimoError
+from aimo.inference.model_folder import REMEDY, read_json
+from aimo.inference.settings import Settings
+
+RESERVED = 3 << 30  # bytes of a GPU, about, for vLLM's activations and CUDA graphs
+BATCH = 8192  # tokens of one step: vLLM keeps them until it drops what a sliding window has left behind
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What fits."""
+
+    weights: int
+    """Bytes of weights on each GPU."""
+    cache: int
+    """Bytes of KV cache on each GPU."""
+    context: int
+    """Tokens of prompt and completion; 0 when there is no room for any."""
+    kv_tokens: int
+    """Tokens in the KV cache, of all replicas together."""
+
+    @property
+    def streams(self) -> int:
+        """Samples that run at the same time, with half of the context for each."""
+        return max(1, 2 * self.kv_tokens // self.context) if self.context else 0
+
+    def __str__(self) -> str:
+        weights = f"plan: {self.weights / 1e9:.1f} GB of weights"
+        if not self.context:
+            return (
+                f"{weights} leave no room for a KV cache on each GPU; take a smaller or quantised model, or "
+                "more GPUs (vllm.tensor_parallel_size)"
+            )
+        return (
+            f"{weights} and {self.cache / 1e9:.1f} GB of KV cache on each GPU, context {self.context:,} "
+            f"tokens, KV cache of {self.kv_tokens:,}: {self.streams:,} streams at once"
+        )
+
+
+def plan_for_this_machine(model: str | Path, settings: Settings) -> Plan:
+    """Return what fits into this machine's GPUs; on a CPU, into the cache that vLLM takes there.
+
+    Imports vLLM. Raises AimoError as `make_plan`.
+    """
+    from vllm.platforms import current_platform
+
+    config = read_json(Path(model) / "config.json", REMEDY)
+    weights = sum(file.stat().st_size for file in Path(model).glob("*.safetensors"))
+    if not current_platform.is_cuda():
+        return divide(config, weights, int(os.environ["VLLM_CPU_KVCACHE_SPACE"]) << 30, settings)
+    gpus = range(current_platform.device_count())
+    return make_plan(config, weights, [current_platform.get_device_total_memory(i) for i in gpus], settings)
+
+
+def make_plan(config: Mapping[str, Any], weights: int, memory: Sequence[int], settings: Settings) -> Plan:
+    """Return what fits into GPUs of `memory` bytes each, of a model of `weights` bytes with this config.json.
+
+    Raises AimoError when there are fewer GPUs than `settings.vllm` wants, or the attention is out of scope.
+    """
+    arguments = settings.vllm
+    shards = arguments.get("tensor_parallel_size", 1) * arguments.get("pipeline_parallel_size", 1)
+    replicas = arguments.get("data_parallel_size", 1)
+    if shards * replicas > len(memory):
+        raise AimoError(
+            f"vllm: its parallel sizes need {shards * replicas} GPUs and there are {len(memory)}; lower "
+            "tensor_parallel_size, pipeline_parallel_size or data_parallel_size"
+        )
+    cache = int(min(memory) * settings.gpu_memory) - weights // shards - RESERVED
+    return divide(config, weights, max(0, cache), settings, shards, replicas)
+
+
+def divide(
+    config: Mapping[str, Any],
+    weights: int,
+    cache: int,
+    settings: Settings,
+    shards: int = 1,
+    replicas: int = 1,
+) -> Plan:
+    """Return how `cache` bytes of KV cache on each GPU are divided. Raises AimoError as `make_plan`."""
+    config = config.get("text_config", config)
+    value = bytes_per_token(config, settings) / shards
+    batch = settings.vllm.get("max_num_batched_tokens") or BATCH
+    spans = [window + batch for window in windows(config)]
+
+    def size(length: int) -> float:
+        """The bytes of one stream."""
+        return value * sum(min(length, span) for span in spans)
+
+    limit = config.get("max_position_embeddings") or 4096
+    if settings.vllm.get("max_model_len", -1) > 0:
+        limit = settings.vllm["max_model_len"]
+    while size(limit) > cache and limit:
+        limit = limit * 15 // 16  # vLLM finds the exact length
+    kv_tokens = replicas * int(cache / size(limit) * limit) if limit else 0
+    return Plan(weights // shards, cache, min(limit, settings.max_length or limit), kv_tokens)
+
+
+def bytes_per_token(config: Mapping[str, Any], settings: Settings) -> int:
+    """Return the bytes of a token's key and value in one layer."""
+    heads = config.get("num_attention_heads")
+    if not heads or "kv_lora_rank" in config:
+        raise AimoError("plan: none for an architecture without plain attention; vLLM measures it")
+    head_dim = config.get("head_dim") or config["hidden_size"] // heads
+    dtype = settings.vllm.get("dtype") or config.get("dtype") or config.get("torch_dtype")
+    value_bytes = 4 if dtype == "float32" else 2
+    if settings.vllm.get("kv_cache_dtype", "auto").startswith("fp8"):
+        value_bytes = 1
+    return 2 * (config.get("num_key_value_heads") or heads) * head_dim * value_bytes
+
+
+def windows(config: Mapping[str, Any]) -> list[float]:
+    """Return for each layer how many tokens back it sees; infinity for full attention."""
+    seen = {"full_attention": inf, "sliding_attention": config.get("sliding_window") or inf}
+    kinds = config.get("layer_types") or ["full_attention"] * config["num_hidden_layers"]
+    unknown = sorted(set(kinds) - seen.keys())
+    if unknown:
+        raise AimoError(f"plan: none for layers of type {', '.join(unknown)}; vLLM measures them")
+    return [seen[kind] for kind in kinds]

@@ -1,0 +1,165 @@
+"""A kernel's start: weights read ahead, wheels that are there already, what is missing, the plan."""
+
+import json
+import sys
+import zipfile
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from conftest import TINY
+
+from aimo.errors import AimoError
+from aimo.inference import startup
+from aimo.inference.plan import make_plan, plan_for_this_machine
+from aimo.inference.settings import Settings
+
+
+def bytes_read():
+    """What this process has read from files so far."""
+    return int(Path("/proc/self/io").read_text().split()[1])
+
+
+@pytest.fixture
+def weights(tmp_path, monkeypatch):
+    """A folder with weights of several blocks."""
+    monkeypatch.setattr(startup, "BLOCK", 1 << 20)
+    for i, size in enumerate([5 << 20, 1 << 20, 0]):
+        (tmp_path / f"model-{i}.safetensors").write_bytes(b"w" * size)
+    (tmp_path / "tokenizer.json").write_bytes(b"t" * 9_000_000)
+    return tmp_path
+
+
+def test_all_weights_are_read_ahead_and_nothing_else(weights, capsys):
+    before = bytes_read()
+    startup.read_ahead(weights).join()
+    assert 6_291_456 <= bytes_read() - before < 9_000_000
+    assert "0.00629 GB read into the page cache" in capsys.readouterr().out
+
+
+def test_reading_ahead_stops_when_the_memory_would_not_hold_the_weights(weights, capsys, monkeypatch):
+    left = iter([7e6, 7e6, *[6e6] * 100])
+    monkeypatch.setattr(startup, "available_memory", lambda: next(left))
+    startup.read_ahead(weights).join()
+    assert "0.0021 GB read into the page cache" in (said := capsys.readouterr().out)
+    assert "the memory does not hold all 0.0 GB" in said
+
+
+@pytest.mark.parametrize("vanish", ["folder", "file"])
+def test_reading_ahead_never_raises(weights, capsys, vanish):
+    if vanish == "file":
+        (weights / "model-9.safetensors").symlink_to("nowhere")
+    startup.read_ahead(weights / ("nothing" if vanish == "folder" else ".")).join()
+    said = capsys.readouterr()
+    assert said.out.startswith("weights: ") and said.out.count("\n") == 1 and not said.err
+
+
+def wheel(folder, name, number):
+    """A wheel of a package with one module that has its number."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}-{number}-py3-none-any.whl"
+    info = f"{name}-{number}.dist-info"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr(f"{name}.py", f"number = {number!r}\n")
+        file.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {number}\n")
+        file.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        file.writestr(f"{info}/RECORD", "")
+    return path
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """A folder where pip installs to, and Python finds it."""
+    monkeypatch.setenv("PIP_TARGET", str(tmp_path / "site"))
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "site"), *sys.path])
+    return tmp_path / "site"
+
+
+def test_only_wheels_that_are_not_installed_in_their_version_are_installed(tmp_path, elsewhere, capsys):
+    wheel(tmp_path / "inputs/a", "pytest", version("pytest"))
+    wheel(tmp_path / "inputs/a", "first_aimo_test", "1.0")
+    wheel(tmp_path / "inputs/b", "second_aimo_test", "2.0")
+    startup.install_wheels(tmp_path / "inputs")
+    assert "wheels: 3 attached, 1 of them installed" in capsys.readouterr().out
+    assert sorted(path.name for path in elsewhere.glob("*.py")) == [
+        "first_aimo_test.py",
+        "second_aimo_test.py",
+    ]
+    startup.check_modules("first_aimo_test", "second_aimo_test")
+    startup.install_wheels(tmp_path / "inputs")
+    assert "wheels: 3 attached, 3 of them installed" in capsys.readouterr().out
+
+
+def test_a_wheel_that_pip_refuses_costs_a_line_and_what_is_missing_is_named(tmp_path, elsewhere, capsys):
+    (tmp_path / "inputs").mkdir()
+    (tmp_path / "inputs/aimo_absent-1.0-cp27-cp27m-win32.whl").write_bytes(b"")
+    startup.install_wheels(tmp_path / "inputs")
+    assert "not a supported wheel" in capsys.readouterr().out
+    with pytest.raises(AimoError, match=r"^aimo_absent and aimo_away not installed.*attach"):
+        startup.check_modules("aimo_absent", "pytest", "aimo_away")
+
+
+def test_a_step_says_how_long_it_took(capsys):
+    with startup.step("wheels"):
+        pass
+    assert capsys.readouterr().out == "wheels: 0.0 s\n"
+
+
+GPT_OSS = {
+    "num_hidden_layers": 36,
+    "layer_types": ["sliding_attention", "full_attention"] * 18,
+    "sliding_window": 128,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "hidden_size": 2880,
+    "max_position_embeddings": 131072,
+    "torch_dtype": "bfloat16",
+}
+H100 = 85_000_000_000
+
+
+def gpt_oss(memory=(H100,), weights=65_000_000_000, **vllm):
+    settings = Settings(gpu_memory=0.96, max_length=65536, vllm={"kv_cache_dtype": "fp8_e4m3", **vllm})
+    return make_plan(GPT_OSS, weights, memory, settings)
+
+
+def test_a_plan_counts_a_sliding_window_once_and_a_full_layer_for_all_tokens():
+    found = gpt_oss()
+    cache = int(0.96 * H100) - 65_000_000_000 - (3 << 30)
+    # 1,024 bytes a token and layer: 8 heads of 64, key and value, one byte each.
+    stream = 1024 * 18 * (131072 + 128 + 8192)
+    assert (found.cache, found.context, found.kv_tokens) == (cache, 65536, int(cache / stream * 131072))
+    assert found.streams == 2 * found.kv_tokens // 65536
+    assert gpt_oss(kv_cache_dtype="auto").kv_tokens == pytest.approx(found.kv_tokens / 2, abs=1)
+
+
+def test_a_plan_shares_the_weights_among_gpus_and_replicas_have_caches_of_their_own():
+    one, four, eight = gpt_oss(), gpt_oss([H100] * 4, tensor_parallel_size=4), None
+    assert four.weights == 65_000_000_000 // 4 and four.kv_tokens > 16 * one.kv_tokens / 2
+    eight = gpt_oss([H100] * 8, tensor_parallel_size=4, data_parallel_size=2)
+    assert eight.kv_tokens == 2 * four.kv_tokens
+    with pytest.raises(AimoError, match="need 4 GPUs and there are 2"):
+        gpt_oss([H100] * 2, tensor_parallel_size=4)
+
+
+def test_a_plan_shortens_the_context_to_what_fits_and_says_when_nothing_does():
+    short = gpt_oss(weights=77_500_000_000)
+    assert 0 < short.context < 65536 and short.streams >= 1
+    nothing = gpt_oss([16 << 30])
+    assert nothing.context == nothing.streams == 0 and "quantised" in str(nothing)
+    assert "\n" not in str(nothing)
+
+
+@pytest.mark.parametrize("change", [{"kv_lora_rank": 512}, {"layer_types": ["linear_attention"]}])
+def test_there_is_no_plan_for_other_kinds_of_attention(change):
+    with pytest.raises(AimoError, match="plan: none"):
+        make_plan(GPT_OSS | change, 1, [H100], Settings())
+
+
+def test_a_plan_is_what_vllm_finds(engine, monkeypatch):
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    found = plan_for_this_machine(TINY, Settings())
+    assert (found.context, found.streams) == (engine.max_length, engine.streams)
+    assert found.kv_tokens == engine.llm.vllm_config.cache_config.kv_cache_size_tokens
+    assert json.loads((TINY / "config.json").read_text())["max_position_embeddings"] == found.context
