@@ -138,10 +138,11 @@ HERMES = (
     "{% for tool in tools or [] %}tool: {{ tool['function']['name'] }}\n{% endfor %}"
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}"
     "{% for call in m['tool_calls'] or [] %}"
-    "<call>{{ call['function']['arguments']['code'] }}</call>{% endfor %}\n{% endfor %}"
+    "<tool_call>{{ call['function'] | tojson }}</tool_call>{% endfor %}\n{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 CALL = 'I compute.<tool_call>{"name": "python", "arguments": {"code": "x = 6 * 7\\nprint(x)"}}</tool_call>'
+CALL_AND_OUTPUT = '"x = 6 * 7\\nprint(x)"}}</tool_call><tool>42<assistant>'
 
 
 def with_calls(engine):
@@ -162,7 +163,7 @@ def test_a_model_calls_python_in_its_own_format_and_reads_the_output_as_a_turn_o
     s = solve(with_calls(serving(model)), "What is 6 x 7?", num_samples=2, low=0, high=999, policy=EXACT)
     assert s.answer == 42 and {sample.weight for sample in s.ended} == {2.0}
     assert all(prompt.startswith("tool: python\n<user>What is 6 x 7?") for prompt in prompts)
-    assert "<assistant>I compute.<call>x = 6 * 7\nprint(x)</call><tool>42<assistant>" in prompts[-1]
+    assert "<assistant>I compute.<tool_call>" in prompts[-1] and CALL_AND_OUTPUT in prompts[-1]
 
 
 @pytest.mark.parametrize("arguments", ['{"program": "1"}', '"print(1)"', '{"code": 7}'])
@@ -211,3 +212,21 @@ def test_a_parser_that_vllm_lacks_and_a_template_without_tools_are_named(serving
     engine.tokenizer.chat_template = HERMES
     with pytest.raises(AimoError, match="no parser 'hermess'; did you mean hermes"):
         find_tool_parser("hermess", engine.tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("parser", "template"),
+    [
+        ("hermes", HERMES.replace("tool_call>", "call>")),
+        ("hermes", HERMES.replace("['function'] | tojson", "['function']['arguments']['code'][0]['x']['y']")),
+        ("pythonic", HERMES),
+        ("mistral", HERMES),
+        ("openai", HERMES),
+    ],
+)
+def test_a_parser_that_does_not_fit_the_template_is_refused(serving, parser, template):
+    engine = serving(lambda prompt: "")
+    engine.tokenizer.chat_template = template
+    with pytest.raises(AimoError, match=f"{parser} does not fit the model .*; take its family's parser") as e:
+        find_tool_parser(parser, engine.tokenizer)
+    assert "\n" not in str(e.value)

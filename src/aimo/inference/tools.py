@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aimo.inference import voting
-from aimo.inference.errors import AimoError
-from aimo.inference.prompts import encode, ends_in_thought, escape_special_tokens, messages
+from aimo.inference.errors import AimoError, one_line
+from aimo.inference.prompts import as_prompt, encode, ends_in_thought, escape_special_tokens, messages
 from aimo.inference.sampling import Completion, Sampler
 
 NEWLINE = "\n"
@@ -167,20 +167,48 @@ class ToolCalls(Chat):
 def find_tool_parser(name: str | None, tokenizer: Any) -> Any:
     """vLLM's parser of tool calls of that name, None for None.
 
-    AimoError when vLLM has no such parser, or the chat template offers no tools.
+    AimoError when vLLM has no such parser, the chat template offers no tools, or writes calls that the parser
+    does not read.
     """
     if name is None:
         return None
     from vllm.tool_parsers import ToolParserManager
 
+    parsers = ToolParserManager.list_registered()
+    if name not in parsers:
+        close = difflib.get_close_matches(name, parsers, n=3)
+        hint = f"did you mean {' or '.join(close)}?" if close else "set it to null to run fenced blocks"
+        raise AimoError(f"inference.tool_parser: vLLM has no parser {name!r}; {hint}")
     if "tools" not in tokenizer.chat_template:
         raise AimoError(
             f"inference.tool_parser: {name} needs a chat template that offers tools, "
             "and the model's does not; set it to null"
         )
     try:
-        return ToolParserManager.get_tool_parser(name)(tokenizer)
-    except KeyError:
-        close = difflib.get_close_matches(name, ToolParserManager.list_registered(), n=3)
-        hint = f"did you mean {' or '.join(close)}?" if close else "set it to null to run fenced blocks"
-        raise AimoError(f"inference.tool_parser: vLLM has no parser {name!r}; {hint}") from None
+        parser = ToolParserManager.get_tool_parser(name)(tokenizer)
+        reason = "it finds no call in one that the chat template writes"
+        if reads_template(parser, tokenizer):
+            return parser
+    except Exception as e:  # parsers and templates raise errors of many kinds
+        reason = one_line(e)
+    raise AimoError(
+        f"inference.tool_parser: {name} does not fit the model ({reason}); "
+        "take its family's parser, or null to run fenced blocks"
+    )
+
+
+def reads_template(parser: Any, tokenizer: Any) -> bool:
+    """Whether a parser finds the call in a turn that the chat template renders."""
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+
+    function = {"name": "python", "arguments": {"code": "print(1)"}}
+    called = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]}
+    asked = as_prompt("1 + 1?")
+    request = ChatCompletionRequest.model_validate({"messages": asked, "tools": [PYTHON]})
+    prompt, whole = (
+        tokenizer.apply_chat_template(talk, tools=[PYTHON], tokenize=False)
+        for talk in (asked, [*asked, called])
+    )
+    turn = whole.removeprefix(prompt).rstrip().removesuffix(tokenizer.eos_token or "")
+    found = parser.extract_tool_calls(turn, request).tool_calls
+    return any("print(1)" in call.function.arguments for call in found)
