@@ -181,6 +181,29 @@ def test_outside_a_rerun_what_is_not_installed_is_named_at_once(monkeypatch, tmp
         gateway.serve("aimo3", str(TINY), str(path), 100.0, {})
 
 
+@pytest.mark.parametrize("rerun", ["", "1"])
+def test_a_competition_without_a_server_takes_a_csv_in_the_order_of_its_test_file(
+    monkeypatch, tmp_path, rerun
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", rerun)
+    path = write(tmp_path / "t.csv", "id,problem\n" + "".join(f"q{i},{i} + 1?\n" for i in range(12)))
+
+    def start_engine(*_):
+        raise AimoError("no engine")
+
+    monkeypatch.setattr(gateway, "start_engine", start_engine)
+    gateway.serve("aimo1", str(TINY), str(path), 100.0, {})
+    assert (tmp_path / "submission.csv").read_text() == "id,answer\n" + "".join(
+        f"q{i},0\n" for i in range(12)
+    )
+
+
+def test_an_unknown_competition_is_named(tmp_path):
+    with pytest.raises(AimoError, match="competition 'aimo9' is unknown: use one of aimo1, aimo2, aimo3"):
+        gateway.serve("aimo9", str(TINY), str(tmp_path / "t.csv"), 100.0, {})
+
+
 def test_a_wrong_setting_of_the_kernel_is_named_before_anything_starts(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     path = write(tmp_path / "t.csv", "id,problem\n1,x\n")

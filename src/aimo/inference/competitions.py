@@ -73,6 +73,13 @@ COMPETITIONS = {
 }
 
 
+def find(name: str) -> Competition:
+    """Return a competition by its name. Raises AimoError when there is none."""
+    if name not in COMPETITIONS:
+        raise AimoError(f"competition {name!r} is unknown: use one of {', '.join(COMPETITIONS)}")
+    return COMPETITIONS[name]
+
+
 def read_questions(test_csv: str | Path, competition: str | None = None) -> tuple[str, pl.DataFrame]:
     """Return a test file's competition, and its table of texts: `id`, the problem column, perhaps `answer`.
 
@@ -80,8 +87,8 @@ def read_questions(test_csv: str | Path, competition: str | None = None) -> tupl
     AimoError naming the fault.
     """
     path = Path(test_csv)
-    if competition is not None and competition not in COMPETITIONS:
-        raise AimoError(f"competition {competition!r} is unknown: use one of {', '.join(COMPETITIONS)}")
+    if competition is not None:
+        find(competition)
     table = read_csv(path)
     if competition is None:
         competition = "aimo2" if "question" in table.columns and "problem" not in table.columns else "aimo3"

@@ -19,7 +19,7 @@ from typing import Any
 
 import polars as pl
 
-from aimo.inference import startup, timebank
+from aimo.inference import competitions, startup, timebank
 from aimo.inference.competitions import COMPETITIONS, Competition, read_questions
 from aimo.inference.engine import Engine, set_environment
 from aimo.inference.errors import AimoError, EngineError, one_line
@@ -304,6 +304,7 @@ def start_engine(model: str, settings: Settings, seed: int, adapter: str | None)
 
     Raises AimoError as `check_installed` and `Engine`.
     """
+    check_model_folder(model)
     check_installed(settings)
     set_environment()
     with startup.step("import of vLLM"), stderr_to(None if is_verbose() else Path(os.devnull)):
@@ -331,14 +332,15 @@ def serve(
     Returns the solutions by id. Raises AimoError for wrong arguments before anything starts; in a rerun the
     questions get the fallback instead.
     """
-    rerun = bool(os.getenv("KAGGLE_IS_COMPETITION_RERUN"))
+    rules = competitions.find(competition)
+    rerun = bool(os.getenv("KAGGLE_IS_COMPETITION_RERUN")) and rules.server is not None
     server_class = kaggle_server(competition)
     if rerun and server_class is None:
         raise AimoError("kaggle_evaluation is not among the inputs; add the competition to them")
     ids: list[str] = []
     folder = Path.cwd()  # the engine loads in a thread
     if not rerun:
-        check_model_folder(Path(model))
+        check_model_folder(model)
         check_installed(resolve(model, settings))
         ids = read_questions(test_csv, competition)[1]["id"].to_list()
 
@@ -350,7 +352,7 @@ def serve(
     supervisor = Supervisor(load)
     solutions: dict[str, Solution] = {}
     journal = Journal(Path("journal.jsonl"), model, competition, settings)
-    schedule = Schedule(COMPETITIONS[competition], time_limit_s, len(ids) or None)
+    schedule = Schedule(rules, time_limit_s, len(ids) or None)
     predict = make_predict(schedule, supervisor, seed, solutions, journal)
     try:
         if rerun:
@@ -359,7 +361,7 @@ def serve(
             server_class(predict).run_local_gateway((str(test_csv),))
         else:
             answers = dict(local_gateway(predict, test_csv, competition))
-            write_answers(Path(schedule.rules.submission), ids, answers)
+            write_answers(Path(rules.submission), ids, answers)
     finally:
         supervisor.close()
     report_fallbacks(solutions)
