@@ -55,7 +55,7 @@ def plain(stage: str, profile: Any, folder: Path) -> Marks:
     from transformers import AutoModelForCausalLM, TrainerCallback
 
     from aimo import hub
-    from aimo.training import models, trl_compat
+    from aimo.training import models, placement, trl_compat
 
     class Clock(TrainerCallback):
         def on_step_end(self, *_: Any, **__: Any) -> None:
@@ -64,7 +64,7 @@ def plain(stage: str, profile: Any, folder: Path) -> Marks:
     times: list[float] = []
     base = hub.local_folder(profile.model.base)
     tokenizer = models.load_tokenizer(base, profile)
-    dtype = models.choose_dtype(profile)[0]
+    dtype = placement.choose_dtype(profile)[0]
     model = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype))
     rows = Dataset.from_list(training_rows(stage, profile, tokenizer))
     trl_compat.provide_log_probs()  # TRL 1.15 alone cannot take a step on a CPU

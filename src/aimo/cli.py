@@ -112,6 +112,9 @@ def launch(
     ] = None,
     nodes: Annotated[int, typer.Option(min=1)] = 1,
     strategy: Annotated[str, typer.Option(help="ddp, fsdp, zero2 or zero3.")] = "ddp",
+    offload: Annotated[str | None, typer.Option(help="ZeRO's optimizer, or all, on the host.")] = None,
+    accelerate: Annotated[str | None, typer.Option(help="An accelerate file; no --strategy.")] = None,
+    serve_gpus: Annotated[int, typer.Option(min=0, help="GPUs for GRPO's vLLM server.")] = 0,
     slurm: Annotated[
         bool, typer.Option("--slurm", help="Write the Slurm script to the run's folder instead.")
     ] = False,
@@ -123,6 +126,7 @@ def launch(
 ) -> None:
     """Train a stage in several processes, under `accelerate launch` or in a Slurm job."""
     from aimo.training import launch
+    from aimo.training.job import Job, strategy_of
 
     if cpu and (gpus or slurm):
         raise AimoError("--cpu goes with neither --gpus nor --slurm: it tries a stage on this machine")
@@ -133,8 +137,10 @@ def launch(
             if slurm or dry_run
             else "there is no GPU here; try it with --cpu 2"
         )
-    job = launch.Job(stage, profile, run_dir, set_ or [], strategy, devices, nodes, cpu is not None)
-    launch.launch(job, slurm, dry_run)
+    if accelerate:
+        strategy = strategy_of(accelerate)
+    how = (strategy, devices, nodes, cpu is not None, offload, accelerate, serve_gpus)
+    launch.launch(Job(stage, profile, run_dir, set_ or [], *how), slurm, dry_run)
 
 
 @app.command()

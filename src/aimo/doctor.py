@@ -19,7 +19,17 @@ from aimo.inference import sandbox
 
 def check() -> list[dict[str, str]]:
     """A row for each piece: what is found, what is wanted, and the remedy where they differ (else empty)."""
-    return [python(), *packages(), device(), sandboxing(), tiny_base(), free_disk(), kaggle_token()]
+    return [
+        python(),
+        *packages(),
+        device(),
+        *gpu(),
+        *optional(),
+        sandboxing(),
+        tiny_base(),
+        free_disk(),
+        kaggle_token(),
+    ]
 
 
 def row(piece: str, found: str, wanted: str, good: bool, remedy: str = "") -> dict[str, str]:
@@ -54,14 +64,45 @@ def device() -> dict[str, str]:
     """The GPU as torch sees it, or the CPU."""
     try:
         import torch
+
+        found = torch.cuda.get_device_name() if machine.computes_on_gpu() else f"CPU, {os.cpu_count()} cores"
     except ImportError:
         return row("device", "unknown", "torch", False, "`make setup`")
-    if torch.cuda.is_available():
-        return row("device", torch.cuda.get_device_name(), "any", True)
-    unseen = machine.has_gpu()
-    remedy = "torch does not see the GPU: `make setup` installs the CUDA build"
-    wanted = "NVIDIA GPU" if unseen else "any"
-    return row("device", f"CPU, {os.cpu_count()} cores", wanted, not unseen, remedy)
+    except AimoError as e:
+        return row("device", f"CPU, {os.cpu_count()} cores", "NVIDIA GPU", False, str(e))
+    return row("device", found, "any", True)
+
+
+def gpu() -> list[dict[str, str]]:
+    """The GPUs' memory, the driver with the CUDA that it supports, and the compiler of extensions."""
+    memory = machine.nvidia_smi("--query-gpu=memory.total", "--format=csv,noheader")
+    if memory is None:
+        return []
+    cuda = re.search(r"CUDA Version: ([\d.]+)", machine.nvidia_smi() or "")
+    driver = f"{machine.driver()}, CUDA {cuda[1] if cuda else 'unknown'}"
+    nvcc = shutil.which("nvcc")
+    return [
+        row("GPU memory", ", ".join(memory.splitlines()), "any", True),
+        row("driver", driver, "any", True),
+        row("nvcc", nvcc or "none", "to build flash-attn and deepspeed", True),
+    ]
+
+
+def optional() -> list[dict[str, str]]:
+    """Packages that some settings need; flash-attn and deepspeed are built with nvcc."""
+    needed = {
+        "flash-attn": "model.attention",
+        "deepspeed": "launch, zero2 and zero3",
+        "liger-kernel": "liger",
+    }
+    rows = []
+    for name, use in needed.items():
+        try:
+            found = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found = "none"
+        rows.append(row(name, found, f"only for {use}", True))
+    return rows
 
 
 def sandboxing() -> dict[str, str]:

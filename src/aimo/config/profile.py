@@ -92,7 +92,23 @@ class Profile:
         grpo = self.grpo
         if grpo and grpo.max_prompt_length + grpo.max_completion_length > self.model.max_length:
             raise ValueError("grpo: max_prompt_length + max_completion_length exceed model.max_length")
+        if grpo and grpo.generation != "transformers":
+            self.check_generation(grpo.generation)
         return self
+
+    def check_generation(self, generation: str) -> None:
+        """Check that vLLM can generate with the weights that GRPO trains."""
+        other = f"grpo.generation: {generation}"
+        if self.model.load_in_4bit:
+            raise ValueError(
+                f"{other} does not take four-bit weights; set model.load_in_4bit to false, "
+                "or grpo.generation to transformers"
+            )
+        if self.model.backend == "unsloth" and self.model.lora is None and generation == "vllm":
+            raise ValueError(
+                f"{other}: Unsloth does not sample all weights with vLLM; set model.backend to transformers, "
+                "or grpo.generation to transformers, or model.lora"
+            )
 
     def check_prompts(self) -> None:
         """Check that the model is asked as it was trained, and that its prompts and tags agree."""

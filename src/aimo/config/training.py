@@ -47,6 +47,13 @@ class Model:
     lora: Lora | None = field(default_factory=Lora)
     """null trains all weights."""
 
+    @model_validator(mode="after")
+    def check(self) -> "Model":
+        """Refuse combinations that the types allow."""
+        if self.load_in_4bit and self.lora is None:
+            raise ValueError("load_in_4bit: four-bit weights are frozen; set lora, such as {rank: 32}")
+        return self
+
 
 @dataclass(config=strict, kw_only=True)
 class Optimization:

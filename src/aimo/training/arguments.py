@@ -7,14 +7,16 @@ it is, and takes precedence over our fixed values. Out of scope: launching on se
 
 import difflib
 import importlib.util
+import math
 import os
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from aimo import machine
 from aimo.config import Grpo, Profile
 from aimo.errors import AimoError
-from aimo.training.models import choose_dtype
+from aimo.training import placement
 
 RENAMED = {
     "num_train_epochs": "{stage}.epochs",
@@ -57,6 +59,14 @@ REFUSED = {
 }
 """Why a key of TRL's cannot be set, and what to do instead."""
 
+UNSLOTHS = {
+    "gradient_checkpointing_kwargs": "its offloaded checkpointing is reentrant",
+    "router_aux_loss_coef": "its forward pass computes no auxiliary loss of experts",
+    "padding_free": "null lets it leave out padding where the model allows it; the loss is the same",
+    "generation_kwargs": "an empty mapping says what TRL's null says",
+}
+"""Keys of TRL's that keep the value of Unsloth's configuration where it differs from TRL's, and why."""
+
 
 def sft_arguments(profile: Profile, folder: Path) -> Any:
     """TRL's SFTConfig of a profile with an `sft` section; `folder` is the stage's."""
@@ -88,12 +98,11 @@ def sft_arguments(profile: Profile, folder: Path) -> Any:
 
 def grpo_arguments(profile: Profile, folder: Path) -> Any:
     """TRL's GRPOConfig of a profile with a `grpo` section; `folder` is the stage's."""
-    import torch
     from trl import GRPOConfig
 
     grpo = profile.grpo
     assert grpo
-    if grpo.generation == "vllm" and not torch.cuda.is_available():
+    if grpo.generation == "vllm" and not machine.computes_on_gpu():
         raise AimoError("grpo.generation: vllm needs a GPU and there is none; set it to transformers")
     server = {"vllm_server_base_url": grpo.vllm_server_url} if grpo.generation == "vllm_server" else {}
     return configure(
@@ -131,6 +140,8 @@ def configure(kind: Any, stage: str, profile: Profile, folder: Path, **arguments
 
     AimoError names a key under `trl` that TRL does not know, that has a key of its own, or that TRL refuses.
     """
+    from aimo.training import trl_compat
+
     section = getattr(profile, stage)
     known = {f.name for f in fields(kind)}
     for key in section.trl:
@@ -141,9 +152,20 @@ def configure(kind: Any, stage: str, profile: Profile, folder: Path, **arguments
         require("liger_kernel", f"{stage}.use_liger_kernel")
     values = common(stage, profile, folder) | same_name(section, known) | arguments | section.trl
     try:
-        return kind(**values)
+        configured = kind(**values)
+        plain = trls_own(kind)(**values)
     except (TypeError, ValueError) as e:
         raise AimoError(f"{stage}: {' '.join(str(e).split())}") from None
+    if type(plain) is not kind:  # Unsloth's has other defaults, and changes some values
+        for name in {f.name for f in fields(plain)} - UNSLOTHS.keys():
+            setattr(configured, name, getattr(plain, name))
+    trl_compat.take_one_gpu(configured)
+    return configured
+
+
+def trls_own(kind: Any) -> Any:
+    """TRL's configuration class; Unsloth puts a subclass of the same name in its place."""
+    return [base for base in kind.__mro__ if base.__name__ == kind.__name__][-1]
 
 
 def same_name(section: Any, known: set[str]) -> dict[str, Any]:
@@ -155,9 +177,8 @@ def same_name(section: Any, known: set[str]) -> dict[str, Any]:
 
 def common(stage: str, profile: Profile, folder: Path) -> dict[str, Any]:
     """What every stage passes to TRL under another name than the profile's, and our fixed values."""
-    import torch
-
-    section, cuda, dtype = getattr(profile, stage), torch.cuda.is_available(), choose_dtype(profile)[0]
+    section, cuda = getattr(profile, stage), machine.computes_on_gpu()
+    dtype = placement.choose_dtype(profile)[0]
     least = {"min_lr_rate": section.min_lr_rate} if section.scheduler == "cosine_with_min_lr" else {}
     # Unsloth brings its own checkpointing on a GPU; a model that runs on a CPU is small enough to do without.
     checkpointing = cuda and profile.model.gradient_checkpointing and profile.model.backend == "transformers"
@@ -216,9 +237,10 @@ def completions_per_pass(grpo: Grpo, processes: int) -> int:
     completions = grpo.prompts_per_step * grpo.num_generations
     parts = processes * grpo.gradient_accumulation_steps
     if completions % parts:
+        prompts = parts // math.gcd(parts, grpo.num_generations)
         raise AimoError(
             f"grpo: {grpo.prompts_per_step} x {grpo.num_generations} completions a step do not split evenly "
             f"over {processes} processes x {grpo.gradient_accumulation_steps} steps of accumulation; "
-            f"make grpo.prompts_per_step a multiple of {parts}"
+            f"make grpo.prompts_per_step a multiple of {prompts}"
         )
     return completions // parts

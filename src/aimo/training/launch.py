@@ -6,8 +6,6 @@ pictures. Out of scope: several nodes without Slurm, for which `--dry-run` print
 """
 
 import contextlib
-import importlib.util
-import json
 import math
 import os
 import re
@@ -16,9 +14,10 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import Annotated, TextIO
 
 import typer
 from jinja2 import Template
@@ -30,11 +29,10 @@ from aimo.data.prepare import Rows
 from aimo.errors import AimoError, StageError, explain_exit
 from aimo.evaluation import pass_rates
 from aimo.runs import Run
-from aimo.stages import STAGES, TRAINED
-from aimo.training import arguments, models, preferences, trainers
+from aimo.stages import TRAINED
+from aimo.training import arguments, models, placement, preferences, trainers
+from aimo.training.job import PORT, Job, check
 
-CONFIGS = {"ddp": "multi_gpu", "fsdp": "fsdp2", "zero2": "zero2", "zero3": "zero3"}
-"""Strategies, and TRL's accelerate configurations for them."""
 SLURM = Path(__file__).with_name("train.slurm")
 SPARE_S = 1800
 """Seconds of a Slurm job beyond the time limit of training: to load, merge and push."""
@@ -64,12 +62,17 @@ def stage(
     start, rows = start_and_rows(run)
     if only_sample:
         return
+    # ZeRO-3 shards the weights as they are read, if DeepSpeed's configuration exists by then, and is kept.
+    sharding = placement.zero_stage() == 3 and getattr(arguments, f"{name}_arguments")(
+        run.profile, run.folder
+    )
     model = models.load(start, run.profile, with_vllm=bool(grpo and grpo.generation == "vllm"))
     tokenizer = models.load_tokenizer(start, run.profile)
     more = {"test": prepare.set_aside(run.dir / "data", "sft")} if name == "sft" else {}
     more["probe"] = prepare.set_aside(run.dir / "data", "grpo")
     train = getattr(trainers, name)
     log = train(model, tokenizer, rows, run.profile, run.folder, run.progress, **more)
+    del sharding
     if leave():
         trainers.finish(run, tokenizer, log)
 
@@ -107,55 +110,6 @@ def leave() -> bool:
     return state.is_main_process
 
 
-@dataclass(frozen=True)
-class Job:
-    """A stage, and the processes to train it in."""
-
-    stage: str
-    profile: str
-    run_dir: str | None
-    overrides: list[str]
-    strategy: str
-    devices: int
-    """GPUs of each node, or CPU processes."""
-    nodes: int = 1
-    cpu: bool = False
-
-    def train(self, rank: str = "0") -> str:
-        """The shell command of the node `rank`. Several nodes meet at MASTER_ADDR, the first of them, and
-        MASTER_PORT."""
-        trl = importlib.util.find_spec("trl")
-        assert trl and trl.origin
-        processes = self.devices * self.nodes
-        name = "single_gpu" if self.strategy == "ddp" and processes == 1 else CONFIGS[self.strategy]
-        meet = "--main_process_port 0"  # any that is free
-        if self.nodes > 1:
-            meet = (
-                f'--machine_rank {rank} --main_process_ip "$MASTER_ADDR" --main_process_port "$MASTER_PORT"'
-            )
-        return (
-            f"{self.python()} -m accelerate.commands.launch"
-            f" --config_file {shlex.quote(str(Path(trl.origin).parent / 'accelerate_configs' / name))}.yaml"
-            f" --num_processes {processes} --num_machines {self.nodes} {meet}"
-            f" --mixed_precision no {self.worker()}"  # model.dtype decides, not TRL's file
-        )
-
-    def sample(self) -> str:
-        """The shell command to run before, in one process: vLLM samples what the stage trains on."""
-        return f"{self.python()} {self.worker()} --only-sample"
-
-    def python(self) -> str:
-        """This interpreter; for CPU processes without the GPUs."""
-        return ("env CUDA_VISIBLE_DEVICES= " if self.cpu else "") + shlex.quote(sys.executable)
-
-    def worker(self) -> str:
-        """The arguments of each process."""
-        profile = str(Path(self.profile).absolute()) if self.profile.endswith(".yaml") else self.profile
-        arguments = ["-m", "aimo.training.launch", self.stage, "--profile", profile]
-        arguments += ["--run-dir", str(Path(self.run_dir).absolute())] if self.run_dir else []
-        return shlex.join(arguments + [part for override in self.overrides for part in ("--set", override)])
-
-
 def launch(job: Job, slurm: bool = False, dry_run: bool = False) -> None:
     """Run a job on this machine, or write its Slurm script. `dry_run` prints the commands or the script, and
     no more.
@@ -165,9 +119,8 @@ def launch(job: Job, slurm: bool = False, dry_run: bool = False) -> None:
     profile = config.load(job.profile, job.overrides)
     check(job, profile)
     samples = job.stage == "dpo" or (job.stage == "grpo" and profile.grpo and profile.grpo.pass_rate)
-    before = [job.sample()] if samples else []
+    before, folder = [job.sample()] if samples else [], runs.run_folder(job.run_dir, profile)
     if slurm:
-        folder = runs.run_folder(job.run_dir, profile)
         path, text = folder / "slurm" / f"{job.stage}.slurm", script(job, profile, folder, before)
         if dry_run:
             print(text)
@@ -177,40 +130,11 @@ def launch(job: Job, slurm: bool = False, dry_run: bool = False) -> None:
             runs.write_whole(path, text)
         print(f"sbatch {shlex.quote(str(path))}")
     elif dry_run:
-        print("\n".join(before + [job.train(str(node)) for node in range(job.nodes)]))
+        server = [f"{job.serve(profile, folder)} &"] if job.serve_gpus else []
+        print("\n".join(before + server + [job.train(str(node)) for node in range(job.nodes)]))
     else:
         check_machine(job)
-        execute(job, [*before, job.train()])
-
-
-def check(job: Job, profile: Profile) -> None:
-    """Check the combination of options, independent of the machine."""
-    flag = f"--strategy {job.strategy}"
-    if job.stage not in TRAINED:
-        raise AimoError(f"stage {job.stage!r} is not launched: use one of {', '.join(TRAINED)}")
-    if job.stage not in profile.stages:
-        raise AimoError(f"profile {job.profile} has no {job.stage} section; add one")
-    if job.strategy not in CONFIGS:
-        raise AimoError(f"{flag} is unknown: use one of {', '.join(CONFIGS)}")
-    if job.cpu and job.strategy != "ddp":
-        raise AimoError(f"{flag}: accelerate shards models on GPUs only; with --cpu take ddp")
-    if job.strategy != "ddp" and profile.model.backend == "unsloth":
-        raise AimoError(
-            f"{flag}: Unsloth does not train sharded models; set model.backend=transformers, or take ddp"
-        )
-    if job.strategy in ("fsdp", "zero3"):
-        if profile.model.load_in_4bit:
-            raise AimoError(
-                f"{flag}: four-bit weights are not sharded; set model.load_in_4bit=false, "
-                "or take ddp or zero2"
-            )
-        if getattr(profile, job.stage).probe_steps:
-            raise AimoError(
-                f"{flag}: no process holds a whole model to probe; set {job.stage}.probe_steps=null, "
-                "or take ddp or zero2"
-            )
-    if job.stage == "grpo" and profile.grpo:
-        arguments.completions_per_pass(profile.grpo, job.devices * job.nodes)
+        execute(job, before, job.serve(profile, folder) if job.serve_gpus else None)
 
 
 def gpus() -> int:
@@ -236,8 +160,8 @@ def check_machine(job: Job) -> None:
         arguments.require("deepspeed", f"--strategy {job.strategy}")
 
 
-def execute(job: Job, commands: list[str]) -> None:
-    """Run a job's commands here, one after the other.
+def execute(job: Job, before: list[str], server: str | None) -> None:
+    """Run a job's commands here: those before, then training, beside a server if there is one.
 
     Progress goes to the screen, and what the processes write to launch.log in the stage's folder. AimoError
     for what one of them refused; StageError when it failed otherwise.
@@ -249,15 +173,56 @@ def execute(job: Job, commands: list[str]) -> None:
     log = run.folder / "launch.log"
     with progress.Display(run.dir, run.profile) as display, log.open("w") as output:
         display.start(job.stage)
-        for command in commands:
-            status = follow(command, output)
-            if status:
-                refused = re.search(r"^aimo: (.*)$", log.read_text(), re.MULTILINE)
-                if refused:
-                    raise AimoError(refused[1])
-                raise StageError(f"stage {job.stage} {explain_exit(status)}; its traceback is in {log}")
+        for command in before:
+            check_status(follow(command, output), job.stage, log)
+        if server:
+            with serving(server, run.folder / "vllm.log") as url:
+                command = f"{job.train()} --vllm-server-url {url}"
+                check_status(follow(command, output), job.stage, log)
+        else:
+            check_status(follow(job.train(), output), job.stage, log)
         seconds = runs.read_metrics(run.dir)["stages"][job.stage]["seconds"]
         display.finish(job.stage, f"finished in {seconds:.0f} s")
+
+
+def check_status(status: int, stage: str, log: Path) -> None:
+    """Raise the error of a command that failed: what it refused, or else where its traceback is."""
+    if not status:
+        return
+    refused = re.search(r"^aimo: (.*)$", log.read_text(), re.MULTILINE)
+    if refused:
+        raise AimoError(refused[1])
+    raise StageError(f"stage {stage} {explain_exit(status)}; its traceback is in {log}")
+
+
+@contextlib.contextmanager
+def serving(command: str, log: Path) -> Iterator[str]:
+    """A vLLM server while the block runs; gives its address as soon as it answers.
+
+    StageError when it ends before.
+    """
+    url = f"http://127.0.0.1:{PORT}"
+    with log.open("w") as output:
+        process = subprocess.Popen(shlex.split(command), stdout=output, stderr=output, start_new_session=True)
+    try:
+        while not answers(f"{url}/health/"):
+            if process.poll() is not None:
+                raise StageError(f"the vLLM server {explain_exit(process.returncode)}; see {log}")
+            time.sleep(0.2)
+        yield url
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        process.wait()
+
+
+def answers(url: str) -> bool:
+    """Whether a server answers at an address."""
+    try:
+        with urllib.request.urlopen(url, timeout=2) as response:
+            return response.status == 200
+    except OSError:
+        return False
 
 
 def follow(command: str, output: TextIO) -> int:
@@ -279,8 +244,8 @@ def follow(command: str, output: TextIO) -> int:
 def script(job: Job, profile: Profile, folder: Path, before: list[str]) -> str:
     """The Slurm script of a job, from the template `train.slurm`.
 
-    GRPO with `generation: vllm_server` gets one node more, for the server. `before` are commands to run
-    first.
+    GRPO with `generation: vllm_server` gets one node more, for the server, unless `serve_gpus` of its own
+    node serve. `before` are commands to run first.
     """
     limit = profile.training.time_limit_s
     serves = profile.grpo and job.stage == "grpo" and profile.grpo.generation == "vllm_server"
@@ -293,25 +258,10 @@ def script(job: Job, profile: Profile, folder: Path, before: list[str]) -> str:
         logs=shlex.quote(str(folder / "slurm")),
         before=before,
         train=job.train('"$SLURM_PROCID"'),
-        server=server(job, profile, folder) if serves else None,
+        server=job.serve(profile, folder) if serves else None,
+        shared=job.serve_gpus > 0,
+        port=PORT,
     )
-
-
-def server(job: Job, profile: Profile, folder: Path) -> dict[str, Any]:
-    """The Slurm script's values for the vLLM server: command, model, and the GPUs it is split over."""
-    before = profile.trained_before(job.stage)
-    base = config.resolve(profile.model.base).absolute()
-    model = folder / STAGES[before].product if before else base if base.is_dir() else profile.model.base
-    shards = job.devices
-    settings = Path(model) / "config.json"
-    if settings.exists():  # vLLM splits a model between attention heads
-        shards = math.gcd(shards, json.loads(settings.read_text())["num_attention_heads"])
-    return {
-        "trl": shlex.quote(str(Path(sys.executable).with_name("trl"))),
-        "model": shlex.quote(str(model)),
-        "shards": shards,
-        "max_length": profile.model.max_length,
-    }
 
 
 def main() -> None:

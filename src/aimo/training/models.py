@@ -6,18 +6,18 @@ Unsloth is imported before Transformers and TRL, which it patches. Out of scope:
 
 import contextlib
 import functools
-import io
 import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from aimo import config
+from aimo import config, machine
 from aimo.config import Profile
 from aimo.errors import AimoError
 from aimo.inference import prompts
 from aimo.inference.settings import SETTINGS
+from aimo.training import placement
 
 
 def load_tokenizer(folder: Path, profile: Profile) -> Any:
@@ -42,62 +42,59 @@ def load_tokenizer(folder: Path, profile: Profile) -> Any:
     return tokenizer
 
 
-def choose_dtype(profile: Profile) -> tuple[str, str]:
-    """The number type to train in, and why."""
-    import torch
-
-    wanted, cuda = profile.model.dtype, torch.cuda.is_available()
-    if wanted == "float16" and not cuda:
-        raise AimoError("model.dtype: float16 cannot be trained on a CPU; set it to auto")
-    if wanted != "auto":
-        return wanted, "the profile says so"
-    if not cuda:
-        return "float32", "there is no GPU"
-    name = torch.cuda.get_device_name()
-    if torch.cuda.is_bf16_supported(including_emulation=False):
-        return "bfloat16", f"{name} computes in it"
-    return "float16", f"{name} has no bfloat16"
-
-
 def load(folder: Path, profile: Profile, with_vllm: bool = False) -> Any:
     """A model ready to train: with LoRA adapters, or with all weights when `model.lora` is null.
 
     `with_vllm`: let Unsloth share the weights with a vLLM engine, which GRPO then generates with (GPU only).
     """
-    name, reason = choose_dtype(profile)
     with_unsloth = profile.model.backend == "unsloth"
     if with_unsloth:
-        with contextlib.redirect_stdout(io.StringIO()):  # its banner
+        with contextlib.redirect_stdout(nowhere()):  # its banner
             import unsloth  # noqa: F401 (before the other libraries)
-    import torch
 
-    if profile.model.load_in_4bit and not torch.cuda.is_available():
+    if profile.model.load_in_4bit and not machine.computes_on_gpu():
         raise AimoError("model.load_in_4bit: four-bit weights need a GPU and there is none; set it to false")
-    print(f"Training in {name}: {reason}.")
+    print(placement.describe(profile))
     if with_unsloth:
-        with contextlib.redirect_stdout(io.StringIO()):
-            return load_with_unsloth(folder, profile, getattr(torch, name), with_vllm)
-    return load_with_peft(folder, profile, getattr(torch, name))
+        with contextlib.redirect_stdout(nowhere()):
+            return load_with_unsloth(folder, profile, with_vllm)
+    return load_with_peft(folder, profile)
 
 
-def load_with_unsloth(folder: Path, profile: Profile, dtype: Any, with_vllm: bool) -> Any:
+@functools.cache
+def nowhere() -> TextIO:
+    """A file that keeps nothing. It has a descriptor, which vLLM asks of the standard output while it loads,
+    and is never closed, because loggers that are made meanwhile keep it."""
+    return open(os.devnull, "w")
+
+
+def load_with_unsloth(folder: Path, profile: Profile, with_vllm: bool) -> Any:
     """The model as Unsloth loads it, with its adapters if the profile has some."""
     import torch
     from unsloth import FastLanguageModel
 
     settings, lora = profile.model, profile.model.lora
     checkpointing: Any = False
-    if torch.cuda.is_available() and settings.gradient_checkpointing:
+    more: dict[str, Any] = {}
+    if machine.computes_on_gpu() and settings.gradient_checkpointing:
         checkpointing = "unsloth"
+    dtype = placement.weights_dtype(profile)
+    if machine.computes_on_gpu() and lora is None:
+        dtype, more = placement.choose_dtype(profile)[0], {"float32_mixed_precision": True}
+    if with_vllm and profile.grpo:
+        # The engine takes its memory, like its seed, from here, not from TRL's configuration.
+        more = {"gpu_memory_utilization": profile.grpo.vllm_gpu_memory}
     model, _ = FastLanguageModel.from_pretrained(
         str(folder),
         max_seq_length=settings.max_length,
-        dtype=dtype,
+        dtype=getattr(torch, dtype),
         load_in_4bit=settings.load_in_4bit,
         full_finetuning=lora is None,
         fast_inference=with_vllm,
         max_lora_rank=lora.rank if lora else 16,
         use_gradient_checkpointing=checkpointing,
+        random_state=profile.seed,
+        **more,
     )
     if lora is None:
         return model
@@ -111,7 +108,7 @@ def load_with_unsloth(folder: Path, profile: Profile, dtype: Any, with_vllm: boo
     )
 
 
-def load_with_peft(folder: Path, profile: Profile, dtype: Any) -> Any:
+def load_with_peft(folder: Path, profile: Profile) -> Any:
     """The model as Transformers loads it, with PEFT's adapters if the profile has some."""
     import torch
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
@@ -122,14 +119,13 @@ def load_with_peft(folder: Path, profile: Profile, dtype: Any) -> Any:
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
+        bnb_4bit_compute_dtype=getattr(torch, placement.choose_dtype(profile)[0]),
     )
     model = AutoModelForCausalLM.from_pretrained(
         folder,
-        # All weights in float16 leave no room for small updates; they are trained in float32 under autocast.
-        dtype=torch.float32 if lora is None and dtype == torch.float16 else dtype,
+        dtype=getattr(torch, placement.weights_dtype(profile)),
         quantization_config=four_bits if settings.load_in_4bit else None,
-        device_map={"": int(os.environ.get("LOCAL_RANK", 0))} if settings.load_in_4bit else None,
+        device_map=placement.device_map(),
         attn_implementation=settings.attention,
     )
     if lora is None:
@@ -203,7 +199,7 @@ def save(
     is_adapter = (trained / "adapter_config.json").exists()
     if is_adapter:
         check_adapter(trained, base)
-    dtype = getattr(torch, choose_dtype(profile)[0])
+    dtype = getattr(torch, placement.choose_dtype(profile)[0])
     model = AutoModelForCausalLM.from_pretrained(base if is_adapter else trained, dtype=dtype)
     if is_adapter:
         model = PeftModel.from_pretrained(model, str(trained)).merge_and_unload()

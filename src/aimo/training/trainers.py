@@ -106,9 +106,15 @@ def grpo(
         reward_funcs=list(rewards.get_reward_funcs(profile.grpo.rewards, profile.prompt)),
     )
     trainer.add_callback(callbacks.Samples(trainer, folder, profile.grpo.sample_steps))
-    if model.device.type == "cpu" and profile.model.lora:  # on a GPU, vLLM and Unsloth make this unnecessary
+    if generates_merged(trainer.args, profile):
         models.merge_to_generate(model)
     return fit(trainer, "grpo", profile, folder, progress, probe)
+
+
+def generates_merged(args: Any, profile: Profile) -> bool:
+    """Whether GRPO samples with its adapters merged in: on a CPU. On a GPU, vLLM and Unsloth make it
+    unnecessary; a model that is to be sharded is on the CPU until training starts."""
+    return args.device.type == "cpu" and profile.model.lora is not None
 
 
 def dpo(
@@ -143,13 +149,14 @@ def build(kind: Any, stage: str, **arguments: Any) -> Any:
     """A trainer; what TRL refuses of the configuration becomes one line."""
     from transformers import PrinterCallback
 
-    from aimo.training import trl_compat
+    from aimo.training import placement, trl_compat
 
     trl_compat.provide_log_probs()
     try:
         trainer = kind(**arguments)
     except ValueError as e:
         raise AimoError(f"{stage}: {' '.join(str(e).split())}") from None
+    placement.keep_trained_in_float32(trainer.model)
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -269,37 +276,69 @@ def out_of_memory(stage: str, profile: Profile, step: int) -> str:
     steps, length = section.gradient_accumulation_steps, profile.model.max_length
     accumulate = f"{stage}.gradient_accumulation_steps from {steps} to {2 * steps}"
     if stage == "grpo":
-        remedy = f"raise {accumulate}"
+        completions, tokens = (
+            section.prompts_per_step * section.num_generations,
+            section.max_completion_length,
+        )
+        shorter = f"lower grpo.max_completion_length from {tokens} to {max(1, tokens // 2)}"
+        remedy = f"raise {accumulate}" if completions % (2 * steps) == 0 else shorter
     elif section.batch_size > 1:
         size = section.batch_size
         remedy = f"lower {stage}.batch_size from {size} to {size // 2} and raise {accumulate}"
     else:
-        remedy = f"lower model.max_length from {length} to {length // 2}, or set model.load_in_4bit: true"
+        remedy = f"lower model.max_length from {length} to {length // 2}"
+        if can_load_in_4bit(profile):
+            remedy += ", or set model.load_in_4bit: true"
     again = "then run again: it continues from the last checkpoint"
     return f"{stage}: out of memory at step {step}; {remedy}, {again}"
+
+
+def can_load_in_4bit(profile: Profile) -> bool:
+    """Whether four-bit weights would be something new, and the rest of the profile allows them."""
+    from aimo.training import placement
+
+    samples_with_vllm = profile.grpo is not None and profile.grpo.generation != "transformers"
+    new = profile.model.lora is not None and not profile.model.load_in_4bit
+    return new and not samples_with_vllm and not placement.is_sharded()
+
+
+TOKENS_AT_ONCE = 2**15
+"""Prompt and completion tokens that `complete` answers at once: their cache takes 4.6 GB of a model of four
+billion parameters."""
 
 
 def complete(model: Any, tokenizer: Any, rows: Rows, max_tokens: int) -> list[str]:
     """The most likely completion of each row's prompt, for a person to read or for a probe; [] for no
     rows."""
-    import torch
-
-    if not rows:
-        return []
     texts = [
         tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=False)
         for row in rows
     ]
+    longest = max((len(tokenizer.encode(text, add_special_tokens=False)) for text in texts), default=0)
+    size = max(1, TOKENS_AT_ONCE // (longest + max_tokens))
+    mode = next((on for m in model.modules() if (on := getattr(m, "gradient_checkpointing", False))), False)
+    was_training = model.training
+    model.eval()
+    completions = []
+    for first in range(0, len(texts), size):
+        completions += generate(model, tokenizer, texts[first : first + size], max_tokens)
+    model.train(was_training)
+    if was_training and hasattr(model, "for_training"):  # Unsloth's generate turned checkpointing off
+        model.for_training(use_gradient_checkpointing=mode)
+    return completions
+
+
+def generate(model: Any, tokenizer: Any, texts: list[str], max_tokens: int) -> list[str]:
+    """The most likely completions of prompts, in one batch."""
+    import torch
+
     batch = tokenizer(
         texts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False
     ).to(model.device)
-    was_training = model.training
-    model.eval()
     with torch.no_grad():
         out = model.generate(
             **batch, max_new_tokens=max_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id
         )
-    model.train(was_training)
     return tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
 
 

@@ -56,6 +56,17 @@ class LogProbHook:
         return compute(input_ids, attention_mask, logits_to_keep)
 
 
+def take_one_gpu(args: Any) -> None:
+    """Let a process that was not launched with others train on one GPU, however many it sees.
+
+    `TrainingArguments._n_gpu` (Transformers): with more, `Trainer` wraps the model in DataParallel, which
+    TRL's trainers refuse. To hide the others is too late when CUDA has started.
+    https://github.com/huggingface/transformers/blob/v5.17.0/src/transformers/training_args.py
+    """
+    if args.n_gpu > 1:
+        args._n_gpu = 1
+
+
 def last_completions(trainer: Any) -> dict[str, Any]:
     """GRPO's latest completions in all processes: `prompt`, `completion`, `advantages`, and `rewards` by
     function.
