@@ -7,15 +7,24 @@ happens in place of its next answers: a status with a message and headers, or CU
 import importlib
 import io
 import json
+import os
 import re
+import sys
+import tempfile
 import threading
 import zipfile
+from base64 import b64encode
 from collections import defaultdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import polars as pl
+import pytest
+from conftest import TINY
+
+from aimo import cli, config
 
 CUT = "cut"
+TOKENS = "Bearer good-token", f"Basic {b64encode(b'me:good').decode()}"
 SUBMISSION = io.BytesIO()
 pl.DataFrame({"id": ["a", "b"], "answer": [1, 2]}).write_parquet(SUBMISSION)
 
@@ -263,7 +272,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         _, _, service, name = self.path.split("/")
         kaggle, data = self.server.kaggle, self.read_body()
-        if name != "IntrospectToken" and "good" not in self.headers.get("Authorization", ""):
+        if name != "IntrospectToken" and self.headers.get("Authorization") not in TOKENS:
             kaggle.wrong.append(f"{name} without the token")
         try:
             request = typed(service, name, json.loads(data))
@@ -317,3 +326,73 @@ class Handler(BaseHTTPRequestHandler):
             lines = [json.dumps({"data": line}) for line in kaggle.kernels[slug][-1].log] + ["END_OF_LOG"]
             data = "".join(f"data: {line}\n\n" for line in lines).encode()
             self.answer(200, data, Content_Type="text/event-stream")
+
+
+@pytest.fixture
+def kaggle(tmp_path, monkeypatch):
+    """The stand-in, with a token for it, and every file of ours below `tmp_path`."""
+    from kagglesdk import kaggle_env
+
+    stand = Kaggle()
+    for name in [name for name in os.environ if name.startswith("KAGGLE_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("KAGGLE_API_TOKEN", "good-token")
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setitem(kaggle_env._env_to_endpoint, kaggle_env.KaggleEnv.PROD, stand.url)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    from aimo.kaggle import client, downloads, kernel_runs, records, uploads
+
+    stand.requests.clear()  # importing the client signs in
+    monkeypatch.setattr(client.KaggleApi, "config", str(tmp_path / "kaggle.json"))
+    monkeypatch.setattr(client, "PAUSE_S", 0.01)
+    monkeypatch.setattr(client, "LIMITED_PAUSE_S", 0.01)
+    monkeypatch.setattr(downloads, "ROOT", tmp_path)
+    monkeypatch.setattr(kernel_runs, "POLL_S", 0.01)
+    monkeypatch.setattr(kernel_runs, "OUTPUT", tmp_path / "output")
+    monkeypatch.setattr(records, "RECORDS", tmp_path / "runs" / "kaggle.jsonl")
+    monkeypatch.setattr(uploads, "POLL_S", 0.01)
+    monkeypatch.setattr(uploads, "LISTED_WITHIN_S", 0.2)
+    yield stand
+    stand.close()
+    assert stand.wrong == []
+
+
+@pytest.fixture
+def aimo(monkeypatch, capsys):
+    """Run a command in this process; returns its exit code, output and errors."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["aimo", "kaggle", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        return ended.value.code, out, err
+
+    return run
+
+
+@pytest.fixture
+def refused(aimo):
+    """Run a command that ends in one line of error with exit code 2; returns the line."""
+
+    def run(*arguments):
+        code, _, err = aimo(*arguments)
+        line = err.strip().splitlines()[-1]
+        assert code == 2 and line.startswith("aimo: ") and "Traceback" not in err, err
+        return line
+
+    return run
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    """A finished run of the tiny profile."""
+    folder = tmp_path / "runs" / "first"
+    model = folder / "grpo" / "model"
+    model.mkdir(parents=True)
+    for path in TINY.iterdir():
+        (model / path.name).symlink_to(path)
+    (folder / "profile.yaml").write_text(config.dump(config.load("tiny")))
+    return folder

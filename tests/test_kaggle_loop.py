@@ -1,7 +1,6 @@
 """`aimo kaggle`: from a kernel to its score, by Kaggle's own client against a stand-in on loopback."""
 
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -9,80 +8,12 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, TINY
-from stand_in import CUT, SUBMISSION, Kaggle
+from stand_in import CUT, SUBMISSION
 
-from aimo import cli, config
-
+pytest_plugins = ["stand_in"]
 KERNEL = "me/aimo-submission"
 AIMO3 = "ai-mathematical-olympiad-progress-prize-3"
 MODEL = "me/aimo-tiny/transformers/default"
-
-
-@pytest.fixture
-def kaggle(tmp_path, monkeypatch):
-    """The stand-in, with a token for it, and every file of ours below `tmp_path`."""
-    from kagglesdk import kaggle_env
-
-    stand = Kaggle()
-    for name in [name for name in os.environ if name.startswith("KAGGLE_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("KAGGLE_API_TOKEN", "good-token")
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setitem(kaggle_env._env_to_endpoint, kaggle_env.KaggleEnv.PROD, stand.url)
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
-    (tmp_path / "tmp").mkdir()
-    from aimo.kaggle import client, downloads, kernel_runs, records, uploads
-
-    stand.requests.clear()  # importing the client signs in
-    monkeypatch.setattr(client.KaggleApi, "config", str(tmp_path / "kaggle.json"))
-    monkeypatch.setattr(client, "PAUSE_S", 0.01)
-    monkeypatch.setattr(client, "LIMITED_PAUSE_S", 0.01)
-    monkeypatch.setattr(downloads, "ROOT", tmp_path)
-    monkeypatch.setattr(kernel_runs, "POLL_S", 0.01)
-    monkeypatch.setattr(kernel_runs, "OUTPUT", tmp_path / "output")
-    monkeypatch.setattr(records, "RECORDS", tmp_path / "runs" / "kaggle.jsonl")
-    monkeypatch.setattr(uploads, "POLL_S", 0.01)
-    monkeypatch.setattr(uploads, "LISTED_WITHIN_S", 0.2)
-    yield stand
-    stand.close()
-    assert stand.wrong == []
-
-
-@pytest.fixture
-def aimo(monkeypatch, capsys):
-    """Run a command in this process; returns its exit code, output and errors."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["aimo", "kaggle", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capsys.readouterr()
-        return ended.value.code, out, err
-
-    return run
-
-
-@pytest.fixture
-def refused(aimo):
-    """Run a command that ends in one line of error with exit code 2; returns the line."""
-
-    def run(*arguments):
-        code, _, err = aimo(*arguments)
-        line = err.strip().splitlines()[-1]
-        assert code == 2 and line.startswith("aimo: ") and "Traceback" not in err, err
-        return line
-
-    return run
-
-
-@pytest.fixture
-def run_dir(tmp_path):
-    """A finished run of the tiny profile."""
-    folder = tmp_path / "runs" / "first"
-    shutil.copytree(TINY, folder / "grpo" / "model")
-    (folder / "profile.yaml").write_text(config.dump(config.load("tiny")))
-    return folder
 
 
 def test_the_loop_from_a_model_to_a_score_joined_with_what_made_it(kaggle, aimo, run_dir, tmp_path):
@@ -207,8 +138,9 @@ def test_a_competition_s_data_lie_where_the_local_gateway_finds_them(kaggle, aim
         ("scores", ["ListSubmissions"]),
     ],
 )
-def test_a_dry_run_prints_each_request_and_sends_none(kaggle, aimo, run_dir, command, names):
-    code, out, err = aimo(*[str(run_dir) if part == "RUN" else part for part in command.split()], "--dry-run")
+def test_a_dry_run_prints_each_request_and_sends_none(kaggle, aimo, request, command, names):
+    run = str(request.getfixturevalue("run_dir")) if "RUN" in command else ""
+    code, out, err = aimo(*[run if part == "RUN" else part for part in command.split()], "--dry-run")
     assert code == 0, err
     said = iter(out.splitlines())
     for name in names:
@@ -269,9 +201,11 @@ def test_a_run_that_never_starts_is_given_up_and_stays_queued(kaggle, refused, m
     assert kaggle.kernels[KERNEL][0].status() == "QUEUED"
 
 
-def test_a_run_on_another_machine_than_asked_for_is_told(kaggle, refused):
+def test_a_run_on_another_machine_than_asked_for_is_told(kaggle, aimo):
     kaggle.script = {"machine": "NvidiaTeslaP100"}
-    assert "runs with machine_shape NvidiaTeslaP100, not Nvidia" in refused("push", "submission", "--wait")
+    assert "runs with machine_shape NvidiaTeslaP100, not Nvidia" in aimo("push", "submission", "--wait")[1]
+    kaggle.script = {}
+    assert "not Nvidia" not in aimo("push", "submission", "--wait")[1]
 
 
 def test_a_log_that_breaks_off_is_gone_on_with_and_no_line_comes_twice(kaggle, aimo):

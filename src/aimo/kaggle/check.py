@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from aimo.config import ROOT
 from aimo.inference.competitions import COMPETITIONS
-from aimo.kaggle.kernels import KERNELS
 
+KERNELS = ROOT / "kernels"
 KEYS = {
     "id",
     "id_no",
@@ -53,9 +54,14 @@ LARGEST = 1_000_000
 """Bytes of a notebook that Kaggle takes."""
 
 
+def folder_of(name: str) -> Path:
+    """A kernel's folder: a name in kernels/, or a path."""
+    return KERNELS / name if (KERNELS / name).is_dir() else Path(name)
+
+
 def check(name: str) -> list[str]:
     """The faults of a kernel (a name in kernels/, or a folder), each with its remedy."""
-    folder = KERNELS / name if (KERNELS / name).is_dir() else Path(name)
+    folder = folder_of(name)
     path = folder / "kernel-metadata.json"
     if not path.is_file():
         return [f"there is no {path}; take a folder of {KERNELS.name}/"]
@@ -80,6 +86,9 @@ def check_names(metadata: dict[str, Any]) -> Iterator[str]:
     for key in sorted(metadata.keys() - KEYS):
         close = difflib.get_close_matches(key, KEYS, n=1)
         yield f"unknown key {key}" + (f", did you mean {close[0]}?" if close else "")
+    for key, value in metadata.items():
+        if key.startswith(("enable_", "is_")) and not isinstance(value, bool):
+            yield f"{key} should be true or false, not {value!r}"
     owner, _, slug = str(metadata.get("id", "")).lower().rpartition("/")
     title = str(metadata.get("title", ""))
     if not re.fullmatch(OWNER, owner) or not re.fullmatch(SLUG, slug):
@@ -137,8 +146,10 @@ def check_submission(metadata: dict[str, Any], parameters: dict[str, Any]) -> It
     if not metadata.get("dataset_sources") and not metadata.get("kernel_sources"):
         yield "no wheels are attached: add their dataset to dataset_sources"
     places = [f"/kaggle/input/{source.split('/', 1)[-1]}" for source in metadata.get("model_sources", [])]
-    if not any(str(parameters.get("model")).startswith(place) for place in places):
-        yield f"model {parameters.get('model')!r} is not among the attached: {', '.join(places) or 'none'}"
+    if not places:
+        yield "no model is attached: add OWNER/MODEL/FRAMEWORK/VARIATION/VERSION to model_sources"
+    elif (model := parameters.get("model")) and not model.startswith(tuple(places)):
+        yield f"model {model!r} is not among those attached, {', '.join(places)}"
     if parameters.get("time_limit_s", 0) > SESSION_S[gpu]:
         yield f"time_limit_s {parameters['time_limit_s']} is more than the session's {SESSION_S[gpu]}"
     yield from check_settings(str(metadata.get("machine_shape")), settings.get("vllm") or {})

@@ -32,17 +32,6 @@ from aimo.inference.errors import one_line
 with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
     from kaggle.api.kaggle_api_extended import KaggleApi, ResumableUploadContext
 
-__all__ = [
-    "Api",
-    "ResumableUploadContext",
-    "connect",
-    "explain",
-    "pages",
-    "sign_in",
-    "status",
-    "token_source",
-]
-
 TOKENS = "https://www.kaggle.com/settings"
 TIMEOUT_S = 10, 300
 """Seconds to wait for a connection, and for the next bytes of an answer; the client would wait for ever."""
@@ -113,6 +102,11 @@ class Api(KaggleApi):  # type: ignore[misc]
                     error.thing = subject(request)  # type: ignore[attr-defined]
                     error.unsure = not repeatable  # type: ignore[attr-defined]
                     raise
+            except ValueError as error:
+                raise AimoError(
+                    f"{subject(request)}: what answers is not Kaggle ({one_line(error)}); look for a proxy "
+                    "or a sign-in page of the network"
+                ) from None
             time.sleep(pause)
 
     def pause(self, error: requests.RequestException, attempt: int, repeatable: bool) -> float | None:
@@ -130,6 +124,16 @@ class Api(KaggleApi):  # type: ignore[misc]
             return PAUSE_S * 2 ** (attempt - 1)
         return None
 
+    @contextlib.contextmanager
+    def uploaded(self, body: Any, folder: Path, kind: Any, folders: str = "skip") -> Iterator[None]:
+        """Upload a folder for the request that is made inside.
+
+        What has arrived is kept for the next call until the request has succeeded.
+        """
+        with ResumableUploadContext() as uploads:
+            self.upload_files(body, None, str(folder), kind, uploads, True, folders)
+            yield
+
     def upload_files(
         self, request: Any, resources: Any, folder: str, blob_type: Any, upload_context: Any, *args: Any
     ) -> None:
@@ -138,10 +142,9 @@ class Api(KaggleApi):  # type: ignore[misc]
         AimoError when one did not arrive: the client would make a version without it. What did arrive is not
         sent again by the next call.
         """
-        files = sorted(os.listdir(folder))
         if self.dry_run:
-            for name in files:
-                print(f"PUT {name}, {Path(folder, name).stat().st_size:,} bytes")
+            for path in sorted(Path(folder).iterdir()):
+                print(f"PUT {path.name}, {path.stat().st_size:,} bytes")
             return
         super().upload_files(request, resources, folder, blob_type, upload_context, *args)
         failed = [upload for upload in upload_context._file_uploads if not upload.upload_complete]

@@ -89,7 +89,6 @@ def push(
 ) -> None:
     """Check and push a kernel, which Kaggle then runs. Exit code 1 when the run failed."""
     from aimo.kaggle.check import check
-    from aimo.kaggle.kernels import KERNELS
 
     if findings := check(kernel):
         raise AimoError(f"kernel {kernel}: {'; '.join(findings)}")
@@ -99,10 +98,9 @@ def push(
         version, metadata = kernel_runs.push(api, kernel, source)
         if dry_run:
             return
-        models = metadata.get("model_sources", [])
-        folder = kernel if (KERNELS / kernel).is_dir() else str(Path(kernel).resolve())
         ref = f"{version.owner}/{version.slug}"
-        records.record("push", kernel=ref, version=version.number, models=models, folder=folder)
+        models = metadata.get("model_sources", [])
+        records.record("push", kernel=ref, version=version.number, models=models)
         print(f"pushed {version}: https://www.kaggle.com/code/{ref}")
         if wait:
             kernel_runs.follow(api, version, metadata, start_within * 60)
@@ -131,10 +129,10 @@ def logs(kernel: Kernel, version: Number = None, dry_run: DryRun = False) -> Non
         state, _ = kernel_runs.ask_status(api, found)
         if state == kernel_runs.KernelWorkerStatus.RUNNING:
             kernel_runs.follow_log(api, found, 0)
-        elif not (lines := kernel_runs.read_log(api, found)) and not dry_run:
-            print(f"{found} is {state.name.lower()} and has no log yet")
-        else:
+        elif lines := kernel_runs.read_log(api, found):
             print("\n".join(lines))
+        elif not dry_run:
+            print(f"{found} is {state.name.lower()} and has no log yet")
 
 
 @app.command()

@@ -45,7 +45,7 @@ def save(request: Callable[[], requests.Response], path: Path, size: int | None 
     except OSError as e:
         partial.unlink(missing_ok=True)
         if isinstance(e, requests.RequestException):
-            e.thing = path.name  # type: ignore[attr-defined]
+            e.thing = getattr(e, "thing", path.name)  # type: ignore[attr-defined]
             raise
         if e.errno in FULL:
             raise AimoError(

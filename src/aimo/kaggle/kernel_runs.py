@@ -23,8 +23,8 @@ from kagglesdk.kernels.types.kernels_enums import KernelWorkerStatus
 from aimo.config import ROOT
 from aimo.errors import AimoError, StageError
 from aimo.kaggle import downloads
+from aimo.kaggle.check import KERNELS, folder_of
 from aimo.kaggle.client import Api, pages
-from aimo.kaggle.kernels import KERNELS
 
 PLACEHOLDER = "INSERT_YOUR_KAGGLE_NAME"
 """What stands for the owner in a metadata file; a push puts the token's user there."""
@@ -55,7 +55,7 @@ class Version:
     @property
     def label(self) -> str:
         """The version as requests name it."""
-        return str(self.number)
+        return str(self.number) if self.number else ""
 
     def ask(self, request_type: Any) -> Any:
         """A request about this version."""
@@ -78,11 +78,6 @@ def read_metadata(folder: Path, owner: str) -> dict[str, Any]:
         return dict(json.loads(path.read_text().replace(PLACEHOLDER, owner)))
     except ValueError as e:
         raise AimoError(f"{path} is no JSON object ({e}); mend it") from None
-
-
-def folder_of(name: str) -> Path:
-    """A kernel's folder: a name in kernels/, or a path."""
-    return KERNELS / name if (KERNELS / name).is_dir() else Path(name)
 
 
 def push(api: Api, name: str, model: str | None = None) -> tuple[Version, dict[str, Any]]:
@@ -161,8 +156,8 @@ def ask_status(api: Api, version: Version) -> tuple[KernelWorkerStatus, str]:
 def follow(api: Api, version: Version, metadata: dict[str, Any], start_within_s: float) -> None:
     """Print a version's changes of status and its log until it has ended.
 
-    StageError with the last lines of its log when it failed; AimoError when it does not start in time or
-    runs on another machine than asked for. In both cases the version stays on Kaggle.
+    StageError with the last lines of its log when it failed; AimoError when it does not start in time; it
+    then stays queued.
     """
     began, seen, last = time.monotonic(), 0, None
     while True:
@@ -170,7 +165,7 @@ def follow(api: Api, version: Version, metadata: dict[str, Any], start_within_s:
         if status != last:
             print(f"{time.strftime('%H:%M:%S')} {version}: {status.name.lower()}", flush=True)
         if status == KernelWorkerStatus.RUNNING and last != status:
-            check_machine(api, version, metadata)
+            compare_machine(api, version, metadata)
         last = status
         if status == KernelWorkerStatus.RUNNING:
             seen = follow_log(api, version, seen)
@@ -188,16 +183,13 @@ def follow(api: Api, version: Version, metadata: dict[str, Any], start_within_s:
         raise StageError(f"{version} ended as {status.name.lower()}: {message or 'Kaggle names no reason'}")
 
 
-def check_machine(api: Api, version: Version, metadata: dict[str, Any]) -> None:
-    """Raise AimoError when a version runs on another machine than its metadata ask for."""
+def compare_machine(api: Api, version: Version, metadata: dict[str, Any]) -> None:
+    """Print where a version runs otherwise than its metadata ask, as Kaggle tells nobody."""
     _, found = latest(api, f"{version.owner}/{version.slug}")
     for key in ("machine_shape", "enable_gpu", "enable_internet"):
         asked, given = metadata.get(key), getattr(found, key)
         if asked is not None and given not in (asked, ""):
-            raise AimoError(
-                f"{version} runs with {key} {given}, not {asked} as its metadata ask; cancel it on its page "
-                "of kaggle.com and see whether the account may use that machine"
-            )
+            print(f"{version} runs with {key} {given}, not {asked}; may the account use that machine?")
 
 
 def follow_log(api: Api, version: Version, seen: int) -> int:
@@ -252,6 +244,8 @@ def output(api: Api, version: Version, to: Path | None = None) -> Path:
         answers = list(pages(ask, version.ask(ApiListKernelSessionOutputRequest)))
     if api.dry_run:
         return folder
+    if not sizes and not answers[0].log:
+        raise AimoError(f"{version} has no output yet; see `aimo kaggle status`")
     urls = {file.file_name: file.url for answer in answers for file in answer.files}
     if missing := sizes.keys() - urls.keys():
         raise AimoError(f"{version}: Kaggle gives no address for {', '.join(sorted(missing))}; try again")

@@ -37,7 +37,7 @@ from aimo.config import ROOT
 from aimo.errors import AimoError
 from aimo.inference.model_folder import check_model_folder
 from aimo.kaggle import downloads, records
-from aimo.kaggle.client import Api, ResumableUploadContext, pages, status
+from aimo.kaggle.client import Api, pages, status
 from aimo.stages import STAGES
 
 LISTED_WITHIN_S = 600.0
@@ -67,6 +67,10 @@ def push_model(api: Api, run: str, to: str | None, license_name: str) -> str:
         raise AimoError(f"run {run}: profile {profile.profile} trains no model, so there is none to push")
     folder = run_dir / STAGES[profile.trained[-1]].product
     check_model_folder(folder)
+    if inner := [path.name for path in folder.iterdir() if path.is_dir()]:
+        raise AimoError(
+            f"model folder {folder} has folders in it, which are not pushed: move {', '.join(inner)} out"
+        )
     files = {path.name: path for path in sorted(folder.iterdir()) if path.is_file()}
     target = (
         to or profile.training.push_to_kaggle or f"{api.user}/aimo-{profile.profile}/transformers/default"
@@ -138,8 +142,7 @@ def create_variation(api: Api, models: Any, target: str, card: str, license_name
     body.overview, body.fine_tunable = card, True
     request = ApiCreateModelInstanceRequest()
     request.owner_slug, request.model_slug, request.body = owner, slug, body
-    with ResumableUploadContext() as uploads:
-        api.upload_files(body, None, str(folder), ApiBlobType.MODEL, uploads, True)
+    with api.uploaded(body, folder, ApiBlobType.MODEL):
         refused(target, models.create_model_instance(request))
 
 
@@ -149,8 +152,7 @@ def create_version(api: Api, models: Any, target: str, notes: str, folder: Path)
     body.version_notes = notes
     request = named(ApiCreateModelInstanceVersionRequest, target)
     request.body = body
-    with ResumableUploadContext() as uploads:
-        api.upload_files(body, None, str(folder), ApiBlobType.MODEL, uploads, True)
+    with api.uploaded(body, folder, ApiBlobType.MODEL):
         refused(target, models.create_model_instance_version(request))
 
 
@@ -250,8 +252,7 @@ def push_dataset(api: Api, folder: Path, name: str | None, license_name: str) ->
             request = ApiCreateDatasetVersionRequest()
             request.owner_slug, request.dataset_slug, request.body = owner, slug, body
             create = datasets.create_dataset_version
-        with ResumableUploadContext() as uploads:
-            api.upload_files(body, None, str(folder), ApiBlobType.DATASET, uploads, True, "zip")
+        with api.uploaded(body, folder, ApiBlobType.DATASET, folders="zip"):
             refused(f"dataset {owner}/{slug}", create(request))
         if not api.dry_run:
             compare(f"dataset {owner}/{slug}", files, functools.partial(list_dataset, datasets, listing))

@@ -1,0 +1,129 @@
+"""`aimo kernel check`: what Kaggle would refuse of a kernel, or what would fail an hour after its push."""
+
+import json
+import sys
+
+import pytest
+from conftest import ROOT
+
+from aimo import cli
+from aimo.kaggle.check import check
+
+SUBMISSION = ROOT / "kernels" / "submission"
+PARAMETERS = """\
+competition = "aimo3"
+model = "/kaggle/input/aimo-model/transformers/default/1"
+time_limit_s = 17400
+settings = {"vllm": VLLM}
+"""
+
+
+@pytest.fixture
+def kernel(tmp_path):
+    """Write a kernel like the submission with other metadata, and other parameters of its notebook."""
+
+    def write(metadata=None, parameters=PARAMETERS, vllm=None):
+        asked = json.loads((SUBMISSION / "kernel-metadata.json").read_text()) | (metadata or {})
+        text = parameters.replace("VLLM", repr(vllm or {}))
+        cell = {"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": text.splitlines(True)}
+        (tmp_path / "kernel-metadata.json").write_text(json.dumps(asked))
+        (tmp_path / "aimo-submission.ipynb").write_text(json.dumps({"cells": [cell]}))
+        return str(tmp_path)
+
+    return write
+
+
+def test_the_submission_and_one_like_it_have_no_fault(kernel):
+    assert check("submission") == []
+    assert check(kernel()) == []
+    assert check(kernel({"machine_shape": "NvidiaL4"}, vllm={"tensor_parallel_size": 4})) == []
+
+
+@pytest.mark.parametrize(
+    "metadata, said",
+    [
+        ({"id": "me/aimo"}, "slug 'aimo' of the id has less than five characters"),
+        ({"id": "me"}, "should be OWNER/SLUG"),
+        ({"id": "me/AIMO_submission"}, "should be OWNER/SLUG"),
+        ({"title": "AIMO"}, "title 'AIMO' should have 5 to 50 characters"),
+        (
+            {"title": "AIMO 3 submission"},
+            "makes the slug 'aimo-3-submission', not the id's 'aimo-submission'",
+        ),
+        ({"machine_shapes": "NvidiaH100"}, "unknown key machine_shapes, did you mean machine_shape?"),
+        ({"language": "r"}, "language should be python"),
+        ({"code_file": "other.ipynb"}, "code_file 'other.ipynb' does not exist"),
+        ({"enable_gpu": "true"}, "enable_gpu should be true or false, not 'true'"),
+        ({"enable_internet": True}, "enable_internet should be false"),
+        ({"enable_gpu": False}, "machine_shape NvidiaH100 without enable_gpu"),
+        ({"machine_shape": None}, "enable_gpu without machine_shape may give a P100"),
+        ({"machine_shape": "NvidiaTeslaP100"}, "its first CUDA call fails in Kaggle's image"),
+        ({"machine_shape": "NvidiaT4x2"}, "machine_shape 'NvidiaT4x2' is unknown; take one of NvidiaTeslaT4"),
+        ({"enable_tpu": True}, "enable_tpu: vLLM's CUDA wheels do not run on a TPU"),
+        ({"dataset_sources": []}, "no wheels are attached"),
+        ({"dataset_sources": ["aimo-wheels"]}, "dataset_sources: 'aimo-wheels' should be OWNER/SLUG"),
+        ({"dataset_sources": "me/wheels"}, "dataset_sources should be a list"),
+        ({"competition_sources": []}, "competition_sources lack ai-mathematical-olympiad-progress-prize-3"),
+        ({"model_sources": []}, "no model is attached"),
+        (
+            {"model_sources": ["me/aimo-model/transformers/default"]},
+            "should be OWNER/MODEL/FRAMEWORK/VARIATION/V",
+        ),
+        (
+            {"model_sources": ["me/other/transformers/default/1"]},
+            "model '/kaggle/input/aimo-model/transformers/default/1' is not among those attached",
+        ),
+    ],
+)
+def test_what_is_wrong_with_the_metadata_is_named(kernel, metadata, said):
+    faults = check(kernel(metadata))
+    assert any(said in fault for fault in faults), faults
+
+
+@pytest.mark.parametrize(
+    "shape, vllm, said",
+    [
+        (
+            "NvidiaTeslaT4",
+            {"tensor_parallel_size": 4},
+            "settings want 4 GPUs (vllm), machine_shape NvidiaTeslaT4",
+        ),
+        (
+            "NvidiaH100",
+            {"data_parallel_size": 2},
+            "settings want 2 GPUs (vllm), machine_shape NvidiaH100 has 1",
+        ),
+        ("NvidiaTeslaT4", {"kv_cache_dtype": "fp8"}, "vllm kv_cache_dtype fp8 does not run on a T4"),
+        ("NvidiaTeslaT4", {"dtype": "bfloat16"}, "vllm dtype bfloat16 does not run on a T4"),
+    ],
+)
+def test_settings_that_the_machine_cannot_run_are_named(kernel, shape, vllm, said):
+    (fault,) = check(kernel({"machine_shape": shape}, vllm=vllm))
+    assert said in fault
+
+
+@pytest.mark.parametrize(
+    "old, new, said",
+    [
+        ('"aimo3"', '"aimo9"', "competition 'aimo9' is unknown"),
+        ("17400", "20000", "time_limit_s 20000 is more than the session's 18000"),
+    ],
+)
+def test_parameters_outside_the_competition_s_rules_are_named(kernel, old, new, said):
+    (fault,) = check(kernel(parameters=PARAMETERS.replace(old, new)))
+    assert said in fault
+
+
+def test_the_command_tells_all_faults_in_one_line(kernel, monkeypatch, capsys):
+    faulty = kernel({"title": "AIMO", "enable_internet": True})
+    monkeypatch.setattr(sys, "argv", ["aimo", "kernel", "check", faulty])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    err = capsys.readouterr().err
+    assert ended.value.code == 2 and err.count("\n") == 1
+    assert "5 to 50 characters" in err and "enable_internet" in err
+
+
+def test_a_large_notebook_is_named(kernel):
+    faults = check(kernel(parameters=PARAMETERS + f"text = {'a' * 1_000_000!r}\n"))
+    assert any("Kaggle takes 1,000,000" in fault for fault in faults)
