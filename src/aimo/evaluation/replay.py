@@ -336,7 +336,7 @@ def show(traces: Traces, figures: Sequence[Figures]) -> None:
     table = Table("rule", "accuracy", "minus ours", "tokens", "ours / its", "wall", "ours / its", title=title)
     for row in figures:
         tokens = f"{row.tokens:,.0f}", text(row.tokens_ratio, ".2f")
-        wall = f"{row.wall:,.0f}", text(row.wall_ratio, ".2f")
+        wall = f"{row.wall:,.{0 if row.wall >= 100 else 2}f}", text(row.wall_ratio, ".2f")
         table.add_row(row.rule, f"{row.accuracy:.3f}", text(row.difference, "+.3f"), *tokens, *wall)
     Console(width=120).print(table)
     print(f"wall in {traces.unit}")
@@ -353,4 +353,5 @@ def show(traces: Traces, figures: Sequence[Figures]) -> None:
 
 def text(interval: Interval, form: str) -> str:
     """An interval as `value (low to high)`."""
-    return f"{interval.value:{form}} ({interval.low:{form}} to {interval.high:{form}})"
+    value, low, high = (f"{round(x, 3) + 0:{form}}" for x in (interval.value, interval.low, interval.high))
+    return f"{value} ({low} to {high})"  # + 0 makes -0.0 a 0.0
