@@ -482,6 +482,7 @@ def asked(profile: config.Profile, folder: Path) -> Any:
         Server([server()], TINY, profile.solver_settings(TINY)) as model,
         pytest.MonkeyPatch.context() as patch,
     ):
+        patch.setattr(voting, "is_decided", lambda *_: False)
         patch.setattr(gateway, "solve", partial(gateway.solve, policy=to_the_end))
         schedule = gateway.Schedule(competitions.COMPETITIONS["aimo3"], None, 1)
         predict = gateway.make_predict(schedule, Supervisor(lambda: model, model), profile.seed, solutions)
@@ -710,9 +711,13 @@ def test_a_key_changes_what_it_names(key, folder):
 @pytest.mark.parametrize("look", [rows, SFT_ARGS, GRPO_ARGS, DPO_ARGS, asked])
 def test_the_seed_reaches_every_stage(look, folder):
     values = fill(BASE, folder)
-    assert look(config.parse(values | {"seed": 1}, "walk"), folder) != look(
-        config.parse(values, "walk"), folder
-    )
+    seen = [look(config.parse(values | {"seed": seed}, "walk"), folder) for seed in (0, 0, 1)]
+    assert seen[0] == seen[1] != seen[2]
+
+
+def test_every_sample_of_a_question_has_a_seed_of_its_own(folder):
+    asked(config.parse(fill(BASE, folder), "walk"), folder)
+    assert len({json.loads(body)["seed"] for body in Model.asked}) == len(Model.asked) == 8
 
 
 @pytest.mark.parametrize("key", keys_of(samples=True))
