@@ -293,6 +293,19 @@ def test_an_argument_that_harmony_does_not_have_is_refused(encoding, kwargs, err
         begin(encoding, settings=replace(SETTINGS, chat_template_kwargs=kwargs))
 
 
+def test_the_format_is_taken_for_gpt_oss_alone_and_without_a_parser(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "gpt_oss"}')
+    settings = resolve(tmp_path)
+    assert settings.format == "harmony" and settings.tags == HARMONY
+    with pytest.raises(AimoError, match="tool_parser: openai does not read the calls of Harmony; set"):
+        resolve(tmp_path, {"tool_parser": "openai"})
+    assert resolve(tmp_path, {"format": "chat", "tool_parser": "openai"}).format == "chat"
+    (tmp_path / "config.json").write_text('{"model_type": "qwen3"}')
+    assert resolve(tmp_path).format == "chat"
+    with pytest.raises(AimoError, match=r"inference\.format: harmony is gpt-oss's.*; set it to chat"):
+        resolve(tmp_path, {"format": "harmony"})
+
+
 @pytest.mark.parametrize(
     ("text", "answer"),
     [

@@ -173,6 +173,10 @@ def resolve(model: str | Path, *layers: Mapping[str, Any]) -> Settings:
     settings = validate(values, "settings", "correct the value")
     if found := contradiction(settings):
         raise AimoError(f"inference.{found}")
+    if settings.format == "harmony" and not is_harmony(path.parent):
+        raise AimoError(
+            f"inference.format: harmony is gpt-oss's, and model {model} is another; set it to chat"
+        )
     return settings
 
 
@@ -186,6 +190,8 @@ def contradiction(settings: Settings) -> str:
         ("", settings),
         *((f"variants.{i}.", other) for i, other in enumerate(settings.variants)),
     ]
+    if settings.format == "harmony" and settings.tool_parser:
+        return f"tool_parser: {settings.tool_parser} does not read the calls of Harmony; set it to null"
     for where, asked in named:
         for key, text in ("system", asked.system), ("user", asked.user):
             other = set(re.findall(r"</[\w-]+>|\\boxed\b", text)) - read
