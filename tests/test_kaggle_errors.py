@@ -121,6 +121,7 @@ def test_no_network_is_one_line(kaggle, refused):
     "command, said",
     [
         ("push nothing", "take a folder of kernels/"),
+        ("push submission --model aimo", "write OWNER/MODEL/FRAMEWORK/VARIATION/VERSION"),
         ("model push nothing", "there is no nothing/profile.yaml; name a folder of runs/"),
         ("model push RUN --to me/model", "write OWNER/MODEL/FRAMEWORK/VARIATION"),
         ("model push RUN --to me/model/pytorches/x", "write OWNER/MODEL/FRAMEWORK/VARIATION"),

@@ -291,22 +291,40 @@ def test_an_upload_goes_on_where_the_connection_broke(kaggle, aimo, run_dir):
     assert (code, out.splitlines()[-1]) == (0, f"model: {MODEL}/1"), err
 
 
-@pytest.mark.parametrize("where", ["StartBlobUpload", "GetKernelSessionStatus"])
-def test_after_ctrl_c_the_same_command_goes_on(kaggle, aimo, refused, run_dir, monkeypatch, where):
+@pytest.fixture
+def interrupt(monkeypatch):
+    """Press Ctrl-C at the third request of a name, once."""
     from aimo.kaggle import client
 
-    command = ["model", "push", run_dir] if where == "StartBlobUpload" else ["push", "submission", "--wait"]
     call, asked = client.Api.call, []
 
-    def interrupted(api, send, service, name, *rest):
-        asked.append(name)
-        if name == where and asked.count(name) == 3:
-            raise KeyboardInterrupt
-        return call(api, send, service, name, *rest)
+    def at(where):
+        def interrupted(api, send, service, name, *rest):
+            asked.append(name)
+            if name == where and asked.count(name) == 3:
+                raise KeyboardInterrupt
+            return call(api, send, service, name, *rest)
 
-    monkeypatch.setattr(client.Api, "call", interrupted)
-    assert refused(*command) == "aimo: interrupted; give the same command again to go on"
-    assert aimo(*command)[0] == 0
+        monkeypatch.setattr(client.Api, "call", interrupted)
+
+    return at
+
+
+def test_after_ctrl_c_an_upload_goes_on_with_what_has_not_arrived(kaggle, aimo, refused, run_dir, interrupt):
+    interrupt("StartBlobUpload")
+    assert refused("model", "push", run_dir) == "aimo: interrupted; give the same command again to go on"
+    assert aimo("model", "push", run_dir)[1] == f"model: {MODEL}/1\n"
+    names = [request.name for request in kaggle.asked("StartBlobUpload")]
+    assert sorted(names) == sorted(path.name for path in TINY.iterdir())
+
+
+def test_after_ctrl_c_a_version_goes_on_and_the_line_says_how_to_get_its_output(
+    kaggle, aimo, refused, interrupt
+):
+    interrupt("GetKernelSessionStatus")
+    line = refused("push", "submission", "--wait")
+    assert f"interrupted; {KERNEL} version 1 goes on at Kaggle: `aimo kaggle status {KERNEL}`" in line
+    assert aimo("output", KERNEL)[0] == 0 and len(kaggle.kernels[KERNEL]) == 1
 
 
 def test_only_a_complete_version_with_answers_is_submitted(kaggle, aimo, refused):

@@ -103,7 +103,13 @@ def push(
         records.record("push", kernel=ref, version=version.number, models=models)
         print(f"pushed {version}: https://www.kaggle.com/code/{ref}")
         if wait:
-            kernel_runs.follow(api, version, metadata, start_within * 60)
+            try:
+                kernel_runs.follow(api, version, metadata, start_within * 60)
+            except KeyboardInterrupt:
+                raise AimoError(
+                    f"interrupted; {version} goes on at Kaggle: `aimo kaggle status {ref}`, then "
+                    f"`aimo kaggle output {ref}`"
+                ) from None
             print(f"output: {kernel_runs.output(api, version, to)}")
 
 

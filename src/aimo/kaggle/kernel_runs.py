@@ -4,6 +4,7 @@ Out of scope: what is wrong with a kernel before it is pushed (`check`); buildin
 """
 
 import json
+import re
 import tempfile
 import time
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from kagglesdk.kernels.types.kernels_enums import KernelWorkerStatus
 from aimo.config import ROOT
 from aimo.errors import AimoError, StageError
 from aimo.kaggle import downloads
-from aimo.kaggle.check import KERNELS, folder_of
+from aimo.kaggle.check import FORMS, KERNELS, folder_of
 from aimo.kaggle.client import Api, pages
 
 PLACEHOLDER = "INSERT_YOUR_KAGGLE_NAME"
@@ -93,6 +94,9 @@ def push(api: Api, name: str, model: str | None = None) -> tuple[Version, dict[s
         raise AimoError(f"kernel {name}: there is no {code}; make it with `aimo kernel build {name}`")
     text = code.read_text()
     if model:
+        pattern, form = FORMS["model_sources"]
+        if not re.fullmatch(pattern, model):
+            raise AimoError(f"--model {model}: write {form}, such as me/aimo/transformers/default/1")
         for old in metadata.get("model_sources", []):
             text = text.replace(mounted(old), mounted(model))
         metadata["model_sources"] = [model]
