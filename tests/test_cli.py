@@ -4,6 +4,7 @@ import contextlib
 import importlib.metadata
 import io
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -201,3 +202,17 @@ def test_the_doctor_finds_every_package_at_the_version_of_the_lock():
 
 def test_an_unknown_kernel_is_refused_with_the_known_ones():
     refused("kernel", "build", "sub", told=["'sub'", "submission"])
+
+
+@pytest.mark.parametrize("value, shown", [("", 0), ("0", 0), ("1", 2)])
+def test_what_libraries_write_is_shown_where_aimo_verbose_asks_for_it(value, shown):
+    code = "from aimo.runs import quiet; quiet(); import logging, warnings; "
+    code += "warnings.warn('notice'); logging.warning('notice')"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"AIMO_VERBOSE": value},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr.count(": notice") + done.stderr.count("root:notice") == shown

@@ -1,16 +1,22 @@
 """The profiles of public models: they parse, vLLM takes their arguments, and their prompts read well."""
 
+import json
+
+import polars as pl
 import pytest
+from conftest import aimo
 
 from aimo import config
 from aimo.inference import prompts
 from aimo.inference.competitions import COMPETITIONS
 from aimo.inference.settings import validate
 
+EASY = "What area of a 7 by 12 wall is not covered by a 4 by 3 door?"
+"""A problem of a family that the tiny base is nearly always right about; the answer is 72."""
 PUBLIC = {
     name: profile
     for name in sorted(path.stem for path in config.PROFILES.glob("*.yaml"))
-    if not (profile := config.load(name)).trained
+    if not (profile := config.load(name)).trained and not profile.model.base.startswith("data/")
 }
 
 
@@ -38,3 +44,34 @@ def test_each_sample_reads_the_problem_the_competitions_rules_and_where_the_answ
         text = f"{one.system}\n{one.user}".replace("{rules}", rules).replace("{problem}", "What is 1 + 1?")
         assert "What is 1 + 1?" in text and rules in text and "\\boxed{}" in text
         assert "{" not in text.replace("\\boxed{}", "")
+
+
+@pytest.fixture(scope="module")
+def profile(public_model, tmp_path_factory):
+    """A profile of the public model, which does inference alone."""
+    path = tmp_path_factory.mktemp("profile") / "public.yaml"
+    inference = {"samples": 16, "max_tokens": 96, "user": "Q: {problem}", "test_rows": 12}
+    path.write_text(json.dumps({"model": {"base": str(public_model)}, "inference": inference}))
+    return path
+
+
+@pytest.mark.engine
+def test_notebook_04_asks_a_public_model_as_its_profile_says_and_reads_right_answers(profile, tmp_path):
+    done = aimo("run", "--profile", str(profile), "--run-dir", str(tmp_path / "run"))
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "run/metrics.json").read_text())["stages"]
+    assert list(record) == ["inference"] and record["inference"]["correct"] >= 8
+    assert len(pl.read_parquet(tmp_path / "run/submission.parquet")) == 12
+    used = json.loads((tmp_path / "run/submission.settings.json").read_text())
+    assert (used["temperature"], used["top_p"], used["top_k"]) == (0.6, 0.95, 20), "the folder's own"
+    assert (used["user"], used["tags"]["think_end"]) == ("Q: {problem}", "</think>")
+
+
+@pytest.mark.engine
+def test_solve_asks_a_public_model_as_its_profile_says_and_reads_the_right_answer(profile, public_model):
+    arguments = ["--profile", str(profile), "--samples", "16", "--set", "inference.temperature=0.8"]
+    done = aimo("solve", "--model", str(public_model), *arguments, EASY)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    lines = done.stdout.splitlines()
+    assert "</think>$\\boxed{" in done.stdout and lines[-1] == "72"
+    assert any(line.endswith(" of 16: 72") for line in lines)
