@@ -47,17 +47,13 @@ METADATA = "dataset-metadata.json"
 
 
 def push_model(api: Api, run: str, to: str | None, license_name: str) -> str:
-    """Push the last model of a run as a new version; return its source
-    (owner/model/framework/variation/version).
+    """Push the last model of a run as `push_version` does, record it, and return its source.
 
-    `to` is owner/model/framework/variation: the profile's `training.push_to_kaggle` or else the model
-    USER/aimo-PROFILE, if not given. Model and variation are created where there are none, under
-    `license_name` and with the model's card. AimoError when a file did not arrive, or is another one on
-    Kaggle.
+    `to` is owner/model/framework/variation: the profile's `training.push_to_kaggle` or else
+    USER/aimo-PROFILE/transformers/default, if not given.
     """
-    run_dir = next(
-        (path for path in (Path(run), ROOT / "runs" / run) if (path / "profile.yaml").is_file()), None
-    )
+    places = Path(run), ROOT / "runs" / run
+    run_dir = next((path for path in places if (path / "profile.yaml").is_file()), None)
     if run_dir is None:
         raise AimoError(
             f"run {run}: there is no {Path(run) / 'profile.yaml'}; name a folder of runs/, or its path"
@@ -66,22 +62,33 @@ def push_model(api: Api, run: str, to: str | None, license_name: str) -> str:
     if not profile.trained:
         raise AimoError(f"run {run}: profile {profile.profile} trains no model, so there is none to push")
     folder = run_dir / STAGES[profile.trained[-1]].product
+    target = (
+        to or profile.training.push_to_kaggle or f"{api.user}/aimo-{profile.profile}/transformers/default"
+    )
+    name = records.shown(run_dir)
+    source = push_version(api, folder, target, f"profile {profile.profile}, run {name}", license_name)
+    if not api.dry_run:
+        records.record("model", model=source, run=name, profile=profile.profile)
+    return source
+
+
+def push_version(api: Api, folder: Path, target: str, notes: str, license_name: str = "Apache 2.0") -> str:
+    """Push a model folder as a new version of owner/model/framework/variation; return that with its number.
+
+    Model and variation are created, private, under `license_name` and with the model's card, where there are
+    none. AimoError when a file did not arrive, or is another one on Kaggle. Costs an upload and a download.
+    """
     check_model_folder(folder)
     if inner := [path.name for path in folder.iterdir() if path.is_dir()]:
         raise AimoError(
             f"model folder {folder} has folders in it, which are not pushed: move {', '.join(inner)} out"
         )
-    files = {path.name: path for path in sorted(folder.iterdir()) if path.is_file()}
-    target = (
-        to or profile.training.push_to_kaggle or f"{api.user}/aimo-{profile.profile}/transformers/default"
-    )
-    instance = named(ApiGetModelInstanceRequest, target)
-    notes = f"profile {profile.profile}, run {records.shown(run_dir)}"
+    files = {path.name: path for path in sorted(folder.iterdir())}
     with api.build_kaggle_client() as kaggle:
         models = kaggle.models.model_api_client
-        before = existing(models.get_model_instance, instance)
+        before = existing(models.get_model_instance, named(ApiGetModelInstanceRequest, target))
         if before is None:
-            card = (folder / "README.md").read_text() if "README.md" in files else notes
+            card = files["README.md"].read_text() if "README.md" in files else notes
             create_variation(api, models, target, card, license_name, folder)
         else:
             create_version(api, models, target, notes, folder)
@@ -94,7 +101,6 @@ def push_model(api: Api, run: str, to: str | None, license_name: str) -> str:
                 raise AimoError(
                     f"{source}: {name} has another content on Kaggle than in {folder}; push it again"
                 )
-    records.record("model", model=source, run=records.shown(run_dir), profile=profile.profile)
     return source
 
 
