@@ -4,6 +4,7 @@ tasks here."""
 import importlib.util
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -11,12 +12,13 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from conftest import AIMO, SMALL, TINY, aimo, settings, wait_for
 
 from aimo import config, runs
-from aimo.errors import AimoError
+from aimo.errors import AimoError, StageError
 from aimo.runs import read_lines
 
 STEPS = 10
@@ -191,11 +193,11 @@ def test_the_slurm_script_trains_on_two_nodes_what_one_process_trains(one, tmp_p
     assert losses(folder) == pytest.approx(losses(one), rel=1e-4) and (folder / "sft/model").exists()
 
 
-def job(stage="grpo", overrides=(), strategy="ddp", devices=8, nodes=1, cpu=False, run_dir="run"):
+def job(stage="grpo", overrides=(), strategy="ddp", devices=8, nodes=1, cpu=False, run_dir="run", **more):
     from aimo.training.launch import Job
 
     every = ["model.backend=transformers", *overrides]
-    return Job(stage, "tiny", run_dir, every, strategy, devices, nodes, cpu)
+    return Job(stage, "tiny", run_dir, every, strategy, devices, nodes, cpu, **more)
 
 
 def run_job(*arguments, **more) -> None:
@@ -257,6 +259,126 @@ def test_a_slurm_script_that_is_refused_leaves_nothing_behind(tmp_path):
 
 # ---- Commands and refusals
 
+SERVED = "grpo.generation=vllm_server"
+
+
+def accelerates(line: str) -> tuple[Any, dict[str, str]]:
+    """A printed command as accelerate reads it: its arguments, and the variables of each process."""
+    from accelerate.commands import launch
+    from accelerate.utils.launch import prepare_deepspeed_cmd_env
+
+    words = shlex.split(line)
+    words = words[words.index("accelerate.commands.launch") + 1 :]
+    parsed, *_ = launch._validate_launch_command(launch.launch_command_parser().parse_args(words))
+    parsed.deepspeed_fields_from_accelerate_config = ""  # of its file's own; accelerate fills it in later
+    return parsed, prepare_deepspeed_cmd_env(parsed)[1] if parsed.use_deepspeed else {}
+
+
+def printed(capsys, **more) -> list[str]:
+    """The commands of a dry run."""
+    run_job(job(**more), dry_run=True)
+    return capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize(
+    "strategy, offload, devices",
+    [
+        ("zero3", None, ("none", "none")),
+        ("zero2", "optimizer", ("cpu", "none")),
+        ("zero3", "optimizer", ("cpu", "none")),
+        ("zero3", "all", ("cpu", "cpu")),
+    ],
+)
+def test_zero_keeps_on_the_host_what_was_asked_for(capsys, strategy, offload, devices):
+    (line,) = printed(capsys, stage="sft", strategy=strategy, offload=offload)
+    parsed, env = accelerates(line)
+    found = [env[f"ACCELERATE_DEEPSPEED_OFFLOAD_{what}_DEVICE"] for what in ("OPTIMIZER", "PARAM")]
+    assert tuple(found) == devices and env["ACCELERATE_DEEPSPEED_ZERO_STAGE"] == strategy[-1]
+    assert parsed.num_processes == 8 and env["ACCELERATE_MIXED_PRECISION"] == "no"
+
+
+@pytest.mark.parametrize(
+    "text, strategy",
+    [
+        ("distributed_type: MULTI_GPU", "ddp"),
+        ("distributed_type: FSDP", "fsdp"),
+        ("{distributed_type: DEEPSPEED, deepspeed_config: {zero_stage: 1}}", "zero1"),
+        ("{distributed_type: DEEPSPEED, deepspeed_config: {zero_stage: 2}}", "zero2"),
+        ("{distributed_type: DEEPSPEED, deepspeed_config: {deepspeed_config_file: ds.json}}", "zero3"),
+    ],
+)
+def test_a_file_of_accelerates_takes_the_place_of_trls_and_says_the_strategy(
+    tmp_path, capsys, text, strategy
+):
+    from aimo.training.job import strategy_of
+
+    file = tmp_path / "my own.yaml"
+    file.write_text(text)
+    assert strategy_of(str(file)) == strategy
+    (line,) = printed(capsys, stage="sft", strategy=strategy, accelerate=str(file))
+    assert shlex.split(line)[shlex.split(line).index("--config_file") + 1] == str(file)
+
+
+@pytest.mark.parametrize("text", [None, "- 1", "num_processes: 2", "a: ["])
+def test_what_is_no_file_of_accelerates_is_refused_in_one_line(tmp_path, text):
+    file = tmp_path / "mine.yaml"
+    if text:
+        file.write_text(text)
+    done = aimo("launch", "sft", "--profile", "tiny", "--gpus", "2", "--accelerate", str(file))
+    assert done.returncode == 2 and "not a file that `accelerate config` writes" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_server_keeps_its_gpus_and_the_others_train(capsys):
+    serve, train = printed(
+        capsys, overrides=[SERVED, "grpo.gradient_accumulation_steps=2"], serve_gpus=2, devices=4
+    )
+    assert serve.startswith("env CUDA_VISIBLE_DEVICES=2,3 ") and "vllm-serve" in serve
+    assert "--tensor_parallel_size 2 --data_parallel_size 1 " in serve
+    assert train.startswith("env CUDA_VISIBLE_DEVICES=0,1 ") and "--num_processes 2 " in train
+
+
+def test_a_mixture_of_experts_is_served_in_copies_where_its_heads_allow_no_more_parts(capsys, tmp_path):
+    base = tmp_path / "experts"
+    base.mkdir()
+    (base / "config.json").write_text('{"num_attention_heads": 6, "num_local_experts": 32}')
+    overrides = [SERVED, "sft=null", f"model.base={base}"]
+    serve, _ = printed(capsys, overrides=overrides, serve_gpus=4, devices=8)
+    assert "--tensor_parallel_size 2 --data_parallel_size 2 " in serve
+
+
+def test_one_node_under_slurm_serves_on_its_last_gpus(tmp_path, capsys):
+    text = written(capsys, tmp_path, overrides=[SERVED], serve_gpus=2, devices=4)
+    assert "--nodes=1\n" in text and text.count("srun --overlap") == 2
+    assert "env CUDA_VISIBLE_DEVICES=2,3 " in text and "env CUDA_VISIBLE_DEVICES=0,1 " in text
+
+
+ANSWERS = """
+import http.server, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+
+
+def test_a_server_is_waited_for_and_ended_and_one_that_ends_early_is_told(tmp_path, monkeypatch):
+    import socket
+
+    from aimo.training import launch
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(launch, "PORT", free.getsockname()[1])
+    command = shlex.join([sys.executable, "-c", ANSWERS, str(launch.PORT)])
+    with launch.serving(command, tmp_path / "vllm.log") as url:
+        assert launch.answers(f"{url}/health/")
+    assert not launch.answers(f"{url}/health/"), "the server is left"
+    broken = launch.serving("false", tmp_path / "vllm.log")
+    with pytest.raises(StageError, match=r"the vLLM server .*; see .*vllm\.log"):
+        broken.__enter__()
+
 
 @pytest.mark.parametrize(
     "strategy, devices, file",
@@ -306,6 +428,26 @@ def test_a_dry_run_of_several_nodes_prints_a_command_for_each(capsys):
         ),
         ({"strategy": "fsdp", "stage": "sft", "cpu": True}, "with --cpu take ddp"),
         ({"devices": 3}, "8 x 16 completions a step do not split evenly over 3 processes"),
+        (
+            {"devices": 7, "overrides": ["grpo.gradient_accumulation_steps=16"]},
+            "make grpo.prompts_per_step a multiple of 7",
+        ),
+        ({"stage": "sft", "strategy": "zero3", "offload": "weights"}, "use optimizer or all"),
+        ({"stage": "sft", "strategy": "zero2", "offload": "all"}, "take --strategy zero3"),
+        ({"stage": "sft", "offload": "optimizer"}, "take --strategy zero3"),
+        (
+            {
+                "stage": "sft",
+                "strategy": "zero2",
+                "offload": "optimizer",
+                "overrides": ["sft.optimizer=adamw_8bit"],
+            },
+            "set sft.optimizer=adamw_torch",
+        ),
+        ({"serve_gpus": 2}, "set grpo.generation=vllm_server"),
+        ({"serve_gpus": 8, "overrides": [SERVED]}, "none of 8 GPUs is left to train"),
+        ({"serve_gpus": 2, "nodes": 2, "overrides": [SERVED]}, "is for one node"),
+        ({"serve_gpus": 4, "overrides": [SERVED]}, "splits this model over 2 GPUs"),
         ({"devices": 1000, "stage": "sft"}, "--gpus 1000: this machine has"),
         ({"nodes": 2}, "--dry-run prints each node's"),
     ],

@@ -93,32 +93,31 @@ class Job:
         return f"env CUDA_VISIBLE_DEVICES={shared} " if self.serve_gpus else ""
 
     def serve(self, profile: Profile, folder: Path) -> str:
-        """The shell command of GRPO's vLLM server: on the last `serve_gpus`, or on a node of its own.
-
-        vLLM splits a model between attention heads. What GPUs are left hold more copies of a mixture of
-        experts; of a dense model vLLM takes one copy a server, and TRL one server.
-        """
+        """The shell command of GRPO's vLLM server: on the last `serve_gpus`, or on a node of its own."""
         before = profile.trained_before(self.stage)
         base = config.resolve(profile.model.base).absolute()
         model = folder / STAGES[before].product if before else base if base.is_dir() else profile.model.base
-        gpus, copies = self.serve_gpus or self.devices, 1
-        shards, settings = gpus, Path(config.resolve(profile.model.base)) / "config.json"
-        if settings.exists():
-            described = json.loads(settings.read_text())
-            shards = math.gcd(gpus, described["num_attention_heads"])
-            if any(key in described for key in ("num_experts", "num_local_experts", "n_routed_experts")):
-                copies = gpus // shards
-        if self.serve_gpus and shards * copies < gpus:
-            raise AimoError(
-                f"--serve-gpus {gpus}: vLLM splits this model over {shards} GPUs, and no more would be used; "
-                f"take {shards}"
-            )
+        shards, copies = self.served_in(profile)
         trl = shlex.quote(str(Path(sys.executable).with_name("trl")))
         return (
             f"{self.visible(self.devices - self.serve_gpus, self.devices)}{trl} vllm-serve"
             f" --model {shlex.quote(str(model))} --tensor_parallel_size {shards}"
             f" --data_parallel_size {copies} --max_model_len {profile.model.max_length} --port {PORT}"
         )
+
+    def served_in(self, profile: Profile) -> tuple[int, int]:
+        """Into how many parts the server splits the model, and how many copies of them it holds.
+
+        vLLM splits between attention heads. GPUs that are left hold more copies of a mixture of experts; of
+        a dense model a server holds one, and TRL asks one server.
+        """
+        gpus, described = self.serve_gpus or self.devices, config.resolve(profile.model.base) / "config.json"
+        if not described.exists():
+            return gpus, 1
+        settings = json.loads(described.read_text())
+        shards = math.gcd(gpus, settings["num_attention_heads"])
+        has_experts = {"num_experts", "num_local_experts", "n_routed_experts"} & settings.keys()
+        return shards, gpus // shards if has_experts else 1
 
     def worker(self) -> str:
         """The arguments of each process."""
@@ -199,3 +198,6 @@ def check_serving(job: Job, profile: Profile) -> None:
         raise AimoError(f"{flag} is for one node with GPUs; several nodes keep one for it under --slurm")
     if job.serve_gpus >= job.devices:
         raise AimoError(f"{flag}: none of {job.devices} GPUs is left to train; take fewer")
+    used = math.prod(job.served_in(profile))
+    if used < job.serve_gpus:
+        raise AimoError(f"{flag}: vLLM splits this model over {used} GPUs and leaves the others; take {used}")

@@ -1,0 +1,400 @@
+"""The path to the trainer on a GPU, with GPUs faked where torch and the driver are asked; nothing trains.
+
+A fake stands for what this machine lacks: torch.cuda, nvidia-smi, Unsloth's loader, Transformers' loader.
+"""
+
+import dataclasses
+import functools
+import re
+import sys
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from conftest import TINY
+
+from aimo import config, machine
+from aimo.errors import AimoError
+
+LAUNCHED = {
+    "alone": {},
+    "ddp": {"WORLD_SIZE": "8", "LOCAL_RANK": "3"},
+    "fsdp": {"WORLD_SIZE": "8", "LOCAL_RANK": "3", "ACCELERATE_USE_FSDP": "true"},
+    "zero2": {
+        "WORLD_SIZE": "8",
+        "LOCAL_RANK": "3",
+        "ACCELERATE_USE_DEEPSPEED": "true",
+        "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2",
+    },
+    "zero3": {
+        "WORLD_SIZE": "8",
+        "LOCAL_RANK": "3",
+        "ACCELERATE_USE_DEEPSPEED": "true",
+        "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3",
+    },
+}
+"""Variables that `accelerate launch` sets for a process."""
+TRAINED = sorted(path.stem for path in config.PROFILES.glob("*.yaml") if config.load(path.stem).trained)
+
+
+@pytest.fixture(params=[1])
+def gpus(request, monkeypatch):
+    """So many GPUs, H100s with bfloat16; libraries that look for one when they are imported found none."""
+    import peft  # noqa: F401
+    import torch
+    import trl  # noqa: F401
+
+    fakes = {
+        "is_available": lambda: True,
+        "device_count": lambda: request.param,
+        "get_device_name": lambda *_: "NVIDIA H100",
+        "is_bf16_supported": lambda **_: True,
+        "set_device": lambda _: None,
+        "current_device": lambda: 0,
+        "get_device_capability": lambda *_: (9, 0),
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    return request.param
+
+
+def launched(monkeypatch, how):
+    """This process as `accelerate launch` with a strategy starts it."""
+    for name, value in LAUNCHED[how].items():
+        monkeypatch.setenv(name, value)
+
+
+def profile(*overrides):
+    return config.load("tiny", ["model.backend=transformers", "model.dtype=auto", *overrides])
+
+
+@pytest.fixture
+def loaded(monkeypatch):
+    """What reaches Transformers' and Unsloth's loaders. Unsloth's prints, and starts vLLM as it does."""
+    import torch
+    from transformers import AutoModelForCausalLM
+    from vllm.utils.system_utils import suppress_stdout
+
+    calls = SimpleNamespace(transformers=None, unsloth=None)
+    model = torch.nn.Linear(1, 1)
+
+    def transformers(folder, **keywords):
+        calls.transformers = keywords
+        return model
+
+    def unsloth(folder, **keywords):
+        print("Unsloth's banner")
+        with suppress_stdout():
+            calls.unsloth = keywords
+        return model, None
+
+    fake = SimpleNamespace(from_pretrained=unsloth, get_peft_model=lambda model, **_: model)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", transformers)
+    monkeypatch.setattr("peft.get_peft_model", lambda model, _: model)
+    monkeypatch.setattr("peft.prepare_model_for_kbit_training", lambda model, **_: model)
+    monkeypatch.setitem(sys.modules, "unsloth", SimpleNamespace(FastLanguageModel=fake))
+    return calls
+
+
+def load(*overrides, with_vllm=False):
+    from aimo.training import models
+
+    return models.load(TINY, profile(*overrides), with_vllm)
+
+
+# ---- 1 and 7: Unsloth's loader
+
+
+def test_unsloth_is_silent_but_vllm_finds_a_file_descriptor_while_it_loads(gpus, loaded, capfd):
+    load("model.backend=unsloth", with_vllm=True)
+    assert loaded.unsloth["fast_inference"]
+    assert (
+        capfd.readouterr().out.startswith("Training in bfloat16") and "banner" not in capfd.readouterr().out
+    )
+
+
+def test_unsloths_engine_has_the_memory_and_the_seed_of_the_profile(gpus, loaded):
+    load("model.backend=unsloth", "grpo.vllm_gpu_memory=0.3", "seed=7", with_vllm=True)
+    assert loaded.unsloth["gpu_memory_utilization"] == 0.3 and loaded.unsloth["random_state"] == 7
+
+
+# ---- 3, 4, 5, 9: GPU and number type of each process
+
+
+@pytest.mark.parametrize(
+    "how, device", [("alone", {"": 0}), ("ddp", {"": 3}), ("zero2", {"": 3}), ("fsdp", None), ("zero3", None)]
+)
+def test_a_model_is_loaded_on_the_gpu_of_its_process_unless_it_will_be_sharded(
+    gpus, loaded, monkeypatch, how, device
+):
+    launched(monkeypatch, how)
+    load()
+    assert loaded.transformers["device_map"] == device
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("how", list(LAUNCHED))
+def test_all_weights_are_trained_in_float32_where_deepspeed_keeps_no_copy_of_them(
+    gpus, loaded, monkeypatch, how, dtype
+):
+    import torch
+
+    launched(monkeypatch, how)
+    load("model.lora=null", f"model.dtype={dtype}")
+    kept = getattr(torch, dtype) if how.startswith("zero") else torch.float32
+    assert loaded.transformers["dtype"] == kept
+    load(f"model.dtype={dtype}")
+    assert loaded.transformers["dtype"] == getattr(torch, dtype), "weights that are frozen"
+
+
+def test_unsloth_trains_all_weights_in_float32(gpus, loaded):
+    load("model.backend=unsloth", "model.lora=null")
+    assert loaded.unsloth["float32_mixed_precision"] and loaded.unsloth["full_finetuning"]
+
+
+def test_small_steps_move_every_weight_that_is_trained():
+    import torch
+
+    from aimo.training import placement
+
+    model = torch.nn.Linear(64, 64).bfloat16()
+    placement.keep_trained_in_float32(model)
+    before = model.weight.detach().clone()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, weight_decay=0.0)
+    for _ in range(10):
+        model.weight.grad = torch.ones_like(model.weight)
+        optimizer.step()
+    assert (model.weight != before).float().mean() > 0.99
+
+
+# ---- 2: adapters of a four-bit model
+
+
+def test_adapters_of_a_four_bit_model_are_trained_in_float32_though_trl_casts_them(tmp_path):
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+    from trl import SFTTrainer
+
+    from aimo.training import arguments, models, trainers
+
+    p = profile()
+    model = AutoModelForCausalLM.from_pretrained(TINY)
+    model = get_peft_model(model, LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    model.is_loaded_in_4bit = True  # TRL asks no more
+    parts = {
+        "model": model,
+        "args": arguments.sft_arguments(p, tmp_path),
+        "processing_class": models.load_tokenizer(TINY, p),
+        "train_dataset": trainers.to_dataset([{"prompt": "1+1=", "completion": "2"}]),
+    }
+    types = []
+    for build in (SFTTrainer, functools.partial(trainers.build, SFTTrainer, "sft")):
+        trained = [weight for weight in build(**parts).model.parameters() if weight.requires_grad]
+        types.append({weight.dtype for weight in trained})
+    assert types == [{torch.bfloat16}, {torch.float32}]
+
+
+# ---- 3: several GPUs in one process
+
+
+@pytest.mark.parametrize("gpus", [2], indirect=True)
+@pytest.mark.parametrize("stage", ["sft", "grpo", "dpo"])
+def test_a_notebook_that_sees_two_gpus_takes_one(gpus, tmp_path, stage):
+    from aimo.training import arguments
+
+    p = profile("dpo={learning_rate: 1.0e-3}")
+    assert getattr(arguments, f"{stage}_arguments")(p, tmp_path).n_gpu == 1
+
+
+@pytest.mark.parametrize("gpus, told", [(1, False), (2, True)], indirect=["gpus"])
+def test_a_notebook_says_how_to_train_on_the_gpus_that_it_leaves(gpus, loaded, capsys, told):
+    load()
+    assert ("takes one of the 2 GPUs; `aimo launch`" in capsys.readouterr().out) == told
+
+
+# ---- 5, 6, 10: completions of a probe
+
+
+class Asked:
+    """A model that says how often it was asked, and turns checkpointing off as Unsloth's `generate` does.
+
+    `unsloth_fast_generate`, models/llama.py of unsloth 2026.10.9.
+    """
+
+    def __init__(self):
+        import torch
+
+        self.layer = torch.nn.Linear(1, 1)
+        self.layer.gradient_checkpointing = "unsloth"
+        self.training, self.device, self.batches = True, torch.device("cpu"), []
+
+    def modules(self):
+        return [self, self.layer]
+
+    def train(self, mode=True):
+        self.training = mode
+
+    def eval(self):
+        self.train(False)
+
+    def generate(self, input_ids, max_new_tokens, **_):
+        import torch
+
+        self.batches.append(len(input_ids))
+        mode, was_training = self.layer.gradient_checkpointing, self.training
+        self.layer.gradient_checkpointing = self.training = False
+        if was_training:
+            self.for_training(mode)
+        return torch.cat([input_ids, torch.full((len(input_ids), max_new_tokens), 7)], dim=1)
+
+    def for_training(self, use_gradient_checkpointing):
+        self.training, self.layer.gradient_checkpointing = True, use_gradient_checkpointing
+
+
+def probed(max_tokens, rows=50):
+    from aimo.training import models, trainers
+
+    model, tokenizer = Asked(), models.load_tokenizer(TINY, profile())
+    prompts = [{"prompt": [{"role": "user", "content": "1 + 1?" * (i % 3 + 1)}]} for i in range(rows)]
+    return model, trainers.complete(model, tokenizer, prompts, max_tokens)
+
+
+def test_a_probe_under_unsloth_leaves_gradient_checkpointing_on():
+    model, _ = probed(4)
+    assert model.layer.gradient_checkpointing == "unsloth" and model.training
+
+
+def test_a_probe_answers_no_more_tokens_at_once_than_fit_beside_vllm():
+    long, texts = probed(5120)
+    assert len(texts) == sum(long.batches) == 50
+    assert max(long.batches) * 5120 < 2**15 and len(long.batches) < 12
+    short, again = probed(80)
+    assert short.batches == [50], "short answers are one batch"
+    assert [text[:3] for text in texts] == [text[:3] for text in again]
+
+
+# ---- 7: what the profile resolves to is what runs
+
+
+def unsloths(kind):
+    """A configuration class as Unsloth puts it in the place of TRL's: same name, other defaults, and an
+    upper clip of its own for an explicit `dapo` (models/rl.py of unsloth 2026.10.9)."""
+
+    class Config(kind):
+        def __init__(self, vllm_importance_sampling_correction=False, epsilon_high=None, **keywords):
+            keywords |= {"vllm_importance_sampling_correction": vllm_importance_sampling_correction}
+            super().__init__(epsilon_high=epsilon_high or 0.28, **keywords)
+            self.torch_empty_cache_steps = 250
+            self.generation_kwargs = {}
+
+    Config.__name__ = kind.__name__
+    return Config
+
+
+@pytest.mark.parametrize("overrides", [[], ["grpo.trl={epsilon_high: 0.4}"]])
+def test_unsloths_defaults_take_the_place_of_no_setting_that_trl_resolves(tmp_path, monkeypatch, overrides):
+    import trl
+
+    from aimo.training import arguments
+
+    plain = arguments.grpo_arguments(profile(*overrides), tmp_path)
+    monkeypatch.setattr(trl, "GRPOConfig", unsloths(trl.GRPOConfig))
+    theirs = arguments.grpo_arguments(profile(*overrides), tmp_path)
+    names = [f.name for f in dataclasses.fields(plain)]
+    differ = {name for name in names if getattr(plain, name) != getattr(theirs, name)}
+    assert differ == {"generation_kwargs"} and differ <= arguments.UNSLOTHS.keys()
+    assert theirs.vllm_importance_sampling_correction
+
+
+# ---- 8: combinations that these versions cannot run
+
+
+@pytest.mark.parametrize(
+    "overrides, told",
+    [
+        (["model.load_in_4bit=true", "grpo.generation=vllm"], "set model.load_in_4bit to false"),
+        (["model.load_in_4bit=true", "grpo.generation=vllm_server"], "set model.load_in_4bit to false"),
+        (["model.backend=unsloth", "model.lora=null", "grpo.generation=vllm"], "set model.backend to"),
+        (["model.load_in_4bit=true", "model.lora=null"], "four-bit weights are frozen; set lora"),
+    ],
+)
+def test_what_these_versions_cannot_run_is_refused_when_the_profile_is_read(overrides, told):
+    with pytest.raises(AimoError) as e:
+        profile(*overrides)
+    assert told in str(e.value) and "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("how", ["alone", "zero3"])
+@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("stage", ["sft", "grpo"])
+def test_advice_when_memory_runs_out_is_a_profile_that_loads(monkeypatch, how, name, stage):
+    from aimo.training.trainers import out_of_memory
+
+    launched(monkeypatch, how)
+    values = yaml.safe_load((config.PROFILES / f"{name}.yaml").read_text())
+    grpo = config.load(name).grpo
+    most = grpo.prompts_per_step * grpo.num_generations  # nothing is left to accumulate
+    values[stage] |= {"batch_size": 1} if stage == "sft" else {"gradient_accumulation_steps": most}
+    p = config.parse(values, name)
+    told = out_of_memory(stage, p, 3)
+    for key, value in advised(told):
+        section, _, last = key.partition(".")
+        changed = values | {section: values[section] | {last: value}}
+        if key == "model.max_length":  # a shorter context asks for shorter completions
+            changed["grpo"] = values["grpo"] | {"max_completion_length": 1, "max_prompt_length": 1}
+        config.parse(changed, name)
+    assert how == "alone" or "4bit" not in told
+
+
+def advised(told):
+    """The keys and values that a message proposes."""
+    yield from ((key, int(value)) for key, value in re.findall(r"(\w+\.\w+) from \d+ to (\d+)", told))
+    yield from ((key, True) for key in re.findall(r"set (\w+\.\w+): true", told))
+
+
+# ---- 9: shortcuts of the CPU
+
+
+@pytest.mark.parametrize("how", ["fsdp", "zero2", "zero3"])
+def test_a_model_that_waits_on_the_cpu_for_its_gpus_takes_no_shortcut_of_the_cpu(how):
+    import torch
+
+    from aimo.training.trainers import generates_merged
+
+    for device, merged in (("cpu", True), ("cuda", False)):
+        assert generates_merged(SimpleNamespace(device=torch.device(device)), profile()) == merged
+
+
+# ---- 11: a GPU that torch cannot use
+
+
+@pytest.fixture
+def old_driver(tmp_path, monkeypatch):
+    """`nvidia-smi` of a machine whose driver torch refuses."""
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text('#!/bin/sh\ncase "$1" in --query-gpu=driver*) echo 470.57;; *) echo "GPU 0";; esac\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    return monkeypatch
+
+
+def test_a_gpu_with_an_old_driver_is_named_and_not_silently_left_out(old_driver):
+    import torch
+
+    old_driver.setattr(torch.version, "cuda", "13.0")
+    with pytest.raises(AimoError, match=r"driver 470\.57 is too old for CUDA 13\.0: update it") as e:
+        load()
+    assert "\n" not in str(e.value)
+    old_driver.setattr(torch.version, "cuda", None)
+    with pytest.raises(AimoError, match="run `make setup`"):
+        machine.computes_on_gpu()
+
+
+def test_a_gpu_that_was_hidden_is_left_out(old_driver):
+    old_driver.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert not machine.computes_on_gpu()
