@@ -1,10 +1,15 @@
 """The figures of an evaluation, from samples made by hand; a model's own samples are in test_pipeline."""
 
+import asyncio
+import json
+
 import pytest
 
+from aimo import config, runs
 from aimo.evaluation import held_out
 from aimo.evaluation.metrics import Evaluation
 from aimo.inference.sampling import Completion
+from aimo.inference.settings import resolve
 
 
 def evaluation(golds, answers, tokens=10, seed=0):
@@ -42,3 +47,31 @@ def test_the_score_counts_only_known_answers(known):
     correct = 1 if known else 0
     expected = {"questions": 3, "known": known, "correct": correct, "fallbacks": 2}
     assert held_out.score(solutions) == expected
+
+
+class Model:
+    """A public model that writes the same every time."""
+
+    def __init__(self, folder):
+        self.settings = resolve(folder, {"samples": 2})
+
+    def load_weights(self, folder):
+        pass
+
+    def encode(self, problem):
+        return [1]
+
+    async def sample(self, prompt, seed, settings):
+        return Completion("hm</think>It is \\boxed{7}.", [5], True)
+
+    def run(self, coroutine):
+        return asyncio.run(coroutine)
+
+
+def test_the_format_of_a_public_model_is_that_of_its_own_tags(public_model, tmp_path):
+    profile = tmp_path / "public.yaml"
+    profile.write_text(json.dumps({"model": {"base": str(public_model)}}))
+    run = runs.Run(config.load(profile), tmp_path, "inference", 0.0)
+    row = {"prompt": [{"role": "user", "content": "3 + 4?"}], "answer": "7"}
+    figures = held_out.compare(Model(public_model), run, [row])["base"].metrics()
+    assert (figures["format"], figures["pass@1"]) == (1.0, 1.0)

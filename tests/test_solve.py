@@ -27,7 +27,7 @@ class ModelServer:
     waits for `go_on`.
     """
 
-    def __init__(self, streams=10**9, hangs=False, port=0, replies=(PIECES,)):
+    def __init__(self, streams=10**9, hangs=False, port=0, replies=(PIECES,), ids=True):
         self.left, self.hangs, self.dead = streams, hangs, False
         self.replies, self.go_on = itertools.cycle(replies), threading.Event()
         self.go_on.set()
@@ -57,7 +57,9 @@ class ModelServer:
                     self.send_header("Transfer-Encoding", "chunked")
                     self.end_headers()
                     for i, piece in enumerate(next(outer.replies)[: 1 if fails else None], 1):
-                        choice = {"index": 0, "text": piece, "finish_reason": None, "token_ids": [i]}
+                        choice = {"index": 0, "text": piece, "finish_reason": None}
+                        if ids:
+                            choice["token_ids"] = [i]
                         self.event({"choices": [choice]})
                         outer.go_on.wait()
                 if fails and outer.hangs:
@@ -276,3 +278,8 @@ def test_a_problem_may_be_answered_with_programs_whose_output_is_shown(ask):
 def test_a_problem_that_cannot_be_asked_or_answered_is_told_in_one_line(ask, arguments, code, told):
     found, _, err = ask(ModelServer(replies=[["I do not know"]]), *arguments)
     assert found == code and told in err and err.count("\n") == 1
+
+
+def test_a_server_that_sends_no_token_ids_is_told_in_one_line(ask):
+    code, _, err = ask(ModelServer(ids=False), "1 + 1?")
+    assert code == 1 and "sends no token ids; serve with vLLM" in err and err.count("\n") == 1

@@ -6,6 +6,9 @@ from pathlib import Path
 from aimo.config import Profile, resolve
 from aimo.errors import AimoError
 
+OTHER_FORMATS = ["original/*", "metal/*"]
+"""Files of a hub's repository that hold the same weights again, such as gpt-oss's."""
+
 
 def local_folder(base: str, revision: str | None = None) -> Path:
     """A model folder for a path or hub id, downloaded if need be.
@@ -24,7 +27,7 @@ def local_folder(base: str, revision: str | None = None) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(base, revision=revision))
+        return Path(snapshot_download(base, revision=revision, ignore_patterns=OTHER_FORMATS))
     except Exception as e:  # the hub client raises many kinds
         reason = " ".join(str(e).split())[:200]
         at = f" at revision {revision!r}" if revision else ""

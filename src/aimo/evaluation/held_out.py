@@ -1,6 +1,6 @@
 """What notebook 04 shows: the models of a run on held-out problems, and the answers to its test file."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,9 @@ def compare(engine: Engine, run: Run, rows: list[dict[str, Any]]) -> dict[str, E
     if not rows:
         return {}
     models, profile = run.models(), run.profile
+    prompt = profile.prompt
+    if not profile.trained:  # the format of a public model is its own
+        prompt = replace(prompt, **asdict(engine.settings.tags))
     evaluations: dict[str, Evaluation] = {}
     for i, (name, folder) in enumerate(models.items()):
         engine.load_weights(folder)
@@ -36,9 +39,7 @@ def compare(engine: Engine, run: Run, rows: list[dict[str, Any]]) -> dict[str, E
         def progress(done: int, total: int, before: int = i) -> None:
             run.progress(before * total + done, len(models) * total)
 
-        evaluations[name] = evaluate(
-            engine, rows, profile.prompt, engine.settings.samples, profile.seed, progress
-        )
+        evaluations[name] = evaluate(engine, rows, prompt, engine.settings.samples, profile.seed, progress)
     write_json(kept["majority"], {name: e.majority() for name, e in evaluations.items()})
     texts = {name: [group[0].text for group in e.completions[:SHOWN]] for name, e in evaluations.items()}
     write_json(kept["samples"], {"rows": rows[:SHOWN], "texts": texts})
