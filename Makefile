@@ -58,9 +58,8 @@ bench: setup ## the figures of the whole pipeline for seeds 0, 1 and 2
 kernels: setup ## build the Kaggle kernel from the sources; PROFILE=NAME puts its settings in
 	.venv/bin/aimo kernel build submission $(if $(filter-out tiny,$(PROFILE)),--profile $(PROFILE))
 
-push: kernels ## push the submission kernel to Kaggle (token: KAGGLE_API_TOKEN or ~/.kaggle)
-	@! grep -n INSERT_YOUR kernels/submission/kernel-metadata.json || { echo "aimo: put your Kaggle name into kernels/submission/kernel-metadata.json first"; exit 2; }
-	.venv/bin/kaggle kernels push -p kernels/submission
+push: kernels ## push the submission kernel to Kaggle (docs/kaggle.md)
+	.venv/bin/aimo kaggle push submission
 
 # unsloth on a CPU needs none of these, and their CUDA builds break CPU torch.
 NO_CPU := torchvision torchaudio torchcodec triton xformers

@@ -1,6 +1,6 @@
 """Builds a Kaggle kernel: one self-contained notebook with the whole of `aimo.inference` inside.
 
-Out of scope: pushing it, which the kaggle client does (`make push`).
+Out of scope: pushing it (`aimo.kaggle.kernel_runs`).
 """
 
 import ast
