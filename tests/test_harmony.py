@@ -38,9 +38,16 @@ WORDS = [
 SPECIAL = [199999, 200000, 200001, 200002, 200003, 200005, 200006, 200007, 200008, 200012, 201087]
 
 
+@pytest.fixture(autouse=True)
+def no_vocabulary_of_the_users(monkeypatch):
+    monkeypatch.delenv("TIKTOKEN_ENCODINGS_BASE", raising=False)
+
+
 @pytest.fixture(scope="session")
 def encoding(shared):
-    return harmony.load(shared / "harmony")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("TIKTOKEN_ENCODINGS_BASE", raising=False)
+        return harmony.load(shared / "harmony")
 
 
 def begin(encoding, problem="1 + 1?", settings=SETTINGS, index=0, rules="", with_tools=True):
@@ -131,7 +138,8 @@ def test_messages_are_read_as_the_library_reads_them(encoding):
         assert [(m.channel, m.recipient, encoding.decode(m.content)) for m in ours] == [
             (m.channel, m.recipient, m.content[0].text) for m in theirs
         ]
-        assert begin(encoding).count_malformed(ids) == 0 and len(ours) == len(messages)
+        _, earlier = written_turn(rng, encoding, called=True)
+        assert len(ours) == len(messages) and begin(encoding).count_malformed(earlier + ids) == 0
 
 
 def mutate(rng, ids):
@@ -209,6 +217,8 @@ ANSWER = "<|channel|>final<|message|>It is \\boxed{42}."
         ("<|channel|>analysis to=python<|message|>{1: 2}<|return|>", "{1: 2}", 0),
         # <|call|> without a recipient can only mean the one tool.
         ("<|channel|>analysis<|message|>print(1)<|call|>", "print(1)", 0),
+        # ... but an answer stays one.
+        (ANSWER + "<|call|>", None, 0),
         # Headers: no channel, an unknown one, two, text between the parts, another role, none at all.
         (" to=python<|message|>1<|call|>", "1", 1),
         ("<|channel|>thought to=python<|message|>1<|call|>", "1", 1),
@@ -381,6 +391,12 @@ def test_a_tokenizer_of_another_kind_makes_no_vocabulary(tmp_path, monkeypatch, 
         harmony.load(tmp_path)
 
 
+def test_a_tokenizers_tokens_are_written_with_their_bytes_and_ranks(tmp_path):
+    file = tmp_path / "tokenizer.json"
+    file.write_text(json.dumps({"model": {"vocab": {"\u0120b": 1, "a": 0, "<|start|>": harmony.START}}}))
+    assert harmony.ranks(file) == b"YQ== 0\nIGI= 1\n"
+
+
 def test_it_is_found_among_kaggles_inputs(tmp_path, monkeypatch, shared):
     attached = tmp_path / "inputs/datasets/owner/harmony"
     shutil.copytree(shared / "harmony", attached)
@@ -431,7 +447,15 @@ def gpt_oss(tmp_path_factory, encoding, shared):
         head_dim=32,
         sliding_window=128,
         max_position_embeddings=2048,
-        rope_parameters={"rope_type": "default", "rope_theta": 150000.0},
+        rope_parameters={
+            "rope_type": "yarn",
+            "rope_theta": 150000.0,
+            "factor": 2.0,
+            "original_max_position_embeddings": 1024,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "truncate": False,
+        },
         layer_types=["sliding_attention", "full_attention"],
         eos_token_id=harmony.RETURN,
     )
