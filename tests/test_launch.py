@@ -353,6 +353,40 @@ def test_one_node_under_slurm_serves_on_its_last_gpus(tmp_path, capsys):
     assert "env CUDA_VISIBLE_DEVICES=2,3 " in text and "env CUDA_VISIBLE_DEVICES=0,1 " in text
 
 
+SHARDED = """
+import sys
+from transformers import AutoModelForCausalLM
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+def load(*_, **keywords):
+    print("sharded while it loads:", is_deepspeed_zero3_enabled(), keywords["device_map"])
+    raise SystemExit
+AutoModelForCausalLM.from_pretrained = load
+from aimo.training import launch
+sys.argv[1:] = ["sft", "--profile", "tiny", "--run-dir", *sys.argv[1:]]
+launch.main()
+"""
+
+
+@pytest.mark.slow  # a process of a job, up to its model
+@pytest.mark.parametrize("stage", [2, 3])
+def test_zero_3_shards_the_weights_while_they_are_read(tmp_path, stage):
+    folder = prepare(tmp_path / "run", QUICK)
+    fake = tmp_path / "fake"
+    (fake / "deepspeed").mkdir(parents=True)
+    (fake / "deepspeed/__init__.py").write_text("")
+    (fake / "deepspeed-0.18.0.dist-info").mkdir()
+    (fake / "deepspeed-0.18.0.dist-info/METADATA").write_text("Name: deepspeed\nVersion: 0.18.0\n")
+    launched = {
+        "PYTHONPATH": str(fake),
+        "ACCELERATE_USE_DEEPSPEED": "true",
+        "ACCELERATE_DEEPSPEED_ZERO_STAGE": str(stage),
+        "ACCELERATE_DEEPSPEED_ZERO3_INIT": "true",
+    }
+    command = [sys.executable, "-c", SHARDED, str(folder), *settings(QUICK)]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | launched)
+    assert f"sharded while it loads: {stage == 3}" in done.stdout, done.stderr[-2000:]
+
+
 ANSWERS = """
 import http.server, sys
 class Handler(http.server.BaseHTTPRequestHandler):

@@ -153,12 +153,12 @@ def configure(kind: Any, stage: str, profile: Profile, folder: Path, **arguments
     values = common(stage, profile, folder) | same_name(section, known) | arguments | section.trl
     try:
         configured = kind(**values)
-        plain = trls_own(kind)(**values)
+        # Of TRL's own there is one at a time: DeepSpeed's configuration lives as long as the last one made.
+        plain = configured if trls_own(kind) is kind else trls_own(kind)(**values)
     except (TypeError, ValueError) as e:
         raise AimoError(f"{stage}: {' '.join(str(e).split())}") from None
-    if type(plain) is not kind:  # Unsloth's has other defaults, and changes some values
-        for name in {f.name for f in fields(plain)} - UNSLOTHS.keys():
-            setattr(configured, name, getattr(plain, name))
+    for name in {f.name for f in fields(plain)} - UNSLOTHS.keys():  # Unsloth's class changes some values
+        setattr(configured, name, getattr(plain, name))
     trl_compat.take_one_gpu(configured)
     return configured
 
