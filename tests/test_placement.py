@@ -77,6 +77,7 @@ def loaded(monkeypatch):
 
     calls = SimpleNamespace(transformers=None, unsloth=None)
     model = torch.nn.Linear(1, 1)
+    model.device, model.dtype = torch.device("cpu"), torch.float32
 
     def transformers(folder, **keywords):
         calls.transformers = keywords
@@ -145,6 +146,13 @@ def test_all_weights_are_trained_in_float32_where_deepspeed_keeps_no_copy_of_the
     assert loaded.transformers["dtype"] == kept
     load(f"model.dtype={dtype}")
     assert loaded.transformers["dtype"] == getattr(torch, dtype), "weights that are frozen"
+
+
+def test_float32_weights_compute_in_the_type_of_the_profile_before_training_too(loaded):
+    import torch
+
+    model = load("model.lora=null", "model.dtype=bfloat16")
+    assert model(torch.ones(1, 1)).dtype == torch.bfloat16 and model.weight.dtype == torch.float32
 
 
 def test_unsloth_trains_all_weights_in_float32(gpus, loaded):

@@ -129,6 +129,9 @@ def load_with_peft(folder: Path, profile: Profile) -> Any:
         attn_implementation=settings.attention,
     )
     if lora is None:
+        dtype = getattr(torch, placement.choose_dtype(profile)[0])
+        # As accelerate does when training starts; completions before that are computed in the same type.
+        model.forward = torch.autocast(model.device.type, dtype, enabled=dtype != model.dtype)(model.forward)
         return model
     torch.manual_seed(profile.seed)
     if settings.load_in_4bit:
