@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 TINY = ROOT / "data" / "tiny-base"
 AIMO = Path(sys.executable).with_name("aimo")
 GUARD = Path(__file__).parent / "guard"
+pytest.register_assert_rewrite("stand_in")  # also a plugin, of the tests that name it as one
 # The demo with few steps, in about a minute.
 SMALL = [
     "data.sft.rows=200",

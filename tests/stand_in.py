@@ -82,8 +82,7 @@ class Kaggle:
         self.left = 5
         self.invalid = {}
         self.user = "me"
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.http.daemon_threads = True
+        self.http = Server(("127.0.0.1", 0), Handler)
         self.http.kaggle = self
         self.url = f"http://127.0.0.1:{self.http.server_port}"
         threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
@@ -233,6 +232,16 @@ class Kaggle:
 
     def ListSubmissions(self, request):
         return self.page(request, "submissions", self.submissions)
+
+
+class Server(ThreadingHTTPServer):
+    """A server that prints nothing of a client that hangs up, and keeps any other error for the test."""
+
+    daemon_threads = True
+
+    def handle_error(self, request, client_address):
+        if not isinstance(sys.exception(), OSError):
+            self.kaggle.wrong.append(repr(sys.exception()))
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -224,7 +224,8 @@ def test_an_input_that_kaggle_does_not_know_is_an_error_not_a_run_without_it(kag
 def test_an_error_in_place_of_an_output_is_not_saved(kaggle, aimo, refused, tmp_path):
     aimo("push", "submission")
     kaggle.faults["GET submission.parquet"] = [(403, "Expired")]
-    assert "submission.parquet" in refused("output", "submission")
+    line = refused("output", "submission")
+    assert "submission.parquet: HTTPError: 403" in line and "give the same command again" in line
     kaggle.faults["GET submission.parquet"] = [(500, "Internal", {"code": 200})]
     assert "bytes came of" in refused("output", "submission")
     folder = tmp_path / "output" / "aimo-submission" / "1"
@@ -343,6 +344,17 @@ def test_only_a_complete_version_with_answers_is_submitted(kaggle, aimo, refused
     assert not kaggle.asked("CreateCodeSubmission")
     assert aimo("submit", "aimo-submission", *message)[0] == 0
     assert kaggle.asked("CreateCodeSubmission")[0].kernel_version == 3
+
+
+def test_a_model_that_was_made_again_is_joined_with_the_run_that_made_it_last(kaggle):
+    from aimo.kaggle import records
+
+    for run in ("runs/first", "runs/second"):
+        records.record("model", model=f"{MODEL}/1", run=run, profile="tiny")
+    records.record("push", kernel=KERNEL, version=1, models=["you/base/transformers/b/1", f"{MODEL}/1"])
+    records.record("submit", ref=7, kernel=KERNEL, version=1)
+    assert records.origin(7)["run"] == "runs/second"
+    assert records.origin(8) == {}
 
 
 def test_scores_of_submissions_made_elsewhere_are_listed_without_an_origin(kaggle, aimo):

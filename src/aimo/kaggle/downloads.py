@@ -19,6 +19,7 @@ from kagglesdk.competitions.types.competition_api_service import ApiDownloadData
 from aimo.config import ROOT
 from aimo.errors import AimoError
 from aimo.inference.competitions import COMPETITIONS
+from aimo.inference.errors import one_line
 from aimo.kaggle import client
 from aimo.kaggle.client import Api
 
@@ -44,9 +45,10 @@ def save(request: Callable[[], requests.Response], path: Path, size: int | None 
         written, expected = write(request, partial, size)
     except OSError as e:
         partial.unlink(missing_ok=True)
-        if isinstance(e, requests.RequestException):
-            e.thing = getattr(e, "thing", path.name)  # type: ignore[attr-defined]
+        if hasattr(e, "thing"):  # of the API, not of a file's address
             raise
+        if isinstance(e, requests.RequestException):
+            raise AimoError(f"{path.name}: {one_line(e)}; give the same command again") from None
         if e.errno in FULL:
             raise AimoError(
                 f"{path}: the disk is full; free some space and give the same command again; it keeps "
