@@ -235,7 +235,6 @@ def test_each_variant_is_asked_in_its_share_of_the_samples_spread_evenly():
         ({"tags": {"answer_end": "<|endoftext|>"}}, True),
         ({"tags": {"think_end": "<|endoftext|>\n"}}, True),
         ({"tool_parser": "hermes"}, True),
-        ({"format": "harmony"}, True),
     ],
 )
 def test_special_tokens_stay_in_the_text_where_something_that_is_read_is_made_of_them(
@@ -243,6 +242,7 @@ def test_special_tokens_stay_in_the_text_where_something_that_is_read_is_made_of
 ):
     model = sampler(QWEN3, **settings)
     assert prompts.keeps_special_tokens(model.tokenizer, model.settings) is kept
+    assert prompts.keeps_special_tokens(model.tokenizer, Settings(format="harmony"))
 
 
 def test_prompts_longer_than_the_context_are_refused_before_anything_is_loaded(public_model):
