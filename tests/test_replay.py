@@ -5,15 +5,17 @@ import json
 import math
 import random
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 from conftest import aimo
 
 from aimo import cli
+from aimo.data import builtin
 from aimo.errors import AimoError
 from aimo.evaluation import replay, traces
 from aimo.evaluation.traces import Question, Recorded, Traces
+from aimo.inference.gateway import answer_file
 from aimo.inference.journal import Journal
 from aimo.inference.solution import End, Sample
 
@@ -229,3 +231,20 @@ def test_wrong_arguments_are_one_line_and_exit_code_2(tmp_path, monkeypatch, cap
         cli.main()
     said = capsys.readouterr().err
     assert e.value.code == 2 and len(said.splitlines()) == 1 and named in said, said
+
+
+def test_what_the_solver_journals_can_be_replayed(tmp_path, engine, monkeypatch):
+    """From an answered file to the table of rules, confidences included."""
+    monkeypatch.setattr(engine, "settings", replace(engine.settings, confidence=True))
+    problems = builtin.generate(4, "heldout", 5)
+    rows = "".join(f'q{i},"{p.problem}",{p.answer}\n' for i, p in enumerate(problems))
+    (tmp_path / "test.csv").write_text(f"id,problem,answer\n{rows}")
+    solutions = answer_file(engine, tmp_path / "test.csv", tmp_path / "a.csv", 0)
+    read = traces.read([tmp_path / "a.journal.jsonl"], traces.read_golds(tmp_path / "test.csv"))[0]
+    samples = [sample for solution in solutions.values() for sample in solution.samples]
+    assert read.stopped == sum(sample.end is End.STOPPED for sample in samples)
+    figures = replay.compare(read, draws=10)
+    assert {"ours:tail_entropy", "all:logprob", "ours:ties"} <= {row.rule for row in figures}
+    for question in read.questions:
+        votes = Counter(sample.answer for sample in question.ours if sample.answer is not None)
+        assert votes == solutions[question.id].votes
