@@ -1,7 +1,7 @@
 """A stand-in for Kaggle's API on loopback, for the real client.
 
 Requests are read with the client's own types, field by field. `faults` holds, for a request's name, what
-happens in place of its next answers: a status with a message and headers, or CUT.
+happens in place of its next answers: a status with a message and headers, CUT or HANG.
 """
 
 import importlib
@@ -23,7 +23,7 @@ from conftest import TINY
 
 from aimo import cli, config
 
-CUT = "cut"
+CUT, HANG = "cut", "hang"
 TOKENS = "Bearer good-token", f"Basic {b64encode(b'me:good').decode()}"
 SUBMISSION = io.BytesIO()
 pl.DataFrame({"id": ["a", "b"], "answer": [1, 2]}).write_parquet(SUBMISSION)
@@ -81,6 +81,7 @@ class Kaggle:
         self.submissions = []
         self.left = 5
         self.invalid = {}
+        self.closing = threading.Event()
         self.user = "me"
         self.http = Server(("127.0.0.1", 0), Handler)
         self.http.kaggle = self
@@ -88,6 +89,7 @@ class Kaggle:
         threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
 
     def close(self):
+        self.closing.set()
         self.http.shutdown()
         self.http.server_close()
 
@@ -268,7 +270,9 @@ class Handler(BaseHTTPRequestHandler):
         if not queue:
             return False
         fault = queue.pop(0)
-        if fault == CUT:
+        if fault == HANG:
+            self.server.kaggle.closing.wait(5)
+        if fault in (CUT, HANG):
             self.close_connection = True
             self.connection.close()
             return True

@@ -4,11 +4,13 @@ import json
 import shutil
 import sys
 import tempfile
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, TINY
-from stand_in import CUT, SUBMISSION
+from stand_in import CUT, HANG, SUBMISSION
 
 pytest_plugins = ["stand_in"]
 KERNEL = "me/aimo-submission"
@@ -149,14 +151,18 @@ def test_a_dry_run_prints_each_request_and_sends_none(kaggle, aimo, request, com
     assert not list(Path(tempfile.gettempdir()).rglob("*.json"))  # nothing that a real push would go on with
 
 
-def test_a_limit_is_waited_for_with_the_time_shown(kaggle, aimo):
-    kaggle.faults["SaveKernel"] = [
-        (429, "Too many requests", {"Retry_After": "0.2"}),
-        (429, "Too many requests"),
-    ]
+def test_a_limit_is_waited_for_with_the_time_shown(kaggle, aimo, monkeypatch):
+    from aimo.kaggle import client
+
+    slept = []
+    monkeypatch.setattr(client.time, "sleep", slept.append)
+    date = format_datetime(datetime.now(UTC) + timedelta(seconds=90), usegmt=True)
+    times = [{"Retry_After": "7"}, {"Retry_After": date}, {"Retry_After": "soon"}, {}]
+    kaggle.faults["SaveKernel"] = [(429, "Too many requests", more) for more in times]
     code, _, err = aimo("push", "submission")
-    assert code == 0 and err.count("rate limit of Kaggle: waiting 0 s, until ") == 2
-    assert len(kaggle.asked("SaveKernel")) == 3 and len(kaggle.kernels[KERNEL]) == 1
+    assert code == 0 and "rate limit of Kaggle: waiting 7 s, until " in err and len(err.splitlines()) == 4
+    assert slept == [7, pytest.approx(90, abs=5), client.LIMITED_PAUSE_S, client.LIMITED_PAUSE_S]
+    assert len(kaggle.asked("SaveKernel")) == 5 and len(kaggle.kernels[KERNEL]) == 1
 
 
 def test_what_changes_nothing_is_asked_again_when_kaggle_fails_or_the_connection_breaks(kaggle, aimo):
@@ -164,6 +170,16 @@ def test_what_changes_nothing_is_asked_again_when_kaggle_fails_or_the_connection
     kaggle.faults["GetKernelSessionStatus"] = [(500, "Internal"), CUT, (503, "Busy")]
     assert aimo("status", "submission")[0] == 0
     assert len(kaggle.asked("GetKernelSessionStatus")) == 4
+
+
+def test_an_answer_that_never_comes_is_asked_for_again(kaggle, aimo, monkeypatch):
+    from aimo.kaggle import kaggle_compat
+
+    aimo("push", "submission")
+    monkeypatch.setattr(kaggle_compat, "TIMEOUT_S", (0.3, 0.3))
+    kaggle.faults["GetKernelSessionStatus"] = [HANG]
+    assert aimo("status", "submission")[0] == 0
+    assert len(kaggle.asked("GetKernelSessionStatus")) == 2
 
 
 def test_what_changes_something_is_not_repeated_when_it_may_have_arrived(kaggle, refused):

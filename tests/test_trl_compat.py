@@ -1,4 +1,4 @@
-"""Private names of other libraries are used in one module only, and do what its docstrings say."""
+"""Private names of other libraries are used in two modules only, and do what their docstrings say."""
 
 import ast
 import re
@@ -10,7 +10,11 @@ import pytest
 from conftest import ROOT
 
 PACKAGE = ROOT / "src" / "aimo"
-COMPAT = PACKAGE / "training" / "trl_compat.py"
+HUGGING_FACE = r"https://github\.com/huggingface/(trl|transformers)/blob/v[\d.]+/"
+COMPAT = {  # packages, and the link of an entry
+    PACKAGE / "training" / "trl_compat.py": (("trl", "transformers"), HUGGING_FACE),
+    PACKAGE / "kaggle" / "kaggle_compat.py": (("kagglesdk",), r"https://pypi\.org/project/kagglesdk/[\d.]+/"),
+}
 PRIVATE = re.compile(r"_(?!_)\w*[^_]")  # not __dunder__, nor _protocol_ of IPython
 
 
@@ -22,7 +26,7 @@ def own_names() -> set[str]:
     """Names that aimo itself gives to functions, classes and variables."""
     names = set()
     for path in PACKAGE.rglob("*.py"):
-        if path == COMPAT:
+        if path in COMPAT:
             continue
         tree = tree_of(path)
         plain = [
@@ -71,15 +75,15 @@ def private_names(tree: ast.Module, own: set[str]) -> Iterator[str]:
         yield from (name for name in found if PRIVATE.fullmatch(name) and name not in own)
 
 
-def test_no_module_but_trl_compat_uses_a_private_name_of_another_library():
+def test_no_module_but_those_two_uses_a_private_name_of_another_library():
     own = own_names()
     found = {
         f"{path.relative_to(PACKAGE)}: {name}"
         for path in PACKAGE.rglob("*.py")
-        if path != COMPAT
+        if path not in COMPAT
         for name in private_names(tree_of(path), own)
     }
-    assert not found, "move it to training/trl_compat.py, with version, reason and link"
+    assert not found, "move it to one of them, with version, reason and link"
 
 
 @pytest.mark.parametrize(
@@ -103,21 +107,21 @@ def test_own_names_and_the_standard_library_are_allowed():
     assert list(private_names(ast.parse(code), {"_ours"})) == []
 
 
-def test_every_entry_names_the_versions_that_are_installed_and_a_link():
+@pytest.mark.parametrize("path", COMPAT, ids=lambda path: path.stem)
+def test_every_entry_names_the_versions_that_are_installed_and_a_link(path):
     from importlib.metadata import version
 
-    tree = tree_of(COMPAT)
+    packages, link = COMPAT[path]
+    tree = tree_of(path)
     heading = ast.get_docstring(tree)
-    for package in ("trl", "transformers"):
-        assert version(package) in heading, f"look over trl_compat for {package} {version(package)}"
+    for package in packages:
+        assert version(package) in heading, f"look over {path.name} for {package} {version(package)}"
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and any(
             private_names(ast.Module([node], []), set())
         ):
             text = ast.get_docstring(node)
-            assert re.search(r"https://github\.com/huggingface/(trl|transformers)/blob/v[\d.]+/", text), (
-                node.name
-            )
+            assert re.search(link, text), node.name
             assert set(private_names(ast.Module([node], []), set())) <= set(re.findall(r"\w+", text)), (
                 node.name
             )

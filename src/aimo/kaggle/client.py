@@ -18,23 +18,22 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
 import requests
-from requests.adapters import HTTPAdapter
 
 from aimo.errors import AimoError
 from aimo.inference.errors import one_line
+from aimo.kaggle.kaggle_compat import limit_times
 
 # Importing the client signs in, and prints a page of help where there is no token.
 with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
     from kaggle.api.kaggle_api_extended import KaggleApi, ResumableUploadContext
 
 TOKENS = "https://www.kaggle.com/settings"
-TIMEOUT_S = 10, 300
-"""Seconds to wait for a connection, and for the next bytes of an answer; the client would wait for ever."""
 TRIES = 4
 """How often a request that changes nothing is made when Kaggle fails or the connection breaks."""
 PAUSE_S = 2.0
@@ -48,12 +47,17 @@ REPEATABLE = ("Get", "List", "Download", "Introspect", "Start")
 """How the names of requests begin that may be made twice: they change nothing that a user sees."""
 
 
-class Timed(HTTPAdapter):
-    """Connections with a time limit."""
+class Uploads(ResumableUploadContext):  # type: ignore[misc]
+    """Uploads that a later call goes on with, and a list of them."""
 
-    def send(self, request: Any, *args: Any, **options: Any) -> requests.Response:
-        """Send a request under `TIMEOUT_S`, unless it has a limit of its own."""
-        return super().send(request, *args, **options | {"timeout": options.get("timeout") or TIMEOUT_S})
+    def __init__(self) -> None:
+        super().__init__()
+        self.uploads: list[Any] = []
+
+    def new_resumable_file_upload(self, path: str, request: Any) -> Any:
+        """An upload of one file, new or begun by an earlier call."""
+        self.uploads.append(super().new_resumable_file_upload(path, request))
+        return self.uploads[-1]
 
 
 class Api(KaggleApi):  # type: ignore[misc]
@@ -72,9 +76,7 @@ class Api(KaggleApi):  # type: ignore[misc]
         """The SDK's client, with `call` around every request."""
         client = super().build_kaggle_client()
         http = client.http_client()
-        http._init_session()
-        for scheme in ("https://", "http://"):
-            http._session.mount(scheme, Timed())
+        limit_times(http)
         http.call = functools.partial(self.call, http.call)
         return client
 
@@ -113,8 +115,7 @@ class Api(KaggleApi):  # type: ignore[misc]
         """Seconds until a request is made again; None: it is not."""
         code = status(error)
         if code == 429 and attempt < LIMITED_TRIES:
-            named = self._get_retry_after_delay(error.response)
-            seconds = float(LIMITED_PAUSE_S if named is None else named)
+            seconds = named_pause(error.response)
             if seconds > LONGEST_PAUSE_S:
                 return None
             until = datetime.now() + timedelta(seconds=seconds)
@@ -130,7 +131,7 @@ class Api(KaggleApi):  # type: ignore[misc]
 
         What has arrived is kept for the next call until the request has succeeded.
         """
-        with ResumableUploadContext() as uploads:
+        with Uploads() as uploads:
             self.upload_files(body, None, str(folder), kind, uploads, True, folders)
             yield
 
@@ -147,7 +148,7 @@ class Api(KaggleApi):  # type: ignore[misc]
                 print(f"PUT {path.name}, {path.stat().st_size:,} bytes")
             return
         super().upload_files(request, resources, folder, blob_type, upload_context, *args)
-        failed = [upload for upload in upload_context._file_uploads if not upload.upload_complete]
+        failed = [upload for upload in upload_context.uploads if not upload.upload_complete]
         for upload in failed:
             upload.cleanup()  # or else the next call would go on with an upload that Kaggle has given up
         if failed:
@@ -206,6 +207,19 @@ def token_source() -> str:
         f"there is no Kaggle token: make one at {TOKENS}, put it into ~/.kaggle/access_token and run "
         "`chmod 600 ~/.kaggle/access_token`, or set KAGGLE_API_TOKEN"
     )
+
+
+def named_pause(response: Any) -> float:
+    """The seconds to wait that an answer names, as a number or a date; `LIMITED_PAUSE_S` if it names none."""
+    named = response.headers.get("Retry-After", "")
+    try:
+        return float(named)
+    except ValueError:
+        pass
+    try:
+        return max(0.0, (parsedate_to_datetime(named) - datetime.now(UTC)).total_seconds())
+    except ValueError:
+        return LIMITED_PAUSE_S
 
 
 def show(name: str, request: Any) -> None:

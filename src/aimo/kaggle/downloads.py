@@ -22,6 +22,7 @@ from aimo.inference.competitions import COMPETITIONS
 from aimo.inference.errors import one_line
 from aimo.kaggle import client
 from aimo.kaggle.client import Api
+from aimo.kaggle.kaggle_compat import TIMEOUT_S
 
 INPUTS = Path("/kaggle/input")
 CHUNK = 1 << 20
@@ -30,7 +31,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 def fetch(url: str) -> Callable[[], requests.Response]:
     """A request for a signed address, which takes no token."""
-    return lambda: requests.get(url, stream=True, timeout=client.TIMEOUT_S)
+    return lambda: requests.get(url, stream=True, timeout=TIMEOUT_S)
 
 
 def save(request: Callable[[], requests.Response], path: Path, size: int | None = None) -> None:
