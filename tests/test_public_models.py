@@ -28,10 +28,17 @@ def test_there_is_one_for_each_kind_of_machine():
 
 @pytest.mark.parametrize("name", PUBLIC)
 def test_it_does_inference_alone_and_vllm_has_its_arguments(name):
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
     from aimo.inference.engine import check_arguments
 
     assert PUBLIC[name].stages == ("inference",)
-    check_arguments(PUBLIC[name].inference.vllm or {})
+    arguments = PUBLIC[name].inference.vllm or {}
+    check_arguments(arguments)
+    options = [f"--{key.replace('_', '-')}={value}" for key, value in arguments.items()]
+    parsed = vars(AsyncEngineArgs.add_cli_args(FlexibleArgumentParser()).parse_args(options))
+    assert {key: parsed[key] for key in arguments} == arguments, "vLLM's own parser takes other values"
 
 
 @pytest.mark.parametrize("competition", COMPETITIONS)
