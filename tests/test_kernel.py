@@ -9,12 +9,12 @@ import nbformat
 import papermill
 import polars as pl
 import pytest
-from conftest import TINY
 
 from aimo import config
 from aimo.config import ROOT
 from aimo.errors import AimoError
 from aimo.inference import gateway
+from aimo.inference.competitions import COMPETITIONS
 from aimo.inference.settings import Settings
 from aimo.kaggle import kernels
 
@@ -79,37 +79,62 @@ def test_a_kernel_is_a_folder_of_kernels(name, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+SERVER = """
+import polars as pl
+
+class AIMO3InferenceServer:
+    def __init__(self, predict):
+        self.predict = predict
+
+    def serve(self):
+        asked = pl.read_csv("hidden.csv").rows()
+        rows = [self.predict(pl.Series([id_]), pl.Series([problem])) for id_, problem in asked]
+        pl.concat(rows).write_parquet("submission.parquet")
+"""
+
+
 @pytest.mark.engine
-@pytest.mark.parametrize(
-    "competition, column, high", [("aimo3", "problem", 99999), ("aimo2", "question", 999)]
-)
-def test_it_answers_a_test_file_alone_in_an_empty_folder(tmp_path, competition, column, high):
+@pytest.mark.parametrize("competition, rerun", [("aimo2", False), ("aimo3", True)])
+def test_it_answers_with_a_public_model_alone_in_an_empty_folder(
+    tmp_path, monkeypatch, public_model, competition, rerun
+):
+    """In a rerun Kaggle's server asks, else our own gateway; the settings are those of a profile."""
+    profile = tmp_path / "public.yaml"
+    inference = {"samples": 16, "max_tokens": 96, "temperature": 0.9, "user": "Q: {problem}"}
+    profile.write_text(json.dumps({"model": {"base": str(public_model)}, "inference": inference}))
+    built = kernels.build("submission", tmp_path, str(profile))
+    empty, rules = tmp_path / "empty", COMPETITIONS[competition]
+    (empty / "input" / rules.slug / "kaggle_evaluation").mkdir(parents=True)
+    (empty / "input" / rules.slug / "kaggle_evaluation/aimo_3_inference_server.py").write_text(SERVER)
+    monkeypatch.setenv("KAGGLE_INPUT", str(empty / "input"))
+    monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1" if rerun else "")
+    column = rules.problem_column
     questions = [
-        {"id": "first", column: "What is the mean of 3, 4 and 5?"},
+        {"id": "first", column: "What area of a 7 by 12 wall is not covered by a 4 by 3 door?"},
         {"id": "empty", column: ""},
         {"id": "long", column: "x + " * 2000},
     ]
-    pl.DataFrame(questions).write_csv(tmp_path / "test.csv")
+    pl.DataFrame(questions).write_csv(empty / ("hidden.csv" if rerun else "test.csv"))
     parameters = {
         "competition": competition,
-        "model": str(TINY),
+        "model": str(public_model),
         "test_csv": "test.csv",
-        "settings": {"samples": 4, "temperature": 0.9},
-        "time_limit_s": 300,
+        "time_limit_s": 3000,
     }
     executed = papermill.execute_notebook(
-        BUILT, tmp_path / "out.ipynb", parameters, cwd=tmp_path, progress_bar=False, kernel_name="python3"
+        built, tmp_path / "out.ipynb", parameters, cwd=empty, progress_bar=False, kernel_name="python3"
     )
-    table = pl.read_parquet(tmp_path / "submission.parquet")
-    assert table.columns == ["id", "answer"] and sorted(table["id"]) == ["empty", "first", "long"]
-    assert table["answer"].is_between(0, high).all()
-    assert json.loads((tmp_path / "settings.json").read_text())["temperature"] == 0.9
+    answers = dict(pl.read_parquet(empty / "submission.parquet")["id", "answer"].rows())
+    assert answers == {"first": 72, "empty": 0, "long": 0}
+    used = json.loads((empty / "settings.json").read_text())
+    assert (used["temperature"], used["top_p"], used["user"]) == (0.9, 0.95, "Q: {problem}")
     outputs = [o for c in executed.cells for o in c.get("outputs", []) if o.output_type == "stream"]
     said = "".join(o.text for o in outputs if o.name == "stdout")
     assert "3 questions answered, 2 with the fallback 0" in said and "empty" in said and "do not fit" in said
     assert "temperature: 0.9" in said
     steps = ["wheels", "imports", "import of vLLM", "plan", "start of the engine", "first answer"]
     places = [re.search(rf"^{name}: .*\d", said, re.MULTILINE) for name in steps]
-    assert all(places) and places == sorted(places, key=lambda place: place.start())
+    begins = [place.start() for place in places if place]
+    assert len(begins) == len(steps) and begins == sorted(begins)
     assert re.search(r"^weights: 0\.\d+ GB read into the page cache, \d+\.\d s$", said, re.MULTILINE)
     assert not [o.text for o in outputs if o.name == "stderr"]

@@ -229,7 +229,7 @@ def test_kaggles_package_is_found_in_both_places_it_may_lie(monkeypatch, tmp_pat
 def test_outside_a_rerun_kaggles_own_gateway_is_preferred(monkeypatch, tmp_path):
     kaggle_package(monkeypatch, 2)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(gateway, "Engine", lambda *_, **__: types.SimpleNamespace(close=lambda: None))
+    monkeypatch.setattr(gateway, "start_engine", lambda *_: types.SimpleNamespace(close=lambda: None))
     path = write(tmp_path / "t.csv", "id,question\n1,x\n")
     gateway.serve("aimo2", str(TINY), str(path), 100.0, {})
     assert FakeServer.last.paths == (str(path),)
