@@ -118,7 +118,14 @@ def test_an_engine_argument_that_vllm_lacks_or_a_setting_replaces_is_named(key, 
         check_arguments({key: 1})
 
 
-@pytest.mark.parametrize("weight", ["logprob", "entropy", "length"])
+def test_a_completion_ends_with_its_stop_text_and_one_likeliest_token_is_greedy(engine):
+    settings = replace(GREEDY, temperature=1.0, top_k=1, stop=["<SOLUTION>"])
+    for question, whole in zip(QUESTIONS, greedy(engine), strict=True):
+        found = engine.run(engine.sample(engine.encode(question), 3, settings))
+        assert found.finished and found.text == whole[: whole.index("<SOLUTION>")] + "<SOLUTION>"
+
+
+@pytest.mark.parametrize("weight", ["logprob", "tail_entropy", "ties", "length"])
 def test_votes_weigh_by_what_the_settings_say(engine, monkeypatch, weight):
     monkeypatch.setattr(engine, "settings", replace(engine.settings, weight=weight))
     s = solve(engine, QUESTIONS[0], num_samples=8, low=0, high=99999, policy=EXACT)

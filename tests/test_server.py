@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -13,6 +14,7 @@ from conftest import TINY, aimo
 
 from aimo.errors import AimoError
 from aimo.inference.server import Server
+from aimo.inference.settings import resolve
 from aimo.inference.solver import solve
 
 EASY = "A shop sells pens for 3 dollars and books for 4 dollars. How much do 2 pens and 5 books cost?"
@@ -56,6 +58,14 @@ def test_the_solver_votes_with_a_server_as_with_the_engine(url):
         s = solve(server, EASY, num_samples=16, low=0, high=99999)
         assert s.votes and s.answer == max(s.votes, key=lambda a: (s.votes[a], -a)) and not s.note
         assert all(0 < c.tokens <= server.settings.max_tokens for c in s.ended)
+
+
+def test_top_k_stop_texts_and_token_ids_work_as_in_the_engine(url):
+    settings = replace(resolve(TINY), top_k=1, stop=["<SOLUTION>"], max_tokens=60)
+    with Server([url], TINY, settings) as server:
+        one, other = (server.run(server.sample(server.encode(EASY), seed, settings)) for seed in (1, 2))
+        assert server.tokenizer.decode(one.token_ids) == one.text == other.text
+    assert one.finished and one.text.endswith("<end_working_out><SOLUTION>")
 
 
 def test_a_test_file_is_answered_by_a_server(url, tmp_path):
