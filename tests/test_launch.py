@@ -160,6 +160,37 @@ def test_what_a_process_refuses_is_told_in_its_own_line(tmp_path):
     assert done.stderr.count("\n") == 1
 
 
+# ---- GRPO with vLLM, on a CPU
+
+
+@pytest.mark.engine
+@pytest.mark.train
+def test_vllm_samples_with_the_weights_of_the_step_before_and_a_resumed_run_with_the_same(tmp_path):
+    """vLLM's log-probabilities of the tokens that it sampled are the trainer's, though each step moves them
+    far."""
+    quick = ["sft=null", "grpo.generation=vllm", "grpo.probe_steps=null", "grpo.learning_rate=0.005"]
+    quick += ["grpo.max_steps=4", "grpo.save_steps=2", "grpo.prompts_per_step=4"]
+    overrides = [*QUICK, *quick]
+    folder = prepare(tmp_path / "run", overrides)
+    command = [sys.executable, "-m", "aimo.training.launch", "grpo", "--profile", "tiny"]
+    command += ["--run-dir", str(folder), *settings(overrides)]
+
+    def steps() -> list[dict[str, Any]]:
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return [record for record in read_lines(folder / "grpo/log.jsonl") if "loss" in record]
+
+    whole = steps()
+    differences = [record["sampling/sampling_logp_difference/mean"] for record in whole]
+    assert len(whole) == 4 and max(differences) < 0.05, differences
+    for left in ("checkpoint-4", "model", "trained"):
+        shutil.rmtree(folder / "grpo" / left)
+    again = steps()
+    assert [record["step"] for record in again] == [1, 2, 3, 4]
+    assert again[2]["reward"] == whole[2]["reward"]
+    assert again[2]["loss"] == pytest.approx(whole[2]["loss"], abs=1e-3)  # vLLM's batches are rounded
+
+
 # ---- Slurm
 
 

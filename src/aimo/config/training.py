@@ -134,7 +134,7 @@ class Grpo(Optimization):
     `cosine: {weight: 0.5, max_len: 2000}`."""
     scheduler: Literal["constant", "linear", "cosine", "cosine_with_min_lr"] = "constant"
     generation: Literal["transformers", "vllm", "vllm_server"] = "transformers"
-    """What samples: the trained model, vLLM in this process (GPU only), or a `trl vllm-serve` elsewhere."""
+    """What samples: the trained model, vLLM in this process, or a `trl vllm-serve` elsewhere."""
     vllm_server_url: str = "http://127.0.0.1:8000"
     vllm_gpu_memory: Share = 0.5
     """Share of the GPU's memory that vLLM takes beside the trainer."""

@@ -102,8 +102,11 @@ def grpo_arguments(profile: Profile, folder: Path) -> Any:
 
     grpo = profile.grpo
     assert grpo
-    if grpo.generation == "vllm" and not machine.computes_on_gpu():
-        raise AimoError("grpo.generation: vllm needs a GPU and there is none; set it to transformers")
+    if grpo.generation == "vllm" and profile.model.lora is None and not machine.computes_on_gpu():
+        raise AimoError(
+            "grpo.generation: on a CPU vLLM keeps the output layer it started with; "
+            "set model.lora, or grpo.generation to transformers"
+        )
     server = {"vllm_server_base_url": grpo.vllm_server_url} if grpo.generation == "vllm_server" else {}
     return configure(
         GRPOConfig,

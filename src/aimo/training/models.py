@@ -81,6 +81,7 @@ def load_with_unsloth(folder: Path, profile: Profile, with_vllm: bool) -> Any:
     dtype = placement.weights_dtype(profile)
     if machine.computes_on_gpu() and lora is None:
         dtype, more = placement.choose_dtype(profile)[0], {"float32_mixed_precision": True}
+    with_vllm = with_vllm and machine.computes_on_gpu()  # on a CPU, TRL starts the engine
     if with_vllm and profile.grpo:
         # The engine takes its memory, like its seed, from here, not from TRL's configuration.
         more = {"gpu_memory_utilization": profile.grpo.vllm_gpu_memory}

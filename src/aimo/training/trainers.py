@@ -90,21 +90,31 @@ def grpo(
     `prompts_per_step` prompts; advantages are rewards relative to the group's mean. Returns the records of
     `fit`.
     """
+    from accelerate.utils import set_seed
+
     from aimo import rewards
-    from aimo.training import callbacks, models
+    from aimo.inference import engine
+    from aimo.training import callbacks, models, trl_compat
     from aimo.training.arguments import grpo_arguments
     from aimo.training.trl_trainers import GrpoTrainer
 
     assert profile.grpo
+    args = grpo_arguments(profile, folder)
+    if profile.grpo.generation == "vllm":
+        engine.set_environment()
+        if args.device.type == "cpu":
+            trl_compat.generate_on_cpu()
     trainer = build(
         GrpoTrainer,
         "grpo",
         model=model,
-        args=grpo_arguments(profile, folder),
+        args=args,
         processing_class=tokenizer,
         train_dataset=to_dataset(rows),
         reward_funcs=list(rewards.get_reward_funcs(profile.grpo.rewards, profile.prompt)),
     )
+    if profile.grpo.generation == "vllm":
+        set_seed(args.seed, device_specific=True)  # vLLM has set another in this process
     trainer.add_callback(callbacks.Samples(trainer, folder, profile.grpo.sample_steps))
     if generates_merged(trainer.args, profile):
         models.merge_to_generate(model)

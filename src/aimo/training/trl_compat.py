@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from trl.trainer import utils
+from trl.trainer import grpo_trainer, utils
 
 LogProbs = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
 
@@ -103,6 +103,30 @@ def provide_log_probs() -> None:
     """
     if utils._ChunkedLogProbFunction is None:
         utils._ChunkedLogProbFunction = PlainLogProbs  # type: ignore[misc, assignment]
+
+
+class CpuGeneration(grpo_trainer.VLLMGeneration):
+    """TRL's generation with vLLM in the trainer's process, on a CPU.
+
+    `VLLMGeneration._iter_named_params` (TRL) and `trl.trainer.grpo_trainer.VLLMGeneration`: `sync_weights`
+    hands vLLM one weight at a time, and on a CPU vLLM has packed the weights and takes all of them or none.
+    https://github.com/huggingface/trl/blob/v1.15.0/trl/generation/vllm_generation.py
+    """
+
+    def sync_weights(self) -> None:
+        """Give vLLM the trainer's weights, and forget what it computed with the old ones."""
+        worker = self.llm.llm_engine.model_executor.driver_worker
+        worker.reload_weights(weights_iterator=self._iter_named_params())
+        self.llm.reset_prefix_cache()
+
+
+def generate_on_cpu() -> None:
+    """Let GRPO's trainer generate with vLLM on a CPU.
+
+    `trl.trainer.grpo_trainer.VLLMGeneration` (TRL): the trainer makes one by this name.
+    https://github.com/huggingface/trl/blob/v1.15.0/trl/trainer/grpo_trainer.py
+    """
+    grpo_trainer.VLLMGeneration = CpuGeneration  # type: ignore[misc]
 
 
 class PlainLogProbs:
