@@ -262,7 +262,7 @@ def tiny_base(
         Path | None, typer.Option(help="The model folder; data/tiny-base or data/tiny-tools.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    steps: Annotated[int | None, typer.Option(min=1, help="Steps of training; 3000 or 700.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps of training; 3000 or 450.")] = None,
 ) -> None:
     """Train the tiny base model, or the tiny tool model, from random weights on built-in problems."""
     from aimo.runs import quiet

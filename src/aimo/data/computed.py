@@ -36,72 +36,68 @@ Parts = tuple[list[str], list[str]]  # a problem in several wordings, its progra
 
 
 def power(r: random.Random) -> Parts:
-    a, b, m = r.randint(12, 99), r.randint(20, 999), r.randint(1000, 9999)
+    a, b, m = (r.randint(12, 99) for _ in range(3))
     texts = [f"What is the remainder when {a}^{b} is divided by {m}?", f"Find {a}^{b} modulo {m}."]
     return texts, [f"pow({a}, {b}, {m})"]
 
 
 def product(r: random.Random) -> Parts:
-    a, b, m = r.randint(10000, 99999), r.randint(10000, 99999), r.randint(1000, 9999)
+    a, b, c, m = (r.randint(12, 99) for _ in range(4))
     texts = [
-        f"What is the remainder when {a} * {b} is divided by {m}?",
-        f"Multiply {a} by {b} and divide by {m}. What remains?",
+        f"What is the remainder when {a} * {b} * {c} is divided by {m}?",
+        f"Multiply {a} by {b} and by {c}, then divide by {m}. What remains?",
     ]
-    return texts, [f"n = {a} * {b}\nn", f"n % {m}"]
+    return texts, [f"n = {a} * {b} * {c}\nn", f"n % {m}"]
 
 
 def digits(r: random.Random) -> Parts:
-    a, b = r.randint(12, 99), r.randint(20, 99)
-    texts = [f"What is the sum of the digits of {a}^{b}?", f"Add the digits of the number {a}^{b}."]
-    return texts, [f"sum(map(int, str({a} ** {b})))"]
-
-
-def divisor(r: random.Random) -> Parts:
-    a, b = (r.randint(100, 999) * k for k in [r.randint(100, 999)] * 2)
+    a, b, m = (r.randint(12, 99) for _ in range(3))
     texts = [
-        f"What is the greatest common divisor of {a} and {b}?",
-        f"Ropes of {a} and {b} meters are cut into equal pieces. "
-        f"What is the longest possible length of a piece?",
+        f"What is the sum of the digits of {a}^{b} modulo {m}?",
+        f"Add the digits of {a}^{b} and divide by {m}. What remains?",
     ]
-    return texts, [f"from math import gcd\ngcd({a}, {b})"]
+    return texts, [f"sum(map(int, str({a} ** {b}))) % {m}"]
 
 
 def prime(r: random.Random) -> Parts:
-    n = r.randint(300, 999) * r.randint(300, 999)
-    texts = [f"What is the largest prime factor of {n}?", f"Which is the largest prime that divides {n}?"]
-    return texts, [f"from sympy import primefactors\nmax(primefactors({n}))"]
+    a, b, c, m = (r.randint(12, 99) for _ in range(4))
+    texts = [
+        f"What is the largest prime factor of {a} * {b} + {c} modulo {m}?",
+        f"Divide the largest prime factor of {a} * {b} + {c} by {m}. What remains?",
+    ]
+    return texts, [f"from sympy import primefactors\nmax(primefactors({a} * {b} + {c})) % {m}"]
 
 
 def powers(r: random.Random) -> Parts:
-    k, n, m = r.randint(3, 9), r.randint(50, 999), r.randint(1000, 9999)
+    k, n, m = r.randint(3, 9), r.randint(12, 99), r.randint(12, 99)
     texts = [
         f"What is 1^{k} + 2^{k} + ... + {n}^{k} modulo {m}?",
         f"Add the powers i^{k} for i from 1 to {n}. What is the remainder of the sum divided by {m}?",
     ]
-    return texts, [f"total = 0\nfor i in range({n} + 1): total += i ** {k}\ntotal % {m}"]
+    return texts, [f"sum(i ** {k} for i in range({n} + 1)) % {m}"]
 
 
-def multiples(r: random.Random) -> Parts:
-    (a, b), n = r.sample(range(3, 60), 2), r.randint(1000, 99999)
+def choice(r: random.Random) -> Parts:
+    (a, b), m = sorted(r.sample(range(12, 100), 2)), r.randint(12, 99)
     texts = [
-        f"How many integers from 1 to {n} are divisible by {a} or {b}?",
-        f"Count the multiples of {a} or {b} among the integers from 1 to {n}.",
+        f"In how many ways can {a} of {b} people be chosen, modulo {m}?",
+        f"How many sets of {a} numbers are there among {b} numbers? Give it modulo {m}.",
     ]
-    return texts, [f"sum(i % {a} == 0 or i % {b} == 0 for i in range(1, {n} + 1))"]
+    return texts, [f"from math import comb\ncomb({b}, {a}) % {m}"]
 
 
 def recurrence(r: random.Random) -> Parts:
-    a, b, n, m = r.randint(1, 99), r.randint(1, 99), r.randint(30, 999), r.randint(1000, 9999)
+    a, b, n, m = (r.randint(12, 99) for _ in range(4))
     texts = [
         f"A sequence begins {a}, {b}; each later term is the sum of the two before. "
         f"What is term {n} modulo {m}?",
-        f"The first two terms are {a} and {b}, then each term is the sum of the two before it. "
-        f"Find the remainder when term {n} is divided by {m}.",
+        f"The first two terms are {a} and {b}, then each is the sum of the two before. "
+        f"Find term {n} modulo {m}.",
     ]
     return texts, [f"x, y = {a}, {b}\nfor _ in range({n} - 1): x, y = y, x + y\nx % {m}"]
 
 
-FAMILIES = [power, product, digits, divisor, prime, powers, multiples, recurrence]
+FAMILIES = [power, product, digits, prime, powers, choice, recurrence]
 
 
 def stream(split: Split, seed: int) -> Iterator[Problem]:

@@ -150,7 +150,6 @@ def build_tokenizer(
     template: str,
     special: Sequence[str] = ("<|endoftext|>",),
     pieces: Regex = PIECES,
-    vocabulary: int = VOCABULARY,
 ) -> PreTrainedTokenizerFast:
     """A byte-level BPE, so that any text can be encoded, with one token for each tag.
 
@@ -167,7 +166,7 @@ def build_tokenizer(
     bpe.train_from_iterator(
         texts,
         trainers.BpeTrainer(
-            vocab_size=vocabulary - len(tags) - 1,
+            vocab_size=VOCABULARY - len(tags) - 1,
             special_tokens=list(special),
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,

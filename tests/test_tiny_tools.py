@@ -1,0 +1,123 @@
+"""The tiny tool model as it is in the repository: real tool calls, in vLLM and the sandbox."""
+
+import json
+import random
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+from types import SimpleNamespace
+
+import pytest
+from conftest import ROOT, wait_for
+
+TOOLS = ROOT / "data" / "tiny-tools"
+CALL = '<tool_call>\n{"name": "python", "arguments": {"code": "1 + 1"}}\n</tool_call>'
+BLOCK = "\n```python\n1 + 1\n```"
+
+
+def test_it_is_small_and_its_settings_call_python():
+    assert sum(p.stat().st_size for p in TOOLS.iterdir()) <= 15e6
+    settings = json.loads((TOOLS / "aimo.json").read_text())
+    assert settings["tools"] == 1.0 and settings["tool_parser"] == "hermes"
+
+
+def test_a_problem_has_the_answer_that_its_programs_print_in_a_session():
+    from aimo.data import computed
+    from aimo.inference.sandbox import Session
+
+    drawn = list(islice(computed.stream("heldout", 0), 30))
+    assert {p.family for p in drawn} == {family.__name__ for family in computed.FAMILIES}
+    for p in drawn:
+        with Session() as session:
+            assert [session.run(program).stdout.strip() for program in p.programs] == p.outputs()
+
+
+@pytest.mark.slow  # loads vLLM's parsers
+def test_what_it_is_trained_on_is_what_a_conversation_asks_and_reads():
+    from aimo.data import computed
+    from aimo.inference.model_folder import load_tokenizer
+    from aimo.inference.sampling import Completion
+    from aimo.inference.settings import resolve
+    from aimo.inference.tools import ToolCalls, find_tool_parser
+    from aimo.training import tiny_tools
+
+    tokenizer = load_tokenizer(TOOLS)
+    parser = find_tool_parser("hermes", tokenizer)
+    sampler = SimpleNamespace(tokenizer=tokenizer, settings=resolve(TOOLS), tool_parser=parser)
+    for p in islice(computed.stream("train", 0), 20):
+        parts = tiny_tools.write(p, random.Random(1))  # 1: with tools
+        talk, ids = ToolCalls(sampler, p.problem), []
+        for text, trained in parts[:-1]:
+            if trained:
+                assert talk.prompt() == ids
+                turn = tokenizer.encode(text)
+                call = talk.find_call(Completion(text.removesuffix(tiny_tools.END), turn, True))
+                assert call.code == p.programs[len(talk.messages) // 2]
+                talk.reply(call, p.outputs()[len(talk.messages) // 2])
+            ids += tokenizer.encode(text)
+        assert talk.prompt() == ids
+
+
+@pytest.fixture(scope="module")
+def tool_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
+    """The model in vLLM, which counts what it has cached, with room for a long context."""
+    from aimo.inference.engine import Engine
+    from aimo.inference.settings import resolve
+
+    folder = tmp_path_factory.mktemp("tools") / "tiny-tools"
+    shutil.copytree(TOOLS, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 4096}))
+    with Engine(folder, resolve(folder, {"vllm": {"disable_log_stats": False}})) as engine:
+        yield engine
+
+
+@pytest.mark.engine
+def test_sixteen_sessions_are_ready_before_the_first_question(tool_engine):
+    from aimo.inference import programs
+
+    wait_for(lambda: programs.pool(tool_engine.settings.tool_seconds).ready.qsize() == 16, 10)
+
+
+@pytest.mark.engine
+def test_with_the_sandbox_it_is_right_and_without_tools_it_guesses(tool_engine):
+    from aimo.data import computed
+    from aimo.training import tiny_tools
+
+    drawn = list(islice(computed.stream("heldout", 1), 30))
+    with_tools, without = (tiny_tools.pass_at_1(tool_engine, drawn, 0, tools) for tools in (True, False))
+    assert with_tools >= without + 0.3
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize(("parser", "call", "ending"), [("hermes", CALL, "<|im_end|>"), (None, BLOCK, "")])
+def test_a_long_conversation_finds_what_came_before_in_the_prefix_cache(
+    tool_engine, monkeypatch, parser, call, ending
+):
+    """Each turn is what the model writes, then a call; the cache counts from the second turn on."""
+    from vllm.v1.metrics.reader import get_metrics_snapshot
+
+    from aimo.inference import conversations
+    from aimo.inference.sampling import Completion
+
+    def counters() -> tuple[float, float]:
+        values = {metric.name: metric.value for metric in get_metrics_snapshot() if "prefix" in metric.name}
+        return values["vllm:prefix_cache_hits"], values["vllm:prefix_cache_queries"]
+
+    settings = replace(tool_engine.settings, tool_parser=parser, max_tokens=24)
+    monkeypatch.setattr(tool_engine, "settings", settings)
+    monkeypatch.setattr(tool_engine, "keeps_special_tokens", parser is not None)
+    talk = conversations.begin(tool_engine, f"{parser} " + "What is 6 x 7? " * 300, with_tools=True)
+    written = tool_engine.tokenizer.encode(call + ending, add_special_tokens=False)
+    rates = []
+    for turn in range(6):
+        before = counters()
+        prompt = talk.prompt()
+        completion = tool_engine.run(tool_engine.sample(prompt, turn, settings))
+        hits, queries = (now - then for now, then in zip(counters(), before, strict=True))
+        rates.append(hits / queries)
+        assert queries == len(prompt)
+        complete = Completion(completion.text + call, completion.token_ids + written, True)
+        talk.reply(talk.find_call(complete), "2")
+    assert rates[0] < 0.5 and min(rates[1:]) >= 0.9, rates
