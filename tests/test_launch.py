@@ -166,8 +166,8 @@ def test_what_a_process_refuses_is_told_in_its_own_line(tmp_path):
 @pytest.mark.engine
 @pytest.mark.train
 def test_vllm_samples_with_the_weights_of_the_step_before_and_a_resumed_run_with_the_same(tmp_path):
-    """vLLM's log-probabilities of the tokens that it sampled are the trainer's, though each step moves them
-    far."""
+    """vLLM's log-probabilities of the tokens that it sampled are the trainer's. They differ by 0.001 to 0.004
+    on average; by 0.12, 0.16 and 0.36 at steps 2 to 4 when vLLM keeps the weights of the start."""
     quick = ["sft=null", "grpo.generation=vllm", "grpo.probe_steps=null", "grpo.learning_rate=0.005"]
     quick += ["grpo.max_steps=4", "grpo.save_steps=2", "grpo.prompts_per_step=4"]
     overrides = [*QUICK, *quick]
@@ -182,7 +182,7 @@ def test_vllm_samples_with_the_weights_of_the_step_before_and_a_resumed_run_with
 
     whole = steps()
     differences = [record["sampling/sampling_logp_difference/mean"] for record in whole]
-    assert len(whole) == 4 and max(differences) < 0.05, differences
+    assert len(whole) == 4 and max(differences) < 0.02, differences
     for left in ("checkpoint-4", "model", "trained"):
         shutil.rmtree(folder / "grpo" / left)
     again = steps()
