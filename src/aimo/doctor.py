@@ -91,9 +91,9 @@ def gpu() -> list[dict[str, str]]:
 def optional() -> list[dict[str, str]]:
     """Packages that some settings need; flash-attn and deepspeed are built with nvcc."""
     needed = {
-        "flash-attn": "model.attention",
-        "deepspeed": "launch, zero2 and zero3",
-        "liger-kernel": "liger",
+        "flash-attn": "attention: flash_attention_2",
+        "deepspeed": "--strategy zero2 and zero3",
+        "liger-kernel": "use_liger_kernel",
     }
     rows = []
     for name, use in needed.items():
