@@ -32,7 +32,7 @@ def test_every_refusal_is_one_line_that_names_the_thing_and_the_remedy(kaggle, r
     things = ["competition ai-math", "kernel me/", "model me/", "dataset me/", "StartBlobUpload", "Quota"]
     run = str(request.getfixturevalue("run_dir")) if "RUN" in command else ""
     for code, said in ANSWERS.items():
-        kaggle.faults[COMMANDS[command]] = [(code, f"Say {code}")] * 4
+        kaggle.faults[COMMANDS[command]] = [(code, f"Say {code}")] * 8
         if run and code in (403, 404):  # Kaggle has nothing of that name: it is created
             kaggle.faults["StartBlobUpload"] = [(code, f"Say {code}")]
         line = refused(*[run if part == "RUN" else part for part in command.split()])

@@ -226,22 +226,6 @@ def test_grpo_starts_from_the_base_and_dpo_from_what_there_is_with_adapters_and_
     assert len(pl.read_parquet(folder / "submission.parquet")) == 2
 
 
-@pytest.mark.train
-def test_inference_alone_answers_with_a_base_that_no_stage_has_trained(tmp_path, shared):
-    profile, folder = tmp_path / "alone.yaml", tmp_path / "run"
-    greedy = {"samples": 3, "temperature": 0, "max_tokens": 40}
-    profile.write_text(json.dumps({"model": {"base": str(TINY)}, "inference": greedy}))
-    test = shared / "aimo3" / "reference.csv"
-    done = aimo("run", "--profile", str(profile), "--run-dir", str(folder), "--test", str(test))
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-2] == f"submission: {folder / 'submission.parquet'}"
-    table = pl.read_parquet(folder / "submission.parquet")
-    assert list(table["id"]) == list(pl.read_csv(test, infer_schema=False)["id"])
-    assert table["answer"].is_between(0, 99999).all()
-    assert list(read_metrics(folder)["stages"]) == ["inference"] and not (folder / "data").exists()
-    assert "10 questions" in (folder / "report.html").read_text()
-
-
 def refused_notebook(stem: str, folder: Path, **parameters: object) -> str:
     """The message of the AimoError that a notebook, started by hand, ends in."""
     import papermill

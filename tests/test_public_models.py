@@ -69,6 +69,8 @@ def test_notebook_04_asks_a_public_model_as_its_profile_says_and_reads_right_ans
     record = json.loads((tmp_path / "run/metrics.json").read_text())["stages"]
     assert list(record) == ["inference"] and record["inference"]["correct"] >= 8
     assert len(pl.read_parquet(tmp_path / "run/submission.parquet")) == 12
+    assert not (tmp_path / "run/data").exists()
+    assert "12 questions" in (tmp_path / "run/report.html").read_text()
     used = json.loads((tmp_path / "run/submission.settings.json").read_text())
     assert (used["temperature"], used["top_p"], used["top_k"]) == (0.6, 0.95, 20), "the folder's own"
     assert (used["user"], used["tags"]["think_end"]) == ("Q: {problem}", "</think>")

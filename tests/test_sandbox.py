@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from aimo.errors import AimoError
-from aimo.inference import sandbox
+from aimo.inference import programs, sandbox
 from aimo.inference.sandbox import Limits, Session, run, run_many
 
 
@@ -71,6 +71,13 @@ def is_alive(pid: int | str) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_sessions_of_other_tests():
+    """The sessions that engines of tests before these have had made ready."""
+    programs.pool.cache_clear()
+    sandbox._server.close()
 
 
 def processes() -> list[str]:
