@@ -30,7 +30,7 @@ demo: setup ## the notebooks from problems to a submission, on a laptop CPU
 fast: setup ## the tests without an engine and without training, in about a minute
 	.venv/bin/pytest -q -n 3 --dist loadfile -m "not slow"
 
-test: fast ## all tests, in about 12 minutes
+test: fast ## all tests, in about 15 minutes
 	@# One thread for each process: with more, they wait for each other's. Three, because engines wait while they start.
 	OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind .venv/bin/pytest -n 3 --dist loadfile --no-loadscope-reorder -m slow
 
