@@ -3,13 +3,32 @@
 A format is one class with the methods of `tools.Chat`, chosen here, and one test file.
 """
 
+from pathlib import Path
+from typing import Any
+
+from aimo.inference import harmony, programs, prompts
 from aimo.inference.harmony import Harmony
 from aimo.inference.sampling import Sampler
+from aimo.inference.settings import Settings
 from aimo.inference.tools import Chat, FencedBlocks, ToolCalls
 
 Conversation = Chat | Harmony
 RULES = "Put the final answer in \\boxed{}."
 """The sentence on answers outside a competition."""
+
+
+def prepare(tokenizer: Any, settings: Settings, model: str | Path) -> Any:
+    """Check that a model folder can be asked as the settings say, and have sessions for tools ready.
+
+    Returns the encoding of Harmony, None for other formats. AimoError when vocabulary or chat template
+    are at fault.
+    """
+    if settings.tools:
+        programs.warm(settings.tool_seconds)
+    if settings.format == "harmony":
+        return harmony.load(model)
+    prompts.check_template(tokenizer, settings, model)
+    return None
 
 
 def begin(

@@ -15,7 +15,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from aimo.inference import conversations, harmony, programs, prompts
+from aimo.inference import conversations, harmony, prompts
 from aimo.inference.errors import AimoError
 from aimo.inference.model_folder import (
     REMEDY,
@@ -70,11 +70,7 @@ class Engine:
             self.lora = LoRARequest("adapter", 1, str(adapter)) if adapter else None
             self.tokenizer = load_tokenizer(model)
             self.tool_parser = find_tool_parser(settings.tool_parser, self.tokenizer)
-        if settings.tools:
-            programs.warm(settings.tool_seconds)
-        self.encoding = harmony.load(model) if settings.format == "harmony" else None
-        if self.encoding is None:
-            prompts.check_template(self.tokenizer, settings, model)
+        self.encoding = conversations.prepare(self.tokenizer, settings, model)
         self.keeps_special_tokens = prompts.keeps_special_tokens(self.tokenizer, settings)
         self.settings, self.requests = settings, itertools.count()
         limits = [settings.max_length, position_limit(self.model)]

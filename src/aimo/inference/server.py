@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from openai import APIError, APIStatusError, AsyncOpenAI, OpenAIError, Timeout
 
-from aimo.inference import conversations, harmony, programs, prompts
+from aimo.inference import conversations, harmony, prompts
 from aimo.inference.errors import AimoError
 from aimo.inference.model_folder import check_model_folder, load_tokenizer
 from aimo.inference.sampling import BackgroundLoop, Completion, Until, entropy_of
@@ -40,11 +40,7 @@ class Server:
         self.folder = model
         self.tokenizer = load_tokenizer(model)
         self.tool_parser = find_tool_parser(settings.tool_parser, self.tokenizer)
-        if settings.tools:
-            programs.warm(settings.tool_seconds)
-        self.encoding = harmony.load(model) if settings.format == "harmony" else None
-        if self.encoding is None:
-            prompts.check_template(self.tokenizer, settings, model)
+        self.encoding = conversations.prepare(self.tokenizer, settings, model)
         self.keeps_special_tokens = prompts.keeps_special_tokens(self.tokenizer, settings)
         self.settings = settings
         self.streams = sys.maxsize  # the servers queue what they cannot hold
