@@ -7,7 +7,7 @@ import re
 import polars as pl
 import pytest
 
-from aimo.report import page, plots, tables
+from aimo.report import plots, run_page, tables
 
 FIGURES = {"format": 1.0, "pass@1": 0.5, "maj@4": 0.75, "mean_tokens": 20.0}
 MAJORITY = {"1": 0.5, "2": 0.6, "4": 0.75}
@@ -79,7 +79,7 @@ def make_run(folder, trained=(), heldout=False, solutions=(), gold=True):
 
 def titles(folder):
     """The titles of the report's sections, in order."""
-    text = page.write(folder).read_text()
+    text = run_page.write(folder).read_text()
     return [html.unescape(title) for title in re.findall(r"<h2>(.*?)</h2>", text)]
 
 
@@ -115,27 +115,29 @@ def test_the_report_shows_what_the_run_has_made_and_leaves_out_the_rest(tmp_path
 
 
 def test_a_model_appears_with_its_label_and_its_figures(tmp_path):
-    text = page.write(make_run(tmp_path / "run", trained=["dpo"], heldout=True)).read_text()
+    text = run_page.write(make_run(tmp_path / "run", trained=["dpo"], heldout=True)).read_text()
     for part in ("base, prompted in the format", "after DPO", "0.75", "said by base", "said by dpo"):
         assert part in text
     assert "after GRPO" not in text
 
 
 def test_the_report_names_the_score_the_fallbacks_the_settings_and_the_speed(tmp_path):
-    text = page.write(make_run(tmp_path / "run", ["sft"], solutions=[ANSWERED, EMPTY])).read_text()
+    text = run_page.write(make_run(tmp_path / "run", ["sft"], solutions=[ANSWERED, EMPTY])).read_text()
     assert "2 questions: 1 of 1 known answers right, 1 answered with the fallback." in text
     assert "0.625" in text and "8.5" in text and "the problem is empty" in text and "None" not in text
 
 
 def test_without_a_gold_answer_there_is_no_score(tmp_path):
-    text = page.write(make_run(tmp_path / "run", solutions=[ANSWERED | {"gold": None}, EMPTY])).read_text()
+    text = run_page.write(
+        make_run(tmp_path / "run", solutions=[ANSWERED | {"gold": None}, EMPTY])
+    ).read_text()
     assert "2 questions: 1 answered with the fallback." in text
 
 
 def test_the_report_needs_no_other_file_and_escapes_what_it_is_given(tmp_path):
     parts = {"trained": ["sft"], "heldout": True, "solutions": [ANSWERED]}
-    text = page.write(make_run(tmp_path / "run", **parts)).read_text()
-    assert not re.search(r"(src|href)=['\"](?!data:)", text) and "<script" not in text
+    text = run_page.write(make_run(tmp_path / "run", **parts)).read_text()
+    assert not re.search(r"(src|href)=['\"](?!data:)", text) and "<script src" not in text
     assert "q&lt;1&gt;" in text and "q<1>" not in text
 
 

@@ -18,7 +18,7 @@ from aimo.inference import competitions
 from aimo.inference.engine import check_arguments
 from aimo.inference.processes import stderr_to
 from aimo.progress import Display
-from aimo.report import page
+from aimo.report import index, run_page
 from aimo.runs import is_finished, open_folder, read_metrics, run_folder, unlock, write_json
 from aimo.stages import STAGES
 from aimo.training import checkpoints
@@ -54,7 +54,8 @@ def run(
             forget(folder, redo, checkpoint)
         last = resolved.stages.index(until) if until else len(resolved.stages) - 1
         execute_all(resolved.stages[: last + 1], folder, resolved)
-        page.write(folder)
+        run_page.write(folder)
+        index.write(folder)
     finally:
         unlock(folder)
     submission = folder / STAGES["inference"].product

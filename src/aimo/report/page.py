@@ -1,46 +1,64 @@
-"""The report of a run: one HTML page that needs no other file, made from what lies in the run's folder.
+"""The one look of all pages: a file that opens offline, on a phone, in print and in the dark.
 
-What a run has not made is left out. Out of scope: comparing runs.
+`write` makes a page of sections. Tables sort by a click on a column's head, `fold` hides what is long until
+it is opened, and `aimo.report.mathematics` sets LaTeX. Out of scope: what the pages say (`run_page`,
+`evaluation_page`, `comparison_page`, `index`).
 """
 
 import html
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 from IPython.display import HTML
 
-from aimo import machine
-from aimo.report import plots, tables
-from aimo.runs import read_lines, read_metrics
-from aimo.stages import STAGES, TRAINED
+from aimo.report import tables
+from aimo.runs import write_whole
 
 STYLE = """<style>
-body { font: 15px/1.5 system-ui, sans-serif; color: #223; max-width: 66em; margin: 2em auto; padding: 0 1em }
-h1 { margin-bottom: 0 }
-h2 { margin: 1.6em 0 .2em }
-p { margin: .2em 0 .6em; color: #556 }
-pre { background: #f6f7f9; padding: 1em; overflow: auto; font-size: 12px }
+:root { color-scheme: light dark; --text: #223; --faint: #5a6072; --back: #fff; --panel: #f4f5f8 }
+@media (prefers-color-scheme: dark) {
+  :root { --text: #dfe3ea; --faint: #a2a9b8; --back: #15181e; --panel: #1f242d }
+  img { filter: invert(0.91) hue-rotate(180deg) }
+}
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--text); background: var(--back);
+       max-width: 66em; margin: 2em auto; padding: 0 1em }
+h1 { margin-bottom: 0; line-height: 1.2 } h2 { margin: 1.6em 0 .2em }
+p { margin: .2em 0 .6em; color: var(--faint) } a { color: inherit }
+pre, details > div { background: var(--panel); padding: .8em; overflow: auto; font-size: 12px }
+details > div { white-space: pre-wrap; overflow-wrap: anywhere; max-height: 30em }
+summary, table.aimo th { cursor: pointer } th[aria-sort=ascending]::after { content: " ▲" }
+th[aria-sort=descending]::after { content: " ▼" } menclose { border: 1px solid; padding: 0 .2em }
+@media (max-width: 40em) { body { margin: 1em auto } h1 { font-size: 1.5em } }
+@media print {
+  :root { --text: #000; --faint: #333; --back: #fff; --panel: #fff }
+  img { filter: none } body { max-width: none }
+  div.wide, pre, details > div { overflow: visible; max-height: none }
+  details::details-content { content-visibility: visible; block-size: auto } tr { break-inside: avoid }
+}
 </style>"""
-
-RECORD = (
-    "seconds",
-    "steps",
-    "mean_loss",
-    "train_seconds",
-    "samples_per_second",
-    "steps_per_second",
-    "total_flos",
-)
-"""What the page shows of the record of each stage."""
+# A number is what a cell begins with; cells without one come last. A second click turns the order round.
+SCRIPT = """<script>
+for (const head of document.querySelectorAll("table.aimo th")) head.onclick = () => {
+  const [first, ...rows] = head.closest("table").rows, down = head.ariaSort != "descending"
+  const text = row => row.cells[head.cellIndex]?.textContent.trim() ?? ""
+  const number = row => parseFloat(text(row).replaceAll(",", ""))
+  const numeric = rows.some(row => !isNaN(number(row)))
+  const order = numeric
+    ? (a, b) => isNaN(number(a)) - isNaN(number(b)) || (down ? -1 : 1) * (number(a) - number(b))
+    : (a, b) => (down ? 1 : -1) * text(a).localeCompare(text(b))
+  for (const cell of first.cells) cell.ariaSort = null
+  head.ariaSort = down ? "descending" : "ascending"
+  head.closest("tbody").append(first, ...rows.sort(order))
+}
+</script>"""
 
 
 @dataclass(frozen=True)
 class Section:
-    """A table or plot of the page; one without a title belongs to the section before it."""
+    """A table or plot of a page; one without a title belongs to the section before it."""
 
     view: HTML
     title: str = ""
@@ -53,87 +71,37 @@ class Section:
         return title + lead + self.view.data
 
 
-def write(folder: Path) -> Path:
-    """Write `report.html` of a run's folder and return its path."""
-    metrics = read_metrics(folder)
-    stages = metrics["stages"]
-    sections = [
-        *evaluation(folder, stages),
-        *training(folder),
-        *inference(folder, stages),
-        *record(folder, stages),
-    ]
-    title = html.escape(f"aimo: {metrics['profile']}")
-    page = (
-        "<!doctype html><html lang='en'><meta charset='utf-8'>"
-        "<meta name='viewport' content='width=device-width'>"
-        f"<title>{title}</title>{STYLE}<h1>{title}</h1>"
-        f"<p>{date.today()}, seed {metrics['seed']}, {html.escape(machine.device())}</p>"
-        f"{''.join(section.html() for section in sections)}</html>"
-    )
-    path = folder / "report.html"
-    path.write_text(page)
+def write(path: Path, title: str, lead: str, sections: Iterable[Section]) -> Path:
+    """Write a page, whole or not at all, and return its path."""
+    write_whole(path, document(title, lead, sections))
     return path
 
 
-def evaluation(folder: Path, stages: dict[str, Any]) -> Iterator[Section]:
-    """The held-out figures of each model, and completions of each for the same problems."""
-    models = stages.get("inference", {}).get("models")
-    if not models:
-        return
-    figures = {
-        name: measured | {"seconds": stages.get(name, {}).get("seconds", "")}
-        for name, measured in models.items()
-    }
-    lead = "Shares of well-formed completions (format), right ones (pass@1) and right votes of k (maj@k)."
-    yield Section(tables.evaluation(figures), "Held-out problems", lead)
-    if majority := read_json(folder / "inference/majority.json"):
-        yield Section(plots.accuracy(models, majority))
-    if samples := read_json(folder / "inference/samples.json"):
-        view = tables.completions(samples["rows"], **samples["texts"])
-        yield Section(view, "Completions", "One completion of each model for the same held-out problems.")
-
-
-def training(folder: Path) -> Iterator[Section]:
-    """The log of each stage that trains, the last stage first."""
-    for name in reversed(TRAINED):
-        if log := read_lines(folder / name / "log.jsonl"):
-            yield Section(plots.training(log), f"Training: {name}")
-
-
-def inference(folder: Path, stages: dict[str, Any]) -> Iterator[Section]:
-    """The answers to the test file, their votes, and the settings that they were sampled with."""
-    solutions = read_json(folder / "inference/solutions.json")
-    if not solutions:
-        return
-    score = stages["inference"]
-    known = f"{score['correct']} of {score['known']} known answers right, " if score["known"] else ""
-    lead = f"{score['questions']} questions: {known}{score['fallbacks']} answered with the fallback."
-    yield Section(plots.votes(solutions), "The test file", lead)
-    yield Section(tables.answers(solutions))
-    yield Section(plots.timelines(solutions), lead="The samples of each question, with their answers.")
-    yield Section(plots.cost(solutions))
-    yield Section(tables.closest_votes(solutions), lead="Completions of the closest votes.")
-    if settings := read_json(folder / "submission.settings.json"):
-        yield Section(text(json.dumps(settings, indent=2, ensure_ascii=False)), "Inference settings")
-
-
-def record(folder: Path, stages: dict[str, Any]) -> Iterator[Section]:
-    """What each stage took, the versions of the packages, and the profile."""
-    times = [
-        {"stage": name} | {key: stages[name].get(key, "") for key in RECORD}
-        for name in STAGES
-        if name in stages
-    ]
-    yield Section(tables.table(times), "Time and training")
-    versions = [{"package": name, "version": version} for name, version in machine.versions().items()]
-    yield Section(tables.table(versions), "Versions")
-    yield Section(text((folder / "profile.yaml").read_text()), "Settings")
+def document(title: str, lead: str, sections: Iterable[Section]) -> str:
+    """A page as HTML."""
+    heading = html.escape(title)
+    body = "".join(section.html() for section in sections).replace(tables.STYLE, "")
+    return (
+        "<!doctype html><html lang='en'><meta charset='utf-8'>"
+        "<meta name='viewport' content='width=device-width'><link rel='icon' href='data:,'>"
+        f"<title>{heading}</title>{tables.STYLE}{STYLE}<h1>{heading}</h1><p>{html.escape(lead)}</p>"
+        f"{body}{SCRIPT}</html>"
+    )
 
 
 def text(content: str) -> HTML:
     """A text as it is."""
     return HTML(f"<pre>{html.escape(content)}</pre>")
+
+
+def fold(summary: str, content: HTML) -> HTML:
+    """What is shown when its summary is clicked."""
+    return HTML(f"<details><summary>{html.escape(summary)}</summary><div>{content.data}</div></details>")
+
+
+def link(label: str, address: str) -> HTML:
+    """A link to another page or place."""
+    return HTML(f"<a href='{html.escape(address)}'>{html.escape(label)}</a>")
 
 
 def read_json(path: Path) -> Any:

@@ -16,11 +16,12 @@ from aimo.stages import MODELS
 STYLE = """<style>
 table.aimo { border-collapse: collapse; font: 13px/1.45 system-ui, sans-serif; margin: 4px 0 14px }
 table.aimo th, table.aimo td { text-align: left !important; vertical-align: top }
-table.aimo th { color: #667; font-weight: 600; border-bottom: 2px solid #dde; padding: 4px 14px 4px 0 }
-table.aimo td { white-space: nowrap; border-bottom: 1px solid #eef; padding: 5px 14px 5px 0 }
+table.aimo th { opacity: 0.75; font-weight: 600; border-bottom: 2px solid #8885; padding: 4px 14px 4px 0 }
+table.aimo td { white-space: nowrap; border-bottom: 1px solid #8883; padding: 5px 14px 5px 0 }
 table.aimo td.text { font-family: ui-monospace, monospace; font-size: 12px; white-space: pre-wrap;
                      min-width: 13em; max-width: 34em; overflow-wrap: anywhere }
 table.aimo td.number { text-align: right !important; font-variant-numeric: tabular-nums }
+div.wide { overflow-x: auto }
 </style>"""
 
 
@@ -29,11 +30,14 @@ def table(rows: Sequence[dict[str, Any]]) -> HTML:
     columns = list(dict.fromkeys(key for row in rows for key in row))
     lines = ["".join(f"<th>{html.escape(column)}</th>" for column in columns)]
     lines += ["".join(cell(row.get(column, "")) for column in columns) for row in rows]
-    return HTML(f"{STYLE}<table class='aimo'>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>")
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    return HTML(f"{STYLE}<div class='wide'><table class='aimo'>{body}</table></div>")
 
 
 def cell(value: Any) -> str:
-    """One table cell; texts of more than 1,200 characters are shortened."""
+    """One table cell; texts of more than 1,200 characters are shortened, HTML is taken as it is."""
+    if isinstance(value, HTML):
+        return f"<td class='text'>{value.data}</td>"
     if isinstance(value, float):
         return f"<td class='number'>{value:.3g}</td>"
     if isinstance(value, int):
