@@ -1,8 +1,10 @@
 """Kaggle's protocol: test files, `predict`, the gateways and the server of a rerun."""
 
+import dataclasses
 import importlib.util
 import sys
 import threading
+import time
 import types
 
 import polars as pl
@@ -10,9 +12,10 @@ import pytest
 from conftest import TINY
 
 from aimo.errors import AimoError
-from aimo.inference import gateway
+from aimo.inference import gateway, startup
 from aimo.inference.competitions import COMPETITIONS, read_questions
-from aimo.inference.gateway import Schedule, check_reply, local_gateway, make_predict
+from aimo.inference.gateway import Schedule, make_predict
+from aimo.inference.local_gateway import ask_each, check_reply
 from aimo.inference.supervisor import Supervisor
 
 
@@ -80,7 +83,7 @@ def test_the_gateway_asks_each_question_once_in_another_order_and_checks_each_ro
         asked.append(id_[0])
         return pl.DataFrame({"id": id_, "answer": [int(problem[0].split()[1])]})
 
-    replies = dict(local_gateway(predict, path, "aimo2"))
+    replies = dict(ask_each(predict, read_questions(path)[1], COMPETITIONS["aimo2"]))
     assert sorted(asked) == sorted(f"q{i}" for i in range(20)) and asked != [f"q{i}" for i in range(20)]
     assert {f"q{a}": a for a in range(20)} == replies
 
@@ -233,3 +236,70 @@ def test_outside_a_rerun_kaggles_own_gateway_is_preferred(monkeypatch, tmp_path)
     path = write(tmp_path / "t.csv", "id,question\n1,x\n")
     gateway.serve("aimo2", str(TINY), str(path), 100.0, {})
     assert FakeServer.last.paths == (str(path),)
+
+
+TEN = "id,problem,answer\n" + "".join(f"q{i},text {i},{i}\n" for i in range(10))
+
+
+def play(monkeypatch, tmp_path, competition, answer, text=TEN):
+    """Serve a test file with an `answer` to question i of pass n; returns the questions asked, by pass."""
+    asked = [[]]
+
+    def make_predict(schedule, supervisor, seed, solutions, journal):
+        done = asked[-1]
+        asked.append([])
+
+        def predict(id_, problem):
+            done.append((id_[0], len(id_), len(problem), schedule.limit_s))
+            return pl.DataFrame({"id": id_, "answer": [answer(int(id_[0][1:]), len(asked) - 1)]})
+
+        return predict
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(gateway, "make_predict", make_predict)
+    monkeypatch.setattr(gateway, "start_engine", lambda *_: types.SimpleNamespace(close=lambda: None))
+    gateway.serve(competition, str(TINY), str(write(tmp_path / "t.csv", text)), 100.0, {})
+    return asked[:-1]
+
+
+def test_aimo3_is_answered_twice_and_scores_one_for_two_right_answers_and_half_for_one(
+    monkeypatch, tmp_path, capsys
+):
+    """Questions below 6 are right in both passes, those below 9 in the second alone."""
+    asked = play(monkeypatch, tmp_path, "aimo3", lambda i, n: i if i < 6 or (n == 2 and i < 9) else 99)
+    first, second = ([name for name, *_ in one] for one in asked)
+    assert sorted(first) == sorted(second) == [f"q{i}" for i in range(10)]
+    assert first != second and first != sorted(first)
+    assert {row[1:] for one in asked for row in one} == {(1, 1, 50.0)}  # one question, half of the time
+    assert "score: 7.5 of 10, in 2 passes" in capsys.readouterr().out
+    answers = pl.read_parquet(tmp_path / "submission.parquet")
+    assert answers.rows() == [(f"q{i}", i if i < 6 else 99) for i in range(10)]
+
+
+def test_aimo2_is_answered_once_and_a_file_without_answers_is_not_scored(monkeypatch, tmp_path, capsys):
+    questions = TEN.replace("problem", "question")
+    assert len(play(monkeypatch, tmp_path, "aimo2", lambda i, n: i % 8, questions)) == 1
+    assert "score: 8 of 10, in 1 passes" in capsys.readouterr().out
+    without = "id,problem\n" + "".join(f"q{i},text\n" for i in range(3))
+    assert [len(one) for one in play(monkeypatch, tmp_path, "aimo3", lambda i, n: i, without)] == [3]
+    assert "score" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("answer", ["", "-1", "1/2", "1000", "x"])
+def test_a_known_answer_that_the_competition_does_not_take_is_named(monkeypatch, tmp_path, answer):
+    text = f"id,question,answer\nq,x,{answer}\n"
+    with pytest.raises(AimoError, match=f"question q: .* '{answer}' is no integer from 0 to 999"):
+        play(monkeypatch, tmp_path, "aimo2", None, text)
+
+
+def test_a_start_up_longer_than_kaggles_gateway_waits_is_refused_before_the_first_question(
+    monkeypatch, tmp_path, capsys
+):
+    rules = dataclasses.replace(COMPETITIONS["aimo3"], start_limit_s=0.5)
+    monkeypatch.setitem(COMPETITIONS, "aimo3", rules)
+    monkeypatch.setattr(startup, "STARTED", time.monotonic() - 2)
+    with pytest.raises(AimoError, match=r"ready 2 s after .*Kaggle's gateway waits 0 s.*wheels"):
+        play(monkeypatch, tmp_path, "aimo3", None)
+    monkeypatch.setattr(startup, "STARTED", time.monotonic())
+    play(monkeypatch, tmp_path, "aimo3", lambda i, n: i)
+    assert "the server is ready 0 s after the start" in capsys.readouterr().out

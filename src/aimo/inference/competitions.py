@@ -13,6 +13,8 @@ import polars as pl
 
 from aimo.inference.errors import AimoError
 
+HOUR_S = 3600.0
+
 
 @dataclass(frozen=True)
 class Competition:
@@ -25,50 +27,68 @@ class Competition:
     """An answer is an integer from 0 to this."""
     rules: str
     """The sentence on its answers, which prompts may hold as `{rules}`."""
-    server: str | None
+    accelerators: tuple[str, ...]
+    """The GPUs that a submission may use, by Kaggle's name."""
+    server: str | None = None
     """Module and class of its inference server in `kaggle_evaluation`; None: it takes a CSV of answers."""
-    questions: int
-    """The number of questions that a rerun is expected to ask."""
-    answer_limit_s: float | None
-    """Seconds that Kaggle allows for one answer."""
-    modulus: int | None = None
-    """What a result is reduced by where the problem does not say so."""
     submission: str = "submission.parquet"
     """The file of the answers."""
+    questions: int = 50
+    """The number of questions that a rerun is expected to ask."""
+    modulus: int | None = None
+    """What a result is reduced by where the problem does not say so."""
+    points: tuple[float, ...] = (0.0, 1.0)
+    """The points of a question by the number of its right answers, one for each pass over the questions."""
+    session_s: float = 5 * HOUR_S
+    """Seconds of a submission's notebook with a GPU."""
+    start_limit_s: float | None = 900.0
+    """Seconds from the notebook's start within which its server must answer; None: it has no server."""
+    answer_limit_s: float | None = None
+    """Seconds that Kaggle allows for one answer."""
+
+    @property
+    def inputs(self) -> tuple[str, str]:
+        """The folders of its files among a notebook's inputs: up to 2025, and since 2026."""
+        return self.slug, f"competitions/{self.slug}"
+
+    @property
+    def passes(self) -> int:
+        """How often its private questions are answered."""
+        return len(self.points) - 1
 
 
 COMPETITIONS = {
     "aimo1": Competition(
-        "ai-mathematical-olympiad-prize",
-        "problem",
-        999,
-        "The answer is an integer from 0 to 999: the result modulo 1000, whether the problem says so or not. "
-        "Put this one integer in \\boxed{}.",
-        None,
-        50,
-        None,
-        modulus=1000,
+        slug="ai-mathematical-olympiad-prize",
+        problem_column="problem",
+        high=999,
+        rules="The answer is an integer from 0 to 999: the result modulo 1000, whether the problem says so "
+        "or not. Put this one integer in \\boxed{}.",
+        accelerators=("NvidiaTeslaT4",),
         submission="submission.csv",
+        modulus=1000,
+        session_s=9 * HOUR_S,
+        start_limit_s=None,
     ),
     "aimo2": Competition(
-        "ai-mathematical-olympiad-progress-prize-2",
-        "question",
-        999,
-        "The answer is an integer from 0 to 999. If the problem names a modulus, the answer is the "
+        slug="ai-mathematical-olympiad-progress-prize-2",
+        problem_column="question",
+        high=999,
+        rules="The answer is an integer from 0 to 999. If the problem names a modulus, the answer is the "
         "remainder. Put this one integer in \\boxed{}.",
-        "aimo_2_inference_server.AIMO2InferenceServer",
-        50,
-        1800.0,
+        accelerators=("NvidiaTeslaT4", "NvidiaL4"),
+        server="aimo_2_inference_server.AIMO2InferenceServer",
+        answer_limit_s=HOUR_S / 2,
     ),
     "aimo3": Competition(
-        "ai-mathematical-olympiad-progress-prize-3",
-        "problem",
-        99999,
-        "The answer is an integer from 0 to 99999. If the problem names a modulus, the answer is the "
+        slug="ai-mathematical-olympiad-progress-prize-3",
+        problem_column="problem",
+        high=99999,
+        rules="The answer is an integer from 0 to 99999. If the problem names a modulus, the answer is the "
         "remainder. Put this one integer in \\boxed{}.",
-        "aimo_3_inference_server.AIMO3InferenceServer",
-        50,
-        None,
+        accelerators=("NvidiaTeslaT4", "NvidiaL4", "NvidiaH100"),
+        server="aimo_3_inference_server.AIMO3InferenceServer",
+        points=(0.0, 0.5, 1.0),
     ),
 }
 

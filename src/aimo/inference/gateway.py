@@ -2,16 +2,16 @@
 
 In a competition rerun, Kaggle's own inference server starts at once and the model loads while it waits.
 Otherwise a gateway asks the questions of a CSV one by one: Kaggle's own where `kaggle_evaluation` can be
-imported, else `local_gateway`, which makes the same calls and the same checks. Out of scope: how a question
-is answered (`aimo.inference.solver`).
+imported, else `aimo.inference.local_gateway`, which makes the same calls and the same checks. A CSV with
+answers is always asked by ours, in the passes of the competition, and scored. Out of scope: how a question is
+answered (`aimo.inference.solver`).
 """
 
 import importlib
 import os
-import random
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,11 +19,12 @@ from typing import Any
 
 import polars as pl
 
-from aimo.inference import competitions, startup, timebank
+from aimo.inference import competitions, local_gateway, startup, timebank
 from aimo.inference.competitions import COMPETITIONS, Competition, read_questions
 from aimo.inference.engine import Engine, set_environment
 from aimo.inference.errors import AimoError, EngineError, one_line
 from aimo.inference.journal import Journal
+from aimo.inference.local_gateway import Predict
 from aimo.inference.model_folder import check_model_folder
 from aimo.inference.plan import plan_for_this_machine
 from aimo.inference.processes import is_verbose, stderr_to
@@ -34,7 +35,6 @@ from aimo.inference.solver import solve
 from aimo.inference.supervisor import Supervisor
 from aimo.inference.voting import Stop
 
-Predict = Callable[[Any, Any], pl.DataFrame]
 ATTEMPTS = 3  # at a question, each with another engine
 MIN_ATTEMPT_S = 60  # of a question's time; less is not worth starting an engine for
 ANSWER_MARGIN_S = 30  # of the time that Kaggle allows for one answer
@@ -179,36 +179,6 @@ def attempt(
         supervisor.replace(sampler)
 
 
-def local_gateway(
-    predict: Predict, test_csv: str | Path, competition: str, seed: int = 0
-) -> Iterator[tuple[str, int]]:
-    """Ask each question of a CSV in random order, check the row as Kaggle does, and yield (id, answer)."""
-    rules = COMPETITIONS[competition]
-    _, table = read_questions(test_csv, competition)
-    rows = table.select("id", rules.problem_column).rows()
-    random.Random(seed).shuffle(rows)
-    for question_id, text in rows:
-        reply = predict(pl.Series("id", [question_id]), pl.Series(rules.problem_column, [text]))
-        yield check_reply(reply, question_id, rules)
-
-
-def check_reply(reply: Any, question_id: str, rules: Competition) -> tuple[str, int]:
-    """Return a reply of `predict` as (id, answer). Raises AimoError for what Kaggle would not accept."""
-    if type(reply).__module__.startswith("pandas"):
-        reply = pl.from_pandas(reply)
-    if not isinstance(reply, pl.DataFrame) or reply.columns != ["id", "answer"] or len(reply) != 1:
-        raise AimoError(
-            f"question {question_id}: predict must return one row of id and answer, not {reply!r}"
-        )
-    found_id, answer = reply.row(0)
-    if str(found_id) != question_id or not isinstance(answer, int) or not 0 <= answer <= rules.high:
-        raise AimoError(
-            f"question {question_id}: predict returned {found_id!r}, {answer!r}; "
-            f"an integer from 0 to {rules.high} is valid"
-        )
-    return question_id, answer
-
-
 def answer_file(
     sampler: Sampler, test_csv: str | Path, out: Path, seed: int, competition: str | None = None
 ) -> dict[str, Solution]:
@@ -230,7 +200,7 @@ def answer_file(
     journal = Journal(kept, str(sampler.model), competition, asdict(sampler.settings))
     predict = make_predict(schedule, supervisor, seed, solutions, journal)
     try:
-        for question_id, answer in local_gateway(predict, test_csv, competition, seed):
+        for question_id, answer in local_gateway.ask_each(predict, table, schedule.rules, seed):
             if not solutions[question_id].is_lost:
                 answers[question_id] = answer
             elif supervisor.has_given_up:
@@ -317,6 +287,40 @@ def start_engine(model: str, settings: Settings, seed: int, adapter: str | None)
         return Engine(model, settings, seed=seed, adapter=adapter)
 
 
+@dataclass
+class Pass:
+    """One pass over a table of questions: answers and solutions by id."""
+
+    answers: dict[str, int]
+    solutions: dict[str, Solution]
+
+
+def answer_table(
+    supervisor: Supervisor,
+    table: pl.DataFrame,
+    rules: Competition,
+    limit_s: float,
+    seed: int,
+    open_journal: Callable[[int], Journal],
+) -> list[Pass]:
+    """Answer a table through the local gateway, in as many passes as its answers are scored by.
+
+    A table without answers is asked once. Passes share `limit_s` seconds; each is as a session of its own,
+    with a seed and a journal of its own (`open_journal` takes the number of the pass, from 1).
+    """
+    count = rules.passes if "answer" in table.columns else 1
+    passes = []
+    for number in range(1, count + 1):
+        if count > 1:
+            print(f"pass {number} of {count}", flush=True)
+        schedule = Schedule(rules, limit_s / count, len(table))
+        solutions: dict[str, Solution] = {}
+        predict = make_predict(schedule, supervisor, seed + number - 1, solutions, open_journal(number))
+        answers = dict(local_gateway.ask_each(predict, table, rules, seed + number - 1))
+        passes.append(Pass(answers, solutions))
+    return passes
+
+
 def serve(
     competition: str,
     model: str,
@@ -329,40 +333,47 @@ def serve(
     """Run the submission kernel: answer Kaggle's gateway in a rerun, else the questions of `test_csv`.
 
     `settings` go over those of the model folder; the resolved ones are printed and written to settings.json.
-    Returns the solutions by id. Raises AimoError for wrong arguments before anything starts; in a rerun the
-    questions get the fallback instead.
+    Returns the solutions by id, of the first pass. Raises AimoError for wrong arguments before anything
+    starts; in a rerun the questions get the fallback instead.
     """
     rules = competitions.find(competition)
     rerun = bool(os.getenv("KAGGLE_IS_COMPETITION_RERUN")) and rules.server is not None
     server_class = kaggle_server(competition)
     if rerun and server_class is None:
         raise AimoError("kaggle_evaluation is not among the inputs; add the competition to them")
-    ids: list[str] = []
+    table, golds = pl.DataFrame(), {}
     folder = Path.cwd()  # the engine loads in a thread
     if not rerun:
         check_model_folder(model)
         check_installed(resolve(model, settings))
-        ids = read_questions(test_csv, competition)[1]["id"].to_list()
+        table = read_questions(test_csv, competition)[1]
+        golds = local_gateway.golds(table, rules)
+    local_gateway.check_start(rules, time.monotonic() - startup.STARTED, rerun)
 
     def load() -> Engine:
         resolved = resolve(model, settings)
         write_settings(resolved, folder / "settings.json")
         return start_engine(model, resolved, seed, adapter)
 
+    def open_journal(number: int = 1) -> Journal:
+        name = "journal.jsonl" if number == 1 else f"journal-{number}.jsonl"
+        return Journal(folder / name, model, competition, settings)
+
     supervisor = Supervisor(load)
     solutions: dict[str, Solution] = {}
-    journal = Journal(Path("journal.jsonl"), model, competition, settings)
-    schedule = Schedule(rules, time_limit_s, len(ids) or None)
-    predict = make_predict(schedule, supervisor, seed, solutions, journal)
     try:
-        if rerun:
-            server_class(predict).serve()
-        elif server_class is not None:
-            server_class(predict).run_local_gateway((str(test_csv),))
+        if not rerun and (server_class is None or golds):
+            passes = answer_table(supervisor, table, rules, time_limit_s, seed, open_journal)
+            write_answers(Path(rules.submission), table["id"], passes[0].answers)
+            solutions = passes[0].solutions
         else:
-            answers = dict(local_gateway(predict, test_csv, competition))
-            write_answers(Path(rules.submission), ids, answers)
+            schedule = Schedule(rules, time_limit_s, len(table) or None)
+            server = server_class(make_predict(schedule, supervisor, seed, solutions, open_journal()))
+            server.serve() if rerun else server.run_local_gateway((str(test_csv),))
     finally:
         supervisor.close()
     report_fallbacks(solutions)
+    if golds:
+        found = local_gateway.score(rules, golds, [one.answers for one in passes])
+        print(f"score: {found:g} of {len(golds)}, in {len(passes)} passes", flush=True)
     return solutions

@@ -19,6 +19,7 @@ from threading import Thread
 
 from aimo.inference.errors import AimoError, one_line
 
+STARTED = time.monotonic()  # a kernel imports this module first
 INPUTS = Path(os.environ.get("KAGGLE_INPUT", "/kaggle/input"))  # where what is attached lies
 BLOCK = 32 << 20  # bytes of one read
 READERS = 8  # threads: one alone does not use up the network that Kaggle's inputs come through
