@@ -60,7 +60,7 @@ def test_the_submission_and_one_like_it_have_no_fault(kernel):
         ({"machine_shape": "NvidiaTeslaP100"}, "its first CUDA call fails in Kaggle's image"),
         ({"machine_shape": "NvidiaT4x2"}, "machine_shape 'NvidiaT4x2' is unknown; take one of NvidiaTeslaT4"),
         ({"enable_tpu": True}, "enable_tpu: vLLM's CUDA wheels do not run on a TPU"),
-        ({"dataset_sources": []}, "no wheels are attached"),
+        ({"kernel_sources": []}, "no wheels are attached"),
         ({"dataset_sources": ["aimo-wheels"]}, "dataset_sources: 'aimo-wheels' should be OWNER/SLUG"),
         ({"dataset_sources": "me/wheels"}, "dataset_sources should be a list"),
         ({"competition_sources": []}, "competition_sources lack ai-mathematical-olympiad-progress-prize-3"),

@@ -68,7 +68,7 @@ def test_a_kernel_is_pushed_as_its_metadata_say_with_the_token_s_user_and_the_mo
     assert (request.slug, request.new_title) == (KERNEL, metadata["title"])
     assert (request.enable_gpu, request.enable_internet, request.is_private) == (True, False, True)
     assert request.machine_shape == metadata["machine_shape"]
-    assert request.dataset_data_sources == ["me/aimo-wheels"]
+    assert request.kernel_data_sources == ["me/aimo-wheels"]
     assert request.competition_data_sources == [AIMO3]
     assert request.model_data_sources == ["you/other/transformers/big/7"]
     assert "/kaggle/input/other/transformers/big/7" in request.text and "aimo-model" not in request.text

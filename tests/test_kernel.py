@@ -1,4 +1,4 @@
-"""The submission kernel: built from the package, alone in an empty folder."""
+"""The kernels: built from the sources; the submission alone in an empty folder."""
 
 import inspect
 import json
@@ -19,11 +19,38 @@ from aimo.inference.settings import Settings
 from aimo.kaggle import kernels
 
 BUILT = ROOT / "kernels" / "submission" / "aimo-submission.ipynb"
+KERNELS = ["wheels", "train", "submission", "evaluate"]
 
 
-def test_the_committed_kernel_is_what_the_sources_build(tmp_path):
-    fresh = kernels.build("submission", tmp_path)
-    assert fresh.read_bytes() == BUILT.read_bytes(), "run `make kernels`"
+def parameters(notebook):
+    """The text of the cell with the parameters."""
+    cells = nbformat.read(notebook, 4).cells
+    return next(c.source for c in cells if "parameters" in c.metadata.get("tags", []))
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_the_committed_kernel_is_what_the_sources_build(name, tmp_path):
+    fresh = kernels.build(name, tmp_path)
+    built = kernels.FOLDER / name / fresh.name
+    assert fresh.read_bytes() == built.read_bytes(), "run `aimo kernel build`"
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_kernel_is_readable_on_kaggle(name):
+    """Contents and settings first, files folded, no path of this machine, and not more than Kaggle takes."""
+    path = next((kernels.FOLDER / name).glob("*.ipynb"))
+    assert path.stat().st_size <= 1_000_000 and str(ROOT) not in path.read_text()
+    first, *cells = nbformat.read(path, 4).cells
+    links = re.findall(r"\[([^]]+)\]\(#([^)]+)\)", first.source.splitlines()[-1])
+    headings = [c.source.splitlines()[0] for c in cells if c.cell_type == "markdown"]
+    assert [f"## {text}" for text, _ in links] == headings and headings[0] == "## Settings"
+    assert all(text.replace(" ", "-") == anchor for text, anchor in links)
+    shipped = [c for c in cells if re.match("%%writefile (src|notebooks|requirements)", c.source)]
+    assert shipped and all(c.metadata["_kg_hide-input"] for c in shipped)
+    shown = [
+        c for c in cells if c.cell_type == "code" and c not in shipped and "_kg_hide-input" not in c.metadata
+    ]
+    assert cells.index(shown[0]) < cells.index(shipped[0]) and "parameters" in shown[0].metadata.tags
 
 
 def test_its_metadata_keeps_to_what_kaggle_accepts():
@@ -37,16 +64,15 @@ def test_its_metadata_keeps_to_what_kaggle_accepts():
 
 
 def test_its_parameters_are_those_that_serve_takes():
-    cell = next(c for c in nbformat.read(BUILT, 4).cells if "parameters" in c.metadata.get("tags", []))
     names: dict = {}
-    exec(cell.source, {}, names)
+    exec(parameters(BUILT), {}, names)
     assert sorted(names) == sorted(inspect.signature(gateway.serve).parameters) and names["settings"] == {}
 
 
 @pytest.mark.parametrize("name", ["aimo3-gpt-oss-120b", "aimo2-r1-14b-awq", "tiny"])
 def test_a_profiles_settings_stand_in_its_first_cell_each_below_a_comment(tmp_path, name):
     built = kernels.build("submission", tmp_path, name)
-    cell = nbformat.read(built, 4).cells[1].source
+    cell = parameters(built)
     names: dict = {}
     exec(cell, {}, names)
     assert names["settings"] == config.load(name).inference.written
@@ -58,7 +84,7 @@ def test_a_profiles_settings_stand_in_its_first_cell_each_below_a_comment(tmp_pa
 
 def test_it_holds_every_module_of_the_package_after_those_it_imports():
     written = re.findall(
-        r"^%%writefile aimo/inference/(\w+)\.py$",
+        r"^%%writefile src/aimo/inference/(\w+)\.py$",
         "\n".join(c.source for c in nbformat.read(BUILT, 4).cells),
         re.MULTILINE,
     )
@@ -74,7 +100,7 @@ def test_it_holds_every_module_of_the_package_after_those_it_imports():
 
 @pytest.mark.parametrize("name", ["../kernels/submission", "submission/", ".", "", "nothing"])
 def test_a_kernel_is_a_folder_of_kernels(name, tmp_path):
-    with pytest.raises(AimoError, match="use one of submission"):
+    with pytest.raises(AimoError, match="use one of wheels, train, submission, evaluate"):
         kernels.build(name, tmp_path)
     assert not list(tmp_path.iterdir())
 

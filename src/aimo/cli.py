@@ -282,16 +282,17 @@ def tiny_base(
 
 @kernel.command()
 def build(
-    name: Annotated[str, typer.Argument(help="A folder of kernels/.")],
-    profile: Annotated[
-        str | None, typer.Option(help="A profile whose inference section goes into the first cell.")
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Folders of kernels/; all of them if none is given.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Another folder for the notebook.")] = None,
+    profile: Annotated[str | None, typer.Option(help="A profile whose settings the kernels get.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Another folder for the notebooks.")] = None,
 ) -> None:
-    """Build a kernel's self-contained notebook from the sources."""
+    """Build the self-contained notebooks of kernels from the sources."""
     from aimo.kaggle import kernels
 
-    print(kernels.build(name, out, profile))
+    for name in names or kernels.KERNELS:
+        print(kernels.build(name, out, profile))
 
 
 @kernel.command()

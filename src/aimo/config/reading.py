@@ -105,12 +105,7 @@ def load(profile: str | Path, overrides: list[str] | None = None) -> Profile:
 
 def read_values(profile: str | Path, overrides: list[str] | None = None) -> dict[str, Any]:
     """The values of a profile's file and the overrides, not yet checked."""
-    path = Path(profile) if str(profile).endswith((".yaml", ".yml")) else PROFILES / f"{profile}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
-        raise AimoError(
-            f"profile {str(profile)!r} does not exist: use one of {known}, or a path to a .yaml file"
-        )
+    path = find(profile)
     try:
         values = yaml.load(path.read_text(encoding="utf-8-sig"), Loader)
     except UnicodeDecodeError as e:
@@ -124,6 +119,17 @@ def read_values(profile: str | Path, overrides: list[str] | None = None) -> dict
     for override in overrides or []:
         set_key(values, override)
     return {"profile": path.stem} | values
+
+
+def find(profile: str | Path) -> Path:
+    """The file of a profile, given by name or path. AimoError when there is none."""
+    path = Path(profile) if str(profile).endswith((".yaml", ".yml")) else PROFILES / f"{profile}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
+        raise AimoError(
+            f"profile {str(profile)!r} does not exist: use one of {known}, or a path to a .yaml file"
+        )
+    return path
 
 
 def set_key(values: dict[str, Any], override: str, option: str = "--set") -> None:

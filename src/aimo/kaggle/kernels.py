@@ -1,16 +1,19 @@
-"""Builds a Kaggle kernel: one self-contained notebook with the whole of `aimo.inference` inside.
+"""The table of Kaggle kernels, and how one is built: a self-contained notebook from a template and sources.
 
-Out of scope: pushing it (`aimo.kaggle.kernel_runs`).
+Each kernel is a folder of kernels/: kernel-metadata.json, the template (a py:percent notebook) and beside
+it the notebook that is built. In the template, the cell with the tag `package` becomes one cell for each file
+that the kernel ships, `settings = {}` the settings of a profile, and the cell with the tag `profile` the
+profile's file. Out of scope: pushing a kernel (`aimo.kaggle.kernel_runs`), its faults (`aimo.kaggle.check`).
 """
 
 import ast
 import itertools
 import json
 import pprint
+import re
 import textwrap
-from collections.abc import Iterator
-from dataclasses import asdict
-from graphlib import TopologicalSorter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,89 +24,150 @@ from aimo.config import ROOT
 from aimo.errors import AimoError
 from aimo.inference.settings import Settings
 
-PACKAGE = "aimo.inference"
-KERNELS = ROOT / "kernels"
+FOLDER = ROOT / "kernels"
 
-INTRODUCTION = """\
-# AIMO submission: many samples, one vote
 
-Answers each question with a majority vote over many vLLM samples, behind Kaggle's inference server. In a
-competition rerun the server starts at once and the model loads while it waits. Elsewhere the questions of
-`test_csv` are answered through a local gateway that makes the same calls and the same checks, and
-`submission.parquet` is written.
+@dataclass(frozen=True)
+class Kernel:
+    """What a kernel ships, and what its metadata must have."""
 
-Attach as inputs: the competition, a model folder that `aimo run` made, and a dataset of wheels with vLLM. The
-cells below are the package's own modules, written by `aimo kernel build submission`: change them there."""
+    ships: tuple[str, ...]
+    """Globs of the repository's files. The modules of `aimo` that these import are shipped with them."""
+    internet: bool
+    gpu: bool
+    attaches: tuple[str, ...]
+    """What must be attached: model, wheels, competition."""
+    profile: str | None = None
+    """The profile whose file the cell with the tag `profile` holds, if no other is given."""
 
-PARAMETERS = """\
-competition = "aimo3"  # aimo1, aimo2 or aimo3
-model = "/kaggle/input/aimo-model/transformers/default/1"  # a model folder
-test_csv = "/kaggle/input/ai-mathematical-olympiad-progress-prize-3/test.csv"
-time_limit_s = 17400  # of the whole session: 4 h 50 min of the 5 h with a GPU
-seed = 0
-adapter = None  # a folder with a LoRA adapter for the model
-# Over those that the model folder has (aimo.json, generation_config.json). Lines that begin with # show the
-# other keys and their defaults.
-settings = {
-SETTINGS}"""
 
-MAKE_PACKAGE = """\
+INFERENCE = ("src/aimo/inference/*.py",)
+KERNELS = {
+    "wheels": Kernel(("src/aimo/inference/wheels.py", "requirements.txt"), True, False, ()),
+    "train": Kernel(
+        (*INFERENCE, "src/aimo/pipeline.py", "notebooks/*.ipynb"), True, True, ("wheels",), "kaggle-h100"
+    ),
+    "submission": Kernel(INFERENCE, False, True, ("model", "wheels", "competition")),
+    "evaluate": Kernel(INFERENCE, False, True, ("model", "wheels")),
+}
+
+FOLDED = {
+    "_kg_hide-input": True,
+    "_kg_hide-output": True,
+    "jupyter": {"source_hidden": True, "outputs_hidden": True},
+}
+"""The metadata of a cell that Kaggle and Jupyter show folded."""
+
+MAKE_FOLDERS = """\
+import os
+import sys
 from pathlib import Path
 
-Path("aimo/inference").mkdir(parents=True, exist_ok=True)
-Path("aimo/__init__.py").touch()"""
-
-START = """\
-from aimo.inference import startup
-
-startup.read_ahead(model)  # in threads, while the rest goes on
-with startup.step("wheels"):
-    startup.install_wheels()
-with startup.step("imports"):
-    from aimo.inference import gateway"""
-
-SERVE = """\
-solutions = gateway.serve(competition, model, test_csv, time_limit_s, settings, adapter, seed)"""
+for folder in FOLDERS:
+    Path(folder).mkdir(parents=True, exist_ok=True)
+sys.path.insert(0, str(Path("src").absolute()))
+os.environ["PYTHONPATH"] = sys.path[0]  # of processes that this one starts"""
 
 
 def build(name: str, out: Path | None = None, profile: str | None = None) -> Path:
-    """Write the notebook of the kernel `name` (a folder of kernels/) there or to `out`, and return its path.
+    """Write the notebook of the kernel `name` to its folder, or to `out`, and return its path.
 
-    The `inference` section of a `profile` stands in its first code cell. The same sources give the same
-    bytes. Raises AimoError when there is no such kernel, profile or folder.
+    The `inference` section of a `profile` stands in its settings. The same sources give the same bytes.
+    Raises AimoError when there is no such kernel, profile or folder.
     """
-    written = config.load(profile).inference.written if profile else {}
-    known = sorted(path.parent.name for path in KERNELS.glob("*/kernel-metadata.json"))
-    if name not in known:
-        raise AimoError(
-            f"kernel {name!r} does not exist: use one of {', '.join(known)}, the folders of kernels/"
-        )
-    code_file = json.loads((KERNELS / name / "kernel-metadata.json").read_text())["code_file"]
-    path = (out or KERNELS / name) / code_file
+    if name not in KERNELS:
+        raise AimoError(f"kernel {name!r} does not exist: use one of {', '.join(KERNELS)}")
+    metadata = json.loads((FOLDER / name / "kernel-metadata.json").read_text())
+    path = (out or FOLDER / name) / metadata["code_file"]
     if not path.parent.is_dir():
         raise AimoError(f"--out {out}: no such folder; make it first")
-    nbformat.write(notebook(written), path)
+    template = (FOLDER / name / path.name).with_suffix(".py")
+    # One string for each cell, as a list of lines would make the notebook a quarter larger.
+    nbformat.write(notebook(template.read_text(), KERNELS[name], profile), path, split_lines=False)
     return path
 
 
-def notebook(written: dict[str, Any]) -> Any:
-    """Return the notebook: parameters with the settings that are `written`, the modules, and the call."""
-    code = nbformat.v4.new_code_cell
-    cells: list[Any] = [
-        nbformat.v4.new_markdown_cell(INTRODUCTION),
-        code(PARAMETERS.replace("SETTINGS", describe(written)), metadata={"tags": ["parameters"]}),
-        nbformat.v4.new_markdown_cell("## The package"),
-        code(MAKE_PACKAGE),
-        *(code(f"%%writefile aimo/inference/{name}.py\n{text.rstrip()}") for name, text in modules()),
-        nbformat.v4.new_markdown_cell("## Start"),
-        code(START),
-        nbformat.v4.new_markdown_cell("## Answer"),
-        code(SERVE),
-    ]
+def notebook(template: str, kernel: Kernel, profile: str | None = None) -> Any:
+    """Return the notebook of a template (py:percent): contents, the settings of a profile, and the files."""
+    import jupytext
+
+    written = config.load(profile).inference.written if profile else {}
+    cells: list[Any] = []
+    for cell in jupytext.reads(template, "py:percent").cells:
+        tags = cell.metadata.get("tags", [])
+        if "package" in tags:
+            cells += package(kernel)
+            continue
+        if "profile" in tags:
+            cell.source = f"%%writefile profile.yaml\n{profile_text(profile or kernel.profile).rstrip()}"
+        cell.source = cell.source.replace("settings = {}", f"settings = {{\n{describe(written)}}}")
+        cells.append(cell)
+    cells[0].source += f"\n\nContents: {contents(cells)}"
     for i, cell in enumerate(cells):
         cell["id"] = f"cell-{i}"
     kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
     return nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernelspec})
+
+
+def contents(cells: Iterable[Any]) -> str:
+    """Return links to the headings of the second level."""
+    text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    headings = re.findall(r"^## (.+)$", text, re.MULTILINE)
+    return ", ".join(f"[{heading}](#{heading.replace(' ', '-')})" for heading in headings)
+
+
+def package(kernel: Kernel) -> list[Any]:
+    """Return a cell that makes folders, and a folded cell for each file."""
+    files = {str(path.relative_to(ROOT)): path.read_text() for path in shipped(kernel)}
+    folders = sorted({str(Path(name).parent) for name in files})
+    code = nbformat.v4.new_code_cell
+    return [
+        code(MAKE_FOLDERS.replace("FOLDERS", repr(folders)), metadata=FOLDED),
+        *(code(f"%%writefile {name}\n{text.rstrip()}", metadata=FOLDED) for name, text in files.items()),
+    ]
+
+
+def shipped(kernel: Kernel) -> list[Path]:
+    """Return the files that a kernel ships, each after the modules that it imports, but for circles."""
+    entered: set[Path] = set()
+    found: list[Path] = []
+
+    def enter(path: Path) -> None:
+        if path not in entered:
+            entered.add(path)
+            for module in imported(path):
+                enter(module)
+            found.append(path)
+
+    for pattern in kernel.ships:
+        for path in sorted(ROOT.glob(pattern)):
+            enter(path)
+    return found
+
+
+def imported(path: Path) -> list[Path]:
+    """Return the modules of `aimo` that a file of Python or a notebook imports, anywhere in it."""
+    code = path.with_suffix(".py")  # a notebook's pair
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(code.read_text() if code.is_file() else "")):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    names |= {name.rpartition(".")[0] for name in names}  # packages are imported with their modules
+    folders = [
+        ROOT.joinpath("src", *name.split(".")) for name in sorted(names) if name.split(".")[0] == "aimo"
+    ]
+    places = [place for folder in folders for place in (folder / "__init__.py", folder.with_suffix(".py"))]
+    return [place for place in places if place.is_file()]
+
+
+def profile_text(name: str | None) -> str:
+    """Return the text of a profile's file, which is checked before."""
+    if name is None:
+        return ""
+    config.load(name)
+    return config.find(name).read_text(encoding="utf-8-sig")
 
 
 def describe(written: dict[str, Any]) -> str:
@@ -134,23 +198,3 @@ def meanings() -> dict[str, str]:
             assert isinstance(said, ast.Constant), f"{key.target.id} has no docstring"
             found[key.target.id] = " ".join(str(said.value).split())
     return found
-
-
-def modules() -> Iterator[tuple[str, str]]:
-    """Yield name and text of each module of the package, after those that it imports."""
-    folder = ROOT.joinpath("src", *PACKAGE.split("."))
-    texts = {path.stem: path.read_text() for path in sorted(folder.glob("*.py"))}
-    order = TopologicalSorter({name: sorted(imported(text) & texts.keys()) for name, text in texts.items()})
-    for name in order.static_order():
-        yield name, texts[name]
-
-
-def imported(text: str) -> set[str]:
-    """Return the names that a module's text imports from the package, anywhere in it."""
-    names = set()
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.ImportFrom) and node.module == PACKAGE:
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(f"{PACKAGE}."):
-            names.add(node.module.split(".")[2])
-    return names
