@@ -168,6 +168,11 @@ def option(name: str) -> str:
     return name if by_hand() else f"--{name.replace('_', '-')}"
 
 
+SESSION_END = "AIMO_SESSION_END"
+"""The environment variable with the time, in seconds since 1970, before which a stage stops and saves."""
+SESSION_OVER = "the end of the session"
+"""Why such a stage stopped, in its record; `aimo.session` goes on with it."""
+
 _locks: dict[Path, TextIO] = {}
 
 

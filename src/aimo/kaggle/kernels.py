@@ -45,10 +45,10 @@ INFERENCE = ("src/aimo/inference/*.py",)
 KERNELS = {
     "wheels": Kernel(("src/aimo/inference/wheels.py", "requirements.txt"), True, False, ()),
     "train": Kernel(
-        (*INFERENCE, "src/aimo/pipeline.py", "notebooks/*.ipynb"), True, True, ("wheels",), "kaggle-h100"
+        (*INFERENCE, "src/aimo/session.py", "notebooks/0[123]*.ipynb"), True, True, ("wheels",), "kaggle-h100"
     ),
     "submission": Kernel(INFERENCE, False, True, ("model", "wheels", "competition")),
-    "evaluate": Kernel(INFERENCE, False, True, ("model", "wheels")),
+    "evaluate": Kernel((*INFERENCE, "src/aimo/evaluation/kernel.py"), False, True, ("model", "wheels")),
 }
 
 FOLDED = {

@@ -6,6 +6,7 @@ Import this module after Unsloth. Out of scope: plots of the records, which are 
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from aimo.errors import AimoError
 from aimo.inference import prompts
 from aimo.inference.equivalence import are_correct
 from aimo.rewards import text_of
-from aimo.runs import read_lines
+from aimo.runs import SESSION_END, SESSION_OVER, read_lines
 from aimo.training import checkpoints, trl_compat
 
 LOG = "log.jsonl"
@@ -70,16 +71,18 @@ class Record(TrainerCallback):
 
 
 class Limits(TrainerCallback):
-    """Stops and saves before a stage takes more time, or its run more disk, than the profile allows."""
+    """Stops and saves before a stage takes more time, or its run more disk, than the profile allows, and
+    before the session ends."""
 
     def __init__(self, profile: Profile, folder: Path):
         self.limits, self.folder = profile.training, folder
         self.started = self.last_step = time.monotonic()
+        self.session_end = float(os.environ.get(SESSION_END, "inf"))
         self.slowest = 0.0
         self.reason = ""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Stop when another step as slow as the slowest, and saving, would pass the time limit."""
+        """Stop when another step as slow as the slowest, and saving, would pass a limit of time."""
         now = time.monotonic()
         if state.global_step > 1:  # the first step compiles and loads
             self.slowest = max(self.slowest, now - self.last_step)
@@ -88,6 +91,9 @@ class Limits(TrainerCallback):
         if limit and main_process_says(now - self.started + 2 * self.slowest > limit):
             control.should_training_stop = control.should_save = True
             self.reason = f"the time limit of {limit} s"
+        if SESSION_END in os.environ and main_process_says(time.time() + 2 * self.slowest > self.session_end):
+            control.should_training_stop = control.should_save = True
+            self.reason = SESSION_OVER
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Stop when another checkpoint would pass the disk budget."""

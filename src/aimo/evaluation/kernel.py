@@ -1,0 +1,137 @@
+"""The kernel `evaluate`: the submission's solver on problems with known answers, before one submits.
+
+Files are answered through the local gateway in the competition's passes and scored by its points. Leaves
+evaluation.html, evaluation.json, and a journal of each pass, which `aimo replay` reads.
+Out of scope: how good single completions are (`aimo.evaluation.metrics`).
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from aimo.evaluation.held_out import record_of
+from aimo.inference import competitions, gateway, local_gateway
+from aimo.inference.competitions import Competition
+from aimo.inference.errors import AimoError
+from aimo.inference.gateway import Pass
+from aimo.inference.journal import Journal
+from aimo.inference.model_folder import check_model_folder
+from aimo.inference.settings import resolve
+from aimo.inference.supervisor import Supervisor
+from aimo.report import page, plots, tables
+from aimo.report.page import Section
+
+
+def evaluate(
+    competition: str,
+    model: str,
+    files: Sequence[str],
+    time_limit_s: float,
+    settings: Mapping[str, Any],
+    adapter: str | None = None,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Answer files of problems (CSV, or JSON lines) as the submission would, and return a row for each.
+
+    The files share `time_limit_s` by their numbers of problems. What is done is written after each file.
+    Raises AimoError for wrong arguments before anything starts, and when the engine does not start.
+    """
+    rules = competitions.find(competition)
+    check_model_folder(model)
+    resolved = resolve(model, settings)
+    gateway.check_installed(resolved)
+    if not files:
+        raise AimoError("files: name at least one CSV or JSON-lines file of problems with answers")
+    problems = {file: read_problems(Path(file), rules) for file in files}
+    total = sum(len(table) for table, _ in problems.values())
+    folder = Path.cwd()  # the engine loads in a thread
+    gateway.write_settings(resolved, folder / "settings.json")
+    supervisor = Supervisor(lambda: gateway.start_engine(model, resolved, seed, adapter))
+    rows: list[dict[str, Any]] = []
+    sections: list[Section] = []
+    try:
+        supervisor.get()
+        for file, (table, left_out) in problems.items():
+            name = f"{Path(file).parent.name}-{Path(file).stem}"
+
+            def open_journal(number: int, name: str = name) -> Journal:
+                return Journal(folder / f"{name}.journal-{number}.jsonl", model, competition, settings)
+
+            limit_s = time_limit_s * len(table) / total
+            passes = gateway.answer_table(supervisor, table, rules, limit_s, seed, open_journal)
+            rows.append({"file": name} | figures(table, rules, passes) | {"left out": left_out})
+            sections += views(name, table, rules, passes)
+            write(folder, competition, model, rows, sections)
+            print(json.dumps(rows[-1]), flush=True)
+    finally:
+        supervisor.close()
+    return rows
+
+
+def read_problems(path: Path, rules: Competition) -> tuple[pl.DataFrame, int]:
+    """Return a file's problems that the competition could ask, and how many it could not.
+
+    Those are the problems with an answer that is no integer in its range. Raises AimoError naming the fault.
+    """
+    if path.suffix == ".jsonl":
+        if not path.is_file():
+            raise AimoError(f"file {path} does not exist; give JSON lines with id, problem and answer")
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        table = pl.DataFrame([{key: str(value) for key, value in line.items()} for line in lines])
+    else:
+        table = competitions.read_csv(path)
+    table = table.rename({"question": "problem"} if "problem" not in table.columns else {}, strict=False)
+    if missing := [name for name in ("id", "problem", "answer") if name not in table.columns]:
+        raise AimoError(f"file {path} has no column {missing[0]!r}; it needs id, problem and answer")
+    askable = [local_gateway.is_valid(answer, rules) for answer in table["answer"]]
+    kept = table.filter(askable).rename({"problem": rules.problem_column})
+    if kept.is_empty():
+        raise AimoError(f"file {path}: no answer is an integer from 0 to {rules.high}; take another file")
+    return kept, len(table) - len(kept)
+
+
+def figures(table: pl.DataFrame, rules: Competition, passes: Sequence[Pass]) -> dict[str, Any]:
+    """Return a file's score by the competition's points, and what it took."""
+    golds = local_gateway.golds(table, rules)
+    answers = [one.answers for one in passes]
+    solutions = [solution for one in passes for solution in one.solutions.values()]
+    return {
+        "questions": len(golds),
+        "score": local_gateway.score(rules, golds, answers),
+        "right in each pass": [sum(one[name] == gold for name, gold in golds.items()) for one in answers],
+        "fallbacks": sum(not solution.votes for solution in solutions),
+        "seconds": round(sum(solution.seconds for solution in solutions), 1),
+        "slowest": round(max(solution.seconds for solution in solutions), 1),
+        "tokens": sum(sample.tokens for solution in solutions for sample in solution.samples),
+    }
+
+
+def views(name: str, table: pl.DataFrame, rules: Competition, passes: Sequence[Pass]) -> list[Section]:
+    """Return a file's part of the page: each pass as a plot of its votes and a table."""
+    golds = local_gateway.golds(table, rules)
+    found = []
+    for number, one in enumerate(passes, 1):
+        records = [
+            {"id": question_id, "problem": problem, "gold": golds[question_id]}
+            | record_of(one.solutions[question_id])
+            for question_id, problem in table.select("id", rules.problem_column).rows()
+        ]
+        found.append(Section(plots.votes(records), f"{name}, pass {number}"))
+        found.append(Section(tables.answers(records)))
+    return found
+
+
+def write(
+    folder: Path, competition: str, model: str, rows: list[dict[str, Any]], sections: Sequence[Section]
+) -> None:
+    """Write the figures and the page."""
+    (folder / "evaluation.json").write_text(json.dumps(rows, indent=2) + "\n")
+    lead = (
+        f"{model}, asked as the submission would be. Points of a question by its right answers: "
+        f"{', '.join(f'{value:g}' for value in competitions.COMPETITIONS[competition].points)}."
+    )
+    head = Section(tables.table([{key: str(value) for key, value in row.items()} for row in rows]), "Scores")
+    page.write(folder / "evaluation.html", f"Evaluation for {competition}", lead, [head, *sections])
