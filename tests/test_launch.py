@@ -35,6 +35,7 @@ QUICK = [
     "grpo.prompts_per_step=2",
     "grpo.max_completion_length=24",
     "grpo.sample_steps=1",
+    "grpo.max_resample=3",
 ]
 DOUBLE = [*QUICK, "sft.batch_size=8"]
 
@@ -139,6 +140,7 @@ def test_grpo_in_two_processes_splits_the_completions_and_is_kept_when_asked_aga
     log = read_lines(folder / "grpo/log.jsonl")
     assert [r["step"] for r in log if "loss" in r] == [1, 2]
     assert [r["step"] for r in log if "probe/accuracy" in r] == [0, 2]
+    assert all(2 <= r["groups/tried"] <= 6 for r in log if "loss" in r)
     state = json.loads((folder / "grpo/checkpoint-2/trainer_state.json").read_text())
     assert state["train_batch_size"] == 2 * 4 / 2
     weights = [(folder / stage / "model/model.safetensors").read_bytes() for stage in ("sft", "grpo")]

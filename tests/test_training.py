@@ -282,7 +282,7 @@ def test_weights_cut_off_in_a_checkpoint_make_it_incomplete(sft, tmp_path, capsy
 @train_marker
 @pytest.mark.parametrize(
     "stage, steps, epoch", [("sft", 8, "sft.batch_size=20"), ("grpo", 5, "grpo.prompts_per_step=24")]
-)
+)  # with dynamic sampling, which draws further prompts
 def test_a_run_killed_at_any_step_ends_with_the_losses_of_an_uninterrupted_one(
     tmp_path, sets, monkeypatch, stage, steps, epoch
 ):
@@ -290,7 +290,7 @@ def test_a_run_killed_at_any_step_ends_with_the_losses_of_an_uninterrupted_one(
     from aimo.training.trainers import summary
 
     rate, no_probe = "grpo.learning_rate=0.001", "grpo.probe_steps=null"
-    p = small(f"{stage}.max_steps={steps}", rate, no_probe, epoch)
+    p = small(f"{stage}.max_steps={steps}", rate, no_probe, epoch, "grpo.max_resample=2")
     whole, _, _ = train(p, sets, tmp_path / "whole", stage)
     broken, last = tmp_path / "broken", random.randint(1, steps - 1)
     report = callbacks.Record.on_step_end
@@ -330,6 +330,38 @@ def test_a_group_of_equal_rewards_counts_as_one_without_signal(tmp_path, sets, t
     steps = [record for record in log if "loss" in record]
     assert {record["frac_reward_zero_std"] for record in steps} <= silent
     assert len(steps) == 2 and all(record["reward"] > 0 for record in steps)
+
+
+@train_marker
+def test_a_step_trains_on_the_groups_with_signal_of_no_more_prompts_than_allowed(tmp_path, sets, monkeypatch):
+    import trl
+
+    batches, compute_loss = [], trl.GRPOTrainer.compute_loss
+
+    def seen(self, model, inputs, *args, **kwargs):
+        batches.append(inputs)
+        return compute_loss(self, model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(trl.GRPOTrainer, "compute_loss", seen)
+    shape = ["grpo.gradient_accumulation_steps=2", "grpo.max_steps=3", "grpo.probe_steps=null"]
+    cut_off = ["grpo.max_completion_length=24", "grpo.mask_truncated_completions=true"]
+    log, _, _ = train(small(*shape, *cut_off, "grpo.max_resample=3"), sets, tmp_path, "grpo")
+    steps = [record for record in log if "loss" in record]
+    tried, trained = [record["groups/tried"] for record in steps], 0
+    assert len(batches) == 2 * len(steps) and all(2 <= groups <= 6 for groups in tried)
+    assert any(groups > 2 for groups in tried), "every prompt had signal"
+    for pair in zip(batches[::2], batches[1::2], strict=True):
+        assert len(pair[0]["advantages"]) == len(pair[1]["advantages"])
+        groups = {}
+        for batch in pair:
+            for row, advantage in enumerate(batch["advantages"]):
+                counts = bool(batch["completion_mask"][row].any()) and abs(advantage) > 1e-3
+                prompt = tuple(batch["prompt_ids"][row][batch["prompt_mask"][row].bool()].tolist())
+                groups.setdefault(prompt, []).append(counts)
+        assert all(any(group) and len(group) % 4 == 0 for group in groups.values()), groups
+        trained += len(groups)
+    shares = [record["frac_reward_zero_std"] * record["groups/tried"] for record in steps]
+    assert trained <= sum(tried) - sum(shares) and sum(shares) > 0
 
 
 @pytest.fixture(scope="module")

@@ -168,7 +168,7 @@ for ours in (trl_trainers.SftTrainer, trl_trainers.GrpoTrainer, trl_trainers.Dpo
     stage = ours.__name__.replace("Trainer", "").upper()
     assert names.index("Shared") < names.index(f"Unsloth{stage}Trainer")
 name = "_get_per_token_logps_and_entropies"
-theirs = inspect.signature(getattr(trl_trainers.GrpoTrainer.__mro__[4], name)).parameters
+theirs = inspect.signature(getattr(trl_trainers.GrpoTrainer.__mro__[5], name)).parameters
 assert list(theirs)[:5] == list(inspect.signature(getattr(trl_compat.LogProbHook, name)).parameters)[:5]
 """
 

@@ -124,6 +124,9 @@ class Grpo(Optimization):
     """Weight of the KL divergence from the model that the stage starts from."""
     mask_truncated_completions: bool = False
     """Leave completions that were cut off out of the loss."""
+    max_resample: Positive | None = None
+    """Train on groups with signal only, from at most this many times as many prompts as a step has (DAPO's
+    dynamic sampling): 1 samples no more than before and leaves the others out; null trains on all."""
     pass_rate: tuple[float, float] | None = None
     """Before training, keep problems whose share of right samples lies within these bounds."""
     pass_rate_samples: Annotated[int, Field(ge=2)] = 8

@@ -41,7 +41,7 @@ class ByLength:
         return itertools.chain(*steps, order[whole:])
 
 
-def split(rows: list[int], size: int) -> list[list[int]]:
+def split(rows: list[Any], size: int) -> list[list[Any]]:
     """Rows in parts of a size; the last may be smaller."""
     return [rows[i : i + size] for i in range(0, len(rows), size)]
 

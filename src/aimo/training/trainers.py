@@ -113,6 +113,7 @@ def grpo(
         train_dataset=to_dataset(rows),
         reward_funcs=list(rewards.get_reward_funcs(profile.grpo.rewards, profile.prompt)),
     )
+    trainer.max_resample = profile.grpo.max_resample
     if profile.grpo.generation == "vllm":
         set_seed(args.seed, device_specific=True)  # vLLM has set another in this process
     trainer.add_callback(callbacks.Samples(trainer, folder, profile.grpo.sample_steps))
@@ -200,7 +201,9 @@ def fit(
         print(f"Stopped at step {state.global_step} of {state.max_steps}, before {limits.reason}.")
     checkpoints.save_trained(trainer, folder)
     kept = ("loss", "eval_loss", "probe/accuracy")
-    return [r for r in trainer.state.log_history if any(key in r for key in kept)] + [totals(trainer)]
+    return [r for r in trainer.state.log_history if any(key in r for key in kept)] + [
+        totals(trainer) | {"stopped": limits.reason}
+    ]
 
 
 def watch(
@@ -254,13 +257,15 @@ def totals(trainer: Any) -> dict[str, Any]:
 
 
 def summary(log: Log) -> dict[str, Any]:
-    """The figures of a stage for its card and for metrics.json: its steps, and the last value of each of
-    `FIGURES`."""
+    """The figures of a stage for its card and for metrics.json: its steps, the last value of each of
+    `FIGURES`, and what stopped it early."""
     found: dict[str, Any] = {"steps": max(record["step"] for record in log)}
     for key, name in FIGURES.items():
         values = [record[key] for record in log if record.get(key) is not None]
         if values:
             found[name] = round(values[-1], 4)
+    if log[-1].get("stopped"):
+        found["stopped"] = log[-1]["stopped"]
     return found
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from trl.trainer import grpo_trainer, utils
 
 LogProbs = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
@@ -56,6 +57,85 @@ class LogProbHook:
         return compute(input_ids, attention_mask, logits_to_keep)
 
 
+Sampled = tuple[tuple[Any, ...], torch.Tensor]
+"""A completion: its row of the data set, the prompt and the reply as messages, prompt ids, completion ids,
+mask of the ids that the policy sampled, and log-probabilities; and its reward by each function."""
+COMPLETION_IDS = 4
+
+
+class SamplingHook:
+    """Base class of GRPO trainers that choose what to train on among what they sample, placed before TRL's
+    class.
+
+    `GRPOTrainer._generate_and_score_completions` (TRL) samples with `_generate`, scores with
+    `_calculate_rewards`, and makes tensors of all rows. Rows are exchanged between the two, so that masks,
+    log-probabilities and advantages are TRL's. `_metrics` are averaged inside `GRPOTrainer.log`.
+    https://github.com/huggingface/trl/blob/v1.15.0/trl/trainer/grpo_trainer.py
+    """
+
+    model: Any
+    accelerator: Any
+    args: Any
+    state: Any
+    processing_class: Any
+    train_dataset: Any
+    num_generations: Any
+    reward_weights: torch.Tensor
+    reward_func_names: list[str]
+    eos_token_ids: list[int]
+    mask_truncated_completions: bool
+
+    def _generate_and_score_completions(self, inputs: Any) -> Any:
+        self.inputs, self.chosen, self.tried = inputs, None, []  # type: ignore[var-annotated]
+        batch = super()._generate_and_score_completions(inputs)  # type: ignore[misc]
+        if self.model.training:
+            metrics = self._metrics["train"]  # type: ignore[attr-defined]
+            for name, value in self.figures(torch.cat(self.tried)).items():
+                metrics[name][-1:] = [value]
+        return batch
+
+    def _generate(self, prompts: Any) -> Any:
+        chosen = self.choose(self.inputs) if self.model.training else None
+        if chosen is None:
+            return super()._generate(prompts)  # type: ignore[misc]
+        rows, rewards = zip(*chosen, strict=True)
+        self.chosen = torch.stack(rewards).to(self.accelerator.device)  # type: ignore[assignment]
+        share = len(rows) // self.accelerator.num_processes
+        rows = rows[self.accelerator.process_index * share :][:share]
+        columns = [list(column) for column in zip(*rows, strict=True)]
+        self.inputs[:], prompts[:] = columns[:2]
+        replies, ids, completion_ids, mask, logps = (c if c[0] is not None else None for c in columns[2:])
+        return ids, completion_ids, mask, replies, logps, {}, None, []
+
+    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Any:
+        if self.chosen is not None:
+            return self.chosen
+        rewards = super()._calculate_rewards(*args, **kwargs)  # type: ignore[misc]
+        self.tried.append(rewards)
+        return rewards
+
+    def sample(self, inputs: list[dict[str, Any]]) -> list[Sampled]:
+        """Sample and score a completion for each of the rows of each process; returns those of all
+        processes."""
+        prompts, nothing = [row["prompt"] for row in inputs], [None] * len(inputs)
+        ids, completion_ids, mask, replies, logps, *_ = super()._generate(prompts)  # type: ignore[misc]
+        rewards = self._calculate_rewards(inputs, prompts, replies, completion_ids).cpu()
+        columns = inputs, prompts, replies, ids, completion_ids, mask or nothing, logps or nothing
+        return list(zip(gather_object(list(zip(*columns, strict=True))), rewards, strict=True))
+
+    def choose(self, inputs: list[dict[str, Any]]) -> list[Sampled] | None:
+        """What to train on in this step, in all processes together; None for what TRL samples for `inputs`.
+
+        Whole groups, as many as can be split over the processes and TRL's `steps_per_generation`.
+        """
+        return None
+
+    def figures(self, rewards: torch.Tensor) -> dict[str, float]:
+        """Figures to log in place of TRL's, from the rewards (completions, functions) of all that was
+        sampled for a step."""
+        return {}
+
+
 def take_one_gpu(args: Any) -> None:
     """Let a process that was not launched with others train on one GPU, however many it sees.
 
@@ -76,22 +156,6 @@ def last_completions(trainer: Any) -> dict[str, Any]:
     https://github.com/huggingface/trl/blob/v1.15.0/trl/trainer/grpo_trainer.py
     """
     return trainer._logs
-
-
-def recount_equal_rewards(trainer: Any) -> None:
-    """Recount `frac_reward_zero_std`, the share of groups whose completions all have one reward.
-
-    `GRPOTrainer._metrics` (TRL): TRL 1.15.0 compares a standard deviation with zero, and the mean of equal
-    rewards such as 0.2 is rounded, so that it counts none. The figure is averaged inside `GRPOTrainer.log`.
-    https://github.com/huggingface/trl/blob/v1.15.0/trl/trainer/grpo_trainer.py
-    """
-    shares = trainer._metrics["train"]["frac_reward_zero_std"]
-    if not shares:  # this step trained on completions of an earlier one
-        return
-    by_function = [list(values) for values in last_completions(trainer)["rewards"].values()]
-    rewards = torch.tensor(by_function).nan_to_num()
-    groups = (trainer.reward_weights.to(rewards.device) @ rewards).view(-1, trainer.num_generations)
-    shares[-1] = (groups.amax(1) - groups.amin(1) < 1e-5).float().mean().item()
 
 
 def provide_log_probs() -> None:

@@ -12,6 +12,7 @@ from torch.nn.functional import pad
 from transformers import Trainer
 
 from aimo.training import trl_compat
+from aimo.training.dynamic_sampling import DynamicSampling
 from aimo.training.row_order import ByLength, Seeded
 
 
@@ -53,8 +54,8 @@ class SftTrainer(Shared, trl.SFTTrainer):
         return super().order_rows(sampler)
 
 
-class GrpoTrainer(Shared, trl_compat.LogProbHook, trl.GRPOTrainer):
-    """GRPO that counts groups with equal rewards and operations, with less padding on a CPU."""
+class GrpoTrainer(Shared, DynamicSampling, trl_compat.LogProbHook, trl.GRPOTrainer):
+    """GRPO that trains on groups with signal where `max_resample` is set, with less padding on a CPU."""
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """The loss; the batch's token ids are kept for `floating_point_ops`."""
@@ -64,12 +65,6 @@ class GrpoTrainer(Shared, trl_compat.LogProbHook, trl.GRPOTrainer):
     def floating_point_ops(self, inputs: Any) -> int:
         """Of training on the last batch; generation is not counted. TRL finds 0, as `inputs` are texts."""
         return super().floating_point_ops({"input_ids": self.batch_ids})
-
-    def training_step(self, *args: Any, **kwargs: Any) -> Any:
-        """One backward pass, with the completions sampled first where it needs new ones."""
-        loss = super().training_step(*args, **kwargs)
-        trl_compat.recount_equal_rewards(self)
-        return loss
 
     def log_probs(self, compute: Any, input_ids: Any, attention_mask: Any, logits_to_keep: int) -> Any:
         """As TRL computes them; on a CPU in up to four parts, each padded to its own longest row only.
