@@ -5,11 +5,11 @@ import hashlib
 import json
 import random
 import shutil
-import threading
+from contextlib import ExitStack
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
+import model_server
 import pytest
 
 from aimo.errors import AimoError
@@ -469,47 +469,25 @@ def gpt_oss(tmp_path_factory, encoding, shared):
 @pytest.fixture
 def serve(gpt_oss):
     """Start a server of gpt-oss whose model is a function from the prompt to the text of its turn."""
-    started = []
+    with ExitStack() as started:
 
-    def start(model):
-        class Handler(BaseHTTPRequestHandler):
-            def log_message(self, *_):
-                pass
-
-            def do_GET(self):
-                self.reply(json.dumps({"data": [{"id": "m", "max_model_len": 2048}]}))
-
-            def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        def start(model):
+            def complete(body):
                 assert body["stop_token_ids"] == harmony.STOP and not body["skip_special_tokens"]
-                text = model(sampler.encoding.decode(body["prompt"]))
-                ids = ids_of(sampler.encoding, text)
-                shown = sampler.encoding.decode(ids[:-1] if ids[-1] in harmony.STOP else ids)
-                reason = "stop" if ids[-1] in harmony.STOP else "length"
-                choices = [
+                ids = ids_of(sampler.encoding, model(sampler.encoding.decode(body["prompt"])))
+                stopped = ids[-1] in harmony.STOP
+                shown = sampler.encoding.decode(ids[:-1] if stopped else ids)
+                return [
                     {"text": shown, "finish_reason": None, "token_ids": ids},
-                    {"text": "", "finish_reason": reason},
+                    {"text": "", "finish_reason": "stop" if stopped else "length"},
                 ]
-                self.reply("".join(f"data: {json.dumps({'choices': [c]})}\n\n" for c in choices))
 
-            def reply(self, text):
-                content = text.encode()
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
+            sampler = Server([started.enter_context(model_server.serving(complete, 2048))], gpt_oss)
+            started.callback(sampler.close)
+            sampler.settings = replace(sampler.settings, tools=1.0, max_tokens=400)
+            return sampler
 
-        http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=http.serve_forever, daemon=True).start()
-        sampler = Server([f"http://127.0.0.1:{http.server_port}"], gpt_oss)
-        sampler.settings = replace(sampler.settings, tools=1.0, max_tokens=400)
-        started.append((http, sampler))
-        return sampler
-
-    yield start
-    for http, sampler in started:
-        sampler.close()
-        http.shutdown()
+        yield start
 
 
 @pytest.mark.slow

@@ -1,19 +1,20 @@
 """Tool-integrated reasoning: the real solver and sandbox, with a server that writes what a test needs."""
 
-import json
 import sys
-import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import model_server
 import pytest
 from conftest import TINY
 
 from aimo.errors import AimoError
 from aimo.inference import programs, sandbox
+from aimo.inference.sampling import Completion
 from aimo.inference.server import Server
 from aimo.inference.solver import solve
+from aimo.inference.stream import Problem
 from aimo.inference.tools import find_tool_parser
 from aimo.inference.voting import EXACT
 
@@ -24,41 +25,22 @@ PROGRAM = "Let us compute.\n```python\nprint(6 * 7)\n```\n"
 @pytest.fixture
 def serving():
     """Start a server whose model is a function from the prompt's text to its completion."""
-    started = []
+    with ExitStack() as started:
 
-    def start(model: Callable[[str], str]) -> Server:
-        class Handler(BaseHTTPRequestHandler):
-            def log_message(self, *_):
-                pass
-
-            def do_GET(self):
-                self.reply(json.dumps({"data": [{"id": "m", "max_model_len": 1000}]}).encode())
-
-            def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        def start(model: Callable[[str], str]) -> Server:
+            def complete(body):
                 text = model(engine.tokenizer.decode(body["prompt"]))
                 pieces = [text[i : i + 5] for i in range(0, len(text), 5)]
-                events = [{"choices": [{"text": p, "finish_reason": None, "token_ids": [1]}]} for p in pieces]
-                events.append({"choices": [{"text": "", "finish_reason": "stop"}]})
-                self.reply("".join(f"data: {json.dumps(event)}\n\n" for event in events).encode())
+                choices = [{"text": p, "finish_reason": None, "token_ids": [1]} for p in pieces]
+                return [*choices, {"text": "", "finish_reason": "stop"}]
 
-            def reply(self, content):
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
+            url = started.enter_context(model_server.serving(complete, 1000))
+            engine = Server([url], TINY)
+            started.callback(engine.close)
+            engine.settings = replace(engine.settings, tools=1.0, max_tokens=400)
+            return engine
 
-        http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=http.serve_forever, daemon=True).start()
-        engine = Server([f"http://127.0.0.1:{http.server_port}"], TINY)
-        engine.settings = replace(engine.settings, tools=1.0, max_tokens=400)
-        started.append((http, engine))
-        return engine
-
-    yield start
-    for http, engine in started:
-        engine.close()
-        http.shutdown()
+        yield start
 
 
 def test_a_program_runs_and_its_output_is_read(serving):
@@ -166,6 +148,25 @@ def test_a_model_calls_python_in_its_own_format_and_reads_the_output_as_a_turn_o
     assert "<assistant>I compute.<tool_call>" in prompts[-1] and CALL_AND_OUTPUT in prompts[-1]
 
 
+@pytest.mark.parametrize("parser", ["hermes", None])
+def test_the_prompt_of_a_question_is_encoded_once_and_no_sample_changes_that_of_another(
+    serving, parser, monkeypatch
+):
+    engine = with_calls(serving(str))
+    engine.settings = replace(engine.settings, tool_parser=parser)
+    problem = Problem(engine, "What is 6 x 7?", 0, 0, 999)
+    first = problem.begin(0, with_tools=True)
+    prompt = first.prompt()
+    monkeypatch.setattr(engine.tokenizer, "apply_chat_template", None)
+    second = problem.begin(1, with_tools=True)
+    monkeypatch.undo()
+    turn = CALL if parser else PROGRAM
+    first.reply(first.find_call(Completion(turn, engine.tokenizer.encode(turn), True)), "42")
+    assert first.prompt()[: len(prompt)] == prompt != first.prompt() and first.text
+    assert second.prompt() == prompt and not second.text
+    assert problem.begin(2, with_tools=True).prompt() == prompt
+
+
 @pytest.mark.parametrize("arguments", ['{"program": "1"}', '"print(1)"', '{"code": 7}'])
 def test_a_call_that_is_not_one_of_python_is_answered_and_the_sample_goes_on(serving, arguments):
     call = f'<tool_call>{{"name": "python", "arguments": {arguments}}}</tool_call>'
@@ -203,6 +204,7 @@ def test_without_a_sandbox_samples_continue_without_programs(serving, monkeypatc
         "```output" not in sample.text for sample in s.samples
     )
     programs.has_sandbox.cache_clear()
+    programs.pool.cache_clear()  # its sessions have ended with the fork server
 
 
 def test_a_parser_that_vllm_lacks_and_a_template_without_tools_are_named(serving):

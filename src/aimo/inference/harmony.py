@@ -118,7 +118,7 @@ class Harmony:
         )
         shown = self.encoding.render(result.with_channel(call.channel).with_recipient("assistant"))
         written = call.ids[:-1] if call.ids[-1] in ENDS else call.ids
-        self.ids += [*written, CALL, *shown, *TURN]
+        self.ids = [*self.ids, *written, CALL, *shown, *TURN]
         safe = output.replace("<|", "<\u200b|")  # the text is searched for the final channel
         self.text += f"{call.turn}\n```output\n{safe}\n```\n"
 

@@ -5,11 +5,12 @@ Out of scope: which samples run, and the vote over all of them (`aimo.inference.
 
 import asyncio
 import contextlib
+import copy
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
-from aimo.inference import answers, conversations, voting
+from aimo.inference import answers, conversations, prompts, voting
 from aimo.inference.programs import Programs
 from aimo.inference.sampling import MIN_TOKENS, Completion, Sampler, sample_seed
 from aimo.inference.solution import TAIL, End, Sample
@@ -32,16 +33,21 @@ class Problem:
     """The competition's sentence on its answers."""
     modulus: int | None = None
     """What a larger result is reduced by."""
+    begun: dict[tuple[int, bool], conversations.Conversation] = field(default_factory=dict)
+    """The conversations that samples begin with, of each variant of the prompt, with and without tools."""
 
-    def prompt(self, index: int) -> list[int]:
-        """The token ids of the prompt of a sample."""
-        return self.sampler.encode(self.text, index, self.rules)
+    def begin(self, index: int, with_tools: bool) -> conversations.Conversation:
+        """The conversation of a sample; its prompt is encoded once for all samples that share it."""
+        key = id(prompts.variant(self.sampler.settings, index)), with_tools
+        if key not in self.begun:
+            self.begun[key] = conversations.begin(self.sampler, self.text, index, self.rules, with_tools)
+        return copy.copy(self.begun[key])
 
     def fault(self) -> str:
         """Return why the problem cannot be asked; empty when it can."""
         if not self.text.strip():
             return "the problem is empty"
-        tokens, limit = len(self.prompt(0)), self.sampler.max_length
+        tokens, limit = len(self.begin(0, with_tools=False).prompt()), self.sampler.max_length
         if tokens + MIN_TOKENS > limit:
             return f"the problem's {tokens} tokens do not fit the model's {limit}"
         return ""
@@ -63,7 +69,7 @@ class Stream:
         self.sampler, self.settings = problem.sampler, problem.sampler.settings
         self.seed = sample_seed(problem.seed, problem.text, index)
         self.with_tools = with_tools
-        self.talk = conversations.begin(self.sampler, problem.text, index, problem.rules, with_tools)
+        self.talk = problem.begin(index, with_tools)
         self.prompt = self.turn_prompt = self.talk.prompt()
         """The token ids of the first prompt, and of the present turn's."""
         self.results: list[int | None] = []

@@ -7,6 +7,7 @@ wrote stays as it is, token by token, so that vLLM has it cached. Out of scope: 
 """
 
 import difflib
+import functools
 import json
 import re
 from dataclasses import dataclass, field
@@ -25,7 +26,11 @@ PYTHON = {
         "name": "python",
         "description": "Runs Python and returns what it prints and the value of a last expression. "
         "Variables are kept between calls; numpy, sympy, mpmath and networkx are installed.",
-        "parameters": {"type": "object", "properties": {"code": {"type": "string"}}, "required": ["code"]},
+        "parameters": {
+            "type": "object",
+            "properties": {"code": {"type": "string", "description": "The program."}},
+            "required": ["code"],
+        },
     },
 }
 
@@ -53,7 +58,11 @@ class Chat:
 
     def __init__(self, sampler: Sampler, problem: str, index: int = 0, rules: str = ""):
         self.tokenizer, self.settings, self.text = sampler.tokenizer, sampler.settings, ""
-        self.ids = encode(self.tokenizer, self.settings, problem, index, rules)
+        self.ids = self.begin(sampler, problem, index, rules)
+
+    def begin(self, sampler: Sampler, problem: str, index: int, rules: str) -> list[int]:
+        """Token ids of the first prompt."""
+        return encode(self.tokenizer, self.settings, problem, index, rules)
 
     def prompt(self) -> list[int]:
         """Token ids that the next turn continues."""
@@ -106,20 +115,17 @@ class FencedBlocks(Chat):
         shown = escape_special_tokens(self.tokenizer, output)
         result = f"{'' if call.turn.endswith(NEWLINE) else NEWLINE}```output\n{shown}\n```\n"
         self.text += call.turn + result
-        self.ids += [*call.ids, *self.tokenizer.encode(result, add_special_tokens=False)]
+        self.ids = [*self.ids, *call.ids, *self.tokenizer.encode(result, add_special_tokens=False)]
 
 
 class ToolCalls(Chat):
     """The model's own tool calls: offered by its chat template, read by vLLM's parser of their format."""
 
-    def __init__(self, sampler: Sampler, problem: str, index: int = 0, rules: str = ""):
-        from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
-
-        super().__init__(sampler, problem, index, rules)
+    def begin(self, sampler: Sampler, problem: str, index: int, rules: str) -> list[int]:
+        """Token ids of the first prompt, which offers the tool."""
         self.parser = sampler.tool_parser
         self.messages = messages(self.tokenizer, self.settings, problem, index, rules)
-        self.request = ChatCompletionRequest.model_validate({"messages": self.messages, "tools": [PYTHON]})
-        self.ids = self.tokenizer.encode(self.render(self.messages), add_special_tokens=False)
+        return self.tokenizer.encode(self.render(self.messages), add_special_tokens=False)
 
     def render(self, talk: list[dict[str, Any]], ask: bool = True) -> str:
         """A conversation with the tool, as the chat template shows it."""
@@ -132,21 +138,8 @@ class ToolCalls(Chat):
         )
 
     def find_call(self, turn: Completion) -> Call | None:
-        """The first call of a turn that has ended; without `code`, a program that says so."""
-        found = self.parser.extract_tool_calls(turn.text, self.request) if turn.finished else None
-        if not found or not found.tool_calls:
-            return None
-        function = found.tool_calls[0].function
-        try:
-            arguments = json.loads(function.arguments)
-        except ValueError:
-            arguments = function.arguments
-        if not isinstance(arguments, dict):
-            arguments = {"code": str(arguments)}
-        call = {"type": "function", "function": {"name": function.name, "arguments": arguments}}
-        message = {"role": "assistant", "content": found.content or "", "tool_calls": [call]}
-        code = str(arguments.get("code", "raise TypeError('its argument is named code')"))
-        return Call(code, turn.text, turn.token_ids, message)
+        """As `find_tool_call`."""
+        return find_tool_call(self.parser, turn)
 
     def reply(self, call: Call, output: str) -> None:
         """Add the call and its output to the conversation; the turn's own tokens stay."""
@@ -158,10 +151,36 @@ class ToolCalls(Chat):
         end = self.tokenizer.decode(call.ids[-1:])
         if now.startswith(before) and end and end in before:
             result = now[before.rindex(end) + len(end) :]
-            self.ids += [*call.ids, *self.tokenizer.encode(result, add_special_tokens=False)]
+            self.ids = [*self.ids, *call.ids, *self.tokenizer.encode(result, add_special_tokens=False)]
         else:  # the template shows earlier turns in another way once there are later ones
             self.ids = self.tokenizer.encode(now, add_special_tokens=False)
         self.text += f"{call.turn}\n```output\n{output}\n```\n"
+
+
+def find_tool_call(parser: Any, turn: Completion) -> Call | None:
+    """The first call of a turn that has ended; without `code`, a program that says so."""
+    found = parser.extract_tool_calls(turn.text, offer()) if turn.finished else None
+    if not found or not found.tool_calls:
+        return None
+    function = found.tool_calls[0].function
+    try:
+        arguments = json.loads(function.arguments)
+    except ValueError:
+        arguments = function.arguments
+    if not isinstance(arguments, dict):
+        arguments = {"code": str(arguments)}
+    call = {"type": "function", "function": {"name": function.name, "arguments": arguments}}
+    message = {"role": "assistant", "content": found.content or "", "tool_calls": [call]}
+    code = str(arguments.get("code", "raise TypeError('its argument is named code')"))
+    return Call(code, turn.text, turn.token_ids, message)
+
+
+@functools.cache
+def offer() -> Any:
+    """The request in which vLLM's parsers look up the tool; they do not read its messages."""
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+
+    return ChatCompletionRequest.model_validate({"messages": as_prompt(""), "tools": [PYTHON]})
 
 
 def find_tool_parser(name: str | None, tokenizer: Any) -> Any:
@@ -199,16 +218,13 @@ def find_tool_parser(name: str | None, tokenizer: Any) -> Any:
 
 def reads_template(parser: Any, tokenizer: Any) -> bool:
     """Whether a parser finds the call in a turn that the chat template renders."""
-    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
-
     function = {"name": "python", "arguments": {"code": "print(1)"}}
     called = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]}
     asked = as_prompt("1 + 1?")
-    request = ChatCompletionRequest.model_validate({"messages": asked, "tools": [PYTHON]})
     prompt, whole = (
         tokenizer.apply_chat_template(talk, tools=[PYTHON], tokenize=False)
         for talk in (asked, [*asked, called])
     )
     turn = whole.removeprefix(prompt).rstrip().removesuffix(tokenizer.eos_token or "")
-    found = parser.extract_tool_calls(turn, request).tool_calls
+    found = parser.extract_tool_calls(turn, offer()).tool_calls
     return any("print(1)" in call.function.arguments for call in found)
