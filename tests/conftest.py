@@ -49,7 +49,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what uses the engine or trains as slow, and begin with the longest file: the other process has the
+    """Mark what uses the engine or trains as slow, and begin with the longest files: other processes have the
     rest meanwhile."""
     for item in items:
         for name in ONCE.keys() & getattr(item, "fixturenames", ()):
@@ -57,7 +57,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if any(item.get_closest_marker(name) for name in ("engine", "train")):
             item.add_marker("slow")
     # Recipes come last, as Unsloth, once imported, changes how the tests after it train.
-    items.sort(key=lambda item: {"test_pipeline": -1, "test_recipes": 1}.get(item.path.stem, 0))
+    order = {"test_pipeline": -3, "test_launch": -2, "test_stages": -1, "test_recipes": 1}
+    items.sort(key=lambda item: order.get(item.path.stem, 0))
 
 
 def settings(values: list[str]) -> list[str]:
