@@ -71,7 +71,7 @@ def test_the_submission_and_one_like_it_have_no_fault(kernel):
         ),
         (
             {"model_sources": ["me/other/transformers/default/1"]},
-            "model '/kaggle/input/aimo-model/transformers/default/1' is not among those attached",
+            "model '/kaggle/input/aimo-model/transformers/default/1' is not among what is attached",
         ),
     ],
 )
@@ -106,7 +106,7 @@ def test_settings_that_the_machine_cannot_run_are_named(kernel, shape, vllm, sai
     "old, new, said",
     [
         ('"aimo3"', '"aimo9"', "competition 'aimo9' is unknown"),
-        ("17400", "20000", "time_limit_s 20000 is more than the session's 18000"),
+        ("17400", "20000", "time_limit_s 20000 is not within the session's 18000 seconds"),
     ],
 )
 def test_parameters_outside_the_competition_s_rules_are_named(kernel, old, new, said):

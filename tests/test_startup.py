@@ -1,9 +1,6 @@
-"""A kernel's start: weights read ahead, wheels that are there already, what is missing, the plan."""
+"""A kernel's start: weights read ahead, and the plan. Its wheels: `test_wheels`."""
 
 import json
-import sys
-import zipfile
-from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -52,51 +49,6 @@ def test_reading_ahead_never_raises(weights, capsys, vanish):
     startup.read_ahead(weights / ("nothing" if vanish == "folder" else ".")).join()
     said = capsys.readouterr()
     assert said.out.startswith("weights: ") and said.out.count("\n") == 1 and not said.err
-
-
-def wheel(folder, name, number):
-    """A wheel of a package with one module that has its number."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}-{number}-py3-none-any.whl"
-    info = f"{name}-{number}.dist-info"
-    with zipfile.ZipFile(path, "w") as file:
-        file.writestr(f"{name}.py", f"number = {number!r}\n")
-        file.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {number}\n")
-        file.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        file.writestr(f"{info}/RECORD", "")
-    return path
-
-
-@pytest.fixture
-def elsewhere(tmp_path, monkeypatch):
-    """A folder where pip installs to, and Python finds it."""
-    monkeypatch.setenv("PIP_TARGET", str(tmp_path / "site"))
-    monkeypatch.setattr(sys, "path", [str(tmp_path / "site"), *sys.path])
-    return tmp_path / "site"
-
-
-def test_only_wheels_that_are_not_installed_in_their_version_are_installed(tmp_path, elsewhere, capsys):
-    wheel(tmp_path / "inputs/a", "pytest", version("pytest"))
-    wheel(tmp_path / "inputs/a", "first_aimo_test", "1.0")
-    wheel(tmp_path / "inputs/b", "second_aimo_test", "2.0")
-    startup.install_wheels(tmp_path / "inputs")
-    assert "wheels: 3 attached, 1 of them installed" in capsys.readouterr().out
-    assert sorted(path.name for path in elsewhere.glob("*.py")) == [
-        "first_aimo_test.py",
-        "second_aimo_test.py",
-    ]
-    startup.check_modules("first_aimo_test", "second_aimo_test")
-    startup.install_wheels(tmp_path / "inputs")
-    assert "wheels: 3 attached, 3 of them installed" in capsys.readouterr().out
-
-
-def test_a_wheel_that_pip_refuses_costs_a_line_and_what_is_missing_is_named(tmp_path, elsewhere, capsys):
-    (tmp_path / "inputs").mkdir()
-    (tmp_path / "inputs/aimo_absent-1.0-cp27-cp27m-win32.whl").write_bytes(b"")
-    startup.install_wheels(tmp_path / "inputs")
-    assert "not a supported wheel" in capsys.readouterr().out
-    with pytest.raises(AimoError, match=r"^aimo_absent and aimo_away not installed.*attach"):
-        startup.check_modules("aimo_absent", "pytest", "aimo_away")
 
 
 def test_a_step_says_how_long_it_took(capsys):

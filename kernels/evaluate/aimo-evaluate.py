@@ -38,7 +38,7 @@ from aimo.inference import startup
 
 startup.read_ahead(model)  # in threads, while the rest goes on
 with startup.step("wheels"):
-    startup.install_wheels()
+    startup.install_wheels(startup.imports())  # of the modules above
 with startup.step("imports"):
     from aimo.evaluation import kernel
 

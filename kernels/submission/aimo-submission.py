@@ -36,8 +36,10 @@ settings = {}
 from aimo.inference import startup
 
 startup.read_ahead(model)  # in threads, while the rest goes on
+needed = startup.imports()  # by the modules above
 with startup.step("wheels"):
-    startup.install_wheels()
+    startup.install_wheels(needed)
+startup.check_modules(*needed)
 with startup.step("imports"):
     from aimo.inference import gateway
 

@@ -4,23 +4,35 @@ Imports nothing that a wheel may replace, as a kernel calls it before all else. 
 server and of the engine (`aimo.inference.gateway`).
 """
 
+import ast
 import contextlib
+import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
+import json
 import os
+import platform
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Thread
+from typing import Any
+
+# pip's own copy, as `packaging` itself may be among the wheels
+from pip._vendor.packaging.requirements import Requirement
+from pip._vendor.packaging.tags import Tag, sys_tags
+from pip._vendor.packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 
 from aimo.inference.errors import AimoError, one_line
 
 STARTED = time.monotonic()  # a kernel imports this module first
 INPUTS = Path(os.environ.get("KAGGLE_INPUT", "/kaggle/input"))  # where what is attached lies
+MANIFEST = "wheels.json"  # beside attached wheels, with the hash of each
 BLOCK = 32 << 20  # bytes of one read
 READERS = 8  # threads: one alone does not use up the network that Kaggle's inputs come through
 
@@ -89,29 +101,107 @@ def available_memory() -> int:
     return available
 
 
-def install_wheels(inputs: Path = INPUTS) -> None:
+def install_wheels(modules: Collection[str] = (), inputs: Path = INPUTS) -> None:
     """Install the attached wheels that are not installed in their version, without the internet.
 
-    Never raises: `check_modules` tells later whether something is missing. What pip refuses is printed.
+    With `modules`, only the wheels that hold them, and what those require. Wheels for another Python, and
+    files that differ from their manifest, are left out by name, as pip would refuse the whole set. Never
+    raises: `check_modules` tells later whether something is missing.
     """
-    wheels = {path.name: path for path in sorted(inputs.rglob("*.whl"))}
-    missing = [path for name, path in wheels.items() if not is_installed(name)]
-    print(f"wheels: {len(wheels)} attached, {len(wheels) - len(missing)} of them installed", flush=True)
-    if missing:
+    attached, tags = find_wheels(inputs), frozenset(sys_tags())
+    fitting = [wheel for wheel in attached if is_for(tags, wheel["path"])]
+    wheels = select({wheel["name"]: wheel for wheel in reversed(fitting)}, modules)
+    missing = [wheel for wheel in wheels if not is_installed(wheel)]
+    with ThreadPoolExecutor() as pool:
+        intact = [wheel for wheel, same in zip(missing, pool.map(is_intact, missing), strict=True) if same]
+    print(f"wheels: {len(attached)} attached, {len(wheels)} needed, {len(missing)} to install", flush=True)
+    left_out = {
+        f"not for Python {platform.python_version()}": [w for w in attached if w not in fitting],
+        "absent, or not the file of the manifest": [w for w in missing if w not in intact],
+    }
+    for reason, several in left_out.items():
+        if several:
+            named = ", ".join(sorted(f"{wheel['name']} {wheel['version']}" for wheel in several))
+            print(f"wheels: left out, {reason}: {named}", flush=True)
+    if intact:
         command = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps"]
-        done = subprocess.run([*command, *map(str, missing)], capture_output=True, text=True)
+        paths = [str(wheel["path"]) for wheel in intact]
+        done = subprocess.run([*command, *paths], capture_output=True, text=True)
         importlib.invalidate_caches()
         if done.returncode:
             print(f"wheels: pip installs none of them: {' '.join(done.stderr.split())[:300]}", flush=True)
 
 
-def is_installed(wheel: str) -> bool:
-    """Return whether the distribution of a wheel's file name is installed in its version."""
-    name, _, rest = wheel.partition("-")
+def find_wheels(inputs: Path) -> list[dict[str, Any]]:
+    """Return what the manifests (`wheels.collect`) say of their wheels; of others, what their names say."""
+    found = {}
+    for manifest in sorted(inputs.rglob(MANIFEST)):
+        try:
+            for wheel in json.loads(manifest.read_text())["wheels"]:
+                found[manifest.parent / wheel["file"]] = wheel
+        except (ValueError, KeyError, TypeError) as e:
+            print(f"wheels: {manifest} is no manifest ({one_line(e)})", flush=True)
+    for path in sorted(inputs.rglob("*.whl")):
+        name, _, rest = path.stem.partition("-")
+        found.setdefault(path, {"name": canonicalize_name(name), "version": rest.partition("-")[0]})
+    return [wheel | {"path": path} for path, wheel in found.items()]
+
+
+def is_for(tags: frozenset[Tag], wheel: Path) -> bool:
+    """Return whether a tag of a wheel's file name is among the tags of a Python."""
     try:
-        return importlib.metadata.version(name) == rest.partition("-")[0]
+        return not parse_wheel_filename(wheel.name)[3].isdisjoint(tags)
+    except InvalidWheelFilename:
+        return False
+
+
+def select(wheels: dict[str, dict[str, Any]], modules: Collection[str]) -> list[dict[str, Any]]:
+    """Return the wheels that hold modules and those that they require; all of them without modules.
+
+    A wheel without a manifest is always among them.
+    """
+    todo = [(name, "") for name, wheel in wheels.items() if not modules or "modules" not in wheel]
+    todo += [(name, "") for name, wheel in wheels.items() if {*modules} & {*wheel.get("modules", [])}]
+    seen = set(todo)
+    while todo:
+        name, extra = todo.pop()
+        for text in wheels[name].get("requires", []):
+            asked = Requirement(text)
+            if asked.marker is None or asked.marker.evaluate({"extra": extra}):
+                new = {(canonicalize_name(asked.name), of) for of in ("", *asked.extras)} - seen
+                todo += [(other, of) for other, of in sorted(new) if other in wheels]
+                seen |= new
+    return [wheel for name, wheel in wheels.items() if (name, "") in seen]
+
+
+def is_installed(wheel: dict[str, Any]) -> bool:
+    """Return whether the distribution of a wheel is installed in its version."""
+    try:
+        return importlib.metadata.version(wheel["name"]) == wheel["version"]
     except importlib.metadata.PackageNotFoundError:
         return False
+
+
+def is_intact(wheel: dict[str, Any]) -> bool:
+    """Return whether a wheel is there, with the hash of its manifest if it has one."""
+    try:
+        with wheel["path"].open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return False
+    return wheel.get("sha256", found) == found
+
+
+def imports(files: Iterable[Path] | None = None) -> list[str]:
+    """Return the modules of others that files import, anywhere in them; those of the package if none."""
+    names = set()
+    for path in files or Path(__file__).parents[1].rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names.add(node.module.partition(".")[0])
+    return sorted(names - {*sys.stdlib_module_names, "aimo", "pip"})
 
 
 def check_modules(*needed: str, inputs: Path = INPUTS) -> None:
@@ -119,6 +209,6 @@ def check_modules(*needed: str, inputs: Path = INPUTS) -> None:
     absent = [name for name in needed if importlib.util.find_spec(name) is None]
     if absent:
         raise AimoError(
-            f"{' and '.join(absent)} not installed, and no wheel under {inputs} installs it; attach a "
-            "dataset of wheels for this Python"
+            f"{' and '.join(absent)} not installed, and no wheel under {inputs} for Python "
+            f"{platform.python_version()} installs it; attach the output of the kernel `wheels`, run there"
         )

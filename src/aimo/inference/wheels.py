@@ -1,1 +1,172 @@
-"""Collects the wheels for a machine like this one that has no internet. Out of scope: installing them."""
+"""Collects the wheels of a lock file, for a machine like this one that has no internet.
+
+`collect` leaves a folder `wheels`, the manifest `wheels.json`, which `startup.install_wheels` reads, and
+Harmony's vocabulary. Out of scope: installing them where they are attached (`startup`).
+"""
+
+import email.parser
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from pip._vendor.packaging.utils import canonicalize_name, parse_wheel_filename
+
+from aimo.inference.errors import AimoError
+from aimo.inference.startup import MANIFEST, step
+
+VOCABULARY = "o200k_base.tiktoken"
+PRINT_S = 20
+"""Seconds between two lines on how far pip is."""
+LOAD_VOCABULARY = """\
+import openai_harmony as harmony
+harmony.load_harmony_encoding(harmony.HarmonyEncodingName.HARMONY_GPT_OSS)"""
+DOWNLOAD_VOCABULARY = "import tiktoken; tiktoken.get_encoding('o200k_base')"
+
+
+def collect(requirements: str | Path, out: str | Path = ".") -> dict[str, Any]:
+    """Collect the wheels of a lock file into `out`/wheels and return the manifest, which lies beside it.
+
+    Releases without a wheel are built here. All are then installed into a fresh environment, from `out` alone
+    and by their hashes. Where the lock has oss-harmony, its vocabulary is added: from the folder that
+    TIKTOKEN_ENCODINGS_BASE names, else as tiktoken downloads it. Raises AimoError for what cannot be
+    collected or installed.
+    """
+    lock, out = Path(requirements), Path(out)
+    if not lock.is_file():
+        raise AimoError(f"requirements {lock}: no such file; give a lock file such as requirements.txt")
+    folder = out / "wheels"
+    shutil.rmtree(folder, ignore_errors=True)
+    with step("collect"):
+        download(lock, folder)
+    with step("manifest"):
+        wheels = [describe(path) for path in sorted(folder.glob("*.whl"))]
+        manifest = {
+            "python": platform.python_version(),
+            "platform": f"{sys.platform}-{platform.machine()}",
+            "requirements_sha256": sha256(lock),
+            "wheels": wheels,
+        }
+        (out / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+    with tempfile.TemporaryDirectory(prefix="aimo-wheels-") as made:
+        with step("install into a fresh environment, without an index"):
+            python = install(wheels, folder, Path(made))
+        if any(wheel["name"] == "oss-harmony" for wheel in wheels):
+            with step("vocabulary"):
+                add_vocabulary(out, python)
+    size = sum(wheel["bytes"] for wheel in wheels)
+    print(
+        f"{len(wheels)} wheels, {size / 1e9:.3g} GB, for Python {platform.python_version()}: {out / MANIFEST}"
+    )
+    return manifest
+
+
+def download(lock: Path, folder: Path) -> None:
+    """Download or build the wheels of a lock file, and print how far that is."""
+    total = len(re.findall(r"^[\w.-]+(?:\[.*\])?==", lock.read_text(), re.MULTILINE))
+    run_pip(["wheel", "--no-deps", "-r", str(lock), "-w", str(folder)], total, f"requirements {lock}")
+
+
+def install(wheels: list[dict[str, Any]], folder: Path, made: Path) -> Path:
+    """Install wheels by their hashes into a new environment in `made`; return its Python."""
+    lock = made / "wheels.txt"
+    lines = [f"{wheel['name']}=={wheel['version']} --hash=sha256:{wheel['sha256']}\n" for wheel in wheels]
+    lock.write_text("".join(lines))
+    # Kaggle's Python lacks ensurepip: this Python's pip installs for the other.
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", made / "fresh"], check=True)
+    python = made / "fresh" / "bin" / "python"
+    alone = ["--no-index", "--no-deps", "--no-cache-dir", "--find-links", str(folder), "--require-hashes"]
+    where = ["--isolated", "--python", str(python)]
+    run_pip([*where, "install", *alone, "-r", str(lock)], len(wheels), f"wheels in {folder}")
+    return python
+
+
+def run_pip(arguments: list[str], total: int, what: str) -> None:
+    """Run pip and print how far it is in `total` packages. Raises AimoError with its first error."""
+    begun = printed = time.monotonic()
+    command = [sys.executable, "-m", "pip", *arguments]
+    lines: list[str] = []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout
+        for line in process.stdout:
+            lines.append(line.strip())
+            now, done = time.monotonic(), sum(said.startswith("Collecting ") for said in lines)
+            if now - printed > PRINT_S and done:
+                left = (now - begun) / done * max(0, total - done)
+                print(f"{done} of at most {total} packages, about {left / 60:.0f} min left", flush=True)
+                printed = now
+    if process.returncode:
+        # A release that does not exist is told with all that do: the line after it is shorter.
+        errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
+        said = min(errors, key=len) if errors else lines[-1] if lines else "pip says nothing"
+        version = platform.python_version()
+        raise AimoError(f"{what}: {said[:300]}, for Python {version}; change the lock file (`make lock`)")
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """Return what the manifest says of a wheel."""
+    name, version, _, tags = parse_wheel_filename(path.name)
+    with zipfile.ZipFile(path) as file:
+        names = file.namelist()
+        metadata = next(inner for inner in names if re.fullmatch(r"[^/]+\.dist-info/METADATA", inner))
+        headers = email.parser.Parser().parsestr(file.read(metadata).decode(), headersonly=True)
+    return {
+        "name": canonicalize_name(name),
+        "version": str(version),
+        "file": f"{path.parent.name}/{path.name}",
+        "sha256": sha256(path),
+        "tags": sorted(map(str, tags)),
+        "bytes": path.stat().st_size,
+        "modules": sorted(modules(names)),
+        "requires": headers.get_all("Requires-Dist", []),
+    }
+
+
+def modules(names: list[str]) -> set[str]:
+    """Return the top-level modules among the names of a wheel's files."""
+    inner = [re.sub(r"^[^/]+\.data/(purelib|platlib)/", "", name) for name in names]
+    code = [name for name in inner if name.endswith((".py", ".so")) and ".data/" not in name]
+    return {name.partition("/")[0].partition(".")[0] for name in code}
+
+
+def sha256(path: Path) -> str:
+    """Return a file's SHA-256 in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def add_vocabulary(out: Path, python: Path) -> None:
+    """Add Harmony's vocabulary to `out` and load it with another Python, which compares its hash.
+
+    Raises AimoError when it cannot be had.
+    """
+    given = os.environ.get("TIKTOKEN_ENCODINGS_BASE")
+    with tempfile.TemporaryDirectory() as cache:
+        try:
+            if not given:
+                run_code(python, DOWNLOAD_VOCABULARY, TIKTOKEN_CACHE_DIR=cache)
+            file = Path(given, VOCABULARY) if given else next(Path(cache).iterdir())
+            shutil.copyfile(file, out / VOCABULARY)
+            run_code(python, LOAD_VOCABULARY, TIKTOKEN_ENCODINGS_BASE=str(out.absolute()))
+        except (OSError, subprocess.CalledProcessError) as e:
+            last = (getattr(e, "stderr", None) or str(e)).strip().splitlines()[-1]
+            raise AimoError(
+                f"vocabulary {VOCABULARY}: {last[:300]}; turn the internet on, or set "
+                "TIKTOKEN_ENCODINGS_BASE to a folder that holds it"
+            ) from None
+
+
+def run_code(python: Path, code: str, **environment: str) -> None:
+    """Run code with another Python."""
+    subprocess.run(
+        [python, "-c", code], env=os.environ | environment, capture_output=True, text=True, check=True
+    )

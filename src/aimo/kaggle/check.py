@@ -7,14 +7,22 @@ import ast
 import difflib
 import json
 import re
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from aimo import config
 from aimo.config import ROOT
-from aimo.inference.competitions import COMPETITIONS
+from aimo.errors import AimoError
+from aimo.inference import startup
+from aimo.inference.competitions import COMPETITIONS, HOUR_S
+from aimo.inference.settings import validate
+from aimo.kaggle import kernels
+from aimo.kaggle.kernels import FOLDER, Kernel
 
-KERNELS = ROOT / "kernels"
+OUTPUT = ROOT / "runs" / "kaggle"
+"""Where the outputs of versions are downloaded to."""
 KEYS = {
     "id",
     "id_no",
@@ -48,23 +56,26 @@ FORMS = {
         "OWNER/MODEL/FRAMEWORK/VARIATION/VERSION",
     ),
 }
-SESSION_S = {True: 5 * 3600, False: 9 * 3600}
-"""The limit of a submission's session, with a GPU and without."""
+LONGEST_S = 12 * HOUR_S
+"""The limit of a session that submits nothing."""
 LARGEST = 1_000_000
 """Bytes of a notebook that Kaggle takes."""
 
 
 def folder_of(name: str) -> Path:
     """A kernel's folder: a name in kernels/, or a path."""
-    return KERNELS / name if (KERNELS / name).is_dir() else Path(name)
+    return FOLDER / name if (FOLDER / name).is_dir() else Path(name)
 
 
 def check(name: str) -> list[str]:
-    """The faults of a kernel (a name in kernels/, or a folder), each with its remedy."""
+    """The faults of a kernel (a name in kernels/, or a folder), each with its remedy.
+
+    The name of its code file tells which kernel of the table it is; another is checked for its metadata only.
+    """
     folder = folder_of(name)
     path = folder / "kernel-metadata.json"
     if not path.is_file():
-        return [f"there is no {path}; take a folder of {KERNELS.name}/"]
+        return [f"there is no {path}; take a folder of {FOLDER.name}/"]
     try:
         metadata = json.loads(path.read_text())
     except ValueError as e:
@@ -75,9 +86,20 @@ def check(name: str) -> list[str]:
         return [*faults, f"code_file {code.name!r} does not exist; make it with `aimo kernel build {name}`"]
     if code.stat().st_size > LARGEST:
         faults.append(f"code_file {code.name} has {code.stat().st_size:,} bytes; Kaggle takes {LARGEST:,}")
-    parameters = read_parameters(code)
-    if "competition" in parameters:  # it serves one
-        faults += check_submission(metadata, parameters)
+    kernel = kernels.KERNELS.get(code.stem.removeprefix("aimo-"))
+    if kernel is None:
+        return faults
+    try:
+        parameters, profile = read_notebook(code)
+    except (ValueError, KeyError, TypeError) as e:
+        return [*faults, f"code_file {code.name} is no notebook ({e}); make it with `aimo kernel build`"]
+    faults += [*check_needs(kernel, metadata), *check_paths(metadata, parameters)]
+    faults += [*check_times(kernel, metadata, parameters), *check_wheels(metadata)]
+    faults += check_settings(str(metadata.get("machine_shape")), parameters.get("settings") or {})
+    if profile:
+        faults += check_profile(
+            str(metadata.get("machine_shape")), profile, parameters.get("overrides") or []
+        )
     return faults
 
 
@@ -131,32 +153,64 @@ def check_machine(metadata: dict[str, Any]) -> Iterator[str]:
         yield f"enable_gpu without machine_shape may give a P100; take one of {', '.join(GPUS)}"
 
 
-def check_submission(metadata: dict[str, Any], parameters: dict[str, Any]) -> Iterator[str]:
-    """What a kernel needs that serves a competition, with the parameters of its first code cell."""
-    gpu, settings = bool(metadata.get("enable_gpu")), parameters.get("settings") or {}
-    if metadata.get("enable_internet", True):
+def check_needs(kernel: Kernel, metadata: dict[str, Any]) -> Iterator[str]:
+    """What the table says that a kernel needs."""
+    internet = metadata.get("enable_internet", True)
+    if internet and not kernel.internet:
         yield "enable_internet should be false: a submission with internet is refused"
-    if not gpu:
+    if kernel.internet and not internet:
+        yield "enable_internet should be true: this kernel downloads what it needs"
+    if kernel.gpu and not metadata.get("enable_gpu"):
         yield "enable_gpu should be true: vLLM needs a GPU here"
-    competition = COMPETITIONS.get(parameters["competition"])
-    if competition is None:
-        yield f"competition {parameters['competition']!r} is unknown; take one of {', '.join(COMPETITIONS)}"
-    elif competition.slug not in metadata.get("competition_sources", []):
-        yield f"competition_sources lack {competition.slug}"
-    if not metadata.get("dataset_sources") and not metadata.get("kernel_sources"):
-        yield "no wheels are attached: add their dataset to dataset_sources"
-    places = [f"/kaggle/input/{source.split('/', 1)[-1]}" for source in metadata.get("model_sources", [])]
-    if not places:
+    if "wheels" in kernel.attaches and not attached(metadata, "kernel", "dataset"):
+        yield "no wheels are attached: add the kernel `wheels` to kernel_sources"
+    if "model" in kernel.attaches and not attached(metadata, "model"):
         yield "no model is attached: add OWNER/MODEL/FRAMEWORK/VARIATION/VERSION to model_sources"
-    elif (model := parameters.get("model")) and not model.startswith(tuple(places)):
-        yield f"model {model!r} is not among those attached, {', '.join(places)}"
-    if parameters.get("time_limit_s", 0) > SESSION_S[gpu]:
-        yield f"time_limit_s {parameters['time_limit_s']} is more than the session's {SESSION_S[gpu]}"
-    yield from check_settings(str(metadata.get("machine_shape")), settings.get("vllm") or {})
 
 
-def check_settings(shape: str, vllm: dict[str, Any]) -> Iterator[str]:
-    """vLLM's arguments against the machine."""
+def attached(metadata: dict[str, Any], *kinds: str) -> list[str]:
+    """The sources of some kinds, as their folders below /kaggle/input are named."""
+    lists = [metadata.get(f"{kind}_sources") for kind in kinds]
+    return [str(source).split("/", 1)[-1] for one in lists if isinstance(one, list) for source in one]
+
+
+def check_paths(metadata: dict[str, Any], parameters: dict[str, Any]) -> Iterator[str]:
+    """Parameters that name an input which is not attached."""
+    places = attached(metadata, "model", "dataset", "kernel", "competition")
+    for key, value in parameters.items():
+        for path in value if isinstance(value, list) else [value]:
+            named = isinstance(path, str) and path.startswith("/kaggle/input/")
+            if named and not any(f"/{place}/" in f"{path}/" for place in places):
+                yield f"{key} {path!r} is not among what is attached, {', '.join(places) or 'nothing'}"
+
+
+def check_times(kernel: Kernel, metadata: dict[str, Any], parameters: dict[str, Any]) -> Iterator[str]:
+    """The rules of the competition that a kernel names, and the limit of its session."""
+    longest, name = LONGEST_S, parameters.get("competition")
+    competition = COMPETITIONS.get(str(name))
+    if competition is None and "competition" in parameters:
+        yield f"competition {name!r} is unknown; take one of {', '.join(COMPETITIONS)}"
+    if competition and "competition" in kernel.attaches:
+        longest = competition.session_s
+        if competition.slug not in metadata.get("competition_sources", []):
+            yield f"competition_sources lack {competition.slug}"
+        shape = metadata.get("machine_shape")
+        if shape in GPUS and shape not in competition.accelerators:
+            allowed = ", ".join(competition.accelerators)
+            yield f"machine_shape {shape} is not allowed in {name}; take one of {allowed}"
+    for key in ("time_limit_s", "session_s"):
+        seconds = parameters.get(key, 0)
+        if not isinstance(seconds, int | float) or not 0 <= seconds <= longest:
+            yield f"{key} {seconds!r} is not within the session's {longest:.0f} seconds"
+
+
+def check_settings(shape: str, settings: dict[str, Any]) -> Iterator[str]:
+    """Settings that are none, and vLLM's arguments that the machine cannot run."""
+    try:
+        vllm = validate(settings, "settings", "correct the value").vllm
+    except AimoError as e:
+        yield str(e)
+        return
     wanted = vllm.get("tensor_parallel_size", 1) * vllm.get("data_parallel_size", 1)
     wanted *= vllm.get("pipeline_parallel_size", 1)
     if shape in GPUS and wanted > GPUS[shape]:
@@ -167,19 +221,46 @@ def check_settings(shape: str, vllm: dict[str, Any]) -> Iterator[str]:
                 yield f"settings: vllm {key} {value} does not run on a T4"
 
 
-def read_parameters(code: Path) -> dict[str, Any]:
-    """The constants that a notebook's cell with the tag `parameters` sets; none for a script."""
-    if code.suffix != ".ipynb":
-        return {}
-    cells = json.loads(code.read_text())["cells"]
-    text = "\n".join(
-        "".join(cell["source"]) for cell in cells if "parameters" in cell.get("metadata", {}).get("tags", [])
-    )
+def check_profile(shape: str, text: str, overrides: list[str]) -> Iterator[str]:
+    """The profile in a notebook."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "profile.yaml").write_text(text)
+        try:
+            profile = config.load(Path(folder, "profile.yaml"), overrides)
+        except AimoError as e:
+            yield str(e)
+            return
+    if shape == "NvidiaTeslaT4" and profile.model.dtype == "bfloat16":
+        yield f"profile {profile.profile}: model.dtype bfloat16 does not run on a T4"
+    if not profile.trained:
+        yield f"profile {profile.profile} trains nothing; build with one that has sft, grpo or dpo"
+
+
+def check_wheels(metadata: dict[str, Any]) -> Iterator[str]:
+    """The imports of aimo.inference that no attached wheel holds, as far as their output is here."""
+    for slug in attached(metadata, "kernel", "dataset"):
+        manifests = OUTPUT.glob(f"{slug}/*/{startup.MANIFEST}")
+        newest = max(manifests, key=lambda path: path.stat().st_mtime, default=None)
+        if newest is None:
+            continue
+        held = {module for wheel in json.loads(newest.read_text())["wheels"] for module in wheel["modules"]}
+        needed = startup.imports(ROOT.glob("src/aimo/inference/*.py"))
+        if lacking := [module for module in needed if module not in held]:
+            yield f"no wheel of {slug} holds {', '.join(lacking)} ({newest}); run the kernel `wheels` again"
+
+
+def read_notebook(code: Path) -> tuple[dict[str, Any], str | None]:
+    """The constants that a notebook's cell with the tag `parameters` sets, and the profile it writes."""
+    sources = {}
+    for cell in json.loads(code.read_text())["cells"]:
+        for tag in cell.get("metadata", {}).get("tags", []):
+            sources[tag] = "".join(cell["source"])
     found = {}
-    for node in ast.parse(text).body:
+    for node in ast.parse(sources.get("parameters", "")).body:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
             try:
                 found[node.targets[0].id] = ast.literal_eval(node.value)
             except ValueError:
                 continue
-    return found
+    profile = sources.get("profile")
+    return found, profile.partition("\n")[2] if profile else None

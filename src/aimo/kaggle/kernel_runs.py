@@ -21,11 +21,11 @@ from kagglesdk.kernels.types.kernels_api_service import (
 )
 from kagglesdk.kernels.types.kernels_enums import KernelWorkerStatus
 
-from aimo.config import ROOT
 from aimo.errors import AimoError, StageError
 from aimo.kaggle import downloads
-from aimo.kaggle.check import FORMS, KERNELS, folder_of
+from aimo.kaggle.check import FORMS, OUTPUT, folder_of
 from aimo.kaggle.client import Api, pages
+from aimo.kaggle.kernels import FOLDER
 
 PLACEHOLDER = "INSERT_YOUR_KAGGLE_NAME"
 """What stands for the owner in a metadata file; a push puts the token's user there."""
@@ -39,7 +39,6 @@ POLL_S = 20.0
 """Seconds between two looks at a version's status."""
 LAST_LINES = 20
 """Lines of the log that are shown of a version that failed."""
-OUTPUT = ROOT / "runs" / "kaggle"
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ def read_metadata(folder: Path, owner: str) -> dict[str, Any]:
     """A kernel's metadata with the owner in place of the placeholder. AimoError when it cannot be read."""
     path = folder / "kernel-metadata.json"
     if not path.is_file():
-        known = ", ".join(sorted(p.parent.name for p in KERNELS.glob("*/kernel-metadata.json")))
+        known = ", ".join(sorted(p.parent.name for p in FOLDER.glob("*/kernel-metadata.json")))
         raise AimoError(
             f"kernel {folder.name}: there is no {path}; take one of {known}, or a folder that has one"
         )
@@ -131,7 +130,7 @@ def latest(api: Api, name: str) -> tuple[Version, Any]:
 
     `name` is a folder of kernels/, OWNER/SLUG, or a SLUG of the token's user.
     """
-    folder = KERNELS / name
+    folder = FOLDER / name
     ref = read_metadata(folder, api.user)["id"] if folder.is_dir() else name
     owner, _, slug = ref.rpartition("/")
     request = ApiGetKernelRequest()

@@ -58,15 +58,18 @@ FOLDED = {
 }
 """The metadata of a cell that Kaggle and Jupyter show folded."""
 
-MAKE_FOLDERS = """\
+MAKE_FOLDERS = '''\
 import os
 import sys
 from pathlib import Path
 
-for folder in FOLDERS:
+folders = """
+FOLDERS"""
+for folder in folders.split():
     Path(folder).mkdir(parents=True, exist_ok=True)
 sys.path.insert(0, str(Path("src").absolute()))
-os.environ["PYTHONPATH"] = sys.path[0]  # of processes that this one starts"""
+others = filter(None, [os.environ.get("PYTHONPATH")])
+os.environ["PYTHONPATH"] = os.pathsep.join([sys.path[0], *others])  # of processes that this one starts'''
 
 
 def build(name: str, out: Path | None = None, profile: str | None = None) -> Path:
@@ -122,7 +125,7 @@ def package(kernel: Kernel) -> list[Any]:
     folders = sorted({str(Path(name).parent) for name in files})
     code = nbformat.v4.new_code_cell
     return [
-        code(MAKE_FOLDERS.replace("FOLDERS", repr(folders)), metadata=FOLDED),
+        code(MAKE_FOLDERS.replace("FOLDERS", "\n".join(folders)), metadata=FOLDED),
         *(code(f"%%writefile {name}\n{text.rstrip()}", metadata=FOLDED) for name, text in files.items()),
     ]
 
