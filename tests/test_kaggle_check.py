@@ -4,12 +4,12 @@ import json
 import sys
 
 import pytest
-from conftest import ROOT
 
-from aimo import cli
+from aimo import cli, config
+from aimo.kaggle import check as check_module
 from aimo.kaggle.check import check
+from aimo.kaggle.kernels import FOLDER, KERNELS
 
-SUBMISSION = ROOT / "kernels" / "submission"
 PARAMETERS = """\
 competition = "aimo3"
 model = "/kaggle/input/aimo-model/transformers/default/1"
@@ -20,22 +20,32 @@ settings = {"vllm": VLLM}
 
 @pytest.fixture
 def kernel(tmp_path):
-    """Write a kernel like the submission with other metadata, and other parameters of its notebook."""
+    """Write a kernel like one of ours with other metadata, parameters and profile."""
 
-    def write(metadata=None, parameters=PARAMETERS, vllm=None):
-        asked = json.loads((SUBMISSION / "kernel-metadata.json").read_text()) | (metadata or {})
-        text = parameters.replace("VLLM", repr(vllm or {}))
-        cell = {"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": text.splitlines(True)}
+    def write(metadata=None, parameters=PARAMETERS, vllm=None, name="submission", profile="tiny"):
+        asked = json.loads((FOLDER / name / "kernel-metadata.json").read_text()) | (metadata or {})
+        texts = {"parameters": parameters.replace("VLLM", repr(vllm or {}))}
+        if name == "train":
+            texts |= {"profile": f"%%writefile profile.yaml\n{config.find(profile).read_text()}"}
+        cells = [
+            {"cell_type": "code", "metadata": {"tags": [tag]}, "source": text.splitlines(True)}
+            for tag, text in texts.items()
+        ]
         (tmp_path / "kernel-metadata.json").write_text(json.dumps(asked))
-        (tmp_path / "aimo-submission.ipynb").write_text(json.dumps({"cells": [cell]}))
+        (tmp_path / f"aimo-{name}.ipynb").write_text(json.dumps({"cells": cells}))
         return str(tmp_path)
 
     return write
 
 
-def test_the_submission_and_one_like_it_have_no_fault(kernel):
-    assert check("submission") == []
+@pytest.mark.parametrize("name", KERNELS)
+def test_each_kernel_has_no_fault(name):
+    assert check(name) == []
+
+
+def test_other_machines_and_other_kernels_have_no_fault(kernel):
     assert check(kernel()) == []
+    assert check(kernel({"code_file": "kernel-metadata.json", "enable_internet": True})) == []  # not of ours
     assert check(kernel({"machine_shape": "NvidiaL4"}, vllm={"tensor_parallel_size": 4})) == []
 
 
@@ -106,6 +116,14 @@ def test_settings_that_the_machine_cannot_run_are_named(kernel, shape, vllm, sai
     "old, new, said",
     [
         ('"aimo3"', '"aimo9"', "competition 'aimo9' is unknown"),
+        ("17400", '"5 h"', "time_limit_s '5 h' is not within the session's 18000 seconds"),
+        ("VLLM", "VLLM, 'temprature': 1.0", "settings: temprature: unknown key, did you mean temperature?"),
+        ("VLLM", "VLLM, 'top_p': 2.0", "settings: top_p: "),
+        (
+            "time_",
+            "test_csv = '/kaggle/input/other/test.csv'\ntime_",
+            "test_csv '/kaggle/input/other/test.csv' is not among what is attached",
+        ),
         ("17400", "20000", "time_limit_s 20000 is not within the session's 18000 seconds"),
     ],
 )
@@ -127,3 +145,64 @@ def test_the_command_tells_all_faults_in_one_line(kernel, monkeypatch, capsys):
 def test_a_large_notebook_is_named(kernel):
     faults = check(kernel(parameters=PARAMETERS + f"text = {'a' * 1_000_000!r}\n"))
     assert any("Kaggle takes 1,000,000" in fault for fault in faults)
+
+
+@pytest.mark.parametrize(
+    "name, metadata, parameters, said",
+    [
+        ("wheels", {"enable_internet": False}, "", "enable_internet should be true: this kernel downloads"),
+        ("train", {"enable_internet": False}, "", "enable_internet should be true: this kernel downloads"),
+        ("train", {"kernel_sources": []}, "", "no wheels are attached: add the kernel `wheels`"),
+        ("train", {"machine_shape": "NvidiaTeslaP100"}, "", "first CUDA call fails"),
+        ("train", {}, "session_s = 50000", "session_s 50000 is not within the session's 43200 seconds"),
+        ("train", {}, "overrides = ['sft.epoch=2']", "sft.epoch: unknown key, did you mean sft.epochs?"),
+        (
+            "train",
+            {"machine_shape": "NvidiaTeslaT4"},
+            "overrides = ['model.dtype=bfloat16']",
+            "profile tiny: model.dtype bfloat16 does not run on a T4",
+        ),
+        ("train", {}, "overrides = ['sft=null', 'grpo=null']", "trains nothing; build with one that has sft"),
+        ("evaluate", {"enable_internet": True}, "", "enable_internet should be false"),
+        ("evaluate", {"model_sources": []}, "", "no model is attached"),
+        (
+            "evaluate",
+            {},
+            "files = ['/kaggle/input/amc/test.csv']",
+            "files '/kaggle/input/amc/test.csv' is not",
+        ),
+    ],
+)
+def test_each_kernel_s_own_needs_are_checked(kernel, name, metadata, parameters, said):
+    (fault,) = check(kernel(metadata, parameters, name=name))
+    assert said in fault
+
+
+def test_an_accelerator_that_the_competition_does_not_give_is_named(kernel):
+    slug = {"competition_sources": ["ai-mathematical-olympiad-prize"]}
+    (fault,) = check(kernel(slug, PARAMETERS.replace("aimo3", "aimo1")))
+    assert "machine_shape NvidiaH100 is not allowed in aimo1; take one of NvidiaTeslaT4" in fault
+
+
+def test_wheels_that_do_not_cover_the_imports_are_named(kernel, tmp_path, monkeypatch):
+    """Those of the newest output of theirs that was downloaded."""
+    monkeypatch.setattr(check_module, "OUTPUT", tmp_path)
+    needed = ["math_verify", "networkx", "numpy", "openai", "openai_harmony", "polars", "pydantic"]
+    needed += ["safetensors", "sympy", "torch", "transformers", "vllm"]
+    for version, modules in ("9", needed), ("10", [*needed[1:-1], "other"]):
+        folder = tmp_path / "aimo-wheels" / version
+        folder.mkdir(parents=True)
+        manifest = {"wheels": [{"modules": [module]} for module in modules]}
+        (folder / "wheels.json").write_text(json.dumps(manifest))
+        faults = check(kernel())
+        if version == "9":
+            assert faults == []
+    (fault,) = faults
+    assert f"no wheel of aimo-wheels holds math_verify, vllm ({folder}/wheels.json); run the kernel" in fault
+
+
+def test_a_code_file_that_is_no_notebook_is_named(kernel, tmp_path):
+    folder = kernel()
+    (tmp_path / "aimo-submission.ipynb").write_text("{}")
+    (fault,) = check(folder)
+    assert "code_file aimo-submission.ipynb is no notebook" in fault

@@ -239,8 +239,8 @@ def check_profile(shape: str, text: str, overrides: list[str]) -> Iterator[str]:
 def check_wheels(metadata: dict[str, Any]) -> Iterator[str]:
     """The imports of aimo.inference that no attached wheel holds, as far as their output is here."""
     for slug in attached(metadata, "kernel", "dataset"):
-        manifests = OUTPUT.glob(f"{slug}/*/{startup.MANIFEST}")
-        newest = max(manifests, key=lambda path: path.stat().st_mtime, default=None)
+        manifests = OUTPUT.glob(f"{slug}/[0-9]*/{startup.MANIFEST}")
+        newest = max(manifests, key=lambda path: int(path.parent.name), default=None)
         if newest is None:
             continue
         held = {module for wheel in json.loads(newest.read_text())["wheels"] for module in wheel["modules"]}
