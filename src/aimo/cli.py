@@ -14,9 +14,10 @@ from rich.console import Console
 from rich.table import Table
 
 from aimo.config import ROOT
+from aimo.data import commands as data
 from aimo.errors import AimoError, EngineError, StageError
 from aimo.evaluation import commands as lab
-from aimo.evaluation.commands import check_folder
+from aimo.evaluation.commands import check_folder, check_server, solver_settings, start
 from aimo.kaggle import commands
 from aimo.stages import STAGES
 
@@ -179,8 +180,7 @@ def solve(
 
     target = answers_file(problem, test, out, competition)
     of_profile, of_command = solver_settings(profile, set_ or [], samples, vllm or [])
-    if server and (adapter or {"vllm", "gpu_memory"} & of_command.keys()):
-        raise AimoError("--server goes without --adapter, --vllm and gpu_memory: give them to `vllm serve`")
+    check_server(server, adapter, of_command)
     layers = [of_profile, {} if test else {"samples": 1}, of_command]
     try:
         with start(model, layers, seed, server, adapter) as sampler:
@@ -191,22 +191,6 @@ def solve(
                 print(ask(sampler, problem, seed))
     except KeyboardInterrupt:
         raise AimoError("interrupted") from None
-
-
-def start(
-    model: str, layers: list[dict[str, Any]], seed: int, server: list[str] | None, adapter: str | None
-) -> Any:
-    """The servers of a model, or else an engine, with layers over the folder's settings."""
-    from aimo.inference.engine import Engine
-    from aimo.inference.model_folder import check_model_folder
-    from aimo.inference.server import Server
-    from aimo.inference.settings import resolve
-    from aimo.runs import quiet
-
-    quiet()
-    check_model_folder(model)
-    settings = resolve(model, *layers)
-    return Server(server, model, settings) if server else Engine(model, settings, seed=seed, adapter=adapter)
 
 
 def answers_file(
@@ -229,30 +213,12 @@ def answers_file(
     return path
 
 
-def solver_settings(
-    profile: str | None, overrides: list[str], samples: int | None, vllm: list[str]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The solver's settings that a profile's inference section has, and those of the command line."""
-    from aimo.config import read_values, set_key
-
-    section = read_values(profile).get("inference") or {} if profile else {}
-    written = {
-        key: value for key, value in section.items() if value is not None and key not in ("test", "test_rows")
-    }
-    changed: dict[str, Any] = {"inference": {}}
-    for override in overrides:
-        if not override.startswith("inference."):
-            raise AimoError(f"--set {override!r}: only keys of inference apply, such as inference.top_p=0.9")
-        set_key(changed, override)
-    for option in vllm:
-        set_key(changed["inference"].setdefault("vllm", {}), option, "--vllm")
-    if samples:
-        changed["inference"]["samples"] = samples
-    return written, changed["inference"]
-
-
+app.command()(data.distil)
+app.command()(data.reject)
 app.command()(lab.replay)
 app.command()(lab.forecast)
+app.command()(lab.evaluate)
+app.command()(lab.compare)
 
 
 @app.command("tiny-base")

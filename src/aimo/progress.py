@@ -1,11 +1,42 @@
-"""The progress of a run: one line for each stage, from what its notebook reports."""
+"""Progress on the screen: of a run, one line for each stage; of other long work, one line with its count."""
 
 import json
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from aimo.config import Profile
+
+PLAIN_S = 20  # seconds between two plain lines
+
+
+@contextmanager
+def counting(label: str, total: int, done: int = 0) -> Iterator[Callable[[], None]]:
+    """Show a count from `done` to `total` with the time left; what it gives is called once for each step.
+
+    Where there is no terminal, a plain line at most every PLAIN_S seconds.
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    began = said = time.time()
+    before = done
+
+    def step() -> None:
+        nonlocal done, said
+        done += 1
+        bar.advance(task)
+        if bar.disable and time.time() - said > PLAIN_S:
+            said = time.time()
+            left = (said - began) / (done - before) * (total - done)
+            print(f"{label}: {done:,} of {total:,}, about {left:.0f} s left", flush=True)
+
+    with Progress(*columns) as bar:
+        bar.disable = not bar.console.is_terminal
+        task = bar.add_task(label, total=total, completed=done)
+        yield step
 
 
 class Display:

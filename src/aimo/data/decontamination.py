@@ -62,6 +62,17 @@ def contaminated(
     )
 
 
+def shares(texts: list[str], training: pl.Series, n: int = 8) -> list[float]:
+    """(m,) the share of each text's runs of `n` words that are in the training texts; 0 for a shorter one."""
+    rows, wanted = gram_hashes(pl.Series([normalise(text) for text in texts], dtype=pl.String), n)
+    found = np.zeros(len(wanted), bool)
+    for start in range(0, len(training), CHUNK):
+        part = [normalise(text) for text in training[start : start + CHUNK]]
+        found |= np.isin(wanted, gram_hashes(pl.Series(part, dtype=pl.String), n)[1])
+    total, held = (np.bincount(chosen, minlength=len(texts)) for chosen in (rows, rows[found]))
+    return (held / np.maximum(total, 1)).tolist()
+
+
 def grams(words: list[str], n: int) -> list[str]:
     """All runs of `n` words."""
     return [" ".join(words[i : i + n]) for i in range(len(words) - n + 1)]

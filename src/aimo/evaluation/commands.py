@@ -1,4 +1,4 @@
-"""`aimo replay` and `aimo forecast`: rules on recorded samples, and the scores that they make likely.
+"""`aimo evaluate`, `compare`, `replay` and `forecast`: models on benchmarks, and rules on recorded samples.
 
 Arguments to one call of `aimo.evaluation`, as in `aimo.cli`. Nothing heavy is imported before a command runs.
 """
@@ -7,7 +7,7 @@ import json
 import math
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -79,6 +79,129 @@ def forecast(
         chances = lab.rates(one.questions, parse(policy), samples, draws, seed)
         print(f"{one.name}: {len(one.questions)} questions recorded, {policy}, {samples} samples")
         lab.show(lab.forecast(chances, runs, COMPETITIONS[competition].questions))
+
+
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="A model folder.")],
+    benchmarks: Annotated[
+        str,
+        typer.Option(help="Names, such as aime24,math500, or paths to files with problems and answers."),
+    ],
+    data: Annotated[
+        Path | None, typer.Option(help="A folder with NAME.jsonl, .csv or .parquet in place of the hub.")
+    ] = None,
+    run_dir: Annotated[
+        str | None, typer.Option(help="The evaluation's folder; runs/evaluate-MODEL if not given.")
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Completions of a question; the benchmark's own if not given.")
+    ] = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="Only the first questions of each.")] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    profile: Annotated[
+        str | None, typer.Option(help="A profile whose inference section goes over the benchmark's sampling.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a setting, such as inference.temperature=0.")
+    ] = None,
+    server: Annotated[
+        list[str] | None,
+        typer.Option(help="A running `vllm serve` of the model, in place of an engine; repeat."),
+    ] = None,
+    adapter: Annotated[str | None, typer.Option(help="A folder with a LoRA adapter for the model.")] = None,
+    vllm: Annotated[
+        list[str] | None,
+        typer.Option(help="An engine argument of vLLM's, such as tensor_parallel_size=2; repeat."),
+    ] = None,
+    audit: Annotated[
+        bool, typer.Option("--audit", help="List the verdicts that math-verify does not share.")
+    ] = False,
+) -> None:
+    """Measure a model on benchmarks; started again, it goes on, and what is complete is scored again."""
+    from aimo.evaluation import evaluate as lab
+    from aimo.inference.model_folder import check_model_folder
+
+    layers = list(solver_settings(profile, set_ or [], None, vllm or []))
+    check_server(server, adapter, layers[1])
+    check_model_folder(model)
+    name = lab.name_of(model) + (f"+{Path(adapter).name}" if adapter else "")
+    wanted = lab.Wanted(model, name, benchmarks.split(","), layers, data, samples, rows, seed)
+    folder = lab.folder_of(name, run_dir)
+
+    def sampler(settings: Any) -> Any:
+        return start(model, [asdict(settings)], seed, server, adapter)
+
+    try:
+        lab.show(lab.evaluate(wanted, sampler, folder, audit))
+    except KeyboardInterrupt:
+        raise AimoError(
+            f"interrupted; what has ended is kept in {folder}, run the same command again to go on"
+        ) from None
+    print(f"page: {folder / 'evaluation.html'}")
+
+
+def compare(
+    runs: Annotated[
+        list[Path], typer.Argument(help="Folders of `aimo evaluate`; the first is the baseline.")
+    ],
+    differ: Annotated[
+        list[str] | None,
+        typer.Option(help="A setting that may differ because its effect is compared; repeat."),
+    ] = None,
+    run_dir: Annotated[
+        str | None, typer.Option(help="The comparison's folder; runs/compare-RUN-RUN if not given.")
+    ] = None,
+) -> None:
+    """Compare models on the same questions, and say whether the difference is more than luck."""
+    from aimo.evaluation import compare as lab
+    from aimo.evaluation.evaluate import folder_of
+
+    folder = folder_of("-".join(path.name for path in runs), run_dir, "compare")
+    print(*lab.run(runs, differ or [], folder), f"page: {folder / 'comparison.html'}", sep="\n")
+
+
+def start(
+    model: str | Path, layers: list[dict[str, Any]], seed: int, server: list[str] | None, adapter: str | None
+) -> Any:
+    """The servers of a model, or else an engine, with layers over the folder's settings."""
+    from aimo.inference.engine import Engine
+    from aimo.inference.model_folder import check_model_folder
+    from aimo.inference.server import Server
+    from aimo.inference.settings import resolve
+    from aimo.runs import quiet
+
+    quiet()
+    check_model_folder(model)
+    settings = resolve(model, *layers)
+    return Server(server, model, settings) if server else Engine(model, settings, seed=seed, adapter=adapter)
+
+
+def check_server(server: list[str] | None, adapter: str | None, settings: dict[str, Any]) -> None:
+    """Refuse what a server has been given when it was started."""
+    if server and (adapter or {"vllm", "gpu_memory"} & settings.keys()):
+        raise AimoError("--server goes without --adapter, --vllm and gpu_memory: give them to `vllm serve`")
+
+
+def solver_settings(
+    profile: str | None, overrides: list[str], samples: int | None, vllm: list[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The solver's settings that a profile's inference section has, and those of the command line."""
+    from aimo.config import read_values, set_key
+
+    section = read_values(profile).get("inference") or {} if profile else {}
+    written = {
+        key: value for key, value in section.items() if value is not None and key not in ("test", "test_rows")
+    }
+    changed: dict[str, Any] = {"inference": {}}
+    for override in overrides:
+        if not override.startswith("inference."):
+            raise AimoError(f"--set {override!r}: only keys of inference apply, such as inference.top_p=0.9")
+        set_key(changed, override)
+    for option in vllm:
+        set_key(changed["inference"].setdefault("vllm", {}), option, "--vllm")
+    if samples:
+        changed["inference"]["samples"] = samples
+    return written, changed["inference"]
 
 
 def check_folder(option: str, path: Path | None) -> None:

@@ -58,6 +58,7 @@ class Panel:
 
 
 SHARE = (0, 1.05)
+MISMATCH = "sampling/sampling_logp_difference"
 PANELS = (
     Panel("mean reward (shaded: spread within groups)", ["reward"]),
     Panel("loss", ["loss", "eval_loss"]),
@@ -66,6 +67,15 @@ PANELS = (
     Panel("mean tokens of a completion", ["completions/mean_length", "probe/length"]),
     Panel("probe: share of fixed problems", ["probe/accuracy", "probe/format"], SHARE),
     Panel("share of groups with equal rewards", ["frac_reward_zero_std"], SHARE),
+    Panel("groups sampled for the step", ["groups/tried"]),
+    Panel(
+        "vLLM and trainer: mean difference of log-probabilities", [f"{MISMATCH}/mean", f"{MISMATCH}/bound"]
+    ),
+    Panel("vLLM and trainer: worst difference", [f"{MISMATCH}/max"]),
+    Panel(
+        "correction for it: importance-sampling ratio",
+        [f"sampling/importance_sampling_ratio/{name}" for name in ("mean", "min", "max")],
+    ),
     Panel("share of completions cut off", ["completions/clipped_ratio"], SHARE),
     Panel("entropy", ["entropy"]),
     Panel("gradient norm", ["grad_norm"]),
@@ -101,6 +111,8 @@ def curve(ax: Any, log: list[dict[str, Any]], key: str, colour: str) -> None:
     steps = [record["step"] for record in log]
     values = [record[key] for record in log]
     label = key.removeprefix("rewards/").removesuffix("/mean")
+    if key.startswith("sampling/"):
+        label = key.rpartition("/")[2]
     if key.startswith(("probe/", "eval_")):
         ax.plot(steps, values, "o-", color=colour, ms=3, lw=1.2, label=label)
         return
@@ -273,3 +285,21 @@ def share_against(solution: dict[str, Any]) -> float:
     """The share of a question's votes that are against its answer."""
     total = sum(solution["votes"].values())
     return 1 - solution["votes"].get(str(solution["answer"]), 0) / max(1, total)
+
+
+# Benchmarks
+
+
+def by_samples(benchmarks: dict[str, dict[str, dict[int, float]]]) -> HTML:
+    """A panel a benchmark: pass@k and maj@k by the number of completions."""
+    figure, grid = panels(len(benchmarks), columns=3, width=3.7, height=2.6)
+    for ax, (name, curves) in zip(grid, benchmarks.items(), strict=True):
+        for (label, curve), colour in zip(curves.items(), CURVES, strict=False):
+            ax.plot(list(curve), list(curve.values()), "o-", color=colour, label=label, ms=4)
+            ax.set_xscale("log", base=2)
+            ax.set(xticks=list(curve), xticklabels=list(curve), ylim=(0, 1.02))
+        ax.set_title(name, fontsize=9)
+        ax.set_xlabel("completions", fontsize=8)
+        ax.yaxis.set_major_formatter(PercentFormatter(1.0))
+    grid[0].legend(frameon=False, fontsize=8)
+    return image(figure)

@@ -63,7 +63,16 @@ def training(folder: Path) -> Iterator[Section]:
     """The log of each stage that trains, the last stage first."""
     for name in reversed(TRAINED):
         if log := read_lines(folder / name / "log.jsonl"):
-            yield Section(plots.training(log), f"Training: {name}")
+            yield Section(plots.training(log), f"Training: {name}", mismatch(log))
+
+
+def mismatch(log: list[dict[str, Any]]) -> str:
+    """The steps at which vLLM may have had other weights than the trainer; "" for none."""
+    mean, bound = f"{plots.MISMATCH}/mean", f"{plots.MISMATCH}/bound"
+    steps = [str(record["step"]) for record in log if mean in record and record[mean] > record[bound]]
+    if not steps:
+        return ""
+    return f"vLLM may have had the weights of an earlier step at: {', '.join(steps)} (docs/training.md)."
 
 
 def inference(folder: Path, stages: dict[str, Any]) -> Iterator[Section]:

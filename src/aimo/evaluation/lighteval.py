@@ -1,0 +1,59 @@
+"""Benchmarks that lighteval asks and scores: GPQA Diamond and LiveCodeBench, with our engine's settings.
+
+lighteval is no dependency: it is called as a command (version 0.13, the options of its documentation). It
+has not been run here. Out of scope: intervals, because lighteval gives shares and their standard errors.
+"""
+
+import json
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from aimo.errors import AimoError, EngineError
+from aimo.evaluation.benchmarks import Benchmark
+from aimo.inference.settings import Settings
+
+
+def command(model: Path, benchmark: Benchmark, settings: Settings, folder: Path, seed: int) -> list[str]:
+    """lighteval's command for a benchmark, with the settings that an engine of ours would have."""
+    sampled = {
+        "max_new_tokens": settings.max_tokens,
+        "temperature": settings.temperature,
+        "top_p": settings.top_p,
+    }
+    generation = ",".join(f"{key}:{value}" for key, value in sampled.items())
+    arguments = {
+        "model_name": model,
+        "max_model_length": settings.max_length or settings.max_tokens,
+        "gpu_memory_utilization": settings.gpu_memory,
+        "seed": seed,
+        **settings.vllm,
+        "generation_parameters": f"{{{generation}}}",
+    }
+    joined = ",".join(f"{key}={value}" for key, value in arguments.items())
+    return ["lighteval", "vllm", joined, str(benchmark.task), "--output-dir", str(folder)]
+
+
+def require(commands: list[list[str]]) -> None:
+    """Refuse to begin where lighteval is missing. The error holds the first command it would run."""
+    if commands and not shutil.which("lighteval"):
+        raise AimoError(
+            "gpqa and lcb need lighteval, which is not installed; install it apart (`uv tool install "
+            f"'lighteval[vllm]'`), or leave them out. It would run: {shlex.join(commands[0])}"
+        )
+
+
+def run(command: list[str], folder: Path) -> dict[str, Any]:
+    """lighteval's figures of one task. EngineError when it fails or leaves no results."""
+    done = subprocess.run(command, check=False)
+    results = sorted(folder.glob("results/**/results_*.json"), key=lambda path: path.stat().st_mtime)
+    if done.returncode or not results:
+        raise EngineError(
+            f"lighteval ended with {done.returncode}; what it printed is above, its files in {folder}"
+        )
+    found = json.loads(results[-1].read_text())["results"]
+    task = command[3]
+    named = [figures for name, figures in found.items() if task in name]
+    return {"lighteval": dict(*named[:1]), "command": shlex.join(command)}
