@@ -23,10 +23,10 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-# pip's own copy, as `packaging` itself may be among the wheels
-from pip._vendor.packaging.requirements import Requirement
-from pip._vendor.packaging.tags import Tag, sys_tags
-from pip._vendor.packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
+# Not pip's copy: once pip is imported, setuptools refuses to be, and vLLM imports it.
+from packaging.requirements import Requirement
+from packaging.tags import Tag, sys_tags
+from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 
 from aimo.inference.errors import AimoError, one_line
 
