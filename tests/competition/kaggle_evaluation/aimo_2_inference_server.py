@@ -1,0 +1,9 @@
+"""AIMO 2."""
+
+from kaggle_evaluation.core import Server
+
+
+class AIMO2InferenceServer(Server):
+    """Asks `question`."""
+
+    column = "question"
