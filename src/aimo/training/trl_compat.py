@@ -5,7 +5,8 @@ where the name stands. Import this module after Unsloth, which patches TRL. Out 
 underscore.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -79,6 +80,8 @@ class SamplingHook:
     state: Any
     processing_class: Any
     train_dataset: Any
+    environments: Any
+    _batch_environments: Any
     num_generations: Any
     reward_weights: torch.Tensor
     reward_func_names: list[str]
@@ -115,13 +118,28 @@ class SamplingHook:
         return rewards
 
     def sample(self, inputs: list[dict[str, Any]]) -> list[Sampled]:
-        """Sample and score a completion for each of the rows of each process; returns those of all
-        processes."""
+        """Sample and score a completion for each of the rows of each process, at most as many as a step has;
+        returns those of all processes."""
         prompts, nothing = [row["prompt"] for row in inputs], [None] * len(inputs)
-        ids, completion_ids, mask, replies, logps, *_ = super()._generate(prompts)  # type: ignore[misc]
-        rewards = self._calculate_rewards(inputs, prompts, replies, completion_ids).cpu()
+        with self.environments_of(inputs):
+            ids, completion_ids, mask, replies, logps, *_ = super()._generate(prompts)  # type: ignore[misc]
+            rewards = self._calculate_rewards(inputs, prompts, replies, completion_ids).cpu()
         columns = inputs, prompts, replies, ids, completion_ids, mask or nothing, logps or nothing
         return list(zip(gather_object(list(zip(*columns, strict=True))), rewards, strict=True))
+
+    @contextlib.contextmanager
+    def environments_of(self, inputs: list[dict[str, Any]]) -> Iterator[None]:
+        """The trainer's environments, begun anew for these rows. `_batch_environments` (TRL) has one for each
+        row of a step."""
+        if not self.environments:
+            yield
+            return
+        every, names = self.environments, self._batch_environments
+        self.environments, self._batch_environments = every[: len(inputs)], names[: len(inputs)]
+        for environment, row in zip(self.environments, inputs, strict=True):
+            environment.reset(**row)
+        yield
+        self.environments, self._batch_environments = every, names
 
     def choose(self, inputs: list[dict[str, Any]]) -> list[Sampled] | None:
         """What to train on in this step, in all processes together; None for what TRL samples for `inputs`.
@@ -178,10 +196,16 @@ class CpuGeneration(grpo_trainer.VLLMGeneration):
     """
 
     def sync_weights(self) -> None:
-        """Give vLLM the trainer's weights, and forget what it computed with the old ones."""
+        """Give vLLM the trainer's weights, and forget what it computed with the old ones.
+
+        To merge adapters and to subtract them again rounds the weights below them; they are put back.
+        """
+        frozen = [(p, p.data.clone()) for p in self.model.parameters() if not p.requires_grad]
         worker = self.llm.llm_engine.model_executor.driver_worker
         worker.reload_weights(weights_iterator=self._iter_named_params())
         self.llm.reset_prefix_cache()
+        for parameter, data in frozen:
+            parameter.data.copy_(data)
 
 
 def generate_on_cpu() -> None:
