@@ -39,7 +39,7 @@ tokenizer = models.load_tokenizer(run.start_model(), run.profile)
 # of each set:
 
 # %%
-sets = prepare.load(run.profile)
+sets = prepare.load(run.profile, run.dir)
 tables.table(
     [
         {"set": name} | rows.select("source", "problem", "answer", "solution").row(0, named=True)

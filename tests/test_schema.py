@@ -7,6 +7,7 @@ rows, the chat template, a reward, a file. The first case whose pattern fits a k
 
 import json
 import math
+import re
 import subprocess
 import sys
 import tempfile
@@ -71,6 +72,7 @@ KEYS = {
     # Columns say how a file is made, and all of them count in data.sft alone.
     if ".columns." not in key or key.startswith("data.sft.columns.")
 }
+KEYS["distil.columns.id"] = KEYS.pop("data.sft.columns.id")
 
 
 def literals(hint: Any) -> list[Any]:
@@ -186,6 +188,9 @@ BASE = {
     "inference": {"samples": 8, "max_tokens": 4000},
 }
 
+DISTIL = {"source": "FOLDER/sft.jsonl", "columns": COLUMNS, "api_addr": ["127.0.0.1:1"]}
+DISTIL |= {"input_price": 1.0, "output_price": 2.0}
+
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory) -> Path:
@@ -236,6 +241,47 @@ def downloads(profile: config.Profile, folder: Path) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("datasets.load_dataset", capture)
         return rows(profile, folder)
+
+
+class Teacher:
+    """Model servers, which keep what they are asked; some completions are wrong, and some are cut off."""
+
+    def __init__(self, urls: list[str], model: str | None, *limits: Any):
+        self.given, self.model, self.asked = (urls, model, *limits), model or "teacher", []
+        Teacher.last = self
+
+    async def __aenter__(self) -> "Teacher":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+    async def ask(self, body: dict[str, Any]) -> Any:
+        from aimo.data.model_servers import Reply
+
+        self.asked.append(json.dumps(body))
+        number = int(re.search(r"\d+", body["messages"][-1]["content"])[0])
+        seed = body["seed"]
+        text = (
+            f"{'So it is ' * (seed % 3)}{number} + {2 * number} = \\boxed{{{3 * number + (seed % 5 == 0)}}}"
+        )
+        return Reply(text, "", "length" if seed % 7 == 0 else "stop", 10, 20)
+
+
+def distilled(profile: config.Profile, folder: Path) -> Any:
+    """What the servers of a teacher are asked, what it costs, and what is kept."""
+    from aimo.data import distillation, rejection, sources
+
+    wanted = profile.distil
+    assert wanted
+    with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distillation, "Servers", Teacher)
+        patch.setattr("datasets.load_dataset", capture)
+        out = Path(name) / "samples.jsonl"
+        tally = distillation.distil(wanted, out, profile.seed, lambda tally: None)
+        rows, _ = sources.load_source(config.Source(str(out), preset="aimo distil"), 0, "distil")
+    kept, _ = rejection.reject(rows.sort("problem", "solution", descending=True), wanted.reject)
+    return [Teacher.last.given, sorted(Teacher.last.asked), tally.cost, kept.to_dicts()]
 
 
 def chat(profile: config.Profile, folder: Path) -> Any:
@@ -579,6 +625,23 @@ CASES = [
     Case("prompt.*", chat, "<a>"),
     *(Case(f"data.{name}.{key}", None) for name in ("grpo", "heldout") for key in SFT_ONLY),
     Case("data.heldout.test_split", None),
+    Case("distil.*source", distilled, "FOLDER/other.jsonl"),
+    Case("distil.*preset", distilled, "AI-MO/NuminaMath-1.5", {".columns": None, ".preset": "GAIR/LIMO"}),
+    Case("distil.*subset", distilled, "two", {".source": "-subset", ".subset": "one"}),
+    Case("distil.*split", distilled, "test", {".source": "-split"}),
+    Case(
+        "distil.*corrupt_lines", distilled, "refuse", {".source": "-corrupt.jsonl", ".corrupt_lines": "skip"}
+    ),
+    Case("distil.*revision", distilled, "v2", {".source": "some/set"}),
+    Case("distil.api_addr", distilled, ["127.0.0.1:2"]),
+    Case("distil.model", distilled, "teacher-2"),
+    Case("distil.system", distilled, "Think."),
+    Case("distil.prompt_template", distilled, "{prompt}?"),
+    Case("distil.reject.max_per_problem", distilled, 1),
+    Case("distil.reject.prefer", distilled, "shorter", {"distil.reject": {"max_per_problem": 1}}),
+    Case("distil.reject.pass_rate", distilled, [0.2, 0.8]),
+    Case("distil.columns.id", distilled, "other_kind"),
+    Case("distil.*", distilled),
     Case("data.sft.overlong", rows, given={"model.max_length": 150} | FEW_TOKENS),
     Case("data.*.source", rows, "FOLDER/other.jsonl"),
     Case("data.*.preset", rows, "AI-MO/NuminaMath-1.5", {".columns": None, ".preset": "GAIR/LIMO"}),
@@ -673,15 +736,18 @@ def fill(value: Any, folder: Path) -> Any:
 def prepared(key: str, case: Case, folder: Path) -> dict[str, Any]:
     """The profile's values in which `key` counts."""
     values = deepcopy(BASE)
+    if key.startswith("distil."):
+        values["distil"] = deepcopy(DISTIL)
     if ".mixture." in key:  # in place of a source
         name = key.split(".")[1]
-        chosen = values["data"][name]
+        chosen = values["distil"] if key.startswith("distil.") else values["data"][name]
         chosen["mixture"] = [{part: chosen.pop(part) for part in ("source", "columns")}]
     if key.startswith("grpo.rewards."):  # case.given may say more
         values["grpo"]["rewards"] = {key.split(".")[2]: {}}
     for name, value in case.given.items():
         if name == ".source" and value[0] == "-":
-            name, value = f"{key.rpartition('.')[0]}.source", f"FOLDER/{key.split('.')[1]}{value}"
+            table = "sft" if key.startswith("distil.") else key.split(".")[1]
+            name, value = f"{key.rpartition('.')[0]}.source", f"FOLDER/{table}{value}"
         elif name.startswith("."):
             name = key.rpartition(".")[0] + name
         put(values, name, value)

@@ -31,6 +31,22 @@ NVIDIA = {
 }
 # Each set's columns and types, with one row, and what our columns must hold.
 HANDMADE = {
+    "aimo distil": (
+        {"problem": "What is 6 x 7?", "answer": "42", "generation": "six sevens", "complete": True},
+        {},
+        [("42", None)],  # complete, and not judged yet
+    ),
+    "aimo reject": (
+        {
+            "problem": "What is 6 x 7?",
+            "answer": "42",
+            "generation": "six sevens",
+            "correct": True,
+            "pass_rate": 0.5,
+        },
+        {},
+        [("42", True)],
+    ),
     "open-r1/OpenR1-Math-220k": (
         {
             "problem": "What is 6 x 7?",

@@ -1,6 +1,7 @@
 """Download base models from the Hugging Face hub; push finished models to it or to Kaggle."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from aimo.config import Profile, resolve
@@ -83,3 +84,23 @@ def push(folder: Path, profile: Profile) -> str:
                 f"variation and check the Kaggle token. The model is kept in {folder}"
             ) from None
     return ", ".join(done)
+
+
+def push_dataset(repo: str, files: Mapping[str, Path | bytes]) -> str:
+    """Push files, by their path in it, to a private dataset of the hub, in one commit; returns its address.
+
+    AimoError when it is refused.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    try:
+        api = HfApi()
+        api.create_repo(repo, repo_type="dataset", private=True, exist_ok=True)
+        parts = [CommitOperationAdd(path, part) for path, part in files.items()]
+        pushed = api.create_commit(repo, parts, commit_message="Pushed by aimo", repo_type="dataset")
+        return str(pushed.commit_url)
+    except Exception as e:  # the hub client raises many kinds
+        reason = " ".join(str(e).split())[:200]
+        raise AimoError(
+            f"--push-to-hub: dataset {repo!r} was refused ({reason}); check HF_TOKEN. Its files are kept here"
+        ) from None

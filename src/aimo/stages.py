@@ -28,6 +28,7 @@ class Stage:
 STAGES = {
     stage.name: stage
     for stage in (
+        Stage("distil", "00_distil", "distil/kept.jsonl", "distillation"),
         Stage("data", "01_data_prep", "data/README.md", "data"),
         Stage("sft", "02_format_sft", "sft/model", "after format SFT", "#3b76b0", trains_on="sft"),
         Stage("grpo", "03_grpo", "grpo/model", "after GRPO", "#e1812c", trains_on="grpo"),

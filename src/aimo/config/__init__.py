@@ -1,6 +1,7 @@
 """Profiles: one YAML file holds every setting of a run, read into typed dataclasses."""
 
-from aimo.config.data import Columns, Data, Set, Source
+from aimo.config.data import Columns, Data, Mixture, Set, Source
+from aimo.config.distil import Distil, Reject
 from aimo.config.inference import Inference
 from aimo.config.profile import Profile
 from aimo.config.reading import (
@@ -8,6 +9,7 @@ from aimo.config.reading import (
     ROOT,
     differing_keys,
     dump,
+    find,
     load,
     parse,
     read_values,
@@ -18,7 +20,7 @@ from aimo.config.training import Dpo, Grpo, Lora, Model, Optimization, Sft, Trai
 from aimo.inference.settings import Prompt
 
 __all__ = [
-    "PROFILES", "ROOT", "Columns", "Data", "Dpo", "Grpo", "Inference", "Lora", "Model", "Optimization",
-    "Profile", "Prompt", "Set", "Sft", "Source", "Training", "differing_keys", "dump", "load", "parse",
-    "read_values", "resolve", "set_key",
+    "PROFILES", "ROOT", "Columns", "Data", "Distil", "Dpo", "Grpo", "Inference", "Lora", "Mixture", "Model",
+    "Optimization", "Profile", "Prompt", "Reject", "Set", "Sft", "Source", "Training", "differing_keys",
+    "dump", "find", "load", "parse", "read_values", "resolve", "set_key",
 ]  # fmt: skip

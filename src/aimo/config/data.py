@@ -30,6 +30,8 @@ class Columns:
     """The share of a model's samples that were right."""
     verification_info: str | None = None
     """Test cases of a programming problem, for the code rewards; such a row needs no answer."""
+    id: str | None = None
+    """What tells problems apart when they are distilled; null takes their text."""
 
 
 @dataclass(config=strict)
@@ -69,11 +71,27 @@ class Source:
 
 
 @dataclass(config=strict)
-class Set(Source):
-    """One of the three sets: a source or a mixture of several, and which of its rows are kept."""
+class Mixture(Source):
+    """One source, or several."""
 
     mixture: list[Source] = field(default_factory=list)
     """Several sources in place of one, shuffled together."""
+
+    @model_validator(mode="after")
+    def check_mixture(self) -> "Mixture":
+        """Refuse keys of a single source beside a mixture, which has them in its parts."""
+        for key in fields(Source):  # type: ignore[arg-type]
+            if self.mixture and getattr(self, key.name) != key.default:
+                raise ValueError(
+                    f"mixture: a set has either a source or a mixture; put {key.name} into the mixture"
+                )
+        return self
+
+
+@dataclass(config=strict)
+class Set(Mixture):
+    """One of the three sets: a source or a mixture of several, and which of its rows are kept."""
+
     test_split: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Set this share of the problems aside, to evaluate on during training."""
     integer_answers: bool = True
@@ -103,8 +121,6 @@ class Set(Source):
     @model_validator(mode="after")
     def check_set(self) -> "Set":
         """Refuse what the types alone allow."""
-        if self.mixture:
-            self.check_mixture()
         if self.verbatim and self.empty_thoughts:
             raise ValueError(
                 "empty_thoughts: a verbatim solution has a thought of its own; leave one of them out"
@@ -114,14 +130,6 @@ class Set(Source):
             if bounds and bounds[0] > bounds[1]:
                 raise ValueError(f"{name}: {bounds[0]} is above {bounds[1]}; write the smaller one first")
         return self
-
-    def check_mixture(self) -> None:
-        """Refuse keys of a single source beside a mixture, which has them in its parts."""
-        for key in fields(Source):  # type: ignore[arg-type]
-            if getattr(self, key.name) != key.default:
-                raise ValueError(
-                    f"mixture: a set has either a source or a mixture; put {key.name} into the mixture"
-                )
 
 
 SFT_KEYS = ("overlong", "traces", "verbatim", "empty_thoughts")

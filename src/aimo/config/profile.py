@@ -8,6 +8,7 @@ from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
 from aimo.config.data import Data
+from aimo.config.distil import Distil
 from aimo.config.inference import Inference
 from aimo.config.training import Dpo, Grpo, Model, Sft, Training
 from aimo.inference.settings import (
@@ -35,6 +36,8 @@ class Profile:
     """Every random choice of a run follows from it."""
     prompt: Prompt = field(default_factory=Prompt)
     """Tags, system prompt and chat template."""
+    distil: Distil | None = None
+    """Completions of a teacher, for `data.sft: {source: distil}`."""
     data: Data | None = None
     """The sets to train and measure on. Needed by every stage that trains."""
     sft: Sft | None = None
@@ -69,6 +72,11 @@ class Profile:
         """The stage whose model answers the test file. None: the base does."""
         return self.trained_before("inference")
 
+    def data_sources(self) -> set[str]:
+        """The sources of the sets of `data`."""
+        sets = [s for s in (self.data.sft, self.data.grpo, self.data.heldout) if s] if self.data else []
+        return {source.source for wanted in sets for source in wanted.mixture or [wanted]}
+
     def solver_settings(self, model: str | Path) -> Settings:
         """How a model folder is asked: by its own settings, and the `inference` section over them."""
         ours: dict[str, Any] = {}
@@ -81,6 +89,8 @@ class Profile:
     @model_validator(mode="after")
     def check(self) -> "Profile":
         """Check what the types cannot express."""
+        if not self.distil and "distil" in self.data_sources():
+            raise ValueError("data: the source distil needs a section distil; add it, or name another source")
         for name in self.trained:
             self.check_trained(name)
         if self.sft and self.sft.eval_steps and not self.data.sft.test_split:  # type: ignore[union-attr]
@@ -94,6 +104,8 @@ class Profile:
             raise ValueError("grpo: max_prompt_length + max_completion_length exceed model.max_length")
         if grpo and grpo.generation != "transformers":
             self.check_generation(grpo.generation)
+        if grpo and grpo.tools:
+            self.check_tools(grpo)
         return self
 
     def check_generation(self, generation: str) -> None:
@@ -109,6 +121,17 @@ class Profile:
                 f"{other}: Unsloth does not sample all weights with vLLM; set model.backend to transformers, "
                 "or grpo.generation to transformers, or model.lora"
             )
+
+    def check_tools(self, grpo: Grpo) -> None:
+        """Check that completions with tools are possible, and that what else samples has them too."""
+        if self.prompt.template in ("plain", "chatml"):
+            raise ValueError(
+                f"grpo.tools: the template {self.prompt.template} offers no tools; set prompt.template to "
+                "model, or a Jinja file that does"
+            )
+        for key in "probe_steps", "pass_rate":
+            if getattr(grpo, key) is not None:
+                raise ValueError(f"grpo.{key}: samples without tools; set it to null, or grpo.tools to false")
 
     def check_prompts(self) -> None:
         """Check that the model is asked as it was trained, and that its prompts and tags agree."""

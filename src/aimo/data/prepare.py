@@ -7,9 +7,9 @@ row is counted under its reason. A profile may have some of the three sets only.
 import hashlib
 import random
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
@@ -19,7 +19,9 @@ from aimo.config import Data, Profile, Set, Source
 from aimo.data import decontamination, filters, lengths, sources
 from aimo.errors import AimoError
 from aimo.inference import prompts
+from aimo.stages import STAGES
 
+S = TypeVar("S", bound=Source)
 Rows = list[dict[str, Any]]
 SETS = ("heldout", "grpo", "sft")
 """A text in two sets stays in the first."""
@@ -69,14 +71,25 @@ def data_of(profile: Profile) -> Data:
     return profile.data
 
 
-def load(profile: Profile) -> Sets:
-    """Read the sources of all sets, with their columns mapped to `problem`, `answer` and `solution`."""
+def load(profile: Profile, run_dir: Path | None = None) -> Sets:
+    """Read the sources of all sets, with their columns mapped to `problem`, `answer` and `solution`.
+
+    The source `distil` is what that stage has kept in the run's folder.
+    """
     sets = Sets({})
     for name, wanted in sets_of(profile).items():
+        wanted = replace(located(wanted, run_dir), mixture=[located(s, run_dir) for s in wanted.mixture])
         sets.rows[name], sets.dropped[name] = sources.load(wanted, profile.seed, f"data.{name}")
         sets.read[name] = len(sets.rows[name]) + sets.dropped[name].total()
         sets.check(name)
     return sets
+
+
+def located(source: S, run_dir: Path | None) -> S:
+    """A source, by its path where it is `distil`."""
+    if source.source != "distil" or run_dir is None:
+        return source
+    return replace(source, source=str(run_dir / STAGES["distil"].product), preset="aimo reject")
 
 
 def clean(sets: Sets, profile: Profile, tokenizer: Any) -> Sets:

@@ -1,4 +1,7 @@
-"""Datasets on the hub whose columns are known, by id. A local copy takes the same by `preset: ID`."""
+"""Datasets whose columns are known, by their id on the hub or the command that makes them.
+
+A local copy takes the same by `preset: ID`.
+"""
 
 from dataclasses import dataclass
 
@@ -16,6 +19,8 @@ class Preset:
 
 TRACES = Columns(answer="expected_answer", solution="generated_solution", pass_rate="pass_rate_72b_tir")
 PRESETS = {
+    "aimo distil": Preset(Columns(solution="generation", complete="complete")),
+    "aimo reject": Preset(Columns(solution="generation", correct="correct", pass_rate="pass_rate")),
     "open-r1/OpenR1-Math-220k": Preset(
         Columns(
             solution="generations",

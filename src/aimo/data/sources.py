@@ -13,7 +13,7 @@ from typing import Any
 
 import polars as pl
 
-from aimo.config import Columns, Set, Source, resolve
+from aimo.config import Columns, Mixture, Source, resolve
 from aimo.data import builtin, files, folders
 from aimo.data.presets import PRESETS, Preset
 from aimo.errors import AimoError
@@ -27,11 +27,12 @@ SCHEMA = {
     "pass_rate": pl.Float64,
     "verification_info": pl.String,
     "source": pl.String,
+    "id": pl.String,
 }
 """The columns of every table; a column that a source does not have is null."""
 
 
-def load(wanted: Set, seed: int, where: str) -> tuple[pl.DataFrame, Counter[str]]:
+def load(wanted: Mixture, seed: int, where: str) -> tuple[pl.DataFrame, Counter[str]]:
     """The rows of a set with the columns of SCHEMA, and the number of corrupt lines that were skipped.
 
     `where` is the set's key in the profile, for errors. The parts of a mixture are shuffled together
@@ -218,7 +219,10 @@ def standard(table: pl.DataFrame, source: Source, where: str) -> pl.DataFrame:
             column = roles.get(role, "messages")
             raise AimoError(f"{where}.columns.{role}: {source.source} holds {kind} in {column!r}, not text")
     if flags:
-        rows = rows.with_columns(correct=pl.all_horizontal(is_true(flag) for flag in flags))
+        passed = pl.all_horizontal(is_true(flag) for flag in flags)
+        # Complete alone says nothing of right: such a solution is judged later.
+        verdict = passed if "correct" in roles else pl.when(~passed).then(False)
+        rows = rows.with_columns(correct=verdict)
     if "answer" not in roles and "solution" in rows.columns:
         rows = rows.with_columns(answer=pl.col("solution"))
     if "pass_rate" in roles:

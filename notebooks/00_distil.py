@@ -1,0 +1,63 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 0. Distillation
+#
+# A strong model, the teacher, answers problems several times each, and its right answers become worked
+# solutions for the next notebook (`data.sft: {source: distil}`). This is how OpenR1-Math-220k and the models
+# that won earlier olympiads were made.
+#
+# The teacher answers behind OpenAI-compatible servers: those of `distil.api_addr`, or one that is started
+# here for `distil.model`. A profile without a `distil` section leaves this notebook out.
+
+# %% tags=["parameters"]
+profile = "tiny-distil"  # a name in notebooks/profiles, or a path to a YAML file
+run_dir = None  # the folder of the run; None is runs/PROFILE
+overrides = []  # keys of the profile to change, each as KEY=VALUE
+
+# %%
+from aimo import runs
+from aimo.data import distillation, rejection
+from aimo.report import tables
+
+run = runs.begin("distil", profile, run_dir, overrides)
+
+# %% [markdown]
+# ## Ask
+# Every completion is a line of `samples.jsonl`, written as it ends. Started again, this cell asks for what
+# is missing; a sample that failed costs itself alone.
+
+# %%
+with distillation.teacher(run) as wanted:
+    tally = distillation.in_run(wanted, run)
+print(tally)
+
+# %% [markdown]
+# ## Reject
+# Every completion is judged by its final answer. Right and finished ones stay, as far as `distil.reject`
+# lets them: a few a problem, short or different ones, of problems that are neither too easy nor too hard.
+
+# %%
+kept, dropped = rejection.in_run(run)
+tables.table([{"dropped": reason, "completions": count} for reason, count in dropped.items()])
+
+# %% [markdown]
+# Some of what is kept. `pass_rate` is the share of right completions among all of the problem's.
+
+# %%
+tables.table(kept.head(3).to_dicts())
+
+# %%
+run.finish(
+    kept=len(kept),
+    problems=kept["problem"].n_unique(),
+    failed=tally.failed.total(),
+    tokens=tally.completion_tokens,
+    pass_rate=kept.unique("problem")["pass_rate"].mean(),
+)

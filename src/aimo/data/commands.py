@@ -1,0 +1,173 @@
+"""`aimo distil` and `aimo reject`: completions of a teacher, and which of them are kept.
+
+Arguments to one call of `aimo.data`, as in `aimo.cli`. Nothing heavy is imported before a command runs.
+"""
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from pydantic import TypeAdapter, ValidationError
+
+from aimo.config import Distil, Prompt, Reject, Source, read_values, set_key
+from aimo.errors import AimoError, explain
+
+if TYPE_CHECKING:
+    from aimo.data.distillation import Tally
+
+PLAIN_S = 20
+"""Seconds between lines of progress where there is no terminal."""
+KEYS = {
+    "dataset_name": "source",
+    "dataset_config": "subset",
+    "dataset_split": "split",
+    "prompt_column": "columns.problem",
+    "answer_column": "columns.answer",
+    "uuid_column": "columns.id",
+    "api_addr": "api_addr",
+    "model": "model",
+    "num_generations": "num_generations",
+    "prompt_template": "prompt_template",
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "max_tokens": "max_tokens",
+    "max_concurrent": "max_concurrent",
+    "timeout": "timeout",
+    "retries": "retries",
+}
+"""The keys of `distil` that options go over."""
+Profile = Annotated[
+    str | None, typer.Option(help="A profile, whose distil section, tags and seed are taken.")
+]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="Change a key of the profile, such as distil.rows=100.")
+]
+Push = Annotated[
+    str | None, typer.Option(help="Then push the file and its card to this dataset of the hub, owner/name.")
+]
+
+
+def distil(
+    context: typer.Context,
+    output_file: Annotated[Path, typer.Option(help="A .jsonl file; one that is there is continued.")],
+    dataset_name: Annotated[str | None, typer.Option(help="A file, a folder, or a hub id.")] = None,
+    dataset_config: Annotated[str | None, typer.Option(help="Its subset.")] = None,
+    dataset_split: Annotated[str | None, typer.Option(help="Its split.")] = None,
+    prompt_column: Annotated[str | None, typer.Option(help="Its problems; `problem`.")] = None,
+    answer_column: Annotated[str | None, typer.Option(help="Its gold answers; `answer`.")] = None,
+    uuid_column: Annotated[str | None, typer.Option(help="What tells problems apart; their text.")] = None,
+    api_addr: Annotated[list[str] | None, typer.Option(help="A server, 127.0.0.1:8000; repeat.")] = None,
+    model: Annotated[str | None, typer.Option(help="The teacher's name on the servers.")] = None,
+    num_generations: Annotated[int | None, typer.Option(help="Completions of a problem; 4.")] = None,
+    prompt_template: Annotated[str | None, typer.Option(help="The user message, with {prompt}.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0.6.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="0.95.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Tokens of a completion; 16384.")] = None,
+    max_concurrent: Annotated[int | None, typer.Option(help="Requests in flight; 1000.")] = None,
+    timeout: Annotated[float | None, typer.Option(help="Seconds of a request; 3600.")] = None,
+    retries: Annotated[int | None, typer.Option(help="Of a sample; 3.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="The profile's, or 0.")] = None,
+    profile: Profile = None,
+    set_: Set = None,
+    push_to_hub: Push = None,
+) -> None:
+    """Let a teacher behind OpenAI-compatible servers answer problems, several times each."""
+    from aimo.data import distillation
+    from aimo.data.presets import PRESETS
+
+    values = read_values(profile, set_) if profile else {}
+    asked = values.setdefault("distil", {})
+    for override in [] if profile else set_ or []:
+        set_key(values, override)
+    known = PRESETS.get(dataset_name or "")
+    for option, key in KEYS.items():
+        if (value := context.params[option]) is not None:
+            if known and key.startswith("columns.") and not asked.get("columns"):
+                asked["columns"] = asdict(known.columns)
+            set_key(asked, f"{key}={json.dumps(value, ensure_ascii=False)}")
+    wanted, tags = (
+        checked(Distil, asked, "distil"),
+        checked(Prompt, values.get("prompt") or {}, "prompt").tags,
+    )
+    if not wanted.api_addr:
+        raise AimoError("--api-addr is missing: name a server, such as one that `aimo serve MODEL` starts")
+    with shown() as report:
+        seed = values.get("seed", 0) if seed is None else seed
+        tally = distillation.distil(wanted, output_file, seed, report, *[tags] * bool(profile))
+    for fault, count in tally.failed.most_common():
+        print(f"{count:,} samples failed, and can be asked for again by the same command: {fault}")
+    print(f"{tally}: {output_file}")
+    if push_to_hub:
+        print(distillation.push(output_file, push_to_hub, wanted, tally))
+
+
+def reject(
+    source: Annotated[
+        str, typer.Argument(help="What `aimo distil` wrote, or another file, folder or hub id.")
+    ],
+    out: Annotated[Path, typer.Option(help="A .jsonl or .parquet file, a source with preset `aimo reject`.")],
+    preset: Annotated[str, typer.Option(help="Whose columns the source has.")] = "aimo distil",
+    prompt_column: Annotated[str | None, typer.Option(help="Its problems.")] = None,
+    answer_column: Annotated[str | None, typer.Option(help="Its gold answers.")] = None,
+    solution_column: Annotated[str | None, typer.Option(help="Its completions, one or a list.")] = None,
+    max_per_problem: Annotated[int | None, typer.Option(min=1, help="Completions to keep.")] = None,
+    prefer: Annotated[str, typer.Option(help="Which ones: first, shorter or diverse.")] = "first",
+    pass_rate: Annotated[
+        tuple[float, float], typer.Option(help="Keep problems of this share of right completions.")
+    ] = (0.0, 1.0),
+    profile: Annotated[str | None, typer.Option(help="A profile, whose tags are taken.")] = None,
+) -> None:
+    """Keep the right and finished completions of a set, judged by their answers."""
+    from aimo.data import rejection, sources
+
+    if out.suffix not in (".jsonl", ".parquet"):
+        raise AimoError(f"--out {out}: takes a .jsonl or a .parquet file")
+    options = {"max_per_problem": max_per_problem, "prefer": prefer, "pass_rate": pass_rate}
+    wanted = checked(Reject, options, "reject")
+    given = {"problem": prompt_column, "answer": answer_column, "solution": solution_column}
+    roles = {role: column for role, column in given.items() if column}
+    origin = Source(source, preset=preset)
+    known = sources.preset_of(origin, "reject").columns
+    origin = replace(origin, columns=replace(known, **roles))
+    rows, _ = sources.load_source(origin, 0, "reject")
+    prompt = read_values(profile).get("prompt") or {} if profile else {}
+    kept, dropped = rejection.reject(rows, wanted, *[checked(Prompt, prompt, "prompt").tags] * bool(profile))
+    rejection.save(kept, out)
+    print(rejection.describe(rows, kept, dropped, out))
+
+
+def checked(kind: type, values: dict[str, Any], where: str) -> Any:
+    """A section of a profile. AimoError names every bad key."""
+    try:
+        return TypeAdapter(kind).validate_json(json.dumps(values))
+    except ValidationError as e:
+        raise AimoError(f"{where}: {'; '.join(explain(error) for error in e.errors())}") from None
+
+
+@contextlib.contextmanager
+def shown() -> Iterator[Callable[["Tally"], None]]:
+    """Show how far a distillation is, with the time left; a plain line now and then without a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    console = Console()
+    columns = [TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("left")]
+    columns.append(TimeRemainingColumn())
+    bars = Progress(*columns, console=console, disable=not console.is_terminal, speed_estimate_period=600)
+    task, said = bars.add_task("connecting", total=None), time.monotonic()
+
+    def report(tally: "Tally") -> None:
+        nonlocal said
+        ended = tally.done + tally.failed.total()
+        bars.update(task, description=str(tally), completed=ended, total=tally.samples - tally.known)
+        if not console.is_terminal and time.monotonic() - said > PLAIN_S:
+            print(f"{tally}, {tally.left}", flush=True)
+            said = time.monotonic()
+
+    with bars:
+        yield report

@@ -1,0 +1,382 @@
+"""`aimo distil` against a server on loopback that behaves well or badly."""
+
+import asyncio
+import json
+import signal
+import subprocess
+import threading
+import time
+from contextlib import contextmanager
+
+import pytest
+from aiohttp import web
+from conftest import AIMO, aimo
+
+from aimo import cli
+from aimo.config import Distil
+from aimo.data import distillation
+from aimo.errors import AimoError
+
+
+def reply(text="The answer is \\boxed{2}.", **other):
+    message = {"content": text} | other.pop("message", {})
+    choice = {"message": message, "finish_reason": "stop"} | other.pop("choice", {})
+    usage = {"prompt_tokens": 10, "completion_tokens": 5}
+    return {"model": "teacher", "choices": [choice], "usage": usage} | other
+
+
+class FakeServer:
+    """Answers with `behave(body, n)`, the n-th request: a dictionary for JSON, or a web.Response."""
+
+    def __init__(self, behave=lambda body, n: reply(), model="teacher", delay=0.0):
+        self.behave, self.model, self.delay = behave, model, delay
+        self.bodies, self.headers, self.times = [], [], []
+        self.in_flight = self.most = 0
+        self.loop, started = asyncio.new_event_loop(), threading.Event()
+
+        async def start():
+            app = web.Application()
+            app.add_routes([web.get("/v1/models", self.models), web.post("/v1/chat/completions", self.chat)])
+            self.runner = web.AppRunner(app, access_log=None)
+            await self.runner.setup()
+            site = web.TCPSite(self.runner, "127.0.0.1", 0)
+            await site.start()
+            self.address = f"127.0.0.1:{site._server.sockets[0].getsockname()[1]}"
+            started.set()
+
+        def serve():
+            self.loop.run_until_complete(start())
+            self.loop.run_forever()
+
+        threading.Thread(target=serve, daemon=True).start()
+        assert started.wait(10)
+
+    async def models(self, _):
+        return web.json_response({"data": [{"id": self.model}]})
+
+    async def chat(self, request):
+        n, body = len(self.bodies), await request.json()
+        self.bodies.append(body)
+        self.headers.append(dict(request.headers))
+        self.times.append(time.monotonic())
+        self.in_flight += 1
+        self.most = max(self.most, self.in_flight)
+        try:
+            await asyncio.sleep(self.delay)
+            answer = self.behave(body, n)
+            if asyncio.iscoroutine(answer):
+                answer = await answer
+            return web.json_response(answer) if isinstance(answer, dict) else answer
+        finally:
+            self.in_flight -= 1
+
+    def close(self):
+        async def stop():
+            await self.runner.cleanup()
+
+        asyncio.run_coroutine_threadsafe(stop(), self.loop).result(10)
+        self.loop.call_soon_threadsafe(self.loop.stop)
+
+
+@contextmanager
+def serving(*behave, **more):
+    server = FakeServer(*behave, **more)
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch):
+    monkeypatch.setattr("aimo.data.model_servers.FIRST_PAUSE_S", 0.05)
+
+
+@pytest.fixture
+def problems(tmp_path):
+    rows = [{"problem": f"What is {i} + 1?", "answer": i + 1} for i in range(6)]
+    path = tmp_path / "problems.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def distil(problems, *servers, out="out.jsonl", **keys):
+    """The tally, and the records of the file."""
+    wanted = {"num_generations": 2, "timeout": 5.0, "prompt_template": "Q: {prompt}"} | keys
+    wanted = Distil(str(problems), api_addr=[getattr(s, "address", s) for s in servers], **wanted)
+    path = problems.parent / out
+    tally = distillation.distil(wanted, path, 0, lambda tally: None)
+    return tally, records(path)
+
+
+def records(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def names(rows):
+    return sorted((row["problem"], row["sample"]) for row in rows)
+
+
+EVERY = sorted((f"What is {i} + 1?", k) for i in range(6) for k in range(2))
+
+
+def test_every_sample_is_asked_for_once_over_all_servers_with_its_own_seed(problems):
+    with serving(delay=0.02) as one, serving(delay=0.02) as other:
+        tally, rows = distil(problems, one, other, max_concurrent=4)
+    assert names(rows) == EVERY and one.most + other.most <= 4 and one.bodies and other.bodies
+    bodies = one.bodies + other.bodies
+    assert len({body["seed"] for body in bodies}) == len(bodies) == 12
+    assert {body["temperature"] for body in bodies} == {0.6}
+    assert {row["answer"] for row in rows} == {str(i + 1) for i in range(6)}
+    assert (tally.prompt_tokens, tally.completion_tokens) == (120, 60)
+
+
+def test_seeds_do_not_depend_on_what_is_asked_beside(problems):
+    with serving() as server:
+        _, rows = distil(problems, server, max_concurrent=1)
+        _, again = distil(problems, server, out="again.jsonl", max_concurrent=7, num_generations=3)
+    seeds = {(row["problem"], row["sample"]): row["seed"] for row in again}
+    assert all(seeds[row["problem"], row["sample"]] == row["seed"] for row in rows)
+
+
+def test_started_again_it_repairs_a_cut_last_line_and_asks_for_what_is_missing_alone(problems):
+    out = problems.parent / "out.jsonl"
+    with serving() as server:
+        distil(problems, server)
+        whole = out.read_bytes().splitlines(keepends=True)
+        out.write_bytes(b"".join(whole[:7]) + whole[7][:-9])
+        asked = len(server.bodies)
+        tally, rows = distil(problems, server)
+        assert (tally.known, tally.done, len(server.bodies) - asked) == (7, 5, 5) and names(rows) == EVERY
+        tally, rows = distil(problems, server, num_generations=3)
+        assert (tally.known, tally.done, len(rows)) == (12, 6, 18)
+
+
+def test_a_killed_run_goes_on_without_losing_or_repeating_a_sample(problems):
+    out = problems.parent / "out.jsonl"
+    options = ["--dataset-name", str(problems), "--output-file", str(out), "--num-generations", "40"]
+    with serving(delay=0.02) as server:
+        command = ["distil", *options, "--api-addr", server.address, "--max-concurrent", "5"]
+        process = subprocess.Popen([AIMO, *command])
+        while not out.exists() or out.stat().st_size < 5000:
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        server.delay = 0
+        done = aimo(*command)
+    assert done.returncode == 0, done.stderr
+    assert "240 of 240 samples" in done.stdout
+    assert len(names(records(out))) == len(set(names(records(out)))) == 240
+
+
+def test_two_writers_on_one_file_are_refused(problems):
+    with serving(delay=0.5) as server:
+        first = threading.Thread(target=distil, args=(problems, server))
+        first.start()
+        while not server.bodies:
+            time.sleep(0.01)
+        with pytest.raises(AimoError, match=r"out\.jsonl: another process is writing to it"):
+            distil(problems, server)
+        first.join()
+    assert names(records(problems.parent / "out.jsonl")) == EVERY
+
+
+def test_a_file_of_other_settings_is_refused_by_the_key(problems):
+    with serving() as server:
+        distil(problems, server)
+        with pytest.raises(AimoError, match=r"temperature \(was 0\.6, now 1\.0\); take another output_file"):
+            distil(problems, server, temperature=1.0)
+
+
+def test_a_server_that_is_too_busy_is_asked_after_its_retry_after(problems):
+    def behave(_, n):
+        return web.Response(status=429, headers={"Retry-After": "0.4"}) if n < 3 else reply()
+
+    with serving(behave, delay=0.02) as server:
+        tally, rows = distil(problems, server, max_concurrent=3, retries=0)
+    assert names(rows) == EVERY and not tally.failed
+    assert server.times[3] - server.times[2] >= 0.38
+
+
+def test_one_failed_sample_costs_that_sample_alone_and_is_asked_for_again(problems):
+    with serving() as server:
+        poison = distillation.sample_seed(0, "What is 3 + 1?", 1)
+        server.behave = lambda body, n: web.Response(status=500) if body["seed"] == poison else reply()
+        tally, rows = distil(problems, server, retries=1)
+        assert dict(tally.failed) == {"HTTP 500: nothing": 1}
+        assert names(rows) == [name for name in EVERY if name != ("What is 3 + 1?", 1)]
+        assert sum(body["seed"] == poison for body in server.bodies) == 2
+        server.behave = lambda body, n: reply()
+        assert names(distil(problems, server)[1]) == EVERY
+
+
+async def too_late():
+    await asyncio.sleep(1)
+    return reply()
+
+
+class Cut(web.Response):
+    """Promises more than it sends."""
+
+    async def prepare(self, request):
+        request.transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{")
+        request.transport.close()
+        return await super().prepare(request)
+
+
+FAULTS = {
+    "slow": (lambda body, n: too_late(), r"no reply within 0\.2 s"),
+    "broken JSON": (lambda body, n: web.Response(text='{"choices": [{"mess'), "holds no completion: {"),
+    "no choice": (lambda body, n: reply(choices=[]), "holds no completion"),
+    "a list": (lambda body, n: web.Response(text="[1]"), "holds no completion"),
+    "text of another type": (lambda body, n: reply(7), "holds no completion"),
+    "cut": (lambda body, n: Cut(), "the reply was cut off"),
+    "without an end": (lambda body, n: reply(choice={"finish_reason": None}), "without a finish_reason"),
+    "empty": (lambda body, n: reply(""), "the completion is empty"),
+    "the prompt": (lambda body, n: reply(body["messages"][-1]["content"] + " 2"), "begins with the prompt"),
+    "refused": (lambda body, n: web.Response(status=400, text="too long"), "HTTP 400: too long"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_bad_reply_is_no_sample_and_named(name, problems):
+    bad, said = FAULTS[name]
+    keys = {"retries": 0, "timeout": 0.2}
+    with serving(bad) as server, pytest.raises(AimoError, match=f"every sample failed: .*{said}"):
+        distil(problems, server, **keys)
+    assert (problems.parent / "out.jsonl").read_text() == ""
+    with serving(lambda body, n: bad(body, n) if n % 2 else reply()) as server:
+        tally, rows = distil(problems, server, max_concurrent=4, **keys)
+    assert tally.failed.total() == len(rows) == 6
+
+
+def test_a_server_that_only_fails_is_not_asked_for_everything(problems):
+    with serving(FAULTS["empty"][0]) as server:
+        with pytest.raises(AimoError, match="100 samples in a row failed: the completion is empty"):
+            distil(problems, server, num_generations=400, max_concurrent=3, retries=0)
+        assert len(server.bodies) <= 103
+
+
+def test_a_server_that_is_not_there_is_named(problems):
+    with pytest.raises(AimoError, match=r"http://127\.0\.0\.1:9/v1 does not answer like `vllm serve`"):
+        distil(problems, "127.0.0.1:9")
+    with serving() as server:
+        server.models = None
+        address = server.address
+    with pytest.raises(AimoError, match=f"{address}/v1 does not answer"):
+        distil(problems, address)
+
+
+def test_a_server_that_goes_down_ends_the_run_and_loses_nothing(problems):
+    out = problems.parent / "out.jsonl"
+    with serving(delay=0.05) as server:
+        caught = []
+
+        def go():
+            with pytest.raises(AimoError) as error:
+                distil(problems, server, num_generations=100, max_concurrent=2, timeout=0.5, retries=9)
+            caught.append(str(error.value))
+
+        run = threading.Thread(target=go)
+        run.start()
+        while not out.exists() or out.read_text().count("\n") < 4:
+            time.sleep(0.01)
+    run.join(10)
+    assert "no server has answered for 0.5 s; start it, and run the same command again" in caught[0]
+    assert len(records(out)) >= 4
+
+
+def test_a_server_of_another_model_is_refused(problems):
+    with serving(model="other") as server:
+        with pytest.raises(AimoError, match="has other, not 'teacher'; correct model"):
+            distil(problems, server, model="teacher")
+        with serving() as one, pytest.raises(AimoError, match="different models: other, teacher"):
+            distil(problems, one, server)
+    cheap = serving(lambda body, n: reply(model="cheap" if n == 3 else "teacher"))
+    with cheap as server, pytest.raises(AimoError, match="the model 'cheap', not 'teacher'"):
+        distil(problems, server, max_concurrent=1)
+    assert len(records(problems.parent / "out.jsonl")) == 3
+
+
+def test_a_key_that_is_refused_ends_the_run(problems, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-1")
+    refusing = serving(lambda body, n: web.Response(status=401, text="bad key"))
+    with refusing as server, pytest.raises(AimoError, match=r"HTTP 401: bad key.*OPENAI_API_KEY"):
+        distil(problems, server)
+    assert server.headers[0]["Authorization"] == "Bearer sk-1"
+
+
+def test_a_disk_that_fills_keeps_what_is_whole(problems):
+    out = problems.parent / "out.jsonl"
+    with serving() as server:
+        command = f"{AIMO} distil --dataset-name {problems} --output-file {out} --api-addr {server.address}"
+        done = subprocess.run(
+            ["bash", "-c", f"ulimit -f 2; {command}"], capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+        assert "File too large; every sample before is kept: make room" in done.stderr
+        kept = len(records(out))
+        assert 0 < kept < 24
+        done = aimo(*command.split()[1:])
+    assert done.returncode == 0, done.stderr
+    assert len(set(names(records(out)))) == len(records(out)) == 24
+
+
+@pytest.mark.parametrize("field", ["reasoning", "reasoning_content"])
+def test_a_thought_that_comes_apart_is_joined_in_its_tags(problems, field):
+    with serving(lambda body, n: reply("So \\boxed{2}.", message={field: "1 + 1 = 2"})) as server:
+        _, rows = distil(problems, server)
+    assert {row["generation"] for row in rows} == {"<think>\n1 + 1 = 2\n</think>\n\nSo \\boxed{2}."}
+
+
+def test_a_thought_whose_opening_tag_was_in_the_prompt_gets_it_back(problems):
+    with serving(lambda body, n: reply("1 + 1 = 2</think>2")) as server:
+        _, rows = distil(problems, server)
+    assert rows[0]["generation"] == "<think>1 + 1 = 2</think>2"
+
+
+def test_a_completion_that_was_cut_off_says_so(problems):
+    with serving(lambda body, n: reply(choice={"finish_reason": "length"})) as server:
+        _, rows = distil(problems, server)
+    assert {row["complete"] for row in rows} == {False}
+
+
+def test_columns_are_chosen_and_problems_told_apart_by_the_uuid_column(problems, monkeypatch, capsys):
+    path = problems.parent / "other.jsonl"
+    rows = [{"q": "1 + 1?", "uuid": "a"}, {"q": "1 + 1?", "uuid": "b"}, {"q": "2 + 1?", "uuid": "b"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = problems.parent / "out.jsonl"
+    with serving() as server:
+        options = ["--dataset-name", str(path), "--prompt-column", "q", "--uuid-column", "uuid"]
+        options += ["--output-file", str(out), "--api-addr", server.address, "--num-generations", "1"]
+        options += ["--set", "distil.columns.answer=null", "--set", "distil.input_price=3e5"]
+        monkeypatch.setattr("sys.argv", ["aimo", "distil", *options])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    assert not ended.value.code
+    assert names(records(out)) == [("1 + 1?", 0), ("1 + 1?", 0)]
+    assert "2 of 2 samples, 30 tokens, " in (said := capsys.readouterr().out) and "cost 6.00" in said
+
+
+def test_the_file_is_pushed_with_a_card(problems, monkeypatch):
+    import huggingface_hub
+
+    pushed = {}
+
+    class Hub:
+        def create_repo(self, repo, **more):
+            pushed["repo"] = repo, more["repo_type"], more["private"]
+
+        def create_commit(self, repo, parts, **more):
+            pushed["files"] = {part.path_in_repo: part.path_or_fileobj for part in parts}
+            return type("Commit", (), {"commit_url": f"hub/{repo}"})
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    with serving() as server:
+        tally, _ = distil(problems, server)
+    out = problems.parent / "out.jsonl"
+    assert distillation.push(out, "me/traces", Distil(str(problems)), tally) == "hub/me/traces"
+    assert pushed["repo"] == ("me/traces", "dataset", True) and pushed["files"]["train.jsonl"] == str(out)
+    card = pushed["files"]["README.md"].decode()
+    assert "data_files: train.jsonl" in card and "Completions of teacher" in card and "12 of 12" in card
