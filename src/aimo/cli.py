@@ -193,6 +193,41 @@ def solve(
         raise AimoError("interrupted") from None
 
 
+@app.command()
+def serve(
+    model: Annotated[str, typer.Argument(help="A model folder, or a hub id.")],
+    profile: Annotated[
+        str | None, typer.Option(help="A profile whose inference section goes over the model's settings.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a setting, such as inference.gpu_memory=0.8.")
+    ] = None,
+    vllm: Annotated[
+        list[str] | None,
+        typer.Option(help="vLLM's: data_parallel_size=8, reasoning_parser=deepseek_r1 …; repeat."),
+    ] = None,
+    host: Annotated[str, typer.Option(help="0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    log: Annotated[Path, typer.Option(help="Where vLLM writes.")] = Path("vllm.log"),
+) -> None:
+    """Serve a model with vLLM's OpenAI-compatible server, until Ctrl-C."""
+    from aimo import hub, serving
+    from aimo.inference.settings import resolve
+
+    check_folder("--log", log)
+    folder = hub.local_folder(model)
+    settings = resolve(folder, *solver_settings(profile, set_ or [], None, vllm or []))
+    print(f"Loading {folder.name} with vLLM, which takes half a minute or more; its log is {log}", flush=True)
+    try:
+        with serving.serving(folder, settings, seed, host=host, port=port, log=log) as (url, process):
+            print(f"{folder.name} is ready at {url}/v1; Ctrl-C ends it", flush=True)
+            status = process.wait()
+        raise EngineError(f"vLLM ended with exit status {status}; all that it wrote is in {log}")
+    except KeyboardInterrupt:
+        print("ended")
+
+
 def answers_file(
     problem: str | None, test: str | None, out: str | None, competition: str | None
 ) -> Path | None:
