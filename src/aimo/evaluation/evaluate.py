@@ -171,7 +171,7 @@ def curves(one: Scores) -> dict[str, dict[int, float]]:
 def row_of(one: Scores, i: int) -> dict[str, Any]:
     """The i-th question with its pass rate, and a right and a wrong completion of it where there are such."""
     question, right = one.questions[i], one.right[i].tolist()
-    shown = dict(zip(right, zip(one.traces[i], one.answers[i], strict=True), strict=True))
+    shown = dict(reversed(list(zip(right, zip(one.traces[i], one.answers[i], strict=True), strict=True))))
     return {
         "id": question.id,
         "problem": question.problem,

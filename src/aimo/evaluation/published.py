@@ -10,8 +10,8 @@ from aimo.evaluation.benchmarks import BENCHMARKS
 FILE = Path(__file__).with_name("published.yaml")
 
 
-def beside(measured: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
-    """A row a model and source, with its figure on each benchmark of the table, in percent.
+def beside(measured: dict[str, dict[str, float]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """A row a model and source with its figure on each benchmark, in percent; and the numbered sources.
 
     `measured` maps our models to pass@1 by benchmark; what has no figure is "not run".
     """
@@ -22,9 +22,12 @@ def beside(measured: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
         {"model": model, "kind": "measured"} | {name: values.get(name, "not run") for name in shown}
         for model, values in measured.items()
     ]
-    for entry in entries:
+    for number, entry in enumerate(entries, 1):
         for model, values in entry["values"].items():
             figures = {name: values.get(name, "") for name in shown}
-            origin = {"source": entry["source"], "date": str(entry["date"])}
-            rows.append({"model": model, "kind": "published"} | figures | origin)
-    return rows
+            rows.append({"model": model, "kind": "published"} | figures | {"source": number})
+    sources = [
+        {"number": number, "source": entry["source"], "date": str(entry["date"])}
+        for number, entry in enumerate(entries, 1)
+    ]
+    return rows, sources

@@ -20,7 +20,7 @@ def write(folder: Path, found: dict[str, Any]) -> Path:
     `found` has `title`, `verdicts`, the rows `differences`, and `flips`: by pair, rows with two completions.
     """
     sections = [
-        Section(tables.table([{"verdict": line} for line in found["verdicts"]]), "Verdicts"),
+        *(Section(HTML(""), "", line) for line in found["verdicts"]),
         Section(
             tables.table(found["differences"]), "Differences", "95 % intervals over questions, in points."
         ),

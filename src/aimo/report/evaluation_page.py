@@ -32,7 +32,7 @@ def write(folder: Path, found: dict[str, Any]) -> Path:
     """
     sections = [
         *figures(found),
-        *beside(found["published"]),
+        *beside(*found["published"]),
         *groups(found["benchmarks"]),
         *leakage(found["leakage"]),
         *audit(found.get("audit", {})),
@@ -75,7 +75,7 @@ def percent(figure: list[float]) -> str:
     return f"{value:.1f} ({low:.1f} to {high:.1f})"
 
 
-def beside(rows: list[dict[str, Any]]) -> Iterator[Section]:
+def beside(rows: list[dict[str, Any]], sources: list[dict[str, Any]]) -> Iterator[Section]:
     """Our figures and published ones; each cell says by its colour which it is."""
     marked = [
         {
@@ -86,6 +86,7 @@ def beside(rows: list[dict[str, Any]]) -> Iterator[Section]:
     ]
     legend = ", ".join(f"{kind}: {meaning}" for kind, meaning in MEANINGS.items())
     yield Section(tables.table(marked), "Beside published figures", f"pass@1 in percent. {legend}.")
+    yield Section(tables.table(sources))
 
 
 def badge(value: float | str, kind: str) -> HTML:

@@ -4,6 +4,7 @@ Out of scope: plots, which are in `plots`.
 """
 
 import html
+import re
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
@@ -20,6 +21,8 @@ table.aimo th { opacity: 0.75; font-weight: 600; border-bottom: 2px solid #8885;
 table.aimo td { white-space: nowrap; border-bottom: 1px solid #8883; padding: 5px 14px 5px 0 }
 table.aimo td.text { font-family: ui-monospace, monospace; font-size: 12px; white-space: pre-wrap;
                      min-width: 13em; max-width: 34em; overflow-wrap: anywhere }
+table.aimo td.prose { white-space: pre-wrap; min-width: 13em; max-width: 34em; overflow-wrap: anywhere }
+table.aimo th { white-space: nowrap }
 table.aimo td.number { text-align: right !important; font-variant-numeric: tabular-nums }
 div.wide { overflow-x: auto }
 </style>"""
@@ -37,7 +40,8 @@ def table(rows: Sequence[dict[str, Any]]) -> HTML:
 def cell(value: Any) -> str:
     """One table cell; texts of more than 1,200 characters are shortened, HTML is taken as it is."""
     if isinstance(value, HTML):
-        return f"<td class='text'>{value.data}</td>"
+        kind = " class='prose'" if len(re.sub("<[^>]*>", "", value.data)) > 30 else ""
+        return f"<td{kind}>{value.data}</td>"
     if isinstance(value, float):
         return f"<td class='number'>{value:.3g}</td>"
     if isinstance(value, int):

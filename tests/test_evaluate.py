@@ -1,0 +1,380 @@
+"""`aimo evaluate`: benchmarks from files, completions that are kept, figures that follow from them alone."""
+
+import itertools
+import json
+import os
+import re
+import stat
+
+import numpy as np
+import polars as pl
+import pytest
+from conftest import TINY
+from model_server import serving
+
+from aimo import cli
+from aimo.errors import AimoError
+from aimo.evaluation import benchmarks, completions, evaluate, leakage, metrics, published, scores
+from aimo.evaluation.benchmarks import Question
+from aimo.evaluation.completions import File, Header, Trace
+from aimo.inference.settings import Prompt, resolve
+
+QUESTIONS = [
+    Question("a", "What is 2 + 2?", "4", "sums", "1"),
+    Question("b", "What is half of $7$?", r"\frac{7}{2}", "shares", "2"),
+    Question("c", "What is 3 + 3?", "6", "sums", "2"),
+]
+
+
+def header(questions=QUESTIONS, **changes):
+    settings = json.loads(resolve(TINY).to_json())
+    asked = {key: settings[key] for key in completions.ASKED} | changes
+    return Header("m", "w", "x", 0, asked, 1024, list(questions))
+
+
+def scored(answers, questions=QUESTIONS, tokens=10, finished=True):
+    """The scores of answers, a list for each question; None for a completion without one."""
+    traces = [
+        Trace(
+            question.id, i, i, "hm" if a is None else f"<SOLUTION>{a}</SOLUTION>", tokens, finished, 0.0, 1.0
+        )
+        for question, group in zip(questions, answers, strict=True)
+        for i, a in enumerate(group)
+    ]
+    return scores.score(header(questions), traces)
+
+
+def run(monkeypatch, capsys, *arguments):
+    """The command line in this process: its exit code and what it printed."""
+    monkeypatch.setattr("sys.argv", ["aimo", *map(str, arguments)])
+    code = 0
+    try:
+        cli.main()
+    except SystemExit as e:
+        code = e.code or 0
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+# Benchmarks
+
+
+@pytest.mark.parametrize(
+    "name, count",
+    {
+        "aime24": 30,
+        "aime25": 30,
+        "aime26": 30,
+        "math500": 500,
+        "amc23": 40,
+        "hmmt25": 30,
+        "olympiadbench": 675,
+        "gsm8k": 1319,
+        "aimo2": 10,
+        "aimo3": 10,
+    }.items(),
+)
+def test_every_benchmark_of_the_table_can_be_read_from_files(shared, tmp_path, name, count):
+    folder = shared if name.startswith("aimo") else shared / "benchmarks"
+    if name == "gsm8k":
+        folder = tmp_path
+        (tmp_path / "gsm8k.jsonl").symlink_to(shared / "gsm8k/test.jsonl")
+    found = benchmarks.read(name, folder)
+    assert len(found) == count and all(q.problem and q.answer and "####" not in q.answer for q in found)
+    assert benchmarks.read(name, folder, 3) == found[:3]
+
+
+def test_a_file_of_a_runs_held_out_rows_is_a_benchmark(tmp_path):
+    talk = [{"role": "system", "content": "Think."}, {"role": "user", "content": "2 + 2?"}]
+    pl.DataFrame([{"prompt": talk, "answer": "4"}]).write_parquet(tmp_path / "heldout.parquet")
+    [question] = benchmarks.read(str(tmp_path / "heldout.parquet"))
+    assert (question.problem, question.answer) == ("2 + 2?", "4")
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ('{"problem": "2 + 2?"}', "no column 'answer'"),
+        ('{"problem": "2 + 2?", "answer": "4"}\n{"problem": "3?", "answer": null}', "row 2 has no answer"),
+        ('{"problem": "", "answer": "4"}', "row 1 has no problem"),
+        ('{"id": 1, "problem": "a", "answer": "4"}\n{"id": 1, "problem": "b", "answer": "4"}', "the same id"),
+        ("no json", "cannot be read"),
+    ],
+)
+def test_a_file_that_cannot_be_a_benchmark_is_refused_with_the_row(
+    monkeypatch, capsys, tmp_path, content, message
+):
+    path = tmp_path / "mine.jsonl"
+    path.write_text(content)
+    arguments = ["evaluate", TINY, "--benchmarks", path, "--run-dir", tmp_path / "run"]
+    code, _, err = run(monkeypatch, capsys, *arguments)
+    assert code == 2 and message in err and str(path) in err and err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--benchmarks", "aime42"], "did you mean aime26?"),
+        (["--benchmarks", "mine.jsonl"], "mine.jsonl does not exist"),
+        (["--benchmarks", "aime24,gpqa"], "lighteval vllm"),
+        (["--benchmarks", "gsm8k", "--set", "inference.temprature=1"], "did you mean temperature?"),
+        (["--benchmarks", "gsm8k", "--server", "http://127.0.0.1:9"], "http://127.0.0.1:9 does not answer"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(monkeypatch, capsys, tmp_path, arguments, message):
+    for name in ("gsm8k", "aime24"):
+        (tmp_path / f"{name}.jsonl").write_text('{"problem": "2 + 2?", "answer": "4"}\n')
+    run_dir = ["--data", tmp_path, "--run-dir", tmp_path / "run"]
+    code, _, err = run(monkeypatch, capsys, "evaluate", TINY, *arguments, *run_dir)
+    assert code == 2 and message in err and err.count("\n") == 1
+
+
+def test_lighteval_gets_the_engines_settings_and_its_figures_are_kept(monkeypatch, capsys, tmp_path):
+    """A stand-in for lighteval: it keeps its arguments and leaves results where the real one does."""
+    fake = tmp_path / "bin" / "lighteval"
+    fake.parent.mkdir()
+    fake.write_text(
+        '#!/bin/sh\necho "$@" > "$5/arguments"; mkdir -p "$5/results/m"\n'
+        'echo \'{"results": {"all": {"x": 1}, "gpqa:diamond|0": {"gpqa_pass@k": 0.25}}}\''
+        ' > "$5/results/m/results_1.json"\n'
+    )
+    fake.chmod(fake.stat().st_mode | stat.S_IEXEC)
+    monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
+    arguments = ["--benchmarks", "gpqa", "--vllm", "tensor_parallel_size=2", "--run-dir", tmp_path / "run"]
+    (tmp_path / "run" / "gpqa").mkdir(parents=True)
+    code, _, err = run(monkeypatch, capsys, "evaluate", TINY, *arguments)
+    assert code == 0, err
+    called = (tmp_path / "run/gpqa/arguments").read_text()
+    assert "tensor_parallel_size=2" in called
+    assert "{max_new_tokens:32768,temperature:0.6,top_p:0.95}" in called
+    figures = json.loads((tmp_path / "run/evaluation.json").read_text())["benchmarks"]["gpqa"]
+    assert figures["lighteval"] == {"gpqa_pass@k": 0.25}
+
+
+def test_the_benchmarks_sampling_goes_over_the_models_and_the_command_lines_over_both(public_model):
+    def settings(model, **layer):
+        return evaluate.Wanted(model, "m", ["aime24"], [layer]).settings("aime24")
+
+    assert (settings(TINY).temperature, settings(TINY).top_p, settings(TINY).max_tokens) == (0.6, 0.95, 32768)
+    assert settings(TINY).samples == 64 and settings(TINY, temperature=0.0).samples == 1
+    # A model that boxes its answers is asked to; one with tags of its own is asked as it was trained.
+    assert "\\boxed" in settings(public_model).user and settings(TINY).user == "{problem}"
+    assert settings(public_model, user="{problem}!").user == "{problem}!"
+
+
+# Completions
+
+
+def test_a_line_that_was_cut_off_is_removed_and_its_sample_missing_again(tmp_path):
+    file = File(tmp_path / "x.jsonl", header())
+    for i in range(2):
+        file.add(Trace("a", i, i, "é", 1, True, 0.0, 1.0))
+    whole = file.path.read_bytes()
+    file.path.write_bytes(whole[:-5])
+    again = File(file.path, header())
+    assert list(again.traces) == [("a", 0)] and ("a", 1) in again.missing(2)
+    again.add(Trace("a", 1, 1, "é", 1, True, 0.0, 1.0))
+    assert file.path.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    "other, named",
+    [
+        (header(temperature=0.5), "temperature was 1.0 and is now 0.5"),
+        (header(QUESTIONS[:2]), "its questions are others"),
+        (Header("m", "other", *list(header().__dict__.values())[2:]), "weights was 'w' and is now 'other'"),
+    ],
+    ids=["settings", "questions", "weights"],
+)
+def test_a_file_made_otherwise_is_not_gone_on_with(tmp_path, other, named):
+    File(tmp_path / "x.jsonl", header())
+    with pytest.raises(AimoError, match=f"{named}; take another --run-dir"):
+        File(tmp_path / "x.jsonl", other)
+
+
+@pytest.fixture(scope="module")
+def model_server():
+    """A server whose answer follows from the sample's seed; a request is one completion."""
+    requests = []
+
+    def complete(request):
+        requests.append(request)
+        text = f"<end_working_out><SOLUTION>{request['seed'] % 3}</SOLUTION>"
+        return [{"text": text, "token_ids": [5] * 7, "finish_reason": "stop"}]
+
+    with serving(complete, 1024) as url:
+        yield url, requests
+
+
+@pytest.fixture
+def small_benchmark(tmp_path):
+    rows = [{"problem": f"What is {i} - {i}?", "answer": "0", "subject": "ab"[i % 2]} for i in range(6)]
+    path = tmp_path / "zero.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_an_evaluation_goes_on_where_it_stopped_and_scoring_again_asks_nobody(
+    monkeypatch, capsys, tmp_path, model_server, small_benchmark
+):
+    url, requests = model_server
+    requests.clear()
+    arguments = ["evaluate", TINY, "--benchmarks", small_benchmark, "--run-dir", tmp_path / "run"]
+
+    def measure(*more):
+        code, out, err = run(monkeypatch, capsys, *arguments, *more)
+        assert code == 0, err
+        found = json.loads((tmp_path / "run/evaluation.json").read_text())["benchmarks"]["zero"]
+        return len(requests), found, out
+
+    assert measure("--samples", 2, "--server", url)[0] == 12
+    asked, figures, _ = measure("--samples", 4, "--server", url)
+    assert asked == 24 and figures["samples"] == 4
+    kept = {
+        (r["id"], r["index"]): r for r in map(json.loads, (tmp_path / "run/zero.jsonl").open()) if "id" in r
+    }
+    assert len(kept) == 24 and len({r["seed"] for r in kept.values()}) == 24
+    right = [r["seed"] % 3 == 0 for r in kept.values()]
+    assert figures["pass@1"][0] == pytest.approx(np.mean(right), abs=1e-4)
+    assert set(figures["by_subject"]) == {"a", "b"} and figures["mean_tokens"][0] == 7
+    # Complete: nothing is asked, and no engine starts either (tests without a marker may not start one).
+    asked, again, out = measure("--samples", 4, "--audit")
+    assert asked == 24 and again == figures and "zero" in out
+    audit = json.loads((tmp_path / "run/evaluation.json").read_text())["audit"]["zero"]
+    assert all(row["ours"] != row["math-verify"] for row in audit)
+
+
+def test_a_server_that_goes_down_costs_nothing_that_has_ended(monkeypatch, capsys, tmp_path, small_benchmark):
+    count = itertools.count()
+
+    def complete(request):
+        if next(count) >= 5:
+            raise ConnectionError  # the stand-in closes the connection
+        return [{"text": "<SOLUTION>0</SOLUTION>", "token_ids": [5], "finish_reason": "stop"}]
+
+    arguments = ["evaluate", TINY, "--benchmarks", small_benchmark, "--run-dir", tmp_path / "run"]
+    monkeypatch.setattr(completions, "IN_FLIGHT", 1)
+    with serving(complete, 1024) as url:
+        code, _, err = run(monkeypatch, capsys, *arguments, "--samples", 2, "--server", url)
+    [line] = [line for line in err.splitlines() if line.startswith("aimo: ")]
+    assert code == 2 and "5 completions are kept" in line and "run the same command again" in line
+    _, kept = completions.read(tmp_path / "run/zero.jsonl")
+    assert len(kept) == 5
+
+
+def test_a_question_that_does_not_fit_counts_as_cut_off(monkeypatch, capsys, tmp_path, model_server):
+    rows = [{"problem": "long " * 2000, "answer": "0"}, {"problem": "0?", "answer": "0"}]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = ["evaluate", TINY, "--benchmarks", tmp_path / "x.jsonl", "--run-dir", tmp_path / "run"]
+    code, _, err = run(monkeypatch, capsys, *arguments, "--samples", 1, "--server", model_server[0])
+    found = json.loads((tmp_path / "run/evaluation.json").read_text())["benchmarks"]["x"]
+    assert code == 0 and found["cut_off"] == 0.5 and found["no_answer"] == 0.5, err
+
+
+# Figures
+
+
+def test_pass_at_k_is_the_mean_over_all_choices_of_k_completions():
+    rng = np.random.default_rng(0)
+    right = rng.random((5, 6)) < 0.4
+    for k in (1, 2, 4, 6):
+        every = [[row[list(chosen)].any() for chosen in itertools.combinations(range(6), k)] for row in right]
+        assert scores.pass_at(right, k) == pytest.approx(np.mean(every, axis=1))
+
+
+def test_equal_answers_vote_together_whatever_they_look_like():
+    found = scored([["4", "4.0", "5", None], ["3.5", "7/2", "4", "4"], ["5", "5", "6", "6"]])
+    assert found.right.tolist() == [
+        [True, True, False, False],
+        [True, True, False, False],
+        [False] * 2 + [True] * 2,
+    ]
+    assert found.votes().tolist() == [1.0, 1.0, 0.0]  # a tie goes to the first, or the smaller number
+    figures = scores.figures(found)
+    assert figures["pass@1"][0] == 0.5 and figures["maj@4"][0] == pytest.approx(2 / 3, abs=1e-4)
+    assert figures["no_answer"] == pytest.approx(1 / 12) and figures["pass@4"][0] == 1
+    assert figures["by_subject"]["sums"]["questions"] == 2 and figures["by_level"]["1"]["pass@1"][0] == 0.5
+
+
+def test_all_right_or_all_wrong_leaves_the_exact_bound():
+    nothing = scores.spread(np.zeros(30))
+    assert nothing[:2] == [0, 0] and 0.05 < nothing[2] < 0.12  # the rule of three: about 3.7 / 30
+    assert scores.spread(np.ones(30)) == [1.0, pytest.approx(1 - nothing[2]), 1.0]
+
+
+# Leakage and published figures
+
+
+def test_leakage_is_the_share_of_a_questions_text_in_the_runs_data(tmp_path):
+    known = "Tom has seven red apples and buys twelve green ones at the market on Monday."
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": known}],
+            "completion": [{"role": "assistant", "content": "x"}],
+        }
+    ]
+    (tmp_path / "data").mkdir()
+    pl.DataFrame(rows).write_parquet(tmp_path / "data/sft.parquet")
+    other = "A train leaves the station at noon and travels for three hours towards the sea."
+    half = " ".join([*known.split()[:8], *other.split()[:8]])
+    asked = [Question(str(i), text, "1") for i, text in enumerate([known, other, half])]
+    found = leakage.check(tmp_path / "grpo" / "model", asked)
+    assert found["found"]["0"] == 1 and "1" not in found["found"] and 0 < found["found"]["2"] < 0.2
+    assert "why" in leakage.check(TINY, asked)
+
+
+def test_leakage_reads_the_data_sets_that_a_card_names(tmp_path):
+    text = "How many apples has Tom when he buys five and eats two?"
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"problem": text, "answer": "3"}) + "\n")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/README.md").write_text(f"---\ndatasets:\n- {tmp_path}/rows.jsonl\n---\n\n# M\n")
+    assert leakage.check(tmp_path / "model", [Question("q", text, "3")])["share"] == 1
+
+
+def test_what_is_measured_published_and_not_run_is_told_apart():
+    rows, sources = published.beside({"ours": {"aime24": 12.0}})
+    assert rows[0]["kind"] == "measured" and rows[0]["aime24"] == 12.0 and rows[0]["math500"] == "not run"
+    assert {row["kind"] for row in rows[1:]} == {"published"}
+    assert any(row["math500"] == 90.0 and "MindSpore" in row["model"] for row in rows)
+    assert all(re.fullmatch(r"20\d\d-\d\d-\d\d", source["date"]) and source["source"] for source in sources)
+    assert {row["source"] for row in rows[1:]} == {source["number"] for source in sources}
+
+
+# With an engine
+
+
+def rows_of(count):
+    from aimo.data import builtin
+
+    return [
+        {"prompt": [{"role": "user", "content": p.problem}], "answer": str(p.answer)}
+        for p in builtin.generate(count, "heldout", "evaluate")
+    ]
+
+
+@pytest.mark.engine
+def test_evaluate_agrees_with_the_roads_figures_to_the_sample_also_after_an_interruption(engine, tmp_path):
+    rows = rows_of(20)
+    theirs = metrics.evaluate(engine, rows, Prompt(), 4, 7)
+    asked = [Question(str(i), row["prompt"][-1]["content"], row["answer"]) for i, row in enumerate(rows)]
+    head = completions.header_of("m", TINY, "heldout", asked, engine.settings, 7)
+    steps = itertools.count(1)
+
+    def stop_after_30():
+        if next(steps) == 30:
+            raise AimoError("enough")
+
+    file = File(tmp_path / "heldout.jsonl", head)
+    with pytest.raises(AimoError, match="completions are kept"):
+        completions.sample(engine, file, 4, stop_after_30)
+    kept = dict(file.traces)
+    assert 30 <= len(kept) < 80
+    file = File(tmp_path / "heldout.jsonl", head)
+    completions.sample(engine, file, 4, lambda: None)
+    assert all(file.traces[key] == trace for key, trace in kept.items())
+    ours = scores.score(head, list(file.traces.values()))
+    texts = [[trace.text for trace in group] for group in ours.traces]
+    assert texts == [[c.text for c in group] for group in theirs.completions]
+    figures = theirs.metrics()
+    assert ours.right.mean() == figures["pass@1"] and ours.votes().mean() == figures["maj@4"]
