@@ -21,6 +21,7 @@ from typing import Any
 from aimo.errors import AimoError, EngineError, explain_exit
 from aimo.inference.engine import engine_arguments, set_environment
 from aimo.inference.model_folder import check_model_folder
+from aimo.inference.processes import stderr_to
 from aimo.inference.settings import Settings
 
 DIE_WITH_PARENT = """\
@@ -68,10 +69,12 @@ def serving(
     check_model_folder(model)
     port = free_port(host, port)
     set_environment()
-    arguments = [sys.executable, "-I", "-S", "-c", DIE_WITH_PARENT]
-    arguments += command(model.absolute(), settings, seed, host, port)
+    log.unlink(missing_ok=True)
+    with stderr_to(log):  # what torch and vLLM say as they are imported
+        serve = command(model.absolute(), settings, seed, host, port)
+    arguments = [sys.executable, "-I", "-S", "-c", DIE_WITH_PARENT, *serve]
     url = f"http://{host}:{port}"
-    with log.open("w") as output:
+    with log.open("a") as output:
         process = subprocess.Popen(arguments, stdout=output, stderr=output, start_new_session=True)
     try:
         while not is_up(f"{url}/health"):

@@ -1,0 +1,108 @@
+"""Rejection: which completions are kept."""
+
+import json
+
+import polars as pl
+import pytest
+from conftest import aimo
+
+from aimo import config
+from aimo.config import Reject
+from aimo.data import prepare, rejection, sources
+from aimo.errors import AimoError
+
+
+def rows(*samples):
+    """A table as sources gives it, from (problem, answer, completion, verdict)."""
+    columns = ["problem", "answer", "solution", "correct"]
+    return pl.DataFrame(
+        samples, schema=dict.fromkeys(columns[:3], pl.String) | {"correct": pl.Boolean}, orient="row"
+    )
+
+
+def kept(table, **keys):
+    return rejection.reject(table, Reject(**keys))[0]["generation"].to_list()
+
+
+SUM = "1 + 1?"
+
+
+def test_a_completion_is_judged_by_its_answer_whatever_its_column_says():
+    table = rows(
+        (SUM, "2", "\\boxed{3}", True),
+        (SUM, "2", "so \\boxed{2}", None),
+        (SUM, "2", "as \\boxed{2.0}", True),
+        (SUM, "2", "or \\boxed{2}", False),
+        (SUM, "2", "it is two", True),
+    )
+    chosen, dropped = rejection.reject(table, Reject())
+    assert chosen["generation"].to_list() == ["so \\boxed{2}", "as \\boxed{2.0}"]
+    assert chosen["pass_rate"].to_list() == [0.4, 0.4] and chosen["samples"].to_list() == [5, 5]
+    assert dropped == {"another answer": 1, "unfinished, or marked wrong": 1, "no final answer": 1}
+
+
+def test_a_cap_takes_the_first_the_shortest_or_the_most_different():
+    texts = ["we add one and one \\boxed{2}", "we add one and then one \\boxed{2}", "two pens \\boxed{2}"]
+    table = rows(*((SUM, "2", text, None) for text in texts))
+    assert kept(table, max_per_problem=1) == texts[:1]
+    assert kept(table, max_per_problem=1, prefer="shorter") == texts[2:]
+    assert kept(table, max_per_problem=2, prefer="shorter") == [texts[0], texts[2]]
+    more = rows(
+        *((SUM, "2", text, None) for text in [*texts[:2], "a different way, namely two pens \\boxed{2}"])
+    )
+    assert kept(more, max_per_problem=2, prefer="diverse")[1].startswith("a different way")
+
+
+def test_problems_that_are_too_easy_or_too_hard_are_dropped():
+    table = rows(
+        *(("easy", "2", f"{i} \\boxed{{2}}", None) for i in range(4)),
+        *(("fair", "2", f"{i} \\boxed{{{i}}}", None) for i in range(4)),
+    )
+    assert rejection.reject(table, Reject(pass_rate=(0.1, 0.9)))[0]["problem"].to_list() == ["fair"]
+
+
+def test_the_same_text_is_kept_once():
+    assert kept(rows(*[(SUM, "2", "\\boxed{2}", None)] * 3)) == ["\\boxed{2}"]
+
+
+def test_a_set_without_answers_or_without_a_right_completion_is_refused():
+    with pytest.raises(AimoError, match=r"no row has a gold answer.*--answer-column"):
+        kept(rows((SUM, None, "\\boxed{2}", True)))
+    with pytest.raises(AimoError, match=r"no completion is kept \(1 another answer\)"):
+        kept(rows((SUM, "2", "\\boxed{3}", True)))
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_what_is_kept_is_a_source(tmp_path, suffix):
+    samples = [
+        {
+            "problem": f"{i} + 1?",
+            "answer": str(i + 1),
+            "generation": f"\\boxed{{{max(2, i)}}}",
+            "complete": i < 4,
+        }
+        for i in range(6)
+    ]
+    (tmp_path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in samples))
+    out = tmp_path / f"kept.{suffix}"
+    done = aimo("reject", str(tmp_path / "samples.jsonl"), "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    assert "2 dropped: unfinished" in done.stdout and "1 kept, of 1 problems" in done.stdout
+    rows, _ = sources.load_source(config.Source(str(out), preset="aimo reject"), 0, "data.sft")
+    assert rows.select("problem", "answer", "solution", "correct", "pass_rate").rows() == [
+        ("1 + 1?", "2", "\\boxed{2}", True, 1.0)
+    ]
+
+
+def test_the_source_distil_is_what_the_stage_has_kept(tmp_path):
+    source = ["distil={source: builtin, rows: 1}", "data.sft={source: distil, verbatim: true}"]
+    profile = config.load("tiny", source)
+    (tmp_path / "distil").mkdir()
+    tags = "<start_working_out>1 + 1 = 2<end_working_out><SOLUTION>2</SOLUTION>"
+    table = rows((SUM, "2", tags, None))
+    chosen, _ = rejection.reject(table, Reject(), profile.prompt.tags)
+    rejection.save(chosen, tmp_path / "distil/kept.jsonl")
+    loaded = prepare.load(profile, tmp_path).rows["sft"]
+    assert loaded["solution"].to_list() == [tags] and loaded["correct"].to_list() == [True]
+    with pytest.raises(AimoError, match="the source distil needs a section distil"):
+        config.load("tiny", source[1:])
