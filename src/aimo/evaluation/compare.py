@@ -184,12 +184,11 @@ def what_would_tell(found: Comparison) -> str:
     total = float(np.var(rates[1] - rates[0], ddof=1)) if n > 1 else 0.0
     within = sum(float(np.mean(rate * (1 - rate))) for rate in rates) * k / (k - 1) if k > 1 else 0.0
     between = max(0.0, total - within / k)
-    needed = ceil(total / wanted)
-    questions = f"about {needed:,} questions like these, {k} completions each, would"
+    needed = f"about {ceil(total / wanted):,} questions like these"
     if k == 1:
-        return f"To tell, {questions.replace(' completions', ' completion')}."
-    if n * wanted > between:
-        more = ceil(within / (n * wanted - between))
-        if more > k:
-            return f"About {more:,} completions of each question instead of {k} would tell; so {questions}."
-    return f"More completions of these {n:,} questions would not tell; {questions}."
+        return f"{needed.capitalize()} would tell."
+    if n * wanted > between and (more := ceil(within / (n * wanted - between))) > k:
+        return (
+            f"About {more:,} completions of each question instead of {k} would tell, and so would {needed}."
+        )
+    return f"More completions of these {n:,} questions would not tell; {needed}, {k} completions each, would."
