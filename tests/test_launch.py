@@ -165,14 +165,23 @@ def test_what_a_process_refuses_is_told_in_its_own_line(tmp_path):
 # ---- GRPO with vLLM, on a CPU
 
 
+WITH_VLLM = [
+    "sft=null",
+    "grpo.generation=vllm",
+    "grpo.probe_steps=null",
+    "grpo.learning_rate=0.005",
+    "grpo.max_steps=4",
+    "grpo.save_steps=2",
+    "grpo.prompts_per_step=4",
+]
+
+
 @pytest.mark.engine
 @pytest.mark.train
 def test_vllm_samples_with_the_weights_of_the_step_before_and_a_resumed_run_with_the_same(tmp_path):
     """vLLM's log-probabilities of the tokens that it sampled are the trainer's. They differ by 0.001 to 0.004
     on average; by 0.12, 0.16 and 0.36 at steps 2 to 4 when vLLM keeps the weights of the start."""
-    quick = ["sft=null", "grpo.generation=vllm", "grpo.probe_steps=null", "grpo.learning_rate=0.005"]
-    quick += ["grpo.max_steps=4", "grpo.save_steps=2", "grpo.prompts_per_step=4"]
-    overrides = [*QUICK, *quick]
+    overrides = [*QUICK, *WITH_VLLM]
     folder = prepare(tmp_path / "run", overrides)
     command = [sys.executable, "-m", "aimo.training.launch", "grpo", "--profile", "tiny"]
     command += ["--run-dir", str(folder), *settings(overrides)]
@@ -191,6 +200,41 @@ def test_vllm_samples_with_the_weights_of_the_step_before_and_a_resumed_run_with
     assert [record["step"] for record in again] == [1, 2, 3, 4]
     assert again[2]["reward"] == whole[2]["reward"]
     assert again[2]["loss"] == pytest.approx(whole[2]["loss"], abs=1e-3)  # vLLM's batches are rounded
+
+
+SKIPPING = """
+import runpy, torch
+from aimo.training import trl_compat
+
+synchronize, calls = trl_compat.CpuGeneration.sync_weights, []
+
+def all_but_the_third(self):
+    calls.append(1)
+    if len(calls) != 3:
+        before = [parameter.clone() for parameter in self.model.parameters()]
+        synchronize(self)
+        assert all(map(torch.equal, before, self.model.parameters())), "a weight was rounded"
+
+trl_compat.CpuGeneration.sync_weights = all_but_the_third
+runpy.run_module("aimo.training.launch", run_name="__main__")
+"""
+
+
+@pytest.mark.engine
+@pytest.mark.train
+def test_a_synchronisation_that_is_left_out_is_flagged_at_its_step_and_no_other_step_is(tmp_path):
+    overrides = [*QUICK, *WITH_VLLM]
+    folder = prepare(tmp_path / "run", overrides)
+    command = [sys.executable, "-c", SKIPPING, "grpo", "--profile", "tiny"]
+    command += ["--run-dir", str(folder), *settings(overrides)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    log = [record for record in read_lines(folder / "grpo/log.jsonl") if "loss" in record]
+    measured = "sampling/sampling_logp_difference"
+    flagged = [record["step"] for record in log if record[f"{measured}/mean"] > record[f"{measured}/bound"]]
+    assert flagged == [3], [record[f"{measured}/mean"] for record in log]
+    assert done.stdout.count("the weights of an earlier step") == 1 and "Step 3: " in done.stdout
+    assert all(0 < record["sampling/importance_sampling_ratio/mean"] < 2 for record in log)
 
 
 # ---- Slurm

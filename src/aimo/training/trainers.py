@@ -94,28 +94,29 @@ def grpo(
 
     from aimo import rewards
     from aimo.inference import engine
-    from aimo.training import callbacks, models, trl_compat
+    from aimo.training import callbacks, models, tool_use, trl_compat
     from aimo.training.arguments import grpo_arguments
     from aimo.training.trl_trainers import GrpoTrainer
 
     assert profile.grpo
     args = grpo_arguments(profile, folder)
-    if profile.grpo.generation == "vllm":
+    in_process = profile.grpo.generation == "vllm"
+    if in_process:
         engine.set_environment()
-        if args.device.type == "cpu":
-            trl_compat.generate_on_cpu()
+    trl_compat.generate_with_vllm(on_cpu=in_process and args.device.type == "cpu")
     trainer = build(
         GrpoTrainer,
         "grpo",
         model=model,
         args=args,
-        processing_class=tokenizer,
         train_dataset=to_dataset(rows),
         reward_funcs=list(rewards.get_reward_funcs(profile.grpo.rewards, profile.prompt)),
+        **{"processing_class": tokenizer} | tool_use.trainer_arguments(profile, model, tokenizer, args),
     )
     trainer.max_resample = profile.grpo.max_resample
-    if profile.grpo.generation == "vllm":
+    if in_process:
         set_seed(args.seed, device_specific=True)  # vLLM has set another in this process
+    trainer.add_callback(callbacks.Mismatch())
     trainer.add_callback(callbacks.Samples(trainer, folder, profile.grpo.sample_steps))
     if generates_merged(trainer.args, profile):
         models.merge_to_generate(model)
@@ -239,18 +240,21 @@ def totals(trainer: Any) -> dict[str, Any]:
     """The last record of a stage: its mean loss, seconds, speed and floating-point operations, from its first
     step on.
 
-    A sample is a row; for GRPO, a completion. Seconds are those of training, probes and checkpoints included.
+    A sample is a row; for GRPO, a completion, trained on or not. Seconds are those of training, probes and
+    checkpoints included.
     """
     from aimo.training.trl_trainers import rows_per_step
 
     state = trainer.state
+    groups = sum(record.get("groups/tried", 0) for record in state.log_history)
+    samples = groups * trainer.num_generations if groups else state.global_step * rows_per_step(trainer.args)
     losses = [record["loss"] for record in state.log_history if "loss" in record]
     seconds = state.log_history[-1]["train_seconds"]
     return {
         "step": state.global_step,
         "mean_loss": sum(losses) / len(losses) if losses else None,
         "train_seconds": seconds,
-        "samples_per_second": state.global_step * rows_per_step(trainer.args) / seconds,
+        "samples_per_second": samples / seconds,
         "steps_per_second": state.global_step / seconds,
         "total_flos": state.total_flos,
     }

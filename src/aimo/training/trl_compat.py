@@ -7,10 +7,12 @@ underscore.
 
 import contextlib
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
+from trl import SFTTrainer
 from trl.trainer import grpo_trainer, utils
 
 LogProbs = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
@@ -30,6 +32,35 @@ class OrderHook:
     def order_rows(self, sampler: Any) -> Any:
         """The sampler to use in place of the trainer's own."""
         return sampler
+
+
+class PackingHook:
+    """Base class of SFT trainers that keep their packed rows, placed before TRL's class.
+
+    `SFTTrainer._prepare_dataset` (TRL; Unsloth has its own) makes labels and packs: `trl.pack_dataset` is
+    public, but what surrounds it is not.
+    https://github.com/huggingface/trl/blob/v1.15.0/trl/trainer/sft_trainer.py
+    """
+
+    def _prepare_dataset(
+        self, dataset: Any, processing_class: Any, args: Any, packing: bool, *more: Any
+    ) -> Any:
+        def prepare() -> Any:
+            return super(PackingHook, self)._prepare_dataset(  # type: ignore[misc]
+                dataset, processing_class, args, packing, *more
+            )
+
+        return self.packed_rows(dataset, args, prepare) if packing else prepare()
+
+    def packed_rows(self, dataset: Any, args: Any, prepare: Callable[[], Any]) -> Any:
+        """The packed rows of a tokenised dataset, which `prepare` makes."""
+        return prepare()
+
+
+def pack(dataset: Any, args: Any) -> Any:
+    """What TRL's SFTTrainer makes of a tokenised dataset, without a trainer and its model."""
+    masked = SimpleNamespace(completion_only_loss=True)  # all that it reads for rows that are tokenised
+    return SFTTrainer._prepare_dataset(masked, dataset, None, args, True, None, "train")  # type: ignore[arg-type]
 
 
 class LogProbHook:
@@ -70,7 +101,8 @@ class SamplingHook:
 
     `GRPOTrainer._generate_and_score_completions` (TRL) samples with `_generate`, scores with
     `_calculate_rewards`, and makes tensors of all rows. Rows are exchanged between the two, so that masks,
-    log-probabilities and advantages are TRL's. `_metrics` are averaged inside `GRPOTrainer.log`.
+    log-probabilities and advantages are TRL's. `_metrics` are averaged inside `GRPOTrainer.log`;
+    `_batch_environments` has one environment's name for each row of a step.
     https://github.com/huggingface/trl/blob/v1.15.0/trl/trainer/grpo_trainer.py
     """
 
@@ -129,8 +161,7 @@ class SamplingHook:
 
     @contextlib.contextmanager
     def environments_of(self, inputs: list[dict[str, Any]]) -> Iterator[None]:
-        """The trainer's environments, begun anew for these rows. `_batch_environments` (TRL) has one for each
-        row of a step."""
+        """Let the trainer have as many environments as there are rows, begun anew for them."""
         if not self.environments:
             yield
             return
@@ -187,34 +218,52 @@ def provide_log_probs() -> None:
         utils._ChunkedLogProbFunction = PlainLogProbs  # type: ignore[misc, assignment]
 
 
-class CpuGeneration(grpo_trainer.VLLMGeneration):
-    """TRL's generation with vLLM in the trainer's process, on a CPU.
+class ExactGeneration(grpo_trainer.VLLMGeneration):
+    """TRL's generation with vLLM; the frozen weights stay what they are, to the bit.
 
-    `VLLMGeneration._iter_named_params` (TRL) and `trl.trainer.grpo_trainer.VLLMGeneration`: `sync_weights`
-    hands vLLM one weight at a time, and on a CPU vLLM has packed the weights and takes all of them or none.
+    TRL merges the adapters into them for vLLM and subtracts them again, which rounds. In bfloat16 a thousand
+    steps move them by a third of what the adapters do (docs/training.md), and no checkpoint has that.
+    """
+
+    frozen: list[tuple[Any, torch.Tensor]] | None = None
+    """The frozen parameters, each with a copy in the host's memory."""
+
+    def sync_weights(self) -> None:
+        """Give vLLM the trainer's weights, and forget what it computed with the old ones."""
+        if self.frozen is None:
+            frozen = [parameter for parameter in self.model.parameters() if not parameter.requires_grad]
+            self.frozen = [(parameter, parameter.data.to("cpu", copy=True)) for parameter in frozen]
+        self.send_weights()
+        for parameter, data in self.frozen:
+            parameter.data.copy_(data)
+
+    def send_weights(self) -> None:
+        """TRL's own synchronisation."""
+        super().sync_weights()
+
+
+class CpuGeneration(ExactGeneration):
+    """The same with vLLM in the trainer's process, on a CPU.
+
+    `VLLMGeneration._iter_named_params` (TRL): its own synchronisation hands vLLM one weight at a time, and on
+    a CPU vLLM has packed the weights and takes all of them or none.
     https://github.com/huggingface/trl/blob/v1.15.0/trl/generation/vllm_generation.py
     """
 
-    def sync_weights(self) -> None:
-        """Give vLLM the trainer's weights, and forget what it computed with the old ones.
-
-        To merge adapters and to subtract them again rounds the weights below them; they are put back.
-        """
-        frozen = [(p, p.data.clone()) for p in self.model.parameters() if not p.requires_grad]
+    def send_weights(self) -> None:
+        """All weights at once."""
         worker = self.llm.llm_engine.model_executor.driver_worker
         worker.reload_weights(weights_iterator=self._iter_named_params())
         self.llm.reset_prefix_cache()
-        for parameter, data in frozen:
-            parameter.data.copy_(data)
 
 
-def generate_on_cpu() -> None:
-    """Let GRPO's trainer generate with vLLM on a CPU.
+def generate_with_vllm(on_cpu: bool) -> None:
+    """Let GRPO's trainer generate with our classes; `on_cpu`: with vLLM in this process, without a GPU.
 
     `trl.trainer.grpo_trainer.VLLMGeneration` (TRL): the trainer makes one by this name.
     https://github.com/huggingface/trl/blob/v1.15.0/trl/trainer/grpo_trainer.py
     """
-    grpo_trainer.VLLMGeneration = CpuGeneration  # type: ignore[misc]
+    grpo_trainer.VLLMGeneration = CpuGeneration if on_cpu else ExactGeneration  # type: ignore[misc]
 
 
 class PlainLogProbs:
