@@ -19,6 +19,7 @@ def wheel(folder, name, number="1.0", requires=(), tag="py3-none-any"):
     path = folder / f"{name}-{number}-{tag}.whl"
     info = f"{name}-{number}.dist-info"
     needs = "".join(f"Requires-Dist: {text}\n" for text in requires)
+    needs += "Provides-Extra: more\n" if "more" in needs else ""
     with zipfile.ZipFile(path, "w") as file:
         file.writestr(f"{name}.py", f"number = {number!r}\n")
         file.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {number}\n{needs}")
@@ -64,7 +65,7 @@ def test_collected_wheels_stand_in_a_manifest_and_install_from_it_alone(index, t
     assert (first["name"], first["version"], first["modules"]) == ("aimo-first", "1.0", ["aimo_first"])
     assert first["tags"] == ["py3-none-any"]
     assert first["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert second["requires"] == ["aimo-third; extra == 'more'", "aimo-other; extra == 'rest'"]
+    assert second["requires"] == {"aimo-second": [], "aimo-second[more]": ["aimo-third"]}
 
     # Where they are attached: the module that is imported, and what it requires, and not the rest.
     startup.install_wheels(["aimo_first", "sys"], tmp_path / "inputs")

@@ -16,7 +16,7 @@ competition = "aimo3"  # aimo1, aimo2 or aimo3
 model = "/kaggle/input/aimo-model/transformers/default/1"  # a model folder
 # CSV or JSON lines with id, problem (or question) and answer. Answers that the competition does not take are
 # left out.
-files = ["/kaggle/input/aimo-problems/aimo3/reference.csv"]
+files = ["/kaggle/input/aimo-problems/reference.csv"]
 time_limit_s = 17400  # for all files: 4 h 50 min of the 5 h of a submission
 seed = 0
 adapter = None  # a folder with a LoRA adapter for the model

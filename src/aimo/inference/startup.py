@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
+import itertools
 import json
 import os
 import platform
@@ -22,11 +23,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Thread
 from typing import Any
-
-# Not pip's copy: once pip is imported, setuptools refuses to be, and vLLM imports it.
-from packaging.requirements import Requirement
-from packaging.tags import Tag, sys_tags
-from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 
 from aimo.inference.errors import AimoError, one_line
 
@@ -108,7 +104,7 @@ def install_wheels(modules: Collection[str] = (), inputs: Path = INPUTS) -> None
     files that differ from their manifest, are left out by name, as pip would refuse the whole set. Never
     raises: `check_modules` tells later whether something is missing.
     """
-    attached, tags = find_wheels(inputs), frozenset(sys_tags())
+    attached, tags = find_wheels(inputs), own_tags()
     fitting = [wheel for wheel in attached if is_for(tags, wheel["path"])]
     wheels = select({wheel["name"]: wheel for wheel in reversed(fitting)}, modules)
     missing = [wheel for wheel in wheels if not is_installed(wheel)]
@@ -124,7 +120,7 @@ def install_wheels(modules: Collection[str] = (), inputs: Path = INPUTS) -> None
             named = ", ".join(sorted(f"{wheel['name']} {wheel['version']}" for wheel in several))
             print(f"wheels: left out, {reason}: {named}", flush=True)
     if intact:
-        command = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps"]
+        command = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--no-compile"]
         paths = [str(wheel["path"]) for wheel in intact]
         done = subprocess.run([*command, *paths], capture_output=True, text=True)
         importlib.invalidate_caches()
@@ -143,16 +139,21 @@ def find_wheels(inputs: Path) -> list[dict[str, Any]]:
             print(f"wheels: {manifest} is no manifest ({one_line(e)})", flush=True)
     for path in sorted(inputs.rglob("*.whl")):
         name, _, rest = path.stem.partition("-")
-        found.setdefault(path, {"name": canonicalize_name(name), "version": rest.partition("-")[0]})
+        found.setdefault(path, {"name": name.replace("_", "-").lower(), "version": rest.partition("-")[0]})
     return [wheel | {"path": path} for path, wheel in found.items()]
 
 
-def is_for(tags: frozenset[Tag], wheel: Path) -> bool:
-    """Return whether a tag of a wheel's file name is among the tags of a Python."""
-    try:
-        return not parse_wheel_filename(wheel.name)[3].isdisjoint(tags)
-    except InvalidWheelFilename:
-        return False
+def own_tags() -> set[str]:
+    """Return the tags of the wheels that this Python takes."""
+    # In a process of its own: once pip is imported, setuptools refuses to be, and vLLM imports it.
+    code = "from pip._vendor.packaging.tags import sys_tags; print(*sys_tags())"
+    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split())
+
+
+def is_for(tags: set[str], wheel: Path) -> bool:
+    """Return whether a tag of a wheel's file name (NAME-VERSION-PYTHON-ABI-PLATFORM) is among `tags`."""
+    parts = [part.split(".") for part in wheel.stem.split("-")[-3:]]
+    return any("-".join(tag) in tags for tag in itertools.product(*parts))
 
 
 def select(wheels: dict[str, dict[str, Any]], modules: Collection[str]) -> list[dict[str, Any]]:
@@ -160,18 +161,16 @@ def select(wheels: dict[str, dict[str, Any]], modules: Collection[str]) -> list[
 
     A wheel without a manifest is always among them.
     """
-    todo = [(name, "") for name, wheel in wheels.items() if not modules or "modules" not in wheel]
-    todo += [(name, "") for name, wheel in wheels.items() if {*modules} & {*wheel.get("modules", [])}]
-    seen = set(todo)
+    needs = {name: names for wheel in wheels.values() for name, names in wheel.get("requires", {}).items()}
+    held = {name: wheel.get("modules", modules) for name, wheel in wheels.items()}
+    todo = [name for name in wheels if not modules or {*modules} & {*held[name]}]
+    seen: set[str] = set()
     while todo:
-        name, extra = todo.pop()
-        for text in wheels[name].get("requires", []):
-            asked = Requirement(text)
-            if asked.marker is None or asked.marker.evaluate({"extra": extra}):
-                new = {(canonicalize_name(asked.name), of) for of in ("", *asked.extras)} - seen
-                todo += [(other, of) for other, of in sorted(new) if other in wheels]
-                seen |= new
-    return [wheel for name, wheel in wheels.items() if (name, "") in seen]
+        name = todo.pop()
+        if name not in seen:
+            seen.add(name)
+            todo += needs.get(name, [])
+    return [wheel for name, wheel in wheels.items() if name in seen]
 
 
 def is_installed(wheel: dict[str, Any]) -> bool:
@@ -201,7 +200,7 @@ def imports(files: Iterable[Path] | None = None) -> list[str]:
                 names |= {alias.name.partition(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module:
                 names.add(node.module.partition(".")[0])
-    return sorted(names - {*sys.stdlib_module_names, "aimo", "pip"})
+    return sorted(names - {*sys.stdlib_module_names, "aimo"})
 
 
 def check_modules(*needed: str, inputs: Path = INPUTS) -> None:

@@ -16,9 +16,11 @@ import sys
 import tempfile
 import time
 import zipfile
+from email.message import Message
 from pathlib import Path
 from typing import Any
 
+from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
 from aimo.inference.errors import AimoError
@@ -84,7 +86,15 @@ def install(wheels: list[dict[str, Any]], folder: Path, made: Path) -> Path:
     # Kaggle's Python lacks ensurepip: this Python's pip installs for the other.
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", made / "fresh"], check=True)
     python = made / "fresh" / "bin" / "python"
-    alone = ["--no-index", "--no-deps", "--no-cache-dir", "--find-links", str(folder), "--require-hashes"]
+    alone = [
+        "--no-index",
+        "--no-deps",
+        "--no-cache-dir",
+        "--no-compile",
+        "--find-links",
+        str(folder),
+        "--require-hashes",
+    ]
     where = ["--isolated", "--python", str(python)]
     run_pip([*where, "install", *alone, "-r", str(lock)], len(wheels), f"wheels in {folder}")
     return python
@@ -127,8 +137,22 @@ def describe(path: Path) -> dict[str, Any]:
         "tags": sorted(map(str, tags)),
         "bytes": path.stat().st_size,
         "modules": sorted(modules(names)),
-        "requires": headers.get_all("Requires-Dist", []),
+        "requires": requirements(canonicalize_name(name), headers),
     }
+
+
+def requirements(name: str, headers: Message) -> dict[str, list[str]]:
+    """Return what a wheel requires with this Python: NAME without extras, and NAME[EXTRA] with one.
+
+    {"uvicorn": ["h11"], "uvicorn[standard]": ["h11", "httptools"]}
+    """
+    asked = [Requirement(text) for text in headers.get_all("Requires-Dist", [])]
+    found = {}
+    for extra in ["", *headers.get_all("Provides-Extra", [])]:
+        holding = [one for one in asked if one.marker is None or one.marker.evaluate({"extra": extra})]
+        names = {one.name for one in holding} | {f"{one.name}[{e}]" for one in holding for e in one.extras}
+        found[f"{name}[{extra}]" if extra else name] = sorted(str(canonicalize_name(text)) for text in names)
+    return found
 
 
 def modules(names: list[str]) -> set[str]:
