@@ -141,6 +141,10 @@ class Grpo(Optimization):
     vllm_server_url: str = "http://127.0.0.1:8000"
     vllm_gpu_memory: Share = 0.5
     """Share of the GPU's memory that vLLM takes beside the trainer."""
+    tools: bool = False
+    """Whether completions run Python in the sandbox, as the solver's do with `inference.tool_parser`; its
+    `tool_turns` and `tool_seconds` hold here too. Tool output counts to `max_completion_length`, and is left
+    out of the loss."""
     sample_steps: Positive = 25
     """Steps between the completions that samples.jsonl keeps with their rewards."""
 

@@ -20,7 +20,7 @@ from aimo.inference.sampling import Completion, Sampler
 
 NEWLINE = "\n"
 BLOCK = re.compile(r"```(?:python|py)\n(.*?)```", re.DOTALL)
-PYTHON = {
+PYTHON: dict[str, Any] = {
     "type": "function",
     "function": {
         "name": "python",
