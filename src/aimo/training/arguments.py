@@ -34,6 +34,7 @@ RENAMED = {
     "vllm_server_port": "grpo.vllm_server_url",
     "vllm_gpu_memory_utilization": "grpo.vllm_gpu_memory",
     "vllm_max_model_length": "model.max_length",
+    "max_tool_calling_iterations": "inference.tool_turns",
     "max_length": "model.max_length",
     "bf16": "model.dtype",
     "fp16": "model.dtype",

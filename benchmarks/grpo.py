@@ -1,0 +1,169 @@
+"""GRPO until a probe reaches 0.95: seconds and completions of today's demo beside those of November 2026.
+
+    python benchmarks/grpo.py [--seed 0 …] [--set KEY=VALUE …] [--settings] [--json FILE]
+
+For each seed SFT trains one model with the tiny profile. Every side starts from it, in a process of its own.
+All answer the same 200 problems greedily every four steps. Seconds leave out the probes and the start.
+`--set` changes ours. `--settings` compares ours with each setting of `SETTINGS` instead.
+"""
+
+import contextlib
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import mean
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+MARK = 0.95
+BOTH = [
+    "data.grpo.rows=4000",
+    "data.grpo.test_split=0.05",
+    "grpo.max_steps=200",
+    "grpo.save_steps=1000",
+    "grpo.probe_steps=4",
+]
+BEFORE = [
+    "grpo.learning_rate=5e-4",
+    "grpo.scheduler=constant",
+    "grpo.prompts_per_step=8",
+    "grpo.num_generations=16",
+    "grpo.max_completion_length=80",
+    "grpo.max_resample=null",
+    "grpo.loss_type=dapo",
+    "grpo.rewards={accuracy: 1.0, format: 0.2}",
+    "grpo.generation=transformers",
+    "grpo.trl={}",
+]
+"""The demo's settings of 24 November 2026."""
+SETTINGS: dict[str, list[str]] = {}
+
+
+class Reached(Exception):
+    """The mark was reached."""
+
+
+def load(stage: str, base: Path | None, overrides: list[str]) -> tuple[Any, ...]:
+    """The profile, the model, its tokenizer and the rows of all sets."""
+    from aimo import config, hub, runs
+    from aimo.data import prepare
+    from aimo.training import models
+
+    runs.quiet()
+    profile = config.load("tiny", overrides)
+    base = base or hub.local_folder(profile.model.base)
+    tokenizer = models.load_tokenizer(base, profile)
+    sets = prepare.format(prepare.clean(prepare.load(profile), profile, tokenizer), profile)
+    return (
+        profile,
+        models.load(base, profile),
+        tokenizer,
+        {name: rows.to_dicts() for name, rows in sets.items()},
+    )
+
+
+def sft(folder: Path, overrides: list[str]) -> None:
+    """Leave in `folder/model` what both sides start from."""
+    from aimo import hub
+    from aimo.training import models, trainers
+
+    profile, model, tokenizer, sets = load("sft", None, overrides)
+    trainers.sft(model, tokenizer, sets["sft"], profile, folder, lambda *_: None)
+    base = hub.local_folder(profile.model.base)
+    models.save(folder / "trained", base, tokenizer, profile, folder / "model", {})
+
+
+def grpo(folder: Path, overrides: list[str]) -> None:
+    """Train until the mark, and print as JSON what it took."""
+    from aimo.runs import read_lines
+    from aimo.training import trainers
+
+    profile, model, tokenizer, sets = load("grpo", folder / "model", overrides)
+    complete, probing = trainers.complete, 0.0
+
+    def timed(*arguments: Any) -> list[str]:
+        nonlocal probing
+        begin = time.perf_counter()
+        texts = complete(*arguments)
+        probing += time.perf_counter() - begin
+        return texts
+
+    def stop(*_: int) -> None:
+        if any(record.get("probe/accuracy", 0) >= MARK for record in read_lines(log)):
+            raise Reached
+
+    trainers.complete = timed
+    with tempfile.TemporaryDirectory() as made:
+        log = Path(made) / "log.jsonl"
+        with contextlib.suppress(Reached):
+            trainers.grpo(model, tokenizer, sets["grpo"], profile, Path(made), stop, sets["grpo_test"])
+        records = read_lines(log)
+    groups = [record["groups/tried"] for record in records if "loss" in record]
+    probes = [(record["step"], record["probe/accuracy"]) for record in records if "probe/accuracy" in record]
+    found = {"steps": len(groups), "completions": int(sum(groups)) * profile.grpo.num_generations}
+    found |= {"cpu_seconds": time.process_time(), "probes": probes}
+    last = [record["train_seconds"] for record in records if "train_seconds" in record][-1]
+    print(
+        json.dumps(found | {"seconds": last - probing, "cpu_seconds": time.process_time(), "probes": probes})
+    )
+
+
+def child(stage: str, folder: str, seed: int, overrides: list[str]) -> str:
+    """The last line of a process that trains a stage."""
+    command = [sys.executable, __file__, "--only", stage, "--folder", folder]
+    for override in [f"seed={seed}", *BOTH, *overrides]:
+        command += ["--set", override]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return done.stdout.splitlines()[-1]
+
+
+def measure(seed: int, sides: dict[str, list[str]]) -> list[dict[str, Any]]:
+    """What each side took from one model."""
+    with tempfile.TemporaryDirectory() as folder:
+        child("sft", folder, seed, [])
+        found = [json.loads(child("grpo", folder, seed, overrides)) for overrides in sides.values()]
+    return [{"side": side, "seed": seed} | row for side, row in zip(sides, found, strict=True)]
+
+
+def main(
+    seeds: Annotated[list[int] | None, typer.Option("--seed", help="Repeat for several.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Change a key of ours; repeat.")] = None,
+    settings: Annotated[bool, typer.Option(help="Compare ours with other settings.")] = False,
+    to: Annotated[Path | None, typer.Option("--json", help="Write the figures here too.")] = None,
+    only: Annotated[str | None, typer.Option(hidden=True)] = None,
+    folder: Annotated[Path, typer.Option(hidden=True)] = Path(),
+) -> None:
+    """Train every side from the same models, and print the figures with their ratios to the first side's."""
+    ours = set_ or []
+    if only:
+        return {"sft": sft, "grpo": grpo}[only](folder, ours)
+    others = {name: [*ours, *overrides] for name, overrides in SETTINGS.items()}
+    sides = {"ours": ours} | others if settings else {"before": BEFORE, "ours": ours}
+    rows = [row for seed in seeds or [0, 1, 2] for row in measure(seed, sides)]
+    keys = ("steps", "completions", "seconds", "last probe")
+    table = Table("settings", "seed", *keys)
+    for row in rows:
+        row["last probe"] = row["probes"][-1][1]
+        table.add_row(row["side"], str(row["seed"]), *(f"{row[key]:,.4g}" for key in keys))
+    means = {
+        side: {key: mean(row[key] for row in rows if row["side"] == side) for key in keys} for side in sides
+    }
+    ratios = {
+        side: {key: found[key] / means[next(iter(sides))][key] for key in ("seconds", "completions")}
+        for side, found in means.items()
+    }
+    Console(width=110).print(table)
+    for side, ratio in list(ratios.items())[1:]:
+        print(f"{side} / {next(iter(sides))}: " + ", ".join(f"{key} {ratio[key]:.2f}" for key in ratio))
+    if to:
+        to.write_text(json.dumps({"rows": rows, "means": means, "ratios": ratios}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)
