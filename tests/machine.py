@@ -135,8 +135,8 @@ def outputs(working):
     }
 
 
-def printed(working):
+def printed(working, stream="stdout"):
     """What the cells of an executed notebook printed."""
     cells = json.loads((working / NOTEBOOK).read_text())["cells"]
-    texts = [out["text"] for cell in cells for out in cell.get("outputs", []) if "text" in out]
-    return "".join("".join(text) for text in texts)
+    outs = [out for cell in cells for out in cell.get("outputs", []) if out.get("name") == stream]
+    return "".join("".join(out["text"]) for out in outs)

@@ -3,12 +3,14 @@
 import inspect
 import json
 import re
+import shutil
 from dataclasses import fields
 
+import machine
 import nbformat
-import papermill
 import polars as pl
 import pytest
+from conftest import TINY
 
 from aimo import config
 from aimo.config import ROOT
@@ -105,62 +107,101 @@ def test_a_kernel_is_a_folder_of_kernels(name, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-SERVER = """
-import polars as pl
-
-class AIMO3InferenceServer:
-    def __init__(self, predict):
-        self.predict = predict
-
-    def serve(self):
-        asked = pl.read_csv("hidden.csv").rows()
-        rows = [self.predict(pl.Series([id_]), pl.Series([problem])) for id_, problem in asked]
-        pl.concat(rows).write_parquet("submission.parquet")
-"""
-
-
 @pytest.mark.engine
-@pytest.mark.parametrize("competition, rerun", [("aimo2", False), ("aimo3", True)])
+@pytest.mark.parametrize("competition, rerun", [("aimo2", True), ("aimo3", False)])
 def test_it_answers_with_a_public_model_alone_in_an_empty_folder(
-    tmp_path, monkeypatch, public_model, competition, rerun
+    tmp_path, public_model, shared, competition, rerun
 ):
-    """In a rerun Kaggle's server asks, else our own gateway; the settings are those of a profile."""
+    """In a rerun a gateway asks over gRPC, else that of the competition's package; a profile's settings."""
     profile = tmp_path / "public.yaml"
     inference = {"samples": 16, "max_tokens": 96, "temperature": 0.9, "user": "Q: {problem}"}
     profile.write_text(json.dumps({"model": {"base": str(public_model)}, "inference": inference}))
-    built = kernels.build("submission", tmp_path, str(profile))
-    empty, rules = tmp_path / "empty", COMPETITIONS[competition]
-    (empty / "input" / rules.slug / "kaggle_evaluation").mkdir(parents=True)
-    (empty / "input" / rules.slug / "kaggle_evaluation/aimo_3_inference_server.py").write_text(SERVER)
-    monkeypatch.setenv("KAGGLE_INPUT", str(empty / "input"))
-    monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1" if rerun else "")
+    text = kernels.build("submission", tmp_path, str(profile)).read_text()
+    rules, test_csv, inputs = COMPETITIONS[competition], tmp_path / "test.csv", tmp_path / "input"
     column = rules.problem_column
     questions = [
         {"id": "first", column: "What area of a 7 by 12 wall is not covered by a 4 by 3 door?"},
         {"id": "empty", column: ""},
         {"id": "long", column: "x + " * 2000},
     ]
-    pl.DataFrame(questions).write_csv(empty / ("hidden.csv" if rerun else "test.csv"))
+    reference = pl.read_csv(shared / competition / "reference.csv", infer_schema=False).select("id", column)
+    pl.concat([pl.DataFrame(questions), reference]).write_csv(test_csv)
+    shutil.copytree(public_model, inputs / "model")
+    folder, working = machine.attach_competition(inputs, rules, test_csv), tmp_path / "working"
     parameters = {
         "competition": competition,
-        "model": str(public_model),
-        "test_csv": "test.csv",
+        "model": str(inputs / "model"),
+        "test_csv": str(folder / "test.csv"),
         "time_limit_s": 3000,
     }
-    executed = papermill.execute_notebook(
-        built, tmp_path / "out.ipynb", parameters, cwd=empty, progress_bar=False, kernel_name="python3"
-    )
-    answers = dict(pl.read_parquet(empty / "submission.parquet")["id", "answer"].rows())
-    assert answers == {"first": 72, "empty": 0, "long": 0}
-    used = json.loads((empty / "settings.json").read_text())
+    if rerun:
+        out = tmp_path / "submission.parquet"
+        ran, told = machine.rerun(text, inputs, working, folder, test_csv, out, parameters)
+        assert told == "submission written"
+    else:
+        out = working / "submission.parquet"
+        ran = machine.run(text, inputs, working, parameters)
+    assert ran, ran.log[-20:]
+    answers = dict(pl.read_parquet(out)["id", "answer"].rows())
+    assert answers | {"first": 72, "empty": 0, "long": 0} == answers
+    assert answers.keys() == {"first", "empty", "long", *reference["id"]}
+    used = json.loads((working / "settings.json").read_text())
     assert (used["temperature"], used["top_p"], used["user"]) == (0.9, 0.95, "Q: {problem}")
-    outputs = [o for c in executed.cells for o in c.get("outputs", []) if o.output_type == "stream"]
-    said = "".join(o.text for o in outputs if o.name == "stdout")
-    assert "3 questions answered, 2 with the fallback 0" in said and "empty" in said and "do not fit" in said
+    said = machine.printed(working)
+    assert "13 questions answered" in said and "empty" in said and "do not fit" in said
     assert "temperature: 0.9" in said
     steps = ["wheels", "imports", "import of vLLM", "plan", "start of the engine", "first answer"]
     places = [re.search(rf"^{name}: .*\d", said, re.MULTILINE) for name in steps]
     begins = [place.start() for place in places if place]
     assert len(begins) == len(steps) and begins == sorted(begins)
     assert re.search(r"^weights: 0\.\d+ GB read into the page cache, \d+\.\d s$", said, re.MULTILINE)
-    assert not [o.text for o in outputs if o.name == "stderr"]
+    assert not machine.printed(working, "stderr")
+
+
+@pytest.mark.engine
+def test_evaluate_scores_files_by_the_competition_s_points_and_leaves_a_page_and_journals(tmp_path, shared):
+    inputs, working = tmp_path / "input", tmp_path / "working"
+    shutil.copytree(TINY, inputs / "model")
+    (inputs / "made").mkdir()
+    pl.DataFrame(
+        {"id": ["mean", "line"], "problem": ["What is the mean of 3, 4 and 5?", "Solve 3 x + 4 = 19 for x."]}
+    ).with_columns(answer=pl.Series([4, 5])).write_csv(inputs / "made" / "easy.csv")
+    shutil.copytree(shared / "aimo3", inputs / "aimo3")
+    text = kernels.build("evaluate", tmp_path, "tiny").read_text()
+    files = [str(inputs / "made" / "easy.csv"), str(inputs / "aimo3" / "reference.csv")]
+    parameters = {"model": str(inputs / "model"), "files": files, "time_limit_s": 600}
+    ran = machine.run(text, inputs, working, parameters)
+    assert ran, ran.log[-20:]
+    easy, reference = json.loads((working / "evaluation.json").read_text())
+    assert (easy["file"], easy["questions"], easy["score"], easy["right in each pass"]) == (
+        "made-easy",
+        2,
+        2,
+        [2, 2],
+    )
+    assert (reference["file"], reference["questions"]) == ("aimo3-reference", 10)
+    page = (working / "evaluation.html").read_text()
+    assert "made-easy, pass 2" in page and "What is the mean of 3, 4 and 5?" in page
+    for name in ("made-easy", "aimo3-reference"):
+        for number in (1, 2):
+            assert (working / f"{name}.journal-{number}.jsonl").read_text().count('"answer"')
+
+
+def test_a_notebook_on_the_stand_in_machine_writes_no_input_reaches_no_network_and_sees_no_repository(
+    tmp_path,
+):
+    """What the tests above rely on."""
+    code = {
+        "input": "open('/kaggle/input/a.txt', 'w')",
+        "network": "import socket; socket.create_connection(('192.0.2.1', 80), 1)",
+        "repository": f"open({str(ROOT / 'README.md')!r})",
+        "working": "open('/kaggle/working/b.txt', 'w').write('b')",
+    }
+    tries = [f"try:\n    {line}\nexcept OSError as e:\n    print({name!r}, e)" for name, line in code.items()]
+    cells = [nbformat.v4.new_code_cell("\n".join(tries))]
+    (tmp_path / "input").mkdir()
+    text = nbformat.writes(nbformat.v4.new_notebook(cells=cells))
+    assert machine.run(text, tmp_path / "input", tmp_path / "working")
+    said = machine.printed(tmp_path / "working")
+    assert [line.split()[0] for line in said.splitlines()] == ["input", "network", "repository"]
+    assert list(machine.outputs(tmp_path / "working")) == ["b.txt"]

@@ -618,6 +618,20 @@ def test_a_stage_stops_and_saves_before_its_time_limit(tmp_path, sets):
 
 
 @train_marker
+def test_a_stage_stops_before_the_session_ends_with_a_checkpoint_to_go_on_from(tmp_path, sets, monkeypatch):
+    from aimo.runs import SESSION_END, SESSION_OVER
+    from aimo.training import trainers
+
+    p = small("sft.max_steps=100000", "sft.save_steps=100000")
+    monkeypatch.setenv(SESSION_END, str(time.time() + 6))
+    first = trainers.summary(train(p, sets, tmp_path)[0])
+    assert 0 < first["steps"] < 100000 and first["stopped"] == SESSION_OVER
+    assert last_checkpoint(tmp_path) == str(tmp_path / f"checkpoint-{first['steps']}")
+    second = trainers.summary(train(p, sets, tmp_path)[0])  # the session is over: one step more
+    assert second["steps"] == first["steps"] + 1
+
+
+@train_marker
 def test_a_stage_stops_before_its_disk_budget(tmp_path, sets):
     log, _, _ = train(small("training.disk_gb=0.001"), sets, tmp_path)
     assert len(losses(log)) == 2 and (tmp_path / "trained").exists()

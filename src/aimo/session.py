@@ -67,6 +67,7 @@ def bring(folder: Path, name: str, inputs: Path) -> None:
     if not found:
         print(f"{name}: starts anew, as no run is attached")
         return
+    folder.mkdir(parents=True)
     for path in sorted(found[0].rglob("*")):  # without their modes: inputs are read-only
         to = folder / path.relative_to(found[0])
         to.mkdir(parents=True, exist_ok=True) if path.is_dir() else shutil.copyfile(path, to)

@@ -76,21 +76,30 @@ def read_problems(path: Path, rules: Competition) -> tuple[pl.DataFrame, int]:
 
     Those are the problems with an answer that is no integer in its range. Raises AimoError naming the fault.
     """
-    if path.suffix == ".jsonl":
-        if not path.is_file():
-            raise AimoError(f"file {path} does not exist; give JSON lines with id, problem and answer")
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
-        table = pl.DataFrame([{key: str(value) for key, value in line.items()} for line in lines])
-    else:
-        table = competitions.read_csv(path)
+    table = read_lines(path) if path.suffix == ".jsonl" else competitions.read_csv(path)
     table = table.rename({"question": "problem"} if "problem" not in table.columns else {}, strict=False)
     if missing := [name for name in ("id", "problem", "answer") if name not in table.columns]:
         raise AimoError(f"file {path} has no column {missing[0]!r}; it needs id, problem and answer")
+    if (twice := table["id"].is_duplicated()).any():
+        raise AimoError(f"file {path} has the id {table['id'].filter(twice)[0]!r} twice; make each its own")
     askable = [local_gateway.is_valid(answer, rules) for answer in table["answer"]]
     kept = table.filter(askable).rename({"problem": rules.problem_column})
     if kept.is_empty():
         raise AimoError(f"file {path}: no answer is an integer from 0 to {rules.high}; take another file")
     return kept, len(table) - len(kept)
+
+
+def read_lines(path: Path) -> pl.DataFrame:
+    """Return JSON lines as a table of texts. Raises AimoError that names the line at fault."""
+    if not path.is_file():
+        raise AimoError(f"file {path} does not exist; give JSON lines with id, problem and answer")
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            rows.append({key: str(value) for key, value in json.loads(line).items()})
+        except (ValueError, AttributeError):
+            raise AimoError(f"file {path}, line {number} is no JSON object; correct or remove it") from None
+    return pl.DataFrame(rows)
 
 
 def figures(table: pl.DataFrame, rules: Competition, passes: Sequence[Pass]) -> dict[str, Any]:

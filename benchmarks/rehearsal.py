@@ -1,0 +1,365 @@
+"""A dress rehearsal of a competition: each command from wheels to score, against a stand-in for Kaggle.
+
+    python benchmarks/rehearsal.py [--out FOLDER]
+
+The stand-in is that of the tests, on loopback; Kaggle's own client talks to it. What is pushed is executed
+with papermill from an empty folder, laid out as on Kaggle, without this repository and, but for `wheels` and
+`train`, without a network. A submission is run again for hidden problems, with a gateway in another process,
+as often as the competition answers them, and scored by its points. The page FOLDER/rehearsal.html has each
+step with its time, its requests and what it left. Exits with 1 when a step fails.
+
+It differs from Kaggle in that the machine has no GPU and has all packages installed: `wheels` collects and
+checks a small set of them only.
+"""
+
+import ast
+import csv
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from aimo.config import ROOT
+
+sys.path.insert(0, str(ROOT / "tests"))
+import machine
+from stand_in import Kaggle, Version
+
+from aimo.data import builtin
+from aimo.inference import local_gateway
+from aimo.inference.competitions import COMPETITIONS
+from aimo.kaggle import kernels
+from aimo.report import index, page, tables
+from aimo.report.page import Section
+
+RULES = COMPETITIONS["aimo3"]
+HIDDEN_SEED = 2026  # of the hidden problems, and one more of those for `evaluate`
+SMALL_SET = ("latex2mathml", "packaging", "pyyaml", "six")
+SMALL = [
+    "model.base=/kaggle/input/aimo-tiny-base",
+    "data.sft.rows=400",
+    "data.grpo.rows=400",
+    "data.heldout.rows=20",
+    "sft.epochs=1",
+    "grpo.max_steps=24",
+    "grpo.save_steps=8",
+    "grpo.probe_steps=8",
+    "grpo.num_generations=8",
+]
+# The commands as they are, but for Kaggle's address, and for where the records and outputs go. A status is
+# looked at each second in place of each twenty. The wheels of a small set do not cover all imports, so the
+# check of a kernel does not see them.
+COMMAND = """
+import sys
+from pathlib import Path
+from kagglesdk import kaggle_env
+url, out = sys.argv[1:3]
+kaggle_env._env_to_endpoint[kaggle_env.KaggleEnv.PROD] = url
+from aimo import cli
+from aimo.kaggle import check, kernel_runs, records, uploads
+kernel_runs.POLL_S = uploads.POLL_S = 1.0
+check.OUTPUT = Path(out, "unseen")
+kernel_runs.OUTPUT, records.RECORDS = Path(out, "output"), Path(out, "kaggle.jsonl")
+sys.argv = ["aimo", *sys.argv[3:]]
+cli.main()
+"""
+
+
+class Executed(Version):
+    """A version of a kernel that a machine runs in a thread."""
+
+    def __init__(self, request: Any, folder: Path):
+        super().__init__(request, {"log": [], "files": {}})
+        self.folder = folder
+        self.state = "RUNNING"
+
+    def status(self) -> str:
+        """How far it is."""
+        return self.state
+
+    def execute(self, internet: bool) -> None:
+        """Run the notebook; its output is what it leaves."""
+        working = self.folder / "working"
+        ran = machine.run(self.request.text, self.folder / "input", working, internet=internet)
+        self.log = ran.log
+        self.failure = "" if ran else ran.log[-1]
+        self.files = {name: path.read_bytes() for name, path in machine.outputs(working).items()}
+        self.state = "COMPLETE" if ran else "ERROR"
+
+
+class Host(Kaggle):
+    """The stand-in for Kaggle's API, with machines that run what is pushed."""
+
+    def __init__(self, folder: Path, hidden_csv: Path):
+        super().__init__()
+        self.folder, self.hidden_csv = folder, hidden_csv
+
+    def SaveKernel(self, request: Any) -> dict[str, Any]:
+        """Take a version and run it."""
+        versions = self.kernels.setdefault(request.slug, [])
+        folder = self.folder / request.slug.split("/")[1] / str(len(versions) + 1)
+        lost = self.attach(request, folder / "input")
+        version = Executed(request, folder)
+        versions.append(version)
+        threading.Thread(target=version.execute, args=(request.enable_internet,), daemon=True).start()
+        return {"ref": request.slug, "versionNumber": len(versions)} | lost
+
+    def attach(self, request: Any, inputs: Path) -> dict[str, list[str]]:
+        """Lay out the inputs of a kernel as on Kaggle; return those that do not exist, by their kind."""
+        inputs.mkdir(parents=True)
+        lost: dict[str, list[str]] = {}
+        kinds = ("model", "dataset", "kernel")
+        for kind in kinds:
+            for source in getattr(request, f"{kind}_data_sources"):
+                try:
+                    place = inputs / source.split("/", 1)[1]
+                    for name, data in self.content(kind, source).items():
+                        (place / name).parent.mkdir(parents=True, exist_ok=True)
+                        (place / name).write_bytes(data)
+                except (KeyError, IndexError):
+                    lost.setdefault(f"invalid{kind.title()}Sources", []).append(source)
+        for slug in request.competition_data_sources:
+            rules = next(rules for rules in COMPETITIONS.values() if rules.slug == slug)
+            machine.attach_competition(inputs, rules, self.folder / "public.csv")
+        return lost
+
+    def content(self, kind: str, source: str) -> dict[str, bytes]:
+        """The files of a model's version, a data set or a kernel's last output."""
+        if kind == "dataset":
+            return dict(self.datasets[source][-1])
+        if kind == "kernel":
+            return dict(next(v for v in reversed(self.kernels[source]) if v.state == "COMPLETE").files)
+        owner, slug, _, variation, number = source.split("/")
+        return dict(self.models[f"{owner}/{slug}"][variation][int(number) - 1])
+
+    def DownloadDataFiles(self, request: Any) -> bytes:
+        """The competition's public files."""
+        archive = io.BytesIO()
+        with zipfile.ZipFile(archive, "w") as file:
+            file.write(self.folder / "public.csv", "test.csv")
+            package = ROOT / "tests" / "competition"
+            for path in package.rglob("*.py"):
+                file.write(path, path.relative_to(package))
+        return archive.getvalue()
+
+    def CreateCodeSubmission(self, request: Any) -> dict[str, Any]:
+        """Take a submission, and run its kernel for the hidden problems."""
+        taken = super().CreateCodeSubmission(request)
+        row = self.submissions[0]
+        row |= {"status": "PENDING", "publicScore": ""}
+        version = self.kernels[f"{request.kernel_owner}/{request.kernel_slug}"][request.kernel_version - 1]
+        threading.Thread(target=self.rerun, args=(version, row), daemon=True).start()
+        return taken
+
+    def rerun(self, version: Executed, row: dict[str, Any]) -> None:
+        """Answer the hidden problems in the competition's passes, and score them."""
+        import polars as pl
+
+        passes = []
+        for number in range(1, RULES.passes + 1):
+            folder = self.folder / f"rerun-{number}"
+            out = folder / "submission.parquet"
+            inputs = folder / "input"
+            self.attach(version.request, inputs)
+            ran, said = machine.rerun(
+                version.request.text, inputs, folder / "working", inputs / RULES.slug, self.hidden_csv, out
+            )
+            if not ran or said != "submission written":
+                row |= {"status": "ERROR", "errorDescription": said}
+                return
+            passes.append(dict(pl.read_parquet(out)["id", "answer"].rows()))
+        table = pl.read_csv(self.hidden_csv, infer_schema=False)
+        found = local_gateway.score(RULES, local_gateway.golds(table, RULES), passes)
+        row |= {"status": "COMPLETE", "publicScore": f"{found:g}"}
+
+
+class Rehearsal:
+    """The steps, what each printed, and its requests."""
+
+    def __init__(self, out: Path):
+        self.out = out
+        self.host = Host(out / "kaggle", write_problems(out / "kaggle" / "hidden.csv", HIDDEN_SEED))
+        self.rows: list[dict[str, Any]] = []
+        self.sections: list[Section] = []
+        (out / "home").mkdir()
+        self.environment = os.environ | {
+            "HOME": str(out / "home"),
+            "KAGGLE_API_TOKEN": "good-token",
+            "COLUMNS": "160",
+        }
+
+    def step(self, what: str, *command: str, leaves: Path | None = None) -> str:
+        """Give one command and return what it printed. Raises SystemExit when it fails."""
+        shown = " ".join(["aimo", *command]).replace(str(self.out), "OUT")
+        print(f"$ {shown}", flush=True)
+        seen, begun = len(self.host.requests), time.monotonic()
+        called = [sys.executable, "-c", COMMAND, self.host.url, str(self.out), *command]
+        done = subprocess.run(
+            called,
+            cwd=ROOT,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        seconds = time.monotonic() - begun
+        asked = Counter(name for name, _ in self.host.requests[seen:])
+        print(f"{done.stdout.rstrip()}\n({seconds:.0f} s)\n", flush=True)
+        self.rows.append(
+            {
+                "step": what,
+                "command": shown,
+                "seconds": round(seconds, 1),
+                "requests": ", ".join(f"{count} {name}" for name, count in asked.items()),
+                "left": self.link(leaves) if leaves else "",
+                "exit code": done.returncode,
+            }
+        )
+        self.sections.append(Section(page.fold("what it printed", page.text(done.stdout)), f"{what}", shown))
+        self.write()
+        if done.returncode:
+            sys.exit(f"step {what!r} failed with exit code {done.returncode}")
+        return done.stdout
+
+    def link(self, path: Path) -> Any:
+        """A link to what a step left."""
+        name = str(path.relative_to(self.out))
+        return page.link(name, name)
+
+    def write(self, score: str = "") -> None:
+        """Write the page."""
+        seconds = sum(row["seconds"] for row in self.rows)
+        lead = f"{len(self.rows)} steps in {seconds / 60:.1f} minutes. {score}"
+        head = Section(tables.table(self.rows))
+        page.write(self.out / "rehearsal.html", "A dress rehearsal", lead, [head, *self.sections])
+        record = {"headline": lead, "seconds": seconds, "steps": [row | {"left": ""} for row in self.rows]}
+        (self.out / "rehearsal.json").write_text(json.dumps(record, indent=1) + "\n")
+        index.write(self.out)
+
+
+def write_problems(path: Path, seed: int, rows: int = 10, answers: bool = True) -> Path:
+    """Write built-in problems as a test file in AIMO 3's layout."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "problem", *(["answer"] if answers else [])])
+        for i, problem in enumerate(builtin.generate(rows, "heldout", seed)):
+            writer.writerow([f"{seed}-{i}", problem.problem, *([problem.answer] if answers else [])])
+    return path
+
+
+def kernel_folder(out: Path, name: str, parameters: dict[str, Any], **metadata: Any) -> Path:
+    """A kernel's folder with other parameters and metadata, as its user would edit them."""
+    folder = out / "kernels" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    source = ROOT / "kernels" / name
+    described = json.loads((source / "kernel-metadata.json").read_text()) | metadata
+    (folder / "kernel-metadata.json").write_text(json.dumps(described, indent=2))
+    kernels.build(name, folder, "tiny")
+    path = folder / described["code_file"]
+    notebook = json.loads(path.read_text())
+    for cell in notebook["cells"]:
+        if "parameters" in cell["metadata"].get("tags", []):
+            cell["source"] = assign("".join(cell["source"]), parameters)
+    path.write_text(json.dumps(notebook))
+    return folder
+
+
+def assign(source: str, parameters: dict[str, Any]) -> str:
+    """A cell's source with other values for some of its constants."""
+    for node in reversed(ast.parse(source).body):
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            name = node.targets[0].id
+            if name in parameters:
+                lines = source.splitlines()
+                lines[node.lineno - 1 : node.end_lineno] = [f"{name} = {parameters[name]!r}"]
+                source = "\n".join(lines)
+    return source
+
+
+def lock_file(path: Path) -> Path:
+    """A lock file of a few packages, in the versions of requirements-cpu.txt."""
+    lines = (ROOT / "requirements-cpu.txt").read_text().splitlines()
+    kept = [line for line in lines if re.split(r"[=;\[ ]", line)[0].lower() in SMALL_SET]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(kept) + "\n")
+    return path
+
+
+def rehearse(out: Path) -> str:
+    """Do all steps and return the line with the score."""
+    folder = out / "kernels"
+    write_problems(out / "kaggle" / "public.csv", HIDDEN_SEED, rows=3, answers=False)
+    run = Rehearsal(out)
+    push, dataset = ("kaggle", "push"), ("kaggle", "dataset", "push")
+    run.step("sign in", "kaggle", "login-check")
+    lock_file(out / "lock" / "requirements.txt")
+    run.step("lock file", *dataset, str(out / "lock"), "--name", "aimo-lock")
+    lock = {"requirements": "/kaggle/input/aimo-lock/requirements.txt"}
+    kernel_folder(out, "wheels", lock, dataset_sources=["INSERT_YOUR_KAGGLE_NAME/aimo-lock"])
+    left = out / "output" / "aimo-wheels" / "1" / "wheels.json"
+    run.step("wheels", *push, str(folder / "wheels"), "--wait", leaves=left)
+    run.step("data", "kaggle", "data", "aimo3", "--to", str(out / "input"), leaves=out / "input" / RULES.slug)
+    run.step("base model", *dataset, str(ROOT / "data" / "tiny-base"), "--name", "aimo-tiny-base")
+    train = {"dataset_sources": ["INSERT_YOUR_KAGGLE_NAME/aimo-tiny-base"]}
+    kernel_folder(out, "train", {"overrides": SMALL, "session_s": 75}, **train)
+    report = out / "output" / "aimo-train"
+    left = report / "1" / "run" / "report.html"
+    run.step("train, until the session ends", *push, str(folder / "train"), "--wait", leaves=left)
+    own = ["INSERT_YOUR_KAGGLE_NAME/aimo-wheels", "INSERT_YOUR_KAGGLE_NAME/aimo-train"]
+    kernel_folder(out, "train", {"overrides": SMALL, "session_s": 3600}, kernel_sources=own, **train)
+    left = report / "2" / "run" / "report.html"
+    run.step("train, gone on from that", *push, str(folder / "train"), "--wait", leaves=left)
+    model = "me/aimo-tiny/transformers/default"
+    run.step("model", "kaggle", "model", "push", str(report / "2" / "run"), "--to", model)
+    write_problems(out / "problems" / "reference.csv", HIDDEN_SEED + 1)
+    run.step("problems", *dataset, str(out / "problems"), "--name", "aimo-problems")
+    kernel_folder(out, "evaluate", {"time_limit_s": 600})
+    left = out / "output" / "aimo-evaluate" / "1" / "evaluation.html"
+    run.step("evaluate", *push, str(folder / "evaluate"), "--model", f"{model}/1", "--wait", leaves=left)
+    kernel_folder(out, "submission", {"time_limit_s": 600})
+    left = out / "output" / "aimo-submission" / "1" / "submission.parquet"
+    run.step("submission", *push, str(folder / "submission"), "--model", f"{model}/1", "--wait", leaves=left)
+    run.step("submit", "kaggle", "submit", "aimo-submission", "--message", "dress rehearsal")
+    begun = time.monotonic()
+    while run.host.submissions[0]["status"] == "PENDING":
+        time.sleep(1)
+    seconds = round(time.monotonic() - begun, 1)
+    run.rows.append({"step": "the hidden problems, twice", "command": "(Kaggle)", "seconds": seconds})
+    run.step("scores", "kaggle", "scores")
+    if wrong := run.host.wrong:
+        sys.exit(f"requests that Kaggle would refuse: {wrong}")
+    score = run.host.submissions[0]["publicScore"]
+    said = f"Score: {score or 'none'} of 10."
+    run.write(said)
+    run.host.close()
+    if not score:
+        sys.exit(f"the submission failed: {run.host.submissions[0]}")
+    return said
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="A folder, which is emptied.")] = ROOT / "runs" / "rehearsal",
+) -> None:
+    """Do all steps, and print where their page is."""
+    begun, out = time.monotonic(), out.absolute()
+    if out.exists():
+        subprocess.run(["chmod", "-R", "u+w", out], check=True)
+        shutil.rmtree(out)
+    out.mkdir(parents=True)
+    print(f"{rehearse(out)} {time.monotonic() - begun:.0f} s: {out / 'rehearsal.html'}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

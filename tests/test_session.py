@@ -1,0 +1,102 @@
+"""The kernels `train` and `evaluate`: a state to go on from, and files of problems with answers."""
+
+import json
+
+import pytest
+from conftest import TINY
+
+from aimo import session
+from aimo.errors import AimoError
+from aimo.evaluation import kernel
+from aimo.inference.competitions import COMPETITIONS
+from aimo.runs import SESSION_OVER
+
+
+def left_behind(folder):
+    """A run's folder, as an earlier version left it among the inputs, read-only."""
+    (folder / "sft" / "checkpoint-4").mkdir(parents=True)
+    (folder / "profile.yaml").write_text("profile: tiny\n")
+    (folder / "sft" / "checkpoint-4" / "state.json").write_text("{}")
+    for path in [folder, *folder.rglob("*")]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    return folder
+
+
+@pytest.mark.parametrize("place", ["aimo-train/run", "notebooks/me/aimo-train/run"])
+def test_a_run_among_the_inputs_is_copied_to_where_it_can_be_written(tmp_path, place, capsys):
+    before = left_behind(tmp_path / "input" / place)
+    session.bring(tmp_path / "run", "tiny", tmp_path / "input")
+    copied = tmp_path / "run" / "sft" / "checkpoint-4"
+    assert (copied / "state.json").read_text() == "{}" and f"goes on with {before}" in capsys.readouterr().out
+    assert copied.stat().st_mode & 0o200 and (copied / "state.json").stat().st_mode & 0o200
+
+
+def test_without_a_run_among_the_inputs_it_starts_anew_and_of_two_it_takes_none(tmp_path, capsys):
+    (tmp_path / "input" / "wheels").mkdir(parents=True)
+    session.bring(tmp_path / "run", "tiny", tmp_path / "input")
+    assert "starts anew" in capsys.readouterr().out and not (tmp_path / "run").exists()
+    for name in ("first", "second"):
+        left_behind(tmp_path / "input" / name / "run")
+    with pytest.raises(AimoError, match=r"hold 2 runs: .*first/run, .*second/run; attach the output of one"):
+        session.bring(tmp_path / "run", "tiny", tmp_path / "input")
+
+
+def test_a_stage_that_the_session_s_end_stopped_goes_on_and_one_that_its_profile_stopped_is_done(tmp_path):
+    for stopped, done in ((SESSION_OVER, False), ("the time limit of 60 s", True), (None, True)):
+        record = {"seconds": 1.0} | ({"stopped": stopped} if stopped else {})
+        (tmp_path / "metrics.json").write_text(json.dumps({"stages": {"sft": record}}))
+        (tmp_path / "sft" / "model").mkdir(parents=True, exist_ok=True)
+        for step in (4, 12):
+            (tmp_path / "sft" / f"checkpoint-{step}").mkdir(exist_ok=True)
+        assert session.is_done(tmp_path, "sft") is done
+        assert session.begun(tmp_path, "sft") == (None if done else "sft/checkpoint-12")
+    assert not session.is_done(tmp_path, "grpo") and session.begun(tmp_path, "grpo") is None
+
+
+def test_a_profile_that_trains_nothing_is_refused_before_anything_is_copied(tmp_path):
+    profile = tmp_path / "public.yaml"
+    profile.write_text(f"model: {{base: {TINY}}}\n")
+    with pytest.raises(AimoError, match="profile public trains nothing; give one with sft, grpo or dpo"):
+        session.train(str(profile), [], 100, tmp_path / "run", tmp_path)
+    assert not (tmp_path / "run").exists()
+
+
+# ---- Files of problems
+
+
+def write(path, text):
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    "name, text, told",
+    [
+        ("none.jsonl", None, "does not exist; give JSON lines with id, problem and answer"),
+        ("none.csv", None, "does not exist"),
+        ("cut.jsonl", '{"id": 1, "problem": "x", "answer": 1}\n{"id"', "line 2 is no JSON object"),
+        ("list.jsonl", "[1]\n", "line 1 is no JSON object"),
+        ("few.csv", "id,problem\n1,x\n", "has no column 'answer'"),
+        ("few.jsonl", '{"id": 1, "answer": 1}\n', "has no column 'problem'"),
+        ("words.csv", "id,problem,answer\n1,x,one half\n", "no answer is an integer from 0 to 99999"),
+        ("twice.csv", "id,problem,answer\n1,x,1\n1,y,2\n", "the id '1' twice"),
+    ],
+)
+def test_a_bad_file_of_problems_is_named_with_the_remedy(tmp_path, name, text, told):
+    path = tmp_path / name
+    if text is not None:
+        write(path, text)
+    with pytest.raises(AimoError) as e:
+        kernel.read_problems(path, COMPETITIONS["aimo3"])
+    assert told in str(e.value) and str(path) in str(e.value) and "\n" not in str(e.value)
+
+
+def test_files_of_both_competitions_and_benchmarks_are_asked_in_the_chosen_one_s_form(tmp_path, shared):
+    for competition, column in (("aimo2", "question"), ("aimo3", "problem")):
+        rules = COMPETITIONS[competition]
+        for name in ("aimo2/reference.csv", "aimo3/reference.csv", "benchmarks/aime25.jsonl"):
+            table, left_out = kernel.read_problems(shared / name, rules)
+            assert {"id", column, "answer"} <= set(table.columns) and len(table) + left_out in (10, 30)
+            assert all(0 <= int(answer) <= rules.high for answer in table["answer"])
+    table, left_out = kernel.read_problems(shared / "benchmarks" / "math500.jsonl", COMPETITIONS["aimo3"])
+    assert len(table) > 250 and left_out > 100 and len(table) + left_out == 500
