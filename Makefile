@@ -7,7 +7,7 @@ LOCK := $(if $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu),requirements.txt
 TORCH := $(shell grep -s '^torch==' $(LOCK))
 PIP := .venv/bin/pip install -qq --no-deps
 
-.PHONY: help setup demo fast test run jupyter sync lint lock kernels push bench
+.PHONY: help setup demo fast test run jupyter sync lint lock kernels push bench rehearsal
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -57,6 +57,9 @@ bench: setup ## the figures of the whole pipeline for seeds 0, 1 and 2
 
 kernels: setup ## build the Kaggle kernel from the sources; PROFILE=NAME puts its settings in
 	.venv/bin/aimo kernel build submission $(if $(filter-out tiny,$(PROFILE)),--profile $(PROFILE))
+
+rehearsal: setup ## every step from wheels to a score, against a stand-in for Kaggle (docs/kaggle.md)
+	.venv/bin/python benchmarks/rehearsal.py
 
 push: kernels ## push the submission kernel to Kaggle (docs/kaggle.md)
 	.venv/bin/aimo kaggle push submission
