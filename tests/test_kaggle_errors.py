@@ -85,9 +85,13 @@ def test_a_competition_s_rules_are_to_be_accepted_first(kaggle, refused):
     assert "competition titanick: unknown to Kaggle" in refused("data", "titanick")
 
 
-def test_a_quota_that_is_used_up_is_not_waited_for(kaggle, refused):
-    kaggle.invalid = {"error": "Maximum weekly GPU quota of 30.00 hours reached."}
-    assert "Kaggle refuses it: Maximum weekly GPU quota of 30.00 hours" in refused("push", "submission")
+def test_a_quota_that_is_used_up_is_not_waited_for(kaggle, refused, run_dir):
+    kaggle.invalid = {"error": "Maximum weekly GPU quota of 30.00 hours reached"}
+    line = refused("push", "submission")
+    assert "Maximum weekly GPU quota of 30.00 hours reached; wait until it is renewed: `aimo kaggle" in line
+    kaggle.CreateDataset = lambda request: {"error": "Private dataset quota of 107.37 GB exceeded"}
+    line = refused("dataset", "push", run_dir / "grpo", "--name", "aimo-data")
+    assert "107.37 GB exceeded; delete what you no longer need on kaggle.com" in line
     kaggle.invalid = {}
     kaggle.faults["SaveKernel"] = [(429, "Daily limit", {"Retry_After": "86400"})]
     assert "a limit of Kaggle's is used up (Daily limit)" in refused("push", "submission")

@@ -289,6 +289,17 @@ def explain(error: requests.RequestException) -> AimoError:
     return AimoError(f"{thing}: Kaggle refuses it ({code}: {said})")
 
 
+def refusal(thing: str, said: str) -> AimoError:
+    """The error for a reason that Kaggle gives in an answer, with the remedy for a quota that is used up."""
+    reason = " ".join(said.split())
+    remedy = ""
+    if re.search(r"\b[GT]PU quota", reason):
+        remedy = "; wait until it is renewed: `aimo kaggle login-check` says when"
+    elif "quota" in reason:
+        remedy = "; delete what you no longer need on kaggle.com, then give the same command again"
+    return AimoError(f"{thing}: Kaggle refuses it: {reason}{remedy}")
+
+
 def pages(ask: Callable[[Any], Any], request: Any) -> Iterator[Any]:
     """Yield the answer of each page of a list."""
     request.page_size = 100

@@ -24,7 +24,7 @@ from kagglesdk.kernels.types.kernels_enums import KernelWorkerStatus
 from aimo.errors import AimoError, StageError
 from aimo.kaggle import downloads
 from aimo.kaggle.check import FORMS, OUTPUT, folder_of
-from aimo.kaggle.client import Api, pages
+from aimo.kaggle.client import Api, pages, refusal
 from aimo.kaggle.kernels import FOLDER
 
 PLACEHOLDER = "INSERT_YOUR_KAGGLE_NAME"
@@ -104,7 +104,7 @@ def push(api: Api, name: str, model: str | None = None) -> tuple[Version, dict[s
         Path(copy, "kernel-metadata.json").write_text(json.dumps(metadata | {"code_file": code.name}))
         answer = api.kernels_push(copy)
     if answer.error:
-        raise AimoError(f"kernel {metadata['id']}: Kaggle refuses it: {' '.join(answer.error.split())}")
+        raise refusal(f"kernel {metadata['id']}", answer.error)
     lost = {
         kind: names
         for kind in ("dataset", "competition", "kernel", "model")

@@ -37,7 +37,7 @@ from aimo.config import ROOT
 from aimo.errors import AimoError
 from aimo.inference.model_folder import check_model_folder
 from aimo.kaggle import downloads, records
-from aimo.kaggle.client import Api, pages, status
+from aimo.kaggle.client import Api, pages, refusal, status
 from aimo.stages import STAGES
 
 LISTED_WITHIN_S = 600.0
@@ -165,7 +165,7 @@ def create_version(api: Api, models: Any, target: str, notes: str, folder: Path)
 def refused(thing: str, answer: Any) -> None:
     """Raise AimoError with the reason that an answer carries."""
     if answer.error:
-        raise AimoError(f"{thing}: Kaggle refuses it: {' '.join(answer.error.split())}")
+        raise refusal(thing, answer.error)
 
 
 def version_request(request_type: Any, source: str) -> Any:
