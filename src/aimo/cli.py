@@ -20,6 +20,7 @@ from aimo.evaluation import commands as lab
 from aimo.evaluation.commands import check_folder, check_server, solver_settings, start
 from aimo.kaggle import commands
 from aimo.stages import STAGES
+from aimo.training import packing
 
 HELP = """From a base model to an AI Mathematical Olympiad submission: data, SFT, GRPO, DPO, voted inference.
 
@@ -30,6 +31,8 @@ Exit codes: 0 done, 1 a stage or the engine failed, 2 something that you can fix
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 kernel = typer.Typer(no_args_is_help=True, help="Build Kaggle kernels.")
 app.add_typer(kernel, name="kernel")
+data_commands = typer.Typer(no_args_is_help=True, help="Prepare data before training.")
+app.add_typer(data_commands, name="data")
 app.add_typer(commands.app, name="kaggle")
 
 
@@ -248,6 +251,7 @@ def answers_file(
     return path
 
 
+data_commands.command()(packing.pack)
 app.command()(data.distil)
 app.command()(data.reject)
 app.command()(lab.replay)

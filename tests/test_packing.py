@@ -1,0 +1,104 @@
+"""`aimo data pack`: packed rows are made once, and found again by what made them."""
+
+import shutil
+
+import polars as pl
+import pytest
+from conftest import TINY
+
+from aimo import cli, config, runs
+from aimo.data import prepare
+
+LONG = ["sft.packing=true", "model.backend=transformers", "model.max_length=64", "grpo=null"]
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    """A run whose data are prepared."""
+    profile = config.load("tiny", LONG)
+    runs.open_folder(tmp_path / "run", profile)
+    runs.unlock(tmp_path / "run")
+    turns = [("What is 1 + 1?", f"so {i}<end_working_out><SOLUTION>2</SOLUTION>") for i in range(40)]
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": question}],
+            "completion": [{"role": "assistant", "content": reply}],
+        }
+        for question, reply in turns
+    ]
+    (tmp_path / "run/data").mkdir()
+    pl.DataFrame(rows).write_parquet(tmp_path / "run/data/sft.parquet")
+    (tmp_path / "run/data/README.md").touch()
+    return tmp_path / "run"
+
+
+def pack(run_dir, monkeypatch, capsys, *more):
+    """The folder of the packed rows that the command prints."""
+    arguments = ["aimo", "data", "pack", "--profile", "tiny", "--run-dir", str(run_dir), *more]
+    for key in LONG:
+        arguments += ["--set", key]
+    monkeypatch.setattr("sys.argv", arguments)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    runs.unlock(run_dir)
+    said = capsys.readouterr()
+    assert not ended.value.code, said.err
+    assert "40 rows in " in said.out and "% full" in said.out
+    return run_dir.parent / said.out.split("full: ")[1].split("\n")[0]
+
+
+def test_packed_rows_are_kept_and_made_again_only_when_a_row_changes(run_dir, monkeypatch, capsys):
+    kept = pack(run_dir, monkeypatch, capsys)
+    made = {path: path.stat().st_mtime_ns for path in kept.iterdir()}
+    assert made and pack(run_dir, monkeypatch, capsys) == kept
+    assert {path: path.stat().st_mtime_ns for path in kept.iterdir()} == made
+    rows = pl.read_parquet(run_dir / "data/sft.parquet")
+    rows[::-1].write_parquet(run_dir / "data/sft.parquet")
+    assert pack(run_dir, monkeypatch, capsys) != kept
+
+
+def test_packed_rows_are_pushed_as_parquet(run_dir, monkeypatch, capsys):
+    import huggingface_hub
+
+    pushed = {}
+
+    class Hub:
+        def create_repo(self, repo, **more):
+            pushed["repo"] = repo
+
+        def create_commit(self, repo, parts, **more):
+            for part in parts:
+                pushed[part.path_in_repo] = part.path_or_fileobj
+            pushed["rows"] = pl.read_parquet(pushed["train.parquet"])
+            return type("Commit", (), {"commit_url": f"hub/{repo}"})
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    pack(run_dir, monkeypatch, capsys, "--push-to-hub", "me/packed")
+    assert pushed["repo"] == "me/packed" and b"packing_strategy" in pushed["README.md"]
+    assert pushed["rows"]["input_ids"].list.len().max() <= 64 and "seq_lengths" in pushed["rows"].columns
+
+
+@pytest.mark.train
+def test_training_takes_the_rows_that_were_packed_and_packs_the_same_ones(run_dir, monkeypatch, capsys):
+    import trl.trainer.sft_trainer
+    from datasets import load_from_disk
+
+    from aimo.training import models, trainers
+
+    def dataset(folder):
+        profile = config.load("tiny", LONG)
+        with pytest.MonkeyPatch.context() as m:
+            m.setattr(trainers, "fit", lambda trainer, *_: trainer)
+            model, tokenizer = models.load(TINY, profile), models.load_tokenizer(TINY, profile)
+            rows = prepare.read(run_dir / "data", "sft")
+            return trainers.sft(model, tokenizer, rows, profile, folder, lambda *_: None).train_dataset
+
+    (run_dir / "alone").mkdir()
+    alone = dataset(run_dir / "alone").to_list()
+    kept = pack(run_dir, monkeypatch, capsys)
+    assert load_from_disk(kept).to_list() == alone
+    monkeypatch.setattr(trl.trainer.sft_trainer, "pack_dataset", None)
+    assert dataset(run_dir / "sft").to_list() == alone
+    shutil.rmtree(kept)
+    with pytest.raises(TypeError):
+        dataset(run_dir / "sft")
