@@ -13,7 +13,7 @@ from aimo.config import ROOT
 from aimo.inference import equivalence
 from aimo.inference.answers import extract, to_integer
 from aimo.inference.arithmetic import canonical
-from aimo.inference.equivalence import are_correct, is_correct, same
+from aimo.inference.equivalence import are_correct, are_equal, is_correct, same
 from aimo.inference.settings import Tags
 
 
@@ -270,3 +270,30 @@ def test_a_hostile_completion_gets_no_reward_and_does_not_stop_the_run_in_any_th
     assert is_correct(r"\boxed{\cot x}", r"\frac{1}{\tan x}") is True
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(is_correct, r"\boxed{\sec x}", r"\frac{1}{\cos x}").result() is True
+
+
+@pytest.mark.parametrize(
+    "answer, gold, right",
+    [
+        ("3:30 PM", r"3\!:\!30\text{ p.m.}", True),
+        ("15:30", "3:30 p.m.", True),
+        ("6 p.m.", "6:00 PM", True),
+        ("3:30", "3:30 p.m.", True),
+        ("3:30 a.m.", "3:30 p.m.", False),
+        ("3:31 PM", "3:30 PM", False),
+        ("12 p.m.", "12 a.m.", False),
+        ("5000 m", r"5\text{ km}", True),
+        ("1 foot", r"12\text{ inches}", True),
+        (r"\frac{11}{2}\text{ hours}", "330 min", True),
+        ("5 m", r"5\text{ km}", False),
+        ("5 kg", "5 km", False),
+        ("5", r"5\text{ km}", True),
+        (r"5\text{ km}", "5", True),
+        (r"\left(-\infty,2\right]\cup [3, \infty)", r"(-\infty,2]\cup[3,\infty)", True),
+        ("(0,1)", "[0,1)", False),
+        (r"\begin{bmatrix}1&2\\3&4\end{bmatrix}", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", True),
+        (r"\begin{pmatrix}1&2&3&4\end{pmatrix}", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", False),
+    ],
+)
+def test_times_units_intervals_and_matrices_are_compared_by_what_they_mean(answer, gold, right):
+    assert are_equal([answer], [gold]) == [right]

@@ -2,8 +2,8 @@ r"""Decide whether a completion's answer equals the gold answer.
 
 `same` decides plain values in microseconds: numbers, fractions, roots, tuples, sets, matrices, words. What
 takes algebra goes to math-verify in worker processes, each answer with a hard time limit, so that a
-completion can lose its reward but cannot stop the run. Out of scope: finding the answer
-(`aimo.inference.answers`); grading proofs.
+completion can lose its reward but cannot stop the run. Times and lengths with units: `measures`. Out of
+scope: finding the answer (`aimo.inference.answers`); grading proofs.
 """
 
 import atexit
@@ -20,6 +20,7 @@ from fractions import Fraction
 from functools import cache, lru_cache
 from typing import Any
 
+from aimo.inference import measures
 from aimo.inference.answers import DEFAULT_TAGS, extract
 from aimo.inference.arithmetic import TEXT, Number, canonical, compute, values
 from aimo.inference.settings import Tags
@@ -71,6 +72,8 @@ def are_equal(answers: Sequence[str | None], golds: Sequence[str | int]) -> list
 
 def quick_verdict(answer: str | None, gold: str) -> bool | None:
     """Whether an answer equals the gold answer, where that takes no algebra; None otherwise."""
+    if answer is not None and (verdict := measures.same(answer, gold)) is not None:
+        return verdict
     target = compute(gold)
     value = compute(answer) if target is not None and answer is not None else None
     if target is not None and target.denominator == 1 and value is not None:
