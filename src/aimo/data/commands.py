@@ -81,23 +81,20 @@ def distil(
     from aimo.data.presets import PRESETS
 
     values = read_values(profile, set_) if profile else {}
-    asked = values.setdefault("distil", {})
+    asked = values["distil"] = values.get("distil") or {}
     for override in [] if profile else set_ or []:
         set_key(values, override)
-    known = PRESETS.get(dataset_name or "")
+    if dataset_name in PRESETS and (prompt_column or answer_column or uuid_column):
+        asked["columns"] = asdict(PRESETS[dataset_name].columns)
     for option, key in KEYS.items():
         if (value := context.params[option]) is not None:
-            if known and key.startswith("columns.") and not asked.get("columns"):
-                asked["columns"] = asdict(known.columns)
             set_key(asked, f"{key}={json.dumps(value, ensure_ascii=False)}")
-    wanted, tags = (
-        checked(Distil, asked, "distil"),
-        checked(Prompt, values.get("prompt") or {}, "prompt").tags,
-    )
+    wanted = checked(Distil, asked, "distil")
+    tags = checked(Prompt, values.get("prompt") or {}, "prompt").tags
     if not wanted.api_addr:
         raise AimoError("--api-addr is missing: name a server, such as one that `aimo serve MODEL` starts")
+    seed = values.get("seed", 0) if seed is None else seed
     with shown() as report:
-        seed = values.get("seed", 0) if seed is None else seed
         tally = distillation.distil(wanted, output_file, seed, report, *[tags] * bool(profile))
     for fault, count in tally.failed.most_common():
         print(f"{count:,} samples failed, and can be asked for again by the same command: {fault}")

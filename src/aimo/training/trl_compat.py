@@ -58,7 +58,11 @@ class PackingHook:
 
 
 def pack(dataset: Any, args: Any) -> Any:
-    """What TRL's SFTTrainer makes of a tokenised dataset, without a trainer and its model."""
+    """What TRL's SFTTrainer makes of a tokenised dataset, without a trainer and its model.
+
+    `SFTTrainer._prepare_dataset` (TRL), as above.
+    https://github.com/huggingface/trl/blob/v1.15.0/trl/trainer/sft_trainer.py
+    """
     masked = SimpleNamespace(completion_only_loss=True)  # all that it reads for rows that are tokenised
     return SFTTrainer._prepare_dataset(masked, dataset, None, args, True, None, "train")  # type: ignore[arg-type]
 
