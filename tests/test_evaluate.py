@@ -272,6 +272,24 @@ def test_a_question_that_does_not_fit_counts_as_cut_off(monkeypatch, capsys, tmp
     assert code == 0 and found["cut_off"] == 0.5 and found["no_answer"] == 0.5, err
 
 
+def test_the_figures_go_to_the_tracker_that_the_profile_names(
+    monkeypatch, capsys, tmp_path, model_server, small_benchmark
+):
+    profile = tmp_path / "p.yaml"
+    profile.write_text("training: {log_to: tensorboard}\n")
+    arguments = ["evaluate", TINY, "--benchmarks", small_benchmark, "--run-dir", tmp_path / "run"]
+    arguments += ["--samples", 2, "--server", model_server[0], "--profile", profile]
+    code, _, err = run(monkeypatch, capsys, *arguments)
+    assert code == 0, err
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "run/tensorboard"))
+    events.Reload()
+    figures = json.loads((tmp_path / "run/evaluation.json").read_text())["benchmarks"]["zero"]
+    [event] = events.Scalars("zero/pass@1")
+    assert event.value == pytest.approx(figures["pass@1"][0])
+
+
 # Figures
 
 

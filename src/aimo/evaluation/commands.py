@@ -118,6 +118,7 @@ def evaluate(
     ] = False,
 ) -> None:
     """Measure a model on benchmarks; started again, it goes on, and what is complete is scored again."""
+    from aimo.config import read_values
     from aimo.evaluation import evaluate as lab
     from aimo.inference.model_folder import check_model_folder
 
@@ -125,7 +126,8 @@ def evaluate(
     check_server(server, adapter, layers[1])
     check_model_folder(model)
     name = lab.name_of(model) + (f"+{Path(adapter).name}" if adapter else "")
-    wanted = lab.Wanted(model, name, benchmarks.split(","), layers, data, samples, rows, seed)
+    tracker = (read_values(profile).get("training") or {}).get("log_to", "none") if profile else "none"
+    wanted = lab.Wanted(model, name, benchmarks.split(","), layers, data, samples, rows, seed, tracker)
     folder = lab.folder_of(name, run_dir)
 
     def sampler(settings: Any) -> Any:

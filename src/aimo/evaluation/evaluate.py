@@ -19,7 +19,7 @@ from rich.table import Table
 
 from aimo.config import ROOT
 from aimo.errors import AimoError
-from aimo.evaluation import audit, benchmarks, completions, leakage, lighteval, published, scores
+from aimo.evaluation import audit, benchmarks, completions, leakage, lighteval, published, scores, tracking
 from aimo.evaluation.benchmarks import Question
 from aimo.evaluation.scores import Scores
 from aimo.inference.sampling import Sampler
@@ -50,6 +50,8 @@ class Wanted:
     rows: int | None = None
     """Only so many questions of each."""
     seed: int = 0
+    log_to: str = "none"
+    """A tracker that gets the figures too, as in a profile's `training.log_to`."""
 
     def settings(self, name: str) -> Settings:
         """The settings that the model is asked with on a benchmark.
@@ -156,6 +158,7 @@ def write(
         "curves": {name: curves(one) for name, one in found.items()},
     }
     evaluation_page.write(folder, shown)
+    tracking.log(wanted.log_to, folder, wanted.name, tracking.flat(figures))
     index.write(folder)
 
 

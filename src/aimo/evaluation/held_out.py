@@ -8,6 +8,7 @@ import polars as pl
 
 from aimo.config import resolve
 from aimo.data import builtin
+from aimo.evaluation import tracking
 from aimo.evaluation.metrics import Evaluation, evaluate
 from aimo.inference import answers, competitions, gateway
 from aimo.inference.engine import Engine
@@ -43,6 +44,8 @@ def compare(engine: Engine, run: Run, rows: list[dict[str, Any]]) -> dict[str, E
     write_json(kept["majority"], {name: e.majority() for name, e in evaluations.items()})
     texts = {name: [group[0].text for group in e.completions[:SHOWN]] for name, e in evaluations.items()}
     write_json(kept["samples"], {"rows": rows[:SHOWN], "texts": texts})
+    figures = tracking.flat({name: e.metrics() for name, e in evaluations.items()})
+    tracking.log(profile.training.log_to, run.folder, profile.profile, figures)
     return evaluations
 
 
