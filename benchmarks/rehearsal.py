@@ -93,7 +93,7 @@ class Executed(Version):
         working = self.folder / "working"
         ran = machine.run(self.request.text, self.folder / "input", working, internet=internet)
         self.log = ran.log
-        self.failure = "" if ran else ran.log[-1]
+        self.failure = "" if ran else [line for line in ran.log if line.strip()][-1]
         self.files = {name: path.read_bytes() for name, path in machine.outputs(working).items()}
         self.state = "COMPLETE" if ran else "ERROR"
 

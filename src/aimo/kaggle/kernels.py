@@ -157,7 +157,8 @@ def imported(path: Path) -> list[Path]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    names |= {name.rpartition(".")[0] for name in names}  # packages are imported with their modules
+    parts = [name.split(".") for name in names]
+    names |= {".".join(one[:i]) for one in parts for i in range(1, len(one))}  # packages come with modules
     folders = [
         ROOT.joinpath("src", *name.split(".")) for name in sorted(names) if name.split(".")[0] == "aimo"
     ]
