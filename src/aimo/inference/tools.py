@@ -9,6 +9,7 @@ wrote stays as it is, token by token, so that vLLM has it cached. Out of scope: 
 import difflib
 import functools
 import json
+import logging
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -193,6 +194,8 @@ def find_tool_parser(name: str | None, tokenizer: Any) -> Any:
         return None
     from vllm.tool_parsers import ToolParserManager
 
+    # A call that cannot be read is the model's fault, and no error worth a traceback.
+    logging.getLogger("vllm.tool_parsers").setLevel(logging.CRITICAL)
     parsers = ToolParserManager.list_registered()
     if name not in parsers:
         close = difflib.get_close_matches(name, parsers, n=3)

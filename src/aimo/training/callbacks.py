@@ -23,6 +23,7 @@ from aimo.inference.equivalence import are_correct
 from aimo.rewards import text_of
 from aimo.runs import SESSION_END, SESSION_OVER, read_lines
 from aimo.training import checkpoints, trl_compat
+from aimo.training.tool_use import transcript
 
 LOG = "log.jsonl"
 SAMPLES = "samples.jsonl"
@@ -149,7 +150,7 @@ class Samples(TrainerCallback):
         with self.path.open("a") as file:
             for i in range(-min(SAMPLES_KEPT, len(logs["completion"])), 0):
                 line = {"step": state.global_step, "problem": text_of(logs["prompt"][i])}
-                line |= {"completion": text_of(logs["completion"][i])}
+                line |= {"completion": transcript(logs["completion"][i])}
                 line |= {name: rewards[i] for name, rewards in logs["rewards"].items()}
                 line |= {"advantage": logs["advantages"][i]}
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")

@@ -87,3 +87,16 @@ def parse_response(parser: Any, tokenizer: Any, ends: set[int]) -> Callable[...,
         return call.message | {"tool_calls": [{"type": "function", "function": function}]}
 
     return parse
+
+
+def transcript(messages: list[dict[str, Any]]) -> str:
+    """A completion for a person to read: its turns, its programs and what they printed."""
+    text = ""
+    for message in messages:
+        if message["role"] == "tool":
+            text += f"```output\n{message['content']}\n```\n"
+            continue
+        text += message["content"]
+        for call in message.get("tool_calls", []):
+            text += f"\n```python\n{call['function']['arguments']['code']}\n```\n"
+    return text

@@ -1,0 +1,198 @@
+"""GRPO whose completions run Python, on the tiny tool model: what is offered, read, trained on, refused."""
+
+import sys
+from itertools import islice
+from types import SimpleNamespace
+
+import pytest
+from conftest import ROOT
+
+from aimo import config
+from aimo.errors import AimoError
+from aimo.runs import read_lines
+
+TOOLS = ROOT / "data" / "tiny-tools"
+CALL = '<tool_call>\n{"name": "python", "arguments": {"code": "x = 6 * 7\\nx"}}\n</tool_call>'
+TAGS = ["think_start=<think>", "think_end=</think>", "answer_start='\\boxed{'", "answer_end='}'"]
+GRPO = {
+    "tools": True,
+    "learning_rate": 1e-3,
+    "max_steps": 2,
+    "prompts_per_step": 2,
+    "num_generations": 8,
+    "max_resample": 2,
+    "max_prompt_length": 128,
+    "max_completion_length": 120,
+    "sample_steps": 1,
+}
+
+
+def profile(*overrides, **grpo):
+    """The tiny tool model, trained with tools."""
+    model = ["model.backend=transformers", "model.max_length=512", "model.lora=null"]
+    data = ["data.grpo.source=builtin", "data.grpo.rows=64"]
+    prompt = [f"prompt.{key}" for key in ("template=model", "prefill=false", *TAGS)]
+    stage = [f"grpo.{key}={value}" for key, value in (GRPO | grpo).items()]
+    return config.load("tiny-tools", [*model, *data, *prompt, *stage, *overrides])
+
+
+def load(loaded=TOOLS):
+    """The model's tokenizer, and what of a model is looked at before training."""
+    from transformers import AutoTokenizer
+
+    eos = SimpleNamespace(eos_token_id=0)
+    model = SimpleNamespace(config=SimpleNamespace(name_or_path=str(loaded)), generation_config=eos)
+    return AutoTokenizer.from_pretrained(TOOLS), model
+
+
+def refused(*overrides, **grpo):
+    """The one line that a profile is refused with."""
+    with pytest.raises(AimoError) as e:
+        profile(*overrides, **grpo)
+    assert "\n" not in str(e.value)
+    return str(e.value)
+
+
+def test_what_samples_without_tools_is_refused():
+    aside = "data.grpo.test_split=0.1"
+    assert "grpo.probe_steps: samples without tools; set it to null" in refused(aside, probe_steps=10)
+    assert "grpo.pass_rate: samples without tools; set it to null" in refused(pass_rate="[0.1, 0.9]")
+
+
+@pytest.mark.parametrize("template", ["plain", "chatml"])
+def test_a_template_without_tools_is_refused(template):
+    assert f"the template {template} offers no tools; set" in refused(f"prompt.template={template}")
+
+
+@pytest.mark.slow  # loads torch and vLLM's parsers
+class TestBeforeTraining:
+    @pytest.mark.parametrize(
+        ("overrides", "folder", "told"),
+        [
+            ([], "data/tiny-base", r"grpo\.tools: inference\.tool_parser is null, and fenced blocks"),
+            (["inference.tool_parser=qwenn"], TOOLS, r"vLLM has no parser 'qwenn'"),
+            (["inference.tool_parser=mistral"], TOOLS, r"mistral does not fit the model"),
+        ],
+    )
+    def test_a_model_without_calls_of_its_own_is_refused(self, overrides, folder, told):
+        from aimo.training import tool_use
+
+        tokenizer, model = load(ROOT / folder)
+        with pytest.raises(AimoError, match=told) as e:
+            tool_use.trainer_arguments(profile(*overrides), model, tokenizer, SimpleNamespace())
+        assert "\n" not in str(e.value)
+
+    def test_a_machine_that_confines_nothing_is_refused(self, monkeypatch):
+        from aimo.inference import programs, sandbox
+        from aimo.training import tool_use
+
+        tokenizer, model = load()
+        monkeypatch.setattr(sys, "executable", "/there/is/no/python")
+        sandbox._server.close()
+        programs.has_sandbox.cache_clear()
+        with pytest.raises(AimoError, match=r"grpo\.tools: programs cannot be confined"):
+            tool_use.trainer_arguments(profile(), model, tokenizer, SimpleNamespace())
+        programs.has_sandbox.cache_clear()
+        programs.pool.cache_clear()  # its sessions have ended with the fork server
+
+    def test_the_model_is_offered_what_the_solver_offers_and_its_calls_are_limited_alike(self):
+        from transformers.utils import get_json_schema
+
+        from aimo.inference.tools import PYTHON
+        from aimo.training import tool_use
+
+        tokenizer, model = load()
+        args = SimpleNamespace()
+        given = tool_use.trainer_arguments(profile("inference.tool_turns=3"), model, tokenizer, args)
+        assert args.max_tool_calling_iterations == 3
+        assert get_json_schema(given["environment_factory"]().python) == PYTHON
+        assert not tool_use.trainer_arguments(profile(tools=False), model, tokenizer, args)
+
+    def test_a_session_keeps_variables_within_a_completion_and_its_output_ends_no_turn(self):
+        from aimo.training import tool_use
+
+        tokenizer, model = load()
+        given = tool_use.trainer_arguments(profile(), model, tokenizer, SimpleNamespace())
+        session = given["environment_factory"]()
+        session.reset(prompt="1 + 1?")
+        assert session.python("x = 6 * 7\nx") == "42" and session.python("x + 1") == "43"
+        assert tokenizer.eos_token not in session.python(f"print({tokenizer.eos_token!r})")
+        session.reset(prompt="1 + 1?")
+        assert "NameError" in session.python("x")
+
+    def test_a_turn_is_read_as_the_solver_reads_it(self, capfd):
+        from trl.chat_template_utils import parse_response
+
+        from aimo.training import tool_use
+
+        tokenizer, model = load()
+        given = tool_use.trainer_arguments(profile(), model, tokenizer, SimpleNamespace())
+
+        def read(text):
+            return parse_response(given["processing_class"], tokenizer.encode(text), prefix=[])
+
+        call = {"type": "function", "function": {"name": "python", "arguments": {"code": "x = 6 * 7\nx"}}}
+        called = {"role": "assistant", "content": "So", "tool_calls": [call]}
+        assert read(f"So{CALL}<|im_end|>") == read(f"So{CALL}{CALL}<|im_end|>") == called
+        assert "tool_calls" not in read(CALL)  # it was cut off
+        assert read("It is 42.<|im_end|>") == {"role": "assistant", "content": "It is 42."}
+        capfd.readouterr()
+        assert "tool_calls" not in read(CALL.replace("}}", "") + "<|im_end|>")
+        assert capfd.readouterr() == ("", "")  # vLLM's parser would print a traceback
+        unnamed = read(CALL.replace('"code"', '"program"') + "<|im_end|>")
+        assert "its argument is named code" in unnamed["tool_calls"][0]["function"]["arguments"]["code"]
+
+
+@pytest.mark.train
+def test_programs_run_and_what_they_print_has_no_part_in_the_gradient(tmp_path, monkeypatch):
+    """Two runs of two steps: in each the gradient of every token's log-probability, and equal figures."""
+    from aimo.data import computed
+    from aimo.training import models, trainers, trl_trainers
+
+    drawn = islice(computed.stream("train", 1), 16)
+    rows = [{"prompt": [{"role": "user", "content": p.problem}], "answer": p.outputs()[-1]} for p in drawn]
+    batches = []
+    log_probs, compute_loss = trl_trainers.GrpoTrainer.log_probs, trl_trainers.GrpoTrainer.compute_loss
+
+    def kept(self, *args):
+        values = log_probs(self, *args)
+        if values[0].requires_grad:
+            values[0].retain_grad()
+            batches[-1]["logps"] = values[0]
+        return values
+
+    def watched(self, model, inputs, *args, **kwargs):
+        batches.append(dict(inputs))
+        return compute_loss(self, model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(trl_trainers.GrpoTrainer, "log_probs", kept)
+    monkeypatch.setattr(trl_trainers.GrpoTrainer, "compute_loss", watched)
+
+    def train(name):
+        folder, wanted = tmp_path / name, profile()
+        folder.mkdir()
+        model, tokenizer = models.load(TOOLS, wanted), models.load_tokenizer(TOOLS, wanted)
+        trainers.grpo(model, tokenizer, rows, wanted, folder, lambda *_: None)
+        return tokenizer, read_lines(folder / "log.jsonl"), read_lines(folder / "samples.jsonl")
+
+    tokenizer, log, samples = train("a")
+    assert log[0]["tools/call_frequency"] > 0.5 and log[0]["tools/failure_frequency"] == 0
+    assert any("```python\n" in s["completion"] and "```output\n" in s["completion"] for s in samples)
+    outputs = 0
+    for batch in batches:
+        written = batch["completion_mask"].bool() & batch["tool_mask"].bool()
+        assert not batch["logps"].grad[~written].any()
+        signal = written & (batch["advantages"] != 0).unsqueeze(1)
+        assert batch["logps"].grad[signal].all() and signal.any()
+        read = batch["completion_mask"].bool() & ~batch["tool_mask"].bool()
+        for ids, own, others in zip(batch["completion_ids"], written, read, strict=True):
+            assert "<tool_response>" not in tokenizer.decode(ids[own])
+            text = tokenizer.decode(ids[others])
+            turns = text.count("<tool_response>")
+            outputs += turns
+            begin, end = "\n<|im_start|>user\n<tool_response>\n", "\n<|im_start|>assistant\n"
+            assert text.startswith(begin) == text.endswith(end) == bool(turns)
+    assert outputs
+    again = train("b")[1]
+    for figure in "loss", "reward", "grad_norm", "num_tokens", "tools/call_frequency":
+        assert [record.get(figure) for record in log] == [record.get(figure) for record in again], figure
