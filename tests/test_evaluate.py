@@ -157,7 +157,8 @@ def test_the_benchmarks_sampling_goes_over_the_models_and_the_command_lines_over
         return evaluate.Wanted(model, "m", ["aime24"], [layer]).settings("aime24")
 
     assert (settings(TINY).temperature, settings(TINY).top_p, settings(TINY).max_tokens) == (0.6, 0.95, 32768)
-    assert settings(TINY).samples == 64 and settings(TINY, temperature=0.0).samples == 1
+    assert settings(TINY).samples == 64 and settings(TINY, samples=4, temperature=0.0).samples == 4
+    assert settings(TINY, temperature=0.0).samples == 1  # greedy completions are all equal
     # A model that boxes its answers is asked to; one with tags of its own is asked as it was trained.
     assert "\\boxed" in settings(public_model).user and settings(TINY).user == "{problem}"
     assert settings(public_model, user="{problem}!").user == "{problem}!"

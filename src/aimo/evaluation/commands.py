@@ -94,7 +94,7 @@ def evaluate(
         str | None, typer.Option(help="The evaluation's folder; runs/evaluate-MODEL if not given.")
     ] = None,
     samples: Annotated[
-        int | None, typer.Option(min=1, help="Completions of a question; the benchmark's own if not given.")
+        int | None, typer.Option(min=1, help="Completions of a question, in place of the benchmark's.")
     ] = None,
     rows: Annotated[int | None, typer.Option(min=1, help="Only the first questions of each.")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
@@ -122,12 +122,12 @@ def evaluate(
     from aimo.evaluation import evaluate as lab
     from aimo.inference.model_folder import check_model_folder
 
-    layers = list(solver_settings(profile, set_ or [], None, vllm or []))
+    layers = list(solver_settings(profile, set_ or [], samples, vllm or []))
     check_server(server, adapter, layers[1])
     check_model_folder(model)
     name = lab.name_of(model) + (f"+{Path(adapter).name}" if adapter else "")
     tracker = (read_values(profile).get("training") or {}).get("log_to", "none") if profile else "none"
-    wanted = lab.Wanted(model, name, benchmarks.split(","), layers, data, samples, rows, seed, tracker)
+    wanted = lab.Wanted(model, name, benchmarks.split(","), layers, data, rows, seed, tracker)
     folder = lab.folder_of(name, run_dir)
 
     def sampler(settings: Any) -> Any:

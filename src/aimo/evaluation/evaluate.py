@@ -45,8 +45,6 @@ class Wanted:
     """What goes over the benchmark's and the model's settings: a profile's, then the command line's."""
     data: Path | None = None
     """A folder with files in place of the hub's data sets."""
-    samples: int | None = None
-    """Completions of a question; the benchmark's own number if not given, 1 where decoding is greedy."""
     rows: int | None = None
     """Only so many questions of each."""
     seed: int = 0
@@ -60,13 +58,14 @@ class Wanted:
         prompt.
         """
         benchmark = benchmarks.named(name)
-        layer = dict(benchmark.sampling)
+        layer = benchmark.sampling | {"samples": benchmark.samples}
         boxes = guess_tags(self.model).answer_start.startswith("\\boxed")
         if boxes and not (self.model / SETTINGS).exists():
             layer["user"] = benchmark.prompt
         settings = resolve(self.model, layer, *self.layers)
-        greedy = settings.temperature == 0
-        return replace(settings, samples=self.samples or (1 if greedy else benchmark.samples))
+        if settings.temperature == 0 and not any("samples" in given for given in self.layers):
+            return replace(settings, samples=1)  # all would be equal
+        return settings
 
 
 def evaluate(wanted: Wanted, start: Start, folder: Path, with_audit: bool = False) -> dict[str, Scores]:
