@@ -13,7 +13,7 @@ from aiohttp import web
 from conftest import AIMO, aimo
 
 from aimo import cli
-from aimo.config import Distil
+from aimo.config import Distil, Source
 from aimo.data import distillation
 from aimo.errors import AimoError
 
@@ -340,6 +340,12 @@ def test_a_completion_that_was_cut_off_says_so(problems):
     with serving(lambda body, n: reply(choice={"finish_reason": "length"})) as server:
         _, rows = distil(problems, server)
     assert {row["complete"] for row in rows} == {False}
+
+
+def test_built_in_problems_and_mixtures_are_distilled_without_repeats(problems):
+    parts = [Source(rows=5), Source(str(problems)), Source(str(problems))]
+    rows = distillation.problems(Distil(mixture=parts), 0)
+    assert len(rows) == 11 and rows["source"].value_counts().sort("source")["count"].to_list()[-1] == 5
 
 
 def test_columns_are_chosen_and_problems_told_apart_by_the_uuid_column(problems, monkeypatch, capsys):

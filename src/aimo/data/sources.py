@@ -84,7 +84,7 @@ def load_source(source: Source, seed: int, where: str) -> tuple[pl.DataFrame, Co
 def builtin_rows(source: Source, seed: int, where: str) -> pl.DataFrame:
     """Built-in problems; each set of a profile draws its own."""
     assert source.rows is not None
-    name = where.split(".")[1]
+    name = where.removeprefix("data.").split(".")[0]
     drawn = builtin.generate(source.rows, source.split or "train", f"{name}-{seed}")  # type: ignore[arg-type]
     return pl.DataFrame(
         {
