@@ -9,7 +9,7 @@ import stat
 import numpy as np
 import polars as pl
 import pytest
-from conftest import TINY
+from conftest import ROOT, TINY
 from model_server import serving
 
 from aimo import cli
@@ -82,6 +82,14 @@ def test_every_benchmark_of_the_table_can_be_read_from_files(shared, tmp_path, n
     found = benchmarks.read(name, folder)
     assert len(found) == count and all(q.problem and q.answer and "####" not in q.answer for q in found)
     assert benchmarks.read(name, folder, 3) == found[:3]
+
+
+def test_the_documented_table_is_the_table():
+    text = (ROOT / "docs/evaluation.md").read_text()
+    for name, benchmark in benchmarks.BENCHMARKS.items():
+        [row] = [line for line in text.splitlines() if line.startswith("|") and f"`{name}`" in line]
+        *_, source, completions_, _ = row.split("|")
+        assert benchmark.source in source and str(benchmark.samples) == completions_.split()[0].strip(",")
 
 
 def test_a_file_of_a_runs_held_out_rows_is_a_benchmark(tmp_path):

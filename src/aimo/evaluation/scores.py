@@ -115,7 +115,7 @@ def ballot(gold: str, found: Sequence[str | None], right: Sequence[bool]) -> tup
 def pass_at(right: NDArray[np.bool_], k: int) -> NDArray[np.float64]:
     """(n,) the chance that one of k completions is right, unbiased, from (n, m) verdicts (Chen 2021)."""
     m = right.shape[1]
-    return np.array([1 - comb(m - c, k) / comb(m, k) for c in right.sum(axis=1).tolist()])
+    return np.array([1 - comb(m - c, k) / comb(m, k) for c in range(m + 1)])[right.sum(axis=1)]
 
 
 def powers(k: int) -> list[int]:
