@@ -9,7 +9,12 @@ from aimo.report import page, tables
 from aimo.report.page import Section
 from aimo.runs import figures
 
-PAGES = {"report.html": "run", "evaluation.html": "evaluation", "comparison.html": "comparison"}
+PAGES = {
+    "report.html": "run",
+    "evaluation.html": "evaluation",
+    "comparison.html": "comparison",
+    "rehearsal.html": "rehearsal",
+}
 """What a folder's page is named, and what kind it is then."""
 
 
