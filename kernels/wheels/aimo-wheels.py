@@ -23,4 +23,4 @@ requirements = "requirements.txt"  # the repository's own, in a cell below
 # %%
 from aimo.inference import wheels
 
-wheels.collect(requirements)
+manifest = wheels.collect(requirements)
