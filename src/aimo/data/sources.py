@@ -13,7 +13,7 @@ from typing import Any
 
 import polars as pl
 
-from aimo.config import Columns, Mixture, Source, resolve
+from aimo.config import Columns, Mixture, Set, Source, resolve
 from aimo.data import builtin, files, folders
 from aimo.data.presets import PRESETS, Preset
 from aimo.errors import AimoError
@@ -36,7 +36,7 @@ def load(wanted: Mixture, seed: int, where: str) -> tuple[pl.DataFrame, Counter[
     """The rows of a set with the columns of SCHEMA, and the number of corrupt lines that were skipped.
 
     `where` is the set's key in the profile, for errors. The parts of a mixture are shuffled together
-    (Open-R1's dataset mixtures); sources with a worked solution do not mix with others.
+    (Open-R1's dataset mixtures); in a `Set`, sources with a worked solution do not mix with others.
     """
     if not wanted.mixture:
         return load_source(wanted, seed, where)
@@ -46,7 +46,7 @@ def load(wanted: Mixture, seed: int, where: str) -> tuple[pl.DataFrame, Counter[
         parts.append(rows)
         lost += missing
     for source, rows in zip(wanted.mixture, parts, strict=True):
-        if has_solutions(rows) != has_solutions(parts[0]):
+        if isinstance(wanted, Set) and has_solutions(rows) != has_solutions(parts[0]):
             pair = [wanted.mixture[0].source, source.source]
             has, lacks = pair if has_solutions(parts[0]) else pair[::-1]
             raise AimoError(
