@@ -17,23 +17,12 @@ from aimo import config, machine
 from aimo.errors import AimoError
 
 LAUNCHED = {
-    "alone": {},
-    "ddp": {"WORLD_SIZE": "8", "LOCAL_RANK": "3"},
-    "fsdp": {"WORLD_SIZE": "8", "LOCAL_RANK": "3", "ACCELERATE_USE_FSDP": "true"},
-    "zero2": {
-        "WORLD_SIZE": "8",
-        "LOCAL_RANK": "3",
-        "ACCELERATE_USE_DEEPSPEED": "true",
-        "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2",
-    },
-    "zero3": {
-        "WORLD_SIZE": "8",
-        "LOCAL_RANK": "3",
-        "ACCELERATE_USE_DEEPSPEED": "true",
-        "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3",
-    },
+    "ddp": {},
+    "fsdp": {"ACCELERATE_USE_FSDP": "true"},
+    "zero2": {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"},
+    "zero3": {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"},
 }
-"""Variables that `accelerate launch` sets for a process."""
+"""Variables that `accelerate launch` sets for each process of a strategy."""
 TRAINED = sorted(path.stem for path in config.PROFILES.glob("*.yaml") if config.load(path.stem).trained)
 
 
@@ -58,10 +47,12 @@ def gpus(request, monkeypatch):
     return request.param
 
 
-def launched(monkeypatch, how):
-    """This process as `accelerate launch` with a strategy starts it."""
-    for name, value in LAUNCHED[how].items():
-        monkeypatch.setenv(name, value)
+def launched(monkeypatch, how, rank=3, processes=8):
+    """This process as `accelerate launch` with a strategy starts it among others, or `alone`."""
+    if how != "alone":
+        number = {"WORLD_SIZE": str(processes), "LOCAL_RANK": str(rank)}
+        for name, value in (LAUNCHED[how] | number).items():
+            monkeypatch.setenv(name, value)
 
 
 def profile(*overrides):
@@ -134,7 +125,7 @@ def test_a_model_is_loaded_on_the_gpu_of_its_process_unless_it_will_be_sharded(
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("how", list(LAUNCHED))
+@pytest.mark.parametrize("how", ["alone", *LAUNCHED])
 def test_all_weights_are_trained_in_float32_where_deepspeed_keeps_no_copy_of_them(
     gpus, loaded, monkeypatch, how, dtype
 ):
@@ -334,22 +325,26 @@ def test_what_these_versions_cannot_run_is_refused_when_the_profile_is_read(over
 
 
 @pytest.mark.parametrize("how", ["alone", "zero3"])
-@pytest.mark.parametrize("name", TRAINED)
-@pytest.mark.parametrize("stage", ["sft", "grpo"])
+@pytest.mark.parametrize(
+    "name, stage", [(name, stage) for name in TRAINED for stage in config.load(name).trained]
+)
 def test_advice_when_memory_runs_out_is_a_profile_that_loads(monkeypatch, how, name, stage):
     from aimo.training.trainers import out_of_memory
 
     launched(monkeypatch, how)
     values = yaml.safe_load((config.PROFILES / f"{name}.yaml").read_text())
-    grpo = config.load(name).grpo
-    most = grpo.prompts_per_step * grpo.num_generations  # nothing is left to accumulate
-    values[stage] |= {"batch_size": 1} if stage == "sft" else {"gradient_accumulation_steps": most}
+    if stage == "grpo":
+        grpo = config.load(name).grpo
+        most = grpo.prompts_per_step * grpo.num_generations  # nothing is left to accumulate
+        values[stage] |= {"gradient_accumulation_steps": most}
+    else:
+        values[stage] |= {"batch_size": 1}
     p = config.parse(values, name)
     told = out_of_memory(stage, p, 3)
     for key, value in advised(told):
         section, _, last = key.partition(".")
         changed = values | {section: values[section] | {last: value}}
-        if key == "model.max_length":  # a shorter context asks for shorter completions
+        if key == "model.max_length" and "grpo" in values:  # a shorter context asks for shorter completions
             changed["grpo"] = values["grpo"] | {"max_completion_length": 1, "max_prompt_length": 1}
         config.parse(changed, name)
     assert how == "alone" or "4bit" not in told
@@ -406,3 +401,98 @@ def test_a_gpu_with_an_old_driver_is_named_and_not_silently_left_out(old_driver)
 def test_a_gpu_that_was_hidden_is_left_out(old_driver):
     old_driver.setenv("CUDA_VISIBLE_DEVICES", "")
     assert not machine.computes_on_gpu()
+
+
+# ---- The whole path, for every profile
+
+
+def accepted(name, stage, strategy, devices):
+    """A profile as `aimo launch` accepts it, and how often it was refused before what was advised was set."""
+    from aimo.training import job
+
+    overrides, refused = ["sft.use_liger_kernel=false"], 0
+    while True:
+        p = config.load(name, overrides)
+        try:
+            job.check(job.Job(stage, name, None, overrides, strategy, devices), p)
+            return p, refused
+        except AimoError as e:
+            told, refused = str(e), refused + 1
+            overrides += re.findall(r"set ([\w.]+=\w+)", told)
+            overrides += ["=".join(found) for found in re.findall(r"make (\S+) a multiple of (\d+)", told)]
+            assert refused <= 3 and "\n" not in told, told
+
+
+@pytest.mark.parametrize("gpus", [1, 2, 8], indirect=True)
+@pytest.mark.parametrize("strategy", LAUNCHED)
+@pytest.mark.parametrize("name", TRAINED)
+def test_every_profile_reaches_its_model_as_it_says_or_after_the_advised_changes(
+    gpus, loaded, monkeypatch, name, strategy
+):
+    import torch
+
+    from aimo.training import arguments, models
+
+    for stage in config.load(name).trained:
+        p, refused = accepted(name, stage, strategy, gpus)
+        own, shards = config.load(name).model, strategy in ("fsdp", "zero3")
+        probes = getattr(config.load(name), stage).probe_steps
+        refusals = [
+            strategy != "ddp" and own.backend == "unsloth",
+            shards and own.load_in_4bit,
+            shards and probes,
+        ]
+        uneven = stage == "grpo" and uneven_over(config.load(name).grpo, gpus)
+        assert refused == sum(map(bool, [*refusals, uneven]))
+        if stage == "grpo":
+            each = arguments.completions_per_pass(p.grpo, gpus)
+            step = p.grpo.prompts_per_step * p.grpo.num_generations
+            assert each * gpus * p.grpo.gradient_accumulation_steps == step
+        launched(monkeypatch, strategy, gpus - 1, gpus)
+        models.load(TINY, p, with_vllm=stage == "grpo" and p.grpo.generation == "vllm")
+        told = loaded.unsloth if p.model.backend == "unsloth" else loaded.transformers
+        kept = "bfloat16" if p.model.dtype == "auto" else p.model.dtype
+        if p.model.backend == "transformers":
+            if p.model.lora is None and not strategy.startswith("zero"):
+                kept = "float32"
+            four_bits = told["quantization_config"]
+            assert bool(four_bits) == p.model.load_in_4bit
+            assert not four_bits or four_bits.bnb_4bit_compute_dtype == getattr(torch, kept)
+            assert told["attn_implementation"] == p.model.attention
+            assert told["device_map"] == (None if shards else {"": gpus - 1})
+        else:
+            samples = stage == "grpo" and p.grpo.generation == "vllm"
+            assert told["fast_inference"] == samples and told["load_in_4bit"] == p.model.load_in_4bit
+            assert not samples or told["gpu_memory_utilization"] == p.grpo.vllm_gpu_memory
+            assert (told["random_state"], told["max_seq_length"]) == (p.seed, p.model.max_length)
+            assert told["use_gradient_checkpointing"] == "unsloth"
+        assert told["dtype"] == getattr(torch, kept)
+
+
+def uneven_over(grpo, processes):
+    """Whether the completions of a step are not the same number in each process and accumulation step."""
+    return grpo.prompts_per_step * grpo.num_generations % (processes * grpo.gradient_accumulation_steps)
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+@pytest.mark.parametrize("name", TRAINED)
+def test_the_arguments_of_every_profile_compute_in_the_type_that_its_gpu_has(
+    gpus, monkeypatch, tmp_path, name, bf16
+):
+    import torch
+
+    from aimo.training import arguments
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: bf16)
+    without = ["sft.use_liger_kernel=false"] if config.load(name).sft else []
+    p = config.load(name, without)
+    wanted = {"auto": "bfloat16" if bf16 else "float16"}.get(p.model.dtype, p.model.dtype)
+    for stage in p.trained:
+        args = getattr(arguments, f"{stage}_arguments")(p, tmp_path)
+        assert (args.bf16, args.fp16) == (wanted == "bfloat16", wanted == "float16")
+        section, ours = getattr(p, stage), p.model.backend == "transformers"
+        assert args.gradient_checkpointing == (p.model.gradient_checkpointing and ours)
+        assert args.optim == section.optimizer and args.learning_rate == section.learning_rate
+        if stage == "grpo":
+            assert args.use_vllm == (section.generation == "vllm") and args.vllm_mode == "colocate"
+            assert args.vllm_gpu_memory_utilization == section.vllm_gpu_memory
