@@ -217,7 +217,7 @@ def test_a_wrong_setting_of_the_kernel_is_named_before_anything_starts(monkeypat
     assert not (tmp_path / "settings.json").exists()
 
 
-@pytest.mark.parametrize("where", ["the-competition", "competitions/the-competition"])
+@pytest.mark.parametrize("where", COMPETITIONS["aimo2"].inputs)
 def test_kaggles_package_is_found_in_both_places_it_may_lie(monkeypatch, tmp_path, where):
     package = tmp_path / where / "kaggle_evaluation"
     package.mkdir(parents=True)
