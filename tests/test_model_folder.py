@@ -1,11 +1,13 @@
 """Broken files of a model folder are named in one line, before vLLM starts."""
 
+import json
 import shutil
 
 import pytest
 from conftest import TINY, aimo
 
 from aimo.errors import AimoError
+from aimo.inference import gateway
 from aimo.inference.model_folder import check_model_folder, read_adapter
 
 
@@ -44,6 +46,36 @@ def test_a_weights_file_that_was_cut_off_is_named_with_the_remedy(folder, keep):
 def test_a_missing_file_is_named(folder, name):
     (folder / name).unlink()
     refused(lambda: check_model_folder(folder), "missing")
+
+
+def test_a_configuration_without_an_architecture_is_named(folder):
+    configuration = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(configuration | {"architectures": None}))
+    refused(lambda: check_model_folder(folder), "config.json", "`architectures`", "save it again")
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        ({"architectures": ["OtherForCausalLM"], "model_type": "other"}, "model type `other`"),
+        ({"quantization_config": {"quant_method": "other"}}, "Unknown quantization method: other"),
+    ],
+)
+def test_a_model_that_vllm_does_not_know_ends_a_trial_run_and_leaves_no_answers(
+    folder, tmp_path, monkeypatch, change, told
+):
+    configuration = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(configuration | change))
+    (tmp_path / "test.csv").write_text("id,problem\na,1 + 1?\n")
+    monkeypatch.chdir(tmp_path)
+    refused(
+        lambda: gateway.serve("aimo3", str(folder), "test.csv", 600, {}),
+        f"vLLM did not start with {folder}: ",
+        told,
+        "; take a model that this vLLM loads, or a newer vLLM",
+    )
+    assert not (tmp_path / "submission.parquet").exists()
 
 
 def test_a_shard_that_the_index_names_and_the_folder_lacks_is_named(folder):

@@ -184,18 +184,19 @@ def test_outside_a_rerun_what_is_not_installed_is_named_at_once(monkeypatch, tmp
         gateway.serve("aimo3", str(TINY), str(path), 100.0, {})
 
 
-@pytest.mark.parametrize("rerun", ["", "1"])
-def test_a_competition_without_a_server_takes_a_csv_in_the_order_of_its_test_file(
-    monkeypatch, tmp_path, rerun
-):
+def test_a_competition_without_a_server_takes_a_csv_in_the_order_of_its_test_file(monkeypatch, tmp_path):
+    """A rerun without an engine has the fallback for each question; a trial run ends with the reason."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", rerun)
     path = write(tmp_path / "t.csv", "id,problem\n" + "".join(f"q{i},{i} + 1?\n" for i in range(12)))
 
     def start_engine(*_):
         raise AimoError("no engine")
 
     monkeypatch.setattr(gateway, "start_engine", start_engine)
+    with pytest.raises(AimoError, match="^no engine$"):
+        gateway.serve("aimo1", str(TINY), str(path), 100.0, {})
+    assert not (tmp_path / "submission.csv").exists()
+    monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
     gateway.serve("aimo1", str(TINY), str(path), 100.0, {})
     assert (tmp_path / "submission.csv").read_text() == "id,answer\n" + "".join(
         f"q{i},0\n" for i in range(12)

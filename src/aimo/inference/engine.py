@@ -31,6 +31,7 @@ from aimo.inference.settings import Settings, resolve
 from aimo.inference.tools import find_tool_parser
 
 T = TypeVar("T")
+UNKNOWN_MODEL = re.compile("architecture|model type|quantization method", re.IGNORECASE)
 OWN_ARGUMENTS = {
     "model": "the model folder",
     "seed": "seed",
@@ -107,13 +108,17 @@ class Engine:
                 self.llm = self.loop.run(load())
             except Exception as e:
                 self.loop.stop()
-                # vLLM's processes write the cause into the log; `e` only says that there is one.
-                causes = re.findall(r"\b\w+Error: .+", self.log.read_text()) if self.log else []
-                reason = " ".join((causes[0] if causes else str(e)).split())[:300]
-                where = f"in {self.log}" if self.log else "above"
-                raise AimoError(
-                    f"vLLM did not start with {self.model}: {reason}; all that it wrote is {where}"
-                ) from None
+                raise AimoError(f"vLLM did not start with {self.model}: {self.explain(e)}") from None
+
+    def explain(self, error: Exception) -> str:
+        """The cause why vLLM did not start, where to read more, and the remedy for a model that it lacks."""
+        # vLLM's processes write the cause into the log; their error only says that there is one.
+        log = self.log.read_text() if self.log and "root cause" in str(error) else ""
+        causes = re.findall(r"\b\w+Error: .+", log)
+        text = " ".join((causes[0] if causes else str(error)).split())
+        reason = re.sub(r"^\d+ validation errors? for \w+ Value error, ", "", text)[:200]
+        remedy = "; take a model that this vLLM loads, or a newer vLLM" if UNKNOWN_MODEL.search(text) else ""
+        return f"{reason}{remedy}; all that it wrote is {f'in {self.log}' if self.log else 'above'}"
 
     def __enter__(self) -> "Engine":
         return self

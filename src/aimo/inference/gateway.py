@@ -115,7 +115,7 @@ def make_predict(
             solution.fail(one_line(e))
         found[question_id] = solution
         if schedule.asked == 1 and schedule.limit_s is not None:
-            print(f"first answer: {schedule.elapsed():.1f} s after the start", flush=True)
+            print(f"first answer: {time.monotonic() - startup.STARTED:.1f} s after the start", flush=True)
         print(f"[{schedule.progress()}] {question_id}: {solution.explain()}", flush=True)
         return pl.DataFrame({"id": [question_id], "answer": [solution.answer]})
 
@@ -252,12 +252,11 @@ def report_fallbacks(solutions: Mapping[str, Solution]) -> None:
 
 def kaggle_server(competition: str, inputs: Path = startup.INPUTS) -> Any:
     """Return Kaggle's inference server class of a competition, or None without `kaggle_evaluation`."""
-    server = COMPETITIONS[competition].server
-    if server is None:
+    rules = COMPETITIONS[competition]
+    if rules.server is None:
         return None
-    module, _, name = server.partition(".")
-    places = [*inputs.glob("*/kaggle_evaluation"), *inputs.glob("*/*/kaggle_evaluation")]
-    sys.path.extend(str(place.parent) for place in places)
+    module, _, name = rules.server.partition(".")
+    sys.path.extend(str(inputs / folder) for folder in rules.inputs)
     try:
         return getattr(importlib.import_module(f"kaggle_evaluation.{module}"), name)
     except ImportError:
@@ -321,6 +320,23 @@ def answer_table(
     return passes
 
 
+def load_engine(
+    folder: Path, model: str, settings: Mapping[str, Any], seed: int, adapter: str | None
+) -> Engine:
+    """Resolve the settings, write them to settings.json in `folder`, and start the engine."""
+    resolved = resolve(model, settings)
+    write_settings(resolved, folder / "settings.json")
+    return start_engine(model, resolved, seed, adapter)
+
+
+def journal_of_pass(
+    folder: Path, model: str, competition: str, settings: Mapping[str, Any], number: int = 1
+) -> Journal:
+    """Return the journal of a pass over the questions; the first pass's is journal.jsonl."""
+    name = "journal.jsonl" if number == 1 else f"journal-{number}.jsonl"
+    return Journal(folder / name, model, competition, settings)
+
+
 def serve(
     competition: str,
     model: str,
@@ -334,7 +350,7 @@ def serve(
 
     `settings` go over those of the model folder; the resolved ones are printed and written to settings.json.
     Returns the solutions by id, of the first pass. Raises AimoError for wrong arguments before anything
-    starts; in a rerun the questions get the fallback instead.
+    starts, and for a model that vLLM does not load; in a rerun the questions get the fallback instead.
     """
     rules = competitions.find(competition)
     rerun = bool(os.getenv("KAGGLE_IS_COMPETITION_RERUN")) and rules.server is not None
@@ -349,19 +365,12 @@ def serve(
         table = read_questions(test_csv, competition)[1]
         golds = local_gateway.golds(table, rules)
     local_gateway.check_start(rules, time.monotonic() - startup.STARTED, rerun)
-
-    def load() -> Engine:
-        resolved = resolve(model, settings)
-        write_settings(resolved, folder / "settings.json")
-        return start_engine(model, resolved, seed, adapter)
-
-    def open_journal(number: int = 1) -> Journal:
-        name = "journal.jsonl" if number == 1 else f"journal-{number}.jsonl"
-        return Journal(folder / name, model, competition, settings)
-
-    supervisor = Supervisor(load)
+    supervisor = Supervisor(partial(load_engine, folder, model, settings, seed, adapter))
+    open_journal = partial(journal_of_pass, folder, model, competition, settings)
     solutions: dict[str, Solution] = {}
     try:
+        if not os.getenv("KAGGLE_IS_COMPETITION_RERUN"):
+            supervisor.get()  # a trial run ends with a model that does not load, a rerun takes fallbacks
         if not rerun and (server_class is None or golds):
             passes = answer_table(supervisor, table, rules, time_limit_s, seed, open_journal)
             write_answers(Path(rules.submission), table["id"], passes[0].answers)

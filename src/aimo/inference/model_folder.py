@@ -34,6 +34,10 @@ def check_model_folder(model: str | Path) -> None:
     for name in JSON_FILES:
         if (model / name).exists():
             read_json(model / name, REMEDY)
+    if not read_json(model / "config.json", REMEDY).get("architectures"):
+        raise AimoError(
+            f"{model / 'config.json'}: names no `architectures`, so vLLM cannot load it; {REMEDY}"
+        )
     for path in sorted(model.glob("*.safetensors")):
         check_weights(path)
     index = model / "model.safetensors.index.json"

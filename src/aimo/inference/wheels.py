@@ -4,6 +4,7 @@
 Harmony's vocabulary. Out of scope: installing them where they are attached (`startup`).
 """
 
+import contextlib
 import email.parser
 import hashlib
 import json
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import time
 import zipfile
+from collections.abc import Callable
 from email.message import Message
 from pathlib import Path
 from typing import Any
@@ -73,9 +75,10 @@ def collect(requirements: str | Path, out: str | Path = ".") -> dict[str, Any]:
 
 
 def download(lock: Path, folder: Path) -> None:
-    """Download or build the wheels of a lock file, and print how far that is."""
+    """Download or build the wheels of a lock file."""
     total = len(re.findall(r"^[\w.-]+(?:\[.*\])?==", lock.read_text(), re.MULTILINE))
-    run_pip(["wheel", "--no-deps", "-r", str(lock), "-w", str(folder)], total, f"requirements {lock}")
+    arguments = ["wheel", "--no-deps", "-r", str(lock), "-w", str(folder)]
+    run_pip(arguments, f"requirements {lock}", total, lambda said: said.count("Collecting "))
 
 
 def install(wheels: list[dict[str, Any]], folder: Path, made: Path) -> Path:
@@ -83,43 +86,40 @@ def install(wheels: list[dict[str, Any]], folder: Path, made: Path) -> Path:
     lock = made / "wheels.txt"
     lines = [f"{wheel['name']}=={wheel['version']} --hash=sha256:{wheel['sha256']}\n" for wheel in wheels]
     lock.write_text("".join(lines))
-    # Kaggle's Python lacks ensurepip: this Python's pip installs for the other.
+    # Not every Python has ensurepip: this Python's pip installs for the other.
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", made / "fresh"], check=True)
     python = made / "fresh" / "bin" / "python"
-    alone = [
-        "--no-index",
-        "--no-deps",
-        "--no-cache-dir",
-        "--no-compile",
-        "--find-links",
-        str(folder),
-        "--require-hashes",
-    ]
-    where = ["--isolated", "--python", str(python)]
-    run_pip([*where, "install", *alone, "-r", str(lock)], len(wheels), f"wheels in {folder}")
+    alone = ["--no-index", "--no-deps", "--no-cache-dir", "--no-compile", "--require-hashes"]
+    arguments = ["--isolated", "--python", str(python), "install", *alone]
+    arguments += ["--find-links", str(folder), "-r", str(lock)]
+    done = (made / "fresh").rglob
+    run_pip(arguments, f"wheels in {folder}", len(wheels), lambda _: len([*done("*.dist-info")]))
     return python
 
 
-def run_pip(arguments: list[str], total: int, what: str) -> None:
-    """Run pip and print how far it is in `total` packages. Raises AimoError with its first error."""
-    begun = printed = time.monotonic()
-    command = [sys.executable, "-m", "pip", *arguments]
-    lines: list[str] = []
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        assert process.stdout
-        for line in process.stdout:
-            lines.append(line.strip())
-            now, done = time.monotonic(), sum(said.startswith("Collecting ") for said in lines)
-            if now - printed > PRINT_S and done:
-                left = (now - begun) / done * max(0, total - done)
+def run_pip(arguments: list[str], what: str, total: int, count: Callable[[str], int]) -> None:
+    """Run pip; print now and then how many of `total` packages `count` finds done, from what pip has said.
+
+    Raises AimoError with pip's first error.
+    """
+    begun = time.monotonic()
+    with tempfile.NamedTemporaryFile("w+") as log:
+        said = Path(log.name)
+        with subprocess.Popen([sys.executable, "-m", "pip", *arguments], stdout=log, stderr=log) as process:
+            while process.poll() is None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(PRINT_S)
+                    break
+                done = count(said.read_text())
+                left = (time.monotonic() - begun) / max(1, done) * max(0, total - done)
                 print(f"{done} of at most {total} packages, about {left / 60:.0f} min left", flush=True)
-                printed = now
+        lines = [line.strip() for line in said.read_text().splitlines()]
     if process.returncode:
         # A release that does not exist is told with all that do: the line after it is shorter.
         errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
-        said = min(errors, key=len) if errors else lines[-1] if lines else "pip says nothing"
+        reason = min(errors or lines[-1:] or ["pip says nothing"], key=len)[:300]
         version = platform.python_version()
-        raise AimoError(f"{what}: {said[:300]}, for Python {version}; change the lock file (`make lock`)")
+        raise AimoError(f"{what}: {reason}, for Python {version}; change the lock file (`make lock`)")
 
 
 def describe(path: Path) -> dict[str, Any]:
