@@ -193,7 +193,7 @@ def test_a_competition_without_a_server_takes_a_csv_in_the_order_of_its_test_fil
         raise AimoError("no engine")
 
     monkeypatch.setattr(gateway, "start_engine", start_engine)
-    with pytest.raises(AimoError, match="^no engine$"):
+    with pytest.raises(AimoError, match=r"^no engine$"):
         gateway.serve("aimo1", str(TINY), str(path), 100.0, {})
     assert not (tmp_path / "submission.csv").exists()
     monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
