@@ -148,23 +148,18 @@ def checked(kind: type, values: dict[str, Any], where: str) -> Any:
 
 @contextlib.contextmanager
 def shown() -> Iterator[Callable[["Tally"], None]]:
-    """Show how far a distillation is, with the time left; a plain line now and then without a terminal."""
+    """Show how far a distillation is, the time left first; without a terminal, a plain line now and then."""
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    console = Console()
-    columns = [TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("left")]
-    columns.append(TimeRemainingColumn())
-    bars = Progress(*columns, console=console, disable=not console.is_terminal, speed_estimate_period=600)
-    task, said = bars.add_task("connecting", total=None), time.monotonic()
+    console, said = Console(), time.monotonic()
+    with console.status("connecting") as status:
 
-    def report(tally: "Tally") -> None:
-        nonlocal said
-        ended = tally.done + tally.failed.total()
-        bars.update(task, description=str(tally), completed=ended, total=tally.samples - tally.known)
-        if not console.is_terminal and time.monotonic() - said > PLAIN_S:
-            print(f"{tally}, {tally.left}", flush=True)
-            said = time.monotonic()
+        def report(tally: "Tally") -> None:
+            nonlocal said
+            line = f"{tally.left}: {tally}"
+            status.update(line)
+            if not console.is_terminal and time.monotonic() - said > PLAIN_S:
+                print(line, flush=True)
+                said = time.monotonic()
 
-    with bars:
         yield report

@@ -123,6 +123,15 @@ def distil(wanted: Distil, out: Path, seed: int, report: Report, tags: Tags = PU
         loop.stop()
 
 
+def in_run(wanted: Distil, run: Run) -> Tally:
+    """As `distil`, into the run's folder, with the run's seed, tags and progress."""
+
+    def report(tally: Tally) -> None:
+        run.progress(tally.known + tally.done + tally.failed.total(), tally.samples)
+
+    return distil(wanted, run.folder / "samples.jsonl", run.profile.seed, report, run.profile.prompt.tags)
+
+
 async def ask_all(
     wanted: Distil, rows: pl.DataFrame, out: Path, seed: int, report: Report, tags: Tags
 ) -> Tally:
