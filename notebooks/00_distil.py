@@ -24,7 +24,7 @@ overrides = []  # keys of the profile to change, each as KEY=VALUE
 # %%
 from aimo import runs
 from aimo.data import distillation, rejection
-from aimo.report import tables
+from aimo.report import distillation_page, plots, tables
 
 run = runs.begin("distil", profile, run_dir, overrides)
 
@@ -44,20 +44,25 @@ print(tally)
 # lets them: a few a problem, short or different ones, of problems that are neither too easy nor too hard.
 
 # %%
-kept, dropped = rejection.in_run(run)
-tables.table([{"dropped": reason, "completions": count} for reason, count in dropped.items()])
+found = rejection.in_run(run)
+print(found)
 
 # %% [markdown]
-# Some of what is kept. `pass_rate` is the share of right completions among all of the problem's.
+# How often the teacher was right, problem by problem, and some of what is kept.
 
 # %%
-tables.table(kept.head(3).to_dicts())
+plots.pass_rates(found.problems["pass_rate"].to_list(), run.profile.distil.reject.pass_rate)
 
 # %%
+tables.table(found.kept.head(3).to_dicts())
+
+# %%
+bounds = run.profile.distil.reject.pass_rate
+distillation_page.write(run.dir / "distillation.html", run.profile.profile, found, bounds)
 run.finish(
-    kept=len(kept),
-    problems=kept["problem"].n_unique(),
+    kept=len(found.kept),
+    problems=len(found.problems),
     failed=tally.failed.total(),
     tokens=tally.completion_tokens,
-    pass_rate=kept.unique("problem")["pass_rate"].mean(),
+    pass_rate=found.problems["pass_rate"].mean(),
 )

@@ -35,7 +35,7 @@ def test_a_completion_is_judged_by_its_answer_whatever_its_column_says():
         (SUM, "2", "or \\boxed{2}", False),
         (SUM, "2", "it is two", True),
     )
-    chosen, dropped = rejection.reject(table, Reject())
+    chosen, dropped, _ = rejection.reject(table, Reject())
     assert chosen["generation"].to_list() == ["so \\boxed{2}", "as \\boxed{2.0}"]
     assert chosen["pass_rate"].to_list() == [0.4, 0.4] and chosen["samples"].to_list() == [5, 5]
     assert dropped == {"another answer": 1, "unfinished, or marked wrong": 1, "no final answer": 1}
@@ -100,9 +100,26 @@ def test_the_source_distil_is_what_the_stage_has_kept(tmp_path):
     (tmp_path / "distil").mkdir()
     tags = "<start_working_out>1 + 1 = 2<end_working_out><SOLUTION>2</SOLUTION>"
     table = rows((SUM, "2", tags, None))
-    chosen, _ = rejection.reject(table, Reject(), profile.prompt.tags)
+    chosen, *_ = rejection.reject(table, Reject(), profile.prompt.tags)
     rejection.save(chosen, tmp_path / "distil/kept.jsonl")
     loaded = prepare.load(profile, tmp_path).rows["sft"]
     assert loaded["solution"].to_list() == [tags] and loaded["correct"].to_list() == [True]
     with pytest.raises(AimoError, match="the source distil needs a section distil"):
         config.load("tiny", source[1:])
+
+
+@pytest.mark.slow
+def test_the_page_of_a_distillation_works_in_a_browser(tmp_path):
+    from test_pages import browse
+
+    from aimo.report import distillation_page
+
+    texts = ["so $1 + 1 = 2$ and \\boxed{2}", "\\boxed{2}", "\\boxed{3}"]
+    found = rejection.reject(
+        rows(*((f"{i} $+ 1$?", "2", text, None) for i in range(3) for text in texts)), Reject()
+    )
+    count = browse(distillation_page.write(tmp_path / "page.html", "teacher", found, (0.0, 1.0)), 500)
+    assert not count["wide"] and count["tables"] == 2 and count["details"] == 6 and count["formulas"] >= 6
+    assert (
+        json.loads((tmp_path / "page.json").read_text())["headline"] == "6 completions kept, pass rate 0.667"
+    )

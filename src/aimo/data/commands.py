@@ -118,6 +118,7 @@ def reject(
         tuple[float, float], typer.Option(help="Keep problems of this share of right completions.")
     ] = (0.0, 1.0),
     profile: Annotated[str | None, typer.Option(help="A profile, whose tags are taken.")] = None,
+    page: Annotated[Path | None, typer.Option(help="Write a page of what was kept here.")] = None,
 ) -> None:
     """Keep the right and finished completions of a set, judged by their answers."""
     from aimo.data import rejection, sources
@@ -133,9 +134,13 @@ def reject(
     origin = replace(origin, columns=replace(known, **roles))
     rows, _ = sources.load_source(origin, 0, "reject")
     prompt = read_values(profile).get("prompt") or {} if profile else {}
-    kept, dropped = rejection.reject(rows, wanted, *[checked(Prompt, prompt, "prompt").tags] * bool(profile))
-    rejection.save(kept, out)
-    print(rejection.describe(rows, kept, dropped, out))
+    found = rejection.reject(rows, wanted, *[checked(Prompt, prompt, "prompt").tags] * bool(profile))
+    rejection.save(found.kept, out)
+    print(f"{found}: {out}")
+    if page:
+        from aimo.report import distillation_page
+
+        print(f"page: {distillation_page.write(page, source, found, wanted.pass_rate)}")
 
 
 def checked(kind: type, values: dict[str, Any], where: str) -> Any:

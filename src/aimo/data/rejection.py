@@ -6,7 +6,7 @@ wrong or unfinished is not kept either. Out of scope: steps that are wrong on th
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
 
@@ -22,11 +22,33 @@ from aimo.stages import STAGES
 KEPT = {"problem": "problem", "answer": "answer", "generation": "solution", "correct": "right"}
 
 
-def reject(rows: pl.DataFrame, wanted: Reject, tags: Tags = PUBLIC[0]) -> tuple[pl.DataFrame, Counter[str]]:
-    """The completions to keep of a source's rows (`aimo.data.sources`), and the others counted by reason.
+class Rejection(NamedTuple):
+    """What is kept of a set, and what is known of its problems."""
 
-    Kept rows have `problem`, `answer`, `generation`, `correct`, `pass_rate` (the share of right ones of the
-    problem's `samples`) and `samples`. AimoError when no row has a gold answer, or none is kept.
+    kept: pl.DataFrame
+    """`problem`, `answer`, `generation`, `correct`, `pass_rate` and `samples` of each completion to keep."""
+    dropped: Counter[str]
+    """The other completions by reason."""
+    problems: pl.DataFrame
+    """`problem`, `answer`, `pass_rate` (the share of right completions) and `samples` of each problem."""
+
+    def __str__(self) -> str:
+        """A count a line."""
+        rows = len(self.kept) + self.dropped.total()
+        rate: Any = self.problems["pass_rate"].mean()
+        return "\n".join(
+            [
+                f"{rows:>9,} completions of {len(self.problems):,} problems, mean pass rate {rate:.3f}",
+                *(f"{count:>9,} dropped: {reason}" for reason, count in self.dropped.items()),
+                f"{len(self.kept):>9,} kept, of {self.kept['problem'].n_unique():,} problems",
+            ]
+        )
+
+
+def reject(rows: pl.DataFrame, wanted: Reject, tags: Tags = PUBLIC[0]) -> Rejection:
+    """Judge the completions of a source's rows (`aimo.data.sources`), and choose among the right ones.
+
+    AimoError when no row has a gold answer, or none is kept.
     """
     if rows["answer"].fill_null("").eq("").all():
         raise AimoError("reject: no row has a gold answer to judge by; name its column with --answer-column")
@@ -38,6 +60,8 @@ def reject(rows: pl.DataFrame, wanted: Reject, tags: Tags = PUBLIC[0]) -> tuple[
     rows = rows.with_columns(
         pass_rate=pl.col("right").mean().over("key"), samples=pl.len().over("key").cast(pl.Int64)
     )
+    about = ["problem", "answer", "pass_rate", "samples"]
+    problems = rows.unique("key", keep="first", maintain_order=True).select(about)
     dropped = Counter({"no completion": int((~found).sum())})
 
     def drop(where: pl.Expr, reason: str) -> None:
@@ -57,17 +81,17 @@ def reject(rows: pl.DataFrame, wanted: Reject, tags: Tags = PUBLIC[0]) -> tuple[
         counts = ", ".join(f"{n} {reason}" for reason, n in dropped.items() if n)
         raise AimoError(f"reject: no completion is kept ({counts}); look at the teacher and at pass_rate")
     columns = {name: pl.col(column) for name, column in KEPT.items()}
-    return rows.select(**columns, pass_rate="pass_rate", samples="samples"), +dropped
+    return Rejection(rows.select(**columns, pass_rate="pass_rate", samples="samples"), +dropped, problems)
 
 
-def in_run(run: Run) -> tuple[pl.DataFrame, Counter[str]]:
+def in_run(run: Run) -> Rejection:
     """As `reject`, for what the stage `distil` has sampled; writes its product."""
     assert run.profile.distil
     source = Source(str(run.folder / "samples.jsonl"), preset="aimo distil")
     rows, _ = sources.load_source(source, run.profile.seed, "distil")
-    kept, dropped = reject(rows, run.profile.distil.reject, run.profile.prompt.tags)
-    save(kept, run.dir / STAGES["distil"].product)
-    return kept, dropped
+    found = reject(rows, run.profile.distil.reject, run.profile.prompt.tags)
+    save(found.kept, run.dir / STAGES["distil"].product)
+    return found
 
 
 def judged(rows: pl.DataFrame, tags: Tags) -> tuple[pl.Series, pl.Series]:
@@ -113,20 +137,6 @@ def diverse(texts: list[str]) -> list[int]:
         order.append(min(left, key=lambda i: nearest[i]))
         left.remove(order[-1])
     return order
-
-
-def describe(rows: pl.DataFrame, kept: pl.DataFrame, dropped: Counter[str], out: Path) -> str:
-    """What was kept and dropped, a count a line."""
-    lines = [f"{n:>9,} dropped: {reason}" for reason, n in dropped.items()]
-    rate: Any = kept.unique("problem")["pass_rate"].mean()
-    return "\n".join(
-        [
-            f"{len(rows):>9,} completions of {rows['problem'].n_unique():,} problems",
-            *lines,
-            f"{len(kept):>9,} kept, of {kept['problem'].n_unique():,} problems with a mean pass rate of "
-            f"{rate:.3f}: {out}",
-        ]
-    )
 
 
 def save(kept: pl.DataFrame, out: Path) -> None:

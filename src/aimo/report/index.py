@@ -13,7 +13,9 @@ PAGES = {
     "report.html": "run",
     "evaluation.html": "evaluation",
     "comparison.html": "comparison",
+    "distillation.html": "distillation",
     "rehearsal.html": "rehearsal",
+    "gpu-check.html": "GPU check",
 }
 """What a folder's page is named, and what kind it is then."""
 

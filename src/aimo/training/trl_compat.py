@@ -63,8 +63,9 @@ def pack(dataset: Any, args: Any) -> Any:
     `SFTTrainer._prepare_dataset` (TRL), as above.
     https://github.com/huggingface/trl/blob/v1.15.0/trl/trainer/sft_trainer.py
     """
-    masked = SimpleNamespace(completion_only_loss=True)  # all that it reads for rows that are tokenised
-    return SFTTrainer._prepare_dataset(masked, dataset, None, args, True, None, "train")  # type: ignore[arg-type]
+    unused: Any = None
+    masked: Any = SimpleNamespace(completion_only_loss=True)  # all that it reads for rows that are tokenised
+    return SFTTrainer._prepare_dataset(masked, dataset, unused, args, True, None, "train")
 
 
 class LogProbHook:
