@@ -163,9 +163,9 @@ def test_evaluate_scores_files_by_the_competition_s_points_and_leaves_a_page_and
     inputs, working = tmp_path / "input", tmp_path / "working"
     shutil.copytree(TINY, inputs / "model")
     (inputs / "made").mkdir()
-    pl.DataFrame(
-        {"id": ["mean", "line"], "problem": ["What is the mean of 3, 4 and 5?", "Solve 3 x + 4 = 19 for x."]}
-    ).with_columns(answer=pl.Series([4, 5])).write_csv(inputs / "made" / "easy.csv")
+    wall = "What area of a 7 by 12 wall is not covered by a 4 by 3 door?"
+    made = pl.DataFrame({"id": ["right", "wrong"], "problem": [wall, wall], "answer": [72, 71]})
+    made.write_csv(inputs / "made" / "easy.csv")
     shutil.copytree(shared / "aimo3", inputs / "aimo3")
     text = kernels.build("evaluate", tmp_path, "tiny").read_text()
     files = [str(inputs / "made" / "easy.csv"), str(inputs / "aimo3" / "reference.csv")]
@@ -173,15 +173,11 @@ def test_evaluate_scores_files_by_the_competition_s_points_and_leaves_a_page_and
     ran = machine.run(text, inputs, working, parameters)
     assert ran, ran.log[-20:]
     easy, reference = json.loads((working / "evaluation.json").read_text())
-    assert (easy["file"], easy["questions"], easy["score"], easy["right in each pass"]) == (
-        "made-easy",
-        2,
-        2,
-        [2, 2],
-    )
+    assert (easy["file"], easy["questions"], easy["score"]) == ("made-easy", 2, 1)
+    assert easy["right in each pass"] == [1, 1]
     assert (reference["file"], reference["questions"]) == ("aimo3-reference", 10)
     page = (working / "evaluation.html").read_text()
-    assert "made-easy, pass 2" in page and "What is the mean of 3, 4 and 5?" in page
+    assert "made-easy, pass 2" in page and wall in page
     for name in ("made-easy", "aimo3-reference"):
         for number in (1, 2):
             assert (working / f"{name}.journal-{number}.jsonl").read_text().count('"answer"')
