@@ -17,7 +17,16 @@ from aimo.config import ROOT
 from aimo.data import commands as data
 from aimo.errors import AimoError, EngineError, StageError
 from aimo.evaluation import commands as lab
-from aimo.evaluation.commands import check_folder, check_server, solver_settings, start
+from aimo.evaluation.commands import (
+    Adapter,
+    EngineArguments,
+    Servers,
+    Settings,
+    check_folder,
+    check_server,
+    solver_settings,
+    start,
+)
 from aimo.kaggle import commands
 from aimo.stages import STAGES
 from aimo.training import packing
@@ -160,22 +169,14 @@ def solve(
     profile: Annotated[
         str | None, typer.Option(help="A profile whose inference section goes over the model's settings.")
     ] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Change a setting, such as inference.temperature=0.6.")
-    ] = None,
+    set_: Settings = None,
     samples: Annotated[
         int | None, typer.Option(min=1, help="Samples of a question; 1 of a PROBLEM if not given.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    server: Annotated[
-        list[str] | None,
-        typer.Option(help="A running `vllm serve` of the model, in place of an engine; repeat."),
-    ] = None,
-    adapter: Annotated[str | None, typer.Option(help="A folder with a LoRA adapter for the model.")] = None,
-    vllm: Annotated[
-        list[str] | None,
-        typer.Option(help="An engine argument of vLLM's, such as tensor_parallel_size=2; repeat."),
-    ] = None,
+    server: Servers = None,
+    adapter: Adapter = None,
+    vllm: EngineArguments = None,
 ) -> None:
     """Answer one PROBLEM, or the questions of a CSV, with a majority vote."""
     from aimo.inference.ask import ask
@@ -296,7 +297,7 @@ def build(
     """Build the self-contained notebooks of kernels from the sources."""
     from aimo.kaggle import kernels
 
-    for name in names or kernels.KERNELS:
+    for name in names or kernels.kernels_of(profile):
         print(kernels.build(name, out, profile))
 
 

@@ -13,6 +13,19 @@ import typer
 
 from aimo.errors import AimoError
 
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="Change a setting, such as inference.temperature=0.6.")
+]
+Servers = Annotated[
+    list[str] | None,
+    typer.Option(help="A running `vllm serve` of the model, in place of an engine; repeat."),
+]
+Adapter = Annotated[str | None, typer.Option(help="A folder with a LoRA adapter for the model.")]
+EngineArguments = Annotated[
+    list[str] | None,
+    typer.Option(help="An engine argument of vLLM's, such as tensor_parallel_size=2; repeat."),
+]
+
 
 def replay(
     files: Annotated[list[Path], typer.Argument(help="Journals of the solver, or public traces.")],
@@ -87,9 +100,7 @@ def evaluate(
         str,
         typer.Option(help="Names, such as aime24,math500, or paths to files with problems and answers."),
     ],
-    data: Annotated[
-        Path | None, typer.Option(help="A folder with NAME.jsonl, .csv or .parquet in place of the hub.")
-    ] = None,
+    data: Annotated[Path | None, typer.Option(help="A folder of NAME.jsonl in place of the hub.")] = None,
     run_dir: Annotated[
         str | None, typer.Option(help="The evaluation's folder; runs/evaluate-MODEL if not given.")
     ] = None,
@@ -101,18 +112,10 @@ def evaluate(
     profile: Annotated[
         str | None, typer.Option(help="A profile whose inference section goes over the benchmark's sampling.")
     ] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Change a setting, such as inference.temperature=0.")
-    ] = None,
-    server: Annotated[
-        list[str] | None,
-        typer.Option(help="A running `vllm serve` of the model, in place of an engine; repeat."),
-    ] = None,
-    adapter: Annotated[str | None, typer.Option(help="A folder with a LoRA adapter for the model.")] = None,
-    vllm: Annotated[
-        list[str] | None,
-        typer.Option(help="An engine argument of vLLM's, such as tensor_parallel_size=2; repeat."),
-    ] = None,
+    set_: Settings = None,
+    server: Servers = None,
+    adapter: Adapter = None,
+    vllm: EngineArguments = None,
     audit: Annotated[
         bool, typer.Option("--audit", help="List the verdicts that math-verify does not share.")
     ] = False,
