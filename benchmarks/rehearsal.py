@@ -79,60 +79,58 @@ cli.main()
 class Executed(Version):
     """A version of a kernel that a machine runs in a thread."""
 
-    def __init__(self, request: Any, folder: Path):
-        super().__init__(request, {"log": [], "files": {}})
-        self.folder = folder
-        self.state = "RUNNING"
+    state = "QUEUED"
 
     def status(self) -> str:
         """How far it is."""
         return self.state
 
-    def execute(self, internet: bool) -> None:
-        """Run the notebook; its output is what it leaves."""
-        working = self.folder / "working"
-        ran = machine.run(self.request.text, self.folder / "input", working, internet=internet)
-        self.log = ran.log
-        self.failure = "" if ran else [line for line in ran.log if line.strip()][-1]
-        self.files = {name: path.read_bytes() for name, path in machine.outputs(working).items()}
-        self.state = "COMPLETE" if ran else "ERROR"
-
 
 class Host(Kaggle):
-    """The stand-in for Kaggle's API, with machines that run what is pushed."""
+    """The stand-in for Kaggle's API, with a machine that runs what is pushed, one version after the other."""
 
     def __init__(self, folder: Path, hidden_csv: Path):
         super().__init__()
         self.folder, self.hidden_csv = folder, hidden_csv
+        self.machine = folder / "machine"
+        """Its paths are the same in each run, as on Kaggle."""
+        self.busy = threading.Lock()
 
     def SaveKernel(self, request: Any) -> dict[str, Any]:
         """Take a version and run it."""
         versions = self.kernels.setdefault(request.slug, [])
-        folder = self.folder / request.slug.split("/")[1] / str(len(versions) + 1)
-        lost = self.attach(request, folder / "input")
-        version = Executed(request, folder)
+        inputs, lost = self.inputs(request)
+        version = Executed(request, {"log": [], "files": {}})
         versions.append(version)
-        threading.Thread(target=version.execute, args=(request.enable_internet,), daemon=True).start()
+        left = self.folder / request.slug.split("/")[1] / str(len(versions))
+        threading.Thread(target=self.execute, args=(version, inputs, left), daemon=True).start()
         return {"ref": request.slug, "versionNumber": len(versions)} | lost
 
-    def attach(self, request: Any, inputs: Path) -> dict[str, list[str]]:
-        """Lay out the inputs of a kernel as on Kaggle; return those that do not exist, by their kind."""
-        inputs.mkdir(parents=True)
-        lost: dict[str, list[str]] = {}
-        kinds = ("model", "dataset", "kernel")
-        for kind in kinds:
+    def execute(self, version: Executed, inputs: dict[str, bytes], left: Path) -> None:
+        """Run a version; its output is what it leaves."""
+        with self.busy:
+            version.state = "RUNNING"
+            self.lay_out(version.request, inputs)
+            internet, working = version.request.enable_internet, self.machine / "working"
+            ran = machine.run(version.request.text, self.machine / "input", working, internet=internet)
+            version.log = ran.log
+            version.failure = "" if ran else [line for line in ran.log if line.strip()][-1]
+            version.files = {name: path.read_bytes() for name, path in machine.outputs(working).items()}
+            shutil.copytree(working, left)
+        version.state = "COMPLETE" if ran else "ERROR"
+
+    def inputs(self, request: Any) -> tuple[dict[str, bytes], dict[str, list[str]]]:
+        """What a kernel has attached, by its path below /kaggle/input; and what does not exist, by kind."""
+        found, lost = {}, {}
+        for kind in ("model", "dataset", "kernel"):
             for source in getattr(request, f"{kind}_data_sources"):
                 try:
-                    place = inputs / source.split("/", 1)[1]
-                    for name, data in self.content(kind, source).items():
-                        (place / name).parent.mkdir(parents=True, exist_ok=True)
-                        (place / name).write_bytes(data)
-                except (KeyError, IndexError):
+                    content = self.content(kind, source)
+                except (KeyError, IndexError, StopIteration):
                     lost.setdefault(f"invalid{kind.title()}Sources", []).append(source)
-        for slug in request.competition_data_sources:
-            rules = next(rules for rules in COMPETITIONS.values() if rules.slug == slug)
-            machine.attach_competition(inputs, rules, self.folder / "public.csv")
-        return lost
+                    continue
+                found |= {f"{source.split('/', 1)[1]}/{name}": data for name, data in content.items()}
+        return found, lost
 
     def content(self, kind: str, source: str) -> dict[str, bytes]:
         """The files of a model's version, a data set or a kernel's last output."""
@@ -142,6 +140,17 @@ class Host(Kaggle):
             return dict(next(v for v in reversed(self.kernels[source]) if v.state == "COMPLETE").files)
         owner, slug, _, variation, number = source.split("/")
         return dict(self.models[f"{owner}/{slug}"][variation][int(number) - 1])
+
+    def lay_out(self, request: Any, inputs: dict[str, bytes]) -> None:
+        """Empty the machine and put a kernel's inputs there."""
+        empty(self.machine)
+        for name, data in inputs.items():
+            path = self.machine / "input" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        for slug in request.competition_data_sources:
+            rules = next(rules for rules in COMPETITIONS.values() if rules.slug == slug)
+            machine.attach_competition(self.machine / "input", rules, self.folder / "public.csv")
 
     def DownloadDataFiles(self, request: Any) -> bytes:
         """The competition's public files."""
@@ -167,14 +176,14 @@ class Host(Kaggle):
         import polars as pl
 
         passes = []
+        text, inputs = version.request.text, self.machine / "input"
         for number in range(1, RULES.passes + 1):
-            folder = self.folder / f"rerun-{number}"
-            out = folder / "submission.parquet"
-            inputs = folder / "input"
-            self.attach(version.request, inputs)
-            ran, said = machine.rerun(
-                version.request.text, inputs, folder / "working", inputs / RULES.slug, self.hidden_csv, out
-            )
+            out = self.folder / f"hidden-{number}.parquet"
+            with self.busy:
+                self.lay_out(version.request, self.inputs(version.request)[0])
+                ran, said = machine.rerun(
+                    text, inputs, self.machine / "working", inputs / RULES.slug, self.hidden_csv, out
+                )
             if not ran or said != "submission written":
                 row |= {"status": "ERROR", "errorDescription": said}
                 return
@@ -246,6 +255,14 @@ class Rehearsal:
         record = {"headline": lead, "seconds": seconds, "steps": [row | {"left": ""} for row in self.rows]}
         (self.out / "rehearsal.json").write_text(json.dumps(record, indent=1) + "\n")
         index.write(self.out)
+
+
+def empty(folder: Path) -> None:
+    """Make a folder empty; what is read-only in it goes too."""
+    if folder.exists():
+        subprocess.run(["chmod", "-R", "u+w", folder], check=True)
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
 
 
 def write_problems(path: Path, seed: int, rows: int = 10, answers: bool = True) -> Path:
@@ -354,10 +371,7 @@ def main(
 ) -> None:
     """Do all steps, and print where their page is."""
     begun, out = time.monotonic(), out.absolute()
-    if out.exists():
-        subprocess.run(["chmod", "-R", "u+w", out], check=True)
-        shutil.rmtree(out)
-    out.mkdir(parents=True)
+    empty(out)
     print(f"{rehearse(out)} {time.monotonic() - begun:.0f} s: {out / 'rehearsal.html'}")
 
 

@@ -73,6 +73,7 @@ def run(text, inputs, working, parameters=None, internet=False, timeout=900, **v
     `/kaggle/input` and `/kaggle/working` in the text are `inputs` and `working`.
     """
     working.mkdir(parents=True)
+    inputs.mkdir(exist_ok=True)
     fresh = working.with_name(working.name + ".ipynb")
     fresh.write_text(text.replace("/kaggle/input", str(inputs)).replace("/kaggle/working", str(working)))
     subprocess.run(["chmod", "-R", "a-w", inputs], check=True)
