@@ -7,10 +7,10 @@ LOCK := $(if $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu),requirements.txt
 TORCH := $(shell grep -s '^torch==' $(LOCK))
 PIP := .venv/bin/pip install -qq --no-deps
 
-.PHONY: help setup demo fast test run jupyter sync lint lock kernels push bench rehearsal
+.PHONY: help setup demo fast test run jupyter sync lint lock kernels push bench rehearsal gpu-check
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 10
 
 setup: .venv/.installed ## install the lock file that fits this machine (CPU or NVIDIA GPU) into .venv
 
@@ -55,8 +55,11 @@ lint: setup ## style, types, imports between modules, dependencies, layout, note
 bench: setup ## the figures of the whole pipeline for seeds 0, 1 and 2
 	.venv/bin/python benchmarks/road.py
 
-kernels: setup ## build the Kaggle kernel from the sources; PROFILE=NAME puts its settings in
-	.venv/bin/aimo kernel build submission $(if $(filter-out tiny,$(PROFILE)),--profile $(PROFILE))
+gpu-check: setup ## ten minutes of everything that only a GPU can show (docs/training.md); without one, on a CPU
+	.venv/bin/python benchmarks/gpu.py
+
+kernels: setup ## build the Kaggle kernels from the sources; PROFILE=NAME puts its settings in
+	.venv/bin/aimo kernel build $(if $(filter-out tiny,$(PROFILE)),--profile $(PROFILE))
 
 rehearsal: setup ## every step from wheels to a score, against a stand-in for Kaggle (docs/kaggle.md)
 	.venv/bin/python benchmarks/rehearsal.py

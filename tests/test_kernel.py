@@ -55,16 +55,6 @@ def test_a_kernel_is_readable_on_kaggle(name):
     assert cells.index(shown[0]) < cells.index(shipped[0]) and "parameters" in shown[0].metadata.tags
 
 
-def test_its_metadata_keeps_to_what_kaggle_accepts():
-    meta = json.loads((BUILT.parent / "kernel-metadata.json").read_text())
-    assert (BUILT.parent / meta["code_file"]).exists()
-    assert len(meta["title"]) >= 5 and len(meta["id"].split("/")[1]) >= 5
-    assert meta["title"].lower().replace(" ", "-") == meta["id"].split("/")[1], (
-        "Kaggle makes the slug from the title"
-    )
-    assert meta["enable_internet"] is False and meta["kernel_type"] == "notebook"
-
-
 def test_its_parameters_are_those_that_serve_takes():
     names: dict = {}
     exec(parameters(BUILT), {}, names)
@@ -82,6 +72,17 @@ def test_a_profiles_settings_stand_in_its_first_cell_each_below_a_comment(tmp_pa
     for key in fields(Settings):
         (place,) = (i for i, line in enumerate(lines) if re.match(rf' +(# )?"{key.name}": ', line))
         assert re.match(r" +# \S", lines[place - 1])
+
+
+def test_a_profile_that_trains_stands_whole_in_train_and_another_has_no_use_there(tmp_path):
+    assert kernels.kernels_of("kaggle-t4") == ["train", "submission", "evaluate"]
+    assert kernels.kernels_of("aimo3-gpt-oss-120b") == ["submission", "evaluate"]
+    built = kernels.build("train", tmp_path, "kaggle-t4")
+    (text,) = (c.source for c in nbformat.read(built, 4).cells if "profile" in c.metadata.get("tags", []))
+    assert text == f"%%writefile profile.yaml\n{config.find('kaggle-t4').read_text().rstrip()}"
+    for name, profile in ("train", "aimo3-gpt-oss-120b"), ("wheels", "kaggle-t4"):
+        with pytest.raises(AimoError, match=f"^kernel {name} has no use for profile {profile}; it goes into"):
+            kernels.build(name, tmp_path, profile)
 
 
 def test_it_holds_every_module_of_the_package_after_those_it_imports():

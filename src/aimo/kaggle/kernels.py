@@ -42,13 +42,23 @@ class Kernel:
 
 
 INFERENCE = ("src/aimo/inference/*.py",)
+ROAD = ("src/aimo/session.py", "notebooks/0[123]*.ipynb", "notebooks/profiles/*.jinja")
 KERNELS = {
-    "wheels": Kernel(("src/aimo/inference/wheels.py", "requirements.txt"), True, False, ()),
-    "train": Kernel(
-        (*INFERENCE, "src/aimo/session.py", "notebooks/0[123]*.ipynb"), True, True, ("wheels",), "kaggle-h100"
+    "wheels": Kernel(
+        ships=("src/aimo/inference/wheels.py", "requirements.txt"), internet=True, gpu=False, attaches=()
     ),
-    "submission": Kernel(INFERENCE, False, True, ("model", "wheels", "competition")),
-    "evaluate": Kernel((*INFERENCE, "src/aimo/evaluation/kernel.py"), False, True, ("model", "wheels")),
+    "train": Kernel(
+        ships=(*INFERENCE, *ROAD), internet=True, gpu=True, attaches=("wheels",), profile="kaggle-h100"
+    ),
+    "submission": Kernel(
+        ships=INFERENCE, internet=False, gpu=True, attaches=("model", "wheels", "competition")
+    ),
+    "evaluate": Kernel(
+        ships=(*INFERENCE, "src/aimo/evaluation/kernel.py"),
+        internet=False,
+        gpu=True,
+        attaches=("model", "wheels"),
+    ),
 }
 
 FOLDED = {
@@ -75,19 +85,40 @@ os.environ["PYTHONPATH"] = os.pathsep.join([sys.path[0], *others])  # of process
 def build(name: str, out: Path | None = None, profile: str | None = None) -> Path:
     """Write the notebook of the kernel `name` to its folder, or to `out`, and return its path.
 
-    The `inference` section of a `profile` stands in its settings. The same sources give the same bytes.
-    Raises AimoError when there is no such kernel, profile or folder.
+    The `inference` section of a `profile` stands in its settings, or the whole of it. The same sources give
+    the same bytes. Raises AimoError when there is no such kernel, profile or folder, and for a profile that
+    the kernel has no use for.
     """
     if name not in KERNELS:
         raise AimoError(f"kernel {name!r} does not exist: use one of {', '.join(KERNELS)}")
-    metadata = json.loads((FOLDER / name / "kernel-metadata.json").read_text())
-    path = (out or FOLDER / name) / metadata["code_file"]
+    if name not in (fitting := kernels_of(profile)):
+        raise AimoError(f"kernel {name} has no use for profile {profile}; it goes into {', '.join(fitting)}")
+    template = template_of(name)
+    path = (out or template.parent) / f"{template.stem}.ipynb"
     if not path.parent.is_dir():
         raise AimoError(f"--out {out}: no such folder; make it first")
-    template = (FOLDER / name / path.name).with_suffix(".py")
     # One string for each cell, as a list of lines would make the notebook a quarter larger.
     nbformat.write(notebook(template.read_text(), KERNELS[name], profile), path, split_lines=False)
     return path
+
+
+def template_of(name: str) -> Path:
+    """Return the template of a kernel, beside its code file."""
+    metadata = json.loads((FOLDER / name / "kernel-metadata.json").read_text())
+    return (FOLDER / name / metadata["code_file"]).with_suffix(".py")
+
+
+def kernels_of(profile: str | None) -> list[str]:
+    """Return the kernels that have a place for a profile's settings; all of them without one.
+
+    A profile that trains nothing has no place in `train`.
+    """
+    places = ["settings = {}", *(['tags=["profile"]'] if profile and config.load(profile).trained else [])]
+    return [
+        name
+        for name in KERNELS
+        if profile is None or any(place in template_of(name).read_text() for place in places)
+    ]
 
 
 def notebook(template: str, kernel: Kernel, profile: str | None = None) -> Any:
