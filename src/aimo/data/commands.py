@@ -108,7 +108,9 @@ def reject(
         str, typer.Argument(help="What `aimo distil` wrote, or another file, folder or hub id.")
     ],
     out: Annotated[Path, typer.Option(help="A .jsonl or .parquet file, a source with preset `aimo reject`.")],
-    preset: Annotated[str, typer.Option(help="Whose columns the source has.")] = "aimo distil",
+    preset: Annotated[
+        str | None, typer.Option(help="Whose columns the source has; its own, or those of `aimo distil`.")
+    ] = None,
     prompt_column: Annotated[str | None, typer.Option(help="Its problems.")] = None,
     answer_column: Annotated[str | None, typer.Option(help="Its gold answers.")] = None,
     solution_column: Annotated[str | None, typer.Option(help="Its completions, one or a list.")] = None,
@@ -122,6 +124,7 @@ def reject(
 ) -> None:
     """Keep the right and finished completions of a set, judged by their answers."""
     from aimo.data import rejection, sources
+    from aimo.data.presets import PRESETS
 
     if out.suffix not in (".jsonl", ".parquet"):
         raise AimoError(f"--out {out}: takes a .jsonl or a .parquet file")
@@ -129,7 +132,7 @@ def reject(
     wanted = checked(Reject, options, "reject")
     given = {"problem": prompt_column, "answer": answer_column, "solution": solution_column}
     roles = {role: column for role, column in given.items() if column}
-    origin = Source(source, preset=preset)
+    origin = Source(source, preset=preset or (source if source in PRESETS else "aimo distil"))
     known = sources.preset_of(origin, "reject").columns
     origin = replace(origin, columns=replace(known, **roles))
     rows, _ = sources.load_source(origin, 0, "reject")
