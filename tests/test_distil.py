@@ -152,7 +152,8 @@ def test_started_again_it_repairs_a_cut_last_line_and_asks_for_what_is_missing_a
         assert (tally.known, tally.done, len(rows)) == (12, 6, 18)
 
 
-def test_a_killed_run_goes_on_without_losing_or_repeating_a_sample(problems):
+@pytest.mark.parametrize("sign, status", [(signal.SIGKILL, -9), (signal.SIGINT, 2)])
+def test_a_run_that_was_ended_goes_on_without_losing_or_repeating_a_sample(problems, sign, status):
     out = problems.parent / "out.jsonl"
     options = ["--dataset-name", str(problems), "--output-file", str(out), "--num-generations", "40"]
     with serving(delay=0.02) as server:
@@ -161,8 +162,8 @@ def test_a_killed_run_goes_on_without_losing_or_repeating_a_sample(problems):
         while not out.exists() or out.stat().st_size < 5000:
             assert process.poll() is None
             time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.send_signal(sign)
+        assert process.wait(10) == status
         server.delay = 0
         done = aimo(*command)
     assert done.returncode == 0, done.stderr
