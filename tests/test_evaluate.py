@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import re
+import resource
 import stat
 
 import numpy as np
@@ -150,7 +151,6 @@ def test_lighteval_gets_the_engines_settings_and_its_figures_are_kept(monkeypatc
     fake.chmod(fake.stat().st_mode | stat.S_IEXEC)
     monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
     arguments = ["--benchmarks", "gpqa", "--vllm", "tensor_parallel_size=2", "--run-dir", tmp_path / "run"]
-    (tmp_path / "run" / "gpqa").mkdir(parents=True)
     code, _, err = run(monkeypatch, capsys, "evaluate", TINY, *arguments)
     assert code == 0, err
     called = (tmp_path / "run/gpqa/arguments").read_text()
@@ -270,6 +270,42 @@ def test_a_server_that_goes_down_costs_nothing_that_has_ended(monkeypatch, capsy
     assert code == 2 and "5 completions are kept" in line and "run the same command again" in line
     _, kept = completions.read(tmp_path / "run/zero.jsonl")
     assert len(kept) == 5
+
+
+def test_a_full_disk_costs_one_completion_and_the_rest_is_gone_on_with(
+    monkeypatch, capsys, tmp_path, model_server, small_benchmark
+):
+    arguments = ["evaluate", TINY, "--benchmarks", small_benchmark, "--run-dir", tmp_path / "run"]
+    arguments += ["--samples", 2, "--server", model_server[0]]
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3000, hard))  # no file may be longer
+        code, _, err = run(monkeypatch, capsys, *arguments)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    [line] = [line for line in err.splitlines() if line.startswith("aimo: ")]
+    assert code == 2 and "completions are kept: make room" in line
+    _, kept = completions.read(tmp_path / "run/zero.jsonl")
+    assert 0 < len(kept) < 12
+    code, _, err = run(monkeypatch, capsys, *arguments)
+    assert code == 0, err
+    assert set(kept) < set(completions.read(tmp_path / "run/zero.jsonl")[1])
+
+
+def test_another_benchmark_joins_those_of_the_folder(
+    monkeypatch, capsys, tmp_path, model_server, small_benchmark
+):
+    other = small_benchmark.with_name("other.jsonl")
+    other.write_text('{"problem": "0?", "answer": "0"}\n')
+    for path in (small_benchmark, other):
+        arguments = ["evaluate", TINY, "--benchmarks", path, "--run-dir", tmp_path / "run", "--samples", 2]
+        code, _, err = run(monkeypatch, capsys, *arguments, "--server", model_server[0])
+        assert code == 0, err
+    found = json.loads((tmp_path / "run/evaluation.json").read_text())
+    assert set(found["benchmarks"]) == set(found["leakage"]) == {"zero", "other"}
+    monkeypatch.setattr(completions, "fingerprint", lambda folder: "trained further")
+    code, _, err = run(monkeypatch, capsys, *arguments, "--server", model_server[0])
+    assert code == 2 and "holds completions of other weights" in err
 
 
 def test_a_question_that_does_not_fit_counts_as_cut_off(monkeypatch, capsys, tmp_path, model_server):

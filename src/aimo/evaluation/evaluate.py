@@ -28,6 +28,7 @@ from aimo.progress import counting
 from aimo.report import evaluation_page, index
 from aimo.runs import lock, unlock, write_json
 
+FIGURES = "evaluation.json"
 Start = Callable[[Settings], Sampler]
 """Starts an engine, or connects to servers."""
 
@@ -71,8 +72,9 @@ class Wanted:
 def evaluate(wanted: Wanted, start: Start, folder: Path, with_audit: bool = False) -> dict[str, Scores]:
     """Sample what is missing, score everything, and write figures and page; returns the scores by benchmark.
 
-    The engine starts only if a completion is missing, so that scoring again costs no generation. AimoError
-    for what the user can fix, before the engine starts.
+    What the folder already has of other benchmarks is scored and shown too. The engine starts only if a
+    completion is missing, so that scoring again costs no generation. AimoError for what the user can fix,
+    before the engine starts.
     """
     names = [name for name in wanted.benchmarks if not benchmarks.named(name).task]
     questions = {name: benchmarks.read(name, wanted.data, wanted.rows) for name in names}
@@ -87,15 +89,29 @@ def evaluate(wanted: Wanted, start: Start, folder: Path, with_audit: bool = Fals
     make(folder)
     lock(folder)
     try:
+        found, known = earlier(wanted, folder), lighteval.known(folder / FIGURES)
         with ExitStack() as stack:
             files = sample(wanted, questions, start, folder, stack)
         others = {name: lighteval.run(command, folder / name) for name, command in tasks.items()}
-        found = {
+        found |= {
             short(name): scores.score(file.header, list(file.traces.values())) for name, file in files.items()
         }
-        write(wanted, found, others, folder, with_audit)
+        write(wanted, found, known | others, folder, with_audit)
+    except OSError as e:
+        raise AimoError(
+            f"{folder}: {e.strerror}; the completions are kept: make room, and run the same command again"
+        ) from None
     finally:
         unlock(folder)
+    return found
+
+
+def earlier(wanted: Wanted, folder: Path) -> dict[str, Scores]:
+    """The scores that the folder already has. AimoError when they are another model's."""
+    found = read(folder) if (folder / FIGURES).exists() else {}
+    weights = completions.fingerprint(wanted.model)
+    if others := [one.header.model for one in found.values() if one.header.weights != weights]:
+        raise AimoError(f"{folder} holds completions of other weights ({others[0]}); take another --run-dir")
     return found
 
 
@@ -147,7 +163,7 @@ def write(
     }
     if with_audit:
         record["audit"] = {name: audit.disagreements(one) for name, one in found.items()}
-    write_json(folder / "evaluation.json", record)
+    write_json(folder / FIGURES, record)
     shown = record | {
         "published": published.beside({wanted.name: measured}),
         "questions": {name: [row_of(one, i) for i in range(len(one.right))] for name, one in found.items()},
@@ -222,8 +238,8 @@ def show(found: dict[str, Scores]) -> None:
 
 def read(folder: Path) -> dict[str, Scores]:
     """The scores of an evaluation's folder, by benchmark. AimoError when it holds none."""
-    files = sorted(folder.glob("*.jsonl"))
-    if not (folder / "evaluation.json").exists() or not files:
+    if not (folder / FIGURES).exists():
         raise AimoError(f"{folder}: it holds no finished evaluation; make one with `aimo evaluate`")
-    names = json.loads((folder / "evaluation.json").read_text())["benchmarks"]
-    return {file.stem: scores.score(*completions.read(file)) for file in files if file.stem in names}
+    names = json.loads((folder / FIGURES).read_text())["benchmarks"]
+    files = {name: folder / f"{name}.jsonl" for name in names}
+    return {name: scores.score(*completions.read(path)) for name, path in files.items() if path.exists()}

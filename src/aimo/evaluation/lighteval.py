@@ -47,6 +47,7 @@ def require(commands: list[list[str]]) -> None:
 
 def run(command: list[str], folder: Path) -> dict[str, Any]:
     """lighteval's figures of one task. EngineError when it fails or leaves no results."""
+    folder.mkdir(exist_ok=True)
     done = subprocess.run(command, check=False)
     results = sorted(folder.glob("results/**/results_*.json"), key=lambda path: path.stat().st_mtime)
     if done.returncode or not results:
@@ -57,3 +58,9 @@ def run(command: list[str], folder: Path) -> dict[str, Any]:
     task = command[3]
     named = [figures for name, figures in found.items() if task in name]
     return {"lighteval": dict(*named[:1]), "command": shlex.join(command)}
+
+
+def known(figures: Path) -> dict[str, Any]:
+    """lighteval's figures of benchmarks in an evaluation.json; none where there is no file."""
+    benchmarks = json.loads(figures.read_text())["benchmarks"] if figures.exists() else {}
+    return {name: found for name, found in benchmarks.items() if "lighteval" in found}
