@@ -1,4 +1,5 @@
-"""The CUDA paths, on the tiny base and on a larger random model: skipped where there is no GPU."""
+"""The CUDA paths that `make gpu-check` leaves out: whole runs, on the tiny base and on a larger random model, and
+the figures of a CPU. Skipped where there is no GPU."""
 
 import math
 
@@ -45,12 +46,28 @@ def test_both_stages_train_in_bf16_and_are_sampled(tmp_path, request, base, back
         "sft.optimizer=adamw_8bit",
         "sft.learning_rate=1e-4",
         "grpo.learning_rate=1e-5",
+        "dpo={learning_rate: 1.0e-5, problems: 20, max_steps: 2}",
         "inference.gpu_memory=0.3",
     ]
     done = aimo("run", "--profile", "tiny", "--run-dir", str(tmp_path / "run"), *settings(SMALL + extra))
     assert done.returncode == 0, done.stderr
     assert base != "tiny" or runs.figures(tmp_path / "run")["grpo"]["format"] > 0.5
-    for stage in ("sft", "grpo"):
+    for stage in ("sft", "grpo", "dpo"):
         records = runs.read_lines(tmp_path / "run" / stage / "log.jsonl")
         losses = [record["loss"] for record in records if "loss" in record]
         assert losses and all(math.isfinite(loss) for loss in losses)
+
+
+@pytest.mark.parametrize("backend", ["unsloth", "transformers"])
+def test_float32_is_computed_in_float32(tmp_path, monkeypatch, backend):
+    """Unsloth's trainers would compute it in 16 bits, and the losses would differ in the third digit."""
+    losses = []
+    for gpus in ("0", ""):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
+        folder = tmp_path / f"gpu{gpus}"
+        command = ["run", "--profile", "tiny", "--run-dir", str(folder), "--until", "sft"]
+        done = aimo(*command, *settings([*SMALL, f"model.backend={backend}", "model.dtype=float32"]))
+        assert done.returncode == 0, done.stderr
+        records = runs.read_lines(folder / "sft" / "log.jsonl")
+        losses.append([record["loss"] for record in records if "loss" in record])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
