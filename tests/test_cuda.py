@@ -1,5 +1,5 @@
-"""The CUDA paths that `make gpu-check` leaves out: whole runs, on the tiny base and on a larger random model, and
-the figures of a CPU. Skipped where there is no GPU."""
+"""The CUDA paths that `make gpu-check` leaves out: whole runs, on the tiny base and a larger random model, and
+float32 beside a CPU. Skipped where there is no GPU."""
 
 import math
 
