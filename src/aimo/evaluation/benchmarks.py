@@ -1,7 +1,7 @@
 """The table of benchmarks: where the problems come from, how they are asked, sampled and scored.
 
-A file takes the place of the hub's data set: `NAME.jsonl`, `.csv` or `.parquet` in a folder, or a path of
-its own in place of a name. Out of scope: sampling (`completions`), figures (`scores`).
+A file takes the place of the hub's data set: `NAME.jsonl` or `NAME/SPLIT.jsonl` (or .csv, .parquet) in a
+folder, or a path of its own in place of a name. Out of scope: sampling (`completions`), figures (`scores`).
 """
 
 import difflib
@@ -132,7 +132,8 @@ def local_file(name: str, benchmark: Benchmark, data: Path | None) -> Path | Non
     elif benchmark.source.endswith(KINDS):
         path = (data or Path()) / name / benchmark.source
     else:
-        places = [(data / f"{name}{kind}") for kind in KINDS] if data else []
+        stems = (name, f"{name}/{benchmark.split}")
+        places = [data / f"{stem}{kind}" for stem in stems for kind in KINDS] if data else []
         return next((place for place in places if place.is_file()), None)
     if not path.is_file():
         raise AimoError(

@@ -24,8 +24,9 @@ def write(folder: Path, runs: Path = ROOT / "runs") -> None:
     """Write the list anew after a page in `folder` was written; nothing to do for a folder elsewhere."""
     if folder.absolute().parent != runs:
         return
-    rows = [row(path, runs) for name in PAGES for path in runs.glob(f"*/{name}")]
-    rows.sort(key=lambda found: found["written"], reverse=True)
+    pages = [path for name in PAGES for path in runs.glob(f"*/{name}")]
+    pages.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    rows = [row(path, runs) for path in pages]
     view = tables.table(rows) if rows else tables.note("No run has a page yet.")
     page.write(runs / "index.html", "aimo: runs", f"{len(rows)} pages, the newest first.", [Section(view)])
 
