@@ -1,4 +1,4 @@
-"""The CUDA paths that `make gpu-check` leaves out: whole runs, on the tiny base and a larger random model, and
+"""The CUDA paths that `make gpu-check` leaves out: whole runs, on the tiny base and a larger random one, and
 float32 beside a CPU. Skipped where there is no GPU."""
 
 import math
