@@ -1,7 +1,6 @@
 """Private names of other libraries are used in two modules only, and do what their docstrings say."""
 
 import ast
-import json
 import re
 import sys
 from collections.abc import Iterator
@@ -149,79 +148,3 @@ def test_the_plain_loss_is_cross_entropy_with_its_gradient():
     assert torch.equal(top, logits.argmax(-1) == targets)
     (gradient,) = torch.autograd.grad(-chosen.sum(), hidden)
     assert torch.allclose(gradient, (distribution.probs - torch.eye(11)[targets]) @ weight / 0.7, atol=1e-5)
-
-
-ON_GPU = """
-import os
-os.environ["UNSLOTH_ALLOW_CPU"] = "1"
-import unsloth
-os.environ["UNSLOTH_ALLOW_CPU"] = "0"
-from unsloth.models.rl import PatchFastRL
-PatchFastRL()
-"""
-"""Unsloth as it is on a GPU: its own trainers and configurations in TRL's place."""
-INHERIT = """
-import inspect
-from aimo.training import trl_compat, trl_trainers
-for ours in (trl_trainers.SftTrainer, trl_trainers.GrpoTrainer, trl_trainers.DpoTrainer):
-    names = [base.__name__ for base in ours.__mro__]
-    stage = ours.__name__.replace("Trainer", "").upper()
-    assert names.index("Shared") < names.index(f"Unsloth{stage}Trainer")
-name = "_get_per_token_logps_and_entropies"
-theirs = inspect.signature(getattr(trl_trainers.GrpoTrainer.__mro__[5], name)).parameters
-assert list(theirs)[:5] == list(inspect.signature(getattr(trl_compat.LogProbHook, name)).parameters)[:5]
-"""
-
-
-CONFIGURE = """
-import dataclasses, json, trl
-from pathlib import Path
-from aimo import config
-from aimo.training import arguments
-here = ["model.dtype=auto", "model.load_in_4bit=false", "sft.use_liger_kernel=false"]
-here += ["model.attention=sdpa", "grpo.generation=transformers"]
-found = {}
-for path in config.PROFILES.glob("*.yaml"):
-    if not {"sft", "grpo"} <= set(config.load(path.stem).stages):
-        continue
-    profile = config.load(path.stem, here)
-    for stage in ("sft", "grpo"):
-        configure, name = getattr(arguments, f"{stage}_arguments"), f"{stage.upper()}Config"
-        theirs, kind = configure(profile, Path("out")), getattr(trl, name)
-        assert kind is not arguments.trls_own(kind), "Unsloth did not put its class in place"
-        setattr(trl, name, arguments.trls_own(kind))
-        plain = configure(profile, Path("out"))
-        setattr(trl, name, kind)
-        names = [f.name for f in dataclasses.fields(plain)]
-        differ = [n for n in names if getattr(theirs, n) != getattr(plain, n)]
-        found[f"{path.stem} {stage}"] = differ, [n for n in vars(theirs) if n not in vars(plain)]
-print()
-print(json.dumps(found))
-"""
-UNSLOTHS_OWN = {
-    "vllm_sampling_params": "unset, it adds nothing to TRL's sampling",
-    "unsloth_num_chunks": "pieces in which a loss is computed, for memory",
-    "unsloth_logit_chunk_multiplier": "the same",
-    "max_seq_length": "unset, it is TRL's max_length",
-    "context_parallel_size": "one process a sequence",
-    "context_parallel_backend": "the same",
-    "context_parallel_rotate_method": "the same",
-    "_unsloth_gradient_checkpointing_explicit": "a note that the profile sets gradient_checkpointing",
-}
-"""Keys that Unsloth's configurations have and TRL's have not, and what they do when they are not set."""
-
-
-@pytest.mark.slow  # Unsloth writes and imports its trainers for a GPU, 20 s
-def test_our_trainers_inherit_from_unsloths_and_their_configurations_are_trls(tmp_path):
-    import subprocess
-
-    from aimo.training.arguments import UNSLOTHS
-
-    code = ON_GPU + INHERIT + CONFIGURE
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert len(found) >= 12
-    for name, (differ, more) in found.items():
-        assert set(differ) <= UNSLOTHS.keys(), f"{name}: Unsloth's value is neither the profile's nor TRL's"
-        assert set(more) <= UNSLOTHS_OWN.keys(), f"{name}: a new key of Unsloth's"

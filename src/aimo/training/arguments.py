@@ -65,6 +65,8 @@ UNSLOTHS = {
     "router_aux_loss_coef": "its forward pass computes no auxiliary loss of experts",
     "padding_free": "null lets it leave out padding where the model allows it; the loss is the same",
     "generation_kwargs": "an empty mapping says what TRL's null says",
+    "bf16_full_eval": "it acts on evaluations outside training, and no stage has one",
+    "fp16_full_eval": "the same",
 }
 """Keys of TRL's that keep the value of Unsloth's configuration where it differs from TRL's, and why."""
 
@@ -164,6 +166,10 @@ def configure(kind: Any, stage: str, profile: Profile, folder: Path, **arguments
     for name in {f.name for f in fields(plain)} - UNSLOTHS.keys():  # Unsloth's class changes some values
         setattr(configured, name, getattr(plain, name))
     trl_compat.take_one_gpu(configured)
+    # Unsloth's word for computing in 16 bits is float32, its weights' type, and bfloat16 for the weights' own
+    # type. Without it, its trainers compute float32 in 16 bits.
+    in_16_bits = configured.bf16 or configured.fp16
+    os.environ["UNSLOTH_MIXED_PRECISION"] = "float32" if in_16_bits else "bfloat16"
     return configured
 
 

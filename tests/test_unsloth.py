@@ -1,0 +1,149 @@
+"""Unsloth's trainers, which it generates for a GPU, are built and held against TRL's, for every profile."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import TINY
+
+from aimo import config
+
+ON_GPU = """
+import os
+os.environ["UNSLOTH_ALLOW_CPU"] = "1"
+import unsloth
+os.environ["UNSLOTH_ALLOW_CPU"] = "0"
+from unsloth.models.rl import PatchFastRL
+PatchFastRL()
+"""
+"""Unsloth as it is on a GPU: its own trainers and configurations in TRL's place."""
+INHERIT = """
+import inspect
+from aimo.training import trl_compat, trl_trainers
+for ours in (trl_trainers.SftTrainer, trl_trainers.GrpoTrainer, trl_trainers.DpoTrainer):
+    names = [base.__name__ for base in ours.__mro__]
+    stage = ours.__name__.replace("Trainer", "").upper()
+    assert names.index("Shared") < names.index(f"Unsloth{stage}Trainer")
+name = "_get_per_token_logps_and_entropies"
+base = next(base for base in trl_trainers.GrpoTrainer.__mro__ if base.__name__ == "UnslothGRPOTrainer")
+theirs = inspect.signature(getattr(base, name)).parameters
+assert list(theirs)[:5] == list(inspect.signature(getattr(trl_compat.LogProbHook, name)).parameters)[:5]
+"""
+BUILD = """
+import json, sys
+from pathlib import Path
+from aimo import config, rewards
+from aimo.training import arguments, models, tokenization, trainers, trl_trainers
+
+def plain(thing):
+    kept = {name: value for name, value in vars(thing).items() if name != "reward_funcs"}
+    return {n: v for n, v in kept.items() if isinstance(v, (bool, int, float, str, list, dict, type(None)))}
+
+found, base = {}, Path(sys.argv[1])
+reply = [{"role": "assistant", "content": "2"}]
+row = {"prompt": [{"role": "user", "content": "1 + 1?"}], "answer": "2", "completion": reply}
+row |= {"chosen": reply, "rejected": reply}
+columns = {"sft": ["completion"], "grpo": ["answer"], "dpo": ["chosen", "rejected"]}
+for name, settings in json.loads(sys.argv[2]).items():
+    profile = config.load(name, settings)
+    tokenizer = models.load_tokenizer(base, profile)
+    for stage in profile.trained:
+        more = {"train_dataset": trainers.to_dataset([{n: row[n] for n in ["prompt", *columns[stage]]}] * 4)}
+        if stage == "grpo":
+            more["reward_funcs"] = list(rewards.get_reward_funcs(profile.grpo.rewards, profile.prompt))
+        if stage == "sft":
+            more["train_dataset"] = tokenization.tokenize(more["train_dataset"].to_list(), tokenizer)
+        trainer = trainers.build(
+            getattr(trl_trainers, f"{stage.capitalize()}Trainer"),
+            stage,
+            model=models.load_with_peft(base, profile),
+            args=getattr(arguments, f"{stage}_arguments")(profile, Path("out")),
+            processing_class=tokenizer,
+            **more,
+        )
+        found[f"{name} {stage}"] = {"args": plain(trainer.args), "trainer": plain(trainer)}
+print()
+print(json.dumps(found, default=str))
+"""
+HERE = [
+    f"model.base={TINY}",
+    "model.load_in_4bit=false",
+    "model.attention=sdpa",
+    "prompt.eos_token=null",
+    "sft.use_liger_kernel=false",
+    "grpo.generation=transformers",
+]
+"""Settings that need a GPU, or a model that is not here."""
+UNSLOTHS_OWN = {
+    "vllm_sampling_params": "unset, it adds nothing to TRL's sampling",
+    "unsloth_num_chunks": "pieces in which a loss is computed, for memory",
+    "unsloth_logit_chunk_multiplier": "the same",
+    "max_seq_length": "unset, it is TRL's max_length",
+    "context_parallel_size": "one process a sequence",
+    "context_parallel_backend": "the same",
+    "context_parallel_rotate_method": "the same",
+    "_unsloth_gradient_checkpointing_explicit": "a note that the profile sets gradient_checkpointing",
+}
+"""Keys that Unsloth's configurations have and TRL's have not, and what they do when they are not set."""
+UNSLOTHS_TRAINERS = {
+    "padding_free": "as in its configuration",
+    "place_model_on_device": "with bf16_full_eval, training places the model when it begins",
+    "_context_parallel_manager": "None: one process a sequence",
+}
+"""Values of Unsloth's trainers that are not those of TRL's, and why."""
+
+
+def settings_of(name):
+    """The settings that build a profile's trainers here: in its own number type, if a CPU has it."""
+    profile = config.load(name)
+    lacks = {"sft", "grpo"} - set(profile.stages)
+    here = [setting for setting in HERE if setting.split(".")[0] not in lacks]
+    here += [] if "grpo" in lacks else ["dpo={learning_rate: 1.0e-6}"]
+    return here if profile.model.dtype == "float32" else [*here, "model.dtype=bfloat16"]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """The values of TRL's trainers and of Unsloth's, by profile and stage: built in a process each."""
+    names = [path.stem for path in config.PROFILES.glob("*.yaml") if config.load(path.stem).trained]
+    arguments = [str(TINY), json.dumps({name: settings_of(name) for name in names})]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, *arguments],
+            cwd=tmp_path_factory.mktemp("built"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for code in (BUILD, ON_GPU + INHERIT + BUILD)
+    ]
+    outputs = [process.communicate() for process in processes]
+    for process, (_, stderr) in zip(processes, outputs, strict=True):
+        assert process.returncode == 0, stderr[-2000:]
+    return [json.loads(stdout.splitlines()[-1]) for stdout, _ in outputs]
+
+
+def differing(built, part):
+    """For each profile and stage, the names of values that Unsloth changes, and of those that it adds."""
+    plain, theirs = built
+    assert plain.keys() == theirs.keys() and len(plain) >= 18
+    for name in plain:
+        a, b = plain[name][part], theirs[name][part]
+        yield name, {key: (a[key], b.get(key)) for key in a if a[key] != b.get(key)}, b.keys() - a.keys()
+
+
+@pytest.mark.slow  # Unsloth writes and imports its trainers for a GPU, 30 s
+def test_the_arguments_of_unsloths_trainers_are_trls_or_stand_in_a_table_with_a_reason(built):
+    from aimo.training.arguments import UNSLOTHS
+
+    for name, changed, added in differing(built, "args"):
+        assert changed.keys() <= UNSLOTHS.keys(), f"{name}: {changed}: neither the profile's nor TRL's"
+        assert added <= UNSLOTHS_OWN.keys(), f"{name}: a new key of Unsloth's"
+    assert not built[1]["tiny sft"]["args"]["fp16"], "float32 is computed in float32"
+
+
+@pytest.mark.slow
+def test_unsloths_trainers_take_the_values_that_trls_take(built):
+    for name, changed, added in differing(built, "trainer"):
+        assert changed.keys() | added <= UNSLOTHS_TRAINERS.keys(), f"{name}: {changed}, {added}"
