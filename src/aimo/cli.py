@@ -6,6 +6,7 @@ Out of scope: anything a notebook would need too.
 import importlib.metadata
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -226,8 +227,9 @@ def serve(
     try:
         with serving.serving(folder, settings, seed, host=host, port=port, log=log) as (url, process):
             print(f"{folder.name} is ready at {url}/v1; Ctrl-C ends it", flush=True)
-            status = process.wait()
-        raise EngineError(f"vLLM ended with exit status {status}; all that it wrote is in {log}")
+            while process.poll() is None:  # wait() would sleep through Ctrl-C: polars restarts it
+                time.sleep(0.2)
+        raise EngineError(f"vLLM ended with exit status {process.returncode}; all that it wrote is in {log}")
     except KeyboardInterrupt:
         print("ended")
 

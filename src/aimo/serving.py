@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from aimo.errors import AimoError, EngineError, explain_exit
+from aimo.errors import AimoError, EngineError
 from aimo.inference.engine import engine_arguments, set_environment
 from aimo.inference.model_folder import check_model_folder
 from aimo.inference.processes import stderr_to
@@ -80,7 +80,7 @@ def serving(
         while not is_up(f"{url}/health"):
             if process.poll() is not None:
                 causes = re.findall(r"\b\w+Error: .+|error: .+", log.read_text(errors="replace"))
-                reason = " ".join(causes[0].split())[:300] if causes else explain_exit(process.returncode)
+                reason = " ".join(causes[0].split())[:300] if causes else f"exit status {process.returncode}"
                 raise EngineError(f"vLLM did not serve {model}: {reason}; all that it wrote is in {log}")
             time.sleep(0.2)
         yield url, process
