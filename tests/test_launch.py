@@ -198,8 +198,9 @@ def test_vllm_samples_with_the_weights_of_the_step_before_and_a_resumed_run_with
         shutil.rmtree(folder / "grpo" / left)
     again = steps()
     assert [record["step"] for record in again] == [1, 2, 3, 4]
-    assert again[2]["reward"] == whole[2]["reward"]
-    assert again[2]["loss"] == pytest.approx(whole[2]["loss"], abs=1e-3)  # vLLM's batches are rounded
+    for step in (2, 3):
+        assert again[step]["reward"] == whole[step]["reward"]
+        assert again[step]["loss"] == pytest.approx(whole[step]["loss"], abs=1e-3)  # vLLM rounds
 
 
 SKIPPING = """
