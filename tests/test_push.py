@@ -1,84 +1,69 @@
-"""Pushing a finished model, with fakes in place of the hub's and Kaggle's clients."""
+"""Pushing a finished model: a fake in place of the hub's client, Kaggle's own against the stand-in."""
 
-import sys
-import types
+from typing import ClassVar
 
 import huggingface_hub
 import pytest
 
-from aimo import config, hub
+from aimo import config
 from aimo.errors import AimoError
+from aimo.runs import read_lines
+
+pytest_plugins = ["stand_in"]
+MODEL = "me/model/transformers/default"
 
 
 class Hub:
     """The hub's client, which takes what it is given, or refuses it."""
 
     refuses = False
+    pushed: ClassVar[list] = []
 
     def create_repo(self, name, private, exist_ok):
         if self.refuses:
             raise PermissionError("401 Client Error: Unauthorized\nfor url …")
-        self.created = name, private, exist_ok
+        self.pushed.append((name, private, exist_ok))
 
     def upload_folder(self, repo_id, folder_path):
-        return f"https://huggingface.co/{repo_id}/tree/main, from {folder_path}"
-
-
-class Kaggle:
-    """Kaggle's client, which exits where there is no token."""
-
-    token = True
-
-    def authenticate(self):
-        if not self.token:
-            print("Could not find kaggle.json")
-            sys.exit(1)
-
-    def model_instance_version_create(self, instance, folder, version_notes="", quiet=False):
-        Kaggle.pushed = instance, folder, version_notes
+        self.pushed.append((repo_id, folder_path))
+        return f"https://huggingface.co/{repo_id}/tree/main"
 
 
 @pytest.fixture
-def clients(monkeypatch):
-    """Both clients, obliging."""
-    module = types.ModuleType("kaggle.api.kaggle_api_extended")
-    module.KaggleApi = Kaggle
-    for name in ("kaggle", "kaggle.api"):
-        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
-    monkeypatch.setitem(sys.modules, "kaggle.api.kaggle_api_extended", module)
+def push(kaggle, run_dir, monkeypatch):
+    """Push the model of a run as its stage does; returns the model's folder."""
+    from aimo.training import models
+
     monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    monkeypatch.setattr(Hub, "pushed", [])
+
+    def run(*overrides):
+        folder = run_dir / "grpo" / "model"
+        models.push(folder, config.load("tiny", list(overrides)), run_dir)
+        return folder
+
+    return run
 
 
-def profile(*overrides):
-    return config.load("tiny", list(overrides))
-
-
-def test_a_model_is_pushed_to_where_the_profile_says_and_nowhere_else(clients, tmp_path):
-    assert hub.push(tmp_path, profile()) == ""
-    said = hub.push(
-        tmp_path,
-        profile("training.push_to_hub=me/model", "training.push_to_kaggle=me/model/transformers/default"),
-    )
-    assert (
-        f"huggingface.co/me/model/tree/main, from {tmp_path}" in said
-        and "kaggle.com/models/me/model/transformers/default" in said
-    )
-    assert Kaggle.pushed == ("me/model/transformers/default", str(tmp_path), "tiny")
+def test_a_model_is_pushed_to_where_the_profile_says_and_nowhere_else(push, kaggle, run_dir):
+    folder = push()
+    assert Hub.pushed == [] and not kaggle.models
+    push("training.push_to_hub=me/model", f"training.push_to_kaggle={MODEL}")
+    assert Hub.pushed == [("me/model", True, True), ("me/model", str(folder))]
+    (version,) = kaggle.models["me/model"]["default"]
+    assert version == {path.name: path.read_bytes() for path in folder.iterdir()}
+    (recorded,) = read_lines(run_dir.parent / "kaggle.jsonl")
+    assert (recorded["model"], recorded["run"], recorded["profile"]) == (f"{MODEL}/1", str(run_dir), "tiny")
 
 
 @pytest.mark.parametrize(
-    "key, client, value, told",
-    [
-        ("push_to_hub", Hub, ("refuses", True), "401 .*HF_TOKEN"),
-        ("push_to_kaggle", Kaggle, ("token", False), "Kaggle token"),
-    ],
+    ("key", "told"), [("push_to_hub", "401 .*HF_TOKEN"), ("push_to_kaggle", "does not accept the token")]
 )
-def test_a_push_that_is_refused_names_the_token_and_where_the_model_is_kept(
-    clients, monkeypatch, tmp_path, key, client, value, told
-):
-    monkeypatch.setattr(client, *value)
+def test_a_push_that_is_refused_names_the_token_and_where_the_model_is_kept(push, monkeypatch, key, told):
+    monkeypatch.setattr(Hub, "refuses", True)
+    monkeypatch.setenv("KAGGLE_API_TOKEN", "bad-token")
     with pytest.raises(
-        AimoError, match=rf"training\.{key}: 'me/m' was refused .*{told}.* kept in {tmp_path}"
+        AimoError, match=rf"training\.{key}: '{MODEL}' was refused.*{told}.*kept in .*model"
     ) as e:
-        hub.push(tmp_path, profile(f"training.{key}=me/m"))
+        push(f"training.{key}={MODEL}")
     assert "\n" not in str(e.value)

@@ -7,6 +7,7 @@ rows, the chat template, a reward, a file. The first case whose pattern fits a k
 
 import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -28,7 +29,7 @@ import pytest
 from conftest import TINY
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from aimo import config, hub, runs
+from aimo import config, runs
 from aimo.errors import AimoError
 from aimo.rewards import REWARDS
 
@@ -280,7 +281,7 @@ def distilled(profile: config.Profile, folder: Path) -> Any:
         out = Path(name) / "samples.jsonl"
         tally = distillation.distil(wanted, out, profile.seed, lambda tally: None)
         rows, _ = sources.load_source(config.Source(str(out), preset="aimo distil"), 0, "distil")
-    kept, _ = rejection.reject(rows.sort("problem", "solution", descending=True), wanted.reject)
+    kept, *_ = rejection.reject(rows.sort("problem", "solution", descending=True), wanted.reject)
     return [Teacher.last.given, sorted(Teacher.last.asked), tally.cost, kept.to_dicts()]
 
 
@@ -396,7 +397,8 @@ def trained(stage: str) -> Callable[[config.Profile, Path], Any]:
             train = getattr(trainers, stage)
             train(model, own, pairs, profile, Path(name), lambda *_: None, *rest, made["grpo_test"])
             log, samples = (runs.read_lines(Path(name) / f) for f in ("log.jsonl", "samples.jsonl"))
-        kinds = [(line["step"], line.get("loss"), "probe/accuracy" in line) for line in log]
+        figures = "step", "loss", "groups/tried"
+        kinds = [(*map(line.get, figures), "probe/accuracy" in line) for line in log]
         return [kinds, [line["step"] for line in samples]]
 
     return observe
@@ -425,21 +427,38 @@ def limits(profile: config.Profile, folder: Path) -> Any:
     return found
 
 
+def tool_use(profile: config.Profile, folder: Path) -> Any:
+    """What GRPO's trainer takes besides, so that completions run Python."""
+    from aimo.training import models, tool_use
+
+    tools = TINY.with_name("tiny-tools")
+    generation = types.SimpleNamespace(eos_token_id=0)
+    model = types.SimpleNamespace(
+        config=types.SimpleNamespace(name_or_path=str(tools)), generation_config=generation
+    )
+    tokenizer = models.load_tokenizer(tools, profile)
+    return sorted(tool_use.trainer_arguments(profile, model, tokenizer, types.SimpleNamespace()))
+
+
 def pushed(profile: config.Profile, folder: Path) -> Any:
-    """Where a finished model goes."""
+    """Where a finished model goes: what the hub's client is asked, what is said without Kaggle's token."""
+    from aimo.training import models
+
     calls = []
 
     class Client:
         def __getattr__(self, name):
             return lambda *args, **keys: calls.append([name, args, keys])
 
-    kaggle = types.ModuleType("kaggle.api.kaggle_api_extended")
-    kaggle.KaggleApi = Client  # type: ignore[attr-defined]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("huggingface_hub.HfApi", Client)
-        for name in ("kaggle", "kaggle.api", "kaggle.api.kaggle_api_extended"):
-            patch.setitem(sys.modules, name, kaggle)
-        hub.push(folder, profile)
+        patch.setenv("HOME", str(folder))
+        for name in [name for name in os.environ if name.startswith("KAGGLE_")]:
+            patch.delenv(name)
+        try:
+            models.push(folder, profile, folder)
+        except AimoError as e:
+            calls.append(str(e))
     return calls
 
 
@@ -597,6 +616,7 @@ class Case:
 
 
 OVERLONG = {"grpo.rewards": {"soft_overlong_punishment": {"max_completion_len": 60, "soft_punish_cache": 50}}}
+OWN_CALLS = {"prompt.template": "model", "prompt.prefill": False, "inference.tool_parser": "hermes"}
 SHORT = {f"{stage}.max_steps": 2 for stage in ("sft", "grpo", "dpo")} | {
     "sft.batch_size": 2,
     "dpo.batch_size": 2,
@@ -679,9 +699,11 @@ CASES = [
     Case("grpo.vllm_server_url", GRPO_ARGS, "http://localhost:1", {"grpo.generation": "vllm_server"}),
     Case("grpo.gradient_accumulation_steps", GRPO_ARGS, 2),
     Case("grpo.probe_steps", GRPO_RUN, 1, given=SHORT, slow=True),
+    Case("grpo.max_resample", GRPO_RUN, 2, given=SHORT, slow=True),
     Case("grpo.sample_steps", GRPO_RUN, 1, given=SHORT, slow=True),
     Case("grpo.pass_rate", sampled, samples=True),
     Case("grpo.pass_rate_samples", sampled, given={"grpo.pass_rate": [0.0, 1.0]}, samples=True),
+    Case("grpo.tools", tool_use, True, OWN_CALLS, slow=True),
     Case("grpo.max_prompt_length", rows, 200),
     Case("grpo.rewards", rewards, {"format": 1.0}),
     Case("grpo.rewards.*.num_parallel", processes),

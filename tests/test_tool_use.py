@@ -33,15 +33,16 @@ def profile(*overrides, **grpo):
     data = ["data.grpo.source=builtin", "data.grpo.rows=64"]
     prompt = [f"prompt.{key}" for key in ("template=model", "prefill=false", *TAGS)]
     stage = [f"grpo.{key}={value}" for key, value in (GRPO | grpo).items()]
-    return config.load("tiny-tools", [*model, *data, *prompt, *stage, *overrides])
+    parser = ["inference.tool_parser=hermes"]
+    return config.load("tiny-tools", [*model, *data, *prompt, *parser, *stage, *overrides])
 
 
-def load(loaded=TOOLS):
+def load():
     """The model's tokenizer, and what of a model is looked at before training."""
     from transformers import AutoTokenizer
 
     eos = SimpleNamespace(eos_token_id=0)
-    model = SimpleNamespace(config=SimpleNamespace(name_or_path=str(loaded)), generation_config=eos)
+    model = SimpleNamespace(config=SimpleNamespace(name_or_path=str(TOOLS)), generation_config=eos)
     return AutoTokenizer.from_pretrained(TOOLS), model
 
 
@@ -64,22 +65,22 @@ def test_a_template_without_tools_is_refused(template):
     assert f"the template {template} offers no tools; set" in refused(f"prompt.template={template}")
 
 
+def test_fenced_blocks_are_refused():
+    assert "grpo.tools: inference.tool_parser is null, and fenced" in refused("inference.tool_parser=null")
+
+
 @pytest.mark.slow  # loads torch and vLLM's parsers
 class TestBeforeTraining:
     @pytest.mark.parametrize(
-        ("overrides", "folder", "told"),
-        [
-            ([], "data/tiny-base", r"grpo\.tools: inference\.tool_parser is null, and fenced blocks"),
-            (["inference.tool_parser=qwenn"], TOOLS, r"vLLM has no parser 'qwenn'"),
-            (["inference.tool_parser=mistral"], TOOLS, r"mistral does not fit the model"),
-        ],
+        ("parser", "told"), [("qwenn", "vLLM has no parser 'qwenn'"), ("mistral", "does not fit the model")]
     )
-    def test_a_model_without_calls_of_its_own_is_refused(self, overrides, folder, told):
+    def test_a_parser_that_does_not_read_the_models_calls_is_refused(self, parser, told):
         from aimo.training import tool_use
 
-        tokenizer, model = load(ROOT / folder)
+        tokenizer, model = load()
         with pytest.raises(AimoError, match=told) as e:
-            tool_use.trainer_arguments(profile(*overrides), model, tokenizer, SimpleNamespace())
+            wanted = profile(f"inference.tool_parser={parser}")
+            tool_use.trainer_arguments(wanted, model, tokenizer, SimpleNamespace())
         assert "\n" not in str(e.value)
 
     def test_a_machine_that_confines_nothing_is_refused(self, monkeypatch):

@@ -1,10 +1,10 @@
-"""Download base models from the Hugging Face hub; push finished models to it or to Kaggle."""
+"""Download base models from the Hugging Face hub, and push models and datasets to it."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from aimo.config import Profile, resolve
+from aimo.config import resolve
 from aimo.errors import AimoError
 
 OTHER_FORMATS = ["original/*", "metal/*"]
@@ -47,43 +47,23 @@ def trained_on(adapter: Path) -> str:
         return ""
 
 
-def push(folder: Path, profile: Profile) -> str:
-    """Push a finished model folder to where `training.push_to_hub` and `push_to_kaggle` say.
+def push_model(folder: Path, repo: str) -> str:
+    """Push a model folder to a private repository of the hub; returns its address.
 
-    Returns a line with its new address; AimoError when it is refused.
+    AimoError when it is refused.
     """
-    to = profile.training
-    done = []
-    if to.push_to_hub:
-        from huggingface_hub import HfApi
+    from huggingface_hub import HfApi
 
-        try:
-            api = HfApi()
-            api.create_repo(to.push_to_hub, private=True, exist_ok=True)
-            done.append(str(api.upload_folder(repo_id=to.push_to_hub, folder_path=str(folder))))
-        except Exception as e:  # the hub client raises many kinds
-            reason = " ".join(str(e).split())[:200]
-            raise AimoError(
-                f"training.push_to_hub: {to.push_to_hub!r} was refused ({reason}); check HF_TOKEN. "
-                f"The model is kept in {folder}"
-            ) from None
-    if to.push_to_kaggle:
-        try:
-            from kaggle.api.kaggle_api_extended import KaggleApi
-
-            api = KaggleApi()
-            api.authenticate()
-            api.model_instance_version_create(
-                to.push_to_kaggle, str(folder), version_notes=profile.profile, quiet=True
-            )
-            done.append(f"kaggle.com/models/{to.push_to_kaggle}")
-        except (Exception, SystemExit) as e:  # without a token, the client exits
-            reason = " ".join(str(e).split())[:200]
-            raise AimoError(
-                f"training.push_to_kaggle: {to.push_to_kaggle!r} was refused ({reason}); create the "
-                f"variation and check the Kaggle token. The model is kept in {folder}"
-            ) from None
-    return ", ".join(done)
+    try:
+        api = HfApi()
+        api.create_repo(repo, private=True, exist_ok=True)
+        return str(api.upload_folder(repo_id=repo, folder_path=str(folder)))
+    except Exception as e:  # the hub client raises many kinds
+        reason = " ".join(str(e).split())[:200]
+        raise AimoError(
+            f"training.push_to_hub: {repo!r} was refused ({reason}); check HF_TOKEN. "
+            f"The model is kept in {folder}"
+        ) from None
 
 
 def push_dataset(repo: str, files: Mapping[str, Path | bytes]) -> str:

@@ -129,6 +129,11 @@ class Profile:
                 f"grpo.tools: the template {self.prompt.template} offers no tools; set prompt.template to "
                 "model, or a Jinja file that does"
             )
+        if self.inference.tool_parser is None:
+            raise ValueError(
+                "grpo.tools: inference.tool_parser is null, and fenced blocks are no tool calls to TRL; set "
+                "it to the parser of the model's family, such as hermes for Qwen"
+            )
         for key in "probe_steps", "pass_rate":
             if getattr(grpo, key) is not None:
                 raise ValueError(f"grpo.{key}: samples without tools; set it to null, or grpo.tools to false")

@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 from typing import Any, TextIO
 
-from aimo import config, machine
+from aimo import config, hub, machine
 from aimo.config import Profile
 from aimo.errors import AimoError
 from aimo.inference import prompts
@@ -238,3 +238,27 @@ def card(profile: Profile, figures: dict[str, Any]) -> Any:
         f"---\n{header.to_yaml()}\n---\n\n# {profile.profile}\n\nTrained from {base}.\n\n"
         f"| figure | value |\n| --- | --- |\n{lines}\n\nSettings:\n\n```yaml\n{config.dump(profile)}```\n"
     )
+
+
+def push(folder: Path, profile: Profile, run_dir: Path) -> None:
+    """Push a finished model folder to where `training.push_to_hub` and `push_to_kaggle` say.
+
+    On Kaggle it is a new version, compared with what arrived. AimoError when it is refused.
+    """
+    to = profile.training
+    if to.push_to_hub:
+        hub.push_model(folder, to.push_to_hub)
+    if to.push_to_kaggle:
+        from aimo.kaggle import client, records, uploads  # the client signs in when it is imported
+
+        name = records.shown(run_dir)
+        try:
+            with client.connect() as api:
+                notes = f"profile {profile.profile}, run {name}"
+                source = uploads.push_version(api, folder, to.push_to_kaggle, notes)
+        except AimoError as e:
+            raise AimoError(
+                f"training.push_to_kaggle: {to.push_to_kaggle!r} was refused: {e}. "
+                f"The model is kept in {folder}"
+            ) from None
+        records.record("model", model=source, run=name, profile=profile.profile)

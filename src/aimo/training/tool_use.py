@@ -41,19 +41,12 @@ class Session:
 def trainer_arguments(profile: Profile, model: Any, tokenizer: Any, args: Any) -> dict[str, Any]:
     """What TRL's GRPOTrainer takes so that completions run Python; nothing without `grpo.tools`.
 
-    Sets the number of a completion's calls in `args`. AimoError when the model has no tool calls, or nothing
-    can be confined here.
+    Sets the number of a completion's calls in `args`. AimoError when the parser does not fit the model, or
+    nothing can be confined here.
     """
     if not (profile.grpo and profile.grpo.tools):
         return {}
     settings = profile.solver_settings(model.config.name_or_path)
-    if settings.format == "harmony":
-        raise AimoError("grpo.tools: Harmony's calls are not TRL's; set grpo.tools to false for gpt-oss")
-    if settings.tool_parser is None:
-        raise AimoError(
-            "grpo.tools: inference.tool_parser is null, and fenced blocks are no tool calls to TRL; "
-            "set it to the parser of the model's family, such as hermes for Qwen"
-        )
     parser = find_tool_parser(settings.tool_parser, tokenizer)
     if not has_sandbox():
         raise AimoError("grpo.tools: programs cannot be confined on this machine; set it to false")

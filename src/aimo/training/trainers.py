@@ -278,13 +278,12 @@ def finish(run: Run, tokenizer: Any, log: Log, **more: Any) -> dict[str, Any]:
 
     Returns the recorded figures, `more` among them.
     """
-    from aimo import hub
     from aimo.training import models
 
     figures, product = more | summary(log), run.folder / "model"
     card = figures | run.data_hash()
     models.save(run.folder / "trained", run.start_model(), tokenizer, run.profile, product, card)
-    hub.push(product, run.profile)
+    models.push(product, run.profile, run.dir)
     run.finish(**figures)
     return figures
 
