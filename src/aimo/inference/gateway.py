@@ -132,32 +132,8 @@ def answer(
     keep: Callable[[Sample], None],
 ) -> None:
     """Ask a question until an engine does not fail, at most ATTEMPTS times, and record it in `solution`."""
-    begun = time.monotonic()
-    for i in range(ATTEMPTS):
-        left = None if budget_s is None else max(1.0, budget_s - (time.monotonic() - begun))
-        if i:
-            if left is not None and left < MIN_ATTEMPT_S:
-                break
-            print(f"{solution.note}; the question is asked again", flush=True)
-        attempt(supervisor, problem, rules, seed, left, solution, keep)
-        if solution.stop is not Stop.FAILED:
-            break
 
-
-def attempt(
-    supervisor: Supervisor,
-    problem: str,
-    rules: Competition,
-    seed: int,
-    budget_s: float | None,
-    solution: Solution,
-    keep: Callable[[Sample], None],
-) -> None:
-    """Ask a question once, starting from the samples in `solution`; an engine that fails is replaced."""
-    sampler, begun = None, time.monotonic()
-    try:
-        sampler = supervisor.get(budget_s)
-        left = None if budget_s is None else max(1.0, budget_s - (time.monotonic() - begun))
+    def ask(sampler: Sampler, seconds: float | None) -> None:
         solve(
             sampler,
             problem,
@@ -165,12 +141,36 @@ def attempt(
             0,
             rules.high,
             seed,
-            left,
+            seconds,
             solution=solution,
             keep=keep,
             rules=rules.rules,
             modulus=rules.modulus,
         )
+
+    begun = time.monotonic()
+    for i in range(ATTEMPTS):
+        left = None if budget_s is None else max(1.0, budget_s - (time.monotonic() - begun))
+        if i:
+            if left is not None and left < MIN_ATTEMPT_S:
+                break
+            print(f"{solution.note}; the question is asked again", flush=True)
+        attempt(supervisor, ask, left, solution)
+        if solution.stop is not Stop.FAILED:
+            break
+
+
+def attempt(
+    supervisor: Supervisor,
+    ask: Callable[[Sampler, float | None], None],
+    budget_s: float | None,
+    solution: Solution,
+) -> None:
+    """Ask a question once, within a time; `ask` records it in `solution`. An engine that fails is replaced."""
+    sampler, begun = None, time.monotonic()
+    try:
+        sampler = supervisor.get(budget_s)
+        ask(sampler, None if budget_s is None else max(1.0, budget_s - (time.monotonic() - begun)))
     except TimeoutError:
         solution.fail(f"the engine {'hung' if sampler else 'was not ready'} within {budget_s:.0f} s")
     except Exception as e:
