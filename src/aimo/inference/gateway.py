@@ -166,7 +166,7 @@ def attempt(
     budget_s: float | None,
     solution: Solution,
 ) -> None:
-    """Ask a question once, within a time; `ask` records it in `solution`. An engine that fails is replaced."""
+    """Ask a question once; `ask` records it in `solution`. An engine that fails is replaced."""
     sampler, begun = None, time.monotonic()
     try:
         sampler = supervisor.get(budget_s)
