@@ -312,6 +312,14 @@ def test_the_share_of_empty_thoughts_is_the_profiles(tokenizer):
     assert abs(empty - p.data.sft.empty_thoughts) < 0.05
 
 
+def test_an_answer_in_a_box_keeps_its_braces(tokenizer):
+    p = config.load("tiny", ['prompt.answer_start="\\\\boxed{"', 'prompt.answer_end="}"'])
+    rows = prepare.format(prepared(p, tokenizer), p)["sft"]
+    golds = prepared(p, tokenizer).rows["sft"]["answer"]
+    for reply, gold in zip(rows["completion"].head(20), golds, strict=False):
+        assert reply[0]["content"].endswith(f"{p.prompt.think_end}\\boxed{{{gold}}}")
+
+
 def test_the_same_seed_gives_the_same_bytes(tmp_path, tokenizer):
     for folder in ("a", "b"):
         p = config.load("tiny", ["data.grpo.test_split=0.1"])

@@ -229,8 +229,9 @@ def completion(number: int, wanted: Set, profile: Profile) -> pl.Expr:
     rng = random.Random(profile.seed)
     empty = pl.Series([rng.random() < wanted.empty_thoughts for _ in range(number)], dtype=pl.Boolean)
     work = pl.when(empty).then(pl.lit("")).otherwise(pl.col("solution"))
-    layout = prompts.as_completion(profile.prompt, "{}", "{}")[0]["content"]
-    return pl.format(layout, work, pl.col("answer"))
+    layout = prompts.as_completion(profile.prompt, "\0", "\0")[0]["content"]
+    before, between, after = map(pl.lit, layout.split("\0"))  # tags may have braces
+    return pl.concat_str(before, work, between, pl.col("answer"), after)
 
 
 def turn(role: str, text: pl.Expr) -> pl.Expr:
