@@ -95,7 +95,7 @@ class Here:
     @property
     def jobs(self) -> int:
         """How many checks run at a time."""
-        return (3 if self.gib > 70 else 1) if self.gpus else max(1, len(os.sched_getaffinity(0)) // 2)
+        return (4 if self.gib > 70 else 1) if self.gpus else max(1, len(os.sched_getaffinity(0)) // 2)
 
 
 @dataclass
@@ -111,7 +111,7 @@ class Check:
     profile: Profile | None = None
     """Whose rows it trains on."""
     alone: bool = False
-    """Whether other checks would disturb what it measures."""
+    """Whether it measures, or takes the whole GPU."""
     note: str = ""
     look: Callable[[], dict[str, Any]] = dict
     """Returns the figures of what the commands left; AssertionError where something is missing."""
@@ -144,6 +144,7 @@ def backends(work: Path, here: Here) -> Iterator[Check]:
         "all-weights": (["model.dtype=auto", "model.lora=null", "sft.learning_rate=3e-4"], ""),
     }
     sampled = ["model.dtype=auto", "sft=null", "grpo.generation=vllm", "grpo.probe_steps=null"]
+    sampled += share(here, "grpo.vllm_gpu_memory")
     for backend in ("transformers", "unsloth"):
         ours = [*SHORT, *SMALL, f"model.backend={backend}"]
         for number, (settings, lacks) in numbers.items():
@@ -170,6 +171,7 @@ def profiles(work: Path, here: Here) -> Iterator[Check]:
         else:
             vllm = [] if here.gpus else ["inference.vllm={}"]
             settings = ["inference.samples=4", "inference.max_tokens=32", "inference.max_length=2048", *vllm]
+            settings += share(here, "inference.gpu_memory")
             model = str(model_folder(work, base))
             asked = [AIMO, "solve", "--model", model, "--profile", path.stem, *options(settings), PROBLEM]
             parallel = (profile.inference.vllm or {}).get("tensor_parallel_size", 1)
@@ -213,10 +215,10 @@ def others(work: Path, here: Here) -> Iterator[Check]:
     ]
     command += ["--cwd", str(folder), "-k", "python3", "--no-progress-bar"]
     command += [part for key, value in parameters.items() for part in ("-p", key, str(value))]
-    yield Check("submission-kernel", [command], look=functools.partial(answers, folder))
+    yield Check("submission-kernel", [command], alone=True, look=functools.partial(answers, folder))
     base = "unsloth/Qwen3-1.7B-Base" if here.gpus else ""
     settings = [f"model.base={model_folder(work, base) if base else TINY}", "model.dtype=auto"]
-    settings += [] if here.gpus else ["sft.max_steps=12", "grpo.max_steps=4"]
+    settings += ["sft.max_steps=12", "grpo.max_steps=4"]
     file = work / "beside.json"
     command = [sys.executable, str(Path(__file__).with_name("training.py")), "--rounds", "1"]
     command += ["--json", str(file), *options(settings)]
@@ -247,10 +249,15 @@ def replacements(profile: Profile, here: Here) -> Iterator[str]:
     for key, (wanted, package, other) in PACKAGES.items():
         if value(key) == wanted and not (here.gpus and importlib.util.find_spec(package)):
             yield f"{key}={other}"
-    if here.gpus and here.jobs > 1 and value("grpo.generation") == "vllm":
-        yield "grpo.vllm_gpu_memory=0.2"  # other checks run beside it
+    if value("grpo.generation") == "vllm":
+        yield from share(here, "grpo.vllm_gpu_memory")
     if not here.gpus:
         yield from (f"{key}={other}" for key, (values, other) in GPU_ONLY.items() if value(key) in values)
+
+
+def share(here: Here, key: str) -> list[str]:
+    """The setting of vLLM's share of a GPU that other checks use, too."""
+    return [f"{key}=0.12"] if here.gpus and here.jobs > 1 else []
 
 
 def with_(settings: list[str]) -> str:
