@@ -3,6 +3,7 @@
 import json
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -43,6 +44,34 @@ def test_a_server_that_ends_before_it_answers_is_explained(tmp_path, monkeypatch
     start = serving.serving(TINY, resolve(TINY), log=tmp_path / "log")
     with pytest.raises(EngineError, match=r"did not serve .*: ValueError: no such parser"), start:
         pass
+
+
+STAND_IN = """
+import subprocess, sys
+import polars  # it makes a wait that Ctrl-C interrupts go on
+from aimo import cli, serving
+
+program = "import http.server as h, sys; h.test(h.SimpleHTTPRequestHandler, port=int(sys.argv[1]))"
+
+serving.command = lambda model, settings, seed, host, port: [
+    "sh", "-c", f"touch health; {sys.executable} -c '{program}' {port} & wait"
+]
+sys.argv = ["aimo", "serve", sys.argv[1], "--port", "0"]
+cli.main()
+"""
+
+
+def test_ctrl_c_ends_every_process_of_a_server(tmp_path):
+    with (tmp_path / "stdout").open("w+") as log:
+        command = [sys.executable, "-c", STAND_IN, str(TINY)]
+        server = subprocess.Popen(command, stdout=log, stderr=log, cwd=tmp_path)
+    said = (tmp_path / "stdout").read_text
+    wait_for(lambda: "is ready at" in said() or server.poll() is not None, 60)
+    below = psutil.Process(server.pid).children(recursive=True)
+    assert len(below) == 2, said()
+    server.send_signal(signal.SIGINT)
+    assert server.wait(20) == 0 and said().endswith("ended\n")
+    assert psutil.wait_procs(below, timeout=5)[1] == []
 
 
 @pytest.mark.engine
