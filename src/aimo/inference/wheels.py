@@ -92,8 +92,9 @@ def install(wheels: list[dict[str, Any]], folder: Path, made: Path) -> Path:
     alone = ["--no-index", "--no-deps", "--no-cache-dir", "--no-compile", "--require-hashes"]
     arguments = ["--isolated", "--python", str(python), "install", *alone]
     arguments += ["--find-links", str(folder), "-r", str(lock)]
-    done = (made / "fresh").rglob
-    run_pip(arguments, f"wheels in {folder}", len(wheels), lambda _: len([*done("*.dist-info")]))
+    found = (made / "fresh").glob
+    done = "lib/*/site-packages/*.dist-info"
+    run_pip(arguments, f"wheels in {folder}", len(wheels), lambda _: len([*found(done)]))
     return python
 
 
@@ -112,7 +113,8 @@ def run_pip(arguments: list[str], what: str, total: int, count: Callable[[str], 
                     break
                 done = count(said.read_text())
                 left = (time.monotonic() - begun) / max(1, done) * max(0, total - done)
-                print(f"{done} of at most {total} packages, about {left / 60:.0f} min left", flush=True)
+                about = f", about {left / 60:.0f} min left" if done else ""
+                print(f"{done} of at most {total} packages{about}", flush=True)
         lines = [line.strip() for line in said.read_text().splitlines()]
     if process.returncode:
         # A release that does not exist is told with all that do: the line after it is shorter.
