@@ -63,7 +63,7 @@ def every_reward(prompt):
     return bound
 
 
-@pytest.mark.parametrize("name", REWARDS)
+@pytest.mark.parametrize("name", [name for name in REWARDS if name not in ("ioi_code", "cf_code")])
 def test_conversations_are_rewarded_like_texts_and_any_tags_like_the_default_ones(name):
     by_text = every_reward(Prompt())[name](completions=TEXTS, **COLUMNS)
     assert len(by_text) == len(TEXTS) and (len(set(by_text)) > 1 or name == "soft_overlong_punishment")
@@ -260,11 +260,12 @@ def test_code_runs_in_the_local_sandbox_within_its_limits(monkeypatch):
 def test_code_names_a_missing_column_or_package():
     with pytest.raises(AimoError, match="verification_info"):
         rewards.code_reward(["x"])
-    with pytest.raises(AimoError, match=r"'morph'.*local, e2b"):
-        rewards.code_reward(["x"], verification_info=[INFO], provider_type="morph")
-    if importlib.util.find_spec("e2b_code_interpreter") is None:
-        with pytest.raises(AimoError, match="pip install e2b-code-interpreter"):
-            rewards.code_reward(["x"], verification_info=[INFO], provider_type="e2b")
+    with pytest.raises(AimoError, match=r"'piston'.*local, e2b, morph"):
+        rewards.code_reward(["x"], verification_info=[INFO], provider_type="piston")
+    for provider, package in ("e2b", "e2b-code-interpreter"), ("morph", "morphcloud==0.1.67"):
+        if importlib.util.find_spec(package.partition("==")[0].replace("-", "_")) is None:
+            with pytest.raises(AimoError, match=f"pip install {package}"):
+                rewards.code_reward(["x"], verification_info=[INFO], provider_type=provider)
 
 
 def test_every_reward_keeps_its_public_name_and_can_be_pickled():
@@ -274,7 +275,8 @@ def test_every_reward_keeps_its_public_name_and_can_be_pickled():
         "match_format_exactly",
         "match_format_approximately", "check_answer", "check_numbers", "cosine_scaled_reward",
         "repetition_penalty_reward",
-        "soft_overlong_punishment_reward", "code_reward", "binary_code_reward", "code_format_reward",
+        "soft_overlong_punishment_reward", "code_reward", "binary_code_reward",
+        "ioi_code_reward", "cf_code_reward", "code_format_reward",
     ]  # fmt: skip
     for f in functions:
         assert pickle.loads(pickle.dumps(f)).__name__ == f.__name__
@@ -327,7 +329,8 @@ def test_open_r1_script_arguments_are_understood():
     "wanted, told",
     [
         ({"beauty": 1.0}, ["'beauty'", "accuracy", "check_numbers"]),
-        ({"ioi_code": 1.0}, ["'ioi_code'", "Piston", "code_format"]),
+        ({"ioi_code": {"provider_type": "e2b"}}, ["ioi_code.provider_type", "piston", "local", "'e2b'"]),
+        ({"cf_code": {"test_batch_size": -2}}, ["cf_code.test_batch_size", "-1"]),
         ({"cosine": {"max_lenn": 3}}, ["cosine", "'max_lenn'", "max_len", "min_value_wrong"]),
         ({"cosine": {"max_len": 0}}, ["cosine.max_len", "greater than 0"]),
         ({"cosine": {"max_len": "long"}}, ["cosine.max_len", "integer", "'long'"]),
@@ -335,7 +338,7 @@ def test_open_r1_script_arguments_are_understood():
             {"repetition_penalty": {"max_penalty": 1.0}},
             ["repetition_penalty.max_penalty", "less than or equal to 0"],
         ),
-        ({"code": {"provider_type": "morph"}}, ["code.provider_type", "local", "'morph'"]),
+        ({"code": {"provider_type": "piston"}}, ["code.provider_type", "local", "morph", "'piston'"]),
         ({"format": "much"}, ["format.weight", "number", "'much'"]),
     ],
 )

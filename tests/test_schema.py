@@ -330,6 +330,43 @@ def rewards(profile: config.Profile, folder: Path) -> Any:
     return [scores, GRPO_ARGS(profile, folder)["reward_weights"]]
 
 
+def contests(profile: config.Profile, folder: Path) -> Any:
+    """What Piston's servers are asked and how many tests run at a time, with the rewards of a program."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from aimo.rewards import get_reward_funcs, judges
+
+    assert profile.grpo
+    asked, sizes = [], []
+
+    class Pool(ThreadPoolExecutor):
+        def __init__(self, size):
+            sizes.append(size)
+            super().__init__(size)
+
+    def post(url, json, timeout):
+        asked.append(str(json["files"]))
+        passes = str(int("first" in asked[-1]))
+        return types.SimpleNamespace(json=lambda: {"run": {"code": 0, "stdout": passes}})
+
+    tests = [["first", "1"], ["second", "1"], ["third", "1"]]
+    row = {
+        "id": "a", "test_names": ["a", "b", "c"], "test_cases": tests, "grader_files": [], "language": "cpp",
+        "official_tests": [{"input": given, "output": expected} for given, expected in tests],
+        "time_limit": 1, "memory_limit": 64, "input_mode": "stdio",
+    }  # fmt: skip
+    functions = get_reward_funcs(profile.grpo.rewards, profile.prompt)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PISTON_ENDPOINTS", "http://piston")
+        patch.setattr("requests.post", post)
+        patch.setattr("aimo.rewards.contests.ThreadPoolExecutor", Pool)
+        judges.servers.cache_clear()
+        columns = {key: [value] for key, value in row.items()}
+        scores = [function(completions=["```cpp\nint x;\n```"], **columns) for function in functions]
+        judges.servers.cache_clear()
+    return [scores, sizes, sorted(asked), GRPO_ARGS(profile, folder)["reward_weights"]]
+
+
 class Captured(Exception):
     """What was handed to another library."""
 
@@ -707,6 +744,8 @@ CASES = [
     Case("grpo.max_prompt_length", rows, 200),
     Case("grpo.rewards", rewards, {"format": 1.0}),
     Case("grpo.rewards.*.num_parallel", processes),
+    Case("grpo.rewards.ioi_code.*", contests),
+    Case("grpo.rewards.cf_code.*", contests),
     Case("grpo.rewards.code_format.language", rewards, "cpp"),
     Case("grpo.rewards.soft_overlong_punishment.*", rewards, given=OVERLONG),
     Case("grpo.rewards.*", rewards),

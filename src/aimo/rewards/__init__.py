@@ -9,6 +9,7 @@ its own tags. Out of scope: reward models.
 """
 
 from aimo.rewards.code import binary_code_reward, code_reward, extract_code
+from aimo.rewards.contests import cf_code_reward, ioi_code_reward
 from aimo.rewards.correctness import accuracy_reward, get_cosine_scaled_reward, len_reward
 from aimo.rewards.format import format_reward, get_code_format_reward, tag_count_reward
 from aimo.rewards.inputs import text_of
@@ -31,6 +32,7 @@ __all__ = [
     "Reward",
     "accuracy_reward",
     "binary_code_reward",
+    "cf_code_reward",
     "check_answer",
     "check_numbers",
     "code_reward",
@@ -41,6 +43,7 @@ __all__ = [
     "get_repetition_penalty_reward",
     "get_reward_funcs",
     "get_soft_overlong_punishment",
+    "ioi_code_reward",
     "len_reward",
     "match_format_approximately",
     "match_format_exactly",

@@ -1,6 +1,6 @@
 """Rewards of programs that pass their test cases.
 
-Out of scope: ioi_code and cf_code, which need a Piston server.
+Out of scope: programs for contests (`contests`).
 """
 
 import json
@@ -32,8 +32,8 @@ def code_reward(
 
     `verification_info`: n dicts or their JSON, each
     `{"language": "python", "test_cases": [{"input", "output", "type": "stdin_stdout"}]}`.
-    `provider_type`: local (`aimo.inference.sandbox`), e2b, or a function `run(jobs, num_parallel)` of m pairs
-    (program, input) that returns m texts, what each program printed, or None for a failure.
+    `provider_type`: local (`aimo.inference.sandbox`), e2b, morph, or a function `run(jobs, num_parallel)` of
+    m pairs (program, input) that returns m texts, what each program printed, or None for a failure.
     """
     if verification_info is None:
         raise AimoError("rewards: code needs a column `verification_info` with the rows' test cases")
@@ -116,4 +116,42 @@ def run_in_e2b(jobs: Jobs, workers: int) -> list[str | None]:
         return list(pool.map(run, jobs))
 
 
-PROVIDERS = {"local": run_here, "e2b": run_in_e2b}
+WRAPPER = """import json, subprocess
+try:
+    command = ["python3", "-c", {code!r}]
+    done = subprocess.run(command, input={given!r}, capture_output=True, text=True, timeout={limit})
+    print(json.dumps(None if done.returncode else done.stdout))
+except subprocess.TimeoutExpired:
+    print("null")"""
+
+
+def run_in_morph(jobs: Jobs, workers: int) -> list[str | None]:
+    """Run m programs in MorphCloud, a sandbox each; needs morphcloud and MORPH_API_KEY."""
+    try:
+        from morphcloud.api import MorphCloudClient
+        from morphcloud.sandbox import Sandbox
+    except ImportError:  # later versions have no sandbox
+        raise AimoError(
+            "rewards: provider_type morph needs its client: pip install morphcloud==0.1.67; or use local"
+        ) from None
+    try:
+        client = MorphCloudClient()
+    except ValueError as e:
+        raise AimoError(f"rewards: provider_type morph: {e}; set MORPH_API_KEY, or use local") from None
+
+    def run(job: tuple[str, str]) -> str | None:
+        box = Sandbox.new(client=client, ttl_seconds=90)
+        try:
+            script = WRAPPER.format(code=job[0], given=job[1], limit=TIME_LIMIT_S)
+            printed = (box.run_code(script, language="python").stdout or "null").strip()
+            result: str | None = json.loads(printed.splitlines()[-1])
+            return result
+        finally:
+            box.close()
+            box.shutdown()
+
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(run, jobs))
+
+
+PROVIDERS = {"local": run_here, "e2b": run_in_e2b, "morph": run_in_morph}

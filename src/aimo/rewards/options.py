@@ -54,7 +54,29 @@ class Code(Reward):
     """`code` and `binary_code`: where programs run, and how many at once."""
 
     num_parallel: Positive = 2
-    provider_type: Literal["local", "e2b"] = "local"
+    provider_type: Literal["local", "e2b", "morph"] = "local"
+
+
+BatchSize = Annotated[int, Field(ge=-1)]
+
+
+@dataclass(config=strict)
+class IoiCode(Reward):
+    """`ioi_code`: where programs run, and how many tests at once."""
+
+    test_batch_size: BatchSize = 1
+    """Tests that run at one time; after a failed one no more are. -1: all."""
+    provider_type: Literal["piston", "local"] = "piston"
+    """The servers of PISTON_ENDPOINTS, or g++ and the sandbox."""
+
+
+@dataclass(config=strict)
+class CfCode(IoiCode):
+    """`cf_code`: besides, what a program is worth."""
+
+    scoring_mode: Literal["pass_fail", "partial", "weighted_sum"] = "weighted_sum"
+    patch_code: bool = False
+    """Whether C++ gets the standard headers that it lacks."""
 
 
 @dataclass(config=strict)

@@ -9,13 +9,16 @@ from pydantic import ValidationError
 from aimo.errors import AimoError, explain
 from aimo.inference.settings import Prompt
 from aimo.rewards.code import binary_code_reward, code_reward
+from aimo.rewards.contests import cf_code_reward, ioi_code_reward
 from aimo.rewards.correctness import accuracy_reward, get_cosine_scaled_reward, len_reward
 from aimo.rewards.format import format_reward, get_code_format_reward, tag_count_reward
 from aimo.rewards.inputs import RewardFunc, bind
 from aimo.rewards.options import (
+    CfCode,
     Code,
     CodeFormat,
     Cosine,
+    IoiCode,
     RepetitionPenalty,
     Reward,
     SoftOverlongPunishment,
@@ -62,15 +65,20 @@ REWARDS = {
     "soft_overlong_punishment": Row(get_soft_overlong_punishment, SoftOverlongPunishment, is_factory=True),
     "code": Row(code_reward, Code),
     "binary_code": Row(binary_code_reward, Code),
+    "ioi_code": Row(ioi_code_reward, IoiCode),
+    "cf_code": Row(cf_code_reward, CfCode),
     "code_format": Row(get_code_format_reward, CodeFormat, is_factory=True),
 }
-NOT_BUILT = ("ioi_code", "cf_code")
 
 # Options that Open-R1's script arguments name in their own way; the others are `REWARD_OPTION` or `OPTION`.
 OPEN_R1_OPTIONS = {
     "ngram_size": "repetition_n_grams",
     "num_parallel": "parallel_code_exec_per_proc",
     "provider_type": "code_provider",
+    "ioi_code.provider_type": "ioi_provider",
+    "cf_code.provider_type": "cf_provider",
+    "test_batch_size": "code_eval_test_batch_size",
+    "scoring_mode": "code_eval_scoring_mode",
 }
 
 
@@ -81,9 +89,6 @@ def read_rewards(values: Mapping[str, Any]) -> dict[str, Reward]:
     """
     read = {}
     for name, value in values.items():
-        if name in NOT_BUILT:
-            why = "needs a Piston server and is not built yet"
-            raise ValueError(f"{name}: reward {name!r} {why}; use one of {', '.join(REWARDS)}")
         if name not in REWARDS:
             raise ValueError(f"{name}: reward {name!r} is unknown; use one of {', '.join(REWARDS)}")
         options = vars(value) if isinstance(value, Reward) else value
@@ -145,7 +150,8 @@ def read_script_arguments(arguments: Any) -> dict[str, dict[str, Any]]:
     for name in arguments.reward_funcs:
         read[name] = {}
         for option in REWARDS[name].option_names if name in REWARDS else []:
-            for field in (f"{name.partition('_')[0]}_{option}", OPEN_R1_OPTIONS.get(option, option)):
+            theirs = OPEN_R1_OPTIONS.get(f"{name}.{option}", OPEN_R1_OPTIONS.get(option, option))
+            for field in (f"{name.partition('_')[0]}_{option}", theirs):
                 if field in fields:
                     read[name][option] = fields[field]
     return read

@@ -1,0 +1,250 @@
+"""`ioi_code` and `cf_code`: with g++ and the sandbox here, and as a Piston server is asked."""
+
+import json
+import shutil
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
+
+import polars as pl
+import pytest
+
+from aimo.errors import AimoError
+from aimo.rewards import cf_code_reward, get_reward_funcs, ioi_code_reward, judges
+
+SUM = "#include <iostream>\nint main() { long a, b; std::cin >> a >> b; std::cout << a + b << '\\n'; }"
+PRODUCT = SUM.replace("a + b", "a * b")
+CF = {
+    "id": "1/A",
+    "official_tests": [{"input": f"{n} 2", "output": f"{n + 2}"} for n in (2, 3, 4, 5)],
+    "time_limit": 10.0,
+    "memory_limit": 256.0,
+    "input_mode": "stdio",
+    "generated_checker": None,
+    "language": "cpp",
+}
+IOI = {
+    "id": "Add",
+    "year": 2024,
+    "subtask": "01",
+    "score": 20,
+    "score_precision": 2,
+    "test_names": ["a", "b"],
+    "test_cases": [["1 2", "3"], ["4 5", "9"]],
+    "time_limit": 10.0,
+    "memory_limit": 256 << 20,
+    "grader_files": [
+        ["graders/Add.h", "long add(long, long);"],
+        [
+            "graders/grader.cpp",
+            '#include <iostream>\n#include "Add.h"\n'
+            "int main() { long a, b; std::cin >> a >> b; std::cout << add(a, b); }",
+        ],
+    ],
+}
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+
+
+def block(code, language="cpp"):
+    return [{"role": "assistant", "content": f"So:\n```{language}\n{code}\n```"}]
+
+
+def columns(row, number=1):
+    return {key: [value] * number for key, value in row.items()}
+
+
+def cf(*codes, language="cpp", options=None, **changes):
+    """Rewards of programs for a problem of Codeforces, run here."""
+    given = columns(CF | {"language": language} | changes, len(codes))
+    asked = {"provider_type": "local"} | (options or {})
+    return cf_code_reward([block(code, language) for code in codes], **asked, **given)
+
+
+# ---- here
+
+
+@needs_compiler
+def test_a_cpp_program_is_worth_what_its_tests_say():
+    crash = "int main() { return *(volatile int*)0; }"
+    loop = "int main() { for (;;); }"
+    tests = CF["official_tests"][:1]
+    assert cf(SUM, PRODUCT, "int main() { retrun", crash, "") == [1.1, 0.025, -0.1, 0.0, -1.0]
+    assert cf(loop, official_tests=tests, time_limit=0.2) == [0.0]
+
+
+def test_a_python_program_is_run_as_well_and_a_row_that_cannot_be_judged_is_not_scored():
+    adds = "a, b = map(int, input().split())\nprint(a + b)"
+    assert cf(adds, "print(4)", language="python") == [1.1, 0.025]
+    assert cf(adds, language="rust") == cf(adds, official_tests=[]) == [None]
+
+
+@pytest.mark.parametrize(("mode", "half"), [("pass_fail", 0.0), ("partial", 0.25), ("weighted_sum", 0.025)])
+@pytest.mark.parametrize("size", [1, 3, -1])
+def test_a_scoring_mode_says_what_a_part_is_worth_however_many_tests_run_at_a_time(mode, half, size):
+    options = {"scoring_mode": mode, "test_batch_size": size}
+    assert cf("print(4)", language="python", options=options) == [half]
+
+
+def test_a_checker_decides_where_a_problem_has_one():
+    checker = (
+        "import sys\nwords = lambda i: set(open(sys.argv[i]).read().split())\n"
+        "print(1 if words(2) == words(3) else 0)"
+    )
+    tests = [{"input": "", "output": "1 2"}]
+    given = {"language": "python", "official_tests": tests, "generated_checker": checker}
+    assert cf("print(2, 1)", "print(1, 1)", **given) == [1.1, 0.0]
+
+
+@needs_compiler
+def test_includes_are_added_where_the_profile_says():
+    bare = "int main() { long a, b; cin >> a >> b; cout << a + b; }"
+    assert [cf(bare, options={"patch_code": patch})[0] for patch in (False, True)] == [-0.1, 1.1]
+
+
+@needs_compiler
+def test_a_task_of_ioi_is_compiled_with_its_grader_and_scored_by_its_worst_test():
+    codes = ["long add(long a, long b) { return a + b; }", "long add(long, long) { return 3; }", ""]
+    given = columns(IOI, len(codes))
+    assert ioi_code_reward([block(c) for c in codes], provider_type="local", **given) == [1.0, 0.0, 0.0]
+    managed = IOI | {"grader_files": [*IOI["grader_files"], ["checker/checker.cpp", "int main() {}"]]}
+    assert ioi_code_reward([block(codes[0])], provider_type="local", **columns(managed)) == [None]
+
+
+def test_generated_tests_are_added_where_they_are_here(tmp_path, monkeypatch):
+    table = pl.DataFrame({"problem_id": ["1/A", "1/B"], "input": ["9 2", "0 0"], "output": ["11", "x"]})
+    table.write_parquet(tmp_path / "test_cases_0001.parquet")
+    monkeypatch.setenv("CF_TESTS_FOLDER", str(tmp_path))
+    partial = {"scoring_mode": "partial"}
+    assert cf("print(4)", language="python", options=partial) == [0.2]
+    assert cf("print(4)", language="python", options=partial, id="2/A") == [0.25]
+    monkeypatch.setenv("CF_TESTS_FOLDER", str(tmp_path / "none"))
+    with pytest.raises(AimoError, match="there is no folder"):
+        cf("print(4)", language="python")
+
+
+# ---- Piston
+
+
+@pytest.fixture
+def piston(monkeypatch):
+    """A stand-in for Piston's servers: keeps what it is asked, and answers `reply(request)`."""
+    stand = SimpleNamespace(asked=[], reply=lambda request: {"run": {"code": 0, "stdout": "1\n"}})
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+        def do_POST(self):
+            assert self.path == "/api/v2/execute"
+            stand.asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            content = json.dumps(stand.reply(stand.asked[-1])).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=http.serve_forever, daemon=True).start()
+    stand.url = f"http://127.0.0.1:{http.server_port}/api/v2"
+    monkeypatch.setenv("PISTON_ENDPOINTS", stand.url)
+    monkeypatch.setattr(judges, "PAUSE_S", 0.01)
+    judges.servers.cache_clear()
+    yield stand
+    judges.servers.cache_clear()
+    http.shutdown()
+
+
+def files(request):
+    return {file["name"]: file["content"] for file in request["files"]}
+
+
+def test_codeforces_is_asked_as_open_r1_asks(piston):
+    given = columns(CF | {"generated_checker": "print(1)", "official_tests": CF["official_tests"][:1]})
+    assert cf_code_reward([block(SUM)], **given) == [1.1]
+    (asked,) = piston.asked
+    config = "TIME_LIMIT=10.0\nMEMORY_LIMIT=256.0\nINPUT_MODE=stdio"
+    assert files(asked) == {
+        "main.cpp": f"{SUM}\n",
+        "checker.py": "print(1)",
+        "input.txt": "2 2",
+        "correct_output.txt": "4",
+        "grader_config": config,
+    }
+    assert (asked["language"], asked["version"], asked["run_timeout"]) == ("c++17", "*", 20000)
+    cf_code_reward([block("x", "python")], **given | {"language": ["python"]})
+    assert piston.asked[-1]["language"] == "cf_python3" and "main.python" in files(piston.asked[-1])
+
+
+def test_ioi_is_asked_as_open_r1_asks_and_its_score_may_be_a_part(piston):
+    piston.reply = lambda request: {"run": {"stdout": "0.333" if "4 5" in str(request) else "1", "code": 0}}
+    assert ioi_code_reward([block("long add")], **columns(IOI)) == [0.33]
+    asked = piston.asked[0]
+    assert (asked["language"], asked["run_timeout"], asked["run_memory_limit"]) == (
+        "cms_ioi",
+        4000,
+        256 << 20,
+    )
+    sent = files(asked)
+    assert sent.keys() == {
+        "graders/add.cpp", "graders/Add.h", "graders/grader.cpp", "input.txt", "correct_output.txt"
+    }  # fmt: skip
+    assert sent["graders/add.cpp"].startswith('#include <bits/stdc++.h>\n#include "Add.h"\n')
+
+
+@pytest.mark.parametrize(("size", "requests"), [(1, 2), (2, 2), (3, 3), (-1, 4)])
+def test_after_a_failed_batch_no_more_tests_run(piston, size, requests):
+    piston.reply = lambda request: {"run": {"code": 0, "stdout": "0" if "3 2" in str(request) else "1"}}
+    options = {"scoring_mode": "pass_fail", "test_batch_size": size}
+    assert cf_code_reward([block(SUM)], **options, **columns(CF)) == [0.0]
+    assert len(piston.asked) == requests
+
+
+@pytest.mark.parametrize(
+    ("reply", "reward"),
+    [
+        ({"compile": {"code": 1, "stderr": "no"}}, -0.1),
+        ({"run": {"code": 1, "stdout": "1", "stderr": "MemoryError"}}, 0.0),
+        ({"run": {"code": None, "stdout": "", "signal": "SIGKILL"}}, 0.0),
+    ],
+)
+def test_a_program_that_fails_on_the_server_is_worth_what_it_would_be_here(piston, reply, reward):
+    piston.reply = lambda request: reply
+    assert cf_code_reward([block(SUM)], **columns(CF)) == [reward]
+
+
+def test_an_overloaded_server_is_asked_again_and_one_that_is_down_is_left_for_another(piston, monkeypatch):
+    monkeypatch.setenv("PISTON_ENDPOINTS", f"http://127.0.0.1:1/api/v2, {piston.url}/")
+    replies = iter([{"run": {"stdout": "", "code": 1, "stderr": "fork: Resource temporarily unavailable"}}])
+    piston.reply = lambda request: next(replies, {"run": {"code": 0, "stdout": "1"}})
+    given = columns(CF | {"official_tests": CF["official_tests"][:1]})
+    assert cf_code_reward([block(SUM)], **given) == [1.1]
+
+
+@pytest.mark.parametrize("addresses", ["", "http://127.0.0.1:1/api/v2"])
+def test_without_a_server_one_line_says_what_to_do(piston, monkeypatch, addresses):
+    monkeypatch.setenv("PISTON_ENDPOINTS", addresses)
+    with pytest.raises(AimoError, match=r"rewards: .*iston.* provider_type to local") as e:
+        cf_code_reward([block(SUM)], **columns(CF))
+    assert "\n" not in str(e.value)
+
+
+def test_a_request_that_the_server_refuses_is_named(piston):
+    piston.reply = lambda request: {"message": "c++17-* runtime is unknown"}
+    with pytest.raises(AimoError, match=r"c\+\+17-\* runtime is unknown"):
+        cf_code_reward([block(SUM)], **columns(CF))
+
+
+def test_a_row_without_its_columns_is_named():
+    with pytest.raises(AimoError, match="cf_code needs a column `official_tests`"):
+        cf_code_reward([block(SUM)], language=["cpp"])
+
+
+def test_the_options_of_open_r1s_scripts_reach_them():
+    arguments = SimpleNamespace(
+        reward_funcs=["ioi_code", "cf_code"], code_eval_test_batch_size=4, code_eval_scoring_mode="partial",
+        code_provider="e2b", ioi_provider="piston",
+    )  # fmt: skip
+    ioi, codeforces = get_reward_funcs(arguments)
+    assert (ioi.__name__, codeforces.__name__) == ("ioi_code_reward", "cf_code_reward")
+    assert ioi.keywords["test_batch_size"] == codeforces.keywords["test_batch_size"] == 4
+    assert codeforces.keywords["scoring_mode"] == "partial" and ioi.keywords["provider_type"] == "piston"
