@@ -181,7 +181,7 @@ def test_ioi_is_asked_as_open_r1_asks_and_its_score_may_be_a_part(piston):
     asked = piston.asked[0]
     assert (asked["language"], asked["run_timeout"], asked["run_memory_limit"]) == (
         "cms_ioi",
-        4000,
+        13000,
         256 << 20,
     )
     sent = files(asked)
