@@ -234,6 +234,11 @@ def test_a_request_that_the_server_refuses_is_named(piston):
         cf_code_reward([block(SUM)], **columns(CF))
 
 
+def test_a_row_may_be_in_the_column_that_the_data_stage_keeps_and_one_of_another_kind_is_not_scored(piston):
+    info = [json.dumps(CF), CF, json.dumps({"language": "python", "test_cases": []}), None]
+    assert cf_code_reward([block(SUM)] * 4, verification_info=info) == [1.1, 1.1, None, None]
+
+
 def test_a_row_without_its_columns_is_named():
     with pytest.raises(AimoError, match="cf_code needs a column `official_tests`"):
         cf_code_reward([block(SUM)], language=["cpp"])

@@ -6,6 +6,7 @@ test, which is `judges`.
 """
 
 import functools
+import json
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -113,13 +114,22 @@ def each(
     needed: tuple[str, ...],
     name: str,
 ) -> Rewards:
-    """The score of each completion with its row. AimoError names a column that the rows lack."""
-    if missing := [column for column in needed if columns.get(column) is None]:
-        raise AimoError(f"rewards: {name} needs a column `{missing[0]}`; see docs/rewards.md for the rows")
+    """The score of each completion with its row; None for a row that lacks a column, AimoError if all do.
+
+    A row's columns may be in `verification_info`, a mapping or its JSON, which the data stage keeps.
+    """
     by_row = {key: values for key, values in columns.items() if isinstance(values, (list, tuple))}
     rows = [{key: values[i] for key, values in by_row.items()} for i in range(len(completions))]
+    for row in rows:
+        info = row.pop("verification_info", None) or {}
+        row |= json.loads(info) if isinstance(info, str) else info
+    whole = [all(row.get(column) is not None for column in needed) for row in rows]
+    if rows and not any(whole):
+        missing = next(column for column in needed if rows[0].get(column) is None)
+        raise AimoError(f"rewards: {name} needs a column `{missing}`; see docs/rewards.md for the rows")
+    texts = map(text_of, completions)
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        return list(pool.map(score, rows, map(text_of, completions)))
+        return list(pool.map(lambda has, *case: score(*case) if has else None, whole, rows, texts))
 
 
 def run(submission: Submission, tests: list[Test], batch_size: int, provider: str) -> Iterator[list[float]]:
