@@ -3,7 +3,7 @@
     python benchmarks/gpu.py [--only NAME …] [--minutes 10] [--run-dir FOLDER] [--json FILE]
 
 Nothing is downloaded. Profiles run on random weights of their model's architecture: its width and heads, two
-layers, the tiny base's tokenizer. What a machine lacks is a row with the reason; a setting that it cannot run
+layers, a tiny model's tokenizer. What a machine lacks is a row with the reason; a setting that it cannot run
 is replaced and named. Without a GPU the same commands run on narrow models. Checks that failed beside others
 run again alone. Exits with 1 when one fails.
 """
@@ -50,6 +50,10 @@ SIZES = {
 }
 """Public models of the profiles, from their config.json: type, hidden and intermediate size, attention heads,
 key-value heads. Each head has 128 dimensions, each mixture 128 experts of size 768."""
+PUBLIC_TAGS = (
+    "inference.tags={think_start: <think>, think_end: </think>, answer_start: '\\boxed{', answer_end: '}'}"
+)
+"""What the tokenizer of a public model would tell."""
 SHORT = [
     "data.sft={source: builtin, rows: 64}",
     "data.grpo={source: builtin, rows: 64, test_split: 0.1}",
@@ -171,7 +175,7 @@ def profiles(work: Path, here: Here) -> Iterator[Check]:
         else:
             vllm = [] if here.gpus else ["inference.vllm={}"]
             settings = ["inference.samples=4", "inference.max_tokens=32", "inference.max_length=2048", *vllm]
-            settings += share(here, "inference.gpu_memory")
+            settings += [*share(here, "inference.gpu_memory"), PUBLIC_TAGS]
             model = str(model_folder(work, base))
             asked = [AIMO, "solve", "--model", model, "--profile", path.stem, *options(settings), PROBLEM]
             parallel = (profile.inference.vllm or {}).get("tensor_parallel_size", 1)
@@ -366,6 +370,9 @@ def make_model(base: str, folder: Path, here: Here) -> None:
             64,
         )
     tokenizer = AutoTokenizer.from_pretrained(TINY)
+    if base.startswith("Qwen/Qwen3"):  # its own chat template offers tools and reads a switch of thinking
+        tokenizer = AutoTokenizer.from_pretrained(TINY.with_name("tiny-tools"))
+        tokenizer.chat_template = "{%- set thinks = enable_thinking -%}" + tokenizer.chat_template
     described = AutoConfig.for_model(
         kind,
         hidden_size=hidden,
