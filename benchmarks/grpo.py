@@ -26,13 +26,13 @@ MARK = 0.95
 BOTH = [
     "data.grpo.rows=4000",
     "data.grpo.test_split=0.05",
-    "grpo.max_steps=200",
     "grpo.save_steps=1000",
     "grpo.probe_steps=4",
 ]
 BEFORE = [
     "grpo.learning_rate=5e-4",
     "grpo.scheduler=constant",
+    "grpo.max_steps=100",
     "grpo.prompts_per_step=8",
     "grpo.num_generations=16",
     "grpo.max_completion_length=80",
@@ -128,7 +128,7 @@ def grpo(folder: Path, overrides: list[str]) -> None:
             trainers.grpo(model, tokenizer, sets["grpo"], profile, Path(made), stop, sets["grpo_test"])
         mark, records = reached(), read_lines(log)
     steps = [record for record in records if "loss" in record and record["step"] <= (mark or math.inf)]
-    probes = [(record["step"], record["probe/accuracy"]) for record in records if "probe/accuracy" in record]
+    probes = [(r["step"], r["probe/accuracy"], r["probe/format"]) for r in records if "probe/accuracy" in r]
     groups = int(sum(record["groups/tried"] for record in steps))
     found = {"steps": len(steps), "completions": groups * profile.grpo.num_generations, "probes": probes}
     seconds = steps[-1]["train_seconds"] - sum(probing[1:])  # the first probe comes before the clock
@@ -167,10 +167,10 @@ def main(
     others = {name: [*ours, *overrides] for name, overrides in SETTINGS.items()}
     sides = {"ours": ours} | others if settings else {"before": BEFORE, "ours": ours}
     rows = [row for seed in seeds or [0, 1, 2] for row in measure(seed, sides)]
-    keys = ("steps", "completions", "seconds", "last probe")
+    keys = ("steps", "completions", "seconds", "accuracy", "format")
     table = Table("settings", "seed", *keys)
     for row in rows:
-        row["last probe"] = row["probes"][-1][1]
+        _, row["accuracy"], row["format"] = row["probes"][-1]
         table.add_row(row["side"], str(row["seed"]), *(f"{row[key]:,.4g}" for key in keys))
     means = {
         side: {key: mean(row[key] for row in rows if row["side"] == side) for key in keys} for side in sides

@@ -155,7 +155,8 @@ def child(side: str, stage: str, profile_name: str, overrides: list[str]) -> Non
         import unsloth  # noqa: F401
     import torch
 
-    short = [f"{stage}.max_steps={STEPS[stage]}", f"{stage}.save_steps=1000", "grpo.probe_steps=null"]
+    short = [f"{stage}.max_steps={STEPS[stage]}", f"{stage}.save_steps=1000"]
+    short += ["grpo.probe_steps=null", "grpo.max_resample=null"]
     profile = config.load(profile_name, [*short, *overrides])
     with tempfile.TemporaryDirectory() as folder:
         marks = {"ours": ours, "plain": plain}[side](stage, profile, Path(folder))

@@ -539,9 +539,9 @@ def test_a_dry_run_of_several_nodes_prints_a_command_for_each(capsys):
             "set model.load_in_4bit=false",
         ),
         ({"strategy": "fsdp", "stage": "sft", "cpu": True}, "with --cpu take ddp"),
-        ({"devices": 3}, "8 x 16 completions a step do not split evenly over 3 processes"),
+        ({"devices": 3}, "8 x 8 completions a step do not split evenly over 3 processes"),
         (
-            {"devices": 7, "overrides": ["grpo.gradient_accumulation_steps=16"]},
+            {"devices": 7, "overrides": ["grpo.gradient_accumulation_steps=8"]},
             "make grpo.prompts_per_step a multiple of 7",
         ),
         ({"stage": "sft", "strategy": "zero3", "offload": "weights"}, "use optimizer or all"),
