@@ -56,7 +56,6 @@ SETTINGS = {
     "Dr. GRPO": ["grpo.loss_type=dr_grpo", "grpo.trl={scale_rewards: none}"],
     "overlong shaping": [f"grpo.rewards.soft_overlong_punishment={OVERLONG}"],
     "overlong filtering": ["grpo.mask_truncated_completions=true"],
-    "float32 head": ["grpo.trl={cast_lm_head_to_fp32: true}"],
     "all weights, same rate": ["model.lora=null"],
     "all weights, a tenth": ["model.lora=null", "grpo.learning_rate=1e-4"],
     "every group": ["grpo.max_resample=null"],
@@ -129,7 +128,7 @@ def grpo(folder: Path, overrides: list[str]) -> None:
         mark, records = reached(), read_lines(log)
     steps = [record for record in records if "loss" in record and record["step"] <= (mark or math.inf)]
     probes = [(r["step"], r["probe/accuracy"], r["probe/format"]) for r in records if "probe/accuracy" in r]
-    groups = int(sum(record["groups/tried"] for record in steps))
+    groups = int(sum(record.get("groups/tried", 0) for record in steps))  # 0: completions of an earlier step
     found = {"steps": len(steps), "completions": groups * profile.grpo.num_generations, "probes": probes}
     seconds = steps[-1]["train_seconds"] - sum(probing[1:])  # the first probe comes before the clock
     print(json.dumps(found | {"seconds": seconds}))

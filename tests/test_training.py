@@ -570,6 +570,16 @@ def test_every_loss_of_trl_trains(tmp_path, sets, loss):
 
 
 @train_marker
+def test_a_float32_head_over_tied_embeddings_takes_all_weights_and_is_refused_with_adapters(tmp_path, sets):
+    short = ["grpo.max_steps=1", "grpo.probe_steps=null", "grpo.max_completion_length=16"]
+    head = "grpo.trl={cast_lm_head_to_fp32: true}"
+    with pytest.raises(AimoError, match=r"grpo\.trl\.cast_lm_head_to_fp32: .*set model\.lora to null"):
+        train(small(*short, head), sets, tmp_path / "adapters", "grpo")
+    log, _, _ = train(small(*short, head, "model.lora=null"), sets, tmp_path / "all", "grpo")
+    assert len(losses(log)) == 1
+
+
+@train_marker
 def test_a_loss_that_is_not_finite_stops_at_once_and_names_step_batch_and_checkpoint(
     tmp_path, sets, monkeypatch
 ):

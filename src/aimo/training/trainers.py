@@ -100,6 +100,7 @@ def grpo(
 
     assert profile.grpo
     args = grpo_arguments(profile, folder)
+    check_head(args, model)
     in_process = profile.grpo.generation == "vllm"
     if in_process:
         engine.set_environment()
@@ -121,6 +122,15 @@ def grpo(
     if generates_merged(trainer.args, profile):
         models.merge_to_generate(model)
     return fit(trainer, "grpo", profile, folder, progress, probe)
+
+
+def check_head(args: Any, model: Any) -> None:
+    """Refuse a float32 head on adapters over tied embeddings, which TRL 1.15 looks for in the adapters."""
+    if args.cast_lm_head_to_fp32 and hasattr(model, "peft_config") and model.config.tie_word_embeddings:
+        raise AimoError(
+            "grpo.trl.cast_lm_head_to_fp32: TRL does not cast the head of a model with adapters and tied "
+            "embeddings; leave it out, or set model.lora to null"
+        )
 
 
 def generates_merged(args: Any, profile: Profile) -> bool:
