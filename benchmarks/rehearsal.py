@@ -283,7 +283,7 @@ def kernel_folder(out: Path, name: str, parameters: dict[str, Any], **metadata: 
     source = ROOT / "kernels" / name
     described = json.loads((source / "kernel-metadata.json").read_text()) | metadata
     (folder / "kernel-metadata.json").write_text(json.dumps(described, indent=2))
-    kernels.build(name, folder, "tiny")
+    kernels.build(name, folder, "tiny" if name in kernels.kernels_of("tiny") else None)
     path = folder / described["code_file"]
     notebook = json.loads(path.read_text())
     for cell in notebook["cells"]:
