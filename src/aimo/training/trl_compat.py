@@ -226,8 +226,8 @@ def provide_log_probs() -> None:
 class ExactGeneration(grpo_trainer.VLLMGeneration):
     """TRL's generation with vLLM; the frozen weights stay what they are, to the bit.
 
-    TRL merges the adapters into them for vLLM and subtracts them again, which rounds. In bfloat16 a thousand
-    steps move them by a third of what the adapters do (docs/training.md), and no checkpoint has that.
+    TRL merges the adapters into them for vLLM and subtracts them again, which rounds. The errors of all steps
+    add up, and no checkpoint has them.
     """
 
     frozen: list[tuple[Any, torch.Tensor]] | None = None
