@@ -30,9 +30,9 @@ demo: setup ## the notebooks from problems to a submission, on a laptop CPU
 fast: setup ## the tests without an engine and without training, in about a minute
 	.venv/bin/pytest -q -n 3 --dist loadfile -m "not slow"
 
-test: fast ## all tests, in about 15 minutes
-	@# One thread for each process: with more, they wait for each other's. Four, because engines wait while they start.
-	OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind .venv/bin/pytest -n 4 --dist loadfile --no-loadscope-reorder -m slow
+test: fast ## all tests, in about 20 minutes
+	@# One thread for each process: with more, they wait for each other's. Three, because engines wait while they start.
+	OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind .venv/bin/pytest -n 3 --dist loadfile --no-loadscope-reorder -m slow
 
 run: setup ## make run PROFILE=qwen3-4b
 	.venv/bin/aimo run --profile $(PROFILE)

@@ -111,7 +111,7 @@ def test_a_question_out_of_time_answers_with_what_it_has(engine, monkeypatch):
 
     real = engine.sample
     monkeypatch.setattr(engine, "sample", endless)
-    s = solve(engine, EASY, num_samples=4, low=0, high=999, budget_s=2.0)
+    s = solve(engine, EASY, num_samples=4, low=0, high=999, budget_s=8.0)
     assert s.stop is Stop.DEADLINE and s.note == "time ran out"
     assert len(s.samples) == 4 and {c.end for c in s.samples} == {End.TIME} and s.votes
 
