@@ -2,12 +2,11 @@
 
 import json
 import shutil
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import polars as pl
 import pytest
+from model_server import Handler, on_loopback
 
 from aimo.errors import AimoError
 from aimo.rewards import cf_code_reward, get_reward_funcs, ioi_code_reward, judges
@@ -130,28 +129,19 @@ def piston(monkeypatch):
     """A stand-in for Piston's servers: keeps what it is asked, and answers `reply(request)`."""
     stand = SimpleNamespace(asked=[], reply=lambda request: {"run": {"code": 0, "stdout": "1\n"}})
 
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *_):
-            pass
-
+    class Piston(Handler):
         def do_POST(self):
             assert self.path == "/api/v2/execute"
-            stand.asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            content = json.dumps(stand.reply(stand.asked[-1])).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
+            stand.asked.append(self.asked())
+            self.reply(json.dumps(stand.reply(stand.asked[-1])))
 
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=http.serve_forever, daemon=True).start()
-    stand.url = f"http://127.0.0.1:{http.server_port}/api/v2"
-    monkeypatch.setenv("PISTON_ENDPOINTS", stand.url)
     monkeypatch.setattr(judges, "PAUSE_S", 0.01)
-    judges.servers.cache_clear()
-    yield stand
-    judges.servers.cache_clear()
-    http.shutdown()
+    with on_loopback(Piston) as address:
+        stand.url = f"{address}/api/v2"
+        monkeypatch.setenv("PISTON_ENDPOINTS", stand.url)
+        judges.servers.cache_clear()
+        yield stand
+        judges.servers.cache_clear()
 
 
 def files(request):
