@@ -2,12 +2,15 @@
 
 import asyncio
 import threading
+import time
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from aimo.data import builtin
+from aimo.inference import solver
 from aimo.inference.settings import Settings, Tags
 from aimo.inference.solution import FALLBACK, End
 from aimo.inference.solver import solve
@@ -102,16 +105,21 @@ def test_a_problem_that_cannot_be_asked_gets_the_fallback_and_the_reason(engine,
 
 def test_a_question_out_of_time_answers_with_what_it_has(engine, monkeypatch):
     """The samples would go on for ever: none ends by itself, and only the budget ends the question."""
+    late = 0.0
 
     async def endless(prompt, seed, settings, until=None):
+        nonlocal late
         if settings.max_tokens < 100:  # of a forced answer
             return await real(prompt, seed, settings, until)
         until("<start_working_out>Wait, I have to think about it.", [5] * 8)
+        late += 45 / 4
         await asyncio.sleep(1000)
 
     real = engine.sample
     monkeypatch.setattr(engine, "sample", endless)
-    s = solve(engine, EASY, num_samples=4, low=0, high=999, budget_s=8.0)
+    # The solver's clock alone is ahead once all four have written: the seconds for forced answers are real.
+    monkeypatch.setattr(solver, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + late))
+    s = solve(engine, EASY, num_samples=4, low=0, high=999, budget_s=50.0)
     assert s.stop is Stop.DEADLINE and s.note == "time ran out"
     assert len(s.samples) == 4 and {c.end for c in s.samples} == {End.TIME} and s.votes
 
