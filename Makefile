@@ -7,7 +7,7 @@ LOCK := $(if $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu),requirements.txt
 TORCH := $(shell grep -s '^torch==' $(LOCK))
 PIP := .venv/bin/pip install -qq --no-deps
 
-.PHONY: help setup demo fast test run jupyter sync lint lock kernels push bench rehearsal gpu-check
+.PHONY: help setup demo fast test run jupyter sync lint docs lock kernels push bench rehearsal gpu-check
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 10
@@ -51,6 +51,10 @@ lint: setup ## style, types, imports between modules, dependencies, layout, note
 	.venv/bin/deptry --no-ansi .
 	.venv/bin/mypy
 	.venv/bin/pytest -q tests/test_layout.py tests/test_notebooks.py
+
+docs: setup ## the pages of docs/ as a site, which opens from site/index.html
+	@# The variable: no notice of the theme's successor.
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build -q
 
 bench: setup ## the figures of the whole pipeline for seeds 0, 1 and 2
 	.venv/bin/python benchmarks/road.py
