@@ -176,7 +176,7 @@ class Mismatch(TrainerCallback):
             print(
                 f"Step {state.global_step}: the log-probabilities of vLLM and of the trainer differ by "
                 f"{record[DIFFERENCE]:.3f} on average, by {differences[0]:.3f} at the start. vLLM may sample "
-                "with the weights of an earlier step: docs/training.md, Troubleshooting."
+                "with the weights of an earlier step: docs/troubleshooting.md."
             )
 
 
