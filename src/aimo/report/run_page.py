@@ -72,7 +72,9 @@ def mismatch(log: list[dict[str, Any]]) -> str:
     steps = [str(record["step"]) for record in log if mean in record and record[mean] > record[bound]]
     if not steps:
         return ""
-    return f"vLLM may have had the weights of an earlier step at: {', '.join(steps)} (docs/troubleshooting.md)."
+    return (
+        f"vLLM may have had the weights of an earlier step at: {', '.join(steps)} (docs/troubleshooting.md)."
+    )
 
 
 def inference(folder: Path, stages: dict[str, Any]) -> Iterator[Section]:
