@@ -53,6 +53,7 @@ lint: setup ## style, types, imports between modules, dependencies, layout, note
 	.venv/bin/pytest -q tests/test_layout.py tests/test_notebooks.py
 
 docs: setup ## the pages of docs/ as a site, which opens from site/index.html
+	.venv/bin/python docs/profiles.py
 	@# The variable: no notice of the theme's successor.
 	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build -q
 

@@ -5,6 +5,7 @@ by its name. A `Case` says where to look: at TRL's configuration, vLLM's argumen
 rows, the chat template, a reward, a file. The first case whose pattern fits a key is its case.
 """
 
+import importlib.util
 import json
 import math
 import os
@@ -885,3 +886,10 @@ def seen(case: Case, profile: config.Profile, folder: Path) -> Any:
         return case.observe(profile, folder)
     except AimoError as e:
         return str(e)
+
+
+def test_the_page_of_all_keys_says_what_the_dataclasses_and_this_walk_say():
+    spec = importlib.util.spec_from_file_location("profiles", config.ROOT / "docs/profiles.py")
+    profiles = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(profiles)
+    assert profiles.page() == profiles.PAGE.read_text(), "run `make docs`"

@@ -14,6 +14,7 @@ class Columns:
     """Which columns of a source hold what."""
 
     problem: str = "problem"
+    """The statement of the problem."""
     answer: str | None = "answer"
     """The gold answer, alone or at the end of a text (`#### 42`); null takes the solution's own answer."""
     solution: str | None = None
@@ -39,6 +40,7 @@ class Source:
     """Where rows come from: `builtin`, a .csv, .jsonl or .parquet file, a folder of them, or a hub id."""
 
     source: str = "builtin"
+    """`builtin`, a file, a folder or a hub id; in `data.sft` also `distil`, what that stage kept."""
     preset: str | None = None
     """The hub id that a local copy was made from; its columns are known (`aimo.data.presets`)."""
     subset: str | None = None
@@ -52,6 +54,7 @@ class Source:
     weight: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Keep this share of the rows (Open-R1's mixtures)."""
     columns: Columns | None = None
+    """The columns, where no preset knows them."""
     corrupt_lines: Literal["refuse", "skip"] = "refuse"
     """What to do with a line of a .jsonl file that is not a JSON object; skipped ones are counted."""
 
@@ -107,6 +110,7 @@ class Set(Mixture):
     language: str | None = None
     """Keep problems in this language (`en`); texts too short to determine are kept."""
     drop: list[Literal["multiple_choice", "proof"]] = field(default_factory=list)
+    """Drop questions of these types, as `columns.kind` or their text tells them."""
     near_duplicates: Rate | None = None
     """Drop problems that share this part of another's word triples (Jaccard) and all its numbers."""
     pass_rate: tuple[float, float] | None = None

@@ -58,7 +58,9 @@ class Distil(Mixture):
     )
     """The user message; `{prompt}` is replaced by the problem."""
     temperature: Annotated[float, Field(ge=0)] = 0.6
+    """0 always takes the likeliest token."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
+    """Sample from the likeliest tokens that together have this probability."""
     max_tokens: Positive = 16384
     """Tokens of a completion."""
     max_concurrent: Positive = 1000

@@ -1,6 +1,9 @@
 """YAML into a Profile and back. Unknown keys, wrong types and impossible values are refused by name."""
 
+import ast
 import difflib
+import inspect
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -195,6 +198,19 @@ def keys(section: type = Profile, prefix: str = "") -> Iterator[str]:
         for part in (hint, *get_args(hint)):
             if is_dataclass(part) and isinstance(part, type):
                 yield from keys(part, f"{prefix}{name}.")
+
+
+def meanings(section: type) -> dict[str, str]:
+    """The docstring of each key that a dataclass declares, in one line."""
+    (declared,) = ast.parse(inspect.getsource(section)).body
+    assert isinstance(declared, ast.ClassDef)
+    found = {}
+    for key, text in itertools.pairwise(declared.body):
+        if isinstance(key, ast.AnnAssign) and isinstance(key.target, ast.Name):
+            said = text.value if isinstance(text, ast.Expr) else None
+            assert isinstance(said, ast.Constant), f"{section.__name__}.{key.target.id} has no docstring"
+            found[key.target.id] = " ".join(str(said.value).split())
+    return found
 
 
 def dump(profile: Profile) -> str:

@@ -19,10 +19,13 @@ class Lora:
     """Low-rank adapters (PEFT); merged into the weights when a stage ends."""
 
     rank: Positive = 32
+    """The rank of the two matrices of an adapter."""
     alpha: Positive = 64
+    """An adapter counts alpha / rank times."""
     target_modules: list[str] = field(
         default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     )
+    """The layers that get an adapter."""
 
 
 @dataclass(config=strict)
@@ -34,6 +37,7 @@ class Model:
     revision: str | None = None
     """The branch, tag or commit of a hub id; null takes the newest commit of the main branch."""
     backend: Literal["unsloth", "transformers"] = "unsloth"
+    """What loads and trains the model: Unsloth, or Transformers with PEFT."""
     max_length: Positive = 2048
     """Tokens of prompt and completion together."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -60,19 +64,27 @@ class Optimization:
     """What every trained stage has."""
 
     learning_rate: Rate
+    """The highest rate, which the warm-up ends at."""
     epochs: Annotated[float, Field(gt=0)] = 1.0
+    """How often each row is trained on."""
     max_steps: Positive | None = None
     """Stop after this many steps, whatever `epochs` says."""
     gradient_accumulation_steps: Positive = 1
+    """Batches whose gradients make one step."""
     warmup_ratio: Share = 0.0
+    """The share of the steps in which the rate rises from 0."""
     scheduler: Literal["constant", "linear", "cosine", "cosine_with_min_lr"] = "linear"
+    """How the rate falls after the warm-up."""
     min_lr_rate: Share = 0.1
     """For cosine_with_min_lr: the last rate as a share of the first."""
     optimizer: Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "adafactor"] = (
         "adamw_torch"
     )
+    """The 8-bit ones need a GPU."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """How strongly weights are drawn to 0."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Gradients of a larger norm are scaled down to it."""
     save_steps: Positive = 50
     """Steps between checkpoints. The last two are kept; `trl: {save_total_limit: 5}` keeps more."""
     probe_steps: Positive | None = None
@@ -91,6 +103,7 @@ class Sft(Optimization):
     batch_size: Positive = 8
     """Rows on one device at a time."""
     warmup_ratio: Share = 0.03
+    """The share of the steps in which the rate rises from 0."""
     packing: bool = False
     """Fill each row of `model.max_length` tokens with several examples."""
     packing_strategy: Literal["bfd", "wrapped"] = "bfd"
@@ -107,6 +120,7 @@ class Grpo(Optimization):
     """GRPO: reinforcement learning from right and wrong answers."""
 
     prompts_per_step: Positive = 8
+    """Groups of a step, on each device."""
     num_generations: Annotated[int, Field(ge=2)] = 16
     """Completions per prompt: the group whose mean reward is the baseline."""
     max_prompt_length: Positive = 512
@@ -114,12 +128,17 @@ class Grpo(Optimization):
     max_completion_length: Positive = 512
     """Tokens; a completion is cut off there."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Of the completions that are trained on."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Sample from the likeliest tokens that together have this probability."""
     top_k: NonNegative = 0
     """Sample from this many likeliest tokens; 0 from all."""
     min_p: Share | None = None
+    """Sample from tokens that are at least this share as likely as the likeliest."""
     repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
+    """Above 1, tokens that have occurred become less likely."""
     loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo"] = "dapo"
+    """TRL's losses: how tokens and groups are weighted, and how ratios are clipped."""
     beta: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the KL divergence from the model that the stage starts from."""
     mask_truncated_completions: bool = False
@@ -130,15 +149,18 @@ class Grpo(Optimization):
     pass_rate: tuple[float, float] | None = None
     """Before training, keep problems whose share of right samples lies within these bounds."""
     pass_rate_samples: Annotated[int, Field(ge=2)] = 8
+    """Samples of each problem for `pass_rate`."""
     rewards: Annotated[dict[str, Any], Field(min_length=1), AfterValidator(read_rewards)] = field(
         default_factory=lambda: {"accuracy": Reward()}
     )
     """Reward functions (docs/rewards.md), each with a weight, or with a weight and options:
     `cosine: {weight: 0.5, max_len: 2000}`."""
     scheduler: Literal["constant", "linear", "cosine", "cosine_with_min_lr"] = "constant"
+    """How the rate falls after the warm-up."""
     generation: Literal["transformers", "vllm", "vllm_server"] = "transformers"
     """What samples: the trained model, vLLM in this process, or a `trl vllm-serve` elsewhere."""
     vllm_server_url: str = "http://127.0.0.1:8000"
+    """Where the server of `vllm_server` is."""
     vllm_gpu_memory: Share = 0.5
     """Share of the GPU's memory that vLLM takes beside the trainer."""
     tools: bool = False

@@ -34,9 +34,13 @@ class Tags:
     """What encloses the thought and the answer of a completion. The defaults are Unsloth's recipe."""
 
     think_start: Tag = "<start_working_out>"
+    """Opens the thought."""
     think_end: Tag = "<end_working_out>"
+    """Closes the thought."""
     answer_start: Tag = "<SOLUTION>"
+    """Opens the answer."""
     answer_end: Tag = "</SOLUTION>"
+    """Closes the answer."""
 
 
 PUBLIC = [
@@ -54,6 +58,7 @@ class Prompt(Tags):
     """Tags, system prompt and chat template; all are saved with the model."""
 
     system: str = ""
+    """The system message; empty sends none."""
     template: str = "plain"
     """`plain` (Unsloth's recipe), `chatml` (Qwen, Open-R1), `model` for the base's own, or a Jinja file."""
     eos_token: str | None = None

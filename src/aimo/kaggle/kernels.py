@@ -7,7 +7,6 @@ profile's file. Out of scope: pushing a kernel (`aimo.kaggle.kernel_runs`), its 
 """
 
 import ast
-import itertools
 import json
 import pprint
 import re
@@ -21,6 +20,7 @@ import nbformat
 
 from aimo import config
 from aimo.config import ROOT
+from aimo.config.reading import meanings
 from aimo.errors import AimoError
 from aimo.inference.settings import Settings
 
@@ -212,24 +212,9 @@ def describe(written: dict[str, Any]) -> str:
     """
     lines: list[str] = []
     defaults = asdict(Settings())
-    for key, meaning in meanings().items():
+    for key, meaning in meanings(Settings).items():
         value = pprint.pformat(written.get(key, defaults[key]), width=96, sort_dicts=False)
         entry = f'"{key}": {value},'
         lines += textwrap.wrap(meaning, 104, initial_indent="# ", subsequent_indent="# ")
         lines += entry.splitlines() if key in written else [f"# {line}" for line in entry.splitlines()]
     return "".join(f"    {line}\n" for line in lines)
-
-
-def meanings() -> dict[str, str]:
-    """Return the docstring of each key of `Settings`, in one line."""
-    source = ast.parse((ROOT / "src/aimo/inference/settings.py").read_text())
-    (body,) = (
-        node.body for node in source.body if isinstance(node, ast.ClassDef) and node.name == "Settings"
-    )
-    found = {}
-    for key, text in itertools.pairwise(body):
-        if isinstance(key, ast.AnnAssign) and isinstance(key.target, ast.Name):
-            said = text.value if isinstance(text, ast.Expr) else None
-            assert isinstance(said, ast.Constant), f"{key.target.id} has no docstring"
-            found[key.target.id] = " ".join(str(said.value).split())
-    return found

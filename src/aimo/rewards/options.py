@@ -13,6 +13,7 @@ class Reward:
     """Any reward; those without a class of their own below have no other setting."""
 
     weight: float = 1.0
+    """What the reward is multiplied by before rewards are added."""
 
 
 @dataclass(config=strict)
@@ -36,7 +37,9 @@ class RepetitionPenalty(Reward):
     """`repetition_penalty`: a share of `max_penalty`."""
 
     ngram_size: Positive = 3
+    """Words in a row that count as repeated."""
     max_penalty: Annotated[float, Field(le=0)] = -1.0
+    """The reward of nothing but repetition."""
     language: Literal["en", "zh"] = "en"
     """How words are separated: by spaces, or for Chinese by jieba."""
 
@@ -46,7 +49,9 @@ class SoftOverlongPunishment(Reward):
     """`soft_overlong_punishment`: where it begins and where it reaches -1, in tokens."""
 
     max_completion_len: Positive = 16384
+    """Where it reaches -1."""
     soft_punish_cache: NonNegative = 4096
+    """How long before that it begins."""
 
 
 @dataclass(config=strict)
@@ -54,7 +59,9 @@ class Code(Reward):
     """`code` and `binary_code`: where programs run, and how many at once."""
 
     num_parallel: Positive = 2
+    """Programs that run at one time."""
     provider_type: Literal["local", "e2b", "morph"] = "local"
+    """The sandbox of this machine, or a service whose package is installed besides."""
 
 
 BatchSize = Annotated[int, Field(ge=-1)]
@@ -75,6 +82,7 @@ class CfCode(IoiCode):
     """`cf_code`: besides, what a program is worth."""
 
     scoring_mode: Literal["pass_fail", "partial", "weighted_sum"] = "weighted_sum"
+    """Whether all tests pass, the share that passes, or the first plus a tenth of the second."""
     patch_code: bool = False
     """Whether C++ gets the standard headers that it lacks."""
 
@@ -84,3 +92,4 @@ class CodeFormat(Reward):
     """`code_format`: the language of rows without a `language` of their own."""
 
     language: str = "python"
+    """Such as python or cpp."""

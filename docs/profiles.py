@@ -1,0 +1,278 @@
+"""Write profiles.md, every key of a profile, from the dataclasses: `make docs` does it.
+
+What a key reaches is where `tests/test_schema.py` looks at it; of a key of TRL's configuration, the fields
+that change with it. What other libraries call a key is what the error message answers to their names.
+"""
+
+import json
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import MISSING, Field, fields, is_dataclass
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+
+from pydantic.fields import FieldInfo
+
+from aimo import config
+from aimo.config import reading
+from aimo.errors import AimoError
+from aimo.inference import settings
+from aimo.rewards import REWARDS
+from aimo.runs import quiet
+
+sys.path.append(str(reading.ROOT / "tests"))
+import test_schema as schema
+
+KNOWN = set(reading.keys())
+PAGE = Path(__file__).with_suffix(".md")
+INTRO = """\
+# Profiles, key by key
+
+A profile is one YAML file. Every key has a type. A value that does not fit is refused when the profile is
+read, with the key and the remedy; so is a key that does not exist, with the one that was meant.
+`--set KEY=VALUE` changes a key on the command line: `--set grpo.max_steps=50`, `--set model.lora=null`.
+A stage without a section is left out. `notebooks/profiles` holds examples, and [recipes.md](recipes.md)
+says where each comes from.
+
+*Reaches* says what a key changes: `tests/test_schema.py` sets every key to another value and looks there.
+A name after "TRL:" is a field of its SFTConfig, GRPOConfig or DPOConfig. *Elsewhere* is what TRL, Open-R1,
+Unsloth, PEFT or vLLM call the key; the error message answers to these names. This page is written by
+`docs/profiles.py` from the dataclasses in `src/aimo/config`.
+"""
+
+
+class Table(NamedTuple):
+    """The keys of a dataclass under a heading, and the prefix under which the walk finds them."""
+
+    heading: str
+    section: type
+    prefix: str
+    text: str = ""
+
+
+TRAINS = "Of every stage that trains. Where the table of a stage has a key too, its default holds there."
+ENTRIES = "Of the sets, of `distil`, and of each entry of `mixture` and of `data.decontaminate`."
+TABLES = [
+    Table("## profile", config.Profile, "", "The first level: two keys, and the sections."),
+    Table("## model", config.Model, "model."),
+    Table("### lora", config.Lora, "model.lora."),
+    Table("## prompt", config.Prompt, "prompt.", "Besides the four keys of [tags](#tags)."),
+    Table("## data", config.Data, "data."),
+    Table("### Sets", config.Set, "data.sft.", "`data.sft`, `data.grpo` and `data.heldout`."),
+    Table("### Sources", config.Source, "data.sft.", ENTRIES),
+    Table("### Mixtures", config.Mixture, "data.sft.", "Of the sets and of `distil`."),
+    Table("### columns", config.Columns, "data.sft.columns.", "Of a source."),
+    Table("## distil", config.Distil, "distil.", "Besides the keys of a source."),
+    Table("### reject", config.Reject, "distil.reject."),
+    Table("## Stages that train", config.Optimization, "sft.", TRAINS),
+    Table("## sft", config.Sft, "sft."),
+    Table("## grpo", config.Grpo, "grpo."),
+    Table("## dpo", config.Dpo, "dpo."),
+    Table("## inference", settings.Settings, "inference."),
+    Table("### Questions of a run", config.Inference, "inference."),
+    Table("### tags", settings.Tags, "inference.tags."),
+    Table("### variants", settings.Variant, "inference.variants.", "Of each entry of the list."),
+    Table("## training", config.Training, "training."),
+]
+HEADS = ("key", "type", "default", "meaning", "reaches", "elsewhere")
+
+UNITS = {
+    "tokens": "max_length max_tokens max_prompt_length max_completion_length max_len max_completion_len "
+    "soft_punish_cache",
+    "seconds": "timeout tool_seconds time_limit_s",
+    "steps": "max_steps save_steps probe_steps eval_steps sample_steps",
+    "GB": "disk_gb",
+    "per million tokens": "input_price output_price",
+    "words": "ngram ngram_size",
+    "rows": "rows batch_size",
+    "problems": "test_rows problems prompts_per_step",
+    "completions": "num_generations samples pass_rate_samples max_per_problem",
+}
+LOOKS: dict[Any, str] = {
+    schema.rows: "the rows",
+    schema.downloads: "the download",
+    schema.distilled: "requests and what is kept",
+    schema.chat: "prompts and rows",
+    schema.loading: "how the model is loaded",
+    schema.adapters: "PEFT's adapters",
+    schema.base_model: "which base is taken",
+    schema.tool_use: "GRPO's trainer",
+    schema.rewards: "the reward",
+    schema.contests: "the reward",
+    schema.processes: "programs at a time",
+    schema.SFT_RUN: "the training",
+    schema.GRPO_RUN: "the training",
+    schema.DPO_RUN: "the training",
+    schema.limits: "when a stage stops",
+    schema.sampled: "the problems of GRPO",
+    schema.paired: "the pairs of DPO",
+    schema.asked: "requests and votes",
+    schema.questions: "the questions",
+    schema.vllm: "vLLM",
+    schema.pushed: "where a model goes",
+    schema.hub_cache: "the hub's client",
+}
+WORDS = {
+    str: "text",
+    int: "integer",
+    float: "number",
+    bool: "true or false",
+    Any: "any value",
+    NoneType: "null",
+}
+
+
+def main() -> None:
+    """Write the page."""
+    quiet()
+    PAGE.write_text(page(), encoding="utf-8")
+
+
+def page() -> str:
+    """The page."""
+    with tempfile.TemporaryDirectory() as name:
+        parts = [INTRO, *(section(table, Path(name)) for table in TABLES), rewards(Path(name))]
+    return "\n".join(parts)
+
+
+def section(table: Table, folder: Path) -> str:
+    """A heading and the table of a dataclass's own keys."""
+    names = own_keys(table.section)
+    rows = [row(table.section, key, table.prefix + key, folder) for key in names]
+    text = [table.text] if table.text else []
+    return "\n\n".join([table.heading, *text, as_table(HEADS, rows)]) + "\n"
+
+
+def rewards(folder: Path) -> str:
+    """The options of rewards, a row each."""
+    rows = []
+    for name, reward in REWARDS.items():
+        for option in ("weight", *reward.option_names) if name == "accuracy" else reward.option_names:
+            first, *rest = row(reward.options, option, f"grpo.rewards.{name}.{option}", folder)
+            rows.append(["any" if name == "accuracy" else f"`{name}`", first, *rest[:-2]])
+    text = "Keys of `grpo.rewards.NAME`; [rewards.md](rewards.md) says what each reward gives."
+    return "\n\n".join(["## rewards", text, as_table(("reward", *HEADS[:-2]), rows)]) + "\n"
+
+
+def as_table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A Markdown table."""
+    lines = [list(heads), ["---" for _ in heads], *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def row(section: type, key: str, dotted: str, folder: Path) -> list[str]:
+    """What the table says of a key."""
+    (chosen,) = (f for f in fields(section) if f.name == key)
+    hint = get_type_hints(section, include_extras=True)[key]
+    unit = next((unit for unit, names in UNITS.items() if key in names.split()), "")
+    kind = ", ".join(filter(None, [words(hint), unit]))
+    meaning = next(said[key] for base in section.__mro__ if key in (said := reading.meanings(base)))
+    cells = f"`{key}`", kind, default(chosen), meaning, reaches(dotted, folder), elsewhere(dotted)
+    return [cell.replace("|", "\\|") for cell in cells]
+
+
+def own_keys(section: type) -> list[str]:
+    """The keys that a dataclass adds to those of its parents, or gives another default."""
+    return [f.name for f in fields(section) if f.name in vars(section).get("__annotations__", {})]
+
+
+def words(hint: Any) -> str:
+    """A type in words."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return bounded(words(parts[0]), list(constraints(parts[1:])))
+    if origin is Literal:
+        return " or ".join(f"`{value}`" for value in parts)
+    if origin in (Union, UnionType):
+        return " or ".join(words(part) for part in parts)
+    if origin is tuple:
+        return f"[{', '.join(words(part) for part in parts)}]"
+    if origin is list:
+        return f"list of: {words(parts[0])}"
+    if origin is dict:
+        return "keys and values"
+    return f"[section](#{anchor(hint)})" if is_dataclass(hint) else WORDS[hint]
+
+
+def anchor(section: Any) -> str:
+    """Where on the page the keys of a dataclass stand."""
+    if section is config.Inference:
+        section = settings.Settings
+    return next(table.heading for table in TABLES if table.section is section).strip("# ").lower()
+
+
+def constraints(metadata: Iterable[Any]) -> Iterator[Any]:
+    """What `Annotated` says of a value."""
+    for item in metadata:
+        yield from item.metadata if isinstance(item, FieldInfo) else ()
+
+
+def bounded(word: str, limits: list[Any]) -> str:
+    """A word with its bounds."""
+    signs = {"gt": "> ", "ge": "≥ ", "lt": "< ", "le": "≤ "}
+    found = [
+        f"{signs[name]}{getattr(limit, name)}" for limit in limits for name in signs if hasattr(limit, name)
+    ]
+    text = f"{word} {' and '.join(found)}".strip()
+    text += "".join(", not empty" for limit in limits if hasattr(limit, "min_length"))
+    patterns = [limit.pattern.replace("\\", "") for limit in limits if hasattr(limit, "pattern")]
+    return text + "".join(f" with `{pattern}`" for pattern in patterns)
+
+
+def default(key: Field[Any]) -> str:
+    """The default of a key as YAML has it."""
+    if key.default is not MISSING:
+        value = key.default
+    elif key.default_factory is not MISSING:
+        value = key.default_factory()
+    else:
+        return "required"
+    if is_dataclass(value):
+        return "its defaults"
+    return f"`{json.dumps(value, ensure_ascii=False, default=vars)}`"
+
+
+def reaches(key: str, folder: Path) -> str:
+    """What a key changes."""
+    key = key if key in schema.KEYS else key.replace("data.sft", "distil")
+    case = schema.case_of(key)
+    if case is None or key not in schema.KEYS:
+        return ""
+    if key.endswith(".trl"):
+        return "TRL: the same names"
+    if case.observe in (schema.SFT_ARGS, schema.GRPO_ARGS, schema.DPO_ARGS):
+        return "TRL: " + ", ".join(f"`{name}`" for name in changed(key, case, folder))
+    return LOOKS[case.observe]
+
+
+def changed(key: str, case: Any, folder: Path) -> list[str]:
+    """The fields of TRL's configuration that another value of a key changes."""
+    values = schema.prepared(key, case, folder)
+    before = config.parse(values, "page")
+    value = case.value
+    if value is None:
+        value = schema.other(schema.KEYS[key], schema.get(before, key))
+    schema.put(values, key, value)
+    try:
+        old, new = (case.observe(profile, folder) for profile in (before, config.parse(values, "page")))
+    except AimoError:  # a package for GPUs
+        return [key.rpartition(".")[2]]
+    return sorted(name for name in old | new if old.get(name) != new.get(name))
+
+
+def elsewhere(key: str) -> str:
+    """The names of other libraries that are answered with a key."""
+    section, _, name = key.rpartition(".")
+    found = [
+        other
+        for other, ours in reading.OTHER_NAMES.items()
+        for our in ours.split()
+        if our == key or (our == name and f"{section}.{our}" in KNOWN)
+    ]
+    return ", ".join(f"`{other}`" for other in found)
+
+
+if __name__ == "__main__":
+    main()
