@@ -1,6 +1,6 @@
 """Which conversation a sample has: by the format of the settings, with or without tools.
 
-A format is one class with the methods of `tools.Chat`, chosen here, and one test file.
+A format is one class with the methods of `tools.Chat`, chosen here or in `tools.OWN_FORMATS`.
 """
 
 from pathlib import Path
@@ -10,7 +10,7 @@ from aimo.inference import harmony, programs, prompts
 from aimo.inference.harmony import Harmony
 from aimo.inference.sampling import Sampler
 from aimo.inference.settings import Settings
-from aimo.inference.tools import Chat, FencedBlocks, ToolCalls
+from aimo.inference.tools import OWN_FORMATS, Chat, ToolCalls
 
 Conversation = Chat | Harmony
 RULES = "Put the final answer in \\boxed{}."
@@ -40,4 +40,4 @@ def begin(
         return Harmony(sampler, problem, index, rules, with_tools)
     if not with_tools:
         return Chat(sampler, problem, index, rules)
-    return (ToolCalls if settings.tool_parser else FencedBlocks)(sampler, problem, index, rules)
+    return OWN_FORMATS.get(settings.tool_parser, ToolCalls)(sampler, problem, index, rules)

@@ -20,7 +20,6 @@ from aimo.inference.prompts import as_prompt, encode, ends_in_thought, escape_sp
 from aimo.inference.sampling import Completion, Sampler
 
 NEWLINE = "\n"
-BLOCK = re.compile(r"```(?:python|py)\n(.*?)```", re.DOTALL)
 PYTHON: dict[str, Any] = {
     "type": "function",
     "function": {
@@ -93,6 +92,11 @@ class Chat:
 class FencedBlocks(Chat):
     """Fenced Python blocks, each followed by a block with its output; a stream stops where a block ends."""
 
+    block = re.compile(r"```(?:python|py)\n(.*?)```", re.DOTALL)
+    """What a call looks like; the program is its group."""
+    output = "```output\n{}\n```\n"
+    """How the output of a call is shown."""
+
     @property
     def starts_message(self) -> bool:  # type: ignore[override]
         """All turns are one message."""
@@ -100,7 +104,7 @@ class FencedBlocks(Chat):
 
     def find_call(self, turn: Completion) -> Call | None:
         """The first complete block of a turn, which may still grow. Tokens after its last are left out."""
-        block = BLOCK.search(turn.text)
+        block = self.block.search(turn.text)
         if not block:
             return None
         ids, text = turn.token_ids, turn.text
@@ -114,9 +118,13 @@ class FencedBlocks(Chat):
     def reply(self, call: Call, output: str) -> None:
         """Continue after the output: the turn's own tokens stay, so that their cache does."""
         shown = escape_special_tokens(self.tokenizer, output)
-        result = f"{'' if call.turn.endswith(NEWLINE) else NEWLINE}```output\n{shown}\n```\n"
+        result = ("" if call.turn.endswith(NEWLINE) else NEWLINE) + self.output.format(shown)
         self.text += call.turn + result
         self.ids = [*self.ids, *call.ids, *self.tokenizer.encode(result, add_special_tokens=False)]
+
+
+OWN_FORMATS: dict[str | None, type[Chat]] = {None: FencedBlocks}
+"""The formats of calls that are read here, by `inference.tool_parser`; others are parsers of vLLM's."""
 
 
 class ToolCalls(Chat):
@@ -185,12 +193,12 @@ def offer() -> Any:
 
 
 def find_tool_parser(name: str | None, tokenizer: Any) -> Any:
-    """vLLM's parser of tool calls of that name, None for None.
+    """vLLM's parser of tool calls of that name, None for a format that is read here.
 
     AimoError when vLLM has no such parser, the chat template offers no tools, or writes calls that the parser
     does not read.
     """
-    if name is None:
+    if name is None or name in OWN_FORMATS:
         return None
     from vllm.tool_parsers import ToolParserManager
 
