@@ -1,0 +1,225 @@
+"""The commands of a page: what bash makes of its fences, and whether each would be accepted.
+
+Bash runs every fence in a folder where most programs only write down their arguments. `check` then reads
+these as the program itself would, up to the point where it would begin to work.
+"""
+
+import ast
+import importlib.util
+import itertools
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import typer
+from conftest import ROOT
+from packaging.requirements import Requirement
+
+from aimo import cli, config
+from aimo.inference import settings
+from aimo.kaggle.kernels import KERNELS
+from aimo.stages import STAGES
+
+FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
+RECORD = 'printf \'%s\\0\' "$@" >> "$RECORDS"; printf \'\\1\' >> "$RECORDS"'
+REALLY_RUN = ("cp", "mkdir", "sed")
+"""Programs that bash runs, because what they write is read by the commands after them."""
+
+
+def fences(page: Path) -> list[tuple[str, str]]:
+    """The fences of a page: their language and their text."""
+    text = page.read_text(encoding="utf-8")
+    return [(m[2] or "bash", re.sub(rf"^{m[1]}", "", m[3], flags=re.MULTILINE)) for m in FENCE.finditer(text)]
+
+
+def words(text: str, desk: Path) -> list[list[str]]:
+    """The commands of a fence, each with its arguments as bash expands them."""
+    records = desk / "records"
+    records.write_text("")
+    for name in set(re.findall(r"\.venv/bin/([\w.-]+)", text)):
+        assert Path(sys.executable).with_name(name).exists(), f".venv/bin/{name} is not installed"
+        program = desk / ".venv/bin" / name
+        program.parent.mkdir(parents=True, exist_ok=True)
+        program.write_text(f'#!/bin/sh\nset -- {name} "$@"\n{RECORD}\n')
+        program.chmod(0o755)
+    lines = [f"command_not_found_handle() {{ {RECORD}; }}"]
+    lines += [f'{name}() {{ set -- {name} "$@"; {RECORD}; }}' for name in ("cd", "export", "source")]
+    lines += [
+        f'{name}() {{ {shutil.which(name)} "$@"; set -- {name} "$@"; {RECORD}; }}' for name in REALLY_RUN
+    ]
+    done = subprocess.run(
+        [shutil.which("bash"), "--norc", "-c", "\n".join([*lines, text])],
+        env={"PATH": str(desk / "none"), "RECORDS": str(records), "TIMEFORMAT": ""},
+        capture_output=True,
+        text=True,
+        cwd=desk,
+    )
+    assert done.returncode == 0 and not done.stderr, f"not for bash: {text}\n{done.stderr}"
+    return [record.split("\0")[:-1] for record in records.read_text().split("\1")[:-1]]
+
+
+def check(argv: list[str]) -> None:
+    """Raise what a command would raise before it begins."""
+    name, *arguments = argv
+    assert name in CHECKS, f"neither executed nor checked: {' '.join(argv)}"
+    CHECKS[name]([argument for argument in arguments if argument != "…"])
+
+
+def parsed(app: Any, arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """The names of a command and its parameters, as typer or click reads them."""
+    command = typer.main.get_command(app) if isinstance(app, typer.Typer) else app
+    names: list[str] = []
+    context = command.make_context("", list(arguments))
+    while hasattr(command, "resolve_command"):
+        name, command, arguments = command.resolve_command(context, [*context._protected_args, *context.args])
+        names.append(name)
+        context = command.make_context(name, arguments, parent=context)
+    return names, context.params
+
+
+def check_aimo(arguments: list[str]) -> None:
+    """Its options, profile, keys, stages, kernels, rules and competitions."""
+    from aimo.evaluation import benchmarks, replay
+    from aimo.inference.competitions import COMPETITIONS
+
+    if arguments == ["--version"]:
+        return
+    names, given = parsed(cli.app, arguments)
+    profile, overrides = given.get("profile"), given.get("set_") or []
+    if names[0] in ("run", "launch", "distil"):
+        loaded = config.load(profile, overrides) if profile else None
+    elif names[0] in ("solve", "serve", "evaluate"):
+        layers = cli.solver_settings(profile, overrides, given.get("samples"), given["vllm"] or [])
+        settings.resolve("MODEL", *layers)
+    elif profile:
+        config.load(profile)
+    if names[0] == "launch" and given["gpus"]:
+        from aimo.training import launch
+
+        job = [given["stage"], profile, None, overrides, given["strategy"], given["gpus"], given["nodes"]]
+        launch.check(launch.Job(*job, serve_gpus=given["serve_gpus"]), loaded)
+    for option in ("from_", "until"):
+        stage, _, checkpoint = (given.get(option) or "").partition("/")
+        assert stage in ("", *STAGES) and re.fullmatch(r"(checkpoint-\d+)?", checkpoint), stage
+    rules = given.get("policy") or []
+    for rule in [rules] if isinstance(rules, str) else rules:
+        replay.parse(rule)
+    assert given.get("competition") in (None, *COMPETITIONS), given["competition"]
+    if names[0] == "kernel" or names == ["kaggle", "push"]:
+        wanted = given.get("names") or [given.get("name") or given.get("kernel")]
+        assert not set(wanted) - {*KERNELS, None}, wanted
+    for name in given.get("benchmarks", "").split(",") if names[0] == "evaluate" else ():
+        assert name in benchmarks.BENCHMARKS or Path(name).suffix in benchmarks.KINDS, name
+
+
+def check_make(arguments: list[str]) -> None:
+    """The target exists, and what it would run can be told."""
+    command = ["make", "-n", "--no-print-directory", "-C", str(ROOT), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    if found := re.search(r"PROFILE=(\S+)", " ".join(arguments)):
+        config.load(found[1])
+
+
+def check_python(arguments: list[str]) -> None:
+    """The module or script exists and has the options; code compiles."""
+    first, *rest = arguments
+    if first == "-c":
+        ast.parse(rest[0])
+    elif first == "-m":
+        package, _, module = rest[0].partition(".")
+        (folder,) = importlib.util.find_spec(package).submodule_search_locations
+        assert (Path(folder) / module.replace(".", "/")).with_suffix(".py").exists(), rest[0]
+    else:
+        source = (ROOT / first).read_text()
+        known = options(ast.parse(source))
+        for word in rest:
+            assert not word.startswith("--") or word in known, f"{first} has no {word}"
+        overrides = [word for option, word in itertools.pairwise(rest) if option == "--set"]
+        config.load("tiny", overrides)
+
+
+def options(script: ast.Module) -> set[str]:
+    """The options of a benchmark: those that its code names, and the arguments of its `main`."""
+    named = {
+        node.value
+        for node in ast.walk(script)
+        if isinstance(node, ast.Constant) and str(node.value).startswith("--")
+    }
+    mains = [node for node in script.body if isinstance(node, ast.FunctionDef) and node.name == "main"]
+    return named | {"--" + argument.arg.replace("_", "-") for main in mains for argument in main.args.args}
+
+
+def check_papermill(arguments: list[str]) -> None:
+    """Its options are papermill's, the notebook exists and has the parameters."""
+    import nbformat
+    from papermill.cli import papermill
+
+    _, given = parsed(papermill, arguments)
+    cells = nbformat.read(given["notebook_path"], 4).cells
+    cell = next(cell.source for cell in cells if "parameters" in cell.metadata.get("tags", []))
+    known = re.findall(r"^(\w+)\s*(?::.*)?=", cell, re.MULTILINE)
+    unknown = {name for name, _ in given["parameters"]} - set(known)
+    assert not unknown, f"{given['notebook_path']} has no parameter {unknown}"
+
+
+def check_pip(arguments: list[str]) -> None:
+    """Its options are pip's, and what it installs has the form of a requirement."""
+    from pip._internal.commands import create_command
+
+    command, *rest = arguments
+    _, names = create_command(command).parse_args(rest)
+    for name in names:
+        Requirement(name) if not name.startswith((".", "/")) else None
+
+
+def check_pytest(arguments: list[str]) -> None:
+    """The files exist."""
+    assert all((ROOT / word.partition("::")[0]).exists() for word in arguments if word.startswith("tests"))
+
+
+def check_hf(arguments: list[str]) -> None:
+    """Its options are those of the hub's command line."""
+    from huggingface_hub.cli.hf import app
+
+    parsed(app, arguments)
+
+
+def check_lighteval(arguments: list[str]) -> None:
+    """It is what `aimo evaluate` would call."""
+    from aimo.evaluation import benchmarks, lighteval
+
+    gpqa = benchmarks.BENCHMARKS["gpqa"]
+    sampling = settings.Settings(**gpqa.sampling)
+    ours = lighteval.command(Path("MODEL"), gpqa, sampling, Path("RUN/gpqa"), 0)
+    assert ["lighteval", *arguments] == ours
+
+
+def check_sbatch(arguments: list[str]) -> None:
+    """It is given a script."""
+    assert arguments[-1].endswith(".slurm"), arguments
+
+
+def one_word(arguments: list[str]) -> None:
+    """A single argument."""
+    assert len(arguments) == 1, arguments
+
+
+CHECKS: dict[str, Callable[[list[str]], None]] = {
+    "aimo": check_aimo,
+    "cd": one_word,
+    "export": one_word,
+    "hf": check_hf,
+    "lighteval": check_lighteval,
+    "make": check_make,
+    "papermill": check_papermill,
+    "pip": check_pip,
+    "pytest": check_pytest,
+    "python": check_python,
+    "sbatch": check_sbatch,
+    "taskset": lambda words: check(words[2:]),
+}

@@ -1,0 +1,204 @@
+"""The pages: their commands are executed or checked, their examples read, their links alive."""
+
+import ast
+import itertools
+import json
+import re
+from collections import Counter
+from functools import cache
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+import pytest
+import yaml
+from commands import REALLY_RUN, check, fences, words
+from conftest import ROOT
+from markdown_it import MarkdownIt
+from typer.testing import CliRunner
+
+from aimo import cli, config
+from aimo.config import reading
+
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+ENGLISH = [page for page in PAGES if not ({"zh", "README.zh-CN.md"} & set(page.parts))]
+LANGUAGES = {"bash", "json", "python", "text", "yaml"}
+"""The commands of a Chinese page are those of its English one (`test_translation`)."""
+MARKDOWN = MarkdownIt("commonmark").enable("table")
+
+
+def each(pages):
+    return pytest.mark.parametrize("page", pages, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+# Commands.
+
+
+@pytest.fixture
+def desk(tmp_path, monkeypatch):
+    """A clone's folder in which a page's commands run; what they write does not reach the repository."""
+    for name in ("benchmarks", "data", "kernels", "notebooks", "tests"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def compare(arguments):
+    """The evaluations to compare."""
+    from test_compare import make
+
+    for folder in map(Path, arguments[1:]):
+        make(folder, [[True, False]] * 4) if not folder.exists() else None
+
+
+def replay(arguments):
+    """A journal, and the right answers."""
+    from test_replay import End, Sample, write_journal
+
+    Path("my.csv").write_text("id,problem,answer\nq,1 + 1?,2\n")
+    ended = [Sample(n, "", 5 + n, End.FINISHED, 2 + n % 2, entropy=0.5) for n in range(8)]
+    write_journal(Path(arguments[1]), [("q", sample) for sample in ended])
+
+
+def reject(arguments):
+    """What a teacher answered."""
+    rows = [
+        {"problem": "1 + 1?", "answer": "2", "generation": f"\\boxed{{{n}}}", "complete": True}
+        for n in (1, 2)
+    ]
+    Path(arguments[1]).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+# Commands of aimo that are executed, and what they find on the desk.
+EXECUTED = {
+    r"compare runs/.*": compare,
+    r"forecast answers\.journal\.jsonl .*": replay,
+    r"replay answers\.journal\.jsonl .*": replay,
+    r"reject samples\.jsonl .*": reject,
+    r"kernel build submission .*--out runs": None,
+    r"kernel check submission": None,
+    r"launch .*--dry-run": None,
+}
+
+
+def execute(arguments: list[str]) -> bool:
+    """Execute a command of aimo, if it is one of the table."""
+    for pattern, prepare in EXECUTED.items():
+        if re.fullmatch(pattern, " ".join(arguments)):
+            if prepare:
+                prepare(arguments)
+            done = CliRunner().invoke(cli.app, arguments)
+            assert done.exit_code == 0, f"aimo {arguments}: {done.exception!r}"
+            return True
+    return False
+
+
+COUNTS: dict[Path, tuple[int, int]] = {}
+"""The commands of each page that were executed, and those that were checked."""
+
+
+@each(ENGLISH)
+def test_every_command_is_executed_or_checked(page, desk):
+    executed = checked = 0
+    for language, text in fences(page):
+        for argv in words(text, desk) if language == "bash" else ():
+            name, *arguments = argv
+            if name in REALLY_RUN or (name == "aimo" and execute(arguments)):
+                executed += 1
+            else:
+                check(argv)
+                checked += 1
+    COUNTS[page] = executed, checked
+
+
+def test_the_number_of_commands_executed_and_checked_is_printed(capsys):
+    executed, checked = map(sum, zip(*COUNTS.values(), strict=True))
+    with capsys.disabled():
+        print(
+            f"\n{executed + checked} commands in {len(COUNTS)} pages: {executed} executed, {checked} checked"
+        )
+    assert COUNTS.keys() == set(ENGLISH)
+
+
+# Examples.
+
+SETS = {name: {"rows": 10, "test_split": 0.1} for name in ("sft", "grpo")} | {"heldout": {"rows": 10}}
+
+
+def whole(part):
+    """A part of a profile with what it needs besides: a base, sets, and the rate of a stage."""
+    values = {"profile": "part", "model": {"base": "data/tiny-base", "max_length": 131072}, "data": SETS}
+    for name, section in part.items():
+        values[name] = {**values.get(name, {}), **section} if isinstance(section, dict) else section
+    for stage in ("sft", "grpo", "dpo"):
+        if stage in part:
+            values[stage].setdefault("learning_rate", 1e-5)
+    return values
+
+
+@each(PAGES)
+def test_every_example_is_read(page):
+    for language, text in fences(page):
+        assert language in LANGUAGES, f"a fence of {language}; output and messages go into text"
+        if language == "yaml":
+            config.parse(whole(yaml.load(text, reading.Loader)), page.name)
+        elif language == "json":
+            json.loads(text)
+        elif language == "python":
+            ast.parse(f"{{{text}}}" if text.startswith('"') else text)  # an entry of a table
+
+
+# Links and figures.
+
+
+@cache
+def anchors(page):
+    """The anchors of a page's headings as GitHub makes them."""
+    tokens = MARKDOWN.parse(page.read_text(encoding="utf-8"))
+    found = Counter()
+    for before, token in itertools.pairwise(tokens):
+        if before.type == "heading_open":
+            text = "".join(child.content for child in token.children)
+            slug = re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-")
+            found[slug if slug not in found else f"{slug}-{found[slug]}"] += 1
+    return found
+
+
+def links(page):
+    """What a page links to or shows."""
+    for token in MARKDOWN.parse(page.read_text(encoding="utf-8")):
+        for child in token.children or ():
+            if target := child.attrs.get("href") or child.attrs.get("src"):
+                yield unquote(target)
+
+
+@each(PAGES)
+def test_every_link_is_alive(page):
+    for link in links(page):
+        found = urlparse(link)
+        if found.scheme:
+            assert found.scheme == "https" and "." in found.netloc and " " not in link, link
+            continue
+        path = (page.parent / found.path).resolve() if found.path else page
+        assert path.exists(), link
+        assert not found.fragment or found.fragment in anchors(path), f"{link}: it has {list(anchors(path))}"
+
+
+def test_every_picture_is_shown():
+    shown = {(page.parent / link).resolve() for page in PAGES for link in links(page)}
+    assert {path for kind in ("png", "svg") for path in (ROOT / "docs").glob(f"*.{kind}")} <= shown
+
+
+def sections(page):
+    """The text of each section, its sub-sections included."""
+    text = page.read_text(encoding="utf-8")
+    return re.split(r"^## ", text, flags=re.MULTILINE)
+
+
+@each(ENGLISH)
+def test_measured_shares_stand_beside_a_command(page):
+    """A share with three decimals, such as pass@1, was printed by what its section names."""
+    for text in sections(page):
+        measured = re.search(r"^\|.*\b0\.\d{3}\b.*\|$", text, re.MULTILINE)
+        named = re.search(r"aimo \w+ |benchmarks/\w+\.py|make \w+|pytest|not part of the\srepository", text)
+        assert not measured or named, f"{text.splitlines()[0]}: {measured[0]}"
