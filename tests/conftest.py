@@ -10,8 +10,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,6 +61,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # Recipes come last, as Unsloth, once imported, changes how the tests after it train.
     order = {"test_pipeline": -3, "test_launch": -2, "test_stages": -1, "test_recipes": 1}
     items.sort(key=lambda item: order.get(item.path.stem, 0))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print the sums of what tests have recorded."""
+    sums: Counter[str] = Counter()
+    for report in terminalreporter.getreports("passed"):
+        sums.update(dict(report.user_properties))
+    for name, number in sums.items():
+        terminalreporter.line(f"{name}: {number}")
 
 
 def settings(values: list[str]) -> list[str]:

@@ -93,12 +93,9 @@ def execute(arguments: list[str]) -> bool:
     return False
 
 
-COUNTS: dict[Path, tuple[int, int]] = {}
-"""The commands of each page that were executed, and those that were checked."""
-
-
 @each(ENGLISH)
-def test_every_command_is_executed_or_checked(page, desk):
+def test_every_command_is_executed_or_checked(page, desk, record_property):
+    """The summary of pytest has the number of each."""
     executed = checked = 0
     for language, text in fences(page):
         for argv in words(text, desk) if language == "bash" else ():
@@ -108,16 +105,8 @@ def test_every_command_is_executed_or_checked(page, desk):
             else:
                 check(argv)
                 checked += 1
-    COUNTS[page] = executed, checked
-
-
-def test_the_number_of_commands_executed_and_checked_is_printed(capsys):
-    executed, checked = map(sum, zip(*COUNTS.values(), strict=True))
-    with capsys.disabled():
-        print(
-            f"\n{executed + checked} commands in {len(COUNTS)} pages: {executed} executed, {checked} checked"
-        )
-    assert COUNTS.keys() == set(ENGLISH)
+    record_property("commands executed", executed)
+    record_property("commands checked", checked)
 
 
 # Examples.
