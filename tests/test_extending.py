@@ -11,7 +11,7 @@ from aimo.evaluation.benchmarks import BENCHMARKS
 from aimo.inference.competitions import COMPETITIONS
 from aimo.inference.tools import OWN_FORMATS
 from aimo.rewards.table import REWARDS
-from aimo.runs import read_metrics
+from aimo.runs import is_finished, read_metrics
 from aimo.stages import STAGES
 
 PAGE = (ROOT / "docs" / "extending.md").read_text()
@@ -53,7 +53,7 @@ def test_a_stage_is_a_row_a_section_and_a_notebook(elsewhere):
     parameters = {"profile": "tiny", "run_dir": str(folder)}
     parameters["overrides"] = ["data=null", "sft=null", "grpo=null", "count={largest: 10}"]
     exec(notebook, parameters)
-    assert read_metrics(folder)["stages"]["count"]["counted"] == 1
+    assert is_finished(folder, "count") and read_metrics(folder)["stages"]["count"]["counted"] == 1
     assert (folder / "count/answers.json").read_text() == '{"counted": 1}'
 
 
