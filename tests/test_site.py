@@ -1,0 +1,88 @@
+"""The site of the docs: it builds without a warning, reads as on GitHub, and fits a screen and a phone."""
+
+import html
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from markdown_it import MarkdownIt
+from test_pages import BROWSER
+
+MARKDOWN = MarkdownIt("commonmark").enable("table")
+PAGES = sorted(path.relative_to(ROOT / "docs") for path in (ROOT / "docs").rglob("*.md"))
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The folder of the built site."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [Path(sys.executable).with_name("mkdocs"), "build", "-q", "--strict", "-d", folder]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_every_page_is_in_it_and_nothing_is_loaded_from_elsewhere(site):
+    assert all((site / page).with_suffix(".html").exists() for page in PAGES)
+    loaded = [
+        (page.name, *found)
+        for page in site.rglob("*.html")
+        for found in re.findall(
+            r"<(script|link|img|iframe)[^>]*(?:src|href)=\"?(https?:[^\" >]+)", page.read_text()
+        )
+    ]
+    assert loaded == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_a_page_has_the_blocks_that_github_shows(site, page):
+    """Python-Markdown wants a blank line before a list and four spaces in it; GitHub does not."""
+    shown = re.search(r"<article.*</article>", (site / page).with_suffix(".html").read_text(), re.DOTALL)[0]
+    kinds = ("blockquote", "h1", "h2", "h3", "img", "li", "pre", "table", "td")
+    built = {kind: len(re.findall(rf"<{kind}[ >]", shown)) for kind in kinds}
+    wanted = MARKDOWN.render((ROOT / "docs" / page).read_text())
+    assert built == {kind: len(re.findall(rf"<{kind}[ >]", wanted)) for kind in kinds}
+
+
+CHECKS = """<pre id="checked"></pre><script>
+addEventListener("load", () => {
+  const found = []
+  for (const frame of document.querySelectorAll("iframe")) {
+    const page = frame.contentDocument, name = `${frame.getAttribute("src")} at ${frame.clientWidth}`
+    if (page.documentElement.scrollWidth > page.documentElement.clientWidth) found.push(`${name} is too wide`)
+    for (const image of page.images)
+      if (!image.complete || !image.naturalWidth) found.push(`${name} lacks ${image.src}`)
+    if (page.querySelector("h1")?.getBoundingClientRect().width) found.push(`${name} is drawn`)
+  }
+  document.getElementById("checked").textContent = JSON.stringify(found)
+})
+</script>"""
+
+
+@pytest.mark.slow
+def test_every_page_fits_a_screen_and_a_phone_with_its_pictures_and_no_error(site):
+    if BROWSER is None:
+        pytest.skip("needs chromium or google-chrome")
+    pages = [page.with_suffix(".html") for page in PAGES]
+    views = [(page, width) for page in pages for width in (390, 1200)]
+    frames = [
+        f'<iframe src="{page}" style="width:{w}px; height:800px; border:0"></iframe>' for page, w in views
+    ]
+    checks = site / "checks.html"
+    checks.write_text("".join([*frames, CHECKS]))
+    options = "--headless --no-sandbox --disable-gpu --disable-background-networking --enable-logging=stderr"
+    options += (
+        " --allow-file-access-from-files --window-size=1300,900 --dump-dom"  # files may read each other
+    )
+    done = subprocess.run(
+        [BROWSER, *options.split(), checks.as_uri()], capture_output=True, text=True, timeout=120
+    )
+    assert not re.findall(r".*CONSOLE.*", done.stderr), done.stderr
+    found = json.loads(html.unescape(re.search(r'<pre id="checked">(.+?)</pre>', done.stdout)[1]))
+    assert found == [f"{page} at {width} is drawn" for page, width in views]
