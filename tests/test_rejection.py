@@ -76,6 +76,8 @@ def test_a_set_without_answers_or_without_a_right_completion_is_refused():
 def test_what_is_kept_is_a_source(tmp_path, suffix):
     samples = [
         {
+            "key": f"{i}",
+            "sample": 0,
             "problem": f"{i} + 1?",
             "answer": str(i + 1),
             "generation": f"\\boxed{{{max(2, i)}}}",
@@ -92,6 +94,32 @@ def test_what_is_kept_is_a_source(tmp_path, suffix):
     assert rows.select("problem", "answer", "solution", "correct", "pass_rate").rows() == [
         ("1 + 1?", "2", "\\boxed{2}", True, 1.0)
     ]
+
+
+def test_what_is_kept_does_not_depend_on_the_order_in_which_samples_ended(tmp_path):
+    samples = [
+        {"key": key, "sample": i, "problem": f"{key} + 1?", "answer": "2", "generation": f"{i}: \\boxed{{2}}"}
+        for key in "ba"
+        for i in range(11)
+    ]
+    lines = [json.dumps(sample | {"complete": True}) + "\n" for sample in samples]
+    source, written = config.Source(str(tmp_path / "samples.jsonl"), preset="aimo distil"), []
+    for order in (lines, lines[::-1]):
+        (tmp_path / "samples.jsonl").write_text("".join(order))
+        table, _ = sources.load_source(source, 0, "distil")
+        written.append(rejection.reject(table, Reject(max_per_problem=3)).kept.to_dicts())
+    assert written[0] == written[1]
+    firsts = [f"{i}: \\boxed{{2}}" for i in range(3)]
+    assert [row["generation"] for row in written[0]] == 2 * firsts
+    assert [row["problem"][0] for row in written[0]] == ["a"] * 3 + ["b"] * 3
+
+
+def test_a_source_whose_solutions_are_named_needs_no_other_column_of_aimo_distil(tmp_path):
+    row = {"problem": SUM, "answer": "2", "text": "\\boxed{2}"}
+    (tmp_path / "mine.jsonl").write_text(json.dumps(row) + "\n")
+    options = ["--solution-column", "text", "--out", str(tmp_path / "kept.jsonl")]
+    done = aimo("reject", str(tmp_path / "mine.jsonl"), *options)
+    assert done.returncode == 0 and "1 kept" in done.stdout, done.stderr
 
 
 def test_the_source_distil_is_what_the_stage_has_kept(tmp_path):

@@ -32,7 +32,14 @@ NVIDIA = {
 # Each set's columns and types, with one row, and what our columns must hold.
 HANDMADE = {
     "aimo distil": (
-        {"problem": "What is 6 x 7?", "answer": "42", "generation": "six sevens", "complete": True},
+        {
+            "key": "0f",
+            "sample": 0,
+            "problem": "What is 6 x 7?",
+            "answer": "42",
+            "generation": "six sevens",
+            "complete": True,
+        },
         {},
         [("42", None)],  # complete, and not judged yet
     ),

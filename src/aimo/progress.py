@@ -39,10 +39,28 @@ def counting(label: str, total: int, done: int = 0) -> Iterator[Callable[[], Non
         yield step
 
 
+@contextmanager
+def changing_line(first: str) -> Iterator[Callable[[str], None]]:
+    """Show a line that changes; what it gives takes the new one. PLAIN_S as in `counting`."""
+    from rich.console import Console
+
+    console, said = Console(), time.time()
+    with console.status(first) as status:
+
+        def show(line: str) -> None:
+            nonlocal said
+            status.update(line)
+            if not console.is_terminal and time.time() - said > PLAIN_S:
+                said = time.time()
+                print(line, flush=True)
+
+        yield show
+
+
 class Display:
     """One line for each stage, with its steps, the time spent and the time left.
 
-    Where there is no terminal, a plain line at most every 20 s.
+    Where there is no terminal, a plain line at most every PLAIN_S seconds.
     """
 
     def __init__(self, folder: Path, profile: Profile):
@@ -112,7 +130,7 @@ class Display:
             self.bars.update(self.tasks[stage], completed=step, total=total, note=f"{step} of {total}")
             if first is None or first[0] != stage or step < first[1]:
                 first = (stage, step, time.time())
-            elif step > first[1] and time.time() - said > 20:
+            elif step > first[1] and time.time() - said > PLAIN_S:
                 left = (time.time() - first[2]) / (step - first[1]) * (total - step)
                 spent = time.time() - self.started
                 self.say(f"{stage}: {step} of {total}, {spent:.0f} s so far, about {left:.0f} s left")

@@ -3,25 +3,19 @@
 Arguments to one call of `aimo.data`, as in `aimo.cli`. Nothing heavy is imported before a command runs.
 """
 
-import contextlib
 import json
-import time
-from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from pydantic import TypeAdapter, ValidationError
 
 from aimo.config import Distil, Prompt, Reject, Source, read_values, set_key
 from aimo.errors import AimoError, explain
+from aimo.inference.settings import PUBLIC, Tags
+from aimo.progress import changing_line
 
-if TYPE_CHECKING:
-    from aimo.data.distillation import Tally
-
-PLAIN_S = 20
-"""Seconds between lines of progress where there is no terminal."""
 KEYS = {
     "dataset_name": "source",
     "dataset_config": "subset",
@@ -90,12 +84,12 @@ def distil(
         if (value := context.params[option]) is not None:
             set_key(asked, f"{key}={json.dumps(value, ensure_ascii=False)}")
     wanted = checked(Distil, asked, "distil")
-    tags = checked(Prompt, values.get("prompt") or {}, "prompt").tags
+    tags = tags_of(values) if profile else PUBLIC[0]
     if not wanted.api_addr:
         raise AimoError("--api-addr is missing: name a server, such as one that `aimo serve MODEL` starts")
     seed = values.get("seed", 0) if seed is None else seed
-    with shown() as report:
-        tally = distillation.distil(wanted, output_file, seed, report, *[tags] * bool(profile))
+    with changing_line("connecting") as show:
+        tally = distillation.distil(wanted, output_file, seed, lambda t: show(f"{t.left}: {t}"), tags)
     for fault, count in tally.failed.most_common():
         print(f"{count:,} samples failed, and can be asked for again by the same command: {fault}")
     print(f"{tally}: {output_file}")
@@ -109,11 +103,13 @@ def reject(
     ],
     out: Annotated[Path, typer.Option(help="A .jsonl or .parquet file, a source with preset `aimo reject`.")],
     preset: Annotated[
-        str | None, typer.Option(help="Whose columns the source has; its own, or those of `aimo distil`.")
+        str | None, typer.Option(help="Whose columns the source has; those of `aimo distil`.")
     ] = None,
     prompt_column: Annotated[str | None, typer.Option(help="Its problems.")] = None,
     answer_column: Annotated[str | None, typer.Option(help="Its gold answers.")] = None,
-    solution_column: Annotated[str | None, typer.Option(help="Its completions, one or a list.")] = None,
+    solution_column: Annotated[
+        str | None, typer.Option(help="Its completions, one or a list; no preset then.")
+    ] = None,
     max_per_problem: Annotated[int | None, typer.Option(min=1, help="Completions to keep.")] = None,
     prefer: Annotated[str, typer.Option(help="Which ones: first, shorter or diverse.")] = "first",
     pass_rate: Annotated[
@@ -132,12 +128,12 @@ def reject(
     wanted = checked(Reject, options, "reject")
     given = {"problem": prompt_column, "answer": answer_column, "solution": solution_column}
     roles = {role: column for role, column in given.items() if column}
-    origin = Source(source, preset=preset or (source if source in PRESETS else "aimo distil"))
+    usual = source if source in PRESETS else None if solution_column else "aimo distil"
+    origin = Source(source, preset=preset or usual)
     known = sources.preset_of(origin, "reject").columns
     origin = replace(origin, columns=replace(known, **roles))
     rows, _ = sources.load_source(origin, 0, "reject")
-    prompt = read_values(profile).get("prompt") or {} if profile else {}
-    found = rejection.reject(rows, wanted, *[checked(Prompt, prompt, "prompt").tags] * bool(profile))
+    found = rejection.reject(rows, wanted, tags_of(read_values(profile)) if profile else PUBLIC[0])
     rejection.save(found.kept, out)
     print(f"{found}: {out}")
     if page:
@@ -146,28 +142,14 @@ def reject(
         print(f"page: {distillation_page.write(page, source, found, wanted.pass_rate)}")
 
 
+def tags_of(profile: dict[str, Any]) -> Tags:
+    """The tags of a profile's values."""
+    return checked(Prompt, profile.get("prompt") or {}, "prompt").tags  # type: ignore[no-any-return]
+
+
 def checked(kind: type, values: dict[str, Any], where: str) -> Any:
     """A section of a profile. AimoError names every bad key."""
     try:
         return TypeAdapter(kind).validate_json(json.dumps(values))
     except ValidationError as e:
         raise AimoError(f"{where}: {'; '.join(explain(error) for error in e.errors())}") from None
-
-
-@contextlib.contextmanager
-def shown() -> Iterator[Callable[["Tally"], None]]:
-    """Show how far a distillation is, the time left first; without a terminal, a plain line now and then."""
-    from rich.console import Console
-
-    console, said = Console(), time.monotonic()
-    with console.status("connecting") as status:
-
-        def report(tally: "Tally") -> None:
-            nonlocal said
-            line = f"{tally.left}: {tally}"
-            status.update(line)
-            if not console.is_terminal and time.monotonic() - said > PLAIN_S:
-                print(line, flush=True)
-                said = time.monotonic()
-
-        yield report

@@ -15,11 +15,13 @@ class Preset:
     columns: Columns
     subset: str | None = None
     split: str | None = None
+    order: tuple[str, ...] = ()
+    """The columns by which rows are sorted, where their order in the file is that of chance."""
 
 
 TRACES = Columns(answer="expected_answer", solution="generated_solution", pass_rate="pass_rate_72b_tir")
 PRESETS = {
-    "aimo distil": Preset(Columns(solution="generation", complete="complete")),
+    "aimo distil": Preset(Columns(solution="generation", complete="complete"), order=("key", "sample")),
     "aimo reject": Preset(Columns(solution="generation", correct="correct", pass_rate="pass_rate")),
     "open-r1/OpenR1-Math-220k": Preset(
         Columns(

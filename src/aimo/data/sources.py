@@ -110,6 +110,16 @@ def column_map(columns: Columns) -> dict[str, str]:
     return {role: column for role, column in named.items() if column and role not in unused}
 
 
+def columns_of(source: Source, preset: Preset) -> dict[str, str]:
+    """Role to column, for the roles that a source has, and the columns that its rows are sorted by."""
+    return column_map(source.columns or preset.columns) | {column: column for column in preset.order}
+
+
+def in_order(table: pl.DataFrame, preset: Preset) -> pl.DataFrame:
+    """The rows sorted by the columns that a preset names, numbers by value."""
+    return table.sort(pl.col(preset.order).cast(pl.String).str.zfill(20)) if preset.order else table
+
+
 def read(source: Source, preset: Preset, lost: Counter[str], where: str) -> pl.DataFrame:
     """The mapped columns of a source as they are."""
     path = resolve(source.source)
@@ -121,10 +131,9 @@ def read(source: Source, preset: Preset, lost: Counter[str], where: str) -> pl.D
         raise AimoError(f"{where}.revision: {path} is a local folder or file; leave the key out")
     if any((path / name).exists() for name in ("state.json", "dataset_dict.json")):
         return read_saved(path, source, preset, where)
-    roles = column_map(source.columns or preset.columns)
-    found = chosen_files(path, source, preset, where)
-    tables = [files.read(file, roles, source.corrupt_lines, lost, where) for file in found]
-    return pl.concat(tables, how="vertical_relaxed")
+    found, columns = chosen_files(path, source, preset, where), columns_of(source, preset)
+    tables = [files.read(file, columns, source.corrupt_lines, lost, where) for file in found]
+    return in_order(pl.concat(tables, how="vertical_relaxed"), preset)
 
 
 def chosen_files(path: Path, source: Source, preset: Preset, where: str) -> list[Path]:
@@ -164,7 +173,7 @@ def read_saved(path: Path, source: Source, preset: Preset, where: str) -> pl.Dat
     splits = saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
     usual = preset.split if preset.split in splits else "train"
     table = folders.choose(splits, source.split, usual, f"{where}.split", str(path))
-    return mapped_columns(table, source, where)
+    return mapped_columns(table, source, preset, where)
 
 
 def read_hub(source: Source, preset: Preset, where: str) -> pl.DataFrame:
@@ -176,7 +185,7 @@ def read_hub(source: Source, preset: Preset, where: str) -> pl.DataFrame:
         table = datasets.load_dataset(source.source, subset, split=split, revision=source.revision)
     except Exception as e:  # the hub client and datasets raise many kinds
         raise AimoError(f"{where}.{why_not(e, source, subset, split)}") from None
-    return mapped_columns(table, source, where)
+    return mapped_columns(table, source, preset, where)
 
 
 def why_not(error: Exception, source: Source, subset: str | None, split: str) -> str:
@@ -194,12 +203,11 @@ def why_not(error: Exception, source: Source, subset: str | None, split: str) ->
     )
 
 
-def mapped_columns(table: Any, source: Source, where: str) -> pl.DataFrame:
+def mapped_columns(table: Any, source: Source, preset: Preset, where: str) -> pl.DataFrame:
     """The mapped columns of a `datasets.Dataset`."""
-    assert source.columns
-    roles = column_map(source.columns)
-    files.require(roles, table.column_names, source.source, where)
-    return table.select_columns(sorted(set(roles.values()))).to_polars()
+    columns = columns_of(source, preset)
+    files.require(columns, table.column_names, source.source, where)
+    return in_order(table.select_columns(sorted(set(columns.values()))).to_polars(), preset)
 
 
 def standard(table: pl.DataFrame, source: Source, where: str) -> pl.DataFrame:
