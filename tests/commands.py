@@ -177,6 +177,11 @@ def check_pip(arguments: list[str]) -> None:
         Requirement(name) if not name.startswith((".", "/")) else None
 
 
+def check_pre_commit(arguments: list[str]) -> None:
+    """It installs the hooks of the repository."""
+    assert arguments == ["install"] and (ROOT / ".pre-commit-config.yaml").exists(), arguments
+
+
 def check_pytest(arguments: list[str]) -> None:
     """The files exist."""
     assert all((ROOT / word.partition("::")[0]).exists() for word in arguments if word.startswith("tests"))
@@ -204,6 +209,11 @@ def check_sbatch(arguments: list[str]) -> None:
     assert arguments[-1].endswith(".slurm"), arguments
 
 
+def check_git(arguments: list[str]) -> None:
+    """It clones something into a folder."""
+    assert arguments[0] == "clone" and len(arguments) in (2, 3), arguments
+
+
 def one_word(arguments: list[str]) -> None:
     """A single argument."""
     assert len(arguments) == 1, arguments
@@ -213,11 +223,13 @@ CHECKS: dict[str, Callable[[list[str]], None]] = {
     "aimo": check_aimo,
     "cd": one_word,
     "export": one_word,
+    "git": check_git,
     "hf": check_hf,
     "lighteval": check_lighteval,
     "make": check_make,
     "papermill": check_papermill,
     "pip": check_pip,
+    "pre-commit": check_pre_commit,
     "pytest": check_pytest,
     "python": check_python,
     "sbatch": check_sbatch,

@@ -1,9 +1,11 @@
 """The pages: their commands are executed or checked, their examples read, their links alive."""
 
 import ast
+import importlib.metadata
 import itertools
 import json
 import re
+import tomllib
 from collections import Counter
 from functools import cache
 from pathlib import Path
@@ -62,10 +64,8 @@ def replay(arguments):
 
 def reject(arguments):
     """What a teacher answered."""
-    rows = [
-        {"problem": "1 + 1?", "answer": "2", "generation": f"\\boxed{{{n}}}", "complete": True}
-        for n in (1, 2)
-    ]
+    row = {"key": "a", "problem": "1 + 1?", "answer": "2", "complete": True}
+    rows = [row | {"sample": n, "generation": f"\\boxed{{{n}}}"} for n in (1, 2)]
     Path(arguments[1]).write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -191,3 +191,29 @@ def test_measured_shares_stand_beside_a_command(page):
         measured = re.search(r"^\|.*\b0\.\d{3}\b.*\|$", text, re.MULTILINE)
         named = re.search(r"aimo \w+ |benchmarks/\w+\.py|make \w+|pytest|not part of the\srepository", text)
         assert not measured or named, f"{text.splitlines()[0]}: {measured[0]}"
+
+
+# What else a repository says of itself.
+
+
+def test_the_version_is_written_once_and_the_newest_in_the_changelog():
+    written = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert importlib.metadata.version("aimo") == written, "run `make setup`"
+    assert re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[1] == written
+    sources = [ROOT / "CITATION.cff", *(ROOT / "src").rglob("*.py")]
+    assert [path for path in sources if f'"{written}"' in path.read_text()] == []
+
+
+@pytest.mark.parametrize(
+    "name", ["CITATION.cff", *(f".github/ISSUE_TEMPLATE/{n}.yml" for n in ("bug", "question"))]
+)
+def test_what_github_reads_has_the_keys_that_it_needs(name):
+    found = yaml.safe_load((ROOT / name).read_text())
+    needed = (
+        ("cff-version", "message", "title", "authors")
+        if "CITATION" in name
+        else ("name", "description", "body")
+    )
+    assert set(needed) <= found.keys()
+    for field in found.get("body", ()):
+        assert field["type"] == "textarea" and field["attributes"]["label"]
