@@ -193,6 +193,34 @@ def test_measured_shares_stand_beside_a_command(page):
         assert not measured or named, f"{text.splitlines()[0]}: {measured[0]}"
 
 
+# Plain English. Spelling is codespell's, in `make lint`.
+
+WORDS = r"""actually basically bespoke blazing\w* comprehensive crucial\w* cutting-edge delve effortless\w*
+    elegant\w* ensur\w* facilitat\w* game-chang\w* hassle herein intuitive\w* journey just leverag\w* magic\w*
+    obviously paramount please powerful quite really robust rollouts? seamless\w* simply state-of-the-art
+    supercharg\w* unlock\w* utili[sz]\w* various very whilst"""
+"""Words that say nothing, that sell, or for which the project has another."""
+LONGEST = 40
+"""Words of a sentence, or of its part up to a colon or semicolon."""
+
+
+def sentences(page):
+    """The sentences of a page's paragraphs."""
+    tokens = MARKDOWN.parse(page.read_text(encoding="utf-8"))
+    for before, token in itertools.pairwise(tokens):
+        if token.type == "inline" and before.type == "paragraph_open":
+            text = "".join(child.content if child.type != "softbreak" else " " for child in token.children)
+            yield from re.split(r"(?<=[.!?:;])\s+", text)
+
+
+@each(ENGLISH)
+def test_a_page_is_in_short_sentences_and_plain_words(page):
+    unwanted = re.compile(rf"\b({'|'.join(WORDS.split())})\b", re.IGNORECASE)
+    said = list(sentences(page))
+    assert [sentence for sentence in said if unwanted.search(sentence)] == []
+    assert [sentence for sentence in said if len(sentence.split()) > LONGEST] == []
+
+
 # What else a repository says of itself.
 
 
