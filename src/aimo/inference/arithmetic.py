@@ -47,6 +47,12 @@ NOT_ARITHMETIC = re.compile(
 )
 
 
+def base_in_digits(found: re.Match[str]) -> str:
+    """A numeral with its base in digits: `4210_{5}` for `4210_{five}`; unchanged where it names none."""
+    base = NUMBER_WORDS.get(found[2].lower())
+    return f"{found[1]}_{{{base}}}" if base else found[0]
+
+
 def without_group_commas(found: re.Match[str]) -> str:
     """A number without the commas between its thousands; what is in brackets unchanged."""
     return found[0].replace(",", "") if found[0][0].isdigit() else found[0]
@@ -60,9 +66,10 @@ REWRITES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"\\[dt]frac(?![a-z])", r"\\frac"),
     # A subscript is the same with and without braces. Of several digits without braces, LaTeX takes the
     # first; behind a numeral (4210_12) they are its base, and elsewhere they are left as they are.
-    (r"_\{\s*\\text\{\s*(\w+)\s*\}\s*\}", r"_{\1}"),
+    (rf"_(?:\{{\s*{TEXT}\{{\s*(\w+)\s*\}}\s*\}}|{TEXT}\{{\s*(\w+)\s*\}})", r"_{\1\2}"),
     (r"(?<![A-Za-z\d])\((\d[\dA-F]*)\)(?=_)", r"\1"),
     (r"(?<![A-Za-z\d])(\d[\dA-F]*)_(\d+)", r"\1_{\2}"),
+    (r"(?<![A-Za-z\d])(\d[\dA-F]*)_\{\s*([A-Za-z]+)\s*\}", base_in_digits),
     (r"_([A-Za-z]|\d(?!\d))", r"_{\1}"),
     (r"(?:[(\[]|\\\{).*|(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])", without_group_commas),
     (r"\^\{?\\circ\}?|°", ""),
