@@ -5,6 +5,7 @@ import importlib.metadata
 import itertools
 import json
 import re
+import shlex
 import tomllib
 from collections import Counter
 from functools import cache
@@ -13,7 +14,7 @@ from urllib.parse import unquote, urlparse
 
 import pytest
 import yaml
-from commands import REALLY_RUN, check, fences, words
+from commands import REALLY_RUN, check, fences, parsed, words
 from conftest import ROOT
 from markdown_it import MarkdownIt
 from typer.testing import CliRunner
@@ -107,6 +108,28 @@ def test_every_command_is_executed_or_checked(page, desk, record_property):
                 checked += 1
     record_property("commands executed", executed)
     record_property("commands checked", checked)
+
+
+@each(ENGLISH)
+def test_a_command_in_the_text_exists_and_has_the_options(page, record_property):
+    """It may lack what it needs, as `aimo solve` does in a sentence on it."""
+    tokens = MARKDOWN.parse(page.read_text(encoding="utf-8"))
+    spans = [
+        child.content for token in tokens for child in token.children or () if child.type == "code_inline"
+    ]
+    found = [span for span in spans if re.match(r"(\.venv/bin/)?(aimo|make) [^[]+$", span)]
+    for span in found:
+        name, *arguments = shlex.split(span.removeprefix(".venv/bin/"))
+        if name == "make":
+            check([name, *arguments])
+            continue
+        try:
+            parsed(cli.app, arguments)
+        except Exception as error:
+            assert type(error).__name__ in ("Exit", "MissingParameter", "NoArgsIsHelpError"), (
+                f"{span}: {error}"
+            )
+    record_property("commands in the text checked", len(found))
 
 
 # Examples.
