@@ -25,11 +25,11 @@ def is_alive(process):
         return False
 
 
-def has_worker(pid):
-    """Whether an engine below a process has got so far as to start its worker."""
+def has_engine(pid):
+    """Whether an engine below a process has got so far as to give its process a name."""
     for process in tree(pid):
         try:
-            if "VLLM::Worker" in " ".join(process.cmdline()):
+            if "VLLM::EngineCore" in " ".join(process.cmdline()):
                 return True
         except psutil.NoSuchProcess:
             pass
@@ -38,10 +38,7 @@ def has_worker(pid):
 
 @pytest.fixture(scope="module")
 def survivors(tmp_path_factory):
-    """What is left of each way to start an engine after what started it was killed; all at once.
-
-    A worker whose engine is killed while it imports vLLM ends after that: this takes long beside other tests.
-    """
+    """What is left of each way to start an engine after what started it was killed; all at once."""
     from jupyter_client.manager import KernelManager
 
     folder = tmp_path_factory.mktemp("killed")
@@ -65,11 +62,11 @@ def survivors(tmp_path_factory):
                 process = killed[name]
                 ended = process.poll() is not None
                 assert not ended and time.time() < end, f"{name}: {(folder / 'log').read_text()[-2000:]}"
-                if has_worker(process.pid):
+                if has_engine(process.pid):
                     found[name] = tree(process.pid)
                     process.kill()
             time.sleep(0.2)
-        end = time.time() + 120
+        end = time.time() + 30
         while any(map(is_alive, itertools.chain(*found.values()))) and time.time() < end:
             time.sleep(0.2)
         return {name: [p for p in processes if is_alive(p)] for name, processes in found.items()}
