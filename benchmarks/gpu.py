@@ -360,15 +360,8 @@ def make_model(base: str, folder: Path, here: Here) -> None:
     kind, hidden, intermediate, heads, shared = SIZES[base]
     size, experts, expert = 128, 128, 768
     if not here.gpus:
-        hidden, intermediate, heads, shared, size, experts, expert = (
-            128,
-            256,
-            2 * heads // shared,
-            2,
-            32,
-            8,
-            64,
-        )
+        hidden, intermediate, heads, shared = 128, 256, 2 * heads // shared, 2
+        size, experts, expert = 32, 8, 64
     tokenizer = AutoTokenizer.from_pretrained(TINY)
     if base.startswith("Qwen/Qwen3"):  # its own chat template offers tools and reads a switch of thinking
         tokenizer = AutoTokenizer.from_pretrained(TINY.with_name("tiny-tools"))
