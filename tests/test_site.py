@@ -50,6 +50,8 @@ def test_a_page_has_the_blocks_that_github_shows(site, page):
     assert built == {kind: len(re.findall(rf"<{kind}[ >]", wanted)) for kind in kinds}
 
 
+OPTIONS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+OPTIONS.append("--enable-logging=stderr")
 CHECKS = """<pre id="checked"></pre><script>
 addEventListener("load", () => {
   const found = []
@@ -86,3 +88,28 @@ def test_every_page_fits_a_screen_and_a_phone_with_its_pictures_and_no_error(sit
     assert not re.findall(r".*CONSOLE.*", done.stderr), done.stderr
     found = json.loads(html.unescape(re.search(r'<pre id="checked">(.+?)</pre>', done.stdout)[1]))
     assert found == [f"{page} at {width} is drawn" for page, width in views]
+
+
+SEARCH = """<script>
+setInterval(() => {
+  const input = document.querySelector(".md-search__input")
+  const found = document.querySelectorAll(".md-search-result__item a").length
+  if (found) return console.log(`found ${found}`)
+  input.focus()
+  input.value = "tokenizer"
+  input.dispatchEvent(new Event("keyup", { bubbles: true }))
+}, 500)
+</script></body>"""
+
+
+@pytest.mark.slow
+def test_the_search_works_in_a_site_that_is_opened_from_a_folder(site):
+    if BROWSER is None:
+        pytest.skip("needs chromium or google-chrome")
+    page = site / "searched.html"
+    page.write_text((site / "data.html").read_text().replace("</body>", SEARCH))
+    command = ["timeout", "60", BROWSER, *OPTIONS, "--remote-debugging-port=0", page.as_uri()]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as browser:
+        said = next((line for line in browser.stderr if "CONSOLE" in line), "")
+        browser.terminate()
+    assert re.search(r"found [1-9]", said), said
