@@ -121,7 +121,7 @@ def test_a_command_in_the_text_exists_and_has_the_options(page, record_property)
     for span in found:
         name, *arguments = shlex.split(span.removeprefix(".venv/bin/"))
         if name == "make":
-            check([name, *arguments])
+            page.stem.startswith("from-") or check([name, *arguments])  # there, the makes of others
             continue
         try:
             parsed(cli.app, arguments)
