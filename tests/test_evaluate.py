@@ -124,6 +124,7 @@ def test_a_file_that_cannot_be_a_benchmark_is_refused_with_the_row(
         (["--benchmarks", "aime42"], "did you mean aime26?"),
         (["--benchmarks", "mine.jsonl"], "mine.jsonl does not exist"),
         (["--benchmarks", "aime24,gpqa"], "lighteval vllm"),
+        (["--benchmarks", "gpqa", "--vllm", "kv_cache_dtype=fp8"], "vllm.kv_cache_dtype: lighteval"),
         (["--benchmarks", "gsm8k", "--set", "inference.temprature=1"], "did you mean temperature?"),
         (["--benchmarks", "gsm8k", "--server", "http://127.0.0.1:9"], "http://127.0.0.1:9 does not answer"),
     ],

@@ -181,7 +181,9 @@ class Servers:
         except (aiohttp.ConnectionTimeoutError, aiohttp.ClientConnectorError) as e:
             raise BusyError(f"cannot be reached ({say(e)})") from None
         except TimeoutError:
-            raise SampleError(f"no reply within {self.timeout:g} s") from None
+            raise SampleError(
+                f"no reply within {self.timeout:g} s; raise timeout, or lower max_concurrent"
+            ) from None
         except aiohttp.ClientError:
             raise SampleError("the reply was cut off", rest=True) from None
         if status in BUSY:

@@ -1,7 +1,7 @@
 """Benchmarks that lighteval asks and scores: GPQA Diamond and LiveCodeBench, with our engine's settings.
 
-lighteval is no dependency: it is called as a command (version 0.13, the options of its documentation). It
-has not been run here. Out of scope: intervals, because lighteval gives shares and their standard errors.
+lighteval is no dependency: it is called as a command. Version 0.13.0 reads the command; no benchmark has been
+run with it. Out of scope: intervals, because lighteval gives shares and their standard errors.
 """
 
 import json
@@ -15,9 +15,23 @@ from aimo.errors import AimoError, EngineError
 from aimo.evaluation.benchmarks import Benchmark
 from aimo.inference.settings import Settings
 
+TAKES = (
+    "dtype", "tensor_parallel_size", "data_parallel_size", "pipeline_parallel_size", "enable_prefix_caching",
+    "max_num_seqs", "max_num_batched_tokens", "quantization", "load_format", "trust_remote_code",
+)  # fmt: skip
+"""vLLM's arguments that lighteval passes on; it refuses others."""
+
 
 def command(model: Path, benchmark: Benchmark, settings: Settings, folder: Path, seed: int) -> list[str]:
-    """lighteval's command for a benchmark, with the settings that an engine of ours would have."""
+    """lighteval's command for a benchmark, with the settings that an engine of ours would have.
+
+    AimoError for an argument of vLLM that lighteval does not take.
+    """
+    if others := [key for key in settings.vllm if key not in TAKES]:
+        raise AimoError(
+            f"inference.vllm.{others[0]}: lighteval, which asks gpqa and lcb, takes only {', '.join(TAKES)}; "
+            "leave it out, or leave them out"
+        )
     sampled = {
         "max_new_tokens": settings.max_tokens,
         "temperature": settings.temperature,
