@@ -37,8 +37,11 @@ def write(path: Path, source: str, found: Any, bounds: tuple[float, float]) -> P
 
 def counts(found: Any) -> Iterator[Section]:
     """What was kept, and what was dropped for which reason."""
-    rows = [{"completions": "kept", "": len(found.kept)}]
-    rows += [{"completions": f"dropped: {reason}", "": count} for reason, count in found.dropped.items()]
+    rows: list[dict[str, Any]] = [{"completions": "kept", "": len(found.kept)}]
+    rows += [
+        {"completions": mathematics.text(f"dropped: {reason}"), "": count}
+        for reason, count in found.dropped.items()
+    ]
     yield Section(tables.table(rows), "Kept", f"Of {len(found.problems):,} problems.")
 
 

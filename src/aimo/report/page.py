@@ -21,7 +21,7 @@ STYLE = """<style>
 :root { color-scheme: light dark; --text: #223; --faint: #5a6072; --back: #fff; --panel: #f4f5f8 }
 @media (prefers-color-scheme: dark) {
   :root { --text: #dfe3ea; --faint: #a2a9b8; --back: #15181e; --panel: #1f242d }
-  img { filter: invert(0.91) hue-rotate(180deg) }
+  img { filter: invert(0.91) hue-rotate(180deg); mix-blend-mode: lighten }
 }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--text); background: var(--back);
        max-width: 66em; margin: 2em auto; padding: 0 1em }
@@ -31,10 +31,12 @@ pre, details > div { background: var(--panel); padding: .8em; overflow: auto; fo
 details > div { white-space: pre-wrap; overflow-wrap: anywhere; max-height: 30em }
 summary, table.aimo th { cursor: pointer } th[aria-sort=ascending]::after { content: " ▲" }
 th[aria-sort=descending]::after { content: " ▼" } menclose { border: 1px solid; padding: 0 .2em }
-@media (max-width: 40em) { body { margin: 1em auto } h1 { font-size: 1.5em } }
+@media screen and (max-width: 40em) {
+  body { margin: 1em auto } h1 { font-size: 1.5em } img { min-width: 38em }
+}
 @media print {
   :root { --text: #000; --faint: #333; --back: #fff; --panel: #fff }
-  img { filter: none } body { max-width: none }
+  img { filter: none; mix-blend-mode: normal } body { max-width: none }
   div.wide, pre, details > div { overflow: visible; max-height: none }
   details::details-content { content-visibility: visible; block-size: auto } tr { break-inside: avoid }
 }

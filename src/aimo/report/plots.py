@@ -41,7 +41,7 @@ def image(figure: Figure) -> HTML:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130, bbox_inches="tight")
     data = base64.b64encode(buffer.getvalue()).decode()
-    return HTML(f"<img style='max-width:100%' src='data:image/png;base64,{data}'>")
+    return HTML(f"<div class='wide'><img style='max-width:100%' src='data:image/png;base64,{data}'></div>")
 
 
 # Training
