@@ -41,6 +41,8 @@ AIMO = str(Path(sys.executable).with_name("aimo"))
 PROBLEM = "What area of a 7 by 12 wall is not covered by a 4 by 3 door?"
 SIZES = {
     "Qwen/Qwen2.5-1.5B-Instruct": ("qwen2", 1536, 8960, 12, 2),
+    "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B": ("qwen2", 1536, 8960, 12, 2),
+    "Qwen/Qwen2.5-Math-7B": ("qwen2", 3584, 18944, 28, 4),
     "open-r1/Qwen2.5-Math-7B-RoPE-300k": ("qwen2", 3584, 18944, 28, 4),
     "deepseek-ai/DeepSeek-R1-Distill-Qwen-14B": ("qwen2", 5120, 13824, 40, 8),
     "Qwen/Qwen3-1.7B": ("qwen3", 2048, 6144, 16, 8),

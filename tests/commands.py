@@ -171,6 +171,7 @@ def check_papermill(arguments: list[str]) -> None:
 
 def check_pip(arguments: list[str]) -> None:
     """Its options are pip's, and what it installs has the form of a requirement."""
+    import setuptools  # noqa: F401 (before pip, which imports the standard library's distutils)
     from pip._internal.commands import create_command
 
     command, *rest = arguments

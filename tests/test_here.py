@@ -1,9 +1,15 @@
 """Those who come from another project: its names are answered, and each of its steps has a row that holds."""
 
+import functools
+import itertools
 import re
+import shlex
 
 import pytest
-from commands import parsed
+import typer
+from commands import CHECKS, check, parsed
+from conftest import ROOT
+from test_docs import whole
 
 from aimo import cli, config
 from aimo.config import reading
@@ -73,3 +79,145 @@ def test_what_is_said_of_a_name_that_is_no_key_exists(told):
     option = re.search(r"--.*", told)[0].split()
     command = ["launch", "sft"] if told.startswith("aimo launch ") else ["run"]
     parsed(cli.app, [*command, "--profile", "tiny", *option, *["2"][len(option) - 1 :]])
+
+
+# The tables.
+
+PAGE = ROOT / "docs" / "from-there-to-here.md"
+SECTIONS = re.split(r"^## ", PAGE.read_text(), flags=re.MULTILINE)[1:]
+STEPS = {
+    "Open-R1: README and scripts": 58,
+    "Open-R1: settings of its recipes": 41,
+    "Open-R1: rewards": 13,
+    "The walk-through for AutoDL": 34,
+    "The full fine-tuning guide": 22,
+    "MindSpore's OpenR1-Qwen-7B": 23,
+    "Unsloth's notebook": 41,
+    "AIMO 2: second place": 35,
+    "AIMO 3: public notebooks": 41,
+}
+"""The tables, and how many rows each has at least."""
+ITEMS = {
+    # Open-R1's scripts/, slurm/, src/ and recipes/; every key of its recipes and of accelerate's files.
+    "Open-R1": """sft.py grpo.py generate.py decontaminate.py generate_reasoning.py run_benchmarks.py
+        upload_details.py get_tensor_parallel_size.py benchmark_e2b.py compute_pass_rate.py
+        launch_filtering.sh train.slurm evaluate.slurm generate.slurm compute_pass_rate.slurm serve_r1.slurm
+        serve_r1_vllm.slurm serve_router.slurm e2b_router.slurm morph_router.slurm launch_piston_workers.sh
+        launch_single_piston.sh ddp.yaml fsdp.yaml zero2.yaml zero3.yaml dataset_filtering OlympicCoder-7B
+        OpenR1-Distill-7B Qwen2.5-1.5B-Instruct config_demo_code.yaml config_demo_code_ioi.yaml
+        Qwen2.5-Coder-7B-Instruct DeepSeek-R1-Distill-Qwen-1.5B config_simple_rl
+        attn_implementation benchmarks beta bf16 callbacks chat_template code_eval_scoring_mode
+        code_eval_test_batch_size code_language compute_environment dataset_config dataset_name
+        dataset_num_proc dataset_prompt_column dataset_split dataset_test_split dataset_train_split debug
+        deepspeed_config distributed_type do_eval downcast_bf16 e2b_router_url enable_cpu_affinity eos_token
+        eval_strategy fsdp_config gpu_ids gradient_accumulation_steps gradient_checkpointing
+        gradient_checkpointing_kwargs hub_always_push hub_model_id hub_model_revision hub_strategy
+        learning_rate log_completions log_level logging_first_step logging_steps logging_strategy loss_type
+        lr_scheduler_kwargs lr_scheduler_type machine_rank main_training_function
+        mask_truncated_completions max_completion_length max_grad_norm max_length max_prompt_length
+        max_steps mixed_precision model_name_or_path model_revision num_generations num_machines
+        num_processes num_train_epochs optim output_dataset_name output_dir overwrite_output_dir packing
+        pass_rate_max pass_rate_min per_device_eval_batch_size per_device_train_batch_size push_to_hub
+        rdzv_backend report_to reward_funcs reward_weights same_network save_only_model save_steps
+        save_strategy save_total_limit scale_rewards seed system_prompt temperature top_p torch_dtype
+        tpu_env tpu_use_cluster tpu_use_sudo use_cpu use_liger_kernel use_vllm vllm_device
+        vllm_gpu_memory_utilization wandb_entity wandb_project warmup_ratio
+        accuracy format tag_count reasoning_steps length cosine repetition_penalty code binary_code
+        ioi_code cf_code code_format soft_overlong_punishment""",
+    # run_sft.sh and run_dpo.sh of AIMO 2's second place, and its other scripts.
+    "AIMO 2": """adam_beta1 adam_beta2 adam_epsilon bf16 cache_dir cutoff_len dataset ddp_timeout deepspeed
+        do_eval do_train enable_liger_kernel finetuning_type flash_attn gradient_accumulation_steps
+        gradient_checkpointing learning_rate logging_steps lr_scheduler_type max_grad_norm max_steps
+        model_name_or_path num_train_epochs output_dir overwrite_cache overwrite_output_dir
+        per_device_train_batch_size plot_loss pref_beta pref_loss preprocessing_num_workers report_to
+        save_only_model save_strategy save_total_limit seed sequence_parallel_size stage template
+        warmup_ratio weight_decay deduplicate_sft_data.py run_sft.sh filter_dpo_data.py run_dpo.sh
+        quant_awq.py quant_rep_kv.py local_eval.py local_eval_kaggle.py run_cfg.sh plot_table_local.py
+        analyze_early_stop.py analyze_llm_vote.py quant_policy""",
+    # Options of its scripts and keys of its file of fine-tuning.
+    "MindSpore": """generate_reasoning.py reject_sampling.py datasets_preprocess.py data_process_handling.yaml
+        data_process_packing.yaml finetune_qwen_2_5_7b.yaml msrun_launcher.sh run_qwen2_5.py API_KEY
+        --uuid-column --src --register_path vocab_file merges_file data_files seed output_dir load_checkpoint
+        load_ckpt_format auto_trans_ckpt only_save_strategy resume_training run_mode batch_size
+        ACLNN_CACHE_LIMIT MS_DEV_RUNTIME_CONF""",
+}
+"""What a source's own lists hold, and a first cell of its tables must name."""
+OPTIONS = {
+    option: command
+    for command in ("reject", "distil", "serve", "solve", "evaluate", "launch", "run")
+    for parameter in typer.main.get_command(cli.app).commands[command].params
+    for option in parameter.opts
+}
+
+
+def rows(section):
+    """The rows of a section's table, without its head."""
+    lines = re.findall(r"^\|(.+)\|$", section, re.MULTILINE)[2:]
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)] for line in lines]
+
+
+@functools.cache
+def names():
+    """What may stand by itself: profiles, variables that the project or its libraries read."""
+    told = "".join(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")) if path != PAGE)
+    profiles = {path.stem for path in config.PROFILES.glob("*.yaml")}
+    return profiles | set(re.findall(r"\b[A-Z][A-Z0-9]*_[A-Z0-9_]+\b", told))
+
+
+def hold(span):
+    """Check that what stands in backticks exists here, as its command, key or option would be read."""
+    words = shlex.split(span.replace(".venv/bin/", "").replace("\\|", "|").replace("…/", "URL/"))
+    if words[0] in CHECKS:
+        return check(words)
+    if words[0].startswith("--"):
+        for option in words:
+            assert not option.startswith("--") or option in OPTIONS, option
+        for override in [value for option, value in itertools.pairwise(words) if option == "--set"]:
+            config.load("qwen2.5-1.5b-openr1", [override])
+        return None
+    if found := re.fullmatch(r"([a-z_]+(?:\.[a-z_0-9]+)+|seed): (.+)", span):
+        values = {}
+        reading.set_key(values, f"{found[1]}={found[2]}")
+        for part in values.get("data", {}).values():
+            if isinstance(part, dict) and not {"source", "mixture"} & part.keys():
+                part["source"] = "FILE.jsonl"
+        return config.parse(whole(values), span)
+    if re.fullmatch(r"[a-z_]+(\.[a-z_0-9]+)+", span) and span.split(".")[0] in {
+        "data",
+        "grpo",
+        "sft",
+        "model",
+    }:
+        assert span in set(reading.keys())
+        return None
+    name = re.split("[= ]", span)[0]
+    assert name in names() or (ROOT / span).exists() or span.startswith("runs/"), span
+    return None
+
+
+@pytest.mark.parametrize("section", SECTIONS, ids=lambda text: text.splitlines()[0])
+def test_every_step_of_a_source_has_a_row_without_an_empty_cell_and_what_it_names_exists(section):
+    found = rows(section)
+    assert len(found) >= STEPS[section.splitlines()[0]]
+    for row in found:
+        assert len(row) == 3 and all(row), row
+        spans = re.findall(r"`([^`]+)`", row[1])
+        assert spans or row[1] in ("not here", "nothing to do", "not needed"), row
+        for span in spans:
+            try:
+                hold(span)
+            except (Exception, SystemExit) as e:
+                pytest.fail(f"{span!r}: {type(e).__name__}: {e}")
+
+
+def test_every_source_has_its_table():
+    assert [section.splitlines()[0] for section in SECTIONS] == list(STEPS)
+
+
+@pytest.mark.parametrize("source", ITEMS)
+def test_every_item_of_a_sources_own_list_has_a_row(source):
+    there = " ".join(row[0] for section in SECTIONS if section.startswith(source) for row in rows(section))
+    absent = [
+        item for item in ITEMS[source].split() if not re.search(rf"(?<!\w){re.escape(item)}(?!\w)", there)
+    ]
+    assert absent == []

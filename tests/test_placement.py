@@ -410,7 +410,7 @@ def accepted(name, stage, strategy, devices):
     """A profile as `aimo launch` accepts it, and how often it was refused before what was advised was set."""
     from aimo.training import job
 
-    overrides, refused = ["sft.use_liger_kernel=false"], 0
+    overrides, refused = ["sft.use_liger_kernel=false"] if config.load(name).sft else [], 0
     while True:
         p = config.load(name, overrides)
         try:

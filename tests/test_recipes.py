@@ -14,6 +14,7 @@ import yaml
 from conftest import TINY
 
 from aimo import config
+from aimo.config.reading import Loader
 
 RECIPES = sorted(
     path.stem
@@ -21,7 +22,7 @@ RECIPES = sorted(
     if not path.stem.startswith("tiny") and config.load(path.stem).trained
 )
 DOCS = config.ROOT / "docs" / "recipes.md"
-NUMBERS = {"two": 2, "three": 3, "four": 4, "five": 5, "ten": 10}
+NUMBERS = {"one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "ten": 10}
 # What a CPU or the tiny base cannot do, and what takes long; everything else stays as the recipe has it.
 SMALL = {
     "model": {
@@ -71,8 +72,9 @@ def scaled(name, folder):
 
     values = yaml.safe_load((config.PROFILES / f"{name}.yaml").read_text())
     for section, changes in SMALL.items():
-        values.setdefault(section, {}).update(changes)
-    sets = [values["data"][part] for part in ("sft", "grpo", "heldout")]
+        if section in ("model", "prompt") or section in values:
+            values.setdefault(section, {}).update(changes)
+    sets = [values["data"][part] for part in ("sft", "grpo", "heldout") if part in values["data"]]
     for source in sets + values["data"]["decontaminate"]:
         hub = source["source"]
         path = folder / f"{hub.replace('/', '--')}.jsonl"
@@ -108,6 +110,13 @@ def rows_like(hub):
                 "generated_solution": trace,
                 "pass_rate_72b_tir": "0.5",
             },
+            "DigitalLearningGmbH/MATH-lighteval": {"problem": problem, "solution": trace},
+            "open-r1/verifiable-coding-problems-python": {
+                "problem_statement": problem,
+                "verification_info": json.dumps(
+                    {"language": "python", "test_cases": [{"input": "", "output": answer}]}
+                ),
+            },
             "RabotniKuma/Fast-Math-R1-SFT": {"problem": problem, "answer": answer, "generation": trace},
         }
         yield layouts.get(hub, {"problem": problem, "answer": answer})
@@ -140,7 +149,7 @@ CLAIMS = {
     r"four bits": lambda r: r.p.model.load_in_4bit,
     r"\bfloat16": lambda r: r.p.model.dtype == "float16",
     r"no bfloat16": lambda r: r.p.model.dtype == "float16",
-    r"(\w+) epochs(?: of SFT)?": lambda r, n: r.p.sft.epochs == number(n),
+    r"(\w+) epochs?(?: of SFT)?": lambda r, n: r.p.sft.epochs == number(n),
     r"traces of ([\d,]+) tokens at most": lambda r, n: r.p.data.sft.max_tokens == number(n),
     r"packed to ([\d,]+) tokens": lambda r, n: r.p.sft.packing and r.p.model.max_length == number(n),
     r"(?<=, )([\d,]+) tokens(?=[,;])": lambda r, n: not r.p.sft.packing and r.p.model.max_length == number(n),
@@ -148,13 +157,17 @@ CLAIMS = {
         number(n) == r.gpus * r.p.sft.batch_size * r.p.sft.gradient_accumulation_steps
     ),
     r"(\d+) steps of GRPO": lambda r, n: r.p.grpo.max_steps == number(n),
-    r"(\d+) prompts": lambda r, n: r.p.grpo.max_steps * r.p.grpo.prompts_per_step == number(n),
+    r"(\d+) prompts a\s*step": lambda r, n: r.p.grpo.prompts_per_step == number(n),
+    r"rate of (\de-\d)": lambda r, rate: r.p.grpo.learning_rate == float(rate),
+    r"(\d+) prompts(?! a\s*step)": lambda r, n: r.p.grpo.max_steps * r.p.grpo.prompts_per_step == number(n),
     r"GRPO keeps ([\d,]+)\s*problems": lambda r, n: r.p.data.grpo.rows == number(n),
     r"prompts of at most (\d+) tokens": lambda r, n: r.p.grpo.max_prompt_length == number(n),
     r"(four|\d+) rewards": lambda r, n: len(r.p.grpo.rewards) == number(n),
     r"GRPO with ((?:\w+, )*\w+ and \w+)": lambda r, names: set(r.p.grpo.rewards) == rewards_of(names),
     r"(\w+) hours (?:each|a stage)": lambda r, n: r.p.training.time_limit_s == 3600 * number(n),
-    r"(\d+) x H\d00(?:, ZeRO-3)?": lambda r, n: (r.gpus, r.strategy) == (number(n), "zero3"),
+    r"(\d+) x H\d00(?:, ZeRO-(\d))?": lambda r, n, stage: (
+        r.gpus == number(n) and r.strategy in ([f"zero{stage}"] if stage else ["zero2", "zero3"])
+    ),
     r"DAPO-Math-17k": lambda r: "DAPO-Math-17k" in r.p.data.grpo.source,
     r"(OpenMathReasoning-mini|Mixture-of-Thoughts|Fast-Math-R1-SFT)": lambda r, name: (
         name in r.p.data.sft.source
@@ -166,7 +179,7 @@ CLAIMS = {
 
 def row_of(name):
     """The recipe's row in the docs: base, data, stages, machine."""
-    (line,) = [line for line in DOCS.read_text().splitlines() if line.startswith(f"| `{name}` |")]
+    (line,) = [line for line in DOCS.read_text().splitlines() if re.match(rf"\| `{name}` \| [^`]", line)]
     return [cell.strip() for cell in line.split("|")[2:6]]
 
 
@@ -190,7 +203,7 @@ def recipe(name):
 
 
 def test_every_profile_but_the_demos_is_a_recipe_with_a_row_in_the_docs():
-    assert set(RECIPES) == set(re.findall(r"^\| `([^`]+)` \|", DOCS.read_text(), re.MULTILINE))
+    assert set(RECIPES) == set(re.findall(r"^\| `([^`]+)` \| [^`]", DOCS.read_text(), re.MULTILINE))
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -235,8 +248,154 @@ def test_every_documented_command_is_accepted(path):
         p = config.load(given["--profile"], overrides)
         if words[1] == "launch":
             strategy = given.get("--strategy", "ddp")
-            job = launch.Job(words[2], p.profile, None, overrides, strategy, int(given["--gpus"]))
+            size = int(given["--gpus"]), int(given.get("--nodes", 1))
+            job = launch.Job(words[2], p.profile, None, overrides, strategy, *size)
             launch.check(job, p)
+
+
+# ---- What the sources say
+
+OWN = "its own words"
+OPEN_R1 = {"seed": 42, "model.attention": "flash_attention_2", "model.lora": None}
+SOURCES = {
+    # unslothai/notebooks bdda2ef, nb/Qwen3_(4B)-GRPO.ipynb
+    "qwen3-4b": {
+        "seed": 3407, "model.base": "unsloth/Qwen3-4B-Base", "model.max_length": 2048,
+        "model.load_in_4bit": False, "model.lora.rank": 32, "model.lora.alpha": 64, "prompt.system": OWN,
+        "prompt.think_start": "<start_working_out>", "prompt.answer_start": "<SOLUTION>",
+        "data.sft.source": "unsloth/OpenMathReasoning-mini", "data.sft.max_tokens": 1024,
+        "data.grpo.source": "open-r1/DAPO-Math-17k-Processed", "data.grpo.subset": "en",
+        "data.grpo.token_quantile": 0.9, "sft.batch_size": 1, "sft.gradient_accumulation_steps": 1,
+        "sft.warmup_ratio": "5 steps", "sft.epochs": 2, "sft.learning_rate": 2e-4,
+        "sft.optimizer": "adamw_8bit", "sft.weight_decay": 0.001, "sft.scheduler": "linear",
+        "grpo.learning_rate": 5e-6, "grpo.weight_decay": 0.001, "grpo.warmup_ratio": 0.1,
+        "grpo.scheduler": "linear", "grpo.optimizer": "adamw_8bit", "grpo.prompts_per_step": 1,
+        "grpo.num_generations": 4, "grpo.temperature": 1.0, "grpo.min_p": 0.1, "grpo.top_p": 1.0,
+        "grpo.max_prompt_length": "measured", "grpo.max_completion_length": "the rest of 2,048",
+        "grpo.max_steps": 100, "grpo.save_steps": 100, "grpo.vllm_gpu_memory": 0.9,
+        "grpo.rewards": {
+            "format_exact": 1.0, "format_approximate": 1.0, "check_answer": 1.0, "check_numbers": 1.0,
+        },
+    },
+    # huggingface/open-r1: sft/config_demo.yaml before 5112bfc (April 2025), grpo/config_demo.yaml at 1416fa0
+    "qwen2.5-1.5b-openr1": OPEN_R1 | {
+        "model.base": "Qwen/Qwen2.5-1.5B-Instruct", "model.max_length": 16384, "prompt.system": OWN,
+        "data.sft.source": "open-r1/OpenR1-Math-220k", "data.grpo.source": "open-r1/OpenR1-Math-220k",
+        "data.grpo.rows": None, "sft.learning_rate": 5e-5, "sft.scheduler": "cosine_with_min_lr",
+        "sft.min_lr_rate": 0.1, "sft.epochs": 1, "sft.warmup_ratio": 0.05, "sft.batch_size": 16,
+        "sft.gradient_accumulation_steps": 1, "sft.packing": True, "sft.use_liger_kernel": True,
+        "sft.save_steps": 100, "grpo.learning_rate": 2e-5, "grpo.scheduler": "cosine",
+        "grpo.warmup_ratio": 0.1, "grpo.epochs": 1, "grpo.prompts_per_step": 32,
+        "grpo.num_generations": 16, "grpo.max_prompt_length": 512, "grpo.max_completion_length": 1024,
+        "grpo.rewards": {"accuracy": 1.0, "format": 1.0, "tag_count": 1.0},
+    },
+    # recipes/OpenR1-Distill-7B/sft/config_distill.yaml at 1416fa0
+    "openr1-distill-7b": OPEN_R1 | {
+        "model.base": "open-r1/Qwen2.5-Math-7B-RoPE-300k", "model.max_length": 32768, "prompt.system": OWN,
+        "prompt.eos_token": "<|im_end|>", "data.sft.source": "open-r1/Mixture-of-Thoughts",
+        "data.sft.subset": "all", "sft.learning_rate": 4e-5, "sft.scheduler": "cosine_with_min_lr",
+        "sft.min_lr_rate": 0.1, "sft.epochs": 5, "sft.warmup_ratio": 0.03, "sft.batch_size": 2,
+        "sft.gradient_accumulation_steps": 8, "sft.max_grad_norm": 0.2, "sft.packing": False,
+        "sft.use_liger_kernel": True, "sft.save_steps": "epoch",
+    },
+    # recipes/OpenR1-Qwen-7B/sft/config.yaml before 5112bfc
+    "openr1-qwen-7b": OPEN_R1 | {
+        "model.base": "Qwen/Qwen2.5-Math-7B-Instruct", "model.attention": "sdpa", "model.max_length": 32768,
+        "data.sft.source": "open-r1/OpenR1-Math-220k", "sft.learning_rate": 5e-5, "sft.epochs": 3,
+        "sft.scheduler": "linear", "sft.warmup_ratio": 0.1, "sft.weight_decay": 1e-4,
+        "sft.optimizer": "adamw_torch", "sft.batch_size": 1, "sft.gradient_accumulation_steps": 2,
+        "sft.packing": True, "sft.use_liger_kernel": True, "sft.save_steps": 500,
+    },
+    # analokmaus/kaggle-aimo2-fast-math-r1 09bf8ff, experiments/train_first_stage.py, train_second_stage.py
+    "fast-math-r1-14b": {
+        "seed": 2025, "model.base": "deepseek-ai/DeepSeek-R1-Distill-Qwen-14B", "model.max_length": 24000,
+        "model.lora": None, "model.attention": "flash_attention_2",
+        "data.sft.source": "RabotniKuma/Fast-Math-R1-SFT",
+        "data.grpo.source": "RabotniKuma/Fast-Math-R1-GRPO", "data.grpo.rows": None,
+        "sft.learning_rate": 1e-5, "sft.epochs": 20, "sft.scheduler": "cosine",
+        "sft.batch_size": 1, "sft.gradient_accumulation_steps": 8, "sft.optimizer": "paged_adamw_8bit",
+        "sft.packing": True, "sft.save_steps": 50, "grpo.learning_rate": 4e-6, "grpo.max_steps": 40,
+        "grpo.scheduler": "cosine", "grpo.prompts_per_step": 16, "grpo.num_generations": 8,
+        "grpo.max_prompt_length": 512, "grpo.max_completion_length": 16384, "grpo.temperature": 1.0,
+        "grpo.top_p": 0.9, "grpo.min_p": 0.05, "grpo.beta": 0.04, "grpo.optimizer": "paged_adamw_8bit",
+        "grpo.save_steps": 5, "grpo.vllm_gpu_memory": 0.3,
+        "grpo.rewards": {"format": 1.0, "cosine": 1.0, "length": 1.0},
+        "grpo.rewards.cosine.max_len": "30,000 characters",
+    },
+    # "Open-R1 on AutoDL, in detail", 23 March to 5 April 2025
+    "autodl-1.5b": {
+        "model.base": "Qwen/Qwen2.5-1.5B-Instruct", "model.lora": None, "model.max_length": 2048,
+        "model.dtype": "float16", "model.gradient_checkpointing": True, "prompt.system": "none",
+        "data.sft.source": "open-r1/OpenR1-Math-220k", "sft.learning_rate": 1e-5, "sft.epochs": 1,
+        "sft.packing": True, "sft.batch_size": 8, "sft.gradient_accumulation_steps": 2,
+        "sft.eval_steps": None,
+    },
+    # recipes/DeepSeek-R1-Distill-Qwen-1.5B/grpo/config_demo.yaml at 1416fa0
+    "r1-distill-1.5b": OPEN_R1 | {
+        "model.base": "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", "prompt.system": OWN,
+        "data.grpo.source": "open-r1/OpenR1-Math-220k", "data.grpo.drop": [], "grpo.learning_rate": 1e-6,
+        "grpo.scheduler": "cosine_with_min_lr", "grpo.min_lr_rate": 0.1, "grpo.warmup_ratio": 0.1,
+        "grpo.epochs": 1, "grpo.prompts_per_step": 32, "grpo.num_generations": 16,
+        "grpo.max_prompt_length": 512, "grpo.max_completion_length": 2048, "grpo.temperature": 0.7,
+        "grpo.use_liger_kernel": True, "grpo.rewards": {"accuracy": 1.0, "format": 1.0, "tag_count": 1.0},
+    },
+    # recipes/Qwen2.5-Math-7B/grpo/config_simple_rl.yaml at ca8664d (April 2025), seven GPUs and a server
+    "simple-rl-7b": OPEN_R1 | {
+        "model.base": "Qwen/Qwen2.5-Math-7B", "prompt.system": OWN, "prompt.think_start": "<think>\n",
+        "prompt.answer_start": "the text after the thought",
+        "data.grpo.source": "DigitalLearningGmbH/MATH-lighteval", "data.grpo.subset": "default",
+        "grpo.learning_rate": 3e-6, "grpo.scheduler": "cosine", "grpo.warmup_ratio": 0.1,
+        "grpo.epochs": 1, "grpo.prompts_per_step": 128, "grpo.num_generations": 7,
+        "grpo.max_prompt_length": 512, "grpo.max_completion_length": 1024,
+        "grpo.rewards": {"accuracy": 1.0, "format": 1.0},
+    },
+    # recipes/Qwen2.5-1.5B-Instruct/grpo/config_demo_code.yaml at 1416fa0, seven GPUs and a server
+    "code-grpo-1.5b": OPEN_R1 | {
+        "model.base": "Qwen/Qwen2.5-1.5B-Instruct", "prompt.system": OWN,
+        "data.grpo.source": "open-r1/verifiable-coding-problems-python",
+        "data.grpo.columns.problem": "problem_statement", "grpo.beta": 0.01, "grpo.learning_rate": 5e-6,
+        "grpo.scheduler": "cosine_with_min_lr", "grpo.min_lr_rate": 0.1, "grpo.warmup_ratio": 0.03,
+        "grpo.max_steps": 500, "grpo.prompts_per_step": 32, "grpo.num_generations": 14,
+        "grpo.max_prompt_length": 1024, "grpo.max_completion_length": 2048, "grpo.temperature": 1.0,
+        "grpo.save_steps": 50, "grpo.rewards": {"code": 1.0, "format": 0.1},
+        "grpo.rewards.code.provider_type": "e2b",
+    },
+}  # fmt: skip
+"""Facts of each recipe's source, by the key that they have here; a text where it has no such value."""
+
+
+def ours(profile, key):
+    """A profile's value of a dotted key; rewards as their weights."""
+    found = profile
+    for name in key.split("."):
+        found = found[name] if isinstance(found, dict) else getattr(found, name)
+    return {name: reward.weight for name, reward in found.items()} if key == "grpo.rewards" else found
+
+
+def declared():
+    """The differences that the docs declare: source and here, by profile and key."""
+    rows = re.findall(
+        r"^\| `([^`]+)` \| `([^`]+)` \| (.+) \| (.+) \| (.+) \|$", DOCS.read_text(), re.MULTILINE
+    )
+    return {(name, key): (source, here) for name, key, source, here, _ in rows}
+
+
+def test_every_recipe_has_the_facts_of_its_source_but_the_kaggle_profiles_which_have_none():
+    assert set(SOURCES) == {name for name in RECIPES if not name.startswith("kaggle")}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_each_difference_from_the_source_stands_in_the_docs_and_nothing_else_does(name):
+    told = {key: values for (profile, key), values in declared().items() if profile == name}
+    profile = config.load(name)
+    differing = {key for key, source in SOURCES[name].items() if ours(profile, key) != source}
+    assert told.keys() == differing
+    for key, (source, here) in told.items():
+        value, text = ours(profile, key), SOURCES[name][key]
+        assert yaml.load(source, Loader) == text, f"{key}: the source has {text}"
+        begun = here.partition("…")[0].strip()
+        same = value.startswith(begun) if isinstance(value, str) and "…" in here else None
+        assert same or yaml.load(here, Loader) == value, f"{key}: the profile has {value}"
 
 
 # ---- A few steps on the tiny base
@@ -244,7 +403,7 @@ def test_every_documented_command_is_accepted(path):
 
 @pytest.mark.train
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_scaled_down_trains_both_stages_into_a_model(tmp_path, name, one_thread):
+def test_a_recipe_scaled_down_trains_its_stages_into_a_model(tmp_path, name, one_thread):
     import unsloth  # noqa: F401 (before the libraries that it patches)
 
     from aimo import rewards
@@ -256,16 +415,16 @@ def test_a_recipe_scaled_down_trains_both_stages_into_a_model(tmp_path, name, on
     tokenizer = models.load_tokenizer(TINY, p)
     sets = prepare.decontaminate(prepare.clean(prepare.load(p), p, tokenizer), p)
     ready = {part: rows.to_dicts() for part, rows in prepare.format(sets, p).items()}
-    assert len(ready["sft"]) >= 12 and not sets.contaminated
+    assert all(len(ready[stage]) >= 12 for stage in p.trained) and not sets.contaminated
     asked = tokenizer.apply_chat_template(
-        ready["grpo"][0]["prompt"], add_generation_prompt=True, tokenize=False
+        ready[p.last_trained][0]["prompt"], add_generation_prompt=True, tokenize=False
     )
     assert asked.endswith(p.prompt.think_start) == p.prompt.prefill
-    told = [row["completion"][0]["content"] for row in ready["sft"]]
+    told = [row["completion"][0]["content"] for row in ready.get("sft", ())]
     # SFT teaches what GRPO rewards.
     assert all(prompts.is_well_formed(p.prompt, text) and "WRONG" not in text for text in told)
     start = TINY
-    for stage in ("sft", "grpo"):
+    for stage in p.trained:
         folder = tmp_path / stage
         folder.mkdir()
         model, tokenizer = models.load(start, p), models.load_tokenizer(start, p)
@@ -277,6 +436,6 @@ def test_a_recipe_scaled_down_trains_both_stages_into_a_model(tmp_path, name, on
         models.save(folder / "trained", start, tokenizer, p, folder / "model", trainers.summary(log))
         start = folder / "model"
     assert (start / "model.safetensors").exists()
-    for function in rewards.get_reward_funcs(p.grpo.rewards, p.prompt):
+    for function in rewards.get_reward_funcs(p.grpo.rewards, p.prompt) if p.grpo else ():
         assert math.isfinite(steps[-1][f"rewards/{function.__name__}/mean"])
-    assert any("probe/accuracy" in record for record in log) == bool(p.grpo.probe_steps)
+    assert any("probe/accuracy" in record for record in log) == bool(p.grpo and p.grpo.probe_steps)

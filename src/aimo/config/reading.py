@@ -186,7 +186,7 @@ def load(profile: str | Path, overrides: list[str] | None = None) -> Profile:
 
     Raises AimoError naming the key that is unknown, of the wrong type, or impossible.
     """
-    return parse(read_values(profile, overrides), where=f"profile {Path(profile).stem}")
+    return parse(read_values(profile, overrides), where=f"profile {find(profile).stem}")
 
 
 def read_values(profile: str | Path, overrides: list[str] | None = None) -> dict[str, Any]:
