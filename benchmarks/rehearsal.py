@@ -21,6 +21,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import zipfile
@@ -92,8 +93,9 @@ class Host(Kaggle):
     def __init__(self, folder: Path, hidden_csv: Path):
         super().__init__()
         self.folder, self.hidden_csv = folder, hidden_csv
-        self.machine = folder / "machine"
-        """Its paths are the same in each run, as on Kaggle."""
+        self.temporary = tempfile.TemporaryDirectory()
+        self.machine = Path(self.temporary.name) / "machine"
+        """Outside the repository, of which a notebook sees nothing; the same for each version, as on Kaggle."""
         self.busy = threading.Lock()
 
     def SaveKernel(self, request: Any) -> dict[str, Any]:
