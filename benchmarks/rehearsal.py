@@ -95,7 +95,7 @@ class Host(Kaggle):
         self.folder, self.hidden_csv = folder, hidden_csv
         self.temporary = tempfile.TemporaryDirectory()
         self.machine = Path(self.temporary.name) / "machine"
-        """Outside the repository, of which a notebook sees nothing; the same for each version, as on Kaggle."""
+        """Outside the repository, of which a notebook sees nothing; one place, as on Kaggle."""
         self.busy = threading.Lock()
 
     def SaveKernel(self, request: Any) -> dict[str, Any]:
