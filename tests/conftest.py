@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from markdown_it import MarkdownIt
 
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "data" / "tiny-base"
 AIMO = Path(sys.executable).with_name("aimo")
+MARKDOWN = MarkdownIt("commonmark").enable("table")  # as GitHub reads it
 GUARD = Path(__file__).parent / "guard"
 pytest.register_assert_rewrite("stand_in")  # also a plugin, of the tests that name it as one
 # The demo with few steps, in about a minute.

@@ -256,7 +256,7 @@ def test_a_server_that_only_fails_is_not_asked_for_everything(problems):
     with serving(FAULTS["empty"][0]) as server:
         with pytest.raises(AimoError, match="100 samples in a row failed: the completion is empty"):
             distil(problems, server, num_generations=400, max_concurrent=3, retries=0)
-        assert len(server.bodies) <= 103
+        assert len(server.bodies) <= 102  # with two in flight
 
 
 def test_a_server_that_is_not_there_is_named(problems):

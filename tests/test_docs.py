@@ -15,8 +15,7 @@ from urllib.parse import unquote, urlparse
 import pytest
 import yaml
 from commands import REALLY_RUN, check, fences, parsed, words
-from conftest import ROOT
-from markdown_it import MarkdownIt
+from conftest import MARKDOWN, ROOT
 from typer.testing import CliRunner
 
 from aimo import cli, config
@@ -26,7 +25,6 @@ PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 ENGLISH = [page for page in PAGES if not ({"zh", "README.zh-CN.md"} & set(page.parts))]
 LANGUAGES = {"bash", "json", "python", "text", "yaml"}
 """The commands of a Chinese page are those of its English one (`test_translation`)."""
-MARKDOWN = MarkdownIt("commonmark").enable("table")
 
 
 def each(pages):

@@ -10,7 +10,7 @@ from conftest import TINY
 
 from aimo.data import builtin
 from aimo.errors import AimoError
-from aimo.inference.engine import Engine, check_arguments
+from aimo.inference.engine import ONE_PROCESS, Engine, check_arguments, engine_arguments
 from aimo.inference.settings import Settings, resolve
 from aimo.inference.solver import solve
 from aimo.inference.voting import EXACT
@@ -116,6 +116,13 @@ def test_a_folder_without_an_adapter_is_named(tmp_path):
 def test_an_engine_argument_that_vllm_lacks_or_a_setting_replaces_is_named(key, told):
     with pytest.raises(AimoError, match=told):
         check_arguments({key: 1})
+
+
+@pytest.mark.parametrize("vllm, chosen", [({}, ONE_PROCESS), ({"tensor_parallel_size": 2}, None)])
+def test_a_model_in_one_part_runs_in_the_engines_own_process_on_a_cpu(monkeypatch, vllm, chosen):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    arguments = engine_arguments(TINY, Settings(vllm=vllm), 0)
+    assert arguments["distributed_executor_backend"] == chosen
 
 
 def test_a_completion_ends_with_its_stop_text_and_one_likeliest_token_is_greedy(engine):

@@ -16,6 +16,13 @@ from aimo.evaluation import compare
 from aimo.report import index, mathematics, page, run_page, tables
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+HEADLESS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--enable-logging=stderr",
+]
 CHECKS = """<pre id="checked"></pre><script>
 const count = {}, problems = []
 for (const image of document.images) if (!image.complete || !image.naturalWidth) problems.push("a plot")
@@ -47,8 +54,7 @@ def browse(path, width=1000):
         pytest.skip("needs chromium or google-chrome")
     checked = path.with_name(f"checked-{path.name}")
     checked.write_text(path.read_text().replace("</html>", f"{CHECKS}</html>"))
-    options = "--headless --no-sandbox --disable-gpu --disable-background-networking --enable-logging=stderr"
-    command = [BROWSER, *options.split(), f"--window-size={width},900", "--dump-dom", checked.as_uri()]
+    command = [BROWSER, *HEADLESS, f"--window-size={width},900", "--dump-dom", checked.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert not re.findall(r".*CONSOLE.*", done.stderr), done.stderr
     found = json.loads(html.unescape(re.search(r'<pre id="checked">(.*?)</pre>', done.stdout)[1]))

@@ -9,11 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
-from markdown_it import MarkdownIt
-from test_pages import BROWSER
+from conftest import MARKDOWN, ROOT
+from test_pages import BROWSER, HEADLESS
 
-MARKDOWN = MarkdownIt("commonmark").enable("table")
 PAGES = sorted(path.relative_to(ROOT / "docs") for path in (ROOT / "docs").rglob("*.md"))
 
 
@@ -50,8 +48,6 @@ def test_a_page_has_the_blocks_that_github_shows(site, page):
     assert built == {kind: len(re.findall(rf"<{kind}[ >]", wanted)) for kind in kinds}
 
 
-OPTIONS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-OPTIONS.append("--enable-logging=stderr")
 CHECKS = """<pre id="checked"></pre><script>
 addEventListener("load", () => {
   const found = []
@@ -78,13 +74,9 @@ def test_every_page_fits_a_screen_and_a_phone_with_its_pictures_and_no_error(sit
     ]
     checks = site / "checks.html"
     checks.write_text("".join([*frames, CHECKS]))
-    options = "--headless --no-sandbox --disable-gpu --disable-background-networking --enable-logging=stderr"
-    options += (
-        " --allow-file-access-from-files --window-size=1300,900 --dump-dom"  # files may read each other
-    )
-    done = subprocess.run(
-        [BROWSER, *options.split(), checks.as_uri()], capture_output=True, text=True, timeout=120
-    )
+    options = "--allow-file-access-from-files --window-size=1300,900 --dump-dom"  # files may read each other
+    command = [BROWSER, *HEADLESS, *options.split(), checks.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert not re.findall(r".*CONSOLE.*", done.stderr), done.stderr
     found = json.loads(html.unescape(re.search(r'<pre id="checked">(.+?)</pre>', done.stdout)[1]))
     assert found == [f"{page} at {width} is drawn" for page, width in views]
@@ -108,7 +100,7 @@ def test_the_search_works_in_a_site_that_is_opened_from_a_folder(site):
         pytest.skip("needs chromium or google-chrome")
     page = site / "searched.html"
     page.write_text((site / "data.html").read_text().replace("</body>", SEARCH))
-    command = ["timeout", "60", BROWSER, *OPTIONS, "--remote-debugging-port=0", page.as_uri()]
+    command = ["timeout", "60", BROWSER, *HEADLESS, "--remote-debugging-port=0", page.as_uri()]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as browser:
         said = next((line for line in browser.stderr if "CONSOLE" in line), "")
         browser.terminate()

@@ -6,10 +6,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
-from markdown_it import MarkdownIt
+from conftest import MARKDOWN, ROOT
 
-MARKDOWN = MarkdownIt("commonmark").enable("table")
 MONTHS = dict(zip(calendar.month_name[1:], map(str, range(1, 13)), strict=True))
 PAIRS = {
     ROOT / "README.md": ROOT / "README.zh-CN.md",

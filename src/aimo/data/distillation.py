@@ -238,7 +238,7 @@ class Asking:
         except SampleError as e:
             tally.failed[str(e)[:200]] += 1
             tally.failures_in_a_row += 1
-            if tally.failures_in_a_row == FAILURES:
+            if tally.failures_in_a_row >= FAILURES:  # others may fail before they are cancelled
                 raise AimoError(
                     f"{FAILURES} samples in a row failed: {e}; look at the servers' logs"
                 ) from None
