@@ -6,6 +6,8 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.12 python3.11,$(shell $(p) -c 
 LOCK := $(if $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu),requirements.txt,requirements-cpu.txt)
 TORCH := $(shell grep -s '^torch==' $(LOCK))
 PIP := .venv/bin/pip install -qq --no-deps
+# Where a container sets this, each process would compile the sources and pytest rewrite every test again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup demo fast test run jupyter sync lint docs lock kernels push bench rehearsal gpu-check
 
@@ -73,13 +75,16 @@ rehearsal: setup ## every step from wheels to a score, against a stand-in for Ka
 push: kernels ## push the submission kernel to Kaggle (docs/kaggle.md)
 	.venv/bin/aimo kaggle push submission
 
+# jsonschema checks a format with it that nothing here has, and builds its grammars in a second of each process.
+NOWHERE := rfc3987-syntax
 # unsloth on a CPU needs none of these, and their CUDA builds break CPU torch.
 NO_CPU := torchvision torchaudio torchcodec triton xformers
+WITHOUT = --override <(printf "%s ; sys_platform == 'never'\n" $(1))
 # Where pip finds CPU torch by itself, uv looks in the same place; elsewhere it knows PyTorch's own index.
 CPU_TORCH := $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS),--torch-backend cpu)
 COMPILE := .venv/bin/uv pip compile -q pyproject.toml --extra dev --universal --python-version 3.11 --no-annotate $(if $(UPGRADE),--upgrade) --custom-compile-command 'make lock; install with: pip install --no-deps -r THIS_FILE'
 
 lock: ## bring both lock files up to pyproject.toml, for Python 3.11 and 3.12; with UPGRADE=1 newer packages too
 	@test -x .venv/bin/uv || { $(PYTHON) -m venv .venv && $(PIP) uv; }
-	$(COMPILE) --extra gpu -o requirements.txt
-	$(COMPILE) --extra cpu -o requirements-cpu.txt $(CPU_TORCH) --override <(printf "%s ; sys_platform == 'never'\n" $(NO_CPU))
+	$(COMPILE) --extra gpu -o requirements.txt $(call WITHOUT,$(NOWHERE))
+	$(COMPILE) --extra cpu -o requirements-cpu.txt $(CPU_TORCH) $(call WITHOUT,$(NOWHERE) $(NO_CPU))

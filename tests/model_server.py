@@ -8,6 +8,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 
+class Server(ThreadingHTTPServer):
+    """Clients may all connect at once: with socketserver's queue of 5, the next one waits a second."""
+
+    request_queue_size = 64
+
+
 class Handler(BaseHTTPRequestHandler):
     """A quiet handler that reads a request's JSON and replies with a text."""
 
@@ -28,7 +34,7 @@ class Handler(BaseHTTPRequestHandler):
 @contextmanager
 def on_loopback(handler: type[Handler]) -> Iterator[str]:
     """The address of a server that answers by a handler."""
-    http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    http = Server(("127.0.0.1", 0), handler)
     threading.Thread(target=http.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{http.server_port}"
     http.shutdown()

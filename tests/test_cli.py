@@ -193,6 +193,7 @@ def test_ctrl_c_during_inference_ends_a_run_in_one_line_and_leaves_no_process_be
     assert end_of(process, started) == {"code": 2, "stderr": INTERRUPTED, "left": []}
 
 
+@pytest.mark.slow  # imports every package
 def test_the_doctor_finds_every_package_at_the_version_of_the_lock():
     done = aimo("doctor")
     for package in ("torch", "vllm", "unsloth", "math-verify", "papermill", "kaggle", "device", "tiny base"):

@@ -94,12 +94,14 @@ def test_a_checker_decides_where_a_problem_has_one():
     assert cf("print(2, 1)", "print(1, 1)", **given) == [1.1, 0.0]
 
 
+@pytest.mark.slow  # compiles with a large header
 @needs_compiler
 def test_includes_are_added_where_the_profile_says():
     bare = "int main() { long a, b; cin >> a >> b; cout << a + b; }"
     assert [cf(bare, options={"patch_code": patch})[0] for patch in (False, True)] == [-0.1, 1.1]
 
 
+@pytest.mark.slow  # compiles with a large header
 @needs_compiler
 def test_a_task_of_ioi_is_compiled_with_its_grader_and_scored_by_its_worst_test():
     codes = ["long add(long a, long b) { return a + b; }", "long add(long, long) { return 3; }", ""]

@@ -152,6 +152,7 @@ def test_started_again_it_repairs_a_cut_last_line_and_asks_for_what_is_missing_a
         assert (tally.known, tally.done, len(rows)) == (12, 6, 18)
 
 
+@pytest.mark.slow  # starts the command again and again
 @pytest.mark.parametrize("sign, status", [(signal.SIGKILL, -9), (signal.SIGINT, 2)])
 def test_a_run_that_was_ended_goes_on_without_losing_or_repeating_a_sample(problems, sign, status):
     out = problems.parent / "out.jsonl"
@@ -308,6 +309,7 @@ def test_a_key_that_is_refused_ends_the_run(problems, monkeypatch):
     assert server.headers[0]["Authorization"] == "Bearer sk-1"
 
 
+@pytest.mark.slow  # starts the command again and again
 def test_a_disk_that_fills_keeps_what_is_whole(problems):
     out = problems.parent / "out.jsonl"
     with serving() as server:

@@ -121,6 +121,7 @@ def conversation(rng, encoding):
         yield ours, theirs
 
 
+@pytest.mark.slow  # two hundred conversations
 def test_ids_are_the_librarys_on_200_conversations_with_tools(encoding):
     rng, oh = random.Random(0), library()
     for _ in range(200):

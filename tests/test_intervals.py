@@ -15,6 +15,7 @@ def evaluate(rng, questions):
     return rng.random((2, questions, SAMPLES)) < np.stack([rates, better])[:, :, None]
 
 
+@pytest.mark.slow  # a thousand evaluations
 @pytest.mark.parametrize("questions", [30, 60])
 def test_intervals_hold_the_truth_in_95_of_100_evaluations(questions):
     figures = {

@@ -171,6 +171,7 @@ def refused_notebook(stem: str, folder: Path, **parameters: object) -> str:
     return e.value.evalue
 
 
+@pytest.mark.slow  # starts a notebook's kernel
 @pytest.mark.parametrize("stem", ["02_format_sft", "03_grpo", "04_inference"])
 def test_a_notebook_started_too_early_names_the_missing_stage_and_the_command(tmp_path, stem):
     told = refused_notebook(stem, tmp_path, run_dir=str(tmp_path / "run"))
@@ -178,6 +179,7 @@ def test_a_notebook_started_too_early_names_the_missing_stage_and_the_command(tm
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow  # starts a notebook's kernel
 def test_a_notebook_gives_a_remedy_that_works_in_a_notebook(tmp_path):
     folder = tmp_path / "run"
     runs.open_folder(folder, config.load("tiny"))

@@ -165,6 +165,7 @@ def test_stopped_samples_run_as_long_as_they_did_and_have_no_vote(tmp_path):
     assert play(read.questions[0].ours, "all")[1] == replay.Outcome(3, 50, 40)
 
 
+@pytest.mark.slow  # draws with matplotlib
 def test_the_command_prints_the_rules_and_writes_json_and_a_plot(tmp_path, shared):
     file = shared / "traces" / "aimo3_gpt_oss_120b_attempts.jsonl"
     to, plot = tmp_path / "a.json", tmp_path / "a.png"

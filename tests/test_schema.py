@@ -22,10 +22,11 @@ from copy import deepcopy
 from dataclasses import dataclass, field, fields, is_dataclass
 from fnmatch import fnmatch
 from functools import cache, partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
+import model_server
 import pytest
 from conftest import TINY
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -566,7 +567,7 @@ class Model(BaseHTTPRequestHandler):
 @cache
 def server() -> str:
     """The address of a model server, which ends with the session."""
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Model)
+    http = model_server.Server(("127.0.0.1", 0), Model)
     threading.Thread(target=http.serve_forever, daemon=True).start()
     return f"http://127.0.0.1:{http.server_port}"
 
@@ -868,7 +869,7 @@ def check(key: str, folder: Path) -> None:
             config.parse(values, "walk")
         return
     after = config.parse(values, "walk")
-    known = (case.observe, config.dump(before))
+    known = (case.observe, repr(before))
     if known not in SEEN:
         SEEN[known] = seen(case, before, folder)
         assert seen(case, before, folder) == SEEN[known], "what is looked at changes by itself"

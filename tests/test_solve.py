@@ -8,8 +8,9 @@ import subprocess
 import sys
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
+import model_server
 import pytest
 from conftest import AIMO, TINY, wait_for
 
@@ -75,7 +76,7 @@ class ModelServer:
                 data = f"data: {json.dumps(event)}\n\n".encode()
                 self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
 
-        self.http = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        self.http = model_server.Server(("127.0.0.1", port), Handler)
         self.http.daemon_threads = True
         self.http.block_on_close = False
         self.http.handle_error = lambda *_: None  # a client that leaves is no news

@@ -53,6 +53,7 @@ def collect(tmp_path, lines):
     return wheels.collect(lock, tmp_path / "inputs")
 
 
+@pytest.mark.slow  # pip resolves and installs
 def test_collected_wheels_stand_in_a_manifest_and_install_from_it_alone(index, tmp_path, elsewhere, capsys):
     wheel(index, "aimo_first", requires=["aimo-second[more]>=1", "aimo-other ; python_version < '3'"])
     wheel(

@@ -160,7 +160,8 @@ def check_profile(folder: Path, old: Profile, new: Profile, redo: str | None) ->
 
 def by_hand() -> bool:
     """Whether this process is a notebook that a person started, not `aimo`."""
-    return "ipykernel" in sys.modules and LOCKED not in os.environ
+    kernel = sys.modules.get("ipykernel.kernelapp")  # other packages import it too, and start no kernel
+    return bool(kernel and kernel.IPKernelApp.initialized()) and LOCKED not in os.environ
 
 
 def option(name: str) -> str:

@@ -154,7 +154,7 @@ NO_KEYS = {
 """Their names that are no key of a profile, and what does the same."""
 
 
-class Loader(yaml.SafeLoader):
+class Loader(yaml.CSafeLoader):
     """YAML in which `5e-6` is a number, a date is a text, and a repeated key is an error."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012
