@@ -152,7 +152,9 @@ def child(side: str, stage: str, profile_name: str, overrides: list[str]) -> Non
 
     runs.quiet()
     if side == "ours":
-        import unsloth  # noqa: F401
+        from aimo.training import models
+
+        models.import_unsloth()
     import torch
 
     short = [f"{stage}.max_steps={STEPS[stage]}", f"{stage}.save_steps=1000"]

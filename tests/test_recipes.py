@@ -404,12 +404,14 @@ def test_each_difference_from_the_source_stands_in_the_docs_and_nothing_else_doe
 @pytest.mark.train
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_scaled_down_trains_its_stages_into_a_model(tmp_path, name, one_thread):
-    import unsloth  # noqa: F401 (before the libraries that it patches)
+    from aimo.training import models
+
+    models.import_unsloth()
 
     from aimo import rewards
     from aimo.data import prepare
     from aimo.inference import prompts
-    from aimo.training import models, trainers
+    from aimo.training import trainers
 
     p = scaled(name, tmp_path)
     tokenizer = models.load_tokenizer(TINY, p)

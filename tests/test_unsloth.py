@@ -12,7 +12,8 @@ from aimo import config
 ON_GPU = """
 import os
 os.environ["UNSLOTH_ALLOW_CPU"] = "1"
-import unsloth
+from aimo.training import models
+models.import_unsloth()
 os.environ["UNSLOTH_ALLOW_CPU"] = "0"
 from unsloth.models.rl import PatchFastRL
 PatchFastRL()
@@ -147,3 +148,22 @@ def test_the_arguments_of_unsloths_trainers_are_trls_or_stand_in_a_table_with_a_
 def test_unsloths_trainers_take_the_values_that_trls_take(built):
     for name, changed, added in differing(built, "trainer"):
         assert changed.keys() | added <= UNSLOTHS_TRAINERS.keys(), f"{name}: {changed}, {added}"
+
+
+OLDER_CPU = """
+from pathlib import Path
+import torch
+torch.cpu._is_avx512_supported = lambda: False
+from aimo.training import models
+models.import_unsloth()
+import unsloth
+print(Path("/proc/self/maps").read_text())
+"""
+"""Unsloth on a CPU that has AVX2 and no AVX-512; one that has it runs the code for AVX2 too."""
+
+
+@pytest.mark.slow
+def test_unsloth_loads_no_compiled_code_that_the_cpu_cannot_run():
+    done = subprocess.run([sys.executable, "-c", OLDER_CPU], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "/vllm/_C_AVX2." in done.stdout and "/vllm/_C." not in done.stdout

@@ -15,6 +15,7 @@ class StageError(Exception):
 REMEDIES = {
     signal.SIGKILL: "most often for want of memory: take smaller batches or a smaller model.max_length",
     signal.SIGFPE: "known of bfloat16 on some GPUs (docs/troubleshooting.md): try model.dtype=float32",
+    signal.SIGILL: "compiled code for another CPU: try model.backend=transformers",
     signal.SIGSEGV: "a fault in compiled code: another seed or model.backend=transformers may avoid it",
     signal.SIGABRT: "compiled code gave up: another seed or model.backend=transformers may avoid it",
     signal.SIGBUS: "no room in memory or on the disk it maps: look at `df`, and at /dev/shm in a container",

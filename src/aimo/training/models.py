@@ -9,6 +9,7 @@ import functools
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -49,9 +50,7 @@ def load(folder: Path, profile: Profile, with_vllm: bool = False) -> Any:
     """
     with_unsloth = profile.model.backend == "unsloth"
     if with_unsloth:
-        with contextlib.redirect_stdout(nowhere()):  # its banner
-            import unsloth  # noqa: F401 (before the other libraries)
-
+        import_unsloth()
     if profile.model.load_in_4bit and not machine.computes_on_gpu():
         raise AimoError("model.load_in_4bit: four-bit weights need a GPU and there is none; set it to false")
     print(placement.describe(profile))
@@ -59,6 +58,22 @@ def load(folder: Path, profile: Profile, with_vllm: bool = False) -> Any:
         with contextlib.redirect_stdout(nowhere()):
             return load_with_unsloth(folder, profile, with_vllm)
     return load_with_peft(folder, profile)
+
+
+def import_unsloth() -> None:
+    """Import Unsloth, which must come before the other libraries, without its banner.
+
+    Unsloth loads `vllm._C`. In vLLM for CPUs that is built for AVX-512 and bfloat16, and ends a process with
+    SIGILL where there is only AVX2: vLLM loads the build that fits first, and no other is found after it.
+    """
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu():
+        current_platform.import_kernels()
+        # None makes Python say that there is no such module.
+        sys.modules.setdefault("vllm._C", None)  # type: ignore[arg-type]
+    with contextlib.redirect_stdout(nowhere()):
+        import unsloth  # noqa: F401
 
 
 @functools.cache
