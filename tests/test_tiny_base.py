@@ -36,9 +36,10 @@ def test_its_training_texts_hold_the_problem_and_its_answer_in_every_way(way):
 
 
 @pytest.mark.train
-def test_the_same_seed_trains_the_same_model_and_another_seed_another(tmp_path):
+def test_the_same_seed_trains_the_same_model_and_another_seed_another(tmp_path, monkeypatch):
     from aimo.training import tiny_base
 
+    monkeypatch.setattr(tiny_base, "BATCH", 8)
     weights = []
     for i, seed in enumerate((1, 1, 2)):
         tiny_base.train(tmp_path / str(i), seed=seed, steps=2)
