@@ -38,11 +38,11 @@ SMALL = [
     "inference.samples=4",
     "inference.test_rows=4",
 ]
-# Files that import the same large packages, which takes ten seconds: one process of `make fast` has them.
-TOGETHER = {
-    "trl": ["arguments", "packing", "placement", "schema", "tokenization", "trl_compat"],
-    "transformers": ["data", "engine", "evaluate", "extending", "prompts", "public_models", "tiny_base"],
-}
+# Files that import the same large packages, which takes up to ten seconds; `make fast` has them in one process.
+TRL = ["arguments", "packing", "placement", "schema", "tokenization", "trl_compat"]
+TRANSFORMERS = ["data", "engine", "evaluate", "extending", "prompts", "public_models", "tiny_base"]
+MATH_VERIFY = ["answers", "compare", "rejection", "rewards"]
+TOGETHER = {"trl": TRL, "transformers": TRANSFORMERS + MATH_VERIFY}
 # Fixtures that are made once in each process of pytest-xdist that needs them, and what that makes a test.
 ONCE = {"engine": "engine", "small_run": "train"}
 
