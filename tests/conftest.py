@@ -38,7 +38,7 @@ SMALL = [
     "inference.samples=4",
     "inference.test_rows=4",
 ]
-# Files that import the same large packages, which takes up to ten seconds; `make fast` has them in one process.
+# Files that import the same large packages, which takes ten seconds: `make fast` has them in one process.
 TRL = ["arguments", "packing", "placement", "schema", "tokenization", "trl_compat"]
 TRANSFORMERS = ["data", "engine", "evaluate", "extending", "prompts", "public_models", "tiny_base"]
 MATH_VERIFY = ["answers", "compare", "rejection", "rewards"]
