@@ -30,10 +30,10 @@ demo: setup ## the notebooks from problems to a submission, on a laptop CPU
 	.venv/bin/aimo run --profile tiny
 
 # One thread for each process of the tests: with more, they wait for each other's.
-fast: setup ## the tests without an engine and without training, in about a minute and a half
+fast: setup ## the tests without an engine and without training, in about 90 seconds
 	OMP_NUM_THREADS=1 .venv/bin/pytest -q -n 3 --dist loadfile -m "not slow"
 
-test: fast ## all tests, in about 16 minutes
+test: fast ## all tests, in about 15 minutes
 	@# Three processes, because engines wait while they start.
 	OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind .venv/bin/pytest -n 3 --dist loadfile --no-loadscope-reorder -m slow
 
@@ -78,8 +78,8 @@ push: kernels ## push the submission kernel to Kaggle (docs/kaggle.md)
 
 # jsonschema checks a format with it that nothing here has, and builds its grammars in a second of each process.
 NOWHERE := rfc3987-syntax
-# unsloth on a CPU needs none of these, and their CUDA builds break CPU torch.
-NO_CPU := torchvision torchaudio torchcodec triton xformers
+# unsloth on a CPU needs none of these: the CUDA builds break CPU torch, torchao's costs a second of each process.
+NO_CPU := torchao torchvision torchaudio torchcodec triton xformers
 WITHOUT = --override <(printf "%s ; sys_platform == 'never'\n" $(1))
 # Where pip finds CPU torch by itself, uv looks in the same place; elsewhere it knows PyTorch's own index.
 CPU_TORCH := $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS),--torch-backend cpu)
