@@ -110,7 +110,7 @@ def test_a_page_leads_to_its_twin_before_its_first_section(page):
     "before, after, named",
     [
         ("| 0.958 |", "| 0.985 |", "## Two commands: only in English (td): figure 0.958"),
-        ("3 分 2 秒", "3 分 1 秒", "## Two commands: only in Chinese (p): figure 1"),
+        ("2 分 33 秒", "2 分 32 秒", "## Two commands: only in Chinese (p): figure 32"),
         (
             "make jupyter\n",
             "make notebook\n",
