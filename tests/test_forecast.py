@@ -67,7 +67,7 @@ def test_the_chance_of_a_right_run_is_that_of_a_fresh_draw():
     assert five == pytest.approx([0.683, 0.317], abs=0.04)
 
 
-@pytest.mark.slow  # draws with matplotlib
+@pytest.mark.slow  # replays a file of traces again and again
 def test_the_command_prints_the_chances_and_the_runs_that_tell_a_point_from_luck(shared):
     file = str(shared / "traces" / "aimo3_gpt_oss_120b_attempts.jsonl")
     done = aimo("forecast", file, "--competition", "aimo3", "--runs", "2", "--draws", "20")
