@@ -34,6 +34,7 @@ from rich.progress import Progress
 
 from aimo import config, machine, runs
 from aimo.config import ROOT, Profile
+from aimo.inference import storage
 from aimo.stages import TRAINED
 
 TINY = ROOT / "data" / "tiny-base"
@@ -285,7 +286,7 @@ def trained(folder: Path, stages: tuple[str, ...]) -> dict[str, Any]:
     """Speed and memory of each stage, which has three finite losses and a model."""
     found: dict[str, Any] = {}
     for stage in stages:
-        steps = [record for record in runs.read_lines(folder / stage / "log.jsonl") if "loss" in record]
+        steps = [record for record in storage.read_lines(folder / stage / "log.jsonl") if "loss" in record]
         losses = [record["loss"] for record in steps]
         assert len(losses) == 3 and all(map(math.isfinite, losses)), f"{stage}: its losses are {losses}"
         assert (folder / stage / "model" / "aimo.json").exists(), f"{stage}: it left no model"
@@ -510,7 +511,7 @@ def report(checks: list[Check], folder: Path) -> dict[str, Any]:
         "machine": machine.device(),
         "checks": [{key: getattr(check, key) for key in keys} for check in checks],
     }
-    runs.write_json(folder / "gpu-check.json", result)
+    storage.write_json(folder / "gpu-check.json", result)
     index.write(folder)
     return result
 
@@ -552,7 +553,7 @@ def main(
         run_all([check for check in chosen if not check.lacks], work, logs, here, minutes)
     result = report(chosen, folder)
     if to:
-        runs.write_json(to, result)
+        storage.write_json(to, result)
     print(f"{result['headline']}; {folder / 'gpu-check.html'}")
     raise typer.Exit(any(check.state == "failed" for check in chosen))
 

@@ -100,7 +100,7 @@ def sft(folder: Path, overrides: list[str]) -> None:
 
 def grpo(folder: Path, overrides: list[str]) -> None:
     """Train until the mark, and print as JSON what it took."""
-    from aimo.runs import read_lines
+    from aimo.inference.storage import read_lines
     from aimo.training import trainers
 
     profile, model, tokenizer, sets = load(folder / "model", overrides)

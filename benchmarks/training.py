@@ -35,7 +35,7 @@ def training_rows(stage: str, profile: Any, tokenizer: Any) -> list[dict[str, An
 def ours(stage: str, profile: Any, folder: Path) -> Marks:
     """Train with our functions."""
     from aimo import hub
-    from aimo.runs import read_lines
+    from aimo.inference.storage import read_lines
     from aimo.training import models, trainers
 
     base = hub.local_folder(profile.model.base)

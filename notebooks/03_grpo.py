@@ -65,7 +65,7 @@ plots.training(log)
 # Completions sampled during training, with their rewards.
 
 # %%
-tables.samples(runs.read_lines(run.folder / "samples.jsonl"))
+tables.samples(run.folder / "samples.jsonl")
 
 # %% [markdown]
 # ## Before and after

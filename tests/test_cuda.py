@@ -7,6 +7,7 @@ import pytest
 from conftest import SMALL, TINY, aimo, settings
 
 from aimo import machine, runs
+from aimo.inference import storage
 
 pytestmark = [pytest.mark.train, pytest.mark.skipif(not machine.has_gpu(), reason="needs an NVIDIA GPU")]
 
@@ -53,7 +54,7 @@ def test_both_stages_train_in_bf16_and_are_sampled(tmp_path, request, base, back
     assert done.returncode == 0, done.stderr
     assert base != "tiny" or runs.figures(tmp_path / "run")["grpo"]["format"] > 0.5
     for stage in ("sft", "grpo", "dpo"):
-        records = runs.read_lines(tmp_path / "run" / stage / "log.jsonl")
+        records = storage.read_lines(tmp_path / "run" / stage / "log.jsonl")
         losses = [record["loss"] for record in records if "loss" in record]
         assert losses and all(math.isfinite(loss) for loss in losses)
 
@@ -68,6 +69,6 @@ def test_float32_is_computed_in_float32(tmp_path, monkeypatch, backend):
         command = ["run", "--profile", "tiny", "--run-dir", str(folder), "--until", "sft"]
         done = aimo(*command, *settings([*SMALL, f"model.backend={backend}", "model.dtype=float32"]))
         assert done.returncode == 0, done.stderr
-        records = runs.read_lines(folder / "sft" / "log.jsonl")
+        records = storage.read_lines(folder / "sft" / "log.jsonl")
         losses.append([record["loss"] for record in records if "loss" in record])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)

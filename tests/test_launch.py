@@ -19,7 +19,7 @@ from conftest import AIMO, SMALL, TINY, aimo, settings, wait_for
 
 from aimo import config, runs
 from aimo.errors import AimoError, StageError
-from aimo.runs import read_lines
+from aimo.inference.storage import read_lines
 
 STEPS = 10
 QUICK = [

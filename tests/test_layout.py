@@ -10,33 +10,28 @@ from conftest import ROOT
 
 PACKAGE = ROOT / "src" / "aimo"
 SOURCES = {path: path.read_text() for path in sorted(PACKAGE.rglob("*.py"))}
-WINGS = {"config", "data", "evaluation", "inference", "kaggle", "report", "rewards", "training"}
 
 
 def name(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-def test_the_package_has_the_wings_of_the_map():
-    assert {path.parent.name for path in PACKAGE.glob("*/__init__.py")} == WINGS
-
-
 def test_a_module_begins_with_what_it_is():
     assert [name(path) for path, text in SOURCES.items() if not ast.get_docstring(ast.parse(text))] == []
 
 
-def test_a_module_fits_in_400_lines():
+def test_a_module_fits_in_500_lines():
     lines = {name(path): len(text.splitlines()) for path, text in SOURCES.items()}
-    assert {module: count for module, count in lines.items() if count > 400} == {}
+    assert {module: count for module, count in lines.items() if count > 500} == {}
 
 
-def test_a_function_fits_in_50_lines():
+def test_a_function_fits_in_80_lines():
     long = {}
     for path, text in SOURCES.items():
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 lines = node.end_lineno - node.lineno + 1
-                if lines > 50:
+                if lines > 80:
                     long[f"{name(path)}: {node.name}"] = lines
     assert long == {}
 

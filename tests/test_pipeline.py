@@ -12,7 +12,8 @@ import pytest
 from conftest import ROOT, SMALL, aimo, settings
 
 from aimo import config, runs
-from aimo.runs import figures, read_lines, read_metrics
+from aimo.inference.storage import read_lines
+from aimo.runs import figures, read_metrics
 
 RUN = ["run", "--profile", "tiny", *settings(SMALL)]
 

@@ -7,7 +7,7 @@ import pytest
 
 from aimo import config
 from aimo.errors import AimoError
-from aimo.runs import read_lines
+from aimo.inference.storage import read_lines
 
 pytest_plugins = ["stand_in"]
 MODEL = "me/model/transformers/default"

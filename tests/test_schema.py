@@ -33,6 +33,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from aimo import config, runs
 from aimo.errors import AimoError
+from aimo.inference import storage
 from aimo.rewards import REWARDS
 
 CANDIDATES = [True, False, 3, 2, 0.5, 0.25, -0.75, [0.2, 0.8], [0, 40]]
@@ -435,7 +436,7 @@ def trained(stage: str) -> Callable[[config.Profile, Path], Any]:
             rest = [made["sft_test"]] if stage == "sft" else []
             train = getattr(trainers, stage)
             train(model, own, pairs, profile, Path(name), lambda *_: None, *rest, made["grpo_test"])
-            log, samples = (runs.read_lines(Path(name) / f) for f in ("log.jsonl", "samples.jsonl"))
+            log, samples = (storage.read_lines(Path(name) / f) for f in ("log.jsonl", "samples.jsonl"))
         figures = "step", "loss", "groups/tried"
         kinds = [(*map(line.get, figures), "probe/accuracy" in line) for line in log]
         return [kinds, [line["step"] for line in samples]]

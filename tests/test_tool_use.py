@@ -9,7 +9,7 @@ from conftest import ROOT
 
 from aimo import config
 from aimo.errors import AimoError
-from aimo.runs import read_lines
+from aimo.inference.storage import read_lines
 
 TOOLS = ROOT / "data" / "tiny-tools"
 CALL = '<tool_call>\n{"name": "python", "arguments": {"code": "x = 6 * 7\\nx"}}\n</tool_call>'

@@ -11,7 +11,7 @@ from conftest import TINY
 
 from aimo import config
 from aimo.errors import AimoError
-from aimo.runs import read_lines
+from aimo.inference.storage import read_lines
 from aimo.training.checkpoints import keep_until, last_checkpoint
 
 train_marker = pytest.mark.train

@@ -17,9 +17,10 @@ from aimo.errors import AimoError, StageError, explain_exit
 from aimo.inference import competitions
 from aimo.inference.engine import check_arguments
 from aimo.inference.processes import stderr_to
+from aimo.inference.storage import write_json
 from aimo.progress import Display
 from aimo.report import index, run_page
-from aimo.runs import is_finished, open_folder, read_metrics, run_folder, unlock, write_json
+from aimo.runs import is_finished, open_folder, read_metrics, run_folder, unlock
 from aimo.stages import STAGES
 from aimo.training import checkpoints
 

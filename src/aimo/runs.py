@@ -11,7 +11,6 @@ A stage is finished when metrics.json has its record. `Run.finish`, the last cal
 """
 
 import fcntl
-import json
 import logging
 import os
 import re
@@ -27,6 +26,7 @@ from aimo.config import ROOT, Profile
 from aimo.errors import AimoError
 from aimo.inference.processes import is_verbose
 from aimo.inference.settings import Settings
+from aimo.inference.storage import read_json, write_json, write_whole
 from aimo.stages import MODELS, STAGES
 
 LOCKED = "AIMO_LOCKED"
@@ -209,7 +209,12 @@ def unlock(folder: Path) -> None:
 def read_metrics(folder: Path) -> dict[str, Any]:
     """metrics.json, or an empty one."""
     path = folder / "metrics.json"
-    return json.loads(path.read_text()) if path.exists() else {"stages": {}}
+    if not path.exists():
+        return {"stages": {}}
+    metrics = read_json(path, "restore it, or remove it to do the run's stages again")
+    if not isinstance(metrics.get("stages"), dict):
+        raise AimoError(f"{path}: it has no table of stages; restore it, or remove it to do them again")
+    return dict(metrics)
 
 
 def is_finished(folder: Path, stage: str) -> bool:
@@ -223,23 +228,6 @@ def figures(folder: Path) -> dict[str, dict[str, Any]]:
     measured = stages.get("inference", {}).get("models", {})
     rows = {name: measured.get(name, {}) | stages.get(name, {}) for name in MODELS}
     return {name: row for name, row in rows.items() if row}
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a JSON-lines file; none where there is no file."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file atomically: it is complete or does not exist."""
-    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file atomically: it is complete or does not exist."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(text)
-    partial.replace(path)
 
 
 def quiet() -> None:

@@ -19,8 +19,8 @@ from aimo.evaluation.completions import ASKED, Header
 from aimo.evaluation.evaluate import make, read, row_of
 from aimo.evaluation.intervals import Interval
 from aimo.evaluation.scores import Scores
+from aimo.inference.storage import write_json
 from aimo.report import comparison_page, index
-from aimo.runs import write_json
 
 SIGNIFICANCE, POWER = 0.05, 0.8
 

@@ -24,9 +24,10 @@ from aimo.evaluation.benchmarks import Question
 from aimo.evaluation.scores import Scores
 from aimo.inference.sampling import Sampler
 from aimo.inference.settings import SETTINGS, Settings, guess_tags, resolve
+from aimo.inference.storage import write_json
 from aimo.progress import counting
 from aimo.report import evaluation_page, index
-from aimo.runs import lock, unlock, write_json
+from aimo.runs import lock, unlock
 
 FIGURES = "evaluation.json"
 Start = Callable[[Settings], Sampler]

@@ -13,7 +13,8 @@ from aimo.evaluation.metrics import Evaluation, evaluate
 from aimo.inference import answers, competitions, gateway
 from aimo.inference.engine import Engine
 from aimo.inference.solution import Solution
-from aimo.runs import Run, write_json
+from aimo.inference.storage import write_json
+from aimo.runs import Run
 
 SHOWN = 4
 """Rows whose first completion by each model is kept for the report."""

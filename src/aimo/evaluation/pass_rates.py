@@ -7,7 +7,8 @@ from typing import Any
 from aimo.errors import AimoError
 from aimo.evaluation.metrics import evaluate
 from aimo.inference.engine import Engine
-from aimo.runs import Run, write_json
+from aimo.inference.storage import write_json
+from aimo.runs import Run
 
 
 def within_pass_rate(

@@ -5,13 +5,12 @@
 {"did": "submit", "ref": 41, "competition": "…", "kernel": "me/aimo-submission", "version": 5, …}
 """
 
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 from aimo.config import ROOT
-from aimo.runs import read_lines
+from aimo.inference.storage import append_lines, read_lines
 
 RECORDS = ROOT / "runs" / "kaggle.jsonl"
 
@@ -20,8 +19,7 @@ def record(did: str, **facts: Any) -> None:
     """Add a line on what was done."""
     RECORDS.parent.mkdir(exist_ok=True)
     line = {"did": did, "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())} | facts
-    with RECORDS.open("a") as file:
-        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    append_lines(RECORDS, [line])
 
 
 def find(did: str, **facts: Any) -> dict[str, Any]:

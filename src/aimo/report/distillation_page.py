@@ -12,9 +12,9 @@ from IPython.display import HTML
 
 from aimo import machine
 from aimo.errors import AimoError
+from aimo.inference.storage import write_json
 from aimo.report import mathematics, page, plots, tables
 from aimo.report.page import Section
-from aimo.runs import write_json
 
 SHOWN = 50
 """Problems whose completions are shown."""

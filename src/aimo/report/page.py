@@ -14,8 +14,8 @@ from typing import Any
 
 from IPython.display import HTML
 
+from aimo.inference.storage import write_whole
 from aimo.report import tables
-from aimo.runs import write_whole
 
 STYLE = """<style>
 :root { color-scheme: light dark; --text: #223; --faint: #5a6072; --back: #fff; --panel: #f4f5f8 }

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from aimo import machine
+from aimo.inference.storage import read_lines
 from aimo.report import page, plots, tables
 from aimo.report.page import Section, read_json, text
-from aimo.runs import read_lines, read_metrics
+from aimo.runs import read_metrics
 from aimo.stages import STAGES, TRAINED
 
 RECORD = (

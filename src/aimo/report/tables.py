@@ -8,10 +8,12 @@ import re
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from IPython.display import HTML
 
+from aimo.inference.storage import read_lines
 from aimo.stages import MODELS
 
 STYLE = """<style>
@@ -125,8 +127,9 @@ def pairs(rows: list[dict[str, Any]]) -> HTML:
     return table([{"rejected for being": kind, "pairs": n} | text[kind] for kind, n in found.items()])
 
 
-def samples(lines: list[dict[str, Any]], limit: int = 12) -> HTML:
-    """At most `limit` sample completions of GRPO with their rewards, spread evenly over the steps."""
+def samples(path: Path, limit: int = 12) -> HTML:
+    """At most `limit` of GRPO's sample completions in a file, with their rewards, spread over the steps."""
+    lines = read_lines(path)
     if len(lines) > limit:
         lines = [lines[i * len(lines) // limit] for i in range(limit)]
     return table(lines)

@@ -4,7 +4,6 @@ losses.
 Import this module after Unsloth. Out of scope: plots of the records, which are in `report.plots`.
 """
 
-import json
 import math
 import os
 import time
@@ -20,8 +19,9 @@ from aimo.config import Profile
 from aimo.errors import AimoError
 from aimo.inference import prompts
 from aimo.inference.equivalence import are_correct
+from aimo.inference.storage import append_lines, read_lines, write_lines
 from aimo.rewards import text_of
-from aimo.runs import SESSION_END, SESSION_OVER, read_lines
+from aimo.runs import SESSION_END, SESSION_OVER
 from aimo.training import checkpoints, trl_compat
 from aimo.training.tool_use import transcript
 
@@ -53,7 +53,7 @@ class Record(TrainerCallback):
         if state.log_history:
             self.seconds_before = state.log_history[-1].get("train_seconds", 0.0)
         if state.is_world_process_zero:
-            self.path.write_text("".join(json.dumps(record) + "\n" for record in state.log_history))
+            write_lines(self.path, state.log_history)
 
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Write the newest record."""
@@ -67,8 +67,7 @@ class Record(TrainerCallback):
         if torch.cuda.is_available():
             record["gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
         if state.is_world_process_zero:
-            with self.path.open("a") as file:
-                file.write(json.dumps(record) + "\n")
+            append_lines(self.path, [record])
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Report how far training is."""
@@ -139,7 +138,7 @@ class Samples(TrainerCallback):
         """Drop the samples after the checkpoint that training continues from."""
         if state.is_world_process_zero:
             kept = [line for line in read_lines(self.path) if line["step"] <= state.global_step]
-            self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            write_lines(self.path, kept)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Write the last completions."""
@@ -147,13 +146,13 @@ class Samples(TrainerCallback):
         if not (due and state.is_world_process_zero):
             return
         logs = trl_compat.last_completions(self.trainer)
-        with self.path.open("a") as file:
-            for i in range(-min(SAMPLES_KEPT, len(logs["completion"])), 0):
-                line = {"step": state.global_step, "problem": text_of(logs["prompt"][i])}
-                line |= {"completion": transcript(logs["completion"][i])}
-                line |= {name: rewards[i] for name, rewards in logs["rewards"].items()}
-                line |= {"advantage": logs["advantages"][i]}
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        lines = []
+        for i in range(-min(SAMPLES_KEPT, len(logs["completion"])), 0):
+            line = {"step": state.global_step, "problem": text_of(logs["prompt"][i])}
+            line |= {"completion": transcript(logs["completion"][i])}
+            line |= {name: rewards[i] for name, rewards in logs["rewards"].items()}
+            lines.append(line | {"advantage": logs["advantages"][i]})
+        append_lines(self.path, lines)
 
 
 class Mismatch(TrainerCallback):

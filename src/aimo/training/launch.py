@@ -28,6 +28,7 @@ from aimo.data import prepare
 from aimo.data.prepare import Rows
 from aimo.errors import AimoError, StageError, explain_exit
 from aimo.evaluation import pass_rates
+from aimo.inference.storage import write_whole
 from aimo.runs import Run
 from aimo.stages import TRAINED
 from aimo.training import arguments, models, placement, preferences, trainers
@@ -127,7 +128,7 @@ def launch(job: Job, slurm: bool = False, dry_run: bool = False) -> None:
         else:
             runs.begin(job.stage, job.profile, job.run_dir, job.overrides)
             path.parent.mkdir(exist_ok=True)
-            runs.write_whole(path, text)
+            write_whole(path, text)
         print(f"sbatch {shlex.quote(str(path))}")
     elif dry_run:
         server = [f"{job.serve(profile, folder)} &"] if job.serve_gpus else []

@@ -13,7 +13,8 @@ from aimo.errors import AimoError
 from aimo.evaluation import metrics
 from aimo.inference.engine import Engine
 from aimo.inference.sampling import Completion
-from aimo.runs import Run, write_json
+from aimo.inference.storage import write_json
+from aimo.runs import Run
 
 LONGER = 1.5
 """How many times as long as the shortest a right completion must be to be rejected."""

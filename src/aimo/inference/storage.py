@@ -1,0 +1,168 @@
+"""Files that survive a kill, a full disk and bad bytes: whole files, JSON, and JSON lines.
+
+Every JSON line of the project is written and read here. A record ends with "\\n" and with nothing else:
+U+2028, U+0085 and the like are text inside it.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+
+from aimo.inference.errors import AimoError
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file that is complete or absent after a kill or a power cut. Raises OSError."""
+    # The temporary name is this process's own, so that two writers never rename each other's half.
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(encode(content) if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file that is complete or absent."""
+    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path, remedy: str, kind: type = dict) -> Any:
+    """Return what a JSON file holds. AimoError when it is no JSON, or no `kind`, with the remedy."""
+    try:
+        value = json.loads(path.read_bytes())
+    except RecursionError:
+        raise AimoError(f"{path}: its JSON is nested too deep; {remedy}") from None
+    except ValueError as e:
+        raise AimoError(f"{path}: it is not JSON ({e}); {remedy}") from None
+    except OSError as e:
+        raise AimoError(f"{path}: {e.strerror}; {remedy}") from None
+    if not isinstance(value, kind):
+        raise AimoError(f"{path}: it holds a {type(value).__name__}, not a {kind.__name__}; {remedy}")
+    return value
+
+
+def iterate_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """Yield each record of a JSON-lines file with its line number, or a text that says why it is none.
+
+    A last line without its "\\n" was cut off by a kill and is left out. An absent file has no lines.
+    """
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                value = json.loads(line)
+                yield number, value if isinstance(value, dict) else f"a {type(value).__name__}, no object"
+            except (ValueError, RecursionError) as e:
+                yield number, f"no JSON ({str(e)[:80]})"
+
+
+def iterate_records(path: Path, remedy: str = "remove the line") -> Iterator[dict[str, Any]]:
+    """Yield the records of a JSON-lines file. AimoError names the file and the line that is none."""
+    for number, value in iterate_lines(path):
+        if isinstance(value, str):
+            raise AimoError(f"{path}, line {number}: it is {value}; {remedy}")
+        yield value
+
+
+def read_lines(path: Path, remedy: str = "remove the line") -> list[dict[str, Any]]:
+    """Return the records of a JSON-lines file, as `iterate_records`."""
+    return list(iterate_records(path, remedy))
+
+
+def to_line(value: Any) -> bytes:
+    """Return a value as one JSON line."""
+    return encode(json.dumps(value, ensure_ascii=False)) + b"\n"
+
+
+def encode(text: str) -> bytes:
+    """Encode as UTF-8; a lone surrogate becomes the escape that JSON has for it."""
+    return text.encode("utf-8", "backslashreplace")
+
+
+def write_lines(path: Path, records: list[dict[str, Any]]) -> None:
+    """Write a JSON-lines file that is complete or absent."""
+    write_whole(path, b"".join(map(to_line, records)))
+
+
+def append_lines(path: Path, records: list[dict[str, Any]]) -> None:
+    """Append records to a JSON-lines file that several processes may append to. Raises OSError."""
+    with LineFile(path, wait=True) as file:
+        for record in records:
+            file.append(record)
+
+
+class LineFile:
+    """A JSON-lines file that one process appends to; it is locked while open. A context manager.
+
+    Every line is whole, however the process ends; a power cut may lose those since the last `sync`.
+    """
+
+    def __init__(self, path: Path, other: str = "another file", wait: bool = False):
+        """Open or create the file and remove a last line that was cut off.
+
+        Raises OSError, and AimoError when another process has it open, naming the `other` choice, unless
+        told to `wait` for that process.
+        """
+        self.path = path
+        self.file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            fcntl.flock(self.file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            self.size = whole_lines(self.file)
+            if self.size < os.fstat(self.file).st_size:
+                os.ftruncate(self.file, self.size)
+        except BlockingIOError:
+            os.close(self.file)
+            raise AimoError(
+                f"{path}: another process is writing to it; wait for it, or take {other}"
+            ) from None
+        except OSError:
+            os.close(self.file)
+            raise
+
+    def append(self, value: dict[str, Any]) -> None:
+        """Append a record whole, or raise OSError and leave the file as it was."""
+        left = memoryview(to_line(value))
+        try:
+            while left:
+                left = left[os.write(self.file, left) :]
+        except OSError:
+            os.ftruncate(self.file, self.size)
+            raise
+        self.size = os.lseek(self.file, 0, os.SEEK_END)
+
+    def sync(self) -> None:
+        """Bring the file to the disk."""
+        os.fsync(self.file)
+
+    def close(self) -> None:
+        """Close and unlock the file."""
+        os.close(self.file)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def whole_lines(file: int, block: int = 1 << 16) -> int:
+    """Return the bytes of an open file up to its last "\\n"."""
+    end = os.fstat(file).st_size
+    while end:
+        start = max(0, end - block)
+        found = os.pread(file, end - start, start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
+    return 0
