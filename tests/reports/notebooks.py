@@ -1,0 +1,1 @@
+"""Public reports of the area: notebooks."""
