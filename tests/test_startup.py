@@ -1,6 +1,7 @@
 """A kernel's start: weights read ahead, and the plan. Its wheels: `test_wheels`."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,13 @@ from conftest import TINY
 
 from aimo.errors import AimoError
 from aimo.inference import startup
-from aimo.inference.plan import make_plan, plan_for_this_machine
+from aimo.inference.plan import (
+    context_limit,
+    language_model,
+    make_plan,
+    plan_for_this_machine,
+    yarn_overrides,
+)
 from aimo.inference.settings import Settings
 
 
@@ -107,6 +114,79 @@ def test_a_plan_shortens_the_context_to_what_fits_and_says_when_nothing_does():
 def test_there_is_no_plan_for_other_kinds_of_attention(change):
     with pytest.raises(AimoError, match="plan: none"):
         make_plan(GPT_OSS | change, 1, [H100], Settings())
+
+
+QWEN3 = {"model_type": "qwen3", "max_position_embeddings": 32768, "hidden_size": 2560}
+YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e6}
+OLD_YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LONG = {"type": "longrope", "short_factor": [1.0] * 48, "long_factor": [1.0] * 48}
+
+
+def described(kind, length=None, nested=False, **more):
+    """A config.json of a kind of model, with what it says of its context."""
+    said = ({"max_position_embeddings": length} if length else {}) | more
+    return {"model_type": kind} | ({"text_config": said} if nested else said)
+
+
+LENGTHS = {
+    "plain": (QWEN3, 32768),
+    "unsaid": (described("qwen3"), 32768),
+    "nested": (described("gemma3", 65536, nested=True), 65536),
+    "nested and unsaid": (described("gemma3", nested=True, num_hidden_layers=34), 131072),
+    "nested in an unknown kind": (described("new", 131072, nested=True), 131072),
+    "yarn": (described("qwen3", 32768, rope_parameters=YARN), 131072),
+    "yarn in the old style": (described("qwen3", 32768, rope_scaling=OLD_YARN), 131072),
+    "yarn beyond a longer limit": (described("qwen3", 40960, rope_scaling=OLD_YARN), 131072),
+    "yarn that the limit counts": (described("qwen3", 131072, rope_scaling=OLD_YARN), 131072),
+    "linear": (described("qwen3", 32768, rope_scaling={"type": "linear", "factor": 2.0}), 65536),
+    "dynamic": (described("qwen3", 32768, rope_scaling={"type": "dynamic", "factor": 2.0}), 65536),
+    "llama3": (
+        described("llama", 131072, rope_scaling=LLAMA3 | {"original_max_position_embeddings": 8192}),
+        131072,
+    ),
+    "longrope": (
+        described("phi3", 131072, original_max_position_embeddings=4096, rope_scaling=LONG),
+        4096,
+    ),
+}
+
+
+@pytest.mark.parametrize("config, limit", LENGTHS.values(), ids=LENGTHS)
+def test_the_context_is_read_from_a_nested_and_from_an_extended_configuration(config, limit):
+    assert context_limit(language_model(config)) == limit
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config, limit", LENGTHS.values(), ids=LENGTHS)
+def test_the_context_is_the_one_that_vllm_takes(config, limit, tmp_path):
+    if config["model_type"] in ("new", "gemma3"):
+        pytest.skip("vLLM knows no such kind, or asks for its image processor")
+    from vllm.config import ModelConfig
+
+    model = shutil.copytree(TINY, tmp_path / "model")
+    kinds = {"qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM", "phi3": "Phi3ForCausalLM"}
+    (model / "config.json").write_text(json.dumps(config | {"architectures": [kinds[config["model_type"]]]}))
+    found = ModelConfig(
+        model=str(model), max_model_len=-1, dtype="float32", hf_overrides=yarn_overrides(config)
+    )
+    assert found.max_model_len == limit
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"max_position_embeddings": "many"},
+        {"model_type": "new", "max_position_embeddings": "32768"},
+        {"model_type": "new", "num_attention_heads": "8"},
+        {"model_type": "new", "rope_scaling": {"type": "yarn", "factor": "four"}},
+        {"model_type": "new", "rope_scaling": "yarn"},
+    ],
+)
+def test_a_text_for_a_number_in_a_configuration_is_refused_in_one_line(change):
+    with pytest.raises(AimoError, match=r"config\.json") as e:
+        make_plan(GPT_OSS | QWEN3 | change, 1, [H100], Settings())
+    assert "\n" not in str(e.value) and len(str(e.value)) < 400
 
 
 def test_a_plan_is_what_vllm_finds(engine, monkeypatch):

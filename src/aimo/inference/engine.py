@@ -25,6 +25,7 @@ from aimo.inference.model_folder import (
     read_json,
     tied_embedding,
 )
+from aimo.inference.plan import context_limit, language_model, yarn_overrides
 from aimo.inference.processes import ending_with_this_thread, is_verbose, stderr_to
 from aimo.inference.sampling import BackgroundLoop, Completion, Until, entropy_of
 from aimo.inference.settings import Settings, resolve
@@ -234,7 +235,7 @@ def set_environment() -> None:
 
 def position_limit(model: Path) -> int:
     """The longest context in tokens that a model folder's config.json allows."""
-    return read_json(model / "config.json", REMEDY).get("max_position_embeddings") or 4096
+    return context_limit(language_model(read_json(model / "config.json", REMEDY)))
 
 
 def engine_arguments(
@@ -256,6 +257,7 @@ def engine_arguments(
         "gpu_memory_utilization": settings.gpu_memory,
         "seed": seed,
         "max_model_len": -1,  # as long as fits into memory
+        "hf_overrides": yarn_overrides(config),
         "dtype": "float32" if float32 else "auto",  # `auto` would round 32-bit weights
         "enforce_eager": on_cpu,  # compiling takes a minute and gains nothing on a CPU
         # On a CPU, vLLM 0.31 dies when a prompt with a seed is prefilled in two parts.

@@ -4,6 +4,7 @@ vLLM measures the same once it has loaded; a plan takes a millisecond. Out of sc
 attention (DeepSeek-V3, Qwen3-Next).
 """
 
+import copy
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,10 +12,21 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from aimo.inference.errors import AimoError
+from aimo.inference.errors import AimoError, one_line
 from aimo.inference.model_folder import REMEDY, read_json
 from aimo.inference.settings import Settings
 
+LENGTHS = [
+    "max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "model_max_length",
+    "max_target_positions", "max_sequence_length", "max_seq_length", "seq_len",
+]  # fmt: skip
+"""Keys in which a config.json says how long the context is."""
+NUMBERS = [
+    *LENGTHS, "head_dim", "hidden_size", "num_attention_heads", "num_hidden_layers", "num_key_value_heads",
+    "original_max_position_embeddings", "sliding_window",
+]  # fmt: skip
+ALREADY_SCALED = ("default", "llama3", "su", "deepseek_yarn", "deepseek_llama_scaling")
+"""Kinds of rope scaling whose config.json says the extended length."""
 RESERVED = 3 << 30  # bytes of a GPU, about, for vLLM's activations and CUDA graphs
 BATCH = 8192  # tokens of one step: vLLM keeps them until it drops what a sliding window has left behind
 
@@ -91,7 +103,7 @@ def divide(
     replicas: int = 1,
 ) -> Plan:
     """Return how `cache` bytes of KV cache on each GPU are divided. Raises AimoError as `make_plan`."""
-    config = config.get("text_config", config)
+    config = language_model(config)
     value = bytes_per_token(config, settings) / shards
     batch = settings.vllm.get("max_num_batched_tokens") or BATCH
     spans = [window + batch for window in windows(config)]
@@ -100,7 +112,7 @@ def divide(
         """The bytes of one stream."""
         return value * sum(min(length, span) for span in spans)
 
-    limit = config.get("max_position_embeddings") or 4096
+    limit = context_limit(config)
     if settings.vllm.get("max_model_len", -1) > 0:
         limit = settings.vllm["max_model_len"]
     while size(limit) > cache and limit:
@@ -109,13 +121,73 @@ def divide(
     return Plan(weights // shards, cache, min(limit, settings.max_length or limit), kv_tokens)
 
 
+def language_model(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a config.json says of the language model, with the defaults of its kind.
+
+    Raises AimoError for a value of the wrong type.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
+
+    whole = copy.deepcopy({**config})  # Transformers adds to what is nested
+    nested, kind = whole.get("text_config"), whole.pop("model_type", "")
+    text: dict[str, Any] = {**(nested if isinstance(nested, dict) else config)}
+    try:
+        text |= AutoConfig.for_model(kind, **whole).get_text_config().to_dict()
+    except StrictDataclassError as e:
+        raise AimoError(f"config.json: {one_line(e.__cause__ or e)}; {REMEDY}") from None
+    except Exception:  # vLLM may know a kind of model that Transformers does not
+        pass
+    for key in NUMBERS:
+        if not isinstance(text.get(key), int | float | None):
+            raise AimoError(f"config.json: {key} is {text[key]!r} and should be a number; {REMEDY}")
+    dtypes = [text.get("dtype"), text.get("torch_dtype"), config.get("dtype"), config.get("torch_dtype")]
+    return text | {"dtype": next(filter(None, dtypes), None)}
+
+
+def context_limit(text: Mapping[str, Any]) -> int:
+    """Return the longest context in tokens that a `language_model` allows, as vLLM 0.31 derives it.
+
+    vLLM needs `yarn_overrides` for it. Raises AimoError for a rope scaling that says nothing.
+    """
+    lengths = [text[key] for key in LENGTHS if text.get(key)]
+    limit, factor = text.get("model_max_length") or min(lengths, default=2048), 1.0
+    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    try:
+        for scaling in [rope, *(value for value in rope.values() if isinstance(value, dict))]:
+            kind = scaling.get("rope_type") or scaling.get("type") or "default"
+            if kind == "longrope":
+                return int(text.get("original_max_position_embeddings") or limit)
+            if kind == "yarn":
+                original = scaling.get("original_max_position_embeddings") or limit
+                limit = max(limit, scaling["factor"] * original)
+            elif kind not in ALREADY_SCALED and "gemma3" not in text.get("model_type", ""):
+                factor = scaling.get("factor") or 1.0  # one for all kinds of layers
+        return int(limit * factor)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise AimoError(f"config.json: cannot read the rope scaling {rope!r}; {REMEDY}") from None
+
+
+def yarn_overrides(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return vLLM's `hf_overrides` of a config.json that gives YaRN a factor, and not the length it leads to.
+
+    vLLM 0.31 takes `max_position_embeddings` for that length, and would not go beyond the original one.
+    """
+    text = language_model(config)
+    limit, rope = context_limit(text), text.get("rope_parameters") or text.get("rope_scaling") or {}
+    if "yarn" not in rope.values() or limit == text.get("max_position_embeddings"):
+        return {}
+    longer = {"max_position_embeddings": limit}
+    return {"text_config": longer} if "text_config" in config else longer
+
+
 def bytes_per_token(config: Mapping[str, Any], settings: Settings) -> int:
     """Return the bytes of a token's key and value in one layer."""
     heads = config.get("num_attention_heads")
     if not heads or "kv_lora_rank" in config:
         raise AimoError("plan: none for an architecture without plain attention; vLLM measures it")
     head_dim = config.get("head_dim") or config["hidden_size"] // heads
-    dtype = settings.vllm.get("dtype") or config.get("dtype") or config.get("torch_dtype")
+    dtype = settings.vllm.get("dtype") or config.get("dtype")
     value_bytes = 4 if dtype == "float32" else 2
     if settings.vllm.get("kv_cache_dtype", "auto").startswith("fp8"):
         value_bytes = 1
