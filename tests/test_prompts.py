@@ -1,3 +1,5 @@
+import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +10,7 @@ from aimo.errors import AimoError
 from aimo.inference import conversations, prompts
 from aimo.inference.model_folder import load_tokenizer
 from aimo.inference.settings import Settings, Variant, resolve
+from aimo.inference.tools import PYTHON
 from aimo.training import models
 
 
@@ -113,7 +116,7 @@ def test_a_template_or_tag_that_cannot_work_is_refused_in_one_line(overrides, to
 def test_a_template_that_leaves_thoughts_out_is_refused(tmp_path):
     own = "{%- for m in messages -%}{{ m['content'].split('<end_working_out>')[-1] }}{%- endfor -%}"
     (tmp_path / "t.jinja").write_text(own + "{%- if add_generation_prompt -%}A:{%- endif -%}")
-    with pytest.raises(AimoError, match="shows a reply otherwise"):
+    with pytest.raises(AimoError, match="shows a reply differently"):
         models.load_tokenizer(
             TINY, config.load("tiny", [f"prompt.template={tmp_path / 't.jinja'}", "prompt.prefill=false"])
         )
@@ -125,6 +128,116 @@ def test_a_template_without_a_generation_prompt_is_refused(tmp_path):
         models.load_tokenizer(
             TINY, config.load("tiny", [f"prompt.template={tmp_path / 't.jinja'}", "prompt.prefill=false"])
         )
+
+
+ENDING = "{%- for m in messages -%}[{{ m.role }}]{{ m.content }}END{{ '\n' }}{%- endfor -%}"
+ENDING += "{%- if add_generation_prompt -%}[assistant]{%- endif -%}"
+
+
+def trained_with(folder, template, *overrides):
+    """The tokenizer of a base of which the profile takes a Jinja file."""
+    (folder / "t.jinja").write_text(template)
+    return models.load_tokenizer(
+        TINY,
+        config.load("tiny", [f"prompt.template={folder / 't.jinja'}", "prompt.prefill=false", *overrides]),
+    )
+
+
+@pytest.mark.parametrize(
+    "template, overrides, told",
+    [
+        ("{%- for m in messages -%}{{ m.content }", [], "in line 1"),
+        ("{{ raise_exception('no') }}", [], "TemplateError: no"),
+        ("{{ nothing.at.all }}", [], "cannot be rendered"),
+        ("{{ messages[0].content + 1 }}", [], "cannot be rendered"),
+        (
+            "{%- if messages[0].role == 'system' -%}{{ raise_exception('No system.') }}{%- endif -%}"
+            + ENDING,
+            ["prompt.system=Think."],
+            r"and prompt.system cannot be rendered \(TemplateError: No system",
+        ),
+        (
+            ENDING.replace("in messages", "in messages if m.role != 'system'"),
+            ["prompt.system=Think."],
+            "has no system role, and prompt.system is set",
+        ),
+        (ENDING.replace("END", "<|im_end|>"), [], r"ends a reply in '<\|im_end\|>'.* end it in eos_token"),
+        (ENDING.replace("END", "<SOLUTION>"), [], "set prompt.eos_token to '<SOLUTION>'"),
+        (ENDING.replace("END", ""), [], "would not learn to stop"),
+    ],
+)
+def test_a_template_that_cannot_be_trained_with_is_refused_in_one_line(tmp_path, template, overrides, told):
+    with pytest.raises(AimoError, match=told) as e:
+        trained_with(tmp_path, template, *overrides)
+    assert "\n" not in str(e.value) and str(e.value).startswith("prompt.template: ")
+
+
+def test_the_token_that_a_template_ends_a_turn_in_can_be_set(tmp_path):
+    turn = ENDING.replace("END", "<SOLUTION>")
+    assert trained_with(tmp_path, turn, "prompt.eos_token=<SOLUTION>").eos_token == "<SOLUTION>"
+
+
+def test_a_template_may_mark_what_the_model_generates(tmp_path):
+    marked = "{% generation %}{{ m.content }}{{ eos_token }}{% endgeneration %}"
+    trained_with(tmp_path, ENDING.replace("{{ m.content }}END", marked))
+
+
+NAMED = {
+    "default": ENDING.replace("END", "{{ eos_token }}"),
+    "tool_use": "{%- if tools -%}[tools]{%- endif -%}",
+}
+NAMED["tool_use"] += NAMED["default"]
+
+
+def with_templates(folder, where, named):
+    """A model folder with its templates in one of the places where they may stand."""
+    model = shutil.copytree(TINY, folder / "model")
+    (model / "chat_template.jinja").unlink()
+    described = json.loads((model / "tokenizer_config.json").read_text())
+    match where:
+        case "tokenizer_config.json":
+            described["chat_template"] = [{"name": name, "template": text} for name, text in named.items()]
+        case "additional_chat_templates":
+            (model / where).mkdir()
+            for name, text in named.items():
+                path = "chat_template.jinja" if name == "default" else f"{where}/{name}.jinja"
+                (model / path).write_text(text)
+        case "chat_template.json":
+            (model / where).write_text(json.dumps({"chat_template": named["default"]}))
+    (model / "tokenizer_config.json").write_text(json.dumps(described))
+    return model
+
+
+@pytest.mark.parametrize(
+    "where", ["tokenizer_config.json", "additional_chat_templates", "chat_template.json"]
+)
+def test_of_several_templates_the_default_is_taken_and_tool_use_with_tools(tmp_path, where):
+    model = with_templates(tmp_path, where, NAMED)
+    p = config.load("tiny", ["prompt.template=model", "prompt.system=Think.", "prompt.prefill=false"])
+    models.load_tokenizer(model, p).save_pretrained(tmp_path / "trained")
+    for folder, system in (
+        (model, ""),
+        (tmp_path / "trained", f"[system]Think.{load_tokenizer(TINY).eos_token}\n"),
+    ):
+        tokenizer = load_tokenizer(folder)
+        asked, offered = (
+            tokenizer.apply_chat_template(
+                prompts.as_prompt("1?"), tools=tools, add_generation_prompt=True, tokenize=False
+            )
+            for tools in (None, [PYTHON])
+        )
+        assert asked.startswith(system + "[user]1?")
+        assert offered == ("" if where == "chat_template.json" else "[tools]") + asked
+        prompts.check_template(tokenizer, Settings(), folder)
+        with pytest.raises(AimoError, match="does not read 'enable_thinking'"):
+            prompts.check_template(tokenizer, Settings(chat_template_kwargs={"enable_thinking": True}), "M")
+
+
+@pytest.mark.parametrize("load", [load_tokenizer, lambda m: models.load_tokenizer(m, config.load("tiny"))])
+def test_several_templates_without_a_default_are_refused_in_one_line(tmp_path, load):
+    model = with_templates(tmp_path, "tokenizer_config.json", {"rag": "x", "tool_use": "y"})
+    with pytest.raises(AimoError, match="none of its chat templates rag, tool_use is named default"):
+        load(model)
 
 
 TALK = "{%- for m in messages -%}[{{ m.role }}]{{ m.content }}{%- endfor -%}"

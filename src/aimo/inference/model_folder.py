@@ -94,15 +94,35 @@ def read_adapter(adapter: str | Path) -> dict[str, Any]:
     }
 
 
-def load_tokenizer(model: str | Path) -> Any:
-    """A model folder's tokenizer. AimoError when it cannot be loaded or has no chat template."""
+def read_tokenizer(model: str | Path, **options: Any) -> Any:
+    """Return a model folder's tokenizer. AimoError when it cannot be loaded.
+
+    Its chat template is a text, several by name of which one is the `default`, or None.
+    """
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model)
+        tokenizer = AutoTokenizer.from_pretrained(model, **options)
     except Exception as e:  # the tokenizers library raises bare Exceptions
         reason = " ".join(str(e).split())[:200]
         raise AimoError(f"model {model}: its tokenizer cannot be loaded ({reason}); {REMEDY}") from None
+    of_processor = Path(model) / "chat_template.json"  # Transformers reads it for images only
+    if not tokenizer.chat_template and of_processor.exists():
+        tokenizer.chat_template = read_json(of_processor, REMEDY).get("chat_template")
+    templates = tokenizer.chat_template
+    if isinstance(templates, dict) and "default" not in templates:
+        if len(templates) > 1:
+            raise AimoError(
+                f"model {model}: none of its chat templates {', '.join(templates)} is named default; "
+                "rename one in tokenizer_config.json or additional_chat_templates"
+            )
+        tokenizer.chat_template = next(iter(templates.values()), None)
+    return tokenizer
+
+
+def load_tokenizer(model: str | Path) -> Any:
+    """Return a model folder's tokenizer for sampling. AimoError also when it has no chat template."""
+    tokenizer = read_tokenizer(model)
     if not tokenizer.chat_template:
         raise AimoError(
             f"model {model}: its tokenizer has no chat template; train it with `aimo run`, or save one"

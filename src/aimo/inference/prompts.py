@@ -31,12 +31,21 @@ PLAIN = (
 )
 
 
-def chat_template(prompt: Prompt, own: str | None, root: Path = Path()) -> str:
-    """The profile's Jinja chat template, with its system prompt and the opening tag as generation prompt.
+Templates = str | dict[str, str]
+"""A tokenizer's chat template, or several by name."""
 
-    `own` is the base model's template. A template's relative path starts here or at `root`. AimoError when
-    there is no such template.
+
+def chat_template(prompt: Prompt, own: Templates | None, root: Path = Path()) -> Templates:
+    """Return the profile's Jinja chat template, with its system prompt and the opening tag as generation
+    prompt.
+
+    `own` is the base model's template, or several. A template's relative path starts here or at `root`.
+    AimoError when there is no such template.
     """
+    if isinstance(own, dict):
+        if prompt.template == "model":
+            return {name: str(chat_template(prompt, one, root)) for name, one in own.items()}
+        own = None
     if prompt.template == "model" and own and own.startswith(MARK):
         return own  # the model of an earlier stage has it already
     template = read_template(prompt, own, root)
@@ -71,28 +80,49 @@ def read_template(prompt: Prompt, own: str | None, root: Path) -> str:
             f"prompt.template: {prompt.template!r} is not plain, chatml or model, "
             "and no file of that name exists"
         )
-    return path.read_text(encoding="utf-8")
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as e:
+        raise AimoError(f"prompt.template: {path} cannot be read ({e}); save it as UTF-8") from None
 
 
 def check(tokenizer: Any, prompt: Prompt) -> None:
-    """Raise AimoError for a template without a generation prompt, or whose replies do not follow it."""
+    """Raise AimoError for a template that cannot be rendered, or that cannot be trained with.
 
-    def text(talk: list[dict[str, str]], ask: bool = False) -> str:
-        return tokenizer.apply_chat_template(talk, add_generation_prompt=ask, tokenize=False)
-
-    talk = as_prompt("1 + 1?")
-    asked = text(talk, ask=True)
-    answered = text(talk + as_completion(prompt, "Let me think.", 2))
-    if prompt.template != "plain" and asked == text(talk):
+    It must show the system prompt, add a generation prompt, show a reply as it asks for it, and end it in the
+    tokenizer's end-of-sequence token.
+    """
+    template = f"prompt.template: {prompt.template!r}"
+    remedy = "use chatml, plain or a Jinja file of your own"
+    talk, reply = as_prompt("1 + 1?"), as_completion(prompt, "Let me think.", 2)
+    try:
+        asked, bare, answered = (
+            tokenizer.apply_chat_template(messages, add_generation_prompt=ask, tokenize=False)
+            for messages, ask in ((talk, True), (talk, False), (talk + reply, False))
+        )
+    except Exception as e:  # templates raise errors of their own, and Jinja its own
+        line = f" in line {e.lineno}" if hasattr(e, "lineno") else ""
+        system = " and prompt.system" if prompt.system else ""
+        raise AimoError(f"{template}{system} cannot be rendered ({one_line(e)}{line}); {remedy}") from None
+    if prompt.system.strip() not in asked:
+        raise AimoError(f"{template} has no system role, and prompt.system is set; empty it, or {remedy}")
+    if prompt.template != "plain" and asked == bare:
         raise AimoError(
-            f"prompt.template: {prompt.template!r} adds no generation prompt, "
-            "so nothing tells the model to answer"
+            f"{template} adds no generation prompt, so nothing tells the model to answer; {remedy}"
         )
     if not answered.startswith(asked) or "Let me think." not in answered:
         raise AimoError(
-            f"prompt.template: {prompt.template!r} shows a reply otherwise than it asks for it (it may leave "
-            "out thoughts), so that training and generation would differ; "
-            "use chatml, plain or a Jinja file of your own"
+            f"{template} shows a reply differently from how it asks for it (it may leave out thoughts), so "
+            f"that training and generation would differ; {remedy}"
+        )
+    end, eos = answered.rpartition(prompt.answer_end.strip())[2].strip(), tokenizer.eos_token
+    if not end.startswith(eos):
+        added = [token.content for token in tokenizer.added_tokens_decoder.values()]
+        ending = max((token for token in added if end.startswith(token)), key=len, default=None)
+        raise AimoError(
+            f"{template} ends a reply in {(ending or end)!r}, not in the tokenizer's eos_token {eos!r}, "
+            "so the model would not learn to stop; "
+            + (f"set prompt.eos_token to {ending!r}" if ending else f"end it in eos_token, or {remedy}")
         )
 
 
@@ -197,13 +227,14 @@ def check_template(tokenizer: Any, settings: Settings, model: str | Path) -> Non
         raise AimoError(f"{template} has no system role; put inference.system's text into inference.user")
     if problem not in prompt:
         raise AimoError(f"{template} leaves the problem out; save another with the model")
-    if prompt == bare and not is_ours(tokenizer.chat_template):
+    text = tokenizer.get_chat_template()
+    if prompt == bare and not is_ours(text):
         raise AimoError(
             f"{template} adds no generation prompt, so nothing tells the model to answer; "
             "save another with the model"
         )
     for name in settings.chat_template_kwargs:
-        if not re.search(rf"\b{re.escape(name)}\b", tokenizer.chat_template):
+        if not re.search(rf"\b{re.escape(name)}\b", text):
             raise AimoError(f"inference.chat_template_kwargs: {template} does not read {name!r}; remove it")
 
 

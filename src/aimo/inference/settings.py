@@ -248,6 +248,7 @@ def validate(values: Mapping[str, Any], where: str, remedy: str) -> Settings:
 
 def guess_tags(model: Path) -> Tags:
     """The public tags whose end of a thought stands in a folder's chat template or tokenizer."""
-    files = [model / name for name in ("chat_template.jinja", "tokenizer_config.json", "tokenizer.json")]
+    names = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json", "tokenizer.json")
+    files = [model / name for name in names]
     text = "".join(file.read_text(encoding="utf-8", errors="replace") for file in files if file.is_file())
     return next((tags for tags in PUBLIC if tags.think_end in text), PUBLIC[0])

@@ -209,7 +209,7 @@ def find_tool_parser(name: str | None, tokenizer: Any) -> Any:
         close = difflib.get_close_matches(name, parsers, n=3)
         hint = f"did you mean {' or '.join(close)}?" if close else "set it to null to run fenced blocks"
         raise AimoError(f"inference.tool_parser: vLLM has no parser {name!r}; {hint}")
-    if "tools" not in tokenizer.chat_template:
+    if "tools" not in tokenizer.get_chat_template(tools=[PYTHON]):
         raise AimoError(
             f"inference.tool_parser: {name} needs a chat template that offers tools, "
             "and the model's does not; set it to null"

@@ -17,6 +17,7 @@ from aimo import config, hub, machine
 from aimo.config import Profile
 from aimo.errors import AimoError
 from aimo.inference import prompts
+from aimo.inference.model_folder import read_tokenizer
 from aimo.inference.settings import SETTINGS
 from aimo.training import placement
 
@@ -24,9 +25,7 @@ from aimo.training import placement
 def load_tokenizer(folder: Path, profile: Profile) -> Any:
     """A tokenizer with the profile's chat template and end-of-turn token. AimoError when they do not fit
     it."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    tokenizer = read_tokenizer(folder, padding_side="left")
     wanted = profile.prompt.eos_token
     if wanted is not None and wanted not in tokenizer.get_vocab():
         raise AimoError(

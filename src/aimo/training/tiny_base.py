@@ -57,7 +57,7 @@ def train(out: Path, seed: int = 0, steps: int = STEPS) -> dict[str, float]:
     prompt = Prompt()
     texts = [p.problem + "\n" + p.solution for p in generate(5000, "train", seed)]
     tags = [prompt.think_start, prompt.think_end, prompt.answer_start, prompt.answer_end]
-    tokenizer = build_tokenizer(texts, tags, prompts.chat_template(prompt, None))
+    tokenizer = build_tokenizer(texts, tags, str(prompts.chat_template(prompt, None)))
     rng = random.Random(seed)
     examples = (write(tokenizer, p, rng) for p in stream("train", seed))
     return fit(out, tokenizer, examples, seed, steps, BATCH)
