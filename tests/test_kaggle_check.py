@@ -73,6 +73,16 @@ def test_other_machines_and_other_kernels_have_no_fault(kernel):
         ({"kernel_sources": []}, "no wheels are attached"),
         ({"dataset_sources": ["aimo-wheels"]}, "dataset_sources: 'aimo-wheels' should be OWNER/SLUG"),
         ({"dataset_sources": "me/wheels"}, "dataset_sources should be a list"),
+        ({"dataset_sources": [5]}, "dataset_sources should be a list of texts, not [5]"),
+        ({"machine_shape": ["NvidiaH100"]}, "machine_shape should be a text"),
+        ({"code_file": 5, "title": {}}, "code_file should be a text, not 5"),
+        ({"id_no": "5"}, "id_no should be a number, not '5'"),
+        (
+            {"kernel_sources": ["https://kaggle.com/code/me/wheels/edit"]},
+            "should be OWNER/SLUG: me/wheels",
+        ),
+        ({"kernel_sources": ["code/me/wheels"]}, "should be OWNER/SLUG: me/wheels"),
+        ({"competition_sources": ["c/aimo-3"]}, "should be SLUG: aimo-3"),
         ({"competition_sources": []}, "competition_sources lack ai-mathematical-olympiad-progress-prize-3"),
         ({"model_sources": []}, "no model is attached"),
         (
@@ -124,6 +134,9 @@ def test_settings_that_the_machine_cannot_run_are_named(kernel, shape, vllm, sai
             "test_csv = '/kaggle/input/other/test.csv'\ntime_",
             "test_csv '/kaggle/input/other/test.csv' is not among what is attached",
         ),
+        ("VLLM}", "[]}\nsettings = 5", "settings: "),
+        ("VLLM", "{'tensor_parallel_size': '2'}", "tensor_parallel_size should be a number of GPUs, not '2'"),
+        ("VLLM", "VLLM, 'stop': {'a'}", "settings: Object of type set"),
         ("17400", "20000", "time_limit_s 20000 is not within the session's 18000 seconds"),
     ],
 )
@@ -140,6 +153,42 @@ def test_the_command_tells_all_faults_in_one_line(kernel, monkeypatch, capsys):
     err = capsys.readouterr().err
     assert ended.value.code == 2 and err.count("\n") == 1
     assert "5 to 50 characters" in err and "enable_internet" in err
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "/kaggle/input/models/me/aimo-model/transformers/default/1",
+        "/kaggle/input/aimo-model/Transformers/default/1",
+        "https://www.kaggle.com/models/me/aimo-model/transformers/default/1",
+        "me/aimo-model/transformers/default/1",
+    ],
+)
+def test_an_attached_model_is_known_in_each_way_to_name_it(kernel, model):
+    sources = {"model_sources": ["me/aimo-model/transformers/default/1"]}
+    parameters = PARAMETERS.replace("/kaggle/input/aimo-model/transformers/default/1", model)
+    assert check(kernel(sources, parameters)) == []
+    (fault,) = check(kernel(sources, parameters.replace("aimo-model", "aimo-models")))
+    assert "is not among what is attached" in fault
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "5", '{"a": ' * 5000, "null"])
+@pytest.mark.parametrize("name", ["kernel-metadata.json", "aimo-submission.ipynb"])
+def test_a_broken_file_is_one_line(kernel, tmp_path, name, text):
+    folder = kernel()
+    (tmp_path / name).write_text(text)
+    (fault,) = check(folder)
+    assert name in fault and "\n" not in fault
+
+
+@pytest.mark.parametrize(
+    "cells", [5, {}, [5], [{}], [{"metadata": 5}], [{"metadata": {"tags": ["parameters"]}}]]
+)
+def test_cells_that_are_none_are_one_line(kernel, tmp_path, cells):
+    folder = kernel()
+    (tmp_path / "aimo-submission.ipynb").write_text(json.dumps({"cells": cells}))
+    (fault,) = check(folder)
+    assert "aimo-submission.ipynb" in fault and "\n" not in fault
 
 
 def test_a_large_notebook_is_named(kernel):

@@ -74,6 +74,30 @@ def test_a_kernel_is_pushed_as_its_metadata_say_with_the_token_s_user_and_the_mo
     assert "/kaggle/input/other/transformers/big/7" in request.text and "aimo-model" not in request.text
 
 
+@pytest.mark.parametrize("model", ["models/you/other/transformers/big/7", "you/other/transformers/big/7"])
+def test_a_model_is_put_where_the_notebook_names_the_old_one_in_either_layout(kaggle, aimo, tmp_path, model):
+    folder = tmp_path / "kernel"
+    shutil.copytree(ROOT / "kernels/submission", folder)
+    notebook = folder / "aimo-submission.ipynb"
+    old = "/kaggle/input/aimo-model/transformers/default/1"
+    new = "/kaggle/input/models/me/aimo-model/transformers/default/1/inner"
+    notebook.write_text(notebook.read_text().replace(old, new))
+    code, _, err = aimo("push", folder, "--model", f"https://www.kaggle.com/{model}")
+    assert code == 0, err
+    (request,) = kaggle.asked("SaveKernel")
+    assert request.model_data_sources == ["you/other/transformers/big/7"]
+    assert '\\"/kaggle/input/other/transformers/big/7/inner\\"' in request.text and new not in request.text
+
+
+def test_addresses_stand_for_what_they_name(kaggle, aimo, tmp_path):
+    aimo("push", "submission")
+    for name in (f"https://www.kaggle.com/code/{KERNEL}/edit", f"code/{KERNEL}", f"kaggle.com/code/{KERNEL}"):
+        assert aimo("status", name)[0] == 0
+    address = f"https://www.kaggle.com/competitions/{AIMO3}/overview"
+    assert aimo("data", address, "--to", tmp_path / "input")[0] == 0 and (tmp_path / "input" / AIMO3).is_dir()
+    assert aimo("scores", address)[0] == 0
+
+
 def test_the_second_version_of_a_model_is_compared_byte_for_byte_with_what_kaggle_has(kaggle, aimo, run_dir):
     assert aimo("model", "push", run_dir)[0] == 0
     code, out, err = aimo("model", "push", run_dir)

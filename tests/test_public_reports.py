@@ -10,6 +10,7 @@ import json
 import pytest
 from conftest import ROOT
 
+pytest_plugins = ["stand_in"]
 CASES = ROOT.parent / "shared" / "data" / "cases" / "public_reports.jsonl"
 cases = [json.loads(line) for line in CASES.read_text().split("\n") if line] if CASES.exists() else []
 

@@ -58,6 +58,37 @@ def test_reading_ahead_never_raises(weights, capsys, vanish):
     assert said.out.startswith("weights: ") and said.out.count("\n") == 1 and not said.err
 
 
+@pytest.mark.parametrize(
+    "path, place",
+    [
+        ("/kaggle/input/aimo-problems/reference.csv", "datasets/me/aimo-problems/reference.csv"),
+        ("/kaggle/input/datasets/me/aimo-problems/reference.csv", "aimo-problems/reference.csv"),
+        ("/kaggle/input/aimo-train/run", "notebooks/me/aimo-train/run"),
+        ("/kaggle/input/gpt/Transformers/20b/2", "models/openai/gpt/transformers/20b/2"),
+        ("https://www.kaggle.com/models/openai/gpt/Transformers/20b/2", "gpt/transformers/20b/2"),
+        ("https://www.kaggle.com/datasets/me/aimo-problems?select=a.csv", "datasets/me/aimo-problems"),
+        ("/kaggle/input/aimo-3/test.csv", "competitions/aimo-3/test.csv"),
+    ],
+)
+def test_an_input_is_found_in_either_layout(tmp_path, path, place):
+    (tmp_path / place).mkdir(parents=True)
+    asked = path.replace("/kaggle/input", str(tmp_path))
+    assert startup.find_input([asked, [path]], tmp_path) == [str(tmp_path / place), [str(tmp_path / place)]]
+
+
+def test_an_input_of_another_owner_or_of_two_is_not_taken_and_what_is_attached_is_told(tmp_path, capsys):
+    for owner in ("me", "you"):
+        (tmp_path / "models" / owner / "aimo" / "transformers" / "a" / "1").mkdir(parents=True)
+    for path in ("models/them/aimo/transformers/a/1", "aimo/transformers/a/1", "nothing/at/all"):
+        path = f"/kaggle/input/{path}"
+        assert startup.find_input(path, tmp_path) == path
+        said = capsys.readouterr().out
+        assert f"inputs: {path} is " in said and f"{tmp_path}/models/me/aimo" in said
+    for other in (None, 5, "", "model", "/nowhere", "a\0b"):
+        assert startup.find_input(other, tmp_path) == other
+    assert capsys.readouterr().out == ""
+
+
 def test_a_step_says_how_long_it_took(capsys):
     with startup.step("wheels"):
         pass

@@ -36,6 +36,7 @@ settings = {}
 # %%
 from aimo.inference import startup
 
+model, files, adapter = startup.find_input([model, files, adapter])
 startup.read_ahead(model)  # in threads, while the rest goes on
 with startup.step("wheels"):
     startup.install_wheels(startup.imports())  # of the modules above

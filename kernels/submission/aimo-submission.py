@@ -35,6 +35,7 @@ settings = {}
 # %%
 from aimo.inference import startup
 
+model, test_csv, adapter = startup.find_input([model, test_csv, adapter])
 startup.read_ahead(model)  # in threads, while the rest goes on
 needed = startup.imports()  # by the modules above
 with startup.step("wheels"):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from aimo.config import resolve
 from aimo.errors import AimoError
+from aimo.inference.errors import redact
 
 OTHER_FORMATS = ["original/*", "metal/*"]
 """Files of a hub's repository that hold the same weights again, such as gpt-oss's."""
@@ -30,7 +31,7 @@ def local_folder(base: str, revision: str | None = None) -> Path:
     try:
         return Path(snapshot_download(base, revision=revision, ignore_patterns=OTHER_FORMATS))
     except Exception as e:  # the hub client raises many kinds
-        reason = " ".join(str(e).split())[:200]
+        reason = redact(" ".join(str(e).split()))[:200]
         at = f" at revision {revision!r}" if revision else ""
         raise AimoError(
             f"model.base: {base!r}{at} is no folder here and no model on the hub ({reason})"
@@ -59,7 +60,7 @@ def push_model(folder: Path, repo: str) -> str:
         api.create_repo(repo, private=True, exist_ok=True)
         return str(api.upload_folder(repo_id=repo, folder_path=str(folder)))
     except Exception as e:  # the hub client raises many kinds
-        reason = " ".join(str(e).split())[:200]
+        reason = redact(" ".join(str(e).split()))[:200]
         raise AimoError(
             f"training.push_to_hub: {repo!r} was refused ({reason}); check HF_TOKEN. "
             f"The model is kept in {folder}"
@@ -80,7 +81,7 @@ def push_dataset(repo: str, files: Mapping[str, Path | bytes]) -> str:
         pushed = api.create_commit(repo, parts, commit_message="Pushed by aimo", repo_type="dataset")
         return str(pushed.commit_url)
     except Exception as e:  # the hub client raises many kinds
-        reason = " ".join(str(e).split())[:200]
+        reason = redact(" ".join(str(e).split()))[:200]
         raise AimoError(
             f"--push-to-hub: dataset {repo!r} was refused ({reason}); check HF_TOKEN. Its files are kept here"
         ) from None

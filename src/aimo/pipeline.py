@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any, ClassVar
 
+import nbformat
 from jupyter_client.manager import AsyncKernelManager
 
 from aimo import config
@@ -16,6 +17,7 @@ from aimo.config import ROOT, Profile
 from aimo.errors import AimoError, StageError, explain_exit
 from aimo.inference import competitions
 from aimo.inference.engine import check_arguments
+from aimo.inference.errors import one_line
 from aimo.inference.processes import stderr_to
 from aimo.inference.storage import write_json
 from aimo.progress import Display
@@ -81,10 +83,26 @@ def check(profile: Profile, folder: Path, from_stage: str | None, until: str | N
     if checkpoint and not (folder / redo / checkpoint).is_dir():
         there = ", ".join(sorted(path.name for path in (folder / redo).glob("checkpoint-*"))) or "none"
         raise AimoError(f"--from {from_stage!r}: no such checkpoint in {folder / redo}; there are: {there}")
+    for stage in stages:
+        check_notebook(ROOT / "notebooks" / f"{STAGES[stage].notebook}.ipynb")
     if profile.inference.test:
         competitions.read_questions(config.resolve(profile.inference.test))
     if profile.inference.vllm:
         check_arguments(profile.inference.vllm)
+
+
+def check_notebook(path: Path) -> None:
+    """Refuse a notebook that papermill cannot give its parameters, which would run with its own."""
+    try:
+        cells = nbformat.read(path, 4).cells
+        tags = [tag for cell in cells for tag in cell.metadata.get("tags", [])]
+    except Exception as e:  # nbformat raises many kinds
+        raise AimoError(f"{path}: it is no notebook ({one_line(e, 100)}); restore the file") from None
+    if tags.count("parameters") != 1:
+        raise AimoError(
+            f"{path}: {tags.count('parameters')} of its cells have the tag `parameters`, and one should; "
+            "restore the file"
+        )
 
 
 def execute_all(stages: tuple[str, ...], folder: Path, profile: Profile) -> None:

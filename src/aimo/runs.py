@@ -24,6 +24,7 @@ from typing import Any, TextIO
 from aimo import config, hub
 from aimo.config import ROOT, Profile
 from aimo.errors import AimoError
+from aimo.inference.parameters import Texts, checked
 from aimo.inference.processes import is_verbose
 from aimo.inference.settings import Settings
 from aimo.inference.storage import read_json, write_json, write_whole
@@ -89,7 +90,8 @@ class Run:
         unlock(self.dir)
 
 
-def begin(stage: str, profile: str, run_dir: str | None = None, overrides: list[str] | None = None) -> Run:
+@checked
+def begin(stage: str, profile: str, run_dir: str | Path | None = None, overrides: Texts | None = None) -> Run:
     """The first call of a notebook: read the profile, check the stages before, open the folder.
 
     `run_dir` is runs/PROFILE when not given. AimoError when an earlier stage has not been done, when the

@@ -8,12 +8,12 @@ Out of scope: the stages themselves (`aimo.pipeline`).
 import os
 import shutil
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from aimo import config, pipeline
 from aimo.errors import AimoError
 from aimo.inference import startup
+from aimo.inference.parameters import Texts, checked
 from aimo.runs import SESSION_END, SESSION_OVER, is_finished, read_metrics
 from aimo.training import checkpoints
 
@@ -21,9 +21,10 @@ LAST_PART = 0.1
 """No stage is begun in this last part of a session: it would load a model and train a step or two."""
 
 
+@checked
 def train(
     profile: str,
-    overrides: Sequence[str],
+    overrides: Texts,
     limit_s: float,
     folder: Path = Path("run"),
     inputs: Path = startup.INPUTS,

@@ -1,1 +1,105 @@
 """Public reports of the area: kaggle."""
+
+import importlib
+import json
+import shutil
+from pathlib import Path
+
+import jupytext
+
+from aimo.inference import startup
+from aimo.kaggle.check import check, source_of
+from aimo.kaggle.kernels import FOLDER
+
+
+def D01(case, request):
+    """The parameters of the kernel `submission` are found in either layout."""
+    tmp_path = request.getfixturevalue("tmp_path")
+    source = case["input"].split("--model ")[1]
+    names: dict = {}
+    template = jupytext.read(FOLDER / "submission" / "aimo-submission.py")
+    exec(next(c.source for c in template.cells if "parameters" in c.metadata.get("tags", [])), {}, names)
+    owner, model = source.split("/", 1)
+    slug = Path(names["test_csv"]).parent.name
+    for layout, folders in {
+        "old": (model, slug),
+        "new": (f"models/{owner}/{model}", f"competitions/{slug}"),
+    }.items():
+        inputs = tmp_path / layout
+        for folder in folders:
+            (inputs / folder).mkdir(parents=True)
+        (inputs / folders[1] / "test.csv").touch()
+        found = startup.find_input([names["model"], names["test_csv"], None, source], inputs)
+        assert found == [
+            str(inputs / folders[0]),
+            str(inputs / folders[1] / "test.csv"),
+            None,
+            str(inputs / folders[0]),
+        ]
+
+
+def token_of(case, request, token):
+    """Sign in with a token; the line of a refusal, which never holds it."""
+    request.getfixturevalue("monkeypatch").setenv("KAGGLE_API_TOKEN", token)
+    code, out, err = request.getfixturevalue("aimo")("login-check")
+    assert token not in out + err and token[:20] not in out + err and "Traceback" not in err
+    return code, err
+
+
+def D03(case, request):
+    kaggle = request.getfixturevalue("kaggle")
+    stand_in = importlib.import_module("stand_in")
+    token = "eyJ" + "a" * 897
+    request.getfixturevalue("monkeypatch").setattr(stand_in, "TOKENS", (f"Bearer {token}",))
+    kaggle.IntrospectToken = lambda asked: {"active": asked.token == token, "username": "me"}
+    assert token_of(case, request, token) == (0, "")
+    code, err = token_of(case, request, token[::-1])
+    assert code == 2 and "Kaggle does not accept the token in KAGGLE_API_TOKEN" in err
+
+
+def D02v(case, request):
+    kaggle = request.getfixturevalue("kaggle")
+    code, err = token_of(case, request, "KGAT_“0123456789abcdef0123")
+    assert code == 2 and err.count("\n") == 1 and "a character that no token has" in err
+    assert kaggle.requests == []
+
+
+def kernel_with(tmp_path, metadata=None, parameters=None, tag="parameters"):
+    """A copy of the kernel `submission` with other metadata or another cell of parameters."""
+    folder = tmp_path / "kernel"
+    shutil.copytree(FOLDER / "submission", folder, dirs_exist_ok=True)
+    path = folder / "kernel-metadata.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | (metadata or {})))
+    notebook = folder / "aimo-submission.ipynb"
+    content = json.loads(notebook.read_text())
+    for cell in content["cells"]:
+        if "parameters" in cell["metadata"].get("tags", []):
+            cell["metadata"]["tags"] = [tag]
+            cell["source"] = parameters if parameters is not None else cell["source"]
+    notebook.write_text(json.dumps(content))
+    return str(folder)
+
+
+def D05(case, request):
+    (address,) = json.loads(case["input"].partition(": ")[2])
+    (fault,) = check(kernel_with(request.getfixturevalue("tmp_path"), {"dataset_sources": [address]}))
+    assert "should be OWNER/SLUG" in fault and "me/my-problems" in fault
+    assert source_of(address, 2) == "me/my-problems"
+
+
+def D06v(case, request):
+    (fault,) = check(kernel_with(request.getfixturevalue("tmp_path"), tag="other"))
+    assert "has no cell with the tag `parameters`" in fault
+
+
+def D07(case, request):
+    parameters = "\n".join(part.strip() for part in case["input"].split(";"))
+    faults = check(kernel_with(request.getfixturevalue("tmp_path"), parameters=parameters))
+    assert len(faults) == 2
+    assert "model '/kaggle/input/other-model" in faults[0] and "time_limit_s 99999" in faults[1]
+
+
+def D08(case, request):
+    magic = case["input"].removesuffix(" in the cell")
+    (fault,) = check(kernel_with(request.getfixturevalue("tmp_path"), parameters=f"seed = 0\n{magic}"))
+    assert magic in fault and "line 2" in fault and "\n" not in fault

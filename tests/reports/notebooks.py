@@ -1,1 +1,37 @@
 """Public reports of the area: notebooks."""
+
+import json
+import shutil
+
+import pytest
+from conftest import ROOT
+
+from aimo import pipeline, runs
+from aimo.errors import AimoError
+
+
+def E01(case, request):
+    tmp_path, monkeypatch = request.getfixturevalue("tmp_path"), request.getfixturevalue("monkeypatch")
+    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
+    path = tmp_path / "notebooks" / "01_data_prep.ipynb"
+    notebook = json.loads(path.read_text())
+    for cell in notebook["cells"]:
+        cell["metadata"].pop("tags", None)
+    path.write_text(json.dumps(notebook))
+    monkeypatch.setattr(pipeline, "ROOT", tmp_path)
+    with pytest.raises(AimoError, match=r"01_data_prep.ipynb: 0 of its cells have the tag `parameters`"):
+        pipeline.run("tiny", str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def E03(case, request):
+    override = case["input"].split()[-1]
+    run = runs.begin("data", "tiny", str(request.getfixturevalue("tmp_path") / "run"), override)
+    assert run.profile.grpo.max_steps == 5
+    runs.unlock(run.dir)
+
+
+def E02v(case, request):
+    with pytest.raises(AimoError) as e:
+        runs.begin("data", "tiny", str(request.getfixturevalue("tmp_path") / "run"), [5])
+    assert "\n" not in str(e.value) and "'5'" in str(e.value)

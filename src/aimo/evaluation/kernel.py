@@ -19,16 +19,18 @@ from aimo.inference.errors import AimoError
 from aimo.inference.gateway import Pass
 from aimo.inference.journal import Journal
 from aimo.inference.model_folder import check_model_folder
+from aimo.inference.parameters import Texts, checked
 from aimo.inference.settings import resolve
 from aimo.inference.supervisor import Supervisor
 from aimo.report import page, plots, tables
 from aimo.report.page import Section
 
 
+@checked
 def evaluate(
     competition: str,
     model: str,
-    files: Sequence[str],
+    files: Texts,
     time_limit_s: float,
     settings: Mapping[str, Any],
     adapter: str | None = None,

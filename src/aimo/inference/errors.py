@@ -1,6 +1,8 @@
 """Errors that a user sees as one line instead of a traceback."""
 
 import difflib
+import os
+import re
 from collections.abc import Collection
 from typing import Any
 
@@ -17,9 +19,21 @@ class EngineError(AimoError):
     """The engine, or every model server, failed for good. Exit code 1."""
 
 
-def one_line(error: BaseException) -> str:
-    """An error as one line of at most 300 characters, with its type unless it was written for the user."""
-    text = " ".join(str(error).split())[:300]
+def redact(text: str) -> str:
+    """Return a text without what signs a request: tokens, passwords, and the queries of addresses."""
+    text = re.sub(r"\?[\w.%-]+=[^\s'\")]*", "?…", text)
+    text = re.sub(r"//[^/\s@]+@", "//…@", text)
+    text = re.sub(r"(?i)\b(bearer|basic)\s[^\s'\",;)]+", r"\1 …", text)
+    text = re.sub(r"\b(hf_|KGAT_|sk-|eyJ)[\w.-]{8,}", "…", text)
+    for name, value in os.environ.items():
+        if re.search("TOKEN|KEY|SECRET|PASSWORD", name) and len(value.strip()) > 7 and "/" not in value:
+            text = text.replace(value.strip(), "…")
+    return text
+
+
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """Return an error as one line without secrets, with its type unless it was written for the user."""
+    text = redact(" ".join(str(error).split()))[:limit]
     return text if isinstance(error, AimoError) else f"{type(error).__name__}: {text}"
 
 

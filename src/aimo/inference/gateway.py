@@ -26,6 +26,7 @@ from aimo.inference.errors import AimoError, EngineError, one_line
 from aimo.inference.journal import Journal
 from aimo.inference.local_gateway import Predict
 from aimo.inference.model_folder import check_model_folder
+from aimo.inference.parameters import checked
 from aimo.inference.plan import plan_for_this_machine
 from aimo.inference.processes import is_verbose, stderr_to
 from aimo.inference.sampling import Sampler
@@ -337,6 +338,7 @@ def journal_of_pass(
     return Journal(folder / name, model, competition, settings)
 
 
+@checked
 def serve(
     competition: str,
     model: str,

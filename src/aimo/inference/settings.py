@@ -240,6 +240,8 @@ def validate(values: Mapping[str, Any], where: str, remedy: str) -> Settings:
     try:
         # From JSON, as strict Python input would refuse a dictionary of tags.
         return TypeAdapter(Settings).validate_json(json.dumps(values))
+    except (TypeError, RecursionError) as e:  # a set, bytes, an object: nothing that JSON has
+        raise AimoError(f"{where}: {e}; {remedy}") from None
     except ValidationError as e:
         known = {f.name for section in (Settings, Tags) for f in fields(section)}
         found = "; ".join(explain(error, known) for error in e.errors())

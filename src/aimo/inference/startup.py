@@ -28,9 +28,53 @@ from aimo.inference.errors import AimoError, one_line
 
 STARTED = time.monotonic()  # a kernel imports this module first
 INPUTS = Path(os.environ.get("KAGGLE_INPUT", "/kaggle/input"))  # where what is attached lies
+KAGGLE = "https://www.kaggle.com/"
 MANIFEST = "wheels.json"  # beside attached wheels, with the hash of each
 BLOCK = 32 << 20  # bytes of one read
 READERS = 8  # threads: one alone does not use up the network that Kaggle's inputs come through
+
+
+def place_of(path: str, inputs: Path = INPUTS) -> tuple[str, str] | None:
+    """Return the owner ("" if it is not named) and the place NAME/… of an input; None for another path.
+
+    An input is named by its path in either of Kaggle's layouts (/kaggle/input/NAME/… and
+    /kaggle/input/KIND/OWNER/NAME/…), by its address, or as OWNER/MODEL/FRAMEWORK/VARIATION/VERSION.
+    """
+    text = re.sub(r"[?#].*|/+$", "", path.strip())
+    if re.fullmatch(r"(?!/)(?:[^/:]+/){4}\d+", text):
+        text = f"{KAGGLE}models/{text}"
+    for root in (f"{inputs}/", "/kaggle/input/", KAGGLE, KAGGLE.replace("www.", "")):
+        if text.startswith(root):
+            kind, *rest = text.removeprefix(root).split("/")
+            if kind in ("competitions", "c"):
+                return "", "/".join(rest)
+            if kind in ("datasets", "models", "notebooks", "kernels", "code") and len(rest) > 1:
+                return rest[0], "/".join(rest[1:])
+            return "", "/".join([kind, *rest])
+    return None
+
+
+def find_input(path: Any, inputs: Path = INPUTS) -> Any:
+    """Return where an attached file or folder lies, in either of Kaggle's layouts; for a list, of each.
+
+    What is nowhere is returned as it is, after a line that says what is attached. Never raises.
+    """
+    if isinstance(path, list):
+        return [find_input(one, inputs) for one in path]
+    if not isinstance(path, str) or os.path.exists(path) or not (named := place_of(path, inputs)):
+        return path
+    owner, place = named
+    kinds = [inputs / kind for kind in ("competitions", "datasets", "models", "notebooks", "kernels")]
+    roots = [inputs, kinds[0], *(root for kind in kinds[1:] for root in kind.glob("*"))]
+    fitting = [root for root in roots if owner in ("", root.name) or root in (inputs, kinds[0])]
+    found = {root / one for root in fitting for one in (place, place.lower()) if (root / one).exists()}
+    if len(found) == 1:
+        return str(*found)
+    attached = {one for root in roots for one in root.glob("*") if one not in kinds}
+    there = sorted(map(str, found or attached))
+    problem = "is attached more than once" if found else "is not attached"
+    print(f"inputs: {path} {problem}; there are: {', '.join(there[:20]) or 'none'}", flush=True)
+    return path
 
 
 @contextlib.contextmanager

@@ -4,8 +4,9 @@ Out of scope: whether names exist, which a push tells (`kernel_runs.push`).
 """
 
 import ast
+import contextlib
 import difflib
-import json
+import math
 import re
 import tempfile
 from collections.abc import Iterator
@@ -17,34 +18,25 @@ from aimo.config import ROOT
 from aimo.errors import AimoError
 from aimo.inference import startup
 from aimo.inference.competitions import COMPETITIONS, HOUR_S
+from aimo.inference.parameters import split
 from aimo.inference.settings import validate
+from aimo.inference.storage import read_json
 from aimo.kaggle import kernels
 from aimo.kaggle.kernels import FOLDER, Kernel
 
 OUTPUT = ROOT / "runs" / "kaggle"
 """Where the outputs of versions are downloaded to."""
-KEYS = {
-    "id",
-    "id_no",
-    "title",
-    "code_file",
-    "language",
-    "kernel_type",
-    "is_private",
-    "enable_gpu",
-    "enable_tpu",
-    "enable_internet",
-    "machine_shape",
-    "dataset_sources",
-    "competition_sources",
-    "kernel_sources",
-    "model_sources",
-    "keywords",
-    "docker_image",
-    "docker_image_pinning_type",
-}
+PLACEHOLDER = "INSERT_YOUR_KAGGLE_NAME"
+"""What stands for the owner in a metadata file; a push puts the token's user there."""
+TEXTS = "id title code_file language kernel_type machine_shape docker_image docker_image_pinning_type"
+FLAGS = "is_private enable_gpu enable_tpu enable_internet"
+LISTS = "dataset_sources competition_sources kernel_sources model_sources keywords"
+KINDS = {str: ("a text", TEXTS), bool: ("true or false", FLAGS), list: ("a list of texts", LISTS)}
+KEYS = {key: kind for kind, (_, keys) in KINDS.items() for key in keys.split()} | {"id_no": int}
 GPUS = {"NvidiaTeslaT4": 2, "NvidiaL4": 4, "NvidiaL4X1": 1, "NvidiaH100": 1, "NvidiaTeslaA100": 1}
 """The GPUs of each machine that vLLM's wheels run on, by Kaggle's name."""
+PREFIXES = ("datasets", "models", "notebooks", "kernels", "code", "competitions", "c")
+"""What Kaggle's addresses and its command line put before a name."""
 SLUG = r"[a-z0-9]+(?:-[a-z0-9]+)*"
 OWNER = r"[a-z0-9]+(?:[_-][a-z0-9]+)*"
 FORMS = {
@@ -77,11 +69,13 @@ def check(name: str) -> list[str]:
     if not path.is_file():
         return [f"there is no {path}; take a folder of {FOLDER.name}/"]
     try:
-        metadata = json.loads(path.read_text())
-    except ValueError as e:
-        return [f"{path} is no JSON ({e})"]
+        metadata = read_json(path, "repair the file")
+    except AimoError as e:
+        return [str(e)]
+    if wrong := list(check_types(metadata)):
+        return wrong
     faults = [*check_names(metadata), *check_sources(metadata), *check_machine(metadata)]
-    code = folder / str(metadata.get("code_file", ""))
+    code = folder / metadata.get("code_file", "")
     if not code.is_file():
         return [*faults, f"code_file {code.name!r} does not exist; make it with `aimo kernel build {name}`"]
     if code.stat().st_size > LARGEST:
@@ -91,26 +85,32 @@ def check(name: str) -> list[str]:
         return faults
     try:
         parameters, profile = read_notebook(code)
-    except (ValueError, KeyError, TypeError) as e:
-        return [*faults, f"code_file {code.name} is no notebook ({e}); make it with `aimo kernel build`"]
-    faults += [*check_needs(kernel, metadata), *check_paths(metadata, parameters)]
-    faults += [*check_times(kernel, metadata, parameters), *check_wheels(metadata)]
-    faults += check_settings(str(metadata.get("machine_shape")), parameters.get("settings") or {})
-    if profile:
-        faults += check_profile(
-            str(metadata.get("machine_shape")), profile, parameters.get("overrides") or []
-        )
+        settings, overrides = parameters.get("settings") or {}, split(parameters.get("overrides") or [])
+        faults += [*check_needs(kernel, metadata), *check_paths(metadata, parameters)]
+        faults += [*check_times(kernel, metadata, parameters), *check_wheels(metadata)]
+        faults += check_settings(metadata.get("machine_shape"), settings)
+        if profile:
+            faults += check_profile(metadata.get("machine_shape"), profile, overrides)
+    except AimoError as e:
+        faults.append(str(e))
     return faults
 
 
+def check_types(metadata: dict[str, Any]) -> Iterator[str]:
+    """Unknown keys, and values of another type than their key's."""
+    for key, value in sorted(metadata.items()):
+        kind = KEYS.get(key)
+        if kind is None:
+            close = difflib.get_close_matches(key, KEYS, n=1)
+            yield f"unknown key {key}" + (f", did you mean {close[0]}?" if close else "")
+            continue
+        odd = isinstance(value, list) and not all(isinstance(one, str) for one in value)
+        if value is not None and (type(value) is not kind or odd):
+            yield f"{key} should be {KINDS.get(kind, ('a number',))[0]}, not {value!r}"
+
+
 def check_names(metadata: dict[str, Any]) -> Iterator[str]:
-    """The rules of keys, id and title."""
-    for key in sorted(metadata.keys() - KEYS):
-        close = difflib.get_close_matches(key, KEYS, n=1)
-        yield f"unknown key {key}" + (f", did you mean {close[0]}?" if close else "")
-    for key, value in metadata.items():
-        if key.startswith(("enable_", "is_")) and not isinstance(value, bool):
-            yield f"{key} should be true or false, not {value!r}"
+    """The rules of id and title."""
     owner, _, slug = str(metadata.get("id", "")).lower().rpartition("/")
     title = str(metadata.get("title", ""))
     if not re.fullmatch(OWNER, owner) or not re.fullmatch(SLUG, slug):
@@ -128,14 +128,26 @@ def check_names(metadata: dict[str, Any]) -> Iterator[str]:
 def check_sources(metadata: dict[str, Any]) -> Iterator[str]:
     """The form of what is attached."""
     for key, (pattern, form) in FORMS.items():
-        sources = metadata.get(key, [])
-        if not isinstance(sources, list):
-            yield f"{key} should be a list"
-            continue
-        for source in sources:
-            owner, slash, rest = str(source).partition("/")
-            if not re.fullmatch(pattern, owner.lower() + slash + rest):
-                yield f"{key}: {source!r} should be {form}"
+        for source in metadata.get(key) or []:
+            if not re.fullmatch(pattern, lower_owner(source)):
+                meant = source_of(source, form.count("/") + 1)
+                hint = f": {meant}" if re.fullmatch(pattern, lower_owner(meant)) else ""
+                yield f"{key}: {source!r} should be {form}{hint}"
+
+
+def lower_owner(source: str) -> str:
+    """A source with its owner in small letters, as the placeholder for one is not."""
+    owner, slash, rest = source.partition("/")
+    return owner.lower() + slash + rest
+
+
+def source_of(text: str, parts: int) -> str:
+    """OWNER/SLUG, or as many parts as a source has, of an address of Kaggle's or of a name with a prefix."""
+    path = re.sub(r"^(https?://)?(www\.)?kaggle\.com/", "", text.strip())
+    if path == text.strip() and path.split("/")[0] not in PREFIXES:
+        return path
+    owner, place = startup.place_of(startup.KAGGLE + path) or ("", path)
+    return "/".join([*filter(None, [owner]), *place.split("/")][:parts])
 
 
 def check_machine(metadata: dict[str, Any]) -> Iterator[str]:
@@ -169,19 +181,27 @@ def check_needs(kernel: Kernel, metadata: dict[str, Any]) -> Iterator[str]:
 
 
 def attached(metadata: dict[str, Any], *kinds: str) -> list[str]:
-    """The sources of some kinds, as their folders below /kaggle/input are named."""
-    lists = [metadata.get(f"{kind}_sources") for kind in kinds]
-    return [str(source).split("/", 1)[-1] for one in lists if isinstance(one, list) for source in one]
+    """The sources of some kinds: OWNER/NAME, or a competition's NAME."""
+    return [source for kind in kinds for source in metadata.get(f"{kind}_sources") or []]
 
 
 def check_paths(metadata: dict[str, Any], parameters: dict[str, Any]) -> Iterator[str]:
-    """Parameters that name an input which is not attached."""
-    places = attached(metadata, "model", "dataset", "kernel", "competition")
+    """Parameters that name an input which is not attached, in either of Kaggle's layouts."""
+    names = attached(metadata, "model", "dataset", "kernel")
+    inputs = [name.partition("/")[::2] for name in names]
+    inputs += [("", name) for name in attached(metadata, "competition")]
     for key, value in parameters.items():
         for path in value if isinstance(value, list) else [value]:
-            named = isinstance(path, str) and path.startswith("/kaggle/input/")
-            if named and not any(f"/{place}/" in f"{path}/" for place in places):
-                yield f"{key} {path!r} is not among what is attached, {', '.join(places) or 'nothing'}"
+            named = startup.place_of(path) if isinstance(path, str) else None
+            if named and not any(is_in(named, one) for one in inputs):
+                places = ", ".join(place for _, place in inputs) or "nothing"
+                yield f"{key} {path!r} is not among what is attached, {places}"
+
+
+def is_in(named: tuple[str, str], source: tuple[str, str]) -> bool:
+    """Whether a path lies in what is attached; an owner may be left out, or be the placeholder."""
+    owners = {named[0], source[0]} - {"", PLACEHOLDER}
+    return len(owners) < 2 and f"{named[1]}/".lower().startswith(f"{source[1]}/".lower())
 
 
 def check_times(kernel: Kernel, metadata: dict[str, Any], parameters: dict[str, Any]) -> Iterator[str]:
@@ -204,15 +224,15 @@ def check_times(kernel: Kernel, metadata: dict[str, Any], parameters: dict[str, 
             yield f"{key} {seconds!r} is not within the session's {longest:.0f} seconds"
 
 
-def check_settings(shape: str, settings: dict[str, Any]) -> Iterator[str]:
+def check_settings(shape: str | None, settings: dict[str, Any]) -> Iterator[str]:
     """Settings that are none, and vLLM's arguments that the machine cannot run."""
-    try:
-        vllm = validate(settings, "settings", "correct the value").vllm
-    except AimoError as e:
-        yield str(e)
-        return
-    wanted = vllm.get("tensor_parallel_size", 1) * vllm.get("data_parallel_size", 1)
-    wanted *= vllm.get("pipeline_parallel_size", 1)
+    vllm = validate(settings, "settings", "correct the value").vllm
+    sizes = {way: vllm.get(f"{way}_parallel_size", 1) for way in ("tensor", "data", "pipeline")}
+    for way, size in sizes.items():
+        if type(size) is not int or size < 1:
+            yield f"settings: vllm {way}_parallel_size should be a number of GPUs, not {size!r}"
+            return
+    wanted = math.prod(sizes.values())
     if shape in GPUS and wanted > GPUS[shape]:
         yield f"settings want {wanted} GPUs (vllm), machine_shape {shape} has {GPUS[shape]}"
     if shape == "NvidiaTeslaT4":
@@ -221,15 +241,11 @@ def check_settings(shape: str, settings: dict[str, Any]) -> Iterator[str]:
                 yield f"settings: vllm {key} {value} does not run on a T4"
 
 
-def check_profile(shape: str, text: str, overrides: list[str]) -> Iterator[str]:
+def check_profile(shape: str | None, text: str, overrides: list[str]) -> Iterator[str]:
     """The profile in a notebook."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "profile.yaml").write_text(text)
-        try:
-            profile = config.load(Path(folder, "profile.yaml"), overrides)
-        except AimoError as e:
-            yield str(e)
-            return
+        profile = config.load(Path(folder, "profile.yaml"), overrides)
     if shape == "NvidiaTeslaT4" and profile.model.dtype == "bfloat16":
         yield f"profile {profile.profile}: model.dtype bfloat16 does not run on a T4"
     if not profile.trained:
@@ -238,29 +254,47 @@ def check_profile(shape: str, text: str, overrides: list[str]) -> Iterator[str]:
 
 def check_wheels(metadata: dict[str, Any]) -> Iterator[str]:
     """The imports of aimo.inference that no attached wheel holds, as far as their output is here."""
-    for slug in attached(metadata, "kernel", "dataset"):
+    for source in attached(metadata, "kernel", "dataset"):
+        slug = source.rpartition("/")[2]
         manifests = OUTPUT.glob(f"{slug}/[0-9]*/{startup.MANIFEST}")
         newest = max(manifests, key=lambda path: int(path.parent.name), default=None)
         if newest is None:
             continue
-        held = {module for wheel in json.loads(newest.read_text())["wheels"] for module in wheel["modules"]}
+        wheels = read_json(newest, "download the output again").get("wheels", [])
+        held = {module for wheel in wheels for module in wheel["modules"]}
         needed = startup.imports(ROOT.glob("src/aimo/inference/*.py"))
         if lacking := [module for module in needed if module not in held]:
             yield f"no wheel of {slug} holds {', '.join(lacking)} ({newest}); run the kernel `wheels` again"
 
 
 def read_notebook(code: Path) -> tuple[dict[str, Any], str | None]:
-    """The constants that a notebook's cell with the tag `parameters` sets, and the profile it writes."""
-    sources = {}
-    for cell in json.loads(code.read_text())["cells"]:
-        for tag in cell.get("metadata", {}).get("tags", []):
-            sources[tag] = "".join(cell["source"])
+    """The constants that a notebook's cell with the tag `parameters` sets, and the profile it writes.
+
+    AimoError for what is no notebook, one without that cell, and a cell that is not plain Python.
+    """
+    again = "make it again with `aimo kernel build`"
+    cells = read_json(code, again).get("cells")
+    try:
+        sources = {tag: "".join(cell["source"]) for cell in cells for tag in cell["metadata"].get("tags", [])}
+        text = sources["parameters"]
+        assigned = ast.parse(text).body
+    except KeyError as e:
+        if e.args != ("parameters",):
+            raise AimoError(f"code_file {code.name} is no notebook; {again}") from None
+        raise AimoError(f"code_file {code.name} has no cell with the tag `parameters`; {again}") from None
+    except (TypeError, AttributeError):
+        raise AimoError(f"code_file {code.name} is no notebook; {again}") from None
+    except SyntaxError as e:
+        raise AimoError(
+            f"code_file {code.name}: its cell of parameters is not plain Python at line {e.lineno}, "
+            f"{(e.text or '').strip()!r}; correct it, or move what is no assignment to another cell"
+        ) from None
     found = {}
-    for node in ast.parse(sources.get("parameters", "")).body:
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            try:
-                found[node.targets[0].id] = ast.literal_eval(node.value)
-            except ValueError:
-                continue
+    for node in assigned:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        for target in targets:
+            if isinstance(target, ast.Name) and isinstance(node, ast.Assign | ast.AnnAssign) and node.value:
+                with contextlib.suppress(ValueError):
+                    found[target.id] = ast.literal_eval(node.value)
     profile = sources.get("profile")
     return found, profile.partition("\n")[2] if profile else None

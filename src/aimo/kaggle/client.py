@@ -26,14 +26,15 @@ from typing import Any
 import requests
 
 from aimo.errors import AimoError
-from aimo.inference.errors import one_line
-from aimo.kaggle.kaggle_compat import limit_times
+from aimo.inference.errors import one_line, redact
+from aimo.kaggle.kaggle_compat import give_token, limit_times
 
 # Importing the client signs in, and prints a page of help where there is no token.
 with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
     from kaggle.api.kaggle_api_extended import KaggleApi, ResumableUploadContext
 
 TOKENS = "https://www.kaggle.com/settings"
+VARIABLES = ("KAGGLE_API_TOKEN", "KAGGLE_USERNAME", "KAGGLE_KEY")
 TRIES = 4
 """How often a request that changes nothing is made when Kaggle fails or the connection breaks."""
 PAUSE_S = 2.0
@@ -176,7 +177,8 @@ def sign_in(dry_run: bool = False) -> Api:
 
     AimoError without a token, with one that others can read, or one that Kaggle does not accept.
     """
-    source = token_source()
+    token, source = find_token()
+    give_token(token, source)
     api = Api(dry_run)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -186,27 +188,40 @@ def sign_in(dry_run: bool = False) -> Api:
     return api
 
 
-def token_source() -> str:
-    """Where the token is: a file or a variable of the environment."""
-    variable = os.environ.get("KAGGLE_API_TOKEN", "")
-    home = Path("~/.kaggle").expanduser()
-    places = [Path(variable)] if variable else []
-    places += [home / "access_token", home / "access_token.txt", Path(Api.config), home / "credentials.json"]
-    files = [path for path in places if path.is_file()]
+def find_token() -> tuple[str | None, str]:
+    """Return the token, None where it is a user's name and key, and where it is: a file or a variable.
+
+    AimoError without one, for a file that others can read, and for what cannot be a token.
+    """
+    given = {name: os.environ.get(name, "").strip().strip("'\"") for name in VARIABLES}
+    os.environ.update({name: value for name, value in given.items() if value})
+    variable, home = given["KAGGLE_API_TOKEN"], Path("~/.kaggle").expanduser()
+    places = [Path(variable)] if os.path.isfile(variable) else []
+    tokens = [*places, home / "access_token", home / "access_token.txt"]
+    files = [path for path in [*tokens, Path(Api.config), home / "credentials.json"] if path.is_file()]
     for path in files:
         mode = stat.S_IMODE(path.stat().st_mode)
         if mode & 0o077:
             raise AimoError(f"token file {path} is open to others (mode {mode:o}): run `chmod 600 {path}`")
-    if variable and not Path(variable).is_file():
-        return "KAGGLE_API_TOKEN"
-    if files:
-        return str(files[0])
-    if {"KAGGLE_USERNAME", "KAGGLE_KEY"} <= os.environ.keys():
-        return "KAGGLE_USERNAME and KAGGLE_KEY"
-    raise AimoError(
-        f"there is no Kaggle token: make one at {TOKENS}, put it into ~/.kaggle/access_token and run "
-        "`chmod 600 ~/.kaggle/access_token`, or set KAGGLE_API_TOKEN"
-    )
+    if variable and not places:
+        token, source = variable, "KAGGLE_API_TOKEN"
+    elif files and files[0] in tokens:
+        token, source = files[0].read_text(errors="replace").strip(), str(files[0])
+    elif files:
+        return None, str(files[0])
+    elif given["KAGGLE_USERNAME"] and given["KAGGLE_KEY"]:
+        token, source = given["KAGGLE_KEY"], "KAGGLE_USERNAME and KAGGLE_KEY"
+    else:
+        raise AimoError(
+            f"there is no Kaggle token: make one at {TOKENS}, put it into ~/.kaggle/access_token and run "
+            "`chmod 600 ~/.kaggle/access_token`, or set KAGGLE_API_TOKEN"
+        )
+    if not re.fullmatch(r"[!-~]+", token):
+        raise AimoError(
+            f"the token in {source} is empty or has a character that no token has, such as a curly quote "
+            f"or a space: copy it again from {TOKENS}"
+        )
+    return token if source != "KAGGLE_USERNAME and KAGGLE_KEY" else None, source
 
 
 def named_pause(response: Any) -> float:
@@ -265,7 +280,7 @@ def body(error: requests.RequestException) -> dict[str, Any]:
 def explain(error: requests.RequestException) -> AimoError:
     """One line on what Kaggle refused, or what broke, with the remedy."""
     thing = getattr(error, "thing", "Kaggle")
-    said = " ".join(str(body(error).get("message") or error).split())[:200]
+    said = redact(" ".join(str(body(error).get("message") or error).split()))[:200]
     code = status(error)
     match code:
         case None:
@@ -291,7 +306,7 @@ def explain(error: requests.RequestException) -> AimoError:
 
 def refusal(thing: str, said: str) -> AimoError:
     """The error for a reason that Kaggle gives in an answer, with the remedy for a quota that is used up."""
-    reason = " ".join(said.split())
+    reason = redact(" ".join(said.split()))
     remedy = ""
     if re.search(r"\b[GT]PU quota", reason):
         remedy = "; wait until it is renewed: `aimo kaggle login-check` says when"

@@ -36,10 +36,10 @@ def connect(dry_run: bool) -> Any:
 def login_check(dry_run: DryRun = False) -> None:
     """Print whose token is used, and what is left of the week's GPU time."""
     with connect(dry_run) as api:
-        from aimo.kaggle.client import token_source
+        from aimo.kaggle.client import find_token
 
         quota = api.quota_view()
-        print(f"signed in as {api.user}, with {token_source()}")
+        print(f"signed in as {api.user}, with {find_token()[1]}")
         if quota.gpu_quota:
             total = quota.gpu_quota.total_time_allowed.total_seconds() / 3600
             used = quota.gpu_quota.time_used.total_seconds() / 3600

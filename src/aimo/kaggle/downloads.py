@@ -21,6 +21,7 @@ from aimo.errors import AimoError
 from aimo.inference.competitions import COMPETITIONS
 from aimo.inference.errors import one_line
 from aimo.kaggle import client
+from aimo.kaggle.check import source_of
 from aimo.kaggle.client import Api
 from aimo.kaggle.kaggle_compat import TIMEOUT_S
 
@@ -103,7 +104,7 @@ def data(api: Api, competition: str, inputs: Path | None = None) -> Path | None:
     `competition` is aimo1, aimo2, aimo3 or a slug. `inputs` is /kaggle/input, or data/kaggle where that
     cannot be written. None in a dry run.
     """
-    slug = COMPETITIONS[competition].slug if competition in COMPETITIONS else competition
+    slug = COMPETITIONS[competition].slug if competition in COMPETITIONS else source_of(competition, 1)
     request = ApiDownloadDataFilesRequest()
     request.competition_name = slug
     with api.build_kaggle_client() as kaggle:

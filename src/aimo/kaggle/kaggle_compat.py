@@ -1,6 +1,6 @@
-"""Every private name of Kaggle's packages that aimo touches; no other module of this wing uses one.
+"""Every name of Kaggle's packages that aimo reaches into; no other module of this wing does.
 
-Written for kagglesdk 0.1.38. Out of scope: names without an underscore.
+Written for kaggle 2.2.4 and kagglesdk 0.1.38.
 """
 
 from typing import Any
@@ -18,6 +18,18 @@ class Timed(HTTPAdapter):
     def send(self, request: Any, *args: Any, **options: Any) -> requests.Response:
         """Send a request under `TIMEOUT_S`, unless it has a limit of its own."""
         return super().send(request, *args, **options | {"timeout": options.get("timeout") or TIMEOUT_S})
+
+
+def give_token(token: str | None, source: str) -> None:
+    """Make the client use a token. By itself it takes every token for a path first, and fails on a long one.
+
+    https://github.com/Kaggle/kaggle-cli/issues/1188
+    """
+    from kaggle.api import kaggle_api_extended
+    from kagglesdk import kaggle_http_client
+
+    for module in (kaggle_api_extended, kaggle_http_client):
+        module.get_access_token_from_env = lambda: (token, source)
 
 
 def limit_times(http: Any) -> None:

@@ -22,13 +22,14 @@ from kagglesdk.kernels.types.kernels_api_service import (
 from kagglesdk.kernels.types.kernels_enums import KernelWorkerStatus
 
 from aimo.errors import AimoError, StageError
+from aimo.inference import startup
+from aimo.inference.errors import one_line
+from aimo.inference.storage import read_json
 from aimo.kaggle import downloads
-from aimo.kaggle.check import FORMS, OUTPUT, folder_of
+from aimo.kaggle.check import FORMS, OUTPUT, PLACEHOLDER, folder_of, is_in, lower_owner, source_of
 from aimo.kaggle.client import Api, pages, refusal
 from aimo.kaggle.kernels import FOLDER
 
-PLACEHOLDER = "INSERT_YOUR_KAGGLE_NAME"
-"""What stands for the owner in a metadata file; a push puts the token's user there."""
 WAITING = (KernelWorkerStatus.QUEUED, KernelWorkerStatus.NEW_SCRIPT)
 ENDED = (
     KernelWorkerStatus.COMPLETE,
@@ -74,10 +75,7 @@ def read_metadata(folder: Path, owner: str) -> dict[str, Any]:
         raise AimoError(
             f"kernel {folder.name}: there is no {path}; take one of {known}, or a folder that has one"
         )
-    try:
-        return dict(json.loads(path.read_text().replace(PLACEHOLDER, owner)))
-    except ValueError as e:
-        raise AimoError(f"{path} is no JSON object ({e}); mend it") from None
+    return dict(json.loads(json.dumps(read_json(path, "repair the file")).replace(PLACEHOLDER, owner)))
 
 
 def push(api: Api, name: str, model: str | None = None) -> tuple[Version, dict[str, Any]]:
@@ -94,10 +92,11 @@ def push(api: Api, name: str, model: str | None = None) -> tuple[Version, dict[s
     text = code.read_text()
     if model:
         pattern, form = FORMS["model_sources"]
-        if not re.fullmatch(pattern, model):
+        model = source_of(model, 5)
+        if not re.fullmatch(pattern, lower_owner(model)):
             raise AimoError(f"--model {model}: write {form}, such as me/aimo/transformers/default/1")
-        for old in metadata.get("model_sources", []):
-            text = text.replace(mounted(old), mounted(model))
+        for old in metadata.get("model_sources") or []:
+            text = replace_input(text, old, model)
         metadata["model_sources"] = [model]
     with tempfile.TemporaryDirectory() as copy:
         Path(copy, code.name).write_text(text)
@@ -120,9 +119,16 @@ def push(api: Api, name: str, model: str | None = None) -> tuple[Version, dict[s
     return Version(owner, slug, answer.version_number), metadata
 
 
-def mounted(source: str) -> str:
-    """Where a kernel finds a model source."""
-    return f"/kaggle/input/{source.split('/', 1)[1]}"
+def replace_input(text: str, old: str, new: str) -> str:
+    """Put the path of another input in place of each path of an old one, in either of Kaggle's layouts."""
+
+    def replaced(found: re.Match[str]) -> str:
+        named = startup.place_of(found[0])
+        if not named or not is_in(named, old.partition("/")[::2]):
+            return found[0]
+        return f"/kaggle/input/{new.partition('/')[2]}{named[1][len(old.partition('/')[2]) :]}"
+
+    return re.sub(r"/kaggle/input/[\w./-]+", replaced, text)
 
 
 def latest(api: Api, name: str) -> tuple[Version, Any]:
@@ -131,7 +137,7 @@ def latest(api: Api, name: str) -> tuple[Version, Any]:
     `name` is a folder of kernels/, OWNER/SLUG, or a SLUG of the token's user.
     """
     folder = FOLDER / name
-    ref = read_metadata(folder, api.user)["id"] if folder.is_dir() else name
+    ref = str(read_metadata(folder, api.user).get("id")) if folder.is_dir() else source_of(name, 2)
     owner, _, slug = ref.rpartition("/")
     request = ApiGetKernelRequest()
     request.user_name, request.kernel_slug = owner or api.user, slug
@@ -273,6 +279,6 @@ def check_submission(path: Path) -> None:
     try:
         columns = set(pl.read_parquet_schema(path))
     except (pl.exceptions.PolarsError, OSError) as e:
-        raise AimoError(f"{path} is no parquet file ({' '.join(str(e).split())[:100]})") from None
+        raise AimoError(f"{path} is no parquet file ({one_line(e, 100)})") from None
     if not {"id", "answer"} <= columns:
         raise AimoError(f"{path} has the columns {', '.join(sorted(columns))}; it needs id and answer")

@@ -11,6 +11,7 @@ from kagglesdk.kernels.types.kernels_enums import KernelWorkerStatus
 from aimo.errors import AimoError
 from aimo.inference.competitions import COMPETITIONS
 from aimo.kaggle import kernel_runs, records
+from aimo.kaggle.check import source_of
 from aimo.kaggle.client import Api, pages
 from aimo.kaggle.kernel_runs import Version
 
@@ -66,8 +67,8 @@ def submit(api: Api, kernel: str, number: int | None, message: str, competition:
 
 
 def slug_of(competition: str) -> str:
-    """The slug of aimo1, aimo2 or aimo3; any other name is one."""
-    return COMPETITIONS[competition].slug if competition in COMPETITIONS else competition
+    """The slug of aimo1, aimo2 or aimo3, of an address, or the slug itself."""
+    return COMPETITIONS[competition].slug if competition in COMPETITIONS else source_of(competition, 1)
 
 
 def only(competitions: list[str], version: Version) -> str:

@@ -5,7 +5,6 @@ Out of scope: the parts of an upload, which the client sends and resumes.
 
 import functools
 import hashlib
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -36,7 +35,9 @@ from aimo import config
 from aimo.config import ROOT
 from aimo.errors import AimoError
 from aimo.inference.model_folder import check_model_folder
+from aimo.inference.storage import read_json
 from aimo.kaggle import downloads, records
+from aimo.kaggle.check import source_of
 from aimo.kaggle.client import Api, pages, refusal, status
 from aimo.stages import STAGES
 
@@ -78,6 +79,7 @@ def push_version(api: Api, folder: Path, target: str, notes: str, license_name: 
     Model and variation are created, private, under `license_name` and with the model's card, where there are
     none. AimoError when a file did not arrive, or is another one on Kaggle. Costs an upload and a download.
     """
+    target = source_of(target, 4)
     check_model_folder(folder)
     if inner := [path.name for path in folder.iterdir() if path.is_dir()]:
         raise AimoError(
@@ -230,8 +232,8 @@ def push_dataset(api: Api, folder: Path, name: str | None, license_name: str) ->
     """
     if not folder.is_dir():
         raise AimoError(f"dataset {folder}: no such folder")
-    metadata = json.loads((folder / METADATA).read_text()) if (folder / METADATA).is_file() else {}
-    ref = name or metadata.get("id") or folder.resolve().name
+    metadata = read_json(folder / METADATA, "repair the file") if (folder / METADATA).is_file() else {}
+    ref = source_of(str(name or metadata.get("id") or folder.resolve().name), 2)
     owner, _, slug = ref.rpartition("/")
     owner = owner or api.user
     if not 6 <= len(slug) <= 50:
