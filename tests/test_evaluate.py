@@ -1,5 +1,6 @@
 """`aimo evaluate`: benchmarks from files, completions that are kept, figures that follow from them alone."""
 
+import asyncio
 import itertools
 import json
 import os
@@ -12,12 +13,14 @@ import polars as pl
 import pytest
 from conftest import ROOT, TINY
 from model_server import serving
+from scripted import Scripted
 
 from aimo import cli
-from aimo.errors import AimoError
+from aimo.errors import AimoError, EngineError
 from aimo.evaluation import benchmarks, completions, evaluate, leakage, metrics, published, scores
 from aimo.evaluation.benchmarks import Question
 from aimo.evaluation.completions import File, Header, Trace
+from aimo.inference import solver
 from aimo.inference.settings import Prompt, resolve
 
 QUESTIONS = [
@@ -268,6 +271,18 @@ def test_a_server_that_goes_down_costs_nothing_that_has_ended(monkeypatch, capsy
     assert code == 2 and "5 completions are kept" in line and "run the same command again" in line
     _, kept = completions.read(tmp_path / "run/zero.jsonl")
     assert len(kept) == 5
+
+
+def test_an_engine_that_hangs_ends_an_evaluation_in_one_line_and_costs_nothing_that_has_ended(
+    monkeypatch, tmp_path
+):
+    monkeypatch.setattr(solver, "HANG_S", 0.3)
+    monkeypatch.setattr(solver, "HEALTH_CHECK_S", 0.1)
+    sampler = Scripted(lambda number, _: "\\boxed{4}\x03" if number < 4 else asyncio.sleep(1000))
+    file = File(tmp_path / "x.jsonl", header())
+    with pytest.raises(EngineError, match=r"engine failed: .*wrote nothing for 0 s; run the same command"):
+        completions.sample(sampler, file, 2, lambda: None)
+    assert len(completions.read(tmp_path / "x.jsonl")[1]) == 4
 
 
 def test_a_full_disk_costs_one_completion_and_the_rest_is_gone_on_with(

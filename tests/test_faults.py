@@ -1,30 +1,36 @@
-"""No answer is lost: each fault is put into the real engine, with the tiny base, and the real sandbox."""
+"""No answer is lost: faults in the real engine, with the tiny base, in a stand-in for it, in the sandbox."""
 
 import asyncio
+import errno
+import io
 import json
+import os
 import signal
+import sys
 import threading
 import time
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 
 import polars as pl
 import psutil
 import pytest
 from conftest import TINY
+from scripted import Scripted
 
 from aimo.errors import AimoError
-from aimo.inference import gateway, solver, voting
+from aimo.inference import gateway, programs, sandbox, solver, voting
 from aimo.inference.competitions import COMPETITIONS
 from aimo.inference.engine import Engine
 from aimo.inference.gateway import Schedule, answer_file, make_predict
 from aimo.inference.journal import Journal
 from aimo.inference.settings import resolve
-from aimo.inference.solution import Sample
+from aimo.inference.solution import End, Sample, Solution
 from aimo.inference.supervisor import Supervisor
 
 QUESTION = "What is the mean of 3, 4 and 5?"
+PROGRAM = "```python\nimport time; time.sleep(0.8); print(42)\n```\n"
 
 
 def predictor(load, limit_s=400.0, questions=3, **more):
@@ -220,3 +226,177 @@ def test_a_second_question_while_the_first_runs_gets_its_own_answer(engine):
         thread.join()
     assert together.keys() == alone.keys()
     assert sum(together[i] == alone[i] for i in alone) >= 3  # a settled vote may depend on timing
+
+
+# ---- Faults at the border: a stand-in for the model raises what real libraries have raised
+
+
+class PanicException(BaseException):
+    """As pyo3 raises where Rust panics: no Exception."""
+
+
+def right(number, prompt):
+    return "So \\boxed{42}\x03"
+
+
+def failing(error, times=10**9):
+    """A model whose first requests raise."""
+
+    def write(number, prompt):
+        if number < times:
+            raise error
+        return right(number, prompt)
+
+    return write
+
+
+class Broken:
+    """Raises at any use."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def __getattr__(self, name):
+        raise self.error
+
+    __call__ = __iter__ = __getitem__ = lambda self, *_, **__: self.any
+
+
+def journal_that_raises(error, *methods):
+    journal = Journal()
+    for method in methods:
+        setattr(journal, method, Broken(error))
+    return journal
+
+
+def shut(monkeypatch):
+    closed = io.StringIO()
+    closed.close()
+    monkeypatch.setattr(sys, "stdout", closed)
+
+
+ERRORS = [ValueError("bad"), SystemExit(3), PanicException("called `Option::unwrap()` on a `None` value")]
+PANIC = ERRORS[2]
+FAULTS = {  # the answer is 42 where a fault costs a part, 0 where it costs the model
+    **{f"loading raises {type(e).__name__}": (0, {"load": Broken(e)}) for e in ERRORS},
+    **{f"every stream raises {type(e).__name__}": (0, {"write": failing(e)}) for e in ERRORS},
+    **{f"one stream raises {type(e).__name__}": (42, {"write": failing(e, 1)}) for e in ERRORS},
+    "a stream raises CancelledError": (42, {"write": failing(asyncio.CancelledError(), 1)}),
+    "a stream raises MemoryError": (42, {"write": failing(MemoryError(), 1)}),
+    "the tokenizer raises": (0, {"tokenizer": Broken(ValueError("bad"))}),
+    "the tokenizer panics": (0, {"tokenizer": Broken(PANIC)}),
+    "standard output is closed": (42, {"patch": shut}),
+    "print raises": (42, {"patch": lambda m: m.setattr("builtins.print", Broken(PANIC))}),
+    "progress raises": (42, {"patch": lambda m: m.setattr(Schedule, "progress", Broken(PANIC))}),
+    "explain raises": (42, {"patch": lambda m: m.setattr(Solution, "explain", Broken(PANIC))}),
+    "the journal cannot be read": (42, {"journal": journal_that_raises(SystemExit(1), "recall")}),
+    "the journal cannot be written": (42, {"journal": journal_that_raises(PANIC, "add")}),
+    "the journal's disk is gone": (42, {"journal": journal_that_raises(OSError(5, "I/O"), "add", "recall")}),
+    "the time bank raises": (42, {"patch": lambda m: m.setattr(Schedule, "budget", Broken(PANIC))}),
+    "the vote raises": (0, {"patch": lambda m: m.setattr(voting, "next_step", Broken(PANIC))}),
+    "every answer has a surrogate": (42, {"write": lambda *_: "\ud800 \\boxed{42}\x03"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_predict_returns_a_valid_row_whatever_fails(fault, monkeypatch):
+    answer, change = FAULTS[fault]
+    sampler = Scripted(change.get("write", right))
+    sampler.tokenizer = change.get("tokenizer", sampler.tokenizer)
+    load = change.get("load", lambda: sampler)
+    predict = predictor(load, journal=change.get("journal"))
+    with monkeypatch.context() as patch:
+        change.get("patch", lambda _: None)(patch)
+        rows = [predict(pl.Series([f"q{i}"]), pl.Series(["What is \ufffd 6 x 7?"])) for i in range(2)]
+    assert [row.rows() for row in rows] == [[("q0", answer)], [("q1", answer)]]
+
+
+@pytest.mark.parametrize("id_, problem", [("q", "6 x 7"), (5, None), ([], []), (None, float("nan"))])
+def test_predict_takes_whatever_kind_of_value_a_gateway_gives(id_, problem):
+    row = predictor(lambda: Scripted(right))(id_, problem)
+    assert row.columns == ["id", "answer"] and row.shape == (1, 2)
+
+
+def test_a_person_who_interrupts_is_obeyed():
+    predict = predictor(lambda: Scripted(right), journal=journal_that_raises(KeyboardInterrupt(), "recall"))
+    with pytest.raises(KeyboardInterrupt):
+        predict(pl.Series(["q"]), pl.Series(["6 x 7"]))
+
+
+@pytest.mark.parametrize("bad", [{0}, {3}, {1, 4, 6}, {0, 1, 2}])
+def test_samples_that_fail_cost_their_votes_and_not_the_engine(bad):
+    def write(number, prompt):
+        if number in bad:
+            raise ValueError(f"sample {number}")
+        return right(number, prompt)
+
+    sampler, loads, solutions = Scripted(write), [], {}
+    predict = predictor(lambda: loads.append(1) or sampler, solutions=solutions)
+    assert ask(predict) == 42 and len(loads) == 1
+    failed = [sample.index for sample in solutions["q"].samples if sample.end is End.FAILED]
+    assert len(failed) == sum(number in bad for number in range(next(sampler.requests))) > 0
+    assert f"{len(failed)} samples failed: ValueError: sample" in solutions["q"].note
+
+
+def test_an_engine_whose_streams_all_fail_is_replaced_and_no_sample_is_lost():
+    loads, solutions = [], {}
+
+    def load():
+        loads.append(1)
+        return Scripted(failing(RuntimeError("EngineDeadError")) if len(loads) == 1 else right)
+
+    assert ask(predictor(load, solutions=solutions)) == 42 and len(loads) == 2
+    assert solutions["q"].note == "" and all(sample.answer == 42 for sample in solutions["q"].ended)
+
+
+def test_servers_that_go_down_in_the_middle_are_waited_for_and_the_samples_asked_again():
+    loads, solutions = [], {}
+
+    def write(number, prompt):  # three of eight differ, so that no vote is settled before
+        if len(loads) == 1 and number >= 3:
+            raise ConnectionError("refused")
+        return f"\\boxed{{{number}}}\x03" if len(loads) == 1 else right(number, prompt)
+
+    assert ask(predictor(lambda: loads.append(1) or Scripted(write), solutions=solutions)) == 42
+    assert len(loads) == 2 and len({sample.index for sample in solutions["q"].samples}) == len(
+        solutions["q"].samples
+    )
+
+
+def test_a_program_longer_than_the_hang_limit_is_no_hang_and_a_silent_engine_is(monkeypatch):
+    monkeypatch.setattr(solver, "HANG_S", 0.3)
+    monkeypatch.setattr(solver, "HEALTH_CHECK_S", 0.1)
+    sampler = Scripted(lambda number, prompt: right(0, "") if "output" in prompt else PROGRAM, tools=1.0)
+    sampler.settings = replace(sampler.settings, samples=1)
+    loads = []
+    assert ask(predictor(lambda: loads.append(1) or sampler)) == 42 and len(loads) == 1
+    silent = Scripted(lambda *_: asyncio.sleep(1000))
+    monkeypatch.setattr(gateway, "ATTEMPTS", 1)
+    solutions = {}
+    assert ask(predictor(lambda: silent, solutions=solutions)) == 0
+    assert "wrote nothing" in solutions["q"].note
+    silent.queue_s = 0.9
+    begun = time.monotonic()
+    assert ask(predictor(lambda: silent, solutions=solutions)) == 0
+    assert time.monotonic() - begun > 0.9, "a server may queue a stream for so long"
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOSYS, errno.EAGAIN], ids=os.strerror)
+def test_a_sandbox_that_the_system_has_no_room_for_costs_the_programs_and_not_the_samples(
+    number, monkeypatch, capsys
+):
+    monkeypatch.setattr(sandbox, "Session", Broken(OSError(number, os.strerror(number))))
+    monkeypatch.setattr(sandbox, "run", Broken(OSError(number, os.strerror(number))))
+    programs.note_fault.cache_clear()
+    write = lambda number, prompt: right(0, "") if "```output" in prompt else PROGRAM  # noqa: E731
+    for had_sandbox in (True, False):
+        for cached in (programs.pool, programs.has_sandbox):
+            cached.cache_clear()
+        with monkeypatch.context() as patch:
+            if had_sandbox:  # descriptors run out later
+                patch.setattr(solver, "has_sandbox", lambda: True)
+            sampler = Scripted(write if had_sandbox else right, tools=1.0)
+            assert [ask(predictor(lambda: sampler)) for _ in range(2)] == [42, 42]  # noqa: B023
+    assert capsys.readouterr().out.count(os.strerror(number)) == 1
+    programs.pool.cache_clear()
+    programs.has_sandbox.cache_clear()

@@ -203,6 +203,22 @@ def test_a_competition_without_a_server_takes_a_csv_in_the_order_of_its_test_fil
     )
 
 
+def test_the_start_up_counts_against_the_time_limit_except_where_a_person_works(monkeypatch, tmp_path):
+    kaggle_package(monkeypatch, 3)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
+    monkeypatch.setattr(startup, "STARTED", time.monotonic() - 700)
+    monkeypatch.setattr(gateway, "load_engine", lambda *_: None)
+    left = []
+    monkeypatch.setattr(
+        gateway, "answer", lambda supervisor, text, rules, seed, budget, *_: left.append(budget)
+    )
+    gateway.serve("aimo3", str(TINY), "", 1000.0, {})
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
+    gateway.serve("aimo3", str(TINY), "", 1000.0, {})
+    assert sum(left[:3]) < 60 < sum(left[3:]), "of 50 questions"
+
+
 def test_an_unknown_competition_is_named(tmp_path):
     with pytest.raises(AimoError, match="competition 'aimo9' is unknown: use one of aimo1, aimo2, aimo3"):
         gateway.serve("aimo9", str(TINY), str(tmp_path / "t.csv"), 100.0, {})

@@ -15,7 +15,7 @@ from typing import Any
 
 from aimo.errors import AimoError, EngineError
 from aimo.evaluation.benchmarks import Question
-from aimo.inference import ask
+from aimo.inference import ask, solver
 from aimo.inference.errors import one_line
 from aimo.inference.programs import has_sandbox
 from aimo.inference.sampling import Completion, Sampler, sample_seed
@@ -205,11 +205,23 @@ def sample(sampler: Sampler, file: File, num_samples: int, step: Callable[[], No
             step()
 
     async def all_of_them() -> None:
-        tasks = [asyncio.create_task(one(*which)) for which in file.missing(num_samples)]
+        tasks = {asyncio.create_task(one(*which)) for which in file.missing(num_samples)}
+        patience = max(solver.HANG_S, sampler.queue_s) + (settings.tool_seconds if settings.tools else 0)
+        sign, heard = (0, 0), time.monotonic()
         try:
-            await asyncio.gather(*tasks)
+            while tasks:
+                ended, tasks = await asyncio.wait(
+                    tasks, timeout=solver.HEALTH_CHECK_S, return_when=asyncio.FIRST_EXCEPTION
+                )
+                for error in [task.exception() for task in ended]:
+                    if error:
+                        raise error
+                if (now := (sampler.written, len(file.traces))) != sign:
+                    sign, heard = now, time.monotonic()
+                elif time.monotonic() - heard > patience:
+                    raise TimeoutError(f"it wrote nothing for {patience:.0f} s")
         finally:
-            await cancel([task for task in tasks if not task.done()])
+            await cancel(tasks)
 
     try:
         sampler.run(all_of_them())

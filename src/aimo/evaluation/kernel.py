@@ -6,6 +6,7 @@ Out of scope: how good single completions are (`aimo.evaluation.metrics`).
 """
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import polars as pl
 
 from aimo.evaluation.held_out import record_of
-from aimo.inference import competitions, gateway, local_gateway
+from aimo.inference import competitions, gateway, local_gateway, startup
 from aimo.inference.competitions import Competition
 from aimo.inference.errors import AimoError
 from aimo.inference.gateway import Pass
@@ -38,8 +39,9 @@ def evaluate(
 ) -> list[dict[str, Any]]:
     """Answer files of problems (CSV, or JSON lines) as the submission would, and return a row for each.
 
-    The files share `time_limit_s` by their numbers of problems. What is done is written after each file.
-    Raises AimoError for wrong arguments before anything starts, and when the engine does not start.
+    The files share `time_limit_s`, less the start-up, by their numbers of problems. What is done is written
+    after each file. Raises AimoError for wrong arguments before anything starts, and when the engine does
+    not start.
     """
     rules = competitions.find(competition)
     check_model_folder(model)
@@ -56,13 +58,14 @@ def evaluate(
     sections: list[Section] = []
     try:
         supervisor.get()
+        left_s = time_limit_s - (time.monotonic() - startup.begun())
         for file, (table, left_out) in problems.items():
             name = f"{Path(file).parent.name}-{Path(file).stem}"
 
             def open_journal(number: int, name: str = name) -> Journal:
                 return Journal(folder / f"{name}.journal-{number}.jsonl", model, competition, settings)
 
-            limit_s = time_limit_s * len(table) / total
+            limit_s = left_s * len(table) / total
             passes = gateway.answer_table(supervisor, table, rules, limit_s, seed, open_journal)
             rows.append({"file": name} | figures(table, rules, passes) | {"left out": left_out})
             sections += views(name, table, rules, passes)

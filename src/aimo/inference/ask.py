@@ -23,6 +23,10 @@ class Question(Problem):
     def to_answer(self, text: str | None) -> None:
         """Return None: nothing that is written ends the sample."""
 
+    def has_answer(self, text: str) -> bool:
+        """Whether a text holds any answer."""
+        return bool(answers.extract(text, self.sampler.settings.tags))
+
 
 def ask(sampler: Sampler, text: str, seed: int = 0) -> str:
     """Print the first of `settings.samples` samples as it is written, then the vote if there are several.
@@ -52,24 +56,16 @@ async def sample(question: Question) -> list[str]:
     settings = question.sampler.settings
     tools = settings.tools > 0 and has_sandbox()
     streams = [Stream(question, index, 0.0, tools) for index in range(settings.samples)]
-    tasks = [asyncio.create_task(complete(stream)) for stream in streams]
+    tasks = [asyncio.create_task(stream.answer()) for stream in streams]
     shown = ""
     try:
         while not tasks[0].done():
             await asyncio.wait(tasks[:1], timeout=REFRESH_S)
             shown = show(shown, streams[0].text)
-        show(shown, f"{tasks[0].result()}\n\n")
-        return await asyncio.gather(*tasks)
+        show(shown, f"{tasks[0].result().text}\n\n")
+        return [completion.text for completion in await asyncio.gather(*tasks)]
     finally:
         await cancel([task for task in tasks if not task.done()])
-
-
-async def complete(stream: Stream) -> str:
-    """A sample's text; one that is cut off without an answer is asked for it."""
-    completion = await stream.run()
-    if not completion.finished and not answers.extract(completion.text, stream.settings.tags):
-        completion = await stream.force_answer()
-    return completion.text
 
 
 def show(shown: str, text: str) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from aimo.inference import conversations, harmony, prompts
-from aimo.inference.errors import AimoError
+from aimo.inference.errors import AimoError, say
 from aimo.inference.model_folder import (
     REMEDY,
     check_model_folder,
@@ -65,7 +65,7 @@ class Engine:
         settings = settings or resolve(model)
         self.log = None if is_verbose() else new_log()
         note = "" if self.log is None else f"; vLLM's own log is {self.log}"
-        print(f"Loading {self.model.name} with vLLM, which takes half a minute or more{note}", flush=True)
+        say(f"Loading {self.model.name} with vLLM, which takes half a minute or more{note}")
         set_environment()
         with stderr_to(self.log):
             from vllm.lora.request import LoRARequest
@@ -88,7 +88,7 @@ class Engine:
         kv_tokens = planned.cache_config.kv_cache_size_tokens * replicas
         # Most streams end long before the limit: half of it is planned for each, vLLM makes room for more.
         self.streams = max(1, 2 * kv_tokens // self.max_length)
-        print(
+        say(
             f"vLLM: {self.model.name}, context {self.max_length:,} tokens, "
             f"KV cache of {kv_tokens:,}: {self.streams:,} streams at once"
         )
@@ -136,6 +136,8 @@ class Engine:
             self.stop()
             self.loop.stop()
 
+    queue_s = 0.0  # no others ask it
+
     def stop(self) -> None:
         """End vLLM's processes."""
         self.llm.shutdown()
@@ -149,6 +151,12 @@ class Engine:
     def has_died(self) -> bool:
         """Whether vLLM's process is gone."""
         return self.llm.errored
+
+    @property
+    def written(self) -> int:
+        """How many tokens the running streams have."""
+        states = self.llm.output_processor.request_states.values()  # vLLM 0.31 has no public count
+        return sum(state.detokenizer.num_output_tokens() for state in states)
 
     def respawn(self) -> "Engine":
         """Another engine with the same model and settings. Close this one first: it may hold the memory."""

@@ -1,5 +1,6 @@
 """Errors that a user sees as one line instead of a traceback."""
 
+import contextlib
 import difflib
 import os
 import re
@@ -35,6 +36,12 @@ def one_line(error: BaseException, limit: int = 300) -> str:
     """Return an error as one line without secrets, with its type unless it was written for the user."""
     text = redact(" ".join(str(error).split()))[:limit]
     return text if isinstance(error, AimoError) else f"{type(error).__name__}: {text}"
+
+
+def say(text: object) -> None:
+    """Print a line; where the output is closed or its disk is full, go on without it."""
+    with contextlib.suppress(OSError, ValueError):
+        print(text, flush=True)
 
 
 def explain(error: Any, known: Collection[str] = ()) -> str:

@@ -7,11 +7,12 @@ answers is always asked by ours, in the passes of the competition, and scored. O
 answered (`aimo.inference.solver`).
 """
 
+import contextlib
 import importlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ import polars as pl
 from aimo.inference import competitions, local_gateway, startup, timebank
 from aimo.inference.competitions import COMPETITIONS, Competition, read_questions
 from aimo.inference.engine import Engine, set_environment
-from aimo.inference.errors import AimoError, EngineError, one_line
+from aimo.inference.errors import AimoError, EngineError, one_line, say
 from aimo.inference.journal import Journal
 from aimo.inference.local_gateway import Predict
 from aimo.inference.model_folder import check_model_folder
@@ -48,7 +49,7 @@ class Schedule:
 
     rules: Competition
     limit_s: float | None
-    """Seconds for all questions."""
+    """Seconds for all questions, start-up included."""
     questions: int | None
     """Their number, if it is known."""
     asked: int = 0
@@ -92,35 +93,62 @@ def make_predict(
 ) -> Predict:
     """Return the function that Kaggle's gateway calls for each question.
 
-    It takes two Series of length 1 (id, problem) and returns one row of `id` and `answer`. It never raises:
-    whatever goes wrong, the row holds the fallback answer and the reason is printed. `solutions` collects
-    what was found, by id. A failed engine is replaced and the question asked again.
+    It takes two Series of length 1 (id, problem) and returns one row of `id` and `answer`. It raises nothing
+    but a person's KeyboardInterrupt: whatever else goes wrong, the row holds what was voted by then, else the
+    fallback answer, and the reason is printed. `solutions` collects what was found, by id. A failed engine is
+    replaced and the question asked again.
     """
     found = {} if solutions is None else solutions
     kept = journal or Journal()
 
     def predict(id_: Any, problem: Any) -> pl.DataFrame:
-        question_id, solution, begun = "", Solution(), time.monotonic()
-        try:
+        question_id, text, budget, solution = "", "", schedule.rules.answer_limit_s, Solution()
+
+        def keep(entry: Sample | int) -> None:
+            with surviving("the journal"):
+                kept.add(question_id, text, entry)
+
+        with surviving("the question"):
+            question_id = str(first(id_))
+            text = str(first(problem) or "").encode(errors="replace").decode()
             budget = schedule.budget()
-            schedule.asked += 1
-            question_id, text = str(id_[0]), str(problem[0] or "")
+        schedule.asked += 1
+        with surviving("the journal"):
             solution = kept.recall(question_id, text)
-            if solution.stop is not Stop.KNOWN:
-                keep = partial(kept.add, question_id, text)
+        if solution.stop is not Stop.KNOWN:
+            try:
                 answer(supervisor, text, schedule.rules, seed, budget, solution, keep)
-                if solution.votes:  # a fallback is not worth keeping
-                    keep(solution.answer)
-        except Exception as e:  # an exception here would end the whole submission
-            solution = Solution(seconds=time.monotonic() - begun)
-            solution.fail(one_line(e))
+            except KeyboardInterrupt:
+                raise
+            except BaseException as e:
+                solution.fail(one_line(e))
+            if solution.votes:  # a fallback is not worth keeping
+                keep(solution.answer)
         found[question_id] = solution
-        if schedule.asked == 1 and schedule.limit_s is not None:
-            print(f"first answer: {time.monotonic() - startup.STARTED:.1f} s after the start", flush=True)
-        print(f"[{schedule.progress()}] {question_id}: {solution.explain()}", flush=True)
+        with surviving("the report"):
+            if schedule.asked == 1 and schedule.limit_s is not None:
+                print(f"first answer: {time.monotonic() - startup.STARTED:.1f} s after the start", flush=True)
+            print(f"[{schedule.progress()}] {question_id}: {solution.explain()}", flush=True)
         return pl.DataFrame({"id": [question_id], "answer": [solution.answer]})
 
     return predict
+
+
+@contextlib.contextmanager
+def surviving(what: str) -> Iterator[None]:
+    """Print an error of the body instead of raising it: one in `predict` would end the whole submission."""
+    try:
+        yield
+    except KeyboardInterrupt:  # a person's
+        raise
+    except BaseException as e:
+        with contextlib.suppress(BaseException):
+            print(f"{what}: {one_line(e)}", flush=True)
+
+
+def first(values: Any) -> Any:
+    """Return the value of a Series of length 1, of polars or pandas, or the value itself."""
+    return values if values is None or isinstance(values, str | int) else next(iter(values))
 
 
 def answer(
@@ -155,7 +183,7 @@ def answer(
         if i:
             if left is not None and left < MIN_ATTEMPT_S:
                 break
-            print(f"{solution.note}; the question is asked again", flush=True)
+            say(f"{solution.note}; the question is asked again")
         attempt(supervisor, ask, left, solution)
         if solution.stop is not Stop.FAILED:
             break
@@ -174,7 +202,9 @@ def attempt(
         ask(sampler, None if budget_s is None else max(1.0, budget_s - (time.monotonic() - begun)))
     except TimeoutError:
         solution.fail(f"the engine {'hung' if sampler else 'was not ready'} within {budget_s:.0f} s")
-    except Exception as e:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as e:
         solution.fail(one_line(e))
     if sampler and solution.stop is Stop.FAILED:
         supervisor.replace(sampler)
@@ -238,7 +268,7 @@ def write_answers(out: Path, ids: Iterable[str], answers: Mapping[str, int]) -> 
 
 def write_settings(settings: Settings, path: Path) -> None:
     """Print the resolved settings and write them as JSON."""
-    print(f"{settings.describe()}\n", flush=True)
+    say(f"{settings.describe()}\n")
     path.write_text(settings.to_json())
 
 
@@ -280,9 +310,9 @@ def start_engine(model: str, settings: Settings, seed: int, adapter: str | None)
     with startup.step("import of vLLM"), stderr_to(None if is_verbose() else Path(os.devnull)):
         importlib.import_module("vllm")
     try:
-        print(plan_for_this_machine(model, settings), flush=True)
+        say(plan_for_this_machine(model, settings))
     except Exception as e:  # without a plan vLLM still finds out by itself
-        print(one_line(e), flush=True)
+        say(one_line(e))
     with startup.step("start of the engine"):
         return Engine(model, settings, seed=seed, adapter=adapter)
 
@@ -302,18 +332,22 @@ def answer_table(
     limit_s: float,
     seed: int,
     open_journal: Callable[[int], Journal],
+    started: float | None = None,
 ) -> list[Pass]:
     """Answer a table through the local gateway, in as many passes as its answers are scored by.
 
-    A table without answers is asked once. Passes share `limit_s` seconds; each is as a session of its own,
-    with a seed and a journal of its own (`open_journal` takes the number of the pass, from 1).
+    A table without answers is asked once. Passes share `limit_s` seconds from `started` on (None: from now);
+    each is as a session of its own, with a seed and a journal of its own (`open_journal` takes the number of
+    the pass, from 1).
     """
+    started = time.monotonic() if started is None else started
     count = rules.passes if "answer" in table.columns else 1
     passes = []
     for number in range(1, count + 1):
         if count > 1:
             print(f"pass {number} of {count}", flush=True)
-        schedule = Schedule(rules, limit_s / count, len(table))
+        own_start = started + (number - 1) * limit_s / count  # what a pass saves, or loses, is the next one's
+        schedule = Schedule(rules, limit_s / count, len(table), started=own_start)
         solutions: dict[str, Solution] = {}
         predict = make_predict(schedule, supervisor, seed + number - 1, solutions, open_journal(number))
         answers = dict(local_gateway.ask_each(predict, table, rules, seed + number - 1))
@@ -374,11 +408,11 @@ def serve(
         if not os.getenv("KAGGLE_IS_COMPETITION_RERUN"):
             supervisor.get()  # a trial run ends with a model that does not load, a rerun takes fallbacks
         if not rerun and (server_class is None or golds):
-            passes = answer_table(supervisor, table, rules, time_limit_s, seed, open_journal)
+            passes = answer_table(supervisor, table, rules, time_limit_s, seed, open_journal, startup.begun())
             write_answers(Path(rules.submission), table["id"], passes[0].answers)
             solutions = passes[0].solutions
         else:
-            schedule = Schedule(rules, time_limit_s, len(table) or None)
+            schedule = Schedule(rules, time_limit_s, len(table) or None, started=startup.begun())
             server = server_class(make_predict(schedule, supervisor, seed, solutions, open_journal()))
             server.serve() if rerun else server.run_local_gateway((str(test_csv),))
     finally:

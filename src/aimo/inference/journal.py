@@ -114,7 +114,7 @@ class Journal:
         if not isinstance(entry.value, Sample):
             solution.answer = entry.value
             solution.stop, solution.note = Stop.KNOWN, "from the journal"
-        elif entry.value.end is not End.STOPPED:  # a stopped one may be sampled again
+        elif entry.value.end not in (End.STOPPED, End.FAILED):  # those may be sampled again
             solution.samples.append(entry.value)
         return True
 

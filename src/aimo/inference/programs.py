@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from aimo.inference import sandbox
-from aimo.inference.errors import AimoError
+from aimo.inference.errors import one_line, say
 
 READY = 16  # sessions kept ready: as many as samples run at a time by default
 OUTPUT_CHARS = 4000  # of a program's output that the model reads; the middle of longer output is left out
@@ -61,7 +61,8 @@ def pool(seconds: float) -> Pool:
 class Programs:
     """The programs of one sample; variables are kept from one to the next.
 
-    A sandbox that fails becomes the program's output, so that it costs the turn and not the sample.
+    A sandbox that fails, without memory or file descriptors too, becomes the program's output: it costs
+    the turn and not the sample.
     """
 
     def __init__(self, seconds: float):
@@ -74,8 +75,9 @@ class Programs:
         try:
             self.session = self.session or pool(self.seconds).take()
             result = self.session.run(code)
-        except AimoError as e:
-            return Output(str(e), ok=False)
+        except Exception as e:
+            note_fault(one_line(e))
+            return Output(f"{one_line(e)}; continue without programs", ok=False)
         return Output((result.stdout + result.error).strip(), result.ok)
 
     def close(self) -> None:
@@ -95,8 +97,14 @@ def has_sandbox() -> bool:
     """Return whether programs can run here; print once which limits of the sandbox are not enforced."""
     try:
         lacking = [what for what, holds in sandbox.enforced().items() if not holds]
-    except AimoError as e:
-        print(f"{e}; samples go on without tools")
+    except Exception as e:
+        note_fault(one_line(e))
         return False
-    print(f"Sandbox: {'not enforced here: ' + ', '.join(lacking) if lacking else 'every limit is enforced'}.")
+    say(f"Sandbox: {'not enforced here: ' + ', '.join(lacking) if lacking else 'every limit is enforced'}.")
     return True
+
+
+@functools.cache
+def note_fault(fault: str) -> None:
+    """Print what is wrong with the sandbox, each fault once."""
+    say(f"{fault}; samples go on without tools")

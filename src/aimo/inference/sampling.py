@@ -67,6 +67,8 @@ class Sampler(Protocol):
     """Tokens of prompt and completion together."""
     streams: int
     """How many streams it runs at a time; more of them wait."""
+    queue_s: float
+    """Seconds that a stream may have to wait for its first token because others ask too."""
 
     def encode(self, problem: str, index: int = 0, rules: str = "") -> list[int]:
         """Token ids of the prompt that the `index`-th sample of `problem` starts from.
@@ -81,6 +83,10 @@ class Sampler(Protocol):
 
     def run(self, coroutine: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
         """Run a coroutine on the sampler's event loop, from any other thread. AimoError when it is closed."""
+
+    @property
+    def written(self) -> int:
+        """A number that changes while any stream is written to: a sign of life."""
 
     @property
     def has_died(self) -> bool:

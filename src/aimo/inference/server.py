@@ -44,6 +44,7 @@ class Server:
         self.keeps_special_tokens = prompts.keeps_special_tokens(self.tokenizer, settings)
         self.settings = settings
         self.streams = sys.maxsize  # the servers queue what they cannot hold
+        self.written = 0
         self.urls = [url.rstrip("/").removesuffix("/v1") for url in urls]
         self.loop, self.requests = BackgroundLoop(), itertools.count()
         self.clients = [
@@ -100,6 +101,7 @@ class Server:
         return self.loop.run(coroutine, timeout)
 
     has_died = False  # `sample` raises when every server is down
+    queue_s = 600.0
 
     def respawn(self) -> "Server":
         """Connect again to the servers that answer. AimoError when none does."""
@@ -160,6 +162,7 @@ class Server:
         entropies: list[float] = []
         async with events:
             async for event in events:
+                self.written += 1
                 for choice in event.choices:
                     text += choice.text
                     ids += getattr(choice, "token_ids", None) or []  # vLLM's own field

@@ -125,8 +125,8 @@ class Settings:
     """The share of samples whose Python is run in the sandbox, and its output fed back."""
     tool_turns: Positive = 128
     """How many programs of a sample are run."""
-    tool_seconds: Annotated[float, Field(gt=0)] = 6.0
-    """Seconds that a program may take."""
+    tool_seconds: Annotated[float, Field(gt=0, le=600)] = 6.0
+    """Seconds that a program may take, at most 600."""
     tool_parser: str | None = None
     """vLLM's parser of the model's own tool calls (`hermes` for Qwen); null runs its fenced Python blocks."""
     weight: Literal["equal", "length", "logprob", "tail_logprob", "entropy", "tail_entropy", "ties"] = "equal"

@@ -29,6 +29,8 @@ class End(StrEnum):
     """The time of the question was over."""
     STOPPED = "stopped"
     """Sampling stopped before it ended; it has no vote."""
+    FAILED = "failed"
+    """An error ended it; it has no vote."""
 
 
 @dataclass
@@ -80,7 +82,7 @@ class Solution:
     @property
     def ended(self) -> list[Sample]:
         """The samples that have a vote if they have an answer."""
-        return [sample for sample in self.samples if sample.end is not End.STOPPED]
+        return [sample for sample in self.samples if sample.end not in (End.STOPPED, End.FAILED)]
 
     @property
     def tally(self) -> list[voting.Row]:

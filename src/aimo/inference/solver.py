@@ -7,7 +7,7 @@ A share of the samples may run Python in the sandbox. Out of scope: dividing the
 import asyncio
 import math
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from aimo.inference.voting import Stop
 
 HEALTH_CHECK_S = 2.0  # between two checks of the engine: streams of a dead one may wait for ever
 HANG_S = 60.0  # without a token from any stream: the engine hangs
+IN_A_ROW = 4  # samples that fail one after the other, until none runs: the engine failed, not the samples
 FORCED_ANSWER_S = 5.0  # of a budget, or a tenth of it, reserved for forced answers
 OVERTIME_S = 30.0  # after the budget, an event loop that has not returned is abandoned
 
@@ -69,14 +70,22 @@ class Question:
         self.solution, self.keep = solution, keep
         tools = problem.sampler.settings.tools
         self.tools = tools if tools and has_sandbox() else 0.0
-        self.running: dict[asyncio.Task[Completion], Stream] = {}
-        self.begun = self.heard = time.monotonic()
+        self.running: dict[asyncio.Task[Sample], Stream] = {}
+        self.lost: list[Sample] = []
+        """Samples that an error ended. Another engine asks them again; this one's are recorded at the end."""
+        self.fault, self.in_a_row = "", 0
+        """The last error of a sample, and how many have failed since one ended well."""
+        self.begun = time.monotonic()
         self.earlier = solution.seconds
 
     async def ask(self, num_samples: int, budget_s: float, policy: voting.Policy) -> None:
         """Sample until the vote needs no more or the time is over, and record it in the solution."""
         solution = self.solution
-        solution.stop, solution.note = None, self.problem.fault()
+        solution.stop = None
+        try:
+            solution.note = self.problem.fault()
+        except BaseException as e:  # a tokenizer or a template does not take this problem, or panics
+            solution.note = one_line(e)
         if solution.note:
             return
         policy = replace(policy, in_flight=min(policy.in_flight, self.sampler.streams))
@@ -97,12 +106,17 @@ class Question:
             solution.stop = step.stop
             if step.stop is Stop.DEADLINE:
                 if not solution.ended and not any(stream.text for stream in self.running.values()):
-                    return solution.fail("the engine wrote nothing")
+                    return solution.fail(self.fault or "the engine wrote nothing")
                 solution.note = "time ran out"
                 await self.force_answers(reserve)
-            for stream in self.running.values():
-                self.record(stream.stopped(self.now()))
-        except Exception as e:
+            for sample in [*self.lost, *(s.cut(End.STOPPED, self.now()) for s in self.running.values())]:
+                self.record(sample)
+            if self.lost:
+                note = f"{len(self.lost)} samples failed: {self.fault}"
+                solution.note = ", ".join(filter(None, [solution.note, note]))
+        except (asyncio.CancelledError, GeneratorExit):
+            raise
+        except BaseException as e:  # the loop's thread would end with SystemExit
             solution.fail(one_line(e))
         finally:
             await cancel(self.running)
@@ -130,41 +144,65 @@ class Question:
         # Spread evenly: every second sample has tools at a share of a half.
         with_tools = int((index + 1) * self.tools) > int(index * self.tools)
         stream = Stream(self.problem, index, self.now(), with_tools)
-        self.running[asyncio.create_task(stream.run())] = stream
+        self.running[asyncio.create_task(self.sample(stream, stream.answer()))] = stream
+
+    async def sample(self, stream: Stream, work: Awaitable[Completion]) -> Sample:
+        """Return the sample that a stream's work ends in: without a vote where that raises."""
+        try:
+            return stream.sample(await work, self.now())
+        except (asyncio.CancelledError, GeneratorExit):
+            raise
+        except BaseException as e:  # the loop's thread would end with SystemExit
+            self.fault = one_line(e)
+            return stream.cut(End.FAILED, self.now())
 
     async def advance(self, timeout: float) -> None:
         """Wait until a sample ends, at most `timeout` seconds, and record those that have ended."""
         done, _ = await asyncio.wait(
             self.running, timeout=max(0.0, timeout), return_when=asyncio.FIRST_COMPLETED
         )
-        self.heard = max([self.heard, *(stream.heard for stream in self.running.values())])
         for task in done:
-            stream = self.running.pop(task)
-            completion = await task
-            end = End.FINISHED if completion.finished else stream.end or End.TOKENS
-            if end is End.TOKENS and self.problem.read(completion.text) is None:
-                completion = await stream.force_answer()
-            self.record(stream.sample(completion, end, self.now()))
+            del self.running[task]
+        for sample in sorted((task.result() for task in done), key=lambda sample: sample.end_s):
+            self.take(sample)
+
+    def take(self, sample: Sample) -> None:
+        """Record a sample that has ended, or set one aside that has failed."""
+        if sample.end is End.FAILED:
+            self.in_a_row += 1
+            self.lost.append(sample)
+        else:
+            self.in_a_row = 0
+            self.record(sample)
 
     def failure(self) -> str:
         """Return what is wrong with the engine; empty when it works."""
         if self.sampler.has_died:
             return "the engine died"
-        if self.running and time.monotonic() - self.heard > HANG_S:
+        if not self.running and self.in_a_row >= min(IN_A_ROW, len(self.lost) + len(self.solution.ended)):
+            return self.fault
+        if self.running and all(self.is_silent(stream) for stream in self.running.values()):
             return f"the engine wrote nothing for {HANG_S:.0f} s"
         return ""
+
+    def is_silent(self, stream: Stream) -> bool:
+        """Whether a stream has written nothing for so long that the engine may hang."""
+        limit = max(HANG_S, self.sampler.queue_s) if stream.waits else HANG_S
+        return not stream.runs_program and time.monotonic() - stream.heard > limit
 
     async def force_answers(self, seconds: float) -> None:
         """Stop all samples and record the answer that each gives at once."""
         streams = [stream for stream in self.running.values() if stream.text]
         await cancel(self.running)
         self.running.clear()
-        forced = {asyncio.create_task(stream.force_answer()): stream for stream in streams}
+        for stream in streams:
+            stream.end = End.TIME
+        forced = [asyncio.create_task(self.sample(stream, stream.force_answer())) for stream in streams]
         if forced:
             done, late = await asyncio.wait(forced, timeout=seconds)
             await cancel(late)
             for task in done:
-                self.record(forced[task].sample(task.result(), End.TIME, self.now()))
+                self.take(task.result())
 
     def record(self, sample: Sample) -> None:
         """Add a sample to the solution, and keep it."""

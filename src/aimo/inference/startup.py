@@ -24,9 +24,9 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-from aimo.inference.errors import AimoError, one_line
+from aimo.inference.errors import AimoError, one_line, say
 
-STARTED = time.monotonic()  # a kernel imports this module first
+STARTED = time.monotonic()  # a kernel imports this module first; all of its time counts from here
 INPUTS = Path(os.environ.get("KAGGLE_INPUT", "/kaggle/input"))  # where what is attached lies
 KAGGLE = "https://www.kaggle.com/"
 MANIFEST = "wheels.json"  # beside attached wheels, with the hash of each
@@ -77,12 +77,17 @@ def find_input(path: Any, inputs: Path = INPUTS) -> Any:
     return path
 
 
+def begun() -> float:
+    """Return when the session began, on the monotonic clock: now, where a person works in it."""
+    return time.monotonic() if os.getenv("KAGGLE_KERNEL_RUN_TYPE") == "Interactive" else STARTED
+
+
 @contextlib.contextmanager
 def step(name: str) -> Iterator[None]:
     """Print how long the body took, unless it raised."""
     begun = time.monotonic()
     yield
-    print(f"{name}: {time.monotonic() - begun:.1f} s", flush=True)
+    say(f"{name}: {time.monotonic() - begun:.1f} s")
 
 
 def read_ahead(model: str | Path) -> Thread:

@@ -47,6 +47,7 @@ class Problem:
         """Return why the problem cannot be asked; empty when it can."""
         if not self.text.strip():
             return "the problem is empty"
+        self.begin(0, with_tools=self.sampler.settings.tools > 0)  # raises where the template does
         tokens, limit = len(self.begin(0, with_tools=False).prompt()), self.sampler.max_length
         if tokens + MIN_TOKENS > limit:
             return f"the problem's {tokens} tokens do not fit the model's {limit}"
@@ -55,6 +56,10 @@ class Problem:
     def read(self, text: str) -> int | None:
         """Return the answer in a text, or None when there is none within low…high."""
         return self.to_answer(answers.extract(text, self.sampler.settings.tags))
+
+    def has_answer(self, text: str) -> bool:
+        """Whether a text holds an answer."""
+        return self.read(text) is not None
 
     def to_answer(self, text: str | None) -> int | None:
         """Return the integer within low…high that a text states, reduced by the modulus, or None."""
@@ -88,7 +93,20 @@ class Stream:
         """Characters at the last check whether it is over."""
         self.heard = time.monotonic()
         """When it last wrote something."""
+        self.waits = self.runs_program = False
+        """Whether it waits for the first token of a turn, or for a program."""
         self.end: End | None = None
+
+    async def answer(self) -> Completion:
+        """Sample to the end, and force an answer where the model has given none."""
+        completion = await self.run()
+        if completion.finished:
+            self.end = End.FINISHED
+        elif self.end is None:
+            self.end = End.TOKENS
+        if self.end in (End.FINISHED, End.TOKENS) and not self.problem.has_answer(completion.text):
+            completion = await self.force_answer()
+        return completion
 
     async def run(self) -> Completion:
         """Sample until the model, `update` or the token limit ends it."""
@@ -100,8 +118,9 @@ class Stream:
                     # A sample that asks for a program which is not run has not come to its end.
                     finished = self.turn.finished and call is None
                     return replace(self.earlier + self.turn, text=self.text, finished=finished)
+                self.runs_program = True
                 result = await asyncio.to_thread(programs.run, call.code)
-                self.heard = time.monotonic()
+                self.heard, self.runs_program = time.monotonic(), False
                 self.errors += not result.ok
                 last_line = (result.shown.splitlines() or [""])[-1]
                 self.results.append(self.problem.to_answer(last_line))
@@ -118,6 +137,7 @@ class Stream:
         )
         if room >= MIN_TOKENS:
             limited = replace(self.settings, max_tokens=room)
+            self.waits = True
             self.turn = await self.sampler.sample(self.turn_prompt, self.seed, limited, self.update)
 
     def begin_message(self) -> None:
@@ -142,7 +162,7 @@ class Stream:
 
     def update(self, turn: str, ids: list[int]) -> bool:
         """Record what the present turn has written so far, and return whether to end it now."""
-        self.heard = time.monotonic()
+        self.heard, self.waits = time.monotonic(), False
         self.turn = Completion(turn, ids, False)
         if len(self.text) - self.checked < CHECK_EVERY and not self.text.endswith(("}", ">", "```")):
             return False
@@ -165,6 +185,7 @@ class Stream:
 
     async def force_answer(self) -> Completion:
         """Return what the sample wrote, and the answer that the model gives when it has to answer at once."""
+        self.heard, self.waits = time.monotonic(), True
         text, written = self.text, self.turn.token_ids
         if self.turn.finished:  # by a token that ends the turn
             written = written[:-1]
@@ -193,12 +214,12 @@ class Stream:
             weight *= voting.by_prior(answer, self.problem.text)
         return answer, weight
 
-    def sample(self, completion: Completion, end: End, end_s: float) -> Sample:
+    def sample(self, completion: Completion, end_s: float) -> Sample:
         """Return the sample that has ended with a completion."""
         answer, weight = self.vote(completion)
         logprobs, entropies = completion.logprobs, completion.entropies
         sample = replace(
-            self.record(completion, end, answer, weight, end_s),
+            self.record(completion, self.end or End.TOKENS, answer, weight, end_s),
             logprob=mean(logprobs),
             tail_logprob=mean(logprobs[-TAIL:]),
             entropy=mean(entropies),
@@ -207,9 +228,9 @@ class Stream:
         sample.weight *= voting.weigh(sample, self.settings.weight)
         return sample
 
-    def stopped(self, end_s: float) -> Sample:
-        """Return the sample as it is when sampling stops before it has ended."""
-        return self.record(replace(self.earlier + self.turn, text=self.text), End.STOPPED, None, 0.0, end_s)
+    def cut(self, end: End, end_s: float) -> Sample:
+        """Return the sample as it is when it is stopped, or fails, before it has ended."""
+        return self.record(replace(self.earlier + self.turn, text=self.text), end, None, 0.0, end_s)
 
     def record(
         self, completion: Completion, end: End, answer: int | None, weight: float, end_s: float

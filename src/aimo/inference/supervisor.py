@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from threading import Thread
 
+from aimo.inference.errors import one_line
 from aimo.inference.sampling import Sampler, result_of
 
 CLOSE_S = 30  # for a failed engine to release its memory
@@ -47,9 +48,9 @@ class Supervisor:
         while not loaded.done():
             try:
                 loaded.set_result(self.load())
-            except BaseException as e:
+            except BaseException as e:  # a library may raise SystemExit, or what Rust panics with
                 if time.monotonic() >= end:
-                    loaded.set_exception(e)
+                    loaded.set_exception(e if isinstance(e, Exception) else RuntimeError(one_line(e)))
                 else:
                     time.sleep(RETRY_S)
 
