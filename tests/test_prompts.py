@@ -240,6 +240,46 @@ def test_several_templates_without_a_default_are_refused_in_one_line(tmp_path, l
         load(model)
 
 
+CALLS = "{%- for c in m.tool_calls or [] -%}<call>{{ c.function | tojson }}</call>{%- endfor -%}"
+SAID = "{%- if m.role == 'tool' -%}<output>{{ m.content | tojson }}</output>"
+SAID += "{%- else -%}{{ m.content }}{%- endif -%}"
+ONLY_LAST = "{%- if m.role == 'assistant' and loop.last -%}<think>\n\n</think>{%- endif -%}"
+NO_THOUGHTS = SAID.replace("m.content }}{%- endif", "m.content.split('</think>')[-1] }}{%- endif")
+
+
+@pytest.mark.parametrize(
+    "turn, end",
+    [
+        (SAID, "<|endoftext|>"),
+        (NO_THOUGHTS, "<|endoftext|>"),  # DeepSeek-R1
+        (ONLY_LAST + NO_THOUGHTS, "<|endoftext|>"),  # Qwen3
+        (SAID, "{{ '<|eom|>' if m.tool_calls else '<|endoftext|>' }}"),  # Llama 3
+    ],
+)
+@pytest.mark.parametrize("stopped", [False, True])
+def test_the_prompt_after_a_call_continues_what_was_sampled_to_the_token(sampler, turn, end, stopped):
+    from aimo.inference.tools import Call, ToolCalls
+
+    talk_template = "{%- for m in messages -%}[{{ m.role }}]" + turn + CALLS + end + "{%- endfor -%}"
+    model = sampler(TOOLS + talk_template + "{%- if add_generation_prompt -%}[assistant]<think>{%- endif -%}")
+    tokenizer = model.tokenizer
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|eom|>"]})
+    talk = ToolCalls(model, "1?")
+    for thought in "Hm.", "Hm, again.":
+        code = {"name": "python", "arguments": {"code": "print(1)"}}
+        text = f"{thought}</think><call>{json.dumps(code)}</call>"
+        written = text if stopped else text + tokenizer.eos_token
+        sampled = tokenizer.encode(written, add_special_tokens=False)
+        message = {"role": "assistant", "content": f"{thought}</think>", "tool_calls": [{"function": code}]}
+        before = talk.prompt()
+        talk.reply(Call("print(1)", text, sampled, message), "1\n")
+        assert talk.prompt()[: len(before) + len(sampled)] == [*before, *sampled]
+        added = tokenizer.decode(talk.prompt()[len(before) + len(sampled) :])
+        sent = '[tool]<output>"1\\n"</output><|endoftext|>[assistant]<think>'
+        ending = ("<|eom|>" if "eom" in end else "<|endoftext|>") if stopped else ""
+        assert added == ending + sent
+
+
 TALK = "{%- for m in messages -%}[{{ m.role }}]{{ m.content }}{%- endfor -%}"
 TOOLS = "{%- if tools -%}[tools]{%- endif -%}"
 THINKING = "{%- if enable_thinking is defined and not enable_thinking -%}<think>\n\n</think>\n\n{%- endif -%}"

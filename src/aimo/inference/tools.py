@@ -123,6 +123,8 @@ class FencedBlocks(Chat):
         self.ids = [*self.ids, *call.ids, *self.tokenizer.encode(result, add_special_tokens=False)]
 
 
+CALL, OUTPUT = "aimoscallstandshere", "aimosoutputstandshere"
+"""Stand for a program and its output in a conversation that is rendered to see what is between them."""
 OWN_FORMATS: dict[str | None, type[Chat]] = {None: FencedBlocks}
 """The formats of calls that are read here, by `inference.tool_parser`; others are parsers of vLLM's."""
 
@@ -151,18 +153,33 @@ class ToolCalls(Chat):
         return find_tool_call(self.parser, turn)
 
     def reply(self, call: Call, output: str) -> None:
-        """Add the call and its output to the conversation; the turn's own tokens stay."""
-        name = call.message["tool_calls"][0]["function"]["name"]
+        """Add the call and its output to the conversation; what was sampled stays to the token.
+
+        A template may leave out the thoughts of earlier turns: only what it puts after the call is taken.
+        """
+        function = call.message["tool_calls"][0]["function"]
+        marked = {"type": "function", "function": function | {"arguments": {"code": CALL}}}
+        asked = [*self.messages, {"role": "assistant", "content": "", "tool_calls": [marked]}]
+        result = {"role": "tool", "name": function["name"]}
         content = escape_special_tokens(self.tokenizer, output)
-        called = [*self.messages, call.message]
-        self.messages = [*called, {"role": "tool", "name": name, "content": content}]
-        before, now = self.render(called, ask=False), self.render(self.messages)
-        end = self.tokenizer.decode(call.ids[-1:])
-        if now.startswith(before) and end and end in before:
-            result = now[before.rindex(end) + len(end) :]
-            self.ids = [*self.ids, *call.ids, *self.tokenizer.encode(result, add_special_tokens=False)]
-        else:  # the template shows earlier turns in another way once there are later ones
-            self.ids = self.tokenizer.encode(now, add_special_tokens=False)
+        self.messages = [*self.messages, call.message, result | {"content": content}]
+        # What the template writes from the call on, up to its output and with it.
+        between, shown = (
+            self.render([*asked, result | {"content": text}]).partition(CALL)[2] for text in (OUTPUT, content)
+        )
+        between = between.partition(OUTPUT)[0]
+        added = self.tokenizer.added_tokens_decoder
+        special = {
+            i: token.content for i, token in added.items() if token.special and token.content in between
+        }
+        sampled_end = added[call.ids[-1]].special if call.ids and call.ids[-1] in added else False
+        end = special.get(call.ids[-1]) if sampled_end else None
+        end = end or min(special.values(), key=between.index, default=None)
+        if end:
+            rest = shown[between.index(end) + (len(end) if sampled_end else 0) :]
+            self.ids = [*self.ids, *call.ids, *self.tokenizer.encode(rest, add_special_tokens=False)]
+        else:  # nothing tells where the turn ends
+            self.ids = self.tokenizer.encode(self.render(self.messages), add_special_tokens=False)
         self.text += f"{call.turn}\n```output\n{output}\n```\n"
 
 
