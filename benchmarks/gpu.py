@@ -493,7 +493,7 @@ def last_error(text: str) -> str:
 
 def report(checks: list[Check], folder: Path) -> dict[str, Any]:
     """Write the page and its figures: what failed, with the end of its log, what passed, what was skipped."""
-    from aimo.report import index, page, tables
+    from aimo.report import page, pages, tables
 
     sections, counts = [], {}
     for state in ("failed", "passed", "skipped"):
@@ -512,7 +512,7 @@ def report(checks: list[Check], folder: Path) -> dict[str, Any]:
         "checks": [{key: getattr(check, key) for key in keys} for check in checks],
     }
     storage.write_json(folder / "gpu-check.json", result)
-    index.write(folder)
+    pages.write_index(folder)
     return result
 
 

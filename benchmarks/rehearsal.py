@@ -41,7 +41,7 @@ from aimo.data import builtin
 from aimo.inference import local_gateway
 from aimo.inference.competitions import COMPETITIONS
 from aimo.kaggle import kernels
-from aimo.report import index, page, tables
+from aimo.report import page, pages, tables
 from aimo.report.page import Section
 
 RULES = COMPETITIONS["aimo3"]
@@ -256,7 +256,7 @@ class Rehearsal:
         page.write(self.out / "rehearsal.html", "A dress rehearsal", lead, [head, *self.sections])
         record = {"headline": lead, "seconds": seconds, "steps": [row | {"left": ""} for row in self.rows]}
         (self.out / "rehearsal.json").write_text(json.dumps(record, indent=1) + "\n")
-        index.write(self.out)
+        pages.write_index(self.out)
 
 
 def empty(folder: Path) -> None:

@@ -24,7 +24,7 @@ overrides = []  # keys of the profile to change, each as KEY=VALUE
 # %%
 from aimo import runs
 from aimo.data import distillation, rejection
-from aimo.report import distillation_page, plots, tables
+from aimo.report import pages, plots, tables
 
 run = runs.begin("distil", profile, run_dir, overrides)
 
@@ -58,7 +58,7 @@ tables.table(found.kept.head(3).to_dicts())
 
 # %%
 bounds = run.profile.distil.reject.pass_rate
-distillation_page.write(run.dir / "distillation.html", run.profile.profile, found, bounds)
+pages.write_distillation(run.dir / "distillation.html", run.profile.profile, found, bounds)
 run.finish(
     kept=len(found.kept),
     problems=len(found.problems),

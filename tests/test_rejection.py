@@ -138,15 +138,15 @@ def test_the_source_distil_is_what_the_stage_has_kept(tmp_path):
 
 @pytest.mark.slow
 def test_the_page_of_a_distillation_works_in_a_browser(tmp_path):
-    from test_pages import browse
+    from test_pages import check
 
-    from aimo.report import distillation_page
+    from aimo.report import pages
 
     texts = ["so $1 + 1 = 2$ and \\boxed{2}", "\\boxed{2}", "\\boxed{3}"]
     found = rejection.reject(
         rows(*((f"{i} $+ 1$?", "2", text, None) for i in range(3) for text in texts)), Reject()
     )
-    count = browse(distillation_page.write(tmp_path / "page.html", "teacher", found, (0.0, 1.0)), 500)
+    count = check(pages.write_distillation(tmp_path / "page.html", "teacher", found, (0.0, 1.0)), 500)
     assert not count["wide"] and count["tables"] == 2 and count["details"] == 6 and count["formulas"] >= 6
     assert (
         json.loads((tmp_path / "page.json").read_text())["headline"] == "6 completions kept, pass rate 0.667"

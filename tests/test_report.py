@@ -7,7 +7,7 @@ import re
 import polars as pl
 import pytest
 
-from aimo.report import plots, run_page, tables
+from aimo.report import pages, plots, tables
 
 FIGURES = {"format": 1.0, "pass@1": 0.5, "maj@4": 0.75, "mean_tokens": 20.0}
 MAJORITY = {"1": 0.5, "2": 0.6, "4": 0.75}
@@ -79,7 +79,7 @@ def make_run(folder, trained=(), heldout=False, solutions=(), gold=True):
 
 def titles(folder):
     """The titles of the report's sections, in order."""
-    text = run_page.write(folder).read_text()
+    text = pages.write_run(folder).read_text()
     return [html.unescape(title) for title in re.findall(r"<h2>(.*?)</h2>", text)]
 
 
@@ -115,20 +115,20 @@ def test_the_report_shows_what_the_run_has_made_and_leaves_out_the_rest(tmp_path
 
 
 def test_a_model_appears_with_its_label_and_its_figures(tmp_path):
-    text = run_page.write(make_run(tmp_path / "run", trained=["dpo"], heldout=True)).read_text()
+    text = pages.write_run(make_run(tmp_path / "run", trained=["dpo"], heldout=True)).read_text()
     for part in ("base, prompted in the format", "after DPO", "0.75", "said by base", "said by dpo"):
         assert part in text
     assert "after GRPO" not in text
 
 
 def test_the_report_names_the_score_the_fallbacks_the_settings_and_the_speed(tmp_path):
-    text = run_page.write(make_run(tmp_path / "run", ["sft"], solutions=[ANSWERED, EMPTY])).read_text()
+    text = pages.write_run(make_run(tmp_path / "run", ["sft"], solutions=[ANSWERED, EMPTY])).read_text()
     assert "2 questions: 1 of 1 known answers right, 1 answered with the fallback." in text
     assert "0.625" in text and "8.5" in text and "the problem is empty" in text and "None" not in text
 
 
 def test_without_a_gold_answer_there_is_no_score(tmp_path):
-    text = run_page.write(
+    text = pages.write_run(
         make_run(tmp_path / "run", solutions=[ANSWERED | {"gold": None}, EMPTY])
     ).read_text()
     assert "2 questions: 1 answered with the fallback." in text
@@ -136,18 +136,18 @@ def test_without_a_gold_answer_there_is_no_score(tmp_path):
 
 def test_the_report_needs_no_other_file_and_escapes_what_it_is_given(tmp_path):
     parts = {"trained": ["sft"], "heldout": True, "solutions": [ANSWERED]}
-    text = run_page.write(make_run(tmp_path / "run", **parts)).read_text()
+    text = pages.write_run(make_run(tmp_path / "run", **parts)).read_text()
     assert not re.search(r"(src|href)=['\"](?!data:)", text) and "<script src" not in text
     assert "q&lt;1&gt;" in text and "q<1>" not in text
 
 
 def test_without_held_out_problems_the_notebook_says_so():
-    assert "no held-out problems" in tables.evaluation({}).data
-    assert "No model was measured" in plots.accuracy({}, {}).data
+    assert "no held-out problems" in tables.evaluation({})
+    assert "No model was measured" in plots.accuracy({}, {})
 
 
 def test_a_table_has_a_column_for_every_key_and_a_cell_for_every_row():
-    text = tables.table([{"a": 1234, "b": "x"}, {"a": 0.12345, "c": "<i>"}]).data
+    text = tables.table([{"a": 1234, "b": "x"}, {"a": 0.12345, "c": "<i>"}])
     assert re.findall(r"<th>(.*?)</th>", text) == ["a", "b", "c"]
     assert re.findall(r"<td.*?>(.*?)</td>", text) == ["1,234", "x", "", "0.123", "", "&lt;i&gt;"]
 
@@ -161,9 +161,7 @@ def test_the_closest_vote_comes_first():
             "texts": dict.fromkeys(answers, ""),
         }
 
-    text = tables.closest_votes(
-        [solution("clear", 9), solution("close", 4, 3), solution("open", 6, 2)], 2
-    ).data
+    text = tables.closest_votes([solution("clear", 9), solution("close", 4, 3), solution("open", 6, 2)], 2)
     assert re.findall(r"<tr><td>(\w+)</td>", text) == ["close", "close", "open", "open"]
 
 
@@ -181,5 +179,5 @@ def test_the_training_text_shows_the_target_of_each_set_that_there_is(name, row,
             return f"<user>{question}<model>{''.join(reply)}" + ("" if add_generation_prompt else "<end>")
 
     rows = pl.DataFrame([{"prompt": [{"role": "user", "content": "2 + 2?"}]} | row])
-    cells = re.findall(r"<td.*?>(.*?)</td>", tables.training_text({name: rows}, Tokenizer()).data)
+    cells = re.findall(r"<td.*?>(.*?)</td>", tables.training_text({name: rows}, Tokenizer()))
     assert cells[:3] == [name, "&lt;user&gt;2 + 2?&lt;model&gt;", target]

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from browser import BROWSER, HEADLESS
 from conftest import MARKDOWN, ROOT
-from test_pages import BROWSER, HEADLESS
 
 PAGES = sorted(path.relative_to(ROOT / "docs") for path in (ROOT / "docs").rglob("*.md"))
 

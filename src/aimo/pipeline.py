@@ -21,7 +21,7 @@ from aimo.inference.errors import one_line
 from aimo.inference.processes import stderr_to
 from aimo.inference.storage import write_json
 from aimo.progress import Display
-from aimo.report import index, run_page
+from aimo.report import pages
 from aimo.runs import is_finished, open_folder, read_metrics, run_folder, unlock
 from aimo.stages import STAGES
 from aimo.training import checkpoints
@@ -57,8 +57,8 @@ def run(
             forget(folder, redo, checkpoint)
         last = resolved.stages.index(until) if until else len(resolved.stages) - 1
         execute_all(resolved.stages[: last + 1], folder, resolved)
-        run_page.write(folder)
-        index.write(folder)
+        pages.write_run(folder)
+        pages.write_index(folder)
     finally:
         unlock(folder)
     submission = folder / STAGES["inference"].product
@@ -166,7 +166,7 @@ def execute(stage: str, folder: Path) -> None:
         raise AimoError(
             f"stage {stage}: {e.strerror or e} in {folder}; fix that and run again, it continues there"
         ) from None
-    to_html(executed)
+    pages.write_notebook(executed)
 
 
 def explained(error: Any, stage: str, executed: Path) -> Exception:
@@ -180,14 +180,6 @@ def explained(error: Any, stage: str, executed: Path) -> Exception:
         )
     said = error.evalue.partition("\n")[0]
     return StageError(f"stage {stage} failed with {error.ename}: {said}; its traceback is in {executed}")
-
-
-def to_html(notebook: Path) -> None:
-    """The executed notebook as a page of its own, beside it."""
-    from nbconvert import HTMLExporter
-
-    html, _ = HTMLExporter(exclude_input_prompt=True, exclude_output_prompt=True).from_filename(str(notebook))
-    notebook.with_suffix(".html").write_text(html)
 
 
 def check_room(folder: Path, profile: Profile) -> None:

@@ -137,9 +137,9 @@ def reject(
     rejection.save(found.kept, out)
     print(f"{found}: {out}")
     if page:
-        from aimo.report import distillation_page
+        from aimo.report import pages
 
-        print(f"page: {distillation_page.write(page, source, found, wanted.pass_rate)}")
+        print(f"page: {pages.write_distillation(page, source, found, wanted.pass_rate)}")
 
 
 def tags_of(profile: dict[str, Any]) -> Tags:

@@ -20,7 +20,7 @@ from aimo.evaluation.evaluate import make, read, row_of
 from aimo.evaluation.intervals import Interval
 from aimo.evaluation.scores import Scores
 from aimo.inference.storage import write_json
-from aimo.report import comparison_page, index
+from aimo.report import pages
 
 SIGNIFICANCE, POWER = 0.05, 0.8
 
@@ -78,10 +78,10 @@ def run(folders: list[Path], allowed: Collection[str], folder: Path) -> list[str
     make(folder)
     write_json(folder / "comparison.json", {"headline": " ".join(verdicts), "differences": differences})
     title = f"Comparison: {', '.join(runs)}"
-    comparison_page.write(
+    pages.write_comparison(
         folder, {"title": title, "verdicts": verdicts, "differences": differences, "flips": flips}
     )
-    index.write(folder)
+    pages.write_index(folder)
     return verdicts
 
 

@@ -26,7 +26,7 @@ from aimo.inference.sampling import Sampler
 from aimo.inference.settings import SETTINGS, Settings, guess_tags, resolve
 from aimo.inference.storage import write_json
 from aimo.progress import counting
-from aimo.report import evaluation_page, index
+from aimo.report import pages
 from aimo.runs import lock, unlock
 
 FIGURES = "evaluation.json"
@@ -173,9 +173,9 @@ def write(
         },
         "curves": {name: curves(one) for name, one in found.items()},
     }
-    evaluation_page.write(folder, shown)
+    pages.write_evaluation(folder, shown)
     tracking.log(wanted.log_to, folder, wanted.name, tracking.flat(figures))
-    index.write(folder)
+    pages.write_index(folder)
 
 
 def curves(one: Scores) -> dict[str, dict[int, float]]:

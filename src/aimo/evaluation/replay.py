@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
@@ -26,6 +25,7 @@ from aimo.evaluation.intervals import Interval
 from aimo.evaluation.traces import Question, Recorded, Traces, Vote
 from aimo.inference import voting
 from aimo.inference.voting import State, Step, Stop
+from aimo.report import plots
 
 OURS = "ours"
 STOPS = (OURS, "all", "4 of 8", "4 of 16", "5 of 15", "10 ended of 12")
@@ -313,8 +313,8 @@ def has_weight(traces: Traces, weight: str) -> bool:
 def plot(figures: Sequence[Figures], to: Path) -> None:
     """Accuracy against tokens, a panel for each file."""
     files = list(dict.fromkeys(figure.file for figure in figures))
-    canvas = Figure(figsize=(7 * len(files), 5), layout="constrained")
-    for panel, file in zip(canvas.subplots(1, len(files), squeeze=False)[0], files, strict=True):
+    canvas, grid = plots.panels(len(files), columns=3, width=7, height=5)
+    for panel, file in zip(grid, files, strict=True):
         names: dict[tuple[float, float], list[str]] = {}  # rules in one place share a label
         for figure in (f for f in figures if f.file == file):
             names.setdefault((round(figure.tokens), round(figure.accuracy, 3)), []).append(figure.rule)
@@ -324,10 +324,17 @@ def plot(figures: Sequence[Figures], to: Path) -> None:
             left = place[0] > middle  # of the point, so that the label stays within the panel
             offset = (-6 if left else 6, 8 if OURS in rules else 0)
             side = {"ha": "right" if left else "left", "va": "center"}
-            panel.annotate("\n".join(rules), place, offset, textcoords="offset points", fontsize=8, **side)
-        panel.set(title=file, xlabel="tokens a question", ylabel="accuracy")
+            panel.annotate(
+                "\n".join(map(plots.label, rules)),
+                place,
+                offset,
+                textcoords="offset points",
+                fontsize=8,
+                **side,
+            )
+        panel.set(title=plots.label(file), xlabel="tokens a question", ylabel="accuracy")
         panel.margins(0.15)
-    canvas.savefig(to, dpi=110)
+    plots.save(canvas, to, dpi=110)
 
 
 def show(traces: Traces, figures: Sequence[Figures]) -> None:

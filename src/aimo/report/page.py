@@ -1,22 +1,37 @@
 """The one look of all pages: a file that opens offline, on a phone, in print and in the dark.
 
-`write` makes a page of sections. Tables sort by a click on a column's head, `fold` hides what is long until
-it is opened, and `aimo.report.mathematics` sets LaTeX. Out of scope: what the pages say (`run_page`,
-`evaluation_page`, `comparison_page`, `index`).
+Text from outside is only ever text here: `render` fills templates and escapes all but `Html`, and a page's
+policy lets a browser load nothing and run no script but the one below, which sorts tables. Out of scope: what
+the pages say (`pages`).
 """
 
-import html
-import json
+import base64
+import hashlib
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-from IPython.display import HTML
+from jinja2 import Environment, StrictUndefined, Template
 
+from aimo.errors import AimoError
 from aimo.inference.storage import write_whole
-from aimo.report import tables
 
+TABLE_STYLE = """<style>
+table.aimo { border-collapse: collapse; font: 13px/1.45 system-ui, sans-serif; margin: 4px 0 14px }
+table.aimo th, table.aimo td { text-align: left !important; vertical-align: top }
+table.aimo th { opacity: 0.75; font-weight: 600; border-bottom: 2px solid #8885; padding: 4px 14px 4px 0 }
+table.aimo td { white-space: nowrap; border-bottom: 1px solid #8883; padding: 5px 14px 5px 0 }
+table.aimo td.text { font-family: ui-monospace, monospace; font-size: 12px; white-space: pre-wrap;
+                     min-width: 13em; max-width: 34em; overflow-wrap: anywhere }
+table.aimo td.prose { white-space: pre-wrap; min-width: 13em; max-width: 34em; overflow-wrap: anywhere }
+table.aimo th { white-space: nowrap }
+table.aimo td.number { text-align: right !important; font-variant-numeric: tabular-nums }
+div.wide { overflow-x: auto }
+</style>"""
 STYLE = """<style>
 :root { color-scheme: light dark; --text: #223; --faint: #5a6072; --back: #fff; --panel: #f4f5f8 }
 @media (prefers-color-scheme: dark) {
@@ -25,8 +40,8 @@ STYLE = """<style>
 }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--text); background: var(--back);
        max-width: 66em; margin: 2em auto; padding: 0 1em }
-h1 { margin-bottom: 0; line-height: 1.2 } h2 { margin: 1.6em 0 .2em }
-p { margin: .2em 0 .6em; color: var(--faint) } a { color: inherit }
+h1 { margin-bottom: 0; line-height: 1.2; overflow-wrap: anywhere } h2 { margin: 1.6em 0 .2em }
+p { margin: .2em 0 .6em; color: var(--faint); overflow-wrap: anywhere } a { color: inherit }
 pre, details > div { background: var(--panel); padding: .8em; overflow: auto; font-size: 12px }
 details > div { white-space: pre-wrap; overflow-wrap: anywhere; max-height: 30em }
 summary, table.aimo th { cursor: pointer } th[aria-sort=ascending]::after { content: " ▲" }
@@ -42,7 +57,7 @@ th[aria-sort=descending]::after { content: " ▼" } menclose { border: 1px solid
 }
 </style>"""
 # A number is what a cell begins with; cells without one come last. A second click turns the order round.
-SCRIPT = """<script>
+SCRIPT = """
 for (const head of document.querySelectorAll("table.aimo th")) head.onclick = () => {
   const [first, ...rows] = head.closest("table").rows, down = head.ariaSort != "descending"
   const text = row => row.cells[head.cellIndex]?.textContent.trim() ?? ""
@@ -55,57 +70,103 @@ for (const head of document.querySelectorAll("table.aimo th")) head.onclick = ()
   head.ariaSort = down ? "descending" : "ascending"
   head.closest("tbody").append(first, ...rows.sort(order))
 }
-</script>"""
+"""
+POLICY = (
+    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
+    f"script-src 'sha256-{base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()}'"
+)
+"""What a browser may load for a page: what stands in it, and no script but ours."""
+PAGE = """\
+<!doctype html><html lang="en"><meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{{ policy }}">
+<meta name="viewport" content="width=device-width"><link rel="icon" href="data:,">
+<title>{{ title }}</title>{{ style }}<h1>{{ title }}</h1><p>{{ lead }}</p>
+{% for section in sections %}
+{% if section.title %}<h2>{{ section.title }}</h2>{% endif %}
+{% if section.lead %}<p>{{ section.lead }}</p>{% endif %}
+{{ section.view }}
+{% endfor %}
+{{ script }}</html>
+"""
+
+
+class Html(str):
+    """HTML in which all text from outside is escaped; notebooks show it, and templates take it as it is.
+
+    `render` makes it. Whatever a str's methods make of it is a str again, which is escaped again.
+    """
+
+    def __html__(self) -> str:
+        return self
+
+    def _repr_html_(self) -> str:
+        return f"{TABLE_STYLE}{self}"
+
+    def __repr__(self) -> str:
+        return f"<{len(self):,} characters of HTML>"
 
 
 @dataclass(frozen=True)
 class Section:
     """A table or plot of a page; one without a title belongs to the section before it."""
 
-    view: HTML
+    view: Html | None
     title: str = ""
     lead: str = ""
 
-    def html(self) -> str:
-        """The section as HTML."""
-        title = f"<h2>{html.escape(self.title)}</h2>" if self.title else ""
-        lead = f"<p>{html.escape(self.lead)}</p>" if self.lead else ""
-        return title + lead + self.view.data
+
+_templates = Environment(
+    autoescape=True, undefined=StrictUndefined, trim_blocks=True, finalize=lambda x: "" if x is None else x
+)
+
+
+@lru_cache
+def template(source: str) -> Template:
+    """Return a template that escapes what it is filled with."""
+    return _templates.from_string(source)
+
+
+def render(source: str, **values: Any) -> Html:
+    """Return a template of ours filled with values; all that is not `Html` is escaped."""
+    return Html(template(source).render(values))
+
+
+def join(parts: Iterable[str]) -> Html:
+    """Return texts and HTML, one after the other."""
+    return render("{{ parts | join }}", parts=list(parts))
 
 
 def write(path: Path, title: str, lead: str, sections: Iterable[Section]) -> Path:
-    """Write a page, whole or not at all, and return its path."""
-    write_whole(path, document(title, lead, sections))
+    """Write a page and return its path. AimoError when it cannot be written."""
+    page = document(title, lead, sections)
+    try:
+        write_whole(path, page)
+    except OSError as e:
+        raise AimoError(f"page {path}: {e.strerror}; make room or unlock its folder, and run again") from None
     return path
 
 
-def document(title: str, lead: str, sections: Iterable[Section]) -> str:
-    """A page as HTML."""
-    heading = html.escape(title)
-    body = "".join(section.html() for section in sections).replace(tables.STYLE, "")
-    return (
-        "<!doctype html><html lang='en'><meta charset='utf-8'>"
-        "<meta name='viewport' content='width=device-width'><link rel='icon' href='data:,'>"
-        f"<title>{heading}</title>{tables.STYLE}{STYLE}<h1>{heading}</h1><p>{html.escape(lead)}</p>"
-        f"{body}{SCRIPT}</html>"
+def document(title: str, lead: str, sections: Iterable[Section]) -> Html:
+    """Return a page as HTML."""
+    script = Html(f"<script>{SCRIPT}</script>")
+    style = Html(TABLE_STYLE + STYLE)
+    return render(PAGE, title=title, lead=lead, sections=sections, policy=POLICY, style=style, script=script)
+
+
+def text(content: str) -> Html:
+    """Return a text as it is, in a panel."""
+    return render("<pre>{{ content }}</pre>", content=content)
+
+
+def fold(summary: str, content: str) -> Html:
+    """Return what is shown when its summary is clicked."""
+    return render(
+        "<details><summary>{{ summary }}</summary><div>{{ content }}</div></details>",
+        summary=summary,
+        content=content,
     )
 
 
-def text(content: str) -> HTML:
-    """A text as it is."""
-    return HTML(f"<pre>{html.escape(content)}</pre>")
-
-
-def fold(summary: str, content: HTML) -> HTML:
-    """What is shown when its summary is clicked."""
-    return HTML(f"<details><summary>{html.escape(summary)}</summary><div>{content.data}</div></details>")
-
-
-def link(label: str, address: str) -> HTML:
-    """A link to another page or place."""
-    return HTML(f"<a href='{html.escape(address)}'>{html.escape(label)}</a>")
-
-
-def read_json(path: Path) -> Any:
-    """The value of a JSON file, or None where there is no file."""
-    return json.loads(path.read_text()) if path.exists() else None
+def link(label: str, path: str) -> Html:
+    """Return a link to a file, by its path from the page: never an address, whatever its name is."""
+    return render('<a href="./{{ path }}">{{ label }}</a>', path=quote(os.fsencode(path)), label=label)

@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from IPython.display import HTML
+from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from aimo.report.page import Html, render
 from aimo.report.tables import note
 from aimo.stages import TRAINED
 
@@ -36,12 +38,29 @@ def panels(count: int, columns: int, width: float, height: float) -> tuple[Figur
     return figure, grid[:count]
 
 
-def image(figure: Figure) -> HTML:
-    """A figure as a PNG inside the page."""
+def save(figure: Figure, to: Any, **how: Any) -> None:
+    """Draw a figure into a file; a `$` in a name is no formula, which could end the run."""
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+    with rc_context({"text.parse_math": False}):  # for those that drawing makes
+        figure.savefig(to, **how)
+
+
+def label(name: Any, most: int = 40) -> str:
+    """Return a text from outside on one line of at most so many characters, so that it fits into a plot."""
+    shown = " ".join("".join(c if c.isprintable() else " " for c in str(name)[:200]).split())
+    return shown if len(shown) <= most else f"{shown[: most - 1]}…"
+
+
+def image(figure: Figure) -> Html:
+    """Return a figure as a PNG inside the page."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130, bbox_inches="tight")
+    save(figure, buffer, format="png", dpi=130, bbox_inches="tight")
     data = base64.b64encode(buffer.getvalue()).decode()
-    return HTML(f"<div class='wide'><img style='max-width:100%' src='data:image/png;base64,{data}'></div>")
+    return render(
+        '<div class="wide"><img style="max-width:100%" src="data:image/png;base64,{{ data }}"></div>',
+        data=data,
+    )
 
 
 # Training
@@ -85,7 +104,7 @@ PANELS = (
 )
 
 
-def training(log: list[dict[str, Any]]) -> HTML:
+def training(log: list[dict[str, Any]]) -> Html:
     """A stage's log by step, a panel for each figure: faint as logged, bold as moving average."""
     logged = {key for record in log for key in record}
     rewards = sorted(key for key in logged if key.startswith("rewards/") and key.endswith("/mean"))
@@ -133,7 +152,7 @@ def moving_average(values: list[float], weight: float = 0.85) -> list[float]:
     return averages
 
 
-def pass_rates(rates: list[float], bounds: tuple[float, float] | None) -> HTML:
+def pass_rates(rates: list[float], bounds: tuple[float, float] | None) -> Html:
     """How many problems have which pass rate; those within `bounds` are trained on."""
     if bounds is None:
         return note("The profile has no grpo.pass_rate: all problems are trained on.")
@@ -148,7 +167,7 @@ def pass_rates(rates: list[float], bounds: tuple[float, float] | None) -> HTML:
 # Evaluation
 
 
-def accuracy(models: dict[str, dict[str, Any]], majority: dict[str, dict[Any, float]]) -> HTML:
+def accuracy(models: dict[str, dict[str, Any]], majority: dict[str, dict[Any, float]]) -> Html:
     """pass@1 and maj@k of each model, and the accuracy of the vote by its number of samples.
 
     `models` maps a model's name to its figures, `majority` to its accuracy by number of samples.
@@ -187,16 +206,17 @@ def colour_of(model: str) -> str:
 # Inference
 
 
-def votes(solutions: list[dict[str, Any]]) -> HTML:
-    """Each question's vote as one bar, a part for each answer, the largest first.
+def votes(solutions: list[dict[str, Any]], limit: int = 200) -> Html:
+    """The votes of the first `limit` questions as bars, a part for each answer, the largest first.
 
     Green is right, red is wrong, grey is unknown or outvoted.
     """
+    solutions = solutions[:limit]
     figure, (ax,) = panels(1, columns=1, width=9, height=0.6 + 0.42 * len(solutions))
     ax.grid(False)
     for i, solution in enumerate(solutions):
         vote_bar(ax, i, solution)
-    ids = [solution["id"] for solution in solutions]
+    ids = [label(solution["id"]) for solution in solutions]
     ax.set(yticks=range(len(ids)), yticklabels=ids, xlabel="votes (a decided vote stops early)")
     ax.set_ylim(len(solutions) - 0.5, -0.5)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -216,13 +236,13 @@ def vote_bar(ax: Any, row: int, solution: dict[str, Any]) -> None:
         ax.barh(row, count, left=start, color=colour, edgecolor="white")
         if count > 1 or rank == 0:
             text = "#334" if colour == OTHER else "white"
-            ax.text(start + count / 2, row, answer, ha="center", va="center", fontsize=8, color=text)
+            ax.text(start + count / 2, row, label(answer), ha="center", va="center", fontsize=8, color=text)
         start += count
     if not solution["votes"]:
-        ax.text(0.1, row, solution["note"] or "no votes", va="center", fontsize=8, color="#667")
+        ax.text(0.1, row, label(solution["note"] or "no votes", 100), va="center", fontsize=8, color="#667")
 
 
-def timelines(solutions: list[dict[str, Any]], limit: int = 12) -> HTML:
+def timelines(solutions: list[dict[str, Any]], limit: int = 12) -> Html:
     """The samples of the first `limit` questions as bars from begin to end, in seconds.
 
     Green bars gave the answer that won, grey bars another, bars with a dot none. Pale bars were stopped when
@@ -238,7 +258,8 @@ def timelines(solutions: list[dict[str, Any]], limit: int = 12) -> HTML:
             sample_bar(ax, i, sample, solution["answer"])
         end = max(sample["end_s"] for sample in solution["samples"])
         ax.axvline(end, color="#667", ls="--", lw=0.8)
-        ax.set_title(f"{solution['id']}: {solution['answer']}, {solution['stop']}", fontsize=9)
+        title = f"{label(solution['id'])}: {label(solution['answer'])}, {solution['stop']}"
+        ax.set_title(title, fontsize=9)
         ax.set(yticks=[], xlim=(0, 1.15 * end))
         ax.set_xlabel("seconds", fontsize=8)
         ax.invert_yaxis()
@@ -250,16 +271,16 @@ def sample_bar(ax: Any, row: int, sample: dict[str, Any], winner: int) -> None:
     """One bar of `timelines`, labelled with the sample's answer."""
     answer, begin, end = sample["answer"], sample["begin_s"], sample["end_s"]
     stopped = sample["end"] == "stopped"
-    colour, label = "#aab2bc", str(answer)
+    colour, shown = "#aab2bc", label(answer)
     if answer is None:
-        colour, label = OTHER, "" if stopped else "•"
+        colour, shown = OTHER, "" if stopped else "•"
     elif answer == winner:
         colour = RIGHT
     ax.barh(row, end - begin, left=begin, color=colour, alpha=0.35 if stopped else 1)
-    ax.text(end, row, f" {label}", va="center", fontsize=6, color="#334")
+    ax.text(end, row, f" {shown}", va="center", fontsize=6, color="#334")
 
 
-def cost(solutions: list[dict[str, Any]]) -> HTML:
+def cost(solutions: list[dict[str, Any]]) -> Html:
     """Seconds and tokens of each question by its difficulty: the share of votes against its answer."""
     figure, grid = panels(2, columns=2, width=4.5, height=2.8)
     known = [s for s in solutions if s["gold"] is not None]
@@ -290,15 +311,15 @@ def share_against(solution: dict[str, Any]) -> float:
 # Benchmarks
 
 
-def by_samples(benchmarks: dict[str, dict[str, dict[int, float]]]) -> HTML:
+def by_samples(benchmarks: dict[str, dict[str, dict[int, float]]]) -> Html:
     """A panel a benchmark: pass@k and maj@k by the number of completions."""
     figure, grid = panels(len(benchmarks), columns=3, width=3.7, height=2.6)
     for ax, (name, curves) in zip(grid, benchmarks.items(), strict=True):
-        for (label, curve), colour in zip(curves.items(), CURVES, strict=False):
-            ax.plot(list(curve), list(curve.values()), "o-", color=colour, label=label, ms=4)
+        for (key, curve), colour in zip(curves.items(), CURVES, strict=False):
+            ax.plot(list(curve), list(curve.values()), "o-", color=colour, label=key, ms=4)
             ax.set_xscale("log", base=2)
             ax.set(xticks=list(curve), xticklabels=list(curve), ylim=(0, 1.02))
-        ax.set_title(name, fontsize=9)
+        ax.set_title(label(name), fontsize=9)
         ax.set_xlabel("completions", fontsize=8)
         ax.yaxis.set_major_formatter(PercentFormatter(1.0))
     grid[0].legend(frameon=False, fontsize=8)

@@ -3,7 +3,6 @@
 Out of scope: plots, which are in `plots`.
 """
 
-import html
 import re
 import textwrap
 from collections import Counter
@@ -11,59 +10,48 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from IPython.display import HTML
-
 from aimo.inference.storage import read_lines
+from aimo.report.page import Html, join, render
 from aimo.stages import MODELS
 
-STYLE = """<style>
-table.aimo { border-collapse: collapse; font: 13px/1.45 system-ui, sans-serif; margin: 4px 0 14px }
-table.aimo th, table.aimo td { text-align: left !important; vertical-align: top }
-table.aimo th { opacity: 0.75; font-weight: 600; border-bottom: 2px solid #8885; padding: 4px 14px 4px 0 }
-table.aimo td { white-space: nowrap; border-bottom: 1px solid #8883; padding: 5px 14px 5px 0 }
-table.aimo td.text { font-family: ui-monospace, monospace; font-size: 12px; white-space: pre-wrap;
-                     min-width: 13em; max-width: 34em; overflow-wrap: anywhere }
-table.aimo td.prose { white-space: pre-wrap; min-width: 13em; max-width: 34em; overflow-wrap: anywhere }
-table.aimo th { white-space: nowrap }
-table.aimo td.number { text-align: right !important; font-variant-numeric: tabular-nums }
-div.wide { overflow-x: auto }
-</style>"""
+TABLE = """\
+<div class="wide"><table class="aimo"><tr>{% for column in columns %}<th>{{ column }}</th>{% endfor %}</tr>
+{% for row in rows %}<tr>{% for kind, shown in row %}
+<td{% if kind %} class="{{ kind }}"{% endif %}>{{ shown }}</td>{% endfor %}</tr>
+{% endfor %}</table></div>"""
 
 
-def table(rows: Sequence[dict[str, Any]]) -> HTML:
-    """Rows as a table with one column for each key; numbers are aligned to the right."""
+def table(rows: Sequence[dict[str, Any]]) -> Html:
+    """Return rows as a table with one column for each key; numbers are aligned to the right."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    lines = ["".join(f"<th>{html.escape(column)}</th>" for column in columns)]
-    lines += ["".join(cell(row.get(column, "")) for column in columns) for row in rows]
-    body = "".join(f"<tr>{line}</tr>" for line in lines)
-    return HTML(f"{STYLE}<div class='wide'><table class='aimo'>{body}</table></div>")
+    return render(
+        TABLE, columns=columns, rows=[[cell(row.get(column, "")) for column in columns] for row in rows]
+    )
 
 
-def cell(value: Any) -> str:
-    """One table cell; texts of more than 1,200 characters are shortened, HTML is taken as it is."""
-    if isinstance(value, HTML):
-        kind = " class='prose'" if len(re.sub("<[^>]*>", "", value.data)) > 30 else ""
-        return f"<td{kind}>{value.data}</td>"
+def cell(value: Any) -> tuple[str, str]:
+    """Return the kind of a cell and what it shows; texts of more than 1,200 characters are shortened."""
+    if isinstance(value, Html):
+        return "prose" if len(re.sub("<[^>]*>", "", value)) > 30 else "", value
     if isinstance(value, float):
-        return f"<td class='number'>{value:.3g}</td>"
+        return "number", f"{value:.3g}"
     if isinstance(value, int):
-        return f"<td class='number'>{value:,}</td>"
+        return "number", f"{value:,}"
     text = str(value)
     if len(text) > 1200:
         text = textwrap.shorten(text, 1200)
-    kind = " class='text'" if len(text) > 30 or "\n" in text else ""
-    return f"<td{kind}>{html.escape(text)}</td>"
+    return "text" if len(text) > 30 or "\n" in text else "", text
 
 
-def note(text: str) -> HTML:
-    """A sentence in place of a table or plot that has nothing to show."""
-    return HTML(f"{STYLE}<p>{html.escape(text)}</p>")
+def note(text: str) -> Html:
+    """Return a sentence in place of a table or plot that has nothing to show."""
+    return render("<p>{{ text }}</p>", text=text)
 
 
 # Data
 
 
-def counts(sets: Any) -> HTML:
+def counts(sets: Any) -> Html:
     """How many rows of each set of `data.prepare.Sets` were read, dropped for which reason, and are left."""
     rows: list[dict[str, Any]] = []
     for name, dropped in sets.dropped.items():
@@ -75,7 +63,7 @@ def counts(sets: Any) -> HTML:
     return table(rows)
 
 
-def contaminated(sets: Any, limit: int = 8) -> HTML:
+def contaminated(sets: Any, limit: int = 8) -> Html:
     """How many training rows were dropped for sharing words with an evaluation set, and the first `limit`."""
     if not sets.contaminated:
         return note("No training row shares words with an evaluation set.")
@@ -83,10 +71,10 @@ def contaminated(sets: Any, limit: int = 8) -> HTML:
     summary = table(
         [{"set": name, "evaluation set": benchmark, "dropped": n} for (name, benchmark), n in found.items()]
     )
-    return HTML(summary.data + table(sets.contaminated[:limit]).data)
+    return join([summary, table(sets.contaminated[:limit])])
 
 
-def training_text(ready: dict[str, Any], tokenizer: Any) -> HTML:
+def training_text(ready: dict[str, Any], tokenizer: Any) -> Html:
     """Rows as the model sees them, prompt and target: a short and a long SFT example, and two GRPO problems.
 
     `ready` maps a set's name to its formatted rows, a polars frame; sets that the profile lacks are left out.
@@ -116,7 +104,7 @@ def training_row(name: str, row: dict[str, Any], tokenizer: Any) -> dict[str, st
 # Training
 
 
-def pairs(rows: list[dict[str, Any]]) -> HTML:
+def pairs(rows: list[dict[str, Any]]) -> Html:
     """The number of DPO pairs of each kind, and the first pair of each."""
     found = Counter(row["kind"] for row in rows)
     first = {row["kind"]: row for row in reversed(rows)}
@@ -127,7 +115,7 @@ def pairs(rows: list[dict[str, Any]]) -> HTML:
     return table([{"rejected for being": kind, "pairs": n} | text[kind] for kind, n in found.items()])
 
 
-def samples(path: Path, limit: int = 12) -> HTML:
+def samples(path: Path, limit: int = 12) -> Html:
     """At most `limit` of GRPO's sample completions in a file, with their rewards, spread over the steps."""
     lines = read_lines(path)
     if len(lines) > limit:
@@ -135,7 +123,7 @@ def samples(path: Path, limit: int = 12) -> HTML:
     return table(lines)
 
 
-def completions(rows: list[dict[str, Any]], **columns: list[str]) -> HTML:
+def completions(rows: list[dict[str, Any]], **columns: list[str]) -> Html:
     """The same problems answered by several models, one column each, beside the gold answer."""
     return table(
         [
@@ -149,14 +137,14 @@ def completions(rows: list[dict[str, Any]], **columns: list[str]) -> HTML:
 # Evaluation and inference
 
 
-def evaluation(models: dict[str, dict[str, Any]]) -> HTML:
+def evaluation(models: dict[str, dict[str, Any]]) -> Html:
     """The held-out figures of each model: `models` maps its name to its figures."""
     if not models:
         return note("The profile has no held-out problems.")
     return table([{"model": MODELS[name]} | figures for name, figures in models.items()])
 
 
-def answers(solutions: list[dict[str, Any]]) -> HTML:
+def answers(solutions: list[dict[str, Any]]) -> Html:
     """Each question with its answer, the gold answer where it is known, and how its vote went."""
     return table([answer_row(solution) for solution in solutions])
 
@@ -181,7 +169,7 @@ def answer_row(solution: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def closest_votes(solutions: list[dict[str, Any]], limit: int = 6) -> HTML:
+def closest_votes(solutions: list[dict[str, Any]], limit: int = 6) -> Html:
     """A completion of the leader and one of the runner-up, for the `limit` closest votes."""
 
     def margin(solution: dict[str, Any]) -> int:

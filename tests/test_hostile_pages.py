@@ -1,0 +1,364 @@
+"""Texts from outside on every page: none reads a file, makes a request, runs a script or ends the run."""
+
+import json
+import os
+import re
+import threading
+from html.parser import HTMLParser
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import cycle
+from types import SimpleNamespace
+
+import nbformat
+import polars as pl
+import pytest
+from browser import browse, without_policy
+from nbformat import v4
+from test_report import ANSWERED, EMPTY, make_run
+
+from aimo.evaluation import kernel, replay
+from aimo.evaluation.intervals import Interval
+from aimo.report import mathematics, page, pages, plots, tables
+
+SECRET = "the-canary-of-a-token-file"
+OWNED = "document.documentElement.dataset.owned=1"
+FETCH = f"{OWNED};fetch('URL/fetched');new Image().src='URL/image'"
+HOSTILE = [
+    # What IPython's HTML() takes for a file or an address.
+    "FILE",
+    "file://FILE",
+    ".",
+    "/",
+    "~",
+    "",
+    "URL/page.html",
+    "URL/a.html and more text",
+    "http",
+    "https://",
+    "http://[broken",
+    # Elements, attributes and ends of what a page writes around a text.
+    f"<script>{FETCH}</script>",
+    "<script src=URL/script.js></script>",
+    f"<img src=x onerror={OWNED}><img src=URL/image.png>",
+    f"<svg onload={OWNED}><use href=URL/use.svg#x></svg>",
+    "<iframe src=file://FILE></iframe><iframe src=URL/frame></iframe><object data=file://FILE></object>",
+    "<link rel=stylesheet href=URL/style.css><style>@import url(URL/import.css)</style>",
+    "<style>body{background:url(URL/background)}</style><p style='background:url(URL/inline)'>x",
+    "<meta http-equiv=refresh content='0;url=URL/refreshed'><base href=URL/>",
+    f"<video autoplay src=URL/video onerror={OWNED}></video><details open ontoggle={OWNED}>x</details>",
+    f'"><script>{OWNED}</script>',
+    f"'><script>{OWNED}</script>",
+    f"</pre></div></details></td></table></title></style><script>{FETCH}</script>",
+    f"--><script>{OWNED}</script>]]><script>{OWNED}</script>",
+    f"\" onmouseover=\"{OWNED}\" x=\"' onfocus='{OWNED}' autofocus='",
+    f"<math><mtext><img src=x onerror={OWNED}></mtext></math><xmp><script>{OWNED}</script>",
+    f"<scr\0ipt>{OWNED}</script><\nscript>{OWNED}</script>",
+    f"&lt;script&gt;{OWNED}&lt;/script&gt; &#60;script&#62;",
+    f'<noscript><p title="</noscript><img src=x onerror={OWNED}>">',
+    f"javascript:{OWNED}",
+    f"data:text/html,<script>{OWNED}</script>",
+    "![x](URL/markdown.png) [y](javascript:alert) <URL/autolink>",
+    # Templates.
+    "{{ 7 * 7 }} {% include 'FILE' %} {{ ''.__class__.__mro__ }}",
+    "%s %(x)s {0} {x!r} $x ${x} `x`",
+    # LaTeX.
+    rf"$\href{{javascript:{OWNED}}}{{x}}$ $\href{{URL/href}}{{x}}$",
+    r"$\style{background:url(URL/style)}{x}$ \[\style{position:fixed;width:100%}{x}\]",
+    r"$\class{number}{x}$ \(\class{x y}{z}\) $\id{checked}{x}$",
+    rf"$\text{{<script>{OWNED}</script>}}$ $\text{{&lt;script&gt;{OWNED}&lt;/script&gt;}}$",
+    rf"$\mbox{{<img src=x onerror={OWNED}>}}$ $\operatorname{{<img src=x onerror={OWNED}>}}$",
+    rf"$\unicode{{x3c}}img src=x onerror={OWNED}\unicode{{x3e}}$",
+    rf"$\fcolorbox{{x\" onmouseover=\"{OWNED}}}{{red\" style=\"x}}{{y}}$ $\color{{url(URL/colour)}}{{x}}$",
+    r"$\rule{99999em}{99999em}$ $\hspace{-99999em} x$ $\tag{</math><script>}$",
+    rf"\begin{{array}}{{c|<script>}}1&2\end{{array}} $\verb|<script>{OWNED}</script>|$",
+    r"$ $$ \[ \( $x_{ $\frac{ ^_ $\begin{matrix}$ \ $\left$ $x^$ $\sqrt[$",
+    r"\frac{\text{<b>}}{x^{2}}",
+    # Texts that break a plot, a terminal or a file.
+    "$",
+    "a $b_{c$ d",
+    r"$\unknown$ $\$",
+    "_hidden",
+    "x\ny\r\n\tz\x00\x07\x1b[31m\x7f",
+    "\u202egnp.exe \u2028 \u2029 \u0085 \ufeff",
+    "\ud800 lone \udfff",
+    "long " * 3000,
+    "W" * 20000,
+    "数学题 🧮 √² ½ ∑",
+]
+TAGS = {
+    "html", "meta", "link", "title", "style", "h1", "h2", "p", "pre", "div", "table", "tr", "th", "td", "img",
+    "details", "summary", "span", "a", "code", "script",
+}  # fmt: skip
+MATHML = re.compile(r"math|m[a-z]+")
+ATTRIBUTES = {
+    "aria-sort", "class", "columnalign", "columnlines", "columnspacing", "content", "display", "displaystyle",
+    "fence", "form", "href", "http-equiv", "lang", "largeop", "linethickness", "mathbackground", "mathcolor",
+    "mathsize", "mathvariant", "maxsize", "minsize", "movablelimits", "name", "notation", "rel", "rowlines",
+    "rowspacing", "scriptlevel", "separator", "src", "stretchy", "style", "symmetric", "width", "height",
+    "depth", "voffset", "lspace", "rspace", "charset", "accent", "accentunder", "id",
+}  # fmt: skip
+
+
+class Found(HTMLParser):
+    """The elements of a page."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements, self.scripts = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        if self.elements and self.elements[-1][0] == "script":
+            self.scripts.append(data)
+
+
+def is_harmless(text):
+    """Assert that a page holds no elements and attributes but those that we write."""
+    found = Found()
+    found.feed(text)
+    for tag, attributes in found.elements:
+        assert tag in TAGS or MATHML.fullmatch(tag), tag
+        assert not attributes.keys() - ATTRIBUTES, (tag, attributes)
+        assert attributes.get("href", "./").startswith(("./", "data:,")), attributes
+        assert attributes.get("src", "data:").startswith("data:image/png;base64,") or tag != "img"
+        assert "url(" not in attributes.get("style", "") and "fixed" not in attributes.get("style", "")
+        assert tag != "math" or "style" not in attributes
+    assert found.scripts[0] == page.SCRIPT
+    assert sum(tag == "script" for tag, _ in found.elements) == 1
+    assert [a["http-equiv"] for _, a in found.elements if "http-equiv" in a] == ["Content-Security-Policy"]
+    assert SECRET not in text
+
+
+@pytest.fixture(scope="module")
+def canary():
+    """A server on loopback that counts the requests it gets."""
+    requests = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            requests.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(f"{OWNED};".encode())
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield SimpleNamespace(url=f"http://127.0.0.1:{server.server_port}", requests=requests)
+    server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def texts(canary, tmp_path_factory):
+    """The hostile texts, with the canary's address and a file that holds a secret."""
+    secret = tmp_path_factory.mktemp("secret") / "token"
+    secret.write_text(SECRET)
+    return [text.replace("URL", canary.url).replace("FILE", str(secret)) for text in HOSTILE]
+
+
+def run_pages(folder, texts):
+    """The page of a run, with the texts as problems, answers, notes, completions, names and settings."""
+    solutions = [
+        solution
+        | dict.fromkeys(("id", "problem", "note", "gold", "stop", "answer"), text)
+        | {"texts": dict.fromkeys(solution["texts"], text)}
+        for solution, text in zip(cycle((ANSWERED, EMPTY)), texts)
+    ]  # fmt: skip
+    run = make_run(folder, heldout=True, solutions=[ANSWERED])
+    (run / "inference/solutions.json").write_text(json.dumps(solutions))
+    rows = [{"prompt": [{"role": "user", "content": text}], "answer": text} for text in texts]
+    samples = {"rows": rows, "texts": {text: texts for text in (texts[0], texts[11], "$a")}}
+    (run / "inference/samples.json").write_text(json.dumps(samples))
+    (run / "submission.settings.json").write_text(json.dumps({text: text for text in texts}))
+    (run / "profile.yaml").write_bytes("\n".join(texts).encode("utf-8", "surrogatepass"))
+    metrics = json.loads((run / "metrics.json").read_text())
+    metrics |= {"profile": texts[11], "seed": texts[12]}
+    for figures in metrics["stages"]["inference"]["models"].values():
+        figures |= {text: text for text in texts}
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    return pages.write_run(run)
+
+
+def asked(text):
+    """A question with two completions that are all the same text."""
+    completions = [{"right": ok, "answer": text, "text": text} for ok in (True, False)]
+    return {
+        "id": text,
+        "problem": text,
+        "gold": text,
+        "right": 0.5,
+        "tokens": 3.0,
+        "completions": completions,
+    }
+
+
+def kaggle_page(folder, texts):
+    """The page of Kaggle's evaluation kernel."""
+    solutions = [ANSWERED | dict.fromkeys(("id", "problem", "note", "gold", "stop"), text) for text in texts]
+    views = [page.Section(plots.votes(solutions), texts[12]), page.Section(tables.answers(solutions))]
+    folder.mkdir()
+    kernel.write(folder, "aimo3", texts[11], [{"file": text, "score": text} for text in texts], views)
+    return folder / "evaluation.html"
+
+
+def evaluation_page(folder, texts):
+    """The page of an evaluation, with the texts as benchmarks, subjects, models, sources and all else."""
+    figures = {"questions": 2, "samples": 2, "pass@1": [0.5, 0.4, 0.6], "mean_tokens": [3.0, 2.0, 4.0]}
+    by = {text: {"questions": 1, "pass@1": [0.5, 0.4, 0.6]} for text in texts}
+    found = {
+        "model": texts[11],
+        "benchmarks": {text: figures | {"by_subject": by, "by_level": by} for text in texts[:12]},
+        "leakage": {text: {"why": text} for text in texts}
+        | {"x": {"data": texts[0], "texts": 1, "share": 0.5, "found": {text: 0.5 for text in texts}}},
+        "audit": {text: [{"question": text, "gold": text, "answer": text, "end": text}] for text in texts},
+        "published": (
+            [{"model": t, "kind": "published", t: 3.0} for t in texts],
+            [{"source": t} for t in texts],
+        ),
+        "questions": {text: [asked(text)] for text in texts},
+        "settings": {text: text for text in texts},
+        "curves": {text: {"pass@k": {1: 0.5, 2: 0.6}} for text in texts[11::4]},
+    }
+    folder.mkdir()
+    return pages.write_evaluation(folder, found)
+
+
+def comparison_page(folder, texts):
+    """The page of a comparison."""
+    flips = {text: [{**asked(text), "sides": {text: asked(text), "b": asked(text)}}] for text in texts}
+    found = {"title": texts[11], "verdicts": texts, "differences": [{t: t} for t in texts], "flips": flips}
+    folder.mkdir()
+    return pages.write_comparison(folder, found)
+
+
+def distillation_page(folder, texts):
+    """The page of a distillation."""
+    readable = [text.encode("utf-8", "replace").decode() for text in texts]
+    problems = {"problem": readable, "answer": readable, "pass_rate": 0.5, "samples": 2}
+    kept = pl.DataFrame({"problem": readable, "generation": readable})
+    found = SimpleNamespace(
+        problems=pl.DataFrame(problems), kept=kept, dropped={text: 1 for text in readable}
+    )
+    folder.mkdir()
+    return pages.write_distillation(folder / "distillation.html", texts[11], found, (0.0, 1.0))
+
+
+def notebook_page(folder, texts):
+    """An executed notebook, with the texts in tables, prints, values and a traceback."""
+    view = page.join([tables.table([{text: text} for text in texts]), *map(mathematics.text, texts)])
+    safe = [text.encode("utf-8", "replace").decode() for text in texts]
+    outputs = [
+        *(v4.new_output("stream", text=text) for text in safe),
+        *(v4.new_output("execute_result", {"text/plain": text}) for text in safe),
+        *(
+            v4.new_output("display_data", {"text/latex": text, "application/javascript": text})
+            for text in safe
+        ),
+        *(v4.new_output("error", ename=text, evalue=text, traceback=[text]) for text in safe),
+        v4.new_output(
+            "execute_result", {"text/html": view._repr_html_().encode("utf-8", "replace").decode()}
+        ),
+    ]
+    cells = [v4.new_markdown_cell("# A stage\n`$x$`"), v4.new_code_cell("\n".join(safe), outputs=outputs)]
+    (folder / "notebooks").mkdir(parents=True)
+    executed = folder / "notebooks/02_format_sft.ipynb"
+    nbformat.write(v4.new_notebook(cells=cells), executed)
+    return pages.write_notebook(executed)
+
+
+def checks_page(folder, texts):
+    """A page of the GPU check and the rehearsal: logs that unfold, links to what was left."""
+    folder.mkdir()
+    sections = [page.Section(page.fold(text, page.text(text)), text, text) for text in texts]
+    paths = [os.fsdecode(text.encode("utf-8", "replace")) for text in texts]
+    links = [page.link(text, path) for text, path in zip(texts, paths, strict=True)]
+    rows = [{"check": t, "left": link, "log": page.text(t)} for t, link in zip(texts, links, strict=True)]
+    return page.write(
+        folder / "gpu-check.html", texts[11], texts[12], [page.Section(tables.table(rows)), *sections]
+    )
+
+
+def list_page(folder, texts):
+    """The list of runs whose folders and headlines are the texts."""
+    for number, text in enumerate(texts):
+        name = re.sub("[/\0]", "_", text)[:60].encode("utf-8", "replace")
+        inner = folder / (os.fsdecode(name) if name not in (b"", b".") else f"run-{number}")
+        inner.mkdir(parents=True, exist_ok=True)
+        (inner / "evaluation.html").write_text("")
+        (inner / "evaluation.json").write_text(json.dumps({"headline": text}))
+    pages.write_index(folder / "x", folder)
+    return folder / "index.html"
+
+
+BUILDERS = [
+    run_pages,
+    kaggle_page,
+    evaluation_page,
+    comparison_page,
+    distillation_page,
+    notebook_page,
+    checks_page,
+    list_page,
+]
+
+
+@pytest.fixture(scope="module")
+def built(texts, tmp_path_factory):
+    """The path of each page, made when it is asked for."""
+    made = {}
+
+    def build(make):
+        if make not in made:
+            made[make] = make(tmp_path_factory.mktemp("pages") / "a page", texts)
+        return made[make]
+
+    return build
+
+
+@pytest.mark.parametrize("make", BUILDERS)
+def test_a_page_holds_texts_from_outside_as_text(built, make, canary):
+    is_harmless(built(make).read_text())
+    assert canary.requests == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", [True, False], ids=["as it is", "without its policy"])
+@pytest.mark.parametrize("make", BUILDERS)
+def test_in_a_browser_a_page_reads_nothing_asks_nobody_and_runs_no_script(built, make, policy, canary):
+    path = built(make)
+    if not policy:
+        text = without_policy(path.read_text())
+        path = path.with_name(f"open-{path.name}")
+        path.write_text(text)
+    dom, said = browse(path)
+    assert "</html>" in dom and said == []
+    assert "data-owned" not in re.search(r"<html[^>]*>", dom)[0] and SECRET not in dom
+    assert canary.requests == []
+
+
+@pytest.mark.slow
+def test_the_browser_would_have_read_asked_and_run(tmp_path, texts, canary):
+    """The texts written into a page as they are: what the test above must see, it sees."""
+    path = tmp_path / "raw.html"
+    path.write_text("<!doctype html><html><body>" + "".join(texts[11:14]) + "</body></html>")
+    dom, _ = browse(path)
+    assert "data-owned" in re.search(r"<html[^>]*>", dom)[0]
+    assert {"/fetched", "/image.png", "/script.js"} <= set(canary.requests)
+    canary.requests.clear()
+
+
+def test_a_plot_of_rules_and_files_takes_any_name(tmp_path, texts):
+    one = Interval(1.0, 1.0, 1.0)
+    figures = [
+        replay.Figures(text, "tokens", f"ours {text}", 0.5, number, 1.0, one, one, one, {})
+        for number, text in enumerate(texts[::4], 1)
+    ]
+    replay.plot(figures, tmp_path / "plot.svg")
+    found = Found()
+    found.feed((tmp_path / "plot.svg").read_text())
+    assert not {"script", "image", "a", "foreignobject", "iframe"} & {tag for tag, _ in found.elements}
+    assert all(attributes.get("xlink:href", "#").startswith("#") for _, attributes in found.elements)
