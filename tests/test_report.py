@@ -53,8 +53,7 @@ def make_run(folder, trained=(), heldout=False, solutions=(), gold=True):
     stages = {name: {"seconds": 3.0, "steps": 2, "samples_per_second": 8.5} for name in ("data", *trained)}
     for name in trained:
         (folder / name).mkdir(parents=True)
-        lines = [json.dumps(record) for record in LOGS[name]]
-        (folder / name / "log.jsonl").write_text("\n".join(lines))
+        (folder / name / "log.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in LOGS[name]))
     (folder / "inference").mkdir(parents=True)
     models = ("base", *trained) if heldout else ()
     if heldout:

@@ -46,6 +46,7 @@ pre, details > div { background: var(--panel); padding: .8em; overflow: auto; fo
 details > div { white-space: pre-wrap; overflow-wrap: anywhere; max-height: 30em }
 summary, table.aimo th { cursor: pointer } th[aria-sort=ascending]::after { content: " ▲" }
 th[aria-sort=descending]::after { content: " ▼" } menclose { border: 1px solid; padding: 0 .2em }
+.rendered_html h1 { font-size: 1.5em } .rendered_html p, .rendered_html li { color: var(--text) }
 @media screen and (max-width: 40em) {
   body { margin: 1em auto } h1 { font-size: 1.5em } img { min-width: 38em }
 }

@@ -174,9 +174,8 @@ def write_notebook(executed: Path) -> Path:
     for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
         if "data" in output:  # no script, no widget
             shown = ("text/html", "image/png", "text/plain")
-            output.data = {
-                kind: output.data.get(kind, "") for kind in shown if kind in (*output.data, shown[-1])
-            }
+            kept = {kind: output.data[kind] for kind in shown if kind in output.data}
+            output.data = {"text/plain": ""} | kept
     exporter = HTMLExporter(
         template_name="basic",  # the others load scripts from elsewhere
         exclude_anchor_links=True,
