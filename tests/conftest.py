@@ -3,6 +3,7 @@
 Nothing heavy is imported here or at the top of a test file: `make fast` collects them all.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from markdown_it import MarkdownIt
 
@@ -111,6 +113,19 @@ def wait_for(condition: Callable[[], object], timeout: float = 300) -> None:
     while not condition():
         assert time.time() < end, "timed out"
         time.sleep(0.2)
+
+
+def left_of(processes: list[psutil.Process]) -> list[psutil.Process]:
+    """Return the processes that still run after five seconds; not those that nobody has waited for."""
+
+    def runs(process: psutil.Process) -> bool:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return False
+
+    with contextlib.suppress(AssertionError):
+        wait_for(lambda: not any(map(runs, processes)), 5)
+    return [process for process in processes if runs(process)]
 
 
 @pytest.fixture(scope="session")

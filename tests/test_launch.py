@@ -1,6 +1,7 @@
 """A stage in two processes gives what it gives in one; Slurm is played by two small scripts that start its
 tasks here."""
 
+import fcntl
 import importlib.util
 import json
 import os
@@ -14,11 +15,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
-from conftest import AIMO, SMALL, TINY, aimo, settings, wait_for
+from conftest import AIMO, SMALL, TINY, aimo, left_of, settings, wait_for
 
 from aimo import config, runs
-from aimo.errors import AimoError, StageError
+from aimo.errors import AimoError, EngineError, StageError
 from aimo.inference.storage import read_lines
 
 STEPS = 10
@@ -318,6 +320,57 @@ def test_the_server_of_grpo_without_sft_has_the_base_in_as_many_parts_as_its_att
     assert "--model Qwen/Qwen3-4B " in hub and "--tensor_parallel_size 8 " in hub
 
 
+def test_grpos_server_answers_at_one_address_alone(tmp_path, capsys):
+    """It asks for no key."""
+    apart = written(capsys, tmp_path, overrides=[SERVED])
+    assert 'HOST="${nodes[-1]}" PORT=' in apart and '--host "$HOST" --port "$PORT"' in apart
+    beside = written(capsys, tmp_path, overrides=[SERVED], serve_gpus=2, devices=4)
+    assert "HOST=127.0.0.1 PORT=" in beside and '--host "$HOST" --port "$PORT"' in beside
+    here, _ = printed(capsys, overrides=[SERVED], serve_gpus=2, devices=4)
+    assert "--host 127.0.0.1 " in here and "0.0.0.0" not in apart + beside + here
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\rb", "a\tb", "a\x1bb"])
+def test_a_line_break_in_a_path_is_no_line_of_the_script(tmp_path, monkeypatch, name):
+    with pytest.raises(AimoError, match="has a control character; take another folder"):
+        run_job(job(run_dir=str(tmp_path / name)), slurm=True, dry_run=True)
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / name)
+    with pytest.raises(AimoError, match="has a control character"):
+        run_job(job(run_dir=str(tmp_path / "run")), slurm=True, dry_run=True)
+
+
+SRUN = r"""#!/bin/bash
+printf "%s\n" "$@" >> "$SHOWN"
+[[ $* == *" bash -c train" ]] && exec bash -c train
+exit 0
+"""
+
+
+@pytest.mark.parametrize("name", ["a b", "a$HOME", "a'b", 'a"b', "a;touch x", "a$(touch x)`touch x`", "50%j"])
+def test_a_path_reaches_every_command_as_it_is(tmp_path, capsys, name):
+    folder = tmp_path / name / "run"
+    run_job(job(run_dir=str(folder), overrides=[SERVED], serve_gpus=2, devices=4), slurm=True, dry_run=True)
+    script, _, told = capsys.readouterr().out.rpartition("sbatch ")
+    assert shlex.split(told) == [str(folder / "slurm" / "grpo.slurm")]
+    outputs = [line for line in script.splitlines() if line.startswith("#SBATCH --output=")]
+    assert shlex.split(outputs[0][8:]) == [f"--output={str(folder).replace('%', '%%')}/slurm/grpo-%j.log"]
+    (tmp_path / "bin").mkdir()
+    scontrol = "#!/bin/bash\necho 127.0.0.1\n"
+    for program, text in {"srun": SRUN, "scontrol": scontrol, "curl": "#!/bin/bash\n"}.items():
+        (tmp_path / "bin" / program).write_text(text)
+        (tmp_path / "bin" / program).chmod(0o755)
+    script = script.replace(shlex.quote(sys.executable), "srun")
+    shown = tmp_path / "shown"
+    variables = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SHOWN": str(shown)}
+    variables["SLURM_JOB_NODELIST"] = "x"
+    subprocess.run(["bash"], input=script, text=True, env=os.environ | variables, cwd=tmp_path, check=True)
+    words = shown.read_text().split("\n")
+    assert words[words.index("--run-dir") + 1] == str(folder)
+    assert words[words.index("--model") + 1] == str(folder / "sft" / "model")
+    assert not list(tmp_path.rglob("x"))
+
+
 def test_the_template_can_be_edited(tmp_path, capsys, monkeypatch):
     from aimo.training import launch
 
@@ -475,21 +528,53 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 """
 
 
-def test_a_server_is_waited_for_and_ended_and_one_that_ends_early_is_told(tmp_path, monkeypatch):
-    import socket
-
+def test_a_server_is_waited_for_and_ended_and_one_that_ends_early_is_told(tmp_path):
+    from aimo import serving
     from aimo.training import launch
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        monkeypatch.setattr(launch, "PORT", free.getsockname()[1])
-    command = shlex.join([sys.executable, "-c", ANSWERS, str(launch.PORT)])
-    with launch.serving(command, tmp_path / "vllm.log") as url:
-        assert launch.answers(f"{url}/health/")
-    assert not launch.answers(f"{url}/health/"), "the server is left"
-    broken = launch.serving("false", tmp_path / "vllm.log")
-    with pytest.raises(StageError, match=r"the vLLM server .*; see .*vllm\.log"):
-        broken.__enter__()
+    port, log = serving.free_port("127.0.0.1", 0), tmp_path / "vllm.log"
+    command, health = [sys.executable, "-c", ANSWERS, str(port)], f"http://127.0.0.1:{port}/health/"
+    with serving.answering(command, health, log, "the policy"):
+        assert serving.is_up(health)
+    assert not serving.is_up(health), "the server is left"
+    with pytest.raises(EngineError, match=r"vLLM did not serve the policy: .*status 1.*vllm\.log"):
+        serving.answering(["false"], health, log, "the policy").__enter__()
+    ended = subprocess.Popen(["false"])
+    with (
+        (tmp_path / "log").open("w") as output,
+        pytest.raises(StageError, match="the vLLM server ended with"),
+    ):
+        launch.follow("sleep 1000", output, [], ended)
+
+
+@pytest.mark.slow  # two processes of a job, up to their training
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_launch_leaves_no_rank_and_the_folder_stays_locked_until_the_last_has_ended(tmp_path, sign):
+    folder = prepare(tmp_path / "run", QUICK)
+    command = launch_sft(folder, "--cpu", "2")
+    with (tmp_path / "out").open("w") as output:
+        process = subprocess.Popen([str(AIMO), *command], stdout=output, stderr=output)
+    log = folder / "sft" / "launch.log"
+
+    def tree() -> list[psutil.Process]:  # aimo's guard, accelerate and two ranks
+        return psutil.Process(process.pid).children(recursive=True)
+
+    wait_for(lambda: process.poll() is not None or len(tree()) >= 4)
+    below = tree()
+    assert process.poll() is None and not can_lock(folder / "lock")
+    process.send_signal(sign)
+    process.wait(10)
+    wait_for(lambda: can_lock(folder / "lock"), 60)
+    assert left_of(below) == [], log.read_text()[-2000:]
+
+
+def can_lock(path: Path) -> bool:
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
 
 
 @pytest.mark.parametrize(

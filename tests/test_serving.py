@@ -1,6 +1,8 @@
 """`aimo serve` with the tiny base, and a distillation from it."""
 
+import fcntl
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,10 +10,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import AIMO, TINY, aimo, wait_for
+from conftest import AIMO, TINY, aimo, left_of, wait_for
 
 from aimo import serving
 from aimo.errors import AimoError, EngineError
+from aimo.inference.model_folder import load_tokenizer
 from aimo.inference.settings import resolve
 
 
@@ -30,6 +33,67 @@ def test_the_settings_of_a_profile_are_options_of_vllm():
     assert wanted <= set(command) and f"--model={TINY}" in command
 
 
+def folder_with(folder: Path, **files: dict) -> Path:
+    """The tiny base with other values in its JSON files."""
+    shutil.copytree(TINY, folder)
+    for name, values in files.items():
+        path = folder / f"{name}.json"
+        path.write_text(json.dumps((json.loads(path.read_text()) if path.exists() else {}) | values))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("trust_remote_code", True),
+        ("worker_cls", "evil.Worker"),
+        ("worker_extension_cls", "evil.Worker"),
+        ("scheduler_cls", "evil.Scheduler"),
+        ("distributed_executor_backend", "evil.Executor"),
+        ("logits_processors", ["evil:Processor"]),
+        ("reasoning_parser_plugin", "evil.py"),
+        ("hf_overrides", {"auto_map": {"AutoConfig": "evil.Config"}}),
+        ("config_format", "evil"),
+        ("load_format", "pt"),
+        ("tokenizer", "someone/else"),
+        ("compilation_config", {"backend": "evil.backend"}),
+        ("speculative_config", {"model": "someone/else"}),
+        ("kv_transfer_config", {"kv_connector_module_path": "evil"}),
+        ("allowed_local_media_path", "/"),
+        ("hf_token", "x"),
+        ("block_size", {"a": "dictionary"}),
+    ],
+)
+def test_a_model_folder_cannot_set_what_could_run_its_code_and_the_user_can(tmp_path, key, value):
+    folder = folder_with(tmp_path / "model", aimo={"vllm": {"max_num_seqs": 4, key: value}})
+    with pytest.raises(AimoError, match=rf"aimo\.json: vllm\.{key} could .* inference\.vllm\.{key} yourself"):
+        resolve(folder)
+    assert resolve(folder, {"vllm": {key: 5}}).vllm == {"max_num_seqs": 4, key: 5}
+
+
+@pytest.mark.parametrize("key, value", [("dtype", "half"), ("kv_cache_dtype", "fp8"), ("max_num_seqs", 4)])
+def test_a_model_folder_can_set_what_is_harmless(tmp_path, key, value):
+    assert resolve(folder_with(tmp_path / "model", aimo={"vllm": {key: value}})).vllm == {key: value}
+
+
+@pytest.mark.engine  # it imports Transformers
+def test_code_in_a_model_folder_does_not_run_without_the_user_s_word(tmp_path):
+    ran = tmp_path / "ran"
+    folder = folder_with(
+        tmp_path / "model",
+        config={"model_type": "own", "auto_map": {"AutoConfig": "evil.Config"}},
+        tokenizer_config={"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["evil.Own", None]}},
+    )
+    code = f"open({str(ran)!r}, 'w')\nfrom transformers import PretrainedConfig as Config\nclass Own: ...\n"
+    (folder / "evil.py").write_text(code)
+    with pytest.raises(AimoError, match="is code in the folder, which is not run"):
+        load_tokenizer(folder)
+    assert not ran.exists()
+    with pytest.raises(AimoError):
+        load_tokenizer(folder, trusted=True)
+    assert ran.exists()
+
+
 def test_a_port_that_is_taken_is_refused(tmp_path):
     with serving.socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -44,6 +108,64 @@ def test_a_server_that_ends_before_it_answers_is_explained(tmp_path, monkeypatch
     start = serving.serving(TINY, resolve(TINY), log=tmp_path / "log")
     with pytest.raises(EngineError, match=r"did not serve .*: ValueError: no such parser"), start:
         pass
+
+
+STARTER = """
+import fcntl, sys, time
+from pathlib import Path
+from aimo.inference import processes
+
+lock = open("lock", "w")
+fcntl.flock(lock, fcntl.LOCK_EX)
+with open("log", "a") as log, processes.running(["sh", "-c", sys.argv[1]], log, [lock.fileno()]) as process:
+    while process.poll() is None:
+        time.sleep(0.05)
+print(process.returncode)
+"""
+RANKS = "setsid sh -c 'sleep 1000 & sleep 1000 & touch started; wait' & (setsid sleep 1000 &) ; wait"
+
+
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
+def test_however_its_starter_ends_every_process_of_a_job_ends_and_then_its_lock_is_free(tmp_path, sign):
+    starter = subprocess.Popen(
+        [sys.executable, "-c", STARTER, RANKS], cwd=tmp_path, stderr=subprocess.DEVNULL
+    )
+    wait_for((tmp_path / "started").exists, 20)
+    below = psutil.Process(starter.pid).children(recursive=True)
+    assert len([process for process in below if process.name() == "sleep"]) == 3, below
+    with (tmp_path / "lock").open("a") as lock:
+        starter.send_signal(sign)
+        starter.wait(20)
+        fcntl.flock(lock, fcntl.LOCK_EX)  # waits for the last of them
+        assert left_of(below) == []
+
+
+def test_a_killed_guard_takes_the_command_with_it(tmp_path):
+    starter = subprocess.Popen(
+        [sys.executable, "-c", STARTER, "touch started; exec sleep 1000"], cwd=tmp_path
+    )
+    wait_for((tmp_path / "started").exists, 20)
+    guard, sleep = psutil.Process(starter.pid).children(recursive=True)
+    guard.kill()
+    assert left_of([guard, sleep]) == [] and starter.wait(5) == 0
+
+
+@pytest.mark.parametrize("ends, status", [("exit 3", "3"), ("kill -9 $$", "-9"), ("kill -11 $$", "-11")])
+def test_the_exit_status_of_a_command_is_passed_on_and_what_it_left_is_ended(tmp_path, ends, status):
+    command = [sys.executable, "-c", STARTER, f"sleep 1000 & {ends}"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=20)
+    assert done.stdout == f"{status}\n"
+
+
+def test_what_does_not_end_when_asked_is_killed(tmp_path):
+    stubborn = "trap '' TERM; touch started; sleep 1000 & while true; do wait; done"
+    program = "import sys; from aimo.inference import processes as p; p.END_S = 0.3; p.guard(sys.argv[1:])"
+    guard = subprocess.Popen([sys.executable, "-c", program, "sh", "-c", stubborn], cwd=tmp_path)
+    wait_for((tmp_path / "started").exists, 20)
+    below = psutil.Process(guard.pid).children(recursive=True)
+    guard.terminate()
+    guard.wait(5)
+    assert below and left_of(below) == []
 
 
 STAND_IN = """
@@ -68,7 +190,7 @@ def test_ctrl_c_ends_every_process_of_a_server(tmp_path):
     said = (tmp_path / "stdout").read_text
     wait_for(lambda: "is ready at" in said() or server.poll() is not None, 60)
     below = psutil.Process(server.pid).children(recursive=True)
-    assert len(below) == 2, said()
+    assert len(below) == 3, said()  # the guard, a shell and the server
     server.send_signal(signal.SIGINT)
     assert server.wait(20) == 0 and said().endswith("ended\n")
     assert psutil.wait_procs(below, timeout=5)[1] == []

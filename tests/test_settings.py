@@ -16,10 +16,10 @@ def write(folder, **values):
 
 
 def test_each_layer_goes_over_those_before_it_and_keeps_their_other_keys(tmp_path):
-    folder = write(tmp_path, samples=4, temperature=0.5, vllm={"max_num_seqs": 4, "seed_": 1})
+    folder = write(tmp_path, samples=4, temperature=0.5, vllm={"max_num_seqs": 4, "block_size": 16})
     found = resolve(folder, {"temperature": 0.6, "vllm": {"max_num_seqs": 8}}, {"samples": 2})
     assert (found.samples, found.temperature) == (2, 0.6)
-    assert found.vllm == {"max_num_seqs": 8, "seed_": 1}, "engine arguments are merged key by key"
+    assert found.vllm == {"max_num_seqs": 8, "block_size": 16}, "engine arguments are merged key by key"
     assert found.top_p == Settings().top_p
 
 

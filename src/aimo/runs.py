@@ -121,7 +121,10 @@ def begin(stage: str, profile: str, run_dir: str | Path | None = None, overrides
 
 def run_folder(run_dir: str | Path | None, profile: Profile) -> Path:
     """A run's folder as an absolute path; runs/PROFILE when `run_dir` is not given."""
-    return Path(run_dir).absolute() if run_dir else ROOT / "runs" / profile.profile
+    folder = Path(run_dir).absolute() if run_dir else ROOT / "runs" / profile.profile
+    if re.search(r"[\x00-\x1f\x7f]", str(folder)):  # a line break would begin a command in a Slurm script
+        raise AimoError(f"{option('run_dir')} {str(folder)!r} has a control character; take another folder")
+    return folder
 
 
 def open_folder(folder: Path, profile: Profile, redo: str | None = None) -> None:
@@ -188,8 +191,8 @@ def lock(folder: Path) -> None:
         return
     file = (folder / "lock").open("a+")
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
         file.seek(0)
         raise AimoError(
             f"run folder {folder}: process {file.read().strip()} is working in it; wait for it or end it, "
@@ -201,10 +204,16 @@ def lock(folder: Path) -> None:
     os.environ[LOCKED] = str(folder)
 
 
+def held(folder: Path) -> list[int]:
+    """Return the descriptor of the folder's lock; a process that inherits it holds the lock too."""
+    return [_locks[folder].fileno()] if folder in _locks else []
+
+
 def unlock(folder: Path) -> None:
     """Let other processes work in the folder again; nothing to do where another process has locked it."""
     if folder in _locks:
-        _locks.pop(folder).close()
+        with _locks.pop(folder) as file:
+            fcntl.flock(file, fcntl.LOCK_UN)  # processes that were forked have it open too
         del os.environ[LOCKED]
 
 

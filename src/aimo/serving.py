@@ -5,32 +5,23 @@ Out of scope: GRPO's server, which takes new weights (`aimo.training.launch`); s
 
 import contextlib
 import json
-import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from aimo.errors import AimoError, EngineError
+from aimo.errors import AimoError, EngineError, explain_exit
 from aimo.inference.engine import engine_arguments, set_environment
+from aimo.inference.errors import redact
 from aimo.inference.model_folder import check_model_folder
-from aimo.inference.processes import stderr_to
+from aimo.inference.processes import running, stderr_to
 from aimo.inference.settings import Settings
-
-DIE_WITH_PARENT = """\
-import ctypes, os, sys
-ctypes.CDLL(None).prctl(1, 15)
-os.execvp(sys.argv[1], sys.argv[1:])"""
-"""Asks the kernel for SIGTERM when the process that started it dies, then becomes the command."""
-END_S = 30
-"""Seconds that vLLM has to end before it is killed."""
 
 
 def command(model: Path, settings: Settings, seed: int, host: str, port: int) -> list[str]:
@@ -72,20 +63,30 @@ def serving(
     log.unlink(missing_ok=True)
     with stderr_to(log):  # what torch and vLLM say as they are imported
         serve = command(model.absolute(), settings, seed, host, port)
-    arguments = [sys.executable, "-I", "-S", "-c", DIE_WITH_PARENT, *serve]
     url = f"http://{host}:{port}"
-    with log.open("a") as output:
-        process = subprocess.Popen(arguments, stdout=output, stderr=output, start_new_session=True)
-    try:
-        while not is_up(f"{url}/health"):
+    with answering(serve, f"{url}/health", log, str(model)) as process:
+        yield url, process
+
+
+@contextlib.contextmanager
+def answering(
+    command: list[str], health: str, log: Path, model: str, keep: Collection[int] = ()
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """Run a server of a model while the block does, which begins when the address `health` answers.
+
+    What it writes is appended to `log`; `keep` as in `running`. EngineError when the server ends before it
+    answers, with the first error that it wrote.
+    """
+    with log.open("a") as output, running(command, output, keep) as process:
+        while not is_up(health):
             if process.poll() is not None:
                 causes = re.findall(r"\b\w+Error: .+|error: .+", log.read_text(errors="replace"))
-                reason = " ".join(causes[0].split())[:300] if causes else f"exit status {process.returncode}"
-                raise EngineError(f"vLLM did not serve {model}: {reason}; all that it wrote is in {log}")
+                reason = redact(" ".join(causes[0].split())) if causes else explain_exit(process.returncode)
+                raise EngineError(
+                    f"vLLM did not serve {model}: {reason[:300]}; all that it wrote is in {log}"
+                )
             time.sleep(0.2)
-        yield url, process
-    finally:
-        end(process)
+        yield process
 
 
 def free_port(host: str, port: int) -> int:
@@ -106,12 +107,3 @@ def is_up(url: str) -> bool:
             return bool(response.status == 200)
     except OSError:
         return False
-
-
-def end(process: "subprocess.Popen[bytes]") -> None:
-    """End a server with all of its processes, which are a session of their own."""
-    for sign in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, sign)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(END_S)

@@ -72,7 +72,7 @@ class Engine:
 
             self.arguments = engine_arguments(self.model, settings, seed, adapter)
             self.lora = LoRARequest("adapter", 1, str(adapter)) if adapter else None
-            self.tokenizer = load_tokenizer(model)
+            self.tokenizer = load_tokenizer(model, settings.vllm.get("trust_remote_code", False))
             self.tool_parser = find_tool_parser(settings.tool_parser, self.tokenizer)
         self.encoding = conversations.prepare(self.tokenizer, settings, model)
         self.keeps_special_tokens = prompts.keeps_special_tokens(self.tokenizer, settings)

@@ -102,8 +102,14 @@ def read_tokenizer(model: str | Path, **options: Any) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model, **options)
+        # Without a word on it, Transformers would ask at the terminal.
+        tokenizer = AutoTokenizer.from_pretrained(model, **{"trust_remote_code": False} | options)
     except Exception as e:  # the tokenizers library raises bare Exceptions
+        if "trust_remote_code" in str(e):
+            raise AimoError(
+                f"model {model}: its tokenizer is code in the folder, which is not run; take one of "
+                "Transformers' own, or for inference set inference.vllm.trust_remote_code=true"
+            ) from None
         reason = " ".join(str(e).split())[:200]
         raise AimoError(f"model {model}: its tokenizer cannot be loaded ({reason}); {REMEDY}") from None
     of_processor = Path(model) / "chat_template.json"  # Transformers reads it for images only
@@ -120,9 +126,12 @@ def read_tokenizer(model: str | Path, **options: Any) -> Any:
     return tokenizer
 
 
-def load_tokenizer(model: str | Path) -> Any:
-    """Return a model folder's tokenizer for sampling. AimoError also when it has no chat template."""
-    tokenizer = read_tokenizer(model)
+def load_tokenizer(model: str | Path, trusted: bool = False) -> Any:
+    """Return a model folder's tokenizer for sampling. AimoError also when it has no chat template.
+
+    Code in the folder runs only where it is `trusted`.
+    """
+    tokenizer = read_tokenizer(model, trust_remote_code=trusted)
     if not tokenizer.chat_template:
         raise AimoError(
             f"model {model}: its tokenizer has no chat template; train it with `aimo run`, or save one"

@@ -38,7 +38,7 @@ class Server:
         check_model_folder(model)
         settings = settings or resolve(model)
         self.folder = model
-        self.tokenizer = load_tokenizer(model)
+        self.tokenizer = load_tokenizer(model, settings.vllm.get("trust_remote_code", False))
         self.tool_parser = find_tool_parser(settings.tool_parser, self.tokenizer)
         self.encoding = conversations.prepare(self.tokenizer, settings, model)
         self.keeps_special_tokens = prompts.keeps_special_tokens(self.tokenizer, settings)

@@ -18,6 +18,15 @@ from aimo.inference.errors import AimoError, explain
 from aimo.inference.model_folder import REMEDY, read_json
 
 SETTINGS = "aimo.json"
+HARMLESS = (
+    "dtype quantization kv_cache_dtype calculate_kv_scales max_model_len max_num_seqs max_num_batched_tokens "
+    "max_logprobs tensor_parallel_size pipeline_parallel_size data_parallel_size enable_expert_parallel "
+    "enable_prefix_caching enable_chunked_prefill disable_cascade_attn disable_sliding_window block_size "
+    "num_gpu_blocks_override cpu_offload_gb kv_offloading_size enforce_eager cudagraph_capture_sizes "
+    "max_cudagraph_capture_size disable_custom_all_reduce async_scheduling stream_interval attention_backend "
+    "moe_backend language_model_only max_lora_rank"
+)
+"""vLLM's arguments that a model folder may set: none of them names code, a file or an address."""
 TOP_LOGPROBS = 20  # likeliest tokens that an entropy is measured from; as many as vLLM gives by default
 
 strict = ConfigDict(extra="forbid", strict=True)
@@ -163,7 +172,8 @@ def resolve(model: str | Path, *layers: Mapping[str, Any]) -> Settings:
 
     The sources: the sampling of its generation_config.json and the tags that `guess_tags` finds, its
     aimo.json, then the layers. Dictionaries such as `tags` and `vllm` are merged key by key. AimoError when
-    aimo.json or a layer holds an unknown key or an impossible value.
+    aimo.json or a layer holds an unknown key or an impossible value, and when aimo.json sets an argument of
+    vLLM that is not HARMLESS and that no layer sets.
     """
     path = Path(model) / SETTINGS
     values: dict[str, Any] = {"tags": asdict(guess_tags(path.parent))} | own_sampling(path.parent)
@@ -172,7 +182,15 @@ def resolve(model: str | Path, *layers: Mapping[str, Any]) -> Settings:
     if path.exists():
         remedy = "repair the file, or delete it to take the defaults"
         values = merge(values, read_json(path, remedy))
-        validate(values, str(path), remedy)
+        own = validate(values, str(path), remedy).vllm
+        set_by_user = {key for layer in layers for key in layer.get("vllm") or {}}
+        odd = {key for key, value in own.items() if key not in HARMLESS.split() or isinstance(value, dict)}
+        if refused := sorted(odd - set_by_user):
+            raise AimoError(
+                f"{path}: vllm.{refused[0]} could run code of the folder's, so no model folder may set it; "
+                f"remove it there, or say inference.vllm.{refused[0]} yourself, in a profile, by --set or in "
+                "the settings of a kernel"
+            )
     for layer in layers:
         values = merge(values, layer)
     settings = validate(values, "settings", "correct the value")

@@ -21,8 +21,6 @@ from aimo.training import arguments
 
 CONFIGS = {"ddp": "multi_gpu", "fsdp": "fsdp2", "zero2": "zero2", "zero3": "zero3"}
 """Strategies, and TRL's accelerate configurations for them."""
-PORT = 8000
-"""Of the vLLM server that GRPO samples with."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +90,12 @@ class Job:
         shared = ",".join(map(str, range(first, end)))
         return f"env CUDA_VISIBLE_DEVICES={shared} " if self.serve_gpus else ""
 
-    def serve(self, profile: Profile, folder: Path) -> str:
-        """The shell command of GRPO's vLLM server: on the last `serve_gpus`, or on a node of its own."""
+    def serve(self, profile: Profile, folder: Path, host: str = "127.0.0.1", port: str = "8000") -> str:
+        """The shell command of GRPO's vLLM server: on the last `serve_gpus`, or on a node of its own.
+
+        It asks for no key, so `host` is the one address that it answers at. `host` and `port` are words of
+        the shell.
+        """
         before = profile.trained_before(self.stage)
         base = config.resolve(profile.model.base).absolute()
         model = folder / STAGES[before].product if before else base if base.is_dir() else profile.model.base
@@ -102,7 +104,8 @@ class Job:
         return (
             f"{self.visible(self.devices - self.serve_gpus, self.devices)}{trl} vllm-serve"
             f" --model {shlex.quote(str(model))} --tensor_parallel_size {shards}"
-            f" --data_parallel_size {copies} --max_model_len {profile.model.max_length} --port {PORT}"
+            f" --data_parallel_size {copies} --max_model_len {profile.model.max_length}"
+            f" --host {host} --port {port}"
         )
 
     def served_in(self, profile: Profile) -> tuple[int, int]:

@@ -10,29 +10,28 @@ import math
 import os
 import re
 import shlex
-import signal
 import subprocess
 import sys
 import time
-import urllib.request
-from collections.abc import Iterator
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, TextIO
 
 import typer
 from jinja2 import Template
 
-from aimo import config, progress, runs
+from aimo import config, progress, runs, serving
 from aimo.config import Profile
 from aimo.data import prepare
 from aimo.data.prepare import Rows
 from aimo.errors import AimoError, StageError, explain_exit
 from aimo.evaluation import pass_rates
+from aimo.inference.processes import running
 from aimo.inference.storage import write_whole
 from aimo.runs import Run
 from aimo.stages import TRAINED
 from aimo.training import arguments, models, placement, preferences, trainers
-from aimo.training.job import PORT, Job, check
+from aimo.training.job import Job, check
 
 SLURM = Path(__file__).with_name("train.slurm")
 SPARE_S = 1800
@@ -135,7 +134,7 @@ def launch(job: Job, slurm: bool = False, dry_run: bool = False) -> None:
         print("\n".join(before + server + [job.train(str(node)) for node in range(job.nodes)]))
     else:
         check_machine(job)
-        execute(job, before, job.serve(profile, folder) if job.serve_gpus else None)
+        execute(job, profile, before)
 
 
 def gpus() -> int:
@@ -161,27 +160,35 @@ def check_machine(job: Job) -> None:
         arguments.require("deepspeed", f"--strategy {job.strategy}")
 
 
-def execute(job: Job, before: list[str], server: str | None) -> None:
-    """Run a job's commands here: those before, then training, beside a server if there is one.
+def execute(job: Job, profile: Profile, before: list[str]) -> None:
+    """Run a job's commands here: those before, then training, beside a server if GPUs are kept for one.
 
-    Progress goes to the screen, and what the processes write to launch.log in the stage's folder. AimoError
-    for what one of them refused; StageError when it failed otherwise.
+    Progress goes to the screen, and what the processes write to launch.log in the stage's folder. The run's
+    folder stays locked until the last of them has ended, even where this process is killed. AimoError for
+    what one of them refused; StageError when it failed otherwise.
     """
     run = runs.begin(job.stage, job.profile, job.run_dir, job.overrides)
     if runs.is_finished(run.dir, job.stage):
         print(f"{job.stage}: finished before, kept")
         return
-    log = run.folder / "launch.log"
+    log, lock, host = run.folder / "launch.log", runs.held(run.dir), "127.0.0.1"
     with progress.Display(run.dir, run.profile) as display, log.open("w") as output:
         display.start(job.stage)
-        for command in before:
-            check_status(follow(command, output), job.stage, log)
-        if server:
-            with serving(server, run.folder / "vllm.log") as url:
-                command = f"{job.train()} --vllm-server-url {url}"
-                check_status(follow(command, output), job.stage, log)
-        else:
-            check_status(follow(job.train(), output), job.stage, log)
+        try:
+            for command in before:
+                check_status(follow(command, output, lock), job.stage, log)
+            if job.serve_gpus:
+                port = serving.free_port(host, 0)
+                url, vllm_log = f"http://{host}:{port}", run.folder / "vllm.log"
+                vllm_log.unlink(missing_ok=True)
+                serve = shlex.split(job.serve(profile, run.dir, host, str(port)))
+                with serving.answering(serve, f"{url}/health/", vllm_log, "the policy", lock) as server:
+                    status = follow(f"{job.train()} --vllm-server-url {url}", output, lock, server)
+            else:
+                status = follow(job.train(), output, lock)
+        except KeyboardInterrupt:
+            raise AimoError("interrupted; run the same command again to continue") from None
+        check_status(status, job.stage, log)
         seconds = runs.read_metrics(run.dir)["stages"][job.stage]["seconds"]
         display.finish(job.stage, f"finished in {seconds:.0f} s")
 
@@ -196,49 +203,23 @@ def check_status(status: int, stage: str, log: Path) -> None:
     raise StageError(f"stage {stage} {explain_exit(status)}; its traceback is in {log}")
 
 
-@contextlib.contextmanager
-def serving(command: str, log: Path) -> Iterator[str]:
-    """A vLLM server while the block runs; gives its address as soon as it answers.
+def follow(
+    command: str,
+    output: TextIO,
+    lock: Collection[int],
+    server: "subprocess.Popen[bytes] | None" = None,
+) -> int:
+    """Run a command to its end, or to that of the `server` that it needs; return its exit status.
 
-    StageError when it ends before.
+    The descriptors of `lock` stay open until the last process below it has ended.
     """
-    url = f"http://127.0.0.1:{PORT}"
-    with log.open("w") as output:
-        process = subprocess.Popen(shlex.split(command), stdout=output, stderr=output, start_new_session=True)
-    try:
-        while not answers(f"{url}/health/"):
-            if process.poll() is not None:
-                raise StageError(f"the vLLM server {explain_exit(process.returncode)}; see {log}")
-            time.sleep(0.2)
-        yield url
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-        process.wait()
-
-
-def answers(url: str) -> bool:
-    """Whether a server answers at an address."""
-    try:
-        with urllib.request.urlopen(url, timeout=2) as response:
-            return response.status == 200
-    except OSError:
-        return False
-
-
-def follow(command: str, output: TextIO) -> int:
-    """Run a command to its end; returns its exit status. Ctrl-C ends it and its children, then raises
-    AimoError."""
-    # In a session of their own, so that Ctrl-C reaches them once, from here.
-    process = subprocess.Popen(shlex.split(command), stdout=output, stderr=output, start_new_session=True)
-    try:
+    with running(shlex.split(command), output, lock) as process:
         while process.poll() is None:  # wait() would sleep through Ctrl-C: polars restarts it
+            if server and server.poll() is not None:
+                raise StageError(
+                    f"the vLLM server {explain_exit(server.returncode)}; see vllm.log beside {output.name}"
+                )
             time.sleep(0.2)
-    except KeyboardInterrupt:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-        process.wait()
-        raise AimoError("interrupted; run the same command again to continue") from None
     return process.returncode
 
 
@@ -248,20 +229,20 @@ def script(job: Job, profile: Profile, folder: Path, before: list[str]) -> str:
     GRPO with `generation: vllm_server` gets one node more, for the server, unless `serve_gpus` of its own
     node serve. `before` are commands to run first.
     """
-    limit = profile.training.time_limit_s
+    limit, here = profile.training.time_limit_s, str(runs.run_folder(Path.cwd(), profile))
     serves = profile.grpo and job.stage == "grpo" and profile.grpo.generation == "vllm_server"
     return Template(SLURM.read_text(), trim_blocks=True, keep_trailing_newline=True).render(
         stage=job.stage,
         nodes=job.nodes,
         gpus=job.devices,
         minutes=math.ceil((limit + SPARE_S) / 60) if limit else None,
-        here=shlex.quote(str(Path.cwd())),
+        here=shlex.quote(here),
         logs=shlex.quote(str(folder / "slurm")),
+        patterns=shlex.quote(str(folder / "slurm").replace("%", "%%")),  # %j is the job's number there
         before=before,
         train=job.train('"$SLURM_PROCID"'),
-        server=job.serve(profile, folder) if serves else None,
+        server=job.serve(profile, folder, '"$HOST"', '"$PORT"') if serves else None,
         shared=job.serve_gpus > 0,
-        port=PORT,
     )
 
 
