@@ -9,6 +9,7 @@ import io
 import json
 import os
 import re
+import shutil
 import sys
 import tempfile
 import threading
@@ -406,6 +407,6 @@ def run_dir(tmp_path):
     model = folder / "grpo" / "model"
     model.mkdir(parents=True)
     for path in TINY.iterdir():
-        (model / path.name).symlink_to(path)
+        shutil.copyfile(path, model / path.name)
     (folder / "profile.yaml").write_text(config.dump(config.load("tiny")))
     return folder

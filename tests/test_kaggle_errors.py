@@ -1,5 +1,8 @@
 """What a user of `aimo kaggle` can get wrong, or Kaggle can refuse: one line with the remedy, exit code 2."""
 
+import io
+import zipfile
+
 import pytest
 import requests
 
@@ -113,7 +116,100 @@ def test_a_page_in_place_of_an_answer_is_told_apart_from_kaggle(kaggle, refused)
     kaggle.ListSubmissions = lambda request: b"<html>Sign in to the hotel's network</html>"
     assert "what answers is not Kaggle" in refused("scores")
     kaggle.DownloadDataFiles = kaggle.ListSubmissions
-    assert "is no zip file; give the same command again" in refused("data", "aimo3")
+    assert "it is no zip file that opens" in refused("data", "aimo3")
+
+
+def zipped(names, encrypted=False):
+    """A zip file of empty files; marked as encrypted if wanted."""
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as file:
+        for name in names:
+            file.writestr(name, b"data")
+    data = bytearray(made.getvalue())
+    if encrypted:
+        data[6] |= 1
+        data[data.index(b"PK\1\2") + 8] |= 1
+    return bytes(data)
+
+
+BROKEN = [zipped([]), zipped(["a"], encrypted=True), b"", b"<html>", zipped(["a", "b"])[:-30]]
+
+
+@pytest.mark.parametrize("sent", BROKEN, ids=["empty", "encrypted", "nothing", "a page", "cut off"])
+def test_a_download_that_cannot_be_unpacked_leaves_what_was_there(kaggle, refused, aimo, tmp_path, sent):
+    assert aimo("data", "aimo3", "--to", tmp_path / "input")[0] == 0
+    before = sorted(path.name for path in (tmp_path / "input").rglob("*"))
+    kaggle.DownloadDataFiles = lambda request: sent
+    assert "is no zip file that opens" in refused("data", "aimo3", "--to", tmp_path / "input")
+    assert sorted(path.name for path in (tmp_path / "input").rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["../up", "a/../../up", "..", "a b", "aimo9/../../x"])
+def test_a_competition_that_is_no_slug_is_refused_before_anything_is_asked(kaggle, refused, name):
+    assert "or the slug of its address" in refused("data", name)
+    assert not kaggle.asked("DownloadDataFiles")
+
+
+@pytest.mark.parametrize("link", ["/etc/passwd", "../secret", "nowhere"])
+@pytest.mark.parametrize("inside", ["", "sub"])
+def test_a_link_out_of_a_folder_is_not_uploaded(kaggle, refused, run_dir, link, inside):
+    folder = run_dir / "grpo" / "model"
+    (folder.parent / "secret").write_text("secret")
+    (folder / inside).mkdir(exist_ok=True)
+    (folder / inside / "linked.txt").symlink_to(link)
+    line = refused("dataset", "push", folder, "--name", "aimo-data")
+    assert f"linked.txt is a link to {link}, and is not pushed" in line
+    refused("model", "push", run_dir)
+    assert not kaggle.asked("StartBlobUpload")
+
+
+def test_no_error_shows_a_token_or_a_signed_address(kaggle, refused, monkeypatch, tmp_path):
+    from aimo.inference.errors import redact
+    from aimo.kaggle import downloads
+
+    signed = "https://storage.example/a.bin?X-Goog-Signature=abc123&X-Goog-Date=5"
+    for text in (f"404 for url: {signed}", f"exceeded with url: /a.bin?{signed.split('?')[1]} (Caused by"):
+        assert "abc123" not in redact(text) and "a.bin?…" in redact(text)
+    for secret in ("hf_abcdefghijklmnop", "KGAT_0123456789abcdef", "eyJhbGciOi.eyJzdWIiOi.abc-_123"):
+        assert secret not in redact(f"header 'Bearer {secret}\\n'") + redact(f"token={secret}")
+    monkeypatch.setenv("KAGGLE_KEY", "0123456789abcdef")
+    assert "0123456789abcdef" not in redact("me:0123456789abcdef") and "//…@" in redact("http://me:pw@proxy/")
+    closed = f"http://127.0.0.1:9/out?{signed.split('?')[1]}"
+    monkeypatch.setattr(downloads.client, "PAUSE_S", 0)
+    with pytest.raises(AimoError) as e:
+        downloads.save(downloads.fetch(closed), tmp_path / "out")
+    assert "abc123" not in str(e.value)
+
+
+@pytest.mark.parametrize("token", ["good-token\n", "  good-token  ", "'good-token'", "FILE"])
+def test_a_token_is_taken_without_what_copying_put_around_it(kaggle, aimo, monkeypatch, tmp_path, token):
+    if token == "FILE":
+        token = str(tmp_path / "token")
+        (tmp_path / "token").write_text("good-token\r\n")
+        (tmp_path / "token").chmod(0o600)
+    monkeypatch.setenv("KAGGLE_API_TOKEN", token)
+    code, out, err = aimo("login-check")
+    assert code == 0 and "signed in as me" in out, err
+
+
+@pytest.mark.parametrize(
+    "token", ["“good-token”", "good token", "tok\u00a0en", "good-token\nother", "é" * 99]
+)
+@pytest.mark.parametrize("place", ["KAGGLE_API_TOKEN", "KAGGLE_KEY", "access_token"])
+def test_what_no_header_can_hold_is_named_by_its_place_and_not_shown(
+    kaggle, refused, monkeypatch, tmp_path, token, place
+):
+    monkeypatch.delenv("KAGGLE_API_TOKEN")
+    monkeypatch.setenv("KAGGLE_USERNAME", "me")
+    if place == "access_token":
+        (tmp_path / ".kaggle").mkdir()
+        (tmp_path / ".kaggle" / place).write_text(token)
+        (tmp_path / ".kaggle" / place).chmod(0o600)
+    else:
+        monkeypatch.setenv(place, token)
+    line = refused("login-check")
+    assert place in line and "a character that no token has" in line and token not in line
+    assert kaggle.requests == []
 
 
 def test_no_network_is_one_line(kaggle, refused):

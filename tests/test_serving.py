@@ -33,6 +33,11 @@ def test_the_settings_of_a_profile_are_options_of_vllm():
     assert wanted <= set(command) and f"--model={TINY}" in command
 
 
+def test_a_folder_as_a_log_is_one_line(tmp_path):
+    done = aimo("serve", str(TINY), "--log", str(tmp_path))
+    assert (done.returncode, done.stderr) == (2, f"aimo: --log {tmp_path} is a folder; name a file in it\n")
+
+
 def folder_with(folder: Path, **files: dict) -> Path:
     """The tiny base with other values in its JSON files."""
     shutil.copytree(TINY, folder)

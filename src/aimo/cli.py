@@ -221,6 +221,8 @@ def serve(
     from aimo.inference.settings import resolve
 
     check_folder("--log", log)
+    if log.is_dir():
+        raise AimoError(f"--log {log} is a folder; name a file in it")
     folder = hub.local_folder(model)
     settings = resolve(folder, *solver_settings(profile, set_ or [], None, vllm or []))
     print(f"Loading {folder.name} with vLLM, which takes half a minute or more; its log is {log}", flush=True)

@@ -1,6 +1,7 @@
 """Download base models from the Hugging Face hub, and push models and datasets to it."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -48,6 +49,15 @@ def trained_on(adapter: Path) -> str:
         return ""
 
 
+def check_links(folder: Path) -> None:
+    """Refuse a folder to push that has a link out of it, or what is no file: its target would be pushed."""
+    for path in sorted(folder.rglob("*")):
+        out = path.is_symlink() and not path.resolve().is_relative_to(folder.resolve())
+        if out or not (path.is_file() or path.is_dir()):
+            target = f"a link to {os.readlink(path)}" if path.is_symlink() else "no file"
+            raise AimoError(f"{path} is {target}, and is not pushed: put a file in its place, or remove it")
+
+
 def push_model(folder: Path, repo: str) -> str:
     """Push a model folder to a private repository of the hub; returns its address.
 
@@ -55,6 +65,7 @@ def push_model(folder: Path, repo: str) -> str:
     """
     from huggingface_hub import HfApi
 
+    check_links(folder)
     try:
         api = HfApi()
         api.create_repo(repo, private=True, exist_ok=True)

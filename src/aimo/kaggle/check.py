@@ -150,6 +150,15 @@ def source_of(text: str, parts: int) -> str:
     return "/".join([*filter(None, [owner]), *place.split("/")][:parts])
 
 
+def slug_of(competition: str) -> str:
+    """The slug of aimo1, aimo2 or aimo3, of an address, or the slug itself. AimoError for another text."""
+    slug = COMPETITIONS[competition].slug if competition in COMPETITIONS else source_of(competition, 1)
+    if not re.fullmatch(SLUG, slug):
+        known = ", ".join(COMPETITIONS)
+        raise AimoError(f"competition {competition!r}: write {known} or the slug of its address")
+    return slug
+
+
 def check_machine(metadata: dict[str, Any]) -> Iterator[str]:
     """The accelerator."""
     shape = metadata.get("machine_shape")

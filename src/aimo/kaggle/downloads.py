@@ -10,6 +10,7 @@ import os
 import shutil
 import time
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,10 +19,9 @@ from kagglesdk.competitions.types.competition_api_service import ApiDownloadData
 
 from aimo.config import ROOT
 from aimo.errors import AimoError
-from aimo.inference.competitions import COMPETITIONS
 from aimo.inference.errors import one_line
 from aimo.kaggle import client
-from aimo.kaggle.check import source_of
+from aimo.kaggle.check import slug_of
 from aimo.kaggle.client import Api
 from aimo.kaggle.kaggle_compat import TIMEOUT_S
 
@@ -104,7 +104,7 @@ def data(api: Api, competition: str, inputs: Path | None = None) -> Path | None:
     `competition` is aimo1, aimo2, aimo3 or a slug. `inputs` is /kaggle/input, or data/kaggle where that
     cannot be written. None in a dry run.
     """
-    slug = COMPETITIONS[competition].slug if competition in COMPETITIONS else source_of(competition, 1)
+    slug = slug_of(competition)
     request = ApiDownloadDataFilesRequest()
     request.competition_name = slug
     with api.build_kaggle_client() as kaggle:
@@ -126,18 +126,27 @@ def default_inputs() -> Path:
 
 def unpack(archive: Path, folder: Path) -> None:
     """Unpack in place of `folder`, which is whole before and after; the archive is deleted."""
-    fresh = folder.with_name(folder.name + ".partial")
+    fresh, old = (folder.with_name(f"{folder.name}.{name}") for name in ("partial", "old"))
     shutil.rmtree(fresh, ignore_errors=True)
+    again = "give the same command again"
     try:
         with zipfile.ZipFile(archive) as file:
             check_room(fresh, sum(entry.file_size for entry in file.infolist()))
             file.extractall(fresh)
-    except zipfile.BadZipFile:
-        archive.unlink()
-        raise AimoError(f"{archive}: what Kaggle sent is no zip file; give the same command again") from None
+        if not fresh.is_dir():
+            raise zipfile.BadZipFile("it is empty")
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            folder.rename(old)
+        fresh.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
     except OSError as e:
+        reason = e.strerror or e
+        raise AimoError(f"{folder}: {reason}; free some space or take another --to; {again}") from None
+            f"{folder}: {e.strerror or e}; free some space, or take another --to; {again}"
+        ) from None
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as e:  # of an encrypted one
+        raise AimoError(f"{archive.name}: it is no zip file that opens ({one_line(e)}); {again}") from None
+    finally:
         shutil.rmtree(fresh, ignore_errors=True)
-        raise AimoError(f"{folder}: {e.strerror}; free some space and give the same command again") from None
-    shutil.rmtree(folder, ignore_errors=True)
-    fresh.rename(folder)
-    archive.unlink()
+        archive.unlink()

@@ -9,9 +9,8 @@ from kagglesdk.competitions.types.competition_api_service import ApiListSubmissi
 from kagglesdk.kernels.types.kernels_enums import KernelWorkerStatus
 
 from aimo.errors import AimoError
-from aimo.inference.competitions import COMPETITIONS
 from aimo.kaggle import kernel_runs, records
-from aimo.kaggle.check import source_of
+from aimo.kaggle.check import slug_of
 from aimo.kaggle.client import Api, pages
 from aimo.kaggle.kernel_runs import Version
 
@@ -30,7 +29,7 @@ def submit(api: Api, kernel: str, number: int | None, message: str, competition:
     status, _ = kernel_runs.ask_status(api, version)
     names = kernel_runs.list_output(api, version)
     if api.dry_run:
-        slug, answers = slug_of(competition or "COMPETITION"), ANSWERS[0]
+        slug, answers = slug_of(competition) if competition else "COMPETITION", ANSWERS[0]
     else:
         if status != KernelWorkerStatus.COMPLETE:
             raise AimoError(f"{version} is {status.name.lower()}, not complete; submit a version that is")
@@ -64,11 +63,6 @@ def submit(api: Api, kernel: str, number: int | None, message: str, competition:
         message=message,
     )
     return int(answer.ref)
-
-
-def slug_of(competition: str) -> str:
-    """The slug of aimo1, aimo2 or aimo3, of an address, or the slug itself."""
-    return COMPETITIONS[competition].slug if competition in COMPETITIONS else source_of(competition, 1)
 
 
 def only(competitions: list[str], version: Version) -> str:

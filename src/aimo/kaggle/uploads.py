@@ -31,7 +31,7 @@ from kagglesdk.models.types.model_api_service import (
 )
 from kagglesdk.models.types.model_enums import ModelFramework
 
-from aimo import config
+from aimo import config, hub
 from aimo.config import ROOT
 from aimo.errors import AimoError
 from aimo.inference.model_folder import check_model_folder
@@ -81,6 +81,7 @@ def push_version(api: Api, folder: Path, target: str, notes: str, license_name: 
     """
     target = source_of(target, 4)
     check_model_folder(folder)
+    hub.check_links(folder)
     if inner := [path.name for path in folder.iterdir() if path.is_dir()]:
         raise AimoError(
             f"model folder {folder} has folders in it, which are not pushed: move {', '.join(inner)} out"
@@ -232,6 +233,7 @@ def push_dataset(api: Api, folder: Path, name: str | None, license_name: str) ->
     """
     if not folder.is_dir():
         raise AimoError(f"dataset {folder}: no such folder")
+    hub.check_links(folder)
     metadata = read_json(folder / METADATA, "repair the file") if (folder / METADATA).is_file() else {}
     ref = source_of(str(name or metadata.get("id") or folder.resolve().name), 2)
     owner, _, slug = ref.rpartition("/")
