@@ -187,7 +187,9 @@ def test_two_writers_on_one_file_are_refused(problems):
 def test_a_file_of_other_settings_is_refused_by_the_key(problems):
     with serving() as server:
         distil(problems, server)
-        with pytest.raises(AimoError, match=r"temperature \(was 0\.6, now 1\.0\); take another output_file"):
+        with pytest.raises(
+            AimoError, match=r"temperature was 0\.6 and is now 1\.0; take another output_file"
+        ):
             distil(problems, server, temperature=1.0)
 
 
@@ -318,7 +320,7 @@ def test_a_disk_that_fills_keeps_what_is_whole(problems):
             ["bash", "-c", f"ulimit -f 2; {command}"], capture_output=True, text=True, timeout=60
         )
         assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
-        assert "File too large; every sample before is kept: make room" in done.stderr
+        assert "File too large; what came before is kept: make room" in done.stderr
         kept = len(records(out))
         assert 0 < kept < 24
         done = aimo(*command.split()[1:])

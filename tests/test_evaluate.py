@@ -6,7 +6,9 @@ import json
 import os
 import re
 import resource
+import shutil
 import stat
+from dataclasses import asdict, replace
 
 import numpy as np
 import polars as pl
@@ -17,10 +19,12 @@ from scripted import Scripted
 
 from aimo import cli
 from aimo.errors import AimoError, EngineError
-from aimo.evaluation import benchmarks, completions, evaluate, leakage, metrics, published, scores
+from aimo.evaluation import benchmarks, commands, completions, evaluate, leakage, metrics, published, scores
 from aimo.evaluation.benchmarks import Question
 from aimo.evaluation.completions import File, Header, Trace
-from aimo.inference import solver
+from aimo.inference import model_folder, solver
+from aimo.inference.model_folder import fingerprint, identity, is_same_model
+from aimo.inference.server import Server
 from aimo.inference.settings import Prompt, resolve
 
 QUESTIONS = [
@@ -31,9 +35,7 @@ QUESTIONS = [
 
 
 def header(questions=QUESTIONS, **changes):
-    settings = json.loads(resolve(TINY).to_json())
-    asked = {key: settings[key] for key in completions.ASKED} | changes
-    return Header("m", "w", "x", 0, asked, 1024, list(questions))
+    return Header("m", "w", "x", 0, resolve(TINY).asked | changes, 1024, list(questions))
 
 
 def scored(answers, questions=QUESTIONS, tokens=10, finished=True):
@@ -128,6 +130,8 @@ def test_a_file_that_cannot_be_a_benchmark_is_refused_with_the_row(
         (["--benchmarks", "mine.jsonl"], "mine.jsonl does not exist"),
         (["--benchmarks", "aime24,gpqa"], "lighteval vllm"),
         (["--benchmarks", "gpqa", "--vllm", "kv_cache_dtype=fp8"], "vllm.kv_cache_dtype: lighteval"),
+        (["--benchmarks", "gpqa", "--adapter", "a"], "--adapter: lighteval"),
+        (["--benchmarks", "gsm8k", "--adapter", "a"], "adapter a: no adapter_config.json"),
         (["--benchmarks", "gsm8k", "--set", "inference.temprature=1"], "did you mean temperature?"),
         (["--benchmarks", "gsm8k", "--server", "http://127.0.0.1:9"], "http://127.0.0.1:9 does not answer"),
     ],
@@ -163,7 +167,7 @@ def test_lighteval_gets_the_engines_settings_and_its_figures_are_kept(monkeypatc
 
 def test_the_benchmarks_sampling_goes_over_the_models_and_the_command_lines_over_both(public_model):
     def settings(model, **layer):
-        return evaluate.Wanted(model, "m", ["aime24"], [layer]).settings("aime24")
+        return evaluate.Wanted(model, "m", "w", ["aime24"], [layer]).settings("aime24")
 
     assert (settings(TINY).temperature, settings(TINY).top_p, settings(TINY).max_tokens) == (0.6, 0.95, 32768)
     assert settings(TINY).samples == 64 and settings(TINY, samples=4, temperature=0.0).samples == 4
@@ -177,28 +181,40 @@ def test_the_benchmarks_sampling_goes_over_the_models_and_the_command_lines_over
 
 
 def test_a_line_that_was_cut_off_is_removed_and_its_sample_missing_again(tmp_path):
-    file = File(tmp_path / "x.jsonl", header())
-    for i in range(2):
-        file.add(Trace("a", i, i, "é", 1, True, 0.0, 1.0))
+    with File(tmp_path / "x.jsonl", header()) as file:
+        for i in range(2):
+            file.add(Trace("a", i, i, "é\u2028", 1, True, 0.0, 1.0))
     whole = file.path.read_bytes()
     file.path.write_bytes(whole[:-5])
-    again = File(file.path, header())
-    assert list(again.traces) == [("a", 0)] and ("a", 1) in again.missing(2)
-    again.add(Trace("a", 1, 1, "é", 1, True, 0.0, 1.0))
+    with File(file.path, header()) as again:
+        assert list(again.traces) == [("a", 0)] and ("a", 1) in again.missing(2)
+        again.add(Trace("a", 1, 1, "é\u2028", 1, True, 0.0, 1.0))
     assert file.path.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    "bad", [b"\xff\n", b"[]\n", b'{"evaluation": 1}\n', b'{"id": "a", "index": "b"}\n', b"{" * 5000 + b"\n"]
+)
+def test_a_broken_line_is_named_in_one_line(tmp_path, bad):
+    with File(tmp_path / "x.jsonl", header()) as file:
+        file.add(Trace("a", 0, 0, "", 1, True, 0.0, 1.0))
+    file.path.write_bytes(file.path.read_bytes() + bad)
+    with pytest.raises(AimoError, match=r"x.jsonl, line 3: it is no completion of .*; remove the line"):
+        File(file.path, header())
 
 
 @pytest.mark.parametrize(
     "other, named",
     [
         (header(temperature=0.5), "temperature was 1.0 and is now 0.5"),
-        (header(QUESTIONS[:2]), "its questions are others"),
+        (header(vllm={"quantization": "fp8"}), "vllm was {} and is now {'quantization': 'fp8'}"),
+        (header(QUESTIONS[:2]), "was made with other questions"),
         (Header("m", "other", *list(header().__dict__.values())[2:]), "weights was 'w' and is now 'other'"),
     ],
-    ids=["settings", "questions", "weights"],
+    ids=["settings", "engine", "questions", "weights"],
 )
 def test_a_file_made_otherwise_is_not_gone_on_with(tmp_path, other, named):
-    File(tmp_path / "x.jsonl", header())
+    File(tmp_path / "x.jsonl", header()).file.close()
     with pytest.raises(AimoError, match=f"{named}; take another --run-dir"):
         File(tmp_path / "x.jsonl", other)
 
@@ -297,7 +313,7 @@ def test_a_full_disk_costs_one_completion_and_the_rest_is_gone_on_with(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     [line] = [line for line in err.splitlines() if line.startswith("aimo: ")]
-    assert code == 2 and "completions are kept: make room" in line
+    assert code == 2 and "make room" in line and " completions are kept" in line
     _, kept = completions.read(tmp_path / "run/zero.jsonl")
     assert 0 < len(kept) < 12
     code, _, err = run(monkeypatch, capsys, *arguments)
@@ -316,9 +332,122 @@ def test_another_benchmark_joins_those_of_the_folder(
         assert code == 0, err
     found = json.loads((tmp_path / "run/evaluation.json").read_text())
     assert set(found["benchmarks"]) == set(found["leakage"]) == {"zero", "other"}
-    monkeypatch.setattr(completions, "fingerprint", lambda folder: "trained further")
+    trained = shutil.copytree(TINY, tmp_path / TINY.name)
+    change_weights(trained / "model.safetensors")
+    arguments[1] = trained
     code, _, err = run(monkeypatch, capsys, *arguments, "--server", model_server[0])
     assert code == 2 and "holds completions of other weights" in err
+
+
+# What is evaluated is known by its content
+
+
+def change_weights(path, place=-1):
+    """Change one byte of a file."""
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory):
+    """An adapter of the tiny base, as a stage leaves it in runs/a/sft/trained."""
+    from safetensors.numpy import save_file
+
+    folder = tmp_path_factory.mktemp("runs") / "a/sft/trained"
+    folder.mkdir(parents=True)
+    (folder / "adapter_config.json").write_text('{"r": 8, "peft_type": "LORA"}')
+    save_file({"layer.lora_A": np.ones((8, 16), np.float32)}, folder / "adapter_model.safetensors")
+    return folder
+
+
+def test_a_model_is_known_by_its_content_and_not_by_its_place(tmp_path, adapter):
+    copy = shutil.copytree(TINY, tmp_path / "copy")
+    assert identity(copy) == identity(TINY) and is_same_model(fingerprint(TINY), identity(copy))
+    same = shutil.copytree(adapter, tmp_path / "b/grpo/trained")
+    assert identity(copy, same) == identity(TINY, adapter) != identity(TINY)
+    assert not is_same_model(fingerprint(TINY), identity(TINY, adapter))
+    change_weights(same / "adapter_model.safetensors")
+    assert identity(TINY, same) != identity(TINY, adapter)
+    before = {identity(copy)}
+    for name in ("chat_template.jinja", "tokenizer.json", "model.safetensors"):
+        change_weights(copy / name)
+        before.add(identity(copy))
+    assert len(before) == 4
+
+
+def test_one_changed_tensor_of_a_large_model_is_another_model(tmp_path, monkeypatch):
+    """A merged adapter of few modules changes few tensors, and perhaps none in the middle of a file."""
+    from safetensors.numpy import save_file
+
+    monkeypatch.setattr(model_folder, "WHOLE", 0)
+    found = set()
+    for changed in range(9):
+        tensors = {f"layer.{i}": np.zeros(100_000, np.float32) for i in range(9)}
+        tensors[f"layer.{changed}"] += 1
+        save_file(tensors, tmp_path / "model.safetensors")
+        found.add(identity(tmp_path))
+    assert len(found) == 9
+
+
+def test_another_adapter_is_sampled_and_never_shown_with_the_figures_of_the_first(
+    monkeypatch, capsys, tmp_path, small_benchmark, adapter
+):
+    """The engine is a stand-in that says which adapter it has."""
+    second = shutil.copytree(adapter, tmp_path / "runs/b/grpo/trained")
+    change_weights(second / "adapter_model.safetensors")
+    started = []
+
+    def complete(request):
+        return [{"text": "<SOLUTION>0</SOLUTION>", "token_ids": [5], "finish_reason": "stop"}]
+
+    with serving(complete, 1024) as url:
+
+        def start(model, layers, seed, server, adapter):
+            started.append(adapter)
+            return Server([url], model, resolve(model, *layers))
+
+        monkeypatch.setattr(commands, "start", start)
+        common = ["evaluate", TINY, "--benchmarks", small_benchmark, "--samples", 1]
+        in_one = ["--run-dir", tmp_path / "one"]
+        assert run(monkeypatch, capsys, *common, *in_one, "--adapter", adapter)[0] == 0
+        code, _, err = run(monkeypatch, capsys, *common, *in_one, "--adapter", second)
+        assert code == 2 and "holds completions of other weights (tiny-base+a-sft)" in err
+        code, _, err = run(monkeypatch, capsys, *common, *in_one)
+        assert code == 2 and "holds completions of other weights (tiny-base+a-sft)" in err
+        moved = shutil.copytree(adapter, tmp_path / "moved")
+        assert run(monkeypatch, capsys, *common, *in_one, "--adapter", moved)[0] == 0
+        assert started == [str(adapter)], "a copy of the same adapter was sampled again"
+        monkeypatch.setattr(evaluate, "ROOT", tmp_path / "root")
+        for one in (adapter, second):
+            assert run(monkeypatch, capsys, *common, "--adapter", one)[0] == 0
+        assert [p.name for p in sorted((tmp_path / "root/runs").iterdir())] == [
+            "evaluate-tiny-base+a-sft",
+            "evaluate-tiny-base+b-grpo",
+        ]
+
+
+def test_a_folder_of_aimo_1_0_1_is_gone_on_with_unless_its_weights_may_be_an_adapters(tmp_path):
+    now = identity(TINY)
+    for model, same in (("tiny-base", True), ("tiny-base+trained", False)):
+        old = replace(header(), model=model, weights=fingerprint(TINY))
+        assert old.is_of(now) is same
+        path = tmp_path / f"{model}.jsonl"
+        values = {"evaluation": {k: v for k, v in asdict(old).items() if k != "served"}}
+        del values["evaluation"]["settings"]["vllm"]
+        path.write_text(json.dumps(values) + "\n")
+        if same:
+            File(path, replace(header(), weights=now)).file.close()
+        else:
+            with pytest.raises(AimoError, match="weights was"):
+                File(path, replace(header(), weights=now))
+
+
+def test_another_model_behind_the_servers_is_not_gone_on_with(tmp_path):
+    File(tmp_path / "x.jsonl", replace(header(), served="a")).file.close()
+    with pytest.raises(AimoError, match="served was 'a' and is now 'b'"):
+        File(tmp_path / "x.jsonl", replace(header(), served="b"))
+    File(tmp_path / "x.jsonl", header()).file.close()  # scored again, without servers
 
 
 def test_a_question_that_does_not_fit_counts_as_cut_off(monkeypatch, capsys, tmp_path, model_server):

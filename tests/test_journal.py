@@ -1,12 +1,15 @@
 """What the journal keeps of a sample, and what a kernel that starts again takes from it."""
 
-import json
-from dataclasses import replace
+import shutil
+from dataclasses import asdict, replace
 
 import pytest
 
+from aimo.inference.errors import AimoError
 from aimo.inference.journal import Header, Journal, parse
+from aimo.inference.settings import Settings
 from aimo.inference.solution import End, Sample
+from aimo.inference.storage import read_lines
 from aimo.inference.voting import Stop
 
 SAMPLE = Sample(
@@ -35,7 +38,7 @@ def kept(path, *entries, model="m", settings=None):
     journal = Journal(path, model, "aimo3", settings)
     for entry in entries:
         journal.add("q", "1 + 1?", entry)
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return read_lines(path)
 
 
 def test_a_journal_says_whose_it_is_and_keeps_every_value_of_a_sample(tmp_path):
@@ -69,14 +72,70 @@ def test_samples_of_another_model_or_other_settings_are_left_out(tmp_path, capsy
     assert Journal(tmp_path / "j", "m", "aimo3").recall("q", "1 + 1?").samples == [SAMPLE]
 
 
-def test_a_cut_line_costs_no_other_line(tmp_path, capsys):
+def test_a_cut_line_costs_no_other_line(tmp_path):
     path = tmp_path / "j"
     kept(path, SAMPLE)
     path.write_text(path.read_text() + '{"key": "k", "sam')
-    journal = Journal(path, "m", "aimo3")
+    Journal(path, "m", "aimo3").add("q", "1 + 1?", 2)
+    solution = Journal(path, "m", "aimo3").recall("q", "1 + 1?")
+    assert (solution.answer, solution.samples) == (2, [SAMPLE])
+
+
+@pytest.mark.parametrize("bad", ["\xff", "[1]", '{"key": 1}', '{"journal": []}', "", "{" * 9000])
+def test_a_broken_line_is_left_out_of_a_kernels_journal_and_named_to_a_user(tmp_path, capsys, bad):
+    path = tmp_path / "j"
+    kept(path, SAMPLE)
+    path.write_bytes(path.read_bytes() + bad.encode("latin-1") + b"\n")
+    Journal(path, "m", "aimo3").add("q", "1 + 1?", 2)
     assert f"{path}, line 3 is left out" in capsys.readouterr().out
-    journal.add("q", "1 + 1?", 2)
     assert Journal(path, "m", "aimo3").recall("q", "1 + 1?").answer == 2
+    with pytest.raises(AimoError, match=r"j, line 3: .*; remove the line, or take another --out"):
+        Journal(path, "m", "aimo3", other="--out")
+
+
+def users(path, seed=0, weights="w", **settings):
+    """A user's journal: of a model known by its content, with all settings."""
+    return Journal(path, "m", "aimo3", asdict(replace(Settings(), **settings)), weights, seed, "--out")
+
+
+def test_a_user_goes_on_with_samples_that_were_asked_alike_wherever_the_model_is(tmp_path):
+    first = users(tmp_path / "j")
+    first.add("q", "1 + 1?", SAMPLE)
+    first.close()
+    settings = asdict(replace(Settings(), gpu_memory=0.5, confidence=True, vllm={"max_num_seqs": 8}))
+    again = Journal(tmp_path / "j", "elsewhere", "aimo3", settings, "w", 0, "--out")
+    assert again.recall("q", "1 + 1?").samples == [SAMPLE]
+
+
+@pytest.mark.parametrize(
+    "other, told",
+    [
+        ({"seed": 1}, "seed was 0 and is now 1"),
+        ({"weights": "v"}, "weights was 'w' and is now 'v'"),
+        ({"samples": 4}, "samples was 16 and is now 4"),
+        ({"temperature": 0.5}, "temperature was 1.0 and is now 0.5"),
+        ({"vllm": {"quantization": "fp8"}}, "vllm.quantization was None and is now 'fp8'"),
+    ],
+)
+def test_a_user_is_told_what_differs_and_nothing_is_lost(tmp_path, other, told):
+    first = users(tmp_path / "j")
+    first.add("q", "1 + 1?", SAMPLE)
+    first.close()
+    before = (tmp_path / "j").read_bytes()
+    with pytest.raises(AimoError, match=rf"{told}; take another --out"):
+        users(tmp_path / "j", **other)
+    assert (tmp_path / "j").read_bytes() == before
+    users(tmp_path / "j").close()
+
+
+def test_a_second_writer_is_refused_and_a_removed_folder_told_when_a_sample_ends(tmp_path):
+    path = tmp_path / "folder" / "j"
+    first = users(path)
+    with pytest.raises(AimoError, match=r"another process is writing to it; .*another --out"):
+        users(path)
+    shutil.rmtree(path.parent)
+    first.add("q", "1 + 1?", SAMPLE)
+    assert "it was removed; run the same command again" in str(first.fault)
 
 
 def test_without_a_path_nothing_is_kept():

@@ -4,6 +4,8 @@ Out of scope: anything a notebook would need too.
 """
 
 import importlib.metadata
+import os
+import signal
 import sys
 import tempfile
 import time
@@ -241,6 +243,8 @@ def answers_file(
 ) -> Path | None:
     """Where the answers of `--test` go, None for a problem; checks both before the model is loaded."""
     from aimo.inference.competitions import read_questions
+    from aimo.inference.gateway import journal_beside
+    from aimo.inference.storage import SampleFile
 
     if (problem is None) == (test is None):
         raise AimoError("give either a problem in quotes or a CSV of problems with --test")
@@ -251,8 +255,12 @@ def answers_file(
     path = Path(out)
     if path.suffix not in (".csv", ".parquet"):
         raise AimoError(f"--out {out}: the answers go to a .csv or a .parquet file")
-    check_folder("--out", path)
+    if path.is_dir():
+        raise AimoError(f"--out {out}: it is a folder; name a file in it")
     read_questions(test, competition)
+    if path.exists() and path.samefile(test):
+        raise AimoError(f"--out {out}: it is the file of --test; take another")
+    SampleFile(journal_beside(path), "--out").close()  # no other process writes it, and this one can
     return path
 
 
@@ -330,9 +338,20 @@ def doctor() -> None:
 
 
 def main() -> None:
-    """The console script."""
+    """The console script. SIGTERM ends a command as Ctrl-C does: what has ended is kept."""
+    own = os.getpid()
+
+    def interrupt(number: int, _: Any) -> None:
+        signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
+        if os.getpid() != own:  # a fork, which its parent ends
+            os.kill(os.getpid(), number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
     try:
         app()
     except (AimoError, StageError) as e:
         print(f"aimo: {e}", file=sys.stderr)
         sys.exit(1 if isinstance(e, StageError | EngineError) else 2)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

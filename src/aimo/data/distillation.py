@@ -6,6 +6,7 @@ that failed among it. Out of scope: whether a completion is right (`rejection`).
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import time
 from collections import Counter
@@ -23,10 +24,11 @@ from aimo import hub, serving
 from aimo.config import Distil
 from aimo.data import sources
 from aimo.data.model_servers import Reply, SampleError, Servers
-from aimo.data.sample_file import SampleFile, key_of
 from aimo.errors import AimoError
+from aimo.inference.model_folder import identity
 from aimo.inference.sampling import BackgroundLoop, sample_seed
 from aimo.inference.settings import PUBLIC, Tags, resolve
+from aimo.inference.storage import SampleFile, read_json, write_json
 from aimo.runs import Run
 
 FAILURES = 100
@@ -88,11 +90,17 @@ def teacher(run: Run) -> Iterator[Distil]:
     if wanted.api_addr:
         yield wanted
         return
-    folder = hub.local_folder(wanted.model or run.profile.model.base)
+    folder = teachers_folder(run)
     settings = resolve(folder, run.profile.inference.written)
     print(f"Serving {folder.name} with vLLM, which takes half a minute or more", flush=True)
     with serving.serving(folder, settings, run.profile.seed, log=run.folder / "vllm.log") as (url, _):
         yield replace(wanted, api_addr=[url], model=folder.name)
+
+
+def teachers_folder(run: Run) -> Path:
+    """The model folder of the teacher that a run starts."""
+    assert run.profile.distil
+    return hub.local_folder(run.profile.distil.model or run.profile.model.base)
 
 
 def problems(wanted: Distil, seed: int) -> pl.DataFrame:
@@ -105,17 +113,20 @@ def problems(wanted: Distil, seed: int) -> pl.DataFrame:
     return rows
 
 
-def distil(wanted: Distil, out: Path, seed: int, report: Report, tags: Tags = PUBLIC[0]) -> Tally:
+def distil(
+    wanted: Distil, out: Path, seed: int, report: Report, tags: Tags = PUBLIC[0], weights: str = ""
+) -> Tally:
     """Ask for every sample that is not in the file yet, and return what was done.
 
-    `report` is called twice a second. `tags` enclose the thought in `generation`. A sample that fails costs
+    `report` is called twice a second. `tags` enclose the thought in `generation`. `weights` is the teacher's
+    identity where it is served here; another's server is known by its model's name. A sample that fails costs
     itself alone. AimoError when nothing can be done, when no server answers any more, or when the disk is
     full; what is written stays. The memory is that of the problems, whatever the number of samples.
     """
     rows = problems(wanted, seed)
     loop = BackgroundLoop()
     try:
-        return loop.run(ask_all(wanted, rows, out, seed, report, tags))
+        return loop.run(ask_all(wanted, rows, out, seed, report, tags, weights))
     except KeyboardInterrupt:
         raise AimoError("interrupted; run the same command again to continue") from None
     finally:
@@ -129,18 +140,22 @@ def in_run(wanted: Distil, run: Run) -> Tally:
     def report(tally: Tally) -> None:
         run.progress(tally.known + tally.done + tally.failed.total(), tally.samples)
 
-    return distil(wanted, run.folder / "samples.jsonl", run.profile.seed, report, run.profile.prompt.tags)
+    own = run.profile.distil
+    weights = "" if own and own.api_addr else identity(teachers_folder(run))
+    seed, tags = run.profile.seed, run.profile.prompt.tags
+    return distil(wanted, run.folder / "samples.jsonl", seed, report, tags, weights)
 
 
 async def ask_all(
-    wanted: Distil, rows: pl.DataFrame, out: Path, seed: int, report: Report, tags: Tags
+    wanted: Distil, rows: pl.DataFrame, out: Path, seed: int, report: Report, tags: Tags, weights: str
 ) -> Tally:
     """As `distil`, for problems that are read."""
     limits = (wanted.max_concurrent, wanted.timeout, wanted.retries)
     async with Servers(wanted.api_addr, wanted.model, *limits) as servers:
         asked = replace(wanted, model=servers.model)
         settings = {key: getattr(asked, key) for key in SAMPLED_BY}
-        with SampleFile(out, settings | {"seed": seed, "tags": asdict(tags)}) as file:
+        settings |= {"seed": seed, "tags": asdict(tags)} | ({"weights": weights} if weights else {})
+        with open_samples(out, settings) as file:
             missing = ~found(file, rows, wanted.num_generations)
             known = int(missing.size - missing.sum())
             tally = Tally(missing.size, known, (wanted.input_price, wanted.output_price))
@@ -157,7 +172,7 @@ async def ask_all(
 def push(out: Path, repo: str, wanted: Distil, tally: Tally) -> str:
     """Push the file with its card to a dataset of the hub; returns its address."""
     settings = out.with_suffix(".settings.json")
-    made = json.loads(settings.read_text())
+    made = read_json(settings, "run `aimo distil` again")
     header = {
         "configs": [{"config_name": "default", "data_files": "train.jsonl"}],
         "tags": ["aimo", "distilled"],
@@ -173,14 +188,35 @@ def push(out: Path, repo: str, wanted: Distil, tally: Tally) -> str:
     return hub.push_dataset(repo, {"README.md": card.encode(), "train.jsonl": out})
 
 
+def open_samples(path: Path, settings: dict[str, Any]) -> SampleFile:
+    """The file of samples, with what determines them beside it. AimoError when it was made with others."""
+    file, beside = SampleFile(path, "output_file"), path.with_suffix(".settings.json")
+    now = json.loads(json.dumps(settings))
+    try:
+        if beside.exists() and file.size:
+            file.check(read_json(beside, "restore it, or take another output_file"), now)
+        write_json(beside, now)
+    except BaseException as e:
+        file.close()
+        if isinstance(e, OSError):
+            raise AimoError(f"{beside}: {e.strerror}; take another output_file") from None
+        raise
+    return file
+
+
+def key_of(text: str) -> str:
+    """What identifies a problem in the file: the first 16 hexadecimal digits of its SHA-256."""
+    return hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()[:16]
+
+
 def found(file: SampleFile, rows: pl.DataFrame, num_generations: int) -> np.ndarray:
     """(n, num_generations) which samples of the problems are in the file."""
     there = np.zeros((len(rows), num_generations), bool)
     places = {key_of(text): row for row, text in enumerate(rows["id"])}
     for sample in file:
-        row = places.get(sample["key"])
-        if row is not None and sample["sample"] < num_generations:
-            there[row, sample["sample"]] = True
+        row, number = places.get(str(sample.get("key"))), sample.get("sample")
+        if row is not None and isinstance(number, int) and 0 <= number < num_generations:
+            there[row, number] = True
     return there
 
 

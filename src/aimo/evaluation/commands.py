@@ -3,7 +3,6 @@
 Arguments to one call of `aimo.evaluation`, as in `aimo.cli`. Nothing heavy is imported before a command runs.
 """
 
-import json
 import math
 from dataclasses import asdict
 from pathlib import Path
@@ -53,6 +52,7 @@ def replay(
     """Compare rules of voting, stopping and time on recorded samples, without a model."""
     from aimo.evaluation import replay as lab
     from aimo.evaluation import traces
+    from aimo.inference.storage import write_json
 
     check_folder("--json", to)
     check_folder("--plot", plot)
@@ -63,7 +63,7 @@ def replay(
         lab.show(one, rows)
         figures += rows
     if to:
-        to.write_text(json.dumps({"rules": [asdict(row) for row in figures]}, indent=2) + "\n")
+        write_json(to, {"rules": [asdict(row) for row in figures]})
     if plot:
         lab.plot(figures, plot)
 
@@ -123,14 +123,23 @@ def evaluate(
     """Measure a model on benchmarks; started again, it goes on, and what is complete is scored again."""
     from aimo.config import read_values
     from aimo.evaluation import evaluate as lab
-    from aimo.inference.model_folder import check_model_folder
+    from aimo.evaluation.benchmarks import named
+    from aimo.inference.model_folder import check_model_folder, identity, read_adapter
 
     layers = list(solver_settings(profile, set_ or [], samples, vllm or []))
     check_server(server, adapter, layers[1])
     check_model_folder(model)
-    name = lab.name_of(model) + (f"+{Path(adapter).name}" if adapter else "")
+    given = next((option for option, value in (("--adapter", adapter), ("--server", server)) if value), None)
+    if given and any(named(benchmark).task for benchmark in benchmarks.split(",")):
+        raise AimoError(f"{given}: lighteval, which asks gpqa and lcb, takes none; leave them out")
+    if adapter:
+        read_adapter(adapter)
+    name = lab.name_of(model) + (f"+{lab.name_of(Path(adapter))}" if adapter else "")
     tracker = (read_values(profile).get("training") or {}).get("log_to", "none") if profile else "none"
-    wanted = lab.Wanted(model, name, benchmarks.split(","), layers, data, rows, seed, tracker)
+    wanted = lab.Wanted(
+        model, name, identity(model, adapter), benchmarks.split(","), layers, data, rows, seed,
+        Path(adapter) if adapter else None, tracker,
+    )  # fmt: skip
     folder = lab.folder_of(name, run_dir)
 
     def sampler(settings: Any) -> Any:

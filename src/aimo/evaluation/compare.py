@@ -15,10 +15,11 @@ import numpy as np
 
 from aimo.errors import AimoError
 from aimo.evaluation import intervals
-from aimo.evaluation.completions import ASKED, Header
+from aimo.evaluation.completions import Header
 from aimo.evaluation.evaluate import make, read, row_of
 from aimo.evaluation.intervals import Interval
 from aimo.evaluation.scores import Scores
+from aimo.inference.settings import ASKED
 from aimo.inference.storage import write_json
 from aimo.report import pages
 

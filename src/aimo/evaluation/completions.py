@@ -5,30 +5,29 @@ goes on sample by sample, and a file can be scored again without a model. Out of
 """
 
 import asyncio
-import hashlib
-import json
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+
+from pydantic import TypeAdapter
 
 from aimo.errors import AimoError, EngineError
 from aimo.evaluation.benchmarks import Question
 from aimo.inference import ask, solver
 from aimo.inference.errors import one_line
+from aimo.inference.model_folder import is_same_model
 from aimo.inference.programs import has_sandbox
 from aimo.inference.sampling import Completion, Sampler, sample_seed
 from aimo.inference.settings import Settings
 from aimo.inference.solver import cancel
+from aimo.inference.storage import AGAIN, SampleFile, iterate_lines
 from aimo.inference.stream import Stream
 
 IN_FLIGHT = 512  # completions at a time; a client of servers gives up on more that wait
-ASKED = (
-    "format", "system", "user", "variants", "chat_template_kwargs", "temperature", "top_p", "min_p", "top_k",
-    "stop", "max_tokens", "tags", "thinking", "tools", "tool_turns", "tool_seconds", "tool_parser",
-)  # fmt: skip
-"""The settings that decide what a completion says."""
+SANDBOXES = 128  # completions at a time that may run programs; each has a process and its descriptors
 
 
 @dataclass(frozen=True)
@@ -37,22 +36,26 @@ class Header:
 
     model: str
     weights: str
-    """Tells changed weights under the same name."""
+    """The model's identity (`model_folder.identity`); in files of aimo 1.0.1 its `fingerprint`."""
     benchmark: str
     seed: int
     settings: dict[str, Any]
-    """Those of ASKED."""
+    """`Settings.asked`."""
     context: int
     """Tokens of prompt and completion that the engine allows; 0 before there is one."""
     questions: list[Question]
+    served: str = ""
+    """What servers call the model; empty for an engine, and before they are asked."""
 
-    def differs(self, other: "Header") -> str:
-        """Say in what another header differs from this one; empty when it does not."""
-        mine, theirs = (asdict(header) | header.settings for header in (self, other))
-        for key in ("benchmark", "weights", "seed", *ASKED, "context"):
-            if mine[key] != theirs[key] and (key != "context" or other.context):
-                return f"{key} was {mine[key]!r} and is now {theirs[key]!r}"
-        return "" if self.questions == other.questions else "its questions are others"
+    def compared(self) -> dict[str, Any]:
+        """What must be equal for completions to be of one kind; 0 and "" are not known yet."""
+        found = {"benchmark": self.benchmark, "weights": self.weights, "seed": self.seed, **self.settings}
+        return found | {key: value for key in ("context", "served") if (value := getattr(self, key))}
+
+    def is_of(self, weights: str) -> bool:
+        """Whether the completions are of the model with this identity."""
+        told_apart = "-" in self.weights or "+" not in self.model  # 1.0.1 gave an adapter its base's weights
+        return told_apart and is_same_model(self.weights, weights)
 
 
 @dataclass(frozen=True)
@@ -73,52 +76,54 @@ class Trace:
     """Seconds of sampling until it began and ended, all starts together."""
 
 
+TRACE = TypeAdapter(Trace)
+
+
 def header_of(
-    model: str, folder: Path, benchmark: str, questions: list[Question], settings: Settings, seed: int
+    model: str, weights: str, benchmark: str, questions: list[Question], settings: Settings, seed: int
 ) -> Header:
-    """What the model in `folder` is asked."""
-    values = json.loads(settings.to_json())
-    asked = {key: values[key] for key in ASKED}
-    return Header(model, fingerprint(folder), benchmark, seed, asked, 0, questions)
-
-
-def fingerprint(folder: Path) -> str:
-    """A digest of a model's weights: the size and the megabyte in the middle of each file."""
-    digest = hashlib.sha256()
-    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
-        with path.open("rb") as file:
-            size = path.stat().st_size
-            file.seek(size // 2)
-            digest.update(f"{path.name} {size}".encode() + file.read(1 << 20))
-    return digest.hexdigest()[:16]
+    """What a model is asked."""
+    return Header(model, weights, benchmark, seed, settings.asked, 0, questions)
 
 
 class File:
-    """A file of completions, open for more of them."""
+    """A file of completions, locked and open for more of them; a context manager."""
 
     def __init__(self, path: Path, header: Header):
-        """Read what is there, or begin the file. A last line that was cut off is removed.
+        """Read what is there, or begin the file.
 
-        AimoError when the file was made otherwise than `header` says, or cannot be written.
+        AimoError when the file was made otherwise than `header` says, cannot be written, or is being written.
         """
         self.path = path
         self.traces: dict[tuple[str, int], Trace] = {}
         """By question and number."""
-        if not path.exists():
-            self.header = header
-            self.append({"evaluation": asdict(header)})
-            return
-        self.header, found, whole = read_lines(path)
-        self.check(header)
-        if whole < path.stat().st_size:
-            with path.open("r+b") as file:
-                file.truncate(whole)
+        self.file = SampleFile(path, "--run-dir")
+        try:
+            if not self.file.size:
+                self.header = header
+                self.file.append({"evaluation": asdict(header)})
+                return
+            self.header, found = read(path)
+            self.check(header)
+        except BaseException:
+            self.file.close()
+            raise
         self.traces = {(trace.id, trace.index): trace for trace in found}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
 
     def check(self, header: Header) -> None:
         """Refuse to go on where the file was made otherwise than `header` says."""
-        if difference := self.header.differs(header):
-            raise AimoError(f"{self.path} was made otherwise: {difference}; take another --run-dir")
+        before, now = self.header.compared(), header.compared()
+        if self.header.is_of(header.weights):
+            before["weights"] = header.weights
+        self.file.check(before, now)
+        if self.header.questions != header.questions:
+            raise AimoError(f"{self.path} was made with other questions; take another --run-dir")
 
     def missing(self, num_samples: int) -> list[tuple[str, int]]:
         """What is not there yet of `num_samples` completions for each question, first ones first."""
@@ -131,53 +136,35 @@ class File:
         return max((trace.end_s for trace in self.traces.values()), default=0.0)
 
     def add(self, trace: Trace) -> None:
-        """Keep a completion."""
-        self.append(asdict(trace))
+        """Keep a completion. AimoError when it cannot be written."""
+        self.file.append(asdict(trace))
         self.traces[trace.id, trace.index] = trace
-
-    def append(self, value: dict[str, Any]) -> None:
-        """Write a line. AimoError when the disk is full or the folder cannot be written."""
-        try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(value, ensure_ascii=False) + "\n")
-        except OSError as e:
-            raise AimoError(
-                f"{self.path}: {e.strerror}; {len(self.traces):,} completions are kept: make room "
-                "or unlock the folder, and run the same command again"
-            ) from None
 
 
 def read(path: Path) -> tuple[Header, list[Trace]]:
-    """What was asked and all completions, without a last line that was cut off."""
-    header, traces, _ = read_lines(path)
-    return header, traces
-
-
-def read_lines(path: Path) -> tuple[Header, list[Trace], int]:
-    """`read`, and the bytes of the file until the end of its last whole line."""
-    whole = 0
+    """What was asked and all completions. AimoError names a line that is none."""
     traces = []
     header = None
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n"):
-                break
-            try:
-                value = json.loads(line)
-                if header is None:
-                    asked = value["evaluation"]
-                    header = Header(**asked | {"questions": [Question(**q) for q in asked["questions"]]})
-                else:
-                    traces.append(Trace(**value))
-            except (ValueError, TypeError, KeyError):
-                remedy = "remove the line" if header else "give a file that `aimo evaluate` wrote"
-                raise AimoError(
-                    f"{path}, line {number}: it is no completion of `aimo evaluate`; {remedy}"
-                ) from None
-            whole += len(line)
+    for number, value in iterate_lines(path):
+        try:
+            if isinstance(value, str):
+                raise ValueError
+            if header is None:
+                asked = value["evaluation"]
+                header = Header(**asked | {"questions": [Question(**q) for q in asked["questions"]]})
+                known = {question.id for question in header.questions}
+            else:
+                traces.append(TRACE.validate_python(value))
+                if traces[-1].id not in known:
+                    raise ValueError
+        except (ValueError, TypeError, KeyError, AttributeError):
+            remedy = "remove the line" if header else "give a file that `aimo evaluate` wrote"
+            raise AimoError(
+                f"{path}, line {number}: it is no completion of `aimo evaluate`; {remedy}"
+            ) from None
     if header is None:
         raise AimoError(f"{path}: it is empty or cut off in its first line; remove it and evaluate again")
-    return header, traces, whole
+    return header, traces
 
 
 def sample(sampler: Sampler, file: File, num_samples: int, step: Callable[[], None]) -> None:
@@ -191,14 +178,16 @@ def sample(sampler: Sampler, file: File, num_samples: int, step: Callable[[], No
     problems = {q.id: ask.Question(sampler, q.problem, header.seed, 0, 0) for q in header.questions}
     too_long = {id_ for id_, problem in problems.items() if problem.fault()}
     begun, before = time.monotonic(), file.seconds
-    slots = asyncio.Semaphore(IN_FLIGHT)
+    slots, sandboxes = asyncio.Semaphore(IN_FLIGHT), asyncio.Semaphore(SANDBOXES)
+    share = settings.tools if settings.tools and has_sandbox() else 0.0
 
     async def one(id_: str, index: int) -> None:
-        async with slots:
+        with_tools = int((index + 1) * share) > int(index * share)  # spread evenly, as in the solver
+        async with sandboxes if with_tools else contextlib.nullcontext(), slots:
             began = time.monotonic()
             completion = Completion("", [], False)
             if id_ not in too_long:
-                completion = await complete(problems[id_], index, settings)
+                completion = await complete(problems[id_], index, with_tools)
             times = [round(before + moment - begun, 3) for moment in (began, time.monotonic())]
             seed = sample_seed(header.seed, problems[id_].text, index)
             file.add(Trace(id_, index, seed, completion.text, completion.tokens, completion.finished, *times))
@@ -226,16 +215,15 @@ def sample(sampler: Sampler, file: File, num_samples: int, step: Callable[[], No
     try:
         sampler.run(all_of_them())
     except AimoError as e:
-        kept = f"{len(file.traces):,} completions are kept in {file.path}"
-        raise AimoError(f"{e}; {kept}: run the same command again to go on") from None
+        again = "" if AGAIN in str(e) else f": {AGAIN}"
+        raise AimoError(f"{e}; {len(file.traces):,} completions are kept in {file.path}{again}") from None
     except Exception as e:  # the engine's own kinds
-        raise EngineError(f"the engine failed: {one_line(e)}; run the same command again to go on") from None
+        raise EngineError(f"the engine failed: {one_line(e)}; {AGAIN}") from None
 
 
-async def complete(problem: ask.Question, index: int, settings: Settings) -> Completion:
-    """One completion; the share of the settings' `tools` runs its programs."""
-    tools = settings.tools if settings.tools and has_sandbox() else 0.0
-    if int((index + 1) * tools) > int(index * tools):  # spread evenly, as in the solver
+async def complete(problem: ask.Question, index: int, with_tools: bool) -> Completion:
+    """One completion."""
+    if with_tools:
         return await Stream(problem, index, 0.0, True).run()
-    prompt = problem.begin(index, with_tools=False).prompt()
+    prompt, settings = problem.begin(index, with_tools=False).prompt(), problem.sampler.settings
     return await problem.sampler.sample(prompt, sample_seed(problem.seed, problem.text, index), settings)

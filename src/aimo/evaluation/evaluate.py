@@ -7,7 +7,6 @@
 Out of scope: comparing two of these folders (`compare`).
 """
 
-import json
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -24,7 +23,7 @@ from aimo.evaluation.benchmarks import Question
 from aimo.evaluation.scores import Scores
 from aimo.inference.sampling import Sampler
 from aimo.inference.settings import SETTINGS, Settings, guess_tags, resolve
-from aimo.inference.storage import write_json
+from aimo.inference.storage import KEPT, read_json, write_json
 from aimo.progress import counting
 from aimo.report import pages
 from aimo.runs import lock, unlock
@@ -41,6 +40,8 @@ class Wanted:
     model: Path
     name: str
     """How the model is called on pages."""
+    weights: str
+    """The model's identity, with its adapter's."""
     benchmarks: list[str]
     """Names of the table, or paths to files."""
     layers: list[dict[str, Any]]
@@ -50,6 +51,7 @@ class Wanted:
     rows: int | None = None
     """Only so many questions of each."""
     seed: int = 0
+    adapter: Path | None = None
     log_to: str = "none"
     """A tracker that gets the figures too, as in a profile's `training.log_to`."""
 
@@ -90,7 +92,7 @@ def evaluate(wanted: Wanted, start: Start, folder: Path, with_audit: bool = Fals
     make(folder)
     lock(folder)
     try:
-        found, known = earlier(wanted, folder), lighteval.known(folder / FIGURES)
+        found, known = earlier(wanted, folder)
         with ExitStack() as stack:
             files = sample(wanted, questions, start, folder, stack)
         others = {name: lighteval.run(command, folder / name) for name, command in tasks.items()}
@@ -99,21 +101,23 @@ def evaluate(wanted: Wanted, start: Start, folder: Path, with_audit: bool = Fals
         }
         write(wanted, found, known | others, folder, with_audit)
     except OSError as e:
-        raise AimoError(
-            f"{folder}: {e.strerror}; the completions are kept: make room, and run the same command again"
-        ) from None
+        raise AimoError(f"{folder}: {e.strerror}; {KEPT}") from None
     finally:
         unlock(folder)
     return found
 
 
-def earlier(wanted: Wanted, folder: Path) -> dict[str, Scores]:
-    """The scores that the folder already has. AimoError when they are another model's."""
-    found = read(folder) if (folder / FIGURES).exists() else {}
-    weights = completions.fingerprint(wanted.model)
-    if others := [one.header.model for one in found.values() if one.header.weights != weights]:
+def earlier(wanted: Wanted, folder: Path) -> tuple[dict[str, Scores], dict[str, Any]]:
+    """The scores that the folder already has, and lighteval's figures. AimoError for another model's."""
+    if not (folder / FIGURES).exists():
+        return {}, {}
+    record, found = figures_of(folder), read(folder)
+    others = [one.header.model for one in found.values() if not one.header.is_of(wanted.weights)]
+    if record.get("weights", wanted.weights) != wanted.weights:
+        others.append(record["model"])
+    if others:
         raise AimoError(f"{folder} holds completions of other weights ({others[0]}); take another --run-dir")
-    return found
+    return found, {name: row for name, row in record["benchmarks"].items() if "lighteval" in row}
 
 
 def make(folder: Path) -> None:
@@ -132,19 +136,26 @@ def sample(
     files = {}
     for name, asked in questions.items():
         settings = wanted.settings(name)
-        header = completions.header_of(wanted.name, wanted.model, short(name), asked, settings, wanted.seed)
+        header = completions.header_of(wanted.name, wanted.weights, short(name), asked, settings, wanted.seed)
         path = folder / f"{short(name)}.jsonl"
-        if path.exists() and not (kept := completions.File(path, header)).missing(settings.samples):
-            files[name] = kept
-            continue
+        if path.exists():
+            with completions.File(path, header) as kept:
+                if not kept.missing(settings.samples):
+                    files[name] = kept
+                    continue
         if sampler is None:
             sampler = start(settings)
             stack.callback(sampler.close)
         sampler.settings = settings
-        files[name] = file = completions.File(path, replace(header, context=sampler.max_length))
+        served = "" if isinstance(sampler.model, Path) else sampler.model
+        header = replace(header, context=sampler.max_length, served=served)
         total = settings.samples * len(asked)
-        with counting(short(name), total, total - len(file.missing(settings.samples))) as step:
+        with (
+            completions.File(path, header) as file,
+            counting(short(name), total, total - len(file.missing(settings.samples))) as step,
+        ):
             completions.sample(sampler, file, settings.samples, step)
+        files[name] = file
     return files
 
 
@@ -153,11 +164,13 @@ def write(
 ) -> None:
     """Write evaluation.json and its page, and list it in runs/index.html."""
     figures: dict[str, Any] = {name: scores.figures(one) for name, one in found.items()}
-    checked = {name: leakage.check(wanted.model, one.questions) for name, one in found.items()}
+    trained = wanted.adapter or wanted.model
+    checked = {name: leakage.check(trained, one.questions) for name, one in found.items()}
     measured = {name: round(100 * figures[name]["pass@1"][0], 1) for name in found}
     headline = ", ".join(f"{name} {value:.1f} %" for name, value in measured.items())
     record: dict[str, Any] = {
         "model": wanted.name,
+        "weights": wanted.weights,
         "headline": headline,
         "benchmarks": figures | others,
         "leakage": checked,
@@ -214,9 +227,10 @@ def folder_of(name: str, run_dir: str | None, kind: str = "evaluate") -> Path:
 
 
 def name_of(model: Path) -> str:
-    """A short name of a model folder; RUN-STAGE for a stage's own model."""
+    """A short name of a model folder or an adapter; RUN-STAGE for a stage's own."""
     path = model.absolute()
-    return "-".join(path.parts[-3:-1]) if path.name == "model" and len(path.parts) > 3 else path.name
+    own = path.name in ("model", "trained") and len(path.parts) > 3
+    return "-".join(path.parts[-3:-1]) if own else path.name
 
 
 def show(found: dict[str, Scores]) -> None:
@@ -237,10 +251,19 @@ def show(found: dict[str, Scores]) -> None:
     Console(width=110).print(table)
 
 
+def figures_of(folder: Path) -> dict[str, Any]:
+    """evaluation.json of a folder. AimoError when it is broken."""
+    remedy = "remove it, and evaluate again: completions are kept"
+    found = dict(read_json(folder / FIGURES, remedy))
+    rows = found.get("benchmarks")
+    if not isinstance(rows, dict) or not all(isinstance(row, dict) for row in rows.values()):
+        raise AimoError(f"{folder / FIGURES}: it has no table of benchmarks; {remedy}")
+    return found
+
+
 def read(folder: Path) -> dict[str, Scores]:
     """The scores of an evaluation's folder, by benchmark. AimoError when it holds none."""
     if not (folder / FIGURES).exists():
         raise AimoError(f"{folder}: it holds no finished evaluation; make one with `aimo evaluate`")
-    names = json.loads((folder / FIGURES).read_text())["benchmarks"]
-    files = {name: folder / f"{name}.jsonl" for name in names}
+    files = {name: folder / f"{name}.jsonl" for name in figures_of(folder)["benchmarks"]}
     return {name: scores.score(*completions.read(path)) for name, path in files.items() if path.exists()}

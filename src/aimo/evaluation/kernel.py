@@ -14,14 +14,15 @@ from typing import Any
 import polars as pl
 
 from aimo.evaluation.held_out import record_of
-from aimo.inference import competitions, gateway, local_gateway, startup
+from aimo.inference import competitions, gateway, local_gateway, startup, storage
 from aimo.inference.competitions import Competition
 from aimo.inference.errors import AimoError
 from aimo.inference.gateway import Pass
 from aimo.inference.journal import Journal
-from aimo.inference.model_folder import check_model_folder
+from aimo.inference.model_folder import check_model_folder, identity
 from aimo.inference.parameters import Texts, checked
 from aimo.inference.settings import resolve
+from aimo.inference.storage import write_json
 from aimo.inference.supervisor import Supervisor
 from aimo.report import page, plots, tables
 from aimo.report.page import Section
@@ -51,6 +52,7 @@ def evaluate(
         raise AimoError("files: name at least one CSV or JSON-lines file of problems with answers")
     problems = {file: read_problems(Path(file), rules) for file in files}
     total = sum(len(table) for table, _ in problems.values())
+    weights = identity(model, adapter)
     folder = Path.cwd()  # the engine loads in a thread
     gateway.write_settings(resolved, folder / "settings.json")
     supervisor = Supervisor(lambda: gateway.start_engine(model, resolved, seed, adapter))
@@ -63,7 +65,8 @@ def evaluate(
             name = f"{Path(file).parent.name}-{Path(file).stem}"
 
             def open_journal(number: int, name: str = name) -> Journal:
-                return Journal(folder / f"{name}.journal-{number}.jsonl", model, competition, settings)
+                path = folder / f"{name}.journal-{number}.jsonl"
+                return Journal(path, model, competition, settings, weights, seed + number - 1)
 
             limit_s = left_s * len(table) / total
             passes = gateway.answer_table(supervisor, table, rules, limit_s, seed, open_journal)
@@ -98,13 +101,8 @@ def read_lines(path: Path) -> pl.DataFrame:
     """Return JSON lines as a table of texts. Raises AimoError that names the line at fault."""
     if not path.is_file():
         raise AimoError(f"file {path} does not exist; give JSON lines with id, problem and answer")
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            rows.append({key: str(value) for key, value in json.loads(line).items()})
-        except (ValueError, AttributeError):
-            raise AimoError(f"file {path}, line {number} is no JSON object; correct or remove it") from None
-    return pl.DataFrame(rows)
+    rows = storage.read_lines(path, "correct or remove it", ours=False)
+    return pl.DataFrame([{key: str(value) for key, value in row.items()} for row in rows])
 
 
 def figures(table: pl.DataFrame, rules: Competition, passes: Sequence[Pass]) -> dict[str, Any]:
@@ -142,7 +140,7 @@ def write(
     folder: Path, competition: str, model: str, rows: list[dict[str, Any]], sections: Sequence[Section]
 ) -> None:
     """Write the figures and the page."""
-    (folder / "evaluation.json").write_text(json.dumps(rows, indent=2) + "\n")
+    write_json(folder / "evaluation.json", rows)
     lead = (
         f"{model}, asked as the submission would be. Points of a question by its right answers: "
         f"{', '.join(f'{value:g}' for value in competitions.COMPETITIONS[competition].points)}."

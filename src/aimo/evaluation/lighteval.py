@@ -4,7 +4,6 @@ lighteval is no dependency: it is called as a command. Version 0.13.0 reads the 
 run with it. Out of scope: intervals, because lighteval gives shares and their standard errors.
 """
 
-import json
 import shlex
 import shutil
 import subprocess
@@ -14,6 +13,7 @@ from typing import Any
 from aimo.errors import AimoError, EngineError
 from aimo.evaluation.benchmarks import Benchmark
 from aimo.inference.settings import Settings
+from aimo.inference.storage import read_json
 
 TAKES = (
     "dtype", "tensor_parallel_size", "data_parallel_size", "pipeline_parallel_size", "enable_prefix_caching",
@@ -68,13 +68,7 @@ def run(command: list[str], folder: Path) -> dict[str, Any]:
         raise EngineError(
             f"lighteval ended with {done.returncode}; what it printed is above, its files in {folder}"
         )
-    found = json.loads(results[-1].read_text())["results"]
+    found = read_json(results[-1], "run the same command again")["results"]
     task = command[3]
     named = [figures for name, figures in found.items() if task in name]
     return {"lighteval": dict(*named[:1]), "command": shlex.join(command)}
-
-
-def known(figures: Path) -> dict[str, Any]:
-    """lighteval's figures of benchmarks in an evaluation.json; none where there is no file."""
-    benchmarks = json.loads(figures.read_text())["benchmarks"] if figures.exists() else {}
-    return {name: found for name, found in benchmarks.items() if "lighteval" in found}

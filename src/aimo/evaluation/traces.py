@@ -198,8 +198,8 @@ def add(pool: Pool, path: Path) -> None:
             remedy = f"another version of aimo wrote it: replay it with that, or delete it: sed -i {number}d"
             raise AimoError(f"{path}, line {number}: {e}; {remedy} {path}") from None
         if isinstance(entry, journal.Header):
-            if pool.header not in (None, entry):
-                raise AimoError(f"{path}, line {number}: {entry.differs(pool.header)}; replay them apart")
+            if pool.header and (difference := entry.differs(pool.header)):
+                raise AimoError(f"{path}, line {number}: {difference}; replay them apart")
             pool.header = entry
         elif isinstance(entry.value, Sample):
             pool.samples.setdefault(entry.id, []).append(entry.value)

@@ -20,15 +20,16 @@ from aimo.inference.errors import AimoError, say
 from aimo.inference.model_folder import (
     REMEDY,
     check_model_folder,
+    identity,
     load_tokenizer,
     read_adapter,
-    read_json,
     tied_embedding,
 )
 from aimo.inference.plan import context_limit, language_model, yarn_overrides
 from aimo.inference.processes import ending_with_this_thread, is_verbose, stderr_to
 from aimo.inference.sampling import BackgroundLoop, Completion, Until, entropy_of
 from aimo.inference.settings import Settings, resolve
+from aimo.inference.storage import read_json
 from aimo.inference.tools import find_tool_parser
 
 T = TypeVar("T")
@@ -146,6 +147,11 @@ class Engine:
     def run(self, coroutine: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
         """Run a coroutine on the engine's loop, from any other thread. AimoError when it is closed."""
         return self.loop.run(coroutine, timeout)
+
+    @property
+    def identity(self) -> str:
+        """The digest of the model's and the adapter's content."""
+        return identity(self.model, self.adapter)
 
     @property
     def has_died(self) -> bool:

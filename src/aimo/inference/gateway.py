@@ -9,6 +9,7 @@ answered (`aimo.inference.solver`).
 
 import contextlib
 import importlib
+import io
 import os
 import sys
 import time
@@ -26,7 +27,7 @@ from aimo.inference.engine import Engine, set_environment
 from aimo.inference.errors import AimoError, EngineError, one_line, say
 from aimo.inference.journal import Journal
 from aimo.inference.local_gateway import Predict
-from aimo.inference.model_folder import check_model_folder
+from aimo.inference.model_folder import check_model_folder, identity
 from aimo.inference.parameters import checked
 from aimo.inference.plan import plan_for_this_machine
 from aimo.inference.processes import is_verbose, stderr_to
@@ -34,6 +35,7 @@ from aimo.inference.sampling import Sampler
 from aimo.inference.settings import Settings, resolve
 from aimo.inference.solution import FALLBACK, Sample, Solution
 from aimo.inference.solver import solve
+from aimo.inference.storage import AGAIN, KEPT, write_whole
 from aimo.inference.supervisor import Supervisor
 from aimo.inference.voting import Stop
 
@@ -211,42 +213,59 @@ def attempt(
 
 
 def answer_file(
-    sampler: Sampler, test_csv: str | Path, out: Path, seed: int, competition: str | None = None
+    sampler: Sampler,
+    test_csv: str | Path,
+    out: Path,
+    seed: int,
+    competition: str | None = None,
+    other: str = "--out",
 ) -> dict[str, Solution]:
     """Answer a test file through the local gateway; write the answers to `out`, a .csv or .parquet file.
 
     Rows are in the file's order; beside them are the settings and every sample (`out` with the suffix
-    .settings.json, .journal.jsonl).
-    A failed engine is replaced. Returns the solutions by id. When it is interrupted, or no engine can be
-    started any more, the answers so far are written and AimoError or EngineError says so.
+    .settings.json, and `journal_beside`). Started again, it continues from them; with `other`, the option
+    that names another `out`, AimoError when they are another model's, or have other settings.
+    A failed engine is replaced. Returns the solutions by id. When it is interrupted, the disk is full, or no
+    engine can be started any more, the answers so far are written and AimoError or EngineError says so.
     """
     competition, table = read_questions(test_csv, competition)
-    write_settings(sampler.settings, out.with_suffix(".settings.json"))
+    settings = asdict(sampler.settings) | {"context": sampler.max_length}
+    journal = Journal(
+        journal_beside(out), str(sampler.model), competition, settings, sampler.identity, seed, other
+    )
     solutions: dict[str, Solution] = {}
     answers: dict[str, int] = {}
     supervisor = Supervisor(sampler.respawn, sampler, PATIENCE_S)
     schedule = Schedule(COMPETITIONS[competition], None, len(table))
-    kept = out.with_suffix(".journal.jsonl")
-    kept.unlink(missing_ok=True)  # its answers would be taken for known
-    journal = Journal(kept, str(sampler.model), competition, asdict(sampler.settings))
     predict = make_predict(schedule, supervisor, seed, solutions, journal)
     try:
+        write_settings(sampler.settings, out.with_suffix(".settings.json"))
         for question_id, answer in local_gateway.ask_each(predict, table, schedule.rules, seed):
+            if journal.fault:
+                raise AimoError(f"{count_answers(answers, table, out)}; {journal.fault}")
             if not solutions[question_id].is_lost:
                 answers[question_id] = answer
+                write_answers(out, table["id"], answers)
             elif supervisor.has_given_up:
                 break
     except KeyboardInterrupt:
-        raise AimoError(f"interrupted; {count_answers(answers, table, out)}") from None
+        raise AimoError(f"interrupted; {count_answers(answers, table, out)}; {AGAIN} to continue") from None
+    except OSError as e:
+        raise AimoError(f"{count_answers(answers, table, out)}; {out}: {e.strerror}; {KEPT}") from None
     finally:
         supervisor.close()
-        write_answers(out, table["id"], answers)
+        journal.close()
     report_fallbacks(solutions)
     lost = [solution for solution in solutions.values() if solution.is_lost]
     if lost:
         remedy = "start the engine or servers again and repeat the command"
         raise EngineError(f"{count_answers(answers, table, out)}: {lost[-1].note}; {remedy}")
     return solutions
+
+
+def journal_beside(out: Path) -> Path:
+    """Return the file of the samples behind a file of answers."""
+    return out.with_suffix(".journal.jsonl")
 
 
 def count_answers(answers: Mapping[str, int], table: pl.DataFrame, out: Path) -> str:
@@ -256,20 +275,18 @@ def count_answers(answers: Mapping[str, int], table: pl.DataFrame, out: Path) ->
 
 
 def write_answers(out: Path, ids: Iterable[str], answers: Mapping[str, int]) -> None:
-    """Write the answers, in the order of `ids`, to a .csv or .parquet file; nothing when there are none."""
-    if not answers:
-        return
+    """Write the answers, in the order of `ids`, to a .csv or .parquet file."""
     rows = [(question_id, answers[question_id]) for question_id in ids if question_id in answers]
     table = pl.DataFrame(rows, {"id": pl.String, "answer": pl.Int64}, orient="row")
-    partial_file = out.with_suffix(".partial")
-    table.write_csv(partial_file) if out.suffix == ".csv" else table.write_parquet(partial_file)
-    partial_file.replace(out)
+    content = io.BytesIO()
+    table.write_csv(content) if out.suffix == ".csv" else table.write_parquet(content)
+    write_whole(out, content.getvalue())
 
 
 def write_settings(settings: Settings, path: Path) -> None:
     """Print the resolved settings and write them as JSON."""
     say(f"{settings.describe()}\n")
-    path.write_text(settings.to_json())
+    write_whole(path, settings.to_json())
 
 
 def report_fallbacks(solutions: Mapping[str, Solution]) -> None:
@@ -360,16 +377,26 @@ def load_engine(
 ) -> Engine:
     """Resolve the settings, write them to settings.json in `folder`, and start the engine."""
     resolved = resolve(model, settings)
-    write_settings(resolved, folder / "settings.json")
+    with contextlib.suppress(OSError):  # a full disk costs the file alone
+        write_settings(resolved, folder / "settings.json")
     return start_engine(model, resolved, seed, adapter)
 
 
 def journal_of_pass(
-    folder: Path, model: str, competition: str, settings: Mapping[str, Any], number: int = 1
+    folder: Path,
+    model: str,
+    competition: str,
+    settings: Mapping[str, Any],
+    adapter: str | None,
+    seed: int,
+    number: int = 1,
 ) -> Journal:
     """Return the journal of a pass over the questions; the first pass's is journal.jsonl."""
     name = "journal.jsonl" if number == 1 else f"journal-{number}.jsonl"
-    return Journal(folder / name, model, competition, settings)
+    weights = ""
+    with contextlib.suppress(OSError, AimoError):  # of a broken folder, which does not load either
+        weights = identity(model, adapter)
+    return Journal(folder / name, model, competition, settings, weights, seed + number - 1)
 
 
 @checked
@@ -402,7 +429,7 @@ def serve(
         golds = local_gateway.golds(table, rules)
     local_gateway.check_start(rules, time.monotonic() - startup.STARTED, rerun)
     supervisor = Supervisor(partial(load_engine, folder, model, settings, seed, adapter))
-    open_journal = partial(journal_of_pass, folder, model, competition, settings)
+    open_journal = partial(journal_of_pass, folder, model, competition, settings, adapter, seed)
     solutions: dict[str, Solution] = {}
     try:
         if not os.getenv("KAGGLE_IS_COMPETITION_RERUN"):

@@ -13,11 +13,15 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from aimo.inference.errors import explain, one_line
+from aimo.inference.errors import AimoError, explain, one_line
+from aimo.inference.settings import ASKED, CHANGING
 from aimo.inference.solution import End, Sample, Solution
+from aimo.inference.storage import SampleFile, append_lines, iterate_lines
 from aimo.inference.voting import Stop
 
 SAMPLE = TypeAdapter(Sample)
+COMPARED = (*ASKED, "context", "samples", "weight", "discount_trivial")
+"""Settings that decide an answer."""
 
 
 @dataclass(frozen=True)
@@ -27,13 +31,16 @@ class Header:
     model: str = ""
     competition: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
-    """Those that go over the model folder's own."""
+    """Those that go over the model folder's own; `aimo solve` has them all, and the `context`."""
+    weights: str = ""
+    """The model's identity; aimo 1.0.1 did not record it."""
+    seed: int | None = None
 
     def differs(self, other: "Header") -> str:
-        """Say in what this header differs from another."""
-        for name, mine in asdict(self).items():
-            if mine != getattr(other, name):
-                return f"{name} {mine} is another than {getattr(other, name)}"
+        """Say in what this header differs from another; samples of several seeds go together."""
+        for name in ("model", "competition", "settings", "weights"):
+            if getattr(self, name) != getattr(other, name):
+                return f"{name} {getattr(self, name)} is another than {getattr(other, name)}"
         return ""
 
 
@@ -80,35 +87,56 @@ class Journal:
         model: str = "",
         competition: str = "",
         settings: Mapping[str, Any] | None = None,
+        weights: str = "",
+        seed: int | None = None,
+        other: str = "",
     ):
         """Read what an earlier start with the same model and settings left.
 
-        A line that was cut off, and those of another model, are left out, and this is printed.
+        Whoever can choose another file is told by AimoError that this one is another model's, broken, or
+        being written; `other` names the option. A kernel has no choice: lines that are of no use are left
+        out, and this is printed.
         """
         self.path = path
-        self.header = Header(model, competition, json.loads(json.dumps(settings or {}, default=str)))
+        values = json.loads(json.dumps(settings or {}, default=str))
+        self.header = Header(model, competition, values, weights, seed)
         self.found: dict[str, Solution] = {}
         """What is known, by the key of the question."""
         self.last: Header | None = None
         """The file's last header."""
+        self.fault: AimoError | None = None
+        """Why something could not be written."""
+        self.file = SampleFile(path, other) if path and other else None
+        try:
+            self.load()
+        except BaseException:
+            self.close()
+            raise
+
+    def load(self) -> None:
+        """Take what the file holds."""
         strangers = 0
-        text = path.read_text() if path and path.exists() else ""
-        for number, line in enumerate(text.splitlines(), 1):
+        for number, line in iterate_lines(self.path) if self.path else ():
             try:
-                strangers += not self.read(parse(json.loads(line)))
+                if isinstance(line, str):
+                    raise ValueError(line)
+                strangers += not self.read(parse(line))
             except ValueError as e:
-                print(f"{path}, line {number} is left out: {e}")
+                if self.file:
+                    remedy = f"remove the line, or take another {self.file.other}"
+                    raise AimoError(f"{self.path}, line {number}: {e}; {remedy}") from None
+                print(f"{self.path}, line {number} is left out: {e}")
         if strangers:
-            print(f"{path}: {strangers} lines of another model or other settings are left out")
-        if text and not text.endswith("\n"):
-            self.write("")  # ends the line that was cut off
+            print(f"{self.path}: {strangers} lines of another model or other settings are left out")
 
     def read(self, entry: Header | Entry) -> bool:
         """Add a line to what is known; return False when it is of another model or settings."""
         if isinstance(entry, Header):
             self.last = entry
+            if self.file:
+                self.file.check(compared(entry), compared(self.header))
             return True
-        if self.last not in (None, self.header):
+        if not self.file and self.last not in (None, self.header):
             return False
         solution = self.found.setdefault(entry.key, Solution())
         if not isinstance(entry.value, Sample):
@@ -116,11 +144,13 @@ class Journal:
             solution.stop, solution.note = Stop.KNOWN, "from the journal"
         elif entry.value.end not in (End.STOPPED, End.FAILED):  # those may be sampled again
             solution.samples.append(entry.value)
+            solution.seconds = max(solution.seconds, entry.value.end_s)
         return True
 
     def key(self, question_id: str, problem: str) -> str:
         """Return what identifies a question: its id, its problem and the model."""
-        return hashlib.sha256("\0".join((self.header.model, question_id, problem)).encode()).hexdigest()[:16]
+        model = self.header.weights or self.header.model
+        return hashlib.sha256("\0".join((model, question_id, problem)).encode()).hexdigest()[:16]
 
     def recall(self, question_id: str, problem: str) -> Solution:
         """Return what is known of a question; `stop` is KNOWN when it was answered."""
@@ -130,17 +160,31 @@ class Journal:
         """Write a sample or an answer."""
         if self.path is None:
             return
-        if self.last != self.header:
-            self.write(json.dumps({"journal": asdict(self.header)}))
-            self.last = self.header
         value = {"sample": asdict(entry)} if isinstance(entry, Sample) else {"answer": entry}
-        self.write(json.dumps({"key": self.key(question_id, problem), "id": question_id} | value))
-
-    def write(self, line: str) -> None:
-        """Append a line. On a full disk it is not written, and the error printed."""
-        assert self.path is not None
+        lines: list[dict[str, Any]] = [{"key": self.key(question_id, problem), "id": question_id} | value]
+        if self.last is None or (self.last != self.header and not self.file):
+            lines.insert(0, {"journal": asdict(self.header)})
         try:
-            with self.path.open("a") as file:
-                file.write(line + "\n")
+            if self.file:
+                for line in lines:
+                    self.file.append(line)
+            else:
+                append_lines(self.path, lines)
+            self.last = self.header
+        except AimoError as e:  # a sample must not fail because of it
+            self.fault = e
         except OSError as e:
             print(f"{self.path}: {e}; what is not written is lost when the kernel starts again")
+
+    def close(self) -> None:
+        """Bring the file to the disk and unlock it."""
+        if self.file:
+            self.file.close()
+
+
+def compared(header: Header) -> dict[str, Any]:
+    """Return what must be equal for a command to go on with a journal."""
+    settings, vllm = header.settings, header.settings.get("vllm", {})
+    named = {"competition": header.competition, "weights": header.weights, "seed": header.seed}
+    changing = {f"vllm.{key}": vllm.get(key) for key in CHANGING}
+    return named | {key: settings[key] for key in COMPARED if key in settings} | changing

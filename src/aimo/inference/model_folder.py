@@ -6,10 +6,12 @@ Out of scope: whether vLLM supports the architecture, and aimo.json (`settings`)
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from aimo.inference.errors import AimoError
+from aimo.inference.storage import read_json
 
 REMEDY = "copy the model again, or save it again with `save_pretrained`"
 NEEDED = {
@@ -18,6 +20,10 @@ NEEDED = {
     "a tokenizer (tokenizer.json)": ["tokenizer.json", "tokenizer.model", "vocab.json"],
 }
 JSON_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+WEIGHTS = ("*.safetensors", "*.bin")
+TEXT_FILES = ("config.json", "tokenizer*", "chat_template*", "vocab*", "merges.txt", "special_tokens*")
+WHOLE = 64 << 20  # bytes of the largest file that is read whole to identify it
+BLOCK = 1 << 14  # bytes that are read of each tensor of a larger one
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # those that vLLM has kernels for
 
 
@@ -47,19 +53,60 @@ def check_model_folder(model: str | Path) -> None:
         raise AimoError(f"{index}: names {', '.join(absent)}, not in the folder; {REMEDY}")
 
 
-def read_json(path: Path, remedy: str) -> dict[str, Any]:
-    """The object in a JSON file. AimoError, with the remedy, when it holds none."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as e:
-        raise AimoError(f"{path}: cannot be read as JSON ({e}); {remedy}") from None
-    if not isinstance(values, dict):
-        raise AimoError(f"{path}: holds a JSON {type(values).__name__} in place of an object; {remedy}")
-    return values
+def identity(model: str | Path, adapter: str | Path | None = None) -> str:
+    """Return a digest of what a model says: weights, configuration, tokenizer, template and adapter.
+
+    Folders of equal content have one identity, wherever they are. Its first 16 digits are `fingerprint`'s.
+    """
+    model = Path(model)
+    said = f"{fingerprint(model)}-{digest_of(model, WEIGHTS + TEXT_FILES)}"
+    return f"{said}+{digest_of(Path(adapter), (*WEIGHTS, 'adapter_config.json'))}" if adapter else said
+
+
+def is_same_model(recorded: str, now: str) -> bool:
+    """Return whether two identities are equal. One that aimo 1.0.1 recorded has only a base's weights."""
+    return recorded == now or ("+" not in now and recorded == now.partition("-")[0])
+
+
+def digest_of(folder: Path, patterns: Iterable[str]) -> str:
+    """Return a digest of a folder's files: all of a small one, a block of every tensor of a large one."""
+    digest = hashlib.sha256()
+    for path in sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        with path.open("rb") as file:
+            if size <= WHOLE:
+                digest.update(file.read())
+                continue
+            places = list(range(0, size, size // 1024))
+            if path.suffix == ".safetensors":
+                places = [0, *((begin + end) // 2 for begin, end in tensor_spans(path))]
+            for place in places:
+                file.seek(place)
+                digest.update(file.read(BLOCK))
+    return digest.hexdigest()[:16]
+
+
+def fingerprint(folder: Path) -> str:
+    """Return aimo 1.0.1's digest of weights: the size and the megabyte in the middle of each file."""
+    digest = hashlib.sha256()
+    for path in sorted(path for pattern in WEIGHTS for path in folder.glob(pattern)):
+        with path.open("rb") as file:
+            size = path.stat().st_size
+            file.seek(size // 2)
+            digest.update(f"{path.name} {size}".encode() + file.read(1 << 20))
+    return digest.hexdigest()[:16]
 
 
 def check_weights(path: Path) -> None:
-    """Raise AimoError when a .safetensors file is shorter or longer than its header says.
+    """Raise AimoError when a .safetensors file is shorter or longer than its header says."""
+    size, end = path.stat().st_size, max(end for _, end in tensor_spans(path))
+    if size != end:
+        raise AimoError(f"{path}: has {size:,} bytes, its header says {end:,}; {REMEDY}")
+
+
+def tensor_spans(path: Path) -> list[tuple[int, int]]:
+    """Return where each tensor of a .safetensors file begins and ends. AimoError when its header is broken.
 
     The file is 8 bytes with the header's size, the header (a JSON object), then the tensors.
     """
@@ -69,11 +116,10 @@ def check_weights(path: Path) -> None:
         header = file.read(begin - 8) if begin <= size else b""
     try:
         tensors = json.loads(header)
-        end = begin + max(t["data_offsets"][1] for name, t in tensors.items() if name != "__metadata__")
-    except (ValueError, KeyError, TypeError, AttributeError):
+        spans = [t["data_offsets"] for name, t in tensors.items() if name != "__metadata__"]
+        return [(begin + int(first), begin + int(last)) for first, last in spans] or [(begin, begin)]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise AimoError(f"{path}: is not a complete .safetensors file ({size:,} bytes); {REMEDY}") from None
-    if size != end:
-        raise AimoError(f"{path}: has {size:,} bytes, its header says {end:,}; {REMEDY}")
 
 
 def read_adapter(adapter: str | Path) -> dict[str, Any]:

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from aimo.inference.errors import AimoError, one_line
-from aimo.inference.model_folder import REMEDY, read_json
+from aimo.inference.model_folder import REMEDY
 from aimo.inference.settings import Settings
+from aimo.inference.storage import read_json
 
 LENGTHS = [
     "max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "model_max_length",

@@ -58,6 +58,11 @@ class Sampler(Protocol):
     model: Any
     """Its folder, or a server's name of it."""
     settings: Settings
+
+    @property
+    def identity(self) -> str:
+        """What identifies the model by its content."""
+
     tokenizer: Any
     tool_parser: Any
     """vLLM's parser of the model's own tool calls, or None."""

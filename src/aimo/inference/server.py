@@ -14,7 +14,7 @@ from openai import APIError, APIStatusError, AsyncOpenAI, OpenAIError, Timeout
 
 from aimo.inference import conversations, harmony, prompts
 from aimo.inference.errors import AimoError
-from aimo.inference.model_folder import check_model_folder, load_tokenizer
+from aimo.inference.model_folder import check_model_folder, identity, load_tokenizer
 from aimo.inference.sampling import BackgroundLoop, Completion, Until, entropy_of
 from aimo.inference.settings import Settings, resolve
 from aimo.inference.tools import find_tool_parser
@@ -99,6 +99,11 @@ class Server:
     def run(self, coroutine: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
         """Run a coroutine on the server's loop, from any other thread. AimoError when it is closed."""
         return self.loop.run(coroutine, timeout)
+
+    @property
+    def identity(self) -> str:
+        """The digest of the folder's content, and the servers' name of what they serve."""
+        return f"{identity(self.folder)}@{self.model}"
 
     has_died = False  # `sample` raises when every server is down
     queue_s = 600.0

@@ -15,7 +15,8 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from aimo.inference.errors import AimoError, explain
-from aimo.inference.model_folder import REMEDY, read_json
+from aimo.inference.model_folder import REMEDY
+from aimo.inference.storage import read_json
 
 SETTINGS = "aimo.json"
 HARMLESS = (
@@ -28,6 +29,14 @@ HARMLESS = (
 )
 """vLLM's arguments that a model folder may set: none of them names code, a file or an address."""
 TOP_LOGPROBS = 20  # likeliest tokens that an entropy is measured from; as many as vLLM gives by default
+
+ASKED = (
+    "format", "system", "user", "variants", "chat_template_kwargs", "temperature", "top_p", "min_p", "top_k",
+    "stop", "max_tokens", "tags", "thinking", "tools", "tool_turns", "tool_seconds", "tool_parser",
+)  # fmt: skip
+"""The settings that decide what a completion says."""
+CHANGING = ("dtype", "quantization", "kv_cache_dtype", "hf_overrides")
+"""The engine arguments of vLLM that do too."""
 
 strict = ConfigDict(extra="forbid", strict=True)
 Positive = Annotated[int, Field(gt=0)]
@@ -161,6 +170,13 @@ class Settings:
         """The settings in one block, a `key: value` a line."""
         values = json.loads(self.to_json())
         return "\n".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in values.items())
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What decides what a completion says, as JSON holds it."""
+        values = json.loads(self.to_json())
+        vllm = {key: values["vllm"][key] for key in CHANGING if key in self.vllm}
+        return {key: values[key] for key in ASKED} | {"vllm": vllm}
 
     def to_json(self) -> str:
         """The settings as aimo.json holds them."""

@@ -4,14 +4,19 @@ Every JSON line of the project is written and read here. A record ends with "\\n
 U+2028, U+0085 and the like are text inside it.
 """
 
+import contextlib
+import errno
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
 from aimo.inference.errors import AimoError
+
+AGAIN = "run the same command again"
+KEPT = f"what came before is kept: make room or unlock the folder, and {AGAIN}"
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -49,16 +54,17 @@ def read_json(path: Path, remedy: str, kind: type = dict) -> Any:
     return value
 
 
-def iterate_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+def iterate_lines(path: Path, ours: bool = True) -> Iterator[tuple[int, dict[str, Any] | str]]:
     """Yield each record of a JSON-lines file with its line number, or a text that says why it is none.
 
-    A last line without its "\\n" was cut off by a kill and is left out. An absent file has no lines.
+    In a file of `ours`, a last line without its "\\n" was cut off by a kill and is left out. An absent file
+    has no lines.
     """
     if not path.exists():
         return
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n"):
+            if ours and not line.endswith(b"\n"):
                 return
             try:
                 value = json.loads(line)
@@ -67,17 +73,19 @@ def iterate_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
                 yield number, f"no JSON ({str(e)[:80]})"
 
 
-def iterate_records(path: Path, remedy: str = "remove the line") -> Iterator[dict[str, Any]]:
+def iterate_records(
+    path: Path, remedy: str = "remove the line", ours: bool = True
+) -> Iterator[dict[str, Any]]:
     """Yield the records of a JSON-lines file. AimoError names the file and the line that is none."""
-    for number, value in iterate_lines(path):
+    for number, value in iterate_lines(path, ours):
         if isinstance(value, str):
             raise AimoError(f"{path}, line {number}: it is {value}; {remedy}")
         yield value
 
 
-def read_lines(path: Path, remedy: str = "remove the line") -> list[dict[str, Any]]:
+def read_lines(path: Path, remedy: str = "remove the line", ours: bool = True) -> list[dict[str, Any]]:
     """Return the records of a JSON-lines file, as `iterate_records`."""
-    return list(iterate_records(path, remedy))
+    return list(iterate_records(path, remedy, ours))
 
 
 def to_line(value: Any) -> bytes:
@@ -133,6 +141,8 @@ class LineFile:
     def append(self, value: dict[str, Any]) -> None:
         """Append a record whole, or raise OSError and leave the file as it was."""
         left = memoryview(to_line(value))
+        if not os.fstat(self.file).st_nlink:
+            raise FileNotFoundError(errno.ENOENT, "it was removed", str(self.path))
         try:
             while left:
                 left = left[os.write(self.file, left) :]
@@ -154,6 +164,49 @@ class LineFile:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class SampleFile(LineFile):
+    """Samples that a command keeps as they end, and goes on with when it is started again."""
+
+    def __init__(self, path: Path, other: str):
+        """Open the file, and make its folder, as LineFile. `other` is the option that names another file."""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            super().__init__(path, f"another {other}")
+        except OSError as e:
+            raise AimoError(f"{path}: {e.strerror}; take another {other}") from None
+        self.other = other
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """The records. AimoError names the line that is none."""
+        return iterate_records(self.path, f"remove the line, or take another {self.other}")
+
+    def append(self, value: dict[str, Any]) -> None:
+        """Append a record whole. AimoError when it cannot be written; those before it are kept."""
+        try:
+            super().append(value)
+        except OSError as e:
+            remedy = AGAIN if e.errno == errno.ENOENT else KEPT
+            raise AimoError(f"{self.path}: {e.strerror}; {remedy}") from None
+
+    def close(self) -> None:
+        """Bring the file to the disk, close and unlock it."""
+        with contextlib.suppress(OSError):
+            self.sync()
+        super().close()
+
+    def check(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+        """Refuse samples that were asked otherwise, as AimoError that names the difference.
+
+        What an older version did not record is not compared.
+        """
+        for key in now:
+            if key in before and before[key] != now[key]:
+                raise AimoError(
+                    f"{self.path} was made otherwise: {key} was {before[key]!r} and is now {now[key]!r}; "
+                    f"take another {self.other}"
+                )
 
 
 def whole_lines(file: int, block: int = 1 << 16) -> int:

@@ -1,0 +1,253 @@
+"""Killed, on a full disk or without its folder, a command ends with equal answers when it is given again.
+
+Model servers are stand-ins on loopback whose replies follow from the seeds that they are sent.
+"""
+
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from conftest import AIMO, TINY, wait_for
+from model_server import Handler, Server
+
+from aimo import cli
+from aimo.inference.storage import read_lines
+
+ALL = ["solve", "evaluate", "distil"]
+NEVER = 10**9
+
+
+class Model:
+    """Counts requests and does `what` at the one with the number `at`."""
+
+    def __init__(self):
+        self.asked, self.at, self.what, self.pause = 0, NEVER, lambda: None, 0.0
+        outer = self
+
+        class Replies(Handler):
+            def do_GET(self):
+                self.reply(json.dumps({"data": [{"id": "m", "max_model_len": 1024}]}))
+
+            def do_POST(self):
+                body = self.asked()
+                outer.asked += 1
+                if outer.asked == outer.at:
+                    outer.what()
+                time.sleep(outer.pause)
+                text = f"<SOLUTION>{body['seed'] % 3}</SOLUTION>"
+                if "messages" in body:
+                    choice = {"message": {"content": text}, "finish_reason": "stop"}
+                    usage = {"prompt_tokens": 1, "completion_tokens": 1}
+                    self.reply(json.dumps({"model": "m", "choices": [choice], "usage": usage}))
+                else:
+                    choice = {"text": text, "token_ids": [5] * 7, "finish_reason": "stop"}
+                    self.reply(f"data: {json.dumps({'choices': [choice]})}\n\n")
+
+        self.http = Server(("127.0.0.1", 0), Replies)
+        self.http.handle_error = lambda *_: None  # a client that leaves is no news
+        self.url = f"http://127.0.0.1:{self.http.server_port}"
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+
+
+@pytest.fixture(scope="module")
+def model():
+    stand_in = Model()
+    yield stand_in
+    stand_in.http.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def as_it_was(model):
+    """No trap of another test, and the process's own handler of SIGTERM."""
+    model.asked, model.at, model.pause = 0, NEVER, 0.0
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """Eight problems as a test file and as a benchmark."""
+    folder = tmp_path_factory.mktemp("inputs")
+    rows = [{"id": f"q{i}", "problem": f"What is {i} + 1?", "answer": str(i + 1)} for i in range(8)]
+    (folder / "zero.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lines = "".join(f"{row['id']},{row['problem']}\n" for row in rows)
+    (folder / "test.csv").write_text(f"id,problem\n{lines}")
+    return folder
+
+
+def command(name, inputs, folder, model):
+    """A command that writes into a folder."""
+    asked = {
+        "solve": ["--model", TINY, "--test", inputs / "test.csv", "--out", folder / "a.csv", "--samples", 3],
+        "evaluate": [TINY, "--benchmarks", inputs / "zero.jsonl", "--run-dir", folder, "--samples", 3],
+        "distil": ["--dataset-name", inputs / "zero.jsonl", "--output-file", folder / "out.jsonl"],
+    }[name]
+    if name == "distil":
+        asked += ["--api-addr", model.url, "--num-generations", 3]
+    else:
+        asked += ["--server", model.url]
+    return [name, *map(str, asked)]
+
+
+def result(name, folder):
+    """What a command has found, without times."""
+    if name == "solve":
+        return (folder / "a.csv").read_text()
+    if name == "distil":
+        return sorted((row["problem"], row["sample"], row["generation"]) for row in samples(name, folder))
+    figures = json.loads((folder / "evaluation.json").read_text())["benchmarks"]["zero"]
+    return {key: value for key, value in figures.items() if key != "seconds"}
+
+
+def samples(name, folder):
+    """The samples that are kept: each once, all lines whole."""
+    file = {"solve": "a.journal.jsonl", "evaluate": "zero.jsonl", "distil": "out.jsonl"}[name]
+    others = {"journal", "evaluation"} | ({"answer"} if name == "solve" else set())
+    rows = [row for row in read_lines(folder / file) if not others & {*row}]
+    if name == "solve":
+        names = [(row["id"], row["sample"]["index"]) for row in rows if row["sample"]["end"] != "stopped"]
+    else:
+        names = [(row.get("id", row.get("problem")), row.get("index", row.get("sample"))) for row in rows]
+    assert len(names) == len(set(names)), "a sample is there twice"
+    return rows
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """A command in this process: its exit code, and its error, which is one line of ours."""
+
+    def run(arguments):
+        monkeypatch.setattr(sys, "argv", ["aimo", *arguments])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as e:
+            code = e.code or 0
+        err = [line for line in capsys.readouterr().err.splitlines() if line.startswith(("aimo:", "Trace"))]
+        assert len(err) == bool(code), err
+        return code, "".join(err)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def expected(inputs, model, tmp_path_factory):
+    """What each command finds when nothing happens to it, made when it is asked for."""
+    found = {}
+
+    def of(name, run):
+        if name not in found:
+            folder = tmp_path_factory.mktemp(name)
+            assert run(command(name, inputs, folder, model))[0] == 0
+            found[name] = result(name, folder)
+        return found[name]
+
+    return of
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_sigterm_ends_a_command_in_one_line_and_the_same_command_continues(
+    name, inputs, model, tmp_path, run, expected
+):
+    right = expected(name, run)
+    model.asked, model.at, model.pause = 0, 9, 0.01
+    model.what = lambda: os.kill(os.getpid(), signal.SIGTERM)
+    code, err = run(command(name, inputs, tmp_path, model))
+    assert code == 2 and "interrupted" in err and "same command again" in err
+    kept, model.at = samples(name, tmp_path), NEVER
+    assert run(command(name, inputs, tmp_path, model))[0] == 0
+    assert result(name, tmp_path) == right
+    assert all(row in samples(name, tmp_path) for row in kept)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_removed_folder_is_told_in_one_line_and_the_same_command_begins_again(
+    name, inputs, model, tmp_path, run, expected
+):
+    right, folder = expected(name, run), tmp_path / "deep" / "folder"
+    model.asked, model.at, model.pause = 0, 7, 0.01
+    model.what = lambda: shutil.rmtree(folder)
+    code, err = run(command(name, inputs, folder, model))
+    assert code == 2 and "it was removed" in err and "run the same command again" in err
+    assert name != "solve" or model.asked < 12, "it went on though nothing was kept"
+    model.at = NEVER
+    assert run(command(name, inputs, folder, model))[0] == 0 and result(name, folder) == right
+
+
+@pytest.fixture
+def full_disk(tmp_path):
+    """A folder on a disk of so many bytes, and how to make room."""
+    folder, mounted = tmp_path / "disk", []
+    folder.mkdir()
+
+    def fill(size):
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+        done = subprocess.run(mount, capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"no tmpfs can be mounted here: {done.stderr.strip()}")
+        mounted.append(folder)
+        return folder
+
+    yield fill
+    for one in mounted:
+        subprocess.run(["umount", "-l", str(one)], check=True)
+
+
+@pytest.mark.parametrize("size", [pytest.param(4096, marks=pytest.mark.slow), 8192])
+@pytest.mark.parametrize("name", ALL)
+def test_a_full_disk_is_told_in_one_line_and_the_same_command_continues(
+    name, size, inputs, model, full_disk, run, expected
+):
+    right, folder = expected(name, run), full_disk(size)
+    code, err = run(command(name, inputs, folder, model))
+    assert code == 2 and "No space left on device" in err and "make room" in err
+    subprocess.run(["mount", "-o", "remount,size=16m", str(folder)], check=True)
+    assert run(command(name, inputs, folder, model))[0] == 0
+    assert result(name, folder) == right and len(samples(name, folder)) == 24
+
+
+@pytest.mark.parametrize("size", [600, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ALL)
+def test_a_file_that_may_not_grow_is_as_a_full_disk(name, size, inputs, model, tmp_path, run, expected):
+    right = expected(name, run)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        code, err = run(command(name, inputs, tmp_path, model))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert code == 2 and "File too large" in err
+    assert run(command(name, inputs, tmp_path, model))[0] == 0 and result(name, tmp_path) == right
+
+
+@pytest.mark.slow  # starts the commands again and again
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("name", ALL)
+def test_a_command_killed_at_random_moments_ends_with_equal_answers(
+    name, sign, inputs, model, tmp_path, run, expected
+):
+    right, moments = expected(name, run), random.Random(f"{name} {sign}")
+    arguments = [str(AIMO), *command(name, inputs, tmp_path, model)]
+    model.pause = 0.05
+    for _ in range(3):
+        model.asked, wanted = 0, moments.randint(1, 12)
+        process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        wait_for(lambda p=process, n=wanted: model.asked >= n or p.poll() is not None)
+        time.sleep(0.05 * moments.random())
+        process.send_signal(sign)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode in (0, -sign, 2 if sign is signal.SIGTERM else 0)
+        assert err.count("\n") <= 1 and "Traceback" not in err, err
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert result(name, tmp_path) == right and len(samples(name, tmp_path)) == 24
