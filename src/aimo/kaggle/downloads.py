@@ -143,8 +143,6 @@ def unpack(archive: Path, folder: Path) -> None:
     except OSError as e:
         reason = e.strerror or e
         raise AimoError(f"{folder}: {reason}; free some space or take another --to; {again}") from None
-            f"{folder}: {e.strerror or e}; free some space, or take another --to; {again}"
-        ) from None
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as e:  # of an encrypted one
         raise AimoError(f"{archive.name}: it is no zip file that opens ({one_line(e)}); {again}") from None
     finally:
