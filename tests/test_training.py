@@ -323,6 +323,102 @@ def test_continuing_from_a_named_checkpoint_ends_in_the_same_losses(sft, sets, t
 
 
 @train_marker
+@pytest.mark.parametrize("stage, last", [("sft", 6), ("grpo", 4)])
+def test_a_stage_that_was_trained_to_its_end_is_saved_as_it_was_and_not_trained_on(
+    tmp_path, sets, monkeypatch, stage, last
+):
+    from aimo.training import checkpoints
+
+    p, folder, kept = small("grpo.learning_rate=0.01"), tmp_path / "run", tmp_path / "first"
+    first, _, _ = train(p, sets, folder, stage)
+    shutil.copytree(folder / "trained", kept)
+    with monkeypatch.context() as m:
+        m.setattr(checkpoints, "save_trained", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train(p, sets, folder, stage)
+    again, *_ = train(p, sets, folder, stage)
+    assert losses(again) == losses(first) and max(record["step"] for record in again) == last
+    for file in kept.glob("*.safetensors"):
+        assert file.read_bytes() == (folder / "trained" / file.name).read_bytes()
+    assert names(folder) == sorted({*names(folder)} - {"best"})
+
+
+@train_marker
+def test_a_model_that_an_interrupted_training_changed_is_not_trained_on_from_there(
+    tmp_path, sets, monkeypatch
+):
+    from aimo.training import callbacks, models, trainers
+
+    p = small("sft.save_steps=4")
+    model, tokenizer = models.load(TINY, p), models.load_tokenizer(TINY, p)
+
+    def again():
+        return trainers.sft(model, tokenizer, sets["sft"], p, tmp_path, lambda *_: None)
+
+    def interrupt_at(last):
+        def interrupted(self, args, state, control, **more):
+            if state.global_step == last:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(callbacks.Limits, "on_step_end", interrupted)
+
+    interrupt_at(2)
+    with pytest.raises(KeyboardInterrupt):
+        again()
+    with pytest.raises(AimoError, match=r"the model in memory has been trained on.* load it again") as e:
+        again()
+    assert "\n" not in str(e.value)
+    model = models.load(TINY, p)
+    interrupt_at(5)
+    with pytest.raises(KeyboardInterrupt):
+        again()
+    interrupt_at(None)
+    whole, _, _ = train(p, sets, tmp_path / "whole")
+    assert losses(again()) == pytest.approx(losses(whole), abs=1e-5), "from checkpoint 4, in the same kernel"
+
+
+@train_marker
+@pytest.mark.parametrize(
+    "stage, keys, told",
+    [
+        ("grpo", ["grpo.prompts_per_step=8"], "grpo: 5 rows do not make a step, which takes 8; lower"),
+        (
+            "sft",
+            ["sft.batch_size=8", "sft.trl={dataloader_drop_last: true}"],
+            "sft: 5 rows do not make a step",
+        ),
+        ("sft", ["model.max_length=3", "grpo=null"], "sft: 0 rows do not make a step"),
+    ],
+)
+def test_rows_too_few_for_a_step_are_refused_in_one_line(tmp_path, sets, stage, keys, told):
+    with pytest.raises(AimoError, match=told) as e:
+        train(small(*keys), sets | {stage: sets[stage][:5]}, tmp_path, stage)
+    assert "\n" not in str(e.value) and not list(tmp_path.glob("trained"))
+
+
+@train_marker
+def test_a_completion_may_hold_any_separator_of_lines(tmp_path, sets, monkeypatch):
+    from aimo.training import callbacks
+    from aimo.training.trainers import summary
+
+    odd = "a\u2028b\u0085c\u2029d\x1c\ve\rf\ud800"
+    last = callbacks.trl_compat.last_completions
+
+    def with_separators(trainer):
+        logs = last(trainer)
+        return logs | {"completion": [[{"role": "assistant", "content": odd}] for _ in logs["completion"]]}
+
+    p = small()
+    with monkeypatch.context() as m:
+        m.setattr(callbacks.trl_compat, "last_completions", with_separators)
+        train(p, sets, tmp_path, "grpo")
+    shutil.rmtree(tmp_path / "checkpoint-4")
+    assert summary(train(p, sets, tmp_path, "grpo")[0])["steps"] == 4, "resumed from its samples"
+    lines = read_lines(tmp_path / "samples.jsonl")
+    assert {line["step"] for line in lines} == {1, 2, 4} and lines[0]["completion"] == odd
+
+
+@train_marker
 @pytest.mark.parametrize("temperature, silent", [(0.01, {1.0}), (1.0, {0.0, 0.5})])
 def test_a_group_of_equal_rewards_counts_as_one_without_signal(tmp_path, sets, temperature, silent):
     shape = ["grpo.num_generations=16", "grpo.max_steps=2", "grpo.probe_steps=null"]

@@ -35,6 +35,10 @@ LEAST_BOUND = 0.02
 0.004."""
 
 
+class AlreadyTrained(Exception):
+    """Raised before the first step when the checkpoint is of the last one: TRL would train one more."""
+
+
 class Record(TrainerCallback):
     """Writes each logged record as a JSON line, with seconds, tokens per second and GPU memory; reports the
     step."""
@@ -54,6 +58,8 @@ class Record(TrainerCallback):
             self.seconds_before = state.log_history[-1].get("train_seconds", 0.0)
         if state.is_world_process_zero:
             write_lines(self.path, state.log_history)
+        if state.global_step >= state.max_steps:
+            raise AlreadyTrained
 
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Write the newest record."""

@@ -5,6 +5,7 @@ adapter or the weights. Started again, it continues from its last checkpoint. Ou
 which is `launch`.
 """
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -189,20 +190,32 @@ def fit(
     """Train to the end, from the last complete checkpoint; leave the adapter or the weights in `trained`.
 
     With probes that is the best model probed. Returns the records with a loss or a probe, and at the end the
-    stage's totals. AimoError for a loss that is not finite, and for a device without enough memory.
+    stage's totals. AimoError for rows too few for a step, a model that an interrupted training has changed, a
+    loss that is not finite, and a device without enough memory.
     """
+    from aimo.training.callbacks import AlreadyTrained
+    from aimo.training.models import check_adapter
+
+    check_rows(trainer, stage)
     limits = watch(trainer, stage, profile, folder, progress, probe)
     with trainer.args.main_process_first(local=False):  # it removes what is incomplete
         checkpoint = checkpoints.last_checkpoint(folder)
+        if checkpoint and trainer.is_world_process_zero():
+            checkpoints.keep_best(folder, checkpoints.step_of(Path(checkpoint)))
+    model = trainer.accelerator.unwrap_model(trainer.model)
     if checkpoint:
-        from aimo.training.models import check_adapter
-
-        base = trainer.accelerator.unwrap_model(trainer.model).config.name_or_path
-        check_adapter(Path(checkpoint), Path(base))
+        check_adapter(Path(checkpoint), Path(model.config.name_or_path))
         checkpoints.accept_cpu_index()
         print(f"Continuing from {Path(checkpoint).name}.")
+    elif getattr(model, "was_trained_on", False):
+        raise AimoError(
+            f"{stage}: the model in memory has been trained on, and there is no checkpoint to continue from; "
+            "load it again (run the notebook from its first cell)"
+        )
+    model.was_trained_on = True
     try:
-        trainer.train(resume_from_checkpoint=checkpoint)
+        with contextlib.suppress(AlreadyTrained):
+            trainer.train(resume_from_checkpoint=checkpoint)
     except RuntimeError as e:  # torch.OutOfMemoryError is one
         if not any(words in str(e) for words in ("out of memory", "not enough memory")):
             raise
@@ -215,6 +228,19 @@ def fit(
     return [r for r in trainer.state.log_history if any(key in r for key in kept)] + [
         totals(trainer) | {"stopped": limits.reason}
     ]
+
+
+def check_rows(trainer: Any, stage: str) -> None:
+    """Refuse a set of which no step can be made; TRL would train none and finish."""
+    rows, needed, remedy = len(trainer.train_dataset), 1, "take more rows"
+    if stage == "grpo":
+        needed = trainer.args.generation_batch_size // trainer.num_generations
+        remedy = "lower grpo.prompts_per_step, raise data.grpo.rows, or widen grpo.pass_rate"
+    elif trainer.args.dataloader_drop_last:
+        needed = trainer.args.train_batch_size * trainer.args.world_size
+        remedy = f"lower {stage}.batch_size, or leave out {stage}.trl.dataloader_drop_last"
+    if rows < needed:
+        raise AimoError(f"{stage}: {rows} rows do not make a step, which takes {needed}; {remedy}")
 
 
 def watch(
