@@ -109,7 +109,7 @@ def test_a_file_of_a_runs_held_out_rows_is_a_benchmark(tmp_path):
         ('{"problem": "2 + 2?", "answer": "4"}\n{"problem": "3?", "answer": null}', "row 2 has no answer"),
         ('{"problem": "", "answer": "4"}', "row 1 has no problem"),
         ('{"id": 1, "problem": "a", "answer": "4"}\n{"id": 1, "problem": "b", "answer": "4"}', "the same id"),
-        ("no json", "cannot be read"),
+        ("no json", "line 1 is not a JSON object"),
     ],
 )
 def test_a_file_that_cannot_be_a_benchmark_is_refused_with_the_row(

@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 
 from aimo.config import ROOT, Profile, reading
-from aimo.data.presets import PRESETS
+from aimo.data.sources import PRESETS
 from aimo.evaluation.benchmarks import BENCHMARKS
 from aimo.inference.competitions import COMPETITIONS
 from aimo.inference.tools import OWN_FORMATS

@@ -311,7 +311,7 @@ def test_what_the_hub_refuses_is_told_in_our_words(monkeypatch, error, key, told
 
 def test_a_column_that_stands_twice_is_refused(tmp_path):
     (tmp_path / "rows.csv").write_text("problem,answer,problem\nP,1,Q\n")
-    with pytest.raises(AimoError, match=r"rows\.csv has two columns 'problem'"):
+    with pytest.raises(AimoError, match=r"rows\.csv has the column 'problem' twice"):
         load(tmp_path / "rows.csv")
 
 
@@ -334,7 +334,7 @@ def test_a_corrupt_line_is_refused_or_counted(tmp_path):
     with pytest.raises(AimoError, match="line 2 is not a JSON object"):
         load(path)
     rows, lost = load(path, corrupt_lines="skip")
-    assert len(rows) == 1 and lost == {"corrupt line": 2}
+    assert len(rows) == 1 and lost.dropped == {"corrupt line": 2}
 
 
 @pytest.mark.parametrize(
@@ -342,8 +342,8 @@ def test_a_corrupt_line_is_refused_or_counted(tmp_path):
     [
         ("none.jsonl", None, "does not exist"),
         ("other.jsonl", '{"a": 1}\n', "no column 'problem'; it has a"),
-        ("empty.jsonl", "", "no column"),
-        ("empty.csv", "", "cannot be read"),
+        ("empty.jsonl", "", "is empty"),
+        ("empty.csv", "", "is empty"),
         ("broken.parquet", "PAR1", "cannot be read"),
         ("nested.jsonl", '{"problem": [["deep"]], "answer": 1}\n', "not text"),
     ],

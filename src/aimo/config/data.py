@@ -11,10 +11,10 @@ from aimo.inference.settings import Positive, Rate, Share, strict
 
 @dataclass(config=strict)
 class Columns:
-    """Which columns of a source hold what."""
+    """Which columns of a source hold what; `reward_model.ground_truth` names a key of an object."""
 
     problem: str = "problem"
-    """The statement of the problem."""
+    """The statement of the problem; without this column `question`, `prompt`, `query`, or a conversation."""
     answer: str | None = "answer"
     """The gold answer, alone or at the end of a text (`#### 42`); null takes the solution's own answer."""
     solution: str | None = None
@@ -24,7 +24,7 @@ class Columns:
     complete: str | None = None
     """Whether the solution came to its end: a boolean, or one for each of its traces."""
     messages: str | None = None
-    """A conversation of `role` and `content`: its question is the problem, its last reply the solution."""
+    """A conversation (`role` and `content`, ShareGPT's, or JSON): its question and the reply to it."""
     kind: str | None = None
     """The question's type, in which `MCQ` and `proof` are known."""
     pass_rate: str | None = None
@@ -37,12 +37,12 @@ class Columns:
 
 @dataclass(config=strict)
 class Source:
-    """Where rows come from: `builtin`, a .csv, .jsonl or .parquet file, a folder of them, or a hub id."""
+    """Where rows come from: `builtin`, a file of rows, a folder of such files, or a hub id."""
 
     source: str = "builtin"
     """`builtin`, a file, a folder or a hub id; in `data.sft` also `distil`, what that stage kept."""
     preset: str | None = None
-    """The hub id that a local copy was made from; its columns are known (`aimo.data.presets`)."""
+    """The hub id that a local copy was made from; its columns are known (`aimo.data.sources`)."""
     subset: str | None = None
     """The configuration of a dataset, on the hub or in a folder; null takes its default."""
     split: str | None = None
@@ -56,7 +56,7 @@ class Source:
     columns: Columns | None = None
     """The columns, where no preset knows them."""
     corrupt_lines: Literal["refuse", "skip"] = "refuse"
-    """What to do with a line of a .jsonl file that is not a JSON object; skipped ones are counted."""
+    """What to do with a line that is no JSON object, or no row of the CSV; skipped ones are counted."""
 
     @model_validator(mode="after")
     def check_source(self) -> "Source":

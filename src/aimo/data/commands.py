@@ -72,7 +72,7 @@ def distil(
 ) -> None:
     """Let a teacher behind OpenAI-compatible servers answer problems, several times each."""
     from aimo.data import distillation
-    from aimo.data.presets import PRESETS
+    from aimo.data.sources import PRESETS
 
     values = read_values(profile, set_) if profile else {}
     asked = values["distil"] = values.get("distil") or {}
@@ -120,7 +120,7 @@ def reject(
 ) -> None:
     """Keep the right and finished completions of a set, judged by their answers."""
     from aimo.data import rejection, sources
-    from aimo.data.presets import PRESETS
+    from aimo.data.sources import PRESETS
 
     if out.suffix not in (".jsonl", ".parquet"):
         raise AimoError(f"--out {out}: takes a .jsonl or a .parquet file")

@@ -1,101 +1,102 @@
-"""Read the mapped columns of a .csv, .jsonl or .parquet file."""
+"""Which files of a dataset folder belong to a subset and a split.
 
-import json
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
+A copy of a hub dataset says so in the header of its README.md (`configs:`). Elsewhere the hub's conventions
+hold: a subset is a subfolder (`data` is the default one), and a split is in a file's name or in its
+folder's.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import polars as pl
+import yaml
 
 from aimo.errors import AimoError
+from aimo.inference import files
 
-LINES = 50_000
-"""Rows that are Python objects at one time."""
+T = TypeVar("T")
+Files = dict[str, dict[str, list[Path]]]
+"""The files by subset and split."""
+
+SPLITS = {"train", "training", "test", "testing", "validation", "valid", "val", "dev", "eval", "evaluation"}
+SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}")
 
 
-def read(
-    path: Path, roles: Mapping[str, str], corrupt_lines: str, lost: Counter[str], where: str
-) -> pl.DataFrame:
-    """The columns of a file that `roles` names; with `corrupt_lines` "skip", `lost` counts the corrupt lines.
+def files_of(folder: Path, split: str | None = None) -> Files:
+    """The data files of a folder; `split` is a word that names one there, besides the usual ones.
 
-    AimoError when the file is damaged or a column is not there; `where` is the source's key in the profile.
+    AimoError when the header of its README.md cannot be read.
     """
+    if declared := read_header(folder / "README.md"):
+        return {
+            name: {split: matching(folder, patterns) for split, patterns in splits.items()}
+            for name, splits in declared.items()
+        }
+    found: Files = {}
+    for path in files.tables_of(folder.rglob("*")):
+        subset, part = place_of(path.relative_to(folder), SPLITS | {split or "train"})
+        found.setdefault(subset, {}).setdefault(part, []).append(path)
+    return found
+
+
+def read_header(readme: Path) -> dict[str, dict[str, list[str]]]:
+    """The patterns of the files by subset and split, as README.md declares them; none where it does not."""
+    text = readme.read_text(encoding="utf-8", errors="replace") if readme.exists() else ""
+    header = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
+    if not header:
+        return {}
     try:
-        if path.suffix == ".csv":
-            return read_csv(path, roles, where)
-        if path.suffix == ".parquet":
-            require(roles, pl.read_parquet_schema(path), str(path), where)
-            return pl.read_parquet(path, columns=sorted(set(roles.values())))
-        return read_jsonl(path, roles, corrupt_lines, lost, where)
-    except (pl.exceptions.PolarsError, OSError, UnicodeDecodeError):
-        raise AimoError(
-            f"{where}.source: {path} cannot be read as {path.suffix}: it is empty, cut off or "
-            "of another kind; get it again, or leave it out"
-        ) from None
+        configs = (yaml.safe_load(header[1]) or {}).get("configs") or []
+        return {config["config_name"]: patterns_of(config) for config in configs if "data_files" in config}
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError):
+        raise AimoError(f"{readme}: the `configs` of its header cannot be read; correct the header") from None
 
 
-def require(roles: Mapping[str, str], have: Iterable[str], source: str, where: str) -> None:
-    """Refuse a source that lacks a mapped column."""
-    have = list(have)
-    for role, column in roles.items():
-        if column not in have:
-            known = ", ".join(have) or "none"
-            raise AimoError(f"{where}.columns.{role}: {source} has no column {column!r}; it has {known}")
+def patterns_of(config: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The patterns of one entry of `configs` by split; `data_files` may be a pattern, a list or a mapping."""
+    declared = config["data_files"]
+    if isinstance(declared, list) and all(isinstance(part, dict) for part in declared):
+        splits = {part.get("split", "train"): part["path"] for part in declared}
+    else:
+        splits = declared if isinstance(declared, dict) else {"train": declared}
+    prefix = f"{config['data_dir']}/" if "data_dir" in config else ""
+    return {
+        split: [prefix + path for path in ([paths] if isinstance(paths, str) else paths)]
+        for split, paths in splits.items()
+    }
 
 
-def read_csv(path: Path, roles: Mapping[str, str], where: str) -> pl.DataFrame:
-    """A CSV file; every cell is text."""
-    have = pl.read_csv(path, n_rows=0, infer_schema=False).columns
-    require(roles, have, str(path), where)
-    for column in roles.values():
-        if f"{column}_duplicated_0" in have:  # polars' name of a second one
-            raise AimoError(f"{where}.source: {path} has two columns {column!r}; rename or remove one")
-    return pl.read_csv(path, columns=sorted(set(roles.values())), infer_schema=False)
+def matching(folder: Path, patterns: Iterable[str]) -> list[Path]:
+    """The files of a folder that match any of the patterns."""
+    found = {path for pattern in patterns for path in folder.glob(pattern.removeprefix("./"))}
+    return files.tables_of(found)
 
 
-def read_jsonl(
-    path: Path, roles: Mapping[str, str], corrupt_lines: str, lost: Counter[str], where: str
-) -> pl.DataFrame:
-    """A file of JSON objects, whose values may differ in type from line to line."""
-    wanted = sorted(set(roles.values()))
-    found: dict[str, None] = {}
-    tables: list[pl.DataFrame] = []
-    lines = objects(path, corrupt_lines, lost, where)
-    while rows := list(islice(lines, LINES)):
-        for row in rows:
-            found |= dict.fromkeys(row)
-        tables.append(pl.DataFrame([column(name, [row.get(name) for row in rows]) for name in wanted]))
-    require(roles, found, str(path), where)
-    return pl.concat(tables, how="vertical_relaxed")
+def place_of(path: Path, splits: set[str]) -> tuple[str, str]:
+    """Subset and split of a file by its path in the folder; `splits` are the words that name a split."""
+    stem = files.stem_of(path)
+    shard = SHARD.fullmatch(stem)
+    split = shard[1] if shard else "train"
+    for name in (*path.parts[:-1], stem):
+        words = re.split(r"[^a-z0-9]+", name.lower())
+        split = next((word for word in words if word in splits), split)
+    subsets = [name for name in path.parts[:-1] if name.lower() not in splits and name != "data"]
+    return (subsets[0] if subsets else "default"), split
 
 
-def objects(path: Path, corrupt_lines: str, lost: Counter[str], where: str) -> Iterator[dict[str, Any]]:
-    """The objects of a .jsonl file; a corrupt line is refused, or counted and skipped."""
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
-                row = None
-            if isinstance(row, dict):
-                yield row
-            elif corrupt_lines == "skip":
-                lost["corrupt line"] += 1
-            else:
-                raise AimoError(
-                    f"{where}.source: {path} cannot be read: line {number} is not a JSON object; "
-                    f"correct it, or set {where}.corrupt_lines: skip"
-                )
+def choose(options: Mapping[str, T], wanted: str | None, usual: str | None, key: str, place: str) -> T:
+    """The option that a profile wants; where it wants none, the usual one, or the only one.
 
-
-def column(name: str, values: list[Any]) -> pl.Series:
-    """Values of any type as text, or as lists where some are lists."""
-    if any(isinstance(v, list) for v in values):
-        lists = [v if isinstance(v, list) or v is None else [v] for v in values]
-        return pl.Series(name, lists, strict=False)
-    texts = [v if isinstance(v, str) or v is None else json.dumps(v) for v in values]
-    return pl.Series(name, texts, dtype=pl.String)
+    AimoError naming the key of the profile, the place, and what is there.
+    """
+    known = ", ".join(options) or "none"
+    if wanted is not None:
+        if wanted not in options:
+            raise AimoError(f"{key}: {place} has no {wanted!r}; it has {known}")
+        return options[wanted]
+    if usual in options:
+        return options[usual]  # type: ignore[index]
+    if len(options) == 1:
+        return next(iter(options.values()))
+    raise AimoError(f"{key}: {place} has {known}; name one")

@@ -36,6 +36,8 @@ class Sets:
     """Rows that the sources held, corrupt lines among them."""
     dropped: dict[str, Counter[str]] = field(default_factory=dict)
     """Rows dropped from each set, by reason."""
+    repaired: dict[str, Counter[str]] = field(default_factory=dict)
+    """Texts of each set that were changed while they were read, or have an oddity, by its name."""
     contaminated: list[dict[str, str]] = field(default_factory=list)
     """Set, problem, benchmark and overlap of each row that decontamination dropped."""
 
@@ -79,7 +81,8 @@ def load(profile: Profile, run_dir: Path | None = None) -> Sets:
     sets = Sets({})
     for name, wanted in sets_of(profile).items():
         wanted = replace(located(wanted, run_dir), mixture=[located(s, run_dir) for s in wanted.mixture])
-        sets.rows[name], sets.dropped[name] = sources.load(wanted, profile.seed, f"data.{name}")
+        sets.rows[name], notes = sources.load(wanted, profile.seed, f"data.{name}")
+        sets.dropped[name], sets.repaired[name] = notes.dropped, notes.repaired
         sets.read[name] = len(sets.rows[name]) + sets.dropped[name].total()
         sets.check(name)
     return sets
@@ -265,6 +268,7 @@ def card(ready: dict[str, pl.DataFrame], sets: Sets, profile: Profile, digest: s
     for name, wanted in wanted_sets.items():
         origins = ", ".join(source.source for source in wanted.mixture or [wanted])
         lines.append(f"| {name} | read from {origins} | {sets.read[name]:,} |")
+        lines += [f"| | texts with {oddity} | {n:,} |" for oddity, n in sets.repaired[name].items()]
         lines += [f"| | dropped: {reason} | {n:,} |" for reason, n in sets.dropped[name].items()]
         lines += [f"| | {part} | {len(ready[part]):,} |" for part in ready if part.split("_")[0] == name]
     settings: dict[str, Any] = {name: changed(wanted) for name, wanted in wanted_sets.items()}

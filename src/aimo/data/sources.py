@@ -1,22 +1,24 @@
 """Read the sources that a profile names, whatever their columns are called, into tables of the same columns.
 
-Files (.jsonl, .csv, .parquet), folders of them as Kaggle attaches or as copied from the hub, folders saved
+Files (`aimo.inference.files`), folders of them as Kaggle attaches or as copied from the hub, folders saved
 by `datasets`, hub ids, built-in problems, and mixtures of all these. Out of scope: streaming; a set must fit
 into memory.
 """
 
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import fields, replace
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from aimo.config import Columns, Mixture, Set, Source, resolve
-from aimo.data import builtin, files, folders
-from aimo.data.presets import PRESETS, Preset
+from aimo.data import builtin, conversations
+from aimo.data.files import choose, files_of
 from aimo.errors import AimoError
+from aimo.inference import files
+from aimo.inference.files import Table
 
 SCHEMA = {
     "problem": pl.String,
@@ -30,21 +32,90 @@ SCHEMA = {
     "id": pl.String,
 }
 """The columns of every table; a column that a source does not have is null."""
+NAMES = {
+    "problem": ("problem", "question", "prompt", "query"),
+    "answer": (
+        "answer", "final_answer", "expected_answer", "ground_truth", "gold", "reward_model.ground_truth",
+        "extra_info.answer",
+    ),
+    "messages": ("messages", "conversations", "conversation"),
+    "solution": ("completion",),
+}  # fmt: skip
+"""Columns that are taken for a role, in this order, where a source has none of the usual name."""
 
 
-def load(wanted: Mixture, seed: int, where: str) -> tuple[pl.DataFrame, Counter[str]]:
-    """The rows of a set with the columns of SCHEMA, and the number of corrupt lines that were skipped.
+@dataclass(frozen=True)
+class Preset:
+    """What a dataset's columns hold, and which subset and split are taken where a profile names none."""
+
+    columns: Columns
+    subset: str | None = None
+    split: str | None = None
+    order: tuple[str, ...] = ()
+    """The columns by which rows are sorted, where their order in the file is that of chance."""
+
+
+TRACES = Columns(answer="expected_answer", solution="generated_solution", pass_rate="pass_rate_72b_tir")
+PRESETS = {
+    "aimo distil": Preset(Columns(solution="generation", complete="complete"), order=("key", "sample")),
+    "aimo reject": Preset(Columns(solution="generation", correct="correct", pass_rate="pass_rate")),
+    "open-r1/OpenR1-Math-220k": Preset(
+        Columns(
+            solution="generations",
+            correct="correctness_math_verify",
+            complete="is_reasoning_complete",
+            kind="question_type",
+        ),
+        "default",
+    ),
+    "open-r1/Mixture-of-Thoughts": Preset(Columns(answer=None, messages="messages"), "math"),
+    "open-r1/DAPO-Math-17k-Processed": Preset(Columns(problem="prompt", answer="solution"), "all"),
+    "unsloth/OpenMathReasoning-mini": Preset(TRACES, split="cot"),
+    "nvidia/OpenMathReasoning": Preset(TRACES, split="cot"),
+    "AI-MO/NuminaMath-1.5": Preset(
+        Columns(
+            solution="solution",
+            correct="solution_is_valid",
+            complete="problem_is_valid",
+            kind="question_type",
+        )
+    ),
+    "GAIR/LIMO": Preset(Columns(problem="question", solution="solution")),
+    "simplescaling/s1K-1.1": Preset(
+        Columns(problem="question", answer="solution", solution="deepseek_thinking_trajectory")
+    ),
+    "openai/gsm8k": Preset(Columns(problem="question", solution="answer"), "main"),
+}
+
+
+@dataclass
+class Notes:
+    """What became of rows while they were read."""
+
+    dropped: Counter[str] = field(default_factory=Counter)
+    """Rows that are left out, by reason."""
+    repaired: Counter[str] = field(default_factory=Counter)
+    """Texts that were changed, or have an oddity, by its name."""
+
+    def add(self, other: "Notes") -> None:
+        """Count those of another part too."""
+        self.dropped += other.dropped
+        self.repaired += other.repaired
+
+
+def load(wanted: Mixture, seed: int, where: str) -> tuple[pl.DataFrame, Notes]:
+    """The rows of a set with the columns of SCHEMA, and what was left out and repaired.
 
     `where` is the set's key in the profile, for errors. The parts of a mixture are shuffled together
     (Open-R1's dataset mixtures); in a `Set`, sources with a worked solution do not mix with others.
     """
     if not wanted.mixture:
         return load_source(wanted, seed, where)
-    parts, lost = [], Counter[str]()
+    parts, notes = [], Notes()
     for i, source in enumerate(wanted.mixture):
-        rows, missing = load_source(source, seed, f"{where}.mixture.{i}")
+        rows, found = load_source(source, seed, f"{where}.mixture.{i}")
         parts.append(rows)
-        lost += missing
+        notes.add(found)
     for source, rows in zip(wanted.mixture, parts, strict=True):
         if isinstance(wanted, Set) and has_solutions(rows) != has_solutions(parts[0]):
             pair = [wanted.mixture[0].source, source.source]
@@ -53,7 +124,7 @@ def load(wanted: Mixture, seed: int, where: str) -> tuple[pl.DataFrame, Counter[
                 f"{where}.mixture: {has} has the column solution and {lacks} has not; "
                 "map columns.solution in both or in none"
             )
-    return pl.concat(parts).sample(fraction=1.0, shuffle=True, seed=seed), lost
+    return pl.concat(parts).sample(fraction=1.0, shuffle=True, seed=seed), notes
 
 
 def has_solutions(rows: pl.DataFrame) -> bool:
@@ -61,24 +132,28 @@ def has_solutions(rows: pl.DataFrame) -> bool:
     return rows["solution"].null_count() < len(rows)
 
 
-def load_source(source: Source, seed: int, where: str) -> tuple[pl.DataFrame, Counter[str]]:
-    """One source's rows with the columns of SCHEMA, and the number of corrupt lines that were skipped.
+def load_source(source: Source, seed: int, where: str) -> tuple[pl.DataFrame, Notes]:
+    """One source's rows with the columns of SCHEMA, and what was left out and repaired.
 
     AimoError names the file, subset, split or column that is not there.
     """
-    lost = Counter[str]()
+    notes = Notes()
     if source.source == "builtin":
         rows = builtin_rows(source, seed, where)
     else:
         preset = preset_of(source, where)
-        source = replace(source, columns=source.columns or preset.columns)
-        rows = standard(read(source, preset, lost, where), source, where)
+        table, roles = read(source, preset, where)
+        notes.add(Notes(Counter({"corrupt line": table.skipped}), table.repaired))
+        if preset.order:
+            numbers = pl.col(preset.order).str.zfill(20)
+            table.rows = table.rows.sort(numbers)
+        rows = standard(table, roles, source.source, notes, where)
     here = [pl.col(c).cast(t) for c, t in SCHEMA.items() if c in rows.columns]
     missing = [pl.lit(None, t).alias(c) for c, t in SCHEMA.items() if c not in rows.columns]
     rows = rows.select(*here, *missing).with_columns(source=pl.lit(source.source)).select(list(SCHEMA))
     share = int(len(rows) * source.weight)
     keep = min(share, source.rows or share)
-    return (rows.sample(keep, seed=seed, shuffle=True) if keep < len(rows) else rows), lost
+    return (rows.sample(keep, seed=seed, shuffle=True) if keep < len(rows) else rows), notes
 
 
 def builtin_rows(source: Source, seed: int, where: str) -> pl.DataFrame:
@@ -103,40 +178,75 @@ def preset_of(source: Source, where: str) -> Preset:
     return PRESETS.get(source.preset or source.source, Preset(Columns()))
 
 
-def column_map(columns: Columns) -> dict[str, str]:
-    """Role to column, for the roles that a source has."""
+def roles_of(columns: Columns, have: Collection[str]) -> dict[str, str]:
+    """Role to column, for the roles that a source has; `NAMES` where a column has its default name.
+
+    A conversation, or a completion beside a prompt, needs no column of answers: its last answer is taken.
+    """
+    usual = Columns()
     named = {f.name: getattr(columns, f.name) for f in fields(columns)}  # type: ignore[arg-type]
-    unused = ("problem", "solution") if columns.messages else ()
+
+    def find(role: str) -> None:
+        if named[role] == getattr(usual, role) and named[role] not in have:
+            named[role] = next((name for name in NAMES[role] if name in have), named[role])
+
+    find("answer")
+    if not columns.messages:
+        find("problem")
+        if named["problem"] not in have:
+            find("messages")
+        elif named["problem"] != usual.problem:
+            find("solution")
+    guessed = named["messages"] or named["solution"] != columns.solution
+    if guessed and named["answer"] == usual.answer and usual.answer not in have:
+        named["answer"] = None
+    unused = ("problem", "solution") if named["messages"] else ()
     return {role: column for role, column in named.items() if column and role not in unused}
 
 
-def columns_of(source: Source, preset: Preset) -> dict[str, str]:
-    """Role to column, for the roles that a source has, and the columns that its rows are sorted by."""
-    return column_map(source.columns or preset.columns) | {column: column for column in preset.order}
+def require(roles: dict[str, str], have: Iterable[str], source: str, where: str) -> None:
+    """Refuse a source that lacks a mapped column."""
+    have = list(have)
+    for role, column in roles.items():
+        if column not in have:
+            known = ", ".join(have) or "none"
+            talk = f", or a conversation as {where}.columns.messages" if role == "problem" else ""
+            raise AimoError(
+                f"{where}.columns.{role}: {source} has no column {column!r}; it has {known}: name one{talk}"
+            )
 
 
-def in_order(table: pl.DataFrame, preset: Preset) -> pl.DataFrame:
-    """The rows sorted by the columns that a preset names, numbers by value."""
-    return table.sort(pl.col(preset.order).cast(pl.String).str.zfill(20)) if preset.order else table
-
-
-def read(source: Source, preset: Preset, lost: Counter[str], where: str) -> pl.DataFrame:
-    """The mapped columns of a source as they are."""
+def read(source: Source, preset: Preset, where: str) -> tuple[Table, dict[str, str]]:
+    """The mapped columns of a source as they are, and role to column."""
     path = resolve(source.source)
     if not path.exists():
-        if path.suffix in folders.KINDS or source.source.startswith(("/", ".")):
+        if files.kind_of(path) or source.source.startswith(("/", ".")):
             raise AimoError(f"{where}.source: {path} does not exist")
-        return read_hub(source, preset, where)
+        return mapped(read_hub(source, preset, where), source, preset, where)
     if source.revision:
         raise AimoError(f"{where}.revision: {path} is a local folder or file; leave the key out")
     if any((path / name).exists() for name in ("state.json", "dataset_dict.json")):
-        return read_saved(path, source, preset, where)
-    found, columns = chosen_files(path, source, preset, where), columns_of(source, preset)
-    tables = [files.read(file, columns, source.corrupt_lines, lost, where) for file in found]
-    return in_order(pl.concat(tables, how="vertical_relaxed"), preset)
+        return mapped(read_saved(path, source, preset, where), source, preset, where)
+    found, place = chosen_files(path, source, preset, where), f"{where}.source: "
+    skip, hint = source.corrupt_lines == "skip", f", or set {where}.corrupt_lines: skip"
+    have = files.read(found, place, limit=files.PEEK, skip=skip, hint=hint).columns
+    roles = roles_of(source.columns or preset.columns, have)
+    table = files.read(found, place, [*roles.values(), *preset.order], skip=skip, hint=hint)
+    require(roles, {**dict.fromkeys(have), **dict.fromkeys(table.columns)}, str(found[0]), where)
+    return table, roles
 
 
-def chosen_files(path: Path, source: Source, preset: Preset, where: str) -> list[Path]:
+def mapped(dataset: Any, source: Source, preset: Preset, where: str) -> tuple[Table, dict[str, str]]:
+    """As `read`, for a `datasets.Dataset`."""
+    have = files.from_frame(dataset.select(range(min(len(dataset), files.PEEK))).to_polars()).columns
+    roles = roles_of(source.columns or preset.columns, have)
+    require(roles, have, source.source, where)
+    wanted = [*roles.values(), *preset.order]
+    tops = [name for name in dataset.column_names if name in {*wanted, *(w.split(".")[0] for w in wanted)}]
+    return files.from_frame(dataset.select_columns(tops).to_polars(), wanted), roles
+
+
+def chosen_files(path: Path, source: Source, preset: Preset, where: str) -> Sequence[Path]:
     """The file itself, or the files of a folder's subset and split, which must be of one kind."""
     if path.is_file():
         for key in ("subset", "split"):
@@ -144,24 +254,19 @@ def chosen_files(path: Path, source: Source, preset: Preset, where: str) -> list
                 raise AimoError(f"{where}.{key}: {path} is one file; leave the key out, or name its folder")
         found = [path]
     else:
-        subsets = folders.files_of(path, source.split)
+        subsets = files_of(path, source.split)
         usual = preset.subset if preset.subset in subsets else "default"
-        splits = (
-            folders.choose(subsets, source.subset, usual, f"{where}.subset", str(path)) if subsets else {}
-        )
+        splits = choose(subsets, source.subset, usual, f"{where}.subset", str(path)) if subsets else {}
         usual = preset.split if preset.split in splits else "train"
-        found = folders.choose(splits, source.split, usual, f"{where}.split", str(path)) if splits else []
-    kinds = sorted({file.suffix for file in found})
-    if len(kinds) != 1 or kinds[0] not in folders.KINDS:
-        raise AimoError(
-            f"{where}.source: {path} must hold .jsonl, .csv or .parquet files of one kind; "
-            f"found {', '.join(kinds) or 'none'}; name one file"
-        )
+        found = choose(splits, source.split, usual, f"{where}.split", str(path)) if splits else []
+    kinds = {files.kind_of(file) for file in found}
+    if len(kinds) != 1 or None in kinds:
+        raise files.one_kind(f"{where}.source: ", path, kinds)
     return found
 
 
-def read_saved(path: Path, source: Source, preset: Preset, where: str) -> pl.DataFrame:
-    """The mapped columns of a folder that `datasets` saved."""
+def read_saved(path: Path, source: Source, preset: Preset, where: str) -> Any:
+    """The split of a folder that `datasets` saved."""
     import datasets
 
     if source.subset:
@@ -172,20 +277,18 @@ def read_saved(path: Path, source: Source, preset: Preset, where: str) -> pl.Dat
         raise AimoError(f"{where}.source: {path} cannot be read; save it again with save_to_disk") from None
     splits = saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
     usual = preset.split if preset.split in splits else "train"
-    table = folders.choose(splits, source.split, usual, f"{where}.split", str(path))
-    return mapped_columns(table, source, preset, where)
+    return choose(splits, source.split, usual, f"{where}.split", str(path))
 
 
-def read_hub(source: Source, preset: Preset, where: str) -> pl.DataFrame:
-    """The mapped columns of a dataset on the hub, downloaded if need be."""
+def read_hub(source: Source, preset: Preset, where: str) -> Any:
+    """The split of a dataset on the hub, downloaded if need be."""
     import datasets
 
     subset, split = source.subset or preset.subset, source.split or preset.split or "train"
     try:
-        table = datasets.load_dataset(source.source, subset, split=split, revision=source.revision)
+        return datasets.load_dataset(source.source, subset, split=split, revision=source.revision)
     except Exception as e:  # the hub client and datasets raise many kinds
         raise AimoError(f"{where}.{why_not(e, source, subset, split)}") from None
-    return mapped_columns(table, source, preset, where)
 
 
 def why_not(error: Exception, source: Source, subset: str | None, split: str) -> str:
@@ -203,29 +306,41 @@ def why_not(error: Exception, source: Source, subset: str | None, split: str) ->
     )
 
 
-def mapped_columns(table: Any, source: Source, preset: Preset, where: str) -> pl.DataFrame:
-    """The mapped columns of a `datasets.Dataset`."""
-    columns = columns_of(source, preset)
-    files.require(columns, table.column_names, source.source, where)
-    return in_order(table.select_columns(sorted(set(columns.values()))).to_polars(), preset)
+def standard(table: Table, roles: dict[str, str], name: str, notes: Notes, where: str) -> pl.DataFrame:
+    """Mapped columns under their roles: one row a trace, `correct` where it is right and complete.
 
-
-def standard(table: pl.DataFrame, source: Source, where: str) -> pl.DataFrame:
-    """Mapped columns under their roles: one row a trace, `correct` where it is right and complete."""
-    assert source.columns
-    roles = column_map(source.columns)
-    rows = table.select(**{role: pl.col(column) for role, column in roles.items()})
-    if "messages" in roles:
-        rows = with_messages(rows)
+    A conversation becomes its problem and solution; one that is not taken is counted.
+    """
+    rows = table.rows.select(**{role: pl.col(column) for role, column in roles.items()})
+    for role in ("solution", "correct", "complete"):
+        if role in roles and (found := lists_in(rows[role])):
+            rows = rows.with_columns(found.rows)
+            notes.repaired += found.repaired
+    talks = [role for role in ("messages", "problem", "solution") if role in roles and is_talk(rows[role])]
+    for role, column in roles.items():
+        kind = "objects" * (column in table.nested) or "lists" * (rows[role].dtype != pl.String)
+        lists_fit = kind == "lists" and role in ("answer", "solution", "correct", "complete")
+        if kind and role not in (*talks, "messages", "verification_info") and not lists_fit:
+            keys = [key for key in table.columns if key.startswith(f"{column}.")]
+            remedy = f"name a key of these ({', '.join(keys)})" if keys else "name a column of texts"
+            raise AimoError(f"{where}.columns.{role}: {name} holds {kind} in {column!r}, not text; {remedy}")
+    if talks or "messages" in roles:
+        reply = rows["solution"] if rows.schema.get("solution") == pl.String else None
+        said = conversations.read(rows["messages" if "messages" in roles else "problem"], reply)
+        notes.dropped += Counter(said["fault"].drop_nulls().to_list())
+        taken = ["problem"] if "solution" in roles and reply is None else ["problem", "solution"]
+        texts = files.cleaned(Table(said.select(taken), taken))
+        notes.repaired += texts.repaired
+        rows = rows.with_columns(texts.rows).filter(said["fault"].is_null())
+    if rows.schema.get("answer") == pl.List(pl.String):
+        rows = rows.with_columns(pl.col("answer").list.join(", ", ignore_nulls=True).replace("", None))
     flags = [role for role in ("correct", "complete") if role in roles]
     if isinstance(rows.schema.get("solution"), pl.List):
         rows = one_row_a_trace(rows, flags)
-    if isinstance(rows.schema.get("verification_info"), pl.Struct):
-        rows = rows.with_columns(pl.col("verification_info").struct.json_encode())
-    for role, kind in rows.schema.items():
-        if isinstance(kind, pl.List | pl.Struct | pl.Array | pl.Object) or kind == pl.Binary:
-            column = roles.get(role, "messages")
-            raise AimoError(f"{where}.columns.{role}: {source.source} holds {kind} in {column!r}, not text")
+    for flag in flags:
+        if rows[flag].dtype == pl.List:  # beside one solution, a list must hold one verdict
+            only = pl.when(pl.col(flag).list.len() == 1).then(pl.col(flag).list.first())
+            rows = rows.with_columns(only.alias(flag))
     if flags:
         passed = pl.all_horizontal(is_true(flag) for flag in flags)
         # Complete alone says nothing of right: such a solution is judged later.
@@ -238,12 +353,21 @@ def standard(table: pl.DataFrame, source: Source, where: str) -> pl.DataFrame:
     return rows
 
 
-def with_messages(rows: pl.DataFrame) -> pl.DataFrame:
-    """A conversation's first question as the problem, and its last reply as the solution."""
-    said, turn = pl.col("messages").list, pl.element().struct
-    questions = said.eval(turn.field("content").filter(turn.field("role") == "user"))
-    replies = said.eval(turn.field("content").filter(turn.field("role") == "assistant"))
-    return rows.with_columns(problem=questions.list.first(), solution=replies.list.last()).drop("messages")
+def is_talk(cells: pl.Series) -> bool:
+    """Whether a column holds conversations, by its first cells."""
+    return cells.dtype == pl.String and any(map(conversations.turns, cells.drop_nulls().head(10)))
+
+
+def lists_in(cells: pl.Series) -> Table | None:
+    """The lists that a column holds as JSON, such as the traces in a CSV; None where it holds no lists."""
+    if cells.dtype != pl.String or not cells.drop_nulls().str.contains(r"^\s*\[").all() or is_talk(cells):
+        return None
+    values = [None if cell is None else files.parsed(cell) for cell in cells]
+    if not any(values) or not all(value is None or isinstance(value, list) for value in values):
+        return None
+    table = Table(pl.DataFrame(), [cells.name])
+    table.rows = files.series(cells.name, values, table).to_frame()
+    return files.cleaned(table)
 
 
 def one_row_a_trace(rows: pl.DataFrame, flags: Iterable[str]) -> pl.DataFrame:

@@ -1,7 +1,8 @@
 """The table of benchmarks: where the problems come from, how they are asked, sampled and scored.
 
-A file takes the place of the hub's data set: `NAME.jsonl` or `NAME/SPLIT.jsonl` (or .csv, .parquet) in a
-folder, or a path of its own in place of a name. Out of scope: sampling (`completions`), figures (`scores`).
+A file takes the place of the hub's data set: `NAME.jsonl` or `NAME/SPLIT.jsonl` (or another kind of
+`aimo.inference.files`) in a folder, or a path of its own in place of a name. Out of scope: sampling
+(`completions`), figures (`scores`).
 """
 
 import difflib
@@ -11,9 +12,10 @@ from typing import Any
 
 import polars as pl
 
-from aimo.config import Source
-from aimo.data import sources
+from aimo.config import Columns, Source
+from aimo.data import conversations, sources
 from aimo.errors import AimoError
+from aimo.inference import files
 
 BOXED = "{problem}\n\nPlease reason step by step, and put your final answer within \\boxed{}."
 """DeepSeek-R1's advice on prompts for mathematics (its README)."""
@@ -71,9 +73,6 @@ BENCHMARKS = {
     "gpqa": Benchmark("GPQA Diamond", "Idavidrein/gpqa", 8, task="gpqa:diamond"),
     "lcb": Benchmark("LiveCodeBench", "lighteval/code_generation_lite", 16, task="lcb:codegeneration"),
 }  # fmt: skip
-KINDS = (".jsonl", ".csv", ".parquet")
-NAMES = {"problem": ("problem", "question", "prompt"), "answer": ("answer", "final_answer")}
-"""Columns of a file whose names differ from the data set's on the hub."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +91,8 @@ def named(name: str) -> Benchmark:
     """The benchmark of a name, or of a path to a file. AimoError when there is none."""
     if name in BENCHMARKS:
         return BENCHMARKS[name]
-    if Path(name).suffix in KINDS:
-        return Benchmark(Path(name).stem, name, 4, subject="subject", level="level")
+    if files.kind_of(Path(name)) or Path(name).is_dir():
+        return Benchmark(files.stem_of(Path(name)), name, 4, subject="subject", level="level")
     close = difflib.get_close_matches(name, BENCHMARKS, n=1)
     hint = f"did you mean {close[0]}?" if close else f"take one of {', '.join(BENCHMARKS)}, or a file's path"
     raise AimoError(f"--benchmarks: there is no benchmark {name!r}; {hint}")
@@ -106,18 +105,24 @@ def read(name: str, data: Path | None = None, rows: int | None = None) -> list[Q
     """
     benchmark = named(name)
     path = local_file(name, benchmark, data)
-    table = from_file(path, name) if path else from_hub(name, benchmark)
     where = f"benchmark {path or name}"
-    columns = {role: column_of(table, role, getattr(benchmark, role), where) for role in NAMES}
+    table = files.read_all(path, "benchmark ") if path else files.from_frame(from_hub(name, benchmark))
+    columns = columns_of(benchmark, table, where)
     found = []
-    for i, row in enumerate(table.head(rows or len(table)).to_dicts()):
-        problem = plain(row[columns["problem"]])
-        answer = plain(row[columns["answer"]]).rpartition("####")[2].strip()
+    for i, row in enumerate(table.rows.head(rows or len(table.rows)).to_dicts()):
+        problem, answer = (plain(row[columns[role]]) for role in ("problem", "answer"))
+        if conversations.turns(problem) is not None:
+            asked = conversations.exchange(problem)
+            if asked.fault:
+                raise AimoError(f"{where}: row {i + 1} holds a {asked.fault}; leave the row out")
+            problem = plain(asked.problem)
+        answer = answer.rpartition("####")[2].strip()
         if not problem or not answer:
             missing = "answer" if problem else "problem"
             raise AimoError(f"{where}: row {i + 1} has no {missing}; add it, or leave the row out")
         labels = [plain(row.get(column or "")) for column in (benchmark.subject, benchmark.level)]
-        found.append(Question(str(row.get("id", f"{Path(name).stem}-{i}")), problem, answer, *labels))
+        stem = files.stem_of(Path(name))
+        found.append(Question(str(row.get("id") or f"{stem}-{i}"), problem, answer, *labels))
     if not found:
         raise AimoError(f"{where}: it has no rows; get it again")
     if len({question.id for question in found}) < len(found):
@@ -127,29 +132,20 @@ def read(name: str, data: Path | None = None, rows: int | None = None) -> list[Q
 
 def local_file(name: str, benchmark: Benchmark, data: Path | None) -> Path | None:
     """The file that holds a benchmark, None where the hub does. AimoError when there is no such file."""
-    if Path(name).suffix in KINDS:
+    if name not in BENCHMARKS:
         path = Path(name)
-    elif benchmark.source.endswith(KINDS):
+    elif files.kind_of(Path(benchmark.source)):
         path = (data or Path()) / name / benchmark.source
     else:
+        ends = [kind + packing for packing in ("", *files.PACKED) for kind in files.KINDS]
         stems = (name, f"{name}/{benchmark.split}")
-        places = [data / f"{stem}{kind}" for stem in stems for kind in KINDS] if data else []
+        places = [data / f"{stem}{end}" for stem in stems for end in ends] if data else []
         return next((place for place in places if place.is_file()), None)
-    if not path.is_file():
+    if not path.exists():
         raise AimoError(
             f"--benchmarks: {path} does not exist; correct the path, or give its folder with --data"
         )
     return path
-
-
-def from_file(path: Path, name: str) -> pl.DataFrame:
-    """A file as a table."""
-    try:
-        if path.suffix == ".csv":
-            return pl.read_csv(path, infer_schema=False)
-        return pl.read_parquet(path) if path.suffix == ".parquet" else pl.read_ndjson(path)
-    except (pl.exceptions.PolarsError, OSError, UnicodeDecodeError):
-        raise AimoError(f"benchmark {name}: {path} cannot be read as {path.suffix}; get it again") from None
 
 
 def from_hub(name: str, benchmark: Benchmark) -> pl.DataFrame:
@@ -164,24 +160,19 @@ def from_hub(name: str, benchmark: Benchmark) -> pl.DataFrame:
         raise AimoError(f"benchmark {name}: {reason}, or give --data FOLDER with {name}.jsonl") from None
 
 
-def column_of(table: pl.DataFrame, role: str, usual: str, where: str) -> str:
-    """The column of a problem or an answer. AimoError when there is none."""
-    for name in (usual, *NAMES[role]):
-        if name in table.columns:
-            return name
-    known = ", ".join(table.columns) or "none"
-    raise AimoError(f"{where}: it has no column {role!r} (it has {known}); rename one to {role!r}")
+def columns_of(benchmark: Benchmark, table: files.Table, where: str) -> dict[str, str]:
+    """The columns of problem and answer. AimoError when there is none."""
+    usual = sources.roles_of(Columns(), table.columns)
+    found = {}
+    for role, column in {"problem": benchmark.problem, "answer": benchmark.answer}.items():
+        name = column if column in table.rows.columns else usual.get(role) or usual.get("messages", role)
+        if name not in table.columns:
+            known = ", ".join(table.columns) or "none"
+            raise AimoError(f"{where}: it has no column {role!r} (it has {known}); rename one to {role!r}")
+        found[role] = name
+    return found
 
 
-def plain(value: Any) -> str:
-    """A cell as text: the last message of a conversation, or the entries of a list."""
-    if isinstance(value, list):
-        return ", ".join(plain(entry) for entry in value if not isinstance(entry, dict)) or last_message(
-            value
-        )
-    return "" if value is None else str(value).strip()
-
-
-def last_message(talk: list[dict[str, Any]]) -> str:
-    """What the last message of a conversation says; empty without one."""
-    return plain(talk[-1].get("content")) if talk else ""
+def plain(cell: str | list[str | None] | None) -> str:
+    """A cell as text: itself, or the entries of a list."""
+    return ", ".join(filter(None, cell)) if isinstance(cell, list) else (cell or "").strip()

@@ -14,9 +14,10 @@ from typing import Any
 import polars as pl
 
 from aimo.evaluation.held_out import record_of
-from aimo.inference import competitions, gateway, local_gateway, startup, storage
+from aimo.inference import competitions, gateway, local_gateway, startup
 from aimo.inference.competitions import Competition
 from aimo.inference.errors import AimoError
+from aimo.inference.files import read_texts
 from aimo.inference.gateway import Pass
 from aimo.inference.journal import Journal
 from aimo.inference.model_folder import check_model_folder, identity
@@ -38,7 +39,7 @@ def evaluate(
     adapter: str | None = None,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """Answer files of problems (CSV, or JSON lines) as the submission would, and return a row for each.
+    """Answer files of problems (CSV, JSON lines, …) as the submission would, and return a row for each.
 
     The files share `time_limit_s`, less the start-up, by their numbers of problems. What is done is written
     after each file. Raises AimoError for wrong arguments before anything starts, and when the engine does
@@ -49,7 +50,7 @@ def evaluate(
     resolved = resolve(model, settings)
     gateway.check_installed(resolved)
     if not files:
-        raise AimoError("files: name at least one CSV or JSON-lines file of problems with answers")
+        raise AimoError("files: name at least one file of problems with answers")
     problems = {file: read_problems(Path(file), rules) for file in files}
     total = sum(len(table) for table, _ in problems.values())
     weights = identity(model, adapter)
@@ -84,7 +85,7 @@ def read_problems(path: Path, rules: Competition) -> tuple[pl.DataFrame, int]:
 
     Those are the problems with an answer that is no integer in its range. Raises AimoError naming the fault.
     """
-    table = read_lines(path) if path.suffix == ".jsonl" else competitions.read_csv(path)
+    table = read_texts(path, "file ")
     table = table.rename({"question": "problem"} if "problem" not in table.columns else {}, strict=False)
     if missing := [name for name in ("id", "problem", "answer") if name not in table.columns]:
         raise AimoError(f"file {path} has no column {missing[0]!r}; it needs id, problem and answer")
@@ -95,14 +96,6 @@ def read_problems(path: Path, rules: Competition) -> tuple[pl.DataFrame, int]:
     if kept.is_empty():
         raise AimoError(f"file {path}: no answer is an integer from 0 to {rules.high}; take another file")
     return kept, len(table) - len(kept)
-
-
-def read_lines(path: Path) -> pl.DataFrame:
-    """Return JSON lines as a table of texts. Raises AimoError that names the line at fault."""
-    if not path.is_file():
-        raise AimoError(f"file {path} does not exist; give JSON lines with id, problem and answer")
-    rows = storage.read_lines(path, "correct or remove it", ours=False)
-    return pl.DataFrame([{key: str(value) for key, value in row.items()} for row in rows])
 
 
 def figures(table: pl.DataFrame, rules: Competition, passes: Sequence[Pass]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import polars as pl
 from aimo.config import Source
 from aimo.data import decontamination, sources
 from aimo.errors import AimoError
-from aimo.evaluation.benchmarks import Question, plain
+from aimo.evaluation.benchmarks import Question
 
 WORDS = 8
 
@@ -50,10 +50,10 @@ def training_texts(model: Path) -> tuple[str, pl.Series]:
 
 def texts_of(rows: pl.DataFrame) -> pl.Series:
     """The problem and the completion of each prepared row."""
-    prompts = pl.Series([plain(talk) for talk in rows["prompt"].to_list()], dtype=pl.String)
-    if "completion" not in rows.columns:
-        return prompts
-    return joined(prompts, pl.Series([plain(talk) for talk in rows["completion"].to_list()], dtype=pl.String))
+    said = [
+        rows[name].list.last().struct.field("content") for name in ("prompt", "completion") if name in rows
+    ]
+    return joined(*said) if len(said) == 2 else said[0]
 
 
 def joined(problems: pl.Series, solutions: pl.Series) -> pl.Series:

@@ -3,14 +3,12 @@
 Out of scope: Kaggle's servers (`aimo.inference.gateway`).
 """
 
-import csv
-import sys
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
 
+from aimo.inference import files
 from aimo.inference.errors import AimoError
 
 HOUR_S = 3600.0
@@ -109,7 +107,7 @@ def read_questions(test_csv: str | Path, competition: str | None = None) -> tupl
     path = Path(test_csv)
     if competition is not None:
         find(competition)
-    table = read_csv(path)
+    table = files.read_texts(path, "test file ")
     if competition is None:
         competition = "aimo2" if "question" in table.columns and "problem" not in table.columns else "aimo3"
     for column in ("id", COMPETITIONS[competition].problem_column):
@@ -127,38 +125,3 @@ def read_questions(test_csv: str | Path, competition: str | None = None) -> tupl
         twice = ids.filter(ids.is_duplicated())[0]
         raise AimoError(f"test file {path} has the id {twice!r} twice; give every question its own")
     return competition, table
-
-
-def read_csv(path: Path) -> pl.DataFrame:
-    """Return a CSV as a table of texts. Raises AimoError that names the line at fault."""
-    if not path.is_file():
-        raise AimoError(f"test file {path} does not exist; give a CSV with the columns id and problem")
-    csv.field_size_limit(sys.maxsize)
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            header, *rows = [(reader.line_num, row) for row in reader if row] or [(0, [])]
-    except csv.Error:
-        raise AimoError(
-            f"test file {path}: a quote is missing or misplaced in the row up to line {reader.line_num}; "
-            'put a text with commas or line breaks between ", and write a " inside it twice'
-        ) from None
-    except UnicodeDecodeError:
-        raise AimoError(f"test file {path} is not text in UTF-8; save it as CSV in UTF-8") from None
-    except OSError as e:
-        raise AimoError(f"test file {path} cannot be read: {e.strerror}") from None
-    columns = header[1]
-    if not columns:
-        raise AimoError(
-            f"test file {path} is empty; it needs the columns id and problem, and a row for each question"
-        )
-    twice = [column for column, times in Counter(columns).items() if times > 1]
-    if twice:
-        raise AimoError(f"test file {path} has the column {twice[0]!r} twice; keep one of them")
-    for line, row in rows:
-        if len(row) != len(columns):
-            raise AimoError(
-                f"test file {path}, line {line}: {len(row)} values for {len(columns)} columns; "
-                'put a text with commas between "'
-            )
-    return pl.DataFrame([row for _, row in rows], dict.fromkeys(columns, pl.String), orient="row")

@@ -1,0 +1,550 @@
+"""Read the tables that users bring: .csv, .tsv, .json, .jsonl, .parquet and .arrow, also as .gz or .zst.
+
+Training data, test files, benchmarks and problem files are read here, and here alone. A cell is a text or
+null: a number is its digits, a list of scalars is a list of texts, any other nested value is its JSON. What
+a file holds decides how it is read, its name only where that does not tell. Out of scope: which columns hold
+what; a table must fit into memory.
+"""
+
+import codecs
+import csv
+import io
+import json
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from pathlib import Path
+from typing import IO, Any
+
+import polars as pl
+
+from aimo.inference.errors import AimoError
+
+KINDS = {
+    ".csv": ".csv", ".tsv": ".csv", ".json": ".json", ".jsonl": ".jsonl", ".ndjson": ".jsonl",
+    ".parquet": ".parquet", ".arrow": ".arrow", ".feather": ".arrow", ".ipc": ".arrow",
+}  # fmt: skip
+PACKED = (".gz", ".zst")
+METADATA = re.compile(
+    r"dataset.metadata|dataset_infos?|dataset_dict|metadata|state|.*\.settings", re.IGNORECASE
+)
+"""Stems of .json files that describe a data set."""
+CHUNK = 50_000
+"""Rows that are Python objects at one time."""
+PEEK = 1000
+"""Rows that tell the columns."""
+MISSING = ["", "NaN", "nan", "-nan", "<NA>", "#N/A", "N/A", "n/a", "None", "NULL", "null"]
+"""What pandas and others write for a missing value."""
+ROWS_UNDER = ("data", "rows", "examples", "instances", "items", "records", "problems", "questions", "train")
+"""Keys of a JSON object that hold its rows."""
+BOMS = {
+    codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16",
+}  # fmt: skip
+OTHERS = {
+    b"version https://git-lfs": "a Git-LFS pointer, not the file; fetch the file with `git lfs pull`",
+    b"<!doctype": "a web page; download the file itself",
+    b"<html": "a web page; download the file itself",
+    b"<?xml": "XML; convert it to JSON lines",
+    b"pk\x03\x04": "a zip archive or an Excel sheet; unpack it, or save the sheet as CSV",
+    b"\xd0\xcf\x11\xe0": "an Excel sheet; save it as CSV",
+    b"7z\xbc\xaf": "a 7z archive; unpack it",
+    b"\xfd7zxz": "an xz archive; unpack it",
+    b"bzh": "a bzip2 archive; unpack it",
+    b"%pdf": "a PDF; save its rows as CSV",
+}
+"""How files of other kinds begin, in lower case."""
+
+ESCAPES = {"\x07": "a", "\b": "b", "\t": "t", "\n": "n", "\v": "v", "\f": "f", "\r": "r"}
+# What follows the first letter of commands that no word begins with; \a, \b, \v and \f stand in no text.
+EATEN = re.compile(
+    "[\x07\b\v\f](?=[A-Za-z]{2})"
+    "|\t(?=(?:imes|heta|ext(?:bf|it|rm)?|frac|riangle|ilde|herefore|binom)(?![a-z]))"
+    "|\t(?=(?:an|o|au) ?[\\\\({^_])"
+    "|\n(?=(?:eq|abla|otin)(?![a-z.]))"
+    "|\r(?=(?:ight|ightarrow|ho|angle|floor|ceil)(?![a-z]))"
+)
+SUSPECT = "[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f]|\t[a-z]|\n(?:eq|abla|otin)|\r[a-z]"
+CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+
+
+@dataclass
+class Table:
+    """What files hold."""
+
+    rows: pl.DataFrame
+    """Columns of texts, or of lists of texts."""
+    columns: list[str]
+    """All columns that the files have, with the keys of objects (`reward_model.ground_truth`)."""
+    nested: set[str] = field(default_factory=set)
+    """Columns whose cells are JSON, because they were objects or lists of these."""
+    skipped: int = 0
+    """Lines that could not be read."""
+    repaired: Counter[str] = field(default_factory=Counter)
+    """How many texts were changed, or have an oddity, by its name."""
+
+
+def kind_of(path: Path) -> str | None:
+    """Return a file's kind by its name, as the suffix of the kind; None for no table."""
+    return KINDS.get(Path(stem_of(path, packing=True)).suffix.lower())
+
+
+def stem_of(path: Path, packing: bool = False) -> str:
+    """Return a file's name without its suffixes, or without that of the packing alone."""
+    name = path.stem if path.suffix.lower() in PACKED else path.name
+    return name if packing else Path(name).stem
+
+
+def tables_of(paths: Iterable[Path]) -> list[Path]:
+    """Return the files that hold tables, in order; a .json file counts only where nothing else does."""
+    found = sorted(p for p in paths if kind_of(p) and not p.name.startswith(".") and p.is_file())
+    others = [path for path in found if kind_of(path) != ".json"]
+    return others or [path for path in found if not METADATA.fullmatch(stem_of(path))]
+
+
+def shards(path: Path, where: str) -> list[Path]:
+    """Return the file itself, or the files of a folder. AimoError when there is none."""
+    if not path.exists():
+        raise AimoError(f"{where}{path} does not exist; correct the path")
+    if not path.is_dir():
+        return [path]
+    found = tables_of(path.rglob("*"))
+    if len(kinds := {kind_of(file) for file in found}) != 1:
+        raise one_kind(where, path, kinds)
+    return found
+
+
+def one_kind(where: str, path: Path, found: Collection[str | None]) -> AimoError:
+    """Return the error for a folder without files of one kind."""
+    names = ", ".join(sorted(filter(None, found))) or "none"
+    kinds = ", ".join(dict.fromkeys(KINDS.values()))
+    return AimoError(f"{where}{path} must hold files of one kind ({kinds}); found {names}; name one file")
+
+
+def read_all(path: str | Path, where: str) -> Table:
+    """Read all columns of a file, or of a folder of shards, and print what was repaired.
+
+    AimoError names the file (after `where`), the row and the remedy.
+    """
+    table = read(shards(Path(path), where), where)
+    for what, count in table.repaired.items():
+        print(f"{where}{path}: {count:,} texts: {what}", flush=True)
+    return table
+
+
+def read_texts(path: str | Path, where: str) -> pl.DataFrame:
+    """As `read_all`, for problems: a table of texts, "" for none; a list is its entries, with commas."""
+    table = read_all(path, where)
+    if deep := sorted(table.nested & {"id", "problem", "question", "answer"}):
+        raise AimoError(f"{where}{path} holds objects in the column {deep[0]!r}; write texts there")
+    lists = pl.col(pl.List(pl.String)).list.join(", ", ignore_nulls=True)
+    return table.rows.with_columns(lists).fill_null("")
+
+
+def read(
+    paths: Sequence[Path],
+    where: str,
+    wanted: Collection[str] | None = None,
+    limit: int | None = None,
+    skip: bool = False,
+    hint: str = "",
+) -> Table:
+    """Read files as one table: all columns, or those `wanted` that are there, of `limit` rows or all.
+
+    A wanted column may be a key of an object (`reward_model.ground_truth`). A line that cannot be read is
+    counted and skipped, or refused with a `hint`. AimoError names the file (after `where`), the row and the
+    remedy.
+    """
+    tables = [read_one(path, where, wanted, limit, skip, hint) for path in (paths[:1] if limit else paths)]
+    first = tables[0]
+    for path, other in zip(paths[1:], tables[1:], strict=False):
+        if wanted is not None and (odd := set(first.rows.columns) ^ set(other.rows.columns)):
+            lacks, has = (path, paths[0]) if min(odd) in first.rows.columns else (paths[0], path)
+            raise AimoError(f"{where}{lacks} has no column {min(odd)!r}, which {has} has; add it")
+        for name in set(first.rows.columns) & set(other.rows.columns):
+            pair = [(t.rows[name].dtype, name in t.nested) for t in (first, other)]
+            if pair[0] != pair[1] and all(t.rows[name].count() for t in (first, other)):
+                what = [
+                    "objects" if deep else "text" if kind == pl.String else "lists" for kind, deep in pair
+                ]
+                raise AimoError(
+                    f"{where}{paths[0]} holds {what[0]} in {name!r} and {path} holds {what[1]}; write the "
+                    "column alike in both"
+                )
+    return joined(tables)
+
+
+def joined(tables: Sequence[Table]) -> Table:
+    """Return tables below each other; a text is a list of one where others are lists."""
+    nested = set().union(*(table.nested for table in tables))
+    names = dict.fromkeys(name for table in tables for name in table.rows.columns)
+    kinds = {name: {t.rows[name].dtype for t in tables if name in t.rows.columns} for name in names}
+    frames = []
+    for table in tables:
+        frame = table.rows
+        for name in frame.columns:
+            if len(kinds[name]) == 2 and name in nested and frame[name].dtype != pl.String:
+                frame = frame.with_columns(as_json(frame[name]))
+            elif len(kinds[name]) == 2 and name not in nested and frame[name].dtype == pl.String:
+                wrapped = pl.when(pl.col(name).is_not_null()).then(pl.concat_list(name))
+                frame = frame.with_columns(wrapped.alias(name))
+        frames.append(frame)
+    return Table(
+        pl.concat(frames, how="diagonal"),
+        list(dict.fromkeys(name for table in tables for name in table.columns)),
+        nested,
+        sum(table.skipped for table in tables),
+        sum((table.repaired for table in tables), Counter[str]()),
+    )
+
+
+def read_one(
+    path: Path, where: str, wanted: Collection[str] | None, limit: int | None, skip: bool, hint: str
+) -> Table:
+    """Read one file, as `read`."""
+    named = f"{where}{path}"
+    keep = None if wanted is None else {*wanted, *(name.split(".")[0] for name in wanted)}
+    damaged = AimoError(f"{named} cannot be read: it is cut off, damaged or of another kind; get it again")
+    skipped = 0
+
+    def refuse(line: int, what: str) -> None:
+        nonlocal skipped
+        if not skip:
+            raise AimoError(f"{named}, line {line}{what}{hint}")
+        skipped += 1
+
+    try:
+        with unpacked(path) as stream:
+            head = stream.read(2048)
+        kind = kind_of(path)
+        if not head.strip():
+            raise AimoError(
+                f"{named} is empty; it needs a row for each problem, below the names of the columns"
+            )
+        for start, what in OTHERS.items():
+            if head.lstrip().lower().startswith(start):
+                raise AimoError(f"{named} is {what}")
+        if head.startswith((b"PAR1", b"ARROW1", b"\xff\xff\xff\xff")):
+            return pick(binary(path, head, keep, limit), wanted)
+        if kind in (".parquet", ".arrow"):
+            raise damaged
+        encoding = next((name for bom, name in BOMS.items() if head.startswith(bom)), "utf-8")
+        if encoding == "utf-8" and b"\0" in head:
+            what = "its encoding is UTF-16, or it is no text; save it in UTF-8"
+            raise AimoError(f"{named} is not text in UTF-8: {what}")
+        newline = "" if kind == ".csv" else "\n"
+        with io.TextIOWrapper(unpacked(path), encoding, newline=newline) as text:  # type: ignore[type-var]
+            if kind == ".csv":
+                tabs = Path(stem_of(path, packing=True)).suffix.lower() == ".tsv"
+                found = csv_tables(text, named, keep, limit, refuse, "\t" if tabs else None)
+            else:
+                found = json_tables(text, named, kind == ".jsonl", keep, limit, refuse)
+            table = joined(list(found))
+    except UnicodeDecodeError:
+        raise AimoError(f"{named}{wrong_encoding(path)}") from None
+    except (pl.exceptions.PolarsError, OSError, EOFError, ValueError) as e:
+        if isinstance(e, PermissionError | IsADirectoryError | FileNotFoundError):
+            raise AimoError(f"{named} cannot be read: {e.strerror}") from None
+        raise damaged from None
+    table.skipped = skipped
+    return pick(table, wanted)
+
+
+def unpacked(path: Path) -> IO[bytes]:
+    """Open a file, through gzip or zstd where it begins so."""
+    with path.open("rb") as file:
+        head = file.read(4)
+    packing = "gzip" if head.startswith(b"\x1f\x8b") else "zstd" if head == b"\x28\xb5\x2f\xfd" else None
+    if packing is None:
+        return path.open("rb")
+    import pyarrow as pa
+
+    return pa.input_stream(str(path), compression=packing)  # type: ignore[no-any-return]
+
+
+def wrong_encoding(path: Path) -> str:
+    """Return where a file is no UTF-8, and the remedy."""
+    with unpacked(path) as stream:
+        lines = stream.read().split(b"\n")
+    number = next((i for i, line in enumerate(lines, 1) if line.decode(errors="ignore").encode() != line), 1)
+    return (
+        f", line {number} is not text in UTF-8: its encoding is another one (Latin-1, GBK, …); save it in "
+        "UTF-8, such as by `iconv -f GBK -t UTF-8`"
+    )
+
+
+def binary(path: Path, head: bytes, keep: Collection[str] | None, limit: int | None) -> Table:
+    """Read Parquet, or Arrow as a file or a stream."""
+    with unpacked(path) as stream:
+        source: Any = path if isinstance(stream, io.BufferedReader) else io.BytesIO(stream.read())
+    if head.startswith(b"PAR1"):
+        columns = list(pl.read_parquet_schema(source))
+        kept = [name for name in columns if keep is None or name in keep]
+        frame = pl.read_parquet(source, columns=kept, n_rows=limit)
+    else:
+        frame = (pl.read_ipc if head.startswith(b"ARROW1") else pl.read_ipc_stream)(source, n_rows=limit)
+        columns = frame.columns
+        frame = frame.select(name for name in columns if keep is None or name in keep)
+    table = texts(frame)
+    table.columns = list(dict.fromkeys([*columns, *table.columns]))
+    return table
+
+
+def csv_tables(
+    text: io.TextIOWrapper,
+    named: str,
+    keep: Collection[str] | None,
+    limit: int | None,
+    refuse: Callable[[int, str], None],
+    delimiter: str | None,
+) -> Iterator[Table]:
+    """Read comma-separated values, or those separated by semicolons or tabs, in chunks."""
+    csv.field_size_limit(sys.maxsize)
+    first = text.readline()
+    delimiter = delimiter or next((sign for sign in ",;\t" if sign in first), ",")
+    reader = csv.reader(chain([first], text), delimiter=delimiter, strict=True)
+    rows: list[list[str]] = []
+    try:
+        columns = [name.strip() for name in next(reader)]
+        kept = [name for name in columns if keep is None or name in keep]
+        if twice := [name for name in kept if columns.count(name) > 1]:
+            raise AimoError(f"{named} has the column {twice[0]!r} twice; rename or remove one of them")
+        while True:
+            rows = []
+            for row in reader:
+                if len(row) == len(columns):
+                    rows.append(row)
+                elif row:
+                    what = f"{len(row)} values for {len(columns)} columns"
+                    refuse(reader.line_num, f': {what}; put a text with commas between "')
+                if len(rows) == (limit or CHUNK):
+                    break
+            cells = {name: [row[columns.index(name)] for row in rows] for name in kept}
+            yield cleaned(Table(pl.DataFrame(cells, dict.fromkeys(kept, pl.String)), columns))
+            if limit or len(rows) < CHUNK:
+                return
+    except csv.Error:
+        raise AimoError(
+            f"{named}: a quote is missing or misplaced in the row up to line {reader.line_num}; "
+            'put a text with commas or line breaks between ", and write a " inside it twice'
+        ) from None
+
+
+def json_tables(
+    text: io.TextIOWrapper,
+    named: str,
+    lines: bool,
+    keep: Collection[str] | None,
+    limit: int | None,
+    refuse: Callable[[int, str], None],
+) -> Iterator[Table]:
+    """Read JSON lines, or one JSON value that holds the rows, in chunks."""
+    start = []
+    for line in text:
+        start.append(line)
+        if line.strip():
+            break
+    if lines and isinstance(parsed(start[-1]), dict):
+        rows = numbered(chain(start, text), refuse)
+    else:
+        body = "".join(start) + text.read()
+        whole = rows_in(parsed(body), named)
+        rows = numbered(io.StringIO(body, newline="\n"), refuse) if whole is None else iter(whole)
+    names: dict[str, None] = {}
+    while True:
+        part = list(islice(rows, limit or CHUNK))
+        for row in part:
+            names |= dict.fromkeys(row)
+        table, kept = Table(pl.DataFrame(), list(names)), (n for n in names if keep is None or n in keep)
+        table.rows = pl.DataFrame([series(name, [row.get(name) for row in part], table) for name in kept])
+        yield cleaned(table)
+        if limit or len(part) < CHUNK:
+            return
+
+
+def parsed(text: str) -> Any:
+    """Return a JSON value; None for no JSON."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return None
+    except RecursionError:
+        return None
+    except ValueError:  # an integer of more digits than Python converts
+        return json.loads(text, parse_int=str)
+
+
+def numbered(text: Iterable[str], refuse: Callable[[int, str], None]) -> Iterator[dict[str, Any]]:
+    """Yield the objects of JSON lines; a line that is none is refused by its number."""
+    for number, line in enumerate(text, 1):
+        if not line.strip():
+            continue
+        row = parsed(line)
+        if isinstance(row, dict):
+            yield row
+        else:
+            alone = re.search(r'(?<!\\)(?:\\\\)*\\(?!["\\/bfnrtu])', line)
+            remedy = (
+                "write each backslash of LaTeX twice" if row is None and alone else "correct or remove it"
+            )
+            refuse(number, f" is not a JSON object; {remedy}")
+
+
+def rows_in(value: Any, named: str) -> list[dict[str, Any]] | None:
+    """Return the rows of a JSON value: a list, an object that holds one, or columns; None for no value."""
+    if isinstance(value, dict):
+        held = {key: entry for key, entry in value.items() if key in ROWS_UNDER and isinstance(entry, list)}
+        inner = [entry for entry in value.values() if isinstance(entry, dict)]
+        sizes = {len(entry) if isinstance(entry, list) else -1 for entry in value.values()}
+        if {"columns", "data"} <= value.keys() and sizes != {-1}:  # pandas, orient="split"
+            value = [dict(zip(value["columns"], row, strict=False)) for row in value["data"]]
+        elif len(held) == 1:
+            value = next(iter(held.values()))
+        elif len(sizes) == 1 and sizes != {-1} and not held:
+            value = [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)]
+        elif inner and len(inner) == len(value) and all(key.isdigit() for key in chain(*inner)):
+            value = [{name: value[name].get(key) for name in value} for key in inner[0]]  # orient="columns"
+        elif inner and len(inner) == len(value) and len(value) > 1:
+            value = [{"id": key} | row for key, row in value.items()]  # orient="index"
+        elif held:
+            raise AimoError(
+                f"{named} holds several tables ({', '.join(held)}); write one into a file of its own"
+            )
+        else:
+            value = [value]
+    if not isinstance(value, list):
+        return None
+    for number, row in enumerate(value, 1):
+        if not isinstance(row, dict):
+            raise AimoError(f"{named}, row {number} is not a JSON object; correct or remove it")
+    return value
+
+
+def series(name: str, values: list[Any], table: Table) -> pl.Series:
+    """Return Python values as texts, as lists of texts, or as JSON where some are nested deeper."""
+    kinds = set(map(type, values))
+    lists = list in kinds
+    deep = dict in kinds or (
+        lists and any(isinstance(e, list | dict) for v in values if isinstance(v, list) for e in v)
+    )
+    if lists and not deep:
+        wrapped = [v if isinstance(v, list) or v is None else [v] for v in values]
+        cells: list[Any] = [None if v is None else [text_of(entry) for entry in v] for v in wrapped]
+    else:
+        cells = [text_of(value) for value in values]
+    if deep:
+        table.nested.add(name)
+    kind = pl.List(pl.String) if lists and not deep else pl.String
+    try:
+        return pl.Series(name, cells, dtype=kind)
+    except UnicodeEncodeError:  # lone surrogates
+        whole = [[sound(e) for e in cell] if isinstance(cell, list) else sound(cell) for cell in cells]
+        changed = sum(a != b for a, b in zip(cells, whole, strict=True))
+        table.repaired["half of a surrogate pair, replaced"] += changed
+        return pl.Series(name, whole, dtype=kind)
+
+
+def text_of(value: Any) -> str | None:
+    """Return a value as text, None for none and for NaN."""
+    if isinstance(value, str):
+        return value
+    if value is None or value != value:
+        return None
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def sound(text: str | None) -> str | None:
+    """Return a text with U+FFFD in place of each lone surrogate."""
+    return text and text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def from_frame(frame: pl.DataFrame, wanted: Collection[str] | None = None) -> Table:
+    """Return all or the wanted columns of a table that another library has read, as texts."""
+    return pick(texts(frame), wanted)
+
+
+def texts(frame: pl.DataFrame) -> Table:
+    """Return a table of any types as one of texts."""
+    table = Table(frame, frame.columns)
+    columns = []
+    for column in frame:
+        kind = column.dtype
+        inner = kind.inner if isinstance(kind, pl.List | pl.Array) else kind
+        if inner.is_float():
+            column = column.list.eval(pl.element().fill_nan(None)) if inner != kind else column.fill_nan(None)
+        if inner.is_nested() or inner in (pl.Binary, pl.Object, pl.Duration):
+            if kind not in (pl.Binary, pl.Duration):
+                table.nested.add(column.name)
+            columns.append(as_json(column))
+        else:
+            columns.append(column.cast(pl.String if inner == kind else pl.List(pl.String)))
+    table.rows = pl.DataFrame(columns)
+    return cleaned(table)
+
+
+def as_json(column: pl.Series) -> pl.Series:
+    """Return a column's values as JSON; polars' own encoder knows neither bytes nor durations."""
+    parts = [column[start : start + CHUNK].to_list() for start in range(0, len(column), CHUNK)]
+    encoded = [pl.Series(column.name, [text_of(value) for value in part], dtype=pl.String) for part in parts]
+    return pl.concat(encoded) if encoded else pl.Series(column.name, [], dtype=pl.String)
+
+
+def cleaned(table: Table) -> Table:
+    """Return a table without what stands for a missing value, and with the backslashes that were eaten."""
+    text = pl.col(pl.String)
+    table.rows = table.rows.with_columns(pl.when(~text.is_in(MISSING)).then(text))
+    for column in table.rows:
+        if column.dtype == pl.String:
+            odd = column.str.contains(SUSPECT)
+        else:
+            odd = column.list.eval(pl.element().str.contains(SUSPECT)).list.any()
+        places = odd.fill_null(False).arg_true()
+        old = column.gather(places).to_list()
+        new = [
+            [e and restored(e) for e in cell] if isinstance(cell, list) else restored(cell) for cell in old
+        ]
+        changed = sum(a != b for a, b in zip(old, new, strict=True))
+        left = sum(bool(CONTROL.search("".join(filter(None, cell or "")))) for cell in new)
+        table.repaired += Counter(
+            {"control characters in place of a backslash (\\f of \\frac), repaired": changed,
+             "control characters, left as they are": left}
+        )  # fmt: skip
+        if changed:
+            column = column.scatter(places, pl.Series(new, dtype=column.dtype))
+        table.rows = table.rows.with_columns(column)
+    return table
+
+
+def restored(text: str) -> str:
+    """Return a text with the backslashes of LaTeX that JSON or Python took for the start of an escape."""
+    for _ in range(2):  # the second time beside what the first put back, as in \to \theta
+        text = EATEN.sub(lambda found: "\\" + ESCAPES[found[0]], text)
+    return text
+
+
+def pick(table: Table, wanted: Collection[str] | None) -> Table:
+    """Return the wanted columns, keys of objects among them, and name the keys that objects have."""
+    keys = []
+    for column in table.rows:
+        first = column.drop_nulls().head(1).to_list() if column.dtype == pl.String else []
+        value = parsed(first[0]) if first and first[0].startswith("{") else None
+        keys += [f"{column.name}.{key}" for key in (value if isinstance(value, dict) else {})]
+    if wanted is not None:
+        for name in wanted:
+            top, *parts = name.split(".")
+            if parts and name not in table.rows.columns and top in table.rows.columns:
+                place = "".join(f"[{part}]" if part.isdigit() else f"['{part}']" for part in parts)
+                inner = pl.col(top).str.json_path_match(f"${place}").alias(name)
+                if table.rows[top].dtype == pl.String and (found := table.rows.select(inner))[name].count():
+                    fresh = cleaned(Table(found, [name]))
+                    table.rows = table.rows.with_columns(fresh.rows)
+                    table.repaired += fresh.repaired
+                    table.columns.append(name)
+        table.rows = table.rows.select([name for name in dict.fromkeys(wanted) if name in table.rows.columns])
+    table.columns = list(dict.fromkeys([*table.columns, *keys]))
+    return table

@@ -1,0 +1,232 @@
+"""Reading tables from the files that users bring."""
+
+import gzip
+import json
+
+import polars as pl
+import pyarrow as pa
+import pytest
+
+from aimo.errors import AimoError
+from aimo.inference import files
+from aimo.inference.competitions import read_questions
+
+TABLE = pl.DataFrame(
+    {"id": ["a", "b"], "problem": ["Let\u2028n, be\r\n1.", 'Say "x".'], "answer": ["1", "2"]}
+)
+ROWS = TABLE.to_dicts()
+
+
+def lines(rows):
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def zstd(data):
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(data)
+    return sink.getvalue().to_pybytes()
+
+
+def feather(table):
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.to_arrow().schema) as writer:
+        writer.write_table(table.to_arrow())
+    return sink.getvalue().to_pybytes()
+
+
+def written(write):
+    import io
+
+    buffer = io.BytesIO()
+    write(buffer)
+    return buffer.getvalue()
+
+
+CSV = TABLE.write_csv()
+COLUMNS = {name: TABLE[name].to_list() for name in TABLE.columns}
+FORMS = {
+    "a.csv": CSV.encode(),
+    "windows.csv": b"\xef\xbb\xbf" + TABLE.write_csv(line_terminator="\r\n").encode(),
+    "excel.csv": TABLE.write_csv(separator=";").encode("utf-16"),
+    "a.tsv": TABLE.write_csv(separator="\t").encode(),
+    "a.jsonl": lines(ROWS).encode(),
+    "no_last_line_end.jsonl": lines(ROWS).rstrip("\n").encode(),
+    "windows.ndjson": b"\xef\xbb\xbf" + lines(ROWS).replace("\n", "\r\n").encode(),
+    "wide.jsonl": lines(ROWS).encode("utf-16"),
+    "list.json": json.dumps(ROWS, indent=1).encode(),
+    "lines.json": lines(ROWS).encode(),
+    "held.json": json.dumps({"version": 1, "data": ROWS}).encode(),
+    "columns.json": json.dumps(COLUMNS).encode(),
+    "pandas.json": json.dumps({name: dict(enumerate(cells)) for name, cells in COLUMNS.items()}).encode(),
+    "split.json": json.dumps({"columns": [*COLUMNS], "index": [0, 1], "data": TABLE.rows()}).encode(),
+    "index.json": json.dumps({i: row for i, row in enumerate(ROWS)}).encode(),
+    "list.jsonl": json.dumps(ROWS, indent=1).encode(),
+    "a.parquet": written(TABLE.write_parquet),
+    "a.arrow": written(TABLE.write_ipc),
+    "stream.arrow": feather(TABLE),
+    "a.csv.gz": gzip.compress(CSV.encode()),
+    "a.jsonl.gz": gzip.compress(lines(ROWS).encode()),
+    "no_name.jsonl": gzip.compress(lines(ROWS).encode()),
+    "a.jsonl.zst": zstd(lines(ROWS).encode()),
+    "a.csv.zst": zstd(CSV.encode()),
+    "a.json.gz": gzip.compress(json.dumps(ROWS).encode()),
+    "a.parquet.gz": gzip.compress(written(TABLE.write_parquet)),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_every_form_of_a_table_is_read_alike(tmp_path, name):
+    (tmp_path / name).write_bytes(FORMS[name])
+    table = files.read_all(tmp_path / name, "")
+    assert table.rows.select(TABLE.columns).equals(TABLE)
+    assert files.read([tmp_path / name], "", ["answer"]).rows["answer"].to_list() == ["1", "2"]
+    assert read_questions(tmp_path / name)[1]["id"].to_list() == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "name, content, told",
+    [
+        ("a.csv", b"PK\x03\x04rest", "a zip archive"),
+        ("a.jsonl", b"<!DOCTYPE html><html>", "a web page"),
+        ("a.parquet", b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
+        ("a.parquet", b"PAR1 and no more", "cannot be read: it is cut off"),
+        ("a.parquet", b"id,problem\n", "cannot be read: it is cut off"),
+        ("a.arrow", b"ARROW1 and no more", "cannot be read: it is cut off"),
+        ("a.csv.gz", gzip.compress(CSV.encode() * 9)[:60], "cannot be read: it is cut off"),
+        ("a.csv", b"", "is empty"),
+        ("a.jsonl", b" \n\n", "is empty"),
+        ("a.csv", b'id,problem\na,"x\n', "a quote is missing"),
+        ("a.csv", b'id,problem\na,"x" y\n', "a quote is missing"),
+        ("a.csv", b"id,problem\na,x\nb,1,2\n", "line 3: 3 values for 2 columns"),
+        ("a.csv", b"id,id\na,x\n", "the column 'id' twice"),
+        ("a.jsonl", b'{"id": "a"}\n{"id": "\\alpha"}\n', "line 2 is not a JSON object; write each backslash"),
+        ("a.jsonl", b'{"id": "a"}\n["b"]\n', "line 2 is not a JSON object; correct"),
+        ("a.json", b'{"train": [{"id": 1}], "data": [{"id": 2}]}', "several tables (train, data)"),
+        ("a.json", b'[{"id": 1}, 2]', "row 2 is not a JSON object"),
+        ("a.json", b'[{"id": 1}', "line 1 is not a JSON object"),
+        ("a.jsonl", "é\n".encode("latin-1"), "line 1 is not text in UTF-8: its encoding"),
+        ("a.jsonl", b'{"id": "' + "\u4e03".encode("gbk") * 9 + b'"}', "line 1 is not text in UTF-8"),
+        ("a.csv", CSV.encode("utf-16-le"), "its encoding is UTF-16"),
+        ("a.jsonl", b'{"a":' * 99_999, "is not a JSON object"),
+    ],
+)
+def test_a_file_that_is_no_table_is_refused_by_name_in_one_line(tmp_path, name, content, told):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(AimoError) as e:
+        files.read_all(tmp_path / name, "file ")
+    assert told in str(e.value) and str(tmp_path / name) in str(e.value) and "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("rows", [200, files.CHUNK + 1])
+def test_a_type_may_change_in_any_row(tmp_path, rows):
+    cells = [{"a": i, "b": "x", "c": 1, "d": "t"} for i in range(rows)]
+    last = {"a": "\\frac12", "b": ["y", "z"], "c": {"d": 1}, "d": None, "e": True}
+    (tmp_path / "a.jsonl").write_text(lines([*cells, last]))
+    table = files.read_all(tmp_path / "a.jsonl", "")
+    assert table.rows["a"].to_list()[-2:] == [str(rows - 1), "\\frac12"]
+    assert table.rows["b"].to_list()[-2:] == [["x"], ["y", "z"]]
+    assert table.rows["c"].to_list()[-2:] == ["1", '{"d": 1}'] and table.nested == {"c"}
+    assert table.rows["e"].to_list()[-2:] == [None, "true"]
+
+
+def test_numbers_keep_their_digits_and_what_stands_for_none_is_null(tmp_path):
+    big = "9" * 5000
+    values = [big, "1.50", "true", "NaN", "null", '"None"', '""', '"<NA>"', '"NaNny"']
+    (tmp_path / "a.jsonl").write_text("".join(f'{{"answer": {value}}}\n' for value in values))
+    found = files.read_all(tmp_path / "a.jsonl", "").rows["answer"].to_list()
+    assert found == [big, "1.5", "true", None, None, None, None, None, "NaNny"]
+
+
+@pytest.mark.parametrize("write", ["write_parquet", "write_ipc"])
+def test_types_of_other_libraries_become_text(tmp_path, write):
+    import datetime
+    import decimal
+
+    table = pl.DataFrame(
+        {
+            "i": [1, None],
+            "f": [float("nan"), 2.5],
+            "b": [True, False],
+            "c": pl.Series(["x", "y"], dtype=pl.Categorical),
+            "d": [decimal.Decimal("1.5"), None],
+            "t": [datetime.timedelta(1), None],
+            "bytes": ["é".encode(), b"\xff"],
+            "l": [[1, 2], None],
+            "lf": [[1.5, float("nan")], []],
+            "s": [{"x": 1, "y": b"z"}, None],
+            "n": [None, None],
+        }
+    )
+    getattr(table, write)(tmp_path / "a.parquet")
+    rows = files.read_all(tmp_path / "a.parquet", "").rows
+    first = rows.row(0, named=True)
+    assert first | {"s": 0, "t": 0} == {
+        "i": "1", "f": None, "b": "true", "c": "x", "d": "1.5", "t": 0, "bytes": "é", "l": ["1", "2"],
+        "lf": ["1.5", None], "s": 0, "n": None,
+    }  # fmt: skip
+    assert json.loads(first["s"]) == {"x": 1, "y": "b'z'"}
+
+
+EATEN = [
+    r"\frac{1}{2} \beta \times 3 \theta \text{if } \binom{n}{2} \nabla f \neq 0 \right) \rho",
+    r"\bar x \forall y \tan(x) \to \theta \rightarrow \tfrac12",
+]
+
+
+@pytest.mark.parametrize("text", EATEN)
+def test_backslashes_that_json_took_for_escapes_are_put_back_and_counted(tmp_path, text, capsys):
+    (tmp_path / "a.jsonl").write_text(f'{{"problem": "{text}"}}\n{{"problem": "1 + 1"}}\n')
+    table = files.read_all(tmp_path / "a.jsonl", "file ")
+    assert table.rows["problem"].to_list() == [text, "1 + 1"]
+    assert table.repaired.total() == 1 and "1 texts" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x\tan apple\tto eat\ttop\textra",
+        "one\neq. 2 holds\not\nexists an n\nu\nabout",
+        "a\r\nright here\r\nho",
+        "\tables",
+    ],
+)
+def test_tabs_and_line_breaks_before_words_are_left_alone(tmp_path, text):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"problem": text}) + "\n")
+    table = files.read_all(tmp_path / "a.jsonl", "")
+    assert table.rows["problem"].to_list() == [text] and not table.repaired
+
+
+def test_other_control_characters_are_counted_and_lone_surrogates_replaced(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"a": "x\\u0000y", "b": ["\\ud83d", "z"], "c": {"k": "\\udc4d"}}\n')
+    table = files.read_all(tmp_path / "a.jsonl", "")
+    assert table.rows.row(0) == ("x\0y", ["\ufffd", "z"], '{"k": "\ufffd"}')
+    assert sorted(table.repaired.values()) == [1, 2]
+
+
+def test_the_shards_of_a_folder_are_one_table_and_its_metadata_is_none(tmp_path):
+    (tmp_path / "data").mkdir()
+    for i, row in enumerate(ROWS):
+        (tmp_path / f"data/train-0000{i}-of-00002.jsonl.gz").write_bytes(gzip.compress(lines([row]).encode()))
+    for name in ("dataset_infos.json", "dataset-metadata.json", "._train.jsonl", "notes.txt"):
+        (tmp_path / name).write_text("{}")
+    assert files.read_all(tmp_path, "").rows.equals(TABLE)
+    assert read_questions(tmp_path)[1].equals(TABLE)
+
+
+def test_keys_of_objects_are_columns_as_objects_and_as_json_in_a_csv(tmp_path):
+    row = {"a": "x", "m": {"gold": "4", "n": [{"k": "deep"}]}}
+    (tmp_path / "a.jsonl").write_text(lines([row, {"a": "y", "m": None}]))
+    pl.DataFrame([row | {"m": json.dumps(row["m"])}]).write_csv(tmp_path / "a.csv")
+    pl.DataFrame([row]).write_parquet(tmp_path / "a.parquet")
+    for name in ("a.jsonl", "a.csv", "a.parquet"):
+        table = files.read([tmp_path / name], "", ["m.gold", "m.n.0.k", "m.none"])
+        assert table.rows.row(0) == ("4", "deep") and {"m.gold", "m.n"} <= set(table.columns)
+
+
+def test_lines_that_cannot_be_read_are_skipped_and_counted(tmp_path):
+    (tmp_path / "a.csv").write_text("id,problem\na,x\nb\nc,1,2\nd,y\n")
+    (tmp_path / "a.jsonl").write_text('{"id": "a"}\n{oops\n"d"\n\n{"id": "d"}\n')
+    for name in ("a.csv", "a.jsonl"):
+        table = files.read([tmp_path / name], "", skip=True)
+        assert table.rows["id"].to_list() == ["a", "d"] and table.skipped == 2
