@@ -20,7 +20,7 @@ from conftest import ROOT
 from packaging.requirements import Requirement
 
 from aimo import cli, config
-from aimo.inference import settings
+from aimo.inference import files, settings
 from aimo.kaggle.kernels import KERNELS
 from aimo.stages import STAGES
 
@@ -113,7 +113,7 @@ def check_aimo(arguments: list[str]) -> None:
         wanted = given.get("names") or [given.get("name") or given.get("kernel")]
         assert not set(wanted) - {*KERNELS, None}, wanted
     for name in given.get("benchmarks", "").split(",") if names[0] == "evaluate" else ():
-        assert name in benchmarks.BENCHMARKS or Path(name).suffix in benchmarks.KINDS, name
+        assert name in benchmarks.BENCHMARKS or files.kind_of(Path(name)), name
 
 
 def check_make(arguments: list[str]) -> None:

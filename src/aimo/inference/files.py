@@ -434,7 +434,7 @@ def series(name: str, values: list[Any], table: Table) -> pl.Series:
         wrapped = [v if isinstance(v, list) or v is None else [v] for v in values]
         cells: list[Any] = [None if v is None else [text_of(entry) for entry in v] for v in wrapped]
     else:
-        cells = [text_of(value) for value in values]
+        cells = values if kinds <= {str, type(None)} else [text_of(value) for value in values]
     if deep:
         table.nested.add(name)
     kind = pl.List(pl.String) if lists and not deep else pl.String
