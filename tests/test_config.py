@@ -1,5 +1,6 @@
 import pytest
 import yaml
+from conftest import TINY
 
 from aimo import config
 from aimo.config import reading
@@ -164,3 +165,24 @@ def test_overrides_reach_the_profile_and_a_dumped_profile_loads_as_the_same(tmp_
     assert list(config.differing_keys(p, config.load("tiny", ["grpo.max_steps=50"]))) == [
         "model.lora.alpha", "model.lora.rank", "model.lora.target_modules", "sft.learning_rate"
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "keys, length",
+    [
+        ([], None),
+        (["model.max_length=2048"], 2048),
+        (["model.max_length=512"], 512),
+        (["model.max_length=512", "inference.max_length=64"], 64),
+    ],
+)
+def test_a_context_that_is_set_is_taken_by_inference_alone_whatever_the_default(tmp_path, keys, length):
+    (tmp_path / "p.yaml").write_text("model: {base: data/tiny-base}\n")
+    profile = config.load(tmp_path / "p.yaml", keys)
+    assert profile.solver_settings(TINY).max_length == length
+    (tmp_path / "again.yaml").write_text(config.dump(profile))
+    assert config.load(tmp_path / "again.yaml").solver_settings(TINY).max_length == length
+
+
+def test_a_stage_that_trains_has_2048_tokens_if_not_told():
+    assert config.load("tiny", ["model.max_length=null"]).model.max_length == 2048

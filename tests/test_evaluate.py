@@ -167,7 +167,7 @@ def test_lighteval_gets_the_engines_settings_and_its_figures_are_kept(monkeypatc
 
 def test_the_benchmarks_sampling_goes_over_the_models_and_the_command_lines_over_both(public_model):
     def settings(model, **layer):
-        return evaluate.Wanted(model, "m", "w", ["aime24"], [layer]).settings("aime24")
+        return evaluate.Wanted(model, "m", ["aime24"], [layer]).settings("aime24")
 
     assert (settings(TINY).temperature, settings(TINY).top_p, settings(TINY).max_tokens) == (0.6, 0.95, 32768)
     assert settings(TINY).samples == 64 and settings(TINY, samples=4, temperature=0.0).samples == 4

@@ -1,12 +1,14 @@
 """The figures of an evaluation, from samples made by hand; a model's own samples are in test_pipeline."""
 
 import asyncio
+import itertools
 import json
 
 import pytest
 
 from aimo import config, runs
-from aimo.evaluation import held_out
+from aimo.errors import AimoError
+from aimo.evaluation import held_out, pass_rates
 from aimo.evaluation.metrics import Evaluation
 from aimo.inference.sampling import Completion
 from aimo.inference.settings import resolve
@@ -50,10 +52,10 @@ def test_the_score_counts_only_known_answers(known):
 
 
 class Model:
-    """A public model that writes the same every time."""
+    """A public model that gives these answers in turn."""
 
-    def __init__(self, folder):
-        self.settings = resolve(folder, {"samples": 2})
+    def __init__(self, folder, answers=("7",)):
+        self.settings, self.answers = resolve(folder, {"samples": 2}), itertools.cycle(answers)
 
     def load_weights(self, folder):
         pass
@@ -62,7 +64,13 @@ class Model:
         return [1]
 
     async def sample(self, prompt, seed, settings):
-        return Completion("hm</think>It is \\boxed{7}.", [5], True)
+        return Completion(f"hm</think>It is \\boxed{{{next(self.answers)}}}.", [5], True)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
 
     def run(self, coroutine):
         return asyncio.run(coroutine)
@@ -75,3 +83,53 @@ def test_the_format_of_a_public_model_is_that_of_its_own_tags(public_model, tmp_
     row = {"prompt": [{"role": "user", "content": "3 + 4?"}], "answer": "7"}
     figures = held_out.compare(Model(public_model), run, [row])["base"].metrics()
     assert (figures["format"], figures["pass@1"]) == (1.0, 1.0)
+
+
+# Two samples of each problem, with answers that are no integers: 1 of 2, 2 of 2 and 0 of 2 are right.
+ROWS = [
+    {"prompt": [{"role": "user", "content": f"{i}?"}], "answer": answer}
+    for i, answer in enumerate([r"\frac{7}{2}", r"2\sqrt{2}", "x^2+1"])
+]
+SAMPLED = ["3.5", "4", r"\sqrt{8}", r"2\sqrt2", "x^2", "x+1"]
+
+
+@pytest.fixture
+def a_run(public_model, tmp_path):
+    """A stage of a run that trains, or of one that does not."""
+
+    def of(stage, *overrides):
+        profile = tmp_path / "public.yaml"
+        profile.write_text(json.dumps({"model": {"base": str(public_model)}}))
+        if stage != "inference":
+            profile = "tiny"
+            overrides = [*overrides, r"prompt.answer_start='\\boxed{'", "prompt.answer_end='}'"]
+        return runs.Run(config.load(profile, list(overrides)), tmp_path, stage, 0.0)
+
+    return of
+
+
+def test_held_out_problems_may_have_any_answer(public_model, a_run):
+    figures = held_out.compare(Model(public_model, SAMPLED), a_run("inference"), ROWS)["base"].metrics()
+    assert figures["pass@1"] == pytest.approx(3 / 6) and figures["maj@2"] == pytest.approx(0.5, abs=0.2)
+
+
+def test_pass_rates_are_of_any_answer(public_model, a_run, monkeypatch):
+    monkeypatch.setattr(pass_rates, "Engine", lambda *_, **__: Model(public_model, SAMPLED))
+    run = a_run("grpo", "grpo.pass_rate=[0.2, 0.8]", "grpo.pass_rate_samples=2")
+    kept, rates = pass_rates.within_pass_rate(public_model, ROWS, run)
+    assert rates == [0.5, 1.0, 0.0] and kept == ROWS[:1]
+    assert pass_rates.within_pass_rate(public_model, ROWS, run) == (kept, rates), "it is read from the folder"
+
+
+def test_pairs_are_of_any_answer(public_model, a_run, monkeypatch):
+    from aimo.training import preferences
+
+    monkeypatch.setattr(preferences, "Engine", lambda *_, **__: Model(public_model, SAMPLED))
+    run = a_run("dpo", "dpo={learning_rate: 1e-6, samples: 2}")
+    (pair,) = preferences.sample(public_model, ROWS, run)
+    assert "3.5" in pair["chosen"][0]["content"] and "4" in pair["rejected"][0]["content"]
+
+
+def test_a_row_without_an_answer_is_refused_before_anything_is_sampled(public_model, a_run):
+    with pytest.raises(AimoError, match="1 of 4 problems have no answer"):
+        held_out.compare(Model(public_model, []), a_run("inference"), [*ROWS, {**ROWS[0], "answer": None}])

@@ -23,6 +23,8 @@ from aimo.inference.settings import (
 )
 from aimo.stages import STAGES, TRAINED
 
+TRAINED_LENGTH = 2048  # tokens; a public model's own context is longer than what one trains on
+
 
 @dataclass(config=strict)
 class Profile:
@@ -82,13 +84,16 @@ class Profile:
         ours: dict[str, Any] = {}
         if self.trained:
             ours["tags"] = asdict(self.prompt.tags)
-        if self.trained or self.model.max_length != Model.max_length:  # a public model's own is longer
+        if self.model.max_length:
             ours["max_length"] = self.model.max_length
         return resolve(model, ours, self.inference.written)
 
     @model_validator(mode="after")
     def check(self) -> "Profile":
         """Check what the types cannot express."""
+        length = self.model.max_length or TRAINED_LENGTH
+        if self.trained:
+            self.model.max_length = length
         if not self.distil and "distil" in self.data_sources():
             raise ValueError("data: the source distil needs a section distil; add it, or name another source")
         for name in self.trained:
@@ -100,7 +105,7 @@ class Profile:
         if self.trained:
             self.check_prompts()
         grpo = self.grpo
-        if grpo and grpo.max_prompt_length + grpo.max_completion_length > self.model.max_length:
+        if grpo and grpo.max_prompt_length + grpo.max_completion_length > length:
             raise ValueError("grpo: max_prompt_length + max_completion_length exceed model.max_length")
         if grpo and grpo.generation != "transformers":
             self.check_generation(grpo.generation)

@@ -38,8 +38,8 @@ class Model:
     """The branch, tag or commit of a hub id; null takes the newest commit of the main branch."""
     backend: Literal["unsloth", "transformers"] = "unsloth"
     """What loads and trains the model: Unsloth, or Transformers with PEFT."""
-    max_length: Positive = 2048
-    """Tokens of prompt and completion together."""
+    max_length: Positive | None = None
+    """Tokens of prompt and completion together. Null: 2,048 where a stage trains, else the model's own."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """auto takes bfloat16 on a GPU that has it, float16 on an older one, float32 on a CPU."""
     load_in_4bit: bool = False

@@ -124,7 +124,7 @@ def evaluate(
     from aimo.config import read_values
     from aimo.evaluation import evaluate as lab
     from aimo.evaluation.benchmarks import named
-    from aimo.inference.model_folder import check_model_folder, identity, read_adapter
+    from aimo.inference.model_folder import check_model_folder, read_adapter
 
     layers = list(solver_settings(profile, set_ or [], samples, vllm or []))
     check_server(server, adapter, layers[1])
@@ -136,10 +136,8 @@ def evaluate(
         read_adapter(adapter)
     name = lab.name_of(model) + (f"+{lab.name_of(Path(adapter))}" if adapter else "")
     tracker = (read_values(profile).get("training") or {}).get("log_to", "none") if profile else "none"
-    wanted = lab.Wanted(
-        model, name, identity(model, adapter), benchmarks.split(","), layers, data, rows, seed,
-        Path(adapter) if adapter else None, tracker,
-    )  # fmt: skip
+    trained = Path(adapter) if adapter else None
+    wanted = lab.Wanted(model, name, benchmarks.split(","), layers, data, rows, seed, trained, tracker)
     folder = lab.folder_of(name, run_dir)
 
     def sampler(settings: Any) -> Any:

@@ -7,6 +7,7 @@
 Out of scope: comparing two of these folders (`compare`).
 """
 
+import functools
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from aimo.errors import AimoError
 from aimo.evaluation import audit, benchmarks, completions, leakage, lighteval, published, scores, tracking
 from aimo.evaluation.benchmarks import Question
 from aimo.evaluation.scores import Scores
+from aimo.inference.model_folder import identity
 from aimo.inference.sampling import Sampler
 from aimo.inference.settings import SETTINGS, Settings, guess_tags, resolve
 from aimo.inference.storage import KEPT, read_json, write_json
@@ -40,8 +42,6 @@ class Wanted:
     model: Path
     name: str
     """How the model is called on pages."""
-    weights: str
-    """The model's identity, with its adapter's."""
     benchmarks: list[str]
     """Names of the table, or paths to files."""
     layers: list[dict[str, Any]]
@@ -54,6 +54,11 @@ class Wanted:
     adapter: Path | None = None
     log_to: str = "none"
     """A tracker that gets the figures too, as in a profile's `training.log_to`."""
+
+    @functools.cached_property
+    def weights(self) -> str:
+        """The model's identity, with its adapter's."""
+        return identity(self.model, self.adapter)
 
     def settings(self, name: str) -> Settings:
         """The settings that the model is asked with on a benchmark.

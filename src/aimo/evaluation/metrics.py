@@ -9,7 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from aimo.evaluation.scores import ballot
 from aimo.inference import answers, prompts, voting
+from aimo.inference.equivalence import are_equal
+from aimo.inference.errors import AimoError
 from aimo.inference.sampling import Completion, Sampler, sample_seed
 from aimo.inference.settings import Prompt
 
@@ -22,11 +25,11 @@ class Evaluation:
     """n problems with k samples each, and the figures they give."""
 
     golds: list[int]
-    """(n,) the gold answers."""
+    """(n,) the gold answers, as numbers like those of the samples."""
     completions: list[list[Completion]]
     """(n, k) the samples."""
     answers: list[list[int | None]]
-    """(n, k) the samples' answers; None where there is no integer."""
+    """(n, k) the samples' answers as numbers; equal answers are equal, None is no vote (`scores.ballot`)."""
     well_formed: float
     """The share of all n * k completions that keep to the format."""
     seed: int = 0
@@ -74,8 +77,13 @@ def evaluate(
 ) -> Evaluation:
     """Sample n rows (`prompt`, `answer`) `num_samples` times each, with the engine's current weights.
 
+    Any answer counts, as the judge reads it. AimoError before sampling when a row has none.
     The same seed gives the same samples, whatever the order of the rows.
     """
+    if without := sum(not row["answer"] for row in rows):
+        raise AimoError(
+            f"{without} of {len(rows)} problems have no answer to judge samples by; leave them out"
+        )
     total = len(rows) * num_samples
     done = 0
 
@@ -97,10 +105,16 @@ def evaluate(
 
     flat = engine.run(sample_all())
     groups = [flat[i : i + num_samples] for i in range(0, total, num_samples)]
+    golds, k = [str(row["answer"]) for row in rows], num_samples
+    found = [[answers.extract(c.text, prompt) for c in group] for group in groups]
+    each = [(text, gold) for texts, gold in zip(found, golds, strict=True) for text in texts]
+    verdicts = are_equal([text for text, _ in each], [gold for _, gold in each])
+    right = [verdict is True for verdict in verdicts]
+    ballots = [ballot(golds[i], found[i], right[i * k : (i + 1) * k]) for i in range(len(rows))]
     return Evaluation(
-        golds=[int(row["answer"]) for row in rows],
+        golds=[gold for gold, _ in ballots],
         completions=groups,
-        answers=[[answers.to_integer(answers.extract(c.text, prompt)) for c in group] for group in groups],
+        answers=[votes for _, votes in ballots],
         well_formed=sum(prompts.is_well_formed(prompt, c.text) for c in flat) / total,
         seed=seed,
     )

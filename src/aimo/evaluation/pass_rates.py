@@ -1,13 +1,12 @@
 """Keep the problems that a model solves neither always nor never, because only those have a GRPO gradient."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from aimo.errors import AimoError
 from aimo.evaluation.metrics import evaluate
 from aimo.inference.engine import Engine
-from aimo.inference.storage import write_json
+from aimo.inference.storage import read_json, write_json
 from aimo.runs import Run
 
 
@@ -30,7 +29,7 @@ def within_pass_rate(
         with Engine(model, settings, seed=seed) as engine:
             found = evaluate(engine, rows, run.profile.prompt, grpo.pass_rate_samples, seed, run.progress)
         write_json(tried, found.pass_rates())
-    rates = json.loads(tried.read_text())
+    rates = read_json(tried, "remove it, and the problems are sampled again", list)
     kept = [row for row, rate in zip(rows, rates, strict=True) if low <= rate <= high]
     if not kept:
         raise AimoError(f"grpo.pass_rate: no problem is solved in a share from {low} to {high}; widen it")

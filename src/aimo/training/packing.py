@@ -40,6 +40,7 @@ def pack(
     tokenizer = models.load_tokenizer(run.start_model(), run.profile)
     tokens = read_or_tokenize(prepare.read(run.dir / "data", "sft"), tokenizer, args, run.folder)
     packed = read_or_pack(tokens, args, lambda: trl_compat.pack(tokens, args))
+    assert run.profile.model.max_length
     length, count = run.profile.model.max_length, sum(map(len, packed["input_ids"]))
     full = count / len(packed) / length
     said = f"{len(tokens):,} rows in {len(packed):,} of {length:,} tokens, {full:.1%} full"

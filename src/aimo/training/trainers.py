@@ -328,6 +328,7 @@ def out_of_memory(stage: str, profile: Profile, step: int) -> str:
     """The message when memory runs out: the setting to change, its value and the proposed value."""
     section: Any = getattr(profile, stage)
     steps, length = section.gradient_accumulation_steps, profile.model.max_length
+    assert length
     accumulate = f"{stage}.gradient_accumulation_steps from {steps} to {2 * steps}"
     if stage == "grpo":
         completions, tokens = (
