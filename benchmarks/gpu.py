@@ -33,7 +33,7 @@ import typer
 from rich.progress import Progress
 
 from aimo import config, machine, runs
-from aimo.config import ROOT, Profile
+from aimo.config import ROOT, RUNS, Profile
 from aimo.inference import storage
 from aimo.stages import TRAINED
 
@@ -532,7 +532,7 @@ def shown(check: Check, folder: Path) -> dict[str, Any]:
 def main(
     only: Annotated[list[str] | None, typer.Option(help="A check, or how its name begins; repeat.")] = None,
     minutes: Annotated[float, typer.Option(help="Checks that would begin later are skipped.")] = 10,
-    run_dir: Annotated[Path, typer.Option(help="For the page and the logs.")] = ROOT / "runs" / "gpu-check",
+    run_dir: Annotated[Path, typer.Option(help="For the page and the logs.")] = RUNS / "gpu-check",
     to: Annotated[Path | None, typer.Option("--json", help="Write the figures here too.")] = None,
     compared: Annotated[Path | None, typer.Option("--compare", hidden=True)] = None,
 ) -> None:

@@ -31,7 +31,7 @@ from typing import Annotated, Any
 
 import typer
 
-from aimo.config import ROOT
+from aimo.config import ROOT, RUNS
 
 sys.path.insert(0, str(ROOT / "tests"))
 import machine
@@ -369,7 +369,7 @@ def rehearse(out: Path) -> str:
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="A folder, which is emptied.")] = ROOT / "runs" / "rehearsal",
+    out: Annotated[Path, typer.Option(help="A folder, which is emptied.")] = RUNS / "rehearsal",
 ) -> None:
     """Do all steps, and print where their page is."""
     begun, out = time.monotonic(), out.absolute()

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -25,6 +26,9 @@ TINY = ROOT / "data" / "tiny-base"
 AIMO = Path(sys.executable).with_name("aimo")
 MARKDOWN = MarkdownIt("commonmark").enable("table")  # as GitHub reads it
 GUARD = Path(__file__).parent / "guard"
+if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers and all commands under test inherit it
+    DESK = tempfile.TemporaryDirectory(prefix="aimo-tests-")
+    os.environ["AIMO_RUNS"] = str(Path(DESK.name) / "runs")
 pytest.register_assert_rewrite("stand_in")  # also a plugin, of the tests that name it as one
 # The demo with few steps, in about a minute.
 SMALL = [

@@ -6,9 +6,10 @@ from itertools import product
 
 import numpy as np
 import pytest
-from conftest import TINY
+from conftest import ROOT, TINY
 from test_evaluate import header, run
 
+from aimo.config import RUNS
 from aimo.evaluation import benchmarks, compare, evaluate, intervals, scores
 from aimo.evaluation.completions import File, Trace
 
@@ -117,6 +118,15 @@ def test_other_questions_and_other_settings_are_refused(
     assert code == 2 and message in err and err.count("\n") == 1 and not (tmp_path / "compared").exists()
     if changes:
         assert run(monkeypatch, capsys, *arguments, "--differ", next(iter(changes)))[0] == 0
+
+
+def test_a_comparison_without_a_folder_goes_where_the_tests_runs_are(monkeypatch, capsys, tmp_path):
+    """Not into the runs of whoever runs the tests."""
+    for name in "ab":
+        make(tmp_path / name, np.ones((3, 2), bool))
+    code, out, _ = run(monkeypatch, capsys, "compare", tmp_path / "a", tmp_path / "b")
+    assert code == 0 and f"page: {RUNS}/compare-a-b/comparison.html" in out and (RUNS / "index.html").exists()
+    assert not RUNS.is_relative_to(ROOT)
 
 
 @pytest.mark.parametrize("folders", [["a"], ["a", "a"], ["a", "none"]])

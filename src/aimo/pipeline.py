@@ -13,7 +13,7 @@ import nbformat
 from jupyter_client.manager import AsyncKernelManager
 
 from aimo import config
-from aimo.config import ROOT, Profile
+from aimo.config import ROOT, RUNS, Profile
 from aimo.errors import AimoError, StageError, explain_exit
 from aimo.inference import competitions
 from aimo.inference.engine import check_arguments
@@ -62,8 +62,8 @@ def run(
     finally:
         unlock(folder)
     submission = folder / STAGES["inference"].product
-    if submission.exists() and folder.parent == ROOT / "runs":
-        published = ROOT / "submission" / folder.name
+    if submission.exists() and folder.parent == RUNS:
+        published = RUNS.parent / "submission" / folder.name
         published.mkdir(parents=True, exist_ok=True)
         shutil.copy(submission, published)
     return folder

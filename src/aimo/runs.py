@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from aimo import config, hub
-from aimo.config import ROOT, Profile
+from aimo.config import ROOT, RUNS, Profile
 from aimo.errors import AimoError
 from aimo.inference.parameters import Texts, checked
 from aimo.inference.processes import is_verbose
@@ -121,7 +121,7 @@ def begin(stage: str, profile: str, run_dir: str | Path | None = None, overrides
 
 def run_folder(run_dir: str | Path | None, profile: Profile) -> Path:
     """A run's folder as an absolute path; runs/PROFILE when `run_dir` is not given."""
-    folder = Path(run_dir).absolute() if run_dir else ROOT / "runs" / profile.profile
+    folder = Path(run_dir).absolute() if run_dir else RUNS / profile.profile
     if re.search(r"[\x00-\x1f\x7f]", str(folder)):  # a line break would begin a command in a Slurm script
         raise AimoError(f"{option('run_dir')} {str(folder)!r} has a control character; take another folder")
     return folder

@@ -7,6 +7,7 @@ from aimo.config.profile import Profile
 from aimo.config.reading import (
     PROFILES,
     ROOT,
+    RUNS,
     differing_keys,
     dump,
     find,
@@ -20,7 +21,7 @@ from aimo.config.training import Dpo, Grpo, Lora, Model, Optimization, Sft, Trai
 from aimo.inference.settings import Prompt
 
 __all__ = [
-    "PROFILES", "ROOT", "Columns", "Data", "Distil", "Dpo", "Grpo", "Inference", "Lora", "Mixture", "Model",
-    "Optimization", "Profile", "Prompt", "Reject", "Set", "Sft", "Source", "Training", "differing_keys",
-    "dump", "find", "load", "parse", "read_values", "resolve", "set_key",
+    "PROFILES", "ROOT", "RUNS", "Columns", "Data", "Distil", "Dpo", "Grpo", "Inference", "Lora", "Mixture",
+    "Model", "Optimization", "Profile", "Prompt", "Reject", "Set", "Sft", "Source", "Training",
+    "differing_keys", "dump", "find", "load", "parse", "read_values", "resolve", "set_key",
 ]  # fmt: skip

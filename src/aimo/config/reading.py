@@ -5,6 +5,7 @@ import difflib
 import inspect
 import itertools
 import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, is_dataclass
@@ -19,6 +20,8 @@ from aimo.errors import AimoError, explain
 from aimo.stages import TRAINED
 
 ROOT = Path(__file__).parents[3]
+RUNS = Path(os.environ.get("AIMO_RUNS") or ROOT / "runs").absolute()
+"""Where runs, evaluations and comparisons go that are not told another folder."""
 PROFILES = ROOT / "notebooks" / "profiles"
 
 # Names of TRL, Open-R1, Unsloth, PEFT, vLLM, LLaMA-Factory and AIMO's notebooks, and what they are called

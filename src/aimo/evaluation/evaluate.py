@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from aimo.config import ROOT
+from aimo.config import RUNS
 from aimo.errors import AimoError
 from aimo.evaluation import audit, benchmarks, completions, leakage, lighteval, published, scores, tracking
 from aimo.evaluation.benchmarks import Question
@@ -228,7 +228,7 @@ def short(name: str) -> str:
 
 def folder_of(name: str, run_dir: str | None, kind: str = "evaluate") -> Path:
     """Where an evaluation or comparison goes: runs/KIND-NAME if not given."""
-    return Path(run_dir).absolute() if run_dir else ROOT / "runs" / f"{kind}-{name}"
+    return Path(run_dir).absolute() if run_dir else RUNS / f"{kind}-{name}"
 
 
 def name_of(model: Path) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from aimo import config
-from aimo.config import ROOT
+from aimo.config import ROOT, RUNS
 from aimo.errors import AimoError
 from aimo.inference import startup
 from aimo.inference.competitions import COMPETITIONS, HOUR_S
@@ -24,7 +24,7 @@ from aimo.inference.storage import read_json
 from aimo.kaggle import kernels
 from aimo.kaggle.kernels import FOLDER, Kernel
 
-OUTPUT = ROOT / "runs" / "kaggle"
+OUTPUT = RUNS / "kaggle"
 """Where the outputs of versions are downloaded to."""
 PLACEHOLDER = "INSERT_YOUR_KAGGLE_NAME"
 """What stands for the owner in a metadata file; a push puts the token's user there."""

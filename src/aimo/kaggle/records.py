@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from aimo.config import ROOT
+from aimo.config import ROOT, RUNS
 from aimo.inference.storage import append_lines, read_lines
 
-RECORDS = ROOT / "runs" / "kaggle.jsonl"
+RECORDS = RUNS / "kaggle.jsonl"
 
 
 def record(did: str, **facts: Any) -> None:

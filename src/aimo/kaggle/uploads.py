@@ -32,7 +32,7 @@ from kagglesdk.models.types.model_api_service import (
 from kagglesdk.models.types.model_enums import ModelFramework
 
 from aimo import config, hub
-from aimo.config import ROOT
+from aimo.config import RUNS
 from aimo.errors import AimoError
 from aimo.inference.model_folder import check_model_folder
 from aimo.inference.storage import read_json
@@ -53,7 +53,7 @@ def push_model(api: Api, run: str, to: str | None, license_name: str) -> str:
     `to` is owner/model/framework/variation: the profile's `training.push_to_kaggle` or else
     USER/aimo-PROFILE/transformers/default, if not given.
     """
-    places = Path(run), ROOT / "runs" / run
+    places = Path(run), RUNS / run
     run_dir = next((path for path in places if (path / "profile.yaml").is_file()), None)
     if run_dir is None:
         raise AimoError(

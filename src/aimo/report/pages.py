@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from aimo import machine
-from aimo.config import ROOT
+from aimo.config import RUNS
 from aimo.errors import AimoError
 from aimo.inference.storage import read_json, read_lines, write_json
 from aimo.report import mathematics, page, plots, tables
@@ -424,7 +424,7 @@ def unfold(texts: list[str]) -> str:
 # The list
 
 
-def write_index(folder: Path, runs: Path = ROOT / "runs") -> None:
+def write_index(folder: Path, runs: Path = RUNS) -> None:
     """Write runs/index.html anew after a page in `folder` was written; nothing to do for a folder elsewhere.
 
     The newest page comes first. AimoError when it cannot be written.
