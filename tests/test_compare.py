@@ -24,7 +24,7 @@ def make(folder, right, **changes):
             text = f"<SOLUTION>{i if ok else -1}</SOLUTION>"
             file.add(Trace(f"q{i}", n, n, text, 10 + 5 * bool(ok), True, 0.0, 1.0))
     found = {"x": scores.score(file.header, list(file.traces.values()))}
-    evaluate.write(evaluate.Wanted(TINY, folder.name, ["x"], []), found, {}, folder, False)
+    evaluate.write(evaluate.Wanted(TINY, folder.name, "w", ["x"], []), found, {}, folder, False)
     return found["x"]
 
 

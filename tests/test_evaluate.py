@@ -418,7 +418,7 @@ def test_another_adapter_is_sampled_and_never_shown_with_the_figures_of_the_firs
         moved = shutil.copytree(adapter, tmp_path / "moved")
         assert run(monkeypatch, capsys, *common, *in_one, "--adapter", moved)[0] == 0
         assert started == [str(adapter)], "a copy of the same adapter was sampled again"
-        monkeypatch.setattr(evaluate, "ROOT", tmp_path / "root")
+        monkeypatch.setattr(evaluate, "RUNS", tmp_path / "root/runs")
         for one in (adapter, second):
             assert run(monkeypatch, capsys, *common, "--adapter", one)[0] == 0
         assert [p.name for p in sorted((tmp_path / "root/runs").iterdir())] == [
