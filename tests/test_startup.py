@@ -5,8 +5,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import TINY
+from conftest import ROOT, TINY
 
+from aimo import config
 from aimo.errors import AimoError
 from aimo.inference import startup
 from aimo.inference.plan import (
@@ -74,6 +75,14 @@ def test_an_input_is_found_in_either_layout(tmp_path, path, place):
     (tmp_path / place).mkdir(parents=True)
     asked = path.replace("/kaggle/input", str(tmp_path))
     assert startup.find_input([asked, [path]], tmp_path) == [str(tmp_path / place), [str(tmp_path / place)]]
+
+
+def test_a_profile_s_paths_are_found_too(tmp_path, monkeypatch):
+    (tmp_path / "datasets" / "me" / "limo").mkdir(parents=True)
+    monkeypatch.setattr(startup.find_input, "__defaults__", (tmp_path,))
+    assert config.resolve("/kaggle/input/limo") == tmp_path / "datasets" / "me" / "limo"
+    assert config.resolve("data/tiny-base").resolve() == TINY.resolve()
+    assert config.resolve("Qwen/Qwen3-4B") == ROOT / "Qwen" / "Qwen3-4B"
 
 
 def test_an_input_of_another_owner_or_of_two_is_not_taken_and_what_is_attached_is_told(tmp_path, capsys):

@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from aimo.config import Profile
 from aimo.errors import AimoError, explain
+from aimo.inference.startup import find_input
 from aimo.stages import TRAINED
 
 ROOT = Path(__file__).parents[3]
@@ -180,8 +181,9 @@ Loader.add_implicit_resolver(
 
 
 def resolve(path: str) -> Path:
-    """A path as given, or else from the repository's root."""
-    return Path(path) if Path(path).exists() else ROOT / path
+    """A path as given, or as Kaggle attaches it now, or else from the repository's root."""
+    path = find_input(path)
+    return Path(path) if os.path.exists(path) else ROOT / path
 
 
 def load(profile: str | Path, overrides: list[str] | None = None) -> Profile:

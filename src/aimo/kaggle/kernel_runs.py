@@ -75,7 +75,10 @@ def read_metadata(folder: Path, owner: str) -> dict[str, Any]:
         raise AimoError(
             f"kernel {folder.name}: there is no {path}; take one of {known}, or a folder that has one"
         )
-    return dict(json.loads(json.dumps(read_json(path, "repair the file")).replace(PLACEHOLDER, owner)))
+    metadata = read_json(path, "repair the file")
+    if not isinstance(metadata.get("id"), str):
+        raise AimoError(f"{path}: it has no id; write OWNER/SLUG")
+    return dict(json.loads(json.dumps(metadata).replace(PLACEHOLDER, owner)))
 
 
 def push(api: Api, name: str, model: str | None = None) -> tuple[Version, dict[str, Any]]:
@@ -137,7 +140,7 @@ def latest(api: Api, name: str) -> tuple[Version, Any]:
     `name` is a folder of kernels/, OWNER/SLUG, or a SLUG of the token's user.
     """
     folder = FOLDER / name
-    ref = str(read_metadata(folder, api.user).get("id")) if folder.is_dir() else source_of(name, 2)
+    ref = read_metadata(folder, api.user)["id"] if folder.is_dir() else source_of(name, 2)
     owner, _, slug = ref.rpartition("/")
     request = ApiGetKernelRequest()
     request.user_name, request.kernel_slug = owner or api.user, slug

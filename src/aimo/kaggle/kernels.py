@@ -7,7 +7,6 @@ profile's file. Out of scope: pushing a kernel (`aimo.kaggle.kernel_runs`), its 
 """
 
 import ast
-import json
 import pprint
 import re
 import textwrap
@@ -23,6 +22,7 @@ from aimo.config import ROOT
 from aimo.config.reading import meanings
 from aimo.errors import AimoError
 from aimo.inference.settings import Settings
+from aimo.inference.storage import read_json
 
 FOLDER = ROOT / "kernels"
 
@@ -104,8 +104,12 @@ def build(name: str, out: Path | None = None, profile: str | None = None) -> Pat
 
 def template_of(name: str) -> Path:
     """Return the template of a kernel, beside its code file."""
-    metadata = json.loads((FOLDER / name / "kernel-metadata.json").read_text())
-    return (FOLDER / name / metadata["code_file"]).with_suffix(".py")
+    path = FOLDER / name / "kernel-metadata.json"
+    code = read_json(path, "restore the file").get("code_file")
+    template = (path.parent / str(code)).with_suffix(".py")
+    if not template.is_file():
+        raise AimoError(f"{path}: its code_file {code!r} has no template {template.name} beside it")
+    return template
 
 
 def kernels_of(profile: str | None) -> list[str]:
