@@ -315,6 +315,14 @@ def refusal(thing: str, said: str) -> AimoError:
     return AimoError(f"{thing}: Kaggle refuses it: {reason}{remedy}")
 
 
+def filled(request_type: Any, **fields: Any) -> Any:
+    """A request with these fields."""
+    request = request_type()
+    for name, value in fields.items():
+        setattr(request, name, value)
+    return request
+
+
 def pages(ask: Callable[[Any], Any], request: Any) -> Iterator[Any]:
     """Yield the answer of each page of a list."""
     request.page_size = 100

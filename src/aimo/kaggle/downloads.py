@@ -105,8 +105,7 @@ def data(api: Api, competition: str, inputs: Path | None = None) -> Path | None:
     cannot be written. None in a dry run.
     """
     slug = slug_of(competition)
-    request = ApiDownloadDataFilesRequest()
-    request.competition_name = slug
+    request = client.filled(ApiDownloadDataFilesRequest, competition_name=slug)
     with api.build_kaggle_client() as kaggle:
         ask = functools.partial(kaggle.competitions.competition_api_client.download_data_files, request)
         if api.dry_run:

@@ -27,7 +27,7 @@ from aimo.inference.errors import one_line
 from aimo.inference.storage import read_json
 from aimo.kaggle import downloads
 from aimo.kaggle.check import FORMS, OUTPUT, PLACEHOLDER, folder_of, is_in, lower_owner, source_of
-from aimo.kaggle.client import Api, pages, refusal
+from aimo.kaggle.client import Api, filled, pages, refusal
 from aimo.kaggle.kernels import FOLDER
 
 WAITING = (KernelWorkerStatus.QUEUED, KernelWorkerStatus.NEW_SCRIPT)
@@ -60,11 +60,7 @@ class Version:
 
     def ask(self, request_type: Any) -> Any:
         """A request about this version."""
-        request = request_type()
-        request.user_name = self.owner
-        request.kernel_slug = self.slug
-        request.version_label = self.label
-        return request
+        return filled(request_type, user_name=self.owner, kernel_slug=self.slug, version_label=self.label)
 
 
 def read_metadata(folder: Path, owner: str) -> dict[str, Any]:
@@ -142,8 +138,7 @@ def latest(api: Api, name: str) -> tuple[Version, Any]:
     folder = FOLDER / name
     ref = read_metadata(folder, api.user)["id"] if folder.is_dir() else source_of(name, 2)
     owner, _, slug = ref.rpartition("/")
-    request = ApiGetKernelRequest()
-    request.user_name, request.kernel_slug = owner or api.user, slug
+    request = filled(ApiGetKernelRequest, user_name=owner or api.user, kernel_slug=slug)
     with api.build_kaggle_client() as kaggle:
         metadata = kaggle.kernels.kernels_api_client.get_kernel(request).metadata
     number = metadata.current_version_number if metadata else 0

@@ -11,7 +11,7 @@ from kagglesdk.kernels.types.kernels_enums import KernelWorkerStatus
 from aimo.errors import AimoError
 from aimo.kaggle import kernel_runs, records
 from aimo.kaggle.check import slug_of
-from aimo.kaggle.client import Api, pages
+from aimo.kaggle.client import Api, filled, pages
 from aimo.kaggle.kernel_runs import Version
 
 ANSWERS = ("submission.parquet", "submission.csv")
@@ -75,8 +75,7 @@ def only(competitions: list[str], version: Version) -> str:
 
 def scores(api: Api, competition: str) -> list[dict[str, Any]]:
     """A row for each submission to a competition, with what made it where that is recorded."""
-    request = ApiListSubmissionsRequest()
-    request.competition_name = slug_of(competition)
+    request = filled(ApiListSubmissionsRequest, competition_name=slug_of(competition))
     rows = []
     with api.build_kaggle_client() as kaggle:
         for answer in pages(kaggle.competitions.competition_api_client.list_submissions, request):

@@ -38,7 +38,7 @@ from aimo.inference.model_folder import check_model_folder
 from aimo.inference.storage import read_json
 from aimo.kaggle import downloads, records
 from aimo.kaggle.check import source_of
-from aimo.kaggle.client import Api, pages, refusal, status
+from aimo.kaggle.client import Api, filled, pages, refusal, status
 from aimo.stages import STAGES
 
 LISTED_WITHIN_S = 600.0
@@ -88,27 +88,64 @@ def push_version(api: Api, folder: Path, target: str, notes: str, license_name: 
         )
     files = {path.name: path for path in sorted(folder.iterdir())}
     with api.build_kaggle_client() as kaggle:
-        models = kaggle.models.model_api_client
-        before = existing(models.get_model_instance, named(ApiGetModelInstanceRequest, target))
+        models, kind = kaggle.models.model_api_client, named(target)
+        before = existing(models.get_model_instance, filled(ApiGetModelInstanceRequest, **kind))
         if before is None:
+            owner, slug, variation = kind["owner_slug"], kind["model_slug"], kind["instance_slug"]
             card = files["README.md"].read_text() if "README.md" in files else notes
-            create_variation(api, models, target, card, license_name, folder)
+            if (
+                existing(models.get_model, filled(ApiGetModelRequest, owner_slug=owner, model_slug=slug))
+                is None
+            ):
+                about = {"owner_slug": owner, "slug": slug, "title": slug, "description": card}
+                refused(target, models.create_model(filled(ApiCreateModelRequest, is_private=True, **about)))
+            body = filled(
+                ApiCreateModelInstanceRequestBody,
+                instance_slug=variation,
+                framework=kind["framework"],
+                license_name=license_name,
+                overview=card,
+                fine_tunable=True,
+            )
+            request = filled(ApiCreateModelInstanceRequest, owner_slug=owner, model_slug=slug, body=body)
+            create = models.create_model_instance
         else:
-            create_version(api, models, target, notes, folder)
+            body = filled(ApiCreateModelInstanceVersionRequestBody, version_notes=notes)
+            request = filled(ApiCreateModelInstanceVersionRequest, **kind, body=body)
+            create = models.create_model_instance_version
+        with api.uploaded(body, folder, ApiBlobType.MODEL):
+            refused(target, create(request))
         if api.dry_run:
             return f"{target}/VERSION"
-        source = f"{target}/{(before.version_number if before else 0) + 1}"
-        compare(source, files, functools.partial(list_model, models, source))
+        number = (before.version_number if before else 0) + 1
+        source, kind = f"{target}/{number}", kind | {"version_number": number}
+
+        def listed() -> dict[str, int]:
+            """The sizes of the version's files; none while Kaggle does not know it yet."""
+            request = filled(ApiListModelInstanceVersionFilesRequest, **kind)
+            answers = existing(
+                lambda asked: list(pages(models.list_model_instance_version_files, asked)), request
+            )
+            return {file.name: file.size for answer in answers or [] for file in answer.files}
+
+        compare(source, files, listed)
         for name, path in files.items():
-            if downloads.sha256(functools.partial(download, models, source, name)) != hash_of(path):
+            request = filled(ApiDownloadModelInstanceVersionRequest, **kind, path=name)
+            there = downloads.sha256(functools.partial(models.download_model_instance_version, request))
+            with path.open("rb") as file:
+                here = hashlib.file_digest(file, "sha256").hexdigest()
+            if there != here:
                 raise AimoError(
                     f"{source}: {name} has another content on Kaggle than in {folder}; push it again"
                 )
     return source
 
 
-def named(request_type: Any, target: str) -> Any:
-    """A request about owner/model/framework/variation. AimoError for another form or an unknown framework."""
+def named(target: str) -> dict[str, Any]:
+    """The fields of a request about owner/model/framework/variation.
+
+    AimoError for another form or an unknown framework.
+    """
     parts = target.split("/")
     frameworks = {
         framework.name.removeprefix("MODEL_FRAMEWORK_").replace("_", "").lower(): framework
@@ -118,11 +155,8 @@ def named(request_type: Any, target: str) -> Any:
         raise AimoError(
             f"model {target}: write OWNER/MODEL/FRAMEWORK/VARIATION, such as me/aimo/transformers/default"
         )
-    request = request_type()
-    request.owner_slug, request.model_slug = parts[:2]
-    request.framework = frameworks[parts[2].lower()]
-    request.instance_slug = parts[3]
-    return request
+    fields = dict(zip(("owner_slug", "model_slug", "framework", "instance_slug"), parts, strict=True))
+    return fields | {"framework": frameworks[parts[2].lower()]}
 
 
 def existing(ask: Callable[[Any], Any], request: Any) -> Any | None:
@@ -135,74 +169,10 @@ def existing(ask: Callable[[Any], Any], request: Any) -> Any | None:
         raise
 
 
-def create_variation(api: Api, models: Any, target: str, card: str, license_name: str, folder: Path) -> None:
-    """Create a variation with its first version, and the model above it where there is none."""
-    owner, slug, _, variation = target.split("/")
-    model = ApiGetModelRequest()
-    model.owner_slug, model.model_slug = owner, slug
-    if existing(models.get_model, model) is None:
-        request = ApiCreateModelRequest()
-        request.owner_slug, request.slug, request.title = owner, slug, slug
-        request.is_private, request.description = True, card
-        refused(target, models.create_model(request))
-    body = ApiCreateModelInstanceRequestBody()
-    body.instance_slug, body.license_name = variation, license_name
-    body.framework = named(ApiGetModelInstanceRequest, target).framework
-    body.overview, body.fine_tunable = card, True
-    request = ApiCreateModelInstanceRequest()
-    request.owner_slug, request.model_slug, request.body = owner, slug, body
-    with api.uploaded(body, folder, ApiBlobType.MODEL):
-        refused(target, models.create_model_instance(request))
-
-
-def create_version(api: Api, models: Any, target: str, notes: str, folder: Path) -> None:
-    """Create a new version of a variation."""
-    body = ApiCreateModelInstanceVersionRequestBody()
-    body.version_notes = notes
-    request = named(ApiCreateModelInstanceVersionRequest, target)
-    request.body = body
-    with api.uploaded(body, folder, ApiBlobType.MODEL):
-        refused(target, models.create_model_instance_version(request))
-
-
 def refused(thing: str, answer: Any) -> None:
     """Raise AimoError with the reason that an answer carries."""
     if answer.error:
         raise refusal(thing, answer.error)
-
-
-def version_request(request_type: Any, source: str) -> Any:
-    """A request about owner/model/framework/variation/version."""
-    target, _, number = source.rpartition("/")
-    request = named(request_type, target)
-    request.version_number = int(number)
-    return request
-
-
-def list_model(models: Any, source: str) -> dict[str, int]:
-    """The files of a model's version with their sizes; none while Kaggle does not know it yet."""
-    request = version_request(ApiListModelInstanceVersionFilesRequest, source)
-    try:
-        answers = list(pages(models.list_model_instance_version_files, request))
-    except requests.HTTPError as e:
-        if status(e) == 404:
-            return {}
-        raise
-    return {file.name: file.size for answer in answers for file in answer.files}
-
-
-def download(models: Any, source: str, name: str) -> requests.Response:
-    """One file of a model's version."""
-    request = version_request(ApiDownloadModelInstanceVersionRequest, source)
-    request.path = name
-    response: requests.Response = models.download_model_instance_version(request)
-    return response
-
-
-def hash_of(path: Path) -> str:
-    """The SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def compare(thing: str, files: dict[str, Path], listing: Callable[[], dict[str, int]]) -> None:
@@ -247,30 +217,26 @@ def push_dataset(api: Api, folder: Path, name: str | None, license_name: str) ->
     }
     if not files:
         raise AimoError(f"dataset {folder}: the folder is empty")
-    listing = ApiListDatasetFilesRequest()
-    listing.owner_slug, listing.dataset_slug = owner, slug
+    kind = {"owner_slug": owner, "dataset_slug": slug}
     with api.build_kaggle_client() as kaggle:
         datasets = kaggle.datasets.dataset_api_client
-        if existing(datasets.list_dataset_files, listing) is None:
-            body = request = ApiCreateDatasetRequest()
-            request.owner_slug, request.slug, request.title = owner, slug, metadata.get("title", slug)
-            request.license_name, request.is_private = license_name, True
+        if existing(datasets.list_dataset_files, filled(ApiListDatasetFilesRequest, **kind)) is None:
+            about = {"owner_slug": owner, "slug": slug, "title": metadata.get("title", slug)}
+            about |= {"license_name": license_name, "is_private": True}
+            body = request = filled(ApiCreateDatasetRequest, **about)
             create = datasets.create_dataset
         else:
-            body = ApiCreateDatasetVersionRequestBody()
-            body.version_notes = time.strftime("%Y-%m-%d %H:%M")
-            request = ApiCreateDatasetVersionRequest()
-            request.owner_slug, request.dataset_slug, request.body = owner, slug, body
+            body = filled(ApiCreateDatasetVersionRequestBody, version_notes=time.strftime("%Y-%m-%d %H:%M"))
+            request = filled(ApiCreateDatasetVersionRequest, **kind, body=body)
             create = datasets.create_dataset_version
         with api.uploaded(body, folder, ApiBlobType.DATASET, folders="zip"):
             refused(f"dataset {owner}/{slug}", create(request))
+
+        def listed() -> dict[str, int]:
+            """The sizes of the last version's files."""
+            answers = pages(datasets.list_dataset_files, filled(ApiListDatasetFilesRequest, **kind))
+            return {file.name: file.total_bytes for answer in answers for file in answer.dataset_files}
+
         if not api.dry_run:
-            compare(f"dataset {owner}/{slug}", files, functools.partial(list_dataset, datasets, listing))
+            compare(f"dataset {owner}/{slug}", files, listed)
     return f"{owner}/{slug}"
-
-
-def list_dataset(datasets: Any, request: Any) -> dict[str, int]:
-    """The files of a dataset's last version with their sizes."""
-    request.page_token = None
-    answers = pages(datasets.list_dataset_files, request)
-    return {file.name: file.total_bytes for answer in answers for file in answer.dataset_files}
