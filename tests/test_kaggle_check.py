@@ -4,6 +4,7 @@ import json
 import sys
 
 import pytest
+from conftest import ROOT
 
 from aimo import cli, config
 from aimo.kaggle import check as check_module
@@ -83,6 +84,7 @@ def test_other_machines_and_other_kernels_have_no_fault(kernel):
         ),
         ({"kernel_sources": ["code/me/wheels"]}, "should be OWNER/SLUG: me/wheels"),
         ({"competition_sources": ["c/aimo-3"]}, "should be SLUG: aimo-3"),
+        ({"kernel_sources": ["me/", "/", "", "me/[a", "../..", "a/b/c"]}, "kernel_sources: 'me/' should be"),
         ({"competition_sources": []}, "competition_sources lack ai-mathematical-olympiad-progress-prize-3"),
         ({"model_sources": []}, "no model is attached"),
         (
@@ -137,6 +139,7 @@ def test_settings_that_the_machine_cannot_run_are_named(kernel, shape, vllm, sai
         ("VLLM}", "[]}\nsettings = 5", "settings: "),
         ("VLLM", "{'tensor_parallel_size': '2'}", "tensor_parallel_size should be a number of GPUs, not '2'"),
         ("VLLM", "VLLM, 'stop': {'a'}", "settings: Object of type set"),
+        ("17400", "6 * 3600 - 60", "time_limit_s 21540 is not within"),
         ("17400", "20000", "time_limit_s 20000 is not within the session's 18000 seconds"),
     ],
 )
@@ -170,6 +173,30 @@ def test_an_attached_model_is_known_in_each_way_to_name_it(kernel, model):
     assert check(kernel(sources, parameters)) == []
     (fault,) = check(kernel(sources, parameters.replace("aimo-model", "aimo-models")))
     assert "is not among what is attached" in fault
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        'ROOT = "/kaggle/input"\nmodel = ROOT + "/other/1"',
+        'model: "Path | str" = "/kaggle/input/other/1"',
+        'model = adapter = "/kaggle/input/other/1"',
+        'files = ["/kaggle/input/other/1"]',
+    ],
+)
+def test_a_parameter_is_read_however_it_is_written(kernel, written):
+    faults = check(kernel(parameters=f"{PARAMETERS}{written}\nlimit: float\nx = y = object()\nz = 1 / 0"))
+    assert faults and all(
+        "'/kaggle/input/other/1' is not among what is attached" in fault for fault in faults
+    )
+
+
+@pytest.mark.parametrize(
+    "magic", ["%env X=1", "!pip install x", "%%time\nseed = 0", "seed = = 1", "seed = (", "a\0b"]
+)
+def test_what_is_not_python_among_the_parameters_is_one_line(kernel, magic):
+    (fault,) = check(kernel(parameters=magic))
+    assert "its cell of parameters is not plain Python" in fault and "\n" not in fault
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "5", '{"a": ' * 5000, "null"])
@@ -236,18 +263,9 @@ def test_an_accelerator_that_the_competition_does_not_give_is_named(kernel):
 def test_wheels_that_do_not_cover_the_imports_are_named(kernel, tmp_path, monkeypatch):
     """Those of the newest output of theirs that was downloaded."""
     monkeypatch.setattr(check_module, "OUTPUT", tmp_path)
-    needed = [
-        "huggingface_hub",
-        "math_verify",
-        "networkx",
-        "numpy",
-        "openai",
-        "openai_harmony",
-        "packaging",
-        "polars",
-    ]
-    needed += ["pydantic", "safetensors", "sympy", "torch", "transformers", "vllm"]
-    for version, modules in ("9", needed), ("10", [needed[0], *needed[2:-1], "other"]):
+    needed = check_module.startup.imports((ROOT / "src" / "aimo" / "inference").glob("*.py"))
+    left = [module for module in needed if module not in ("math_verify", "vllm")]
+    for version, modules in ("9", needed), ("10", [*left, "other"]):
         folder = tmp_path / "aimo-wheels" / version
         folder.mkdir(parents=True)
         manifest = {"wheels": [{"modules": [module]} for module in modules]}

@@ -30,6 +30,7 @@ from aimo.evaluation.commands import (
     solver_settings,
     start,
 )
+from aimo.inference.errors import redact
 from aimo.kaggle import commands
 from aimo.stages import STAGES
 from aimo.training import packing
@@ -351,7 +352,7 @@ def main() -> None:
     try:
         app()
     except (AimoError, StageError) as e:
-        print(f"aimo: {e}", file=sys.stderr)
+        print(f"aimo: {redact(str(e))}", file=sys.stderr)
         sys.exit(1 if isinstance(e, StageError | EngineError) else 2)
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -13,7 +13,7 @@ class AimoError(Exception):
 
     def _render_traceback_(self) -> list[str]:
         """IPython's hook: a notebook shows the message alone."""
-        return [f"AimoError: {self}"]
+        return [f"AimoError: {redact(str(self))}"]
 
 
 class EngineError(AimoError):
@@ -24,11 +24,12 @@ def redact(text: str) -> str:
     """Return a text without what signs a request: tokens, passwords, and the queries of addresses."""
     text = re.sub(r"\?[\w.%-]+=[^\s'\")]*", "?…", text)
     text = re.sub(r"//[^/\s@]+@", "//…@", text)
-    text = re.sub(r"(?i)\b(bearer|basic)\s[^\s'\",;)]+", r"\1 …", text)
+    text = re.sub(r"\b(Bearer|Basic)\s+[^\s'\"]{8,}", r"\1 …", text)
     text = re.sub(r"\b(hf_|KGAT_|sk-|eyJ)[\w.-]{8,}", "…", text)
     for name, value in os.environ.items():
-        if re.search("TOKEN|KEY|SECRET|PASSWORD", name) and len(value.strip()) > 7 and "/" not in value:
-            text = text.replace(value.strip(), "…")
+        is_secret = re.search("(TOKEN|KEY|SECRET|PASSWORD)$", name) and not os.path.exists(value)
+        if is_secret and len(secret := value.strip()) > 7:
+            text = text.replace(secret, "…")
     return text
 
 

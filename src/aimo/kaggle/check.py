@@ -7,6 +7,7 @@ import ast
 import contextlib
 import difflib
 import math
+import operator
 import re
 import tempfile
 from collections.abc import Iterator
@@ -47,6 +48,12 @@ FORMS = {
         rf"{OWNER}/{SLUG}/[A-Za-z0-9]+/[A-Za-z0-9.-]+/[1-9][0-9]*",
         "OWNER/MODEL/FRAMEWORK/VARIATION/VERSION",
     ),
+}
+ARITHMETIC: dict[type, Any] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
 }
 LONGEST_S = 12 * HOUR_S
 """The limit of a session that submits nothing."""
@@ -265,6 +272,8 @@ def check_wheels(metadata: dict[str, Any]) -> Iterator[str]:
     """The imports of aimo.inference that no attached wheel holds, as far as their output is here."""
     for source in attached(metadata, "kernel", "dataset"):
         slug = source.rpartition("/")[2]
+        if not re.fullmatch(SLUG, slug):
+            continue
         manifests = OUTPUT.glob(f"{slug}/[0-9]*/{startup.MANIFEST}")
         newest = max(manifests, key=lambda path: int(path.parent.name), default=None)
         if newest is None:
@@ -298,12 +307,21 @@ def read_notebook(code: Path) -> tuple[dict[str, Any], str | None]:
             f"code_file {code.name}: its cell of parameters is not plain Python at line {e.lineno}, "
             f"{(e.text or '').strip()!r}; correct it, or move what is no assignment to another cell"
         ) from None
-    found = {}
+    found: dict[str, Any] = {}
     for node in assigned:
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
         for target in targets:
             if isinstance(target, ast.Name) and isinstance(node, ast.Assign | ast.AnnAssign) and node.value:
-                with contextlib.suppress(ValueError):
-                    found[target.id] = ast.literal_eval(node.value)
+                with contextlib.suppress(ValueError, TypeError, ArithmeticError):
+                    found[target.id] = constant(node.value, found)
     profile = sources.get("profile")
     return found, profile.partition("\n")[2] if profile else None
+
+
+def constant(node: ast.expr, names: dict[str, Any]) -> Any:
+    """The value of an expression of constants, names and arithmetic. ValueError for another."""
+    if isinstance(node, ast.Name) and node.id in names:
+        return names[node.id]
+    if isinstance(node, ast.BinOp) and type(node.op) in ARITHMETIC:
+        return ARITHMETIC[type(node.op)](constant(node.left, names), constant(node.right, names))
+    return ast.literal_eval(node)

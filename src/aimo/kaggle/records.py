@@ -25,7 +25,7 @@ def record(did: str, **facts: Any) -> None:
 def find(did: str, **facts: Any) -> dict[str, Any]:
     """The last record with these facts; empty if there is none."""
     for line in reversed(read_lines(RECORDS)):
-        if line["did"] == did and all(line.get(key) == value for key, value in facts.items()):
+        if line.get("did") == did and all(line.get(key) == value for key, value in facts.items()):
             return line
     return {}
 

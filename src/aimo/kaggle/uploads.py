@@ -221,7 +221,11 @@ def push_dataset(api: Api, folder: Path, name: str | None, license_name: str) ->
     with api.build_kaggle_client() as kaggle:
         datasets = kaggle.datasets.dataset_api_client
         if existing(datasets.list_dataset_files, filled(ApiListDatasetFilesRequest, **kind)) is None:
-            about = {"owner_slug": owner, "slug": slug, "title": metadata.get("title", slug)}
+            about: dict[str, Any] = {
+                "owner_slug": owner,
+                "slug": slug,
+                "title": str(metadata.get("title", slug)),
+            }
             about |= {"license_name": license_name, "is_private": True}
             body = request = filled(ApiCreateDatasetRequest, **about)
             create = datasets.create_dataset

@@ -26,6 +26,7 @@ from aimo.data import prepare
 from aimo.data.prepare import Rows
 from aimo.errors import AimoError, StageError, explain_exit
 from aimo.evaluation import pass_rates
+from aimo.inference.errors import redact
 from aimo.inference.processes import running
 from aimo.inference.storage import write_whole
 from aimo.runs import Run
@@ -254,7 +255,7 @@ def main() -> None:
         try:
             app()
         except AimoError as e:
-            print(f"aimo: {e}", file=sys.stderr)
+            print(f"aimo: {redact(str(e))}", file=sys.stderr)
             sys.exit(2)
 
 
