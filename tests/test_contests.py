@@ -1,7 +1,10 @@
 """`ioi_code` and `cf_code`: with g++ and the sandbox here, and as a Piston server is asked."""
 
 import json
+import resource
 import shutil
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import polars as pl
@@ -9,6 +12,7 @@ import pytest
 from model_server import Handler, on_loopback
 
 from aimo.errors import AimoError
+from aimo.inference import programs, sandbox
 from aimo.rewards import cf_code_reward, get_reward_funcs, ioi_code_reward, judges
 
 SUM = "#include <iostream>\nint main() { long a, b; std::cin >> a >> b; std::cout << a + b << '\\n'; }"
@@ -69,6 +73,66 @@ def test_a_cpp_program_is_worth_what_its_tests_say():
     tests = CF["official_tests"][:1]
     assert cf(SUM, PRODUCT, "int main() { retrun", crash, "") == [1.1, 0.025, -0.1, 0.0, -1.0]
     assert cf(loop, official_tests=tests, time_limit=0.2) == [0.0]
+
+
+HOSTILE_SOURCES = {
+    "a file that the assembler includes": 'asm(".incbin \\"{file}\\"");',
+    "a file that is included": '#include "{file}"',
+    "a file in a raw directive": 'asm(".include \\"{file}\\"");',
+    "the environment": '#include "/proc/self/environ"',
+    "an array of 8 GB": "char a[1ull << 33] = {{1}};",
+    "8 GB from the assembler": 'asm(".fill 8000000000, 1, 65");',
+    "a long assembly": 'asm(".rept 400000000\\n nop\\n .endr");',
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("source", HOSTILE_SOURCES.values(), ids=HOSTILE_SOURCES)
+def test_a_source_reads_nothing_of_the_machine_and_takes_little_of_it(source, tmp_path):
+    secret = tmp_path / "token"
+    secret.write_text("int hunter2;")
+    tmp_path.chmod(0o755)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    result = judges.compile_here((("main.cpp", source.format(file=secret) + "\nint main() {}"),))
+    assert not result.ok and "hunter2" not in result.stdout
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss <= max(before, 2 << 20)  # KB
+    assert cf(SUM, official_tests=CF["official_tests"][:1]) == [1.1]
+
+
+@needs_compiler
+def test_a_source_that_compiles_for_ever_is_stopped_with_all_that_the_compiler_started(monkeypatch):
+    programs.pool.cache_clear()
+    sandbox._server.close()  # with the sessions that other tests keep ready
+    monkeypatch.setattr(judges, "COMPILING", replace(judges.COMPILING, seconds=1))
+    endless = (
+        "template<int n, long m> struct A { "
+        "static const long v = A<n - 1, 2 * m>::v + A<n - 1, 2 * m + 1>::v; };"
+        "template<long m> struct A<0, m> { static const long v = m; }; int main() { return A<30, 0>::v; }"
+    )
+    assert judges.compile_here((("main.cpp", endless),)).timed_out
+    server = sandbox._server.process.pid
+    assert not Path(f"/proc/{server}/task/{server}/children").read_text()
+
+
+@needs_compiler
+def test_a_library_that_a_problem_brings_is_found_and_a_file_outside_its_folder_is_refused():
+    graders = [*IOI["grader_files"], ["testlib.h", "inline long twice(long n) { return 2 * n; }"]]
+    code = '#include "../testlib.h"\nlong add(long a, long b) { return twice(a) / 2 + b; }'
+    given = columns(IOI | {"grader_files": graders})
+    assert ioi_code_reward([block(code)], provider_type="local", **given) == [1.0]
+    given = columns(IOI | {"grader_files": [["../../x.h", "x"]]})
+    with pytest.raises(AimoError, match="leaves its folder"):
+        ioi_code_reward([block(code)], provider_type="local", **given)
+
+
+def test_a_compiler_that_does_not_run_here_is_named_and_no_program_is_to_blame(monkeypatch, tmp_path):
+    (tmp_path / "g++").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "g++").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    judges.broken_compiler.cache_clear()
+    with pytest.raises(AimoError, match=r"needs g\+\+ for C\+\+"):
+        cf("int main() { return 5; }")
+    judges.broken_compiler.cache_clear()
 
 
 def test_a_python_program_is_run_as_well_and_a_row_that_cannot_be_judged_is_not_scored():

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from conftest import wait_for
 
 from aimo.errors import AimoError
 from aimo.inference import programs, sandbox
@@ -310,12 +311,48 @@ def test_a_joined_thread_is_no_leftover(session):
     assert all(session.run(code).ok for _ in range(20))
 
 
+FORGED = ["b'\\0'", "b'1 \\0'", "b'\\xff' * 99", "b'{' * 10**5 + b'\\0'", "bytes(16) + bytes(16)"]
+
+
+@pytest.mark.parametrize("forged", FORGED)
+def test_a_program_cannot_say_that_it_has_ended(session, forged):
+    write = f"import os\nfor fd in range(1, 64):\n    try: os.write(fd, {forged})\n    except OSError: pass\n"
+    assert not run(f"{write}1 / 0").ok
+    assert run(f"{write}while True: pass", limits=Limits(seconds=0.5)).timed_out
+    assert "ZeroDivisionError" in session.run(f"{write}1 / 0").error
+    assert session.run(f"{write}while True: pass").timed_out
+    assert session.run("7").stdout == "7\n"
+
+
+def test_the_token_of_a_call_is_nowhere_in_the_memory_of_its_program(monkeypatch):
+    monkeypatch.setattr(sandbox.secrets, "token_bytes", lambda size: b"AB" * (size // 2))
+    search = "import gc, sys\ngc.unfreeze()\nframe, found = sys._getframe(), list(gc.get_objects())\n"
+    search += "while frame: found.append(frame.f_locals); frame = frame.f_back\n"
+    search += "found = gc.get_referents(*gc.get_referents(*found))\n"
+    search += "print(any(type(t) is bytes and t == bytes([65, 66]) * 8 for t in found))"
+    assert run(search).stdout == "False\n"
+
+
+def test_even_with_its_token_a_script_that_fails_has_failed():
+    forge = "import os\ntoken = os.read(3, 16)\nos.write(1, b'4' + token + token)\n"
+    for end in ("1 / 0", "os._exit(1)", "while True: pass"):
+        assert not run(forge + end, limits=Limits(seconds=0.5)).ok
+
+
+def test_a_session_does_nothing_between_its_calls(session):
+    late = "import signal, time\ncount = 0\ndef tick(*_):\n    global count; count += 1; print('late')\n"
+    session.run(
+        f"{late}signal.signal(signal.SIGALRM, tick); signal.setitimer(signal.ITIMER_REAL, 0.05, 0.01)"
+    )
+    wait_for(lambda: Path(f"/proc/{session._process.pid}/stat").read_text().split()[2] == "T", 5)
+    time.sleep(0.3)
+    result = session.run("signal.setitimer(signal.ITIMER_REAL, 0); count")
+    assert int(result.stdout.split()[-1]) < 10
+
+
 def test_what_is_written_to_the_channel_harms_only_its_session(session):
     with Session(Limits(seconds=1)) as other:
         other.run("x = 1")
-        for forged in ("b'\\0'", "b'forged\\0'", "b'\\xff' * 99", "b'{' * 10**5 + b'\\0'"):
-            assert session.run(f"import os; os.write(3, {forged}); os.write(1, {forged})").restarted
-            assert session.run("7").stdout == "7\n"
         session.run("import os\nwhile True: os.write(3, b'x' * 10**5)")
         assert other.run("x").stdout == "1\n"
         assert run("print(1)").stdout == "1\n"

@@ -20,6 +20,10 @@ class EngineError(AimoError):
     """The engine, or every model server, failed for good. Exit code 1."""
 
 
+class SandboxError(AimoError):
+    """The sandbox cannot run programs, now or on this machine; what needs none goes on."""
+
+
 def redact(text: str) -> str:
     """Return a text without what signs a request: tokens, passwords, and the queries of addresses."""
     text = re.sub(r"\?[\w.%-]+=[^\s'\")]*", "?…", text)

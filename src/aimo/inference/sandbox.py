@@ -1,20 +1,21 @@
 """Run a model's Python in confined processes: scripts for the code rewards, sessions for the solver.
 
 A fork server imports numpy and sympy once and forks a process for each script or session, in milliseconds
-(`sandbox_worker`). Before it reads any code, that process drops its rights (`confinement`): rlimits bound
-its memory and files, Landlock leaves it a scratch folder and the installed libraries, seccomp no sockets, no
-processes and no signals, and root turns into a user that owns nothing. The caller enforces the time limit by
-killing it. Limits that the machine lacks are not enforced; `enforced` tests each, and docs/sandbox.md has
-the table.
+(`sandbox_worker`). Before it reads any code, that process drops its rights: rlimits bound its memory and
+files, Landlock leaves it a scratch folder and the installed libraries, seccomp no sockets, no processes and
+no signals, and root turns into a user that owns nothing. The caller enforces the time limit by killing it.
+`enforced` tests each limit; where one is missing, nothing runs unless AIMO_SANDBOX=open (docs/sandbox.md).
 
 Out of scope: a bound on the total size of a scratch folder; systems other than Linux. A remote sandbox needs
 a `Session` with `run` and `close`.
 """
 
 import atexit
+import functools
 import json
 import math
 import os
+import secrets
 import select
 import signal
 import socket
@@ -23,15 +24,15 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aimo.inference.errors import AimoError
-from aimo.inference.sandbox_worker import ERROR_CHARS, delete
+from aimo.inference.errors import SandboxError
+from aimo.inference.sandbox_worker import ERROR_CHARS, TOKEN, delete
 
 GRACE_S = 0.5
 """Seconds in which an interrupted program must end; its process is killed after that."""
@@ -41,7 +42,7 @@ MAX_OUTPUT = 16 << 20
 
 @dataclass(frozen=True)
 class Limits:
-    """What code may use. It may start threads, but no process."""
+    """What code may use. It may start threads."""
 
     seconds: float = 5
     """Wall time of a call, so whether slow code passes depends on what else the machine does."""
@@ -51,6 +52,8 @@ class Limits:
     """Size of one file."""
     output_chars: int = 20_000
     """The middle of longer output is replaced by a note of its length."""
+    programs: bool = False
+    """Whether it may start installed programs, such as compilers, under the same limits."""
 
 
 @dataclass(frozen=True)
@@ -74,13 +77,23 @@ class Result:
 DEFAULT = Limits()
 
 
-def run(code: str, stdin: str = "", limits: Limits = DEFAULT) -> Result:
-    """Run a script like `python -c CODE`, in a process of its own. Standard error is dropped.
+def run(
+    code: str, stdin: str = "", limits: Limits = DEFAULT, files: Mapping[str, str | bytes] | None = None
+) -> Result:
+    """Run a script like `python -c CODE`, in a process of its own, in a folder with `files` by name.
 
-    Here and in sessions, `random` and `numpy.random` start seeded with 0.
+    Standard error is dropped. Here and in sessions, `random` and `numpy.random` start seeded with 0.
+    SandboxError where the machine cannot confine it.
     """
+    check()
+    return _run(code, stdin, limits, files or {})
+
+
+def _run(code: str, stdin: str, limits: Limits, files: Mapping[str, str | bytes]) -> Result:
+    """`run`, whatever the machine enforces."""
     process = _Process(limits, stdin)
     try:
+        process.write(files)
         return process.call(code)
     finally:
         process.end()
@@ -104,6 +117,7 @@ class Session:
     """
 
     def __init__(self, limits: Limits = DEFAULT):
+        check()
         self._limits, self._lock, self._closed = limits, threading.Lock(), False
         self._process = _Process(limits)
         self._replacing: Future[None] | None = None
@@ -137,13 +151,28 @@ class Session:
             self._process.end()
 
 
-def enforced() -> dict[str, bool]:
-    """Whether this machine enforces each of seven limits, found by trying to exceed it from inside.
+REMEDIES = {
+    "no network": "install libseccomp2",
+    "no processes": "install libseccomp2",
+    "no signals": "install libseccomp2",
+    "no reading outside": "use Linux 5.13 or later with Landlock",
+    "no writing outside": "use Linux 5.13 or later with Landlock",
+    "file size": "use a container that allows setrlimit",
+    "memory": "use a container that allows setrlimit",
+}
+"""What makes a machine enforce each limit."""
+OPEN = "AIMO_SANDBOX"
+"""The variable that lets programs run where a limit is missing: `open`, or `strict`."""
 
-    The first call also starts the fork server. AimoError when no process can be confined.
+
+def enforced() -> dict[str, bool]:
+    """Return whether this machine enforces each limit, found by trying to exceed it from inside.
+
+    The first call also starts the fork server. SandboxError when no process can be confined.
     """
-    if error := run("").error:
-        raise AimoError(f"sandbox: no process could be confined: {error}")
+    small = Limits(seconds=30, memory_mb=128, file_mb=1)
+    if error := _run("bytearray(96 << 20)\nopen('file', 'wb').write(bytes(1 << 20))", "", small, {}).error:
+        raise SandboxError(f"sandbox: no process could be confined: {error.splitlines()[-1]}")
     with tempfile.NamedTemporaryFile() as file:
         os.chmod(file.name, 0o644)
         attempts = {
@@ -152,10 +181,28 @@ def enforced() -> dict[str, bool]:
             "no signals": "import os; os.kill(os.getppid(), 0)",
             "no reading outside": f"open({file.name!r})",
             "no writing outside": f"open({file.name!r}, 'a')",
-            "file size": f"open('file', 'wb').write(bytes({DEFAULT.file_mb + 1} << 20))",
-            "memory": f"bytearray({DEFAULT.memory_mb} << 20)",
+            "file size": "open('file', 'wb').truncate((1 << 20) + 1)",
+            "memory": "bytearray(128 << 20)",
         }
-        return {what: not run(attempt).ok for what, attempt in attempts.items()}
+        return {what: not _run(attempt, "", small, {}).ok for what, attempt in attempts.items()}
+
+
+@functools.cache
+def check() -> tuple[str, ...]:
+    """Return the limits that this machine does not enforce and the user accepts to go without.
+
+    AIMO_SANDBOX=open accepts any, AIMO_SANDBOX=strict none. A Kaggle notebook is a container of its own, so
+    there all but the network's may be missing unless the variable says `strict`. SandboxError else.
+    """
+    lacking = tuple(what for what, holds in enforced().items() if not holds)
+    on_kaggle = "KAGGLE_KERNEL_RUN_TYPE" in os.environ and "no network" not in lacking
+    if lacking and os.environ.get(OPEN, "open" if on_kaggle else "strict") != "open":
+        remedy = "; ".join(dict.fromkeys(REMEDIES[what] for what in lacking))
+        raise SandboxError(
+            f"sandbox: this machine does not enforce {', '.join(lacking)}; {remedy}; "
+            f"or set {OPEN}=open to run programs of a model without"
+        )
+    return lacking
 
 
 # ---- the caller's side ----
@@ -172,9 +219,9 @@ class _ForkServer:
         """Starts processes that no call waits for yet."""
 
     def start(self) -> None:
-        """Start the process. AimoError on systems other than Linux."""
+        """Start the process. SandboxError on systems other than Linux."""
         if sys.platform != "linux":
-            raise AimoError(f"sandbox: needs Linux, not {sys.platform}; use a container")
+            raise SandboxError(f"sandbox: needs Linux, not {sys.platform}; use a container")
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.root = tempfile.mkdtemp(prefix="aimo-sandbox-")
         os.chmod(self.root, 0o711)
@@ -197,22 +244,28 @@ class _ForkServer:
             )
 
     def ask(self, request: dict[str, Any], fds: Sequence[int] = ()) -> dict[str, Any]:
-        """The reply to a request with file descriptors. AimoError when the process does not start."""
+        """Return the reply to a request with file descriptors. SandboxError when there is none."""
+        reason = ""
         with self.lock:
             self.requests += 1
             message = json.dumps(request | {"number": self.requests}).encode()
             for _ in range(2):  # it may have been killed since the last request
-                with suppress(OSError):
+                try:
                     if not self.process:
                         self.start()
                     socket.send_fds(self.control, [message], fds)
                     while reply := self.control.recv(4096):
-                        answer = json.loads(reply)
-                        if answer["number"] == self.requests:  # others answer calls that Ctrl-C interrupted
-                            return answer
+                        answer: dict[str, Any] = json.loads(reply)
+                        if answer["number"] != self.requests:
+                            continue  # it answers a call that Ctrl-C interrupted
+                        if "error" in answer:
+                            raise SandboxError(f"sandbox: a process could not be started: {answer['error']}")
+                        return answer
+                except OSError as e:
+                    reason = f" ({e.strerror})"
                 self.close()
         test = f"{sys.executable} -s -P -c 'import numpy, sympy'"
-        raise AimoError(f"sandbox: its fork server does not start; see whether `{test}` runs")
+        raise SandboxError(f"sandbox: its fork server does not start{reason}; see whether `{test}` runs")
 
     def close(self) -> None:
         """End the process, and with it all that it forked, and delete its folder."""
@@ -240,107 +293,118 @@ atexit.register(lambda: _server.close())
 
 
 class _Process:
-    """One confined process: a script's where `stdin` is given, else a session's."""
+    """One confined process: a script's where `stdin` is given, else a session's. It holds one descriptor."""
 
     def __init__(self, limits: Limits, stdin: str | None = None):
         self.limits, self.script = limits, stdin is not None
         self.calling, self.killing = threading.Lock(), threading.Lock()
-        self.killed, self.status, self.calls = False, 0, 0
-        self.channel, channel = socket.socketpair()
-        self.output, output = os.pipe()
-        os.set_blocking(self.output, False)
-        with channel, open(output, "wb") as out, open(os.memfd_create("stdin"), "w+b") as given:
-            given.write((stdin or "").encode(errors="replace"))
-            given.seek(0)
-            request = {"memory_mb": limits.memory_mb, "file_mb": limits.file_mb, "script": self.script}
-            reply = _server.ask(request, [channel.fileno(), given.fileno(), out.fileno()])
+        self.killed, self.status = False, 0
+        request = {"programs": limits.programs, "memory_mb": limits.memory_mb, "file_mb": limits.file_mb}
+        request |= {"script": self.script, "seconds": math.ceil(limits.seconds)}
+        try:
+            self.channel, channel = socket.socketpair()
+            self.channel.setblocking(False)
+            with channel, tempfile.TemporaryFile() if stdin else open(os.devnull, "w+b") as given:
+                given.write((stdin or "").encode(errors="replace"))
+                given.seek(0)
+                reply = _server.ask(request, [channel.fileno(), given.fileno()])
+        except OSError as e:
+            raise SandboxError(f"sandbox: a process could not be started: {e}") from None
         self.pid, self.scratch = reply["pid"], reply["scratch"]
+
+    def write(self, files: Mapping[str, str | bytes]) -> None:
+        """Write files into the process's folder, before it has run any code."""
+        for name, content in files.items():
+            path = Path(self.scratch, name)
+            if ".." in path.parts or not path.is_relative_to(self.scratch):
+                raise SandboxError(f"sandbox: a file is named {name!r}; it leaves its folder")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content.encode(errors="replace") if isinstance(content, str) else content)
+            path.chmod(0o644)  # the process may be another user's
+            for folder in path.relative_to(self.scratch).parents[:-1]:
+                Path(self.scratch, folder).chmod(0o755)
 
     def call(self, code: str) -> Result:
         """Run code, and wait for its end or its limits."""
         with self.calling:
             if self.killed:
                 return Result("", "the session is closed", restarted=True)
-            self.calls += 1
-            output, reply = bytearray(), bytearray()
-            stopped = self.exchange(code, output, reply)
-            timed_out = stopped.startswith("timed out")
-            reason = ""
-            if stopped not in ("", "ended") and not self.script and self.interrupt(output, reply):
-                stopped, reason = "", f"{stopped}; the session's variables are kept"
-            number, _, error = reply[:-1].decode(errors="replace").partition(" ")
-            stopped = stopped or self.why_stop(number, error)
-            error = reason or error
+            while _read(self.channel.fileno()):
+                pass  # what was written between the calls
+            self.signal(signal.SIGCONT)
+            token, output, late = secrets.token_bytes(TOKEN), bytearray(), bytearray()
+            data = code.encode(errors="surrogatepass")
+            with suppress(OSError):  # where the process has died, reading tells
+                self.channel.settimeout(self.limits.seconds)
+                self.channel.sendall(len(data).to_bytes(8) + data + token)
+            stopped = self.collect(output, token, self.limits.seconds)
+            timed_out, reason = stopped.startswith("timed out"), ""
+            if stopped not in ("", "ended") and not self.script:
+                _server.ask({"interrupt": self.scratch})  # as Ctrl-C does
+                if not self.collect(late, token, GRACE_S):
+                    stopped, reason = "", f"{stopped}; the session's variables are kept"
+            text, _, error = (part.decode(errors="replace") for part in (output + late).partition(token))
+            error = reason or error.removesuffix(token.decode(errors="replace"))
             if stopped == "ended":
                 self.kill()
-                stopped = self.how_it_ended()
-            while len(output) <= MAX_OUTPUT and (data := _read(self.output)):
-                output += data
+                stopped = self.how_it_ended(error)
+            elif not stopped:
+                stopped = self.why_stop(error)
         restarted = bool(stopped) and not self.script
         error = stopped or error[-ERROR_CHARS:]
         if restarted:
             error += "; the session's variables are lost"
-        text = _cut(output.decode(errors="replace"), self.limits.output_chars)
-        return Result(text, error, timed_out, restarted)
+        return Result(_cut(text, self.limits.output_chars), error, timed_out, restarted)
 
-    def why_stop(self, number: str, error: str) -> str:
-        """Why a process that has replied cannot go on; empty when it can."""
-        if number != str(self.calls):
-            return "stopped because it wrote to the sandbox's own channel"
+    def why_stop(self, error: str) -> str:
+        """Return why a session cannot go on after a program; empty when it can, and now waits stopped."""
         if error.rpartition("\n")[2].startswith("SystemError"):
             return error  # the interpreter itself is broken
-        if not self.script and self.has_threads():
-            return "threads still ran when the code ended, and were stopped"
+        if left := self.what_still_runs():
+            return f"{left} still ran when the code ended, and were stopped"
+        self.signal(signal.SIGSTOP)  # timers and handlers of the program do not run between calls
         return ""
 
-    def how_it_ended(self) -> str:
-        """The exit code or signal of a process that ended by itself; empty when a script ended well."""
+    def how_it_ended(self, error: str) -> str:
+        """Return the error, exit code or signal of an ended process; empty when a script ended well."""
         if self.status < 0:
             return f"killed by signal {-self.status} ({signal.strsignal(-self.status)})"
-        return f"exit code {self.status}" if self.status or not self.script else ""
+        if self.script and not self.status:
+            return ""
+        return error if self.script and error else f"exit code {self.status}"
 
-    def exchange(self, code: str, output: bytearray, reply: bytearray) -> str:
-        """Send the code, and collect output and reply."""
-        with suppress(OSError):  # where the process has died, reading tells
-            self.channel.settimeout(self.limits.seconds)
-            self.channel.sendall(json.dumps(code).encode() + b"\n")
-        return self.collect(output, reply, self.limits.seconds)
-
-    def interrupt(self, output: bytearray, reply: bytearray) -> bool:
-        """Interrupt a session's program, as Ctrl-C does. Whether it has ended, and the session goes on."""
-        _server.ask({"interrupt": self.scratch})
-        late = bytearray()
-        ended = not self.collect(late, reply, GRACE_S)
-        output += late
-        return ended
-
-    def collect(self, output: bytearray, reply: bytearray, seconds: float) -> str:
-        """Collect output and reply for at most `seconds`. Empty once the reply is whole, else why not."""
+    def collect(self, output: bytearray, token: bytes, seconds: float) -> str:
+        """Collect a call's output for at most `seconds`; empty once its program has ended, else why not."""
         deadline = time.monotonic() + seconds
         poll = select.poll()
-        poll.register(self.output, select.POLLIN)
         poll.register(self.channel, select.POLLIN)
-        while not reply.endswith(b"\0"):
-            if (left := deadline - time.monotonic()) <= 0:
-                return f"timed out after {self.limits.seconds:g} s"
-            for fd, _ in poll.poll(math.ceil(left * 1000)):
-                data = _read(fd)
-                if not data and fd != self.output:
-                    return "ended"
-                if not data:
-                    poll.unregister(fd)
-                (output if fd == self.output else reply).extend(data)
-            if len(output) + len(reply) > MAX_OUTPUT:
+        while (left := deadline - time.monotonic()) > 0:
+            if not poll.poll(math.ceil(left * 1000)):
+                break
+            if not (data := _read(self.channel.fileno())):
+                return "ended"
+            output += data
+            if not self.script and output.endswith(token) and output.count(token) > 1:
+                return ""
+            if len(output) > MAX_OUTPUT:
                 return f"stopped after {MAX_OUTPUT >> 20} MB of output"
-        return ""
+        return f"timed out after {self.limits.seconds:g} s"
 
-    def has_threads(self) -> bool:
-        """Whether threads go on. One that was joined may take the kernel a moment to end."""
+    def what_still_runs(self) -> str:
+        """Return what goes on: threads, processes or nothing. A joined thread may take a moment to end."""
+        tasks = Path(f"/proc/{self.pid}/task")
         for _ in range(40):
-            if len(list(Path(f"/proc/{self.pid}/task").glob("*"))) < 2:
-                return False
+            with suppress(OSError):
+                if len(os.listdir(tasks)) < 2:
+                    return "processes" if Path(tasks, str(self.pid), "children").read_text() else ""
             time.sleep(0.005)
-        return True
+        return "threads"
+
+    def signal(self, number: int) -> None:
+        """Send a signal to a session's process. One that has ended is not reaped before `kill`."""
+        if not self.script:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
     def kill(self) -> None:
         """Kill the process, once."""
@@ -350,12 +414,13 @@ class _Process:
 
     def end(self) -> None:
         """Kill the process, which ends a running call, and delete its folder."""
-        self.kill()
-        with self.calling:
-            if self.channel.fileno() >= 0:
-                self.channel.close()
-                os.close(self.output)
-                delete(self.scratch)
+        try:
+            self.kill()
+        finally:
+            with self.calling:
+                if self.channel.fileno() >= 0:
+                    self.channel.close()
+                    delete(self.scratch)
 
 
 def _read(fd: int) -> bytes:

@@ -1,18 +1,24 @@
 """The sandbox's own processes: a fork server, and the confined processes that it forks to run code.
 
 `aimo.inference.sandbox` starts the server as a subprocess and sends it requests; nothing else imports what
-serves them.
+serves them. Before it reads code, a process drops its rights: rlimits bound its memory and file sizes,
+Landlock its files, seccomp its system calls, and root becomes another user. Each is left out where the kernel
+or a container does not allow it.
 """
 
 import ast
 import atexit
+import ctypes
+import errno
 import gc
 import json
 import linecache
 import os
 import random
+import resource
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -20,12 +26,13 @@ import threading
 import traceback
 import types
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
-
-from aimo.inference import confinement
 
 ERROR_LINES, ERROR_CHARS = 20, 2000
 """Of a traceback, its last ones are returned."""
+TOKEN = 16
+"""Bytes that tell the end of a program from its output."""
 
 
 def delete(folder: str) -> None:
@@ -35,7 +42,8 @@ def delete(folder: str) -> None:
     except FileNotFoundError:
         pass
     except OSError:
-        subprocess.run(["rm", "-rf", "--", folder])
+        with suppress(OSError):  # what cannot be deleted now goes with the server's folder
+            subprocess.run(["rm", "-rf", "--", folder])
 
 
 # ---- the fork server ----
@@ -50,30 +58,37 @@ def serve(root: str) -> None:
         import networkx  # noqa: F401 (takes a second, as the others do)
 
     numpy.random.seed(0)
+    sys.set_int_max_str_digits(0)
     sys.path.pop(0)
     sys.dont_write_bytecode = True
+    LIBC.prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: what a program leaves behind becomes a child of this
     control = socket.socket(fileno=0)
     children: dict[str, int] = {}
-    bpf = confinement.syscall_filter()
+    filters = {programs: syscall_filter(programs) for programs in (False, True)}
     gc.freeze()
     try:
-        while (received := socket.recv_fds(control, 4096, 3))[0]:
+        while (received := socket.recv_fds(control, 4096, 2))[0]:
             request, fds = json.loads(received[0]), received[1]
-            if "stop" in request:
-                reply: dict[str, Any] = {"status": stop(children.pop(request["stop"], 0))}
-            elif "interrupt" in request:
-                if pid := children.get(request["interrupt"], 0):
-                    os.kill(pid, signal.SIGINT)
-                reply = {}
-            else:
-                scratch = tempfile.mkdtemp(dir=root)
-                pid = os.fork()
-                if pid == 0:
-                    work(fds, scratch, request, bpf)
-                for fd in fds:
-                    os.close(fd)
-                children[scratch] = pid
-                reply = {"pid": pid, "scratch": scratch}
+            scratch = request.get("stop") or request.get("interrupt")
+            reply: dict[str, Any] = {}
+            try:
+                if "stop" in request:
+                    reply = {"status": stop(children.pop(scratch, 0))}
+                    end_strays(set(children.values()))
+                elif scratch in children:
+                    os.kill(children[scratch], signal.SIGINT)
+                elif len(fds) == 2:
+                    scratch = tempfile.mkdtemp(dir=root)
+                    if (pid := os.fork()) == 0:
+                        work(fds, scratch, request, filters[request["programs"]])
+                    children[scratch] = pid
+                    reply = {"pid": pid, "scratch": scratch}
+                elif "script" in request:
+                    reply = {"error": os.strerror(errno.EMFILE)}  # the kernel has kept the descriptors
+            except OSError as e:  # this request fails; other sessions go on
+                reply = {"error": str(e)}
+            for fd in fds:
+                os.close(fd)
             control.send(json.dumps(reply | {"number": request["number"]}).encode())
     finally:
         for pid in children.values():
@@ -82,7 +97,7 @@ def serve(root: str) -> None:
 
 
 def stop(pid: int) -> int:
-    """Kill a process (0: none) and what it started, where it could; its exit code, negative for a signal."""
+    """Kill a process (0: none) and its group; return its exit code, negative for a signal."""
     if not pid:
         return 0
     os.kill(pid, signal.SIGKILL)  # leaves the exit code of a process that has ended already
@@ -91,35 +106,56 @@ def stop(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
+def end_strays(known: set[int]) -> None:
+    """Kill processes that left the group of an ended program, which only a kernel without seccomp allows."""
+    with suppress(OSError):
+        for pid in set(map(int, Path("/proc/thread-self/children").read_text().split())) - known:
+            stop(pid)
+
+
 # ---- the confined process ----
 
 
 def work(fds: list[int], scratch: str, request: dict[str, Any], bpf: bytes) -> None:
-    """Run each program received on the channel, and reply with its number, its error and a zero byte.
+    """Run each program received on the channel, and reply; never returns.
 
-    Never returns. `fds`: the channel, standard input and output. `request`: `memory_mb`, `file_mb`, and
-    whether it is a `script`. `bpf`: the filter of system calls.
+    A program arrives as its length (8 bytes), its code and a token. What it writes goes to the channel as it
+    is; then follow the token, its error and the token again. The token waits in the channel until the program
+    has ended, so its memory does not hold it. A script's process ends with it, and its exit code is the
+    verdict. `fds`: the channel and a script's standard input.
     """
-    number, script = 1, request["script"]
+    script = request["script"]
     try:
-        null = os.open(os.devnull, os.O_WRONLY)
-        for fd, target in zip((*fds, null if script else fds[2]), (3, 0, 1, 2), strict=True):
+        null = os.open(os.devnull, os.O_RDWR)
+        for fd, target in zip((*fds, fds[0], null if script else fds[0]), (3, 0, 1, 2), strict=True):
             os.dup2(fd, target)  # the channel has the lowest number of the three, so 3 is none of the others
         os.closerange(4, os.sysconf("SC_OPEN_MAX"))
-        confinement.confine(scratch, request["memory_mb"], request["file_mb"], bpf)
+        confine(scratch, request, bpf)
         channel = socket.socket(fileno=3)
         sys.argv = ["-c"]
         main = sys.modules["__main__"] = types.ModuleType("__main__")
         random.seed(0)  # a fork reseeds it
-        for number, line in enumerate(channel.makefile(), 1):
-            error = execute(json.loads(line), main.__dict__, f"<code {number}>", script)
-            reply = f"{number} {error}".replace("\0", "")
-            channel.sendall(reply.encode(errors="backslashreplace") + b"\0")
+        number = 0
+        while size := int.from_bytes(receive(channel, 8)):
+            number += 1
+            code = receive(channel, size).decode(errors="surrogatepass")
+            error = execute(code, main.__dict__, f"<code {number}>", script).encode(errors="backslashreplace")
+            token = receive(channel, TOKEN)
+            channel.sendall(token + error + token)
+            if script:
+                os._exit(bool(error))
     except BaseException:
-        error = traceback.format_exc()[-ERROR_CHARS:]
-        os.write(3, f"{number} {error}\0".encode(errors="backslashreplace"))
+        os.write(3, traceback.format_exc()[-ERROR_CHARS:].encode(errors="backslashreplace"))
     finally:
         os._exit(1)
+
+
+def receive(channel: socket.socket, size: int) -> bytes:
+    """Return the next bytes of the channel; fewer where it ends."""
+    data = b""
+    while len(data) < size and (more := channel.recv(size - len(data))):
+        data += more
+    return data
 
 
 _running = False
@@ -171,3 +207,183 @@ def execute(code: str, namespace: dict[str, Any], name: str, script: bool) -> st
         with suppress(AttributeError, OSError, ValueError):  # the code may have closed or replaced it
             stream.flush()
     return error
+
+
+# ---- what a confined process may do ----
+
+OPEN_FILES, THREADS = 64, 64
+LIBC = ctypes.CDLL(None, use_errno=True)
+
+# What a confined process may ask of the kernel; all else fails with EPERM.
+SYSCALLS = """
+    access alarm arch_prctl brk chdir clock_getres clock_gettime clock_nanosleep close close_range
+    copy_file_range dup dup2 dup3 epoll_create epoll_create1 epoll_ctl epoll_pwait epoll_wait eventfd
+    eventfd2 exit exit_group faccessat faccessat2 fadvise64 fallocate fchdir fdatasync flock fstat
+    fstatfs fsync ftruncate futex futex_waitv getcpu getcwd getdents getdents64 getegid geteuid getgid
+    getgroups getitimer getpeername getpgid getpgrp getpid getppid getrandom getresgid getresuid
+    getrlimit getrusage getsid getsockname getsockopt gettid gettimeofday getuid link linkat listxattr
+    lseek lstat madvise membarrier mincore mkdir mkdirat mmap mprotect mremap msync munmap nanosleep
+    newfstatat open openat pause pipe pipe2 poll ppoll pread64 preadv preadv2 pselect6 pwrite64 pwritev
+    pwritev2 read readahead readlink readlinkat readv recvfrom recvmmsg recvmsg rename renameat
+    renameat2 restart_syscall rmdir rseq rt_sigaction rt_sigpending rt_sigprocmask rt_sigreturn
+    rt_sigsuspend rt_sigtimedwait sched_getaffinity sched_getparam sched_getscheduler sched_yield select
+    sendfile sendmmsg sendmsg sendto set_robust_list set_tid_address setitimer setrlimit setsockopt
+    shutdown sigaltstack stat statfs statx symlink symlinkat sysinfo time timer_create timer_delete
+    timer_gettime timer_settime timerfd_create timerfd_gettime timerfd_settime times umask uname unlink
+    unlinkat wait4 waitid write writev
+"""
+LE, EQUAL, MASKED = 3, 4, 7  # libseccomp's comparisons
+CLONE_THREAD = 0x10000
+NEW_NAMESPACES = 0x7E020000
+# What compilers need besides, to start one another.
+STARTS_PROGRAMS = "chmod execve fchmod fchmodat vfork"
+# Allowed for some values of an argument: name, which argument, comparison, its operands.
+CONDITIONAL: list[tuple[Any, ...]] = [
+    ("socketpair", 1, MASKED, 0xF, socket.SOCK_STREAM),  # a datagram could be sent to any Unix socket
+    ("prlimit64", 0, EQUAL, 0, 0),  # its own limits
+    ("prctl", 0, EQUAL, 15, 0),  # PR_SET_NAME
+    ("fcntl", 1, LE, 7, 0),  # flags and locks; not F_SETOWN, which sends signals
+    ("fcntl", 1, EQUAL, 1030, 0),  # F_DUPFD_CLOEXEC
+    # isatty, FIONBIO and the like
+    *(("ioctl", 1, EQUAL, request, 0) for request in (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)),
+]
+
+
+class _Comparison(ctypes.Structure):
+    """libseccomp's scmp_arg_cmp."""
+
+    _fields_ = (
+        ("argument", ctypes.c_uint),
+        ("comparison", ctypes.c_int),
+        ("a", ctypes.c_uint64),
+        ("b", ctypes.c_uint64),
+    )
+
+
+def confine(scratch: str, request: dict[str, Any], bpf: bytes) -> None:
+    """Drop permanently the rights that code in this process does not need; `bpf` is from `syscall_filter`."""
+    os.setsid()
+    os.chdir(scratch)
+    os.environ.update(HOME=scratch, TMPDIR=scratch)
+    size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    _limit(resource.RLIMIT_AS, size + (request["memory_mb"] << 20))
+    _limit(resource.RLIMIT_FSIZE, request["file_mb"] << 20)
+    _limit(resource.RLIMIT_NOFILE, OPEN_FILES)
+    _limit(resource.RLIMIT_CORE, 0)
+    if request["programs"]:
+        _limit(resource.RLIMIT_CPU, request["seconds"])  # also of what leaves the group that is killed
+    with suppress(OSError):
+        # When memory runs out, the kernel kills this process and not the caller's.
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    _check(LIBC.prctl(38, 1, 0, 0, 0))  # PR_SET_NO_NEW_PRIVS: Landlock and seccomp ask for it
+    _landlock(scratch, request["programs"])
+    if os.geteuid() == 0:
+        _leave_root(scratch)
+    _check(LIBC.prctl(1, signal.SIGKILL, 0, 0, 0))  # PR_SET_PDEATHSIG: end with the fork server
+    if bpf:
+        program = ctypes.create_string_buffer(bpf)
+        header = struct.pack("HP", len(bpf) // 8, ctypes.addressof(program))
+        _check(LIBC.prctl(22, 2, header, 0, 0))  # PR_SET_SECCOMP
+
+
+def _limit(kind: int, value: int) -> None:
+    """Set an rlimit for good, or keep a lower one."""
+    hard = resource.getrlimit(kind)[1]
+    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(kind, (value, value))
+
+
+def _landlock(scratch: str, programs: bool) -> None:
+    """Allow all in `scratch` and reading in the libraries' folders, on kernels with Landlock (from 5.13).
+
+    With `programs`, also starting what is installed, and reading headers.
+    """
+    create, add, restrict = 444, 445, 446  # system calls; the same numbers on every architecture
+    version = LIBC.syscall(create, None, 0, 1)
+    if version < 1:
+        return
+    every = (1 << {1: 13, 2: 14, 3: 15, 4: 15}.get(version, 16)) - 1  # all accesses of this version
+    execute, write, read, read_folder = 1, 2, 4, 8
+    libraries = [
+        f"{prefix}/{folder}"
+        for prefix in (sys.prefix, sys.base_prefix, "/usr", "/usr/local", "")
+        for folder in ("lib", "lib64", *(("bin", "include", "libexec") if programs else ()))
+    ]
+    ruleset = _check(LIBC.syscall(create, struct.pack("Q", every), 8, 0))
+    for path in (
+        scratch,
+        os.devnull,
+        "/dev/urandom",
+        "/etc/ld.so.cache",
+        "/etc/localtime",
+        "/usr/share/zoneinfo",
+        *libraries,
+    ):
+        with suppress(FileNotFoundError):
+            fd = os.open(path, os.O_PATH)
+            is_folder = os.path.isdir(path)
+            access = read | (read_folder | execute * programs) * is_folder | write * (path == os.devnull)
+            if path == scratch:
+                access = every
+            _check(LIBC.syscall(add, ruleset, 1, struct.pack("=Qi", access, fd), 0))
+            os.close(fd)
+    _check(LIBC.syscall(restrict, ruleset, 0))
+    os.close(ruleset)
+
+
+def _leave_root(scratch: str) -> None:
+    """Become a user without files, processes or capabilities, with an id that systemd reserves for that."""
+    user = 61184 + os.getpid() % 4336
+    _limit(resource.RLIMIT_NPROC, THREADS)  # it counts a user's threads, and does not bind root
+    with suppress(OSError):  # where a container forbids it, or has no such user
+        os.chown(scratch, user, user)
+        LIBC.prctl(8, 1, 0, 0, 0)  # PR_SET_KEEPCAPS
+        os.setgroups([])
+        os.setresgid(user, user, user)
+        os.setresuid(user, user, user)
+    # Where Python is installed in root's home, imports need CAP_DAC_READ_SEARCH, or CAP_DAC_OVERRIDE where a
+    # container has only that. Landlock still says what may be read and written.
+    reachable = all(os.access(str(sys.modules[name].__file__), os.R_OK) for name in ("os", "numpy"))
+    for kept in [0] if reachable else [1 << 2, 1 << 1, 0]:
+        if LIBC.capset(struct.pack("Ii", 0x20080522, 0), struct.pack("6I", kept, kept, 0, 0, 0, 0)) == 0:
+            break
+
+
+def syscall_filter(programs: bool) -> bytes:
+    """Return the BPF program that allows SYSCALLS and CONDITIONAL; empty where libseccomp is not installed.
+
+    With `programs`, processes may be started, but not in namespaces of their own; else threads only.
+    """
+    try:
+        lib = ctypes.CDLL("libseccomp.so.2")
+    except OSError:
+        return b""
+    lib.seccomp_init.restype = ctypes.c_void_p
+    allow, refuse = 0x7FFF0000, 0x00050000
+    context = ctypes.c_void_p(lib.seccomp_init(refuse | errno.EPERM))
+
+    def add(name: str, action: int, *comparison: int) -> None:
+        number = lib.seccomp_syscall_resolve_name(name.encode())
+        if number >= 0:  # else this architecture has none of that name
+            compared = ctypes.byref(_Comparison(*comparison))
+            _check(lib.seccomp_rule_add_array(context, action, number, bool(comparison), compared))
+
+    for name in f"{SYSCALLS} {STARTS_PROGRAMS if programs else ''}".split():
+        add(name, allow)
+    add("clone", allow, 0, MASKED, *((NEW_NAMESPACES, 0) if programs else (CLONE_THREAD, CLONE_THREAD)))
+    for name, *comparison in CONDITIONAL:
+        add(name, allow, *comparison)
+    # A filter cannot see clone3's flags; libc takes clone where there is no clone3.
+    add("clone3", refuse | errno.ENOSYS)
+    with open(os.memfd_create("filter"), "w+b") as file:
+        _check(lib.seccomp_export_bpf(context, file.fileno()))
+        file.seek(0)
+        return file.read()
+
+
+def _check(result: int) -> int:
+    """Raise OSError where a call of C failed. libseccomp returns the error's number, libc sets errno."""
+    if result < 0:
+        number = ctypes.get_errno() or -result
+        raise OSError(number, os.strerror(number))
+    return result

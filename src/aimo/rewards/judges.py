@@ -2,20 +2,18 @@
 
 Piston is asked as Open-R1 asks it (https://github.com/huggingface/open-r1, slurm/piston): the package cms_ioi
 for IOI, c++17 and cf_python3 for Codeforces. Here, g++ compiles C++ into a library, which a confined process
-loads. The compiler itself is not confined, only bounded in time and memory. Out of scope: tasks of IOI with a
-manager, and interactive ones.
+loads; the compiler is confined as well, for a source may include any file or ask for any amount of memory.
+Out of scope: tasks of IOI with a manager, and interactive ones.
 """
 
 import base64
 import functools
 import os
 import queue
-import subprocess
-import tempfile
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import requests
@@ -25,17 +23,20 @@ from aimo.inference import sandbox
 
 TRIES, PAUSE_S = 5, 1.0
 """How often a request is made, each time to another of the servers where there are several, and between."""
-COMPILING_S, COMPILING_KB = 30, 4_000_000
+COMPILING = sandbox.Limits(seconds=30, memory_mb=1024, output_chars=2**24, programs=True)
 LOADING_S = 1.0
 """Added to a program's limit here: wall time, in which Python starts and loads it."""
-LOAD = """import base64, ctypes
-open("program.so", "wb").write(base64.b64decode({library!r}))
+COMPILE = """import base64, subprocess
+done = subprocess.run({command!r}, stderr=-1)
+if done.returncode:
+    print(done.stderr.decode(errors="replace")[:300])
+    exit(1)
+print(base64.b64encode(open("program.so", "rb").read()).decode())"""
+LOAD = """import ctypes
 ctypes.CDLL(None).exit(ctypes.CDLL("./program.so").main(0, None))"""
 CHECK = """import sys
-for name, text in {files!r}.items():
-    open(name, "w").write(text)
-sys.argv = ["checker.py", *{files!r}]
-exec(compile({checker!r}, "checker.py", "exec"), {{"__name__": "__main__"}})"""
+sys.argv = ["checker.py", "input.txt", "correct_output.txt", "output.txt"]
+exec(compile(open("checker.py").read(), "checker.py", "exec"), {"__name__": "__main__"})"""
 
 
 class DoesNotCompile(Exception):
@@ -141,45 +142,45 @@ def here(submission: Submission, given: str, expected: str) -> float:
     row = submission.row
     megabytes = row["memory_limit"] / 2**20 if submission.is_ioi else row["memory_limit"]
     limits = sandbox.Limits(row["time_limit"] + LOADING_S, max(64, round(megabytes)), output_chars=2**24)
-    program = submission.code
+    program, files = submission.code, {}
     if submission.language == "cpp":
-        program = LOAD.format(library=base64.b64encode(compiled(tuple(submission.files.items()))).decode())
-    result = sandbox.run(program, given, limits)
+        program, files = LOAD, {"program.so": compiled(tuple(submission.files.items()))}
+    result = sandbox.run(program, given, limits, files)
     if not result.ok:
         return 0.0
     if not (checker := row.get("generated_checker")):
         return float(result.stdout.split() == expected.split())
-    files = {"input.txt": given, "correct_output.txt": expected, "output.txt": result.stdout}
-    return float(sandbox.run(CHECK.format(files=files, checker=checker)).stdout.strip() == "1")
+    texts = {"input.txt": given, "correct_output.txt": expected, "output.txt": result.stdout}
+    return float(sandbox.run(CHECK, files=texts | {"checker.py": checker}).stdout.strip() == "1")
 
 
 @functools.lru_cache(maxsize=64)
 def compiled(files: tuple[tuple[str, str], ...]) -> bytes:
-    """The library that g++ makes of the C++ among n files. Raises DoesNotCompile; AimoError without g++."""
-    with tempfile.TemporaryDirectory() as folder:
-        for name, content in files:
-            path = Path(folder, name)
-            if not path.resolve().is_relative_to(Path(folder).resolve()):
-                raise AimoError(f"rewards: a grader's file is named {name!r}; it leaves its folder")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(content)
-        sources = [name for name, _ in files if name.endswith(".cpp")]
-        limited = f'ulimit -v {COMPILING_KB} -t {COMPILING_S}; exec g++ "$@"'
-        arguments = ["-O2", "-std=c++17", "-shared", "-fPIC", "-Igraders", *sources, "-o", "program.so"]
-        try:
-            done = subprocess.run(
-                ["bash", "-c", limited, "g++", *arguments],
-                cwd=folder,
-                capture_output=True,
-                timeout=2 * COMPILING_S,
-            )
-        except subprocess.TimeoutExpired:
-            raise DoesNotCompile from None
-        if done.returncode == 127:
-            raise AimoError("rewards: provider_type local needs g++ for C++; install it, or set up piston")
-        if done.returncode:
-            raise DoesNotCompile
-        return Path(folder, "program.so").read_bytes()
+    """Return the library that g++ makes of n files. Raises DoesNotCompile; AimoError without g++."""
+    result = compile_here(files)
+    if result.ok:
+        return base64.b64decode(result.stdout)
+    if reason := broken_compiler():
+        raise AimoError(f"rewards: provider_type local needs g++ for C++; {reason}, or set up piston")
+    raise DoesNotCompile
+
+
+def compile_here(files: tuple[tuple[str, str], ...]) -> sandbox.Result:
+    """Run g++ in the sandbox; the library, as base64, is what it prints."""
+    sources = [name for name, _ in files if name.endswith(".cpp")]
+    options = ["-O2", "-std=c++17", "-shared", "-fPIC", "-fmax-errors=9", "-Igraders"]
+    command = [shutil.which("g++") or "g++", *options, *sources, "-o", "program.so"]
+    return sandbox.run(COMPILE.format(command=command), "", COMPILING, dict(files))
+
+
+@functools.cache
+def broken_compiler() -> str:
+    """Return why g++ compiles nothing here; empty where it does."""
+    if not shutil.which("g++"):
+        return "install it"
+    result = compile_here((("main.cpp", "int main() {}"),))
+    said = " ".join((result.stdout + result.error).split())
+    return "" if result.ok else f"it fails in the sandbox ({said})"
 
 
 JUDGES = {"piston": in_piston, "local": here}
