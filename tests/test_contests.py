@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import polars as pl
 import pytest
+from conftest import wait_for
 from model_server import Handler, on_loopback
 
 from aimo.errors import AimoError
@@ -111,7 +112,8 @@ def test_a_source_that_compiles_for_ever_is_stopped_with_all_that_the_compiler_s
     )
     assert judges.compile_here((("main.cpp", endless),)).timed_out
     server = sandbox._server.process.pid
-    assert not Path(f"/proc/{server}/task/{server}/children").read_text()
+    children = Path(f"/proc/{server}/task/{server}/children")
+    wait_for(lambda: sandbox.run("").ok and not children.read_text(), 5)
 
 
 @needs_compiler

@@ -91,6 +91,7 @@ def processes() -> list[str]:
 # ---- scripts ----
 
 SCRIPTS = {
+    "nothing": "",
     "stdin": "import sys\nn = int(input())\nprint(n * 2, sys.stdin.read().split())",
     "raw stdin": "import os, sys\nprint(os.read(0, os.fstat(0).st_size or 99))",
     "lines": "import sys\nfor line in sys.stdin.buffer: print(line)",
@@ -175,6 +176,7 @@ def test_variables_are_kept_and_a_trailing_expression_is_shown(session):
     assert session.run("x = 3\ndef f(n):\n    return n * x").stdout == ""
     assert session.run("f(5)").stdout == "15\n"
     assert session.run("x = 'a'; print(1)\nf(2)").stdout == "1\n'aa'\n"
+    assert session.run("").ok
     assert session.run("None").stdout == session.run("1; x = 4").stdout == ""
     assert session.run("for i in range(3): i").stdout == ""
     assert session.run("_ if '_' in dir(__builtins__) else f(0)").ok

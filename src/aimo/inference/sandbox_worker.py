@@ -136,9 +136,9 @@ def work(fds: list[int], scratch: str, request: dict[str, Any], bpf: bytes) -> N
         main = sys.modules["__main__"] = types.ModuleType("__main__")
         random.seed(0)  # a fork reseeds it
         number = 0
-        while size := int.from_bytes(receive(channel, 8)):
+        while header := receive(channel, 8):
             number += 1
-            code = receive(channel, size).decode(errors="surrogatepass")
+            code = receive(channel, int.from_bytes(header)).decode(errors="surrogatepass")
             error = execute(code, main.__dict__, f"<code {number}>", script).encode(errors="backslashreplace")
             token = receive(channel, TOKEN)
             channel.sendall(token + error + token)
