@@ -1,5 +1,6 @@
 """Votes, weights and stop rules, on random votes and on recorded completions."""
 
+import json
 import math
 import random
 import re
@@ -21,6 +22,9 @@ THINKING = (
     "<think>First \\boxed{1}, but no.\n\nAlternatively 2. Hmm, so it is x.</think>\n\n"
     "We get \\boxed{\\text{odd}} and \\boxed{2^{5}}. Bye"
 )
+
+
+AFTER = " and so on" * 100
 
 
 def read(text, tags=Tags()):  # noqa: B008 (frozen)
@@ -230,9 +234,12 @@ def test_overlong_samples_are_cut_only_when_half_of_the_samples_have_ended():
 @pytest.mark.parametrize(
     "text, end, answer",
     [
-        ("So \\boxed{12} and then \\boxed{13}", "{12}", 12),
-        ("\\boxed{} then \\boxed{\\frac{9}{5}} then $\\boxed{\\frac{84}{2}}$.", "84}{2}}", 42),
-        (THINKING, "{2^{5}}", 32),
+        ("So \\boxed{12} and then \\boxed{13}" + AFTER, AFTER, 13),
+        ("</think>Step 1: $\\boxed{5}$. Then" + AFTER[:900] + "total \\boxed{42}" + AFTER, AFTER, 42),
+        ("So \\boxed{12}" + AFTER + "Problem 2: \\boxed{13}", AFTER, 12),
+        ("\\boxed{} then \\boxed{\\frac{9}{5}} then $\\boxed{\\frac{84}{2}}$." + AFTER, AFTER[:-2], 42),
+        ("First \\boxed{x}" + AFTER + "then \\boxed{7}" + AFTER * 2, "\\boxed{7}" + AFTER, 7),
+        (THINKING + AFTER, AFTER[:-5], 32),
         (
             "<think>Try \\boxed{7}.\n"
             + "wait\n" * 100
@@ -244,7 +251,7 @@ def test_overlong_samples_are_cut_only_when_half_of_the_samples_have_ended():
         ("<answer>5</answer>", "</answer>", 5),
     ],
 )
-def test_a_sample_ends_at_its_first_complete_final_answer(text, end, answer):
+def test_a_sample_ends_at_its_final_answer_and_not_at_the_first_of_several_boxes(text, end, answer):
     place = text.index(end) + len(end)
     assert voting.final_answer(text, read) == (place, answer)
     for i in range(len(text)):
@@ -253,9 +260,10 @@ def test_a_sample_ends_at_its_first_complete_final_answer(text, end, answer):
 
 def test_inside_a_thought_that_the_prompt_opened_no_answer_is_final():
     think = Tags("<think>", "</think>", "\\boxed{", "}")
-    assert voting.final_answer("maybe \\boxed{7}", read, think)
-    assert voting.final_answer("maybe \\boxed{7}", read, think, thinking=True) is None
-    assert voting.final_answer("hm \\boxed{7} no</think>\\boxed{8}", read, think, thinking=True)[1] == 8
+    assert voting.final_answer("maybe \\boxed{7}" + AFTER, read, think)
+    assert voting.final_answer("maybe \\boxed{7}" + AFTER, read, think, thinking=True) is None
+    text = "hm \\boxed{7} no</think>\\boxed{8}" + AFTER
+    assert voting.final_answer(text, read, think, thinking=True)[1] == 8
 
 
 @pytest.mark.parametrize("thinking", [True, False])
@@ -289,17 +297,58 @@ def test_a_loop_of_any_length_is_seen_and_ordinary_text_is_not():
     def prose(n):
         return "".join(r.choices("abcdefgh \n", k=n))
 
-    for period in (1, 7, 100, 1000, 3000):
+    for period in (1, 7, 100, 1000, 3000, 5000):
         loop = prose(period)
         copies = 1 + voting.REPEATS * max(1, math.ceil(voting.BLOCK / period))
         assert voting.is_repeating(prose(5000) + loop * copies)
+        assert not voting.is_counting(prose(16_000)), "letters vary"
         assert period < voting.BLOCK or not voting.is_repeating(prose(5000) + loop * (voting.REPEATS - 1))
     assert not voting.is_repeating("") and not voting.is_repeating(prose(50_000))
-    assert not voting.is_repeating(
-        "".join(
-            f"For n = {n} the remainder is {n * n % 97}, which does not work either.\n" for n in range(500)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "gcd(594,{n})={gcd}, ",
+        "For n = {n} the remainder is {square}, which does not work either.\n",
+        "- Case {n}: if $a = {n}$, then $b = 594 - {n}$, and $a^2 + b^2 = {square}$, which is {parity}.\n\n",
+        "Let's try x = {n}. {n} is {parity}, so no. ",
+        "| {n} | {square} | {gcd} |\n",
+        "{n}, ",
+    ],
+)
+def test_a_loop_that_counts_is_seen_and_an_honest_list_of_cases_is_not(line):
+    def cases(count):
+        return "".join(
+            line.format(n=n, gcd=math.gcd(594, n), square=n * n, parity=["even", "odd"][n % 2])
+            for n in range(102, 102 + count)
         )
-    )
+
+    assert any(voting.is_counting(cases(12_000)[:place]) for place in range(0, 50_000, 1000))
+    for count in (40, 100):
+        text = "Let us go through the cases.\n" + cases(count) + "So the answer is \\boxed{7}."
+        assert not voting.is_counting(text) and not voting.is_repeating(text)
+
+
+def test_no_right_completion_is_taken_for_degenerate_but_one_that_never_ends(shared):
+    """Of 600 completions of fifteen models: one of the right ones repeats itself for 100,000 characters."""
+    cut = Counter()
+    for line in (shared / "traces" / "amc23_15_models.jsonl").open():
+        for sample in json.loads(line)["samples"]:
+            text = sample["text"]
+            end = next(
+                (
+                    i
+                    for i in range(1000, len(text), 1000)
+                    if voting.is_repeating(text[:i]) or voting.is_counting(text[:i])
+                ),
+                None,
+            )
+            final = voting.final_answer(text, read)
+            if end and not (final and final[0] < end):
+                cut[sample["correct"]] += 1
+                assert not sample["correct"] or len(text) > 100_000
+    assert cut[True] <= 1 and cut[False] >= 75
 
 
 @pytest.mark.parametrize(
@@ -313,7 +362,7 @@ def test_a_forced_ending_closes_the_thought_and_makes_the_next_number_the_answer
     start, close = tags.think_start, tags.think_end
     for text in (f"{start}so 6 * 7", f"{start}so 6 * 7{close}\n\nIt follows"):
         forced = text + voting.forced_ending(text, tags) + end
-        assert voting.final_answer(forced, lambda t: read(t, tags), tags)[1] == 42
+        assert voting.final_answer(forced + AFTER, lambda t: read(t, tags), tags)[1] == 42
         assert forced.count(close) == 1
 
 

@@ -6,7 +6,6 @@ vocabulary offline. Out of scope: sampling (`engine`), running the programs (`pr
 """
 
 import base64
-import contextlib
 import functools
 import hashlib
 import json
@@ -22,7 +21,7 @@ from aimo.inference import prompts
 from aimo.inference.errors import AimoError
 from aimo.inference.sampling import Completion, Sampler
 from aimo.inference.settings import Settings
-from aimo.inference.tools import Call
+from aimo.inference.tools import Call, read_call
 
 START, MESSAGE, CHANNEL = 200006, 200008, 200005
 END, RETURN, CALL, END_OF_TEXT = 200007, 200002, 200012, 199999
@@ -249,12 +248,9 @@ def decode(encoding: Any, ids: Iterable[int]) -> str:
 
 def unwrap(code: str) -> str:
     """A program without the fences or the JSON object that the model puts around it now and then."""
-    if fenced := re.fullmatch(r"\s*```(?:python|py)?\n(.*?)\n?```\s*", code, re.DOTALL):
+    if fenced := re.fullmatch(r"\s*```(?:\w*)[ \t]*\r?\n(.*?)\n?```\s*", code, re.DOTALL):
         return fenced[1]
-    if code.lstrip().startswith("{"):
-        with contextlib.suppress(ValueError, KeyError, TypeError):  # it is no JSON, but Python
-            return str(json.loads(code)["code"])
-    return code
+    return read_call(code) if re.match(r'\s*\{\s*"(code|name|arguments)"\s*:', code) else code
 
 
 # ---- The vocabulary

@@ -232,7 +232,7 @@ class _ForkServer:
         )
         # The whole environment, for the caller's may hold tokens.
         env = {"PATH": os.defpath, "LANG": "C.UTF-8", "PYTHONHASHSEED": "0", "MPLBACKEND": "Agg"}
-        env |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        env |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONINTMAXSTRDIGITS": "0"}
         with theirs:
             self.process = subprocess.Popen(
                 [sys.executable, "-s", "-P", "-c", code],

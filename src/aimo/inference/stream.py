@@ -17,6 +17,7 @@ from aimo.inference.solution import TAIL, End, Sample
 
 FORCED_ANSWER_TOKENS = 24
 CHECK_EVERY = 64  # characters between two checks whether a sample is over
+LOOK_EVERY = 1000  # characters between two looks whether it has degenerated
 
 
 @dataclass(frozen=True)
@@ -164,20 +165,21 @@ class Stream:
         """Record what the present turn has written so far, and return whether to end it now."""
         self.heard, self.waits = time.monotonic(), False
         self.turn = Completion(turn, ids, False)
-        if len(self.text) - self.checked < CHECK_EVERY and not self.text.endswith(("}", ">", "```")):
+        if len(self.text) - self.checked < CHECK_EVERY and not self.text.endswith(("}", ">", "```", "~~~")):
             return False
+        looks = len(self.text) // LOOK_EVERY > self.checked // LOOK_EVERY
         self.checked = len(self.text)
         if self.may_call and self.talk.find_call(self.turn):
             return True
         self.end = self.reason_to_end()
+        if looks and not self.end and (voting.is_repeating(self.text) or voting.is_counting(turn)):
+            self.end = End.REPETITION
         return self.end is not None
 
     def reason_to_end(self) -> End | None:
         """Return why the sample should end now, or None to go on. Changes nothing."""
         if self.tokens > self.limit:
             return End.OVERLONG
-        if voting.is_repeating(self.text):
-            return End.REPETITION
         message = self.text[self.message_begin :]
         if voting.final_answer(message, self.problem.read, self.settings.tags, self.thinking):
             return End.ANSWERED

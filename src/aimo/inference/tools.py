@@ -6,11 +6,13 @@ wrote stays as it is, token by token, so that vLLM has it cached. Out of scope: 
 (`programs`), gpt-oss (`harmony`), and tools other than Python.
 """
 
+import contextlib
 import difflib
 import functools
 import json
 import logging
 import re
+import textwrap
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -92,8 +94,6 @@ class Chat:
 class FencedBlocks(Chat):
     """Fenced Python blocks, each followed by a block with its output; a stream stops where a block ends."""
 
-    block = re.compile(r"```(?:python|py)\n(.*?)```", re.DOTALL)
-    """What a call looks like; the program is its group."""
     output = "```output\n{}\n```\n"
     """How the output of a call is shown."""
 
@@ -103,17 +103,29 @@ class FencedBlocks(Chat):
         return not self.text
 
     def find_call(self, turn: Completion) -> Call | None:
-        """The first complete block of a turn, which may still grow. Tokens after its last are left out."""
-        block = self.block.search(turn.text)
-        if not block:
+        """The first complete program of a turn, which may still grow. Tokens after its last are left out."""
+        found = self.find_program(turn.text, turn.finished)
+        if not found:
             return None
+        code, end = found
         ids, text = turn.token_ids, turn.text
         if self.tokenizer.decode(ids, skip_special_tokens=True) != text:  # a server may send other tokens
-            text = text[: block.end()]
-            return Call(block[1], text, self.tokenizer.encode(text, add_special_tokens=False))
-        while len(shorter := self.tokenizer.decode(ids[:-1], skip_special_tokens=True)) >= block.end():
+            text = text[:end]
+            return Call(code, text, self.tokenizer.encode(text, add_special_tokens=False))
+        while len(shorter := self.tokenizer.decode(ids[:-1], skip_special_tokens=True)) >= end:
             ids, text = ids[:-1], shorter
-        return Call(block[1], text, ids)
+        return Call(code, text, ids)
+
+    def find_program(self, text: str, finished: bool) -> tuple[str, int] | None:
+        """The first program in a text, and where it ends: a block's, or of a call in the form of a model."""
+        block = (WHOLE_BLOCK if finished else BLOCK).search(text)
+        call = MARK.search(text)
+        if call and not (block and block.start() < call.start()):
+            closed = re.search(r"\}\s*</tool_call>|</function>", text[call.end() :])
+            if finished or closed:
+                end = call.end() + closed.end() if closed else len(text)
+                return read_call(text[call.end() : end]), end
+        return (clean(block["code"]), block.end()) if block else None
 
     def reply(self, call: Call, output: str) -> None:
         """Continue after the output: the turn's own tokens stay, so that their cache does."""
@@ -125,6 +137,59 @@ class FencedBlocks(Chat):
 
 CALL, OUTPUT = "aimoscallstandshere", "aimosoutputstandshere"
 """Stand for a program and its output in a conversation that is rendered to see what is between them."""
+FENCE = (
+    r"(?P<fence>`{3,}|~{3,})[ \t]*[{.]*(?:i?python|py|tool_code)[\d.]*\}?(?:[ \t][^\n]*)?\r?\n"
+    r"(?P<code>.*?)(?:^[ \t]*(?P=fence)|(?P=fence)"
+)
+BLOCK = re.compile(FENCE + r"(?=[ \t]*\r?\n))", re.DOTALL | re.IGNORECASE | re.MULTILINE)
+"""A block of Python in a text that grows: a fence within a line may be part of the program."""
+WHOLE_BLOCK = re.compile(FENCE + r"(?=[ \t]*\r?$)|\Z)", re.DOTALL | re.IGNORECASE | re.MULTILINE)
+"""The same in a text that has ended, perhaps before its closing fence."""
+MARK = re.compile(
+    r"<tool_call>(?=\s*[\[{<]|[^<]*</tool_call>)|\[TOOL_CALLS\]|<\|python_tag\|>|"
+    r'(?=<function=|\{\s*"name"\s*:\s*"python")'
+)
+"""Begins a call in the form of one family of models or another."""
+
+
+def clean(code: str) -> str:
+    """A program without the indentation of its block, and with the line breaks of Python."""
+    return textwrap.dedent(code.replace("\r\n", "\n")).rstrip("\n")
+
+
+def read_call(text: str) -> str:
+    """The program in a call that a model wrote, however badly; a program that says so where there is none.
+
+    Raw line breaks in JSON, LaTeX, bare quotes, a missing brace and a second object are survived.
+    """
+    text = text.lstrip(" \r\n[")
+    if parameter := re.search(r"<parameter=\w+>\s*?\n?(.*?)\s*</parameter>", text, re.DOTALL):
+        return clean(parameter[1])
+    # A backslash that escapes nothing was meant as one: \alpha, \d.
+    repaired = re.sub(r'\\(["\\/bfnrt]|u[0-9a-fA-F]{4})?', lambda m: m[0] if m[1] else r"\\", text)
+    for attempt in (text, repaired):
+        with contextlib.suppress(ValueError, RecursionError):
+            return code_of(json.JSONDecoder(strict=False).raw_decode(attempt)[0])
+    if found := re.search(r'"code"\s*:\s*"(.*)', repaired, re.DOTALL):
+        body = re.sub(r'"?[\s}\]]*(?:</tool_call>\s*)?\Z', "", found[1])
+        escaped = re.sub(r'(?<!\\)((?:\\\\)*)"', r'\1\\"', body)
+        with contextlib.suppress(ValueError):
+            return code_of(json.loads(f'"{escaped}"', strict=False))
+    if text[:1] not in ("{", '"'):
+        return clean(text.removesuffix("</tool_call>"))
+    return 'raise SyntaxError(\'the call is no JSON: {"name": "python", "arguments": {"code": "…"}}\')'
+
+
+def code_of(value: Any) -> str:
+    """The program in the value of a call, or of its arguments."""
+    if isinstance(value, dict) and (inner := value.get("arguments", value.get("parameters"))) is not None:
+        return read_call(inner) if isinstance(inner, str) and inner.lstrip()[:1] == "{" else code_of(inner)
+    if isinstance(value, dict):
+        value = value.get("code", "raise TypeError('its argument is named code')")
+    # \f and \b of JSON were meant as LaTeX or regular expressions: \frac, \b.
+    return str(value).replace("\f", "\\f").replace("\b", "\\b")
+
+
 OWN_FORMATS: dict[str | None, type[Chat]] = {None: FencedBlocks}
 """The formats of calls that are read here, by `inference.tool_parser`; others are parsers of vLLM's."""
 
@@ -184,20 +249,21 @@ class ToolCalls(Chat):
 
 
 def find_tool_call(parser: Any, turn: Completion) -> Call | None:
-    """The first call of a turn that has ended; without `code`, a program that says so."""
-    found = parser.extract_tool_calls(turn.text, offer()) if turn.finished else None
-    if not found or not found.tool_calls:
+    """The first call of a turn that has ended, be it malformed; without a program, one that says so."""
+    if not turn.finished:
         return None
-    function = found.tool_calls[0].function
-    try:
-        arguments = json.loads(function.arguments)
-    except ValueError:
-        arguments = function.arguments
-    if not isinstance(arguments, dict):
-        arguments = {"code": str(arguments)}
-    call = {"type": "function", "function": {"name": function.name, "arguments": arguments}}
-    message = {"role": "assistant", "content": found.content or "", "tool_calls": [call]}
-    code = str(arguments.get("code", "raise TypeError('its argument is named code')"))
+    found = None
+    with contextlib.suppress(Exception):  # parsers raise errors of many kinds
+        found = parser.extract_tool_calls(turn.text, offer())
+    if found and found.tool_calls:
+        function, content = found.tool_calls[0].function, found.content
+        name, code = function.name, read_call(function.arguments)
+    elif (mark := MARK.search(turn.text)) and re.search(r"python|code", turn.text[mark.end() :]):
+        name, content, code = "python", turn.text[: mark.start()], read_call(turn.text[mark.end() :])
+    else:
+        return None
+    call = {"type": "function", "function": {"name": name, "arguments": {"code": code}}}
+    message = {"role": "assistant", "content": content or "", "tool_calls": [call]}
     return Call(code, turn.text, turn.token_ids, message)
 
 

@@ -1,15 +1,16 @@
 r"""Votes, their weights, and when to stop sampling: pure functions without I/O.
 
 `next_step` decides after every event of a question whether to stop, to start more samples, or to cut overlong
-ones. `final_answer` and `is_repeating` tell when a single sample is over; `tally` counts and explains the
-vote. Formulae and measurements: docs/voting.md. Out of scope: time and streams (`aimo.inference.solver`),
-reading an answer (`aimo.inference.answers`).
+ones. `final_answer`, `is_repeating` and `is_counting` tell when a single sample is over; `tally` counts and
+explains the vote. Formulae and measurements: docs/voting.md. Out of scope: time and streams
+(`aimo.inference.solver`), reading an answer (`aimo.inference.answers`).
 """
 
 import itertools
 import math
 import random
 import re
+import zlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,10 @@ from aimo.inference.settings import PUBLIC, Tags
 TAGS = Tags()
 CONCLUSION = 300  # characters at most of the last paragraph of a thought, which may state its answer
 TIE = 1e-6  # what an entropy of all weighs beside a vote
-BLOCK, REPEATS, WINDOW = 200, 4, 16_000  # characters: the last 200 occur four times in the last 16,000
+AFTER_BOX = 1000  # characters after a box that may still bring another: that of the last step
+WINDOW = 16_000  # characters in which a loop is looked for
+BLOCK, REPEATS = 1000, 3  # characters at the end that occur three times in the window: a loop
+COUNTING = 0.08  # of a window's size, compressed with all numbers alike: right completions stay above 0.10
 
 
 class Stop(StrEnum):
@@ -175,12 +179,12 @@ def votes_to_settle(first: int, rivals: Collection[int], max_error: float) -> fl
 def final_answer(
     text: str, read: Callable[[str], int | None], tags: Tags = TAGS, thinking: bool = False
 ) -> tuple[int, int] | None:
-    r"""Return where the first complete final answer of a growing text ends, in characters, and the answer.
+    r"""Return where a growing text has given its final answer, in characters, and the answer.
 
-    None while there is none. `read` reads an answer from a text or returns None. A candidate ends with a
-    complete `\boxed{…}`, `</answer>` or the answer tag. Inside a thought, which the text or the prompt
-    (`thinking`) opened, no candidate counts until the tag that closes it; the answer in the last paragraph of
-    a closed thought does.
+    None while it has not. `read` reads an answer from a text or returns None. An answer is final with
+    `</answer>` or the answer tag, and in a `\boxed{…}` that no other follows within AFTER_BOX characters.
+    Inside a thought, which the text or the prompt (`thinking`) opened, no answer is final until the tag that
+    closes it; the one in the last paragraph of a closed thought is.
     """
     thoughts = [tags, *PUBLIC]  # a model may think in the tags of its base
     opened = [own.think_end for own in thoughts if text.lstrip().startswith(own.think_start)]
@@ -192,20 +196,18 @@ def final_answer(
         return None
     close, begin = min(closed, default=(0, 0))
     answer = read(conclusion(text[:close])) if closed else None
-    return (begin, answer) if answer is not None else first_answer(text, begin, read, tags)
-
-
-def first_answer(
-    text: str, begin: int, read: Callable[[str], int | None], tags: Tags
-) -> tuple[int, int] | None:
-    """Return where the first complete answer after `begin` ends, and the answer, or None."""
+    if answer is not None:
+        return begin, answer
     closing = "</answer>" if tags.answer_start.startswith("\\") else tags.answer_end
-    for candidate in re.finditer(rf"\\f?box(?:ed)?\s*\{{|</answer>|{re.escape(closing)}", text[begin:]):
-        end = begin + candidate.end()
-        if candidate[0].endswith("{"):
-            end = closing_brace(text, end)
-        answer = read(text[begin:end]) if end else None
-        if answer is not None:
+    box = 0  # where the last one ended
+    candidates = re.finditer(rf"\\f?box(?:ed)?\s*\{{|</answer>|{re.escape(closing)}", text[begin:])
+    for candidate in [*candidates, None]:
+        here = begin + candidate.start() if candidate else len(text)
+        if box and here >= box + AFTER_BOX and (answer := read(text[begin:box])) is not None:
+            return box + AFTER_BOX, answer
+        if candidate and candidate[0].endswith("{"):
+            box = closing_brace(text, begin + candidate.end()) or box
+        elif candidate and (answer := read(text[begin : (end := begin + candidate.end())])) is not None:
             return end, answer
     return None
 
@@ -229,8 +231,14 @@ def closing_brace(text: str, start: int) -> int:
 
 
 def is_repeating(text: str) -> bool:
-    """Return whether a text has degenerated into repetition: its last block occurs several times."""
+    """Return whether a text has degenerated into a loop: its last block occurs several times."""
     return len(text) > BLOCK and text[-WINDOW:].count(text[-BLOCK:]) >= REPEATS
+
+
+def is_counting(text: str) -> bool:
+    """Return whether a text goes on and on with the same words and other numbers."""
+    alike = re.sub(r"\d+", "0", text[-WINDOW:]).encode(errors="replace")
+    return len(text) >= WINDOW and len(zlib.compress(alike, 1)) < COUNTING * WINDOW
 
 
 def forced_ending(text: str, tags: Tags = TAGS, thinking: bool = False) -> str:
