@@ -164,6 +164,9 @@ def mutate(rng, ids):
     return ids
 
 
+AFTER = " and so on" * 100
+
+
 def survive(encoding, streams):
     """Read mutated streams, go on after each, and return how many the library refuses."""
     rng, refused = random.Random(2), 0
@@ -178,7 +181,7 @@ def survive(encoding, streams):
             talk.reply(call, some_text(rng))
             assert talk.prompt()[: len(before)] == before and talk.prompt()[-2:] == harmony.TURN
         forced = text + talk.forced_ending(text, True) + "7}"
-        assert extract(forced, HARMONY) == "7" and voting.final_answer(forced, int_of, HARMONY, True)
+        assert extract(forced, HARMONY) == "7" and voting.final_answer(forced + AFTER, int_of, HARMONY, True)
         try:
             encoding.parse_messages_from_completion_tokens(ids, library().Role.ASSISTANT)
         except Exception:
@@ -319,15 +322,15 @@ def test_the_format_is_taken_for_gpt_oss_alone_and_without_a_parser(tmp_path):
 @pytest.mark.parametrize(
     ("text", "answer"),
     [
-        (THOUGHT + ANSWER, 42),
-        ("<|channel|>analysis<|message|>It may be \\boxed{41}. Let me see", None),
+        (THOUGHT + ANSWER + AFTER, 42),
+        ("<|channel|>analysis<|message|>It may be \\boxed{41}. Let me see" + AFTER, None),
         (
             "<|channel|>analysis<|message|>\\boxed{41}<|end|><|start|>assistant<|channel|>final<|message|>",
             None,
         ),
         ("<|channel|>thought<|message|>\\boxed{41} it is", None),
-        ("\\boxed{41}", None),
-        (THOUGHT + "<|channel|>commentary<|message|>\\boxed{41}", None),
+        ("\\boxed{41}" + AFTER, None),
+        (THOUGHT + "<|channel|>commentary<|message|>\\boxed{41}" + AFTER, None),
     ],
 )
 def test_only_what_is_on_the_final_channel_ends_a_sample(encoding, text, answer):

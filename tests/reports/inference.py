@@ -1,1 +1,54 @@
 """Public reports of the area: inference."""
+
+from scripted import Scripted
+
+from aimo.inference.solution import End
+from aimo.inference.solver import solve
+
+
+def answered(call, expected):
+    """A sample that writes a call reads what it printed, or why it did not run, and goes on to its answer."""
+    prompts = []
+
+    def write(number, prompt):
+        prompts.append(prompt)
+        return "So \\boxed{42}\x03" if "```output" in prompt else call + "\x03"
+
+    solution = solve(Scripted(write, tools=1.0), "6 x 7", 1, 0, 999)
+    assert solution.answer == 42 and solution.samples[0].turns == 1
+    assert expected in prompts[1].split("```output")[1]
+
+
+def F01(case, request):
+    answered(case["input"].replace("⏎", "\n"), "42")
+
+
+def F02v(case, request):
+    answered(case["input"].replace("\\n", "\n"), "alpha")
+
+
+def F03(case, request):
+    for info in ("```python3\n", "```Python\n", "```python \n", "```python\r\n"):
+        answered(f"{info}print(6 * 7)\n```", "42")
+
+
+def F05v(case, request):
+    answered(f"```python\n{case['input']}\n```", case["expected"])
+
+
+def F08(case, request):
+    assert solve(Scripted(lambda *_: case["input"] + "\x03"), "Q", 4, 0, 999).votes == {
+        int(case["expected"]): 4
+    }
+
+
+def G01(case, request):
+    from math import gcd
+
+    def text(count):
+        return ", ".join(f"gcd(594,{n})={gcd(594, n)}" for n in range(102, 102 + count))
+
+    [runaway] = solve(Scripted(lambda *_: text(3500), max_tokens=60_000), "Q", 1, 0, 999).samples
+    assert runaway.end is End.REPETITION and runaway.tokens < 20_000
+    honest = solve(Scripted(lambda *_: text(40) + " so \\boxed{6}\x03"), "Q", 1, 0, 999)
+    assert honest.answer == 6 and honest.samples[0].end is not End.REPETITION

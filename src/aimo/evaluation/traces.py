@@ -19,9 +19,10 @@ from typing import Any
 from aimo.errors import AimoError
 from aimo.inference import answers, journal, voting
 from aimo.inference.solution import End, Sample
-from aimo.inference.stream import LOOK_EVERY
+from aimo.inference.stream import COUNT_EVERY
 
 CHARACTERS = 3.2  # a token, where a trace has texts alone
+CHECK = 256  # characters between two looks for repetition
 Vote = int | str | None
 REMEDY = "give a journal of the solver, or traces with `samples` or `attempts` a line"
 
@@ -151,9 +152,9 @@ def as_ours(text: str) -> Recorded:
     """A completion that ends at its final answer, or where it degenerates."""
     final = voting.final_answer(text, read_answer)
     end, answer = final or (len(text), None)
-    for place in range(LOOK_EVERY, end, LOOK_EVERY):
+    for place in range(CHECK, end, CHECK):
         before = text[max(0, place - voting.WINDOW) : place]
-        if voting.is_repeating(before) or voting.is_counting(before):
+        if voting.is_repeating(before) or (place % COUNT_EVERY == 0 and voting.is_counting(before)):
             return Recorded(place / CHARACTERS, None)
     return Recorded(end / CHARACTERS, answer if final else read_answer(text))
 

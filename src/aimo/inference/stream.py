@@ -17,7 +17,7 @@ from aimo.inference.solution import TAIL, End, Sample
 
 FORCED_ANSWER_TOKENS = 24
 CHECK_EVERY = 64  # characters between two checks whether a sample is over
-LOOK_EVERY = 1000  # characters between two looks whether it has degenerated
+COUNT_EVERY = 1024  # characters between two checks whether it counts without end, which take longer
 
 
 @dataclass(frozen=True)
@@ -167,12 +167,12 @@ class Stream:
         self.turn = Completion(turn, ids, False)
         if len(self.text) - self.checked < CHECK_EVERY and not self.text.endswith(("}", ">", "```", "~~~")):
             return False
-        looks = len(self.text) // LOOK_EVERY > self.checked // LOOK_EVERY
+        due = len(self.text) // COUNT_EVERY > self.checked // COUNT_EVERY
         self.checked = len(self.text)
         if self.may_call and self.talk.find_call(self.turn):
             return True
         self.end = self.reason_to_end()
-        if looks and not self.end and (voting.is_repeating(self.text) or voting.is_counting(turn)):
+        if due and not self.end and voting.is_counting(turn):
             self.end = End.REPETITION
         return self.end is not None
 
@@ -180,6 +180,8 @@ class Stream:
         """Return why the sample should end now, or None to go on. Changes nothing."""
         if self.tokens > self.limit:
             return End.OVERLONG
+        if voting.is_repeating(self.text):
+            return End.REPETITION
         message = self.text[self.message_begin :]
         if voting.final_answer(message, self.problem.read, self.settings.tags, self.thinking):
             return End.ANSWERED
