@@ -47,7 +47,7 @@ SMALL = [
 # Files that import the same large packages, which takes ten seconds: `make fast` has them in one process.
 TRL = ["arguments", "packing", "placement", "schema", "tokenization", "trl_compat"]
 TRANSFORMERS = ["data", "engine", "evaluate", "extending", "kills", "prompts", "public_models", "tiny_base"]
-MATH_VERIFY = ["answers", "compare", "hostile_pages", "rejection", "rewards"]
+MATH_VERIFY = ["server_faults", "answers", "compare", "hostile_pages", "rejection", "rewards"]
 TOGETHER = {"trl": TRL, "transformers": TRANSFORMERS + MATH_VERIFY}
 # Fixtures that are made once in each process of pytest-xdist that needs them, and what that makes a test.
 ONCE = {"engine": "engine", "small_run": "train"}

@@ -52,3 +52,31 @@ def G01(case, request):
     assert runaway.end is End.REPETITION and runaway.tokens < 20_000
     honest = solve(Scripted(lambda *_: text(40) + " so \\boxed{6}\x03"), "Q", 1, 0, 999)
     assert honest.answer == 6 and honest.samples[0].end is not End.REPETITION
+
+
+def G02(case, request):
+    """In place of a stream, and in place of a chat completion, both counted as faults and asked for again."""
+    import test_distil
+    import test_server_faults
+    from aiohttp import web
+    from conftest import TINY
+    from model_server import on_loopback
+
+    from aimo.inference.server import Server
+
+    body = case["input"].split(" in place")[0]
+    stand = test_server_faults.Stand()
+    stand.replies = [body, test_server_faults.WHOLE]
+    with on_loopback(stand.handler()) as url, Server([url], TINY) as client:
+        assert test_server_faults.sample(client).text == "42" and len(stand.requests) == 2
+    problems = request.getfixturevalue("tmp_path") / "problems.jsonl"
+    problems.write_text('{"problem": "1 + 1?", "answer": "2"}\n')
+    asked = []
+
+    def answer(sent, number):
+        asked.append(number)
+        return test_distil.reply() if len(asked) > 1 else web.Response(text=body)
+
+    with test_distil.serving(answer) as server:
+        tally, rows = test_distil.distil(problems, server, retries=1)
+    assert len(rows) >= 1 and len(asked) > len(rows) and not tally.failed

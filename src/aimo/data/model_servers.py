@@ -204,8 +204,11 @@ class Servers:
             value = json.loads(content)
             choice = value["choices"][0]
             message, usage = choice["message"], value.get("usage") or {}
+            written = message.get("content") or ""
+            if isinstance(written, list):  # of parts
+                written = "".join(part["text"] for part in written if part.get("type", "text") == "text")
             reply = Reply(
-                message.get("content") or "",
+                written,
                 message.get("reasoning") or message.get("reasoning_content") or "",  # vLLM's, DeepSeek's name
                 choice["finish_reason"] or "",
                 int(usage.get("prompt_tokens") or 0),

@@ -5,12 +5,14 @@ servers, and waiting for one that is down (`supervisor`).
 """
 
 import itertools
+import os
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
-from openai import APIError, APIStatusError, AsyncOpenAI, OpenAIError, Timeout
+from httpx import HTTPError
+from openai import APIConnectionError, APIStatusError, AsyncOpenAI, OpenAIError, Timeout
 
 from aimo.inference import conversations, harmony, prompts
 from aimo.inference.errors import AimoError
@@ -22,6 +24,14 @@ from aimo.inference.tools import find_tool_parser
 T = TypeVar("T")
 CONNECT_S = 10.0
 TIMEOUT = Timeout(60.0, connect=CONNECT_S, read=None)  # a server may queue a stream for long
+LATER = (408, 409, 425, 429)
+"""Statuses of a request that may be taken later."""
+RETRIES = 2  # of a request that is refused as too early or too many, after the server's Retry-After
+TRIES = 3  # at a stream that breaks off or is none, each at the next server
+
+
+class StreamError(Exception):
+    """A reply that is no whole stream."""
 
 
 class Server:
@@ -47,8 +57,9 @@ class Server:
         self.written = 0
         self.urls = [url.rstrip("/").removesuffix("/v1") for url in urls]
         self.loop, self.requests = BackgroundLoop(), itertools.count()
+        key = os.environ.get("OPENAI_API_KEY", "").strip() or "none"
         self.clients = [
-            AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=TIMEOUT)
+            AsyncOpenAI(base_url=f"{url}/v1", api_key=key, max_retries=RETRIES, timeout=TIMEOUT)
             for url in self.urls
         ]
         try:
@@ -62,7 +73,7 @@ class Server:
         """The servers' name of the model, and the context length that all of them allow."""
 
         async def ask(client: AsyncOpenAI) -> Any:
-            return (await client.models.list(timeout=CONNECT_S)).data[0]
+            return (await client.with_options(max_retries=0).models.list(timeout=CONNECT_S)).data[0]
 
         names, limits, faults = set(), [], []
         for url, client in zip(self.urls, self.clients, strict=True):
@@ -75,7 +86,7 @@ class Server:
                 names.add(served.id)
                 limits.append(getattr(served, "max_model_len", None) or 4096)
         if faults and (need_all or not names):
-            raise AimoError(f"{faults[0]}; start it, or correct the address")
+            raise AimoError(f"{faults[0]}; start it, correct the address, or set OPENAI_API_KEY")
         if len(names) > 1:
             raise AimoError(
                 f"the servers serve different models: {', '.join(sorted(names))}; give those of one"
@@ -122,17 +133,20 @@ class Server:
         """One stream that continues `prompt`; leaving it makes the server stop it.
 
         Where a server is down or breaks off, the stream starts again at the next. AimoError when all are
-        down, or one refuses the request.
+        down, one refuses the request, or TRIES replies were no whole stream.
         """
         turn = next(self.requests)
-        faults = []
-        for i in range(len(self.clients)):
+        faults, down = [], set()
+        for i in range(max(TRIES, len(self.clients))):
             place = (turn + i) % len(self.clients)
             try:
                 return await self.stream(self.clients[place], prompt, seed, settings, until)
-            except APIError as e:
+            except (OpenAIError, HTTPError, ValueError, StreamError) as e:
                 faults.append(f"server {self.urls[place]}: {' '.join(str(e.__cause__ or e).split())[:200]}")
-                if isinstance(e, APIStatusError) and e.status_code < 500:
+                if isinstance(e, APIConnectionError):
+                    down.add(place)
+                status = e.status_code if isinstance(e, APIStatusError) else 500
+                if len(down) == len(self.clients) or (status < 500 and status not in LATER):
                     break  # the others would refuse it too
         raise AimoError(f"{'; '.join(faults)}; look at the servers' logs")
 
@@ -168,8 +182,8 @@ class Server:
         async with events:
             async for event in events:
                 self.written += 1
-                for choice in event.choices:
-                    text += choice.text
+                for choice in event.choices or []:
+                    text += choice.text or ""
                     ids += getattr(choice, "token_ids", None) or []  # vLLM's own field
                     if text and not ids:
                         raise AimoError("the server sends no token ids; serve with vLLM 0.11 or later")
@@ -180,4 +194,6 @@ class Server:
                         entropies += [entropy_of(token.values()) for token in likeliest if token]
                     if until and until(text, ids):
                         return Completion(text, ids, False, logprobs, entropies)
+        if reason is None:
+            raise StreamError("the reply broke off" if text else "the reply holds no completion")
         return Completion(text, ids, reason == "stop", logprobs, entropies)
