@@ -138,7 +138,7 @@ class TestBeforeTraining:
         assert "tool_calls" not in read(CALL)  # it was cut off
         assert read("It is 42.<|im_end|>") == {"role": "assistant", "content": "It is 42."}
         capfd.readouterr()
-        assert "tool_calls" not in read(CALL.replace("}}", "") + "<|im_end|>")
+        assert read(CALL.replace("}}", "") + "<|im_end|>")["tool_calls"] == [call], "braces are missing"
         assert capfd.readouterr() == ("", "")  # vLLM's parser would print a traceback
         unnamed = read(CALL.replace('"code"', '"program"') + "<|im_end|>")
         assert "its argument is named code" in unnamed["tool_calls"][0]["function"]["arguments"]["code"]
