@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import yaml
 from conftest import TINY
@@ -57,6 +59,68 @@ def test_a_bad_key_is_refused_by_name_in_one_line(override, told):
     assert "\n" not in str(e.value)
     for part in told:
         assert part in str(e.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../../x",
+        "/tmp/x",
+        "a/b",
+        "a\\b",
+        ".",
+        "..",
+        ".hidden",
+        "-rf",
+        "~",
+        "a\nb",
+        "",
+        " ",
+        "index.html",
+        "x" * 300,
+    ],
+)
+def test_a_profile_whose_name_is_no_folder_of_runs_is_refused(name):
+    with pytest.raises(AimoError, match="profile: ") as e:
+        config.load("tiny", [f"profile={json.dumps(name)}"])
+    assert "\n" not in str(e.value) and "take a name" in str(e.value)
+
+
+@pytest.mark.parametrize("name", ["qwen2.5-1.5b", "my run (2)", "试验", "it's $5"])
+def test_a_profile_may_be_named_as_people_name_files(tmp_path, name):
+    (tmp_path / f"{name}.yaml").write_text(
+        (config.PROFILES / "tiny.yaml").read_text().replace("profile: tiny", "")
+    )
+    assert config.load(tmp_path / f"{name}.yaml").profile == name
+
+
+STEP = ["sft.batch_size=4", "sft.gradient_accumulation_steps=4"]
+
+
+@pytest.mark.parametrize(
+    "overrides, redo, refused",
+    [
+        (["training.time_limit_s=60", "training.log_to=tensorboard", "training.cache_dir=/c"], None, []),
+        (["sft.save_steps=7", "grpo.sample_steps=3", "profile=other"], None, []),
+        (["grpo.gradient_accumulation_steps=8", "model.gradient_checkpointing=false"], None, []),
+        (STEP, None, []),
+        (STEP[:1], None, STEP[:1]),
+        (STEP[1:], None, STEP[1:]),
+        (STEP[:1], "sft", []),
+        (["grpo.learning_rate=1e-6"], None, ["grpo.learning_rate"]),
+        (["grpo.learning_rate=1e-6"], "grpo", []),
+        (["sft.epochs=9", "grpo.max_steps=9"], "grpo", ["sft.epochs"]),
+        (["model.max_length=1000"], None, ["model.max_length"]),
+        (["model.max_length=1000", "model.dtype=float32"], "grpo", []),
+        (["model.lora.rank=4", "seed=5"], "grpo", ["model.lora.rank", "seed"]),
+        (["model.lora.rank=4", "seed=5"], "data", []),
+        (["dpo={learning_rate: 1e-6}"], "dpo", []),
+    ],
+)
+def test_what_changes_no_result_may_change_and_the_rest_from_its_stage_on(overrides, redo, refused):
+    small = ["sft.batch_size=16", "sft.gradient_accumulation_steps=1"]
+    old, new = config.load("tiny", small), config.load("tiny", [*small, *overrides])
+    assert list(config.lasting_changes(old, new, redo)) == [key.partition("=")[0] for key in refused]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ A fake stands for what this machine lacks: torch.cuda, nvidia-smi, Unsloth's loa
 import dataclasses
 import functools
 import re
+import shlex
 import sys
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ import pytest
 import yaml
 from conftest import TINY
 
-from aimo import config, machine
+from aimo import config, machine, runs
 from aimo.errors import AimoError
 
 LAUNCHED = {
@@ -324,36 +325,61 @@ def test_what_these_versions_cannot_run_is_refused_when_the_profile_is_read(over
     assert told in str(e.value) and "\n" not in str(e.value)
 
 
-@pytest.mark.parametrize("how", ["alone", "zero3"])
+@pytest.mark.parametrize("is_smallest", [False, True])
 @pytest.mark.parametrize(
     "name, stage", [(name, stage) for name in TRAINED for stage in config.load(name).trained]
 )
-def test_advice_when_memory_runs_out_is_a_profile_that_loads(monkeypatch, how, name, stage):
+def test_advice_when_memory_runs_out_is_taken_by_the_runs_folder(tmp_path, name, stage, is_smallest):
     from aimo.training.trainers import out_of_memory
 
-    launched(monkeypatch, how)
     values = yaml.safe_load((config.PROFILES / f"{name}.yaml").read_text())
-    if stage == "grpo":
+    if is_smallest and stage == "grpo":
         grpo = config.load(name).grpo
         most = grpo.prompts_per_step * grpo.num_generations  # nothing is left to accumulate
         values[stage] |= {"gradient_accumulation_steps": most}
+    elif stage != "grpo":
+        values[stage] |= {"batch_size": 1 if is_smallest else 6}
+    p, folder = config.parse({"profile": name} | values, name), tmp_path / "a run's $folder"
+    begun(folder, p, stage)
+    told = out_of_memory(stage, p, folder / stage, 3)
+    assert "\n" not in told
+    if not is_smallest:
+        assert "--from" not in told, "a step keeps its rows, so that nothing has to be done again"
+    if "--set" in told:
+        assert apply(told, folder) != p
     else:
-        values[stage] |= {"batch_size": 1}
-    p = config.parse(values, name)
-    told = out_of_memory(stage, p, 3)
-    for key, value in advised(told):
-        section, _, last = key.partition(".")
-        changed = values | {section: values[section] | {last: value}}
-        if key == "model.max_length" and "grpo" in values:  # a shorter context asks for shorter completions
-            changed["grpo"] = values["grpo"] | {"max_completion_length": 1, "max_prompt_length": 1}
-        config.parse(changed, name)
-    assert how == "alone" or "4bit" not in told
+        assert is_smallest and "a smaller model.base" in told
 
 
-def advised(told):
-    """The keys and values that a message proposes."""
-    yield from ((key, int(value)) for key, value in re.findall(r"(\w+\.\w+) from \d+ to (\d+)", told))
-    yield from ((key, True) for key in re.findall(r"set (\w+\.\w+): true", told))
+def begun(folder, p, stage):
+    """A run's folder with a checkpoint of a stage."""
+    runs.open_folder(folder, p)
+    runs.unlock(folder)
+    (folder / stage / "checkpoint-2").mkdir(parents=True)
+
+
+def apply(told, folder):
+    """The profile of the run's folder after the command that a message advises has opened it."""
+    from aimo import pipeline
+
+    words = shlex.split(re.search(r"`(aimo run .+)`", told)[1])
+    options = list(zip(words[2::2], words[3::2], strict=True))
+    given = dict(options)
+    assert given["--run-dir"] == str(folder)
+    changed = config.load(given["--profile"], [value for key, value in options if key == "--set"])
+    pipeline.check(changed, folder, given.get("--from"), None)
+    runs.open_folder(folder, changed, redo=given.get("--from", "").partition("/")[0] or None)
+    runs.unlock(folder)
+    assert config.load(folder / "profile.yaml") == changed
+    return changed
+
+
+def test_advice_in_a_launched_process_keeps_its_command(monkeypatch, tmp_path):
+    from aimo.training.trainers import out_of_memory
+
+    launched(monkeypatch, "zero3")
+    told = out_of_memory("sft", config.load("tiny"), tmp_path / "sft", 3)
+    assert "`aimo launch` again with `--set sft.batch_size=" in told and "4bit" not in told
 
 
 # ---- 9: shortcuts of the CPU

@@ -698,7 +698,7 @@ def test_a_loss_that_is_not_finite_stops_at_once_and_names_step_batch_and_checkp
 
 @train_marker
 @pytest.mark.parametrize(
-    "stage, remedy", [("sft", "batch_size from 4 to 2"), ("grpo", "gradient_accumulation_steps from 1 to 2")]
+    "stage, remedy", [("sft", "sft.batch_size=2"), ("grpo", "grpo.gradient_accumulation_steps=2")]
 )
 def test_out_of_memory_names_the_setting_to_lower(tmp_path, sets, monkeypatch, stage, remedy):
     import torch
@@ -710,6 +710,31 @@ def test_out_of_memory_names_the_setting_to_lower(tmp_path, sets, monkeypatch, s
     monkeypatch.setattr(trl.SFTTrainer if stage == "sft" else trl.GRPOTrainer, "compute_loss", full)
     with pytest.raises(AimoError, match=f"{stage}: out of memory at step 1; .*{remedy}"):
         train(small("grpo.probe_steps=null"), sets, tmp_path, stage)
+
+
+@train_marker
+def test_the_advice_when_memory_runs_out_continues_the_run_with_the_same_losses(tmp_path, sets, monkeypatch):
+    import torch
+    import trl
+    from test_placement import apply
+
+    from aimo import runs
+
+    p, run, measure = small(), tmp_path / "run", trl.SFTTrainer.compute_loss
+
+    def full(self, model, inputs, *args, **kwargs):
+        if self.state.global_step == 3 and len(inputs["input_ids"]) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return measure(self, model, inputs, *args, **kwargs)
+
+    runs.open_folder(run, p)
+    runs.unlock(run)
+    whole, _, _ = train(p, sets, tmp_path / "whole")
+    monkeypatch.setattr(trl.SFTTrainer, "compute_loss", full)
+    with pytest.raises(AimoError, match="out of memory at step 4") as e:
+        train(p, sets, run / "sft")
+    again, _, _ = train(apply(str(e.value), run), sets, run / "sft")
+    assert losses(again) == pytest.approx(losses(whole), rel=1e-3)
 
 
 @train_marker

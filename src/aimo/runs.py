@@ -11,13 +11,15 @@ A stage is finished when metrics.json has its record. `Run.finish`, the last cal
 """
 
 import fcntl
+import json
 import logging
 import os
 import re
+import shlex
 import sys
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -113,7 +115,7 @@ def begin(stage: str, profile: str, run_dir: str | Path | None = None, overrides
             raise AimoError(
                 f"stage {stage} needs {product}, which stage {earlier} makes: run "
                 f"notebooks/{STAGES[earlier].notebook}.ipynb first, or everything with "
-                f"`aimo run --profile {profile} --run-dir {folder}`"
+                f"`{shlex.join(['aimo', 'run', '--profile', profile, '--run-dir', str(folder)])}`"
             )
     open_folder(folder, resolved)
     return Run(resolved, folder, stage, started)
@@ -130,15 +132,17 @@ def run_folder(run_dir: str | Path | None, profile: Profile) -> Path:
 def open_folder(folder: Path, profile: Profile, redo: str | None = None) -> None:
     """Create and lock the run's folder, or check that its profile is this one.
 
-    Keys of stages from `redo` on may differ from the folder's profile; they are written there.
+    Keys that change no result, and those of stages from `redo` on, may differ from the folder's profile; they
+    are written there.
     """
     saved = folder / "profile.yaml"
     try:
-        if saved.exists():
-            check_profile(folder, config.load(saved), profile, redo)
+        old = config.load(saved) if saved.exists() else None
+        if old:
+            check_profile(folder, old, profile, redo)
         (folder / "notebooks").mkdir(parents=True, exist_ok=True)
         lock(folder)
-        if not saved.exists() or redo:
+        if not old or config.differing_keys(old, profile):
             write_whole(saved, config.dump(profile))
     except OSError as e:
         raise AimoError(
@@ -148,19 +152,48 @@ def open_folder(folder: Path, profile: Profile, redo: str | None = None) -> None
 
 def check_profile(folder: Path, old: Profile, new: Profile, redo: str | None) -> None:
     """Refuse a profile that differs from the folder's in a key that a stage before `redo` was made with."""
-    later = new.stages[new.stages.index(redo) :] if redo else ()
-    changed = {
-        key: values
-        for key, values in config.differing_keys(old, new).items()
-        if redo != new.stages[0] and key.split(".")[0] not in later
-    }
-    if changed:
-        keys = ", ".join(f"{key} (was {a!r}, now {b!r})" for key, (a, b) in changed.items())
-        again = f"`aimo run --run-dir {folder} --from STAGE`" if by_hand() else "--from"
-        raise AimoError(
-            f"run folder {folder} was made with another profile: {keys}; take another {option('run_dir')}, "
-            f"or do a stage again with {again}"
-        )
+    changed = config.lasting_changes(old, new, redo)
+    if not changed:
+        return
+    keys = ", ".join(f"{key} (was {a!r}, now {b!r})" for key, (a, b) in changed.items())
+    stage = next(s for s in reversed(new.stages) if not config.lasting_changes(old, new, s))
+    points = [stage, *(f"{stage}/{path.name}" for path in newest_first(folder / stage)[:1])]
+    again = " or ".join(f"--from {point}" for point in points)
+    if by_hand():
+        again = f"`aimo run --run-dir {shlex.quote(str(folder))}` and {again}"
+    raise AimoError(
+        f"run folder {folder} was made with another profile: {keys}; take another {option('run_dir')}, "
+        f"or do it again with {again}"
+    )
+
+
+def continue_with(folder: Path, profile: Profile, stage: str, changes: dict[str, Any]) -> str:
+    """Return what to do so that a stage of the run in `folder` goes on with other values of some keys."""
+    values, sets = asdict(profile), [f"{key}={json.dumps(value)}" for key, value in changes.items()]  # type: ignore[call-overload]
+    for change in sets:
+        config.set_key(values, change)
+    lasting = config.lasting_changes(profile, config.parse(values, "profile"))
+    if not lasting and by_hand():
+        return f"put {', '.join(map(json.dumps, sets))} into overrides, restart the kernel and run all cells"
+    options = [part for change in sets for part in ("--set", change)]
+    if "WORLD_SIZE" in os.environ:
+        again = "another run folder and " if lasting else ""
+        return f"run the same `aimo launch` again with {again}`{shlex.join(options)}`"
+    if lasting:
+        options += ["--from", "/".join([stage, *(path.name for path in newest_first(folder / stage)[:1])])]
+    command = ["aimo", "run", "--profile", str(folder / "profile.yaml"), "--run-dir", str(folder), *options]
+    return f"{'shut this kernel down and ' if by_hand() else ''}run `{shlex.join(command)}`"
+
+
+def newest_first(folder: Path) -> list[Path]:
+    """Return the checkpoints in a stage's folder."""
+    found = [path for path in folder.glob("checkpoint-*") if path.name.split("-")[1].isdigit()]
+    return sorted(found, key=step_of, reverse=True)
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the step after which a checkpoint was written."""
+    return int(checkpoint.name.split("-")[1])
 
 
 def by_hand() -> bool:

@@ -11,6 +11,7 @@ from aimo.config.reading import (
     differing_keys,
     dump,
     find,
+    lasting_changes,
     load,
     parse,
     read_values,
@@ -23,5 +24,5 @@ from aimo.inference.settings import Prompt
 __all__ = [
     "PROFILES", "ROOT", "RUNS", "Columns", "Data", "Distil", "Dpo", "Grpo", "Inference", "Lora", "Mixture",
     "Model", "Optimization", "Profile", "Prompt", "Reject", "Set", "Sft", "Source", "Training",
-    "differing_keys", "dump", "find", "load", "parse", "read_values", "resolve", "set_key",
+    "differing_keys", "dump", "find", "lasting_changes", "load", "parse", "read_values", "resolve", "set_key",
 ]  # fmt: skip

@@ -1,5 +1,6 @@
 """A profile: every setting of a run, in typed sections, with the checks that span sections."""
 
+import re
 from dataclasses import asdict, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,20 @@ from aimo.inference.settings import (
 from aimo.stages import STAGES, TRAINED
 
 TRAINED_LENGTH = 2048  # tokens; a public model's own context is longer than what one trains on
+ANY_TIME = [
+    "profile", "training.*", "*.save_steps", "*.trl.save_total_limit", "model.gradient_checkpointing",
+    "grpo.gradient_accumulation_steps", "grpo.sample_steps", "grpo.vllm_gpu_memory", "grpo.vllm_server_url",
+    "inference.gpu_memory",
+]  # fmt: skip
+"""Keys that change no stage's result, so that a run goes on with other values. So it does with another
+`batch_size` of SFT or DPO when `gradient_accumulation_steps` keeps the rows of a step."""
+FROM_A_STAGE_ON = ["model.max_length", "model.dtype", "model.load_in_4bit", "model.attention"]
+"""Keys of all stages that may change from a stage or a checkpoint on (`--from`): what was trained before
+keeps its values. So may the keys of that stage and of those after it."""
+
+
+PLAIN_NAME = re.compile(r"[^\s./\\~-]([^/\\\x00-\x1f\x7f]{0,98}[^\s/\\\x7f])?")
+"""Names of a run's folder in runs/ and in submission/."""
 
 
 @dataclass(config=strict)
@@ -91,6 +106,10 @@ class Profile:
     @model_validator(mode="after")
     def check(self) -> "Profile":
         """Check what the types cannot express."""
+        if not PLAIN_NAME.fullmatch(self.profile) or self.profile in ("index.html", "README.md"):
+            raise ValueError(
+                f"profile: {self.profile!r} cannot name the run's folder; take a name such as my-run"
+            )
         length = self.model.max_length or TRAINED_LENGTH
         if self.trained:
             self.model.max_length = length

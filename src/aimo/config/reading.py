@@ -2,6 +2,7 @@
 
 import ast
 import difflib
+import fnmatch
 import inspect
 import itertools
 import json
@@ -15,7 +16,7 @@ from typing import Any, get_args, get_type_hints
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from aimo.config import Profile
+from aimo.config.profile import ANY_TIME, FROM_A_STAGE_ON, Profile
 from aimo.errors import AimoError, explain
 from aimo.inference.startup import find_input
 from aimo.stages import TRAINED
@@ -315,6 +316,28 @@ def differing_keys(a: Profile, b: Profile) -> dict[str, tuple[Any, Any]]:
     flat_a, flat_b = flatten(asdict(a)), flatten(asdict(b))  # type: ignore[call-overload]
     return {
         k: (flat_a.get(k), flat_b.get(k)) for k in sorted(flat_a | flat_b) if flat_a.get(k) != flat_b.get(k)
+    }
+
+
+def lasting_changes(old: Profile, new: Profile, redo: str | None = None) -> dict[str, tuple[Any, Any]]:
+    """Return the differing keys that a stage before `redo` was made with, with both values.
+
+    Without `redo`, those that any stage was made with.
+    """
+    later = new.stages[new.stages.index(redo) :] if redo else ()
+    if later == new.stages:
+        return {}
+    may_change = ANY_TIME + [part for stage in later for part in (stage, f"{stage}.*")]
+    may_change += FROM_A_STAGE_ON if redo else []
+    for stage in ("sft", "dpo"):
+        a, b = getattr(old, stage), getattr(new, stage)
+        steps = {x.batch_size * x.gradient_accumulation_steps for x in (a, b) if x}
+        if a and b and len(steps) == 1:
+            may_change += [f"{stage}.batch_size", f"{stage}.gradient_accumulation_steps"]
+    return {
+        key: values
+        for key, values in differing_keys(old, new).items()
+        if not any(fnmatch.fnmatchcase(key, pattern) for pattern in may_change)
     }
 
 

@@ -15,6 +15,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 
+from aimo import runs
 from aimo.config import Profile
 from aimo.errors import AimoError
 from aimo.inference import prompts
@@ -119,7 +120,7 @@ class Limits(TrainerCallback):
 def gb_after_next(folder: Path) -> float:
     """Gigabytes of the run that a stage's folder is in, with one more checkpoint like the newest; 0 before
     the first."""
-    written = checkpoints.newest_first(folder)
+    written = runs.newest_first(folder)
     return (bytes_of(folder.parent) + bytes_of(written[0])) / 1e9 if written else 0.0
 
 
@@ -269,9 +270,10 @@ class Finite(TrainerCallback):
 def remedy(stage: str, profile: Profile, folder: Path) -> str:
     """Likely causes of a loss that is not finite, what to set, and the last good checkpoint."""
     rate = getattr(profile, stage).learning_rate
-    causes = f"{stage}.learning_rate {rate:g} is too high (try {rate / 4:g}), or a row is broken"
+    causes = f"{stage}.learning_rate {rate:g} is too high, or a row is broken"
+    change: dict[str, Any] = {f"{stage}.learning_rate": rate / 4}
     if profile.model.dtype == "float16":
-        causes = f"float16 overflows (set model.dtype: bfloat16 or float32), or {causes}"
-    good = checkpoints.newest_first(folder)
+        causes, change = f"float16 overflows, or {causes}", {"model.dtype": "float32"}
+    good = runs.newest_first(folder)
     kept = f"the last good checkpoint is {good[0]}" if good else "no checkpoint was written yet"
-    return f"{causes}; {kept}"
+    return f"{causes}; {kept}; {runs.continue_with(folder.parent, profile, stage, change)}"

@@ -10,16 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from aimo.errors import AimoError
-
-
-def step_of(checkpoint: Path) -> int:
-    """The step after which a checkpoint was written."""
-    return int(checkpoint.name.split("-")[1])
-
-
-def newest_first(folder: Path) -> list[Path]:
-    """The checkpoints in a stage's folder."""
-    return sorted(folder.glob("checkpoint-*"), key=step_of, reverse=True)
+from aimo.runs import newest_first, step_of
 
 
 def last_checkpoint(folder: Path) -> str | None:

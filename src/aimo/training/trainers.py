@@ -6,10 +6,12 @@ which is `launch`.
 """
 
 import contextlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from aimo import machine, runs
 from aimo.config import Profile
 from aimo.data.prepare import Rows
 from aimo.errors import AimoError
@@ -219,7 +221,7 @@ def fit(
     except RuntimeError as e:  # torch.OutOfMemoryError is one
         if not any(words in str(e) for words in ("out of memory", "not enough memory")):
             raise
-        raise AimoError(out_of_memory(stage, profile, trainer.state.global_step + 1)) from None
+        raise AimoError(out_of_memory(stage, profile, folder, trainer.state.global_step + 1)) from None
     if limits.reason:
         state = trainer.state
         print(f"Stopped at step {state.global_step} of {state.max_steps}, before {limits.reason}.")
@@ -324,28 +326,34 @@ def finish(run: Run, tokenizer: Any, log: Log, **more: Any) -> dict[str, Any]:
     return figures
 
 
-def out_of_memory(stage: str, profile: Profile, step: int) -> str:
-    """The message when memory runs out: the setting to change, its value and the proposed value."""
+def out_of_memory(stage: str, profile: Profile, folder: Path, step: int) -> str:
+    """Return the message when memory runs out: the keys to change, and how the stage goes on with them.
+
+    What keeps the rows of a step, and so what is learned, comes first.
+    """
     section: Any = getattr(profile, stage)
-    steps, length = section.gradient_accumulation_steps, profile.model.max_length
+    steps, length, options = section.gradient_accumulation_steps, profile.model.max_length, []
     assert length
-    accumulate = f"{stage}.gradient_accumulation_steps from {steps} to {2 * steps}"
     if stage == "grpo":
-        completions, tokens = (
-            section.prompts_per_step * section.num_generations,
-            section.max_completion_length,
-        )
-        shorter = f"lower grpo.max_completion_length from {tokens} to {max(1, tokens // 2)}"
-        remedy = f"raise {accumulate}" if completions % (2 * steps) == 0 else shorter
-    elif section.batch_size > 1:
-        size = section.batch_size
-        remedy = f"lower {stage}.batch_size from {size} to {size // 2} and raise {accumulate}"
+        in_parts = section.prompts_per_step * section.num_generations // int(os.environ.get("WORLD_SIZE", 1))
+        more = next((n for n in range(2 * steps, in_parts + 1) if in_parts % n == 0), None)
+        options += [{"grpo.gradient_accumulation_steps": more}] if more else []
+        options.append({"grpo.max_completion_length": max(1, section.max_completion_length // 2)})
     else:
-        remedy = f"lower model.max_length from {length} to {length // 2}"
-        if can_load_in_4bit(profile):
-            remedy += ", or set model.load_in_4bit: true"
-    again = "then run again: it continues from the last checkpoint"
-    return f"{stage}: out of memory at step {step}; {remedy}, {again}"
+        size = section.batch_size
+        less = max((n for n in range(1, size // 2 + 1) if size % n == 0), default=size)
+        split = {"batch_size": less, "gradient_accumulation_steps": steps * size // less}
+        options += [{f"{stage}.{key}": value for key, value in split.items()}] if less < size else []
+        grpo = profile.grpo
+        least = grpo.max_prompt_length + grpo.max_completion_length if grpo else 1
+        options += [{"model.max_length": max(least, length // 2)}] if least < length else []
+    if can_load_in_4bit(profile):
+        options.append({"model.load_in_4bit": True})
+    said = f"{stage}: out of memory at step {step}; "
+    for changes in options:
+        with contextlib.suppress(AimoError):  # a reward, say, may count on the longer completions
+            return said + runs.continue_with(folder.parent, profile, stage, changes)
+    return said + "take a smaller model.base, or a device with more memory"
 
 
 def can_load_in_4bit(profile: Profile) -> bool:
@@ -354,7 +362,7 @@ def can_load_in_4bit(profile: Profile) -> bool:
 
     samples_with_vllm = profile.grpo is not None and profile.grpo.generation != "transformers"
     new = profile.model.lora is not None and not profile.model.load_in_4bit
-    return new and not samples_with_vllm and not placement.is_sharded()
+    return new and machine.computes_on_gpu() and not samples_with_vllm and not placement.is_sharded()
 
 
 TOKENS_AT_ONCE = 2**15
