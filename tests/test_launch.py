@@ -441,7 +441,7 @@ def test_zero_keeps_on_the_host_what_was_asked_for(capsys, strategy, offload, de
 def test_a_file_of_accelerates_takes_the_place_of_trls_and_says_the_strategy(
     tmp_path, capsys, text, strategy
 ):
-    from aimo.training.job import strategy_of
+    from aimo.training.launch import strategy_of
 
     file = tmp_path / "my own.yaml"
     file.write_text(text)

@@ -434,7 +434,7 @@ def test_a_gpu_that_was_hidden_is_left_out(old_driver):
 
 def accepted(name, stage, strategy, devices):
     """A profile as `aimo launch` accepts it, and how often it was refused before what was advised was set."""
-    from aimo.training import job
+    from aimo.training import launch as job
 
     overrides, refused = ["sft.use_liger_kernel=false"] if config.load(name).sft else [], 0
     while True:

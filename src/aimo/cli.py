@@ -142,7 +142,6 @@ def launch(
 ) -> None:
     """Train a stage in several processes, under `accelerate launch` or in a Slurm job."""
     from aimo.training import launch
-    from aimo.training.job import Job, strategy_of
 
     if cpu and (gpus or slurm):
         raise AimoError("--cpu goes with neither --gpus nor --slurm: it tries a stage on this machine")
@@ -154,9 +153,9 @@ def launch(
             else "there is no GPU here; try it with --cpu 2"
         )
     if accelerate:
-        strategy = strategy_of(accelerate)
+        strategy = launch.strategy_of(accelerate)
     how = (strategy, devices, nodes, cpu is not None, offload, accelerate, serve_gpus)
-    launch.launch(Job(stage, profile, run_dir, set_ or [], *how), slurm, dry_run)
+    launch.launch(launch.Job(stage, profile, run_dir, set_ or [], *how), slurm, dry_run)
 
 
 @app.command()

@@ -93,7 +93,11 @@ class Api(KaggleApi):  # type: ignore[misc]
         Raises RequestException, with what was asked for as its `thing`.
         """
         if self.dry_run and name != "IntrospectToken":
-            show(name, request)
+            fields = request.to_dict()
+            for key, value in fields.items():
+                if isinstance(value, str) and len(value) > 200:
+                    fields[key] = f"{value[:60]} … ({len(value):,} characters)"
+            print(f"{name} {json.dumps(fields, indent=2, ensure_ascii=False)}")
             return response_type()
         repeatable = name.startswith(REPEATABLE)
         for attempt in itertools.count(1):
@@ -116,7 +120,11 @@ class Api(KaggleApi):  # type: ignore[misc]
         """Seconds until a request is made again; None: it is not."""
         code = status(error)
         if code == 429 and attempt < LIMITED_TRIES:
-            seconds = named_pause(error.response)
+            named, seconds = error.response.headers.get("Retry-After", ""), LIMITED_PAUSE_S  # type: ignore[union-attr]
+            with contextlib.suppress(ValueError):  # a date, or nothing
+                seconds = max(0.0, (parsedate_to_datetime(named) - datetime.now(UTC)).total_seconds())
+            with contextlib.suppress(ValueError):
+                seconds = float(named)
             if seconds > LONGEST_PAUSE_S:
                 return None
             until = datetime.now() + timedelta(seconds=seconds)
@@ -161,31 +169,27 @@ class Api(KaggleApi):  # type: ignore[misc]
 
 @contextlib.contextmanager
 def connect(dry_run: bool = False) -> Iterator[Api]:
-    """Sign in, and give every failure of Kaggle, of the connection and of the client as one line."""
-    try:
-        yield sign_in(dry_run)
-    except requests.RequestException as e:
-        raise explain(e) from None
-    except ValueError as e:  # the client's own checks, and an answer that is no JSON
-        raise AimoError(f"Kaggle's client: {one_line(e)}") from None
-    except KeyboardInterrupt:
-        raise AimoError("interrupted; give the same command again to go on") from None
+    """Sign in, and give every failure of Kaggle, of the connection and of the client as one line.
 
-
-def sign_in(dry_run: bool = False) -> Api:
-    """Return the client with the user's token.
-
-    AimoError without a token, with one that others can read, or one that Kaggle does not accept.
+    AimoError also without a token, with one that others can read, or one that Kaggle does not accept.
     """
     token, source = find_token()
     give_token(token, source)
     api = Api(dry_run)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            api.authenticate()
-    except SystemExit:
-        raise AimoError(f"Kaggle does not accept the token in {source}: make another at {TOKENS}") from None
-    return api
+            try:
+                api.authenticate()
+            except SystemExit:
+                said = f"Kaggle does not accept the token in {source}: make another at {TOKENS}"
+                raise AimoError(said) from None
+        yield api
+    except requests.RequestException as e:
+        raise explain(e) from None
+    except ValueError as e:  # the client's own checks, and an answer that is no JSON
+        raise AimoError(f"Kaggle's client: {one_line(e)}") from None
+    except KeyboardInterrupt:
+        raise AimoError("interrupted; give the same command again to go on") from None
 
 
 def find_token() -> tuple[str | None, str]:
@@ -222,28 +226,6 @@ def find_token() -> tuple[str | None, str]:
             f"or a space: copy it again from {TOKENS}"
         )
     return token if source != "KAGGLE_USERNAME and KAGGLE_KEY" else None, source
-
-
-def named_pause(response: Any) -> float:
-    """The seconds to wait that an answer names, as a number or a date; `LIMITED_PAUSE_S` if it names none."""
-    named = response.headers.get("Retry-After", "")
-    try:
-        return float(named)
-    except ValueError:
-        pass
-    try:
-        return max(0.0, (parsedate_to_datetime(named) - datetime.now(UTC)).total_seconds())
-    except ValueError:
-        return LIMITED_PAUSE_S
-
-
-def show(name: str, request: Any) -> None:
-    """Print a request as it would be sent, with long texts cut."""
-    fields = request.to_dict()
-    for key, value in fields.items():
-        if isinstance(value, str) and len(value) > 200:
-            fields[key] = f"{value[:60]} … ({len(value):,} characters)"
-    print(f"{name} {json.dumps(fields, indent=2, ensure_ascii=False)}")
 
 
 def subject(request: Any) -> str:

@@ -24,7 +24,7 @@ from kagglesdk.kernels.types.kernels_enums import KernelWorkerStatus
 from aimo.errors import AimoError, StageError
 from aimo.inference import startup
 from aimo.inference.errors import one_line
-from aimo.inference.storage import read_json
+from aimo.inference.storage import read_json, write_whole
 from aimo.kaggle import downloads
 from aimo.kaggle.check import FORMS, OUTPUT, PLACEHOLDER, folder_of, is_in, lower_owner, source_of
 from aimo.kaggle.client import Api, filled, pages, refusal
@@ -172,7 +172,13 @@ def follow(api: Api, version: Version, metadata: dict[str, Any], start_within_s:
         if status != last:
             print(f"{time.strftime('%H:%M:%S')} {version}: {status.name.lower()}", flush=True)
         if status == KernelWorkerStatus.RUNNING and last != status:
-            compare_machine(api, version, metadata)
+            _, found = latest(api, f"{version.owner}/{version.slug}")
+            for key in ("machine_shape", "enable_gpu", "enable_internet"):  # Kaggle tells nobody
+                asked, given = metadata.get(key), getattr(found, key)
+                if asked is not None and given not in (asked, ""):
+                    print(
+                        f"{version} runs with {key} {given}, not {asked}; may the account use that machine?"
+                    )
         last = status
         if status == KernelWorkerStatus.RUNNING:
             seen = follow_log(api, version, seen)
@@ -188,15 +194,6 @@ def follow(api: Api, version: Version, metadata: dict[str, Any], start_within_s:
         lines = read_log(api, version)[-LAST_LINES:]
         print("\n".join(["the last lines of its log:", *lines]))
         raise StageError(f"{version} ended as {status.name.lower()}: {message or 'Kaggle names no reason'}")
-
-
-def compare_machine(api: Api, version: Version, metadata: dict[str, Any]) -> None:
-    """Print where a version runs otherwise than its metadata ask, as Kaggle tells nobody."""
-    _, found = latest(api, f"{version.owner}/{version.slug}")
-    for key in ("machine_shape", "enable_gpu", "enable_internet"):
-        asked, given = metadata.get(key), getattr(found, key)
-        if asked is not None and given not in (asked, ""):
-            print(f"{version} runs with {key} {given}, not {asked}; may the account use that machine?")
 
 
 def follow_log(api: Api, version: Version, seen: int) -> int:
@@ -265,18 +262,13 @@ def output(api: Api, version: Version, to: Path | None = None) -> Path:
             )
         if not path.is_file() or path.stat().st_size != sizes.get(name):
             downloads.save(downloads.fetch(url), path, sizes.get(name))
-    (folder / f"{version.slug}.log").write_text("\n".join(log_lines(answers[0].log)) + "\n")
-    check_submission(folder / "submission.parquet")
+    write_whole(folder / f"{version.slug}.log", "\n".join(log_lines(answers[0].log)) + "\n")
+    submission = folder / "submission.parquet"
+    if submission.exists():
+        try:
+            columns = set(pl.read_parquet_schema(submission))
+        except (pl.exceptions.PolarsError, OSError) as e:
+            raise AimoError(f"{submission} is no parquet file ({one_line(e, 100)})") from None
+        if not {"id", "answer"} <= columns:
+            raise AimoError(f"{submission} has the columns {', '.join(sorted(columns))}, not id and answer")
     return folder
-
-
-def check_submission(path: Path) -> None:
-    """Raise AimoError when there is a submission that is no table with the columns id and answer."""
-    if not path.exists():
-        return
-    try:
-        columns = set(pl.read_parquet_schema(path))
-    except (pl.exceptions.PolarsError, OSError) as e:
-        raise AimoError(f"{path} is no parquet file ({one_line(e, 100)})") from None
-    if not {"id", "answer"} <= columns:
-        raise AimoError(f"{path} has the columns {', '.join(sorted(columns))}; it needs id and answer")

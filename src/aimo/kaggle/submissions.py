@@ -38,7 +38,11 @@ def submit(api: Api, kernel: str, number: int | None, message: str, competition:
             raise AimoError(
                 f"{version} left no {ANSWERS[0]}, only {', '.join(names) or 'nothing'}; see its log"
             )
-        slug = slug_of(competition or only(metadata.competition_data_sources, version))
+        attached = metadata.competition_data_sources
+        if not competition and len(attached) != 1:
+            named = ", ".join(attached) or "none"
+            raise AimoError(f"{version} has {named} as competitions; name one with --competition")
+        slug = slug_of(competition or attached[0])
     limits = api.competition_get_submission_limits(slug)
     if not api.dry_run and limits.num_allowed_now <= 0:
         raise AimoError(
@@ -53,24 +57,9 @@ def submit(api: Api, kernel: str, number: int | None, message: str, competition:
         raise AimoError(
             f"competition {slug}: {version} was not taken ({answer.message or 'no reason given'})"
         )
-    kernel_name = f"{version.owner}/{version.slug}"
-    records.record(
-        "submit",
-        ref=answer.ref,
-        competition=slug,
-        kernel=kernel_name,
-        version=version.number,
-        message=message,
-    )
+    made = {"kernel": f"{version.owner}/{version.slug}", "version": version.number, "message": message}
+    records.record("submit", ref=answer.ref, competition=slug, **made)
     return int(answer.ref)
-
-
-def only(competitions: list[str], version: Version) -> str:
-    """The one competition that a kernel has as input."""
-    if len(competitions) != 1:
-        named = ", ".join(competitions) or "none"
-        raise AimoError(f"{version} has {named} as competitions; name one with --competition")
-    return competitions[0]
 
 
 def scores(api: Api, competition: str) -> list[dict[str, Any]]:
@@ -79,20 +68,15 @@ def scores(api: Api, competition: str) -> list[dict[str, Any]]:
     rows = []
     with api.build_kaggle_client() as kaggle:
         for answer in pages(kaggle.competitions.competition_api_client.list_submissions, request):
-            rows += [row(submission) for submission in answer.submissions]
+            for submission in answer.submissions:
+                made = records.origin(submission.ref)
+                rows.append(
+                    {
+                        "date": f"{submission.date:%Y-%m-%d %H:%M}" if submission.date else "",
+                        "ref": submission.ref,
+                        "public score": submission.public_score or submission.status.name.lower(),
+                        **{key: made.get(key, "") for key in ("kernel", "version", "run", "profile")},
+                        "message": submission.description,
+                    }
+                )
     return rows
-
-
-def row(submission: Any) -> dict[str, Any]:
-    """A submission's score and what made it."""
-    made = records.origin(submission.ref)
-    return {
-        "date": f"{submission.date:%Y-%m-%d %H:%M}" if submission.date else "",
-        "ref": submission.ref,
-        "public score": submission.public_score or submission.status.name.lower(),
-        "kernel": made.get("kernel", ""),
-        "version": made.get("version", ""),
-        "run": made.get("run", ""),
-        "profile": made.get("profile", ""),
-        "message": submission.description,
-    }
