@@ -19,8 +19,9 @@ import pytest
 from conftest import TINY
 from scripted import Scripted
 
-from aimo.errors import AimoError
+from aimo.errors import AimoError, EngineError
 from aimo.inference import gateway, programs, sandbox, solver, voting
+from aimo.inference.ask import ask as ask_by_hand
 from aimo.inference.competitions import COMPETITIONS
 from aimo.inference.engine import Engine
 from aimo.inference.gateway import Schedule, answer_file, make_predict
@@ -336,6 +337,12 @@ def test_samples_that_fail_cost_their_votes_and_not_the_engine(bad):
     failed = [sample.index for sample in solutions["q"].samples if sample.end is End.FAILED]
     assert len(failed) == sum(number in bad for number in range(next(sampler.requests))) > 0
     assert f"{len(failed)} samples failed: ValueError: sample" in solutions["q"].note
+
+
+def test_a_problem_asked_by_hand_is_answered_by_the_samples_that_do_not_fail(capsys):
+    assert ask_by_hand(Scripted(failing(ValueError("bad"), 1), samples=2), "6 x 7") == "42"
+    with pytest.raises(EngineError, match="bad"):
+        ask_by_hand(Scripted(failing(ValueError("bad")), samples=2), "6 x 7")
 
 
 def test_an_engine_whose_streams_all_fail_is_replaced_and_no_sample_is_lost():

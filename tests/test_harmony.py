@@ -216,7 +216,10 @@ ANSWER = "<|channel|>final<|message|>It is \\boxed{42}."
         (" to=python<|channel|>commentary <|constrain|>code<|message|>1<|call|>", "1", 0),
         ("<|channel|>commentary to=functions.python <|constrain|>json<|message|>1<|call|>", "1", 0),
         ('<|channel|>analysis to=python<|message|>{"code": "x = 2"}<|call|>', "x = 2", 0),
+        ('<|channel|>analysis to=python<|message|>{"code": "x = 2\nx"}<|call|>', "x = 2\nx", 0),
+        ('<|channel|>analysis to=python<|message|>{"code": "print("\\d")"<|call|>', 'print("\\d")', 0),
         ("<|channel|>analysis to=python<|message|>```python\n1\n```<|call|>", "1", 0),
+        ("<|channel|>analysis to=python<|message|>```Python3 \r\n1\n```<|call|>", "1", 0),
         ("<|channel|>analysis to=python<|message|>{1: 2}<|return|>", "{1: 2}", 0),
         # <|call|> without a recipient can only mean the one tool.
         ("<|channel|>analysis<|message|>print(1)<|call|>", "print(1)", 0),

@@ -43,6 +43,7 @@ def test_tags_of_a_public_model_are_those_of_its_template(tmp_path, template, th
     [
         ({"temprature": 1.0}, "did you mean temperature"),
         ({"temperature": "hot"}, "temperature"),
+        ({"tool_seconds": 3600}, "tool_seconds"),
         ({"samples": 0}, "samples"),
         ({"tags": {"think_end": ""}}, "think_end"),
     ],

@@ -754,7 +754,7 @@ def test_a_stage_stops_before_the_session_ends_with_a_checkpoint_to_go_on_from(t
     from aimo.training import trainers
 
     p = small("sft.max_steps=100000", "sft.save_steps=100000")
-    monkeypatch.setenv(SESSION_END, str(time.time() + 6))
+    monkeypatch.setenv(SESSION_END, str(time.monotonic() + 6))
     first = trainers.summary(train(p, sets, tmp_path)[0])
     assert 0 < first["steps"] < 100000 and first["stopped"] == SESSION_OVER
     assert last_checkpoint(tmp_path) == str(tmp_path / f"checkpoint-{first['steps']}")

@@ -208,7 +208,7 @@ def option(name: str) -> str:
 
 
 SESSION_END = "AIMO_SESSION_END"
-"""The environment variable with the time, in seconds since 1970, before which a stage stops and saves."""
+"""The environment variable with the time, on the monotonic clock, before which a stage stops and saves."""
 SESSION_OVER = "the end of the session"
 """Why such a stage stopped, in its record; `aimo.session` goes on with it."""
 

@@ -38,13 +38,13 @@ def train(
     resolved = config.load(profile, list(overrides))
     if not resolved.trained:
         raise AimoError(f"profile {resolved.profile} trains nothing; give one with sft, grpo or dpo")
-    end = time.time() - (time.monotonic() - startup.STARTED) + limit_s
+    end = startup.STARTED + limit_s
     os.environ[SESSION_END] = str(end)
     bring(folder, resolved.profile, inputs)
     made = None
     for stage in resolved.stages[: resolved.stages.index(resolved.trained[-1]) + 1]:
         if not is_done(folder, stage):
-            left = end - time.time()
+            left = end - time.monotonic()
             if left < LAST_PART * limit_s:
                 print(f"{stage}: left to the next session, as {max(0, left):.0f} s remain of this one")
                 break

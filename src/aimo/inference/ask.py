@@ -62,8 +62,13 @@ async def sample(question: Question) -> list[str]:
         while not tasks[0].done():
             await asyncio.wait(tasks[:1], timeout=REFRESH_S)
             shown = show(shown, streams[0].text)
-        show(shown, f"{tasks[0].result().text}\n\n")
-        return [completion.text for completion in await asyncio.gather(*tasks)]
+        if not tasks[0].exception():
+            show(shown, f"{tasks[0].result().text}\n\n")
+        ended = await asyncio.gather(*tasks, return_exceptions=True)
+        faults = [one for one in ended if isinstance(one, BaseException)]
+        if len(faults) == len(ended):
+            raise faults[0]
+        return [one.text for one in ended if not isinstance(one, BaseException)]
     finally:
         await cancel([task for task in tasks if not task.done()])
 

@@ -292,10 +292,10 @@ def write_settings(settings: Settings, path: Path) -> None:
 def report_fallbacks(solutions: Mapping[str, Solution]) -> None:
     """Print how many answers are fallbacks, and the note of each question that has one."""
     fallbacks = sum(not solution.votes for solution in solutions.values())
-    print(f"{len(solutions)} questions answered, {fallbacks} with the fallback {FALLBACK}")
+    say(f"{len(solutions)} questions answered, {fallbacks} with the fallback {FALLBACK}")
     for question_id, solution in solutions.items():
         if solution.note:
-            print(f"  {question_id}: {solution.note}")
+            say(f"  {question_id}: {solution.note}")
 
 
 def kaggle_server(competition: str, inputs: Path = startup.INPUTS) -> Any:
@@ -362,7 +362,7 @@ def answer_table(
     passes = []
     for number in range(1, count + 1):
         if count > 1:
-            print(f"pass {number} of {count}", flush=True)
+            say(f"pass {number} of {count}")
         own_start = started + (number - 1) * limit_s / count  # what a pass saves, or loses, is the next one's
         schedule = Schedule(rules, limit_s / count, len(table), started=own_start)
         solutions: dict[str, Solution] = {}
@@ -447,5 +447,5 @@ def serve(
     report_fallbacks(solutions)
     if golds:
         found = local_gateway.score(rules, golds, [one.answers for one in passes])
-        print(f"score: {found:g} of {len(golds)}, in {len(passes)} passes", flush=True)
+        say(f"score: {found:g} of {len(golds)}, in {len(passes)} passes")
     return solutions

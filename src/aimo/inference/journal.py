@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from aimo.inference.errors import AimoError, explain, one_line
+from aimo.inference.errors import AimoError, explain, one_line, say
 from aimo.inference.settings import ASKED, CHANGING
 from aimo.inference.solution import End, Sample, Solution
 from aimo.inference.storage import SampleFile, append_lines, iterate_lines
@@ -125,9 +125,9 @@ class Journal:
                 if self.file:
                     remedy = f"remove the line, or take another {self.file.other}"
                     raise AimoError(f"{self.path}, line {number}: {e}; {remedy}") from None
-                print(f"{self.path}, line {number} is left out: {e}")
+                say(f"{self.path}, line {number} is left out: {e}")
         if strangers:
-            print(f"{self.path}: {strangers} lines of another model or other settings are left out")
+            say(f"{self.path}: {strangers} lines of another model or other settings are left out")
 
     def read(self, entry: Header | Entry) -> bool:
         """Add a line to what is known; return False when it is of another model or settings."""
@@ -174,7 +174,7 @@ class Journal:
         except AimoError as e:  # a sample must not fail because of it
             self.fault = e
         except OSError as e:
-            print(f"{self.path}: {e}; what is not written is lost when the kernel starts again")
+            say(f"{self.path}: {e}; what is not written is lost when the kernel starts again")
 
     def close(self) -> None:
         """Bring the file to the disk and unlock it."""

@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 
 from aimo.inference.competitions import Competition
-from aimo.inference.errors import AimoError
+from aimo.inference.errors import AimoError, say
 
 Predict = Callable[[Any, Any], pl.DataFrame]
 
@@ -54,7 +54,7 @@ def check_start(rules: Competition, seconds: float, rerun: bool = False) -> None
     said = f"the server is ready {seconds:.0f} s after the start; Kaggle's gateway waits {limit:.0f} s for it"
     if seconds > limit and not rerun:
         raise AimoError(f"{said}: attach fewer wheels, or do in the first question what can wait until then")
-    print(said, flush=True)
+    say(said)
 
 
 def golds(table: pl.DataFrame, rules: Competition) -> dict[str, int]:

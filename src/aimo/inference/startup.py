@@ -73,7 +73,7 @@ def find_input(path: Any, inputs: Path = INPUTS) -> Any:
     attached = {one for root in roots for one in root.glob("*") if one not in kinds}
     there = sorted(map(str, found or attached))
     problem = "is attached more than once" if found else "is not attached"
-    print(f"inputs: {path} {problem}; there are: {', '.join(there[:20]) or 'none'}", flush=True)
+    say(f"inputs: {path} {problem}; there are: {', '.join(there[:20]) or 'none'}")
     return path
 
 
@@ -107,7 +107,7 @@ def read_weights(files: list[Path]) -> None:
     try:
         sizes = {file: file.stat().st_size for file in files}
     except OSError as e:
-        print(f"weights: not read ahead ({one_line(e)})", flush=True)
+        say(f"weights: not read ahead ({one_line(e)})")
         return
     total = sum(sizes.values())
     blocks = [(file, begin) for file, size in sizes.items() for begin in range(0, size, BLOCK)]
@@ -131,7 +131,7 @@ def read_weights(files: list[Path]) -> None:
         thread.join()
     note = "".join(f"; {note}" for note in sorted(notes))
     seconds = time.monotonic() - begun
-    print(f"weights: {sum(counts) / 1e9:.3g} GB read into the page cache, {seconds:.1f} s{note}", flush=True)
+    say(f"weights: {sum(counts) / 1e9:.3g} GB read into the page cache, {seconds:.1f} s{note}")
 
 
 def available_memory() -> int:
@@ -159,7 +159,7 @@ def install_wheels(modules: Collection[str] = (), inputs: Path = INPUTS) -> None
     missing = [wheel for wheel in wheels if not is_installed(wheel)]
     with ThreadPoolExecutor() as pool:
         intact = [wheel for wheel, same in zip(missing, pool.map(is_intact, missing), strict=True) if same]
-    print(f"wheels: {len(attached)} attached, {len(wheels)} needed, {len(missing)} to install", flush=True)
+    say(f"wheels: {len(attached)} attached, {len(wheels)} needed, {len(missing)} to install")
     left_out = {
         f"not for Python {platform.python_version()}": [w for w in attached if w not in fitting],
         "absent, or not the file of the manifest": [w for w in missing if w not in intact],
@@ -167,14 +167,14 @@ def install_wheels(modules: Collection[str] = (), inputs: Path = INPUTS) -> None
     for reason, several in left_out.items():
         if several:
             named = ", ".join(sorted(f"{wheel['name']} {wheel['version']}" for wheel in several))
-            print(f"wheels: left out, {reason}: {named}", flush=True)
+            say(f"wheels: left out, {reason}: {named}")
     if intact:
         command = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--no-compile"]
         paths = [str(wheel["path"]) for wheel in intact]
         done = subprocess.run([*command, *paths], capture_output=True, text=True)
         importlib.invalidate_caches()
         if done.returncode:
-            print(f"wheels: pip installs none of them: {' '.join(done.stderr.split())[:300]}", flush=True)
+            say(f"wheels: pip installs none of them: {' '.join(done.stderr.split())[:300]}")
 
 
 def find_wheels(inputs: Path) -> list[dict[str, Any]]:
@@ -185,7 +185,7 @@ def find_wheels(inputs: Path) -> list[dict[str, Any]]:
             for wheel in json.loads(manifest.read_text())["wheels"]:
                 found[manifest.parent / wheel["file"]] = wheel
         except (ValueError, KeyError, TypeError) as e:
-            print(f"wheels: {manifest} is no manifest ({one_line(e)})", flush=True)
+            say(f"wheels: {manifest} is no manifest ({one_line(e)})")
     for path in sorted(inputs.rglob("*.whl")):
         name, _, rest = path.stem.partition("-")
         found.setdefault(path, {"name": name.replace("_", "-").lower(), "version": rest.partition("-")[0]})

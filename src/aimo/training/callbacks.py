@@ -103,7 +103,7 @@ class Limits(TrainerCallback):
         if limit and main_process_says(now - self.started + 2 * self.slowest > limit):
             control.should_training_stop = control.should_save = True
             self.reason = f"the time limit of {limit} s"
-        if SESSION_END in os.environ and main_process_says(time.time() + 2 * self.slowest > self.session_end):
+        if SESSION_END in os.environ and main_process_says(now + 2 * self.slowest > self.session_end):
             control.should_training_stop = control.should_save = True
             self.reason = SESSION_OVER
 
