@@ -173,6 +173,27 @@ def test_what_does_not_end_when_asked_is_killed(tmp_path):
     assert below and left_of(below) == []
 
 
+SPAWN = """
+import multiprocessing as m, os, sys
+from aimo.inference.processes import ending_with_this_thread
+if __name__ == "__main__":
+    m.set_executable(sys.argv[1])
+    with ending_with_this_thread():
+        process = m.get_context("spawn").Process(target=print, args=["spawned"])
+        process.start()
+        process.join()
+"""
+
+
+def test_processes_are_spawned_by_a_python_at_any_path(tmp_path):
+    python = tmp_path / "a $HOME 'b' \"c\" `d`" / "python"
+    python.parent.mkdir()
+    python.symlink_to(sys.executable)
+    (tmp_path / "spawn.py").write_text(SPAWN)
+    done = subprocess.run([sys.executable, tmp_path / "spawn.py", python], capture_output=True, text=True)
+    assert done.stdout == "spawned\n", done.stderr
+
+
 STAND_IN = """
 import subprocess, sys
 import polars  # it makes a wait that Ctrl-C interrupts go on

@@ -213,7 +213,7 @@ def serve(
         list[str] | None,
         typer.Option(help="vLLM's: data_parallel_size=8, reasoning_parser=deepseek_r1 …; repeat."),
     ] = None,
-    host: Annotated[str, typer.Option(help="0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="0.0.0.0 lets others in: set VLLM_API_KEY.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     log: Annotated[Path, typer.Option(help="Where vLLM writes.")] = Path("vllm.log"),
@@ -231,6 +231,8 @@ def serve(
     try:
         with serving.serving(folder, settings, seed, host=host, port=port, log=log) as (url, process):
             print(f"{folder.name} is ready at {url}/v1; Ctrl-C ends it", flush=True)
+            if host not in ("127.0.0.1", "::1", "localhost") and not os.environ.get("VLLM_API_KEY"):
+                print(f"it asks for no key: whoever reaches {host} can use it; set VLLM_API_KEY", flush=True)
             while process.poll() is None:  # wait() would sleep through Ctrl-C: polars restarts it
                 time.sleep(0.2)
         raise EngineError(f"vLLM ended with exit status {process.returncode}; all that it wrote is in {log}")

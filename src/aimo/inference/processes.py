@@ -8,6 +8,7 @@ This file is also a program: the guard that `running` starts, which imports noth
 import contextlib
 import ctypes
 import os
+import shlex
 import signal
 import stat
 import subprocess
@@ -101,10 +102,10 @@ def below(process: int) -> set[int]:
 # Asks the kernel to be killed with its parent, then replaces itself with the Python that was to start.
 LAUNCHER = """\
 #!/bin/sh
-exec "{python}" -I -S -c '
+exec {python} -I -S -c '
 import ctypes, os, sys
 ctypes.CDLL(None).prctl(1, 9)
-os.execv(sys.argv[1], sys.argv[1:])' "{python}" "$@"
+os.execv(sys.argv[1], sys.argv[1:])' {python} "$@"
 """
 
 
@@ -118,7 +119,7 @@ def ending_with_this_thread() -> Iterator[None]:
     python = os.fsdecode(spawn.get_executable())
     with tempfile.TemporaryDirectory(prefix="aimo-") as folder:
         launcher = Path(folder) / "python"
-        launcher.write_text(LAUNCHER.format(python=python))
+        launcher.write_text(LAUNCHER.format(python=shlex.quote(python)))
         launcher.chmod(stat.S_IRWXU)
         spawn.set_executable(str(launcher))
         try:
