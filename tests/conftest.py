@@ -21,6 +21,10 @@ import psutil
 import pytest
 from markdown_it import MarkdownIt
 
+from aimo.inference.startup import collect_less
+
+collect_less()
+
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "data" / "tiny-base"
 AIMO = Path(sys.executable).with_name("aimo")

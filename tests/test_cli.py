@@ -206,9 +206,11 @@ def test_an_unknown_kernel_is_refused_with_the_known_ones():
 
 
 @pytest.mark.parametrize("value, shown", [("", 0), ("0", 0), ("1", 2)])
-def test_what_libraries_write_is_shown_where_aimo_verbose_asks_for_it(value, shown):
-    code = "from aimo.runs import quiet; quiet(); import logging, warnings; "
-    code += "warnings.warn('notice'); logging.warning('notice')"
+def test_what_libraries_write_is_shown_where_aimo_verbose_asks_for_it_and_a_users_own_always(value, shown):
+    code = "from aimo.runs import quiet; quiet(); import logging, warnings; logging.basicConfig(); "
+    code += "warnings.warn('own'); logging.getLogger('mine').warning('own'); "
+    code += "warnings.warn_explicit('notice', UserWarning, 'a.py', 1, module='torch.nn'); "
+    code += "logging.getLogger('vllm.config').warning('notice')"
     done = subprocess.run(
         [sys.executable, "-c", code],
         env=os.environ | {"AIMO_VERBOSE": value},
@@ -216,4 +218,5 @@ def test_what_libraries_write_is_shown_where_aimo_verbose_asks_for_it(value, sho
         text=True,
         check=True,
     )
-    assert done.stderr.count(": notice") + done.stderr.count("root:notice") == shown
+    assert done.stderr.count(": notice") + done.stderr.count("config:notice") == shown
+    assert done.stderr.count(": own") + done.stderr.count("mine:own") == 2

@@ -4,6 +4,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -12,6 +14,7 @@ import pytest
 from conftest import ROOT, SMALL, aimo, settings
 
 from aimo import config, runs
+from aimo.errors import AimoError
 from aimo.inference.storage import read_lines
 from aimo.runs import figures, read_metrics
 
@@ -191,3 +194,38 @@ def test_a_notebook_gives_a_remedy_that_works_in_a_notebook(tmp_path):
     runs.unlock(folder)
     told = refused_notebook("01_data_prep", tmp_path, run_dir=str(folder), overrides=["seed=5"])
     assert "seed (was 0, now 5)" in told and "another run_dir" in told and "aimo run --run-dir" in told
+
+
+def hands(folder: Path) -> bool:
+    """Whether another process may work in a folder."""
+    code = f"from pathlib import Path; from aimo import runs; runs.lock(Path({str(folder)!r}))"
+    alone = {key: value for key, value in os.environ.items() if key != runs.LOCKED}
+    return not subprocess.run([sys.executable, "-c", code], env=alone, stderr=subprocess.DEVNULL).returncode
+
+
+def test_a_changed_run_dir_leaves_the_first_folder_locked_and_open_to_its_own_processes(tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first, second):
+        folder.mkdir()
+        runs.lock(folder)
+    runs.lock(first)  # a notebook that goes back to its first folder
+    assert not hands(first) and not hands(second)
+    code = f"from pathlib import Path; from aimo import runs; runs.lock(Path({str(first)!r}))"
+    subprocess.run([sys.executable, "-c", code], check=True)  # started by the holder
+    runs.unlock(second)
+    assert not hands(first) and hands(second)
+    runs.unlock(first)
+    assert hands(first)
+
+
+def test_importing_aimo_changes_nobodys_garbage_collector():
+    code = "import gc; before = gc.get_threshold(); import aimo.cli; assert gc.get_threshold() == before"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"stages": 1}', '{"stages": {"data"', "\xff"])
+def test_a_broken_record_is_told_in_one_line(tmp_path, text):
+    (tmp_path / "metrics.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(AimoError, match=r"metrics.json: .*; restore it, or remove it") as e:
+        read_metrics(tmp_path)
+    assert "\n" not in str(e.value)

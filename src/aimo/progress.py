@@ -1,6 +1,5 @@
 """Progress on the screen: of a run, one line for each stage; of other long work, one line with its count."""
 
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -8,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from aimo.config import Profile
+from aimo.errors import AimoError
+from aimo.inference.storage import read_json
 
 PLAIN_S = 20  # seconds between two plain lines
 
@@ -121,10 +122,10 @@ class Display:
         said = time.time()
         while not self.stopped.wait(0.5):
             try:
-                state = json.loads(self.file.read_text())
-            except (OSError, ValueError):
+                state = read_json(self.file, "")
+                stage, step, total = state["stage"], state["step"], state["total"]
+            except (AimoError, KeyError):
                 continue
-            stage, step, total = state["stage"], state["step"], state["total"]
             if stage != self.stage:
                 continue
             self.bars.update(self.tasks[stage], completed=step, total=total, note=f"{step} of {total}")

@@ -29,11 +29,12 @@ from aimo.errors import AimoError
 from aimo.inference.parameters import Texts, checked
 from aimo.inference.processes import is_verbose
 from aimo.inference.settings import Settings
+from aimo.inference.startup import collect_less
 from aimo.inference.storage import read_json, write_json, write_whole
 from aimo.stages import MODELS, STAGES
 
 LOCKED = "AIMO_LOCKED"
-"""The environment variable with the run's folder that this process or one above it has locked."""
+"""The environment variable with the folders, one a line, that this process or one above it has locked."""
 
 
 @dataclass(frozen=True)
@@ -199,7 +200,7 @@ def step_of(checkpoint: Path) -> int:
 def by_hand() -> bool:
     """Whether this process is a notebook that a person started, not `aimo`."""
     kernel = sys.modules.get("ipykernel.kernelapp")  # other packages import it too, and start no kernel
-    return bool(kernel and kernel.IPKernelApp.initialized()) and LOCKED not in os.environ
+    return bool(kernel and kernel.IPKernelApp.initialized()) and not set(held_above()) - {*map(str, _locks)}
 
 
 def option(name: str) -> str:
@@ -215,12 +216,18 @@ SESSION_OVER = "the end of the session"
 _locks: dict[Path, TextIO] = {}
 
 
+def held_above() -> list[str]:
+    """Return the folders that this process or one above it has locked."""
+    return os.environ.get(LOCKED, "").splitlines()
+
+
 def lock(folder: Path) -> None:
     """Keep other processes out of a run's folder until `unlock`, or until this process ends, however it ends.
 
-    Processes that the holder starts may work in it. AimoError names the process that holds it.
+    A process may hold several; those that it starts may work in them. AimoError names the process that holds
+    it.
     """
-    if str(folder) == os.environ.get(LOCKED):
+    if folder in _locks or str(folder) in held_above():
         return
     file = (folder / "lock").open("a+")
     try:
@@ -234,7 +241,7 @@ def lock(folder: Path) -> None:
     file.truncate(0)
     print(os.getpid(), file=file, flush=True)
     _locks[folder] = file
-    os.environ[LOCKED] = str(folder)
+    os.environ[LOCKED] = "\n".join([*held_above(), str(folder)])
 
 
 def held(folder: Path) -> list[int]:
@@ -247,7 +254,7 @@ def unlock(folder: Path) -> None:
     if folder in _locks:
         with _locks.pop(folder) as file:
             fcntl.flock(file, fcntl.LOCK_UN)  # processes that were forked have it open too
-        del os.environ[LOCKED]
+        os.environ[LOCKED] = "\n".join(name for name in held_above() if name != str(folder))
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
@@ -274,11 +281,21 @@ def figures(folder: Path) -> dict[str, dict[str, Any]]:
     return {name: row for name, row in rows.items() if row}
 
 
+LIBRARIES = (
+    "absl", "accelerate", "asyncio", "datasets", "fsspec", "httpx", "huggingface_hub", "jieba",
+    "jupyter_client", "matplotlib", "nbclient", "nbconvert", "nbformat", "numba", "papermill", "peft",
+    "pkg_resources", "pydantic", "requests", "setuptools", "swigvarlink", "tensorboard", "torch", "torchao",
+    "traitlets", "transformers", "triton", "trl", "unsloth", "unsloth_zoo", "urllib3", "vllm", "zmq",
+)  # fmt: skip
+"""Those whose warnings `quiet` silences; a user's own and other libraries' are shown."""
+
+
 def quiet() -> None:
     """Silence the libraries' notices and progress bars, so that a notebook shows only its own output.
 
-    With AIMO_VERBOSE=1 in the environment, they stay.
+    With AIMO_VERBOSE=1 in the environment, they stay. A process of ours also collects less garbage.
     """
+    collect_less()
     if is_verbose():
         return
     os.environ |= {
@@ -293,5 +310,6 @@ def quiet() -> None:
         "TQDM_DISABLE": "1",
         "VLLM_LOGGING_LEVEL": "ERROR",
     }
-    warnings.filterwarnings("ignore")
-    logging.disable(logging.WARNING)
+    for name in LIBRARIES:
+        warnings.filterwarnings("ignore", module=rf"{name}(\.|$)")
+        logging.getLogger(name).setLevel(logging.ERROR)

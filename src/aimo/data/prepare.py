@@ -19,6 +19,7 @@ from aimo.config import Data, Profile, Set, Source
 from aimo.data import decontamination, filters, lengths, sources
 from aimo.errors import AimoError
 from aimo.inference import prompts
+from aimo.inference.storage import write_whole
 from aimo.stages import STAGES
 
 S = TypeVar("S", bound=Source)
@@ -256,7 +257,7 @@ def save(ready: dict[str, pl.DataFrame], sets: Sets, profile: Profile, folder: P
         rows.write_parquet(partial)
         digest.update(partial.read_bytes())
         partial.rename(folder / f"{name}.parquet")
-    (folder / "README.md").write_text(card(ready, sets, profile, digest.hexdigest()))
+    write_whole(folder / "README.md", card(ready, sets, profile, digest.hexdigest()))
     return digest.hexdigest()
 
 

@@ -324,6 +324,7 @@ def start_engine(model: str, settings: Settings, seed: int, adapter: str | None)
     check_model_folder(model)
     check_installed(settings)
     set_environment()
+    startup.collect_less()
     with startup.step("import of vLLM"), stderr_to(None if is_verbose() else Path(os.devnull)):
         importlib.import_module("vllm")
     try:

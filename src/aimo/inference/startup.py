@@ -5,7 +5,9 @@ server and of the engine (`aimo.inference.gateway`).
 """
 
 import ast
+import atexit
 import contextlib
+import gc
 import hashlib
 import importlib
 import importlib.metadata
@@ -88,6 +90,16 @@ def step(name: str) -> Iterator[None]:
     begun = time.monotonic()
     yield
     say(f"{name}: {time.monotonic() - begun:.1f} s")
+
+
+def collect_less() -> None:
+    """Let this process collect garbage less often.
+
+    With one full collection for ten of the younger ones, a quarter of the time in which torch, TRL and vLLM
+    are imported goes to them; the last one, at the process's end, takes 2 s.
+    """
+    gc.set_threshold(*gc.get_threshold()[:2], 1000)
+    atexit.register(gc.freeze)
 
 
 def read_ahead(model: str | Path) -> Thread:

@@ -7,7 +7,6 @@ Harmony's vocabulary. Out of scope: installing them where they are attached (`st
 import contextlib
 import email.parser
 import hashlib
-import json
 import os
 import platform
 import re
@@ -27,6 +26,7 @@ from packaging.utils import canonicalize_name, parse_wheel_filename
 
 from aimo.inference.errors import AimoError
 from aimo.inference.startup import MANIFEST, step
+from aimo.inference.storage import write_json
 
 VOCABULARY = "o200k_base.tiktoken"
 PRINT_S = 20
@@ -60,7 +60,7 @@ def collect(requirements: str | Path, out: str | Path = ".") -> dict[str, Any]:
             "requirements_sha256": sha256(lock),
             "wheels": wheels,
         }
-        (out / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+        write_json(out / MANIFEST, manifest)
     with tempfile.TemporaryDirectory(prefix="aimo-wheels-") as made:
         with step("install into a fresh environment, without an index"):
             python = install(wheels, folder, Path(made))

@@ -19,6 +19,7 @@ from aimo.errors import AimoError
 from aimo.inference import prompts
 from aimo.inference.model_folder import read_tokenizer
 from aimo.inference.settings import SETTINGS
+from aimo.inference.storage import write_whole
 from aimo.training import placement
 
 
@@ -228,7 +229,7 @@ def save(
     shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
-    (partial / SETTINGS).write_text(profile.solver_settings(partial).to_json())
+    write_whole(partial / SETTINGS, profile.solver_settings(partial).to_json())
     card(profile, figures).save(partial / "README.md")
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)

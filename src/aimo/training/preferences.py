@@ -4,7 +4,6 @@ After the second place of AIMO 2 (imagination-research, 2025), which shortened i
 way. Out of scope: pairs chosen by a judge.
 """
 
-import json
 from typing import Any
 
 from aimo.config import Profile
@@ -13,7 +12,7 @@ from aimo.errors import AimoError
 from aimo.evaluation import metrics
 from aimo.inference.engine import Engine
 from aimo.inference.sampling import Completion
-from aimo.inference.storage import write_json
+from aimo.inference.storage import read_json, write_json
 from aimo.runs import Run
 
 LONGER = 1.5
@@ -31,7 +30,7 @@ def sample(model: Any, rows: Rows, run: Run) -> Rows:
     assert dpo
     kept = run.folder / "pairs.json"
     if kept.exists():
-        return json.loads(kept.read_text())
+        return read_json(kept, "remove it, and the problems are sampled again", list)  # type: ignore[no-any-return]
     rows, seed = rows[: dpo.problems], run.profile.seed
     with Engine(model, run.profile.solver_settings(model), seed=seed) as engine:
         found = metrics.evaluate(engine, rows, run.profile.prompt, dpo.samples, seed, run.progress)

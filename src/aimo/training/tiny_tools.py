@@ -20,6 +20,7 @@ from aimo.data import computed
 from aimo.data.computed import Problem
 from aimo.inference.engine import Engine
 from aimo.inference.sampling import Sampler
+from aimo.inference.storage import write_json
 from aimo.inference.stream import Problem as Asked
 from aimo.inference.stream import Stream
 from aimo.training import tiny_base
@@ -72,7 +73,7 @@ def train(out: Path, seed: int, steps: int) -> dict[str, float]:
     tokenizer = tiny_base.build_tokenizer(joined, TAGS, TEMPLATE, special, PIECES)
     examples = ([(tokenizer.encode(text), trained) for text, trained in parts] for parts in texts)
     trained = tiny_base.fit(out, tokenizer, examples, seed, steps, BATCH, hidden=128)
-    (out / "aimo.json").write_text(json.dumps(SETTINGS, indent=2) + "\n")
+    write_json(out / "aimo.json", SETTINGS)
     return trained
 
 
