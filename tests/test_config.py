@@ -1,4 +1,5 @@
 import json
+import time
 
 import pytest
 import yaml
@@ -250,3 +251,27 @@ def test_a_context_that_is_set_is_taken_by_inference_alone_whatever_the_default(
 
 def test_a_stage_that_trains_has_2048_tokens_if_not_told():
     assert config.load("tiny", ["model.max_length=null"]).model.max_length == 2048
+
+
+BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 9)
+)
+
+
+@pytest.mark.parametrize(
+    "text", [BOMB, "a: " + "[" * 5000 + "]" * 5000, "a: " + "{b: " * 1000 + "1" + "}" * 1000]
+)
+def test_a_profile_that_is_too_deep_or_explodes_is_refused_at_once(tmp_path, text):
+    (tmp_path / "p.yaml").write_text(text)
+    begun = time.monotonic()
+    with pytest.raises(AimoError, match=r"p.yaml: not valid YAML: it is nested more than 50 deep, or holds"):
+        config.load(tmp_path / "p.yaml")
+    with pytest.raises(AimoError, match="is not a YAML value"):
+        config.load("tiny", [f"sft.trl={'[' * 2000}"])
+    assert time.monotonic() - begun < 1
+
+
+def test_anchors_and_merges_are_taken(tmp_path):
+    text = "model: {base: data/tiny-base}\nx: &x {temperature: 0.5}\ninference: {<<: *x, top_p: 0.9}\n"
+    (tmp_path / "p.yaml").write_text(text)
+    assert config.read_values(tmp_path / "p.yaml")["inference"] == {"temperature": 0.5, "top_p": 0.9}

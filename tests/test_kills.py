@@ -30,6 +30,7 @@ class Model:
 
     def __init__(self):
         self.asked, self.at, self.what, self.pause = 0, NEVER, lambda: None, 0.0
+        self.one_at_a_time = threading.Lock()
         outer = self
 
         class Replies(Handler):
@@ -38,9 +39,10 @@ class Model:
 
             def do_POST(self):
                 body = self.asked()
-                outer.asked += 1
-                if outer.asked == outer.at:
-                    outer.what()
+                with outer.one_at_a_time:  # all wait for what is done
+                    outer.asked += 1
+                    if outer.asked == outer.at:
+                        outer.what()
                 time.sleep(outer.pause)
                 text = f"<SOLUTION>{body['seed'] % 3}</SOLUTION>"
                 if "messages" in body:
@@ -81,6 +83,7 @@ def inputs(tmp_path_factory):
     (folder / "zero.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     lines = "".join(f"{row['id']},{row['problem']}\n" for row in rows)
     (folder / "test.csv").write_text(f"id,problem\n{lines}")
+    (folder / "folder.csv").mkdir()
     return folder
 
 
@@ -228,6 +231,72 @@ def test_a_file_that_may_not_grow_is_as_a_full_disk(name, size, inputs, model, t
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert code == 2 and "File too large" in err
     assert run(command(name, inputs, tmp_path, model))[0] == 0 and result(name, tmp_path) == right
+
+
+@pytest.mark.parametrize("name", ["solve", "evaluate"])
+def test_a_read_only_folder_is_refused_before_a_model_is_asked(name, inputs, model, full_disk, run):
+    folder = full_disk("16m")
+    subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
+    code, err = run(command(name, inputs, folder, model))
+    assert code == 2 and "Read-only file system; take another" in err and not model.asked
+
+
+@pytest.mark.parametrize(
+    "out, told",
+    [
+        ("/proc/a.csv", "No such file or directory; take another --out"),
+        ("/proc/1/deep/a.csv", "take another --out"),
+        ("{inputs}/folder.csv", "is a folder"),
+        ("{inputs}/test.csv", "it is the file of --test"),
+        ("{inputs}/../{inputs.name}/test.csv", "it is the file of --test"),
+        ("{inputs}/a", "a .csv or a .parquet file"),
+        ("{inputs}/test.csv/a.csv", "take another --out"),
+    ],
+)
+def test_an_out_that_cannot_be_is_refused_before_a_model_is_asked(out, told, inputs, model, tmp_path, run):
+    arguments = command("solve", inputs, tmp_path, model)
+    arguments[arguments.index("--out") + 1] = out.format(inputs=inputs)
+    before = (inputs / "test.csv").read_bytes()
+    code, err = run(arguments)
+    assert code == 2 and told in err and not model.asked and (inputs / "test.csv").read_bytes() == before
+
+
+@pytest.mark.slow  # starts the commands as processes
+@pytest.mark.parametrize("name", ALL)
+def test_a_second_command_with_the_same_output_is_refused_while_the_first_works(
+    name, inputs, model, tmp_path, run, expected
+):
+    right, said = expected(name, run), []
+    model.asked, model.at = 0, 3
+    arguments = [str(AIMO), *command(name, inputs, tmp_path, model)]
+    second = dict(capture_output=True, text=True, timeout=60)
+    model.what = lambda: said.append(subprocess.run(arguments, **second))
+    assert run(command(name, inputs, tmp_path, model))[0] == 0
+    wait_for(lambda: said)
+    (other,) = said
+    assert other.returncode == 2 and other.stderr.count("\n") == 1 and "process" in other.stderr
+    assert result(name, tmp_path) == right
+
+
+def test_another_model_or_other_settings_are_told_and_what_was_found_is_kept(inputs, model, tmp_path, run):
+    arguments = command("solve", inputs, tmp_path, model)
+    assert run(arguments)[0] == 0
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    copy = shutil.copytree(TINY, tmp_path.with_name("copy") / TINY.name)
+    asked = model.asked
+    moved = [str(copy) if part == str(TINY) else part for part in arguments]
+    assert run(moved)[0] == 0 and model.asked == asked, "a copy of the model is the same model"
+    content = bytearray((copy / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (copy / "model.safetensors").write_bytes(content)
+    for other, told in (
+        (moved, "weights was"),
+        ([*arguments, "--seed", "1"], "seed was 0 and is now 1"),
+        ([*arguments, "--set", "inference.temperature=0.5"], "temperature was 1.0 and is now 0.5"),
+    ):
+        code, err = run(other)
+        assert code == 2 and told in err and "take another --out" in err
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 @pytest.mark.slow  # starts the commands again and again

@@ -243,7 +243,7 @@ def test_one_problem_is_printed_as_it_is_written_and_its_answer_stands_alone_on_
 
 
 def test_several_samples_of_a_problem_vote_on_answers_that_are_equal_though_written_otherwise(ask):
-    replies = [["\\boxed{3}"], ["\\boxed{1/2}"], ["\\boxed{0.5}"], ["so"]]
+    replies = [["\\boxed{3}"], ["\\boxed{1/2}"], ["\\boxed{0.5}"], ["so"], ["so"]]
     code, out, _ = ask(ModelServer(replies=replies), "Wie viel?", "--samples", "4")
     lines = out.splitlines()
     assert (

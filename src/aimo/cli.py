@@ -31,6 +31,7 @@ from aimo.evaluation.commands import (
     start,
 )
 from aimo.inference.errors import redact
+from aimo.inference.storage import KEPT, NO_ROOM
 from aimo.kaggle import commands
 from aimo.stages import STAGES
 from aimo.training import packing
@@ -355,5 +356,10 @@ def main() -> None:
     except (AimoError, StageError) as e:
         print(f"aimo: {redact(str(e))}", file=sys.stderr)
         sys.exit(1 if isinstance(e, StageError | EngineError) else 2)
+    except OSError as e:  # wherever a file is written
+        if e.errno not in NO_ROOM:
+            raise
+        print(f"aimo: {e.filename or 'a file'}: {e.strerror}; {KEPT}", file=sys.stderr)
+        sys.exit(2)
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)

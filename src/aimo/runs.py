@@ -229,8 +229,8 @@ def lock(folder: Path) -> None:
     """
     if folder in _locks or str(folder) in held_above():
         return
-    file = (folder / "lock").open("a+")
     try:
+        file = (folder / "lock").open("a+")
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.seek(0)
@@ -238,6 +238,8 @@ def lock(folder: Path) -> None:
             f"run folder {folder}: process {file.read().strip()} is working in it; wait for it or end it, "
             f"or take another {option('run_dir')}"
         ) from None
+    except OSError as e:
+        raise AimoError(f"{folder}: {e.strerror}; take another {option('run_dir')}") from None
     file.truncate(0)
     print(os.getpid(), file=file, flush=True)
     _locks[folder] = file

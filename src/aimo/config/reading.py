@@ -159,6 +159,10 @@ NO_KEYS = {
 """Their names that are no key of a profile, and what does the same."""
 
 
+DEEPEST, MOST = 50, 100_000
+"""How deep values may be nested, and how many there may be with every alias written out."""
+
+
 class Loader(yaml.CSafeLoader):
     """YAML in which `5e-6` is a number, a date is a text, and a repeated key is an error."""
 
@@ -181,6 +185,26 @@ Loader.add_implicit_resolver(
 )
 
 
+def load_yaml(text: str) -> Any:
+    """Return the value of a YAML text. Raises YAMLError, also for one that is too deep or too large."""
+    sizes: dict[str | None, int] = {}
+    nested: list[tuple[str | None, int]] = [(None, 0)]  # anchor, and values so far
+    for event in yaml.parse(text, Loader):
+        (anchor, count), size = nested[-1], 0
+        if isinstance(event, yaml.CollectionStartEvent):
+            nested.append((event.anchor, 1))
+        elif isinstance(event, yaml.CollectionEndEvent):
+            nested.pop()
+            sizes[anchor], size = count, count
+        elif isinstance(event, yaml.AliasEvent | yaml.ScalarEvent):
+            size = sizes.get(event.anchor, 1) if isinstance(event, yaml.AliasEvent) else 1
+        if size:
+            nested[-1] = nested[-1][0], nested[-1][1] + size
+        if len(nested) > DEEPEST or nested[-1][1] > MOST:
+            raise yaml.YAMLError(f"it is nested more than {DEEPEST} deep, or holds more than {MOST:,} values")
+    return yaml.load(text, Loader)
+
+
 def resolve(path: str) -> Path:
     """A path as given, or as Kaggle attaches it now, or else from the repository's root."""
     path = find_input(path)
@@ -199,7 +223,7 @@ def read_values(profile: str | Path, overrides: list[str] | None = None) -> dict
     """The values of a profile's file and the overrides, not yet checked."""
     path = find(profile)
     try:
-        values = yaml.load(path.read_text(encoding="utf-8-sig"), Loader)
+        values = load_yaml(path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as e:
         raise AimoError(f"profile {path}: not UTF-8 at byte {e.start}; save it as UTF-8") from None
     except OSError as e:
@@ -237,7 +261,7 @@ def set_key(values: dict[str, Any], override: str, option: str = "--set") -> Non
         if not isinstance(values, dict):
             raise AimoError(f"{option} {override!r}: {name} is a value, not a section")
     try:
-        values[last] = yaml.load(text, Loader)
+        values[last] = load_yaml(text)
     except yaml.YAMLError:
         raise AimoError(f"{option} {override!r}: {text!r} is not a YAML value; quote it") from None
 

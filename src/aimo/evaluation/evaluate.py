@@ -8,6 +8,7 @@ Out of scope: comparing two of these folders (`compare`).
 """
 
 import functools
+import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -126,9 +127,10 @@ def earlier(wanted: Wanted, folder: Path) -> tuple[dict[str, Scores], dict[str, 
 
 
 def make(folder: Path) -> None:
-    """Make the folder. AimoError when it cannot be."""
+    """Make the folder. AimoError when it cannot be, or cannot be written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as e:
         raise AimoError(f"--run-dir {folder}: {e.strerror}; take another") from None
 

@@ -16,6 +16,8 @@ from typing import Any, Self
 from aimo.inference.errors import AimoError
 
 AGAIN = "run the same command again"
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+"""Errors of a disk that is full or may not be written to."""
 KEPT = f"what came before is kept: make room or unlock the folder, and {AGAIN}"
 
 
@@ -29,8 +31,11 @@ def write_whole(path: Path, content: str | bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
+    except BaseException as e:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        if isinstance(e, OSError):
+            e.filename = str(path)
         raise
 
 
