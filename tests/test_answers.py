@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001 (answers hold such signs)
 """Finding answers in completions, their exact values, and whether they equal the gold answer."""
 
 import importlib.util
@@ -5,16 +6,22 @@ import json
 import random
 import re
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from fractions import Fraction
+from types import SimpleNamespace
 
 import pytest
 
+from aimo import rewards
 from aimo.config import ROOT
-from aimo.inference import equivalence
-from aimo.inference.answers import extract, to_integer
-from aimo.inference.arithmetic import canonical
-from aimo.inference.equivalence import are_correct, are_equal, is_correct, same
-from aimo.inference.settings import Tags
+from aimo.evaluation import scores
+from aimo.evaluation.benchmarks import Question
+from aimo.evaluation.completions import Header, Trace
+from aimo.inference import judge
+from aimo.inference.answers import are_correct, extract, is_correct, to_integer
+from aimo.inference.judge import are_equal, canonical, same
+from aimo.inference.settings import Settings, Tags
+from aimo.inference.stream import Problem
 
 
 @pytest.mark.parametrize(
@@ -59,6 +66,87 @@ def test_the_ends_of_thoughts_of_public_models_are_known_whatever_the_tags(end):
     assert extract(rf"\boxed{{5}} it is. {end} The answer is 6.", tags) == "6"
 
 
+FOUND = [
+    ("The values are \\boxed{3}, \\boxed{5}, \\boxed{7}", "3, 5, 7"),
+    (r"$x = \boxed{3}$ and $y = \boxed{5}$", "3, 5"),
+    (r"\boxed{3} \text{ and } \boxed{5}", "3, 5"),
+    (r"It is \boxed{5}, since \boxed{6} is even", "6"),
+    ("It is \\boxed{840}.\n\n**Final Answer**\n\\boxed{840}", "840"),
+    (r"So \boxed{7}. As asked, it stands in \boxed", "7"),
+    (r"So \boxed{7}. Then \boxed{}, \boxed{\text{}} and \boxed{\ldots}", "7"),
+    (r"So \boxed{42}. The answer is \boxed{4", "42"),
+    (r"in a \framebox{5}", "5"),
+    ("<answer>4</answer> <answer></answer>", "4"),
+    ("<answer>The answer is 42.</answer>", "42"),
+    ("**Answer:**\n\n42", "42"),
+    ("### Final Answer\n\n$42$", "$42$"),
+    ("The final answer is\n\n$$17$$", "17"),
+    ("Answer:\n\\[ 17 \\]", "17"),
+    ("Final Answer: The final answer is $16$. I hope it is correct.", "$16$"),
+    ("ANSWER: **A**", "A"),
+    ("Answer = 17", "17"),
+    ("答案是 **17**。", "17"),
+    ("答え:17", "17"),
+    ("Réponse : 42", "42"),
+    (r"\textbf{Final answer:} 42", "42"),
+    ("The answer is therefore 42", "42"),
+    ("The answer is 42 because 6 * 7 = 42.", "42"),
+    ("The answer is 42 (see step 3).", "42"),
+    ("The answer is 42. I am sure that this answer is correct.", "42"),
+    ("The answer is 3:30 p.m. at last.", "3:30 p.m. at last"),
+    ("The answer is $f(x) = x$, where x is real.", "$f(x) = x$"),
+    ("Answer: 42 (mod 100)", "42 (mod 100)"),
+    ("Answer: 12\n\n#### Verification\nIt is right.", "12"),
+]
+
+
+@pytest.mark.parametrize("completion, answer", FOUND)
+def test_an_answer_is_found_as_people_and_models_write_it(completion, answer):
+    assert extract(completion) == answer
+
+
+READ = {  # a whole completion, and the integer that it answers
+    r"\boxed{m+n = 42}": 42, r"\boxed{2^{10} = 1024}": 1024, r"\boxed{42 = m+n}": 42,
+    r"\boxed{1042 \equiv 42 \pmod{1000}}": 42, r"\boxed{42 \pmod{1000}}": 42,
+    r"\boxed{1042 \pmod{1000}}": None,
+    r"\boxed{1043 \equiv 42 \pmod{1000}}": None, r"\boxed{5 = 6}": None, r"\boxed{2x - 84 = 0}": None,
+    "Final Answer: The final answer is $16$. I hope it is correct.": 16,
+    "The answer is 42, because 6*7 = 42.": 42, "The answer is 42 miles.": 42, "The answer is not 42.": None,
+    "Answer: $x=5, y=6$": None, r"\boxed{3}, \boxed{5}": None, r"\boxed{42}, that is \boxed{42}": 42,
+    r"\boxed{(A)\ 7}": 7, r"\boxed{\textbf{(A)}\ 7}": 7, r"\boxed{\text{A. 7}}": 7, r"\boxed{A}": None,
+    r"\boxed{４２}": 42, "\\boxed{10\u202f000}": 10000, r"\boxed{10 000}": 10000,
+    r"\boxed{1.234.567}": 1234567,
+    r"\boxed{–5}": -5, r"\boxed{√16}": 4, r"\boxed{4²}": 16, r"\boxed{½·84}": 42, r"\boxed{84⁄2}": 42,
+    r"\boxed{3 × 4}": 12, r"\boxed{1.2e5}": 120000, r"\boxed{1.2 \times 10^5}": 120000,
+    r"\boxed{1.5e0}": None,
+    r"\boxed{\{42\}}": 42, r"\boxed{x \in \{42\}}": 42, r"\boxed{\pm 42}": None, r"\boxed{x > 42}": None,
+    r"\boxed{\text{The answer is } 42}": 42, r"\boxed{n = 42 \text{ (since n is even)}}": 42,
+    r"\boxed{42 m}": 42, r"\boxed{42x}": None, r"\boxed{42\text{ m/s}}": 42, r"\boxed{42 km/h}": 42,
+    r"\boxed{42\%}": 42,
+    r"\boxed{42^\circ}": 42, r"\boxed{42 °C}": 42, r"\boxed{£42}": 42, r"\boxed{\textcolor{red}{42}}": 42,
+    r"\boxed{\sqrt(16)}": 4, r"\boxed{\sqrt{2}\sqrt{8}}": 4, r"\boxed{\log_2 8}": 3, r"\boxed{42_5}": None,
+    r"\boxed{2024-07-04}": None, r"\boxed{0{,}5}": None, r"\boxed{1{,}024}": 1024,
+    r"\boxed{\frac{84}{2} = 42}": 42,
+    r"\boxed{1\frac{1}{2}}": None, r"\boxed{1\frac{4}{2}}": None, "**42**": 42, "#### 42": 42, "": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("gold", [42, 7])
+def test_reward_figure_and_vote_read_one_answer_alike(gold):
+    texts, integers = list(READ), list(READ.values())
+    wanted = [integer == gold for integer in integers]
+    assert [
+        reward == 1 for reward in rewards.accuracy_reward(texts, answer=[str(gold)] * len(texts))
+    ] == wanted
+    asked = [Question(str(i), "?", str(gold)) for i in range(len(texts))]
+    header = Header("m", "w", "b", 0, {"tags": asdict(Tags())}, 0, asked)
+    found = scores.score(header, [Trace(str(i), 0, 0, text, 1, True, 0, 1) for i, text in enumerate(texts)])
+    assert found.right[:, 0].tolist() == wanted
+    ballots = [scores.ballot(str(gold), *pair)[1][0] for pair in zip(found.answers, found.right, strict=True)]
+    problem = Problem(SimpleNamespace(settings=Settings()), "?", 0, -(10**9), 10**9)
+    assert [problem.read(text) for text in texts] == ballots == integers
+
+
 RIGHT = {
     "42": 42, " $1{,}024$ ": 1024, "12,345": 12345, "1,234,567": 1234567, "42.0": 42,
     "12345678901234567.0": 12345678901234567, "0.5*4": 2, ".5*4": 2, "-7": -7, "\u22123": -3, "x = 5": 5,
@@ -73,19 +161,19 @@ RIGHT = {
     "5 apples.": 5, "20 per hour": 20,
     "2**10": 1024, r"10,000\text{ miles}": 10000, r"11,\! 111,\! 100": 11111100, r"\frac9{3}": 3,
     r"\frac{270}9\text{ degrees}": 30,
-    r"\sqrt 4": 2,
+    r"\sqrt 4": 2, "2(3)": 6, "5 per cent": 5, r"50\%": 50, "i^2": -1, "1e3": 1000, "m+n = 12": 12,
 }  # fmt: skip
 NONE = [
     None, "", "4.5", "1.00000000000000000001", "12345678901234567.5", "1.2.3", "1..2", "3/4", "1,02", "1 2",
-    "5x", "5 x", "2(3)",
+    "5x", "5 x",
     r"1\frac{1}{2}", "101_2", r"\pm 5", "5, 6", "(1,2)", "[0,5]", "5!!", "(3)!", "(12,102)", "(1,234)",
     "5 dozen eggs", "3 hundreds",
-    "3 fifths", r"3\text{ fifths}", "5 factorial", "2 log x", "5 cosx", "5 abc", "5 per cent",
+    "3 fifths", r"3\text{ fifths}", "5 factorial", "2 log x", "5 cosx", "5 abc",
     r"1\frac{4}{2}", r"2\cdot\cdot 3",
-    r"10\text{11}", "sqrt()", "e", "i^2", "2 pi", "1" + ",000" * 2000, r"5\text{ dozen}",
+    r"10\text{11}", "sqrt()", "e", "2 pi", "1" + ",000" * 2000, r"5\text{ dozen}",
     r"3\text{ million}", r"5 \text{ or } 6",
-    "ten thousand", "seven five", r"50\%", "1e3", "1/0", "0^{-1}", "1000!", "9^{9^{9^9}}", r"\pi",
-    "m+n = 12", "x=5=6", "10 mod 7",
+    "ten thousand", "seven five", "1/0", "0^{-1}", "1000!", "9^{9^{9^9}}", r"\pi",
+    "x=5=6", "10 mod 7",
     r"10 \pmod 7", "1_000", "0x10", "True", "()", "9" * 5000, "(" * 150,
 ]  # fmt: skip
 
@@ -216,6 +304,29 @@ UNDECIDED = [
 ]  # fmt: skip
 
 
+EQUAL += [
+    ("3+4\\mathrm{i}", "3+4i"), ("1-\\frac{1}{\\mathrm{e}}", "1-\\frac1e"), 
+    (r"4\sqrt(2)", r"4\sqrt{2}"), ("sqrt(2)/2", r"\frac{\sqrt{2}}{2}"), ("x**2", "x^2"),
+    ("√(x+1)", r"\sqrt{x+1}"),
+    ("x²+1", "x^2+1"), ("2½", "2.5"), ("1 1/4", r"\frac54"), ("0{,}5", "1/2"), (r"0.1\overline{6}", "1/6"),
+    ("0.(3)", "1/3"), ("0.333...", "1/3"), ("1.5 × 10⁻³", "0.0015"), ("1.5e-3", "0.0015"),
+    (r"m \geq \sqrt{2}", r"m \in [\sqrt{2}, +\infty)"), (r"[\sqrt{2},\infty)", r"m \ge \sqrt2"),
+    ("0 < x < 12.5", "(0,12.5)"), ("3 ≥ x", r"(-\infty,3]"), ("x>3, x<1", r"(-\infty,1)\cup(3,\infty)"),
+    ("3, 5, and 7", "3,5,7"), ("5 or 3", "3,5"), ("2:4", "1:2"), ("1:2:3", "2:4:6"), ("1:2", r"\frac12"),
+    ("1776-07-04", "July 4, 1776"), (r"4\text{ July }1776", "July 4th, 1776"),
+    (r"\langle 1,2\rangle", "(1,2)"),
+    ("1,2,...,n", r"1, 2, \ldots, n"), ("α+1", r"\alpha+1"), ("(x,y)=(1,2)", "(1,2)"),
+    (r"{1 \over 2}", "1/2"),
+]  # fmt: skip
+DIFFERENT += [
+    (r"1, 3, 5, \ldots, 2n-1", r"1, 2, \ldots, n"), (r"1:4:9:\ldots", r"1:2:3:\ldots"), ("2:3", "1:2"),
+    (r"1+2+\cdots+n", r"1+2+\cdots+m"), (r"\frac{1}{600!}", r"\frac{1}{601!}"), ("e^{-20}", "e^{-21}"),
+    (r"\frac{1}{2^{99}}", r"\frac{1}{2^{98}}"), ("0.0000012", "0.0000014"), ("n=1,2,3", "n=2,3,4"),
+    (r"4\sqrt(2)", "4"), ("2021", r"\pm 2021"), ("July 5", "July 4"),
+    ("D=(0,1.5)", "D=(0,1)"), (r"1+\frac{1}{\mathrm{e}}", r"1-\frac{1}{e}"), ("0.3", r"0.\overline{3}"),
+]  # fmt: skip
+
+
 @pytest.mark.parametrize("pairs, verdict", [(EQUAL, True), (DIFFERENT, False), (UNDECIDED, None)])
 def test_what_is_plainly_written_is_decided_without_algebra_and_nothing_else(pairs, verdict):
     assert [(a, b) for a, b in pairs if same(canonical(a), canonical(b)) is not verdict] == []
@@ -232,8 +343,8 @@ def test_what_is_decided_without_algebra_is_decided_as_math_verify_decides(share
     }
     pairs = random.Random(0).sample(sorted(pairs), 150)
     quick = [(a, g, verdict) for a, g in pairs if (verdict := same(canonical(a), canonical(g))) is not None]
-    with ThreadPoolExecutor(equivalence.WORKERS) as threads:
-        theirs = threads.map(lambda row: equivalence.verify(*row[:2]), quick)
+    with ThreadPoolExecutor(judge.WORKERS) as threads:
+        theirs = threads.map(lambda row: judge.verify(*row[:2]), quick)
         differ = [(a, g) for (a, g, ours), verdict in zip(quick, theirs, strict=True) if ours != verdict]
     # math-verify does not see the base of a numeral, nor that i is a factor in 5i.
     assert [pair for pair in differ if not re.search(r"_|\di", pair[1])] == []
@@ -263,9 +374,9 @@ HOSTILE = [
 
 @pytest.mark.slow  # each one that is killed costs another import of sympy
 def test_a_hostile_completion_gets_no_reward_and_does_not_stop_the_run_in_any_thread(monkeypatch):
-    equivalence.verify.cache_clear()
+    judge.verify.cache_clear()
     with monkeypatch.context() as patch, ThreadPoolExecutor(1) as pool:
-        patch.setattr(equivalence, "TIME_LIMIT_S", 0.3)
+        patch.setattr(judge, "TIME_LIMIT_S", 0.3)
         in_a_thread = pool.submit(are_correct, HOSTILE, ["42"] * len(HOSTILE))
         assert are_correct(HOSTILE, [r"\frac{1}{2}"] * len(HOSTILE)) == [False] * len(HOSTILE)
         assert in_a_thread.result() == [False] * len(HOSTILE)
@@ -296,6 +407,20 @@ def test_a_hostile_completion_gets_no_reward_and_does_not_stop_the_run_in_any_th
         ("(0,1)", "[0,1)", False),
         (r"\begin{bmatrix}1&2\\3&4\end{bmatrix}", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", True),
         (r"\begin{pmatrix}1&2&3&4\end{pmatrix}", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", False),
+        ("1:00", "12:00", False),
+        ("-1 + exp(16)", "e^{16} - 1", True),
+        (r"m > \sqrt{2}", r"[\sqrt{2},\infty)", False),
+        (r"(A)\ 7", "7", True),
+        ("7", r"(A)\ 7", True),
+        (r"(A)\ 7", "A", True),
+        (r"\textbf{(B)}\ 7", "A", False),
+        ("C. some text", "C", True),
+        (r"e^{-40}", "e^{-41}", False),
+        (r"3\cdot x-1*y+13=0", "3x + 4y + 14=0", False),
+        ("-34x-45y+20z-100=0", "34x+45y-20z+100=0", True),
+        (r"F_n = \sum_{k=0}^{n-2} F_k", r"F_n = \sum_{k=0}^{n-1} F_k", False),
+        (r"\sec^2(y)", r"\tan^2(y)+1", True),
+        (r"x<-2 \text{ or } x>2", r"(-\infty,-2)\cup(2,\infty)", True),
     ],
 )
 def test_times_units_intervals_and_matrices_are_compared_by_what_they_mean(answer, gold, right):

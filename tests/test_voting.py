@@ -20,7 +20,7 @@ from aimo.inference.voting import Policy, State, Stop, next_step
 
 THINKING = (
     "<think>First \\boxed{1}, but no.\n\nAlternatively 2. Hmm, so it is x.</think>\n\n"
-    "We get \\boxed{\\text{odd}} and \\boxed{2^{5}}. Bye"
+    "We get \\boxed{\\text{odd}}, so the answer is \\boxed{2^{5}}. Bye"
 )
 
 
@@ -256,6 +256,12 @@ def test_a_sample_ends_at_its_final_answer_and_not_at_the_first_of_several_boxes
     assert voting.final_answer(text, read) == (place, answer)
     for i in range(len(text)):
         assert voting.final_answer(text[:i], read) == (None if i < place else (place, answer))
+
+
+def test_a_sample_goes_on_while_its_sentence_may_give_another_value():
+    text = "The answers are $\\boxed{3}$, $\\boxed{5}$ and $\\boxed{7}$." + " bla" * 400
+    for i in range(0, len(text) + 1, 20):
+        assert voting.final_answer(text[:i], read) is None, "several values are no vote"
 
 
 def test_inside_a_thought_that_the_prompt_opened_no_answer_is_final():

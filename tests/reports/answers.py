@@ -1,1 +1,83 @@
 """Public reports of the area: answers."""
+
+from aimo.inference.answers import extract, is_correct, to_integer
+from aimo.inference.judge import are_equal
+
+
+def equal(*pairs):
+    return are_equal([answer for answer, _ in pairs], [gold for _, gold in pairs])
+
+
+def A03v(case, request):
+    assert to_integer(extract(case["input"])) == 7
+
+
+def A04(case, request):
+    text, gold = case["input"].split("   gold ")
+    assert is_correct(text, gold) is True
+
+
+def A05v(case, request):
+    assert equal(case["input"].split(" against ")) == [False]
+
+
+def A06(case, request):
+    assert equal(case["input"].split(" vs ")) == [False]
+
+
+def A08(case, request):
+    pairs = [pair.split(" vs ") for pair in case["input"].split("; ")]
+    assert equal(*pairs) == [True] * 3 == equal(*(pair[::-1] for pair in pairs))
+    assert equal((r"1+\frac{1}{\mathrm{e}}", r"1-\frac1e")) == [False]
+
+
+def A09(case, request):
+    pair = case["input"].split(" (")[0].split(" vs ")
+    assert equal(pair, pair[::-1]) == [True, True]
+    assert equal(("pi/2", r"\frac{\pi}{2}"), ("-2*pi", r"-2\pi"), ("14.0+-1.0i", "14-i")) == [True] * 3
+
+
+def A10v(case, request):
+    assert equal(*(pair.split(" against ") for pair in case["input"].split("; "))) == [True, True]
+
+
+def A11(case, request):
+    assert equal((r"4\sqrt(2)", r"4\sqrt{2}"), (r"4\sqrt(2)", "4")) == [True, False]
+
+
+def A12(case, request):
+    pair = r"m \geq \sqrt{2}", r"m \in [\sqrt{2}, +\infty)"
+    assert equal(pair, pair[::-1]) == [True, True]
+
+
+def A16(case, request):
+    assert [to_integer(extract(text)) for text in case["input"].split(" | ")] == [42, 17, 42]
+
+
+def A17v(case, request):
+    assert [to_integer(extract(text)) for text in case["input"].split("; ")] == [17, 17]
+
+
+def A18(case, request):
+    assert [to_integer(extract(text)) for text in case["input"].split(" | ")] == [42, 17, 17]
+
+
+def A19(case, request):
+    assert to_integer(extract(case["input"])) == 16 and is_correct(case["input"], "16")
+
+
+def A23v(case, request):
+    text = case["input"].split(" for ")[0]
+    assert [is_correct(text, gold) for gold in ("7", "A", "8", "B")] == [True, True, False, False]
+
+
+def A24(case, request):
+    for text in case["input"].split("; "):
+        number = to_integer(extract(text))
+        assert number in (42, 1024) and is_correct(text, str(number))
+
+
+def A25(case, request):
+    texts = [text.removeprefix(r"\boxed{").removesuffix("}") for text in case["input"].split("; ")[:2]]
+    assert [to_integer(text) for text in [*texts, "–5"]] == [42, 10000, -5]  # noqa: RUF001 (as it was reported)
+    assert equal(("0{,}5", r"\frac12"), (r"0.\overline{3}", r"\frac13")) == [True, True]

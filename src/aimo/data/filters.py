@@ -11,7 +11,7 @@ import polars as pl
 
 from aimo.data import decontamination
 from aimo.inference.answers import extract, to_integer
-from aimo.inference.equivalence import are_equal
+from aimo.inference.judge import are_equal
 from aimo.inference.settings import Tags
 
 CHUNK = 50_000

@@ -14,7 +14,7 @@ from aimo.config import Reject, Source
 from aimo.data import filters, sources
 from aimo.errors import AimoError
 from aimo.inference.answers import extract
-from aimo.inference.equivalence import are_equal
+from aimo.inference.judge import are_equal
 from aimo.inference.settings import PUBLIC, Tags
 from aimo.runs import Run
 from aimo.stages import STAGES

@@ -46,7 +46,7 @@ class Benchmark:
     top_p: float = TOP_P
     max_tokens: int = MAX_TOKENS
     task: str | None = None
-    """lighteval's task, which asks and scores. None: asked here, scored by `aimo.inference.equivalence`."""
+    """lighteval's task, which asks and scores. None: asked here, scored by `aimo.inference.judge`."""
 
     @property
     def sampling(self) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from typing import Any
 
 from aimo.evaluation.scores import ballot
 from aimo.inference import answers, prompts, voting
-from aimo.inference.equivalence import are_equal
 from aimo.inference.errors import AimoError
+from aimo.inference.judge import are_equal
 from aimo.inference.sampling import Completion, Sampler, sample_seed
 from aimo.inference.settings import Prompt
 

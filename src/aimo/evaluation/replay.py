@@ -185,7 +185,7 @@ def vote(over: dict[int, Vote], votes: Counter[Any], weights: dict[Any, float], 
     first to be started.
     """
     if rule.is_ours:
-        return min(votes, key=lambda answer: (-weights[answer], -votes[answer], answer), default=None)
+        return voting.leader(weights, votes)
     order = sorted(over) if rule.samples is None else over
     candidates = [over[i] for i in order if over[i] is not None]
     return max(candidates, key=lambda answer: (weights[answer], votes[answer]), default=None)

@@ -18,8 +18,8 @@ from aimo.evaluation import intervals
 from aimo.evaluation.benchmarks import Question
 from aimo.evaluation.completions import Header, Trace
 from aimo.evaluation.intervals import Interval
-from aimo.inference import answers, equivalence, voting
-from aimo.inference.arithmetic import canonical
+from aimo.inference import answers, judge, voting
+from aimo.inference.judge import canonical
 from aimo.inference.settings import Tags
 
 Votes = list[int | None]
@@ -90,7 +90,7 @@ def score(header: Header, traces: Sequence[Trace]) -> Scores:
     tags = Tags(**header.settings["tags"])
     found = [[answers.extract(trace.text, tags) for trace in group] for group in groups]
     golds = [question.answer for question in header.questions for _ in range(k)]
-    verdicts = equivalence.are_equal([answer for group in found for answer in group], golds)
+    verdicts = judge.are_equal([answer for group in found for answer in group], golds)
     rows = [verdicts[i : i + k] for i in range(0, len(verdicts), k)]
     unreadable = [question.id for question, row in zip(header.questions, rows, strict=True) if None in row]
     right = np.array([[verdict is True for verdict in row] for row in rows])
@@ -100,13 +100,13 @@ def score(header: Header, traces: Sequence[Trace]) -> Scores:
 def ballot(gold: str, found: Sequence[str | None], right: Sequence[bool]) -> tuple[int, Votes]:
     """The gold answer and a question's answers as numbers: equal answers are equal, None has no vote.
 
-    Where the gold answer is an integer, others than integers have no vote, as in `metrics`.
+    Where the gold answer is an integer, others than integers have no vote, as in the solver.
     """
     number = answers.to_integer(gold)
-    pairs = list(zip(found, right, strict=True))
     if number is not None:
-        return number, [number if ok else answers.to_integer(answer) for answer, ok in pairs]
+        return number, [answers.to_integer(answer) for answer in found]
     known: dict[str, int] = {}
+    pairs = zip(found, right, strict=True)
     names = [gold if ok else None if answer is None else canonical(answer) for answer, ok in pairs]
     votes = [None if name is None else known.setdefault(name, len(known)) for name in names]
     return known.get(gold, -1), votes

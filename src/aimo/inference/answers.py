@@ -1,25 +1,59 @@
-r"""Find the final answer in a completion, and read it as an integer.
+# ruff: noqa: RUF001 (completions hold such signs)
+r"""Find the final answer in a completion, read it as an integer, and say whether it is right.
 
-Out of scope: whether an answer equals the gold answer (`aimo.inference.equivalence`).
+Rewards, figures and votes call the functions here, so that they read one answer alike. Out of scope: whether
+two answers are equal (`aimo.inference.judge`).
 """
 
 import re
+from collections.abc import Sequence
 
-from aimo.inference.arithmetic import compute
+from aimo.inference import judge
 from aimo.inference.settings import PUBLIC, Tags
 
 DEFAULT_TAGS = Tags()
 PUBLIC_THINK_ENDS = tuple(tags.think_end for tags in PUBLIC)  # data has them, whatever the profile's tags
+BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?![A-Za-z])\s*")
+EMPTY = re.compile(
+    r"(?:\\(?:[lc]?dots|text\w*|math\w+|q?quad|square|Box|phantom)(?![a-z])|\\[ ,;:!]|[\s{}.$?_~…])*"
+)
+BETWEEN = re.compile(  # boxes of one list: "x = \boxed{3}, \boxed{5} and y = \boxed{7}"
+    r"(?:\s(?!\s*\n)|[$,;&]|\\[()\[\],;: ]|\\q?quad|\\text\{\s*(?:and|or)\s*\}|and|or|[a-zA-Z](?:_\w)? ?=)*"
+)
+WORDS = ("nswer", "NSWER", "####", "A:", "答", "Respuesta", "Réponse", "Antwort", "Ответ", "답")
+PHRASE = re.compile(
+    r"####(?=[ \t]*[^A-Za-z\s#]|[ \t]*[\w.-]+\s*\Z)|^A:"
+    r"|(?:\b(?:[Aa]nswers?|ANSWERS?)\b|答案|答え|^答|Respuesta|Réponse|Antwort|Ответ|정답|^답)"
+    r"(?:[ \t]+(?:to|of|for)\b[^.\n]{0,80}?)?[*_}$ \t]*"
+    r"(?:(?:is|are|was|(?:will|must|should|would) be|equals)\b[ \t]*:?|[:：=→]|[是为為は]\s*[:：]?"
+    r"|[*_ \t]*$)",
+    re.MULTILINE,
+)
+LEAD = re.compile(
+    r"[\s*_>:：#}]*(?:(?:therefore|thus|then|hence|simply|just|exactly|indeed|clearly|equal to|given by)\b"
+    r"[ ,:]*)*"
+)
+NO_ANSWER = re.compile(
+    r"(?:(?:indeed|also|not|in)\s+)?(?:correct|right|wrong|incorrect|valid|reasonable|consistent|plausible"
+    r"|unique|verified|confirmed|as follows|below|above|found|given)\b",
+    re.IGNORECASE,
+)
+MATHS = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\$([^$\n]+)\$|\\\((.+?)\\\)", re.DOTALL)
+CLAUSE = re.compile(
+    r"(?<![ap]\.m)[.!?](?=[\s*]|\Z)|[。；]|\s+[—–]\s|\s-\s(?=[a-z]{3})"
+    r"|[,;]?\s+(?:because|since|as|so|which|where|hence|thus|therefore|given|due|when|but|obtained|rather|i\.e)\b"
+    r"|\s\((?!mod\b)(?=[A-Za-z]{3})"
+)
 BOLD_END = re.compile(r"\*\*([^*\n]+)\*\*\.?\s*\Z")
-PHRASE = re.compile(r"####|^A:|^Answer:|\b[Aa]nswer(?: to [^.\n]{0,80}?)?(?: is|:)(?: ?:)?", re.MULTILINE)
 
 
 def extract(completion: str, tags: Tags = DEFAULT_TAGS) -> str | None:
     r"""The final answer of a completion, or None.
 
-    The last of: the answer tags, `<answer>…</answer>`, `\boxed{…}` or `\fbox{…}` (balanced braces, or cut
-    off); failing those `#### x`, `A: x` or "the answer is x". Text after the thought takes
-    precedence over text inside it.
+    The last filled one of: the answer tags, `<answer>…</answer>`, `\boxed{…}` or `\fbox{…}` (balanced braces,
+    or cut off); failing those `#### x`, `A: x` or "the answer is x", with what stands on the next line, and
+    without a clause that explains it. Boxes in one list are one answer, `3, 5, 7`. Text after the thought
+    takes precedence over text inside it.
     """
     ends = (tags.think_end, *PUBLIC_THINK_ENDS)
     after = max((completion.rfind(end) + len(end) for end in ends if end in completion), default=0)
@@ -30,53 +64,100 @@ def extract(completion: str, tags: Tags = DEFAULT_TAGS) -> str | None:
         if filled := [(position, answer) for position, answer in filter(None, found) if answer]:
             answer = max(filled)[1]
             inner = boxed(answer)  # a box inside the tags is unwrapped
-            return inner[1] if inner else answer
-        if phrase := phrased(text):
+            return inner[1] if inner else phrased(answer) or answer
+        if phrase := phrased(text) or bold_end(text):
             return phrase
     return None
 
 
 def phrased(text: str) -> str | None:
-    """What follows the last `####`, `A:` or "answer is", or else is in bold at the very end."""
+    """What the last `####`, `A:` or "answer is" states."""
     # A scan for plain words first: the pattern itself is ten times slower.
-    near = max(text.rfind("####"), text.rfind("\nA:"), text.rfind("nswer"))
-    end = -1
-    if text.startswith("\nA:", near):
-        end = near + 3
-    elif text.startswith("####", near):
-        end = near + 4
-    elif near >= 0 or text.startswith("A:"):
-        phrases = list(PHRASE.finditer(text, max(near - 1, 0))) or list(PHRASE.finditer(text))
-        end = phrases[-1].end() if phrases else -1
-    if end >= 0:
-        line = text[end:].lstrip(" *:").split("\n", 1)[0]
-        return line.strip().strip("*").removesuffix(".").strip() or None
+    if all(text.rfind(word) < 0 for word in WORDS):
+        return None
+    for phrase in reversed(list(PHRASE.finditer(text))):
+        answer = statement(text[phrase.end() : phrase.end() + 1000])
+        if answer and not NO_ANSWER.match(answer):
+            return answer
+    return None
+
+
+def statement(text: str) -> str:
+    """The first line of a text, or the display maths that it begins with, without clauses that explain it."""
+    text = text[LEAD.match(text).end() :]  # type: ignore[union-attr]
+    display = re.match(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]", text, re.DOTALL)
+    if display:
+        return (display[1] or display[2]).strip()
+    line = text.split("\n", 1)[0]
+    formulas = [found.span() for found in MATHS.finditer(line)]
+    for clause in CLAUSE.finditer(line):
+        if clause.start() and not any(begin <= clause.start() < end for begin, end in formulas):
+            line = line[: clause.start()]
+            break
+    return line.strip().strip("*_").strip().removesuffix(",")
+
+
+def bold_end(text: str) -> str | None:
+    """What is in bold at the very end of a text, behind the last equals sign."""
     bold = BOLD_END.search(text, max(0, len(text) - 300)) if text.endswith(("*", "*.", "\n")) else None
     return bold[1].strip().rsplit("=", 1)[-1].strip() if bold else None
 
 
 def tagged(text: str, start: str, end: str) -> tuple[int, str] | None:
-    """The last `start…end` of a text as (position, content)."""
-    stop = text.rfind(end)
-    begin = text.rfind(start, 0, stop) if stop >= 0 else -1
-    return (begin, text[begin + len(start) : stop].strip()) if begin >= 0 else None
+    """The last filled `start…end` of a text as (position, content)."""
+    stop = len(text)
+    while (stop := text.rfind(end, 0, stop)) >= 0:
+        begin = text.rfind(start, 0, stop)
+        if begin < 0:
+            return None
+        if content := text[begin + len(start) : stop].strip():
+            return begin, content
+    return None
 
 
 def boxed(text: str) -> tuple[int, str] | None:
-    r"""The last `\boxed` or `\fbox` of a text as (position, content)."""
-    begin = max(text.rfind(r"\boxed"), text.rfind(r"\fbox"))
-    if begin < 0:
+    r"""The last filled `\boxed`, `\fbox` or `\framebox` of a text as (position, content).
+
+    Different boxes of one list are joined by commas. A box that is left open counts where none is closed.
+    """
+    if "box" not in text:
         return None
-    rest = text[begin + (6 if text.startswith(r"\boxed", begin) else 5) :].lstrip()
-    if not rest.startswith("{"):
-        digits = re.match(r"-?\d+", rest)  # \boxed 5
-        return (begin, digits[0]) if digits else None
-    depth = 0
-    for i, character in enumerate(rest):
-        depth += {"{": 1, "}": -1}.get(character, 0)
-        if depth == 0:
-            return begin, rest[1:i].strip()
-    return (begin, rest[1:].strip().rstrip("$").strip()) if len(rest) < 200 else None  # left open: cut off
+    cut_off, last = None, None  # the box after the one in hand, as (position, contents)
+    for box in reversed(list(BOX.finditer(text))):
+        end, content = content_of(text, box.end())
+        if EMPTY.fullmatch(content):
+            continue
+        if not end:
+            cut_off = cut_off or (box.start(), content)
+        elif last is None:
+            last = (box.start(), [content])
+        elif BETWEEN.fullmatch(text, end, last[0]):
+            last = (box.start(), [content, *last[1]])
+        else:
+            break
+    return (last[0], ", ".join(dict.fromkeys(last[1]))) if last else cut_off
+
+
+def content_of(text: str, begin: int) -> tuple[int, str]:
+    r"""Where the box that opens at `begin` ends, and its content; 0 and the rest where it is left open."""
+    if not text.startswith("{", begin):
+        digits = re.compile(r"-?\d+").match(text, begin)  # \boxed 5
+        return (digits.end(), digits[0]) if digits else (begin, "")
+    end = closing_brace(text, begin + 1)
+    if end:
+        return end, text[begin + 1 : end - 1].strip()
+    rest = text[begin + 1 :]
+    return 0, rest.strip().rstrip("$").strip() if len(rest) < 200 else ""
+
+
+def closing_brace(text: str, start: int) -> int:
+    """The index after the brace that closes the one opened before `start`; 0 if it is still open."""
+    depth = 1
+    for brace in re.compile(r"[{}]").finditer(text, start):
+        depth += 1 if brace[0] == "{" else -1
+        if not depth:
+            return brace.end()
+    return 0
 
 
 def to_integer(
@@ -84,12 +165,24 @@ def to_integer(
 ) -> int | None:
     r"""An answer as an integer within low…high, or None when it is not certain to be one.
 
-    Reads `1{,}024`, `2^{10}`, `\frac{84}{2}`, `42.0`, `7!`, `x = 5`, `5\text{ apples}`, `\text{five}`;
-    computes exact arithmetic and gives None for anything else. With `modulus`, the value is reduced before
-    the range is checked.
+    Reads `1{,}024`, `2^{10}`, `\frac{84}{2}`, `42.0`, `7!`, `m+n = 42`, `5\text{ apples}`, `five`; gives None
+    for several values. With `modulus`, the value is reduced before the range is checked.
     """
-    value = None if answer is None else compute(answer)
-    if value is None or value.denominator != 1:
+    number = None if answer is None else judge.integer(answer)
+    if number is None:
         return None
-    number = int(value) if modulus is None else int(value) % modulus
+    if modulus is not None:
+        number %= modulus
     return number if (low is None or low <= number) and (high is None or number <= high) else None
+
+
+def is_correct(completion: str, gold: str | int, tags: Tags = DEFAULT_TAGS) -> bool | None:
+    """Whether a completion's answer equals the gold answer; None when the gold answer cannot be read."""
+    return are_correct([completion], [gold], tags)[0]
+
+
+def are_correct(
+    completions: Sequence[str], golds: Sequence[str | int], tags: Tags = DEFAULT_TAGS
+) -> list[bool | None]:
+    """`is_correct` for n completions and their n gold answers."""
+    return judge.are_equal([extract(completion, tags) for completion in completions], golds)

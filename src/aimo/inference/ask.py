@@ -7,8 +7,8 @@ import asyncio
 from collections.abc import Iterable
 
 from aimo.inference import answers
-from aimo.inference.equivalence import are_equal
 from aimo.inference.errors import AimoError, EngineError, one_line
+from aimo.inference.judge import are_equal
 from aimo.inference.programs import has_sandbox
 from aimo.inference.sampling import Sampler
 from aimo.inference.solver import cancel

@@ -16,8 +16,10 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
+from aimo.inference import answers
 from aimo.inference.settings import PUBLIC, Tags
 
 TAGS = Tags()
@@ -125,9 +127,17 @@ def next_step(state: State, policy: Policy = POLICY) -> Step:
     return Step(start=start, limit=policy.overlong * state.longest if half_ended else math.inf)
 
 
-def leader(votes: Mapping[int, float]) -> int | None:
-    """Return the answer with the most votes; among equals the smallest, whatever came first."""
-    return min(votes, key=lambda answer: (-votes[answer], answer)) if votes else None
+def ranked(weights: Mapping[int, float], votes: Mapping[int, float] = MappingProxyType({})) -> list[int]:
+    """Return the answers, the winner first: by weight, then by votes, then the smallest.
+
+    Whatever came first has no effect. This is the one rule on ties.
+    """
+    return sorted(weights, key=lambda answer: (-weights[answer], -votes.get(answer, 0), answer))
+
+
+def leader(weights: Mapping[int, float], votes: Mapping[int, float] = MappingProxyType({})) -> int | None:
+    """Return the first of `ranked`; None without votes."""
+    return next(iter(ranked(weights, votes)), None)
 
 
 def is_decided(votes: Mapping[int, float], remaining: float) -> bool:
@@ -142,7 +152,7 @@ def evidence(votes: Counter[int], weights: Mapping[int, float]) -> tuple[int, li
     Of number and weight the one less favourable to the leader counts: a vote of weight 2 is still one sample,
     and a vote of weight 0.5 is less than one. What tells ties apart is no evidence.
     """
-    best = leader(weights)
+    best = leader(weights, votes)
     if best is None:
         return 0, []
     slack = 1000 * TIE
@@ -206,7 +216,7 @@ def final_answer(
         if box and here >= box + AFTER_BOX and (answer := read(text[begin:box])) is not None:
             return box + AFTER_BOX, answer
         if candidate and candidate[0].endswith("{"):
-            box = closing_brace(text, begin + candidate.end()) or box
+            box = answers.closing_brace(text, begin + candidate.end()) or box
         elif candidate and (answer := read(text[begin : (end := begin + candidate.end())])) is not None:
             return end, answer
     return None
@@ -216,18 +226,8 @@ def conclusion(thought: str) -> str:
     """Return the last paragraph of a thought; empty when words follow its box: they may withdraw it."""
     paragraph = thought.rstrip()[-CONCLUSION:].rsplit("\n\n", 1)[-1]
     box = paragraph.rfind(r"\boxed{")
-    withdrawn = box >= 0 and re.search(r"\w", paragraph[closing_brace(paragraph, box + 7) :])
+    withdrawn = box >= 0 and re.search(r"\w", paragraph[answers.closing_brace(paragraph, box + 7) :])
     return "" if withdrawn else paragraph
-
-
-def closing_brace(text: str, start: int) -> int:
-    """Return the index after the brace that closes the one opened before `start`; 0 if it is still open."""
-    depth = 1
-    for brace in re.finditer(r"[{}]", text[start:]):
-        depth += 1 if brace[0] == "{" else -1
-        if not depth:
-            return start + brace.end()
-    return 0
 
 
 def is_repeating(text: str) -> bool:
@@ -264,22 +264,20 @@ class Row:
     share: float
 
 
-def tally(answers: Iterable[tuple[int | None, float]]) -> list[Row]:
-    """Count a vote from (answer, weight) pairs: one row for each answer, the winner first.
+def tally(pairs: Iterable[tuple[int | None, float]]) -> list[Row]:
+    """Count a vote from (answer, weight) pairs: one row for each answer, in the order of `ranked`.
 
-    Order: weight, then votes, then the smallest answer. A sample without an answer has no vote.
+    A sample without an answer has no vote.
     """
-    votes: Counter[int] = Counter()
     weights: dict[int, list[float]] = {}
-    for answer, weight in answers:
+    for answer, weight in pairs:
         if answer is not None:
-            votes[answer] += 1
             weights.setdefault(answer, []).append(weight)
     # Exact sums: the order of arrival does not matter.
     sums = {answer: math.fsum(group) for answer, group in weights.items()}
+    votes = {answer: len(group) for answer, group in weights.items()}
     total = math.fsum(sums.values()) or 1.0
-    rows = [Row(answer, votes[answer], weight, weight / total) for answer, weight in sums.items()]
-    return sorted(rows, key=lambda row: (-row.weight, -row.votes, row.answer))
+    return [Row(answer, votes[answer], sums[answer], sums[answer] / total) for answer in ranked(sums, votes)]
 
 
 def by_logprob(mean_logprob: float) -> float:
@@ -338,16 +336,16 @@ def by_prior(answer: int, problem: str) -> float:
     return 0.5 if answer in {0, 1, *map(int, numbers)} else 1.0
 
 
-def maj_at(answers: Sequence[int | None], gold: int, k: int, rng: random.Random, draws: int = 20) -> float:
+def maj_at(votes: Sequence[int | None], gold: int, k: int, rng: random.Random, draws: int = 20) -> float:
     """Return the probability that the vote of `k` of these samples is right, estimated over random draws.
 
     With `k` samples or fewer, the vote of all of them is judged.
     """
-    if k >= len(answers):
-        return float(leader(count(answers)) == gold)
-    return sum(leader(count(rng.sample(answers, k))) == gold for _ in range(draws)) / draws
+    if k >= len(votes):
+        return float(leader(count(votes)) == gold)
+    return sum(leader(count(rng.sample(votes, k))) == gold for _ in range(draws)) / draws
 
 
-def count(answers: Sequence[int | None]) -> Counter[int]:
+def count(votes: Iterable[int | None]) -> Counter[int]:
     """Return the votes of the samples that have an answer."""
-    return Counter(answer for answer in answers if answer is not None)
+    return Counter(vote for vote in votes if vote is not None)

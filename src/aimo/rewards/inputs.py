@@ -5,8 +5,7 @@ from functools import partial, update_wrapper
 from typing import Any
 
 from aimo.errors import AimoError
-from aimo.inference.answers import DEFAULT_TAGS, extract
-from aimo.inference.equivalence import are_correct
+from aimo.inference.answers import DEFAULT_TAGS, are_correct, extract
 from aimo.inference.settings import Tags
 
 Completions = Sequence[str | list[dict[str, str]]]

@@ -19,7 +19,7 @@ from aimo import runs
 from aimo.config import Profile
 from aimo.errors import AimoError
 from aimo.inference import prompts
-from aimo.inference.equivalence import are_correct
+from aimo.inference.answers import are_correct
 from aimo.inference.storage import append_lines, read_lines, write_lines
 from aimo.rewards import text_of
 from aimo.runs import SESSION_END, SESSION_OVER
