@@ -320,3 +320,28 @@ def test_a_command_killed_at_random_moments_ends_with_equal_answers(
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert result(name, tmp_path) == right and len(samples(name, tmp_path)) == 24
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("name", ["solve", "evaluate"])
+def test_with_an_engine_a_killed_command_ends_with_equal_answers(name, inputs, model, tmp_path):
+    """Without temperature, so that no sample depends on what else is sampled at the time."""
+    file = {"solve": "a.journal.jsonl", "evaluate": "zero.jsonl"}[name]
+
+    def start(folder):
+        arguments = [str(AIMO), *command(name, inputs, folder, model)[:-2]]  # without the server
+        arguments += ["--set", "inference.temperature=0"]
+        return subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+    right, folder = tmp_path / "right", tmp_path / "killed"
+    process = start(folder)
+    wait_for(lambda: len(read_lines(folder / file)) > 3 or process.poll() is not None)
+    process.kill()
+    process.communicate()
+    kept = samples(name, folder)
+    for one in (right, folder):
+        process = start(one)
+        _, err = process.communicate(timeout=200)
+        assert process.returncode == 0, err
+    assert result(name, folder) == result(name, right)
+    assert all(row in samples(name, folder) for row in kept)

@@ -223,7 +223,15 @@ def test_importing_aimo_changes_nobodys_garbage_collector():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"stages": 1}', '{"stages": {"data"', "\xff"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "[]", '{"stages": 1}', '{"stages": {"data"', "\xff"),
+        *('{"stages": {"data": 5}}', '{"stages": {"sft": {"seconds": "long"}}}'),
+        *('{"stages": {"inference": {"models": {"base": {"pass@1": "0.5"}}}}}',),
+        *('{"stages": {"inference": {"models": [1]}}}', '{"stages": {"inference": {"models": {"base": 1}}}}'),
+    ],
+)
 def test_a_broken_record_is_told_in_one_line(tmp_path, text):
     (tmp_path / "metrics.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(AimoError, match=r"metrics.json: .*; restore it, or remove it") as e:

@@ -114,8 +114,9 @@ def execute_all(stages: tuple[str, ...], folder: Path, profile: Profile) -> None
                 continue
             display.start(stage)
             execute(stage, folder)
-            seconds = read_metrics(folder)["stages"][stage]["seconds"]
-            display.finish(stage, f"finished in {seconds:.0f} s")
+            if not (record := read_metrics(folder)["stages"].get(stage)):
+                raise AimoError(f"stage {stage}: {folder} was removed; run the same command again")
+            display.finish(stage, f"finished in {record['seconds']:.0f} s")
 
 
 class JupyterKernel(AsyncKernelManager):
@@ -178,6 +179,8 @@ def explained(error: Any, stage: str, executed: Path) -> Exception:
             f"stage {stage}: no space left in {executed.parents[1]}; "
             "free some and run again, it continues there"
         )
+    if not executed.parent.is_dir():
+        return AimoError(f"stage {stage}: {executed.parents[1]} was removed; run the same command again")
     said = error.evalue.partition("\n")[0]
     return StageError(f"stage {stage} failed with {error.ename}: {said}; its traceback is in {executed}")
 

@@ -213,6 +213,9 @@ SESSION_END = "AIMO_SESSION_END"
 SESSION_OVER = "the end of the session"
 """Why such a stage stopped, in its record; `aimo.session` goes on with it."""
 
+FIGURE = re.compile(r"@|^(format|mean_tokens|mean_loss|seconds|steps|total_flos)$|_per_second$")
+"""The keys of a record that are numbers."""
+
 _locks: dict[Path, TextIO] = {}
 
 
@@ -264,10 +267,23 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     path = folder / "metrics.json"
     if not path.exists():
         return {"stages": {}}
-    metrics = read_json(path, "restore it, or remove it to do the run's stages again")
-    if not isinstance(metrics.get("stages"), dict):
-        raise AimoError(f"{path}: it has no table of stages; restore it, or remove it to do them again")
-    return dict(metrics)
+    remedy = "restore it, or remove it to do the run's stages again"
+    metrics = dict(read_json(path, remedy))
+    stages = metrics.get("stages")
+    if not isinstance(stages, dict):
+        raise AimoError(f"{path}: it has no table of stages; {remedy}")
+    measured = stages.get("inference")
+    models = measured.get("models", {}) if isinstance(measured, dict) else {}
+    for name, record in [
+        *stages.items(),
+        *(models.items() if isinstance(models, dict) else [("models", models)]),
+    ]:
+        if not isinstance(record, dict):
+            raise AimoError(f"{path}: {name} is {record!r} and should be a table; {remedy}")
+        for key, value in record.items():
+            if FIGURE.search(key) and not isinstance(value, int | float):
+                raise AimoError(f"{path}: {name}.{key} is {value!r} and should be a number; {remedy}")
+    return metrics
 
 
 def is_finished(folder: Path, stage: str) -> bool:
