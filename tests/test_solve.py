@@ -274,6 +274,7 @@ def test_a_problem_may_be_answered_with_programs_whose_output_is_shown(ask):
         ([], 2, "give either a problem"),
         (["1 + 1?", "--test", "t.csv"], 2, "give either a problem"),
         (["1 + 1?", "--out", "a.csv"], 2, "--test and --out go together"),
+        (["1 + 1?", "--competition", "aimo1"], 2, "--competition goes with --test"),
     ],
 )
 def test_a_problem_that_cannot_be_asked_or_answered_is_told_in_one_line(ask, arguments, code, told):

@@ -253,6 +253,8 @@ def answers_file(
         raise AimoError("give either a problem in quotes or a CSV of problems with --test")
     if (test is None) != (out is None):
         raise AimoError("--test and --out go together: a CSV of problems, and where their answers go")
+    if competition and test is None:
+        raise AimoError("--competition goes with --test: a single problem may have any answer")
     if test is None or out is None:
         return None
     path = Path(out)

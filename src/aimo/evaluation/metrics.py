@@ -80,7 +80,7 @@ def evaluate(
     Any answer counts, as the judge reads it. AimoError before sampling when a row has none.
     The same seed gives the same samples, whatever the order of the rows.
     """
-    if without := sum(not row["answer"] for row in rows):
+    if without := sum(row["answer"] in (None, "") for row in rows):
         raise AimoError(
             f"{without} of {len(rows)} problems have no answer to judge samples by; leave them out"
         )
