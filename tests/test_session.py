@@ -72,10 +72,10 @@ def write(path, text):
 @pytest.mark.parametrize(
     "name, text, told",
     [
-        ("none.jsonl", None, "does not exist; give JSON lines with id, problem and answer"),
+        ("none.jsonl", None, "does not exist"),
         ("none.csv", None, "does not exist"),
-        ("cut.jsonl", '{"id": 1, "problem": "x", "answer": 1}\n{"id"', "line 2 is no JSON object"),
-        ("list.jsonl", "[1]\n", "line 1 is no JSON object"),
+        ("cut.jsonl", '{"id": 1, "problem": "x", "answer": 1}\n{"id"', "line 2 is not a JSON object"),
+        ("list.jsonl", "[1]\n", "row 1 is not a JSON object"),
         ("few.csv", "id,problem\n1,x\n", "has no column 'answer'"),
         ("few.jsonl", '{"id": 1, "answer": 1}\n', "has no column 'problem'"),
         ("words.csv", "id,problem,answer\n1,x,one half\n", "no answer is an integer from 0 to 99999"),

@@ -120,11 +120,12 @@ class Api(KaggleApi):  # type: ignore[misc]
         """Seconds until a request is made again; None: it is not."""
         code = status(error)
         if code == 429 and attempt < LIMITED_TRIES:
-            named, seconds = error.response.headers.get("Retry-After", ""), LIMITED_PAUSE_S  # type: ignore[union-attr]
+            assert error.response is not None
+            named, seconds = error.response.headers.get("Retry-After", ""), LIMITED_PAUSE_S
             with contextlib.suppress(ValueError):  # a date, or nothing
                 seconds = max(0.0, (parsedate_to_datetime(named) - datetime.now(UTC)).total_seconds())
             with contextlib.suppress(ValueError):
-                seconds = float(named)
+                seconds = max(0.0, float(named))
             if seconds > LONGEST_PAUSE_S:
                 return None
             until = datetime.now() + timedelta(seconds=seconds)
