@@ -4,6 +4,7 @@ import ctypes.util
 import os
 import random
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -17,9 +18,12 @@ from pathlib import Path
 import pytest
 from conftest import wait_for
 
+from aimo import doctor
 from aimo.errors import AimoError
 from aimo.inference import programs, sandbox
+from aimo.inference.errors import SandboxError
 from aimo.inference.sandbox import Limits, Session, run, run_many
+from aimo.rewards import code_reward
 
 
 def has_landlock() -> bool:
@@ -537,6 +541,154 @@ def test_there_are_no_other_processes(start):
 def test_other_processes_and_its_own_limits_are_out_of_reach(act):
     result = run(f"import fcntl, os, resource, signal\n{act.format(pid=os.getpid())}")
     assert re.search("PermissionError|not allowed", result.error), result
+
+
+# ---- a machine that lacks something ----
+
+PYTHON = sys.executable
+WITHOUT = """#!{python}
+import ctypes, sys
+library = ctypes.CDLL("libseccomp.so.2")
+if "Landlock" in {lacking!r}:
+    library.seccomp_init.restype = ctypes.c_void_p
+    outer = ctypes.c_void_p(library.seccomp_init(0x7FFF0000))
+    library.seccomp_rule_add(outer, 0x50000 | 38, 444, 0)  # ENOSYS, as before Linux 5.13
+    library.seccomp_load(outer)
+if "libseccomp" in {lacking!r}:
+    class CDLL(ctypes.CDLL):
+        def __init__(self, name, *args, **options):
+            if name == "libseccomp.so.2":
+                raise OSError("it is not installed")
+            super().__init__(name, *args, **options)
+    ctypes.CDLL = CDLL
+exec(sys.argv[-1])
+"""
+
+
+@pytest.fixture
+def machine_without(monkeypatch, tmp_path):
+    """Lets the fork server find no Landlock or no libseccomp."""
+
+    def lack(*lacking: str) -> None:
+        python = tmp_path / "python"
+        python.write_text(WITHOUT.format(python=PYTHON, lacking=lacking))
+        python.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(python))
+        sandbox._server.close()
+        sandbox.check.cache_clear()
+
+    monkeypatch.delenv("AIMO_SANDBOX", raising=False)
+    yield lack
+    sandbox._server.close()
+    sandbox.check.cache_clear()
+
+
+LACKING = {"Landlock": "no reading outside", "libseccomp": "no network"}
+
+
+@landlock
+@seccomp
+@pytest.mark.parametrize("lacking", LACKING)
+def test_where_files_or_the_network_are_open_no_program_runs_unless_the_user_says_so(
+    machine_without, lacking, monkeypatch, capsys
+):
+    machine_without(lacking)
+    for use in (lambda: run("print(1)"), lambda: run_many([("1", "")]), Session):
+        with pytest.raises(SandboxError, match=f"{LACKING[lacking]}.*AIMO_SANDBOX=open") as e:
+            use()
+        assert "\n" not in str(e.value) and lacking in str(e.value)
+    completion, case = "```python\nprint(1)\n```", {"input": "", "output": "1"}
+    info = [{"language": "python", "test_cases": [case]}]
+    with pytest.raises(SandboxError, match=LACKING[lacking]):
+        code_reward([completion], verification_info=info)
+    programs.has_sandbox.cache_clear()
+    assert not programs.has_sandbox()
+    row = doctor.sandboxing()
+    assert LACKING[lacking] in row["found"] and lacking in row["remedy"]
+    monkeypatch.setenv("AIMO_SANDBOX", "open")
+    assert code_reward([completion], verification_info=info) == [1.0]
+    assert LACKING[lacking] in capsys.readouterr().out
+    programs.has_sandbox.cache_clear()
+
+
+@landlock
+@seccomp
+def test_on_kaggle_files_may_be_open_and_the_network_may_not(machine_without, monkeypatch):
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
+    machine_without("Landlock")
+    assert "no reading outside" in sandbox.check()
+    monkeypatch.setenv("AIMO_SANDBOX", "strict")
+    sandbox.check.cache_clear()
+    with pytest.raises(SandboxError):
+        run("1")
+    monkeypatch.delenv("AIMO_SANDBOX")
+    machine_without("Landlock", "libseccomp")
+    with pytest.raises(SandboxError, match="no network"):
+        run("1")
+
+
+def test_a_word_that_the_variable_does_not_know_is_named(machine_without, monkeypatch):
+    monkeypatch.setenv("AIMO_SANDBOX", "off")
+    sandbox.check.cache_clear()
+    with pytest.raises(SandboxError, match="AIMO_SANDBOX is 'off'"):
+        run("1")
+
+
+@landlock
+@seccomp
+def test_what_a_program_leaves_behind_where_it_may_start_processes_ends_with_its_session(
+    machine_without, monkeypatch
+):
+    machine_without("libseccomp")
+    monkeypatch.setenv("AIMO_SANDBOX", "open")
+    sleep = "import os, time\nif os.fork() == 0: os.setsid(); time.sleep(60)\n"
+    with Session(Limits(seconds=5)) as session:
+        assert session.run(sleep).error.startswith("processes still ran")
+        assert session.run("7").stdout == "7\n"
+        daemon = "os.setsid(); os.fork() and os._exit(0); time.sleep(60)"
+        session.run(f"import os, time\nif os.fork() == 0: {daemon}\nos.wait()")
+    wait_for(lambda: run("1").ok and not processes(), 5)
+
+
+def test_a_shortage_is_one_error_and_the_sandbox_goes_on_after_it():
+    with Session() as session:
+        session.run("x = 1")
+        server = sandbox._server
+        open_files, all_limits = resource.getrlimit(resource.RLIMIT_NOFILE), resource.RLIMIT_NOFILE
+        used = max(map(int, os.listdir("/proc/self/fd"))) + 1
+        resource.setrlimit(all_limits, (used, open_files[1]))
+        spare = [os.open("/dev/null", os.O_RDONLY) for _ in range(used - len(os.listdir("/proc/self/fd")))]
+        try:
+            with pytest.raises(SandboxError, match="Too many open files"):
+                [Session() for _ in range(9)]
+        finally:
+            for fd in spare:
+                os.close(fd)
+            resource.setrlimit(all_limits, open_files)
+        theirs = resource.prlimit(server.process.pid, all_limits, (4, open_files[1]))
+        with pytest.raises(SandboxError, match="Too many open files"):
+            run("1")
+        resource.prlimit(server.process.pid, all_limits, theirs)
+        os.rename(server.root, f"{server.root}-away")
+        with pytest.raises(SandboxError, match="could not be started"):
+            run("1")
+        os.rename(f"{server.root}-away", server.root)
+        assert run("print(1)").ok and session.run("x").stdout == "1\n"
+
+
+def test_descriptors_are_one_a_session_and_none_after_two_hundred_programs():
+    run("")
+    before = len(os.listdir("/proc/self/fd"))
+    sessions = [Session() for _ in range(20)]
+    assert len(os.listdir("/proc/self/fd")) == before + 20
+    ends = ["1", "1 / 0", "import os; os._exit(3)", "import os; os.closerange(0, 99)", "raise SystemError"]
+    for i, session in enumerate(sessions * 5):
+        session.run(ends[i % 5])
+        run(ends[i % 5])
+    for session in sessions:
+        session.close()
+    wait_for(lambda: not processes(), 5)
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 # ---- the caller's side ----

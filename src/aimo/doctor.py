@@ -110,9 +110,9 @@ def sandboxing() -> dict[str, str]:
     try:
         lacking = [what for what, holds in sandbox.enforced().items() if not holds]
     except AimoError as e:
-        lacking = [str(e)]
+        return row("sandbox", "none", "for tools and code rewards", False, str(e))
     found = f"not enforced: {', '.join(lacking)}" if lacking else "all enforced"
-    return row("sandbox", found, "for tools and code rewards", True)
+    return row("sandbox", found, "for tools and code rewards", not lacking, sandbox.remedy(lacking))
 
 
 def tiny_base() -> dict[str, str]:

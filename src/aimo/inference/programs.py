@@ -94,13 +94,14 @@ def warm(seconds: float) -> None:
 
 @functools.cache
 def has_sandbox() -> bool:
-    """Return whether programs can run here; print once which limits of the sandbox are not enforced."""
+    """Return whether programs can run here; print once what the sandbox enforces."""
     try:
-        lacking = [what for what, holds in sandbox.enforced().items() if not holds]
+        lacking = sandbox.check()
     except Exception as e:
         note_fault(one_line(e))
         return False
-    say(f"Sandbox: {'not enforced here: ' + ', '.join(lacking) if lacking else 'every limit is enforced'}.")
+    if not lacking:
+        say("Sandbox: every limit is enforced.")
     return True
 
 
