@@ -206,7 +206,7 @@ def check() -> tuple[str, ...]:
     if asked not in ("open", "strict"):
         raise SandboxError(f"sandbox: {OPEN} is {asked!r}; set it to open or strict")
     if lacking:
-        fault = f"sandbox: this machine does not enforce {', '.join(lacking)}"
+        fault = f"sandbox: not enforced on this machine: {', '.join(lacking)}"
         if asked == "strict":
             raise SandboxError(f"{fault}; {remedy(lacking)}")
         say(f"{fault}; programs run all the same ({OPEN}=strict refuses them)")
