@@ -87,6 +87,24 @@ def test_the_best_model_probed_stays_when_it_was_probed_before_the_named_checkpo
     assert names(tmp_path) == (["best"] if kept else []) + ["checkpoint-100"]
 
 
+@pytest.mark.parametrize("text", ["", "{", "[]", "[" * 5000])
+def test_a_file_of_a_stage_that_was_cut_off_is_passed_over_or_one_line(tmp_path, text):
+    from aimo.training import preferences
+
+    for step in (50, 100):
+        checkpoint(tmp_path, step)
+    (tmp_path / "checkpoint-100/trainer_state.json").write_text(text)
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-50")
+    (tmp_path / "best").mkdir()
+    (tmp_path / "best/probe.json").write_text(text)
+    (tmp_path / "pairs.json").write_text(text.replace("[]", "{}"))
+    run = SimpleNamespace(profile=SimpleNamespace(dpo=True), folder=tmp_path)
+    for read in (lambda: keep_until(tmp_path, "checkpoint-50"), lambda: preferences.sample(None, [], run)):
+        with pytest.raises(AimoError, match="remove ") as e:
+            read()
+        assert "\n" not in str(e.value)
+
+
 def test_rows_of_a_step_are_of_like_length_the_longest_first_and_every_row_comes_once():
     import torch
 
@@ -784,6 +802,6 @@ def test_a_broken_configuration_of_an_adapter_is_told_in_one_line(tmp_path, text
     from aimo.training.models import check_adapter
 
     (tmp_path / "adapter_config.json").write_text(text)
-    with pytest.raises(AimoError, match=r"adapter_config\.json cannot be read") as e:
+    with pytest.raises(AimoError, match=r"adapter_config\.json: it ") as e:
         check_adapter(tmp_path, TINY)
     assert "\n" not in str(e.value)

@@ -4,12 +4,12 @@ Out of scope: writing checkpoints, which TRL's trainers do.
 """
 
 import functools
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 from aimo.errors import AimoError
+from aimo.inference.storage import read_json, write_json
 from aimo.runs import newest_first, step_of
 
 
@@ -20,12 +20,12 @@ def last_checkpoint(folder: Path) -> str | None:
 
     for checkpoint in newest_first(folder):
         try:
-            json.loads((checkpoint / "trainer_state.json").read_text())  # the trainer writes this file last
+            read_json(checkpoint / "trainer_state.json", "")  # the trainer writes this file last
             for weights in checkpoint.glob("*.safetensors"):
                 with safe_open(weights, "pt"):
                     pass
             return str(checkpoint)
-        except (OSError, ValueError, SafetensorError):
+        except (OSError, AimoError, SafetensorError):
             print(f"{checkpoint.name} was not written to its end; the one before is used.")
             shutil.rmtree(checkpoint)
     return None
@@ -68,7 +68,7 @@ def keep_best(folder: Path, step: int) -> None:
     if (trained / "probe.json").exists():
         trained.rename(best)
     probe = best / "probe.json"
-    if not probe.exists() or json.loads(probe.read_text())["step"] > step:
+    if not probe.exists() or read_json(probe, f"remove {best}")["step"] > step:
         shutil.rmtree(best, ignore_errors=True)
 
 
@@ -77,7 +77,7 @@ def save_best(trainer: Any, folder: Path, figures: dict[str, float]) -> None:
     best = folder / "best"
     trainer.save_model(str(best))
     if trainer.is_world_process_zero():
-        (best / "probe.json").write_text(json.dumps({"step": trainer.state.global_step} | figures))
+        write_json(best / "probe.json", {"step": trainer.state.global_step} | figures)
 
 
 def save_trained(trainer: Any, folder: Path) -> None:

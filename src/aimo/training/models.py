@@ -6,7 +6,6 @@ Unsloth is imported before Transformers and TRL, which it patches. Out of scope:
 
 import contextlib
 import functools
-import json
 import os
 import shutil
 import sys
@@ -19,7 +18,7 @@ from aimo.errors import AimoError
 from aimo.inference import prompts
 from aimo.inference.model_folder import read_tokenizer
 from aimo.inference.settings import SETTINGS
-from aimo.inference.storage import write_whole
+from aimo.inference.storage import read_json, write_whole
 from aimo.training import placement
 
 
@@ -192,10 +191,11 @@ def check_adapter(adapter: Path, base: Path) -> None:
     path = adapter / "adapter_config.json"
     if not path.exists():
         return
-    try:
-        under = Path(json.loads(path.read_text())["base_model_name_or_path"] or base)
-    except (ValueError, KeyError, TypeError) as e:
-        raise AimoError(f"{path} cannot be read ({e!r}); remove {adapter}, or train it again") from None
+    remedy = f"remove {adapter}, or train it again"
+    named = read_json(path, remedy).get("base_model_name_or_path", 0)
+    if not isinstance(named, str | None):
+        raise AimoError(f"{path}: it names no base model; {remedy}")
+    under = Path(named or base)
     if under.absolute().parts[-2:] != base.absolute().parts[-2:]:
         raise AimoError(
             f"{adapter} is an adapter for {under}, not for {base}; take another run folder, or remove it"
