@@ -170,7 +170,8 @@ def check_profile(folder: Path, old: Profile, new: Profile, redo: str | None) ->
 
 def continue_with(folder: Path, profile: Profile, stage: str, changes: dict[str, Any]) -> str:
     """Return what to do so that a stage of the run in `folder` goes on with other values of some keys."""
-    values, sets = asdict(profile), [f"{key}={json.dumps(value)}" for key, value in changes.items()]  # type: ignore[call-overload]
+    sets = [f"{key}={json.dumps(value)}" for key, value in changes.items()]
+    values = asdict(profile)  # type: ignore[call-overload]
     for change in sets:
         config.set_key(values, change)
     lasting = config.lasting_changes(profile, config.parse(values, "profile"))

@@ -34,33 +34,11 @@ class OrderHook:
         return sampler
 
 
-class PackingHook:
-    """Base class of SFT trainers that keep their packed rows, placed before TRL's class.
-
-    `SFTTrainer._prepare_dataset` (TRL; Unsloth has its own) makes labels and packs: `trl.pack_dataset` is
-    public, but what surrounds it is not.
-    https://github.com/huggingface/trl/blob/v1.15.0/trl/trainer/sft_trainer.py
-    """
-
-    def _prepare_dataset(
-        self, dataset: Any, processing_class: Any, args: Any, packing: bool, *more: Any
-    ) -> Any:
-        def prepare() -> Any:
-            return super(PackingHook, self)._prepare_dataset(  # type: ignore[misc]
-                dataset, processing_class, args, packing, *more
-            )
-
-        return self.packed_rows(dataset, args, prepare) if packing else prepare()
-
-    def packed_rows(self, dataset: Any, args: Any, prepare: Callable[[], Any]) -> Any:
-        """The packed rows of a tokenised dataset, which `prepare` makes."""
-        return prepare()
-
-
 def pack(dataset: Any, args: Any) -> Any:
     """What TRL's SFTTrainer makes of a tokenised dataset, without a trainer and its model.
 
-    `SFTTrainer._prepare_dataset` (TRL), as above.
+    `SFTTrainer._prepare_dataset` (TRL) makes labels and packs: `trl.pack_dataset` is public, but what
+    surrounds it is not.
     https://github.com/huggingface/trl/blob/v1.15.0/trl/trainer/sft_trainer.py
     """
     unused: Any = None

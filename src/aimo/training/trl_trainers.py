@@ -3,7 +3,6 @@
 Import this module after Unsloth, which replaces TRL's classes: ours inherit from what TRL has at that time.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import pyarrow.compute as pc
@@ -12,7 +11,7 @@ import trl
 from torch.nn.functional import pad
 from transformers import Trainer
 
-from aimo.training import packing, trl_compat
+from aimo.training import trl_compat
 from aimo.training.dynamic_sampling import DynamicSampling
 from aimo.training.row_order import ByLength, Seeded
 
@@ -41,14 +40,10 @@ class Shared(trl_compat.OrderHook):
         Trainer.log(self, figures)  # type: ignore[arg-type]
 
 
-class SftTrainer(Shared, trl_compat.PackingHook, trl.SFTTrainer):
-    """SFT whose steps hold rows of similar length, where `by_length` is set. Packed rows are kept."""
+class SftTrainer(Shared, trl.SFTTrainer):
+    """SFT whose steps hold rows of similar length, where `by_length` is set."""
 
     by_length = False
-
-    def packed_rows(self, dataset: Any, args: Any, prepare: Callable[[], Any]) -> Any:
-        """The rows as they were packed before, or else packed now and kept."""
-        return packing.read_or_pack(dataset, args, prepare)
 
     def order_rows(self, sampler: Any) -> Any:
         """Rows by length or as TRL orders them."""
