@@ -1,6 +1,7 @@
 """What a user of `aimo kaggle` can get wrong, or Kaggle can refuse: one line with the remedy, exit code 2."""
 
 import io
+import json
 import zipfile
 
 import pytest
@@ -210,6 +211,25 @@ def test_what_no_header_can_hold_is_named_by_its_place_and_not_shown(
     line = refused("login-check")
     assert place in line and "a character that no token has" in line and token not in line
     assert kaggle.requests == []
+
+
+@pytest.mark.parametrize("key", ["“good”", "go od", "good\n"])
+def test_a_key_in_kaggle_json_is_checked_too(kaggle, refused, monkeypatch, tmp_path, key):
+    monkeypatch.delenv("KAGGLE_API_TOKEN")
+    (tmp_path / "kaggle.json").write_text(json.dumps({"username": "me", "key": key}))
+    (tmp_path / "kaggle.json").chmod(0o600)
+    line = refused("login-check")
+    assert "kaggle.json is empty or has a character that no token has" in line and key not in line
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "5", '{"username": "me"}', '{"key": 5, "username": 5}', "\ufeff{}"]
+)
+def test_a_broken_kaggle_json_is_one_line(kaggle, refused, monkeypatch, tmp_path, text):
+    monkeypatch.delenv("KAGGLE_API_TOKEN")
+    (tmp_path / "kaggle.json").write_text(text)
+    (tmp_path / "kaggle.json").chmod(0o600)
+    assert "kaggle.json: it" in refused("login-check")
 
 
 def test_no_network_is_one_line(kaggle, refused):

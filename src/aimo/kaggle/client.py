@@ -27,6 +27,7 @@ import requests
 
 from aimo.errors import AimoError
 from aimo.inference.errors import one_line, redact
+from aimo.inference.storage import read_json
 from aimo.kaggle.kaggle_compat import give_token, limit_times
 
 # Importing the client signs in, and prints a page of help where there is no token.
@@ -211,8 +212,14 @@ def find_token() -> tuple[str | None, str]:
     if variable and not places:
         token, source = variable, "KAGGLE_API_TOKEN"
     elif files and files[0] in tokens:
-        token, source = files[0].read_text(errors="replace").strip(), str(files[0])
+        token, source = files[0].read_text("utf-8-sig", errors="replace").strip(), str(files[0])
     elif files:
+        if files[0] == Path(Api.config):
+            remedy = f"make another at {TOKENS}"
+            values = read_json(files[0], remedy)
+            if not isinstance(values.get("username"), str) or not isinstance(values.get("key"), str):
+                raise AimoError(f"{files[0]}: it lacks a username or a key; {remedy}")
+            check_token(values["key"], str(files[0]))
         return None, str(files[0])
     elif given["KAGGLE_USERNAME"] and given["KAGGLE_KEY"]:
         token, source = given["KAGGLE_KEY"], "KAGGLE_USERNAME and KAGGLE_KEY"
@@ -221,12 +228,17 @@ def find_token() -> tuple[str | None, str]:
             f"there is no Kaggle token: make one at {TOKENS}, put it into ~/.kaggle/access_token and run "
             "`chmod 600 ~/.kaggle/access_token`, or set KAGGLE_API_TOKEN"
         )
+    check_token(token, source)
+    return token if source != "KAGGLE_USERNAME and KAGGLE_KEY" else None, source
+
+
+def check_token(token: str, source: str) -> None:
+    """Refuse what no header can hold, without showing it."""
     if not re.fullmatch(r"[!-~]+", token):
         raise AimoError(
             f"the token in {source} is empty or has a character that no token has, such as a curly quote "
             f"or a space: copy it again from {TOKENS}"
         )
-    return token if source != "KAGGLE_USERNAME and KAGGLE_KEY" else None, source
 
 
 def subject(request: Any) -> str:
