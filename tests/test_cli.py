@@ -181,7 +181,7 @@ def test_ctrl_c_during_training_ends_a_run_in_one_line_and_leaves_no_process_beh
 
 
 @pytest.mark.engine
-def test_ctrl_c_during_inference_ends_a_run_in_one_line_and_leaves_no_process_behind(tmp_path):
+def test_sigterm_during_inference_ends_a_run_in_one_line_and_leaves_no_process_behind(tmp_path):
     profile, folder = tmp_path / "alone.yaml", tmp_path / "run"
     profile.write_text(json.dumps({"model": {"base": str(TINY)}, "inference": {"test_rows": 3000}}))
     command = [str(AIMO), "run", "--profile", str(profile), "--run-dir", str(folder)]
@@ -189,7 +189,7 @@ def test_ctrl_c_during_inference_ends_a_run_in_one_line_and_leaves_no_process_be
     wait_for(lambda: (folder / "submission.settings.json").exists() or process.poll() is not None)
     time.sleep(2)
     started = below(process)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
     assert end_of(process, started) == {"code": 2, "stderr": INTERRUPTED, "left": []}
 
 

@@ -208,6 +208,6 @@ def forget(folder: Path, redo: str, checkpoint: str) -> None:
         else:
             shutil.rmtree(folder / stage, ignore_errors=True)
         recorded["stages"].pop(stage, None)
-    for name in ("submission.parquet", "submission.settings.json", "report.html"):
-        (folder / name).unlink(missing_ok=True)
+    for path in [*folder.glob("submission.*"), folder / "report.html"]:
+        path.unlink(missing_ok=True)
     write_json(folder / "metrics.json", recorded)

@@ -58,7 +58,9 @@ def answer(engine: Engine, run: Run) -> list[dict[str, Any]]:
     test_csv = test_file(run)
     competition, table = competitions.read_questions(test_csv)
     problems = table[competitions.COMPETITIONS[competition].problem_column]
-    solutions = gateway.answer_file(engine, test_csv, run.dir / "submission.parquet", run.profile.seed)
+    out = run.dir / "submission.parquet"
+    # What an earlier model or other settings left in the run's journal is not taken, and kept.
+    solutions = gateway.answer_file(engine, test_csv, out, run.profile.seed, other="")
     golds = table["answer"] if "answer" in table.columns else [None] * len(table)
     records = [
         {"id": question_id, "problem": problem, "gold": answers.to_integer(gold)}
