@@ -338,6 +338,13 @@ def test_a_thought_that_comes_apart_is_joined_in_its_tags(problems, field):
     assert {row["generation"] for row in rows} == {"<think>\n1 + 1 = 2\n</think>\n\nSo \\boxed{2}."}
 
 
+def test_a_completion_in_parts_is_their_text(problems):
+    parts = [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "So "}, {"text": "\\boxed{2}."}]
+    with serving(lambda body, n: reply(parts)) as server:
+        _, rows = distil(problems, server)
+    assert {row["generation"] for row in rows} == {"So \\boxed{2}."}
+
+
 def test_a_thought_whose_opening_tag_was_in_the_prompt_gets_it_back(problems):
     with serving(lambda body, n: reply("1 + 1 = 2</think>2")) as server:
         _, rows = distil(problems, server)

@@ -324,11 +324,12 @@ def test_a_person_who_interrupts_is_obeyed():
         predict(pl.Series(["q"]), pl.Series(["6 x 7"]))
 
 
+@pytest.mark.parametrize("error", [ValueError, SystemExit, PanicException, asyncio.CancelledError])
 @pytest.mark.parametrize("bad", [{0}, {3}, {1, 4, 6}, {0, 1, 2}])
-def test_samples_that_fail_cost_their_votes_and_not_the_engine(bad):
+def test_samples_that_fail_cost_their_votes_and_not_the_engine(bad, error):
     def write(number, prompt):
         if number in bad:
-            raise ValueError(f"sample {number}")
+            raise error(f"sample {number}")
         return right(number, prompt)
 
     sampler, loads, solutions = Scripted(write), [], {}
@@ -336,7 +337,7 @@ def test_samples_that_fail_cost_their_votes_and_not_the_engine(bad):
     assert ask(predict) == 42 and len(loads) == 1
     failed = [sample.index for sample in solutions["q"].samples if sample.end is End.FAILED]
     assert len(failed) == sum(number in bad for number in range(next(sampler.requests))) > 0
-    assert f"{len(failed)} samples failed: ValueError: sample" in solutions["q"].note
+    assert f"{len(failed)} samples failed: {error.__name__}: sample" in solutions["q"].note
 
 
 def test_a_problem_asked_by_hand_is_answered_by_the_samples_that_do_not_fail(capsys):

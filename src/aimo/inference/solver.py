@@ -150,9 +150,12 @@ class Question:
         """Return the sample that a stream's work ends in: without a vote where that raises."""
         try:
             return stream.sample(await work, self.now())
-        except (asyncio.CancelledError, GeneratorExit):
+        except GeneratorExit:
             raise
         except BaseException as e:  # the loop's thread would end with SystemExit
+            task = asyncio.current_task()
+            if task and task.cancelling():  # by us
+                raise
             self.fault = one_line(e)
             return stream.cut(End.FAILED, self.now())
 

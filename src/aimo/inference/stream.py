@@ -253,7 +253,7 @@ class Stream:
             len(self.results),
             self.errors,
             self.results,
-            self.talk.count_malformed(completion.token_ids),
+            0 if end is End.FAILED else self.talk.count_malformed(completion.token_ids),
         )
 
 
