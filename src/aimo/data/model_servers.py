@@ -97,7 +97,7 @@ class Servers:
 
     async def __aenter__(self) -> "Servers":
         """Connect. AimoError when a server does not answer, or serves another model."""
-        key = os.environ.get("OPENAI_API_KEY")
+        key = os.environ.get("OPENAI_API_KEY", "").strip()
         headers = {"Content-Type": "application/json"}
         self.session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0),
