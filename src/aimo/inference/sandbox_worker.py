@@ -58,7 +58,6 @@ def serve(root: str) -> None:
         import networkx  # noqa: F401 (takes a second, as the others do)
 
     numpy.random.seed(0)
-    sys.set_int_max_str_digits(0)
     sys.path.pop(0)
     sys.dont_write_bytecode = True
     LIBC.prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: what a program leaves behind becomes a child of this

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from aimo.errors import AimoError
+from aimo.inference import sandbox
 from aimo.rewards.inputs import Column, Completions, Rewards, text_of
 
 Jobs = list[tuple[str, str]]
@@ -88,8 +89,6 @@ def lines_of(text: str) -> list[str]:
 
 def run_here(jobs: Jobs, workers: int) -> list[str | None]:
     """Run m programs in limited processes on this machine; their m outputs, None for a failure."""
-    from aimo.inference import sandbox
-
     limits = sandbox.Limits(seconds=TIME_LIMIT_S, output_chars=1_000_000)
     return [result.stdout if result.ok else None for result in sandbox.run_many(jobs, limits, workers)]
 
