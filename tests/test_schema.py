@@ -521,7 +521,7 @@ print(constants.HF_HUB_CACHE)
 REPLIES = [
     "so 1 + 1 = 2 and \\boxed{5} <end_working_out><SOLUTION>6</SOLUTION>",
     "<start_working_out>\\boxed{7} </think> \\boxed{8}<end_working_out> so 6",
-    "<b>so it is 6, or rather, once more, \\boxed{6}",
+    "<b>so it goes on and on, once more, without an answer",
     "```python\nimport time\ntime.sleep(0.5)\nprint(6)\n``` which is as it should be, I think",
     "now it is surely <end_working_out><SOLUTION>1</SOLUTION>",
 ]
@@ -847,7 +847,10 @@ def test_the_seed_reaches_every_stage(look, folder):
 
 def test_every_sample_of_a_question_has_a_seed_of_its_own(folder):
     asked(config.parse(fill(BASE, folder), "walk"), folder)
-    assert len({json.loads(body)["seed"] for body in Model.asked}) == len(Model.asked) == 8
+    bodies = [json.loads(body) for body in Model.asked]
+    first = min((body["prompt"] for body in bodies), key=len)  # others are asked again, to force an answer
+    seeds = [body["seed"] for body in bodies if body["prompt"] == first]
+    assert len(set(seeds)) == len(seeds) == 8
 
 
 @pytest.mark.parametrize("key", keys_of(samples=True))
