@@ -9,6 +9,7 @@ import resource
 import shutil
 import stat
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -199,7 +200,7 @@ def test_a_broken_line_is_named_in_one_line(tmp_path, bad):
     with File(tmp_path / "x.jsonl", header()) as file:
         file.add(Trace("a", 0, 0, "", 1, True, 0.0, 1.0))
     file.path.write_bytes(file.path.read_bytes() + bad)
-    with pytest.raises(AimoError, match=r"x.jsonl, line 3: it is no completion of .*; remove the line"):
+    with pytest.raises(AimoError, match=r"x.jsonl, line 3: it is no line of .*; remove the line"):
         File(file.path, header())
 
 
@@ -524,9 +525,9 @@ def test_leakage_is_the_share_of_a_questions_text_in_the_runs_data(tmp_path):
     other = "A train leaves the station at noon and travels for three hours towards the sea."
     half = " ".join([*known.split()[:8], *other.split()[:8]])
     asked = [Question(str(i), text, "1") for i, text in enumerate([known, other, half])]
-    found = leakage.check(tmp_path / "grpo" / "model", asked)
+    found = leakage.check(tmp_path / "grpo" / "model", {"x": asked}, False)["x"]
     assert found["found"]["0"] == 1 and "1" not in found["found"] and 0 < found["found"]["2"] < 0.2
-    assert "why" in leakage.check(TINY, asked)
+    assert "why" in leakage.check(TINY, {"x": asked}, False)["x"]
 
 
 def test_leakage_reads_the_data_sets_that_a_card_names(tmp_path):
@@ -534,7 +535,41 @@ def test_leakage_reads_the_data_sets_that_a_card_names(tmp_path):
     (tmp_path / "rows.jsonl").write_text(json.dumps({"problem": text, "answer": "3"}) + "\n")
     (tmp_path / "model").mkdir()
     (tmp_path / "model/README.md").write_text(f"---\ndatasets:\n- {tmp_path}/rows.jsonl\n---\n\n# M\n")
-    assert leakage.check(tmp_path / "model", [Question("q", text, "3")])["share"] == 1
+    assert leakage.check(tmp_path / "model", {"x": [Question("q", text, "3")]}, False)["x"]["share"] == 1
+
+
+def test_leakage_asks_nobody_for_sets_that_a_card_names_unless_told_to(tmp_path, monkeypatch):
+    import datasets
+    import huggingface_hub
+
+    asked = []
+    monkeypatch.setattr("socket.getaddrinfo", lambda host, *_: asked.append(host) or no_network())
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    text = "How many apples has Tom when he buys five and eats two?"
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"problem": text, "answer": "3"}) + "\n")
+    made = datasets.load_dataset("json", name="default", data_files=str(rows), cache_dir=tmp_path / "made")
+    (kept,) = {Path(file["filename"]).parent for file in made["train"].cache_files}
+    there = tmp_path / "cache/someone___known/default/0.0.0" / kept.name
+    shutil.copytree(kept, there)
+    (there / "json-train.arrow").rename(there / "known-train.arrow")
+    asked.clear()
+    card, questions = tmp_path / "model/README.md", {"x": [Question("q", text, "3")]}
+    card.parent.mkdir()
+    for named in ("someone/unknown", "unknown", "buckets/some/one", "7"):
+        card.write_text(f"---\ndatasets:\n- {named}\n---\n")
+        why = leakage.check(card.parent, questions, False)["x"]["why"]
+        assert named in why and "--card-data" in why and asked == []
+    card.write_text("---\ndatasets:\n- someone/known\n---\n")
+    found = leakage.check(card.parent, questions, False)["x"]
+    assert found.get("share") == 1 and asked == [], found
+    assert not datasets.config.HF_HUB_OFFLINE and not huggingface_hub.constants.HF_HUB_OFFLINE
+    card.write_text("---\ndatasets:\n- someone/unknown\n---\n")
+    assert "someone/unknown" in leakage.check(card.parent, questions, True)["x"]["why"] and asked
+
+
+def no_network():
+    raise OSError("no network in tests")
 
 
 def test_what_is_measured_published_and_not_run_is_told_apart():

@@ -116,6 +116,10 @@ def evaluate(
     server: Servers = None,
     adapter: Adapter = None,
     vllm: EngineArguments = None,
+    card_data: Annotated[
+        bool,
+        typer.Option("--card-data", help="Download the data sets that the model's card names, for leakage."),
+    ] = False,
     audit: Annotated[
         bool, typer.Option("--audit", help="List the verdicts that math-verify does not share.")
     ] = False,
@@ -137,7 +141,8 @@ def evaluate(
     name = lab.name_of(model) + (f"+{lab.name_of(Path(adapter))}" if adapter else "")
     tracker = (read_values(profile).get("training") or {}).get("log_to", "none") if profile else "none"
     trained = Path(adapter) if adapter else None
-    wanted = lab.Wanted(model, name, benchmarks.split(","), layers, data, rows, seed, trained, tracker)
+    asked = benchmarks.split(",")
+    wanted = lab.Wanted(model, name, asked, layers, data, rows, seed, trained, tracker, card_data)
     folder = lab.folder_of(name, run_dir)
 
     def sampler(settings: Any) -> Any:

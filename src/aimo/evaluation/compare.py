@@ -124,8 +124,8 @@ def check(headers: list[Header], allowed: Collection[str] = ()) -> None:
                 f"{names}: their questions differ; evaluate both on the same file with the same --rows"
             )
         mine, theirs = (limited(header) for header in (first, other))
-        for key in (*ASKED, "context"):
-            if mine[key] != theirs[key] and key not in allowed:
+        for key in (*ASKED, "context"):  # but for what an older version did not record
+            if key in mine and key in theirs and mine[key] != theirs[key] and key not in allowed:
                 raise AimoError(
                     f"{names}: {key} is {mine[key]!r} for one and {theirs[key]!r} for the other; evaluate "
                     f"again with the same, or compare its effect with --differ {key}"
@@ -135,7 +135,7 @@ def check(headers: list[Header], allowed: Collection[str] = ()) -> None:
 def limited(header: Header) -> dict[str, Any]:
     """The settings, with no more tokens than the context allows."""
     settings = asdict(header) | header.settings
-    return settings | {"max_tokens": min(settings["max_tokens"], header.context)}
+    return settings | {"max_tokens": min(settings.get("max_tokens", header.context), header.context)}
 
 
 def compare(a: Scores, b: Scores) -> Comparison:

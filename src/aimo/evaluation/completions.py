@@ -21,7 +21,7 @@ from aimo.inference.errors import one_line
 from aimo.inference.model_folder import is_same_model
 from aimo.inference.programs import has_sandbox
 from aimo.inference.sampling import Completion, Sampler, sample_seed
-from aimo.inference.settings import Settings
+from aimo.inference.settings import Settings, validate
 from aimo.inference.solver import cancel
 from aimo.inference.storage import AGAIN, SampleFile, iterate_lines
 from aimo.inference.stream import Stream
@@ -76,7 +76,7 @@ class Trace:
     """Seconds of sampling until it began and ended, all starts together."""
 
 
-TRACE = TypeAdapter(Trace)
+HEADER, TRACE = TypeAdapter(Header), TypeAdapter(Trace)
 
 
 def header_of(
@@ -148,19 +148,20 @@ def read(path: Path) -> tuple[Header, list[Trace]]:
     for number, value in iterate_lines(path):
         try:
             if isinstance(value, str):
-                raise ValueError
+                raise ValueError(value)
             if header is None:
-                asked = value["evaluation"]
-                header = Header(**asked | {"questions": [Question(**q) for q in asked["questions"]]})
-                known = {question.id for question in header.questions}
+                header = HEADER.validate_python(value["evaluation"])
+                validate(header.settings, f"{path}, line {number}", AGAIN)
+                if not (known := {question.id for question in header.questions}):
+                    raise ValueError("it asks no question")
             else:
                 traces.append(TRACE.validate_python(value))
                 if traces[-1].id not in known:
-                    raise ValueError
-        except (ValueError, TypeError, KeyError, AttributeError):
-            remedy = "remove the line" if header else "give a file that `aimo evaluate` wrote"
+                    raise ValueError(f"no question has the id {traces[-1].id!r}")
+        except (ValueError, TypeError, KeyError, AttributeError) as e:
+            remedy = "remove the line" if number > 1 else "give a file that `aimo evaluate` wrote"
             raise AimoError(
-                f"{path}, line {number}: it is no completion of `aimo evaluate`; {remedy}"
+                f"{path}, line {number}: it is no line of `aimo evaluate` ({one_line(e)}); {remedy}"
             ) from None
     if header is None:
         raise AimoError(f"{path}: it is empty or cut off in its first line; remove it and evaluate again")

@@ -55,6 +55,8 @@ class Wanted:
     adapter: Path | None = None
     log_to: str = "none"
     """A tracker that gets the figures too, as in a profile's `training.log_to`."""
+    card_data: bool = False
+    """Whether the training sets that the model's card names may be downloaded, to look for leakage."""
 
     @functools.cached_property
     def weights(self) -> str:
@@ -172,7 +174,8 @@ def write(
     """Write evaluation.json and its page, and list it in runs/index.html."""
     figures: dict[str, Any] = {name: scores.figures(one) for name, one in found.items()}
     trained = wanted.adapter or wanted.model
-    checked = {name: leakage.check(trained, one.questions) for name, one in found.items()}
+    asked = {name: one.questions for name, one in found.items()}
+    checked = leakage.check(trained, asked, wanted.card_data)
     measured = {name: round(100 * figures[name]["pass@1"][0], 1) for name in found}
     headline = ", ".join(f"{name} {value:.1f} %" for name, value in measured.items())
     record: dict[str, Any] = {

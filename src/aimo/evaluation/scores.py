@@ -87,7 +87,7 @@ def score(header: Header, traces: Sequence[Trace]) -> Scores:
             f"{header.benchmark}: a question has no completion yet; run `aimo evaluate` to its end"
         )
     groups = [group[:k] for group in by_question.values()]
-    tags = Tags(**header.settings["tags"])
+    tags = Tags(**header.settings.get("tags", {}))
     found = [[answers.extract(trace.text, tags) for trace in group] for group in groups]
     golds = [question.answer for question in header.questions for _ in range(k)]
     verdicts = judge.are_equal([answer for group in found for answer in group], golds)

@@ -8,16 +8,18 @@ Formats, told apart by the keys of a line (JSON lines, a question each but for t
 Out of scope: the rules (`aimo.evaluation.replay`).
 """
 
-import csv
 import json
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from aimo.errors import AimoError
-from aimo.inference import answers, journal, voting
+from pydantic import Field, TypeAdapter, ValidationError
+
+from aimo.errors import AimoError, explain
+from aimo.inference import answers, files, journal, voting
 from aimo.inference.solution import End, Sample
 from aimo.inference.stream import COUNT_EVERY
 
@@ -25,6 +27,29 @@ CHARACTERS = 3.2  # a token, where a trace has texts alone
 CHECK = 256  # characters between two looks for repetition
 Vote = int | str | None
 REMEDY = "give a journal of the solver, or traces with `samples` or `attempts` a line"
+
+
+@dataclass(frozen=True)
+class Text:
+    """A sample of public traces that is kept whole."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A sample of public traces of which only figures were kept."""
+
+    tokens: Annotated[float, Field(ge=0, le=1e9)]
+    answer: Vote
+    entropy: float | None = None
+
+
+KINDS: dict[str, TypeAdapter[Any]] = {
+    "samples": TypeAdapter(Annotated[list[Text], Field(min_length=1)]),
+    "attempts": TypeAdapter(Annotated[list[Attempt], Field(min_length=1)]),
+}
+"""What a line of public traces holds, by its key."""
 
 
 @dataclass(frozen=True)
@@ -88,27 +113,20 @@ def read(paths: Sequence[Path], golds: Mapping[str, int] | None = None) -> list[
 
 
 def lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The lines of a JSON-lines file with their numbers."""
+    """The lines of a JSON-lines file with their numbers; the last one may lack its end."""
     try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as e:
-        reason = e.strerror if isinstance(e, OSError) else "not a text file"
-        raise AimoError(f"{path}: {reason}; {REMEDY}") from None
-    for number, line in enumerate(text.split("\n"), 1):  # a text may hold other line separators
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError:
-            raise AimoError(cut_off(path, number)) from None
-        if not isinstance(row, dict):
-            raise AimoError(f"{path}, line {number}: not an object; {REMEDY}")
-        yield number, row
-
-
-def cut_off(path: Path, number: int) -> str:
-    """What to say of a line that is not JSON."""
-    return f"{path}, line {number}: cut off; delete the line: sed -i {number}d {path}"
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    row = json.loads(line)
+                    if not isinstance(row, dict):
+                        raise AimoError(f"{path}, line {number}: not an object; {REMEDY}")
+                    yield number, row
+    except OSError as e:
+        raise AimoError(f"{path}: {e.strerror}; {REMEDY}") from None
+    except (ValueError, RecursionError):
+        remedy = f"delete the line: sed -i {number}d {shlex.quote(str(path))}"
+        raise AimoError(f"{path}, line {number}: cut off; {remedy}") from None
 
 
 def public(path: Path, golds: Mapping[str, int]) -> Iterator[Question]:
@@ -120,20 +138,18 @@ def public(path: Path, golds: Mapping[str, int]) -> Iterator[Question]:
             raise AimoError(
                 f"{path}, line {number}: question {name} has no integer as its answer; correct it"
             )
+        key = "attempts" if "attempts" in row and "samples" not in row else "samples"
         try:
-            if "samples" in row:
-                texts = [sample["text"] for sample in row["samples"]]
-                yield Question(gold, [*map(as_peers, texts)], [*map(as_ours, texts)], name)
-            else:
-                samples = [as_attempt(attempt) for attempt in row["attempts"]]
-                yield Question(gold, samples, samples, name)
-        except (KeyError, TypeError) as e:
-            raise AimoError(f"{path}, line {number}: {e} is missing or wrong in a sample; {REMEDY}") from None
-
-
-def as_attempt(attempt: Mapping[str, Any]) -> Recorded:
-    """A sample of which only figures were kept."""
-    return Recorded(attempt["tokens"], attempt["answer"], entropy=attempt.get("entropy"))
+            samples = KINDS[key].validate_python(row.get(key))
+        except ValidationError as e:
+            raise AimoError(f"{path}, line {number}: {key}.{explain(e.errors()[0])}; {REMEDY}") from None
+        if key == "samples":
+            texts = [sample.text for sample in samples]
+            yield Question(gold, [*map(as_peers, texts)], [*map(as_ours, texts)], name)
+        else:
+            peer = [Recorded(one.tokens, one.answer, entropy=one.entropy) for one in samples]
+            ours = [replace(one, answer=answers.to_integer(str(one.answer))) for one in peer]
+            yield Question(gold, peer, ours, name)
 
 
 def as_peers(text: str) -> Recorded:
@@ -223,16 +239,13 @@ def as_recorded(sample: Sample) -> Recorded:
 
 
 def read_golds(path: Path) -> dict[str, int]:
-    """The gold answers of a CSV with the columns id and answer. AimoError when it has not."""
-    try:
-        with path.open(newline="") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError) as e:
-        raise AimoError(f"--answers {path}: {e}; give a CSV with the columns id and answer") from None
+    """The gold answers of a file with the columns id and answer. AimoError when it has not."""
+    table = files.read_texts(path, "--answers ")
+    if missing := [name for name in ("id", "answer") if name not in table.columns]:
+        raise AimoError(f"--answers {path} has no column {missing[0]!r}; it needs id and answer")
     golds = {}
-    for row in rows:
-        gold = answers.to_integer(row.get("answer"))
-        if row.get("id") is None or gold is None:
-            raise AimoError(f"--answers {path}: a row is {row}; give it an id and an integer as its answer")
-        golds[row["id"]] = gold
+    for name, answer in table.select("id", "answer").iter_rows():
+        if (gold := answers.to_integer(answer)) is None:
+            raise AimoError(f"--answers {path}: the answer of {name!r} is {answer!r}; give it an integer")
+        golds[name] = gold
     return golds

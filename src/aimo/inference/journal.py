@@ -19,7 +19,6 @@ from aimo.inference.solution import End, Sample, Solution
 from aimo.inference.storage import SampleFile, append_lines, iterate_lines
 from aimo.inference.voting import Stop
 
-SAMPLE = TypeAdapter(Sample)
 COMPARED = (*ASKED, "context", "samples", "weight", "discount_trivial")
 """Settings that decide an answer."""
 
@@ -54,15 +53,18 @@ class Entry:
     value: Sample | int
 
 
+HEADER, SAMPLE, ENTRY = TypeAdapter(Header), TypeAdapter(Sample), TypeAdapter(Entry)
+
+
 def parse(line: Mapping[str, Any]) -> Header | Entry:
     """Return what a line of a journal holds. Raises ValueError that names what is missing or not known."""
     try:
         if "journal" in line:
-            return Header(**known(Header, line["journal"]))
-        if "answer" in line:
-            return Entry(line["key"], line["id"], int(line["answer"]))
-        sample = SAMPLE.validate_python(known(Sample, line["sample"]))
-        return Entry(line["key"], line["id"], sample)
+            return HEADER.validate_python(known(Header, line["journal"]))
+        value = line.get("answer")
+        if "answer" not in line:
+            value = SAMPLE.validate_python(known(Sample, line["sample"]))
+        return ENTRY.validate_python({"key": line["key"], "id": line["id"], "value": value})
     except ValidationError as e:
         raise ValueError(explain(e.errors()[0])) from None
     except KeyError as e:
