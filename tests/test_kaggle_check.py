@@ -137,7 +137,7 @@ def test_settings_that_the_machine_cannot_run_are_named(kernel, shape, vllm, sai
             "test_csv '/kaggle/input/other/test.csv' is not among what is attached",
         ),
         ("VLLM}", "[]}\nsettings = 5", "settings: "),
-        ("VLLM", "{'tensor_parallel_size': '2'}", "tensor_parallel_size should be a number of GPUs, not '2'"),
+        ("VLLM", "{'tensor_parallel_size': '2'}", "tensor_parallel_size should be a number, not '2'"),
         ("VLLM", "VLLM, 'stop': {'a'}", "settings: Object of type set"),
         ("17400", "6 * 3600 - 60", "time_limit_s 21540 is not within"),
         ("17400", "20000", "time_limit_s 20000 is not within the session's 18000 seconds"),

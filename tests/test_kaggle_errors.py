@@ -232,6 +232,13 @@ def test_a_broken_kaggle_json_is_one_line(kaggle, refused, monkeypatch, tmp_path
     assert "kaggle.json: it" in refused("login-check")
 
 
+@pytest.mark.parametrize("path", ["/no/such/file", "~/token", "./token"])
+def test_a_path_to_no_token_is_not_sent_as_one(kaggle, refused, monkeypatch, path):
+    monkeypatch.setenv("KAGGLE_API_TOKEN", path)
+    assert "KAGGLE_API_TOKEN is a path, and there is no such file" in refused("login-check")
+    assert kaggle.requests == []
+
+
 def test_no_network_is_one_line(kaggle, refused):
     kaggle.close()
     assert "the connection to Kaggle broke" in refused("login-check")

@@ -273,13 +273,20 @@ def validate(values: Mapping[str, Any], where: str, remedy: str) -> Settings:
     """Typed settings, or one AimoError that names every bad key."""
     try:
         # From JSON, as strict Python input would refuse a dictionary of tags.
-        return TypeAdapter(Settings).validate_json(json.dumps(values))
+        settings = TypeAdapter(Settings).validate_json(json.dumps(values))
     except (TypeError, RecursionError) as e:  # a set, bytes, an object: nothing that JSON has
         raise AimoError(f"{where}: {e}; {remedy}") from None
     except ValidationError as e:
         known = {f.name for section in (Settings, Tags) for f in fields(section)}
         found = "; ".join(explain(error, known) for error in e.errors())
         raise AimoError(f"{where}: {found}; {remedy}") from None
+    for way in ("tensor", "pipeline", "data"):
+        size = settings.vllm.get(f"{way}_parallel_size", 1)
+        if type(size) is not int or size < 1:
+            raise AimoError(
+                f"{where}: vllm.{way}_parallel_size should be a number of GPUs, not {size!r}; {remedy}"
+            )
+    return settings
 
 
 def guess_tags(model: Path) -> Tags:

@@ -243,12 +243,7 @@ def check_times(kernel: Kernel, metadata: dict[str, Any], parameters: dict[str, 
 def check_settings(shape: str | None, settings: dict[str, Any]) -> Iterator[str]:
     """Settings that are none, and vLLM's arguments that the machine cannot run."""
     vllm = validate(settings, "settings", "correct the value").vllm
-    sizes = {way: vllm.get(f"{way}_parallel_size", 1) for way in ("tensor", "data", "pipeline")}
-    for way, size in sizes.items():
-        if type(size) is not int or size < 1:
-            yield f"settings: vllm {way}_parallel_size should be a number of GPUs, not {size!r}"
-            return
-    wanted = math.prod(sizes.values())
+    wanted = math.prod(vllm.get(f"{way}_parallel_size", 1) for way in ("tensor", "data", "pipeline"))
     if shape in GPUS and wanted > GPUS[shape]:
         yield f"settings want {wanted} GPUs (vllm), machine_shape {shape} has {GPUS[shape]}"
     if shape == "NvidiaTeslaT4":

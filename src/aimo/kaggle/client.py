@@ -202,7 +202,12 @@ def find_token() -> tuple[str | None, str]:
     given = {name: os.environ.get(name, "").strip().strip("'\"") for name in VARIABLES}
     os.environ.update({name: value for name, value in given.items() if value})
     variable, home = given["KAGGLE_API_TOKEN"], Path("~/.kaggle").expanduser()
-    places = [Path(variable)] if os.path.isfile(variable) else []
+    named = os.path.expanduser(variable)
+    places = [Path(named)] if os.path.isfile(named) else []
+    if variable.startswith(("/", "~", ".")) and not places:
+        raise AimoError(
+            f"KAGGLE_API_TOKEN is a path, and there is no such file: put a token there, from {TOKENS}"
+        )
     tokens = [*places, home / "access_token", home / "access_token.txt"]
     files = [path for path in [*tokens, Path(Api.config), home / "credentials.json"] if path.is_file()]
     for path in files:
