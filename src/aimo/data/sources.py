@@ -206,13 +206,13 @@ def roles_of(columns: Columns, have: Collection[str]) -> dict[str, str]:
 
 def require(roles: dict[str, str], have: Iterable[str], source: str, where: str) -> None:
     """Refuse a source that lacks a mapped column."""
-    have = list(have)
+    have = dict.fromkeys(have)
     for role, column in roles.items():
         if column not in have:
-            known = ", ".join(have) or "none"
             talk = f", or a conversation as {where}.columns.messages" if role == "problem" else ""
             raise AimoError(
-                f"{where}.columns.{role}: {source} has no column {column!r}; it has {known}: name one{talk}"
+                f"{where}.columns.{role}: {source} has no column {column!r}; it has {files.listed(have)}: "
+                f"name one{talk}"
             )
 
 
@@ -232,7 +232,7 @@ def read(source: Source, preset: Preset, where: str) -> tuple[Table, dict[str, s
     have = files.read(found, place, limit=files.PEEK, skip=skip, hint=hint).columns
     roles = roles_of(source.columns or preset.columns, have)
     table = files.read(found, place, [*roles.values(), *preset.order], skip=skip, hint=hint)
-    require(roles, {**dict.fromkeys(have), **dict.fromkeys(table.columns)}, str(found[0]), where)
+    require(roles, [*have, *table.columns], str(found[0]), where)
     return table, roles
 
 

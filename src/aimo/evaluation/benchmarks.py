@@ -167,7 +167,7 @@ def columns_of(benchmark: Benchmark, table: files.Table, where: str) -> dict[str
     for role, column in {"problem": benchmark.problem, "answer": benchmark.answer}.items():
         name = column if column in table.rows.columns else usual.get(role) or usual.get("messages", role)
         if name not in table.columns:
-            known = ", ".join(table.columns) or "none"
+            known = files.listed(table.columns)
             raise AimoError(f"{where}: it has no column {role!r} (it has {known}); rename one to {role!r}")
         found[role] = name
     return found

@@ -112,7 +112,7 @@ def read_questions(test_csv: str | Path, competition: str | None = None) -> tupl
         competition = "aimo2" if "question" in table.columns and "problem" not in table.columns else "aimo3"
     for column in ("id", COMPETITIONS[competition].problem_column):
         if column not in table.columns:
-            columns = ", ".join(table.columns)
+            columns = files.listed(table.columns)
             raise AimoError(
                 f"test file {path} has no column {column!r}, only {columns}; {competition} needs it"
             )

@@ -70,6 +70,12 @@ EATEN = re.compile(
 SUSPECT = "[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f]|\t[a-z]|\n(?:eq|abla|otin)|\r[a-z]"
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
+DAMAGED = (
+    pl.exceptions.PolarsError, pl.exceptions.PanicException,
+    OSError, EOFError, ValueError, NotImplementedError,
+)  # fmt: skip
+"""What libraries raise for a damaged file."""
+
 
 @dataclass
 class Table:
@@ -122,6 +128,12 @@ def one_kind(where: str, path: Path, found: Collection[str | None]) -> AimoError
     names = ", ".join(sorted(filter(None, found))) or "none"
     kinds = ", ".join(dict.fromkeys(KINDS.values()))
     return AimoError(f"{where}{path} must hold files of one kind ({kinds}); found {names}; name one file")
+
+
+def listed(columns: Iterable[str]) -> str:
+    """Return the names of the first columns, for an error of one line."""
+    names = [" ".join(name.split())[:60] for name in columns]
+    return ", ".join(names[:20]) + ", …" * (len(names) > 20) or "none"
 
 
 def read_all(path: str | Path, where: str) -> Table:
@@ -220,7 +232,8 @@ def read_one(
         with unpacked(path) as stream:
             head = stream.read(2048)
         kind = kind_of(path)
-        if not head.strip():
+        encoding = next((name for bom, name in BOMS.items() if head.startswith(bom)), "utf-8")
+        if not head.decode(encoding, "ignore").strip():
             raise AimoError(
                 f"{named} is empty; it needs a row for each problem, below the names of the columns"
             )
@@ -228,10 +241,9 @@ def read_one(
             if head.lstrip().lower().startswith(start):
                 raise AimoError(f"{named} is {what}")
         if head.startswith((b"PAR1", b"ARROW1", b"\xff\xff\xff\xff")):
-            return pick(binary(path, head, keep, limit), wanted)
+            return pick(joined(list(binary(path, head, keep, limit))), wanted)
         if kind in (".parquet", ".arrow"):
             raise damaged
-        encoding = next((name for bom, name in BOMS.items() if head.startswith(bom)), "utf-8")
         if encoding == "utf-8" and b"\0" in head:
             what = "its encoding is UTF-16, or it is no text; save it in UTF-8"
             raise AimoError(f"{named} is not text in UTF-8: {what}")
@@ -245,7 +257,7 @@ def read_one(
             table = joined(list(found))
     except UnicodeDecodeError:
         raise AimoError(f"{named}{wrong_encoding(path)}") from None
-    except (pl.exceptions.PolarsError, OSError, EOFError, ValueError) as e:
+    except DAMAGED as e:
         if isinstance(e, PermissionError | IsADirectoryError | FileNotFoundError):
             raise AimoError(f"{named} cannot be read: {e.strerror}") from None
         raise damaged from None
@@ -276,21 +288,30 @@ def wrong_encoding(path: Path) -> str:
     )
 
 
-def binary(path: Path, head: bytes, keep: Collection[str] | None, limit: int | None) -> Table:
-    """Read Parquet, or Arrow as a file or a stream."""
+def binary(path: Path, head: bytes, keep: Collection[str] | None, limit: int | None) -> Iterator[Table]:
+    """Read Parquet, or Arrow as a file or a stream, in chunks; polars panics on a damaged file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     with unpacked(path) as stream:
-        source: Any = path if isinstance(stream, io.BufferedReader) else io.BytesIO(stream.read())
-    if head.startswith(b"PAR1"):
-        columns = list(pl.read_parquet_schema(source))
-        kept = [name for name in columns if keep is None or name in keep]
-        frame = pl.read_parquet(source, columns=kept, n_rows=limit)
-    else:
-        frame = (pl.read_ipc if head.startswith(b"ARROW1") else pl.read_ipc_stream)(source, n_rows=limit)
-        columns = frame.columns
-        frame = frame.select(name for name in columns if keep is None or name in keep)
-    table = texts(frame)
-    table.columns = list(dict.fromkeys([*columns, *table.columns]))
-    return table
+        source = stream if stream.seekable() else io.BytesIO(stream.read())
+        if head.startswith(b"PAR1"):
+            held = pq.ParquetFile(source)
+            columns = held.schema_arrow.names
+            kept = [name for name in columns if keep is None or name in keep]
+            empty = held.schema_arrow.empty_table().select(kept)
+            parts: Iterable[Any] = held.iter_batches(limit or CHUNK, columns=kept)
+        else:
+            held = (pa.ipc.open_file if head.startswith(b"ARROW1") else pa.ipc.open_stream)(source)
+            columns = held.schema.names
+            kept = [name for name in columns if keep is None or name in keep]
+            empty = held.schema.empty_table().select(kept)
+            parts = held.read_all().select(kept).to_batches(limit or CHUNK)
+        for part in islice(chain(parts, [empty]), 1 if limit else None):
+            part.validate(full=True)  # polars trusts what damaged files hold
+            table = texts(pl.DataFrame(pl.from_arrow(part)))
+            table.columns = columns
+            yield table
 
 
 def csv_tables(
@@ -311,7 +332,9 @@ def csv_tables(
         columns = [name.strip() for name in next(reader)]
         kept = [name for name in columns if keep is None or name in keep]
         if twice := [name for name in kept if columns.count(name) > 1]:
-            raise AimoError(f"{named} has the column {twice[0]!r} twice; rename or remove one of them")
+            raise AimoError(
+                f"{named} has the column {listed(twice[:1])!r} twice; rename or remove one of them"
+            )
         while True:
             rows = []
             for row in reader:
