@@ -233,7 +233,7 @@ def read_one(
             head = stream.read(2048)
         kind = kind_of(path)
         encoding = next((name for bom, name in BOMS.items() if head.startswith(bom)), "utf-8")
-        if not head.decode(encoding, "ignore").strip():
+        if not head.decode(encoding, "replace").strip():
             raise AimoError(
                 f"{named} is empty; it needs a row for each problem, below the names of the columns"
             )
