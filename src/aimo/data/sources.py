@@ -195,7 +195,7 @@ def roles_of(columns: Columns, have: Collection[str]) -> dict[str, str]:
         find("problem")
         if named["problem"] not in have:
             find("messages")
-        elif named["problem"] != usual.problem:
+        elif named["problem"] == "prompt":
             find("solution")
     guessed = named["messages"] or named["solution"] != columns.solution
     if guessed and named["answer"] == usual.answer and usual.answer not in have:
