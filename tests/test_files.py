@@ -110,6 +110,7 @@ def test_every_form_of_a_table_is_read_alike(tmp_path, name):
         ("a.csv", CSV.encode("utf-16-le"), "its encoding is UTF-16"),
         ("a.jsonl", b'{"a":' * 99_999, "is not a JSON object"),
     ],
+    ids=range(22),
 )
 def test_a_file_that_is_no_table_is_refused_by_name_in_one_line(tmp_path, name, content, told):
     (tmp_path / name).write_bytes(content)
