@@ -283,9 +283,7 @@ def validate(values: Mapping[str, Any], where: str, remedy: str) -> Settings:
     for way in ("tensor", "pipeline", "data"):
         size = settings.vllm.get(f"{way}_parallel_size", 1)
         if type(size) is not int or size < 1:
-            raise AimoError(
-                f"{where}: vllm.{way}_parallel_size should be a number of GPUs, not {size!r}; {remedy}"
-            )
+            raise AimoError(f"{where}: vllm.{way}_parallel_size should be a number, not {size!r}; {remedy}")
     return settings
 
 
