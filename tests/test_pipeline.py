@@ -175,6 +175,15 @@ def refused_notebook(stem: str, folder: Path, **parameters: object) -> str:
     return e.value.evalue
 
 
+@pytest.mark.parametrize("name", ["it's.csv", 'a "b" $HOME #1: [x].csv', "试验😀.csv", "a\\b.csv"])
+def test_a_test_file_may_have_any_name(tmp_path, name):
+    from aimo import pipeline
+
+    with pytest.raises(AimoError) as e:
+        pipeline.run("tiny", str(tmp_path / "run"), test=str(tmp_path / name))
+    assert str(tmp_path / name) in str(e.value), "the file is looked for under its own name"
+
+
 @pytest.mark.slow  # starts a notebook's kernel
 @pytest.mark.parametrize("stem", ["02_format_sft", "03_grpo", "04_inference"])
 def test_a_notebook_started_too_early_names_the_missing_stage_and_the_command(tmp_path, stem):

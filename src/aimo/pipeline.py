@@ -45,7 +45,7 @@ def run(
     """
     overrides = list(overrides or [])
     if test is not None:
-        overrides.append(f"inference.test={json.dumps(str(Path(test).absolute()))}")
+        overrides.append(f"inference.test={json.dumps(str(Path(test).absolute()), ensure_ascii=False)}")
     resolved = config.load(profile, overrides)
     redo, _, checkpoint = (from_stage or "").partition("/")
     folder = run_folder(run_dir, resolved)

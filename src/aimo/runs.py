@@ -170,7 +170,7 @@ def check_profile(folder: Path, old: Profile, new: Profile, redo: str | None) ->
 
 def continue_with(folder: Path, profile: Profile, stage: str, changes: dict[str, Any]) -> str:
     """Return what to do so that a stage of the run in `folder` goes on with other values of some keys."""
-    sets = [f"{key}={json.dumps(value)}" for key, value in changes.items()]
+    sets = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in changes.items()]
     values = asdict(profile)  # type: ignore[call-overload]
     for change in sets:
         config.set_key(values, change)
