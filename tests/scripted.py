@@ -55,10 +55,11 @@ class Scripted:
             text = await text
         finished, text = text.endswith("\x03"), text.removesuffix("\x03")
         whole = text[: settings.max_tokens]
+        ids = self.tokenizer.encode(whole)
         for end in range(0, len(whole) + 7, 7):
-            if until and until(whole[:end], self.tokenizer.encode(whole[:end])):
-                return Completion(whole[:end], self.tokenizer.encode(whole[:end]), False)
-        return Completion(whole, self.tokenizer.encode(whole), finished and whole == text)
+            if until and until(whole[:end], ids[:end]):
+                return Completion(whole[:end], ids[:end], False)
+        return Completion(whole, ids, finished and whole == text)
 
     def run(self, coroutine, timeout=None):
         return self.loop.run(coroutine, timeout)
