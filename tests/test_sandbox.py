@@ -443,7 +443,7 @@ def test_the_environment_holds_nothing_of_the_callers(monkeypatch):
     names = run("import os; print(*os.environ)").stdout.split()
     assert set(names) == {
         "PATH", "LANG", "TMPDIR", "HOME", "PYTHONHASHSEED", "MPLBACKEND", "OMP_NUM_THREADS",
-        "OPENBLAS_NUM_THREADS",
+        "OPENBLAS_NUM_THREADS", "PYTHONINTMAXSTRDIGITS",
     }  # fmt: skip
     # The fork server freezes what it holds, and Python tracks no dict of texts: what refers to it is tracked.
     texts = (
