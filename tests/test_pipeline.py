@@ -220,8 +220,8 @@ def test_a_changed_run_dir_leaves_the_first_folder_locked_and_open_to_its_own_pr
     runs.lock(first)  # a notebook that goes back to its first folder
     assert not hands(first) and not hands(second)
     code = f"from pathlib import Path; from aimo import runs; runs.lock(Path({str(first)!r}))"
-    subprocess.run([sys.executable, "-c", code], check=True)  # started by the holder
     runs.unlock(second)
+    subprocess.run([sys.executable, "-c", code], check=True)  # started by the holder
     assert not hands(first) and hands(second)
     runs.unlock(first)
     assert hands(first)
