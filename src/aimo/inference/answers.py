@@ -13,6 +13,8 @@ from aimo.inference.settings import PUBLIC, Tags
 
 DEFAULT_TAGS = Tags()
 PUBLIC_THINK_ENDS = tuple(tags.think_end for tags in PUBLIC)  # data has them, whatever the profile's tags
+BRACE = re.compile(r"[{}]")
+LONGEST = 5000  # characters of a box
 BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?![A-Za-z])\s*")
 EMPTY = re.compile(
     r"(?:\\(?:[lc]?dots|text\w*|math\w+|q?quad|square|Box|phantom)(?![a-z])|\\[ ,;:!]|[\s{}.$?_~…])*"
@@ -20,7 +22,8 @@ EMPTY = re.compile(
 BETWEEN = re.compile(  # boxes of one list: "x = \boxed{3}, \boxed{5} and y = \boxed{7}"
     r"(?:\s(?!\s*\n)|[$,;&]|\\[()\[\],;: ]|\\q?quad|\\text\{\s*(?:and|or)\s*\}|and|or|[a-zA-Z](?:_\w)? ?=)*"
 )
-WORDS = ("nswer", "NSWER", "####", "A:", "答", "Respuesta", "Réponse", "Antwort", "Ответ", "답")
+ASCII_WORDS = ("nswer", "A:", "####", "NSWER", "Respuesta", "Antwort")
+WORDS = (*ASCII_WORDS, "答", "Réponse", "Ответ", "답")
 PHRASE = re.compile(
     r"####(?=[ \t]*[^A-Za-z\s#]|[ \t]*[\w.-]+\s*\Z)|^A:"
     r"|(?:\b(?:[Aa]nswers?|ANSWERS?)\b|答案|答え|^答|Respuesta|Réponse|Antwort|Ответ|정답|^답)"
@@ -55,16 +58,19 @@ def extract(completion: str, tags: Tags = DEFAULT_TAGS) -> str | None:
     without a clause that explains it. Boxes in one list are one answer, `3, 5, 7`. Text after the thought
     takes precedence over text inside it.
     """
-    ends = (tags.think_end, *PUBLIC_THINK_ENDS)
-    after = max((completion.rfind(end) + len(end) for end in ends if end in completion), default=0)
+    after = 0
+    for end in (tags.think_end, *PUBLIC_THINK_ENDS):
+        if end in completion:
+            after = max(after, completion.rfind(end) + len(end))
     for text in (completion[after:], completion[:after]):
-        found = [tagged(text, "<answer>", "</answer>"), boxed(text)]
-        if not tags.answer_start.startswith("\\"):  # a box as tags is found above, with balanced braces
-            found.append(tagged(text, tags.answer_start, tags.answer_end))
-        if filled := [(position, answer) for position, answer in filter(None, found) if answer]:
-            answer = max(filled)[1]
-            inner = boxed(answer)  # a box inside the tags is unwrapped
-            return inner[1] if inner else phrased(answer) or answer
+        if "box" in text or "</answer>" in text or tags.answer_end in text:
+            found = [tagged(text, "<answer>", "</answer>"), boxed(text)]
+            if not tags.answer_start.startswith("\\"):  # a box as tags is found above, with balanced braces
+                found.append(tagged(text, tags.answer_start, tags.answer_end))
+            if filled := [(position, answer) for position, answer in filter(None, found) if answer]:
+                answer = max(filled)[1]
+                inner = boxed(answer)  # a box inside the tags is unwrapped
+                return inner[1] if inner else phrased(answer) or answer
         if phrase := phrased(text) or bold_end(text):
             return phrase
     return None
@@ -72,18 +78,20 @@ def extract(completion: str, tags: Tags = DEFAULT_TAGS) -> str | None:
 
 def phrased(text: str) -> str | None:
     """What the last `####`, `A:` or "answer is" states."""
-    # A scan for plain words first: the pattern itself is ten times slower.
-    if all(text.rfind(word) < 0 for word in WORDS):
-        return None
-    for phrase in reversed(list(PHRASE.finditer(text))):
-        answer = statement(text[phrase.end() : phrase.end() + 1000])
-        if answer and not NO_ANSWER.match(answer):
-            return answer
+    # A scan for plain words first, the last of them before all: the pattern itself is ten times slower.
+    near = max(map(text.rfind, ASCII_WORDS if text.isascii() else WORDS))
+    for begin in (max(0, near - 1), 0) if near >= 0 else ():
+        for phrase in reversed(list(PHRASE.finditer(text, begin))):
+            answer = statement(text[phrase.end() : phrase.end() + 1000])
+            if answer and not NO_ANSWER.match(answer):
+                return answer
     return None
 
 
 def statement(text: str) -> str:
     """The first line of a text, or the display maths that it begins with, without clauses that explain it."""
+    if bare := re.match(r" ?(-?\d+)(?:\n|\Z)", text):
+        return bare[1]
     text = text[LEAD.match(text).end() :]  # type: ignore[union-attr]
     display = re.match(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]", text, re.DOTALL)
     if display:
@@ -105,13 +113,14 @@ def bold_end(text: str) -> str | None:
 
 def tagged(text: str, start: str, end: str) -> tuple[int, str] | None:
     """The last filled `start…end` of a text as (position, content)."""
-    stop = len(text)
-    while (stop := text.rfind(end, 0, stop)) >= 0:
+    stop = text.rfind(end)
+    while stop >= 0:
         begin = text.rfind(start, 0, stop)
         if begin < 0:
             return None
         if content := text[begin + len(start) : stop].strip():
             return begin, content
+        stop = text.rfind(end, 0, stop)
     return None
 
 
@@ -123,7 +132,7 @@ def boxed(text: str) -> tuple[int, str] | None:
     if "box" not in text:
         return None
     cut_off, last = None, None  # the box after the one in hand, as (position, contents)
-    for box in reversed(list(BOX.finditer(text))):
+    for box in reversed(list(BOX.finditer(text))[-100:]):
         end, content = content_of(text, box.end())
         if EMPTY.fullmatch(content):
             continue
@@ -141,8 +150,8 @@ def boxed(text: str) -> tuple[int, str] | None:
 def content_of(text: str, begin: int) -> tuple[int, str]:
     r"""Where the box that opens at `begin` ends, and its content; 0 and the rest where it is left open."""
     if not text.startswith("{", begin):
-        digits = re.compile(r"-?\d+").match(text, begin)  # \boxed 5
-        return (digits.end(), digits[0]) if digits else (begin, "")
+        digits = re.match(r"-?\d+", text[begin : begin + 20])  # \boxed 5
+        return (begin + digits.end(), digits[0]) if digits else (begin, "")
     end = closing_brace(text, begin + 1)
     if end:
         return end, text[begin + 1 : end - 1].strip()
@@ -153,7 +162,7 @@ def content_of(text: str, begin: int) -> tuple[int, str]:
 def closing_brace(text: str, start: int) -> int:
     """The index after the brace that closes the one opened before `start`; 0 if it is still open."""
     depth = 1
-    for brace in re.compile(r"[{}]").finditer(text, start):
+    for brace in BRACE.finditer(text, start, start + LONGEST):
         depth += 1 if brace[0] == "{" else -1
         if not depth:
             return brace.end()

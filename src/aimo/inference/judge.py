@@ -72,10 +72,8 @@ def quick_verdict(answer: str | None, gold: str) -> bool | None:
     """Whether an answer equals the gold answer, where that takes no algebra; None otherwise."""
     if answer is None:
         return False if re.search(r"\w", gold) else None
-    if PLAIN.fullmatch(gold):
-        target = compute(gold)
-        if target is not None and target.denominator == 1:
-            return integer(answer) == target
+    if (target := integer(gold) if PLAIN.fullmatch(gold) else None) is not None:
+        return integer(answer) == target
     if answer == gold and re.search(r"\w", gold):
         return True
     if len(answer + gold) > 600:
@@ -88,9 +86,9 @@ def quick_verdict(answer: str | None, gold: str) -> bool | None:
     a, b = canonical(rest), canonical(meant)
     verdict = same_measure(a, b)
     if verdict is None and re.fullmatch(r"(?:\w(?:\(\w\))?=)?(?!.*per ?cent)[^=<>≤≥≡≈%]+", b):
-        target = number(b)
-        if target is not None and target.denominator == 1:
-            return number(a) == target
+        value = number(b)
+        if value is not None and value.denominator == 1:
+            return number(a) == value
     return same(a, b) if verdict is None else verdict
 
 
@@ -105,8 +103,16 @@ SYMBOLS = str.maketrans({
     "∞": r"\infty ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "±": r"\pm ", "∅": r"\emptyset ",
     "…": r"\ldots ", "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⟨": "(", "⟩": ")",
 })  # fmt: skip
+Rewrite = str | Callable[[re.Match[str]], str]
+
+
+def compiled(*rewrites: tuple[str, Rewrite]) -> list[tuple[re.Pattern[str], Rewrite]]:
+    """Rewrites with their patterns compiled, which halves the time of a short text."""
+    return [(re.compile(pattern, re.DOTALL), replacement) for pattern, replacement in rewrites]
+
+
 INNER = r"((?:[^()]|\([^()]*\))*?)"  # brackets that hold at most one more pair
-NOTATION: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
+NOTATION = compiled(
     (r"\A\s*\*\*(.*)\*\*\s*\Z", r"\1"),
     (r"(?<=[\w)}])\s*\*\*\s*(\d+|[a-z]|\([^()]*\))", r"^{\1}"),
     (r"\*", r"\\cdot "),
@@ -126,7 +132,7 @@ NOTATION: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"(?<![\w.])(\d+(?:\.\d+)?)[eE]([+-]?\d{1,3})(?![\w.])", r"\1\\cdot 10^{\2}"),
     (r"(?<=\d) ?x ?(?=10\^)", r"\\times "),
     (r"\A\W*\d{1,3}(?:(?:[ ']\d{3})+|(?:\.\d{3}){2,})(?!\w)", lambda m: re.sub(r"(?<=\d)\D", "", m[0])),
-]  # fmt: skip
+)  # fmt: skip
 
 
 @lru_cache(maxsize=100_000)
@@ -147,7 +153,7 @@ def plain(text: str) -> str:
         text = re.sub(r"([√∛∜])\s*(\d+(?:\.\d+)?|\\?[a-z]+|\{[^{}]*\}|\([^()]*\))", radical, text)
         text = text.rstrip("。 ")
     for pattern, replacement in NOTATION:
-        text = re.sub(pattern, replacement, text, flags=re.DOTALL)
+        text = pattern.sub(replacement, text)
     return text
 
 
@@ -185,7 +191,7 @@ def without_group_commas(found: re.Match[str]) -> str:
     return found[0].replace(",", "") if found[0][0].isdigit() else found[0]
 
 
-REWRITES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
+REWRITES = compiled(
     (r"\\\\", ";"),
     (r"(?<=\d)(?<!\d{4})(?:\{,\}|,\\!)(?:\\[,!]|\s)*(?=\d{3}(?!\d))", ""),
     (r"\\!\s*|\\[,;: ]|~|\\(?:left|right|displaystyle|q?quad)(?![a-z])|\\?[$€£]|\\[()\[\]]", ""),
@@ -214,7 +220,7 @@ REWRITES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"\\lt(?![a-z])", "<"),
     (rf",?\s*(?:{TEXT}\{{\s*(?:and|or)\s*\}}|(?<![A-Za-z])(?:and|or)(?![A-Za-z]))\s*", ","),
     (r"\s+(?!\w)|(?<!\w)\s+|\.\s*\Z", ""),
-]
+)
 
 
 @lru_cache(maxsize=100_000)
@@ -222,7 +228,7 @@ def canonical(text: str) -> str:
     """An answer without what does not change its meaning: spaces, dollars, sizes of brackets, degrees."""
     text = plain(text)
     for pattern, replacement in REWRITES:
-        text = re.sub(pattern, replacement, text)
+        text = pattern.sub(replacement, text)
     return text.strip()
 
 
@@ -277,6 +283,7 @@ def compute(answer: str) -> Fraction | int | None:
     return found[0] if found and isinstance(found[0], Fraction) else None
 
 
+@lru_cache(maxsize=100_000)
 def integer(answer: str) -> int | None:
     """The integer that an answer states, or None when it is not certain to be one.
 
