@@ -90,6 +90,8 @@ FRENCH = {"problem": "Trouver tous les entiers positifs qui divisent la somme de
     [
         ({}, {"problem": "P", "answer": "x + 1"}, "answer is not an integer"),
         ({"integer_answers": False}, {"problem": "P", "answer": None}, "no answer"),
+        ({"integer_answers": False}, {"problem": "P", "answer": "NaN"}, "no answer"),
+        ({"integer_answers": False}, {"problem": "P", "answer": float("nan")}, "no answer"),
         ({"answer_range": [0, 999]}, {"problem": "P", "answer": 1000}, "answer is not within 0 to 999"),
         ({"max_tokens": 100}, LONG, "longer than 100 tokens"),
         ({"token_quantile": 0.5}, LONG, "longer than 15 tokens"),

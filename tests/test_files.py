@@ -93,6 +93,7 @@ def test_every_form_of_a_table_is_read_alike(tmp_path, name):
         ("a.parquet", b"PAR1 and no more", "cannot be read: it is cut off"),
         ("a.parquet", b"id,problem\n", "cannot be read: it is cut off"),
         ("a.arrow", b"ARROW1 and no more", "cannot be read: it is cut off"),
+        ("a.arrow", feather(TABLE).replace(b"Say", b"\xff\xff\xff"), "cannot be read: it is cut off"),
         ("a.csv.gz", gzip.compress(CSV.encode() * 9)[:60], "cannot be read: it is cut off"),
         ("a.csv", b"", "is empty"),
         ("a.jsonl", b" \n\n", "is empty"),
@@ -110,7 +111,7 @@ def test_every_form_of_a_table_is_read_alike(tmp_path, name):
         ("a.csv", CSV.encode("utf-16-le"), "its encoding is UTF-16"),
         ("a.jsonl", b'{"a":' * 99_999, "is not a JSON object"),
     ],
-    ids=range(22),
+    ids=range(23),
 )
 def test_a_file_that_is_no_table_is_refused_by_name_in_one_line(tmp_path, name, content, told):
     (tmp_path / name).write_bytes(content)

@@ -59,17 +59,16 @@ def read_json(path: Path, remedy: str, kind: type = dict) -> Any:
     return value
 
 
-def iterate_lines(path: Path, ours: bool = True) -> Iterator[tuple[int, dict[str, Any] | str]]:
+def iterate_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
     """Yield each record of a JSON-lines file with its line number, or a text that says why it is none.
 
-    In a file of `ours`, a last line without its "\\n" was cut off by a kill and is left out. An absent file
-    has no lines.
+    A last line without its "\\n" was cut off by a kill and is left out. An absent file has no lines.
     """
     if not path.exists():
         return
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
-            if ours and not line.endswith(b"\n"):
+            if not line.endswith(b"\n"):
                 return
             try:
                 value = json.loads(line)
@@ -78,19 +77,17 @@ def iterate_lines(path: Path, ours: bool = True) -> Iterator[tuple[int, dict[str
                 yield number, f"no JSON ({str(e)[:80]})"
 
 
-def iterate_records(
-    path: Path, remedy: str = "remove the line", ours: bool = True
-) -> Iterator[dict[str, Any]]:
+def iterate_records(path: Path, remedy: str = "remove the line") -> Iterator[dict[str, Any]]:
     """Yield the records of a JSON-lines file. AimoError names the file and the line that is none."""
-    for number, value in iterate_lines(path, ours):
+    for number, value in iterate_lines(path):
         if isinstance(value, str):
             raise AimoError(f"{path}, line {number}: it is {value}; {remedy}")
         yield value
 
 
-def read_lines(path: Path, remedy: str = "remove the line", ours: bool = True) -> list[dict[str, Any]]:
+def read_lines(path: Path, remedy: str = "remove the line") -> list[dict[str, Any]]:
     """Return the records of a JSON-lines file, as `iterate_records`."""
-    return list(iterate_records(path, remedy, ours))
+    return list(iterate_records(path, remedy))
 
 
 def to_line(value: Any) -> bytes:
