@@ -301,10 +301,13 @@ def figures(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 LIBRARIES = (
-    "absl", "accelerate", "asyncio", "datasets", "fsspec", "httpx", "huggingface_hub", "jieba",
-    "jupyter_client", "matplotlib", "nbclient", "nbconvert", "nbformat", "numba", "papermill", "peft",
-    "pkg_resources", "pydantic", "requests", "setuptools", "swigvarlink", "tensorboard", "torch", "torchao",
-    "traitlets", "transformers", "triton", "trl", "unsloth", "unsloth_zoo", "urllib3", "vllm", "zmq",
+    "absl", "accelerate", "asyncio", "bitsandbytes", "compressed_tensors", "datasets", "deepspeed", "dill",
+    "filelock", "flash_attn", "flashinfer", "fsspec", "gguf", "httpx", "huggingface_hub", "jieba",
+    "jupyter_client", "kernels", "matplotlib", "mlflow", "multiprocess", "nbclient", "nbconvert",
+    "nbformat", "numba", "papermill", "peft", "pkg_resources", "pydantic", "ray", "requests", "safetensors",
+    "setuptools", "swigvarlink", "tensorboard", "tokenizers", "torch", "torchao", "torchvision", "tqdm",
+    "traitlets", "transformers", "triton", "trl", "unsloth", "unsloth_zoo", "urllib3", "vllm", "wandb",
+    "xformers", "zmq",
 )  # fmt: skip
 """Those whose warnings `quiet` silences; a user's own and other libraries' are shown."""
 
