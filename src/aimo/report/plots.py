@@ -191,7 +191,7 @@ def accuracy(models: dict[str, dict[str, Any]], majority: dict[str, dict[Any, fl
 def accuracy_bars(ax: Any, models: dict[str, dict[str, Any]]) -> None:
     """Two bars for each model: pass@1 (pale) and maj@k."""
     for i, (name, figures) in enumerate(models.items()):
-        vote = next(key for key in figures if key.startswith("maj@"))
+        vote = next((key for key in figures if key.startswith("maj@")), "pass@1")
         for key, offset, alpha in (("pass@1", -0.19, 0.55), (vote, 0.19, 1)):
             bar = ax.bar(i + offset, figures[key], 0.36, color=colour_of(name), alpha=alpha)
             ax.bar_label(bar, [f"{key}\n{figures[key]:.2f}"], fontsize=8, padding=2)

@@ -1,0 +1,197 @@
+"""Files of ours that are cut off or hold something else: read, or refused in one line by name."""
+
+import copy
+import json
+import os
+import threading
+from contextlib import suppress
+
+import numpy as np
+import pytest
+from test_compare import make
+from test_replay import End, Sample, write_journal
+from test_report import ANSWERED, make_run
+
+from aimo.errors import AimoError
+from aimo.evaluation import compare, replay, traces
+from aimo.report import pages
+
+OTHERS = ("text", None, [], {}, [[1]], -1, 1e300, "\ud800")
+
+
+def leaves(value, at=()):
+    """The places in a JSON value, of lists the first two entries."""
+    yield at
+    items = (
+        value.items() if isinstance(value, dict) else enumerate(value[:2]) if isinstance(value, list) else ()
+    )
+    for key, inner in items:
+        yield from leaves(inner, (*at, key))
+
+
+def broken(value):
+    """A JSON value with each of its places holding something else, or left out."""
+    for at in leaves(value):
+        for other in OTHERS:
+            changed = {"": copy.deepcopy(value)}
+            holder = changed
+            for key in ("", *at)[:-1]:
+                holder = holder[key]
+            holder[("", *at)[-1]] = other
+            yield changed[""]
+        if at and isinstance(at[-1], str):
+            changed = copy.deepcopy(value)
+            holder = changed
+            for key in at[:-1]:
+                holder = holder[key]
+            del holder[at[-1]]
+            yield changed
+
+
+def is_read_or_refused(read, path):
+    """Assert that a file is read, or refused in one line; returns whether it is refused."""
+    try:
+        read()
+    except AimoError as e:
+        assert "\n" not in str(e), e
+        return True
+    return False
+
+
+def each_break(path, number, read, step=1):
+    """Break a line of a file, or a whole JSON file, in every way; how many were refused, of how many."""
+    original = path.read_bytes()
+    lines = original.split(b"\n")
+    value = json.loads(original if number is None else lines[number])
+    contents = [json.dumps(one).encode() for one in broken(value)]
+    if number is not None:
+        contents = [b"\n".join([*lines[:number], one, *lines[number + 1 :]]) for one in contents]
+    contents += [original[:cut] for cut in range(0, len(original), len(original) // 12)]
+    contents += [b"\xff\xfe\x00", b"[" * 100_000, b"\0" * 50, b"[]\n", b"1\n"]
+    refused = 0
+    for content in contents[::step]:
+        path.write_bytes(content)
+        refused += is_read_or_refused(read, path)
+    path.write_bytes(original)
+    read()
+    return refused, len(contents[::step])
+
+
+@pytest.mark.parametrize("name, line", [("evaluation.json", None), ("x.jsonl", 0), ("x.jsonl", 1)])
+def test_a_broken_evaluation_is_refused_by_compare_in_one_line(tmp_path, monkeypatch, name, line):
+    for folder in "ab":
+        make(tmp_path / folder, np.array([[True, False]] * 2))
+    monkeypatch.setattr(compare.pages, "write_comparison", lambda *_: None)
+    monkeypatch.setattr(compare, "compare", lambda a, b: (_ for _ in ()).throw(Compared))
+
+    def read():
+        with suppress(Compared):
+            compare.run([tmp_path / "a", tmp_path / "b"], [], tmp_path / "c")
+
+    refused, of = each_break(tmp_path / "b" / name, line, read, 13)
+    assert refused > of / 10
+
+
+class Compared(Exception):
+    """The files were read, and fit."""
+
+
+JOURNAL = [("q", Sample(n, "", 5 + n, End.FINISHED, 2 + n % 2, entropy=0.5)) for n in range(4)]
+WHOLE = {"id": "q", "answer": "7", "samples": [{"text": "\\boxed{7}"}, {"text": "no"}]}
+FIGURES = {"id": "q", "answer": 7, "attempts": [{"tokens": 9, "answer": 7, "entropy": 0.5}] * 2}
+
+
+@pytest.mark.parametrize("kind, line", [("journal", 0), ("journal", 1), (WHOLE, 0), (FIGURES, 0)])
+def test_a_broken_file_of_samples_is_refused_in_one_line_or_replayed(tmp_path, kind, line):
+    path = tmp_path / "samples.jsonl"
+    if kind == "journal":
+        write_journal(path, JOURNAL)
+    else:
+        path.write_text(json.dumps(kind) + "\n")
+
+    def read():
+        for one in traces.read([path], {"q": 7}):
+            replay.compare(one, [replay.parse("ours"), replay.parse("4 of 8")], draws=2)
+
+    refused, of = each_break(path, line, read)
+    assert refused > of / 10
+
+
+@pytest.mark.parametrize(
+    "content, told",
+    [
+        (b"id,answer\nq,2\nr,\n", "the answer of 'r' is ''; give it an integer"),
+        (b"id,reply\nq,2\n", "has no column 'answer'"),
+        (b"", "golds.csv"),
+        (b"id,answer\nq," + b"1" * 5000, "golds.csv"),
+        (b"\xef\xbb\xbfid;answer\r\nq;2\r\n", None),
+    ],
+)
+def test_golds_are_read_as_all_tables_are(tmp_path, content, told):
+    (tmp_path / "golds.csv").write_bytes(content)
+    if told is None:
+        assert traces.read_golds(tmp_path / "golds.csv") == {"q": 2}
+        return
+    with pytest.raises(AimoError, match=told):
+        traces.read_golds(tmp_path / "golds.csv")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    ["metrics.json", "inference/majority.json", "inference/samples.json", "inference/solutions.json", "log"],
+)
+def test_a_broken_file_of_a_run_is_named_by_its_report(tmp_path, monkeypatch, name):
+    run = make_run(tmp_path / "run", ["sft"], heldout=True, solutions=[ANSWERED])
+    monkeypatch.setattr("aimo.report.plots.save", lambda *_, **__: None)  # drawing takes the time
+    path = run / ("sft/log.jsonl" if name == "log" else name)
+    refused, of = each_break(path, 0 if name == "log" else None, lambda: pages.write_run(run), 9)
+    assert refused > of / 10
+
+
+def test_a_broken_run_does_not_end_another_and_is_named_in_the_list(tmp_path):
+    contents = {
+        "cut": '{"stages": {"sft',
+        "list": "[]",
+        "text": '{"stages": {"inference": "x"}}',
+    }
+    for name, content in contents.items():
+        make_run(tmp_path / name)
+        (tmp_path / name / "report.html").touch()
+        (tmp_path / name / "metrics.json").write_text(content)
+    make(tmp_path / "good", np.ones((2, 2), bool))
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad/evaluation.html").touch()
+    (tmp_path / "bad/evaluation.json").write_bytes(b"\xff{")
+    pages.write_index(tmp_path / "good", tmp_path)
+    text = (tmp_path / "index.html").read_text()
+    assert (
+        text.count("metrics.json cannot be read") == 3 and text.count("evaluation.json cannot be read") == 1
+    )
+    assert "x 100.0 %" in text
+
+
+def test_runs_that_end_together_are_all_in_the_list(tmp_path):
+    """Each writes its page and then the list, while others do."""
+
+    def end(number):
+        folder = tmp_path / f"run-{number}"
+        folder.mkdir()
+        (folder / "evaluation.html").touch()
+        pages.write_index(folder, tmp_path)
+
+    threads = [threading.Thread(target=end, args=[number]) for number in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    text = (tmp_path / "index.html").read_text()
+    assert all(f'href="./run-{number}/evaluation.html"' in text for number in range(12))
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a full device")
+def test_a_page_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "a-file").touch()
+    with pytest.raises(AimoError, match=r"page .*/a-file/report.html: Not a directory; make room or unlock"):
+        pages.page.write(tmp_path / "a-file/report.html", "t", "", [])
