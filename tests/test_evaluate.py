@@ -103,6 +103,13 @@ def test_a_file_of_a_runs_held_out_rows_is_a_benchmark(tmp_path):
     assert (question.problem, question.answer) == ("2 + 2?", "4")
 
 
+def test_a_benchmark_may_be_a_set_whose_prompts_are_conversations(tmp_path):
+    row = {"prompt": [{"role": "user", "content": "2 + 2?"}], "reward_model": {"ground_truth": "4"}}
+    (tmp_path / "dapo.jsonl").write_text(json.dumps(row))
+    [question] = benchmarks.read(str(tmp_path / "dapo.jsonl"))
+    assert (question.problem, question.answer) == ("2 + 2?", "4")
+
+
 @pytest.mark.parametrize(
     "content, message",
     [
@@ -111,6 +118,8 @@ def test_a_file_of_a_runs_held_out_rows_is_a_benchmark(tmp_path):
         ('{"problem": "", "answer": "4"}', "row 1 has no problem"),
         ('{"id": 1, "problem": "a", "answer": "4"}\n{"id": 1, "problem": "b", "answer": "4"}', "the same id"),
         ("no json", "line 1 is not a JSON object"),
+        ('{"problem": "2 + 2?", "answer": {"value": "4"}}', "holds objects in 'answer'"),
+        ('{"problem": {"text": "2 + 2?"}, "answer": "4"}', "row 1 holds an object in 'problem'"),
     ],
 )
 def test_a_file_that_cannot_be_a_benchmark_is_refused_with_the_row(

@@ -108,6 +108,9 @@ def read(name: str, data: Path | None = None, rows: int | None = None) -> list[Q
     where = f"benchmark {path or name}"
     table = files.read_all(path, "benchmark ") if path else files.from_frame(from_hub(name, benchmark))
     columns = columns_of(benchmark, table, where)
+    table = files.pick(table, [*table.rows.columns, *columns.values()])  # keys of objects too
+    if columns["answer"] in table.nested:
+        raise AimoError(f"{where}: it holds objects in {columns['answer']!r}; write the answers as texts")
     found = []
     for i, row in enumerate(table.rows.head(rows or len(table.rows)).to_dicts()):
         problem, answer = (plain(row[columns[role]]) for role in ("problem", "answer"))
@@ -116,6 +119,10 @@ def read(name: str, data: Path | None = None, rows: int | None = None) -> list[Q
             if asked.fault:
                 raise AimoError(f"{where}: row {i + 1} holds a {asked.fault}; leave the row out")
             problem = plain(asked.problem)
+        elif columns["problem"] in table.nested:
+            raise AimoError(
+                f"{where}: row {i + 1} holds an object in {columns['problem']!r}; write a text there"
+            )
         answer = answer.rpartition("####")[2].strip()
         if not problem or not answer:
             missing = "answer" if problem else "problem"
