@@ -62,10 +62,14 @@ def replay(
         rows = lab.compare(one, rules, draws, seed, samples, budget)
         lab.show(one, rows)
         figures += rows
-    if to:
-        write_json(to, {"rules": [asdict(row) for row in figures]})
-    if plot:
-        lab.plot(figures, plot)
+    record = {"rules": [asdict(row) for row in figures]}
+    for option, path in ("--json", to), ("--plot", plot):
+        try:
+            if path:
+                write_json(path, record) if option == "--json" else lab.plot(figures, path)
+        except (OSError, ValueError) as e:  # matplotlib raises ValueError for a suffix that it does not know
+            reason = e.strerror if isinstance(e, OSError) else str(e)
+            raise AimoError(f"{option} {path}: {reason}; take a file that can be written") from None
 
 
 def forecast(

@@ -77,7 +77,10 @@ def run(folders: list[Path], allowed: Collection[str], folder: Path) -> list[str
             differences.append({"benchmark": name, "model": b, "against": a} | row(found))
             flips[f"{name}: {a} and {b}"] = [flip(found, i, a, b) for i in found.flips()]
     make(folder)
-    write_json(folder / "comparison.json", {"headline": " ".join(verdicts), "differences": differences})
+    try:
+        write_json(folder / "comparison.json", {"headline": " ".join(verdicts), "differences": differences})
+    except OSError as e:
+        raise AimoError(f"--run-dir {folder}: {e.strerror}; make room, or take another") from None
     title = f"Comparison: {', '.join(runs)}"
     pages.write_comparison(
         folder, {"title": title, "verdicts": verdicts, "differences": differences, "flips": flips}
