@@ -267,7 +267,7 @@ def elsewhere(key: str) -> str:
     section, _, name = key.rpartition(".")
     found = [
         other
-        for other, ours in reading.OTHER_NAMES.items()
+        for other, ours in reading.ALIASES["keys"].items()
         for our in ours.split()
         if our == key or (our == name and f"{section}.{our}" in KNOWN)
     ]

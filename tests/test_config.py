@@ -152,7 +152,7 @@ def test_other_libraries_names_and_keys_in_the_wrong_section_are_answered_with_o
 def test_every_name_that_is_answered_leads_to_a_key_that_exists():
     known = set(reading.keys())
     last = {key.rpartition(".")[2] for key in known}
-    for theirs, ours in reading.OTHER_NAMES.items():
+    for theirs, ours in reading.ALIASES["keys"].items():
         assert theirs not in last, "a key of ours is no other name"
         for key in ours.split():
             assert key in known if "." in key else key in known | last, theirs

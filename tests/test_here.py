@@ -62,7 +62,7 @@ def test_every_name_of_the_sources_is_answered_with_what_it_is_here(section):
         if (key := f"{section}.{name}") in set(reading.keys()):
             continue
         answer = reading.suggest(key)
-        assert re.match(r", (it is called|use) ", answer), f"{key}: {answer or 'no answer'}"
+        assert re.match(r", (it is called|use|leave it out:) ", answer), f"{key}: {answer or 'no answer'}"
     with pytest.raises(AimoError) as e:  # as a user meets it
         config.load("tiny", [f"{key}=1"])
     assert reading.suggest(key) in str(e.value) and "\n" not in str(e.value)
@@ -74,11 +74,15 @@ def test_a_stages_data_are_those_that_it_trains_on():
     assert reading.suggest("data.sft.mixture.dataset_name") == ", it is called data.sft.mixture.source here"
 
 
-@pytest.mark.parametrize("told", sorted(t for t in reading.NO_KEYS.values() if "--" in t))
+@pytest.mark.parametrize("told", sorted(t for t in reading.ALIASES["instead"].values() if "--" in t))
 def test_what_is_said_of_a_name_that_is_no_key_exists(told):
-    option = re.search(r"--.*", told)[0].split()
-    command = ["launch", "sft"] if told.startswith("aimo launch ") else ["run"]
-    parsed(cli.app, [*command, "--profile", "tiny", *option, *["2"][len(option) - 1 :]])
+    command, option = re.match(r"(?:aimo (\w+) )?(--.*)", told).groups()
+    needed = {"launch": ["sft", "--profile", "tiny"], "distil": ["--dataset-name", "D", "--output-file", "F"]}
+    words = option.split()
+    parsed(
+        cli.app,
+        [command or "run", *needed.get(command, ["--profile", "tiny"]), *words, *["2"][len(words) - 1 :]],
+    )
 
 
 # The tables.

@@ -26,138 +26,8 @@ RUNS = Path(os.environ.get("AIMO_RUNS") or ROOT / "runs").absolute()
 """Where runs, evaluations and comparisons go that are not told another folder."""
 PROFILES = ROOT / "notebooks" / "profiles"
 
-# Names of TRL, Open-R1, Unsloth, PEFT, vLLM, LLaMA-Factory and AIMO's notebooks, and what they are called
-# in a profile: a key of the same section, or a dotted one. Where several stand, the first one that the
-# section has.
-OTHER_NAMES = {
-    "answer_column": "distil.columns.answer",
-    "async_scheduling": "inference.vllm",
-    "attn_implementation": "model.attention",
-    "base_model": "model.base",
-    "benchmarks": "data.decontaminate",
-    "bf16": "model.dtype",
-    "chat_template": "prompt.template",
-    "code_eval_scoring_mode": "grpo.rewards",
-    "code_eval_test_batch_size": "grpo.rewards",
-    "code_language": "grpo.rewards",
-    "code_provider": "grpo.rewards",
-    "cosine_max_len": "grpo.rewards",
-    "cosine_max_value_correct": "grpo.rewards",
-    "cosine_max_value_wrong": "grpo.rewards",
-    "cosine_min_value_correct": "grpo.rewards",
-    "cosine_min_value_wrong": "grpo.rewards",
-    "cutoff_len": "model.max_length",
-    "data_parallel_size": "inference.vllm",
-    "dataset_config": "subset",
-    "dataset_config_name": "subset",
-    "dataset_mixture": "mixture",
-    "dataset_name": "source",
-    "dataset_prompt_column": "data.grpo.columns.problem",
-    "dataset_split": "split",
-    "dataset_test_split": "data.heldout.split",
-    "dataset_train_split": "split",
-    "do_eval": "eval_steps",
-    "enable_liger_kernel": "use_liger_kernel",
-    "enable_prefix_caching": "inference.vllm",
-    "enable_thinking": "inference.chat_template_kwargs",
-    "eval_strategy": "eval_steps",
-    "fast_inference": "grpo.generation",
-    "finetuning_type": "model.lora",
-    "flash_attn": "model.attention",
-    "fp16": "model.dtype",
-    "full_finetuning": "model.lora",
-    "gpu_memory_utilization": "gpu_memory vllm_gpu_memory",
-    "gradient_clipping": "max_grad_norm",
-    "hf_dataset": "distil.source",
-    "hf_dataset_config": "distil.subset",
-    "hf_dataset_split": "distil.split",
-    "hub_model_id": "training.push_to_hub",
-    "ioi_provider": "grpo.rewards",
-    "jupyter_timeout": "inference.tool_seconds",
-    "kv_cache_dtype": "inference.vllm",
-    "load_checkpoint": "model.base",
-    "local_jupyter_timeout": "inference.tool_seconds",
-    "lora_alpha": "model.lora.alpha",
-    "lora_r": "model.lora.rank",
-    "lora_rank": "model.lora.rank",
-    "lora_target_modules": "model.lora.target_modules",
-    "lr": "learning_rate",
-    "lr_scheduler_kwargs": "min_lr_rate",
-    "lr_scheduler_type": "scheduler",
-    "max_completion_len": "grpo.rewards",
-    "max_iter": "inference.tool_turns",
-    "max_lora_rank": "model.lora.rank",
-    "max_model_len": "model.max_length",
-    "max_new_tokens": "inference.max_tokens",
-    "max_num_seqs": "inference.vllm",
-    "max_seq_length": "model.max_length",
-    "min_lr": "min_lr_rate",
-    "mixed_precision": "model.dtype",
-    "model_name": "model.base",
-    "model_name_or_path": "model.base",
-    "model_path": "model.base",
-    "model_revision": "model.revision",
-    "neat_packing": "sft.packing",
-    "ngram_size": "data.ngram",
-    "num_attempts": "inference.samples",
-    "num_return_sequences": "distil.num_generations inference.samples",
-    "num_samples": "samples",
-    "num_train_epochs": "epochs",
-    "optim": "optimizer",
-    "parallel_code_exec_per_proc": "grpo.rewards",
-    "pass_rate_max": "grpo.pass_rate",
-    "pass_rate_min": "grpo.pass_rate",
-    "per_device_train_batch_size": "batch_size prompts_per_step",
-    "pref_beta": "dpo.beta",
-    "problem_column": "data.sft.columns.problem",
-    "prompt_column": "distil.columns.problem",
-    "provider_type": "grpo.rewards",
-    "quant_policy": "inference.vllm",
-    "r": "model.lora.rank",
-    "random_state": "seed",
-    "reasoning_effort": "inference.chat_template_kwargs",
-    "repetition_max_penalty": "grpo.rewards",
-    "repetition_n_grams": "grpo.rewards",
-    "report_to": "training.log_to",
-    "reward_funcs": "grpo.rewards",
-    "reward_weights": "grpo.rewards",
-    "sample_count": "inference.samples",
-    "save_strategy": "save_steps",
-    "soft_punish_cache": "grpo.rewards",
-    "stream_interval": "inference.vllm",
-    "system_prompt": "prompt.system",
-    "tensor_parallel_size": "inference.vllm",
-    "test_split_size": "test_split",
-    "torch_dtype": "model.dtype",
-    "use_gradient_checkpointing": "model.gradient_checkpointing",
-    "use_liger": "use_liger_kernel",
-    "use_peft": "model.lora",
-    "use_vllm": "grpo.generation",
-    "uuid_column": "distil.columns.id",
-    "vllm_gpu_memory_utilization": "grpo.vllm_gpu_memory",
-    "vllm_mode": "grpo.generation",
-    "vllm_server_base_url": "grpo.vllm_server_url",
-    "vllm_server_host": "grpo.vllm_server_url",
-    "vllm_server_port": "grpo.vllm_server_url",
-    "wandb_entity": "training.log_to",
-    "wandb_project": "training.log_to",
-    "warmup_steps": "warmup_ratio",
-}
-NO_KEYS = {
-    "api_key": "the variable OPENAI_API_KEY",
-    "deepspeed": "aimo launch --strategy",
-    "hub_token": "the variable HF_TOKEN",
-    "num_machines": "aimo launch --nodes",
-    "num_processes": "aimo launch --gpus",
-    "offload_optimizer_device": "aimo launch --offload optimizer",
-    "offload_param_device": "aimo launch --offload all",
-    "output_dir": "--run-dir",
-    "overwrite_output_dir": "--from STAGE",
-    "resume_from_checkpoint": "--from STAGE/checkpoint-N",
-    "zero_stage": "aimo launch --strategy",
-}
-"""Their names that are no key of a profile, and what does the same."""
-
+ALIASES = yaml.load(Path(__file__).with_name("aliases.yaml").read_text(), yaml.CSafeLoader)
+"""What other projects call a setting, and what the error message answers."""
 
 DEEPEST, MOST = 50, 100_000
 """How deep values may be nested, and how many there may be with every alias written out."""
@@ -289,9 +159,11 @@ def suggest(key: str) -> str:
     """What an unknown dotted key is called here: another library's name, another section's, or misspelt."""
     known = list(keys())
     section, _, name = key.rpartition(".")
-    if name in NO_KEYS:
-        return f", use {NO_KEYS[name]} instead"
-    ours = OTHER_NAMES.get(name, name).split()
+    if name in ALIASES["instead"]:
+        return f", use {ALIASES['instead'][name]} instead"
+    if name in ALIASES["needless"]:
+        return f", leave it out: {ALIASES['needless'][name]}"
+    ours = ALIASES["keys"].get(name, name).split()
     here = [f"{section}.{candidate}" for candidate in ours if f"{section}.{candidate}" in known]
     anywhere = [other for other in known if other in ours or other.rpartition(".")[2] in ours]
     anywhere = [other for other in anywhere if other.startswith(f"data.{section}.")] or anywhere

@@ -42,7 +42,12 @@ class Kernel:
 
 
 INFERENCE = ("src/aimo/inference/*.py",)
-ROAD = ("src/aimo/session.py", "notebooks/0[123]*.ipynb", "notebooks/profiles/*.jinja")
+ROAD = (
+    "src/aimo/session.py",
+    "src/aimo/config/aliases.yaml",
+    "notebooks/0[123]*.ipynb",
+    "notebooks/profiles/*.jinja",
+)
 KERNELS = {
     "wheels": Kernel(
         ships=("src/aimo/inference/wheels.py", "requirements.txt"), internet=True, gpu=False, attaches=()
