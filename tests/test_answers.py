@@ -360,6 +360,9 @@ def test_many_at_once_are_judged_as_one_by_one_and_an_unreadable_gold_gives_none
 
 
 HOSTILE = [
+    r"\boxed{1}" + " " * 1_000_000 + r"\boxed{2}",
+    "answer is correct " * 50_000,
+    "0." + "1" * 590,
     r"\boxed{9^{9^{9^{9^9}}}}",
     r"\boxed{\frac{1}{9^{9^{9^9}}}}",
     "(" * 1_000_000,

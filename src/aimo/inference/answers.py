@@ -81,7 +81,7 @@ def phrased(text: str) -> str | None:
     # A scan for plain words first, the last of them before all: the pattern itself is ten times slower.
     near = max(map(text.rfind, ASCII_WORDS if text.isascii() else WORDS))
     for begin in (max(0, near - 1), 0) if near >= 0 else ():
-        for phrase in reversed(list(PHRASE.finditer(text, begin))):
+        for phrase in reversed(list(PHRASE.finditer(text, begin))[-50:]):
             answer = statement(text[phrase.end() : phrase.end() + 1000])
             if answer and not NO_ANSWER.match(answer):
                 return answer
@@ -140,7 +140,7 @@ def boxed(text: str) -> tuple[int, str] | None:
             cut_off = cut_off or (box.start(), content)
         elif last is None:
             last = (box.start(), [content])
-        elif BETWEEN.fullmatch(text, end, last[0]):
+        elif last[0] - end <= 80 and BETWEEN.fullmatch(text, end, last[0]):
             last = (box.start(), [content, *last[1]])
         else:
             break

@@ -128,7 +128,7 @@ NOTATION = compiled(
     # A decimal comma: behind 0, or before any but three digits.
     (r"(?<![\d.])(0|-0)\{,\}(?=\d)|(?<=\d)\{,\}(?=\d{1,2}(?!\d)|\d{4})", r"\1."),
     (r"(\d*)\.(\d*)(?:\\(?:overline|bar|dot)\{(\d+)\}|\((\d+)\))", lambda m: fraction(*m.groups())),
-    (r"(?<![\d.])(\d*)\.(\d*?)(\d+?)\3{2,}\s*\\ldots", lambda m: fraction(*m.groups())),
+    (r"(?<![\d.])(\d*)\.(\d{0,9}?)(\d{1,9}?)\3{2,}\s*\\ldots", lambda m: fraction(*m.groups())),
     (r"(?<![\w.])(\d+(?:\.\d+)?)[eE]([+-]?\d{1,3})(?![\w.])", r"\1\\cdot 10^{\2}"),
     (r"(?<=\d) ?x ?(?=10\^)", r"\\times "),
     (r"\A\W*\d{1,3}(?:(?:[ ']\d{3})+|(?:\.\d{3}){2,})(?!\w)", lambda m: re.sub(r"(?<=\d)\D", "", m[0])),
