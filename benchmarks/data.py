@@ -25,9 +25,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from aimo import config, hub
+from aimo import config
 from aimo.data import builtin, decontamination, prepare
-from aimo.training import models
+from aimo.run import hub
+from aimo.train import models
 
 
 def write_rows(gsm8k: Path, exams: list[str], count: int, to: Path) -> None:

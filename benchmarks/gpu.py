@@ -32,10 +32,11 @@ from typing import Annotated, Any
 import typer
 from rich.progress import Progress
 
-from aimo import config, machine, runs
+from aimo import config
 from aimo.config import ROOT, RUNS, Profile
+from aimo.config.stages import TRAINED
 from aimo.inference import storage
-from aimo.stages import TRAINED
+from aimo.run import machine, runs
 
 TINY = ROOT / "data" / "tiny-base"
 AIMO = str(Path(sys.executable).with_name("aimo"))
@@ -240,7 +241,7 @@ def train(
     settings = [key for key in settings if (section := key.split(".")[0]) not in TRAINED or section in stages]
     resolved, folder = config.load(profile, settings), work / name
     given = ["--profile", profile, "--run-dir", str(folder), *options(settings)]
-    commands = [[sys.executable, "-m", "aimo.training.launch", stage, *given] for stage in resolved.trained]
+    commands = [[sys.executable, "-m", "aimo.train.launch", stage, *given] for stage in resolved.trained]
     check = Check(name, commands, lacks, base, resolved, note=note)
     check.look = functools.partial(trained, folder, resolved.trained)
     return check
@@ -393,7 +394,7 @@ def make_model(base: str, folder: Path, here: Here) -> None:
 def make_rows(profile: Profile, folder: Path) -> None:
     """What the data stage leaves in a run's folder, and nothing else."""
     from aimo.data import prepare
-    from aimo.training import models
+    from aimo.train import models
 
     shutil.rmtree(folder, ignore_errors=True)
     runs.open_folder(folder, profile)

@@ -70,9 +70,10 @@ class Reached(Exception):
 
 def load(base: Path | None, overrides: list[str]) -> tuple[Any, ...]:
     """The profile, the model, its tokenizer and the rows of all sets."""
-    from aimo import config, hub, runs
+    from aimo import config
     from aimo.data import prepare
-    from aimo.training import models
+    from aimo.run import hub, runs
+    from aimo.train import models
 
     runs.quiet()
     profile = config.load("tiny", overrides)
@@ -89,8 +90,8 @@ def load(base: Path | None, overrides: list[str]) -> tuple[Any, ...]:
 
 def sft(folder: Path, overrides: list[str]) -> None:
     """Leave in `folder/model` what both sides start from."""
-    from aimo import hub
-    from aimo.training import models, trainers
+    from aimo.run import hub
+    from aimo.train import models, trainers
 
     profile, model, tokenizer, sets = load(None, overrides)
     trainers.sft(model, tokenizer, sets["sft"], profile, folder, lambda *_: None)
@@ -101,7 +102,7 @@ def sft(folder: Path, overrides: list[str]) -> None:
 def grpo(folder: Path, overrides: list[str]) -> None:
     """Train until the mark, and print as JSON what it took."""
     from aimo.inference.storage import read_lines
-    from aimo.training import trainers
+    from aimo.train import trainers
 
     profile, model, tokenizer, sets = load(folder / "model", overrides)
     complete, probing = trainers.complete, []

@@ -14,7 +14,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from aimo import pipeline, runs
+from aimo import pipeline
+from aimo.run import runs
 
 BOUNDS = {
     "sft": {"format": (0.98, 1.0), "pass@1": (0.15, 0.50)},

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from aimo.config import ROOT
 from aimo.inference.engine import Engine
-from aimo.training import tiny_tools
+from aimo.train import tiny_tools
 
 
 def main(model: Annotated[Path, typer.Option()] = ROOT / "data" / "tiny-tools") -> None:

@@ -34,9 +34,9 @@ def training_rows(stage: str, profile: Any, tokenizer: Any) -> list[dict[str, An
 
 def ours(stage: str, profile: Any, folder: Path) -> Marks:
     """Train with our functions."""
-    from aimo import hub
     from aimo.inference.storage import read_lines
-    from aimo.training import models, trainers
+    from aimo.run import hub
+    from aimo.train import models, trainers
 
     base = hub.local_folder(profile.model.base)
     model, tokenizer = models.load(base, profile), models.load_tokenizer(base, profile)
@@ -54,8 +54,8 @@ def plain(stage: str, profile: Any, folder: Path) -> Marks:
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, TrainerCallback
 
-    from aimo import hub
-    from aimo.training import models, placement, trl_compat
+    from aimo.run import hub
+    from aimo.train import compat, models, placement
 
     class Clock(TrainerCallback):
         def on_step_end(self, *_: Any, **__: Any) -> None:
@@ -67,7 +67,7 @@ def plain(stage: str, profile: Any, folder: Path) -> Marks:
     dtype = placement.choose_dtype(profile)[0]
     model = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype))
     rows = Dataset.from_list(training_rows(stage, profile, tokenizer))
-    trl_compat.provide_log_probs()  # TRL 1.15 alone cannot take a step on a CPU
+    compat.provide_log_probs()  # TRL 1.15 alone cannot take a step on a CPU
     settings = shared_settings(getattr(profile, stage), profile, dtype) | {"output_dir": str(folder)}
     trainer = {"sft": plain_sft, "grpo": plain_grpo}[stage](model, tokenizer, rows, profile, settings)
     trainer.add_callback(Clock())
@@ -148,11 +148,12 @@ def lora(profile: Any) -> Any:
 
 def child(side: str, stage: str, profile_name: str, overrides: list[str]) -> None:
     """Train one round of one side, and print its rate as JSON."""
-    from aimo import config, runs
+    from aimo import config
+    from aimo.run import runs
 
     runs.quiet()
     if side == "ours":
-        from aimo.training import models
+        from aimo.train import models
 
         models.import_unsloth()
     import torch
@@ -172,7 +173,7 @@ def child(side: str, stage: str, profile_name: str, overrides: list[str]) -> Non
 
 def packing(rows: int = 2000, limit: int = 4096) -> float:
     """The share of packed tokens that a set with log-normal lengths of at most `limit` tokens fills."""
-    from aimo import runs
+    from aimo.run import runs
 
     runs.quiet()
     from datasets import Dataset

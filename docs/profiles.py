@@ -20,7 +20,7 @@ from aimo.config import reading
 from aimo.errors import AimoError
 from aimo.inference import settings
 from aimo.rewards import REWARDS
-from aimo.runs import quiet
+from aimo.run.runs import quiet
 
 sys.path.append(str(reading.ROOT / "tests"))
 import test_schema as schema

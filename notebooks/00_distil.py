@@ -22,9 +22,9 @@ run_dir = None  # the folder of the run; None is runs/PROFILE
 overrides = []  # keys of the profile to change, each as KEY=VALUE
 
 # %%
-from aimo import runs
 from aimo.data import distillation, rejection
 from aimo.report import pages, plots, tables
+from aimo.run import runs
 
 run = runs.begin("distil", profile, run_dir, overrides)
 

@@ -25,10 +25,10 @@ run_dir = None  # the folder of the run; None is runs/PROFILE
 overrides = []  # keys of the profile to change, each as KEY=VALUE
 
 # %%
-from aimo import runs
 from aimo.data import prepare
 from aimo.report import tables
-from aimo.training import models
+from aimo.run import runs
+from aimo.train import models
 
 run = runs.begin("data", profile, run_dir, overrides)
 tokenizer = models.load_tokenizer(run.start_model(), run.profile)

@@ -23,10 +23,10 @@ run_dir = None  # the folder of the run; None is runs/PROFILE
 overrides = []  # keys of the profile to change, each as KEY=VALUE
 
 # %%
-from aimo import runs
 from aimo.data import prepare
 from aimo.report import plots, tables
-from aimo.training import models, trainers
+from aimo.run import runs
+from aimo.train import models, trainers
 
 run = runs.begin("sft", profile, run_dir, overrides)
 rows = prepare.read(run.dir / "data", "sft")

@@ -23,11 +23,11 @@ run_dir = None  # the folder of the run; None is runs/PROFILE
 overrides = []  # keys of the profile to change, each as KEY=VALUE
 
 # %%
-from aimo import runs
 from aimo.data import prepare
 from aimo.evaluation import pass_rates
 from aimo.report import plots, tables
-from aimo.training import models, trainers
+from aimo.run import runs
+from aimo.train import models, trainers
 
 run = runs.begin("grpo", profile, run_dir, overrides)
 rows = prepare.read(run.dir / "data", "grpo")

@@ -20,10 +20,10 @@ run_dir = None  # the folder of the run; None is runs/PROFILE
 overrides = []  # keys of the profile to change, each as KEY=VALUE
 
 # %%
-from aimo import runs
 from aimo.data import prepare
 from aimo.report import plots, tables
-from aimo.training import models, preferences, trainers
+from aimo.run import runs
+from aimo.train import models, preferences, trainers
 
 run = runs.begin("dpo", profile, run_dir, overrides)
 rows = prepare.read(run.dir / "data", "grpo")

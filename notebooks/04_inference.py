@@ -22,11 +22,11 @@ run_dir = None  # the folder of the run; None is runs/PROFILE
 overrides = []  # keys of the profile to change, each as KEY=VALUE
 
 # %%
-from aimo import runs
 from aimo.data import prepare
 from aimo.evaluation import held_out
 from aimo.inference.engine import Engine
 from aimo.report import plots, tables
+from aimo.run import runs
 
 run = runs.begin("inference", profile, run_dir, overrides)
 heldout = prepare.read(run.dir / "data", "heldout")

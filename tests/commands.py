@@ -19,10 +19,11 @@ import typer
 from conftest import ROOT
 from packaging.requirements import Requirement
 
-from aimo import cli, config
+from aimo import config
+from aimo.commands import run
+from aimo.config.stages import STAGES
 from aimo.inference import files, settings
 from aimo.kaggle.kernels import KERNELS
-from aimo.stages import STAGES
 
 FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 RECORD = 'printf \'%s\\0\' "$@" >> "$RECORDS"; printf \'\\1\' >> "$RECORDS"'
@@ -88,17 +89,17 @@ def check_aimo(arguments: list[str]) -> None:
 
     if arguments == ["--version"]:
         return
-    names, given = parsed(cli.app, arguments)
+    names, given = parsed(run.app, arguments)
     profile, overrides = given.get("profile"), given.get("set_") or []
     if names[0] in ("run", "launch", "distil"):
         loaded = config.load(profile, overrides) if profile else None
     elif names[0] in ("solve", "serve", "evaluate"):
-        layers = cli.solver_settings(profile, overrides, given.get("samples"), given["vllm"] or [])
+        layers = run.solver_settings(profile, overrides, given.get("samples"), given["vllm"] or [])
         settings.resolve("MODEL", *layers)
     elif profile:
         config.load(profile)
     if names[0] == "launch" and given["gpus"]:
-        from aimo.training import launch
+        from aimo.train import launch
 
         job = [given["stage"], profile, None, overrides, given["strategy"], given["gpus"], given["nodes"]]
         launch.check(launch.Job(*job, serve_gpus=given["serve_gpus"]), loaded)

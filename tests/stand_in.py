@@ -22,7 +22,7 @@ import polars as pl
 import pytest
 from conftest import TINY
 
-from aimo import cli, config
+from aimo import config
 
 CUT, HANG = "cut", "hang"
 TOKENS = "Bearer good-token", f"Basic {b64encode(b'me:good').decode()}"
@@ -380,7 +380,7 @@ def aimo(monkeypatch, capsys):
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["aimo", "kaggle", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            run.main()
         out, err = capsys.readouterr()
         return ended.value.code, out, err
 

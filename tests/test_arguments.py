@@ -12,7 +12,7 @@ DPO = "dpo={learning_rate: 1.0e-3}"
 
 def arguments(stage, folder, *overrides):
     """TRL's configuration of a stage of the tiny profile."""
-    from aimo.training import arguments
+    from aimo.train import arguments
 
     profile = config.load("tiny", ["model.backend=transformers", DPO, *overrides])
     return getattr(arguments, f"{stage}_arguments")(profile, folder)
@@ -78,7 +78,7 @@ def test_the_least_rate_has_a_key_of_its_own_where_the_scheduler_has_one(tmp_pat
 @pytest.mark.parametrize("stage", ["sft", "grpo", "dpo"])
 def test_every_key_that_is_said_to_be_set_instead_is_a_key_of_the_profile(stage):
     from aimo.config.reading import flatten
-    from aimo.training.arguments import RENAMED
+    from aimo.train.arguments import RENAMED
 
     profile = config.load("tiny", [DPO])
     keys = {*flatten(dataclasses.asdict(profile)), "grpo.rewards", "grpo.prompts_per_step"}

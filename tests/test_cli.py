@@ -16,7 +16,7 @@ import psutil
 import pytest
 from conftest import AIMO, SMALL, TINY, aimo, settings, wait_for
 
-from aimo import cli
+from aimo.commands import run
 
 
 def refused(*arguments: str, told: list[str]) -> None:
@@ -27,7 +27,7 @@ def refused(*arguments: str, told: list[str]) -> None:
         pytest.raises(SystemExit) as ended,
     ):
         patch.setattr(sys, "argv", ["aimo", *arguments])
-        cli.main()
+        run.main()
     line = stderr.getvalue()
     assert ended.value.code == 2 and line.startswith("aimo: ") and line.count("\n") == 1, line
     for part in told:
@@ -207,7 +207,7 @@ def test_an_unknown_kernel_is_refused_with_the_known_ones():
 
 @pytest.mark.parametrize("value, shown", [("", 0), ("0", 0), ("1", 2)])
 def test_what_libraries_write_is_shown_where_aimo_verbose_asks_for_it_and_a_users_own_always(value, shown):
-    code = "from aimo.runs import quiet; quiet(); import logging, warnings; logging.basicConfig(); "
+    code = "from aimo.run.runs import quiet; quiet(); import logging, warnings; logging.basicConfig(); "
     code += "warnings.warn('own'); logging.getLogger('mine').warning('own'); "
     code += "warnings.warn_explicit('notice', UserWarning, 'a.py', 1, module='torch.nn'); "
     code += "logging.getLogger('vllm.config').warning('notice')"

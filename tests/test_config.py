@@ -7,8 +7,8 @@ from conftest import TINY
 
 from aimo import config
 from aimo.config import reading
+from aimo.config.stages import TRAINED
 from aimo.errors import AimoError
-from aimo.stages import TRAINED
 
 
 @pytest.mark.parametrize("path", sorted(config.PROFILES.glob("*.yaml")), ids=lambda p: p.stem)

@@ -6,8 +6,8 @@ import math
 import pytest
 from conftest import SMALL, TINY, aimo, settings
 
-from aimo import machine, runs
 from aimo.inference import storage
+from aimo.run import machine, runs
 
 pytestmark = [pytest.mark.train, pytest.mark.skipif(not machine.has_gpu(), reason="needs an NVIDIA GPU")]
 

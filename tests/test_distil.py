@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 from conftest import AIMO, aimo
 
-from aimo import cli
+from aimo.commands import run
 from aimo.config import Distil, Source
 from aimo.data import distillation
 from aimo.errors import AimoError
@@ -374,7 +374,7 @@ def test_columns_are_chosen_and_problems_told_apart_by_the_uuid_column(problems,
         options += ["--set", "distil.columns.answer=null", "--set", "distil.input_price=3e5"]
         monkeypatch.setattr("sys.argv", ["aimo", "distil", *options])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            run.main()
     assert not ended.value.code
     assert names(records(out)) == [("1 + 1?", 0), ("1 + 1?", 0)]
     assert "2 of 2 samples, 30 tokens, " in (said := capsys.readouterr().out) and "cost 6.00" in said

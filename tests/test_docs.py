@@ -18,7 +18,8 @@ from commands import REALLY_RUN, check, fences, parsed, words
 from conftest import MARKDOWN, ROOT
 from typer.testing import CliRunner
 
-from aimo import cli, config
+from aimo import config
+from aimo.commands import run
 from aimo.config import reading
 
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
@@ -86,7 +87,7 @@ def execute(arguments: list[str]) -> bool:
         if re.fullmatch(pattern, " ".join(arguments)):
             if prepare:
                 prepare(arguments)
-            done = CliRunner().invoke(cli.app, arguments)
+            done = CliRunner().invoke(run.app, arguments)
             assert done.exit_code == 0, f"aimo {arguments}: {done.exception!r}"
             return True
     return False
@@ -122,7 +123,7 @@ def test_a_command_in_the_text_exists_and_has_the_options(page, record_property)
             page.stem.startswith("from-") or check([name, *arguments])  # there, the makes of others
             continue
         try:
-            parsed(cli.app, arguments)
+            parsed(run.app, arguments)
         except Exception as error:
             assert type(error).__name__ in ("Exit", "MissingParameter", "NoArgsIsHelpError"), (
                 f"{span}: {error}"

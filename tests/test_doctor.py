@@ -3,8 +3,9 @@ import re
 
 import pytest
 
-from aimo import doctor, machine
+from aimo.commands import doctor
 from aimo.config import ROOT
+from aimo.run import machine
 
 
 @pytest.mark.parametrize("has_gpu, lock", [(False, "requirements-cpu.txt"), (True, "requirements.txt")])

@@ -18,9 +18,10 @@ from conftest import ROOT, TINY
 from model_server import serving
 from scripted import Scripted
 
-from aimo import cli
+import aimo.commands.run as command_line
+from aimo.commands import measure
 from aimo.errors import AimoError, EngineError
-from aimo.evaluation import benchmarks, commands, completions, evaluate, leakage, metrics, published, scores
+from aimo.evaluation import benchmarks, completions, evaluate, leakage, metrics, published, scores
 from aimo.evaluation.benchmarks import Question
 from aimo.evaluation.completions import File, Header, Trace
 from aimo.inference import model_folder, solver
@@ -56,7 +57,7 @@ def run(monkeypatch, capsys, *arguments):
     monkeypatch.setattr("sys.argv", ["aimo", *map(str, arguments)])
     code = 0
     try:
-        cli.main()
+        command_line.main()
     except SystemExit as e:
         code = e.code or 0
     out, err = capsys.readouterr()
@@ -417,7 +418,7 @@ def test_another_adapter_is_sampled_and_never_shown_with_the_figures_of_the_firs
             started.append(adapter)
             return Server([url], model, resolve(model, *layers))
 
-        monkeypatch.setattr(commands, "start", start)
+        monkeypatch.setattr(measure, "start", start)
         common = ["evaluate", TINY, "--benchmarks", small_benchmark, "--samples", 1]
         in_one = ["--run-dir", tmp_path / "one"]
         assert run(monkeypatch, capsys, *common, *in_one, "--adapter", adapter)[0] == 0

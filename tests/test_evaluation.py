@@ -6,12 +6,13 @@ import json
 
 import pytest
 
-from aimo import config, runs
+from aimo import config
 from aimo.errors import AimoError
 from aimo.evaluation import held_out, pass_rates
 from aimo.evaluation.metrics import Evaluation
 from aimo.inference.sampling import Completion
 from aimo.inference.settings import resolve
+from aimo.run import runs
 
 
 def evaluation(golds, answers, tokens=10, seed=0):
@@ -122,7 +123,7 @@ def test_pass_rates_are_of_any_answer(public_model, a_run, monkeypatch):
 
 
 def test_pairs_are_of_any_answer(public_model, a_run, monkeypatch):
-    from aimo.training import preferences
+    from aimo.train import preferences
 
     monkeypatch.setattr(preferences, "Engine", lambda *_, **__: Model(public_model, SAMPLED))
     run = a_run("dpo", "dpo={learning_rate: 1e-6, samples: 2}")

@@ -6,13 +6,13 @@ import polars as pl
 import pytest
 
 from aimo.config import ROOT, Profile, reading
+from aimo.config.stages import STAGES
 from aimo.data.sources import PRESETS
 from aimo.evaluation.benchmarks import BENCHMARKS
 from aimo.inference.competitions import COMPETITIONS
 from aimo.inference.tools import OWN_FORMATS
 from aimo.rewards.table import REWARDS
-from aimo.runs import is_finished, read_metrics
-from aimo.stages import STAGES
+from aimo.run.runs import is_finished, read_metrics
 
 PAGE = (ROOT / "docs" / "extending.md").read_text()
 TABLES = (PRESETS, BENCHMARKS, COMPETITIONS, OWN_FORMATS, REWARDS, STAGES)

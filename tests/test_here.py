@@ -11,7 +11,8 @@ from commands import CHECKS, check, parsed
 from conftest import ROOT
 from test_docs import whole
 
-from aimo import cli, config
+from aimo import config
+from aimo.commands import run
 from aimo.config import reading
 from aimo.errors import AimoError
 
@@ -80,7 +81,7 @@ def test_what_is_said_of_a_name_that_is_no_key_exists(told):
     needed = {"launch": ["sft", "--profile", "tiny"], "distil": ["--dataset-name", "D", "--output-file", "F"]}
     words = option.split()
     parsed(
-        cli.app,
+        run.app,
         [command or "run", *needed.get(command, ["--profile", "tiny"]), *words, *["2"][len(words) - 1 :]],
     )
 
@@ -149,7 +150,7 @@ ITEMS = {
 OPTIONS = {
     option: command
     for command in ("reject", "distil", "serve", "solve", "evaluate", "launch", "run")
-    for parameter in typer.main.get_command(cli.app).commands[command].params
+    for parameter in typer.main.get_command(run.app).commands[command].params
     for option in parameter.opts
 }
 

@@ -6,7 +6,8 @@ import sys
 import pytest
 from conftest import ROOT
 
-from aimo import cli, config
+from aimo import config
+from aimo.commands import run
 from aimo.kaggle import check as check_module
 from aimo.kaggle.check import check
 from aimo.kaggle.kernels import FOLDER, KERNELS
@@ -152,7 +153,7 @@ def test_the_command_tells_all_faults_in_one_line(kernel, monkeypatch, capsys):
     faulty = kernel({"title": "AIMO", "enable_internet": True})
     monkeypatch.setattr(sys, "argv", ["aimo", "kernel", "check", faulty])
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        run.main()
     err = capsys.readouterr().err
     assert ended.value.code == 2 and err.count("\n") == 1
     assert "5 to 50 characters" in err and "enable_internet" in err

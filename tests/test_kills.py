@@ -18,7 +18,7 @@ import pytest
 from conftest import AIMO, TINY, wait_for
 from model_server import Handler, Server
 
-from aimo import cli
+import aimo.commands.run as command_line
 from aimo.inference.storage import read_lines
 
 ALL = ["solve", "evaluate", "distil"]
@@ -132,7 +132,7 @@ def run(monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["aimo", *arguments])
         code = 0
         try:
-            cli.main()
+            command_line.main()
         except SystemExit as e:
             code = e.code or 0
         err = [line for line in capsys.readouterr().err.splitlines() if line.startswith(("aimo:", "Trace"))]

@@ -19,9 +19,10 @@ import psutil
 import pytest
 from conftest import AIMO, SMALL, TINY, aimo, left_of, settings, wait_for
 
-from aimo import config, runs
+from aimo import config
 from aimo.errors import AimoError, EngineError, StageError
 from aimo.inference.storage import read_lines
+from aimo.run import runs
 
 STEPS = 10
 QUICK = [
@@ -45,7 +46,7 @@ DOUBLE = [*QUICK, "sft.batch_size=8"]
 def prepare(folder: Path, overrides: list[str]) -> Path:
     """What the data stage leaves."""
     from aimo.data import prepare
-    from aimo.training import models
+    from aimo.train import models
 
     p = config.load("tiny", overrides)
     runs.open_folder(folder, p)
@@ -68,7 +69,7 @@ def launch_sft(folder: Path, *arguments: str, overrides: list[str] = QUICK) -> l
 def one(tmp_path_factory) -> Path:
     """SFT in one process, started by hand."""
     folder = prepare(tmp_path_factory.mktemp("one") / "run", DOUBLE)
-    command = [sys.executable, "-m", "aimo.training.launch", "sft", "--profile", "tiny"]
+    command = [sys.executable, "-m", "aimo.train.launch", "sft", "--profile", "tiny"]
     command += ["--run-dir", str(folder), *settings(DOUBLE)]
     subprocess.run(command, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     return folder
@@ -185,7 +186,7 @@ def test_vllm_samples_with_the_weights_of_the_step_before_and_a_resumed_run_with
     on average; by 0.12, 0.16 and 0.36 at steps 2 to 4 when vLLM keeps the weights of the start."""
     overrides = [*QUICK, *WITH_VLLM]
     folder = prepare(tmp_path / "run", overrides)
-    command = [sys.executable, "-m", "aimo.training.launch", "grpo", "--profile", "tiny"]
+    command = [sys.executable, "-m", "aimo.train.launch", "grpo", "--profile", "tiny"]
     command += ["--run-dir", str(folder), *settings(overrides)]
 
     def steps() -> list[dict[str, Any]]:
@@ -207,9 +208,9 @@ def test_vllm_samples_with_the_weights_of_the_step_before_and_a_resumed_run_with
 
 SKIPPING = """
 import runpy, torch
-from aimo.training import trl_compat
+from aimo.train import compat
 
-synchronize, calls = trl_compat.CpuGeneration.sync_weights, []
+synchronize, calls = compat.CpuGeneration.sync_weights, []
 
 def all_but_the_third(self):
     calls.append(1)
@@ -218,8 +219,8 @@ def all_but_the_third(self):
         synchronize(self)
         assert all(map(torch.equal, before, self.model.parameters())), "a weight was rounded"
 
-trl_compat.CpuGeneration.sync_weights = all_but_the_third
-runpy.run_module("aimo.training.launch", run_name="__main__")
+compat.CpuGeneration.sync_weights = all_but_the_third
+runpy.run_module("aimo.train.launch", run_name="__main__")
 """
 
 
@@ -274,14 +275,14 @@ def test_the_slurm_script_trains_on_two_nodes_what_one_process_trains(one, tmp_p
 
 
 def job(stage="grpo", overrides=(), strategy="ddp", devices=8, nodes=1, cpu=False, run_dir="run", **more):
-    from aimo.training.launch import Job
+    from aimo.train.launch import Job
 
     every = ["model.backend=transformers", *overrides]
     return Job(stage, "tiny", run_dir, every, strategy, devices, nodes, cpu, **more)
 
 
 def run_job(*arguments, **more) -> None:
-    from aimo.training.launch import launch
+    from aimo.train.launch import launch
 
     launch(*arguments, **more)
 
@@ -372,7 +373,7 @@ def test_a_path_reaches_every_command_as_it_is(tmp_path, capsys, name):
 
 
 def test_the_template_can_be_edited(tmp_path, capsys, monkeypatch):
-    from aimo.training import launch
+    from aimo.train import launch
 
     template = tmp_path / "train.slurm"
     mine = "#SBATCH --partition=mine\n#SBATCH --mem=0\n"
@@ -441,7 +442,7 @@ def test_zero_keeps_on_the_host_what_was_asked_for(capsys, strategy, offload, de
 def test_a_file_of_accelerates_takes_the_place_of_trls_and_says_the_strategy(
     tmp_path, capsys, text, strategy
 ):
-    from aimo.training.launch import strategy_of
+    from aimo.train.launch import strategy_of
 
     file = tmp_path / "my own.yaml"
     file.write_text(text)
@@ -492,7 +493,7 @@ def load(*_, **keywords):
     print("sharded while it loads:", is_deepspeed_zero3_enabled(), keywords["device_map"])
     raise SystemExit
 AutoModelForCausalLM.from_pretrained = load
-from aimo.training import launch
+from aimo.train import launch
 sys.argv[1:] = ["sft", "--profile", "tiny", "--run-dir", *sys.argv[1:]]
 launch.main()
 """
@@ -530,7 +531,7 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 
 def test_a_server_is_waited_for_and_ended_and_one_that_ends_early_is_told(tmp_path):
     from aimo import serving
-    from aimo.training import launch
+    from aimo.train import launch
 
     port, log = serving.free_port("127.0.0.1", 0), tmp_path / "vllm.log"
     command, health = [sys.executable, "-c", ANSWERS, str(port)], f"http://127.0.0.1:{port}/health/"
@@ -656,7 +657,7 @@ def test_what_cannot_be_launched_is_refused_in_one_line_with_the_remedy(wrong, t
 
 
 def test_zero_needs_deepspeed(tmp_path, monkeypatch):
-    from aimo.training import launch
+    from aimo.train import launch
 
     monkeypatch.setattr(launch, "gpus", lambda: 8)
     if importlib.util.find_spec("deepspeed"):

@@ -4,7 +4,7 @@ import jupytext
 import pytest
 
 from aimo.config import ROOT
-from aimo.stages import STAGES
+from aimo.config.stages import STAGES
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 

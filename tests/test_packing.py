@@ -6,8 +6,10 @@ import polars as pl
 import pytest
 from conftest import TINY
 
-from aimo import cli, config, runs
+from aimo import config
+from aimo.commands import run
 from aimo.data import prepare
+from aimo.run import runs
 
 LONG = ["sft.packing=true", "model.backend=transformers", "model.max_length=64", "grpo=null"]
 
@@ -39,7 +41,7 @@ def pack(run_dir, monkeypatch, capsys, *more):
         arguments += ["--set", key]
     monkeypatch.setattr("sys.argv", arguments)
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        run.main()
     runs.unlock(run_dir)
     said = capsys.readouterr()
     assert not ended.value.code, said.err
@@ -79,7 +81,7 @@ def test_packed_rows_are_pushed_as_parquet(run_dir, monkeypatch, capsys):
 
 @pytest.mark.train
 def test_training_takes_the_rows_that_were_packed_and_packs_the_same_ones(run_dir, monkeypatch, capsys):
-    from aimo.training import models, trainers
+    from aimo.train import models, trainers
 
     def dataset(folder, run_dir=run_dir):
         profile = config.load("tiny", LONG)

@@ -13,10 +13,11 @@ import polars as pl
 import pytest
 from conftest import ROOT, SMALL, aimo, settings
 
-from aimo import config, runs
+from aimo import config
 from aimo.errors import AimoError
 from aimo.inference.storage import read_lines
-from aimo.runs import figures, read_metrics
+from aimo.run import runs
+from aimo.run.runs import figures, read_metrics
 
 RUN = ["run", "--profile", "tiny", *settings(SMALL)]
 
@@ -228,7 +229,8 @@ def test_a_changed_run_dir_leaves_the_first_folder_locked_and_open_to_its_own_pr
 
 
 def test_importing_aimo_changes_nobodys_garbage_collector():
-    code = "import gc; before = gc.get_threshold(); import aimo.cli; assert gc.get_threshold() == before"
+    code = "import gc; before = gc.get_threshold(); import aimo.commands.run; assert gc.get_threshold() == "
+    code += "before"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -14,8 +14,9 @@ import pytest
 import yaml
 from conftest import TINY
 
-from aimo import config, machine, runs
+from aimo import config
 from aimo.errors import AimoError
+from aimo.run import machine, runs
 
 LAUNCHED = {
     "ddp": {},
@@ -90,7 +91,7 @@ def loaded(monkeypatch):
 
 
 def load(*overrides, with_vllm=False):
-    from aimo.training import models
+    from aimo.train import models
 
     return models.load(TINY, profile(*overrides), with_vllm)
 
@@ -155,7 +156,7 @@ def test_unsloth_trains_all_weights_in_float32(gpus, loaded):
 def test_small_steps_move_every_weight_that_is_trained():
     import torch
 
-    from aimo.training import placement
+    from aimo.train import placement
 
     model = torch.nn.Linear(64, 64).bfloat16()
     placement.keep_trained_in_float32(model)
@@ -176,7 +177,7 @@ def test_adapters_of_a_four_bit_model_are_trained_in_float32_though_trl_casts_th
     from transformers import AutoModelForCausalLM
     from trl import SFTTrainer
 
-    from aimo.training import arguments, models, trainers
+    from aimo.train import arguments, models, trainers
 
     p = profile()
     model = AutoModelForCausalLM.from_pretrained(TINY)
@@ -201,7 +202,7 @@ def test_adapters_of_a_four_bit_model_are_trained_in_float32_though_trl_casts_th
 @pytest.mark.parametrize("gpus", [2], indirect=True)
 @pytest.mark.parametrize("stage", ["sft", "grpo", "dpo"])
 def test_a_notebook_that_sees_two_gpus_takes_one(gpus, tmp_path, stage):
-    from aimo.training import arguments
+    from aimo.train import arguments
 
     p = profile("dpo={learning_rate: 1.0e-3}")
     assert getattr(arguments, f"{stage}_arguments")(p, tmp_path).n_gpu == 1
@@ -253,7 +254,7 @@ class Asked:
 
 
 def probed(max_tokens, rows=50):
-    from aimo.training import models, trainers
+    from aimo.train import models, trainers
 
     model, tokenizer = Asked(), models.load_tokenizer(TINY, profile())
     prompts = [{"prompt": [{"role": "user", "content": "1 + 1?" * (i % 3 + 1)}]} for i in range(rows)]
@@ -296,7 +297,7 @@ def unsloths(kind):
 def test_unsloths_defaults_take_the_place_of_no_setting_that_trl_resolves(tmp_path, monkeypatch, overrides):
     import trl
 
-    from aimo.training import arguments
+    from aimo.train import arguments
 
     plain = arguments.grpo_arguments(profile(*overrides), tmp_path)
     monkeypatch.setattr(trl, "GRPOConfig", unsloths(trl.GRPOConfig))
@@ -330,7 +331,7 @@ def test_what_these_versions_cannot_run_is_refused_when_the_profile_is_read(over
     "name, stage", [(name, stage) for name in TRAINED for stage in config.load(name).trained]
 )
 def test_advice_when_memory_runs_out_is_taken_by_the_runs_folder(tmp_path, name, stage, is_smallest):
-    from aimo.training.trainers import out_of_memory
+    from aimo.train.trainers import out_of_memory
 
     values = yaml.safe_load((config.PROFILES / f"{name}.yaml").read_text())
     if is_smallest and stage == "grpo":
@@ -375,7 +376,7 @@ def apply(told, folder):
 
 
 def test_advice_in_a_launched_process_keeps_its_command(monkeypatch, tmp_path):
-    from aimo.training.trainers import out_of_memory
+    from aimo.train.trainers import out_of_memory
 
     launched(monkeypatch, "zero3")
     told = out_of_memory("sft", config.load("tiny"), tmp_path / "sft", 3)
@@ -389,7 +390,7 @@ def test_advice_in_a_launched_process_keeps_its_command(monkeypatch, tmp_path):
 def test_a_model_that_waits_on_the_cpu_for_its_gpus_takes_no_shortcut_of_the_cpu(how):
     import torch
 
-    from aimo.training.trainers import generates_merged
+    from aimo.train.trainers import generates_merged
 
     for device, merged in (("cpu", True), ("cuda", False)):
         assert generates_merged(SimpleNamespace(device=torch.device(device)), profile()) == merged
@@ -434,7 +435,7 @@ def test_a_gpu_that_was_hidden_is_left_out(old_driver):
 
 def accepted(name, stage, strategy, devices):
     """A profile as `aimo launch` accepts it, and how often it was refused before what was advised was set."""
-    from aimo.training import launch as job
+    from aimo.train import launch as job
 
     overrides, refused = ["sft.use_liger_kernel=false"] if config.load(name).sft else [], 0
     while True:
@@ -457,7 +458,7 @@ def test_every_profile_reaches_its_model_as_it_says_or_after_the_advised_changes
 ):
     import torch
 
-    from aimo.training import arguments, models
+    from aimo.train import arguments, models
 
     for stage in config.load(name).trained:
         p, refused = accepted(name, stage, strategy, gpus)
@@ -507,7 +508,7 @@ def test_the_arguments_of_every_profile_compute_in_the_type_that_its_gpu_has(
 ):
     import torch
 
-    from aimo.training import arguments
+    from aimo.train import arguments
 
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: bf16)
     without = ["sft.use_liger_kernel=false"] if config.load(name).sft else []

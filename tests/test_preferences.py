@@ -10,7 +10,7 @@ PROMPT = [{"role": "user", "content": "Q"}]
 def pairs(*group, prefill="true"):
     """The pairs of completions given as (text, tokens, right)."""
     from aimo.inference.sampling import Completion
-    from aimo.training.preferences import pair
+    from aimo.train.preferences import pair
 
     p = config.load("tiny", [f"prompt.prefill={prefill}"])
     completions = [Completion(text, [0] * tokens, finished=True) for text, tokens, _ in group]
@@ -36,7 +36,7 @@ def test_the_shortest_right_completion_is_preferred_to_a_long_one_and_to_a_wrong
 
 def test_a_completion_that_was_cut_off_is_not_chosen():
     from aimo.inference.sampling import Completion
-    from aimo.training.preferences import pair
+    from aimo.train.preferences import pair
 
     group = [Completion("a", [0] * 5, False), Completion("b", [0] * 9, True), Completion("c", [0] * 7, True)]
     (found,) = pair(PROMPT, group, [True, True, False], config.load("tiny"))

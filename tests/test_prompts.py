@@ -11,7 +11,7 @@ from aimo.inference import conversations, prompts
 from aimo.inference.model_folder import load_tokenizer
 from aimo.inference.settings import Settings, Variant, resolve
 from aimo.inference.tools import PYTHON
-from aimo.training import models
+from aimo.train import models
 
 
 @pytest.fixture(scope="module")

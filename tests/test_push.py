@@ -32,7 +32,7 @@ class Hub:
 @pytest.fixture
 def push(kaggle, run_dir, monkeypatch):
     """Push the model of a run as its stage does; returns the model's folder."""
-    from aimo.training import models
+    from aimo.train import models
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
     monkeypatch.setattr(Hub, "pushed", [])

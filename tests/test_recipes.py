@@ -240,7 +240,7 @@ def test_on_24_gb_a_step_has_as_many_tokens_and_completions_as_on_80():
     "path", [DOCS, *(config.PROFILES / f"{name}.yaml" for name in RECIPES)], ids=lambda path: path.stem
 )
 def test_every_documented_command_is_accepted(path):
-    from aimo.training import launch
+    from aimo.train import launch
 
     for words in commands_of(path):
         given = {word: words[i + 1] for i, word in enumerate(words[:-1]) if word.startswith("--")}
@@ -404,14 +404,14 @@ def test_each_difference_from_the_source_stands_in_the_docs_and_nothing_else_doe
 @pytest.mark.train
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_scaled_down_trains_its_stages_into_a_model(tmp_path, name, one_thread):
-    from aimo.training import models
+    from aimo.train import models
 
     models.import_unsloth()
 
     from aimo import rewards
     from aimo.data import prepare
     from aimo.inference import prompts
-    from aimo.training import trainers
+    from aimo.train import trainers
 
     p = scaled(name, tmp_path)
     tokenizer = models.load_tokenizer(TINY, p)

@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 import pytest
 from conftest import aimo
 
-from aimo import cli
+from aimo.commands import run
 from aimo.data import builtin
 from aimo.errors import AimoError
 from aimo.evaluation import replay, traces
@@ -231,7 +231,7 @@ def test_wrong_arguments_are_one_line_and_exit_code_2(tmp_path, monkeypatch, cap
     paths = {"JOURNAL": str(journal), "FOLDER": str(tmp_path), "GOLDS": str(tmp_path / "golds.csv")}
     monkeypatch.setattr("sys.argv", ["aimo", "replay", *(paths.get(word, word) for word in arguments)])
     with pytest.raises(SystemExit) as e:
-        cli.main()
+        run.main()
     said = capsys.readouterr().err
     assert e.value.code == 2 and len(said.splitlines()) == 1 and named in said, said
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from conftest import wait_for
 
-from aimo import doctor
+from aimo.commands import doctor
 from aimo.errors import AimoError
 from aimo.inference import programs, sandbox
 from aimo.inference.errors import SandboxError

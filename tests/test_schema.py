@@ -31,10 +31,11 @@ import pytest
 from conftest import TINY
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from aimo import config, runs
+from aimo import config
 from aimo.errors import AimoError
 from aimo.inference import storage
 from aimo.rewards import REWARDS
+from aimo.run import runs
 
 CANDIDATES = [True, False, 3, 2, 0.5, 0.25, -0.75, [0.2, 0.8], [0, 40]]
 """Other values of a key, tried in this order; a key that takes none of them needs a value in its case."""
@@ -290,7 +291,7 @@ def distilled(profile: config.Profile, folder: Path) -> Any:
 
 def chat(profile: config.Profile, folder: Path) -> Any:
     """A prompt as the model reads it, and the rows."""
-    from aimo.training import models
+    from aimo.train import models
 
     own = models.load_tokenizer(TINY, profile)
     asked = own.apply_chat_template([{"role": "user", "content": "1 + 1?"}], add_generation_prompt=True)
@@ -301,7 +302,7 @@ def arguments(stage: str) -> Callable[[config.Profile, Path], Any]:
     """TRL's configuration of a stage."""
 
     def observe(profile: config.Profile, folder: Path) -> Any:
-        from aimo.training import arguments
+        from aimo.train import arguments
 
         return getattr(arguments, f"{stage}_arguments")(profile, folder).to_dict()
 
@@ -382,7 +383,7 @@ def loading(profile: config.Profile, folder: Path) -> Any:
     """What Unsloth or Transformers is told to load where there is a GPU; the call does not get there."""
     import peft  # noqa: F401 (before there seems to be a GPU)
 
-    from aimo.training import models
+    from aimo.train import models
 
     unsloth = types.ModuleType("unsloth")
     unsloth.FastLanguageModel = types.SimpleNamespace(from_pretrained=capture)  # type: ignore[attr-defined]
@@ -406,7 +407,7 @@ def processes(profile: config.Profile, folder: Path) -> Any:
 
 def adapters(profile: config.Profile, folder: Path) -> Any:
     """The adapters of a loaded model."""
-    from aimo.training import models
+    from aimo.train import models
 
     return vars(models.load(TINY, profile).peft_config["default"])
 
@@ -423,7 +424,7 @@ def trained(stage: str) -> Callable[[config.Profile, Path], Any]:
     """What a training of two steps leaves: the order of its losses and evaluations, and the samples kept."""
 
     def observe(profile: config.Profile, folder: Path) -> Any:
-        from aimo.training import models, trainers
+        from aimo.train import models, trainers
 
         made = rows(profile, folder)
         if stage == "dpo":
@@ -451,7 +452,7 @@ def limits(profile: config.Profile, folder: Path) -> Any:
     """Whether a stage stops after an hour and after a gigabyte."""
     from transformers import TrainerControl, TrainerState
 
-    from aimo.training.callbacks import Limits
+    from aimo.train.callbacks import Limits
 
     with tempfile.TemporaryDirectory() as name:
         stage = Path(name) / "sft"
@@ -469,7 +470,7 @@ def limits(profile: config.Profile, folder: Path) -> Any:
 
 def tool_use(profile: config.Profile, folder: Path) -> Any:
     """What GRPO's trainer takes besides, so that completions run Python."""
-    from aimo.training import models, tool_use
+    from aimo.train import models, tool_use
 
     tools = TINY.with_name("tiny-tools")
     generation = types.SimpleNamespace(eos_token_id=0)
@@ -482,7 +483,7 @@ def tool_use(profile: config.Profile, folder: Path) -> Any:
 
 def pushed(profile: config.Profile, folder: Path) -> Any:
     """Where a finished model goes: what the hub's client is asked, what is said without Kaggle's token."""
-    from aimo.training import models
+    from aimo.train import models
 
     calls = []
 
@@ -627,7 +628,7 @@ def sampled(profile: config.Profile, folder: Path) -> Any:
 
 def paired(profile: config.Profile, folder: Path) -> Any:
     """How many completions are sampled for DPO."""
-    from aimo.training import preferences
+    from aimo.train import preferences
 
     with tempfile.TemporaryDirectory() as name:
         with suppress(AimoError):  # no pairs

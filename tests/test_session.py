@@ -9,7 +9,7 @@ from aimo import session
 from aimo.errors import AimoError
 from aimo.evaluation import kernel
 from aimo.inference.competitions import COMPETITIONS
-from aimo.runs import SESSION_OVER
+from aimo.run.runs import SESSION_OVER
 
 
 def left_behind(folder):

@@ -104,12 +104,12 @@ def ask(monkeypatch, capsys):
     """Ask one problem in this process; returns the exit code, what was printed, and the error."""
 
     def run(server, *arguments):
-        from aimo import cli
+        from aimo.commands import run
 
         command = ["aimo", "solve", "--model", str(TINY), "--server", server.url, *arguments]
         monkeypatch.setattr(sys, "argv", command)
         with pytest.raises(SystemExit) as e:
-            cli.main()
+            run.main()
         return e.value.code, *capsys.readouterr()
 
     return run
@@ -120,11 +120,11 @@ def solve(tmp_path, monkeypatch, capsys):
     """Answer the file in this process; returns the exit code, the answers by id, and what was printed."""
 
     def run(*servers, options=()):
-        from aimo import cli
+        from aimo.commands import run
 
         monkeypatch.setattr(sys, "argv", ["aimo", *arguments(tmp_path, *servers), *options])
         with pytest.raises(SystemExit) as e:
-            cli.main()
+            run.main()
         return e.value.code, answers(tmp_path), capsys.readouterr()
 
     return run

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 from conftest import AIMO, ROOT, TINY, aimo, settings
 
-from aimo.runs import figures, read_metrics
+from aimo.run.runs import figures, read_metrics
 
 
 def on_a_terminal(command: list[str], cwd: Path) -> str:

@@ -23,7 +23,7 @@ def test_its_training_texts_hold_the_problem_and_its_answer_in_every_way(way):
     from transformers import AutoTokenizer
 
     from aimo.data.builtin import generate
-    from aimo.training import tiny_base
+    from aimo.train import tiny_base
 
     tokenizer, rng, seen = AutoTokenizer.from_pretrained(TINY), random.Random(0), 0
     for p in generate(60, "train", 0):
@@ -37,7 +37,7 @@ def test_its_training_texts_hold_the_problem_and_its_answer_in_every_way(way):
 
 @pytest.mark.train
 def test_the_same_seed_trains_the_same_model_and_another_seed_another(tmp_path, monkeypatch):
-    from aimo.training import tiny_base
+    from aimo.train import tiny_base
 
     monkeypatch.setattr(tiny_base, "BATCH", 8)
     weights = []

@@ -40,7 +40,7 @@ def test_what_it_is_trained_on_is_what_a_conversation_asks_and_reads():
     from aimo.inference.sampling import Completion
     from aimo.inference.settings import resolve
     from aimo.inference.tools import ToolCalls, find_tool_parser
-    from aimo.training import tiny_tools
+    from aimo.train import tiny_tools
 
     tokenizer = load_tokenizer(TOOLS)
     parser = find_tool_parser("hermes", tokenizer)
@@ -83,7 +83,7 @@ def test_sixteen_sessions_are_ready_before_the_first_question(tool_engine):
 @pytest.mark.engine
 def test_with_the_sandbox_it_is_right_and_without_tools_it_guesses(tool_engine):
     from aimo.data import computed
-    from aimo.training import tiny_tools
+    from aimo.train import tiny_tools
 
     drawn = list(islice(computed.stream("heldout", 1), 30))
     with_tools, without = (tiny_tools.pass_at_1(tool_engine, drawn, 0, tools) for tools in (True, False))

@@ -13,13 +13,13 @@ def row(text, prompt=PROMPT):
 
 
 def tokenizer_of(*overrides):
-    from aimo.training import models
+    from aimo.train import models
 
     return models.load_tokenizer(TINY, config.load("tiny", list(overrides)))
 
 
 def test_what_is_trained_begins_with_the_tokens_of_generation_even_where_a_tag_merges_with_what_follows():
-    from aimo.training.tokenization import tokenize
+    from aimo.train.tokenization import tokenize
 
     tokenizer = tokenizer_of("prompt.think_start=tog", "prompt.think_end=/")
     reply = "together 13/<SOLUTION>13</SOLUTION>"
@@ -38,7 +38,7 @@ def test_what_is_trained_begins_with_the_tokens_of_generation_even_where_a_tag_m
 @pytest.fixture
 def made(monkeypatch, tmp_path):
     """Reads or makes token ids in one folder; returns them and how many rows were tokenized for that."""
-    from aimo.training import arguments, tokenization
+    from aimo.train import arguments, tokenization
 
     counts = []
     tokenize = tokenization.tokenize

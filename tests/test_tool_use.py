@@ -75,7 +75,7 @@ class TestBeforeTraining:
         ("parser", "told"), [("qwenn", "vLLM has no parser 'qwenn'"), ("mistral", "does not fit the model")]
     )
     def test_a_parser_that_does_not_read_the_models_calls_is_refused(self, parser, told):
-        from aimo.training import tool_use
+        from aimo.train import tool_use
 
         tokenizer, model = load()
         with pytest.raises(AimoError, match=told) as e:
@@ -85,7 +85,7 @@ class TestBeforeTraining:
 
     def test_a_machine_that_confines_nothing_is_refused(self, monkeypatch):
         from aimo.inference import programs, sandbox
-        from aimo.training import tool_use
+        from aimo.train import tool_use
 
         tokenizer, model = load()
         monkeypatch.setattr(sys, "executable", "/there/is/no/python")
@@ -100,7 +100,7 @@ class TestBeforeTraining:
         from transformers.utils import get_json_schema
 
         from aimo.inference.tools import PYTHON
-        from aimo.training import tool_use
+        from aimo.train import tool_use
 
         tokenizer, model = load()
         args = SimpleNamespace()
@@ -110,7 +110,7 @@ class TestBeforeTraining:
         assert not tool_use.trainer_arguments(profile(tools=False), model, tokenizer, args)
 
     def test_a_session_keeps_variables_within_a_completion_and_its_output_ends_no_turn(self):
-        from aimo.training import tool_use
+        from aimo.train import tool_use
 
         tokenizer, model = load()
         given = tool_use.trainer_arguments(profile(), model, tokenizer, SimpleNamespace())
@@ -124,7 +124,7 @@ class TestBeforeTraining:
     def test_a_turn_is_read_as_the_solver_reads_it(self, capfd):
         from trl.chat_template_utils import parse_response
 
-        from aimo.training import tool_use
+        from aimo.train import tool_use
 
         tokenizer, model = load()
         given = tool_use.trainer_arguments(profile(), model, tokenizer, SimpleNamespace())
@@ -148,7 +148,7 @@ class TestBeforeTraining:
 def test_programs_run_and_what_they_print_has_no_part_in_the_gradient(tmp_path, monkeypatch):
     """Two runs of two steps: in each the gradient of every token's log-probability, and equal figures."""
     from aimo.data import computed
-    from aimo.training import models, trainers, trl_trainers
+    from aimo.train import models, trainers, trl_trainers
 
     drawn = islice(computed.stream("train", 1), 16)
     rows = [{"prompt": [{"role": "user", "content": p.problem}], "answer": p.outputs()[-1]} for p in drawn]

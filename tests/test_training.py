@@ -12,7 +12,7 @@ from conftest import TINY
 from aimo import config
 from aimo.errors import AimoError
 from aimo.inference.storage import read_lines
-from aimo.training.checkpoints import keep_until, last_checkpoint
+from aimo.train.checkpoints import keep_until, last_checkpoint
 
 train_marker = pytest.mark.train
 
@@ -28,7 +28,7 @@ def without_unsloths_marks(monkeypatch):
 
 @train_marker
 def test_packing_that_unsloth_would_leave_out_is_refused(sets, tmp_path, monkeypatch):
-    from aimo.training import trl_trainers
+    from aimo.train import trl_trainers
 
     class Unpacked(trl_trainers.SftTrainer):
         def __init__(self, *, args, **keywords):
@@ -89,7 +89,7 @@ def test_the_best_model_probed_stays_when_it_was_probed_before_the_named_checkpo
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "[" * 5000])
 def test_a_file_of_a_stage_that_was_cut_off_is_passed_over_or_one_line(tmp_path, text):
-    from aimo.training import preferences
+    from aimo.train import preferences
 
     for step in (50, 100):
         checkpoint(tmp_path, step)
@@ -108,7 +108,7 @@ def test_a_file_of_a_stage_that_was_cut_off_is_passed_over_or_one_line(tmp_path,
 def test_rows_of_a_step_are_of_like_length_the_longest_first_and_every_row_comes_once():
     import torch
 
-    from aimo.training.row_order import ByLength
+    from aimo.train.row_order import ByLength
 
     lengths = [10 + row * row % 977 for row in range(100)]
     sampler = ByLength(lengths, rows_per_step=8)
@@ -126,7 +126,7 @@ def test_rows_of_a_step_are_of_like_length_the_longest_first_and_every_row_comes
 def test_the_order_of_rows_follows_the_seed_and_the_epoch():
     from torch.utils.data import RandomSampler
 
-    from aimo.training.row_order import Seeded
+    from aimo.train.row_order import Seeded
 
     def order(seed, epoch, data_seed=None):
         args = SimpleNamespace(seed=seed, data_seed=data_seed)
@@ -183,7 +183,7 @@ def one_thread():
 def sets(one_thread):
     """The tiny profile's data, few of them."""
     from aimo.data import prepare
-    from aimo.training import models
+    from aimo.train import models
 
     p = small()
     prepared = prepare.clean(prepare.load(p), p, models.load_tokenizer(TINY, p))
@@ -192,7 +192,7 @@ def sets(one_thread):
 
 def train(p, sets, folder, stage="sft", start=TINY):
     """One stage, as its notebook does it; the log and the model in memory."""
-    from aimo.training import models, trainers
+    from aimo.train import models, trainers
 
     folder.mkdir(parents=True, exist_ok=True)
     model, tokenizer = models.load(start, p), models.load_tokenizer(start, p)
@@ -218,7 +218,7 @@ def plain_model(folder, adapter=None):
 @pytest.fixture(scope="module")
 def sft(sets, tmp_path_factory):
     """A small SFT with an evaluation, TensorBoard and a saved model; its folder is read only."""
-    from aimo.training import models, trainers
+    from aimo.train import models, trainers
 
     folder = tmp_path_factory.mktemp("sft")
     p = small("sft.learning_rate=0.01", "sft.eval_steps=3", "training.log_to=tensorboard")
@@ -230,7 +230,7 @@ def sft(sets, tmp_path_factory):
 
 @train_marker
 def test_the_merged_model_has_the_completions_of_base_and_adapter(sft, sets):
-    from aimo.training.trainers import complete
+    from aimo.train.trainers import complete
 
     every = (plain_model(sft.folder / "model"), plain_model(TINY, sft.folder / "trained"), sft.model)
     texts = [complete(model, sft.tokenizer, sets["heldout"], 60) for model in every]
@@ -250,7 +250,7 @@ def test_the_model_card_is_one_that_the_hub_reads_with_settings_and_figures(sft)
 
 @train_marker
 def test_the_figures_of_a_stage_are_its_mean_loss_its_speed_and_its_operations(sft):
-    from aimo.training.trainers import summary
+    from aimo.train.trainers import summary
 
     figures = summary(sft.log)
     assert figures["steps"] == 6 and figures["loss"] == round(losses(sft.log)[-1], 4)
@@ -271,7 +271,7 @@ def test_evaluations_are_logged_and_figures_go_to_tensorboard_by_one_key(sft):
 
 @train_marker
 def test_an_adapter_is_no_base(sft):
-    from aimo import hub
+    from aimo.run import hub
 
     with pytest.raises(AimoError, match=r"is an adapter for .*, not a model"):
         hub.local_folder(str(sft.folder / "trained"))
@@ -304,8 +304,8 @@ def test_weights_cut_off_in_a_checkpoint_make_it_incomplete(sft, tmp_path, capsy
 def test_a_run_killed_at_any_step_ends_with_the_losses_of_an_uninterrupted_one(
     tmp_path, sets, monkeypatch, stage, steps, epoch
 ):
-    from aimo.training import callbacks
-    from aimo.training.trainers import summary
+    from aimo.train import callbacks
+    from aimo.train.trainers import summary
 
     rate, no_probe = "grpo.learning_rate=0.001", "grpo.probe_steps=null"
     p = small(f"{stage}.max_steps={steps}", rate, no_probe, epoch, "grpo.max_resample=2")
@@ -345,7 +345,7 @@ def test_continuing_from_a_named_checkpoint_ends_in_the_same_losses(sft, sets, t
 def test_a_stage_that_was_trained_to_its_end_is_saved_as_it_was_and_not_trained_on(
     tmp_path, sets, monkeypatch, stage, last
 ):
-    from aimo.training import checkpoints
+    from aimo.train import checkpoints
 
     p, folder, kept = small("grpo.learning_rate=0.01"), tmp_path / "run", tmp_path / "first"
     first, _, _ = train(p, sets, folder, stage)
@@ -365,7 +365,7 @@ def test_a_stage_that_was_trained_to_its_end_is_saved_as_it_was_and_not_trained_
 def test_a_model_that_an_interrupted_training_changed_is_not_trained_on_from_there(
     tmp_path, sets, monkeypatch
 ):
-    from aimo.training import callbacks, models, trainers
+    from aimo.train import callbacks, models, trainers
 
     p = small("sft.save_steps=4")
     model, tokenizer = models.load(TINY, p), models.load_tokenizer(TINY, p)
@@ -416,11 +416,11 @@ def test_rows_too_few_for_a_step_are_refused_in_one_line(tmp_path, sets, stage, 
 
 @train_marker
 def test_a_completion_may_hold_any_separator_of_lines(tmp_path, sets, monkeypatch):
-    from aimo.training import callbacks
-    from aimo.training.trainers import summary
+    from aimo.train import callbacks
+    from aimo.train.trainers import summary
 
     odd = "a\u2028b\u0085c\u2029d\x1c\ve\rf\ud800"
-    last = callbacks.trl_compat.last_completions
+    last = callbacks.compat.last_completions
 
     def with_separators(trainer):
         logs = last(trainer)
@@ -428,7 +428,7 @@ def test_a_completion_may_hold_any_separator_of_lines(tmp_path, sets, monkeypatc
 
     p = small()
     with monkeypatch.context() as m:
-        m.setattr(callbacks.trl_compat, "last_completions", with_separators)
+        m.setattr(callbacks.compat, "last_completions", with_separators)
         train(p, sets, tmp_path, "grpo")
     shutil.rmtree(tmp_path / "checkpoint-4")
     assert summary(train(p, sets, tmp_path, "grpo")[0])["steps"] == 4, "resumed from its samples"
@@ -483,7 +483,7 @@ def grpo_trainer(sets, tmp_path_factory):
     """GRPO's trainer as it is before its first step, with adapters that say something."""
     import torch
 
-    from aimo.training import models, trainers
+    from aimo.train import models, trainers
 
     with pytest.MonkeyPatch.context() as m:
         m.setattr(trainers, "fit", lambda trainer, *_: trainer)
@@ -535,7 +535,7 @@ def test_a_model_generates_with_its_adapters_merged_and_gets_its_weights_back_to
     import torch
     from peft.tuners.lora import LoraLayer
 
-    from aimo.training.trainers import complete
+    from aimo.train.trainers import complete
 
     _, model, tokenizer = grpo_trainer
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
@@ -554,7 +554,7 @@ def test_a_model_generates_with_its_adapters_merged_and_gets_its_weights_back_to
 
 def sft_dataset(p, rows, folder):
     """What TRL trains on, as (token ids, labels) of each row, and the trainer's batches."""
-    from aimo.training import models, trainers
+    from aimo.train import models, trainers
 
     with pytest.MonkeyPatch.context() as m:
         m.setattr(trainers, "fit", lambda trainer, *_: trainer)
@@ -568,8 +568,8 @@ def sft_dataset(p, rows, folder):
 
 def tokens_of(rows, p):
     """Each row's token ids and labels, by the tokenizer alone."""
-    from aimo.training import models
-    from aimo.training.tokenization import tokenize
+    from aimo.train import models
+    from aimo.train.tokenization import tokenize
 
     return [
         (row["input_ids"], [i if m else -100 for i, m in zip(*row.values(), strict=True)])
@@ -644,7 +644,7 @@ def test_the_loss_is_on_the_completion_or_by_a_key_of_trl_on_the_prompt_too(sets
 
 @train_marker
 def test_probes_are_logged_and_the_best_model_probed_is_what_is_kept(tmp_path, sets):
-    from aimo.training.trainers import complete, summary
+    from aimo.train.trainers import complete, summary
 
     p = small("grpo.learning_rate=0.02", "grpo.max_steps=6", "grpo.max_completion_length=30")
     log, model, tokenizer = train(p, sets, tmp_path, "grpo")
@@ -736,7 +736,7 @@ def test_the_advice_when_memory_runs_out_continues_the_run_with_the_same_losses(
     import trl
     from test_placement import apply
 
-    from aimo import runs
+    from aimo.run import runs
 
     p, run, measure = small(), tmp_path / "run", trl.SFTTrainer.compute_loss
 
@@ -768,8 +768,8 @@ def test_a_stage_stops_and_saves_before_its_time_limit(tmp_path, sets):
 
 @train_marker
 def test_a_stage_stops_before_the_session_ends_with_a_checkpoint_to_go_on_from(tmp_path, sets, monkeypatch):
-    from aimo.runs import SESSION_END, SESSION_OVER
-    from aimo.training import trainers
+    from aimo.run.runs import SESSION_END, SESSION_OVER
+    from aimo.train import trainers
 
     p = small("sft.max_steps=100000", "sft.save_steps=100000")
     monkeypatch.setenv(SESSION_END, str(time.monotonic() + 6))
@@ -789,7 +789,7 @@ def test_a_stage_stops_before_its_disk_budget(tmp_path, sets):
 def test_four_bit_weights_need_a_gpu():
     import torch
 
-    from aimo.training import models
+    from aimo.train import models
 
     if torch.cuda.is_available():
         pytest.skip("needs a machine without a GPU")
@@ -799,7 +799,7 @@ def test_four_bit_weights_need_a_gpu():
 
 @pytest.mark.parametrize("text", ['{"base_model', "[]", "{}"])
 def test_a_broken_configuration_of_an_adapter_is_told_in_one_line(tmp_path, text):
-    from aimo.training.models import check_adapter
+    from aimo.train.models import check_adapter
 
     (tmp_path / "adapter_config.json").write_text(text)
     with pytest.raises(AimoError, match=r"adapter_config\.json: it ") as e:

@@ -130,7 +130,7 @@ def test_every_entry_names_the_versions_that_are_installed_and_a_link(path):
 def test_the_plain_loss_is_cross_entropy_with_its_gradient():
     import torch
 
-    from aimo.training.trl_compat import PlainLogProbs
+    from aimo.train.compat import PlainLogProbs
 
     torch.manual_seed(0)
     hidden = torch.randn(5, 8, requires_grad=True)

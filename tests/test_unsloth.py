@@ -12,7 +12,7 @@ from aimo import config
 ON_GPU = """
 import os
 os.environ["UNSLOTH_ALLOW_CPU"] = "1"
-from aimo.training import models
+from aimo.train import models
 models.import_unsloth()
 os.environ["UNSLOTH_ALLOW_CPU"] = "0"
 from unsloth.models.rl import PatchFastRL
@@ -21,7 +21,7 @@ PatchFastRL()
 """Unsloth as it is on a GPU: its own trainers and configurations in TRL's place."""
 INHERIT = """
 import inspect
-from aimo.training import trl_compat, trl_trainers
+from aimo.train import compat, trl_trainers
 for ours in (trl_trainers.SftTrainer, trl_trainers.GrpoTrainer, trl_trainers.DpoTrainer):
     names = [base.__name__ for base in ours.__mro__]
     stage = ours.__name__.replace("Trainer", "").upper()
@@ -29,13 +29,13 @@ for ours in (trl_trainers.SftTrainer, trl_trainers.GrpoTrainer, trl_trainers.Dpo
 name = "_get_per_token_logps_and_entropies"
 base = next(base for base in trl_trainers.GrpoTrainer.__mro__ if base.__name__ == "UnslothGRPOTrainer")
 theirs = inspect.signature(getattr(base, name)).parameters
-assert list(theirs)[:5] == list(inspect.signature(getattr(trl_compat.LogProbHook, name)).parameters)[:5]
+assert list(theirs)[:5] == list(inspect.signature(getattr(compat.LogProbHook, name)).parameters)[:5]
 """
 BUILD = """
 import json, sys
 from pathlib import Path
 from aimo import config, rewards
-from aimo.training import arguments, models, tokenization, trainers, trl_trainers
+from aimo.train import arguments, models, tokenization, trainers, trl_trainers
 
 def plain(thing):
     kept = {name: value for name, value in vars(thing).items() if name != "reward_funcs"}
@@ -136,7 +136,7 @@ def differing(built, part):
 
 @pytest.mark.slow  # Unsloth writes and imports its trainers for a GPU, 30 s
 def test_the_arguments_of_unsloths_trainers_are_trls_or_stand_in_a_table_with_a_reason(built):
-    from aimo.training.arguments import UNSLOTHS
+    from aimo.train.arguments import UNSLOTHS
 
     for name, changed, added in differing(built, "args"):
         assert changed.keys() <= UNSLOTHS.keys(), f"{name}: {changed}: neither the profile's nor TRL's"
@@ -154,7 +154,7 @@ OLDER_CPU = """
 from pathlib import Path
 import torch
 torch.cpu._is_avx512_supported = lambda: False
-from aimo.training import models
+from aimo.train import models
 models.import_unsloth()
 import unsloth
 print(Path("/proc/self/maps").read_text())

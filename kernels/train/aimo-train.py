@@ -50,7 +50,7 @@ print(f"model: {model}")
 # %%
 from pathlib import Path
 
-from aimo import runs
 from aimo.report import tables
+from aimo.run import runs
 
 tables.table([{"model": name} | row for name, row in runs.figures(Path("run")).items()])

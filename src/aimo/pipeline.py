@@ -14,17 +14,17 @@ from jupyter_client.manager import AsyncKernelManager
 
 from aimo import config
 from aimo.config import ROOT, RUNS, Profile
+from aimo.config.stages import STAGES
 from aimo.errors import AimoError, StageError, explain_exit
 from aimo.inference import competitions
 from aimo.inference.engine import check_arguments
 from aimo.inference.errors import one_line
 from aimo.inference.processes import stderr_to
 from aimo.inference.storage import write_json
-from aimo.progress import Display
 from aimo.report import pages
-from aimo.runs import is_finished, open_folder, read_metrics, run_folder, unlock
-from aimo.stages import STAGES
-from aimo.training import checkpoints
+from aimo.run.progress import Display
+from aimo.run.runs import is_finished, open_folder, read_metrics, run_folder, unlock
+from aimo.train import checkpoints
 
 
 def run(

@@ -1,6 +1,6 @@
 """`aimo serve`: a model behind vLLM's OpenAI-compatible server, with a profile's settings, until it is ended.
 
-Out of scope: GRPO's server, which takes new weights (`aimo.training.launch`); several machines.
+Out of scope: GRPO's server, which takes new weights (`aimo.train.launch`); several machines.
 """
 
 import contextlib

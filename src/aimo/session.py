@@ -14,8 +14,8 @@ from aimo import config, pipeline
 from aimo.errors import AimoError
 from aimo.inference import startup
 from aimo.inference.parameters import Texts, checked
-from aimo.runs import SESSION_END, SESSION_OVER, is_finished, read_metrics
-from aimo.training import checkpoints
+from aimo.run.runs import SESSION_END, SESSION_OVER, is_finished, read_metrics
+from aimo.train import checkpoints
 
 LAST_PART = 0.1
 """No stage is begun in this last part of a session: it would load a model and train a step or two."""

@@ -12,7 +12,7 @@ from aimo.inference.model_folder import load_tokenizer
 from aimo.inference.plan import context_limit, language_model
 from aimo.inference.prompts import check_template
 from aimo.inference.settings import Settings
-from aimo.training import models
+from aimo.train import models
 
 CHATML = (
     "{%- for m in messages -%}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor -%}"

@@ -6,8 +6,9 @@ import shutil
 import pytest
 from conftest import ROOT
 
-from aimo import pipeline, runs
+from aimo import pipeline
 from aimo.errors import AimoError
+from aimo.run import runs
 
 
 def E01(case, request):

@@ -11,6 +11,7 @@ from pydantic.dataclasses import dataclass
 from aimo.config.data import Data
 from aimo.config.distil import Distil
 from aimo.config.inference import Inference
+from aimo.config.stages import STAGES, TRAINED
 from aimo.config.training import Dpo, Grpo, Model, Sft, Training
 from aimo.inference.settings import (
     NonNegative,
@@ -22,7 +23,6 @@ from aimo.inference.settings import (
     strict,
     validate,
 )
-from aimo.stages import STAGES, TRAINED
 
 TRAINED_LENGTH = 2048  # tokens; a public model's own context is longer than what one trains on
 ANY_TIME = [

@@ -17,9 +17,9 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from aimo.config.profile import ANY_TIME, FROM_A_STAGE_ON, Profile
+from aimo.config.stages import TRAINED
 from aimo.errors import AimoError, explain
 from aimo.inference.startup import find_input
-from aimo.stages import TRAINED
 
 ROOT = Path(__file__).parents[3]
 RUNS = Path(os.environ.get("AIMO_RUNS") or ROOT / "runs").absolute()

@@ -1,6 +1,6 @@
 """The `model`, `sft`, `grpo`, `dpo` and `training` sections of a profile.
 
-`aimo.training.arguments` turns them into TRL's configuration. Out of scope: keys that only TRL needs; they go
+`aimo.train.arguments` turns them into TRL's configuration. Out of scope: keys that only TRL needs; they go
 under `trl`.
 """
 

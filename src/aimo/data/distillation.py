@@ -20,7 +20,7 @@ import numpy as np
 import polars as pl
 import yaml
 
-from aimo import hub, serving
+from aimo import serving
 from aimo.config import Distil
 from aimo.data import sources
 from aimo.data.model_servers import Reply, SampleError, Servers
@@ -29,7 +29,8 @@ from aimo.inference.model_folder import identity
 from aimo.inference.sampling import BackgroundLoop, sample_seed
 from aimo.inference.settings import PUBLIC, Tags, resolve
 from aimo.inference.storage import SampleFile, read_json, write_json
-from aimo.runs import Run
+from aimo.run import hub
+from aimo.run.runs import Run
 
 FAILURES = 100
 """So many failed samples in a row end the run."""

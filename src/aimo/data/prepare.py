@@ -16,11 +16,11 @@ import polars as pl
 import yaml
 
 from aimo.config import Data, Profile, Set, Source
+from aimo.config.stages import STAGES
 from aimo.data import decontamination, filters, sources
 from aimo.errors import AimoError
 from aimo.inference import prompts
 from aimo.inference.storage import write_whole
-from aimo.stages import STAGES
 
 S = TypeVar("S", bound=Source)
 Rows = list[dict[str, Any]]

@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from aimo.config import Reject, Source
+from aimo.config.stages import STAGES
 from aimo.data import filters, sources
 from aimo.errors import AimoError
 from aimo.inference.answers import extract
 from aimo.inference.judge import are_equal
 from aimo.inference.settings import PUBLIC, Tags
-from aimo.runs import Run
-from aimo.stages import STAGES
+from aimo.run.runs import Run
 
 KEPT = {"problem": "problem", "answer": "answer", "generation": "solution", "correct": "right"}
 

@@ -7,7 +7,7 @@ import logging
 from typing import Any
 
 from aimo.evaluation.scores import Scores
-from aimo.progress import counting
+from aimo.run.progress import counting
 
 
 def disagreements(scores: Scores) -> list[dict[str, Any]]:

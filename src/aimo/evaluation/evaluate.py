@@ -27,9 +27,9 @@ from aimo.inference.model_folder import identity
 from aimo.inference.sampling import Sampler
 from aimo.inference.settings import SETTINGS, Settings, guess_tags, resolve
 from aimo.inference.storage import KEPT, read_json, write_json
-from aimo.progress import counting
 from aimo.report import pages
-from aimo.runs import lock, unlock
+from aimo.run.progress import counting
+from aimo.run.runs import lock, unlock
 
 FIGURES = "evaluation.json"
 Start = Callable[[Settings], Sampler]

@@ -14,7 +14,7 @@ from aimo.inference import answers, competitions, gateway
 from aimo.inference.engine import Engine
 from aimo.inference.solution import Solution
 from aimo.inference.storage import write_json
-from aimo.runs import Run
+from aimo.run.runs import Run
 
 SHOWN = 4
 """Rows whose first completion by each model is kept for the report."""

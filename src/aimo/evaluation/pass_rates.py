@@ -7,7 +7,7 @@ from aimo.errors import AimoError
 from aimo.evaluation.metrics import evaluate
 from aimo.inference.engine import Engine
 from aimo.inference.storage import read_json, write_json
-from aimo.runs import Run
+from aimo.run.runs import Run
 
 
 def within_pass_rate(

@@ -31,15 +31,16 @@ from kagglesdk.models.types.model_api_service import (
 )
 from kagglesdk.models.types.model_enums import ModelFramework
 
-from aimo import config, hub
+from aimo import config
 from aimo.config import RUNS
+from aimo.config.stages import STAGES
 from aimo.errors import AimoError
 from aimo.inference.model_folder import check_model_folder
 from aimo.inference.storage import read_json
 from aimo.kaggle import downloads, records
 from aimo.kaggle.check import source_of
 from aimo.kaggle.client import Api, filled, pages, refusal, status
-from aimo.stages import STAGES
+from aimo.run import hub
 
 LISTED_WITHIN_S = 600.0
 """How long Kaggle may take to list what was uploaded."""

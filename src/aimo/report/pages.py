@@ -12,14 +12,14 @@ from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
-from aimo import machine
 from aimo.config import RUNS
+from aimo.config.stages import STAGES, TRAINED
 from aimo.errors import AimoError
 from aimo.inference.storage import read_json, read_lines, write_json
 from aimo.report import mathematics, page, plots, tables
 from aimo.report.page import Html, Section
-from aimo.runs import figures as figures_of
-from aimo.stages import STAGES, TRAINED
+from aimo.run import machine
+from aimo.run.runs import figures as figures_of
 
 KINDS = {
     "report.html": "run",

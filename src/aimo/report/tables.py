@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from aimo.config.stages import MODELS
 from aimo.inference.storage import read_lines
 from aimo.report.page import Html, join, render
-from aimo.stages import MODELS
 
 TABLE = """\
 <div class="wide"><table class="aimo"><tr>{% for column in columns %}<th>{{ column }}</th>{% endfor %}</tr>

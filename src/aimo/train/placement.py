@@ -7,9 +7,9 @@ Everything here is decided from the profile, from what torch says of the GPUs, a
 import os
 from typing import Any
 
-from aimo import machine
 from aimo.config import Profile
 from aimo.errors import AimoError
+from aimo.run import machine
 
 
 def choose_dtype(profile: Profile) -> tuple[str, str]:

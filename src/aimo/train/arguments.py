@@ -13,10 +13,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from aimo import machine
 from aimo.config import Grpo, Profile
 from aimo.errors import AimoError
-from aimo.training import placement
+from aimo.run import machine
+from aimo.train import placement
 
 RENAMED = {
     "num_train_epochs": "{stage}.epochs",
@@ -146,7 +146,7 @@ def configure(kind: Any, stage: str, profile: Profile, folder: Path, **arguments
 
     AimoError names a key under `trl` that TRL does not know, that has a key of its own, or that TRL refuses.
     """
-    from aimo.training import trl_compat
+    from aimo.train import compat
 
     section = getattr(profile, stage)
     known = {f.name for f in fields(kind)}
@@ -165,7 +165,7 @@ def configure(kind: Any, stage: str, profile: Profile, folder: Path, **arguments
         raise AimoError(f"{stage}: {' '.join(str(e).split())}") from None
     for name in {f.name for f in fields(plain)} - UNSLOTHS.keys():  # Unsloth's class changes some values
         setattr(configured, name, getattr(plain, name))
-    trl_compat.take_one_gpu(configured)
+    compat.take_one_gpu(configured)
     # Unsloth's word for computing in 16 bits is float32, its weights' type, and bfloat16 for the weights' own
     # type. Without it, its trainers compute float32 in 16 bits.
     in_16_bits = configured.bf16 or configured.fp16

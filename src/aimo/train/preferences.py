@@ -13,7 +13,7 @@ from aimo.evaluation import metrics
 from aimo.inference.engine import Engine
 from aimo.inference.sampling import Completion
 from aimo.inference.storage import read_json, write_json
-from aimo.runs import Run
+from aimo.run.runs import Run
 
 LONGER = 1.5
 """How many times as long as the shortest a right completion must be to be rejected."""

@@ -11,12 +11,12 @@ import trl
 from torch.nn.functional import pad
 from transformers import Trainer
 
-from aimo.training import trl_compat
-from aimo.training.dynamic_sampling import DynamicSampling
-from aimo.training.row_order import ByLength, Seeded
+from aimo.train import compat
+from aimo.train.dynamic_sampling import DynamicSampling
+from aimo.train.row_order import ByLength, Seeded
 
 
-class Shared(trl_compat.OrderHook):
+class Shared(compat.OrderHook):
     """The part that the three trainers share: order of rows and the check of each loss."""
 
     on_loss: Any = None
@@ -54,7 +54,7 @@ class SftTrainer(Shared, trl.SFTTrainer):
         return super().order_rows(sampler)
 
 
-class GrpoTrainer(Shared, DynamicSampling, trl_compat.LogProbHook, trl.GRPOTrainer):
+class GrpoTrainer(Shared, DynamicSampling, compat.LogProbHook, trl.GRPOTrainer):
     """GRPO that trains on groups with signal where `max_resample` is set, with less padding on a CPU."""
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:

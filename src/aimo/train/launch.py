@@ -1,7 +1,7 @@
 """`aimo launch`: a training stage in several processes, by `accelerate launch` with the configurations that
 TRL ships, or as a Slurm job.
 
-Each process runs `stage`, that is, `python -m aimo.training.launch sft --profile tiny`: the notebook without
+Each process runs `stage`, that is, `python -m aimo.train.launch sft --profile tiny`: the notebook without
 pictures. Out of scope: several nodes without Slurm, for which `--dry-run` prints each node's command.
 """
 
@@ -24,8 +24,9 @@ import typer
 import yaml
 from jinja2 import Template
 
-from aimo import config, progress, runs, serving
+from aimo import config, serving
 from aimo.config import Profile
+from aimo.config.stages import STAGES, TRAINED
 from aimo.data import prepare
 from aimo.data.prepare import Rows
 from aimo.errors import AimoError, StageError, explain_exit
@@ -33,9 +34,9 @@ from aimo.evaluation import pass_rates
 from aimo.inference.errors import redact
 from aimo.inference.processes import running
 from aimo.inference.storage import write_whole
-from aimo.runs import Run
-from aimo.stages import STAGES, TRAINED
-from aimo.training import arguments, models, placement, preferences, trainers
+from aimo.run import progress, runs
+from aimo.run.runs import Run
+from aimo.train import arguments, models, placement, preferences, trainers
 
 CONFIGS = {"ddp": "multi_gpu", "fsdp": "fsdp2", "zero2": "zero2", "zero3": "zero3"}
 """Strategies, and TRL's accelerate configurations for them."""
@@ -218,7 +219,7 @@ class Job:
     def worker(self) -> str:
         """The arguments of each process."""
         profile = str(Path(self.profile).absolute()) if self.profile.endswith(".yaml") else self.profile
-        arguments = ["-m", "aimo.training.launch", self.stage, "--profile", profile]
+        arguments = ["-m", "aimo.train.launch", self.stage, "--profile", profile]
         arguments += ["--run-dir", str(Path(self.run_dir).absolute())] if self.run_dir else []
         return shlex.join(arguments + [part for override in self.overrides for part in ("--set", override)])
 

@@ -27,11 +27,11 @@ def pack(
     """Tokenise and pack a run's SFT set before training, which then finds it."""
     import trl
 
-    from aimo import hub, runs
     from aimo.data import prepare
-    from aimo.training import models, trl_compat
-    from aimo.training.arguments import sft_arguments
-    from aimo.training.tokenization import read_or_tokenize
+    from aimo.run import hub, runs
+    from aimo.train import compat, models
+    from aimo.train.arguments import sft_arguments
+    from aimo.train.tokenization import read_or_tokenize
 
     run = runs.begin("sft", profile, run_dir, set_)
     assert run.profile.sft
@@ -40,7 +40,7 @@ def pack(
     args = sft_arguments(run.profile, run.folder)
     tokenizer = models.load_tokenizer(run.start_model(), run.profile)
     tokens = read_or_tokenize(prepare.read(run.dir / "data", "sft"), tokenizer, args, run.folder)
-    packed = trl_compat.pack(tokens, args)
+    packed = compat.pack(tokens, args)
     assert run.profile.model.max_length
     length, count = run.profile.model.max_length, sum(map(len, packed["input_ids"]))
     full = count / len(packed) / length

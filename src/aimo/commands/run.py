@@ -16,11 +16,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from aimo.config import ROOT
-from aimo.data import commands as data
-from aimo.errors import AimoError, EngineError, StageError
-from aimo.evaluation import commands as lab
-from aimo.evaluation.commands import (
+from aimo.commands import data, kaggle
+from aimo.commands import measure as lab
+from aimo.commands.measure import (
     Adapter,
     EngineArguments,
     Servers,
@@ -30,11 +28,12 @@ from aimo.evaluation.commands import (
     solver_settings,
     start,
 )
+from aimo.config import ROOT
+from aimo.config.stages import STAGES
+from aimo.errors import AimoError, EngineError, StageError
 from aimo.inference.errors import redact
 from aimo.inference.storage import KEPT, NO_ROOM
-from aimo.kaggle import commands
-from aimo.stages import STAGES
-from aimo.training import packing
+from aimo.train import packing
 
 HELP = """From a base model to an AI Mathematical Olympiad submission: data, SFT, GRPO, DPO, voted inference.
 
@@ -47,7 +46,7 @@ kernel = typer.Typer(no_args_is_help=True, help="Build Kaggle kernels.")
 app.add_typer(kernel, name="kernel")
 data_commands = typer.Typer(no_args_is_help=True, help="Prepare data before training.")
 app.add_typer(data_commands, name="data")
-app.add_typer(commands.app, name="kaggle")
+app.add_typer(kaggle.app, name="kaggle")
 
 
 def show_version(wanted: bool) -> None:
@@ -90,7 +89,7 @@ def run(
     """Do the stages of a profile that are not finished yet, and write the report."""
     try:
         from aimo import pipeline
-        from aimo.runs import figures
+        from aimo.run.runs import figures
 
         folder = pipeline.run(profile, run_dir, set_, test=test, from_stage=from_, until=until)
     except KeyboardInterrupt:
@@ -142,7 +141,7 @@ def launch(
     ] = None,
 ) -> None:
     """Train a stage in several processes, under `accelerate launch` or in a Slurm job."""
-    from aimo.training import launch
+    from aimo.train import launch
 
     if cpu and (gpus or slurm):
         raise AimoError("--cpu goes with neither --gpus nor --slurm: it tries a stage on this machine")
@@ -220,8 +219,9 @@ def serve(
     log: Annotated[Path, typer.Option(help="Where vLLM writes.")] = Path("vllm.log"),
 ) -> None:
     """Serve a model with vLLM's OpenAI-compatible server, until Ctrl-C."""
-    from aimo import hub, serving
+    from aimo import serving
     from aimo.inference.settings import resolve
+    from aimo.run import hub
 
     check_folder("--log", log)
     if log.is_dir():
@@ -288,7 +288,7 @@ def tiny_base(
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of training; 3000 or 450.")] = None,
 ) -> None:
     """Train the tiny base model, or the tiny tool model, from random weights on built-in problems."""
-    from aimo.runs import quiet
+    from aimo.run.runs import quiet
 
     out = out or ROOT / "data" / ("tiny-tools" if tools else "tiny-base")
     try:
@@ -297,7 +297,7 @@ def tiny_base(
     except OSError as e:
         raise AimoError(f"--out {out}: {e.strerror}; take a folder that can be written") from None
     quiet()
-    from aimo.training import tiny_base, tiny_tools
+    from aimo.train import tiny_base, tiny_tools
 
     model = tiny_tools if tools else tiny_base
     print(model.make(out, seed, steps or model.STEPS).read_text())
@@ -331,7 +331,7 @@ def check(name: Annotated[str, typer.Argument(help="A folder of kernels/, or a p
 @app.command()
 def doctor() -> None:
     """Print what is installed, the device, and the remedy for each missing or mismatched piece."""
-    from aimo import doctor
+    from aimo.commands import doctor
 
     rows = doctor.check()
     table = Table(*rows[0])

@@ -23,12 +23,12 @@ from transformers import (
     get_cosine_schedule_with_warmup,
 )
 
-from aimo import machine
 from aimo.config import Prompt
 from aimo.data.builtin import Problem, generate, stream
 from aimo.evaluation import metrics
 from aimo.inference import prompts
 from aimo.inference.engine import Engine
+from aimo.run import machine
 
 VOCABULARY = 768
 CONTEXT = 1024

@@ -12,14 +12,15 @@ import sys
 from pathlib import Path
 from typing import Any, TextIO
 
-from aimo import config, hub, machine
+from aimo import config
 from aimo.config import Profile
 from aimo.errors import AimoError
 from aimo.inference import prompts
 from aimo.inference.model_folder import read_tokenizer
 from aimo.inference.settings import SETTINGS
 from aimo.inference.storage import read_json, write_whole
-from aimo.training import placement
+from aimo.run import hub, machine
+from aimo.train import placement
 
 
 def load_tokenizer(folder: Path, profile: Profile) -> Any:

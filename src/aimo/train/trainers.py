@@ -11,13 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from aimo import machine, runs
 from aimo.config import Profile
 from aimo.data.prepare import Rows
 from aimo.errors import AimoError
 from aimo.inference.settings import Settings
-from aimo.runs import Run
-from aimo.training import checkpoints
+from aimo.run import machine, runs
+from aimo.run.runs import Run
+from aimo.train import checkpoints
 
 Progress = Callable[[int, int], None]
 Log = list[dict[str, Any]]
@@ -52,9 +52,9 @@ def sft(
     `test` rows are evaluated on every `sft.eval_steps`, `probe` rows (`prompt`, `answer`) answered every
     `sft.probe_steps`. Rows longer than `model.max_length` are cut there.
     """
-    from aimo.training.arguments import sft_arguments
-    from aimo.training.tokenization import read_or_tokenize
-    from aimo.training.trl_trainers import SftTrainer
+    from aimo.train.arguments import sft_arguments
+    from aimo.train.tokenization import read_or_tokenize
+    from aimo.train.trl_trainers import SftTrainer
 
     assert profile.sft
     args = sft_arguments(profile, folder)
@@ -97,9 +97,9 @@ def grpo(
 
     from aimo import rewards
     from aimo.inference import engine
-    from aimo.training import callbacks, models, tool_use, trl_compat
-    from aimo.training.arguments import grpo_arguments
-    from aimo.training.trl_trainers import GrpoTrainer
+    from aimo.train import callbacks, compat, models, tool_use
+    from aimo.train.arguments import grpo_arguments
+    from aimo.train.trl_trainers import GrpoTrainer
 
     assert profile.grpo
     args = grpo_arguments(profile, folder)
@@ -107,7 +107,7 @@ def grpo(
     in_process = profile.grpo.generation == "vllm"
     if in_process:
         engine.set_environment()
-    trl_compat.generate_with_vllm(on_cpu=in_process and args.device.type == "cpu")
+    compat.generate_with_vllm(on_cpu=in_process and args.device.type == "cpu")
     trainer = build(
         GrpoTrainer,
         "grpo",
@@ -155,8 +155,8 @@ def dpo(
 
     The reference model is the one that training starts from. Returns the records of `fit`.
     """
-    from aimo.training.arguments import dpo_arguments
-    from aimo.training.trl_trainers import DpoTrainer
+    from aimo.train.arguments import dpo_arguments
+    from aimo.train.trl_trainers import DpoTrainer
 
     columns = ("prompt", "chosen", "rejected")
     trainer = build(
@@ -174,9 +174,9 @@ def build(kind: Any, stage: str, **arguments: Any) -> Any:
     """A trainer; what TRL refuses of the configuration becomes one line."""
     from transformers import PrinterCallback
 
-    from aimo.training import placement, trl_compat
+    from aimo.train import compat, placement
 
-    trl_compat.provide_log_probs()
+    compat.provide_log_probs()
     try:
         trainer = kind(**arguments)
     except ValueError as e:
@@ -195,8 +195,8 @@ def fit(
     stage's totals. AimoError for rows too few for a step, a model that an interrupted training has changed, a
     loss that is not finite, and a device without enough memory.
     """
-    from aimo.training.callbacks import AlreadyTrained
-    from aimo.training.models import check_adapter
+    from aimo.train.callbacks import AlreadyTrained
+    from aimo.train.models import check_adapter
 
     check_rows(trainer, stage)
     limits = watch(trainer, stage, profile, folder, progress, probe)
@@ -249,7 +249,7 @@ def watch(
     trainer: Any, stage: str, profile: Profile, folder: Path, progress: Progress, probe: Rows | None
 ) -> Any:
     """Add the callbacks of a stage to its trainer; returns the one that keeps the limits."""
-    from aimo.training import callbacks
+    from aimo.train import callbacks
 
     limits = callbacks.Limits(profile, folder)
     trainer.add_callback(limits)
@@ -281,7 +281,7 @@ def totals(trainer: Any) -> dict[str, Any]:
     A sample is a row; for GRPO, a completion, trained on or not. Seconds are those of training, probes and
     checkpoints included.
     """
-    from aimo.training.trl_trainers import rows_per_step
+    from aimo.train.trl_trainers import rows_per_step
 
     state = trainer.state
     groups = sum(record.get("groups/tried", 0) for record in state.log_history)
@@ -316,7 +316,7 @@ def finish(run: Run, tokenizer: Any, log: Log, **more: Any) -> dict[str, Any]:
 
     Returns the recorded figures, `more` among them.
     """
-    from aimo.training import models
+    from aimo.train import models
 
     figures, product = more | summary(log), run.folder / "model"
     card = figures | run.data_hash()
@@ -358,7 +358,7 @@ def out_of_memory(stage: str, profile: Profile, folder: Path, step: int) -> str:
 
 def can_load_in_4bit(profile: Profile) -> bool:
     """Whether four-bit weights would be something new, and the rest of the profile allows them."""
-    from aimo.training import placement
+    from aimo.train import placement
 
     samples_with_vllm = profile.grpo is not None and profile.grpo.generation != "transformers"
     new = profile.model.lora is not None and not profile.model.load_in_4bit

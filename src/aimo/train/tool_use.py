@@ -31,7 +31,7 @@ class Session:
         self._programs.close()
         self._programs = Programs(self._seconds)
 
-    def python(self, code: str) -> str:  # noqa: D102 (TRL offers the model what the docstring says)
+    def python(self, code: str) -> str:
         return escape_special_tokens(self._tokenizer, self._programs.run(code).shown)
 
     python.__doc__ = f"{PYTHON['function']['description']}\n\nArgs:\n    code: The program."

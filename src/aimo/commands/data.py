@@ -1,6 +1,6 @@
 """`aimo distil` and `aimo reject`: completions of a teacher, and which of them are kept.
 
-Arguments to one call of `aimo.data`, as in `aimo.cli`. Nothing heavy is imported before a command runs.
+Arguments to one call of `aimo.data`. Nothing heavy is imported before a command runs.
 """
 
 import json
@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from aimo.config import Distil, Prompt, Reject, Source, read_values, set_key
 from aimo.errors import AimoError, explain
 from aimo.inference.settings import PUBLIC, Tags
-from aimo.progress import changing_line
+from aimo.run.progress import changing_line
 
 KEYS = {
     "dataset_name": "source",

@@ -23,15 +23,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from aimo import config, hub
+from aimo import config
 from aimo.config import ROOT, RUNS, Profile
+from aimo.config.stages import MODELS, STAGES
 from aimo.errors import AimoError
 from aimo.inference.parameters import Texts, checked
 from aimo.inference.processes import is_verbose
 from aimo.inference.settings import Settings
 from aimo.inference.startup import collect_less
 from aimo.inference.storage import read_json, write_json, write_whole
-from aimo.stages import MODELS, STAGES
+from aimo.run import hub
 
 LOCKED = "AIMO_LOCKED"
 """The environment variable with the folders, one a line, that this process or one above it has locked."""

@@ -11,17 +11,17 @@ from typing import Any
 import torch
 from trl.trainer.utils import nanstd
 
-from aimo.training import trl_compat
-from aimo.training.row_order import split
+from aimo.train import compat
+from aimo.train.row_order import split
 
 
-class DynamicSampling(trl_compat.SamplingHook):
+class DynamicSampling(compat.SamplingHook):
     """The part of the GRPO trainer that chooses what a step trains on, and counts what was sampled for it."""
 
     max_resample: int | None = None
     """How many times as many prompts as a step has may be tried to fill it with groups that have signal."""
 
-    def choose(self, inputs: list[dict[str, Any]]) -> list[trl_compat.Sampled] | None:
+    def choose(self, inputs: list[dict[str, Any]]) -> list[compat.Sampled] | None:
         """The groups with signal, of as many prompts as it takes.
 
         Where `max_resample` times as many prompts have too few, the step is smaller. The further prompts
@@ -48,12 +48,12 @@ class DynamicSampling(trl_compat.SamplingHook):
         count = whole(min(with_signal, wanted), size, processes * self.args.steps_per_generation)
         return [completion for group in groups[:count] for completion in group]
 
-    def has_signal(self, group: list[trl_compat.Sampled]) -> bool:
+    def has_signal(self, group: list[compat.Sampled]) -> bool:
         """Whether a completion that counts in the loss is better or worse than the mean of its group."""
         rewards = self.total(torch.stack([rewards for _, rewards in group]))
         ends = {*self.eos_token_ids, self.processing_class.pad_token_id}
         for (row, _), reward in zip(group, rewards - rewards.nanmean(), strict=True):
-            is_cut_off = row[trl_compat.COMPLETION_IDS][-1] not in ends
+            is_cut_off = row[compat.COMPLETION_IDS][-1] not in ends
             if abs(reward) > 1e-5 and not (is_cut_off and self.mask_truncated_completions):
                 return True
         return False

@@ -1,6 +1,6 @@
 """`aimo evaluate`, `compare`, `replay` and `forecast`: models on benchmarks, and rules on recorded samples.
 
-Arguments to one call of `aimo.evaluation`, as in `aimo.cli`. Nothing heavy is imported before a command runs.
+Arguments to one call of `aimo.evaluation`. Nothing heavy is imported before a command runs.
 """
 
 import math
@@ -189,7 +189,7 @@ def start(
     from aimo.inference.model_folder import check_model_folder
     from aimo.inference.server import Server
     from aimo.inference.settings import resolve
-    from aimo.runs import quiet
+    from aimo.run.runs import quiet
 
     quiet()
     check_model_folder(model)

@@ -11,10 +11,10 @@ import shutil
 import sys
 from pathlib import Path
 
-from aimo import machine
 from aimo.config import ROOT
 from aimo.errors import AimoError
 from aimo.inference import sandbox
+from aimo.run import machine
 
 
 def check() -> list[dict[str, str]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from aimo.errors import AimoError
 from aimo.inference.storage import read_json, write_json
-from aimo.runs import newest_first, step_of
+from aimo.run.runs import newest_first, step_of
 
 
 def last_checkpoint(folder: Path) -> str | None:
@@ -83,7 +83,7 @@ def save_best(trainer: Any, folder: Path, figures: dict[str, float]) -> None:
 def save_trained(trainer: Any, folder: Path) -> None:
     """Leave the adapter or the weights in `trained`: of the best model probed where there is one, also in
     memory."""
-    from aimo.training.callbacks import main_process_says
+    from aimo.train.callbacks import main_process_says
 
     best, trained = folder / "best", folder / "trained"
     if not main_process_says((best / "probe.json").exists()):

@@ -15,16 +15,16 @@ import torch
 from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 
-from aimo import runs
 from aimo.config import Profile
 from aimo.errors import AimoError
 from aimo.inference import prompts
 from aimo.inference.answers import are_correct
 from aimo.inference.storage import append_lines, read_lines, write_lines
 from aimo.rewards import text_of
-from aimo.runs import SESSION_END, SESSION_OVER
-from aimo.training import checkpoints, trl_compat
-from aimo.training.tool_use import transcript
+from aimo.run import runs
+from aimo.run.runs import SESSION_END, SESSION_OVER
+from aimo.train import checkpoints, compat
+from aimo.train.tool_use import transcript
 
 LOG = "log.jsonl"
 SAMPLES = "samples.jsonl"
@@ -152,7 +152,7 @@ class Samples(TrainerCallback):
         due = state.global_step == 1 or state.global_step % self.every == 0
         if not (due and state.is_world_process_zero):
             return
-        logs = trl_compat.last_completions(self.trainer)
+        logs = compat.last_completions(self.trainer)
         lines = []
         for i in range(-min(SAMPLES_KEPT, len(logs["completion"])), 0):
             line = {"step": state.global_step, "problem": text_of(logs["prompt"][i])}

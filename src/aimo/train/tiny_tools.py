@@ -15,7 +15,6 @@ from pathlib import Path
 import polars as pl
 from tokenizers import Regex
 
-from aimo import machine
 from aimo.data import computed
 from aimo.data.computed import Problem
 from aimo.inference.engine import Engine
@@ -23,7 +22,8 @@ from aimo.inference.sampling import Sampler
 from aimo.inference.storage import write_json
 from aimo.inference.stream import Problem as Asked
 from aimo.inference.stream import Stream
-from aimo.training import tiny_base
+from aimo.run import machine
+from aimo.train import tiny_base
 
 STEPS = 450
 BATCH = 32

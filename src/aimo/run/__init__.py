@@ -1,0 +1,1 @@
+"""A run: its folder, its progress, its machine, its uploads to the hub."""

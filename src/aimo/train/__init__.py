@@ -1,0 +1,1 @@
+"""SFT, GRPO and DPO: from rows to a saved model."""

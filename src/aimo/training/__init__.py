@@ -1,1 +1,0 @@
-"""From rows to a model: SFT, GRPO and DPO with TRL."""
