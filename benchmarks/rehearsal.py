@@ -67,13 +67,13 @@ from pathlib import Path
 from kagglesdk import kaggle_env
 url, out = sys.argv[1:3]
 kaggle_env._env_to_endpoint[kaggle_env.KaggleEnv.PROD] = url
-from aimo import cli
+from aimo.commands import run
 from aimo.kaggle import check, kernel_runs, records, uploads
 kernel_runs.POLL_S = uploads.POLL_S = 1.0
 check.OUTPUT = Path(out, "unseen")
 kernel_runs.OUTPUT, records.RECORDS = Path(out, "output"), Path(out, "kaggle.jsonl")
 sys.argv = ["aimo", *sys.argv[3:]]
-cli.main()
+run.main()
 """
 
 

@@ -22,6 +22,7 @@ import polars as pl
 import pytest
 from conftest import TINY
 
+import aimo.commands.run as command_line
 from aimo import config
 
 CUT, HANG = "cut", "hang"
@@ -380,7 +381,7 @@ def aimo(monkeypatch, capsys):
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["aimo", "kaggle", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
-            run.main()
+            command_line.main()
         out, err = capsys.readouterr()
         return ended.value.code, out, err
 

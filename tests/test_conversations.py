@@ -100,7 +100,7 @@ def test_a_conversation_that_is_no_single_question_is_left_out_and_its_reason_co
     assert rows == [(ASK, REPLY)] and notes.dropped == {f"conversation {fault.strip()}": 1}
 
 
-def test_a_thought_of_its_own_field_is_trained_and_the_card_counts_what_was_left_out(tmp_path, tokenizer):  # noqa: F811
+def test_a_thought_in_its_own_field_is_trained_and_the_card_counts_the_rest(tmp_path, tokenizer):  # noqa: F811
     talks = [reply(reasoning_content="I multiply", content=REPLY), LEFT_OUT["of several turns"]]
     rows = [{"messages": talk} for talk in talks] + [
         {"messages": [{"role": "user", "content": "a\fb"}, TALK[1]]}

@@ -208,7 +208,7 @@ def test_a_notebook_gives_a_remedy_that_works_in_a_notebook(tmp_path):
 
 def hands(folder: Path) -> bool:
     """Whether another process may work in a folder."""
-    code = f"from pathlib import Path; from aimo import runs; runs.lock(Path({str(folder)!r}))"
+    code = f"from pathlib import Path; from aimo.run import runs; runs.lock(Path({str(folder)!r}))"
     alone = {key: value for key, value in os.environ.items() if key != runs.LOCKED}
     return not subprocess.run([sys.executable, "-c", code], env=alone, stderr=subprocess.DEVNULL).returncode
 
@@ -220,7 +220,7 @@ def test_a_changed_run_dir_leaves_the_first_folder_locked_and_open_to_its_own_pr
         runs.lock(folder)
     runs.lock(first)  # a notebook that goes back to its first folder
     assert not hands(first) and not hands(second)
-    code = f"from pathlib import Path; from aimo import runs; runs.lock(Path({str(first)!r}))"
+    code = f"from pathlib import Path; from aimo.run import runs; runs.lock(Path({str(first)!r}))"
     runs.unlock(second)
     subprocess.run([sys.executable, "-c", code], check=True)  # started by the holder
     assert not hands(first) and hands(second)

@@ -507,7 +507,7 @@ def hub_cache(profile: config.Profile, folder: Path) -> Any:
     """Where the hub's client keeps what it downloads, in a process that begins a stage."""
     code = """
 import sys
-from aimo import runs
+from aimo.run import runs
 runs.begin("data", sys.argv[1], sys.argv[2])
 from huggingface_hub import constants
 print(constants.HF_HUB_CACHE)

@@ -197,7 +197,8 @@ def test_processes_are_spawned_by_a_python_at_any_path(tmp_path):
 STAND_IN = """
 import subprocess, sys
 import polars  # it makes a wait that Ctrl-C interrupts go on
-from aimo import cli, serving
+from aimo import serving
+from aimo.commands import run
 
 program = "import http.server as h, sys; h.test(h.SimpleHTTPRequestHandler, port=int(sys.argv[1]))"
 
@@ -205,7 +206,7 @@ serving.command = lambda model, settings, seed, host, port: [
     "sh", "-c", f"touch health; {sys.executable} -c '{program}' {port} & wait"
 ]
 sys.argv = ["aimo", "serve", sys.argv[1], "--port", "0"]
-cli.main()
+run.main()
 """
 
 

@@ -12,7 +12,7 @@ from conftest import ROOT
 PACKAGE = ROOT / "src" / "aimo"
 HUGGING_FACE = r"https://github\.com/huggingface/(trl|transformers)/blob/v[\d.]+/"
 COMPAT = {  # packages, and the link of an entry
-    PACKAGE / "training" / "trl_compat.py": (("trl", "transformers"), HUGGING_FACE),
+    PACKAGE / "train" / "compat.py": (("trl", "transformers"), HUGGING_FACE),
     PACKAGE / "kaggle" / "kaggle_compat.py": (("kagglesdk",), r"https://pypi\.org/project/kagglesdk/[\d.]+/"),
 }
 PRIVATE = re.compile(r"_(?!_)\w*[^_]")  # not __dunder__, nor _protocol_ of IPython

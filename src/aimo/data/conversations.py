@@ -65,7 +65,7 @@ def read(prompts: pl.Series, replies: pl.Series | None = None) -> pl.DataFrame:
         asked = prompts[start : start + CHUNK].to_list()
         answered = [None] * len(asked) if replies is None else replies[start : start + CHUNK].to_list()
         found = [exchange(*pair) for pair in zip(asked, answered, strict=True)]
-        parts.append(pl.DataFrame(found, dict.fromkeys(Exchange._fields, pl.String), orient="row"))
+        parts.append(pl.DataFrame(found, dict.fromkeys(Exchange.__annotations__, pl.String), orient="row"))
     return pl.concat(parts)
 
 
