@@ -14,7 +14,7 @@ from model_server import Handler, on_loopback
 
 from aimo.errors import AimoError
 from aimo.inference import programs, sandbox
-from aimo.rewards import cf_code_reward, contests, get_reward_funcs, ioi_code_reward
+from aimo.rewards import cf_code_reward, code, get_reward_funcs, ioi_code_reward
 
 SUM = "#include <iostream>\nint main() { long a, b; std::cin >> a >> b; std::cout << a + b << '\\n'; }"
 PRODUCT = SUM.replace("a + b", "a * b")
@@ -94,7 +94,7 @@ def test_a_source_reads_nothing_of_the_machine_and_takes_little_of_it(source, tm
     secret.write_text("int hunter2;")
     tmp_path.chmod(0o755)
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    result = contests.compile_here((("main.cpp", source.format(file=secret) + "\nint main() {}"),))
+    result = code.compile_here((("main.cpp", source.format(file=secret) + "\nint main() {}"),))
     assert not result.ok and "hunter2" not in result.stdout
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss <= max(before, 2 << 20)  # KB
     assert cf(SUM, official_tests=CF["official_tests"][:1]) == [1.1]
@@ -104,13 +104,13 @@ def test_a_source_reads_nothing_of_the_machine_and_takes_little_of_it(source, tm
 def test_a_source_that_compiles_for_ever_is_stopped_with_all_that_the_compiler_started(monkeypatch):
     programs.pool.cache_clear()
     sandbox._server.close()  # with the sessions that other tests keep ready
-    monkeypatch.setattr(contests, "COMPILING", replace(contests.COMPILING, seconds=1))
+    monkeypatch.setattr(code, "COMPILING", replace(code.COMPILING, seconds=1))
     endless = (
         "template<int n, long m> struct A { "
         "static const long v = A<n - 1, 2 * m>::v + A<n - 1, 2 * m + 1>::v; };"
         "template<long m> struct A<0, m> { static const long v = m; }; int main() { return A<30, 0>::v; }"
     )
-    assert contests.compile_here((("main.cpp", endless),)).timed_out
+    assert code.compile_here((("main.cpp", endless),)).timed_out
     server = sandbox._server.process.pid
     children = Path(f"/proc/{server}/task/{server}/children")
     wait_for(lambda: sandbox.run("").ok and not children.read_text(), 5)
@@ -119,22 +119,22 @@ def test_a_source_that_compiles_for_ever_is_stopped_with_all_that_the_compiler_s
 @needs_compiler
 def test_a_library_that_a_problem_brings_is_found_and_a_file_outside_its_folder_is_refused():
     graders = [*IOI["grader_files"], ["testlib.h", "inline long twice(long n) { return 2 * n; }"]]
-    code = '#include "../testlib.h"\nlong add(long a, long b) { return twice(a) / 2 + b; }'
+    source = '#include "../testlib.h"\nlong add(long a, long b) { return twice(a) / 2 + b; }'
     given = columns(IOI | {"grader_files": graders})
-    assert ioi_code_reward([block(code)], provider_type="local", **given) == [1.0]
+    assert ioi_code_reward([block(source)], provider_type="local", **given) == [1.0]
     given = columns(IOI | {"grader_files": [["../../x.h", "x"]]})
     with pytest.raises(AimoError, match="leaves its folder"):
-        ioi_code_reward([block(code)], provider_type="local", **given)
+        ioi_code_reward([block(source)], provider_type="local", **given)
 
 
 def test_a_compiler_that_does_not_run_here_is_named_and_no_program_is_to_blame(monkeypatch, tmp_path):
     (tmp_path / "g++").write_text("#!/bin/sh\nexit 1\n")
     (tmp_path / "g++").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    contests.broken_compiler.cache_clear()
+    code.broken_compiler.cache_clear()
     with pytest.raises(AimoError, match=r"needs g\+\+ for C\+\+"):
         cf("int main() { return 5; }")
-    contests.broken_compiler.cache_clear()
+    code.broken_compiler.cache_clear()
 
 
 def test_a_python_program_is_run_as_well_and_a_row_that_cannot_be_judged_is_not_scored():
@@ -203,13 +203,13 @@ def piston(monkeypatch):
             stand.asked.append(self.asked())
             self.reply(json.dumps(stand.reply(stand.asked[-1])))
 
-    monkeypatch.setattr(contests, "PAUSE_S", 0.01)
+    monkeypatch.setattr(code, "PAUSE_S", 0.01)
     with on_loopback(Piston) as address:
         stand.url = f"{address}/api/v2"
         monkeypatch.setenv("PISTON_ENDPOINTS", stand.url)
-        contests.servers.cache_clear()
+        code.servers.cache_clear()
         yield stand
-        contests.servers.cache_clear()
+        code.servers.cache_clear()
 
 
 def files(request):

@@ -338,7 +338,7 @@ def contests(profile: config.Profile, folder: Path) -> Any:
     """What Piston's servers are asked and how many tests run at a time, with the rewards of a program."""
     from concurrent.futures import ThreadPoolExecutor
 
-    from aimo.rewards import contests, get_reward_funcs
+    from aimo.rewards import code, get_reward_funcs
 
     assert profile.grpo
     asked, sizes = [], []
@@ -363,11 +363,11 @@ def contests(profile: config.Profile, folder: Path) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PISTON_ENDPOINTS", "http://piston")
         patch.setattr("requests.post", post)
-        patch.setattr("aimo.rewards.contests.ThreadPoolExecutor", Pool)
-        contests.servers.cache_clear()
+        patch.setattr("aimo.rewards.code.ThreadPoolExecutor", Pool)
+        code.servers.cache_clear()
         columns = {key: [value] for key, value in row.items()}
         scores = [function(completions=["```cpp\nint x;\n```"], **columns) for function in functions]
-        contests.servers.cache_clear()
+        code.servers.cache_clear()
     return [scores, sizes, sorted(asked), GRPO_ARGS(profile, folder)["reward_weights"]]
 
 

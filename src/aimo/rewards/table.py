@@ -1,43 +1,102 @@
 """The table of rewards: a row each, with the name in a profile, the function and its options."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
+from pydantic.dataclasses import dataclass
 
 from aimo.errors import AimoError, explain
-from aimo.inference.settings import Prompt
-from aimo.rewards.code import binary_code_reward, code_reward
-from aimo.rewards.contests import cf_code_reward, ioi_code_reward
-from aimo.rewards.correctness import accuracy_reward, get_cosine_scaled_reward, len_reward
-from aimo.rewards.format import format_reward, get_code_format_reward, tag_count_reward
-from aimo.rewards.inputs import RewardFunc, bind
-from aimo.rewards.options import (
-    CfCode,
-    Code,
-    CodeFormat,
-    Cosine,
-    IoiCode,
-    RepetitionPenalty,
-    Reward,
-    SoftOverlongPunishment,
-)
-from aimo.rewards.text import (
-    get_repetition_penalty_reward,
-    get_soft_overlong_punishment,
-    reasoning_steps_reward,
-)
-from aimo.rewards.unsloth import (
-    check_answer,
-    check_numbers,
-    match_format_approximately,
-    match_format_exactly,
-)
+from aimo.inference.settings import NonNegative, Positive, Prompt, strict
+from aimo.rewards import code, math
+from aimo.rewards.math import RewardFunc, bind
 
 
-@dataclass(frozen=True)
-class Row:
+@dataclass(config=strict)
+class Reward:
+    """Any reward; those without a class below have no other option."""
+
+    weight: float = 1.0
+    """What the reward is multiplied by before rewards are added."""
+
+
+@dataclass(config=strict)
+class Cosine(Reward):
+    """`cosine`: the rewards of right and wrong answers at length 0 and at `max_len`."""
+
+    min_value_wrong: float = -1.0
+    """Short and wrong."""
+    max_value_wrong: float = -0.5
+    """Long and wrong."""
+    min_value_correct: float = 0.5
+    """Long and right."""
+    max_value_correct: float = 1.0
+    """Short and right."""
+    max_len: Positive = 1000
+    """In tokens."""
+
+
+@dataclass(config=strict)
+class RepetitionPenalty(Reward):
+    """`repetition_penalty`: a share of `max_penalty`."""
+
+    ngram_size: Positive = 3
+    """Words in a row that count as repeated."""
+    max_penalty: Annotated[float, Field(le=0)] = -1.0
+    """The reward of nothing but repetition."""
+    language: Literal["en", "zh"] = "en"
+    """How words are separated: by spaces, or for Chinese by jieba."""
+
+
+@dataclass(config=strict)
+class SoftOverlongPunishment(Reward):
+    """`soft_overlong_punishment`: where it begins and where it reaches -1, in tokens."""
+
+    max_completion_len: Positive = 16384
+    """Where it reaches -1."""
+    soft_punish_cache: NonNegative = 4096
+    """How long before that it begins."""
+
+
+@dataclass(config=strict)
+class Code(Reward):
+    """`code` and `binary_code`: where programs run, and how many at a time."""
+
+    num_parallel: Positive = 2
+    """Programs that run at one time."""
+    provider_type: Literal["local", "e2b", "morph"] = "local"
+    """The sandbox of this machine, or a service whose package is installed besides."""
+
+
+@dataclass(config=strict)
+class IoiCode(Reward):
+    """`ioi_code`: where programs run, and how many tests at a time."""
+
+    test_batch_size: Annotated[int, Field(ge=-1)] = 1
+    """Tests that run at one time; after a failed one no more are. -1: all."""
+    provider_type: Literal["piston", "local"] = "piston"
+    """The servers of PISTON_ENDPOINTS, or g++ and the sandbox."""
+
+
+@dataclass(config=strict)
+class CfCode(IoiCode):
+    """`cf_code`: besides, what a program is worth."""
+
+    scoring_mode: Literal["pass_fail", "partial", "weighted_sum"] = "weighted_sum"
+    """Whether all tests pass, the share that passes, or the first plus a tenth of the second."""
+    patch_code: bool = False
+    """Whether C++ gets the standard headers that it lacks."""
+
+
+@dataclass(config=strict)
+class CodeFormat(Reward):
+    """`code_format`: the language of rows that have no `language`."""
+
+    language: str = "python"
+    """Such as python or cpp."""
+
+
+class Row(NamedTuple):
     """A reward: a function that takes its options as keywords, or a factory that makes it from them."""
 
     function: Callable[..., Any]
@@ -51,23 +110,25 @@ class Row:
 
 
 REWARDS = {
-    "accuracy": Row(accuracy_reward),
-    "format": Row(format_reward),
-    "tag_count": Row(tag_count_reward),
-    "reasoning_steps": Row(reasoning_steps_reward),
-    "length": Row(len_reward),
-    "format_exact": Row(match_format_exactly),
-    "format_approximate": Row(match_format_approximately),
-    "check_answer": Row(check_answer),
-    "check_numbers": Row(check_numbers),
-    "cosine": Row(get_cosine_scaled_reward, Cosine, is_factory=True),
-    "repetition_penalty": Row(get_repetition_penalty_reward, RepetitionPenalty, is_factory=True),
-    "soft_overlong_punishment": Row(get_soft_overlong_punishment, SoftOverlongPunishment, is_factory=True),
-    "code": Row(code_reward, Code),
-    "binary_code": Row(binary_code_reward, Code),
-    "ioi_code": Row(ioi_code_reward, IoiCode),
-    "cf_code": Row(cf_code_reward, CfCode),
-    "code_format": Row(get_code_format_reward, CodeFormat, is_factory=True),
+    "accuracy": Row(math.accuracy_reward),
+    "format": Row(math.format_reward),
+    "tag_count": Row(math.tag_count_reward),
+    "reasoning_steps": Row(math.reasoning_steps_reward),
+    "length": Row(math.len_reward),
+    "format_exact": Row(math.match_format_exactly),
+    "format_approximate": Row(math.match_format_approximately),
+    "check_answer": Row(math.check_answer),
+    "check_numbers": Row(math.check_numbers),
+    "cosine": Row(math.get_cosine_scaled_reward, Cosine, is_factory=True),
+    "repetition_penalty": Row(math.get_repetition_penalty_reward, RepetitionPenalty, is_factory=True),
+    "soft_overlong_punishment": Row(
+        math.get_soft_overlong_punishment, SoftOverlongPunishment, is_factory=True
+    ),
+    "code": Row(code.code_reward, Code),
+    "binary_code": Row(code.binary_code_reward, Code),
+    "ioi_code": Row(code.ioi_code_reward, IoiCode),
+    "cf_code": Row(code.cf_code_reward, CfCode),
+    "code_format": Row(math.get_code_format_reward, CodeFormat, is_factory=True),
 }
 
 # Options that Open-R1's script arguments name in their own way; the others are `REWARD_OPTION` or `OPTION`.
@@ -83,7 +144,7 @@ OPEN_R1_OPTIONS = {
 
 
 def read_rewards(values: Mapping[str, Any]) -> dict[str, Reward]:
-    """`{name: weight}` or `{name: {weight: …, option: …}}` as options.
+    """Return the options of `{name: weight}` or `{name: {weight: …, option: …}}`.
 
     ValueError for an unknown name or option, with the known ones, and for an impossible value.
     """
@@ -106,18 +167,28 @@ def read_rewards(values: Mapping[str, Any]) -> dict[str, Reward]:
 
 
 def get_reward_funcs(names: Any, prompt: Prompt | None = None, **options: Any) -> list[RewardFunc]:
-    """The named rewards, with their options and a profile's tags (None: Open-R1's layout).
+    """Return the named rewards, with their options and a profile's tags (None: Open-R1's layout).
 
     `names`: a list, whose rewards take what they know of `options`; a mapping such as a profile's
     `grpo.rewards`; or Open-R1's script arguments. AimoError for an unknown reward or a wrong option, with
     the known ones.
     """
-    if hasattr(names, "reward_funcs"):
-        chosen: Mapping[str, Any] = read_script_arguments(names)
+    listed = getattr(names, "reward_funcs", names)
+    known = {name: REWARDS[name].option_names if name in REWARDS else [] for name in listed}
+    chosen: dict[str, Any] = {name: {} for name in listed}
+    if hasattr(names, "reward_funcs"):  # Open-R1's: cosine_max_len, …
+        fields = vars(names)
+        for name, option in [(n, option) for n, of_one in known.items() for option in of_one]:
+            theirs = OPEN_R1_OPTIONS.get(f"{name}.{option}", OPEN_R1_OPTIONS.get(option, option))
+            for field in (f"{name.partition('_')[0]}_{option}", theirs):
+                if field in fields:
+                    chosen[name][option] = fields[field]
     elif isinstance(names, Mapping):
-        chosen = names
-    else:
-        chosen = share_options(names, options)
+        chosen = dict(names)
+    else:  # what no reward knows goes to all, which refuse it
+        anywhere = {option for of_one in known.values() for option in of_one}
+        for name, of_one in known.items():
+            chosen[name] = {o: v for o, v in options.items() if o in of_one or o not in anywhere}
     try:
         settings = read_rewards(chosen)
     except ValueError as e:
@@ -131,27 +202,3 @@ def get_reward_funcs(names: Any, prompt: Prompt | None = None, **options: Any) -
         else:
             functions.append(bind(row.function, **own, prompt=prompt))
     return functions
-
-
-def share_options(names: list[str], options: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Each named reward with the options that it has; what none of them has goes to all, to be refused."""
-    known = {name: REWARDS[name].option_names if name in REWARDS else [] for name in names}
-    shared = {option for of_one in known.values() for option in of_one}
-    return {
-        name: {o: v for o, v in options.items() if o in of_one or o not in shared}
-        for name, of_one in known.items()
-    }
-
-
-def read_script_arguments(arguments: Any) -> dict[str, dict[str, Any]]:
-    """Open-R1's script arguments (`reward_funcs`, `cosine_max_len`, …) as `{name: options}`."""
-    fields = vars(arguments)
-    read: dict[str, dict[str, Any]] = {}
-    for name in arguments.reward_funcs:
-        read[name] = {}
-        for option in REWARDS[name].option_names if name in REWARDS else []:
-            theirs = OPEN_R1_OPTIONS.get(f"{name}.{option}", OPEN_R1_OPTIONS.get(option, option))
-            for field in (f"{name.partition('_')[0]}_{option}", theirs):
-                if field in fields:
-                    read[name][option] = fields[field]
-    return read
