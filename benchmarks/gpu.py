@@ -345,7 +345,7 @@ def prepare(checks: list[Check], work: Path, here: Here) -> None:
 
     (work / "kernel").mkdir()
     (work / "kernel" / "test.csv").write_text(f"id,problem\nfirst,{PROBLEM}\nsecond,What is 3 plus 4?\n")
-    kernels.build("submission", work, "tiny")
+    kernels.build_kernel("submission", work, "tiny")
     for base in {check.base for check in checks if check.base}:
         make_model(base, model_folder(work, base), here)
     for check in checks:

@@ -68,10 +68,10 @@ from kagglesdk import kaggle_env
 url, out = sys.argv[1:3]
 kaggle_env._env_to_endpoint[kaggle_env.KaggleEnv.PROD] = url
 from aimo.commands import run
-from aimo.kaggle import check, kernel_runs, records, uploads
-kernel_runs.POLL_S = uploads.POLL_S = 1.0
+from aimo.kaggle import check, client, transfers, versions
+versions.POLL_S = transfers.LOOK_S = 1.0
 check.OUTPUT = Path(out, "unseen")
-kernel_runs.OUTPUT, records.RECORDS = Path(out, "output"), Path(out, "kaggle.jsonl")
+versions.OUTPUT, client.RECORDS = Path(out, "output"), Path(out, "kaggle.jsonl")
 sys.argv = ["aimo", *sys.argv[3:]]
 run.main()
 """
@@ -285,7 +285,7 @@ def kernel_folder(out: Path, name: str, parameters: dict[str, Any], **metadata: 
     source = ROOT / "kernels" / name
     described = json.loads((source / "kernel-metadata.json").read_text()) | metadata
     (folder / "kernel-metadata.json").write_text(json.dumps(described, indent=2))
-    kernels.build(name, folder, "tiny" if name in kernels.kernels_of("tiny") else None)
+    kernels.build_kernel(name, folder, "tiny" if name in kernels.kernels_of("tiny") else None)
     path = folder / described["code_file"]
     notebook = json.loads(path.read_text())
     for cell in notebook["cells"]:

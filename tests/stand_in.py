@@ -357,18 +357,18 @@ def kaggle(tmp_path, monkeypatch):
     monkeypatch.setitem(kaggle_env._env_to_endpoint, kaggle_env.KaggleEnv.PROD, stand.url)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     (tmp_path / "tmp").mkdir()
-    from aimo.kaggle import client, downloads, kernel_runs, records, uploads
+    from aimo.kaggle import client, transfers, versions
 
     stand.requests.clear()  # importing the client signs in
     monkeypatch.setattr(client.KaggleApi, "config", str(tmp_path / "kaggle.json"))
     monkeypatch.setattr(client, "PAUSE_S", 0.01)
     monkeypatch.setattr(client, "LIMITED_PAUSE_S", 0.01)
-    monkeypatch.setattr(downloads, "ROOT", tmp_path)
-    monkeypatch.setattr(kernel_runs, "POLL_S", 0.01)
-    monkeypatch.setattr(kernel_runs, "OUTPUT", tmp_path / "output")
-    monkeypatch.setattr(records, "RECORDS", tmp_path / "runs" / "kaggle.jsonl")
-    monkeypatch.setattr(uploads, "POLL_S", 0.01)
-    monkeypatch.setattr(uploads, "LISTED_WITHIN_S", 0.2)
+    monkeypatch.setattr(transfers, "ROOT", tmp_path)
+    monkeypatch.setattr(versions, "POLL_S", 0.01)
+    monkeypatch.setattr(versions, "OUTPUT", tmp_path / "output")
+    monkeypatch.setattr(client, "RECORDS", tmp_path / "runs" / "kaggle.jsonl")
+    monkeypatch.setattr(transfers, "LOOK_S", 0.01)
+    monkeypatch.setattr(transfers, "LISTED_WITHIN_S", 0.2)
     yield stand
     stand.close()
     assert stand.wrong == []

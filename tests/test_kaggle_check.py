@@ -9,7 +9,7 @@ from conftest import ROOT
 from aimo import config
 from aimo.commands import run
 from aimo.kaggle import check as check_module
-from aimo.kaggle.check import check
+from aimo.kaggle.check import check_kernel as check
 from aimo.kaggle.kernels import FOLDER, KERNELS
 
 PARAMETERS = """\

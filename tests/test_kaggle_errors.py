@@ -166,7 +166,7 @@ def test_a_link_out_of_a_folder_is_not_uploaded(kaggle, refused, run_dir, link, 
 
 def test_no_error_shows_a_token_or_a_signed_address(kaggle, refused, monkeypatch, tmp_path):
     from aimo.inference.errors import redact
-    from aimo.kaggle import downloads
+    from aimo.kaggle import transfers
 
     signed = "https://storage.example/a.bin?X-Goog-Signature=abc123&X-Goog-Date=5"
     for text in (f"404 for url: {signed}", f"exceeded with url: /a.bin?{signed.split('?')[1]} (Caused by"):
@@ -176,9 +176,9 @@ def test_no_error_shows_a_token_or_a_signed_address(kaggle, refused, monkeypatch
     monkeypatch.setenv("KAGGLE_KEY", "0123456789abcdef")
     assert "0123456789abcdef" not in redact("me:0123456789abcdef") and "//…@" in redact("http://me:pw@proxy/")
     closed = f"http://127.0.0.1:9/out?{signed.split('?')[1]}"
-    monkeypatch.setattr(downloads.client, "PAUSE_S", 0)
+    monkeypatch.setattr(transfers.client, "PAUSE_S", 0)
     with pytest.raises(AimoError) as e:
-        downloads.save(downloads.fetch(closed), tmp_path / "out")
+        transfers.save(transfers.fetch(closed), tmp_path / "out")
     assert "abc123" not in str(e.value)
 
 
@@ -269,9 +269,9 @@ def test_a_run_without_a_model_that_can_be_loaded_is_not_pushed(kaggle, refused,
 
 
 def test_every_error_of_the_client_is_for_the_user():
-    from aimo.kaggle.client import explain
+    from aimo.kaggle.client import explain_failure
 
     for code in (400, 402, 418, 451, 502):
         response = requests.Response()
         response.status_code = code
-        assert isinstance(explain(requests.HTTPError("no\nreason", response=response)), AimoError)
+        assert isinstance(explain_failure(requests.HTTPError("no\nreason", response=response)), AimoError)

@@ -197,10 +197,10 @@ def test_what_changes_nothing_is_asked_again_when_kaggle_fails_or_the_connection
 
 
 def test_an_answer_that_never_comes_is_asked_for_again(kaggle, aimo, monkeypatch):
-    from aimo.kaggle import kaggle_compat
+    from aimo.kaggle import client
 
     aimo("push", "submission")
-    monkeypatch.setattr(kaggle_compat, "TIMEOUT_S", (0.3, 0.3))
+    monkeypatch.setattr(client, "TIMEOUT_S", (0.3, 0.3))
     kaggle.faults["GetKernelSessionStatus"] = [HANG]
     assert aimo("status", "submission")[0] == 0
     assert len(kaggle.asked("GetKernelSessionStatus")) == 2
@@ -231,11 +231,11 @@ def test_a_run_that_fails_ends_with_exit_code_1_and_the_end_of_its_log(kaggle, a
 
 
 def test_a_run_that_never_starts_is_given_up_and_stays_queued(kaggle, refused, monkeypatch):
-    from aimo.kaggle import kernel_runs
+    from aimo.kaggle import versions
 
     kaggle.script = {"statuses": ["QUEUED"]}
-    follow = kernel_runs.follow
-    monkeypatch.setattr(kernel_runs, "follow", lambda *a: follow(*a[:3], 0.05))
+    follow = versions.follow_version
+    monkeypatch.setattr(versions, "follow_version", lambda *a: follow(*a[:3], 0.05))
     assert "has not started within" in refused("push", "submission", "--wait", "--start-within", "1")
     assert len(kaggle.asked("GetKernelSessionStatus")) > 1
     assert kaggle.kernels[KERNEL][0].status() == "QUEUED"
@@ -286,7 +286,7 @@ def test_an_output_that_is_no_table_of_answers_or_lies_elsewhere_is_refused(kagg
 def test_a_download_goes_on_after_a_broken_connection_and_a_disk_that_fills(
     kaggle, aimo, refused, tmp_path, monkeypatch
 ):
-    from aimo.kaggle import downloads
+    from aimo.kaggle import transfers
 
     aimo("push", "submission")
     kaggle.faults["GET submission.parquet"] = [CUT, CUT]
@@ -299,7 +299,7 @@ def test_a_download_goes_on_after_a_broken_connection_and_a_disk_that_fills(
     assert kept.read_bytes() == SUBMISSION.getvalue()
     kaggle.faults["GET submission.parquet"] = [(500, "not asked for again")]
     assert aimo("output", "submission")[0] == 0
-    monkeypatch.setattr(downloads.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 0))
+    monkeypatch.setattr(transfers.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 0))
     assert "free some space" in refused("data", "aimo3")
     assert not list(tmp_path.rglob("*.zip*"))
 
@@ -387,14 +387,14 @@ def test_only_a_complete_version_with_answers_is_submitted(kaggle, aimo, refused
 
 
 def test_a_model_that_was_made_again_is_joined_with_the_run_that_made_it_last(kaggle):
-    from aimo.kaggle import records
+    from aimo.kaggle import client, versions
 
     for run in ("runs/first", "runs/second"):
-        records.record("model", model=f"{MODEL}/1", run=run, profile="tiny")
-    records.record("push", kernel=KERNEL, version=1, models=["you/base/transformers/b/1", f"{MODEL}/1"])
-    records.record("submit", ref=7, kernel=KERNEL, version=1)
-    assert records.origin(7)["run"] == "runs/second"
-    assert records.origin(8) == {}
+        client.record("model", model=f"{MODEL}/1", run=run, profile="tiny")
+    client.record("push", kernel=KERNEL, version=1, models=["you/base/transformers/b/1", f"{MODEL}/1"])
+    client.record("submit", ref=7, kernel=KERNEL, version=1)
+    assert versions.origin(7)["run"] == "runs/second"
+    assert versions.origin(8) == {}
 
 
 def test_scores_of_submissions_made_elsewhere_are_listed_without_an_origin(kaggle, aimo):

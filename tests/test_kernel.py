@@ -32,7 +32,7 @@ def parameters(notebook):
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_the_committed_kernel_is_what_the_sources_build(name, tmp_path):
-    fresh = kernels.build(name, tmp_path)
+    fresh = kernels.build_kernel(name, tmp_path)
     built = kernels.FOLDER / name / fresh.name
     assert fresh.read_bytes() == built.read_bytes(), "run `aimo kernel build`"
 
@@ -63,7 +63,7 @@ def test_its_parameters_are_those_that_serve_takes():
 
 @pytest.mark.parametrize("name", ["aimo3-gpt-oss-120b", "aimo2-r1-14b-awq", "tiny"])
 def test_a_profiles_settings_stand_in_its_first_cell_each_below_a_comment(tmp_path, name):
-    built = kernels.build("submission", tmp_path, name)
+    built = kernels.build_kernel("submission", tmp_path, name)
     cell = parameters(built)
     names: dict = {}
     exec(cell, {}, names)
@@ -77,12 +77,12 @@ def test_a_profiles_settings_stand_in_its_first_cell_each_below_a_comment(tmp_pa
 def test_a_profile_that_trains_stands_whole_in_train_and_another_has_no_use_there(tmp_path):
     assert kernels.kernels_of("kaggle-t4") == ["train", "submission", "evaluate"]
     assert kernels.kernels_of("aimo3-gpt-oss-120b") == ["submission", "evaluate"]
-    built = kernels.build("train", tmp_path, "kaggle-t4")
+    built = kernels.build_kernel("train", tmp_path, "kaggle-t4")
     (text,) = (c.source for c in nbformat.read(built, 4).cells if "profile" in c.metadata.get("tags", []))
     assert text == f"%%writefile profile.yaml\n{config.find('kaggle-t4').read_text().rstrip()}"
     for name, profile in ("train", "aimo3-gpt-oss-120b"), ("wheels", "kaggle-t4"):
         with pytest.raises(AimoError, match=f"^kernel {name} has no use for profile {profile}; it goes into"):
-            kernels.build(name, tmp_path, profile)
+            kernels.build_kernel(name, tmp_path, profile)
 
 
 def test_it_holds_every_module_of_the_package_after_those_it_imports():
@@ -104,7 +104,7 @@ def test_it_holds_every_module_of_the_package_after_those_it_imports():
 @pytest.mark.parametrize("name", ["../kernels/submission", "submission/", ".", "", "nothing"])
 def test_a_kernel_is_a_folder_of_kernels(name, tmp_path):
     with pytest.raises(AimoError, match="use one of wheels, train, submission, evaluate"):
-        kernels.build(name, tmp_path)
+        kernels.build_kernel(name, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -117,7 +117,7 @@ def test_it_answers_with_a_public_model_alone_in_an_empty_folder(
     profile = tmp_path / "public.yaml"
     inference = {"samples": 16, "max_tokens": 96, "temperature": 0.9, "user": "Q: {problem}"}
     profile.write_text(json.dumps({"model": {"base": str(public_model)}, "inference": inference}))
-    text = kernels.build("submission", tmp_path, str(profile)).read_text()
+    text = kernels.build_kernel("submission", tmp_path, str(profile)).read_text()
     rules, test_csv, inputs = COMPETITIONS[competition], tmp_path / "test.csv", tmp_path / "input"
     column = rules.problem_column
     questions = [
@@ -172,7 +172,7 @@ def test_evaluate_scores_files_by_the_competition_s_points_and_leaves_a_page_and
     (inputs / "aimo3").mkdir()
     reference = pl.read_csv(shared / "aimo3" / "reference.csv", infer_schema=False)[:2]
     reference.write_csv(inputs / "aimo3" / "reference.csv")
-    text = kernels.build("evaluate", tmp_path, "tiny").read_text()
+    text = kernels.build_kernel("evaluate", tmp_path, "tiny").read_text()
     files = [str(inputs / "made" / "easy.csv"), str(inputs / "aimo3" / "reference.csv")]
     parameters = {"model": str(inputs / "model"), "files": files, "time_limit_s": 600}
     ran = machine.run(text, inputs, working, parameters)

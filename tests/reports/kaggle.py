@@ -8,7 +8,7 @@ from pathlib import Path
 import jupytext
 
 from aimo.inference import startup
-from aimo.kaggle.check import check, source_of
+from aimo.kaggle.check import check_kernel, source_of
 from aimo.kaggle.kernels import FOLDER
 
 
@@ -82,24 +82,24 @@ def kernel_with(tmp_path, metadata=None, parameters=None, tag="parameters"):
 
 def D05(case, request):
     (address,) = json.loads(case["input"].partition(": ")[2])
-    (fault,) = check(kernel_with(request.getfixturevalue("tmp_path"), {"dataset_sources": [address]}))
+    (fault,) = check_kernel(kernel_with(request.getfixturevalue("tmp_path"), {"dataset_sources": [address]}))
     assert "should be OWNER/SLUG" in fault and "me/my-problems" in fault
     assert source_of(address, 2) == "me/my-problems"
 
 
 def D06v(case, request):
-    (fault,) = check(kernel_with(request.getfixturevalue("tmp_path"), tag="other"))
+    (fault,) = check_kernel(kernel_with(request.getfixturevalue("tmp_path"), tag="other"))
     assert "has no cell with the tag `parameters`" in fault
 
 
 def D07(case, request):
     parameters = "\n".join(part.strip() for part in case["input"].split(";"))
-    faults = check(kernel_with(request.getfixturevalue("tmp_path"), parameters=parameters))
+    faults = check_kernel(kernel_with(request.getfixturevalue("tmp_path"), parameters=parameters))
     assert len(faults) == 2
     assert "model '/kaggle/input/other-model" in faults[0] and "time_limit_s 99999" in faults[1]
 
 
 def D08(case, request):
     magic = case["input"].removesuffix(" in the cell")
-    (fault,) = check(kernel_with(request.getfixturevalue("tmp_path"), parameters=f"seed = 0\n{magic}"))
+    (fault,) = check_kernel(kernel_with(request.getfixturevalue("tmp_path"), parameters=f"seed = 0\n{magic}"))
     assert magic in fault and "line 2" in fault and "\n" not in fault

@@ -40,12 +40,10 @@ def login_check(dry_run: DryRun = False) -> None:
 
         quota = api.quota_view()
         print(f"signed in as {api.user}, with {find_token()[1]}")
-        if quota.gpu_quota:
-            total = quota.gpu_quota.total_time_allowed.total_seconds() / 3600
-            used = quota.gpu_quota.time_used.total_seconds() / 3600
-            print(
-                f"GPU: {max(0, total - used):.1f} of {total:.1f} hours left until {quota.quota_refresh_time}"
-            )
+        if gpu := quota.gpu_quota:
+            total, used = (t.total_seconds() / 3600 for t in (gpu.total_time_allowed, gpu.time_used))
+            left = f"{max(0, total - used):.1f} of {total:.1f} hours left"
+            print(f"GPU: {left} until {quota.quota_refresh_time}")
 
 
 @app.command()
@@ -59,15 +57,15 @@ def data(
 ) -> None:
     """Download and unpack a competition's data, with its kaggle_evaluation."""
     with connect(dry_run) as api:
-        from aimo.kaggle import downloads
+        from aimo.kaggle import transfers
 
-        folder = downloads.data(api, competition, inputs)
+        folder = transfers.download_competition(api, competition, inputs)
         if folder is None:
             return
         print(f"data: {folder}")
         if not (folder / "kaggle_evaluation").is_dir():
             print("it holds no kaggle_evaluation")
-        elif folder.parent != downloads.INPUTS:
+        elif folder.parent != transfers.INPUTS:
             print(f"the local gateway finds its kaggle_evaluation with KAGGLE_INPUT={folder.parent}")
 
 
@@ -88,71 +86,68 @@ def push(
     dry_run: DryRun = False,
 ) -> None:
     """Check and push a kernel, which Kaggle then runs. Exit code 1 when the run failed."""
-    from aimo.kaggle.check import check
+    from aimo.kaggle.check import check_kernel
 
-    if findings := check(kernel):
-        raise AimoError(f"kernel {kernel}: {'; '.join(findings)}")
+    if faults := check_kernel(kernel):
+        raise AimoError(f"kernel {kernel}: {'; '.join(faults)}")
     with connect(dry_run) as api:
-        from aimo.kaggle import kernel_runs, records
+        from aimo.kaggle import versions
 
-        version, metadata = kernel_runs.push(api, kernel, source)
+        version, metadata = versions.push_kernel(api, kernel, source)
         if dry_run:
             return
-        ref = f"{version.owner}/{version.slug}"
-        models = metadata.get("model_sources", [])
-        records.record("push", kernel=ref, version=version.number, models=models)
-        print(f"pushed {version}: https://www.kaggle.com/code/{ref}")
+        print(f"pushed {version}: https://www.kaggle.com/code/{version.ref}")
         if wait:
             try:
-                kernel_runs.follow(api, version, metadata, start_within * 60)
+                versions.follow_version(api, version, metadata, start_within * 60)
             except KeyboardInterrupt:
                 raise AimoError(
-                    f"interrupted; {version} goes on at Kaggle: `aimo kaggle status {ref}`, then "
-                    f"`aimo kaggle output {ref}`"
+                    f"interrupted; {version} goes on at Kaggle: `aimo kaggle status {version.ref}`, then "
+                    f"`aimo kaggle output {version.ref}`"
                 ) from None
-            print(f"output: {kernel_runs.output(api, version, to)}")
+            print(f"output: {versions.download_output(api, version, to)}")
 
 
 @app.command()
-def status(kernel: Kernel, version: Number = None, dry_run: DryRun = False) -> None:
+def status(kernel: Kernel, number: Number = None, dry_run: DryRun = False) -> None:
     """Print how far a version of a kernel is."""
     with connect(dry_run) as api:
-        from aimo.kaggle import kernel_runs
+        from aimo.kaggle import versions
 
-        found = kernel_runs.find(api, kernel, version)
-        state, message = kernel_runs.ask_status(api, found)
+        version, _ = versions.find_version(api, kernel, number)
+        state, message = versions.ask_state(api, version)
         if not dry_run:
-            print(f"{found}: {state.name.lower()}" + (f", {message}" if message else ""))
+            print(f"{version}: {state.name.lower()}" + (f", {message}" if message else ""))
 
 
 @app.command()
-def logs(kernel: Kernel, version: Number = None, dry_run: DryRun = False) -> None:
+def logs(kernel: Kernel, number: Number = None, dry_run: DryRun = False) -> None:
     """Print a version's log, as it comes while it runs."""
     with connect(dry_run) as api:
-        from aimo.kaggle import kernel_runs
+        from aimo.kaggle import versions
 
-        found = kernel_runs.find(api, kernel, version)
-        state, _ = kernel_runs.ask_status(api, found)
-        if state == kernel_runs.KernelWorkerStatus.RUNNING:
-            kernel_runs.follow_log(api, found, 0)
-        elif lines := kernel_runs.read_log(api, found):
+        version, _ = versions.find_version(api, kernel, number)
+        state, _ = versions.ask_state(api, version)
+        if state == versions.State.RUNNING:
+            versions.follow_log(api, version, 0)
+        elif lines := versions.read_log(api, version):
             print("\n".join(lines))
         elif not dry_run:
-            print(f"{found} is {state.name.lower()} and has no log yet")
+            print(f"{version} is {state.name.lower()} and has no log yet")
 
 
 @app.command()
 def output(
     kernel: Kernel,
-    version: Number = None,
+    number: Number = None,
     to: Annotated[Path | None, typer.Option(help="Another folder than runs/kaggle/SLUG/N.")] = None,
     dry_run: DryRun = False,
 ) -> None:
     """Download a version's output and log, and compare each file with what Kaggle lists."""
     with connect(dry_run) as api:
-        from aimo.kaggle import kernel_runs
+        from aimo.kaggle import versions
 
-        folder = kernel_runs.output(api, kernel_runs.find(api, kernel, version), to)
+        folder = versions.download_output(api, versions.find_version(api, kernel, number)[0], to)
         if not dry_run:
             print(f"output: {folder}")
 
@@ -172,9 +167,9 @@ def push_model(
 ) -> None:
     """Push a run's last model as a new version, and compare sizes and hashes with what Kaggle then has."""
     with connect(dry_run) as api:
-        from aimo.kaggle import uploads
+        from aimo.kaggle import transfers
 
-        source = uploads.push_model(api, run, to, license_name)
+        source = transfers.push_run(api, run, to, license_name)
         if not dry_run:
             print(f"model: {source}")
 
@@ -191,9 +186,9 @@ def push_dataset(
 ) -> None:
     """Push a folder as a new version of a private dataset, and compare it with what Kaggle then lists."""
     with connect(dry_run) as api:
-        from aimo.kaggle import uploads
+        from aimo.kaggle import transfers
 
-        ref = uploads.push_dataset(api, folder, name, license_name)
+        ref = transfers.push_folder(api, folder, name, license_name)
         if not dry_run:
             print(f"dataset: {ref}")
 
@@ -202,7 +197,7 @@ def push_dataset(
 def submit(
     kernel: Kernel,
     message: Annotated[str, typer.Option(help="What Kaggle shows beside the score.")],
-    version: Number = None,
+    number: Number = None,
     competition: Annotated[
         str | None, typer.Option(help="aimo1, aimo2, aimo3 or a slug; the kernel's own if not given.")
     ] = None,
@@ -210,9 +205,9 @@ def submit(
 ) -> None:
     """Submit a complete version of a kernel that left answers."""
     with connect(dry_run) as api:
-        from aimo.kaggle import submissions
+        from aimo.kaggle import versions
 
-        ref = submissions.submit(api, kernel, version, message, competition)
+        ref = versions.submit_version(api, kernel, number, message, competition)
         if not dry_run:
             print(f"submission {ref}; see `aimo kaggle scores`")
 
@@ -224,9 +219,9 @@ def scores(
 ) -> None:
     """Print the submissions to a competition with their scores, and what made them."""
     with connect(dry_run) as api:
-        from aimo.kaggle import submissions
+        from aimo.kaggle import versions
 
-        rows = submissions.scores(api, competition)
+        rows = versions.list_scores(api, competition)
         if dry_run:
             return
         if not rows:

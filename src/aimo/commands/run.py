@@ -315,17 +315,17 @@ def build(
     from aimo.kaggle import kernels
 
     for name in names or kernels.kernels_of(profile):
-        print(kernels.build(name, out, profile))
+        print(kernels.build_kernel(name, out, profile))
 
 
 @kernel.command()
 def check(name: Annotated[str, typer.Argument(help="A folder of kernels/, or a path.")]) -> None:
     """Find what Kaggle would refuse of a kernel, or what would fail an hour after its push."""
-    from aimo.kaggle.check import check
+    from aimo.kaggle.check import check_kernel
 
-    if faults := check(name):
+    if faults := check_kernel(name):
         raise AimoError(f"kernel {name}: {'; '.join(faults)}")
-    print(f"kernel {name}: nothing to complain of")
+    print(f"kernel {name}: no fault found")
 
 
 @app.command()

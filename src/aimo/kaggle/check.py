@@ -1,7 +1,4 @@
-"""What Kaggle would refuse of a kernel, or what would fail an hour after its push. Nothing is asked of it.
-
-Out of scope: whether names exist, which a push tells (`kernel_runs.push`).
-"""
+"""What Kaggle would refuse of a kernel, or what would fail an hour after its push. Nothing is asked of it."""
 
 import ast
 import contextlib
@@ -22,22 +19,19 @@ from aimo.inference.competitions import COMPETITIONS, HOUR_S
 from aimo.inference.parameters import split
 from aimo.inference.settings import validate
 from aimo.inference.storage import read_json
-from aimo.kaggle import kernels
-from aimo.kaggle.kernels import FOLDER, Kernel
+from aimo.kaggle.kernels import FOLDER, KERNELS, Kernel
 
-OUTPUT = RUNS / "kaggle"
-"""Where the outputs of versions are downloaded to."""
-PLACEHOLDER = "INSERT_YOUR_KAGGLE_NAME"
-"""What stands for the owner in a metadata file; a push puts the token's user there."""
+OUTPUT = RUNS / "kaggle"  # where the outputs of versions are downloaded to
+PLACEHOLDER = "INSERT_YOUR_KAGGLE_NAME"  # stands for the owner in a metadata file, until a push
 TEXTS = "id title code_file language kernel_type machine_shape docker_image docker_image_pinning_type"
 FLAGS = "is_private enable_gpu enable_tpu enable_internet"
 LISTS = "dataset_sources competition_sources kernel_sources model_sources keywords"
 KINDS = {str: ("a text", TEXTS), bool: ("true or false", FLAGS), list: ("a list of texts", LISTS)}
 KEYS = {key: kind for kind, (_, keys) in KINDS.items() for key in keys.split()} | {"id_no": int}
+# The GPUs of each machine that vLLM's wheels run on, by Kaggle's name.
 GPUS = {"NvidiaTeslaT4": 2, "NvidiaL4": 4, "NvidiaL4X1": 1, "NvidiaH100": 1, "NvidiaTeslaA100": 1}
-"""The GPUs of each machine that vLLM's wheels run on, by Kaggle's name."""
+# What Kaggle's addresses and its command line put before a name.
 PREFIXES = ("datasets", "models", "notebooks", "kernels", "code", "competitions", "c")
-"""What Kaggle's addresses and its command line put before a name."""
 SLUG = r"[a-z0-9]+(?:-[a-z0-9]+)*"
 OWNER = r"[a-z0-9]+(?:[_-][a-z0-9]+)*"
 FORMS = {
@@ -55,19 +49,17 @@ ARITHMETIC: dict[type, Any] = {
     ast.Mult: operator.mul,
     ast.Div: operator.truediv,
 }
-LONGEST_S = 12 * HOUR_S
-"""The limit of a session that submits nothing."""
-LARGEST = 1_000_000
-"""Bytes of a notebook that Kaggle takes."""
+LONGEST_S = 12 * HOUR_S  # of a session that submits nothing
+LARGEST = 1_000_000  # bytes of a notebook that Kaggle takes
 
 
 def folder_of(name: str) -> Path:
-    """A kernel's folder: a name in kernels/, or a path."""
+    """Return a kernel's folder, for a name in kernels/ or a path."""
     return FOLDER / name if (FOLDER / name).is_dir() else Path(name)
 
 
-def check(name: str) -> list[str]:
-    """The faults of a kernel (a name in kernels/, or a folder), each with its remedy.
+def check_kernel(name: str) -> list[str]:
+    """Return the faults of a kernel (a name in kernels/, or a folder), each with its remedy.
 
     The name of its code file tells which kernel of the table it is; another is checked for its metadata only.
     """
@@ -81,30 +73,26 @@ def check(name: str) -> list[str]:
         return [str(e)]
     if wrong := list(check_types(metadata)):
         return wrong
-    faults = [*check_names(metadata), *check_sources(metadata), *check_machine(metadata)]
+    faults = [*check_metadata(metadata)]
     code = folder / metadata.get("code_file", "")
     if not code.is_file():
         return [*faults, f"code_file {code.name!r} does not exist; make it with `aimo kernel build {name}`"]
     if code.stat().st_size > LARGEST:
         faults.append(f"code_file {code.name} has {code.stat().st_size:,} bytes; Kaggle takes {LARGEST:,}")
-    kernel = kernels.KERNELS.get(code.stem.removeprefix("aimo-"))
+    kernel = KERNELS.get(code.stem.removeprefix("aimo-"))
     if kernel is None:
         return faults
     try:
         parameters, profile = read_notebook(code)
-        settings, overrides = parameters.get("settings") or {}, split(parameters.get("overrides") or [])
-        faults += [*check_needs(kernel, metadata), *check_paths(metadata, parameters)]
-        faults += [*check_times(kernel, metadata, parameters), *check_wheels(metadata)]
-        faults += check_settings(metadata.get("machine_shape"), settings)
-        if profile:
-            faults += check_profile(metadata.get("machine_shape"), profile, overrides)
+        faults += [*check_needs(kernel, metadata, parameters), *check_wheels(metadata)]
+        faults += check_machine(metadata.get("machine_shape"), parameters, profile)
     except AimoError as e:
         faults.append(str(e))
     return faults
 
 
 def check_types(metadata: dict[str, Any]) -> Iterator[str]:
-    """Unknown keys, and values of another type than their key's."""
+    """Yield a fault for each unknown key, and for each value of another type than its key's."""
     for key, value in sorted(metadata.items()):
         kind = KEYS.get(key)
         if kind is None:
@@ -116,8 +104,8 @@ def check_types(metadata: dict[str, Any]) -> Iterator[str]:
             yield f"{key} should be {KINDS.get(kind, ('a number',))[0]}, not {value!r}"
 
 
-def check_names(metadata: dict[str, Any]) -> Iterator[str]:
-    """The rules of id and title."""
+def check_metadata(metadata: dict[str, Any]) -> Iterator[str]:
+    """Yield the faults of id and title, of the form of what is attached, and of the accelerator."""
     owner, _, slug = str(metadata.get("id", "")).lower().rpartition("/")
     title = str(metadata.get("title", ""))
     if not re.fullmatch(OWNER, owner) or not re.fullmatch(SLUG, slug):
@@ -131,43 +119,12 @@ def check_names(metadata: dict[str, Any]) -> Iterator[str]:
     if metadata.get("language") != "python" or metadata.get("kernel_type") not in ("notebook", "script"):
         yield "language should be python, and kernel_type notebook or script"
 
-
-def check_sources(metadata: dict[str, Any]) -> Iterator[str]:
-    """The form of what is attached."""
-    for key, (pattern, form) in FORMS.items():
+    for key, (_, form) in FORMS.items():
         for source in metadata.get(key) or []:
-            if not re.fullmatch(pattern, lower_owner(source)):
+            if not is_source(key, source):
                 meant = source_of(source, form.count("/") + 1)
-                hint = f": {meant}" if re.fullmatch(pattern, lower_owner(meant)) else ""
-                yield f"{key}: {source!r} should be {form}{hint}"
+                yield f"{key}: {source!r} should be {form}" + (f": {meant}" if is_source(key, meant) else "")
 
-
-def lower_owner(source: str) -> str:
-    """A source with its owner in small letters, as the placeholder for one is not."""
-    owner, slash, rest = source.partition("/")
-    return owner.lower() + slash + rest
-
-
-def source_of(text: str, parts: int) -> str:
-    """OWNER/SLUG, or as many parts as a source has, of an address of Kaggle's or of a name with a prefix."""
-    path = re.sub(r"^(https?://)?(www\.)?kaggle\.com/", "", text.strip())
-    if path == text.strip() and path.split("/")[0] not in PREFIXES:
-        return path
-    owner, place = startup.place_of(startup.KAGGLE + path) or ("", path)
-    return "/".join([*filter(None, [owner]), *place.split("/")][:parts])
-
-
-def slug_of(competition: str) -> str:
-    """The slug of aimo1, aimo2 or aimo3, of an address, or the slug itself. AimoError for another text."""
-    slug = COMPETITIONS[competition].slug if competition in COMPETITIONS else source_of(competition, 1)
-    if not re.fullmatch(SLUG, slug):
-        known = ", ".join(COMPETITIONS)
-        raise AimoError(f"competition {competition!r}: write {known} or the slug of its address")
-    return slug
-
-
-def check_machine(metadata: dict[str, Any]) -> Iterator[str]:
-    """The accelerator."""
     shape = metadata.get("machine_shape")
     if metadata.get("enable_tpu"):
         yield "enable_tpu: vLLM's CUDA wheels do not run on a TPU; set enable_gpu and a machine_shape"
@@ -181,8 +138,43 @@ def check_machine(metadata: dict[str, Any]) -> Iterator[str]:
         yield f"enable_gpu without machine_shape may give a P100; take one of {', '.join(GPUS)}"
 
 
-def check_needs(kernel: Kernel, metadata: dict[str, Any]) -> Iterator[str]:
-    """What the table says that a kernel needs."""
+def is_source(key: str, source: str) -> bool:
+    """Return whether a source has its key's form; its owner may be the placeholder, in capitals."""
+    owner, slash, rest = source.partition("/")
+    return bool(re.fullmatch(FORMS[key][0], owner.lower() + slash + rest))
+
+
+def source_of(text: str, parts: int) -> str:
+    """Return OWNER/SLUG, or as many parts as a source has, of an address of Kaggle's or a prefixed name."""
+    path = re.sub(r"^(https?://)?(www\.)?kaggle\.com/", "", text.strip())
+    if path == text.strip() and path.split("/")[0] not in PREFIXES:
+        return path
+    owner, place = startup.place_of(startup.KAGGLE + path) or ("", path)
+    return "/".join([*filter(None, [owner]), *place.split("/")][:parts])
+
+
+def slug_of(competition: str) -> str:
+    """Return the slug of aimo1, aimo2 or aimo3, of an address, or the slug itself; AimoError for another."""
+    slug = COMPETITIONS[competition].slug if competition in COMPETITIONS else source_of(competition, 1)
+    if not re.fullmatch(SLUG, slug):
+        known = ", ".join(COMPETITIONS)
+        raise AimoError(f"competition {competition!r}: write {known} or the slug of its address")
+    return slug
+
+
+def attached(metadata: dict[str, Any], *kinds: str) -> list[str]:
+    """Return the sources of some kinds: OWNER/NAME, or a competition's NAME."""
+    return [source for kind in kinds for source in metadata.get(f"{kind}_sources") or []]
+
+
+def is_in(named: tuple[str, str], source: tuple[str, str]) -> bool:
+    """Return whether a path lies in what is attached; an owner may be left out, or be the placeholder."""
+    owners = {named[0], source[0]} - {"", PLACEHOLDER}
+    return len(owners) < 2 and f"{named[1]}/".lower().startswith(f"{source[1]}/".lower())
+
+
+def check_needs(kernel: Kernel, metadata: dict[str, Any], parameters: dict[str, Any]) -> Iterator[str]:
+    """Yield what a kernel lacks of what the table, its parameters and its competition ask for."""
     internet = metadata.get("enable_internet", True)
     if internet and not kernel.internet:
         yield "enable_internet should be false: a submission with internet is refused"
@@ -195,16 +187,8 @@ def check_needs(kernel: Kernel, metadata: dict[str, Any]) -> Iterator[str]:
     if "model" in kernel.attaches and not attached(metadata, "model"):
         yield "no model is attached: add OWNER/MODEL/FRAMEWORK/VARIATION/VERSION to model_sources"
 
-
-def attached(metadata: dict[str, Any], *kinds: str) -> list[str]:
-    """The sources of some kinds: OWNER/NAME, or a competition's NAME."""
-    return [source for kind in kinds for source in metadata.get(f"{kind}_sources") or []]
-
-
-def check_paths(metadata: dict[str, Any], parameters: dict[str, Any]) -> Iterator[str]:
-    """Parameters that name an input which is not attached, in either of Kaggle's layouts."""
-    names = attached(metadata, "model", "dataset", "kernel")
-    inputs = [name.partition("/")[::2] for name in names]
+    # Each path of an input, in either of Kaggle's layouts, lies in something attached.
+    inputs = [name.partition("/")[::2] for name in attached(metadata, "model", "dataset", "kernel")]
     inputs += [("", name) for name in attached(metadata, "competition")]
     for key, value in parameters.items():
         for path in value if isinstance(value, list) else [value]:
@@ -213,15 +197,6 @@ def check_paths(metadata: dict[str, Any], parameters: dict[str, Any]) -> Iterato
                 places = ", ".join(place for _, place in inputs) or "nothing"
                 yield f"{key} {path!r} is not among what is attached, {places}"
 
-
-def is_in(named: tuple[str, str], source: tuple[str, str]) -> bool:
-    """Whether a path lies in what is attached; an owner may be left out, or be the placeholder."""
-    owners = {named[0], source[0]} - {"", PLACEHOLDER}
-    return len(owners) < 2 and f"{named[1]}/".lower().startswith(f"{source[1]}/".lower())
-
-
-def check_times(kernel: Kernel, metadata: dict[str, Any], parameters: dict[str, Any]) -> Iterator[str]:
-    """The rules of the competition that a kernel names, and the limit of its session."""
     longest, name = LONGEST_S, parameters.get("competition")
     competition = COMPETITIONS.get(str(name))
     if competition is None and "competition" in parameters:
@@ -240,31 +215,28 @@ def check_times(kernel: Kernel, metadata: dict[str, Any], parameters: dict[str, 
             yield f"{key} {seconds!r} is not within the session's {longest:.0f} seconds"
 
 
-def check_settings(shape: str | None, settings: dict[str, Any]) -> Iterator[str]:
-    """Settings that are none, and vLLM's arguments that the machine cannot run."""
-    vllm = validate(settings, "settings", "correct the value").vllm
+def check_machine(shape: str | None, parameters: dict[str, Any], text: str | None) -> Iterator[str]:
+    """Yield the faults of settings and of a notebook's profile, and what its machine cannot run of them."""
+    vllm = validate(parameters.get("settings") or {}, "settings", "correct the value").vllm
     wanted = math.prod(vllm.get(f"{way}_parallel_size", 1) for way in ("tensor", "data", "pipeline"))
     if shape in GPUS and wanted > GPUS[shape]:
         yield f"settings want {wanted} GPUs (vllm), machine_shape {shape} has {GPUS[shape]}"
-    if shape == "NvidiaTeslaT4":
-        for key, value in vllm.items():
-            if str(value).startswith(("bfloat16", "fp8")):
-                yield f"settings: vllm {key} {value} does not run on a T4"
-
-
-def check_profile(shape: str | None, text: str, overrides: list[str]) -> Iterator[str]:
-    """The profile in a notebook."""
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "profile.yaml").write_text(text)
-        profile = config.load(Path(folder, "profile.yaml"), overrides)
-    if shape == "NvidiaTeslaT4" and profile.model.dtype == "bfloat16":
-        yield f"profile {profile.profile}: model.dtype bfloat16 does not run on a T4"
-    if not profile.trained:
-        yield f"profile {profile.profile} trains nothing; build with one that has sft, grpo or dpo"
+    for key, value in vllm.items():
+        if shape == "NvidiaTeslaT4" and str(value).startswith(("bfloat16", "fp8")):
+            yield f"settings: vllm {key} {value} does not run on a T4"
+    overrides = split(parameters.get("overrides") or [])
+    if text:
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder, "profile.yaml").write_text(text)
+            profile = config.load(Path(folder, "profile.yaml"), overrides)
+        if shape == "NvidiaTeslaT4" and profile.model.dtype == "bfloat16":
+            yield f"profile {profile.profile}: model.dtype bfloat16 does not run on a T4"
+        if not profile.trained:
+            yield f"profile {profile.profile} trains nothing; build with one that has sft, grpo or dpo"
 
 
 def check_wheels(metadata: dict[str, Any]) -> Iterator[str]:
-    """The imports of aimo.inference that no attached wheel holds, as far as their output is here."""
+    """Yield the imports of aimo.inference that no attached wheel holds, where the wheels' output is here."""
     for source in attached(metadata, "kernel", "dataset"):
         slug = source.rpartition("/")[2]
         if not re.fullmatch(SLUG, slug):
@@ -281,7 +253,7 @@ def check_wheels(metadata: dict[str, Any]) -> Iterator[str]:
 
 
 def read_notebook(code: Path) -> tuple[dict[str, Any], str | None]:
-    """The constants that a notebook's cell with the tag `parameters` sets, and the profile it writes.
+    """Return the constants that a notebook's cell with the tag `parameters` sets, and the profile it writes.
 
     AimoError for what is no notebook, one without that cell, and a cell that is not plain Python.
     """
@@ -314,7 +286,7 @@ def read_notebook(code: Path) -> tuple[dict[str, Any], str | None]:
 
 
 def constant(node: ast.expr, names: dict[str, Any]) -> Any:
-    """The value of an expression of constants, names and arithmetic. ValueError for another."""
+    """Return the value of an expression of constants, names and arithmetic; ValueError for another."""
     if isinstance(node, ast.Name) and node.id in names:
         return names[node.id]
     if isinstance(node, ast.BinOp) and type(node.op) in ARITHMETIC:

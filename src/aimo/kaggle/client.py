@@ -1,10 +1,14 @@
-"""Kaggle's API through its official client, and what the client leaves to its user.
+"""Kaggle's API through its official client: sign in, ask, wait, ask again, say in a line what failed.
 
-Every request goes through `Api.call`: a rate limit is waited for, a read that was cut off is made again, a
-dry run prints the request in place of sending it, and an error becomes one line that names what was asked
-for.
+Every request goes through `Api.call`: it waits for a rate limit, repeats a read that was cut off, and prints
+a request in place of sending it in a dry run. What Kaggle took from here is recorded in runs/kaggle.jsonl:
 
-Out of scope: what is asked (`kernel_runs`, `uploads`, `downloads`, `submissions`).
+    {"did": "model", "model": "me/aimo/transformers/default/3", "run": "runs/tiny", "profile": "tiny", …}
+    {"did": "push", "kernel": "me/aimo-submission", "version": 5, "models": ["me/aimo/…/3"], …}
+    {"did": "submit", "ref": 41, "competition": "…", "kernel": "me/aimo-submission", "version": 5, …}
+
+Written for kaggle 2.2.4 and kagglesdk 0.1.38, with these private names: `get_access_token_from_env`,
+`KaggleHttpClient._init_session` and `_session`, `ResumableUploadContext._file_uploads`.
 """
 
 import contextlib
@@ -24,42 +28,33 @@ from pathlib import Path
 from typing import Any
 
 import requests
+from requests.adapters import HTTPAdapter
 
+from aimo.config import ROOT, RUNS
 from aimo.errors import AimoError
 from aimo.inference.errors import one_line, redact
-from aimo.inference.storage import read_json
-from aimo.kaggle.kaggle_compat import give_token, limit_times
+from aimo.inference.storage import append_lines, read_json, read_lines
 
 # Importing the client signs in, and prints a page of help where there is no token.
 with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    from kaggle.api import kaggle_api_extended
     from kaggle.api.kaggle_api_extended import KaggleApi, ResumableUploadContext
+    from kagglesdk import kaggle_http_client
 
+RECORDS = RUNS / "kaggle.jsonl"
 TOKENS = "https://www.kaggle.com/settings"
-VARIABLES = ("KAGGLE_API_TOKEN", "KAGGLE_USERNAME", "KAGGLE_KEY")
-TRIES = 4
-"""How often a request that changes nothing is made when Kaggle fails or the connection breaks."""
-PAUSE_S = 2.0
-"""Seconds before the second try; each further pause is twice as long."""
-LIMITED_TRIES = 10
-LIMITED_PAUSE_S = 30.0
-"""Seconds to wait under a rate limit for which Kaggle names no time."""
-LONGEST_PAUSE_S = 3600.0
-"""A rate limit that lasts longer is an error: it is a quota."""
-REPEATABLE = ("Get", "List", "Download", "Introspect", "Start")
-"""How the names of requests begin that may be made twice: they change nothing that a user sees."""
+TIMEOUT_S = 10, 300  # to connect, and until the next bytes of an answer
+TRIES, PAUSE_S = 4, 2.0  # of a request that changes nothing; each pause is twice as long as the one before
+LIMITED_TRIES, LIMITED_PAUSE_S = 10, 30.0  # under a rate limit for which Kaggle names no time
+LONGEST_PAUSE_S = 3600.0  # a rate limit that lasts longer is a quota
+REPEATABLE = ("Get", "List", "Download", "Introspect", "Start")  # such requests change nothing a user sees
 
 
-class Uploads(ResumableUploadContext):  # type: ignore[misc]
-    """Uploads that a later call goes on with, and a list of them."""
+class Timed(HTTPAdapter):
+    """Connections with a time limit: Kaggle's client would wait for ever."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.uploads: list[Any] = []
-
-    def new_resumable_file_upload(self, path: str, request: Any) -> Any:
-        """An upload of one file, new or begun by an earlier call."""
-        self.uploads.append(super().new_resumable_file_upload(path, request))
-        return self.uploads[-1]
+    def send(self, request: Any, *args: Any, **options: Any) -> requests.Response:
+        return super().send(request, *args, **options | {"timeout": options.get("timeout") or TIMEOUT_S})
 
 
 class Api(KaggleApi):  # type: ignore[misc]
@@ -75,16 +70,47 @@ class Api(KaggleApi):  # type: ignore[misc]
         return str(self.config_values[self.CONFIG_NAME_USER])
 
     def build_kaggle_client(self) -> Any:
-        """The SDK's client, with `call` around every request."""
         client = super().build_kaggle_client()
         http = client.http_client()
-        limit_times(http)
+        http._init_session()  # it would be made with the first request, without a time limit
+        for scheme in ("https://", "http://"):
+            http._session.mount(scheme, Timed())
         http.call = functools.partial(self.call, http.call)
         return client
 
     def with_retry(self, func: Callable[..., Any], *args: Any, **options: Any) -> Callable[..., Any]:
-        """`func` as it is: `call` makes again what may be made again, and nothing else."""
+        """`func` as it is: `call` repeats what may be repeated, and nothing else."""
         return func
+
+    def ask(self, request: Any, **fields: Any) -> Any:
+        """Send a request, given whole or as a type (ApiGetKernelRequest) and fields; return the answer."""
+        request = filled(request, **fields) if isinstance(request, type) else request
+        _, area, _, service = type(request).__module__.split(
+            "."
+        )  # kagglesdk.kernels.types.kernels_api_service
+        name = re.sub("^Api|Request$", "", type(request).__name__)
+        with self.build_kaggle_client() as kaggle:
+            asked = getattr(getattr(kaggle, area), service.replace("_service", "_client"))
+            return getattr(asked, re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower())(request)  # get_kernel
+
+    def find(self, request_type: Any, **fields: Any) -> Any | None:
+        """Ask for something by its name; None where Kaggle has no such thing, of which it says 403 or 404."""
+        try:
+            return self.ask(request_type, **fields)
+        except requests.HTTPError as e:
+            if http_status(e) in (403, 404):
+                return None
+            raise
+
+    def pages(self, request_type: Any, **fields: Any) -> Iterator[Any]:
+        """Yield the answer of each page of a list."""
+        token: dict[str, str] = {}
+        while True:
+            answer = self.ask(request_type, page_size=100, **token, **fields)
+            yield answer
+            if not answer.next_page_token:
+                return
+            token = {"page_token": answer.next_page_token}
 
     def call(
         self, send: Callable[..., Any], service: str, name: str, request: Any, response_type: Any
@@ -105,10 +131,13 @@ class Api(KaggleApi):  # type: ignore[misc]
             try:
                 return send(service, name, request, response_type)
             except requests.RequestException as error:
-                pause = self.pause(error, attempt, repeatable)
+                code = http_status(error)
+                broken = repeatable and (code is None or code >= 500) and attempt < TRIES
+                pause = PAUSE_S * 2 ** (attempt - 1) if broken else None
+                if code == 429 and attempt < LIMITED_TRIES:
+                    pause = rate_limit(error)
                 if pause is None:
-                    error.thing = subject(request)  # type: ignore[attr-defined]
-                    error.unsure = not repeatable  # type: ignore[attr-defined]
+                    error.thing, error.unsure = subject(request), not repeatable  # type: ignore[attr-defined]
                     raise
             except ValueError as error:
                 raise AimoError(
@@ -117,56 +146,52 @@ class Api(KaggleApi):  # type: ignore[misc]
                 ) from None
             time.sleep(pause)
 
-    def pause(self, error: requests.RequestException, attempt: int, repeatable: bool) -> float | None:
-        """Seconds until a request is made again; None: it is not."""
-        code = status(error)
-        if code == 429 and attempt < LIMITED_TRIES:
-            assert error.response is not None
-            named, seconds = error.response.headers.get("Retry-After", ""), LIMITED_PAUSE_S
-            with contextlib.suppress(ValueError):  # a date, or nothing
-                seconds = max(0.0, (parsedate_to_datetime(named) - datetime.now(UTC)).total_seconds())
-            with contextlib.suppress(ValueError):
-                seconds = max(0.0, float(named))
-            if seconds > LONGEST_PAUSE_S:
-                return None
-            until = datetime.now() + timedelta(seconds=seconds)
-            print(f"rate limit of Kaggle: waiting {seconds:.0f} s, until {until:%H:%M:%S}", file=sys.stderr)
-            return seconds
-        if repeatable and (code is None or code >= 500) and attempt < TRIES:
-            return PAUSE_S * 2 ** (attempt - 1)
-        return None
-
     @contextlib.contextmanager
     def uploaded(self, body: Any, folder: Path, kind: Any, folders: str = "skip") -> Iterator[None]:
-        """Upload a folder for the request that is made inside.
+        """Upload a folder's files and put their tokens into `body`, for the request that is made inside.
 
-        What has arrived is kept for the next call until the request has succeeded.
-        """
-        with Uploads() as uploads:
-            self.upload_files(body, None, str(folder), kind, uploads, True, folders)
-            yield
-
-    def upload_files(
-        self, request: Any, resources: Any, folder: str, blob_type: Any, upload_context: Any, *args: Any
-    ) -> None:
-        """Upload the files of a folder and put their tokens into the request.
-
-        AimoError when one did not arrive: the client would make a version without it. What did arrive is not
-        sent again by the next call.
+        What has arrived is not sent again by the next call, until a request has succeeded. AimoError when a
+        file did not arrive: Kaggle's client would make a version without it.
         """
         if self.dry_run:
-            for path in sorted(Path(folder).iterdir()):
+            for path in sorted(folder.iterdir()):
                 print(f"PUT {path.name}, {path.stat().st_size:,} bytes")
+            yield
             return
-        super().upload_files(request, resources, folder, blob_type, upload_context, *args)
-        failed = [upload for upload in upload_context.uploads if not upload.upload_complete]
-        for upload in failed:
-            upload.cleanup()  # or else the next call would go on with an upload that Kaggle has given up
-        if failed:
-            names = ", ".join(Path(upload.path).name for upload in failed)
-            raise AimoError(
-                f"{folder}: {names} did not arrive, so no version was made; give the same command again"
-            )
+        with ResumableUploadContext() as uploads:
+            self.upload_files(body, None, str(folder), kind, uploads, quiet=True, dir_mode=folders)
+            failed = [upload for upload in uploads._file_uploads if not upload.upload_complete]
+            for upload in failed:
+                upload.cleanup()  # or else the next call goes on with an upload that Kaggle has given up
+            if failed:
+                names = ", ".join(Path(upload.path).name for upload in failed)
+                raise AimoError(
+                    f"{folder}: {names} did not arrive, so no version was made; give the same command again"
+                )
+            yield
+
+
+def filled(request_type: Any, **fields: Any) -> Any:
+    """Return a request, or the body of one, with these fields."""
+    request = request_type()
+    for name, value in fields.items():
+        setattr(request, name, value)
+    return request
+
+
+def rate_limit(error: requests.RequestException) -> float | None:
+    """Say how long a rate limit lasts and return the seconds; None where it is a quota."""
+    assert error.response is not None
+    named, seconds = error.response.headers.get("Retry-After", ""), LIMITED_PAUSE_S
+    with contextlib.suppress(ValueError):  # it is a date, a number, or nothing
+        seconds = max(0.0, (parsedate_to_datetime(named) - datetime.now(UTC)).total_seconds())
+    with contextlib.suppress(ValueError):
+        seconds = max(0.0, float(named))
+    if seconds > LONGEST_PAUSE_S:
+        return None
+    until = datetime.now() + timedelta(seconds=seconds)
+    print(f"rate limit of Kaggle: waiting {seconds:.0f} s, until {until:%H:%M:%S}", file=sys.stderr)
+    return seconds
 
 
 @contextlib.contextmanager
@@ -176,7 +201,10 @@ def connect(dry_run: bool = False) -> Iterator[Api]:
     AimoError also without a token, with one that others can read, or one that Kaggle does not accept.
     """
     token, source = find_token()
-    give_token(token, source)
+    # By itself the client takes every token for a path first, and fails on a long one:
+    # https://github.com/Kaggle/kaggle-cli/issues/1188
+    for module in (kaggle_api_extended, kaggle_http_client):
+        module.get_access_token_from_env = lambda: (token, source)
     api = Api(dry_run)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -187,7 +215,7 @@ def connect(dry_run: bool = False) -> Iterator[Api]:
                 raise AimoError(said) from None
         yield api
     except requests.RequestException as e:
-        raise explain(e) from None
+        raise explain_failure(e) from None
     except ValueError as e:  # the client's own checks, and an answer that is no JSON
         raise AimoError(f"Kaggle's client: {one_line(e)}") from None
     except KeyboardInterrupt:
@@ -199,55 +227,53 @@ def find_token() -> tuple[str | None, str]:
 
     AimoError without one, for a file that others can read, and for what cannot be a token.
     """
-    given = {name: os.environ.get(name, "").strip().strip("'\"") for name in VARIABLES}
-    os.environ.update({name: value for name, value in given.items() if value})
-    variable, home = given["KAGGLE_API_TOKEN"], Path("~/.kaggle").expanduser()
+    for name in ("KAGGLE_API_TOKEN", "KAGGLE_USERNAME", "KAGGLE_KEY"):
+        if name in os.environ:
+            os.environ[name] = os.environ[name].strip().strip("'\"")
+    variable, home = os.environ.get("KAGGLE_API_TOKEN", ""), Path("~/.kaggle").expanduser()
     named = os.path.expanduser(variable)
     places = [Path(named)] if os.path.isfile(named) else []
     if variable.startswith(("/", "~", ".")) and not places:
         raise AimoError(
             f"KAGGLE_API_TOKEN is a path, and there is no such file: put a token there, from {TOKENS}"
         )
-    tokens = [*places, home / "access_token", home / "access_token.txt"]
-    files = [path for path in [*tokens, Path(Api.config), home / "credentials.json"] if path.is_file()]
+    tokens, pair = [*places, home / "access_token", home / "access_token.txt"], Path(Api.config)
+    files = [path for path in [*tokens, pair, home / "credentials.json"] if path.is_file()]
     for path in files:
         mode = stat.S_IMODE(path.stat().st_mode)
         if mode & 0o077:
             raise AimoError(f"token file {path} is open to others (mode {mode:o}): run `chmod 600 {path}`")
+    token: str | None
     if variable and not places:
         token, source = variable, "KAGGLE_API_TOKEN"
     elif files and files[0] in tokens:
         token, source = files[0].read_text("utf-8-sig", errors="replace").strip(), str(files[0])
-    elif files:
-        if files[0] == Path(Api.config):
-            remedy = f"make another at {TOKENS}"
-            values = read_json(files[0], remedy)
-            if not isinstance(values.get("username"), str) or not isinstance(values.get("key"), str):
-                raise AimoError(f"{files[0]}: it lacks a username or a key; {remedy}")
-            check_token(values["key"], str(files[0]))
+    elif files and files[0] == pair:
+        remedy = f"make another at {TOKENS}"
+        values = read_json(pair, remedy)
+        if not isinstance(values.get("username"), str) or not isinstance(values.get("key"), str):
+            raise AimoError(f"{pair}: it lacks a username or a key; {remedy}")
+        token, source = values["key"], str(pair)
+    elif files:  # of OAuth
         return None, str(files[0])
-    elif given["KAGGLE_USERNAME"] and given["KAGGLE_KEY"]:
-        token, source = given["KAGGLE_KEY"], "KAGGLE_USERNAME and KAGGLE_KEY"
+    elif os.environ.get("KAGGLE_USERNAME") and os.environ.get("KAGGLE_KEY"):
+        token, source = os.environ["KAGGLE_KEY"], "KAGGLE_USERNAME and KAGGLE_KEY"
     else:
         raise AimoError(
             f"there is no Kaggle token: make one at {TOKENS}, put it into ~/.kaggle/access_token and run "
             "`chmod 600 ~/.kaggle/access_token`, or set KAGGLE_API_TOKEN"
         )
-    check_token(token, source)
-    return token if source != "KAGGLE_USERNAME and KAGGLE_KEY" else None, source
-
-
-def check_token(token: str, source: str) -> None:
-    """Refuse what no header can hold, without showing it."""
-    if not re.fullmatch(r"[!-~]+", token):
+    if not re.fullmatch(r"[!-~]+", token):  # no header can hold it
         raise AimoError(
             f"the token in {source} is empty or has a character that no token has, such as a curly quote "
             f"or a space: copy it again from {TOKENS}"
         )
+    is_key = source in (str(pair), "KAGGLE_USERNAME and KAGGLE_KEY")
+    return None if is_key else token, source
 
 
 def subject(request: Any) -> str:
-    """What a request is about, such as `kernel me/aimo-submission`."""
+    """Return what a request is about, such as `kernel me/aimo-submission`."""
     fields = request.to_field_map()
     owner = fields.get("owner_slug") or fields.get("user_name") or fields.get("kernel_owner")
     found = []
@@ -260,75 +286,72 @@ def subject(request: Any) -> str:
     return ", ".join(found) or re.sub(r"^Api|Request$", "", type(request).__name__)
 
 
-def status(error: requests.RequestException) -> int | None:
-    """The HTTP status of an error, or that in the body of an answer sent as 200; None without one."""
+def http_status(error: requests.RequestException) -> int | None:
+    """Return the status of an error, or that in the body of an answer sent as 200; None without one."""
     if error.response is None:
         return None
     code = error.response.status_code
-    return int(body(error).get("code", 500)) if code < 400 else code
+    return int(body_of(error).get("code", 500)) if code < 400 else code
 
 
-def body(error: requests.RequestException) -> dict[str, Any]:
-    """The JSON of an error's answer; empty where it is something else."""
-    try:
-        found = error.response.json() if error.response is not None else {}
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
+def body_of(error: requests.RequestException) -> dict[str, Any]:
+    """Return the JSON of an error's answer; empty where it is something else."""
+    with contextlib.suppress(ValueError, AttributeError):
+        found = error.response.json()  # type: ignore[union-attr]
+        return found if isinstance(found, dict) else {}
+    return {}
 
 
-def explain(error: requests.RequestException) -> AimoError:
-    """One line on what Kaggle refused, or what broke, with the remedy."""
-    thing = getattr(error, "thing", "Kaggle")
-    said = redact(" ".join(str(body(error).get("message") or error).split()))[:200]
-    code = status(error)
-    match code:
-        case None:
-            unsure = "whether it arrived is not known: look before you do it again"
-            remedy = unsure if getattr(error, "unsure", False) else "check the network and try again"
-            return AimoError(f"{thing}: the connection to Kaggle broke ({said}); {remedy}")
-        case 401:
-            return AimoError(f"Kaggle does not accept the token ({said}): make another at {TOKENS}")
-        case 403 if "rules" in said.lower():
-            return AimoError(f"{thing}: accept its rules on its page of kaggle.com first ({said})")
-        case 403:
-            return AimoError(f"{thing}: not open to this account, or no such thing ({said}); check the name")
-        case 404:
-            return AimoError(f"{thing}: unknown to Kaggle ({said}); check the name")
-        case 409:
-            return AimoError(f"{thing}: the name is taken ({said}); take another")
-        case 429:
-            return AimoError(f"{thing}: a limit of Kaggle's is used up ({said}); try again later")
-        case _ if code >= 500:
-            return AimoError(f"{thing}: Kaggle failed ({code}: {said}); try again in some minutes")
+def explain_failure(error: requests.RequestException) -> AimoError:
+    """Return one line on what Kaggle refused, or what broke, with the remedy."""
+    thing, code = getattr(error, "thing", "Kaggle"), http_status(error)
+    said = redact(" ".join(str(body_of(error).get("message") or error).split()))[:200]
+    unsure = "whether it arrived is not known: look before you do it again"
+    remedy = unsure if getattr(error, "unsure", False) else "check the network and try again"
+    told = {
+        None: f"{thing}: the connection to Kaggle broke ({said}); {remedy}",
+        401: f"Kaggle does not accept the token ({said}): make another at {TOKENS}",
+        403: f"{thing}: not open to this account, or no such thing ({said}); check the name",
+        404: f"{thing}: unknown to Kaggle ({said}); check the name",
+        409: f"{thing}: the name is taken ({said}); take another",
+        429: f"{thing}: a limit of Kaggle's is used up ({said}); try again later",
+    }
+    if code == 403 and "rules" in said.lower():
+        return AimoError(f"{thing}: accept its rules on its page of kaggle.com first ({said})")
+    if code in told:
+        return AimoError(told[code])
+    if code and code >= 500:
+        return AimoError(f"{thing}: Kaggle failed ({code}: {said}); try again in some minutes")
     return AimoError(f"{thing}: Kaggle refuses it ({code}: {said})")
 
 
-def refusal(thing: str, said: str) -> AimoError:
-    """The error for a reason that Kaggle gives in an answer, with the remedy for a quota that is used up."""
-    reason = redact(" ".join(said.split()))
-    remedy = ""
-    if re.search(r"\b[GT]PU quota", reason):
-        remedy = "; wait until it is renewed: `aimo kaggle login-check` says when"
-    elif "quota" in reason:
-        remedy = "; delete what you no longer need on kaggle.com, then give the same command again"
-    return AimoError(f"{thing}: Kaggle refuses it: {reason}{remedy}")
+def check_answer(thing: str, answer: Any) -> None:
+    """Raise AimoError with the reason that an answer carries, and the remedy for a quota that is used up."""
+    if answer.error:
+        reason, remedy = redact(" ".join(answer.error.split())), ""
+        if re.search(r"\b[GT]PU quota", reason):
+            remedy = "; wait until it is renewed: `aimo kaggle login-check` says when"
+        elif "quota" in reason:
+            remedy = "; delete what you no longer need on kaggle.com, then give the same command again"
+        raise AimoError(f"{thing}: Kaggle refuses it: {reason}{remedy}")
 
 
-def filled(request_type: Any, **fields: Any) -> Any:
-    """A request with these fields."""
-    request = request_type()
-    for name, value in fields.items():
-        setattr(request, name, value)
-    return request
+def record(did: str, **facts: Any) -> None:
+    """Add a line to RECORDS on what was done."""
+    RECORDS.parent.mkdir(exist_ok=True)
+    date = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    append_lines(RECORDS, [{"did": did, "date": date} | facts])
 
 
-def pages(ask: Callable[[Any], Any], request: Any) -> Iterator[Any]:
-    """Yield the answer of each page of a list."""
-    request.page_size = 100
-    while True:
-        answer = ask(request)
-        yield answer
-        if not answer.next_page_token:
-            return
-        request.page_token = answer.next_page_token
+def find_record(did: str, **facts: Any) -> dict[str, Any]:
+    """Return the last record with these facts; empty without one."""
+    for line in reversed(read_lines(RECORDS)):
+        if line.get("did") == did and all(line.get(key) == value for key, value in facts.items()):
+            return line
+    return {}
+
+
+def run_name(folder: Path) -> str:
+    """Return a run's folder as it stands in a record: relative to the repository where it lies inside."""
+    full = folder.resolve()
+    return str(full.relative_to(ROOT)) if full.is_relative_to(ROOT) else str(full)

@@ -3,14 +3,13 @@
 Each kernel is a folder of kernels/: kernel-metadata.json, the template (a py:percent notebook) and beside
 it the notebook that is built. In the template, the cell with the tag `package` becomes one cell for each file
 that the kernel ships, `settings = {}` the settings of a profile, and the cell with the tag `profile` the
-profile's file. Out of scope: pushing a kernel (`aimo.kaggle.kernel_runs`), its faults (`aimo.kaggle.check`).
+profile's file.
 """
 
 import ast
 import pprint
 import re
 import textwrap
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,14 +30,11 @@ FOLDER = ROOT / "kernels"
 class Kernel:
     """What a kernel ships, and what its metadata must have."""
 
-    ships: tuple[str, ...]
-    """Globs of the repository's files. The modules of `aimo` that these import are shipped with them."""
+    ships: tuple[str, ...]  # globs of the repository's files; the modules that these import go with them
     internet: bool
     gpu: bool
-    attaches: tuple[str, ...]
-    """What must be attached: model, wheels, competition."""
-    profile: str | None = None
-    """The profile whose file the cell with the tag `profile` holds, if no other is given."""
+    attaches: tuple[str, ...]  # model, wheels, competition
+    profile: str | None = None  # whose file the cell with the tag `profile` holds, if no other is given
 
 
 INFERENCE = ("src/aimo/inference/*.py",)
@@ -66,12 +62,12 @@ KERNELS = {
     ),
 }
 
+# The metadata of a cell that Kaggle and Jupyter show folded.
 FOLDED = {
     "_kg_hide-input": True,
     "_kg_hide-output": True,
     "jupyter": {"source_hidden": True, "outputs_hidden": True},
 }
-"""The metadata of a cell that Kaggle and Jupyter show folded."""
 
 MAKE_FOLDERS = '''\
 import os
@@ -87,12 +83,11 @@ others = filter(None, [os.environ.get("PYTHONPATH")])
 os.environ["PYTHONPATH"] = os.pathsep.join([sys.path[0], *others])  # of processes that this one starts'''
 
 
-def build(name: str, out: Path | None = None, profile: str | None = None) -> Path:
+def build_kernel(name: str, out: Path | None = None, profile: str | None = None) -> Path:
     """Write the notebook of the kernel `name` to its folder, or to `out`, and return its path.
 
     The `inference` section of a `profile` stands in its settings, or the whole of it. The same sources give
-    the same bytes. Raises AimoError when there is no such kernel, profile or folder, and for a profile that
-    the kernel has no use for.
+    the same bytes. AimoError for a profile that the kernel has no use for.
     """
     if name not in KERNELS:
         raise AimoError(f"kernel {name!r} does not exist: use one of {', '.join(KERNELS)}")
@@ -132,42 +127,35 @@ def kernels_of(profile: str | None) -> list[str]:
 
 def notebook(template: str, kernel: Kernel, profile: str | None = None) -> Any:
     """Return the notebook of a template (py:percent): contents, the settings of a profile, and the files."""
-    import jupytext
+    import jupytext  # half a second, which no other command should pay
 
     written = config.load(profile).inference.written if profile else {}
-    cells: list[Any] = []
+    code, cells = nbformat.v4.new_code_cell, []
     for cell in jupytext.reads(template, "py:percent").cells:
         tags = cell.metadata.get("tags", [])
-        if "package" in tags:
-            cells += package(kernel)
+        if "package" in tags:  # a cell that makes folders, and a folded one for each file
+            files = {str(path.relative_to(ROOT)): path.read_text() for path in shipped(kernel)}
+            folders = "\n".join(sorted({str(Path(name).parent) for name in files}))
+            cells.append(code(MAKE_FOLDERS.replace("FOLDERS", folders), metadata=FOLDED))
+            for name, text in files.items():
+                cells.append(code(f"%%writefile {name}\n{text.rstrip()}", metadata=FOLDED))
             continue
         if "profile" in tags:
-            cell.source = f"%%writefile profile.yaml\n{profile_text(profile or kernel.profile).rstrip()}"
+            used, text = profile or kernel.profile, ""
+            if used:
+                config.load(used)  # checks it
+                text = config.find(used).read_text(encoding="utf-8-sig")
+            cell.source = f"%%writefile profile.yaml\n{text.rstrip()}"
         cell.source = cell.source.replace("settings = {}", f"settings = {{\n{describe(written)}}}")
         cells.append(cell)
-    cells[0].source += f"\n\nContents: {contents(cells)}"
+    prose = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    headings = re.findall(r"^## (.+)$", prose, re.MULTILINE)
+    links = ", ".join(f"[{heading}](#{heading.replace(' ', '-')})" for heading in headings)
+    cells[0].source += f"\n\nContents: {links}"
     for i, cell in enumerate(cells):
         cell["id"] = f"cell-{i}"
     kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
     return nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernelspec})
-
-
-def contents(cells: Iterable[Any]) -> str:
-    """Return links to the headings of the second level."""
-    text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
-    headings = re.findall(r"^## (.+)$", text, re.MULTILINE)
-    return ", ".join(f"[{heading}](#{heading.replace(' ', '-')})" for heading in headings)
-
-
-def package(kernel: Kernel) -> list[Any]:
-    """Return a cell that makes folders, and a folded cell for each file."""
-    files = {str(path.relative_to(ROOT)): path.read_text() for path in shipped(kernel)}
-    folders = sorted({str(Path(name).parent) for name in files})
-    code = nbformat.v4.new_code_cell
-    return [
-        code(MAKE_FOLDERS.replace("FOLDERS", "\n".join(folders)), metadata=FOLDED),
-        *(code(f"%%writefile {name}\n{text.rstrip()}", metadata=FOLDED) for name, text in files.items()),
-    ]
 
 
 def shipped(kernel: Kernel) -> list[Path]:
@@ -204,14 +192,6 @@ def imported(path: Path) -> list[Path]:
     ]
     places = [place for folder in folders for place in (folder / "__init__.py", folder.with_suffix(".py"))]
     return [place for place in places if place.is_file()]
-
-
-def profile_text(name: str | None) -> str:
-    """Return the text of a profile's file, which is checked before."""
-    if name is None:
-        return ""
-    config.load(name)
-    return config.find(name).read_text(encoding="utf-8-sig")
 
 
 def describe(written: dict[str, Any]) -> str:

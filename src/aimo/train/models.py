@@ -265,16 +265,16 @@ def push(folder: Path, profile: Profile, run_dir: Path) -> None:
     if to.push_to_hub:
         hub.push_model(folder, to.push_to_hub)
     if to.push_to_kaggle:
-        from aimo.kaggle import client, records, uploads  # the client signs in when it is imported
+        from aimo.kaggle import client, transfers  # the client signs in when it is imported
 
-        name = records.shown(run_dir)
+        name = client.run_name(run_dir)
         try:
             with client.connect() as api:
                 notes = f"profile {profile.profile}, run {name}"
-                source = uploads.push_version(api, folder, to.push_to_kaggle, notes)
+                source = transfers.push_version(api, folder, to.push_to_kaggle, notes)
         except AimoError as e:
             raise AimoError(
                 f"training.push_to_kaggle: {to.push_to_kaggle!r} was refused: {e}. "
                 f"The model is kept in {folder}"
             ) from None
-        records.record("model", model=source, run=name, profile=profile.profile)
+        client.record("model", model=source, run=name, profile=profile.profile)

@@ -1,0 +1,291 @@
+"""What goes to Kaggle and comes back: a run's model, a folder as a dataset, a competition's data.
+
+An upload is compared with what Kaggle has afterwards; a download is complete or does not exist.
+"""
+
+import errno
+import functools
+import hashlib
+import os
+import shutil
+import time
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import requests
+from kagglesdk.blobs.types.blob_api_service import ApiBlobType
+from kagglesdk.competitions.types.competition_api_service import ApiDownloadDataFilesRequest
+from kagglesdk.datasets.types.dataset_api_service import (
+    ApiCreateDatasetRequest,
+    ApiCreateDatasetVersionRequest,
+    ApiCreateDatasetVersionRequestBody,
+    ApiListDatasetFilesRequest,
+)
+from kagglesdk.models.types.model_api_service import (
+    ApiCreateModelInstanceRequest,
+    ApiCreateModelInstanceRequestBody,
+    ApiCreateModelInstanceVersionRequest,
+    ApiCreateModelInstanceVersionRequestBody,
+    ApiCreateModelRequest,
+    ApiDownloadModelInstanceVersionRequest,
+    ApiGetModelInstanceRequest,
+    ApiGetModelRequest,
+    ApiListModelInstanceVersionFilesRequest,
+)
+from kagglesdk.models.types.model_enums import ModelFramework
+
+from aimo import config
+from aimo.config import ROOT, RUNS
+from aimo.config.stages import STAGES
+from aimo.errors import AimoError
+from aimo.inference.errors import one_line
+from aimo.inference.model_folder import check_model_folder
+from aimo.inference.storage import read_json
+from aimo.kaggle import client
+from aimo.kaggle.check import slug_of, source_of
+from aimo.kaggle.client import Api, check_answer, filled
+from aimo.run import hub
+
+INPUTS = Path("/kaggle/input")
+METADATA = "dataset-metadata.json"
+LISTED_WITHIN_S, LOOK_S = 600.0, 10.0  # how long Kaggle may take to list an upload; between two looks
+CHUNK = 1 << 20  # bytes
+AGAIN = "give the same command again"
+
+
+def push_run(api: Api, run: str, to: str | None, license_name: str) -> str:
+    """Push the last model of a run as `push_version` does, record it, and return its source.
+
+    `to` is owner/model/framework/variation: the profile's `training.push_to_kaggle` or else
+    USER/aimo-PROFILE/transformers/default, if not given.
+    """
+    places = Path(run), RUNS / run
+    run_dir = next((path for path in places if (path / "profile.yaml").is_file()), None)
+    if run_dir is None:
+        raise AimoError(
+            f"run {run}: there is no {Path(run) / 'profile.yaml'}; name a folder of runs/, or its path"
+        )
+    profile = config.load(str(run_dir / "profile.yaml"))
+    if not profile.trained:
+        raise AimoError(f"run {run}: profile {profile.profile} trains no model, so there is none to push")
+    usual = profile.training.push_to_kaggle or f"{api.user}/aimo-{profile.profile}/transformers/default"
+    name = client.run_name(run_dir)
+    notes = f"profile {profile.profile}, run {name}"
+    source = push_version(
+        api, run_dir / STAGES[profile.trained[-1]].product, to or usual, notes, license_name
+    )
+    if not api.dry_run:
+        client.record("model", model=source, run=name, profile=profile.profile)
+    return source
+
+
+def push_version(api: Api, folder: Path, target: str, notes: str, license_name: str = "Apache 2.0") -> str:
+    """Push a model folder as a new version of owner/model/framework/variation; return that with its number.
+
+    Model and variation are created, private, under `license_name` and with the model's card, where there are
+    none. AimoError when a file did not arrive, or is another one on Kaggle. Costs an upload and a download.
+    """
+    target = source_of(target, 4)
+    frameworks = {f.name.removeprefix("MODEL_FRAMEWORK_").replace("_", "").lower(): f for f in ModelFramework}
+    parts = target.split("/")
+    if len(parts) != 4 or not all(parts) or parts[2].lower() not in frameworks:
+        raise AimoError(
+            f"model {target}: write OWNER/MODEL/FRAMEWORK/VARIATION, such as me/aimo/transformers/default"
+        )
+    owner, slug, variation = parts[0], parts[1], parts[3]
+    model: dict[str, Any] = {"owner_slug": owner, "model_slug": slug}
+    framework = frameworks[parts[2].lower()]
+    named = model | {"framework": framework, "instance_slug": variation}
+    check_model_folder(folder)
+    hub.check_links(folder)
+    if inner := [path.name for path in folder.iterdir() if path.is_dir()]:
+        raise AimoError(
+            f"model folder {folder} has folders in it, which are not pushed: move {', '.join(inner)} out"
+        )
+    files = {path.name: path for path in sorted(folder.iterdir())}
+    before = api.find(ApiGetModelInstanceRequest, **named)
+    if before is None:
+        card = files["README.md"].read_text() if "README.md" in files else notes
+        if api.find(ApiGetModelRequest, **model) is None:
+            about = {"owner_slug": owner, "slug": slug, "title": slug, "description": card}
+            check_answer(target, api.ask(ApiCreateModelRequest, is_private=True, **about))
+        about = {"instance_slug": variation, "framework": framework, "license_name": license_name}
+        body = filled(ApiCreateModelInstanceRequestBody, overview=card, fine_tunable=True, **about)
+        create = functools.partial(api.ask, ApiCreateModelInstanceRequest, **model, body=body)
+    else:
+        body = filled(ApiCreateModelInstanceVersionRequestBody, version_notes=notes)
+        create = functools.partial(api.ask, ApiCreateModelInstanceVersionRequest, **named, body=body)
+    with api.uploaded(body, folder, ApiBlobType.MODEL):
+        check_answer(target, create())
+    if api.dry_run:
+        return f"{target}/VERSION"
+    named["version_number"] = (before.version_number if before else 0) + 1
+    source = f"{target}/{named['version_number']}"
+
+    def listed() -> dict[str, int]:
+        try:
+            answers = list(api.pages(ApiListModelInstanceVersionFilesRequest, **named))
+        except requests.HTTPError as e:  # Kaggle does not know the version yet
+            if client.http_status(e) not in (403, 404):
+                raise
+            answers = []
+        return {file.name: file.size for answer in answers for file in answer.files}
+
+    compare_listing(source, files, listed)
+    for name, path in files.items():
+        there = hashlib.sha256()
+        with api.ask(ApiDownloadModelInstanceVersionRequest, **named, path=name) as response:
+            for chunk in response.iter_content(CHUNK):
+                there.update(chunk)
+        with path.open("rb") as file:
+            here = hashlib.file_digest(file, "sha256").hexdigest()
+        if there.hexdigest() != here:
+            raise AimoError(f"{source}: {name} has another content on Kaggle than in {folder}; push it again")
+    return source
+
+
+def push_folder(api: Api, folder: Path, name: str | None, license_name: str) -> str:
+    """Push a folder as a new version of a private dataset, which is created if need be; return OWNER/SLUG.
+
+    The name is `name` or that of dataset-metadata.json in the folder, or else the folder's. A sub-folder is
+    sent as one archive, which Kaggle unpacks.
+    """
+    if not folder.is_dir():
+        raise AimoError(f"dataset {folder}: no such folder")
+    hub.check_links(folder)
+    metadata = read_json(folder / METADATA, "repair the file") if (folder / METADATA).is_file() else {}
+    owner, _, slug = source_of(str(name or metadata.get("id") or folder.resolve().name), 2).rpartition("/")
+    owner = owner or api.user
+    if not 6 <= len(slug) <= 50:
+        raise AimoError(f"dataset {slug!r}: a slug has 6 to 50 characters; take another with --name")
+    found = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != METADATA]
+    if not found:
+        raise AimoError(f"dataset {folder}: the folder is empty")
+    named = {"owner_slug": owner, "dataset_slug": slug}
+    if api.find(ApiListDatasetFilesRequest, **named) is None:
+        about = {"owner_slug": owner, "slug": slug, "title": str(metadata.get("title", slug))}
+        body: Any = filled(ApiCreateDatasetRequest, license_name=license_name, is_private=True, **about)
+        create = functools.partial(api.ask, body)
+    else:
+        body = filled(ApiCreateDatasetVersionRequestBody, version_notes=time.strftime("%Y-%m-%d %H:%M"))
+        create = functools.partial(api.ask, ApiCreateDatasetVersionRequest, **named, body=body)
+    with api.uploaded(body, folder, ApiBlobType.DATASET, folders="zip"):
+        check_answer(f"dataset {owner}/{slug}", create())
+
+    def listed() -> dict[str, int]:
+        answers = api.pages(ApiListDatasetFilesRequest, **named)
+        return {file.name: file.total_bytes for answer in answers for file in answer.dataset_files}
+
+    if not api.dry_run:
+        files = {path.relative_to(folder).as_posix(): path for path in found}
+        compare_listing(f"dataset {owner}/{slug}", files, listed)
+    return f"{owner}/{slug}"
+
+
+def compare_listing(thing: str, files: dict[str, Path], listed: Callable[[], dict[str, int]]) -> None:
+    """Wait until Kaggle lists each file with its size. AimoError names those missing or of another size."""
+    sizes = {name: path.stat().st_size for name, path in files.items()}
+    end = time.monotonic() + LISTED_WITHIN_S
+    while wrong := sizes.items() - (found := listed()).items():
+        if time.monotonic() > end:
+            told = ", ".join(
+                f"{name} ({found[name]:,} bytes of {size:,})" if name in found else f"{name} (missing)"
+                for name, size in sorted(wrong)
+            )
+            raise AimoError(f"{thing} is not whole on Kaggle: {told}; push it again as a new version")
+        time.sleep(LOOK_S)
+
+
+def download_competition(api: Api, competition: str, inputs: Path | None = None) -> Path | None:
+    """Download a competition's files and unpack them into `inputs`/SLUG, as on Kaggle; return that folder.
+
+    `competition` is aimo1, aimo2, aimo3 or a slug. `inputs` is /kaggle/input, or data/kaggle where that
+    cannot be written. None in a dry run.
+    """
+    slug = slug_of(competition)
+    request = functools.partial(api.ask, ApiDownloadDataFilesRequest, competition_name=slug)
+    if api.dry_run:
+        request()
+        return None
+    folder = (inputs or (INPUTS if os.access(INPUTS, os.W_OK) else ROOT / "data" / "kaggle")) / slug
+    archive = folder.with_name(f"{slug}.zip")
+    save(request, archive)
+    # The folder is replaced when all is unpacked: it is whole before and after.
+    fresh, old = (folder.with_name(f"{slug}.{name}") for name in ("partial", "old"))
+    shutil.rmtree(fresh, ignore_errors=True)
+    try:
+        with zipfile.ZipFile(archive) as file:
+            check_space(fresh, sum(entry.file_size for entry in file.infolist()))
+            file.extractall(fresh)
+        if not fresh.is_dir():
+            raise zipfile.BadZipFile("it is empty")
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            folder.rename(old)
+        fresh.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as e:
+        reason = e.strerror or e
+        raise AimoError(f"{folder}: {reason}; free some space or take another --to; {AGAIN}") from None
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as e:  # of an encrypted one
+        raise AimoError(f"{archive.name}: it is no zip file that opens ({one_line(e)}); {AGAIN}") from None
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+        archive.unlink()
+    return folder
+
+
+def save(request: Callable[[], requests.Response], path: Path, size: int | None = None) -> None:
+    """Download to `path`, which is complete or does not exist; a broken connection is tried again.
+
+    `size` is what Kaggle lists. AimoError for another size, a full disk, or an address that answers with an
+    error: its body is not saved.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    broken = requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError
+    try:
+        for attempt in range(1, client.TRIES + 1):
+            try:
+                with request() as response:
+                    response.raise_for_status()
+                    length = response.headers.get("Content-Length")
+                    expected = size if size is not None else int(length) if length else None
+                    check_space(path, expected or 0)
+                    with partial.open("wb") as file:
+                        for chunk in response.iter_content(CHUNK):
+                            file.write(chunk)
+                        written = file.tell()
+                break
+            except broken:
+                if attempt == client.TRIES:
+                    raise
+            time.sleep(client.PAUSE_S * 2 ** (attempt - 1))
+    except OSError as e:
+        partial.unlink(missing_ok=True)
+        if hasattr(e, "thing"):  # of the API, not of a file's address
+            raise
+        if isinstance(e, requests.RequestException):
+            raise AimoError(f"{path.name}: {one_line(e)}; {AGAIN}") from None
+        if e.errno in (errno.ENOSPC, errno.EDQUOT):
+            said = f"the disk is full; free some space and {AGAIN}; it keeps what is complete"
+            raise AimoError(f"{path}: {said}") from None
+        raise AimoError(f"{path}: {e.strerror or e}") from None
+    if expected is not None and written != expected:
+        partial.unlink()
+        raise AimoError(f"{path.name}: {written:,} bytes came of {expected:,}; {AGAIN}")
+    partial.replace(path)
+
+
+def fetch(url: str) -> Callable[[], requests.Response]:
+    """A request for a signed address, which takes no token."""
+    return lambda: requests.get(url, stream=True, timeout=client.TIMEOUT_S)
+
+
+def check_space(path: Path, size: int) -> None:
+    """Raise OSError before the download begins when the disk has no room for it."""
+    if shutil.disk_usage(path.parent).free < size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
