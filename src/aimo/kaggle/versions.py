@@ -307,7 +307,7 @@ def list_scores(api: Api, competition: str) -> list[dict[str, Any]]:
 
 
 def origin(ref: int) -> dict[str, Any]:
-    """Return what made a submission: kernel, version, models, the run and profile of its first known model."""
+    """Return what made a submission: kernel, version, models, and the first known model's run."""
     submitted = find_record("submit", ref=ref)
     pushed = find_record("push", kernel=submitted.get("kernel"), version=submitted.get("version"))
     made = (find_record("model", model=model) for model in pushed.get("models", []))
