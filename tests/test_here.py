@@ -15,6 +15,7 @@ from aimo import config
 from aimo.commands import run
 from aimo.config import reading
 from aimo.errors import AimoError
+from aimo.rewards import REWARDS
 
 # What the sources' scripts, recipes and notebooks call their settings, by the section they would be put into.
 # Open-R1 (1416fa0, April 2026), its `configs.py` and recipes:
@@ -86,25 +87,12 @@ def test_what_is_said_of_a_name_that_is_no_key_exists(told):
     )
 
 
-# The tables.
+# The pages.
 
-PAGE = ROOT / "docs" / "from-there-to-here.md"
-SECTIONS = re.split(r"^## ", PAGE.read_text(), flags=re.MULTILINE)[1:]
-STEPS = {
-    "Open-R1: README and scripts": 58,
-    "Open-R1: settings of its recipes": 41,
-    "Open-R1: rewards": 13,
-    "The walk-through for AutoDL": 34,
-    "The full fine-tuning guide": 22,
-    "MindSpore's OpenR1-Qwen-7B": 23,
-    "Unsloth's notebook": 41,
-    "AIMO 2: second place": 35,
-    "AIMO 3: public notebooks": 41,
-}
-"""The tables, and how many rows each has at least."""
+PAGES = {path.stem: path for path in sorted((ROOT / "docs/from").glob("*.md"))}
 ITEMS = {
     # Open-R1's scripts/, slurm/, src/ and recipes/; every key of its recipes and of accelerate's files.
-    "Open-R1": """sft.py grpo.py generate.py decontaminate.py generate_reasoning.py run_benchmarks.py
+    "open-r1": """sft.py grpo.py generate.py decontaminate.py generate_reasoning.py run_benchmarks.py
         upload_details.py get_tensor_parallel_size.py benchmark_e2b.py compute_pass_rate.py
         launch_filtering.sh train.slurm evaluate.slurm generate.slurm compute_pass_rate.slurm serve_r1.slurm
         serve_r1_vllm.slurm serve_router.slurm e2b_router.slurm morph_router.slurm launch_piston_workers.sh
@@ -130,7 +118,7 @@ ITEMS = {
         accuracy format tag_count reasoning_steps length cosine repetition_penalty code binary_code
         ioi_code cf_code code_format soft_overlong_punishment""",
     # run_sft.sh and run_dpo.sh of AIMO 2's second place, and its other scripts.
-    "AIMO 2": """adam_beta1 adam_beta2 adam_epsilon bf16 cache_dir cutoff_len dataset ddp_timeout deepspeed
+    "aimo-2": """adam_beta1 adam_beta2 adam_epsilon bf16 cache_dir cutoff_len dataset ddp_timeout deepspeed
         do_eval do_train enable_liger_kernel finetuning_type flash_attn gradient_accumulation_steps
         gradient_checkpointing learning_rate logging_steps lr_scheduler_type max_grad_norm max_steps
         model_name_or_path num_train_epochs output_dir overwrite_cache overwrite_output_dir
@@ -140,31 +128,33 @@ ITEMS = {
         quant_awq.py quant_rep_kv.py local_eval.py local_eval_kaggle.py run_cfg.sh plot_table_local.py
         analyze_early_stop.py analyze_llm_vote.py quant_policy""",
     # Options of its scripts and keys of its file of fine-tuning.
-    "MindSpore": """generate_reasoning.py reject_sampling.py datasets_preprocess.py data_process_handling.yaml
+    "mindspore": """generate_reasoning.py reject_sampling.py datasets_preprocess.py data_process_handling.yaml
         data_process_packing.yaml finetune_qwen_2_5_7b.yaml msrun_launcher.sh run_qwen2_5.py API_KEY
-        --uuid-column --src --register_path vocab_file merges_file data_files seed output_dir load_checkpoint
+        --uuid-column --src register_path vocab_file merges_file data_files seed output_dir load_checkpoint
         load_ckpt_format auto_trans_ckpt only_save_strategy resume_training run_mode batch_size
         ACLNN_CACHE_LIMIT MS_DEV_RUNTIME_CONF""",
 }
-"""What a source's own lists hold, and a first cell of its tables must name."""
+"""What a source's own lists hold: the error message answers it, or its page names it."""
 OPTIONS = {
-    option: command
+    option
     for command in ("reject", "distil", "serve", "solve", "evaluate", "launch", "run")
     for parameter in typer.main.get_command(run.app).commands[command].params
     for option in parameter.opts
 }
 
 
-def rows(section):
-    """The rows of a section's table, without its head."""
-    lines = re.findall(r"^\|(.+)\|$", section, re.MULTILINE)[2:]
-    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)] for line in lines]
+def here(page):
+    """The cells of the column "here" of a page's tables."""
+    for head, body in re.findall(r"^(\|.+\|)\n\|[- |]+\|\n((?:\|.*\n)+)", page.read_text(), re.MULTILINE):
+        heads = [cell.strip() for cell in head.split("|")]
+        column = heads.index("here") if "here" in heads else 0
+        yield from (re.split(r"(?<!\\)\|", line)[column].strip() for line in body.splitlines())
 
 
 @functools.cache
 def names():
-    """What may stand by itself: profiles, variables that the project or its libraries read."""
-    told = "".join(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")) if path != PAGE)
+    """What may stand by itself: profiles, and variables that other pages name."""
+    told = "".join(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))
     profiles = {path.stem for path in config.PROFILES.glob("*.yaml")}
     return profiles | set(re.findall(r"\b[A-Z][A-Z0-9]*_[A-Z0-9_]+\b", told))
 
@@ -200,14 +190,10 @@ def hold(span):
     return None
 
 
-@pytest.mark.parametrize("section", SECTIONS, ids=lambda text: text.splitlines()[0])
-def test_every_step_of_a_source_has_a_row_without_an_empty_cell_and_what_it_names_exists(section):
-    found = rows(section)
-    assert len(found) >= STEPS[section.splitlines()[0]]
-    for row in found:
-        assert len(row) == 3 and all(row), row
-        spans = re.findall(r"`([^`]+)`", row[1])
-        assert spans or row[1] in ("not here", "nothing to do", "not needed"), row
+@pytest.mark.parametrize("name", PAGES)
+def test_what_a_page_names_here_exists(name):
+    for cell in here(PAGES[name]):
+        spans = re.findall(r"`([^`]+)`", cell)
         for span in spans:
             try:
                 hold(span)
@@ -215,14 +201,14 @@ def test_every_step_of_a_source_has_a_row_without_an_empty_cell_and_what_it_name
                 pytest.fail(f"{span!r}: {type(e).__name__}: {e}")
 
 
-def test_every_source_has_its_table():
-    assert [section.splitlines()[0] for section in SECTIONS] == list(STEPS)
-
-
 @pytest.mark.parametrize("source", ITEMS)
-def test_every_item_of_a_sources_own_list_has_a_row(source):
-    there = " ".join(row[0] for section in SECTIONS if section.startswith(source) for row in rows(section))
+def test_every_item_of_a_sources_own_list_is_answered_or_named(source):
+    page = PAGES[source].read_text()
+    ours = {key.rpartition(".")[2] for key in set(reading.keys())}
+    answered = ours.union(*reading.ALIASES.values(), REWARDS)
     absent = [
-        item for item in ITEMS[source].split() if not re.search(rf"(?<!\w){re.escape(item)}(?!\w)", there)
+        item
+        for item in ITEMS[source].split()
+        if item not in answered and not re.search(rf"(?<!\w){re.escape(item)}(?!\w)", page)
     ]
     assert absent == []

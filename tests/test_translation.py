@@ -110,20 +110,17 @@ def test_a_page_leads_to_its_twin_before_its_first_section(page):
     "before, after, named",
     [
         ("| 0.958 |", "| 0.985 |", "## Two commands: only in English (td): figure 0.958"),
-        ("2 分 33 秒", "2 分 32 秒", "## Two commands: only in Chinese (p): figure 32"),
         (
             "make jupyter\n",
             "make notebook\n",
             "## In Jupyter: only in Chinese (block ): line 1: make notebook",
         ),
-        ("`make sync`", "`make`", "## In Jupyter: only in English (p): code make sync"),
-        ("](docs/data.md)", "](docs/demo.md)", "## Profiles: only in English (p): link docs/data.md#"),
         (
-            "](docs/report.png)",
-            "](docs/voting.png)",
-            "## Two commands: only in English (p): image docs/report.png#",
+            "](docs/launch.md)",
+            "](docs/solver.md)",
+            "(p): link docs/launch.md#",
         ),
-        ("| 2 | grpo |", "\n| 2 | grpo |", "## How it is built: the blocks are"),
+        ("| 推理 |", "\n| 推理 |", "## How it is built: the blocks are"),
         ("## 蒸馏", "### 蒸馏", "headings: ['h1', 'h2',"),
     ],
 )

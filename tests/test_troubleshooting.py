@@ -68,7 +68,3 @@ def test_a_quoted_message_is_what_the_program_prints(message, source):
     parts = clauses(message)
     assert parts, f"{message!r} has no words to look for"
     assert [part for part in parts if not is_printed(part, source)] == []
-
-
-def test_the_page_quotes_many_messages():
-    assert len(quoted()) > 50
