@@ -19,7 +19,8 @@ from aimo.evaluation.benchmarks import Question
 from aimo.evaluation.completions import Header, Trace
 from aimo.inference import judge
 from aimo.inference.answers import are_correct, extract, is_correct, to_integer
-from aimo.inference.judge import are_equal, canonical, same
+from aimo.inference.expressions import canonical
+from aimo.inference.judge import are_equal, same
 from aimo.inference.settings import Settings, Tags
 from aimo.inference.stream import Problem
 

@@ -19,7 +19,7 @@ from aimo.evaluation.benchmarks import Question
 from aimo.evaluation.completions import Header, Trace
 from aimo.evaluation.intervals import Interval
 from aimo.inference import answers, judge, voting
-from aimo.inference.judge import canonical
+from aimo.inference.expressions import canonical
 from aimo.inference.settings import Tags
 
 Votes = list[int | None]

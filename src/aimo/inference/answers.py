@@ -8,7 +8,7 @@ two answers are equal (`aimo.inference.judge`).
 import re
 from collections.abc import Sequence
 
-from aimo.inference import judge
+from aimo.inference import expressions, judge
 from aimo.inference.settings import PUBLIC, Tags
 
 DEFAULT_TAGS = Tags()
@@ -177,7 +177,7 @@ def to_integer(
     Reads `1{,}024`, `2^{10}`, `\frac{84}{2}`, `42.0`, `7!`, `m+n = 42`, `5\text{ apples}`, `five`; gives None
     for several values. With `modulus`, the value is reduced before the range is checked.
     """
-    number = None if answer is None else judge.integer(answer)
+    number = None if answer is None else expressions.integer(answer)
     if number is None:
         return None
     if modulus is not None:

@@ -1,0 +1,415 @@
+# ruff: noqa: RUF001 (answers hold such signs)
+r"""Read an answer: from what people and models write to a canonical text, a value, an integer.
+
+plain       `½ + 4²`               → `\frac{1}{2} + 4^{2}`   ASCII LaTeX
+canonical   `$\left( 1, 2\right)$` → `(1,2)`                 without what does not change the meaning
+values      `2\sqrt{2}`            → 2.83 at two points      names take other values at each
+number      `m+n=42`               → 42                      exact, a fraction
+integer     `m+n = 42.0`           → 42                      what a vote counts
+"""
+
+import ast
+import cmath
+import math
+import operator
+import random
+import re
+import unicodedata
+from collections.abc import Callable
+from fractions import Fraction
+from functools import cache, lru_cache, partial
+
+Number = Fraction | complex
+LONGEST = 400  # characters of an answer that is read without math-verify
+
+NUMBER_WORDS = {
+    "zero": 0, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8,
+    "nine": 9, "ten": 10, "eleven": 11, "twelve": 12, "thirteen": 13, "fourteen": 14, "fifteen": 15,
+    "sixteen": 16, "seventeen": 17, "eighteen": 18, "nineteen": 19, "twenty": 20, "thirty": 30, "forty": 40,
+    "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90,
+}  # fmt: skip
+TEXT = r"\\(?:text|mathrm|textrm|textbf|mathbf|mbox|textit|operatorname)"
+PLAIN = re.compile(r"-?(?:[0-9]{1,18}|[0-9]{1,3}(?:,[0-9]{3}){1,5})(\.[0-9]{1,30})?")
+
+# Notation
+
+SYMBOLS = str.maketrans({
+    **dict.fromkeys("−‐‑‒–—―﹣", "-"), **dict.fromkeys("·⋅∙", r"\cdot "), **dict.fromkeys("÷⁄∕", "/"),
+    **dict.fromkeys("≤⩽", r"\leq "), **dict.fromkeys("≥⩾", r"\geq "), **dict.fromkeys("°º", r"^\circ "),
+    **dict.fromkeys("′’", "'"), "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}",
+    "ℚ": r"\mathbb{Q}", "×": r"\times ", "≠": r"\neq ", "≈": r"\approx ", "≡": r"\equiv ",
+    "∞": r"\infty ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "±": r"\pm ", "∅": r"\emptyset ",
+    "…": r"\ldots ", "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⟨": "(", "⟩": ")",
+})  # fmt: skip
+GREEK = SYMBOLS | {
+    code: f"\\{name.title() if case == 'CAPITAL' else name.lower()} ".replace("amda", "ambda")
+    for code in (*range(0x391, 0x3A2), *range(0x3A3, 0x3AA), *range(0x3B1, 0x3CA))
+    for _, case, _, name in [unicodedata.name(chr(code)).replace("FINAL ", "").split(" ")[:4]]
+}
+ROOTS = {"√": r"\sqrt", "∛": r"\sqrt[3]", "∜": r"\sqrt[4]"}
+Rewrite = str | Callable[[re.Match[str]], str]
+
+
+def compiled(*rewrites: tuple[str, Rewrite]) -> list[tuple[re.Pattern[str], Rewrite]]:
+    # Compiled patterns halve the time of a short text.
+    return [(re.compile(pattern, re.DOTALL), replacement) for pattern, replacement in rewrites]
+
+
+def fraction(found: re.Match[str]) -> str:
+    """Write a repeating decimal, (whole, digits, period or None, period), as an exact fraction."""
+    whole, digits, *periods = found.groups()
+    period = next(filter(None, periods))
+    nines = 10 ** len(period) - 1
+    value = Fraction(int(whole + digits or "0") * nines + int(period), nines * 10 ** len(digits))
+    return rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
+
+
+INNER = r"((?:[^()]|\([^()]*\))*?)"  # brackets that hold at most one more pair
+NOTATION = compiled(
+    (r"\A\s*\*\*(.*)\*\*\s*\Z", r"\1"),
+    (r"(?<=[\w)}])\s*\*\*\s*(\d+|[a-z]|\([^()]*\))", r"^{\1}"),
+    (r"\*", r"\\cdot "),
+    (r"\\(?:phantom|hspace|vspace|tag|label|(?:text)?color)\*?\{[^{}]*\}", ""),
+    (r"\\(?:boldsymbol|bm|mathbf|mathsf|mathit)\{([^{}]*)\}", r"\1"),
+    (rf"{TEXT}\{{\s*([ei])\s*\}}", r"\1"),
+    (r"\\c?dots(?![a-z])|\\ldots(?![a-z])|\.{3,}", r"\\ldots "),
+    (r"\\[dtc]frac(?![a-z])", r"\\frac"),
+    (r"\{([^{}]*)\\over(?![a-z])([^{}]*)\}", r"\\frac{\1}{\2}"),
+    (r"(?<![a-z\\])(ln|log|sin|cos|tan|cot|sec|csc)(?![a-z])", r"\\\1"),
+    (rf"\\?(?<![a-z])sqrt\s*(?:\\left)?\({INNER}(?:\\right)?\)", r"\\sqrt{\1}"),
+    (rf"\\?(?<![a-z])exp\s*(?:(?:\\left)?\({INNER}(?:\\right)?\)|\{{([^{{}}]*)\}})", r"e^{\1\2}"),
+    # A decimal comma: behind 0, or before any but three digits.
+    (r"(?<![\d.])(0|-0)\{,\}(?=\d)|(?<=\d)\{,\}(?=\d{1,2}(?!\d)|\d{4})", r"\1."),
+    (r"(\d*)\.(\d*)(?:\\(?:overline|bar|dot)\{(\d+)\}|\((\d+)\))", fraction),
+    (r"(?<![\d.])(\d*)\.(\d{0,9}?)(\d{1,9}?)\3{2,}\s*\\ldots", fraction),
+    (r"(?<![\w.])(\d+(?:\.\d+)?)[eE]([+-]?\d{1,3})(?![\w.])", r"\1\\cdot 10^{\2}"),
+    (r"(?<=\d) ?x ?(?=10\^)", r"\\times "),
+    (r"\A\W*\d{1,3}(?:(?:[ ']\d{3})+|(?:\.\d{3}){2,})(?!\w)", lambda m: re.sub(r"(?<=\d)\D", "", m[0])),
+)  # fmt: skip
+REWRITES = compiled(
+    (r"\\\\", ";"),
+    (r"(?<=\d)(?<!\d{4})(?:\{,\}|,\\!)(?:\\[,!]|\s)*(?=\d{3}(?!\d))", ""),
+    (r"\\!\s*|\\[,;: ]|~|\\(?:left|right|displaystyle|q?quad)(?![a-z])|\\?[$€£]|\\[()\[\]]", ""),
+    (r"\\langle(?![a-z])", "("),
+    (r"\\rangle(?![a-z])", ")"),
+    # A subscript is the same with and without braces. Of several digits without braces, LaTeX takes the
+    # first; behind a numeral (4210_12) they are its base, and elsewhere they are left as they are.
+    (rf"_(?:\{{\s*{TEXT}\{{\s*(\w+)\s*\}}\s*\}}|{TEXT}\{{\s*(\w+)\s*\}})", r"_{\1\2}"),
+    (r"(?<![A-Za-z\d])\((\d[\dA-F]*)\)(?=_)", r"\1"),
+    (r"(?<![A-Za-z\d])(\d[\dA-F]*)_(\d+)", r"\1_{\2}"),
+    (  # 4210_{five}
+        r"(?<![A-Za-z\d])(\d[\dA-F]*)_\{\s*([A-Za-z]+)\s*\}",
+        lambda m: f"{m[1]}_{{{base}}}" if (base := NUMBER_WORDS.get(m[2].lower())) else m[0],
+    ),
+    (r"_([A-Za-z]|\d(?!\d))", r"_{\1}"),
+    (  # commas between thousands go, commas in brackets stay
+        r"(?:[(\[]|\\\{).*|(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])",
+        lambda m: m[0].replace(",", "") if m[0][0].isdigit() else m[0],
+    ),
+    (r"(?:\^ ?(?:\{\s*\\circ\s*\}|\\circ(?![a-z])|o\Z)|\\degrees?(?![a-z])) ?(?:[CF]\Z)?", ""),
+    (r"\*\*", "^"),
+    (r"\\(?:cdot|times|ast)(?![a-z])", "*"),
+    (r"\\div(?![a-z])", "/"),
+    (r"\\pi(?![a-z])|(?<![A-Za-z\\])pi(?![A-Za-z])", "π"),
+    (r"\+?(?:\\infty(?![a-z])|infinity)", "ꝏ"),  # a letter to Python, so it can be part of an expression
+    (r"\\in(?![a-z])", "="),
+    (r"\\equiv(?![a-z])", "≡"),
+    (r"\\approx(?![a-z])", "≈"),
+    (r"\\ge(?:qslant|q)?(?![a-z])|>=", "≥"),
+    (r"\\le(?:qslant|q)?(?![a-z])|<=", "≤"),
+    (r"\\gt(?![a-z])", ">"),
+    (r"\\lt(?![a-z])", "<"),
+    (rf",?\s*(?:{TEXT}\{{\s*(?:and|or)\s*\}}|(?<![A-Za-z])(?:and|or)(?![A-Za-z]))\s*", ","),
+    (r"\s+(?!\w)|(?<!\w)\s+|\.\s*\Z", ""),
+)
+compatible = partial(unicodedata.normalize, "NFKC")
+
+
+@lru_cache(maxsize=100_000)
+def plain(text: str) -> str:
+    r"""Return an answer in ASCII LaTeX: `\frac{1}{2}` for `½`, `\frac{1}{3}` for `0.\overline{3}`."""
+    if not text.isascii():
+        thousands = r"(?<=\d)[\u00a0\u2002-\u200a\u202f](?=\d{3}(?!\d))"
+        text = re.sub(rf"{thousands}|[\u200b-\u200f\u2060\ufeff]", "", text)
+        text = re.sub(r"[⁰¹²³⁴-⁹⁺⁻ⁿ]+", lambda m: f"^{{{compatible(m[0])}}}", text)
+        text = re.sub(r"[₀-₉]+", lambda m: f"_{{{compatible(m[0])}}}", text)
+        vulgar = r"[\u00bc-\u00be\u2150-\u215e]"
+        text = re.sub(vulgar, lambda m: r"\frac{{{}}}{{{}}}".format(*compatible(m[0]).split("\u2044")), text)
+        text = compatible(text.translate(SYMBOLS)).translate(GREEK)
+        radicand = r"([√∛∜])\s*(\d+(?:\.\d+)?|\\?[a-z]+|\{[^{}]*\}|\([^()]*\))"
+        text = re.sub(radicand, lambda m: f"{ROOTS[m[1]]}{{{m[2].strip('(){}')}}}", text)
+        text = text.rstrip("。 ")
+    for pattern, replacement in NOTATION:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+@lru_cache(maxsize=100_000)
+def canonical(text: str) -> str:
+    """Return an answer without what does not change its meaning: spaces, dollars, sizes of brackets."""
+    text = plain(text)
+    for pattern, replacement in REWRITES:
+        text = pattern.sub(replacement, text)
+    return text.strip()
+
+
+def choice(text: str) -> tuple[str, str]:
+    r"""Return the label of a choice and its content: ("A", "7") for `(A)\ 7`; ("", text) without a label.
+
+    A label alone is also the content.
+    """
+    text = re.sub(rf"\A{TEXT}\{{([^{{}}]*)\}}\Z", r"\1", text)
+    letter = rf"[\s$*]*(?:{TEXT}\{{)?\s*"
+    if alone := re.fullmatch(rf"{letter}(?:(?:[Oo]ption|[Cc]hoice) )?\(?([A-J])\)?\s*\}}?[\s$*.]*", text):
+        return alone[1], text
+    label = rf"{letter}(?:\(([A-J])\)|([A-J])[.):])\s*\}}?"
+    space = r"(?:\\[ ,;:!]|\\q?quad(?![a-z])|~|\s|(?=[-\d$]))+"
+    product = r"\\(?:cup|cap|cdot|times|to|in|subset)(?![a-z])|[+*/=^]"
+    found = re.fullmatch(rf"{label}{space}(?!{product})(.+)", text, re.DOTALL)
+    return (found[1] or found[2], found[3]) if found else ("", text)
+
+
+def parts(text: str) -> list[str]:
+    r"""Split a list at its commas outside brackets, and `a \pm b` in two; [] when brackets do not match."""
+    found, depth, begin = [], 0, 0
+    for i, character in enumerate(text + ","):
+        depth += (character in "([{") - (character in ")]}")
+        if not 0 <= depth <= 8:
+            return []
+        if character == "," and not depth:
+            part, begin = text[begin:i].strip(), i + 1
+            twofold = part.count(r"\pm") == 1
+            found += [part.replace(r"\pm", sign).removeprefix("+") for sign in "+-"] if twofold else [part]
+    return [] if depth else found
+
+
+# Values
+
+# After a number these words change its value, so they are not units.
+NOT_UNITS = re.compile(
+    r"\b(dozens?|scores?|grand|tens|(?:hundred|thousand|[mb]illion|trillion)s?|per ?cent\w*"
+    r"|mod|modulo|base|choose|factorial|squared|cubed"
+    r"|pi|or|and|to|of|than|times|plus|minus|point|over|under|above|below|negative|more|less|fewer"
+    r"|twice|double|triple|half|halves"
+    r"|(?:quarter|third|fourth|fifth|sixth|seventh|eighth|ninth|eleventh|twelfth|\w*tenth"
+    r"|\w+(?:teen|tie|d|lion)th)s?"
+    r"|(?:arc)?(?:sin|cos|tan|cot|sec|csc|log|exp|sqrt)[a-z]?|" + "|".join(NUMBER_WORDS) + r")\b"
+)
+UNIT = re.compile(
+    rf"(?<=[\w)}}!]) ?{TEXT}\{{([A-Za-z .²³^23/]*)\}}(?:\^\{{?[23]\}}?)?\Z"
+    r"|(?<=\d) ((?:(?:an?|per) )?(?:[A-Za-z][a-z]{3,}|[ckm]m|k?m/[hs]|kg|lbs?|ft|mph|min|sec|day"
+    r"|cup|egg|men|USD|EUR)\b[A-Za-z .]*)(?:\^\{?[23]\}?)?\Z"
+)
+FUNCTION = r"(?:fact|binom|sqrt|root|log)(?=\()"
+NOT_ARITHMETIC = re.compile(
+    r"[^\w+\-*/()., ]|_|,\)|[A-Za-z]{4}|sin|cos|tan|cot|sec|csc|log|ln|exp|mod|[fghFGHPQ]\(|\w \d|[^\W\d]\d"
+    r"|\d{4}-\d?\d-\d"  # a date
+)
+MODULUS = re.compile(r"(?:,? ?\(? ?\\?(?:b|p)?mod(?:ulo)?(?![a-z]))[ {(]*(\d+)[ })]*\Z")
+
+
+@lru_cache(maxsize=100_000)
+def integer(answer: str) -> int | None:
+    """Return the integer that an answer states, or None when it is not certain to be one.
+
+    A vote counts it, and an integer gold answer is compared with it.
+    """
+    value = compute(answer)
+    if value is None and len(answer) <= LONGEST:
+        value = number(canonical(choice(answer)[1]))
+    is_one = value is not None and value.denominator == 1 and value.numerator.bit_length() < 4096
+    return int(value) if is_one else None  # type: ignore[arg-type]
+
+
+def compute(answer: str) -> Fraction | int | None:
+    """Return the value of LaTeX or plain arithmetic; None where it is not exact, or too large."""
+    text = answer.strip()
+    if exact := PLAIN.fullmatch(text):
+        text = text.replace(",", "")
+        return Fraction(text) if exact[1] else int(text)
+    found = values(canonical(text)) if len(text) <= 200 else ()
+    return found[0] if found and isinstance(found[0], Fraction) else None
+
+
+@lru_cache(maxsize=100_000)
+def number(text: str) -> Fraction | None:
+    r"""Return the number that a canonical answer states: `42`, `m+n=42`, `1042≡42\pmod{1000}`, `50%`.
+
+    Sides of an equation that are arithmetic must be equal; a side with names may be any. None for several
+    values, for inequalities, and for a residue that is not the smallest.
+    """
+    if len(text) > LONGEST:
+        return None
+    if only := re.fullmatch(r"(.*=)?\\\{(.+)\\\}", text):
+        text = only[2]  # a set of one
+    text = re.sub(rf"\A{TEXT}\{{([^{{}}]*)\}}\Z", r"\1", text.rstrip(";"))
+    text = re.sub(rf"\A{TEXT}\{{[^{{}}]*(?:answer is|[:=]) ?\}}", "", text)
+    text = re.sub(rf",? ?{TEXT}\{{ ?(?:\(|,|(?:where|since|because|for|if|as)\b)[^{{}}]*\}}.*\Z", "", text)
+    text = re.sub(rf"(?:\\?%|(?:{TEXT}\{{)? ?per ?cent(?:age)?\}}?)\Z", "", text)
+    text = re.sub(r"(?<=\d) [mgshLNJWV]\Z", "", text)  # a unit, where "5x" would be a product
+    modulus = MODULUS.search(text)
+    stated = text[: modulus.start()] if modulus else text
+    if len(parts(stated)) != 1 or re.search("[<>≤≥]|\\\\neq", stated):
+        return None
+    sides = re.split("[=≡≈]", stated)
+    found = [exact_value(side) for side in sides]
+    known = [value for value in found if value is not None]
+    if not known or (found[-1] is None and len(known) < len(sides) - 1):
+        return None
+    if known[-1] == 0 and re.search("[-+]", sides[0]) and found[0] is None:
+        return None  # "3x - 42 = 0" states no number
+    if modulus:
+        n = int(modulus[1])
+        if not n or any((value - known[-1]) % n for value in known):
+            return None
+        return known[-1] if len(sides) > 1 or 0 <= known[-1] < n else None
+    return known[-1] if "≈" in stated or len(set(known)) == 1 else None
+
+
+def exact_value(text: str) -> Fraction | None:
+    found = values(text) if len(text) <= 200 else ()
+    if not found or isinstance(found[0], Fraction):
+        return found[0] if found else None  # type: ignore[return-value]
+    a, b = map(complex, found)  # \sqrt{2}\sqrt{8} is 4 at both points
+    near = round(a.real) if abs(a) < 1e6 else 0
+    return Fraction(near) if near and abs(a - near) < 1e-9 and abs(b - near) < 1e-9 else None
+
+
+@lru_cache(maxsize=100_000)
+def values(text: str) -> tuple[Number, ...]:
+    """Return a canonical answer's value at each of two points; () when it is not one plain expression.
+
+    Rational numbers are exact. An expression with another root, a name, or a product without a sign has
+    complex values.
+    """
+    if words := re.fullmatch(rf"(?:{TEXT}\{{)?([A-Za-z]+)(?:[- ]([a-z]+))?\}}?", text):
+        tens, ones = (NUMBER_WORDS.get((word or "zero").lower()) for word in words.groups())
+        if tens is not None and ones is not None and (not words[2] or (tens >= 20 and 1 <= ones <= 9)):
+            return Fraction(tens + ones), Fraction(tens + ones)
+    source = python_of(text) if len(text) <= 200 else None
+    if source is None:
+        return ()
+    try:
+        tree = ast.parse(source, mode="eval").body
+        value = value_at(tree, 0)
+        return value, value if isinstance(value, Fraction) else value_at(tree, 1)
+    except (ArithmeticError, LookupError, MemoryError, RecursionError, SyntaxError, TypeError, ValueError):
+        return ()
+
+
+def python_of(text: str) -> str | None:
+    """Return LaTeX arithmetic as a Python expression, or None where it is something else.
+
+    `//` stands for an exact division and `@` for a product without a sign.
+    """
+    text = re.sub(r"^[A-Za-z](?:_\w|_\{\w+\})?=", "", text)
+    if unit := UNIT.search(text):
+        if NOT_UNITS.search((unit[1] or unit[2] or "").lower()):
+            return None
+        text = text[: unit.start()]
+    text = re.sub(rf"(?<![\d)])(?:{TEXT}|\\boxed)\{{([\d.,\-]+)\}}", r"(\1)", text)
+    text = re.sub(r"\\frac ?(\d)(?= ?[\da-zπ](?![\da-z])| ?\{)", r"\\frac{\1}", text)
+    text = re.sub(r"\\sqrt ?([0-9a-z])(?!\d)", r"\\sqrt{\1}", text)
+    if mixed := re.fullmatch(r"(-?)(\d+)(?: ?(\\frac\{(\d+)\}\{(\d+)\})| ((\d+)/(\d+)))", text):
+        part, above, below = filter(None, mixed.groups()[2:])
+        text = f"{mixed[1]}({mixed[2]}(1)+{part})" if int(above) < int(below) else "mixed"
+    if re.search(r"//|\*\*|\d ?\\frac", text):
+        return None
+    quotient = r"\\frac\{([^{}]*)\} ?(?:\{([^{}]*)\}|([\da-zπ])(?![\da-z]))"
+    logarithm = r"\\log_\{(\w+)\} ?(?:\{([^{}]*)\}|\(([^()]*)\)|(\d+))"
+    for _ in range(5):  # commands whose arguments hold no braces, the innermost first
+        text = re.sub(quotient, lambda m: f"(({m[1]})//({m[2] or m[3]}))", text)
+        text = re.sub(r"\\d?binom\{([^{}]*)\}\{([^{}]*)\}", r"binom(\1,\2)", text)
+        text = re.sub(r"\\sqrt\[(\d)\]\{([^{}]*)\}", r"root(\2,\1)", text)
+        text = re.sub(r"\\sqrt\{([^{}]*)\}", r"sqrt(\1)", text)
+        text = re.sub(logarithm, lambda m: f"log({m[2] or m[3] or m[4]},{m[1]})", text)
+        text = re.sub(r"\^\{([^{}]*)\}", r"**(\1)", text)
+    text = text.replace("^", "**").replace("{", "(").replace("}", ")")
+    text = re.sub(r"(?<![\w.)])(\d+)!(?!!)", r"fact(\1)", text)
+    # Decimals become exact fractions: a float would round a long one to an integer that it is not.
+    text = re.sub(r"(\d*)\.(\d+)", lambda m: f"({m[1]}{m[2]}//1{'0' * len(m[2])})", text.removesuffix("."))
+    text = re.sub(r"(?<!\d)0+(?=\d)", "", text)
+    if NOT_ARITHMETIC.search(re.sub(FUNCTION, "", text)):
+        return None
+    products = rf"({FUNCTION}\()|(\d+|[^\W\d]|\)) ?(?=[^\W\d]|\()|(\)) ?(?=\d)"
+    return re.sub(products, lambda m: m[1] or f"{m[2] or m[3]}@", text)
+
+
+def value_at(node: ast.AST, point: int) -> Number:
+    """Compute an expression, its names taken at a point; ValueError for other syntax and for large values."""
+    value: Number
+    match node:
+        case ast.Constant(value=int() as whole):
+            return Fraction(whole)
+        case ast.Name(id=name):
+            return value_of(name, point)
+        case ast.UnaryOp(op=ast.USub() | ast.UAdd() as sign, operand=operand):
+            return value_at(operand, point) * (-1 if isinstance(sign, ast.USub) else 1)
+        case ast.BinOp(left=ast.BinOp(op=ast.Div()), op=ast.MatMult()):
+            raise ValueError("1/2x could be either")
+        case ast.BinOp(left=left, op=op, right=right):
+            value = OPERATORS[type(op)](value_at(left, point), value_at(right, point))
+        case ast.Call(func=ast.Name(id=name), args=arguments):
+            value = FUNCTIONS[name](*(value_at(argument, point) for argument in arguments))
+        case _:
+            raise ValueError("not arithmetic")
+    if isinstance(value, complex) and not abs(value) < 1e6:
+        raise ValueError("too large to be precise")
+    return value
+
+
+@cache
+def value_of(name: str, point: int) -> complex:
+    """Return a constant, or a random number: positive at point 0, negative at point 1, as roots differ there.
+
+    A capital has the value of its small letter, as math-verify reads them.
+    """
+    if name in CONSTANTS:
+        return CONSTANTS[name]
+    return complex((1, -1)[point] * random.Random(f"{name.lower()}{point}").uniform(0.3, 2))
+
+
+def power(a: Number, b: Number) -> Number:
+    if isinstance(b, complex) or b.denominator != 1:
+        return complex(a) ** complex(b)
+    if isinstance(a, Fraction) and abs(b) * max(a.numerator.bit_length(), a.denominator.bit_length()) > 4096:
+        raise ValueError("too large")
+    return a ** int(b)
+
+
+def root(a: Number, n: Number = 2) -> Number:
+    if isinstance(a, Fraction) and n == 2 and a >= 0:
+        exact = Fraction(math.isqrt(a.numerator), math.isqrt(a.denominator))
+        if exact * exact == a:
+            return exact
+    if n != 2 and complex(a).real < 0:
+        raise ValueError("two meanings")  # the real root or the principal one
+    return complex(a) ** (1 / complex(n))
+
+
+def of_natural_numbers(function: Callable[..., int]) -> Callable[..., Fraction]:
+    def bounded(*numbers: Number) -> Fraction:
+        if not all(isinstance(n, Fraction) and n.denominator == 1 and 0 <= n <= 3000 for n in numbers):
+            raise ValueError("not a small natural number")
+        return Fraction(function(*(int(n.real) for n in numbers)))
+
+    return bounded
+
+
+CONSTANTS = {"π": complex(math.pi), "e": complex(math.e), "i": 1j}
+OPERATORS: dict[type, Callable[..., Number]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.MatMult: lambda a, b: complex(a * b),
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.truediv,
+    ast.Pow: power,
+}
+FUNCTIONS: dict[str, Callable[..., Number]] = {
+    "fact": of_natural_numbers(math.factorial),
+    "binom": of_natural_numbers(math.comb),
+    "sqrt": root,
+    "root": root,
+    "log": lambda value, base: cmath.log(complex(value), complex(base)),
+}
