@@ -368,7 +368,7 @@ def apply(told, folder):
     given = dict(options)
     assert given["--run-dir"] == str(folder)
     changed = config.load(given["--profile"], [value for key, value in options if key == "--set"])
-    pipeline.check(changed, folder, given.get("--from"), None)
+    pipeline.check_run(changed, folder, given.get("--from"), None)
     runs.open_folder(folder, changed, redo=given.get("--from", "").partition("/")[0] or None)
     runs.unlock(folder)
     assert config.load(folder / "profile.yaml") == changed

@@ -603,8 +603,8 @@ def test_where_files_or_the_network_are_open_no_program_runs_unless_the_user_say
         code_reward([completion], verification_info=info)
     programs.has_sandbox.cache_clear()
     assert not programs.has_sandbox()
-    row = doctor.sandboxing()
-    assert LACKING[lacking] in row["found"] and lacking in row["remedy"]
+    found, remedy = doctor.diagnose_sandbox()
+    assert LACKING[lacking] in found and lacking in remedy
     monkeypatch.setenv("AIMO_SANDBOX", "open")
     assert code_reward([completion], verification_info=info) == [1.0]
     assert LACKING[lacking] in capsys.readouterr().out

@@ -1,13 +1,10 @@
-"""The pipeline: papermill over the notebooks of a profile. Started again, it continues where it stopped.
-
-Out of scope: stages in parallel.
-"""
+"""The pipeline: papermill over the notebooks of a profile. Started again, it continues where it stopped."""
 
 import json
 import logging
 import shutil
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import nbformat
 from jupyter_client.manager import AsyncKernelManager
@@ -36,7 +33,7 @@ def run(
     from_stage: str | None = None,
     until: str | None = None,
 ) -> Path:
-    """Execute the stages that are not finished yet, then write the report; returns the run's folder.
+    """Execute the stages that are not finished yet, then write the report; return the run's folder.
 
     `from_stage` does this stage and those after it again; with a checkpoint, such as `sft/checkpoint-50`,
     it continues from there. `until` ends after a stage.
@@ -49,14 +46,31 @@ def run(
     resolved = config.load(profile, overrides)
     redo, _, checkpoint = (from_stage or "").partition("/")
     folder = run_folder(run_dir, resolved)
-    check(resolved, folder, from_stage, until)
+    check_run(resolved, folder, from_stage, until)
     open_folder(folder, resolved, redo=redo or None)
     try:
-        check_room(folder, resolved)
+        # Checkpoints and models need 50 MB, and six times the base model.
+        base, needed = config.resolve(resolved.model.base), 50e6
+        if base.is_dir() and resolved.trained:
+            needed += 6 * sum(p.stat().st_size for p in base.rglob("*") if p.is_file())
+        if (free := shutil.disk_usage(folder).free) < needed:
+            raise AimoError(
+                f"run folder {folder}: {free / 1e6:.0f} MB free, a run needs {needed / 1e6:.0f} MB; "
+                "free some, or take another --run-dir"
+            )
         if redo:
             forget(folder, redo, checkpoint)
         last = resolved.stages.index(until) if until else len(resolved.stages) - 1
-        execute_all(resolved.stages[: last + 1], folder, resolved)
+        with Display(folder, resolved) as display:
+            for stage in resolved.stages[: last + 1]:
+                if is_finished(folder, stage):
+                    display.finish(stage, "finished before, kept")
+                    continue
+                display.start(stage)
+                execute_stage(stage, folder)
+                if not (record := read_metrics(folder)["stages"].get(stage)):
+                    raise AimoError(f"stage {stage}: {folder} was removed; run the same command again")
+                display.finish(stage, f"finished in {record['seconds']:.0f} s")
         pages.write_run(folder)
         pages.write_index(folder)
     finally:
@@ -69,8 +83,8 @@ def run(
     return folder
 
 
-def check(profile: Profile, folder: Path, from_stage: str | None, until: str | None) -> None:
-    """Check the arguments before anything is written."""
+def check_run(profile: Profile, folder: Path, from_stage: str | None, until: str | None) -> None:
+    """Check stages, checkpoint, notebooks, test file and vLLM's arguments before anything is written."""
     redo, _, checkpoint = (from_stage or "").partition("/")
     stages = profile.stages
     for option, given, stage in (("--from", from_stage, redo), ("--until", until, until)):
@@ -84,56 +98,35 @@ def check(profile: Profile, folder: Path, from_stage: str | None, until: str | N
         there = ", ".join(sorted(path.name for path in (folder / redo).glob("checkpoint-*"))) or "none"
         raise AimoError(f"--from {from_stage!r}: no such checkpoint in {folder / redo}; there are: {there}")
     for stage in stages:
-        check_notebook(ROOT / "notebooks" / f"{STAGES[stage].notebook}.ipynb")
+        path = ROOT / "notebooks" / f"{STAGES[stage].notebook}.ipynb"
+        try:
+            cells = nbformat.read(path, 4).cells
+            count = [tag for cell in cells for tag in cell.metadata.get("tags", [])].count("parameters")
+        except Exception as e:  # nbformat raises many kinds
+            raise AimoError(f"{path}: it is no notebook ({one_line(e, 100)}); restore the file") from None
+        if count != 1:  # papermill would run the notebook with its own parameters
+            raise AimoError(
+                f"{path}: {count} of its cells have the tag `parameters`, and one should; restore the file"
+            )
     if profile.inference.test:
         competitions.read_questions(config.resolve(profile.inference.test))
     if profile.inference.vllm:
         check_arguments(profile.inference.vllm)
 
 
-def check_notebook(path: Path) -> None:
-    """Refuse a notebook that papermill cannot give its parameters, which would run with its own."""
-    try:
-        cells = nbformat.read(path, 4).cells
-        tags = [tag for cell in cells for tag in cell.metadata.get("tags", [])]
-    except Exception as e:  # nbformat raises many kinds
-        raise AimoError(f"{path}: it is no notebook ({one_line(e, 100)}); restore the file") from None
-    if tags.count("parameters") != 1:
-        raise AimoError(
-            f"{path}: {tags.count('parameters')} of its cells have the tag `parameters`, and one should; "
-            "restore the file"
-        )
-
-
-def execute_all(stages: tuple[str, ...], folder: Path, profile: Profile) -> None:
-    """Execute each stage that is not finished, and show how far they are."""
-    with Display(folder, profile) as display:
-        for stage in stages:
-            if is_finished(folder, stage):
-                display.finish(stage, "finished before, kept")
-                continue
-            display.start(stage)
-            execute(stage, folder)
-            if not (record := read_metrics(folder)["stages"].get(stage)):
-                raise AimoError(f"stage {stage}: {folder} was removed; run the same command again")
-            display.finish(stage, f"finished in {record['seconds']:.0f} s")
-
-
 class JupyterKernel(AsyncKernelManager):
     """A Jupyter kernel that keeps its process's exit status."""
 
-    exit_status: ClassVar[int | None] = None
-    """Of the last kernel that died; negative for a signal."""
+    exit_status: ClassVar[int | None] = None  # of the last kernel that died; negative for a signal
 
     async def is_alive(self) -> bool:  # type: ignore[override]
-        """Whether the process runs."""
         alive = await super().is_alive()
         if not alive and self.provisioner:
             JupyterKernel.exit_status = await self.provisioner.poll()
         return alive
 
 
-def execute(stage: str, folder: Path) -> None:
+def execute_stage(stage: str, folder: Path) -> None:
     """Run one stage's notebook in a fresh kernel; an AimoError raised inside it is raised again."""
     import papermill
     from nbclient.exceptions import DeadKernelError
@@ -159,7 +152,18 @@ def execute(stage: str, folder: Path) -> None:
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         raise
     except papermill.PapermillExecutionError as e:
-        raise explained(e, stage, executed) from None
+        if e.ename == "AimoError":
+            raise AimoError(e.evalue) from None
+        if "No space left on device" in e.evalue or "os error 28" in e.evalue:
+            raise AimoError(
+                f"stage {stage}: no space left in {folder}; free some and run again, it continues there"
+            ) from None
+        if not executed.parent.is_dir():
+            raise AimoError(f"stage {stage}: {folder} was removed; run the same command again") from None
+        said = e.evalue.partition("\n")[0]
+        raise StageError(
+            f"stage {stage} failed with {e.ename}: {said}; its traceback is in {executed}"
+        ) from None
     except DeadKernelError:
         how = explain_exit(JupyterKernel.exit_status)
         raise StageError(f"stage {stage}: its process {how}. Its last output is in {log}") from None
@@ -168,35 +172,6 @@ def execute(stage: str, folder: Path) -> None:
             f"stage {stage}: {e.strerror or e} in {folder}; fix that and run again, it continues there"
         ) from None
     pages.write_notebook(executed)
-
-
-def explained(error: Any, stage: str, executed: Path) -> Exception:
-    """The exception of a notebook's cell (PapermillExecutionError) as an error for the user."""
-    if error.ename == "AimoError":
-        return AimoError(error.evalue)
-    if "No space left on device" in error.evalue or "os error 28" in error.evalue:
-        return AimoError(
-            f"stage {stage}: no space left in {executed.parents[1]}; "
-            "free some and run again, it continues there"
-        )
-    if not executed.parent.is_dir():
-        return AimoError(f"stage {stage}: {executed.parents[1]} was removed; run the same command again")
-    said = error.evalue.partition("\n")[0]
-    return StageError(f"stage {stage} failed with {error.ename}: {said}; its traceback is in {executed}")
-
-
-def check_room(folder: Path, profile: Profile) -> None:
-    """Refuse to start where checkpoints and models will not fit: 50 MB, and six times the base model."""
-    base = config.resolve(profile.model.base)
-    needed = 50e6
-    if base.is_dir() and profile.trained:
-        needed += 6 * sum(p.stat().st_size for p in base.rglob("*") if p.is_file())
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise AimoError(
-            f"run folder {folder}: {free / 1e6:.0f} MB free, a run needs {needed / 1e6:.0f} MB; "
-            "free some, or take another --run-dir"
-        )
 
 
 def forget(folder: Path, redo: str, checkpoint: str) -> None:

@@ -2,7 +2,6 @@
 
 A stage that the session's end stops is merged and reported as it is, so that there is a model to use. The
 next session finds the run's folder among its inputs and goes on from the stage's last checkpoint.
-Out of scope: the stages themselves (`aimo.pipeline`).
 """
 
 import os
@@ -17,8 +16,8 @@ from aimo.inference.parameters import Texts, checked
 from aimo.run.runs import SESSION_END, SESSION_OVER, is_finished, read_metrics
 from aimo.train import checkpoints
 
+# No stage is begun in this last part of a session: it would load a model and train a step or two.
 LAST_PART = 0.1
-"""No stage is begun in this last part of a session: it would load a model and train a step or two."""
 
 
 @checked
@@ -76,17 +75,12 @@ def bring(folder: Path, name: str, inputs: Path) -> None:
 
 
 def is_done(folder: Path, stage: str) -> bool:
-    """Return whether a stage is finished, and not for want of time in a session."""
-    return is_finished(folder, stage) and record(folder, stage).get("stopped") != SESSION_OVER
+    """Return whether a stage is finished, and was not stopped by the end of a session."""
+    return is_finished(folder, stage) and begun(folder, stage) is None
 
 
 def begun(folder: Path, stage: str) -> str | None:
     """Return the checkpoint from which a stage that a session's end stopped goes on."""
-    if record(folder, stage).get("stopped") != SESSION_OVER:
+    if read_metrics(folder)["stages"].get(stage, {}).get("stopped") != SESSION_OVER:
         return None
     return f"{stage}/{checkpoints.newest_first(folder / stage)[0].name}"
-
-
-def record(folder: Path, stage: str) -> dict:
-    """Return what is recorded of a stage."""
-    return read_metrics(folder)["stages"].get(stage, {})

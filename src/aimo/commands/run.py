@@ -1,7 +1,4 @@
-"""`aimo …`: arguments to one call of the package. A user's mistake is one line on standard error.
-
-Out of scope: anything a notebook would need too.
-"""
+"""`aimo …`: arguments to one call of the package. A user's mistake is one line on standard error."""
 
 import importlib.metadata
 import os
@@ -333,7 +330,7 @@ def doctor() -> None:
     """Print what is installed, the device, and the remedy for each missing or mismatched piece."""
     from aimo.commands import doctor
 
-    rows = doctor.check()
+    rows = doctor.diagnose()
     table = Table(*rows[0])
     for row in rows:
         table.add_row(*row.values(), style="red" if row["remedy"] else "")

@@ -8,28 +8,18 @@ import subprocess
 
 from aimo.errors import AimoError
 
-PACKAGES = [
-    "torch",
-    "transformers",
-    "trl",
-    "peft",
-    "unsloth",
-    "datasets",
-    "vllm",
-    "math-verify",
-    "jupytext",
-    "papermill",
-    "kaggle",
-]
+# Those that a result depends on.
+PACKAGES = ["torch", "transformers", "trl", "peft", "unsloth", "datasets", "vllm", "math-verify", "jupytext"]
+PACKAGES += ["papermill", "kaggle"]
 
 
 def has_gpu() -> bool:
-    """Whether there is an NVIDIA GPU: `make setup` picks its lock file in the same way."""
+    """Return whether there is an NVIDIA GPU: `make setup` picks its lock file in the same way."""
     return nvidia_smi("-L") is not None
 
 
 def nvidia_smi(*arguments: str) -> str | None:
-    """What `nvidia-smi` prints; None without the tool or a GPU."""
+    """Return what `nvidia-smi` prints; None without the tool or a GPU."""
     if not shutil.which("nvidia-smi"):
         return None
     done = subprocess.run(["nvidia-smi", *arguments], capture_output=True, text=True)
@@ -37,12 +27,12 @@ def nvidia_smi(*arguments: str) -> str | None:
 
 
 def driver() -> str:
-    """The version of the NVIDIA driver; empty without a GPU."""
+    """Return the version of the NVIDIA driver; empty without a GPU."""
     return (nvidia_smi("--query-gpu=driver_version", "--format=csv,noheader") or "").partition("\n")[0]
 
 
 def computes_on_gpu() -> bool:
-    """Whether torch uses a GPU. AimoError when there is one that torch cannot use and that was not hidden."""
+    """Return whether torch uses a GPU; AimoError for one that it cannot use and that was not hidden."""
     import torch
 
     if torch.cuda.is_available():
@@ -58,21 +48,23 @@ def computes_on_gpu() -> bool:
     return False
 
 
+def installed(package: str) -> str | None:
+    """Return the version of a package, or of its build for CPUs; None without it."""
+    for name in (package, f"{package}-cpu"):
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return None
+
+
 def versions() -> dict[str, str]:
-    """The installed versions of the eleven packages."""
-    found = {}
-    for name in PACKAGES:
-        for candidate in (name, f"{name}-cpu"):
-            try:
-                found[name] = importlib.metadata.version(candidate)
-                break
-            except importlib.metadata.PackageNotFoundError:
-                found[name] = "missing"
-    return found
+    """Return the installed versions of PACKAGES."""
+    return {name: installed(name) or "missing" for name in PACKAGES}
 
 
 def device() -> str:
-    """A description of the device."""
+    """Return a description of the device."""
     import torch
 
     if torch.cuda.is_available():

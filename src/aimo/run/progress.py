@@ -1,4 +1,7 @@
-"""Progress on the screen: of a run, one line for each stage; of other long work, one line with its count."""
+"""Progress on the screen: of a run, one line for each stage; of other long work, one line with its count.
+
+Where there is no terminal, a plain line at most every PLAIN_S seconds.
+"""
 
 import threading
 import time
@@ -6,21 +9,26 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
 from aimo.config import Profile
 from aimo.errors import AimoError
 from aimo.inference.storage import read_json
 
-PLAIN_S = 20  # seconds between two plain lines
+PLAIN_S = 20
 
 
 @contextmanager
 def counting(label: str, total: int, done: int = 0) -> Iterator[Callable[[], None]]:
-    """Show a count from `done` to `total` with the time left; what it gives is called once for each step.
-
-    Where there is no terminal, a plain line at most every PLAIN_S seconds.
-    """
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
+    """Show a count from `done` to `total` with the time left; what it gives is called once for each step."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     began = said = time.time()
     before = done
@@ -42,9 +50,7 @@ def counting(label: str, total: int, done: int = 0) -> Iterator[Callable[[], Non
 
 @contextmanager
 def changing_line(first: str) -> Iterator[Callable[[str], None]]:
-    """Show a line that changes; what it gives takes the new one. PLAIN_S as in `counting`."""
-    from rich.console import Console
-
+    """Show a line that changes; what it gives takes the new one."""
     console, said = Console(), time.time()
     with console.status(first) as status:
 
@@ -59,26 +65,15 @@ def changing_line(first: str) -> Iterator[Callable[[str], None]]:
 
 
 class Display:
-    """One line for each stage, with its steps, the time spent and the time left.
-
-    Where there is no terminal, a plain line at most every PLAIN_S seconds.
-    """
+    """One line for each stage, with its steps, the time spent and the time left."""
 
     def __init__(self, folder: Path, profile: Profile):
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-        self.file = folder / "progress.json"
+        self.file = folder / "progress.json"  # notebooks report their steps here
         self.console = Console()
         columns = [TextColumn("{task.description:<10}"), BarColumn(), TextColumn("{task.fields[note]:<24}")]
-        self.bars = Progress(
-            *columns,
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=self.console,
-            disable=not self.console.is_terminal,
-        )
+        times = TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()
+        plain = not self.console.is_terminal
+        self.bars = Progress(*columns, *times, console=self.console, disable=plain)
         self.tasks = {
             stage: self.bars.add_task(stage, total=None, start=False, note="") for stage in profile.stages
         }

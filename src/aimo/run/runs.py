@@ -34,8 +34,12 @@ from aimo.inference.startup import collect_less
 from aimo.inference.storage import read_json, write_json, write_whole
 from aimo.run import hub
 
-LOCKED = "AIMO_LOCKED"
-"""The environment variable with the folders, one a line, that this process or one above it has locked."""
+# Environment variables: the folders, one a line, that this process or one above it has locked; and the time,
+# on the monotonic clock, before which a stage stops and saves.
+LOCKED, SESSION_END = "AIMO_LOCKED", "AIMO_SESSION_END"
+SESSION_OVER = "the end of the session"  # why such a stage stopped, in its record: `aimo.session` goes on
+# The keys of a record that are numbers.
+FIGURE = re.compile(r"@|^(format|mean_tokens|mean_loss|seconds|steps|total_flos)$|_per_second$")
 
 
 @dataclass(frozen=True)
@@ -49,31 +53,27 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        """The folder of this stage; created if need be."""
+        """The folder of this stage, which is created."""
         folder = self.dir / self.stage
         folder.mkdir(exist_ok=True)
         return folder
 
     def start_model(self) -> Path:
-        """The model folder that this stage starts from: the last one trained before it, or else the base.
-
-        Downloads the base when it is a hub id.
-        """
-        trained = self.profile.trained_before(self.stage)
-        return self.model_of(trained or "base")
+        """Return the model that this stage starts from: the last one trained before it, or else the base."""
+        return self.model_of(self.profile.trained_before(self.stage) or "base")
 
     def solver_settings(self) -> Settings:
-        """How the model that this stage starts from is asked."""
+        """Return how the model that this stage starts from is asked."""
         return self.profile.solver_settings(self.start_model())
 
     def model_of(self, name: str) -> Path:
-        """The model folder of a trained stage, or of `base`."""
+        """Return the model folder of a trained stage, or of `base`, which is downloaded if need be."""
         if name == "base":
             return hub.local_folder(self.profile.model.base, self.profile.model.revision)
         return self.dir / STAGES[name].product
 
     def models(self) -> dict[str, Path]:
-        """The folders of the base and of each model that the profile's stages train."""
+        """Return the folders of the base and of each model that the profile's stages train."""
         return {name: self.model_of(name) for name in ("base", *self.profile.trained)}
 
     def progress(self, step: int, total: int) -> None:
@@ -81,7 +81,7 @@ class Run:
         write_json(self.dir / "progress.json", {"stage": self.stage, "step": step, "total": total})
 
     def data_hash(self) -> dict[str, str]:
-        """The hash of the data that this run trains on, from its card."""
+        """Return the hash of the data that this run trains on, from its card."""
         found = re.search(r"`([0-9a-f]{64})`", (self.dir / STAGES["data"].product).read_text())
         return {"data_sha256": found[1]} if found else {}
 
@@ -124,7 +124,7 @@ def begin(stage: str, profile: str, run_dir: str | Path | None = None, overrides
 
 
 def run_folder(run_dir: str | Path | None, profile: Profile) -> Path:
-    """A run's folder as an absolute path; runs/PROFILE when `run_dir` is not given."""
+    """Return a run's folder as an absolute path; runs/PROFILE when `run_dir` is not given."""
     folder = Path(run_dir).absolute() if run_dir else RUNS / profile.profile
     if re.search(r"[\x00-\x1f\x7f]", str(folder)):  # a line break would begin a command in a Slurm script
         raise AimoError(f"{option('run_dir')} {str(folder)!r} has a control character; take another folder")
@@ -195,35 +195,25 @@ def newest_first(folder: Path) -> list[Path]:
 
 
 def step_of(checkpoint: Path) -> int:
-    """Return the step after which a checkpoint was written."""
     return int(checkpoint.name.split("-")[1])
 
 
 def by_hand() -> bool:
-    """Whether this process is a notebook that a person started, not `aimo`."""
+    """Return whether this process is a notebook that a person started, not `aimo`."""
     kernel = sys.modules.get("ipykernel.kernelapp")  # other packages import it too, and start no kernel
     return bool(kernel and kernel.IPKernelApp.initialized()) and not set(held_above()) - {*map(str, _locks)}
 
 
 def option(name: str) -> str:
-    """What sets a parameter where this process runs: a notebook's variable, or an option of `aimo`."""
+    """Return what sets a parameter where this process runs: a notebook's variable, or an option of `aimo`."""
     return name if by_hand() else f"--{name.replace('_', '-')}"
 
-
-SESSION_END = "AIMO_SESSION_END"
-"""The environment variable with the time, on the monotonic clock, before which a stage stops and saves."""
-SESSION_OVER = "the end of the session"
-"""Why such a stage stopped, in its record; `aimo.session` goes on with it."""
-
-FIGURE = re.compile(r"@|^(format|mean_tokens|mean_loss|seconds|steps|total_flos)$|_per_second$")
-"""The keys of a record that are numbers."""
 
 _locks: dict[Path, TextIO] = {}
 
 
 def held_above() -> list[str]:
-    """Return the folders that this process or one above it has locked."""
-    return os.environ.get(LOCKED, "").splitlines()
+    return os.environ.get(LOCKED, "").splitlines()  # by this process or one above it
 
 
 def lock(folder: Path) -> None:
@@ -265,21 +255,18 @@ def unlock(folder: Path) -> None:
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
-    """metrics.json, or an empty one."""
-    path = folder / "metrics.json"
+    """Return metrics.json, or an empty one; AimoError for one that another program has changed."""
+    path, remedy = folder / "metrics.json", "restore it, or remove it to do the run's stages again"
     if not path.exists():
         return {"stages": {}}
-    remedy = "restore it, or remove it to do the run's stages again"
     metrics = dict(read_json(path, remedy))
     stages = metrics.get("stages")
     if not isinstance(stages, dict):
         raise AimoError(f"{path}: it has no table of stages; {remedy}")
     measured = stages.get("inference")
     models = measured.get("models", {}) if isinstance(measured, dict) else {}
-    for name, record in [
-        *stages.items(),
-        *(models.items() if isinstance(models, dict) else [("models", models)]),
-    ]:
+    measured = models.items() if isinstance(models, dict) else [("models", models)]
+    for name, record in [*stages.items(), *measured]:
         if not isinstance(record, dict):
             raise AimoError(f"{path}: {name} is {record!r} and should be a table; {remedy}")
         for key, value in record.items():
@@ -289,18 +276,19 @@ def read_metrics(folder: Path) -> dict[str, Any]:
 
 
 def is_finished(folder: Path, stage: str) -> bool:
-    """Whether a stage is recorded as finished, and what it made is still there."""
+    """Return whether a stage is recorded as finished, and what it made is still there."""
     return stage in read_metrics(folder)["stages"] and (folder / STAGES[stage].product).exists()
 
 
 def figures(folder: Path) -> dict[str, dict[str, Any]]:
-    """A row for the base and each trained stage: what notebook 04 measured, and the record of training."""
+    """Return a row for the base and each trained stage: what notebook 04 measured, and its training."""
     stages = read_metrics(folder)["stages"]
     measured = stages.get("inference", {}).get("models", {})
     rows = {name: measured.get(name, {}) | stages.get(name, {}) for name in MODELS}
     return {name: row for name, row in rows.items() if row}
 
 
+# Those whose warnings `quiet` silences; a user's own and other libraries' are shown.
 LIBRARIES = (
     "absl", "accelerate", "asyncio", "bitsandbytes", "compressed_tensors", "datasets", "deepspeed", "dill",
     "filelock", "flash_attn", "flashinfer", "fsspec", "gguf", "httpx", "huggingface_hub", "jieba",
@@ -310,7 +298,6 @@ LIBRARIES = (
     "traitlets", "transformers", "triton", "trl", "unsloth", "unsloth_zoo", "urllib3", "vllm", "wandb",
     "xformers", "zmq",
 )  # fmt: skip
-"""Those whose warnings `quiet` silences; a user's own and other libraries' are shown."""
 
 
 def quiet() -> None:
