@@ -37,7 +37,7 @@ from rich.progress import track
 from rich.table import Table
 
 from aimo.evaluation.traces import Question, Recorded, read
-from aimo.inference import timebank, voting
+from aimo.inference import solver, voting
 from aimo.inference.voting import State
 
 QUESTIONS = 50
@@ -151,7 +151,7 @@ def bank(limit_s: float) -> Share:
     """The time bank as a rerun uses it, which expects 50 questions and does not know their number."""
 
     def share(left: float, questions: int) -> float:
-        return timebank.next_budget(limit_s, limit_s - left, QUESTIONS - questions, QUESTIONS, known=False)
+        return solver.next_budget(limit_s, limit_s - left, QUESTIONS - questions, QUESTIONS, known=False)
 
     return share
 

@@ -21,8 +21,8 @@ from aimo.inference import judge
 from aimo.inference.answers import are_correct, extract, is_correct, to_integer
 from aimo.inference.expressions import canonical
 from aimo.inference.judge import are_equal, same
+from aimo.inference.sample import Problem
 from aimo.inference.settings import Settings, Tags
-from aimo.inference.stream import Problem
 
 
 @pytest.mark.parametrize(

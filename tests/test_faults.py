@@ -21,13 +21,13 @@ from scripted import Scripted
 
 from aimo.errors import AimoError, EngineError
 from aimo.inference import gateway, programs, sandbox, solver, voting
-from aimo.inference.ask import ask as ask_by_hand
 from aimo.inference.competitions import COMPETITIONS
 from aimo.inference.engine import Engine
 from aimo.inference.gateway import Schedule, answer_file, make_predict
 from aimo.inference.journal import Journal
 from aimo.inference.settings import resolve
 from aimo.inference.solution import End, Sample, Solution
+from aimo.inference.solver import ask as ask_by_hand
 from aimo.inference.supervisor import Supervisor
 
 QUESTION = "What is the mean of 3, 4 and 5?"

@@ -1,6 +1,7 @@
 """The solver with the real engine and the tiny base; nothing here is mocked."""
 
 import asyncio
+import random
 import threading
 import time
 from collections import Counter
@@ -11,9 +12,10 @@ import pytest
 
 from aimo.data import builtin
 from aimo.inference import solver
+from aimo.inference.sample import Problem, RunningSample
 from aimo.inference.settings import Settings, Tags
 from aimo.inference.solution import FALLBACK, End
-from aimo.inference.solver import solve
+from aimo.inference.solver import MAX_SHARES, MIN_SHARE, divide_time, next_budget, solve
 from aimo.inference.voting import EXACT, Policy, Stop, error_bound, evidence
 
 EASY = "A shop sells pens for 3 dollars and books for 4 dollars. How much do 2 pens and 5 books cost?"
@@ -155,12 +157,44 @@ def test_a_sample_never_exceeds_its_token_limit(engine):
     assert c.tokens <= 3 and not c.finished
 
 
-def test_a_sample_is_recorded_as_it_grows_and_asking_whether_it_is_over_changes_nothing(engine):
-    from aimo.inference.stream import Problem, Stream
+def test_a_sample_is_recorded_as_it_grows(engine):
+    sample = RunningSample(Problem(engine, EASY, 0, 0, 999), 0, 0.0, with_tools=False)
+    assert not sample.update("2 * 3 = 6 and ", [5] * 9)
+    assert sample.update("2 * 3 = 6 and 26<end_working_out><SOLUTION>26</SOLUTION>", [5] * 30)
+    assert sample.end is End.ANSWERED and sample.cut(End.STOPPED, 1.0).tokens == 30
 
-    stream = Stream(Problem(engine, EASY, 0, 0, 999), 0, 0.0, with_tools=False)
-    assert not stream.update("2 * 3 = 6 and ", [5] * 9)
-    assert stream.update("2 * 3 = 6 and 26<end_working_out><SOLUTION>26</SOLUTION>", [5] * 30)
-    before = dict(vars(stream))
-    assert stream.reason_to_end() is stream.reason_to_end() is End.ANSWERED
-    assert vars(stream) == before and stream.tokens == 30
+
+# The time of a whole notebook
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_no_day_runs_over_and_every_question_gets_its_minimum(seed):
+    rng = random.Random(seed)
+    left, questions = rng.uniform(10, 20000), rng.randint(1, 100)
+    least = MIN_SHARE * left / questions
+    for i in range(questions):
+        allowed = divide_time(left, questions - i, least)
+        assert least - 1e-6 <= allowed <= left + 1e-6
+        left -= allowed * rng.choice([0, 0.1, 1, 1])
+
+
+def test_what_easy_questions_save_goes_to_hard_ones():
+    assert divide_time(1000, 10, 60) == MAX_SHARES * 100
+    assert divide_time(1000, 2, 60) == 940, "all but the minimum of the last"
+    assert divide_time(100, 10, 600) == 10, "after a stall all get equal shares"
+    assert divide_time(0, 5, 1) == divide_time(-3, 5, 1) == 0
+
+
+def test_more_questions_than_expected_are_planned_for():
+    assert next_budget(1000, 900, 49, 50, known=False) == 88 == next_budget(1000, 900, 120, 50, known=False)
+    assert next_budget(1000, 900, 2, 3, known=True) == 100 == next_budget(1000, 900, 5, 3, known=True)
+
+
+@pytest.mark.parametrize("asked", [50, 60, 120])
+def test_questions_that_take_all_that_they_get_end_before_the_limit_however_many_there_are(asked):
+    elapsed, budgets = 180.0, []
+    for i in range(asked):
+        budgets.append(next_budget(17_400, elapsed, i, 50, known=False))
+        elapsed += budgets[-1]
+    assert elapsed < 17_400 and min(budgets) >= 1
+    assert min(budgets[:49]) > 200 and budgets[49] > 100, "half of the last one's is kept for one more"

@@ -11,10 +11,10 @@ from conftest import TINY
 
 from aimo.errors import AimoError
 from aimo.inference import programs, sandbox
+from aimo.inference.sample import Problem
 from aimo.inference.sampling import Completion
 from aimo.inference.server import Server
 from aimo.inference.solver import solve
-from aimo.inference.stream import Problem
 from aimo.inference.tools import find_tool_parser
 from aimo.inference.voting import EXACT
 

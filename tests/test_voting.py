@@ -191,7 +191,7 @@ def test_a_solver_settles_equally_unsure_votes_as_soon_as_sure_ones():
     settings = Settings(weight="tail_entropy")
     sampler = SimpleNamespace(settings=settings)
     unsure = [Sample(i, "", 9, End.ANSWERED, 2, 0.5, tail_entropy=0.7) for i in range(4)]
-    question = solver.Question(solver.Problem(sampler, "?", 0, 0, 9), Solution(samples=unsure), print)
+    question = solver.Solver(solver.Problem(sampler, "?", 0, 0, 9), Solution(samples=unsure), print)
     assert voting.next_step(question.state(12, math.inf)).stop is Stop.SETTLED
     question.solution.samples.pop()
     assert voting.next_step(question.state(12, math.inf)).stop is None

@@ -179,8 +179,8 @@ def solve(
     vllm: EngineArguments = None,
 ) -> None:
     """Answer one PROBLEM, or the questions of a CSV, with a majority vote."""
-    from aimo.inference.ask import ask
     from aimo.inference.gateway import answer_file
+    from aimo.inference.solver import ask
 
     target = answers_file(problem, test, out, competition)
     of_profile, of_command = solver_settings(profile, set_ or [], samples, vllm or [])

@@ -16,15 +16,15 @@ from pydantic import TypeAdapter
 
 from aimo.errors import AimoError, EngineError
 from aimo.evaluation.benchmarks import Question
-from aimo.inference import ask, solver
+from aimo.inference import solver
 from aimo.inference.errors import one_line
 from aimo.inference.model_folder import is_same_model
 from aimo.inference.programs import has_sandbox
+from aimo.inference.sample import Problem, RunningSample
 from aimo.inference.sampling import Completion, Sampler, sample_seed
 from aimo.inference.settings import Settings, validate
 from aimo.inference.solver import cancel
 from aimo.inference.storage import AGAIN, SampleFile, iterate_lines
-from aimo.inference.stream import Stream
 
 IN_FLIGHT = 512  # completions at a time; a client of servers gives up on more that wait
 SANDBOXES = 128  # completions at a time that may run programs; each has a process and its descriptors
@@ -176,7 +176,7 @@ def sample(sampler: Sampler, file: File, num_samples: int, step: Callable[[], No
     ended by then is kept.
     """
     header, settings = file.header, sampler.settings
-    problems = {q.id: ask.Question(sampler, q.problem, header.seed, 0, 0) for q in header.questions}
+    problems = {q.id: Problem(sampler, q.problem, header.seed) for q in header.questions}
     too_long = {id_ for id_, problem in problems.items() if problem.fault()}
     begun, before = time.monotonic(), file.seconds
     slots, sandboxes = asyncio.Semaphore(IN_FLIGHT), asyncio.Semaphore(SANDBOXES)
@@ -222,9 +222,9 @@ def sample(sampler: Sampler, file: File, num_samples: int, step: Callable[[], No
         raise EngineError(f"the engine failed: {one_line(e)}; {AGAIN}") from None
 
 
-async def complete(problem: ask.Question, index: int, with_tools: bool) -> Completion:
+async def complete(problem: Problem, index: int, with_tools: bool) -> Completion:
     """One completion."""
     if with_tools:
-        return await Stream(problem, index, 0.0, True).run()
+        return await RunningSample(problem, index, 0.0, True).run()
     prompt, settings = problem.begin(index, with_tools=False).prompt(), problem.sampler.settings
     return await problem.sampler.sample(prompt, sample_seed(problem.seed, problem.text, index), settings)

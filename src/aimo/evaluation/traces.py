@@ -20,8 +20,8 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from aimo.errors import AimoError, explain
 from aimo.inference import answers, files, journal, voting
+from aimo.inference.sample import COUNT_EVERY
 from aimo.inference.solution import End, Sample
-from aimo.inference.stream import COUNT_EVERY
 
 CHARACTERS = 3.2  # a token, where a trace has texts alone
 CHECK = 256  # characters between two looks for repetition

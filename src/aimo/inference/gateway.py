@@ -21,7 +21,7 @@ from typing import Any
 
 import polars as pl
 
-from aimo.inference import competitions, local_gateway, startup, timebank
+from aimo.inference import competitions, local_gateway, startup
 from aimo.inference.competitions import COMPETITIONS, Competition, read_questions
 from aimo.inference.engine import Engine, set_environment
 from aimo.inference.errors import AimoError, EngineError, one_line, say
@@ -34,7 +34,7 @@ from aimo.inference.processes import is_verbose, stderr_to
 from aimo.inference.sampling import Sampler
 from aimo.inference.settings import Settings, resolve
 from aimo.inference.solution import FALLBACK, Sample, Solution
-from aimo.inference.solver import solve
+from aimo.inference.solver import next_budget, solve
 from aimo.inference.storage import AGAIN, KEPT, write_whole
 from aimo.inference.supervisor import Supervisor
 from aimo.inference.voting import Stop
@@ -64,7 +64,7 @@ class Schedule:
             expected = self.questions or self.rules.questions
             elapsed = self.elapsed()
             known = self.questions is not None
-            limits.append(timebank.next_budget(self.limit_s, elapsed, self.asked, expected, known))
+            limits.append(next_budget(self.limit_s, elapsed, self.asked, expected, known))
         if self.rules.answer_limit_s is not None:
             limits.append(self.rules.answer_limit_s - ANSWER_MARGIN_S)
         return min(limits, default=None)

@@ -1,29 +1,36 @@
-"""One question: sampled in waves until the vote is settled or the time is over.
+"""One problem: sampled in waves until the vote is settled or the time is over; and the time for each problem.
 
-A share of the samples may run Python in the sandbox. Out of scope: dividing the time among questions
-(`aimo.inference.timebank`), what happens within a sample (`aimo.inference.stream`).
+`solve` answers a question of a competition with an integer. `ask` answers a person, with anything.
 """
 
 import asyncio
 import math
+import os
 import time
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import replace
 from typing import Any
 
-from aimo.inference import voting
-from aimo.inference.errors import one_line
+from aimo.inference import answers, voting
+from aimo.inference.errors import AimoError, EngineError, one_line
+from aimo.inference.judge import are_equal
 from aimo.inference.programs import has_sandbox
+from aimo.inference.sample import Problem, RunningSample
 from aimo.inference.sampling import Completion, Sampler
 from aimo.inference.solution import End, Sample, Solution
-from aimo.inference.stream import Problem, Stream
 from aimo.inference.voting import Stop
 
-HEALTH_CHECK_S = 2.0  # between two checks of the engine: streams of a dead one may wait for ever
-HANG_S = 60.0  # without a token from any stream: the engine hangs
+HEALTH_CHECK_S = 2.0  # between two checks of the engine: samples of a dead one may wait for ever
+HANG_S = 60.0  # without a token from any sample: the engine hangs
 IN_A_ROW = 4  # samples that fail one after the other, until none runs: the engine failed, not the samples
 FORCED_ANSWER_S = 5.0  # of a budget, or a tenth of it, reserved for forced answers
 OVERTIME_S = 30.0  # after the budget, an event loop that has not returned is abandoned
+REFRESH_S = 0.1  # between two looks at what a sample has written for a person
+
+MAX_SHARES = 2.5  # equal shares that one question may take; more gains nothing (docs/solver.md)
+MIN_SHARE = 0.6  # of the first equal share: what is reserved for each question still to come
+MIN_QUESTIONS_LEFT = 2  # to plan for, so that one more than expected still gets half of what is left
+MARGIN_S = 120  # of a Kaggle session, reserved for the gateway to finish
 
 
 def solve(
@@ -42,43 +49,42 @@ def solve(
 ) -> Solution:
     """Answer a problem with an integer within low…high, from at most `num_samples` samples in `budget_s`.
 
-    `rules` is the competition's sentence on its answers, for the prompt; `modulus`, what a result is reduced
-    by. Continues and extends a `solution` that an earlier engine left; `keep` is called with each sample as
+    `rules` is the competition's sentence on its answers, for the prompt; results are reduced by `modulus`.
+    Continues and extends a `solution` that an earlier engine left; `keep` is called with each sample as
     it ends or is stopped. Which sample ends first can change when a vote counts as settled; with
     `voting.EXACT` sampling stops only when no outcome of the remaining samples can change the vote, and the
     answer does not depend on timing. Raises TimeoutError when the engine does not return within OVERTIME_S
     after the budget.
     """
     solution = solution or Solution()
-    question = Question(Problem(sampler, problem, seed, low, high, rules, modulus), solution, keep)
+    solver = Solver(Problem(sampler, problem, seed, low, high, rules, modulus), solution, keep)
     budget = math.inf if budget_s is None else budget_s
     timeout = None if budget_s is None else budget_s + OVERTIME_S
     before = solution.seconds
     try:
-        sampler.run(question.ask(num_samples, budget, policy), timeout)
+        sampler.run(solver.run(num_samples, budget, policy), timeout)
     finally:
-        solution.seconds = before + time.monotonic() - question.begun
+        solution.seconds = before + time.monotonic() - solver.begun
         solution.conclude(low, high)
     return solution
 
 
-class Question:
-    """One question while it is asked, on the sampler's event loop."""
+class Solver:
+    """One problem while it is solved, on the sampler's event loop."""
 
     def __init__(self, problem: Problem, solution: Solution, keep: Callable[[Sample], None]):
         self.problem, self.sampler = problem, problem.sampler
         self.solution, self.keep = solution, keep
         tools = problem.sampler.settings.tools
-        self.tools = tools if tools and has_sandbox() else 0.0
-        self.running: dict[asyncio.Task[Sample], Stream] = {}
+        self.tools = tools if tools and has_sandbox() else 0.0  # the share of samples with tools
+        self.running: dict[asyncio.Task[Sample], RunningSample] = {}
+        # Samples that an error ended. Another engine asks them again; this one's are recorded at the end.
         self.lost: list[Sample] = []
-        """Samples that an error ended. Another engine asks them again; this one's are recorded at the end."""
-        self.fault, self.in_a_row = "", 0
-        """The last error of a sample, and how many have failed since one ended well."""
+        self.fault, self.in_a_row = "", 0  # the last error; samples that failed since one ended well
         self.begun = time.monotonic()
         self.earlier = solution.seconds
 
-    async def ask(self, num_samples: int, budget_s: float, policy: voting.Policy) -> None:
+    async def run(self, num_samples: int, budget_s: float, policy: voting.Policy) -> None:
         """Sample until the vote needs no more or the time is over, and record it in the solution."""
         solution = self.solution
         solution.stop = None
@@ -96,21 +102,29 @@ class Question:
         try:
             while (step := voting.next_step(self.state(len(todo), deadline), policy)).stop is None:
                 for index in todo[: step.start]:
-                    self.start(index)
+                    # Spread evenly: every second sample has tools at a share of a half.
+                    with_tools = int((index + 1) * self.tools) > int(index * self.tools)
+                    sample = RunningSample(self.problem, index, self.now(), with_tools)
+                    self.running[asyncio.create_task(self.finish(sample, sample.answer()))] = sample
                 del todo[: step.start]
-                for stream in self.running.values():
-                    stream.limit = step.limit
-                await self.advance(min(deadline - time.monotonic(), HEALTH_CHECK_S))
+                for sample in self.running.values():
+                    sample.limit = step.limit
+                wait = max(0.0, min(deadline - time.monotonic(), HEALTH_CHECK_S))
+                ended, _ = await asyncio.wait(self.running, timeout=wait, return_when=asyncio.FIRST_COMPLETED)
+                for task in ended:
+                    del self.running[task]
+                for record in sorted((task.result() for task in ended), key=lambda record: record.end_s):
+                    self.take(record)
                 if failure := self.failure():
                     return solution.fail(failure)
             solution.stop = step.stop
             if step.stop is Stop.DEADLINE:
-                if not solution.ended and not any(stream.text for stream in self.running.values()):
+                if not solution.ended and not any(sample.text for sample in self.running.values()):
                     return solution.fail(self.fault or "the engine wrote nothing")
                 solution.note = "time ran out"
                 await self.force_answers(reserve)
-            for sample in [*self.lost, *(s.cut(End.STOPPED, self.now()) for s in self.running.values())]:
-                self.record(sample)
+            for record in [*self.lost, *(s.cut(End.STOPPED, self.now()) for s in self.running.values())]:
+                self.add(record)
             if self.lost:
                 note = f"{len(self.lost)} samples failed: {self.fault}"
                 solution.note = ", ".join(filter(None, [solution.note, note]))
@@ -139,17 +153,10 @@ class Question:
             max_weight=(2.0 if self.tools else 1.0) * scale,
         )
 
-    def start(self, index: int) -> None:
-        """Start a sample, with tools if it belongs to their share."""
-        # Spread evenly: every second sample has tools at a share of a half.
-        with_tools = int((index + 1) * self.tools) > int(index * self.tools)
-        stream = Stream(self.problem, index, self.now(), with_tools)
-        self.running[asyncio.create_task(self.sample(stream, stream.answer()))] = stream
-
-    async def sample(self, stream: Stream, work: Awaitable[Completion]) -> Sample:
-        """Return the sample that a stream's work ends in: without a vote where that raises."""
+    async def finish(self, sample: RunningSample, work: Awaitable[Completion]) -> Sample:
+        """Return the record of a sample once its work has ended: without a vote where that raises."""
         try:
-            return stream.sample(await work, self.now())
+            return sample.record(await work, self.now())
         except GeneratorExit:
             raise
         except BaseException as e:  # the loop's thread would end with SystemExit
@@ -157,17 +164,7 @@ class Question:
             if task and task.cancelling():  # by us
                 raise
             self.fault = one_line(e)
-            return stream.cut(End.FAILED, self.now())
-
-    async def advance(self, timeout: float) -> None:
-        """Wait until a sample ends, at most `timeout` seconds, and record those that have ended."""
-        done, _ = await asyncio.wait(
-            self.running, timeout=max(0.0, timeout), return_when=asyncio.FIRST_COMPLETED
-        )
-        for task in done:
-            del self.running[task]
-        for sample in sorted((task.result() for task in done), key=lambda sample: sample.end_s):
-            self.take(sample)
+            return sample.cut(End.FAILED, self.now())
 
     def take(self, sample: Sample) -> None:
         """Record a sample that has ended, or set one aside that has failed."""
@@ -176,7 +173,11 @@ class Question:
             self.lost.append(sample)
         else:
             self.in_a_row = 0
-            self.record(sample)
+            self.add(sample)
+
+    def add(self, sample: Sample) -> None:
+        self.solution.samples.append(sample)
+        self.keep(sample)
 
     def failure(self) -> str:
         """Return what is wrong with the engine; empty when it works."""
@@ -184,36 +185,29 @@ class Question:
             return "the engine died"
         if not self.running and self.in_a_row >= min(IN_A_ROW, len(self.lost) + len(self.solution.ended)):
             return self.fault
-        if self.running and all(self.is_silent(stream) for stream in self.running.values()):
-            return f"the engine wrote nothing for {HANG_S:.0f} s"
-        return ""
-
-    def is_silent(self, stream: Stream) -> bool:
-        """Whether a stream has written nothing for so long that the engine may hang."""
-        limit = max(HANG_S, self.sampler.queue_s) if stream.waits else HANG_S
-        return not stream.runs_program and time.monotonic() - stream.heard > limit
+        for sample in self.running.values():
+            # Servers may queue a request for some time before they write its first token.
+            patience = max(HANG_S, self.sampler.queue_s) if sample.waits else HANG_S
+            if sample.runs_program or time.monotonic() - sample.heard <= patience:
+                return ""
+        return f"the engine wrote nothing for {HANG_S:.0f} s" if self.running else ""
 
     async def force_answers(self, seconds: float) -> None:
         """Stop all samples and record the answer that each gives at once."""
-        streams = [stream for stream in self.running.values() if stream.text]
+        samples = [sample for sample in self.running.values() if sample.text]
         await cancel(self.running)
         self.running.clear()
-        for stream in streams:
-            stream.end = End.TIME
-        forced = [asyncio.create_task(self.sample(stream, stream.force_answer())) for stream in streams]
+        for sample in samples:
+            sample.end = End.TIME
+        forced = [asyncio.create_task(self.finish(sample, sample.force_answer())) for sample in samples]
         if forced:
             done, late = await asyncio.wait(forced, timeout=seconds)
             await cancel(late)
             for task in done:
                 self.take(task.result())
 
-    def record(self, sample: Sample) -> None:
-        """Add a sample to the solution, and keep it."""
-        self.solution.samples.append(sample)
-        self.keep(sample)
-
     def now(self) -> float:
-        """Return the seconds since the question was first asked."""
+        """Return the seconds since the problem was first asked."""
         return self.earlier + time.monotonic() - self.begun
 
 
@@ -223,3 +217,95 @@ async def cancel(tasks: Collection[asyncio.Task[Any]]) -> None:
         task.cancel()
     if tasks:
         await asyncio.wait(tasks, timeout=FORCED_ANSWER_S)
+
+
+# The time of a whole notebook, divided among its questions
+
+
+def next_budget(limit_s: float, elapsed_s: float, answered: int, expected: int, known: bool) -> float:
+    """Return the seconds, at least 1, for the next question of a notebook with `limit_s` for all.
+
+    `elapsed_s` of them are gone; `answered` of the `expected` questions have been asked; their number may be
+    `known` for certain. What a settled vote saves is there for the questions after it.
+    """
+    left = limit_s - elapsed_s - (MARGIN_S if limit_s > 10 * MARGIN_S else 0)
+    questions = max(1 if known else MIN_QUESTIONS_LEFT, expected - answered)
+    return max(1.0, divide_time(left, questions, MIN_SHARE * max(0.0, limit_s) / expected))
+
+
+def divide_time(left_s: float, questions: int, minimum_s: float) -> float:
+    """Return the seconds for the next of `questions`, `left_s` for all and at least `minimum_s` for each.
+
+    A question may take several equal shares, because most take less than one, but not what the others need
+    for their minimum. It gets an equal share where the time left does not hold that minimum. Budgets together
+    never exceed the time.
+    """
+    share = max(0.0, left_s) / questions
+    return min(MAX_SHARES * share, max(share, left_s - (questions - 1) * minimum_s))
+
+
+# One problem that a person asks
+
+
+def ask(sampler: Sampler, text: str, seed: int = 0) -> str:
+    """Print the first of `settings.samples` samples as it is written, then the vote if there are several.
+
+    Returns the answer that most samples gave, among equals the earliest; all samples run Python if the
+    settings give any of them tools. Raises AimoError when the problem cannot be asked, EngineError when the
+    engine fails or no sample holds an answer.
+    """
+    problem = Problem(sampler, text, seed)
+    if fault := problem.fault():
+        raise AimoError(f"{fault}; ask another")
+    try:
+        texts = sampler.run(sample_aloud(problem))
+    except Exception as e:  # the engine's own kinds
+        raise EngineError(f"the problem could not be answered: {one_line(e)}") from None
+    groups: list[list[str]] = []  # of equal answers, such as 1/2 and 0.5
+    for answer in filter(None, (answers.extract(text, sampler.settings.tags) for text in texts)):
+        equal = are_equal([answer] * len(groups), [group[0] for group in groups])
+        group = next((group for group, same in zip(groups, equal, strict=True) if same), None)
+        if group is None:
+            groups.append([answer])
+        else:
+            group.append(answer)
+    if not groups:
+        raise EngineError(f"{len(texts)} samples hold no answer; give more --samples or inference.max_tokens")
+    groups.sort(key=len, reverse=True)
+    if len(texts) > 1:
+        print(*(f"{len(group)} of {len(texts)}: {group[0]}" for group in groups), "", sep="\n")
+    return groups[0][0]
+
+
+async def sample_aloud(problem: Problem) -> list[str]:
+    """Print the first sample as it grows; return the texts of all."""
+    settings = problem.sampler.settings
+    tools = settings.tools > 0 and has_sandbox()
+    samples = [RunningSample(problem, index, 0.0, tools) for index in range(settings.samples)]
+    tasks = [asyncio.create_task(sample.answer()) for sample in samples]
+    shown = ""
+
+    def show(text: str) -> None:
+        nonlocal shown
+        same = len(shown)
+        if not text.startswith(shown):  # a turn may lose what it wrote last
+            same = next(
+                i for i, pair in enumerate(zip(f"{shown}$", text, strict=False)) if len(set(pair)) > 1
+            )
+            print()
+        print(text[same:], end="", flush=True)
+        shown = text
+
+    try:
+        while not tasks[0].done():
+            await asyncio.wait(tasks[:1], timeout=REFRESH_S)
+            show(samples[0].text)
+        if not tasks[0].exception():
+            show(f"{tasks[0].result().text}\n\n")
+        ended = await asyncio.gather(*tasks, return_exceptions=True)
+        faults = [one for one in ended if isinstance(one, BaseException)]
+        if len(faults) == len(ended):
+            raise faults[0]
+        return [one.text for one in ended if not isinstance(one, BaseException)]
+    finally:
+        await cancel([task for task in tasks if not task.done()])

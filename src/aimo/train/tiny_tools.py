@@ -18,10 +18,10 @@ from tokenizers import Regex
 from aimo.data import computed
 from aimo.data.computed import Problem
 from aimo.inference.engine import Engine
+from aimo.inference.sample import Problem as Asked
+from aimo.inference.sample import RunningSample
 from aimo.inference.sampling import Sampler
 from aimo.inference.storage import write_json
-from aimo.inference.stream import Problem as Asked
-from aimo.inference.stream import Stream
 from aimo.run import machine
 from aimo.train import tiny_base
 
@@ -131,7 +131,7 @@ def pass_at_1(sampler: Sampler, asked: list[Problem], seed: int, with_tools: boo
         problem = Asked(sampler, p.problem, seed, 0, 99999)
         for index in range(SAMPLES):
             golds.append(int(p.outputs()[-1]))
-            streams.append(Stream(problem, index, 0.0, with_tools))
+            streams.append(RunningSample(problem, index, 0.0, with_tools))
 
     async def sample_all() -> list[int | None]:
         completions = await asyncio.gather(*(stream.run() for stream in streams))

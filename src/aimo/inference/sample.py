@@ -1,7 +1,4 @@
-"""One sample of a question while it runs: when it ends, what its programs print, its forced answer, its vote.
-
-Out of scope: which samples run, and the vote over all of them (`aimo.inference.solver`).
-"""
+"""One sample while it runs: its turns and programs, when it ends, its forced answer, its vote."""
 
 import asyncio
 import contextlib
@@ -22,23 +19,21 @@ COUNT_EVERY = 1024  # characters between two checks whether it counts without en
 
 @dataclass(frozen=True)
 class Problem:
-    """What the samples of one question share."""
+    """A problem, and what counts as its answer: what all its samples share."""
 
     sampler: Sampler
     text: str
     seed: int
-    low: int
-    high: int
-    """An answer is an integer within low…high."""
-    rules: str = ""
-    """The competition's sentence on its answers."""
-    modulus: int | None = None
-    """What a larger result is reduced by."""
+    # An answer is an integer within low…high. None: it may be anything, and the model alone ends a sample.
+    low: int | None = None
+    high: int | None = None
+    rules: str = ""  # the competition's sentence on its answers
+    modulus: int | None = None  # a larger result is reduced by it
+    # The conversations that samples begin with, by variant of the prompt, with and without tools.
     begun: dict[tuple[int, bool], conversations.Conversation] = field(default_factory=dict)
-    """The conversations that samples begin with, of each variant of the prompt, with and without tools."""
 
     def begin(self, index: int, with_tools: bool) -> conversations.Conversation:
-        """The conversation of a sample; its prompt is encoded once for all samples that share it."""
+        """Return the conversation of a sample; its prompt is encoded once for all samples that share it."""
         key = id(prompts.variant(self.sampler.settings, index)), with_tools
         if key not in self.begun:
             self.begun[key] = conversations.begin(self.sampler, self.text, index, self.rules, with_tools)
@@ -58,17 +53,13 @@ class Problem:
         """Return the answer in a text, or None when there is none within low…high."""
         return self.to_answer(answers.extract(text, self.sampler.settings.tags))
 
-    def has_answer(self, text: str) -> bool:
-        """Whether a text holds an answer."""
-        return self.read(text) is not None
-
-    def to_answer(self, text: str | None) -> int | None:
-        """Return the integer within low…high that a text states, reduced by the modulus, or None."""
-        return answers.to_integer(text, self.low, self.high, self.modulus)
+    def to_answer(self, answer: str | None) -> int | None:
+        """Return the integer within low…high that an answer states, reduced by the modulus, or None."""
+        return None if self.low is None else answers.to_integer(answer, self.low, self.high, self.modulus)
 
 
-class Stream:
-    """One sample while it runs."""
+class RunningSample:
+    """A sample while it runs; `record` makes it a `Sample`."""
 
     def __init__(self, problem: Problem, index: int, begin_s: float, with_tools: bool):
         self.problem, self.index, self.begin_s = problem, index, begin_s
@@ -76,26 +67,16 @@ class Stream:
         self.seed = sample_seed(problem.seed, problem.text, index)
         self.with_tools = with_tools
         self.talk = problem.begin(index, with_tools)
-        self.prompt = self.turn_prompt = self.talk.prompt()
-        """The token ids of the first prompt, and of the present turn's."""
-        self.results: list[int | None] = []
-        """The last line that each program printed, as an integer."""
-        self.errors = 0
-        """Programs that failed."""
-        self.earlier = self.turn = Completion("", [], False)
-        """What the turns before the present one sampled, and what this one has sampled."""
-        self.message_begin = 0
-        """Where in the text the model's present message begins."""
-        self.thinking = False
-        """Whether that message began inside a thought."""
-        self.limit = math.inf
-        """Tokens beyond which it is cut."""
-        self.checked = 0
-        """Characters at the last check whether it is over."""
-        self.heard = time.monotonic()
-        """When it last wrote something."""
-        self.waits = self.runs_program = False
-        """Whether it waits for the first token of a turn, or for a program."""
+        self.prompt = self.turn_prompt = self.talk.prompt()  # token ids of the first prompt, and this turn's
+        self.results: list[int | None] = []  # the last line that each program printed, as an integer
+        self.errors = 0  # programs that failed
+        self.earlier = self.turn = Completion("", [], False)  # the turns before this one, and this one so far
+        self.message_begin = 0  # where in the text the model's present message begins
+        self.thinking = False  # whether that message began inside a thought
+        self.limit = math.inf  # tokens beyond which the sample is cut
+        self.checked = 0  # characters at the last check whether it is over
+        self.heard = time.monotonic()  # when it last wrote something
+        self.waits = self.runs_program = False  # for the first token of a turn; for a program
         self.end: End | None = None
 
     async def answer(self) -> Completion:
@@ -105,15 +86,27 @@ class Stream:
             self.end = End.FINISHED
         elif self.end is None:
             self.end = End.TOKENS
-        if self.end in (End.FINISHED, End.TOKENS) and not self.problem.has_answer(completion.text):
-            completion = await self.force_answer()
+        found = answers.extract(completion.text, self.settings.tags)
+        has_answer = found if self.problem.low is None else self.problem.to_answer(found) is not None
+        if self.end in (End.FINISHED, End.TOKENS) and not has_answer:
+            return await self.force_answer()
         return completion
 
     async def run(self) -> Completion:
-        """Sample until the model, `update` or the token limit ends it."""
+        """Sample until the model, `update` or the token limit ends it; a program ends one turn of several."""
         with contextlib.closing(Programs(self.settings.tool_seconds)) as programs:
             while True:
-                await self.sample_turn()
+                self.turn_prompt, self.turn = self.talk.prompt(), Completion("", [], False)
+                if self.talk.starts_message:
+                    self.message_begin, self.thinking = len(self.talk.text), self.talk.thinks()
+                room = min(
+                    self.settings.max_tokens - self.earlier.tokens,
+                    self.sampler.max_length - len(self.turn_prompt),
+                )
+                if room >= MIN_TOKENS:
+                    limited = replace(self.settings, max_tokens=room)
+                    self.waits = True
+                    self.turn = await self.sampler.sample(self.turn_prompt, self.seed, limited, self.update)
                 call = self.talk.find_call(self.turn)
                 if call is None or not self.may_call:
                     # A sample that asks for a program which is not run has not come to its end.
@@ -128,41 +121,18 @@ class Stream:
                 self.talk.reply(call, result.shown)
                 self.earlier += self.turn
 
-    async def sample_turn(self) -> None:
-        """Sample up to a program, whose output the next turn continues from; nothing without room for it."""
-        self.turn_prompt, self.turn = self.talk.prompt(), Completion("", [], False)
-        if self.talk.starts_message:
-            self.begin_message()
-        room = min(
-            self.settings.max_tokens - self.earlier.tokens, self.sampler.max_length - len(self.turn_prompt)
-        )
-        if room >= MIN_TOKENS:
-            limited = replace(self.settings, max_tokens=room)
-            self.waits = True
-            self.turn = await self.sampler.sample(self.turn_prompt, self.seed, limited, self.update)
-
-    def begin_message(self) -> None:
-        """Record that the present turn begins a message of the model."""
-        self.message_begin = len(self.talk.text)
-        self.thinking = self.talk.thinks()
-
     @property
     def text(self) -> str:
         """What it wrote and read so far, all turns together."""
         return self.talk.text + self.turn.text
 
     @property
-    def tokens(self) -> int:
-        """How many tokens it has sampled."""
-        return self.earlier.tokens + self.turn.tokens
-
-    @property
     def may_call(self) -> bool:
-        """Whether another program may be run."""
+        """Whether another program may run."""
         return self.with_tools and not self.end and len(self.results) < self.settings.tool_turns
 
     def update(self, turn: str, ids: list[int]) -> bool:
-        """Record what the present turn has written so far, and return whether to end it now."""
+        """Record what this turn has written so far, and return whether to end it now."""
         self.heard, self.waits = time.monotonic(), False
         self.turn = Completion(turn, ids, False)
         if len(self.text) - self.checked < CHECK_EVERY and not self.text.endswith(("}", ">", "```", "~~~")):
@@ -171,21 +141,18 @@ class Stream:
         self.checked = len(self.text)
         if self.may_call and self.talk.find_call(self.turn):
             return True
-        self.end = self.reason_to_end()
-        if due and not self.end and voting.is_counting(turn):
-            self.end = End.REPETITION
-        return self.end is not None
-
-    def reason_to_end(self) -> End | None:
-        """Return why the sample should end now, or None to go on. Changes nothing."""
-        if self.tokens > self.limit:
-            return End.OVERLONG
-        if voting.is_repeating(self.text):
-            return End.REPETITION
         message = self.text[self.message_begin :]
-        if voting.final_answer(message, self.problem.read, self.settings.tags, self.thinking):
-            return End.ANSWERED
-        return None
+        if self.earlier.tokens + self.turn.tokens > self.limit:
+            self.end = End.OVERLONG
+        elif voting.is_repeating(self.text):
+            self.end = End.REPETITION
+        elif voting.final_answer(message, self.problem.read, self.settings.tags, self.thinking):
+            self.end = End.ANSWERED
+        elif due and voting.is_counting(turn):
+            self.end = End.REPETITION
+        else:
+            self.end = None
+        return self.end is not None
 
     async def force_answer(self) -> Completion:
         """Return what the sample wrote, and the answer that the model gives when it has to answer at once."""
@@ -204,49 +171,39 @@ class Stream:
         tail = await self.sampler.sample(asked + forced, self.seed, limited, lambda text, _: closing in text)
         return replace(self.earlier + self.turn + tail, text=text + ending + tail.text, finished=False)
 
-    def vote(self, completion: Completion) -> tuple[int | None, float]:
-        """Return a completion's answer, and the weight of its vote by its programs and the problem."""
+    def record(self, completion: Completion, end_s: float) -> Sample:
+        """Return the sample that has ended with a completion, with its vote and its weight."""
         answer, weight = self.problem.read(completion.text), 1.0
         if answer is not None and self.with_tools:
             weight = voting.by_tools(answer, self.results)
         elif answer is None and self.results:
             # Its last program printed an answer that the sample did not come to state.
-            answer, weight = self.results[-1], 0.5
-        if answer is None:
-            return None, 1.0
-        if self.settings.discount_trivial:
+            answer = self.results[-1]
+            weight = 1.0 if answer is None else 0.5
+        if answer is not None and self.settings.discount_trivial:
             weight *= voting.by_prior(answer, self.problem.text)
-        return answer, weight
-
-    def sample(self, completion: Completion, end_s: float) -> Sample:
-        """Return the sample that has ended with a completion."""
-        answer, weight = self.vote(completion)
-        logprobs, entropies = completion.logprobs, completion.entropies
         sample = replace(
-            self.record(completion, self.end or End.TOKENS, answer, weight, end_s),
-            logprob=mean(logprobs),
-            tail_logprob=mean(logprobs[-TAIL:]),
-            entropy=mean(entropies),
-            tail_entropy=mean(entropies[-TAIL:]),
+            self.cut(self.end or End.TOKENS, end_s, completion),
+            answer=answer,
+            weight=weight,
+            logprob=mean(completion.logprobs),
+            tail_logprob=mean(completion.logprobs[-TAIL:]),
+            entropy=mean(completion.entropies),
+            tail_entropy=mean(completion.entropies[-TAIL:]),
         )
         sample.weight *= voting.weigh(sample, self.settings.weight)
         return sample
 
-    def cut(self, end: End, end_s: float) -> Sample:
-        """Return the sample as it is when it is stopped, or fails, before it has ended."""
-        return self.record(replace(self.earlier + self.turn, text=self.text), end, None, 0.0, end_s)
-
-    def record(
-        self, completion: Completion, end: End, answer: int | None, weight: float, end_s: float
-    ) -> Sample:
-        """Return a sample with what is known of the stream."""
+    def cut(self, end: End, end_s: float, completion: Completion | None = None) -> Sample:
+        """Return the sample as it is when it is stopped, or fails: without a vote."""
+        completion = completion or replace(self.earlier + self.turn, text=self.text)
         return Sample(
             self.index,
             completion.text,
             completion.tokens,
             end,
-            answer,
-            weight,
+            None,
+            0.0,
             self.begin_s,
             end_s,
             self.seed,
@@ -258,5 +215,4 @@ class Stream:
 
 
 def mean(values: list[float]) -> float | None:
-    """Return the mean of some values; None of none."""
     return sum(values) / len(values) if values else None
