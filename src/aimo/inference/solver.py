@@ -5,7 +5,6 @@
 
 import asyncio
 import math
-import os
 import time
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import replace
@@ -289,9 +288,8 @@ async def sample_aloud(problem: Problem) -> list[str]:
         nonlocal shown
         same = len(shown)
         if not text.startswith(shown):  # a turn may lose what it wrote last
-            same = next(
-                i for i, pair in enumerate(zip(f"{shown}$", text, strict=False)) if len(set(pair)) > 1
-            )
+            while not text.startswith(shown[:same]):
+                same -= 1
             print()
         print(text[same:], end="", flush=True)
         shown = text
