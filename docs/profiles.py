@@ -30,16 +30,34 @@ PAGE = Path(__file__).with_suffix(".md")
 INTRO = """\
 # Profiles, key by key
 
-A profile is one YAML file. Every key has a type. A value that does not fit is refused when the profile is
-read, with the key and the remedy; so is a key that does not exist, with the one that was meant.
-`--set KEY=VALUE` changes a key on the command line: `--set grpo.max_steps=50`, `--set model.lora=null`.
-A stage without a section is left out. `notebooks/profiles` holds examples, and [recipes.md](recipes.md)
-says where each comes from.
+A profile is one YAML file. A stage without a section is left out; inference always runs. A value that does not fit is refused with the
+key and the remedy, an unknown key with the nearest one. `--set KEY=VALUE` changes a key on the command line:
+`--set grpo.max_steps=50`, `--set model.lora=null`. `notebooks/profiles` holds examples ([recipes.md](recipes.md)). This profile distils with
+SFT alone and measures on held-out problems:
 
-*Reaches* says what a key changes: `tests/test_schema.py` sets every key to another value and looks there.
-A name after "TRL:" is a field of its SFTConfig, GRPOConfig or DPOConfig. *Elsewhere* is what TRL, Open-R1,
-Unsloth, PEFT or vLLM call the key; the error message answers to these names. This page is written by
-`docs/profiles.py` from the dataclasses in `src/aimo/config`.
+```yaml
+profile: distil
+model: {base: data/tiny-base, max_length: 1024, dtype: float32}
+data:
+  sft: {source: builtin, rows: 1000}
+  heldout: {source: builtin, split: heldout, rows: 50}
+sft: {learning_rate: 1.0e-3, epochs: 1, batch_size: 16}
+inference: {samples: 4, max_tokens: 96}
+```
+
+This one answers a test file with a model as it is:
+
+```yaml
+profile: answer
+model: {base: data/tiny-base, max_length: 1024}
+inference: {test: my.csv, samples: 16, max_tokens: 96}
+```
+
+With `grpo` and without `sft`, GRPO starts from the base; `dpo` starts from the last model trained before it.
+
+*Reaches* says what a key changes: `tests/test_schema.py` sets every key to another value and looks there. A name after "TRL:" is a field
+of its SFTConfig, GRPOConfig or DPOConfig. *Elsewhere* is what other projects call the key (`src/aimo/config/aliases.yaml`); the error
+message answers to these names. `docs/profiles.py` writes this page from the dataclasses in `src/aimo/config`.
 """
 
 
