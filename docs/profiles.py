@@ -30,10 +30,11 @@ PAGE = Path(__file__).with_suffix(".md")
 INTRO = """\
 # Profiles, key by key
 
-A profile is one YAML file. A stage without a section is left out; inference always runs. A value that does not fit is refused with the
-key and the remedy, an unknown key with the nearest one. `--set KEY=VALUE` changes a key on the command line:
-`--set grpo.max_steps=50`, `--set model.lora=null`. `notebooks/profiles` holds examples ([recipes.md](recipes.md)). This profile distils with
-SFT alone and measures on held-out problems:
+A profile is one YAML file. A stage without a section is left out; inference always runs. A value that does
+not fit is refused with the key and the remedy, an unknown key with the nearest one. `--set KEY=VALUE`
+changes a key on the command line: `--set grpo.max_steps=50`, `--set model.lora=null`. `notebooks/profiles`
+holds examples ([recipes.md](recipes.md)). This profile distils with SFT alone and measures on held-out
+problems:
 
 ```yaml
 profile: distil
@@ -53,11 +54,13 @@ model: {base: data/tiny-base, max_length: 1024}
 inference: {test: my.csv, samples: 16, max_tokens: 96}
 ```
 
-With `grpo` and without `sft`, GRPO starts from the base; `dpo` starts from the last model trained before it.
+With `grpo` and without `sft`, GRPO starts from the base; `dpo` starts from the last model trained before
+it.
 
-*Reaches* says what a key changes: `tests/test_schema.py` sets every key to another value and looks there. A name after "TRL:" is a field
-of its SFTConfig, GRPOConfig or DPOConfig. *Elsewhere* is what other projects call the key (`src/aimo/config/aliases.yaml`); the error
-message answers to these names. `docs/profiles.py` writes this page from the dataclasses in `src/aimo/config`.
+*Reaches* says what a key changes: `tests/test_schema.py` sets every key to another value and looks there. A
+name after "TRL:" is a field of its SFTConfig, GRPOConfig or DPOConfig. *Elsewhere* is what other projects
+call the key (`src/aimo/config/aliases.yaml`); the error message answers to these names. `docs/profiles.py`
+writes this page from the dataclasses in `src/aimo/config`.
 """
 
 

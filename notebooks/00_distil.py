@@ -9,12 +9,12 @@
 # %% [markdown]
 # # 0. Distillation
 #
-# A strong model, the teacher, answers problems several times each, and its right answers become worked
-# solutions for the next notebook (`data.sft: {source: distil}`). This is how OpenR1-Math-220k and the models
-# that won earlier olympiads were made.
+# A strong model, the teacher, answers each problem several times. Its right answers become worked solutions
+# for the next notebook (`data.sft: {source: distil}`). OpenR1-Math-220k and the models that won earlier
+# olympiads were made this way.
 #
-# The teacher answers behind OpenAI-compatible servers: those of `distil.api_addr`, or one that is started
-# here for `distil.model`. A profile without a `distil` section leaves this notebook out.
+# The teacher runs behind OpenAI-compatible servers: those of `distil.api_addr`, or one that this notebook
+# starts for `distil.model`. A profile without a `distil` section skips this notebook.
 
 # %% tags=["parameters"]
 profile = "tiny-distil"  # a name in notebooks/profiles, or a path to a YAML file
@@ -30,8 +30,8 @@ run = runs.begin("distil", profile, run_dir, overrides)
 
 # %% [markdown]
 # ## Ask
-# Every completion is a line of `samples.jsonl`, written as it ends. Started again, this cell asks for what
-# is missing; a sample that failed costs itself alone.
+# Every completion becomes a line of `samples.jsonl` when it ends. Run again, this cell asks for what is
+# missing.
 
 # %%
 with distillation.teacher(run) as wanted:
@@ -40,15 +40,15 @@ print(tally)
 
 # %% [markdown]
 # ## Reject
-# Every completion is judged by its final answer. Right and finished ones stay, as far as `distil.reject`
-# lets them: a few a problem, short or different ones, of problems that are neither too easy nor too hard.
+# The final answer decides. Right, finished completions stay within the limits of `distil.reject`: a few for
+# each problem, short or different ones, of problems that are neither too easy nor too hard.
 
 # %%
 found = rejection.in_run(run)
 print(found)
 
 # %% [markdown]
-# How often the teacher was right, problem by problem, and some of what is kept.
+# The teacher's pass rate by problem, and some completions that stay.
 
 # %%
 plots.pass_rates(found.problems["pass_rate"].to_list(), run.profile.distil.reject.pass_rate)

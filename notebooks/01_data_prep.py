@@ -9,12 +9,12 @@
 # %% [markdown]
 # # 1. Data
 #
-# A model learns what it is shown, so the data come first. This notebook makes up to three sets, those that
-# the profile has:
+# A model learns what it is shown, so the data come first. This notebook makes the sets that the profile
+# has:
 #
 # - **sft**: problems with a worked solution, which supervised fine-tuning imitates;
-# - **grpo**: problems with the right answer alone, for GRPO and DPO;
-# - **heldout**: problems that no stage trains on, which measure every model.
+# - **grpo**: problems with their answer only, for GRPO and DPO;
+# - **heldout**: problems that no stage trains on; they measure every model.
 #
 # Every answer must be an integer, as in the olympiad, unless the profile says otherwise. A problem is in
 # one set only.
@@ -35,8 +35,8 @@ tokenizer = models.load_tokenizer(run.start_model(), run.profile)
 
 # %% [markdown]
 # ## Read
-# The profile names the sources, and which of their columns hold `problem`, `answer` and `solution`. One row
-# of each set:
+# The profile names the sources and the columns that hold `problem`, `answer` and `solution`. One row of
+# each set:
 
 # %%
 sets = prepare.load(run.profile, run.dir)
@@ -49,26 +49,26 @@ tables.table(
 
 # %% [markdown]
 # ## Clean
-# Each row is kept, or dropped for one reason. A training problem that is also held out is dropped, because
-# held-out problems must measure what a model has not seen. Training problems that share eight words in a
-# row with a set of `data.decontaminate` are dropped for the same reason.
+# Each row is kept, or dropped for one reason. Held-out problems must measure what a model has not seen, so
+# training problems that are also held out are dropped, and so are those that share eight words in a row
+# with a set of `data.decontaminate`.
 
 # %%
 sets = prepare.decontaminate(prepare.clean(sets, run.profile, tokenizer), run.profile)
 tables.counts(sets)
 
 # %% [markdown]
-# The rows that decontamination dropped, and the words that they share.
+# The rows that decontamination dropped, with the shared words.
 
 # %%
 tables.contaminated(sets)
 
 # %% [markdown]
 # ## Format
-# The same problems as the model sees them. The chat template ends every prompt with the opening tag of the
-# thought, so that a completion starts inside it. Loss is computed on the thought, the answer and the end of
-# the text. Some examples of the tiny profile have an empty thought on purpose: they show the format, and
-# GRPO finds the reasoning.
+# The problems as the model sees them. The chat template ends every prompt with the opening tag of the
+# thought, so a completion starts inside it. The loss covers the thought, the answer and the end of the
+# text. Some examples of the tiny profile have an empty thought on purpose: they show the format, and GRPO
+# finds the reasoning.
 
 # %%
 ready = prepare.format(sets, run.profile)
@@ -76,7 +76,7 @@ tables.training_text(ready, tokenizer)
 
 # %% [markdown]
 # ## Save
-# One Parquet file a set, and a data card that says where the rows come from.
+# One Parquet file for each set, and a data card that says where the rows come from.
 
 # %%
 digest = prepare.save(ready, sets, run.profile, run.folder)

@@ -9,13 +9,12 @@
 # %% [markdown]
 # # 2. Supervised fine-tuning
 #
-# A base model continues text. It does not know that it should think between the tags of the profile and put
-# its answer where a program finds it. Supervised fine-tuning (SFT) on worked examples teaches that. A short
-# SFT teaches the format, so that reinforcement learning has something to score. A long one on the traces of
-# a stronger model distils it.
+# A base model continues text. It does not know that it should think between the profile's tags and put its
+# answer where a program finds it. Supervised fine-tuning (SFT) on worked examples teaches that. A short SFT
+# teaches the format, so that reinforcement learning has something to score. A long one on a stronger
+# model's traces distils it.
 #
-# With LoRA, only small adapter matrices next to the frozen weights are trained. They are merged when the
-# stage ends.
+# LoRA trains only small adapter matrices beside the frozen weights, and the stage merges them at its end.
 
 # %% tags=["parameters"]
 profile = "tiny"  # a name in notebooks/profiles, or a path to a YAML file
@@ -44,11 +43,10 @@ before = trainers.complete(model, tokenizer, examples, run.solver_settings().max
 
 # %% [markdown]
 # ## Train
-# The loss is the mean negative log-likelihood of the completions' tokens; tokens of the prompts do not
-# count. A base that has never seen the tags starts high and falls fast. The tiny base has seen them and
-# starts low: what remains cannot be predicted, such as whether an example thinks or answers at once. A step
-# with few examples, at the end of an epoch, may show as a spike. The probe is the accuracy on problems that
-# no stage trains on.
+# The loss is the mean negative log-likelihood of the completions' tokens; the prompts' tokens do not count.
+# A base that never saw the tags starts high and falls fast. The tiny base saw them and starts low: the rest
+# cannot be predicted, such as whether an example thinks or answers at once. A step with few examples at the
+# end of an epoch may show as a spike. The probe is the accuracy on problems that no stage trains on.
 
 # %%
 log = trainers.sft(model, tokenizer, rows, run.profile, run.folder, run.progress, test, probe)
@@ -64,8 +62,8 @@ tables.completions(examples, before=before, after=after)
 
 # %% [markdown]
 # ## Save
-# An adapter stays in `trained`. Merged with the model it started from, it makes a model folder of its own,
-# with a card.
+# The adapter stays in `trained`; merged with the model it started from, it becomes the folder `model`, with
+# a card.
 
 # %%
 trainers.finish(run, tokenizer, log)

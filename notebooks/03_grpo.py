@@ -10,12 +10,11 @@
 # # 3. GRPO
 #
 # Group relative policy optimisation (GRPO) trains a model on its own completions. For each problem it
-# samples a *group* of completions, and the reward functions score each of them, for instance 1 for a right
-# answer. Completions better than the mean of their group are made more likely, the others less likely. No
-# worked solutions are shown.
+# samples a *group* of completions, and the reward functions score them, for instance 1 for a right answer.
+# Completions above the mean of their group become more likely, the others less. The model sees no worked
+# solutions.
 #
-# The reward should rise. Often completions grow longer as well, because working a problem out earns more
-# reward.
+# The reward should rise. Completions often grow longer, because working a problem out earns more reward.
 
 # %% tags=["parameters"]
 profile = "tiny"  # a name in notebooks/profiles, or a path to a YAML file
@@ -37,7 +36,7 @@ start = run.start_model()
 
 # %% [markdown]
 # ## Difficulty
-# A problem that the model always solves, or never, gives no gradient: all completions of its group get the
+# A problem that the model always or never solves gives no gradient: all completions of its group get the
 # same reward. With `grpo.pass_rate` in the profile, each problem is sampled first, and those outside the
 # bounds are left out.
 
@@ -47,7 +46,7 @@ plots.pass_rates(rates, run.profile.grpo.pass_rate)
 
 # %% [markdown]
 # ## Load
-# The model that the last stage before this one trained, or else the base.
+# The model that the last stage trained, or the base.
 
 # %%
 model = models.load(start, run.profile, with_vllm=run.profile.grpo.generation == "vllm")
@@ -76,8 +75,8 @@ tables.completions(examples, before=before, after=after)
 
 # %% [markdown]
 # ## Save
-# An adapter stays in `trained`. Merged with the model it started from, it makes a model folder of its own,
-# with a card.
+# The adapter stays in `trained`; merged with the model it started from, it becomes the folder `model`, with
+# a card.
 
 # %%
 trainers.finish(run, tokenizer, log)

@@ -10,9 +10,9 @@
 # # 3b. DPO
 #
 # A model trained by reward alone tends to reason at length, and a competition limits the time. Direct
-# preference optimisation (DPO) shows it pairs of its own completions of one problem, a short right one and
-# a long right or a wrong one, and trains it to prefer the first. The second place of AIMO 2 shortened its
-# answers in this way. A run has this stage when its profile has a `dpo` section.
+# preference optimisation (DPO) takes pairs of the model's own completions of one problem, a short right one
+# and a long right or a wrong one, and trains it to prefer the first. AIMO 2's second place shortened its
+# answers this way. A run has this stage when its profile has a `dpo` section.
 
 # %% tags=["parameters"]
 profile = "tiny"  # a name in notebooks/profiles, or a path to a YAML file
@@ -33,7 +33,7 @@ start = run.start_model()
 
 # %% [markdown]
 # ## Pairs
-# The model that this stage starts from is sampled on each problem.
+# The model that this stage starts from answers each problem several times.
 
 # %%
 pairs = preferences.sample(start, rows, run)
@@ -63,8 +63,8 @@ tables.completions(examples, before=before, after=after)
 
 # %% [markdown]
 # ## Save
-# An adapter stays in `trained`. Merged with the model it started from, it makes a model folder of its own,
-# with a card.
+# The adapter stays in `trained`; merged with the model it started from, it becomes the folder `model`, with
+# a card.
 
 # %%
 trainers.finish(run, tokenizer, log, pairs=len(pairs))

@@ -9,12 +9,12 @@
 # %% [markdown]
 # # 4. Inference
 #
-# A model that is right more often than it is wrong in any one way becomes much more reliable when it is
-# sampled many times and the most frequent answer is taken. vLLM samples all completions of a question at
-# once, and when no outstanding sample can change the vote, the others are stopped.
+# The most frequent answer of many samples is right more often than one sample, as long as no single wrong
+# answer is more frequent than the right one. vLLM samples all completions of a question at once, and stops
+# the others when the vote is settled.
 #
-# The base and each trained model are measured on the held-out problems of the profile, if it has any. Then
-# the last of them answers the test file as in the competition.
+# The base and each trained model are measured on the profile's held-out problems, if it has any. Then the
+# last model answers the test file as in the competition.
 
 # %% tags=["parameters"]
 profile = "tiny"  # a name in notebooks/profiles, or a path to a YAML file
@@ -34,8 +34,8 @@ engine = Engine(run.start_model(), run.solver_settings(), seed=run.profile.seed)
 
 # %% [markdown]
 # ## The models
-# `format` is the share of completions that keep to the tags, `pass@1` the probability that one completion
-# is right, `maj@k` the probability that the vote of k completions is right.
+# `format` is the share of completions in the tags, `pass@1` the probability that one completion is right,
+# `maj@k` the probability that the vote of k completions is right.
 
 # %%
 evaluations = held_out.compare(engine, run, heldout)
@@ -47,8 +47,7 @@ plots.accuracy(figures, {name: evaluation.majority() for name, evaluation in eva
 
 # %% [markdown]
 # ## The test file
-# Each question goes through the same `predict` that the Kaggle kernel serves, called by a gateway that
-# checks each row.
+# A gateway that checks each row asks the same `predict` that the Kaggle kernel serves.
 
 # %%
 solutions = held_out.answer(engine, run)
@@ -61,7 +60,7 @@ tables.answers(solutions)
 
 # %% [markdown]
 # ## Time and tokens
-# The samples of each question, with the moment when the vote was over. Then the closest votes, with one
+# The samples of each question, with the moment when the vote ended. Then the closest votes, with one
 # completion for each of the two answers.
 
 # %%

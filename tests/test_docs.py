@@ -206,6 +206,6 @@ def test_every_picture_is_shown():
 def test_the_version_is_written_once_and_the_newest_in_the_changelog():
     written = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert importlib.metadata.version("aimo") == written, "run `make setup`"
-    assert re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[1] == written
+    assert re.search(r"^## (\d\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[1] == written
     sources = [ROOT / "CITATION.cff", *(ROOT / "src").rglob("*.py")]
     assert [path for path in sources if f'"{written}"' in path.read_text()] == []
