@@ -505,7 +505,9 @@ def report(checks: list[Check], folder: Path) -> dict[str, Any]:
             sections.append(page.Section(tables.table(rows), f"{state.capitalize()}: {len(rows)}"))
     versions = [{"package": name, "version": version} for name, version in machine.versions().items()]
     sections.append(page.Section(tables.table(versions), "Versions"))
-    page.write(folder / "gpu-check.html", "aimo: GPU check", f"{date.today()}, {machine.device()}", sections)
+    page.write_page(
+        folder / "gpu-check.html", "aimo: GPU check", f"{date.today()}, {machine.device()}", sections
+    )
     keys = ("name", "state", "seconds", "figures", "note")
     result = {
         "headline": ", ".join(f"{count} {state}" for state, count in counts.items()),

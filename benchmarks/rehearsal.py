@@ -253,7 +253,7 @@ class Rehearsal:
         seconds = sum(row["seconds"] for row in self.rows)
         lead = f"{len(self.rows)} steps in {seconds / 60:.1f} minutes. {score}"
         head = Section(tables.table(self.rows))
-        page.write(self.out / "rehearsal.html", "A dress rehearsal", lead, [head, *self.sections])
+        page.write_page(self.out / "rehearsal.html", "A dress rehearsal", lead, [head, *self.sections])
         record = {"headline": lead, "seconds": seconds, "steps": [row | {"left": ""} for row in self.rows]}
         (self.out / "rehearsal.json").write_text(json.dumps(record, indent=1) + "\n")
         pages.write_index(self.out)

@@ -23,7 +23,7 @@ overrides = []  # keys of the profile to change, each as KEY=VALUE
 
 # %%
 from aimo.data import prepare
-from aimo.evaluation import pass_rates
+from aimo.evaluation.evaluate import within_pass_rate
 from aimo.report import plots, tables
 from aimo.run import runs
 from aimo.train import models, trainers
@@ -41,7 +41,7 @@ start = run.start_model()
 # bounds are left out.
 
 # %%
-rows, rates = pass_rates.within_pass_rate(start, rows, run)
+rows, rates = within_pass_rate(start, rows, run)
 plots.pass_rates(rates, run.profile.grpo.pass_rate)
 
 # %% [markdown]

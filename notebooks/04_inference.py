@@ -23,7 +23,7 @@ overrides = []  # keys of the profile to change, each as KEY=VALUE
 
 # %%
 from aimo.data import prepare
-from aimo.evaluation import held_out
+from aimo.evaluation import evaluate
 from aimo.inference.engine import Engine
 from aimo.report import plots, tables
 from aimo.run import runs
@@ -38,19 +38,19 @@ engine = Engine(run.start_model(), run.solver_settings(), seed=run.profile.seed)
 # `maj@k` the probability that the vote of k completions is right.
 
 # %%
-evaluations = held_out.compare(engine, run, heldout)
+evaluations = evaluate.evaluate_models(engine, run, heldout)
 figures = {name: evaluation.metrics() for name, evaluation in evaluations.items()}
 tables.evaluation(figures)
 
 # %%
-plots.accuracy(figures, {name: evaluation.majority() for name, evaluation in evaluations.items()})
+plots.accuracy(figures, {name: evaluation.vote_curve() for name, evaluation in evaluations.items()})
 
 # %% [markdown]
 # ## The test file
 # A gateway that checks each row asks the same `predict` that the Kaggle kernel serves.
 
 # %%
-solutions = held_out.answer(engine, run)
+solutions = evaluate.answer_test_file(engine, run)
 
 # %%
 plots.votes(solutions)
@@ -74,4 +74,4 @@ tables.closest_votes(solutions)
 
 # %%
 engine.close()
-run.finish(models=figures, **held_out.score(solutions))
+run.finish(models=figures, **evaluate.count_right(solutions))

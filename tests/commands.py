@@ -200,11 +200,11 @@ def check_hf(arguments: list[str]) -> None:
 
 def check_lighteval(arguments: list[str]) -> None:
     """It is what `aimo evaluate` would call."""
-    from aimo.evaluation import benchmarks, lighteval
+    from aimo.evaluation import benchmarks
 
     gpqa = benchmarks.BENCHMARKS["gpqa"]
     sampling = settings.Settings(**gpqa.sampling)
-    ours = lighteval.command(Path("MODEL"), gpqa, sampling, Path("RUN/gpqa"), 0)
+    ours = benchmarks.lighteval_command(Path("MODEL"), gpqa, sampling, Path("RUN/gpqa"), 0)
     assert ["lighteval", *arguments] == ours
 
 

@@ -194,4 +194,4 @@ def test_runs_that_end_together_are_all_in_the_list(tmp_path):
 def test_a_page_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "a-file").touch()
     with pytest.raises(AimoError, match=r"page .*/a-file/report.html: Not a directory; make room or unlock"):
-        pages.page.write(tmp_path / "a-file/report.html", "t", "", [])
+        pages.page.write_page(tmp_path / "a-file/report.html", "t", "", [])

@@ -10,7 +10,7 @@ from conftest import ROOT, TINY
 from test_evaluate import header, run
 
 from aimo.config import RUNS
-from aimo.evaluation import benchmarks, compare, evaluate, intervals, scores
+from aimo.evaluation import benchmarks, compare, evaluate, scores
 from aimo.evaluation.completions import File, Trace
 
 
@@ -24,7 +24,7 @@ def make(folder, right, **changes):
             text = f"<SOLUTION>{i if ok else -1}</SOLUTION>"
             file.add(Trace(f"q{i}", n, n, text, 10 + 5 * bool(ok), True, 0.0, 1.0))
     found = {"x": scores.score(file.header, list(file.traces.values()))}
-    evaluate.write(evaluate.Wanted(TINY, folder.name, "w", ["x"], []), found, {}, folder, False)
+    evaluate.write_results(evaluate.Wanted(TINY, folder.name, "w", ["x"], []), found, {}, folder, False)
     return found["x"]
 
 
@@ -48,7 +48,7 @@ def test_a_clear_gain_is_real_and_no_gain_is_not(monkeypatch, capsys, tmp_path):
     rows = json.loads((tmp_path / "compared/comparison.json").read_text())["differences"]
     assert [row["is real"] for row in rows] == ["yes", "open"]
     page = (tmp_path / "compared/comparison.html").read_text()
-    flipped = compare.compare(*(evaluate.read(folder)["x"] for folder in folders[:2])).flips()
+    flipped = compare.compare(*(evaluate.read_evaluation(folder)["x"] for folder in folders[:2])).flips()
     assert f"x: a and b: {len(flipped)} questions flipped" in page and "x: a and c: 0 questions" in page
 
 
@@ -80,7 +80,7 @@ def test_as_many_completions_as_are_said_to_tell_do_tell(tmp_path):
     for seed in range(200):
         gained = np.stack([rates, rates + found.passes.value])[:, :, None]
         rate = (np.random.default_rng(seed).random((2, 60, needed)) < gained).mean(axis=2)
-        told.append(intervals.difference(rate[1], rate[0]).low > 0)
+        told.append(scores.difference_interval(rate[1], rate[0]).low > 0)
     assert 0.65 < np.mean(told) < 0.9
 
 

@@ -21,7 +21,7 @@ from scripted import Scripted
 import aimo.commands.run as command_line
 from aimo.commands import measure
 from aimo.errors import AimoError, EngineError
-from aimo.evaluation import benchmarks, completions, evaluate, leakage, metrics, published, scores
+from aimo.evaluation import benchmarks, completions, evaluate, scores
 from aimo.evaluation.benchmarks import Question
 from aimo.evaluation.completions import File, Header, Trace
 from aimo.inference import model_folder, solver
@@ -84,9 +84,9 @@ def run(monkeypatch, capsys, *arguments):
 )
 def test_every_benchmark_of_the_table_can_be_read_from_files(shared, name, count):
     folder = shared if name in ("aimo2", "aimo3", "gsm8k") else shared / "benchmarks"
-    found = benchmarks.read(name, folder)
+    found = benchmarks.read_benchmark(name, folder)
     assert len(found) == count and all(q.problem and q.answer and "####" not in q.answer for q in found)
-    assert benchmarks.read(name, folder, 3) == found[:3]
+    assert benchmarks.read_benchmark(name, folder, 3) == found[:3]
 
 
 def test_the_documented_table_is_the_table():
@@ -100,14 +100,14 @@ def test_the_documented_table_is_the_table():
 def test_a_file_of_a_runs_held_out_rows_is_a_benchmark(tmp_path):
     talk = [{"role": "system", "content": "Think."}, {"role": "user", "content": "2 + 2?"}]
     pl.DataFrame([{"prompt": talk, "answer": "4"}]).write_parquet(tmp_path / "heldout.parquet")
-    [question] = benchmarks.read(str(tmp_path / "heldout.parquet"))
+    [question] = benchmarks.read_benchmark(str(tmp_path / "heldout.parquet"))
     assert (question.problem, question.answer) == ("2 + 2?", "4")
 
 
 def test_a_benchmark_may_be_a_set_whose_prompts_are_conversations(tmp_path):
     row = {"prompt": [{"role": "user", "content": "2 + 2?"}], "reward_model": {"ground_truth": "4"}}
     (tmp_path / "dapo.jsonl").write_text(json.dumps(row))
-    [question] = benchmarks.read(str(tmp_path / "dapo.jsonl"))
+    [question] = benchmarks.read_benchmark(str(tmp_path / "dapo.jsonl"))
     assert (question.problem, question.answer) == ("2 + 2?", "4")
 
 
@@ -296,7 +296,7 @@ def test_a_server_that_goes_down_costs_nothing_that_has_ended(monkeypatch, capsy
         code, _, err = run(monkeypatch, capsys, *arguments, "--samples", 2, "--server", url)
     [line] = [line for line in err.splitlines() if line.startswith("aimo: ")]
     assert code == 2 and "5 completions are kept" in line and "run the same command again" in line
-    _, kept = completions.read(tmp_path / "run/zero.jsonl")
+    _, kept = completions.read_completions(tmp_path / "run/zero.jsonl")
     assert len(kept) == 5
 
 
@@ -308,8 +308,8 @@ def test_an_engine_that_hangs_ends_an_evaluation_in_one_line_and_costs_nothing_t
     sampler = Scripted(lambda number, _: "\\boxed{4}\x03" if number < 4 else asyncio.sleep(1000))
     file = File(tmp_path / "x.jsonl", header())
     with pytest.raises(EngineError, match=r"engine failed: .*wrote nothing for 0 s; run the same command"):
-        completions.sample(sampler, file, 2, lambda: None)
-    assert len(completions.read(tmp_path / "x.jsonl")[1]) == 4
+        completions.sample_file(sampler, file, 2, lambda: None)
+    assert len(completions.read_completions(tmp_path / "x.jsonl")[1]) == 4
 
 
 def test_a_full_disk_costs_one_completion_and_the_rest_is_gone_on_with(
@@ -325,11 +325,11 @@ def test_a_full_disk_costs_one_completion_and_the_rest_is_gone_on_with(
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     [line] = [line for line in err.splitlines() if line.startswith("aimo: ")]
     assert code == 2 and "make room" in line and " completions are kept" in line
-    _, kept = completions.read(tmp_path / "run/zero.jsonl")
+    _, kept = completions.read_completions(tmp_path / "run/zero.jsonl")
     assert 0 < len(kept) < 12
     code, _, err = run(monkeypatch, capsys, *arguments)
     assert code == 0, err
-    assert set(kept) < set(completions.read(tmp_path / "run/zero.jsonl")[1])
+    assert set(kept) < set(completions.read_completions(tmp_path / "run/zero.jsonl")[1])
 
 
 def test_another_benchmark_joins_those_of_the_folder(
@@ -507,16 +507,16 @@ def test_equal_answers_vote_together_whatever_they_look_like():
         [False] * 2 + [True] * 2,
     ]
     assert found.votes().tolist() == [1.0, 1.0, 0.0]  # a tie goes to the first, or the smaller number
-    figures = scores.figures(found)
+    figures = scores.figures_of(found)
     assert figures["pass@1"][0] == 0.5 and figures["maj@4"][0] == pytest.approx(2 / 3, abs=1e-4)
     assert figures["no_answer"] == pytest.approx(1 / 12) and figures["pass@4"][0] == 1
     assert figures["by_subject"]["sums"]["questions"] == 2 and figures["by_level"]["1"]["pass@1"][0] == 0.5
 
 
 def test_all_right_or_all_wrong_leaves_the_exact_bound():
-    nothing = scores.spread(np.zeros(30))
-    assert nothing[:2] == [0, 0] and 0.05 < nothing[2] < 0.12  # the rule of three: about 3.7 / 30
-    assert scores.spread(np.ones(30)) == [1.0, pytest.approx(1 - nothing[2]), 1.0]
+    nothing = scores.share_interval(np.zeros(30))
+    assert nothing.value == nothing.low == 0 and 0.05 < nothing.high < 0.12  # about 3.7 / 30
+    assert scores.share_interval(np.ones(30)) == scores.Interval(1.0, pytest.approx(1 - nothing.high), 1.0)
 
 
 # Leakage and published figures
@@ -535,9 +535,9 @@ def test_leakage_is_the_share_of_a_questions_text_in_the_runs_data(tmp_path):
     other = "A train leaves the station at noon and travels for three hours towards the sea."
     half = " ".join([*known.split()[:8], *other.split()[:8]])
     asked = [Question(str(i), text, "1") for i, text in enumerate([known, other, half])]
-    found = leakage.check(tmp_path / "grpo" / "model", {"x": asked}, False)["x"]
+    found = benchmarks.check_leakage(tmp_path / "grpo" / "model", {"x": asked}, False)["x"]
     assert found["found"]["0"] == 1 and "1" not in found["found"] and 0 < found["found"]["2"] < 0.2
-    assert "why" in leakage.check(TINY, {"x": asked}, False)["x"]
+    assert "why" in benchmarks.check_leakage(TINY, {"x": asked}, False)["x"]
 
 
 def test_leakage_reads_the_data_sets_that_a_card_names(tmp_path):
@@ -545,7 +545,10 @@ def test_leakage_reads_the_data_sets_that_a_card_names(tmp_path):
     (tmp_path / "rows.jsonl").write_text(json.dumps({"problem": text, "answer": "3"}) + "\n")
     (tmp_path / "model").mkdir()
     (tmp_path / "model/README.md").write_text(f"---\ndatasets:\n- {tmp_path}/rows.jsonl\n---\n\n# M\n")
-    assert leakage.check(tmp_path / "model", {"x": [Question("q", text, "3")]}, False)["x"]["share"] == 1
+    assert (
+        benchmarks.check_leakage(tmp_path / "model", {"x": [Question("q", text, "3")]}, False)["x"]["share"]
+        == 1
+    )
 
 
 def test_leakage_asks_nobody_for_sets_that_a_card_names_unless_told_to(tmp_path, monkeypatch):
@@ -568,14 +571,14 @@ def test_leakage_asks_nobody_for_sets_that_a_card_names_unless_told_to(tmp_path,
     card.parent.mkdir()
     for named in ("someone/unknown", "unknown", "buckets/some/one", "7"):
         card.write_text(f"---\ndatasets:\n- {named}\n---\n")
-        why = leakage.check(card.parent, questions, False)["x"]["why"]
+        why = benchmarks.check_leakage(card.parent, questions, False)["x"]["why"]
         assert named in why and "--card-data" in why and asked == []
     card.write_text("---\ndatasets:\n- someone/known\n---\n")
-    found = leakage.check(card.parent, questions, False)["x"]
+    found = benchmarks.check_leakage(card.parent, questions, False)["x"]
     assert found.get("share") == 1 and asked == [], found
     assert not datasets.config.HF_HUB_OFFLINE and not huggingface_hub.constants.HF_HUB_OFFLINE
     card.write_text("---\ndatasets:\n- someone/unknown\n---\n")
-    assert "someone/unknown" in leakage.check(card.parent, questions, True)["x"]["why"] and asked
+    assert "someone/unknown" in benchmarks.check_leakage(card.parent, questions, True)["x"]["why"] and asked
 
 
 def no_network():
@@ -583,7 +586,7 @@ def no_network():
 
 
 def test_what_is_measured_published_and_not_run_is_told_apart():
-    rows, sources = published.beside({"ours": {"aime24": 12.0}})
+    rows, sources = benchmarks.beside_published({"ours": {"aime24": 12.0}})
     assert rows[0]["kind"] == "measured" and rows[0]["aime24"] == 12.0 and rows[0]["math500"] == "not run"
     assert {row["kind"] for row in rows[1:]} == {"published"}
     assert any(row["math500"] == 90.0 and "MindSpore" in row["model"] for row in rows)
@@ -606,9 +609,9 @@ def rows_of(count):
 @pytest.mark.engine
 def test_evaluate_agrees_with_the_roads_figures_to_the_sample_also_after_an_interruption(engine, tmp_path):
     rows = rows_of(20)
-    theirs = metrics.evaluate(engine, rows, Prompt(), 4, 7)
+    theirs = scores.sample_rows(engine, rows, Prompt(), 4, 7)
     asked = [Question(str(i), row["prompt"][-1]["content"], row["answer"]) for i, row in enumerate(rows)]
-    head = completions.header_of("m", TINY, "heldout", asked, engine.settings, 7)
+    head = Header("m", identity(TINY), "heldout", 7, engine.settings.asked, 0, asked)
     steps = itertools.count(1)
 
     def stop_after_30():
@@ -617,14 +620,14 @@ def test_evaluate_agrees_with_the_roads_figures_to_the_sample_also_after_an_inte
 
     file = File(tmp_path / "heldout.jsonl", head)
     with pytest.raises(AimoError, match="completions are kept"):
-        completions.sample(engine, file, 4, stop_after_30)
+        completions.sample_file(engine, file, 4, stop_after_30)
     kept = dict(file.traces)
     assert 30 <= len(kept) < 80
     file = File(tmp_path / "heldout.jsonl", head)
-    completions.sample(engine, file, 4, lambda: None)
+    completions.sample_file(engine, file, 4, lambda: None)
     assert all(file.traces[key] == trace for key, trace in kept.items())
     ours = scores.score(head, list(file.traces.values()))
     texts = [[trace.text for trace in group] for group in ours.traces]
-    assert texts == [[c.text for c in group] for group in theirs.completions]
+    assert texts == [[c.text for c in group] for group in theirs.traces]
     figures = theirs.metrics()
     assert ours.right.mean() == figures["pass@1"] and ours.votes().mean() == figures["maj@4"]

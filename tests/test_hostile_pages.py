@@ -17,7 +17,7 @@ from nbformat import v4
 from test_report import ANSWERED, EMPTY, make_run
 
 from aimo.evaluation import kernel, replay
-from aimo.evaluation.intervals import Interval
+from aimo.evaluation.scores import Interval
 from aimo.report import mathematics, page, pages, plots, tables
 
 SECRET = "the-canary-of-a-token-file"
@@ -204,7 +204,7 @@ def kaggle_page(folder, texts):
     solutions = [ANSWERED | dict.fromkeys(("id", "problem", "note", "gold", "stop"), text) for text in texts]
     views = [page.Section(plots.votes(solutions), texts[12]), page.Section(tables.answers(solutions))]
     folder.mkdir()
-    kernel.write(folder, "aimo3", texts[11], [{"file": text, "score": text} for text in texts], views)
+    kernel.write_scores(folder, "aimo3", texts[11], [{"file": text, "score": text} for text in texts], views)
     return folder / "evaluation.html"
 
 
@@ -280,7 +280,7 @@ def checks_page(folder, texts):
     paths = [os.fsdecode(text.encode("utf-8", "replace")) for text in texts]
     links = [page.link(text, path) for text, path in zip(texts, paths, strict=True)]
     rows = [{"check": t, "left": link, "log": page.text(t)} for t, link in zip(texts, links, strict=True)]
-    return page.write(
+    return page.write_page(
         folder / "gpu-check.html", texts[11], texts[12], [page.Section(tables.table(rows)), *sections]
     )
 

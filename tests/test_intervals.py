@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from aimo.evaluation import intervals, scores
+from aimo.evaluation import scores
 
 SAMPLES, EVALUATIONS = 8, 1000
 
@@ -33,7 +33,9 @@ def test_intervals_hold_the_truth_in_95_of_100_evaluations(questions):
         for i, right in enumerate(evaluations):
             values, baseline = figure(right)
             found = (
-                intervals.mean(values, i) if baseline is None else intervals.difference(values, baseline, i)
+                scores.mean_interval(values, i)
+                if baseline is None
+                else scores.difference_interval(values, baseline, i)
             )
             held += found.low <= truth <= found.high
         assert 0.93 <= held / EVALUATIONS <= 0.97, name
@@ -42,16 +44,16 @@ def test_intervals_hold_the_truth_in_95_of_100_evaluations(questions):
 def test_a_ratio_of_equal_measurements_is_certain_and_of_pairs_narrower_than_of_strangers():
     rng = np.random.default_rng(1)
     values = rng.lognormal(5, 1, 60)
-    same = intervals.ratio(values, values)
+    same = scores.ratio_interval(values, values)
     assert same.low == pytest.approx(1) == same.high
-    paired = intervals.ratio(0.5 * values * rng.uniform(0.9, 1.1, 60), values)
-    apart = intervals.ratio(0.5 * rng.permutation(values), values)
+    paired = scores.ratio_interval(0.5 * values * rng.uniform(0.9, 1.1, 60), values)
+    apart = scores.ratio_interval(0.5 * rng.permutation(values), values)
     assert paired.low < 0.5 < paired.high and paired.high - paired.low < (apart.high - apart.low) / 4
 
 
 def test_intervals_narrow_with_the_root_of_the_questions_and_depend_on_the_seed_alone():
     rng = np.random.default_rng(2)
     few, many = rng.random(50), rng.random(5000)
-    assert intervals.mean(few, 3) == intervals.mean(few, 3)
-    widths = [found.high - found.low for found in (intervals.mean(few), intervals.mean(many))]
+    assert scores.mean_interval(few, 3) == scores.mean_interval(few, 3)
+    widths = [found.high - found.low for found in (scores.mean_interval(few), scores.mean_interval(many))]
     assert 7 < widths[0] / widths[1] < 14

@@ -81,7 +81,7 @@ def test_a_page_works_in_a_browser_and_on_a_phone(pages, name):
 @pytest.mark.slow
 def test_numbers_are_sorted_as_numbers_and_words_as_words(tmp_path):
     rows = [{"n": n, "word": word} for n, word in (("9.5 (8 to 11)", "b"), ("1,200", "c"), ("10", "a"))]
-    path = page.write(tmp_path / "x.html", "x", "", [page.Section(tables.table(rows))])
+    path = page.write_page(tmp_path / "x.html", "x", "", [page.Section(tables.table(rows))])
     text = path.read_text()
     click = "<script>document.querySelectorAll('th')[0].click()</script></html>"
     path.write_text(without_policy(text).replace("</html>", click))

@@ -599,10 +599,10 @@ def asked(profile: config.Profile, folder: Path) -> Any:
 
 def questions(profile: config.Profile, folder: Path) -> Any:
     """The questions that notebook 04 answers."""
-    from aimo.evaluation import held_out
+    from aimo.evaluation import evaluate
 
     with tempfile.TemporaryDirectory() as name:
-        return held_out.test_file(runs.Run(profile, Path(name), "inference", 0.0)).read_text()
+        return evaluate.test_file(runs.Run(profile, Path(name), "inference", 0.0)).read_text()
 
 
 def vllm(profile: config.Profile, folder: Path) -> Any:
@@ -617,7 +617,7 @@ def vllm(profile: config.Profile, folder: Path) -> Any:
 
 def sampled(profile: config.Profile, folder: Path) -> Any:
     """What is sampled before GRPO, and what of it is kept."""
-    from aimo.evaluation.pass_rates import within_pass_rate
+    from aimo.evaluation.evaluate import within_pass_rate
 
     with tempfile.TemporaryDirectory() as name:
         run = runs.Run(profile, Path(name), "grpo", 0.0)

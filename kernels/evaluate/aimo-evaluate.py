@@ -47,7 +47,7 @@ with startup.step("imports"):
 # ## Evaluate
 
 # %%
-evaluation = kernel.evaluate(competition, model, files, time_limit_s, settings, adapter, seed)
+evaluation = kernel.evaluate_submission(competition, model, files, time_limit_s, settings, adapter, seed)
 
 # %%
 from aimo.report import tables

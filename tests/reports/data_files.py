@@ -75,14 +75,14 @@ def B05(case, request):
 def B06(case, request):
     rows = [{"problem": f"What is {i}?", "answer": i} for i in range(200)]
     rows.append({"problem": "What is a half?", "answer": "\\frac{1}{2}"})
-    questions = benchmarks.read(str(write(folder(request) / "mine.jsonl", *rows)))
+    questions = benchmarks.read_benchmark(str(write(folder(request) / "mine.jsonl", *rows)))
     assert [questions[i].answer for i in (0, 199, 200)] == ["0", "199", "\\frac{1}{2}"]
 
 
 def B07v(case, request):
     problem = "Let\u2028n\u0085be\u2029what"
     path = write(folder(request) / "mine.jsonl", {"id": "a", "problem": problem, "answer": 4})
-    assert benchmarks.read(str(path))[0].problem == problem
+    assert benchmarks.read_benchmark(str(path))[0].problem == problem
     assert kernel.read_problems(path, COMPETITIONS["aimo3"])[0]["problem"].to_list() == [problem]
     assert (
         read_questions(path)[1]["problem"].to_list() == [problem] == [row["problem"] for row in load(path)[0]]
@@ -95,7 +95,7 @@ def B08(case, request):
         path = folder(request) / name
         path.write_text("\ufeff" + (table.write_csv() if name == "bom.csv" else table.write_ndjson()))
         assert load(path)[0][0]["problem"] == read_questions(path)[1]["problem"][0] == "2 + 2?"
-        assert benchmarks.read(str(path))[0].problem == "2 + 2?"
+        assert benchmarks.read_benchmark(str(path))[0].problem == "2 + 2?"
         assert kernel.read_problems(path, COMPETITIONS["aimo3"])[0].rows() == [("a", "2 + 2?", "4")]
 
 

@@ -131,14 +131,14 @@ def evaluate(
     """Measure a model on benchmarks; started again, it goes on, and what is complete is scored again."""
     from aimo.config import read_values
     from aimo.evaluation import evaluate as lab
-    from aimo.evaluation.benchmarks import named
+    from aimo.evaluation.benchmarks import find_benchmark
     from aimo.inference.model_folder import check_model_folder, read_adapter
 
     layers = list(solver_settings(profile, set_ or [], samples, vllm or []))
     check_server(server, adapter, layers[1])
     check_model_folder(model)
     given = next((option for option, value in (("--adapter", adapter), ("--server", server)) if value), None)
-    if given and any(named(benchmark).task for benchmark in benchmarks.split(",")):
+    if given and any(find_benchmark(benchmark).task for benchmark in benchmarks.split(",")):
         raise AimoError(f"{given}: lighteval, which asks gpqa and lcb, takes none; leave them out")
     if adapter:
         read_adapter(adapter)
@@ -153,7 +153,7 @@ def evaluate(
         return start(model, [asdict(settings)], seed, server, adapter)
 
     try:
-        lab.show(lab.evaluate(wanted, sampler, folder, audit))
+        lab.show_scores(lab.evaluate(wanted, sampler, folder, audit))
     except KeyboardInterrupt:
         raise AimoError(
             f"interrupted; what has ended is kept in {folder}, run the same command again to go on"

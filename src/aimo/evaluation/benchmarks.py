@@ -1,56 +1,61 @@
-"""The table of benchmarks: where the problems come from, how they are asked, sampled and scored.
+"""Benchmarks: where the problems come from, how they are asked and sampled, and what surrounds their figures.
 
 A file takes the place of the hub's data set: `NAME.jsonl` or `NAME/SPLIT.jsonl` (or another kind of
-`aimo.inference.files`) in a folder, or a path of its own in place of a name. Out of scope: sampling
-(`completions`), figures (`scores`).
+`aimo.inference.files`) in a folder, or a path instead of a name. lighteval asks and scores GPQA Diamond and
+LiveCodeBench. A page shows published figures (`published.yaml`) and leakage beside what was measured.
 """
 
 import difflib
+import shlex
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+import yaml
 
 from aimo.config import Columns, Source
-from aimo.data import conversations, sources
-from aimo.errors import AimoError
+from aimo.data import conversations, decontamination, sources
+from aimo.errors import AimoError, EngineError
 from aimo.inference import files
+from aimo.inference.settings import Settings
+from aimo.inference.storage import read_json
 
 BOXED = "{problem}\n\nPlease reason step by step, and put your final answer within \\boxed{}."
 """DeepSeek-R1's advice on prompts for mathematics (its README)."""
-TEMPERATURE, TOP_P, MAX_TOKENS = 0.6, 0.95, 32768
-"""How DeepSeek-R1 and Open-R1 sample all of these benchmarks (their READMEs)."""
+LEAKED_WORDS = 8  # as in decontamination
+LIGHTEVAL_TAKES = (
+    "dtype", "tensor_parallel_size", "data_parallel_size", "pipeline_parallel_size", "enable_prefix_caching",
+    "max_num_seqs", "max_num_batched_tokens", "quantization", "load_format", "trust_remote_code",
+)  # fmt: skip
+"""vLLM's arguments that lighteval (0.13.0) passes on; it refuses others."""
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One row of the table."""
+    """One row of the table. It is sampled as DeepSeek-R1 and Open-R1 do (their READMEs)."""
 
     title: str
-    source: str
-    """A data set on the hub; a file where the data set is a competition's."""
-    samples: int
-    """Completions of each problem."""
+    source: str  # a data set on the hub; a file where the data set is a competition's
+    samples: int  # completions of each problem
+    # Columns. An answer may stand at the end of a text (`#### 42`) or be the only one of a list.
     problem: str = "problem"
     answer: str = "answer"
-    """Columns; an answer may stand at the end of a text (`#### 42`) or be the only one of a list."""
     subset: str | None = None
     split: str = "train"
-    subject: str | None = None
+    subject: str | None = None  # columns that figures are also given by
     level: str | None = None
-    """Columns that figures are also given by."""
-    prompt: str = BOXED
-    """The user message for a model that has no settings of its own (aimo.json) and boxes its answers."""
-    temperature: float = TEMPERATURE
-    top_p: float = TOP_P
-    max_tokens: int = MAX_TOKENS
-    task: str | None = None
-    """lighteval's task, which asks and scores. None: asked here, scored by `aimo.inference.judge`."""
+    prompt: str = BOXED  # the user message for a model that boxes its answers and has no aimo.json
+    temperature: float = 0.6
+    top_p: float = 0.95
+    max_tokens: int = 32768
+    task: str | None = None  # lighteval's task; None: we ask, and `aimo.inference.judge` scores
 
     @property
     def sampling(self) -> dict[str, Any]:
-        """The solver's settings that it is sampled with."""
         return {"temperature": self.temperature, "top_p": self.top_p, "max_tokens": self.max_tokens}
 
 
@@ -81,14 +86,13 @@ class Question:
 
     id: str
     problem: str
-    answer: str
-    """The gold answer."""
+    answer: str  # gold
     subject: str = ""
     level: str = ""
 
 
-def named(name: str) -> Benchmark:
-    """The benchmark of a name, or of a path to a file. AimoError when there is none."""
+def find_benchmark(name: str) -> Benchmark:
+    """Return the benchmark of a name, or of a path to a file. AimoError when there is none."""
     if name in BENCHMARKS:
         return BENCHMARKS[name]
     if files.kind_of(Path(name)) or Path(name).is_dir():
@@ -98,38 +102,55 @@ def named(name: str) -> Benchmark:
     raise AimoError(f"--benchmarks: there is no benchmark {name!r}; {hint}")
 
 
-def read(name: str, data: Path | None = None, rows: int | None = None) -> list[Question]:
-    """The first `rows` questions of a benchmark, from a file of the folder `data` or from the hub.
+def read_benchmark(name: str, data: Path | None = None, rows: int | None = None) -> list[Question]:
+    """Return the first `rows` questions of a benchmark, from a file of the folder `data` or from the hub.
 
     AimoError when it cannot be had, or when a problem or an answer is missing.
     """
-    benchmark = named(name)
+    benchmark = find_benchmark(name)
     path = local_file(name, benchmark, data)
     where = f"benchmark {path or name}"
-    table = files.read_all(path, "benchmark ") if path else files.from_frame(from_hub(name, benchmark))
-    columns = columns_of(benchmark, table, where)
+    if path:
+        table = files.read_all(path, "benchmark ")
+    else:
+        import datasets  # heavy
+
+        subset, split = benchmark.subset, benchmark.split
+        try:
+            table = files.from_frame(datasets.load_dataset(benchmark.source, subset, split=split).to_polars())
+        except Exception as e:  # the hub client and datasets raise many kinds
+            reason = sources.why_not(e, Source(benchmark.source), subset, split)
+            raise AimoError(f"{where}: {reason}, or give --data FOLDER with {name}.jsonl") from None
+    usual, columns = sources.roles_of(Columns(), table.columns), {}
+    for role, column in {"problem": benchmark.problem, "answer": benchmark.answer}.items():
+        if column not in table.rows.columns:
+            column = usual.get(role) or usual.get("messages", role)
+        if column not in table.columns:
+            known = files.listed(table.columns)
+            raise AimoError(f"{where}: it has no column {role!r} (it has {known}); rename one to {role!r}")
+        columns[role] = column
     table = files.pick(table, [*table.rows.columns, *columns.values()])  # keys of objects too
     if columns["answer"] in table.nested:
         raise AimoError(f"{where}: it holds objects in {columns['answer']!r}; write the answers as texts")
     found = []
     for i, row in enumerate(table.rows.head(rows or len(table.rows)).to_dicts()):
         problem, answer = (plain(row[columns[role]]) for role in ("problem", "answer"))
+        fault = f"{where}: row {i + 1}"
         if conversations.turns(problem) is not None:
             asked = conversations.exchange(problem)
             if asked.fault:
-                raise AimoError(f"{where}: row {i + 1} holds a {asked.fault}; leave the row out")
+                raise AimoError(f"{fault} holds a {asked.fault}; leave the row out")
             problem = plain(asked.problem)
         elif columns["problem"] in table.nested:
-            raise AimoError(
-                f"{where}: row {i + 1} holds an object in {columns['problem']!r}; write a text there"
-            )
+            raise AimoError(f"{fault} holds an object in {columns['problem']!r}; write a text there")
         answer = answer.rpartition("####")[2].strip()
         if not problem or not answer:
             missing = "answer" if problem else "problem"
-            raise AimoError(f"{where}: row {i + 1} has no {missing}; add it, or leave the row out")
+            raise AimoError(f"{fault} has no {missing}; add it, or leave the row out")
         labels = [plain(row.get(column or "")) for column in (benchmark.subject, benchmark.level)]
-        stem = files.stem_of(Path(name))
-        found.append(Question(str(row.get("id") or f"{stem}-{i}"), problem, answer, *labels))
+        found.append(
+            Question(str(row.get("id") or f"{files.stem_of(Path(name))}-{i}"), problem, answer, *labels)
+        )
     if not found:
         raise AimoError(f"{where}: it has no rows; get it again")
     if len({question.id for question in found}) < len(found):
@@ -138,7 +159,7 @@ def read(name: str, data: Path | None = None, rows: int | None = None) -> list[Q
 
 
 def local_file(name: str, benchmark: Benchmark, data: Path | None) -> Path | None:
-    """The file that holds a benchmark, None where the hub does. AimoError when there is no such file."""
+    """Return the file that holds a benchmark, None where the hub does. AimoError when it does not exist."""
     if name not in BENCHMARKS:
         path = Path(name)
     elif files.kind_of(Path(benchmark.source)):
@@ -155,31 +176,166 @@ def local_file(name: str, benchmark: Benchmark, data: Path | None) -> Path | Non
     return path
 
 
-def from_hub(name: str, benchmark: Benchmark) -> pl.DataFrame:
-    """A data set of the hub as a table, downloaded if need be."""
-    import datasets
-
-    source, subset, split = benchmark.source, benchmark.subset, benchmark.split
-    try:
-        return datasets.load_dataset(source, subset, split=split).to_polars()
-    except Exception as e:  # the hub client and datasets raise many kinds
-        reason = sources.why_not(e, Source(source), subset, split)
-        raise AimoError(f"benchmark {name}: {reason}, or give --data FOLDER with {name}.jsonl") from None
-
-
-def columns_of(benchmark: Benchmark, table: files.Table, where: str) -> dict[str, str]:
-    """The columns of problem and answer. AimoError when there is none."""
-    usual = sources.roles_of(Columns(), table.columns)
-    found = {}
-    for role, column in {"problem": benchmark.problem, "answer": benchmark.answer}.items():
-        name = column if column in table.rows.columns else usual.get(role) or usual.get("messages", role)
-        if name not in table.columns:
-            known = files.listed(table.columns)
-            raise AimoError(f"{where}: it has no column {role!r} (it has {known}); rename one to {role!r}")
-        found[role] = name
-    return found
-
-
 def plain(cell: str | list[str | None] | None) -> str:
     """A cell as text: itself, or the entries of a list."""
     return ", ".join(filter(None, cell)) if isinstance(cell, list) else (cell or "").strip()
+
+
+# lighteval, which is no dependency: we call its command
+
+
+def lighteval_command(
+    model: Path, benchmark: Benchmark, settings: Settings, folder: Path, seed: int
+) -> list[str]:
+    """Return lighteval's command for a benchmark, with the settings that our engine would have.
+
+    AimoError for an argument of vLLM that lighteval does not take.
+    """
+    if others := [key for key in settings.vllm if key not in LIGHTEVAL_TAKES]:
+        raise AimoError(
+            f"inference.vllm.{others[0]}: lighteval, which asks gpqa and lcb, takes only "
+            f"{', '.join(LIGHTEVAL_TAKES)}; leave it out, or leave them out"
+        )
+    generation = (
+        f"{{max_new_tokens:{settings.max_tokens},temperature:{settings.temperature},top_p:{settings.top_p}}}"
+    )
+    arguments = {
+        "model_name": model,
+        "max_model_length": settings.max_length or settings.max_tokens,
+        "gpu_memory_utilization": settings.gpu_memory,
+        "seed": seed,
+        **settings.vllm,
+        "generation_parameters": generation,
+    }
+    joined = ",".join(f"{key}={value}" for key, value in arguments.items())
+    return ["lighteval", "vllm", joined, str(benchmark.task), "--output-dir", str(folder)]
+
+
+def run_lighteval(command: list[str], folder: Path) -> dict[str, Any]:
+    """Run lighteval and return its figures of one task. EngineError when it fails or leaves no results."""
+    folder.mkdir(exist_ok=True)
+    done = subprocess.run(command, check=False)
+    results = sorted(folder.glob("results/**/results_*.json"), key=lambda path: path.stat().st_mtime)
+    if done.returncode or not results:
+        raise EngineError(
+            f"lighteval ended with {done.returncode}; what it printed is above, its files in {folder}"
+        )
+    found = read_json(results[-1], "run the same command again")["results"]
+    task = command[3]
+    figures = [figures for name, figures in found.items() if task in name]
+    return {"lighteval": dict(*figures[:1]), "command": shlex.join(command)}
+
+
+# Published figures
+
+
+def beside_published(
+    measured: dict[str, dict[str, float]],
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return a row for each model and source with its figures in percent, and the numbered sources.
+
+    `measured` maps our models to pass@1 by benchmark; what has no figure is "not run".
+    """
+    entries = yaml.safe_load(Path(__file__).with_name("published.yaml").read_text(encoding="utf-8"))
+    all_values = [*measured.values(), *(values for entry in entries for values in entry["values"].values())]
+    shown = [name for name in BENCHMARKS if any(name in values for values in all_values)]
+    rows: list[dict[str, Any]] = [
+        {"model": model, "kind": "measured"} | {name: values.get(name, "not run") for name in shown}
+        for model, values in measured.items()
+    ]
+    named = []
+    for number, entry in enumerate(entries, 1):
+        named.append({"number": number, "source": entry["source"], "date": str(entry["date"])})
+        for model, values in entry["values"].items():
+            figures = {name: values.get(name, "") for name in shown}
+            rows.append({"model": model, "kind": "published"} | figures | {"source": number})
+    return rows, named
+
+
+# Leakage: runs of eight words of a question that stand in the data that the model was trained on
+
+
+def check_leakage(
+    model: Path, asked: Mapping[str, list[Question]], download: bool
+) -> dict[str, dict[str, Any]]:
+    """Return the share of each benchmark's text that stands in the model's training data.
+
+    `found` maps a question's id to its share. Where no training data is known or here, there is only `why`.
+    What the base model saw, and paraphrases, are not found.
+    """
+    try:
+        data, texts = training_texts(model, download)
+    except AimoError as e:
+        return {name: {"why": str(e)} for name in asked}
+    if not len(texts):
+        why = "neither a run's data beside the model nor `datasets` in its card"
+        return {name: {"why": why} for name in asked}
+    checked = {}
+    for name, questions in asked.items():
+        shares = decontamination.shares([question.problem for question in questions], texts, LEAKED_WORDS)
+        pairs = zip(questions, shares, strict=True)
+        found = {question.id: round(share, 4) for question, share in pairs if share}
+        share = sum(shares) / len(shares)
+        checked[name] = {"data": data, "texts": len(texts), "share": share, "found": found}
+    return checked
+
+
+def training_texts(model: Path, download: bool) -> tuple[str, pl.Series]:
+    """Return where a model's training data is, and its problems with their solutions.
+
+    The data is that of the run that trained it, or the `datasets` of its card. Without either the series is
+    empty. AimoError names the sets of the card that are not here, unless they may be downloaded.
+    """
+
+    def joined(problems: pl.Series, solutions: pl.Series) -> pl.Series:
+        return problems.fill_null("") + "\n" + solutions.fill_null("")
+
+    run = model.absolute().parent.parent / "data"
+    tables = [path for path in sorted(run.glob("*.parquet")) if path.stem in ("sft", "grpo")]
+    if tables:
+        texts = []
+        for rows in map(pl.read_parquet, tables):
+            columns = [name for name in ("prompt", "completion") if name in rows]
+            said = [rows[name].list.last().struct.field("content") for name in columns]
+            texts.append(joined(*said) if len(said) == 2 else said[0])
+        return ", ".join(f"{run.parent.name}/data/{path.name}" for path in tables), pl.concat(texts)
+    card, named = model / "README.md", []
+    if card.is_file():
+        from huggingface_hub import ModelCard  # half a second
+
+        try:
+            listed = ModelCard.load(card).data.datasets or []
+        except Exception as e:  # yaml raises many kinds
+            reason = " ".join(str(e).split())[:100]
+            raise AimoError(f"{card}: its header cannot be read ({reason})") from None
+        named = [listed] if isinstance(listed, str) else [str(name) for name in listed]
+    texts = [pl.Series([], dtype=pl.String)]
+    for name in named:
+        try:
+            with nullcontext() if download else offline():
+                rows = sources.load_source(Source(name), 0, f"the card of {model.name}")[0]
+        except AimoError as e:
+            if download or not isinstance(e.__context__, OSError):  # it is here and of no use
+                raise
+            raise AimoError(
+                f"{name}, which the model's card names, is not here; --card-data downloads it"
+            ) from None
+        texts.append(joined(rows["problem"], rows["solution"]))
+    return ", ".join(named), pl.concat(texts)
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """Let `datasets` read what it has downloaded before, and ask nobody."""
+    import datasets  # both are heavy
+    import huggingface_hub
+
+    places: tuple[Any, ...] = (datasets.config, huggingface_hub.constants)
+    before = [place.HF_HUB_OFFLINE for place in places]
+    for place in places:
+        place.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.HF_HUB_OFFLINE = value

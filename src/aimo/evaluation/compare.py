@@ -14,11 +14,9 @@ from typing import Any
 import numpy as np
 
 from aimo.errors import AimoError
-from aimo.evaluation import intervals
 from aimo.evaluation.completions import Header
-from aimo.evaluation.evaluate import make, read, row_of
-from aimo.evaluation.intervals import Interval
-from aimo.evaluation.scores import Scores
+from aimo.evaluation.evaluate import make_folder, read_evaluation, row_of
+from aimo.evaluation.scores import Interval, Scores, difference_interval, ratio_interval
 from aimo.inference.settings import ASKED
 from aimo.inference.storage import write_json
 from aimo.report import pages
@@ -60,7 +58,7 @@ def run(folders: list[Path], allowed: Collection[str], folder: Path) -> list[str
 
     AimoError when they have no benchmark in common, or were made with other questions or settings.
     """
-    runs = {path.name: read(path) for path in folders}
+    runs = {path.name: read_evaluation(path) for path in folders}
     if len(runs) < 2:
         raise AimoError("compare takes two or more folders of `aimo evaluate` with different names")
     (a, baseline), *others = runs.items()
@@ -76,7 +74,7 @@ def run(folders: list[Path], allowed: Collection[str], folder: Path) -> list[str
             verdicts.append(f"{name}: {verdict(found, a, b)}")
             differences.append({"benchmark": name, "model": b, "against": a} | row(found))
             flips[f"{name}: {a} and {b}"] = [flip(found, i, a, b) for i in found.flips()]
-    make(folder)
+    make_folder(folder)
     try:
         write_json(folder / "comparison.json", {"headline": " ".join(verdicts), "differences": differences})
     except OSError as e:
@@ -148,9 +146,9 @@ def compare(a: Scores, b: Scores) -> Comparison:
     return Comparison(
         a,
         b,
-        intervals.difference(b.right.mean(axis=1), a.right.mean(axis=1)),
-        intervals.difference(b.votes(), a.votes()) if k > 1 else None,
-        intervals.ratio(b.tokens, a.tokens),
+        difference_interval(b.right.mean(axis=1), a.right.mean(axis=1)),
+        difference_interval(b.votes(), a.votes()) if k > 1 else None,
+        ratio_interval(b.tokens, a.tokens),
         mcnemar(int((b.right & ~a.right).sum()), int((a.right & ~b.right).sum())) if k == 1 else None,
     )
 

@@ -1,7 +1,7 @@
-"""The completions of a model on a benchmark: sampled, and kept as they end in one file that needs no other.
+"""Sample the completions of a model on a benchmark, and keep each in one file as it ends.
 
-JSON lines: first what was asked (`Header`), then a completion a line (`Trace`). A run that was interrupted
-goes on sample by sample, and a file can be scored again without a model. Out of scope: figures (`scores`).
+JSON lines: first what was asked (`Header`), then a completion a line (`Trace`). An interrupted run continues
+sample by sample, and `scores` can score a file again without a model.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from aimo.inference.model_folder import is_same_model
 from aimo.inference.programs import has_sandbox
 from aimo.inference.sample import Problem, RunningSample
 from aimo.inference.sampling import Completion, Sampler, sample_seed
-from aimo.inference.settings import Settings, validate
+from aimo.inference.settings import validate
 from aimo.inference.solver import cancel
 from aimo.inference.storage import AGAIN, SampleFile, iterate_lines
 
@@ -35,17 +35,13 @@ class Header:
     """What was asked, and how."""
 
     model: str
-    weights: str
-    """The model's identity (`model_folder.identity`); in files of aimo 1.0.1 its `fingerprint`."""
+    weights: str  # the model's identity (`model_folder.identity`); in files of aimo 1.0.1 its `fingerprint`
     benchmark: str
     seed: int
-    settings: dict[str, Any]
-    """`Settings.asked`."""
-    context: int
-    """Tokens of prompt and completion that the engine allows; 0 before there is one."""
+    settings: dict[str, Any]  # `Settings.asked`
+    context: int  # tokens of prompt and completion that the engine allows; 0 before there is one
     questions: list[Question]
-    served: str = ""
-    """What servers call the model; empty for an engine, and before they are asked."""
+    served: str = ""  # what servers call the model; empty for an engine, and before they are asked
 
     def compared(self) -> dict[str, Any]:
         """What must be equal for completions to be of one kind; 0 and "" are not known yet."""
@@ -62,28 +58,17 @@ class Header:
 class Trace:
     """One completion."""
 
-    id: str
-    """Of its question."""
-    index: int
-    """Its number among the question's completions."""
+    id: str  # of its question
+    index: int  # among the question's completions
     seed: int
     text: str
     tokens: int
-    finished: bool
-    """False when it was cut off."""
-    begin_s: float
+    finished: bool  # False when it was cut off
+    begin_s: float  # seconds of sampling until it began and ended, all starts together
     end_s: float
-    """Seconds of sampling until it began and ended, all starts together."""
 
 
 HEADER, TRACE = TypeAdapter(Header), TypeAdapter(Trace)
-
-
-def header_of(
-    model: str, weights: str, benchmark: str, questions: list[Question], settings: Settings, seed: int
-) -> Header:
-    """What a model is asked."""
-    return Header(model, weights, benchmark, seed, settings.asked, 0, questions)
 
 
 class File:
@@ -92,19 +77,24 @@ class File:
     def __init__(self, path: Path, header: Header):
         """Read what is there, or begin the file.
 
-        AimoError when the file was made otherwise than `header` says, cannot be written, or is being written.
+        AimoError when other settings or questions than the header's made the file, when it cannot be written,
+        or when another process writes it.
         """
         self.path = path
-        self.traces: dict[tuple[str, int], Trace] = {}
-        """By question and number."""
+        self.traces: dict[tuple[str, int], Trace] = {}  # by question and index
         self.file = SampleFile(path, "--run-dir")
         try:
             if not self.file.size:
                 self.header = header
                 self.file.append({"evaluation": asdict(header)})
                 return
-            self.header, found = read(path)
-            self.check(header)
+            self.header, found = read_completions(path)
+            before, now = self.header.compared(), header.compared()
+            if self.header.is_of(header.weights):
+                before["weights"] = header.weights
+            self.file.check(before, now)
+            if self.header.questions != header.questions:
+                raise AimoError(f"{path} was made with other questions; take another --run-dir")
         except BaseException:
             self.file.close()
             raise
@@ -116,24 +106,10 @@ class File:
     def __exit__(self, *_: object) -> None:
         self.file.close()
 
-    def check(self, header: Header) -> None:
-        """Refuse to go on where the file was made otherwise than `header` says."""
-        before, now = self.header.compared(), header.compared()
-        if self.header.is_of(header.weights):
-            before["weights"] = header.weights
-        self.file.check(before, now)
-        if self.header.questions != header.questions:
-            raise AimoError(f"{self.path} was made with other questions; take another --run-dir")
-
     def missing(self, num_samples: int) -> list[tuple[str, int]]:
         """What is not there yet of `num_samples` completions for each question, first ones first."""
         wanted = [(question.id, n) for n in range(num_samples) for question in self.header.questions]
         return [which for which in wanted if which not in self.traces]
-
-    @property
-    def seconds(self) -> float:
-        """Seconds of sampling so far."""
-        return max((trace.end_s for trace in self.traces.values()), default=0.0)
 
     def add(self, trace: Trace) -> None:
         """Keep a completion. AimoError when it cannot be written."""
@@ -141,8 +117,8 @@ class File:
         self.traces[trace.id, trace.index] = trace
 
 
-def read(path: Path) -> tuple[Header, list[Trace]]:
-    """What was asked and all completions. AimoError names a line that is none."""
+def read_completions(path: Path) -> tuple[Header, list[Trace]]:
+    """What was asked, and all completions. AimoError names a line that is neither."""
     traces = []
     header = None
     for number, value in iterate_lines(path):
@@ -168,17 +144,18 @@ def read(path: Path) -> tuple[Header, list[Trace]]:
     return header, traces
 
 
-def sample(sampler: Sampler, file: File, num_samples: int, step: Callable[[], None]) -> None:
+def sample_file(sampler: Sampler, file: File, num_samples: int, step: Callable[[], None]) -> None:
     """Sample what is missing of `num_samples` completions for each question; `step` is called after each.
 
-    A completion depends on seed, problem and its number alone, as in `aimo.evaluation.metrics`, but for rare
-    last bits of the logits. AimoError when every server is down, EngineError when the engine fails; what has
-    ended by then is kept.
+    A completion depends on seed, problem and its index alone, as in `scores.sample_rows`, but for rare last
+    bits of the logits. AimoError when every server is down, EngineError when the engine fails; what has ended
+    by then is kept.
     """
     header, settings = file.header, sampler.settings
     problems = {q.id: Problem(sampler, q.problem, header.seed) for q in header.questions}
     too_long = {id_ for id_, problem in problems.items() if problem.fault()}
-    begun, before = time.monotonic(), file.seconds
+    begun = time.monotonic()
+    before = max((trace.end_s for trace in file.traces.values()), default=0.0)
     slots, sandboxes = asyncio.Semaphore(IN_FLIGHT), asyncio.Semaphore(SANDBOXES)
     share = settings.tools if settings.tools and has_sandbox() else 0.0
 
@@ -186,11 +163,14 @@ def sample(sampler: Sampler, file: File, num_samples: int, step: Callable[[], No
         with_tools = int((index + 1) * share) > int(index * share)  # spread evenly, as in the solver
         async with sandboxes if with_tools else contextlib.nullcontext(), slots:
             began = time.monotonic()
+            problem, seed = problems[id_], sample_seed(header.seed, problems[id_].text, index)
             completion = Completion("", [], False)
-            if id_ not in too_long:
-                completion = await complete(problems[id_], index, with_tools)
+            if id_ not in too_long and with_tools:
+                completion = await RunningSample(problem, index, 0.0, True).run()
+            elif id_ not in too_long:
+                prompt = problem.begin(index, with_tools=False).prompt()
+                completion = await sampler.sample(prompt, seed, settings)
             times = [round(before + moment - begun, 3) for moment in (began, time.monotonic())]
-            seed = sample_seed(header.seed, problems[id_].text, index)
             file.add(Trace(id_, index, seed, completion.text, completion.tokens, completion.finished, *times))
             step()
 
@@ -220,11 +200,3 @@ def sample(sampler: Sampler, file: File, num_samples: int, step: Callable[[], No
         raise AimoError(f"{e}; {len(file.traces):,} completions are kept in {file.path}{again}") from None
     except Exception as e:  # the engine's own kinds
         raise EngineError(f"the engine failed: {one_line(e)}; {AGAIN}") from None
-
-
-async def complete(problem: Problem, index: int, with_tools: bool) -> Completion:
-    """One completion."""
-    if with_tools:
-        return await RunningSample(problem, index, 0.0, True).run()
-    prompt, settings = problem.begin(index, with_tools=False).prompt(), problem.sampler.settings
-    return await problem.sampler.sample(prompt, sample_seed(problem.seed, problem.text, index), settings)

@@ -1,64 +1,64 @@
-"""`aimo evaluate`: a model on benchmarks, from the questions to a folder with completions, figures and page.
+"""Evaluate models: `aimo evaluate` on benchmarks, notebook 04 on a run's held-out problems and test file.
 
-    RUN/NAME.jsonl        the completions of a benchmark, with all that was asked (`completions`)
-    RUN/evaluation.json   the figures
-    RUN/evaluation.html   the page
+`aimo evaluate` leaves in its folder
 
-Out of scope: comparing two of these folders (`compare`).
+    NAME.jsonl        the completions of a benchmark, with all that was asked (`completions`)
+    evaluation.json   the figures
+    evaluation.html   the page
 """
 
-import functools
+import importlib
+import shlex
+import shutil
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 from rich.console import Console
 from rich.table import Table
 
 from aimo.config import RUNS
+from aimo.config import resolve as resolve_path
+from aimo.data import builtin
 from aimo.errors import AimoError
-from aimo.evaluation import audit, benchmarks, completions, leakage, lighteval, published, scores, tracking
-from aimo.evaluation.benchmarks import Question
+from aimo.evaluation import benchmarks, completions, scores
 from aimo.evaluation.scores import Scores
+from aimo.inference import answers, competitions, gateway
+from aimo.inference.engine import Engine
 from aimo.inference.model_folder import identity
 from aimo.inference.sampling import Sampler
 from aimo.inference.settings import SETTINGS, Settings, guess_tags, resolve
 from aimo.inference.storage import KEPT, read_json, write_json
-from aimo.report import pages
+from aimo.report import pages, tables
 from aimo.run.progress import counting
-from aimo.run.runs import lock, unlock
+from aimo.run.runs import Run, lock, unlock
 
 FIGURES = "evaluation.json"
-Start = Callable[[Settings], Sampler]
-"""Starts an engine, or connects to servers."""
+SHOWN = 4  # held-out rows whose first completion by each model is kept for the report
+Start = Callable[[Settings], Sampler]  # starts an engine, or connects to servers
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is to be measured."""
+    """What `aimo evaluate` measures."""
 
     model: Path
-    name: str
-    """How the model is called on pages."""
-    benchmarks: list[str]
-    """Names of the table, or paths to files."""
-    layers: list[dict[str, Any]]
-    """What goes over the benchmark's and the model's settings: a profile's, then the command line's."""
-    data: Path | None = None
-    """A folder with files in place of the hub's data sets."""
-    rows: int | None = None
-    """Only so many questions of each."""
+    name: str  # how pages call the model
+    benchmarks: list[str]  # names of the table, or paths to files
+    layers: list[dict[str, Any]]  # over the benchmark's and the model's settings: a profile's, the command's
+    data: Path | None = None  # a folder with files in place of the hub's data sets
+    rows: int | None = None  # only so many questions of each
     seed: int = 0
     adapter: Path | None = None
-    log_to: str = "none"
-    """A tracker that gets the figures too, as in a profile's `training.log_to`."""
-    card_data: bool = False
-    """Whether the training sets that the model's card names may be downloaded, to look for leakage."""
+    log_to: str = "none"  # a tracker that gets the figures too, as in a profile's `training.log_to`
+    card_data: bool = False  # whether the training sets that the model's card names may be downloaded
 
-    @functools.cached_property
+    @cached_property
     def weights(self) -> str:
         """The model's identity, with its adapter's."""
         return identity(self.model, self.adapter)
@@ -69,7 +69,7 @@ class Wanted:
         A model without settings of its own (aimo.json) that boxes its answers is asked with the benchmark's
         prompt.
         """
-        benchmark = benchmarks.named(name)
+        benchmark = benchmarks.find_benchmark(name)
         layer = benchmark.sampling | {"samples": benchmark.samples}
         boxes = guess_tags(self.model).answer_start.startswith("\\boxed")
         if boxes and not (self.model / SETTINGS).exists():
@@ -81,33 +81,49 @@ class Wanted:
 
 
 def evaluate(wanted: Wanted, start: Start, folder: Path, with_audit: bool = False) -> dict[str, Scores]:
-    """Sample what is missing, score everything, and write figures and page; returns the scores by benchmark.
+    """Sample what is missing, score everything, and write figures and page; return the scores by benchmark.
 
     What the folder already has of other benchmarks is scored and shown too. The engine starts only if a
-    completion is missing, so that scoring again costs no generation. AimoError for what the user can fix,
-    before the engine starts.
+    completion is missing, so scoring again costs no generation. AimoError for what the user can fix, before
+    the engine starts.
     """
-    names = [name for name in wanted.benchmarks if not benchmarks.named(name).task]
-    questions = {name: benchmarks.read(name, wanted.data, wanted.rows) for name in names}
-    tasks = {
-        name: lighteval.command(
-            wanted.model, benchmarks.named(name), wanted.settings(name), folder / name, wanted.seed
+    questions, tasks = {}, {}
+    for name in wanted.benchmarks:
+        benchmark = benchmarks.find_benchmark(name)
+        if benchmark.task:
+            settings = wanted.settings(name)
+            tasks[name] = benchmarks.lighteval_command(
+                wanted.model, benchmark, settings, folder / name, wanted.seed
+            )
+        else:
+            questions[name] = benchmarks.read_benchmark(name, wanted.data, wanted.rows)
+    if tasks and not shutil.which("lighteval"):
+        raise AimoError(
+            "gpqa and lcb need lighteval, which is not installed; install it apart (`uv tool install "
+            f"'lighteval[vllm]'`), or leave them out. It would run: {shlex.join(next(iter(tasks.values())))}"
         )
-        for name in wanted.benchmarks
-        if name not in names
-    }
-    lighteval.require(list(tasks.values()))
-    make(folder)
+    make_folder(folder)
     lock(folder)
     try:
-        found, known = earlier(wanted, folder)
+        found: dict[str, Scores] = {}
+        others: dict[str, Any] = {}
+        if (folder / FIGURES).exists():  # what the folder already has must be this model's
+            record, found = read_figures(folder), read_evaluation(folder)
+            foreign = [one.header.model for one in found.values() if not one.header.is_of(wanted.weights)]
+            if record.get("weights", wanted.weights) != wanted.weights:
+                foreign.append(record["model"])
+            if foreign:
+                raise AimoError(
+                    f"{folder} holds completions of other weights ({foreign[0]}); take another --run-dir"
+                )
+            others = {name: row for name, row in record["benchmarks"].items() if "lighteval" in row}
         with ExitStack() as stack:
-            files = sample(wanted, questions, start, folder, stack)
-        others = {name: lighteval.run(command, folder / name) for name, command in tasks.items()}
+            sampled = sample_missing(wanted, questions, start, folder, stack)
+        others |= {name: benchmarks.run_lighteval(command, folder / name) for name, command in tasks.items()}
         found |= {
-            short(name): scores.score(file.header, list(file.traces.values())) for name, file in files.items()
+            name: scores.score(file.header, list(file.traces.values())) for name, file in sampled.items()
         }
-        write(wanted, found, known | others, folder, with_audit)
+        write_results(wanted, found, others, folder, with_audit)
     except OSError as e:
         raise AimoError(f"{folder}: {e.strerror}; {KEPT}") from None
     finally:
@@ -115,38 +131,18 @@ def evaluate(wanted: Wanted, start: Start, folder: Path, with_audit: bool = Fals
     return found
 
 
-def earlier(wanted: Wanted, folder: Path) -> tuple[dict[str, Scores], dict[str, Any]]:
-    """The scores that the folder already has, and lighteval's figures. AimoError for another model's."""
-    if not (folder / FIGURES).exists():
-        return {}, {}
-    record, found = figures_of(folder), read(folder)
-    others = [one.header.model for one in found.values() if not one.header.is_of(wanted.weights)]
-    if record.get("weights", wanted.weights) != wanted.weights:
-        others.append(record["model"])
-    if others:
-        raise AimoError(f"{folder} holds completions of other weights ({others[0]}); take another --run-dir")
-    return found, {name: row for name, row in record["benchmarks"].items() if "lighteval" in row}
-
-
-def make(folder: Path) -> None:
-    """Make the folder. AimoError when it cannot be, or cannot be written to."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as e:
-        raise AimoError(f"--run-dir {folder}: {e.strerror}; take another") from None
-
-
-def sample(
-    wanted: Wanted, questions: dict[str, list[Question]], start: Start, folder: Path, stack: ExitStack
+def sample_missing(
+    wanted: Wanted, questions: dict[str, Any], start: Start, folder: Path, stack: ExitStack
 ) -> dict[str, completions.File]:
-    """The benchmarks' completions, with those that were missing; `stack` closes the engine if one started."""
+    """Sample the completions that are missing; `stack` closes the engine if one started."""
     sampler = None
     files = {}
-    for name, asked in questions.items():
-        settings = wanted.settings(name)
-        header = completions.header_of(wanted.name, wanted.weights, short(name), asked, settings, wanted.seed)
-        path = folder / f"{short(name)}.jsonl"
+    for benchmark, asked in questions.items():
+        # Files and tables call a benchmark by its name in the table, or by its file's.
+        name = benchmark if benchmark in benchmarks.BENCHMARKS else Path(benchmark).stem
+        settings = wanted.settings(benchmark)
+        header = completions.Header(wanted.name, wanted.weights, name, wanted.seed, settings.asked, 0, asked)
+        path = folder / f"{name}.jsonl"
         if path.exists():
             with completions.File(path, header) as kept:
                 if not kept.missing(settings.samples):
@@ -161,53 +157,47 @@ def sample(
         total = settings.samples * len(asked)
         with (
             completions.File(path, header) as file,
-            counting(short(name), total, total - len(file.missing(settings.samples))) as step,
+            counting(name, total, total - len(file.missing(settings.samples))) as step,
         ):
-            completions.sample(sampler, file, settings.samples, step)
+            completions.sample_file(sampler, file, settings.samples, step)
         files[name] = file
     return files
 
 
-def write(
+def write_results(
     wanted: Wanted, found: dict[str, Scores], others: dict[str, Any], folder: Path, with_audit: bool
 ) -> None:
-    """Write evaluation.json and its page, and list it in runs/index.html."""
-    figures: dict[str, Any] = {name: scores.figures(one) for name, one in found.items()}
-    trained = wanted.adapter or wanted.model
-    asked = {name: one.questions for name, one in found.items()}
-    checked = leakage.check(trained, asked, wanted.card_data)
+    """Write evaluation.json and its page, tell the tracker, and list the page in runs/index.html."""
+    figures: dict[str, Any] = {name: scores.figures_of(one) for name, one in found.items()}
     measured = {name: round(100 * figures[name]["pass@1"][0], 1) for name in found}
-    headline = ", ".join(f"{name} {value:.1f} %" for name, value in measured.items())
+    asked = {name: one.questions for name, one in found.items()}
     record: dict[str, Any] = {
         "model": wanted.name,
         "weights": wanted.weights,
-        "headline": headline,
+        "headline": ", ".join(f"{name} {value:.1f} %" for name, value in measured.items()),
         "benchmarks": figures | others,
-        "leakage": checked,
+        "leakage": benchmarks.check_leakage(wanted.adapter or wanted.model, asked, wanted.card_data),
     }
     if with_audit:
-        record["audit"] = {name: audit.disagreements(one) for name, one in found.items()}
+        record["audit"] = {name: scores.disagreements(one) for name, one in found.items()}
     write_json(folder / FIGURES, record)
     shown = record | {
-        "published": published.beside({wanted.name: measured}),
+        "published": benchmarks.beside_published({wanted.name: measured}),
         "questions": {name: [row_of(one, i) for i in range(len(one.right))] for name, one in found.items()},
         "settings": {
             name: one.header.settings | {"context": one.header.context} for name, one in found.items()
         },
-        "curves": {name: curves(one) for name, one in found.items()},
+        "curves": {
+            name: {
+                "pass@k": {k: float(scores.pass_at(one.right, k).mean()) for k in scores.powers(one.samples)},
+                "maj@k": {k: float(one.majority(k).mean()) for k in scores.powers(one.samples)},
+            }
+            for name, one in found.items()
+        },
     }
     pages.write_evaluation(folder, shown)
-    tracking.log(wanted.log_to, folder, wanted.name, tracking.flat(figures))
+    track(wanted.log_to, folder, wanted.name, figures)
     pages.write_index(folder)
-
-
-def curves(one: Scores) -> dict[str, dict[int, float]]:
-    """pass@k and maj@k by the number of completions."""
-    sizes = scores.powers(one.samples)
-    return {
-        "pass@k": {k: float(scores.pass_at(one.right, k).mean()) for k in sizes},
-        "maj@k": {k: float(one.majority(k).mean()) for k in sizes},
-    }
 
 
 def row_of(one: Scores, i: int) -> dict[str, Any]:
@@ -226,9 +216,42 @@ def row_of(one: Scores, i: int) -> dict[str, Any]:
     }
 
 
-def short(name: str) -> str:
-    """A benchmark's name in files and tables: that of the table, or of its file."""
-    return Path(name).stem if name not in benchmarks.BENCHMARKS else name
+def track(to: str, folder: Path, name: str, figures: dict[str, dict[str, Any]]) -> None:
+    """Send figures by benchmark or model to the tracker `to`, as `aime24/pass@1`; of intervals, the value.
+
+    "none" sends nothing; TensorBoard's files go into `folder`. AimoError when the package is missing.
+    """
+    if to == "none":
+        return
+    flat = {
+        f"{group}/{key}": float(value[0] if isinstance(value, list) else value)
+        for group, values in figures.items()
+        for key, value in values.items()
+        if isinstance(value, int | float) or (isinstance(value, list) and len(value) == 3)
+    }
+    if to == "tensorboard":
+        from torch.utils.tensorboard import SummaryWriter  # imports torch
+
+        with SummaryWriter(str(folder / "tensorboard")) as writer:
+            for key, number in flat.items():
+                writer.add_scalar(key, number)
+        return
+    try:
+        tracker = importlib.import_module(to)  # Trackio and W&B take the same calls
+    except ImportError:
+        raise AimoError(f"training.log_to: {to} is not installed; install it, or take tensorboard") from None
+    tracker.init(project="aimo", name=name)
+    tracker.log(flat)
+    tracker.finish()
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder. AimoError when it cannot be made, or cannot be written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as e:
+        raise AimoError(f"--run-dir {folder}: {e.strerror}; take another") from None
 
 
 def folder_of(name: str, run_dir: str | None, kind: str = "evaluate") -> Path:
@@ -243,25 +266,24 @@ def name_of(model: Path) -> str:
     return "-".join(path.parts[-3:-1]) if own else path.name
 
 
-def show(found: dict[str, Scores]) -> None:
+def show_scores(found: dict[str, Scores]) -> None:
     """Print the figures of each benchmark."""
     table = Table("benchmark", "questions", "k", "pass@1", "95 %", "maj@k", "tokens", "cut off", "no answer")
     for name, one in found.items():
-        row = scores.figures(one)
+        row = scores.figures_of(one)
         value, low, high = row["pass@1"]
         vote = row.get(f"maj@{one.samples}", row["pass@1"])[0]
-        shares = [f"{row[key]:.3f}" for key in ("cut_off", "no_answer")]
-        counts = [str(row["questions"]), str(one.samples)]
         table.add_row(
-            name, *counts, f"{value:.3f}", f"{low:.3f} to {high:.3f}", f"{vote:.3f}",
-            f"{row['mean_tokens'][0]:,.0f}", *shares,
+            name, str(row["questions"]), str(one.samples), f"{value:.3f}", f"{low:.3f} to {high:.3f}",
+            f"{vote:.3f}", f"{row['mean_tokens'][0]:,.0f}", f"{row['cut_off']:.3f}",
+            f"{row['no_answer']:.3f}",
         )  # fmt: skip
         if one.unreadable:
             print(f"{name}: gold answers that cannot be read, counted as wrong: {', '.join(one.unreadable)}")
     Console(width=110).print(table)
 
 
-def figures_of(folder: Path) -> dict[str, Any]:
+def read_figures(folder: Path) -> dict[str, Any]:
     """evaluation.json of a folder. AimoError when it is broken."""
     remedy = "remove it, and evaluate again: completions are kept"
     found = dict(read_json(folder / FIGURES, remedy))
@@ -271,9 +293,119 @@ def figures_of(folder: Path) -> dict[str, Any]:
     return found
 
 
-def read(folder: Path) -> dict[str, Scores]:
+def read_evaluation(folder: Path) -> dict[str, Scores]:
     """The scores of an evaluation's folder, by benchmark. AimoError when it holds none."""
     if not (folder / FIGURES).exists():
         raise AimoError(f"{folder}: it holds no finished evaluation; make one with `aimo evaluate`")
-    files = {name: folder / f"{name}.jsonl" for name in figures_of(folder)["benchmarks"]}
-    return {name: scores.score(*completions.read(path)) for name, path in files.items() if path.exists()}
+    files = {name: folder / f"{name}.jsonl" for name in read_figures(folder)["benchmarks"]}
+    return {
+        name: scores.score(*completions.read_completions(path))
+        for name, path in files.items()
+        if path.exists()
+    }
+
+
+# A run: notebook 04, and the rows that GRPO trains on
+
+
+def evaluate_models(engine: Engine, run: Run, rows: list[dict[str, Any]]) -> dict[str, Scores]:
+    """Evaluate the base and each trained model on n held-out rows, one after the other in the same engine.
+
+    Writes majority.json and samples.json for the report; without rows there is nothing to evaluate or write.
+    """
+    kept = {name: run.folder / f"{name}.json" for name in ("majority", "samples")}
+    for path in kept.values():
+        path.unlink(missing_ok=True)
+    if not rows:
+        return {}
+    models, profile = run.models(), run.profile
+    prompt = profile.prompt
+    if not profile.trained:  # the format of a public model is its own
+        prompt = replace(prompt, **asdict(engine.settings.tags))
+    found: dict[str, Scores] = {}
+    for i, (name, folder) in enumerate(models.items()):
+        engine.load_weights(folder)
+
+        def progress(done: int, total: int, before: int = i) -> None:
+            run.progress(before * total + done, len(models) * total)
+
+        found[name] = scores.sample_rows(
+            engine, rows, prompt, engine.settings.samples, profile.seed, progress
+        )
+    write_json(kept["majority"], {name: one.vote_curve() for name, one in found.items()})
+    texts = {name: [group[0].text for group in one.traces[:SHOWN]] for name, one in found.items()}
+    write_json(kept["samples"], {"rows": rows[:SHOWN], "texts": texts})
+    figures = {name: one.metrics() for name, one in found.items()}
+    track(profile.training.log_to, run.folder, profile.profile, figures)
+    return found
+
+
+def answer_test_file(engine: Engine, run: Run) -> list[dict[str, Any]]:
+    """Answer the run's test file through the local gateway; a record of each question, in the file's order.
+
+    Writes submission.parquet, and solutions.json for the report.
+    """
+    test_csv = test_file(run)
+    competition, table = competitions.read_questions(test_csv)
+    problems = table[competitions.COMPETITIONS[competition].problem_column]
+    out = run.dir / "submission.parquet"
+    # What an earlier model or other settings left in the run's journal is not taken, and kept.
+    solutions = gateway.answer_file(engine, test_csv, out, run.profile.seed, other="")
+    golds = table["answer"] if "answer" in table.columns else [None] * len(table)
+    records = [
+        {"id": question_id, "problem": problem, "gold": answers.to_integer(gold)}
+        | tables.solution_record(solutions[question_id])
+        for question_id, problem, gold in zip(table["id"], problems, golds, strict=True)
+    ]
+    write_json(run.folder / "solutions.json", records)
+    return records
+
+
+def test_file(run: Run) -> Path:
+    """The profile's test file, or one of built-in held-out problems in AIMO 3's layout."""
+    if run.profile.inference.test:
+        return resolve_path(run.profile.inference.test)
+    path = run.folder / "test.csv"
+    drawn = builtin.generate(run.profile.inference.test_rows, "heldout", run.profile.seed + 1)
+    rows = [{"id": f"{p.family}-{i}", "problem": p.problem, "answer": p.answer} for i, p in enumerate(drawn)]
+    pl.DataFrame(rows).write_csv(path)
+    return path
+
+
+def count_right(solutions: list[dict[str, Any]]) -> dict[str, int]:
+    """Questions, how many of the known answers are right, and how many answers are fallbacks."""
+    known = [s for s in solutions if s["gold"] is not None]
+    return {
+        "questions": len(solutions),
+        "known": len(known),
+        "correct": sum(s["answer"] == s["gold"] for s in known),
+        "fallbacks": sum(not s["votes"] for s in solutions),
+    }
+
+
+def within_pass_rate(
+    model: Path, rows: list[dict[str, Any]], run: Run
+) -> tuple[list[dict[str, Any]], list[float]]:
+    """The rows of which `model` solves a share within `grpo.pass_rate`, and (n,) the shares of all n rows.
+
+    Problems that are solved always or never have no GRPO gradient. Without that key: every row, and no
+    shares. Each row is sampled `grpo.pass_rate_samples` times. The stage's folder keeps the shares for when
+    the stage is started again. AimoError when no row is left.
+    """
+    grpo = run.profile.grpo
+    if grpo is None or grpo.pass_rate is None:
+        return rows, []
+    low, high = grpo.pass_rate
+    tried = run.folder / "pass_rates.json"
+    if not tried.exists():
+        settings, seed = run.profile.solver_settings(model), run.profile.seed
+        with Engine(model, settings, seed=seed) as engine:
+            found = scores.sample_rows(
+                engine, rows, run.profile.prompt, grpo.pass_rate_samples, seed, run.progress
+            )
+        write_json(tried, found.pass_rates())
+    rates = read_json(tried, "remove it, and the problems are sampled again", list)
+    kept = [row for row, rate in zip(rows, rates, strict=True) if low <= rate <= high]
+    if not kept:
+        raise AimoError(f"grpo.pass_rate: no problem is solved in a share from {low} to {high}; widen it")
+    return kept, rates

@@ -1,8 +1,7 @@
 """The kernel `evaluate`: the submission's solver on problems with known answers, before one submits.
 
-Files are answered through the local gateway in the competition's passes and scored by its points. Leaves
+The local gateway asks the files in the competition's passes, and they are scored by its points. Leaves
 evaluation.html, evaluation.json, and a journal of each pass, which `aimo replay` reads.
-Out of scope: how good single completions are (`aimo.evaluation.metrics`).
 """
 
 import json
@@ -13,12 +12,10 @@ from typing import Any
 
 import polars as pl
 
-from aimo.evaluation.held_out import record_of
 from aimo.inference import competitions, gateway, local_gateway, startup
 from aimo.inference.competitions import Competition
 from aimo.inference.errors import AimoError
 from aimo.inference.files import read_texts
-from aimo.inference.gateway import Pass
 from aimo.inference.journal import Journal
 from aimo.inference.model_folder import check_model_folder, identity
 from aimo.inference.parameters import Texts, checked
@@ -30,7 +27,7 @@ from aimo.report.page import Section
 
 
 @checked
-def evaluate(
+def evaluate_submission(
     competition: str,
     model: str,
     files: Texts,
@@ -71,9 +68,33 @@ def evaluate(
 
             limit_s = left_s * len(table) / total
             passes = gateway.answer_table(supervisor, table, rules, limit_s, seed, open_journal)
-            rows.append({"file": name} | figures(table, rules, passes) | {"left out": left_out})
-            sections += views(name, table, rules, passes)
-            write(folder, competition, model, rows, sections)
+            golds = local_gateway.golds(table, rules)
+            answers = [one.answers for one in passes]
+            solutions = [solution for one in passes for solution in one.solutions.values()]
+            rows.append(
+                {
+                    "file": name,
+                    "questions": len(golds),
+                    "score": local_gateway.score(rules, golds, answers),
+                    "right in each pass": [
+                        sum(one[name] == gold for name, gold in golds.items()) for one in answers
+                    ],
+                    "fallbacks": sum(not solution.votes for solution in solutions),
+                    "seconds": round(sum(solution.seconds for solution in solutions), 1),
+                    "slowest": round(max(solution.seconds for solution in solutions), 1),
+                    "tokens": sum(sample.tokens for one in solutions for sample in one.samples),
+                    "left out": left_out,
+                }
+            )
+            for number, one in enumerate(passes, 1):
+                records = [
+                    {"id": question, "problem": problem, "gold": golds[question]}
+                    | tables.solution_record(one.solutions[question])
+                    for question, problem in table.select("id", rules.problem_column).rows()
+                ]
+                sections.append(Section(plots.votes(records), f"{name}, pass {number}"))
+                sections.append(Section(tables.answers(records)))
+            write_scores(folder, competition, model, rows, sections)
             print(json.dumps(rows[-1]), flush=True)
     finally:
         supervisor.close()
@@ -83,7 +104,7 @@ def evaluate(
 def read_problems(path: Path, rules: Competition) -> tuple[pl.DataFrame, int]:
     """Return a file's problems that the competition could ask, and how many it could not.
 
-    Those are the problems with an answer that is no integer in its range. Raises AimoError naming the fault.
+    It asks only problems whose answer is an integer in its range. Raises AimoError naming the fault.
     """
     table = read_texts(path, "file ")
     table = table.rename({"question": "problem"} if "problem" not in table.columns else {}, strict=False)
@@ -98,45 +119,12 @@ def read_problems(path: Path, rules: Competition) -> tuple[pl.DataFrame, int]:
     return kept, len(table) - len(kept)
 
 
-def figures(table: pl.DataFrame, rules: Competition, passes: Sequence[Pass]) -> dict[str, Any]:
-    """Return a file's score by the competition's points, and what it took."""
-    golds = local_gateway.golds(table, rules)
-    answers = [one.answers for one in passes]
-    solutions = [solution for one in passes for solution in one.solutions.values()]
-    return {
-        "questions": len(golds),
-        "score": local_gateway.score(rules, golds, answers),
-        "right in each pass": [sum(one[name] == gold for name, gold in golds.items()) for one in answers],
-        "fallbacks": sum(not solution.votes for solution in solutions),
-        "seconds": round(sum(solution.seconds for solution in solutions), 1),
-        "slowest": round(max(solution.seconds for solution in solutions), 1),
-        "tokens": sum(sample.tokens for solution in solutions for sample in solution.samples),
-    }
-
-
-def views(name: str, table: pl.DataFrame, rules: Competition, passes: Sequence[Pass]) -> list[Section]:
-    """Return a file's part of the page: each pass as a plot of its votes and a table."""
-    golds = local_gateway.golds(table, rules)
-    found = []
-    for number, one in enumerate(passes, 1):
-        records = [
-            {"id": question_id, "problem": problem, "gold": golds[question_id]}
-            | record_of(one.solutions[question_id])
-            for question_id, problem in table.select("id", rules.problem_column).rows()
-        ]
-        found.append(Section(plots.votes(records), f"{name}, pass {number}"))
-        found.append(Section(tables.answers(records)))
-    return found
-
-
-def write(
+def write_scores(
     folder: Path, competition: str, model: str, rows: list[dict[str, Any]], sections: Sequence[Section]
 ) -> None:
     """Write the figures and the page."""
     write_json(folder / "evaluation.json", rows)
-    lead = (
-        f"{model}, asked as the submission would be. Points of a question by its right answers: "
-        f"{', '.join(f'{value:g}' for value in competitions.COMPETITIONS[competition].points)}."
-    )
+    points = ", ".join(f"{value:g}" for value in competitions.COMPETITIONS[competition].points)
+    lead = f"{model}, asked as the submission would be. Points of a question by its right answers: {points}."
     head = Section(tables.table([{key: str(value) for key, value in row.items()} for row in rows]), "Scores")
-    page.write(folder / "evaluation.html", f"Evaluation for {competition}", lead, [head, *sections])
+    page.write_page(folder / "evaluation.html", f"Evaluation for {competition}", lead, [head, *sections])

@@ -20,8 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from aimo.errors import AimoError
-from aimo.evaluation import intervals
-from aimo.evaluation.intervals import Interval
+from aimo.evaluation.scores import Interval, difference_interval, ratio_interval
 from aimo.evaluation.traces import Question, Recorded, Traces, Vote
 from aimo.inference import voting
 from aimo.inference.voting import State, Step, Stop
@@ -283,9 +282,9 @@ def beside(ours: Measured, one: Measured, traces: Traces, seed: int) -> Figures:
         accuracy=float(one.accuracy.mean()),
         tokens=float(one.tokens.mean()),
         wall=float(one.wall.mean()),
-        difference=intervals.difference(one.accuracy, ours.accuracy, seed),
-        tokens_ratio=intervals.ratio(ours.tokens, one.tokens, seed),
-        wall_ratio=intervals.ratio(ours.wall, one.wall, seed),
+        difference=difference_interval(one.accuracy, ours.accuracy, seed),
+        tokens_ratio=ratio_interval(ours.tokens, one.tokens, seed),
+        wall_ratio=ratio_interval(ours.wall, one.wall, seed),
         flipped={traces.questions[i].id: (float(ours.accuracy[i]), float(one.accuracy[i])) for i in turned},
     )
 

@@ -137,7 +137,7 @@ def join(parts: Iterable[str]) -> Html:
     return render("{{ parts | join }}", parts=list(parts))
 
 
-def write(path: Path, title: str, lead: str, sections: Iterable[Section]) -> Path:
+def write_page(path: Path, title: str, lead: str, sections: Iterable[Section]) -> Path:
     """Write a page and return its path. AimoError when it cannot be written."""
     page = document(title, lead, sections)
     try:

@@ -82,7 +82,7 @@ def write_run(folder: Path) -> Path:
             *record(folder, stages),
         ]
         lead = f"{date.today()}, seed {metrics['seed']}, {machine.device()}"
-        return page.write(folder / "report.html", f"aimo: {metrics['profile']}", lead, sections)
+        return page.write_page(folder / "report.html", f"aimo: {metrics['profile']}", lead, sections)
 
 
 def held_out(folder: Path, stages: dict[str, Any]) -> Iterator[Section]:
@@ -185,7 +185,7 @@ def write_notebook(executed: Path) -> Path:
     view = Html(exporter.from_notebook_node(notebook)[0])
     lead = f"Executed {date.today()}."
     title = f"{executed.parents[1].name}: {executed.stem}"
-    return page.write(executed.with_suffix(".html"), title, lead, [Section(view)])
+    return page.write_page(executed.with_suffix(".html"), title, lead, [Section(view)])
 
 
 # An evaluation
@@ -205,7 +205,7 @@ def write_evaluation(folder: Path, found: dict[str, Any]) -> Path:
         *questions(found["questions"]),
         Section(page.text(as_json(found["settings"])), "Settings"),
     ]
-    return page.write(folder / "evaluation.html", f"Evaluation: {found['model']}", today(), sections)
+    return page.write_page(folder / "evaluation.html", f"Evaluation: {found['model']}", today(), sections)
 
 
 def benchmarks(found: dict[str, Any]) -> Iterator[Section]:
@@ -348,7 +348,7 @@ def write_comparison(folder: Path, found: dict[str, Any]) -> Path:
         lead = "Questions whose vote is right for one and wrong for the other; completions unfold."
         view = tables.table([flip(row) for row in rows]) if rows else tables.note("None.")
         sections.append(Section(view, f"{pair}: {len(rows)} questions flipped", lead))
-    return page.write(folder / "comparison.html", found["title"], str(date.today()), sections)
+    return page.write_page(folder / "comparison.html", found["title"], str(date.today()), sections)
 
 
 def flip(row: dict[str, Any]) -> dict[str, Any]:
@@ -377,7 +377,7 @@ def write_distillation(path: Path, source: str, found: Any, bounds: tuple[float,
     try:
         write_json(path.with_suffix(".json"), {"headline": headline})
         sections = [*counts(found), *rates(found, bounds), *teacher(found)]
-        return page.write(path, f"Distillation: {source}", today(), sections)
+        return page.write_page(path, f"Distillation: {source}", today(), sections)
     except OSError as e:
         raise AimoError(f"--page {path}: {e.strerror}; take a file that can be written") from None
 
@@ -441,7 +441,7 @@ def write_index(folder: Path, runs: Path = RUNS) -> None:
         rows = [row(path, pages[path], runs) for path in sorted(pages, key=pages.__getitem__, reverse=True)]
         view = tables.table(rows) if rows else tables.note("No run has a page yet.")
         lead = f"{len(rows)} pages, the newest first."
-        page.write(runs / "index.html", "aimo: runs", lead, [Section(view)])
+        page.write_page(runs / "index.html", "aimo: runs", lead, [Section(view)])
     finally:
         os.close(lock)
 

@@ -30,7 +30,7 @@ from aimo.config.stages import STAGES, TRAINED
 from aimo.data import prepare
 from aimo.data.prepare import Rows
 from aimo.errors import AimoError, StageError, explain_exit
-from aimo.evaluation import pass_rates
+from aimo.evaluation.evaluate import within_pass_rate
 from aimo.inference.errors import redact
 from aimo.inference.processes import running
 from aimo.inference.storage import write_whole
@@ -96,7 +96,7 @@ def start_and_rows(run: Run) -> tuple[Path, Rows]:
     assert trains_on
     rows = prepare.read(run.dir / "data", trains_on)
     if run.stage == "grpo":
-        rows, _ = pass_rates.within_pass_rate(start, rows, run)
+        rows, _ = within_pass_rate(start, rows, run)
     if run.stage == "dpo":
         rows = preferences.sample(start, rows, run)
     return start, rows

@@ -9,9 +9,9 @@ from typing import Any
 from aimo.config import Profile
 from aimo.data.prepare import Rows
 from aimo.errors import AimoError
-from aimo.evaluation import metrics
+from aimo.evaluation.completions import Trace
+from aimo.evaluation.scores import sample_rows
 from aimo.inference.engine import Engine
-from aimo.inference.sampling import Completion
 from aimo.inference.storage import read_json, write_json
 from aimo.run.runs import Run
 
@@ -33,10 +33,10 @@ def sample(model: Any, rows: Rows, run: Run) -> Rows:
         return read_json(kept, "remove it, and the problems are sampled again", list)  # type: ignore[no-any-return]
     rows, seed = rows[: dpo.problems], run.profile.seed
     with Engine(model, run.profile.solver_settings(model), seed=seed) as engine:
-        found = metrics.evaluate(engine, rows, run.profile.prompt, dpo.samples, seed, run.progress)
+        found = sample_rows(engine, rows, run.profile.prompt, dpo.samples, seed, run.progress)
     pairs = []
-    for row, group, answers, gold in zip(rows, found.completions, found.answers, found.golds, strict=True):
-        pairs += pair(row["prompt"], group, [a == gold for a in answers], run.profile)
+    for row, group, right in zip(rows, found.traces, found.right.tolist(), strict=True):
+        pairs += pair(row["prompt"], group, right, run.profile)
     if not pairs:
         raise AimoError(
             f"dpo: none of {len(rows)} problems gave a right and a worse completion; "
@@ -46,7 +46,7 @@ def sample(model: Any, rows: Rows, run: Run) -> Rows:
     return pairs
 
 
-def pair(prompt: list[dict[str, str]], group: list[Completion], right: list[bool], profile: Profile) -> Rows:
+def pair(prompt: list[dict[str, str]], group: list[Trace], right: list[bool], profile: Profile) -> Rows:
     """The pairs of one problem: its shortest right completion preferred to the longest right one (`long`) and
     to the longest wrong one (`wrong`). `right` says which completions of the group are."""
     judged = sorted(zip(group, right, strict=True), key=lambda pair: pair[0].tokens)
@@ -54,7 +54,7 @@ def pair(prompt: list[dict[str, str]], group: list[Completion], right: list[bool
     bad = [completion for completion, is_right in judged if not is_right]
     opening = profile.prompt.think_start if profile.prompt.prefill else ""
 
-    def reply(completion: Completion) -> list[dict[str, str]]:
+    def reply(completion: Trace) -> list[dict[str, str]]:
         return [{"role": "assistant", "content": opening + completion.text}]
 
     pairs = []

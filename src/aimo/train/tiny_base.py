@@ -25,7 +25,7 @@ from transformers import (
 
 from aimo.config import Prompt
 from aimo.data.builtin import Problem, generate, stream
-from aimo.evaluation import metrics
+from aimo.evaluation.scores import sample_rows
 from aimo.inference import prompts
 from aimo.inference.engine import Engine
 from aimo.run import machine
@@ -48,7 +48,7 @@ def make(out: Path, seed: int, steps: int) -> Path:
         {"prompt": prompts.as_prompt(p.problem), "answer": p.answer} for p in generate(200, "heldout", seed)
     ]
     with Engine(out, seed=seed) as engine:
-        heldout = metrics.evaluate(engine, rows, Prompt(), 16, seed).metrics()
+        heldout = sample_rows(engine, rows, Prompt(), 16, seed).metrics()
     return write_card(out, seed, steps, trained, heldout, machine.device())
 
 
