@@ -856,7 +856,7 @@ def test_every_sample_of_a_question_has_a_seed_of_its_own(folder):
 
 @pytest.mark.parametrize("key", keys_of(samples=True))
 def test_a_key_changes_what_is_sampled_before_training(key, folder, engine, monkeypatch):
-    for module in ("evaluation.pass_rates", "training.preferences"):
+    for module in ("evaluation.evaluate", "train.preferences"):
         monkeypatch.setattr(f"aimo.{module}.Engine", lambda *_, **__: nullcontext(engine))
     check(key, folder)
 
