@@ -16,12 +16,12 @@ from rich.console import Console
 from rich.table import Table
 
 from aimo.evaluation import traces
-from aimo.evaluation.traces import Question
+from aimo.evaluation.traces import RecordedQuestion
 
 STARTED = 12
 
 
-def agreement(questions: list[Question], k: int, draws: int, seed: int) -> dict[str, tuple[int, int]]:
+def agreement(questions: list[RecordedQuestion], k: int, draws: int, seed: int) -> dict[str, tuple[int, int]]:
     """(agreed, right) draws for the k samples that end first and for k random ones."""
     rng = random.Random(seed)
     counts = {"first": (0, 0), "random": (0, 0)}
@@ -43,7 +43,7 @@ def main(
     seed: Annotated[int, typer.Option()] = 0,
 ) -> None:
     """Print the table of each file."""
-    for one in traces.read(files):
+    for one in traces.read_traces(files):
         table = Table(
             "agreeing", "the first to end: draws", "right", "random: draws", "right", title=one.name
         )

@@ -36,7 +36,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from aimo.evaluation.traces import Question, Recorded, read
+from aimo.evaluation.traces import RecordedQuestion, RecordedSample, read_traces
 from aimo.inference import solver, voting
 from aimo.inference.voting import State
 
@@ -44,14 +44,14 @@ QUESTIONS = 50
 START_S = 180.0  # the engine's start
 OVERHEAD_S = 2.0  # of a question: the gateway, the prompt, the forced answers
 Share = Callable[[float, int], float]  # (seconds left, questions left) -> seconds for the next question
-MakeDay = Callable[[list[Question], int], "Day"]  # (questions to draw from, seed)
+MakeDay = Callable[[list[RecordedQuestion], int], "Day"]  # (questions to draw from, seed)
 
 
 @dataclass
 class Day:
     """What happens on one day; the same for every policy."""
 
-    questions: list[Question]
+    questions: list[RecordedQuestion]
     seed: int
     limit_s: float
     speeds: list[float]
@@ -68,7 +68,7 @@ def faults(rng: random.Random) -> tuple[dict[int, float], int | None]:
     return stalls, rng.randrange(QUESTIONS) if rng.random() < 0.2 else None
 
 
-def recorded_day(pool: list[Question], seed: int) -> Day:
+def recorded_day(pool: list[RecordedQuestion], seed: int) -> Day:
     """A day of recorded completions."""
     rng = random.Random(seed)
     questions = rng.choices(pool, k=QUESTIONS)
@@ -79,7 +79,7 @@ def recorded_day(pool: list[Question], seed: int) -> Day:
     return Day(questions, seed, limit_s, speeds, *faults(rng))
 
 
-def gpt_oss_day(pool: list[Question], seed: int) -> Day:
+def gpt_oss_day(pool: list[RecordedQuestion], seed: int) -> Day:
     """A day of gpt-oss-120b on an H100, as the module's docstring says."""
     rng = random.Random(seed)
     longer = rng.uniform(0.75, 1.75)
@@ -87,8 +87,10 @@ def gpt_oss_day(pool: list[Question], seed: int) -> Day:
     for question in rng.choices(pool, k=QUESTIONS):
         factor = longer * rng.lognormvariate(0, 0.5)
         drawn = rng.choices(question.ours, k=8)
-        samples = [Recorded(one.tokens * factor * rng.lognormvariate(0, 0.25), one.answer) for one in drawn]
-        questions.append(Question(question.gold, [], samples))
+        samples = [
+            RecordedSample(one.tokens * factor * rng.lognormvariate(0, 0.25), one.answer) for one in drawn
+        ]
+        questions.append(RecordedQuestion(question.gold, [], samples))
     speeds = [98 * rng.lognormvariate(0, 0.07) for _ in range(QUESTIONS)]
     return Day(questions, seed, 17_400, speeds, *faults(rng))
 
@@ -107,7 +109,7 @@ def live(day: Day, share: Share) -> tuple[int, float]:
 
 
 def ask(
-    question: Question, budget: float, lost: float, speed: float, rng: random.Random
+    question: RecordedQuestion, budget: float, lost: float, speed: float, rng: random.Random
 ) -> tuple[float, object]:
     """Answer one question in at most `budget` seconds; returns the seconds and the answer.
 
@@ -180,7 +182,7 @@ POLICIES = {
 }
 
 
-def simulate(pool: list[Question], day: MakeDay, seeds: range) -> list[dict[str, tuple[int, float]]]:
+def simulate(pool: list[RecordedQuestion], day: MakeDay, seeds: range) -> list[dict[str, tuple[int, float]]]:
     """One day for each seed; returns each policy's score and seconds past the limit, by its name."""
     days = [day(pool, seed) for seed in seeds]
     return [{name: live(day, share(day.limit_s)) for name, share in POLICIES.items()} for day in days]
@@ -198,7 +200,11 @@ def main(
     if bool(traces) == bool(attempts):
         raise typer.BadParameter("give --traces or --attempts")
     make = gpt_oss_day if attempts else recorded_day
-    pool = [question for one in read([attempts] if attempts else traces or []) for question in one.questions]
+    pool = [
+        question
+        for one in read_traces([attempts] if attempts else traces or [])
+        for question in one.questions
+    ]
     chunks = [range(start, min(start + 50, competitions)) for start in range(0, competitions, 50)]
     with ProcessPoolExecutor() as processes:
         parts = processes.map(simulate, [pool] * len(chunks), [make] * len(chunks), chunks)

@@ -108,7 +108,7 @@ def check_aimo(arguments: list[str]) -> None:
         assert stage in ("", *STAGES) and re.fullmatch(r"(checkpoint-\d+)?", checkpoint), stage
     rules = given.get("policy") or []
     for rule in [rules] if isinstance(rules, str) else rules:
-        replay.parse(rule)
+        replay.parse_rule(rule)
     assert given.get("competition") in (None, *COMPETITIONS), given["competition"]
     if names[0] == "kernel" or names == ["kaggle", "push"]:
         wanted = given.get("names") or [given.get("name") or given.get("kernel")]

@@ -82,11 +82,11 @@ def test_a_broken_evaluation_is_refused_by_compare_in_one_line(tmp_path, monkeyp
     for folder in "ab":
         make(tmp_path / folder, np.array([[True, False]] * 2))
     monkeypatch.setattr(compare.pages, "write_comparison", lambda *_: None)
-    monkeypatch.setattr(compare, "compare", lambda a, b: (_ for _ in ()).throw(Compared))
+    monkeypatch.setattr(compare, "compare_scores", lambda a, b: (_ for _ in ()).throw(Compared))
 
     def read():
         with suppress(Compared):
-            compare.run([tmp_path / "a", tmp_path / "b"], [], tmp_path / "c")
+            compare.compare_folders([tmp_path / "a", tmp_path / "b"], [], tmp_path / "c")
 
     refused, of = each_break(tmp_path / "b" / name, line, read, 13)
     assert refused > of / 10
@@ -110,8 +110,8 @@ def test_a_broken_file_of_samples_is_refused_in_one_line_or_replayed(tmp_path, k
         path.write_text(json.dumps(kind) + "\n")
 
     def read():
-        for one in traces.read([path], {"q": 7}):
-            replay.compare(one, [replay.parse("ours"), replay.parse("4 of 8")], draws=2)
+        for one in traces.read_traces([path], {"q": 7}):
+            replay.compare_rules(one, [replay.parse_rule("ours"), replay.parse_rule("4 of 8")], draws=2)
 
     refused, of = each_break(path, line, read)
     assert refused > of / 10

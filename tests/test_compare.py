@@ -48,7 +48,9 @@ def test_a_clear_gain_is_real_and_no_gain_is_not(monkeypatch, capsys, tmp_path):
     rows = json.loads((tmp_path / "compared/comparison.json").read_text())["differences"]
     assert [row["is real"] for row in rows] == ["yes", "open"]
     page = (tmp_path / "compared/comparison.html").read_text()
-    flipped = compare.compare(*(evaluate.read_evaluation(folder)["x"] for folder in folders[:2])).flips()
+    flipped = compare.compare_scores(
+        *(evaluate.read_evaluation(folder)["x"] for folder in folders[:2])
+    ).flips()
     assert f"x: a and b: {len(flipped)} questions flipped" in page and "x: a and c: 0 questions" in page
 
 
@@ -62,7 +64,7 @@ def test_mcnemar_counts_the_outcomes_at_least_as_uneven():
 def test_one_completion_of_each_question_is_tested_by_mcnemar(tmp_path):
     a = make(tmp_path / "a", np.array([[False]] * 6 + [[True]] * 20))
     b = make(tmp_path / "b", np.array([[True]] * 26))
-    found = compare.compare(a, b)
+    found = compare.compare_scores(a, b)
     assert found.mcnemar == pytest.approx(2 / 64) and found.votes is None and found.is_real
     assert "McNemar p = 0.031" in compare.verdict(found, "a", "b")
 
@@ -72,7 +74,7 @@ def test_as_many_completions_as_are_said_to_tell_do_tell(tmp_path):
     rng = np.random.default_rng(5)
     rates = rng.uniform(0.3, 0.7, 60)
     few = rng.random((2, 60, 4)) < np.stack([rates, rates + 0.06])[:, :, None]
-    found = compare.compare(make(tmp_path / "a", few[0]), make(tmp_path / "b", few[1]))
+    found = compare.compare_scores(make(tmp_path / "a", few[0]), make(tmp_path / "b", few[1]))
     assert not found.is_real
     said = compare.what_would_tell(found)
     needed = int(re.match(r"About (\d+) completions of each question instead of 4 would tell", said)[1])
@@ -87,14 +89,14 @@ def test_as_many_completions_as_are_said_to_tell_do_tell(tmp_path):
 def test_where_questions_differ_more_than_completions_only_more_questions_tell(tmp_path):
     """Half of the questions are gained and half are lost but for one: no sampling noise at all."""
     a = np.array([[True] * 8] * 11 + [[False] * 8] * 12)
-    found = compare.compare(make(tmp_path / "a", a), make(tmp_path / "b", ~a))
+    found = compare.compare_scores(make(tmp_path / "a", a), make(tmp_path / "b", ~a))
     assert "More completions of these 23 questions would not tell; about" in compare.what_would_tell(found)
 
 
 def test_models_are_compared_by_as_many_completions_as_both_have(tmp_path):
     rng = np.random.default_rng(1)
     a, b = make(tmp_path / "a", rng.random((9, 6)) < 0.5), make(tmp_path / "b", rng.random((9, 4)) < 0.5)
-    found = compare.compare(a, b)
+    found = compare.compare_scores(a, b)
     assert found.a.samples == found.b.samples == 4
     assert found.passes.value == pytest.approx(b.right.mean() - a.right[:, :4].mean())
 

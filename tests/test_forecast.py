@@ -10,14 +10,14 @@ import pytest
 from conftest import aimo
 
 from aimo.evaluation import forecast as lab
-from aimo.evaluation.replay import parse
-from aimo.evaluation.traces import Question, Recorded
+from aimo.evaluation.replay import parse_rule
+from aimo.evaluation.traces import RecordedQuestion, RecordedSample
 
 
 @pytest.mark.parametrize("runs", [1, 2, 3])
 def test_the_chances_of_scores_are_those_of_all_outcomes(runs):
     rates = [0.2, 0.5, 1.0, 0.9]
-    found = lab.forecast(rates, runs, len(rates))
+    found = lab.forecast_score(rates, runs, len(rates))
     chances = np.zeros(len(rates) * runs + 1)
     for outcome in itertools.product([False, True], repeat=len(rates) * runs):
         each = zip(outcome, itertools.cycle(rates), strict=False)
@@ -25,18 +25,18 @@ def test_the_chances_of_scores_are_those_of_all_outcomes(runs):
     assert found.chances == pytest.approx(chances)
     assert found.mean == pytest.approx(sum(rates))
     assert found.at_least()[0] == pytest.approx(1) and found.at_least()[-1] == found.chances[-1]
-    assert found.luck == pytest.approx(lab.forecast(rates, 1, len(rates)).deviation)
+    assert found.luck == pytest.approx(lab.forecast_score(rates, 1, len(rates)).deviation)
 
 
 def test_both_runs_right_score_1_and_one_right_half():
-    found = lab.forecast([0.6], 2, 1)
+    found = lab.forecast_score([0.6], 2, 1)
     assert list(found.scores) == [0, 0.5, 1]
     assert list(found.chances) == pytest.approx([0.16, 0.48, 0.36])
 
 
 def test_a_day_of_other_questions_is_as_simulated():
     rates, r = [0.1, 0.8, 1.0], random.Random(0)
-    found = lab.forecast(rates, 2, 50)
+    found = lab.forecast_score(rates, 2, 50)
     scores = []
     for _ in range(5000):
         day = r.choices(rates, k=50)
@@ -59,11 +59,11 @@ def test_so_many_runs_find_a_gain_of_one_point_in_four_of_five_trials():
 
 def test_the_chance_of_a_right_run_is_that_of_a_fresh_draw():
     """One sample a run: the share of right samples. Five of five: three or more of 0.6, not a sure vote."""
-    samples = [Recorded(10, 7)] * 3 + [Recorded(10, 8)] * 2
-    questions = [Question(7, samples, samples), Question(8, samples, samples)]
-    one = lab.rates(questions, parse("all"), samples=1, draws=4000)
+    samples = [RecordedSample(10, 7)] * 3 + [RecordedSample(10, 8)] * 2
+    questions = [RecordedQuestion(7, samples, samples), RecordedQuestion(8, samples, samples)]
+    one = lab.chances_of(questions, parse_rule("all"), samples=1, draws=4000)
     assert one == pytest.approx([0.6, 0.4], abs=0.03)
-    five = lab.rates(questions, parse("all"), samples=5, draws=2000)
+    five = lab.chances_of(questions, parse_rule("all"), samples=5, draws=2000)
     assert five == pytest.approx([0.683, 0.317], abs=0.04)
 
 

@@ -360,7 +360,7 @@ def test_a_plot_of_rules_and_files_takes_any_name(tmp_path, texts):
         replay.Figures(text, "tokens", f"ours {text}", 0.5, number, 1.0, one, one, one, {})
         for number, text in enumerate(texts[::4], 1)
     ]
-    replay.plot(figures, tmp_path / "plot.svg")
+    replay.plot_rules(figures, tmp_path / "plot.svg")
     found = Found()
     found.feed((tmp_path / "plot.svg").read_text())
     assert not {"script", "image", "a", "foreignobject", "iframe"} & {tag for tag, _ in found.elements}

@@ -60,7 +60,7 @@ def pages(tmp_path_factory):
     rng = np.random.default_rng(0)
     for name, rate in {"before": 0.3, "after": 0.8}.items():
         make(runs / name, rng.random((12, 4)) < rate)
-    compare.run([runs / "before", runs / "after"], [], runs / "compared")
+    compare.compare_folders([runs / "before", runs / "after"], [], runs / "compared")
     written.write_index(runs / "compared", runs)
     return runs
 

@@ -14,20 +14,20 @@ from aimo.commands import run
 from aimo.data import builtin
 from aimo.errors import AimoError
 from aimo.evaluation import replay, traces
-from aimo.evaluation.traces import Question, Recorded, Traces
+from aimo.evaluation.traces import RecordedQuestion, RecordedSample, Traces
 from aimo.inference.gateway import answer_file
 from aimo.inference.journal import Journal
 from aimo.inference.solution import End, Sample
 
-DONE = [Recorded(tokens, answer) for tokens, answer in [(10, 5), (30, 5), (20, 6), (50, 5)]]
+DONE = [RecordedSample(tokens, answer) for tokens, answer in [(10, 5), (30, 5), (20, 6), (50, 5)]]
 
 
 def play(samples, rule, budget=math.inf):
-    return replay.play(samples, replay.parse(rule), budget)
+    return replay.play(samples, replay.parse_rule(rule), budget)
 
 
 def gpt_oss(shared):
-    return traces.read([shared / "traces" / "aimo3_gpt_oss_120b_attempts.jsonl"])[0]
+    return traces.read_traces([shared / "traces" / "aimo3_gpt_oss_120b_attempts.jsonl"])[0]
 
 
 def write_journal(path, samples, model="m", settings=None):
@@ -41,9 +41,10 @@ def test_a_replay_counts_every_token_once_and_keeps_to_its_limits():
     r = random.Random(4)
     for _ in range(100):
         samples = [
-            Recorded(r.lognormvariate(6, 1), r.choice([1, 1, 2, 3, None])) for _ in range(r.randint(1, 24))
+            RecordedSample(r.lognormvariate(6, 1), r.choice([1, 1, 2, 3, None]))
+            for _ in range(r.randint(1, 24))
         ]
-        rule, peaks = replay.parse("ours"), []
+        rule, peaks = replay.parse_rule("ours"), []
 
         def watched(state, rule=rule, peaks=peaks):
             peaks.append(state.running)
@@ -69,7 +70,7 @@ def test_at_the_end_of_the_budget_the_samples_that_ended_vote():
 
 
 def test_a_recorded_pace_makes_wall_time_of_tokens():
-    fast = [Recorded(100, 7, pace=10.0), Recorded(100, 8, pace=5.0)]
+    fast = [RecordedSample(100, 7, pace=10.0), RecordedSample(100, 8, pace=5.0)]
     assert play(fast, "all")[1] == replay.Outcome(7, 200, 20)
     assert play(fast, "1 ended of 2")[1] == replay.Outcome(7, 150, 10)
 
@@ -85,18 +86,22 @@ def test_a_recorded_pace_makes_wall_time_of_tokens():
     ],
 )
 def test_a_weight_lets_one_sure_sample_outvote_two_unsure_ones_or_tie_them(weight, sure, unsure):
-    samples = [Recorded(10, 4, **unsure), Recorded(10, 4, **unsure), Recorded(10, 9, **sure)]
+    samples = [
+        RecordedSample(10, 4, **unsure),
+        RecordedSample(10, 4, **unsure),
+        RecordedSample(10, 9, **sure),
+    ]
     assert play(samples, "all")[1].answer == 4
     assert play(samples, f"all:{weight}")[1].answer == 9
 
 
 def test_ties_are_told_apart_by_entropy_and_nothing_else_is():
-    tied = [Recorded(10, 4, tail_entropy=0.9), Recorded(20, 9, tail_entropy=0.2)]
+    tied = [RecordedSample(10, 4, tail_entropy=0.9), RecordedSample(20, 9, tail_entropy=0.2)]
     assert [play(tied, rule)[1].answer for rule in ("all", "all:ties", "ours", "ours:ties")] == [4, 9, 4, 9]
     r = random.Random(0)
     for _ in range(100):
         answers = [r.choice([1, 2, 3]) for _ in range(r.randint(1, 16))]
-        samples = [Recorded(r.random(), answer, tail_entropy=3 * r.random()) for answer in answers]
+        samples = [RecordedSample(r.random(), answer, tail_entropy=3 * r.random()) for answer in answers]
         votes = Counter(answers).most_common()
         assert play(samples, "all:ties")[1].answer in [a for a, n in votes if n == votes[0][1]]
         plain, ties = play(samples, "ours")[1], play(samples, "ours:ties")[1]
@@ -104,7 +109,7 @@ def test_ties_are_told_apart_by_entropy_and_nothing_else_is():
 
 
 def test_samples_that_are_all_equally_unsure_are_settled_as_soon_as_sure_ones():
-    samples = [Recorded(10 + i, 1, entropy=0.7, tail_logprob=-1.5) for i in range(16)]
+    samples = [RecordedSample(10 + i, 1, entropy=0.7, tail_logprob=-1.5) for i in range(16)]
     over, outcome = play(samples, "ours")
     assert len(over) == 4
     assert play(samples, "ours:entropy") == play(samples, "ours:tail_logprob") == (over, outcome)
@@ -112,14 +117,14 @@ def test_samples_that_are_all_equally_unsure_are_settled_as_soon_as_sure_ones():
 
 def test_every_rule_of_every_file_replays_as_its_own_name(shared):
     for rule in replay.defaults(gpt_oss(shared)):
-        assert replay.parse(rule.name).name == rule.name
+        assert replay.parse_rule(rule.name).name == rule.name
     assert play(DONE, "ours max_error=0.5")[1].tokens < play(DONE, "ours")[1].tokens
 
 
 def test_an_order_that_comes_twice_counts_twice():
     """All orders of three samples, weighed as often as they were drawn."""
-    question = Question(5, DONE[:3], DONE[:3], "q")
-    rule = replay.parse("1 ended of 2")
+    question = RecordedQuestion(5, DONE[:3], DONE[:3], "q")
+    rule = replay.parse_rule("1 ended of 2")
     mean = replay.measure([question], [rule], draws=6000)[0]
     exact = [replay.play([DONE[i] for i in order[:2]], rule)[1] for order in itertools.permutations(range(3))]
     assert abs(mean.tokens[0] - sum(one.tokens for one in exact) / 6) < 0.5
@@ -133,7 +138,7 @@ def test_two_early_answers_that_agree_are_not_believed(shared):
     assert [sample.answer for sample in sorted(question.ours, key=lambda s: s.tokens)][:2] == [266, 266]
     assert play(question.ours, "2 of 8")[1].answer == 266
     assert play(question.ours, "ours")[1].answer == 160
-    ours, early = replay.compare(recorded, [replay.parse("2 of 8")], draws=20)
+    ours, early = replay.compare_rules(recorded, [replay.parse_rule("2 of 8")], draws=20)
     assert early.flipped == {"dd7f5e": (1.0, 0.0)} and not ours.flipped
     assert early.difference.low < early.difference.value < 0
     assert early.tokens < ours.tokens and early.tokens_ratio.value > 1
@@ -149,10 +154,10 @@ def test_a_journal_and_the_public_formats_are_read_alike(tmp_path, shared):
     files = [
         write_journal(tmp_path / f"{n}.jsonl", [("dd7f5e", s) for s in part]) for n, part in enumerate(parts)
     ]
-    pooled = traces.read(files, {"dd7f5e": 160})[0]
+    pooled = traces.read_traces(files, {"dd7f5e": 160})[0]
     assert pooled.name == "m" and pooled.unit == "seconds" and len(pooled.questions) == 1
-    ours = replay.compare(pooled, draws=5)[0]
-    as_public = replay.compare(Traces("", [question]), draws=5)[0]
+    ours = replay.compare_rules(pooled, draws=5)[0]
+    as_public = replay.compare_rules(Traces("", [question]), draws=5)[0]
     assert (ours.accuracy, ours.tokens) == (1.0, pytest.approx(as_public.tokens))
     assert ours.wall == pytest.approx(as_public.wall / 50)
 
@@ -160,7 +165,7 @@ def test_a_journal_and_the_public_formats_are_read_alike(tmp_path, shared):
 def test_stopped_samples_run_as_long_as_they_did_and_have_no_vote(tmp_path):
     samples = [Sample(0, "", 10, End.FINISHED, 3), Sample(1, "", 40, End.STOPPED)]
     file = write_journal(tmp_path / "journal.jsonl", [("q", sample) for sample in samples])
-    read = traces.read([file], {"q": 3})[0]
+    read = traces.read_traces([file], {"q": 3})[0]
     assert read.stopped == 1
     assert play(read.questions[0].ours, "all")[1] == replay.Outcome(3, 50, 40)
 
@@ -204,7 +209,7 @@ def test_a_file_that_cannot_be_replayed_is_refused_in_one_line_with_the_remedy(t
     path = tmp_path / "journal.jsonl"
     path.write_text(text)
     with pytest.raises(AimoError) as e:
-        traces.read([path], {"q": 3} if "journal" in text or "key" in text else {})
+        traces.read_traces([path], {"q": 3} if "journal" in text or "key" in text else {})
     assert named in str(e.value) and "\n" not in str(e.value) and str(path) in str(e.value)
 
 
@@ -243,10 +248,10 @@ def test_what_the_solver_journals_can_be_replayed(tmp_path, engine, monkeypatch)
     rows = "".join(f'q{i},"{p.problem}",{p.answer}\n' for i, p in enumerate(problems))
     (tmp_path / "test.csv").write_text(f"id,problem,answer\n{rows}")
     solutions = answer_file(engine, tmp_path / "test.csv", tmp_path / "a.csv", 0)
-    read = traces.read([tmp_path / "a.journal.jsonl"], traces.read_golds(tmp_path / "test.csv"))[0]
+    read = traces.read_traces([tmp_path / "a.journal.jsonl"], traces.read_golds(tmp_path / "test.csv"))[0]
     samples = [sample for solution in solutions.values() for sample in solution.samples]
     assert read.stopped == sum(sample.end is End.STOPPED for sample in samples)
-    figures = replay.compare(read, draws=10)
+    figures = replay.compare_rules(read, draws=10)
     assert {"ours:tail_entropy", "all:logprob", "ours:ties"} <= {row.rule for row in figures}
     for question in read.questions:
         votes = Counter(sample.answer for sample in question.ours if sample.answer is not None)

@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT
 
 from aimo.evaluation import replay, traces
-from aimo.evaluation.traces import Question, Recorded
+from aimo.evaluation.traces import RecordedQuestion, RecordedSample
 from aimo.inference import answers, solver, voting
 from aimo.inference.settings import Settings, Tags
 from aimo.inference.solution import End, Sample, Solution
@@ -33,14 +33,14 @@ def read(text, tags=Tags()):  # noqa: B008 (frozen)
 
 @pytest.fixture(scope="session")
 def amc(shared):
-    return traces.read([shared / "traces" / "amc23_15_models.jsonl"])[0].questions
+    return traces.read_traces([shared / "traces" / "amc23_15_models.jsonl"])[0].questions
 
 
 def averages(questions, rules, draws, seed):
     """The means over questions of each rule's accuracy, tokens and wall."""
     return [
         (one.accuracy.mean(), one.tokens.mean(), one.wall.mean())
-        for one in replay.measure(questions, [replay.parse(rule) for rule in rules], draws, seed)
+        for one in replay.measure(questions, [replay.parse_rule(rule) for rule in rules], draws, seed)
     ]
 
 
@@ -426,7 +426,7 @@ def test_real_completions_are_voted_as_well_as_the_best_peer_does_for_much_less(
     if part == "odd questions":
         amc = amc[1::2]
     if part == "without four models":
-        amc = [Question(q.gold, q.peer[:5] + q.peer[9:], q.ours[:5] + q.ours[9:]) for q in amc]
+        amc = [RecordedQuestion(q.gold, q.peer[:5] + q.peer[9:], q.ours[:5] + q.ours[9:]) for q in amc]
     ours, *peers = averages(amc, ["ours", "all", "4 of 16", "5 of 15", "10 ended of 12"], 40, 1)
     best = max(peers, key=lambda figures: (figures[0], -figures[1]))
     assert ours[0] >= best[0] - 0.005
@@ -448,8 +448,8 @@ def test_on_samples_of_any_lengths_and_skill_stopping_costs_little_accuracy(spre
             right = r.random() < p
             tokens = 3000 * math.exp(own + r.gauss(0, spread) + (0 if right else pace))
             answer = 1000 if right else r.choices(wrong, [1 / (i + 1) for i in range(6)])[0]
-            samples.append(Recorded(*((32_000, None) if r.random() < overlong else (tokens, answer))))
-        questions.append(Question(1000, samples, samples))
+            samples.append(RecordedSample(*((32_000, None) if r.random() < overlong else (tokens, answer))))
+        questions.append(RecordedQuestion(1000, samples, samples))
     ours, everything = averages(questions, ["ours", "all"], 2, 0)
     assert ours[0] > everything[0] - 0.02
     assert ours[1] < 0.7 * everything[1] and ours[2] < 0.7 * everything[2]

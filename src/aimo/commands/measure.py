@@ -56,17 +56,17 @@ def replay(
 
     check_folder("--json", to)
     check_folder("--plot", plot)
-    rules = [lab.parse(name) for name in policy or []]
+    rules = [lab.parse_rule(name) for name in policy or []]
     figures = []
-    for one in traces.read(files, traces.read_golds(answers) if answers else {}):
-        rows = lab.compare(one, rules, draws, seed, samples, budget)
-        lab.show(one, rows)
+    for one in traces.read_traces(files, traces.read_golds(answers) if answers else {}):
+        rows = lab.compare_rules(one, rules, draws, seed, samples, budget)
+        lab.show_rules(one, rows)
         figures += rows
     record = {"rules": [asdict(row) for row in figures]}
     for option, path in ("--json", to), ("--plot", plot):
         try:
             if path:
-                write_json(path, record) if option == "--json" else lab.plot(figures, path)
+                write_json(path, record) if option == "--json" else lab.plot_rules(figures, path)
         except (OSError, ValueError) as e:  # matplotlib raises ValueError for a suffix that it does not know
             reason = e.strerror if isinstance(e, OSError) else str(e)
             raise AimoError(f"{option} {path}: {reason}; take a file that can be written") from None
@@ -87,15 +87,15 @@ def forecast(
     """Forecast the score of a competition from recorded samples, and how many runs tell a gain from luck."""
     from aimo.evaluation import forecast as lab
     from aimo.evaluation import traces
-    from aimo.evaluation.replay import parse
+    from aimo.evaluation.replay import parse_rule
     from aimo.inference.competitions import COMPETITIONS
 
     if competition not in COMPETITIONS:
         raise AimoError(f"--competition {competition}: there are {', '.join(COMPETITIONS)}")
-    for one in traces.read(files, traces.read_golds(answers) if answers else {}):
-        chances = lab.rates(one.questions, parse(policy), samples, draws, seed)
+    for one in traces.read_traces(files, traces.read_golds(answers) if answers else {}):
+        chances = lab.chances_of(one.questions, parse_rule(policy), samples, draws, seed)
         print(f"{one.name}: {len(one.questions)} questions recorded, {policy}, {samples} samples")
-        lab.show(lab.forecast(chances, runs, COMPETITIONS[competition].questions))
+        lab.show_forecast(lab.forecast_score(chances, runs, COMPETITIONS[competition].questions))
 
 
 def evaluate(
@@ -178,7 +178,7 @@ def compare(
     from aimo.evaluation.evaluate import folder_of
 
     folder = folder_of("-".join(path.name for path in runs), run_dir, "compare")
-    print(*lab.run(runs, differ or [], folder), f"page: {folder / 'comparison.html'}", sep="\n")
+    print(*lab.compare_folders(runs, differ or [], folder), f"page: {folder / 'comparison.html'}", sep="\n")
 
 
 def start(

@@ -1,7 +1,7 @@
 """`aimo compare`: models on the same questions, how large a difference is, and whether it is more than luck.
 
 Each question's difference is taken first, and the bootstrap draws questions, so that easy and hard ones do
-not blur it. Out of scope: questions or settings that differ, which are refused.
+not blur it. Evaluations with other questions or settings are refused.
 """
 
 from collections.abc import Collection
@@ -26,18 +26,14 @@ SIGNIFICANCE, POWER = 0.05, 0.8
 
 @dataclass(frozen=True)
 class Comparison:
-    """Model b against model a, the baseline."""
+    """Model b against model a, the baseline, by as many completions of each question as both have."""
 
     a: Scores
     b: Scores
-    passes: Interval
-    """Difference in pass@1."""
-    votes: Interval | None
-    """Difference in maj@k, k being what both have; None for one completion of each question."""
-    tokens: Interval
-    """b's mean tokens divided by a's."""
-    mcnemar: float | None
-    """The p-value of McNemar's exact test; None where there are several completions of a question."""
+    passes: Interval  # difference in pass@1
+    votes: Interval | None  # difference in maj@k; None for one completion of each question
+    tokens: Interval  # b's mean tokens divided by a's
+    mcnemar: float | None  # the p-value of McNemar's exact test; None for several completions of a question
 
     @property
     def is_real(self) -> bool:
@@ -53,8 +49,8 @@ class Comparison:
         return sorted(flipped.tolist(), key=lambda row: -changes[row])
 
 
-def run(folders: list[Path], allowed: Collection[str], folder: Path) -> list[str]:
-    """Compare evaluations with the first of them, write comparison.json and its page; returns the verdicts.
+def compare_folders(folders: list[Path], allowed: Collection[str], folder: Path) -> list[str]:
+    """Compare evaluations with the first of them, write comparison.json and its page; return the verdicts.
 
     AimoError when they have no benchmark in common, or were made with other questions or settings.
     """
@@ -66,57 +62,52 @@ def run(folders: list[Path], allowed: Collection[str], folder: Path) -> list[str
     if not common:
         raise AimoError(f"{' and '.join(runs)} have no benchmark in common; evaluate the same ones")
     for name in common:
-        check([scores[name].header for scores in runs.values()], allowed)
+        check_headers([scores[name].header for scores in runs.values()], allowed)
     verdicts, differences, flips = [], [], {}
     for name in common:
         for b, scores in others:
-            found = compare(baseline[name], scores[name])
+            found = compare_scores(baseline[name], scores[name])
             verdicts.append(f"{name}: {verdict(found, a, b)}")
-            differences.append({"benchmark": name, "model": b, "against": a} | row(found))
-            flips[f"{name}: {a} and {b}"] = [flip(found, i, a, b) for i in found.flips()]
+            k, tokens = found.a.samples, found.tokens
+            row = {"benchmark": name, "model": b, "against": a, "questions": len(found.a.right), "k": k}
+            row["pass@1"] = in_points(found.passes)
+            if found.votes:
+                row[f"maj@{k}"] = in_points(found.votes)
+            if found.mcnemar is not None:
+                row["McNemar's p"] = f"{found.mcnemar:.2g}"
+            row["tokens, ratio"] = f"{tokens.value:.2f} ({tokens.low:.2f} to {tokens.high:.2f})"
+            row["is real"] = "yes" if found.is_real else "open"
+            differences.append(row)
+            flipped = []
+            for i in found.flips():
+                sides = {a: row_of(found.a, i), b: row_of(found.b, i)}
+                flipped.append({key: sides[a][key] for key in ("id", "problem", "gold")} | {"sides": sides})
+            flips[f"{name}: {a} and {b}"] = flipped
     make_folder(folder)
     try:
         write_json(folder / "comparison.json", {"headline": " ".join(verdicts), "differences": differences})
     except OSError as e:
         raise AimoError(f"--run-dir {folder}: {e.strerror}; make room, or take another") from None
     title = f"Comparison: {', '.join(runs)}"
-    pages.write_comparison(
-        folder, {"title": title, "verdicts": verdicts, "differences": differences, "flips": flips}
-    )
+    shown = {"title": title, "verdicts": verdicts, "differences": differences, "flips": flips}
+    pages.write_comparison(folder, shown)
     pages.write_index(folder)
     return verdicts
 
 
-def row(found: Comparison) -> dict[str, Any]:
-    """The figures of a comparison, differences in points of 100."""
-    k = found.a.samples
-    figures: dict[str, Any] = {"questions": len(found.a.right), "k": k, "pass@1": points(found.passes)}
-    if found.votes:
-        figures[f"maj@{k}"] = points(found.votes)
-    if found.mcnemar is not None:
-        figures["McNemar's p"] = f"{found.mcnemar:.2g}"
-    tokens = found.tokens
-    return figures | {
-        "tokens, ratio": f"{tokens.value:.2f} ({tokens.low:.2f} to {tokens.high:.2f})",
-        "is real": "yes" if found.is_real else "open",
-    }
-
-
-def points(difference: Interval) -> str:
-    """A difference with its interval."""
+def in_points(difference: Interval) -> str:
+    """A difference with its interval, in points of 100."""
     value, low, high = (100 * number for number in (difference.value, difference.low, difference.high))
     return f"{value:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
-def flip(found: Comparison, i: int, a: str, b: str) -> dict[str, Any]:
-    """A question that flipped, with completions of both models."""
-    rows = {name: row_of(scores, i) for name, scores in ((a, found.a), (b, found.b))}
-    question = {key: rows[a][key] for key in ("id", "problem", "gold")}
-    return question | {"sides": rows}
-
-
-def check(headers: list[Header], allowed: Collection[str] = ()) -> None:
+def check_headers(headers: list[Header], allowed: Collection[str] = ()) -> None:
     """Refuse headers of different questions, or of settings that differ and are not `allowed`."""
+
+    def limited(header: Header) -> dict[str, Any]:  # no more tokens than the context allows
+        settings = asdict(header) | header.settings
+        return settings | {"max_tokens": min(settings.get("max_tokens", header.context), header.context)}
+
     first, *others = headers
     for other in others:
         names = f"{first.model} and {other.model} on {first.benchmark}"
@@ -124,7 +115,7 @@ def check(headers: list[Header], allowed: Collection[str] = ()) -> None:
             raise AimoError(
                 f"{names}: their questions differ; evaluate both on the same file with the same --rows"
             )
-        mine, theirs = (limited(header) for header in (first, other))
+        mine, theirs = limited(first), limited(other)
         for key in (*ASKED, "context"):  # but for what an older version did not record
             if key in mine and key in theirs and mine[key] != theirs[key] and key not in allowed:
                 raise AimoError(
@@ -133,24 +124,16 @@ def check(headers: list[Header], allowed: Collection[str] = ()) -> None:
                 )
 
 
-def limited(header: Header) -> dict[str, Any]:
-    """The settings, with no more tokens than the context allows."""
-    settings = asdict(header) | header.settings
-    return settings | {"max_tokens": min(settings.get("max_tokens", header.context), header.context)}
-
-
-def compare(a: Scores, b: Scores) -> Comparison:
+def compare_scores(a: Scores, b: Scores) -> Comparison:
     """Compare two models on the same questions, by as many completions as both have."""
     k = min(a.samples, b.samples)
     a, b = a.first(k), b.first(k)
-    return Comparison(
-        a,
-        b,
-        difference_interval(b.right.mean(axis=1), a.right.mean(axis=1)),
-        difference_interval(b.votes(), a.votes()) if k > 1 else None,
-        ratio_interval(b.tokens, a.tokens),
-        mcnemar(int((b.right & ~a.right).sum()), int((a.right & ~b.right).sum())) if k == 1 else None,
-    )
+    passes = difference_interval(b.right.mean(axis=1), a.right.mean(axis=1))
+    tokens = ratio_interval(b.tokens, a.tokens)
+    if k > 1:
+        return Comparison(a, b, passes, difference_interval(b.votes(), a.votes()), tokens, None)
+    p = mcnemar(int((b.right & ~a.right).sum()), int((a.right & ~b.right).sum()))
+    return Comparison(a, b, passes, None, tokens, p)
 
 
 def mcnemar(gained: int, lost: int) -> float:
@@ -160,7 +143,7 @@ def mcnemar(gained: int, lost: int) -> float:
 
 
 def verdict(found: Comparison, a: str, b: str) -> str:
-    """In plain words whether b is better than a, and what would tell if that is open."""
+    """Whether b is better than a, in plain words, and what would tell if that is open."""
     points = 100 * found.passes.value
     bounds = f"95 % interval {100 * found.passes.low:+.1f} to {100 * found.passes.high:+.1f}"
     if found.mcnemar is not None:

@@ -1,4 +1,4 @@
-"""The score of a competition day, forecast from recorded samples, and how many runs tell a gain from luck.
+"""Forecast the score of a competition day from recorded samples, and how many runs tell a gain from luck.
 
 A day asks `questions` questions `runs` times each; a question scores the share of its runs that are right, so
 in AIMO 3 (two runs) both right give 1 and one right gives 0.5. Assumptions:
@@ -10,8 +10,8 @@ in AIMO 3 (two runs) both right give 1 and one right gives 0.5. Assumptions:
 - When as many questions were recorded as the day asks, the day asks these. Otherwise each of its questions is
   drawn at random, with replacement, from the recorded ones.
 
-The score's distribution is the convolution of the questions' distributions, exact given p_q. Out of scope:
-time, which a rule may run out of (docs/voting.md, the time bank).
+The score's distribution is the convolution of the questions' distributions, exact given p_q. Time, which a
+rule may run out of, has no part in it (docs/voting.md, the time bank).
 """
 
 import random
@@ -25,13 +25,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from aimo.evaluation.replay import Rule, judge
-from aimo.evaluation.traces import Question
+from aimo.evaluation.replay import Rule, replay_order
+from aimo.evaluation.traces import RecordedQuestion
 
 SIGNIFICANCE, POWER = 0.05, 0.8
 LEAST_SHOWN = 0.001  # chance of a score
-FIELD_DEVIATION = 1.7
-"""Of 21 runs of the baseline of AIMO 3's winners (mean 39.3 of 50)."""
+FIELD_DEVIATION = 1.7  # of 21 runs of the baseline of AIMO 3's winners (mean 39.3 of 50)
 
 
 @dataclass(frozen=True)
@@ -39,55 +38,48 @@ class Forecast:
     """The distribution of a score in steps of 1 / runs."""
 
     runs: int
-    chances: np.ndarray
-    """Entry i is the chance of the score i / runs."""
-    luck: float
-    """Standard deviation of the score of one run on the same questions."""
+    chances: np.ndarray  # entry i is the chance of the score i / runs
+    luck: float  # standard deviation of the score of one run on the same questions
+
+    @property
+    def scores(self) -> np.ndarray:
+        return np.arange(len(self.chances)) / self.runs
 
     @property
     def mean(self) -> float:
-        """The expected score."""
         return float(self.scores @ self.chances)
 
     @property
     def deviation(self) -> float:
-        """The score's standard deviation."""
         return float(np.sqrt((self.scores - self.mean) ** 2 @ self.chances))
-
-    @property
-    def scores(self) -> np.ndarray:
-        """The scores that there are."""
-        return np.arange(len(self.chances)) / self.runs
 
     def at_least(self) -> np.ndarray:
         """The chance of each score or a higher one."""
         return self.chances[::-1].cumsum()[::-1]
 
 
-def rates(
-    questions: Sequence[Question], rule: Rule, samples: int = 16, draws: int = 300, seed: int = 0
+def chances_of(
+    questions: Sequence[RecordedQuestion], rule: Rule, samples: int = 16, draws: int = 300, seed: int = 0
 ) -> list[float]:
     """(n,) the chance that one run of a rule, with so many samples, is right on each question."""
     rng = random.Random(seed)
     found = []
     for question in questions:
         recorded = range(len(question.ours))
-        right = [judge(question, rng.choices(recorded, k=samples), rule)[0] for _ in range(draws)]
+        right = [replay_order(question, rng.choices(recorded, k=samples), rule)[0] for _ in range(draws)]
         found.append(sum(right) / draws)
     return found
 
 
-def forecast(rates: Sequence[float], runs: int, questions: int) -> Forecast:
+def forecast_score(rates: Sequence[float], runs: int, questions: int) -> Forecast:
     """The score of a day of `questions` questions with the chances `rates` (m,) of the recorded ones."""
-    each = np.stack([binomial(runs, rate) for rate in rates])
+    rights = range(runs + 1)
+    each = np.array(
+        [[comb(runs, k) * p**k * (1 - p) ** (runs - k) for k in rights] for p in rates]
+    )  # binomial
     asked = each if len(rates) == questions else [each.mean(axis=0)] * questions
     variance = np.mean([rate * (1 - rate) for rate in rates]) * questions
     return Forecast(runs, reduce(np.convolve, asked), float(np.sqrt(variance)))
-
-
-def binomial(runs: int, rate: float) -> np.ndarray:
-    """(runs + 1,) the chance of each number of right runs."""
-    return np.array([comb(runs, k) * rate**k * (1 - rate) ** (runs - k) for k in range(runs + 1)])
 
 
 def runs_to_tell(deviation: float, gain: float = 1.0) -> int:
@@ -101,7 +93,7 @@ def runs_to_tell(deviation: float, gain: float = 1.0) -> int:
     return max(1, int(np.ceil(n)))
 
 
-def show(found: Forecast) -> None:
+def show_forecast(found: Forecast) -> None:
     """Print the chances of the scores, and the days that tell a gain of a point from luck."""
     table = Table("score", "chance", "at least")
     for score, chance, more in zip(found.scores, found.chances, found.at_least(), strict=True):

@@ -2,8 +2,7 @@
 
 Each question is replayed in random orders of its samples, the same for every rule. At most 16 samples run at
 a time. When a rule stops, the running samples end, and the tokens that they wrote count. Wall is the time
-from the first start to the stop. All figures are means over questions and orders. Out of scope: reading the
-samples (`aimo.evaluation.traces`), chances of a score (`aimo.evaluation.forecast`).
+from the first start to the stop. All figures are means over questions and orders.
 """
 
 import math
@@ -21,15 +20,15 @@ from rich.table import Table
 
 from aimo.errors import AimoError
 from aimo.evaluation.scores import Interval, difference_interval, ratio_interval
-from aimo.evaluation.traces import Question, Recorded, Traces, Vote
+from aimo.evaluation.traces import RecordedQuestion, RecordedSample, Traces, Vote
 from aimo.inference import voting
 from aimo.inference.voting import State, Step, Stop
 from aimo.report import plots
 
 OURS = "ours"
+# Ours, no stop, AIMO 3's, that of its best public notebook with our 16 samples, AIMO 2's second place's,
+# NVIDIA's.
 STOPS = (OURS, "all", "4 of 8", "4 of 16", "5 of 15", "10 ended of 12")
-"""Ours, no stop, AIMO 3's, that of its best public notebook with our 16 samples, AIMO 2's second place's,
-NVIDIA's."""
 WEIGHTS = ("programs", "length", "logprob", "tail_logprob", "entropy", "tail_entropy", "ties")
 SHOWN = 5  # questions that flipped
 GRAMMAR = (
@@ -44,11 +43,9 @@ class Rule:
 
     name: str
     next_step: Callable[[State], Step]
-    samples: int | None = None
-    """How many samples of a question at most; None: all."""
+    samples: int | None = None  # of a question at most; None: all
     weight: str = "equal"
-    is_ours: bool = False
-    """Whether samples end, and equal votes are told apart, as in the solver."""
+    is_ours: bool = False  # whether samples end, and equal votes are told apart, as in the solver
 
 
 @dataclass(frozen=True)
@@ -60,45 +57,33 @@ class Outcome:
     wall: float
 
 
-def parse(name: str) -> Rule:
-    """The rule of a name such as `ours`, `ours max_error=0.1`, `4 of 8` or `all:entropy`."""
+def parse_rule(name: str) -> Rule:
+    """Return the rule of a name such as `ours`, `ours max_error=0.1`, `4 of 8` or `all:entropy`."""
     stop, _, weight = (part.strip() for part in name.partition(":"))
     is_ours, *changes = stop.split() or [""]
     if weight not in ("", "equal", *WEIGHTS):
         raise AimoError(f"--policy {name!r}: {GRAMMAR}")
-    if is_ours == OURS:  # the solver always looks at what programs printed
-        policy = changed(name, changes)
+    if is_ours == OURS:
+        types = {field.name: type(getattr(voting.POLICY, field.name)) for field in fields(voting.Policy)}
+        try:
+            pairs = dict(change.split("=") for change in changes)
+            policy = replace(voting.POLICY, **{key: types[key](value) for key, value in pairs.items()})
+        except (ValueError, KeyError):
+            raise AimoError(
+                f"--policy {name!r}: ours has the keys {', '.join(types)}, each with a number"
+            ) from None
+        # The solver always looks at what programs printed.
         return Rule(name, lambda state: voting.next_step(state, policy), None, weight or "programs", True)
     if stop == "all":
         return Rule(name, peer(lambda state: False), None, weight or "equal")
     if found := re.fullmatch(r"(\d+)( ended)? of (\d+)", stop):
         needed = int(found[1])
-        return Rule(
-            name, peer(ended(needed) if found[2] else agreeing(needed)), int(found[3]), weight or "equal"
-        )
+
+        def is_over(state: State) -> bool:  # so many have ended, or one answer has so many votes
+            return (state.ended if found[2] else max(state.votes.values(), default=0)) >= needed
+
+        return Rule(name, peer(is_over), int(found[3]), weight or "equal")
     raise AimoError(f"--policy {name!r}: {GRAMMAR}")
-
-
-def changed(name: str, changes: Sequence[str]) -> voting.Policy:
-    """Our policy with some of its values changed."""
-    types = {field.name: type(getattr(voting.POLICY, field.name)) for field in fields(voting.Policy)}
-    try:
-        pairs = dict(change.split("=") for change in changes)
-        return replace(voting.POLICY, **{key: types[key](value) for key, value in pairs.items()})
-    except (ValueError, KeyError):
-        raise AimoError(
-            f"--policy {name!r}: ours has the keys {', '.join(types)}, each with a number"
-        ) from None
-
-
-def agreeing(votes: int) -> Callable[[State], bool]:
-    """A rule that stops as soon as one answer has that many votes."""
-    return lambda state: max(state.votes.values(), default=0) >= votes
-
-
-def ended(samples: int) -> Callable[[State], bool]:
-    """A rule that stops as soon as that many samples have ended."""
-    return lambda state: state.ended >= samples
 
 
 def peer(stop: Callable[[State], bool]) -> Callable[[State], Step]:
@@ -114,19 +99,8 @@ def peer(stop: Callable[[State], bool]) -> Callable[[State], Step]:
     return next_step
 
 
-def weigh(sample: Recorded, weight: str) -> float:
-    """What a sample's vote weighs.
-
-    The solver gives an answer that a program printed and the sample did not state a half; here it counts 2,
-    as records do not tell them apart.
-    """
-    if weight != "programs":
-        return voting.weigh(sample, weight)
-    return voting.by_tools(sample.answer, sample.printed)
-
-
 def play(
-    samples: Sequence[Recorded], rule: Rule, budget: float = math.inf
+    samples: Sequence[RecordedSample], rule: Rule, budget: float = math.inf
 ) -> tuple[dict[int, Vote], Outcome]:
     """Replay samples in the order in which they are started, for `budget` units of wall time at most.
 
@@ -151,7 +125,14 @@ def play(
         step = rule.next_step(state)
         if step.stop:
             tokens += sum((now - start) * samples[i].pace for i, start in running.items())
-            return over, Outcome(vote(over, votes, weights, rule), tokens, now)
+            # Most weight wins, then most votes. Among equals ours takes the smallest answer; a peer the first
+            # to end or, where it awaits all samples, the first to be started.
+            if rule.is_ours:
+                return over, Outcome(voting.leader(weights, votes), tokens, now)
+            order = sorted(over) if rule.samples is None else over
+            candidates = [over[i] for i in order if over[i] is not None]
+            best = max(candidates, key=lambda answer: (weights[answer], votes[answer]), default=None)
+            return over, Outcome(best, tokens, now)
         for i in range(fresh, fresh + step.start):
             running[i], ends[i] = now, now + samples[i].tokens / samples[i].pace
         fresh += step.start
@@ -172,27 +153,19 @@ def play(
         answer = over[i] = None if cut else sample.answer
         if answer is not None:
             votes[answer] += 1
-            each.append(weigh(sample, rule.weight))
+            # The solver gives an answer that a program printed and the sample did not state a half; here it
+            # counts 2, as records do not tell them apart.
+            if rule.weight == "programs":
+                each.append(voting.by_tools(sample.answer, sample.printed))
+            else:
+                each.append(voting.weigh(sample, rule.weight))
             weights[answer] = weights.get(answer, 0.0) + each[-1]
         longest = longest if cut else max(longest, wrote)
 
 
-def vote(over: dict[int, Vote], votes: Counter[Any], weights: dict[Any, float], rule: Rule) -> Vote:
-    """The answer of most weight, then of most votes; None without any vote.
-
-    Among equals ours takes the smallest. A peer takes the first to end or, where it awaits all samples, the
-    first to be started.
-    """
-    if rule.is_ours:
-        return voting.leader(weights, votes)
-    order = sorted(over) if rule.samples is None else over
-    candidates = [over[i] for i in order if over[i] is not None]
-    return max(candidates, key=lambda answer: (weights[answer], votes[answer]), default=None)
-
-
 @dataclass(frozen=True)
 class Measured:
-    """What a rule made of n questions: (n,) means over the orders of each."""
+    """What a rule made of n questions: (n,) means over the orders of each question."""
 
     rule: str
     accuracy: np.ndarray
@@ -201,7 +174,7 @@ class Measured:
 
 
 def measure(
-    questions: Sequence[Question],
+    questions: Sequence[RecordedQuestion],
     rules: Sequence[Rule],
     draws: int = 300,
     seed: int = 0,
@@ -220,12 +193,12 @@ def measure(
         orders = Counter(tuple(rng.sample(range(available), count)) for _ in range(draws))
         for order, times in orders.items():
             for r, rule in enumerate(rules):
-                figures[r, :, n] += times * np.array(judge(question, order, rule, budget))
+                figures[r, :, n] += times * np.array(replay_order(question, order, rule, budget))
     return [Measured(rule.name, *figure / draws) for rule, figure in zip(rules, figures, strict=True)]
 
 
-def judge(
-    question: Question, order: Sequence[int], rule: Rule, budget: float = math.inf
+def replay_order(
+    question: RecordedQuestion, order: Sequence[int], rule: Rule, budget: float = math.inf
 ) -> tuple[bool, float, float]:
     """Whether a rule is right on one order of a question's samples, its tokens and its wall time."""
     samples = question.ours if rule.is_ours else question.peer
@@ -238,23 +211,20 @@ class Figures:
     """A rule on one file, beside our default."""
 
     file: str
-    unit: str
-    """Of wall time."""
+    unit: str  # of wall time
     rule: str
     accuracy: float
     tokens: float
     wall: float
-    difference: Interval
-    """Of its accuracy and ours."""
-    tokens_ratio: Interval
-    """Our tokens divided by its."""
+    difference: Interval  # of its accuracy and ours
+    tokens_ratio: Interval  # our tokens divided by its
     wall_ratio: Interval
+    # Questions that one of both answers right in most orders and the other does not, with the shares of
+    # orders that ours and this rule answer right.
     flipped: dict[str, tuple[float, float]]
-    """Questions that one of both answers right in most orders and the other does not, with the shares of
-    orders that ours and this rule answer right."""
 
 
-def compare(
+def compare_rules(
     traces: Traces,
     rules: Sequence[Rule] = (),
     draws: int = 300,
@@ -268,25 +238,27 @@ def compare(
             remedy = "record it with inference.confidence=true" if rule.weight != "programs" else "use tools"
             raise AimoError(f"--policy {rule.name!r}: {traces.name} has no {rule.weight} recorded; {remedy}")
     wanted = [rule for rule in rules or defaults(traces) if rule.name != OURS]
-    ours, *others = measure(traces.questions, [parse(OURS), *wanted], draws, seed, samples, budget)
-    return [beside(ours, one, traces, seed) for one in (ours, *others)]
-
-
-def beside(ours: Measured, one: Measured, traces: Traces, seed: int) -> Figures:
-    """The figures of one rule beside ours."""
-    turned = np.flatnonzero((one.accuracy > 0.5) != (ours.accuracy > 0.5))
-    return Figures(
-        file=traces.name,
-        unit=traces.unit,
-        rule=one.rule,
-        accuracy=float(one.accuracy.mean()),
-        tokens=float(one.tokens.mean()),
-        wall=float(one.wall.mean()),
-        difference=difference_interval(one.accuracy, ours.accuracy, seed),
-        tokens_ratio=ratio_interval(ours.tokens, one.tokens, seed),
-        wall_ratio=ratio_interval(ours.wall, one.wall, seed),
-        flipped={traces.questions[i].id: (float(ours.accuracy[i]), float(one.accuracy[i])) for i in turned},
-    )
+    ours, *others = measure(traces.questions, [parse_rule(OURS), *wanted], draws, seed, samples, budget)
+    found = []
+    for one in (ours, *others):
+        turned = np.flatnonzero((one.accuracy > 0.5) != (ours.accuracy > 0.5))
+        found.append(
+            Figures(
+                file=traces.name,
+                unit=traces.unit,
+                rule=one.rule,
+                accuracy=float(one.accuracy.mean()),
+                tokens=float(one.tokens.mean()),
+                wall=float(one.wall.mean()),
+                difference=difference_interval(one.accuracy, ours.accuracy, seed),
+                tokens_ratio=ratio_interval(ours.tokens, one.tokens, seed),
+                wall_ratio=ratio_interval(ours.wall, one.wall, seed),
+                flipped={
+                    traces.questions[i].id: (float(ours.accuracy[i]), float(one.accuracy[i])) for i in turned
+                },
+            )
+        )
+    return found
 
 
 def defaults(traces: Traces) -> list[Rule]:
@@ -294,11 +266,10 @@ def defaults(traces: Traces) -> list[Rule]:
     weights = [weight for weight in WEIGHTS if has_weight(traces, weight)]
     of_all = [f"all:{weight}" for weight in weights]
     of_ours = [f"ours:{'equal' if weight == 'programs' else weight}" for weight in weights]
-    return [parse(name) for name in (*STOPS, *of_all, *of_ours)]
+    return [parse_rule(name) for name in (*STOPS, *of_all, *of_ours)]
 
 
 def has_weight(traces: Traces, weight: str) -> bool:
-    """Whether a file has recorded what a weight needs."""
     if weight in ("equal", "length"):
         return True
     samples = [sample for question in traces.questions for sample in question.ours]
@@ -309,7 +280,7 @@ def has_weight(traces: Traces, weight: str) -> bool:
     return any(getattr(sample, weight) is not None for sample in samples)
 
 
-def plot(figures: Sequence[Figures], to: Path) -> None:
+def plot_rules(figures: Sequence[Figures], to: Path) -> None:
     """Accuracy against tokens, a panel for each file."""
     files = list(dict.fromkeys(figure.file for figure in figures))
     canvas, grid = plots.panels(len(files), columns=3, width=7, height=5)
@@ -336,8 +307,14 @@ def plot(figures: Sequence[Figures], to: Path) -> None:
     plots.save(canvas, to, dpi=110)
 
 
-def show(traces: Traces, figures: Sequence[Figures]) -> None:
+def show_rules(traces: Traces, figures: Sequence[Figures]) -> None:
     """Print the figures of one file as a table, and the questions that flipped."""
+
+    def text(interval: Interval, form: str) -> str:  # + 0 makes -0.0 a 0.0
+        bounds = interval.value, interval.low, interval.high
+        value, low, high = (f"{round(x, 3) + 0:{form}}" for x in bounds)
+        return f"{value} ({low} to {high})"
+
     title = f"{traces.name}: {len(traces.questions)} questions, 95 % intervals over questions"
     table = Table("rule", "accuracy", "minus ours", "tokens", "ours / its", "wall", "ours / its", title=title)
     for row in figures:
@@ -355,9 +332,3 @@ def show(traces: Traces, figures: Sequence[Figures]) -> None:
             more = f" and {len(listed) - SHOWN} more" if len(listed) > SHOWN else ""
             if listed:
                 print(f"{row.rule} {verb} {', '.join(listed[:SHOWN])}{more}")
-
-
-def text(interval: Interval, form: str) -> str:
-    """An interval as `value (low to high)`."""
-    value, low, high = (f"{round(x, 3) + 0:{form}}" for x in (interval.value, interval.low, interval.high))
-    return f"{value} ({low} to {high})"  # + 0 makes -0.0 a 0.0

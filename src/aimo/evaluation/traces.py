@@ -1,18 +1,16 @@
-"""Recorded samples, read as rules of voting and stopping see them: `read` takes journals and public traces.
+"""Read recorded samples, from journals or public traces, as rules of voting and stopping see them.
 
-Formats, told apart by the keys of a line (JSON lines, a question each but for the first):
+The keys of a line tell the formats apart (JSON lines, a question each but for the first):
 - a journal of the solver (`aimo.inference.journal`): a sample a line; files of one model are pooled;
 - `samples`, each with `text`: whole completions, as lm-evaluation harnesses keep them;
 - `attempts`, each with `tokens` and `answer`: the logs of a competition notebook.
-
-Out of scope: the rules (`aimo.evaluation.replay`).
 """
 
 import json
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,7 +29,7 @@ REMEDY = "give a journal of the solver, or traces with `samples` or `attempts` a
 
 @dataclass(frozen=True)
 class Text:
-    """A sample of public traces that is kept whole."""
+    """A sample of public traces, kept whole."""
 
     text: str
 
@@ -48,37 +46,30 @@ class Attempt:
 KINDS: dict[str, TypeAdapter[Any]] = {
     "samples": TypeAdapter(Annotated[list[Text], Field(min_length=1)]),
     "attempts": TypeAdapter(Annotated[list[Attempt], Field(min_length=1)]),
-}
-"""What a line of public traces holds, by its key."""
+}  # what a line of public traces holds, by its key
 
 
 @dataclass(frozen=True)
-class Recorded:
+class RecordedSample:
     """A recorded sample as a rule sees it."""
 
-    tokens: float
-    """Until it ends."""
+    tokens: float  # until it ends
     answer: Vote
-    pace: float = 1.0
-    """Tokens a unit of wall time: 1 where no time was recorded."""
-    printed: tuple[int | None, ...] = ()
-    """The answers that its programs printed."""
-    logprob: float | None = None
+    pace: float = 1.0  # tokens a unit of wall time: 1 where no time was recorded
+    printed: tuple[int | None, ...] = ()  # the answers that its programs printed
+    logprob: float | None = None  # these four as in `aimo.inference.solution.Sample`
     tail_logprob: float | None = None
     entropy: float | None = None
     tail_entropy: float | None = None
-    """As in `aimo.inference.solution.Sample`."""
 
 
 @dataclass(frozen=True)
-class Question:
+class RecordedQuestion:
     """A question's recorded samples in one order, as the peers read them and as we read them."""
 
     gold: int
-    peer: Sequence[Recorded]
-    """Completions read to their end."""
-    ours: Sequence[Recorded]
-    """Completions that end at their first final answer or at degenerate repetition."""
+    peer: Sequence[RecordedSample]  # read to their end
+    ours: Sequence[RecordedSample]  # until their first final answer or degenerate repetition
     id: str = ""
 
 
@@ -87,15 +78,13 @@ class Traces:
     """The questions of one file, or of the journals of one model."""
 
     name: str
-    questions: list[Question]
-    unit: str = "tokens"
-    """What wall time is measured in: tokens of one sample, or seconds where they were recorded."""
-    stopped: int = 0
-    """Samples that were stopped before they ended: they have no vote and only the tokens that they wrote."""
+    questions: list[RecordedQuestion]
+    unit: str = "tokens"  # of wall time: tokens of one sample, or seconds where they were recorded
+    stopped: int = 0  # samples stopped before they ended: without a vote, with the tokens that they wrote
 
 
-def read(paths: Sequence[Path], golds: Mapping[str, int] | None = None) -> list[Traces]:
-    """All that the files hold; `golds` by question go over those of the files.
+def read_traces(paths: Sequence[Path], golds: Mapping[str, int] | None = None) -> list[Traces]:
+    """Return all that the files hold; `golds` by question go over those of the files.
 
     Raises AimoError for a line that is cut off, has unknown fields or is of another model than the journals
     before it, and for a question without a gold answer.
@@ -109,7 +98,7 @@ def read(paths: Sequence[Path], golds: Mapping[str, int] | None = None) -> list[
             journals.append(path)
         else:
             raise AimoError(f"{path}: not a file of samples; {REMEDY}")
-    return [*([pooled(journals, golds or {})] if journals else []), *traces]
+    return [*([pool(journals, golds or {})] if journals else []), *traces]
 
 
 def lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -129,7 +118,7 @@ def lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise AimoError(f"{path}, line {number}: cut off; {remedy}") from None
 
 
-def public(path: Path, golds: Mapping[str, int]) -> Iterator[Question]:
+def public(path: Path, golds: Mapping[str, int]) -> Iterator[RecordedQuestion]:
     """The questions of a file of public traces."""
     for number, row in lines(path):
         name = str(row.get("id", number))
@@ -145,14 +134,14 @@ def public(path: Path, golds: Mapping[str, int]) -> Iterator[Question]:
             raise AimoError(f"{path}, line {number}: {key}.{explain(e.errors()[0])}; {REMEDY}") from None
         if key == "samples":
             texts = [sample.text for sample in samples]
-            yield Question(gold, [*map(as_peers, texts)], [*map(as_ours, texts)], name)
+            yield RecordedQuestion(gold, [*map(as_peers, texts)], [*map(as_ours, texts)], name)
         else:
-            peer = [Recorded(one.tokens, one.answer, entropy=one.entropy) for one in samples]
+            peer = [RecordedSample(one.tokens, one.answer, entropy=one.entropy) for one in samples]
             ours = [replace(one, answer=answers.to_integer(str(one.answer))) for one in peer]
-            yield Question(gold, peer, ours, name)
+            yield RecordedQuestion(gold, peer, ours, name)
 
 
-def as_peers(text: str) -> Recorded:
+def as_peers(text: str) -> RecordedSample:
     """A completion read to its end: its answer, else the last number in its last 200 characters.
 
     The labels of the traces were made in the same way.
@@ -161,81 +150,60 @@ def as_peers(text: str) -> Recorded:
     if found is None:
         found = (re.findall(r"-?\d+(?:\.\d+)?", text[-200:]) or [None])[-1]
     number = answers.to_integer(found)
-    return Recorded(len(text) / CHARACTERS, found if number is None else number)
+    return RecordedSample(len(text) / CHARACTERS, found if number is None else number)
 
 
-def as_ours(text: str) -> Recorded:
+def as_ours(text: str) -> RecordedSample:
     """A completion that ends at its final answer, or where it degenerates."""
     final = voting.final_answer(text, read_answer)
     end, answer = final or (len(text), None)
     for place in range(CHECK, end, CHECK):
         before = text[max(0, place - voting.WINDOW) : place]
         if voting.is_repeating(before) or (place % COUNT_EVERY == 0 and voting.is_counting(before)):
-            return Recorded(place / CHARACTERS, None)
-    return Recorded(end / CHARACTERS, answer if final else read_answer(text))
+            return RecordedSample(place / CHARACTERS, None)
+    return RecordedSample(end / CHARACTERS, answer if final else read_answer(text))
 
 
 def read_answer(text: str) -> int | None:
-    """The integer that a text answers with."""
     return answers.to_integer(answers.extract(text))
 
 
-@dataclass
-class Pool:
-    """What journals of one model hold."""
-
-    header: journal.Header | None = None
-    samples: dict[str, list[Sample]] = field(default_factory=dict)
-    """By question."""
-
-
-def pooled(paths: Sequence[Path], golds: Mapping[str, int]) -> Traces:
+def pool(paths: Sequence[Path], golds: Mapping[str, int]) -> Traces:
     """The samples of journals of one model and its settings, by question."""
-    pool = Pool()
+    header: journal.Header | None = None
+    by_question: dict[str, list[Sample]] = {}
     for path in paths:
-        add(pool, path)
+        for number, row in lines(path):
+            where = f"{path}, line {number}"
+            try:
+                entry = journal.parse(row)
+            except ValueError as e:
+                remedy = (
+                    f"another version of aimo wrote it: replay it with that, or delete it: sed -i {number}d"
+                )
+                raise AimoError(f"{where}: {e}; {remedy} {path}") from None
+            if isinstance(entry, journal.Header):
+                if header and (difference := entry.differs(header)):
+                    raise AimoError(f"{where}: {difference}; replay them apart")
+                header = entry
+            elif isinstance(entry.value, Sample):
+                by_question.setdefault(entry.id, []).append(entry.value)
     questions = []
-    for name, samples in sorted(pool.samples.items()):
+    for name, samples in sorted(by_question.items()):
         if name not in golds:
             raise AimoError(f"question {name} has no answer; give --answers CSV, with its id and answer")
-        recorded = [as_recorded(sample) for sample in samples]
-        questions.append(Question(golds[name], recorded, recorded, name))
+        recorded = []
+        for one in samples:
+            seconds = one.end_s - one.begin_s
+            pace = max(1, one.tokens) / seconds if seconds > 0 else 1.0
+            confidence = one.logprob, one.tail_logprob, one.entropy, one.tail_entropy
+            recorded.append(RecordedSample(one.tokens, one.answer, pace, tuple(one.printed), *confidence))
+        questions.append(RecordedQuestion(golds[name], recorded, recorded, name))
     if not questions:
         raise AimoError(f"{paths[0]}: no sample has ended in it; give another journal")
-    stopped = sum(s.end is End.STOPPED for samples in pool.samples.values() for s in samples)
-    model = Path(pool.header.model).name if pool.header else ""
+    stopped = sum(one.end is End.STOPPED for samples in by_question.values() for one in samples)
+    model = Path(header.model).name if header else ""
     return Traces(model or paths[0].stem, questions, "seconds", stopped)
-
-
-def add(pool: Pool, path: Path) -> None:
-    """Add the samples of a journal to a pool."""
-    for number, row in lines(path):
-        try:
-            entry = journal.parse(row)
-        except ValueError as e:
-            remedy = f"another version of aimo wrote it: replay it with that, or delete it: sed -i {number}d"
-            raise AimoError(f"{path}, line {number}: {e}; {remedy} {path}") from None
-        if isinstance(entry, journal.Header):
-            if pool.header and (difference := entry.differs(pool.header)):
-                raise AimoError(f"{path}, line {number}: {difference}; replay them apart")
-            pool.header = entry
-        elif isinstance(entry.value, Sample):
-            pool.samples.setdefault(entry.id, []).append(entry.value)
-
-
-def as_recorded(sample: Sample) -> Recorded:
-    """A sample of a journal."""
-    seconds = sample.end_s - sample.begin_s
-    return Recorded(
-        sample.tokens,
-        sample.answer,
-        max(1, sample.tokens) / seconds if seconds > 0 else 1.0,
-        tuple(sample.printed),
-        sample.logprob,
-        sample.tail_logprob,
-        sample.entropy,
-        sample.tail_entropy,
-    )
 
 
 def read_golds(path: Path) -> dict[str, int]:
