@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -94,15 +93,6 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return groups.get(file := super()._split_scope(nodeid), file)
 
     return Grouped(config, log)
-
-
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Print the sums of what tests have recorded."""
-    sums: Counter[str] = Counter()
-    for report in terminalreporter.getreports("passed"):
-        sums.update(dict(report.user_properties))
-    for name, number in sums.items():
-        terminalreporter.line(f"{name}: {number}")
 
 
 def settings(values: list[str]) -> list[str]:

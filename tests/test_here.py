@@ -91,48 +91,37 @@ def test_what_is_said_of_a_name_that_is_no_key_exists(told):
 
 PAGES = {path.stem: path for path in sorted((ROOT / "docs/from").glob("*.md"))}
 ITEMS = {
-    # Open-R1's scripts/, slurm/, src/ and recipes/; every key of its recipes and of accelerate's files.
+    # Open-R1's scripts/, slurm/, src/, recipes/ and accelerate's files, besides NAMES.
     "open-r1": """sft.py grpo.py generate.py decontaminate.py generate_reasoning.py run_benchmarks.py
         upload_details.py get_tensor_parallel_size.py benchmark_e2b.py compute_pass_rate.py
         launch_filtering.sh train.slurm evaluate.slurm generate.slurm compute_pass_rate.slurm serve_r1.slurm
         serve_r1_vllm.slurm serve_router.slurm e2b_router.slurm morph_router.slurm launch_piston_workers.sh
         launch_single_piston.sh ddp.yaml fsdp.yaml zero2.yaml zero3.yaml dataset_filtering OlympicCoder-7B
         OpenR1-Distill-7B Qwen2.5-1.5B-Instruct config_demo_code.yaml config_demo_code_ioi.yaml
-        Qwen2.5-Coder-7B-Instruct DeepSeek-R1-Distill-Qwen-1.5B config_simple_rl
-        attn_implementation benchmarks beta bf16 callbacks chat_template code_eval_scoring_mode
-        code_eval_test_batch_size code_language compute_environment dataset_config dataset_name
-        dataset_num_proc dataset_prompt_column dataset_split dataset_test_split dataset_train_split debug
-        deepspeed_config distributed_type do_eval downcast_bf16 e2b_router_url enable_cpu_affinity eos_token
-        eval_strategy fsdp_config gpu_ids gradient_accumulation_steps gradient_checkpointing
-        gradient_checkpointing_kwargs hub_always_push hub_model_id hub_model_revision hub_strategy
-        learning_rate log_completions log_level logging_first_step logging_steps logging_strategy loss_type
-        lr_scheduler_kwargs lr_scheduler_type machine_rank main_training_function
-        mask_truncated_completions max_completion_length max_grad_norm max_length max_prompt_length
-        max_steps mixed_precision model_name_or_path model_revision num_generations num_machines
-        num_processes num_train_epochs optim output_dataset_name output_dir overwrite_output_dir packing
-        pass_rate_max pass_rate_min per_device_eval_batch_size per_device_train_batch_size push_to_hub
-        rdzv_backend report_to reward_funcs reward_weights same_network save_only_model save_steps
-        save_strategy save_total_limit scale_rewards seed system_prompt temperature top_p torch_dtype
-        tpu_env tpu_use_cluster tpu_use_sudo use_cpu use_liger_kernel use_vllm vllm_device
-        vllm_gpu_memory_utilization wandb_entity wandb_project warmup_ratio
-        accuracy format tag_count reasoning_steps length cosine repetition_penalty code binary_code
-        ioi_code cf_code code_format soft_overlong_punishment""",
+        Qwen2.5-Coder-7B-Instruct DeepSeek-R1-Distill-Qwen-1.5B config_simple_rl benchmarks beta callbacks
+        compute_environment dataset_num_proc dataset_split debug deepspeed_config distributed_type
+        downcast_bf16 e2b_router_url enable_cpu_affinity fsdp_config gpu_ids gradient_accumulation_steps
+        gradient_checkpointing_kwargs hub_always_push hub_model_revision hub_strategy learning_rate
+        log_completions log_level logging_first_step logging_steps logging_strategy loss_type machine_rank
+        main_training_function mask_truncated_completions max_completion_length max_grad_norm
+        max_prompt_length max_steps num_generations output_dataset_name packing per_device_eval_batch_size
+        rdzv_backend same_network save_only_model save_steps save_total_limit scale_rewards temperature
+        top_p tpu_env tpu_use_cluster tpu_use_sudo use_cpu use_liger_kernel vllm_device warmup_ratio
+        accuracy format tag_count reasoning_steps length cosine repetition_penalty code binary_code ioi_code
+        cf_code code_format soft_overlong_punishment""",
     # run_sft.sh and run_dpo.sh of AIMO 2's second place, and its other scripts.
-    "aimo-2": """adam_beta1 adam_beta2 adam_epsilon bf16 cache_dir cutoff_len dataset ddp_timeout deepspeed
-        do_eval do_train enable_liger_kernel finetuning_type flash_attn gradient_accumulation_steps
-        gradient_checkpointing learning_rate logging_steps lr_scheduler_type max_grad_norm max_steps
-        model_name_or_path num_train_epochs output_dir overwrite_cache overwrite_output_dir
-        per_device_train_batch_size plot_loss pref_beta pref_loss preprocessing_num_workers report_to
-        save_only_model save_strategy save_total_limit seed sequence_parallel_size stage template
-        warmup_ratio weight_decay deduplicate_sft_data.py run_sft.sh filter_dpo_data.py run_dpo.sh
-        quant_awq.py quant_rep_kv.py local_eval.py local_eval_kaggle.py run_cfg.sh plot_table_local.py
-        analyze_early_stop.py analyze_llm_vote.py quant_policy""",
+    "aimo-2": """adam_beta1 adam_beta2 adam_epsilon cache_dir dataset ddp_timeout do_train
+        gradient_accumulation_steps learning_rate logging_steps max_grad_norm max_steps overwrite_cache
+        plot_loss pref_loss preprocessing_num_workers save_only_model save_total_limit
+        sequence_parallel_size stage template warmup_ratio weight_decay deduplicate_sft_data.py run_sft.sh
+        filter_dpo_data.py run_dpo.sh quant_awq.py quant_rep_kv.py local_eval.py local_eval_kaggle.py
+        run_cfg.sh plot_table_local.py analyze_early_stop.py analyze_llm_vote.py""",
     # Options of its scripts and keys of its file of fine-tuning.
     "mindspore": """generate_reasoning.py reject_sampling.py datasets_preprocess.py data_process_handling.yaml
         data_process_packing.yaml finetune_qwen_2_5_7b.yaml msrun_launcher.sh run_qwen2_5.py API_KEY
-        --uuid-column --src register_path vocab_file merges_file data_files seed output_dir load_checkpoint
-        load_ckpt_format auto_trans_ckpt only_save_strategy resume_training run_mode batch_size
-        ACLNN_CACHE_LIMIT MS_DEV_RUNTIME_CONF""",
+        --uuid-column --src register_path vocab_file merges_file data_files load_checkpoint load_ckpt_format
+        auto_trans_ckpt only_save_strategy resume_training run_mode batch_size ACLNN_CACHE_LIMIT
+        MS_DEV_RUNTIME_CONF""",
 }
 """What a source's own lists hold: the error message answers it, or its page names it."""
 OPTIONS = {
