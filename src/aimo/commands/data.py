@@ -1,7 +1,4 @@
-"""`aimo distil` and `aimo reject`: completions of a teacher, and which of them are kept.
-
-Arguments to one call of `aimo.data`. Nothing heavy is imported before a command runs.
-"""
+"""`aimo distil` and `aimo reject`: completions of a teacher, and which of them are kept."""
 
 import json
 from dataclasses import asdict, replace
@@ -11,11 +8,13 @@ from typing import Annotated, Any
 import typer
 from pydantic import TypeAdapter, ValidationError
 
+from aimo.commands.options import Key
 from aimo.config import Distil, Prompt, Reject, Source, read_values, set_key
 from aimo.errors import AimoError, explain
 from aimo.inference.settings import PUBLIC, Tags
 from aimo.run.progress import changing_line
 
+# The keys of `distil` that options go over.
 KEYS = {
     "dataset_name": "source",
     "dataset_config": "subset",
@@ -34,16 +33,6 @@ KEYS = {
     "timeout": "timeout",
     "retries": "retries",
 }
-"""The keys of `distil` that options go over."""
-Profile = Annotated[
-    str | None, typer.Option(help="A profile, whose distil section, tags and seed are taken.")
-]
-Set = Annotated[
-    list[str] | None, typer.Option("--set", help="Change a key of the profile, such as distil.rows=100.")
-]
-Push = Annotated[
-    str | None, typer.Option(help="Then push the file and its card to this dataset of the hub, owner/name.")
-]
 
 
 def distil(
@@ -66,9 +55,13 @@ def distil(
     timeout: Annotated[float | None, typer.Option(help="Seconds of a request; 3600.")] = None,
     retries: Annotated[int | None, typer.Option(help="Of a sample; 3.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="The profile's, or 0.")] = None,
-    profile: Profile = None,
-    set_: Set = None,
-    push_to_hub: Push = None,
+    profile: Annotated[
+        str | None, typer.Option(help="A profile, whose distil section, tags and seed are taken.")
+    ] = None,
+    set_: Key = None,
+    push_to_hub: Annotated[
+        str | None, typer.Option(help="Then push the file and its card to this hub dataset, owner/name.")
+    ] = None,
 ) -> None:
     """Let a teacher behind OpenAI-compatible servers answer problems, several times each."""
     from aimo.data import distillation
@@ -143,12 +136,11 @@ def reject(
 
 
 def tags_of(profile: dict[str, Any]) -> Tags:
-    """The tags of a profile's values."""
     return checked(Prompt, profile.get("prompt") or {}, "prompt").tags  # type: ignore[no-any-return]
 
 
 def checked(kind: type, values: dict[str, Any], where: str) -> Any:
-    """A section of a profile. AimoError names every bad key."""
+    """Return a section of a profile; AimoError names every bad key."""
     try:
         return TypeAdapter(kind).validate_json(json.dumps(values))
     except ValidationError as e:

@@ -1,7 +1,4 @@
-"""`aimo evaluate`, `compare`, `replay` and `forecast`: models on benchmarks, and rules on recorded samples.
-
-Arguments to one call of `aimo.evaluation`. Nothing heavy is imported before a command runs.
-"""
+"""`aimo evaluate`, `compare`, `replay`, `forecast`: models on benchmarks, and rules on recorded samples."""
 
 import math
 from dataclasses import asdict
@@ -10,24 +7,26 @@ from typing import Annotated, Any
 
 import typer
 
+from aimo.commands.options import (
+    Adapter,
+    EngineArguments,
+    Golds,
+    Over,
+    Seed,
+    Servers,
+    Setting,
+    check_folder,
+    check_server,
+    solver_settings,
+    start,
+)
 from aimo.errors import AimoError
 
-Settings = Annotated[
-    list[str] | None, typer.Option("--set", help="Change a setting, such as inference.temperature=0.6.")
-]
-Servers = Annotated[
-    list[str] | None,
-    typer.Option(help="A running `vllm serve` of the model, in place of an engine; repeat."),
-]
-Adapter = Annotated[str | None, typer.Option(help="A folder with a LoRA adapter for the model.")]
-EngineArguments = Annotated[
-    list[str] | None,
-    typer.Option(help="An engine argument of vLLM's, such as tensor_parallel_size=2; repeat."),
-]
+Journals = Annotated[list[Path], typer.Argument(help="Journals of the solver, or public traces.")]
 
 
 def replay(
-    files: Annotated[list[Path], typer.Argument(help="Journals of the solver, or public traces.")],
+    files: Journals,
     policy: Annotated[
         list[str] | None,
         typer.Option(
@@ -35,11 +34,9 @@ def replay(
             "All that the files hold if not given."
         ),
     ] = None,
-    answers: Annotated[
-        Path | None, typer.Option(help="A CSV with id and answer, for files that do not hold them.")
-    ] = None,
+    answers: Golds = None,
     draws: Annotated[int, typer.Option(min=1, help="Random orders of each question.")] = 300,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Seed = 0,
     samples: Annotated[
         int | None, typer.Option(min=1, help="Draw only so many of each question's samples.")
     ] = None,
@@ -73,16 +70,14 @@ def replay(
 
 
 def forecast(
-    files: Annotated[list[Path], typer.Argument(help="Journals of the solver, or public traces.")],
+    files: Journals,
     competition: Annotated[str, typer.Option(help="aimo1, aimo2 or aimo3.")] = "aimo3",
     runs: Annotated[int, typer.Option(min=1, help="How often each question is asked.")] = 2,
     policy: Annotated[str, typer.Option(help="A rule, as for `aimo replay`.")] = "ours",
-    answers: Annotated[
-        Path | None, typer.Option(help="A CSV with id and answer, for files that do not hold them.")
-    ] = None,
+    answers: Golds = None,
     samples: Annotated[int, typer.Option(min=1, help="Samples of a question.")] = 16,
     draws: Annotated[int, typer.Option(min=1, help="Replays of each question.")] = 300,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Seed = 0,
 ) -> None:
     """Forecast the score of a competition from recorded samples, and how many runs tell a gain from luck."""
     from aimo.evaluation import forecast as lab
@@ -112,11 +107,9 @@ def evaluate(
         int | None, typer.Option(min=1, help="Completions of a question, in place of the benchmark's.")
     ] = None,
     rows: Annotated[int | None, typer.Option(min=1, help="Only the first questions of each.")] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    profile: Annotated[
-        str | None, typer.Option(help="A profile whose inference section goes over the benchmark's sampling.")
-    ] = None,
-    set_: Settings = None,
+    seed: Seed = 0,
+    profile: Over = None,
+    set_: Setting = None,
     server: Servers = None,
     adapter: Adapter = None,
     vllm: EngineArguments = None,
@@ -134,7 +127,7 @@ def evaluate(
     from aimo.evaluation.benchmarks import find_benchmark
     from aimo.inference.model_folder import check_model_folder, read_adapter
 
-    layers = list(solver_settings(profile, set_ or [], samples, vllm or []))
+    layers = list(solver_settings(profile, set_, samples, vllm))
     check_server(server, adapter, layers[1])
     check_model_folder(model)
     given = next((option for option, value in (("--adapter", adapter), ("--server", server)) if value), None)
@@ -179,53 +172,3 @@ def compare(
 
     folder = folder_of("-".join(path.name for path in runs), run_dir, "compare")
     print(*lab.compare_folders(runs, differ or [], folder), f"page: {folder / 'comparison.html'}", sep="\n")
-
-
-def start(
-    model: str | Path, layers: list[dict[str, Any]], seed: int, server: list[str] | None, adapter: str | None
-) -> Any:
-    """The servers of a model, or else an engine, with layers over the folder's settings."""
-    from aimo.inference.engine import Engine
-    from aimo.inference.model_folder import check_model_folder
-    from aimo.inference.server import Server
-    from aimo.inference.settings import resolve
-    from aimo.run.runs import quiet
-
-    quiet()
-    check_model_folder(model)
-    settings = resolve(model, *layers)
-    return Server(server, model, settings) if server else Engine(model, settings, seed=seed, adapter=adapter)
-
-
-def check_server(server: list[str] | None, adapter: str | None, settings: dict[str, Any]) -> None:
-    """Refuse what a server has been given when it was started."""
-    if server and (adapter or {"vllm", "gpu_memory"} & settings.keys()):
-        raise AimoError("--server goes without --adapter, --vllm and gpu_memory: give them to `vllm serve`")
-
-
-def solver_settings(
-    profile: str | None, overrides: list[str], samples: int | None, vllm: list[str]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The solver's settings that a profile's inference section has, and those of the command line."""
-    from aimo.config import read_values, set_key
-
-    section = read_values(profile).get("inference") or {} if profile else {}
-    written = {
-        key: value for key, value in section.items() if value is not None and key not in ("test", "test_rows")
-    }
-    changed: dict[str, Any] = {"inference": {}}
-    for override in overrides:
-        if not override.startswith("inference."):
-            raise AimoError(f"--set {override!r}: only keys of inference apply, such as inference.top_p=0.9")
-        set_key(changed, override)
-    for option in vllm:
-        set_key(changed["inference"].setdefault("vllm", {}), option, "--vllm")
-    if samples:
-        changed["inference"]["samples"] = samples
-    return written, changed["inference"]
-
-
-def check_folder(option: str, path: Path | None) -> None:
-    """Refuse a file to write whose folder does not exist."""
-    if path and not path.absolute().parent.is_dir():
-        raise AimoError(f"{option} {path}: its folder does not exist; make it first")

@@ -15,11 +15,16 @@ from rich.table import Table
 
 from aimo.commands import data, kaggle
 from aimo.commands import measure as lab
-from aimo.commands.measure import (
+from aimo.commands.options import (
     Adapter,
     EngineArguments,
+    Key,
+    Over,
+    Profile,
+    RunDir,
+    Seed,
     Servers,
-    Settings,
+    Setting,
     check_folder,
     check_server,
     solver_settings,
@@ -46,8 +51,11 @@ app.add_typer(data_commands, name="data")
 app.add_typer(kaggle.app, name="kaggle")
 
 
+# The heads of columns that would not fit in 80.
+HEADS = {"mean_tokens": "tokens", "samples_per_second": "samples/s", "mean_loss": "loss"}
+
+
 def show_version(wanted: bool) -> None:
-    """Print the package's version and end, when `--version` is given."""
     if wanted:
         print(f"aimo {importlib.metadata.version('aimo')}")
         raise typer.Exit
@@ -64,8 +72,8 @@ def options(
 
 @app.command()
 def run(
-    profile: Annotated[str, typer.Option(help="A name in notebooks/profiles, or a path to a YAML file.")],
-    run_dir: Annotated[str | None, typer.Option(help="The run's folder; runs/PROFILE if not given.")] = None,
+    profile: Profile,
+    run_dir: RunDir = None,
     from_: Annotated[
         str | None,
         typer.Option(
@@ -75,10 +83,7 @@ def run(
         ),
     ] = None,
     until: Annotated[str | None, typer.Option(help="End after this stage.")] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Change a key of the profile, such as grpo.max_steps=50; repeat."),
-    ] = None,
+    set_: Key = None,
     test: Annotated[
         str | None, typer.Option(help="A CSV of questions to answer, with id and problem (or question).")
     ] = None,
@@ -91,32 +96,23 @@ def run(
         folder = pipeline.run(profile, run_dir, set_, test=test, from_stage=from_, until=until)
     except KeyboardInterrupt:
         raise AimoError("interrupted; run the same command again to continue") from None
-    if rows := figures(folder):
-        Console().print(figures_table(rows))
+    if rows := figures(folder):  # what was measured of each model, and what training it took
+        columns = [key for key, value in rows.get("base", {}).items() if isinstance(value, float)]
+        training = ("seconds", "samples_per_second", "mean_loss")
+        columns += [key for key in training if any(key in row for row in rows.values())]
+        table = Table("", *(HEADS.get(column, column) for column in columns))
+        for name, row in rows.items():
+            table.add_row(name, *(f"{row[key]:.3g}" if key in row else "" for key in columns))
+        Console().print(table)
     if (folder / STAGES["inference"].product).exists():
         print(f"submission: {folder / STAGES['inference'].product}")
     print(f"report:     {folder / 'report.html'}")
 
 
-# What the table of a run shows of a stage's training, and the heads of columns that would not fit in 80.
-TRAINING_FIGURES = ["seconds", "samples_per_second", "mean_loss"]
-HEADS = {"mean_tokens": "tokens", "samples_per_second": "samples/s", "mean_loss": "loss"}
-
-
-def figures_table(rows: dict[str, dict[str, Any]]) -> Table:
-    """The figures of each model: what was measured, and what training it took."""
-    measured = [key for key, value in rows.get("base", {}).items() if isinstance(value, float)]
-    columns = measured + [key for key in TRAINING_FIGURES if any(key in row for row in rows.values())]
-    table = Table("", *(HEADS.get(column, column) for column in columns))
-    for name, row in rows.items():
-        table.add_row(name, *(f"{row[key]:.3g}" if key in row else "" for key in columns))
-    return table
-
-
 @app.command()
 def launch(
     stage: Annotated[str, typer.Argument(help="sft, grpo or dpo.")],
-    profile: Annotated[str, typer.Option(help="A name in notebooks/profiles, or a path to a YAML file.")],
+    profile: Profile,
     gpus: Annotated[
         int | None, typer.Option(min=1, help="GPUs of each node; all of this machine if not given.")
     ] = None,
@@ -132,10 +128,8 @@ def launch(
         bool, typer.Option("--slurm", help="Write the Slurm script to the run's folder instead.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the commands and do nothing.")] = False,
-    run_dir: Annotated[str | None, typer.Option(help="The run's folder; runs/PROFILE if not given.")] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Change a key of the profile, such as sft.max_steps=50.")
-    ] = None,
+    run_dir: RunDir = None,
+    set_: Key = None,
 ) -> None:
     """Train a stage in several processes, under `accelerate launch` or in a Slurm job."""
     from aimo.train import launch
@@ -166,24 +160,40 @@ def solve(
     competition: Annotated[
         str | None, typer.Option(help="aimo1, aimo2 or aimo3; else seen from TEST.")
     ] = None,
-    profile: Annotated[
-        str | None, typer.Option(help="A profile whose inference section goes over the model's settings.")
-    ] = None,
-    set_: Settings = None,
+    profile: Over = None,
+    set_: Setting = None,
     samples: Annotated[
         int | None, typer.Option(min=1, help="Samples of a question; 1 of a PROBLEM if not given.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Seed = 0,
     server: Servers = None,
     adapter: Adapter = None,
     vllm: EngineArguments = None,
 ) -> None:
     """Answer one PROBLEM, or the questions of a CSV, with a majority vote."""
-    from aimo.inference.gateway import answer_file
+    from aimo.inference.competitions import read_questions
+    from aimo.inference.gateway import answer_file, journal_beside
     from aimo.inference.solver import ask
+    from aimo.inference.storage import SampleFile
 
-    target = answers_file(problem, test, out, competition)
-    of_profile, of_command = solver_settings(profile, set_ or [], samples, vllm or [])
+    # All is checked before the model is loaded.
+    if (problem is None) == (test is None):
+        raise AimoError("give either a problem in quotes or a CSV of problems with --test")
+    if (test is None) != (out is None):
+        raise AimoError("--test and --out go together: a CSV of problems, and where their answers go")
+    if competition and test is None:
+        raise AimoError("--competition goes with --test: a single problem may have any answer")
+    target = Path(out) if out else None
+    if test and target:
+        if target.suffix not in (".csv", ".parquet"):
+            raise AimoError(f"--out {out}: the answers go to a .csv or a .parquet file")
+        if target.is_dir():
+            raise AimoError(f"--out {out}: it is a folder; name a file in it")
+        read_questions(test, competition)
+        if target.exists() and target.samefile(test):
+            raise AimoError(f"--out {out}: it is the file of --test; take another")
+        SampleFile(journal_beside(target), "--out").close()  # no other process writes it, and this one can
+    of_profile, of_command = solver_settings(profile, set_, samples, vllm)
     check_server(server, adapter, of_command)
     layers = [of_profile, {} if test else {"samples": 1}, of_command]
     try:
@@ -200,19 +210,12 @@ def solve(
 @app.command()
 def serve(
     model: Annotated[str, typer.Argument(help="A model folder, or a hub id.")],
-    profile: Annotated[
-        str | None, typer.Option(help="A profile whose inference section goes over the model's settings.")
-    ] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Change a setting, such as inference.gpu_memory=0.8.")
-    ] = None,
-    vllm: Annotated[
-        list[str] | None,
-        typer.Option(help="vLLM's: data_parallel_size=8, reasoning_parser=deepseek_r1 …; repeat."),
-    ] = None,
+    profile: Over = None,
+    set_: Setting = None,
+    vllm: EngineArguments = None,
     host: Annotated[str, typer.Option(help="0.0.0.0 lets others in: set VLLM_API_KEY.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Seed = 0,
     log: Annotated[Path, typer.Option(help="Where vLLM writes.")] = Path("vllm.log"),
 ) -> None:
     """Serve a model with vLLM's OpenAI-compatible server, until Ctrl-C."""
@@ -224,7 +227,7 @@ def serve(
     if log.is_dir():
         raise AimoError(f"--log {log} is a folder; name a file in it")
     folder = hub.local_folder(model)
-    settings = resolve(folder, *solver_settings(profile, set_ or [], None, vllm or []))
+    settings = resolve(folder, *solver_settings(profile, set_, None, vllm))
     print(f"Loading {folder.name} with vLLM, which takes half a minute or more; its log is {log}", flush=True)
     try:
         with serving.serving(folder, settings, seed, host=host, port=port, log=log) as (url, process):
@@ -236,34 +239,6 @@ def serve(
         raise EngineError(f"vLLM ended with exit status {process.returncode}; all that it wrote is in {log}")
     except KeyboardInterrupt:
         print("ended")
-
-
-def answers_file(
-    problem: str | None, test: str | None, out: str | None, competition: str | None
-) -> Path | None:
-    """Where the answers of `--test` go, None for a problem; checks both before the model is loaded."""
-    from aimo.inference.competitions import read_questions
-    from aimo.inference.gateway import journal_beside
-    from aimo.inference.storage import SampleFile
-
-    if (problem is None) == (test is None):
-        raise AimoError("give either a problem in quotes or a CSV of problems with --test")
-    if (test is None) != (out is None):
-        raise AimoError("--test and --out go together: a CSV of problems, and where their answers go")
-    if competition and test is None:
-        raise AimoError("--competition goes with --test: a single problem may have any answer")
-    if test is None or out is None:
-        return None
-    path = Path(out)
-    if path.suffix not in (".csv", ".parquet"):
-        raise AimoError(f"--out {out}: the answers go to a .csv or a .parquet file")
-    if path.is_dir():
-        raise AimoError(f"--out {out}: it is a folder; name a file in it")
-    read_questions(test, competition)
-    if path.exists() and path.samefile(test):
-        raise AimoError(f"--out {out}: it is the file of --test; take another")
-    SampleFile(journal_beside(path), "--out").close()  # no other process writes it, and this one can
-    return path
 
 
 data_commands.command()(packing.pack)
@@ -281,7 +256,7 @@ def tiny_base(
     out: Annotated[
         Path | None, typer.Option(help="The model folder; data/tiny-base or data/tiny-tools.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Seed = 0,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of training; 3000 or 450.")] = None,
 ) -> None:
     """Train the tiny base model, or the tiny tool model, from random weights on built-in problems."""

@@ -1,0 +1,84 @@
+"""Options that several commands take, and what they mean for the settings of a solver."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from aimo.errors import AimoError
+
+Profile = Annotated[str, typer.Option(help="A name in notebooks/profiles, or a path to a YAML file.")]
+RunDir = Annotated[str | None, typer.Option(help="The run's folder; runs/PROFILE if not given.")]
+Seed = Annotated[int, typer.Option(min=0)]
+Key = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Change a key of the profile, such as grpo.max_steps=50; repeat."),
+]
+Setting = Annotated[
+    list[str] | None, typer.Option("--set", help="Change a setting, such as inference.temperature=0.6.")
+]
+Over = Annotated[
+    str | None, typer.Option("--profile", help="A profile whose inference section goes over the settings.")
+]
+Servers = Annotated[
+    list[str] | None,
+    typer.Option(help="A running `vllm serve` of the model, in place of an engine; repeat."),
+]
+Adapter = Annotated[str | None, typer.Option(help="A folder with a LoRA adapter for the model.")]
+EngineArguments = Annotated[
+    list[str] | None,
+    typer.Option(help="vLLM's own, such as tensor_parallel_size=2 or reasoning_parser=deepseek_r1; repeat."),
+]
+Golds = Annotated[
+    Path | None, typer.Option(help="A CSV with id and answer, for files that do not hold them.")
+]
+
+
+def start(
+    model: str | Path, layers: list[dict[str, Any]], seed: int, server: list[str] | None, adapter: str | None
+) -> Any:
+    """Return the servers of a model, or else an engine, with layers over the folder's settings."""
+    from aimo.inference.engine import Engine
+    from aimo.inference.model_folder import check_model_folder
+    from aimo.inference.server import Server
+    from aimo.inference.settings import resolve
+    from aimo.run.runs import quiet
+
+    quiet()
+    check_model_folder(model)
+    settings = resolve(model, *layers)
+    return Server(server, model, settings) if server else Engine(model, settings, seed=seed, adapter=adapter)
+
+
+def check_server(server: list[str] | None, adapter: str | None, settings: dict[str, Any]) -> None:
+    """Refuse what a server has been given when it was started."""
+    if server and (adapter or {"vllm", "gpu_memory"} & settings.keys()):
+        raise AimoError("--server goes without --adapter, --vllm and gpu_memory: give them to `vllm serve`")
+
+
+def solver_settings(
+    profile: str | None, overrides: list[str] | None, samples: int | None, vllm: list[str] | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the solver's settings that a profile's inference section has, and those of the command line."""
+    from aimo.config import read_values, set_key
+
+    section = read_values(profile).get("inference") or {} if profile else {}
+    written = {
+        key: value for key, value in section.items() if value is not None and key not in ("test", "test_rows")
+    }
+    changed: dict[str, Any] = {"inference": {}}
+    for override in overrides or []:
+        if not override.startswith("inference."):
+            raise AimoError(f"--set {override!r}: only keys of inference apply, such as inference.top_p=0.9")
+        set_key(changed, override)
+    for option in vllm or []:
+        set_key(changed["inference"].setdefault("vllm", {}), option, "--vllm")
+    if samples:
+        changed["inference"]["samples"] = samples
+    return written, changed["inference"]
+
+
+def check_folder(option: str, path: Path | None) -> None:
+    """Refuse a file to write whose folder does not exist."""
+    if path and not path.absolute().parent.is_dir():
+        raise AimoError(f"{option} {path}: its folder does not exist; make it first")
