@@ -55,7 +55,8 @@ class FakeServer:
         return web.json_response({"data": [{"id": self.model}]})
 
     async def chat(self, request):
-        n, body = len(self.bodies), await request.json()
+        body = await request.json()
+        n = len(self.bodies)
         self.bodies.append(body)
         self.headers.append(dict(request.headers))
         self.times.append(time.monotonic())
@@ -89,7 +90,7 @@ def serving(*behave, **more):
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch):
-    monkeypatch.setattr("aimo.data.model_servers.FIRST_PAUSE_S", 0.05)
+    monkeypatch.setattr("aimo.inference.server.FIRST_PAUSE_S", 0.05)
 
 
 @pytest.fixture

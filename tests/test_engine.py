@@ -10,9 +10,10 @@ from conftest import TINY
 
 from aimo.data import builtin
 from aimo.errors import AimoError
-from aimo.inference.engine import ONE_PROCESS, Engine, check_arguments, engine_arguments
+from aimo.inference.engine import Engine
 from aimo.inference.settings import Settings, resolve
 from aimo.inference.solver import solve
+from aimo.inference.vllm_process import ONE_PROCESS, check_arguments, engine_arguments
 from aimo.inference.voting import EXACT
 
 QUESTIONS = [p.problem for p in builtin.generate(6, "heldout", 5)]

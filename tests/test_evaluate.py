@@ -144,7 +144,10 @@ def test_a_file_that_cannot_be_a_benchmark_is_refused_with_the_row(
         (["--benchmarks", "gpqa", "--adapter", "a"], "--adapter: lighteval"),
         (["--benchmarks", "gsm8k", "--adapter", "a"], "adapter a: no adapter_config.json"),
         (["--benchmarks", "gsm8k", "--set", "inference.temprature=1"], "did you mean temperature?"),
-        (["--benchmarks", "gsm8k", "--server", "http://127.0.0.1:9"], "http://127.0.0.1:9 does not answer"),
+        (
+            ["--benchmarks", "gsm8k", "--server", "http://127.0.0.1:9"],
+            "http://127.0.0.1:9/v1 does not answer",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(monkeypatch, capsys, tmp_path, arguments, message):

@@ -9,8 +9,8 @@ from aimo.config import ROOT, Profile, reading
 from aimo.config.stages import STAGES
 from aimo.data.sources import PRESETS
 from aimo.evaluation.benchmarks import BENCHMARKS
+from aimo.inference.chat_format import OWN_FORMATS
 from aimo.inference.competitions import COMPETITIONS
-from aimo.inference.tools import OWN_FORMATS
 from aimo.rewards.table import REWARDS
 from aimo.run.runs import is_finished, read_metrics
 

@@ -13,7 +13,7 @@ import model_server
 import pytest
 
 from aimo.errors import AimoError
-from aimo.inference import conversations, harmony, voting
+from aimo.inference import chat_format, harmony, voting
 from aimo.inference.answers import extract
 from aimo.inference.sampling import Completion
 from aimo.inference.server import Server
@@ -47,12 +47,12 @@ def no_vocabulary_of_the_users(monkeypatch):
 def encoding(shared):
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("TIKTOKEN_ENCODINGS_BASE", raising=False)
-        return harmony.load(shared / "harmony")
+        return harmony.load_harmony(shared / "harmony")
 
 
 def begin(encoding, problem="1 + 1?", settings=SETTINGS, index=0, rules="", with_tools=True):
     sampler = SimpleNamespace(encoding=encoding, settings=settings)
-    return conversations.begin(sampler, problem, index, rules, with_tools)
+    return chat_format.begin_conversation(sampler, problem, index, rules, with_tools)
 
 
 def ids_of(encoding, text):
@@ -101,7 +101,7 @@ def conversation(rng, encoding):
     system, problem = rng.choice(["", some_text(rng).strip()]), some_text(rng).strip()
     settings = replace(SETTINGS, system=system, chat_template_kwargs={"reasoning_effort": effort})
     ours = begin(encoding, problem, settings)
-    tool = oh.ToolNamespaceConfig(name="python", description=harmony.PYTHON.format(seconds=6), tools=[])
+    tool = oh.ToolNamespaceConfig(name="python", description=harmony.TOOL.format(seconds=6), tools=[])
     told = oh.SystemContent.new().with_reasoning_effort(oh.ReasoningEffort[effort.upper()]).with_tools(tool)
     theirs = [oh.Message.from_role_and_content(oh.Role.SYSTEM, told)]
     if system:
@@ -135,7 +135,7 @@ def test_messages_are_read_as_the_library_reads_them(encoding):
     for i in range(200):
         messages, ids = written_turn(rng, encoding, called=i % 2 == 0)
         theirs = encoding.parse_messages_from_completion_tokens(ids, library().Role.ASSISTANT)
-        ours = harmony.parse(encoding, ids)
+        ours = harmony.parse_messages(encoding, ids)
         assert [(m.channel, m.recipient, encoding.decode(m.content)) for m in ours] == [
             (m.channel, m.recipient, m.content[0].text) for m in theirs
         ]
@@ -174,7 +174,7 @@ def survive(encoding, streams):
     for i in range(streams):
         ids = mutate(rng, rng.choice(turns) + rng.choice(turns))
         talk = begin(encoding, with_tools=i % 3 > 0)
-        before, text = talk.prompt(), harmony.decode(encoding, ids)
+        before, text = talk.prompt(), harmony.decode_ids(encoding, ids)
         assert talk.count_malformed(ids) >= 0
         call = talk.find_call(Completion(text, ids, rng.random() < 0.8))
         if call:
@@ -372,7 +372,7 @@ def test_another_vocabulary_is_refused_by_its_hash(tmp_path, monkeypatch, where)
     if where == "given":
         monkeypatch.setenv("TIKTOKEN_ENCODINGS_BASE", str(folders["given"]))
     with pytest.raises(AimoError, match=rf"{where}/o200k_base.tiktoken: has SHA-256 .*; attach") as e:
-        harmony.load(folders["model"])
+        harmony.load_harmony(folders["model"])
     assert "\n" not in str(e.value)
 
 
@@ -381,10 +381,10 @@ def test_a_missing_vocabulary_is_one_line_with_the_remedy(tmp_path, monkeypatch)
     with pytest.raises(
         AimoError, match=r"no o200k_base\.tiktoken there.*; attach .* TIKTOKEN_ENCODINGS_BASE"
     ):
-        harmony.load(tmp_path / "model")
+        harmony.load_harmony(tmp_path / "model")
     monkeypatch.setenv("TIKTOKEN_ENCODINGS_BASE", str(tmp_path))
     with pytest.raises(AimoError, match=r"TIKTOKEN_ENCODINGS_BASE: .* holds no o200k_base\.tiktoken"):
-        harmony.load(tmp_path / "other")
+        harmony.load_harmony(tmp_path / "other")
 
 
 @pytest.mark.parametrize(
@@ -394,7 +394,7 @@ def test_a_tokenizer_of_another_kind_makes_no_vocabulary(tmp_path, monkeypatch, 
     (tmp_path / "tokenizer.json").write_text(content)
     monkeypatch.setattr(harmony, "INPUTS", tmp_path / "inputs")
     with pytest.raises(AimoError, match=r"its tokenizer\.json is not gpt-oss.s"):
-        harmony.load(tmp_path)
+        harmony.load_harmony(tmp_path)
 
 
 def test_a_tokenizers_tokens_are_written_with_their_bytes_and_ranks(tmp_path):
@@ -415,7 +415,7 @@ def test_it_is_made_from_the_models_own_tokenizer(gpt_oss, tmp_path, monkeypatch
     monkeypatch.setattr(harmony, "INPUTS", tmp_path)
     file = harmony.find_vocabulary(gpt_oss, None, tmp_path)
     assert file.parent == tmp_path and hashlib.sha256(file.read_bytes()).hexdigest() == harmony.SHA256
-    assert harmony.load(gpt_oss).encode("2 + 2")
+    assert harmony.load_harmony(gpt_oss).encode("2 + 2")
 
 
 # ---- In the solver

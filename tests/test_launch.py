@@ -530,16 +530,16 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 
 
 def test_a_server_is_waited_for_and_ended_and_one_that_ends_early_is_told(tmp_path):
-    from aimo import serving
+    from aimo.inference import vllm_process
     from aimo.train import launch
 
-    port, log = serving.free_port("127.0.0.1", 0), tmp_path / "vllm.log"
+    port, log = vllm_process.free_port("127.0.0.1", 0), tmp_path / "vllm.log"
     command, health = [sys.executable, "-c", ANSWERS, str(port)], f"http://127.0.0.1:{port}/health/"
-    with serving.answering(command, health, log, "the policy"):
-        assert serving.is_up(health)
-    assert not serving.is_up(health), "the server is left"
+    with vllm_process.answering(command, health, log, "the policy"):
+        assert vllm_process.is_up(health)
+    assert not vllm_process.is_up(health), "the server is left"
     with pytest.raises(EngineError, match=r"vLLM did not serve the policy: .*status 1.*vllm\.log"):
-        serving.answering(["false"], health, log, "the policy").__enter__()
+        vllm_process.answering(["false"], health, log, "the policy").__enter__()
     ended = subprocess.Popen(["false"])
     with (
         (tmp_path / "log").open("w") as output,

@@ -7,10 +7,10 @@ from conftest import TINY
 
 from aimo import config
 from aimo.errors import AimoError
-from aimo.inference import conversations, prompts
+from aimo.inference import chat_format, prompts
 from aimo.inference.model_folder import load_tokenizer
 from aimo.inference.settings import Settings, Variant, resolve
-from aimo.inference.tools import PYTHON
+from aimo.inference.tool_calls import PYTHON
 from aimo.train import models
 
 
@@ -258,7 +258,8 @@ NO_THOUGHTS = SAID.replace("m.content }}{%- endif", "m.content.split('</think>')
 )
 @pytest.mark.parametrize("stopped", [False, True])
 def test_the_prompt_after_a_call_continues_what_was_sampled_to_the_token(sampler, turn, end, stopped):
-    from aimo.inference.tools import Call, ToolCalls
+    from aimo.inference.chat_format import ToolCalls
+    from aimo.inference.tool_calls import Call
 
     talk_template = "{%- for m in messages -%}[{{ m.role }}]" + turn + CALLS + end + "{%- endfor -%}"
     model = sampler(TOOLS + talk_template + "{%- if add_generation_prompt -%}[assistant]<think>{%- endif -%}")
@@ -323,7 +324,7 @@ def test_whether_a_prompt_ends_inside_a_thought_is_seen_from_the_prompt(
 ):
     model = sampler(template, tool_parser=tool_parser, **settings)
     for with_tools in (False, True):
-        talk = conversations.begin(model, "What is 1 + 1?", with_tools=with_tools)
+        talk = chat_format.begin_conversation(model, "What is 1 + 1?", with_tools=with_tools)
         offered = with_tools and tool_parser is not None
         assert ("[tools]" in model.tokenizer.decode(talk.prompt())) == offered
         assert talk.thinks() is thinks
@@ -362,7 +363,7 @@ def test_the_rules_and_the_problem_stand_where_the_settings_say_and_the_problem_
     model = sampler(QWEN3, system="Rules: {rules}", user="{problem} -- {rules}")
 
     def asked(problem, rules=""):
-        return model.tokenizer.decode(conversations.begin(model, problem, rules=rules).prompt())
+        return model.tokenizer.decode(chat_format.begin_conversation(model, problem, rules=rules).prompt())
 
     assert asked("1?", "One integer.") == "[system]Rules: One integer.[user]1? -- One integer.[assistant]"
     assert asked("1?").startswith("[system]Rules: Put the final answer in \\boxed{}."), (

@@ -9,7 +9,7 @@ from conftest import aimo
 from aimo import config
 from aimo.inference import prompts
 from aimo.inference.competitions import COMPETITIONS
-from aimo.inference.settings import validate
+from aimo.inference.settings import validate_settings
 
 EASY = "What area of a 7 by 12 wall is not covered by a 4 by 3 door?"
 """A problem of a family that the tiny base is nearly always right about; the answer is 72."""
@@ -31,7 +31,7 @@ def test_it_does_inference_alone_and_vllm_has_its_arguments(name):
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    from aimo.inference.engine import check_arguments
+    from aimo.inference.vllm_process import check_arguments
 
     assert PUBLIC[name].stages == ("inference",)
     arguments = PUBLIC[name].inference.vllm or {}
@@ -44,7 +44,7 @@ def test_it_does_inference_alone_and_vllm_has_its_arguments(name):
 @pytest.mark.parametrize("competition", COMPETITIONS)
 @pytest.mark.parametrize("name", PUBLIC)
 def test_each_sample_reads_the_problem_the_competitions_rules_and_where_the_answer_goes(name, competition):
-    settings = validate(PUBLIC[name].inference.written, name, "correct it")
+    settings = validate_settings(PUBLIC[name].inference.written, name, "correct it")
     rules = COMPETITIONS[competition].rules
     asked = [prompts.variant(settings, i) for i in range(settings.samples)]
     for one in asked:

@@ -262,7 +262,7 @@ class Teacher:
         pass
 
     async def ask(self, body: dict[str, Any]) -> Any:
-        from aimo.data.model_servers import Reply
+        from aimo.inference.server import Reply
 
         self.asked.append(json.dumps(body))
         number = int(re.search(r"\d+", body["messages"][-1]["content"])[0])
@@ -607,12 +607,12 @@ def questions(profile: config.Profile, folder: Path) -> Any:
 
 def vllm(profile: config.Profile, folder: Path) -> Any:
     """What vLLM is given: the engine's arguments and a stream's parameters."""
-    from aimo.inference import engine
+    from aimo.inference import engine, tool_calls, vllm_process
 
     settings = profile.solver_settings(TINY)
-    parser = engine.find_tool_parser(settings.tool_parser, tokenizer())
+    parser = tool_calls.find_tool_parser(settings.tool_parser, tokenizer())
     parameters = engine.sampling_parameters(settings, profile.seed, 10**6)
-    return [engine.engine_arguments(TINY, settings, profile.seed), repr(parameters), parser]
+    return [vllm_process.engine_arguments(TINY, settings, profile.seed), repr(parameters), parser]
 
 
 def sampled(profile: config.Profile, folder: Path) -> Any:

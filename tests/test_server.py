@@ -78,5 +78,5 @@ def test_a_test_file_is_answered_by_a_server(url, tmp_path):
 
 
 def test_a_server_that_is_not_there_is_named():
-    with pytest.raises(AimoError, match=r"http://127\.0\.0\.1:9 does not answer"):
+    with pytest.raises(AimoError, match=r"http://127\.0\.0\.1:9/v1 does not answer"):
         Server(["http://127.0.0.1:9"], TINY)

@@ -12,8 +12,8 @@ import psutil
 import pytest
 from conftest import AIMO, TINY, aimo, left_of, wait_for
 
-from aimo import serving
 from aimo.errors import AimoError, EngineError
+from aimo.inference import vllm_process
 from aimo.inference.model_folder import load_tokenizer
 from aimo.inference.settings import resolve
 
@@ -21,7 +21,7 @@ from aimo.inference.settings import resolve
 @pytest.mark.engine  # it imports vLLM
 def test_the_settings_of_a_profile_are_options_of_vllm():
     layer = {"gpu_memory": 0.5, "vllm": {"data_parallel_size": 2, "reasoning_parser": "deepseek_r1"}}
-    command = serving.command(TINY, resolve(TINY, layer), 7, "0.0.0.0", 8001)
+    command = vllm_process.server_command(TINY, resolve(TINY, layer), 7, "0.0.0.0", 8001)
     wanted = {"--data-parallel-size=2", "--reasoning-parser=deepseek_r1", "--gpu-memory-utilization=0.5"}
     wanted |= {
         "--seed=7",
@@ -100,17 +100,17 @@ def test_code_in_a_model_folder_does_not_run_without_the_user_s_word(tmp_path):
 
 
 def test_a_port_that_is_taken_is_refused(tmp_path):
-    with serving.socket.create_server(("127.0.0.1", 0)) as taken:
+    with vllm_process.socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        start = serving.serving(TINY, resolve(TINY), port=port, log=tmp_path / "log")
+        start = vllm_process.serving(TINY, resolve(TINY), port=port, log=tmp_path / "log")
         with pytest.raises(AimoError, match=f"--port {port} of 127.0.0.1: Address already in use"), start:
             pass
 
 
 def test_a_server_that_ends_before_it_answers_is_explained(tmp_path, monkeypatch):
     failing = ["sh", "-c", "echo 'ValueError: no such parser' >&2; exit 1"]
-    monkeypatch.setattr(serving, "command", lambda *_: failing)
-    start = serving.serving(TINY, resolve(TINY), log=tmp_path / "log")
+    monkeypatch.setattr(vllm_process, "server_command", lambda *_: failing)
+    start = vllm_process.serving(TINY, resolve(TINY), log=tmp_path / "log")
     with pytest.raises(EngineError, match=r"did not serve .*: ValueError: no such parser"), start:
         pass
 
@@ -118,11 +118,12 @@ def test_a_server_that_ends_before_it_answers_is_explained(tmp_path, monkeypatch
 STARTER = """
 import fcntl, sys, time
 from pathlib import Path
-from aimo.inference import processes
+from aimo.inference import vllm_process
 
 lock = open("lock", "w")
 fcntl.flock(lock, fcntl.LOCK_EX)
-with open("log", "a") as log, processes.running(["sh", "-c", sys.argv[1]], log, [lock.fileno()]) as process:
+command = ["sh", "-c", sys.argv[1]]
+with open("log", "a") as log, vllm_process.running(command, log, [lock.fileno()]) as process:
     while process.poll() is None:
         time.sleep(0.05)
 print(process.returncode)
@@ -164,7 +165,9 @@ def test_the_exit_status_of_a_command_is_passed_on_and_what_it_left_is_ended(tmp
 
 def test_what_does_not_end_when_asked_is_killed(tmp_path):
     stubborn = "trap '' TERM; touch started; sleep 1000 & while true; do wait; done"
-    program = "import sys; from aimo.inference import processes as p; p.END_S = 0.3; p.guard(sys.argv[1:])"
+    program = (
+        "import sys; from aimo.inference import process_guard as p; p.END_S = 0.3; p.guard(sys.argv[1:])"
+    )
     guard = subprocess.Popen([sys.executable, "-c", program, "sh", "-c", stubborn], cwd=tmp_path)
     wait_for((tmp_path / "started").exists, 20)
     below = psutil.Process(guard.pid).children(recursive=True)
@@ -175,7 +178,7 @@ def test_what_does_not_end_when_asked_is_killed(tmp_path):
 
 SPAWN = """
 import multiprocessing as m, os, sys
-from aimo.inference.processes import ending_with_this_thread
+from aimo.inference.vllm_process import ending_with_this_thread
 if __name__ == "__main__":
     m.set_executable(sys.argv[1])
     with ending_with_this_thread():
@@ -197,12 +200,12 @@ def test_processes_are_spawned_by_a_python_at_any_path(tmp_path):
 STAND_IN = """
 import subprocess, sys
 import polars  # it makes a wait that Ctrl-C interrupts go on
-from aimo import serving
+from aimo.inference import vllm_process
 from aimo.commands import run
 
 program = "import http.server as h, sys; h.test(h.SimpleHTTPRequestHandler, port=int(sys.argv[1]))"
 
-serving.command = lambda model, settings, seed, host, port: [
+vllm_process.server_command = lambda model, settings, seed, host, port: [
     "sh", "-c", f"touch health; {sys.executable} -c '{program}' {port} & wait"
 ]
 sys.argv = ["aimo", "serve", sys.argv[1], "--port", "0"]

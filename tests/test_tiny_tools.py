@@ -36,10 +36,11 @@ def test_a_problem_has_the_answer_that_its_programs_print_in_a_session():
 @pytest.mark.slow  # loads vLLM's parsers
 def test_what_it_is_trained_on_is_what_a_conversation_asks_and_reads():
     from aimo.data import computed
+    from aimo.inference.chat_format import ToolCalls
     from aimo.inference.model_folder import load_tokenizer
     from aimo.inference.sampling import Completion
     from aimo.inference.settings import resolve
-    from aimo.inference.tools import ToolCalls, find_tool_parser
+    from aimo.inference.tool_calls import find_tool_parser
     from aimo.train import tiny_tools
 
     tokenizer = load_tokenizer(TOOLS)
@@ -98,7 +99,7 @@ def test_a_long_conversation_finds_what_came_before_in_the_prefix_cache(
     """Each turn is what the model writes, then a call; the cache counts from the second turn on."""
     from vllm.v1.metrics.reader import get_metrics_snapshot
 
-    from aimo.inference import conversations
+    from aimo.inference import chat_format
     from aimo.inference.sampling import Completion
 
     def counters() -> tuple[float, float]:
@@ -108,7 +109,9 @@ def test_a_long_conversation_finds_what_came_before_in_the_prefix_cache(
     settings = replace(tool_engine.settings, tool_parser=parser, max_tokens=24)
     monkeypatch.setattr(tool_engine, "settings", settings)
     monkeypatch.setattr(tool_engine, "keeps_special_tokens", parser is not None)
-    talk = conversations.begin(tool_engine, f"{parser} " + "What is 6 x 7? " * 450, with_tools=True)
+    talk = chat_format.begin_conversation(
+        tool_engine, f"{parser} " + "What is 6 x 7? " * 450, with_tools=True
+    )
     # A character a token: a model may write other tokens than its text would be encoded in.
     written = [token for part in (*call, ending) for token in tool_engine.tokenizer.encode(part)]
     rates = []

@@ -99,7 +99,7 @@ class TestBeforeTraining:
     def test_the_model_is_offered_what_the_solver_offers_and_its_calls_are_limited_alike(self):
         from transformers.utils import get_json_schema
 
-        from aimo.inference.tools import PYTHON
+        from aimo.inference.tool_calls import PYTHON
         from aimo.train import tool_use
 
         tokenizer, model = load()

@@ -15,7 +15,7 @@ from aimo.inference.sample import Problem
 from aimo.inference.sampling import Completion
 from aimo.inference.server import Server
 from aimo.inference.solver import solve
-from aimo.inference.tools import find_tool_parser
+from aimo.inference.tool_calls import find_tool_parser
 from aimo.inference.voting import EXACT
 
 pytestmark = pytest.mark.slow  # loads transformers and vLLM's parsers, and runs programs

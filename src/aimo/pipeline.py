@@ -14,10 +14,9 @@ from aimo.config import ROOT, RUNS, Profile
 from aimo.config.stages import STAGES
 from aimo.errors import AimoError, StageError, explain_exit
 from aimo.inference import competitions
-from aimo.inference.engine import check_arguments
 from aimo.inference.errors import one_line
-from aimo.inference.processes import stderr_to
 from aimo.inference.storage import write_json
+from aimo.inference.vllm_process import check_arguments, stderr_to
 from aimo.report import pages
 from aimo.run.progress import Display
 from aimo.run.runs import is_finished, open_folder, read_metrics, run_folder, unlock

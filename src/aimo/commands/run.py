@@ -219,7 +219,7 @@ def serve(
     log: Annotated[Path, typer.Option(help="Where vLLM writes.")] = Path("vllm.log"),
 ) -> None:
     """Serve a model with vLLM's OpenAI-compatible server, until Ctrl-C."""
-    from aimo import serving
+    from aimo.inference import vllm_process
     from aimo.inference.settings import resolve
     from aimo.run import hub
 
@@ -230,7 +230,7 @@ def serve(
     settings = resolve(folder, *solver_settings(profile, set_, None, vllm))
     print(f"Loading {folder.name} with vLLM, which takes half a minute or more; its log is {log}", flush=True)
     try:
-        with serving.serving(folder, settings, seed, host=host, port=port, log=log) as (url, process):
+        with vllm_process.serving(folder, settings, seed, host=host, port=port, log=log) as (url, process):
             print(f"{folder.name} is ready at {url}/v1; Ctrl-C ends it", flush=True)
             if host not in ("127.0.0.1", "::1", "localhost") and not os.environ.get("VLLM_API_KEY"):
                 print(f"it asks for no key: whoever reaches {host} can use it; set VLLM_API_KEY", flush=True)

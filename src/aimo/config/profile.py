@@ -21,7 +21,7 @@ from aimo.inference.settings import (
     merge,
     resolve,
     strict,
-    validate,
+    validate_settings,
 )
 
 TRAINED_LENGTH = 2048  # tokens; a public model's own context is longer than what one trains on
@@ -165,9 +165,13 @@ class Profile:
     def check_prompts(self) -> None:
         """Check that the model is asked as it was trained, and that its prompts and tags agree."""
         asked = {"tags": asdict(self.prompt.tags)}
-        if found := contradiction(validate(asked | {"system": self.prompt.system}, "prompt", "correct it")):
+        if found := contradiction(
+            validate_settings(asked | {"system": self.prompt.system}, "prompt", "correct it")
+        ):
             raise ValueError(f"prompt.{found}")
-        if found := contradiction(validate(merge(asked, self.inference.written), "inference", "correct it")):
+        if found := contradiction(
+            validate_settings(merge(asked, self.inference.written), "inference", "correct it")
+        ):
             raise ValueError(f"inference.{found}")
         if self.prompt.system and self.inference.system:
             raise ValueError(

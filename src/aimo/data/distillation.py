@@ -20,13 +20,13 @@ import numpy as np
 import polars as pl
 import yaml
 
-from aimo import serving
 from aimo.config import Distil
 from aimo.data import sources
-from aimo.data.model_servers import Reply, SampleError, Servers
 from aimo.errors import AimoError
+from aimo.inference import vllm_process
 from aimo.inference.model_folder import identity
 from aimo.inference.sampling import BackgroundLoop, sample_seed
+from aimo.inference.server import Reply, SampleError, Servers
 from aimo.inference.settings import PUBLIC, Tags, resolve
 from aimo.inference.storage import SampleFile, read_json, write_json
 from aimo.run import hub
@@ -94,7 +94,7 @@ def teacher(run: Run) -> Iterator[Distil]:
     folder = teachers_folder(run)
     settings = resolve(folder, run.profile.inference.written)
     print(f"Serving {folder.name} with vLLM, which takes half a minute or more", flush=True)
-    with serving.serving(folder, settings, run.profile.seed, log=run.folder / "vllm.log") as (url, _):
+    with vllm_process.serving(folder, settings, run.profile.seed, log=run.folder / "vllm.log") as (url, _):
         yield replace(wanted, api_addr=[url], model=folder.name)
 
 

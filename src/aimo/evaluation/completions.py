@@ -22,7 +22,7 @@ from aimo.inference.model_folder import is_same_model
 from aimo.inference.programs import has_sandbox
 from aimo.inference.sample import Problem, RunningSample
 from aimo.inference.sampling import Completion, Sampler, sample_seed
-from aimo.inference.settings import validate
+from aimo.inference.settings import validate_settings
 from aimo.inference.solver import cancel
 from aimo.inference.storage import AGAIN, SampleFile, iterate_lines
 
@@ -127,7 +127,7 @@ def read_completions(path: Path) -> tuple[Header, list[Trace]]:
                 raise ValueError(value)
             if header is None:
                 header = HEADER.validate_python(value["evaluation"])
-                validate(header.settings, f"{path}, line {number}", AGAIN)
+                validate_settings(header.settings, f"{path}, line {number}", AGAIN)
                 if not (known := {question.id for question in header.questions}):
                     raise ValueError("it asks no question")
             else:

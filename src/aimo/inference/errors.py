@@ -4,6 +4,7 @@ import contextlib
 import difflib
 import os
 import re
+import signal
 from collections.abc import Collection
 from typing import Any
 
@@ -63,3 +64,23 @@ def explain(error: Any, known: Collection[str] = ()) -> str:
         case _:
             message = error["msg"].replace("Input should be", "should be")
             return f"{key}: {message}, not {error['input']!r}"
+
+
+# What a signal that ended a stage's process means, and what to do.
+REMEDIES = {
+    signal.SIGKILL: "most often because memory ran out: take smaller batches or a smaller model.max_length",
+    signal.SIGFPE: "known of bfloat16 on some GPUs (docs/troubleshooting.md): try model.dtype=float32",
+    signal.SIGILL: "compiled code for another CPU: try model.backend=transformers",
+    signal.SIGSEGV: "a fault in compiled code: another seed or model.backend=transformers may avoid it",
+    signal.SIGABRT: "compiled code gave up: another seed or model.backend=transformers may avoid it",
+    signal.SIGBUS: "no room in memory or on the disk it maps: look at `df`, and at /dev/shm in a container",
+}
+
+
+def explain_exit(status: int | None) -> str:
+    """Return how a process ended (a negative status is a signal), the likely cause and the remedy."""
+    if status is None or status >= 0:
+        return f"ended with exit status {status}; run again, it continues from the last checkpoint"
+    cause = REMEDIES.get(signal.Signals(-status), "a signal from outside")
+    again = "Run again, it continues from the last checkpoint"
+    return f"was ended by {signal.Signals(-status).name}, {cause}. {again}"

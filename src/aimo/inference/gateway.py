@@ -23,20 +23,20 @@ import polars as pl
 
 from aimo.inference import competitions, local_gateway, startup
 from aimo.inference.competitions import COMPETITIONS, Competition, read_questions
-from aimo.inference.engine import Engine, set_environment
+from aimo.inference.engine import Engine
 from aimo.inference.errors import AimoError, EngineError, one_line, say
 from aimo.inference.journal import Journal
 from aimo.inference.local_gateway import Predict
 from aimo.inference.model_folder import check_model_folder, identity
 from aimo.inference.parameters import checked
 from aimo.inference.plan import plan_for_this_machine
-from aimo.inference.processes import is_verbose, stderr_to
 from aimo.inference.sampling import Sampler
 from aimo.inference.settings import Settings, resolve
 from aimo.inference.solution import FALLBACK, Sample, Solution
 from aimo.inference.solver import next_budget, solve
 from aimo.inference.storage import AGAIN, KEPT, write_whole
 from aimo.inference.supervisor import Supervisor
+from aimo.inference.vllm_process import is_verbose, set_environment, stderr_to
 from aimo.inference.voting import Stop
 
 ATTEMPTS = 3  # at a question, each with another engine

@@ -1,8 +1,8 @@
 """Harmony, the format of gpt-oss: token ids in, token ids out.
 
-Prompts and tool results are rendered by openai_harmony. What the model wrote is read here, token by token,
-because the library's parser raises on headers that gpt-oss does write now and then. `load` finds the
-vocabulary offline. Out of scope: sampling (`engine`), running the programs (`programs`).
+openai_harmony renders prompts and tool results. What the model wrote is read here, token by token, because
+the library's parser raises on headers that gpt-oss does write now and then. `load_harmony` finds the
+vocabulary offline.
 """
 
 import base64
@@ -20,21 +20,15 @@ from typing import Any
 from aimo.inference import prompts
 from aimo.inference.errors import AimoError
 from aimo.inference.sampling import Completion, Sampler
-from aimo.inference.settings import Settings
-from aimo.inference.tools import Call, read_call
+from aimo.inference.tool_calls import Call, read_call
 
 START, MESSAGE, CHANNEL = 200006, 200008, 200005
 END, RETURN, CALL, END_OF_TEXT = 200007, 200002, 200012, 199999
-STOP = [RETURN, CALL, END_OF_TEXT]
-"""Token ids that end a turn of the model."""
-TURN = [START, 173781]
-"""<|start|>assistant, in which a prompt ends."""
-ENDS = {END, *STOP}
-"""Token ids that end a message."""
-TOKENS = 201_088
-"""Rows of gpt-oss's embedding; every smaller id is a token."""
-RANKS = 199_998
-"""Tokens of the vocabulary file; the special tokens follow them."""
+STOP = [RETURN, CALL, END_OF_TEXT]  # token ids that end a turn of the model
+ENDS = {END, *STOP}  # ... and a message
+TURN = [START, 173781]  # <|start|>assistant, in which a prompt ends
+TOKENS = 201_088  # rows of gpt-oss's embedding; every smaller id is a token
+RANKS = 199_998  # tokens of the vocabulary file; the special tokens follow them
 HEADER = re.compile(
     r"<\|start\|>assistant(?: ?to=[\w.\-]+)?"
     r"<\|channel\|>(?:analysis|commentary|final)(?: to=[\w.\-]+)?(?: ?(?:<\|constrain\|>)?\w+)?"
@@ -42,11 +36,11 @@ HEADER = re.compile(
 FINAL = "<|channel|>final<|message|>"
 ANSWER = "The final answer is \\boxed{"
 FILE = "o200k_base.tiktoken"
+# The published hash of the vocabulary file.
 SHA256 = "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d"
-"""The published hash of the vocabulary file."""
 INPUTS = Path("/kaggle/input")
 REMEDY = f"attach gpt-oss's {FILE} and set TIKTOKEN_ENCODINGS_BASE to its folder, or copy the model again"
-PYTHON = (
+TOOL = (
     "Runs a Python program in a stateful notebook, without internet, and returns what it prints and the "
     "value of its last expression. Variables are kept between calls. numpy, sympy, mpmath and networkx are "
     "installed. A program that runs longer than {seconds:g} seconds is stopped."
@@ -58,16 +52,11 @@ EFFORTS = ("low", "medium", "high")
 class Message:
     """A message that the model wrote."""
 
-    channel: str | None
-    """None where the header names no channel of Harmony."""
-    recipient: str | None
-    """The tool that it calls."""
-    content: list[int]
-    """Token ids."""
-    closed_by: int | None
-    """The token that ended it, None without one."""
-    is_well_formed: bool
-    """Whether its header is the assistant's, names one channel, and is whole."""
+    channel: str | None  # None where the header names no channel of Harmony
+    recipient: str | None  # the tool that it calls
+    content: list[int]  # token ids
+    closed_by: int | None  # the token that ended it, None without one
+    is_well_formed: bool  # whether its header is the assistant's, names one channel, and is whole
 
 
 class Harmony:
@@ -78,11 +67,47 @@ class Harmony:
     def __init__(
         self, sampler: Sampler, problem: str, index: int = 0, rules: str = "", with_tools: bool = False
     ):
-        self.encoding, self.with_tools, self.text = sampler.encoding, with_tools, ""
-        self.ids = render(self.encoding, sampler.settings, problem, index, rules, with_tools)
+        """Render the prompt: the system message with effort and tool, the developer message, the user's.
+
+        No date is given, so that the same problem has the same prompt tomorrow. The library encodes special
+        tokens in the texts as ordinary text. AimoError for an argument that Harmony does not have.
+        """
+        import openai_harmony as harmony
+
+        self.encoding, self.with_tools, self.text, settings = (
+            sampler.encoding,
+            with_tools,
+            "",
+            sampler.settings,
+        )
+        for name in settings.chat_template_kwargs.keys() - {"reasoning_effort"}:
+            raise AimoError(
+                f"inference.chat_template_kwargs: Harmony reads reasoning_effort and not {name!r}; remove it"
+            )
+        effort = settings.chat_template_kwargs.get("reasoning_effort", "medium")
+        if effort not in EFFORTS:
+            raise AimoError(
+                f"inference.chat_template_kwargs: reasoning_effort is {effort!r}; give {', '.join(EFFORTS)}"
+            )
+        system = harmony.SystemContent.new().with_reasoning_effort(harmony.ReasoningEffort[effort.upper()])
+        if with_tools:
+            described = TOOL.format(seconds=settings.tool_seconds)
+            system.with_tools(harmony.ToolNamespaceConfig(name="python", description=described, tools=[]))
+        parts = [(harmony.Role.SYSTEM, system)]
+        asked = prompts.variant(settings, index)
+        if asked.system:
+            instructions = asked.system.replace("{rules}", rules).strip()
+            developer = harmony.DeveloperContent.new().with_instructions(instructions)
+            parts.append((harmony.Role.DEVELOPER, developer))
+        text = asked.user.replace("{rules}", rules).replace("{problem}", problem).strip()
+        parts.append((harmony.Role.USER, harmony.TextContent(text=text)))
+        talk = [harmony.Message.from_role_and_content(role, content) for role, content in parts]
+        self.ids = self.encoding.render_conversation_for_completion(
+            harmony.Conversation.from_messages(talk), harmony.Role.ASSISTANT
+        )
 
     def prompt(self) -> list[int]:
-        """Token ids that the next turn continues. They end in <|start|>assistant."""
+        """Return the token ids that the next turn continues. They end in <|start|>assistant."""
         return list(self.ids)
 
     def thinks(self) -> bool:
@@ -90,17 +115,22 @@ class Harmony:
         return True
 
     def find_call(self, turn: Completion) -> Call | None:
-        """The call that a finished turn ends in: to a tool, or by <|call|>.
+        """Return the call that a finished turn ends in: to a tool, or by <|call|>.
 
         A tool that was not offered gets a program that says so.
         """
-        messages = parse(self.encoding, turn.token_ids) if turn.finished else []
+        messages = parse_messages(self.encoding, turn.token_ids) if turn.finished else []
         if not messages:
             return None
         last = messages[-1]
         if not last.recipient and (last.closed_by != CALL or last.channel == "final"):
             return None
-        code = unwrap(decode(self.encoding, last.content))
+        code = decode_ids(self.encoding, last.content)
+        # The model puts fences or a JSON object around a program now and then.
+        if fenced := re.fullmatch(r"\s*```(?:\w*)[ \t]*\r?\n(.*?)\n?```\s*", code, re.DOTALL):
+            code = fenced[1]
+        elif re.match(r'\s*\{\s*"(code|name|arguments)"\s*:', code):
+            code = read_call(code)
         if not is_python(last.recipient or "python"):
             code = f"raise NameError({f'there is no tool {last.recipient}, only python'!r})"
         return Call(code, turn.text, turn.token_ids, channel=last.channel or "analysis")
@@ -122,7 +152,7 @@ class Harmony:
         self.text += f"{call.turn}\n```output\n{safe}\n```\n"
 
     def forced_ending(self, message: str, thinking: bool) -> str:
-        """What ends the present message, and begins a final one that gives an answer at once."""
+        """Return what ends the present message, and begins a final one that gives an answer at once."""
         header, opened, content = message.rpartition("<|message|>")
         if opened and f"{header}{opened}".endswith(FINAL) and "<|end|>" not in content:
             return f"\n\n{ANSWER}"
@@ -131,13 +161,13 @@ class Harmony:
         return f"<|end|><|start|>assistant{FINAL}{ANSWER}"
 
     def count_malformed(self, ids: list[int]) -> int:
-        """How many faults of format the n token ids of all turns hold, each of which was survived.
+        """Return how many faults of format the n token ids of all turns hold, each of which was survived.
 
         They are messages with a faulty header, calls to an unknown tool or without <|call|>, and messages
         after the final answer.
         """
         faults, answered = 0, False
-        for message in parse(self.encoding, ids):
+        for message in parse_messages(self.encoding, ids):
             called = message.recipient is not None
             faults += not message.is_well_formed
             faults += called and not (self.with_tools and is_python(message.recipient or ""))
@@ -147,51 +177,8 @@ class Harmony:
         return faults
 
 
-def render(
-    encoding: Any, settings: Settings, problem: str, index: int, rules: str, with_tools: bool
-) -> list[int]:
-    """Token ids of a prompt: the system message with effort and tool, the developer message, the user's.
-
-    No date is given, so that the same problem has the same prompt tomorrow. The library encodes special
-    tokens in the texts as ordinary text. AimoError for an argument that Harmony does not have.
-    """
-    import openai_harmony as harmony
-
-    asked = prompts.variant(settings, index)
-    system = harmony.SystemContent.new().with_reasoning_effort(effort(settings))
-    if with_tools:
-        description = PYTHON.format(seconds=settings.tool_seconds)
-        system.with_tools(harmony.ToolNamespaceConfig(name="python", description=description, tools=[]))
-    parts = [(harmony.Role.SYSTEM, system)]
-    if asked.system:
-        instructions = asked.system.replace("{rules}", rules).strip()
-        parts.append((harmony.Role.DEVELOPER, harmony.DeveloperContent.new().with_instructions(instructions)))
-    text = asked.user.replace("{rules}", rules).replace("{problem}", problem).strip()
-    parts.append((harmony.Role.USER, harmony.TextContent(text=text)))
-    talk = [harmony.Message.from_role_and_content(role, content) for role, content in parts]
-    return encoding.render_conversation_for_completion(
-        harmony.Conversation.from_messages(talk), harmony.Role.ASSISTANT
-    )
-
-
-def effort(settings: Settings) -> Any:
-    """The library's reasoning effort for `chat_template_kwargs.reasoning_effort`; medium without it."""
-    from openai_harmony import ReasoningEffort
-
-    for name in settings.chat_template_kwargs.keys() - {"reasoning_effort"}:
-        raise AimoError(
-            f"inference.chat_template_kwargs: Harmony reads reasoning_effort and not {name!r}; remove it"
-        )
-    name = settings.chat_template_kwargs.get("reasoning_effort", "medium")
-    if name not in EFFORTS:
-        raise AimoError(
-            f"inference.chat_template_kwargs: reasoning_effort is {name!r}; give {', '.join(EFFORTS)}"
-        )
-    return ReasoningEffort[name.upper()]
-
-
-def parse(encoding: Any, ids: Iterable[int]) -> list[Message]:
-    """The messages in n token ids of one or more turns, each after <|start|>assistant. No ids raise.
+def parse_messages(encoding: Any, ids: Iterable[int]) -> list[Message]:
+    """Return the messages in n token ids of one or more turns, each after <|start|>assistant. No ids raise.
 
     A header runs to <|message|>, a content to <|end|>, <|return|>, <|call|> or the next header.
     """
@@ -200,7 +187,13 @@ def parse(encoding: Any, ids: Iterable[int]) -> list[Message]:
     content: list[int] | None = None
 
     def close(token: int | None, is_whole: bool) -> None:
-        messages.append(read(encoding, header, content or [], token, is_whole))
+        text = decode_ids(encoding, header)
+        channel = re.search(r"<\|channel\|>\s*(analysis|commentary|final)\b", text)
+        recipient = re.search(r"\bto=([\w.\-]+)", text)
+        whole = is_whole and HEADER.fullmatch(text.rstrip()) is not None
+        messages.append(
+            Message(channel and channel[1], recipient and recipient[1], content or [], token, whole)
+        )
 
     for token in ids:
         if token in ENDS:
@@ -220,45 +213,22 @@ def parse(encoding: Any, ids: Iterable[int]) -> list[Message]:
     return messages
 
 
-def read(
-    encoding: Any, header: list[int], content: list[int], closed_by: int | None, is_whole: bool
-) -> Message:
-    """The message with a header's token ids; `is_whole` is False where a token that parts it is missing."""
-    text = decode(encoding, header)
-    channel = re.search(r"<\|channel\|>\s*(analysis|commentary|final)\b", text)
-    recipient = re.search(r"\bto=([\w.\-]+)", text)
-    return Message(
-        channel[1] if channel else None,
-        recipient[1] if recipient else None,
-        content,
-        closed_by,
-        is_whole and HEADER.fullmatch(text.rstrip()) is not None,
-    )
-
-
 def is_python(recipient: str) -> bool:
     """Whether a recipient is the tool python, by one of the names that gpt-oss gives it."""
     return re.fullmatch(r"(functions\.)?python(\.\w+)?", recipient) is not None
 
 
-def decode(encoding: Any, ids: Iterable[int]) -> str:
-    """The text of token ids, without those that are no tokens. Bytes that are no UTF-8 are replaced."""
+def decode_ids(encoding: Any, ids: Iterable[int]) -> str:
+    """Return the text of token ids, without unknown ones. Bytes that are no UTF-8 are replaced."""
     return encoding.decode([token for token in ids if 0 <= token < TOKENS])
-
-
-def unwrap(code: str) -> str:
-    """A program without the fences or the JSON object that the model puts around it now and then."""
-    if fenced := re.fullmatch(r"\s*```(?:\w*)[ \t]*\r?\n(.*?)\n?```\s*", code, re.DOTALL):
-        return fenced[1]
-    return read_call(code) if re.match(r'\s*\{\s*"(code|name|arguments)"\s*:', code) else code
 
 
 # ---- The vocabulary
 
 
 @functools.cache
-def load(model: str | Path) -> Any:
-    """openai_harmony's encoding of gpt-oss, without the internet. AimoError when there is no vocabulary."""
+def load_harmony(model: str | Path) -> Any:
+    """Return openai_harmony's encoding of gpt-oss, offline. AimoError when there is no vocabulary."""
     import openai_harmony as harmony
 
     variable = "TIKTOKEN_ENCODINGS_BASE"
@@ -273,8 +243,8 @@ def load(model: str | Path) -> Any:
 
 
 def find_vocabulary(model: Path, given: str | None, made: Path) -> Path:
-    """The vocabulary file, whose hash is checked: in the folder that TIKTOKEN_ENCODINGS_BASE gave, or in the
-    model folder, or made from its tokenizer.json in the folder `made`, or among Kaggle's inputs.
+    """Return the vocabulary file: in the folder that TIKTOKEN_ENCODINGS_BASE gave, or in the model folder, or
+    made from its tokenizer.json in the folder `made`, or among Kaggle's inputs.
 
     AimoError when there is none, or one with another hash.
     """
@@ -297,11 +267,14 @@ def find_vocabulary(model: Path, given: str | None, made: Path) -> Path:
 
 
 def ranks(tokenizer: Path) -> bytes:
-    """The vocabulary file made of a tokenizer.json: a line for each token, its bytes in base64 and its rank.
+    """Return the vocabulary file that a tokenizer.json makes: each token's bytes in base64, and its rank.
 
     Empty for a tokenizer of another kind.
     """
-    letters = byte_of_letters()
+    # A byte-level tokenizer (GPT-2) writes a printable byte as its own letter, the others from U+0100 on.
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    letters = {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
     try:
         vocabulary = json.loads(tokenizer.read_text(encoding="utf-8"))["model"]["vocab"]
         tokens = sorted((rank, token) for token, rank in vocabulary.items() if rank < RANKS)
@@ -311,14 +284,3 @@ def ranks(tokenizer: Path) -> bytes:
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return b""
-
-
-def byte_of_letters() -> dict[str, int]:
-    """The byte that each of 256 letters stands for in a byte-level tokenizer (GPT-2).
-
-    A printable byte is its own letter, the others follow from U+0100 on.
-    """
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    letters = {chr(byte): byte for byte in printable}
-    return letters | {chr(256 + i): byte for i, byte in enumerate(others)}

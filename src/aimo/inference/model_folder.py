@@ -1,7 +1,6 @@
 """A model folder as `save_pretrained` writes it: what it must hold, and whether its files are complete.
 
 Faults are found here in milliseconds; vLLM finds them after half a minute, in a traceback.
-Out of scope: whether vLLM supports the architecture, and aimo.json (`settings`).
 """
 
 import hashlib
@@ -45,7 +44,7 @@ def check_model_folder(model: str | Path) -> None:
             f"{model / 'config.json'}: names no `architectures`, so vLLM cannot load it; {REMEDY}"
         )
     for path in sorted(model.glob("*.safetensors")):
-        check_weights(path)
+        tensor_spans(path)
     index = model / "model.safetensors.index.json"
     named = set(read_json(index, REMEDY).get("weight_map", {}).values()) if index.exists() else set()
     absent = sorted(name for name in named if not (model / name).exists())
@@ -98,15 +97,8 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def check_weights(path: Path) -> None:
-    """Raise AimoError when a .safetensors file is shorter or longer than its header says."""
-    size, end = path.stat().st_size, max(end for _, end in tensor_spans(path))
-    if size != end:
-        raise AimoError(f"{path}: has {size:,} bytes, its header says {end:,}; {REMEDY}")
-
-
 def tensor_spans(path: Path) -> list[tuple[int, int]]:
-    """Return where each tensor of a .safetensors file begins and ends. AimoError when its header is broken.
+    """Return where each tensor of a .safetensors file begins and ends. AimoError when the file is not whole.
 
     The file is 8 bytes with the header's size, the header (a JSON object), then the tensors.
     """
@@ -116,14 +108,17 @@ def tensor_spans(path: Path) -> list[tuple[int, int]]:
         header = file.read(begin - 8) if begin <= size else b""
     try:
         tensors = json.loads(header)
-        spans = [t["data_offsets"] for name, t in tensors.items() if name != "__metadata__"]
-        return [(begin + int(first), begin + int(last)) for first, last in spans] or [(begin, begin)]
+        offsets = [t["data_offsets"] for name, t in tensors.items() if name != "__metadata__"]
+        spans = [(begin + int(first), begin + int(last)) for first, last in offsets] or [(begin, begin)]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise AimoError(f"{path}: is not a complete .safetensors file ({size:,} bytes); {REMEDY}") from None
+    if size != (end := max(end for _, end in spans)):
+        raise AimoError(f"{path}: has {size:,} bytes, its header says {end:,}; {REMEDY}")
+    return spans
 
 
 def read_adapter(adapter: str | Path) -> dict[str, Any]:
-    """vLLM's engine arguments for a LoRA adapter. AimoError when the folder holds none, or a broken one."""
+    """Return vLLM's engine arguments for a LoRA adapter. AimoError when it is none, or broken."""
     path = Path(adapter) / "adapter_config.json"
     remedy = "give a folder that PEFT wrote, such as a stage's `trained`"
     if not path.is_file():
@@ -132,7 +127,7 @@ def read_adapter(adapter: str | Path) -> dict[str, Any]:
     if not isinstance(rank, int) or rank < 1:
         raise AimoError(f"{path}: its rank `r` is {rank!r} and should be a positive integer; {remedy}")
     for weights in Path(adapter).glob("*.safetensors"):
-        check_weights(weights)
+        tensor_spans(weights)
     return {
         "enable_lora": True,
         "max_lora_rank": next((r for r in LORA_RANKS if r >= rank), rank),
@@ -187,7 +182,7 @@ def load_tokenizer(model: str | Path, trusted: bool = False) -> Any:
 
 
 def tied_embedding(model: Path) -> bytes | None:
-    """A digest of a model's embedding where its output layer is the same weights, else None."""
+    """Return a digest of a model's embedding where its output layer is the same weights, else None."""
     from safetensors import safe_open
 
     if not read_json(model / "config.json", REMEDY).get("tie_word_embeddings"):

@@ -1,6 +1,6 @@
 """What fits into a GPU, worked out before an engine loads: weights, KV cache, context and streams.
 
-vLLM measures the same once it has loaded; a plan takes a millisecond. Out of scope: latent and linear
+vLLM measures the same once it has loaded; a plan takes a millisecond. There is none for latent and linear
 attention (DeepSeek-V3, Qwen3-Next).
 """
 
@@ -17,17 +17,17 @@ from aimo.inference.model_folder import REMEDY
 from aimo.inference.settings import Settings
 from aimo.inference.storage import read_json
 
+# Keys in which a config.json says how long the context is.
 LENGTHS = [
     "max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "model_max_length",
     "max_target_positions", "max_sequence_length", "max_seq_length", "seq_len",
 ]  # fmt: skip
-"""Keys in which a config.json says how long the context is."""
 NUMBERS = [
     *LENGTHS, "head_dim", "hidden_size", "num_attention_heads", "num_hidden_layers", "num_key_value_heads",
     "original_max_position_embeddings", "sliding_window",
 ]  # fmt: skip
+# Kinds of rope scaling whose config.json says the extended length.
 ALREADY_SCALED = ("default", "llama3", "su", "deepseek_yarn", "deepseek_llama_scaling")
-"""Kinds of rope scaling whose config.json says the extended length."""
 RESERVED = 3 << 30  # bytes of a GPU, about, for vLLM's activations and CUDA graphs
 BATCH = 8192  # tokens of one step: vLLM keeps them until it drops what a sliding window has left behind
 
@@ -36,14 +36,10 @@ BATCH = 8192  # tokens of one step: vLLM keeps them until it drops what a slidin
 class Plan:
     """What fits."""
 
-    weights: int
-    """Bytes of weights on each GPU."""
-    cache: int
-    """Bytes of KV cache on each GPU."""
-    context: int
-    """Tokens of prompt and completion; 0 when there is no room for any."""
-    kv_tokens: int
-    """Tokens in the KV cache, of all replicas together."""
+    weights: int  # bytes on each GPU
+    cache: int  # bytes of KV cache on each GPU
+    context: int  # tokens of prompt and completion; 0 when there is no room for any
+    kv_tokens: int  # tokens in the KV cache, of all replicas together
 
     @property
     def streams(self) -> int:
@@ -104,18 +100,31 @@ def divide(
     replicas: int = 1,
 ) -> Plan:
     """Return how `cache` bytes of KV cache on each GPU are divided. Raises AimoError as `make_plan`."""
-    config = language_model(config)
-    value = bytes_per_token(config, settings) / shards
-    batch = settings.vllm.get("max_num_batched_tokens") or BATCH
-    spans = [window + batch for window in windows(config)]
+    config, arguments = language_model(config), settings.vllm
+    heads = config.get("num_attention_heads")
+    if not heads or "kv_lora_rank" in config:
+        raise AimoError("plan: none for an architecture without plain attention; vLLM measures it")
+    # Bytes of a token's key and value in one layer.
+    value_bytes = 4 if (arguments.get("dtype") or config.get("dtype")) == "float32" else 2
+    if arguments.get("kv_cache_dtype", "auto").startswith("fp8"):
+        value_bytes = 1
+    head_dim = config.get("head_dim") or config["hidden_size"] // heads
+    per_token = 2 * (config.get("num_key_value_heads") or heads) * head_dim * value_bytes
+    # How many tokens each layer keeps: those it looks back at, and those of one step.
+    seen = {"full_attention": inf, "sliding_attention": config.get("sliding_window") or inf}
+    kinds = config.get("layer_types") or ["full_attention"] * config["num_hidden_layers"]
+    unknown = sorted(set(kinds) - seen.keys())
+    if unknown:
+        raise AimoError(f"plan: none for layers of type {', '.join(unknown)}; vLLM measures them")
+    kept = [seen[kind] + (arguments.get("max_num_batched_tokens") or BATCH) for kind in kinds]
 
     def size(length: int) -> float:
-        """The bytes of one stream."""
-        return value * sum(min(length, span) for span in spans)
+        """Return the bytes of one stream."""
+        return per_token / shards * sum(min(length, tokens) for tokens in kept)
 
     limit = context_limit(config)
-    if settings.vllm.get("max_model_len", -1) > 0:
-        limit = settings.vllm["max_model_len"]
+    if arguments.get("max_model_len", -1) > 0:
+        limit = arguments["max_model_len"]
     while size(limit) > cache and limit:
         limit = limit * 15 // 16  # vLLM finds the exact length
     kv_tokens = replicas * int(cache / size(limit) * limit) if limit else 0
@@ -169,6 +178,11 @@ def context_limit(text: Mapping[str, Any]) -> int:
         raise AimoError(f"config.json: cannot read the rope scaling {rope!r}; {REMEDY}") from None
 
 
+def position_limit(model: Path) -> int:
+    """Return the longest context in tokens that a model folder's config.json allows."""
+    return context_limit(language_model(read_json(model / "config.json", REMEDY)))
+
+
 def yarn_overrides(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return vLLM's `hf_overrides` of a config.json that gives YaRN a factor, and not the length it leads to.
 
@@ -180,26 +194,3 @@ def yarn_overrides(config: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     longer = {"max_position_embeddings": limit}
     return {"text_config": longer} if "text_config" in config else longer
-
-
-def bytes_per_token(config: Mapping[str, Any], settings: Settings) -> int:
-    """Return the bytes of a token's key and value in one layer."""
-    heads = config.get("num_attention_heads")
-    if not heads or "kv_lora_rank" in config:
-        raise AimoError("plan: none for an architecture without plain attention; vLLM measures it")
-    head_dim = config.get("head_dim") or config["hidden_size"] // heads
-    dtype = settings.vllm.get("dtype") or config.get("dtype")
-    value_bytes = 4 if dtype == "float32" else 2
-    if settings.vllm.get("kv_cache_dtype", "auto").startswith("fp8"):
-        value_bytes = 1
-    return 2 * (config.get("num_key_value_heads") or heads) * head_dim * value_bytes
-
-
-def windows(config: Mapping[str, Any]) -> list[float]:
-    """Return for each layer how many tokens back it sees; infinity for full attention."""
-    seen = {"full_attention": inf, "sliding_attention": config.get("sliding_window") or inf}
-    kinds = config.get("layer_types") or ["full_attention"] * config["num_hidden_layers"]
-    unknown = sorted(set(kinds) - seen.keys())
-    if unknown:
-        raise AimoError(f"plan: none for layers of type {', '.join(unknown)}; vLLM measures them")
-    return [seen[kind] for kind in kinds]

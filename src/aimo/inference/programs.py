@@ -1,6 +1,6 @@
 """Runs the Python programs of a sample in the sandbox, in a session that was ready before the sample asked.
 
-Out of scope: finding them in its text (`aimo.inference.tools`).
+Out of scope: finding them in its text (`aimo.inference.chat_format`).
 """
 
 import functools

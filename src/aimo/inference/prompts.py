@@ -2,7 +2,6 @@
 
 The template carries the system prompt and the opening tag (as in Unsloth's Qwen3-4B-Base recipe), and it is
 saved with the model: Transformers, vLLM and the Kaggle kernel then build the same prompt from the folder.
-Out of scope: tools, and turns after the first answer.
 """
 
 import re
@@ -12,7 +11,7 @@ from typing import Any
 
 from aimo.inference.errors import AimoError, one_line
 from aimo.inference.sampling import MIN_TOKENS
-from aimo.inference.settings import Prompt, Settings, Tags, Variant
+from aimo.inference.settings import Prompt, Settings, Variant
 
 TAIL = 32  # tokens at the end of a prompt that may hold an opening tag
 MARK = "{#- aimo -#}"  # marks a template that `chat_template` made
@@ -29,64 +28,51 @@ PLAIN = (
     "{{ message['content'] + (eos_token if message['role'] != 'user' else '') }}"
     "{%- endfor -%}"
 )
-
-
-Templates = str | dict[str, str]
-"""A tokenizer's chat template, or several by name."""
+Templates = str | dict[str, str]  # a tokenizer's chat template, or several by name
 
 
 def chat_template(prompt: Prompt, own: Templates | None, root: Path = Path()) -> Templates:
-    """Return the profile's Jinja chat template, with its system prompt and the opening tag as generation
-    prompt.
+    """Return the profile's Jinja chat template, with its system prompt, and the opening tag as its
+    generation prompt.
 
     `own` is the base model's template, or several. A template's relative path starts here or at `root`.
     AimoError when there is no such template.
     """
-    if isinstance(own, dict):
-        if prompt.template == "model":
+    built_in = {"plain": PLAIN, "chatml": CHATML}
+    if prompt.template == "model":
+        if isinstance(own, dict):
             return {name: str(chat_template(prompt, one, root)) for name, one in own.items()}
-        own = None
-    if prompt.template == "model" and own and own.startswith(MARK):
-        return own  # the model of an earlier stage has it already
-    template = read_template(prompt, own, root)
+        if own is None:
+            raise AimoError(
+                "prompt.template: the base model has no chat template of its own; use plain or chatml"
+            )
+        if own.startswith(MARK):
+            return own  # the model of an earlier stage has it already
+        template = own
+    elif prompt.template in built_in:
+        template = built_in[prompt.template]
+    else:
+        path = Path(prompt.template) if Path(prompt.template).exists() else root / prompt.template
+        if not path.is_file():
+            raise AimoError(
+                f"prompt.template: {prompt.template!r} is not plain, chatml or model, "
+                "and no file of that name exists"
+            )
+        try:
+            template = path.read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as e:
+            raise AimoError(f"prompt.template: {path} cannot be read ({e}); save it as UTF-8") from None
     if prompt.system:
         message = "[{'role': 'system', 'content': " + repr(prompt.system) + "}]"
-        template = (
-            "{%- if messages[0]['role'] != 'system' -%}{%- set messages = "
-            + message
-            + " + messages -%}{%- endif -%}"
-            + template
-        )
+        first = "{%- if messages[0]['role'] != 'system' -%}{%- set messages = " + message + " + messages -%}"
+        template = first + "{%- endif -%}" + template
     opening = "{%- if add_generation_prompt -%}{{ " + repr(prompt.think_start) + " }}{%- endif -%}"
     if prompt.prefill and not template.endswith(opening):
         template += opening
     return MARK + template if prompt.template == "model" else template
 
 
-def read_template(prompt: Prompt, own: str | None, root: Path) -> str:
-    """The template that `prompt.template` names, as it is."""
-    if prompt.template == "model":
-        if own is None:
-            raise AimoError(
-                "prompt.template: the base model has no chat template of its own; use plain or chatml"
-            )
-        return own
-    built_in = {"plain": PLAIN, "chatml": CHATML}
-    if prompt.template in built_in:
-        return built_in[prompt.template]
-    path = Path(prompt.template) if Path(prompt.template).exists() else root / prompt.template
-    if not path.is_file():
-        raise AimoError(
-            f"prompt.template: {prompt.template!r} is not plain, chatml or model, "
-            "and no file of that name exists"
-        )
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as e:
-        raise AimoError(f"prompt.template: {path} cannot be read ({e}); save it as UTF-8") from None
-
-
-def check(tokenizer: Any, prompt: Prompt) -> None:
+def check_trainable(tokenizer: Any, prompt: Prompt) -> None:
     """Raise AimoError for a template that cannot be rendered, or that cannot be trained with.
 
     It must show the system prompt, add a generation prompt, show a reply as it asks for it, and end it in the
@@ -127,43 +113,41 @@ def check(tokenizer: Any, prompt: Prompt) -> None:
 
 
 def as_prompt(problem: str) -> list[dict[str, str]]:
-    """The conversation that asks `problem`."""
+    """Return the conversation that asks `problem`."""
     return [{"role": "user", "content": problem}]
 
 
 def as_completion(prompt: Prompt, thought: str, answer: int | str) -> list[dict[str, str]]:
-    """The assistant turn that thinks `thought` and answers `answer`, in the profile's tags."""
+    """Return the assistant turn that thinks `thought` and answers `answer`, in the profile's tags."""
     text = f"{prompt.think_start}{thought}{prompt.think_end}{prompt.answer_start}{answer}{prompt.answer_end}"
     return [{"role": "assistant", "content": text}]
 
 
-def encode(tokenizer: Any, settings: Settings, problem: str, index: int = 0, rules: str = "") -> list[int]:
-    """Token ids of the prompt that the `index`-th sample of `problem` starts from."""
-    talk = messages(tokenizer, settings, problem, index, rules)
+def encode_prompt(
+    tokenizer: Any, settings: Settings, problem: str, index: int = 0, rules: str = ""
+) -> list[int]:
+    """Return the token ids of the prompt that the `index`-th sample of `problem` starts from."""
+    talk = as_messages(tokenizer, settings, problem, index, rules)
     return tokenizer.apply_chat_template(
         talk, add_generation_prompt=True, return_dict=False, **settings.chat_template_kwargs
     )
 
 
-def messages(
+def as_messages(
     tokenizer: Any, settings: Settings, problem: str, index: int = 0, rules: str = ""
 ) -> list[dict[str, Any]]:
-    """The conversation that asks `problem`, whose special tokens are escaped.
+    """Return the conversation that asks `problem`, whose special tokens are escaped.
 
     `rules`, the competition's sentence on its answers, stands where the settings say.
     """
-    asked = variant(settings, index)
-    text = asked.user.replace("{rules}", rules)
-    talk: list[dict[str, Any]] = as_prompt(
-        text.replace("{problem}", escape_special_tokens(tokenizer, problem)).strip()
-    )
-    if asked.system:
-        talk = [{"role": "system", "content": asked.system.replace("{rules}", rules).strip()}, *talk]
-    return talk
+    asked, problem = variant(settings, index), escape_special_tokens(tokenizer, problem)
+    user = asked.user.replace("{rules}", rules).replace("{problem}", problem).strip()
+    system = asked.system.replace("{rules}", rules).strip()
+    return [{"role": "system", "content": system}] * bool(asked.system) + as_prompt(user)
 
 
 def variant(settings: Settings, index: int) -> Settings | Variant:
-    """What has the system and user message of the `index`-th sample."""
+    """Return what has the system and user message of the `index`-th sample."""
     end = 0.0
     for other in settings.variants:
         begin, end = end, end + other.share
@@ -174,17 +158,11 @@ def variant(settings: Settings, index: int) -> Settings | Variant:
 
 
 def escape_special_tokens(tokenizer: Any, text: str) -> str:
-    """`text` without special tokens and tags: a zero-width space after the first character splits each."""
+    """Split the special tokens and tags in a text by a zero-width space after their first character."""
     for token in tokenizer.added_tokens_decoder.values():
         if token.special or token.content.startswith("<"):
             text = text.replace(token.content, f"{token.content[0]}\u200b{token.content[1:]}")
     return text
-
-
-def ends_in_thought(tokenizer: Any, prompt: list[int], tags: Tags) -> bool:
-    """Whether the n token ids of a prompt end in the tag that opens a thought."""
-    text = tokenizer.decode(prompt[-TAIL:], skip_special_tokens=False)
-    return text.rstrip().endswith(tags.think_start.strip())
 
 
 def keeps_special_tokens(tokenizer: Any, settings: Settings) -> bool:
@@ -211,7 +189,7 @@ def check_template(tokenizer: Any, settings: Settings, model: str | Path) -> Non
     template = f"model {model}: its chat template"
     problem = "What is 1 + 1?"
     try:
-        asked = messages(tokenizer, settings, problem)
+        asked = as_messages(tokenizer, settings, problem)
         prompt, bare = (
             tokenizer.apply_chat_template(
                 asked, add_generation_prompt=ask, tokenize=False, **settings.chat_template_kwargs
@@ -228,7 +206,8 @@ def check_template(tokenizer: Any, settings: Settings, model: str | Path) -> Non
     if problem not in prompt:
         raise AimoError(f"{template} leaves the problem out; save another with the model")
     text = tokenizer.get_chat_template()
-    if prompt == bare and not is_ours(text):
+    is_ours = MARK in text or text.endswith(PLAIN)  # which may ask without a generation prompt
+    if prompt == bare and not is_ours:
         raise AimoError(
             f"{template} adds no generation prompt, so nothing tells the model to answer; "
             "save another with the model"
@@ -236,11 +215,6 @@ def check_template(tokenizer: Any, settings: Settings, model: str | Path) -> Non
     for name in settings.chat_template_kwargs:
         if not re.search(rf"\b{re.escape(name)}\b", text):
             raise AimoError(f"inference.chat_template_kwargs: {template} does not read {name!r}; remove it")
-
-
-def is_ours(template: str) -> bool:
-    """Whether a template is one of this module's, which may ask without a generation prompt."""
-    return MARK in template or template.endswith(PLAIN)
 
 
 def is_well_formed(prompt: Prompt, completion: str) -> bool:

@@ -7,7 +7,7 @@ import math
 import time
 from dataclasses import dataclass, field, replace
 
-from aimo.inference import answers, conversations, prompts, voting
+from aimo.inference import answers, chat_format, prompts, voting
 from aimo.inference.programs import Programs
 from aimo.inference.sampling import MIN_TOKENS, Completion, Sampler, sample_seed
 from aimo.inference.solution import TAIL, End, Sample
@@ -30,13 +30,15 @@ class Problem:
     rules: str = ""  # the competition's sentence on its answers
     modulus: int | None = None  # a larger result is reduced by it
     # The conversations that samples begin with, by variant of the prompt, with and without tools.
-    begun: dict[tuple[int, bool], conversations.Conversation] = field(default_factory=dict)
+    begun: dict[tuple[int, bool], chat_format.Conversation] = field(default_factory=dict)
 
-    def begin(self, index: int, with_tools: bool) -> conversations.Conversation:
+    def begin(self, index: int, with_tools: bool) -> chat_format.Conversation:
         """Return the conversation of a sample; its prompt is encoded once for all samples that share it."""
         key = id(prompts.variant(self.sampler.settings, index)), with_tools
         if key not in self.begun:
-            self.begun[key] = conversations.begin(self.sampler, self.text, index, self.rules, with_tools)
+            self.begun[key] = chat_format.begin_conversation(
+                self.sampler, self.text, index, self.rules, with_tools
+            )
         return copy.copy(self.begun[key])
 
     def fault(self) -> str:

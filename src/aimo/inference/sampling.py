@@ -1,7 +1,4 @@
-"""The protocol between the solver and a model: `Sampler`. `Engine` and `Server` satisfy this protocol.
-
-Out of scope: voting over the samples (`solver`).
-"""
+"""The protocol between the solver and a model, `Sampler`, which `Engine` and `Server` satisfy."""
 
 import asyncio
 import math
@@ -17,24 +14,21 @@ from aimo.inference.errors import AimoError
 from aimo.inference.settings import Settings
 
 T = TypeVar("T")
+# Whether a stream may end, given its text and its token ids so far.
 Until = Callable[[str, list[int]], bool]
-"""Whether a stream may end, given its text and its token ids so far."""
 MIN_TOKENS = 16  # fewer cannot hold an answer
 
 
-@dataclass(frozen=True)
+@dataclass
 class Completion:
-    """What one stream wrote."""
+    """What one stream wrote: n sampled tokens."""
 
     text: str
     token_ids: list[int]
-    """The n sampled tokens."""
-    finished: bool
-    """False when it was cut off."""
-    logprobs: list[float] = field(default_factory=list)
-    """Log-probability of each token; empty when not measured."""
+    finished: bool  # False when it was cut off
+    logprobs: list[float] = field(default_factory=list)  # of each token; empty when not measured
+    # In nats, of each token from its TOP_LOGPROBS likeliest; empty when not measured.
     entropies: list[float] = field(default_factory=list)
-    """Entropy of each token in nats, from the TOP_LOGPROBS likeliest; empty when not measured."""
 
     @property
     def tokens(self) -> int:
@@ -42,7 +36,6 @@ class Completion:
         return len(self.token_ids)
 
     def __add__(self, later: "Completion") -> "Completion":
-        """This one continued by a later one."""
         return Completion(
             self.text + later.text,
             self.token_ids + later.token_ids,
@@ -55,28 +48,21 @@ class Completion:
 class Sampler(Protocol):
     """A model that completes prompts, with the settings it is sampled with."""
 
-    model: Any
-    """Its folder, or a server's name of it."""
+    model: Any  # its folder, or a server's name of it
     settings: Settings
+    tokenizer: Any
+    tool_parser: Any  # vLLM's parser of the model's own tool calls, or None
+    encoding: Any  # openai_harmony's encoding, of models whose format is Harmony, or None
+    max_length: int  # tokens of prompt and completion together
+    streams: int  # how many it runs at a time; more of them wait
+    queue_s: float  # seconds that a stream may wait for its first token because others ask too
 
     @property
     def identity(self) -> str:
         """What identifies the model by its content."""
 
-    tokenizer: Any
-    tool_parser: Any
-    """vLLM's parser of the model's own tool calls, or None."""
-    encoding: Any
-    """openai_harmony's encoding, of models whose format is Harmony, or None."""
-    max_length: int
-    """Tokens of prompt and completion together."""
-    streams: int
-    """How many streams it runs at a time; more of them wait."""
-    queue_s: float
-    """Seconds that a stream may have to wait for its first token because others ask too."""
-
     def encode(self, problem: str, index: int = 0, rules: str = "") -> list[int]:
-        """Token ids of the prompt that the `index`-th sample of `problem` starts from.
+        """Return the token ids of the prompt that the `index`-th sample of `problem` starts from.
 
         `rules` is the competition's sentence on its answers.
         """
@@ -84,7 +70,7 @@ class Sampler(Protocol):
     async def sample(
         self, prompt: list[int], seed: int, settings: Settings, until: Until | None = None
     ) -> Completion:
-        """One stream that continues `prompt`, until it ends or `until(text, token_ids)` returns True."""
+        """Continue `prompt` in one stream, until it ends or `until(text, token_ids)` returns True."""
 
     def run(self, coroutine: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
         """Run a coroutine on the sampler's event loop, from any other thread. AimoError when it is closed."""
@@ -98,14 +84,14 @@ class Sampler(Protocol):
         """Whether it cannot sample any more."""
 
     def respawn(self) -> "Sampler":
-        """Another sampler of the same model and settings, in place of this one, which has failed."""
+        """Return another sampler of the same model and settings, in place of this one, which has failed."""
 
     def close(self) -> None:
         """End what runs and free its resources."""
 
 
 class BackgroundLoop:
-    """An event loop in a thread of its own, for callers with a loop (notebooks) and without one."""
+    """An event loop in its own thread, for callers with a loop (notebooks) and without one."""
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
@@ -119,7 +105,7 @@ class BackgroundLoop:
         return self.loop.is_running()
 
     def run(self, coroutine: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
-        """A coroutine's result. TimeoutError after `timeout` seconds, AimoError when the loop is stopped."""
+        """Return a coroutine's result. TimeoutError after `timeout` seconds, AimoError when it is stopped."""
         if not self.loop.is_running():
             coroutine.close()
             raise AimoError("the engine is closed; start another")
@@ -148,7 +134,7 @@ class BackgroundLoop:
 
 
 def result_of(future: "Future[T]", timeout: float | None = None) -> T:
-    """A future's result, or its error. TimeoutError after `timeout` seconds.
+    """Return a future's result, or raise its error. TimeoutError after `timeout` seconds.
 
     It waits in slices of a second, because Ctrl-C that reaches another thread does not wake one that waits.
     """
@@ -159,10 +145,10 @@ def result_of(future: "Future[T]", timeout: float | None = None) -> T:
 
 
 def entropy_of(logprobs: Iterable[float]) -> float:
-    """Entropy in nats of the likeliest tokens; what the others would add is left out."""
+    """Return the entropy of the likeliest tokens in nats, without what the others would add."""
     return -sum(math.exp(p) * p for p in logprobs)
 
 
 def sample_seed(seed: int, problem: str, i: int) -> int:
-    """The seed of a problem's i-th sample, independent of what is sampled at the same time."""
+    """Return the seed of a problem's i-th sample, independent of what is sampled at the same time."""
     return zlib.crc32(f"{seed} {i} {problem}".encode())

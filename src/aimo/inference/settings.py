@@ -1,7 +1,7 @@
 """How a model is prompted, sampled and voted on: the `prompt` and `inference` sections of a profile.
 
 A model folder carries its settings as aimo.json. They are defaults: `resolve` puts a profile, the command
-line or a kernel's parameters over them. Out of scope: other files of a model folder (`model_folder`).
+line or a kernel's parameters over them.
 """
 
 import json
@@ -19,6 +19,7 @@ from aimo.inference.model_folder import REMEDY
 from aimo.inference.storage import read_json
 
 SETTINGS = "aimo.json"
+# vLLM's arguments that a model folder may set: none of them names code, a file or an address.
 HARMLESS = (
     "dtype quantization kv_cache_dtype calculate_kv_scales max_model_len max_num_seqs max_num_batched_tokens "
     "max_logprobs tensor_parallel_size pipeline_parallel_size data_parallel_size enable_expert_parallel "
@@ -27,16 +28,13 @@ HARMLESS = (
     "max_cudagraph_capture_size disable_custom_all_reduce async_scheduling stream_interval attention_backend "
     "moe_backend language_model_only max_lora_rank"
 )
-"""vLLM's arguments that a model folder may set: none of them names code, a file or an address."""
 TOP_LOGPROBS = 20  # likeliest tokens that an entropy is measured from; as many as vLLM gives by default
-
+# The settings that decide what a completion says, and the engine arguments of vLLM that do too.
 ASKED = (
     "format", "system", "user", "variants", "chat_template_kwargs", "temperature", "top_p", "min_p", "top_k",
     "stop", "max_tokens", "tags", "thinking", "tools", "tool_turns", "tool_seconds", "tool_parser",
 )  # fmt: skip
-"""The settings that decide what a completion says."""
 CHANGING = ("dtype", "quantization", "kv_cache_dtype", "hf_overrides")
-"""The engine arguments of vLLM that do too."""
 
 strict = ConfigDict(extra="forbid", strict=True)
 Positive = Annotated[int, Field(gt=0)]
@@ -61,14 +59,14 @@ class Tags:
     """Closes the answer."""
 
 
+# Tags of models without aimo.json; the first is also taken for models that have no thought tags.
 PUBLIC = [
     Tags("<think>", "</think>", "\\boxed{", "}"),
     Tags(),
     Tags("<|begin_of_thought|>", "<|end_of_thought|>", "\\boxed{", "}"),
 ]
-"""Tags of models without aimo.json; the first is also taken for models that have no thought tags."""
+# What encloses gpt-oss's thought and answer.
 HARMONY = Tags("<|channel|>analysis<|message|>", "<|channel|>final<|message|>", "\\boxed{", "}")
-"""What encloses gpt-oss's thought and answer."""
 
 
 @dataclass(config=strict, frozen=True)
@@ -167,38 +165,46 @@ class Settings:
         return 0 if self.weight.endswith("logprob") else None
 
     def describe(self) -> str:
-        """The settings in one block, a `key: value` a line."""
+        """Return the settings in one block, a `key: value` a line."""
         values = json.loads(self.to_json())
         return "\n".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in values.items())
 
     @property
     def asked(self) -> dict[str, Any]:
-        """What decides what a completion says, as JSON holds it."""
+        """The settings that decide what a completion says, as JSON holds them."""
         values = json.loads(self.to_json())
         vllm = {key: values["vllm"][key] for key in CHANGING if key in self.vllm}
         return {key: values[key] for key in ASKED} | {"vllm": vllm}
 
     def to_json(self) -> str:
-        """The settings as aimo.json holds them."""
+        """Return the settings as aimo.json holds them."""
         return json.dumps(asdict(self), indent=2) + "\n"
 
 
 def resolve(model: str | Path, *layers: Mapping[str, Any]) -> Settings:
-    """The settings of a model folder: each source's keys go over those before it.
+    """Return the settings of a model folder: each source's keys go over those before it.
 
     The sources: the sampling of its generation_config.json and the tags that `guess_tags` finds, its
     aimo.json, then the layers. Dictionaries such as `tags` and `vllm` are merged key by key. AimoError when
     aimo.json or a layer holds an unknown key or an impossible value, and when aimo.json sets an argument of
     vLLM that is not HARMLESS and that no layer sets.
     """
-    path = Path(model) / SETTINGS
-    values: dict[str, Any] = {"tags": asdict(guess_tags(path.parent))} | own_sampling(path.parent)
-    if is_harmony(path.parent):
+    folder = Path(model)
+    values: dict[str, Any] = {"tags": asdict(guess_tags(folder))}
+    path, remedy = folder / "generation_config.json", "repair the file, or delete it"
+    sampling = read_json(path, remedy) if path.exists() else {}
+    sampling = {key: sampling.get(key) for key in ("temperature", "top_p", "top_k")}
+    sampling = {key: value for key, value in sampling.items() if value is not None}
+    validate_settings(sampling, str(path), remedy)
+    values |= sampling
+    path = folder / "config.json"
+    is_harmony = path.exists() and read_json(path, REMEDY).get("model_type") == "gpt_oss"
+    if is_harmony:
         values |= {"format": "harmony", "tags": asdict(HARMONY)}
+    path, remedy = folder / SETTINGS, "repair the file, or delete it to take the defaults"
     if path.exists():
-        remedy = "repair the file, or delete it to take the defaults"
         values = merge(values, read_json(path, remedy))
-        own = validate(values, str(path), remedy).vllm
+        own = validate_settings(values, str(path), remedy).vllm
         set_by_user = {key for layer in layers for key in layer.get("vllm") or {}}
         odd = {key for key, value in own.items() if key not in HARMLESS.split() or isinstance(value, dict)}
         if refused := sorted(odd - set_by_user):
@@ -209,10 +215,10 @@ def resolve(model: str | Path, *layers: Mapping[str, Any]) -> Settings:
             )
     for layer in layers:
         values = merge(values, layer)
-    settings = validate(values, "settings", "correct the value")
+    settings = validate_settings(values, "settings", "correct the value")
     if found := contradiction(settings):
         raise AimoError(f"inference.{found}")
-    if settings.format == "harmony" and not is_harmony(path.parent):
+    if settings.format == "harmony" and not is_harmony:
         raise AimoError(
             f"inference.format: harmony is gpt-oss's, and model {model} is another; set it to chat"
         )
@@ -244,24 +250,8 @@ def contradiction(settings: Settings) -> str:
     return ""
 
 
-def is_harmony(model: Path) -> bool:
-    """Whether a folder holds a gpt-oss model."""
-    config = model / "config.json"
-    return config.exists() and read_json(config, REMEDY).get("model_type") == "gpt_oss"
-
-
-def own_sampling(model: Path) -> dict[str, Any]:
-    """What a folder's generation_config.json says of temperature, top_p and top_k; nothing without one."""
-    path = model / "generation_config.json"
-    remedy = "repair the file, or delete it"
-    values = read_json(path, remedy) if path.exists() else {}
-    found = {key: values[key] for key in ("temperature", "top_p", "top_k") if values.get(key) is not None}
-    validate(found, str(path), remedy)
-    return found
-
-
 def merge(values: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` with the keys of `layer` over them; where both hold a dictionary, so are its keys."""
+    """Return `values` with the keys of `layer` over them; dictionaries in both are merged too."""
     merged = {**values, **layer}
     for key, value in layer.items():
         if isinstance(value, Mapping) and isinstance(values.get(key), Mapping):
@@ -269,8 +259,8 @@ def merge(values: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]
     return merged
 
 
-def validate(values: Mapping[str, Any], where: str, remedy: str) -> Settings:
-    """Typed settings, or one AimoError that names every bad key."""
+def validate_settings(values: Mapping[str, Any], where: str, remedy: str) -> Settings:
+    """Return typed settings, or raise one AimoError that names every bad key."""
     try:
         # From JSON, as strict Python input would refuse a dictionary of tags.
         settings = TypeAdapter(Settings).validate_json(json.dumps(values))
@@ -288,7 +278,7 @@ def validate(values: Mapping[str, Any], where: str, remedy: str) -> Settings:
 
 
 def guess_tags(model: Path) -> Tags:
-    """The public tags whose end of a thought stands in a folder's chat template or tokenizer."""
+    """Return the public tags whose end of a thought stands in a folder's chat template or tokenizer."""
     names = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json", "tokenizer.json")
     files = [model / name for name in names]
     text = "".join(file.read_text(encoding="utf-8", errors="replace") for file in files if file.is_file())

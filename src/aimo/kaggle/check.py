@@ -17,7 +17,7 @@ from aimo.errors import AimoError
 from aimo.inference import startup
 from aimo.inference.competitions import COMPETITIONS, HOUR_S
 from aimo.inference.parameters import split
-from aimo.inference.settings import validate
+from aimo.inference.settings import validate_settings
 from aimo.inference.storage import read_json
 from aimo.kaggle.kernels import FOLDER, KERNELS, Kernel
 
@@ -217,7 +217,7 @@ def check_needs(kernel: Kernel, metadata: dict[str, Any], parameters: dict[str, 
 
 def check_machine(shape: str | None, parameters: dict[str, Any], text: str | None) -> Iterator[str]:
     """Yield the faults of settings and of a notebook's profile, and what its machine cannot run of them."""
-    vllm = validate(parameters.get("settings") or {}, "settings", "correct the value").vllm
+    vllm = validate_settings(parameters.get("settings") or {}, "settings", "correct the value").vllm
     wanted = math.prod(vllm.get(f"{way}_parallel_size", 1) for way in ("tensor", "data", "pipeline"))
     if shape in GPUS and wanted > GPUS[shape]:
         yield f"settings want {wanted} GPUs (vllm), machine_shape {shape} has {GPUS[shape]}"

@@ -28,10 +28,10 @@ from aimo.config import ROOT, RUNS, Profile
 from aimo.config.stages import MODELS, STAGES
 from aimo.errors import AimoError
 from aimo.inference.parameters import Texts, checked
-from aimo.inference.processes import is_verbose
 from aimo.inference.settings import Settings
 from aimo.inference.startup import collect_less
 from aimo.inference.storage import read_json, write_json, write_whole
+from aimo.inference.vllm_process import is_verbose
 from aimo.run import hub
 
 # Environment variables: the folders, one a line, that this process or one above it has locked; and the time,

@@ -24,16 +24,17 @@ import typer
 import yaml
 from jinja2 import Template
 
-from aimo import config, serving
+from aimo import config
 from aimo.config import Profile
 from aimo.config.stages import STAGES, TRAINED
 from aimo.data import prepare
 from aimo.data.prepare import Rows
 from aimo.errors import AimoError, StageError, explain_exit
 from aimo.evaluation.evaluate import within_pass_rate
+from aimo.inference import vllm_process
 from aimo.inference.errors import redact
-from aimo.inference.processes import running
 from aimo.inference.storage import write_whole
+from aimo.inference.vllm_process import running
 from aimo.run import progress, runs
 from aimo.run.runs import Run
 from aimo.train import arguments, models, placement, preferences, trainers
@@ -360,11 +361,11 @@ def execute(job: Job, profile: Profile, before: list[str]) -> None:
             for command in before:
                 check_status(follow(command, output, lock), job.stage, log)
             if job.serve_gpus:
-                port = serving.free_port(host, 0)
+                port = vllm_process.free_port(host, 0)
                 url, vllm_log = f"http://{host}:{port}", run.folder / "vllm.log"
                 vllm_log.unlink(missing_ok=True)
                 serve = shlex.split(job.serve(profile, run.dir, host, str(port)))
-                with serving.answering(serve, f"{url}/health/", vllm_log, "the policy", lock) as server:
+                with vllm_process.answering(serve, f"{url}/health/", vllm_log, "the policy", lock) as server:
                     status = follow(f"{job.train()} --vllm-server-url {url}", output, lock, server)
             else:
                 status = follow(job.train(), output, lock)

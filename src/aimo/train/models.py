@@ -39,7 +39,7 @@ def load_tokenizer(folder: Path, profile: Profile) -> Any:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.chat_template = prompts.chat_template(profile.prompt, tokenizer.chat_template, config.ROOT)
-    prompts.check(tokenizer, profile.prompt)
+    prompts.check_trainable(tokenizer, profile.prompt)
     return tokenizer
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from aimo.config import Profile
 from aimo.data.prepare import Rows
 from aimo.errors import AimoError
+from aimo.inference import vllm_process
 from aimo.inference.settings import Settings
 from aimo.run import machine, runs
 from aimo.run.runs import Run
@@ -96,7 +97,6 @@ def grpo(
     from accelerate.utils import set_seed
 
     from aimo import rewards
-    from aimo.inference import engine
     from aimo.train import callbacks, compat, models, tool_use
     from aimo.train.arguments import grpo_arguments
     from aimo.train.trl_trainers import GrpoTrainer
@@ -106,7 +106,7 @@ def grpo(
     check_head(args, model)
     in_process = profile.grpo.generation == "vllm"
     if in_process:
-        engine.set_environment()
+        vllm_process.set_environment()
     compat.generate_with_vllm(on_cpu=in_process and args.device.type == "cpu")
     trainer = build(
         GrpoTrainer,

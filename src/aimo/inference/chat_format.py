@@ -1,0 +1,221 @@
+"""How a conversation with a model becomes tokens, and the tokens it writes become calls and text.
+
+One object is one sample's conversation: `prompt` gives what the next turn continues, `find_call` finds the
+program in a turn, and `reply` adds the call and its output to `text`, all that the sample wrote and read. The
+model's own tokens stay as they are, so that vLLM has them cached. `begin_conversation` chooses the class:
+`Chat` without tools, `FencedBlocks` and `ToolCalls` with them, and `Harmony` for gpt-oss.
+"""
+
+import re
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from aimo.inference import harmony, programs, prompts, voting
+from aimo.inference.harmony import Harmony
+from aimo.inference.model_folder import load_tokenizer
+from aimo.inference.prompts import escape_special_tokens
+from aimo.inference.sampling import BackgroundLoop, Completion, Sampler
+from aimo.inference.settings import Settings
+from aimo.inference.tool_calls import (
+    BLOCK,
+    MARK,
+    PYTHON,
+    WHOLE_BLOCK,
+    Call,
+    clean,
+    find_tool_call,
+    find_tool_parser,
+    read_call,
+)
+
+T = TypeVar("T")
+RULES = "Put the final answer in \\boxed{}."  # the sentence on answers outside a competition
+# Stand for a program and its output in a conversation that is rendered to see what is between them.
+CALL, OUTPUT = "aimoscallstandshere", "aimosoutputstandshere"
+
+
+class Chat:
+    """A conversation without tools: one message of the model, after the prompt of the chat template."""
+
+    starts_message = True
+    """Whether the prompt ends where a message of the model begins, or continues the one before."""
+
+    def __init__(self, sampler: Sampler, problem: str, index: int = 0, rules: str = ""):
+        self.tokenizer, self.settings, self.text = sampler.tokenizer, sampler.settings, ""
+        self.ids = self.begin(sampler, problem, index, rules)
+
+    def begin(self, sampler: Sampler, problem: str, index: int, rules: str) -> list[int]:
+        """Return the token ids of the first prompt."""
+        return prompts.encode_prompt(self.tokenizer, self.settings, problem, index, rules)
+
+    def prompt(self) -> list[int]:
+        """Return the token ids that the next turn continues."""
+        return list(self.ids)
+
+    def thinks(self) -> bool:
+        """Whether the prompt ends inside a thought: in the tag that opens one, if the settings do not say."""
+        if self.settings.thinking is not None:
+            return self.settings.thinking
+        tail = self.tokenizer.decode(self.ids[-prompts.TAIL :], skip_special_tokens=False)
+        return tail.rstrip().endswith(self.settings.tags.think_start.strip())
+
+    def find_call(self, turn: Completion) -> Call | None:
+        """Return the call of Python that a turn makes; None here."""
+        return None
+
+    def reply(self, call: Call, output: str) -> None:
+        """Continue after the output of a call."""
+
+    def forced_ending(self, message: str, thinking: bool) -> str:
+        """Return what to append to the present message, so that a few more tokens give an answer."""
+        return voting.forced_ending(message, self.settings.tags, thinking)
+
+    def count_malformed(self, ids: list[int]) -> int:
+        """Return how many faults of format the token ids of all turns hold; here those cannot be told."""
+        return 0
+
+
+class FencedBlocks(Chat):
+    """Fenced Python blocks, each followed by a block with its output; a stream stops where a block ends.
+
+    A subclass with another `block`, whose group `code` is the program, and `output` is another format.
+    """
+
+    block = BLOCK
+    output = "```output\n{}\n```\n"
+
+    @property
+    def starts_message(self) -> bool:  # type: ignore[override]
+        """All turns are one message."""
+        return not self.text
+
+    def find_call(self, turn: Completion) -> Call | None:
+        """Return the first complete program of a turn, which may still grow, without the tokens after it."""
+        pattern = WHOLE_BLOCK if turn.finished and self.block is BLOCK else self.block
+        block, mark = pattern.search(turn.text), MARK.search(turn.text)
+        if mark and not (block and block.start() < mark.start()):  # a call in the form of some model
+            closed = re.search(r"\}\s*</tool_call>|</function>", turn.text[mark.end() :])
+            if turn.finished or closed:
+                end = mark.end() + closed.end() if closed else len(turn.text)
+                return self.cut(read_call(turn.text[mark.end() : end]), end, turn)
+        return self.cut(clean(block["code"]), block.end(), turn) if block else None
+
+    def cut(self, code: str, end: int, turn: Completion) -> Call:
+        """Return the call of a program that ends at the character `end` of a turn."""
+        ids, text = turn.token_ids, turn.text
+        if self.tokenizer.decode(ids, skip_special_tokens=True) != text:  # a server may send other tokens
+            return Call(code, text[:end], self.tokenizer.encode(text[:end], add_special_tokens=False))
+        while len(shorter := self.tokenizer.decode(ids[:-1], skip_special_tokens=True)) >= end:
+            ids, text = ids[:-1], shorter
+        return Call(code, text, ids)
+
+    def reply(self, call: Call, output: str) -> None:
+        """Continue after the output: the turn's own tokens stay, so that their cache does."""
+        shown = escape_special_tokens(self.tokenizer, output)
+        result = ("" if call.turn.endswith("\n") else "\n") + self.output.format(shown)
+        self.text += call.turn + result
+        self.ids = [*self.ids, *call.ids, *self.tokenizer.encode(result, add_special_tokens=False)]
+
+
+# The formats of calls that are read here, by `inference.tool_parser`; others are parsers of vLLM's.
+OWN_FORMATS: dict[str | None, type[Chat]] = {None: FencedBlocks}
+
+
+class ToolCalls(Chat):
+    """The model's own tool calls: offered by its chat template, read by vLLM's parser of their format."""
+
+    def begin(self, sampler: Sampler, problem: str, index: int, rules: str) -> list[int]:
+        """Return the token ids of the first prompt, which offers the tool."""
+        self.parser = sampler.tool_parser
+        self.messages = prompts.as_messages(self.tokenizer, self.settings, problem, index, rules)
+        return self.tokenizer.encode(self.render(self.messages), add_special_tokens=False)
+
+    def render(self, talk: list[dict[str, Any]]) -> str:
+        """Return a conversation with the tool, as the chat template shows it."""
+        options = self.settings.chat_template_kwargs
+        return self.tokenizer.apply_chat_template(
+            talk, tools=[PYTHON], add_generation_prompt=True, tokenize=False, **options
+        )
+
+    def find_call(self, turn: Completion) -> Call | None:
+        return find_tool_call(self.parser, turn)
+
+    def reply(self, call: Call, output: str) -> None:
+        """Add the call and its output to the conversation; the sampled tokens stay.
+
+        A template may leave out the thoughts of earlier turns: only what it puts after the call is taken.
+        """
+        function = call.message["tool_calls"][0]["function"]
+        marked = {"type": "function", "function": function | {"arguments": {"code": CALL}}}
+        asked = [*self.messages, {"role": "assistant", "content": "", "tool_calls": [marked]}]
+        result = {"role": "tool", "name": function["name"]}
+        content = escape_special_tokens(self.tokenizer, output)
+        self.messages = [*self.messages, call.message, result | {"content": content}]
+        # What the template writes from the call on, up to its output and with it.
+        between, shown = (
+            self.render([*asked, result | {"content": text}]).partition(CALL)[2] for text in (OUTPUT, content)
+        )
+        between = between.partition(OUTPUT)[0]
+        added = self.tokenizer.added_tokens_decoder
+        special = {
+            i: token.content for i, token in added.items() if token.special and token.content in between
+        }
+        sampled_end = added[call.ids[-1]].special if call.ids and call.ids[-1] in added else False
+        end = special.get(call.ids[-1]) if sampled_end else None
+        end = end or min(special.values(), key=between.index, default=None)
+        if end:
+            rest = shown[between.index(end) + (len(end) if sampled_end else 0) :]
+            self.ids = [*self.ids, *call.ids, *self.tokenizer.encode(rest, add_special_tokens=False)]
+        else:  # nothing tells where the turn ends
+            self.ids = self.tokenizer.encode(self.render(self.messages), add_special_tokens=False)
+        self.text += f"{call.turn}\n```output\n{output}\n```\n"
+
+
+Conversation = Chat | Harmony
+
+
+def begin_conversation(
+    sampler: Sampler, problem: str, index: int = 0, rules: str = "", with_tools: bool = False
+) -> Conversation:
+    """Return the conversation of a problem's `index`-th sample; `rules` is the competition's sentence."""
+    settings, rules = sampler.settings, rules or RULES
+    if settings.format == "harmony":
+        return Harmony(sampler, problem, index, rules, with_tools)
+    if not with_tools:
+        return Chat(sampler, problem, index, rules)
+    return OWN_FORMATS.get(settings.tool_parser, ToolCalls)(sampler, problem, index, rules)
+
+
+class FolderSampler(Sampler):
+    """What `Engine` and `Server` share: a model folder's tokenizer and settings, and a loop."""
+
+    loop: BackgroundLoop
+    keeps_special_tokens: bool
+
+    def read_folder(self, model: str | Path, settings: Settings) -> None:
+        """Load the tokenizer, and check that the model can be asked as the settings say. AimoError if not."""
+        self.settings = settings
+        self.tokenizer = load_tokenizer(model, settings.vllm.get("trust_remote_code", False))
+        own = settings.tool_parser in OWN_FORMATS
+        self.tool_parser = None if own else find_tool_parser(settings.tool_parser, self.tokenizer)
+        if settings.tools:
+            programs.warm(settings.tool_seconds)
+        self.encoding = None
+        if settings.format == "harmony":
+            self.encoding = harmony.load_harmony(model)
+        else:
+            prompts.check_template(self.tokenizer, settings, model)
+        self.keeps_special_tokens = prompts.keeps_special_tokens(self.tokenizer, settings)
+
+    def encode(self, problem: str, index: int = 0, rules: str = "") -> list[int]:
+        return begin_conversation(self, problem, index, rules).prompt()
+
+    def run(self, coroutine: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
+        return self.loop.run(coroutine, timeout)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

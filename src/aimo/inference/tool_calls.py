@@ -1,0 +1,167 @@
+"""Calls of Python that a model writes: find one in a turn, and read the program in it, however badly written.
+
+Calls come as fenced blocks, in the formats that vLLM has parsers for, and in ruins of both.
+"""
+
+import contextlib
+import difflib
+import functools
+import json
+import logging
+import re
+import textwrap
+from dataclasses import dataclass, field
+from typing import Any
+
+from aimo.inference.errors import AimoError, one_line
+from aimo.inference.prompts import as_prompt
+from aimo.inference.sampling import Completion
+
+# The tool, as chat templates and vLLM's parsers get it.
+PYTHON: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "python",
+        "description": "Runs Python and returns what it prints and the value of a last expression. "
+        "Variables are kept between calls; numpy, sympy, mpmath and networkx are installed.",
+        "parameters": {
+            "type": "object",
+            "properties": {"code": {"type": "string", "description": "The program."}},
+            "required": ["code"],
+        },
+    },
+}
+FENCE = (
+    r"(?P<fence>`{3,}|~{3,})[ \t]*[{.]*(?:i?python|py|tool_code)[\d.]*\}?(?:[ \t][^\n]*)?\r?\n"
+    r"(?P<code>.*?)(?:^[ \t]*(?P=fence)|(?P=fence)"
+)
+# A block of Python in a text that grows: a fence within a line may be part of the program.
+BLOCK = re.compile(FENCE + r"(?=[ \t]*\r?\n))", re.DOTALL | re.IGNORECASE | re.MULTILINE)
+# The same in a text that has ended, perhaps before its closing fence.
+WHOLE_BLOCK = re.compile(FENCE + r"(?=[ \t]*\r?$)|\Z)", re.DOTALL | re.IGNORECASE | re.MULTILINE)
+# Begins a call in the form of one family of models or another.
+MARK = re.compile(
+    r"<tool_call>(?=\s*[\[{<]|[^<]*</tool_call>)|\[TOOL_CALLS\]|<\|python_tag\|>|"
+    r'(?=<function=|\{\s*"name"\s*:\s*"python")'
+)
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of Python that a turn makes."""
+
+    code: str
+    turn: str  # what the turn wrote up to the end of the call
+    ids: list[int]  # the token ids of that
+    message: dict[str, Any] = field(default_factory=dict)  # the turn as a message; of vLLM's formats only
+    channel: str = "analysis"  # of Harmony only
+
+
+def find_tool_call(parser: Any, turn: Completion) -> Call | None:
+    """Return the first call of a turn that has ended; where it holds no program, one that says so."""
+    if not turn.finished:
+        return None
+    found = None
+    with contextlib.suppress(Exception):  # parsers raise errors of many kinds
+        found = parser.extract_tool_calls(turn.text, offer())
+    if found and found.tool_calls:
+        function, content = found.tool_calls[0].function, found.content
+        name, code = function.name, read_call(function.arguments)
+    elif (mark := MARK.search(turn.text)) and re.search(r"python|code", turn.text[mark.end() :]):
+        name, content, code = "python", turn.text[: mark.start()], read_call(turn.text[mark.end() :])
+    else:
+        return None
+    call = {"type": "function", "function": {"name": name, "arguments": {"code": code}}}
+    message = {"role": "assistant", "content": content or "", "tool_calls": [call]}
+    return Call(code, turn.text, turn.token_ids, message)
+
+
+def read_call(text: str) -> str:
+    """Return the program in a call that a model wrote; where there is none, a program that says so.
+
+    Reads through raw line breaks in JSON, LaTeX, bare quotes, a missing brace and a second object.
+    """
+    text = text.lstrip(" \r\n[")
+    if parameter := re.search(r"<parameter=\w+>\s*?\n?(.*?)\s*</parameter>", text, re.DOTALL):
+        return clean(parameter[1])
+    # A backslash that escapes nothing was meant as one: \alpha, \d.
+    repaired = re.sub(r'\\(["\\/bfnrt]|u[0-9a-fA-F]{4})?', lambda m: m[0] if m[1] else r"\\", text)
+    for attempt in (text, repaired):
+        with contextlib.suppress(ValueError, RecursionError):
+            return code_of(json.JSONDecoder(strict=False).raw_decode(attempt)[0])
+    if found := re.search(r'"code"\s*:\s*"(.*)', repaired, re.DOTALL):
+        body = re.sub(r'"?[\s}\]]*(?:</tool_call>\s*)?\Z', "", found[1])
+        escaped = re.sub(r'(?<!\\)((?:\\\\)*)"', r'\1\\"', body)
+        with contextlib.suppress(ValueError):
+            return code_of(json.loads(f'"{escaped}"', strict=False))
+    if text[:1] not in ("{", '"'):
+        return clean(text.removesuffix("</tool_call>"))
+    return 'raise SyntaxError(\'the call is no JSON: {"name": "python", "arguments": {"code": "…"}}\')'
+
+
+def code_of(value: Any) -> str:
+    """Return the program in the value of a call, or of its arguments."""
+    if isinstance(value, dict) and (inner := value.get("arguments", value.get("parameters"))) is not None:
+        return read_call(inner) if isinstance(inner, str) and inner.lstrip()[:1] == "{" else code_of(inner)
+    if isinstance(value, dict):
+        value = value.get("code", "raise TypeError('its argument is named code')")
+    # \f and \b of JSON were meant as LaTeX or regular expressions: \frac, \b.
+    return str(value).replace("\f", "\\f").replace("\b", "\\b")
+
+
+def clean(code: str) -> str:
+    """Return a program without the indentation of its block, and with the line breaks of Python."""
+    return textwrap.dedent(code.replace("\r\n", "\n")).rstrip("\n")
+
+
+@functools.cache
+def offer() -> Any:
+    """Return the request in which vLLM's parsers look up the tool; they do not read its messages."""
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+
+    return ChatCompletionRequest.model_validate({"messages": as_prompt(""), "tools": [PYTHON]})
+
+
+def find_tool_parser(name: str | None, tokenizer: Any) -> Any:
+    """Return vLLM's parser of tool calls of that name; None for null.
+
+    AimoError when vLLM has no such parser, the chat template offers no tools, or writes calls that the parser
+    does not read.
+    """
+    if name is None:
+        return None
+    from vllm.tool_parsers import ToolParserManager
+
+    # A call that cannot be read is the model's fault, and no error worth a traceback.
+    logging.getLogger("vllm.tool_parsers").setLevel(logging.CRITICAL)
+    parsers = ToolParserManager.list_registered()
+    if name not in parsers:
+        close = difflib.get_close_matches(name, parsers, n=3)
+        hint = f"did you mean {' or '.join(close)}?" if close else "set it to null to run fenced blocks"
+        raise AimoError(f"inference.tool_parser: vLLM has no parser {name!r}; {hint}")
+    if "tools" not in tokenizer.get_chat_template(tools=[PYTHON]):
+        raise AimoError(
+            f"inference.tool_parser: {name} needs a chat template that offers tools, "
+            "and the model's does not; set it to null"
+        )
+    # The parser has to find the call in a turn that the chat template renders.
+    function = {"name": "python", "arguments": {"code": "print(1)"}}
+    called = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]}
+    asked = as_prompt("1 + 1?")
+    reason = "it finds no call in one that the chat template writes"
+    try:
+        parser = ToolParserManager.get_tool_parser(name)(tokenizer)
+        prompt, whole = (
+            tokenizer.apply_chat_template(talk, tools=[PYTHON], tokenize=False)
+            for talk in (asked, [*asked, called])
+        )
+        turn = whole.removeprefix(prompt).rstrip().removesuffix(tokenizer.eos_token or "")
+        found = parser.extract_tool_calls(turn, offer()).tool_calls
+        if any("print(1)" in call.function.arguments for call in found):
+            return parser
+    except Exception as e:  # parsers and templates raise errors of many kinds
+        reason = one_line(e)
+    raise AimoError(
+        f"inference.tool_parser: {name} does not fit the model ({reason}); "
+        "take its family's parser, or null to run fenced blocks"
+    )

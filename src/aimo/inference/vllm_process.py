@@ -1,0 +1,268 @@
+"""The one place that configures, starts, watches and ends processes of vLLM.
+
+`engine_arguments` configures both the engine in this process and the server of `aimo serve`. vLLM 0.31's
+engine process does not notice that its parent was killed and keeps the GPU's memory. So servers, and jobs of
+`aimo launch`, run below a guard (`running`), and the engine starts within `ending_with_this_thread`.
+"""
+
+import contextlib
+import difflib
+import json
+import os
+import re
+import shlex
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Collection, Iterator
+from dataclasses import fields
+from multiprocessing import resource_tracker, spawn
+from pathlib import Path
+from typing import IO, Any
+
+from aimo.inference import process_guard
+from aimo.inference.errors import AimoError, EngineError, explain_exit, redact
+from aimo.inference.model_folder import REMEDY, check_model_folder, read_adapter
+from aimo.inference.plan import position_limit, yarn_overrides
+from aimo.inference.settings import Settings
+from aimo.inference.storage import read_json
+
+# vLLM's engine arguments that our own settings replace.
+OWN_ARGUMENTS = {
+    "model": "the model folder",
+    "seed": "seed",
+    "gpu_memory_utilization": "inference.gpu_memory",
+}
+# On a CPU, vLLM's own choice for `uni` is one process more, which costs ten seconds and 600 MB.
+ONE_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
+
+
+def set_environment() -> None:
+    """Set vLLM's environment variables that the user has not set.
+
+    Its processes are always spawned, never forked: `ending_with_this_thread` works with those only.
+    """
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
+    defaults = {
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_STREAM": "ext://sys.__stderr__",
+        **({} if is_verbose() else {"VLLM_LOGGING_LEVEL": "ERROR"}),
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+
+
+def engine_arguments(
+    model: Path, settings: Settings, seed: int, adapter: str | Path | None = None
+) -> dict[str, Any]:
+    """Return the arguments of vLLM's AsyncEngineArgs; those of `settings.vllm` go over ours.
+
+    AimoError when vLLM has no such argument, a setting of ours replaces it, or the adapter is at fault.
+    """
+    import torch
+
+    check_arguments(settings.vllm)
+    config = read_json(model / "config.json", REMEDY)
+    float32 = (config.get("dtype") or config.get("torch_dtype")) == "float32"
+    on_cpu = not torch.cuda.is_available()
+    split = any(settings.vllm.get(f"{way}_parallel_size", 1) > 1 for way in ("tensor", "pipeline"))
+    ours: dict[str, Any] = {
+        "model": str(model),
+        "gpu_memory_utilization": settings.gpu_memory,
+        "seed": seed,
+        "max_model_len": -1,  # as long as fits into memory
+        "hf_overrides": yarn_overrides(config),
+        "dtype": "float32" if float32 else "auto",  # `auto` would round 32-bit weights
+        "enforce_eager": on_cpu,  # compiling takes a minute and gains nothing on a CPU
+        # On a CPU, vLLM 0.31 dies when a prompt with a seed is prefilled in two parts.
+        "enable_chunked_prefill": not on_cpu,
+        "max_num_batched_tokens": max(2048, position_limit(model)) if on_cpu else None,
+        "distributed_executor_backend": ONE_PROCESS if on_cpu and not split else None,
+        "disable_log_stats": True,
+    }
+    return ours | settings.vllm | (read_adapter(adapter) if adapter else {})
+
+
+def check_arguments(arguments: dict[str, Any]) -> None:
+    """Raise AimoError for an engine argument that vLLM does not have, or that a setting of ours replaces."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    known = [f.name for f in fields(AsyncEngineArgs) if f.name not in OWN_ARGUMENTS]
+    for key in arguments.keys() - known:
+        if key in OWN_ARGUMENTS:
+            raise AimoError(f"inference.vllm: {key} has a key of its own: set {OWN_ARGUMENTS[key]} instead")
+        close = difflib.get_close_matches(key, known, n=1)
+        hint = f"did you mean {close[0]}?" if close else "remove it"
+        raise AimoError(f"inference.vllm: {key} is not an engine argument of vLLM; {hint}")
+
+
+# ---- Servers
+
+
+@contextlib.contextmanager
+def serving(
+    model: Path, settings: Settings, seed: int = 0, *, host: str = "127.0.0.1", port: int = 0, log: Path
+) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
+    """Serve a model with vLLM's OpenAI-compatible server while the block runs.
+
+    Yields the address, as soon as the server answers, and its process. `port` 0 takes a free one; vLLM writes
+    to `log`. AimoError when the port is taken; EngineError when the server ends before it answers.
+    """
+    check_model_folder(model)
+    port = free_port(host, port)
+    set_environment()
+    log.unlink(missing_ok=True)
+    with stderr_to(log):  # what torch and vLLM say as they are imported
+        command = server_command(model.absolute(), settings, seed, host, port)
+    url = f"http://{host}:{port}"
+    with answering(command, f"{url}/health", log, str(model)) as process:
+        yield url, process
+
+
+def server_command(model: Path, settings: Settings, seed: int, host: str, port: int) -> list[str]:
+    """Return the command of a server with the arguments that the engine in this process would get."""
+    import torch
+
+    arguments = engine_arguments(model, settings, seed)
+    arguments |= {"host": host, "port": port, "served_model_name": model.name}
+    del arguments["model"], arguments["disable_log_stats"]
+    # The CPU build lacks the metadata that `vllm serve` asks for: there the server's module is started.
+    vllm = shutil.which("vllm", path=str(Path(sys.executable).parent)) if torch.cuda.is_available() else None
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", f"--model={model}"]
+    if vllm:
+        command = [vllm, "serve", str(model)]
+    for key, value in arguments.items():
+        name = key.replace("_", "-")
+        if isinstance(value, bool):
+            command.append(f"--{name}" if value else f"--no-{name}")
+        elif value is not None:
+            command.append(f"--{name}={json.dumps(value) if isinstance(value, dict | list) else value}")
+    return command
+
+
+@contextlib.contextmanager
+def answering(
+    command: list[str], health: str, log: Path, model: str, keep: Collection[int] = ()
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """Run a model's server while the block runs, which begins when the address `health` answers.
+
+    The server appends to `log`; `keep` as in `running`. EngineError when it ends before it answers, with the
+    first error that it wrote.
+    """
+    with log.open("a") as output, running(command, output, keep) as process:
+        while not is_up(health):
+            if process.poll() is not None:
+                causes = re.findall(r"\b\w+Error: .+|error: .+", log.read_text(errors="replace"))
+                reason = redact(" ".join(causes[0].split())) if causes else explain_exit(process.returncode)
+                raise EngineError(
+                    f"vLLM did not serve {model}: {reason[:300]}; all that it wrote is in {log}"
+                )
+            time.sleep(0.2)
+        yield process
+
+
+def free_port(host: str, port: int) -> int:
+    """Return the port if it is free, for 0 any free one. AimoError when it is taken."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as e:
+            raise AimoError(f"--port {port} of {host}: {e.strerror}; take another, or 0 for any") from None
+        return int(probe.getsockname()[1])
+
+
+def is_up(url: str) -> bool:
+    """Whether a server answers at an address."""
+    try:
+        with urllib.request.urlopen(url, timeout=2) as response:
+            return bool(response.status == 200)
+    except OSError:
+        return False
+
+
+# ---- Processes that end with their starter
+
+
+@contextlib.contextmanager
+def running(
+    command: list[str], output: IO[str], keep: Collection[int] = ()
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """Run a command in a session of its own; every process below it ends with the block.
+
+    They end too when this process does, however it ends. What they write goes to `output`. `keep` are
+    descriptors, such as a lock's, that stay open until the last of them has ended.
+    """
+    guard = [sys.executable, "-I", "-S", process_guard.__file__, *command]
+    process = subprocess.Popen(
+        guard, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, pass_fds=keep
+    )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait()
+
+
+# Asks the kernel to be killed with its parent, then replaces itself with the Python that was to start.
+LAUNCHER = """\
+#!/bin/sh
+exec {python} -I -S -c '
+import ctypes, os, sys
+ctypes.CDLL(None).prctl(1, 9)
+os.execv(sys.argv[1], sys.argv[1:])' {python} "$@"
+"""
+
+
+@contextlib.contextmanager
+def ending_with_this_thread() -> Iterator[None]:
+    """Processes that multiprocessing spawns inside are killed when the thread that spawns them ends.
+
+    A thread ends with its process at the latest, so a killed process leaves none of them behind.
+    """
+    resource_tracker.ensure_running()  # it serves the whole process, and ends by itself
+    python = os.fsdecode(spawn.get_executable())
+    with tempfile.TemporaryDirectory(prefix="aimo-") as folder:
+        launcher = Path(folder) / "python"
+        launcher.write_text(LAUNCHER.format(python=shlex.quote(python)))
+        launcher.chmod(stat.S_IRWXU)
+        spawn.set_executable(str(launcher))
+        try:
+            yield
+        finally:
+            spawn.set_executable(python)
+
+
+# ---- What they write
+
+
+def is_verbose() -> bool:
+    """Whether libraries may write what they like (AIMO_VERBOSE=1)."""
+    return os.environ.get("AIMO_VERBOSE") == "1"
+
+
+@contextlib.contextmanager
+def stderr_to(path: Path | None) -> Iterator[None]:
+    """Append what this process and those it starts write to standard error to a file; None leaves it.
+
+    A process started inside keeps writing there: notices stay out of notebooks, and can be read later.
+    """
+    if path is None:
+        yield
+        return
+    with path.open("a") as file:
+        sys.stderr.flush()
+        saved = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        try:
+            with contextlib.redirect_stderr(file):
+                yield
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
