@@ -79,10 +79,9 @@ class Chat:
 class FencedBlocks(Chat):
     """Fenced Python blocks, each followed by a block with its output; a stream stops where a block ends.
 
-    A subclass with another `block`, whose group `code` is the program, and `output` is another format.
+    A subclass with another `find_program` and `output` is another format.
     """
 
-    block = BLOCK
     output = "```output\n{}\n```\n"
 
     @property
@@ -90,20 +89,22 @@ class FencedBlocks(Chat):
         """All turns are one message."""
         return not self.text
 
-    def find_call(self, turn: Completion) -> Call | None:
-        """Return the first complete program of a turn, which may still grow, without the tokens after it."""
-        pattern = WHOLE_BLOCK if turn.finished and self.block is BLOCK else self.block
-        block, mark = pattern.search(turn.text), MARK.search(turn.text)
+    def find_program(self, text: str, finished: bool) -> tuple[str, int] | None:
+        """Return the first program in a text, which may still grow, and the character where it ends."""
+        block, mark = (WHOLE_BLOCK if finished else BLOCK).search(text), MARK.search(text)
         if mark and not (block and block.start() < mark.start()):  # a call in the form of some model
-            closed = re.search(r"\}\s*</tool_call>|</function>", turn.text[mark.end() :])
-            if turn.finished or closed:
-                end = mark.end() + closed.end() if closed else len(turn.text)
-                return self.cut(read_call(turn.text[mark.end() : end]), end, turn)
-        return self.cut(clean(block["code"]), block.end(), turn) if block else None
+            closed = re.search(r"\}\s*</tool_call>|</function>", text[mark.end() :])
+            if finished or closed:
+                end = mark.end() + closed.end() if closed else len(text)
+                return read_call(text[mark.end() : end]), end
+        return (clean(block["code"]), block.end()) if block else None
 
-    def cut(self, code: str, end: int, turn: Completion) -> Call:
-        """Return the call of a program that ends at the character `end` of a turn."""
-        ids, text = turn.token_ids, turn.text
+    def find_call(self, turn: Completion) -> Call | None:
+        """Return the first complete program of a turn, without the tokens after its last."""
+        found = self.find_program(turn.text, turn.finished)
+        if not found:
+            return None
+        (code, end), ids, text = found, turn.token_ids, turn.text
         if self.tokenizer.decode(ids, skip_special_tokens=True) != text:  # a server may send other tokens
             return Call(code, text[:end], self.tokenizer.encode(text[:end], add_special_tokens=False))
         while len(shorter := self.tokenizer.decode(ids[:-1], skip_special_tokens=True)) >= end:
