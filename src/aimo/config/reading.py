@@ -166,10 +166,13 @@ def suggest(key: str) -> str:
     ours = ALIASES["keys"].get(name, name).split()
     here = [f"{section}.{candidate}" for candidate in ours if f"{section}.{candidate}" in known]
     anywhere = [other for other in known if other in ours or other.rpartition(".")[2] in ours]
-    anywhere = [other for other in anywhere if other.startswith(f"data.{section}.")] or anywhere
+    nearer = (f"{section}.", f"data.{section}.")
+    anywhere = [other for other in anywhere if other.startswith(nearer)] or anywhere
     anywhere = [other for other in anywhere if ".mixture." not in other] or anywhere
-    if here or anywhere:
-        return f", it is called {', '.join(here[:1] or anywhere)} here"
+    if found := here[:1] or anywhere:
+        if found[0].endswith((".trl", ".vllm", ".chat_template_kwargs")):
+            return f", put it under {found[0]}"
+        return f", it is called {', '.join(found)} here"
     siblings = [other for other in known if other.rpartition(".")[0] == section]
     close = difflib.get_close_matches(key, siblings, n=1) or difflib.get_close_matches(key, known, n=1)
     return "".join(
