@@ -31,16 +31,11 @@ SUBMISSION = io.BytesIO()
 pl.DataFrame({"id": ["a", "b"], "answer": [1, 2]}).write_parquet(SUBMISSION)
 
 
-def module_of(service: str):
-    """The types of a service, such as `kernels.KernelsApiService`."""
-    package, name = service.split(".")
-    snake = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
-    return importlib.import_module(f"kagglesdk.{package}.types.{snake}")
-
-
 def typed(service: str, name: str, body: dict):
     """A request's body as the client's type. Fails on an unknown field, a wrong type or a changed value."""
-    module = module_of(service)
+    package, _, service = service.partition(".")  # kernels.KernelsApiService
+    snake = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", service).lower()
+    module = importlib.import_module(f"kagglesdk.{package}.types.{snake}")
     kind = getattr(module, f"Api{name}Request", None) or getattr(module, f"{name}Request")
     read = kind.from_dict(body)
     request = kind()
@@ -56,12 +51,11 @@ class Version:
 
     def __init__(self, request, script):
         self.request = request
+        answers = {"submission.parquet": SUBMISSION.getvalue(), "run/a.txt": b"a"}
         self.statuses = list(script.get("statuses", ["QUEUED", "RUNNING", "COMPLETE"]))
         self.failure = script.get("failure", "")
         self.log = list(script.get("log", ["loading", "serving", "done"]))
-        self.files = dict(
-            script.get("files", {"submission.parquet": SUBMISSION.getvalue(), "run/a.txt": b"a"})
-        )
+        self.files = dict(script.get("files", answers))
         self.machine = script.get("machine", request.machine_shape)
 
     def status(self):
@@ -72,19 +66,12 @@ class Kaggle:
     """The state behind the API, one method for each request."""
 
     def __init__(self):
-        self.requests = []
-        self.wrong = []
+        self.requests, self.wrong, self.submissions = [], [], []
+        self.kernels, self.blobs, self.models, self.datasets = {}, {}, {}, {}
         self.faults = defaultdict(list)
-        self.kernels = {}
-        self.script = {}
-        self.blobs = {}
-        self.models = {}
-        self.datasets = {}
-        self.submissions = []
-        self.left = 5
-        self.invalid = {}
+        self.script, self.invalid = {}, {}  # of the next version of a kernel
+        self.left, self.user = 5, "me"
         self.closing = threading.Event()
-        self.user = "me"
         self.http = Server(("127.0.0.1", 0), Handler)
         self.http.kaggle = self
         self.url = f"http://127.0.0.1:{self.http.server_port}"
@@ -96,7 +83,6 @@ class Kaggle:
         self.http.server_close()
 
     def asked(self, name):
-        """The requests of one name."""
         return [request for asked, request in self.requests if asked == name]
 
     def version(self, request):

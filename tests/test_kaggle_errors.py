@@ -5,7 +5,6 @@ import json
 import zipfile
 
 import pytest
-import requests
 
 from aimo.errors import AimoError
 
@@ -23,6 +22,7 @@ COMMANDS = {
     "scores": "ListSubmissions",
 }
 ANSWERS = {
+    402: "Kaggle refuses it (402: Say 402)",
     401: "Kaggle does not accept the token (Say 401): make another at https://www.kaggle.com/settings",
     403: "not open to this account, or no such thing (Say 403); check the name",
     404: "unknown to Kaggle (Say 404); check the name",
@@ -266,12 +266,3 @@ def test_a_run_without_a_model_that_can_be_loaded_is_not_pushed(kaggle, refused,
     (run_dir / "grpo" / "model" / "model.safetensors").unlink()
     line = refused("model", "push", run_dir)
     assert "grpo/model" in line and not kaggle.asked("StartBlobUpload")
-
-
-def test_every_error_of_the_client_is_for_the_user():
-    from aimo.kaggle.client import explain_failure
-
-    for code in (400, 402, 418, 451, 502):
-        response = requests.Response()
-        response.status_code = code
-        assert isinstance(explain_failure(requests.HTTPError("no\nreason", response=response)), AimoError)

@@ -23,14 +23,8 @@ def test_the_loop_from_a_model_to_a_score_joined_with_what_made_it(kaggle, aimo,
     assert (code, out) == (0, f"model: {MODEL}/1\n"), err
     code, out, err = aimo("push", "submission", "--model", f"{MODEL}/1", "--wait")
     assert code == 0, err
-    for said in (
-        "pushed me/aimo-submission version 1",
-        "version 1: queued",
-        "running",
-        "complete",
-        "serving",
-    ):
-        assert said in out
+    said = ("pushed me/aimo-submission version 1", "version 1: queued", "running", "complete", "serving")
+    assert all(part in out for part in said)
     folder = tmp_path / "output" / "aimo-submission" / "1"
     assert (folder / "submission.parquet").read_bytes() == SUBMISSION.getvalue()
     assert (folder / "run" / "a.txt").read_bytes() == b"a"
@@ -50,15 +44,8 @@ def test_the_loop_from_a_model_to_a_score_joined_with_what_made_it(kaggle, aimo,
     }
     code, out, _ = aimo("scores")
     row = next(line for line in out.splitlines() if " 100 " in line)
-    assert [cell.strip() for cell in row.strip("│").split("│")][1:] == [
-        "100",
-        "41.5",
-        KERNEL,
-        "1",
-        str(run_dir),
-        "tiny",
-        "the first",
-    ]
+    cells = [cell.strip() for cell in row.strip("│").split("│")][1:]
+    assert cells == ["100", "41.5", KERNEL, "1", str(run_dir), "tiny", "the first"]
 
 
 def test_a_kernel_is_pushed_as_its_metadata_say_with_the_token_s_user_and_the_model_named(kaggle, aimo):
