@@ -88,7 +88,7 @@ def test_a_broken_evaluation_is_refused_by_compare_in_one_line(tmp_path, monkeyp
         with suppress(Compared):
             compare.compare_folders([tmp_path / "a", tmp_path / "b"], [], tmp_path / "c")
 
-    refused, of = each_break(tmp_path / "b" / name, line, read, 13)
+    refused, of = each_break(tmp_path / "b" / name, line, read, 29)
     assert refused > of / 10
 
 
@@ -113,7 +113,7 @@ def test_a_broken_file_of_samples_is_refused_in_one_line_or_replayed(tmp_path, k
         for one in traces.read_traces([path], {"q": 7}):
             replay.compare_rules(one, [replay.parse_rule("ours"), replay.parse_rule("4 of 8")], draws=2)
 
-    refused, of = each_break(path, line, read)
+    refused, of = each_break(path, line, read, 3)
     assert refused > of / 10
 
 

@@ -224,7 +224,7 @@ def evaluation_page(folder, texts):
         ),
         "questions": {text: [asked(text)] for text in texts},
         "settings": {text: text for text in texts},
-        "curves": {text: {"pass@k": {1: 0.5, 2: 0.6}} for text in texts[11::4]},
+        "curves": {text: {"pass@k": {1: 0.5, 2: 0.6}} for text in texts[11::16]},
     }
     folder.mkdir()
     return pages.write_evaluation(folder, found)
@@ -322,7 +322,12 @@ def built(texts, tmp_path_factory):
     return build
 
 
-@pytest.mark.parametrize("make", BUILDERS)
+DRAWN = (run_pages, kaggle_page, notebook_page)  # plots and nbconvert take seconds
+
+
+@pytest.mark.parametrize(
+    "make", [pytest.param(make, marks=[pytest.mark.slow] if make in DRAWN else []) for make in BUILDERS]
+)
 def test_a_page_holds_texts_from_outside_as_text(built, make, canary):
     is_harmless(built(make).read_text())
     assert canary.requests == []
@@ -354,6 +359,7 @@ def test_the_browser_would_have_read_asked_and_run(tmp_path, texts, canary):
     canary.requests.clear()
 
 
+@pytest.mark.slow  # draws each text with matplotlib
 def test_a_plot_of_rules_and_files_takes_any_name(tmp_path, texts):
     one = Interval(1.0, 1.0, 1.0)
     figures = [

@@ -1,6 +1,6 @@
-r"""LaTeX as MathML, which browsers set without a script or another file (`latex2mathml` converts it).
+"""LaTeX as MathML, which browsers set without a script or another file (`latex2mathml` converts it).
 
-What it cannot convert stays as it is written. Out of scope: text commands outside of formulas.
+What it cannot convert stays as it is written, and so do text commands outside of formulas.
 """
 
 import html
@@ -19,8 +19,8 @@ FORMULA = re.compile(
 )
 MACROS = re.compile(r"\\(?:re)?new|\\[egx]?def|\\let|\\provide|\\Declare")  # they could expand without end
 FOREIGN = {"class", "style", "href", "xmlns"}
+# A word of an attribute: a name, a colour, or a length of two digits, which cannot cover the page.
 VALUE = re.compile(r"[a-z-]+|#[\da-f]{3,8}|[+-]?\d{0,2}(?:\.\d+)?[a-z]{0,2}", re.IGNORECASE)
-"""A word of an attribute: a name, a colour, or a length of two digits, which cannot cover the page."""
 
 
 def text(content: str) -> Html:

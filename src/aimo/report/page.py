@@ -1,8 +1,7 @@
 """The one look of all pages: a file that opens offline, on a phone, in print and in the dark.
 
 Text from outside is only ever text here: `render` fills templates and escapes all but `Html`, and a page's
-policy lets a browser load nothing and run no script but the one below, which sorts tables. Out of scope: what
-the pages say (`pages`).
+policy lets a browser load nothing and run no script but the one below, which sorts tables.
 """
 
 import base64
@@ -139,19 +138,13 @@ def join(parts: Iterable[str]) -> Html:
 
 def write_page(path: Path, title: str, lead: str, sections: Iterable[Section]) -> Path:
     """Write a page and return its path. AimoError when it cannot be written."""
-    page = document(title, lead, sections)
+    script, style = Html(f"<script>{SCRIPT}</script>"), Html(TABLE_STYLE + STYLE)
+    page = render(PAGE, title=title, lead=lead, sections=sections, policy=POLICY, style=style, script=script)
     try:
         write_whole(path, page)
     except OSError as e:
         raise AimoError(f"page {path}: {e.strerror}; make room or unlock its folder, and run again") from None
     return path
-
-
-def document(title: str, lead: str, sections: Iterable[Section]) -> Html:
-    """Return a page as HTML."""
-    script = Html(f"<script>{SCRIPT}</script>")
-    style = Html(TABLE_STYLE + STYLE)
-    return render(PAGE, title=title, lead=lead, sections=sections, policy=POLICY, style=style, script=script)
 
 
 def text(content: str) -> Html:

@@ -1,7 +1,4 @@
-"""Plots for the notebooks and the report: each function returns HTML that holds the image itself.
-
-Out of scope: interactive plots, which need scripts; tables, which are in `tables`.
-"""
+"""Plots for the notebooks and the report: each function returns HTML that holds the image itself."""
 
 import base64
 import io
@@ -63,17 +60,13 @@ def image(figure: Figure) -> Html:
     )
 
 
-# Training
-
-
 @dataclass(frozen=True)
 class Panel:
     """One panel of a stage's training plot; keys that the log does not have are left out."""
 
     title: str
     keys: Sequence[str]
-    limits: tuple[float, float] | None = None
-    """The range of the vertical axis. None: from the least value, or 0 if that is less, to the greatest."""
+    limits: tuple[float, float] | None = None  # None: from the least value or 0 to the greatest
 
 
 SHARE = (0, 1.05)
@@ -114,42 +107,31 @@ def training(log: list[dict[str, Any]]) -> Html:
     for ax, panel in zip(grid, shown, strict=True):
         keys = [key for key in panel.keys if key in logged]
         for key, colour in zip(keys, CURVES, strict=False):
-            curve(ax, [record for record in log if key in record], key, colour)
+            records = [record for record in log if key in record]
+            steps, values = ([record[name] for record in records] for name in ("step", key))
+            name = key.removeprefix("rewards/").removesuffix("/mean")
+            if key.startswith("sampling/"):
+                name = key.rpartition("/")[2]
+            if key.startswith(("probe/", "eval_")):  # these are rare: points and no average
+                ax.plot(steps, values, "o-", color=colour, ms=3, lw=1.2, label=name)
+                continue
+            averages, total, norm = [], 0.0, 0.0
+            for value in values:  # an exponential moving average, corrected for its start at zero
+                total, norm = 0.85 * total + 0.15 * value, 0.85 * norm + 0.15
+                averages.append(total / norm)
+            ax.plot(steps, values, color=colour, lw=0.7, alpha=0.4)
+            ax.plot(steps, averages, color=colour, lw=1.8, label=name)
+            if key == "reward":
+                low, high = ([r["reward"] + sign * r["reward_std"] / 2 for r in records] for sign in (-1, 1))
+                ax.fill_between(steps, low, high, color=colour, alpha=0.12, lw=0)
         if len(keys) > 1:
             ax.legend(frameon=False, fontsize=7)
         ax.set_title(panel.title, fontsize=9)
         ax.tick_params(labelsize=8)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        low, high = min(0, ax.get_ylim()[0]), ax.get_ylim()[1]
-        ax.set_ylim(*panel.limits or (low, high + 0.04 * (high - low)))
+        bottom, top = min(0, ax.get_ylim()[0]), ax.get_ylim()[1]
+        ax.set_ylim(*panel.limits or (bottom, top + 0.04 * (top - bottom)))
     return image(figure)
-
-
-def curve(ax: Any, log: list[dict[str, Any]], key: str, colour: str) -> None:
-    """One figure of a log by step; probes and evaluations, which are rare, have points and no average."""
-    steps = [record["step"] for record in log]
-    values = [record[key] for record in log]
-    label = key.removeprefix("rewards/").removesuffix("/mean")
-    if key.startswith("sampling/"):
-        label = key.rpartition("/")[2]
-    if key.startswith(("probe/", "eval_")):
-        ax.plot(steps, values, "o-", color=colour, ms=3, lw=1.2, label=label)
-        return
-    ax.plot(steps, values, color=colour, lw=0.7, alpha=0.4)
-    ax.plot(steps, moving_average(values), color=colour, lw=1.8, label=label)
-    if key == "reward":
-        low, high = ([r["reward"] + sign * r["reward_std"] / 2 for r in log] for sign in (-1, 1))
-        ax.fill_between(steps, low, high, color=colour, alpha=0.12, lw=0)
-
-
-def moving_average(values: list[float], weight: float = 0.85) -> list[float]:
-    """An exponential moving average, corrected for its start at zero."""
-    averages, total, norm = [], 0.0, 0.0
-    for value in values:
-        total = weight * total + (1 - weight) * value
-        norm = weight * norm + 1 - weight
-        averages.append(total / norm)
-    return averages
 
 
 def pass_rates(rates: list[float], bounds: tuple[float, float] | None) -> Html:
@@ -164,21 +146,24 @@ def pass_rates(rates: list[float], bounds: tuple[float, float] | None) -> Html:
     return image(figure)
 
 
-# Evaluation
-
-
 def accuracy(models: dict[str, dict[str, Any]], majority: dict[str, dict[Any, float]]) -> Html:
-    """pass@1 and maj@k of each model, and the accuracy of the vote by its number of samples.
+    """pass@1 (pale) and maj@k of each model, and the accuracy of the vote by its number of samples.
 
     `models` maps a model's name to its figures, `majority` to its accuracy by number of samples.
     """
     if not models:
         return note("No model was measured.")
+    colours = {name: TRAINED[name].colour if name in TRAINED else GREY for name in {**models, **majority}}
     figure, (left, right) = panels(2, columns=2, width=4.5, height=3.2)
-    accuracy_bars(left, models)
-    for name, by_samples in majority.items():
-        ks = [int(k) for k in by_samples]
-        right.plot(ks, list(by_samples.values()), "o-", color=colour_of(name), label=name, ms=4)
+    for i, (name, figures) in enumerate(models.items()):
+        vote = next((key for key in figures if key.startswith("maj@")), "pass@1")
+        for key, offset, alpha in (("pass@1", -0.19, 0.55), (vote, 0.19, 1)):
+            bar = left.bar(i + offset, figures[key], 0.36, color=colours[name], alpha=alpha)
+            left.bar_label(bar, [f"{key}\n{figures[key]:.2f}"], fontsize=8, padding=2)
+    left.set(xticks=range(len(models)), xticklabels=list(models), ylim=(0, 1.15), title="accuracy by model")
+    for name, by_size in majority.items():
+        ks = [int(k) for k in by_size]
+        right.plot(ks, list(by_size.values()), "o-", color=colours[name], label=name, ms=4)
         right.set_xscale("log", base=2)
         right.set(xticks=ks, xticklabels=ks)
     right.set(xlabel="samples in the vote", ylim=(0, 1.02), title="accuracy of the majority vote")
@@ -186,24 +171,6 @@ def accuracy(models: dict[str, dict[str, Any]], majority: dict[str, dict[Any, fl
     for ax in (left, right):
         ax.yaxis.set_major_formatter(PercentFormatter(1.0))
     return image(figure)
-
-
-def accuracy_bars(ax: Any, models: dict[str, dict[str, Any]]) -> None:
-    """Two bars for each model: pass@1 (pale) and maj@k."""
-    for i, (name, figures) in enumerate(models.items()):
-        vote = next((key for key in figures if key.startswith("maj@")), "pass@1")
-        for key, offset, alpha in (("pass@1", -0.19, 0.55), (vote, 0.19, 1)):
-            bar = ax.bar(i + offset, figures[key], 0.36, color=colour_of(name), alpha=alpha)
-            ax.bar_label(bar, [f"{key}\n{figures[key]:.2f}"], fontsize=8, padding=2)
-    ax.set(xticks=range(len(models)), xticklabels=list(models), ylim=(0, 1.15), title="accuracy by model")
-
-
-def colour_of(model: str) -> str:
-    """The colour of a trained stage's model; grey for the base."""
-    return TRAINED[model].colour if model in TRAINED else GREY
-
-
-# Inference
 
 
 def votes(solutions: list[dict[str, Any]], limit: int = 200) -> Html:
@@ -214,32 +181,29 @@ def votes(solutions: list[dict[str, Any]], limit: int = 200) -> Html:
     solutions = solutions[:limit]
     figure, (ax,) = panels(1, columns=1, width=9, height=0.6 + 0.42 * len(solutions))
     ax.grid(False)
-    for i, solution in enumerate(solutions):
-        vote_bar(ax, i, solution)
+    for row, solution in enumerate(solutions):
+        gold, start = solution["gold"], 0
+        largest_first = sorted(solution["votes"].items(), key=lambda item: (-item[1], int(item[0])))
+        for rank, (answer, count) in enumerate(largest_first):
+            colour = OTHER
+            if gold is not None and str(gold) == answer:
+                colour = RIGHT
+            elif gold is not None and rank == 0:
+                colour = WRONG
+            ax.barh(row, count, left=start, color=colour, edgecolor="white")
+            if count > 1 or rank == 0:
+                place, text = (start + count / 2, row), "#334" if colour == OTHER else "white"
+                ax.text(*place, label(answer), ha="center", va="center", fontsize=8, color=text)
+            start += count
+        if not solution["votes"]:
+            ax.text(
+                0.1, row, label(solution["note"] or "no votes", 100), va="center", fontsize=8, color="#667"
+            )
     ids = [label(solution["id"]) for solution in solutions]
     ax.set(yticks=range(len(ids)), yticklabels=ids, xlabel="votes (a decided vote stops early)")
     ax.set_ylim(len(solutions) - 0.5, -0.5)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     return image(figure)
-
-
-def vote_bar(ax: Any, row: int, solution: dict[str, Any]) -> None:
-    """One bar of `votes`."""
-    gold, start = solution["gold"], 0
-    largest_first = sorted(solution["votes"].items(), key=lambda item: (-item[1], int(item[0])))
-    for rank, (answer, count) in enumerate(largest_first):
-        colour = OTHER
-        if gold is not None and str(gold) == answer:
-            colour = RIGHT
-        elif gold is not None and rank == 0:
-            colour = WRONG
-        ax.barh(row, count, left=start, color=colour, edgecolor="white")
-        if count > 1 or rank == 0:
-            text = "#334" if colour == OTHER else "white"
-            ax.text(start + count / 2, row, label(answer), ha="center", va="center", fontsize=8, color=text)
-        start += count
-    if not solution["votes"]:
-        ax.text(0.1, row, label(solution["note"] or "no votes", 100), va="center", fontsize=8, color="#667")
 
 
 def timelines(solutions: list[dict[str, Any]], limit: int = 12) -> Html:
@@ -255,7 +219,15 @@ def timelines(solutions: list[dict[str, Any]], limit: int = 12) -> Html:
     for ax, solution in zip(grid, shown, strict=True):
         ax.grid(False)
         for i, sample in enumerate(sorted(solution["samples"], key=lambda sample: sample["index"])):
-            sample_bar(ax, i, sample, solution["answer"])
+            answer, begin, end = sample["answer"], sample["begin_s"], sample["end_s"]
+            stopped = sample["end"] == "stopped"
+            colour, text = "#aab2bc", label(answer)
+            if answer is None:
+                colour, text = OTHER, "" if stopped else "•"
+            elif answer == solution["answer"]:
+                colour = RIGHT
+            ax.barh(i, end - begin, left=begin, color=colour, alpha=0.35 if stopped else 1)
+            ax.text(end, i, f" {text}", va="center", fontsize=6, color="#334")
         end = max(sample["end_s"] for sample in solution["samples"])
         ax.axvline(end, color="#667", ls="--", lw=0.8)
         title = f"{label(solution['id'])}: {label(solution['answer'])}, {solution['stop']}"
@@ -265,19 +237,6 @@ def timelines(solutions: list[dict[str, Any]], limit: int = 12) -> Html:
         ax.invert_yaxis()
         ax.tick_params(labelsize=8)
     return image(figure)
-
-
-def sample_bar(ax: Any, row: int, sample: dict[str, Any], winner: int) -> None:
-    """One bar of `timelines`, labelled with the sample's answer."""
-    answer, begin, end = sample["answer"], sample["begin_s"], sample["end_s"]
-    stopped = sample["end"] == "stopped"
-    colour, shown = "#aab2bc", label(answer)
-    if answer is None:
-        colour, shown = OTHER, "" if stopped else "•"
-    elif answer == winner:
-        colour = RIGHT
-    ax.barh(row, end - begin, left=begin, color=colour, alpha=0.35 if stopped else 1)
-    ax.text(end, row, f" {shown}", va="center", fontsize=6, color="#334")
 
 
 def cost(solutions: list[dict[str, Any]]) -> Html:
@@ -291,7 +250,9 @@ def cost(solutions: list[dict[str, Any]]) -> Html:
     }
     for label, (colour, chosen) in kinds.items():
         if chosen:
-            against = [share_against(s) for s in chosen]
+            against = [  # (chosen,) the share of a question's votes that are against its answer
+                1 - s["votes"].get(str(s["answer"]), 0) / max(1, sum(s["votes"].values())) for s in chosen
+            ]
             spent = [s["seconds"] for s in chosen], [sum(x["tokens"] for x in s["samples"]) for s in chosen]
             for ax, values in zip(grid, spent, strict=True):
                 ax.plot(against, values, "o", color=colour, ms=5, alpha=0.7, label=label)
@@ -300,15 +261,6 @@ def cost(solutions: list[dict[str, Any]]) -> Html:
         ax.set(xlabel="share of votes against the answer", title=title, xlim=(-0.05, 1.05), ylim=(0, top))
     grid[0].legend(frameon=False, fontsize=8)
     return image(figure)
-
-
-def share_against(solution: dict[str, Any]) -> float:
-    """The share of a question's votes that are against its answer."""
-    total = sum(solution["votes"].values())
-    return 1 - solution["votes"].get(str(solution["answer"]), 0) / max(1, total)
-
-
-# Benchmarks
 
 
 def by_samples(benchmarks: dict[str, dict[str, dict[int, float]]]) -> Html:

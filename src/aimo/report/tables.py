@@ -1,7 +1,4 @@
-"""Tables for the notebooks and the report: each function returns HTML that needs no script and no other file.
-
-Out of scope: plots, which are in `plots`.
-"""
+"""Tables for the notebooks and the report: each function returns HTML that needs no script or other file."""
 
 import re
 import textwrap
@@ -50,9 +47,6 @@ def note(text: str) -> Html:
     return render("<p>{{ text }}</p>", text=text)
 
 
-# Data
-
-
 def counts(sets: Any) -> Html:
     """How many rows of each set of `data.prepare.Sets` were read, dropped for which reason, and are left."""
     rows: list[dict[str, Any]] = []
@@ -83,27 +77,20 @@ def training_text(ready: dict[str, Any], tokenizer: Any) -> Html:
     """
     examples = []
     if "sft" in ready:
-        by_length = sorted(
-            ready["sft"].head(20).to_dicts(), key=lambda row: len(row["completion"][0]["content"])
-        )
+        rows = ready["sft"].head(20).to_dicts()
+        by_length = sorted(rows, key=lambda row: len(row["completion"][0]["content"]))
         examples += [("sft", by_length[0]), ("sft", by_length[-1])]
     if "grpo" in ready:
         examples += [("grpo", row) for row in ready["grpo"].head(2).to_dicts()]
-    return table([training_row(name, row, tokenizer) for name, row in examples])
-
-
-def training_row(name: str, row: dict[str, Any], tokenizer: Any) -> dict[str, str]:
-    """One row of `training_text`."""
-    prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=False)
-    if "completion" in row:
-        text = tokenizer.apply_chat_template(row["prompt"] + row["completion"], tokenize=False)
-        target = text[len(prompt) :]
-    else:
-        target = f"any completion with the answer {row['answer']}"
-    return {"set": name, "prompt": prompt, "target": target}
-
-
-# Training
+    shown = []
+    for name, row in examples:
+        prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=False)
+        target = f"any completion with the answer {row.get('answer')}"
+        if "completion" in row:
+            text = tokenizer.apply_chat_template(row["prompt"] + row["completion"], tokenize=False)
+            target = text[len(prompt) :]
+        shown.append({"set": name, "prompt": prompt, "target": target})
+    return table(shown)
 
 
 def pairs(rows: list[dict[str, Any]]) -> Html:
@@ -136,9 +123,6 @@ def completions(rows: list[dict[str, Any]], **columns: list[str]) -> Html:
     )
 
 
-# Evaluation and inference
-
-
 def evaluation(models: dict[str, dict[str, Any]]) -> Html:
     """The held-out figures of each model: `models` maps its name to its figures."""
     if not models:
@@ -164,27 +148,27 @@ def solution_record(solution: Solution) -> dict[str, Any]:
 
 def answers(solutions: list[dict[str, Any]]) -> Html:
     """Each question with its answer, the gold answer where it is known, and how its vote went."""
-    return table([answer_row(solution) for solution in solutions])
-
-
-def answer_row(solution: dict[str, Any]) -> dict[str, Any]:
-    """One row of `answers`."""
-    samples = solution["samples"]
-    stopped = sum(sample["end"] == "stopped" for sample in samples)
-    votes = solution["votes"].get(str(solution["answer"]), 0)
-    return {
-        "id": solution["id"],
-        "problem": textwrap.shorten(solution["problem"], 160),
-        "answer": str(solution["answer"]),
-        "gold": "" if solution["gold"] is None else str(solution["gold"]),
-        "votes": f"{votes} of {len(samples) - stopped}",
-        "share of weight": f"{solution['tally'][0]['share']:.0%}" if solution["tally"] else "",
-        "stop": solution["stop"] or "",
-        "stopped early": stopped,
-        "tokens": sum(sample["tokens"] for sample in samples),
-        "seconds": solution["seconds"],
-        "note": solution["note"],
-    }
+    rows = []
+    for solution in solutions:
+        samples = solution["samples"]
+        stopped = sum(sample["end"] == "stopped" for sample in samples)
+        votes = solution["votes"].get(str(solution["answer"]), 0)
+        rows.append(
+            {
+                "id": solution["id"],
+                "problem": textwrap.shorten(solution["problem"], 160),
+                "answer": str(solution["answer"]),
+                "gold": "" if solution["gold"] is None else str(solution["gold"]),
+                "votes": f"{votes} of {len(samples) - stopped}",
+                "share of weight": f"{solution['tally'][0]['share']:.0%}" if solution["tally"] else "",
+                "stop": solution["stop"] or "",
+                "stopped early": stopped,
+                "tokens": sum(sample["tokens"] for sample in samples),
+                "seconds": solution["seconds"],
+                "note": solution["note"],
+            }
+        )
+    return table(rows)
 
 
 def closest_votes(solutions: list[dict[str, Any]], limit: int = 6) -> Html:
