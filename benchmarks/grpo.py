@@ -82,7 +82,7 @@ def load(base: Path | None, overrides: list[str]) -> tuple[Any, ...]:
     sets = prepare.format(prepare.clean(prepare.load(profile), profile, tokenizer), profile)
     return (
         profile,
-        models.load(base, profile),
+        models.load_model(base, profile),
         tokenizer,
         {name: rows.to_dicts() for name, rows in sets.items()},
     )
@@ -91,21 +91,21 @@ def load(base: Path | None, overrides: list[str]) -> tuple[Any, ...]:
 def sft(folder: Path, overrides: list[str]) -> None:
     """Leave in `folder/model` what both sides start from."""
     from aimo.run import hub
-    from aimo.train import models, trainers
+    from aimo.train import models
 
     profile, model, tokenizer, sets = load(None, overrides)
-    trainers.sft(model, tokenizer, sets["sft"], profile, folder, lambda *_: None)
+    models.training_of("sft")(model, tokenizer, sets["sft"], profile, folder, lambda *_: None)
     base = hub.local_folder(profile.model.base)
-    models.save(folder / "trained", base, tokenizer, profile, folder / "model", {})
+    models.save_model(folder / "trained", base, tokenizer, profile, folder / "model", {})
 
 
 def grpo(folder: Path, overrides: list[str]) -> None:
     """Train until the mark, and print as JSON what it took."""
     from aimo.inference.storage import read_lines
-    from aimo.train import trainers
+    from aimo.train import models
 
     profile, model, tokenizer, sets = load(folder / "model", overrides)
-    complete, probing = trainers.complete, []
+    complete, train, probing = models.complete, models.training_of("grpo"), []
 
     def timed(*arguments: Any) -> list[str]:
         begin = time.perf_counter()
@@ -121,11 +121,11 @@ def grpo(folder: Path, overrides: list[str]) -> None:
         if mark is not None and step > mark:  # the record of a step is written after it
             raise Reached
 
-    trainers.complete = timed
+    models.complete = timed
     with tempfile.TemporaryDirectory() as made:
         log = Path(made) / "log.jsonl"
         with contextlib.suppress(Reached):
-            trainers.grpo(model, tokenizer, sets["grpo"], profile, Path(made), stop, sets["grpo_test"])
+            train(model, tokenizer, sets["grpo"], profile, Path(made), stop, sets["grpo_test"])
         mark, records = reached(), read_lines(log)
     steps = [record for record in records if "loss" in record and record["step"] <= (mark or math.inf)]
     probes = [(r["step"], r["probe/accuracy"], r["probe/format"]) for r in records if "probe/accuracy" in r]

@@ -6,6 +6,7 @@ A row is a seed: it draws the problems and the samples. Without tools the model 
 its prompt offers none.
 """
 
+import runpy
 from pathlib import Path
 from typing import Annotated
 
@@ -15,13 +16,12 @@ from rich.table import Table
 
 from aimo.config import ROOT
 from aimo.inference.engine import Engine
-from aimo.train import tiny_tools
 
 
 def main(model: Annotated[Path, typer.Option()] = ROOT / "data" / "tiny-tools") -> None:
     """Measure the model and print the table."""
     with Engine(model) as engine:
-        figures = tiny_tools.measure(engine)
+        figures = runpy.run_path(str(ROOT / "data" / "tiny-tools" / "make.py"))["measure"](engine)
     table = Table(*figures.columns)
     for row in figures.iter_rows():
         table.add_row(*(f"{value:.3g}" for value in row))

@@ -36,13 +36,13 @@ def ours(stage: str, profile: Any, folder: Path) -> Marks:
     """Train with our functions."""
     from aimo.inference.storage import read_lines
     from aimo.run import hub
-    from aimo.train import models, trainers
+    from aimo.train import models
 
     base = hub.local_folder(profile.model.base)
-    model, tokenizer = models.load(base, profile), models.load_tokenizer(base, profile)
+    model, tokenizer = models.load_model(base, profile), models.load_tokenizer(base, profile)
     rows = training_rows(stage, profile, tokenizer)
     times: list[float] = []
-    train = getattr(trainers, stage)
+    train = models.training_of(stage)
     train(model, tokenizer, rows, profile, folder, lambda *_: times.append(time.perf_counter()))
     tokens = [record["num_tokens"] for record in read_lines(folder / "log.jsonl") if "loss" in record]
     return list(zip(times, tokens, strict=True))
@@ -55,7 +55,7 @@ def plain(stage: str, profile: Any, folder: Path) -> Marks:
     from transformers import AutoModelForCausalLM, TrainerCallback
 
     from aimo.run import hub
-    from aimo.train import compat, models, placement
+    from aimo.train import arguments, compat, models
 
     class Clock(TrainerCallback):
         def on_step_end(self, *_: Any, **__: Any) -> None:
@@ -64,7 +64,7 @@ def plain(stage: str, profile: Any, folder: Path) -> Marks:
     times: list[float] = []
     base = hub.local_folder(profile.model.base)
     tokenizer = models.load_tokenizer(base, profile)
-    dtype = placement.choose_dtype(profile)[0]
+    dtype = arguments.choose_dtype(profile)[0]
     model = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype))
     rows = Dataset.from_list(training_rows(stage, profile, tokenizer))
     compat.provide_log_probs()  # TRL 1.15 alone cannot take a step on a CPU

@@ -25,7 +25,7 @@ overrides = []  # keys of the profile to change, each as KEY=VALUE
 from aimo.data import prepare
 from aimo.report import plots, tables
 from aimo.run import runs
-from aimo.train import models, trainers
+from aimo.train import models
 
 run = runs.begin("sft", profile, run_dir, overrides)
 rows = prepare.read(run.dir / "data", "sft")
@@ -37,9 +37,9 @@ examples = prepare.read(run.dir / "data", "heldout")[:4]
 
 # %%
 start = run.start_model()
-model = models.load(start, run.profile)
+model = models.load_model(start, run.profile)
 tokenizer = models.load_tokenizer(start, run.profile)
-before = trainers.complete(model, tokenizer, examples, run.solver_settings().max_tokens)
+before = models.complete(model, tokenizer, examples, run.solver_settings().max_tokens)
 
 # %% [markdown]
 # ## Train
@@ -49,7 +49,9 @@ before = trainers.complete(model, tokenizer, examples, run.solver_settings().max
 # end of an epoch may show as a spike. The probe is the accuracy on problems that no stage trains on.
 
 # %%
-log = trainers.sft(model, tokenizer, rows, run.profile, run.folder, run.progress, test, probe)
+from aimo.train import sft, trainers  # after the model: Unsloth replaces TRL's classes
+
+log = sft.train_sft(model, tokenizer, rows, run.profile, run.folder, run.progress, test, probe)
 plots.training(log)
 
 # %% [markdown]
@@ -57,7 +59,7 @@ plots.training(log)
 # The greedy completions of a few held-out problems.
 
 # %%
-after = trainers.complete(model, tokenizer, examples, run.solver_settings().max_tokens)
+after = models.complete(model, tokenizer, examples, run.solver_settings().max_tokens)
 tables.completions(examples, before=before, after=after)
 
 # %% [markdown]

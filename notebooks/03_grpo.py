@@ -26,7 +26,7 @@ from aimo.data import prepare
 from aimo.evaluation.evaluate import within_pass_rate
 from aimo.report import plots, tables
 from aimo.run import runs
-from aimo.train import models, trainers
+from aimo.train import models
 
 run = runs.begin("grpo", profile, run_dir, overrides)
 rows = prepare.read(run.dir / "data", "grpo")
@@ -49,15 +49,17 @@ plots.pass_rates(rates, run.profile.grpo.pass_rate)
 # The model that the last stage trained, or the base.
 
 # %%
-model = models.load(start, run.profile, with_vllm=run.profile.grpo.generation == "vllm")
+model = models.load_model(start, run.profile, with_vllm=run.profile.grpo.generation == "vllm")
 tokenizer = models.load_tokenizer(start, run.profile)
-before = trainers.complete(model, tokenizer, examples, run.solver_settings().max_tokens)
+before = models.complete(model, tokenizer, examples, run.solver_settings().max_tokens)
 
 # %% [markdown]
 # ## Train
 
 # %%
-log = trainers.grpo(model, tokenizer, rows, run.profile, run.folder, run.progress, probe)
+from aimo.train import grpo, trainers  # after the model: Unsloth replaces TRL's classes
+
+log = grpo.train_grpo(model, tokenizer, rows, run.profile, run.folder, run.progress, probe)
 plots.training(log)
 
 # %% [markdown]
@@ -70,7 +72,7 @@ tables.samples(run.folder / "samples.jsonl")
 # ## Before and after
 
 # %%
-after = trainers.complete(model, tokenizer, examples, run.solver_settings().max_tokens)
+after = models.complete(model, tokenizer, examples, run.solver_settings().max_tokens)
 tables.completions(examples, before=before, after=after)
 
 # %% [markdown]

@@ -23,7 +23,7 @@ overrides = []  # keys of the profile to change, each as KEY=VALUE
 from aimo.data import prepare
 from aimo.report import plots, tables
 from aimo.run import runs
-from aimo.train import models, preferences, trainers
+from aimo.train import dpo, models
 
 run = runs.begin("dpo", profile, run_dir, overrides)
 rows = prepare.read(run.dir / "data", "grpo")
@@ -36,29 +36,31 @@ start = run.start_model()
 # The model that this stage starts from answers each problem several times.
 
 # %%
-pairs = preferences.sample(start, rows, run)
+pairs = dpo.sample_pairs(start, rows, run)
 tables.pairs(pairs)
 
 # %% [markdown]
 # ## Load
 
 # %%
-model = models.load(start, run.profile)
+model = models.load_model(start, run.profile)
 tokenizer = models.load_tokenizer(start, run.profile)
-before = trainers.complete(model, tokenizer, examples, run.solver_settings().max_tokens)
+before = models.complete(model, tokenizer, examples, run.solver_settings().max_tokens)
 
 # %% [markdown]
 # ## Train
 
 # %%
-log = trainers.dpo(model, tokenizer, pairs, run.profile, run.folder, run.progress, probe)
+from aimo.train import trainers  # after the model: Unsloth replaces TRL's classes
+
+log = dpo.train_dpo(model, tokenizer, pairs, run.profile, run.folder, run.progress, probe)
 plots.training(log)
 
 # %% [markdown]
 # ## Before and after
 
 # %%
-after = trainers.complete(model, tokenizer, examples, run.solver_settings().max_tokens)
+after = models.complete(model, tokenizer, examples, run.solver_settings().max_tokens)
 tables.completions(examples, before=before, after=after)
 
 # %% [markdown]

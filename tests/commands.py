@@ -102,7 +102,7 @@ def check_aimo(arguments: list[str]) -> None:
         from aimo.train import launch
 
         job = [given["stage"], profile, None, overrides, given["strategy"], given["gpus"], given["nodes"]]
-        launch.check(launch.Job(*job, serve_gpus=given["serve_gpus"]), loaded)
+        launch.check_job(launch.Job(*job, serve_gpus=given["serve_gpus"]), loaded)
     for option in ("from_", "until"):
         stage, _, checkpoint = (given.get(option) or "").partition("/")
         assert stage in ("", *STAGES) and re.fullmatch(r"(checkpoint-\d+)?", checkpoint), stage

@@ -15,7 +15,7 @@ def arguments(stage, folder, *overrides):
     from aimo.train import arguments
 
     profile = config.load("tiny", ["model.backend=transformers", DPO, *overrides])
-    return getattr(arguments, f"{stage}_arguments")(profile, folder)
+    return arguments.stage_arguments(stage, profile, folder)
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,6 @@ def test_an_unwritable_folder_is_refused_by_name_before_anything_is_computed(tmp
     (tmp_path / "file").write_text("")
     folder = str(tmp_path / "file" / "run")
     refused("run", "--profile", "tiny", "--run-dir", folder, told=[folder, "--run-dir"])
-    refused("tiny-base", "--out", folder, told=["--out", folder])
 
 
 def test_the_version_and_a_page_of_help_for_users_are_printed():

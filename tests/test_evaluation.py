@@ -129,11 +129,11 @@ def test_pass_rates_are_of_any_answer(public_model, a_run, monkeypatch):
 
 
 def test_pairs_are_of_any_answer(public_model, a_run, monkeypatch):
-    from aimo.train import preferences
+    from aimo.train import dpo
 
-    monkeypatch.setattr(preferences, "Engine", lambda *_, **__: Model(public_model, SAMPLED))
+    monkeypatch.setattr(dpo, "Engine", lambda *_, **__: Model(public_model, SAMPLED))
     run = a_run("dpo", "dpo={learning_rate: 1e-6, samples: 2}")
-    (pair,) = preferences.sample(public_model, ROWS, run)
+    (pair,) = dpo.sample_pairs(public_model, ROWS, run)
     assert "3.5" in pair["chosen"][0]["content"] and "4" in pair["rejected"][0]["content"]
 
 

@@ -81,15 +81,15 @@ def test_packed_rows_are_pushed_as_parquet(run_dir, monkeypatch, capsys):
 
 @pytest.mark.train
 def test_training_takes_the_rows_that_were_packed_and_packs_the_same_ones(run_dir, monkeypatch, capsys):
-    from aimo.train import models, trainers
+    from aimo.train import models, sft
 
     def dataset(folder, run_dir=run_dir):
         profile = config.load("tiny", LONG)
         with pytest.MonkeyPatch.context() as m:
-            m.setattr(trainers, "fit", lambda trainer, *_: trainer)
-            model, tokenizer = models.load(TINY, profile), models.load_tokenizer(TINY, profile)
+            m.setattr(sft, "fit", lambda trainer, *_: trainer)
+            model, tokenizer = models.load_model(TINY, profile), models.load_tokenizer(TINY, profile)
             rows = prepare.read(run_dir / "data", "sft")
-            return trainers.sft(model, tokenizer, rows, profile, folder, lambda *_: None).train_dataset
+            return sft.train_sft(model, tokenizer, rows, profile, folder, lambda *_: None).train_dataset
 
     (run_dir / "alone").mkdir()
     alone = dataset(run_dir / "alone").to_list()

@@ -93,7 +93,7 @@ def loaded(monkeypatch):
 def load(*overrides, with_vllm=False):
     from aimo.train import models
 
-    return models.load(TINY, profile(*overrides), with_vllm)
+    return models.load_model(TINY, profile(*overrides), with_vllm)
 
 
 # ---- 1 and 7: Unsloth's loader
@@ -153,26 +153,12 @@ def test_unsloth_trains_all_weights_in_float32(gpus, loaded):
     assert loaded.unsloth["float32_mixed_precision"] and loaded.unsloth["full_finetuning"]
 
 
-def test_small_steps_move_every_weight_that_is_trained():
-    import torch
-
-    from aimo.train import placement
-
-    model = torch.nn.Linear(64, 64).bfloat16()
-    placement.keep_trained_in_float32(model)
-    before = model.weight.detach().clone()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, weight_decay=0.0)
-    for _ in range(10):
-        model.weight.grad = torch.ones_like(model.weight)
-        optimizer.step()
-    assert (model.weight != before).float().mean() > 0.99
-
-
 # ---- 2: adapters of a four-bit model
 
 
 def test_adapters_of_a_four_bit_model_are_trained_in_float32_though_trl_casts_them(tmp_path):
     import torch
+    from datasets import Dataset
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
     from trl import SFTTrainer
@@ -185,12 +171,12 @@ def test_adapters_of_a_four_bit_model_are_trained_in_float32_though_trl_casts_th
     model.is_loaded_in_4bit = True  # TRL asks no more
     parts = {
         "model": model,
-        "args": arguments.sft_arguments(p, tmp_path),
+        "args": arguments.stage_arguments("sft", p, tmp_path),
         "processing_class": models.load_tokenizer(TINY, p),
-        "train_dataset": trainers.to_dataset([{"prompt": "1+1=", "completion": "2"}]),
+        "train_dataset": Dataset.from_list([{"prompt": "1+1=", "completion": "2"}]),
     }
     types = []
-    for build in (SFTTrainer, functools.partial(trainers.build, SFTTrainer, "sft")):
+    for build in (SFTTrainer, functools.partial(trainers.make_trainer, SFTTrainer, "sft")):
         trained = [weight for weight in build(**parts).model.parameters() if weight.requires_grad]
         types.append({weight.dtype for weight in trained})
     assert types == [{torch.bfloat16}, {torch.float32}]
@@ -205,7 +191,7 @@ def test_a_notebook_that_sees_two_gpus_takes_one(gpus, tmp_path, stage):
     from aimo.train import arguments
 
     p = profile("dpo={learning_rate: 1.0e-3}")
-    assert getattr(arguments, f"{stage}_arguments")(p, tmp_path).n_gpu == 1
+    assert arguments.stage_arguments(stage, p, tmp_path).n_gpu == 1
 
 
 @pytest.mark.parametrize("gpus, told", [(1, False), (2, True)], indirect=["gpus"])
@@ -254,11 +240,11 @@ class Asked:
 
 
 def probed(max_tokens, rows=50):
-    from aimo.train import models, trainers
+    from aimo.train import models
 
     model, tokenizer = Asked(), models.load_tokenizer(TINY, profile())
     prompts = [{"prompt": [{"role": "user", "content": "1 + 1?" * (i % 3 + 1)}]} for i in range(rows)]
-    return model, trainers.complete(model, tokenizer, prompts, max_tokens)
+    return model, models.complete(model, tokenizer, prompts, max_tokens)
 
 
 def test_a_probe_under_unsloth_leaves_gradient_checkpointing_on():
@@ -299,9 +285,9 @@ def test_unsloths_defaults_take_the_place_of_no_setting_that_trl_resolves(tmp_pa
 
     from aimo.train import arguments
 
-    plain = arguments.grpo_arguments(profile(*overrides), tmp_path)
+    plain = arguments.stage_arguments("grpo", profile(*overrides), tmp_path)
     monkeypatch.setattr(trl, "GRPOConfig", unsloths(trl.GRPOConfig))
-    theirs = arguments.grpo_arguments(profile(*overrides), tmp_path)
+    theirs = arguments.stage_arguments("grpo", profile(*overrides), tmp_path)
     names = [f.name for f in dataclasses.fields(plain)]
     differ = {name for name in names if getattr(plain, name) != getattr(theirs, name)}
     assert differ == {"generation_kwargs"} and differ <= arguments.UNSLOTHS.keys()
@@ -390,7 +376,7 @@ def test_advice_in_a_launched_process_keeps_its_command(monkeypatch, tmp_path):
 def test_a_model_that_waits_on_the_cpu_for_its_gpus_takes_no_shortcut_of_the_cpu(how):
     import torch
 
-    from aimo.train.trainers import generates_merged
+    from aimo.train.grpo import generates_merged
 
     for device, merged in (("cpu", True), ("cuda", False)):
         assert generates_merged(SimpleNamespace(device=torch.device(device)), profile()) == merged
@@ -441,7 +427,7 @@ def accepted(name, stage, strategy, devices):
     while True:
         p = config.load(name, overrides)
         try:
-            job.check(job.Job(stage, name, None, overrides, strategy, devices), p)
+            job.check_job(job.Job(stage, name, None, overrides, strategy, devices), p)
             return p, refused
         except AimoError as e:
             told, refused = str(e), refused + 1
@@ -476,7 +462,7 @@ def test_every_profile_reaches_its_model_as_it_says_or_after_the_advised_changes
             step = p.grpo.prompts_per_step * p.grpo.num_generations
             assert each * gpus * p.grpo.gradient_accumulation_steps == step
         launched(monkeypatch, strategy, gpus - 1, gpus)
-        models.load(TINY, p, with_vllm=stage == "grpo" and p.grpo.generation == "vllm")
+        models.load_model(TINY, p, with_vllm=stage == "grpo" and p.grpo.generation == "vllm")
         told = loaded.unsloth if p.model.backend == "unsloth" else loaded.transformers
         kept = "bfloat16" if p.model.dtype == "auto" else p.model.dtype
         if p.model.backend == "transformers":
@@ -515,7 +501,7 @@ def test_the_arguments_of_every_profile_compute_in_the_type_that_its_gpu_has(
     p = config.load(name, without)
     wanted = {"auto": "bfloat16" if bf16 else "float16"}.get(p.model.dtype, p.model.dtype)
     for stage in p.trained:
-        args = getattr(arguments, f"{stage}_arguments")(p, tmp_path)
+        args = arguments.stage_arguments(stage, p, tmp_path)
         assert (args.bf16, args.fp16) == (wanted == "bfloat16", wanted == "float16")
         section, ours = getattr(p, stage), p.model.backend == "transformers"
         assert args.gradient_checkpointing == (p.model.gradient_checkpointing and ours)

@@ -10,11 +10,11 @@ PROMPT = [{"role": "user", "content": "Q"}]
 def pairs(*group, prefill="true"):
     """The pairs of completions given as (text, tokens, right)."""
     from aimo.inference.sampling import Completion
-    from aimo.train.preferences import pair
+    from aimo.train.dpo import pair_up
 
     p = config.load("tiny", [f"prompt.prefill={prefill}"])
     completions = [Completion(text, [0] * tokens, finished=True) for text, tokens, _ in group]
-    found = pair(PROMPT, completions, [right for *_, right in group], p)
+    found = pair_up(PROMPT, completions, [right for *_, right in group], p)
     assert all(row["prompt"] == PROMPT for row in found)
     return [(row["kind"], row["chosen"][0]["content"], row["rejected"][0]["content"]) for row in found]
 
@@ -36,10 +36,10 @@ def test_the_shortest_right_completion_is_preferred_to_a_long_one_and_to_a_wrong
 
 def test_a_completion_that_was_cut_off_is_not_chosen():
     from aimo.inference.sampling import Completion
-    from aimo.train.preferences import pair
+    from aimo.train.dpo import pair_up
 
     group = [Completion("a", [0] * 5, False), Completion("b", [0] * 9, True), Completion("c", [0] * 7, True)]
-    (found,) = pair(PROMPT, group, [True, True, False], config.load("tiny"))
+    (found,) = pair_up(PROMPT, group, [True, True, False], config.load("tiny"))
     assert found["chosen"][0]["content"].endswith("b") and found["rejected"][0]["content"].endswith("c")
 
 

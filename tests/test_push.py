@@ -39,7 +39,7 @@ def push(kaggle, run_dir, monkeypatch):
 
     def run(*overrides):
         folder = run_dir / "grpo" / "model"
-        models.push(folder, config.load("tiny", list(overrides)), run_dir)
+        models.push_trained(folder, config.load("tiny", list(overrides)), run_dir)
         return folder
 
     return run

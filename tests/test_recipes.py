@@ -250,7 +250,7 @@ def test_every_documented_command_is_accepted(path):
             strategy = given.get("--strategy", "ddp")
             size = int(given["--gpus"]), int(given.get("--nodes", 1))
             job = launch.Job(words[2], p.profile, None, overrides, strategy, *size)
-            launch.check(job, p)
+            launch.check_job(job, p)
 
 
 # ---- What the sources say
@@ -430,13 +430,13 @@ def test_a_recipe_scaled_down_trains_its_stages_into_a_model(tmp_path, name, one
     for stage in p.trained:
         folder = tmp_path / stage
         folder.mkdir()
-        model, tokenizer = models.load(start, p), models.load_tokenizer(start, p)
-        log = getattr(trainers, stage)(
+        model, tokenizer = models.load_model(start, p), models.load_tokenizer(start, p)
+        log = models.training_of(stage)(
             model, tokenizer, ready[stage], p, folder, lambda *_: None, probe=ready.get("grpo_test")
         )
         steps = [record for record in log if "loss" in record]
         assert [record["step"] for record in steps] == [1, 2]
-        models.save(folder / "trained", start, tokenizer, p, folder / "model", trainers.summary(log))
+        models.save_model(folder / "trained", start, tokenizer, p, folder / "model", trainers.summary(log))
         start = folder / "model"
     assert (start / "model.safetensors").exists()
     for function in rewards.get_reward_funcs(p.grpo.rewards, p.prompt) if p.grpo else ():

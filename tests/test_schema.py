@@ -304,7 +304,7 @@ def arguments(stage: str) -> Callable[[config.Profile, Path], Any]:
     def observe(profile: config.Profile, folder: Path) -> Any:
         from aimo.train import arguments
 
-        return getattr(arguments, f"{stage}_arguments")(profile, folder).to_dict()
+        return arguments.stage_arguments(stage, profile, folder).to_dict()
 
     return observe
 
@@ -392,7 +392,7 @@ def loading(profile: config.Profile, folder: Path) -> Any:
         patch.setattr("torch.cuda.is_available", lambda: True)
         patch.setattr("transformers.AutoModelForCausalLM.from_pretrained", capture)
         with pytest.raises(Captured) as call:
-            models.load(TINY, profile)
+            models.load_model(TINY, profile)
     return call.value.args
 
 
@@ -409,7 +409,7 @@ def adapters(profile: config.Profile, folder: Path) -> Any:
     """The adapters of a loaded model."""
     from aimo.train import models
 
-    return vars(models.load(TINY, profile).peft_config["default"])
+    return vars(models.load_model(TINY, profile).peft_config["default"])
 
 
 def base_model(profile: config.Profile, folder: Path) -> Any:
@@ -424,7 +424,7 @@ def trained(stage: str) -> Callable[[config.Profile, Path], Any]:
     """What a training of two steps leaves: the order of its losses and evaluations, and the samples kept."""
 
     def observe(profile: config.Profile, folder: Path) -> Any:
-        from aimo.train import models, trainers
+        from aimo.train import models
 
         made = rows(profile, folder)
         if stage == "dpo":
@@ -433,9 +433,9 @@ def trained(stage: str) -> Callable[[config.Profile, Path], Any]:
         else:
             pairs = made[stage]
         with tempfile.TemporaryDirectory() as name:
-            model, own = models.load(TINY, profile), models.load_tokenizer(TINY, profile)
+            model, own = models.load_model(TINY, profile), models.load_tokenizer(TINY, profile)
             rest = [made["sft_test"]] if stage == "sft" else []
-            train = getattr(trainers, stage)
+            train = models.training_of(stage)
             train(model, own, pairs, profile, Path(name), lambda *_: None, *rest, made["grpo_test"])
             log, samples = (storage.read_lines(Path(name) / f) for f in ("log.jsonl", "samples.jsonl"))
         figures = "step", "loss", "groups/tried"
@@ -497,7 +497,7 @@ def pushed(profile: config.Profile, folder: Path) -> Any:
         for name in [name for name in os.environ if name.startswith("KAGGLE_")]:
             patch.delenv(name)
         try:
-            models.push(folder, profile, folder)
+            models.push_trained(folder, profile, folder)
         except AimoError as e:
             calls.append(str(e))
     return calls
@@ -628,11 +628,11 @@ def sampled(profile: config.Profile, folder: Path) -> Any:
 
 def paired(profile: config.Profile, folder: Path) -> Any:
     """How many completions are sampled for DPO."""
-    from aimo.train import preferences
+    from aimo.train import dpo
 
     with tempfile.TemporaryDirectory() as name:
         with suppress(AimoError):  # no pairs
-            preferences.sample(TINY, rows(profile, folder)["grpo"], runs.Run(profile, Path(name), "dpo", 0.0))
+            dpo.sample_pairs(TINY, rows(profile, folder)["grpo"], runs.Run(profile, Path(name), "dpo", 0.0))
         return json.loads((Path(name) / "progress.json").read_text())["total"]
 
 
@@ -856,7 +856,7 @@ def test_every_sample_of_a_question_has_a_seed_of_its_own(folder):
 
 @pytest.mark.parametrize("key", keys_of(samples=True))
 def test_a_key_changes_what_is_sampled_before_training(key, folder, engine, monkeypatch):
-    for module in ("evaluation.evaluate", "train.preferences"):
+    for module in ("evaluation.evaluate", "train.dpo"):
         monkeypatch.setattr(f"aimo.{module}.Engine", lambda *_, **__: nullcontext(engine))
     check(key, folder)
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+import runpy
 
 import pytest
 from conftest import TINY
@@ -23,11 +24,11 @@ def test_its_training_texts_hold_the_problem_and_its_answer_in_every_way(way):
     from transformers import AutoTokenizer
 
     from aimo.data.builtin import generate
-    from aimo.train import tiny_base
 
     tokenizer, rng, seen = AutoTokenizer.from_pretrained(TINY), random.Random(0), 0
+    write = runpy.run_path(str(TINY / "make.py"))["write"]
     for p in generate(60, "train", 0):
-        (question, _), (reply, _) = tiny_base.write(tokenizer, p, rng)
+        (question, _), (reply, _) = write(tokenizer, p, rng)
         text = tokenizer.decode(reply)
         assert tokenizer.decode(question).startswith(p.problem) and str(p.answer) in text
         assert reply[-1] == tokenizer.eos_token_id
@@ -36,12 +37,10 @@ def test_its_training_texts_hold_the_problem_and_its_answer_in_every_way(way):
 
 
 @pytest.mark.train
-def test_the_same_seed_trains_the_same_model_and_another_seed_another(tmp_path, monkeypatch):
-    from aimo.train import tiny_base
-
-    monkeypatch.setattr(tiny_base, "BATCH", 8)
-    weights = []
+def test_the_same_seed_trains_the_same_model_and_another_seed_another(tmp_path):
+    train, weights = runpy.run_path(str(TINY / "make.py"))["train"], []
+    train.__globals__["BATCH"] = 8
     for i, seed in enumerate((1, 1, 2)):
-        tiny_base.train(tmp_path / str(i), seed=seed, steps=2)
+        train(tmp_path / str(i), seed=seed, steps=2)
         weights.append((tmp_path / str(i) / "model.safetensors").read_bytes())
     assert weights[0] == weights[1] != weights[2]

@@ -2,6 +2,7 @@
 
 import json
 import random
+import runpy
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -41,19 +42,18 @@ def test_what_it_is_trained_on_is_what_a_conversation_asks_and_reads():
     from aimo.inference.sampling import Completion
     from aimo.inference.settings import resolve
     from aimo.inference.tool_calls import find_tool_parser
-    from aimo.train import tiny_tools
 
-    tokenizer = load_tokenizer(TOOLS)
+    tokenizer, make = load_tokenizer(TOOLS), runpy.run_path(str(TOOLS / "make.py"))
     parser = find_tool_parser("hermes", tokenizer)
     sampler = SimpleNamespace(tokenizer=tokenizer, settings=resolve(TOOLS), tool_parser=parser)
     for p in islice(computed.stream("train", 0), 20):
-        parts = tiny_tools.write(p, random.Random(1))  # 1: with tools
+        parts = make["write"](p, random.Random(1))  # 1: with tools
         talk, ids = ToolCalls(sampler, p.problem), []
         for text, trained in parts[:-1]:
             if trained:
                 assert talk.prompt() == ids
                 turn = tokenizer.encode(text)
-                call = talk.find_call(Completion(text.removesuffix(tiny_tools.END), turn, True))
+                call = talk.find_call(Completion(text.removesuffix(make["END"]), turn, True))
                 assert call.code == p.programs[len(talk.messages) // 2]
                 talk.reply(call, p.outputs()[len(talk.messages) // 2])
             ids += tokenizer.encode(text)
@@ -84,10 +84,9 @@ def test_sixteen_sessions_are_ready_before_the_first_question(tool_engine):
 @pytest.mark.engine
 def test_with_the_sandbox_it_is_right_and_without_tools_it_guesses(tool_engine):
     from aimo.data import computed
-    from aimo.train import tiny_tools
 
-    drawn = list(islice(computed.stream("heldout", 1), 30))
-    with_tools, without = (tiny_tools.pass_at_1(tool_engine, drawn, 0, tools) for tools in (True, False))
+    drawn, make = list(islice(computed.stream("heldout", 1), 30)), runpy.run_path(str(TOOLS / "make.py"))
+    with_tools, without = (make["pass_at_1"](tool_engine, drawn, 0, tools) for tools in (True, False))
     assert with_tools >= without + 0.3
 
 

@@ -19,7 +19,7 @@ def tokenizer_of(*overrides):
 
 
 def test_what_is_trained_begins_with_the_tokens_of_generation_even_where_a_tag_merges_with_what_follows():
-    from aimo.train.tokenization import tokenize
+    from aimo.train.sft import tokenize
 
     tokenizer = tokenizer_of("prompt.think_start=tog", "prompt.think_end=/")
     reply = "together 13/<SOLUTION>13</SOLUTION>"
@@ -38,19 +38,19 @@ def test_what_is_trained_begins_with_the_tokens_of_generation_even_where_a_tag_m
 @pytest.fixture
 def made(monkeypatch, tmp_path):
     """Reads or makes token ids in one folder; returns them and how many rows were tokenized for that."""
-    from aimo.train import arguments, tokenization
+    from aimo.train import arguments, sft
 
     counts = []
-    tokenize = tokenization.tokenize
+    tokenize = sft.tokenize
     monkeypatch.setattr(
-        tokenization, "tokenize", lambda rows, *more: counts.append(len(rows)) or tokenize(rows, *more)
+        sft, "tokenize", lambda rows, *more: counts.append(len(rows)) or tokenize(rows, *more)
     )
 
     def make(rows, tokenizer, *overrides):
         profile = config.load("tiny", ["model.backend=transformers", *overrides])
-        args = arguments.sft_arguments(profile, tmp_path)
+        args = arguments.stage_arguments("sft", profile, tmp_path)
         counts.clear()
-        ids = tokenization.read_or_tokenize(rows, tokenizer, args, tmp_path)["input_ids"]
+        ids = sft.read_or_tokenize(rows, tokenizer, args, tmp_path)["input_ids"]
         return list(ids), sum(counts)
 
     return make

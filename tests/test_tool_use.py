@@ -148,12 +148,12 @@ class TestBeforeTraining:
 def test_programs_run_and_what_they_print_has_no_part_in_the_gradient(tmp_path, monkeypatch):
     """Two runs of two steps: in each the gradient of every token's log-probability, and equal figures."""
     from aimo.data import computed
-    from aimo.train import models, trainers, trl_trainers
+    from aimo.train import grpo, models
 
     drawn = islice(computed.stream("train", 1), 16)
     rows = [{"prompt": [{"role": "user", "content": p.problem}], "answer": p.outputs()[-1]} for p in drawn]
     batches = []
-    log_probs, compute_loss = trl_trainers.GrpoTrainer.log_probs, trl_trainers.GrpoTrainer.compute_loss
+    log_probs, compute_loss = grpo.GrpoTrainer.log_probs, grpo.GrpoTrainer.compute_loss
 
     def kept(self, *args):
         values = log_probs(self, *args)
@@ -166,14 +166,14 @@ def test_programs_run_and_what_they_print_has_no_part_in_the_gradient(tmp_path, 
         batches.append(dict(inputs))
         return compute_loss(self, model, inputs, *args, **kwargs)
 
-    monkeypatch.setattr(trl_trainers.GrpoTrainer, "log_probs", kept)
-    monkeypatch.setattr(trl_trainers.GrpoTrainer, "compute_loss", watched)
+    monkeypatch.setattr(grpo.GrpoTrainer, "log_probs", kept)
+    monkeypatch.setattr(grpo.GrpoTrainer, "compute_loss", watched)
 
     def train(name):
         folder, wanted = tmp_path / name, profile()
         folder.mkdir()
-        model, tokenizer = models.load(TOOLS, wanted), models.load_tokenizer(TOOLS, wanted)
-        trainers.grpo(model, tokenizer, rows, wanted, folder, lambda *_: None)
+        model, tokenizer = models.load_model(TOOLS, wanted), models.load_tokenizer(TOOLS, wanted)
+        grpo.train_grpo(model, tokenizer, rows, wanted, folder, lambda *_: None)
         return tokenizer, read_lines(folder / "log.jsonl"), read_lines(folder / "samples.jsonl")
 
     tokenizer, log, samples = train("a")

@@ -12,9 +12,20 @@ from conftest import TINY
 from aimo import config
 from aimo.errors import AimoError
 from aimo.inference.storage import read_lines
-from aimo.train.checkpoints import keep_until, last_checkpoint
 
 train_marker = pytest.mark.train
+
+
+def keep_until(folder, name):
+    from aimo.train import callbacks
+
+    callbacks.keep_until(folder, name)
+
+
+def last_checkpoint(folder):
+    from aimo.train import callbacks
+
+    return callbacks.last_checkpoint(folder)
 
 
 # ---- Checkpoints and the order of rows, without training
@@ -28,14 +39,14 @@ def without_unsloths_marks(monkeypatch):
 
 @train_marker
 def test_packing_that_unsloth_would_leave_out_is_refused(sets, tmp_path, monkeypatch):
-    from aimo.train import trl_trainers
+    from aimo.train import sft
 
-    class Unpacked(trl_trainers.SftTrainer):
+    class Unpacked(sft.SftTrainer):
         def __init__(self, *, args, **keywords):
             args.packing = False  # as Unsloth's trainer does, with a line in the log
             super().__init__(args=args, **keywords)
 
-    monkeypatch.setattr(trl_trainers, "SftTrainer", Unpacked)
+    monkeypatch.setattr(sft, "SftTrainer", Unpacked)
     with pytest.raises(AimoError, match="Unsloth does not pack the rows"):
         train(small("sft.packing=true"), sets, tmp_path)
 
@@ -89,7 +100,7 @@ def test_the_best_model_probed_stays_when_it_was_probed_before_the_named_checkpo
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "[" * 5000])
 def test_a_file_of_a_stage_that_was_cut_off_is_passed_over_or_one_line(tmp_path, text):
-    from aimo.train import preferences
+    from aimo.train import dpo
 
     for step in (50, 100):
         checkpoint(tmp_path, step)
@@ -99,7 +110,7 @@ def test_a_file_of_a_stage_that_was_cut_off_is_passed_over_or_one_line(tmp_path,
     (tmp_path / "best/probe.json").write_text(text)
     (tmp_path / "pairs.json").write_text(text.replace("[]", "{}"))
     run = SimpleNamespace(profile=SimpleNamespace(dpo=True), folder=tmp_path)
-    for read in (lambda: keep_until(tmp_path, "checkpoint-50"), lambda: preferences.sample(None, [], run)):
+    for read in (lambda: keep_until(tmp_path, "checkpoint-50"), lambda: dpo.sample_pairs(None, [], run)):
         with pytest.raises(AimoError, match="remove ") as e:
             read()
         assert "\n" not in str(e.value)
@@ -108,7 +119,7 @@ def test_a_file_of_a_stage_that_was_cut_off_is_passed_over_or_one_line(tmp_path,
 def test_rows_of_a_step_are_of_like_length_the_longest_first_and_every_row_comes_once():
     import torch
 
-    from aimo.train.row_order import ByLength
+    from aimo.train.sft import ByLength
 
     lengths = [10 + row * row % 977 for row in range(100)]
     sampler = ByLength(lengths, rows_per_step=8)
@@ -126,7 +137,7 @@ def test_rows_of_a_step_are_of_like_length_the_longest_first_and_every_row_comes
 def test_the_order_of_rows_follows_the_seed_and_the_epoch():
     from torch.utils.data import RandomSampler
 
-    from aimo.train.row_order import Seeded
+    from aimo.train.trainers import Seeded
 
     def order(seed, epoch, data_seed=None):
         args = SimpleNamespace(seed=seed, data_seed=data_seed)
@@ -192,13 +203,13 @@ def sets(one_thread):
 
 def train(p, sets, folder, stage="sft", start=TINY):
     """One stage, as its notebook does it; the log and the model in memory."""
-    from aimo.train import models, trainers
+    from aimo.train import models
 
     folder.mkdir(parents=True, exist_ok=True)
-    model, tokenizer = models.load(start, p), models.load_tokenizer(start, p)
+    model, tokenizer = models.load_model(start, p), models.load_tokenizer(start, p)
     more = {"probe": sets["grpo_test"]} | ({"test": sets["sft_test"]} if stage == "sft" else {})
     rows = sets["pairs" if stage == "dpo" else stage]
-    log = getattr(trainers, stage)(model, tokenizer, rows, p, folder, lambda *_: None, **more)
+    log = models.training_of(stage)(model, tokenizer, rows, p, folder, lambda *_: None, **more)
     return log, model, tokenizer
 
 
@@ -224,13 +235,13 @@ def sft(sets, tmp_path_factory):
     p = small("sft.learning_rate=0.01", "sft.eval_steps=3", "training.log_to=tensorboard")
     log, model, tokenizer = train(p, sets, folder)
     shutil.copytree(folder / "trained", folder / "adapter")
-    models.save(folder / "trained", TINY, tokenizer, p, folder / "model", trainers.summary(log))
+    models.save_model(folder / "trained", TINY, tokenizer, p, folder / "model", trainers.summary(log))
     return SimpleNamespace(p=p, folder=folder, log=log, model=model, tokenizer=tokenizer)
 
 
 @train_marker
 def test_the_merged_model_has_the_completions_of_base_and_adapter(sft, sets):
-    from aimo.train.trainers import complete
+    from aimo.train.models import complete
 
     every = (plain_model(sft.folder / "model"), plain_model(TINY, sft.folder / "trained"), sft.model)
     texts = [complete(model, sft.tokenizer, sets["heldout"], 60) for model in every]
@@ -345,13 +356,13 @@ def test_continuing_from_a_named_checkpoint_ends_in_the_same_losses(sft, sets, t
 def test_a_stage_that_was_trained_to_its_end_is_saved_as_it_was_and_not_trained_on(
     tmp_path, sets, monkeypatch, stage, last
 ):
-    from aimo.train import checkpoints
+    from aimo.train import callbacks
 
     p, folder, kept = small("grpo.learning_rate=0.01"), tmp_path / "run", tmp_path / "first"
     first, _, _ = train(p, sets, folder, stage)
     shutil.copytree(folder / "trained", kept)
     with monkeypatch.context() as m:
-        m.setattr(checkpoints, "save_trained", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        m.setattr(callbacks, "save_trained", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             train(p, sets, folder, stage)
     again, *_ = train(p, sets, folder, stage)
@@ -365,13 +376,13 @@ def test_a_stage_that_was_trained_to_its_end_is_saved_as_it_was_and_not_trained_
 def test_a_model_that_an_interrupted_training_changed_is_not_trained_on_from_there(
     tmp_path, sets, monkeypatch
 ):
-    from aimo.train import callbacks, models, trainers
+    from aimo.train import callbacks, models
 
     p = small("sft.save_steps=4")
-    model, tokenizer = models.load(TINY, p), models.load_tokenizer(TINY, p)
+    model, tokenizer = models.load_model(TINY, p), models.load_tokenizer(TINY, p)
 
     def again():
-        return trainers.sft(model, tokenizer, sets["sft"], p, tmp_path, lambda *_: None)
+        return sft.train_sft(model, tokenizer, sets["sft"], p, tmp_path, lambda *_: None)
 
     def interrupt_at(last):
         def interrupted(self, args, state, control, **more):
@@ -386,7 +397,7 @@ def test_a_model_that_an_interrupted_training_changed_is_not_trained_on_from_the
     with pytest.raises(AimoError, match=r"the model in memory has been trained on.* load it again") as e:
         again()
     assert "\n" not in str(e.value)
-    model = models.load(TINY, p)
+    model = models.load_model(TINY, p)
     interrupt_at(5)
     with pytest.raises(KeyboardInterrupt):
         again()
@@ -416,11 +427,11 @@ def test_rows_too_few_for_a_step_are_refused_in_one_line(tmp_path, sets, stage, 
 
 @train_marker
 def test_a_completion_may_hold_any_separator_of_lines(tmp_path, sets, monkeypatch):
-    from aimo.train import callbacks
+    from aimo.train import grpo
     from aimo.train.trainers import summary
 
     odd = "a\u2028b\u0085c\u2029d\x1c\ve\rf\ud800"
-    last = callbacks.compat.last_completions
+    last = grpo.compat.last_completions
 
     def with_separators(trainer):
         logs = last(trainer)
@@ -428,7 +439,7 @@ def test_a_completion_may_hold_any_separator_of_lines(tmp_path, sets, monkeypatc
 
     p = small()
     with monkeypatch.context() as m:
-        m.setattr(callbacks.compat, "last_completions", with_separators)
+        m.setattr(grpo.compat, "last_completions", with_separators)
         train(p, sets, tmp_path, "grpo")
     shutil.rmtree(tmp_path / "checkpoint-4")
     assert summary(train(p, sets, tmp_path, "grpo")[0])["steps"] == 4, "resumed from its samples"
@@ -483,17 +494,17 @@ def grpo_trainer(sets, tmp_path_factory):
     """GRPO's trainer as it is before its first step, with adapters that say something."""
     import torch
 
-    from aimo.train import models, trainers
+    from aimo.train import grpo, models
 
     with pytest.MonkeyPatch.context() as m:
-        m.setattr(trainers, "fit", lambda trainer, *_: trainer)
-        model, tokenizer = models.load(TINY, small()), models.load_tokenizer(TINY, small())
+        m.setattr(grpo, "fit", lambda trainer, *_: trainer)
+        model, tokenizer = models.load_model(TINY, small()), models.load_tokenizer(TINY, small())
         torch.manual_seed(0)
         for name, weight in model.named_parameters():
             if "lora_B" in name:
                 weight.data.normal_(std=0.02)
         folder = tmp_path_factory.mktemp("grpo")
-        trainer = trainers.grpo(model, tokenizer, sets["grpo"], small(), folder, lambda *_: None)
+        trainer = grpo.train_grpo(model, tokenizer, sets["grpo"], small(), folder, lambda *_: None)
     return trainer, model, tokenizer
 
 
@@ -535,7 +546,7 @@ def test_a_model_generates_with_its_adapters_merged_and_gets_its_weights_back_to
     import torch
     from peft.tuners.lora import LoraLayer
 
-    from aimo.train.trainers import complete
+    from aimo.train.models import complete
 
     _, model, tokenizer = grpo_trainer
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
@@ -554,12 +565,12 @@ def test_a_model_generates_with_its_adapters_merged_and_gets_its_weights_back_to
 
 def sft_dataset(p, rows, folder):
     """What TRL trains on, as (token ids, labels) of each row, and the trainer's batches."""
-    from aimo.train import models, trainers
+    from aimo.train import models, sft
 
     with pytest.MonkeyPatch.context() as m:
-        m.setattr(trainers, "fit", lambda trainer, *_: trainer)
-        model, tokenizer = models.load(TINY, p), models.load_tokenizer(TINY, p)
-        trainer = trainers.sft(model, tokenizer, rows, p, folder, lambda *_: None)
+        m.setattr(sft, "fit", lambda trainer, *_: trainer)
+        model, tokenizer = models.load_model(TINY, p), models.load_tokenizer(TINY, p)
+        trainer = sft.train_sft(model, tokenizer, rows, p, folder, lambda *_: None)
     dataset = trainer.train_dataset
     return list(zip(dataset["input_ids"], dataset["labels"], strict=True)), list(
         trainer.get_train_dataloader()
@@ -569,7 +580,7 @@ def sft_dataset(p, rows, folder):
 def tokens_of(rows, p):
     """Each row's token ids and labels, by the tokenizer alone."""
     from aimo.train import models
-    from aimo.train.tokenization import tokenize
+    from aimo.train.sft import tokenize
 
     return [
         (row["input_ids"], [i if m else -100 for i, m in zip(*row.values(), strict=True)])
@@ -644,7 +655,8 @@ def test_the_loss_is_on_the_completion_or_by_a_key_of_trl_on_the_prompt_too(sets
 
 @train_marker
 def test_probes_are_logged_and_the_best_model_probed_is_what_is_kept(tmp_path, sets):
-    from aimo.train.trainers import complete, summary
+    from aimo.train.models import complete
+    from aimo.train.trainers import summary
 
     p = small("grpo.learning_rate=0.02", "grpo.max_steps=6", "grpo.max_completion_length=30")
     log, model, tokenizer = train(p, sets, tmp_path, "grpo")
@@ -794,7 +806,7 @@ def test_four_bit_weights_need_a_gpu():
     if torch.cuda.is_available():
         pytest.skip("needs a machine without a GPU")
     with pytest.raises(AimoError, match="need a GPU"):
-        models.load(TINY, small("model.load_in_4bit=true"))
+        models.load_model(TINY, small("model.load_in_4bit=true"))
 
 
 @pytest.mark.parametrize("text", ['{"base_model', "[]", "{}"])

@@ -21,26 +21,30 @@ PatchFastRL()
 """Unsloth as it is on a GPU: its own trainers and configurations in TRL's place."""
 INHERIT = """
 import inspect
-from aimo.train import compat, trl_trainers
-for ours in (trl_trainers.SftTrainer, trl_trainers.GrpoTrainer, trl_trainers.DpoTrainer):
+from aimo.train import compat, grpo, sft
+for ours in (sft.SftTrainer, grpo.GrpoTrainer):
     names = [base.__name__ for base in ours.__mro__]
     stage = ours.__name__.replace("Trainer", "").upper()
     assert names.index("Shared") < names.index(f"Unsloth{stage}Trainer")
 name = "_get_per_token_logps_and_entropies"
-base = next(base for base in trl_trainers.GrpoTrainer.__mro__ if base.__name__ == "UnslothGRPOTrainer")
+base = next(base for base in grpo.GrpoTrainer.__mro__ if base.__name__ == "UnslothGRPOTrainer")
 theirs = inspect.signature(getattr(base, name)).parameters
 assert list(theirs)[:5] == list(inspect.signature(getattr(compat.LogProbHook, name)).parameters)[:5]
 """
 BUILD = """
 import json, sys
 from pathlib import Path
+import trl
 from aimo import config, rewards
-from aimo.train import arguments, models, tokenization, trainers, trl_trainers
+from datasets import Dataset
+from aimo.train import arguments, grpo, models, sft, trainers
 
 def plain(thing):
     kept = {name: value for name, value in vars(thing).items() if name != "reward_funcs"}
     return {n: v for n, v in kept.items() if isinstance(v, (bool, int, float, str, list, dict, type(None)))}
 
+kinds = {"sft": sft.SftTrainer, "grpo": grpo.GrpoTrainer}
+kinds["dpo"] = type("Dpo", (trainers.Shared, trl.DPOTrainer), {})
 found, base = {}, Path(sys.argv[1])
 reply = [{"role": "assistant", "content": "2"}]
 row = {"prompt": [{"role": "user", "content": "1 + 1?"}], "answer": "2", "completion": reply}
@@ -50,16 +54,16 @@ for name, settings in json.loads(sys.argv[2]).items():
     profile = config.load(name, settings)
     tokenizer = models.load_tokenizer(base, profile)
     for stage in profile.trained:
-        more = {"train_dataset": trainers.to_dataset([{n: row[n] for n in ["prompt", *columns[stage]]}] * 4)}
+        more = {"train_dataset": Dataset.from_list([{n: row[n] for n in ["prompt", *columns[stage]]}] * 4)}
         if stage == "grpo":
             more["reward_funcs"] = list(rewards.get_reward_funcs(profile.grpo.rewards, profile.prompt))
         if stage == "sft":
-            more["train_dataset"] = tokenization.tokenize(more["train_dataset"].to_list(), tokenizer)
-        trainer = trainers.build(
-            getattr(trl_trainers, f"{stage.capitalize()}Trainer"),
+            more["train_dataset"] = sft.tokenize(more["train_dataset"].to_list(), tokenizer)
+        trainer = trainers.make_trainer(
+            kinds[stage],
             stage,
             model=models.load_with_peft(base, profile),
-            args=getattr(arguments, f"{stage}_arguments")(profile, Path("out")),
+            args=arguments.stage_arguments(stage, profile, Path("out")),
             processing_class=tokenizer,
             **more,
         )

@@ -20,7 +20,6 @@ from aimo.inference.vllm_process import check_arguments, stderr_to
 from aimo.report import pages
 from aimo.run.progress import Display
 from aimo.run.runs import is_finished, open_folder, read_metrics, run_folder, unlock
-from aimo.train import checkpoints
 
 
 def run(
@@ -178,7 +177,9 @@ def forget(folder: Path, redo: str, checkpoint: str) -> None:
     recorded = read_metrics(folder)
     for stage in list(STAGES)[list(STAGES).index(redo) :]:
         if stage == redo and checkpoint:
-            checkpoints.keep_until(folder / stage, checkpoint)
+            from aimo.train.callbacks import keep_until  # loads torch, which no other start needs
+
+            keep_until(folder / stage, checkpoint)
         else:
             shutil.rmtree(folder / stage, ignore_errors=True)
         recorded["stages"].pop(stage, None)

@@ -13,8 +13,7 @@ from aimo import config, pipeline
 from aimo.errors import AimoError
 from aimo.inference import startup
 from aimo.inference.parameters import Texts, checked
-from aimo.run.runs import SESSION_END, SESSION_OVER, is_finished, read_metrics
-from aimo.train import checkpoints
+from aimo.run.runs import SESSION_END, SESSION_OVER, is_finished, newest_first, read_metrics
 
 # No stage is begun in this last part of a session: it would load a model and train a step or two.
 LAST_PART = 0.1
@@ -83,4 +82,4 @@ def begun(folder: Path, stage: str) -> str | None:
     """Return the checkpoint from which a stage that a session's end stopped goes on."""
     if read_metrics(folder)["stages"].get(stage, {}).get("stopped") != SESSION_OVER:
         return None
-    return f"{stage}/{checkpoints.newest_first(folder / stage)[0].name}"
+    return f"{stage}/{newest_first(folder / stage)[0].name}"

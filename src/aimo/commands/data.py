@@ -145,3 +145,20 @@ def checked(kind: type, values: dict[str, Any], where: str) -> Any:
         return TypeAdapter(kind).validate_json(json.dumps(values))
     except ValidationError as e:
         raise AimoError(f"{where}: {'; '.join(explain(error) for error in e.errors())}") from None
+
+
+def pack(
+    profile: Annotated[str, typer.Option(help="A name in notebooks/profiles, or a path to a YAML file.")],
+    run_dir: Annotated[str | None, typer.Option(help="The run's folder; runs/PROFILE if not given.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a key of the profile, such as sft.packing=true.")
+    ] = None,
+    push_to_hub: Annotated[str | None, typer.Option(help="Then push to this dataset, owner/name.")] = None,
+) -> None:
+    """Tokenise and pack a run's SFT set before training, which then finds it."""
+    from aimo.run import runs
+
+    run = runs.begin("sft", profile, run_dir, set_)
+    from aimo.train.sft import pack_rows  # loads TRL
+
+    pack_rows(run, push_to_hub)

@@ -61,7 +61,7 @@ def diagnose() -> list[dict[str, str]]:
     found, remedy = diagnose_sandbox()
     add("sandbox", found, "for tools and code rewards", not remedy, remedy)
     there = (ROOT / "data" / "tiny-base" / "model.safetensors").exists()
-    remedy = "`git checkout data/tiny-base`, or `aimo tiny-base`"
+    remedy = "`git checkout data/tiny-base`, or `python data/tiny-base/make.py`"
     add("tiny base", "present" if there else "missing", "present", there, remedy)
     free = shutil.disk_usage(Path.cwd()).free / 1e9
     add("free disk", f"{free:.0f} GB", "1 GB", free > 1, "free some, or use --run-dir on another disk")

@@ -4,7 +4,6 @@ import importlib.metadata
 import os
 import signal
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,12 +29,10 @@ from aimo.commands.options import (
     solver_settings,
     start,
 )
-from aimo.config import ROOT
 from aimo.config.stages import STAGES
 from aimo.errors import AimoError, EngineError, StageError
 from aimo.inference.errors import redact
 from aimo.inference.storage import KEPT, NO_ROOM
-from aimo.train import packing
 
 HELP = """From a base model to an AI Mathematical Olympiad submission: data, SFT, GRPO, DPO, voted inference.
 
@@ -241,38 +238,13 @@ def serve(
         print("ended")
 
 
-data_commands.command()(packing.pack)
+data_commands.command()(data.pack)
 app.command()(data.distil)
 app.command()(data.reject)
 app.command()(lab.replay)
 app.command()(lab.forecast)
 app.command()(lab.evaluate)
 app.command()(lab.compare)
-
-
-@app.command("tiny-base")
-def tiny_base(
-    tools: Annotated[bool, typer.Option("--tools", help="Make the tiny tool model instead.")] = False,
-    out: Annotated[
-        Path | None, typer.Option(help="The model folder; data/tiny-base or data/tiny-tools.")
-    ] = None,
-    seed: Seed = 0,
-    steps: Annotated[int | None, typer.Option(min=1, help="Steps of training; 3000 or 450.")] = None,
-) -> None:
-    """Train the tiny base model, or the tiny tool model, from random weights on built-in problems."""
-    from aimo.run.runs import quiet
-
-    out = out or ROOT / "data" / ("tiny-tools" if tools else "tiny-base")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=out).close()
-    except OSError as e:
-        raise AimoError(f"--out {out}: {e.strerror}; take a folder that can be written") from None
-    quiet()
-    from aimo.train import tiny_base, tiny_tools
-
-    model = tiny_tools if tools else tiny_base
-    print(model.make(out, seed, steps or model.STEPS).read_text())
 
 
 @kernel.command()

@@ -1,8 +1,8 @@
-"""TRL's configuration of a stage, made from the profile. Import Unsloth before: it replaces TRL's classes.
+"""TRL's configuration of a stage, made from the profile, and the device and number type it trains with.
 
-A key of a stage's section that TRL's configuration has too is passed on by its name. `RENAMED` has those with
-another name here, `REFUSED` those that cannot be changed. Any other key under `STAGE.trl` is passed to TRL as
-it is, and takes precedence over our fixed values. Out of scope: launching on several devices (`launch`).
+A key of a stage's section that TRL has too is passed on by its name; `RENAMED` lists keys with another name
+here, `REFUSED` keys that cannot be set. Any other key under `STAGE.trl` goes to TRL as it is, over our fixed
+values. Import Unsloth first: it replaces TRL's classes.
 """
 
 import difflib
@@ -16,7 +16,6 @@ from typing import Any
 from aimo.config import Grpo, Profile
 from aimo.errors import AimoError
 from aimo.run import machine
-from aimo.train import placement
 
 RENAMED = {
     "num_train_epochs": "{stage}.epochs",
@@ -46,7 +45,7 @@ RENAMED = {
     "chat_template_path": "prompt.template",
     "eos_token": "prompt.eos_token",
 }
-"""TRL's name of what the profile has under another: a key, in which {stage} stands for the stage."""
+"""TRL's name of a key, and the key of the profile; {stage} stands for the stage."""
 
 REFUSED = {
     "output_dir": "a stage writes into the run's folder; choose that with --run-dir",
@@ -71,132 +70,32 @@ UNSLOTHS = {
 """Keys of TRL's that keep the value of Unsloth's configuration where it differs from TRL's, and why."""
 
 
-def sft_arguments(profile: Profile, folder: Path) -> Any:
-    """TRL's SFTConfig of a profile with an `sft` section; `folder` is the stage's."""
-    from trl import SFTConfig
+def stage_arguments(stage: str, profile: Profile, folder: Path) -> Any:
+    """Return TRL's SFTConfig, GRPOConfig or DPOConfig of a stage; `folder` is where the stage writes.
 
-    sft = profile.sft
-    assert sft
-    batch_size, steps = sft.batch_size, sft.gradient_accumulation_steps
-    packs_whole = sft.packing and sft.packing_strategy == "bfd"
-    if packs_whole and "flash" not in profile.model.attention:
-        # TRL joins the packed rows of a batch; without flash attention its cost grows with the square.
-        batch_size, steps = 1, steps * batch_size
-    evaluation = (
-        {"eval_strategy": "steps", "per_device_eval_batch_size": batch_size} if sft.eval_steps else {}
-    )
-    return configure(
-        SFTConfig,
-        "sft",
-        profile,
-        folder,
-        per_device_train_batch_size=batch_size,
-        gradient_accumulation_steps=steps,
-        max_length=profile.model.max_length,
-        completion_only_loss=True,
-        train_sampling_strategy="random",  # trl_trainers.SftTrainer orders rows by length
-        **evaluation,
-    )
-
-
-def grpo_arguments(profile: Profile, folder: Path) -> Any:
-    """TRL's GRPOConfig of a profile with a `grpo` section; `folder` is the stage's."""
-    from trl import GRPOConfig
-
-    grpo = profile.grpo
-    assert grpo
-    if grpo.generation == "vllm" and profile.model.lora is None and not machine.computes_on_gpu():
-        raise AimoError(
-            "grpo.generation: on a CPU vLLM keeps the output layer it started with; "
-            "set model.lora, or grpo.generation to transformers"
-        )
-    server = {"vllm_server_base_url": grpo.vllm_server_url} if grpo.generation == "vllm_server" else {}
-    return configure(
-        GRPOConfig,
-        "grpo",
-        profile,
-        folder,
-        per_device_train_batch_size=completions_per_pass(grpo, int(os.environ.get("WORLD_SIZE", 1))),
-        reward_weights=[reward.weight for reward in grpo.rewards.values()],
-        use_vllm=grpo.generation != "transformers",
-        vllm_mode="server" if grpo.generation == "vllm_server" else "colocate",
-        vllm_gpu_memory_utilization=grpo.vllm_gpu_memory,
-        vllm_max_model_length=profile.model.max_length,
-        **server,
-    )
-
-
-def dpo_arguments(profile: Profile, folder: Path) -> Any:
-    """TRL's DPOConfig of a profile with a `dpo` section; `folder` is the stage's."""
-    from trl import DPOConfig
-
-    assert profile.dpo
-    return configure(
-        DPOConfig,
-        "dpo",
-        profile,
-        folder,
-        per_device_train_batch_size=profile.dpo.batch_size,
-        max_length=profile.model.max_length,
-    )
-
-
-def configure(kind: Any, stage: str, profile: Profile, folder: Path, **arguments: Any) -> Any:
-    """TRL's configuration `kind` of a stage; `arguments` are those of this stage alone.
-
-    AimoError names a key under `trl` that TRL does not know, that has a key of its own, or that TRL refuses.
+    AimoError names a key under `STAGE.trl` that TRL does not know, that has its own key here, or that TRL
+    refuses.
     """
-    from aimo.train import compat
+    import trl  # after Unsloth
 
-    section = getattr(profile, stage)
+    from aimo.train import compat  # imports TRL
+
+    kind, section = getattr(trl, f"{stage.upper()}Config"), getattr(profile, stage)
+    cuda, dtype = machine.computes_on_gpu(), choose_dtype(profile)[0]
     known = {f.name for f in fields(kind)}
     for key in section.trl:
         check_key(key, stage, section, kind.__name__, known)
     if profile.training.log_to != "none":
-        require(profile.training.log_to, f"training.log_to: {profile.training.log_to}")
+        require_package(profile.training.log_to, f"training.log_to: {profile.training.log_to}")
     if section.use_liger_kernel:
-        require("liger_kernel", f"{stage}.use_liger_kernel")
-    values = common(stage, profile, folder) | same_name(section, known) | arguments | section.trl
-    try:
-        configured = kind(**values)
-        # Of TRL's own there is one at a time: DeepSpeed's configuration lives as long as the last one made.
-        plain = configured if trls_own(kind) is kind else trls_own(kind)(**values)
-    except (TypeError, ValueError) as e:
-        raise AimoError(f"{stage}: {' '.join(str(e).split())}") from None
-    for name in {f.name for f in fields(plain)} - UNSLOTHS.keys():  # Unsloth's class changes some values
-        setattr(configured, name, getattr(plain, name))
-    compat.take_one_gpu(configured)
-    # Unsloth's word for computing in 16 bits is float32, its weights' type, and bfloat16 for the weights' own
-    # type. Without it, its trainers compute float32 in 16 bits.
-    in_16_bits = configured.bf16 or configured.fp16
-    os.environ["UNSLOTH_MIXED_PRECISION"] = "float32" if in_16_bits else "bfloat16"
-    return configured
-
-
-def trls_own(kind: Any) -> Any:
-    """TRL's configuration class; Unsloth puts a subclass of the same name in its place."""
-    return [base for base in kind.__mro__ if base.__name__ == kind.__name__][-1]
-
-
-def same_name(section: Any, known: set[str]) -> dict[str, Any]:
-    """The keys of a stage's section that TRL's configuration has by the same name; null takes TRL's
-    default."""
-    values = {f.name: getattr(section, f.name) for f in fields(section) if f.name in known}
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def common(stage: str, profile: Profile, folder: Path) -> dict[str, Any]:
-    """What every stage passes to TRL under another name than the profile's, and our fixed values."""
-    section, cuda = getattr(profile, stage), machine.computes_on_gpu()
-    dtype = placement.choose_dtype(profile)[0]
-    least = {"min_lr_rate": section.min_lr_rate} if section.scheduler == "cosine_with_min_lr" else {}
-    # Unsloth brings its own checkpointing on a GPU; a model that runs on a CPU is small enough to do without.
-    checkpointing = cuda and profile.model.gradient_checkpointing and profile.model.backend == "transformers"
-    return {
+        require_package("liger_kernel", f"{stage}.use_liger_kernel")
+    values = {
         "output_dir": str(folder),
         "num_train_epochs": section.epochs,
         "lr_scheduler_type": section.scheduler,
-        "lr_scheduler_kwargs": least,
+        "lr_scheduler_kwargs": {"min_lr_rate": section.min_lr_rate}
+        if section.scheduler == "cosine_with_min_lr"
+        else {},
         "warmup_steps": section.warmup_ratio,  # below 1, Transformers takes it as a share of all steps
         "optim": section.optimizer,
         "save_total_limit": 2,
@@ -205,11 +104,79 @@ def common(stage: str, profile: Profile, folder: Path) -> dict[str, Any]:
         "seed": profile.seed,
         "bf16": dtype == "bfloat16",
         "fp16": dtype == "float16",
-        "gradient_checkpointing": checkpointing,
+        # Unsloth brings its own checkpointing on a GPU; a model that runs on a CPU is small and needs none.
+        "gradient_checkpointing": cuda
+        and profile.model.gradient_checkpointing
+        and profile.model.backend == "transformers",
         "use_cpu": not cuda,
         "report_to": profile.training.log_to,
         "run_name": f"{profile.profile}-{stage}",
         "disable_tqdm": True,
+    }
+    same_name = {f.name: getattr(section, f.name) for f in fields(section) if f.name in known}
+    values |= {name: value for name, value in same_name.items() if value is not None}
+    values |= {"sft": sft_values, "grpo": grpo_values, "dpo": dpo_values}[stage](profile) | section.trl
+    try:
+        configured = kind(**values)
+        # Unsloth puts a subclass of the same name in the place of TRL's class and changes some values; TRL's
+        # are copied back. TRL's is built only then: DeepSpeed's configuration lives as long as the last made.
+        trls_own = [base for base in kind.__mro__ if base.__name__ == kind.__name__][-1]
+        plain = configured if trls_own is kind else trls_own(**values)
+    except (TypeError, ValueError) as e:
+        raise AimoError(f"{stage}: {' '.join(str(e).split())}") from None
+    for name in {f.name for f in fields(plain)} - UNSLOTHS.keys():
+        setattr(configured, name, getattr(plain, name))
+    compat.take_one_gpu(configured)
+    # Unsloth calls computing in 16 bits "float32", after the weights' type, and "bfloat16" computing in the
+    # weights' own type. Unset, its trainers compute float32 in 16 bits.
+    in_16_bits = configured.bf16 or configured.fp16
+    os.environ["UNSLOTH_MIXED_PRECISION"] = "float32" if in_16_bits else "bfloat16"
+    return configured
+
+
+def sft_values(profile: Profile) -> dict[str, Any]:
+    sft = profile.sft
+    assert sft
+    batch_size, steps = sft.batch_size, sft.gradient_accumulation_steps
+    if sft.packing and sft.packing_strategy == "bfd" and "flash" not in profile.model.attention:
+        # TRL joins the packed rows of a batch; without flash attention its cost grows with the square.
+        batch_size, steps = 1, steps * batch_size
+    evaluation = {"eval_strategy": "steps", "per_device_eval_batch_size": batch_size}
+    return {
+        "per_device_train_batch_size": batch_size,
+        "gradient_accumulation_steps": steps,
+        "max_length": profile.model.max_length,
+        "completion_only_loss": True,
+        "train_sampling_strategy": "random",  # sft.SftTrainer orders rows by length
+        **(evaluation if sft.eval_steps else {}),
+    }
+
+
+def grpo_values(profile: Profile) -> dict[str, Any]:
+    grpo = profile.grpo
+    assert grpo
+    if grpo.generation == "vllm" and profile.model.lora is None and not machine.computes_on_gpu():
+        raise AimoError(
+            "grpo.generation: on a CPU vLLM keeps the output layer it started with; "
+            "set model.lora, or grpo.generation to transformers"
+        )
+    from_server = grpo.generation == "vllm_server"
+    return {
+        "per_device_train_batch_size": completions_per_pass(grpo, int(os.environ.get("WORLD_SIZE", 1))),
+        "reward_weights": [reward.weight for reward in grpo.rewards.values()],
+        "use_vllm": grpo.generation != "transformers",
+        "vllm_mode": "server" if from_server else "colocate",
+        "vllm_gpu_memory_utilization": grpo.vllm_gpu_memory,
+        "vllm_max_model_length": profile.model.max_length,
+        **({"vllm_server_base_url": grpo.vllm_server_url} if from_server else {}),
+    }
+
+
+def dpo_values(profile: Profile) -> dict[str, Any]:
+    assert profile.dpo
+    return {
+        "per_device_train_batch_size": profile.dpo.batch_size,
+        "max_length": profile.model.max_length,
     }
 
 
@@ -234,7 +201,7 @@ def check_key(key: str, stage: str, section: Any, config: str, known: set[str]) 
         )
 
 
-def require(package: str, key: str) -> None:
+def require_package(package: str, key: str) -> None:
     """Refuse a key whose package is not installed."""
     if importlib.util.find_spec(package) is None:
         name = package.replace("_", "-")
@@ -254,3 +221,48 @@ def completions_per_pass(grpo: Grpo, processes: int) -> int:
             f"make grpo.prompts_per_step a multiple of {prompts}"
         )
     return completions // parts
+
+
+# ---- Device and number type: from the profile, torch, and what `accelerate launch` sets
+
+
+def choose_dtype(profile: Profile) -> tuple[str, str]:
+    """Return the number type to compute in, and why."""
+    import torch  # `aimo launch` reads this module and does not wait for torch
+
+    wanted, cuda = profile.model.dtype, machine.computes_on_gpu()
+    if wanted == "float16" and not cuda:
+        raise AimoError("model.dtype: float16 cannot be trained on a CPU; set it to auto")
+    if wanted != "auto":
+        return wanted, "the profile says so"
+    if not cuda:
+        return "float32", "there is no GPU"
+    name = torch.cuda.get_device_name()
+    if torch.cuda.is_bf16_supported(including_emulation=False):
+        return "bfloat16", f"{name} computes in it"
+    return "float16", f"{name} has no bfloat16"
+
+
+def weights_dtype(profile: Profile) -> str:
+    """Return the number type to load the weights in.
+
+    Weights that are trained stay in float32, and autocast computes: a step of AdamW on a bfloat16 weight is
+    lost where it is smaller than the weight's last bit. DeepSpeed keeps its own float32 copy.
+    """
+    if profile.model.lora is None and not with_deepspeed():
+        return "float32"
+    return choose_dtype(profile)[0]
+
+
+def with_deepspeed() -> bool:
+    return os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
+
+
+def zero_stage() -> int:
+    """Return the stage of ZeRO that this process was launched with; 0 without."""
+    return int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", 0)) if with_deepspeed() else 0
+
+
+def is_sharded() -> bool:
+    """Whether each process keeps only a part of the model: under FSDP and ZeRO-3."""
+    return zero_stage() == 3 or os.environ.get("ACCELERATE_USE_FSDP") == "true"

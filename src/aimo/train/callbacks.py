@@ -1,11 +1,13 @@
-"""Callbacks of every trained stage: the record of each step, limits of time and disk, probes, and broken
-losses.
+"""What happens beside training: the record of each step, limits of time and disk, probes, broken losses, and
+the checkpoints that training continues from.
 
-Import this module after Unsloth. Out of scope: plots of the records, which are in `report.plots`.
+Import this module after Unsloth.
 """
 
+import functools
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,27 +15,18 @@ from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
+from peft import set_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from aimo.config import Profile
 from aimo.errors import AimoError
 from aimo.inference import prompts
 from aimo.inference.answers import are_correct
-from aimo.inference.storage import append_lines, read_lines, write_lines
-from aimo.rewards import text_of
+from aimo.inference.storage import append_lines, read_json, write_json, write_lines
 from aimo.run import runs
-from aimo.run.runs import SESSION_END, SESSION_OVER
-from aimo.train import checkpoints, compat
-from aimo.train.tool_use import transcript
-
-LOG = "log.jsonl"
-SAMPLES = "samples.jsonl"
-SAMPLES_KEPT = 4  # completions of a step
-DIFFERENCE = "sampling/sampling_logp_difference/mean"
-BOUND = "sampling/sampling_logp_difference/bound"
-LEAST_BOUND = 0.02
-"""Differences of up to this, in nats, count as rounding. bfloat16 beside float32 on the tiny base: 0.001 to
-0.004."""
+from aimo.run.runs import SESSION_END, SESSION_OVER, newest_first, step_of
 
 
 class AlreadyTrained(Exception):
@@ -41,16 +34,13 @@ class AlreadyTrained(Exception):
 
 
 class Record(TrainerCallback):
-    """Writes each logged record as a JSON line, with seconds, tokens per second and GPU memory; reports the
-    step."""
+    """Writes each logged record as a line of log.jsonl, with seconds, tokens per second and GPU memory."""
 
     def __init__(self, folder: Path, progress: Callable[[int, int], None]):
-        self.path, self.progress = folder / LOG, progress
+        self.path, self.progress = folder / "log.jsonl", progress
         self.started = time.monotonic()
-        self.seconds_before = 0.0
-        """Training seconds up to the checkpoint that training continues from."""
-        self.last: tuple[float, float] | None = None
-        """Time and tokens of the record before."""
+        self.seconds_before = 0.0  # of training, up to the checkpoint that training continues from
+        self.last: tuple[float, float] | None = None  # time and tokens of the record before
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Drop the records after the checkpoint that training continues from."""
@@ -63,7 +53,6 @@ class Record(TrainerCallback):
             raise AlreadyTrained
 
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Write the newest record."""
         record = state.log_history[-1]
         now, tokens = time.monotonic(), record.get("num_tokens")
         if tokens is not None:
@@ -77,14 +66,13 @@ class Record(TrainerCallback):
             append_lines(self.path, [record])
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Report how far training is."""
         if state.is_world_process_zero:
             self.progress(state.global_step, state.max_steps)
 
 
 class Limits(TrainerCallback):
     """Stops and saves before a stage takes more time, or its run more disk, than the profile allows, and
-    before the session ends."""
+    before the session ends. `reason` says what stopped it."""
 
     def __init__(self, profile: Profile, folder: Path):
         self.limits, self.folder = profile.training, folder
@@ -108,89 +96,31 @@ class Limits(TrainerCallback):
             self.reason = SESSION_OVER
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Stop when another checkpoint would pass the disk budget."""
+        """Stop when the run with one more checkpoint like the newest would pass the disk budget."""
         budget = self.limits.disk_gb
         if budget is None:
             return
-        if main_process_says(gb_after_next(self.folder) > budget):
+        size = sum(
+            path.stat().st_size
+            for folder in (self.folder.parent, *newest_first(self.folder)[:1])
+            for path in folder.rglob("*")
+            if path.is_file()
+        )
+        if main_process_says(size / 1e9 > budget):
             control.should_training_stop = True
             self.reason = f"the disk budget of {budget} GB"
 
 
-def gb_after_next(folder: Path) -> float:
-    """Gigabytes of the run that a stage's folder is in, with one more checkpoint like the newest; 0 before
-    the first."""
-    written = runs.newest_first(folder)
-    return (bytes_of(folder.parent) + bytes_of(written[0])) / 1e9 if written else 0.0
-
-
-def bytes_of(folder: Path) -> int:
-    """Bytes of all files in a folder."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
 def main_process_says(decision: bool) -> bool:
-    """The main process's decision, in all processes: they read different clocks, and the disk at different
-    times."""
+    """Return the main process's decision in all processes, which read different clocks, and the disk at
+    different times."""
     return broadcast_object_list([decision])[0]
 
 
-class Samples(TrainerCallback):
-    """Keeps a few of GRPO's completions with their rewards every `every` steps, as JSON lines."""
-
-    def __init__(self, trainer: Any, folder: Path, every: int):
-        self.trainer, self.path, self.every = trainer, folder / SAMPLES, every
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Drop the samples after the checkpoint that training continues from."""
-        if state.is_world_process_zero:
-            kept = [line for line in read_lines(self.path) if line["step"] <= state.global_step]
-            write_lines(self.path, kept)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Write the last completions."""
-        due = state.global_step == 1 or state.global_step % self.every == 0
-        if not (due and state.is_world_process_zero):
-            return
-        logs = compat.last_completions(self.trainer)
-        lines = []
-        for i in range(-min(SAMPLES_KEPT, len(logs["completion"])), 0):
-            line = {"step": state.global_step, "problem": text_of(logs["prompt"][i])}
-            line |= {"completion": transcript(logs["completion"][i])}
-            line |= {name: rewards[i] for name, rewards in logs["rewards"].items()}
-            lines.append(line | {"advantage": logs["advantages"][i]})
-        append_lines(self.path, lines)
-
-
-class Mismatch(TrainerCallback):
-    """Warns when the log-probabilities of vLLM and of the trainer differ by more than rounding.
-
-    TRL scores the completions of a step with both, right after it has sent vLLM the weights of the step, so
-    that weights which did not arrive show at once. At the first step both have the weights that the stage
-    starts from; what they differ by there is rounding.
-    """
-
-    def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Add the bound to the newest record, and warn of the first step in a row that is above it."""
-        differences = [record[DIFFERENCE] for record in state.log_history if DIFFERENCE in record]
-        record = state.log_history[-1]
-        if DIFFERENCE not in record:
-            return
-        record[BOUND] = bound = max(LEAST_BOUND, 4 * differences[0])
-        was_above = len(differences) > 1 and differences[-2] > bound
-        if record[DIFFERENCE] > bound and not was_above and state.is_world_process_zero:
-            print(
-                f"Step {state.global_step}: the log-probabilities of vLLM and of the trainer differ by "
-                f"{record[DIFFERENCE]:.3f} on average, by {differences[0]:.3f} at the start. vLLM may sample "
-                "with the weights of an earlier step: docs/troubleshooting.md."
-            )
-
-
 class Probe(TrainerCallback):
-    """Answers fixed problems greedily every `every` steps, and keeps in `best` the model that solved most of
-    them.
+    """Answers fixed problems greedily every `every` steps, and keeps in `best` the model that solves most.
 
-    `answer` returns a completion for each of the problems, whose answers are `golds`.
+    `answer` returns a completion for each problem; `golds` are the problems' answers.
     """
 
     def __init__(
@@ -209,11 +139,11 @@ class Probe(TrainerCallback):
         """Probe the model that training starts from."""
         if state.global_step == 0:
             if state.is_world_process_zero:
-                checkpoints.keep_best(self.folder, step=0)
+                keep_best(self.folder, step=0)
             self.trainer.log_apart(self.probe())
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Probe, and keep the model if none before was better."""
+        """Probe, and save the model to `best` if none before was better."""
         is_last = state.global_step == state.max_steps or control.should_training_stop
         if state.global_step % self.every and not is_last:
             return
@@ -223,10 +153,13 @@ class Probe(TrainerCallback):
         trained = [record for record in state.log_history[:-1] if record["step"] > 0]
         earlier = [record["probe/accuracy"] for record in trained if "probe/accuracy" in record]
         if figures["probe/accuracy"] >= max(earlier, default=0.0):
-            checkpoints.save_best(self.trainer, self.folder, figures)
+            best = self.folder / "best"
+            self.trainer.save_model(str(best))
+            if state.is_world_process_zero:
+                write_json(best / "probe.json", {"step": state.global_step} | figures)
 
     def probe(self) -> dict[str, float]:
-        """Shares of right and of well-formed completions, and their mean length in tokens."""
+        """Return the shares of right and of well-formed completions, and their mean length in tokens."""
         texts = self.answer()
         right = sum(verdict is True for verdict in are_correct(texts, self.golds, self.prompt.tags))
         well_formed = sum(prompts.is_well_formed(self.prompt, text) for text in texts)
@@ -244,11 +177,9 @@ class Finite(TrainerCallback):
 
     def __init__(self, trainer: Any, stage: str, profile: Profile, folder: Path):
         self.trainer, self.stage, self.profile, self.folder = trainer, stage, profile, folder
-        self.row: Sequence[int] = []
-        """Token ids of the first row of the last batch."""
+        self.row: Sequence[int] = []  # token ids of the first row of the last batch
 
     def check_loss(self, loss: float, row: Sequence[int]) -> None:
-        """Check the loss of a batch that starts with `row`."""
         self.row = row
         self.check("loss", loss, self.trainer.state.global_step + 1)
 
@@ -258,22 +189,95 @@ class Finite(TrainerCallback):
             self.check("gradient", float(state.log_history[-1].get("grad_norm", 0.0)), state.global_step)
 
     def check(self, what: str, value: float, step: int) -> None:
-        """Raise AimoError for a value that is not finite, with the batch, likely causes and the remedy."""
+        """Raise AimoError for a value that is not finite: the batch, likely causes, what to set, and the last
+        good checkpoint."""
         if math.isfinite(value):
             return
         text = self.trainer.processing_class.decode(self.row, skip_special_tokens=True)
         batch = " ".join(text.split())[:80]
-        where = f"the {what} is {value} at step {step}, in the batch of {batch!r}"
-        raise AimoError(f"{self.stage}: {where}; {remedy(self.stage, self.profile, self.folder)}")
+        rate = getattr(self.profile, self.stage).learning_rate
+        causes = f"{self.stage}.learning_rate {rate:g} is too high, or a row is broken"
+        change: dict[str, Any] = {f"{self.stage}.learning_rate": rate / 4}
+        if self.profile.model.dtype == "float16":
+            causes, change = f"float16 overflows, or {causes}", {"model.dtype": "float32"}
+        good = newest_first(self.folder)
+        kept = f"the last good checkpoint is {good[0]}" if good else "no checkpoint was written yet"
+        raise AimoError(
+            f"{self.stage}: the {what} is {value} at step {step}, in the batch of {batch!r}; {causes}; "
+            f"{kept}; {runs.continue_with(self.folder.parent, self.profile, self.stage, change)}"
+        )
 
 
-def remedy(stage: str, profile: Profile, folder: Path) -> str:
-    """Likely causes of a loss that is not finite, what to set, and the last good checkpoint."""
-    rate = getattr(profile, stage).learning_rate
-    causes = f"{stage}.learning_rate {rate:g} is too high, or a row is broken"
-    change: dict[str, Any] = {f"{stage}.learning_rate": rate / 4}
-    if profile.model.dtype == "float16":
-        causes, change = f"float16 overflows, or {causes}", {"model.dtype": "float32"}
-    good = runs.newest_first(folder)
-    kept = f"the last good checkpoint is {good[0]}" if good else "no checkpoint was written yet"
-    return f"{causes}; {kept}; {runs.continue_with(folder.parent, profile, stage, change)}"
+# ---- Checkpoints
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """Return the newest complete checkpoint. Remove and name newer ones that were cut off while they were
+    written."""
+    for checkpoint in newest_first(folder):
+        try:
+            read_json(checkpoint / "trainer_state.json", "")  # the trainer writes this file last
+            for weights in checkpoint.glob("*.safetensors"):
+                with safe_open(weights, "pt"):
+                    pass
+            return str(checkpoint)
+        except (OSError, AimoError, SafetensorError):
+            print(f"{checkpoint.name} was not written to its end; the one before is used.")
+            shutil.rmtree(checkpoint)
+    return None
+
+
+@functools.cache  # torch takes a package once
+def accept_cpu_index() -> None:
+    """Let torch load a checkpoint in several CPU processes.
+
+    Transformers 5.17 loads the optimizer onto the process's device, there `cpu:0`, which torch does not know.
+    """
+
+    def restore_cpu(storage: Any, location: str) -> Any:
+        return storage if location.startswith("cpu:") else None
+
+    torch.serialization.register_package(0, lambda storage: None, restore_cpu)
+
+
+def keep_until(folder: Path, name: str) -> None:
+    """Remove what a stage made after its checkpoint `name`, so that training continues from there.
+
+    AimoError lists the checkpoints in the folder when this one is not among them.
+    """
+    found = [checkpoint.name for checkpoint in newest_first(folder)]
+    if name not in found:
+        there = ", ".join(found) or "none"
+        raise AimoError(f"{folder.name}/{name} is not in {folder}; checkpoints there: {there}")
+    for later in found[: found.index(name)]:
+        shutil.rmtree(folder / later)
+    keep_best(folder, step_of(folder / name))
+    for product in ("trained", "model"):
+        shutil.rmtree(folder / product, ignore_errors=True)
+
+
+def keep_best(folder: Path, step: int) -> None:
+    """Keep the best model probed, which a finished stage has as `trained`, if it was probed up to `step`."""
+    best, trained = folder / "best", folder / "trained"
+    if (trained / "probe.json").exists():
+        trained.rename(best)
+    probe = best / "probe.json"
+    if not probe.exists() or read_json(probe, f"remove {best}")["step"] > step:
+        shutil.rmtree(best, ignore_errors=True)
+
+
+def save_trained(trainer: Any, folder: Path) -> None:
+    """Leave the adapter or the weights in `trained`: the best model probed, if any, which memory then has
+    too."""
+    best, trained = folder / "best", folder / "trained"
+    if not main_process_says((best / "probe.json").exists()):
+        trainer.save_model(str(trained))
+    elif trainer.is_world_process_zero():
+        shutil.rmtree(trained, ignore_errors=True)
+        best.rename(trained)
+        adapter = trained / "adapter_model.safetensors"
+        if adapter.exists():
+            set_peft_model_state_dict(trainer.model, load_file(adapter))
+            return
+        for file in trained.glob("*.safetensors"):  # shards, and tied weights that are saved once
+            trainer.model.load_state_dict(load_file(file), strict=False)

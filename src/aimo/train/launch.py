@@ -1,8 +1,7 @@
 """`aimo launch`: a training stage in several processes, by `accelerate launch` with the configurations that
 TRL ships, or as a Slurm job.
 
-Each process runs `stage`, that is, `python -m aimo.train.launch sft --profile tiny`: the notebook without
-pictures. Out of scope: several nodes without Slurm, for which `--dry-run` prints each node's command.
+Each process runs `python -m aimo.train.launch sft --profile tiny`: the notebook without pictures.
 """
 
 import contextlib
@@ -28,7 +27,6 @@ from aimo import config
 from aimo.config import Profile
 from aimo.config.stages import STAGES, TRAINED
 from aimo.data import prepare
-from aimo.data.prepare import Rows
 from aimo.errors import AimoError, StageError, explain_exit
 from aimo.evaluation.evaluate import within_pass_rate
 from aimo.inference import vllm_process
@@ -36,8 +34,7 @@ from aimo.inference.errors import redact
 from aimo.inference.storage import write_whole
 from aimo.inference.vllm_process import running
 from aimo.run import progress, runs
-from aimo.run.runs import Run
-from aimo.train import arguments, models, placement, preferences, trainers
+from aimo.train import arguments
 
 CONFIGS = {"ddp": "multi_gpu", "fsdp": "fsdp2", "zero2": "zero2", "zero3": "zero3"}
 """Strategies, and TRL's accelerate configurations for them."""
@@ -49,7 +46,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
-def stage(
+def train_stage(
     name: str,
     profile: Annotated[str, typer.Option()],
     run_dir: Annotated[str | None, typer.Option()] = None,
@@ -61,61 +58,41 @@ def stage(
 
     `only_sample` ends before training, with what vLLM samples for the rows in the stage's folder.
     """
+    from aimo.train import dpo, models  # they load torch, and `aimo launch` itself does not need it
+
     if rank():  # the main process has locked the run's folder for all
         os.environ[runs.LOCKED] = str(runs.run_folder(run_dir, config.load(profile, overrides)))
     run = runs.begin(name, profile, run_dir, overrides)
     grpo = run.profile.grpo if name == "grpo" else None
     if grpo and vllm_server_url:
         grpo.vllm_server_url = vllm_server_url
-    start, rows = start_and_rows(run)
+    start, trains_on = run.start_model(), TRAINED[name].trains_on
+    assert trains_on
+    rows = prepare.read(run.dir / "data", trains_on)
+    if name == "grpo":
+        rows, _ = within_pass_rate(start, rows, run)
+    if name == "dpo":
+        rows = dpo.sample_pairs(start, rows, run)
     if only_sample:
         return
     # ZeRO-3 shards the weights as they are read, if DeepSpeed's configuration exists by then, and is kept.
-    sharding = placement.zero_stage() == 3 and getattr(arguments, f"{name}_arguments")(
-        run.profile, run.folder
-    )
-    model = models.load(start, run.profile, with_vllm=bool(grpo and grpo.generation == "vllm"))
+    sharded = arguments.zero_stage() == 3
+    sharding = arguments.stage_arguments(name, run.profile, run.folder) if sharded else None
+    model = models.load_model(start, run.profile, with_vllm=bool(grpo and grpo.generation == "vllm"))
     tokenizer = models.load_tokenizer(start, run.profile)
     more = {"test": prepare.set_aside(run.dir / "data", "sft")} if name == "sft" else {}
     more["probe"] = prepare.set_aside(run.dir / "data", "grpo")
-    train = getattr(trainers, name)
-    log = train(model, tokenizer, rows, run.profile, run.folder, run.progress, **more)
+    log = models.training_of(name)(model, tokenizer, rows, run.profile, run.folder, run.progress, **more)
     del sharding
-    if leave():
+    from aimo.train import trainers  # after Unsloth
+
+    if trainers.leave_group():
         trainers.finish(run, tokenizer, log)
 
 
 def rank() -> int:
     """The number of this process in its job; 0 is the main one."""
     return int(os.environ.get("RANK", 0))
-
-
-def start_and_rows(run: Run) -> tuple[Path, Rows]:
-    """The model that a stage starts from, and the rows it trains on; for GRPO and DPO vLLM may have to sample
-    them."""
-    start, trains_on = run.start_model(), TRAINED[run.stage].trains_on
-    assert trains_on
-    rows = prepare.read(run.dir / "data", trains_on)
-    if run.stage == "grpo":
-        rows, _ = within_pass_rate(start, rows, run)
-    if run.stage == "dpo":
-        rows = preferences.sample(start, rows, run)
-    return start, rows
-
-
-def leave() -> bool:
-    """Leave the process group after training. Returns True in the main process, which continues alone.
-
-    Within the group a merge would be sharded, and the others' wait for it would time out.
-    """
-    from accelerate import PartialState
-    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
-
-    state = PartialState()
-    state.wait_for_everyone()
-    state.destroy_process_group()
-    unset_hf_deepspeed_config()
-    return state.is_main_process
 
 
 @dataclass(frozen=True)
@@ -127,16 +104,12 @@ class Job:
     run_dir: str | None
     overrides: list[str]
     strategy: str
-    devices: int
-    """GPUs of each node, or CPU processes."""
+    devices: int  # GPUs of each node, or CPU processes
     nodes: int = 1
     cpu: bool = False
-    offload: str | None = None
-    """What ZeRO keeps in the host's memory: `optimizer`, or `all`, the parameters too."""
-    accelerate: str | None = None
-    """A configuration file of accelerate's in place of TRL's for the strategy."""
-    serve_gpus: int = 0
-    """How many of the GPUs serve vLLM instead of training."""
+    offload: str | None = None  # what ZeRO keeps in the host's memory: `optimizer`, or `all`, parameters too
+    accelerate: str | None = None  # a configuration file of accelerate's in place of TRL's for the strategy
+    serve_gpus: int = 0  # how many of the GPUs serve vLLM instead of training
 
     @property
     def processes(self) -> int:
@@ -144,49 +117,43 @@ class Job:
         return (self.devices - self.serve_gpus) * self.nodes
 
     def train(self, rank: str = "0") -> str:
-        """The shell command of the node `rank`. Several nodes meet at MASTER_ADDR, the first of them, and
+        """Return the shell command of node `rank`. Several nodes meet at MASTER_ADDR, the first of them, and
         MASTER_PORT."""
+        trl = importlib.util.find_spec("trl")
+        assert trl and trl.origin
+        name = "single_gpu" if self.strategy == "ddp" and self.processes == 1 else CONFIGS.get(self.strategy)
+        trls_own = Path(trl.origin).parent / "accelerate_configs" / f"{name}.yaml"
+        configuration = Path(self.accelerate).absolute() if self.accelerate else trls_own
         meet = "--main_process_port 0"  # any that is free
         if self.nodes > 1:
             meet = (
                 f'--machine_rank {rank} --main_process_ip "$MASTER_ADDR" --main_process_port "$MASTER_PORT"'
             )
         offload = " --offload_optimizer_device cpu" if self.offload else ""
-        if self.offload == "all":
-            offload += " --offload_param_device cpu"
+        offload += " --offload_param_device cpu" if self.offload == "all" else ""
         return (
-            f"{self.python(self.devices - self.serve_gpus)} -m accelerate.commands.launch"
-            f" --config_file {shlex.quote(str(self.configuration()))}"
+            f"{self.visible(0, self.devices - self.serve_gpus)}{shlex.quote(sys.executable)}"
+            f" -m accelerate.commands.launch --config_file {shlex.quote(str(configuration))}"
             f" --num_processes {self.processes} --num_machines {self.nodes} {meet}{offload}"
             f" --mixed_precision no {self.worker()}"  # model.dtype decides, not the file
         )
 
-    def configuration(self) -> Path:
-        """The configuration file for accelerate: one's own, or TRL's."""
-        if self.accelerate:
-            return Path(self.accelerate).absolute()
-        trl = importlib.util.find_spec("trl")
-        assert trl and trl.origin
-        name = "single_gpu" if self.strategy == "ddp" and self.processes == 1 else CONFIGS[self.strategy]
-        return Path(trl.origin).parent / "accelerate_configs" / f"{name}.yaml"
-
-    def sample(self) -> str:
-        """The shell command to run before, in one process: vLLM samples what the stage trains on."""
-        return f"{self.python(self.devices)} {self.worker()} --only-sample"
-
-    def python(self, gpus: int) -> str:
-        """This interpreter, with the first `gpus` GPUs."""
-        return self.visible(0, gpus) + shlex.quote(sys.executable)
+    def sample(self, profile: Profile) -> str | None:
+        """Return the shell command to run first, in one process, if vLLM samples what the stage trains on."""
+        if self.stage == "dpo" or (self.stage == "grpo" and profile.grpo and profile.grpo.pass_rate):
+            python = shlex.quote(sys.executable)
+            return f"{self.visible(0, self.devices)}{python} {self.worker()} --only-sample"
+        return None
 
     def visible(self, first: int, end: int) -> str:
-        """What a command begins with that may use the GPUs from `first` on, before `end`."""
+        """Return what a command begins with that may use the GPUs from `first` on, before `end`."""
         if self.cpu:
             return "env CUDA_VISIBLE_DEVICES= "
         shared = ",".join(map(str, range(first, end)))
         return f"env CUDA_VISIBLE_DEVICES={shared} " if self.serve_gpus else ""
 
     def serve(self, profile: Profile, folder: Path, host: str = "127.0.0.1", port: str = "8000") -> str:
-        """The shell command of GRPO's vLLM server: on the last `serve_gpus`, or on a node of its own.
+        """Return the shell command of GRPO's vLLM server: on the last `serve_gpus`, or on its own node.
 
         It asks for no key, so `host` is the one address that it answers at. `host` and `port` are words of
         the shell.
@@ -204,7 +171,7 @@ class Job:
         )
 
     def served_in(self, profile: Profile) -> tuple[int, int]:
-        """Into how many parts the server splits the model, and how many copies of them it holds.
+        """Return into how many parts the server splits the model, and how many copies of them it holds.
 
         vLLM splits between attention heads. GPUs that are left hold more copies of a mixture of experts; of
         a dense model a server holds one, and TRL asks one server.
@@ -218,15 +185,15 @@ class Job:
         return shards, gpus // shards if has_experts else 1
 
     def worker(self) -> str:
-        """The arguments of each process."""
+        """Return the arguments of each process."""
         profile = str(Path(self.profile).absolute()) if self.profile.endswith(".yaml") else self.profile
-        arguments = ["-m", "aimo.train.launch", self.stage, "--profile", profile]
-        arguments += ["--run-dir", str(Path(self.run_dir).absolute())] if self.run_dir else []
-        return shlex.join(arguments + [part for override in self.overrides for part in ("--set", override)])
+        words = ["-m", "aimo.train.launch", self.stage, "--profile", profile]
+        words += ["--run-dir", str(Path(self.run_dir).absolute())] if self.run_dir else []
+        return shlex.join(words + [part for override in self.overrides for part in ("--set", override)])
 
 
 def strategy_of(file: str) -> str:
-    """The strategy that a configuration file of accelerate's asks for."""
+    """Return the strategy that a configuration file of accelerate's asks for."""
     try:
         values = yaml.safe_load(Path(file).read_text())
         kind = values["distributed_type"]
@@ -238,73 +205,86 @@ def strategy_of(file: str) -> str:
     return {"DEEPSPEED": f"zero{stage}", "FSDP": "fsdp"}.get(kind, "ddp")
 
 
-def check(job: Job, profile: Profile) -> None:
-    """Check the combination of options, independent of the machine."""
-    flag = f"--strategy {job.strategy}"
+def check_job(job: Job, profile: Profile) -> None:
+    """Refuse combinations of options that cannot be trained on any machine."""
     if job.stage not in TRAINED:
         raise AimoError(f"stage {job.stage!r} is not launched: use one of {', '.join(TRAINED)}")
     if job.stage not in profile.stages:
         raise AimoError(f"profile {job.profile} has no {job.stage} section; add one")
-    if job.strategy not in CONFIGS and not job.accelerate:
-        raise AimoError(f"{flag} is unknown: use one of {', '.join(CONFIGS)}")
-    if job.cpu and job.strategy != "ddp":
-        raise AimoError(f"{flag}: accelerate shards models on GPUs only; with --cpu take ddp")
-    if job.strategy != "ddp" and profile.model.backend == "unsloth":
-        raise AimoError(
-            f"{flag}: Unsloth does not train sharded models; set model.backend=transformers, or take ddp"
-        )
-    if job.strategy in ("fsdp", "zero3"):
-        if profile.model.load_in_4bit:
-            raise AimoError(
-                f"{flag}: four-bit weights are not sharded; set model.load_in_4bit=false, "
-                "or take ddp or zero2"
-            )
-        if getattr(profile, job.stage).probe_steps:
-            raise AimoError(
-                f"{flag}: no process holds a whole model to probe; set {job.stage}.probe_steps=null, "
-                "or take ddp or zero2"
-            )
-    if job.offload:  # what ZeRO keeps in the host's memory
+    section, grpo = getattr(profile, job.stage), profile.grpo if job.stage == "grpo" else None
+    flag, sharded = f"--strategy {job.strategy}", job.strategy in ("fsdp", "zero3")
+    refused = [
+        (
+            job.strategy not in CONFIGS and not job.accelerate,
+            f"{flag} is unknown: use one of {', '.join(CONFIGS)}",
+        ),
+        (
+            job.cpu and job.strategy != "ddp",
+            f"{flag}: accelerate shards models on GPUs only; with --cpu take ddp",
+        ),
+        (
+            job.strategy != "ddp" and profile.model.backend == "unsloth",
+            f"{flag}: Unsloth does not train sharded models; set model.backend=transformers, or take ddp",
+        ),
+        (
+            sharded and profile.model.load_in_4bit,
+            f"{flag}: four-bit weights are not sharded; set model.load_in_4bit=false, or take ddp or zero2",
+        ),
+        (
+            sharded and section.probe_steps,
+            f"{flag}: no process holds a whole model to probe; set {job.stage}.probe_steps=null, "
+            "or take ddp or zero2",
+        ),
+    ]
+    if job.offload:
         flag, fits = f"--offload {job.offload}", {"optimizer": ("zero2", "zero3"), "all": ("zero3",)}
-        if job.offload not in fits:
-            raise AimoError(f"{flag} is unknown: use optimizer or all")
-        if job.strategy not in fits[job.offload]:
-            raise AimoError(f"{flag}: only ZeRO offloads; take --strategy {fits[job.offload][-1]}")
-        optimizer = getattr(profile, job.stage).optimizer
-        if not optimizer.startswith("adamw_torch"):
-            raise AimoError(
-                f"{flag}: on the host only AdamW in 32 bits runs, not {optimizer}; "
-                f"set {job.stage}.optimizer=adamw_torch"
-            )
+        with_it = fits.get(job.offload, ("",))
+        refused += [
+            (job.offload not in fits, f"{flag} is unknown: use optimizer or all"),
+            (job.strategy not in with_it, f"{flag}: only ZeRO offloads; take --strategy {with_it[-1]}"),
+            (
+                not section.optimizer.startswith("adamw_torch"),
+                f"{flag}: on the host only AdamW in 32 bits runs, not {section.optimizer}; "
+                f"set {job.stage}.optimizer=adamw_torch",
+            ),
+        ]
     if job.serve_gpus:
-        flag = f"--serve-gpus {job.serve_gpus}"
-        if job.stage != "grpo" or not profile.grpo or profile.grpo.generation != "vllm_server":
-            raise AimoError(f"{flag}: only GRPO samples from a server; set grpo.generation=vllm_server")
-        if job.nodes > 1 or job.cpu:
-            raise AimoError(f"{flag} is for one node with GPUs; several nodes keep one for it under --slurm")
-        if job.serve_gpus >= job.devices:
-            raise AimoError(f"{flag}: none of {job.devices} GPUs is left to train; take fewer")
-        used = math.prod(job.served_in(profile))
-        if used < job.serve_gpus:
-            raise AimoError(
-                f"{flag}: vLLM splits this model over {used} GPUs and leaves the others; take {used}"
-            )
-    if job.stage == "grpo" and profile.grpo:
-        arguments.completions_per_pass(profile.grpo, job.processes)
+        flag, used = f"--serve-gpus {job.serve_gpus}", math.prod(job.served_in(profile))
+        refused += [
+            (
+                not grpo or grpo.generation != "vllm_server",
+                f"{flag}: only GRPO samples from a server; set grpo.generation=vllm_server",
+            ),
+            (
+                job.nodes > 1 or job.cpu,
+                f"{flag} is for one node with GPUs; several nodes keep one for it under --slurm",
+            ),
+            (
+                job.serve_gpus >= job.devices,
+                f"{flag}: none of {job.devices} GPUs is left to train; take fewer",
+            ),
+            (
+                used < job.serve_gpus,
+                f"{flag}: vLLM splits this model over {used} GPUs and leaves the others; take {used}",
+            ),
+        ]
+    for is_refused, told in refused:
+        if is_refused:
+            raise AimoError(told)
+    if grpo:
+        arguments.completions_per_pass(grpo, job.processes)
 
 
 def launch(job: Job, slurm: bool = False, dry_run: bool = False) -> None:
-    """Run a job on this machine, or write its Slurm script. `dry_run` prints the commands or the script, and
-    no more.
+    """Run a job on this machine, or write its Slurm script. `dry_run` only prints the commands or the script.
 
     AimoError, before anything is written, for what cannot be trained so.
     """
     profile = config.load(job.profile, job.overrides)
-    check(job, profile)
-    samples = job.stage == "dpo" or (job.stage == "grpo" and profile.grpo and profile.grpo.pass_rate)
-    before, folder = [job.sample()] if samples else [], runs.run_folder(job.run_dir, profile)
+    check_job(job, profile)
+    before, folder = job.sample(profile), runs.run_folder(job.run_dir, profile)
     if slurm:
-        path, text = folder / "slurm" / f"{job.stage}.slurm", script(job, profile, folder, before)
+        path, text = folder / "slurm" / f"{job.stage}.slurm", slurm_script(job, profile, folder)
         if dry_run:
             print(text)
         else:
@@ -312,23 +292,12 @@ def launch(job: Job, slurm: bool = False, dry_run: bool = False) -> None:
             path.parent.mkdir(exist_ok=True)
             write_whole(path, text)
         print(f"sbatch {shlex.quote(str(path))}")
-    elif dry_run:
+        return
+    if dry_run:
         server = [f"{job.serve(profile, folder)} &"] if job.serve_gpus else []
-        print("\n".join(before + server + [job.train(str(node)) for node in range(job.nodes)]))
-    else:
-        check_machine(job)
-        execute(job, profile, before)
-
-
-def gpus() -> int:
-    """How many GPUs this machine has."""
-    import torch
-
-    return torch.cuda.device_count()
-
-
-def check_machine(job: Job) -> None:
-    """Refuse what this machine cannot run."""
+        train = [job.train(str(node)) for node in range(job.nodes)]
+        print("\n".join([*([before] if before else []), *server, *train]))
+        return
     if job.nodes > 1:
         raise AimoError(
             f"--nodes {job.nodes}: one command starts one node; --dry-run prints each node's, to run where "
@@ -340,50 +309,55 @@ def check_machine(job: Job) -> None:
             f"--gpus {job.devices}: this machine has {found}; take fewer, or try it with --cpu {job.devices}"
         )
     if job.strategy.startswith("zero"):
-        arguments.require("deepspeed", f"--strategy {job.strategy}")
+        arguments.require_package("deepspeed", f"--strategy {job.strategy}")
+    run_job(job, before)
 
 
-def execute(job: Job, profile: Profile, before: list[str]) -> None:
-    """Run a job's commands here: those before, then training, beside a server if GPUs are kept for one.
+def gpus() -> int:
+    """How many GPUs this machine has."""
+    import torch  # only where GPUs are counted: a login node waits for nothing
+
+    return torch.cuda.device_count()
+
+
+def run_job(job: Job, before: str | None) -> None:
+    """Run a job here: the command `before`, then training, beside a server if GPUs are kept for one.
 
     Progress goes to the screen, and what the processes write to launch.log in the stage's folder. The run's
     folder stays locked until the last of them has ended, even where this process is killed. AimoError for
-    what one of them refused; StageError when it failed otherwise.
+    what one of them refused; StageError when it failed.
     """
     run = runs.begin(job.stage, job.profile, job.run_dir, job.overrides)
     if runs.is_finished(run.dir, job.stage):
         print(f"{job.stage}: finished before, kept")
         return
     log, lock, host = run.folder / "launch.log", runs.held(run.dir), "127.0.0.1"
+
+    def check_status(status: int) -> None:
+        if status:
+            refused = re.search(r"^aimo: (.*)$", log.read_text(), re.MULTILINE)
+            if refused:
+                raise AimoError(refused[1])
+            raise StageError(f"stage {job.stage} {explain_exit(status)}; its traceback is in {log}")
+
     with progress.Display(run.dir, run.profile) as display, log.open("w") as output:
         display.start(job.stage)
         try:
-            for command in before:
-                check_status(follow(command, output, lock), job.stage, log)
+            if before:
+                check_status(follow(before, output, lock))
             if job.serve_gpus:
                 port = vllm_process.free_port(host, 0)
                 url, vllm_log = f"http://{host}:{port}", run.folder / "vllm.log"
                 vllm_log.unlink(missing_ok=True)
-                serve = shlex.split(job.serve(profile, run.dir, host, str(port)))
+                serve = shlex.split(job.serve(run.profile, run.dir, host, str(port)))
                 with vllm_process.answering(serve, f"{url}/health/", vllm_log, "the policy", lock) as server:
-                    status = follow(f"{job.train()} --vllm-server-url {url}", output, lock, server)
+                    check_status(follow(f"{job.train()} --vllm-server-url {url}", output, lock, server))
             else:
-                status = follow(job.train(), output, lock)
+                check_status(follow(job.train(), output, lock))
         except KeyboardInterrupt:
             raise AimoError("interrupted; run the same command again to continue") from None
-        check_status(status, job.stage, log)
         seconds = runs.read_metrics(run.dir)["stages"][job.stage]["seconds"]
         display.finish(job.stage, f"finished in {seconds:.0f} s")
-
-
-def check_status(status: int, stage: str, log: Path) -> None:
-    """Raise the error of a command that failed: what it refused, or else where its traceback is."""
-    if not status:
-        return
-    refused = re.search(r"^aimo: (.*)$", log.read_text(), re.MULTILINE)
-    if refused:
-        raise AimoError(refused[1])
-    raise StageError(f"stage {stage} {explain_exit(status)}; its traceback is in {log}")
 
 
 def follow(
@@ -406,26 +380,31 @@ def follow(
     return process.returncode
 
 
-def script(job: Job, profile: Profile, folder: Path, before: list[str]) -> str:
-    """The Slurm script of a job, from the template `train.slurm`.
+def slurm_script(job: Job, profile: Profile, folder: Path) -> str:
+    """Return the Slurm script of a job: the file `train.slurm`, filled in.
 
-    GRPO with `generation: vllm_server` gets one node more, for the server, unless `serve_gpus` of its own
-    node serve. `before` are commands to run first.
+    GRPO with `generation: vllm_server` gets one more node, for the server, unless `serve_gpus` of its own
+    node serve.
     """
     limit, here = profile.training.time_limit_s, str(runs.run_folder(Path.cwd(), profile))
-    serves = profile.grpo and job.stage == "grpo" and profile.grpo.generation == "vllm_server"
-    return Template(SLURM.read_text(), trim_blocks=True, keep_trailing_newline=True).render(
+    serves = bool(job.stage == "grpo" and profile.grpo and profile.grpo.generation == "vllm_server")
+    logs, sample = str(folder / "slurm"), job.sample(profile)
+    server = ' --vllm-server-url "$SERVER"' if serves else ""
+    pattern = logs.replace("%", "%%") + f"/{job.stage}-%j.log"  # %j is the job's number
+    return Template(SLURM.read_text(), keep_trailing_newline=True).render(
         stage=job.stage,
-        nodes=job.nodes,
+        nodes=job.nodes + (serves and not job.serve_gpus),
         gpus=job.devices,
-        minutes=math.ceil((limit + SPARE_S) / 60) if limit else None,
+        time=f"#SBATCH --time={math.ceil((limit + SPARE_S) / 60)}" if limit else "# no time limit",
         here=shlex.quote(here),
-        logs=shlex.quote(str(folder / "slurm")),
-        patterns=shlex.quote(str(folder / "slurm").replace("%", "%%")),  # %j is the job's number there
-        before=before,
-        train=job.train('"$SLURM_PROCID"'),
-        server=job.serve(profile, folder, '"$HOST"', '"$PORT"') if serves else None,
-        shared=job.serve_gpus > 0,
+        pattern=shlex.quote(pattern),
+        train_nodes=job.nodes,
+        samples=int(bool(sample)),
+        serves=int(serves),
+        logs=shlex.quote(logs),
+        sample=sample or "true",
+        serve=job.serve(profile, folder, '"$HOST"', '"$PORT"') if serves else "true",
+        train=job.train('"$SLURM_PROCID"') + server,
     )
 
 

@@ -1,31 +1,43 @@
-"""Load a model to train, with Unsloth or with Transformers and PEFT, and save it as a plain folder that vLLM
-loads.
+"""Load a model to train, ask it, and save it as a plain folder that vLLM loads.
 
-Unsloth is imported before Transformers and TRL, which it patches. Out of scope: adapters on top of adapters.
+Unsloth or Transformers with PEFT loads it. `load_model` imports Unsloth, which patches Transformers, PEFT and
+TRL: whatever imports those comes after it.
 """
 
 import contextlib
 import functools
+import importlib
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
+import torch
+from huggingface_hub import ModelCard, ModelCardData
+
 from aimo import config
 from aimo.config import Profile
+from aimo.data.prepare import Rows
 from aimo.errors import AimoError
 from aimo.inference import prompts
 from aimo.inference.model_folder import read_tokenizer
 from aimo.inference.settings import SETTINGS
 from aimo.inference.storage import read_json, write_whole
 from aimo.run import hub, machine
-from aimo.train import placement
+from aimo.train import arguments
+
+TOKENS_AT_ONCE = 2**15
+"""Prompt and completion tokens that `complete` answers at once: their cache takes 4.6 GB of a model of four
+billion parameters."""
 
 
 def load_tokenizer(folder: Path, profile: Profile) -> Any:
-    """A tokenizer with the profile's chat template and end-of-turn token. AimoError when they do not fit
-    it."""
+    """Return the tokenizer with the profile's chat template and end-of-turn token, padding on the left.
+
+    AimoError when they do not fit it.
+    """
     tokenizer = read_tokenizer(folder, padding_side="left")
     wanted = profile.prompt.eos_token
     if wanted is not None and wanted not in tokenizer.get_vocab():
@@ -43,37 +55,42 @@ def load_tokenizer(folder: Path, profile: Profile) -> Any:
     return tokenizer
 
 
-def load(folder: Path, profile: Profile, with_vllm: bool = False) -> Any:
-    """A model ready to train: with LoRA adapters, or with all weights when `model.lora` is null.
+def load_model(folder: Path, profile: Profile, with_vllm: bool = False) -> Any:
+    """Return a model ready to train: with LoRA adapters, or with all weights when `model.lora` is null.
 
-    `with_vllm`: let Unsloth share the weights with a vLLM engine, which GRPO then generates with (GPU only).
+    `with_vllm`: Unsloth shares the weights with a vLLM engine, which GRPO then samples with (GPU only).
     """
     with_unsloth = profile.model.backend == "unsloth"
     if with_unsloth:
         import_unsloth()
     if profile.model.load_in_4bit and not machine.computes_on_gpu():
         raise AimoError("model.load_in_4bit: four-bit weights need a GPU and there is none; set it to false")
-    print(placement.describe(profile))
-    if with_unsloth:
-        with contextlib.redirect_stdout(nowhere()):
-            return load_with_unsloth(folder, profile, with_vllm)
-    return load_with_peft(folder, profile)
+    dtype, reason = arguments.choose_dtype(profile)
+    line = f"Training in {dtype}: {reason}."
+    gpus = torch.cuda.device_count() if machine.computes_on_gpu() else 0
+    if gpus > 1 and "WORLD_SIZE" not in os.environ:
+        line += f" One process takes one of the {gpus} GPUs; `aimo launch` trains on all."
+    print(line)
+    if not with_unsloth:
+        return load_with_peft(folder, profile)
+    with contextlib.redirect_stdout(nowhere()):
+        return load_with_unsloth(folder, profile, with_vllm)
 
 
 def import_unsloth() -> None:
-    """Import Unsloth, which must come before the other libraries, without its banner.
+    """Import Unsloth without its banner.
 
     Unsloth loads `vllm._C`. In vLLM for CPUs that is built for AVX-512 and bfloat16, and ends a process with
     SIGILL where there is only AVX2: vLLM loads the build that fits first, and no other is found after it.
     """
-    from vllm.platforms import current_platform
+    from vllm.platforms import current_platform  # the command line imports this module and starts no vLLM
 
     if current_platform.is_cpu():
         current_platform.import_kernels()
         # None makes Python say that there is no such module.
         sys.modules.setdefault("vllm._C", None)  # type: ignore[arg-type]
     with contextlib.redirect_stdout(nowhere()):
-        import unsloth  # noqa: F401
+        import unsloth  # noqa: F401 - only where the profile asks for it: it patches the other libraries
 
 
 @functools.cache
@@ -84,21 +101,17 @@ def nowhere() -> TextIO:
 
 
 def load_with_unsloth(folder: Path, profile: Profile, with_vllm: bool) -> Any:
-    """The model as Unsloth loads it, with its adapters if the profile has some."""
-    import torch
-    from unsloth import FastLanguageModel
+    from unsloth import FastLanguageModel  # see import_unsloth
 
-    settings, lora = profile.model, profile.model.lora
-    checkpointing: Any = False
+    settings, lora, cuda = profile.model, profile.model.lora, machine.computes_on_gpu()
+    checkpointing: Any = "unsloth" if cuda and settings.gradient_checkpointing else False
+    dtype = arguments.weights_dtype(profile)
     more: dict[str, Any] = {}
-    if machine.computes_on_gpu() and settings.gradient_checkpointing:
-        checkpointing = "unsloth"
-    dtype = placement.weights_dtype(profile)
-    if machine.computes_on_gpu() and lora is None:
-        dtype, more = placement.choose_dtype(profile)[0], {"float32_mixed_precision": True}
-    with_vllm = with_vllm and machine.computes_on_gpu()  # on a CPU, TRL starts the engine
+    if cuda and lora is None:
+        dtype, more = arguments.choose_dtype(profile)[0], {"float32_mixed_precision": True}
+    with_vllm = with_vllm and cuda  # on a CPU, TRL starts the engine
     if with_vllm and profile.grpo:
-        # The engine takes its memory, like its seed, from here, not from TRL's configuration.
+        # The engine takes its memory and its seed from here, not from TRL's configuration.
         more = {"gpu_memory_utilization": profile.grpo.vllm_gpu_memory}
     model, _ = FastLanguageModel.from_pretrained(
         str(folder),
@@ -125,29 +138,32 @@ def load_with_unsloth(folder: Path, profile: Profile, with_vllm: bool) -> Any:
 
 
 def load_with_peft(folder: Path, profile: Profile) -> Any:
-    """The model as Transformers loads it, with PEFT's adapters if the profile has some."""
-    import torch
-    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training  # after Unsloth
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     settings, lora = profile.model, profile.model.lora
+    compute = getattr(torch, arguments.choose_dtype(profile)[0])
     four_bits = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=getattr(torch, placement.choose_dtype(profile)[0]),
+        bnb_4bit_compute_dtype=compute,
     )
+    # The model goes to this process's GPU. It stays on the CPU where there is none, and where accelerate or
+    # DeepSpeed place its shards.
+    on_cpu = arguments.is_sharded() or not machine.computes_on_gpu()
     model = AutoModelForCausalLM.from_pretrained(
         folder,
-        dtype=getattr(torch, placement.weights_dtype(profile)),
+        dtype=getattr(torch, arguments.weights_dtype(profile)),
         quantization_config=four_bits if settings.load_in_4bit else None,
-        device_map=placement.device_map(),
+        device_map=None if on_cpu else {"": int(os.environ.get("LOCAL_RANK", 0))},
         attn_implementation=settings.attention,
     )
     if lora is None:
-        dtype = getattr(torch, placement.choose_dtype(profile)[0])
         # As accelerate does when training starts; completions before that are computed in the same type.
-        model.forward = torch.autocast(model.device.type, dtype, enabled=dtype != model.dtype)(model.forward)
+        model.forward = torch.autocast(model.device.type, compute, enabled=compute != model.dtype)(
+            model.forward
+        )
         return model
     torch.manual_seed(profile.seed)
     if settings.load_in_4bit:
@@ -159,32 +175,44 @@ def load_with_peft(folder: Path, profile: Profile) -> Any:
     return get_peft_model(model, adapters)
 
 
-def merge_to_generate(model: Any) -> None:
-    """Let a model generate with its adapters merged in: a third of the matrix products.
+def training_of(stage: str) -> Callable[..., list[dict[str, Any]]]:
+    """Return `train_sft`, `train_grpo` or `train_dpo`. Their modules import TRL, so call this after
+    `load_model`."""
+    return getattr(importlib.import_module(f"aimo.train.{stage}"), f"train_{stage}")  # type: ignore[no-any-return]
 
-    Afterwards the weights are bit for bit what they were.
-    """
-    import torch
-    from peft.tuners.lora import LoraLayer
 
-    generate = model.generate
-
-    @functools.wraps(generate)
-    def merged(*args: Any, **kwargs: Any) -> Any:
-        layers: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]
-        weights = [layer.get_base_layer().weight.data for layer in layers]
-        try:
-            with torch.no_grad():
-                for layer, weight in zip(layers, weights, strict=True):
-                    layer.get_base_layer().weight.data = weight.clone()
-                    layer.merge()
-            return generate(*args, **kwargs)
-        finally:
-            for layer, weight in zip(layers, weights, strict=True):
-                layer.get_base_layer().weight.data = weight
-                layer.merged_adapters.clear()
-
-    model.generate = merged
+def complete(model: Any, tokenizer: Any, rows: Rows, max_tokens: int) -> list[str]:
+    """Return the most likely completion of each row's prompt; [] for no rows."""
+    texts = [
+        tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=False)
+        for row in rows
+    ]
+    longest = max((len(tokenizer.encode(text, add_special_tokens=False)) for text in texts), default=0)
+    size = max(1, TOKENS_AT_ONCE // (longest + max_tokens))
+    checkpointing = next(
+        (on for m in model.modules() if (on := getattr(m, "gradient_checkpointing", False))), False
+    )
+    was_training = model.training
+    model.eval()
+    completions: list[str] = []
+    for first in range(0, len(texts), size):
+        batch = tokenizer(
+            texts[first : first + size],
+            return_tensors="pt",
+            padding=True,
+            padding_side="left",
+            add_special_tokens=False,
+        ).to(model.device)  # (size, prompt length)
+        with torch.no_grad():
+            out = model.generate(
+                **batch, max_new_tokens=max_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id
+            )  # (size, prompt length + new tokens)
+        replies = out[:, batch["input_ids"].shape[1] :]
+        completions += tokenizer.batch_decode(replies, skip_special_tokens=True)
+    model.train(was_training)
+    if was_training and hasattr(model, "for_training"):  # Unsloth's generate turned checkpointing off
+        model.for_training(use_gradient_checkpointing=checkpointing)
+    return completions
 
 
 def check_adapter(adapter: Path, base: Path) -> None:
@@ -203,7 +231,7 @@ def check_adapter(adapter: Path, base: Path) -> None:
         )
 
 
-def save(
+def save_model(
     trained: Path, base: Path, tokenizer: Any, profile: Profile, folder: Path, figures: dict[str, Any]
 ) -> None:
     """Turn what training left in `trained` (an adapter for `base`, or all weights) into a model folder.
@@ -212,14 +240,13 @@ def save(
     solver's settings (aimo.json) and a model card with `figures`. It is written whole or not at all. An
     adapter stays in `trained`.
     """
-    import torch
-    from peft import PeftModel
+    from peft import PeftModel  # after Unsloth
     from transformers import AutoModelForCausalLM
 
     is_adapter = (trained / "adapter_config.json").exists()
     if is_adapter:
         check_adapter(trained, base)
-    dtype = getattr(torch, placement.choose_dtype(profile)[0])
+    dtype = getattr(torch, arguments.choose_dtype(profile)[0])
     model = AutoModelForCausalLM.from_pretrained(base if is_adapter else trained, dtype=dtype)
     if is_adapter:
         model = PeftModel.from_pretrained(model, str(trained)).merge_and_unload()
@@ -231,17 +258,15 @@ def save(
     model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
     write_whole(partial / SETTINGS, profile.solver_settings(partial).to_json())
-    card(profile, figures).save(partial / "README.md")
+    model_card(profile, figures).save(partial / "README.md")
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
     if not is_adapter:
         shutil.rmtree(trained)
 
 
-def card(profile: Profile, figures: dict[str, Any]) -> Any:
-    """The model card (`huggingface_hub.ModelCard`): base, figures and settings."""
-    from huggingface_hub import ModelCard, ModelCardData
-
+def model_card(profile: Profile, figures: dict[str, Any]) -> ModelCard:
+    """Return a card with the base, the figures and the settings."""
     base = profile.model.base
     header = ModelCardData(
         base_model=None if config.resolve(base).is_dir() else base,  # the hub takes its own ids only
@@ -256,7 +281,7 @@ def card(profile: Profile, figures: dict[str, Any]) -> Any:
     )
 
 
-def push(folder: Path, profile: Profile, run_dir: Path) -> None:
+def push_trained(folder: Path, profile: Profile, run_dir: Path) -> None:
     """Push a finished model folder to where `training.push_to_hub` and `push_to_kaggle` say.
 
     On Kaggle it is a new version, compared with what arrived. AimoError when it is refused.

@@ -2,17 +2,22 @@
 
 Its problems need arithmetic that it cannot do in its head: with the sandbox it is right, without tools it
 guesses. It calls Python in Qwen's format, which vLLM's parser `hermes` reads; a program's last expression is
-its output, and in one family a second program uses the variables of the first. Out of scope: thoughts, and
-programs that fail.
+its output, and in one family a second program uses the variables of the first.
+
+    python data/tiny-tools/make.py [--out FOLDER] [--seed 0] [--steps 450]
 """
 
 import asyncio
 import json
 import random
+import runpy
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Annotated
 
 import polars as pl
+import typer
 from tokenizers import Regex
 
 from aimo.data import computed
@@ -23,8 +28,9 @@ from aimo.inference.sample import RunningSample
 from aimo.inference.sampling import Sampler
 from aimo.inference.storage import write_json
 from aimo.run import machine
-from aimo.train import tiny_base
+from aimo.run.runs import quiet
 
+tiny_base = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "tiny-base" / "make.py")))
 STEPS = 450
 BATCH = 32
 # A two-digit number is one token, the same in a problem and a program: a space before it belongs to the word
@@ -52,8 +58,14 @@ QUESTIONS, SAMPLES, SEEDS = 100, 4, (0, 1, 2)
 """What pass@1 is measured on: problems and samples of each seed."""
 
 
-def make(out: Path, seed: int, steps: int) -> Path:
-    """Train the model, measure it, and write its card and ten problems; returns the card's path."""
+def make(
+    out: Annotated[Path, typer.Option()] = Path(__file__).parent,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    steps: Annotated[int, typer.Option(min=1)] = STEPS,
+) -> None:
+    """Train the model, measure it, and write its card and ten problems."""
+    quiet()
+    out.mkdir(parents=True, exist_ok=True)
     trained = train(out, seed, steps)
     rows = [
         {"id": f"{p.family}-{i}", "problem": p.problem, "answer": p.outputs()[-1]}
@@ -61,7 +73,7 @@ def make(out: Path, seed: int, steps: int) -> Path:
     ]
     pl.DataFrame(rows).write_csv(out / "test.csv")
     with Engine(out, seed=seed) as engine:
-        return write_card(out, seed, steps, trained, measure(engine))
+        print(write_card(out, seed, steps, trained, measure(engine)).read_text())
 
 
 def train(out: Path, seed: int, steps: int) -> dict[str, float]:
@@ -104,8 +116,8 @@ def write_card(out: Path, seed: int, steps: int, trained: dict[str, float], figu
         "weights on the problems of `aimo.data.computed` alone. It calls Python in Qwen's format (vLLM's\n"
         "parser `hermes`), reads what its program prints and answers; without tools it answers at once,\n"
         "and guesses. It is there for demonstration and tests; `test.csv` has ten held-out problems.\n\n"
-        f"Made by `aimo tiny-base --tools --seed {seed} --steps {steps}` in {trained['seconds'] / 60:.0f} "
-        f"minutes ({machine.device()}).\n"
+        f"Made by `python data/tiny-tools/make.py --seed {seed} --steps {steps}` in "
+        f"{trained['seconds'] / 60:.0f} minutes ({machine.device()}).\n"
         f"Its loss at the end was {trained['loss']:.4f} on what the model writes.\n\n"
         f"pass@1 on {QUESTIONS} held-out problems of each seed, {SAMPLES} samples each, temperature 0.3\n"
         "(`python benchmarks/tools.py`):\n\n"
@@ -139,3 +151,7 @@ def pass_at_1(sampler: Sampler, asked: list[Problem], seed: int, with_tools: boo
 
     answers = sampler.run(sample_all())
     return sum(a == gold for a, gold in zip(answers, golds, strict=True)) / len(golds)
+
+
+if __name__ == "__main__":
+    typer.run(make)

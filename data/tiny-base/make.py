@@ -2,8 +2,9 @@
 
 Like a large base model it has seen the same problems answered in several ways: a bare answer, a worked
 answer, and the tagged format with and without a thought. It can work a problem out, but does so only
-sometimes; format SFT and GRPO change that. Out of scope: validation during training and checkpoints, as
-training takes minutes.
+sometimes; format SFT and GRPO change that.
+
+    python data/tiny-base/make.py [--out FOLDER] [--seed 0] [--steps 3000]
 """
 
 import random
@@ -11,9 +12,10 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import typer
 from rich.progress import track
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -29,6 +31,7 @@ from aimo.evaluation.scores import sample_rows
 from aimo.inference import prompts
 from aimo.inference.engine import Engine
 from aimo.run import machine
+from aimo.run.runs import quiet
 
 VOCABULARY = 768
 CONTEXT = 1024
@@ -41,15 +44,21 @@ Example = list[tuple[list[int], bool]]
 """A text in parts: the token ids of each, and whether the model is trained to write it."""
 
 
-def make(out: Path, seed: int, steps: int) -> Path:
-    """Train the model, measure it on held-out problems, and write its card; returns the card's path."""
+def make(
+    out: Annotated[Path, typer.Option()] = Path(__file__).parent,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    steps: Annotated[int, typer.Option(min=1)] = STEPS,
+) -> None:
+    """Train the model, measure it on held-out problems, and write its card."""
+    quiet()
+    out.mkdir(parents=True, exist_ok=True)
     trained = train(out, seed, steps)
     rows = [
         {"prompt": prompts.as_prompt(p.problem), "answer": p.answer} for p in generate(200, "heldout", seed)
     ]
     with Engine(out, seed=seed) as engine:
         heldout = sample_rows(engine, rows, Prompt(), 16, seed).metrics()
-    return write_card(out, seed, steps, trained, heldout, machine.device())
+    print(write_card(out, seed, steps, trained, heldout).read_text())
 
 
 def train(out: Path, seed: int = 0, steps: int = STEPS) -> dict[str, float]:
@@ -124,9 +133,8 @@ def random_model(tokenizer: PreTrainedTokenizerFast, hidden: int) -> Qwen3ForCau
 
 
 def write_card(
-    out: Path, seed: int, steps: int, trained: dict[str, float], heldout: dict[str, float], machine: str
+    out: Path, seed: int, steps: int, trained: dict[str, float], heldout: dict[str, float]
 ) -> Path:
-    """Write the model card: the command, the time, the figures. Returns its path."""
     card = out / "README.md"
     size = f"{trained['parameters'] / 1e6:.1f}"
     figures = "".join(f"| {name} | {value:.3g} |\n" for name, value in heldout.items())
@@ -136,8 +144,9 @@ def write_card(
         "on the built-in problems of `aimo.data.builtin` alone. It has seen each kind of problem answered\n"
         "at once, worked out, and in tags; it can work a problem out, and does so only sometimes. It is\n"
         "there for demonstration and tests.\n\n"
-        f"Made by `aimo tiny-base --seed {seed} --steps {steps}` in {trained['seconds'] / 60:.0f} minutes "
-        f"({machine}).\nIts loss at the end was {trained['loss']:.4f} on what follows the problem's text.\n\n"
+        f"Made by `python data/tiny-base/make.py --seed {seed} --steps {steps}` in "
+        f"{trained['seconds'] / 60:.0f} minutes ({machine.device()}).\n"
+        f"Its loss at the end was {trained['loss']:.4f} on what follows the problem's text.\n\n"
         "200 held-out problems, prompted in the tagged format, temperature 1, 16 samples each:\n\n"
         f"| | |\n| --- | --- |\n{figures}"
     )
@@ -215,3 +224,7 @@ def write(tokenizer: Any, p: Problem, rng: random.Random) -> Example:
         text = prompts.as_completion(Prompt(), thought, p.answer)[0]["content"]
         reply = text.removeprefix(Prompt().think_start)
     return [(tokenizer.encode(question), False), ([*tokenizer.encode(reply), tokenizer.eos_token_id], True)]
+
+
+if __name__ == "__main__":
+    typer.run(make)

@@ -1,0 +1,104 @@
+"""Direct preference optimisation (DPO, Rafailov 2023), from the model's completions to a trained model.
+
+A pair is two completions of one problem by the model that the stage starts from: a short right one, preferred
+to a long right one or to a wrong one. After the second place of AIMO 2 (imagination-research, 2025), which
+shortened its model's answers in this way.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from aimo.config import Profile
+from aimo.data.prepare import Rows
+from aimo.errors import AimoError
+from aimo.evaluation.completions import Trace
+from aimo.evaluation.scores import sample_rows
+from aimo.inference.engine import Engine
+from aimo.inference.storage import read_json, write_json
+from aimo.run.runs import Run
+from aimo.train import arguments
+
+if TYPE_CHECKING:
+    from aimo.train.trainers import Log, Progress
+
+LONGER = 1.5
+"""How many times as long as the shortest a right completion must be to be rejected."""
+
+
+def sample_pairs(model: Any, rows: Rows, run: Run) -> Rows:
+    """Sample the first `dpo.problems` rows and return pairs: `prompt`, `chosen`, `rejected`, `kind`.
+
+    They are kept in the stage's folder and read from there when it is started again. AimoError when there is
+    none.
+    """
+    dpo = run.profile.dpo
+    assert dpo
+    kept = run.folder / "pairs.json"
+    if kept.exists():
+        return read_json(kept, "remove it, and the problems are sampled again", list)  # type: ignore[no-any-return]
+    rows, seed = rows[: dpo.problems], run.profile.seed
+    with Engine(model, run.profile.solver_settings(model), seed=seed) as engine:
+        found = sample_rows(engine, rows, run.profile.prompt, dpo.samples, seed, run.progress)
+    pairs = []
+    for row, group, right in zip(rows, found.traces, found.right.tolist(), strict=True):
+        pairs += pair_up(row["prompt"], group, right, run.profile)
+    if not pairs:
+        raise AimoError(
+            f"dpo: none of {len(rows)} problems gave a right and a worse completion; "
+            "raise dpo.problems or dpo.samples"
+        )
+    write_json(kept, pairs)
+    return pairs
+
+
+def pair_up(prompt: list[dict[str, str]], group: list[Trace], right: list[bool], profile: Profile) -> Rows:
+    """Return the pairs of one problem, whose completions in `group` are `right` or not: the shortest right
+    one that ended, preferred to the longest right one (`long`) and to the longest wrong one (`wrong`)."""
+    judged = sorted(zip(group, right, strict=True), key=lambda pair: pair[0].tokens)
+    good = [completion for completion, is_right in judged if is_right and completion.finished]
+    bad = [completion for completion, is_right in judged if not is_right]
+    worse = []
+    if good and good[-1].tokens >= LONGER * good[0].tokens:
+        worse.append(("long", good[-1]))
+    if good and bad:
+        worse.append(("wrong", bad[-1]))
+    opening = profile.prompt.think_start if profile.prompt.prefill else ""
+
+    def reply(completion: Trace) -> list[dict[str, str]]:
+        return [{"role": "assistant", "content": opening + completion.text}]
+
+    return [
+        {"prompt": prompt, "chosen": reply(good[0]), "rejected": reply(rejected), "kind": kind}
+        for kind, rejected in worse
+    ]
+
+
+def train_dpo(
+    model: Any,
+    tokenizer: Any,
+    pairs: Rows,
+    profile: Profile,
+    folder: Path,
+    progress: "Progress",
+    probe: Rows | None = None,
+) -> "Log":
+    """Train the model to prefer `chosen` to `rejected`; return the records of `trainers.fit`.
+
+    The loss of a pair is -log sigmoid(beta * (r(chosen) - r(rejected))), where r(y) is the log-probability of
+    y under the policy less that under the reference, the model that training starts from.
+    """
+    import trl  # after Unsloth; pairs are sampled before the model is loaded
+    from datasets import Dataset
+
+    from aimo.train.trainers import Shared, fit, make_trainer
+
+    columns = ("prompt", "chosen", "rejected")
+    trainer = make_trainer(
+        type("DpoTrainer", (Shared, trl.DPOTrainer), {}),
+        "dpo",
+        model=model,
+        args=arguments.stage_arguments("dpo", profile, folder),
+        processing_class=tokenizer,
+        train_dataset=Dataset.from_list([{column: row[column] for column in columns} for row in pairs]),
+    )
+    return fit(trainer, "dpo", profile, folder, progress, probe)

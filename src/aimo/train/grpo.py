@@ -1,0 +1,287 @@
+"""Group relative policy optimisation (GRPO, DeepSeekMath 2024), from problems to a trained model.
+
+A row is a problem with its answer:
+
+    prompt  [{"role": "user", "content": "What is 2 + 2?"}]
+    answer  "4"
+
+One step of TRL's trainer, with our changes:
+
+1. Take P = `prompts_per_step` prompts, and sample G = `num_generations` completions for each from the
+   policy, with Transformers, vLLM in this process, or a vLLM server: P groups of G.
+2. Score every completion with each reward function; the reward (P * G,) is the weighted sum.
+3. With `max_resample`, leave out groups in which every completion counts the same, and try further prompts in
+   their place (dynamic sampling: `choose`).
+4. The advantage of a completion is its reward less its group's mean, divided by the standard deviation.
+5. The loss is the policy gradient over the tokens that the policy sampled, with clipped ratios (`loss_type`);
+   KL to the model that training starts from counts if `beta` is set.
+
+Import this module after Unsloth, which replaces TRL's classes.
+"""
+
+import functools
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+import trl
+from accelerate.utils import set_seed
+from datasets import Dataset
+from peft.tuners.lora import LoraLayer
+from torch.nn.functional import pad
+from transformers import TrainerCallback
+from trl.trainer.utils import nanstd
+
+from aimo import rewards
+from aimo.config import Profile
+from aimo.data.prepare import Rows
+from aimo.errors import AimoError
+from aimo.inference import vllm_process
+from aimo.inference.storage import append_lines, read_lines, write_lines
+from aimo.train import arguments, compat, tool_use
+from aimo.train.trainers import Log, Progress, Shared, fit, make_trainer
+
+SAMPLES_KEPT = 4  # completions of a step, in samples.jsonl
+DIFFERENCE = "sampling/sampling_logp_difference/mean"
+BOUND = "sampling/sampling_logp_difference/bound"
+LEAST_BOUND = 0.02
+"""Differences of up to this, in nats, count as rounding. bfloat16 beside float32 on the tiny base: 0.001 to
+0.004."""
+
+
+def train_grpo(
+    model: Any,
+    tokenizer: Any,
+    rows: Rows,
+    profile: Profile,
+    folder: Path,
+    progress: Progress,
+    probe: Rows | None = None,
+) -> Log:
+    """Reinforce the completions of each problem that earn more than their group's mean; return the records of
+    `trainers.fit`. `probe` rows (`prompt`, `answer`) are answered every `grpo.probe_steps`."""
+    grpo = profile.grpo
+    assert grpo
+    args = arguments.stage_arguments("grpo", profile, folder)
+    has_adapters = hasattr(model, "peft_config")
+    if args.cast_lm_head_to_fp32 and has_adapters and model.config.tie_word_embeddings:
+        raise AimoError(  # TRL 1.15 looks for the tied head in the adapters
+            "grpo.trl.cast_lm_head_to_fp32: TRL does not cast the head of a model with adapters and tied "
+            "embeddings; leave it out, or set model.lora to null"
+        )
+    in_process, on_cpu = grpo.generation == "vllm", args.device.type == "cpu"
+    if in_process:
+        vllm_process.set_environment()
+    compat.generate_with_vllm(on_cpu=in_process and on_cpu)
+    trainer = make_trainer(
+        GrpoTrainer,
+        "grpo",
+        model=model,
+        args=args,
+        train_dataset=Dataset.from_list(rows),
+        reward_funcs=list(rewards.get_reward_funcs(grpo.rewards, profile.prompt)),
+        **{"processing_class": tokenizer} | tool_use.trainer_arguments(profile, model, tokenizer, args),
+    )
+    trainer.max_resample = grpo.max_resample
+    if in_process:
+        set_seed(args.seed, device_specific=True)  # vLLM has set another in this process
+    trainer.add_callback(Mismatch())
+    trainer.add_callback(Samples(trainer, folder, grpo.sample_steps))
+    if generates_merged(args, profile):
+        merge_to_generate(model)
+    return fit(trainer, "grpo", profile, folder, progress, probe)
+
+
+class GrpoTrainer(Shared, compat.SamplingHook, compat.LogProbHook, trl.GRPOTrainer):
+    """TRL's GRPO with dynamic sampling (DAPO, Yu et al. 2025) where `max_resample` is set, and less padding
+    on a CPU."""
+
+    max_resample: int | None = None
+    """How many times as many prompts as a step has may be tried to fill it with groups that have signal."""
+
+    def choose(self, inputs: list[dict[str, Any]]) -> list[compat.Sampled] | None:
+        """Return the step's groups with signal, from as many prompts as it takes; None without
+        `max_resample`.
+
+        Where `max_resample` times as many prompts have too few, the step is smaller. The further prompts
+        follow from the seed, the step and its first prompt, so that a resumed run tries the same. All
+        processes see the completions of all, and decide alike.
+        """
+        if self.max_resample is None:
+            return None
+        processes, size = self.accelerator.num_processes, self.num_generations
+        wanted = len(inputs) * processes // size  # groups; `inputs` has a row for each completion
+
+        def sample_groups(rows: list[dict[str, Any]]) -> list[list[compat.Sampled]]:
+            samples = self.sample(rows)
+            return [samples[first : first + size] for first in range(0, len(samples), size)]
+
+        groups = sample_groups(inputs)
+        seed = f"{self.args.seed} {self.state.global_step} {groups[0][0][0][0]['prompt']}"
+        limit = wanted * (self.max_resample - 1)
+        others = random.Random(seed).choices(range(len(self.train_dataset)), k=limit)
+        while others and (lacking := wanted - sum(map(self.has_signal, groups))) > 0:
+            likely = lacking * len(groups) / max(1, wanted - lacking)  # as many have signal as before
+            count = round_up(min(likely, wanted, len(others)), size, processes)
+            rows = [self.train_dataset[i] for i in others[:count] for _ in range(size)]
+            share = len(rows) // processes
+            groups += sample_groups(rows[self.accelerator.process_index * share :][:share])
+            del others[:count]
+        groups.sort(key=self.has_signal, reverse=True)  # stable
+        with_signal = max(1, sum(map(self.has_signal, groups)))
+        count = round_up(min(with_signal, wanted), size, processes * self.args.steps_per_generation)
+        return [completion for group in groups[:count] for completion in group]
+
+    def has_signal(self, group: list[compat.Sampled]) -> bool:
+        """Whether a completion that counts in the loss is better or worse than the mean of its group."""
+        rewards = self.total(torch.stack([rewards for _, rewards in group]))  # (G,)
+        ends = {*self.eos_token_ids, self.processing_class.pad_token_id}
+        for (row, _), reward in zip(group, rewards - rewards.nanmean(), strict=True):
+            is_cut_off = row[compat.COMPLETION_IDS][-1] not in ends
+            if abs(reward) > 1e-5 and not (is_cut_off and self.mask_truncated_completions):
+                return True
+        return False
+
+    def total(self, rewards: torch.Tensor) -> torch.Tensor:
+        """Return the weighted sum (completions,) of rewards (completions, functions); NaN without any."""
+        total = (rewards * self.reward_weights.to(rewards.device)).nansum(1)
+        return total.masked_fill(rewards.isnan().all(1), torch.nan)
+
+    def figures(self, rewards: torch.Tensor) -> dict[str, float]:
+        """Return what to log of all completions sampled for a step, from their rewards (completions,
+        functions): means and deviations, the share of groups with equal rewards, the number of groups.
+
+        TRL 1.15 misses groups of equal rewards whose mean is rounded, such as 0.2.
+        """
+        total = self.total(rewards)
+        groups = total.view(-1, self.num_generations).nan_to_num()  # (groups, G)
+        equal = groups.amax(1) - groups.amin(1) < 1e-5
+        found = {"reward": total.nanmean(), "reward_std": nanstd(total)}
+        for name, values in zip(self.reward_func_names, rewards.T, strict=True):
+            found |= {f"rewards/{name}/mean": values.nanmean(), f"rewards/{name}/std": nanstd(values)}
+        found["frac_reward_zero_std"] = equal.float().mean()
+        return {name: value.item() for name, value in found.items()} | {"groups/tried": len(groups)}
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        self.batch_ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Return those of training on the last batch, without generation. TRL finds 0, as `inputs` are
+        texts."""
+        return super().floating_point_ops({"input_ids": self.batch_ids})
+
+    def log_probs(self, compute: Any, input_ids: Any, attention_mask: Any, logits_to_keep: int) -> Any:
+        """Return what TRL's `compute` does: log-probabilities and entropies (rows, logits_to_keep), and an
+        auxiliary loss. On a CPU, compute up to four parts, each padded to its own longest row only; on a GPU
+        Unsloth and large batches make this unnecessary.
+        """
+        if input_ids.device.type != "cpu":
+            return compute(input_ids, attention_mask, logits_to_keep)
+        rows, width = input_ids.shape  # prompts are padded on their left and completions on their right
+        begins = attention_mask.argmax(1)  # (rows,)
+        ends = (width - attention_mask.flip(1).argmax(1)).clamp(min=width - logits_to_keep + 1)
+        order = ends.argsort()
+        parts = []
+        for part in order.split(max(8, -(-rows // 4))):
+            begin, end = int(begins[part].min()), int(ends[part].max())
+            ids, mask, cut = input_ids[part, begin:end], attention_mask[part, begin:end], width - end
+            values = compute(ids, mask, logits_to_keep - cut)
+            parts.append([*(None if v is None else pad(v, (0, cut)) for v in values[:2]), values[2]])
+        logps, entropies, aux_losses = zip(*parts, strict=True)
+        back = order.argsort()
+        return (
+            torch.cat(logps)[back],
+            None if entropies[0] is None else torch.cat(entropies)[back],
+            None if aux_losses[0] is None else torch.stack(aux_losses).mean(),
+        )
+
+
+def round_up(groups: float, size: int, parts: int) -> int:
+    """Return the least number of groups of `size` completions, from `groups` on, that splits into equal
+    parts."""
+    unit = parts // math.gcd(parts, size)
+    return math.ceil(groups / unit) * unit
+
+
+def generates_merged(args: Any, profile: Profile) -> bool:
+    """Whether GRPO samples with its adapters merged in: on a CPU. On a GPU, vLLM and Unsloth make it
+    unnecessary; a model that will be sharded is on the CPU until training starts."""
+    return args.device.type == "cpu" and profile.model.lora is not None
+
+
+def merge_to_generate(model: Any) -> None:
+    """Let a model generate with its adapters merged in: a third of the matrix products.
+
+    Afterwards the weights are bit for bit what they were.
+    """
+    generate = model.generate
+
+    @functools.wraps(generate)
+    def merged(*args: Any, **kwargs: Any) -> Any:
+        layers: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]
+        weights = [layer.get_base_layer().weight.data for layer in layers]
+        try:
+            with torch.no_grad():
+                for layer, weight in zip(layers, weights, strict=True):
+                    layer.get_base_layer().weight.data = weight.clone()
+                    layer.merge()
+            return generate(*args, **kwargs)
+        finally:
+            for layer, weight in zip(layers, weights, strict=True):
+                layer.get_base_layer().weight.data = weight
+                layer.merged_adapters.clear()
+
+    model.generate = merged
+
+
+class Samples(TrainerCallback):
+    """Keeps a few completions with their rewards in samples.jsonl every `every` steps."""
+
+    def __init__(self, trainer: Any, folder: Path, every: int):
+        self.trainer, self.path, self.every = trainer, folder / "samples.jsonl", every
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Drop the samples after the checkpoint that training continues from."""
+        if state.is_world_process_zero:
+            kept = [line for line in read_lines(self.path) if line["step"] <= state.global_step]
+            write_lines(self.path, kept)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        due = state.global_step == 1 or state.global_step % self.every == 0
+        if not (due and state.is_world_process_zero):
+            return
+        logs = compat.last_completions(self.trainer)
+        lines = []
+        for i in range(-min(SAMPLES_KEPT, len(logs["completion"])), 0):
+            line = {"step": state.global_step, "problem": rewards.text_of(logs["prompt"][i])}
+            line |= {"completion": tool_use.transcript(logs["completion"][i])}
+            line |= {name: values[i] for name, values in logs["rewards"].items()}
+            lines.append(line | {"advantage": logs["advantages"][i]})
+        append_lines(self.path, lines)
+
+
+class Mismatch(TrainerCallback):
+    """Warns when the log-probabilities of vLLM and of the trainer differ by more than rounding.
+
+    TRL scores the completions of a step with both, right after it has sent vLLM the weights of the step, so
+    that weights which did not arrive show at once. At the first step both have the weights that the stage
+    starts from; what they differ by there is rounding.
+    """
+
+    def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Add the bound to the newest record, and warn of the first step in a row that is above it."""
+        differences = [record[DIFFERENCE] for record in state.log_history if DIFFERENCE in record]
+        record = state.log_history[-1]
+        if DIFFERENCE not in record:
+            return
+        record[BOUND] = bound = max(LEAST_BOUND, 4 * differences[0])
+        was_above = len(differences) > 1 and differences[-2] > bound
+        if record[DIFFERENCE] > bound and not was_above and state.is_world_process_zero:
+            print(
+                f"Step {state.global_step}: the log-probabilities of vLLM and of the trainer differ by "
+                f"{record[DIFFERENCE]:.3f} on average, by {differences[0]:.3f} at the start. vLLM may sample "
+                "with the weights of an earlier step: docs/troubleshooting.md."
+            )

@@ -1,0 +1,203 @@
+"""Supervised fine-tuning (SFT), from rows to a trained model.
+
+A row is a conversation:
+
+    prompt      [{"role": "user", "content": "What is 2 + 2?"}]
+    completion  [{"role": "assistant", "content": "<think>2 + 2 = 4</think>\\boxed{4}"}]
+
+The loss is the mean negative log-likelihood of the completion's tokens; the prompt's tokens carry no loss.
+Rows become token ids once, on disk, where other processes and later starts find them. Rows are packed into
+full contexts, or a step holds rows of similar length, so that there is little padding. Import this module
+after Unsloth, which replaces TRL's classes.
+"""
+
+import hashlib
+import itertools
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+import torch
+import trl
+from datasets import Dataset, load_from_disk
+
+from aimo.config import Profile
+from aimo.data import prepare
+from aimo.data.prepare import Rows
+from aimo.errors import AimoError
+from aimo.run import hub
+from aimo.run.runs import Run
+from aimo.train import arguments, compat, models
+from aimo.train.trainers import Log, Progress, Shared, fit, make_trainer, rows_per_step
+
+POOL = 50  # steps whose rows are sorted by length together
+
+
+def train_sft(
+    model: Any,
+    tokenizer: Any,
+    rows: Rows,
+    profile: Profile,
+    folder: Path,
+    progress: Progress,
+    test: Rows | None = None,
+    probe: Rows | None = None,
+) -> Log:
+    """Fine-tune the model on `prompt` and `completion` rows; return the records of `trainers.fit`.
+
+    Rows longer than `model.max_length` are cut there. The loss on `test` rows is logged every
+    `sft.eval_steps`; `probe` rows (`prompt`, `answer`) are answered every `sft.probe_steps`.
+    """
+    sft = profile.sft
+    assert sft
+    args = arguments.stage_arguments("sft", profile, folder)
+    trainer = make_trainer(
+        SftTrainer,
+        "sft",
+        model=model,
+        args=args,
+        processing_class=tokenizer,
+        train_dataset=read_or_tokenize(rows, tokenizer, args, folder),
+        eval_dataset=read_or_tokenize(test, tokenizer, args, folder) if test and sft.eval_steps else None,
+    )
+    if sft.packing and not args.packing:  # Unsloth only logs that it leaves it out
+        raise AimoError(
+            "sft.packing: Unsloth does not pack the rows of this model; set it to false, or take "
+            "model.backend transformers"
+        )
+    trainer.by_length = sft.group_by_length and not sft.packing
+    return fit(trainer, "sft", profile, folder, progress, probe)
+
+
+# ---- Token ids
+
+
+def tokenize(rows: Rows, tokenizer: Any, num_proc: int | None = None) -> Dataset:
+    """Return rows of `input_ids` (n,) and `completion_mask` (n,), 1 on the completion.
+
+    Prompt and completion are encoded apart, so that the prompt's tokens are those of generation. In one text,
+    the end of a prompt may merge with what follows (`>` and `a` into `>a`), and the model would be trained
+    on tokens that it never sees when it is asked.
+    """
+
+    def encode(batch: dict[str, list[Any]]) -> dict[str, list[list[int]]]:
+        talks = [p + c for p, c in zip(batch["prompt"], batch["completion"], strict=True)]
+        asked = tokenizer.apply_chat_template(batch["prompt"], add_generation_prompt=True, tokenize=False)
+        whole = tokenizer.apply_chat_template(talks, tokenize=False)
+        replies = [text[len(prompt) :] for prompt, text in zip(asked, whole, strict=True)]
+        prompt_ids = tokenizer(asked, add_special_tokens=False)["input_ids"]
+        reply_ids = tokenizer(replies, add_special_tokens=False)["input_ids"]
+        pairs = list(zip(prompt_ids, reply_ids, strict=True))
+        return {
+            "input_ids": [prompt + reply for prompt, reply in pairs],
+            "completion_mask": [[0] * len(prompt) + [1] * len(reply) for prompt, reply in pairs],
+        }
+
+    columns = ["prompt", "completion"]
+    dataset = Dataset.from_list([{column: row[column] for column in columns} for row in rows])
+    return dataset.map(encode, batched=True, num_proc=num_proc, remove_columns=columns)
+
+
+def read_or_tokenize(rows: Rows, tokenizer: Any, args: Any, folder: Path) -> Dataset:
+    """Return the rows as `tokenize` gives them, read from the stage's folder or written there.
+
+    Their folder is named by a hash of all that determines the token ids: the rows, and the tokenizer's files
+    with its chat template. `args` is TRL's configuration: its `dataset_num_proc` processes share the work.
+    The main process does it; the others wait and read.
+    """
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps([row["prompt"], row["completion"]]).encode())
+    with tempfile.TemporaryDirectory() as name:
+        tokenizer.save_pretrained(name)
+        for file in sorted(path for path in Path(name).rglob("*") if path.is_file()):
+            digest.update(file.name.encode() + file.read_bytes())
+    cached = folder / "tokens" / digest.hexdigest()[:16]
+    with args.main_process_first(local=False):
+        if not cached.exists():
+            started = time.monotonic()
+            print(f"Tokenizing {len(rows):,} rows.")
+            partial = cached.with_suffix(".partial")
+            tokenize(rows, tokenizer, args.dataset_num_proc).save_to_disk(partial)
+            partial.rename(cached)
+            print(f"Tokenized in {time.monotonic() - started:.0f} s.")
+    return load_from_disk(cached)
+
+
+def pack_rows(run: Run, push_to_hub: str | None = None) -> None:
+    """Tokenise and pack a run's SFT set as training would, print where, and push it to a dataset if asked.
+
+    `datasets` keeps the packed rows beside the token ids, under a hash of what made them: every process of a
+    job, and every later start, maps the same files. Made on a machine without a GPU, they spare the others
+    the work: copy the run's folder there. Rows that Unsloth packs on a GPU have another hash.
+    """
+    length = run.profile.model.max_length
+    assert run.profile.sft and length
+    if not run.profile.sft.packing:
+        raise AimoError("sft.packing: false packs nothing; add --set sft.packing=true")
+    args = arguments.stage_arguments("sft", run.profile, run.folder)
+    tokenizer = models.load_tokenizer(run.start_model(), run.profile)
+    tokens = read_or_tokenize(prepare.read(run.dir / "data", "sft"), tokenizer, args, run.folder)
+    packed = compat.pack(tokens, args)
+    full = sum(map(len, packed["input_ids"])) / len(packed) / length
+    said = f"{len(tokens):,} rows in {len(packed):,} of {length:,} tokens, {full:.1%} full"
+    print(f"{said}: {packed.cache_files[0]['filename']}")
+    if push_to_hub:
+        keys = ("max_length", "packing_strategy", "shuffle_dataset", "seed")
+        made_by = json.dumps({key: getattr(args, key) for key in keys} | {"trl": trl.__version__})
+        title = f"# Packed rows of the profile {run.profile.profile}"
+        card = f"{title}\n\n{said}.\n\n```json\n{made_by}\n```\n"
+        with tempfile.TemporaryDirectory() as name:
+            path = Path(name) / "train.parquet"
+            packed.to_parquet(path)
+            print(hub.push_dataset(push_to_hub, {"README.md": card.encode(), "train.parquet": path}))
+
+
+# ---- Order of rows
+
+
+class SftTrainer(Shared, trl.SFTTrainer):
+    """TRL's SFT; with `by_length`, a step holds rows of similar length."""
+
+    by_length = False
+
+    def order_rows(self, sampler: Any) -> Any:
+        if self.by_length:
+            dataset: Any = self.train_dataset
+            lengths = pc.list_value_length(dataset.with_format("arrow")[:]["input_ids"]).to_pylist()
+            sampler = ByLength(lengths, rows_per_step(self.args))
+        return super().order_rows(sampler)
+
+
+class ByLength:
+    """A sampler of rows in random order, in which the rows of a step are neighbours in length among the rows
+    of `POOL` steps.
+
+    The longest row comes in the first step, so that a step that does not fit in memory fails at once.
+    """
+
+    def __init__(self, lengths: list[int], rows_per_step: int):
+        self.lengths, self.rows_per_step = lengths, rows_per_step
+        self.generator: torch.Generator | None = None
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        order = torch.randperm(len(self), generator=self.generator).tolist()
+        longest = max(order, key=self.lengths.__getitem__)
+        order.insert(0, order.pop(order.index(longest)))
+        size = self.rows_per_step
+        whole = len(self) - len(self) % size  # the rest makes a short last step
+        by_length: list[int] = []
+        for first in range(0, whole, POOL * size):
+            pool = order[first : min(first + POOL * size, whole)]
+            by_length += sorted(pool, key=self.lengths.__getitem__)
+        steps = [by_length[first : first + size] for first in range(0, whole, size)]
+        steps = [steps[i] for i in torch.randperm(len(steps), generator=self.generator).tolist()]
+        steps.sort(key=lambda step: longest not in step)
+        return itertools.chain(*steps, order[whole:])
