@@ -366,7 +366,9 @@ def test_a_path_reaches_every_command_as_it_is(tmp_path, capsys, name):
     shown = tmp_path / "shown"
     variables = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SHOWN": str(shown)}
     variables["SLURM_JOB_NODELIST"] = "x"
-    subprocess.run(["bash"], input=script, text=True, env=os.environ | variables, cwd=tmp_path, check=True)
+    subprocess.run(
+        ["bash"], input=f"{script}\nwait", text=True, env=os.environ | variables, cwd=tmp_path, check=True
+    )
     words = shown.read_text().split("\n")
     assert words[words.index("--run-dir") + 1] == str(folder)
     assert words[words.index("--host") + 1] == "127.0.0.1", "on the node that trains too, it is its own"
