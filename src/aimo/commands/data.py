@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import TypeAdapter, ValidationError
 
-from aimo.commands.options import Key
+from aimo.commands.options import Key, Profile, RunDir
 from aimo.config import Distil, Prompt, Reject, Source, read_values, set_key
 from aimo.errors import AimoError, explain
 from aimo.inference.settings import PUBLIC, Tags
@@ -148,8 +148,8 @@ def checked(kind: type, values: dict[str, Any], where: str) -> Any:
 
 
 def pack(
-    profile: Annotated[str, typer.Option(help="A name in notebooks/profiles, or a path to a YAML file.")],
-    run_dir: Annotated[str | None, typer.Option(help="The run's folder; runs/PROFILE if not given.")] = None,
+    profile: Profile,
+    run_dir: RunDir = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Change a key of the profile, such as sft.packing=true.")
     ] = None,
