@@ -80,7 +80,7 @@ def test_every_form_of_a_table_is_read_alike(tmp_path, name):
     (tmp_path / name).write_bytes(FORMS[name])
     table = files.read_all(tmp_path / name, "")
     assert table.rows.select(TABLE.columns).equals(TABLE)
-    assert files.read([tmp_path / name], "", ["answer"]).rows["answer"].to_list() == ["1", "2"]
+    assert files.read_tables([tmp_path / name], "", ["answer"]).rows["answer"].to_list() == ["1", "2"]
     assert read_questions(tmp_path / name)[1]["id"].to_list() == ["a", "b"]
 
 
@@ -222,7 +222,7 @@ def test_keys_of_objects_are_columns_as_objects_and_as_json_in_a_csv(tmp_path):
     pl.DataFrame([row | {"m": json.dumps(row["m"])}]).write_csv(tmp_path / "a.csv")
     pl.DataFrame([row]).write_parquet(tmp_path / "a.parquet")
     for name in ("a.jsonl", "a.csv", "a.parquet"):
-        table = files.read([tmp_path / name], "", ["m.gold", "m.n.0.k", "m.none"])
+        table = files.read_tables([tmp_path / name], "", ["m.gold", "m.n.0.k", "m.none"])
         assert table.rows.row(0) == ("4", "deep") and {"m.gold", "m.n"} <= set(table.columns)
 
 
@@ -230,5 +230,5 @@ def test_lines_that_cannot_be_read_are_skipped_and_counted(tmp_path):
     (tmp_path / "a.csv").write_text("id,problem\na,x\nb\nc,1,2\nd,y\n")
     (tmp_path / "a.jsonl").write_text('{"id": "a"}\n{oops\n"d"\n\n{"id": "d"}\n')
     for name in ("a.csv", "a.jsonl"):
-        table = files.read([tmp_path / name], "", skip=True)
+        table = files.read_tables([tmp_path / name], "", skip=True)
         assert table.rows["id"].to_list() == ["a", "d"] and table.skipped == 2

@@ -229,9 +229,9 @@ def read(source: Source, preset: Preset, where: str) -> tuple[Table, dict[str, s
         return mapped(read_saved(path, source, preset, where), source, preset, where)
     found, place = chosen_files(path, source, preset, where), f"{where}.source: "
     skip, hint = source.corrupt_lines == "skip", f", or set {where}.corrupt_lines: skip"
-    have = files.read(found, place, limit=files.PEEK, skip=skip, hint=hint).columns
+    have = files.read_tables(found, place, limit=files.PEEK, skip=skip, hint=hint).columns
     roles = roles_of(source.columns or preset.columns, have)
-    table = files.read(found, place, [*roles.values(), *preset.order], skip=skip, hint=hint)
+    table = files.read_tables(found, place, [*roles.values(), *preset.order], skip=skip, hint=hint)
     require(roles, [*have, *table.columns], str(found[0]), where)
     return table, roles
 

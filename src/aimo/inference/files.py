@@ -2,8 +2,7 @@
 
 Training data, test files, benchmarks and problem files are read here, and here alone. A cell is a text or
 null: a number is its digits, a list of scalars is a list of texts, any other nested value is its JSON. What
-a file holds decides how it is read, its name only where that does not tell. Out of scope: which columns hold
-what; a table must fit into memory.
+a file holds decides how it is read, its name only where that does not tell.
 """
 
 import codecs
@@ -28,22 +27,21 @@ KINDS = {
     ".parquet": ".parquet", ".arrow": ".arrow", ".feather": ".arrow", ".ipc": ".arrow",
 }  # fmt: skip
 PACKED = (".gz", ".zst")
+# Stems of .json files that describe a data set.
 METADATA = re.compile(
     r"dataset.metadata|dataset_infos?|dataset_dict|metadata|state|.*\.settings", re.IGNORECASE
 )
-"""Stems of .json files that describe a data set."""
-CHUNK = 50_000
-"""Rows that are Python objects at one time."""
-PEEK = 1000
-"""Rows that tell the columns."""
+CHUNK = 50_000  # rows that are Python objects at one time
+PEEK = 1000  # rows that tell the columns
+# What pandas and others write for a missing value.
 MISSING = ["", "NaN", "nan", "-nan", "<NA>", "#N/A", "N/A", "n/a", "None", "NULL", "null"]
-"""What pandas and others write for a missing value."""
+# Keys of a JSON object that hold its rows.
 ROWS_UNDER = ("data", "rows", "examples", "instances", "items", "records", "problems", "questions", "train")
-"""Keys of a JSON object that hold its rows."""
 BOMS = {
     codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16",
 }  # fmt: skip
+# How files of other kinds begin, in lower case.
 OTHERS = {
     b"version https://git-lfs": "a Git-LFS pointer, not the file; fetch the file with `git lfs pull`",
     b"<!doctype": "a web page; download the file itself",
@@ -56,41 +54,25 @@ OTHERS = {
     b"bzh": "a bzip2 archive; unpack it",
     b"%pdf": "a PDF; save its rows as CSV",
 }
-"""How files of other kinds begin, in lower case."""
-
-ESCAPES = {"\x07": "a", "\b": "b", "\t": "t", "\n": "n", "\v": "v", "\f": "f", "\r": "r"}
-# What follows the first letter of commands that no word begins with; \a, \b, \v and \f stand in no text.
-EATEN = re.compile(
-    "[\x07\b\v\f](?=[A-Za-z]{2})"
-    "|\t(?=(?:imes|heta|ext(?:bf|it|rm)?|frac|riangle|ilde|herefore|binom)(?![a-z]))"
-    "|\t(?=(?:an|o|au) ?[\\\\({^_])"
-    "|\n(?=(?:eq|abla|otin)(?![a-z.]))"
-    "|\r(?=(?:ight|ightarrow|ho|angle|floor|ceil)(?![a-z]))"
-)
-SUSPECT = "[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f]|\t[a-z]|\n(?:eq|abla|otin)|\r[a-z]"
-CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
-
+# What libraries raise for a damaged file.
 DAMAGED = (
     pl.exceptions.PolarsError, pl.exceptions.PanicException,
     OSError, EOFError, ValueError, NotImplementedError,
 )  # fmt: skip
-"""What libraries raise for a damaged file."""
 
 
 @dataclass
 class Table:
     """What files hold."""
 
-    rows: pl.DataFrame
-    """Columns of texts, or of lists of texts."""
-    columns: list[str]
-    """All columns that the files have, with the keys of objects (`reward_model.ground_truth`)."""
-    nested: set[str] = field(default_factory=set)
-    """Columns whose cells are JSON, because they were objects or lists of these."""
-    skipped: int = 0
-    """Lines that could not be read."""
-    repaired: Counter[str] = field(default_factory=Counter)
-    """How many texts were changed, or have an oddity, by its name."""
+    rows: pl.DataFrame  # columns of texts, or of lists of texts
+    columns: list[str]  # all that the files have, with the keys of objects (`reward_model.ground_truth`)
+    nested: set[str] = field(default_factory=set)  # columns of JSON, which were objects or lists of these
+    skipped: int = 0  # lines that could not be read
+    repaired: Counter[str] = field(default_factory=Counter)  # how many texts, by what was odd or changed
+
+
+# ---- which files ----
 
 
 def kind_of(path: Path) -> str | None:
@@ -111,18 +93,6 @@ def tables_of(paths: Iterable[Path]) -> list[Path]:
     return others or [path for path in found if not METADATA.fullmatch(stem_of(path))]
 
 
-def shards(path: Path, where: str) -> list[Path]:
-    """Return the file itself, or the files of a folder. AimoError when there is none."""
-    if not path.exists():
-        raise AimoError(f"{where}{path} does not exist; correct the path")
-    if not path.is_dir():
-        return [path]
-    found = tables_of(path.rglob("*"))
-    if len(kinds := {kind_of(file) for file in found}) != 1:
-        raise one_kind(where, path, kinds)
-    return found
-
-
 def one_kind(where: str, path: Path, found: Collection[str | None]) -> AimoError:
     """Return the error for a folder without files of one kind."""
     names = ", ".join(sorted(filter(None, found))) or "none"
@@ -136,12 +106,21 @@ def listed(columns: Iterable[str]) -> str:
     return ", ".join(names[:20]) + ", …" * (len(names) > 20) or "none"
 
 
+# ---- tables ----
+
+
 def read_all(path: str | Path, where: str) -> Table:
     """Read all columns of a file, or of a folder of shards, and print what was repaired.
 
     AimoError names the file (after `where`), the row and the remedy.
     """
-    table = read(shards(Path(path), where), where)
+    path = Path(path)
+    if not path.exists():
+        raise AimoError(f"{where}{path} does not exist; correct the path")
+    paths = tables_of(path.rglob("*")) if path.is_dir() else [path]
+    if path.is_dir() and len(kinds := {kind_of(file) for file in paths}) != 1:
+        raise one_kind(where, path, kinds)
+    table = read_tables(paths, where)
     for what, count in table.repaired.items():
         print(f"{where}{path}: {count:,} texts: {what}", flush=True)
     return table
@@ -156,7 +135,7 @@ def read_texts(path: str | Path, where: str) -> pl.DataFrame:
     return table.rows.with_columns(lists).fill_null("")
 
 
-def read(
+def read_tables(
     paths: Sequence[Path],
     where: str,
     wanted: Collection[str] | None = None,
@@ -167,8 +146,8 @@ def read(
     """Read files as one table: all columns, or those `wanted` that are there, of `limit` rows or all.
 
     A wanted column may be a key of an object (`reward_model.ground_truth`). A line that cannot be read is
-    counted and skipped, or refused with a `hint`. AimoError names the file (after `where`), the row and the
-    remedy.
+    counted where `skip` is set, else refused with a `hint`. AimoError names the file (after `where`), the
+    row and the remedy.
     """
     tables = [read_one(path, where, wanted, limit, skip, hint) for path in (paths[:1] if limit else paths)]
     first = tables[0]
@@ -177,19 +156,21 @@ def read(
             lacks, has = (path, paths[0]) if min(odd) in first.rows.columns else (paths[0], path)
             raise AimoError(f"{where}{lacks} has no column {min(odd)!r}, which {has} has; add it")
         for name in set(first.rows.columns) & set(other.rows.columns):
-            pair = [(t.rows[name].dtype, name in t.nested) for t in (first, other)]
-            if pair[0] != pair[1] and all(t.rows[name].count() for t in (first, other)):
-                what = [
-                    "objects" if deep else "text" if kind == pl.String else "lists" for kind, deep in pair
-                ]
+            held = [
+                "objects" if name in table.nested
+                else "text" if table.rows[name].dtype == pl.String
+                else "lists"
+                for table in (first, other)
+            ]  # fmt: skip
+            if held[0] != held[1] and first.rows[name].count() and other.rows[name].count():
                 raise AimoError(
-                    f"{where}{paths[0]} holds {what[0]} in {name!r} and {path} holds {what[1]}; write the "
+                    f"{where}{paths[0]} holds {held[0]} in {name!r} and {path} holds {held[1]}; write the "
                     "column alike in both"
                 )
-    return joined(tables)
+    return stacked(tables)
 
 
-def joined(tables: Sequence[Table]) -> Table:
+def stacked(tables: Sequence[Table]) -> Table:
     """Return tables below each other; a text is a list of one where others are lists."""
     nested = set().union(*(table.nested for table in tables))
     names = dict.fromkeys(name for table in tables for name in table.rows.columns)
@@ -198,9 +179,10 @@ def joined(tables: Sequence[Table]) -> Table:
     for table in tables:
         frame = table.rows
         for name in frame.columns:
-            if len(kinds[name]) == 2 and name in nested and frame[name].dtype != pl.String:
+            is_text = frame[name].dtype == pl.String
+            if len(kinds[name]) == 2 and name in nested and not is_text:
                 frame = frame.with_columns(as_json(frame[name]))
-            elif len(kinds[name]) == 2 and name not in nested and frame[name].dtype == pl.String:
+            elif len(kinds[name]) == 2 and name not in nested and is_text:
                 wrapped = pl.when(pl.col(name).is_not_null()).then(pl.concat_list(name))
                 frame = frame.with_columns(wrapped.alias(name))
         frames.append(frame)
@@ -213,10 +195,13 @@ def joined(tables: Sequence[Table]) -> Table:
     )
 
 
+# ---- one file, in chunks ----
+
+
 def read_one(
     path: Path, where: str, wanted: Collection[str] | None, limit: int | None, skip: bool, hint: str
 ) -> Table:
-    """Read one file, as `read`."""
+    """Read one file, as `read_tables`."""
     named = f"{where}{path}"
     keep = None if wanted is None else {*wanted, *(name.split(".")[0] for name in wanted)}
     damaged = AimoError(f"{named} cannot be read: it is cut off, damaged or of another kind; get it again")
@@ -241,7 +226,7 @@ def read_one(
             if head.lstrip().lower().startswith(start):
                 raise AimoError(f"{named} is {what}")
         if head.startswith((b"PAR1", b"ARROW1", b"\xff\xff\xff\xff")):
-            return pick(joined(list(binary(path, head, keep, limit))), wanted)
+            return pick(stacked(list(binary(path, head, keep, limit))), wanted)
         if kind in (".parquet", ".arrow"):
             raise damaged
         if encoding == "utf-8" and b"\0" in head:
@@ -254,9 +239,15 @@ def read_one(
                 found = csv_tables(text, named, keep, limit, refuse, "\t" if tabs else None)
             else:
                 found = json_tables(text, named, kind == ".jsonl", keep, limit, refuse)
-            table = joined(list(found))
+            table = stacked(list(found))
     except UnicodeDecodeError:
-        raise AimoError(f"{named}{wrong_encoding(path)}") from None
+        with unpacked(path) as stream:
+            lines = stream.read().split(b"\n")
+        wrong = (i for i, line in enumerate(lines, 1) if line.decode(errors="ignore").encode() != line)
+        raise AimoError(
+            f"{named}, line {next(wrong, 1)} is not text in UTF-8: its encoding is another one (Latin-1, "
+            "GBK, …); save it in UTF-8, such as by `iconv -f GBK -t UTF-8`"
+        ) from None
     except DAMAGED as e:
         if isinstance(e, PermissionError | IsADirectoryError | FileNotFoundError):
             raise AimoError(f"{named} cannot be read: {e.strerror}") from None
@@ -272,20 +263,9 @@ def unpacked(path: Path) -> IO[bytes]:
     packing = "gzip" if head.startswith(b"\x1f\x8b") else "zstd" if head == b"\x28\xb5\x2f\xfd" else None
     if packing is None:
         return path.open("rb")
-    import pyarrow as pa
+    import pyarrow as pa  # not installed for a kernel's start
 
     return pa.input_stream(str(path), compression=packing)  # type: ignore[no-any-return]
-
-
-def wrong_encoding(path: Path) -> str:
-    """Return where a file is no UTF-8, and the remedy."""
-    with unpacked(path) as stream:
-        lines = stream.read().split(b"\n")
-    number = next((i for i, line in enumerate(lines, 1) if line.decode(errors="ignore").encode() != line), 1)
-    return (
-        f", line {number} is not text in UTF-8: its encoding is another one (Latin-1, GBK, …); save it in "
-        "UTF-8, such as by `iconv -f GBK -t UTF-8`"
-    )
 
 
 def binary(path: Path, head: bytes, keep: Collection[str] | None, limit: int | None) -> Iterator[Table]:
@@ -297,20 +277,20 @@ def binary(path: Path, head: bytes, keep: Collection[str] | None, limit: int | N
         source = stream if stream.seekable() else io.BytesIO(stream.read())
         if head.startswith(b"PAR1"):
             held = pq.ParquetFile(source)
-            columns = held.schema_arrow.names
-            kept = [name for name in columns if keep is None or name in keep]
-            empty = held.schema_arrow.empty_table().select(kept)
-            parts: Iterable[Any] = held.iter_batches(limit or CHUNK, columns=kept)
+            schema = held.schema_arrow
         else:
             held = (pa.ipc.open_file if head.startswith(b"ARROW1") else pa.ipc.open_stream)(source)
-            columns = held.schema.names
-            kept = [name for name in columns if keep is None or name in keep]
-            empty = held.schema.empty_table().select(kept)
+            schema = held.schema
+        kept = [name for name in schema.names if keep is None or name in keep]
+        if head.startswith(b"PAR1"):
+            parts: Iterable[Any] = held.iter_batches(limit or CHUNK, columns=kept)
+        else:
             parts = held.read_all().select(kept).to_batches(limit or CHUNK)
+        empty = schema.empty_table().select(kept)  # its columns, where there are no rows
         for part in islice(chain(parts, [empty]), 1 if limit else None):
             part.validate(full=True)  # polars trusts what damaged files hold
-            table = texts(pl.DataFrame(pl.from_arrow(part)))
-            table.columns = columns
+            table = from_frame(pl.DataFrame(pl.from_arrow(part)))
+            table.columns = schema.names
             yield table
 
 
@@ -327,7 +307,6 @@ def csv_tables(
     first = text.readline()
     delimiter = delimiter or next((sign for sign in ",;\t" if sign in first), ",")
     reader = csv.reader(chain([first], text), delimiter=delimiter, strict=True)
-    rows: list[list[str]] = []
     try:
         columns = [name.strip() for name in next(reader)]
         kept = [name for name in columns if keep is None or name in keep]
@@ -336,7 +315,7 @@ def csv_tables(
                 f"{named} has the column {listed(twice[:1])!r} twice; rename or remove one of them"
             )
         while True:
-            rows = []
+            rows: list[list[str]] = []
             for row in reader:
                 if len(row) == len(columns):
                     rows.append(row)
@@ -365,17 +344,30 @@ def json_tables(
     refuse: Callable[[int, str], None],
 ) -> Iterator[Table]:
     """Read JSON lines, or one JSON value that holds the rows, in chunks."""
+
+    def objects(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            if isinstance(row := parsed(line), dict):
+                yield row
+                continue
+            alone = re.search(r'(?<!\\)(?:\\\\)*\\(?!["\\/bfnrtu])', line)
+            is_latex = row is None and alone
+            remedy = "write each backslash of LaTeX twice" if is_latex else "correct or remove it"
+            refuse(number, f" is not a JSON object; {remedy}")
+
     start = []
     for line in text:
         start.append(line)
         if line.strip():
             break
     if lines and isinstance(parsed(start[-1]), dict):
-        rows = numbered(chain(start, text), refuse)
+        rows = objects(chain(start, text))
     else:
         body = "".join(start) + text.read()
         whole = rows_in(parsed(body), named)
-        rows = numbered(io.StringIO(body, newline="\n"), refuse) if whole is None else iter(whole)
+        rows = objects(io.StringIO(body, newline="\n")) if whole is None else iter(whole)
     names: dict[str, None] = {}
     while True:
         part = list(islice(rows, limit or CHUNK))
@@ -392,28 +384,10 @@ def parsed(text: str) -> Any:
     """Return a JSON value; None for no JSON."""
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
-        return None
-    except RecursionError:
+    except (json.JSONDecodeError, RecursionError):
         return None
     except ValueError:  # an integer of more digits than Python converts
         return json.loads(text, parse_int=str)
-
-
-def numbered(text: Iterable[str], refuse: Callable[[int, str], None]) -> Iterator[dict[str, Any]]:
-    """Yield the objects of JSON lines; a line that is none is refused by its number."""
-    for number, line in enumerate(text, 1):
-        if not line.strip():
-            continue
-        row = parsed(line)
-        if isinstance(row, dict):
-            yield row
-        else:
-            alone = re.search(r'(?<!\\)(?:\\\\)*\\(?!["\\/bfnrtu])', line)
-            remedy = (
-                "write each backslash of LaTeX twice" if row is None and alone else "correct or remove it"
-            )
-            refuse(number, f" is not a JSON object; {remedy}")
 
 
 def rows_in(value: Any, named: str) -> list[dict[str, Any]] | None:
@@ -433,9 +407,7 @@ def rows_in(value: Any, named: str) -> list[dict[str, Any]] | None:
         elif inner and len(inner) == len(value) and len(value) > 1:
             value = [{"id": key} | row for key, row in value.items()]  # orient="index"
         elif held:
-            raise AimoError(
-                f"{named} holds several tables ({', '.join(held)}); write one into a file of its own"
-            )
+            raise AimoError(f"{named} holds several tables ({', '.join(held)}); keep one of them in the file")
         else:
             value = [value]
     if not isinstance(value, list):
@@ -446,8 +418,14 @@ def rows_in(value: Any, named: str) -> list[dict[str, Any]] | None:
     return value
 
 
+# ---- cells ----
+
+
 def series(name: str, values: list[Any], table: Table) -> pl.Series:
-    """Return Python values as texts, as lists of texts, or as JSON where some are nested deeper."""
+    """Return Python values as texts, as lists of texts, or as JSON where some are nested deeper.
+
+    Notes in `table` whether they are nested, and how many were repaired.
+    """
     kinds = set(map(type, values))
     lists = list in kinds
     deep = dict in kinds or (
@@ -455,22 +433,26 @@ def series(name: str, values: list[Any], table: Table) -> pl.Series:
     )
     if lists and not deep:
         wrapped = [v if isinstance(v, list) or v is None else [v] for v in values]
-        cells: list[Any] = [None if v is None else [text_of(entry) for entry in v] for v in wrapped]
+        cells: list[Any] = [None if v is None else [to_text(entry) for entry in v] for v in wrapped]
     else:
-        cells = values if kinds <= {str, type(None)} else [text_of(value) for value in values]
+        cells = values if kinds <= {str, type(None)} else [to_text(value) for value in values]
     if deep:
         table.nested.add(name)
     kind = pl.List(pl.String) if lists and not deep else pl.String
     try:
         return pl.Series(name, cells, dtype=kind)
     except UnicodeEncodeError:  # lone surrogates
+
+        def sound(text: str | None) -> str | None:
+            return text and text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
         whole = [[sound(e) for e in cell] if isinstance(cell, list) else sound(cell) for cell in cells]
         changed = sum(a != b for a, b in zip(cells, whole, strict=True))
         table.repaired["half of a surrogate pair, replaced"] += changed
         return pl.Series(name, whole, dtype=kind)
 
 
-def text_of(value: Any) -> str | None:
+def to_text(value: Any) -> str | None:
     """Return a value as text, None for none and for NaN."""
     if isinstance(value, str):
         return value
@@ -481,18 +463,8 @@ def text_of(value: Any) -> str | None:
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
-def sound(text: str | None) -> str | None:
-    """Return a text with U+FFFD in place of each lone surrogate."""
-    return text and text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
 def from_frame(frame: pl.DataFrame, wanted: Collection[str] | None = None) -> Table:
-    """Return all or the wanted columns of a table that another library has read, as texts."""
-    return pick(texts(frame), wanted)
-
-
-def texts(frame: pl.DataFrame) -> Table:
-    """Return a table of any types as one of texts."""
+    """Return all or the wanted columns of a table of any types, as texts."""
     table = Table(frame, frame.columns)
     columns = []
     for column in frame:
@@ -507,18 +479,40 @@ def texts(frame: pl.DataFrame) -> Table:
         else:
             columns.append(column.cast(pl.String if inner == kind else pl.List(pl.String)))
     table.rows = pl.DataFrame(columns)
-    return cleaned(table)
+    return pick(cleaned(table), wanted)
 
 
 def as_json(column: pl.Series) -> pl.Series:
-    """Return a column's values as JSON; polars' own encoder knows neither bytes nor durations."""
+    """Return a column's values as JSON; polars' encoder knows neither bytes nor durations."""
     parts = [column[start : start + CHUNK].to_list() for start in range(0, len(column), CHUNK)]
-    encoded = [pl.Series(column.name, [text_of(value) for value in part], dtype=pl.String) for part in parts]
+    encoded = [pl.Series(column.name, [to_text(value) for value in part], dtype=pl.String) for part in parts]
     return pl.concat(encoded) if encoded else pl.Series(column.name, [], dtype=pl.String)
 
 
+ESCAPES = {"\x07": "a", "\b": "b", "\t": "t", "\n": "n", "\v": "v", "\f": "f", "\r": "r"}
+# What follows the first letter of commands that no word begins with; \a, \b, \v and \f stand in no text.
+EATEN = re.compile(
+    "[\x07\b\v\f](?=[A-Za-z]{2})"
+    "|\t(?=(?:imes|heta|ext(?:bf|it|rm)?|frac|riangle|ilde|herefore|binom)(?![a-z]))"
+    "|\t(?=(?:an|o|au) ?[\\\\({^_])"
+    "|\n(?=(?:eq|abla|otin)(?![a-z.]))"
+    "|\r(?=(?:ight|ightarrow|ho|angle|floor|ceil)(?![a-z]))"
+)
+CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+SUSPECT = "[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f]|\t[a-z]|\n(?:eq|abla|otin)|\r[a-z]"
+
+
 def cleaned(table: Table) -> Table:
-    """Return a table without what stands for a missing value, and with the backslashes that were eaten."""
+    """Return a table without what stands for a missing value, and with the backslashes of LaTeX put back.
+
+    JSON and Python take the backslash and the first letter of \\frac for a control character.
+    """
+
+    def restored(text: str) -> str:
+        for _ in range(2):  # the second time beside what the first put back, as in \to \theta
+            text = EATEN.sub(lambda found: "\\" + ESCAPES[found[0]], text)
+        return text
+
     text = pl.col(pl.String)
     table.rows = table.rows.with_columns(pl.when(~text.is_in(MISSING)).then(text))
     for column in table.rows:
@@ -541,13 +535,6 @@ def cleaned(table: Table) -> Table:
             column = column.scatter(places, pl.Series(new, dtype=column.dtype))
         table.rows = table.rows.with_columns(column)
     return table
-
-
-def restored(text: str) -> str:
-    """Return a text with the backslashes of LaTeX that JSON or Python took for the start of an escape."""
-    for _ in range(2):  # the second time beside what the first put back, as in \to \theta
-        text = EATEN.sub(lambda found: "\\" + ESCAPES[found[0]], text)
-    return text
 
 
 def pick(table: Table, wanted: Collection[str] | None) -> Table:
