@@ -38,7 +38,7 @@ import machine
 from stand_in import Kaggle, Version
 
 from aimo.data import builtin
-from aimo.inference import local_gateway
+from aimo.inference import competitions
 from aimo.inference.competitions import COMPETITIONS
 from aimo.kaggle import kernels
 from aimo.report import page, pages, tables
@@ -191,7 +191,7 @@ class Host(Kaggle):
                 return
             passes.append(dict(pl.read_parquet(out)["id", "answer"].rows()))
         table = pl.read_csv(self.hidden_csv, infer_schema=False)
-        found = local_gateway.score(RULES, local_gateway.golds(table, RULES), passes)
+        found = competitions.points_of(RULES, competitions.known_answers(table, RULES), passes)
         row |= {"status": "COMPLETE", "publicScore": f"{found:g}"}
 
 

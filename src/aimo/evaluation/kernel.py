@@ -12,7 +12,7 @@ from typing import Any
 
 import polars as pl
 
-from aimo.inference import competitions, gateway, local_gateway, startup
+from aimo.inference import competitions, gateway, startup
 from aimo.inference.competitions import Competition
 from aimo.inference.errors import AimoError
 from aimo.inference.files import read_texts
@@ -42,7 +42,7 @@ def evaluate_submission(
     after each file. Raises AimoError for wrong arguments before anything starts, and when the engine does
     not start.
     """
-    rules = competitions.find(competition)
+    rules = competitions.find_competition(competition)
     check_model_folder(model)
     resolved = resolve(model, settings)
     gateway.check_installed(resolved)
@@ -68,14 +68,14 @@ def evaluate_submission(
 
             limit_s = left_s * len(table) / total
             passes = gateway.answer_table(supervisor, table, rules, limit_s, seed, open_journal)
-            golds = local_gateway.golds(table, rules)
+            golds = competitions.known_answers(table, rules)
             answers = [one.answers for one in passes]
             solutions = [solution for one in passes for solution in one.solutions.values()]
             rows.append(
                 {
                     "file": name,
                     "questions": len(golds),
-                    "score": local_gateway.score(rules, golds, answers),
+                    "score": competitions.points_of(rules, golds, answers),
                     "right in each pass": [
                         sum(one[name] == gold for name, gold in golds.items()) for one in answers
                     ],
@@ -112,7 +112,7 @@ def read_problems(path: Path, rules: Competition) -> tuple[pl.DataFrame, int]:
         raise AimoError(f"file {path} has no column {missing[0]!r}; it needs id, problem and answer")
     if (twice := table["id"].is_duplicated()).any():
         raise AimoError(f"file {path} has the id {table['id'].filter(twice)[0]!r} twice; make each its own")
-    askable = [local_gateway.is_valid(answer, rules) for answer in table["answer"]]
+    askable = [competitions.is_valid(answer, rules) for answer in table["answer"]]
     kept = table.filter(askable).rename({"problem": rules.problem_column})
     if kept.is_empty():
         raise AimoError(f"file {path}: no answer is an integer from 0 to {rules.high}; take another file")

@@ -1,8 +1,6 @@
-"""The rules of the AIMO competitions, and their test files.
+"""The AIMO competitions: their rules, their test files, their score."""
 
-Out of scope: Kaggle's servers (`aimo.inference.gateway`).
-"""
-
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,31 +16,22 @@ HOUR_S = 3600.0
 class Competition:
     """The rules of one competition."""
 
-    slug: str
-    """Its name in Kaggle's addresses."""
+    slug: str  # its name in Kaggle's addresses
     problem_column: str
-    high: int
-    """An answer is an integer from 0 to this."""
-    rules: str
-    """The sentence on its answers, which prompts may hold as `{rules}`."""
-    accelerators: tuple[str, ...]
-    """The GPUs that a submission may use, by Kaggle's name."""
+    high: int  # an answer is an integer from 0 to this
+    rules: str  # the sentence on its answers, which prompts may hold as `{rules}`
+    accelerators: tuple[str, ...]  # the GPUs that a submission may use, by Kaggle's name
+    # Module and class of its inference server in `kaggle_evaluation`; None: it takes a CSV of answers.
     server: str | None = None
-    """Module and class of its inference server in `kaggle_evaluation`; None: it takes a CSV of answers."""
     submission: str = "submission.parquet"
-    """The file of the answers."""
-    questions: int = 50
-    """The number of questions that a rerun is expected to ask."""
-    modulus: int | None = None
-    """What a result is reduced by where the problem does not say so."""
+    questions: int = 50  # that a rerun is expected to ask
+    modulus: int | None = None  # what a result is reduced by where the problem does not say so
+    # The points of a question by the number of its right answers, one for each pass over the questions.
     points: tuple[float, ...] = (0.0, 1.0)
-    """The points of a question by the number of its right answers, one for each pass over the questions."""
-    session_s: float = 5 * HOUR_S
-    """Seconds of a submission's notebook with a GPU."""
+    session_s: float = 5 * HOUR_S  # of a submission's notebook with a GPU
+    # From the notebook's start, until its server must answer; None: it has no server.
     start_limit_s: float | None = 900.0
-    """Seconds from the notebook's start within which its server must answer; None: it has no server."""
-    answer_limit_s: float | None = None
-    """Seconds that Kaggle allows for one answer."""
+    answer_limit_s: float | None = None  # that Kaggle allows for one answer
 
     @property
     def inputs(self) -> tuple[str, str]:
@@ -91,7 +80,7 @@ COMPETITIONS = {
 }
 
 
-def find(name: str) -> Competition:
+def find_competition(name: str) -> Competition:
     """Return a competition by its name. Raises AimoError when there is none."""
     if name not in COMPETITIONS:
         raise AimoError(f"competition {name!r} is unknown: use one of {', '.join(COMPETITIONS)}")
@@ -106,7 +95,7 @@ def read_questions(test_csv: str | Path, competition: str | None = None) -> tupl
     """
     path = Path(test_csv)
     if competition is not None:
-        find(competition)
+        find_competition(competition)
     table = files.read_texts(path, "test file ")
     if competition is None:
         competition = "aimo2" if "question" in table.columns and "problem" not in table.columns else "aimo3"
@@ -125,3 +114,33 @@ def read_questions(test_csv: str | Path, competition: str | None = None) -> tupl
         twice = ids.filter(ids.is_duplicated())[0]
         raise AimoError(f"test file {path} has the id {twice!r} twice; give every question its own")
     return competition, table
+
+
+def known_answers(table: pl.DataFrame, rules: Competition) -> dict[str, int]:
+    """Return the known answers of a table by id; none without a column `answer`.
+
+    Raises AimoError for one that the competition does not take.
+    """
+    if "answer" not in table.columns:
+        return {}
+    found = {}
+    for question_id, answer in table.select("id", "answer").rows():
+        if not is_valid(answer, rules):
+            raise AimoError(
+                f"question {question_id}: its known answer {answer!r} is no integer from 0 to {rules.high}; "
+                "correct it, or leave the column `answer` out"
+            )
+        found[question_id] = int(answer)
+    return found
+
+
+def is_valid(answer: str, rules: Competition) -> bool:
+    """Return whether a text is an answer that the competition takes."""
+    return answer.isascii() and answer.isdecimal() and int(answer) <= rules.high
+
+
+def points_of(rules: Competition, golds: Mapping[str, int], passes: Sequence[Mapping[str, int]]) -> float:
+    """Return the points of all questions with a known answer, given the answers of each pass by id."""
+    return sum(
+        rules.points[[answers[name] for answers in passes].count(gold)] for name, gold in golds.items()
+    )

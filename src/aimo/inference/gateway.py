@@ -2,31 +2,36 @@
 
 In a competition rerun, Kaggle's own inference server starts at once and the model loads while it waits.
 Otherwise a gateway asks the questions of a CSV one by one: Kaggle's own where `kaggle_evaluation` can be
-imported, else `aimo.inference.local_gateway`, which makes the same calls and the same checks. A CSV with
-answers is always asked by ours, in the passes of the competition, and scored. Out of scope: how a question is
-answered (`aimo.inference.solver`).
+imported, else `ask_each`, which makes the same calls and the same checks. It always asks a CSV with answers,
+in the passes of the competition, and scores it.
 """
 
 import contextlib
 import importlib
 import io
 import os
+import random
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from aimo.inference import competitions, local_gateway, startup
-from aimo.inference.competitions import COMPETITIONS, Competition, read_questions
+from aimo.inference import startup
+from aimo.inference.competitions import (
+    COMPETITIONS,
+    Competition,
+    find_competition,
+    known_answers,
+    points_of,
+    read_questions,
+)
 from aimo.inference.engine import Engine
 from aimo.inference.errors import AimoError, EngineError, one_line, say
 from aimo.inference.journal import Journal
-from aimo.inference.local_gateway import Predict
 from aimo.inference.model_folder import check_model_folder, identity
 from aimo.inference.parameters import checked
 from aimo.inference.plan import plan_for_this_machine
@@ -43,6 +48,7 @@ ATTEMPTS = 3  # at a question, each with another engine
 MIN_ATTEMPT_S = 60  # of a question's time; less is not worth starting an engine for
 ANSWER_MARGIN_S = 30  # of the time that Kaggle allows for one answer
 PATIENCE_S = 150  # that `answer_file` waits for an engine, or for a model server that was restarted
+Predict = Callable[[Any, Any], pl.DataFrame]
 
 
 @dataclass
@@ -50,10 +56,8 @@ class Schedule:
     """The questions of a session, and the time for them."""
 
     rules: Competition
-    limit_s: float | None
-    """Seconds for all questions, start-up included."""
-    questions: int | None
-    """Their number, if it is known."""
+    limit_s: float | None  # for all questions, start-up included
+    questions: int | None  # their number, if it is known
     asked: int = 0
     started: float = field(default_factory=time.monotonic)
 
@@ -61,22 +65,17 @@ class Schedule:
         """Return the seconds for the next question; None without any limit."""
         limits = []
         if self.limit_s is not None:
-            expected = self.questions or self.rules.questions
-            elapsed = self.elapsed()
-            known = self.questions is not None
+            expected, known = self.questions or self.rules.questions, self.questions is not None
+            elapsed = time.monotonic() - self.started
             limits.append(next_budget(self.limit_s, elapsed, self.asked, expected, known))
         if self.rules.answer_limit_s is not None:
             limits.append(self.rules.answer_limit_s - ANSWER_MARGIN_S)
         return min(limits, default=None)
 
-    def elapsed(self) -> float:
-        """Return the seconds since the start."""
-        return time.monotonic() - self.started
-
     def progress(self) -> str:
         """Return how many questions have been asked, and the minutes left: of the limit, or estimated."""
         total = f"/{self.questions}" if self.questions else ""
-        elapsed = self.elapsed()
+        elapsed = time.monotonic() - self.started
         if self.limit_s is not None:
             return f"{self.asked}{total}, {(self.limit_s - elapsed) / 60:.0f} min left"
         if self.questions is None:
@@ -119,7 +118,7 @@ def make_predict(
             solution = kept.recall(question_id, text)
         if solution.stop is not Stop.KNOWN:
             try:
-                answer(supervisor, text, schedule.rules, seed, budget, solution, keep)
+                answer_question(supervisor, text, schedule.rules, seed, budget, solution, keep)
             except KeyboardInterrupt:
                 raise
             except BaseException as e:
@@ -153,7 +152,7 @@ def first(values: Any) -> Any:
     return values if values is None or isinstance(values, str | int) else next(iter(values))
 
 
-def answer(
+def answer_question(
     supervisor: Supervisor,
     problem: str,
     rules: Competition,
@@ -162,54 +161,76 @@ def answer(
     solution: Solution,
     keep: Callable[[Sample], None],
 ) -> None:
-    """Ask a question until an engine does not fail, at most ATTEMPTS times, and record it in `solution`."""
+    """Ask a question and record it in `solution`.
 
-    def ask(sampler: Sampler, seconds: float | None) -> None:
-        solve(
-            sampler,
-            problem,
-            sampler.settings.samples,
-            0,
-            rules.high,
-            seed,
-            seconds,
-            solution=solution,
-            keep=keep,
-            rules=rules.rules,
-            modulus=rules.modulus,
-        )
-
+    An engine that fails is replaced and asked again, at most ATTEMPTS times in all.
+    """
     begun = time.monotonic()
-    for i in range(ATTEMPTS):
-        left = None if budget_s is None else max(1.0, budget_s - (time.monotonic() - begun))
-        if i:
-            if left is not None and left < MIN_ATTEMPT_S:
+
+    def left() -> float | None:
+        return None if budget_s is None else max(1.0, budget_s - (time.monotonic() - begun))
+
+    for number in range(ATTEMPTS):
+        sampler, patience = None, left()
+        if number:
+            if patience is not None and patience < MIN_ATTEMPT_S:
                 break
             say(f"{solution.note}; the question is asked again")
-        attempt(supervisor, ask, left, solution)
+        try:
+            sampler = supervisor.get(patience)
+            solve(
+                sampler,
+                problem,
+                sampler.settings.samples,
+                0,
+                rules.high,
+                seed,
+                left(),
+                solution=solution,
+                keep=keep,
+                rules=rules.rules,
+                modulus=rules.modulus,
+            )
+        except TimeoutError as e:
+            state = "hung" if sampler else "was not ready"
+            solution.fail(f"the engine {state} within {patience:.0f} s" if patience else one_line(e))
+        except KeyboardInterrupt:
+            raise
+        except BaseException as e:
+            solution.fail(one_line(e))
         if solution.stop is not Stop.FAILED:
             break
+        if sampler:
+            supervisor.replace(sampler)
 
 
-def attempt(
-    supervisor: Supervisor,
-    ask: Callable[[Sampler, float | None], None],
-    budget_s: float | None,
-    solution: Solution,
-) -> None:
-    """Ask a question once; `ask` records it in `solution`. An engine that fails is replaced."""
-    sampler, begun = None, time.monotonic()
-    try:
-        sampler = supervisor.get(budget_s)
-        ask(sampler, None if budget_s is None else max(1.0, budget_s - (time.monotonic() - begun)))
-    except TimeoutError:
-        solution.fail(f"the engine {'hung' if sampler else 'was not ready'} within {budget_s:.0f} s")
-    except KeyboardInterrupt:
-        raise
-    except BaseException as e:
-        solution.fail(one_line(e))
-    if sampler and solution.stop is Stop.FAILED:
-        supervisor.replace(sampler)
+# A gateway without Kaggle
+
+
+def ask_each(
+    predict: Predict, table: pl.DataFrame, rules: Competition, seed: int = 0
+) -> Iterator[tuple[str, int]]:
+    """Ask each question of a table in random order, one a call, and yield (id, answer).
+
+    Raises AimoError for a reply that Kaggle would not accept.
+    """
+    rows = table.select("id", rules.problem_column).rows()
+    random.Random(seed).shuffle(rows)
+    for question_id, text in rows:
+        reply: Any = predict(pl.Series("id", [question_id]), pl.Series(rules.problem_column, [text]))
+        if type(reply).__module__.startswith("pandas"):
+            reply = pl.from_pandas(reply)
+        if not isinstance(reply, pl.DataFrame) or reply.columns != ["id", "answer"] or len(reply) != 1:
+            raise AimoError(
+                f"question {question_id}: predict must return one row of id and answer, not {reply!r}"
+            )
+        found_id, answer = reply.row(0)
+        if str(found_id) != question_id or not isinstance(answer, int) or not 0 <= answer <= rules.high:
+            raise AimoError(
+                f"question {question_id}: predict returned {found_id!r}, {answer!r}; "
+                f"an integer from 0 to {rules.high} is valid"
+            )
+        yield question_id, answer
 
 
 def answer_file(
@@ -220,7 +241,7 @@ def answer_file(
     competition: str | None = None,
     other: str = "--out",
 ) -> dict[str, Solution]:
-    """Answer a test file through the local gateway; write the answers to `out`, a .csv or .parquet file.
+    """Answer a test file through `ask_each`; write the answers to `out`, a .csv or .parquet file.
 
     Rows are in the file's order; beside them are the settings and every sample (`out` with the suffix
     .settings.json, and `journal_beside`). Started again, it continues from them; with `other`, the option
@@ -238,20 +259,25 @@ def answer_file(
     supervisor = Supervisor(sampler.respawn, sampler, PATIENCE_S)
     schedule = Schedule(COMPETITIONS[competition], None, len(table))
     predict = make_predict(schedule, supervisor, seed, solutions, journal)
+
+    def so_far() -> str:
+        where = f", in {out}" if answers else ""
+        return f"{len(answers)} of {len(table)} questions are answered{where}"
+
     try:
         write_settings(sampler.settings, out.with_suffix(".settings.json"))
-        for question_id, answer in local_gateway.ask_each(predict, table, schedule.rules, seed):
+        for question_id, answer in ask_each(predict, table, schedule.rules, seed):
             if journal.fault:
-                raise AimoError(f"{count_answers(answers, table, out)}; {journal.fault}")
+                raise AimoError(f"{so_far()}; {journal.fault}")
             if not solutions[question_id].is_lost:
                 answers[question_id] = answer
                 write_answers(out, table["id"], answers)
             elif supervisor.has_given_up:
                 break
     except KeyboardInterrupt:
-        raise AimoError(f"interrupted; {count_answers(answers, table, out)}; {AGAIN} to continue") from None
+        raise AimoError(f"interrupted; {so_far()}; {AGAIN} to continue") from None
     except OSError as e:
-        raise AimoError(f"{count_answers(answers, table, out)}; {out}: {e.strerror}; {KEPT}") from None
+        raise AimoError(f"{so_far()}; {out}: {e.strerror}; {KEPT}") from None
     finally:
         supervisor.close()
         journal.close()
@@ -259,19 +285,13 @@ def answer_file(
     lost = [solution for solution in solutions.values() if solution.is_lost]
     if lost:
         remedy = "start the engine or servers again and repeat the command"
-        raise EngineError(f"{count_answers(answers, table, out)}: {lost[-1].note}; {remedy}")
+        raise EngineError(f"{so_far()}: {lost[-1].note}; {remedy}")
     return solutions
 
 
 def journal_beside(out: Path) -> Path:
     """Return the file of the samples behind a file of answers."""
     return out.with_suffix(".journal.jsonl")
-
-
-def count_answers(answers: Mapping[str, int], table: pl.DataFrame, out: Path) -> str:
-    """Return how many questions have an answer, and where the answers are."""
-    where = f", in {out}" if answers else ""
-    return f"{len(answers)} of {len(table)} questions are answered{where}"
 
 
 def write_answers(out: Path, ids: Iterable[str], answers: Mapping[str, int]) -> None:
@@ -296,6 +316,9 @@ def report_fallbacks(solutions: Mapping[str, Solution]) -> None:
     for question_id, solution in solutions.items():
         if solution.note:
             say(f"  {question_id}: {solution.note}")
+
+
+# The submission kernel
 
 
 def kaggle_server(competition: str, inputs: Path = startup.INPUTS) -> Any:
@@ -352,11 +375,10 @@ def answer_table(
     open_journal: Callable[[int], Journal],
     started: float | None = None,
 ) -> list[Pass]:
-    """Answer a table through the local gateway, in as many passes as its answers are scored by.
+    """Answer a table through `ask_each`, in as many passes as its answers are scored by.
 
-    A table without answers is asked once. Passes share `limit_s` seconds from `started` on (None: from now);
-    each is as a session of its own, with a seed and a journal of its own (`open_journal` takes the number of
-    the pass, from 1).
+    A table without answers is asked once. Passes share `limit_s` seconds from `started` on (None: from now).
+    Each has a seed and a journal that the others do not (`open_journal` takes its number, from 1).
     """
     started = time.monotonic() if started is None else started
     count = rules.passes if "answer" in table.columns else 1
@@ -368,36 +390,9 @@ def answer_table(
         schedule = Schedule(rules, limit_s / count, len(table), started=own_start)
         solutions: dict[str, Solution] = {}
         predict = make_predict(schedule, supervisor, seed + number - 1, solutions, open_journal(number))
-        answers = dict(local_gateway.ask_each(predict, table, rules, seed + number - 1))
+        answers = dict(ask_each(predict, table, rules, seed + number - 1))
         passes.append(Pass(answers, solutions))
     return passes
-
-
-def load_engine(
-    folder: Path, model: str, settings: Mapping[str, Any], seed: int, adapter: str | None
-) -> Engine:
-    """Resolve the settings, write them to settings.json in `folder`, and start the engine."""
-    resolved = resolve(model, settings)
-    with contextlib.suppress(OSError):  # a full disk costs the file alone
-        write_settings(resolved, folder / "settings.json")
-    return start_engine(model, resolved, seed, adapter)
-
-
-def journal_of_pass(
-    folder: Path,
-    model: str,
-    competition: str,
-    settings: Mapping[str, Any],
-    adapter: str | None,
-    seed: int,
-    number: int = 1,
-) -> Journal:
-    """Return the journal of a pass over the questions; the first pass's is journal.jsonl."""
-    name = "journal.jsonl" if number == 1 else f"journal-{number}.jsonl"
-    weights = ""
-    with contextlib.suppress(OSError, AimoError):  # of a broken folder, which does not load either
-        weights = identity(model, adapter)
-    return Journal(folder / name, model, competition, settings, weights, seed + number - 1)
 
 
 @checked
@@ -416,7 +411,7 @@ def serve(
     Returns the solutions by id, of the first pass. Raises AimoError for wrong arguments before anything
     starts, and for a model that vLLM does not load; in a rerun the questions get the fallback instead.
     """
-    rules = competitions.find(competition)
+    rules = find_competition(competition)
     rerun = bool(os.getenv("KAGGLE_IS_COMPETITION_RERUN")) and rules.server is not None
     server_class = kaggle_server(competition)
     if rerun and server_class is None:
@@ -427,10 +422,30 @@ def serve(
         check_model_folder(model)
         check_installed(resolve(model, settings))
         table = read_questions(test_csv, competition)[1]
-        golds = local_gateway.golds(table, rules)
-    local_gateway.check_start(rules, time.monotonic() - startup.STARTED, rerun)
-    supervisor = Supervisor(partial(load_engine, folder, model, settings, seed, adapter))
-    open_journal = partial(journal_of_pass, folder, model, competition, settings, adapter, seed)
+        golds = known_answers(table, rules)
+    if rules.start_limit_s is not None:
+        took = time.monotonic() - startup.STARTED
+        said = f"the server is ready {took:.0f} s after the start; Kaggle's gateway waits"
+        said = f"{said} {rules.start_limit_s:.0f} s for it"
+        if took > rules.start_limit_s and not rerun:
+            remedy = "attach fewer wheels, or do in the first question what can wait until then"
+            raise AimoError(f"{said}: {remedy}")
+        say(said)
+
+    def load() -> Engine:
+        resolved = resolve(model, settings)
+        with contextlib.suppress(OSError):  # a full disk costs the file alone
+            write_settings(resolved, folder / "settings.json")
+        return start_engine(model, resolved, seed, adapter)
+
+    def open_journal(number: int = 1) -> Journal:
+        name = "journal.jsonl" if number == 1 else f"journal-{number}.jsonl"
+        weights = ""
+        with contextlib.suppress(OSError, AimoError):  # of a broken folder, which does not load either
+            weights = identity(model, adapter)
+        return Journal(folder / name, model, competition, settings, weights, seed + number - 1)
+
+    supervisor = Supervisor(load)
     solutions: dict[str, Solution] = {}
     try:
         if not os.getenv("KAGGLE_IS_COMPETITION_RERUN"):
@@ -447,6 +462,6 @@ def serve(
         supervisor.close()
     report_fallbacks(solutions)
     if golds:
-        found = local_gateway.score(rules, golds, [one.answers for one in passes])
+        found = points_of(rules, golds, [one.answers for one in passes])
         say(f"score: {found:g} of {len(golds)}, in {len(passes)} passes")
     return solutions

@@ -1,7 +1,4 @@
-"""Keeps an engine running: loads it in a thread, and loads another when it fails.
-
-Out of scope: telling that an engine has failed (`aimo.inference.solver`).
-"""
+"""Keeps an engine running: loads it in a thread, and loads another when it fails."""
 
 import time
 from collections.abc import Callable
@@ -35,24 +32,25 @@ class Supervisor:
 
     def start(self, failed: Sampler | None = None) -> None:
         """Load an engine in a thread, once a `failed` one has released its memory."""
-        self.loaded = Future()
-        Thread(target=self.work, args=(self.loaded, failed), daemon=True).start()
+        loaded: Future[Sampler] = Future()
+        self.loaded = loaded
 
-    def work(self, loaded: "Future[Sampler]", failed: Sampler | None) -> None:
-        """Load an engine into a future."""
-        if failed:
-            closing = Thread(target=failed.close, daemon=True)
-            closing.start()
-            closing.join(CLOSE_S)
-        end = time.monotonic() + self.patience_s
-        while not loaded.done():
-            try:
-                loaded.set_result(self.load())
-            except BaseException as e:  # a library may raise SystemExit, or what Rust panics with
-                if time.monotonic() >= end:
-                    loaded.set_exception(e if isinstance(e, Exception) else RuntimeError(one_line(e)))
-                else:
-                    time.sleep(RETRY_S)
+        def work() -> None:
+            if failed:
+                closing = Thread(target=failed.close, daemon=True)
+                closing.start()
+                closing.join(CLOSE_S)
+            end = time.monotonic() + self.patience_s
+            while not loaded.done():
+                try:
+                    loaded.set_result(self.load())
+                except BaseException as e:  # a library may raise SystemExit, or what Rust panics with
+                    if time.monotonic() >= end:
+                        loaded.set_exception(e if isinstance(e, Exception) else RuntimeError(one_line(e)))
+                    else:
+                        time.sleep(RETRY_S)
+
+        Thread(target=work, daemon=True).start()
 
     @property
     def has_given_up(self) -> bool:
