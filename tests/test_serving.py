@@ -89,7 +89,8 @@ def test_code_in_a_model_folder_does_not_run_without_the_user_s_word(tmp_path):
         config={"model_type": "own", "auto_map": {"AutoConfig": "evil.Config"}},
         tokenizer_config={"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["evil.Own", None]}},
     )
-    code = f"open({str(ran)!r}, 'w')\nfrom transformers import PretrainedConfig as Config\nclass Own: ...\n"
+    code = f"open({str(ran)!r}, 'w')\nfrom transformers import PretrainedConfig\n"
+    code += "class Config(PretrainedConfig): ...\nclass Own: ...\n"
     (folder / "evil.py").write_text(code)
     with pytest.raises(AimoError, match="is code in the folder, which is not run"):
         load_tokenizer(folder)
