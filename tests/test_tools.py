@@ -198,6 +198,7 @@ def test_without_a_sandbox_samples_continue_without_programs(serving, monkeypatc
     sandbox._server.close()
     s = solve(engine, "Q", num_samples=2, low=0, high=999, policy=EXACT)
     assert s.answer == 7 and not s.note and "fork server does not start" in s.samples[0].text
+    sandbox.check.cache_clear()
     programs.has_sandbox.cache_clear()
     s = solve(engine, "Q", num_samples=2, low=0, high=999, policy=EXACT)
     assert "samples go on without tools" in capsys.readouterr().out and all(
