@@ -1,4 +1,4 @@
-"""`aimo evaluate`: benchmarks from files, completions that are kept, figures that follow from them alone."""
+"""Evaluations: benchmarks from files, completions that are kept, figures that follow from them alone."""
 
 import asyncio
 import itertools
@@ -7,9 +7,9 @@ import os
 import re
 import resource
 import shutil
-import stat
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -19,15 +19,19 @@ from model_server import serving
 from scripted import Scripted
 
 import aimo.commands.run as command_line
+from aimo import config
 from aimo.commands import measure
+from aimo.data import builtin
 from aimo.errors import AimoError, EngineError
 from aimo.evaluation import benchmarks, completions, evaluate, scores
 from aimo.evaluation.benchmarks import Question
 from aimo.evaluation.completions import File, Header, Trace
 from aimo.inference import model_folder, solver
 from aimo.inference.model_folder import fingerprint, identity, is_same_model
+from aimo.inference.sampling import Completion
 from aimo.inference.server import Server
 from aimo.inference.settings import Prompt, resolve
+from aimo.run import runs
 
 QUESTIONS = [
     Question("a", "What is 2 + 2?", "4", "sums", "1"),
@@ -36,20 +40,22 @@ QUESTIONS = [
 ]
 
 
-def header(questions=QUESTIONS, **changes):
-    return Header("m", "w", "x", 0, resolve(TINY).asked | changes, 1024, list(questions))
+def header(questions=QUESTIONS, seed=0, **changes):
+    return Header("m", "w", "x", seed, resolve(TINY).asked | changes, 1024, list(questions))
 
 
-def scored(answers, questions=QUESTIONS, tokens=10, finished=True):
-    """The scores of answers, a list for each question; None for a completion without one."""
+def scored(answers, questions=QUESTIONS, seed=0):
+    """The scores of answers, a list for each question; None for a completion without one.
+
+    The i-th completion of a question has 10 + i tokens.
+    """
+    texts = [["hm" if a is None else f"<SOLUTION>{a}</SOLUTION>" for a in group] for group in answers]
     traces = [
-        Trace(
-            question.id, i, i, "hm" if a is None else f"<SOLUTION>{a}</SOLUTION>", tokens, finished, 0.0, 1.0
-        )
-        for question, group in zip(questions, answers, strict=True)
-        for i, a in enumerate(group)
+        Trace(question.id, i, i, text, 10 + i, True, 0.0, 1.0)
+        for question, group in zip(questions, texts, strict=True)
+        for i, text in enumerate(group)
     ]
-    return scores.score(header(questions), traces)
+    return scores.score(header(questions, seed), traces)
 
 
 def run(monkeypatch, capsys, *arguments):
@@ -64,24 +70,34 @@ def run(monkeypatch, capsys, *arguments):
     return code, out, err
 
 
+@pytest.fixture
+def aimo_evaluate(monkeypatch, capsys, tmp_path):
+    """`aimo evaluate` into a folder: its code, output, line of error, and evaluation.json if there is one."""
+
+    def call(benchmark, *options, model=TINY, folder=tmp_path / "run"):
+        run_dir = ["--run-dir", folder] if folder else []
+        code, out, err = run(
+            monkeypatch, capsys, "evaluate", model, "--benchmarks", benchmark, *run_dir, *options
+        )
+        lines = [line for line in err.splitlines() if line.startswith("aimo: ")]
+        assert (code == 0 and not lines) or (code == 2 and len(lines) == 1), err
+        record = folder / "evaluation.json" if folder else None
+        found = json.loads(record.read_text()) if record and record.exists() else {}
+        return SimpleNamespace(code=code, out=out, err="".join(lines), **({"benchmarks": {}} | found))
+
+    return call
+
+
 # Benchmarks
 
 
 @pytest.mark.parametrize(
     "name, count",
-    {
-        "aime24": 30,
-        "aime25": 30,
-        "aime26": 30,
-        "math500": 500,
-        "amc23": 40,
-        "hmmt25": 30,
-        "olympiadbench": 675,
-        "gsm8k": 1319,
-        "aimo2": 10,
-        "aimo3": 10,
-    }.items(),
-)
+    [
+        ("aime24", 30), ("aime25", 30), ("aime26", 30), ("math500", 500), ("amc23", 40), ("hmmt25", 30),
+        ("olympiadbench", 675), ("gsm8k", 1319), ("aimo2", 10), ("aimo3", 10),
+    ],
+)  # fmt: skip
 def test_every_benchmark_of_the_table_can_be_read_from_files(shared, name, count):
     folder = shared if name in ("aimo2", "aimo3", "gsm8k") else shared / "benchmarks"
     found = benchmarks.read_benchmark(name, folder)
@@ -93,21 +109,21 @@ def test_the_documented_table_is_the_table():
     text = (ROOT / "docs/evaluation.md").read_text()
     for name, benchmark in benchmarks.BENCHMARKS.items():
         [row] = [line for line in text.splitlines() if line.startswith("|") and f"`{name}`" in line]
-        *_, source, completions_, _ = row.split("|")
-        assert benchmark.source in source and str(benchmark.samples) == completions_.split()[0].strip(",")
+        *_, source, samples, _ = row.split("|")
+        assert benchmark.source in source and str(benchmark.samples) == samples.split()[0].strip(",")
 
 
-def test_a_file_of_a_runs_held_out_rows_is_a_benchmark(tmp_path):
-    talk = [{"role": "system", "content": "Think."}, {"role": "user", "content": "2 + 2?"}]
-    pl.DataFrame([{"prompt": talk, "answer": "4"}]).write_parquet(tmp_path / "heldout.parquet")
-    [question] = benchmarks.read_benchmark(str(tmp_path / "heldout.parquet"))
-    assert (question.problem, question.answer) == ("2 + 2?", "4")
-
-
-def test_a_benchmark_may_be_a_set_whose_prompts_are_conversations(tmp_path):
-    row = {"prompt": [{"role": "user", "content": "2 + 2?"}], "reward_model": {"ground_truth": "4"}}
-    (tmp_path / "dapo.jsonl").write_text(json.dumps(row))
-    [question] = benchmarks.read_benchmark(str(tmp_path / "dapo.jsonl"))
+@pytest.mark.parametrize("kind", ["a run's held-out rows", "a set of conversations"])
+def test_a_file_whose_prompts_are_conversations_is_a_benchmark(tmp_path, kind):
+    asked = {"role": "user", "content": "2 + 2?"}
+    if kind == "a set of conversations":
+        path = tmp_path / "dapo.jsonl"
+        path.write_text(json.dumps({"prompt": [asked], "reward_model": {"ground_truth": "4"}}))
+    else:
+        path = tmp_path / "heldout.parquet"
+        talk = [{"role": "system", "content": "Think."}, asked]
+        pl.DataFrame([{"prompt": talk, "answer": "4"}]).write_parquet(path)
+    [question] = benchmarks.read_benchmark(str(path))
     assert (question.problem, question.answer) == ("2 + 2?", "4")
 
 
@@ -123,42 +139,33 @@ def test_a_benchmark_may_be_a_set_whose_prompts_are_conversations(tmp_path):
         ('{"problem": {"text": "2 + 2?"}, "answer": "4"}', "row 1 holds an object in 'problem'"),
     ],
 )
-def test_a_file_that_cannot_be_a_benchmark_is_refused_with_the_row(
-    monkeypatch, capsys, tmp_path, content, message
-):
+def test_a_file_that_cannot_be_a_benchmark_is_refused_with_the_row(aimo_evaluate, tmp_path, content, message):
     path = tmp_path / "mine.jsonl"
     path.write_text(content)
-    arguments = ["evaluate", TINY, "--benchmarks", path, "--run-dir", tmp_path / "run"]
-    code, _, err = run(monkeypatch, capsys, *arguments)
-    assert code == 2 and message in err and str(path) in err and err.count("\n") == 1
-    assert not (tmp_path / "run").exists()
+    done = aimo_evaluate(path)
+    assert message in done.err and str(path) in done.err and not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
-    "arguments, message",
+    "options, message",
     [
-        (["--benchmarks", "aime42"], "did you mean aime26?"),
-        (["--benchmarks", "mine.jsonl"], "mine.jsonl does not exist"),
-        (["--benchmarks", "aime24,gpqa"], "lighteval vllm"),
-        (["--benchmarks", "gpqa", "--vllm", "kv_cache_dtype=fp8"], "vllm.kv_cache_dtype: lighteval"),
-        (["--benchmarks", "gpqa", "--adapter", "a"], "--adapter: lighteval"),
-        (["--benchmarks", "gsm8k", "--adapter", "a"], "adapter a: no adapter_config.json"),
-        (["--benchmarks", "gsm8k", "--set", "inference.temprature=1"], "did you mean temperature?"),
-        (
-            ["--benchmarks", "gsm8k", "--server", "http://127.0.0.1:9"],
-            "http://127.0.0.1:9/v1 does not answer",
-        ),
+        (["aime42"], "did you mean aime26?"),
+        (["mine.jsonl"], "mine.jsonl does not exist"),
+        (["aime24,gpqa"], "lighteval vllm"),
+        (["gpqa", "--vllm", "kv_cache_dtype=fp8"], "vllm.kv_cache_dtype: lighteval"),
+        (["gpqa", "--adapter", "a"], "--adapter: lighteval"),
+        (["gsm8k", "--adapter", "a"], "adapter a: no adapter_config.json"),
+        (["gsm8k", "--set", "inference.temprature=1"], "did you mean temperature?"),
+        (["gsm8k", "--server", "http://127.0.0.1:9"], "http://127.0.0.1:9/v1 does not answer"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(monkeypatch, capsys, tmp_path, arguments, message):
+def test_bad_input_is_one_line_and_exit_code_2(aimo_evaluate, tmp_path, options, message):
     for name in ("gsm8k", "aime24"):
         (tmp_path / f"{name}.jsonl").write_text('{"problem": "2 + 2?", "answer": "4"}\n')
-    run_dir = ["--data", tmp_path, "--run-dir", tmp_path / "run"]
-    code, _, err = run(monkeypatch, capsys, "evaluate", TINY, *arguments, *run_dir)
-    assert code == 2 and message in err and err.count("\n") == 1
+    assert message in aimo_evaluate(*options, "--data", tmp_path).err
 
 
-def test_lighteval_gets_the_engines_settings_and_its_figures_are_kept(monkeypatch, capsys, tmp_path):
+def test_lighteval_gets_the_engines_settings_and_its_figures_are_kept(aimo_evaluate, monkeypatch, tmp_path):
     """A stand-in for lighteval: it keeps its arguments and leaves results where the real one does."""
     fake = tmp_path / "bin" / "lighteval"
     fake.parent.mkdir()
@@ -167,16 +174,13 @@ def test_lighteval_gets_the_engines_settings_and_its_figures_are_kept(monkeypatc
         'echo \'{"results": {"all": {"x": 1}, "gpqa:diamond|0": {"gpqa_pass@k": 0.25}}}\''
         ' > "$5/results/m/results_1.json"\n'
     )
-    fake.chmod(fake.stat().st_mode | stat.S_IEXEC)
+    fake.chmod(0o755)
     monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
-    arguments = ["--benchmarks", "gpqa", "--vllm", "tensor_parallel_size=2", "--run-dir", tmp_path / "run"]
-    code, _, err = run(monkeypatch, capsys, "evaluate", TINY, *arguments)
-    assert code == 0, err
+    done = aimo_evaluate("gpqa", "--vllm", "tensor_parallel_size=2")
     called = (tmp_path / "run/gpqa/arguments").read_text()
     assert "tensor_parallel_size=2" in called
     assert "{max_new_tokens:32768,temperature:0.6,top_p:0.95}" in called
-    figures = json.loads((tmp_path / "run/evaluation.json").read_text())["benchmarks"]["gpqa"]
-    assert figures["lighteval"] == {"gpqa_pass@k": 0.25}
+    assert done.benchmarks["gpqa"]["lighteval"] == {"gpqa_pass@k": 0.25}
 
 
 def test_the_benchmarks_sampling_goes_over_the_models_and_the_command_lines_over_both(public_model):
@@ -218,19 +222,35 @@ def test_a_broken_line_is_named_in_one_line(tmp_path, bad):
 
 
 @pytest.mark.parametrize(
-    "other, named",
+    "before, now, named",
     [
-        (header(temperature=0.5), "temperature was 1.0 and is now 0.5"),
-        (header(vllm={"quantization": "fp8"}), "vllm was {} and is now {'quantization': 'fp8'}"),
-        (header(QUESTIONS[:2]), "was made with other questions"),
-        (Header("m", "other", *list(header().__dict__.values())[2:]), "weights was 'w' and is now 'other'"),
+        ({}, {"settings": header(temperature=0.5).settings}, "temperature was 1.0 and is now 0.5"),
+        ({}, {"settings": header(vllm={"quantization": "fp8"}).settings}, "vllm was {} and is now {'quant"),
+        ({}, {"questions": QUESTIONS[:2]}, "was made with other questions"),
+        ({}, {"weights": "other"}, "weights was 'w' and is now 'other'"),
+        ({"served": "a"}, {"served": "b"}, "served was 'a' and is now 'b'"),
     ],
-    ids=["settings", "engine", "questions", "weights"],
 )
-def test_a_file_made_otherwise_is_not_gone_on_with(tmp_path, other, named):
-    File(tmp_path / "x.jsonl", header()).file.close()
-    with pytest.raises(AimoError, match=f"{named}; take another --run-dir"):
-        File(tmp_path / "x.jsonl", other)
+def test_a_file_made_otherwise_is_not_gone_on_with(tmp_path, before, now, named):
+    File(tmp_path / "x.jsonl", replace(header(), **before)).file.close()
+    with pytest.raises(AimoError, match=f"{named}.*; take another --run-dir"):
+        File(tmp_path / "x.jsonl", replace(header(), **now))
+    File(tmp_path / "x.jsonl", header()).file.close()  # scored again, without servers
+
+
+@pytest.mark.parametrize("model, same", [("tiny-base", True), ("tiny-base+trained", False)])
+def test_a_folder_of_aimo_1_0_1_is_gone_on_with_unless_its_weights_may_be_an_adapters(tmp_path, model, same):
+    old, now = replace(header(), model=model, weights=fingerprint(TINY)), identity(TINY)
+    assert old.is_of(now) is same
+    values = {k: v for k, v in asdict(old).items() if k != "served"}
+    del values["settings"]["vllm"]
+    path = tmp_path / "x.jsonl"
+    path.write_text(json.dumps({"evaluation": values}) + "\n")
+    if same:
+        File(path, replace(header(), weights=now)).file.close()
+    else:
+        with pytest.raises(AimoError, match="weights was"):
+            File(path, replace(header(), weights=now))
 
 
 @pytest.fixture(scope="module")
@@ -256,36 +276,28 @@ def small_benchmark(tmp_path):
 
 
 def test_an_evaluation_goes_on_where_it_stopped_and_scoring_again_asks_nobody(
-    monkeypatch, capsys, tmp_path, model_server, small_benchmark
+    aimo_evaluate, tmp_path, model_server, small_benchmark
 ):
     url, requests = model_server
     requests.clear()
-    arguments = ["evaluate", TINY, "--benchmarks", small_benchmark, "--run-dir", tmp_path / "run"]
-
-    def measure(*more):
-        code, out, err = run(monkeypatch, capsys, *arguments, *more)
-        assert code == 0, err
-        found = json.loads((tmp_path / "run/evaluation.json").read_text())["benchmarks"]["zero"]
-        return len(requests), found, out
-
-    assert measure("--samples", 2, "--server", url)[0] == 12
-    asked, figures, _ = measure("--samples", 4, "--server", url)
-    assert asked == 24 and figures["samples"] == 4
-    kept = {
-        (r["id"], r["index"]): r for r in map(json.loads, (tmp_path / "run/zero.jsonl").open()) if "id" in r
-    }
-    assert len(kept) == 24 and len({r["seed"] for r in kept.values()}) == 24
-    right = [r["seed"] % 3 == 0 for r in kept.values()]
+    aimo_evaluate(small_benchmark, "--samples", 2, "--server", url)
+    assert len(requests) == 12
+    figures = aimo_evaluate(small_benchmark, "--samples", 4, "--server", url).benchmarks["zero"]
+    assert len(requests) == 24 and figures["samples"] == 4
+    kept = completions.read_completions(tmp_path / "run/zero.jsonl")[1]
+    assert len({(one.id, one.index) for one in kept}) == len({one.seed for one in kept}) == 24
+    right = [one.seed % 3 == 0 for one in kept]
     assert figures["pass@1"][0] == pytest.approx(np.mean(right), abs=1e-4)
     assert set(figures["by_subject"]) == {"a", "b"} and figures["mean_tokens"][0] == 7
     # Complete: nothing is asked, and no engine starts either (tests without a marker may not start one).
-    asked, again, out = measure("--samples", 4, "--audit")
-    assert asked == 24 and again == figures and "zero" in out
-    audit = json.loads((tmp_path / "run/evaluation.json").read_text())["audit"]["zero"]
-    assert all(row["ours"] != row["math-verify"] for row in audit)
+    again = aimo_evaluate(small_benchmark, "--samples", 4, "--audit")
+    assert len(requests) == 24 and again.benchmarks["zero"] == figures and "zero" in again.out
+    assert all(row["ours"] != row["math-verify"] for row in again.audit["zero"])
 
 
-def test_a_server_that_goes_down_costs_nothing_that_has_ended(monkeypatch, capsys, tmp_path, small_benchmark):
+def test_a_server_that_goes_down_costs_nothing_that_has_ended(
+    aimo_evaluate, monkeypatch, tmp_path, small_benchmark
+):
     count = itertools.count()
 
     def complete(request):
@@ -293,14 +305,11 @@ def test_a_server_that_goes_down_costs_nothing_that_has_ended(monkeypatch, capsy
             raise ConnectionError  # the stand-in closes the connection
         return [{"text": "<SOLUTION>0</SOLUTION>", "token_ids": [5], "finish_reason": "stop"}]
 
-    arguments = ["evaluate", TINY, "--benchmarks", small_benchmark, "--run-dir", tmp_path / "run"]
     monkeypatch.setattr(completions, "IN_FLIGHT", 1)
     with serving(complete, 1024) as url:
-        code, _, err = run(monkeypatch, capsys, *arguments, "--samples", 2, "--server", url)
-    [line] = [line for line in err.splitlines() if line.startswith("aimo: ")]
-    assert code == 2 and "5 completions are kept" in line and "run the same command again" in line
-    _, kept = completions.read_completions(tmp_path / "run/zero.jsonl")
-    assert len(kept) == 5
+        done = aimo_evaluate(small_benchmark, "--samples", 2, "--server", url)
+    assert "5 completions are kept" in done.err and "run the same command again" in done.err
+    assert len(completions.read_completions(tmp_path / "run/zero.jsonl")[1]) == 5
 
 
 def test_an_engine_that_hangs_ends_an_evaluation_in_one_line_and_costs_nothing_that_has_ended(
@@ -316,44 +325,43 @@ def test_an_engine_that_hangs_ends_an_evaluation_in_one_line_and_costs_nothing_t
 
 
 def test_a_full_disk_costs_one_completion_and_the_rest_is_gone_on_with(
-    monkeypatch, capsys, tmp_path, model_server, small_benchmark
+    aimo_evaluate, tmp_path, model_server, small_benchmark
 ):
-    arguments = ["evaluate", TINY, "--benchmarks", small_benchmark, "--run-dir", tmp_path / "run"]
-    arguments += ["--samples", 2, "--server", model_server[0]]
+    arguments = [small_benchmark, "--samples", 2, "--server", model_server[0]]
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (3000, hard))  # no file may be longer
-        code, _, err = run(monkeypatch, capsys, *arguments)
+        done = aimo_evaluate(*arguments)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    [line] = [line for line in err.splitlines() if line.startswith("aimo: ")]
-    assert code == 2 and "make room" in line and " completions are kept" in line
-    _, kept = completions.read_completions(tmp_path / "run/zero.jsonl")
-    assert 0 < len(kept) < 12
-    code, _, err = run(monkeypatch, capsys, *arguments)
-    assert code == 0, err
+    assert "make room" in done.err and " completions are kept" in done.err
+    kept = completions.read_completions(tmp_path / "run/zero.jsonl")[1]
+    assert 0 < len(kept) < 12 and aimo_evaluate(*arguments).code == 0
     assert set(kept) < set(completions.read_completions(tmp_path / "run/zero.jsonl")[1])
 
 
-def test_another_benchmark_joins_those_of_the_folder(
-    monkeypatch, capsys, tmp_path, model_server, small_benchmark
+def test_a_question_that_does_not_fit_counts_as_cut_off(aimo_evaluate, tmp_path, model_server):
+    rows = [{"problem": "long " * 2000, "answer": "0"}, {"problem": "0?", "answer": "0"}]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = aimo_evaluate(tmp_path / "x.jsonl", "--samples", 1, "--server", model_server[0])
+    assert done.benchmarks["x"]["cut_off"] == done.benchmarks["x"]["no_answer"] == 0.5
+
+
+def test_the_figures_go_to_the_tracker_that_the_profile_names(
+    aimo_evaluate, tmp_path, model_server, small_benchmark
 ):
-    other = small_benchmark.with_name("other.jsonl")
-    other.write_text('{"problem": "0?", "answer": "0"}\n')
-    for path in (small_benchmark, other):
-        arguments = ["evaluate", TINY, "--benchmarks", path, "--run-dir", tmp_path / "run", "--samples", 2]
-        code, _, err = run(monkeypatch, capsys, *arguments, "--server", model_server[0])
-        assert code == 0, err
-    found = json.loads((tmp_path / "run/evaluation.json").read_text())
-    assert set(found["benchmarks"]) == set(found["leakage"]) == {"zero", "other"}
-    trained = shutil.copytree(TINY, tmp_path / TINY.name)
-    change_weights(trained / "model.safetensors")
-    arguments[1] = trained
-    code, _, err = run(monkeypatch, capsys, *arguments, "--server", model_server[0])
-    assert code == 2 and "holds completions of other weights" in err
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    profile = tmp_path / "p.yaml"
+    profile.write_text("training: {log_to: tensorboard}\n")
+    done = aimo_evaluate(small_benchmark, "--samples", 2, "--server", model_server[0], "--profile", profile)
+    events = EventAccumulator(str(tmp_path / "run/tensorboard"))
+    events.Reload()
+    [event] = events.Scalars("zero/pass@1")
+    assert event.value == pytest.approx(done.benchmarks["zero"]["pass@1"][0])
 
 
-# What is evaluated is known by its content
+# Which model was evaluated
 
 
 def change_weights(path, place=-1):
@@ -373,6 +381,20 @@ def adapter(tmp_path_factory):
     (folder / "adapter_config.json").write_text('{"r": 8, "peft_type": "LORA"}')
     save_file({"layer.lora_A": np.ones((8, 16), np.float32)}, folder / "adapter_model.safetensors")
     return folder
+
+
+def test_another_benchmark_joins_those_of_the_folder_and_another_model_does_not(
+    aimo_evaluate, tmp_path, model_server, small_benchmark
+):
+    other = small_benchmark.with_name("other.jsonl")
+    other.write_text('{"problem": "0?", "answer": "0"}\n')
+    options = ["--samples", 2, "--server", model_server[0]]
+    aimo_evaluate(small_benchmark, *options)
+    done = aimo_evaluate(other, *options)
+    assert set(done.benchmarks) == set(done.leakage) == {"zero", "other"}
+    trained = shutil.copytree(TINY, tmp_path / TINY.name)
+    change_weights(trained / "model.safetensors")
+    assert "holds completions of other weights" in aimo_evaluate(other, *options, model=trained).err
 
 
 def test_a_model_is_known_by_its_content_and_not_by_its_place(tmp_path, adapter):
@@ -405,90 +427,32 @@ def test_one_changed_tensor_of_a_large_model_is_another_model(tmp_path, monkeypa
 
 
 def test_another_adapter_is_sampled_and_never_shown_with_the_figures_of_the_first(
-    monkeypatch, capsys, tmp_path, small_benchmark, adapter
+    aimo_evaluate, monkeypatch, tmp_path, small_benchmark, adapter, model_server
 ):
     """The engine is a stand-in that says which adapter it has."""
-    second = shutil.copytree(adapter, tmp_path / "runs/b/grpo/trained")
+    second, moved = tmp_path / "runs/b/grpo/trained", tmp_path / "moved"
+    for copy in (second, moved):
+        shutil.copytree(adapter, copy)
     change_weights(second / "adapter_model.safetensors")
     started = []
 
-    def complete(request):
-        return [{"text": "<SOLUTION>0</SOLUTION>", "token_ids": [5], "finish_reason": "stop"}]
+    def start(model, layers, seed, server, adapter):
+        started.append(adapter)
+        return Server([model_server[0]], model, resolve(model, *layers))
 
-    with serving(complete, 1024) as url:
-
-        def start(model, layers, seed, server, adapter):
-            started.append(adapter)
-            return Server([url], model, resolve(model, *layers))
-
-        monkeypatch.setattr(measure, "start", start)
-        common = ["evaluate", TINY, "--benchmarks", small_benchmark, "--samples", 1]
-        in_one = ["--run-dir", tmp_path / "one"]
-        assert run(monkeypatch, capsys, *common, *in_one, "--adapter", adapter)[0] == 0
-        code, _, err = run(monkeypatch, capsys, *common, *in_one, "--adapter", second)
-        assert code == 2 and "holds completions of other weights (tiny-base+a-sft)" in err
-        code, _, err = run(monkeypatch, capsys, *common, *in_one)
-        assert code == 2 and "holds completions of other weights (tiny-base+a-sft)" in err
-        moved = shutil.copytree(adapter, tmp_path / "moved")
-        assert run(monkeypatch, capsys, *common, *in_one, "--adapter", moved)[0] == 0
-        assert started == [str(adapter)], "a copy of the same adapter was sampled again"
-        monkeypatch.setattr(evaluate, "RUNS", tmp_path / "root/runs")
-        for one in (adapter, second):
-            assert run(monkeypatch, capsys, *common, "--adapter", one)[0] == 0
-        assert [p.name for p in sorted((tmp_path / "root/runs").iterdir())] == [
-            "evaluate-tiny-base+a-sft",
-            "evaluate-tiny-base+b-grpo",
-        ]
-
-
-def test_a_folder_of_aimo_1_0_1_is_gone_on_with_unless_its_weights_may_be_an_adapters(tmp_path):
-    now = identity(TINY)
-    for model, same in (("tiny-base", True), ("tiny-base+trained", False)):
-        old = replace(header(), model=model, weights=fingerprint(TINY))
-        assert old.is_of(now) is same
-        path = tmp_path / f"{model}.jsonl"
-        values = {"evaluation": {k: v for k, v in asdict(old).items() if k != "served"}}
-        del values["evaluation"]["settings"]["vllm"]
-        path.write_text(json.dumps(values) + "\n")
-        if same:
-            File(path, replace(header(), weights=now)).file.close()
-        else:
-            with pytest.raises(AimoError, match="weights was"):
-                File(path, replace(header(), weights=now))
-
-
-def test_another_model_behind_the_servers_is_not_gone_on_with(tmp_path):
-    File(tmp_path / "x.jsonl", replace(header(), served="a")).file.close()
-    with pytest.raises(AimoError, match="served was 'a' and is now 'b'"):
-        File(tmp_path / "x.jsonl", replace(header(), served="b"))
-    File(tmp_path / "x.jsonl", header()).file.close()  # scored again, without servers
-
-
-def test_a_question_that_does_not_fit_counts_as_cut_off(monkeypatch, capsys, tmp_path, model_server):
-    rows = [{"problem": "long " * 2000, "answer": "0"}, {"problem": "0?", "answer": "0"}]
-    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    arguments = ["evaluate", TINY, "--benchmarks", tmp_path / "x.jsonl", "--run-dir", tmp_path / "run"]
-    code, _, err = run(monkeypatch, capsys, *arguments, "--samples", 1, "--server", model_server[0])
-    found = json.loads((tmp_path / "run/evaluation.json").read_text())["benchmarks"]["x"]
-    assert code == 0 and found["cut_off"] == 0.5 and found["no_answer"] == 0.5, err
-
-
-def test_the_figures_go_to_the_tracker_that_the_profile_names(
-    monkeypatch, capsys, tmp_path, model_server, small_benchmark
-):
-    profile = tmp_path / "p.yaml"
-    profile.write_text("training: {log_to: tensorboard}\n")
-    arguments = ["evaluate", TINY, "--benchmarks", small_benchmark, "--run-dir", tmp_path / "run"]
-    arguments += ["--samples", 2, "--server", model_server[0], "--profile", profile]
-    code, _, err = run(monkeypatch, capsys, *arguments)
-    assert code == 0, err
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(tmp_path / "run/tensorboard"))
-    events.Reload()
-    figures = json.loads((tmp_path / "run/evaluation.json").read_text())["benchmarks"]["zero"]
-    [event] = events.Scalars("zero/pass@1")
-    assert event.value == pytest.approx(figures["pass@1"][0])
+    monkeypatch.setattr(measure, "start", start)
+    common = [small_benchmark, "--samples", 1]
+    for options in (["--adapter", second], []):
+        assert aimo_evaluate(*common, "--adapter", adapter).code == 0
+        done = aimo_evaluate(*common, *options)
+        assert "holds completions of other weights (tiny-base+a-sft)" in done.err
+    assert aimo_evaluate(*common, "--adapter", moved).code == 0
+    assert started == [str(adapter)], "a copy of the same adapter was sampled again"
+    monkeypatch.setattr(evaluate, "RUNS", tmp_path / "root/runs")
+    for one in (adapter, second):
+        assert aimo_evaluate(*common, "--adapter", one, folder=None).code == 0
+    names = sorted(path.name for path in (tmp_path / "root/runs").iterdir())
+    assert names == ["evaluate-tiny-base+a-sft", "evaluate-tiny-base+b-grpo"]
 
 
 # Figures
@@ -504,16 +468,30 @@ def test_pass_at_k_is_the_mean_over_all_choices_of_k_completions():
 
 def test_equal_answers_vote_together_whatever_they_look_like():
     found = scored([["4", "4.0", "5", None], ["3.5", "7/2", "4", "4"], ["5", "5", "6", "6"]])
-    assert found.right.tolist() == [
-        [True, True, False, False],
-        [True, True, False, False],
-        [False] * 2 + [True] * 2,
-    ]
+    half = [True, True, False, False]
+    assert found.right.tolist() == [half, half, half[::-1]]
     assert found.votes().tolist() == [1.0, 1.0, 0.0]  # a tie goes to the first, or the smaller number
     figures = scores.figures_of(found)
     assert figures["pass@1"][0] == 0.5 and figures["maj@4"][0] == pytest.approx(2 / 3, abs=1e-4)
     assert figures["no_answer"] == pytest.approx(1 / 12) and figures["pass@4"][0] == 1
     assert figures["by_subject"]["sums"]["questions"] == 2 and figures["by_level"]["1"]["pass@1"][0] == 0.5
+
+
+def integers(*golds):
+    return [Question(str(i), "", str(gold)) for i, gold in enumerate(golds)]
+
+
+def test_a_roads_figures_are_shares_of_completions_and_of_problems():
+    found = scored([[1, 1, 3, None], [2, 3, 3, None]], integers(1, 2))
+    assert found.metrics() == {"format": 0.0, "pass@1": 3 / 8, "maj@4": 1 / 2, "mean_tokens": 11.5}
+    assert found.pass_rates() == [0.5, 0.25]
+
+
+def test_the_votes_curve_ends_at_all_samples_and_begins_at_one_and_follows_the_seed():
+    curve = scored([[1, 1, 1, 3, 3, None]], integers(1)).vote_curve()
+    assert list(curve) == [1, 2, 4, 6] and curve[6] == 1.0 and 0 < curve[1] < 1
+    curves = [scored([[1, 3] * 8] * 5, integers(*[1] * 5), seed).vote_curve() for seed in (0, 0, 1)]
+    assert curves[0] == curves[1] != curves[2]
 
 
 def test_all_right_or_all_wrong_leaves_the_exact_bound():
@@ -522,17 +500,105 @@ def test_all_right_or_all_wrong_leaves_the_exact_bound():
     assert scores.share_interval(np.ones(30)) == scores.Interval(1.0, pytest.approx(1 - nothing.high), 1.0)
 
 
+@pytest.mark.parametrize("known", [0, 2])
+def test_the_score_counts_only_known_answers(known):
+    solutions = [
+        {"answer": 7, "gold": 7 if known else None, "votes": {"7": 3}},
+        {"answer": 0, "gold": 5 if known else None, "votes": {}},
+        {"answer": 0, "gold": None, "votes": {}},
+    ]
+    expected = {"questions": 3, "known": known, "correct": known // 2, "fallbacks": 2}
+    assert evaluate.count_right(solutions) == expected
+
+
+# A run's models and rows
+
+
+class Model:
+    """A public model that gives these answers in turn."""
+
+    def __init__(self, folder, answers=("7",)):
+        self.settings, self.answers = resolve(folder, {"samples": 2}), itertools.cycle(answers)
+
+    def load_weights(self, folder):
+        pass
+
+    def encode(self, problem):
+        return [1]
+
+    async def sample(self, prompt, seed, settings):
+        return Completion(f"hm</think>It is \\boxed{{{next(self.answers)}}}.", [5], True)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def run(self, coroutine):
+        return asyncio.run(coroutine)
+
+
+# Two samples of each problem, with answers that are no integers: 1 of 2, 2 of 2 and 0 of 2 are right.
+ROWS = [
+    {"prompt": [{"role": "user", "content": f"{i}?"}], "answer": answer}
+    for i, answer in enumerate([r"\frac{7}{2}", r"2\sqrt{2}", "x^2+1"])
+]
+SAMPLED = ["3.5", "4", r"\sqrt{8}", r"2\sqrt2", "x^2", "x+1"]
+
+
+@pytest.fixture
+def a_run(public_model, tmp_path):
+    """A stage of a run that trains, or of one that does not."""
+
+    def of(stage, *overrides):
+        profile = tmp_path / "public.yaml"
+        profile.write_text(json.dumps({"model": {"base": str(public_model)}}))
+        if stage != "inference":
+            profile = "tiny"
+            overrides = [*overrides, r"prompt.answer_start='\\boxed{'", "prompt.answer_end='}'"]
+        return runs.Run(config.load(profile, list(overrides)), tmp_path, stage, 0.0)
+
+    return of
+
+
+def test_held_out_problems_may_have_any_answer_and_a_public_model_its_own_format(public_model, a_run):
+    found = evaluate.evaluate_models(Model(public_model, SAMPLED), a_run("inference"), ROWS)
+    figures = found["base"].metrics()
+    assert figures["format"] == 1.0 and figures["pass@1"] == pytest.approx(3 / 6)
+    assert figures["maj@2"] == pytest.approx(0.5, abs=0.2)
+
+
+def test_pass_rates_are_of_any_answer(public_model, a_run, monkeypatch):
+    monkeypatch.setattr(evaluate, "Engine", lambda *_, **__: Model(public_model, SAMPLED))
+    run = a_run("grpo", "grpo.pass_rate=[0.2, 0.8]", "grpo.pass_rate_samples=2")
+    kept, rates = evaluate.within_pass_rate(public_model, ROWS, run)
+    assert rates == [0.5, 1.0, 0.0] and kept == ROWS[:1]
+    assert evaluate.within_pass_rate(public_model, ROWS, run) == (kept, rates), "it is read from the folder"
+
+
+def test_pairs_are_of_any_answer(public_model, a_run, monkeypatch):
+    from aimo.train import dpo
+
+    monkeypatch.setattr(dpo, "Engine", lambda *_, **__: Model(public_model, SAMPLED))
+    run = a_run("dpo", "dpo={learning_rate: 1e-6, samples: 2}")
+    (pair,) = dpo.sample_pairs(public_model, ROWS, run)
+    assert "3.5" in pair["chosen"][0]["content"] and "4" in pair["rejected"][0]["content"]
+
+
+def test_a_row_without_an_answer_is_refused_before_anything_is_sampled(public_model, a_run):
+    with pytest.raises(AimoError, match="1 of 4 problems have no answer"):
+        rows = [*ROWS, {**ROWS[0], "answer": None}]
+        evaluate.evaluate_models(Model(public_model, []), a_run("inference"), rows)
+
+
 # Leakage and published figures
 
 
 def test_leakage_is_the_share_of_a_questions_text_in_the_runs_data(tmp_path):
     known = "Tom has seven red apples and buys twelve green ones at the market on Monday."
-    rows = [
-        {
-            "prompt": [{"role": "user", "content": known}],
-            "completion": [{"role": "assistant", "content": "x"}],
-        }
-    ]
+    talk = [{"role": "user", "content": known}], [{"role": "assistant", "content": "x"}]
+    rows = [dict(zip(("prompt", "completion"), talk, strict=True))]
     (tmp_path / "data").mkdir()
     pl.DataFrame(rows).write_parquet(tmp_path / "data/sft.parquet")
     other = "A train leaves the station at noon and travels for three hours towards the sea."
@@ -597,23 +663,12 @@ def test_what_is_measured_published_and_not_run_is_told_apart():
     assert {row["source"] for row in rows[1:]} == {source["number"] for source in sources}
 
 
-# With an engine
-
-
-def rows_of(count):
-    from aimo.data import builtin
-
-    return [
-        {"prompt": [{"role": "user", "content": p.problem}], "answer": str(p.answer)}
-        for p in builtin.generate(count, "heldout", "evaluate")
-    ]
-
-
 @pytest.mark.engine
 def test_evaluate_agrees_with_the_roads_figures_to_the_sample_also_after_an_interruption(engine, tmp_path):
-    rows = rows_of(20)
+    problems = builtin.generate(20, "heldout", "evaluate")
+    rows = [{"prompt": [{"role": "user", "content": p.problem}], "answer": str(p.answer)} for p in problems]
     theirs = scores.sample_rows(engine, rows, Prompt(), 4, 7)
-    asked = [Question(str(i), row["prompt"][-1]["content"], row["answer"]) for i, row in enumerate(rows)]
+    asked = [Question(str(i), p.problem, str(p.answer)) for i, p in enumerate(problems)]
     head = Header("m", identity(TINY), "heldout", 7, engine.settings.asked, 0, asked)
     steps = itertools.count(1)
 
@@ -630,7 +685,6 @@ def test_evaluate_agrees_with_the_roads_figures_to_the_sample_also_after_an_inte
     completions.sample_file(engine, file, 4, lambda: None)
     assert all(file.traces[key] == trace for key, trace in kept.items())
     ours = scores.score(head, list(file.traces.values()))
-    texts = [[trace.text for trace in group] for group in ours.traces]
-    assert texts == [[c.text for c in group] for group in theirs.traces]
-    figures = theirs.metrics()
-    assert ours.right.mean() == figures["pass@1"] and ours.votes().mean() == figures["maj@4"]
+    texts = [[[trace.text for trace in group] for group in one.traces] for one in (ours, theirs)]
+    assert texts[0] == texts[1] and (ours.right == theirs.right).all()
+    assert ours.votes().mean() == theirs.metrics()["maj@4"]

@@ -77,7 +77,8 @@ class Scores:
     def vote_curve(self) -> dict[int, float]:
         """The accuracy of the vote of 1, 2, 4 … k completions."""
         rng = random.Random(self.header.seed)
-        return {k: float(self.majority(k, rng).mean()) for k in powers(self.samples)}
+        n = len(self.questions)
+        return {k: sum(self.majority(k, rng).tolist()) / n for k in powers(self.samples)}
 
     def pass_rates(self) -> list[float]:
         """(n,) the share of each question's completions that are right."""
