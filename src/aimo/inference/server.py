@@ -46,7 +46,7 @@ BUSY = (429, 503)
 WRONG = (401, 402, 403, 404)  # every other request would get them too: the key, the money, the address
 
 
-def connect(url: str, retries: int) -> AsyncOpenAI:
+def open_client(url: str, retries: int) -> AsyncOpenAI:
     """Return a client of a server at HOST:PORT or a whole address. It sends the key OPENAI_API_KEY."""
     whole = url if "://" in url else f"http://{url}"
     return AsyncOpenAI(
@@ -110,7 +110,7 @@ class Server(FolderSampler):
         self.urls, self.folder, self.requests = urls, model, itertools.count()
         self.read_folder(model, settings or resolve(model))
         self.loop = BackgroundLoop()
-        self.clients = [connect(url, RETRIES) for url in urls]
+        self.clients = [open_client(url, RETRIES) for url in urls]
         try:
             names, limits, faults = set(), [self.settings.max_length or sys.maxsize], []
             for client in self.clients:
@@ -225,7 +225,7 @@ class Server(FolderSampler):
 
 
 class SampleError(Exception):
-    """A request that got no completion, and whether its server should `rest` and be asked `again`."""
+    """A request that got no completion, whether its server should rest, and whether it is asked again."""
 
     def __init__(self, fault: str, *, rest: bool = False, again: bool = True):
         super().__init__(fault)
@@ -233,11 +233,7 @@ class SampleError(Exception):
 
 
 class BusyError(Exception):
-    """A server cannot take a request now, perhaps for so many seconds: not the sample's fault."""
-
-    def __init__(self, fault: str, seconds: float = 0.0):
-        super().__init__(fault)
-        self.seconds = seconds
+    """A server cannot take a request now: not the sample's fault. Arguments: the fault, seconds to wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,7 +280,7 @@ class Servers:
     """Servers of one model, an asynchronous context manager. Which server answers depends on timing."""
 
     def __init__(self, urls: list[str], model: str | None, max_concurrent: int, timeout: float, retries: int):
-        self.loads = [ServerLoad(connect(url, 0), max_concurrent, max_concurrent) for url in urls]
+        self.loads = [ServerLoad(open_client(url, 0), max_concurrent, max_concurrent) for url in urls]
         self.model, self.timeout, self.retries = model, timeout, retries
 
     async def __aenter__(self) -> Self:
@@ -336,7 +332,7 @@ class Servers:
                 load.limit = min(load.most, load.limit + 1 / load.limit)
                 return reply
             except BusyError as e:
-                load.rest(str(e), e.seconds)
+                load.rest(*e.args)
                 now, first = time.monotonic(), self.loads[0]
                 if all(s.down_since is not None and now - s.down_since > self.timeout for s in self.loads):
                     raise AimoError(
@@ -363,7 +359,7 @@ class Servers:
             ) from None
         except APIConnectionError as e:
             if type(e.__cause__).__name__ in ("ConnectError", "ConnectTimeout"):  # of httpx or httpx2
-                raise BusyError(f"cannot be reached ({reason(e)})") from None
+                raise BusyError(f"cannot be reached ({reason(e)})", 0.0) from None
             raise SampleError("the reply was cut off", rest=True) from None
         except APIStatusError as e:
             status, shown = e.status_code, beginning(e.response.text)

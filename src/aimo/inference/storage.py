@@ -16,8 +16,8 @@ from typing import Any, Self
 from aimo.inference.errors import AimoError
 
 AGAIN = "run the same command again"
+# Errors of a disk that is full or may not be written to.
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
-"""Errors of a disk that is full or may not be written to."""
 KEPT = f"what came before is kept: make room or unlock the folder, and {AGAIN}"
 
 
@@ -27,7 +27,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:
-            file.write(encode(content) if isinstance(content, str) else content)
+            file.write(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
@@ -48,10 +48,8 @@ def read_json(path: Path, remedy: str, kind: type = dict) -> Any:
     """Return what a JSON file holds. AimoError when it is no JSON, or no `kind`, with the remedy."""
     try:
         value = json.loads(path.read_bytes())
-    except RecursionError:
-        raise AimoError(f"{path}: its JSON is nested too deep; {remedy}") from None
-    except ValueError as e:
-        raise AimoError(f"{path}: it is not JSON ({e}); {remedy}") from None
+    except (RecursionError, ValueError) as e:
+        raise AimoError(f"{path}: it is not JSON ({str(e)[:80]}); {remedy}") from None
     except OSError as e:
         raise AimoError(f"{path}: {e.strerror}; {remedy}") from None
     if not isinstance(value, kind):
@@ -91,13 +89,8 @@ def read_lines(path: Path, remedy: str = "remove the line") -> list[dict[str, An
 
 
 def to_line(value: Any) -> bytes:
-    """Return a value as one JSON line."""
-    return encode(json.dumps(value, ensure_ascii=False)) + b"\n"
-
-
-def encode(text: str) -> bytes:
-    """Encode as UTF-8; a lone surrogate becomes the escape that JSON has for it."""
-    return text.encode("utf-8", "backslashreplace")
+    """Return a value as one JSON line in UTF-8; a lone surrogate becomes the escape that JSON has for it."""
+    return json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
 
 
 def write_lines(path: Path, records: list[dict[str, Any]]) -> None:
@@ -181,7 +174,6 @@ class SampleFile(LineFile):
         self.other = other
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """The records. AimoError names the line that is none."""
         return iterate_records(self.path, f"remove the line, or take another {self.other}")
 
     def append(self, value: dict[str, Any]) -> None:
@@ -199,14 +191,12 @@ class SampleFile(LineFile):
         super().close()
 
     def check(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-        """Refuse samples that were asked otherwise, as AimoError that names the difference.
-
-        What an older version did not record is not compared.
-        """
+        """Raise AimoError for samples with other settings; what an older version did not record is not
+        compared."""
         for key in now:
             if key in before and before[key] != now[key]:
                 raise AimoError(
-                    f"{self.path} was made otherwise: {key} was {before[key]!r} and is now {now[key]!r}; "
+                    f"{self.path} has other samples: {key} was {before[key]!r} and is now {now[key]!r}; "
                     f"take another {self.other}"
                 )
 
