@@ -10,6 +10,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import model_server
+import openai_harmony as oh
 import pytest
 
 from aimo.errors import AimoError
@@ -28,12 +29,11 @@ WORDS = [
     " be even.",
     "\n\n",
     "∑ᵢ x²",
+    "print(1)",
+    "数",
     "<|end|>",
     "<|start|>assistant",
     "<|channel|>",
-    "print(1)",
-    "数",
-    "é",
 ]
 SPECIAL = [199999, 200000, 200001, 200002, 200003, 200005, 200006, 200007, 200008, 200012, 201087]
 
@@ -70,15 +70,8 @@ def some_text(rng):
     return "".join(rng.choices(WORDS, k=rng.randint(1, 12)))
 
 
-def library():
-    import openai_harmony
-
-    return openai_harmony
-
-
 def written_turn(rng, encoding, called):
     """A turn as the library renders it: its messages, and the token ids that the model would write."""
-    oh = library()
 
     def message(channel):
         return oh.Message.from_role_and_content(oh.Role.ASSISTANT, some_text(rng)).with_channel(channel)
@@ -96,7 +89,6 @@ def written_turn(rng, encoding, called):
 
 def conversation(rng, encoding):
     """A conversation of a few tool turns, ours and the library's; yields both after each turn."""
-    oh = library()
     effort = rng.choice(harmony.EFFORTS)
     system, problem = rng.choice(["", some_text(rng).strip()]), some_text(rng).strip()
     settings = replace(SETTINGS, system=system, chat_template_kwargs={"reasoning_effort": effort})
@@ -123,7 +115,7 @@ def conversation(rng, encoding):
 
 @pytest.mark.slow  # two hundred conversations
 def test_ids_are_the_librarys_on_200_conversations_with_tools(encoding):
-    rng, oh = random.Random(0), library()
+    rng = random.Random(0)
     for _ in range(200):
         for ours, theirs in conversation(rng, encoding):
             whole = oh.Conversation.from_messages(theirs)
@@ -134,7 +126,7 @@ def test_messages_are_read_as_the_library_reads_them(encoding):
     rng = random.Random(1)
     for i in range(200):
         messages, ids = written_turn(rng, encoding, called=i % 2 == 0)
-        theirs = encoding.parse_messages_from_completion_tokens(ids, library().Role.ASSISTANT)
+        theirs = encoding.parse_messages_from_completion_tokens(ids, oh.Role.ASSISTANT)
         ours = harmony.parse_messages(encoding, ids)
         assert [(m.channel, m.recipient, encoding.decode(m.content)) for m in ours] == [
             (m.channel, m.recipient, m.content[0].text) for m in theirs
@@ -183,7 +175,7 @@ def survive(encoding, streams):
         forced = text + talk.forced_ending(text, True) + "7}"
         assert extract(forced, HARMONY) == "7" and voting.final_answer(forced + AFTER, int_of, HARMONY, True)
         try:
-            encoding.parse_messages_from_completion_tokens(ids, library().Role.ASSISTANT)
+            encoding.parse_messages_from_completion_tokens(ids, oh.Role.ASSISTANT)
         except Exception:
             refused += 1
     return refused
@@ -249,12 +241,9 @@ def test_what_gpt_oss_writes_now_and_then_is_read_and_counted(encoding, text, co
     assert (code is None) == (call is None) and (call is None or code in call.code)
     assert talk.count_malformed(turn.token_ids) == faults
     assert talk.find_call(replace(turn, finished=False)) is None
-
-
-def test_an_unknown_tool_is_answered_by_an_error(encoding):
-    turn = turn_of(encoding, "<|channel|>commentary to=browser.open<|message|>{}<|call|>")
-    with pytest.raises(NameError, match=r"there is no tool browser\.open"):
-        exec(begin(encoding).find_call(turn).code)
+    if "browser" in text:
+        with pytest.raises(NameError, match=r"there is no tool browser\.search"):
+            exec(call.code)
 
 
 def test_what_the_model_wrote_stays_token_by_token_over_the_turns(encoding):
@@ -357,44 +346,34 @@ def test_a_forced_answer_closes_what_is_open(encoding, written, ending):
 # ---- The vocabulary
 
 
-def small_vocabulary(folder):
-    """A file that is not gpt-oss's."""
-    (folder / harmony.FILE).write_bytes(base64.b64encode(b"a") + b" 0\n")
-
-
 @pytest.mark.parametrize("where", ["given", "model", "inputs"])
 def test_another_vocabulary_is_refused_by_its_hash(tmp_path, monkeypatch, where):
-    folders = {name: tmp_path / name for name in ("given", "model", "inputs")}
-    for folder in folders.values():
-        folder.mkdir()
-    small_vocabulary(folders[where])
-    monkeypatch.setattr(harmony, "INPUTS", folders["inputs"])
+    for name in ("given", "model", "inputs"):
+        (tmp_path / name).mkdir()
+    (tmp_path / where / harmony.FILE).write_bytes(base64.b64encode(b"a") + b" 0\n")
+    monkeypatch.setattr(harmony, "INPUTS", tmp_path / "inputs")
     if where == "given":
-        monkeypatch.setenv("TIKTOKEN_ENCODINGS_BASE", str(folders["given"]))
+        monkeypatch.setenv("TIKTOKEN_ENCODINGS_BASE", str(tmp_path / "given"))
     with pytest.raises(AimoError, match=rf"{where}/o200k_base.tiktoken: has SHA-256 .*; attach") as e:
-        harmony.load_harmony(folders["model"])
+        harmony.load_harmony(tmp_path / "model")
     assert "\n" not in str(e.value)
 
 
-def test_a_missing_vocabulary_is_one_line_with_the_remedy(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "tokenizer", [None, "", "[]", '{"model": {"vocab": {"‰": 0}}}', '{"model": {"vocab": 5}}']
+)
+def test_a_missing_vocabulary_and_a_tokenizer_of_another_kind_are_one_line_with_the_remedy(
+    tmp_path, monkeypatch, tokenizer
+):
+    if tokenizer is not None:
+        (tmp_path / "tokenizer.json").write_text(tokenizer)
     monkeypatch.setattr(harmony, "INPUTS", tmp_path / "inputs")
-    with pytest.raises(
-        AimoError, match=r"no o200k_base\.tiktoken there.*; attach .* TIKTOKEN_ENCODINGS_BASE"
-    ):
-        harmony.load_harmony(tmp_path / "model")
+    told = r"no o200k_base\.tiktoken there, and its tokenizer\.json is not gpt-oss.s; attach"
+    with pytest.raises(AimoError, match=told):
+        harmony.load_harmony(tmp_path)
     monkeypatch.setenv("TIKTOKEN_ENCODINGS_BASE", str(tmp_path))
     with pytest.raises(AimoError, match=r"TIKTOKEN_ENCODINGS_BASE: .* holds no o200k_base\.tiktoken"):
         harmony.load_harmony(tmp_path / "other")
-
-
-@pytest.mark.parametrize(
-    "content", ["", "[]", "{}", '{"model": {"vocab": {"‰": 0}}}', '{"model": {"vocab": 5}}']
-)
-def test_a_tokenizer_of_another_kind_makes_no_vocabulary(tmp_path, monkeypatch, content):
-    (tmp_path / "tokenizer.json").write_text(content)
-    monkeypatch.setattr(harmony, "INPUTS", tmp_path / "inputs")
-    with pytest.raises(AimoError, match=r"its tokenizer\.json is not gpt-oss.s"):
-        harmony.load_harmony(tmp_path)
 
 
 def test_a_tokenizers_tokens_are_written_with_their_bytes_and_ranks(tmp_path):
@@ -442,26 +421,11 @@ def gpt_oss(tmp_path_factory, encoding, shared):
     wrapped.chat_template = "{{ messages[0].content }}"
     wrapped.save_pretrained(folder)
     config = GptOssConfig(
-        vocab_size=harmony.TOKENS,
-        hidden_size=64,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_local_experts=4,
-        num_experts_per_tok=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=32,
-        sliding_window=128,
-        max_position_embeddings=2048,
-        rope_parameters={
-            "rope_type": "yarn",
-            "rope_theta": 150000.0,
-            "factor": 2.0,
-            "original_max_position_embeddings": 1024,
-            "beta_fast": 32.0,
-            "beta_slow": 1.0,
-            "truncate": False,
-        },
+        **dict(vocab_size=harmony.TOKENS, hidden_size=64, intermediate_size=64, num_hidden_layers=2),
+        **dict(num_local_experts=4, num_experts_per_tok=2, num_attention_heads=2, num_key_value_heads=1),
+        **dict(head_dim=32, sliding_window=128, max_position_embeddings=2048),
+        rope_parameters={"rope_type": "yarn", "rope_theta": 150000.0, "factor": 2.0, "truncate": False}
+        | {"original_max_position_embeddings": 1024, "beta_fast": 32.0, "beta_slow": 1.0},
         layer_types=["sliding_attention", "full_attention"],
         eos_token_id=harmony.RETURN,
     )

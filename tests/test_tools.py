@@ -43,21 +43,26 @@ def serving():
         yield start
 
 
+def ask(engine, samples=1):
+    """The solution of a question whose answer is asked of all samples."""
+    return solve(engine, "What is 6 x 7?", num_samples=samples, low=0, high=999, policy=EXACT)
+
+
+def then(first, later, read="```output"):
+    """A model that writes something, and something else once it has read an output."""
+    return lambda prompt: later if read in prompt else first
+
+
 def test_a_program_runs_and_its_output_is_read(serving):
-    engine = serving(
-        lambda prompt: "so it is <SOLUTION>42</SOLUTION>" if "```output\n42" in prompt else PROGRAM + "unread"
-    )
-    s = solve(engine, "What is 6 x 7?", num_samples=4, low=0, high=999, policy=EXACT)
+    said = then(PROGRAM + "unread", "so it is <SOLUTION>42</SOLUTION>", "```output\n42")
+    s = ask(serving(said), 4)
     assert s.answer == 42 and all("unread" not in c.text and "```output\n42\n```" in c.text for c in s.ended)
 
 
 def test_variables_are_kept_from_block_to_block(serving):
-    def model(prompt):
-        if "```output\n9" in prompt:
-            return "<SOLUTION>9</SOLUTION>"
-        return "```python\nprint(x + 2)\n```" if "```output" in prompt else "```python\nx = 7\n```"
-
-    assert solve(serving(model), "Q", num_samples=2, low=0, high=999).answer == 9
+    more = then("```python\nx = 7\n```", "```python\nprint(x + 2)\n```")
+    model = serving(lambda prompt: then(more(prompt), "<SOLUTION>9</SOLUTION>", "```output\n9")(prompt))
+    assert ask(model, 2).answer == 9
 
 
 def test_an_answer_that_its_own_program_contradicts_counts_less(serving):
@@ -68,52 +73,32 @@ def test_an_answer_that_its_own_program_contradicts_counts_less(serving):
             return "<SOLUTION>41</SOLUTION>" if "wild" in prompt else "<SOLUTION>42</SOLUTION>"
         return ("wild guess " if next(turn) else "") + PROGRAM  # three of four: none can be stopped early
 
-    s = solve(serving(model), "Q", num_samples=4, low=0, high=999, policy=EXACT)
+    s = ask(serving(model), 4)
     assert {sample.answer: sample.weight for sample in s.ended} == {41: 0.5, 42: 2.0} and s.answer == 42
 
 
 def test_a_program_that_found_the_answer_is_a_vote_when_the_sample_says_none(serving):
-    s = solve(
-        serving(lambda prompt: "I am lost." if "```output" in prompt else PROGRAM),
-        "Q",
-        num_samples=2,
-        low=0,
-        high=999,
-        policy=EXACT,
-    )
+    s = ask(serving(then(PROGRAM, "I am lost.")), 2)
     assert s.answer == 42 and {c.weight for c in s.ended} == {0.5}
 
 
 def test_a_program_that_never_ends_costs_its_turn_only(serving):
-    loop = "```python\nwhile True: pass\n```"
-    s = solve(
-        serving(lambda p: "<SOLUTION>7</SOLUTION>" if "```output" in p else loop),
-        "Q",
-        num_samples=1,
-        low=0,
-        high=999,
-        policy=EXACT,
-    )
+    s = ask(serving(then("```python\nwhile True: pass\n```", "<SOLUTION>7</SOLUTION>")))
     assert s.answer == 7 and "time" in s.ended[0].text.split("```output")[1]
 
 
 def test_no_more_blocks_run_than_the_profile_says(serving):
     engine = serving(lambda prompt: PROGRAM)
     engine.settings = replace(engine.settings, tool_turns=2)
-    s = solve(engine, "Q", num_samples=1, low=0, high=999, policy=EXACT)
+    s = ask(engine)
     assert s.ended[0].turns == s.ended[0].text.count("```output") == 2
     assert "<SOLUTION>" in s.ended[0].text  # the answer is forced in place of the third
 
 
 def test_only_the_share_of_samples_has_tools(serving):
-    engine = serving(
-        lambda prompt: (
-            "<SOLUTION>42</SOLUTION>" if "```output" in prompt else PROGRAM + "<SOLUTION>1</SOLUTION>"
-        )
-    )
+    engine = serving(then(PROGRAM + "<SOLUTION>1</SOLUTION>", "<SOLUTION>42</SOLUTION>"))
     engine.settings = replace(engine.settings, tools=0.25)
-    s = solve(engine, "Q", num_samples=8, low=0, high=999, policy=EXACT)
-    assert sum("```output" in c.text for c in s.ended) <= 2
+    assert sum("```output" in c.text for c in ask(engine, 8).ended) <= 2
 
 
 HERMES = (
@@ -142,7 +127,7 @@ def test_a_model_calls_python_in_its_own_format_and_reads_the_output_as_a_turn_o
         prompts.append(prompt)
         return "so it is <SOLUTION>42</SOLUTION>" if "<tool>42" in prompt else CALL
 
-    s = solve(with_calls(serving(model)), "What is 6 x 7?", num_samples=2, low=0, high=999, policy=EXACT)
+    s = ask(with_calls(serving(model)), 2)
     assert s.answer == 42 and {sample.weight for sample in s.ended} == {2.0}
     assert all(prompt.startswith("tool: python\n<user>What is 6 x 7?") for prompt in prompts)
     assert "<assistant>I compute.<tool_call>" in prompts[-1] and CALL_AND_OUTPUT in prompts[-1]
@@ -170,8 +155,7 @@ def test_the_prompt_of_a_question_is_encoded_once_and_no_sample_changes_that_of_
 @pytest.mark.parametrize("arguments", ['{"program": "1"}', '"print(1)"', '{"code": 7}'])
 def test_a_call_that_is_not_one_of_python_is_answered_and_the_sample_goes_on(serving, arguments):
     call = f'<tool_call>{{"name": "python", "arguments": {arguments}}}</tool_call>'
-    engine = with_calls(serving(lambda prompt: "<SOLUTION>7</SOLUTION>" if "<tool>" in prompt else call))
-    assert solve(engine, "Q", num_samples=1, low=0, high=999, policy=EXACT).answer == 7
+    assert ask(with_calls(serving(then(call, "<SOLUTION>7</SOLUTION>", "<tool>")))).answer == 7
 
 
 def test_what_a_program_prints_cannot_end_the_turn(serving):
@@ -179,31 +163,27 @@ def test_what_a_program_prints_cannot_end_the_turn(serving):
 
     def model(prompt):
         prompts.append(prompt)
-        return (
-            "<SOLUTION>7</SOLUTION>"
-            if "```output" in prompt
-            else f"```python\nprint({engine.tokenizer.eos_token!r} * 3)\n```"
-        )
+        program = f"```python\nprint({engine.tokenizer.eos_token!r} * 3)\n```"
+        return then(program, "<SOLUTION>7</SOLUTION>")(prompt)
 
     engine = serving(model)
     special = engine.tokenizer.eos_token
-    assert solve(engine, "Q", num_samples=1, low=0, high=999, policy=EXACT).answer == 7
+    assert ask(engine).answer == 7
     assert special not in prompts[-1].split("```output")[1]
 
 
 def test_without_a_sandbox_samples_continue_without_programs(serving, monkeypatch, capsys):
-    engine = serving(lambda prompt: "<SOLUTION>7</SOLUTION>" if "```output" in prompt else PROGRAM)
-    assert solve(engine, "Q", num_samples=1, low=0, high=999, policy=EXACT).answer == 7
+    engine = serving(then(PROGRAM, "<SOLUTION>7</SOLUTION>"))
+    assert ask(engine).answer == 7
     monkeypatch.setattr(sys, "executable", "/there/is/no/python")
     sandbox._server.close()
-    s = solve(engine, "Q", num_samples=2, low=0, high=999, policy=EXACT)
+    s = ask(engine, 2)
     assert s.answer == 7 and not s.note and "fork server does not start" in s.samples[0].text
-    sandbox.check.cache_clear()
-    programs.has_sandbox.cache_clear()
-    s = solve(engine, "Q", num_samples=2, low=0, high=999, policy=EXACT)
-    assert "samples go on without tools" in capsys.readouterr().out and all(
-        "```output" not in sample.text for sample in s.samples
-    )
+    for cached in sandbox.check, programs.has_sandbox:
+        cached.cache_clear()
+    s = ask(engine, 2)
+    assert "samples go on without tools" in capsys.readouterr().out
+    assert all("```output" not in sample.text for sample in s.samples)
     programs.has_sandbox.cache_clear()
     programs.pool.cache_clear()  # its sessions have ended with the fork server
 
