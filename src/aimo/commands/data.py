@@ -10,8 +10,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from aimo.commands.options import Key, Profile, RunDir
 from aimo.config import Distil, Prompt, Reject, Source, read_values, set_key
+from aimo.data import rejection, sources
+from aimo.data.sources import PRESETS
 from aimo.errors import AimoError, explain
 from aimo.inference.settings import PUBLIC, Tags
+from aimo.run import runs
 from aimo.run.progress import changing_line
 
 # The keys of `distil` that options go over.
@@ -64,8 +67,7 @@ def distil(
     ] = None,
 ) -> None:
     """Let a teacher behind OpenAI-compatible servers answer problems, several times each."""
-    from aimo.data import distillation
-    from aimo.data.sources import PRESETS
+    from aimo.data import distillation  # loads openai
 
     values = read_values(profile, set_) if profile else {}
     asked = values["distil"] = values.get("distil") or {}
@@ -112,9 +114,6 @@ def reject(
     page: Annotated[Path | None, typer.Option(help="Write a page of what was kept here.")] = None,
 ) -> None:
     """Keep the right and finished completions of a set, judged by their answers."""
-    from aimo.data import rejection, sources
-    from aimo.data.sources import PRESETS
-
     if out.suffix not in (".jsonl", ".parquet"):
         raise AimoError(f"--out {out}: takes a .jsonl or a .parquet file")
     options = {"max_per_problem": max_per_problem, "prefer": prefer, "pass_rate": pass_rate}
@@ -130,7 +129,7 @@ def reject(
     rejection.save(found.kept, out)
     print(f"{found}: {out}")
     if page:
-        from aimo.report import pages
+        from aimo.report import pages  # draws with matplotlib
 
         print(f"page: {pages.write_distillation(page, source, found, wanted.pass_rate)}")
 
@@ -156,7 +155,6 @@ def pack(
     push_to_hub: Annotated[str | None, typer.Option(help="Then push to this dataset, owner/name.")] = None,
 ) -> None:
     """Tokenise and pack a run's SFT set before training, which then finds it."""
-    from aimo.run import runs
 
     run = runs.begin("sft", profile, run_dir, set_)
     from aimo.train.sft import pack_rows  # loads TRL

@@ -1,5 +1,7 @@
 """`aimo kaggle …`: arguments to one call of this wing, and a line on what it did."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from aimo.errors import AimoError
+from aimo.kaggle.check import check_kernel
 
 app = typer.Typer(
     no_args_is_help=True, help="From the repository to Kaggle and back: push, follow, submit, scores."
@@ -25,21 +28,21 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Print each request and 
 License = Annotated[str, typer.Option("--license", help="The licence, by Kaggle's name, of what is created.")]
 
 
-def connect(dry_run: bool) -> Any:
-    """The client; importing it takes a moment, which no other command should pay."""
-    from aimo.kaggle import client
+@contextmanager
+def connected(dry_run: bool) -> Iterator[tuple[Any, Any, Any]]:
+    """Sign in; give the client, and the modules that ask it for transfers and for versions of kernels."""
+    from aimo.kaggle import client, transfers, versions  # Kaggle's package signs in when it is imported
 
-    return client.connect(dry_run)
+    with client.connect(dry_run) as api:
+        yield api, transfers, versions
 
 
 @app.command("login-check")
 def login_check(dry_run: DryRun = False) -> None:
     """Print whose token is used, and what is left of the week's GPU time."""
-    with connect(dry_run) as api:
-        from aimo.kaggle.client import find_token
-
+    with connected(dry_run) as (api, _, _):
         quota = api.quota_view()
-        print(f"signed in as {api.user}, with {find_token()[1]}")
+        print(f"signed in as {api.user}, with {api.token_source}")
         if gpu := quota.gpu_quota:
             total, used = (t.total_seconds() / 3600 for t in (gpu.total_time_allowed, gpu.time_used))
             left = f"{max(0, total - used):.1f} of {total:.1f} hours left"
@@ -56,9 +59,7 @@ def data(
     dry_run: DryRun = False,
 ) -> None:
     """Download and unpack a competition's data, with its kaggle_evaluation."""
-    with connect(dry_run) as api:
-        from aimo.kaggle import transfers
-
+    with connected(dry_run) as (api, transfers, _):
         folder = transfers.download_competition(api, competition, inputs)
         if folder is None:
             return
@@ -86,13 +87,9 @@ def push(
     dry_run: DryRun = False,
 ) -> None:
     """Check and push a kernel, which Kaggle then runs. Exit code 1 when the run failed."""
-    from aimo.kaggle.check import check_kernel
-
     if faults := check_kernel(kernel):
         raise AimoError(f"kernel {kernel}: {'; '.join(faults)}")
-    with connect(dry_run) as api:
-        from aimo.kaggle import versions
-
+    with connected(dry_run) as (api, _, versions):
         version, metadata = versions.push_kernel(api, kernel, source)
         if dry_run:
             return
@@ -111,9 +108,7 @@ def push(
 @app.command()
 def status(kernel: Kernel, number: Number = None, dry_run: DryRun = False) -> None:
     """Print how far a version of a kernel is."""
-    with connect(dry_run) as api:
-        from aimo.kaggle import versions
-
+    with connected(dry_run) as (api, _, versions):
         version, _ = versions.find_version(api, kernel, number)
         state, message = versions.ask_state(api, version)
         if not dry_run:
@@ -123,9 +118,7 @@ def status(kernel: Kernel, number: Number = None, dry_run: DryRun = False) -> No
 @app.command()
 def logs(kernel: Kernel, number: Number = None, dry_run: DryRun = False) -> None:
     """Print a version's log, as it comes while it runs."""
-    with connect(dry_run) as api:
-        from aimo.kaggle import versions
-
+    with connected(dry_run) as (api, _, versions):
         version, _ = versions.find_version(api, kernel, number)
         state, _ = versions.ask_state(api, version)
         if state == versions.State.RUNNING:
@@ -144,9 +137,7 @@ def output(
     dry_run: DryRun = False,
 ) -> None:
     """Download a version's output and log, and compare each file with what Kaggle lists."""
-    with connect(dry_run) as api:
-        from aimo.kaggle import versions
-
+    with connected(dry_run) as (api, _, versions):
         folder = versions.download_output(api, versions.find_version(api, kernel, number)[0], to)
         if not dry_run:
             print(f"output: {folder}")
@@ -166,9 +157,7 @@ def push_model(
     dry_run: DryRun = False,
 ) -> None:
     """Push a run's last model as a new version, and compare sizes and hashes with what Kaggle then has."""
-    with connect(dry_run) as api:
-        from aimo.kaggle import transfers
-
+    with connected(dry_run) as (api, transfers, _):
         source = transfers.push_run(api, run, to, license_name)
         if not dry_run:
             print(f"model: {source}")
@@ -185,9 +174,7 @@ def push_dataset(
     dry_run: DryRun = False,
 ) -> None:
     """Push a folder as a new version of a private dataset, and compare it with what Kaggle then lists."""
-    with connect(dry_run) as api:
-        from aimo.kaggle import transfers
-
+    with connected(dry_run) as (api, transfers, _):
         ref = transfers.push_folder(api, folder, name, license_name)
         if not dry_run:
             print(f"dataset: {ref}")
@@ -204,9 +191,7 @@ def submit(
     dry_run: DryRun = False,
 ) -> None:
     """Submit a complete version of a kernel that left answers."""
-    with connect(dry_run) as api:
-        from aimo.kaggle import versions
-
+    with connected(dry_run) as (api, _, versions):
         ref = versions.submit_version(api, kernel, number, message, competition)
         if not dry_run:
             print(f"submission {ref}; see `aimo kaggle scores`")
@@ -218,9 +203,7 @@ def scores(
     dry_run: DryRun = False,
 ) -> None:
     """Print the submissions to a competition with their scores, and what made them."""
-    with connect(dry_run) as api:
-        from aimo.kaggle import versions
-
+    with connected(dry_run) as (api, _, versions):
         rows = versions.list_scores(api, competition)
         if dry_run:
             return

@@ -20,7 +20,13 @@ from aimo.commands.options import (
     solver_settings,
     start,
 )
+from aimo.config import read_values
 from aimo.errors import AimoError
+from aimo.evaluation import traces
+from aimo.evaluation.benchmarks import find_benchmark
+from aimo.inference.competitions import COMPETITIONS
+from aimo.inference.model_folder import check_model_folder, read_adapter
+from aimo.inference.storage import write_json
 
 Journals = Annotated[list[Path], typer.Argument(help="Journals of the solver, or public traces.")]
 
@@ -47,23 +53,21 @@ def replay(
     plot: Annotated[Path | None, typer.Option(help="Draw accuracy against tokens here.")] = None,
 ) -> None:
     """Compare rules of voting, stopping and time on recorded samples, without a model."""
-    from aimo.evaluation import replay as lab
-    from aimo.evaluation import traces
-    from aimo.inference.storage import write_json
+    from aimo.evaluation import replay  # draws with matplotlib
 
     check_folder("--json", to)
     check_folder("--plot", plot)
-    rules = [lab.parse_rule(name) for name in policy or []]
+    rules = [replay.parse_rule(name) for name in policy or []]
     figures = []
     for one in traces.read_traces(files, traces.read_golds(answers) if answers else {}):
-        rows = lab.compare_rules(one, rules, draws, seed, samples, budget)
-        lab.show_rules(one, rows)
+        rows = replay.compare_rules(one, rules, draws, seed, samples, budget)
+        replay.show_rules(one, rows)
         figures += rows
     record = {"rules": [asdict(row) for row in figures]}
     for option, path in ("--json", to), ("--plot", plot):
         try:
             if path:
-                write_json(path, record) if option == "--json" else lab.plot_rules(figures, path)
+                write_json(path, record) if option == "--json" else replay.plot_rules(figures, path)
         except (OSError, ValueError) as e:  # matplotlib raises ValueError for a suffix that it does not know
             reason = e.strerror if isinstance(e, OSError) else str(e)
             raise AimoError(f"{option} {path}: {reason}; take a file that can be written") from None
@@ -80,17 +84,14 @@ def forecast(
     seed: Seed = 0,
 ) -> None:
     """Forecast the score of a competition from recorded samples, and how many runs tell a gain from luck."""
-    from aimo.evaluation import forecast as lab
-    from aimo.evaluation import traces
-    from aimo.evaluation.replay import parse_rule
-    from aimo.inference.competitions import COMPETITIONS
+    from aimo.evaluation import forecast, replay  # draw with matplotlib
 
     if competition not in COMPETITIONS:
         raise AimoError(f"--competition {competition}: there are {', '.join(COMPETITIONS)}")
     for one in traces.read_traces(files, traces.read_golds(answers) if answers else {}):
-        chances = lab.chances_of(one.questions, parse_rule(policy), samples, draws, seed)
+        chances = forecast.chances_of(one.questions, replay.parse_rule(policy), samples, draws, seed)
         print(f"{one.name}: {len(one.questions)} questions recorded, {policy}, {samples} samples")
-        lab.show_forecast(lab.forecast_score(chances, runs, COMPETITIONS[competition].questions))
+        forecast.show_forecast(forecast.forecast_score(chances, runs, COMPETITIONS[competition].questions))
 
 
 def evaluate(
@@ -122,10 +123,7 @@ def evaluate(
     ] = False,
 ) -> None:
     """Measure a model on benchmarks; started again, it goes on, and what is complete is scored again."""
-    from aimo.config import read_values
-    from aimo.evaluation import evaluate as lab
-    from aimo.evaluation.benchmarks import find_benchmark
-    from aimo.inference.model_folder import check_model_folder, read_adapter
+    from aimo.evaluation import evaluate  # draws with matplotlib
 
     layers = list(solver_settings(profile, set_, samples, vllm))
     check_server(server, adapter, layers[1])
@@ -135,18 +133,18 @@ def evaluate(
         raise AimoError(f"{given}: lighteval, which asks gpqa and lcb, takes none; leave them out")
     if adapter:
         read_adapter(adapter)
-    name = lab.name_of(model) + (f"+{lab.name_of(Path(adapter))}" if adapter else "")
+    name = evaluate.name_of(model) + (f"+{evaluate.name_of(Path(adapter))}" if adapter else "")
     tracker = (read_values(profile).get("training") or {}).get("log_to", "none") if profile else "none"
     trained = Path(adapter) if adapter else None
     asked = benchmarks.split(",")
-    wanted = lab.Wanted(model, name, asked, layers, data, rows, seed, trained, tracker, card_data)
-    folder = lab.folder_of(name, run_dir)
+    wanted = evaluate.Wanted(model, name, asked, layers, data, rows, seed, trained, tracker, card_data)
+    folder = evaluate.folder_of(name, run_dir)
 
     def sampler(settings: Any) -> Any:
         return start(model, [asdict(settings)], seed, server, adapter)
 
     try:
-        lab.show_scores(lab.evaluate(wanted, sampler, folder, audit))
+        evaluate.show_scores(evaluate.evaluate(wanted, sampler, folder, audit))
     except KeyboardInterrupt:
         raise AimoError(
             f"interrupted; what has ended is kept in {folder}, run the same command again to go on"
@@ -167,8 +165,9 @@ def compare(
     ] = None,
 ) -> None:
     """Compare models on the same questions, and say whether the difference is more than luck."""
-    from aimo.evaluation import compare as lab
-    from aimo.evaluation.evaluate import folder_of
+    from aimo.evaluation import compare, evaluate  # draw with matplotlib
 
-    folder = folder_of("-".join(path.name for path in runs), run_dir, "compare")
-    print(*lab.compare_folders(runs, differ or [], folder), f"page: {folder / 'comparison.html'}", sep="\n")
+    folder = evaluate.folder_of("-".join(path.name for path in runs), run_dir, "compare")
+    print(
+        *compare.compare_folders(runs, differ or [], folder), f"page: {folder / 'comparison.html'}", sep="\n"
+    )

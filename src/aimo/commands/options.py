@@ -5,7 +5,12 @@ from typing import Annotated, Any
 
 import typer
 
+from aimo.config import read_values, set_key
 from aimo.errors import AimoError
+from aimo.inference.engine import Engine
+from aimo.inference.model_folder import check_model_folder
+from aimo.inference.settings import resolve
+from aimo.run.runs import quiet
 
 Profile = Annotated[str, typer.Option(help="A name in notebooks/profiles, or a path to a YAML file.")]
 RunDir = Annotated[str | None, typer.Option(help="The run's folder; runs/PROFILE if not given.")]
@@ -38,16 +43,14 @@ def start(
     model: str | Path, layers: list[dict[str, Any]], seed: int, server: list[str] | None, adapter: str | None
 ) -> Any:
     """Return the servers of a model, or else an engine, with layers over the folder's settings."""
-    from aimo.inference.engine import Engine
-    from aimo.inference.model_folder import check_model_folder
-    from aimo.inference.server import Server
-    from aimo.inference.settings import resolve
-    from aimo.run.runs import quiet
-
     quiet()
     check_model_folder(model)
     settings = resolve(model, *layers)
-    return Server(server, model, settings) if server else Engine(model, settings, seed=seed, adapter=adapter)
+    if not server:
+        return Engine(model, settings, seed=seed, adapter=adapter)
+    from aimo.inference.server import Server  # loads openai
+
+    return Server(server, model, settings)
 
 
 def check_server(server: list[str] | None, adapter: str | None, settings: dict[str, Any]) -> None:
@@ -60,8 +63,6 @@ def solver_settings(
     profile: str | None, overrides: list[str] | None, samples: int | None, vllm: list[str] | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the solver's settings that a profile's inference section has, and those of the command line."""
-    from aimo.config import read_values, set_key
-
     section = read_values(profile).get("inference") or {} if profile else {}
     written = {
         key: value for key, value in section.items() if value is not None and key not in ("test", "test_rows")

@@ -12,8 +12,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from aimo.commands import data, kaggle
-from aimo.commands import measure as lab
+from aimo.commands import data, kaggle, measure
+from aimo.commands import doctor as diagnosis
 from aimo.commands.options import (
     Adapter,
     EngineArguments,
@@ -31,8 +31,17 @@ from aimo.commands.options import (
 )
 from aimo.config.stages import STAGES
 from aimo.errors import AimoError, EngineError, StageError
+from aimo.inference import vllm_process
+from aimo.inference.competitions import read_questions
 from aimo.inference.errors import redact
-from aimo.inference.storage import KEPT, NO_ROOM
+from aimo.inference.gateway import answer_file, journal_beside
+from aimo.inference.settings import resolve
+from aimo.inference.solver import ask
+from aimo.inference.storage import KEPT, NO_ROOM, SampleFile
+from aimo.kaggle import kernels
+from aimo.kaggle.check import check_kernel
+from aimo.run import hub
+from aimo.run.runs import figures
 
 HELP = """From a base model to an AI Mathematical Olympiad submission: data, SFT, GRPO, DPO, voted inference.
 
@@ -87,8 +96,7 @@ def run(
 ) -> None:
     """Do the stages of a profile that are not finished yet, and write the report."""
     try:
-        from aimo import pipeline
-        from aimo.run.runs import figures
+        from aimo import pipeline  # loads papermill
 
         folder = pipeline.run(profile, run_dir, set_, test=test, from_stage=from_, until=until)
     except KeyboardInterrupt:
@@ -129,7 +137,7 @@ def launch(
     set_: Key = None,
 ) -> None:
     """Train a stage in several processes, under `accelerate launch` or in a Slurm job."""
-    from aimo.train import launch
+    from aimo.train import launch  # loads matplotlib
 
     if cpu and (gpus or slurm):
         raise AimoError("--cpu goes with neither --gpus nor --slurm: it tries a stage on this machine")
@@ -168,11 +176,6 @@ def solve(
     vllm: EngineArguments = None,
 ) -> None:
     """Answer one PROBLEM, or the questions of a CSV, with a majority vote."""
-    from aimo.inference.competitions import read_questions
-    from aimo.inference.gateway import answer_file, journal_beside
-    from aimo.inference.solver import ask
-    from aimo.inference.storage import SampleFile
-
     # All is checked before the model is loaded.
     if (problem is None) == (test is None):
         raise AimoError("give either a problem in quotes or a CSV of problems with --test")
@@ -216,10 +219,6 @@ def serve(
     log: Annotated[Path, typer.Option(help="Where vLLM writes.")] = Path("vllm.log"),
 ) -> None:
     """Serve a model with vLLM's OpenAI-compatible server, until Ctrl-C."""
-    from aimo.inference import vllm_process
-    from aimo.inference.settings import resolve
-    from aimo.run import hub
-
     check_folder("--log", log)
     if log.is_dir():
         raise AimoError(f"--log {log} is a folder; name a file in it")
@@ -241,10 +240,10 @@ def serve(
 data_commands.command()(data.pack)
 app.command()(data.distil)
 app.command()(data.reject)
-app.command()(lab.replay)
-app.command()(lab.forecast)
-app.command()(lab.evaluate)
-app.command()(lab.compare)
+app.command()(measure.replay)
+app.command()(measure.forecast)
+app.command()(measure.evaluate)
+app.command()(measure.compare)
 
 
 @kernel.command()
@@ -256,8 +255,6 @@ def build(
     out: Annotated[Path | None, typer.Option(help="Another folder for the notebooks.")] = None,
 ) -> None:
     """Build the self-contained notebooks of kernels from the sources."""
-    from aimo.kaggle import kernels
-
     for name in names or kernels.kernels_of(profile):
         print(kernels.build_kernel(name, out, profile))
 
@@ -265,8 +262,6 @@ def build(
 @kernel.command()
 def check(name: Annotated[str, typer.Argument(help="A folder of kernels/, or a path.")]) -> None:
     """Find what Kaggle would refuse of a kernel, or what would fail an hour after its push."""
-    from aimo.kaggle.check import check_kernel
-
     if faults := check_kernel(name):
         raise AimoError(f"kernel {name}: {'; '.join(faults)}")
     print(f"kernel {name}: no fault found")
@@ -275,9 +270,7 @@ def check(name: Annotated[str, typer.Argument(help="A folder of kernels/, or a p
 @app.command()
 def doctor() -> None:
     """Print what is installed, the device, and the remedy for each missing or mismatched piece."""
-    from aimo.commands import doctor
-
-    rows = doctor.diagnose()
+    rows = diagnosis.diagnose()
     table = Table(*rows[0])
     for row in rows:
         table.add_row(*row.values(), style="red" if row["remedy"] else "")

@@ -60,9 +60,9 @@ class Timed(HTTPAdapter):
 class Api(KaggleApi):  # type: ignore[misc]
     """Kaggle's client with each request under `call`."""
 
-    def __init__(self, dry_run: bool = False):
+    def __init__(self, token_source: str, dry_run: bool = False):
         super().__init__()
-        self.dry_run = dry_run
+        self.token_source, self.dry_run = token_source, dry_run
 
     @property
     def user(self) -> str:
@@ -205,7 +205,7 @@ def connect(dry_run: bool = False) -> Iterator[Api]:
     # https://github.com/Kaggle/kaggle-cli/issues/1188
     for module in (kaggle_api_extended, kaggle_http_client):
         module.get_access_token_from_env = lambda: (token, source)
-    api = Api(dry_run)
+    api = Api(source, dry_run)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             try:
