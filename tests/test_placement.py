@@ -3,7 +3,6 @@
 A fake stands for what this machine lacks: torch.cuda, nvidia-smi, Unsloth's loader, Transformers' loader.
 """
 
-import dataclasses
 import functools
 import re
 import shlex
@@ -96,7 +95,7 @@ def load(*overrides, with_vllm=False):
     return models.load_model(TINY, profile(*overrides), with_vllm)
 
 
-# ---- 1 and 7: Unsloth's loader
+# ---- Unsloth's loader
 
 
 def test_unsloth_is_silent_but_vllm_finds_a_file_descriptor_while_it_loads(gpus, loaded, capfd):
@@ -107,12 +106,7 @@ def test_unsloth_is_silent_but_vllm_finds_a_file_descriptor_while_it_loads(gpus,
     )
 
 
-def test_unsloths_engine_has_the_memory_and_the_seed_of_the_profile(gpus, loaded):
-    load("model.backend=unsloth", "grpo.vllm_gpu_memory=0.3", "seed=7", with_vllm=True)
-    assert loaded.unsloth["gpu_memory_utilization"] == 0.3 and loaded.unsloth["random_state"] == 7
-
-
-# ---- 3, 4, 5, 9: GPU and number type of each process
+# ---- GPU and number type of each process
 
 
 @pytest.mark.parametrize(
@@ -153,7 +147,7 @@ def test_unsloth_trains_all_weights_in_float32(gpus, loaded):
     assert loaded.unsloth["float32_mixed_precision"] and loaded.unsloth["full_finetuning"]
 
 
-# ---- 2: adapters of a four-bit model
+# ---- adapters of a four-bit model
 
 
 def test_adapters_of_a_four_bit_model_are_trained_in_float32_though_trl_casts_them(tmp_path):
@@ -182,7 +176,7 @@ def test_adapters_of_a_four_bit_model_are_trained_in_float32_though_trl_casts_th
     assert types == [{torch.bfloat16}, {torch.float32}]
 
 
-# ---- 3: several GPUs in one process
+# ---- several GPUs in one process
 
 
 @pytest.mark.parametrize("gpus", [2], indirect=True)
@@ -200,7 +194,7 @@ def test_a_notebook_says_how_to_train_on_the_gpus_that_it_leaves(gpus, loaded, c
     assert ("takes one of the 2 GPUs; `aimo launch`" in capsys.readouterr().out) == told
 
 
-# ---- 5, 6, 10: completions of a probe
+# ---- completions of a probe
 
 
 class Asked:
@@ -261,40 +255,7 @@ def test_a_probe_answers_no_more_tokens_at_once_than_fit_beside_vllm():
     assert [text[:3] for text in texts] == [text[:3] for text in again]
 
 
-# ---- 7: what the profile resolves to is what runs
-
-
-def unsloths(kind):
-    """A configuration class as Unsloth puts it in the place of TRL's: same name, other defaults, and an
-    upper clip of its own for an explicit `dapo` (models/rl.py of unsloth 2026.10.9)."""
-
-    class Config(kind):
-        def __init__(self, vllm_importance_sampling_correction=False, epsilon_high=None, **keywords):
-            keywords |= {"vllm_importance_sampling_correction": vllm_importance_sampling_correction}
-            super().__init__(epsilon_high=epsilon_high or 0.28, **keywords)
-            self.torch_empty_cache_steps = 250
-            self.generation_kwargs = {}
-
-    Config.__name__ = kind.__name__
-    return Config
-
-
-@pytest.mark.parametrize("overrides", [[], ["grpo.trl={epsilon_high: 0.4}"]])
-def test_unsloths_defaults_take_the_place_of_no_setting_that_trl_resolves(tmp_path, monkeypatch, overrides):
-    import trl
-
-    from aimo.train import arguments
-
-    plain = arguments.stage_arguments("grpo", profile(*overrides), tmp_path)
-    monkeypatch.setattr(trl, "GRPOConfig", unsloths(trl.GRPOConfig))
-    theirs = arguments.stage_arguments("grpo", profile(*overrides), tmp_path)
-    names = [f.name for f in dataclasses.fields(plain)]
-    differ = {name for name in names if getattr(plain, name) != getattr(theirs, name)}
-    assert differ == {"generation_kwargs"} and differ <= arguments.UNSLOTHS.keys()
-    assert theirs.vllm_importance_sampling_correction
-
-
-# ---- 8: combinations that these versions cannot run
+# ---- combinations that these versions cannot run
 
 
 @pytest.mark.parametrize(
@@ -369,11 +330,7 @@ def test_advice_in_a_launched_process_keeps_its_command(monkeypatch, tmp_path):
     assert "`aimo launch` again with `--set sft.batch_size=" in told and "4bit" not in told
 
 
-# ---- 9: shortcuts of the CPU
-
-
-@pytest.mark.parametrize("how", ["fsdp", "zero2", "zero3"])
-def test_a_model_that_waits_on_the_cpu_for_its_gpus_takes_no_shortcut_of_the_cpu(how):
+def test_a_model_that_waits_on_the_cpu_for_its_gpus_takes_no_shortcut_of_the_cpu():
     import torch
 
     from aimo.train.grpo import generates_merged
@@ -382,7 +339,7 @@ def test_a_model_that_waits_on_the_cpu_for_its_gpus_takes_no_shortcut_of_the_cpu
         assert generates_merged(SimpleNamespace(device=torch.device(device)), profile()) == merged
 
 
-# ---- 11: a GPU that torch cannot use
+# ---- a GPU that torch cannot use
 
 
 @pytest.fixture

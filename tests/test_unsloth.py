@@ -21,8 +21,8 @@ PatchFastRL()
 """Unsloth as it is on a GPU: its own trainers and configurations in TRL's place."""
 INHERIT = """
 import inspect
-from aimo.train import compat, grpo, sft
-for ours in (sft.SftTrainer, grpo.GrpoTrainer):
+from aimo.train import compat, grpo, sft, trainers
+for ours in (sft.SftTrainer, grpo.GrpoTrainer, trainers.DpoTrainer):
     names = [base.__name__ for base in ours.__mro__]
     stage = ours.__name__.replace("Trainer", "").upper()
     assert names.index("Shared") < names.index(f"Unsloth{stage}Trainer")
@@ -34,7 +34,6 @@ assert list(theirs)[:5] == list(inspect.signature(getattr(compat.LogProbHook, na
 BUILD = """
 import json, sys
 from pathlib import Path
-import trl
 from aimo import config, rewards
 from datasets import Dataset
 from aimo.train import arguments, grpo, models, sft, trainers
@@ -43,8 +42,7 @@ def plain(thing):
     kept = {name: value for name, value in vars(thing).items() if name != "reward_funcs"}
     return {n: v for n, v in kept.items() if isinstance(v, (bool, int, float, str, list, dict, type(None)))}
 
-kinds = {"sft": sft.SftTrainer, "grpo": grpo.GrpoTrainer}
-kinds["dpo"] = type("Dpo", (trainers.Shared, trl.DPOTrainer), {})
+kinds = {"sft": sft.SftTrainer, "grpo": grpo.GrpoTrainer, "dpo": trainers.DpoTrainer}
 found, base = {}, Path(sys.argv[1])
 reply = [{"role": "assistant", "content": "2"}]
 row = {"prompt": [{"role": "user", "content": "1 + 1?"}], "answer": "2", "completion": reply}
@@ -70,6 +68,33 @@ for name, settings in json.loads(sys.argv[2]).items():
         found[f"{name} {stage}"] = {"args": plain(trainer.args), "trainer": plain(trainer)}
 print()
 print(json.dumps(found, default=str))
+"""
+RUN = """
+import json, sys
+from pathlib import Path
+import torch
+from aimo import config
+from aimo.train import models, sft, trainers
+
+few = ["sft.max_steps=3", "sft.batch_size=4", "sft.learning_rate=0.01", "sft.probe_steps=3"]
+profile = config.load("tiny", few)
+base, folder = Path(sys.argv[1]), Path("run")
+folder.mkdir()
+torch.set_num_threads(1)
+model, tokenizer = models.load_with_peft(base, profile), models.load_tokenizer(base, profile)
+rows = [
+    {
+        "prompt": [{"role": "user", "content": f"What is {i} + {i}?"}],
+        "completion": [{"role": "assistant", "content": f"<start_working_out>{2 * i}"}],
+        "answer": str(2 * i),
+    }
+    for i in range(12)
+]
+log = sft.train_sft(model, tokenizer, rows, profile, folder, lambda *_: None, probe=rows[:2])
+kinds = [kind.__name__ for kind in sft.SftTrainer.__mro__]
+trained = sorted(path.name for path in (folder / "trained").iterdir())
+print()
+print(json.dumps([kinds, [record["loss"] for record in log if "loss" in record], trained]))
 """
 HERE = [
     f"model.base={TINY}",
@@ -108,25 +133,35 @@ def settings_of(name):
     return here if profile.model.dtype == "float32" else [*here, "model.dtype=bfloat16"]
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    """The values of TRL's trainers and of Unsloth's, by profile and stage: built in a process each."""
-    names = [path.stem for path in config.PROFILES.glob("*.yaml") if config.load(path.stem).trained]
-    arguments = [str(TINY), json.dumps({name: settings_of(name) for name in names})]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, *arguments],
-            cwd=tmp_path_factory.mktemp("built"),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+def outputs_of(folder, codes, *arguments):
+    """What programs print in their last line, as JSON; they run side by side."""
+    processes = []
+    for i, code in enumerate(codes):
+        (cwd := folder / str(i)).mkdir()
+        command = [sys.executable, "-c", code, str(TINY), *arguments]
+        processes.append(
+            subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         )
-        for code in (BUILD, ON_GPU + INHERIT + BUILD)
-    ]
     outputs = [process.communicate() for process in processes]
     for process, (_, stderr) in zip(processes, outputs, strict=True):
         assert process.returncode == 0, stderr[-2000:]
     return [json.loads(stdout.splitlines()[-1]) for stdout, _ in outputs]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """The values of TRL's trainers and of Unsloth's, by profile and stage."""
+    names = [path.stem for path in config.PROFILES.glob("*.yaml") if config.load(path.stem).trained]
+    settings = json.dumps({name: settings_of(name) for name in names})
+    return outputs_of(tmp_path_factory.mktemp("built"), [BUILD, ON_GPU + INHERIT + BUILD], settings)
+
+
+@pytest.mark.train
+def test_unsloths_own_sft_trainer_trains_with_the_losses_of_trls(tmp_path):
+    (_, plain, trained), (kinds, losses, saved) = outputs_of(tmp_path, [RUN, ON_GPU + RUN])
+    assert kinds.index("Shared") < kinds.index("UnslothSFTTrainer")
+    assert len(losses) == 3 and losses == pytest.approx(plain, rel=1e-3) and losses[2] < losses[0]
+    assert saved == trained
 
 
 def differing(built, part):

@@ -76,11 +76,9 @@ def stage_arguments(stage: str, profile: Profile, folder: Path) -> Any:
     AimoError names a key under `STAGE.trl` that TRL does not know, that has its own key here, or that TRL
     refuses.
     """
-    import trl  # after Unsloth
+    from aimo.train import compat  # imports TRL, after Unsloth
 
-    from aimo.train import compat  # imports TRL
-
-    kind, section = getattr(trl, f"{stage.upper()}Config"), getattr(profile, stage)
+    kind, section = getattr(compat.trl, f"{stage.upper()}Config"), getattr(profile, stage)
     cuda, dtype = machine.computes_on_gpu(), choose_dtype(profile)[0]
     known = {f.name for f in fields(kind)}
     for key in section.trl:

@@ -1,8 +1,11 @@
 """Every private name of TRL and Transformers that aimo touches; no other module uses one.
 
-Written for TRL 1.15.0 and Transformers 5.17.0. Each entry says why the public interface is not enough, and
-where the name stands. Import this module after Unsloth, which patches TRL. Out of scope: names without an
-underscore.
+Written for TRL 1.15.0 and Transformers 5.17.0. Each entry says why the public interface is not enough. Import
+this module after Unsloth, which patches TRL.
+
+https://github.com/huggingface/trl/blob/v1.15.0/trl/trainer/sft_trainer.py, grpo_trainer.py, utils.py
+https://github.com/huggingface/trl/blob/v1.15.0/trl/generation/vllm_generation.py
+https://github.com/huggingface/transformers/blob/v5.17.0/src/transformers/trainer.py, training_args.py
 """
 
 import contextlib
@@ -11,47 +14,43 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+import trl
 from accelerate.utils import gather_object
-from trl import SFTTrainer
 from trl.trainer import grpo_trainer, utils
 
 LogProbs = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
 
 
 class OrderHook:
-    """Base class of trainers that choose the order of their rows, placed before TRL's class.
+    """Before TRL's class among the bases of a trainer: lets it choose the order of its rows.
 
     `Trainer._get_train_sampler` (Transformers; overridden by TRL's GRPOTrainer): `get_train_dataloader` is
     public, but it builds the sampler and prepares the loader for several processes in one step.
-    https://github.com/huggingface/transformers/blob/v5.17.0/src/transformers/trainer.py
     """
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
         return self.order_rows(super()._get_train_sampler(dataset))  # type: ignore[misc]
 
     def order_rows(self, sampler: Any) -> Any:
-        """The sampler to use in place of the trainer's own."""
+        """Return the sampler to use in place of the trainer's own."""
         return sampler
 
 
 def pack(dataset: Any, args: Any) -> Any:
-    """What TRL's SFTTrainer makes of a tokenised dataset, without a trainer and its model.
+    """Return what TRL's SFTTrainer makes of a tokenised dataset, without a trainer and its model.
 
-    `SFTTrainer._prepare_dataset` (TRL) makes labels and packs: `trl.pack_dataset` is public, but what
-    surrounds it is not.
-    https://github.com/huggingface/trl/blob/v1.15.0/trl/trainer/sft_trainer.py
+    `SFTTrainer._prepare_dataset` (TRL) makes labels and packs; only `trl.pack_dataset` is public.
     """
     unused: Any = None
     masked: Any = SimpleNamespace(completion_only_loss=True)  # all that it reads for rows that are tokenised
-    return SFTTrainer._prepare_dataset(masked, dataset, unused, args, True, None, "train")
+    return trl.SFTTrainer._prepare_dataset(masked, dataset, unused, args, True, None, "train")
 
 
 class LogProbHook:
-    """Base class of GRPO trainers that change how log-probabilities are computed, placed before TRL's class.
+    """Before TRL's class among the bases of a GRPO trainer: changes how log-probabilities are computed.
 
     `GRPOTrainer._get_per_token_logps_and_entropies` (TRL): the policy's, the old policy's and the reference's
     log-probabilities all come from it, and no public method stands between it and the loss.
-    https://github.com/huggingface/trl/blob/v1.15.0/trl/trainer/grpo_trainer.py
     """
 
     def _get_per_token_logps_and_entropies(
@@ -67,41 +66,35 @@ class LogProbHook:
     def log_probs(
         self, compute: Callable[..., LogProbs], input_ids: Any, attention_mask: Any, logits_to_keep: int
     ) -> LogProbs:
-        """Log-probabilities and entropies (rows, logits_to_keep), and the auxiliary loss; by TRL's
+        """Return log-probabilities and entropies (rows, logits_to_keep) and the auxiliary loss, by TRL's
         `compute`."""
         return compute(input_ids, attention_mask, logits_to_keep)
 
 
 Sampled = tuple[tuple[Any, ...], torch.Tensor]
-"""A completion: its row of the data set, the prompt and the reply as messages, prompt ids, completion ids,
-mask of the ids that the policy sampled, and log-probabilities; and its reward by each function."""
-COMPLETION_IDS = 4
+"""A completion: its row of the data set, prompt and reply as messages, prompt ids, completion ids, mask of
+the ids that the policy sampled, log-probabilities; and its reward by each function."""
+COMPLETION_IDS = 4  # where they stand
 
 
 class SamplingHook:
-    """Base class of GRPO trainers that choose what to train on among what they sample, placed before TRL's
-    class.
+    """Before TRL's class among the bases of a GRPO trainer: chooses what to train on of what it samples.
 
     `GRPOTrainer._generate_and_score_completions` (TRL) samples with `_generate`, scores with
     `_calculate_rewards`, and makes tensors of all rows. Rows are exchanged between the two, so that masks,
     log-probabilities and advantages are TRL's. `_metrics` are averaged inside `GRPOTrainer.log`;
     `_batch_environments` has one environment's name for each row of a step.
-    https://github.com/huggingface/trl/blob/v1.15.0/trl/trainer/grpo_trainer.py
     """
 
     model: Any
     accelerator: Any
     args: Any
-    state: Any
     processing_class: Any
     train_dataset: Any
+    num_generations: Any
+    reward_weights: Any
     environments: Any
     _batch_environments: Any
-    num_generations: Any
-    reward_weights: torch.Tensor
-    reward_func_names: list[str]
-    eos_token_ids: list[int]
-    mask_truncated_completions: bool
 
     def _generate_and_score_completions(self, inputs: Any) -> Any:
         self.inputs, self.chosen, self.tried = inputs, None, []  # type: ignore[var-annotated]
@@ -156,16 +149,14 @@ class SamplingHook:
         self.environments, self._batch_environments = every, names
 
     def choose(self, inputs: list[dict[str, Any]]) -> list[Sampled] | None:
-        """What to train on in this step, in all processes together; None for what TRL samples for `inputs`.
-
-        Whole groups, as many as can be split over the processes and TRL's `steps_per_generation`.
-        """
-        return None
+        """Return what to train on in this step, in all processes together, or None for what TRL samples for
+        `inputs`: whole groups, which split evenly over the processes and TRL's `steps_per_generation`."""
+        raise NotImplementedError
 
     def figures(self, rewards: torch.Tensor) -> dict[str, float]:
-        """Figures to log in place of TRL's, from the rewards (completions, functions) of all that was
-        sampled for a step."""
-        return {}
+        """Return what to log in place of TRL's figures, from the rewards (completions, functions) of all that
+        was sampled for a step."""
+        raise NotImplementedError
 
 
 def take_one_gpu(args: Any) -> None:
@@ -173,7 +164,6 @@ def take_one_gpu(args: Any) -> None:
 
     `TrainingArguments._n_gpu` (Transformers): with more, `Trainer` wraps the model in DataParallel, which
     TRL's trainers refuse. To hide the others is too late when CUDA has started.
-    https://github.com/huggingface/transformers/blob/v5.17.0/src/transformers/training_args.py
     """
     if args.n_gpu > 1:
         args._n_gpu = 1
@@ -185,7 +175,6 @@ def last_completions(trainer: Any) -> dict[str, Any]:
 
     `GRPOTrainer._logs` (TRL): `log_completions=True` prints them or writes a file of all of them at each
     step.
-    https://github.com/huggingface/trl/blob/v1.15.0/trl/trainer/grpo_trainer.py
     """
     return trainer._logs
 
@@ -195,7 +184,6 @@ def provide_log_probs() -> None:
 
     `trl.trainer.utils._ChunkedLogProbFunction` (TRL) is None there, and the trainers call it unchecked.
     Unsloth provides its own.
-    https://github.com/huggingface/trl/blob/v1.15.0/trl/trainer/utils.py
     """
     if utils._ChunkedLogProbFunction is None:
         utils._ChunkedLogProbFunction = PlainLogProbs  # type: ignore[misc, assignment]
@@ -230,7 +218,6 @@ class CpuGeneration(ExactGeneration):
 
     `VLLMGeneration._iter_named_params` (TRL): its own synchronisation hands vLLM one weight at a time, and on
     a CPU vLLM has packed the weights and takes all of them or none.
-    https://github.com/huggingface/trl/blob/v1.15.0/trl/generation/vllm_generation.py
     """
 
     def send_weights(self) -> None:
@@ -244,7 +231,6 @@ def generate_with_vllm(on_cpu: bool) -> None:
     """Let GRPO's trainer generate with our classes; `on_cpu`: with vLLM in this process, without a GPU.
 
     `trl.trainer.grpo_trainer.VLLMGeneration` (TRL): the trainer makes one by this name.
-    https://github.com/huggingface/trl/blob/v1.15.0/trl/trainer/grpo_trainer.py
     """
     grpo_trainer.VLLMGeneration = CpuGeneration if on_cpu else ExactGeneration  # type: ignore[misc]
 

@@ -8,6 +8,8 @@ shortened its model's answers in this way.
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from datasets import Dataset
+
 from aimo.config import Profile
 from aimo.data.prepare import Rows
 from aimo.errors import AimoError
@@ -87,18 +89,15 @@ def train_dpo(
     The loss of a pair is -log sigmoid(beta * (r(chosen) - r(rejected))), where r(y) is the log-probability of
     y under the policy less that under the reference, the model that training starts from.
     """
-    import trl  # after Unsloth; pairs are sampled before the model is loaded
-    from datasets import Dataset
-
-    from aimo.train.trainers import Shared, fit, make_trainer
+    from aimo.train import trainers  # imports TRL, after Unsloth; pairs are sampled before that
 
     columns = ("prompt", "chosen", "rejected")
-    trainer = make_trainer(
-        type("DpoTrainer", (Shared, trl.DPOTrainer), {}),
+    trainer = trainers.make_trainer(
+        trainers.DpoTrainer,
         "dpo",
         model=model,
         args=arguments.stage_arguments("dpo", profile, folder),
         processing_class=tokenizer,
         train_dataset=Dataset.from_list([{column: row[column] for column in columns} for row in pairs]),
     )
-    return fit(trainer, "dpo", profile, folder, progress, probe)
+    return trainers.fit(trainer, "dpo", profile, folder, progress, probe)

@@ -212,65 +212,44 @@ def check_job(job: Job, profile: Profile) -> None:
     if job.stage not in profile.stages:
         raise AimoError(f"profile {job.profile} has no {job.stage} section; add one")
     section, grpo = getattr(profile, job.stage), profile.grpo if job.stage == "grpo" else None
-    flag, sharded = f"--strategy {job.strategy}", job.strategy in ("fsdp", "zero3")
-    refused = [
-        (
-            job.strategy not in CONFIGS and not job.accelerate,
-            f"{flag} is unknown: use one of {', '.join(CONFIGS)}",
-        ),
-        (
-            job.cpu and job.strategy != "ddp",
-            f"{flag}: accelerate shards models on GPUs only; with --cpu take ddp",
-        ),
-        (
-            job.strategy != "ddp" and profile.model.backend == "unsloth",
-            f"{flag}: Unsloth does not train sharded models; set model.backend=transformers, or take ddp",
-        ),
-        (
-            sharded and profile.model.load_in_4bit,
-            f"{flag}: four-bit weights are not sharded; set model.load_in_4bit=false, or take ddp or zero2",
-        ),
-        (
-            sharded and section.probe_steps,
-            f"{flag}: no process holds a whole model to probe; set {job.stage}.probe_steps=null, "
-            "or take ddp or zero2",
-        ),
-    ]
+
+    def refuse(wrong: object, told: str) -> None:
+        if wrong:
+            raise AimoError(f"{flag}{told}")
+
+    flag, sharded, ddp = (
+        f"--strategy {job.strategy}",
+        job.strategy in ("fsdp", "zero3"),
+        job.strategy == "ddp",
+    )
+    known = job.strategy in CONFIGS or job.accelerate
+    refuse(not known, f" is unknown: use one of {', '.join(CONFIGS)}")
+    refuse(job.cpu and not ddp, ": accelerate shards models on GPUs only; with --cpu take ddp")
+    unsloth = profile.model.backend == "unsloth"
+    no_shards = ": Unsloth does not train sharded models; set model.backend=transformers, or take ddp"
+    refuse(not ddp and unsloth, no_shards)
+    four_bits = ": four-bit weights are not sharded; set model.load_in_4bit=false, or take ddp or zero2"
+    refuse(sharded and profile.model.load_in_4bit, four_bits)
+    instead = f"set {job.stage}.probe_steps=null, or take ddp or zero2"
+    refuse(sharded and section.probe_steps, f": no process holds a whole model to probe; {instead}")
     if job.offload:
         flag, fits = f"--offload {job.offload}", {"optimizer": ("zero2", "zero3"), "all": ("zero3",)}
-        with_it = fits.get(job.offload, ("",))
-        refused += [
-            (job.offload not in fits, f"{flag} is unknown: use optimizer or all"),
-            (job.strategy not in with_it, f"{flag}: only ZeRO offloads; take --strategy {with_it[-1]}"),
-            (
-                not section.optimizer.startswith("adamw_torch"),
-                f"{flag}: on the host only AdamW in 32 bits runs, not {section.optimizer}; "
-                f"set {job.stage}.optimizer=adamw_torch",
-            ),
-        ]
+        refuse(job.offload not in fits, " is unknown: use optimizer or all")
+        strategies = fits[job.offload]
+        refuse(job.strategy not in strategies, f": only ZeRO offloads; take --strategy {strategies[-1]}")
+        told = f": on the host only AdamW in 32 bits runs, not {section.optimizer}"
+        on_host = section.optimizer.startswith("adamw_torch")
+        refuse(not on_host, f"{told}; set {job.stage}.optimizer=adamw_torch")
     if job.serve_gpus:
         flag, used = f"--serve-gpus {job.serve_gpus}", math.prod(job.served_in(profile))
-        refused += [
-            (
-                not grpo or grpo.generation != "vllm_server",
-                f"{flag}: only GRPO samples from a server; set grpo.generation=vllm_server",
-            ),
-            (
-                job.nodes > 1 or job.cpu,
-                f"{flag} is for one node with GPUs; several nodes keep one for it under --slurm",
-            ),
-            (
-                job.serve_gpus >= job.devices,
-                f"{flag}: none of {job.devices} GPUs is left to train; take fewer",
-            ),
-            (
-                used < job.serve_gpus,
-                f"{flag}: vLLM splits this model over {used} GPUs and leaves the others; take {used}",
-            ),
-        ]
-    for is_refused, told in refused:
-        if is_refused:
-            raise AimoError(told)
+        from_server = grpo and grpo.generation == "vllm_server"
+        refuse(not from_server, ": only GRPO samples from a server; set grpo.generation=vllm_server")
+        apart = " is for one node with GPUs; several nodes keep one for it under --slurm"
+        refuse(job.nodes > 1 or job.cpu, apart)
+        none_left = f": none of {job.devices} GPUs is left to train; take fewer"
+        refuse(job.serve_gpus >= job.devices, none_left)
+        told = f": vLLM splits this model over {used} GPUs and leaves the others; take {used}"
+        refuse(used < job.serve_gpus, told)
     if grpo:
         arguments.completions_per_pass(grpo, job.processes)
 

@@ -60,9 +60,7 @@ def load_model(folder: Path, profile: Profile, with_vllm: bool = False) -> Any:
 
     `with_vllm`: Unsloth shares the weights with a vLLM engine, which GRPO then samples with (GPU only).
     """
-    with_unsloth = profile.model.backend == "unsloth"
-    if with_unsloth:
-        import_unsloth()
+    loader = import_unsloth().FastLanguageModel if profile.model.backend == "unsloth" else None
     if profile.model.load_in_4bit and not machine.computes_on_gpu():
         raise AimoError("model.load_in_4bit: four-bit weights need a GPU and there is none; set it to false")
     dtype, reason = arguments.choose_dtype(profile)
@@ -71,14 +69,14 @@ def load_model(folder: Path, profile: Profile, with_vllm: bool = False) -> Any:
     if gpus > 1 and "WORLD_SIZE" not in os.environ:
         line += f" One process takes one of the {gpus} GPUs; `aimo launch` trains on all."
     print(line)
-    if not with_unsloth:
+    if loader is None:
         return load_with_peft(folder, profile)
     with contextlib.redirect_stdout(nowhere()):
-        return load_with_unsloth(folder, profile, with_vllm)
+        return load_with_unsloth(loader, folder, profile, with_vllm)
 
 
-def import_unsloth() -> None:
-    """Import Unsloth without its banner.
+def import_unsloth() -> Any:
+    """Return Unsloth, imported without its banner.
 
     Unsloth loads `vllm._C`. In vLLM for CPUs that is built for AVX-512 and bfloat16, and ends a process with
     SIGILL where there is only AVX2: vLLM loads the build that fits first, and no other is found after it.
@@ -90,7 +88,8 @@ def import_unsloth() -> None:
         # None makes Python say that there is no such module.
         sys.modules.setdefault("vllm._C", None)  # type: ignore[arg-type]
     with contextlib.redirect_stdout(nowhere()):
-        import unsloth  # noqa: F401 - only where the profile asks for it: it patches the other libraries
+        import unsloth  # only where the profile asks for it: it patches the other libraries
+    return unsloth
 
 
 @functools.cache
@@ -100,9 +99,7 @@ def nowhere() -> TextIO:
     return open(os.devnull, "w")
 
 
-def load_with_unsloth(folder: Path, profile: Profile, with_vllm: bool) -> Any:
-    from unsloth import FastLanguageModel  # see import_unsloth
-
+def load_with_unsloth(loader: Any, folder: Path, profile: Profile, with_vllm: bool) -> Any:
     settings, lora, cuda = profile.model, profile.model.lora, machine.computes_on_gpu()
     checkpointing: Any = "unsloth" if cuda and settings.gradient_checkpointing else False
     dtype = arguments.weights_dtype(profile)
@@ -113,7 +110,7 @@ def load_with_unsloth(folder: Path, profile: Profile, with_vllm: bool) -> Any:
     if with_vllm and profile.grpo:
         # The engine takes its memory and its seed from here, not from TRL's configuration.
         more = {"gpu_memory_utilization": profile.grpo.vllm_gpu_memory}
-    model, _ = FastLanguageModel.from_pretrained(
+    model, _ = loader.from_pretrained(
         str(folder),
         max_seq_length=settings.max_length,
         dtype=getattr(torch, dtype),
@@ -127,7 +124,7 @@ def load_with_unsloth(folder: Path, profile: Profile, with_vllm: bool) -> Any:
     )
     if lora is None:
         return model
-    return FastLanguageModel.get_peft_model(
+    return loader.get_peft_model(
         model,
         r=lora.rank,
         lora_alpha=lora.alpha,
@@ -137,13 +134,19 @@ def load_with_unsloth(folder: Path, profile: Profile, with_vllm: bool) -> Any:
     )
 
 
-def load_with_peft(folder: Path, profile: Profile) -> Any:
-    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training  # after Unsloth
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+def import_peft() -> tuple[Any, Any]:
+    """Return PEFT and Transformers; Unsloth, which patches them, is imported before."""
+    import peft
+    import transformers
 
+    return peft, transformers
+
+
+def load_with_peft(folder: Path, profile: Profile) -> Any:
+    peft, transformers = import_peft()
     settings, lora = profile.model, profile.model.lora
     compute = getattr(torch, arguments.choose_dtype(profile)[0])
-    four_bits = BitsAndBytesConfig(
+    four_bits = transformers.BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
@@ -152,7 +155,7 @@ def load_with_peft(folder: Path, profile: Profile) -> Any:
     # The model goes to this process's GPU. It stays on the CPU where there is none, and where accelerate or
     # DeepSpeed place its shards.
     on_cpu = arguments.is_sharded() or not machine.computes_on_gpu()
-    model = AutoModelForCausalLM.from_pretrained(
+    model = transformers.AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=getattr(torch, arguments.weights_dtype(profile)),
         quantization_config=four_bits if settings.load_in_4bit else None,
@@ -168,11 +171,11 @@ def load_with_peft(folder: Path, profile: Profile) -> Any:
     torch.manual_seed(profile.seed)
     if settings.load_in_4bit:
         checkpointing = settings.gradient_checkpointing
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=checkpointing)
-    adapters = LoraConfig(
+        model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=checkpointing)
+    adapters = peft.LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.target_modules, task_type="CAUSAL_LM"
     )
-    return get_peft_model(model, adapters)
+    return peft.get_peft_model(model, adapters)
 
 
 def training_of(stage: str) -> Callable[..., list[dict[str, Any]]]:
@@ -240,16 +243,14 @@ def save_model(
     solver's settings (aimo.json) and a model card with `figures`. It is written whole or not at all. An
     adapter stays in `trained`.
     """
-    from peft import PeftModel  # after Unsloth
-    from transformers import AutoModelForCausalLM
-
+    peft, transformers = import_peft()
     is_adapter = (trained / "adapter_config.json").exists()
     if is_adapter:
         check_adapter(trained, base)
     dtype = getattr(torch, arguments.choose_dtype(profile)[0])
-    model = AutoModelForCausalLM.from_pretrained(base if is_adapter else trained, dtype=dtype)
+    model = transformers.AutoModelForCausalLM.from_pretrained(base if is_adapter else trained, dtype=dtype)
     if is_adapter:
-        model = PeftModel.from_pretrained(model, str(trained)).merge_and_unload()
+        model = peft.PeftModel.from_pretrained(model, str(trained)).merge_and_unload()
     model.config.use_cache = True
     model.config.eos_token_id = model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import trl
 from accelerate import PartialState
 from transformers import PrinterCallback, Trainer
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
@@ -72,6 +73,10 @@ class Shared(compat.OrderHook):
     def log_apart(self, figures: dict[str, float]) -> None:
         """Log a separate record. TRL's `log` would add the figures of the step so far, and clear them."""
         Trainer.log(self, figures)  # type: ignore[arg-type]
+
+
+class DpoTrainer(Shared, trl.DPOTrainer):
+    """TRL's DPO with the shared part."""
 
 
 def rows_per_step(args: Any) -> int:
