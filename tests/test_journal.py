@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from aimo.inference.errors import AimoError
-from aimo.inference.journal import Header, Journal, parse
+from aimo.inference.journal import Header, Journal, parse_line
 from aimo.inference.settings import Settings
 from aimo.inference.solution import End, Sample
 from aimo.inference.storage import read_lines
@@ -42,7 +42,7 @@ def kept(path, *entries, model="m", settings=None):
 
 
 def test_a_journal_says_whose_it_is_and_keeps_every_value_of_a_sample(tmp_path):
-    header, sample, answer = map(parse, kept(tmp_path / "j", SAMPLE, 2, settings={"samples": 8}))
+    header, sample, answer = map(parse_line, kept(tmp_path / "j", SAMPLE, 2, settings={"samples": 8}))
     assert header == Header("m", "aimo3", {"samples": 8})
     assert (sample.id, sample.value) == ("q", SAMPLE)
     assert (answer.key, answer.value) == (sample.key, 2)
@@ -58,7 +58,7 @@ def test_a_second_start_goes_on_without_a_second_header(tmp_path):
 
 def test_a_stopped_sample_is_kept_for_the_replay_and_may_be_sampled_again(tmp_path):
     lines = kept(tmp_path / "j", SAMPLE, STOPPED)
-    assert parse(lines[-1]).value == STOPPED
+    assert parse_line(lines[-1]).value == STOPPED
     assert Journal(tmp_path / "j", "m", "aimo3").recall("q", "1 + 1?").samples == [SAMPLE]
 
 

@@ -5,6 +5,7 @@ import math
 import random
 import re
 from collections import Counter
+from dataclasses import replace
 from itertools import product
 from types import SimpleNamespace
 
@@ -99,10 +100,15 @@ def test_ties_go_to_weight_then_votes_then_the_smallest_answer():
 
 
 def test_weights_fall_as_a_completion_is_less_sure_longer_or_contradicted():
-    assert voting.by_logprob(0) == voting.by_entropy(0) == 1
-    assert 1 > voting.by_logprob(-0.1) > voting.by_logprob(-2) > 0
-    assert 1 > voting.by_entropy(0.1) > voting.by_entropy(2) > 0
-    assert 1 >= voting.by_length(0) > voting.by_length(100) > voting.by_length(30_000) > 0
+    def weights(kind, field, values):
+        sample = Sample(0, "", 0, End.ANSWERED)
+        return [voting.weigh(replace(sample, **{field: value}), kind) for value in values]
+
+    for kind, values in ("logprob", [0, -0.1, -2]), ("entropy", [0, 0.1, 2]), ("ties", [0, 0.1, 2]):
+        ones = weights(kind, "entropy" if kind == "ties" else kind, values)
+        assert ones[0] == 1 > ones[1] > ones[2] > 0
+    short, middle, long = weights("length", "tokens", [0, 100, 30_000])
+    assert 1 >= short > middle > long > 0
     assert voting.by_tools(5, [None, 5]) > voting.by_tools(5, []) > voting.by_tools(5, [None, 6])
 
 

@@ -176,7 +176,7 @@ def pool(paths: Sequence[Path], golds: Mapping[str, int]) -> Traces:
         for number, row in lines(path):
             where = f"{path}, line {number}"
             try:
-                entry = journal.parse(row)
+                entry = journal.parse_line(row)
             except ValueError as e:
                 remedy = (
                     f"another version of aimo wrote it: replay it with that, or delete it: sed -i {number}d"

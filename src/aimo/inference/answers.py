@@ -1,8 +1,7 @@
 # ruff: noqa: RUF001 (completions hold such signs)
 r"""Find the final answer in a completion, read it as an integer, and say whether it is right.
 
-Rewards, figures and votes call the functions here, so that they read one answer alike. Out of scope: whether
-two answers are equal (`aimo.inference.judge`).
+Rewards, figures and votes call the functions here, so that they read one answer alike.
 """
 
 import re
@@ -51,7 +50,7 @@ BOLD_END = re.compile(r"\*\*([^*\n]+)\*\*\.?\s*\Z")
 
 
 def extract(completion: str, tags: Tags = DEFAULT_TAGS) -> str | None:
-    r"""The final answer of a completion, or None.
+    r"""Return the final answer of a completion, or None.
 
     The last filled one of: the answer tags, `<answer>…</answer>`, `\boxed{…}` or `\fbox{…}` (balanced braces,
     or cut off); failing those `#### x`, `A: x` or "the answer is x", with what stands on the next line, and
@@ -77,7 +76,7 @@ def extract(completion: str, tags: Tags = DEFAULT_TAGS) -> str | None:
 
 
 def phrased(text: str) -> str | None:
-    """What the last `####`, `A:` or "answer is" states."""
+    """Return what the last `####`, `A:` or "answer is" states."""
     # A scan for plain words first, the last of them before all: the pattern itself is ten times slower.
     near = max(map(text.rfind, ASCII_WORDS if text.isascii() else WORDS))
     for begin in (max(0, near - 1), 0) if near >= 0 else ():
@@ -89,7 +88,7 @@ def phrased(text: str) -> str | None:
 
 
 def statement(text: str) -> str:
-    """The first line of a text, or the display maths that it begins with, without clauses that explain it."""
+    """Return the display maths that a text begins with, or its first line without clauses that explain it."""
     if bare := re.match(r" ?(-?\d+)(?:\n|\Z)", text):
         return bare[1]
     text = text[LEAD.match(text).end() :]  # type: ignore[union-attr]
@@ -106,13 +105,12 @@ def statement(text: str) -> str:
 
 
 def bold_end(text: str) -> str | None:
-    """What is in bold at the very end of a text, behind the last equals sign."""
     bold = BOLD_END.search(text, max(0, len(text) - 300)) if text.endswith(("*", "*.", "\n")) else None
     return bold[1].strip().rsplit("=", 1)[-1].strip() if bold else None
 
 
 def tagged(text: str, start: str, end: str) -> tuple[int, str] | None:
-    """The last filled `start…end` of a text as (position, content)."""
+    """Return the last filled `start…end` of a text as (position, content)."""
     stop = text.rfind(end)
     while stop >= 0:
         begin = text.rfind(start, 0, stop)
@@ -125,7 +123,7 @@ def tagged(text: str, start: str, end: str) -> tuple[int, str] | None:
 
 
 def boxed(text: str) -> tuple[int, str] | None:
-    r"""The last filled `\boxed`, `\fbox` or `\framebox` of a text as (position, content).
+    r"""Return the last filled `\boxed`, `\fbox` or `\framebox` of a text as (position, content).
 
     Different boxes of one list are joined by commas. A box that is left open counts where none is closed.
     """
@@ -148,7 +146,7 @@ def boxed(text: str) -> tuple[int, str] | None:
 
 
 def content_of(text: str, begin: int) -> tuple[int, str]:
-    r"""Where the box that opens at `begin` ends, and its content; 0 and the rest where it is left open."""
+    r"""Return the end of the box that opens at `begin`, and its content; 0 and the rest if it stays open."""
     if not text.startswith("{", begin):
         digits = re.match(r"-?\d+", text[begin : begin + 20])  # \boxed 5
         return (begin + digits.end(), digits[0]) if digits else (begin, "")
@@ -160,7 +158,7 @@ def content_of(text: str, begin: int) -> tuple[int, str]:
 
 
 def closing_brace(text: str, start: int) -> int:
-    """The index after the brace that closes the one opened before `start`; 0 if it is still open."""
+    """Return the index after the brace that closes the one opened before `start`; 0 if it is still open."""
     depth = 1
     for brace in BRACE.finditer(text, start, start + LONGEST):
         depth += 1 if brace[0] == "{" else -1
@@ -172,7 +170,7 @@ def closing_brace(text: str, start: int) -> int:
 def to_integer(
     answer: str | None, low: int | None = None, high: int | None = None, modulus: int | None = None
 ) -> int | None:
-    r"""An answer as an integer within low…high, or None when it is not certain to be one.
+    r"""Return an answer as an integer within low…high, or None when it is not certain to be one.
 
     Reads `1{,}024`, `2^{10}`, `\frac{84}{2}`, `42.0`, `7!`, `m+n = 42`, `5\text{ apples}`, `five`; gives None
     for several values. With `modulus`, the value is reduced before the range is checked.
@@ -186,12 +184,12 @@ def to_integer(
 
 
 def is_correct(completion: str, gold: str | int, tags: Tags = DEFAULT_TAGS) -> bool | None:
-    """Whether a completion's answer equals the gold answer; None when the gold answer cannot be read."""
+    """Return whether a completion's answer equals the gold answer; None if the gold answer is unreadable."""
     return are_correct([completion], [gold], tags)[0]
 
 
 def are_correct(
     completions: Sequence[str], golds: Sequence[str | int], tags: Tags = DEFAULT_TAGS
 ) -> list[bool | None]:
-    """`is_correct` for n completions and their n gold answers."""
+    """Return `is_correct` for each of n completions and its gold answer."""
     return judge.are_equal([extract(completion, tags) for completion in completions], golds)

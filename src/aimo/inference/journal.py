@@ -1,7 +1,11 @@
 """Samples and answers on disk: a kernel that is restarted continues from them, and `aimo replay` reads them.
 
 JSON lines: a header with the model and its settings, then a line for each sample that ended or was stopped,
-and one for each answer. Out of scope: what a rule would have made of them (`aimo.evaluation.replay`).
+and one for each answer:
+
+    {"journal": {"model": "qwen", "competition": "aimo3", "settings": {…}, "weights": "…", "seed": 0}}
+    {"key": "9f86d081884c7d65", "id": "q1", "sample": {"index": 0, "text": "…", "answer": 42, …}}
+    {"key": "9f86d081884c7d65", "id": "q1", "answer": 42}
 """
 
 import hashlib
@@ -19,8 +23,7 @@ from aimo.inference.solution import End, Sample, Solution
 from aimo.inference.storage import SampleFile, append_lines, iterate_lines
 from aimo.inference.voting import Stop
 
-COMPARED = (*ASKED, "context", "samples", "weight", "discount_trivial")
-"""Settings that decide an answer."""
+COMPARED = (*ASKED, "context", "samples", "weight", "discount_trivial")  # settings that decide an answer
 
 
 @dataclass(frozen=True)
@@ -29,10 +32,9 @@ class Header:
 
     model: str = ""
     competition: str = ""
+    # Those that go over the model folder's own; `aimo solve` has them all, and the `context`.
     settings: dict[str, Any] = field(default_factory=dict)
-    """Those that go over the model folder's own; `aimo solve` has them all, and the `context`."""
-    weights: str = ""
-    """The model's identity; aimo 1.0.1 did not record it."""
+    weights: str = ""  # the model's identity; aimo 1.0.1 did not record it
     seed: int | None = None
 
     def differs(self, other: "Header") -> str:
@@ -42,13 +44,19 @@ class Header:
                 return f"{name} {getattr(self, name)} is another than {getattr(other, name)}"
         return ""
 
+    def compared(self) -> dict[str, Any]:
+        """Return what must be equal for a command to go on with a journal."""
+        settings, vllm = self.settings, self.settings.get("vllm", {})
+        named = {"competition": self.competition, "weights": self.weights, "seed": self.seed}
+        changing = {f"vllm.{key}": vllm.get(key) for key in CHANGING}
+        return named | {key: settings[key] for key in COMPARED if key in settings} | changing
+
 
 @dataclass(frozen=True)
 class Entry:
     """A sample of a question, or its answer."""
 
-    key: str
-    """Identifies question and model."""
+    key: str  # identifies question and model
     id: str
     value: Sample | int
 
@@ -56,8 +64,14 @@ class Entry:
 HEADER, SAMPLE, ENTRY = TypeAdapter(Header), TypeAdapter(Sample), TypeAdapter(Entry)
 
 
-def parse(line: Mapping[str, Any]) -> Header | Entry:
+def parse_line(line: Mapping[str, Any]) -> Header | Entry:
     """Return what a line of a journal holds. Raises ValueError that names what is missing or not known."""
+
+    def known(kind: type[Header] | type[Sample], values: dict[str, Any]) -> dict[str, Any]:
+        if unknown := sorted(values.keys() - {f.name for f in fields(kind)}):
+            raise ValueError(f"unknown field {unknown[0]}")
+        return values
+
     try:
         if "journal" in line:
             return HEADER.validate_python(known(Header, line["journal"]))
@@ -71,13 +85,6 @@ def parse(line: Mapping[str, Any]) -> Header | Entry:
         raise ValueError(f"{e} is missing") from None
     except (TypeError, AttributeError) as e:
         raise ValueError(one_line(e)) from None
-
-
-def known(kind: type[Header] | type[Sample], values: dict[str, Any]) -> dict[str, Any]:
-    """Return values that are all fields of a dataclass. Raises ValueError that names one which is not."""
-    if unknown := sorted(values.keys() - {f.name for f in fields(kind)}):
-        raise ValueError(f"unknown field {unknown[0]}")
-    return values
 
 
 class Journal:
@@ -102,12 +109,9 @@ class Journal:
         self.path = path
         values = json.loads(json.dumps(settings or {}, default=str))
         self.header = Header(model, competition, values, weights, seed)
-        self.found: dict[str, Solution] = {}
-        """What is known, by the key of the question."""
-        self.last: Header | None = None
-        """The file's last header."""
-        self.fault: AimoError | None = None
-        """Why something could not be written."""
+        self.found: dict[str, Solution] = {}  # what is known, by the key of the question
+        self.last: Header | None = None  # the file's last header
+        self.fault: AimoError | None = None  # why something could not be written
         self.file = SampleFile(path, other) if path and other else None
         try:
             self.load()
@@ -122,32 +126,29 @@ class Journal:
             try:
                 if isinstance(line, str):
                     raise ValueError(line)
-                strangers += not self.read(parse(line))
+                entry = parse_line(line)
             except ValueError as e:
                 if self.file:
                     remedy = f"remove the line, or take another {self.file.other}"
                     raise AimoError(f"{self.path}, line {number}: {e}; {remedy}") from None
                 say(f"{self.path}, line {number} is left out: {e}")
+                continue
+            if isinstance(entry, Header):
+                self.last = entry
+                if self.file:
+                    self.file.check(entry.compared(), self.header.compared())
+            elif not self.file and self.last not in (None, self.header):
+                strangers += 1
+            else:
+                solution = self.found.setdefault(entry.key, Solution())
+                if not isinstance(entry.value, Sample):
+                    solution.answer = entry.value
+                    solution.stop, solution.note = Stop.KNOWN, "from the journal"
+                elif entry.value.end not in (End.STOPPED, End.FAILED):  # those may be sampled again
+                    solution.samples.append(entry.value)
+                    solution.seconds = max(solution.seconds, entry.value.end_s)
         if strangers:
             say(f"{self.path}: {strangers} lines of another model or other settings are left out")
-
-    def read(self, entry: Header | Entry) -> bool:
-        """Add a line to what is known; return False when it is of another model or settings."""
-        if isinstance(entry, Header):
-            self.last = entry
-            if self.file:
-                self.file.check(compared(entry), compared(self.header))
-            return True
-        if not self.file and self.last not in (None, self.header):
-            return False
-        solution = self.found.setdefault(entry.key, Solution())
-        if not isinstance(entry.value, Sample):
-            solution.answer = entry.value
-            solution.stop, solution.note = Stop.KNOWN, "from the journal"
-        elif entry.value.end not in (End.STOPPED, End.FAILED):  # those may be sampled again
-            solution.samples.append(entry.value)
-            solution.seconds = max(solution.seconds, entry.value.end_s)
-        return True
 
     def key(self, question_id: str, problem: str) -> str:
         """Return what identifies a question: its id, its problem and the model."""
@@ -159,7 +160,7 @@ class Journal:
         return self.found.get(self.key(question_id, problem)) or Solution()
 
     def add(self, question_id: str, problem: str, entry: Sample | int) -> None:
-        """Write a sample or an answer."""
+        """Write a sample or an answer; a sample does not fail because of it."""
         if self.path is None:
             return
         value = {"sample": asdict(entry)} if isinstance(entry, Sample) else {"answer": entry}
@@ -173,7 +174,7 @@ class Journal:
             else:
                 append_lines(self.path, lines)
             self.last = self.header
-        except AimoError as e:  # a sample must not fail because of it
+        except AimoError as e:
             self.fault = e
         except OSError as e:
             say(f"{self.path}: {e}; what is not written is lost when the kernel starts again")
@@ -182,11 +183,3 @@ class Journal:
         """Bring the file to the disk and unlock it."""
         if self.file:
             self.file.close()
-
-
-def compared(header: Header) -> dict[str, Any]:
-    """Return what must be equal for a command to go on with a journal."""
-    settings, vllm = header.settings, header.settings.get("vllm", {})
-    named = {"competition": header.competition, "weights": header.weights, "seed": header.seed}
-    changing = {f"vllm.{key}": vllm.get(key) for key in CHANGING}
-    return named | {key: settings[key] for key in COMPARED if key in settings} | changing

@@ -15,7 +15,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def split(value: Any) -> Any:
+def list_of_texts(value: Any) -> Any:
     """Return a text as a list: of what it lists, or of itself alone."""
     if not isinstance(value, str):
         return value
@@ -25,8 +25,8 @@ def split(value: Any) -> Any:
     return [value] if value.strip() else []
 
 
-Texts = Annotated[list[str], BeforeValidator(split)]
-"""A list of texts; papermill's `-p` gives a list as one text."""
+# A list of texts; papermill's `-p` gives a list as one text.
+Texts = Annotated[list[str], BeforeValidator(list_of_texts)]
 
 
 def checked(function: Callable[P, T]) -> Callable[P, T]:

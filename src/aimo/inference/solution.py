@@ -1,4 +1,4 @@
-"""What a question's answer is and how it came about: its samples, why each ended, and the vote. No I/O."""
+"""A problem's voted answer and how it came about: its samples, why each ended, and the vote."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -8,62 +8,45 @@ from aimo.inference import voting
 from aimo.inference.voting import Stop
 
 TAIL = 256  # tokens at the end of a sample whose confidence is recorded apart
-FALLBACK = 0
-"""The answer of a question without votes."""
+FALLBACK = 0  # the answer of a question without votes
 
 
 class End(StrEnum):
     """Why a sample ended."""
 
-    FINISHED = "finished"
-    """The model ended it."""
-    ANSWERED = "answered"
-    """Its final answer was complete."""
-    REPETITION = "repetition"
-    """It had degenerated into repetition."""
-    OVERLONG = "overlong"
-    """It was much longer than the samples that had ended."""
-    TOKENS = "tokens"
-    """It had used up its tokens."""
-    TIME = "time"
-    """The time of the question was over."""
-    STOPPED = "stopped"
-    """Sampling stopped before it ended; it has no vote."""
-    FAILED = "failed"
-    """An error ended it; it has no vote."""
+    FINISHED = "finished"  # the model ended it
+    ANSWERED = "answered"  # its final answer was complete
+    REPETITION = "repetition"  # it had degenerated into repetition
+    OVERLONG = "overlong"  # it was much longer than the samples that had ended
+    TOKENS = "tokens"  # it had used up its tokens
+    TIME = "time"  # the time of the question was over
+    STOPPED = "stopped"  # sampling stopped before it ended; it has no vote
+    FAILED = "failed"  # an error ended it; it has no vote
 
 
 @dataclass
 class Sample:
     """A sample that has ended."""
 
-    index: int
-    """Its number among the question's samples, from which its seed follows."""
+    index: int  # its number among the question's samples, from which its seed follows
     text: str
     tokens: int
     end: End
     answer: int | None = None
-    weight: float = 1.0
-    """The weight of its vote."""
-    begin_s: float = 0.0
+    weight: float = 1.0  # the weight of its vote
+    begin_s: float = 0.0  # from the question on
     end_s: float = 0.0
-    """Seconds from the question to the sample's begin and end."""
-    seed: int = 0
-    """The seed that it was sampled with."""
-    turns: int = 0
-    """Programs that were run."""
-    errors: int = 0
-    """Programs that failed."""
+    seed: int = 0  # the seed that it was sampled with
+    turns: int = 0  # programs that were run
+    errors: int = 0  # programs that failed
+    # The answer in the last line that each program printed, None where there is none.
     printed: list[int | None] = field(default_factory=list)
-    """The answer in the last line that each program printed, None where there is none."""
-    malformed: int = 0
-    """Faults of format that were survived, such as a call to an unknown tool."""
+    malformed: int = 0  # faults of format that were survived, such as a call to an unknown tool
+    # Mean log-probability and mean entropy in nats, of all tokens and of the last TAIL; None: not measured.
     logprob: float | None = None
     tail_logprob: float | None = None
-    """Mean log-probability of all tokens, and of the last TAIL; None when not measured."""
     entropy: float | None = None
     tail_entropy: float | None = None
-    """Mean entropy of the same in nats; None when not measured."""
 
 
 @dataclass
@@ -71,13 +54,10 @@ class Solution:
     """A question's voted answer and how it came about."""
 
     answer: int = FALLBACK
-    samples: list[Sample] = field(default_factory=list)
-    """All that were started."""
+    samples: list[Sample] = field(default_factory=list)  # all that were started
     seconds: float = 0.0
-    stop: Stop | None = None
-    """Why sampling ended; None when the question could not be asked."""
-    note: str = ""
-    """Why the answer is the fallback or the vote is incomplete; empty when neither."""
+    stop: Stop | None = None  # why sampling ended; None when the question could not be asked
+    note: str = ""  # why the answer is the fallback or the vote is incomplete; empty when neither
 
     @property
     def ended(self) -> list[Sample]:
@@ -115,13 +95,11 @@ class Solution:
     def explain(self) -> str:
         """Describe the vote in one line."""
         ended, rows = self.ended, self.tally
-        share = "fallback"
-        if rows:
-            share = f"{rows[0].votes} of {len(ended)} votes, {rows[0].share:.0%} of their weight"
+        vote = f"{rows[0].votes} of {len(ended)} votes, {rows[0].share:.0%} of their weight" if rows else ""
         stopped = len(self.samples) - len(ended)
         tokens = sum(sample.tokens for sample in self.samples)
         parts = [
-            share,
+            vote or "fallback",
             self.stop,
             f"{stopped} stopped early" if stopped else "",
             f"{tokens:,} tokens",

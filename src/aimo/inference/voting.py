@@ -2,8 +2,7 @@ r"""Votes, their weights, and when to stop sampling: pure functions without I/O.
 
 `next_step` decides after every event of a question whether to stop, to start more samples, or to cut overlong
 ones. `final_answer`, `is_repeating` and `is_counting` tell when a single sample is over; `tally` counts and
-explains the vote. Formulae and measurements: docs/voting.md. Out of scope: time and streams
-(`aimo.inference.solver`), reading an answer (`aimo.inference.answers`).
+explains the vote. Formulae and measurements: docs/voting.md.
 """
 
 import itertools
@@ -34,34 +33,26 @@ COUNTING = 0.08  # of a window's size, compressed with all numbers alike: right 
 class Stop(StrEnum):
     """Why the sampling of a question ended."""
 
-    DECIDED = "decided"
-    """No outcome of the remaining samples can change the vote."""
-    SETTLED = "settled"
-    """The error bound of the leader is low enough."""
+    DECIDED = "decided"  # no outcome of the remaining samples can change the vote
+    SETTLED = "settled"  # the error bound of the leader is low enough
+    # The error bound would stay too high even if all remaining samples voted for the leader.
     FUTILE = "futile"
-    """The error bound would stay too high even if all remaining samples voted for the leader."""
-    EXHAUSTED = "exhausted"
-    """All samples have ended."""
-    DEADLINE = "deadline"
-    """The time is over."""
-    FAILED = "failed"
-    """The engine failed."""
-    KNOWN = "known"
-    """The journal had the answer."""
+    EXHAUSTED = "exhausted"  # all samples have ended
+    DEADLINE = "deadline"  # the time is over
+    FAILED = "failed"  # the engine failed
+    KNOWN = "known"  # the journal had the answer
 
 
 @dataclass(frozen=True)
 class Policy:
     """When to stop: one set of defaults for every model and question."""
 
-    in_flight: int = 16
-    """Samples of a question that run at the same time, at most."""
-    max_error: float = 0.05
-    """The vote is settled when the error bound of the leader is at most this."""
+    in_flight: int = 16  # samples of a question that run at the same time, at most
+    max_error: float = 0.05  # the vote is settled when the error bound of the leader is at most this
+    # The vote is futile when all remaining samples could not bring the error bound down to this.
     futile_error: float = 1.0
-    """The vote is futile when all remaining samples could not bring the error bound down to this."""
+    # A sample this many times as long as the longest that ended is cut, once half of them have ended.
     overlong: float = 3.0
-    """A sample this many times as long as the longest that ended is cut, once half of them have ended."""
 
 
 @dataclass(frozen=True)
@@ -69,21 +60,15 @@ class State:
     """What is known of a question between two events."""
 
     votes: Counter[int]
-    ended: int = 0
-    """Samples that ended, with or without an answer, cut ones included."""
+    ended: int = 0  # samples that ended, with or without an answer, cut ones included
     running: int = 0
-    left: int = 0
-    """Samples that may still be started."""
-    longest: float = 0
-    """Tokens of the longest sample that ended, cut ones excluded."""
-    time_left: float = math.inf
-    """Seconds until the deadline."""
-    time_each: float = 0
-    """Seconds that a new sample is expected to take."""
+    left: int = 0  # samples that may still be started
+    longest: float = 0  # tokens of the longest sample that ended, cut ones excluded
+    time_left: float = math.inf  # seconds until the deadline
+    time_each: float = 0  # seconds that a new sample is expected to take
+    # Total weight of the votes for each answer; None when every vote has weight 1.
     weights: Mapping[int, float] | None = None
-    """Total weight of the votes for each answer; None when every vote has weight 1."""
-    max_weight: float = 1.0
-    """The largest weight of a vote."""
+    max_weight: float = 1.0  # the largest weight of a vote
 
 
 @dataclass(frozen=True)
@@ -96,8 +81,8 @@ class Step:
 
 
 POLICY = Policy()
+# Stops only when no outcome of the remaining samples can change the vote.
 EXACT = Policy(max_error=0, futile_error=math.inf)
-"""Stops only when no outcome of the remaining samples can change the vote."""
 
 
 def next_step(state: State, policy: Policy = POLICY) -> Step:
@@ -136,7 +121,7 @@ def ranked(weights: Mapping[int, float], votes: Mapping[int, float] = MappingPro
 
 
 def leader(weights: Mapping[int, float], votes: Mapping[int, float] = MappingProxyType({})) -> int | None:
-    """Return the first of `ranked`; None without votes."""
+    """Return the winner; None without votes."""
     return next(iter(ranked(weights, votes)), None)
 
 
@@ -280,29 +265,9 @@ def tally(pairs: Iterable[tuple[int | None, float]]) -> list[Row]:
     return [Row(answer, votes[answer], sums[answer], sums[answer] / total) for answer in ranked(sums, votes)]
 
 
-def by_logprob(mean_logprob: float) -> float:
-    """Weigh a completion by its tokens' geometric mean probability (self-consistency, arXiv 2203.11171)."""
-    return math.exp(mean_logprob)
-
-
-def by_entropy(mean_entropy: float) -> float:
-    """Weigh a completion by the mean entropy of its tokens in nats: 1 when the entropy is 0."""
-    return math.exp(-mean_entropy)
-
-
-def by_ties(mean_entropy: float) -> float:
-    """Weigh a completion so that its entropy in nats tells equal votes apart and changes nothing else."""
-    return 1 - TIE * (1 - by_entropy(mean_entropy))
-
-
 def by_tools(answer: object, results: Collection[int | None]) -> float:
     """Weigh a completion with tools: 2 when a program printed its answer, 0.5 when none did, else 1."""
     return 2.0 if answer in results else 0.5 if results else 1.0
-
-
-def by_length(tokens: float) -> float:
-    """Weigh a completion by its length: short ones count more (shortest majority vote, arXiv 2502.12215)."""
-    return 1 / math.log(tokens + math.e)
 
 
 def weigh(sample: Any, weight: str) -> float:
@@ -310,15 +275,16 @@ def weigh(sample: Any, weight: str) -> float:
 
     The weight is 1 where what it needs was not measured.
     """
-    if weight == "length":
-        return by_length(sample.tokens)
-    if weight == "ties":
+    if weight == "length":  # short ones count more (shortest majority vote, arXiv 2502.12215)
+        return 1 / math.log(sample.tokens + math.e)
+    if weight == "ties":  # the entropy in nats tells equal votes apart and changes nothing else
         entropy = sample.entropy if sample.tail_entropy is None else sample.tail_entropy
-        return by_ties(entropy or 0.0)
+        return 1 - TIE * (1 - math.exp(-(entropy or 0.0)))
     value = None if weight == "equal" else getattr(sample, weight)
     if value is None:
         return 1.0
-    return by_entropy(value) if weight.endswith("entropy") else by_logprob(value)
+    # An entropy in nats, or the geometric mean probability (self-consistency, arXiv 2203.11171).
+    return math.exp(-value if weight.endswith("entropy") else value)
 
 
 def mean_one(weights: Sequence[float]) -> float:

@@ -16,7 +16,6 @@ from aimo.config import ROOT, RUNS
 from aimo.errors import AimoError
 from aimo.inference import startup
 from aimo.inference.competitions import COMPETITIONS, HOUR_S
-from aimo.inference.parameters import split
 from aimo.inference.settings import validate_settings
 from aimo.inference.storage import read_json
 from aimo.kaggle.kernels import FOLDER, KERNELS, Kernel
@@ -224,7 +223,7 @@ def check_machine(shape: str | None, parameters: dict[str, Any], text: str | Non
     for key, value in vllm.items():
         if shape == "NvidiaTeslaT4" and str(value).startswith(("bfloat16", "fp8")):
             yield f"settings: vllm {key} {value} does not run on a T4"
-    overrides = split(parameters.get("overrides") or [])
+    overrides = list_of_texts(parameters.get("overrides") or [])
     if text:
         with tempfile.TemporaryDirectory() as folder:
             Path(folder, "profile.yaml").write_text(text)
