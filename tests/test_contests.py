@@ -100,6 +100,7 @@ def test_a_source_reads_nothing_of_the_machine_and_takes_little_of_it(source, tm
     assert cf(SUM, official_tests=CF["official_tests"][:1]) == [1.1]
 
 
+@pytest.mark.slow  # the compiler works for seconds
 @needs_compiler
 def test_a_source_that_compiles_for_ever_is_stopped_with_all_that_the_compiler_started(monkeypatch):
     programs.pool.cache_clear()
