@@ -1,11 +1,12 @@
 """The solver's settings: a model folder's are defaults, a profile and the command line go over them."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, fields
 
 import pytest
 
 from aimo import config
+from aimo.config.inference import SettingsSection
 from aimo.errors import AimoError
 from aimo.inference.settings import Settings, Tags, resolve
 
@@ -138,3 +139,7 @@ def test_a_profile_that_trains_is_refused_before_it_trains(overrides, told):
 def test_the_description_holds_every_setting():
     lines = Settings(samples=3).describe().splitlines()
     assert "samples: 3" in lines and len(lines) == len(json.loads(Settings().to_json()))
+
+
+def test_a_profile_may_hold_every_setting_and_no_other():
+    assert [f.name for f in fields(SettingsSection)] == [f.name for f in fields(Settings)]

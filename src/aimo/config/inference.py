@@ -1,25 +1,63 @@
 """The `inference` section of a profile: the solver's settings, and which questions a run answers."""
 
-from dataclasses import asdict, fields, make_dataclass
-from typing import Any, get_type_hints
+from dataclasses import asdict, fields
+from typing import Any
 
 from pydantic.dataclasses import dataclass
 
-from aimo.inference.settings import Positive, Settings, strict
-
-HINTS = get_type_hints(Settings, include_extras=True)
-Optional: Any = make_dataclass(
-    "Optional", [(f.name, HINTS[f.name] | None, None) for f in fields(Settings)], frozen=True
+from aimo.inference.settings import (
+    Format,
+    NonNegative,
+    Positive,
+    Share,
+    Tag,
+    Tags,
+    Temperature,
+    ToolSeconds,
+    TopP,
+    User,
+    Variant,
+    Weight,
+    strict,
 )
-"""The keys of `Settings`, each of them null where it is not written."""
 
 
 @dataclass(config=strict, frozen=True)
-class Inference(Optional):
-    """The keys of `Settings`, for notebook and kernel. Null: the model folder's own, else the default.
+class SettingsSection:
+    """The keys of `Settings`, which says what they mean. Null: the model folder's own, else the default.
 
     Where a stage trains, `tags` and `max_length` that are null come from the sections `prompt` and `model`.
     """
+
+    format: Format | None = None
+    system: str | None = None
+    user: User | None = None
+    variants: list[Variant] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    samples: Positive | None = None
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    min_p: Share | None = None
+    top_k: NonNegative | None = None
+    stop: list[Tag] | None = None
+    max_tokens: Positive | None = None
+    max_length: Positive | None = None
+    tags: Tags | None = None
+    thinking: bool | None = None
+    tools: Share | None = None
+    tool_turns: Positive | None = None
+    tool_seconds: ToolSeconds | None = None
+    tool_parser: str | None = None
+    weight: Weight | None = None
+    confidence: bool | None = None
+    discount_trivial: bool | None = None
+    gpu_memory: Share | None = None
+    vllm: dict[str, Any] | None = None
+
+
+@dataclass(config=strict, frozen=True)
+class Inference(SettingsSection):
+    """The solver's settings, and which questions a run answers."""
 
     test: str | None = None
     """A CSV with `id` and `problem` (AIMO 3) or `question` (AIMO 2); null takes built-in problems."""
@@ -29,4 +67,5 @@ class Inference(Optional):
     @property
     def written(self) -> dict[str, Any]:
         """The solver's keys that are not null."""
-        return {key: value for key, value in asdict(self).items() if key in HINTS and value is not None}
+        values = asdict(self)
+        return {f.name: values[f.name] for f in fields(SettingsSection) if values[f.name] is not None}

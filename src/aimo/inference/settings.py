@@ -43,6 +43,11 @@ Rate = Annotated[float, Field(gt=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Tag = Annotated[str, Field(min_length=1)]
 User = Annotated[str, Field(pattern=r"\{problem\}")]
+Temperature = Annotated[float, Field(ge=0)]
+TopP = Annotated[float, Field(gt=0, le=1)]
+ToolSeconds = Annotated[float, Field(gt=0, le=600)]
+Format = Literal["chat", "harmony"]
+Weight = Literal["equal", "length", "logprob", "tail_logprob", "entropy", "tail_entropy", "ties"]
 
 
 @dataclass(config=strict, frozen=True)
@@ -104,7 +109,7 @@ class Variant:
 class Settings:
     """Prompt, sampling, tools, votes and vLLM's arguments: all that the engine and the solver read."""
 
-    format: Literal["chat", "harmony"] = "chat"
+    format: Format = "chat"
     """How a conversation becomes tokens: by the chat template, or by Harmony, which is taken for a model
     folder whose config.json says gpt_oss."""
     system: str = ""
@@ -118,9 +123,9 @@ class Settings:
     """Arguments of the chat template, such as enable_thinking (Qwen3) or reasoning_effort (gpt-oss)."""
     samples: Positive = 16
     """Samples of a question."""
-    temperature: Annotated[float, Field(ge=0)] = 1.0
+    temperature: Temperature = 1.0
     """0 always takes the likeliest token: all samples of a question are then equal."""
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_p: TopP = 1.0
     """Sample from the likeliest tokens that together have this probability."""
     min_p: Share = 0.0
     """Sample from tokens that are at least this share as likely as the likeliest."""
@@ -141,11 +146,11 @@ class Settings:
     """The share of samples whose Python is run in the sandbox, and its output fed back."""
     tool_turns: Positive = 128
     """How many programs of a sample are run."""
-    tool_seconds: Annotated[float, Field(gt=0, le=600)] = 6.0
+    tool_seconds: ToolSeconds = 6.0
     """Seconds that a program may take, at most 600."""
     tool_parser: str | None = None
     """vLLM's parser of the model's own tool calls (`hermes` for Qwen); null runs its fenced Python blocks."""
-    weight: Literal["equal", "length", "logprob", "tail_logprob", "entropy", "tail_entropy", "ties"] = "equal"
+    weight: Weight = "equal"
     """What a vote weighs by (docs/voting.md); `ties`: the entropy tells equal votes apart."""
     confidence: bool = False
     """Whether the journal has the log-probability and entropy of every sample, whatever `weight` needs: for
