@@ -609,17 +609,6 @@ def test_leakage_is_the_share_of_a_questions_text_in_the_runs_data(tmp_path):
     assert "why" in benchmarks.check_leakage(TINY, {"x": asked}, False)["x"]
 
 
-def test_leakage_reads_the_data_sets_that_a_card_names(tmp_path):
-    text = "How many apples has Tom when he buys five and eats two?"
-    (tmp_path / "rows.jsonl").write_text(json.dumps({"problem": text, "answer": "3"}) + "\n")
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model/README.md").write_text(f"---\ndatasets:\n- {tmp_path}/rows.jsonl\n---\n\n# M\n")
-    assert (
-        benchmarks.check_leakage(tmp_path / "model", {"x": [Question("q", text, "3")]}, False)["x"]["share"]
-        == 1
-    )
-
-
 def test_leakage_asks_nobody_for_sets_that_a_card_names_unless_told_to(tmp_path, monkeypatch):
     import datasets
     import huggingface_hub
@@ -638,6 +627,9 @@ def test_leakage_asks_nobody_for_sets_that_a_card_names_unless_told_to(tmp_path,
     asked.clear()
     card, questions = tmp_path / "model/README.md", {"x": [Question("q", text, "3")]}
     card.parent.mkdir()
+    card.write_text(f"---\ndatasets:\n- {rows}\n---\n\n# M\n")
+    assert benchmarks.check_leakage(card.parent, questions, False)["x"]["share"] == 1
+    asked.clear()
     for named in ("someone/unknown", "unknown", "buckets/some/one", "7"):
         card.write_text(f"---\ndatasets:\n- {named}\n---\n")
         why = benchmarks.check_leakage(card.parent, questions, False)["x"]["why"]

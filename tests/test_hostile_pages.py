@@ -25,17 +25,8 @@ OWNED = "document.documentElement.dataset.owned=1"
 FETCH = f"{OWNED};fetch('URL/fetched');new Image().src='URL/image'"
 HOSTILE = [
     # What IPython's HTML() takes for a file or an address.
-    "FILE",
-    "file://FILE",
-    ".",
-    "/",
-    "~",
-    "",
-    "URL/page.html",
-    "URL/a.html and more text",
-    "http",
-    "https://",
-    "http://[broken",
+    *("FILE", "file://FILE", ".", "/", "~", "", "URL/page.html", "URL/a.html and more text"),
+    *("http", "https://", "http://[broken"),
     # Elements, attributes and ends of what a page writes around a text.
     f"<script>{FETCH}</script>",
     "<script src=URL/script.js></script>",
@@ -189,13 +180,8 @@ def run_pages(folder, texts):
 def asked(text):
     """A question with two completions that are all the same text."""
     completions = [{"right": ok, "answer": text, "text": text} for ok in (True, False)]
-    return {
-        "id": text,
-        "problem": text,
-        "gold": text,
-        "right": 0.5,
-        "tokens": 3.0,
-        "completions": completions,
+    return {**dict.fromkeys(("id", "problem", "gold"), text), "right": 0.5, "tokens": 3.0} | {
+        "completions": completions
     }
 
 
@@ -243,9 +229,8 @@ def distillation_page(folder, texts):
     readable = [text.encode("utf-8", "replace").decode() for text in texts]
     problems = {"problem": readable, "answer": readable, "pass_rate": 0.5, "samples": 2}
     kept = pl.DataFrame({"problem": readable, "generation": readable})
-    found = SimpleNamespace(
-        problems=pl.DataFrame(problems), kept=kept, dropped={text: 1 for text in readable}
-    )
+    dropped = dict.fromkeys(readable, 1)
+    found = SimpleNamespace(problems=pl.DataFrame(problems), kept=kept, dropped=dropped)
     folder.mkdir()
     return pages.write_distillation(folder / "distillation.html", texts[11], found, (0.0, 1.0))
 
@@ -254,18 +239,14 @@ def notebook_page(folder, texts):
     """An executed notebook, with the texts in tables, prints, values and a traceback."""
     view = page.join([tables.table([{text: text} for text in texts]), *map(mathematics.text, texts)])
     safe = [text.encode("utf-8", "replace").decode() for text in texts]
-    outputs = [
-        *(v4.new_output("stream", text=text) for text in safe),
-        *(v4.new_output("execute_result", {"text/plain": text}) for text in safe),
-        *(
-            v4.new_output("display_data", {"text/latex": text, "application/javascript": text})
-            for text in safe
-        ),
-        *(v4.new_output("error", ename=text, evalue=text, traceback=[text]) for text in safe),
-        v4.new_output(
-            "execute_result", {"text/html": view._repr_html_().encode("utf-8", "replace").decode()}
-        ),
-    ]
+    shown = view._repr_html_().encode("utf-8", "replace").decode()
+    outputs = [v4.new_output("execute_result", {"text/html": shown})]
+    for text in safe:
+        outputs.append(v4.new_output("stream", text=text))
+        outputs.append(v4.new_output("execute_result", {"text/plain": text}))
+        both = {"text/latex": text, "application/javascript": text}
+        outputs.append(v4.new_output("display_data", both))
+        outputs.append(v4.new_output("error", ename=text, evalue=text, traceback=[text]))
     cells = [v4.new_markdown_cell("# A stage\n`$x$`"), v4.new_code_cell("\n".join(safe), outputs=outputs)]
     (folder / "notebooks").mkdir(parents=True)
     executed = folder / "notebooks/02_format_sft.ipynb"
@@ -297,16 +278,8 @@ def list_page(folder, texts):
     return folder / "index.html"
 
 
-BUILDERS = [
-    run_pages,
-    kaggle_page,
-    evaluation_page,
-    comparison_page,
-    distillation_page,
-    notebook_page,
-    checks_page,
-    list_page,
-]
+DRAWN = [run_pages, kaggle_page, notebook_page]  # plots and nbconvert take seconds
+BUILDERS = [*DRAWN, evaluation_page, comparison_page, distillation_page, checks_page, list_page]
 
 
 @pytest.fixture(scope="module")
@@ -320,9 +293,6 @@ def built(texts, tmp_path_factory):
         return made[make]
 
     return build
-
-
-DRAWN = (run_pages, kaggle_page, notebook_page)  # plots and nbconvert take seconds
 
 
 @pytest.mark.parametrize(
