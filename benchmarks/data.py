@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from aimo import config
-from aimo.data import builtin, decontamination, prepare
+from aimo.data import builtin, decontaminate, prepare
 from aimo.run import hub
 from aimo.train import models
 
@@ -54,8 +54,8 @@ def prepare_all(rows: Path, benchmarks: list[Path], folder: Path) -> None:
     profile.data.decontaminate = [config.Source(str(path)) for path in benchmarks]
     tokenizer = models.load_tokenizer(hub.local_folder(profile.model.base), profile)
     started = time.perf_counter()
-    sets = prepare.decontaminate(prepare.clean(prepare.load(profile), profile, tokenizer), profile)
-    prepare.save(prepare.format(sets, profile), sets, profile, folder)
+    sets = prepare.decontaminate(prepare.clean(prepare.load_sets(profile), profile, tokenizer), profile)
+    prepare.write_sets(prepare.format_sets(sets, profile), sets, profile, folder)
     seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     figures = {"rows": sets.read["sft"], "kept": len(sets.rows["sft"]), "seconds": seconds, "peak_gib": peak}
@@ -99,16 +99,16 @@ def main(
         preparation = json.loads(done.stdout.splitlines()[-1])
         texts = pl.read_ndjson(path)["problem"]
     preparation["rows_per_second"] = preparation["rows"] / preparation["seconds"]
-    results = {"preparation": preparation, "decontamination": decontaminate(texts, exams)}
+    results = {"preparation": preparation, "decontamination": compare(texts, exams)}
     print_table(results)
     if to:
         to.write_text(json.dumps(results, indent=2) + "\n")
 
 
-def decontaminate(texts: pl.Series, exams: dict[str, list[str]]) -> dict[str, Any]:
+def compare(texts: pl.Series, exams: dict[str, list[str]]) -> dict[str, Any]:
     """Rows per second of both algorithms on the same texts, and whether their verdicts are the same."""
     started = time.perf_counter()
-    found = decontamination.contaminated(texts, exams)
+    found = decontaminate.contaminated(texts, exams)
     ours = len(texts) / (time.perf_counter() - started)
     sample = texts.to_list()
     started = time.perf_counter()

@@ -28,8 +28,8 @@ def training_rows(stage: str, profile: Any, tokenizer: Any) -> list[dict[str, An
     """The rows that the stage trains on."""
     from aimo.data import prepare
 
-    sets = prepare.clean(prepare.load(profile), profile, tokenizer)
-    return prepare.format(sets, profile)[stage].to_dicts()
+    sets = prepare.clean(prepare.load_sets(profile), profile, tokenizer)
+    return prepare.format_sets(sets, profile)[stage].to_dicts()
 
 
 def ours(stage: str, profile: Any, folder: Path) -> Marks:

@@ -22,7 +22,7 @@ run_dir = None  # the folder of the run; None is runs/PROFILE
 overrides = []  # keys of the profile to change, each as KEY=VALUE
 
 # %%
-from aimo.data import distillation, rejection
+from aimo.data import distil
 from aimo.report import pages, plots, tables
 from aimo.run import runs
 
@@ -34,8 +34,8 @@ run = runs.begin("distil", profile, run_dir, overrides)
 # missing.
 
 # %%
-with distillation.teacher(run) as wanted:
-    tally = distillation.in_run(wanted, run)
+with distil.teacher(run) as wanted:
+    tally = distil.distil_in_run(wanted, run)
 print(tally)
 
 # %% [markdown]
@@ -44,7 +44,7 @@ print(tally)
 # each problem, short or different ones, of problems that are neither too easy nor too hard.
 
 # %%
-found = rejection.in_run(run)
+found = distil.reject_in_run(run)
 print(found)
 
 # %% [markdown]

@@ -39,7 +39,7 @@ tokenizer = models.load_tokenizer(run.start_model(), run.profile)
 # each set:
 
 # %%
-sets = prepare.load(run.profile, run.dir)
+sets = prepare.load_sets(run.profile, run.dir)
 tables.table(
     [
         {"set": name} | rows.select("source", "problem", "answer", "solution").row(0, named=True)
@@ -71,7 +71,7 @@ tables.contaminated(sets)
 # finds the reasoning.
 
 # %%
-ready = prepare.format(sets, run.profile)
+ready = prepare.format_sets(sets, run.profile)
 tables.training_text(ready, tokenizer)
 
 # %% [markdown]
@@ -79,5 +79,5 @@ tables.training_text(ready, tokenizer)
 # One Parquet file for each set, and a data card that says where the rows come from.
 
 # %%
-digest = prepare.save(ready, sets, run.profile, run.folder)
+digest = prepare.write_sets(ready, sets, run.profile, run.folder)
 run.finish(sha256=digest, **{f"{name}_rows": len(ready[name]) for name in ready})

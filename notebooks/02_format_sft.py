@@ -28,9 +28,9 @@ from aimo.run import runs
 from aimo.train import models
 
 run = runs.begin("sft", profile, run_dir, overrides)
-rows = prepare.read(run.dir / "data", "sft")
+rows = prepare.read_set(run.dir / "data", "sft")
 test, probe = (prepare.set_aside(run.dir / "data", name) for name in ("sft", "grpo"))
-examples = prepare.read(run.dir / "data", "heldout")[:4]
+examples = prepare.read_set(run.dir / "data", "heldout")[:4]
 
 # %% [markdown]
 # ## Load

@@ -26,9 +26,9 @@ from aimo.run import runs
 from aimo.train import dpo, models
 
 run = runs.begin("dpo", profile, run_dir, overrides)
-rows = prepare.read(run.dir / "data", "grpo")
+rows = prepare.read_set(run.dir / "data", "grpo")
 probe = prepare.set_aside(run.dir / "data", "grpo")
-examples = prepare.read(run.dir / "data", "heldout")[:4]
+examples = prepare.read_set(run.dir / "data", "heldout")[:4]
 start = run.start_model()
 
 # %% [markdown]

@@ -29,7 +29,7 @@ from aimo.report import plots, tables
 from aimo.run import runs
 
 run = runs.begin("inference", profile, run_dir, overrides)
-heldout = prepare.read(run.dir / "data", "heldout")
+heldout = prepare.read_set(run.dir / "data", "heldout")
 engine = Engine(run.start_model(), run.solver_settings(), seed=run.profile.seed)
 
 # %% [markdown]

@@ -110,10 +110,10 @@ def test_a_thought_in_its_own_field_is_trained_and_the_card_counts_the_rest(tmp_
     from aimo.data import prepare
 
     sets = prepared(profile, tokenizer)
-    ready = prepare.format(sets, profile)
+    ready = prepare.format_sets(sets, profile)
     text = ready["sft"]["completion"][0][0]["content"]
     assert "I multiply" in text and text.endswith("<SOLUTION>42</SOLUTION>")
-    prepare.save(ready, sets, profile, tmp_path / "data")
+    prepare.write_sets(ready, sets, profile, tmp_path / "data")
     card = (tmp_path / "data/README.md").read_text()
     assert "dropped: conversation of several turns | 1 |" in card and "control characters, left" in card
     assert sets.read["sft"] == 3

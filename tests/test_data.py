@@ -38,7 +38,7 @@ def tokenizer():
 
 def prepared(p, tokenizer):
     """The sets of a profile, cleaned and decontaminated."""
-    return prepare.decontaminate(prepare.clean(prepare.load(p), p, tokenizer), p)
+    return prepare.decontaminate(prepare.clean(prepare.load_sets(p), p, tokenizer), p)
 
 
 def every_row_is_accounted_for(sets):
@@ -216,16 +216,16 @@ def test_a_profile_may_have_some_of_the_sets_only(tmp_path, tokenizer, names):
     p = config.parse(values, "profile")
     sets = prepared(p, tokenizer)
     assert tuple(sets.rows) == names
-    prepare.save(prepare.format(sets, p), sets, p, tmp_path)
-    assert len(prepare.read(tmp_path, names[-1])) > 900
-    assert ("sft" in names) == bool(prepare.read(tmp_path, "sft"))
+    prepare.write_sets(prepare.format_sets(sets, p), sets, p, tmp_path)
+    assert len(prepare.read_set(tmp_path, names[-1])) > 900
+    assert ("sft" in names) == bool(prepare.read_set(tmp_path, "sft"))
 
 
 def test_saving_again_leaves_nothing_of_the_sets_before(tmp_path, tokenizer):
     for share in (0.1, 0.0):
         p = config.load("tiny", [f"data.sft.test_split={share}"])
         sets = prepared(p, tokenizer)
-        prepare.save(prepare.format(sets, p), sets, p, tmp_path)
+        prepare.write_sets(prepare.format_sets(sets, p), sets, p, tmp_path)
         assert bool(prepare.set_aside(tmp_path, "sft")) == bool(share)
 
 
@@ -254,12 +254,12 @@ def test_programming_problems_keep_their_test_cases_and_need_no_answer(tmp_path,
     values["data"]["grpo"] = {"source": str(path), "columns": columns}
     values["grpo"]["probe_steps"] = None
     p = config.parse(values, "profile")
-    assert json.loads(prepare.format(prepared(p, tokenizer), p)["grpo"]["verification_info"][0]) == tests
+    assert json.loads(prepare.format_sets(prepared(p, tokenizer), p)["grpo"]["verification_info"][0]) == tests
 
 
 def test_a_training_row_with_a_held_out_text_is_dropped(tokenizer):
     p = config.load("tiny")
-    sets = prepare.load(p)
+    sets = prepare.load_sets(p)
     sets.rows["sft"] = pl.concat([sets.rows["heldout"].head(1), sets.rows["sft"].head(5)])
     prepare.clean(sets, p, tokenizer)
     assert sets.dropped["sft"]["same text as in heldout"] == 1
@@ -298,7 +298,7 @@ def test_held_out_problems_of_a_file_decontaminate_too(tmp_path, tokenizer, shar
     }
     values["grpo"]["max_prompt_length"] = 900
     p = config.parse(values, "profile")
-    sets = prepare.load(p)
+    sets = prepare.load_sets(p)
     copy = (
         sets.rows["heldout"].head(1).with_columns(problem="Again: " + pl.col("problem"), solution=pl.lit("w"))
     )
@@ -309,14 +309,14 @@ def test_held_out_problems_of_a_file_decontaminate_too(tmp_path, tokenizer, shar
 
 def test_the_share_of_empty_thoughts_is_the_profiles(tokenizer):
     p = config.load("tiny")
-    texts = [row[0]["content"] for row in prepare.format(prepared(p, tokenizer), p)["sft"]["completion"]]
+    texts = [row[0]["content"] for row in prepare.format_sets(prepared(p, tokenizer), p)["sft"]["completion"]]
     empty = sum(text.startswith(p.prompt.think_start + p.prompt.think_end) for text in texts) / len(texts)
     assert abs(empty - p.data.sft.empty_thoughts) < 0.05
 
 
 def test_an_answer_in_a_box_keeps_its_braces(tokenizer):
     p = config.load("tiny", ['prompt.answer_start="\\\\boxed{"', 'prompt.answer_end="}"'])
-    rows = prepare.format(prepared(p, tokenizer), p)["sft"]
+    rows = prepare.format_sets(prepared(p, tokenizer), p)["sft"]
     golds = prepared(p, tokenizer).rows["sft"]["answer"]
     for reply, gold in zip(rows["completion"].head(20), golds, strict=False):
         assert reply[0]["content"].endswith(f"{p.prompt.think_end}\\boxed{{{gold}}}")
@@ -326,7 +326,7 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path, tokenizer):
     for folder in ("a", "b"):
         p = config.load("tiny", ["data.grpo.test_split=0.1"])
         sets = prepared(p, tokenizer)
-        prepare.save(prepare.format(sets, p), sets, p, tmp_path / folder)
+        prepare.write_sets(prepare.format_sets(sets, p), sets, p, tmp_path / folder)
     names = {"README.md", "sft.parquet", "grpo.parquet", "grpo_test.parquet", "heldout.parquet"}
     assert {file.name for file in (tmp_path / "a").iterdir()} == names
     for file in (tmp_path / "a").iterdir():
@@ -338,13 +338,13 @@ def test_datasets_loads_what_was_saved_and_the_card_adds_up(tmp_path, tokenizer)
 
     p = config.load("tiny", ["data.sft.test_split=0.2"])
     sets = prepared(p, tokenizer)
-    ready = prepare.format(sets, p)
-    digest = prepare.save(ready, sets, p, tmp_path / "data")
+    ready = prepare.format_sets(sets, p)
+    digest = prepare.write_sets(ready, sets, p, tmp_path / "data")
     for name, rows in ready.items():
         loaded = datasets.load_dataset(
             str(tmp_path / "data"), name, split="train", cache_dir=str(tmp_path / "cache")
         )
-        assert loaded.to_list() == prepare.read(tmp_path / "data", name) == rows.to_dicts() != []
+        assert loaded.to_list() == prepare.read_set(tmp_path / "data", name) == rows.to_dicts() != []
     card = (tmp_path / "data" / "README.md").read_text()
     assert (
         digest in card
@@ -359,7 +359,7 @@ def test_a_test_split_shares_no_problem_with_what_is_left(tmp_path, tokenizer):
     sets.rows["sft"] = pl.concat(
         [sets.rows["sft"], sets.rows["sft"].with_columns(solution=pl.lit("another"))]
     )
-    ready = prepare.format(sets, p)
+    ready = prepare.format_sets(sets, p)
     problems = [{row[0]["content"] for row in ready[name]["prompt"]} for name in ("sft", "sft_test")]
     assert not problems[0] & problems[1] and len(problems[1]) == round(0.2 * len(problems[0] | problems[1]))
 

@@ -5,7 +5,7 @@ import random
 import polars as pl
 import pytest
 
-from aimo.data.decontamination import contaminated, grams
+from aimo.data.decontaminate import contaminated, grams
 
 EXAM = "Let n be the number of ways to seat nine people at a round table so that no two of them quarrel."
 
@@ -49,7 +49,7 @@ def test_verdicts_are_those_of_the_definition(seed):
 
 
 def test_rows_beyond_the_first_chunk_are_found(monkeypatch):
-    monkeypatch.setattr("aimo.data.decontamination.CHUNK", 3)
+    monkeypatch.setattr("aimo.data.decontaminate.CHUNK", 3)
     assert rows(["x"] * 7 + [EXAM, "y", EXAM], {"exam": [EXAM]}) == [7, 9]
 
 

@@ -14,7 +14,7 @@ from conftest import AIMO, aimo
 
 from aimo.commands import run
 from aimo.config import Distil, Source
-from aimo.data import distillation
+from aimo.data import distil
 from aimo.errors import AimoError
 
 
@@ -101,12 +101,12 @@ def problems(tmp_path):
     return path
 
 
-def distil(problems, *servers, out="out.jsonl", **keys):
+def sampled(problems, *servers, out="out.jsonl", **keys):
     """The tally, and the records of the file."""
     wanted = {"num_generations": 2, "timeout": 5.0, "prompt_template": "Q: {prompt}"} | keys
     wanted = Distil(str(problems), api_addr=[getattr(s, "address", s) for s in servers], **wanted)
     path = problems.parent / out
-    tally = distillation.distil(wanted, path, 0, lambda tally: None)
+    tally = distil.distil(wanted, path, 0, lambda tally: None)
     return tally, records(path)
 
 
@@ -123,7 +123,7 @@ EVERY = sorted((f"What is {i} + 1?", k) for i in range(6) for k in range(2))
 
 def test_every_sample_is_asked_for_once_over_all_servers_with_its_own_seed(problems):
     with serving(delay=0.02) as one, serving(delay=0.02) as other:
-        tally, rows = distil(problems, one, other, max_concurrent=4)
+        tally, rows = sampled(problems, one, other, max_concurrent=4)
     assert names(rows) == EVERY and one.most + other.most <= 4 and one.bodies and other.bodies
     bodies = one.bodies + other.bodies
     assert len({body["seed"] for body in bodies}) == len(bodies) == 12
@@ -134,8 +134,8 @@ def test_every_sample_is_asked_for_once_over_all_servers_with_its_own_seed(probl
 
 def test_seeds_do_not_depend_on_what_is_asked_beside(problems):
     with serving() as server:
-        _, rows = distil(problems, server, max_concurrent=1)
-        _, again = distil(problems, server, out="again.jsonl", max_concurrent=7, num_generations=3)
+        _, rows = sampled(problems, server, max_concurrent=1)
+        _, again = sampled(problems, server, out="again.jsonl", max_concurrent=7, num_generations=3)
     seeds = {(row["problem"], row["sample"]): row["seed"] for row in again}
     assert all(seeds[row["problem"], row["sample"]] == row["seed"] for row in rows)
 
@@ -143,13 +143,13 @@ def test_seeds_do_not_depend_on_what_is_asked_beside(problems):
 def test_started_again_it_repairs_a_cut_last_line_and_asks_for_what_is_missing_alone(problems):
     out = problems.parent / "out.jsonl"
     with serving() as server:
-        distil(problems, server)
+        sampled(problems, server)
         whole = out.read_bytes().splitlines(keepends=True)
         out.write_bytes(b"".join(whole[:7]) + whole[7][:-9])
         asked = len(server.bodies)
-        tally, rows = distil(problems, server)
+        tally, rows = sampled(problems, server)
         assert (tally.known, tally.done, len(server.bodies) - asked) == (7, 5, 5) and names(rows) == EVERY
-        tally, rows = distil(problems, server, num_generations=3)
+        tally, rows = sampled(problems, server, num_generations=3)
         assert (tally.known, tally.done, len(rows)) == (12, 6, 18)
 
 
@@ -175,23 +175,23 @@ def test_a_run_that_was_ended_goes_on_without_losing_or_repeating_a_sample(probl
 
 def test_two_writers_on_one_file_are_refused(problems):
     with serving(delay=0.5) as server:
-        first = threading.Thread(target=distil, args=(problems, server))
+        first = threading.Thread(target=sampled, args=(problems, server))
         first.start()
         while not server.bodies:
             time.sleep(0.01)
         with pytest.raises(AimoError, match=r"out\.jsonl: another process is writing to it"):
-            distil(problems, server)
+            sampled(problems, server)
         first.join()
     assert names(records(problems.parent / "out.jsonl")) == EVERY
 
 
 def test_a_file_of_other_settings_is_refused_by_the_key(problems):
     with serving() as server:
-        distil(problems, server)
+        sampled(problems, server)
         with pytest.raises(
             AimoError, match=r"temperature was 0\.6 and is now 1\.0; take another output_file"
         ):
-            distil(problems, server, temperature=1.0)
+            sampled(problems, server, temperature=1.0)
 
 
 def test_a_server_that_is_too_busy_is_asked_after_its_retry_after(problems):
@@ -199,21 +199,21 @@ def test_a_server_that_is_too_busy_is_asked_after_its_retry_after(problems):
         return web.Response(status=429, headers={"Retry-After": "0.4"}) if n < 3 else reply()
 
     with serving(behave, delay=0.02) as server:
-        tally, rows = distil(problems, server, max_concurrent=3, retries=0)
+        tally, rows = sampled(problems, server, max_concurrent=3, retries=0)
     assert names(rows) == EVERY and not tally.failed
     assert server.times[3] - server.times[2] >= 0.38
 
 
 def test_one_failed_sample_costs_that_sample_alone_and_is_asked_for_again(problems):
     with serving() as server:
-        poison = distillation.sample_seed(0, "What is 3 + 1?", 1)
+        poison = distil.sample_seed(0, "What is 3 + 1?", 1)
         server.behave = lambda body, n: web.Response(status=500) if body["seed"] == poison else reply()
-        tally, rows = distil(problems, server, retries=1)
+        tally, rows = sampled(problems, server, retries=1)
         assert dict(tally.failed) == {"HTTP 500: nothing": 1}
         assert names(rows) == [name for name in EVERY if name != ("What is 3 + 1?", 1)]
         assert sum(body["seed"] == poison for body in server.bodies) == 2
         server.behave = lambda body, n: reply()
-        assert names(distil(problems, server)[1]) == EVERY
+        assert names(sampled(problems, server)[1]) == EVERY
 
 
 async def too_late():
@@ -252,28 +252,28 @@ def test_a_bad_reply_is_no_sample_and_named(name, problems):
     bad, said = FAULTS[name]
     keys = {"retries": 0, "timeout": 0.2}
     with serving(bad) as server, pytest.raises(AimoError, match=f"every sample failed: .*{said}"):
-        distil(problems, server, **keys)
+        sampled(problems, server, **keys)
     assert (problems.parent / "out.jsonl").read_text() == ""
     with serving(lambda body, n: bad(body, n) if n % 2 else reply()) as server:
-        tally, rows = distil(problems, server, max_concurrent=4, **keys)
+        tally, rows = sampled(problems, server, max_concurrent=4, **keys)
     assert tally.failed.total() == len(rows) == 6
 
 
 def test_a_server_that_only_fails_is_not_asked_for_everything(problems):
     with serving(FAULTS["empty"][0]) as server:
         with pytest.raises(AimoError, match="100 samples in a row failed: the completion is empty"):
-            distil(problems, server, num_generations=400, max_concurrent=3, retries=0)
+            sampled(problems, server, num_generations=400, max_concurrent=3, retries=0)
         assert len(server.bodies) <= 102  # with two in flight
 
 
 def test_a_server_that_is_not_there_is_named(problems):
     with pytest.raises(AimoError, match=r"http://127\.0\.0\.1:9/v1 does not answer like `vllm serve`"):
-        distil(problems, "127.0.0.1:9")
+        sampled(problems, "127.0.0.1:9")
     with serving() as server:
         server.models = None
         address = server.address
     with pytest.raises(AimoError, match=f"{address}/v1 does not answer"):
-        distil(problems, address)
+        sampled(problems, address)
 
 
 def test_a_server_that_goes_down_ends_the_run_and_loses_nothing(problems):
@@ -283,7 +283,7 @@ def test_a_server_that_goes_down_ends_the_run_and_loses_nothing(problems):
 
         def go():
             with pytest.raises(AimoError) as error:
-                distil(problems, server, num_generations=100, max_concurrent=2, timeout=0.5, retries=9)
+                sampled(problems, server, num_generations=100, max_concurrent=2, timeout=0.5, retries=9)
             caught.append(str(error.value))
 
         run = threading.Thread(target=go)
@@ -298,12 +298,12 @@ def test_a_server_that_goes_down_ends_the_run_and_loses_nothing(problems):
 def test_a_server_of_another_model_is_refused(problems):
     with serving(model="other") as server:
         with pytest.raises(AimoError, match="has other, not 'teacher'; correct model"):
-            distil(problems, server, model="teacher")
+            sampled(problems, server, model="teacher")
         with serving() as one, pytest.raises(AimoError, match="different models: other, teacher"):
-            distil(problems, one, server)
+            sampled(problems, one, server)
     cheap = serving(lambda body, n: reply(model="cheap" if n == 3 else "teacher"))
     with cheap as server, pytest.raises(AimoError, match="the model 'cheap', not 'teacher'"):
-        distil(problems, server, max_concurrent=1)
+        sampled(problems, server, max_concurrent=1)
     assert len(records(problems.parent / "out.jsonl")) == 3
 
 
@@ -311,7 +311,7 @@ def test_a_key_that_is_refused_ends_the_run(problems, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-1")
     refusing = serving(lambda body, n: web.Response(status=401, text="bad key"))
     with refusing as server, pytest.raises(AimoError, match=r"HTTP 401: bad key.*OPENAI_API_KEY"):
-        distil(problems, server)
+        sampled(problems, server)
     assert server.headers[0]["Authorization"] == "Bearer sk-1"
 
 
@@ -335,32 +335,32 @@ def test_a_disk_that_fills_keeps_what_is_whole(problems):
 @pytest.mark.parametrize("field", ["reasoning", "reasoning_content"])
 def test_a_thought_that_comes_apart_is_joined_in_its_tags(problems, field):
     with serving(lambda body, n: reply("So \\boxed{2}.", message={field: "1 + 1 = 2"})) as server:
-        _, rows = distil(problems, server)
+        _, rows = sampled(problems, server)
     assert {row["generation"] for row in rows} == {"<think>\n1 + 1 = 2\n</think>\n\nSo \\boxed{2}."}
 
 
 def test_a_completion_in_parts_is_their_text(problems):
     parts = [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "So "}, {"text": "\\boxed{2}."}]
     with serving(lambda body, n: reply(parts)) as server:
-        _, rows = distil(problems, server)
+        _, rows = sampled(problems, server)
     assert {row["generation"] for row in rows} == {"So \\boxed{2}."}
 
 
 def test_a_thought_whose_opening_tag_was_in_the_prompt_gets_it_back(problems):
     with serving(lambda body, n: reply("1 + 1 = 2</think>2")) as server:
-        _, rows = distil(problems, server)
+        _, rows = sampled(problems, server)
     assert rows[0]["generation"] == "<think>1 + 1 = 2</think>2"
 
 
 def test_a_completion_that_was_cut_off_says_so(problems):
     with serving(lambda body, n: reply(choice={"finish_reason": "length"})) as server:
-        _, rows = distil(problems, server)
+        _, rows = sampled(problems, server)
     assert {row["complete"] for row in rows} == {False}
 
 
 def test_built_in_problems_and_mixtures_are_distilled_without_repeats(problems):
     parts = [Source(rows=5), Source(str(problems)), Source(str(problems))]
-    rows = distillation.problems(Distil(mixture=parts), 0)
+    rows = distil.distilled_problems(Distil(mixture=parts), 0)
     assert len(rows) == 11 and rows["source"].value_counts().sort("source")["count"].to_list()[-1] == 5
 
 
@@ -396,9 +396,9 @@ def test_the_file_is_pushed_with_a_card(problems, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
     with serving() as server:
-        tally, _ = distil(problems, server)
+        tally, _ = sampled(problems, server)
     out = problems.parent / "out.jsonl"
-    assert distillation.push(out, "me/traces", Distil(str(problems)), tally) == "hub/me/traces"
+    assert distil.push_samples(out, "me/traces", Distil(str(problems)), tally) == "hub/me/traces"
     assert pushed["repo"] == ("me/traces", "dataset", True) and pushed["files"]["train.jsonl"] == str(out)
     card = pushed["files"]["README.md"].decode()
     assert "data_files: train.jsonl" in card and "Completions of teacher" in card and "12 of 12" in card

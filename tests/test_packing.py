@@ -88,7 +88,7 @@ def test_training_takes_the_rows_that_were_packed_and_packs_the_same_ones(run_di
         with pytest.MonkeyPatch.context() as m:
             m.setattr(sft, "fit", lambda trainer, *_: trainer)
             model, tokenizer = models.load_model(TINY, profile), models.load_tokenizer(TINY, profile)
-            rows = prepare.read(run_dir / "data", "sft")
+            rows = prepare.read_set(run_dir / "data", "sft")
             return sft.train_sft(model, tokenizer, rows, profile, folder, lambda *_: None).train_dataset
 
     (run_dir / "alone").mkdir()

@@ -8,7 +8,7 @@ from conftest import aimo
 
 from aimo import config
 from aimo.config import Reject
-from aimo.data import prepare, rejection, sources
+from aimo.data import distil, prepare, sources
 from aimo.errors import AimoError
 
 
@@ -21,7 +21,7 @@ def rows(*samples):
 
 
 def kept(table, **keys):
-    return rejection.reject(table, Reject(**keys))[0]["generation"].to_list()
+    return distil.reject(table, Reject(**keys))[0]["generation"].to_list()
 
 
 SUM = "1 + 1?"
@@ -35,7 +35,7 @@ def test_a_completion_is_judged_by_its_answer_whatever_its_column_says():
         (SUM, "2", "or \\boxed{2}", False),
         (SUM, "2", "it is two", True),
     )
-    chosen, dropped, _ = rejection.reject(table, Reject())
+    chosen, dropped, _ = distil.reject(table, Reject())
     assert chosen["generation"].to_list() == ["so \\boxed{2}", "as \\boxed{2.0}"]
     assert chosen["pass_rate"].to_list() == [0.4, 0.4] and chosen["samples"].to_list() == [5, 5]
     assert dropped == {"another answer": 1, "unfinished, or marked wrong": 1, "no final answer": 1}
@@ -58,7 +58,7 @@ def test_problems_that_are_too_easy_or_too_hard_are_dropped():
         *(("easy", "2", f"{i} \\boxed{{2}}", None) for i in range(4)),
         *(("fair", "2", f"{i} \\boxed{{{i}}}", None) for i in range(4)),
     )
-    assert rejection.reject(table, Reject(pass_rate=(0.1, 0.9)))[0]["problem"].to_list() == ["fair"]
+    assert distil.reject(table, Reject(pass_rate=(0.1, 0.9)))[0]["problem"].to_list() == ["fair"]
 
 
 def test_the_same_text_is_kept_once():
@@ -107,7 +107,7 @@ def test_what_is_kept_does_not_depend_on_the_order_in_which_samples_ended(tmp_pa
     for order in (lines, lines[::-1]):
         (tmp_path / "samples.jsonl").write_text("".join(order))
         table, _ = sources.load_source(source, 0, "distil")
-        written.append(rejection.reject(table, Reject(max_per_problem=3)).kept.to_dicts())
+        written.append(distil.reject(table, Reject(max_per_problem=3)).kept.to_dicts())
     assert written[0] == written[1]
     firsts = [f"{i}: \\boxed{{2}}" for i in range(3)]
     assert [row["generation"] for row in written[0]] == 2 * firsts
@@ -128,9 +128,9 @@ def test_the_source_distil_is_what_the_stage_has_kept(tmp_path):
     (tmp_path / "distil").mkdir()
     tags = "<start_working_out>1 + 1 = 2<end_working_out><SOLUTION>2</SOLUTION>"
     table = rows((SUM, "2", tags, None))
-    chosen, *_ = rejection.reject(table, Reject(), profile.prompt.tags)
-    rejection.save(chosen, tmp_path / "distil/kept.jsonl")
-    loaded = prepare.load(profile, tmp_path).rows["sft"]
+    chosen, *_ = distil.reject(table, Reject(), profile.prompt.tags)
+    distil.write_kept(chosen, tmp_path / "distil/kept.jsonl")
+    loaded = prepare.load_sets(profile, tmp_path).rows["sft"]
     assert loaded["solution"].to_list() == [tags] and loaded["correct"].to_list() == [True]
     with pytest.raises(AimoError, match="the source distil needs a section distil"):
         config.load("tiny", source[1:])
@@ -143,7 +143,7 @@ def test_the_page_of_a_distillation_works_in_a_browser(tmp_path):
     from aimo.report import pages
 
     texts = ["so $1 + 1 = 2$ and \\boxed{2}", "\\boxed{2}", "\\boxed{3}"]
-    found = rejection.reject(
+    found = distil.reject(
         rows(*((f"{i} $+ 1$?", "2", text, None) for i in range(3) for text in texts)), Reject()
     )
     count = check(pages.write_distillation(tmp_path / "page.html", "teacher", found, (0.0, 1.0)), 500)

@@ -236,8 +236,8 @@ def rows(profile: config.Profile, folder: Path) -> Any:
     """The rows that notebook 01 writes."""
     from aimo.data import prepare
 
-    sets = prepare.clean(prepare.load(profile), profile, tokenizer())
-    ready = prepare.format(prepare.decontaminate(sets, profile), profile)
+    sets = prepare.clean(prepare.load_sets(profile), profile, tokenizer())
+    ready = prepare.format_sets(prepare.decontaminate(sets, profile), profile)
     return {name: table.to_dicts() for name, table in ready.items()}
 
 
@@ -275,17 +275,17 @@ class Teacher:
 
 def distilled(profile: config.Profile, folder: Path) -> Any:
     """What the servers of a teacher are asked, what it costs, and what is kept."""
-    from aimo.data import distillation, rejection, sources
+    from aimo.data import distil, sources
 
     wanted = profile.distil
     assert wanted
     with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(distillation, "Servers", Teacher)
+        patch.setattr(distil, "Servers", Teacher)
         patch.setattr("datasets.load_dataset", capture)
         out = Path(name) / "samples.jsonl"
-        tally = distillation.distil(wanted, out, profile.seed, lambda tally: None)
+        tally = distil.distil(wanted, out, profile.seed, lambda tally: None)
         rows, _ = sources.load_source(config.Source(str(out), preset="aimo distil"), 0, "distil")
-    kept, *_ = rejection.reject(rows.sort("problem", "solution", descending=True), wanted.reject)
+    kept, *_ = distil.reject(rows.sort("problem", "solution", descending=True), wanted.reject)
     return [Teacher.last.given, sorted(Teacher.last.asked), tally.cost, kept.to_dicts()]
 
 

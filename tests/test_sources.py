@@ -377,18 +377,18 @@ def files(tmp_path, **sizes):
 def test_a_mixture_takes_each_source_by_its_weight_and_shuffles_by_the_seed(tmp_path):
     a, b = files(tmp_path, a=100, b=40)
     mixture = Set(mixture=[Source(str(a), weight=0.25), Source(str(b), weight=0.5)])
-    rows, _ = sources.load(mixture, 3, "data.sft")
+    rows, _ = sources.load_mixture(mixture, 3, "data.sft")
     origins = [problem[0] for problem in rows["problem"]]
     assert (origins.count("a"), origins.count("b")) == (25, 20) and origins != sorted(origins)
-    assert rows.equals(sources.load(mixture, 3, "data.sft")[0]) and not rows.equals(
-        sources.load(mixture, 4, "data.sft")[0]
+    assert rows.equals(sources.load_mixture(mixture, 3, "data.sft")[0]) and not rows.equals(
+        sources.load_mixture(mixture, 4, "data.sft")[0]
     )
 
 
 def test_a_mixture_of_unequal_columns_is_refused_by_name(tmp_path):
     a, b = files(tmp_path, a=3, b=3)
     with pytest.raises(AimoError, match=r"a\.csv has the column solution and .*b\.csv has not"):
-        sources.load(
+        sources.load_mixture(
             Set(mixture=[Source(str(a), columns=Columns(solution="work")), Source(str(b))]), 0, "data.sft"
         )
 

@@ -197,8 +197,8 @@ def sets(one_thread):
     from aimo.train import models
 
     p = small()
-    prepared = prepare.clean(prepare.load(p), p, models.load_tokenizer(TINY, p))
-    return {name: rows.to_dicts() for name, rows in prepare.format(prepared, p).items()}
+    prepared = prepare.clean(prepare.load_sets(p), p, models.load_tokenizer(TINY, p))
+    return {name: rows.to_dicts() for name, rows in prepare.format_sets(prepared, p).items()}
 
 
 def train(p, sets, folder, stage="sft", start=TINY):

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from aimo.commands.options import Key, Profile, RunDir
 from aimo.config import Distil, Prompt, Reject, Source, read_values, set_key
-from aimo.data import rejection, sources
+from aimo.data import sources
 from aimo.data.sources import PRESETS
 from aimo.errors import AimoError, explain
 from aimo.inference.settings import PUBLIC, Tags
@@ -67,7 +67,7 @@ def distil(
     ] = None,
 ) -> None:
     """Let a teacher behind OpenAI-compatible servers answer problems, several times each."""
-    from aimo.data import distillation  # loads openai
+    from aimo.data import distil  # loads openai
 
     values = read_values(profile, set_) if profile else {}
     asked = values["distil"] = values.get("distil") or {}
@@ -84,12 +84,12 @@ def distil(
         raise AimoError("--api-addr is missing: name a server, such as one that `aimo serve MODEL` starts")
     seed = values.get("seed", 0) if seed is None else seed
     with changing_line("connecting") as show:
-        tally = distillation.distil(wanted, output_file, seed, lambda t: show(f"{t.left}: {t}"), tags)
+        tally = distil.distil(wanted, output_file, seed, lambda t: show(f"{t.left}: {t}"), tags)
     for fault, count in tally.failed.most_common():
         print(f"{count:,} samples failed, and can be asked for again by the same command: {fault}")
     print(f"{tally}: {output_file}")
     if push_to_hub:
-        print(distillation.push(output_file, push_to_hub, wanted, tally))
+        print(distil.push_samples(output_file, push_to_hub, wanted, tally))
 
 
 def reject(
@@ -114,6 +114,8 @@ def reject(
     page: Annotated[Path | None, typer.Option(help="Write a page of what was kept here.")] = None,
 ) -> None:
     """Keep the right and finished completions of a set, judged by their answers."""
+    from aimo.data import distil  # loads openai
+
     if out.suffix not in (".jsonl", ".parquet"):
         raise AimoError(f"--out {out}: takes a .jsonl or a .parquet file")
     options = {"max_per_problem": max_per_problem, "prefer": prefer, "pass_rate": pass_rate}
@@ -125,8 +127,8 @@ def reject(
     known = sources.preset_of(origin, "reject").columns
     origin = replace(origin, columns=replace(known, **roles))
     rows, _ = sources.load_source(origin, 0, "reject")
-    found = rejection.reject(rows, wanted, tags_of(read_values(profile)) if profile else PUBLIC[0])
-    rejection.save(found.kept, out)
+    found = distil.reject(rows, wanted, tags_of(read_values(profile)) if profile else PUBLIC[0])
+    distil.write_kept(found.kept, out)
     print(f"{found}: {out}")
     if page:
         from aimo.report import pages  # draws with matplotlib

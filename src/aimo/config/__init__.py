@@ -1,7 +1,6 @@
 """Profiles: one YAML file holds every setting of a run, read into typed dataclasses."""
 
-from aimo.config.data import Columns, Data, Mixture, Set, Source
-from aimo.config.distil import Distil, Reject
+from aimo.config.data import Columns, Data, Distil, Mixture, Reject, Set, Source
 from aimo.config.inference import Inference
 from aimo.config.profile import Profile
 from aimo.config.reading import (

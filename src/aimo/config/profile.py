@@ -8,8 +8,7 @@ from typing import Any
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
-from aimo.config.data import Data
-from aimo.config.distil import Distil
+from aimo.config.data import Data, Distil
 from aimo.config.inference import Inference
 from aimo.config.stages import STAGES, TRAINED
 from aimo.config.training import Dpo, Grpo, Model, Sft, Training

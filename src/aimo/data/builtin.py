@@ -1,46 +1,29 @@
-"""The built-in problems: twelve families of small word problems, number theory, algebra and counting.
+"""The built-in problems: twelve families of word problems with worked steps, and seven that a program solves.
 
-Every problem has a worked solution of two to six one-line steps and an integer answer. They are what the
-tiny base is trained on and what the demo runs on, because no download is needed and nobody can have seen the
-held-out ones. Out of scope: anything hard. A tiny model must be able to learn them, and must not be able to
-guess them.
+The tiny base and the demo train on the first, the tiny tool model on the second: nothing is downloaded, and
+nobody has seen the held-out ones. A family draws its numbers and words in a fixed order, so that a seed gives
+the same problems in every version.
 """
 
 import random
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Split = Literal["train", "heldout"]
 
-NAMES = [
-    "Ana",
-    "Ben",
-    "Chen",
-    "Dara",
-    "Emil",
-    "Fay",
-    "Gus",
-    "Hana",
-    "Ivan",
-    "Jo",
-    "Kim",
-    "Leo",
-    "Mia",
-    "Nils",
+NAMES = (
+    "Ana", "Ben", "Chen", "Dara", "Emil", "Fay", "Gus", "Hana", "Ivan", "Jo", "Kim", "Leo", "Mia", "Nils",
     "Olga",
-]
+)  # fmt: skip
 THINGS = ["pens", "books", "cups", "lamps", "apples", "cakes", "hats", "kites", "maps", "toys"]
 GROUPS = [
-    ("boys", "girls"),
-    ("cats", "dogs"),
-    ("red balls", "blue balls"),
-    ("poets", "painters"),
-    ("oaks", "pines"),
-]
+    ("boys", "girls"), ("cats", "dogs"), ("red balls", "blue balls"), ("poets", "painters"), ("oaks", "pines")
+]  # fmt: skip
 HOBBIES = ["chess", "football", "piano", "tennis", "drums", "cards"]
 TANKS = [("tank", "liters"), ("barn", "sacks"), ("bank", "coins"), ("store", "boxes")]
+PLACES = [("garden", "pond"), ("wall", "door"), ("field", "barn"), ("yard", "pool")]
 
 
 @dataclass(frozen=True)
@@ -53,70 +36,83 @@ class Problem:
     answer: int
 
 
-Parts = tuple[str, list[str], int]  # problem, steps, answer
+@dataclass(frozen=True)
+class ProgrammedProblem:
+    """A problem with the programs that solve it."""
+
+    family: str
+    problem: str
+    programs: list[str]
+    """Each ends in an expression, whose value it prints; the last one's is the answer."""
+
+    def outputs(self) -> list[str]:
+        """Return what each program prints."""
+        names: dict[str, Any] = {}
+        printed = []
+        for program in self.programs:
+            *statements, last = program.splitlines()
+            exec("\n".join(statements), names)
+            printed.append(str(eval(last, names)))
+        return printed
+
+
+Parts = tuple[list[str], list[str], int]  # a problem in several wordings, its steps, its answer
 
 
 def shopping(r: random.Random) -> Parts:
     a, b, c, d = r.randint(2, 9), r.randint(2, 12), r.randint(2, 9), r.randint(2, 12)
     x, y = r.sample(THINGS, 2)
-    text = r.choice(
-        [
-            f"{r.choice(NAMES)} buys {a} {x} at {b} dollars each and {c} {y} at {d} dollars each. "
-            f"What is the total cost?",
-            f"A shop sells {x} for {b} dollars and {y} for {d} dollars. "
-            f"How much do {a} {x} and {c} {y} cost?",
-        ]
-    )
+    texts = [
+        f"{r.choice(NAMES)} buys {a} {x} at {b} dollars each and {c} {y} at {d} dollars each. "
+        "What is the total cost?",
+        f"A shop sells {x} for {b} dollars and {y} for {d} dollars. How much do {a} {x} and {c} {y} cost?",
+    ]
     p, q = a * b, c * d
-    return text, [f"{a} * {b} = {p}", f"{c} * {d} = {q}", f"{p} + {q} = {p + q}"], p + q
+    return texts, [f"{a} * {b} = {p}", f"{c} * {d} = {q}", f"{p} + {q} = {p + q}"], p + q
 
 
 def tank(r: random.Random) -> Parts:
     start, rate, days = r.randint(10, 60), r.randint(2, 9), r.randint(3, 12)
     place, unit = r.choice(TANKS)
     gained = rate * days
-    loss = r.randint(2, min(40, start + gained - 1))
     full = start + gained
-    text = r.choice(
-        [
-            f"A {place} holds {start} {unit}. It gains {rate} {unit} a day for {days} days and then "
-            f"loses {loss}. How many {unit} are left?",
-            f"For {days} days a {place} with {start} {unit} gets {rate} more {unit} each day. "
-            f"Then {loss} are taken. How many {unit} remain?",
-        ]
-    )
-    return (
-        text,
-        [f"{rate} * {days} = {gained}", f"{start} + {gained} = {full}", f"{full} - {loss} = {full - loss}"],
-        full - loss,
-    )
+    loss = r.randint(2, min(40, full - 1))
+    texts = [
+        f"A {place} holds {start} {unit}. It gains {rate} {unit} a day for {days} days and then "
+        f"loses {loss}. How many {unit} are left?",
+        f"For {days} days a {place} with {start} {unit} gets {rate} more {unit} each day. "
+        f"Then {loss} are taken. How many {unit} remain?",
+    ]
+    steps = [
+        f"{rate} * {days} = {gained}",
+        f"{start} + {gained} = {full}",
+        f"{full} - {loss} = {full - loss}",
+    ]
+    return texts, steps, full - loss
 
 
 def equation(r: random.Random) -> Parts:
-    a, x, b = r.randint(2, 9), r.randint(3, 40), r.randint(2, 50)
-    v = r.choice("xyzn")
+    a, x, b, v = r.randint(2, 9), r.randint(3, 40), r.randint(2, 50), r.choice("xyzn")
     c = a * x + b
-    text = r.choice(
-        [f"Solve {a} {v} + {b} = {c} for {v}.", f"If {b} more than {a} times {v} is {c}, what is {v}?"]
-    )
-    return text, [f"{c} - {b} = {a * x}", f"{a * x} / {a} = {x}"], x
+    texts = [f"Solve {a} {v} + {b} = {c} for {v}.", f"If {b} more than {a} times {v} is {c}, what is {v}?"]
+    return texts, [f"{c} - {b} = {a * x}", f"{a * x} / {a} = {x}"], x
 
 
 def remainder(r: random.Random) -> Parts:
     a, b, c, m = r.randint(3, 12), r.randint(3, 12), r.randint(2, 30), r.randint(6, 12)
     n = a * b + c
-    q = n // m
-    text = r.choice(
-        [
-            f"What is the remainder when {a} * {b} + {c} is divided by {m}?",
-            f"Find the value of {a} * {b} + {c} modulo {m}.",
-        ]
-    )
-    return (
-        text,
-        [f"{a} * {b} = {a * b}", f"{a * b} + {c} = {n}", f"{m} * {q} = {m * q}", f"{n} - {m * q} = {n % m}"],
-        n % m,
-    )
+    q, rest = divmod(n, m)
+    texts = [
+        f"What is the remainder when {a} * {b} + {c} is divided by {m}?",
+        f"Find the value of {a} * {b} + {c} modulo {m}.",
+    ]
+    steps = [
+        f"{a} * {b} = {a * b}",
+        f"{a * b} + {c} = {n}",
+        f"{m} * {q} = {m * q}",
+        f"{n} - {m * q} = {rest}",
+    ]
+    return texts, steps, rest
 
 
 def sequence(r: random.Random) -> Parts:
@@ -124,91 +120,62 @@ def sequence(r: random.Random) -> Parts:
     n = 2 * half
     rise = (n - 1) * d
     last = a + rise
-    text = r.choice(
-        [
-            f"A sequence starts at {a} and grows by {d} each time. What is the sum of its first {n} terms?",
-            f"The first of {n} numbers is {a}, and each next one is {d} larger. What do they add up to?",
-        ]
-    )
-    steps = [
-        f"{n - 1} * {d} = {rise}",
-        f"{a} + {rise} = {last}",
-        f"{a} + {last} = {a + last}",
-        f"{half} * {a + last} = {half * (a + last)}",
+    texts = [
+        f"A sequence starts at {a} and grows by {d} each time. What is the sum of its first {n} terms?",
+        f"The first of {n} numbers is {a}, and each next one is {d} larger. What do they add up to?",
     ]
-    return text, steps, half * (a + last)
+    steps = [f"{n - 1} * {d} = {rise}", f"{a} + {rise} = {last}", f"{a} + {last} = {a + last}"]
+    return texts, [*steps, f"{half} * {a + last} = {half * (a + last)}"], half * (a + last)
 
 
 def pairs(r: random.Random) -> Parts:
     n, m = r.randint(3, 12), r.randint(3, 12)
     x, y = r.choice(GROUPS)
-    text = r.choice(
-        [
-            f"There are {n} {x} and {m} {y}. How many pairs of the same kind can be chosen?",
-            f"In how many ways can you pick two {x} from {n} or two {y} from {m}?",
-        ]
-    )
-    p, q = n * (n - 1), m * (m - 1)
-    steps = [
-        f"{n} * {n - 1} = {p}",
-        f"{p} / 2 = {p // 2}",
-        f"{m} * {m - 1} = {q}",
-        f"{q} / 2 = {q // 2}",
-        f"{p // 2} + {q // 2} = {(p + q) // 2}",
+    texts = [
+        f"There are {n} {x} and {m} {y}. How many pairs of the same kind can be chosen?",
+        f"In how many ways can you pick two {x} from {n} or two {y} from {m}?",
     ]
-    return text, steps, (p + q) // 2
+    p, q = n * (n - 1), m * (m - 1)
+    steps = [f"{n} * {n - 1} = {p}", f"{p} / 2 = {p // 2}", f"{m} * {m - 1} = {q}", f"{q} / 2 = {q // 2}"]
+    return texts, [*steps, f"{p // 2} + {q // 2} = {(p + q) // 2}"], (p + q) // 2
 
 
 def ages(r: random.Random) -> Parts:
     age, times, years = r.randint(3, 15), r.randint(2, 5), r.randint(2, 12)
     a, b = r.sample(NAMES, 2)
     older = age * times
-    text = r.choice(
-        [
-            f"{a} is {times} times as old as {b}, who is {age}. "
-            f"What will the sum of their ages be in {years} years?",
-            f"{b} is {age} years old and {a} is {times} times as old. "
-            f"How old will they be together after {years} years?",
-        ]
-    )
     total, more = older + age, 2 * years
-    return (
-        text,
-        [
-            f"{times} * {age} = {older}",
-            f"{older} + {age} = {total}",
-            f"2 * {years} = {more}",
-            f"{total} + {more} = {total + more}",
-        ],
-        total + more,
-    )
+    texts = [
+        f"{a} is {times} times as old as {b}, who is {age}. "
+        f"What will the sum of their ages be in {years} years?",
+        f"{b} is {age} years old and {a} is {times} times as old. "
+        f"How old will they be together after {years} years?",
+    ]
+    steps = [f"{times} * {age} = {older}", f"{older} + {age} = {total}", f"2 * {years} = {more}"]
+    return texts, [*steps, f"{total} + {more} = {total + more}"], total + more
 
 
 def garden(r: random.Random) -> Parts:
     a, b, c, d = r.randint(6, 12), r.randint(6, 12), r.randint(2, 5), r.randint(2, 6)
-    outer, inner = r.choice([("garden", "pond"), ("wall", "door"), ("field", "barn"), ("yard", "pool")])
-    text = r.choice(
-        [
-            f"A {outer} of {a} by {b} meters has a {inner} of {c} by {d} meters in it. "
-            f"How many square meters remain?",
-            f"What area of a {a} by {b} {outer} is not covered by a {c} by {d} {inner}?",
-        ]
-    )
+    outer, inner = r.choice(PLACES)
+    texts = [
+        f"A {outer} of {a} by {b} meters has a {inner} of {c} by {d} meters in it. "
+        "How many square meters remain?",
+        f"What area of a {a} by {b} {outer} is not covered by a {c} by {d} {inner}?",
+    ]
     p, q = a * b, c * d
-    return text, [f"{a} * {b} = {p}", f"{c} * {d} = {q}", f"{p} - {q} = {p - q}"], p - q
+    return texts, [f"{a} * {b} = {p}", f"{c} * {d} = {q}", f"{p} - {q} = {p - q}"], p - q
 
 
 def average(r: random.Random) -> Parts:
     mean = r.randint(12, 50)
     x, y = r.randint(5, 2 * mean - 5), r.randint(5, mean)
     z = 3 * mean - x - y
-    text = r.choice(
-        [
-            f"{r.choice(NAMES)} scores {x}, {y} and {z} points in three games. What is the average?",
-            f"What is the mean of {x}, {y} and {z}?",
-        ]
-    )
-    return text, [f"{x} + {y} = {x + y}", f"{x + y} + {z} = {3 * mean}", f"{3 * mean} / 3 = {mean}"], mean
+    texts = [
+        f"{r.choice(NAMES)} scores {x}, {y} and {z} points in three games. What is the average?",
+        f"What is the mean of {x}, {y} and {z}?",
+    ]
+    return texts, [f"{x} + {y} = {x + y}", f"{x + y} + {z} = {3 * mean}", f"{3 * mean} / 3 = {mean}"], mean
 
 
 def gcd(r: random.Random) -> Parts:
@@ -220,69 +187,145 @@ def gcd(r: random.Random) -> Parts:
             x, y = max(x - y, y), min(x - y, y)
         if 2 <= len(steps) <= 6:
             break
-    text = r.choice(
-        [
-            f"What is the greatest common divisor of {a} and {b}?",
-            f"Ropes of {a} and {b} meters are cut into equal pieces. "
-            f"What is the longest possible length of a piece?",
-        ]
-    )
-    return text, steps, x
+    texts = [
+        f"What is the greatest common divisor of {a} and {b}?",
+        f"Ropes of {a} and {b} meters are cut into equal pieces. "
+        "What is the longest possible length of a piece?",
+    ]
+    return texts, steps, x
 
 
 def digits(r: random.Random) -> Parts:
     a, b, c = r.randint(4, 12), r.randint(5, 12), r.randint(11, 80)
     n = a * b + c
-    text = r.choice(
-        [
-            f"What is the sum of the digits of {a} * {b} + {c}?",
-            f"Add the digits of the number {a} * {b} + {c}.",
-        ]
-    )
+    texts = [
+        f"What is the sum of the digits of {a} * {b} + {c}?",
+        f"Add the digits of the number {a} * {b} + {c}.",
+    ]
     steps, total = [f"{a} * {b} = {a * b}", f"{a * b} + {c} = {n}"], int(str(n)[0])
     for digit in str(n)[1:]:
         steps.append(f"{total} + {digit} = {total + int(digit)}")
         total += int(digit)
-    return text, steps, total
+    return texts, steps, total
 
 
 def neither(r: random.Random) -> Parts:
     both, only_a, only_b, rest = r.randint(2, 12), r.randint(3, 25), r.randint(3, 25), r.randint(2, 30)
     a, b, n = both + only_a, both + only_b, both + only_a + only_b + rest
     x, y = r.sample(HOBBIES, 2)
-    text = r.choice(
-        [
-            f"Of {n} students {a} like {x}, {b} like {y} and {both} like both. How many like neither?",
-            f"A class has {n} students: {a} chose {x}, {b} chose {y}, {both} of them chose both. "
-            f"How many chose none?",
-        ]
-    )
-    return (
-        text,
-        [f"{a} + {b} = {a + b}", f"{a + b} - {both} = {a + b - both}", f"{n} - {a + b - both} = {rest}"],
-        rest,
-    )
+    texts = [
+        f"Of {n} students {a} like {x}, {b} like {y} and {both} like both. How many like neither?",
+        f"A class has {n} students: {a} chose {x}, {b} chose {y}, {both} of them chose both. "
+        "How many chose none?",
+    ]
+    some = a + b - both
+    return texts, [f"{a} + {b} = {a + b}", f"{a + b} - {both} = {some}", f"{n} - {some} = {rest}"], rest
 
 
 FAMILIES = [shopping, tank, equation, remainder, sequence, pairs, ages, garden, average, gcd, digits, neither]
+PROGRAMMED: dict[str, tuple[str, list[str], list[str]]] = {
+    "power": (
+        "abm",
+        ["What is the remainder when {a}^{b} is divided by {m}?", "Find {a}^{b} modulo {m}."],
+        ["pow({a}, {b}, {m})"],
+    ),
+    "product": (
+        "abcm",
+        [
+            "What is the remainder when {a} * {b} * {c} is divided by {m}?",
+            "Multiply {a} by {b} and by {c}, then divide by {m}. What remains?",
+        ],
+        ["n = {a} * {b} * {c}\nn", "n % {m}"],
+    ),
+    "digits": (
+        "abm",
+        [
+            "What is the sum of the digits of {a}^{b} modulo {m}?",
+            "Add the digits of {a}^{b} and divide by {m}. What remains?",
+        ],
+        ["sum(map(int, str({a} ** {b}))) % {m}"],
+    ),
+    "prime": (
+        "abcm",
+        [
+            "What is the largest prime factor of {a} * {b} + {c} modulo {m}?",
+            "Divide the largest prime factor of {a} * {b} + {c} by {m}. What remains?",
+        ],
+        ["from sympy import primefactors\nmax(primefactors({a} * {b} + {c})) % {m}"],
+    ),
+    "powers": (
+        "knm",
+        [
+            "What is 1^{k} + 2^{k} + ... + {n}^{k} modulo {m}?",
+            "Add the powers i^{k} for i from 1 to {n}. What is the remainder of the sum divided by {m}?",
+        ],
+        ["sum(i ** {k} for i in range({n} + 1)) % {m}"],
+    ),
+    "choice": (
+        "abm",
+        [
+            "In how many ways can {a} of {b} people be chosen, modulo {m}?",
+            "How many sets of {a} numbers are there among {b} numbers? Give it modulo {m}.",
+        ],
+        ["from math import comb\ncomb({b}, {a}) % {m}"],
+    ),
+    "recurrence": (
+        "abnm",
+        [
+            "A sequence begins {a}, {b}; each later term is the sum of the two before. "
+            "What is term {n} modulo {m}?",
+            "The first two terms are {a} and {b}, then each is the sum of the two before. "
+            "Find term {n} modulo {m}.",
+        ],
+        ["x, y = {a}, {b}\nfor _ in range({n} - 1): x, y = y, x + y\nx % {m}"],
+    ),
+}
+"""The numbers of a family, from 12 to 99, its problem in several wordings, and its programs."""
 
 
-def stream(split: Split, seed: int | str) -> Iterator[Problem]:
-    """An endless iterator of problems of one split, families drawn evenly.
+def drawn(split: Split, seed: int | str, family: Callable[[random.Random], Any]) -> Iterator[Any]:
+    """Yield without end what `family` draws, whose `problem` is of the split.
 
-    A problem is held out by a hash of its text, so no train problem can be a held-out one, whatever the
-    seeds.
+    A problem is held out by a hash of its text, so no train problem is a held-out one, whatever the seeds.
     """
     r = random.Random(f"{split}-{seed}")
     while True:
+        problem = family(r)
+        if (zlib.crc32(problem.problem.encode()) % 10 == 0) == (split == "heldout"):
+            yield problem
+
+
+def stream(split: Split, seed: int | str) -> Iterator[Problem]:
+    """Yield problems of one split without end, families drawn evenly."""
+
+    def draw(r: random.Random) -> Problem:
         family = r.choice(FAMILIES)
-        text, steps, answer = family(r)
-        if (zlib.crc32(text.encode()) % 10 == 0) == (split == "heldout"):
-            yield Problem(family.__name__, text, "\n".join(steps), answer)
+        texts, steps, answer = family(r)
+        return Problem(family.__name__, r.choice(texts), "\n".join(steps), answer)
+
+    return drawn(split, seed, draw)
+
+
+def stream_programmed(split: Split, seed: int) -> Iterator[ProgrammedProblem]:
+    """As `stream`, for problems that a program solves."""
+
+    def draw(r: random.Random) -> ProgrammedProblem:
+        family = r.choice(list(PROGRAMMED))
+        letters, texts, programs = PROGRAMMED[family]
+        if family == "choice":
+            numbers = [*sorted(r.sample(range(12, 100), 2)), r.randint(12, 99)]
+        else:
+            numbers = [r.randint(3, 9) if letter == "k" else r.randint(12, 99) for letter in letters]
+        named = dict(zip(letters, numbers, strict=True))
+        return ProgrammedProblem(
+            family, r.choice(texts).format(**named), [program.format(**named) for program in programs]
+        )
+
+    return drawn(split, seed, draw)
 
 
 def generate(n: int, split: Split, seed: int | str) -> list[Problem]:
-    """The first `n` problems of `stream` with different texts."""
+    """Return the first `n` problems of `stream` with different texts."""
     unique: dict[str, Problem] = {}
     for problem in stream(split, seed):
         unique.setdefault(problem.problem, problem)

@@ -58,7 +58,7 @@ def turns(cell: str | None) -> list[dict[str, Any]] | None:
     return value if talk else None
 
 
-def read(prompts: pl.Series, replies: pl.Series | None = None) -> pl.DataFrame:
+def read_conversations(prompts: pl.Series, replies: pl.Series | None = None) -> pl.DataFrame:
     """Return `problem`, `solution` and `fault` of each conversation, whose reply may be a cell of its own."""
     parts = []
     for start in range(0, len(prompts) or 1, CHUNK):

@@ -1,7 +1,4 @@
-"""Which rows cannot be used or are not wanted, as expressions and columns of a table of problems.
-
-Out of scope: a solution's steps; only its final answer is judged.
-"""
+"""Which rows cannot be used or are not wanted, as expressions and columns of a table of problems."""
 
 import re
 from collections.abc import Callable
@@ -9,15 +6,13 @@ from typing import Any
 
 import polars as pl
 
-from aimo.data import decontamination
+from aimo.data import decontaminate
 from aimo.inference.answers import extract, to_integer
+from aimo.inference.files import CHUNK
 from aimo.inference.judge import are_equal
 from aimo.inference.settings import Tags
 
-CHUNK = 50_000
-"""Rows that are Python objects at one time."""
-WORDS_TO_TELL = 8
-"""Fewer words do not determine a language."""
+WORDS_TO_TELL = 8  # fewer words do not determine a language
 
 
 def key(problems: pl.Series) -> pl.Series:
@@ -25,21 +20,22 @@ def key(problems: pl.Series) -> pl.Series:
 
     Two different problems of a million have the same one with a probability of 10^-7.
     """
-    return problems.str.to_lowercase().str.replace_all(r"\s+", " ").hash()
+    return per_chunk(problems, lambda part: part.str.to_lowercase().str.replace_all(r"\s+", " ").hash())
 
 
-def between(value: pl.Expr, low: float, high: float) -> pl.Expr:
-    """Whether a value is not null and within low…high."""
-    return value.is_between(low, high).fill_null(False)
+def per_chunk(values: pl.Series, function: Callable[[pl.Series], pl.Series]) -> pl.Series:
+    """(n,) a function of a series, CHUNK rows at a time, so that few rows are in memory twice."""
+    starts = range(0, len(values) or 1, CHUNK)
+    return pl.concat([function(values[start : start + CHUNK]) for start in starts])
 
 
 def mapped(values: pl.Series, function: Callable[[str], Any], kind: Any) -> pl.Series:
-    """(n,) a Python function of each text, null for null; CHUNK texts are in memory at a time."""
-    parts = []
-    for start in range(0, len(values), CHUNK):
-        found = [None if text is None else function(text) for text in values[start : start + CHUNK]]
-        parts.append(pl.Series(found, dtype=kind))
-    return pl.concat(parts) if parts else pl.Series(dtype=kind)
+    """(n,) a Python function of each text, null for null."""
+
+    def map_part(part: pl.Series) -> pl.Series:
+        return pl.Series([None if text is None else function(text) for text in part], dtype=kind)
+
+    return per_chunk(values, map_part)
 
 
 def read_answers(texts: pl.Series, tags: Tags) -> list[pl.Series]:
@@ -58,26 +54,43 @@ def read_answers(texts: pl.Series, tags: Tags) -> list[pl.Series]:
     return [written.alias("answer"), integer.alias("integer")]
 
 
+def judge_solutions(
+    rows: pl.DataFrame, tags: Tags, judged: pl.Expr | None = None
+) -> tuple[pl.Series, pl.Series]:
+    """(n,) the final answer of each `solution`, null without one; (n,) whether it is the gold `answer`.
+
+    With `judged`, an expression for the rows to look at, other rows have no answer.
+    """
+    own: list[str | None] = []
+    right: list[bool] = []
+    for part in rows.iter_slices(CHUNK):
+        texts = part.select(
+            pl.when(pl.lit(True) if judged is None else judged).then(pl.col("solution"))
+        ).to_series()
+        found = [None if text is None else extract(text, tags) for text in texts]
+        pairs = [
+            (i, a, gold) for i, (a, gold) in enumerate(zip(found, part["answer"], strict=True)) if a and gold
+        ]
+        verdicts = are_equal([a for _, a, _ in pairs], [gold for *_, gold in pairs])
+        equal = {i for (i, *_), verdict in zip(pairs, verdicts, strict=True) if verdict is True}
+        own += found
+        right += [i in equal for i in range(len(found))]
+    return pl.Series(own, dtype=pl.String), pl.Series(right, dtype=pl.Boolean)
+
+
 def ends_in_another_answer(rows: pl.DataFrame, tags: Tags) -> pl.Series:
     """(n,) whether a solution that no column judges ends in another answer than the gold answer.
 
     A solution without a final answer, such as a derivation in prose, cannot be judged and is not one of them.
     """
-    judged = rows["correct"].is_null() & (rows["answer"].fill_null("") != "") & rows["solution"].is_not_null()
-    places = judged.arg_true()
-    wrong: list[bool] = []
-    for start in range(0, len(places), CHUNK):
-        part = rows[places[start : start + CHUNK]]
-        own = [extract(solution, tags) for solution in part["solution"]]
-        verdicts = are_equal(own, part["answer"].to_list())
-        wrong += [a is not None and verdict is not True for a, verdict in zip(own, verdicts, strict=True)]
-    none = pl.repeat(False, len(rows), eager=True)
-    return none.scatter(places, wrong) if wrong else none
+    unjudged = pl.col("correct").is_null() & (pl.col("answer").fill_null("") != "")
+    own, right = judge_solutions(rows, tags, unjudged)
+    return own.is_not_null() & ~right
 
 
 def in_other_language(problems: pl.Series, language: str) -> pl.Series:
     """(n,) whether a problem is certainly not in a language (langid.py's model), formulas aside."""
-    from py3langid import classify
+    from py3langid import classify  # loads a model
 
     def differs(problem: str) -> bool:
         words = re.sub(r"\$[^$]*\$|\\\w+|[^\w\s]|\d", " ", problem)
@@ -88,13 +101,13 @@ def in_other_language(problems: pl.Series, language: str) -> pl.Series:
 
 
 def is_multiple_choice() -> pl.Expr:
-    """A question of that kind, or one that lists choices A, B and C."""
+    """A question whose `kind` says so, or one that lists choices A, B and C."""
     listed = r"(?s)\(A\).*\(B\).*\(C\)|\n\s*A[.):].*\n\s*B[.):].*\n\s*C[.):]"
     return (pl.col("kind") == "MCQ").fill_null(False) | pl.col("problem").str.contains(listed)
 
 
 def is_proof() -> pl.Expr:
-    """A question of that kind, one whose answer says so, or one that asks to prove and for nothing else."""
+    """A question whose `kind` or answer says so, or one that asks to prove and for nothing else."""
     problem = pl.col("problem")
     asks = problem.str.contains(r"(?i)\b(prove|show) that\b")
     seeks = problem.str.contains(r"(?i)\b(find|determine|compute|calculate|evaluate|what|how many)\b")
@@ -103,10 +116,14 @@ def is_proof() -> pl.Expr:
     return (of_kind | says_so).fill_null(False) | (asks & ~seeks)
 
 
-def thought() -> pl.Expr:
-    """A worked solution without the answer line, think tags and calculator marks of public sets."""
-    text = pl.col("solution").str.replace_all(r"<<[^<>]*>>|</?think>", "").str.strip_chars()
-    return text.str.replace(r"\n####[^\n]*$", "").str.strip_chars()
+def thoughts(solutions: pl.Series) -> pl.Series:
+    """(n,) worked solutions without the answer line, think tags and calculator marks of public sets."""
+
+    def bare(part: pl.Series) -> pl.Series:
+        text = part.str.replace_all(r"<<[^<>]*>>|</?think>", "").str.strip_chars()
+        return text.str.replace(r"\n####[^\n]*$", "").str.strip_chars()
+
+    return per_chunk(solutions, bare)
 
 
 def near_duplicates(problems: pl.Series, threshold: float, seed: int) -> pl.Series:
@@ -120,24 +137,23 @@ def near_duplicates(problems: pl.Series, threshold: float, seed: int) -> pl.Seri
     # 64 hashes in 16 bands of 4: a pair at a Jaccard of 0.8 meets in some band with a chance of 0.9998.
     index = RMinHashLSH(threshold, 64, 16)
     near = []
+
+    def is_near(text: str, other: str) -> bool:
+        if sorted(re.findall(r"\d+", text)) != sorted(re.findall(r"\d+", other)):
+            return False
+        mine, theirs = shingles(text), shingles(other)
+        return len(mine & theirs) >= threshold * len(mine | theirs)
+
     for i, text in enumerate(problems):
         sketch = RMinHash(64, seed)
         sketch.update(list(shingles(text)))
-        near.append(any(is_near(text, problems[j], threshold) for j in index.query(sketch)))
+        near.append(any(is_near(text, problems[j]) for j in index.query(sketch)))
         if not near[-1]:
             index.insert(i, sketch)
     return pl.Series(near, dtype=pl.Boolean)
 
 
-def is_near(text: str, other: str, threshold: float) -> bool:
-    """Whether two problems share all numbers and `threshold` of their word triples."""
-    if sorted(re.findall(r"\d+", text)) != sorted(re.findall(r"\d+", other)):
-        return False
-    mine, theirs = shingles(text), shingles(other)
-    return len(mine & theirs) >= threshold * len(mine | theirs)
-
-
 def shingles(text: str) -> set[str]:
-    """The word triples of a problem, without case, LaTeX markup and punctuation; or its few words."""
-    words = decontamination.normalise(text, near=True).split()
-    return set(decontamination.grams(words, 3)) or {" ".join(words)}
+    """Return the word triples of a text, without case, LaTeX markup and punctuation; or its few words."""
+    words = decontaminate.normalise(text, near=True).split()
+    return set(decontaminate.grams(words, 3)) or {" ".join(words)}

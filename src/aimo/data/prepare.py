@@ -15,19 +15,20 @@ import numpy as np
 import polars as pl
 import yaml
 
-from aimo.config import Data, Profile, Set, Source
+from aimo.config import Profile, Set, Source
 from aimo.config.stages import STAGES
-from aimo.data import decontamination, filters, sources
+from aimo.data import filters, sources
+from aimo.data.decontaminate import contaminated
 from aimo.errors import AimoError
 from aimo.inference import prompts
+from aimo.inference.files import CHUNK
 from aimo.inference.storage import write_whole
 
 S = TypeVar("S", bound=Source)
 Rows = list[dict[str, Any]]
 SETS = ("heldout", "grpo", "sft")
 """A text in two sets stays in the first."""
-BATCH = 1000
-"""Rows that are tokenised at one time."""
+BATCH = 1000  # rows that are tokenised at a time
 BYTES_A_TOKEN = 100
 """A text with more bytes than this for each token of the limit is too long without a look."""
 
@@ -66,108 +67,100 @@ class Sets:
 
 
 def sets_of(profile: Profile) -> dict[str, Set]:
-    """The sets that a profile has, by name."""
-    data = data_of(profile)
-    return {name: getattr(data, name) for name in SETS if getattr(data, name)}
-
-
-def data_of(profile: Profile) -> Data:
-    """The `data` section. AimoError when the profile has none."""
+    """Return the sets that a profile has, by name. AimoError when it has no section `data`."""
     if profile.data is None:
         raise AimoError(f"profile {profile.profile}: has no section data; add one with the sets to prepare")
-    return profile.data
+    return {name: getattr(profile.data, name) for name in SETS if getattr(profile.data, name)}
 
 
-def load(profile: Profile, run_dir: Path | None = None) -> Sets:
+def load_sets(profile: Profile, run_dir: Path | None = None) -> Sets:
     """Read the sources of all sets, with their columns mapped to `problem`, `answer` and `solution`.
 
     The source `distil` is what that stage has kept in the run's folder.
     """
+
+    def located(source: S) -> S:
+        if source.source != "distil" or run_dir is None:
+            return source
+        return replace(source, source=str(run_dir / STAGES["distil"].product), preset="aimo reject")
+
     sets = Sets({})
     for name, wanted in sets_of(profile).items():
-        wanted = replace(located(wanted, run_dir), mixture=[located(s, run_dir) for s in wanted.mixture])
-        sets.rows[name], notes = sources.load(wanted, profile.seed, f"data.{name}")
+        wanted = replace(located(wanted), mixture=[located(part) for part in wanted.mixture])
+        sets.rows[name], notes = sources.load_mixture(wanted, profile.seed, f"data.{name}")
         sets.dropped[name], sets.repaired[name] = notes.dropped, notes.repaired
         sets.read[name] = len(sets.rows[name]) + sets.dropped[name].total()
         sets.check(name)
     return sets
 
 
-def located(source: S, run_dir: Path | None) -> S:
-    """A source, by its path where it is `distil`."""
-    if source.source != "distil" or run_dir is None:
-        return source
-    return replace(source, source=str(run_dir / STAGES["distil"].product), preset="aimo reject")
-
-
 def clean(sets: Sets, profile: Profile, tokenizer: Any) -> Sets:
     """Drop the rows that cannot be used, and those that the profile does not want."""
     wanted_sets = sets_of(profile)
     for i, (name, wanted) in enumerate(wanted_sets.items()):
-        drop_problems(sets, name, wanted)
-        drop_answers(sets, name, wanted, profile)
+        # The problem: its text, language and kind, and the verdict on its solution.
+        sets.change(name, pl.col("problem").str.strip_chars())
+        sets.change(name, key=filters.key(sets.rows[name]["problem"]))
+        sets.drop(name, pl.col("problem").fill_null("") == "", "no problem text")
+        sets.drop(name, ~pl.col("correct").fill_null(True), "solution not right or not complete")
+        if wanted.language:
+            other = filters.in_other_language(sets.rows[name]["problem"], wanted.language)
+            sets.drop(name, other, f"language is not {wanted.language}")
+        if "multiple_choice" in wanted.drop:
+            sets.drop(name, filters.is_multiple_choice(), "multiple choice")
+        if "proof" in wanted.drop:
+            sets.drop(name, filters.is_proof(), "proof")
+
+        # The gold answer, of which the final answer alone stays, and the pass rate.
+        sets.change(name, *filters.read_answers(sets.rows[name]["answer"], profile.prompt))
+        by_answer = pl.col("verification_info").is_null()  # and not by test cases
+        if wanted.integer_answers:
+            sets.drop(name, by_answer & pl.col("integer").is_null(), "answer is not an integer")
+        sets.drop(name, by_answer & (pl.col("answer").fill_null("") == ""), "no answer")
+        bounds = (("integer", "answer", wanted.answer_range), ("pass_rate", "pass rate", wanted.pass_rate))
+        for column, what, limits in bounds:
+            if limits:
+                outside = ~pl.col(column).is_between(*limits).fill_null(False)
+                sets.drop(name, outside, f"{what} is not within {limits[0]} to {limits[1]}")
+
         for earlier in list(wanted_sets)[:i]:
             known = pl.col("key").is_in(sets.rows[earlier]["key"].implode())
             sets.drop(name, known, f"same text as in {earlier}")
+
+        # The worked solution, which becomes a thought unless it is verbatim.
         if name == "sft":
-            drop_solutions(sets, wanted, profile)
+            wrong = filters.ends_in_another_answer(sets.rows[name], profile.prompt)
+            sets.drop(name, wrong, "solution ends in another answer")
+            if not wanted.verbatim:
+                sets.change(name, solution=filters.thoughts(sets.rows[name]["solution"]))
+            elif profile.prompt.prefill:
+                tag = profile.prompt.think_start
+                begins = pl.col("solution").str.starts_with(tag).fill_null(False)
+                sets.drop(name, ~begins, f"does not start with {tag.strip()}")
+            sets.drop(name, pl.col("solution").fill_null("") == "", "no worked solution")
+
         long, limit = too_long(sets.rows[name], name, profile, tokenizer)
         sets.drop(name, long, f"longer than {limit} tokens")
-        drop_duplicates(sets, name, wanted, profile.seed)
+
+        # One row a problem, or all with different solutions.
+        if wanted.traces == "shortest":
+            order = pl.col("solution").str.len_chars().rank("ordinal").over("key")
+            sets.drop(name, order > 1, "a longer solution of the same problem")
+        else:
+            same = ["key", "solution"] if wanted.traces == "all" else ["key"]
+            sets.drop(name, ~pl.struct(same).is_first_distinct(), "duplicate")
+        if wanted.near_duplicates:
+            near = filters.near_duplicates(sets.rows[name]["problem"], wanted.near_duplicates, profile.seed)
+            sets.drop(name, near, "nearly the same text as another")
         sets.check(name)
     return sets
-
-
-def drop_problems(sets: Sets, name: str, wanted: Set) -> None:
-    """Drop rows by the text and kind of their problem, and by the verdict on their solution."""
-    sets.change(name, pl.col("problem").str.strip_chars())
-    sets.change(name, key=filters.key(sets.rows[name]["problem"]))
-    sets.drop(name, pl.col("problem").fill_null("") == "", "no problem text")
-    sets.drop(name, ~pl.col("correct").fill_null(True), "solution not right or not complete")
-    if wanted.language:
-        other = filters.in_other_language(sets.rows[name]["problem"], wanted.language)
-        sets.drop(name, other, f"language is not {wanted.language}")
-    if "multiple_choice" in wanted.drop:
-        sets.drop(name, filters.is_multiple_choice(), "multiple choice")
-    if "proof" in wanted.drop:
-        sets.drop(name, filters.is_proof(), "proof")
-
-
-def drop_answers(sets: Sets, name: str, wanted: Set, profile: Profile) -> None:
-    """Drop rows by their gold answer and pass rate; `answer` becomes the final answer alone."""
-    sets.change(name, *filters.read_answers(sets.rows[name]["answer"], profile.prompt))
-    by_answer = pl.col("verification_info").is_null()  # and not by test cases
-    if wanted.integer_answers:
-        sets.drop(name, by_answer & pl.col("integer").is_null(), "answer is not an integer")
-    sets.drop(name, by_answer & (pl.col("answer").fill_null("") == ""), "no answer")
-    if wanted.answer_range:
-        low, high = wanted.answer_range
-        outside = ~filters.between(pl.col("integer"), low, high)
-        sets.drop(name, outside, f"answer is not within {low} to {high}")
-    if wanted.pass_rate:
-        lowest, highest = wanted.pass_rate
-        outside = ~filters.between(pl.col("pass_rate"), lowest, highest)
-        sets.drop(name, outside, f"pass rate is not within {lowest} to {highest}")
-
-
-def drop_solutions(sets: Sets, wanted: Set, profile: Profile) -> None:
-    """Drop rows of `sft` by their worked solution, which becomes a thought unless it is verbatim."""
-    wrong = filters.ends_in_another_answer(sets.rows["sft"], profile.prompt)
-    sets.drop("sft", wrong, "solution ends in another answer")
-    if not wanted.verbatim:
-        sets.change("sft", solution=filters.thought())
-    elif profile.prompt.prefill:
-        tag = profile.prompt.think_start
-        begins = pl.col("solution").str.starts_with(tag).fill_null(False)
-        sets.drop("sft", ~begins, f"does not start with {tag.strip()}")
-    sets.drop("sft", pl.col("solution").fill_null("") == "", "no worked solution")
 
 
 def too_long(rows: pl.DataFrame, name: str, profile: Profile, tokenizer: Any) -> tuple[pl.Series, int | None]:
     """(n,) whether a row of the set is longer than its limit, and the limit in tokens; None without a limit.
 
-    Counted are the prompt, and for `sft` prompt and completion. The limit is the smallest of the set's
-    `max_tokens` and `token_quantile`, and of what its stage can take.
+    The prompt counts, and for `sft` the completion too. The limit is the smallest of the set's `max_tokens`
+    and `token_quantile`, and of what its stage can take.
     """
     wanted = getattr(profile.data, name)
     limits = [wanted.max_tokens]
@@ -190,13 +183,25 @@ def too_long(rows: pl.DataFrame, name: str, profile: Profile, tokenizer: Any) ->
 def count_tokens(
     rows: pl.DataFrame, name: str, profile: Profile, tokenizer: Any, limit: int | None = None
 ) -> pl.Series:
-    """(n,) the tokens of each row; with a limit, exact near it and an upper bound for other rows.
+    """(n,) the tokens of each row in the chat template; with a limit, an upper bound far from it.
 
     A text has no more tokens than bytes, so most rows are judged by their bytes.
     """
+
+    def exact(rows: pl.DataFrame) -> list[int]:
+        talks = [prompts.as_prompt(problem) for problem in rows["problem"]]
+        if name == "sft":
+            for talk, solution, answer in zip(
+                talks, rows["solution"].fill_null(""), rows["answer"], strict=True
+            ):
+                verbatim = profile.data.sft.verbatim  # type: ignore[union-attr]
+                whole = [{"role": "assistant", "content": solution}]
+                talk += whole if verbatim else prompts.as_completion(profile.prompt, solution, answer)
+        ids = tokenizer.apply_chat_template(talks, add_generation_prompt=name != "sft", return_dict=False)
+        return [len(row) for row in ids]
+
     texts = ["problem", "solution", "answer"] if name == "sft" else ["problem"]
-    empty = pl.DataFrame({"problem": [""], "solution": [""], "answer": [""]})
-    around = exact_tokens(empty, name, profile, tokenizer)[0] + 8  # tags and template
+    around = exact(pl.DataFrame({"problem": [""], "solution": [""], "answer": [""]}))[0] + 8  # tags, template
     sizes = [rows[column].str.len_bytes().fill_null(0).cast(pl.Int64) for column in texts]
     bound = rows.select(sum(sizes, start=pl.lit(around))).to_series()
     if limit is None:
@@ -206,39 +211,8 @@ def count_tokens(
     places = unknown.arg_true()
     found: list[int] = []
     for start in range(0, len(places), BATCH):
-        found += exact_tokens(rows[places[start : start + BATCH]], name, profile, tokenizer)
+        found += exact(rows[places[start : start + BATCH]])
     return bound.scatter(places, found) if found else bound
-
-
-def exact_tokens(rows: pl.DataFrame, name: str, profile: Profile, tokenizer: Any) -> list[int]:
-    """(n,) the tokens of each row, in the chat template."""
-    talks = [prompts.as_prompt(problem) for problem in rows["problem"]]
-    if name == "sft":
-        replies = zip(rows["solution"].fill_null(""), rows["answer"], strict=True)
-        talks = [talk + reply_of(*reply, profile) for talk, reply in zip(talks, replies, strict=True)]
-    ids = tokenizer.apply_chat_template(talks, add_generation_prompt=name != "sft", return_dict=False)
-    return [len(row) for row in ids]
-
-
-def reply_of(solution: str, answer: str, profile: Profile) -> list[dict[str, str]]:
-    """What a row of `sft` teaches the model to reply."""
-    assert profile.data and profile.data.sft
-    if profile.data.sft.verbatim:
-        return [{"role": "assistant", "content": solution}]
-    return prompts.as_completion(profile.prompt, solution, answer)
-
-
-def drop_duplicates(sets: Sets, name: str, wanted: Set, seed: int) -> None:
-    """Keep one row a problem, or all with different solutions; drop near duplicates if that is wanted."""
-    if wanted.traces == "shortest":
-        order = pl.col("solution").str.len_chars().rank("ordinal").over("key")
-        sets.drop(name, order > 1, "a longer solution of the same problem")
-    else:
-        same = ["key", "solution"] if wanted.traces == "all" else ["key"]
-        sets.drop(name, ~pl.struct(same).is_first_distinct(), "duplicate")
-    if wanted.near_duplicates:
-        near = filters.near_duplicates(sets.rows[name]["problem"], wanted.near_duplicates, seed)
-        sets.drop(name, near, "nearly the same text as another")
 
 
 def decontaminate(sets: Sets, profile: Profile) -> Sets:
@@ -247,7 +221,8 @@ def decontaminate(sets: Sets, profile: Profile) -> Sets:
     A held-out set counts as well, but for built-in problems: they share their wording by design, and of them
     only equal texts count.
     """
-    data = data_of(profile)
+    data = profile.data
+    assert data
     benchmarks: dict[str, list[str]] = {}
     for i, source in enumerate(data.decontaminate):
         rows, _ = sources.load_source(source, profile.seed, f"data.decontaminate.{i}")
@@ -260,7 +235,7 @@ def decontaminate(sets: Sets, profile: Profile) -> Sets:
         if name == "heldout":
             continue
         problems = sets.rows[name]["problem"]
-        found = decontamination.contaminated(problems, benchmarks, data.ngram, data.near_ngrams)
+        found = contaminated(problems, benchmarks, data.ngram, data.near_ngrams)
         for row, benchmark, overlap in found.iter_rows():
             shared = {"set": name, "problem": problems[row], "benchmark": benchmark, "overlap": overlap}
             sets.contaminated.append(shared)
@@ -271,19 +246,32 @@ def decontaminate(sets: Sets, profile: Profile) -> Sets:
     return sets
 
 
-def format(sets: Sets, profile: Profile) -> dict[str, pl.DataFrame]:
-    """Rows as TRL's trainers read them: `prompt` and `completion` for SFT, else `prompt` and `answer`.
+def format_sets(sets: Sets, profile: Profile) -> dict[str, pl.DataFrame]:
+    """Return rows as TRL's trainers read them: `prompt` and `completion` for SFT, else `prompt` and `answer`.
 
     With `test_split`, that share of a set's problems leaves it as `sft_test` or `grpo_test`, to evaluate on
     during training.
     """
+
+    def turn(role: str, text: pl.Expr) -> pl.Expr:
+        return pl.concat_list(pl.struct(pl.lit(role).alias("role"), text.alias("content")))
+
     ready = {}
     for name, wanted in sets_of(profile).items():
         rows = sets.rows[name]
-        prompt = pl.concat_list(turn("user", pl.col("problem"))).alias("prompt")
+        prompt = turn("user", pl.col("problem")).alias("prompt")
         if name == "sft":
-            reply = pl.concat_list(turn("assistant", completion(len(rows), wanted, profile)))
-            ready[name] = rows.select(prompt, reply.alias("completion"))
+            completion = pl.col("solution")
+            if not wanted.verbatim:  # thought and answer in their tags
+                rng = random.Random(profile.seed)
+                empty = pl.Series(
+                    [rng.random() < wanted.empty_thoughts for _ in range(len(rows))], dtype=pl.Boolean
+                )
+                work = pl.when(empty).then(pl.lit("")).otherwise(completion)
+                layout = prompts.as_completion(profile.prompt, "\0", "\0")[0]["content"]
+                before, between, after = map(pl.lit, layout.split("\0"))  # tags may have braces
+                completion = pl.concat_str(before, work, between, pl.col("answer"), after)
+            ready[name] = rows.select(prompt, turn("assistant", completion).alias("completion"))
         else:
             has_tests = rows["verification_info"].null_count() < len(rows)
             ready[name] = rows.select(prompt, "answer", *["verification_info"] * has_tests)
@@ -295,24 +283,7 @@ def format(sets: Sets, profile: Profile) -> dict[str, pl.DataFrame]:
     return ready
 
 
-def completion(number: int, wanted: Set, profile: Profile) -> pl.Expr:
-    """(n,) the completions of `number` rows: verbatim, or thought and answer in their tags."""
-    if wanted.verbatim:
-        return pl.col("solution")
-    rng = random.Random(profile.seed)
-    empty = pl.Series([rng.random() < wanted.empty_thoughts for _ in range(number)], dtype=pl.Boolean)
-    work = pl.when(empty).then(pl.lit("")).otherwise(pl.col("solution"))
-    layout = prompts.as_completion(profile.prompt, "\0", "\0")[0]["content"]
-    before, between, after = map(pl.lit, layout.split("\0"))  # tags may have braces
-    return pl.concat_str(before, work, between, pl.col("answer"), after)
-
-
-def turn(role: str, text: pl.Expr) -> pl.Expr:
-    """One message of a conversation."""
-    return pl.struct(pl.lit(role).alias("role"), text.alias("content"))
-
-
-def save(ready: dict[str, pl.DataFrame], sets: Sets, profile: Profile, folder: Path) -> str:
+def write_sets(ready: dict[str, pl.DataFrame], sets: Sets, profile: Profile, folder: Path) -> str:
     """Write one Parquet file a set, and last a data card that `datasets` reads; returns the data's hash.
 
     Files are written whole or not at all; those of sets that the profile no longer has are deleted.
@@ -323,7 +294,8 @@ def save(ready: dict[str, pl.DataFrame], sets: Sets, profile: Profile, folder: P
     digest = hashlib.sha256()
     for name, rows in ready.items():
         partial = folder / f"{name}.partial"
-        rows.write_parquet(partial)
+        # In slices, because a row group copies whatever its column holds in one piece.
+        pl.concat([*rows.iter_slices(CHUNK)] or [rows], rechunk=False).write_parquet(partial)
         digest.update(partial.read_bytes())
         partial.rename(folder / f"{name}.parquet")
     write_whole(folder / "README.md", card(ready, sets, profile, digest.hexdigest()))
@@ -332,7 +304,8 @@ def save(ready: dict[str, pl.DataFrame], sets: Sets, profile: Profile, folder: P
 
 def card(ready: dict[str, pl.DataFrame], sets: Sets, profile: Profile, digest: str) -> str:
     """The data card: sources, counts, filters, seed and hash, and the header that `datasets` reads."""
-    data, wanted_sets = data_of(profile), sets_of(profile)
+    data, wanted_sets = profile.data, sets_of(profile)
+    assert data
     header = {"configs": [{"config_name": name, "data_files": f"{name}.parquet"} for name in ready]}
     lines = ["| set | step | rows |", "| --- | --- | --- |"]
     for name, wanted in wanted_sets.items():
@@ -361,7 +334,7 @@ def changed(source: Source) -> dict[str, Any]:
     return found
 
 
-def read(folder: Path, name: str) -> Rows:
+def read_set(folder: Path, name: str) -> Rows:
     """A saved set; no rows where the profile does not have it."""
     path = folder / f"{name}.parquet"
     return pl.read_parquet(path).to_dicts() if path.exists() else []
@@ -369,4 +342,4 @@ def read(folder: Path, name: str) -> Rows:
 
 def set_aside(folder: Path, name: str) -> Rows:
     """The rows that `test_split` set aside of a set; none where the profile has no such key."""
-    return read(folder, f"{name}_test")
+    return read_set(folder, f"{name}_test")

@@ -103,7 +103,7 @@ class Notes:
         self.repaired += other.repaired
 
 
-def load(wanted: Mixture, seed: int, where: str) -> tuple[pl.DataFrame, Notes]:
+def load_mixture(wanted: Mixture, seed: int, where: str) -> tuple[pl.DataFrame, Notes]:
     """The rows of a set with the columns of SCHEMA, and what was left out and repaired.
 
     `where` is the set's key in the profile, for errors. The parts of a mixture are shuffled together
@@ -326,7 +326,7 @@ def standard(table: Table, roles: dict[str, str], name: str, notes: Notes, where
             raise AimoError(f"{where}.columns.{role}: {name} holds {kind} in {column!r}, not text; {remedy}")
     if talks or "messages" in roles:
         reply = rows["solution"] if rows.schema.get("solution") == pl.String else None
-        said = conversations.read(rows["messages" if "messages" in roles else "problem"], reply)
+        said = conversations.read_conversations(rows["messages" if "messages" in roles else "problem"], reply)
         notes.dropped += Counter(said["fault"].drop_nulls().to_list())
         taken = ["problem"] if "solution" in roles and reply is None else ["problem", "solution"]
         texts = files.cleaned(Table(said.select(taken), taken))

@@ -18,7 +18,7 @@ import polars as pl
 import yaml
 
 from aimo.config import Columns, Source
-from aimo.data import conversations, decontamination, sources
+from aimo.data import conversations, decontaminate, sources
 from aimo.errors import AimoError, EngineError
 from aimo.inference import files
 from aimo.inference.settings import Settings
@@ -272,7 +272,7 @@ def check_leakage(
         return {name: {"why": why} for name in asked}
     checked = {}
     for name, questions in asked.items():
-        shares = decontamination.shares([question.problem for question in questions], texts, LEAKED_WORDS)
+        shares = decontaminate.shares([question.problem for question in questions], texts, LEAKED_WORDS)
         pairs = zip(questions, shares, strict=True)
         found = {question.id: round(share, 4) for question, share in pairs if share}
         share = sum(shares) / len(shares)

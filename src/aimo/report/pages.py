@@ -306,7 +306,7 @@ def write_comparison(folder: Path, found: dict[str, Any]) -> Path:
 def write_distillation(path: Path, source: str, found: Any, bounds: tuple[float, float]) -> Path:
     """Write the page, with its headline for the list of runs beside it; return its path.
 
-    `found` is `aimo.data.rejection.Rejection`; `bounds` are the pass rates that were kept.
+    `found` is `aimo.data.distil.Rejection`; `bounds` are the pass rates that were kept.
     """
     rates = found.problems["pass_rate"]
     headline = f"{len(found.kept):,} completions kept, pass rate {rates.mean():.3f}"

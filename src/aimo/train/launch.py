@@ -68,7 +68,7 @@ def train_stage(
         grpo.vllm_server_url = vllm_server_url
     start, trains_on = run.start_model(), TRAINED[name].trains_on
     assert trains_on
-    rows = prepare.read(run.dir / "data", trains_on)
+    rows = prepare.read_set(run.dir / "data", trains_on)
     if name == "grpo":
         rows, _ = within_pass_rate(start, rows, run)
     if name == "dpo":
