@@ -250,7 +250,7 @@ FAULTS = {
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_bad_reply_is_no_sample_and_named(name, problems):
     bad, said = FAULTS[name]
-    keys = {"retries": 0, "timeout": 0.2}
+    keys = {"retries": 0, "timeout": 0.2 if name == "slow" else 5.0}
     with serving(bad) as server, pytest.raises(AimoError, match=f"every sample failed: .*{said}"):
         sampled(problems, server, **keys)
     assert (problems.parent / "out.jsonl").read_text() == ""
