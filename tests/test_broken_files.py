@@ -22,10 +22,10 @@ OTHERS = ("text", None, [], {}, [[1]], -1, 1e300, "\ud800")
 def broken(value):
     """A JSON value with each of its places (of lists the first two) holding something else, or left out."""
     yield from OTHERS
-    items = (
-        value.items() if isinstance(value, dict) else enumerate(value[:2]) if isinstance(value, list) else ()
-    )
-    for key, inner in items:
+    places = list(value) if isinstance(value, dict) else []
+    if isinstance(value, list):
+        places = list(range(len(value[:2])))
+    for key in places:
         for other in broken(value[key]):
             changed = copy.copy(value)
             changed[key] = other
