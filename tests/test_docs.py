@@ -120,6 +120,26 @@ def test_a_command_in_the_text_exists_and_has_the_options(page):
             assert type(error).__name__ in allowed, f"{span}: {error}"
 
 
+def defines(dotted: str) -> bool:
+    """Whether `aimo.wing.module.name` is a module, or a name that its module defines."""
+    path = ROOT / "src" / dotted.replace(".", "/")
+    if path.is_dir() or path.with_suffix(".py").is_file():
+        return True
+    module, _, name = dotted.rpartition(".")
+    file = (ROOT / "src" / module.replace(".", "/")).with_suffix(".py")
+    written = rf"^(def|class) {name}\b|^{name}\b.* ="
+    return file.is_file() and re.search(written, file.read_text(), re.MULTILINE) is not None
+
+
+@each(ENGLISH)
+def test_a_module_name_or_file_in_the_text_exists(page):
+    text = page.read_text(encoding="utf-8")
+    names = re.findall(r"`(aimo(?:\.[a-z_]\w*)+)`", text)
+    files = re.findall(r"`(?:python |\.venv/bin/\S+ )?((?:src|tests|benchmarks)/[\w/.]+\.\w+)", text)
+    absent = [name for name in names if not name.endswith((".json", ".md")) and not defines(name)]
+    assert absent + [file for file in files if not (ROOT / file).exists()] == []
+
+
 # Examples.
 
 SETS = {name: {"rows": 10, "test_split": 0.1} for name in ("sft", "grpo")} | {"heldout": {"rows": 10}}
