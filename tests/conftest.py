@@ -4,6 +4,7 @@ Nothing heavy is imported here or at the top of a test file: `make fast` collect
 """
 
 import contextlib
+import io
 import json
 import os
 import shutil
@@ -103,6 +104,31 @@ def settings(values: list[str]) -> list[str]:
 def aimo(*arguments: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
     """Run the command line as a user would."""
     return subprocess.run([str(AIMO), *arguments], capture_output=True, text=True, timeout=timeout)
+
+
+def here(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run the command line in this process, which is quicker."""
+    from aimo.commands import run
+
+    code, out, err = 0, io.StringIO(), io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        patch.setattr(sys, "argv", ["aimo", *map(str, arguments)])
+        try:
+            run.main()
+        except SystemExit as e:
+            code = e.code or 0
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+
+
+def refused(*arguments: object, told: list[str]) -> None:
+    """The command ends with 2 and one line that holds all of `told`."""
+    done = here(*arguments)
+    assert done.returncode == 2 and done.stderr.startswith("aimo: "), done
+    assert done.stderr.count("\n") == 1 and all(part in done.stderr for part in told), done.stderr
 
 
 def wait_for(condition: Callable[[], object], timeout: float = 300) -> None:

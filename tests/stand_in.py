@@ -20,9 +20,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import polars as pl
 import pytest
-from conftest import TINY
+from conftest import TINY, here
 
-import aimo.commands.run as command_line
 from aimo import config
 
 CUT, HANG = "cut", "hang"
@@ -361,15 +360,12 @@ def kaggle(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def aimo(monkeypatch, capsys):
+def aimo():
     """Run a command in this process; returns its exit code, output and errors."""
 
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["aimo", "kaggle", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            command_line.main()
-        out, err = capsys.readouterr()
-        return ended.value.code, out, err
+        done = here("kaggle", *arguments)
+        return done.returncode, done.stdout, done.stderr
 
     return run
 

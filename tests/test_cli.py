@@ -1,7 +1,6 @@
 """The command line: one line for a mistake, an exit code for each kind of failure, no process left behind."""
 
 import contextlib
-import io
 import json
 import os
 import shutil
@@ -14,25 +13,7 @@ from importlib import metadata
 import polars as pl
 import psutil
 import pytest
-from conftest import AIMO, SMALL, TINY, aimo, settings, wait_for
-from typer.testing import CliRunner
-
-from aimo.commands import run
-
-
-def refused(*arguments: str, told: list[str]) -> None:
-    """The command ends with 2 and one line that holds all of `told`; in this process, which is quicker."""
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        contextlib.redirect_stderr(io.StringIO()) as stderr,
-        pytest.raises(SystemExit) as ended,
-    ):
-        patch.setattr(sys, "argv", ["aimo", *arguments])
-        run.main()
-    line = stderr.getvalue()
-    assert ended.value.code == 2 and line.startswith("aimo: ") and line.count("\n") == 1, line
-    for part in told:
-        assert part in line
+from conftest import AIMO, SMALL, TINY, aimo, here, refused, settings, wait_for
 
 
 @pytest.mark.parametrize(
@@ -63,8 +44,8 @@ def test_an_unwritable_folder_is_refused_by_name_before_anything_is_computed(tmp
 
 
 def test_the_version_and_a_page_of_help_for_users_are_printed():
-    assert CliRunner().invoke(run.app, ["--version"]).output == f"aimo {metadata.version('aimo')}\n"
-    page = CliRunner().invoke(run.app, ["--help"]).output
+    assert here("--version").stdout == f"aimo {metadata.version('aimo')}\n"
+    page = here("--help").stdout
     assert all(part in page for part in ("aimo run --profile tiny", "solve", "doctor", "Exit codes"))
     wrong = aimo("run", "--profile", "nano")
     assert wrong.returncode == 2 and wrong.stderr.startswith("aimo: profile 'nano' does not exist")

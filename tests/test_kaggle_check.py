@@ -1,13 +1,11 @@
 """`aimo kernel check`: what Kaggle would refuse of a kernel, or what would fail an hour after its push."""
 
 import json
-import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, refused
 
 from aimo import config
-from aimo.commands import run
 from aimo.kaggle import check as check_module
 from aimo.kaggle.check import check_kernel as check
 from aimo.kaggle.kernels import FOLDER, KERNELS
@@ -130,14 +128,9 @@ def test_parameters_outside_the_competition_s_rules_are_named(kernel, old, new, 
     assert said in fault
 
 
-def test_the_command_tells_all_faults_in_one_line(kernel, monkeypatch, capsys):
+def test_the_command_tells_all_faults_in_one_line(kernel):
     faulty = kernel({"title": "AIMO", "enable_internet": True})
-    monkeypatch.setattr(sys, "argv", ["aimo", "kernel", "check", faulty])
-    with pytest.raises(SystemExit) as ended:
-        run.main()
-    err = capsys.readouterr().err
-    assert ended.value.code == 2 and err.count("\n") == 1
-    assert "5 to 50 characters" in err and "enable_internet" in err
+    refused("kernel", "check", faulty, told=["5 to 50 characters", "enable_internet"])
 
 
 @pytest.mark.parametrize(

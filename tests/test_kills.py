@@ -10,15 +10,13 @@ import resource
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 
 import pytest
-from conftest import AIMO, TINY, wait_for
+from conftest import AIMO, TINY, here, wait_for
 from model_server import Handler, Server
 
-import aimo.commands.run as command_line
 from aimo.inference.storage import read_lines
 
 ALL = ["solve", "evaluate", "distil"]
@@ -125,19 +123,14 @@ def samples(name, folder):
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
+def run():
     """A command in this process: its exit code, and its error, which is one line of ours."""
 
     def run(arguments):
-        monkeypatch.setattr(sys, "argv", ["aimo", *arguments])
-        code = 0
-        try:
-            command_line.main()
-        except SystemExit as e:
-            code = e.code or 0
-        err = [line for line in capsys.readouterr().err.splitlines() if line.startswith(("aimo:", "Trace"))]
-        assert len(err) == bool(code), err
-        return code, "".join(err)
+        done = here(*arguments)
+        err = [line for line in done.stderr.splitlines() if line.startswith(("aimo:", "Trace"))]
+        assert len(err) == bool(done.returncode), err
+        return done.returncode, "".join(err)
 
     return run
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import AIMO, SMALL, TINY, aimo, left_of, settings, wait_for
+from conftest import AIMO, SMALL, TINY, aimo, left_of, refused, settings, wait_for
 
 from aimo import config
 from aimo.errors import AimoError, EngineError, StageError
@@ -460,9 +460,8 @@ def test_what_is_no_file_of_accelerates_is_refused_in_one_line(tmp_path, text):
     file = tmp_path / "mine.yaml"
     if text:
         file.write_text(text)
-    done = aimo("launch", "sft", "--profile", "tiny", "--gpus", "2", "--accelerate", str(file))
-    assert done.returncode == 2 and "not a file that `accelerate config` writes" in done.stderr
-    assert done.stderr.count("\n") == 1
+    arguments = "launch", "sft", "--profile", "tiny", "--gpus", "2", "--accelerate", file
+    refused(*arguments, told=["not a file that `accelerate config` writes"])
 
 
 def test_a_server_keeps_its_gpus_and_the_others_train(capsys):
@@ -677,5 +676,4 @@ def test_zero_needs_deepspeed(tmp_path, monkeypatch):
     [(["--cpu", "2", "--slurm"], "--cpu goes with neither"), (["--slurm"], "--gpus is needed")],
 )
 def test_the_command_line_says_which_machine_is_missing(arguments, told):
-    done = aimo("launch", "sft", "--profile", "tiny", *arguments)
-    assert done.returncode == 2 and told in done.stderr and done.stderr.count("\n") == 1
+    refused("launch", "sft", "--profile", "tiny", *arguments, told=[told])

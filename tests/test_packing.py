@@ -4,10 +4,9 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from conftest import TINY
+from conftest import TINY, here
 
 from aimo import config
-from aimo.commands import run
 from aimo.data import prepare
 from aimo.run import runs
 
@@ -34,31 +33,28 @@ def run_dir(tmp_path):
     return tmp_path / "run"
 
 
-def pack(run_dir, monkeypatch, capsys, *more):
+def pack(run_dir, *more):
     """The file of the packed rows that the command prints."""
-    arguments = ["aimo", "data", "pack", "--profile", "tiny", "--run-dir", str(run_dir), *more]
+    arguments = ["data", "pack", "--profile", "tiny", "--run-dir", str(run_dir), *more]
     for key in LONG:
         arguments += ["--set", key]
-    monkeypatch.setattr("sys.argv", arguments)
-    with pytest.raises(SystemExit) as ended:
-        run.main()
+    done = here(*arguments)
     runs.unlock(run_dir)
-    said = capsys.readouterr()
-    assert not ended.value.code, said.err
-    assert "40 rows in " in said.out and "% full" in said.out
-    return run_dir.parent / said.out.split("full: ")[1].split("\n")[0]
+    assert not done.returncode, done.stderr
+    assert "40 rows in " in done.stdout and "% full" in done.stdout
+    return run_dir.parent / done.stdout.split("full: ")[1].split("\n")[0]
 
 
-def test_packed_rows_are_kept_and_made_again_only_when_a_row_changes(run_dir, monkeypatch, capsys):
-    kept = pack(run_dir, monkeypatch, capsys)
+def test_packed_rows_are_kept_and_made_again_only_when_a_row_changes(run_dir):
+    kept = pack(run_dir)
     made = kept.stat().st_mtime_ns
-    assert pack(run_dir, monkeypatch, capsys) == kept and kept.stat().st_mtime_ns == made
+    assert pack(run_dir) == kept and kept.stat().st_mtime_ns == made
     rows = pl.read_parquet(run_dir / "data/sft.parquet")
     rows[::-1].write_parquet(run_dir / "data/sft.parquet")
-    assert pack(run_dir, monkeypatch, capsys) != kept
+    assert pack(run_dir) != kept
 
 
-def test_packed_rows_are_pushed_as_parquet(run_dir, monkeypatch, capsys):
+def test_packed_rows_are_pushed_as_parquet(run_dir, monkeypatch):
     import huggingface_hub
 
     pushed = {}
@@ -74,13 +70,13 @@ def test_packed_rows_are_pushed_as_parquet(run_dir, monkeypatch, capsys):
             return type("Commit", (), {"commit_url": f"hub/{repo}"})
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
-    pack(run_dir, monkeypatch, capsys, "--push-to-hub", "me/packed")
+    pack(run_dir, "--push-to-hub", "me/packed")
     assert pushed["repo"] == "me/packed" and b"packing_strategy" in pushed["README.md"]
     assert pushed["rows"]["input_ids"].list.len().max() <= 64 and "seq_lengths" in pushed["rows"].columns
 
 
 @pytest.mark.train
-def test_training_takes_the_rows_that_were_packed_and_packs_the_same_ones(run_dir, monkeypatch, capsys):
+def test_training_takes_the_rows_that_were_packed_and_packs_the_same_ones(run_dir):
     from aimo.train import models, sft
 
     def dataset(folder, run_dir=run_dir):
@@ -93,7 +89,7 @@ def test_training_takes_the_rows_that_were_packed_and_packs_the_same_ones(run_di
 
     (run_dir / "alone").mkdir()
     alone = dataset(run_dir / "alone").to_list()
-    kept = pack(run_dir, monkeypatch, capsys)
+    kept = pack(run_dir)
     made = kept.stat().st_mtime_ns
     moved = run_dir.rename(run_dir.with_name("copied"))  # as to another machine
     trained_on = dataset(moved / "sft", moved)

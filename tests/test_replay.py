@@ -8,9 +8,8 @@ from collections import Counter
 from dataclasses import asdict, replace
 
 import pytest
-from conftest import aimo
+from conftest import aimo, refused
 
-from aimo.commands import run
 from aimo.data import builtin
 from aimo.errors import AimoError
 from aimo.evaluation import replay, traces
@@ -230,15 +229,11 @@ def test_a_file_that_cannot_be_replayed_is_refused_in_one_line_with_the_remedy(t
         (["JOURNAL", "--answers", "GOLDS", "--plot", "plot.xyz"], "Format 'xyz' is not supported"),
     ],
 )
-def test_wrong_arguments_are_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, arguments, named):
+def test_wrong_arguments_are_one_line_and_exit_code_2(tmp_path, arguments, named):
     journal = write_journal(tmp_path / "journal.jsonl", [("q", Sample(0, "", 5, End.FINISHED, 3))])
     (tmp_path / "golds.csv").write_text("id,answer\nq,3\n")
     paths = {"JOURNAL": str(journal), "FOLDER": str(tmp_path), "GOLDS": str(tmp_path / "golds.csv")}
-    monkeypatch.setattr("sys.argv", ["aimo", "replay", *(paths.get(word, word) for word in arguments)])
-    with pytest.raises(SystemExit) as e:
-        run.main()
-    said = capsys.readouterr().err
-    assert e.value.code == 2 and len(said.splitlines()) == 1 and named in said, said
+    refused("replay", *(paths.get(word, word) for word in arguments), told=[named])
 
 
 def test_what_the_solver_journals_can_be_replayed(tmp_path, engine, monkeypatch):

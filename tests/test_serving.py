@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import AIMO, TINY, aimo, left_of, wait_for
+from conftest import AIMO, TINY, aimo, left_of, refused, wait_for
 
 from aimo.errors import AimoError, EngineError
 from aimo.inference import vllm_process
@@ -34,8 +34,7 @@ def test_the_settings_of_a_profile_are_options_of_vllm():
 
 
 def test_a_folder_as_a_log_is_one_line(tmp_path):
-    done = aimo("serve", str(TINY), "--log", str(tmp_path))
-    assert (done.returncode, done.stderr) == (2, f"aimo: --log {tmp_path} is a folder; name a file in it\n")
+    refused("serve", TINY, "--log", tmp_path, told=[f"--log {tmp_path} is a folder; name a file in it"])
 
 
 def folder_with(folder: Path, **files: dict) -> Path:
