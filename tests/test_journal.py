@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from aimo.inference.errors import AimoError
-from aimo.inference.journal import Header, Journal, parse_line
+from aimo.inference.journal import Journal, JournalHeader, parse_line
 from aimo.inference.settings import Settings
 from aimo.inference.solution import End, Sample
 from aimo.inference.storage import read_lines
@@ -43,7 +43,7 @@ def kept(path, *entries, model="m", settings=None):
 
 def test_a_journal_says_whose_it_is_and_keeps_every_value_of_a_sample(tmp_path):
     header, sample, answer = map(parse_line, kept(tmp_path / "j", SAMPLE, 2, settings={"samples": 8}))
-    assert header == Header("m", "aimo3", {"samples": 8})
+    assert header == JournalHeader("m", "aimo3", {"samples": 8})
     assert (sample.id, sample.value) == ("q", SAMPLE)
     assert (answer.key, answer.value) == (sample.key, 2)
 

@@ -45,12 +45,6 @@ def averages(questions, rules, draws, seed):
     ]
 
 
-def test_the_leader_has_the_most_votes_and_of_equals_the_smallest():
-    assert voting.leader(Counter([3, 1, 3])) == 3
-    assert voting.leader(Counter([5, 2])) == voting.leader(Counter([2, 5])) == 2
-    assert voting.leader(Counter()) is None
-
-
 def test_decided_means_that_no_outcome_of_the_rest_changes_the_leader():
     r = random.Random(0)
     decided = 0
@@ -62,11 +56,7 @@ def test_decided_means_that_no_outcome_of_the_rest_changes_the_leader():
             for rest in product([0, 1, 2, 3, None], repeat=remaining):
                 assert voting.leader(votes + voting.count(rest)) == voting.leader(votes)
     assert decided > 30
-
-
-def test_a_vote_is_decided_as_soon_as_more_than_half_agree():
-    assert voting.is_decided(Counter({7: 9}), 7)
-    assert not voting.is_decided(Counter({7: 8}), 8)
+    assert voting.is_decided(Counter({7: 9}), 7) and not voting.is_decided(Counter({7: 8}), 8)
 
 
 def test_majority_of_one_is_pass_at_1_and_of_all_is_the_vote():
@@ -86,16 +76,17 @@ def test_a_tally_explains_the_vote_and_does_not_depend_on_the_order_of_arrival()
         assert {row.answer: row.votes for row in rows} == voting.count([answer for answer, _ in pairs])
         assert not rows or math.isclose(sum(row.share for row in rows), 1)
         assert all(math.isclose(row.weight, sum(w for a, w in pairs if a == row.answer)) for row in rows)
+        votes = voting.count(answer for answer, _ in pairs)
         counted = voting.tally((answer, 1.0) for answer, _ in pairs)
-        assert (counted[0].answer if counted else None) == voting.leader(
-            voting.count([answer for answer, _ in pairs])
-        )
+        assert (counted[0].answer if counted else None) == voting.leader(votes)
 
 
 def test_ties_go_to_weight_then_votes_then_the_smallest_answer():
     assert [row.answer for row in voting.tally([(9, 3.0), (1, 1.0), (1, 1.0)])] == [9, 1]
     assert [row.answer for row in voting.tally([(1, 2.0), (9, 1.0), (9, 1.0)])] == [9, 1]
     assert [row.answer for row in voting.tally([(9, 1.0), (1, 1.0)])] == [1, 9]
+    assert voting.leader(Counter([5, 2])) == voting.leader(Counter([2, 5])) == 2
+    assert voting.leader(Counter()) is None
     assert voting.tally([(None, 1.0)]) == []
 
 
@@ -130,12 +121,8 @@ def test_each_vote_for_the_leader_lowers_the_error_bound_and_each_for_a_rival_ra
     r = random.Random(1)
     for _ in range(200):
         first, rival, third = r.randint(3, 9), r.randint(0, 1), r.randint(0, 1)
-        bound = voting.error_bound(first, [rival, third])
-        assert (
-            voting.error_bound(first + 1, [rival, third])
-            < bound
-            < voting.error_bound(first, [rival + 1, third])
-        )
+        bound, rivals = voting.error_bound(first, [rival, third]), [rival + 1, third]
+        assert voting.error_bound(first + 1, [rival, third]) < bound < voting.error_bound(first, rivals)
 
 
 def test_as_many_votes_as_needed_settle_a_vote_and_no_fewer():
@@ -185,11 +172,9 @@ def test_the_evidence_is_the_smaller_of_number_and_weight():
     assert voting.evidence(votes, {7: 1.5, 8: 2.0}) == (1, [3]), "the leader by weight has the fewer votes"
     assert voting.evidence(Counter(), {}) == (0, [])
     for votes in (Counter({1: 4}), Counter({1: 6, 2: 1})):
-        even = next_step(State(votes, ended=votes.total(), running=9))
-        assert (
-            next_step(State(votes, ended=votes.total(), running=9, weights=dict(votes))) == even
-            and even.stop is Stop.SETTLED
-        )
+        state = State(votes, ended=votes.total(), running=9)
+        assert next_step(replace(state, weights=dict(votes))) == next_step(state)
+        assert next_step(state).stop is Stop.SETTLED
 
 
 def test_a_solver_settles_equally_unsure_votes_as_soon_as_sure_ones():
@@ -207,11 +192,8 @@ def test_a_step_stops_for_the_reason_it_names():
     assert next_step(State(Counter({7: 4}), ended=4, running=8, left=4)).stop is Stop.SETTLED
     assert next_step(State(Counter({7: 3}), ended=4, running=1, left=1)).stop is Stop.DECIDED
     assert next_step(State(Counter({1: 1, 2: 1, 3: 1, 4: 1}), ended=15, running=1)).stop is Stop.FUTILE
-    assert (
-        next_step(State(Counter({1: 1, 2: 1}), ended=4)).stop
-        == next_step(State(Counter(), ended=4)).stop
-        is Stop.EXHAUSTED
-    )
+    for votes in (Counter({1: 1, 2: 1}), Counter()):
+        assert next_step(State(votes, ended=4)).stop is Stop.EXHAUSTED
     assert next_step(State(Counter({7: 2}), ended=2, running=9, left=4, time_left=0)).stop is Stop.DEADLINE
     assert next_step(State(Counter(), running=9, left=4)).stop is None
 
@@ -220,15 +202,13 @@ def test_waves_grow_with_disagreement_and_stay_within_what_may_run_and_what_is_a
     fresh = State(Counter(), left=64)
     first = next_step(fresh).start
     assert 4 < first < Policy().in_flight
-    assert next_step(State(Counter({7: 3}), ended=3, running=first - 3, left=50)).start == 0
-    assert next_step(
-        State(Counter({7: 1, 8: 1, 9: 1}), ended=3, running=first - 3, left=50)
-    ).start == Policy().in_flight - (first - 3)
+    agreeing = State(Counter({7: 3}), ended=3, running=first - 3, left=50)
+    assert next_step(agreeing).start == 0
+    split = replace(agreeing, votes=Counter({7: 1, 8: 1, 9: 1}))
+    assert next_step(split).start == Policy().in_flight - (first - 3)
+    assert next_step(replace(split, time_left=9, time_each=10)).start == 0
     assert next_step(State(Counter(), left=3)).start == 3
     assert next_step(fresh, Policy(in_flight=5)).start == 5
-    assert (
-        next_step(State(Counter({7: 1}), ended=1, running=2, left=50, time_left=9, time_each=10)).start == 0
-    )
 
 
 def test_overlong_samples_are_cut_only_when_half_of_the_samples_have_ended():
@@ -268,6 +248,8 @@ def test_a_sample_goes_on_while_its_sentence_may_give_another_value():
     text = "The answers are $\\boxed{3}$, $\\boxed{5}$ and $\\boxed{7}$." + " bla" * 400
     for i in range(0, len(text) + 1, 20):
         assert voting.final_answer(text[:i], read) is None, "several values are no vote"
+    for text in ("", "\\boxed{12", "\\boxed{x}", "the answer is 12", "<think>\\boxed{1}", "<SOLUTION>12"):
+        assert voting.final_answer(text, read) is None
 
 
 def test_inside_a_thought_that_the_prompt_opened_no_answer_is_final():
@@ -296,11 +278,6 @@ def test_a_model_that_thinks_in_the_tags_of_its_base_is_not_cut_in_its_thought()
     for i in range(len(text)):
         assert voting.final_answer(text[:i], read) is None
     assert voting.final_answer(text, read) == (len(text), 2)
-
-
-def test_a_text_without_a_readable_answer_has_no_end():
-    for text in ("", "\\boxed{12", "\\boxed{x}", "the answer is 12", "<think>\\boxed{1}", "<SOLUTION>12"):
-        assert voting.final_answer(text, read) is None
 
 
 def test_a_loop_of_any_length_is_seen_and_ordinary_text_is_not():
@@ -350,14 +327,8 @@ def test_no_right_completion_is_taken_for_degenerate_but_one_that_never_ends(sha
     for line in (shared / "traces" / "amc23_15_models.jsonl").open():
         for sample in json.loads(line)["samples"]:
             text = sample["text"]
-            end = next(
-                (
-                    i
-                    for i in range(1000, len(text), 1000)
-                    if voting.is_repeating(text[:i]) or voting.is_counting(text[:i])
-                ),
-                None,
-            )
+            heads = (text[:i] for i in range(1000, len(text), 1000))
+            end = next((len(t) for t in heads if voting.is_repeating(t) or voting.is_counting(t)), None)
             final = voting.final_answer(text, read)
             if end and not (final and final[0] < end):
                 cut[sample["correct"]] += 1

@@ -170,7 +170,7 @@ def read_answer(text: str) -> int | None:
 
 def pool(paths: Sequence[Path], golds: Mapping[str, int]) -> Traces:
     """The samples of journals of one model and its settings, by question."""
-    header: journal.Header | None = None
+    header: journal.JournalHeader | None = None
     by_question: dict[str, list[Sample]] = {}
     for path in paths:
         for number, row in lines(path):
@@ -182,7 +182,7 @@ def pool(paths: Sequence[Path], golds: Mapping[str, int]) -> Traces:
                     f"another version of aimo wrote it: replay it with that, or delete it: sed -i {number}d"
                 )
                 raise AimoError(f"{where}: {e}; {remedy} {path}") from None
-            if isinstance(entry, journal.Header):
+            if isinstance(entry, journal.JournalHeader):
                 if header and (difference := entry.differs(header)):
                     raise AimoError(f"{where}: {difference}; replay them apart")
                 header = entry

@@ -1,7 +1,7 @@
 # ruff: noqa: RUF001 (answers hold such signs)
 r"""Read an answer: from what people and models write to a canonical text, a value, an integer.
 
-plain       `½ + 4²`               → `\frac{1}{2} + 4^{2}`   ASCII LaTeX
+to_latex    `½ + 4²`               → `\frac{1}{2} + 4^{2}`   ASCII LaTeX
 canonical   `$\left( 1, 2\right)$` → `(1,2)`                 without what does not change the meaning
 values      `2\sqrt{2}`            → 2.83 at two points      names take other values at each
 number      `m+n=42`               → 42                      exact, a fraction
@@ -50,7 +50,7 @@ ROOTS = {"√": r"\sqrt", "∛": r"\sqrt[3]", "∜": r"\sqrt[4]"}
 Rewrite = str | Callable[[re.Match[str]], str]
 
 
-def compiled(*rewrites: tuple[str, Rewrite]) -> list[tuple[re.Pattern[str], Rewrite]]:
+def compile_rewrites(*rewrites: tuple[str, Rewrite]) -> list[tuple[re.Pattern[str], Rewrite]]:
     # Compiled patterns halve the time of a short text.
     return [(re.compile(pattern, re.DOTALL), replacement) for pattern, replacement in rewrites]
 
@@ -65,7 +65,7 @@ def fraction(found: re.Match[str]) -> str:
 
 
 INNER = r"((?:[^()]|\([^()]*\))*?)"  # brackets that hold at most one more pair
-NOTATION = compiled(
+NOTATION = compile_rewrites(
     (r"\A\s*\*\*(.*)\*\*\s*\Z", r"\1"),
     (r"(?<=[\w)}])\s*\*\*\s*(\d+|[a-z]|\([^()]*\))", r"^{\1}"),
     (r"\*", r"\\cdot "),
@@ -86,7 +86,7 @@ NOTATION = compiled(
     (r"(?<=\d) ?x ?(?=10\^)", r"\\times "),
     (r"\A\W*\d{1,3}(?:(?:[ ']\d{3})+|(?:\.\d{3}){2,})(?!\w)", lambda m: re.sub(r"(?<=\d)\D", "", m[0])),
 )  # fmt: skip
-REWRITES = compiled(
+REWRITES = compile_rewrites(
     (r"\\\\", ";"),
     (r"(?<=\d)(?<!\d{4})(?:\{,\}|,\\!)(?:\\[,!]|\s)*(?=\d{3}(?!\d))", ""),
     (r"\\!\s*|\\[,;: ]|~|\\(?:left|right|displaystyle|q?quad)(?![a-z])|\\?[$€£]|\\[()\[\]]", ""),
@@ -126,7 +126,7 @@ compatible = partial(unicodedata.normalize, "NFKC")
 
 
 @lru_cache(maxsize=100_000)
-def plain(text: str) -> str:
+def to_latex(text: str) -> str:
     r"""Return an answer in ASCII LaTeX: `\frac{1}{2}` for `½`, `\frac{1}{3}` for `0.\overline{3}`."""
     if not text.isascii():
         thousands = r"(?<=\d)[\u00a0\u2002-\u200a\u202f](?=\d{3}(?!\d))"
@@ -147,13 +147,13 @@ def plain(text: str) -> str:
 @lru_cache(maxsize=100_000)
 def canonical(text: str) -> str:
     """Return an answer without what does not change its meaning: spaces, dollars, sizes of brackets."""
-    text = plain(text)
+    text = to_latex(text)
     for pattern, replacement in REWRITES:
         text = pattern.sub(replacement, text)
     return text.strip()
 
 
-def choice(text: str) -> tuple[str, str]:
+def read_choice(text: str) -> tuple[str, str]:
     r"""Return the label of a choice and its content: ("A", "7") for `(A)\ 7`; ("", text) without a label.
 
     A label alone is also the content.
@@ -216,7 +216,7 @@ def integer(answer: str) -> int | None:
     """
     value = compute(answer)
     if value is None and len(answer) <= LONGEST:
-        value = number(canonical(choice(answer)[1]))
+        value = number(canonical(read_choice(answer)[1]))
     is_one = value is not None and value.denominator == 1 and value.numerator.bit_length() < 4096
     return int(value) if is_one else None  # type: ignore[arg-type]
 
@@ -369,7 +369,7 @@ def value_of(name: str, point: int) -> complex:
     return complex((1, -1)[point] * random.Random(f"{name.lower()}{point}").uniform(0.3, 2))
 
 
-def power(a: Number, b: Number) -> Number:
+def exact_power(a: Number, b: Number) -> Number:
     if isinstance(b, complex) or b.denominator != 1:
         return complex(a) ** complex(b)
     if isinstance(a, Fraction) and abs(b) * max(a.numerator.bit_length(), a.denominator.bit_length()) > 4096:
@@ -404,7 +404,7 @@ OPERATORS: dict[type, Callable[..., Number]] = {
     ast.MatMult: lambda a, b: complex(a * b),
     ast.Div: operator.truediv,
     ast.FloorDiv: operator.truediv,
-    ast.Pow: power,
+    ast.Pow: exact_power,
 }
 FUNCTIONS: dict[str, Callable[..., Number]] = {
     "fact": of_natural_numbers(math.factorial),

@@ -27,7 +27,7 @@ COMPARED = (*ASKED, "context", "samples", "weight", "discount_trivial")  # setti
 
 
 @dataclass(frozen=True)
-class Header:
+class JournalHeader:
     """Whose samples follow."""
 
     model: str = ""
@@ -37,7 +37,7 @@ class Header:
     weights: str = ""  # the model's identity; aimo 1.0.1 did not record it
     seed: int | None = None
 
-    def differs(self, other: "Header") -> str:
+    def differs(self, other: "JournalHeader") -> str:
         """Say in what this header differs from another; samples of several seeds go together."""
         for name in ("model", "competition", "settings", "weights"):
             if getattr(self, name) != getattr(other, name):
@@ -61,20 +61,20 @@ class Entry:
     value: Sample | int
 
 
-HEADER, SAMPLE, ENTRY = TypeAdapter(Header), TypeAdapter(Sample), TypeAdapter(Entry)
+HEADER, SAMPLE, ENTRY = TypeAdapter(JournalHeader), TypeAdapter(Sample), TypeAdapter(Entry)
 
 
-def parse_line(line: Mapping[str, Any]) -> Header | Entry:
+def parse_line(line: Mapping[str, Any]) -> JournalHeader | Entry:
     """Return what a line of a journal holds. Raises ValueError that names what is missing or not known."""
 
-    def known(kind: type[Header] | type[Sample], values: dict[str, Any]) -> dict[str, Any]:
+    def known(kind: type[JournalHeader] | type[Sample], values: dict[str, Any]) -> dict[str, Any]:
         if unknown := sorted(values.keys() - {f.name for f in fields(kind)}):
             raise ValueError(f"unknown field {unknown[0]}")
         return values
 
     try:
         if "journal" in line:
-            return HEADER.validate_python(known(Header, line["journal"]))
+            return HEADER.validate_python(known(JournalHeader, line["journal"]))
         value = line.get("answer")
         if "answer" not in line:
             value = SAMPLE.validate_python(known(Sample, line["sample"]))
@@ -108,9 +108,9 @@ class Journal:
         """
         self.path = path
         values = json.loads(json.dumps(settings or {}, default=str))
-        self.header = Header(model, competition, values, weights, seed)
+        self.header = JournalHeader(model, competition, values, weights, seed)
         self.found: dict[str, Solution] = {}  # what is known, by the key of the question
-        self.last: Header | None = None  # the file's last header
+        self.last: JournalHeader | None = None  # the file's last header
         self.fault: AimoError | None = None  # why something could not be written
         self.file = SampleFile(path, other) if path and other else None
         try:
@@ -133,7 +133,7 @@ class Journal:
                     raise AimoError(f"{self.path}, line {number}: {e}; {remedy}") from None
                 say(f"{self.path}, line {number} is left out: {e}")
                 continue
-            if isinstance(entry, Header):
+            if isinstance(entry, JournalHeader):
                 self.last = entry
                 if self.file:
                     self.file.check(entry.compared(), self.header.compared())

@@ -26,13 +26,13 @@ from aimo.inference.expressions import (
     TEXT,
     Number,
     canonical,
-    choice,
     compute,
     exact_value,
     integer,
     number,
     parts,
-    plain,
+    read_choice,
+    to_latex,
     values,
 )
 
@@ -74,7 +74,7 @@ def quick_verdict(answer: str | None, gold: str) -> bool | None:
         return True
     if len(answer + gold) > 600:
         return None
-    (label, rest), (wanted, meant) = choice(answer), choice(gold)
+    (label, rest), (wanted, meant) = read_choice(answer), read_choice(gold)
     if wanted and label:
         return label == wanted
     if wanted and not meant:
@@ -341,7 +341,7 @@ def verify(answer: str, gold: str) -> bool | None:
     """Return math-verify's verdict: False past the limits, None for a gold answer it cannot read."""
     if len(answer) > 1000:  # no answer is that long, and parsing one is slow
         answer = ""
-    asked = [plain(choice(text)[1]) for text in (answer, gold)]
+    asked = [to_latex(read_choice(text)[1]) for text in (answer, gold)]
     a, b = (re.fullmatch(r"\s*\$*\s*(\\?\w+(?:_\{?\w+\}?)?)\s*=([^=]+)", text) for text in asked)
     if a and b and a[1] == b[1]:  # math-verify finds any two equations of one name equal
         asked = [a[2], b[2]]

@@ -65,7 +65,7 @@ class Solution:
         return [sample for sample in self.samples if sample.end not in (End.STOPPED, End.FAILED)]
 
     @property
-    def tally(self) -> list[voting.Row]:
+    def tally(self) -> list[voting.VoteRow]:
         """The vote, the winner first."""
         return voting.tally((sample.answer, sample.weight) for sample in self.ended)
 

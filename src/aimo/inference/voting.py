@@ -240,7 +240,7 @@ def forced_ending(text: str, tags: Tags = TAGS, thinking: bool = False) -> str:
 
 
 @dataclass(frozen=True)
-class Row:
+class VoteRow:
     """One answer of a vote: the number of its votes, their total weight, and its share of all weight."""
 
     answer: int
@@ -249,7 +249,7 @@ class Row:
     share: float
 
 
-def tally(pairs: Iterable[tuple[int | None, float]]) -> list[Row]:
+def tally(pairs: Iterable[tuple[int | None, float]]) -> list[VoteRow]:
     """Count a vote from (answer, weight) pairs: one row for each answer, in the order of `ranked`.
 
     A sample without an answer has no vote.
@@ -262,7 +262,7 @@ def tally(pairs: Iterable[tuple[int | None, float]]) -> list[Row]:
     sums = {answer: math.fsum(group) for answer, group in weights.items()}
     votes = {answer: len(group) for answer, group in weights.items()}
     total = math.fsum(sums.values()) or 1.0
-    return [Row(answer, votes[answer], sums[answer], sums[answer] / total) for answer in ranked(sums, votes)]
+    return [VoteRow(a, votes[a], sums[a], sums[a] / total) for a in ranked(sums, votes)]
 
 
 def by_tools(answer: object, results: Collection[int | None]) -> float:
