@@ -36,11 +36,15 @@ def limited(engine, tmp_path_factory):
     for path in TINY.iterdir():
         (folder / path.name).symlink_to(path)
     speculative = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3}
-    arguments = {"enable_prefix_caching": True, "max_num_seqs": 4, "speculative_config": speculative}
-    (folder / "aimo.json").write_text(json.dumps({"top_p": 0.99, "vllm": arguments}))
+    own = {"enable_prefix_caching": True, "max_num_seqs": 4}
+    (folder / "aimo.json").write_text(json.dumps({"top_p": 0.99, "vllm": own}))
     # Blocks of 128 tokens on a CPU.
-    profile = {"vllm": {"num_gpu_blocks_override": 4, "enable_prefix_caching": False}}
-    with Engine(folder, resolve(folder, profile)) as limited:
+    profile = {
+        "num_gpu_blocks_override": 4,
+        "enable_prefix_caching": False,
+        "speculative_config": speculative,
+    }
+    with Engine(folder, resolve(folder, {"vllm": profile})) as limited:
         yield limited
 
 
@@ -155,16 +159,12 @@ def test_log_probabilities_and_entropies_are_the_models_own(engine):
     prompt = engine.encode(QUESTIONS[0])
     compared = 0
     for i in range(8):
-        completion = engine.run(
-            engine.sample(prompt, i, replace(engine.settings, weight="logprob", max_tokens=64))
+        completion, broad = (
+            engine.run(engine.sample(prompt, i, replace(engine.settings, weight=weight, max_tokens=64)))
+            for weight in ("logprob", "entropy")
         )
-        broad = engine.run(
-            engine.sample(prompt, i, replace(engine.settings, weight="entropy", max_tokens=64))
-        )
-        ids = [
-            *engine.tokenizer.encode(completion.text, add_special_tokens=False),
-            engine.tokenizer.eos_token_id,
-        ]
+        ids = engine.tokenizer.encode(completion.text, add_special_tokens=False)
+        ids.append(engine.tokenizer.eos_token_id)
         if not completion.finished or len(ids) != completion.tokens or broad.text != completion.text:
             continue
         compared += 1

@@ -46,40 +46,30 @@ def test_any_text_survives_the_tokenizer_and_a_tag_is_one_token(tokenizer):
     )
 
 
-@pytest.mark.parametrize(
-    "completion, good",
-    [
-        ("1 + 1 = 2<end_working_out><SOLUTION>2</SOLUTION>", True),
-        ("<end_working_out><SOLUTION>2</SOLUTION>\n", True),
-        ("<end_working_out>\n<SOLUTION>2</SOLUTION>", True),
-        ("1 + 1 = 2<SOLUTION>2</SOLUTION>", False),
-        ("<end_working_out><SOLUTION></SOLUTION>", False),
-        ("<end_working_out><SOLUTION>2</SOLUTION> and more", False),
-        ("<end_working_out><SOLUTION>2</SOLUTION><SOLUTION>3</SOLUTION>", False),
-        ("<SOLUTION>2</SOLUTION><end_working_out>", False),
-    ],
-)
-def test_well_formed_is_one_thought_then_one_answer_then_nothing(completion, good):
-    assert prompts.is_well_formed(config.Prompt(), completion) is good
+R1 = ("<think>\n", "\n</think>\n", "\\boxed{", "}")
 
 
 @pytest.mark.parametrize(
-    "completion, good",
+    "tags, completion, good",
     [
-        ("<think>\nhm\n</think>\nIt is \\boxed{2}.", True),
-        ("hm\n</think>\nIt is \\boxed{2}.", False),
-        ("<think>\nhm \\boxed{2}\n</think>\nIt is 2.", False),
-        ("<think>\nhm \\boxed{2}", False),
+        ((), "1 + 1 = 2<end_working_out><SOLUTION>2</SOLUTION>", True),
+        ((), "<end_working_out><SOLUTION>2</SOLUTION>\n", True),
+        ((), "<end_working_out>\n<SOLUTION>2</SOLUTION>", True),
+        ((), "1 + 1 = 2<SOLUTION>2</SOLUTION>", False),
+        ((), "<end_working_out><SOLUTION></SOLUTION>", False),
+        ((), "<end_working_out><SOLUTION>2</SOLUTION> and more", False),
+        ((), "<end_working_out><SOLUTION>2</SOLUTION><SOLUTION>3</SOLUTION>", False),
+        ((), "<SOLUTION>2</SOLUTION><end_working_out>", False),
+        (R1, "<think>\nhm\n</think>\nIt is \\boxed{2}.", True),
+        (R1, "hm\n</think>\nIt is \\boxed{2}.", False),
+        (R1, "<think>\nhm \\boxed{2}\n</think>\nIt is 2.", False),
+        (R1, "<think>\nhm \\boxed{2}", False),
     ],
 )
-def test_a_boxed_answer_after_the_thought_is_well_formed_in_r1s_way(completion, good):
-    tags = {
-        "think_start": "<think>\n",
-        "think_end": "\n</think>\n",
-        "answer_start": "\\boxed{",
-        "answer_end": "}",
-    }
-    assert prompts.is_well_formed(config.Prompt(prefill=False, **tags), completion) is good
+def test_well_formed_is_one_thought_then_one_answer_then_nothing_or_in_r1s_way_a_box_somewhere(
+    tags, completion, good
+):
+    assert prompts.is_well_formed(config.Prompt(*tags, prefill=not tags), completion) is good
 
 
 @pytest.mark.parametrize("template", ["plain", "chatml", "model"])
@@ -101,33 +91,16 @@ def test_a_stages_model_keeps_the_template_that_it_was_given(tokenizer, tmp_path
 
 
 @pytest.mark.parametrize(
-    "overrides, told",
+    "override, told",
     [
-        (["prompt.template=mine.jinja"], "no file of that name"),
-        (["prompt.eos_token=<|im_end|>"], "is no token of"),
+        ("prompt.template=mine.jinja", "no file of that name"),
+        ("prompt.eos_token=<|im_end|>", "is no token of"),
     ],
 )
-def test_a_template_or_tag_that_cannot_work_is_refused_in_one_line(overrides, told):
+def test_a_template_or_tag_that_cannot_work_is_refused_in_one_line(override, told):
     with pytest.raises(AimoError) as e:
-        models.load_tokenizer(TINY, config.load("tiny", overrides))
+        models.load_tokenizer(TINY, config.load("tiny", [override]))
     assert told in str(e.value) and "\n" not in str(e.value)
-
-
-def test_a_template_that_leaves_thoughts_out_is_refused(tmp_path):
-    own = "{%- for m in messages -%}{{ m['content'].split('<end_working_out>')[-1] }}{%- endfor -%}"
-    (tmp_path / "t.jinja").write_text(own + "{%- if add_generation_prompt -%}A:{%- endif -%}")
-    with pytest.raises(AimoError, match="shows a reply differently"):
-        models.load_tokenizer(
-            TINY, config.load("tiny", [f"prompt.template={tmp_path / 't.jinja'}", "prompt.prefill=false"])
-        )
-
-
-def test_a_template_without_a_generation_prompt_is_refused(tmp_path):
-    (tmp_path / "t.jinja").write_text("{%- for m in messages -%}{{ m['content'] + eos_token }}{%- endfor -%}")
-    with pytest.raises(AimoError, match="adds no generation prompt"):
-        models.load_tokenizer(
-            TINY, config.load("tiny", [f"prompt.template={tmp_path / 't.jinja'}", "prompt.prefill=false"])
-        )
 
 
 ENDING = "{%- for m in messages -%}[{{ m.role }}]{{ m.content }}END{{ '\n' }}{%- endfor -%}"
@@ -137,10 +110,8 @@ ENDING += "{%- if add_generation_prompt -%}[assistant]{%- endif -%}"
 def trained_with(folder, template, *overrides):
     """The tokenizer of a base of which the profile takes a Jinja file."""
     (folder / "t.jinja").write_text(template)
-    return models.load_tokenizer(
-        TINY,
-        config.load("tiny", [f"prompt.template={folder / 't.jinja'}", "prompt.prefill=false", *overrides]),
-    )
+    asked = [f"prompt.template={folder / 't.jinja'}", "prompt.prefill=false", *overrides]
+    return models.load_tokenizer(TINY, config.load("tiny", asked))
 
 
 @pytest.mark.parametrize(
@@ -161,6 +132,8 @@ def trained_with(folder, template, *overrides):
             ["prompt.system=Think."],
             "has no system role, and prompt.system is set",
         ),
+        (ENDING.replace("m.content", "m.content.split('<end_working_out>')[-1]"), [], "a reply differently"),
+        ("{%- for m in messages -%}{{ m.content + eos_token }}{%- endfor -%}", [], "no generation prompt"),
         (ENDING.replace("END", "<|im_end|>"), [], r"ends a reply in '<\|im_end\|>'.* end it in eos_token"),
         (ENDING.replace("END", "<SOLUTION>"), [], "set prompt.eos_token to '<SOLUTION>'"),
         (ENDING.replace("END", ""), [], "would not learn to stop"),
@@ -172,12 +145,9 @@ def test_a_template_that_cannot_be_trained_with_is_refused_in_one_line(tmp_path,
     assert "\n" not in str(e.value) and str(e.value).startswith("prompt.template: ")
 
 
-def test_the_token_that_a_template_ends_a_turn_in_can_be_set(tmp_path):
+def test_the_token_that_a_template_ends_a_turn_in_can_be_set_and_it_may_mark_what_is_generated(tmp_path):
     turn = ENDING.replace("END", "<SOLUTION>")
     assert trained_with(tmp_path, turn, "prompt.eos_token=<SOLUTION>").eos_token == "<SOLUTION>"
-
-
-def test_a_template_may_mark_what_the_model_generates(tmp_path):
     marked = "{% generation %}{{ m.content }}{{ eos_token }}{% endgeneration %}"
     trained_with(tmp_path, ENDING.replace("{{ m.content }}END", marked))
 
@@ -215,15 +185,11 @@ def test_of_several_templates_the_default_is_taken_and_tool_use_with_tools(tmp_p
     model = with_templates(tmp_path, where, NAMED)
     p = config.load("tiny", ["prompt.template=model", "prompt.system=Think.", "prompt.prefill=false"])
     models.load_tokenizer(model, p).save_pretrained(tmp_path / "trained")
-    for folder, system in (
-        (model, ""),
-        (tmp_path / "trained", f"[system]Think.{load_tokenizer(TINY).eos_token}\n"),
-    ):
-        tokenizer = load_tokenizer(folder)
+    think = f"[system]Think.{load_tokenizer(TINY).eos_token}\n"
+    for folder, system in ((model, ""), (tmp_path / "trained", think)):
+        tokenizer, talk = load_tokenizer(folder), prompts.as_prompt("1?")
         asked, offered = (
-            tokenizer.apply_chat_template(
-                prompts.as_prompt("1?"), tools=tools, add_generation_prompt=True, tokenize=False
-            )
+            tokenizer.apply_chat_template(talk, tools=tools, add_generation_prompt=True, tokenize=False)
             for tools in (None, [PYTHON])
         )
         assert asked.startswith(system + "[user]1?")
@@ -353,22 +319,16 @@ def test_a_template_that_cannot_ask_what_the_settings_say_is_refused_in_one_line
         prompts.check_template(model.tokenizer, Settings(), "M")
 
 
-def test_a_template_and_settings_that_fit_are_accepted(sampler):
-    arguments = {"chat_template_kwargs": {"enable_thinking": False}}
-    model = sampler(QWEN3, system="{rules} Think.", user="{problem}\n{rules}", **arguments)
-    prompts.check_template(model.tokenizer, model.settings, "M")
-
-
 def test_the_rules_and_the_problem_stand_where_the_settings_say_and_the_problem_is_escaped(sampler):
-    model = sampler(QWEN3, system="Rules: {rules}", user="{problem} -- {rules}")
+    arguments = {"chat_template_kwargs": {"enable_thinking": True}}
+    model = sampler(QWEN3, system="Rules: {rules}", user="{problem} -- {rules}", **arguments)
+    prompts.check_template(model.tokenizer, model.settings, "M")
 
     def asked(problem, rules=""):
         return model.tokenizer.decode(chat_format.begin_conversation(model, problem, rules=rules).prompt())
 
     assert asked("1?", "One integer.") == "[system]Rules: One integer.[user]1? -- One integer.[assistant]"
-    assert asked("1?").startswith("[system]Rules: Put the final answer in \\boxed{}."), (
-        "outside a competition"
-    )
+    assert asked("1?").startswith("[system]Rules: Put the final answer in \\boxed{}."), "no competition's"
     assert "</think>" not in asked("a </think>") and "{rules}" in asked("{rules}?")
 
 
