@@ -1,6 +1,8 @@
 """The kernels `train` and `evaluate`: a state to go on from, and files of problems with answers."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 from conftest import TINY
@@ -9,6 +11,7 @@ from aimo import session
 from aimo.errors import AimoError
 from aimo.evaluation import kernel
 from aimo.inference.competitions import COMPETITIONS
+from aimo.kaggle import kernels
 from aimo.run.runs import SESSION_OVER
 
 
@@ -100,3 +103,19 @@ def test_files_of_both_competitions_and_benchmarks_are_asked_in_the_chosen_one_s
             assert all(0 <= int(answer) <= rules.high for answer in table["answer"])
     table, left_out = kernel.read_problems(shared / "benchmarks" / "math500.jsonl", COMPETITIONS["aimo3"])
     assert len(table) > 250 and left_out > 100 and len(table) + left_out == 500
+
+
+@pytest.mark.slow  # starts Python and imports what a kernel does
+@pytest.mark.parametrize(
+    "name, module", [("evaluate", "aimo.evaluation.kernel"), ("train", "aimo.session, aimo.report.pages")]
+)
+def test_what_a_kernel_ships_imports_without_the_repository(tmp_path, name, module):
+    for path in kernels.shipped(kernels.KERNELS[name]):
+        copy = tmp_path / path.relative_to(kernels.ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+    code = f"import {module}; print(aimo.__file__)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env={"PYTHONPATH": "src"}
+    )
+    assert done.returncode == 0 and str(tmp_path) in done.stdout, done.stderr

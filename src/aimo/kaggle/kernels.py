@@ -38,9 +38,9 @@ class Kernel:
 
 
 INFERENCE = ("src/aimo/inference/*.py",)
+DATA = ("src/aimo/config/aliases.yaml", "src/aimo/report/page.jinja")  # modules read these as they load
 ROAD = (
     "src/aimo/session.py",
-    "src/aimo/config/aliases.yaml",
     "notebooks/0[123]*.ipynb",
     "notebooks/profiles/*.jinja",
 )
@@ -49,13 +49,13 @@ KERNELS = {
         ships=("src/aimo/inference/wheels.py", "requirements.txt"), internet=True, gpu=False, attaches=()
     ),
     "train": Kernel(
-        ships=(*INFERENCE, *ROAD), internet=True, gpu=True, attaches=("wheels",), profile="kaggle-h100"
+        ships=(*INFERENCE, *DATA, *ROAD), internet=True, gpu=True, attaches=("wheels",), profile="kaggle-h100"
     ),
     "submission": Kernel(
         ships=INFERENCE, internet=False, gpu=True, attaches=("model", "wheels", "competition")
     ),
     "evaluate": Kernel(
-        ships=(*INFERENCE, "src/aimo/evaluation/kernel.py"),
+        ships=(*INFERENCE, *DATA, "src/aimo/evaluation/kernel.py"),
         internet=False,
         gpu=True,
         attaches=("model", "wheels"),

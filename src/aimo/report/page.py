@@ -1,7 +1,7 @@
 """The one look of all pages: a file that opens offline, on a phone, in print and in the dark.
 
 Text from outside is only ever text here: `render` fills templates and escapes all but `Html`, and a page's
-policy lets a browser load nothing and run no script but the one below, which sorts tables.
+policy lets a browser load nothing and run no script but the one of `page.jinja`, which sorts tables.
 """
 
 import base64
@@ -31,63 +31,13 @@ table.aimo th { white-space: nowrap }
 table.aimo td.number { text-align: right !important; font-variant-numeric: tabular-nums }
 div.wide { overflow-x: auto }
 </style>"""
-STYLE = """<style>
-:root { color-scheme: light dark; --text: #223; --faint: #5a6072; --back: #fff; --panel: #f4f5f8 }
-@media (prefers-color-scheme: dark) {
-  :root { --text: #dfe3ea; --faint: #a2a9b8; --back: #15181e; --panel: #1f242d }
-  img { filter: invert(0.91) hue-rotate(180deg); mix-blend-mode: lighten }
-}
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--text); background: var(--back);
-       max-width: 66em; margin: 2em auto; padding: 0 1em }
-h1 { margin-bottom: 0; line-height: 1.2; overflow-wrap: anywhere } h2 { margin: 1.6em 0 .2em }
-p { margin: .2em 0 .6em; color: var(--faint); overflow-wrap: anywhere } a { color: inherit }
-pre, details > div { background: var(--panel); padding: .8em; overflow: auto; font-size: 12px }
-details > div { white-space: pre-wrap; overflow-wrap: anywhere; max-height: 30em }
-summary, table.aimo th { cursor: pointer } th[aria-sort=ascending]::after { content: " ▲" }
-th[aria-sort=descending]::after { content: " ▼" } menclose { border: 1px solid; padding: 0 .2em }
-.rendered_html h1 { font-size: 1.5em } .rendered_html p, .rendered_html li { color: var(--text) }
-@media screen and (max-width: 40em) {
-  body { margin: 1em auto } h1 { font-size: 1.5em } img { min-width: 38em }
-}
-@media print {
-  :root { --text: #000; --faint: #333; --back: #fff; --panel: #fff }
-  img { filter: none; mix-blend-mode: normal } body { max-width: none }
-  div.wide, pre, details > div { overflow: visible; max-height: none }
-  details::details-content { content-visibility: visible; block-size: auto } tr { break-inside: avoid }
-}
-</style>"""
-# A number is what a cell begins with; cells without one come last. A second click turns the order round.
-SCRIPT = """
-for (const head of document.querySelectorAll("table.aimo th")) head.onclick = () => {
-  const [first, ...rows] = head.closest("table").rows, down = head.ariaSort != "descending"
-  const text = row => row.cells[head.cellIndex]?.textContent.trim() ?? ""
-  const number = row => parseFloat(text(row).replaceAll(",", ""))
-  const numeric = rows.some(row => !isNaN(number(row)))
-  const order = numeric
-    ? (a, b) => isNaN(number(a)) - isNaN(number(b)) || (down ? -1 : 1) * (number(a) - number(b))
-    : (a, b) => (down ? 1 : -1) * text(a).localeCompare(text(b))
-  for (const cell of first.cells) cell.ariaSort = null
-  head.ariaSort = down ? "descending" : "ascending"
-  head.closest("tbody").append(first, ...rows.sort(order))
-}
-"""
+PAGE = Path(__file__).with_name("page.jinja").read_text(encoding="utf-8")
+SCRIPT = PAGE.partition("<script>")[2].partition("</script>")[0]  # sorts tables
 POLICY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
     f"script-src 'sha256-{base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()}'"
 )
 """What a browser may load for a page: what stands in it, and no script but ours."""
-PAGE = """\
-<!doctype html><html lang="en"><meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{{ policy }}">
-<meta name="viewport" content="width=device-width"><link rel="icon" href="data:,">
-<title>{{ title }}</title>{{ style }}<h1>{{ title }}</h1><p>{{ lead }}</p>
-{% for section in sections %}
-{% if section.title %}<h2>{{ section.title }}</h2>{% endif %}
-{% if section.lead %}<p>{{ section.lead }}</p>{% endif %}
-{{ section.view }}
-{% endfor %}
-{{ script }}</html>
-"""
 
 
 class Html(str):
@@ -138,8 +88,8 @@ def join(parts: Iterable[str]) -> Html:
 
 def write_page(path: Path, title: str, lead: str, sections: Iterable[Section]) -> Path:
     """Write a page and return its path. AimoError when it cannot be written."""
-    script, style = Html(f"<script>{SCRIPT}</script>"), Html(TABLE_STYLE + STYLE)
-    page = render(PAGE, title=title, lead=lead, sections=sections, policy=POLICY, style=style, script=script)
+    style = Html(TABLE_STYLE)
+    page = render(PAGE, title=title, lead=lead, sections=sections, policy=POLICY, table_style=style)
     try:
         write_whole(path, page)
     except OSError as e:
