@@ -25,34 +25,6 @@ from aimo.inference.sample import Problem
 from aimo.inference.settings import Settings, Tags
 
 
-@pytest.mark.parametrize(
-    "completion, answer",
-    [
-        ("3 + 4 = 7<end_working_out><SOLUTION>7</SOLUTION>", "7"),
-        ("<SOLUTION>1</SOLUTION> no, <SOLUTION> 2 </SOLUTION>", "2"),
-        (r"so \boxed{\frac{1}{2}} it is", r"\frac{1}{2}"),
-        (r"\boxed{1} or rather \boxed{2^{10}}", "2^{10}"),
-        ("<think>is it <answer>3</answer>?</think> It is <answer>4</answer>", "4"),
-        (r"<think>\boxed{5}</think> done", "5"),
-        (r"<think>\boxed{5}</think> The answer is 6.", "6"),
-        ("Natalia sold 72 clips.\n#### 72", "72"),
-        ("A: 18", "18"),
-        (r"cut off at \boxed{42", "42"),
-        (r"framed $\fbox{5}$", "5"),
-        (r"\boxed 7", "7"),
-        (r"<SOLUTION>\boxed{5}</SOLUTION>", "5"),
-        (r"\boxed{}", None),
-        (r"The final answer is $\frac{3}{4}$.", r"$\frac{3}{4}$"),
-        ("Answer: **12**", "12"),
-        ("So m + n = 169 + 25 = **194**", "194"),
-        ("I do not know.", None),
-        ("", None),
-    ],
-)
-def test_the_final_answer_is_found_in_every_form(completion, answer):
-    assert extract(completion) == answer
-
-
 def test_the_tags_of_the_profile_are_honoured():
     tags = Tags(think_end="[done]", answer_start="[[", answer_end="]]")
     assert extract("[[12]]", tags) == "12"
@@ -68,37 +40,34 @@ def test_the_ends_of_thoughts_of_public_models_are_known_whatever_the_tags(end):
 
 
 FOUND = [
-    ("The values are \\boxed{3}, \\boxed{5}, \\boxed{7}", "3, 5, 7"),
-    (r"$x = \boxed{3}$ and $y = \boxed{5}$", "3, 5"),
-    (r"\boxed{3} \text{ and } \boxed{5}", "3, 5"),
+    ("3 + 4 = 7<end_working_out><SOLUTION>7</SOLUTION>", "7"),
+    ("<SOLUTION>1</SOLUTION> no, <SOLUTION> 2 </SOLUTION>", "2"),
+    (r"so \boxed{\frac{1}{2}} it is", r"\frac{1}{2}"), (r"\boxed{1} or rather \boxed{2^{10}}", "2^{10}"),
+    ("<think>is it <answer>3</answer>?</think> It is <answer>4</answer>", "4"),
+    (r"<think>\boxed{5}</think> done", "5"), (r"<think>\boxed{5}</think> The answer is 6.", "6"),
+    ("Natalia sold 72 clips.\n#### 72", "72"), ("A: 18", "18"), (r"cut off at \boxed{42", "42"),
+    (r"framed $\fbox{5}$", "5"), (r"\boxed 7", "7"), (r"<SOLUTION>\boxed{5}</SOLUTION>", "5"),
+    (r"\boxed{}", None), (r"The final answer is $\frac{3}{4}$.", r"$\frac{3}{4}$"),
+    ("Answer: **12**", "12"), ("So m + n = 169 + 25 = **194**", "194"), ("I do not know.", None),
+    ("", None), ("The values are \\boxed{3}, \\boxed{5}, \\boxed{7}", "3, 5, 7"),
+    (r"$x = \boxed{3}$ and $y = \boxed{5}$", "3, 5"), (r"\boxed{3} \text{ and } \boxed{5}", "3, 5"),
     (r"It is \boxed{5}, since \boxed{6} is even", "6"),
     ("It is \\boxed{840}.\n\n**Final Answer**\n\\boxed{840}", "840"),
     (r"So \boxed{7}. As asked, it stands in \boxed", "7"),
     (r"So \boxed{7}. Then \boxed{}, \boxed{\text{}} and \boxed{\ldots}", "7"),
-    (r"So \boxed{42}. The answer is \boxed{4", "42"),
-    (r"in a \framebox{5}", "5"),
-    ("<answer>4</answer> <answer></answer>", "4"),
-    ("<answer>The answer is 42.</answer>", "42"),
-    ("**Answer:**\n\n42", "42"),
-    ("### Final Answer\n\n$42$", "$42$"),
-    ("The final answer is\n\n$$17$$", "17"),
-    ("Answer:\n\\[ 17 \\]", "17"),
-    ("Final Answer: The final answer is $16$. I hope it is correct.", "$16$"),
-    ("ANSWER: **A**", "A"),
-    ("Answer = 17", "17"),
-    ("答案是 **17**。", "17"),
-    ("答え:17", "17"),
-    ("Réponse : 42", "42"),
-    (r"\textbf{Final answer:} 42", "42"),
-    ("The answer is therefore 42", "42"),
-    ("The answer is 42 because 6 * 7 = 42.", "42"),
-    ("The answer is 42 (see step 3).", "42"),
+    (r"So \boxed{42}. The answer is \boxed{4", "42"), (r"in a \framebox{5}", "5"),
+    ("<answer>4</answer> <answer></answer>", "4"), ("<answer>The answer is 42.</answer>", "42"),
+    ("**Answer:**\n\n42", "42"), ("### Final Answer\n\n$42$", "$42$"),
+    ("The final answer is\n\n$$17$$", "17"), ("Answer:\n\\[ 17 \\]", "17"),
+    ("Final Answer: The final answer is $16$. I hope it is correct.", "$16$"), ("ANSWER: **A**", "A"),
+    ("Answer = 17", "17"), ("答案是 **17**。", "17"), ("答え:17", "17"), ("Réponse : 42", "42"),
+    (r"\textbf{Final answer:} 42", "42"), ("The answer is therefore 42", "42"),
+    ("The answer is 42 because 6 * 7 = 42.", "42"), ("The answer is 42 (see step 3).", "42"),
     ("The answer is 42. I am sure that this answer is correct.", "42"),
     ("The answer is 3:30 p.m. at last.", "3:30 p.m. at last"),
-    ("The answer is $f(x) = x$, where x is real.", "$f(x) = x$"),
-    ("Answer: 42 (mod 100)", "42 (mod 100)"),
+    ("The answer is $f(x) = x$, where x is real.", "$f(x) = x$"), ("Answer: 42 (mod 100)", "42 (mod 100)"),
     ("Answer: 12\n\n#### Verification\nIt is right.", "12"),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("completion, answer", FOUND)
@@ -234,30 +203,19 @@ def test_an_integer_outside_the_range_is_none():
     assert to_integer("999", 0, 999) == 999
 
 
-@pytest.mark.parametrize(
-    "completion, gold, right",
-    [
-        (r"\boxed{42}", "42", True),
-        (r"\boxed{42.0}", 42, True),
-        (r"\boxed{41}", "42", False),
-        (r"\boxed{42.5}", "42", False),
-        ("no answer", "42", False),
-        (r"\boxed{\frac{84}{2}}", "42", True),
-        (r"\boxed{10,000}", "10000", True),
-        (r"\boxed{12\text{ cm}}", "12", True),
-        (r"\boxed{0.5}", r"\frac{1}{2}", True),
-        (r"\boxed{50\%}", "0.5", True),
-        (r"\boxed{x+1}", r"\frac{1}{2}", False),
-        (r"\boxed{\{1,2\}}", r"\{2,1\}", True),
-        (r"\boxed{[0,1)}", "[0,1)", True),
-        (r"\boxed{(0,1)}", "[0,1)", False),
-        (r"\boxed{\sqrt{2}/2}", r"\frac{1}{\sqrt{2}}", True),
-        (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}", True),
-        ("no answer", r"\frac{1}{2}", False),
-        (r"\boxed{3}", "", None),
-        ("nothing", "", None),
-    ],
-)
+JUDGED = [
+    (r"\boxed{42}", "42", True), (r"\boxed{42.0}", 42, True), (r"\boxed{41}", "42", False),
+    (r"\boxed{42.5}", "42", False), ("no answer", "42", False), (r"\boxed{\frac{84}{2}}", "42", True),
+    (r"\boxed{10,000}", "10000", True), (r"\boxed{12\text{ cm}}", "12", True),
+    (r"\boxed{0.5}", r"\frac{1}{2}", True), (r"\boxed{50\%}", "0.5", True),
+    (r"\boxed{x+1}", r"\frac{1}{2}", False), (r"\boxed{\{1,2\}}", r"\{2,1\}", True),
+    (r"\boxed{[0,1)}", "[0,1)", True), (r"\boxed{(0,1)}", "[0,1)", False),
+    (r"\boxed{\sqrt{2}/2}", r"\frac{1}{\sqrt{2}}", True), (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}", True),
+    ("no answer", r"\frac{1}{2}", False), (r"\boxed{3}", "", None), ("nothing", "", None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("completion, gold, right", JUDGED)
 def test_a_completion_is_right_when_its_answer_equals_gold(completion, gold, right):
     assert is_correct(completion, gold) is right
 
@@ -390,42 +348,26 @@ def test_a_hostile_completion_gets_no_reward_and_does_not_stop_the_run_in_any_th
         assert pool.submit(is_correct, r"\boxed{\sec x}", r"\frac{1}{\cos x}").result() is True
 
 
-@pytest.mark.parametrize(
-    "answer, gold, right",
-    [
-        ("3:30 PM", r"3\!:\!30\text{ p.m.}", True),
-        ("15:30", "3:30 p.m.", True),
-        ("6 p.m.", "6:00 PM", True),
-        ("3:30", "3:30 p.m.", True),
-        ("3:30 a.m.", "3:30 p.m.", False),
-        ("3:31 PM", "3:30 PM", False),
-        ("12 p.m.", "12 a.m.", False),
-        ("5000 m", r"5\text{ km}", True),
-        ("1 foot", r"12\text{ inches}", True),
-        (r"\frac{11}{2}\text{ hours}", "330 min", True),
-        ("5 m", r"5\text{ km}", False),
-        ("5 kg", "5 km", False),
-        ("5", r"5\text{ km}", True),
-        (r"5\text{ km}", "5", True),
-        (r"\left(-\infty,2\right]\cup [3, \infty)", r"(-\infty,2]\cup[3,\infty)", True),
-        ("(0,1)", "[0,1)", False),
-        (r"\begin{bmatrix}1&2\\3&4\end{bmatrix}", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", True),
-        (r"\begin{pmatrix}1&2&3&4\end{pmatrix}", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", False),
-        ("1:00", "12:00", False),
-        ("-1 + exp(16)", "e^{16} - 1", True),
-        (r"m > \sqrt{2}", r"[\sqrt{2},\infty)", False),
-        (r"(A)\ 7", "7", True),
-        ("7", r"(A)\ 7", True),
-        (r"(A)\ 7", "A", True),
-        (r"\textbf{(B)}\ 7", "A", False),
-        ("C. some text", "C", True),
-        (r"e^{-40}", "e^{-41}", False),
-        (r"3\cdot x-1*y+13=0", "3x + 4y + 14=0", False),
-        ("-34x-45y+20z-100=0", "34x+45y-20z+100=0", True),
-        (r"F_n = \sum_{k=0}^{n-2} F_k", r"F_n = \sum_{k=0}^{n-1} F_k", False),
-        (r"\sec^2(y)", r"\tan^2(y)+1", True),
-        (r"x<-2 \text{ or } x>2", r"(-\infty,-2)\cup(2,\infty)", True),
-    ],
-)
+MEANT = [
+    ("3:30 PM", r"3\!:\!30\text{ p.m.}", True), ("15:30", "3:30 p.m.", True), ("6 p.m.", "6:00 PM", True),
+    ("3:30", "3:30 p.m.", True), ("3:30 a.m.", "3:30 p.m.", False), ("3:31 PM", "3:30 PM", False),
+    ("12 p.m.", "12 a.m.", False), ("5000 m", r"5\text{ km}", True), ("1 foot", r"12\text{ inches}", True),
+    (r"\frac{11}{2}\text{ hours}", "330 min", True), ("5 m", r"5\text{ km}", False),
+    ("5 kg", "5 km", False), ("5", r"5\text{ km}", True), (r"5\text{ km}", "5", True),
+    (r"\left(-\infty,2\right]\cup [3, \infty)", r"(-\infty,2]\cup[3,\infty)", True),
+    ("(0,1)", "[0,1)", False),
+    (r"\begin{bmatrix}1&2\\3&4\end{bmatrix}", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", True),
+    (r"\begin{pmatrix}1&2&3&4\end{pmatrix}", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", False),
+    ("1:00", "12:00", False), ("-1 + exp(16)", "e^{16} - 1", True),
+    (r"m > \sqrt{2}", r"[\sqrt{2},\infty)", False), (r"(A)\ 7", "7", True), ("7", r"(A)\ 7", True),
+    (r"(A)\ 7", "A", True), (r"\textbf{(B)}\ 7", "A", False), ("C. some text", "C", True),
+    (r"e^{-40}", "e^{-41}", False), (r"3\cdot x-1*y+13=0", "3x + 4y + 14=0", False),
+    ("-34x-45y+20z-100=0", "34x+45y-20z+100=0", True),
+    (r"F_n = \sum_{k=0}^{n-2} F_k", r"F_n = \sum_{k=0}^{n-1} F_k", False),
+    (r"\sec^2(y)", r"\tan^2(y)+1", True), (r"x<-2 \text{ or } x>2", r"(-\infty,-2)\cup(2,\infty)", True),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("answer, gold, right", MEANT)
 def test_times_units_intervals_and_matrices_are_compared_by_what_they_mean(answer, gold, right):
     assert are_equal([answer], [gold]) == [right]

@@ -82,27 +82,14 @@ def test_the_gateway_asks_each_question_once_in_another_order_and_checks_each_ro
     assert {f"q{a}": a for a in range(20)} == replies
 
 
-@pytest.mark.parametrize(
-    "reply",
-    [
-        None,
-        7,
-        pl.DataFrame({"id": ["q"], "answer": [1000]}),
-        pl.DataFrame({"id": ["q"], "answer": [-1]}),
-        pl.DataFrame({"id": ["q"], "answer": [1.5]}),
-        pl.DataFrame({"id": ["other"], "answer": [1]}),
-        pl.DataFrame({"id": ["q", "q"], "answer": [1, 2]}),
-        pl.DataFrame({"answer": [1]}),
-    ],
-)
-def test_the_gateway_refuses_what_would_end_a_submission(reply):
-    with pytest.raises(AimoError, match="question q"):
-        accepted(reply, "q", "aimo2")
-
-
-def test_a_pandas_row_is_as_good_as_a_polars_row():
-    row = pl.DataFrame({"id": ["q"], "answer": [5]}).to_pandas()
-    assert accepted(row, "q", "aimo2") == ("q", 5)
+def test_the_gateway_takes_a_row_of_polars_or_pandas_and_refuses_what_would_end_a_submission():
+    row = pl.DataFrame({"id": ["q"], "answer": [5]})
+    assert accepted(row, "q", "aimo2") == accepted(row.to_pandas(), "q", "aimo2") == ("q", 5)
+    wrong = (["q"], [1000]), (["q"], [-1]), (["q"], [1.5]), (["other"], [1]), (["q", "q"], [1, 2])
+    rows = [pl.DataFrame({"id": ids, "answer": answers}) for ids, answers in wrong]
+    for reply in (None, 7, pl.DataFrame({"answer": [1]}), *rows):
+        with pytest.raises(AimoError, match="question q"):
+            accepted(reply, "q", "aimo2")
 
 
 def test_a_question_gets_what_the_time_bank_allows(monkeypatch, engine):
@@ -143,20 +130,21 @@ def kaggle_package(monkeypatch, number):
     monkeypatch.setitem(sys.modules, package.__name__, package)
 
 
-def test_in_a_rerun_kaggles_own_server_is_served_and_every_row_is_valid(monkeypatch, tmp_path):
+@pytest.fixture
+def rerun(monkeypatch, tmp_path):
     kaggle_package(monkeypatch, 3)
     monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
     monkeypatch.chdir(tmp_path)
+
+
+def test_in_a_rerun_kaggles_own_server_is_served_and_every_row_is_valid(rerun, tmp_path):
     # A model that is not there must cost its answers, not the submission.
     solutions = gateway.serve("aimo3", str(tmp_path / "nothing"), "", 100.0, {})
     assert FakeServer.last.rows == [("a", 0), ("b", 0), ("c", 0)]
     assert all("no such folder" in s.note for s in solutions.values())
 
 
-def test_in_a_rerun_the_server_starts_before_the_engine_has_loaded(monkeypatch, tmp_path):
-    kaggle_package(monkeypatch, 3)
-    monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
-    monkeypatch.chdir(tmp_path)
+def test_in_a_rerun_the_server_starts_before_the_engine_has_loaded(rerun, monkeypatch):
     serving, loaded_first = threading.Event(), []
 
     def start_engine(*_):
@@ -192,15 +180,11 @@ def test_a_competition_without_a_server_takes_a_csv_in_the_order_of_its_test_fil
     assert not (tmp_path / "submission.csv").exists()
     monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
     gateway.serve("aimo1", str(TINY), str(path), 100.0, {})
-    assert (tmp_path / "submission.csv").read_text() == "id,answer\n" + "".join(
-        f"q{i},0\n" for i in range(12)
-    )
+    rows = "".join(f"q{i},0\n" for i in range(12))
+    assert (tmp_path / "submission.csv").read_text() == f"id,answer\n{rows}"
 
 
-def test_the_start_up_counts_against_the_time_limit_except_where_a_person_works(monkeypatch, tmp_path):
-    kaggle_package(monkeypatch, 3)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
+def test_the_start_up_counts_against_the_time_limit_except_where_a_person_works(rerun, monkeypatch):
     monkeypatch.setattr(startup, "STARTED", time.monotonic() - 700)
     monkeypatch.setattr(gateway, "start_engine", lambda *_: None)
     left = []
