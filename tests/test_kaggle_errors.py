@@ -178,7 +178,7 @@ def test_no_error_shows_a_token_or_a_signed_address(kaggle, refused, monkeypatch
     closed = f"http://127.0.0.1:9/out?{signed.split('?')[1]}"
     monkeypatch.setattr(transfers.client, "PAUSE_S", 0)
     with pytest.raises(AimoError) as e:
-        transfers.save(transfers.fetch(closed), tmp_path / "out")
+        transfers.save_download(transfers.fetch(closed), tmp_path / "out")
     assert "abc123" not in str(e.value)
 
 

@@ -377,9 +377,9 @@ def test_a_model_that_was_made_again_is_joined_with_the_run_that_made_it_last(ka
     from aimo.kaggle import client, versions
 
     for run in ("runs/first", "runs/second"):
-        client.record("model", model=f"{MODEL}/1", run=run, profile="tiny")
-    client.record("push", kernel=KERNEL, version=1, models=["you/base/transformers/b/1", f"{MODEL}/1"])
-    client.record("submit", ref=7, kernel=KERNEL, version=1)
+        client.add_record("model", model=f"{MODEL}/1", run=run, profile="tiny")
+    client.add_record("push", kernel=KERNEL, version=1, models=["you/base/transformers/b/1", f"{MODEL}/1"])
+    client.add_record("submit", ref=7, kernel=KERNEL, version=1)
     assert versions.origin(7)["run"] == "runs/second"
     assert versions.origin(8) == {}
 

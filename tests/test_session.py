@@ -52,8 +52,8 @@ def test_a_stage_that_the_session_s_end_stopped_goes_on_and_one_that_its_profile
         for step in (4, 12):
             (tmp_path / "sft" / f"checkpoint-{step}").mkdir(exist_ok=True)
         assert session.is_done(tmp_path, "sft") is done
-        assert session.begun(tmp_path, "sft") == (None if done else "sft/checkpoint-12")
-    assert not session.is_done(tmp_path, "grpo") and session.begun(tmp_path, "grpo") is None
+        assert session.checkpoint_of(tmp_path, "sft") == (None if done else "sft/checkpoint-12")
+    assert not session.is_done(tmp_path, "grpo") and session.checkpoint_of(tmp_path, "grpo") is None
 
 
 def test_a_profile_that_trains_nothing_is_refused_before_anything_is_copied(tmp_path):

@@ -15,7 +15,7 @@ from aimo.inference import startup
 from aimo.inference.parameters import Texts, checked
 from aimo.run.runs import SESSION_END, SESSION_OVER, is_finished, newest_first, read_metrics
 
-# No stage is begun in this last part of a session: it would load a model and train a step or two.
+# No stage is checkpoint_of in this last part of a session: it would load a model and train a step or two.
 LAST_PART = 0.1
 
 
@@ -46,7 +46,9 @@ def train(
             if left < LAST_PART * limit_s:
                 print(f"{stage}: left to the next session, as {max(0, left):.0f} s remain of this one")
                 break
-            pipeline.run(profile, str(folder), list(overrides), from_stage=begun(folder, stage), until=stage)
+            pipeline.run(
+                profile, str(folder), list(overrides), from_stage=checkpoint_of(folder, stage), until=stage
+            )
         if stage in resolved.trained:
             made = folder / stage / "model"
         if not is_done(folder, stage):
@@ -75,10 +77,10 @@ def bring(folder: Path, name: str, inputs: Path) -> None:
 
 def is_done(folder: Path, stage: str) -> bool:
     """Return whether a stage is finished, and was not stopped by the end of a session."""
-    return is_finished(folder, stage) and begun(folder, stage) is None
+    return is_finished(folder, stage) and checkpoint_of(folder, stage) is None
 
 
-def begun(folder: Path, stage: str) -> str | None:
+def checkpoint_of(folder: Path, stage: str) -> str | None:
     """Return the checkpoint from which a stage that a session's end stopped goes on."""
     if read_metrics(folder)["stages"].get(stage, {}).get("stopped") != SESSION_OVER:
         return None

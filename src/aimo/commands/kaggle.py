@@ -33,7 +33,7 @@ def connected(dry_run: bool) -> Iterator[tuple[Any, Any, Any]]:
     """Sign in; give the client, and the modules that ask it for transfers and for versions of kernels."""
     from aimo.kaggle import client, transfers, versions  # Kaggle's package signs in when it is imported
 
-    with client.connect(dry_run) as api:
+    with client.sign_in(dry_run) as api:
         yield api, transfers, versions
 
 

@@ -53,7 +53,7 @@ LONGEST_S = 12 * HOUR_S  # of a session that submits nothing
 LARGEST = 1_000_000  # bytes of a notebook that Kaggle takes
 
 
-def folder_of(name: str) -> Path:
+def kernel_folder(name: str) -> Path:
     """Return a kernel's folder, for a name in kernels/ or a path."""
     return FOLDER / name if (FOLDER / name).is_dir() else Path(name)
 
@@ -63,7 +63,7 @@ def check_kernel(name: str) -> list[str]:
 
     The name of its code file tells which kernel of the table it is; another is checked for its metadata only.
     """
-    folder = folder_of(name)
+    folder = kernel_folder(name)
     path = folder / "kernel-metadata.json"
     if not path.is_file():
         return [f"there is no {path}; take a folder of {FOLDER.name}/"]

@@ -195,7 +195,7 @@ def rate_limit(error: requests.RequestException) -> float | None:
 
 
 @contextlib.contextmanager
-def connect(dry_run: bool = False) -> Iterator[Api]:
+def sign_in(dry_run: bool = False) -> Iterator[Api]:
     """Sign in, and give every failure of Kaggle, of the connection and of the client as one line.
 
     AimoError also without a token, with one that others can read, or one that Kaggle does not accept.
@@ -325,7 +325,7 @@ def explain_failure(error: requests.RequestException) -> AimoError:
     return AimoError(f"{thing}: Kaggle refuses it ({code}: {said})")
 
 
-def check_answer(thing: str, answer: Any) -> None:
+def check_reply(thing: str, answer: Any) -> None:
     """Raise AimoError with the reason that an answer carries, and the remedy for a quota that is used up."""
     if answer.error:
         reason, remedy = redact(" ".join(answer.error.split())), ""
@@ -336,7 +336,7 @@ def check_answer(thing: str, answer: Any) -> None:
         raise AimoError(f"{thing}: Kaggle refuses it: {reason}{remedy}")
 
 
-def record(did: str, **facts: Any) -> None:
+def add_record(did: str, **facts: Any) -> None:
     """Add a line to RECORDS on what was done."""
     RECORDS.parent.mkdir(exist_ok=True)
     date = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -146,7 +146,7 @@ def notebook(template: str, kernel: Kernel, profile: str | None = None) -> Any:
                 config.load(used)  # checks it
                 text = config.find(used).read_text(encoding="utf-8-sig")
             cell.source = f"%%writefile profile.yaml\n{text.rstrip()}"
-        cell.source = cell.source.replace("settings = {}", f"settings = {{\n{describe(written)}}}")
+        cell.source = cell.source.replace("settings = {}", f"settings = {{\n{describe_settings(written)}}}")
         cells.append(cell)
     prose = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
     headings = re.findall(r"^## (.+)$", prose, re.MULTILINE)
@@ -194,7 +194,7 @@ def imported(path: Path) -> list[Path]:
     return [place for place in places if place.is_file()]
 
 
-def describe(written: dict[str, Any]) -> str:
+def describe_settings(written: dict[str, Any]) -> str:
     """Return the entries of the settings as Python, each below a comment that says what it is.
 
     Keys that are not written are comments with their defaults.

@@ -46,7 +46,7 @@ from aimo.inference.model_folder import check_model_folder
 from aimo.inference.storage import read_json
 from aimo.kaggle import client
 from aimo.kaggle.check import slug_of, source_of
-from aimo.kaggle.client import Api, check_answer, filled
+from aimo.kaggle.client import Api, check_reply, filled
 from aimo.run import hub
 
 INPUTS = Path("/kaggle/input")
@@ -78,7 +78,7 @@ def push_run(api: Api, run: str, to: str | None, license_name: str) -> str:
         api, run_dir / STAGES[profile.trained[-1]].product, to or usual, notes, license_name
     )
     if not api.dry_run:
-        client.record("model", model=source, run=name, profile=profile.profile)
+        client.add_record("model", model=source, run=name, profile=profile.profile)
     return source
 
 
@@ -111,7 +111,7 @@ def push_version(api: Api, folder: Path, target: str, notes: str, license_name: 
         card = files["README.md"].read_text() if "README.md" in files else notes
         if api.find(ApiGetModelRequest, **model) is None:
             about = {"owner_slug": owner, "slug": slug, "title": slug, "description": card}
-            check_answer(target, api.ask(ApiCreateModelRequest, is_private=True, **about))
+            check_reply(target, api.ask(ApiCreateModelRequest, is_private=True, **about))
         about = {"instance_slug": variation, "framework": framework, "license_name": license_name}
         body = filled(ApiCreateModelInstanceRequestBody, overview=card, fine_tunable=True, **about)
         create = functools.partial(api.ask, ApiCreateModelInstanceRequest, **model, body=body)
@@ -119,7 +119,7 @@ def push_version(api: Api, folder: Path, target: str, notes: str, license_name: 
         body = filled(ApiCreateModelInstanceVersionRequestBody, version_notes=notes)
         create = functools.partial(api.ask, ApiCreateModelInstanceVersionRequest, **named, body=body)
     with api.uploaded(body, folder, ApiBlobType.MODEL):
-        check_answer(target, create())
+        check_reply(target, create())
     if api.dry_run:
         return f"{target}/VERSION"
     named["version_number"] = (before.version_number if before else 0) + 1
@@ -173,7 +173,7 @@ def push_folder(api: Api, folder: Path, name: str | None, license_name: str) -> 
         body = filled(ApiCreateDatasetVersionRequestBody, version_notes=time.strftime("%Y-%m-%d %H:%M"))
         create = functools.partial(api.ask, ApiCreateDatasetVersionRequest, **named, body=body)
     with api.uploaded(body, folder, ApiBlobType.DATASET, folders="zip"):
-        check_answer(f"dataset {owner}/{slug}", create())
+        check_reply(f"dataset {owner}/{slug}", create())
 
     def listed() -> dict[str, int]:
         answers = api.pages(ApiListDatasetFilesRequest, **named)
@@ -212,7 +212,7 @@ def download_competition(api: Api, competition: str, inputs: Path | None = None)
         return None
     folder = (inputs or (INPUTS if os.access(INPUTS, os.W_OK) else ROOT / "data" / "kaggle")) / slug
     archive = folder.with_name(f"{slug}.zip")
-    save(request, archive)
+    save_download(request, archive)
     # The folder is replaced when all is unpacked: it is whole before and after.
     fresh, old = (folder.with_name(f"{slug}.{name}") for name in ("partial", "old"))
     shutil.rmtree(fresh, ignore_errors=True)
@@ -238,7 +238,7 @@ def download_competition(api: Api, competition: str, inputs: Path | None = None)
     return folder
 
 
-def save(request: Callable[[], requests.Response], path: Path, size: int | None = None) -> None:
+def save_download(request: Callable[[], requests.Response], path: Path, size: int | None = None) -> None:
     """Download to `path`, which is complete or does not exist; a broken connection is tried again.
 
     `size` is what Kaggle lists. AimoError for another size, a full disk, or an address that answers with an

@@ -24,8 +24,8 @@ from aimo.inference import startup
 from aimo.inference.errors import one_line
 from aimo.inference.storage import read_json, write_whole
 from aimo.kaggle import transfers
-from aimo.kaggle.check import FORMS, OUTPUT, PLACEHOLDER, folder_of, is_in, is_source, slug_of, source_of
-from aimo.kaggle.client import Api, check_answer, find_record, record
+from aimo.kaggle.check import FORMS, OUTPUT, PLACEHOLDER, is_in, is_source, kernel_folder, slug_of, source_of
+from aimo.kaggle.client import Api, add_record, check_reply, find_record
 from aimo.kaggle.kernels import FOLDER
 
 WAITING = (State.QUEUED, State.NEW_SCRIPT)
@@ -77,7 +77,7 @@ def push_kernel(api: Api, name: str, model: str | None = None) -> tuple[Version,
     `model` (owner/model/framework/variation/version) takes the place of the model that the metadata attach,
     in the notebook too. AimoError when Kaggle refuses the kernel, or takes it without one of its inputs.
     """
-    folder = folder_of(name)
+    folder = kernel_folder(name)
     metadata = read_metadata(folder, api.user)
     code = folder / str(metadata.get("code_file"))
     if not code.is_file():
@@ -95,7 +95,7 @@ def push_kernel(api: Api, name: str, model: str | None = None) -> tuple[Version,
         Path(copy, code.name).write_text(text)
         Path(copy, "kernel-metadata.json").write_text(json.dumps(metadata | {"code_file": code.name}))
         answer = api.kernels_push(copy)
-    check_answer(f"kernel {metadata['id']}", answer)
+    check_reply(f"kernel {metadata['id']}", answer)
     kinds = ("dataset", "competition", "kernel", "model")
     if lost := [(kind, names) for kind in kinds if (names := getattr(answer, f"invalid_{kind}_sources"))]:
         named = "; ".join(f"{kind} {', '.join(names)}" for kind, names in lost)
@@ -107,7 +107,7 @@ def push_kernel(api: Api, name: str, model: str | None = None) -> tuple[Version,
     version = Version(owner, slug, answer.version_number)
     if not api.dry_run:
         models = metadata.get("model_sources", [])
-        record("push", kernel=version.ref, version=version.number, models=models)
+        add_record("push", kernel=version.ref, version=version.number, models=models)
     return version, metadata
 
 
@@ -235,7 +235,7 @@ def download_output(api: Api, version: Version, to: Path | None = None) -> Path:
                 f"{version}: its output {name!r} would lie outside {folder}; it is not downloaded"
             )
         if not path.is_file() or path.stat().st_size != sizes.get(name):
-            transfers.save(transfers.fetch(url), path, sizes.get(name))
+            transfers.save_download(transfers.fetch(url), path, sizes.get(name))
     write_whole(folder / f"{version.slug}.log", "\n".join(log_lines(answers[0].log)) + "\n")
     submission = folder / ANSWERS[0]
     if submission.exists():
@@ -284,7 +284,7 @@ def submit_version(api: Api, kernel: str, number: int | None, message: str, comp
             f"competition {slug}: {version} was not taken ({answer.message or 'no reason given'})"
         )
     made = {"kernel": version.ref, "version": version.number, "message": message}
-    record("submit", ref=answer.ref, competition=slug, **made)
+    add_record("submit", ref=answer.ref, competition=slug, **made)
     return int(answer.ref)
 
 

@@ -295,7 +295,7 @@ def push_trained(folder: Path, profile: Profile, run_dir: Path) -> None:
 
         name = client.run_name(run_dir)
         try:
-            with client.connect() as api:
+            with client.sign_in() as api:
                 notes = f"profile {profile.profile}, run {name}"
                 source = transfers.push_version(api, folder, to.push_to_kaggle, notes)
         except AimoError as e:
@@ -303,4 +303,4 @@ def push_trained(folder: Path, profile: Profile, run_dir: Path) -> None:
                 f"training.push_to_kaggle: {to.push_to_kaggle!r} was refused: {e}. "
                 f"The model is kept in {folder}"
             ) from None
-        client.record("model", model=source, run=name, profile=profile.profile)
+        client.add_record("model", model=source, run=name, profile=profile.profile)
