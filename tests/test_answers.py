@@ -16,7 +16,7 @@ from aimo import rewards
 from aimo.config import ROOT
 from aimo.evaluation import scores
 from aimo.evaluation.benchmarks import Question
-from aimo.evaluation.completions import Header, Trace
+from aimo.evaluation.completions import EvaluationHeader, Trace
 from aimo.inference import judge
 from aimo.inference.answers import are_correct, extract, is_correct, to_integer
 from aimo.inference.expressions import canonical
@@ -109,7 +109,7 @@ def test_reward_figure_and_vote_read_one_answer_alike(gold):
         reward == 1 for reward in rewards.accuracy_reward(texts, answer=[str(gold)] * len(texts))
     ] == wanted
     asked = [Question(str(i), "?", str(gold)) for i in range(len(texts))]
-    header = Header("m", "w", "b", 0, {"tags": asdict(Tags())}, 0, asked)
+    header = EvaluationHeader("m", "w", "b", 0, {"tags": asdict(Tags())}, 0, asked)
     found = scores.score(header, [Trace(str(i), 0, 0, text, 1, True, 0, 1) for i, text in enumerate(texts)])
     assert found.right[:, 0].tolist() == wanted
     ballots = [scores.ballot(str(gold), *pair)[1][0] for pair in zip(found.answers, found.right, strict=True)]

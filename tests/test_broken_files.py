@@ -110,10 +110,10 @@ def test_a_broken_file_of_samples_is_refused_in_one_line_or_replayed(tmp_path, k
 def test_golds_are_read_as_all_tables_are(tmp_path, content, told):
     (tmp_path / "golds.csv").write_bytes(content)
     if told is None:
-        assert traces.read_golds(tmp_path / "golds.csv") == {"q": 2}
+        assert traces.read_gold_file(tmp_path / "golds.csv") == {"q": 2}
         return
     with pytest.raises(AimoError, match=told):
-        traces.read_golds(tmp_path / "golds.csv")
+        traces.read_gold_file(tmp_path / "golds.csv")
 
 
 @pytest.mark.slow

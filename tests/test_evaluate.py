@@ -25,7 +25,7 @@ from aimo.data import builtin
 from aimo.errors import AimoError, EngineError
 from aimo.evaluation import benchmarks, completions, evaluate, scores
 from aimo.evaluation.benchmarks import Question
-from aimo.evaluation.completions import File, Header, Trace
+from aimo.evaluation.completions import EvaluationHeader, File, Trace
 from aimo.inference import model_folder, solver
 from aimo.inference.model_folder import fingerprint, identity, is_same_model
 from aimo.inference.sampling import Completion
@@ -41,7 +41,7 @@ QUESTIONS = [
 
 
 def header(questions=QUESTIONS, seed=0, **changes):
-    return Header("m", "w", "x", seed, resolve(TINY).asked | changes, 1024, list(questions))
+    return EvaluationHeader("m", "w", "x", seed, resolve(TINY).asked | changes, 1024, list(questions))
 
 
 def scored(answers, questions=QUESTIONS, seed=0):
@@ -661,7 +661,7 @@ def test_evaluate_agrees_with_the_roads_figures_to_the_sample_also_after_an_inte
     rows = [{"prompt": [{"role": "user", "content": p.problem}], "answer": str(p.answer)} for p in problems]
     theirs = scores.sample_rows(engine, rows, Prompt(), 4, 7)
     asked = [Question(str(i), p.problem, str(p.answer)) for i, p in enumerate(problems)]
-    head = Header("m", identity(TINY), "heldout", 7, engine.settings.asked, 0, asked)
+    head = EvaluationHeader("m", identity(TINY), "heldout", 7, engine.settings.asked, 0, asked)
     steps = itertools.count(1)
 
     def stop_after_30():

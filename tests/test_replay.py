@@ -243,7 +243,7 @@ def test_what_the_solver_journals_can_be_replayed(tmp_path, engine, monkeypatch)
     rows = "".join(f'q{i},"{p.problem}",{p.answer}\n' for i, p in enumerate(problems))
     (tmp_path / "test.csv").write_text(f"id,problem,answer\n{rows}")
     solutions = answer_file(engine, tmp_path / "test.csv", tmp_path / "a.csv", 0)
-    read = traces.read_traces([tmp_path / "a.journal.jsonl"], traces.read_golds(tmp_path / "test.csv"))[0]
+    read = traces.read_traces([tmp_path / "a.journal.jsonl"], traces.read_gold_file(tmp_path / "test.csv"))[0]
     samples = [sample for solution in solutions.values() for sample in solution.samples]
     assert read.stopped == sum(sample.end is End.STOPPED for sample in samples)
     figures = replay.compare_rules(read, draws=10)

@@ -59,7 +59,7 @@ def replay(
     check_folder("--plot", plot)
     rules = [replay.parse_rule(name) for name in policy or []]
     figures = []
-    for one in traces.read_traces(files, traces.read_golds(answers) if answers else {}):
+    for one in traces.read_traces(files, traces.read_gold_file(answers) if answers else {}):
         rows = replay.compare_rules(one, rules, draws, seed, samples, budget)
         replay.show_rules(one, rows)
         figures += rows
@@ -88,7 +88,7 @@ def forecast(
 
     if competition not in COMPETITIONS:
         raise AimoError(f"--competition {competition}: there are {', '.join(COMPETITIONS)}")
-    for one in traces.read_traces(files, traces.read_golds(answers) if answers else {}):
+    for one in traces.read_traces(files, traces.read_gold_file(answers) if answers else {}):
         chances = forecast.chances_of(one.questions, replay.parse_rule(policy), samples, draws, seed)
         print(f"{one.name}: {len(one.questions)} questions recorded, {policy}, {samples} samples")
         forecast.show_forecast(forecast.forecast_score(chances, runs, COMPETITIONS[competition].questions))
@@ -138,7 +138,7 @@ def evaluate(
     trained = Path(adapter) if adapter else None
     asked = benchmarks.split(",")
     wanted = evaluate.Wanted(model, name, asked, layers, data, rows, seed, trained, tracker, card_data)
-    folder = evaluate.folder_of(name, run_dir)
+    folder = evaluate.evaluation_folder(name, run_dir)
 
     def sampler(settings: Any) -> Any:
         return start(model, [asdict(settings)], seed, server, adapter)
@@ -167,7 +167,7 @@ def compare(
     """Compare models on the same questions, and say whether the difference is more than luck."""
     from aimo.evaluation import compare, evaluate  # draw with matplotlib
 
-    folder = evaluate.folder_of("-".join(path.name for path in runs), run_dir, "compare")
+    folder = evaluate.evaluation_folder("-".join(path.name for path in runs), run_dir, "compare")
     print(
         *compare.compare_folders(runs, differ or [], folder), f"page: {folder / 'comparison.html'}", sep="\n"
     )

@@ -8,8 +8,7 @@ LiveCodeBench. A page shows published figures (`published.yaml`) and leakage bes
 import difflib
 import shlex
 import subprocess
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,20 +133,20 @@ def read_benchmark(name: str, data: Path | None = None, rows: int | None = None)
         raise AimoError(f"{where}: it holds objects in {columns['answer']!r}; write the answers as texts")
     found = []
     for i, row in enumerate(table.rows.head(rows or len(table.rows)).to_dicts()):
-        problem, answer = (plain(row[columns[role]]) for role in ("problem", "answer"))
+        problem, answer = (cell_text(row[columns[role]]) for role in ("problem", "answer"))
         fault = f"{where}: row {i + 1}"
         if conversations.turns(problem) is not None:
             asked = conversations.exchange(problem)
             if asked.fault:
                 raise AimoError(f"{fault} holds a {asked.fault}; leave the row out")
-            problem = plain(asked.problem)
+            problem = cell_text(asked.problem)
         elif columns["problem"] in table.nested:
             raise AimoError(f"{fault} holds an object in {columns['problem']!r}; write a text there")
         answer = answer.rpartition("####")[2].strip()
         if not problem or not answer:
             missing = "answer" if problem else "problem"
             raise AimoError(f"{fault} has no {missing}; add it, or leave the row out")
-        labels = [plain(row.get(column or "")) for column in (benchmark.subject, benchmark.level)]
+        labels = [cell_text(row.get(column or "")) for column in (benchmark.subject, benchmark.level)]
         found.append(
             Question(str(row.get("id") or f"{files.stem_of(Path(name))}-{i}"), problem, answer, *labels)
         )
@@ -176,7 +175,7 @@ def local_file(name: str, benchmark: Benchmark, data: Path | None) -> Path | Non
     return path
 
 
-def plain(cell: str | list[str | None] | None) -> str:
+def cell_text(cell: str | list[str | None] | None) -> str:
     """A cell as text: itself, or the entries of a list."""
     return ", ".join(filter(None, cell)) if isinstance(cell, list) else (cell or "").strip()
 
@@ -310,32 +309,27 @@ def training_texts(model: Path, download: bool) -> tuple[str, pl.Series]:
             raise AimoError(f"{card}: its header cannot be read ({reason})") from None
         named = [listed] if isinstance(listed, str) else [str(name) for name in listed]
     texts = [pl.Series([], dtype=pl.String)]
-    for name in named:
-        try:
-            with nullcontext() if download else offline():
-                rows = sources.load_source(Source(name), 0, f"the card of {model.name}")[0]
-        except AimoError as e:
-            if download or not isinstance(e.__context__, OSError):  # it is here and of no use
-                raise
-            raise AimoError(
-                f"{name}, which the model's card names, is not here; --card-data downloads it"
-            ) from None
-        texts.append(joined(rows["problem"], rows["solution"]))
-    return ", ".join(named), pl.concat(texts)
-
-
-@contextmanager
-def offline() -> Iterator[None]:
-    """Let `datasets` read what it has downloaded before, and ask nobody."""
+    if not named:
+        return "", texts[0]
     import datasets  # both are heavy
     import huggingface_hub
 
     places: tuple[Any, ...] = (datasets.config, huggingface_hub.constants)
     before = [place.HF_HUB_OFFLINE for place in places]
-    for place in places:
-        place.HF_HUB_OFFLINE = True
     try:
-        yield
+        for place in places:  # unless told to download, read what is here and ask nobody
+            place.HF_HUB_OFFLINE = place.HF_HUB_OFFLINE or not download
+        for name in named:
+            try:
+                rows = sources.load_source(Source(name), 0, f"the card of {model.name}")[0]
+            except AimoError as e:
+                if download or not isinstance(e.__context__, OSError):  # it is here and of no use
+                    raise
+                raise AimoError(
+                    f"{name}, which the model's card names, is not here; --card-data downloads it"
+                ) from None
+            texts.append(joined(rows["problem"], rows["solution"]))
     finally:
         for place, value in zip(places, before, strict=True):
             place.HF_HUB_OFFLINE = value
+    return ", ".join(named), pl.concat(texts)

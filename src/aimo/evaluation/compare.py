@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from aimo.errors import AimoError
-from aimo.evaluation.completions import Header
+from aimo.evaluation.completions import EvaluationHeader
 from aimo.evaluation.evaluate import make_folder, read_evaluation, row_of
 from aimo.evaluation.scores import Interval, Scores, difference_interval, ratio_interval
 from aimo.inference.settings import ASKED
@@ -101,10 +101,10 @@ def in_points(difference: Interval) -> str:
     return f"{value:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
-def check_headers(headers: list[Header], allowed: Collection[str] = ()) -> None:
+def check_headers(headers: list[EvaluationHeader], allowed: Collection[str] = ()) -> None:
     """Refuse headers of different questions, or of settings that differ and are not `allowed`."""
 
-    def limited(header: Header) -> dict[str, Any]:  # no more tokens than the context allows
+    def limited(header: EvaluationHeader) -> dict[str, Any]:  # no more tokens than the context allows
         settings = asdict(header) | header.settings
         return settings | {"max_tokens": min(settings.get("max_tokens", header.context), header.context)}
 

@@ -1,6 +1,6 @@
 """Sample the completions of a model on a benchmark, and keep each in one file as it ends.
 
-JSON lines: first what was asked (`Header`), then a completion a line (`Trace`). An interrupted run continues
+JSON lines: first what was asked (a header), then a completion a line (`Trace`). An interrupted run continues
 sample by sample, and `scores` can score a file again without a model.
 """
 
@@ -31,7 +31,7 @@ SANDBOXES = 128  # completions at a time that may run programs; each has a proce
 
 
 @dataclass(frozen=True)
-class Header:
+class EvaluationHeader:
     """What was asked, and how."""
 
     model: str
@@ -68,13 +68,13 @@ class Trace:
     end_s: float
 
 
-HEADER, TRACE = TypeAdapter(Header), TypeAdapter(Trace)
+HEADER, TRACE = TypeAdapter(EvaluationHeader), TypeAdapter(Trace)
 
 
 class File:
     """A file of completions, locked and open for more of them; a context manager."""
 
-    def __init__(self, path: Path, header: Header):
+    def __init__(self, path: Path, header: EvaluationHeader):
         """Read what is there, or begin the file.
 
         AimoError when other settings or questions than the header's made the file, when it cannot be written,
@@ -117,7 +117,7 @@ class File:
         self.traces[trace.id, trace.index] = trace
 
 
-def read_completions(path: Path) -> tuple[Header, list[Trace]]:
+def read_completions(path: Path) -> tuple[EvaluationHeader, list[Trace]]:
     """What was asked, and all completions. AimoError names a line that is neither."""
     traces = []
     header = None

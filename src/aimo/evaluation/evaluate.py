@@ -141,7 +141,9 @@ def sample_missing(
         # Files and tables call a benchmark by its name in the table, or by its file's.
         name = benchmark if benchmark in benchmarks.BENCHMARKS else Path(benchmark).stem
         settings = wanted.settings(benchmark)
-        header = completions.Header(wanted.name, wanted.weights, name, wanted.seed, settings.asked, 0, asked)
+        header = completions.EvaluationHeader(
+            wanted.name, wanted.weights, name, wanted.seed, settings.asked, 0, asked
+        )
         path = folder / f"{name}.jsonl"
         if path.exists():
             with completions.File(path, header) as kept:
@@ -189,8 +191,10 @@ def write_results(
         },
         "curves": {
             name: {
-                "pass@k": {k: float(scores.pass_at(one.right, k).mean()) for k in scores.powers(one.samples)},
-                "maj@k": {k: float(one.majority(k).mean()) for k in scores.powers(one.samples)},
+                "pass@k": {
+                    k: float(scores.pass_at(one.right, k).mean()) for k in scores.vote_sizes(one.samples)
+                },
+                "maj@k": {k: float(one.majority(k).mean()) for k in scores.vote_sizes(one.samples)},
             }
             for name, one in found.items()
         },
@@ -254,7 +258,7 @@ def make_folder(folder: Path) -> None:
         raise AimoError(f"--run-dir {folder}: {e.strerror}; take another") from None
 
 
-def folder_of(name: str, run_dir: str | None, kind: str = "evaluate") -> Path:
+def evaluation_folder(name: str, run_dir: str | None, kind: str = "evaluate") -> Path:
     """Where an evaluation or comparison goes: runs/KIND-NAME if not given."""
     return Path(run_dir).absolute() if run_dir else RUNS / f"{kind}-{name}"
 

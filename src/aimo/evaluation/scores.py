@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from aimo.errors import AimoError
 from aimo.evaluation.benchmarks import Question
-from aimo.evaluation.completions import Header, Trace
+from aimo.evaluation.completions import EvaluationHeader, Trace
 from aimo.inference import answers, judge, prompts, voting
 from aimo.inference.expressions import canonical
 from aimo.inference.sampling import Completion, Sampler, sample_seed
@@ -35,7 +35,7 @@ Votes = list[int | None]
 class Scores:
     """n questions with k completions each, and their verdicts."""
 
-    header: Header
+    header: EvaluationHeader
     traces: list[list[Trace]]  # (n, k)
     answers: list[list[str | None]]  # (n, k); None: no answer
     right: NDArray[np.bool_]  # (n, k)
@@ -78,7 +78,7 @@ class Scores:
         """The accuracy of the vote of 1, 2, 4 … k completions."""
         rng = random.Random(self.header.seed)
         n = len(self.questions)
-        return {k: sum(self.majority(k, rng).tolist()) / n for k in powers(self.samples)}
+        return {k: sum(self.majority(k, rng).tolist()) / n for k in vote_sizes(self.samples)}
 
     def pass_rates(self) -> list[float]:
         """(n,) the share of each question's completions that are right."""
@@ -94,7 +94,7 @@ class Scores:
         }
 
 
-def score(header: Header, traces: Sequence[Trace]) -> Scores:
+def score(header: EvaluationHeader, traces: Sequence[Trace]) -> Scores:
     """Judge the completions of a file, as many of each question as all questions have.
 
     AimoError when a question has none.
@@ -156,7 +156,7 @@ def sample_rows(
         return await asyncio.gather(*streams)
 
     completions = engine.run(sample_all())
-    header = Header("", "", "held-out problems", seed, {"tags": asdict(prompt.tags)}, 0, questions)
+    header = EvaluationHeader("", "", "held-out problems", seed, {"tags": asdict(prompt.tags)}, 0, questions)
     traces = [
         Trace(str(n // num_samples), n % num_samples, 0, one.text, one.tokens, one.finished, 0.0, 0.0)
         for n, one in enumerate(completions)
@@ -186,7 +186,7 @@ def pass_at(right: NDArray[np.bool_], k: int) -> NDArray[np.float64]:
     return np.array([1 - comb(m - c, k) / comb(m, k) for c in range(m + 1)])[right.sum(axis=1)]
 
 
-def powers(k: int) -> list[int]:
+def vote_sizes(k: int) -> list[int]:
     """1, 2, 4 … and k."""
     return [2**i for i in range(k.bit_length()) if 2**i < k] + [k]
 

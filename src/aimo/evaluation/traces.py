@@ -98,7 +98,7 @@ def read_traces(paths: Sequence[Path], golds: Mapping[str, int] | None = None) -
             journals.append(path)
         else:
             raise AimoError(f"{path}: not a file of samples; {REMEDY}")
-    return [*([pool(journals, golds or {})] if journals else []), *traces]
+    return [*([pool_journals(journals, golds or {})] if journals else []), *traces]
 
 
 def lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -168,7 +168,7 @@ def read_answer(text: str) -> int | None:
     return answers.to_integer(answers.extract(text))
 
 
-def pool(paths: Sequence[Path], golds: Mapping[str, int]) -> Traces:
+def pool_journals(paths: Sequence[Path], golds: Mapping[str, int]) -> Traces:
     """The samples of journals of one model and its settings, by question."""
     header: journal.JournalHeader | None = None
     by_question: dict[str, list[Sample]] = {}
@@ -206,7 +206,7 @@ def pool(paths: Sequence[Path], golds: Mapping[str, int]) -> Traces:
     return Traces(model or paths[0].stem, questions, "seconds", stopped)
 
 
-def read_golds(path: Path) -> dict[str, int]:
+def read_gold_file(path: Path) -> dict[str, int]:
     """The gold answers of a file with the columns id and answer. AimoError when it has not."""
     table = files.read_texts(path, "--answers ")
     if missing := [name for name in ("id", "answer") if name not in table.columns]:
