@@ -24,10 +24,6 @@ def refused(call, *told):
     assert "\n" not in str(e.value) and all(part in str(e.value) for part in told), e.value
 
 
-def test_a_whole_folder_is_taken(folder):
-    check_model_folder(folder)
-
-
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json"])
 @pytest.mark.parametrize("text", ['{"a": ', "[1, 2]", "\x00"])
 def test_a_broken_json_file_is_named_with_the_remedy(folder, name, text):
@@ -44,6 +40,7 @@ def test_a_weights_file_that_was_cut_off_is_named_with_the_remedy(folder, keep):
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
 def test_a_missing_file_is_named(folder, name):
+    check_model_folder(folder)
     (folder / name).unlink()
     refused(lambda: check_model_folder(folder), "missing")
 
@@ -92,13 +89,6 @@ def test_a_broken_adapter_configuration_is_named(tmp_path, text):
 def test_the_command_line_refuses_a_broken_folder_in_one_line(folder, tmp_path):
     (folder / "tokenizer.json").write_text("{")
     (tmp_path / "test.csv").write_text("id,problem\n1,What is 1 + 1?\n")
-    arguments = [
-        "--model",
-        str(folder),
-        "--test",
-        str(tmp_path / "test.csv"),
-        "--out",
-        str(tmp_path / "a.csv"),
-    ]
-    done = aimo("solve", *arguments)
+    arguments = ["--model", folder, "--test", tmp_path / "test.csv", "--out", tmp_path / "a.csv"]
+    done = aimo("solve", *map(str, arguments))
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "tokenizer.json" in done.stderr

@@ -40,28 +40,21 @@ def folder_with(folder: Path, **files: dict) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    "key, value",
-    [
-        ("trust_remote_code", True),
-        ("worker_cls", "evil.Worker"),
-        ("worker_extension_cls", "evil.Worker"),
-        ("scheduler_cls", "evil.Scheduler"),
-        ("distributed_executor_backend", "evil.Executor"),
-        ("logits_processors", ["evil:Processor"]),
-        ("reasoning_parser_plugin", "evil.py"),
-        ("hf_overrides", {"auto_map": {"AutoConfig": "evil.Config"}}),
-        ("config_format", "evil"),
-        ("load_format", "pt"),
-        ("tokenizer", "someone/else"),
-        ("compilation_config", {"backend": "evil.backend"}),
-        ("speculative_config", {"model": "someone/else"}),
-        ("kv_transfer_config", {"kv_connector_module_path": "evil"}),
-        ("allowed_local_media_path", "/"),
-        ("hf_token", "x"),
-        ("block_size", {"a": "dictionary"}),
-    ],
+CODE = (
+    "trust_remote_code worker_cls worker_extension_cls scheduler_cls distributed_executor_backend "
+    "config_format logits_processors reasoning_parser_plugin load_format tokenizer hf_token "
+    "allowed_local_media_path"
 )
+NESTED = {
+    "hf_overrides": {"auto_map": {"AutoConfig": "evil.Config"}},
+    "compilation_config": {"backend": "evil.backend"},
+    "speculative_config": {"model": "someone/else"},
+    "kv_transfer_config": {"kv_connector_module_path": "evil"},
+    "block_size": {"a": "dictionary"},
+}
+
+
+@pytest.mark.parametrize("key, value", [*((key, "evil.py") for key in CODE.split()), *NESTED.items()])
 def test_a_model_folder_cannot_set_what_could_run_its_code_and_the_user_can(tmp_path, key, value):
     folder = folder_with(tmp_path / "model", aimo={"vllm": {"max_num_seqs": 4, key: value}})
     with pytest.raises(AimoError, match=rf"aimo\.json: vllm\.{key} could .* inference\.vllm\.{key} yourself"):
@@ -122,7 +115,7 @@ with open("log", "a") as log, vllm_process.running(command, log, [lock.fileno()]
         time.sleep(0.05)
 print(process.returncode)
 """
-RANKS = "setsid sh -c 'sleep 1000 & sleep 1000 & touch started; wait' & (setsid sleep 1000 &) ; wait"
+RANKS = "setsid sh -c 'sleep 1000 & sleep 1000 & wait' & (setsid sleep 1000 &) ; wait"
 
 
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
@@ -130,9 +123,9 @@ def test_however_its_starter_ends_every_process_of_a_job_ends_and_then_its_lock_
     starter = subprocess.Popen(
         [sys.executable, "-c", STARTER, RANKS], cwd=tmp_path, stderr=subprocess.DEVNULL
     )
-    wait_for((tmp_path / "started").exists, 20)
-    below = psutil.Process(starter.pid).children(recursive=True)
-    assert len([process for process in below if process.name() == "sleep"]) == 3, below
+    tree = psutil.Process(starter.pid)
+    wait_for(lambda: [p.name() for p in tree.children(recursive=True)].count("sleep") == 3, 20)
+    below = tree.children(recursive=True)
     with (tmp_path / "lock").open("a") as lock:
         starter.send_signal(sign)
         starter.wait(20)

@@ -81,28 +81,21 @@ def sampling(settings):
 )
 def test_a_generation_config_that_cannot_be_used_is_named_with_the_remedy(tmp_path, text, told):
     (tmp_path / "generation_config.json").write_text(text)
-    with pytest.raises(
-        AimoError, match=rf"generation_config\.json.*{told}.*repair the file, or delete it"
-    ) as e:
+    with pytest.raises(AimoError, match=rf"generation_config\.json.*{told}.*repair the file, or delete") as e:
         resolve(tmp_path)
     assert "\n" not in str(e.value)
 
 
 BOXED = {"think_start": "<think>", "think_end": "</think>", "answer_start": "\\boxed{", "answer_end": "}"}
+OTHER = [{"share": 0.5, "system": "Use <SOLUTION>x</SOLUTION>."}]
 
 
 @pytest.mark.parametrize(
     "layer, told",
     [
-        (
-            {"tags": asdict(Tags()), "system": "Put the answer in \\boxed{}."},
-            "inference.system asks for .boxed",
-        ),
+        ({"tags": asdict(Tags()), "system": "Put it in \\boxed{}."}, "inference.system asks for .boxed"),
         ({"tags": BOXED, "user": "{problem} Write <ANSWER>x</ANSWER>."}, "inference.user asks for </ANSWER>"),
-        (
-            {"tags": BOXED, "variants": [{"share": 0.5, "system": "Use <SOLUTION>x</SOLUTION>."}]},
-            "inference.variants.0.system asks for </SOLUTION>",
-        ),
+        ({"tags": BOXED, "variants": OTHER}, "inference.variants.0.system asks for </SOLUTION>"),
         ({"variants": [{"share": 0.6}, {"share": 0.6}]}, "more than 1 in all"),
         ({"user": "Solve it."}, "user: .*problem"),
         ({"variants": [{"share": 0.5, "user": "Solve it."}]}, "variants.0.user: .*problem"),
