@@ -5,6 +5,7 @@ these as the program itself would, up to the point where it would begin to work.
 """
 
 import ast
+import importlib
 import importlib.util
 import itertools
 import re
@@ -181,13 +182,6 @@ def check_pytest(arguments: list[str]) -> None:
     assert all((ROOT / word.partition("::")[0]).exists() for word in arguments if word.startswith("tests"))
 
 
-def check_hf(arguments: list[str]) -> None:
-    """Its options are those of the hub's command line."""
-    from huggingface_hub.cli.hf import app
-
-    parsed(app, arguments)
-
-
 def check_lighteval(arguments: list[str]) -> None:
     """It is what `aimo evaluate` would call."""
     from aimo.evaluation import benchmarks
@@ -200,7 +194,7 @@ def check_lighteval(arguments: list[str]) -> None:
 
 CHECKS: dict[str, Callable[[list[str]], Any]] = {
     "aimo": check_aimo,
-    "hf": check_hf,
+    "hf": lambda words: parsed(importlib.import_module("huggingface_hub.cli.hf").app, words),
     "lighteval": check_lighteval,
     "make": check_make,
     "papermill": check_papermill,

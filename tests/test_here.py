@@ -19,42 +19,41 @@ from aimo.rewards import REWARDS
 
 # What the sources' scripts, recipes and notebooks call their settings, by the section they would be put into.
 # Open-R1 (1416fa0, April 2026), its `configs.py` and recipes:
-TRAINERS = """attn_implementation bf16 chat_template dataset_config dataset_mixture dataset_name
-    do_eval eos_token eval_strategy gradient_checkpointing hub_model_id
-    lr_scheduler_kwargs lr_scheduler_type max_length max_seq_length model_name_or_path
-    model_revision num_train_epochs optim output_dir overwrite_output_dir
-    per_device_train_batch_size push_to_hub report_to resume_from_checkpoint
-    save_strategy seed system_prompt torch_dtype use_liger wandb_entity wandb_project
-    fp16 dataset_test_split dataset_train_split lora_r lora_alpha lora_target_modules
-    use_peft load_in_4bit"""
+TRAINERS = """attn_implementation bf16 chat_template dataset_config dataset_mixture dataset_name do_eval
+        eos_token
+        eval_strategy gradient_checkpointing hub_model_id lr_scheduler_kwargs lr_scheduler_type max_length
+        max_seq_length model_name_or_path model_revision num_train_epochs optim output_dir
+        overwrite_output_dir per_device_train_batch_size push_to_hub report_to resume_from_checkpoint
+        save_strategy seed system_prompt torch_dtype use_liger wandb_entity wandb_project fp16
+        dataset_test_split dataset_train_split lora_r lora_alpha lora_target_modules use_peft load_in_4bit"""
 NAMES = {
     "sft": TRAINERS,
     "grpo": TRAINERS
-    + """ reward_funcs reward_weights dataset_prompt_column use_vllm vllm_mode
-    vllm_gpu_memory_utilization vllm_server_host vllm_server_port cosine_min_value_wrong
-    cosine_max_value_wrong cosine_min_value_correct cosine_max_value_correct
-    cosine_max_len repetition_n_grams repetition_max_penalty code_language
-    code_eval_test_batch_size code_eval_scoring_mode parallel_code_exec_per_proc
-    code_provider ioi_provider provider_type max_completion_len soft_punish_cache
-    pass_rate_min pass_rate_max""",
+    + """ reward_funcs reward_weights dataset_prompt_column use_vllm vllm_mode vllm_gpu_memory_utilization
+        vllm_server_host vllm_server_port cosine_min_value_wrong cosine_max_value_wrong
+        cosine_min_value_correct cosine_max_value_correct cosine_max_len repetition_n_grams
+        repetition_max_penalty code_language code_eval_test_batch_size code_eval_scoring_mode
+        parallel_code_exec_per_proc code_provider ioi_provider provider_type max_completion_len
+        soft_punish_cache pass_rate_min pass_rate_max""",
     # its generate_reasoning.py, generate.slurm and decontaminate.py:
     "distil": """dataset_name prompt_column uuid_column hf_dataset hf_dataset_config hf_dataset_split
-    max_new_tokens api_key num_return_sequences""",
+        max_new_tokens
+        api_key num_return_sequences""",
     "data": "ngram_size problem_column test_split_size",
     # accelerate's files, which the walk-through for AutoDL edits:
     "training": """num_processes num_machines zero_stage offload_optimizer_device offload_param_device
-    mixed_precision gradient_clipping""",
+        mixed_precision
+        gradient_clipping""",
     # Unsloth's notebook:
-    "model": """max_seq_length fast_inference max_lora_rank gpu_memory_utilization r lora_alpha
-    target_modules use_gradient_checkpointing random_state model_name lora_rank
-    full_finetuning warmup_steps""",
+    "model": """max_seq_length fast_inference max_lora_rank gpu_memory_utilization r lora_alpha target_modules
+        use_gradient_checkpointing random_state model_name lora_rank full_finetuning warmup_steps""",
     # LLaMA-Factory, with which AIMO 2's second place trained:
     "dpo": "pref_beta cutoff_len flash_attn enable_liger_kernel finetuning_type deepspeed num_train_epochs",
     # lmdeploy there, and the notebooks of AIMO 3:
     "inference": """quant_policy gpu_memory_utilization kv_cache_dtype max_model_len max_num_seqs
-    stream_interval tensor_parallel_size data_parallel_size sample_count num_attempts
-    max_iter jupyter_timeout reasoning_effort enable_prefix_caching model_path
-    system_prompt""",
+        stream_interval
+        tensor_parallel_size data_parallel_size sample_count num_attempts max_iter jupyter_timeout
+        reasoning_effort enable_prefix_caching model_path system_prompt""",
 }
 
 
@@ -117,6 +116,11 @@ ITEMS = {
         sequence_parallel_size stage template warmup_ratio weight_decay deduplicate_sft_data.py run_sft.sh
         filter_dpo_data.py run_dpo.sh quant_awq.py quant_rep_kv.py local_eval.py local_eval_kaggle.py
         run_cfg.sh plot_table_local.py analyze_early_stop.py analyze_llm_vote.py""",
+    # The two guides' files for accelerate, SFT and GRPO.
+    "full-fine-tuning": """deepspeed_multinode_launcher offload_optimizer_device offload_param_device
+        zero3_init_flag zero3_save_16bit_model distributed_type use_reentrant vllm_device_map
+        vllm_max_model_len vllm_gpu_memory_utilization remove_unused_columns repetition_n_grams code_provider
+        dataset_mixture test_split_size run_benchmarks.py max_grad_norm eos_token""",
     # Options of its scripts and keys of its file of fine-tuning.
     "mindspore": """generate_reasoning.py reject_sampling.py datasets_preprocess.py data_process_handling.yaml
         data_process_packing.yaml finetune_qwen_2_5_7b.yaml msrun_launcher.sh run_qwen2_5.py API_KEY
@@ -153,38 +157,29 @@ def hold(span):
     """Check that what stands in backticks exists here, as its command, key or option would be read."""
     words = shlex.split(span.replace(".venv/bin/", "").replace("\\|", "|").replace("…/", "URL/"))
     if words[0] in CHECKS:
-        return check(words)
-    if words[0].startswith("--"):
+        check(words)
+    elif words[0].startswith("--"):
         for option in words:
             assert not option.startswith("--") or option in OPTIONS, option
         for override in [value for option, value in itertools.pairwise(words) if option == "--set"]:
             config.load("qwen2.5-1.5b-openr1", [override])
-        return None
-    if found := re.fullmatch(r"([a-z_]+(?:\.[a-z_0-9]+)+|seed): (.+)", span):
+    elif found := re.fullmatch(r"([a-z_]+(?:\.[a-z_0-9]+)+|seed): (.+)", span):
         values = {}
         reading.set_key(values, f"{found[1]}={found[2]}")
         for part in values.get("data", {}).values():
             if isinstance(part, dict) and not {"source", "mixture"} & part.keys():
                 part["source"] = "FILE.jsonl"
-        return config.parse(whole(values), span)
-    if re.fullmatch(r"[a-z_]+(\.[a-z_0-9]+)+", span) and span.split(".")[0] in {
-        "data",
-        "grpo",
-        "sft",
-        "model",
-    }:
-        assert span in set(reading.keys())
-        return None
-    name = re.split("[= ]", span)[0]
-    assert name in names() or (ROOT / span).exists() or span.startswith("runs/"), span
-    return None
+        config.parse(whole(values), span)
+    else:
+        name = re.split("[= ]", span)[0]
+        known = {*names(), *reading.keys()}
+        assert name in known or (ROOT / span).exists() or span.startswith("runs/"), span
 
 
 @pytest.mark.parametrize("name", PAGES)
 def test_what_a_page_names_here_exists(name):
     for cell in here(PAGES[name]):
-        spans = re.findall(r"`([^`]+)`", cell)
-        for span in spans:
+        for span in re.findall(r"`([^`]+)`", cell):
             try:
                 hold(span)
             except (Exception, SystemExit) as e:
