@@ -81,17 +81,6 @@ def test_a_profile_that_trains_stands_whole_in_train_and_another_has_no_use_ther
             kernels.build_kernel(name, tmp_path, profile)
 
 
-def test_it_holds_every_module_of_the_package_after_those_it_imports():
-    cells = "\n".join(c.source for c in nbformat.read(BUILT, 4).cells)
-    written = re.findall(r"^%%writefile src/aimo/inference/(\w+)\.py$", cells, re.MULTILINE)
-    folder = ROOT / "src/aimo/inference"
-    assert sorted(written) == sorted(path.stem for path in folder.glob("*.py"))
-    for i, name in enumerate(written):
-        later = "|".join(written[i + 1 :])
-        text = (folder / f"{name}.py").read_text()
-        assert not later or not re.search(rf"(?m)^ *from aimo\.inference(\.| import )({later})\b", text)
-
-
 @pytest.mark.parametrize("name", ["../kernels/submission", "submission/", ".", "", "nothing"])
 def test_a_kernel_is_a_folder_of_kernels(name, tmp_path):
     with pytest.raises(AimoError, match="use one of wheels, train, submission, evaluate"):
