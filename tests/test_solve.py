@@ -8,12 +8,12 @@ import subprocess
 import sys
 import threading
 import time
-from http.server import BaseHTTPRequestHandler
 
 import model_server
 import pytest
 from conftest import AIMO, TINY, wait_for
 
+from aimo.commands import run
 from aimo.inference import gateway, supervisor
 
 pytestmark = pytest.mark.slow  # loads a tokenizer, and waits for servers
@@ -34,22 +34,14 @@ class ModelServer:
         self.go_on.set()
         outer = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(model_server.Handler):
             protocol_version = "HTTP/1.1"
 
-            def log_message(self, *_):
-                pass
-
             def do_GET(self):
-                body = json.dumps({"object": "list", "data": [{"id": "m", "max_model_len": 1000}]}).encode()
-                self.send_response(200)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
+                self.reply(json.dumps({"data": [{"id": "m", "max_model_len": 1000}]}))
 
             def do_POST(self):
-                outer.asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                outer.asked = self.asked()
                 outer.left -= 1
                 fails = outer.left < 0
                 if not outer.dead:
@@ -103,31 +95,27 @@ def arguments(folder, *servers):
 def ask(monkeypatch, capsys):
     """Ask one problem in this process; returns the exit code, what was printed, and the error."""
 
-    def run(server, *arguments):
-        from aimo.commands import run
-
+    def ask(server, *arguments):
         command = ["aimo", "solve", "--model", str(TINY), "--server", server.url, *arguments]
         monkeypatch.setattr(sys, "argv", command)
         with pytest.raises(SystemExit) as e:
             run.main()
         return e.value.code, *capsys.readouterr()
 
-    return run
+    return ask
 
 
 @pytest.fixture
 def solve(tmp_path, monkeypatch, capsys):
     """Answer the file in this process; returns the exit code, the answers by id, and what was printed."""
 
-    def run(*servers, options=()):
-        from aimo.commands import run
-
+    def solve(*servers, options=()):
         monkeypatch.setattr(sys, "argv", ["aimo", *arguments(tmp_path, *servers), *options])
         with pytest.raises(SystemExit) as e:
             run.main()
         return e.value.code, answers(tmp_path), capsys.readouterr()
 
-    return run
+    return solve
 
 
 def said_to(server):
@@ -182,9 +170,8 @@ def test_a_wrong_setting_is_refused_in_one_line_before_anything_is_asked(solve, 
 
 def test_the_rules_of_a_competition_that_is_named_are_sent_and_kept(solve):
     server = ModelServer(replies=[["\\boxed{1234}"]])
-    code, rows, _ = solve(
-        server, options=["--competition", "aimo1", "--set", "inference.user='{problem} {rules}'"]
-    )
+    options = ["--competition", "aimo1", "--set", "inference.user='{problem} {rules}'"]
+    code, rows, _ = solve(server, options=options)
     assert code == 0 and rows == [(i, "234") for i in IDS], "AIMO 1's answers are remainders modulo 1000"
     assert "0to999:theresultmodulo1000" in said_to(server)
 

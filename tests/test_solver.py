@@ -2,9 +2,9 @@
 
 import asyncio
 import random
-import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -142,13 +142,8 @@ def test_real_text_of_any_kind_is_sampled_to_the_end(engine, problem):
 
 
 def test_questions_can_be_asked_from_several_threads_at_once(engine):
-    out = []
-    threads = [threading.Thread(target=lambda: out.append(solve(engine, EASY, 8, 0, 999))) for _ in range(3)]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
-    assert len(out) == 3 and all(s.votes for s in out)
+    with ThreadPoolExecutor(3) as threads:
+        assert all(s.votes for s in threads.map(lambda _: solve(engine, EASY, 8, 0, 999), range(3)))
 
 
 def test_a_sample_never_exceeds_its_token_limit(engine):
