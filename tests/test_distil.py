@@ -90,7 +90,7 @@ def serving(*behave, **more):
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch):
-    monkeypatch.setattr("aimo.inference.server.FIRST_PAUSE_S", 0.05)
+    monkeypatch.setattr("aimo.data.model_servers.FIRST_PAUSE_S", 0.05)
 
 
 @pytest.fixture

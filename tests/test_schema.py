@@ -262,7 +262,7 @@ class Teacher:
         pass
 
     async def ask(self, body: dict[str, Any]) -> Any:
-        from aimo.inference.server import Reply
+        from aimo.data.model_servers import Reply
 
         self.asked.append(json.dumps(body))
         number = int(re.search(r"\d+", body["messages"][-1]["content"])[0])

@@ -23,11 +23,11 @@ import yaml
 from aimo.config import Distil, Reject, Source
 from aimo.config.stages import STAGES
 from aimo.data import filters, sources
+from aimo.data.model_servers import Reply, SampleError, Servers
 from aimo.errors import AimoError
 from aimo.inference import vllm_process
 from aimo.inference.model_folder import identity
 from aimo.inference.sampling import BackgroundLoop, sample_seed
-from aimo.inference.server import Reply, SampleError, Servers
 from aimo.inference.settings import PUBLIC, Tags, resolve
 from aimo.inference.storage import SampleFile, read_json, write_json
 from aimo.run import hub
