@@ -1,25 +1,27 @@
 """Read the sources that a profile names, whatever their columns are called, into tables of the same columns.
 
 Files (`aimo.inference.files`), folders of them as Kaggle attaches or as copied from the hub, folders saved
-by `datasets`, hub ids, built-in problems, and mixtures of all these. Out of scope: streaming; a set must fit
-into memory.
+by `datasets`, hub ids, built-in problems, and mixtures of all these. A set must fit into memory.
 """
 
+import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import polars as pl
+import yaml
 
 from aimo.config import Columns, Mixture, Set, Source, resolve
 from aimo.data import builtin, conversations
-from aimo.data.files import choose, files_of
 from aimo.errors import AimoError
 from aimo.inference import files
 from aimo.inference.files import Table
 
+TEXTS = ["problem", "answer", "solution"]
+T = TypeVar("T")
 SCHEMA = {
     "problem": pl.String,
     "answer": pl.String,
@@ -42,6 +44,8 @@ NAMES = {
     "solution": ("completion",),
 }  # fmt: skip
 """Columns that are taken for a role, in this order, where a source has none of the usual name."""
+SPLITS = {"train", "training", "test", "testing", "validation", "valid", "val", "dev", "eval", "evaluation"}
+SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}")
 
 
 @dataclass(frozen=True)
@@ -51,40 +55,13 @@ class Preset:
     columns: Columns
     subset: str | None = None
     split: str | None = None
-    order: tuple[str, ...] = ()
+    order: Sequence[str] = ()
     """The columns by which rows are sorted, where their order in the file is that of chance."""
 
 
-TRACES = Columns(answer="expected_answer", solution="generated_solution", pass_rate="pass_rate_72b_tir")
 PRESETS = {
-    "aimo distil": Preset(Columns(solution="generation", complete="complete"), order=("key", "sample")),
-    "aimo reject": Preset(Columns(solution="generation", correct="correct", pass_rate="pass_rate")),
-    "open-r1/OpenR1-Math-220k": Preset(
-        Columns(
-            solution="generations",
-            correct="correctness_math_verify",
-            complete="is_reasoning_complete",
-            kind="question_type",
-        ),
-        "default",
-    ),
-    "open-r1/Mixture-of-Thoughts": Preset(Columns(answer=None, messages="messages"), "math"),
-    "open-r1/DAPO-Math-17k-Processed": Preset(Columns(problem="prompt", answer="solution"), "all"),
-    "unsloth/OpenMathReasoning-mini": Preset(TRACES, split="cot"),
-    "nvidia/OpenMathReasoning": Preset(TRACES, split="cot"),
-    "AI-MO/NuminaMath-1.5": Preset(
-        Columns(
-            solution="solution",
-            correct="solution_is_valid",
-            complete="problem_is_valid",
-            kind="question_type",
-        )
-    ),
-    "GAIR/LIMO": Preset(Columns(problem="question", solution="solution")),
-    "simplescaling/s1K-1.1": Preset(
-        Columns(problem="question", answer="solution", solution="deepseek_thinking_trajectory")
-    ),
-    "openai/gsm8k": Preset(Columns(problem="question", solution="answer"), "main"),
+    name: Preset(**row | {"columns": Columns(**row["columns"])})
+    for name, row in yaml.safe_load(Path(__file__).with_name("presets.yaml").read_text()).items()
 }
 
 
@@ -139,10 +116,13 @@ def load_source(source: Source, seed: int, where: str) -> tuple[pl.DataFrame, No
     """
     notes = Notes()
     if source.source == "builtin":
-        rows = builtin_rows(source, seed, where)
+        assert source.rows is not None
+        name = where.removeprefix("data.").split(".")[0]  # each set of a profile draws its own
+        drawn = builtin.generate(source.rows, source.split or "train", f"{name}-{seed}")  # type: ignore[arg-type]
+        rows = pl.DataFrame([(p.problem, str(p.answer), p.solution) for p in drawn], TEXTS, orient="row")
     else:
         preset = preset_of(source, where)
-        table, roles = read(source, preset, where)
+        table, roles = read_columns(source, preset, where)
         notes.add(Notes(Counter({"corrupt line": table.skipped}), table.repaired))
         if preset.order:
             numbers = pl.col(preset.order).str.zfill(20)
@@ -154,20 +134,6 @@ def load_source(source: Source, seed: int, where: str) -> tuple[pl.DataFrame, No
     share = int(len(rows) * source.weight)
     keep = min(share, source.rows or share)
     return (rows.sample(keep, seed=seed, shuffle=True) if keep < len(rows) else rows), notes
-
-
-def builtin_rows(source: Source, seed: int, where: str) -> pl.DataFrame:
-    """Built-in problems; each set of a profile draws its own."""
-    assert source.rows is not None
-    name = where.removeprefix("data.").split(".")[0]
-    drawn = builtin.generate(source.rows, source.split or "train", f"{name}-{seed}")  # type: ignore[arg-type]
-    return pl.DataFrame(
-        {
-            "problem": [p.problem for p in drawn],
-            "answer": [str(p.answer) for p in drawn],
-            "solution": [p.solution for p in drawn],
-        }
-    )
 
 
 def preset_of(source: Source, where: str) -> Preset:
@@ -204,50 +170,90 @@ def roles_of(columns: Columns, have: Collection[str]) -> dict[str, str]:
     return {role: column for role, column in named.items() if column and role not in unused}
 
 
-def require(roles: dict[str, str], have: Iterable[str], source: str, where: str) -> None:
-    """Refuse a source that lacks a mapped column."""
-    have = dict.fromkeys(have)
-    for role, column in roles.items():
-        if column not in have:
-            talk = f", or a conversation as {where}.columns.messages" if role == "problem" else ""
-            raise AimoError(
-                f"{where}.columns.{role}: {source} has no column {column!r}; it has {files.listed(have)}: "
-                f"name one{talk}"
-            )
-
-
-def read(source: Source, preset: Preset, where: str) -> tuple[Table, dict[str, str]]:
-    """The mapped columns of a source as they are, and role to column."""
-    path = resolve(source.source)
+def read_columns(source: Source, preset: Preset, where: str) -> tuple[Table, dict[str, str]]:
+    """Return the mapped columns of a source as they are, and role to column."""
+    path, dataset, have = resolve(source.source), None, []
     if not path.exists():
         if files.kind_of(path) or source.source.startswith(("/", ".")):
             raise AimoError(f"{where}.source: {path} does not exist")
-        return mapped(read_hub(source, preset, where), source, preset, where)
-    if source.revision:
+        dataset = read_hub(source, preset, where)
+    elif source.revision:
         raise AimoError(f"{where}.revision: {path} is a local folder or file; leave the key out")
-    if any((path / name).exists() for name in ("state.json", "dataset_dict.json")):
-        return mapped(read_saved(path, source, preset, where), source, preset, where)
-    found, place = chosen_files(path, source, preset, where), f"{where}.source: "
-    skip, hint = source.corrupt_lines == "skip", f", or set {where}.corrupt_lines: skip"
-    have = files.read_tables(found, place, limit=files.PEEK, skip=skip, hint=hint).columns
+    elif any((path / name).exists() for name in ("state.json", "dataset_dict.json")):
+        dataset = read_saved(path, source, preset, where)
+
+    # The first rows tell the columns; then those alone are read that have a role.
+    if dataset is not None:
+        name = source.source
+        have = files.from_frame(dataset.select(range(min(len(dataset), files.PEEK))).to_polars()).columns
+    else:
+        found = files_of_split(path, source, preset, where)
+        name, place, skip = str(found[0]), f"{where}.source: ", source.corrupt_lines == "skip"
+        hint = f", or set {where}.corrupt_lines: skip"
+        have = files.read_tables(found, place, limit=files.PEEK, skip=skip, hint=hint).columns
     roles = roles_of(source.columns or preset.columns, have)
-    table = files.read_tables(found, place, [*roles.values(), *preset.order], skip=skip, hint=hint)
-    require(roles, [*have, *table.columns], str(found[0]), where)
+    wanted = [*roles.values(), *preset.order]
+    if dataset is None:
+        table = files.read_tables(found, place, wanted, skip=skip, hint=hint)
+        have = [*have, *table.columns]
+    known = dict.fromkeys(have)
+    for role, column in roles.items():
+        if column not in known:
+            talk = f", or a conversation as {where}.columns.messages" if role == "problem" else ""
+            raise AimoError(
+                f"{where}.columns.{role}: {name} has no column {column!r}; it has {files.listed(known)}: "
+                f"name one{talk}"
+            )
+    if dataset is not None:
+        kept = {*wanted, *(key.split(".")[0] for key in wanted)}
+        columns = dataset.select_columns([column for column in dataset.column_names if column in kept])
+        table = files.from_frame(columns.to_polars(), wanted)
     return table, roles
 
 
-def mapped(dataset: Any, source: Source, preset: Preset, where: str) -> tuple[Table, dict[str, str]]:
-    """As `read`, for a `datasets.Dataset`."""
-    have = files.from_frame(dataset.select(range(min(len(dataset), files.PEEK))).to_polars()).columns
-    roles = roles_of(source.columns or preset.columns, have)
-    require(roles, have, source.source, where)
-    wanted = [*roles.values(), *preset.order]
-    tops = [name for name in dataset.column_names if name in {*wanted, *(w.split(".")[0] for w in wanted)}]
-    return files.from_frame(dataset.select_columns(tops).to_polars(), wanted), roles
+def read_saved(path: Path, source: Source, preset: Preset, where: str) -> Any:
+    """Return the split of a folder that `datasets` saved."""
+    import datasets  # loads pandas
+
+    if source.subset:
+        raise AimoError(f"{where}.subset: {path} was saved without subsets; leave the key out")
+    try:
+        saved = datasets.load_from_disk(str(path))
+    except Exception:  # pyarrow and datasets raise many kinds
+        raise AimoError(f"{where}.source: {path} cannot be read; save it again with save_to_disk") from None
+    splits = saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
+    usual = preset.split if preset.split in splits else "train"
+    return choose(splits, source.split, usual, f"{where}.split", str(path))
 
 
-def chosen_files(path: Path, source: Source, preset: Preset, where: str) -> Sequence[Path]:
-    """The file itself, or the files of a folder's subset and split, which must be of one kind."""
+def read_hub(source: Source, preset: Preset, where: str) -> Any:
+    """Return the split of a dataset on the hub, downloaded if need be."""
+    import datasets  # loads pandas
+
+    subset, split = source.subset or preset.subset, source.split or preset.split or "train"
+    try:
+        return datasets.load_dataset(source.source, subset, split=split, revision=source.revision)
+    except Exception as e:  # the hub client and datasets raise many kinds
+        raise AimoError(f"{where}.{why_not(e, source, subset, split)}") from None
+
+
+def why_not(error: Exception, source: Source, subset: str | None, split: str) -> str:
+    """Return why the hub does not give a dataset, and the remedy, after the key of the profile."""
+    name, said = repr(source.source), str(error)
+    if "BuilderConfig" in said or "Config name is missing" in said:
+        return f"subset: {name} has no subset {subset!r} on the hub, or has several; see its page"
+    if "Unknown split" in said:
+        return f"split: {name} has no split {split!r} on the hub; see its page"
+    if source.revision and "revision" in said.lower():
+        return f"revision: {name} has no revision {source.revision!r} on the hub, or no such dataset is there"
+    return (
+        f"source: {name} is no file here and no dataset that the hub gives; check the name and the "
+        "network, and set HF_TOKEN for a private or gated one"
+    )
+
+
+def files_of_split(path: Path, source: Source, preset: Preset, where: str) -> Sequence[Path]:
+    """Return the file itself, or the files of a folder's subset and split, which must be of one kind."""
     if path.is_file():
         for key in ("subset", "split"):
             if getattr(source, key) is not None:
@@ -265,45 +271,61 @@ def chosen_files(path: Path, source: Source, preset: Preset, where: str) -> Sequ
     return found
 
 
-def read_saved(path: Path, source: Source, preset: Preset, where: str) -> Any:
-    """The split of a folder that `datasets` saved."""
-    import datasets
+def files_of(folder: Path, split: str | None) -> dict[str, dict[str, list[Path]]]:
+    """Return a folder's data files by subset and split.
 
-    if source.subset:
-        raise AimoError(f"{where}.subset: {path} was saved without subsets; leave the key out")
+    The header of a hub dataset's README.md says which they are (`configs:`). Elsewhere the hub's conventions
+    hold: a subset is a subfolder (`data` is the default one), and a split is a word in the name of a file or
+    of its folder: one of SPLITS, or `split`. AimoError when the header cannot be read.
+    """
+    readme = folder / "README.md"
+    text = readme.read_text(encoding="utf-8", errors="replace") if readme.exists() else ""
+    header = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
+    found: dict[str, dict[str, list[Path]]] = {}
     try:
-        saved = datasets.load_from_disk(str(path))
-    except Exception:  # pyarrow and datasets raise many kinds
-        raise AimoError(f"{where}.source: {path} cannot be read; save it again with save_to_disk") from None
-    splits = saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
-    usual = preset.split if preset.split in splits else "train"
-    return choose(splits, source.split, usual, f"{where}.split", str(path))
+        configs = (yaml.safe_load(header[1]) or {}).get("configs") or [] if header else []
+        for config in configs:
+            if "data_files" not in config:
+                continue
+            declared = config["data_files"]  # a pattern, a list of them, a mapping, or a list of mappings
+            if isinstance(declared, list) and all(isinstance(part, dict) for part in declared):
+                declared = {part.get("split", "train"): part["path"] for part in declared}
+            prefix = f"{config['data_dir']}/" if "data_dir" in config else ""
+            for part, paths in (declared if isinstance(declared, dict) else {"train": declared}).items():
+                patterns = [
+                    (prefix + p).removeprefix("./") for p in ([paths] if isinstance(paths, str) else paths)
+                ]
+                matches = {path for pattern in patterns for path in folder.glob(pattern)}
+                found.setdefault(config["config_name"], {})[part] = files.tables_of(matches)
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError):
+        raise AimoError(f"{readme}: the `configs` of its header cannot be read; correct the header") from None
+    if found:
+        return found
+
+    known = SPLITS | {split or "train"}
+    for path in files.tables_of(folder.rglob("*")):
+        folders, stem = path.relative_to(folder).parts[:-1], files.stem_of(path)
+        shard = SHARD.fullmatch(stem)
+        part = shard[1] if shard else "train"
+        for name in (*folders, stem):
+            words = re.split(r"[^a-z0-9]+", name.lower())
+            part = next((word for word in words if word in known), part)
+        subset = next((name for name in folders if name.lower() not in known and name != "data"), "default")
+        found.setdefault(subset, {}).setdefault(part, []).append(path)
+    return found
 
 
-def read_hub(source: Source, preset: Preset, where: str) -> Any:
-    """The split of a dataset on the hub, downloaded if need be."""
-    import datasets
+def choose(options: Mapping[str, T], wanted: str | None, usual: str | None, key: str, place: str) -> T:
+    """Return the option that a profile wants; else the usual one, or the only one.
 
-    subset, split = source.subset or preset.subset, source.split or preset.split or "train"
-    try:
-        return datasets.load_dataset(source.source, subset, split=split, revision=source.revision)
-    except Exception as e:  # the hub client and datasets raise many kinds
-        raise AimoError(f"{where}.{why_not(e, source, subset, split)}") from None
-
-
-def why_not(error: Exception, source: Source, subset: str | None, split: str) -> str:
-    """Why the hub did not give a dataset, and what to do, after the key of the profile."""
-    name = repr(source.source)
-    if "BuilderConfig" in str(error) or "Config name is missing" in str(error):
-        return f"subset: {name} has no subset {subset!r} on the hub, or has several; see its page"
-    if "Unknown split" in str(error):
-        return f"split: {name} has no split {split!r} on the hub; see its page"
-    if source.revision and "revision" in str(error).lower():
-        return f"revision: {name} has no revision {source.revision!r} on the hub, or no such dataset is there"
-    return (
-        f"source: {name} is no file here and no dataset that the hub gives; check the name and the "
-        "network, and set HF_TOKEN for a private or gated one"
-    )
+    AimoError names the key of the profile, the place, and what is there.
+    """
+    known = ", ".join(options) or "none"
+    if wanted is not None and wanted not in options:
+        raise AimoError(f"{key}: {place} has no {wanted!r}; it has {known}")
+    if wanted is None and usual not in options and len(options) != 1:
+        raise AimoError(f"{key}: {place} has {known}; name one")
+    return options[wanted or (usual if usual in options else next(iter(options)))]  # type: ignore[index]
 
 
 def standard(table: Table, roles: dict[str, str], name: str, notes: Notes, where: str) -> pl.DataFrame:

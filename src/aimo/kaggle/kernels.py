@@ -38,7 +38,8 @@ class Kernel:
 
 
 INFERENCE = ("src/aimo/inference/*.py",)
-DATA = ("src/aimo/config/aliases.yaml", "src/aimo/report/page.jinja")  # modules read these as they load
+# Modules read these as they load.
+DATA = ("src/aimo/config/aliases.yaml", "src/aimo/data/presets.yaml", "src/aimo/report/page.jinja")
 ROAD = (
     "src/aimo/session.py",
     "notebooks/0[123]*.ipynb",
