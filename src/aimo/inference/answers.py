@@ -70,8 +70,12 @@ def extract(completion: str, tags: Tags = DEFAULT_TAGS) -> str | None:
                 answer = max(filled)[1]
                 inner = boxed(answer)  # a box inside the tags is unwrapped
                 return inner[1] if inner else phrased(answer) or answer
-        if phrase := phrased(text) or bold_end(text):
+        if phrase := phrased(text):
             return phrase
+        # What is in bold at the very end, behind the last equals sign.
+        bold = BOLD_END.search(text, max(0, len(text) - 300)) if text.endswith(("*", "*.", "\n")) else None
+        if bold and (end := bold[1].rsplit("=", 1)[-1].strip()):
+            return end
     return None
 
 
@@ -102,11 +106,6 @@ def statement(text: str) -> str:
             line = line[: clause.start()]
             break
     return line.strip().strip("*_").strip().removesuffix(",")
-
-
-def bold_end(text: str) -> str | None:
-    bold = BOLD_END.search(text, max(0, len(text) - 300)) if text.endswith(("*", "*.", "\n")) else None
-    return bold[1].strip().rsplit("=", 1)[-1].strip() if bold else None
 
 
 def tagged(text: str, start: str, end: str) -> tuple[int, str] | None:

@@ -103,8 +103,8 @@ class Journal:
         """Read what an earlier start with the same model and settings left.
 
         Whoever can choose another file is told by AimoError that this one is another model's, broken, or
-        being written; `other` names the option. A kernel has no choice: lines that are of no use are left
-        out, and this is printed.
+        being written; `other` names the option. A kernel has no choice: it leaves out lines that it cannot
+        use, and says so.
         """
         self.path = path
         values = json.loads(json.dumps(settings or {}, default=str))

@@ -179,7 +179,7 @@ class Solver:
         self.keep(sample)
 
     def failure(self) -> str:
-        """Return what is wrong with the engine; empty when it works."""
+        """Return why the engine counts as failed; empty while it works."""
         if self.sampler.has_died:
             return "the engine died"
         if not self.running and self.in_a_row >= min(IN_A_ROW, len(self.lost) + len(self.solution.ended)):

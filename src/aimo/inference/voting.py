@@ -21,7 +21,6 @@ from typing import Any
 from aimo.inference import answers
 from aimo.inference.settings import PUBLIC, Tags
 
-TAGS = Tags()
 CONCLUSION = 300  # characters at most of the last paragraph of a thought, which may state its answer
 TIE = 1e-6  # what an entropy of all weighs beside a vote
 AFTER_BOX = 1000  # characters after a box that may still bring another: that of the last step
@@ -172,7 +171,7 @@ def votes_to_settle(first: int, rivals: Collection[int], max_error: float) -> fl
 
 
 def final_answer(
-    text: str, read: Callable[[str], int | None], tags: Tags = TAGS, thinking: bool = False
+    text: str, read: Callable[[str], int | None], tags: Tags = answers.DEFAULT_TAGS, thinking: bool = False
 ) -> tuple[int, int] | None:
     r"""Return where a growing text has given its final answer, in characters, and the answer.
 
@@ -226,7 +225,7 @@ def is_counting(text: str) -> bool:
     return len(text) >= WINDOW and len(zlib.compress(alike, 1)) < COUNTING * WINDOW
 
 
-def forced_ending(text: str, tags: Tags = TAGS, thinking: bool = False) -> str:
+def forced_ending(text: str, tags: Tags = answers.DEFAULT_TAGS, thinking: bool = False) -> str:
     """Return what to append to a message without an answer, so that a few more tokens give it.
 
     A thought that the message or its prompt (`thinking`) opened is closed. This is budget forcing (s1, arXiv
