@@ -13,7 +13,7 @@ from conftest import wait_for
 from model_server import Handler, on_loopback
 
 from aimo.errors import AimoError
-from aimo.inference import programs, sandbox
+from aimo.inference import sandbox, sessions
 from aimo.rewards import cf_code_reward, code, get_reward_funcs, ioi_code_reward
 
 SUM = "#include <iostream>\nint main() { long a, b; std::cin >> a >> b; std::cout << a + b << '\\n'; }"
@@ -103,7 +103,7 @@ def test_a_source_reads_nothing_of_the_machine_and_takes_little_of_it(source, tm
 @pytest.mark.slow  # the compiler works for seconds
 @needs_compiler
 def test_a_source_that_compiles_for_ever_is_stopped_with_all_that_the_compiler_started(monkeypatch):
-    programs.pool.cache_clear()
+    sessions.pool.cache_clear()
     sandbox._server.close()  # with the sessions that other tests keep ready
     monkeypatch.setattr(code, "COMPILING", replace(code.COMPILING, seconds=1))
     endless = (

@@ -20,7 +20,7 @@ from conftest import wait_for
 
 from aimo.commands import doctor
 from aimo.errors import AimoError
-from aimo.inference import programs, sandbox
+from aimo.inference import sandbox, sessions
 from aimo.inference.errors import SandboxError
 from aimo.inference.sandbox import Limits, Session, run, run_many
 from aimo.rewards import code_reward
@@ -81,7 +81,7 @@ def is_alive(pid: int | str) -> bool:
 @pytest.fixture(scope="module", autouse=True)
 def no_sessions_of_other_tests():
     """The sessions that engines of tests before these have had made ready."""
-    programs.pool.cache_clear()
+    sessions.pool.cache_clear()
     sandbox._server.close()
 
 
@@ -601,14 +601,14 @@ def test_where_files_or_the_network_are_open_no_program_runs_unless_the_user_say
     info = [{"language": "python", "test_cases": [case]}]
     with pytest.raises(SandboxError, match=LACKING[lacking]):
         code_reward([completion], verification_info=info)
-    programs.has_sandbox.cache_clear()
-    assert not programs.has_sandbox()
+    sessions.has_sandbox.cache_clear()
+    assert not sessions.has_sandbox()
     found, remedy = doctor.diagnose_sandbox()
     assert LACKING[lacking] in found and lacking in remedy
     monkeypatch.setenv("AIMO_SANDBOX", "open")
     assert code_reward([completion], verification_info=info) == [1.0]
     assert LACKING[lacking] in capsys.readouterr().out
-    programs.has_sandbox.cache_clear()
+    sessions.has_sandbox.cache_clear()
 
 
 @landlock

@@ -145,7 +145,7 @@ def test_wheels_that_pip_would_refuse_are_left_out_by_name_and_the_rest_is_insta
     tmp_path, elsewhere, capsys
 ):
     names = "aimo_kept", "aimo_changed", "aimo_gone"
-    described = [wheels.describe(wheel(tmp_path / "inputs/wheels", name)) for name in names]
+    described = [wheels.describe_wheel(wheel(tmp_path / "inputs/wheels", name)) for name in names]
     (tmp_path / "inputs/wheels.json").write_text(json.dumps({"wheels": described}))
     wheel(tmp_path / "inputs/wheels", "aimo_changed", requires=["more"])
     (tmp_path / "inputs/wheels/aimo_gone-1.0-py3-none-any.whl").unlink()

@@ -19,9 +19,9 @@ from aimo.evaluation.benchmarks import Question
 from aimo.inference import solver
 from aimo.inference.errors import one_line
 from aimo.inference.model_folder import is_same_model
-from aimo.inference.programs import has_sandbox
 from aimo.inference.sample import Problem, RunningSample
 from aimo.inference.sampling import Completion, Sampler, sample_seed
+from aimo.inference.sessions import has_sandbox
 from aimo.inference.settings import validate_settings
 from aimo.inference.solver import cancel
 from aimo.inference.storage import AGAIN, SampleFile, iterate_lines

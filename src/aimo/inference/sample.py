@@ -8,8 +8,8 @@ import time
 from dataclasses import dataclass, field, replace
 
 from aimo.inference import answers, chat_format, prompts, voting
-from aimo.inference.programs import Programs
 from aimo.inference.sampling import MIN_TOKENS, Completion, Sampler, sample_seed
+from aimo.inference.sessions import Programs
 from aimo.inference.solution import TAIL, End, Sample
 
 FORCED_ANSWER_TOKENS = 24

@@ -6,8 +6,7 @@ files, Landlock leaves it a scratch folder and the installed libraries, seccomp 
 no signals, and root turns into a user that owns nothing. The caller enforces the time limit by killing it.
 `enforced` tests each limit; where one is missing, nothing runs unless AIMO_SANDBOX=open (docs/sandbox.md).
 
-Out of scope: a bound on the total size of a scratch folder; systems other than Linux. A remote sandbox needs
-a `Session` with `run` and `close`.
+It runs on Linux. Nothing bounds the total size of a scratch folder.
 """
 
 import atexit
@@ -34,10 +33,8 @@ from typing import Any
 from aimo.inference.errors import SandboxError, say
 from aimo.inference.sandbox_worker import ERROR_CHARS, TOKEN, delete
 
-GRACE_S = 0.5
-"""Seconds in which an interrupted program must end; its process is killed after that."""
-MAX_OUTPUT = 16 << 20
-"""Bytes of output at which a call is stopped, as reading them costs the caller too."""
+GRACE_S = 0.5  # seconds in which an interrupted program must end; its process is killed after that
+MAX_OUTPUT = 16 << 20  # bytes of output at which a call is stopped, as reading them costs the caller too
 
 
 @dataclass(frozen=True)
@@ -46,12 +43,9 @@ class Limits:
 
     seconds: float = 5
     """Wall time of a call, so whether slow code passes depends on what else the machine does."""
-    memory_mb: int = 1024
-    """Address space beyond the idle interpreter's."""
-    file_mb: int = 64
-    """Size of one file."""
-    output_chars: int = 20_000
-    """The middle of longer output is replaced by a note of its length."""
+    memory_mb: int = 1024  # address space beyond the idle interpreter's
+    file_mb: int = 64  # size of one file
+    output_chars: int = 20_000  # the middle of longer output is replaced by a note of its length
     programs: bool = False
     """Whether it may start installed programs, such as compilers, under the same limits."""
 
@@ -60,13 +54,10 @@ class Limits:
 class Result:
     """What a call did."""
 
-    stdout: str
-    """A session's includes standard error and the value of a trailing expression."""
-    error: str = ""
-    """The traceback's last lines, or why the code was stopped; empty when it ran to its end."""
+    stdout: str  # a session's includes standard error and the value of a trailing expression
+    error: str = ""  # the traceback's last lines, or why the code was stopped; empty when it ran to its end
     timed_out: bool = False
-    restarted: bool = False
-    """The session's variables are lost: its next call starts with none."""
+    restarted: bool = False  # the session's variables are lost: its next call starts with none
 
     @property
     def ok(self) -> bool:
@@ -90,7 +81,6 @@ def run(
 
 
 def _run(code: str, stdin: str, limits: Limits, files: Mapping[str, str | bytes]) -> Result:
-    """`run`, whatever the machine enforces."""
     process = _Process(limits, stdin)
     try:
         process.write(files)
@@ -138,7 +128,6 @@ class Session:
         return result
 
     def _replace(self) -> None:
-        """Put a new process in the place of the one that was stopped."""
         with self._lock:
             self._process.end()
             if not self._closed:
@@ -151,18 +140,13 @@ class Session:
             self._process.end()
 
 
+# What makes a machine enforce each limit.
 REMEDIES = {
-    "no network": "install libseccomp2",
-    "no processes": "install libseccomp2",
-    "no signals": "install libseccomp2",
-    "no reading outside": "use Linux 5.13 or later with Landlock",
-    "no writing outside": "use Linux 5.13 or later with Landlock",
-    "file size": "use a container that allows setrlimit",
-    "memory": "use a container that allows setrlimit",
+    **dict.fromkeys(("no network", "no processes", "no signals"), "install libseccomp2"),
+    **dict.fromkeys(("no reading outside", "no writing outside"), "use Linux 5.13 or later with Landlock"),
+    **dict.fromkeys(("file size", "memory"), "use a container that allows setrlimit"),
 }
-"""What makes a machine enforce each limit."""
-OPEN = "AIMO_SANDBOX"
-"""The variable that lets programs run where a limit is missing: `open`, or `strict`."""
+OPEN = "AIMO_SANDBOX"  # the variable that lets programs run where a limit is missing: `open`, or `strict`
 
 
 def enforced() -> dict[str, bool]:
@@ -236,7 +220,7 @@ class _ForkServer:
         package = str(Path(__file__).parents[2])
         code = (
             f"import sys; sys.path.insert(0, {package!r}); "
-            f"from aimo.inference.sandbox_worker import serve; serve({self.root!r})"
+            f"from aimo.inference.sandbox_worker import serve_forks; serve_forks({self.root!r})"
         )
         # The whole environment, for the caller's may hold tokens.
         env = {"PATH": os.defpath, "LANG": "C.UTF-8", "PYTHONHASHSEED": "0", "MPLBACKEND": "Agg"}
@@ -432,7 +416,7 @@ class _Process:
 
 
 def _read(fd: int) -> bytes:
-    """Available bytes; empty at the end of the file, or where there are none yet."""
+    """Return available bytes; empty at the end of the file, or where there are none yet."""
     try:
         return os.read(fd, 1 << 16)
     except (BlockingIOError, ConnectionResetError):
@@ -440,7 +424,7 @@ def _read(fd: int) -> bytes:
 
 
 def _cut(text: str, limit: int) -> str:
-    """At most `limit` characters of the text, and a note in the place of the others."""
+    """Return at most `limit` characters of a text, and a note in the place of the others."""
     if (left_out := len(text) - limit) <= 0:
         return text
     return f"{text[: limit // 2]}\n[… {left_out:,} characters left out …]\n{text[limit // 2 + left_out :]}"

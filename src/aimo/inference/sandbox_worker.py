@@ -29,10 +29,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-ERROR_LINES, ERROR_CHARS = 20, 2000
-"""Of a traceback, its last ones are returned."""
-TOKEN = 16
-"""Bytes that tell the end of a program from its output."""
+ERROR_LINES, ERROR_CHARS = 20, 2000  # of a traceback, its last ones are returned
+TOKEN = 16  # bytes that tell the end of a program from its output
 
 
 def delete(folder: str) -> None:
@@ -49,7 +47,7 @@ def delete(folder: str) -> None:
 # ---- the fork server ----
 
 
-def serve(root: str) -> None:
+def serve_forks(root: str) -> None:
     """Fork a process for each request, until the caller closes the socket at file descriptor 0."""
     import numpy.random
     import sympy  # noqa: F401
@@ -138,7 +136,8 @@ def work(fds: list[int], scratch: str, request: dict[str, Any], bpf: bytes) -> N
         while header := receive(channel, 8):
             number += 1
             code = receive(channel, int.from_bytes(header)).decode(errors="surrogatepass")
-            error = execute(code, main.__dict__, f"<code {number}>", script).encode(errors="backslashreplace")
+            said = run_program(code, main.__dict__, f"<code {number}>", script)
+            error = said.encode(errors="backslashreplace")
             token = receive(channel, TOKEN)
             channel.sendall(token + error + token)
             if script:
@@ -157,8 +156,7 @@ def receive(channel: socket.socket, size: int) -> bytes:
     return data
 
 
-_running = False
-"""Whether a program of a session runs, which an interrupt ends."""
+_running = False  # whether a program of a session runs, which an interrupt ends
 
 
 def interrupt(*_: object) -> None:
@@ -167,7 +165,7 @@ def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
 
-def run(code: types.CodeType, namespace: dict[str, Any]) -> None:
+def run_compiled(code: types.CodeType, namespace: dict[str, Any]) -> None:
     """Run compiled code, which an interrupt ends."""
     global _running
     signal.signal(signal.SIGINT, interrupt)  # again, as earlier code may have set another handler
@@ -178,7 +176,7 @@ def run(code: types.CodeType, namespace: dict[str, Any]) -> None:
         _running = False
 
 
-def execute(code: str, namespace: dict[str, Any], name: str, script: bool) -> str:
+def run_program(code: str, namespace: dict[str, Any], name: str, script: bool) -> str:
     """Run code; the last lines of its traceback, or nothing."""
     sys.stdin = open(0, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
     sys.stdout = open(1, "w", -1 if script else 1, "utf-8", "strict", closefd=False)  # noqa: SIM115
@@ -189,8 +187,8 @@ def execute(code: str, namespace: dict[str, Any], name: str, script: bool) -> st
         tree = ast.parse(code, name)
         shows_last = not script and tree.body and isinstance(tree.body[-1], ast.Expr)
         last = [tree.body.pop()] if shows_last else []
-        run(compile(tree, name, "exec"), namespace)
-        run(compile(ast.Interactive(last), name, "single"), namespace)  # prints its value
+        run_compiled(compile(tree, name, "exec"), namespace)
+        run_compiled(compile(ast.Interactive(last), name, "single"), namespace)  # prints its value
     except SystemExit as e:
         error = f"exit code {e.code}" if e.code else ""
     except BaseException as e:
@@ -286,7 +284,7 @@ def confine(scratch: str, request: dict[str, Any], bpf: bytes) -> None:
 
 
 def _limit(kind: int, value: int) -> None:
-    """Set an rlimit for good, or keep a lower one."""
+    """Set an rlimit for good; a lower one stays."""
     hard = resource.getrlimit(kind)[1]
     value = value if hard == resource.RLIM_INFINITY else min(value, hard)
     resource.setrlimit(kind, (value, value))

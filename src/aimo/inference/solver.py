@@ -13,9 +13,9 @@ from typing import Any
 from aimo.inference import answers, voting
 from aimo.inference.errors import AimoError, EngineError, one_line
 from aimo.inference.judge import are_equal
-from aimo.inference.programs import has_sandbox
 from aimo.inference.sample import Problem, RunningSample
 from aimo.inference.sampling import Completion, Sampler
+from aimo.inference.sessions import has_sandbox
 from aimo.inference.solution import End, Sample, Solution
 from aimo.inference.voting import Stop
 

@@ -1,7 +1,6 @@
 """A kernel's start: weights read ahead, missing wheels installed, each step timed.
 
-Imports nothing that a wheel may replace, as a kernel calls it before all else. Out of scope: the start of the
-server and of the engine (`aimo.inference.gateway`).
+A kernel calls it before all else, so it imports nothing that a wheel may replace.
 """
 
 import ast
@@ -165,8 +164,14 @@ def install_wheels(modules: Collection[str] = (), inputs: Path = INPUTS) -> None
     files that differ from their manifest, are left out by name, as pip would refuse the whole set. Never
     raises: `check_modules` tells later whether something is missing.
     """
-    attached, tags = find_wheels(inputs), own_tags()
-    fitting = [wheel for wheel in attached if is_for(tags, wheel["path"])]
+    # In another process: once pip is imported, setuptools refuses to be, and vLLM imports it.
+    code = "from pip._vendor.packaging.tags import sys_tags; print(*sys_tags())"
+    tags = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split()
+    attached, fitting, accepted = find_wheels(inputs), [], set(tags)
+    for wheel in attached:
+        parts = [part.split(".") for part in wheel["path"].stem.split("-")[-3:]]  # PYTHON-ABI-PLATFORM
+        if any("-".join(tag) in accepted for tag in itertools.product(*parts)):
+            fitting.append(wheel)
     wheels = select({wheel["name"]: wheel for wheel in reversed(fitting)}, modules)
     missing = [wheel for wheel in wheels if not is_installed(wheel)]
     with ThreadPoolExecutor() as pool:
@@ -202,19 +207,6 @@ def find_wheels(inputs: Path) -> list[dict[str, Any]]:
         name, _, rest = path.stem.partition("-")
         found.setdefault(path, {"name": name.replace("_", "-").lower(), "version": rest.partition("-")[0]})
     return [wheel | {"path": path} for path, wheel in found.items()]
-
-
-def own_tags() -> set[str]:
-    """Return the tags of the wheels that this Python takes."""
-    # In a process of its own: once pip is imported, setuptools refuses to be, and vLLM imports it.
-    code = "from pip._vendor.packaging.tags import sys_tags; print(*sys_tags())"
-    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split())
-
-
-def is_for(tags: set[str], wheel: Path) -> bool:
-    """Return whether a tag of a wheel's file name (NAME-VERSION-PYTHON-ABI-PLATFORM) is among `tags`."""
-    parts = [part.split(".") for part in wheel.stem.split("-")[-3:]]
-    return any("-".join(tag) in tags for tag in itertools.product(*parts))
 
 
 def select(wheels: dict[str, dict[str, Any]], modules: Collection[str]) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
-"""Collects the wheels of a lock file, for a machine like this one that has no internet.
+"""Collect the wheels of a lock file, for a machine like this one that has no internet.
 
 `collect` leaves a folder `wheels`, the manifest `wheels.json`, which `startup.install_wheels` reads, and
-Harmony's vocabulary. Out of scope: installing them where they are attached (`startup`).
+Harmony's vocabulary.
 """
 
 import contextlib
@@ -53,7 +53,7 @@ def collect(requirements: str | Path, out: str | Path = ".") -> dict[str, Any]:
     with step("collect"):
         download(lock, folder)
     with step("manifest"):
-        wheels = [describe(path) for path in sorted(folder.glob("*.whl"))]
+        wheels = [describe_wheel(path) for path in sorted(folder.glob("*.whl"))]
         manifest = {
             "python": platform.python_version(),
             "platform": f"{sys.platform}-{platform.machine()}",
@@ -75,7 +75,6 @@ def collect(requirements: str | Path, out: str | Path = ".") -> dict[str, Any]:
 
 
 def download(lock: Path, folder: Path) -> None:
-    """Download or build the wheels of a lock file."""
     total = len(re.findall(r"^[\w.-]+(?:\[.*\])?==", lock.read_text(), re.MULTILINE))
     arguments = ["wheel", "--no-deps", "-r", str(lock), "-w", str(folder)]
     run_pip(arguments, f"requirements {lock}", total, lambda said: said.count("Collecting "))
@@ -124,7 +123,7 @@ def run_pip(arguments: list[str], what: str, total: int, count: Callable[[str], 
         raise AimoError(f"{what}: {reason}, for Python {version}; change the lock file (`make lock`)")
 
 
-def describe(path: Path) -> dict[str, Any]:
+def describe_wheel(path: Path) -> dict[str, Any]:
     """Return what the manifest says of a wheel."""
     name, version, _, tags = parse_wheel_filename(path.name)
     with zipfile.ZipFile(path) as file:
@@ -192,7 +191,6 @@ def add_vocabulary(out: Path, python: Path) -> None:
 
 
 def run_code(python: Path, code: str, **environment: str) -> None:
-    """Run code with another Python."""
     subprocess.run(
         [python, "-c", code], env=os.environ | environment, capture_output=True, text=True, check=True
     )

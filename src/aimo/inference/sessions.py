@@ -1,7 +1,4 @@
-"""Runs the Python programs of a sample in the sandbox, in a session that was ready before the sample asked.
-
-Out of scope: finding them in its text (`aimo.inference.chat_format`).
-"""
+"""The sessions in which samples run their programs, ready before a sample asks for one."""
 
 import functools
 import queue
@@ -19,10 +16,8 @@ OUTPUT_CHARS = 4000  # of a program's output that the model reads; the middle of
 class Output:
     """What a program did."""
 
-    shown: str
-    """What it printed, followed by its error if it raised one."""
-    ok: bool
-    """Whether it ran to its end."""
+    shown: str  # what it printed, followed by its error if it raised one
+    ok: bool  # whether it ran to its end
 
 
 class Pool:
@@ -34,16 +29,15 @@ class Pool:
         self.background = ThreadPoolExecutor(4)
 
     def fill(self) -> None:
-        """Start sessions until READY are ready; returns at once."""
+        """Start sessions in the background until READY are ready."""
         for _ in range(READY - self.ready.qsize()):
             self.background.submit(self.add)
 
     def add(self) -> None:
-        """Start a session."""
         self.ready.put(sandbox.Session(self.limits))
 
     def take(self) -> sandbox.Session:
-        """A session without variables. AimoError when no process can be confined."""
+        """Return a session without variables. AimoError when no process can be confined."""
         try:
             session = self.ready.get_nowait()
         except queue.Empty:
@@ -54,7 +48,7 @@ class Pool:
 
 @functools.cache
 def pool(seconds: float) -> Pool:
-    """The sessions whose programs may take so many seconds."""
+    """Return the sessions whose programs may take so many seconds."""
     return Pool(sandbox.Limits(seconds=seconds, output_chars=OUTPUT_CHARS))
 
 
@@ -66,12 +60,10 @@ class Programs:
     """
 
     def __init__(self, seconds: float):
-        """`seconds` is what a program may take."""
-        self.seconds = seconds
+        self.seconds = seconds  # that a program may take
         self.session: sandbox.Session | None = None
 
     def run(self, code: str) -> Output:
-        """Run a program."""
         try:
             self.session = self.session or pool(self.seconds).take()
             result = self.session.run(code)
