@@ -79,7 +79,11 @@ def test_a_stages_data_are_those_that_it_trains_on():
 @pytest.mark.parametrize("told", sorted(t for t in reading.ALIASES["instead"].values() if "--" in t))
 def test_what_is_said_of_a_name_that_is_no_key_exists(told):
     command, option = re.match(r"(?:aimo (\w+) )?(--.*)", told).groups()
-    needed = {"launch": ["sft", "--profile", "tiny"], "distil": ["--dataset-name", "D", "--output-file", "F"]}
+    needed = {
+        "launch": ["sft", "--profile", "tiny"],
+        "evaluate": ["MODEL"],
+        "distil": ["--dataset-name", "D", "--output-file", "F"],
+    }
     words = option.split()
     parsed(
         run.app,

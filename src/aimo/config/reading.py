@@ -159,6 +159,8 @@ def suggest(key: str) -> str:
     """What an unknown dotted key is called here: another library's name, another section's, or misspelt."""
     known = list(keys())
     section, _, name = key.rpartition(".")
+    if key in ALIASES["keys"]:
+        name = key
     if name in ALIASES["instead"]:
         return f", use {ALIASES['instead'][name]} instead"
     if name in ALIASES["needless"]:
