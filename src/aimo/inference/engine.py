@@ -122,12 +122,10 @@ class Engine(FolderSampler):
 
     @property
     def identity(self) -> str:
-        """The digest of the model's and the adapter's content."""
         return identity(self.model, self.adapter)
 
     @property
     def has_died(self) -> bool:
-        """Whether vLLM's process is gone."""
         return self.llm.errored
 
     @property

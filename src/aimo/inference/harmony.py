@@ -161,9 +161,9 @@ class Harmony:
         return f"<|end|><|start|>assistant{FINAL}{ANSWER}"
 
     def count_malformed(self, ids: list[int]) -> int:
-        """Return how many faults of format the n token ids of all turns hold, each of which was survived.
+        """Return how many faults of format the n token ids of all turns hold; a sample goes on after each.
 
-        They are messages with a faulty header, calls to an unknown tool or without <|call|>, and messages
+        Faults are messages with a faulty header, calls to an unknown tool or without <|call|>, and messages
         after the final answer.
         """
         faults, answered = 0, False

@@ -43,9 +43,7 @@ def chat_template(prompt: Prompt, own: Templates | None, root: Path = Path()) ->
         if isinstance(own, dict):
             return {name: str(chat_template(prompt, one, root)) for name, one in own.items()}
         if own is None:
-            raise AimoError(
-                "prompt.template: the base model has no chat template of its own; use plain or chatml"
-            )
+            raise AimoError("prompt.template: the base model has no chat template; use plain or chatml")
         if own.startswith(MARK):
             return own  # the model of an earlier stage has it already
         template = own

@@ -32,7 +32,6 @@ class Completion:
 
     @property
     def tokens(self) -> int:
-        """The number of tokens."""
         return len(self.token_ids)
 
     def __add__(self, later: "Completion") -> "Completion":
@@ -101,7 +100,6 @@ class BackgroundLoop:
 
     @property
     def is_running(self) -> bool:
-        """Whether `stop` has not been called."""
         return self.loop.is_running()
 
     def run(self, coroutine: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
@@ -129,7 +127,6 @@ class BackgroundLoop:
         self.run(cancel())
 
     def stop(self) -> None:
-        """End the thread."""
         self.loop.call_soon_threadsafe(self.loop.stop)
 
 

@@ -89,7 +89,6 @@ class Prompt(Tags):
 
     @property
     def tags(self) -> Tags:
-        """The tags alone."""
         return Tags(self.think_start, self.think_end, self.answer_start, self.answer_end)
 
 

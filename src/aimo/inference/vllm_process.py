@@ -194,7 +194,7 @@ def is_up(url: str) -> bool:
 def running(
     command: list[str], output: IO[str], keep: Collection[int] = ()
 ) -> Iterator["subprocess.Popen[bytes]"]:
-    """Run a command in a session of its own; every process below it ends with the block.
+    """Run a command in a new session; every process below it ends with the block.
 
     They end too when this process does, however it ends. What they write goes to `output`. `keep` are
     descriptors, such as a lock's, that stay open until the last of them has ended.
