@@ -123,14 +123,17 @@ def test_however_its_starter_ends_every_process_of_a_job_ends_and_then_its_lock_
     starter = subprocess.Popen(
         [sys.executable, "-c", STARTER, RANKS], cwd=tmp_path, stderr=subprocess.DEVNULL
     )
-    tree = psutil.Process(starter.pid)
-    wait_for(lambda: [p.name() for p in tree.children(recursive=True)].count("sleep") == 3, 20)
-    below = tree.children(recursive=True)
-    with (tmp_path / "lock").open("a") as lock:
-        starter.send_signal(sign)
-        starter.wait(20)
-        fcntl.flock(lock, fcntl.LOCK_EX)  # waits for the last of them
-        assert left_of(below) == []
+    try:
+        tree = psutil.Process(starter.pid)
+        wait_for(lambda: [p.name() for p in tree.children(recursive=True)].count("sleep") == 3, 20)
+        below = tree.children(recursive=True)
+        with (tmp_path / "lock").open("a") as lock:
+            starter.send_signal(sign)
+            starter.wait(20)
+            fcntl.flock(lock, fcntl.LOCK_EX)  # waits for the last of them
+            assert left_of(below) == []
+    finally:
+        starter.kill()
 
 
 def test_a_killed_guard_takes_the_command_with_it(tmp_path):
