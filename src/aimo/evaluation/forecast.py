@@ -11,7 +11,7 @@ in AIMO 3 (two runs) both right give 1 and one right gives 0.5. Assumptions:
   drawn at random, with replacement, from the recorded ones.
 
 The score's distribution is the convolution of the questions' distributions, exact given p_q. Time, which a
-rule may run out of, has no part in it (docs/voting.md, the time bank).
+rule may run out of, has no part in it (docs/solver.md, the time bank).
 """
 
 import random
