@@ -23,7 +23,7 @@ overrides = []  # keys of the profile to change, each as KEY=VALUE
 
 # %%
 from aimo.data import prepare
-from aimo.evaluation.evaluate import within_pass_rate
+from aimo.evaluation.scores import within_pass_rate
 from aimo.report import plots, tables
 from aimo.run import runs
 from aimo.train import models

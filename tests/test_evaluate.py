@@ -570,11 +570,11 @@ def test_held_out_problems_may_have_any_answer_and_a_public_model_its_own_format
 
 
 def test_pass_rates_are_of_any_answer(public_model, a_run, monkeypatch):
-    monkeypatch.setattr(evaluate, "Engine", lambda *_, **__: Model(public_model, SAMPLED))
+    monkeypatch.setattr(scores, "Engine", lambda *_, **__: Model(public_model, SAMPLED))
     run = a_run("grpo", "grpo.pass_rate=[0.2, 0.8]", "grpo.pass_rate_samples=2")
-    kept, rates = evaluate.within_pass_rate(public_model, ROWS, run)
+    kept, rates = scores.within_pass_rate(public_model, ROWS, run)
     assert rates == [0.5, 1.0, 0.0] and kept == ROWS[:1]
-    assert evaluate.within_pass_rate(public_model, ROWS, run) == (kept, rates), "it is read from the folder"
+    assert scores.within_pass_rate(public_model, ROWS, run) == (kept, rates), "it is read from the folder"
 
 
 def test_pairs_are_of_any_answer(public_model, a_run, monkeypatch):

@@ -617,7 +617,7 @@ def vllm(profile: config.Profile, folder: Path) -> Any:
 
 def sampled(profile: config.Profile, folder: Path) -> Any:
     """What is sampled before GRPO, and what of it is kept."""
-    from aimo.evaluation.evaluate import within_pass_rate
+    from aimo.evaluation.scores import within_pass_rate
 
     with tempfile.TemporaryDirectory() as name:
         run = runs.Run(profile, Path(name), "grpo", 0.0)
@@ -856,7 +856,7 @@ def test_every_sample_of_a_question_has_a_seed_of_its_own(folder):
 
 @pytest.mark.parametrize("key", keys_of(samples=True))
 def test_a_key_changes_what_is_sampled_before_training(key, folder, engine, monkeypatch):
-    for module in ("evaluation.evaluate", "train.dpo"):
+    for module in ("evaluation.scores", "train.dpo"):
         monkeypatch.setattr(f"aimo.{module}.Engine", lambda *_, **__: nullcontext(engine))
     check(key, folder)
 

@@ -309,7 +309,7 @@ def read_evaluation(folder: Path) -> dict[str, Scores]:
     }
 
 
-# A run: notebook 04, and the rows that GRPO trains on
+# A run: notebook 04
 
 
 def evaluate_models(engine: Engine, run: Run, rows: list[dict[str, Any]]) -> dict[str, Scores]:
@@ -385,31 +385,3 @@ def count_right(solutions: list[dict[str, Any]]) -> dict[str, int]:
         "correct": sum(s["answer"] == s["gold"] for s in known),
         "fallbacks": sum(not s["votes"] for s in solutions),
     }
-
-
-def within_pass_rate(
-    model: Path, rows: list[dict[str, Any]], run: Run
-) -> tuple[list[dict[str, Any]], list[float]]:
-    """The rows of which `model` solves a share within `grpo.pass_rate`, and (n,) the shares of all n rows.
-
-    Problems that are solved always or never have no GRPO gradient. Without that key: every row, and no
-    shares. Each row is sampled `grpo.pass_rate_samples` times. The stage's folder keeps the shares for when
-    the stage is started again. AimoError when no row is left.
-    """
-    grpo = run.profile.grpo
-    if grpo is None or grpo.pass_rate is None:
-        return rows, []
-    low, high = grpo.pass_rate
-    tried = run.folder / "pass_rates.json"
-    if not tried.exists():
-        settings, seed = run.profile.solver_settings(model), run.profile.seed
-        with Engine(model, settings, seed=seed) as engine:
-            found = scores.sample_rows(
-                engine, rows, run.profile.prompt, grpo.pass_rate_samples, seed, run.progress
-            )
-        write_json(tried, found.pass_rates())
-    rates = read_json(tried, "remove it, and the problems are sampled again", list)
-    kept = [row for row, rate in zip(rows, rates, strict=True) if low <= rate <= high]
-    if not kept:
-        raise AimoError(f"grpo.pass_rate: no problem is solved in a share from {low} to {high}; widen it")
-    return kept, rates

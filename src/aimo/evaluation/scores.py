@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from math import comb
+from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
@@ -21,10 +22,13 @@ from aimo.errors import AimoError
 from aimo.evaluation.benchmarks import Question
 from aimo.evaluation.completions import EvaluationHeader, Trace
 from aimo.inference import answers, judge, prompts, voting
+from aimo.inference.engine import Engine
 from aimo.inference.expressions import canonical
 from aimo.inference.sampling import Completion, Sampler, sample_seed
 from aimo.inference.settings import Prompt, Tags
+from aimo.inference.storage import read_json, write_json
 from aimo.run.progress import counting
+from aimo.run.runs import Run
 
 LEVEL = 0.95
 RESAMPLES = 2000
@@ -163,6 +167,32 @@ def sample_rows(
     ]
     well_formed = sum(prompts.is_well_formed(prompt, one.text) for one in completions) / total
     return replace(score(header, traces), well_formed=well_formed)
+
+
+def within_pass_rate(
+    model: Path, rows: list[dict[str, Any]], run: Run
+) -> tuple[list[dict[str, Any]], list[float]]:
+    """The rows of which `model` solves a share within `grpo.pass_rate`, and (n,) the shares of all n rows.
+
+    Problems that are solved always or never have no GRPO gradient. Without that key: every row, and no
+    shares. Each row is sampled `grpo.pass_rate_samples` times. The stage's folder keeps the shares for when
+    the stage is started again. AimoError when no row is left.
+    """
+    grpo = run.profile.grpo
+    if grpo is None or grpo.pass_rate is None:
+        return rows, []
+    low, high = grpo.pass_rate
+    tried = run.folder / "pass_rates.json"
+    if not tried.exists():
+        settings, seed = run.profile.solver_settings(model), run.profile.seed
+        with Engine(model, settings, seed=seed) as engine:
+            found = sample_rows(engine, rows, run.profile.prompt, grpo.pass_rate_samples, seed, run.progress)
+        write_json(tried, found.pass_rates())
+    rates = read_json(tried, "remove it, and the problems are sampled again", list)
+    kept = [row for row, rate in zip(rows, rates, strict=True) if low <= rate <= high]
+    if not kept:
+        raise AimoError(f"grpo.pass_rate: no problem is solved in a share from {low} to {high}; widen it")
+    return kept, rates
 
 
 def ballot(gold: str, found: Sequence[str | None], right: Sequence[bool]) -> tuple[int, Votes]:

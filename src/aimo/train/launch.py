@@ -28,7 +28,7 @@ from aimo.config import Profile
 from aimo.config.stages import STAGES, TRAINED
 from aimo.data import prepare
 from aimo.errors import AimoError, StageError, explain_exit
-from aimo.evaluation.evaluate import within_pass_rate
+from aimo.evaluation.scores import within_pass_rate
 from aimo.inference import vllm_process
 from aimo.inference.errors import redact
 from aimo.inference.storage import write_whole
