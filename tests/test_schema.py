@@ -452,7 +452,7 @@ def limits(profile: config.Profile, folder: Path) -> Any:
     """Whether a stage stops after an hour and after a gigabyte."""
     from transformers import TrainerControl, TrainerState
 
-    from aimo.train.callbacks import Limits
+    from aimo.train.callbacks import Budgets
 
     with tempfile.TemporaryDirectory() as name:
         stage = Path(name) / "sft"
@@ -461,7 +461,7 @@ def limits(profile: config.Profile, folder: Path) -> Any:
             file.truncate(10**9)
         found = []
         for event in ("on_step_end", "on_save"):
-            watching, control = Limits(profile, stage), TrainerControl()
+            watching, control = Budgets(profile, stage), TrainerControl()
             watching.started -= 3600
             getattr(watching, event)(None, TrainerState(global_step=2), control)
             found.append(control.should_training_stop)

@@ -389,7 +389,7 @@ def test_a_model_that_an_interrupted_training_changed_is_not_trained_on_from_the
             if state.global_step == last:
                 raise KeyboardInterrupt
 
-        monkeypatch.setattr(callbacks.Limits, "on_step_end", interrupted)
+        monkeypatch.setattr(callbacks.Budgets, "on_step_end", interrupted)
 
     interrupt_at(2)
     with pytest.raises(KeyboardInterrupt):

@@ -172,10 +172,7 @@ def grpo_values(profile: Profile) -> dict[str, Any]:
 
 def dpo_values(profile: Profile) -> dict[str, Any]:
     assert profile.dpo
-    return {
-        "per_device_train_batch_size": profile.dpo.batch_size,
-        "max_length": profile.model.max_length,
-    }
+    return {"per_device_train_batch_size": profile.dpo.batch_size, "max_length": profile.model.max_length}
 
 
 def check_key(key: str, stage: str, section: Any, config: str, known: set[str]) -> None:

@@ -10,6 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from aimo.config import Profile
+from aimo.config import Profile, Prompt
 from aimo.errors import AimoError
 from aimo.inference import prompts
 from aimo.inference.answers import are_correct
@@ -70,7 +71,7 @@ class Record(TrainerCallback):
             self.progress(state.global_step, state.max_steps)
 
 
-class Limits(TrainerCallback):
+class Budgets(TrainerCallback):
     """Stops and saves before a stage takes more time, or its run more disk, than the profile allows, and
     before the session ends. `reason` says what stopped it."""
 
@@ -117,23 +118,16 @@ def main_process_says(decision: bool) -> bool:
     return broadcast_object_list([decision])[0]
 
 
+@dataclass(eq=False)
 class Probe(TrainerCallback):
-    """Answers fixed problems greedily every `every` steps, and keeps in `best` the model that solves most.
+    """Answers fixed problems greedily every `every` steps, and keeps in `best` the model that solves most."""
 
-    `answer` returns a completion for each problem; `golds` are the problems' answers.
-    """
-
-    def __init__(
-        self,
-        trainer: Any,
-        answer: Callable[[], list[str]],
-        golds: list[str],
-        profile: Profile,
-        every: int,
-        folder: Path,
-    ):
-        self.trainer, self.answer, self.golds = trainer, answer, golds
-        self.prompt, self.every, self.folder = profile.prompt, every, folder
+    trainer: Any
+    answer: Callable[[], list[str]]  # returns a completion for each problem
+    golds: list[str]  # the problems' answers
+    prompt: Prompt
+    every: int
+    folder: Path
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Probe the model that training starts from."""
@@ -171,13 +165,16 @@ class Probe(TrainerCallback):
         }
 
 
+@dataclass(eq=False)
 class Finite(TrainerCallback):
     """Stops at the first loss or gradient that is not finite. The trainer calls `check_loss` with each
     loss."""
 
-    def __init__(self, trainer: Any, stage: str, profile: Profile, folder: Path):
-        self.trainer, self.stage, self.profile, self.folder = trainer, stage, profile, folder
-        self.row: Sequence[int] = []  # token ids of the first row of the last batch
+    trainer: Any
+    stage: str
+    profile: Profile
+    folder: Path
+    row: Sequence[int] = ()  # token ids of the first row of the last batch
 
     def check_loss(self, loss: float, row: Sequence[int]) -> None:
         self.row = row

@@ -340,10 +340,7 @@ def run_job(job: Job, before: str | None) -> None:
 
 
 def follow(
-    command: str,
-    output: TextIO,
-    lock: Collection[int],
-    server: "subprocess.Popen[bytes] | None" = None,
+    command: str, output: TextIO, lock: Collection[int], server: "subprocess.Popen[bytes] | None" = None
 ) -> int:
     """Run a command to its end, or to that of the `server` that it needs; return its exit status.
 

@@ -20,7 +20,7 @@ from aimo.inference.sessions import Programs, has_sandbox
 from aimo.inference.tool_calls import PYTHON, find_tool_call, find_tool_parser
 
 
-class Session:
+class ToolSession:
     """The programs of one completion: an environment of TRL's, whose public methods are tools."""
 
     def __init__(self, tokenizer: Any, seconds: float):
@@ -57,7 +57,7 @@ def trainer_arguments(profile: Profile, model: Any, tokenizer: Any, args: Any) -
     asked.parse_response = parse_response(parser, tokenizer, ends_of(model, tokenizer))
     return {
         "processing_class": asked,
-        "environment_factory": lambda: Session(tokenizer, settings.tool_seconds),
+        "environment_factory": lambda: ToolSession(tokenizer, settings.tool_seconds),
     }
 
 

@@ -122,7 +122,7 @@ def fit(
         raise AimoError(f"{stage}: {rows} rows do not make a step, which takes {needed}; {remedy}")
 
     model = trainer.accelerator.unwrap_model(trainer.model)
-    limits = callbacks.Limits(profile, folder)
+    limits = callbacks.Budgets(profile, folder)
     trainer.add_callback(limits)
     every = getattr(profile, stage).probe_steps
     if every and probe:
@@ -136,7 +136,7 @@ def fit(
             return models.complete(model, trainer.processing_class, probe, max_tokens)
 
         golds = [row["answer"] for row in probe]
-        trainer.add_callback(callbacks.Probe(trainer, answer, golds, profile, every, folder))
+        trainer.add_callback(callbacks.Probe(trainer, answer, golds, profile.prompt, every, folder))
     trainer.add_callback(callbacks.Record(folder, progress))
     finite = callbacks.Finite(trainer, stage, profile, folder)
     trainer.add_callback(finite)
