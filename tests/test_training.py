@@ -376,7 +376,7 @@ def test_a_stage_that_was_trained_to_its_end_is_saved_as_it_was_and_not_trained_
 def test_a_model_that_an_interrupted_training_changed_is_not_trained_on_from_there(
     tmp_path, sets, monkeypatch
 ):
-    from aimo.train import callbacks, models
+    from aimo.train import callbacks, models, sft
 
     p = small("sft.save_steps=4")
     model, tokenizer = models.load_model(TINY, p), models.load_tokenizer(TINY, p)
