@@ -146,34 +146,22 @@ def test_columns_tell_kind_and_pass_rate(tmp_path, tokenizer):
 
 
 TRACES = [
+    {"problem": "P", "solution": "\\boxed{2}", "correct": False},  # the wrong one comes first
     {"problem": "P", "solution": "a long way to it, \\boxed{1}", "correct": True},
     {"problem": "P", "solution": "short: \\boxed{1}", "correct": True},
-    {"problem": "P", "solution": "\\boxed{2}", "correct": False},
 ]
 
 
-@pytest.mark.parametrize(
-    "traces, told, solutions",
-    [
-        ("first", True, TRACES[:1]),
-        ("shortest", True, TRACES[1:2]),
-        ("all", True, TRACES[:2]),
-        ("first", False, TRACES[:1]),
-        ("shortest", False, TRACES[1:2]),
-        ("all", False, TRACES[:2]),
-    ],
-)
-def test_one_right_trace_a_problem_or_all_with_and_without_a_verdict(
-    tmp_path, tokenizer, traces, told, solutions
-):
+@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("traces, kept", [("first", [1]), ("shortest", [2]), ("all", [1, 2])])
+def test_one_right_trace_a_problem_or_all_with_and_without_a_verdict(tmp_path, tokenizer, traces, kept, told):
     path = tmp_path / "rows.jsonl"
-    rows = [TRACES[2], *TRACES[:2]]  # the wrong one comes first
-    path.write_text("".join(json.dumps(row | {"answer": 1}) + "\n" for row in rows))
+    path.write_text("".join(json.dumps(row | {"answer": 1}) + "\n" for row in TRACES))
     values = yaml.safe_load((config.PROFILES / "tiny.yaml").read_text())
     columns = {"solution": "solution"} | ({"correct": "correct"} if told else {})
     values["data"]["sft"] = {"source": str(path), "columns": columns, "traces": traces}
     sets = prepared(config.parse(values, "profile"), tokenizer)
-    assert sets.rows["sft"]["solution"].to_list() == [row["solution"] for row in solutions]
+    assert sets.rows["sft"]["solution"].to_list() == [TRACES[i]["solution"] for i in kept]
 
 
 def test_without_a_verdict_a_solution_is_judged_by_its_final_answer_if_it_has_one(tmp_path, tokenizer):

@@ -332,24 +332,23 @@ def test_a_disk_that_fills_keeps_what_is_whole(problems):
     assert len(set(names(records(out)))) == len(records(out)) == 24
 
 
-@pytest.mark.parametrize("field", ["reasoning", "reasoning_content"])
-def test_a_thought_that_comes_apart_is_joined_in_its_tags(problems, field):
-    with serving(lambda body, n: reply("So \\boxed{2}.", message={field: "1 + 1 = 2"})) as server:
+PARTS = [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "So "}, {"text": "\\boxed{2}."}]
+JOINED = "<think>\n1 + 1 = 2\n</think>\n\nSo \\boxed{2}."
+
+
+@pytest.mark.parametrize(
+    "text, more, written",
+    [
+        ("So \\boxed{2}.", {"message": {"reasoning": "1 + 1 = 2"}}, JOINED),
+        ("So \\boxed{2}.", {"message": {"reasoning_content": "1 + 1 = 2"}}, JOINED),
+        (PARTS, {}, "So \\boxed{2}."),
+        ("1 + 1 = 2</think>2", {}, "<think>1 + 1 = 2</think>2"),  # the prompt ended in the opening tag
+    ],
+)
+def test_a_thought_and_its_text_are_one_completion(problems, text, more, written):
+    with serving(lambda body, n: reply(text, **more)) as server:
         _, rows = sampled(problems, server)
-    assert {row["generation"] for row in rows} == {"<think>\n1 + 1 = 2\n</think>\n\nSo \\boxed{2}."}
-
-
-def test_a_completion_in_parts_is_their_text(problems):
-    parts = [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "So "}, {"text": "\\boxed{2}."}]
-    with serving(lambda body, n: reply(parts)) as server:
-        _, rows = sampled(problems, server)
-    assert {row["generation"] for row in rows} == {"So \\boxed{2}."}
-
-
-def test_a_thought_whose_opening_tag_was_in_the_prompt_gets_it_back(problems):
-    with serving(lambda body, n: reply("1 + 1 = 2</think>2")) as server:
-        _, rows = sampled(problems, server)
-    assert rows[0]["generation"] == "<think>1 + 1 = 2</think>2"
+    assert {row["generation"] for row in rows} == {written}
 
 
 def test_a_completion_that_was_cut_off_says_so(problems):

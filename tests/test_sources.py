@@ -19,65 +19,33 @@ TALK = [
 STRINGS = pl.List(pl.String)
 FLAGS = pl.List(pl.Boolean)
 TURNS = pl.List(pl.Struct({"content": pl.String, "role": pl.String}))
+ASK, TRACE = "What is 6 x 7?", "six sevens"
 NVIDIA = {
-    "expected_answer": "42",
-    "problem_type": "has_answer_extracted",
-    "problem_source": "aops_c4_high_school_math",
-    "generation_model": "DeepSeek-R1",
-    "pass_rate_72b_tir": "0.71875",
-    "problem": "What is 6 x 7?",
-    "generated_solution": r"<think>six sevens</think> \boxed{42}",
-    "inference_mode": "cot",
-}
-# Each set's columns and types, with one row, and what our columns must hold.
+    "expected_answer": "42", "problem_type": "has_answer_extracted", "pass_rate_72b_tir": "0.71875",
+    "generated_solution": r"<think>six sevens</think> \boxed{42}", "inference_mode": "cot", "problem": ASK,
+}  # fmt: skip
+# Each set's columns with one row, the types that a row does not tell, and the answers and verdicts it holds.
 HANDMADE = {
     "aimo distil": (
-        {
-            "key": "0f",
-            "sample": 0,
-            "problem": "What is 6 x 7?",
-            "answer": "42",
-            "generation": "six sevens",
-            "complete": True,
-        },
+        {"key": "0f", "sample": 0, "problem": ASK, "answer": "42", "generation": TRACE, "complete": True},
         {},
         [("42", None)],  # complete, and not judged yet
     ),
     "aimo reject": (
-        {
-            "problem": "What is 6 x 7?",
-            "answer": "42",
-            "generation": "six sevens",
-            "correct": True,
-            "pass_rate": 0.5,
-        },
+        {"problem": ASK, "answer": "42", "generation": TRACE, "correct": True, "pass_rate": 0.5},
         {},
         [("42", True)],
     ),
     "open-r1/OpenR1-Math-220k": (
         {
-            "problem": "What is 6 x 7?",
-            "solution": "It is 42.",
-            "answer": "42",
-            "problem_type": "Algebra",
-            "question_type": "math-word-problem",
-            "source": "olympiads",
-            "uuid": "0-1",
-            "is_reasoning_complete": [True, False],
-            "generations": [r"<think>six sevens</think> \boxed{42}", "<think>six"],
-            "correctness_math_verify": [True, False],
-            "correctness_llama": None,
-            "finish_reasons": None,
-            "correctness_count": 1,
+            "problem": ASK, "solution": "It is 42.", "answer": "42", "question_type": "math-word-problem",
+            "is_reasoning_complete": [True, False], "correctness_math_verify": [True, False],
+            "generations": [r"<think>six sevens</think> \boxed{42}", "<think>six"], "correctness_llama": None,
             "messages": TALK,
         },
         {
-            "is_reasoning_complete": FLAGS,
-            "generations": STRINGS,
-            "correctness_math_verify": FLAGS,
-            "correctness_llama": FLAGS,
-            "finish_reasons": STRINGS,
-            "messages": TURNS,
+            "is_reasoning_complete": FLAGS, "generations": STRINGS, "correctness_math_verify": FLAGS,
+            "correctness_llama": FLAGS, "messages": TURNS,
         },
         [("42", True), ("42", False)],
     ),
@@ -90,62 +58,28 @@ HANDMADE = {
     "nvidia/OpenMathReasoning": (NVIDIA | {"used_in_kaggle": True}, {}, [("42", None)]),
     "open-r1/DAPO-Math-17k-Processed": (
         {
-            "prompt": "What is 6 x 7?",
-            "solution": "42",
-            "data_source": "math_dapo",
-            "source_prompt": TALK[:1],
-            "ability": "MATH",
+            "prompt": ASK, "solution": "42", "source_prompt": TALK[:1], "extra_info": {"index": "0-1"},
             "reward_model": {"ground_truth": "42", "style": "rule-lighteval/MATH_v2"},
-            "extra_info": {"index": "0-1"},
         },
         {"source_prompt": TURNS},
         [("42", None)],
     ),
     "AI-MO/NuminaMath-1.5": (
         {
-            "problem": "What is 6 x 7?",
-            "solution": "six sevens",
-            "answer": "42",
-            "problem_type": "Algebra",
-            "question_type": "math-word-problem",
-            "problem_is_valid": "Yes",
-            "solution_is_valid": "Incomplete",
-            "source": "olympiads",
-            "synthetic": False,
+            "problem": ASK, "solution": TRACE, "answer": "42", "question_type": "math-word-problem",
+            "problem_is_valid": "Yes", "solution_is_valid": "Incomplete", "synthetic": False,
         },
         {},
         [("42", False)],
     ),
-    "GAIR/LIMO": (
-        {"question": "What is 6 x 7?", "solution": "six sevens", "answer": "42"},
-        {},
-        [("42", None)],
-    ),
+    "GAIR/LIMO": ({"question": ASK, "solution": TRACE, "answer": "42"}, {}, [("42", None)]),
     "simplescaling/s1K-1.1": (
-        {
-            "solution": "42",
-            "question": "What is 6 x 7?",
-            "cot_type": "math",
-            "source_type": "AI-MO/NuminaMath-CoT/aops_forum",
-            "metadata": "{}",
-            "gemini_thinking_trajectory": "hm",
-            "gemini_attempt": "42",
-            "deepseek_thinking_trajectory": "six sevens",
-            "deepseek_attempt": "42",
-            "gemini_grade": "Yes",
-            "gemini_grade_reason": "",
-            "deepseek_grade": "Yes",
-            "deepseek_grade_reason": "",
-        },
+        {"solution": "42", "question": ASK, "metadata": "{}", "deepseek_thinking_trajectory": TRACE},
         {},
         [("42", None)],
     ),
-    "openai/gsm8k": (
-        {"question": "What is 6 x 7?", "answer": "six sevens\n#### 42"},
-        {},
-        [("six sevens\n#### 42", None)],
-    ),
-}
+    "openai/gsm8k": ({"question": ASK, "answer": "six sevens\n#### 42"}, {}, [("six sevens\n#### 42", None)]),
+}  # fmt: skip
 
 
 def load(source, **keys):
