@@ -1,4 +1,4 @@
-"""The `data` section of a profile: sources, columns, and which rows are kept."""
+"""The `data` and `distil` sections of a profile: sources, columns, which rows are kept, and a teacher."""
 
 from dataclasses import field, fields
 from typing import Annotated, Literal
@@ -60,7 +60,6 @@ class Source:
 
     @model_validator(mode="after")
     def check_source(self) -> "Source":
-        """Refuse what the types alone allow."""
         if self.source != "builtin" or getattr(self, "mixture", None):
             return self
         if self.rows is None:
@@ -124,11 +123,8 @@ class Set(Mixture):
 
     @model_validator(mode="after")
     def check_set(self) -> "Set":
-        """Refuse what the types alone allow."""
         if self.verbatim and self.empty_thoughts:
-            raise ValueError(
-                "empty_thoughts: a verbatim solution has a thought of its own; leave one of them out"
-            )
+            raise ValueError("empty_thoughts: a verbatim solution brings its thought; leave one of them out")
         for name in ("answer_range", "pass_rate"):
             bounds = getattr(self, name)
             if bounds and bounds[0] > bounds[1]:
@@ -162,7 +158,6 @@ class Data:
 
     @model_validator(mode="after")
     def check_keys(self) -> "Data":
-        """Refuse keys that have no effect in a set."""
         defaults = {key.name: key.default for key in fields(Set)}  # type: ignore[arg-type]
         for name, keys in {"grpo": SFT_KEYS, "heldout": (*SFT_KEYS, "test_split")}.items():
             for key in keys:
@@ -190,7 +185,6 @@ class Reject:
 
     @model_validator(mode="after")
     def check(self) -> "Reject":
-        """Refuse what the types alone allow."""
         low, high = self.pass_rate
         if low > high:
             raise ValueError(f"pass_rate: {low} is above {high}; write the smaller one first")

@@ -104,7 +104,6 @@ class Profile:
 
     @model_validator(mode="after")
     def check(self) -> "Profile":
-        """Check what the types cannot express."""
         if not PLAIN_NAME.fullmatch(self.profile) or self.profile in ("index.html", "README.md"):
             raise ValueError(
                 f"profile: {self.profile!r} cannot name the run's folder; take a name such as my-run"
@@ -118,7 +117,8 @@ class Profile:
             self.check_trained(name)
         if self.sft and self.sft.eval_steps and not self.data.sft.test_split:  # type: ignore[union-attr]
             raise ValueError(
-                "sft.eval_steps: an evaluation needs rows of its own; set data.sft.test_split, such as 0.02"
+                "sft.eval_steps: an evaluation needs rows that are not trained on; set "
+                "data.sft.test_split, such as 0.02"
             )
         if self.trained:
             self.check_prompts()
@@ -188,6 +188,6 @@ class Profile:
         probes = self.data.grpo if self.data else None
         if getattr(self, name).probe_steps and not (probes and probes.test_split):
             raise ValueError(
-                f"{name}.probe_steps: a probe needs problems of its own; "
+                f"{name}.probe_steps: a probe needs problems that are not trained on; "
                 "set data.grpo.test_split, such as 0.02"
             )

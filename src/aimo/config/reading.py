@@ -76,7 +76,7 @@ def load_yaml(text: str) -> Any:
 
 
 def resolve(path: str) -> Path:
-    """A path as given, or as Kaggle attaches it now, or else from the repository's root."""
+    """Return a path as given, or as Kaggle attaches it now, or else from the repository's root."""
     path = find_input(path)
     return Path(path) if os.path.exists(path) else ROOT / path
 
@@ -90,7 +90,7 @@ def load(profile: str | Path, overrides: list[str] | None = None) -> Profile:
 
 
 def read_values(profile: str | Path, overrides: list[str] | None = None) -> dict[str, Any]:
-    """The values of a profile's file and the overrides, not yet checked."""
+    """Return the values of a profile's file with the overrides, not yet checked."""
     path = find(profile)
     try:
         values = load_yaml(path.read_text(encoding="utf-8-sig"))
@@ -108,7 +108,7 @@ def read_values(profile: str | Path, overrides: list[str] | None = None) -> dict
 
 
 def find(profile: str | Path) -> Path:
-    """The file of a profile, given by name or path. AimoError when there is none."""
+    """Return the file of a profile, given by name or path. AimoError when there is none."""
     path = Path(profile) if str(profile).endswith((".yaml", ".yml")) else PROFILES / f"{profile}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
@@ -142,21 +142,18 @@ def parse(values: dict[str, Any], where: str) -> Profile:
         # As JSON: from Python objects, pydantic's strict mode accepts no dict for a section.
         return TypeAdapter(Profile).validate_json(json.dumps(values, default=str))
     except ValidationError as e:
-        raise AimoError(f"{where}: " + "; ".join(map(describe, e.errors()))) from None
+        found = []
+        for error in e.errors():
+            key = ".".join(map(str, error["loc"]))
+            unknown = error["type"] == "unexpected_keyword_argument"
+            found.append(f"{key}: unknown key{suggest(key)}" if unknown else explain(error))
+        raise AimoError(f"{where}: {'; '.join(found)}") from None
     except (TypeError, ValueError) as e:  # a key that is no text, a list that holds itself
         raise AimoError(f"{where}: {e}; use plain keys and values") from None
 
 
-def describe(error: Any) -> str:
-    """One pydantic error in words; an unknown key with the one that was meant."""
-    if error["type"] != "unexpected_keyword_argument":
-        return explain(error)
-    key = ".".join(map(str, error["loc"]))
-    return f"{key}: unknown key{suggest(key)}"
-
-
 def suggest(key: str) -> str:
-    """What an unknown dotted key is called here: another library's name, another section's, or misspelt."""
+    """Return the end of the error for an unknown dotted key: what it is called here, or what it may mean."""
     known = list(keys())
     section, _, name = key.rpartition(".")
     if key in ALIASES["keys"]:
@@ -177,16 +174,12 @@ def suggest(key: str) -> str:
         return f", it is called {', '.join(found)} here"
     siblings = [other for other in known if other.rpartition(".")[0] == section]
     close = difflib.get_close_matches(key, siblings, n=1) or difflib.get_close_matches(key, known, n=1)
-    return "".join(
-        [
-            f", did you mean {close[0]}?" if close else "",
-            f" (a key of TRL's goes under {section}.trl)" if section in TRAINED else "",
-        ]
-    )
+    meant = f", did you mean {close[0]}?" if close else ""
+    return meant + (f" (a key of TRL's goes under {section}.trl)" if section in TRAINED else "")
 
 
 def keys(section: type = Profile, prefix: str = "") -> Iterator[str]:
-    """The dotted keys that a profile may have."""
+    """Yield the dotted keys that a profile may have."""
     for name, hint in get_type_hints(section).items():
         yield f"{prefix}{name}"
         for part in (hint, *get_args(hint)):
@@ -195,7 +188,7 @@ def keys(section: type = Profile, prefix: str = "") -> Iterator[str]:
 
 
 def meanings(section: type) -> dict[str, str]:
-    """The docstring of each key that a dataclass declares, in one line."""
+    """Return the docstring of each key that a dataclass declares, in one line."""
     (declared,) = ast.parse(inspect.getsource(section)).body
     assert isinstance(declared, ast.ClassDef)
     found = {}
@@ -208,12 +201,12 @@ def meanings(section: type) -> dict[str, str]:
 
 
 def dump(profile: Profile) -> str:
-    """The profile as YAML, every key written out."""
+    """Return the profile as YAML, every key written out."""
     return yaml.safe_dump(asdict(profile), sort_keys=False, allow_unicode=True)  # type: ignore[call-overload]
 
 
 def differing_keys(a: Profile, b: Profile) -> dict[str, tuple[Any, Any]]:
-    """Dotted keys whose values differ, with both values."""
+    """Return the dotted keys whose values differ, with both values."""
     flat_a, flat_b = flatten(asdict(a)), flatten(asdict(b))  # type: ignore[call-overload]
     return {
         k: (flat_a.get(k), flat_b.get(k)) for k in sorted(flat_a | flat_b) if flat_a.get(k) != flat_b.get(k)
@@ -243,7 +236,7 @@ def lasting_changes(old: Profile, new: Profile, redo: str | None = None) -> dict
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values as one level of dotted keys."""
+    """Return nested values as one level of dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}

@@ -1,7 +1,6 @@
 """The `model`, `sft`, `grpo`, `dpo` and `training` sections of a profile.
 
-`aimo.train.arguments` turns them into TRL's configuration. Out of scope: keys that only TRL needs; they go
-under `trl`.
+`aimo.train.arguments` turns them into TRL's configuration. Keys that only TRL needs go under `trl`.
 """
 
 from dataclasses import field
@@ -53,7 +52,6 @@ class Model:
 
     @model_validator(mode="after")
     def check(self) -> "Model":
-        """Refuse combinations that the types allow."""
         if self.load_in_4bit and self.lora is None:
             raise ValueError("load_in_4bit: four-bit weights are frozen; set lora, such as {rank: 32}")
         return self
@@ -172,7 +170,6 @@ class Grpo(Optimization):
 
     @model_validator(mode="after")
     def check(self) -> "Grpo":
-        """Refuse combinations that the types allow."""
         if (self.prompts_per_step * self.num_generations) % self.gradient_accumulation_steps:
             raise ValueError(
                 f"gradient_accumulation_steps: {self.gradient_accumulation_steps} does not divide the "

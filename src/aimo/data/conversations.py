@@ -1,8 +1,8 @@
 """Read conversations, however their turns are written, as a problem and its solution.
 
 `role` and `content`, ShareGPT's `from` and `value`, a list or its JSON, columns in place of a list, contents
-of several parts, a thought in a field of its own. Out of scope: several questions, calls of tools and images:
-such a row is dropped, and its reason counted.
+of several parts, a thought in a separate field. A row with several questions, calls of tools or images is
+dropped, and its reason counted.
 """
 
 import ast

@@ -1,6 +1,6 @@
 """Find training problems that share words with evaluation problems: Open-R1's n-gram test, by hash.
 
-The test is from s1 (2025). Out of scope: paraphrases and translations, which share no words.
+The test is from s1 (2025). Paraphrases and translations share no words and are not found.
 """
 
 import re
@@ -13,14 +13,14 @@ MARKUP = re.compile(r"\\(?:left|right|[a-z]?frac|text\w*|math\w+|displaystyle|qu
 
 
 def normalise(text: str, near: bool = False) -> str:
-    """Lower case and single spaces (Open-R1's); with `near`, without LaTeX markup and punctuation too."""
+    """Lower the case and join words by single spaces (Open-R1's); `near` drops markup and punctuation too."""
     return " ".join((MARKUP.sub(" ", text) if near else text).lower().split())
 
 
 def contaminated(
     problems: pl.Series, benchmarks: dict[str, list[str]], n: int = 8, near: bool = False
 ) -> pl.DataFrame:
-    """The rows of `problems` with `n` words in a row of a benchmark: `row`, `benchmark` and `overlap`.
+    """Return `row`, `benchmark` and `overlap` of the problems that share `n` words in a row with a benchmark.
 
     With `near`, a benchmark's problem of fewer than `n` words counts as a whole; Open-R1's test lets those
     through.
@@ -74,12 +74,12 @@ def shares(texts: list[str], training: pl.Series, n: int = 8) -> list[float]:
 
 
 def grams(words: list[str], n: int) -> list[str]:
-    """All runs of `n` words."""
+    """Return all runs of `n` words."""
     return [" ".join(words[i : i + n]) for i in range(len(words) - n + 1)]
 
 
 def gram_hashes(texts: pl.Series, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """The row and the hash (64 bits) of every run of `n` words in normalised texts."""
+    """(m,) the row and (m,) the 64-bit hash of every run of `n` words in normalised texts."""
     words = pl.DataFrame(
         {"row": pl.arange(len(texts), eager=True, dtype=pl.UInt32), "word": texts.str.split(" ")}
     ).explode("word")
