@@ -676,13 +676,13 @@ def test_a_shortage_is_one_error_and_the_sandbox_goes_on_after_it():
         assert run("print(1)").ok and session.run("x").stdout == "1\n"
 
 
-def test_descriptors_are_one_a_session_and_none_after_two_hundred_programs():
+def test_descriptors_are_one_a_session_and_none_after_eighty_programs():
     run("")
     before = len(os.listdir("/proc/self/fd"))
     sessions = [Session() for _ in range(20)]
     assert len(os.listdir("/proc/self/fd")) == before + 20
     ends = ["1", "1 / 0", "import os; os._exit(3)", "import os; os.closerange(0, 99)", "raise SystemError"]
-    for i, session in enumerate(sessions * 5):
+    for i, session in enumerate(sessions * 2):
         session.run(ends[i % 5])
         run(ends[i % 5])
     for session in sessions:
@@ -697,7 +697,8 @@ def test_descriptors_are_one_a_session_and_none_after_two_hundred_programs():
 @pytest.mark.parametrize("mess", [
     "for i in range(500): open(str(i), 'w')",
     "import os, shutil\nshutil.rmtree(os.getcwd(), ignore_errors=True)",
-    "import os\nfor i in range(1100): os.mkdir('d'); os.chdir('d')", "import os\nos.mkdir('d', 0)",
+    pytest.param("import os\nfor i in range(1100): os.mkdir('d'); os.chdir('d')", marks=pytest.mark.slow),
+    "import os\nos.mkdir('d', 0)",
     "import os\nos.symlink('/', 'root')",
 ])  # fmt: skip
 def test_the_folder_is_deleted_with_the_session(mess):
