@@ -575,12 +575,12 @@ def machine_without(monkeypatch, tmp_path):
         python.chmod(0o755)
         monkeypatch.setattr(sys, "executable", str(python))
         sandbox._server.close()
-        sandbox.check.cache_clear()
+        sandbox.check_limits.cache_clear()
 
     monkeypatch.delenv("AIMO_SANDBOX", raising=False)
     yield lack
     sandbox._server.close()
-    sandbox.check.cache_clear()
+    sandbox.check_limits.cache_clear()
 
 
 LACKING = {"Landlock": "no reading outside", "libseccomp": "no network"}
@@ -616,9 +616,9 @@ def test_where_files_or_the_network_are_open_no_program_runs_unless_the_user_say
 def test_on_kaggle_files_may_be_open_and_the_network_may_not(machine_without, monkeypatch):
     monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
     machine_without("Landlock")
-    assert "no reading outside" in sandbox.check()
+    assert "no reading outside" in sandbox.check_limits()
     monkeypatch.setenv("AIMO_SANDBOX", "strict")
-    sandbox.check.cache_clear()
+    sandbox.check_limits.cache_clear()
     with pytest.raises(SandboxError):
         run("1")
     monkeypatch.delenv("AIMO_SANDBOX")
@@ -629,7 +629,7 @@ def test_on_kaggle_files_may_be_open_and_the_network_may_not(machine_without, mo
 
 def test_a_word_that_the_variable_does_not_know_is_named(machine_without, monkeypatch):
     monkeypatch.setenv("AIMO_SANDBOX", "off")
-    sandbox.check.cache_clear()
+    sandbox.check_limits.cache_clear()
     with pytest.raises(SandboxError, match="AIMO_SANDBOX is 'off'"):
         run("1")
 

@@ -76,7 +76,7 @@ def run(
     Standard error is dropped. Here and in sessions, `random` and `numpy.random` start seeded with 0.
     SandboxError where the machine cannot confine it.
     """
-    check()
+    check_limits()
     return _run(code, stdin, limits, files or {})
 
 
@@ -107,7 +107,7 @@ class Session:
     """
 
     def __init__(self, limits: Limits = DEFAULT):
-        check()
+        check_limits()
         self._limits, self._lock, self._closed = limits, threading.Lock(), False
         self._process = _Process(limits)
         self._replacing: Future[None] | None = None
@@ -178,7 +178,7 @@ def remedy(lacking: Iterable[str]) -> str:
 
 
 @functools.cache
-def check() -> tuple[str, ...]:
+def check_limits() -> tuple[str, ...]:
     """Return the limits that this machine does not enforce and the user accepts to go without.
 
     AIMO_SANDBOX=open accepts any, AIMO_SANDBOX=strict none. A Kaggle notebook is a container of its own, so

@@ -88,7 +88,7 @@ def warm(seconds: float) -> None:
 def has_sandbox() -> bool:
     """Return whether programs can run here; print once what the sandbox enforces."""
     try:
-        lacking = sandbox.check()
+        lacking = sandbox.check_limits()
     except Exception as e:
         note_fault(one_line(e))
         return False
