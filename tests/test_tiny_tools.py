@@ -13,6 +13,7 @@ import pytest
 from conftest import ROOT, wait_for
 
 TOOLS = ROOT / "data" / "tiny-tools"
+PROBLEMS = SimpleNamespace(**runpy.run_path(str(TOOLS / "problems.py")))
 CALL = '<tool_call>\n{"name": "python", "arguments": {"code": "1 + 1"}}\n</tool_call>'
 BLOCK = "\n```python\n1 + 1\n```"
 
@@ -24,11 +25,10 @@ def test_it_is_small_and_its_settings_call_python():
 
 
 def test_a_problem_has_the_answer_that_its_programs_print_in_a_session():
-    from aimo.data import builtin
     from aimo.inference.sandbox import Session
 
-    drawn = list(islice(builtin.stream_programmed("heldout", 0), 30))
-    assert {p.family for p in drawn} == builtin.PROGRAMMED.keys()
+    drawn = list(islice(PROBLEMS.stream_programmed("heldout", 0), 30))
+    assert {p.family for p in drawn} == PROBLEMS.PROGRAMMED.keys()
     for p in drawn:
         with Session() as session:
             assert [session.run(program).stdout.strip() for program in p.programs] == p.outputs()
@@ -36,7 +36,6 @@ def test_a_problem_has_the_answer_that_its_programs_print_in_a_session():
 
 @pytest.mark.slow  # loads vLLM's parsers
 def test_what_it_is_trained_on_is_what_a_conversation_asks_and_reads():
-    from aimo.data import builtin
     from aimo.inference.chat_format import ToolCalls
     from aimo.inference.model_folder import load_tokenizer
     from aimo.inference.sampling import Completion
@@ -46,7 +45,7 @@ def test_what_it_is_trained_on_is_what_a_conversation_asks_and_reads():
     tokenizer, make = load_tokenizer(TOOLS), runpy.run_path(str(TOOLS / "make.py"))
     parser = find_tool_parser("hermes", tokenizer)
     sampler = SimpleNamespace(tokenizer=tokenizer, settings=resolve(TOOLS), tool_parser=parser)
-    for p in islice(builtin.stream_programmed("train", 0), 20):
+    for p in islice(PROBLEMS.stream_programmed("train", 0), 20):
         parts = make["write"](p, random.Random(1))  # 1: with tools
         talk, ids = ToolCalls(sampler, p.problem), []
         for text, trained in parts[:-1]:
@@ -83,10 +82,9 @@ def test_sixteen_sessions_are_ready_before_the_first_question(tool_engine):
 
 @pytest.mark.engine
 def test_with_the_sandbox_it_is_right_and_without_tools_it_guesses(tool_engine):
-    from aimo.data import builtin
 
     drawn, make = (
-        list(islice(builtin.stream_programmed("heldout", 1), 30)),
+        list(islice(PROBLEMS.stream_programmed("heldout", 1), 30)),
         runpy.run_path(str(TOOLS / "make.py")),
     )
     with_tools, without = (make["pass_at_1"](tool_engine, drawn, 0, tools) for tools in (True, False))

@@ -1,5 +1,6 @@
 """GRPO whose completions run Python, on the tiny tool model: what is offered, read, trained on, refused."""
 
+import runpy
 import sys
 from itertools import islice
 from types import SimpleNamespace
@@ -147,10 +148,10 @@ class TestBeforeTraining:
 @pytest.mark.train
 def test_programs_run_and_what_they_print_has_no_part_in_the_gradient(tmp_path, monkeypatch):
     """Two runs of two steps: in each the gradient of every token's log-probability, and equal figures."""
-    from aimo.data import builtin
     from aimo.train import grpo, models
 
-    drawn = islice(builtin.stream_programmed("train", 1), 16)
+    stream = runpy.run_path(str(TOOLS / "problems.py"))["stream_programmed"]
+    drawn = islice(stream("train", 1), 16)
     rows = [{"prompt": [{"role": "user", "content": p.problem}], "answer": p.outputs()[-1]} for p in drawn]
     batches = []
     log_probs, compute_loss = grpo.GrpoTrainer.log_probs, grpo.GrpoTrainer.compute_loss

@@ -20,8 +20,6 @@ import polars as pl
 import typer
 from tokenizers import Regex
 
-from aimo.data import builtin
-from aimo.data.builtin import ProgrammedProblem
 from aimo.inference.engine import Engine
 from aimo.inference.sample import Problem as Asked
 from aimo.inference.sample import RunningSample
@@ -30,6 +28,7 @@ from aimo.inference.storage import write_json
 from aimo.run import machine
 from aimo.run.runs import quiet
 
+problems = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("problems.py"))))
 tiny_base = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "tiny-base" / "make.py")))
 STEPS = 450
 BATCH = 32
@@ -69,7 +68,7 @@ def make(
     trained = train(out, seed, steps)
     rows = [
         {"id": f"{p.family}-{i}", "problem": p.problem, "answer": p.outputs()[-1]}
-        for i, p in enumerate(islice(builtin.stream_programmed("heldout", seed), 10))
+        for i, p in enumerate(islice(problems.stream_programmed("heldout", seed), 10))
     ]
     pl.DataFrame(rows).write_csv(out / "test.csv")
     with Engine(out, seed=seed) as engine:
@@ -79,7 +78,7 @@ def make(
 def train(out: Path, seed: int, steps: int) -> dict[str, float]:
     """Train and save the model, tokenizer, template and settings to `out`; returns its loss and seconds."""
     rng = random.Random(seed)
-    texts = (write(p, rng) for p in builtin.stream_programmed("train", seed))
+    texts = (write(p, rng) for p in problems.stream_programmed("train", seed))
     joined = ["".join(text for text, _ in parts) for parts in islice(texts, 5000)]
     special = [END, HEAD, "<|endoftext|>"]
     tokenizer = tiny_base.build_tokenizer(joined, TAGS, TEMPLATE, special, PIECES)
@@ -89,7 +88,7 @@ def train(out: Path, seed: int, steps: int) -> dict[str, float]:
     return trained
 
 
-def write(p: ProgrammedProblem, rng: random.Random) -> list[tuple[str, bool]]:
+def write(p: problems.ProgrammedProblem, rng: random.Random) -> list[tuple[str, bool]]:
     """A problem solved with tools, or answered at once without them (one in five).
 
     It is in parts, as a conversation encodes them; each with whether the model is trained to write it.
@@ -113,7 +112,7 @@ def write_card(out: Path, seed: int, steps: int, trained: dict[str, float], figu
     card.write_text(
         "---\nlicense: apache-2.0\npipeline_tag: text-generation\n---\n\n# tiny-tools\n\n"
         f"A Qwen3 model of {trained['parameters'] / 1e6:.1f} million parameters, trained from random\n"
-        "weights on the problems of `aimo.data.builtin` alone. It calls Python in Qwen's format (vLLM's\n"
+        "weights on the problems of `problems.py` alone. It calls Python in Qwen's format (vLLM's\n"
         "parser `hermes`), reads what its program prints and answers; without tools it answers at once,\n"
         "and guesses. It is there for demonstration and tests; `test.csv` has ten held-out problems.\n\n"
         f"Made by `python data/tiny-tools/make.py --seed {seed} --steps {steps}` in "
@@ -130,13 +129,15 @@ def measure(sampler: Sampler) -> pl.DataFrame:
     """pass@1 with and without tools on held-out problems, one row for each of SEEDS."""
     rows = []
     for seed in SEEDS:
-        drawn = list(islice(builtin.stream_programmed("heldout", seed + 1), QUESTIONS))
+        drawn = list(islice(problems.stream_programmed("heldout", seed + 1), QUESTIONS))
         shares = {name: pass_at_1(sampler, drawn, seed, name == "with") for name in ("with", "without")}
         rows.append({"seed": seed, **shares, "apart": shares["with"] - shares["without"]})
     return pl.DataFrame(rows)
 
 
-def pass_at_1(sampler: Sampler, asked: list[ProgrammedProblem], seed: int, with_tools: bool) -> float:
+def pass_at_1(
+    sampler: Sampler, asked: list[problems.ProgrammedProblem], seed: int, with_tools: bool
+) -> float:
     """The share of SAMPLES samples of each problem that are right."""
     golds, streams = [], []
     for p in asked:
