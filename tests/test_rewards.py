@@ -37,10 +37,6 @@ COLUMNS = {
 OPEN_R1 = "<think>\nFour.\n</think>\n<answer>\n4\n</answer>"
 
 
-def as_conversation(text):
-    return [{"role": "assistant", "content": text}]
-
-
 def as_other(text):
     for name in ("think_start", "think_end", "answer_start", "answer_end"):
         text = text.replace(getattr(Prompt(), name), getattr(OTHER, name))
@@ -65,20 +61,14 @@ def every_reward(prompt):
 
 @pytest.mark.parametrize("name", [name for name in REWARDS if name not in ("ioi_code", "cf_code")])
 def test_conversations_are_rewarded_like_texts_and_any_tags_like_the_default_ones(name):
-    by_text = every_reward(Prompt())[name](completions=TEXTS, **COLUMNS)
+    reward, of_others = every_reward(Prompt())[name], every_reward(OTHER)[name]
+    by_text = reward(completions=TEXTS, **COLUMNS)
     assert len(by_text) == len(TEXTS) and (len(set(by_text)) > 1 or name == "soft_overlong_punishment")
-    assert (
-        every_reward(Prompt())[name](completions=[as_conversation(text) for text in TEXTS], **COLUMNS)
-        == by_text
-    )
+    talks = [[{"role": "assistant", "content": text}] for text in TEXTS]
+    assert reward(completions=talks, **COLUMNS) == by_text
     ids = [[0] * len(text) for text in TEXTS]  # as if every character were a token, whatever the tags
-    by_ids = every_reward(Prompt())[name](completions=TEXTS, completion_ids=ids, **COLUMNS)
-    assert (
-        every_reward(OTHER)[name](
-            completions=[as_other(text) for text in TEXTS], completion_ids=ids, **COLUMNS
-        )
-        == by_ids
-    )
+    by_ids = reward(completions=TEXTS, completion_ids=ids, **COLUMNS)
+    assert of_others(completions=list(map(as_other, TEXTS)), completion_ids=ids, **COLUMNS) == by_ids
 
 
 def test_accuracy_is_one_for_right_zero_for_wrong_and_none_where_the_gold_answer_is_unreadable():
@@ -206,6 +196,8 @@ def test_the_unsloth_recipe_scores_as_its_notebook(completion, gold, exact, appr
 
 CASES = [{"input": "1 2", "output": "3\n", "type": "stdin_stdout"}, {"input": "5 5", "output": "10\nok"}]
 INFO = {"language": "python", "test_cases": CASES}
+code = functools.partial(rewards.code_reward, provider_type=run_anywhere)
+binary_code = functools.partial(rewards.binary_code_reward, provider_type=run_anywhere)
 
 
 @pytest.mark.parametrize(
@@ -220,12 +212,8 @@ INFO = {"language": "python", "test_cases": CASES}
 def test_code_is_rewarded_by_the_share_of_test_cases_whose_every_line_is_right(program, reward):
     completion = f"```python\nprint('a draft')\n```\nBetter:\n```python\n{program}\n```"
     for info in (INFO, json.dumps(INFO)):
-        assert rewards.code_reward([completion], verification_info=[info], provider_type=run_anywhere) == [
-            reward
-        ]
-    assert rewards.binary_code_reward([completion], verification_info=[INFO], provider_type=run_anywhere) == [
-        float(reward == 1)
-    ]
+        assert code([completion], verification_info=[info]) == [reward]
+    assert binary_code([completion], verification_info=[INFO]) == [float(reward == 1)]
 
 
 @pytest.mark.parametrize(
@@ -236,13 +224,8 @@ def test_code_is_rewarded_by_the_share_of_test_cases_whose_every_line_is_right(p
 )  # fmt: skip
 def test_a_row_without_python_test_cases_is_not_scored_and_does_not_disturb_the_others(info):
     completions = ["```python\nprint(3)\n```"] * 2
-    assert rewards.code_reward(completions, verification_info=[info, INFO], provider_type=run_anywhere) == [
-        None,
-        0.5,
-    ]
-    assert rewards.binary_code_reward(
-        completions, verification_info=[info, INFO], provider_type=run_anywhere
-    ) == [None, 0.0]
+    assert code(completions, verification_info=[info, INFO]) == [None, 0.5]
+    assert binary_code(completions, verification_info=[info, INFO]) == [None, 0.0]
 
 
 def test_code_runs_in_the_local_sandbox_within_its_limits(monkeypatch):
