@@ -59,16 +59,8 @@ def outside() -> Iterator[Path]:
 
 def facts(file: Path) -> list[object]:
     stat = file.stat()
-    return [
-        file.read_bytes(),
-        os.listdir(file.parent),
-        stat.st_mode,
-        stat.st_mtime_ns,
-        stat.st_uid,
-        stat.st_gid,
-        stat.st_nlink,
-        os.listxattr(file),
-    ]
+    owner = (stat.st_mode, stat.st_mtime_ns, stat.st_uid, stat.st_gid, stat.st_nlink)
+    return [file.read_bytes(), os.listdir(file.parent), *owner, os.listxattr(file)]
 
 
 def is_alive(pid: int | str) -> bool:
@@ -265,10 +257,7 @@ def test_a_session_that_is_stopped_reports_it_and_continues_without_variables(se
 def test_a_stopped_process_is_replaced_while_nobody_waits(session):
     first = session._process.pid
     session.run("import os; os._exit(3)")
-    deadline = time.monotonic() + 5
-    while session._process.pid == first and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert session._process.pid != first and not is_alive(first)
+    wait_for(lambda: session._process.pid != first and not is_alive(first), 5)
 
 
 # A turn of a session, and what it shows; `n` counts the session's turns since its variables were lost.
@@ -404,14 +393,9 @@ def test_what_is_enforced_is_what_the_machine_can():
     assert set(found) == {"no signals", "no writing outside"}  # which also rest on who runs this
 
 
-@pytest.mark.parametrize(
-    "code",
-    [
-        "bytearray(3 << 27)",
-        "x = []\nwhile True: x.append(bytes(1 << 20))",
-        "import numpy; numpy.ones(1 << 26)",
-    ],
-)
+@pytest.mark.parametrize("code", [
+    "bytearray(3 << 27)", "x = []\nwhile True: x.append(bytes(1 << 20))", "import numpy; numpy.ones(1 << 26)"
+])  # fmt: skip
 def test_memory_is_bounded_in_scripts_and_sessions(code):
     limits = Limits(memory_mb=256)
     assert "MemoryError" in run(code, limits=limits).error
@@ -456,19 +440,9 @@ def test_the_environment_holds_nothing_of_the_callers(monkeypatch):
 
 
 @landlock
-@pytest.mark.parametrize(
-    "path",
-    [
-        "/etc/passwd",
-        "/proc/{pid}/environ",
-        "/proc/self/maps",
-        "/proc/self/mem",
-        __file__,
-        "/",
-        "/tmp",
-        "/root",
-    ],
-)
+@pytest.mark.parametrize("path", [
+    "/etc/passwd", "/proc/{pid}/environ", "/proc/self/maps", "/proc/self/mem", __file__, "/", "/tmp", "/root"
+])  # fmt: skip
 def test_nothing_outside_is_read(path, outside):
     for place in (outside, path.format(pid=os.getpid())):
         result = run(
@@ -740,10 +714,7 @@ def test_nothing_outlives_the_caller(tmp_path):
         pids = caller.stdout.readline().split()
         assert len(pids) == 2 and all(map(is_alive, pids)) and os.listdir(tmp_path)
         caller.kill()
-    deadline = time.monotonic() + 5
-    while time.monotonic() < deadline and (os.listdir(tmp_path) or any(map(is_alive, pids))):
-        time.sleep(0.05)
-    assert not os.listdir(tmp_path) and not any(map(is_alive, pids))
+    wait_for(lambda: not os.listdir(tmp_path) and not any(map(is_alive, pids)), 5)
 
 
 def test_a_fork_of_the_caller_has_a_server_of_its_own():
@@ -860,10 +831,8 @@ def test_a_thousand_hostile_snippets_leave_everything_as_it_was(outside):
     snippets = [template.format(N=r.randint(2, 99), P=outside) for template in r.choices(HOSTILE, k=1000)]
     limits = Limits(seconds=0.4, memory_mb=256, output_chars=1000)
     run("")
-    before, files = (
-        (facts(outside), os.environ.copy(), os.listdir(sandbox._server.root)),
-        len(os.listdir("/proc/self/fd")),
-    )
+    before = facts(outside), os.environ.copy(), os.listdir(sandbox._server.root)
+    files = len(os.listdir("/proc/self/fd"))
     sessions = [Session(limits) for _ in range(8)]
     for start in range(0, 1000, 200):
         batch = snippets[start : start + 200]
