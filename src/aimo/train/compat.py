@@ -36,7 +36,7 @@ class OrderHook:
         return sampler
 
 
-def pack(dataset: Any, args: Any) -> Any:
+def pack_tokens(dataset: Any, args: Any) -> Any:
     """Return what TRL's SFTTrainer makes of a tokenised dataset, without a trainer and its model.
 
     `SFTTrainer._prepare_dataset` (TRL) makes labels and packs; only `trl.pack_dataset` is public.

@@ -142,7 +142,7 @@ def pack_rows(run: Run, push_to_hub: str | None = None) -> None:
     args = arguments.stage_arguments("sft", run.profile, run.folder)
     tokenizer = models.load_tokenizer(run.start_model(), run.profile)
     tokens = read_or_tokenize(prepare.read_set(run.dir / "data", "sft"), tokenizer, args, run.folder)
-    packed = compat.pack(tokens, args)
+    packed = compat.pack_tokens(tokens, args)
     full = sum(map(len, packed["input_ids"])) / len(packed) / length
     said = f"{len(tokens):,} rows in {len(packed):,} of {length:,} tokens, {full:.1%} full"
     print(f"{said}: {packed.cache_files[0]['filename']}")
