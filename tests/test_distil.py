@@ -174,13 +174,21 @@ def test_a_run_that_was_ended_goes_on_without_losing_or_repeating_a_sample(probl
 
 
 def test_two_writers_on_one_file_are_refused(problems):
-    with serving(delay=0.5) as server:
+    refused = threading.Event()
+
+    async def wait(_, __):
+        while not refused.is_set():
+            await asyncio.sleep(0.01)
+        return reply()
+
+    with serving(wait) as server:
         first = threading.Thread(target=sampled, args=(problems, server))
         first.start()
         while not server.bodies:
             time.sleep(0.01)
         with pytest.raises(AimoError, match=r"out\.jsonl: another process is writing to it"):
             sampled(problems, server)
+        refused.set()
         first.join()
     assert names(records(problems.parent / "out.jsonl")) == EVERY
 
