@@ -332,3 +332,17 @@ def test_a_set_has_a_source_or_a_mixture(tmp_path):
     values["data"]["sft"] = {"source": "a.csv", "mixture": [{"source": "b.csv"}]}
     with pytest.raises(AimoError, match="either a source or a mixture"):
         config.parse(values, "profile")
+
+
+@pytest.mark.parametrize("name", ["solution", "Solution", " response ", "output", "generation", "completion"])
+@pytest.mark.parametrize("answer", ["answer", "Final_Answer", None])
+def test_a_solution_beside_a_problem_is_imitated_without_a_key(tmp_path, name, answer):
+    row = {"Problem": "6 x 7?", name: "It is \\boxed{42}"} | ({answer: "42"} if answer else {})
+    path = tmp_path / "own.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    (found,) = sources.load_source(Source(str(path)), 0, "data.sft")[0].to_dicts()
+    assert (found["problem"], found["solution"]) == ("6 x 7?", row[name])
+    assert found["answer"] == ("42" if answer else row[name])
+    if answer:  # GRPO needs no solution
+        (found,) = sources.load_source(Source(str(path)), 0, "data.grpo")[0].to_dicts()
+        assert found["solution"] is None

@@ -41,7 +41,7 @@ NAMES = {
         "extra_info.answer",
     ),
     "messages": ("messages", "conversations", "conversation"),
-    "solution": ("completion",),
+    "solution": ("solution", "completion", "response", "output", "generation"),
 }  # fmt: skip
 """Columns that are taken for a role, in this order, where a source has none of the usual name."""
 SPLITS = {"train", "training", "test", "testing", "validation", "valid", "val", "dev", "eval", "evaluation"}
@@ -144,24 +144,27 @@ def preset_of(source: Source, where: str) -> Preset:
     return PRESETS.get(source.preset or source.source, Preset(Columns()))
 
 
-def roles_of(columns: Columns, have: Collection[str]) -> dict[str, str]:
-    """Role to column, for the roles that a source has; `NAMES` where a column has its default name.
+def roles_of(columns: Columns, have: Collection[str], imitated: bool = False) -> dict[str, str]:
+    """Role to column, for the roles that a source has; `NAMES`, in any case, where a column has its default.
 
-    A conversation, or a completion beside a prompt, needs no column of answers: its last answer is taken.
+    SFT imitates a solution, so a column with the name of one is taken. A conversation, or a solution without
+    a column of answers, gives its own last answer.
     """
+    spelled = {name.strip().lower(): name for name in reversed(list(have))}
     usual = Columns()
     named = {f.name: getattr(columns, f.name) for f in fields(columns)}  # type: ignore[arg-type]
 
     def find(role: str) -> None:
         if named[role] == getattr(usual, role) and named[role] not in have:
-            named[role] = next((name for name in NAMES[role] if name in have), named[role])
+            found = [spelled[name] for name in NAMES[role] if name in spelled]
+            named[role] = next((name for name in found if name not in named.values()), named[role])
 
     find("answer")
     if not columns.messages:
         find("problem")
         if named["problem"] not in have:
             find("messages")
-        elif named["problem"] == "prompt":
+        elif imitated or named["problem"] == "prompt":
             find("solution")
     guessed = named["messages"] or named["solution"] != columns.solution
     if guessed and named["answer"] == usual.answer and usual.answer not in have:
@@ -191,7 +194,7 @@ def read_columns(source: Source, preset: Preset, where: str) -> tuple[Table, dic
         name, place, skip = str(found[0]), f"{where}.source: ", source.corrupt_lines == "skip"
         hint = f", or set {where}.corrupt_lines: skip"
         have = files.read_tables(found, place, limit=files.PEEK, skip=skip, hint=hint).columns
-    roles = roles_of(source.columns or preset.columns, have)
+    roles = roles_of(source.columns or preset.columns, have, where.startswith("data.sft"))
     wanted = [*roles.values(), *preset.order]
     if dataset is None:
         table = files.read_tables(found, place, wanted, skip=skip, hint=hint)
