@@ -3,6 +3,7 @@
 Calls come as fenced blocks, in the formats that vLLM has parsers for, and in ruins of both.
 """
 
+import ast
 import contextlib
 import difflib
 import functools
@@ -79,8 +80,11 @@ def find_tool_call(parser: Any, turn: Completion) -> Call | None:
 def read_call(text: str) -> str:
     """Return the program in a call that a model wrote; where there is none, a program that says so.
 
-    Reads through raw line breaks in JSON, LaTeX, bare quotes, a missing brace and a second object.
+    Reads through a fence, raw line breaks in JSON, LaTeX, bare quotes, Python's notation, a missing brace and
+    a second object.
     """
+    if fenced := re.match(r"\s*(`{3,}|~{3,})[ \w]*\r?\n(.*?)\r?\n?(?:\1|\Z)", text, re.DOTALL):
+        text = fenced[2]
     text = text.lstrip(" \r\n[")
     if parameter := re.search(r"<parameter=\w+>\s*?\n?(.*?)\s*</parameter>", text, re.DOTALL):
         return clean(parameter[1])
@@ -89,8 +93,11 @@ def read_call(text: str) -> str:
     for attempt in (text, repaired):
         with contextlib.suppress(ValueError, RecursionError):
             return code_of(json.JSONDecoder(strict=False).raw_decode(attempt)[0])
+    with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+        if isinstance(literal := ast.literal_eval(text.removesuffix("</tool_call>").strip()), dict):
+            return code_of(literal)
     if found := re.search(r'"code"\s*:\s*"(.*)', repaired, re.DOTALL):
-        body = re.sub(r'"?[\s}\]]*(?:</tool_call>\s*)?\Z', "", found[1])
+        body = re.sub(r'"?[\s}\],]*(?:</tool_call>\s*)?\Z', "", found[1])
         escaped = re.sub(r'(?<!\\)((?:\\\\)*)"', r'\1\\"', body)
         with contextlib.suppress(ValueError):
             return code_of(json.loads(f'"{escaped}"', strict=False))
@@ -101,6 +108,8 @@ def read_call(text: str) -> str:
 
 def code_of(value: Any) -> str:
     """Return the program in the value of a call, or of its arguments."""
+    if isinstance(value, dict) and isinstance(value.get("function"), dict):
+        value = value["function"]
     if isinstance(value, dict) and (inner := value.get("arguments", value.get("parameters"))) is not None:
         return read_call(inner) if isinstance(inner, str) and inner.lstrip()[:1] == "{" else code_of(inner)
     if isinstance(value, dict):
