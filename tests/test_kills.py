@@ -3,6 +3,7 @@
 Model servers are stand-ins on loopback whose replies follow from the seeds that they are sent.
 """
 
+import contextlib
 import json
 import os
 import random
@@ -14,7 +15,7 @@ import threading
 import time
 
 import pytest
-from conftest import AIMO, TINY, here, wait_for
+from conftest import AIMO, TINY, aimo, here, wait_for
 from model_server import Handler, Server
 
 from aimo.inference.storage import read_lines
@@ -338,3 +339,33 @@ def test_with_an_engine_a_killed_command_ends_with_equal_answers(name, inputs, m
         assert process.returncode == 0, err
     assert result(name, folder) == result(name, right)
     assert all(row in samples(name, folder) for row in kept)
+
+
+@pytest.mark.slow  # a run's first stage, as a process
+def test_a_run_that_is_hit_in_a_stage_ends_in_one_line_and_the_same_command_makes_equal_rows(
+    full_disk, tmp_path
+):
+    data = ["--profile", "tiny", "--until", "data", "--set", "data.sft.rows=100"]
+    assert aimo("run", *data, "--run-dir", str(tmp_path / "right")).returncode == 0
+    disk = full_disk("99m")
+    for what in ("full", "removed", "sigterm"):
+        arguments = ["run", *data, "--run-dir", str(disk / "run")]
+        process = subprocess.Popen([str(AIMO), *arguments], stderr=subprocess.PIPE, text=True)
+        wait_for(lambda: (disk / "run/notebooks").exists(), 60)
+        if what == "full":
+            with (disk / "rest").open("wb", 0) as rest, contextlib.suppress(OSError):
+                while True:
+                    rest.write(bytes(1 << 16))
+        elif what == "removed":
+            shutil.rmtree(disk / "run", ignore_errors=True)
+        else:
+            process.terminate()
+        err = process.communicate(timeout=120)[1]
+        told = "" if what == "sigterm" and process.returncode == -signal.SIGTERM else "aimo: "
+        assert process.returncode and len(err.splitlines()) <= 1 and err.startswith(told), err
+        (disk / "rest").unlink(missing_ok=True)
+        assert aimo(*arguments).returncode == 0
+        for name in ("sft", "grpo", "heldout"):
+            made, wanted = (folder / f"data/{name}.parquet" for folder in (disk / "run", tmp_path / "right"))
+            assert made.read_bytes() == wanted.read_bytes()
+        shutil.rmtree(disk / "run")
