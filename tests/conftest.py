@@ -49,10 +49,11 @@ SMALL = [
     "inference.test_rows=4",
 ]
 # Files that import the same large packages, which takes ten seconds: `make fast` has them in one process.
-TRL = ["arguments", "packing", "placement", "schema", "tokenization", "trl_compat"]
+TRL = ["arguments", "packing", "placement", "schema", "tokenization", "training", "trl_compat"]
 TRANSFORMERS = ["data", "engine", "evaluate", "extending", "kills", "prompts", "public_models", "tiny_base"]
-MATH_VERIFY = ["server_faults", "answers", "compare", "hostile_pages", "rejection", "rewards"]
-TOGETHER = {"trl": TRL, "transformers": TRANSFORMERS + MATH_VERIFY}
+MATH_VERIFY = ["answers", "compare", "hostile_pages", "rejection", "rewards", "server_faults"]
+MORE = ["conversations", "public_reports", "startup"]
+TOGETHER = {"trl": TRL, "transformers": TRANSFORMERS + MATH_VERIFY + MORE}
 # Fixtures that are made once in each process of pytest-xdist that needs them, and what that makes a test.
 ONCE = {"engine": "engine", "small_run": "train"}
 
