@@ -669,13 +669,13 @@ def test_evaluate_agrees_with_the_roads_figures_to_the_sample_also_after_an_inte
         if next(steps) == 30:
             raise AimoError("enough")
 
-    file = File(tmp_path / "heldout.jsonl", head)
-    with pytest.raises(AimoError, match="completions are kept"):
-        completions.sample_file(engine, file, 4, stop_after_30)
-    kept = dict(file.traces)
+    with File(tmp_path / "heldout.jsonl", head) as file:
+        with pytest.raises(AimoError, match="completions are kept"):
+            completions.sample_file(engine, file, 4, stop_after_30)
+        kept = dict(file.traces)
     assert 30 <= len(kept) < 80
-    file = File(tmp_path / "heldout.jsonl", head)
-    completions.sample_file(engine, file, 4, lambda: None)
+    with File(tmp_path / "heldout.jsonl", head) as file:
+        completions.sample_file(engine, file, 4, lambda: None)
     assert all(file.traces[key] == trace for key, trace in kept.items())
     ours = scores.score(head, list(file.traces.values()))
     texts = [[[trace.text for trace in group] for group in one.traces] for one in (ours, theirs)]

@@ -91,7 +91,8 @@ class TestBeforeTraining:
         tokenizer, model = load()
         monkeypatch.setattr(sys, "executable", "/there/is/no/python")
         sandbox._server.close()
-        sessions.has_sandbox.cache_clear()
+        for cached in sandbox.check_limits, sessions.has_sandbox:
+            cached.cache_clear()
         with pytest.raises(AimoError, match=r"grpo\.tools: programs cannot be confined"):
             tool_use.trainer_arguments(profile(), model, tokenizer, SimpleNamespace())
         sessions.has_sandbox.cache_clear()

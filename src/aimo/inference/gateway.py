@@ -350,6 +350,9 @@ def start_engine(model: str, settings: Settings, seed: int, adapter: str | None)
     startup.collect_less()
     with startup.step("import of vLLM"), stderr_to(None if is_verbose() else Path(os.devnull)):
         importlib.import_module("vllm")
+        importlib.import_module(
+            "transformers.models.auto"
+        )  # the plan reads the model's configuration with it
     try:
         say(plan_for_this_machine(model, settings))
     except Exception as e:  # without a plan vLLM still finds out by itself

@@ -350,8 +350,8 @@ class _Process:
 
     def why_stop(self, error: str) -> str:
         """Return why a session cannot go on after a program; empty when it can, and now waits stopped."""
-        if error.rpartition("\n")[2].startswith("SystemError"):
-            return error  # the interpreter itself is broken
+        if error == "MemoryError" or error.rpartition("\n")[2].startswith("SystemError"):
+            return error  # no memory is left for a traceback, or the interpreter itself is broken
         if left := self.what_still_runs():
             return f"{left} still ran when the code ended, and were stopped"
         self.signal(signal.SIGSTOP)  # timers and handlers of the program do not run between calls

@@ -52,7 +52,7 @@ def set_environment() -> None:
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_STREAM": "ext://sys.__stderr__",
-        **({} if is_verbose() else {"VLLM_LOGGING_LEVEL": "ERROR"}),
+        **({} if is_verbose() else {"VLLM_LOGGING_LEVEL": "ERROR", "TRANSFORMERS_VERBOSITY": "error"}),
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)

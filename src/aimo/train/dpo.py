@@ -8,8 +8,6 @@ shortened its model's answers in this way.
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datasets import Dataset
-
 from aimo.config import Profile
 from aimo.data.prepare import Rows
 from aimo.errors import AimoError
@@ -89,6 +87,8 @@ def train_dpo(
     The loss of a pair is -log sigmoid(beta * (r(chosen) - r(rejected))), where r(y) is the log-probability of
     y under the policy less that under the reference, the model that training starts from.
     """
+    from datasets import Dataset
+
     from aimo.train import trainers  # imports TRL, after Unsloth; pairs are sampled before that
 
     columns = ("prompt", "chosen", "rejected")

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import torch
-from huggingface_hub import ModelCard, ModelCardData
 
 from aimo import config
 from aimo.config import Profile
@@ -266,8 +265,13 @@ def save_model(
         shutil.rmtree(trained)
 
 
-def model_card(profile: Profile, figures: dict[str, Any]) -> ModelCard:
-    """Return a card with the base, the figures and the settings."""
+def model_card(profile: Profile, figures: dict[str, Any]) -> Any:
+    """Return a `ModelCard` with the base, the figures and the settings."""
+    from huggingface_hub import (
+        ModelCard,
+        ModelCardData,
+    )  # imports tqdm, which warns where nothing is quiet yet
+
     base = profile.model.base
     header = ModelCardData(
         base_model=None if config.resolve(base).is_dir() else base,  # the hub takes its own ids only
