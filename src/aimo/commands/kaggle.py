@@ -213,4 +213,7 @@ def scores(
         table = Table(*rows[0])
         for row in rows:
             table.add_row(*map(str, row.values()))
-        Console().print(table)
+        console = Console()
+        if not console.is_terminal:
+            console.width = 240  # a file or a pipe has no width to cut a run's path to
+        console.print(table)
