@@ -25,7 +25,6 @@ overrides = []  # keys of the profile to change, each as KEY=VALUE
 from aimo.data import prepare
 from aimo.report import plots, tables
 from aimo.run import runs
-from aimo.train import models
 
 run = runs.begin("sft", profile, run_dir, overrides)
 rows = prepare.read_set(run.dir / "data", "sft")
@@ -37,6 +36,8 @@ examples = prepare.read_set(run.dir / "data", "heldout")[:4]
 
 # %%
 start = run.start_model()
+from aimo.train import models
+
 model = models.load_model(start, run.profile)
 tokenizer = models.load_tokenizer(start, run.profile)
 before = models.complete(model, tokenizer, examples, run.solver_settings().max_tokens)

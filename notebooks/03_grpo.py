@@ -26,7 +26,6 @@ from aimo.data import prepare
 from aimo.evaluation.scores import within_pass_rate
 from aimo.report import plots, tables
 from aimo.run import runs
-from aimo.train import models
 
 run = runs.begin("grpo", profile, run_dir, overrides)
 rows = prepare.read_set(run.dir / "data", "grpo")
@@ -49,6 +48,8 @@ plots.pass_rates(rates, run.profile.grpo.pass_rate)
 # The model that the last stage trained, or the base.
 
 # %%
+from aimo.train import models
+
 model = models.load_model(start, run.profile, with_vllm=run.profile.grpo.generation == "vllm")
 tokenizer = models.load_tokenizer(start, run.profile)
 before = models.complete(model, tokenizer, examples, run.solver_settings().max_tokens)

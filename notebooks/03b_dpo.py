@@ -23,7 +23,7 @@ overrides = []  # keys of the profile to change, each as KEY=VALUE
 from aimo.data import prepare
 from aimo.report import plots, tables
 from aimo.run import runs
-from aimo.train import dpo, models
+from aimo.train import dpo
 
 run = runs.begin("dpo", profile, run_dir, overrides)
 rows = prepare.read_set(run.dir / "data", "grpo")
@@ -43,6 +43,8 @@ tables.pairs(pairs)
 # ## Load
 
 # %%
+from aimo.train import models
+
 model = models.load_model(start, run.profile)
 tokenizer = models.load_tokenizer(start, run.profile)
 before = models.complete(model, tokenizer, examples, run.solver_settings().max_tokens)
