@@ -179,7 +179,7 @@ def test_without_a_sandbox_samples_continue_without_programs(serving, monkeypatc
     sandbox._server.close()
     s = ask(engine, 2)
     assert s.answer == 7 and not s.note and "fork server does not start" in s.samples[0].text
-    for cached in sandbox.check_limits, sessions.has_sandbox:
+    for cached in sandbox.check_limits, sessions.has_sandbox, sessions.note_fault:
         cached.cache_clear()
     s = ask(engine, 2)
     assert "samples go on without tools" in capsys.readouterr().out
