@@ -22,7 +22,7 @@ from aimo.config import ROOT
 from aimo.data import builtin
 from aimo.inference.engine import Engine
 from aimo.inference.sampling import sample_seed
-from aimo.inference.solver import solve
+from aimo.inference.solver import solve_problem
 from aimo.inference.voting import Policy
 
 
@@ -40,12 +40,14 @@ def bare(engine: Engine, problem: str, samples: int) -> int:
 def streams(engine: Engine, problem: str, samples: int) -> int:
     """The solver with all samples at once and a vote that never ends early; returns the tokens generated."""
     never = Policy(in_flight=samples, max_error=0, futile_error=math.inf, overlong=math.inf)
-    return sum(sample.tokens for sample in solve(engine, problem, samples, 0, 99999, policy=never).samples)
+    return sum(
+        sample.tokens for sample in solve_problem(engine, problem, samples, 0, 99999, policy=never).samples
+    )
 
 
 def voted(engine: Engine, problem: str, samples: int) -> int:
     """The solver with its own stop rules; returns the tokens generated."""
-    return sum(sample.tokens for sample in solve(engine, problem, samples, 0, 99999).samples)
+    return sum(sample.tokens for sample in solve_problem(engine, problem, samples, 0, 99999).samples)
 
 
 def main(

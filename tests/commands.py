@@ -96,7 +96,7 @@ def check_aimo(arguments: list[str]) -> None:
         loaded = config.load(profile, overrides) if profile else None
     elif names[0] in ("solve", "serve", "evaluate"):
         layers = run.solver_settings(profile, overrides, given.get("samples"), given["vllm"] or [])
-        settings.resolve("MODEL", *layers)
+        settings.resolve_settings("MODEL", *layers)
     elif profile:
         config.load(profile)
     if names[0] == "launch" and given["gpus"]:

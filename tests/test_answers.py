@@ -21,7 +21,7 @@ from aimo.inference import judge
 from aimo.inference.answers import are_correct, extract, is_correct, to_integer
 from aimo.inference.expressions import canonical
 from aimo.inference.judge import are_equal, same
-from aimo.inference.sample import Problem
+from aimo.inference.sample import AskedProblem
 from aimo.inference.settings import Settings, Tags
 
 
@@ -113,7 +113,7 @@ def test_reward_figure_and_vote_read_one_answer_alike(gold):
     found = scores.score(header, [Trace(str(i), 0, 0, text, 1, True, 0, 1) for i, text in enumerate(texts)])
     assert found.right[:, 0].tolist() == wanted
     ballots = [scores.ballot(str(gold), *pair)[1][0] for pair in zip(found.answers, found.right, strict=True)]
-    problem = Problem(SimpleNamespace(settings=Settings()), "?", 0, -(10**9), 10**9)
+    problem = AskedProblem(SimpleNamespace(settings=Settings()), "?", 0, -(10**9), 10**9)
     assert [problem.read(text) for text in texts] == ballots == integers
 
 

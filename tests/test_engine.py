@@ -11,8 +11,8 @@ from conftest import TINY
 from aimo.data import builtin
 from aimo.errors import AimoError
 from aimo.inference.engine import Engine
-from aimo.inference.settings import Settings, resolve
-from aimo.inference.solver import solve
+from aimo.inference.settings import Settings, resolve_settings
+from aimo.inference.solver import solve_problem
 from aimo.inference.vllm_process import ONE_PROCESS, check_arguments, engine_arguments
 from aimo.inference.voting import EXACT
 
@@ -44,15 +44,15 @@ def limited(engine, tmp_path_factory):
         "enable_prefix_caching": False,
         "speculative_config": speculative,
     }
-    with Engine(folder, resolve(folder, {"vllm": profile})) as limited:
+    with Engine(folder, resolve_settings(folder, {"vllm": profile})) as limited:
         yield limited
 
 
 def test_the_context_shrinks_to_what_memory_holds(limited):
     assert limited.max_length == 384 and limited.streams < 16
-    s = solve(limited, QUESTIONS[0], num_samples=12, low=0, high=99999, policy=EXACT)
+    s = solve_problem(limited, QUESTIONS[0], num_samples=12, low=0, high=99999, policy=EXACT)
     assert s.votes and not s.note
-    assert "do not fit" in solve(limited, "1 + " * 400, num_samples=2, low=0, high=9).note
+    assert "do not fit" in solve_problem(limited, "1 + " * 400, num_samples=2, low=0, high=9).note
 
 
 def test_arguments_of_the_profile_go_over_the_folders_and_speculation_changes_no_greedy_text(limited, engine):
@@ -140,7 +140,7 @@ def test_a_completion_ends_with_its_stop_text_and_one_likeliest_token_is_greedy(
 @pytest.mark.parametrize("weight", ["logprob", "tail_entropy", "ties", "length"])
 def test_votes_weigh_by_what_the_settings_say(engine, monkeypatch, weight):
     monkeypatch.setattr(engine, "settings", replace(engine.settings, weight=weight))
-    s = solve(engine, QUESTIONS[0], num_samples=8, low=0, high=99999, policy=EXACT)
+    s = solve_problem(engine, QUESTIONS[0], num_samples=8, low=0, high=99999, policy=EXACT)
     weights = [sample.weight for sample in s.ended if sample.answer is not None]
     assert weights and all(0 < w <= 1 for w in weights) and len(set(weights)) > 1
     known = {}
@@ -182,7 +182,7 @@ def test_an_answer_from_the_statement_counts_half_where_that_is_asked(engine, mo
     answers = {
         sample.answer: sample.weight
         for q in QUESTIONS
-        for sample in solve(engine, q, 8, 0, 99999, policy=EXACT).ended
+        for sample in solve_problem(engine, q, 8, 0, 99999, policy=EXACT).ended
     }
     assert {weight for answer, weight in answers.items() if answer in (0, 1)} <= {0.5}
     assert set(answers.values()) == {0.5, 1.0} and not math.isnan(sum(answers.values()))

@@ -30,7 +30,7 @@ from aimo.inference import model_folder, solver
 from aimo.inference.model_folder import fingerprint, identity, is_same_model
 from aimo.inference.sampling import Completion
 from aimo.inference.server import Server
-from aimo.inference.settings import Prompt, resolve
+from aimo.inference.settings import Prompt, resolve_settings
 from aimo.run import runs
 
 QUESTIONS = [
@@ -41,7 +41,9 @@ QUESTIONS = [
 
 
 def header(questions=QUESTIONS, seed=0, **changes):
-    return EvaluationHeader("m", "w", "x", seed, resolve(TINY).asked | changes, 1024, list(questions))
+    return EvaluationHeader(
+        "m", "w", "x", seed, resolve_settings(TINY).asked | changes, 1024, list(questions)
+    )
 
 
 def scored(answers, questions=QUESTIONS, seed=0):
@@ -438,7 +440,7 @@ def test_another_adapter_is_sampled_and_never_shown_with_the_figures_of_the_firs
 
     def start(model, layers, seed, server, adapter):
         started.append(adapter)
-        return Server([model_server[0]], model, resolve(model, *layers))
+        return Server([model_server[0]], model, resolve_settings(model, *layers))
 
     monkeypatch.setattr(measure, "start", start)
     common = [small_benchmark, "--samples", 1]
@@ -518,7 +520,7 @@ class Model:
     """A public model that gives these answers in turn."""
 
     def __init__(self, folder, answers=("7",)):
-        self.settings, self.answers = resolve(folder, {"samples": 2}), itertools.cycle(answers)
+        self.settings, self.answers = resolve_settings(folder, {"samples": 2}), itertools.cycle(answers)
 
     def load_weights(self, folder):
         pass

@@ -23,12 +23,12 @@ from aimo.errors import AimoError, EngineError
 from aimo.inference import gateway, sandbox, sessions, solver, voting
 from aimo.inference.competitions import COMPETITIONS
 from aimo.inference.engine import Engine
-from aimo.inference.gateway import Schedule, answer_file, make_predict
+from aimo.inference.gateway import Schedule, Supervisor, answer_file, make_predict
 from aimo.inference.journal import Journal
-from aimo.inference.settings import resolve
-from aimo.inference.solution import End, Sample, Solution
+from aimo.inference.sample import End, Sample
+from aimo.inference.settings import resolve_settings
+from aimo.inference.solver import Solution
 from aimo.inference.solver import ask as ask_by_hand
-from aimo.inference.supervisor import Supervisor
 
 QUESTION = "What is the mean of 3, 4 and 5?"
 PROGRAM = "```python\nimport time; time.sleep(0.5); print(42)\n```\n"
@@ -92,7 +92,7 @@ def test_an_engine_that_hangs_is_replaced_and_the_samples_that_ended_are_kept(
     own, expected, monkeypatch, tmp_path
 ):
     monkeypatch.setattr(solver, "HANG_S", 4.0)
-    monkeypatch.setattr(gateway, "solve", partial(solver.solve, policy=voting.EXACT))
+    monkeypatch.setattr(gateway, "solve_problem", partial(solver.solve_problem, policy=voting.EXACT))
     first, processes = own.get(), own.processes()
     kept, solutions = [], {}
     journal = Journal(tmp_path / "journal.jsonl", "m")
@@ -127,14 +127,14 @@ def test_an_engine_that_dies_under_a_test_file_is_replaced_and_every_question_an
     answers = "".join(f"q{i},{expected}\n" for i in (2, 0, 1))
     assert (tmp_path / "a.csv").read_text() == f"id,answer\n{answers}"
     assert not any(s.note for s in solutions.values())
-    assert resolve(TINY, json.loads((tmp_path / "a.settings.json").read_text())) == first.settings
+    assert resolve_settings(TINY, json.loads((tmp_path / "a.settings.json").read_text())) == first.settings
     with pytest.raises(AimoError, match="closed"):
         first.run(asyncio.sleep(0))
 
 
 @pytest.mark.engine
 def test_an_engine_without_memory_gives_fallbacks_with_the_reason(capsys):
-    settings = resolve(TINY, {"vllm": {"num_gpu_blocks_override": 1}})
+    settings = resolve_settings(TINY, {"vllm": {"num_gpu_blocks_override": 1}})
     assert ask(predictor(lambda: Engine(TINY, settings), 60.0, 1)) == 0
     said = next(line for line in capsys.readouterr().out.splitlines() if "vLLM did not start with" in line)
     assert "ValueError" in said and "memory" in said and "all that it wrote is in " in said
@@ -154,7 +154,7 @@ def test_a_kernel_restarted_in_the_middle_of_a_question_asks_only_for_the_sample
     tmp_path, engine, monkeypatch
 ):
     path = tmp_path / "journal.jsonl"
-    monkeypatch.setattr(gateway, "solve", partial(solver.solve, policy=voting.EXACT))
+    monkeypatch.setattr(gateway, "solve_problem", partial(solver.solve_problem, policy=voting.EXACT))
     answer = ask(predictor(lambda: engine, journal=Journal(path, "m")))
     lines = [line for line in path.read_text().splitlines() if "sample" in line]
     path.write_text("\n".join(lines[:4]) + "\n")

@@ -16,11 +16,11 @@ import pytest
 from aimo.errors import AimoError
 from aimo.inference import chat_format, harmony, voting
 from aimo.inference.answers import extract
+from aimo.inference.sample import End
 from aimo.inference.sampling import Completion
 from aimo.inference.server import Server
-from aimo.inference.settings import HARMONY, Settings, Variant, resolve
-from aimo.inference.solution import End
-from aimo.inference.solver import solve
+from aimo.inference.settings import HARMONY, Settings, Variant, resolve_settings
+from aimo.inference.solver import solve_problem
 from aimo.inference.voting import EXACT
 
 SETTINGS = Settings(format="harmony", tags=HARMONY, tools=1.0)
@@ -300,15 +300,15 @@ def test_an_argument_that_harmony_does_not_have_is_refused(encoding, kwargs, err
 
 def test_the_format_is_taken_for_gpt_oss_alone_and_without_a_parser(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "gpt_oss"}')
-    settings = resolve(tmp_path)
+    settings = resolve_settings(tmp_path)
     assert settings.format == "harmony" and settings.tags == HARMONY
     with pytest.raises(AimoError, match="tool_parser: openai does not read the calls of Harmony; set"):
-        resolve(tmp_path, {"tool_parser": "openai"})
-    assert resolve(tmp_path, {"format": "chat", "tool_parser": "openai"}).format == "chat"
+        resolve_settings(tmp_path, {"tool_parser": "openai"})
+    assert resolve_settings(tmp_path, {"format": "chat", "tool_parser": "openai"}).format == "chat"
     (tmp_path / "config.json").write_text('{"model_type": "qwen3"}')
-    assert resolve(tmp_path).format == "chat"
+    assert resolve_settings(tmp_path).format == "chat"
     with pytest.raises(AimoError, match=r"inference\.format: harmony is gpt-oss's.*; set it to chat"):
-        resolve(tmp_path, {"format": "harmony"})
+        resolve_settings(tmp_path, {"format": "harmony"})
 
 
 @pytest.mark.parametrize(
@@ -469,7 +469,7 @@ def test_a_sample_calls_python_reads_its_output_and_answers(serve):
         unknown = "<|channel|>analysis to=unknown<|message|>{}<|call|>"
         return THOUGHT + CALL if unknown in prompt else unknown
 
-    s = solve(serve(model), "What is 6 x 7?", num_samples=4, low=0, high=999, policy=EXACT)
+    s = solve_problem(serve(model), "What is 6 x 7?", num_samples=4, low=0, high=999, policy=EXACT)
     assert s.answer == 42 and not s.note
     for sample in s.ended:
         assert (sample.weight, sample.turns, sample.errors, sample.malformed) == (2.0, 2, 1, 1)
@@ -487,7 +487,7 @@ def test_a_sample_that_is_cut_or_calls_a_tool_it_may_not_is_forced_to_answer(ser
 
     sampler = serve(model)
     sampler.settings = replace(sampler.settings, tools=tools)
-    s = solve(sampler, "What is 6 x 7?", num_samples=2, low=0, high=999, policy=EXACT)
+    s = solve_problem(sampler, "What is 6 x 7?", num_samples=2, low=0, high=999, policy=EXACT)
     assert s.answer == 42 and {sample.end for sample in s.ended} == {End.TOKENS}
 
 
@@ -495,10 +495,10 @@ def test_a_sample_that_is_cut_or_calls_a_tool_it_may_not_is_forced_to_answer(ser
 def test_a_random_model_of_the_architecture_is_sampled_over_turns_in_vllm(gpt_oss):
     from aimo.inference.engine import Engine
 
-    settings = resolve(gpt_oss, {"tools": 1.0, "max_tokens": 200, "tool_turns": 4})
+    settings = resolve_settings(gpt_oss, {"tools": 1.0, "max_tokens": 200, "tool_turns": 4})
     assert settings.format == "harmony" and settings.tags == HARMONY
     with Engine(gpt_oss, settings) as engine:
-        s = solve(engine, "What is 6 x 7?", num_samples=16, low=0, high=999, policy=EXACT)
+        s = solve_problem(engine, "What is 6 x 7?", num_samples=16, low=0, high=999, policy=EXACT)
     assert len(s.ended) == 16 and "engine" not in s.note
     assert sum(sample.malformed for sample in s.ended) > 16  # it knows no format
     assert sum(sample.turns for sample in s.ended) > 16 and any(sample.turns == 4 for sample in s.ended)

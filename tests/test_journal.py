@@ -7,8 +7,8 @@ import pytest
 
 from aimo.inference.errors import AimoError
 from aimo.inference.journal import Journal, JournalHeader, parse_line
+from aimo.inference.sample import End, Sample
 from aimo.inference.settings import Settings
-from aimo.inference.solution import End, Sample
 from aimo.inference.storage import read_lines
 from aimo.inference.voting import Stop
 

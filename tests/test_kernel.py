@@ -54,7 +54,10 @@ def test_a_kernel_shows_its_settings_first_and_folds_the_files_that_it_ships(nam
 def test_its_parameters_are_those_that_serve_takes():
     names: dict = {}
     exec(parameters(BUILT), {}, names)
-    assert sorted(names) == sorted(inspect.signature(gateway.serve).parameters) and names["settings"] == {}
+    assert (
+        sorted(names) == sorted(inspect.signature(gateway.serve_submission).parameters)
+        and names["settings"] == {}
+    )
 
 
 @pytest.mark.parametrize("name", ["aimo3-gpt-oss-120b", "aimo2-r1-14b-awq", "tiny"])

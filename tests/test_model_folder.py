@@ -67,7 +67,7 @@ def test_a_model_that_vllm_does_not_know_ends_a_trial_run_and_leaves_no_answers(
     (tmp_path / "test.csv").write_text("id,problem\na,1 + 1?\n")
     monkeypatch.chdir(tmp_path)
     refused(
-        lambda: gateway.serve("aimo3", str(folder), "test.csv", 600, {}),
+        lambda: gateway.serve_submission("aimo3", str(folder), "test.csv", 600, {}),
         f"vLLM did not start with {folder}: ",
         told,
         "; take a model that this vLLM loads, or a newer vLLM",

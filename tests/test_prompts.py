@@ -9,7 +9,7 @@ from aimo import config
 from aimo.errors import AimoError
 from aimo.inference import chat_format, prompts
 from aimo.inference.model_folder import load_tokenizer
-from aimo.inference.settings import Settings, Variant, resolve
+from aimo.inference.settings import Settings, Variant, resolve_settings
 from aimo.inference.tool_calls import PYTHON
 from aimo.train import models
 
@@ -266,7 +266,10 @@ def sampler(public_model):
         tokenizer = load_tokenizer(public_model)
         tokenizer.chat_template = template
         return SimpleNamespace(
-            tokenizer=tokenizer, settings=resolve(public_model, settings), tool_parser=None, encoding=None
+            tokenizer=tokenizer,
+            settings=resolve_settings(public_model, settings),
+            tool_parser=None,
+            encoding=None,
         )
 
     return make
@@ -363,5 +366,5 @@ def test_prompts_longer_than_the_context_are_refused_before_anything_is_loaded(p
     from aimo.inference.engine import Engine
 
     with pytest.raises(AimoError, match=r"a prompt takes \d+ of the context's 1024 tokens") as e:
-        Engine(public_model, resolve(public_model, {"system": "Think hard. " * 300}))
+        Engine(public_model, resolve_settings(public_model, {"system": "Think hard. " * 300}))
     assert "inference.system" in str(e.value) and "\n" not in str(e.value)

@@ -577,8 +577,8 @@ def server() -> str:
 def asked(profile: config.Profile, folder: Path) -> Any:
     """What a model server is asked for one question, and what the solver makes of its replies."""
     from aimo.inference import competitions, gateway, voting
+    from aimo.inference.gateway import Supervisor
     from aimo.inference.server import Server
-    from aimo.inference.supervisor import Supervisor
 
     Model.asked.clear()
     solutions: dict[str, Any] = {}
@@ -589,7 +589,7 @@ def asked(profile: config.Profile, folder: Path) -> Any:
         pytest.MonkeyPatch.context() as patch,
     ):
         patch.setattr(voting, "is_decided", lambda *_: False)
-        patch.setattr(gateway, "solve", partial(gateway.solve, policy=to_the_end))
+        patch.setattr(gateway, "solve_problem", partial(gateway.solve_problem, policy=to_the_end))
         schedule = gateway.Schedule(competitions.COMPETITIONS["aimo3"], None, 1)
         predict = gateway.make_predict(schedule, Supervisor(lambda: model, model), profile.seed, solutions)
         predict(["q"], ["What is 1 + 1, or 2?"])

@@ -15,13 +15,13 @@ from conftest import AIMO, TINY, aimo, left_of, refused, wait_for
 from aimo.errors import AimoError, EngineError
 from aimo.inference import vllm_process
 from aimo.inference.model_folder import load_tokenizer
-from aimo.inference.settings import resolve
+from aimo.inference.settings import resolve_settings
 
 
 @pytest.mark.engine  # it imports vLLM
 def test_the_settings_of_a_profile_are_options_of_vllm():
     layer = {"gpu_memory": 0.5, "vllm": {"data_parallel_size": 2, "reasoning_parser": "deepseek_r1"}}
-    command = vllm_process.server_command(TINY, resolve(TINY, layer), 7, "0.0.0.0", 8001)
+    command = vllm_process.server_command(TINY, resolve_settings(TINY, layer), 7, "0.0.0.0", 8001)
     wanted = "--data-parallel-size=2 --reasoning-parser=deepseek_r1 --gpu-memory-utilization=0.5 --seed=7 "
     wanted += "--host=0.0.0.0 --port=8001 --enforce-eager --served-model-name=tiny-base"
     assert set(wanted.split()) <= set(command) and f"--model={TINY}" in command
@@ -58,13 +58,13 @@ NESTED = {
 def test_a_model_folder_cannot_set_what_could_run_its_code_and_the_user_can(tmp_path, key, value):
     folder = folder_with(tmp_path / "model", aimo={"vllm": {"max_num_seqs": 4, key: value}})
     with pytest.raises(AimoError, match=rf"aimo\.json: vllm\.{key} could .* inference\.vllm\.{key} yourself"):
-        resolve(folder)
-    assert resolve(folder, {"vllm": {key: 5}}).vllm == {"max_num_seqs": 4, key: 5}
+        resolve_settings(folder)
+    assert resolve_settings(folder, {"vllm": {key: 5}}).vllm == {"max_num_seqs": 4, key: 5}
 
 
 @pytest.mark.parametrize("key, value", [("dtype", "half"), ("kv_cache_dtype", "fp8"), ("max_num_seqs", 4)])
 def test_a_model_folder_can_set_what_is_harmless(tmp_path, key, value):
-    assert resolve(folder_with(tmp_path / "model", aimo={"vllm": {key: value}})).vllm == {key: value}
+    assert resolve_settings(folder_with(tmp_path / "model", aimo={"vllm": {key: value}})).vllm == {key: value}
 
 
 @pytest.mark.engine  # it imports Transformers
@@ -89,7 +89,7 @@ def test_code_in_a_model_folder_does_not_run_without_the_user_s_word(tmp_path):
 def test_a_port_that_is_taken_is_refused(tmp_path):
     with vllm_process.socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        start = vllm_process.serving(TINY, resolve(TINY), port=port, log=tmp_path / "log")
+        start = vllm_process.serving(TINY, resolve_settings(TINY), port=port, log=tmp_path / "log")
         with pytest.raises(AimoError, match=f"--port {port} of 127.0.0.1: Address already in use"), start:
             pass
 
@@ -97,7 +97,7 @@ def test_a_port_that_is_taken_is_refused(tmp_path):
 def test_a_server_that_ends_before_it_answers_is_explained(tmp_path, monkeypatch):
     failing = ["sh", "-c", "echo 'ValueError: no such parser' >&2; exit 1"]
     monkeypatch.setattr(vllm_process, "server_command", lambda *_: failing)
-    start = vllm_process.serving(TINY, resolve(TINY), log=tmp_path / "log")
+    start = vllm_process.serving(TINY, resolve_settings(TINY), log=tmp_path / "log")
     with pytest.raises(EngineError, match=r"did not serve .*: ValueError: no such parser"), start:
         pass
 

@@ -14,8 +14,7 @@ from conftest import TINY
 from aimo.errors import AimoError
 from aimo.inference import gateway, startup
 from aimo.inference.competitions import COMPETITIONS, read_questions
-from aimo.inference.gateway import Schedule, ask_each, make_predict
-from aimo.inference.supervisor import Supervisor
+from aimo.inference.gateway import Schedule, Supervisor, ask_each, make_predict
 
 
 def write(path, text):
@@ -94,8 +93,8 @@ def test_the_gateway_takes_a_row_of_polars_or_pandas_and_refuses_what_would_end_
 
 def test_a_question_gets_what_the_time_bank_allows(monkeypatch, engine):
     budgets = []
-    real = gateway.solve
-    monkeypatch.setattr(gateway, "solve", lambda *a, **k: (budgets.append(a[-1]), real(*a, **k))[1])
+    real = gateway.solve_problem
+    monkeypatch.setattr(gateway, "solve_problem", lambda *a, **k: (budgets.append(a[-1]), real(*a, **k))[1])
     predict = make_predict(Schedule(COMPETITIONS["aimo3"], 300.0, 3), Supervisor(lambda: engine))
     for i in range(3):
         predict(pl.Series([f"q{i}"]), pl.Series(["What is the mean of 3, 4 and 5?"]))
@@ -139,7 +138,7 @@ def rerun(monkeypatch, tmp_path):
 
 def test_in_a_rerun_kaggles_own_server_is_served_and_every_row_is_valid(rerun, tmp_path):
     # A model that is not there must cost its answers, not the submission.
-    solutions = gateway.serve("aimo3", str(tmp_path / "nothing"), "", 100.0, {})
+    solutions = gateway.serve_submission("aimo3", str(tmp_path / "nothing"), "", 100.0, {})
     assert FakeServer.last.rows == [("a", 0), ("b", 0), ("c", 0)]
     assert all("no such folder" in s.note for s in solutions.values())
 
@@ -153,7 +152,7 @@ def test_in_a_rerun_the_server_starts_before_the_engine_has_loaded(rerun, monkey
 
     monkeypatch.setattr(gateway, "start_engine", start_engine)
     monkeypatch.setattr(FakeServer, "serve", lambda self: (serving.set(), self.predict(["a"], ["1 + 1?"])))
-    solutions = gateway.serve("aimo3", str(TINY), "", 100.0, {})
+    solutions = gateway.serve_submission("aimo3", str(TINY), "", 100.0, {})
     assert not any(loaded_first) and solutions["a"].note == "no engine"
 
 
@@ -163,7 +162,7 @@ def test_outside_a_rerun_what_is_not_installed_is_named_at_once(monkeypatch, tmp
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(gateway, "Supervisor", None)
     with pytest.raises(AimoError, match=r"^vllm not installed.*attach"):
-        gateway.serve("aimo3", str(TINY), str(path), 100.0, {})
+        gateway.serve_submission("aimo3", str(TINY), str(path), 100.0, {})
 
 
 def test_a_competition_without_a_server_takes_a_csv_in_the_order_of_its_test_file(monkeypatch, tmp_path):
@@ -176,10 +175,10 @@ def test_a_competition_without_a_server_takes_a_csv_in_the_order_of_its_test_fil
 
     monkeypatch.setattr(gateway, "start_engine", start_engine)
     with pytest.raises(AimoError, match=r"^no engine$"):
-        gateway.serve("aimo1", str(TINY), str(path), 100.0, {})
+        gateway.serve_submission("aimo1", str(TINY), str(path), 100.0, {})
     assert not (tmp_path / "submission.csv").exists()
     monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
-    gateway.serve("aimo1", str(TINY), str(path), 100.0, {})
+    gateway.serve_submission("aimo1", str(TINY), str(path), 100.0, {})
     rows = "".join(f"q{i},0\n" for i in range(12))
     assert (tmp_path / "submission.csv").read_text() == f"id,answer\n{rows}"
 
@@ -189,15 +188,15 @@ def test_the_start_up_counts_against_the_time_limit_except_where_a_person_works(
     monkeypatch.setattr(gateway, "start_engine", lambda *_: None)
     left = []
     monkeypatch.setattr(gateway, "answer_question", lambda *arguments: left.append(arguments[4]))
-    gateway.serve("aimo3", str(TINY), "", 1000.0, {})
+    gateway.serve_submission("aimo3", str(TINY), "", 1000.0, {})
     monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
-    gateway.serve("aimo3", str(TINY), "", 1000.0, {})
+    gateway.serve_submission("aimo3", str(TINY), "", 1000.0, {})
     assert sum(left[:3]) < 60 < sum(left[3:]), "of 50 questions"
 
 
 def test_an_unknown_competition_is_named(tmp_path):
     with pytest.raises(AimoError, match="competition 'aimo9' is unknown: use one of aimo1, aimo2, aimo3"):
-        gateway.serve("aimo9", str(TINY), str(tmp_path / "t.csv"), 100.0, {})
+        gateway.serve_submission("aimo9", str(TINY), str(tmp_path / "t.csv"), 100.0, {})
 
 
 def test_a_wrong_setting_of_the_kernel_is_named_before_anything_starts(monkeypatch, tmp_path):
@@ -206,7 +205,7 @@ def test_a_wrong_setting_of_the_kernel_is_named_before_anything_starts(monkeypat
     monkeypatch.setattr(gateway, "Supervisor", None)
     for wrong, told in [({"temprature": 1.0}, "temprature"), ({"samples": 0}, "samples")]:
         with pytest.raises(AimoError, match=told):
-            gateway.serve("aimo3", str(TINY), str(path), 100.0, wrong)
+            gateway.serve_submission("aimo3", str(TINY), str(path), 100.0, wrong)
     assert not (tmp_path / "settings.json").exists()
 
 
@@ -227,7 +226,7 @@ def test_outside_a_rerun_kaggles_own_gateway_is_preferred(monkeypatch, tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(gateway, "start_engine", lambda *_: types.SimpleNamespace(close=lambda: None))
     path = write(tmp_path / "t.csv", "id,question\n1,x\n")
-    gateway.serve("aimo2", str(TINY), str(path), 100.0, {})
+    gateway.serve_submission("aimo2", str(TINY), str(path), 100.0, {})
     assert FakeServer.last.paths == (str(path),)
 
 
@@ -251,7 +250,7 @@ def play(monkeypatch, tmp_path, competition, answer, text=TEN):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(gateway, "make_predict", make_predict)
     monkeypatch.setattr(gateway, "start_engine", lambda *_: types.SimpleNamespace(close=lambda: None))
-    gateway.serve(competition, str(TINY), str(write(tmp_path / "t.csv", text)), 100.0, {})
+    gateway.serve_submission(competition, str(TINY), str(write(tmp_path / "t.csv", text)), 100.0, {})
     return asked[:-1]
 
 

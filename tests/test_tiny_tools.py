@@ -39,12 +39,12 @@ def test_what_it_is_trained_on_is_what_a_conversation_asks_and_reads():
     from aimo.inference.chat_format import ToolCalls
     from aimo.inference.model_folder import load_tokenizer
     from aimo.inference.sampling import Completion
-    from aimo.inference.settings import resolve
+    from aimo.inference.settings import resolve_settings
     from aimo.inference.tool_calls import find_tool_parser
 
     tokenizer, make = load_tokenizer(TOOLS), runpy.run_path(str(TOOLS / "make.py"))
     parser = find_tool_parser("hermes", tokenizer)
-    sampler = SimpleNamespace(tokenizer=tokenizer, settings=resolve(TOOLS), tool_parser=parser)
+    sampler = SimpleNamespace(tokenizer=tokenizer, settings=resolve_settings(TOOLS), tool_parser=parser)
     for p in islice(PROBLEMS.stream_programmed("train", 0), 20):
         parts = make["write"](p, random.Random(1))  # 1: with tools
         talk, ids = ToolCalls(sampler, p.problem), []
@@ -63,13 +63,13 @@ def test_what_it_is_trained_on_is_what_a_conversation_asks_and_reads():
 def tool_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
     """The model in vLLM, which counts what it has cached, with room for a long context."""
     from aimo.inference.engine import Engine
-    from aimo.inference.settings import resolve
+    from aimo.inference.settings import resolve_settings
 
     folder = tmp_path_factory.mktemp("tools") / "tiny-tools"
     shutil.copytree(TOOLS, folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 4096}))
-    with Engine(folder, resolve(folder, {"vllm": {"disable_log_stats": False}})) as engine:
+    with Engine(folder, resolve_settings(folder, {"vllm": {"disable_log_stats": False}})) as engine:
         yield engine
 
 

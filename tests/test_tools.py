@@ -11,10 +11,10 @@ from conftest import TINY
 
 from aimo.errors import AimoError
 from aimo.inference import sandbox, sessions
-from aimo.inference.sample import Problem
+from aimo.inference.sample import AskedProblem
 from aimo.inference.sampling import Completion
 from aimo.inference.server import Server
-from aimo.inference.solver import solve
+from aimo.inference.solver import solve_problem
 from aimo.inference.tool_calls import find_tool_parser
 from aimo.inference.voting import EXACT
 
@@ -45,7 +45,7 @@ def serving():
 
 def ask(engine, samples=1):
     """The solution of a question whose answer is asked of all samples."""
-    return solve(engine, "What is 6 x 7?", num_samples=samples, low=0, high=999, policy=EXACT)
+    return solve_problem(engine, "What is 6 x 7?", num_samples=samples, low=0, high=999, policy=EXACT)
 
 
 def then(first, later, read="```output"):
@@ -139,7 +139,7 @@ def test_the_prompt_of_a_question_is_encoded_once_and_no_sample_changes_that_of_
 ):
     engine = with_calls(serving(str))
     engine.settings = replace(engine.settings, tool_parser=parser)
-    problem = Problem(engine, "What is 6 x 7?", 0, 0, 999)
+    problem = AskedProblem(engine, "What is 6 x 7?", 0, 0, 999)
     first = problem.begin(0, with_tools=True)
     prompt = first.prompt()
     monkeypatch.setattr(engine.tokenizer, "apply_chat_template", None)

@@ -15,8 +15,9 @@ from conftest import ROOT
 from aimo.evaluation import replay, traces
 from aimo.evaluation.traces import RecordedQuestion, RecordedSample
 from aimo.inference import answers, solver, voting
+from aimo.inference.sample import End, Sample
 from aimo.inference.settings import Settings, Tags
-from aimo.inference.solution import End, Sample, Solution
+from aimo.inference.solver import Solution
 from aimo.inference.voting import Policy, State, Stop, next_step
 
 THINKING = (
@@ -182,7 +183,7 @@ def test_a_solver_settles_equally_unsure_votes_as_soon_as_sure_ones():
     settings = Settings(weight="tail_entropy")
     sampler = SimpleNamespace(settings=settings)
     unsure = [Sample(i, "", 9, End.ANSWERED, 2, 0.5, tail_entropy=0.7) for i in range(4)]
-    question = solver.Solver(solver.Problem(sampler, "?", 0, 0, 9), Solution(samples=unsure), print)
+    question = solver.Solver(solver.AskedProblem(sampler, "?", 0, 0, 9), Solution(samples=unsure), print)
     assert voting.next_step(question.state(12, math.inf)).stop is Stop.SETTLED
     question.solution.samples.pop()
     assert voting.next_step(question.state(12, math.inf)).stop is None

@@ -21,7 +21,7 @@ import typer
 from tokenizers import Regex
 
 from aimo.inference.engine import Engine
-from aimo.inference.sample import Problem as Asked
+from aimo.inference.sample import AskedProblem as Asked
 from aimo.inference.sample import RunningSample
 from aimo.inference.sampling import Sampler
 from aimo.inference.storage import write_json

@@ -48,4 +48,4 @@ with startup.step("imports"):
 # ## Answer
 
 # %%
-solutions = gateway.serve(competition, model, test_csv, time_limit_s, settings, adapter, seed)
+solutions = gateway.serve_submission(competition, model, test_csv, time_limit_s, settings, adapter, seed)

@@ -12,14 +12,14 @@ from pathlib import Path
 from aimo import config, pipeline
 from aimo.errors import AimoError
 from aimo.inference import startup
-from aimo.inference.parameters import Texts, checked
+from aimo.inference.settings import Texts, check_parameters
 from aimo.run.runs import SESSION_END, SESSION_OVER, is_finished, newest_first, read_metrics
 
 # No stage is checkpoint_of in this last part of a session: it would load a model and train a step or two.
 LAST_PART = 0.1
 
 
-@checked
+@check_parameters
 def train(
     profile: str,
     overrides: Texts,

@@ -9,7 +9,7 @@ from aimo.config import read_values, set_key
 from aimo.errors import AimoError
 from aimo.inference.engine import Engine
 from aimo.inference.model_folder import check_model_folder
-from aimo.inference.settings import resolve
+from aimo.inference.settings import resolve_settings
 from aimo.run.runs import quiet
 
 Profile = Annotated[str, typer.Option(help="A name in notebooks/profiles, or a path to a YAML file.")]
@@ -45,7 +45,7 @@ def start(
     """Return the servers of a model, or else an engine, with layers over the folder's settings."""
     quiet()
     check_model_folder(model)
-    settings = resolve(model, *layers)
+    settings = resolve_settings(model, *layers)
     if not server:
         return Engine(model, settings, seed=seed, adapter=adapter)
     from aimo.inference.server import Server  # loads openai

@@ -35,7 +35,7 @@ from aimo.inference import vllm_process
 from aimo.inference.competitions import read_questions
 from aimo.inference.errors import redact
 from aimo.inference.gateway import answer_file, journal_beside
-from aimo.inference.settings import resolve
+from aimo.inference.settings import resolve_settings
 from aimo.inference.solver import ask
 from aimo.inference.storage import KEPT, NO_ROOM, SampleFile
 from aimo.kaggle import kernels
@@ -223,7 +223,7 @@ def serve(
     if log.is_dir():
         raise AimoError(f"--log {log} is a folder; name a file in it")
     folder = hub.local_folder(model)
-    settings = resolve(folder, *solver_settings(profile, set_, None, vllm))
+    settings = resolve_settings(folder, *solver_settings(profile, set_, None, vllm))
     print(f"Loading {folder.name} with vLLM, which takes half a minute or more; its log is {log}", flush=True)
     try:
         with vllm_process.serving(folder, settings, seed, host=host, port=port, log=log) as (url, process):

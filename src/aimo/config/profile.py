@@ -18,7 +18,7 @@ from aimo.inference.settings import (
     Settings,
     contradiction,
     merge,
-    resolve,
+    resolve_settings,
     strict,
     validate_settings,
 )
@@ -100,7 +100,7 @@ class Profile:
             ours["tags"] = asdict(self.prompt.tags)
         if self.model.max_length:
             ours["max_length"] = self.model.max_length
-        return resolve(model, ours, self.inference.written)
+        return resolve_settings(model, ours, self.inference.written)
 
     @model_validator(mode="after")
     def check(self) -> "Profile":

@@ -28,7 +28,7 @@ from aimo.errors import AimoError
 from aimo.inference import vllm_process
 from aimo.inference.model_folder import identity
 from aimo.inference.sampling import BackgroundLoop, sample_seed
-from aimo.inference.settings import PUBLIC, Tags, resolve
+from aimo.inference.settings import PUBLIC, Tags, resolve_settings
 from aimo.inference.storage import SampleFile, read_json, write_json
 from aimo.run import hub
 from aimo.run.runs import Run
@@ -87,7 +87,7 @@ def teacher(run: Run) -> Iterator[Distil]:
         yield wanted
         return
     folder = teachers_folder(run)
-    settings = resolve(folder, run.profile.inference.written)
+    settings = resolve_settings(folder, run.profile.inference.written)
     print(f"Serving {folder.name} with vLLM, which takes half a minute or more", flush=True)
     with vllm_process.serving(folder, settings, run.profile.seed, log=run.folder / "vllm.log") as (url, _):
         yield replace(wanted, api_addr=[url], model=folder.name)

@@ -19,7 +19,7 @@ from aimo.evaluation.benchmarks import Question
 from aimo.inference import solver
 from aimo.inference.errors import one_line
 from aimo.inference.model_folder import is_same_model
-from aimo.inference.sample import Problem, RunningSample
+from aimo.inference.sample import AskedProblem, RunningSample
 from aimo.inference.sampling import Completion, Sampler, sample_seed
 from aimo.inference.sessions import has_sandbox
 from aimo.inference.settings import validate_settings
@@ -152,7 +152,7 @@ def sample_file(sampler: Sampler, file: File, num_samples: int, step: Callable[[
     by then is kept.
     """
     header, settings = file.header, sampler.settings
-    problems = {q.id: Problem(sampler, q.problem, header.seed) for q in header.questions}
+    problems = {q.id: AskedProblem(sampler, q.problem, header.seed) for q in header.questions}
     too_long = {id_ for id_, problem in problems.items() if problem.fault()}
     begun = time.monotonic()
     before = max((trace.end_s for trace in file.traces.values()), default=0.0)

@@ -32,7 +32,7 @@ from aimo.inference import answers, competitions, gateway
 from aimo.inference.engine import Engine
 from aimo.inference.model_folder import identity
 from aimo.inference.sampling import Sampler
-from aimo.inference.settings import SETTINGS, Settings, guess_tags, resolve
+from aimo.inference.settings import SETTINGS, Settings, guess_tags, resolve_settings
 from aimo.inference.storage import KEPT, read_json, write_json
 from aimo.report import pages, tables
 from aimo.run.progress import counting
@@ -74,7 +74,7 @@ class Wanted:
         boxes = guess_tags(self.model).answer_start.startswith("\\boxed")
         if boxes and not (self.model / SETTINGS).exists():
             layer["user"] = benchmark.prompt
-        settings = resolve(self.model, layer, *self.layers)
+        settings = resolve_settings(self.model, layer, *self.layers)
         if settings.temperature == 0 and not any("samples" in given for given in self.layers):
             return replace(settings, samples=1)  # all would be equal
         return settings

@@ -16,17 +16,16 @@ from aimo.inference import competitions, gateway, startup
 from aimo.inference.competitions import Competition
 from aimo.inference.errors import AimoError
 from aimo.inference.files import read_texts
+from aimo.inference.gateway import Supervisor
 from aimo.inference.journal import Journal
 from aimo.inference.model_folder import check_model_folder, identity
-from aimo.inference.parameters import Texts, checked
-from aimo.inference.settings import resolve
+from aimo.inference.settings import Texts, check_parameters, resolve_settings
 from aimo.inference.storage import write_json
-from aimo.inference.supervisor import Supervisor
 from aimo.report import page, plots, tables
 from aimo.report.page import Section
 
 
-@checked
+@check_parameters
 def evaluate_submission(
     competition: str,
     model: str,
@@ -44,7 +43,7 @@ def evaluate_submission(
     """
     rules = competitions.find_competition(competition)
     check_model_folder(model)
-    resolved = resolve(model, settings)
+    resolved = resolve_settings(model, settings)
     gateway.check_installed(resolved)
     if not files:
         raise AimoError("files: name at least one file of problems with answers")

@@ -18,8 +18,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from aimo.errors import AimoError, explain
 from aimo.inference import answers, files, journal, voting
-from aimo.inference.sample import COUNT_EVERY
-from aimo.inference.solution import End, Sample
+from aimo.inference.sample import COUNT_EVERY, End, Sample
 
 CHARACTERS = 3.2  # a token, where a trace has texts alone
 CHECK = 256  # characters between two looks for repetition
@@ -57,7 +56,7 @@ class RecordedSample:
     answer: Vote
     pace: float = 1.0  # tokens a unit of wall time: 1 where no time was recorded
     printed: tuple[int | None, ...] = ()  # the answers that its programs printed
-    logprob: float | None = None  # these four as in `aimo.inference.solution.Sample`
+    logprob: float | None = None  # these four as in `aimo.inference.sample.Sample`
     tail_logprob: float | None = None
     entropy: float | None = None
     tail_entropy: float | None = None

@@ -17,7 +17,7 @@ from aimo.inference.errors import AimoError, say
 from aimo.inference.model_folder import check_model_folder, identity, tied_embedding
 from aimo.inference.plan import position_limit
 from aimo.inference.sampling import BackgroundLoop, Completion, Until, entropy_of
-from aimo.inference.settings import Settings, resolve
+from aimo.inference.settings import Settings, resolve_settings
 from aimo.inference.vllm_process import (
     ending_with_this_thread,
     engine_arguments,
@@ -50,7 +50,7 @@ class Engine(FolderSampler):
         """
         self.model, self.adapter, self.seed = Path(model), adapter, seed
         check_model_folder(model)
-        settings = settings or resolve(model)
+        settings = settings or resolve_settings(model)
         self.log, note = None, ""
         if not is_verbose():
             handle, name = tempfile.mkstemp(prefix="vllm-", suffix=".log")

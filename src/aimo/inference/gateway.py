@@ -14,8 +14,10 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import polars as pl
@@ -33,14 +35,12 @@ from aimo.inference.engine import Engine
 from aimo.inference.errors import AimoError, EngineError, one_line, say
 from aimo.inference.journal import Journal
 from aimo.inference.model_folder import check_model_folder, identity
-from aimo.inference.parameters import checked
 from aimo.inference.plan import plan_for_this_machine
-from aimo.inference.sampling import Sampler
-from aimo.inference.settings import Settings, resolve
-from aimo.inference.solution import FALLBACK, Sample, Solution
-from aimo.inference.solver import next_budget, solve
+from aimo.inference.sample import Sample
+from aimo.inference.sampling import Sampler, result_of
+from aimo.inference.settings import Settings, check_parameters, resolve_settings
+from aimo.inference.solver import FALLBACK, Solution, next_budget, solve_problem
 from aimo.inference.storage import AGAIN, KEPT, write_whole
-from aimo.inference.supervisor import Supervisor
 from aimo.inference.vllm_process import is_verbose, set_environment, stderr_to
 from aimo.inference.voting import Stop
 
@@ -49,6 +49,75 @@ MIN_ATTEMPT_S = 60  # of a question's time; less is not worth starting an engine
 ANSWER_MARGIN_S = 30  # of the time that Kaggle allows for one answer
 PATIENCE_S = 150  # that `answer_file` waits for an engine, or for a model server that was restarted
 Predict = Callable[[Any, Any], pl.DataFrame]
+
+
+CLOSE_S = 30  # for a failed engine to release its memory
+RETRY_S = 2  # between two attempts to load
+
+
+class Supervisor:
+    """The engine that is running, or the one that is loading."""
+
+    def __init__(
+        self, load: Callable[[], Sampler], engine: Sampler | None = None, patience_s: float = 0.0
+    ) -> None:
+        """Start loading in a thread, unless there is an `engine` to begin with, which its owner closes.
+
+        A load that fails is repeated for `patience_s` seconds: a model server that was restarted takes a
+        while to return.
+        """
+        self.load, self.given, self.patience_s = load, engine, patience_s
+        self.loaded: Future[Sampler] = Future()
+        if engine:
+            self.loaded.set_result(engine)
+        else:
+            self.start()
+
+    def start(self, failed: Sampler | None = None) -> None:
+        """Load an engine in a thread, once a `failed` one has released its memory."""
+        loaded: Future[Sampler] = Future()
+        self.loaded = loaded
+
+        def work() -> None:
+            if failed:
+                closing = Thread(target=failed.close, daemon=True)
+                closing.start()
+                closing.join(CLOSE_S)
+            end = time.monotonic() + self.patience_s
+            while not loaded.done():
+                try:
+                    loaded.set_result(self.load())
+                except BaseException as e:  # a library may raise SystemExit, or what Rust panics with
+                    if time.monotonic() >= end:
+                        loaded.set_exception(e if isinstance(e, Exception) else RuntimeError(one_line(e)))
+                    else:
+                        time.sleep(RETRY_S)
+
+        Thread(target=work, daemon=True).start()
+
+    @property
+    def has_given_up(self) -> bool:
+        """Whether the last attempt to load an engine has failed."""
+        return self.loaded.done() and self.loaded.exception() is not None
+
+    def get(self, timeout: float | None = None) -> Sampler:
+        """Return the engine, waiting at most `timeout` seconds; loading is tried again if it had failed.
+
+        Raises TimeoutError, or the error with which loading failed.
+        """
+        if self.has_given_up:
+            self.start()
+        return result_of(self.loaded, timeout)
+
+    def replace(self, failed: Sampler) -> None:
+        """Start another engine in place of one that failed, unless that has been done."""
+        if self.loaded.done() and not self.has_given_up and self.loaded.result() is failed:
+            self.start(failed)
+
+    def close(self) -> None:
+        """End the engine, if one was loaded."""
+        if self.loaded.done() and not self.has_given_up and self.loaded.result() is not self.given:
+            self.loaded.result().close()
 
 
 @dataclass
@@ -178,7 +247,7 @@ def answer_question(
             say(f"{solution.note}; the question is asked again")
         try:
             sampler = supervisor.get(patience)
-            solve(
+            solve_problem(
                 sampler,
                 problem,
                 sampler.settings.samples,
@@ -398,8 +467,8 @@ def answer_table(
     return passes
 
 
-@checked
-def serve(
+@check_parameters
+def serve_submission(
     competition: str,
     model: str,
     test_csv: str,
@@ -423,7 +492,7 @@ def serve(
     folder = Path.cwd()  # the engine loads in a thread
     if not rerun:
         check_model_folder(model)
-        check_installed(resolve(model, settings))
+        check_installed(resolve_settings(model, settings))
         table = read_questions(test_csv, competition)[1]
         golds = known_answers(table, rules)
     if rules.start_limit_s is not None:
@@ -436,7 +505,7 @@ def serve(
         say(said)
 
     def load() -> Engine:
-        resolved = resolve(model, settings)
+        resolved = resolve_settings(model, settings)
         with contextlib.suppress(OSError):  # a full disk costs the file alone
             write_settings(resolved, folder / "settings.json")
         return start_engine(model, resolved, seed, adapter)

@@ -18,8 +18,9 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from aimo.inference.errors import AimoError, explain, one_line, say
+from aimo.inference.sample import End, Sample
 from aimo.inference.settings import ASKED, CHANGING
-from aimo.inference.solution import End, Sample, Solution
+from aimo.inference.solver import Solution
 from aimo.inference.storage import SampleFile, append_lines, iterate_lines
 from aimo.inference.voting import Stop
 

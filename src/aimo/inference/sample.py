@@ -6,19 +6,60 @@ import copy
 import math
 import time
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 
 from aimo.inference import answers, chat_format, prompts, voting
 from aimo.inference.sampling import MIN_TOKENS, Completion, Sampler, sample_seed
 from aimo.inference.sessions import Programs
-from aimo.inference.solution import TAIL, End, Sample
 
 FORCED_ANSWER_TOKENS = 24
 CHECK_EVERY = 64  # characters between two checks whether a sample is over
 COUNT_EVERY = 1024  # characters between two checks whether it counts without end, which take longer
 
 
+TAIL = 256  # tokens at the end of a sample whose confidence is recorded apart
+
+
+class End(StrEnum):
+    """Why a sample ended."""
+
+    FINISHED = "finished"  # the model ended it
+    ANSWERED = "answered"  # its final answer was complete
+    REPETITION = "repetition"  # it had degenerated into repetition
+    OVERLONG = "overlong"  # it was much longer than the samples that had ended
+    TOKENS = "tokens"  # it had used up its tokens
+    TIME = "time"  # the time of the question was over
+    STOPPED = "stopped"  # sampling stopped before it ended; it has no vote
+    FAILED = "failed"  # an error ended it; it has no vote
+
+
+@dataclass
+class Sample:
+    """A sample that has ended."""
+
+    index: int  # its number among the question's samples, from which its seed follows
+    text: str
+    tokens: int
+    end: End
+    answer: int | None = None
+    weight: float = 1.0  # the weight of its vote
+    begin_s: float = 0.0  # from the question on
+    end_s: float = 0.0
+    seed: int = 0  # the seed that it was sampled with
+    turns: int = 0  # programs that were run
+    errors: int = 0  # programs that failed
+    # The answer in the last line that each program printed, None where there is none.
+    printed: list[int | None] = field(default_factory=list)
+    malformed: int = 0  # faults of format that were survived, such as a call to an unknown tool
+    # Mean log-probability and mean entropy in nats, of all tokens and of the last TAIL; None: not measured.
+    logprob: float | None = None
+    tail_logprob: float | None = None
+    entropy: float | None = None
+    tail_entropy: float | None = None
+
+
 @dataclass(frozen=True)
-class Problem:
+class AskedProblem:
     """A problem, and what counts as its answer: what all its samples share."""
 
     sampler: Sampler
@@ -63,7 +104,7 @@ class Problem:
 class RunningSample:
     """A sample while it runs; `record` makes it a `Sample`."""
 
-    def __init__(self, problem: Problem, index: int, begin_s: float, with_tools: bool):
+    def __init__(self, problem: AskedProblem, index: int, begin_s: float, with_tools: bool):
         self.problem, self.index, self.begin_s = problem, index, begin_s
         self.sampler, self.settings = problem.sampler, problem.sampler.settings
         self.seed = sample_seed(problem.seed, problem.text, index)

@@ -25,7 +25,7 @@ from aimo.inference.chat_format import FolderSampler
 from aimo.inference.errors import AimoError
 from aimo.inference.model_folder import check_model_folder, identity
 from aimo.inference.sampling import BackgroundLoop, Completion, Until, entropy_of
-from aimo.inference.settings import Settings, resolve
+from aimo.inference.settings import Settings, resolve_settings
 
 CONNECT_S = 10.0
 TIMEOUT = Timeout(60.0, connect=CONNECT_S, read=None)  # a server may queue a stream for long
@@ -93,7 +93,7 @@ class Server(FolderSampler):
         """
         check_model_folder(model)
         self.urls, self.folder, self.requests = urls, model, itertools.count()
-        self.read_folder(model, settings or resolve(model))
+        self.read_folder(model, settings or resolve_settings(model))
         self.loop = BackgroundLoop()
         self.clients = [open_client(url, RETRIES) for url in urls]
         try:

@@ -4,14 +4,18 @@ A model folder carries its settings as aimo.json. They are defaults: `resolve` p
 line or a kernel's parameters over them.
 """
 
+import ast
+import contextlib
+import functools
+import inspect
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, field, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, validate_call
 from pydantic.dataclasses import dataclass
 
 from aimo.inference.errors import AimoError, explain
@@ -185,7 +189,7 @@ class Settings:
         return json.dumps(asdict(self), indent=2) + "\n"
 
 
-def resolve(model: str | Path, *layers: Mapping[str, Any]) -> Settings:
+def resolve_settings(model: str | Path, *layers: Mapping[str, Any]) -> Settings:
     """Return the settings of a model folder: each source's keys go over those before it.
 
     The sources: the sampling of its generation_config.json and the tags that `guess_tags` finds, its
@@ -287,3 +291,40 @@ def guess_tags(model: Path) -> Tags:
     files = [model / name for name in names]
     text = "".join(file.read_text(encoding="utf-8", errors="replace") for file in files if file.is_file())
     return next((tags for tags in PUBLIC if tags.think_end in text), PUBLIC[0])
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def list_of_texts(value: Any) -> Any:
+    """Return a text as a list: of what it lists, or of itself alone."""
+    if not isinstance(value, str):
+        return value
+    with contextlib.suppress(ValueError, SyntaxError):
+        if isinstance(listed := ast.literal_eval(value), list):
+            return listed
+    return [value] if value.strip() else []
+
+
+# A list of texts; papermill's `-p` gives a list as one text.
+Texts = Annotated[list[str], BeforeValidator(list_of_texts)]
+
+
+def check_parameters(function: Callable[P, T]) -> Callable[P, T]:
+    """Make a function take numbers for texts, and raise AimoError for arguments of another type."""
+    config = ConfigDict(coerce_numbers_to_str=True, arbitrary_types_allowed=True)
+    validated = validate_call(config=config)(function)
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def call(*arguments: P.args, **named: P.kwargs) -> T:
+        try:
+            return validated(**signature.bind(*arguments, **named).arguments)  # type: ignore[call-arg]
+        except ValidationError as e:
+            if e.title != function.__name__:
+                raise
+            wrong = "; ".join(explain(error) for error in e.errors())
+            raise AimoError(f"{wrong}; correct it in the cell of parameters") from None
+
+    return call

@@ -6,17 +6,17 @@
 import asyncio
 import math
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from aimo.inference import answers, voting
 from aimo.inference.errors import AimoError, EngineError, one_line
 from aimo.inference.judge import are_equal
-from aimo.inference.sample import Problem, RunningSample
+from aimo.inference.sample import AskedProblem, End, RunningSample, Sample
 from aimo.inference.sampling import Completion, Sampler
 from aimo.inference.sessions import has_sandbox
-from aimo.inference.solution import End, Sample, Solution
 from aimo.inference.voting import Stop
 
 HEALTH_CHECK_S = 2.0  # between two checks of the engine: samples of a dead one may wait for ever
@@ -32,7 +32,70 @@ MIN_QUESTIONS_LEFT = 2  # to plan for, so that one more than expected still gets
 MARGIN_S = 120  # of a Kaggle session, reserved for the gateway to finish
 
 
-def solve(
+FALLBACK = 0  # the answer of a question without votes
+
+
+@dataclass
+class Solution:
+    """A question's voted answer and how it came about."""
+
+    answer: int = FALLBACK
+    samples: list[Sample] = field(default_factory=list)  # all that were started
+    seconds: float = 0.0
+    stop: Stop | None = None  # why sampling ended; None when the question could not be asked
+    note: str = ""  # why the answer is the fallback or the vote is incomplete; empty when neither
+
+    @property
+    def ended(self) -> list[Sample]:
+        """The samples that have a vote if they have an answer."""
+        return [sample for sample in self.samples if sample.end not in (End.STOPPED, End.FAILED)]
+
+    @property
+    def tally(self) -> list[voting.VoteRow]:
+        """The vote, the winner first."""
+        return voting.tally((sample.answer, sample.weight) for sample in self.ended)
+
+    @property
+    def votes(self) -> Counter[int]:
+        """The number of samples by answer."""
+        return voting.count([sample.answer for sample in self.ended])
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the engine failed before there was any vote."""
+        return self.stop is Stop.FAILED and not self.votes
+
+    def fail(self, reason: str) -> None:
+        """Record that the engine failed; the samples that ended are kept."""
+        self.stop, self.note = Stop.FAILED, reason
+
+    def conclude(self, low: int, high: int) -> None:
+        """Take the answer from the votes, or note why there is none within low…high."""
+        rows = self.tally
+        if rows:
+            self.answer = rows[0].answer
+        elif self.ended or not self.note:
+            reason = f"none of {len(self.ended)} completions held an answer from {low} to {high}"
+            self.note = ", ".join(filter(None, [self.note, reason]))
+
+    def explain(self) -> str:
+        """Describe the vote in one line."""
+        ended, rows = self.ended, self.tally
+        vote = f"{rows[0].votes} of {len(ended)} votes, {rows[0].share:.0%} of their weight" if rows else ""
+        stopped = len(self.samples) - len(ended)
+        tokens = sum(sample.tokens for sample in self.samples)
+        parts = [
+            vote or "fallback",
+            self.stop,
+            f"{stopped} stopped early" if stopped else "",
+            f"{tokens:,} tokens",
+            f"{self.seconds:.1f} s",
+            self.note,
+        ]
+        return f"{self.answer} ({', '.join(part for part in parts if part)})"
+
+
+def solve_problem(
     sampler: Sampler,
     problem: str,
     num_samples: int,
@@ -56,7 +119,7 @@ def solve(
     after the budget.
     """
     solution = solution or Solution()
-    solver = Solver(Problem(sampler, problem, seed, low, high, rules, modulus), solution, keep)
+    solver = Solver(AskedProblem(sampler, problem, seed, low, high, rules, modulus), solution, keep)
     budget = math.inf if budget_s is None else budget_s
     timeout = None if budget_s is None else budget_s + OVERTIME_S
     before = solution.seconds
@@ -71,7 +134,7 @@ def solve(
 class Solver:
     """One problem while it is solved, on the sampler's event loop."""
 
-    def __init__(self, problem: Problem, solution: Solution, keep: Callable[[Sample], None]):
+    def __init__(self, problem: AskedProblem, solution: Solution, keep: Callable[[Sample], None]):
         self.problem, self.sampler = problem, problem.sampler
         self.solution, self.keep = solution, keep
         tools = problem.sampler.settings.tools
@@ -253,7 +316,7 @@ def ask(sampler: Sampler, text: str, seed: int = 0) -> str:
     settings give any of them tools. Raises AimoError when the problem cannot be asked, EngineError when the
     engine fails or no sample holds an answer.
     """
-    problem = Problem(sampler, text, seed)
+    problem = AskedProblem(sampler, text, seed)
     if fault := problem.fault():
         raise AimoError(f"{fault}; ask another")
     try:
@@ -276,7 +339,7 @@ def ask(sampler: Sampler, text: str, seed: int = 0) -> str:
     return groups[0][0]
 
 
-async def sample_aloud(problem: Problem) -> list[str]:
+async def sample_aloud(problem: AskedProblem) -> list[str]:
     """Print the first sample as it grows; return the texts of all."""
     settings = problem.sampler.settings
     tools = settings.tools > 0 and has_sandbox()

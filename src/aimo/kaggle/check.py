@@ -16,8 +16,7 @@ from aimo.config import ROOT, RUNS
 from aimo.errors import AimoError
 from aimo.inference import startup
 from aimo.inference.competitions import COMPETITIONS, HOUR_S
-from aimo.inference.parameters import list_of_texts
-from aimo.inference.settings import validate_settings
+from aimo.inference.settings import list_of_texts, validate_settings
 from aimo.inference.storage import read_json
 from aimo.kaggle.kernels import FOLDER, KERNELS, Kernel
 

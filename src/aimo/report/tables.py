@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from aimo.config.stages import MODELS
-from aimo.inference.solution import Solution
+from aimo.inference.solver import Solution
 from aimo.inference.storage import read_lines
 from aimo.report.page import Html, join, render
 

@@ -27,8 +27,7 @@ from aimo import config
 from aimo.config import ROOT, RUNS, Profile
 from aimo.config.stages import MODELS, STAGES
 from aimo.errors import AimoError
-from aimo.inference.parameters import Texts, checked
-from aimo.inference.settings import Settings
+from aimo.inference.settings import Settings, Texts, check_parameters
 from aimo.inference.startup import collect_less
 from aimo.inference.storage import read_json, write_json, write_whole
 from aimo.inference.vllm_process import is_verbose
@@ -94,7 +93,7 @@ class Run:
         unlock(self.dir)
 
 
-@checked
+@check_parameters
 def begin(stage: str, profile: str, run_dir: str | Path | None = None, overrides: Texts | None = None) -> Run:
     """The first call of a notebook: read the profile, check the stages before, open the folder.
 
