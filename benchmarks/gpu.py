@@ -34,7 +34,7 @@ from rich.progress import Progress
 
 from aimo import config
 from aimo.config import ROOT, RUNS, Profile
-from aimo.config.stages import TRAINED
+from aimo.config.profile import TRAINED
 from aimo.inference import storage
 from aimo.run import machine, runs
 
@@ -399,7 +399,7 @@ def make_rows(profile: Profile, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     runs.open_folder(folder, profile)
     run = runs.Run(profile, folder, "data", time.time())
-    tokenizer = models.load_tokenizer(config.resolve(profile.model.base), profile)
+    tokenizer = models.load_tokenizer(config.locate(profile.model.base), profile)
     sets = prepare.clean(prepare.load_sets(profile), profile, tokenizer)
     run.finish(sha256=prepare.write_sets(prepare.format_sets(sets, profile), sets, profile, run.folder))
 

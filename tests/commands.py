@@ -22,7 +22,7 @@ from packaging.requirements import Requirement
 
 from aimo import config
 from aimo.commands import run
-from aimo.config.stages import STAGES
+from aimo.config.profile import STAGES
 from aimo.inference import files, settings
 from aimo.kaggle.kernels import KERNELS
 

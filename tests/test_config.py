@@ -7,7 +7,7 @@ from conftest import TINY
 
 from aimo import config
 from aimo.config import reading
-from aimo.config.stages import TRAINED
+from aimo.config.profile import TRAINED
 from aimo.errors import AimoError
 
 
@@ -173,7 +173,7 @@ def test_each_stage_may_be_left_out_and_starts_from_the_last_one_trained_before_
     p = config.load("tiny", list(overrides))
     assert p.stages == stages
     trained = [name for name in stages if name in TRAINED]
-    assert p.last_trained == (trained[-1] if trained else None)
+    assert p.trained_before("inference") == (trained[-1] if trained else None)
     for i, name in enumerate(trained):
         assert p.trained_before(name) == (trained[i - 1] if i else None)
     assert config.parse(yaml.safe_load(config.dump(p)), "copy") == p

@@ -3,7 +3,6 @@ import re
 
 import pytest
 
-from aimo.commands import doctor
 from aimo.config import ROOT
 from aimo.run import machine
 
@@ -19,7 +18,7 @@ def test_a_missing_and_a_mismatched_package_are_named_with_the_remedy(monkeypatc
 
     monkeypatch.setattr(machine, "has_gpu", lambda: has_gpu)
     monkeypatch.setattr(importlib.metadata, "version", version)
-    rows = {row["piece"]: row for row in doctor.diagnose()}
+    rows = {row["piece"]: row for row in machine.diagnose()}
     locked = re.search(r"^trl==([^ ;\n]+)", (ROOT / lock).read_text(), re.MULTILINE)[1]
     assert rows["trl"]["found"] == "0.1" and rows["trl"]["wanted"] == locked
     for package in ("trl", "kaggle"):
@@ -32,8 +31,8 @@ def test_the_lock_of_this_machine_and_no_other_decides_what_is_wanted(monkeypatc
     for name in ("requirements.txt", "requirements-cpu.txt"):
         text = (ROOT / name).read_text()
         (tmp_path / name).write_text(re.sub(r"^peft==.*$", "peft==9.9", text, flags=re.MULTILINE))
-    monkeypatch.setattr(doctor, "ROOT", tmp_path)
-    row = next(row for row in doctor.diagnose() if row["piece"] == "peft")
+    monkeypatch.setattr(machine, "ROOT", tmp_path)
+    row = next(row for row in machine.diagnose() if row["piece"] == "peft")
     assert row["wanted"] == "9.9" and "make setup" in row["remedy"]
 
 
@@ -51,7 +50,7 @@ def test_the_gpus_the_driver_the_compiler_and_what_is_built_with_it_are_shown(mo
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    rows = {row["piece"]: row for row in doctor.diagnose()}
+    rows = {row["piece"]: row for row in machine.diagnose()}
     assert rows["GPU memory"]["found"] == "81559 MiB, 81559 MiB"
     assert rows["driver"]["found"] == "570.86, CUDA 12.8" and rows["nvcc"]["found"] == f"{tmp_path}/nvcc"
     assert rows["flash-attn"].keys() == rows["deepspeed"].keys() and "liger-kernel" in rows
@@ -65,5 +64,5 @@ def test_a_gpu_that_torch_cannot_use_is_a_row_with_the_remedy(monkeypatch, tmp_p
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    row = next(row for row in doctor.diagnose() if row["piece"] == "device")
+    row = next(row for row in machine.diagnose() if row["piece"] == "device")
     assert row["wanted"] == "NVIDIA GPU" and "driver 570.86 is too old for CUDA 13.0" in row["remedy"]

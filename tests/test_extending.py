@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 
 from aimo.config import ROOT, Profile, reading
-from aimo.config.stages import STAGES
+from aimo.config.profile import STAGES
 from aimo.data.sources import PRESETS
 from aimo.evaluation.benchmarks import BENCHMARKS
 from aimo.inference.chat_format import OWN_FORMATS

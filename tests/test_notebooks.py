@@ -4,7 +4,7 @@ import jupytext
 import pytest
 
 from aimo.config import ROOT
-from aimo.config.stages import STAGES
+from aimo.config.profile import STAGES
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 

@@ -336,7 +336,7 @@ def test_a_recipe_scaled_down_trains_its_stages_into_a_model(tmp_path, name, one
     enough = {"sft": 12, "grpo": 6}  # of a set that both stages share, SFT has the larger part
     assert all(len(ready[stage]) >= enough[stage] for stage in p.trained) and not sets.contaminated
     asked = tokenizer.apply_chat_template(
-        ready[p.last_trained][0]["prompt"], add_generation_prompt=True, tokenize=False
+        ready[p.trained_before("inference")][0]["prompt"], add_generation_prompt=True, tokenize=False
     )
     assert asked.endswith(p.prompt.think_start) == p.prompt.prefill
     told = [row["completion"][0]["content"] for row in ready.get("sft", ())]

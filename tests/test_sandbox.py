@@ -18,12 +18,12 @@ from pathlib import Path
 import pytest
 from conftest import wait_for
 
-from aimo.commands import doctor
 from aimo.errors import AimoError
 from aimo.inference import sandbox, sessions
 from aimo.inference.errors import SandboxError
 from aimo.inference.sandbox import Limits, Session, run, run_many
 from aimo.rewards import code_reward
+from aimo.run import machine
 
 
 def has_landlock() -> bool:
@@ -577,7 +577,7 @@ def test_where_files_or_the_network_are_open_no_program_runs_unless_the_user_say
         code_reward([completion], verification_info=info)
     sessions.has_sandbox.cache_clear()
     assert not sessions.has_sandbox()
-    found, remedy = doctor.diagnose_sandbox()
+    found, remedy = machine.diagnose_sandbox()
     assert LACKING[lacking] in found and lacking in remedy
     monkeypatch.setenv("AIMO_SANDBOX", "open")
     assert code_reward([completion], verification_info=info) == [1.0]

@@ -7,7 +7,7 @@ import sys
 import pytest
 from conftest import TINY
 
-from aimo import session
+from aimo import pipeline
 from aimo.errors import AimoError
 from aimo.evaluation import kernel
 from aimo.inference.competitions import COMPETITIONS
@@ -28,7 +28,7 @@ def left_behind(folder):
 @pytest.mark.parametrize("place", ["aimo-train/run", "notebooks/me/aimo-train/run"])
 def test_a_run_among_the_inputs_is_copied_to_where_it_can_be_written(tmp_path, place, capsys):
     before = left_behind(tmp_path / "input" / place)
-    session.bring(tmp_path / "run", "tiny", tmp_path / "input")
+    pipeline.bring(tmp_path / "run", "tiny", tmp_path / "input")
     copied = tmp_path / "run" / "sft" / "checkpoint-4"
     assert (copied / "state.json").read_text() == "{}" and f"goes on with {before}" in capsys.readouterr().out
     assert copied.stat().st_mode & 0o200 and (copied / "state.json").stat().st_mode & 0o200
@@ -36,12 +36,12 @@ def test_a_run_among_the_inputs_is_copied_to_where_it_can_be_written(tmp_path, p
 
 def test_without_a_run_among_the_inputs_it_starts_anew_and_of_two_it_takes_none(tmp_path, capsys):
     (tmp_path / "input" / "wheels").mkdir(parents=True)
-    session.bring(tmp_path / "run", "tiny", tmp_path / "input")
+    pipeline.bring(tmp_path / "run", "tiny", tmp_path / "input")
     assert "starts anew" in capsys.readouterr().out and not (tmp_path / "run").exists()
     for name in ("first", "second"):
         left_behind(tmp_path / "input" / name / "run")
     with pytest.raises(AimoError, match=r"hold 2 runs: .*first/run, .*second/run; attach the output of one"):
-        session.bring(tmp_path / "run", "tiny", tmp_path / "input")
+        pipeline.bring(tmp_path / "run", "tiny", tmp_path / "input")
 
 
 def test_a_stage_that_the_session_s_end_stopped_goes_on_and_one_that_its_profile_stopped_is_done(tmp_path):
@@ -51,16 +51,16 @@ def test_a_stage_that_the_session_s_end_stopped_goes_on_and_one_that_its_profile
         (tmp_path / "sft" / "model").mkdir(parents=True, exist_ok=True)
         for step in (4, 12):
             (tmp_path / "sft" / f"checkpoint-{step}").mkdir(exist_ok=True)
-        assert session.is_done(tmp_path, "sft") is done
-        assert session.checkpoint_of(tmp_path, "sft") == (None if done else "sft/checkpoint-12")
-    assert not session.is_done(tmp_path, "grpo") and session.checkpoint_of(tmp_path, "grpo") is None
+        assert pipeline.is_done(tmp_path, "sft") is done
+        assert pipeline.checkpoint_of(tmp_path, "sft") == (None if done else "sft/checkpoint-12")
+    assert not pipeline.is_done(tmp_path, "grpo") and pipeline.checkpoint_of(tmp_path, "grpo") is None
 
 
 def test_a_profile_that_trains_nothing_is_refused_before_anything_is_copied(tmp_path):
     profile = tmp_path / "public.yaml"
     profile.write_text(f"model: {{base: {TINY}}}\n")
     with pytest.raises(AimoError, match="profile public trains nothing; give one with sft, grpo or dpo"):
-        session.train(str(profile), [], 100, tmp_path / "run", tmp_path)
+        pipeline.train(str(profile), [], 100, tmp_path / "run", tmp_path)
     assert not (tmp_path / "run").exists()
 
 
@@ -107,7 +107,7 @@ def test_files_of_both_competitions_and_benchmarks_are_asked_in_the_chosen_one_s
 
 @pytest.mark.slow  # starts Python and imports what a kernel does
 @pytest.mark.parametrize(
-    "name, module", [("evaluate", "aimo.evaluation.kernel"), ("train", "aimo.session, aimo.report.pages")]
+    "name, module", [("evaluate", "aimo.evaluation.kernel"), ("train", "aimo.pipeline, aimo.report.pages")]
 )
 def test_what_a_kernel_ships_imports_without_the_repository(tmp_path, name, module):
     for path in kernels.shipped(kernels.KERNELS[name]):

@@ -6,7 +6,7 @@ from dataclasses import asdict, fields
 import pytest
 
 from aimo import config
-from aimo.config.inference import SettingsSection
+from aimo.config.profile import SettingsSection
 from aimo.errors import AimoError
 from aimo.inference.settings import Settings, Tags, resolve_settings
 

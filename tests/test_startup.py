@@ -80,9 +80,9 @@ def test_an_input_is_found_in_either_layout(tmp_path, path, place):
 def test_a_profile_s_paths_are_found_too(tmp_path, monkeypatch):
     (tmp_path / "datasets" / "me" / "limo").mkdir(parents=True)
     monkeypatch.setattr(startup.find_input, "__defaults__", (tmp_path,))
-    assert config.resolve("/kaggle/input/limo") == tmp_path / "datasets" / "me" / "limo"
-    assert config.resolve("data/tiny-base").resolve() == TINY.resolve()
-    assert config.resolve("Qwen/Qwen3-4B") == ROOT / "Qwen" / "Qwen3-4B"
+    assert config.locate("/kaggle/input/limo") == tmp_path / "datasets" / "me" / "limo"
+    assert config.locate("data/tiny-base").resolve() == TINY.resolve()
+    assert config.locate("Qwen/Qwen3-4B") == ROOT / "Qwen" / "Qwen3-4B"
 
 
 def test_an_input_of_another_owner_or_of_two_is_not_taken_and_what_is_attached_is_told(tmp_path, capsys):

@@ -38,13 +38,13 @@ from aimo.inference import startup
 with startup.step("wheels"):
     startup.install_wheels()
 with startup.step("imports"):
-    from aimo import session
+    from aimo import pipeline
 
 # %% [markdown]
 # ## Train
 
 # %%
-model = session.train("profile.yaml", overrides, session_s)
+model = pipeline.train("profile.yaml", overrides, session_s)
 print(f"model: {model}")
 
 # %%

@@ -2,7 +2,9 @@
 
 import json
 import logging
+import os
 import shutil
+import time
 from pathlib import Path
 from typing import ClassVar
 
@@ -11,15 +13,25 @@ from jupyter_client.manager import AsyncKernelManager
 
 from aimo import config
 from aimo.config import ROOT, RUNS, Profile
-from aimo.config.stages import STAGES
+from aimo.config.profile import STAGES
 from aimo.errors import AimoError, StageError, explain_exit
-from aimo.inference import competitions
+from aimo.inference import competitions, startup
 from aimo.inference.errors import one_line
+from aimo.inference.settings import Texts, check_parameters
 from aimo.inference.storage import write_json
 from aimo.inference.vllm_process import check_arguments, stderr_to
 from aimo.report import pages
 from aimo.run.progress import Display
-from aimo.run.runs import is_finished, open_folder, read_metrics, run_folder, unlock
+from aimo.run.runs import (
+    SESSION_END,
+    SESSION_OVER,
+    is_finished,
+    newest_first,
+    open_folder,
+    read_metrics,
+    run_folder,
+    unlock,
+)
 
 
 def run(
@@ -48,7 +60,7 @@ def run(
     open_folder(folder, resolved, redo=redo or None)
     try:
         # Checkpoints and models need 50 MB, and six times the base model.
-        base, needed = config.resolve(resolved.model.base), 50e6
+        base, needed = config.locate(resolved.model.base), 50e6
         if base.is_dir() and resolved.trained:
             needed += 6 * sum(p.stat().st_size for p in base.rglob("*") if p.is_file())
         if (free := shutil.disk_usage(folder).free) < needed:
@@ -107,7 +119,7 @@ def check_run(profile: Profile, folder: Path, from_stage: str | None, until: str
                 f"{path}: {count} of its cells have the tag `parameters`, and one should; restore the file"
             )
     if profile.inference.test:
-        competitions.read_questions(config.resolve(profile.inference.test))
+        competitions.read_questions(config.locate(profile.inference.test))
     if profile.inference.vllm:
         check_arguments(profile.inference.vllm)
 
@@ -186,3 +198,73 @@ def forget(folder: Path, redo: str, checkpoint: str) -> None:
     for path in [*folder.glob("submission.*"), folder / "report.html"]:
         path.unlink(missing_ok=True)
     write_json(folder / "metrics.json", recorded)
+
+
+# No stage is checkpoint_of in this last part of a session: it would load a model and train a step or two.
+LAST_PART = 0.1
+
+
+@check_parameters
+def train(
+    profile: str,
+    overrides: Texts,
+    limit_s: float,
+    folder: Path = Path("run"),
+    inputs: Path = startup.INPUTS,
+) -> Path | None:
+    """Do the training stages of a profile, at most until `limit_s` seconds after the kernel's start.
+
+    Goes on from a run's folder among the `inputs`, if there is one, and returns the model folder of the last
+    stage done; None without one. Raises AimoError for a profile that trains nothing or is not that of the
+    folder, and as `run`.
+    """
+    resolved = config.load(profile, list(overrides))
+    if not resolved.trained:
+        raise AimoError(f"profile {resolved.profile} trains nothing; give one with sft, grpo or dpo")
+    end = startup.STARTED + limit_s
+    os.environ[SESSION_END] = str(end)
+    bring(folder, resolved.profile, inputs)
+    made = None
+    for stage in resolved.stages[: resolved.stages.index(resolved.trained[-1]) + 1]:
+        if not is_done(folder, stage):
+            left = end - time.monotonic()
+            if left < LAST_PART * limit_s:
+                print(f"{stage}: left to the next session, as {max(0, left):.0f} s remain of this one")
+                break
+            run(profile, str(folder), list(overrides), from_stage=checkpoint_of(folder, stage), until=stage)
+        if stage in resolved.trained:
+            made = folder / stage / "model"
+        if not is_done(folder, stage):
+            print(f"{stage}: stopped before the end of the session; attach this output to the next version")
+            break
+    return made
+
+
+def bring(folder: Path, name: str, inputs: Path) -> None:
+    """Copy the folder that an earlier session left among the inputs, unless there is one here."""
+    if folder.exists():
+        return
+    found = sorted(path.parent for path in inputs.rglob(f"{folder.name}/profile.yaml"))
+    if len(found) > 1:
+        listed = ", ".join(map(str, found))
+        raise AimoError(f"the inputs hold {len(found)} runs: {listed}; attach the output of one version only")
+    if not found:
+        print(f"{name}: starts anew, as no run is attached")
+        return
+    folder.mkdir(parents=True)
+    for path in sorted(found[0].rglob("*")):  # without their modes: inputs are read-only
+        to = folder / path.relative_to(found[0])
+        to.mkdir(parents=True, exist_ok=True) if path.is_dir() else shutil.copyfile(path, to)
+    print(f"{name}: goes on with {found[0]}")
+
+
+def is_done(folder: Path, stage: str) -> bool:
+    """Return whether a stage is finished, and was not stopped by the end of a session."""
+    return is_finished(folder, stage) and checkpoint_of(folder, stage) is None
+
+
+def checkpoint_of(folder: Path, stage: str) -> str | None:
+    """Return the checkpoint from which a stage that a session's end stopped goes on."""
+    if read_metrics(folder)["stages"].get(stage, {}).get("stopped") != SESSION_OVER:
+        return None
+    return f"{stage}/{newest_first(folder / stage)[0].name}"

@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.table import Table
 
 from aimo.commands import data, kaggle, measure
-from aimo.commands import doctor as diagnosis
 from aimo.commands.options import (
     Adapter,
     EngineArguments,
@@ -29,7 +28,7 @@ from aimo.commands.options import (
     solver_settings,
     start,
 )
-from aimo.config.stages import STAGES
+from aimo.config.profile import STAGES
 from aimo.errors import AimoError, EngineError, StageError
 from aimo.inference import vllm_process
 from aimo.inference.competitions import read_questions
@@ -41,6 +40,7 @@ from aimo.inference.storage import KEPT, NO_ROOM, SampleFile
 from aimo.kaggle import kernels
 from aimo.kaggle.check import check_kernel
 from aimo.run import hub
+from aimo.run import machine as diagnosis
 from aimo.run.runs import figures
 
 HELP = """From a base model to an AI Mathematical Olympiad submission: data, SFT, GRPO, DPO, voted inference.

@@ -1,8 +1,7 @@
 """Profiles: one YAML file holds every setting of a run, read into typed dataclasses."""
 
 from aimo.config.data import Columns, Data, Distil, Mixture, Reject, Set, Source
-from aimo.config.inference import Inference
-from aimo.config.profile import Profile
+from aimo.config.profile import Inference, Profile
 from aimo.config.reading import (
     PROFILES,
     ROOT,
@@ -12,9 +11,9 @@ from aimo.config.reading import (
     find,
     lasting_changes,
     load,
+    locate,
     parse,
     read_values,
-    resolve,
     set_key,
 )
 from aimo.config.training import Dpo, Grpo, Lora, Model, Optimization, Sft, Training
@@ -23,5 +22,5 @@ from aimo.inference.settings import Prompt
 __all__ = [
     "PROFILES", "ROOT", "RUNS", "Columns", "Data", "Distil", "Dpo", "Grpo", "Inference", "Lora", "Mixture",
     "Model", "Optimization", "Profile", "Prompt", "Reject", "Set", "Sft", "Source", "Training",
-    "differing_keys", "dump", "find", "lasting_changes", "load", "parse", "read_values", "resolve", "set_key",
+    "differing_keys", "dump", "find", "lasting_changes", "load", "locate", "parse", "read_values", "set_key",
 ]  # fmt: skip

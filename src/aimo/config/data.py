@@ -1,62 +1,65 @@
 """The `data` and `distil` sections of a profile: sources, columns, which rows are kept, and a teacher."""
 
 from dataclasses import field, fields
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from aimo.inference.settings import NonNegative, Positive, Rate, Share, strict
 
+From0 = Annotated[float, Field(ge=0)]
+Above0 = Annotated[float, Field(gt=0)]
+Part = Annotated[float, Field(gt=0, le=1)]
+
+
+def check_bounds(section: Any, *keys: str) -> None:
+    for key in keys:
+        if (bounds := getattr(section, key)) and bounds[0] > bounds[1]:
+            raise ValueError(f"{key}: {bounds[0]} is above {bounds[1]}; write the smaller one first")
+
 
 @dataclass(config=strict)
 class Columns:
     """Which columns of a source hold what; `reward_model.ground_truth` names a key of an object."""
 
+    # The statement of the problem; without this column `question`, `prompt`, `query`, or a conversation
     problem: str = "problem"
-    """The statement of the problem; without this column `question`, `prompt`, `query`, or a conversation."""
+    # The gold answer, alone or at the end of a text (`#### 42`); null takes the solution's own answer
     answer: str | None = "answer"
-    """The gold answer, alone or at the end of a text (`#### 42`); null takes the solution's own answer."""
+    # A worked solution, which SFT imitates; or a list of them, the traces of several samples
     solution: str | None = None
-    """A worked solution, which SFT imitates; or a list of them, the traces of several samples."""
+    # Whether the solution is right: a boolean, or one for each of its traces. Only right ones stay.
     correct: str | None = None
-    """Whether the solution is right: a boolean, or one for each of its traces. Only right ones stay."""
+    # Whether the solution came to its end: a boolean, or one for each of its traces
     complete: str | None = None
-    """Whether the solution came to its end: a boolean, or one for each of its traces."""
+    # A conversation (`role` and `content`, ShareGPT's, or JSON): its question and the reply to it
     messages: str | None = None
-    """A conversation (`role` and `content`, ShareGPT's, or JSON): its question and the reply to it."""
-    kind: str | None = None
-    """The question's type, in which `MCQ` and `proof` are known."""
-    pass_rate: str | None = None
-    """The share of a model's samples that were right."""
+    kind: str | None = None  # The question's type, in which `MCQ` and `proof` are known
+    pass_rate: str | None = None  # The share of a model's samples that were right
+    # Test cases of a programming problem, for the code rewards; such a row needs no answer
     verification_info: str | None = None
-    """Test cases of a programming problem, for the code rewards; such a row needs no answer."""
-    id: str | None = None
-    """What tells problems apart when they are distilled; null takes their text."""
+    id: str | None = None  # What tells problems apart when they are distilled; null takes their text
 
 
 @dataclass(config=strict)
 class Source:
     """Where rows come from: `builtin`, a file of rows, a folder of such files, or a hub id."""
 
+    # `builtin`, a file, a folder or a hub id; in `data.sft` also `distil`, what that stage kept
     source: str = "builtin"
-    """`builtin`, a file, a folder or a hub id; in `data.sft` also `distil`, what that stage kept."""
+    # The hub id that a local copy was made from; its columns are known (`aimo.data.sources`)
     preset: str | None = None
-    """The hub id that a local copy was made from; its columns are known (`aimo.data.sources`)."""
+    # The configuration of a dataset, on the hub or in a folder; null takes its default
     subset: str | None = None
-    """The configuration of a dataset, on the hub or in a folder; null takes its default."""
+    # The split of a dataset; null takes `train`. Built-in problems have `train` and `heldout`.
     split: str | None = None
-    """The split of a dataset; null takes `train`. Built-in problems have `train` and `heldout`."""
-    revision: str | None = None
-    """The branch, tag or commit of a dataset on the hub; null takes the newest."""
-    rows: Positive | None = None
-    """Keep at most this many rows; needed for built-in problems."""
-    weight: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Keep this share of the rows (Open-R1's mixtures)."""
-    columns: Columns | None = None
-    """The columns, where no preset knows them."""
+    revision: str | None = None  # The branch, tag or commit of a dataset on the hub; null takes the newest
+    rows: Positive | None = None  # Keep at most this many rows; needed for built-in problems
+    weight: Part = 1.0  # Keep this share of the rows (Open-R1's mixtures)
+    columns: Columns | None = None  # The columns, where no preset knows them
+    # What to do with a line that is no JSON object, or no row of the CSV; skipped ones are counted
     corrupt_lines: Literal["refuse", "skip"] = "refuse"
-    """What to do with a line that is no JSON object, or no row of the CSV; skipped ones are counted."""
 
     @model_validator(mode="after")
     def check_source(self) -> "Source":
@@ -76,17 +79,14 @@ class Source:
 class Mixture(Source):
     """One source, or several."""
 
-    mixture: list[Source] = field(default_factory=list)
-    """Several sources in place of one, shuffled together."""
+    mixture: list[Source] = field(default_factory=list)  # Several sources in place of one, shuffled together
 
     @model_validator(mode="after")
     def check_mixture(self) -> "Mixture":
-        """Refuse keys of a single source beside a mixture, which has them in its parts."""
         for key in fields(Source):  # type: ignore[arg-type]
             if self.mixture and getattr(self, key.name) != key.default:
-                raise ValueError(
-                    f"mixture: a set has either a source or a mixture; put {key.name} into the mixture"
-                )
+                told = f"a set has either a source or a mixture; put {key.name} into the mixture"
+                raise ValueError(f"mixture: {told}")
         return self
 
 
@@ -94,100 +94,79 @@ class Mixture(Source):
 class Set(Mixture):
     """One of the three sets: a source or a mixture of several, and which of its rows are kept."""
 
+    # Set this share of the problems aside, to evaluate on during training
     test_split: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Set this share of the problems aside, to evaluate on during training."""
-    integer_answers: bool = True
-    """Drop rows whose answer is not an integer, as the olympiad's are."""
-    answer_range: tuple[int, int] | None = None
-    """Drop rows whose answer lies outside, such as [0, 99999]."""
+    integer_answers: bool = True  # Drop rows whose answer is not an integer, as the olympiad's are
+    answer_range: tuple[int, int] | None = None  # Drop rows whose answer lies outside, such as [0, 99999]
+    # Drop rows of more tokens: of the prompt, and for SFT of prompt and completion
     max_tokens: Positive | None = None
-    """Drop rows of more tokens: of the prompt, and for SFT of prompt and completion."""
+    # SFT only: rows longer than `model.max_length` are dropped, or kept for the trainer to cut
     overlong: Literal["drop", "truncate"] = "drop"
-    """SFT only: rows longer than `model.max_length` are dropped, or kept for the trainer to cut."""
-    token_quantile: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Drop rows longer than this quantile of the set (Unsloth's recipe keeps 0.9)."""
+    # Drop rows longer than this quantile of the set (Unsloth's recipe keeps 0.9)
+    token_quantile: Part | None = None
+    # Keep problems in this language (`en`); texts too short to determine are kept
     language: str | None = None
-    """Keep problems in this language (`en`); texts too short to determine are kept."""
+    # Drop questions of these types, as `columns.kind` or their text tells them
     drop: list[Literal["multiple_choice", "proof"]] = field(default_factory=list)
-    """Drop questions of these types, as `columns.kind` or their text tells them."""
+    # Drop problems that share this part of another's word triples (Jaccard) and all its numbers
     near_duplicates: Rate | None = None
-    """Drop problems that share this part of another's word triples (Jaccard) and all its numbers."""
+    # Keep problems whose `columns.pass_rate` lies within these bounds
     pass_rate: tuple[float, float] | None = None
-    """Keep problems whose `columns.pass_rate` lies within these bounds."""
+    # SFT only: which solution to keep where a problem has several right ones
     traces: Literal["first", "shortest", "all"] = "first"
-    """SFT only: which solution to keep where a problem has several right ones."""
+    # SFT only: a solution is a whole completion, tags and answer included, as distilled traces are
     verbatim: bool = False
-    """SFT only: a solution is a whole completion, tags and answer included, as distilled traces are."""
+    # SFT only: the share of rows with an empty thought, so that GRPO discovers how to fill it
     empty_thoughts: Share = 0.0
-    """SFT only: the share of rows with an empty thought, so that GRPO discovers how to fill it."""
 
     @model_validator(mode="after")
     def check_set(self) -> "Set":
         if self.verbatim and self.empty_thoughts:
             raise ValueError("empty_thoughts: a verbatim solution brings its thought; leave one of them out")
-        for name in ("answer_range", "pass_rate"):
-            bounds = getattr(self, name)
-            if bounds and bounds[0] > bounds[1]:
-                raise ValueError(f"{name}: {bounds[0]} is above {bounds[1]}; write the smaller one first")
+        check_bounds(self, "answer_range", "pass_rate")
         return self
-
-
-SFT_KEYS = ("overlong", "traces", "verbatim", "empty_thoughts")
-"""Keys of a Set that have an effect on worked solutions alone."""
 
 
 @dataclass(config=strict)
 class Data:
     """The three sets of a run, and what they must not contain."""
 
-    sft: Set | None = None
-    """Problems with a worked solution, for supervised fine-tuning."""
-    grpo: Set | None = None
-    """Problems with their answer, for GRPO, DPO and probes."""
-    heldout: Set | None = None
-    """Problems to measure every model. Training rows with their texts are dropped."""
+    sft: Set | None = None  # Problems with a worked solution, for supervised fine-tuning
+    grpo: Set | None = None  # Problems with their answer, for GRPO, DPO and probes
+    heldout: Set | None = None  # Problems to measure every model. Training rows with their texts are dropped.
+    # Evaluation sets: training rows that share words with them are dropped. A held-out set that is not built
+    # in counts as well.
     decontaminate: list[Source] = field(default_factory=list)
-    """Evaluation sets: training rows that share words with them are dropped.
-
-    A held-out set that is not built in counts as well.
-    """
-    ngram: Positive = 8
-    """How many words in a row make a row contaminated."""
+    ngram: Positive = 8  # How many words in a row make a row contaminated
+    # Compare words without LaTeX markup and punctuation, and problems shorter than `ngram` as a whole
     near_ngrams: bool = False
-    """Compare words without LaTeX markup and punctuation, and problems shorter than `ngram` as a whole."""
 
     @model_validator(mode="after")
     def check_keys(self) -> "Data":
-        defaults = {key.name: key.default for key in fields(Set)}  # type: ignore[arg-type]
-        for name, keys in {"grpo": SFT_KEYS, "heldout": (*SFT_KEYS, "test_split")}.items():
-            for key in keys:
+        of_solutions = ["overlong", "traces", "verbatim", "empty_thoughts"]
+        for name, keys in ("grpo", of_solutions), ("heldout", [*of_solutions, "test_split"]):
+            for key in fields(Set):  # type: ignore[arg-type]
                 chosen = getattr(self, name)
-                if chosen and getattr(chosen, key) != defaults[key]:
-                    raise ValueError(f"{name}.{key}: has no effect on this set; leave the key out")
+                if chosen and key.name in keys and getattr(chosen, key.name) != key.default:
+                    raise ValueError(f"{name}.{key.name}: has no effect on this set; leave the key out")
         return self
-
-
-Price = Annotated[float, Field(ge=0)]
 
 
 @dataclass(config=strict)
 class Reject:
     """Which completions are kept: right and finished ones, and of those the ones that these keys allow."""
 
-    max_per_problem: Positive | None = None
-    """Keep at most so many completions of a problem."""
+    max_per_problem: Positive | None = None  # Keep at most so many completions of a problem
+    # Which ones: the first, the shortest, or the shortest and then those that share the fewest word triples
+    # with the ones already kept
     prefer: Literal["first", "shorter", "diverse"] = "first"
-    """Which ones: the first, the shortest, or the shortest and then those that share the fewest word triples
-    with the ones already kept."""
+    # Keep problems whose share of right completions lies within these bounds; ones that the teacher always
+    # solves teach little
     pass_rate: tuple[Share, Share] = (0.0, 1.0)
-    """Keep problems whose share of right completions lies within these bounds; ones that the teacher always
-    solves teach little."""
 
     @model_validator(mode="after")
     def check(self) -> "Reject":
-        low, high = self.pass_rate
-        if low > high:
-            raise ValueError(f"pass_rate: {low} is above {high}; write the smaller one first")
+        check_bounds(self, "pass_rate")
         return self
 
 
@@ -195,36 +174,28 @@ class Reject:
 class Distil(Mixture):
     """Problems from a source or a mixture, the servers that answer them, and how they are asked."""
 
+    # OpenAI-compatible servers of one model, such as 127.0.0.1:8000 or https://api.deepseek.com. Empty: the
+    # stage serves `model` itself, as `aimo serve` does.
     api_addr: list[str] = field(default_factory=list)
-    """OpenAI-compatible servers of one model, such as 127.0.0.1:8000 or https://api.deepseek.com. Empty: the
-    stage serves `model` itself, as `aimo serve` does."""
+    # The teacher's name on the servers, or the model folder or hub id to serve. Null takes the only one that
+    # the servers have, or `model.base`.
     model: str | None = None
-    """The teacher's name on the servers, or the model folder or hub id to serve. Null takes the only one that
-    the servers have, or `model.base`."""
-    num_generations: Positive = 4
-    """Completions of a problem; more of them later continue the same file."""
-    system: str = ""
-    """The system message; empty sends none."""
+    num_generations: Positive = 4  # Completions of a problem; more of them later continue the same file
+    system: str = ""  # The system message; empty sends none
+    # The user message; `{prompt}` is replaced by the problem
     prompt_template: Annotated[str, Field(pattern=r"\{prompt\}")] = (
         "You will be given a problem. Please reason step by step, and put your final answer within "
         "\\boxed{}:\n{prompt}"
     )
-    """The user message; `{prompt}` is replaced by the problem."""
-    temperature: Annotated[float, Field(ge=0)] = 0.6
-    """0 always takes the likeliest token."""
-    top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
-    """Sample from the likeliest tokens that together have this probability."""
-    max_tokens: Positive = 16384
-    """Tokens of a completion."""
-    max_concurrent: Positive = 1000
-    """Requests in flight over all servers."""
-    timeout: Annotated[float, Field(gt=0)] = 3600.0
-    """Seconds that a request may take. When no server has answered for so long, the run ends."""
+    temperature: From0 = 0.6  # 0 always takes the likeliest token
+    top_p: Part = 0.95  # Sample from the likeliest tokens that together have this probability
+    max_tokens: Positive = 16384  # Tokens of a completion
+    max_concurrent: Positive = 1000  # Requests in flight over all servers
+    # Seconds that a request may take. When no server has answered for so long, the run ends.
+    timeout: Above0 = 3600.0
+    # How often a sample is asked for again after a fault of its own, such as a broken reply
     retries: NonNegative = 3
-    """How often a sample is asked for again after a fault of its own, such as a broken reply."""
-    input_price: Price = 0.0
-    """What a million tokens of prompts cost."""
-    output_price: Price = 0.0
-    """What a million tokens of completions cost."""
+    input_price: From0 = 0.0  # What a million tokens of prompts cost
+    output_price: From0 = 0.0  # What a million tokens of completions cost
+    # What the stage keeps of them, for `data.sft: {source: distil}`
     reject: Reject = field(default_factory=Reject)
-    """What the stage keeps of them, for `data.sft: {source: distil}`."""

@@ -1,21 +1,34 @@
-"""A profile: every setting of a run, in typed sections, with the checks that span sections."""
+"""A profile: every setting of a run, in typed sections. Above it, the table of stages, which all else reads.
+
+A new stage is a row of the table, a notebook and a section of the profile (docs/extending.md). A run does the
+stages that its profile has a section for, in the table's order.
+"""
 
 import re
-from dataclasses import asdict, field
+from dataclasses import asdict, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
 from aimo.config.data import Data, Distil
-from aimo.config.inference import Inference
-from aimo.config.stages import STAGES, TRAINED
 from aimo.config.training import Dpo, Grpo, Model, Sft, Training
 from aimo.inference.settings import (
+    Format,
     NonNegative,
+    Positive,
     Prompt,
     Settings,
+    Share,
+    Tag,
+    Tags,
+    Temperature,
+    ToolSeconds,
+    TopP,
+    User,
+    Variant,
+    Weight,
     contradiction,
     merge,
     resolve_settings,
@@ -23,49 +36,100 @@ from aimo.inference.settings import (
     validate_settings,
 )
 
+
+class Stage(NamedTuple):
+    """One row of the table."""
+
+    name: str  # also the section of the profile and the folder in a run
+    notebook: str  # the file in notebooks/, without its suffix
+    product: str  # the last thing the stage writes, relative to the run's folder; later stages need it
+    label: str  # its name in tables of figures
+    colour: str = "#8a94a0"  # in plots
+    trains_on: str | None = None  # the set of the `data` section; None for a stage that trains no model
+
+
+STAGES = {
+    stage.name: stage
+    for stage in (
+        Stage("distil", "00_distil", "distil/kept.jsonl", "distillation"),
+        Stage("data", "01_data_prep", "data/README.md", "data"),
+        Stage("sft", "02_format_sft", "sft/model", "after format SFT", "#3b76b0", trains_on="sft"),
+        Stage("grpo", "03_grpo", "grpo/model", "after GRPO", "#e1812c", trains_on="grpo"),
+        Stage("dpo", "03b_dpo", "dpo/model", "after DPO", "#8172b3", trains_on="grpo"),
+        Stage("inference", "04_inference", "submission.parquet", "inference"),
+    )
+}
+TRAINED = {name: stage for name, stage in STAGES.items() if stage.trains_on}
+# The models that a run can measure, with their labels.
+MODELS = {"base": "base, prompted in the format"} | {name: stage.label for name, stage in TRAINED.items()}
 TRAINED_LENGTH = 2048  # tokens; a public model's own context is longer than what one trains on
-ANY_TIME = [
-    "profile", "training.*", "*.save_steps", "*.trl.save_total_limit", "model.gradient_checkpointing",
-    "grpo.gradient_accumulation_steps", "grpo.sample_steps", "grpo.vllm_gpu_memory", "grpo.vllm_server_url",
-    "inference.gpu_memory",
-]  # fmt: skip
-"""Keys that change no stage's result, so that a run goes on with other values. So it does with another
-`batch_size` of SFT or DPO when `gradient_accumulation_steps` keeps the rows of a step."""
-FROM_A_STAGE_ON = ["model.max_length", "model.dtype", "model.load_in_4bit", "model.attention"]
-"""Keys of all stages that may change from a stage or a checkpoint on (`--from`): what was trained before
-keeps its values. So may the keys of that stage and of those after it."""
-
-
+# A profile's name is the name of a folder in runs/ and in submission/.
 PLAIN_NAME = re.compile(r"[^\s./\\~-]([^/\\\x00-\x1f\x7f]{0,98}[^\s/\\\x7f])?")
-"""Names of a run's folder in runs/ and in submission/."""
+
+
+@dataclass(config=strict, frozen=True)
+class SettingsSection:
+    """The keys of `Settings`, which says what they mean. Null: the model folder's own, else the default.
+
+    Where a stage trains, `tags` and `max_length` that are null come from the sections `prompt` and `model`.
+    """
+
+    format: Format | None = None
+    system: str | None = None
+    user: User | None = None
+    variants: list[Variant] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    samples: Positive | None = None
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    min_p: Share | None = None
+    top_k: NonNegative | None = None
+    stop: list[Tag] | None = None
+    max_tokens: Positive | None = None
+    max_length: Positive | None = None
+    tags: Tags | None = None
+    thinking: bool | None = None
+    tools: Share | None = None
+    tool_turns: Positive | None = None
+    tool_seconds: ToolSeconds | None = None
+    tool_parser: str | None = None
+    weight: Weight | None = None
+    confidence: bool | None = None
+    discount_trivial: bool | None = None
+    gpu_memory: Share | None = None
+    vllm: dict[str, Any] | None = None
+
+
+@dataclass(config=strict, frozen=True)
+class Inference(SettingsSection):
+    """The solver's settings, and which questions a run answers."""
+
+    # A CSV with `id` and `problem` (AIMO 3) or `question` (AIMO 2); null takes built-in problems
+    test: str | None = None
+    test_rows: Positive = 10  # How many built-in problems stand in for a test file
+
+    @property
+    def written(self) -> dict[str, Any]:
+        """The solver's keys that are not null."""
+        values = asdict(self)
+        return {f.name: values[f.name] for f in fields(SettingsSection) if values[f.name] is not None}
 
 
 @dataclass(config=strict)
 class Profile:
     """All settings of a run. A stage without a section is left out; inference is always done."""
 
-    profile: str
-    """The profile's name; the file's name without `.yaml` when it is left out."""
-    model: Model
-    """The base model."""
-    seed: NonNegative = 0
-    """Every random choice of a run follows from it."""
-    prompt: Prompt = field(default_factory=Prompt)
-    """Tags, system prompt and chat template."""
-    distil: Distil | None = None
-    """Completions of a teacher, for `data.sft: {source: distil}`."""
-    data: Data | None = None
-    """The sets to train and measure on. Needed by every stage that trains."""
-    sft: Sft | None = None
-    """Supervised fine-tuning."""
-    grpo: Grpo | None = None
-    """Reinforcement learning."""
-    dpo: Dpo | None = None
-    """Preference optimisation."""
-    inference: Inference = field(default_factory=Inference)
-    """How the test file is answered."""
-    training: Training = field(default_factory=Training)
-    """Limits and logging of every trained stage."""
+    profile: str  # The profile's name; the file's name without `.yaml` when it is left out
+    model: Model  # The base model
+    seed: NonNegative = 0  # Every random choice of a run follows from it
+    prompt: Prompt = field(default_factory=Prompt)  # Tags, system prompt and chat template
+    distil: Distil | None = None  # Completions of a teacher, for `data.sft: {source: distil}`
+    data: Data | None = None  # The sets to train and measure on. Needed by every stage that trains.
+    sft: Sft | None = None  # Supervised fine-tuning
+    grpo: Grpo | None = None  # Reinforcement learning
+    dpo: Dpo | None = None  # Preference optimisation
+    inference: Inference = field(default_factory=Inference)  # How the test file is answered
+    training: Training = field(default_factory=Training)  # Limits and logging of every trained stage
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -78,23 +142,13 @@ class Profile:
         return tuple(stage for stage in self.stages if stage in TRAINED)
 
     def trained_before(self, stage: str) -> str | None:
-        """The stage whose model `stage` starts from: the last one before it that trains. None: the base."""
+        """Return the stage whose model `stage` starts from; None where that is the base."""
         order = list(STAGES)
         earlier = [name for name in self.trained if order.index(name) < order.index(stage)]
         return earlier[-1] if earlier else None
 
-    @property
-    def last_trained(self) -> str | None:
-        """The stage whose model answers the test file. None: the base does."""
-        return self.trained_before("inference")
-
-    def data_sources(self) -> set[str]:
-        """The sources of the sets of `data`."""
-        sets = [s for s in (self.data.sft, self.data.grpo, self.data.heldout) if s] if self.data else []
-        return {source.source for wanted in sets for source in wanted.mixture or [wanted]}
-
     def solver_settings(self, model: str | Path) -> Settings:
-        """How a model folder is asked: by its own settings, and the `inference` section over them."""
+        """Return how a model folder is asked: by its own settings, and the `inference` section over them."""
         ours: dict[str, Any] = {}
         if self.trained:
             ours["tags"] = asdict(self.prompt.tags)
@@ -104,90 +158,61 @@ class Profile:
 
     @model_validator(mode="after")
     def check(self) -> "Profile":
+        """Refuse what no section can see alone."""
         if not PLAIN_NAME.fullmatch(self.profile) or self.profile in ("index.html", "README.md"):
-            raise ValueError(
-                f"profile: {self.profile!r} cannot name the run's folder; take a name such as my-run"
-            )
+            told = "cannot name the run's folder; take a name such as my-run"
+            raise ValueError(f"profile: {self.profile!r} {told}")
         length = self.model.max_length or TRAINED_LENGTH
+        sets = {name: getattr(self.data, name, None) for name in ("sft", "grpo", "heldout")}
         if self.trained:
             self.model.max_length = length
-        if not self.distil and "distil" in self.data_sources():
+        sources = [part.source for rows in sets.values() if rows for part in rows.mixture or [rows]]
+        if "distil" in sources and not self.distil:
             raise ValueError("data: the source distil needs a section distil; add it, or name another source")
+        aside = "such as 0.02"
         for name in self.trained:
-            self.check_trained(name)
-        if self.sft and self.sft.eval_steps and not self.data.sft.test_split:  # type: ignore[union-attr]
-            raise ValueError(
-                "sft.eval_steps: an evaluation needs rows that are not trained on; set "
-                "data.sft.test_split, such as 0.02"
-            )
-        if self.trained:
-            self.check_prompts()
-        grpo = self.grpo
-        if grpo and grpo.max_prompt_length + grpo.max_completion_length > length:
+            rows = str(TRAINED[name].trains_on)
+            if not sets[rows]:
+                told = f"trains on data.{rows}, which is missing; add it, or set {name} to null"
+                raise ValueError(f"{name}: {told}")
+            if getattr(self, name).probe_steps and not (sets["grpo"] and sets["grpo"].test_split):
+                told = "a probe needs problems that are not trained on; set data.grpo.test_split"
+                raise ValueError(f"{name}.probe_steps: {told}, {aside}")
+        if self.sft and self.sft.eval_steps and not (sets["sft"] and sets["sft"].test_split):
+            told = "an evaluation needs rows that are not trained on; set data.sft.test_split"
+            raise ValueError(f"sft.eval_steps: {told}, {aside}")
+        if self.trained:  # the model is asked as it was trained
+            asked = {"tags": asdict(self.prompt.tags)}
+            prompt = asked | {"system": self.prompt.system}
+            for section, values in ("prompt", prompt), ("inference", merge(asked, self.inference.written)):
+                if found := contradiction(validate_settings(values, section, "correct it")):
+                    raise ValueError(f"{section}.{found}")
+            if self.prompt.system and self.inference.system:
+                told = "the model is trained with prompt.system; remove one of the two"
+                raise ValueError(f"inference.system: {told}")
+        if not self.grpo:
+            return self
+
+        if self.grpo.max_prompt_length + self.grpo.max_completion_length > length:
             raise ValueError("grpo: max_prompt_length + max_completion_length exceed model.max_length")
-        if grpo and grpo.generation != "transformers":
-            self.check_generation(grpo.generation)
-        if grpo and grpo.tools:
-            self.check_tools(grpo)
+        generation = self.grpo.generation
+        if generation != "transformers" and self.model.load_in_4bit:
+            told = "does not take four-bit weights; set model.load_in_4bit to false, or grpo.generation to"
+            raise ValueError(f"grpo.generation: {generation} {told} transformers")
+        if generation == "vllm" and self.model.backend == "unsloth" and self.model.lora is None:
+            told = "Unsloth does not sample all weights with vLLM; set model.backend to transformers, or"
+            raise ValueError(f"grpo.generation: vllm: {told} grpo.generation to transformers, or model.lora")
+        if self.grpo.tools:
+            if self.prompt.template in ("plain", "chatml"):
+                told = "offers no tools; set prompt.template to model, or a Jinja file that does"
+                raise ValueError(f"grpo.tools: the template {self.prompt.template} {told}")
+            if self.inference.tool_parser is None:
+                told = "inference.tool_parser is null, and fenced blocks are no tool calls to TRL; set it to"
+                raise ValueError(
+                    f"grpo.tools: {told} the parser of the model's family, such as hermes for Qwen"
+                )
+            for key in "probe_steps", "pass_rate":
+                if getattr(self.grpo, key) is not None:
+                    told = "samples without tools; set it to null, or grpo.tools to false"
+                    raise ValueError(f"grpo.{key}: {told}")
         return self
-
-    def check_generation(self, generation: str) -> None:
-        """Check that vLLM can generate with the weights that GRPO trains."""
-        other = f"grpo.generation: {generation}"
-        if self.model.load_in_4bit:
-            raise ValueError(
-                f"{other} does not take four-bit weights; set model.load_in_4bit to false, "
-                "or grpo.generation to transformers"
-            )
-        if self.model.backend == "unsloth" and self.model.lora is None and generation == "vllm":
-            raise ValueError(
-                f"{other}: Unsloth does not sample all weights with vLLM; set model.backend to transformers, "
-                "or grpo.generation to transformers, or model.lora"
-            )
-
-    def check_tools(self, grpo: Grpo) -> None:
-        """Check that completions with tools are possible, and that what else samples has them too."""
-        if self.prompt.template in ("plain", "chatml"):
-            raise ValueError(
-                f"grpo.tools: the template {self.prompt.template} offers no tools; set prompt.template to "
-                "model, or a Jinja file that does"
-            )
-        if self.inference.tool_parser is None:
-            raise ValueError(
-                "grpo.tools: inference.tool_parser is null, and fenced blocks are no tool calls to TRL; set "
-                "it to the parser of the model's family, such as hermes for Qwen"
-            )
-        for key in "probe_steps", "pass_rate":
-            if getattr(grpo, key) is not None:
-                raise ValueError(f"grpo.{key}: samples without tools; set it to null, or grpo.tools to false")
-
-    def check_prompts(self) -> None:
-        """Check that the model is asked as it was trained, and that its prompts and tags agree."""
-        asked = {"tags": asdict(self.prompt.tags)}
-        if found := contradiction(
-            validate_settings(asked | {"system": self.prompt.system}, "prompt", "correct it")
-        ):
-            raise ValueError(f"prompt.{found}")
-        if found := contradiction(
-            validate_settings(merge(asked, self.inference.written), "inference", "correct it")
-        ):
-            raise ValueError(f"inference.{found}")
-        if self.prompt.system and self.inference.system:
-            raise ValueError(
-                "inference.system: the model is trained with prompt.system; remove one of the two"
-            )
-
-    def check_trained(self, name: str) -> None:
-        """Check that a trained stage has the rows it needs."""
-        rows = TRAINED[name].trains_on
-        assert rows
-        if not getattr(self.data, rows, None):
-            raise ValueError(
-                f"{name}: trains on data.{rows}, which is missing; add it, or set {name} to null"
-            )
-        probes = self.data.grpo if self.data else None
-        if getattr(self, name).probe_steps and not (probes and probes.test_split):
-            raise ValueError(
-                f"{name}.probe_steps: a probe needs problems that are not trained on; "
-                "set data.grpo.test_split, such as 0.02"
-            )

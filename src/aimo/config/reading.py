@@ -16,21 +16,24 @@ from typing import Any, get_args, get_type_hints
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from aimo.config.profile import ANY_TIME, FROM_A_STAGE_ON, Profile
-from aimo.config.stages import TRAINED
+from aimo.config.profile import TRAINED, Profile
 from aimo.errors import AimoError, explain
 from aimo.inference.startup import find_input
 
 ROOT = Path(__file__).parents[3]
-RUNS = Path(os.environ.get("AIMO_RUNS") or ROOT / "runs").absolute()
-"""Where runs, evaluations and comparisons go that are not told another folder."""
+RUNS = Path(os.environ.get("AIMO_RUNS") or ROOT / "runs").absolute()  # if no other folder is given
 PROFILES = ROOT / "notebooks" / "profiles"
-
+# What other projects call a setting, and what the error message answers.
 ALIASES = yaml.load(Path(__file__).with_name("aliases.yaml").read_text(), yaml.CSafeLoader)
-"""What other projects call a setting, and what the error message answers."""
-
-DEEPEST, MOST = 50, 100_000
-"""How deep values may be nested, and how many there may be with every alias written out."""
+DEEPEST, MOST = 50, 100_000  # nested values, and values with every YAML alias written out
+# Keys that change no stage's result: a run goes on with other values.
+ANY_TIME = [
+    "profile", "training.*", "*.save_steps", "*.trl.save_total_limit", "model.gradient_checkpointing",
+    "grpo.gradient_accumulation_steps", "grpo.sample_steps", "grpo.vllm_gpu_memory", "grpo.vllm_server_url",
+    "inference.gpu_memory",
+]  # fmt: skip
+# Keys of all stages that may change with `--from`: what was trained before keeps its values.
+FROM_A_STAGE_ON = ["model.max_length", "model.dtype", "model.load_in_4bit", "model.attention"]
 
 
 class Loader(yaml.CSafeLoader):
@@ -42,7 +45,6 @@ class Loader(yaml.CSafeLoader):
     }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """A mapping whose keys are all different."""
         names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         for name in names:
             if names.count(name) > 1:
@@ -75,14 +77,24 @@ def load_yaml(text: str) -> Any:
     return yaml.load(text, Loader)
 
 
-def resolve(path: str) -> Path:
+def locate(path: str) -> Path:
     """Return a path as given, or as Kaggle attaches it now, or else from the repository's root."""
     path = find_input(path)
     return Path(path) if os.path.exists(path) else ROOT / path
 
 
+def find(profile: str | Path) -> Path:
+    """Return the file of a profile, given by name (`tiny`) or path (`my.yaml`). AimoError without one."""
+    path = Path(profile) if str(profile).endswith((".yaml", ".yml")) else PROFILES / f"{profile}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
+        told = f"does not exist: use one of {known}, or a path to a .yaml file"
+        raise AimoError(f"profile {str(profile)!r} {told}")
+    return path
+
+
 def load(profile: str | Path, overrides: list[str] | None = None) -> Profile:
-    """Read a profile by name (`tiny`) or path (`my.yaml`) and apply overrides such as `grpo.max_steps=50`.
+    """Read a profile by name or path and apply overrides such as `grpo.max_steps=50`.
 
     Raises AimoError naming the key that is unknown, of the wrong type, or impossible.
     """
@@ -107,17 +119,6 @@ def read_values(profile: str | Path, overrides: list[str] | None = None) -> dict
     return {"profile": path.stem} | values
 
 
-def find(profile: str | Path) -> Path:
-    """Return the file of a profile, given by name or path. AimoError when there is none."""
-    path = Path(profile) if str(profile).endswith((".yaml", ".yml")) else PROFILES / f"{profile}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
-        raise AimoError(
-            f"profile {str(profile)!r} does not exist: use one of {known}, or a path to a .yaml file"
-        )
-    return path
-
-
 def set_key(values: dict[str, Any], override: str, option: str = "--set") -> None:
     """Apply `section.key=value` to nested values in place; the value is read as YAML."""
     key, equals, text = override.partition("=")
@@ -136,16 +137,16 @@ def set_key(values: dict[str, Any], override: str, option: str = "--set") -> Non
         raise AimoError(f"{option} {override!r}: {text!r} is not a YAML value; quote it") from None
 
 
-def parse(values: dict[str, Any], where: str) -> Profile:
-    """Validate nested values into a Profile; one AimoError names every bad key."""
+def parse(values: dict[str, Any], where: str, kind: Any = None) -> Any:
+    """Validate nested values into a Profile, or another `kind`; one AimoError names every bad key."""
     try:
         # As JSON: from Python objects, pydantic's strict mode accepts no dict for a section.
-        return TypeAdapter(Profile).validate_json(json.dumps(values, default=str))
+        return TypeAdapter(kind or Profile).validate_json(json.dumps(values, default=str))
     except ValidationError as e:
         found = []
         for error in e.errors():
             key = ".".join(map(str, error["loc"]))
-            unknown = error["type"] == "unexpected_keyword_argument"
+            unknown = error["type"] == "unexpected_keyword_argument" and not kind
             found.append(f"{key}: unknown key{suggest(key)}" if unknown else explain(error))
         raise AimoError(f"{where}: {'; '.join(found)}") from None
     except (TypeError, ValueError) as e:  # a key that is no text, a list that holds itself
@@ -188,15 +189,18 @@ def keys(section: type = Profile, prefix: str = "") -> Iterator[str]:
 
 
 def meanings(section: type) -> dict[str, str]:
-    """Return the docstring of each key that a dataclass declares, in one line."""
-    (declared,) = ast.parse(inspect.getsource(section)).body
-    assert isinstance(declared, ast.ClassDef)
-    found = {}
-    for key, text in itertools.pairwise(declared.body):
-        if isinstance(key, ast.AnnAssign) and isinstance(key.target, ast.Name):
-            said = text.value if isinstance(text, ast.Expr) else None
-            assert isinstance(said, ast.Constant), f"{section.__name__}.{key.target.id} has no docstring"
-            found[key.target.id] = " ".join(str(said.value).split())
+    """Return what a dataclass's source says of each of its keys: beside it, above it, or below it."""
+    source = inspect.getsource(section)
+    lines, found = source.splitlines(), {}
+    (declared,) = ast.parse(source).body
+    for key, after in itertools.zip_longest(body := declared.body, body[1:]):  # type: ignore[attr-defined]
+        if not isinstance(key, ast.AnnAssign):
+            continue
+        before = itertools.takewhile(lambda line: line.startswith("    # "), lines[key.lineno - 2 :: -1])
+        said = [*reversed([line[6:] for line in before]), lines[key.end_lineno - 1].partition("  # ")[2]]  # type: ignore[operator]
+        if isinstance(after, ast.Expr):
+            said = [after.value.value]  # type: ignore[attr-defined]
+        found[key.target.id] = re.sub(r"[^.…]$", r"\g<0>.", " ".join(" ".join(said).split()))  # type: ignore[union-attr]
     return found
 
 
@@ -205,39 +209,32 @@ def dump(profile: Profile) -> str:
     return yaml.safe_dump(asdict(profile), sort_keys=False, allow_unicode=True)  # type: ignore[call-overload]
 
 
-def differing_keys(a: Profile, b: Profile) -> dict[str, tuple[Any, Any]]:
-    """Return the dotted keys whose values differ, with both values."""
-    flat_a, flat_b = flatten(asdict(a)), flatten(asdict(b))  # type: ignore[call-overload]
-    return {
-        k: (flat_a.get(k), flat_b.get(k)) for k in sorted(flat_a | flat_b) if flat_a.get(k) != flat_b.get(k)
-    }
-
-
-def lasting_changes(old: Profile, new: Profile, redo: str | None = None) -> dict[str, tuple[Any, Any]]:
-    """Return the differing keys that a stage before `redo` was made with, with both values.
-
-    Without `redo`, those that any stage was made with.
-    """
-    later = new.stages[new.stages.index(redo) :] if redo else ()
-    if later == new.stages:
-        return {}
-    may_change = ANY_TIME + [part for stage in later for part in (stage, f"{stage}.*")]
-    may_change += FROM_A_STAGE_ON if redo else []
-    for stage in ("sft", "dpo"):
-        a, b = getattr(old, stage), getattr(new, stage)
-        steps = {x.batch_size * x.gradient_accumulation_steps for x in (a, b) if x}
-        if a and b and len(steps) == 1:
-            may_change += [f"{stage}.batch_size", f"{stage}.gradient_accumulation_steps"]
-    return {
-        key: values
-        for key, values in differing_keys(old, new).items()
-        if not any(fnmatch.fnmatchcase(key, pattern) for pattern in may_change)
-    }
-
-
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return nested values as one level of dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
+
+
+def differing_keys(a: Profile, b: Profile) -> dict[str, tuple[Any, Any]]:
+    """Return the dotted keys whose values differ, with both values."""
+    x, y = (flatten(asdict(profile)) for profile in (a, b))  # type: ignore[call-overload]
+    return {key: (x.get(key), y.get(key)) for key in sorted(x | y) if x.get(key) != y.get(key)}
+
+
+def lasting_changes(old: Profile, new: Profile, redo: str | None = None) -> dict[str, tuple[Any, Any]]:
+    """Return the differing keys, with both values, that a stage was made with: one before `redo`, if any."""
+    later = new.stages[new.stages.index(redo) :] if redo else ()
+    if later == new.stages:
+        return {}
+    may_change = ANY_TIME + [part for stage in later for part in (stage, f"{stage}.*")]
+    may_change += FROM_A_STAGE_ON if redo else []
+    for stage in ("sft", "dpo"):  # another batch size is no change where the rows of a step stay
+        a, b = getattr(old, stage), getattr(new, stage)
+        steps = {x.batch_size * x.gradient_accumulation_steps for x in (a, b) if x}
+        if a and b and len(steps) == 1:
+            may_change += [f"{stage}.batch_size", f"{stage}.gradient_accumulation_steps"]
+    changed = differing_keys(old, new).items()
+    lasting = (item for item in changed if not any(fnmatch.fnmatchcase(item[0], one) for one in may_change))
+    return dict(lasting)

@@ -21,7 +21,7 @@ import polars as pl
 import yaml
 
 from aimo.config import Distil, Reject, Source
-from aimo.config.stages import STAGES
+from aimo.config.profile import STAGES
 from aimo.data import filters, sources
 from aimo.data.model_servers import Reply, SampleError, Servers
 from aimo.errors import AimoError

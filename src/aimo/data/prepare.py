@@ -16,7 +16,7 @@ import polars as pl
 import yaml
 
 from aimo.config import Profile, Set, Source
-from aimo.config.stages import STAGES
+from aimo.config.profile import STAGES
 from aimo.data import filters, sources
 from aimo.data.decontaminate import contaminated
 from aimo.errors import AimoError

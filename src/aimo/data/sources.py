@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import polars as pl
 import yaml
 
-from aimo.config import Columns, Mixture, Set, Source, resolve
+from aimo.config import Columns, Mixture, Set, Source, locate
 from aimo.data import builtin, conversations
 from aimo.errors import AimoError
 from aimo.inference import cells, files
@@ -175,7 +175,7 @@ def roles_of(columns: Columns, have: Collection[str], imitated: bool = False) ->
 
 def read_columns(source: Source, preset: Preset, where: str) -> tuple[Table, dict[str, str]]:
     """Return the mapped columns of a source as they are, and role to column."""
-    path, dataset, have = resolve(source.source), None, []
+    path, dataset, have = locate(source.source), None, []
     if not path.exists():
         if files.kind_of(path) or source.source.startswith(("/", ".")):
             raise AimoError(f"{where}.source: {path} does not exist")

@@ -22,8 +22,7 @@ import polars as pl
 from rich.console import Console
 from rich.table import Table
 
-from aimo.config import RUNS
-from aimo.config import resolve as resolve_path
+from aimo.config import RUNS, locate
 from aimo.data import builtin
 from aimo.errors import AimoError
 from aimo.evaluation import benchmarks, completions, scores
@@ -368,7 +367,7 @@ def answer_test_file(engine: Engine, run: Run) -> list[dict[str, Any]]:
 def test_file(run: Run) -> Path:
     """The profile's test file, or one of built-in held-out problems in AIMO 3's layout."""
     if run.profile.inference.test:
-        return resolve_path(run.profile.inference.test)
+        return locate(run.profile.inference.test)
     path = run.folder / "test.csv"
     drawn = builtin.generate(run.profile.inference.test_rows, "heldout", run.profile.seed + 1)
     rows = [{"id": f"{p.family}-{i}", "problem": p.problem, "answer": p.answer} for i, p in enumerate(drawn)]

@@ -41,7 +41,7 @@ INFERENCE = ("src/aimo/inference/*.py",)
 # Modules read these as they load.
 DATA = ("src/aimo/config/aliases.yaml", "src/aimo/data/presets.yaml", "src/aimo/report/page.jinja")
 ROAD = (
-    "src/aimo/session.py",
+    "src/aimo/pipeline.py",
     "notebooks/0[123]*.ipynb",
     "notebooks/profiles/*.jinja",
 )

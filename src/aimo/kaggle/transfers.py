@@ -39,7 +39,7 @@ from kagglesdk.models.types.model_enums import ModelFramework
 
 from aimo import config
 from aimo.config import ROOT, RUNS
-from aimo.config.stages import STAGES
+from aimo.config.profile import STAGES
 from aimo.errors import AimoError
 from aimo.inference.errors import one_line
 from aimo.inference.model_folder import check_model_folder

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from aimo.config import RUNS
-from aimo.config.stages import STAGES, TRAINED
+from aimo.config.profile import STAGES, TRAINED
 from aimo.errors import AimoError
 from aimo.inference.storage import read_json, read_lines, write_json
 from aimo.report import mathematics, page, plots, tables

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from aimo.config.stages import TRAINED
+from aimo.config.profile import TRAINED
 from aimo.report.page import Html, render
 from aimo.report.tables import note
 

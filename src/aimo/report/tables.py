@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from aimo.config.stages import MODELS
+from aimo.config.profile import MODELS
 from aimo.inference.solver import Solution
 from aimo.inference.storage import read_lines
 from aimo.report.page import Html, join, render

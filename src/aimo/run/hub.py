@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from aimo.config import resolve
+from aimo.config import locate
 from aimo.errors import AimoError
 from aimo.inference.errors import redact
 
@@ -20,7 +20,7 @@ def local_folder(base: str, revision: str | None = None) -> Path:
     `revision` is a branch, tag or commit of the hub's repository. AimoError when there is no such model,
     or when the folder holds an adapter.
     """
-    path = resolve(base)
+    path = locate(base)
     if path.is_dir():
         if (path / "adapter_config.json").exists():
             trained_on = ""

@@ -25,7 +25,7 @@ from typing import Any, TextIO
 
 from aimo import config
 from aimo.config import ROOT, RUNS, Profile
-from aimo.config.stages import MODELS, STAGES
+from aimo.config.profile import MODELS, STAGES
 from aimo.errors import AimoError
 from aimo.inference.settings import Settings, Texts, check_parameters
 from aimo.inference.startup import collect_less
@@ -36,7 +36,7 @@ from aimo.run import hub
 # Environment variables: the folders, one a line, that this process or one above it has locked; and the time,
 # on the monotonic clock, before which a stage stops and saves.
 LOCKED, SESSION_END = "AIMO_LOCKED", "AIMO_SESSION_END"
-SESSION_OVER = "the end of the session"  # why such a stage stopped, in its record: `aimo.session` goes on
+SESSION_OVER = "the end of the session"  # why such a stage stopped, in its record: `aimo.pipeline` goes on
 # The keys of a record that are numbers.
 FIGURE = re.compile(r"@|^(format|mean_tokens|mean_loss|seconds|steps|total_flos)$|_per_second$")
 

@@ -25,7 +25,7 @@ from jinja2 import Template
 
 from aimo import config
 from aimo.config import Profile
-from aimo.config.stages import STAGES, TRAINED
+from aimo.config.profile import STAGES, TRAINED
 from aimo.data import prepare
 from aimo.errors import AimoError, StageError, explain_exit
 from aimo.evaluation.scores import within_pass_rate
@@ -159,7 +159,7 @@ class Job:
         the shell.
         """
         before = profile.trained_before(self.stage)
-        base = config.resolve(profile.model.base).absolute()
+        base = config.locate(profile.model.base).absolute()
         model = folder / STAGES[before].product if before else base if base.is_dir() else profile.model.base
         shards, copies = self.served_in(profile)
         trl = shlex.quote(str(Path(sys.executable).with_name("trl")))
@@ -176,7 +176,7 @@ class Job:
         vLLM splits between attention heads. GPUs that are left hold more copies of a mixture of experts; of
         a dense model a server holds one, and TRL asks one server.
         """
-        gpus, described = self.serve_gpus or self.devices, config.resolve(profile.model.base) / "config.json"
+        gpus, described = self.serve_gpus or self.devices, config.locate(profile.model.base) / "config.json"
         if not described.exists():
             return gpus, 1
         settings = json.loads(described.read_text())

@@ -274,7 +274,7 @@ def model_card(profile: Profile, figures: dict[str, Any]) -> Any:
 
     base = profile.model.base
     header = ModelCardData(
-        base_model=None if config.resolve(base).is_dir() else base,  # the hub takes its own ids only
+        base_model=None if config.locate(base).is_dir() else base,  # the hub takes its own ids only
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["aimo", "trl"],
