@@ -528,7 +528,7 @@ def shown(check: Check, folder: Path) -> dict[str, Any]:
     if check.state == "failed":
         log = folder / "logs" / f"{check.name}.log"
         end = "\n".join(log.read_text().splitlines()[-40:]) if log.exists() else ""
-        row["log"] = page.fold("its end", page.text(end))
+        row["log"] = page.fold("its end", page.verbatim(end))
     return row
 
 

@@ -237,7 +237,9 @@ class Rehearsal:
                 "exit code": done.returncode,
             }
         )
-        self.sections.append(Section(page.fold("what it printed", page.text(done.stdout)), f"{what}", shown))
+        self.sections.append(
+            Section(page.fold("what it printed", page.verbatim(done.stdout)), f"{what}", shown)
+        )
         self.write()
         if done.returncode:
             sys.exit(f"step {what!r} failed with exit code {done.returncode}")

@@ -61,7 +61,7 @@ tables.counts(sets)
 # The rows that decontamination dropped, with the shared words.
 
 # %%
-tables.contaminated(sets)
+tables.shared_words(sets)
 
 # %% [markdown]
 # ## Format

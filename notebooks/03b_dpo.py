@@ -37,7 +37,7 @@ start = run.start_model()
 
 # %%
 pairs = dpo.sample_pairs(start, rows, run)
-tables.pairs(pairs)
+tables.preferences(pairs)
 
 # %% [markdown]
 # ## Load

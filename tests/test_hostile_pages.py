@@ -257,10 +257,10 @@ def notebook_page(folder, texts):
 def checks_page(folder, texts):
     """A page of the GPU check and the rehearsal: logs that unfold, links to what was left."""
     folder.mkdir()
-    sections = [page.Section(page.fold(text, page.text(text)), text, text) for text in texts]
+    sections = [page.Section(page.fold(text, page.verbatim(text)), text, text) for text in texts]
     paths = [os.fsdecode(text.encode("utf-8", "replace")) for text in texts]
     links = [page.link(text, path) for text, path in zip(texts, paths, strict=True)]
-    rows = [{"check": t, "left": link, "log": page.text(t)} for t, link in zip(texts, links, strict=True)]
+    rows = [{"check": t, "left": link, "log": page.verbatim(t)} for t, link in zip(texts, links, strict=True)]
     return page.write_page(
         folder / "gpu-check.html", texts[11], texts[12], [page.Section(tables.table(rows)), *sections]
     )

@@ -1,7 +1,7 @@
 """The one look of all pages: a file that opens offline, on a phone, in print and in the dark.
 
-Text from outside is only ever text here: `render` fills templates and escapes all but `Html`, and a page's
-policy lets a browser load nothing and run no script but the one of `page.jinja`, which sorts tables.
+Text from outside stays text: `render` escapes all but `Html`, and a page's policy lets a browser load nothing
+and run no script but the one of `page.jinja`, which sorts tables.
 """
 
 import base64
@@ -14,30 +14,26 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from jinja2 import Environment, StrictUndefined, Template
+from jinja2 import Environment, StrictUndefined
 
 from aimo.errors import AimoError
 from aimo.inference.storage import write_whole
 
-TABLE_STYLE = """<style>
-table.aimo { border-collapse: collapse; font: 13px/1.45 system-ui, sans-serif; margin: 4px 0 14px }
-table.aimo th, table.aimo td { text-align: left !important; vertical-align: top }
-table.aimo th { opacity: 0.75; font-weight: 600; border-bottom: 2px solid #8885; padding: 4px 14px 4px 0 }
-table.aimo td { white-space: nowrap; border-bottom: 1px solid #8883; padding: 5px 14px 5px 0 }
-table.aimo td.text { font-family: ui-monospace, monospace; font-size: 12px; white-space: pre-wrap;
-                     min-width: 13em; max-width: 34em; overflow-wrap: anywhere }
-table.aimo td.prose { white-space: pre-wrap; min-width: 13em; max-width: 34em; overflow-wrap: anywhere }
-table.aimo th { white-space: nowrap }
-table.aimo td.number { text-align: right !important; font-variant-numeric: tabular-nums }
-div.wide { overflow-x: auto }
-</style>"""
 PAGE = Path(__file__).with_name("page.jinja").read_text(encoding="utf-8")
-SCRIPT = PAGE.partition("<script>")[2].partition("</script>")[0]  # sorts tables
+TABLE_STYLE = "".join(PAGE.partition("{# tables #}")[2].partition("</style>")[:2])  # notebooks need it too
+SCRIPT = PAGE.partition("<script>")[2].partition("</script>")[0]
 POLICY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
     f"script-src 'sha256-{base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()}'"
 )
-"""What a browser may load for a page: what stands in it, and no script but ours."""
+compiled = lru_cache(
+    Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        finalize=lambda x: "" if x is None else x,
+    ).from_string
+)
 
 
 class Html(str):
@@ -65,20 +61,9 @@ class Section:
     lead: str = ""
 
 
-_templates = Environment(
-    autoescape=True, undefined=StrictUndefined, trim_blocks=True, finalize=lambda x: "" if x is None else x
-)
-
-
-@lru_cache
-def template(source: str) -> Template:
-    """Return a template that escapes what it is filled with."""
-    return _templates.from_string(source)
-
-
 def render(source: str, **values: Any) -> Html:
     """Return a template of ours filled with values; all that is not `Html` is escaped."""
-    return Html(template(source).render(values))
+    return Html(compiled(source).render(values))
 
 
 def join(parts: Iterable[str]) -> Html:
@@ -86,31 +71,27 @@ def join(parts: Iterable[str]) -> Html:
     return render("{{ parts | join }}", parts=list(parts))
 
 
-def write_page(path: Path, title: str, lead: str, sections: Iterable[Section]) -> Path:
-    """Write a page and return its path. AimoError when it cannot be written."""
-    style = Html(TABLE_STYLE)
-    page = render(PAGE, title=title, lead=lead, sections=sections, policy=POLICY, table_style=style)
-    try:
-        write_whole(path, page)
-    except OSError as e:
-        raise AimoError(f"page {path}: {e.strerror}; make room or unlock its folder, and run again") from None
-    return path
-
-
-def text(content: str) -> Html:
+def verbatim(content: str) -> Html:
     """Return a text as it is, in a panel."""
     return render("<pre>{{ content }}</pre>", content=content)
 
 
 def fold(summary: str, content: str) -> Html:
-    """Return what is shown when its summary is clicked."""
-    return render(
-        "<details><summary>{{ summary }}</summary><div>{{ content }}</div></details>",
-        summary=summary,
-        content=content,
-    )
+    """Return what a click on its summary shows."""
+    template = "<details><summary>{{ summary }}</summary><div>{{ content }}</div></details>"
+    return render(template, summary=summary, content=content)
 
 
 def link(label: str, path: str) -> Html:
-    """Return a link to a file, by its path from the page: never an address, whatever its name is."""
+    """Return a link to a file by its path from the page, which is never an address, whatever its name is."""
     return render('<a href="./{{ path }}">{{ label }}</a>', path=quote(os.fsencode(path)), label=label)
+
+
+def write_page(path: Path, title: str, lead: str, sections: Iterable[Section]) -> Path:
+    """Write a page and return its path. AimoError when it cannot be written."""
+    page = render(PAGE, title=title, lead=lead, sections=sections, policy=POLICY)
+    try:
+        write_whole(path, page)
+    except OSError as e:
+        raise AimoError(f"page {path}: {e.strerror}; make room or unlock its folder, and run again") from None
+    return path

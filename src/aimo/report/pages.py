@@ -51,15 +51,11 @@ def reading(path: Path, kind: type = dict) -> Iterator[Any]:
 
 
 def today() -> str:
-    """The day and the machine."""
     return f"{date.today()}, {machine.device()}"
 
 
 def settings_section(settings: Any, title: str) -> Section:
-    return Section(page.text(json.dumps(settings, indent=2, ensure_ascii=False)), title)
-
-
-# A run
+    return Section(page.verbatim(json.dumps(settings, indent=2, ensure_ascii=False)), title)
 
 
 def write_run(folder: Path) -> Path:
@@ -68,17 +64,46 @@ def write_run(folder: Path) -> Path:
     What the run has not made is left out. AimoError for a file that is cut off or holds something else.
     """
     with reading(folder / "metrics.json") as metrics:
-        stages = metrics["stages"]
-        sections: list[Section] = []
+        stages, sections = metrics["stages"], []
         if models := stages.get("inference", {}).get("models"):
-            sections += held_out_sections(folder, stages, models)
+            seconds = {name: {"seconds": stages.get(name, {}).get("seconds", "")} for name in models}
+            view = tables.evaluation({name: figures | seconds[name] for name, figures in models.items()})
+            lead = (
+                "Shares of well-formed completions (format), right ones (pass@1) and right votes of k (maj@k)"
+            )
+            sections.append(Section(view, "Held-out problems", f"{lead}."))
+            with reading(folder / "inference/majority.json") as majority:
+                if majority:
+                    sections.append(Section(plots.accuracy(models, majority)))
+            with reading(folder / "inference/samples.json") as samples:
+                if samples:
+                    view = tables.completions(samples["rows"], **samples["texts"])
+                    lead = "One completion of each model for the same held-out problems."
+                    sections.append(Section(view, "Completions", lead))
         for name in reversed(TRAINED):
             with reading(folder / name / "log.jsonl") as log:
+                mean, bound = f"{plots.MISMATCH}/mean", f"{plots.MISMATCH}/bound"
+                apart = [row["step"] for row in log or () if mean in row and row[mean] > row[bound]]
+                told = f"vLLM may have had the weights of an earlier step at: {', '.join(map(str, apart))}"
                 if log:
-                    sections.append(Section(plots.training(log), f"Training: {name}", mismatch(log)))
+                    lead = f"{told} (docs/troubleshooting.md)." if apart else ""
+                    sections.append(Section(plots.training(log), f"Training: {name}", lead))
         with reading(folder / "inference/solutions.json", list) as solutions:
             if solutions:
-                sections += test_file_sections(solutions, stages["inference"])
+                score = stages["inference"]
+                known = f"{score['correct']} of {score['known']} known answers right, "
+                lead = f"{known if score['known'] else ''}{score['fallbacks']} answered with the fallback."
+                sections += [
+                    Section(
+                        plots.votes(solutions), "The test file", f"{score['questions']} questions: {lead}"
+                    ),
+                    Section(tables.answers(solutions)),
+                    Section(
+                        plots.timelines(solutions), lead="The samples of each question, with their answers."
+                    ),
+                    Section(plots.cost(solutions)),
+                    Section(tables.closest_votes(solutions), lead="Completions of the closest votes."),
+                ]
         with reading(folder / "submission.settings.json") as settings:
             if settings and solutions:
                 sections.append(settings_section(settings, "Inference settings"))
@@ -92,48 +117,10 @@ def write_run(folder: Path) -> Path:
         sections += [
             Section(tables.table(times), "Time and training"),
             Section(tables.table(versions), "Versions"),
-            Section(page.text(profile), "Settings"),
+            Section(page.verbatim(profile), "Settings"),
         ]
         lead = f"{date.today()}, seed {metrics['seed']}, {machine.device()}"
         return write_page(folder / "report.html", f"aimo: {metrics['profile']}", lead, sections)
-
-
-def held_out_sections(folder: Path, stages: dict[str, Any], models: dict[str, Any]) -> Iterator[Section]:
-    """The held-out figures of each model, and completions of each for the same problems."""
-    figures = {
-        name: measured | {"seconds": stages.get(name, {}).get("seconds", "")}
-        for name, measured in models.items()
-    }
-    lead = "Shares of well-formed completions (format), right ones (pass@1) and right votes of k (maj@k)."
-    yield Section(tables.evaluation(figures), "Held-out problems", lead)
-    with reading(folder / "inference/majority.json") as majority:
-        if majority:
-            yield Section(plots.accuracy(models, majority))
-    with reading(folder / "inference/samples.json") as samples:
-        if samples:
-            view = tables.completions(samples["rows"], **samples["texts"])
-            yield Section(view, "Completions", "One completion of each model for the same held-out problems.")
-
-
-def mismatch(log: list[dict[str, Any]]) -> str:
-    """The steps at which vLLM may have had other weights than the trainer; "" for none."""
-    mean, bound = f"{plots.MISMATCH}/mean", f"{plots.MISMATCH}/bound"
-    steps = [str(record["step"]) for record in log if mean in record and record[mean] > record[bound]]
-    told = f"vLLM may have had the weights of an earlier step at: {', '.join(steps)}"
-    return f"{told} (docs/troubleshooting.md)." if steps else ""
-
-
-def test_file_sections(solutions: list[dict[str, Any]], score: dict[str, Any]) -> list[Section]:
-    """The answers to the test file, and their votes."""
-    known = f"{score['correct']} of {score['known']} known answers right, " if score["known"] else ""
-    lead = f"{score['questions']} questions: {known}{score['fallbacks']} answered with the fallback."
-    return [
-        Section(plots.votes(solutions), "The test file", lead),
-        Section(tables.answers(solutions)),
-        Section(plots.timelines(solutions), lead="The samples of each question, with their answers."),
-        Section(plots.cost(solutions)),
-        Section(tables.closest_votes(solutions), lead="Completions of the closest votes."),
-    ]
 
 
 def write_notebook(executed: Path) -> Path:
@@ -158,7 +145,32 @@ def write_notebook(executed: Path) -> Path:
     return write_page(executed.with_suffix(".html"), title, f"Executed {date.today()}.", [Section(view)])
 
 
-# An evaluation
+# Evaluations and comparisons
+
+
+def percent(figure: list[float]) -> str:
+    """A share with its interval, in percent."""
+    value, low, high = (100 * number for number in figure)
+    return f"{value:.1f} ({low:.1f} to {high:.1f})"
+
+
+def asked(row: dict[str, Any]) -> dict[str, Any]:
+    """The cells that say which question a row is of."""
+    problem, gold = mathematics.text(row["problem"]), mathematics.answer(row["gold"])
+    return {"id": row["id"], "problem": problem, "gold": gold}
+
+
+def unfolding(completions: list[dict[str, Any]]) -> Html:
+    """Completions that unfold, each below its verdict and its answer."""
+    parts = []
+    for one in completions:
+        text = one["text"]
+        if len(text) > SHOWN:
+            left_out = f"\n\n… {len(text) - SHOWN:,} characters left out …\n\n"
+            text = text[: SHOWN // 2] + left_out + text[-SHOWN // 2 :]
+        summary = f"{'right' if one['right'] else 'wrong'}: {one['answer'] or 'no answer'}"
+        parts.append(page.fold(summary, mathematics.text(text)))
+    return page.join(parts)
 
 
 def write_evaluation(folder: Path, found: dict[str, Any]) -> Path:
@@ -180,14 +192,13 @@ def write_evaluation(folder: Path, found: dict[str, Any]) -> Path:
                 row[f"{key.replace('_', ' ')}, %"] = f"{100 * value:.1f}"
             elif key == "lighteval":
                 row |= {metric: float(share) for metric, share in value.items()}
-            elif key.startswith("by_"):
+            elif key.startswith("by_") and value:
                 by = key.removeprefix("by_")
                 group = [
                     {by: label, "questions": one["questions"], "pass@1, %": percent(one["pass@1"])}
                     for label, one in value.items()
                 ]
-                if group:
-                    groups.append(Section(tables.table(group), f"{name} by {by}"))
+                groups.append(Section(tables.table(group), f"{name} by {by}"))
         rows.append(row)
     lead = (
         "pass@1 is the mean over all completions, pass@k the chance that one of k is right, maj@k that their "
@@ -196,44 +207,8 @@ def write_evaluation(folder: Path, found: dict[str, Any]) -> Path:
     sections = [Section(tables.table(rows), "Figures", lead)]
     if any(len(curve) > 1 for curves in found["curves"].values() for curve in curves.values()):
         sections.append(Section(plots.by_samples(found["curves"])))
-    sections += published_sections(*found["published"])
-    sections += groups
-    if found["leakage"]:
-        lead = "Runs of eight words of a question that also stand in the model's training data."
-        sections.append(Section(tables.table(leakage_rows(found["leakage"])), "Leakage", lead))
-    for name, rows in found.get("audit", {}).items():
-        view = tables.table(rows) if rows else tables.note("math-verify gives the same verdicts.")
-        sections.append(Section(view, f"{name}: verdicts that math-verify does not share"))
-    for name, rows in found["questions"].items():
-        view = tables.table(
-            [
-                {
-                    "id": row["id"],
-                    "problem": mathematics.text(row["problem"]),
-                    "gold": mathematics.answer(row["gold"]),
-                    "right, %": f"{100 * row['right']:.0f}",
-                    "tokens": f"{row['tokens']:,.0f}",
-                    "completions": page.join(map(completion, row["completions"])),
-                }
-                for row in rows
-            ]
-        )
-        lead = "One right and one wrong completion of each unfold."
-        sections.append(Section(view, f"{name}: questions", lead))
-    sections.append(settings_section(found["settings"], "Settings"))
-    return write_page(folder / "evaluation.html", f"Evaluation: {found['model']}", today(), sections)
 
-
-def percent(figure: list[float]) -> str:
-    """A share with its interval, in percent."""
-    value, low, high = (100 * number for number in figure)
-    return f"{value:.1f} ({low:.1f} to {high:.1f})"
-
-
-def published_sections(rows: list[dict[str, Any]], sources: list[dict[str, Any]]) -> list[Section]:
-    """Our figures and published ones; the colour of each cell says which it is."""
-
-    def badge(value: Any, kind: str) -> Any:
+    def badge(value: Any, kind: str) -> Any:  # a figure in the colour of whose it is
         if not isinstance(value, float) and value not in COLOURS:
             return value
         return page.render(
@@ -242,42 +217,43 @@ def published_sections(rows: list[dict[str, Any]], sources: list[dict[str, Any]]
             shown=f"{value:.1f}" if isinstance(value, float) else value,
         )
 
+    rows, sources = found["published"]
     marked = [{key: badge(value, row["kind"]) for key, value in row.items()} for row in rows]
     lead = (
         "pass@1 in percent. measured: measured here, published: published by others, with their own "
         "settings, not run: not run here."
     )
-    view = Section(tables.table(marked), "Beside published figures", lead)
-    return [view, Section(tables.table(sources))]
-
-
-def leakage_rows(checked: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """How much of each benchmark's text stands in the training data."""
-    return [
-        {"benchmark": name, "share of its text, %": "not checked", "why": found["why"]}
-        if "why" in found
-        else {
-            "benchmark": name,
-            "share of its text, %": f"{100 * found['share']:.2f}",
-            "questions with any": len(found["found"]),
-            "training texts": found["texts"],
-            "data": found["data"],
-        }
-        for name, found in checked.items()
-    ]
-
-
-def completion(one: dict[str, Any]) -> Html:
-    """A completion to unfold, with its answer as the summary."""
-    verdict = "right" if one["right"] else "wrong"
-    text = one["text"]
-    if len(text) > SHOWN:
-        left_out = f"\n\n… {len(text) - SHOWN:,} characters left out …\n\n"
-        text = text[: SHOWN // 2] + left_out + text[-SHOWN // 2 :]
-    return page.fold(f"{verdict}: {one['answer'] or 'no answer'}", mathematics.text(text))
-
-
-# A comparison, a distillation
+    sections.append(Section(tables.table(marked), "Beside published figures", lead))
+    sections += [Section(tables.table(sources)), *groups]
+    if found["leakage"]:
+        leaks = [
+            {"benchmark": name, "share of its text, %": "not checked", "why": checked["why"]}
+            if "why" in checked
+            else {
+                "benchmark": name,
+                "share of its text, %": f"{100 * checked['share']:.2f}",
+                "questions with any": len(checked["found"]),
+                "training texts": checked["texts"],
+                "data": checked["data"],
+            }
+            for name, checked in found["leakage"].items()
+        ]
+        lead = "Runs of eight words of a question that also stand in the model's training data."
+        sections.append(Section(tables.table(leaks), "Leakage", lead))
+    for name, rows in found.get("audit", {}).items():
+        view = tables.table(rows) if rows else tables.note("math-verify gives the same verdicts.")
+        sections.append(Section(view, f"{name}: verdicts that math-verify does not share"))
+    for name, rows in found["questions"].items():
+        questions = [
+            asked(row)
+            | {"right, %": f"{100 * row['right']:.0f}", "tokens": f"{row['tokens']:,.0f}"}
+            | {"completions": unfolding(row["completions"])}
+            for row in rows
+        ]
+        lead = "One right and one wrong completion of each unfold."
+        sections.append(Section(tables.table(questions), f"{name}: questions", lead))
+    sections.append(settings_section(found["settings"], "Settings"))
+    return write_page(folder / "evaluation.html", f"Evaluation: {found['model']}", today(), sections)
 
 
 def write_comparison(folder: Path, found: dict[str, Any]) -> Path:
@@ -291,12 +267,10 @@ def write_comparison(folder: Path, found: dict[str, Any]) -> Path:
     for pair, flips in found["flips"].items():
         rows = []
         for flip in flips:
-            problem, gold = mathematics.text(flip["problem"]), mathematics.answer(flip["gold"])
-            row: dict[str, Any] = {"id": flip["id"], "problem": problem, "gold": gold}
+            rows.append(asked(flip))
             for name, side in flip["sides"].items():
-                row[f"{name}, %"] = f"{100 * side['right']:.0f}"
-                row[name] = page.join(map(completion, side["completions"]))
-            rows.append(row)
+                rows[-1][f"{name}, %"] = f"{100 * side['right']:.0f}"
+                rows[-1][name] = unfolding(side["completions"])
         lead = "Questions whose vote is right for one and wrong for the other; completions unfold."
         view = tables.table(rows) if rows else tables.note("None.")
         sections.append(Section(view, f"{pair}: {len(rows)} questions flipped", lead))
@@ -309,31 +283,32 @@ def write_distillation(path: Path, source: str, found: Any, bounds: tuple[float,
     `found` is `aimo.data.distil.Rejection`; `bounds` are the pass rates that were kept.
     """
     rates = found.problems["pass_rate"]
-    headline = f"{len(found.kept):,} completions kept, pass rate {rates.mean():.3f}"
     counts: list[dict[str, Any]] = [{"completions": "kept", "": len(found.kept)}]
     for reason, count in found.dropped.items():
         counts.append({"completions": mathematics.text(f"dropped: {reason}"), "": count})
     texts = dict(found.kept.group_by("problem").agg("generation").iter_rows())
-    rows = [
-        {
-            "problem": mathematics.text(row["problem"]),
-            "gold": mathematics.answer(row["answer"] or ""),
-            "right, %": f"{100 * row['pass_rate']:.0f}",
-            "samples": row["samples"],
-            "kept": page.join(
-                page.fold(f"{len(text):,} characters", mathematics.text(text))
-                for text in texts.get(row["problem"], [])
-            )
-            or "none",
-        }
-        for row in found.problems.head(SHOWN_PROBLEMS).iter_rows(named=True)
-    ]
+    rows = []
+    for row in found.problems.head(SHOWN_PROBLEMS).iter_rows(named=True):
+        kept = [
+            page.fold(f"{len(text):,} characters", mathematics.text(text))
+            for text in texts.get(row["problem"], [])
+        ]
+        rows.append(
+            {
+                "problem": mathematics.text(row["problem"]),
+                "gold": mathematics.answer(row["answer"] or ""),
+                "right, %": f"{100 * row['pass_rate']:.0f}",
+                "samples": row["samples"],
+                "kept": page.join(kept) or "none",
+            }
+        )
     lead = "The share of a problem's completions that are right and finished."
     sections = [
         Section(tables.table(counts), "Kept", f"Of {len(found.problems):,} problems."),
         Section(plots.pass_rates(rates.to_list(), bounds), "Pass rates", lead),
         Section(tables.table(rows), "Problems", f"The first {len(rows):,}."),
     ]
+    headline = f"{len(found.kept):,} completions kept, pass rate {rates.mean():.3f}"
     try:
         write_json(path.with_suffix(".json"), {"headline": headline})
         return write_page(path, f"Distillation: {source}", today(), sections)
@@ -368,9 +343,8 @@ def write_index(folder: Path, runs: Path = RUNS) -> None:
             for path in sorted(written, key=written.__getitem__, reverse=True)
         ]
         view = tables.table(rows) if rows else tables.note("No run has a page yet.")
-        write_page(
-            runs / "index.html", "aimo: runs", f"{len(rows)} pages, the newest first.", [Section(view)]
-        )
+        lead = f"{len(rows)} pages, the newest first."
+        write_page(runs / "index.html", "aimo: runs", lead, [Section(view)])
     finally:
         os.close(lock)
 
@@ -383,9 +357,7 @@ def headline(path: Path) -> str:
         with reading(source) as found:
             if not is_run:
                 return str((found or {}).get("headline", ""))
-            measured = {
-                name: row["pass@1"] for name, row in figures_of(path.parent).items() if "pass@1" in row
-            }
-            return ", ".join(f"{name} {value:.3f}" for name, value in measured.items())
+            models = figures_of(path.parent).items()
+            return ", ".join(f"{name} {row['pass@1']:.3f}" for name, row in models if "pass@1" in row)
     except AimoError:
         return f"{source.name} cannot be read"  # another run's broken file does not end this one

@@ -3,8 +3,6 @@
 import base64
 import io
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from matplotlib import rc_context
@@ -17,7 +15,30 @@ from aimo.report.page import Html, render
 from aimo.report.tables import note
 
 RIGHT, WRONG, OTHER, GREY = "#3a923a", "#c44e52", "#d5d9de", "#8a94a0"
+INK, RULE = "#334", "#667"
 CURVES = ("#e1812c", "#3b76b0", "#3a923a", "#8a94a0", "#c44e52", "#8172b3")
+MISMATCH = "sampling/sampling_logp_difference"
+RATIO = "sampling/importance_sampling_ratio"
+PANELS = {  # of a stage's training plot: the keys of its log; a share's axis goes from 0 to 1
+    "mean reward (shaded: spread within groups)": ["reward"],
+    "each reward": [],  # `training` finds them
+    "loss": ["loss", "eval_loss"],
+    "DPO: share of pairs in the right order": ["rewards/accuracies"],
+    "DPO: reward of chosen and rejected": ["rewards/chosen", "rewards/rejected"],
+    "mean tokens of a completion": ["completions/mean_length", "probe/length"],
+    "probe: share of fixed problems": ["probe/accuracy", "probe/format"],
+    "share of groups with equal rewards": ["frac_reward_zero_std"],
+    "groups sampled for the step": ["groups/tried"],
+    "vLLM and trainer: mean difference of log-probabilities": [f"{MISMATCH}/mean", f"{MISMATCH}/bound"],
+    "vLLM and trainer: worst difference": [f"{MISMATCH}/max"],
+    "correction for it: importance-sampling ratio": [f"{RATIO}/mean", f"{RATIO}/min", f"{RATIO}/max"],
+    "share of completions cut off": ["completions/clipped_ratio"],
+    "entropy": ["entropy"],
+    "gradient norm": ["grad_norm"],
+    "learning rate": ["learning_rate"],
+    "tokens per second": ["tokens_per_second"],
+    "GPU memory, GiB": ["gpu_memory_gib"],
+}
 
 
 def panels(count: int, columns: int, width: float, height: float) -> tuple[Figure, list[Any]]:
@@ -53,59 +74,27 @@ def image(figure: Figure) -> Html:
     """Return a figure as a PNG inside the page."""
     buffer = io.BytesIO()
     save(figure, buffer, format="png", dpi=130, bbox_inches="tight")
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return render(
-        '<div class="wide"><img style="max-width:100%" src="data:image/png;base64,{{ data }}"></div>',
-        data=data,
-    )
+    view = '<div class="wide"><img style="max-width:100%" src="data:image/png;base64,{{ data }}"></div>'
+    return render(view, data=base64.b64encode(buffer.getvalue()).decode())
 
 
-@dataclass(frozen=True)
-class Panel:
-    """One panel of a stage's training plot; keys that the log does not have are left out."""
-
-    title: str
-    keys: Sequence[str]
-    limits: tuple[float, float] | None = None  # None: from the least value or 0 to the greatest
-
-
-SHARE = (0, 1.05)
-MISMATCH = "sampling/sampling_logp_difference"
-PANELS = (
-    Panel("mean reward (shaded: spread within groups)", ["reward"]),
-    Panel("loss", ["loss", "eval_loss"]),
-    Panel("DPO: share of pairs in the right order", ["rewards/accuracies"], SHARE),
-    Panel("DPO: reward of chosen and rejected", ["rewards/chosen", "rewards/rejected"]),
-    Panel("mean tokens of a completion", ["completions/mean_length", "probe/length"]),
-    Panel("probe: share of fixed problems", ["probe/accuracy", "probe/format"], SHARE),
-    Panel("share of groups with equal rewards", ["frac_reward_zero_std"], SHARE),
-    Panel("groups sampled for the step", ["groups/tried"]),
-    Panel(
-        "vLLM and trainer: mean difference of log-probabilities", [f"{MISMATCH}/mean", f"{MISMATCH}/bound"]
-    ),
-    Panel("vLLM and trainer: worst difference", [f"{MISMATCH}/max"]),
-    Panel(
-        "correction for it: importance-sampling ratio",
-        [f"sampling/importance_sampling_ratio/{name}" for name in ("mean", "min", "max")],
-    ),
-    Panel("share of completions cut off", ["completions/clipped_ratio"], SHARE),
-    Panel("entropy", ["entropy"]),
-    Panel("gradient norm", ["grad_norm"]),
-    Panel("learning rate", ["learning_rate"]),
-    Panel("tokens per second", ["tokens_per_second"]),
-    Panel("GPU memory, GiB", ["gpu_memory_gib"]),
-)
+def curve(ax: Any, ks: list[int], values: Any, colour: str, name: str) -> None:
+    """Draw an accuracy by the number of samples."""
+    ax.plot(ks, list(values), "o-", color=colour, label=name, ms=4)
+    ax.set_xscale("log", base=2)
+    ax.set(xticks=ks, xticklabels=ks, ylim=(0, 1.02))
+    ax.yaxis.set_major_formatter(PercentFormatter(1.0))
 
 
 def training(log: list[dict[str, Any]]) -> Html:
     """A stage's log by step, a panel for each figure: faint as logged, bold as moving average."""
     logged = {key for record in log for key in record}
     rewards = sorted(key for key in logged if key.startswith("rewards/") and key.endswith("/mean"))
-    wanted = [PANELS[0], Panel("each reward", rewards if len(rewards) > 1 else []), *PANELS[1:]]
-    shown = [panel for panel in wanted if logged & set(panel.keys)]
+    wanted = PANELS | {"each reward": rewards if len(rewards) > 1 else []}
+    shown = {title: keys for title, keys in wanted.items() if logged & {*keys}}
     figure, grid = panels(len(shown), columns=3, width=3.7, height=2.3)
-    for ax, panel in zip(grid, shown, strict=True):
-        keys = [key for key in panel.keys if key in logged]
+    for ax, (title, wanted_keys) in zip(grid, shown.items(), strict=True):
+        keys = [key for key in wanted_keys if key in logged]
         for key, colour in zip(keys, CURVES, strict=False):
             records = [record for record in log if key in record]
             steps, values = ([record[name] for record in records] for name in ("step", key))
@@ -126,11 +115,11 @@ def training(log: list[dict[str, Any]]) -> Html:
                 ax.fill_between(steps, low, high, color=colour, alpha=0.12, lw=0)
         if len(keys) > 1:
             ax.legend(frameon=False, fontsize=7)
-        ax.set_title(panel.title, fontsize=9)
+        ax.set_title(title, fontsize=9)
         ax.tick_params(labelsize=8)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         bottom, top = min(0, ax.get_ylim()[0]), ax.get_ylim()[1]
-        ax.set_ylim(*panel.limits or (bottom, top + 0.04 * (top - bottom)))
+        ax.set_ylim(*(0, 1.05) if "share" in title else (bottom, top + 0.04 * (top - bottom)))
     return image(figure)
 
 
@@ -161,15 +150,11 @@ def accuracy(models: dict[str, dict[str, Any]], majority: dict[str, dict[Any, fl
             bar = left.bar(i + offset, figures[key], 0.36, color=colours[name], alpha=alpha)
             left.bar_label(bar, [f"{key}\n{figures[key]:.2f}"], fontsize=8, padding=2)
     left.set(xticks=range(len(models)), xticklabels=list(models), ylim=(0, 1.15), title="accuracy by model")
+    left.yaxis.set_major_formatter(PercentFormatter(1.0))
     for name, by_size in majority.items():
-        ks = [int(k) for k in by_size]
-        right.plot(ks, list(by_size.values()), "o-", color=colours[name], label=name, ms=4)
-        right.set_xscale("log", base=2)
-        right.set(xticks=ks, xticklabels=ks)
-    right.set(xlabel="samples in the vote", ylim=(0, 1.02), title="accuracy of the majority vote")
+        curve(right, [int(k) for k in by_size], by_size.values(), colours[name], name)
+    right.set(xlabel="samples in the vote", title="accuracy of the majority vote")
     right.legend(frameon=False)
-    for ax in (left, right):
-        ax.yaxis.set_major_formatter(PercentFormatter(1.0))
     return image(figure)
 
 
@@ -192,13 +177,14 @@ def votes(solutions: list[dict[str, Any]], limit: int = 200) -> Html:
                 colour = WRONG
             ax.barh(row, count, left=start, color=colour, edgecolor="white")
             if count > 1 or rank == 0:
-                place, text = (start + count / 2, row), "#334" if colour == OTHER else "white"
-                ax.text(*place, label(answer), ha="center", va="center", fontsize=8, color=text)
+                ink = INK if colour == OTHER else "white"
+                ax.text(
+                    start + count / 2, row, label(answer), ha="center", va="center", fontsize=8, color=ink
+                )
             start += count
         if not solution["votes"]:
-            ax.text(
-                0.1, row, label(solution["note"] or "no votes", 100), va="center", fontsize=8, color="#667"
-            )
+            why = label(solution["note"] or "no votes", 100)
+            ax.text(0.1, row, why, va="center", fontsize=8, color=RULE)
     ids = [label(solution["id"]) for solution in solutions]
     ax.set(yticks=range(len(ids)), yticklabels=ids, xlabel="votes (a decided vote stops early)")
     ax.set_ylim(len(solutions) - 0.5, -0.5)
@@ -227,11 +213,10 @@ def timelines(solutions: list[dict[str, Any]], limit: int = 12) -> Html:
             elif answer == solution["answer"]:
                 colour = RIGHT
             ax.barh(i, end - begin, left=begin, color=colour, alpha=0.35 if stopped else 1)
-            ax.text(end, i, f" {text}", va="center", fontsize=6, color="#334")
+            ax.text(end, i, f" {text}", va="center", fontsize=6, color=INK)
         end = max(sample["end_s"] for sample in solution["samples"])
-        ax.axvline(end, color="#667", ls="--", lw=0.8)
-        title = f"{label(solution['id'])}: {label(solution['answer'])}, {solution['stop']}"
-        ax.set_title(title, fontsize=9)
+        ax.axvline(end, color=RULE, ls="--", lw=0.8)
+        ax.set_title(f"{label(solution['id'])}: {label(solution['answer'])}, {solution['stop']}", fontsize=9)
         ax.set(yticks=[], xlim=(0, 1.15 * end))
         ax.set_xlabel("seconds", fontsize=8)
         ax.invert_yaxis()
@@ -242,20 +227,17 @@ def timelines(solutions: list[dict[str, Any]], limit: int = 12) -> Html:
 def cost(solutions: list[dict[str, Any]]) -> Html:
     """Seconds and tokens of each question by its difficulty: the share of votes against its answer."""
     figure, grid = panels(2, columns=2, width=4.5, height=2.8)
-    known = [s for s in solutions if s["gold"] is not None]
-    kinds = {
-        "right": (RIGHT, [s for s in known if s["gold"] == s["answer"]]),
-        "wrong": (WRONG, [s for s in known if s["gold"] != s["answer"]]),
-        "unknown": (GREY, [s for s in solutions if s["gold"] is None]),
-    }
-    for label, (colour, chosen) in kinds.items():
+    kinds: dict[str, list[dict[str, Any]]] = {"right": [], "wrong": [], "unknown": []}
+    for s in solutions:
+        kinds["unknown" if s["gold"] is None else "right" if s["gold"] == s["answer"] else "wrong"].append(s)
+    for (kind, chosen), colour in zip(kinds.items(), (RIGHT, WRONG, GREY), strict=True):
         if chosen:
             against = [  # (chosen,) the share of a question's votes that are against its answer
                 1 - s["votes"].get(str(s["answer"]), 0) / max(1, sum(s["votes"].values())) for s in chosen
             ]
             spent = [s["seconds"] for s in chosen], [sum(x["tokens"] for x in s["samples"]) for s in chosen]
             for ax, values in zip(grid, spent, strict=True):
-                ax.plot(against, values, "o", color=colour, ms=5, alpha=0.7, label=label)
+                ax.plot(against, values, "o", color=colour, ms=5, alpha=0.7, label=kind)
     for ax, title in zip(grid, ("seconds by difficulty", "tokens by difficulty"), strict=True):
         top = 1.05 * ax.get_ylim()[1]
         ax.set(xlabel="share of votes against the answer", title=title, xlim=(-0.05, 1.05), ylim=(0, top))
@@ -267,12 +249,9 @@ def by_samples(benchmarks: dict[str, dict[str, dict[int, float]]]) -> Html:
     """A panel a benchmark: pass@k and maj@k by the number of completions."""
     figure, grid = panels(len(benchmarks), columns=3, width=3.7, height=2.6)
     for ax, (name, curves) in zip(grid, benchmarks.items(), strict=True):
-        for (key, curve), colour in zip(curves.items(), CURVES, strict=False):
-            ax.plot(list(curve), list(curve.values()), "o-", color=colour, label=key, ms=4)
-            ax.set_xscale("log", base=2)
-            ax.set(xticks=list(curve), xticklabels=list(curve), ylim=(0, 1.02))
+        for (key, values), colour in zip(curves.items(), CURVES, strict=False):
+            curve(ax, list(values), values.values(), colour, key)
         ax.set_title(label(name), fontsize=9)
         ax.set_xlabel("completions", fontsize=8)
-        ax.yaxis.set_major_formatter(PercentFormatter(1.0))
     grid[0].legend(frameon=False, fontsize=8)
     return image(figure)

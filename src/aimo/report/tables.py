@@ -21,30 +21,32 @@ TABLE = """\
 
 
 def table(rows: Sequence[dict[str, Any]]) -> Html:
-    """Return rows as a table with one column for each key; numbers are aligned to the right."""
+    """Return rows as a table with one column for each key.
+
+    Numbers are aligned to the right, and texts of more than 1,200 characters are shortened.
+    """
+
+    def cell(value: Any) -> tuple[str, str]:  # its class, and what it shows
+        if isinstance(value, Html):
+            return "prose" if len(re.sub("<[^>]*>", "", value)) > 30 else "", value
+        if isinstance(value, int | float):
+            return "number", f"{value:.3g}" if isinstance(value, float) else f"{value:,}"
+        text = str(value)
+        if len(text) > 1200:
+            text = textwrap.shorten(text, 1200)
+        return "text" if len(text) > 30 or "\n" in text else "", text
+
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    return render(
-        TABLE, columns=columns, rows=[[cell(row.get(column, "")) for column in columns] for row in rows]
-    )
-
-
-def cell(value: Any) -> tuple[str, str]:
-    """Return the kind of a cell and what it shows; texts of more than 1,200 characters are shortened."""
-    if isinstance(value, Html):
-        return "prose" if len(re.sub("<[^>]*>", "", value)) > 30 else "", value
-    if isinstance(value, float):
-        return "number", f"{value:.3g}"
-    if isinstance(value, int):
-        return "number", f"{value:,}"
-    text = str(value)
-    if len(text) > 1200:
-        text = textwrap.shorten(text, 1200)
-    return "text" if len(text) > 30 or "\n" in text else "", text
+    cells = [[cell(row.get(column, "")) for column in columns] for row in rows]
+    return render(TABLE, columns=columns, rows=cells)
 
 
 def note(text: str) -> Html:
     """Return a sentence in place of a table or plot that has nothing to show."""
     return render("<p>{{ text }}</p>", text=text)
+
+
+# Notebook 01: the training data
 
 
 def counts(sets: Any) -> Html:
@@ -59,15 +61,15 @@ def counts(sets: Any) -> Html:
     return table(rows)
 
 
-def contaminated(sets: Any, limit: int = 8) -> Html:
+def shared_words(sets: Any, limit: int = 8) -> Html:
     """How many training rows were dropped for sharing words with an evaluation set, and the first `limit`."""
     if not sets.contaminated:
         return note("No training row shares words with an evaluation set.")
     found = Counter((row["set"], row["benchmark"]) for row in sets.contaminated)
-    summary = table(
-        [{"set": name, "evaluation set": benchmark, "dropped": n} for (name, benchmark), n in found.items()]
-    )
-    return join([summary, table(sets.contaminated[:limit])])
+    summary = [
+        {"set": name, "evaluation set": benchmark, "dropped": n} for (name, benchmark), n in found.items()
+    ]
+    return join([table(summary), table(sets.contaminated[:limit])])
 
 
 def training_text(ready: dict[str, Any], tokenizer: Any) -> Html:
@@ -93,15 +95,7 @@ def training_text(ready: dict[str, Any], tokenizer: Any) -> Html:
     return table(shown)
 
 
-def pairs(rows: list[dict[str, Any]]) -> Html:
-    """The number of DPO pairs of each kind, and the first pair of each."""
-    found = Counter(row["kind"] for row in rows)
-    first = {row["kind"]: row for row in reversed(rows)}
-    text = {
-        kind: {side: row[side][-1]["content"] for side in ("prompt", "chosen", "rejected")}
-        for kind, row in first.items()
-    }
-    return table([{"rejected for being": kind, "pairs": n} | text[kind] for kind, n in found.items()])
+# Notebooks 02 to 03b: training
 
 
 def samples(path: Path, limit: int = 12) -> Html:
@@ -110,6 +104,21 @@ def samples(path: Path, limit: int = 12) -> Html:
     if len(lines) > limit:
         lines = [lines[i * len(lines) // limit] for i in range(limit)]
     return table(lines)
+
+
+def preferences(rows: list[dict[str, Any]]) -> Html:
+    """The number of DPO pairs of each kind, and the first pair of each."""
+    first = {row["kind"]: row for row in reversed(rows)}
+    return table(
+        [
+            {"rejected for being": kind, "pairs": n}
+            | {side: first[kind][side][-1]["content"] for side in ("prompt", "chosen", "rejected")}
+            for kind, n in Counter(row["kind"] for row in rows).items()
+        ]
+    )
+
+
+# Notebook 04: models, and the answers to a test file as `evaluation.submission` records them
 
 
 def completions(rows: list[dict[str, Any]], **columns: list[str]) -> Html:
@@ -150,7 +159,7 @@ def answers(solutions: list[dict[str, Any]]) -> Html:
     """Each question with its answer, the gold answer where it is known, and how its vote went."""
     rows = []
     for solution in solutions:
-        samples = solution["samples"]
+        samples, tally = solution["samples"], solution["tally"]
         stopped = sum(sample["end"] == "stopped" for sample in samples)
         votes = solution["votes"].get(str(solution["answer"]), 0)
         rows.append(
@@ -160,7 +169,7 @@ def answers(solutions: list[dict[str, Any]]) -> Html:
                 "answer": str(solution["answer"]),
                 "gold": "" if solution["gold"] is None else str(solution["gold"]),
                 "votes": f"{votes} of {len(samples) - stopped}",
-                "share of weight": f"{solution['tally'][0]['share']:.0%}" if solution["tally"] else "",
+                "share of weight": f"{tally[0]['share']:.0%}" if tally else "",
                 "stop": solution["stop"] or "",
                 "stopped early": stopped,
                 "tokens": sum(sample["tokens"] for sample in samples),
