@@ -132,10 +132,10 @@ def test_a_compiler_that_does_not_run_here_is_named_and_no_program_is_to_blame(m
     (tmp_path / "g++").write_text("#!/bin/sh\nexit 1\n")
     (tmp_path / "g++").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    code.broken_compiler.cache_clear()
+    code.compiled.cache_clear()
     with pytest.raises(AimoError, match=r"needs g\+\+ for C\+\+"):
         cf("int main() { return 5; }")
-    code.broken_compiler.cache_clear()
+    code.compiled.cache_clear()
 
 
 def test_a_python_program_is_run_as_well_and_a_row_that_cannot_be_judged_is_not_scored():

@@ -14,20 +14,19 @@ import queue
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import polars as pl
 import requests
 
 from aimo.errors import AimoError
 from aimo.inference import sandbox
-from aimo.rewards.math import Column, Completions, Rewards, text_of
+from aimo.rewards.math import Column, Rewards, Texts, text_of
 
 TIME_LIMIT_S = 5.0  # wall time of a test case of `code`, as in Open-R1
-Jobs = list[tuple[str, str]]  # programs, each with its standard input
 Test = tuple[str, str]  # a test's input and expected output
 
 
@@ -40,7 +39,7 @@ def extract_code(completion: str, language: str = "python") -> str:
 
 
 def code_reward(
-    completions: Completions,
+    completions: Texts,
     verification_info: Column = None,
     num_parallel: int = 2,
     provider_type: Any = "local",
@@ -53,15 +52,22 @@ def code_reward(
 
     `verification_info`: n dicts or their JSON, each
     `{"language": "python", "test_cases": [{"input", "output", "type": "stdin_stdout"}]}`.
-    `provider_type`: local (`aimo.inference.sandbox`), e2b, morph, or a function `run(jobs, num_parallel)` of
-    m pairs (program, input) that returns m texts, what each program printed, or None for a failure.
+    `provider_type`: local (the sandbox), one of SERVICES, or a function `run(jobs, num_parallel)` of m pairs
+    (program, input) that returns m texts, what each program printed, or None for a failure.
     """
     if verification_info is None:
         raise AimoError("rewards: code needs a column `verification_info` with the rows' test cases")
     rows = []
     for completion, info in zip(completions, verification_info, strict=True):
-        rows.append((extract_code(text_of(completion)), read_test_cases(info)))
-    jobs: Jobs = [(program, given) for program, cases in rows if program for given, _ in cases]
+        try:
+            info = json.loads(info) if isinstance(info, str) else info
+            kinds = {case.get("type", "stdin_stdout") or "stdin_stdout" for case in info["test_cases"]}
+            known = info["language"] == "python" and kinds <= {"stdin_stdout"}
+            cases = [(str(case["input"]), str(case["output"])) for case in info["test_cases"] if known]
+        except (ValueError, TypeError, KeyError, AttributeError):
+            cases = []  # of another language, or unreadable
+        rows.append((extract_code(text_of(completion)), cases))
+    jobs = [(program, given) for program, cases in rows if program for given, _ in cases]
     if callable(provider_type):
         outputs = iter(provider_type(jobs, num_parallel))
     elif provider_type == "local":
@@ -69,52 +75,40 @@ def code_reward(
         results = sandbox.run_many(jobs, limits, num_parallel)
         outputs = iter([result.stdout if result.ok else None for result in results])
     elif provider_type in SERVICES:
-        run = SERVICES[provider_type]()
+        connect, package = SERVICES[provider_type]
+        try:
+            run = connect()
+        except (ImportError, ValueError) as e:  # ValueError: Morph's client has no key
+            raise AimoError(
+                f"rewards: provider_type {provider_type}: {e}; pip install {package}, set "
+                f"{provider_type.upper()}_API_KEY, or use local"
+            ) from None
         with ThreadPoolExecutor(num_parallel) as pool:
             outputs = iter(list(pool.map(lambda job: run(*job), jobs)))
     else:
         known = ", ".join(["local", *SERVICES])
         raise AimoError(f"rewards: code has no provider_type {provider_type!r}; use {known} or a function")
 
-    def passes(output: str | None, expected: str) -> bool:
-        lines = [[line.strip() for line in text.strip().split("\n")] for text in (output or "", expected)]
-        return output is not None and lines[0] == lines[1]
+    def lines(text: str | None) -> list[str] | None:
+        return None if text is None else [line.strip() for line in text.strip().split("\n")]
 
     rewards: Rewards = []
     for program, cases in rows:
-        passed = sum(passes(next(outputs), expected) for _, expected in cases) if program else 0
+        passed = sum(lines(next(outputs)) == lines(expected) for _, expected in cases) if program else 0
         rewards.append(passed / len(cases) if cases else None)
     return rewards
 
 
-def binary_code_reward(completions: Completions, **columns: Any) -> Rewards:
+def binary_code_reward(completions: Texts, **columns: Any) -> Rewards:
     """1 where `code_reward` finds that all test cases pass, else 0."""
     return [None if share is None else float(share == 1.0) for share in code_reward(completions, **columns)]
-
-
-def read_test_cases(info: Any) -> list[Test]:
-    """Return a row's Python test cases; none for another language or type, or where they are unreadable."""
-    try:
-        info = json.loads(info) if isinstance(info, str) else info
-        cases = info["test_cases"]
-        if info["language"] != "python" or any(c.get("type") not in (None, "stdin_stdout") for c in cases):
-            return []
-        return [(str(case["input"]), str(case["output"])) for case in cases]
-    except (ValueError, TypeError, KeyError, AttributeError):
-        return []
 
 
 Run = Callable[[str, str], str | None]  # a program and its input to what it prints, None for a failure
 
 
 def in_e2b() -> Run:
-    """Return what runs a program in a sandbox of E2B's cloud; it needs its client and E2B_API_KEY."""
-    try:
-        from e2b_code_interpreter import CommandExitException, Sandbox, TimeoutException
-    except ImportError:
-        raise AimoError(
-            "rewards: provider_type e2b needs its client: pip install e2b-code-interpreter; or use local"
-        ) from None
+    from e2b_code_interpreter import CommandExitException, Sandbox, TimeoutException  # only if it is chosen
 
     def run(program: str, given: str) -> str | None:
         with Sandbox.create() as box:
@@ -139,18 +133,10 @@ except subprocess.TimeoutExpired:
 
 
 def in_morph() -> Run:
-    """Return what runs a program in a sandbox of MorphCloud; it needs its client and MORPH_API_KEY."""
-    try:
-        from morphcloud.api import MorphCloudClient
-        from morphcloud.sandbox import Sandbox
-    except ImportError:  # later versions have no sandbox
-        raise AimoError(
-            "rewards: provider_type morph needs its client: pip install morphcloud==0.1.67; or use local"
-        ) from None
-    try:
-        client = MorphCloudClient()
-    except ValueError as e:
-        raise AimoError(f"rewards: provider_type morph: {e}; set MORPH_API_KEY, or use local") from None
+    from morphcloud.api import MorphCloudClient  # only if it is chosen
+    from morphcloud.sandbox import Sandbox
+
+    client = MorphCloudClient()
 
     def run(program: str, given: str) -> str | None:
         box = Sandbox.new(client=client, ttl_seconds=90)
@@ -166,32 +152,28 @@ def in_morph() -> Run:
     return run
 
 
-SERVICES = {"e2b": in_e2b, "morph": in_morph}
+# Each with the package of its client; MorphCloud's later versions have no sandbox.
+SERVICES = {"e2b": (in_e2b, "e2b-code-interpreter"), "morph": (in_morph, "morphcloud==0.1.67")}
 
 # ---- contests ----
 
 AT_ONCE = 16  # completions that are scored at a time; PISTON_ENDPOINTS says what a server takes
 NO_CODE, DOES_NOT_COMPILE = -1.0, -0.1  # of `cf_code`
+IOI, CPP, PYTHON = "cms_ioi", "c++17", "cf_python3"  # Piston's names of what runs a submission
+Judge = Literal["piston", "local"]
+
+
+# A problem with the columns of open-r1/ioi or open-r1/codeforces; the files of a program for it by name, for
+# IOI the graders too; and what runs it.
+Submission = tuple[Mapping[str, Any], dict[str, str], str]
 
 
 class DoesNotCompile(Exception):
     """The compiler refuses a submission."""
 
 
-class Submission(NamedTuple):
-    """A program for a problem of a contest."""
-
-    row: Mapping[str, Any]  # the problem, with the columns of open-r1/ioi or open-r1/codeforces
-    files: dict[str, str]  # by name: the program, and for IOI the graders that it is compiled with
-    language: str  # cpp or python
-    is_ioi: bool
-
-
 def ioi_code_reward(
-    completions: Completions,
-    test_batch_size: int = 1,
-    provider_type: Literal["piston", "local"] = "piston",
-    **columns: Any,
+    completions: Texts, test_batch_size: int = 1, provider_type: Judge = "piston", **columns: Any
 ) -> Rewards:
     """The lowest score of the last C++ block on a subtask's tests, 0 to 1, as IOI scores a subtask.
 
@@ -217,26 +199,19 @@ def ioi_code_reward(
         if not code.strip():
             return 0.0
         program = {f"graders/{row['id'].lower()}.cpp": with_header(code, row["id"])}
-        submission = Submission(row, program | graders, "cpp", is_ioi=True)
-        lowest = 1.0
-        try:
-            for scores in judged(submission, tests, test_batch_size, provider_type):
-                lowest = min(lowest, *scores)
-                if lowest == 0:
-                    break
-        except DoesNotCompile:
-            return 0.0
-        return round(lowest, row.get("score_precision", 2))
+        files = program | graders
+        scores = judged((row, files, IOI), tests, test_batch_size, provider_type, to_the_end=False)
+        return round(min(scores), row.get("score_precision", 2)) if scores else 0.0
 
     return each(score, completions, columns, ("id", "time_limit", "memory_limit", "grader_files"), "ioi_code")
 
 
 def cf_code_reward(
-    completions: Completions,
+    completions: Texts,
     test_batch_size: int = 1,
     patch_code: bool = False,
     scoring_mode: Literal["pass_fail", "partial", "weighted_sum"] = "weighted_sum",
-    provider_type: Literal["piston", "local"] = "piston",
+    provider_type: Judge = "piston",
     **columns: Any,
 ) -> Rewards:
     """What the last block in the row's `language` (python or cpp) is worth on a problem's tests.
@@ -260,16 +235,12 @@ def cf_code_reward(
         if not code.strip():
             return NO_CODE
         code = with_header(code) if patch_code and language == "cpp" else code
-        submission = Submission(row, {f"main.{language}": code}, language, is_ioi=False)
-        passed = 0
-        try:
-            for scores in judged(submission, tests, test_batch_size, provider_type):
-                passed += scores.count(1.0)
-                if scoring_mode == "pass_fail" and min(scores) < 1:
-                    break
-        except DoesNotCompile:
+        files, runs_in = {f"main.{language}": code}, CPP if language == "cpp" else PYTHON
+        to_the_end = scoring_mode != "pass_fail"
+        scores = judged((row, files, runs_in), tests, test_batch_size, provider_type, to_the_end)
+        if scores is None:
             return DOES_NOT_COMPILE
-        all_pass, share = float(passed == len(tests)), passed / len(tests)
+        all_pass, share = float(scores.count(1.0) == len(tests)), scores.count(1.0) / len(tests)
         return {"pass_fail": all_pass, "partial": share, "weighted_sum": all_pass + 0.1 * share}[scoring_mode]
 
     return each(score, completions, columns, ("official_tests", "time_limit", "memory_limit"), "cf_code")
@@ -277,7 +248,7 @@ def cf_code_reward(
 
 def each(
     score: Callable[[dict[str, Any], str], float | None],
-    completions: Completions,
+    completions: Texts,
     columns: dict[str, Column],
     needed: tuple[str, ...],
     name: str,
@@ -310,8 +281,8 @@ def with_header(code: str, problem: str = "") -> str:
 
 @functools.cache
 def tests_of_year(year: int) -> dict[tuple[str, str], Test]:
-    """Return all tests of a year's IOI, by problem and name, from open-r1/ioi-test-cases on the hub."""
-    from datasets import load_dataset
+    """Return all tests of a year's IOI, by problem and name, from the hub."""
+    from datasets import load_dataset  # loads pandas
 
     rows: Any = load_dataset("open-r1/ioi-test-cases", name=str(year), split="train")
     return {(r["problem_id"], r["test_name"]): (r["test_input"], r["test_output"]) for r in rows}
@@ -330,14 +301,24 @@ def generated_tests(folder: str, problem: str) -> list[dict[str, str]]:
 
 
 def judged(
-    submission: Submission, tests: list[Test], batch_size: int, provider: str
-) -> Iterator[list[float]]:
-    """Yield the scores of one batch of tests after another; of all at once where the size is -1."""
+    submission: Submission, tests: list[Test], batch_size: int, provider: Judge, to_the_end: bool
+) -> list[float] | None:
+    """Return the scores, 0 to 1, on tests that run a batch at a time, all at once where its size is -1.
+
+    No more batches run after one with a 0, unless `to_the_end`. None for a program that does not compile.
+    """
     judge = {"piston": in_piston, "local": here}[provider]
+    scores: list[float] = []
     size = batch_size if batch_size > 0 else len(tests)
     with ThreadPoolExecutor(min(size, AT_ONCE)) as pool:
         for begin in range(0, len(tests), size):
-            yield list(pool.map(lambda test: judge(submission, *test), tests[begin : begin + size]))
+            try:
+                scores += pool.map(lambda test: judge(*submission, *test), tests[begin : begin + size])
+            except DoesNotCompile:
+                return None
+            if 0 in scores and not to_the_end:
+                break
+    return scores
 
 
 # ---- a contest's programs on a Piston server ----
@@ -345,53 +326,48 @@ def judged(
 TRIES, PAUSE_S = 5, 1.0  # of a request, each time at the next server, and the first pause between
 
 
-def in_piston(submission: Submission, given: str, expected: str) -> float:
-    """Return a submission's score on a test, 0 to 1, by Piston. Raises DoesNotCompile."""
-    row, files = submission.row, submission.files | {"input.txt": given, "correct_output.txt": expected}
-    request: dict[str, Any] = {"language": "cms_ioi", "version": "*"}
-    if submission.is_ioi:
-        request["run_timeout"] = round((row["time_limit"] + 3) * 1000)  # its scripts keep the limit itself
+def in_piston(
+    row: Mapping[str, Any], files: dict[str, str], runs_in: str, given: str, expected: str
+) -> float:
+    is_ioi = runs_in == IOI
+    files = files | {"input.txt": given, "correct_output.txt": expected}
+    # Piston's scripts keep the problem's own limit.
+    timeout = row["time_limit"] + (3 if is_ioi else 10)
+    request = {"language": runs_in, "version": "*", "run_timeout": round(timeout * 1000)}
+    if is_ioi:
         request["run_memory_limit"] = row["memory_limit"]
     else:
-        request["language"] = "cf_python3" if submission.language == "python" else "c++17"
-        request["run_timeout"] = round((row["time_limit"] + 10) * 1000)
         keys = {"TIME_LIMIT": "time_limit", "MEMORY_LIMIT": "memory_limit", "INPUT_MODE": "input_mode"}
         files["grader_config"] = "\n".join(f"{name}={row[key]}" for name, key in keys.items())
         if row.get("generated_checker"):
             files["checker.py"] = row["generated_checker"]
     request["files"] = [{"name": name, "content": content} for name, content in files.items()]
-    reply = ask_piston(request)
-    if reply.get("compile", {}).get("code"):
-        raise DoesNotCompile
-    run = reply["run"]
-    try:
-        score = float(run["stdout"])  # of IOI, a share of the points
-    except ValueError:
-        return 0.0
-    return score if submission.is_ioi else float(run["code"] == 0 and score == 1)
-
-
-def ask_piston(request: dict[str, Any]) -> dict[str, Any]:
-    """Return a server's reply. AimoError when none runs the request."""
-    reason = ""
     for attempt in range(TRIES):
         time.sleep(PAUSE_S * attempt)
         server = servers().get()
         try:
-            timeout = request["run_timeout"] / 1000 + 60
-            reply = dict(requests.post(f"{server}/execute", json=request, timeout=timeout).json())
+            answer = requests.post(f"{server}/execute", json=request, timeout=round(timeout) + 60)
+            reply: dict[str, Any] = dict(answer.json())
             is_busy = "Resource temporarily unavailable" in reply.get("run", {}).get("stderr", "")
             if "compile" in reply or ("run" in reply and not is_busy):
-                return reply
-            reason = f"{server}: {reply.get('message', reply)}"
+                break
+            fault = f"{server}: {reply.get('message', reply)}"
         except (requests.RequestException, ValueError, TypeError) as e:
-            reason = f"{server}: {e}"
+            fault = f"{server}: {e}"
         finally:
             servers().put(server)
-    raise AimoError(
-        f"rewards: no Piston server runs {request['language']} ({' '.join(reason.split())[:200]}); "
-        "start one (Open-R1's slurm/piston), or set provider_type to local"
-    )
+    else:
+        raise AimoError(
+            f"rewards: no Piston server runs {runs_in} ({' '.join(fault.split())[:200]}); "
+            "start one (Open-R1's slurm/piston), or set provider_type to local"
+        )
+    if reply.get("compile", {}).get("code"):
+        raise DoesNotCompile
+    try:
+        score = float(reply["run"]["stdout"])  # of IOI, a share of the points
+    except ValueError:
+        return 0.0
+    return score if is_ioi else float(reply["run"]["code"] == 0 and score == 1)
 
 
 @functools.cache
@@ -413,6 +389,7 @@ def servers() -> "queue.Queue[str]":
 # ---- a contest's programs here ----
 
 COMPILING = sandbox.Limits(seconds=30, memory_mb=1024, output_chars=2**24, programs=True)
+TRIVIAL = (("main.cpp", "int main() {}"),)  # what every g++ compiles that works
 LOADING_S = 1.0  # added to a program's limit of wall time, in which Python starts and loads it
 COMPILE = """import base64, subprocess
 done = subprocess.run({command!r}, stderr=-1)
@@ -427,19 +404,14 @@ sys.argv = ["checker.py", "input.txt", "correct_output.txt", "output.txt"]
 exec(compile(open("checker.py").read(), "checker.py", "exec"), {"__name__": "__main__"})"""
 
 
-def here(submission: Submission, given: str, expected: str) -> float:
-    """Return a submission's score on a test, 0 or 1, from a confined process. Raises DoesNotCompile.
-
-    The problem's checker decides; without one, the words of the output are compared.
-    """
-    row = submission.row
-    megabytes = row["memory_limit"] / 2**20 if submission.is_ioi else row["memory_limit"]
+def here(row: Mapping[str, Any], files: dict[str, str], runs_in: str, given: str, expected: str) -> float:
+    megabytes = row["memory_limit"] / (2**20 if runs_in == IOI else 1)
     limits = sandbox.Limits(row["time_limit"] + LOADING_S, max(64, round(megabytes)), output_chars=2**24)
-    if submission.language == "cpp":
-        library = {"program.so": compiled(tuple(submission.files.items()))}
-        result = sandbox.run(LOAD, given, limits, library)
+    if runs_in == PYTHON:
+        result = sandbox.run(files["main.python"], given, limits)
     else:
-        result = sandbox.run(submission.files["main.python"], given, limits)
+        library = {"program.so": compiled(tuple(files.items()))}
+        result = sandbox.run(LOAD, given, limits, library)
     if not result.ok:
         return 0.0
     if not (checker := row.get("generated_checker")):
@@ -450,12 +422,17 @@ def here(submission: Submission, given: str, expected: str) -> float:
 
 @functools.lru_cache(maxsize=64)
 def compiled(files: tuple[tuple[str, str], ...]) -> bytes:
-    """Return the library that g++ makes of files. Raises DoesNotCompile; AimoError without g++."""
+    """Return the library that g++ makes of names and texts. Raises DoesNotCompile; AimoError without g++."""
     result = compile_here(files)
     if result.ok:
         return base64.b64decode(result.stdout)
-    if reason := broken_compiler():
-        raise AimoError(f"rewards: provider_type local needs g++ for C++; {reason}, or set up piston")
+    if files == TRIVIAL:
+        said = " ".join((result.stdout + result.error).split())
+        raise AimoError(
+            f"rewards: provider_type local needs g++ for C++, and it fails in the sandbox ({said}); "
+            "install it, or set up piston"
+        )
+    compiled(TRIVIAL)
     raise DoesNotCompile
 
 
@@ -465,13 +442,3 @@ def compile_here(files: tuple[tuple[str, str], ...]) -> sandbox.Result:
     options = ["-O2", "-std=c++17", "-shared", "-fPIC", "-fmax-errors=9", "-Igraders"]
     command = [shutil.which("g++") or "g++", *options, *sources, "-o", "program.so"]
     return sandbox.run(COMPILE.format(command=command), "", COMPILING, dict(files))
-
-
-@functools.cache
-def broken_compiler() -> str:
-    """Return why g++ compiles nothing here; empty where it does."""
-    if not shutil.which("g++"):
-        return "install it"
-    result = compile_here((("main.cpp", "int main() {}"),))
-    said = " ".join((result.stdout + result.error).split())
-    return "" if result.ok else f"it fails in the sandbox ({said})"

@@ -1,8 +1,8 @@
 """Rewards of mathematics, with TRL's signature: the right answer, the length, the format and the text.
 
-Every reward takes n completions and the columns of their rows as keywords, and returns n floats, None for a
-completion that it does not score. With a profile's tags in `prompt`, a completion may leave out the first
-tag, in which the prompt ends. Without them, Open-R1's layout is expected: each tag on its own line.
+A reward takes n completions, and the columns of their rows as keywords. It returns n floats, None for a
+completion that it does not score. `prompt` holds a profile's tags, and a completion may lack the first, in
+which the prompt ends. Without `prompt`, Open-R1's layout is expected: each tag on its own line.
 """
 
 import math
@@ -15,10 +15,11 @@ from typing import Any
 from aimo.errors import AimoError
 from aimo.inference.answers import DEFAULT_TAGS, are_correct, extract, tagged
 from aimo.inference.prompts import is_well_formed
-from aimo.inference.settings import Prompt, Tags
+from aimo.inference.settings import Prompt
 
-Completions = Sequence[str | list[dict[str, str]]]  # n texts, or n conversations that end in the completion
+Texts = Sequence[str | list[dict[str, str]]]  # n completions: texts, or conversations that end in them
 Column = Sequence[Any] | None  # n values, one a completion
+Layout = Prompt | None
 Rewards = list[float | None]
 RewardFunc = Callable[..., Rewards]
 
@@ -28,7 +29,7 @@ def text_of(completion: str | list[dict[str, str]]) -> str:
     return completion if isinstance(completion, str) else completion[-1]["content"]
 
 
-def lengths(completions: Completions, completion_ids: Column = None, **_: Any) -> list[int]:
+def lengths(completions: Texts, completion_ids: Column = None, **_: Any) -> list[int]:
     """Return the n lengths in tokens, or in characters where there are no token ids."""
     return [len(ids) for ids in (map(text_of, completions) if completion_ids is None else completion_ids)]
 
@@ -42,7 +43,7 @@ def read_golds(solution: Column, answer: Column = None, **_: Any) -> list[str]:
 
 
 def verdicts(
-    completions: Completions, solution: Column, prompt: Tags | None = None, **columns: Any
+    completions: Texts, solution: Column, prompt: Layout = None, **columns: Any
 ) -> list[bool | None]:
     """Return whether each of n completions is right; None where the gold answer cannot be read."""
     golds = read_golds(solution, **columns)
@@ -50,33 +51,34 @@ def verdicts(
 
 
 def bind(function: RewardFunc, *args: Any, **options: Any) -> RewardFunc:
-    """Return a partial that keeps the function's name, which TRL logs, and can be pickled."""
+    """Return a partial that keeps the function's name, which TRL logs, and can be pickled.
+
+    Options are positional where a row may have a column of the same name.
+    """
     return update_wrapper(partial(function, *args, **options), function)
 
 
 # ---- the right answer, and the completion's length ----
 
 
-def accuracy_reward(completions: Completions, solution: Column = None, **columns: Any) -> Rewards:
+def accuracy_reward(completions: Texts, solution: Column = None, **columns: Any) -> Rewards:
     """1 for the right answer, 0 for a wrong one, None where the gold answer cannot be read."""
     return [None if right is None else float(right) for right in verdicts(completions, solution, **columns)]
 
 
-def len_reward(
-    completions: Completions, solution: Column = None, prompts: Column = None, **columns: Any
-) -> Rewards:
+def len_reward(completions: Texts, solution: Column = None, prompts: Column = None, **rest: Any) -> Rewards:
     """From 0.5 for a prompt's shortest completion to -0.5 for its longest; a wrong one gets 0 at most.
 
     Source: Kimi 1.5. A completion whose gold answer cannot be read counts as right. Without `prompts`, all
     completions are compared.
     """
-    sizes = lengths(completions, **columns)
+    sizes = lengths(completions, **rest)
     groups = [str(prompt) for prompt in prompts or [None] * len(sizes)]
     of_group: dict[str, list[int]] = defaultdict(list)
     for group, size in zip(groups, sizes, strict=True):
         of_group[group].append(size)
     rewards: Rewards = []
-    for right, group, size in zip(verdicts(completions, solution, **columns), groups, sizes, strict=True):
+    for right, group, size in zip(verdicts(completions, solution, **rest), groups, sizes, strict=True):
         low, high = min(of_group[group]), max(of_group[group])
         reward = 0.5 - (size - low) / (high - low) if high > low else 0.0
         rewards.append(min(0.0, reward) if right is False else reward)
@@ -84,30 +86,20 @@ def len_reward(
 
 
 def get_cosine_scaled_reward(
-    min_value_wrong: float = -1.0,
-    max_value_wrong: float = -0.5,
-    min_value_correct: float = 0.5,
-    max_value_correct: float = 1.0,
-    max_len: int = 1000,
-) -> RewardFunc:
+    min_value_wrong: float = -1.0, max_value_wrong: float = -0.5,
+    min_value_correct: float = 0.5, max_value_correct: float = 1.0, max_len: int = 1000,
+) -> RewardFunc:  # fmt: skip
     """Right answers earn less, and wrong ones lose less, the longer they are (arXiv 2502.03373, C.1).
 
-    The reward follows half a cosine from length 0 to `max_len`, in tokens.
+    The reward follows half a cosine from length 0 to `max_len`, in tokens; None as in `accuracy`.
     """
     right, wrong = (max_value_correct, min_value_correct), (min_value_wrong, max_value_wrong)
     return bind(cosine_scaled_reward, right, wrong, max_len)
 
 
 def cosine_scaled_reward(
-    correct: tuple[float, float],
-    wrong: tuple[float, float],
-    max_len: int,
-    /,
-    completions: Completions,
-    solution: Column = None,
-    **columns: Any,
+    correct: Any, wrong: Any, max_len: int, /, completions: Texts, solution: Column = None, **columns: Any
 ) -> Rewards:
-    """From a pair's first value at length 0 to its second from `max_len` on; None as in `accuracy`."""
     rewards: Rewards = []
     sizes = lengths(completions, **columns)
     for right, size in zip(verdicts(completions, solution, **columns), sizes, strict=True):
@@ -119,10 +111,8 @@ def cosine_scaled_reward(
 
 # ---- the format: tags around the thought and the answer ----
 
-OPEN_R1_TAGS = ("<think>\n", "\n</think>\n", "\n<answer>\n", "\n</answer>")
 
-
-def answer_of(text: str, prompt: Prompt | None) -> str | None:
+def answer_of(text: str, prompt: Layout) -> str | None:
     """Return what stands between the answer tags of a well-formed completion; None for another."""
     if prompt is None:
         rest = text[8:].partition("\n</think>\n<answer>\n")[2] if text.startswith("<think>\n") else ""
@@ -132,14 +122,15 @@ def answer_of(text: str, prompt: Prompt | None) -> str | None:
     return found[1] if found and is_well_formed(prompt, text) else None
 
 
-def format_reward(completions: Completions, prompt: Prompt | None = None, **_: Any) -> Rewards:
+def format_reward(completions: Texts, prompt: Layout = None, **_: Any) -> Rewards:
     """1 for one thought, then one answer, each in its tags, else 0."""
     return [float(answer_of(text_of(c), prompt) is not None) for c in completions]
 
 
-def tag_count_reward(completions: Completions, prompt: Prompt | None = None, **_: Any) -> Rewards:
+def tag_count_reward(completions: Texts, prompt: Layout = None, **_: Any) -> Rewards:
     """A quarter for each of the four tags that occurs once; the opening one may be in the prompt."""
-    tags, texts = OPEN_R1_TAGS, [text_of(c) for c in completions]
+    texts = [text_of(c) for c in completions]
+    tags = ("<think>\n", "\n</think>\n", "\n<answer>\n", "\n</answer>")
     if prompt:
         tags = (prompt.think_start, prompt.think_end, prompt.answer_start, prompt.answer_end)
         texts = [text if tags[0] in text else tags[0] + text for text in texts]
@@ -152,9 +143,8 @@ def get_code_format_reward(language: str = "python") -> RewardFunc:
 
 
 def code_format_reward(
-    default: str, /, completions: Completions, language: Column = None, prompt: Prompt | None = None, **_: Any
+    default: str, /, completions: Texts, language: Column = None, prompt: Layout = None, **_: Any
 ) -> Rewards:
-    """1 for a well-formed completion whose answer holds a block of its language, else 0."""
     rewards: Rewards = []
     for completion, name in zip(completions, language or [default] * len(completions), strict=True):
         answer = answer_of(text_of(completion), prompt) or ""
@@ -167,7 +157,7 @@ def code_format_reward(
 STEP = re.compile(r"Step \d+:|^(?:\d+\.|[-*])|First,|Second,|Next,|Finally,", re.MULTILINE)
 
 
-def reasoning_steps_reward(completions: Completions, **_: Any) -> Rewards:
+def reasoning_steps_reward(completions: Texts, **_: Any) -> Rewards:
     """A third for each of the first three steps: `Step 1:`, `1.`, `-` or `*` at a line's start, `First,` …"""
     return [min(1.0, len(STEP.findall(text_of(c))) / 3) for c in completions]
 
@@ -188,11 +178,10 @@ def get_repetition_penalty_reward(
 
 
 def repetition_penalty_reward(
-    ngram_size: int, max_penalty: float, default: str, /, completions: Completions, **_: Any
+    ngram_size: int, max_penalty: float, spoken: str, /, completions: Texts, **_: Any
 ) -> Rewards:
-    """0 where no n-gram occurs twice; closer to `max_penalty` the more n-grams repeat."""
     texts = [text_of(c) for c in completions]
-    if default == "en":
+    if spoken == "en":
         split = [text.lower().split() for text in texts]
     else:
         import jieba  # takes a second to load its dictionary
@@ -204,58 +193,54 @@ def repetition_penalty_reward(
 
 
 def get_soft_overlong_punishment(max_completion_len: int, soft_punish_cache: int) -> RewardFunc:
-    """0, and down to -1 over the last `soft_punish_cache` tokens of `max_completion_len` (DAPO, eq. 13)."""
+    """0, and down to -1 over the last `soft_punish_cache` tokens of `max_completion_len` (DAPO, eq. 13).
+
+    TRL's function; it counts characters where there are no token ids.
+    """
     return bind(soft_overlong_punishment_reward, max_completion_len, soft_punish_cache)
 
 
 def soft_overlong_punishment_reward(
-    max_completion_len: int,
-    soft_punish_cache: int,
-    /,
-    completion_ids: Column = None,
-    completions: Completions = (),
-    **_: Any,
+    longest: int, cache: int, /, completion_ids: Column = None, completions: Texts = (), **_: Any
 ) -> Rewards:
-    """TRL's function, of characters where there are no token ids."""
     from trl.rewards import get_soft_overlong_punishment
 
     counted: Any = [text_of(c) for c in completions] if completion_ids is None else completion_ids
-    return get_soft_overlong_punishment(max_completion_len, soft_punish_cache)(counted)
+    return get_soft_overlong_punishment(longest, cache)(counted)
 
 
 # ---- Unsloth's Qwen3-4B-Base recipe, with the scores of its notebook ----
 # https://github.com/unslothai/notebooks (Qwen3_(4B)-GRPO)
 
 
-def recipe_answer(text: str, tags: Tags) -> str | None:
+def recipe_answer(text: str, prompt: Layout) -> str | None:
     """Return what stands in the answer tags after the thought, with nothing behind them on the line."""
+    tags = prompt or DEFAULT_TAGS
     rest = text.partition(tags.think_end)[2].partition(tags.answer_start)[2]
     match = re.match(rf"(.+?){re.escape(tags.answer_end)}\s*$", rest, re.DOTALL | re.MULTILINE)
     return match[1] if match else None
 
 
-def match_format_exactly(completions: Completions, prompt: Tags | None = None, **_: Any) -> Rewards:
+def match_format_exactly(completions: Texts, prompt: Layout = None, **_: Any) -> Rewards:
     """3 for the end of a thought and then an answer in its tags, else 0."""
-    return [0.0 if recipe_answer(text_of(c), prompt or DEFAULT_TAGS) is None else 3.0 for c in completions]
+    return [0.0 if recipe_answer(text_of(c), prompt) is None else 3.0 for c in completions]
 
 
-def match_format_approximately(completions: Completions, prompt: Tags | None = None, **_: Any) -> Rewards:
+def match_format_approximately(completions: Texts, prompt: Layout = None, **_: Any) -> Rewards:
     """For each tag but the opening one: 0.5 if it occurs exactly once, else -1."""
     tags = prompt or DEFAULT_TAGS
     counted = (tags.think_end, tags.answer_start, tags.answer_end)
     return [sum(0.5 if text_of(c).count(tag) == 1 else -1.0 for tag in counted) for c in completions]
 
 
-def check_answer(
-    completions: Completions, solution: Column = None, prompt: Tags | None = None, **columns: Any
-) -> Rewards:
+def check_answer(completions: Texts, solution: Column = None, prompt: Layout = None, **rest: Any) -> Rewards:
     """5 for the gold answer's text, 3.5 if only spaces differ, 2 within 10 %, 1.5 within 20 %, else -2.5.
 
     -4.5 where one of the two is no number, -2 for a completion out of format.
     """
     rewards: Rewards = []
-    for completion, gold in zip(completions, read_golds(solution, **columns), strict=True):
-        answer = recipe_answer(text_of(completion), prompt or DEFAULT_TAGS)
+    for completion, gold in zip(completions, read_golds(solution, **rest), strict=True):
+        answer = recipe_answer(text_of(completion), prompt)
         if answer is None:
             rewards.append(-2.0)
         elif answer.strip() == gold.strip():
@@ -269,20 +254,15 @@ def check_answer(
     return rewards
 
 
-def check_numbers(
-    completions: Completions, solution: Column = None, prompt: Tags | None = None, **columns: Any
-) -> Rewards:
+def check_numbers(completions: Texts, solution: Column = None, prompt: Layout = None, **rest: Any) -> Rewards:
     """The first number after the answer tag: 3.5 if right, -1.5 if wrong, -2.5 if none, 0 if unreadable."""
     rewards: Rewards = []
-    for completion, gold in zip(completions, read_golds(solution, **columns), strict=True):
+    for completion, gold in zip(completions, read_golds(solution, **rest), strict=True):
         answer = text_of(completion).partition((prompt or DEFAULT_TAGS).answer_start)[2]
         number = re.search(r"-?[\d.,]+", answer)
-        if number is None:
-            rewards.append(-2.5)
-            continue
         try:
-            is_right = float(number[0].replace(",", "")) == float(gold.replace(",", ""))
-            rewards.append(3.5 if is_right else -1.5)
+            is_right = number and float(number[0].replace(",", "")) == float(gold.replace(",", ""))
+            rewards.append(-2.5 if number is None else 3.5 if is_right else -1.5)
         except ValueError:
             rewards.append(0.0)
     return rewards

@@ -105,7 +105,6 @@ class Row(NamedTuple):
 
     @property
     def option_names(self) -> list[str]:
-        """What can be set, besides the weight."""
         return [o for o in self.options.__dataclass_fields__ if o != "weight"]  # type: ignore[attr-defined]
 
 
@@ -119,16 +118,14 @@ REWARDS = {
     "format_approximate": Row(math.match_format_approximately),
     "check_answer": Row(math.check_answer),
     "check_numbers": Row(math.check_numbers),
-    "cosine": Row(math.get_cosine_scaled_reward, Cosine, is_factory=True),
-    "repetition_penalty": Row(math.get_repetition_penalty_reward, RepetitionPenalty, is_factory=True),
-    "soft_overlong_punishment": Row(
-        math.get_soft_overlong_punishment, SoftOverlongPunishment, is_factory=True
-    ),
+    "cosine": Row(math.get_cosine_scaled_reward, Cosine, True),
+    "repetition_penalty": Row(math.get_repetition_penalty_reward, RepetitionPenalty, True),
+    "soft_overlong_punishment": Row(math.get_soft_overlong_punishment, SoftOverlongPunishment, True),
     "code": Row(code.code_reward, Code),
     "binary_code": Row(code.binary_code_reward, Code),
     "ioi_code": Row(code.ioi_code_reward, IoiCode),
     "cf_code": Row(code.cf_code_reward, CfCode),
-    "code_format": Row(math.get_code_format_reward, CodeFormat, is_factory=True),
+    "code_format": Row(math.get_code_format_reward, CodeFormat, True),
 }
 
 # Options that Open-R1's script arguments name in their own way; the others are `REWARD_OPTION` or `OPTION`.
@@ -175,20 +172,21 @@ def get_reward_funcs(names: Any, prompt: Prompt | None = None, **options: Any) -
     """
     listed = getattr(names, "reward_funcs", names)
     known = {name: REWARDS[name].option_names if name in REWARDS else [] for name in listed}
-    chosen: dict[str, Any] = {name: {} for name in listed}
-    if hasattr(names, "reward_funcs"):  # Open-R1's: cosine_max_len, …
-        fields = vars(names)
-        for name, option in [(n, option) for n, of_one in known.items() for option in of_one]:
-            theirs = OPEN_R1_OPTIONS.get(f"{name}.{option}", OPEN_R1_OPTIONS.get(option, option))
-            for field in (f"{name.partition('_')[0]}_{option}", theirs):
-                if field in fields:
-                    chosen[name][option] = fields[field]
-    elif isinstance(names, Mapping):
+    if isinstance(names, Mapping):
         chosen = dict(names)
-    else:  # what no reward knows goes to all, which refuse it
+    elif names is listed:  # what no reward knows goes to all, which refuse it
         anywhere = {option for of_one in known.values() for option in of_one}
-        for name, of_one in known.items():
-            chosen[name] = {o: v for o, v in options.items() if o in of_one or o not in anywhere}
+        chosen = {
+            name: {option: v for option, v in options.items() if option in of_one or option not in anywhere}
+            for name, of_one in known.items()
+        }
+    else:
+        given, chosen = vars(names), {name: {} for name in listed}
+        for name, option in [(name, option) for name, of_one in known.items() for option in of_one]:
+            theirs = OPEN_R1_OPTIONS.get(f"{name}.{option}", OPEN_R1_OPTIONS.get(option, option))
+            for field in (f"{name.partition('_')[0]}_{option}", theirs):  # cosine_max_len, max_len
+                if field in given:
+                    chosen[name][option] = given[field]
     try:
         settings = read_rewards(chosen)
     except ValueError as e:
@@ -197,8 +195,6 @@ def get_reward_funcs(names: Any, prompt: Prompt | None = None, **options: Any) -
     for name, setting in settings.items():
         row = REWARDS[name]
         own = {option: getattr(setting, option) for option in row.option_names}
-        if row.is_factory:
-            functions.append(bind(row.function(**own), prompt=prompt))
-        else:
-            functions.append(bind(row.function, **own, prompt=prompt))
+        made = row.function(**own) if row.is_factory else row.function
+        functions.append(bind(made, **({} if row.is_factory else own), prompt=prompt))
     return functions
