@@ -1,18 +1,18 @@
 # ruff: noqa: RUF001 (completions hold such signs)
-r"""Find the final answer in a completion, read it as an integer, and say whether it is right.
+"""Find the final answer in a completion, read it as an integer, and say whether it is right.
 
-Rewards, figures and votes call the functions here, so that they read one answer alike.
+Rewards, figures and votes all read answers here.
 """
 
 import re
 from collections.abc import Sequence
 
-from aimo.inference import expressions, judge
+from aimo.inference import expressions
 from aimo.inference.settings import PUBLIC, Tags
 
 DEFAULT_TAGS = Tags()
 PUBLIC_THINK_ENDS = tuple(tags.think_end for tags in PUBLIC)  # data has them, whatever the profile's tags
-BRACE = re.compile(r"[{}]")
+BRACE, DIGITS = re.compile(r"[{}]"), re.compile(r"-?\d+")
 LONGEST = 5000  # characters of a box
 BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?![A-Za-z])\s*")
 EMPTY = re.compile(
@@ -40,6 +40,7 @@ NO_ANSWER = re.compile(
     r"|unique|verified|confirmed|as follows|below|above|found|given)\b",
     re.IGNORECASE,
 )
+DISPLAY = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]", re.DOTALL)
 MATHS = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\$([^$\n]+)\$|\\\((.+?)\\\)", re.DOTALL)
 CLAUSE = re.compile(
     r"(?<![ap]\.m)[.!?](?=[\s*]|\Z)|[。；]|\s+[—–]\s|\s-\s(?=[a-z]{3})"
@@ -57,17 +58,15 @@ def extract(completion: str, tags: Tags = DEFAULT_TAGS) -> str | None:
     without a clause that explains it. Boxes in one list are one answer, `3, 5, 7`. Text after the thought
     takes precedence over text inside it.
     """
-    after = 0
-    for end in (tags.think_end, *PUBLIC_THINK_ENDS):
-        if end in completion:
-            after = max(after, completion.rfind(end) + len(end))
+    ends = (tags.think_end, *PUBLIC_THINK_ENDS)
+    after = max((completion.rfind(end) + len(end) for end in ends if end in completion), default=0)
     for text in (completion[after:], completion[:after]):
         if "box" in text or "</answer>" in text or tags.answer_end in text:
             found = [tagged(text, "<answer>", "</answer>"), boxed(text)]
             if not tags.answer_start.startswith("\\"):  # a box as tags is found above, with balanced braces
                 found.append(tagged(text, tags.answer_start, tags.answer_end))
-            if filled := [(position, answer) for position, answer in filter(None, found) if answer]:
-                answer = max(filled)[1]
+            if any(found):
+                answer = max(filter(None, found))[1]
                 inner = boxed(answer)  # a box inside the tags is unwrapped
                 return inner[1] if inner else phrased(answer) or answer
         if phrase := phrased(text):
@@ -80,41 +79,35 @@ def extract(completion: str, tags: Tags = DEFAULT_TAGS) -> str | None:
 
 
 def phrased(text: str) -> str | None:
-    """Return what the last `####`, `A:` or "answer is" states."""
+    """Return what the last `####`, `A:` or "answer is" states: display maths, or a line's first clause."""
     # A scan for plain words first, the last of them before all: the pattern itself is ten times slower.
     near = max(map(text.rfind, ASCII_WORDS if text.isascii() else WORDS))
     for begin in (max(0, near - 1), 0) if near >= 0 else ():
         for phrase in reversed(list(PHRASE.finditer(text, begin))[-50:]):
-            answer = statement(text[phrase.end() : phrase.end() + 1000])
-            if answer and not NO_ANSWER.match(answer):
-                return answer
+            said = text[phrase.end() : phrase.end() + 1000]
+            if bare := re.match(r" ?(-?\d+)(?:\n|\Z)", said):
+                return bare[1]
+            said = said[LEAD.match(said).end() :]  # type: ignore[union-attr]
+            if display := DISPLAY.match(said):
+                said = (display[1] or display[2]).strip()
+            else:
+                said = said.split("\n", 1)[0]
+                formulas = [found.span() for found in MATHS.finditer(said)]
+                for clause in CLAUSE.finditer(said):
+                    cut = clause.start()
+                    if cut and not any(first <= cut < last for first, last in formulas):
+                        said = said[:cut]
+                        break
+                said = said.strip().strip("*_").strip().removesuffix(",")
+            if said and not NO_ANSWER.match(said):
+                return said
     return None
-
-
-def statement(text: str) -> str:
-    """Return the display maths that a text begins with, or its first line without clauses that explain it."""
-    if bare := re.match(r" ?(-?\d+)(?:\n|\Z)", text):
-        return bare[1]
-    text = text[LEAD.match(text).end() :]  # type: ignore[union-attr]
-    display = re.match(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]", text, re.DOTALL)
-    if display:
-        return (display[1] or display[2]).strip()
-    line = text.split("\n", 1)[0]
-    formulas = [found.span() for found in MATHS.finditer(line)]
-    for clause in CLAUSE.finditer(line):
-        if clause.start() and not any(begin <= clause.start() < end for begin, end in formulas):
-            line = line[: clause.start()]
-            break
-    return line.strip().strip("*_").strip().removesuffix(",")
 
 
 def tagged(text: str, start: str, end: str) -> tuple[int, str] | None:
     """Return the last filled `start…end` of a text as (position, content)."""
     stop = text.rfind(end)
-    while stop >= 0:
-        begin = text.rfind(start, 0, stop)
-        if begin < 0:
-            return None
+    while stop >= 0 and (begin := text.rfind(start, 0, stop)) >= 0:
         if content := text[begin + len(start) : stop].strip():
             return begin, content
         stop = text.rfind(end, 0, stop)
@@ -126,11 +119,16 @@ def boxed(text: str) -> tuple[int, str] | None:
 
     Different boxes of one list are joined by commas. A box that is left open counts where none is closed.
     """
-    if "box" not in text:
-        return None
     cut_off, last = None, None  # the box after the one in hand, as (position, contents)
-    for box in reversed(list(BOX.finditer(text))[-100:]):
-        end, content = content_of(text, box.end())
+    for box in reversed(list(BOX.finditer(text))[-100:]) if "box" in text else ():
+        begin = box.end()
+        if not text.startswith("{", begin):  # \boxed 5
+            digits = DIGITS.match(text, begin, begin + 20)
+            end, content = (digits.end(), digits[0]) if digits else (begin, "")
+        elif end := closing_brace(text, begin + 1):
+            content = text[begin + 1 : end - 1].strip()
+        else:
+            content = text[begin + 1 :].strip().rstrip("$").strip() if len(text) - begin <= 200 else ""
         if EMPTY.fullmatch(content):
             continue
         if not end:
@@ -142,18 +140,6 @@ def boxed(text: str) -> tuple[int, str] | None:
         else:
             break
     return (last[0], ", ".join(dict.fromkeys(last[1]))) if last else cut_off
-
-
-def content_of(text: str, begin: int) -> tuple[int, str]:
-    r"""Return the end of the box that opens at `begin`, and its content; 0 and the rest if it stays open."""
-    if not text.startswith("{", begin):
-        digits = re.match(r"-?\d+", text[begin : begin + 20])  # \boxed 5
-        return (begin + digits.end(), digits[0]) if digits else (begin, "")
-    end = closing_brace(text, begin + 1)
-    if end:
-        return end, text[begin + 1 : end - 1].strip()
-    rest = text[begin + 1 :]
-    return 0, rest.strip().rstrip("$").strip() if len(rest) < 200 else ""
 
 
 def closing_brace(text: str, start: int) -> int:
@@ -182,13 +168,15 @@ def to_integer(
     return number if (low is None or low <= number) and (high is None or number <= high) else None
 
 
-def is_correct(completion: str, gold: str | int, tags: Tags = DEFAULT_TAGS) -> bool | None:
-    """Return whether a completion's answer equals the gold answer; None if the gold answer is unreadable."""
-    return are_correct([completion], [gold], tags)[0]
-
-
 def are_correct(
     completions: Sequence[str], golds: Sequence[str | int], tags: Tags = DEFAULT_TAGS
 ) -> list[bool | None]:
-    """Return `is_correct` for each of n completions and its gold answer."""
+    """Return whether each of n completions gives its gold answer; None where that cannot be read."""
+    from aimo.inference import judge  # integers are voted on without it
+
     return judge.are_equal([extract(completion, tags) for completion in completions], golds)
+
+
+def is_correct(completion: str, gold: str | int, tags: Tags = DEFAULT_TAGS) -> bool | None:
+    """Return `are_correct` of one completion."""
+    return are_correct([completion], [gold], tags)[0]

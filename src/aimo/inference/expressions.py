@@ -21,12 +21,14 @@ from functools import cache, lru_cache, partial
 
 Number = Fraction | complex
 LONGEST = 400  # characters of an answer that is read without math-verify
-
 NUMBER_WORDS = {
-    "zero": 0, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8,
-    "nine": 9, "ten": 10, "eleven": 11, "twelve": 12, "thirteen": 13, "fourteen": 14, "fifteen": 15,
-    "sixteen": 16, "seventeen": 17, "eighteen": 18, "nineteen": 19, "twenty": 20, "thirty": 30, "forty": 40,
-    "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90,
+    word: number
+    for numbers, words in (
+        (range(20), "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
+         "fifteen sixteen seventeen eighteen nineteen"),
+        (range(20, 100, 10), "twenty thirty forty fifty sixty seventy eighty ninety"),
+    )
+    for number, word in zip(numbers, words.split(), strict=True)
 }  # fmt: skip
 TEXT = r"\\(?:text|mathrm|textrm|textbf|mathbf|mbox|textit|operatorname)"
 PLAIN = re.compile(r"-?(?:[0-9]{1,18}|[0-9]{1,3}(?:,[0-9]{3}){1,5})(\.[0-9]{1,30})?")
@@ -46,17 +48,14 @@ GREEK = SYMBOLS | {
     for code in (*range(0x391, 0x3A2), *range(0x3A3, 0x3AA), *range(0x3B1, 0x3CA))
     for _, case, _, name in [unicodedata.name(chr(code)).replace("FINAL ", "").split(" ")[:4]]
 }
+SIGNS = {r"\div": "/", r"\in": "=", r"\equiv": "≡", r"\approx": "≈", r"\gt": ">", r"\lt": "<"}
+SIGNS |= dict.fromkeys((r"\ge", r"\geq", r"\geqslant", ">="), "≥")
+SIGNS |= dict.fromkeys((r"\le", r"\leq", r"\leqslant", "<="), "≤")
 ROOTS = {"√": r"\sqrt", "∛": r"\sqrt[3]", "∜": r"\sqrt[4]"}
-Rewrite = str | Callable[[re.Match[str]], str]
 
 
-def compile_rewrites(*rewrites: tuple[str, Rewrite]) -> list[tuple[re.Pattern[str], Rewrite]]:
-    # Compiled patterns halve the time of a short text.
-    return [(re.compile(pattern, re.DOTALL), replacement) for pattern, replacement in rewrites]
-
-
-def fraction(found: re.Match[str]) -> str:
-    """Write a repeating decimal, (whole, digits, period or None, period), as an exact fraction."""
+def repeating(found: re.Match[str]) -> str:
+    """Return a repeating decimal, (whole, digits, period or None, period), as an exact fraction in LaTeX."""
     whole, digits, *periods = found.groups()
     period = next(filter(None, periods))
     nines = 10 ** len(period) - 1
@@ -64,8 +63,9 @@ def fraction(found: re.Match[str]) -> str:
     return rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
 
 
+Rewrites = list[tuple[str, str | Callable[[re.Match[str]], str]]]
 INNER = r"((?:[^()]|\([^()]*\))*?)"  # brackets that hold at most one more pair
-NOTATION = compile_rewrites(
+NOTATION: Rewrites = [  # from what people type to LaTeX
     (r"\A\s*\*\*(.*)\*\*\s*\Z", r"\1"),
     (r"(?<=[\w)}])\s*\*\*\s*(\d+|[a-z]|\([^()]*\))", r"^{\1}"),
     (r"\*", r"\\cdot "),
@@ -80,24 +80,24 @@ NOTATION = compile_rewrites(
     (rf"\\?(?<![a-z])exp\s*(?:(?:\\left)?\({INNER}(?:\\right)?\)|\{{([^{{}}]*)\}})", r"e^{\1\2}"),
     # A decimal comma: behind 0, or before any but three digits.
     (r"(?<![\d.])(0|-0)\{,\}(?=\d)|(?<=\d)\{,\}(?=\d{1,2}(?!\d)|\d{4})", r"\1."),
-    (r"(\d*)\.(\d*)(?:\\(?:overline|bar|dot)\{(\d+)\}|\((\d+)\))", fraction),
-    (r"(?<![\d.])(\d*)\.(\d{0,9}?)(\d{1,9}?)\3{2,}\s*\\ldots", fraction),
+    (r"(\d*)\.(\d*)(?:\\(?:overline|bar|dot)\{(\d+)\}|\((\d+)\))", repeating),
+    (r"(?<![\d.])(\d*)\.(\d{0,9}?)(\d{1,9}?)\3{2,}\s*\\ldots", repeating),
     (r"(?<![\w.])(\d+(?:\.\d+)?)[eE]([+-]?\d{1,3})(?![\w.])", r"\1\\cdot 10^{\2}"),
     (r"(?<=\d) ?x ?(?=10\^)", r"\\times "),
     (r"\A\W*\d{1,3}(?:(?:[ ']\d{3})+|(?:\.\d{3}){2,})(?!\w)", lambda m: re.sub(r"(?<=\d)\D", "", m[0])),
-)  # fmt: skip
-REWRITES = compile_rewrites(
+]
+REWRITES: Rewrites = [  # from LaTeX to its canonical form
     (r"\\\\", ";"),
     (r"(?<=\d)(?<!\d{4})(?:\{,\}|,\\!)(?:\\[,!]|\s)*(?=\d{3}(?!\d))", ""),
     (r"\\!\s*|\\[,;: ]|~|\\(?:left|right|displaystyle|q?quad)(?![a-z])|\\?[$€£]|\\[()\[\]]", ""),
     (r"\\langle(?![a-z])", "("),
     (r"\\rangle(?![a-z])", ")"),
     # A subscript is the same with and without braces. Of several digits without braces, LaTeX takes the
-    # first; behind a numeral (4210_12) they are its base, and elsewhere they are left as they are.
+    # first; behind a numeral (4210_12, 4210_{five}) they are its base; elsewhere they stay as they are.
     (rf"_(?:\{{\s*{TEXT}\{{\s*(\w+)\s*\}}\s*\}}|{TEXT}\{{\s*(\w+)\s*\}})", r"_{\1\2}"),
     (r"(?<![A-Za-z\d])\((\d[\dA-F]*)\)(?=_)", r"\1"),
     (r"(?<![A-Za-z\d])(\d[\dA-F]*)_(\d+)", r"\1_{\2}"),
-    (  # 4210_{five}
+    (
         r"(?<![A-Za-z\d])(\d[\dA-F]*)_\{\s*([A-Za-z]+)\s*\}",
         lambda m: f"{m[1]}_{{{base}}}" if (base := NUMBER_WORDS.get(m[2].lower())) else m[0],
     ),
@@ -109,18 +109,19 @@ REWRITES = compile_rewrites(
     (r"(?:\^ ?(?:\{\s*\\circ\s*\}|\\circ(?![a-z])|o\Z)|\\degrees?(?![a-z])) ?(?:[CF]\Z)?", ""),
     (r"\*\*", "^"),
     (r"\\(?:cdot|times|ast)(?![a-z])", "*"),
-    (r"\\div(?![a-z])", "/"),
     (r"\\pi(?![a-z])|(?<![A-Za-z\\])pi(?![A-Za-z])", "π"),
     (r"\+?(?:\\infty(?![a-z])|infinity)", "ꝏ"),  # a letter to Python, so it can be part of an expression
-    (r"\\in(?![a-z])", "="),
-    (r"\\equiv(?![a-z])", "≡"),
-    (r"\\approx(?![a-z])", "≈"),
-    (r"\\ge(?:qslant|q)?(?![a-z])|>=", "≥"),
-    (r"\\le(?:qslant|q)?(?![a-z])|<=", "≤"),
-    (r"\\gt(?![a-z])", ">"),
-    (r"\\lt(?![a-z])", "<"),
+    (
+        r"\\(?:div|in|equiv|approx|[gl](?:t|e|eq|eqslant))(?![a-z])|[<>]=",
+        lambda m: SIGNS[m[0]],
+    ),
     (rf",?\s*(?:{TEXT}\{{\s*(?:and|or)\s*\}}|(?<![A-Za-z])(?:and|or)(?![A-Za-z]))\s*", ","),
     (r"\s+(?!\w)|(?<!\w)\s+|\.\s*\Z", ""),
+]
+# Compiled patterns halve the time of a short text.
+TO_LATEX, TO_CANONICAL = (
+    [(re.compile(pattern, re.DOTALL).sub, replacement) for pattern, replacement in rewrites]
+    for rewrites in (NOTATION, REWRITES)
 )
 compatible = partial(unicodedata.normalize, "NFKC")
 
@@ -139,8 +140,8 @@ def to_latex(text: str) -> str:
         radicand = r"([√∛∜])\s*(\d+(?:\.\d+)?|\\?[a-z]+|\{[^{}]*\}|\([^()]*\))"
         text = re.sub(radicand, lambda m: f"{ROOTS[m[1]]}{{{m[2].strip('(){}')}}}", text)
         text = text.rstrip("。 ")
-    for pattern, replacement in NOTATION:
-        text = pattern.sub(replacement, text)
+    for substitute, replacement in TO_LATEX:
+        text = substitute(replacement, text)
     return text
 
 
@@ -148,8 +149,8 @@ def to_latex(text: str) -> str:
 def canonical(text: str) -> str:
     """Return an answer without what does not change its meaning: spaces, dollars, sizes of brackets."""
     text = to_latex(text)
-    for pattern, replacement in REWRITES:
-        text = pattern.sub(replacement, text)
+    for substitute, replacement in TO_CANONICAL:
+        text = substitute(replacement, text)
     return text.strip()
 
 
@@ -210,10 +211,7 @@ MODULUS = re.compile(r"(?:,? ?\(? ?\\?(?:b|p)?mod(?:ulo)?(?![a-z]))[ {(]*(\d+)[ 
 
 @lru_cache(maxsize=100_000)
 def integer(answer: str) -> int | None:
-    """Return the integer that an answer states, or None when it is not certain to be one.
-
-    A vote counts it, and an integer gold answer is compared with it.
-    """
+    """Return the integer that an answer states, or None when it is not certain to be one."""
     value = compute(answer)
     if value is None and len(answer) <= LONGEST:
         value = number(canonical(read_choice(answer)[1]))
@@ -267,10 +265,11 @@ def number(text: str) -> Fraction | None:
 
 
 def exact_value(text: str) -> Fraction | None:
+    r"""Return the value of a canonical expression, also where its roots cancel: `\sqrt{2}\sqrt{8}` is 4."""
     found = values(text) if len(text) <= 200 else ()
     if not found or isinstance(found[0], Fraction):
         return found[0] if found else None  # type: ignore[return-value]
-    a, b = map(complex, found)  # \sqrt{2}\sqrt{8} is 4 at both points
+    a, b = map(complex, found)
     near = round(a.real) if abs(a) < 1e6 else 0
     return Fraction(near) if near and abs(a - near) < 1e-9 and abs(b - near) < 1e-9 else None
 
@@ -337,7 +336,6 @@ def python_of(text: str) -> str | None:
 
 def value_at(node: ast.AST, point: int) -> Number:
     """Compute an expression, its names taken at a point; ValueError for other syntax and for large values."""
-    value: Number
     match node:
         case ast.Constant(value=int() as whole):
             return Fraction(whole)
@@ -364,12 +362,11 @@ def value_of(name: str, point: int) -> complex:
 
     A capital has the value of its small letter, as math-verify reads them.
     """
-    if name in CONSTANTS:
-        return CONSTANTS[name]
-    return complex((1, -1)[point] * random.Random(f"{name.lower()}{point}").uniform(0.3, 2))
+    random_value = (1, -1)[point] * random.Random(f"{name.lower()}{point}").uniform(0.3, 2)
+    return {"π": complex(math.pi), "e": complex(math.e), "i": 1j}.get(name, complex(random_value))
 
 
-def exact_power(a: Number, b: Number) -> Number:
+def power(a: Number, b: Number) -> Number:
     if isinstance(b, complex) or b.denominator != 1:
         return complex(a) ** complex(b)
     if isinstance(a, Fraction) and abs(b) * max(a.numerator.bit_length(), a.denominator.bit_length()) > 4096:
@@ -387,29 +384,20 @@ def root(a: Number, n: Number = 2) -> Number:
     return complex(a) ** (1 / complex(n))
 
 
-def of_natural_numbers(function: Callable[..., int]) -> Callable[..., Fraction]:
-    def bounded(*numbers: Number) -> Fraction:
-        if not all(isinstance(n, Fraction) and n.denominator == 1 and 0 <= n <= 3000 for n in numbers):
-            raise ValueError("not a small natural number")
-        return Fraction(function(*(int(n.real) for n in numbers)))
-
-    return bounded
+def natural(n: Number) -> int:
+    if not (isinstance(n, Fraction) and n.denominator == 1 and 0 <= n <= 3000):
+        raise ValueError("not a small natural number")
+    return int(n)
 
 
-CONSTANTS = {"π": complex(math.pi), "e": complex(math.e), "i": 1j}
 OPERATORS: dict[type, Callable[..., Number]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.MatMult: lambda a, b: complex(a * b),
-    ast.Div: operator.truediv,
-    ast.FloorDiv: operator.truediv,
-    ast.Pow: exact_power,
-}
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
+    ast.FloorDiv: operator.truediv, ast.MatMult: lambda a, b: complex(a * b), ast.Pow: power,
+}  # fmt: skip
 FUNCTIONS: dict[str, Callable[..., Number]] = {
-    "fact": of_natural_numbers(math.factorial),
-    "binom": of_natural_numbers(math.comb),
+    "fact": lambda n: Fraction(math.factorial(natural(n))),
+    "binom": lambda n, k: Fraction(math.comb(natural(n), natural(k))),
+    "log": lambda value, base: cmath.log(complex(value), complex(base)),
     "sqrt": root,
     "root": root,
-    "log": lambda value, base: cmath.log(complex(value), complex(base)),
 }

@@ -13,7 +13,6 @@ from typing import Any
 
 from aimo.inference import answers, voting
 from aimo.inference.errors import AimoError, EngineError, one_line
-from aimo.inference.judge import are_equal
 from aimo.inference.sample import AskedProblem, End, RunningSample, Sample
 from aimo.inference.sampling import Completion, Sampler
 from aimo.inference.sessions import has_sandbox
@@ -316,6 +315,8 @@ def ask(sampler: Sampler, text: str, seed: int = 0) -> str:
     settings give any of them tools. Raises AimoError when the problem cannot be asked, EngineError when the
     engine fails or no sample holds an answer.
     """
+    from aimo.inference.judge import are_equal  # a submission votes on integers without it
+
     problem = AskedProblem(sampler, text, seed)
     if fault := problem.fault():
         raise AimoError(f"{fault}; ask another")
