@@ -31,6 +31,9 @@ from aimo.inference.tool_calls import (
 
 T = TypeVar("T")
 RULES = "Put the final answer in \\boxed{}."  # the sentence on answers outside a competition
+# What may begin a call in a text that grows, what ends one, and characters in which either may be cut in two.
+OPENING = re.compile(r"[`~]{3,}[ \t]*[{.]*(?:i?py|tool_code)|(?=<tool_call>)|" + MARK.pattern, re.IGNORECASE)
+CLOSING, OVERLAP = re.compile("```|~~~|</tool_call>|</function>"), 100
 # Stand for a program and its output in a conversation that is rendered to see what is between them.
 CALL, OUTPUT = "aimoscallstandshere", "aimosoutputstandshere"
 
@@ -83,6 +86,7 @@ class FencedBlocks(Chat):
     """
 
     output = "```output\n{}\n```\n"
+    searched = 0, -1  # characters of the turn that hold no whole call, and where one may begin, or -1
 
     @property
     def starts_message(self) -> bool:  # type: ignore[override]
@@ -91,12 +95,22 @@ class FencedBlocks(Chat):
 
     def find_program(self, text: str, finished: bool) -> tuple[str, int] | None:
         """Return the first program in a text, which may still grow, and the character where it ends."""
-        block, mark = (WHOLE_BLOCK if finished else BLOCK).search(text), MARK.search(text)
+        begin = 0
+        if not finished:  # searched again and again as it grows: only what is new may begin or end a call
+            seen, begin = self.searched if self.searched[0] <= len(text) else (0, -1)
+            if begin < 0 and (opening := OPENING.search(text, max(0, seen - OVERLAP))):
+                begin = opening.start()
+            if begin < 0 or not CLOSING.search(text, max(0, seen - OVERLAP)):
+                self.searched = len(text), begin
+                return None
+        block, mark = (WHOLE_BLOCK if finished else BLOCK).search(text, begin), MARK.search(text, begin)
         if mark and not (block and block.start() < mark.start()):  # a call in the form of some model
             closed = re.search(r"\}\s*</tool_call>|</function>", text[mark.end() :])
             if finished or closed:
                 end = mark.end() + closed.end() if closed else len(text)
                 return read_call(text[mark.end() : end]), end
+        if not block and not finished:
+            self.searched = len(text), begin
         return (clean(block["code"]), block.end()) if block else None
 
     def find_call(self, turn: Completion) -> Call | None:
@@ -115,6 +129,7 @@ class FencedBlocks(Chat):
         """Continue after the output: the turn's own tokens stay, so that their cache does."""
         shown = escape_special_tokens(self.tokenizer, output)
         result = ("" if call.turn.endswith("\n") else "\n") + self.output.format(shown)
+        self.searched = 0, -1
         self.text += call.turn + result
         self.ids = [*self.ids, *call.ids, *self.tokenizer.encode(result, add_special_tokens=False)]
 

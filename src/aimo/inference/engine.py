@@ -171,21 +171,23 @@ class Engine(FolderSampler):
         params = sampling_parameters(
             settings, seed, self.max_length - len(prompt), until is not None, self.keeps_special_tokens
         )
-        written = Completion("", [], False)
+        text, written = "", Completion("", [], False)
         outputs = self.llm.generate(
             {"prompt_token_ids": prompt}, params, str(next(self.requests)), lora_request=self.lora
         )
         async with contextlib.aclosing(outputs):
             async for output in outputs:
                 result = output.outputs[0]
-                written.text += result.text
+                text += result.text  # a local name, which Python extends in place: no copy for each token
                 written.token_ids += result.token_ids
                 for token, likeliest in zip(result.token_ids, result.logprobs or [], strict=False):
                     written.logprobs.append(likeliest[token].logprob)
                     written.entropies.append(entropy_of(entry.logprob for entry in likeliest.values()))
-                if until and until(written.text, written.token_ids):
-                    return written
-        written.finished = result.finish_reason == "stop"
+                if until and until(text, written.token_ids):
+                    break
+            else:
+                written.finished = result.finish_reason == "stop"
+        written.text = text
         return written
 
 

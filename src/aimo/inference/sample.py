@@ -1,8 +1,9 @@
-"""One sample while it runs: its turns and programs, when it ends, its forced answer, its vote."""
+"""One sample: its turns and programs, when it ends, its forced answer, and what is recorded of it."""
 
 import asyncio
 import contextlib
 import copy
+import io
 import math
 import time
 from dataclasses import dataclass, field, replace
@@ -15,8 +16,6 @@ from aimo.inference.sessions import Programs
 FORCED_ANSWER_TOKENS = 24
 CHECK_EVERY = 64  # characters between two checks whether a sample is over
 COUNT_EVERY = 1024  # characters between two checks whether it counts without end, which take longer
-
-
 TAIL = 256  # tokens at the end of a sample whose confidence is recorded apart
 
 
@@ -35,21 +34,20 @@ class End(StrEnum):
 
 @dataclass
 class Sample:
-    """A sample that has ended."""
+    """A sample that has ended, as journals keep it."""
 
     index: int  # its number among the question's samples, from which its seed follows
     text: str
     tokens: int
     end: End
     answer: int | None = None
-    weight: float = 1.0  # the weight of its vote
+    weight: float = 1.0  # of its vote
     begin_s: float = 0.0  # from the question on
     end_s: float = 0.0
-    seed: int = 0  # the seed that it was sampled with
+    seed: int = 0
     turns: int = 0  # programs that were run
     errors: int = 0  # programs that failed
-    # The answer in the last line that each program printed, None where there is none.
-    printed: list[int | None] = field(default_factory=list)
+    printed: list[int | None] = field(default_factory=list)  # the answer in each program's last line
     malformed: int = 0  # faults of format that were survived, such as a call to an unknown tool
     # Mean log-probability and mean entropy in nats, of all tokens and of the last TAIL; None: not measured.
     logprob: float | None = None
@@ -74,7 +72,7 @@ class AskedProblem:
     begun: dict[tuple[int, bool], chat_format.Conversation] = field(default_factory=dict)
 
     def begin(self, index: int, with_tools: bool) -> chat_format.Conversation:
-        """Return the conversation of a sample; its prompt is encoded once for all samples that share it."""
+        """Return a sample's conversation; a prompt is encoded once for all samples that share it."""
         key = id(prompts.variant(self.sampler.settings, index)), with_tools
         if key not in self.begun:
             self.begun[key] = chat_format.begin_conversation(
@@ -83,10 +81,10 @@ class AskedProblem:
         return copy.copy(self.begun[key])
 
     def fault(self) -> str:
-        """Return why the problem cannot be asked; empty when it can."""
+        """Return why the problem cannot be asked; empty when it can. Raises where the chat template does."""
         if not self.text.strip():
             return "the problem is empty"
-        self.begin(0, with_tools=self.sampler.settings.tools > 0)  # raises where the template does
+        self.begin(0, with_tools=self.sampler.settings.tools > 0)
         tokens, limit = len(self.begin(0, with_tools=False).prompt()), self.sampler.max_length
         if tokens + MIN_TOKENS > limit:
             return f"the problem's {tokens} tokens do not fit the model's {limit}"
@@ -102,18 +100,17 @@ class AskedProblem:
 
 
 class RunningSample:
-    """A sample while it runs; `record` makes it a `Sample`."""
+    """A sample while it runs. `answer` samples it to its end; `record` and `cut` make it a `Sample`."""
 
     def __init__(self, problem: AskedProblem, index: int, begin_s: float, with_tools: bool):
-        self.problem, self.index, self.begin_s = problem, index, begin_s
+        self.problem, self.index, self.begin_s, self.with_tools = problem, index, begin_s, with_tools
         self.sampler, self.settings = problem.sampler, problem.sampler.settings
         self.seed = sample_seed(problem.seed, problem.text, index)
-        self.with_tools = with_tools
         self.talk = problem.begin(index, with_tools)
         self.prompt = self.turn_prompt = self.talk.prompt()  # token ids of the first prompt, and this turn's
         self.results: list[int | None] = []  # the last line that each program printed, as an integer
         self.errors = 0  # programs that failed
-        self.earlier = self.turn = Completion("", [], False)  # the turns before this one, and this one so far
+        self.earlier = Completion("", [], False)  # the turns before this one
         self.message_begin = 0  # where in the text the model's present message begins
         self.thinking = False  # whether that message began inside a thought
         self.limit = math.inf  # tokens beyond which the sample is cut
@@ -121,6 +118,23 @@ class RunningSample:
         self.heard = time.monotonic()  # when it last wrote something
         self.waits = self.runs_program = False  # for the first token of a turn; for a program
         self.end: End | None = None
+        self.begin_turn()
+
+    def begin_turn(self) -> None:
+        self.turn = Completion("", [], False)  # its text comes with its end
+        self.written = io.StringIO()  # the text until then
+        before = self.talk.text[self.message_begin :]
+        self.watch = voting.AnswerWatch(self.problem.read, self.settings.tags, self.thinking, before)
+
+    @property
+    def text(self) -> str:
+        """What it wrote and read so far, all turns together."""
+        return self.talk.text + (self.turn.text or self.written.getvalue())
+
+    @property
+    def may_call(self) -> bool:
+        """Whether another program may run."""
+        return self.with_tools and not self.end and len(self.results) < self.settings.tool_turns
 
     async def answer(self) -> Completion:
         """Sample to the end, and force an answer where the model has given none."""
@@ -139,13 +153,12 @@ class RunningSample:
         """Sample until the model, `update` or the token limit ends it; a program ends one turn of several."""
         with contextlib.closing(Programs(self.settings.tool_seconds)) as programs:
             while True:
-                self.turn_prompt, self.turn = self.talk.prompt(), Completion("", [], False)
+                self.turn_prompt = self.talk.prompt()
                 if self.talk.starts_message:
                     self.message_begin, self.thinking = len(self.talk.text), self.talk.thinks()
-                room = min(
-                    self.settings.max_tokens - self.earlier.tokens,
-                    self.sampler.max_length - len(self.turn_prompt),
-                )
+                self.begin_turn()
+                context = self.sampler.max_length - len(self.turn_prompt)
+                room = min(self.settings.max_tokens - self.earlier.tokens, context)
                 if room >= MIN_TOKENS:
                     limited = replace(self.settings, max_tokens=room)
                     self.waits = True
@@ -164,37 +177,35 @@ class RunningSample:
                 self.talk.reply(call, result.shown)
                 self.earlier += self.turn
 
-    @property
-    def text(self) -> str:
-        """What it wrote and read so far, all turns together."""
-        return self.talk.text + self.turn.text
-
-    @property
-    def may_call(self) -> bool:
-        """Whether another program may run."""
-        return self.with_tools and not self.end and len(self.results) < self.settings.tool_turns
-
     def update(self, turn: str, ids: list[int]) -> bool:
-        """Record what this turn has written so far, and return whether to end it now."""
+        """Record what this turn has written so far, and return whether to end it now.
+
+        Costs the same however long the turn is: it looks at what is new, and keeps no reference to `turn`,
+        so that the sampler can extend it in place.
+        """
         self.heard, self.waits = time.monotonic(), False
-        self.turn = Completion(turn, ids, False)
-        if len(self.text) - self.checked < CHECK_EVERY and not self.text.endswith(("}", ">", "```", "~~~")):
+        if len(turn) < self.written.tell():  # another server begins the turn again
+            self.begin_turn()
+        self.turn.token_ids = ids
+        self.written.write(turn[self.written.tell() :])
+        length = len(self.talk.text) + len(turn)
+        if length - self.checked < CHECK_EVERY and not turn.endswith(("}", ">", "```", "~~~")):
             return False
-        due = len(self.text) // COUNT_EVERY > self.checked // COUNT_EVERY
-        self.checked = len(self.text)
-        if self.may_call and self.talk.find_call(self.turn):
+        due, self.checked = length // COUNT_EVERY > self.checked // COUNT_EVERY, length
+        if self.may_call and self.talk.find_call(Completion(turn, ids, False)):
             return True
-        message = self.text[self.message_begin :]
-        if self.earlier.tokens + self.turn.tokens > self.limit:
+        window = turn[-voting.WINDOW :]
+        if len(window) < voting.WINDOW:
+            window = self.talk.text[-voting.WINDOW :] + window
+        self.end = None
+        if self.earlier.tokens + len(ids) > self.limit:
             self.end = End.OVERLONG
-        elif voting.is_repeating(self.text):
+        elif voting.is_repeating(window):
             self.end = End.REPETITION
-        elif voting.final_answer(message, self.problem.read, self.settings.tags, self.thinking):
+        elif self.watch.find(turn):
             self.end = End.ANSWERED
         elif due and voting.is_counting(turn):
             self.end = End.REPETITION
-        else:
-            self.end = None
         return self.end is not None
 
     async def force_answer(self) -> Completion:
@@ -225,6 +236,10 @@ class RunningSample:
             weight = 1.0 if answer is None else 0.5
         if answer is not None and self.settings.discount_trivial:
             weight *= voting.by_prior(answer, self.problem.text)
+
+        def mean(values: list[float]) -> float | None:
+            return sum(values) / len(values) if values else None
+
         sample = replace(
             self.cut(self.end or End.TOKENS, end_s, completion),
             answer=answer,
@@ -245,17 +260,12 @@ class RunningSample:
             completion.text,
             completion.tokens,
             end,
-            None,
-            0.0,
-            self.begin_s,
-            end_s,
-            self.seed,
-            len(self.results),
-            self.errors,
-            self.results,
-            0 if end is End.FAILED else self.talk.count_malformed(completion.token_ids),
+            weight=0.0,
+            begin_s=self.begin_s,
+            end_s=end_s,
+            seed=self.seed,
+            turns=len(self.results),
+            errors=self.errors,
+            printed=self.results,
+            malformed=0 if end is End.FAILED else self.talk.count_malformed(completion.token_ids),
         )
-
-
-def mean(values: list[float]) -> float | None:
-    return sum(values) / len(values) if values else None

@@ -7,6 +7,7 @@ the model's folder here. `aimo.data.model_servers` asks for whole chat completio
 import itertools
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -184,23 +185,22 @@ class Server(FolderSampler):
                 "repetition_penalty": 1.0,
             },
         )
-        done, ending = Completion("", [], False), None
+        text, done, ending = "", Completion("", [], False), None
         async with events:
             async for event in events:
                 self.written += 1
                 for choice in event.choices or []:
-                    done.text += choice.text or ""
+                    text += choice.text or ""  # a local name, which Python extends in place
                     done.token_ids += getattr(choice, "token_ids", None) or []  # vLLM's own field
-                    if done.text and not done.token_ids:
+                    if text and not done.token_ids:
                         raise AimoError("the server sends no token ids; serve with vLLM 0.11 or later")
                     ending = choice.finish_reason or ending
                     if choice.logprobs:
                         done.logprobs += [p for p in choice.logprobs.token_logprobs or [] if p is not None]
                         likeliest = choice.logprobs.top_logprobs or []
                         done.entropies += [entropy_of(token.values()) for token in likeliest if token]
-                    if until and until(done.text, done.token_ids):
-                        return done
+                    if until and until(text, done.token_ids):
+                        return replace(done, text=text)
         if ending is None:
-            raise StreamError("the reply broke off" if done.text else "the reply holds no completion")
-        done.finished = ending == "stop"
-        return done
+            raise StreamError("the reply broke off" if text else "the reply holds no completion")
+        return replace(done, text=text, finished=ending == "stop")

@@ -1,8 +1,8 @@
 r"""Votes, their weights, and when to stop sampling: pure functions without I/O.
 
 `next_step` decides after every event of a question whether to stop, to start more samples, or to cut overlong
-ones. `final_answer`, `is_repeating` and `is_counting` tell when a single sample is over; `tally` counts and
-explains the vote. Formulae and measurements: docs/voting.md.
+ones; `ranked` is the one rule on ties. `AnswerWatch`, `is_repeating` and `is_counting` tell when a single
+sample is over. Formulae and measurements: docs/voting.md.
 """
 
 import itertools
@@ -21,9 +21,10 @@ from typing import Any
 from aimo.inference import answers
 from aimo.inference.settings import PUBLIC, Tags
 
+TIE = 1e-6  # the weight of an entropy beside a vote
 CONCLUSION = 300  # characters at most of the last paragraph of a thought, which may state its answer
-TIE = 1e-6  # what an entropy of all weighs beside a vote
 AFTER_BOX = 1000  # characters after a box that may still bring another: that of the last step
+OVERLAP = 100  # characters that are searched again, as a tag or a box may have been cut in two
 WINDOW = 16_000  # characters in which a loop is looked for
 BLOCK, REPEATS = 1000, 3  # characters at the end that occur three times in the window: a loop
 COUNTING = 0.08  # of a window's size, compressed with all numbers alike: right completions stay above 0.10
@@ -34,12 +35,14 @@ class Stop(StrEnum):
 
     DECIDED = "decided"  # no outcome of the remaining samples can change the vote
     SETTLED = "settled"  # the error bound of the leader is low enough
-    # The error bound would stay too high even if all remaining samples voted for the leader.
-    FUTILE = "futile"
+    FUTILE = "futile"  # it would stay too high even if all remaining samples voted for the leader
     EXHAUSTED = "exhausted"  # all samples have ended
     DEADLINE = "deadline"  # the time is over
     FAILED = "failed"  # the engine failed
     KNOWN = "known"  # the journal had the answer
+
+
+# When to stop
 
 
 @dataclass(frozen=True)
@@ -48,10 +51,10 @@ class Policy:
 
     in_flight: int = 16  # samples of a question that run at the same time, at most
     max_error: float = 0.05  # the vote is settled when the error bound of the leader is at most this
-    # The vote is futile when all remaining samples could not bring the error bound down to this.
-    futile_error: float = 1.0
-    # A sample this many times as long as the longest that ended is cut, once half of them have ended.
-    overlong: float = 3.0
+    futile_error: float = (
+        1.0  # it is futile when all remaining samples could not bring the bound down to this
+    )
+    overlong: float = 3.0  # a sample so many times as long as the longest is cut, once half of them ended
 
 
 @dataclass(frozen=True)
@@ -65,8 +68,7 @@ class State:
     longest: float = 0  # tokens of the longest sample that ended, cut ones excluded
     time_left: float = math.inf  # seconds until the deadline
     time_each: float = 0  # seconds that a new sample is expected to take
-    # Total weight of the votes for each answer; None when every vote has weight 1.
-    weights: Mapping[int, float] | None = None
+    weights: Mapping[int, float] | None = None  # of the votes for each answer in total; None: 1 for each
     max_weight: float = 1.0  # the largest weight of a vote
 
 
@@ -80,8 +82,7 @@ class Step:
 
 
 POLICY = Policy()
-# Stops only when no outcome of the remaining samples can change the vote.
-EXACT = Policy(max_error=0, futile_error=math.inf)
+EXACT = Policy(max_error=0, futile_error=math.inf)  # stops only when nothing can change the vote any more
 
 
 def next_step(state: State, policy: Policy = POLICY) -> Step:
@@ -111,19 +112,6 @@ def next_step(state: State, policy: Policy = POLICY) -> Step:
     return Step(start=start, limit=policy.overlong * state.longest if half_ended else math.inf)
 
 
-def ranked(weights: Mapping[int, float], votes: Mapping[int, float] = MappingProxyType({})) -> list[int]:
-    """Return the answers, the winner first: by weight, then by votes, then the smallest.
-
-    Whatever came first has no effect. This is the one rule on ties.
-    """
-    return sorted(weights, key=lambda answer: (-weights[answer], -votes.get(answer, 0), answer))
-
-
-def leader(weights: Mapping[int, float], votes: Mapping[int, float] = MappingProxyType({})) -> int | None:
-    """Return the winner; None without votes."""
-    return next(iter(ranked(weights, votes)), None)
-
-
 def is_decided(votes: Mapping[int, float], remaining: float) -> bool:
     """Return whether further votes of `remaining` weight in total can neither change nor tie the leader."""
     first, second, *_ = [*sorted(votes.values(), reverse=True), 0, 0]
@@ -133,8 +121,8 @@ def is_decided(votes: Mapping[int, float], remaining: float) -> bool:
 def evidence(votes: Counter[int], weights: Mapping[int, float]) -> tuple[int, list[int]]:
     """Return whole votes for the leader by weight, and for each of its rivals.
 
-    Of number and weight the one less favourable to the leader counts: a vote of weight 2 is still one sample,
-    and a vote of weight 0.5 is less than one. What tells ties apart is no evidence.
+    Number or weight counts, whichever is less favourable to the leader: a vote of weight 2 is still one
+    sample, and a vote of weight 0.5 is less than one. What tells ties apart is no evidence.
     """
     best = leader(weights, votes)
     if best is None:
@@ -170,40 +158,175 @@ def votes_to_settle(first: int, rivals: Collection[int], max_error: float) -> fl
     return next(more for more in itertools.count() if error_bound(first + more, rivals) <= max_error)
 
 
+# The vote
+
+
+@dataclass(frozen=True)
+class VoteRow:
+    """One answer of a vote: the number of its votes, their total weight, and its share of all weight."""
+
+    answer: int
+    votes: int
+    weight: float
+    share: float
+
+
+def ranked(weights: Mapping[int, float], votes: Mapping[int, float] = MappingProxyType({})) -> list[int]:
+    """Return the answers, the winner first: by weight, then by votes, then the smallest.
+
+    The order of arrival has no effect. This is the one rule on ties.
+    """
+    return sorted(weights, key=lambda answer: (-weights[answer], -votes.get(answer, 0), answer))
+
+
+def leader(weights: Mapping[int, float], votes: Mapping[int, float] = MappingProxyType({})) -> int | None:
+    """Return the winner; None without votes."""
+    return next(iter(ranked(weights, votes)), None)
+
+
+def tally(pairs: Iterable[tuple[int | None, float]]) -> list[VoteRow]:
+    """Count a vote from (answer, weight) pairs: one row for each answer, in the order of `ranked`."""
+    weights: dict[int, list[float]] = {}
+    for answer, weight in pairs:
+        if answer is not None:
+            weights.setdefault(answer, []).append(weight)
+    # Exact sums: the order of arrival does not matter.
+    sums = {answer: math.fsum(group) for answer, group in weights.items()}
+    votes = {answer: len(group) for answer, group in weights.items()}
+    total = math.fsum(sums.values()) or 1.0
+    return [VoteRow(a, votes[a], sums[a], sums[a] / total) for a in ranked(sums, votes)]
+
+
+def count(votes: Iterable[int | None]) -> Counter[int]:
+    """Return the votes of the samples that have an answer."""
+    return Counter(vote for vote in votes if vote is not None)
+
+
+def maj_at(votes: Sequence[int | None], gold: int, k: int, rng: random.Random, draws: int = 20) -> float:
+    """Return the probability that the vote of `k` of these samples is right, estimated over random draws.
+
+    With `k` samples or fewer, the vote of all of them is judged.
+    """
+    if k >= len(votes):
+        return float(leader(count(votes)) == gold)
+    return sum(leader(count(rng.sample(votes, k))) == gold for _ in range(draws)) / draws
+
+
+def by_tools(answer: object, results: Collection[int | None]) -> float:
+    """Weigh a completion with tools: 2 when a program printed its answer, 0.5 when none did, else 1."""
+    return 2.0 if answer in results else 0.5 if results else 1.0
+
+
+def by_prior(answer: int, problem: str) -> float:
+    """Weigh an answer: 0.5 when it is trivial, that is 0, 1 or a number of the problem; otherwise 1."""
+    numbers = re.findall(r"\d+", re.sub(r"(?<=\d)(?:,|\{,\})(?=\d{3})", "", problem))
+    return 0.5 if answer in {0, 1, *map(int, numbers)} else 1.0
+
+
+def weigh(sample: Any, weight: str) -> float:
+    """Weigh a sample, running or recorded, by a value of `inference.weight`; 1 where it was not measured."""
+    if weight == "length":  # short ones count more (shortest majority vote, arXiv 2502.12215)
+        return 1 / math.log(sample.tokens + math.e)
+    if weight == "ties":  # the entropy in nats tells equal votes apart and changes nothing else
+        entropy = sample.entropy if sample.tail_entropy is None else sample.tail_entropy
+        return 1 - TIE * (1 - math.exp(-(entropy or 0.0)))
+    value = None if weight == "equal" else getattr(sample, weight)
+    if value is None:
+        return 1.0
+    # An entropy in nats, or the geometric mean probability (self-consistency, arXiv 2203.11171).
+    return math.exp(-value if weight.endswith("entropy") else value)
+
+
+def mean_one(weights: Sequence[float]) -> float:
+    """Return the factor that makes the mean of some weights 1.
+
+    Confidences are relative: an entropy of 0.7 in every sample would otherwise make half a vote of each.
+    """
+    return len(weights) / sum(weights) if weights else 1.0
+
+
+# When a sample is over
+
+
+class AnswerWatch:
+    r"""Watches a message grow until it gives its final answer. `find` looks only at what is new.
+
+    An answer is final with `</answer>` or the answer tag, and in a `\boxed{…}` that no other follows within
+    AFTER_BOX characters. Inside a thought, which the text or the prompt (`thinking`) opened, no answer is
+    final until the tag that closes it; the one in the last paragraph of a closed thought is.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[str], int | None],  # the answer in a text, or None
+        tags: Tags = answers.DEFAULT_TAGS,
+        thinking: bool = False,
+        before: str = "",  # the part of the message that does not grow any more
+    ):
+        self.read, self.tags, self.thinking, self.before = read, tags, thinking, before
+        closing = "</answer>" if tags.answer_start.startswith("\\") else tags.answer_end
+        self.marks = re.compile(rf"\\f?box(?:ed)?\s*\{{|</answer>|{re.escape(closing)}")
+        self.begin = -1  # behind the thought that was closed; -1: none was
+        self.sought = 0  # up to here no thought is closed
+        self.settled = self.box = 0  # up to here all marks are known, and the last whole box ended there
+        self.unread: set[int] = set()  # places up to which no answer can be read
+
+    def find(self, turn: str) -> tuple[int, int] | None:
+        """Return where the message has given its final answer, in characters, and the answer; or None.
+
+        `turn` is what follows `before`, longer at each call.
+        """
+        length = len(self.before) + len(turn)
+
+        def since(place: int) -> str:
+            inside = place - len(self.before)
+            return turn[inside:] if inside >= 0 else self.before[place:] + turn
+
+        def answer_at(place: int) -> int | None:
+            if place in self.unread:
+                return None
+            answer = self.read(since(max(0, self.begin))[: place - max(0, self.begin)])
+            self.unread |= {place} if answer is None else set()
+            return answer
+
+        if self.begin < 0:
+            thoughts = [self.tags, *PUBLIC]  # a model may think in the tags of its base
+            head = (self.before[:1000] + turn[:1000]).lstrip()
+            opened = [own.think_end for own in thoughts if head.startswith(own.think_start)]
+            opened += [self.tags.think_end] * self.thinking
+            ends = opened or [own.think_end for own in thoughts]
+            begin = max(0, self.sought - OVERLAP)
+            new, self.sought = since(begin), length
+            closed = [(begin + at, begin + at + len(end)) for end in ends if (at := new.find(end)) >= 0]
+            if opened and not closed:
+                return None
+            if closed:
+                close, self.begin = min(closed)
+                self.settled, self.box, self.unread = self.begin, 0, set()
+                if (answer := self.read(conclusion(since(0)[:close]))) is not None:
+                    return self.begin, answer
+        start, box, is_settled = self.settled, self.box, True
+        new = since(start)
+        for mark in [*self.marks.finditer(new), None]:
+            here = start + mark.start() if mark else length
+            if is_settled:  # the next search begins here
+                self.settled, self.box = here if mark else max(start, length - OVERLAP), box
+            if box and here >= box + AFTER_BOX and (answer := answer_at(box)) is not None:
+                return box + AFTER_BOX, answer
+            if mark and mark[0].endswith("{"):
+                closes = answers.closing_brace(new, mark.end())
+                box = start + closes if closes else box
+                is_settled &= bool(closes) or len(new) >= mark.end() + answers.LONGEST
+            elif mark and (answer := answer_at(end := start + mark.end())) is not None:
+                return end, answer
+        return None
+
+
 def final_answer(
     text: str, read: Callable[[str], int | None], tags: Tags = answers.DEFAULT_TAGS, thinking: bool = False
 ) -> tuple[int, int] | None:
-    r"""Return where a growing text has given its final answer, in characters, and the answer.
-
-    None while it has not. `read` reads an answer from a text or returns None. An answer is final with
-    `</answer>` or the answer tag, and in a `\boxed{…}` that no other follows within AFTER_BOX characters.
-    Inside a thought, which the text or the prompt (`thinking`) opened, no answer is final until the tag that
-    closes it; the one in the last paragraph of a closed thought is.
-    """
-    thoughts = [tags, *PUBLIC]  # a model may think in the tags of its base
-    opened = [own.think_end for own in thoughts if text.lstrip().startswith(own.think_start)]
-    if thinking:
-        opened.append(tags.think_end)
-    ends = opened or [own.think_end for own in thoughts]
-    closed = [(place, place + len(end)) for end in ends if (place := text.find(end)) >= 0]
-    if opened and not closed:
-        return None
-    close, begin = min(closed, default=(0, 0))
-    answer = read(conclusion(text[:close])) if closed else None
-    if answer is not None:
-        return begin, answer
-    closing = "</answer>" if tags.answer_start.startswith("\\") else tags.answer_end
-    box = 0  # where the last one ended
-    candidates = re.finditer(rf"\\f?box(?:ed)?\s*\{{|</answer>|{re.escape(closing)}", text[begin:])
-    for candidate in [*candidates, None]:
-        here = begin + candidate.start() if candidate else len(text)
-        if box and here >= box + AFTER_BOX and (answer := read(text[begin:box])) is not None:
-            return box + AFTER_BOX, answer
-        if candidate and candidate[0].endswith("{"):
-            box = answers.closing_brace(text, begin + candidate.end()) or box
-        elif candidate and (answer := read(text[begin : (end := begin + candidate.end())])) is not None:
-            return end, answer
-    return None
+    """Return where a text has given its final answer, in characters, and the answer, as `AnswerWatch` does."""
+    return AnswerWatch(read, tags, thinking).find(text)
 
 
 def conclusion(thought: str) -> str:
@@ -221,8 +344,10 @@ def is_repeating(text: str) -> bool:
 
 def is_counting(text: str) -> bool:
     """Return whether a text goes on and on with the same words and other numbers."""
+    if len(text) < WINDOW:
+        return False
     alike = re.sub(r"\d+", "0", text[-WINDOW:]).encode(errors="replace")
-    return len(text) >= WINDOW and len(zlib.compress(alike, 1)) < COUNTING * WINDOW
+    return len(zlib.compress(alike, 1)) < COUNTING * WINDOW
 
 
 def forced_ending(text: str, tags: Tags = answers.DEFAULT_TAGS, thinking: bool = False) -> str:
@@ -236,81 +361,3 @@ def forced_ending(text: str, tags: Tags = answers.DEFAULT_TAGS, thinking: bool =
     if tags.answer_start.startswith("<"):  # a tag follows the thought at once, as in training
         return closing + tags.answer_start
     return (f"\n{closing}\n" if closing else "") + f"\nThe final answer is {tags.answer_start}"
-
-
-@dataclass(frozen=True)
-class VoteRow:
-    """One answer of a vote: the number of its votes, their total weight, and its share of all weight."""
-
-    answer: int
-    votes: int
-    weight: float
-    share: float
-
-
-def tally(pairs: Iterable[tuple[int | None, float]]) -> list[VoteRow]:
-    """Count a vote from (answer, weight) pairs: one row for each answer, in the order of `ranked`.
-
-    A sample without an answer has no vote.
-    """
-    weights: dict[int, list[float]] = {}
-    for answer, weight in pairs:
-        if answer is not None:
-            weights.setdefault(answer, []).append(weight)
-    # Exact sums: the order of arrival does not matter.
-    sums = {answer: math.fsum(group) for answer, group in weights.items()}
-    votes = {answer: len(group) for answer, group in weights.items()}
-    total = math.fsum(sums.values()) or 1.0
-    return [VoteRow(a, votes[a], sums[a], sums[a] / total) for a in ranked(sums, votes)]
-
-
-def by_tools(answer: object, results: Collection[int | None]) -> float:
-    """Weigh a completion with tools: 2 when a program printed its answer, 0.5 when none did, else 1."""
-    return 2.0 if answer in results else 0.5 if results else 1.0
-
-
-def weigh(sample: Any, weight: str) -> float:
-    """Weigh a sample that has ended, or was recorded, by a value of `inference.weight`.
-
-    The weight is 1 where what it needs was not measured.
-    """
-    if weight == "length":  # short ones count more (shortest majority vote, arXiv 2502.12215)
-        return 1 / math.log(sample.tokens + math.e)
-    if weight == "ties":  # the entropy in nats tells equal votes apart and changes nothing else
-        entropy = sample.entropy if sample.tail_entropy is None else sample.tail_entropy
-        return 1 - TIE * (1 - math.exp(-(entropy or 0.0)))
-    value = None if weight == "equal" else getattr(sample, weight)
-    if value is None:
-        return 1.0
-    # An entropy in nats, or the geometric mean probability (self-consistency, arXiv 2203.11171).
-    return math.exp(-value if weight.endswith("entropy") else value)
-
-
-def mean_one(weights: Sequence[float]) -> float:
-    """Return the factor that makes the mean of some weights 1.
-
-    Confidences are compared with each other, and none of them is a vote that counts less than one: an entropy
-    of 0.7 would make half a vote of each.
-    """
-    return len(weights) / sum(weights) if weights else 1.0
-
-
-def by_prior(answer: int, problem: str) -> float:
-    """Weigh an answer: 0.5 when it is trivial, that is 0, 1 or a number of the problem; otherwise 1."""
-    numbers = re.findall(r"\d+", re.sub(r"(?<=\d)(?:,|\{,\})(?=\d{3})", "", problem))
-    return 0.5 if answer in {0, 1, *map(int, numbers)} else 1.0
-
-
-def maj_at(votes: Sequence[int | None], gold: int, k: int, rng: random.Random, draws: int = 20) -> float:
-    """Return the probability that the vote of `k` of these samples is right, estimated over random draws.
-
-    With `k` samples or fewer, the vote of all of them is judged.
-    """
-    if k >= len(votes):
-        return float(leader(count(votes)) == gold)
-    return sum(leader(count(rng.sample(votes, k))) == gold for _ in range(draws)) / draws
-
-
-def count(votes: Iterable[int | None]) -> Counter[int]:
-    """Return the votes of the samples that have an answer."""
-    return Counter(vote for vote in votes if vote is not None)
