@@ -348,7 +348,7 @@ def kaggle(tmp_path, monkeypatch):
     monkeypatch.setattr(client.KaggleApi, "config", str(tmp_path / "kaggle.json"))
     monkeypatch.setattr(client, "PAUSE_S", 0.01)
     monkeypatch.setattr(client, "LIMITED_PAUSE_S", 0.01)
-    monkeypatch.setattr(transfers, "ROOT", tmp_path)
+    monkeypatch.setattr(transfers, "ROOT", tmp_path / "repository")  # run paths in records stay absolute
     monkeypatch.setattr(versions, "POLL_S", 0.01)
     monkeypatch.setattr(versions, "OUTPUT", tmp_path / "output")
     monkeypatch.setattr(client, "RECORDS", tmp_path / "runs" / "kaggle.jsonl")

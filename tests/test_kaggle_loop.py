@@ -373,15 +373,16 @@ def test_only_a_complete_version_with_answers_is_submitted(kaggle, aimo, refused
     assert kaggle.asked("CreateCodeSubmission")[0].kernel_version == 3
 
 
-def test_a_model_that_was_made_again_is_joined_with_the_run_that_made_it_last(kaggle):
-    from aimo.kaggle import client, versions
+def test_a_model_that_was_made_again_is_joined_with_the_run_that_made_it_last(kaggle, aimo):
+    from aimo.kaggle import client
 
     for run in ("runs/first", "runs/second"):
         client.add_record("model", model=f"{MODEL}/1", run=run, profile="tiny")
     client.add_record("push", kernel=KERNEL, version=1, models=["you/base/transformers/b/1", f"{MODEL}/1"])
     client.add_record("submit", ref=7, kernel=KERNEL, version=1)
-    assert versions.origin(7)["run"] == "runs/second"
-    assert versions.origin(8) == {}
+    kaggle.submissions = [{"ref": ref, "status": "PENDING", "description": "m"} for ref in (7, 8)]
+    first, second = (line for line in aimo("scores")[1].splitlines() if "pending" in line)
+    assert "runs/second" in first and "runs/" not in second
 
 
 def test_scores_of_submissions_made_elsewhere_are_listed_without_an_origin(kaggle, aimo):

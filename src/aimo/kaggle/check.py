@@ -22,27 +22,29 @@ from aimo.kaggle.kernels import FOLDER, KERNELS, Kernel
 
 OUTPUT = RUNS / "kaggle"  # where the outputs of versions are downloaded to
 PLACEHOLDER = "INSERT_YOUR_KAGGLE_NAME"  # stands for the owner in a metadata file, until a push
-TEXTS = "id title code_file language kernel_type machine_shape docker_image docker_image_pinning_type"
-FLAGS = "is_private enable_gpu enable_tpu enable_internet"
-LISTS = "dataset_sources competition_sources kernel_sources model_sources keywords"
-KINDS = {str: ("a text", TEXTS), bool: ("true or false", FLAGS), list: ("a list of texts", LISTS)}
-KEYS = {key: kind for kind, (_, keys) in KINDS.items() for key in keys.split()} | {"id_no": int}
+# The keys of kernel-metadata.json by the type of their value.
+TYPES = {str: "a text", bool: "true or false", list: "a list of texts", int: "a number"}
+KEYS = {
+    str: "id title code_file language kernel_type machine_shape docker_image docker_image_pinning_type",
+    bool: "is_private enable_gpu enable_tpu enable_internet",
+    list: "dataset_sources competition_sources kernel_sources model_sources keywords",
+    int: "id_no",
+}
+TYPE_OF = {key: kind for kind, keys in KEYS.items() for key in keys.split()}
 # The GPUs of each machine that vLLM's wheels run on, by Kaggle's name.
 GPUS = {"NvidiaTeslaT4": 2, "NvidiaL4": 4, "NvidiaL4X1": 1, "NvidiaH100": 1, "NvidiaTeslaA100": 1}
 # What Kaggle's addresses and its command line put before a name.
 PREFIXES = ("datasets", "models", "notebooks", "kernels", "code", "competitions", "c")
 SLUG = r"[a-z0-9]+(?:-[a-z0-9]+)*"
 OWNER = r"[a-z0-9]+(?:[_-][a-z0-9]+)*"
+VERSION = r"[A-Za-z0-9]+/[A-Za-z0-9.-]+/[1-9][0-9]*"
 FORMS = {
-    "dataset_sources": (rf"{OWNER}/{SLUG}", "OWNER/SLUG"),
-    "kernel_sources": (rf"{OWNER}/{SLUG}", "OWNER/SLUG"),
+    "dataset_sources": (f"{OWNER}/{SLUG}", "OWNER/SLUG"),
+    "kernel_sources": (f"{OWNER}/{SLUG}", "OWNER/SLUG"),
     "competition_sources": (SLUG, "SLUG"),
-    "model_sources": (
-        rf"{OWNER}/{SLUG}/[A-Za-z0-9]+/[A-Za-z0-9.-]+/[1-9][0-9]*",
-        "OWNER/MODEL/FRAMEWORK/VARIATION/VERSION",
-    ),
+    "model_sources": (f"{OWNER}/{SLUG}/{VERSION}", "OWNER/MODEL/FRAMEWORK/VARIATION/VERSION"),
 }
-ARITHMETIC: dict[type, Any] = {
+ARITHMETIC: dict[Any, Any] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
@@ -66,41 +68,33 @@ def check_kernel(name: str) -> list[str]:
     path = folder / "kernel-metadata.json"
     if not path.is_file():
         return [f"there is no {path}; take a folder of {FOLDER.name}/"]
+    faults: list[str] = []
     try:
         metadata = read_json(path, "repair the file")
-    except AimoError as e:
-        return [str(e)]
-    if wrong := list(check_types(metadata)):
-        return wrong
-    faults = [*check_metadata(metadata)]
-    code = folder / metadata.get("code_file", "")
-    if not code.is_file():
-        return [*faults, f"code_file {code.name!r} does not exist; make it with `aimo kernel build {name}`"]
-    if code.stat().st_size > LARGEST:
-        faults.append(f"code_file {code.name} has {code.stat().st_size:,} bytes; Kaggle takes {LARGEST:,}")
-    kernel = KERNELS.get(code.stem.removeprefix("aimo-"))
-    if kernel is None:
-        return faults
-    try:
-        parameters, profile = read_notebook(code)
-        faults += [*check_needs(kernel, metadata, parameters), *check_wheels(metadata)]
-        faults += check_machine(metadata.get("machine_shape"), parameters, profile)
+        for key, value in sorted(metadata.items()):
+            kind = TYPE_OF.get(key)
+            odd = isinstance(value, list) and not all(isinstance(one, str) for one in value)
+            if kind is None:
+                close = difflib.get_close_matches(key, TYPE_OF, n=1)
+                faults.append(f"unknown key {key}" + (f", did you mean {close[0]}?" if close else ""))
+            elif value is not None and (type(value) is not kind or odd):
+                faults.append(f"{key} should be {TYPES[kind]}, not {value!r}")
+        if faults:
+            return faults
+        faults += check_metadata(metadata)
+        code = folder / metadata.get("code_file", "")
+        if not code.is_file():
+            remedy = f"make it with `aimo kernel build {name}`"
+            return [*faults, f"code_file {code.name!r} does not exist; {remedy}"]
+        if (size := code.stat().st_size) > LARGEST:
+            faults.append(f"code_file {code.name} has {size:,} bytes; Kaggle takes {LARGEST:,}")
+        if kernel := KERNELS.get(code.stem.removeprefix("aimo-")):
+            parameters, profile = read_notebook(code)
+            faults += [*check_needs(kernel, metadata, parameters), *check_wheels(metadata)]
+            faults += check_machine(metadata.get("machine_shape"), parameters, profile)
     except AimoError as e:
         faults.append(str(e))
     return faults
-
-
-def check_types(metadata: dict[str, Any]) -> Iterator[str]:
-    """Yield a fault for each unknown key, and for each value of another type than its key's."""
-    for key, value in sorted(metadata.items()):
-        kind = KEYS.get(key)
-        if kind is None:
-            close = difflib.get_close_matches(key, KEYS, n=1)
-            yield f"unknown key {key}" + (f", did you mean {close[0]}?" if close else "")
-            continue
-        odd = isinstance(value, list) and not all(isinstance(one, str) for one in value)
-        if value is not None and (type(value) is not kind or odd):
-            yield f"{key} should be {KINDS.get(kind, ('a number',))[0]}, not {value!r}"
 
 
 def check_metadata(metadata: dict[str, Any]) -> Iterator[str]:
@@ -124,16 +118,16 @@ def check_metadata(metadata: dict[str, Any]) -> Iterator[str]:
                 meant = source_of(source, form.count("/") + 1)
                 yield f"{key}: {source!r} should be {form}" + (f": {meant}" if is_source(key, meant) else "")
 
-    shape = metadata.get("machine_shape")
+    shape, gpu = metadata.get("machine_shape"), metadata.get("enable_gpu")
     if metadata.get("enable_tpu"):
         yield "enable_tpu: vLLM's CUDA wheels do not run on a TPU; set enable_gpu and a machine_shape"
     if shape == "NvidiaTeslaP100":
         yield "machine_shape NvidiaTeslaP100: its first CUDA call fails in Kaggle's image; take NvidiaTeslaT4"
     elif shape and shape not in GPUS:
         yield f"machine_shape {shape!r} is unknown; take one of {', '.join(GPUS)}"
-    elif shape and not metadata.get("enable_gpu"):
+    elif shape and not gpu:
         yield f"machine_shape {shape} without enable_gpu: set it to true"
-    elif metadata.get("enable_gpu") and not shape:
+    elif gpu and not shape:
         yield f"enable_gpu without machine_shape may give a P100; take one of {', '.join(GPUS)}"
 
 
@@ -201,10 +195,9 @@ def check_needs(kernel: Kernel, metadata: dict[str, Any], parameters: dict[str, 
     if competition is None and "competition" in parameters:
         yield f"competition {name!r} is unknown; take one of {', '.join(COMPETITIONS)}"
     if competition and "competition" in kernel.attaches:
-        longest = competition.session_s
+        longest, shape = competition.session_s, metadata.get("machine_shape")
         if competition.slug not in metadata.get("competition_sources", []):
             yield f"competition_sources lack {competition.slug}"
-        shape = metadata.get("machine_shape")
         if shape in GPUS and shape not in competition.accelerators:
             allowed = ", ".join(competition.accelerators)
             yield f"machine_shape {shape} is not allowed in {name}; take one of {allowed}"
@@ -238,17 +231,13 @@ def check_wheels(metadata: dict[str, Any]) -> Iterator[str]:
     """Yield the imports of aimo.inference that no attached wheel holds, where the wheels' output is here."""
     for source in attached(metadata, "kernel", "dataset"):
         slug = source.rpartition("/")[2]
-        if not re.fullmatch(SLUG, slug):
-            continue
-        manifests = OUTPUT.glob(f"{slug}/[0-9]*/{startup.MANIFEST}")
-        newest = max(manifests, key=lambda path: int(path.parent.name), default=None)
-        if newest is None:
-            continue
-        wheels = read_json(newest, "download the output again").get("wheels", [])
-        held = {module for wheel in wheels for module in wheel["modules"]}
-        needed = startup.imports(ROOT.glob("src/aimo/inference/*.py"))
-        if lacking := [module for module in needed if module not in held]:
-            yield f"no wheel of {slug} holds {', '.join(lacking)} ({newest}); run the kernel `wheels` again"
+        manifests = OUTPUT.glob(f"{slug}/[0-9]*/{startup.MANIFEST}") if re.fullmatch(SLUG, slug) else ()
+        if newest := max(manifests, key=lambda path: int(path.parent.name), default=None):
+            wheels = read_json(newest, "download the output again").get("wheels", [])
+            held = {module for wheel in wheels for module in wheel["modules"]}
+            needed = startup.imports(ROOT.glob("src/aimo/inference/*.py"))
+            if lacking := ", ".join(module for module in needed if module not in held):
+                yield f"no wheel of {slug} holds {lacking} ({newest}); run the kernel `wheels` again"
 
 
 def read_notebook(code: Path) -> tuple[dict[str, Any], str | None]:
@@ -260,34 +249,30 @@ def read_notebook(code: Path) -> tuple[dict[str, Any], str | None]:
     cells = read_json(code, again).get("cells")
     try:
         sources = {tag: "".join(cell["source"]) for cell in cells for tag in cell["metadata"].get("tags", [])}
-        text = sources["parameters"]
-        assigned = ast.parse(text).body
-    except KeyError as e:
-        if e.args != ("parameters",):
-            raise AimoError(f"code_file {code.name} is no notebook; {again}") from None
-        raise AimoError(f"code_file {code.name} has no cell with the tag `parameters`; {again}") from None
-    except (TypeError, AttributeError):
+    except (TypeError, AttributeError, KeyError):
         raise AimoError(f"code_file {code.name} is no notebook; {again}") from None
+    if "parameters" not in sources:
+        raise AimoError(f"code_file {code.name} has no cell with the tag `parameters`; {again}")
+    try:
+        assigned = ast.parse(sources["parameters"]).body
     except SyntaxError as e:
         raise AimoError(
             f"code_file {code.name}: its cell of parameters is not plain Python at line {e.lineno}, "
             f"{(e.text or '').strip()!r}; correct it, or move what is no assignment to another cell"
         ) from None
     found: dict[str, Any] = {}
+
+    def constant(node: ast.expr) -> Any:  # of constants, of names before it, and of arithmetic
+        if isinstance(node, ast.Name) and node.id in found:
+            return found[node.id]
+        if isinstance(node, ast.BinOp) and type(node.op) in ARITHMETIC:
+            return ARITHMETIC[type(node.op)](constant(node.left), constant(node.right))
+        return ast.literal_eval(node)
+
     for node in assigned:
-        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-        for target in targets:
-            if isinstance(target, ast.Name) and isinstance(node, ast.Assign | ast.AnnAssign) and node.value:
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value:
+            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
                 with contextlib.suppress(ValueError, TypeError, ArithmeticError):
-                    found[target.id] = constant(node.value, found)
+                    found.update({target.id: constant(node.value)} if isinstance(target, ast.Name) else {})
     profile = sources.get("profile")
     return found, profile.partition("\n")[2] if profile else None
-
-
-def constant(node: ast.expr, names: dict[str, Any]) -> Any:
-    """Return the value of an expression of constants, names and arithmetic; ValueError for another."""
-    if isinstance(node, ast.Name) and node.id in names:
-        return names[node.id]
-    if isinstance(node, ast.BinOp) and type(node.op) in ARITHMETIC:
-        return ARITHMETIC[type(node.op)](constant(node.left, names), constant(node.right, names))
-    return ast.literal_eval(node)

@@ -28,9 +28,8 @@ from pathlib import Path
 from typing import Any
 
 import requests
-from requests.adapters import HTTPAdapter
 
-from aimo.config import ROOT, RUNS
+from aimo.config import RUNS
 from aimo.errors import AimoError
 from aimo.inference.errors import one_line, redact
 from aimo.inference.storage import append_lines, read_json, read_lines
@@ -50,13 +49,6 @@ LONGEST_PAUSE_S = 3600.0  # a rate limit that lasts longer is a quota
 REPEATABLE = ("Get", "List", "Download", "Introspect", "Start")  # such requests change nothing a user sees
 
 
-class Timed(HTTPAdapter):
-    """Connections with a time limit: Kaggle's client would wait for ever."""
-
-    def send(self, request: Any, *args: Any, **options: Any) -> requests.Response:
-        return super().send(request, *args, **options | {"timeout": options.get("timeout") or TIMEOUT_S})
-
-
 class Api(KaggleApi):  # type: ignore[misc]
     """Kaggle's client with each request under `call`."""
 
@@ -72,22 +64,18 @@ class Api(KaggleApi):  # type: ignore[misc]
     def build_kaggle_client(self) -> Any:
         client = super().build_kaggle_client()
         http = client.http_client()
-        http._init_session()  # it would be made with the first request, without a time limit
-        for scheme in ("https://", "http://"):
-            http._session.mount(scheme, Timed())
+        http._init_session()  # it would be made with the first request, and wait for ever
+        http._session.send = functools.partial(http._session.send, timeout=TIMEOUT_S)
         http.call = functools.partial(self.call, http.call)
         return client
 
     def with_retry(self, func: Callable[..., Any], *args: Any, **options: Any) -> Callable[..., Any]:
-        """`func` as it is: `call` repeats what may be repeated, and nothing else."""
-        return func
+        return func  # `call` repeats what may be repeated, and nothing else
 
     def ask(self, request: Any, **fields: Any) -> Any:
         """Send a request, given whole or as a type (ApiGetKernelRequest) and fields; return the answer."""
         request = filled(request, **fields) if isinstance(request, type) else request
-        _, area, _, service = type(request).__module__.split(
-            "."
-        )  # kagglesdk.kernels.types.kernels_api_service
+        area, _, service = type(request).__module__.split(".")[1:]  # kernels.types.kernels_api_service
         name = re.sub("^Api|Request$", "", type(request).__name__)
         with self.build_kaggle_client() as kaggle:
             asked = getattr(getattr(kaggle, area), service.replace("_service", "_client"))
@@ -98,19 +86,17 @@ class Api(KaggleApi):  # type: ignore[misc]
         try:
             return self.ask(request_type, **fields)
         except requests.HTTPError as e:
-            if http_status(e) in (403, 404):
+            if status_of(e)[0] in (403, 404):
                 return None
             raise
 
     def pages(self, request_type: Any, **fields: Any) -> Iterator[Any]:
         """Yield the answer of each page of a list."""
-        token: dict[str, str] = {}
-        while True:
+        token: dict[str, str] | None = {}
+        while token is not None:
             answer = self.ask(request_type, page_size=100, **token, **fields)
             yield answer
-            if not answer.next_page_token:
-                return
-            token = {"page_token": answer.next_page_token}
+            token = {"page_token": answer.next_page_token} if answer.next_page_token else None
 
     def call(
         self, send: Callable[..., Any], service: str, name: str, request: Any, response_type: Any
@@ -131,7 +117,7 @@ class Api(KaggleApi):  # type: ignore[misc]
             try:
                 return send(service, name, request, response_type)
             except requests.RequestException as error:
-                code = http_status(error)
+                code, _ = status_of(error)
                 broken = repeatable and (code is None or code >= 500) and attempt < TRIES
                 pause = PAUSE_S * 2 ** (attempt - 1) if broken else None
                 if code == 429 and attempt < LIMITED_TRIES:
@@ -165,9 +151,8 @@ class Api(KaggleApi):  # type: ignore[misc]
                 upload.cleanup()  # or else the next call goes on with an upload that Kaggle has given up
             if failed:
                 names = ", ".join(Path(upload.path).name for upload in failed)
-                raise AimoError(
-                    f"{folder}: {names} did not arrive, so no version was made; give the same command again"
-                )
+                told = "did not arrive, so no version was made; give the same command again"
+                raise AimoError(f"{folder}: {names} {told}")
             yield
 
 
@@ -194,6 +179,53 @@ def rate_limit(error: requests.RequestException) -> float | None:
     return seconds
 
 
+def find_token() -> tuple[str | None, str]:
+    """Return the token, None where it is a user's name and key, and where it is: a file or a variable.
+
+    AimoError without one, for a file that others can read, and for what cannot be a token.
+    """
+    for name in ("KAGGLE_API_TOKEN", "KAGGLE_USERNAME", "KAGGLE_KEY"):
+        if name in os.environ:
+            os.environ[name] = os.environ[name].strip().strip("'\"")
+    variable = os.environ.get("KAGGLE_API_TOKEN", "")
+    named = os.path.expanduser(variable)
+    places = [Path(named)] if os.path.isfile(named) else []
+    is_token = bool(variable) and not places
+    if is_token and variable.startswith(("/", "~", ".")):
+        told = "is a path, and there is no such file: put a token there, from"
+        raise AimoError(f"KAGGLE_API_TOKEN {told} {TOKENS}")
+    home, pair = Path("~/.kaggle").expanduser(), Path(Api.config)
+    places = [*places, home / "access_token", home / "access_token.txt", pair, home / "credentials.json"]
+    files = [path for path in places if path.is_file()]
+    for path in files:
+        mode = stat.S_IMODE(path.stat().st_mode)
+        if mode & 0o077:
+            raise AimoError(f"token file {path} is open to others (mode {mode:o}): run `chmod 600 {path}`")
+    source, again, is_key = "KAGGLE_API_TOKEN", f"make another at {TOKENS}", False
+    if is_token:
+        token = variable
+    elif files and files[0].name == "credentials.json":  # of OAuth
+        return None, str(files[0])
+    elif files and files[0] == pair:
+        values, source, is_key = read_json(pair, again), str(pair), True
+        token = values.get("key")
+        if not isinstance(values.get("username"), str) or not isinstance(token, str):
+            raise AimoError(f"{pair}: it lacks a username or a key; {again}")
+    elif files:
+        token, source = files[0].read_text("utf-8-sig", errors="replace").strip(), str(files[0])
+    elif os.environ.get("KAGGLE_USERNAME") and os.environ.get("KAGGLE_KEY"):
+        token, source, is_key = os.environ["KAGGLE_KEY"], "KAGGLE_USERNAME and KAGGLE_KEY", True
+    else:
+        raise AimoError(
+            f"there is no Kaggle token: make one at {TOKENS}, put it into ~/.kaggle/access_token and run "
+            "`chmod 600 ~/.kaggle/access_token`, or set KAGGLE_API_TOKEN"
+        )
+    if not re.fullmatch(r"[!-~]+", token):  # no header can hold it
+        told = "is empty or has a character that no token has, such as a curly quote or a space"
+        raise AimoError(f"the token in {source} {told}: copy it again from {TOKENS}")
+    return None if is_key else token, source
+
+
 @contextlib.contextmanager
 def sign_in(dry_run: bool = False) -> Iterator[Api]:
     """Sign in, and give every failure of Kaggle, of the connection and of the client as one line.
@@ -207,12 +239,12 @@ def sign_in(dry_run: bool = False) -> Iterator[Api]:
         module.get_access_token_from_env = lambda: (token, source)
     api = Api(source, dry_run)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            try:
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
                 api.authenticate()
-            except SystemExit:
-                said = f"Kaggle does not accept the token in {source}: make another at {TOKENS}"
-                raise AimoError(said) from None
+        except SystemExit:
+            told = f"Kaggle does not accept the token in {source}: make another at {TOKENS}"
+            raise AimoError(told) from None
         yield api
     except requests.RequestException as e:
         raise explain_failure(e) from None
@@ -222,56 +254,6 @@ def sign_in(dry_run: bool = False) -> Iterator[Api]:
         raise AimoError("interrupted; give the same command again to go on") from None
 
 
-def find_token() -> tuple[str | None, str]:
-    """Return the token, None where it is a user's name and key, and where it is: a file or a variable.
-
-    AimoError without one, for a file that others can read, and for what cannot be a token.
-    """
-    for name in ("KAGGLE_API_TOKEN", "KAGGLE_USERNAME", "KAGGLE_KEY"):
-        if name in os.environ:
-            os.environ[name] = os.environ[name].strip().strip("'\"")
-    variable, home = os.environ.get("KAGGLE_API_TOKEN", ""), Path("~/.kaggle").expanduser()
-    named = os.path.expanduser(variable)
-    places = [Path(named)] if os.path.isfile(named) else []
-    if variable.startswith(("/", "~", ".")) and not places:
-        raise AimoError(
-            f"KAGGLE_API_TOKEN is a path, and there is no such file: put a token there, from {TOKENS}"
-        )
-    tokens, pair = [*places, home / "access_token", home / "access_token.txt"], Path(Api.config)
-    files = [path for path in [*tokens, pair, home / "credentials.json"] if path.is_file()]
-    for path in files:
-        mode = stat.S_IMODE(path.stat().st_mode)
-        if mode & 0o077:
-            raise AimoError(f"token file {path} is open to others (mode {mode:o}): run `chmod 600 {path}`")
-    token: str | None
-    if variable and not places:
-        token, source = variable, "KAGGLE_API_TOKEN"
-    elif files and files[0] in tokens:
-        token, source = files[0].read_text("utf-8-sig", errors="replace").strip(), str(files[0])
-    elif files and files[0] == pair:
-        remedy = f"make another at {TOKENS}"
-        values = read_json(pair, remedy)
-        if not isinstance(values.get("username"), str) or not isinstance(values.get("key"), str):
-            raise AimoError(f"{pair}: it lacks a username or a key; {remedy}")
-        token, source = values["key"], str(pair)
-    elif files:  # of OAuth
-        return None, str(files[0])
-    elif os.environ.get("KAGGLE_USERNAME") and os.environ.get("KAGGLE_KEY"):
-        token, source = os.environ["KAGGLE_KEY"], "KAGGLE_USERNAME and KAGGLE_KEY"
-    else:
-        raise AimoError(
-            f"there is no Kaggle token: make one at {TOKENS}, put it into ~/.kaggle/access_token and run "
-            "`chmod 600 ~/.kaggle/access_token`, or set KAGGLE_API_TOKEN"
-        )
-    if not re.fullmatch(r"[!-~]+", token):  # no header can hold it
-        raise AimoError(
-            f"the token in {source} is empty or has a character that no token has, such as a curly quote "
-            f"or a space: copy it again from {TOKENS}"
-        )
-    is_key = source in (str(pair), "KAGGLE_USERNAME and KAGGLE_KEY")
-    return None if is_key else token, source
-
-
 def subject(request: Any) -> str:
     """Return what a request is about, such as `kernel me/aimo-submission`."""
     fields = request.to_field_map()
@@ -279,50 +261,44 @@ def subject(request: Any) -> str:
     found = []
     for kind in ("competition", "kernel", "model", "dataset"):
         own = fields.get("slug") if kind in type(request).__name__.lower() else None
-        name = fields.get(f"{kind}_slug") or fields.get(f"{kind}_name") or own
-        if name:
+        if name := fields.get(f"{kind}_slug") or fields.get(f"{kind}_name") or own:
             owned = owner and kind != "competition" and "/" not in name
             found.append(f"{kind} {owner}/{name}" if owned else f"{kind} {name}")
     return ", ".join(found) or re.sub(r"^Api|Request$", "", type(request).__name__)
 
 
-def http_status(error: requests.RequestException) -> int | None:
-    """Return the status of an error, or that in the body of an answer sent as 200; None without one."""
+def status_of(error: requests.RequestException) -> tuple[int | None, str]:
+    """Return an error's status, which may stand in the body of an answer sent as 200, and what is said."""
     if error.response is None:
-        return None
+        return None, str(error)
+    body: Any = {}
+    with contextlib.suppress(ValueError):
+        body = error.response.json()
+    body = body if isinstance(body, dict) else {}
     code = error.response.status_code
-    return int(body_of(error).get("code", 500)) if code < 400 else code
-
-
-def body_of(error: requests.RequestException) -> dict[str, Any]:
-    """Return the JSON of an error's answer; empty where it is something else."""
-    with contextlib.suppress(ValueError, AttributeError):
-        found = error.response.json()  # type: ignore[union-attr]
-        return found if isinstance(found, dict) else {}
-    return {}
+    return code if code >= 400 else int(body.get("code", 500)), str(body.get("message") or error)
 
 
 def explain_failure(error: requests.RequestException) -> AimoError:
     """Return one line on what Kaggle refused, or what broke, with the remedy."""
-    thing, code = getattr(error, "thing", "Kaggle"), http_status(error)
-    said = redact(" ".join(str(body_of(error).get("message") or error).split()))[:200]
+    thing, (code, text) = getattr(error, "thing", "Kaggle"), status_of(error)
+    said = redact(" ".join(text.split()))[:200]
     unsure = "whether it arrived is not known: look before you do it again"
     remedy = unsure if getattr(error, "unsure", False) else "check the network and try again"
     told = {
-        None: f"{thing}: the connection to Kaggle broke ({said}); {remedy}",
-        401: f"Kaggle does not accept the token ({said}): make another at {TOKENS}",
-        403: f"{thing}: not open to this account, or no such thing ({said}); check the name",
-        404: f"{thing}: unknown to Kaggle ({said}); check the name",
-        409: f"{thing}: the name is taken ({said}); take another",
-        429: f"{thing}: a limit of Kaggle's is used up ({said}); try again later",
-    }
+        None: f"the connection to Kaggle broke ({said}); {remedy}",
+        403: f"not open to this account, or no such thing ({said}); check the name",
+        404: f"unknown to Kaggle ({said}); check the name",
+        409: f"the name is taken ({said}); take another",
+        429: f"a limit of Kaggle's is used up ({said}); try again later",
+    }.get(code, f"Kaggle refuses it ({code}: {said})")
+    if code == 401:
+        return AimoError(f"Kaggle does not accept the token ({said}): make another at {TOKENS}")
     if code == 403 and "rules" in said.lower():
-        return AimoError(f"{thing}: accept its rules on its page of kaggle.com first ({said})")
-    if code in told:
-        return AimoError(told[code])
+        told = f"accept its rules on its page of kaggle.com first ({said})"
     if code and code >= 500:
-        return AimoError(f"{thing}: Kaggle failed ({code}: {said}); try again in some minutes")
-    return AimoError(f"{thing}: Kaggle refuses it ({code}: {said})")
+        told = f"Kaggle failed ({code}: {said}); try again in some minutes"
+    return AimoError(f"{thing}: {told}")
 
 
 def check_reply(thing: str, answer: Any) -> None:
@@ -345,13 +321,5 @@ def add_record(did: str, **facts: Any) -> None:
 
 def find_record(did: str, **facts: Any) -> dict[str, Any]:
     """Return the last record with these facts; empty without one."""
-    for line in reversed(read_lines(RECORDS)):
-        if line.get("did") == did and all(line.get(key) == value for key, value in facts.items()):
-            return line
-    return {}
-
-
-def run_name(folder: Path) -> str:
-    """Return a run's folder as it stands in a record: relative to the repository where it lies inside."""
-    full = folder.resolve()
-    return str(full.relative_to(ROOT)) if full.is_relative_to(ROOT) else str(full)
+    wanted = ({"did": did} | facts).items()
+    return next((line for line in reversed(read_lines(RECORDS)) if wanted <= line.items()), {})

@@ -40,36 +40,20 @@ class Kernel:
 INFERENCE = ("src/aimo/inference/*.py",)
 # Modules read these as they load.
 DATA = ("src/aimo/config/aliases.yaml", "src/aimo/data/presets.yaml", "src/aimo/report/page.jinja")
-ROAD = (
-    "src/aimo/pipeline.py",
-    "notebooks/0[123]*.ipynb",
-    "notebooks/profiles/*.jinja",
-)
+ROAD = ("src/aimo/pipeline.py", "notebooks/0[123]*.ipynb", "notebooks/profiles/*.jinja")
+WHEELS = ("src/aimo/inference/wheels.py", "requirements.txt")
+EVALUATION = (*INFERENCE, *DATA, "src/aimo/evaluation/kernel.py")
 KERNELS = {
-    "wheels": Kernel(
-        ships=("src/aimo/inference/wheels.py", "requirements.txt"), internet=True, gpu=False, attaches=()
-    ),
-    "train": Kernel(
-        ships=(*INFERENCE, *DATA, *ROAD), internet=True, gpu=True, attaches=("wheels",), profile="kaggle-h100"
-    ),
-    "submission": Kernel(
-        ships=INFERENCE, internet=False, gpu=True, attaches=("model", "wheels", "competition")
-    ),
-    "evaluate": Kernel(
-        ships=(*INFERENCE, *DATA, "src/aimo/evaluation/kernel.py"),
-        internet=False,
-        gpu=True,
-        attaches=("model", "wheels"),
-    ),
+    "wheels": Kernel(WHEELS, internet=True, gpu=False, attaches=()),
+    "train": Kernel((*INFERENCE, *DATA, *ROAD), True, True, attaches=("wheels",), profile="kaggle-h100"),
+    "submission": Kernel(INFERENCE, internet=False, gpu=True, attaches=("model", "wheels", "competition")),
+    "evaluate": Kernel(EVALUATION, internet=False, gpu=True, attaches=("model", "wheels")),
 }
-
-# The metadata of a cell that Kaggle and Jupyter show folded.
-FOLDED = {
+FOLDED = {  # the metadata of a cell that Kaggle and Jupyter show folded
     "_kg_hide-input": True,
     "_kg_hide-output": True,
     "jupyter": {"source_hidden": True, "outputs_hidden": True},
 }
-
 MAKE_FOLDERS = '''\
 import os
 import sys
@@ -90,16 +74,45 @@ def build_kernel(name: str, out: Path | None = None, profile: str | None = None)
     The `inference` section of a `profile` stands in its settings, or the whole of it. The same sources give
     the same bytes. AimoError for a profile that the kernel has no use for.
     """
+    import jupytext  # half a second, which no other command should pay
+
     if name not in KERNELS:
         raise AimoError(f"kernel {name!r} does not exist: use one of {', '.join(KERNELS)}")
     if name not in (fitting := kernels_of(profile)):
         raise AimoError(f"kernel {name} has no use for profile {profile}; it goes into {', '.join(fitting)}")
-    template = template_of(name)
+    template, kernel = template_of(name), KERNELS[name]
     path = (out or template.parent) / f"{template.stem}.ipynb"
     if not path.parent.is_dir():
         raise AimoError(f"--out {out}: no such folder; make it first")
+    settings = describe_settings(config.load(profile).inference.written if profile else {})
+    code, cells = nbformat.v4.new_code_cell, []
+    for cell in jupytext.reads(template.read_text(), "py:percent").cells:
+        tags = cell.metadata.get("tags", [])
+        if "package" in tags:  # a cell that makes folders, and a folded one for each file
+            files = {str(file.relative_to(ROOT)): file.read_text() for file in shipped(kernel)}
+            folders = "\n".join(sorted({str(Path(file).parent) for file in files}))
+            cells.append(code(MAKE_FOLDERS.replace("FOLDERS", folders), metadata=FOLDED))
+            for file, text in files.items():
+                cells.append(code(f"%%writefile {file}\n{text.rstrip()}", metadata=FOLDED))
+            continue
+        if "profile" in tags:
+            used, text = profile or kernel.profile, ""
+            if used:
+                config.load(used)  # checks it
+                text = config.find(used).read_text(encoding="utf-8-sig")
+            cell.source = f"%%writefile profile.yaml\n{text.rstrip()}"
+        cell.source = cell.source.replace("settings = {}", f"settings = {{\n{settings}}}")
+        cells.append(cell)
+    prose = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    headings = re.findall(r"^## (.+)$", prose, re.MULTILINE)
+    links = ", ".join(f"[{heading}](#{heading.replace(' ', '-')})" for heading in headings)
+    cells[0].source += f"\n\nContents: {links}"
+    for i, cell in enumerate(cells):
+        cell["id"] = f"cell-{i}"
+    kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    made = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernelspec})
     # One string for each cell, as a list of lines would make the notebook a quarter larger.
-    nbformat.write(notebook(template.read_text(), KERNELS[name], profile), path, split_lines=False)
+    nbformat.write(made, path, split_lines=False)
     return path
 
 
@@ -118,45 +131,11 @@ def kernels_of(profile: str | None) -> list[str]:
 
     A profile that trains nothing has no place in `train`.
     """
-    places = ["settings = {}", *(['tags=["profile"]'] if profile and config.load(profile).trained else [])]
-    return [
-        name
-        for name in KERNELS
-        if profile is None or any(place in template_of(name).read_text() for place in places)
-    ]
-
-
-def notebook(template: str, kernel: Kernel, profile: str | None = None) -> Any:
-    """Return the notebook of a template (py:percent): contents, the settings of a profile, and the files."""
-    import jupytext  # half a second, which no other command should pay
-
-    written = config.load(profile).inference.written if profile else {}
-    code, cells = nbformat.v4.new_code_cell, []
-    for cell in jupytext.reads(template, "py:percent").cells:
-        tags = cell.metadata.get("tags", [])
-        if "package" in tags:  # a cell that makes folders, and a folded one for each file
-            files = {str(path.relative_to(ROOT)): path.read_text() for path in shipped(kernel)}
-            folders = "\n".join(sorted({str(Path(name).parent) for name in files}))
-            cells.append(code(MAKE_FOLDERS.replace("FOLDERS", folders), metadata=FOLDED))
-            for name, text in files.items():
-                cells.append(code(f"%%writefile {name}\n{text.rstrip()}", metadata=FOLDED))
-            continue
-        if "profile" in tags:
-            used, text = profile or kernel.profile, ""
-            if used:
-                config.load(used)  # checks it
-                text = config.find(used).read_text(encoding="utf-8-sig")
-            cell.source = f"%%writefile profile.yaml\n{text.rstrip()}"
-        cell.source = cell.source.replace("settings = {}", f"settings = {{\n{describe_settings(written)}}}")
-        cells.append(cell)
-    prose = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
-    headings = re.findall(r"^## (.+)$", prose, re.MULTILINE)
-    links = ", ".join(f"[{heading}](#{heading.replace(' ', '-')})" for heading in headings)
-    cells[0].source += f"\n\nContents: {links}"
-    for i, cell in enumerate(cells):
-        cell["id"] = f"cell-{i}"
-    kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    return nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernelspec})
+    if profile is None:
+        return list(KERNELS)
+    places = ["settings = {}", *(['tags=["profile"]'] if config.load(profile).trained else [])]
+    texts = {name: template_of(name).read_text() for name in KERNELS}
+    return [name for name, text in texts.items() if any(place in text for place in places)]
 
 
 def shipped(kernel: Kernel) -> list[Path]:

@@ -18,27 +18,12 @@ from typing import Any
 import requests
 from kagglesdk.blobs.types.blob_api_service import ApiBlobType
 from kagglesdk.competitions.types.competition_api_service import ApiDownloadDataFilesRequest
-from kagglesdk.datasets.types.dataset_api_service import (
-    ApiCreateDatasetRequest,
-    ApiCreateDatasetVersionRequest,
-    ApiCreateDatasetVersionRequestBody,
-    ApiListDatasetFilesRequest,
-)
-from kagglesdk.models.types.model_api_service import (
-    ApiCreateModelInstanceRequest,
-    ApiCreateModelInstanceRequestBody,
-    ApiCreateModelInstanceVersionRequest,
-    ApiCreateModelInstanceVersionRequestBody,
-    ApiCreateModelRequest,
-    ApiDownloadModelInstanceVersionRequest,
-    ApiGetModelInstanceRequest,
-    ApiGetModelRequest,
-    ApiListModelInstanceVersionFilesRequest,
-)
+from kagglesdk.datasets.types import dataset_api_service as of_datasets
+from kagglesdk.models.types import model_api_service as of_models
 from kagglesdk.models.types.model_enums import ModelFramework
 
 from aimo import config
-from aimo.config import ROOT, RUNS
+from aimo.config import ROOT, RUNS, Profile
 from aimo.config.profile import STAGES
 from aimo.errors import AimoError
 from aimo.inference.errors import one_line
@@ -57,33 +42,27 @@ AGAIN = "give the same command again"
 
 
 def push_run(api: Api, run: str, to: str | None, license_name: str) -> str:
-    """Push the last model of a run as `push_version` does, record it, and return its source.
+    """Push the last model of a run as `push_version` does, and return its source.
 
     `to` is owner/model/framework/variation: the profile's `training.push_to_kaggle` or else
     USER/aimo-PROFILE/transformers/default, if not given.
     """
-    places = Path(run), RUNS / run
-    run_dir = next((path for path in places if (path / "profile.yaml").is_file()), None)
+    run_dir = next((path for path in (Path(run), RUNS / run) if (path / "profile.yaml").is_file()), None)
     if run_dir is None:
-        raise AimoError(
-            f"run {run}: there is no {Path(run) / 'profile.yaml'}; name a folder of runs/, or its path"
-        )
+        told = f"there is no {Path(run) / 'profile.yaml'}; name a folder of runs/, or its path"
+        raise AimoError(f"run {run}: {told}")
     profile = config.load(str(run_dir / "profile.yaml"))
     if not profile.trained:
         raise AimoError(f"run {run}: profile {profile.profile} trains no model, so there is none to push")
     usual = profile.training.push_to_kaggle or f"{api.user}/aimo-{profile.profile}/transformers/default"
-    name = client.run_name(run_dir)
-    notes = f"profile {profile.profile}, run {name}"
-    source = push_version(
-        api, run_dir / STAGES[profile.trained[-1]].product, to or usual, notes, license_name
-    )
-    if not api.dry_run:
-        client.add_record("model", model=source, run=name, profile=profile.profile)
-    return source
+    folder = run_dir / STAGES[profile.trained[-1]].product
+    return push_version(api, folder, to or usual, profile, run_dir, license_name)
 
 
-def push_version(api: Api, folder: Path, target: str, notes: str, license_name: str = "Apache 2.0") -> str:
-    """Push a model folder as a new version of owner/model/framework/variation; return that with its number.
+def push_version(
+    api: Api, folder: Path, target: str, profile: Profile, run_dir: Path, license_name: str = "Apache 2.0"
+) -> str:
+    """Push a run's model as a new version of owner/model/framework/variation; return that with its number.
 
     Model and variation are created, private, under `license_name` and with the model's card, where there are
     none. AimoError when a file did not arrive, or is another one on Kaggle. Costs an upload and a download.
@@ -92,44 +71,47 @@ def push_version(api: Api, folder: Path, target: str, notes: str, license_name: 
     frameworks = {f.name.removeprefix("MODEL_FRAMEWORK_").replace("_", "").lower(): f for f in ModelFramework}
     parts = target.split("/")
     if len(parts) != 4 or not all(parts) or parts[2].lower() not in frameworks:
-        raise AimoError(
-            f"model {target}: write OWNER/MODEL/FRAMEWORK/VARIATION, such as me/aimo/transformers/default"
-        )
-    owner, slug, variation = parts[0], parts[1], parts[3]
-    model: dict[str, Any] = {"owner_slug": owner, "model_slug": slug}
-    framework = frameworks[parts[2].lower()]
-    named = model | {"framework": framework, "instance_slug": variation}
+        told = "write OWNER/MODEL/FRAMEWORK/VARIATION, such as me/aimo/transformers/default"
+        raise AimoError(f"model {target}: {told}")
+    owner, slug, framework, variation = *parts[:2], frameworks[parts[2].lower()], parts[3]
     check_model_folder(folder)
     hub.check_links(folder)
     if inner := [path.name for path in folder.iterdir() if path.is_dir()]:
-        raise AimoError(
-            f"model folder {folder} has folders in it, which are not pushed: move {', '.join(inner)} out"
-        )
+        told = f"has folders in it, which are not pushed: move {', '.join(inner)} out"
+        raise AimoError(f"model folder {folder} {told}")
     files = {path.name: path for path in sorted(folder.iterdir())}
-    before = api.find(ApiGetModelInstanceRequest, **named)
+    run = run_dir.resolve()  # as it stands in the record: relative to the repository where it lies inside
+    run = run.relative_to(ROOT) if run.is_relative_to(ROOT) else run
+    notes = f"profile {profile.profile}, run {run}"
+
+    model: dict[str, Any] = {"owner_slug": owner, "model_slug": slug}
+    named = model | {"framework": framework, "instance_slug": variation}
+    before = api.find(of_models.ApiGetModelInstanceRequest, **named)
     if before is None:
         card = files["README.md"].read_text() if "README.md" in files else notes
-        if api.find(ApiGetModelRequest, **model) is None:
+        if api.find(of_models.ApiGetModelRequest, **model) is None:
             about = {"owner_slug": owner, "slug": slug, "title": slug, "description": card}
-            check_reply(target, api.ask(ApiCreateModelRequest, is_private=True, **about))
+            check_reply(target, api.ask(of_models.ApiCreateModelRequest, is_private=True, **about))
         about = {"instance_slug": variation, "framework": framework, "license_name": license_name}
-        body = filled(ApiCreateModelInstanceRequestBody, overview=card, fine_tunable=True, **about)
-        create = functools.partial(api.ask, ApiCreateModelInstanceRequest, **model, body=body)
+        kind = of_models.ApiCreateModelInstanceRequestBody
+        body = filled(kind, overview=card, fine_tunable=True, **about)
+        request = filled(of_models.ApiCreateModelInstanceRequest, **model, body=body)
     else:
-        body = filled(ApiCreateModelInstanceVersionRequestBody, version_notes=notes)
-        create = functools.partial(api.ask, ApiCreateModelInstanceVersionRequest, **named, body=body)
+        body = filled(of_models.ApiCreateModelInstanceVersionRequestBody, version_notes=notes)
+        request = filled(of_models.ApiCreateModelInstanceVersionRequest, **named, body=body)
     with api.uploaded(body, folder, ApiBlobType.MODEL):
-        check_reply(target, create())
+        check_reply(target, api.ask(request))
     if api.dry_run:
         return f"{target}/VERSION"
+
     named["version_number"] = (before.version_number if before else 0) + 1
     source = f"{target}/{named['version_number']}"
 
     def listed() -> dict[str, int]:
         try:
-            answers = list(api.pages(ApiListModelInstanceVersionFilesRequest, **named))
+            answers = list(api.pages(of_models.ApiListModelInstanceVersionFilesRequest, **named))
         except requests.HTTPError as e:  # Kaggle does not know the version yet
-            if client.http_status(e) not in (403, 404):
+            if client.status_of(e)[0] not in (403, 404):
                 raise
             answers = []
         return {file.name: file.size for answer in answers for file in answer.files}
@@ -137,13 +119,14 @@ def push_version(api: Api, folder: Path, target: str, notes: str, license_name: 
     compare_listing(source, files, listed)
     for name, path in files.items():
         there = hashlib.sha256()
-        with api.ask(ApiDownloadModelInstanceVersionRequest, **named, path=name) as response:
+        with api.ask(of_models.ApiDownloadModelInstanceVersionRequest, **named, path=name) as response:
             for chunk in response.iter_content(CHUNK):
                 there.update(chunk)
         with path.open("rb") as file:
             here = hashlib.file_digest(file, "sha256").hexdigest()
         if there.hexdigest() != here:
             raise AimoError(f"{source}: {name} has another content on Kaggle than in {folder}; push it again")
+    client.add_record("model", model=source, run=str(run), profile=profile.profile)
     return source
 
 
@@ -165,18 +148,19 @@ def push_folder(api: Api, folder: Path, name: str | None, license_name: str) -> 
     if not found:
         raise AimoError(f"dataset {folder}: the folder is empty")
     named = {"owner_slug": owner, "dataset_slug": slug}
-    if api.find(ApiListDatasetFilesRequest, **named) is None:
+    if api.find(of_datasets.ApiListDatasetFilesRequest, **named) is None:
         about = {"owner_slug": owner, "slug": slug, "title": str(metadata.get("title", slug))}
-        body: Any = filled(ApiCreateDatasetRequest, license_name=license_name, is_private=True, **about)
-        create = functools.partial(api.ask, body)
+        kind = of_datasets.ApiCreateDatasetRequest
+        body = request = filled(kind, license_name=license_name, is_private=True, **about)
     else:
-        body = filled(ApiCreateDatasetVersionRequestBody, version_notes=time.strftime("%Y-%m-%d %H:%M"))
-        create = functools.partial(api.ask, ApiCreateDatasetVersionRequest, **named, body=body)
+        notes = time.strftime("%Y-%m-%d %H:%M")
+        body = filled(of_datasets.ApiCreateDatasetVersionRequestBody, version_notes=notes)
+        request = filled(of_datasets.ApiCreateDatasetVersionRequest, **named, body=body)
     with api.uploaded(body, folder, ApiBlobType.DATASET, folders="zip"):
-        check_reply(f"dataset {owner}/{slug}", create())
+        check_reply(f"dataset {owner}/{slug}", api.ask(request))
 
     def listed() -> dict[str, int]:
-        answers = api.pages(ApiListDatasetFilesRequest, **named)
+        answers = api.pages(of_datasets.ApiListDatasetFilesRequest, **named)
         return {file.name: file.total_bytes for answer in answers for file in answer.dataset_files}
 
     if not api.dry_run:
@@ -211,10 +195,9 @@ def download_competition(api: Api, competition: str, inputs: Path | None = None)
         request()
         return None
     folder = (inputs or (INPUTS if os.access(INPUTS, os.W_OK) else ROOT / "data" / "kaggle")) / slug
-    archive = folder.with_name(f"{slug}.zip")
+    archive, fresh, old = (folder.with_name(f"{slug}.{name}") for name in ("zip", "partial", "old"))
     save_download(request, archive)
     # The folder is replaced when all is unpacked: it is whole before and after.
-    fresh, old = (folder.with_name(f"{slug}.{name}") for name in ("partial", "old"))
     shutil.rmtree(fresh, ignore_errors=True)
     try:
         with zipfile.ZipFile(archive) as file:
@@ -281,7 +264,7 @@ def save_download(request: Callable[[], requests.Response], path: Path, size: in
 
 
 def fetch(url: str) -> Callable[[], requests.Response]:
-    """A request for a signed address, which takes no token."""
+    """Return a request for a signed address, which takes no token."""
     return lambda: requests.get(url, stream=True, timeout=client.TIMEOUT_S)
 
 

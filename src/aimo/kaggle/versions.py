@@ -1,12 +1,12 @@
 """A kernel's versions on Kaggle: push, follow, bring the output here, submit, and list the scores."""
 
+import contextlib
 import json
 import re
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
 import requests
@@ -35,26 +35,20 @@ LAST_LINES = 20  # of the log of a version that failed
 ANSWERS = ("submission.parquet", "submission.csv")
 
 
-@dataclass(frozen=True)
-class Version:
-    """One version of a kernel."""
+class Version(NamedTuple):
+    """One version of a kernel, OWNER/SLUG."""
 
-    owner: str
-    slug: str
+    ref: str
     number: int
 
     def __str__(self) -> str:
         return f"{self.ref} version {self.number}"
 
-    @property
-    def ref(self) -> str:
-        """The kernel, OWNER/SLUG."""
-        return f"{self.owner}/{self.slug}"
-
     def fields(self) -> dict[str, str]:
         """How requests name this version."""
+        owner, slug = self.ref.split("/")
         label = str(self.number) if self.number else ""
-        return {"user_name": self.owner, "kernel_slug": self.slug, "version_label": label}
+        return {"user_name": owner, "kernel_slug": slug, "version_label": label}
 
 
 def read_metadata(folder: Path, owner: str) -> dict[str, Any]:
@@ -62,9 +56,8 @@ def read_metadata(folder: Path, owner: str) -> dict[str, Any]:
     path = folder / "kernel-metadata.json"
     if not path.is_file():
         known = ", ".join(sorted(p.parent.name for p in FOLDER.glob("*/kernel-metadata.json")))
-        raise AimoError(
-            f"kernel {folder.name}: there is no {path}; take one of {known}, or a folder that has one"
-        )
+        told = f"there is no {path}; take one of {known}, or a folder that has one"
+        raise AimoError(f"kernel {folder.name}: {told}")
     metadata = read_json(path, "repair the file")
     if not isinstance(metadata.get("id"), str):
         raise AimoError(f"{path}: it has no id; write OWNER/SLUG")
@@ -88,39 +81,32 @@ def push_kernel(api: Api, name: str, model: str | None = None) -> tuple[Version,
         if not is_source("model_sources", model):
             form = FORMS["model_sources"][1]
             raise AimoError(f"--model {model}: write {form}, such as me/aimo/transformers/default/1")
-        for old in metadata.get("model_sources") or []:
-            text = replace_input(text, old, model)
+        old_models = [old.partition("/")[::2] for old in metadata.get("model_sources") or []]
+
+        def replaced(found: re.Match[str]) -> str:  # of a path in either of Kaggle's layouts
+            named = startup.place_of(found[0])
+            old = next((place for owner, place in old_models if named and is_in(named, (owner, place))), None)
+            if named is None or old is None:
+                return found[0]
+            return f"/kaggle/input/{str(model).partition('/')[2]}{named[1][len(old) :]}"
+
+        text = re.sub(r"/kaggle/input/[\w./-]+", replaced, text)
         metadata["model_sources"] = [model]
     with tempfile.TemporaryDirectory() as copy:
         Path(copy, code.name).write_text(text)
         Path(copy, "kernel-metadata.json").write_text(json.dumps(metadata | {"code_file": code.name}))
         answer = api.kernels_push(copy)
     check_reply(f"kernel {metadata['id']}", answer)
+    version = Version(metadata["id"], answer.version_number)
     kinds = ("dataset", "competition", "kernel", "model")
     if lost := [(kind, names) for kind in kinds if (names := getattr(answer, f"invalid_{kind}_sources"))]:
         named = "; ".join(f"{kind} {', '.join(names)}" for kind, names in lost)
-        raise AimoError(
-            f"kernel {metadata['id']} version {answer.version_number} runs without inputs that Kaggle does "
-            f"not know: {named}; push or rename them, then push the kernel again"
-        )
-    owner, slug = metadata["id"].split("/")
-    version = Version(owner, slug, answer.version_number)
+        told = f"runs without inputs that Kaggle does not know: {named}"
+        raise AimoError(f"kernel {version} {told}; push or rename them, then push the kernel again")
     if not api.dry_run:
         models = metadata.get("model_sources", [])
         add_record("push", kernel=version.ref, version=version.number, models=models)
     return version, metadata
-
-
-def replace_input(text: str, old: str, new: str) -> str:
-    """Put the path of another input in place of each path of an old one, in either of Kaggle's layouts."""
-
-    def replaced(found: re.Match[str]) -> str:
-        named = startup.place_of(found[0])
-        if not named or not is_in(named, old.partition("/")[::2]):
-            return found[0]
-        return f"/kaggle/input/{new.partition('/')[2]}{named[1][len(old.partition('/')[2]) :]}"
-
-    return re.sub(r"/kaggle/input/[\w./-]+", replaced, text)
 
 
 def find_version(api: Api, name: str, number: int | None = None) -> tuple[Version, Any]:
@@ -133,7 +119,8 @@ def find_version(api: Api, name: str, number: int | None = None) -> tuple[Versio
     owner, _, slug = ref.rpartition("/")
     owner = owner or api.user
     metadata = api.ask(ApiGetKernelRequest, user_name=owner, kernel_slug=slug).metadata
-    return Version(owner, slug, number or (metadata.current_version_number if metadata else 0)), metadata
+    current = metadata.current_version_number if metadata else 0
+    return Version(f"{owner}/{slug}", number or current), metadata
 
 
 def ask_state(api: Api, version: Version) -> tuple[State, str]:
@@ -176,33 +163,27 @@ def follow_version(api: Api, version: Version, metadata: dict[str, Any], start_w
         raise StageError(f"{version} ended as {state.name.lower()}: {message or 'Kaggle names no reason'}")
 
 
-def follow_log(api: Api, version: Version, seen: int) -> int:
+def follow_log(api: Api, version: Version, seen: int = 0) -> int:
     """Print the log of a running version as it comes; return how many entries have been seen.
 
-    Where it breaks off, the caller's next look at the status decides; Kaggle then sends the log from its
-    start.
+    Where it breaks off, the caller looks at the status again; Kaggle then sends the log from its start.
     """
-    try:
+    with contextlib.suppress(requests.RequestException, ValueError):
         for count, event in enumerate(api.kernels_logs_stream(version.ref), 1):
             if count > seen:
                 print(str(event.get("data", "")).rstrip("\n"), flush=True)
                 seen = count
-    except (requests.RequestException, ValueError):
-        pass
     return seen
 
 
-def read_log(api: Api, version: Version) -> list[str]:
-    """Return the lines of a version's log."""
-    return log_lines(api.ask(ApiListKernelSessionOutputRequest, **version.fields()).log)
-
-
-def log_lines(log: str) -> list[str]:
-    """Return the lines of a log, which Kaggle keeps as JSON entries with `data`, or as text."""
+def read_log(api: Api, version: Version, text: str | None = None) -> list[str]:
+    """Return the lines of a version's log, which Kaggle keeps as JSON entries with `data`, or as text."""
+    if text is None:
+        text = str(api.ask(ApiListKernelSessionOutputRequest, **version.fields()).log)
     try:
-        return "".join(entry["data"] for entry in json.loads(log)).splitlines()
+        return "".join(entry["data"] for entry in json.loads(text)).splitlines()
     except (ValueError, TypeError, KeyError):
-        return log.splitlines()
+        return text.splitlines()
 
 
 def list_output(api: Api, version: Version) -> dict[str, int]:
@@ -217,8 +198,8 @@ def download_output(api: Api, version: Version, to: Path | None = None) -> Path:
     Each file has the size that Kaggle lists; what is already there in that size is kept. AimoError for a
     file that is missing or of another size, and for a submission that is no table of answers.
     """
-    folder = to or OUTPUT / version.slug / version.fields()["version_label"]
-    sizes = list_output(api, version)
+    _, slug, label = version.fields().values()
+    folder, sizes = to or OUTPUT / slug / label, list_output(api, version)
     answers = list(api.pages(ApiListKernelSessionOutputRequest, **version.fields()))
     if api.dry_run:
         return folder
@@ -231,12 +212,11 @@ def download_output(api: Api, version: Version, to: Path | None = None) -> Path:
     for name, url in urls.items():
         path = folder / name
         if not path.resolve().is_relative_to(folder.resolve()):
-            raise AimoError(
-                f"{version}: its output {name!r} would lie outside {folder}; it is not downloaded"
-            )
+            told = f"its output {name!r} would lie outside {folder}; it is not downloaded"
+            raise AimoError(f"{version}: {told}")
         if not path.is_file() or path.stat().st_size != sizes.get(name):
             transfers.save_download(transfers.fetch(url), path, sizes.get(name))
-    write_whole(folder / f"{version.slug}.log", "\n".join(log_lines(answers[0].log)) + "\n")
+    write_whole(folder / f"{slug}.log", "\n".join(read_log(api, version, answers[0].log)) + "\n")
     submission = folder / ANSWERS[0]
     if submission.exists():
         try:
@@ -257,32 +237,28 @@ def submit_version(api: Api, kernel: str, number: int | None, message: str, comp
     version, metadata = find_version(api, kernel, number)
     state, _ = ask_state(api, version)
     names = list_output(api, version)
-    if api.dry_run:
-        slug, answers = slug_of(competition) if competition else "COMPETITION", ANSWERS[0]
-    else:
+    answers, attached = ANSWERS[0], [competition or "COMPETITION"]
+    if not api.dry_run:
         if state != State.COMPLETE:
             raise AimoError(f"{version} is {state.name.lower()}, not complete; submit a version that is")
-        answers = next((name for name in ANSWERS if name in names), "")
-        if not answers:
+        if not (found := [name for name in ANSWERS if name in names]):
             left = ", ".join(names) or "nothing"
             raise AimoError(f"{version} left no {ANSWERS[0]}, only {left}; see its log")
-        attached = metadata.competition_data_sources
-        if not competition and len(attached) != 1:
+        answers, attached = found[0], [competition] if competition else metadata.competition_data_sources
+        if len(attached) != 1:
             named = ", ".join(attached) or "none"
             raise AimoError(f"{version} has {named} as competitions; name one with --competition")
-        slug = slug_of(competition or attached[0])
+    slug = attached[0] if api.dry_run and not competition else slug_of(attached[0])
     limits = api.competition_get_submission_limits(slug)
     if not api.dry_run and limits.num_allowed_now <= 0:
-        raise AimoError(
-            f"competition {slug}: no submission is left ({limits.num_today} made today); wait for 0:00 UTC"
-        )
+        told = f"no submission is left ({limits.num_today} made today); wait for 0:00 UTC"
+        raise AimoError(f"competition {slug}: {told}")
     answer = api.competition_submit_code(answers, message, slug, version.ref, version.number, quiet=True)
     if api.dry_run:
         return 0
     if not answer.ref:
-        raise AimoError(
-            f"competition {slug}: {version} was not taken ({answer.message or 'no reason given'})"
-        )
+        reason = answer.message or "no reason given"
+        raise AimoError(f"competition {slug}: {version} was not taken ({reason})")
     made = {"kernel": version.ref, "version": version.number, "message": message}
     add_record("submit", ref=answer.ref, competition=slug, **made)
     return int(answer.ref)
@@ -290,25 +266,16 @@ def submit_version(api: Api, kernel: str, number: int | None, message: str, comp
 
 def list_scores(api: Api, competition: str) -> list[dict[str, Any]]:
     """Return a row for each submission to a competition, with what made it where that is recorded."""
-    answers = api.pages(ApiListSubmissionsRequest, competition_name=slug_of(competition))
     rows = []
-    for submission in (submission for answer in answers for submission in answer.submissions):
-        made = origin(submission.ref)
-        rows.append(
-            {
-                "date": f"{submission.date:%Y-%m-%d %H:%M}" if submission.date else "",
-                "ref": submission.ref,
-                "public score": submission.public_score or submission.status.name.lower(),
-                **{key: made.get(key, "") for key in ("kernel", "version", "run", "profile")},
-                "message": submission.description,
-            }
-        )
+    for answer in api.pages(ApiListSubmissionsRequest, competition_name=slug_of(competition)):
+        for submission in answer.submissions:
+            submitted = find_record("submit", ref=submission.ref)
+            pushed = find_record("push", kernel=submitted.get("kernel"), version=submitted.get("version"))
+            models = (find_record("model", model=model) for model in pushed.get("models", []))
+            made = next(filter(None, models), {}) | pushed | submitted  # the first known model's run
+            date = f"{submission.date:%Y-%m-%d %H:%M}" if submission.date else ""
+            score = submission.public_score or submission.status.name.lower()
+            row = {"date": date, "ref": submission.ref, "public score": score}
+            row |= {key: made.get(key, "") for key in ("kernel", "version", "run", "profile")}
+            rows.append(row | {"message": submission.description})
     return rows
-
-
-def origin(ref: int) -> dict[str, Any]:
-    """Return what made a submission: kernel, version, models, and the first known model's run."""
-    submitted = find_record("submit", ref=ref)
-    pushed = find_record("push", kernel=submitted.get("kernel"), version=submitted.get("version"))
-    made = (find_record("model", model=model) for model in pushed.get("models", []))
-    return next(filter(None, made), {}) | pushed | submitted

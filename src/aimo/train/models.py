@@ -297,14 +297,11 @@ def push_trained(folder: Path, profile: Profile, run_dir: Path) -> None:
     if to.push_to_kaggle:
         from aimo.kaggle import client, transfers  # the client signs in when it is imported
 
-        name = client.run_name(run_dir)
         try:
             with client.sign_in() as api:
-                notes = f"profile {profile.profile}, run {name}"
-                source = transfers.push_version(api, folder, to.push_to_kaggle, notes)
+                transfers.push_version(api, folder, to.push_to_kaggle, profile, run_dir)
         except AimoError as e:
             raise AimoError(
                 f"training.push_to_kaggle: {to.push_to_kaggle!r} was refused: {e}. "
                 f"The model is kept in {folder}"
             ) from None
-        client.add_record("model", model=source, run=name, profile=profile.profile)
