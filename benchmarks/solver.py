@@ -28,31 +28,7 @@ from aimo.inference.settings import PUBLIC, Settings
 
 TOKENS = 4_000, 16_000, 64_000
 PROGRAM_EVERY = 1_000
-WORDS = [
-    "so",
-    "the",
-    "sum",
-    "is",
-    "of",
-    "which",
-    "we",
-    "then",
-    "have",
-    "but",
-    "this",
-    "for",
-    "and",
-    "not",
-    "with",
-    "prime",
-    "where",
-    "let",
-    "each",
-    "at",
-    "most",
-    "one",
-    "two",
-]
+WORDS = [" so", " the", " sum", " is", " of", " which", " we", " then", " but", " for", " with", ".\n\n"]
 FORMULAS = ["$", "x", "_{", "1", "}", " = ", "\\frac", "{", "a", "}", "{", "b", "}", "^", "2", "$"]
 PROGRAM = ["```", "python", "\n", "print", "(", "6", " * ", "7", ")\n", "```", "\n"]
 
@@ -67,7 +43,7 @@ def write(tokens: int, programs: bool) -> list[str]:
         elif rng.random() < 0.05:
             pieces += FORMULAS
         else:
-            pieces.append(rng.choice([f" {word}" for word in WORDS] + [str(rng.random())[2:5], ".\n\n"]))
+            pieces.append(rng.choice([*WORDS, str(rng.random())[2:5]]))
     return pieces[:tokens]
 
 

@@ -14,8 +14,8 @@ from aimo.inference.errors import AimoError
 from aimo.inference.settings import Settings
 
 T = TypeVar("T")
-# Whether a stream may end, given its text and its token ids so far. It keeps no reference to the text, so that
-# Python extends a local name of it in place: a copy for each token of a long stream takes 60 µs.
+# Whether a stream may end, given its text and its token ids so far. It keeps no reference to the text, so
+# that Python extends a local name of it in place: a copy for each token of a long stream takes 60 µs.
 Until = Callable[[str, list[int]], bool]
 MIN_TOKENS = 16  # fewer cannot hold an answer
 

@@ -1,6 +1,6 @@
 """One problem: sampled in waves until the vote is settled or the time is over; and the time for each problem.
 
-`solve` answers a question of a competition with an integer. `ask` answers a person, with anything.
+`solve_problem` answers a question of a competition with an integer. `ask` answers a person, with anything.
 """
 
 import asyncio
@@ -13,11 +13,13 @@ from typing import Any
 
 from aimo.inference import answers, voting
 from aimo.inference.errors import AimoError, EngineError, one_line
+from aimo.inference.judge import are_equal
 from aimo.inference.sample import AskedProblem, End, RunningSample, Sample
 from aimo.inference.sampling import Completion, Sampler
 from aimo.inference.sessions import has_sandbox
 from aimo.inference.voting import Stop
 
+FALLBACK = 0  # the answer of a question without votes
 HEALTH_CHECK_S = 2.0  # between two checks of the engine: samples of a dead one may wait for ever
 HANG_S = 60.0  # without a token from any sample: the engine hangs
 IN_A_ROW = 4  # samples that fail one after the other, until none runs: the engine failed, not the samples
@@ -29,9 +31,6 @@ MAX_SHARES = 2.5  # equal shares that one question may take; more gains nothing 
 MIN_SHARE = 0.6  # of the first equal share: what is reserved for each question still to come
 MIN_QUESTIONS_LEFT = 2  # to plan for, so that one more than expected still gets half of what is left
 MARGIN_S = 120  # of a Kaggle session, reserved for the gateway to finish
-
-
-FALLBACK = 0  # the answer of a question without votes
 
 
 @dataclass
@@ -57,7 +56,7 @@ class Solution:
     @property
     def votes(self) -> Counter[int]:
         """The number of samples by answer."""
-        return voting.count([sample.answer for sample in self.ended])
+        return voting.count(sample.answer for sample in self.ended)
 
     @property
     def is_lost(self) -> bool:
@@ -68,26 +67,16 @@ class Solution:
         """Record that the engine failed; the samples that ended are kept."""
         self.stop, self.note = Stop.FAILED, reason
 
-    def conclude(self, low: int, high: int) -> None:
-        """Take the answer from the votes, or note why there is none within low…high."""
-        rows = self.tally
-        if rows:
-            self.answer = rows[0].answer
-        elif self.ended or not self.note:
-            reason = f"none of {len(self.ended)} completions held an answer from {low} to {high}"
-            self.note = ", ".join(filter(None, [self.note, reason]))
-
     def explain(self) -> str:
         """Describe the vote in one line."""
         ended, rows = self.ended, self.tally
         vote = f"{rows[0].votes} of {len(ended)} votes, {rows[0].share:.0%} of their weight" if rows else ""
         stopped = len(self.samples) - len(ended)
-        tokens = sum(sample.tokens for sample in self.samples)
         parts = [
             vote or "fallback",
             self.stop,
             f"{stopped} stopped early" if stopped else "",
-            f"{tokens:,} tokens",
+            f"{sum(sample.tokens for sample in self.samples):,} tokens",
             f"{self.seconds:.1f} s",
             self.note,
         ]
@@ -126,7 +115,11 @@ def solve_problem(
         sampler.run(solver.run(num_samples, budget, policy), timeout)
     finally:
         solution.seconds = before + time.monotonic() - solver.begun
-        solution.conclude(low, high)
+        if rows := solution.tally:
+            solution.answer = rows[0].answer
+        elif solution.ended or not solution.note:
+            reason = f"none of {len(solution.ended)} completions held an answer from {low} to {high}"
+            solution.note = ", ".join(filter(None, [solution.note, reason]))
     return solution
 
 
@@ -142,8 +135,7 @@ class Solver:
         # Samples that an error ended. Another engine asks them again; this one's are recorded at the end.
         self.lost: list[Sample] = []
         self.fault, self.in_a_row = "", 0  # the last error; samples that failed since one ended well
-        self.begun = time.monotonic()
-        self.earlier = solution.seconds
+        self.begun, self.earlier = time.monotonic(), solution.seconds
 
     async def run(self, num_samples: int, budget_s: float, policy: voting.Policy) -> None:
         """Sample until the vote needs no more or the time is over, and record it in the solution."""
@@ -162,7 +154,7 @@ class Solver:
         todo = [index for index in range(num_samples) if index not in known]
         try:
             while (step := voting.next_step(self.state(len(todo), deadline), policy)).stop is None:
-                for index in todo[: step.start]:
+                for index in todo[: step.start]:  # a wave
                     # Spread evenly: every second sample has tools at a share of a half.
                     with_tools = int((index + 1) * self.tools) > int(index * self.tools)
                     sample = RunningSample(self.problem, index, self.now(), with_tools)
@@ -297,9 +289,9 @@ def next_budget(limit_s: float, elapsed_s: float, answered: int, expected: int, 
 def divide_time(left_s: float, questions: int, minimum_s: float) -> float:
     """Return the seconds for the next of `questions`, `left_s` for all and at least `minimum_s` for each.
 
-    A question may take several equal shares, because most take less than one, but not what the others need
-    for their minimum. It gets an equal share where the time left does not hold that minimum. Budgets together
-    never exceed the time.
+    A question may take several equal shares, because most take less than one, but leaves the others their
+    minimum. It gets an equal share where the time left does not hold that minimum. Budgets together never
+    exceed the time.
     """
     share = max(0.0, left_s) / questions
     return min(MAX_SHARES * share, max(share, left_s - (questions - 1) * minimum_s))
@@ -315,8 +307,6 @@ def ask(sampler: Sampler, text: str, seed: int = 0) -> str:
     settings give any of them tools. Raises AimoError when the problem cannot be asked, EngineError when the
     engine fails or no sample holds an answer.
     """
-    from aimo.inference.judge import are_equal  # a submission votes on integers without it
-
     problem = AskedProblem(sampler, text, seed)
     if fault := problem.fault():
         raise AimoError(f"{fault}; ask another")
@@ -327,11 +317,10 @@ def ask(sampler: Sampler, text: str, seed: int = 0) -> str:
     groups: list[list[str]] = []  # of equal answers, such as 1/2 and 0.5
     for answer in filter(None, (answers.extract(text, sampler.settings.tags) for text in texts)):
         equal = are_equal([answer] * len(groups), [group[0] for group in groups])
-        group = next((group for group, same in zip(groups, equal, strict=True) if same), None)
-        if group is None:
-            groups.append([answer])
+        if True in equal:
+            groups[equal.index(True)].append(answer)
         else:
-            group.append(answer)
+            groups.append([answer])
     if not groups:
         raise EngineError(f"{len(texts)} samples hold no answer; give more --samples or inference.max_tokens")
     groups.sort(key=len, reverse=True)
@@ -341,7 +330,7 @@ def ask(sampler: Sampler, text: str, seed: int = 0) -> str:
 
 
 async def sample_aloud(problem: AskedProblem) -> list[str]:
-    """Print the first sample as it grows; return the texts of all."""
+    """Print the first sample as it grows; return the texts of all that did not fail."""
     settings = problem.sampler.settings
     tools = settings.tools > 0 and has_sandbox()
     samples = [RunningSample(problem, index, 0.0, tools) for index in range(settings.samples)]
@@ -350,12 +339,10 @@ async def sample_aloud(problem: AskedProblem) -> list[str]:
 
     def show(text: str) -> None:
         nonlocal shown
-        same = len(shown)
         if not text.startswith(shown):  # a turn may lose what it wrote last
-            while not text.startswith(shown[:same]):
-                same -= 1
+            shown = next(shown[:same] for same in range(len(shown), -1, -1) if text.startswith(shown[:same]))
             print()
-        print(text[same:], end="", flush=True)
+        print(text[len(shown) :], end="", flush=True)
         shown = text
 
     try:

@@ -325,7 +325,7 @@ class AnswerWatch:
 def final_answer(
     text: str, read: Callable[[str], int | None], tags: Tags = answers.DEFAULT_TAGS, thinking: bool = False
 ) -> tuple[int, int] | None:
-    """Return where a text has given its final answer, in characters, and the answer, as `AnswerWatch` does."""
+    """Return where a text has given its final answer, in characters, and the answer; or None."""
     return AnswerWatch(read, tags, thinking).find(text)
 
 
