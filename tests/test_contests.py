@@ -13,7 +13,7 @@ from conftest import wait_for
 from model_server import Handler, on_loopback
 
 from aimo.errors import AimoError
-from aimo.inference import sandbox, sessions
+from aimo.inference import sandbox
 from aimo.rewards import cf_code_reward, code, get_reward_funcs, ioi_code_reward
 
 SUM = "#include <iostream>\nint main() { long a, b; std::cin >> a >> b; std::cout << a + b << '\\n'; }"
@@ -103,7 +103,7 @@ def test_a_source_reads_nothing_of_the_machine_and_takes_little_of_it(source, tm
 @pytest.mark.slow  # the compiler works for seconds
 @needs_compiler
 def test_a_source_that_compiles_for_ever_is_stopped_with_all_that_the_compiler_started(monkeypatch):
-    sessions.pool.cache_clear()
+    sandbox.pool.cache_clear()
     sandbox._server.close()  # with the sessions that other tests keep ready
     monkeypatch.setattr(code, "COMPILING", replace(code.COMPILING, seconds=1))
     endless = (
@@ -114,7 +114,7 @@ def test_a_source_that_compiles_for_ever_is_stopped_with_all_that_the_compiler_s
     assert code.compile_here((("main.cpp", endless),)).timed_out
     server = sandbox._server.process.pid
     children = Path(f"/proc/{server}/task/{server}/children")
-    wait_for(lambda: sandbox.run("").ok and not children.read_text(), 5)
+    wait_for(lambda: sandbox.run_script("").ok and not children.read_text(), 5)
 
 
 @needs_compiler

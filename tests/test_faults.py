@@ -20,7 +20,7 @@ from conftest import TINY
 from scripted import Scripted
 
 from aimo.errors import AimoError, EngineError
-from aimo.inference import gateway, sandbox, sessions, solver, voting
+from aimo.inference import gateway, sandbox, solver, voting
 from aimo.inference.competitions import COMPETITIONS
 from aimo.inference.engine import Engine
 from aimo.inference.gateway import Schedule, Supervisor, answer_file, make_predict
@@ -380,10 +380,10 @@ def test_a_sandbox_that_the_system_has_no_room_for_costs_the_programs_and_not_th
 ):
     monkeypatch.setattr(sandbox, "Session", Broken(OSError(number, os.strerror(number))))
     monkeypatch.setattr(sandbox, "run", Broken(OSError(number, os.strerror(number))))
-    sessions.note_fault.cache_clear()
+    sandbox.note_fault.cache_clear()
     write = lambda number, prompt: right(0, "") if "```output" in prompt else PROGRAM  # noqa: E731
     for had_sandbox in (True, False):
-        for cached in (sessions.pool, sessions.has_sandbox):
+        for cached in (sandbox.pool, sandbox.has_sandbox):
             cached.cache_clear()
         with monkeypatch.context() as patch:
             if had_sandbox:  # descriptors run out later
@@ -391,5 +391,5 @@ def test_a_sandbox_that_the_system_has_no_room_for_costs_the_programs_and_not_th
             sampler = Scripted(write if had_sandbox else right, tools=1.0)
             assert [ask(predictor(lambda: sampler)) for _ in range(2)] == [42, 42]  # noqa: B023
     assert capsys.readouterr().out.count(os.strerror(number)) == 1
-    sessions.pool.cache_clear()
-    sessions.has_sandbox.cache_clear()
+    sandbox.pool.cache_clear()
+    sandbox.has_sandbox.cache_clear()

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from aimo.errors import AimoError
-from aimo.inference import cells, files
+from aimo.inference import files
 from aimo.inference.competitions import read_questions
 
 TABLE = pl.DataFrame(
@@ -120,7 +120,7 @@ def test_a_file_that_is_no_table_is_refused_by_name_in_one_line(tmp_path, name, 
     assert told in str(e.value) and str(tmp_path / name) in str(e.value) and "\n" not in str(e.value)
 
 
-@pytest.mark.parametrize("rows", [200, cells.CHUNK + 1])
+@pytest.mark.parametrize("rows", [200, files.CHUNK + 1])
 def test_a_type_may_change_in_any_row(tmp_path, rows):
     cells = [{"a": i, "b": "x", "c": 1, "d": "t"} for i in range(rows)]
     last = {"a": "\\frac12", "b": ["y", "z"], "c": {"d": 1}, "d": None, "e": True}

@@ -19,9 +19,9 @@ import pytest
 from conftest import wait_for
 
 from aimo.errors import AimoError
-from aimo.inference import sandbox, sessions
+from aimo.inference import sandbox
 from aimo.inference.errors import SandboxError
-from aimo.inference.sandbox import Limits, Session, run, run_many
+from aimo.inference.sandbox import Limits, Session, run_script, run_scripts
 from aimo.rewards import code_reward
 from aimo.run import machine
 
@@ -73,7 +73,7 @@ def is_alive(pid: int | str) -> bool:
 @pytest.fixture(scope="module", autouse=True)
 def no_sessions_of_other_tests():
     """The sessions that engines of tests before these have had made ready."""
-    sessions.pool.cache_clear()
+    sandbox.pool.cache_clear()
     sandbox._server.close()
 
 
@@ -130,7 +130,7 @@ t = threading.Thread(target=lambda: print(g(50_000))); t.start(); t.join()""",
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_script_prints_what_python_c_prints(name, tmp_path):
     stdin = "3\n1 2 é\n"
-    ours = run(SCRIPTS[name], stdin)
+    ours = run_script(SCRIPTS[name], stdin)
     if not set("\0\ud800") & set(SCRIPTS[name]):
         theirs = subprocess.run(
             [sys.executable, "-c", SCRIPTS[name]], input=stdin, capture_output=True, text=True, cwd=tmp_path
@@ -146,21 +146,23 @@ def test_parallel_scripts_return_in_order_and_are_isolated():
         ("import builtins; print(input(), hasattr(builtins, 'seen')); builtins.seen = 1", str(i))
         for i in range(60)
     ]
-    assert [r.stdout for r in run_many(scripts, workers=4)] == [f"{i} False\n" for i in range(60)]
+    assert [r.stdout for r in run_scripts(scripts, workers=4)] == [f"{i} False\n" for i in range(60)]
 
 
 def test_random_numbers_are_the_same_in_every_process():
     code = "import random, numpy; print(random.random(), numpy.random.rand(), hash('a'))"
-    assert len({run(code).stdout for _ in range(3)}) == 1
+    assert len({run_script(code).stdout for _ in range(3)}) == 1
 
 
 def test_large_input_and_output_are_complete():
     text = "é" * 300_000
-    assert run("print(input(), end='')", text, Limits(output_chars=400_000)).stdout == text
+    assert run_script("print(input(), end='')", text, Limits(output_chars=400_000)).stdout == text
 
 
 def test_long_output_keeps_both_ends_and_says_what_is_left_out():
-    result = run("print('a' * 1000 + 'b' * 5000 + 'c' * 1000, end='')", limits=Limits(output_chars=2001))
+    result = run_script(
+        "print('a' * 1000 + 'b' * 5000 + 'c' * 1000, end='')", limits=Limits(output_chars=2001)
+    )
     assert result.ok
     assert re.fullmatch(r"a{1000}\n\[… 4,999 characters left out …\]\nbc{1000}", result.stdout)
 
@@ -312,8 +314,8 @@ FORGED = ["b'\\0'", "b'1 \\0'", "b'\\xff' * 99", "b'{' * 10**5 + b'\\0'", "bytes
 @pytest.mark.parametrize("forged", FORGED)
 def test_a_program_cannot_say_that_it_has_ended(session, forged):
     write = f"import os\nfor fd in range(1, 64):\n    try: os.write(fd, {forged})\n    except OSError: pass\n"
-    assert not run(f"{write}1 / 0").ok
-    assert run(f"{write}while True: pass", limits=Limits(seconds=0.5)).timed_out
+    assert not run_script(f"{write}1 / 0").ok
+    assert run_script(f"{write}while True: pass", limits=Limits(seconds=0.5)).timed_out
     assert "ZeroDivisionError" in session.run(f"{write}1 / 0").error
     assert session.run(f"{write}while True: pass").timed_out
     assert session.run("7").stdout == "7\n"
@@ -325,13 +327,13 @@ def test_the_token_of_a_call_is_nowhere_in_the_memory_of_its_program(monkeypatch
     search += "while frame: found.append(frame.f_locals); frame = frame.f_back\n"
     search += "found = gc.get_referents(*gc.get_referents(*found))\n"
     search += "print(any(type(t) is bytes and t == bytes([65, 66]) * 8 for t in found))"
-    assert run(search).stdout == "False\n"
+    assert run_script(search).stdout == "False\n"
 
 
 def test_even_with_its_token_a_script_that_fails_has_failed():
     forge = "import os\ntoken = os.read(3, 16)\nos.write(1, b'4' + token + token)\n"
     for end in ("1 / 0", "os._exit(1)", "while True: pass"):
-        assert not run(forge + end, limits=Limits(seconds=0.5)).ok
+        assert not run_script(forge + end, limits=Limits(seconds=0.5)).ok
 
 
 def test_a_session_does_nothing_between_its_calls(session):
@@ -350,7 +352,7 @@ def test_what_is_written_to_the_channel_harms_only_its_session(session):
         other.run("x = 1")
         session.run("import os\nwhile True: os.write(3, b'x' * 10**5)")
         assert other.run("x").stdout == "1\n"
-        assert run("print(1)").stdout == "1\n"
+        assert run_script("print(1)").stdout == "1\n"
 
 
 def test_closing_ends_a_running_call_and_the_session():
@@ -368,13 +370,13 @@ def test_closing_ends_a_running_call_and_the_session():
 
 
 def test_many_sessions_run_at_the_same_time():
-    sessions = [Session() for _ in range(8)]
+    boxes = [Session() for _ in range(8)]
     code = "import time; print(time.monotonic()); time.sleep(1); print(time.monotonic())"
     with ThreadPoolExecutor(8) as pool:
-        results = list(pool.map(lambda session: session.run(code), sessions))
+        results = list(pool.map(lambda session: session.run(code), boxes))
     times = [[float(line) for line in result.stdout.split()] for result in results]
     assert max(start for start, _ in times) < min(end for _, end in times)
-    for session in sessions:
+    for session in boxes:
         session.close()
 
 
@@ -398,33 +400,33 @@ def test_what_is_enforced_is_what_the_machine_can():
 ])  # fmt: skip
 def test_memory_is_bounded_in_scripts_and_sessions(code):
     limits = Limits(memory_mb=256)
-    assert "MemoryError" in run(code, limits=limits).error
+    assert "MemoryError" in run_script(code, limits=limits).error
     with Session(limits) as session:
         assert "MemoryError" in session.run(code).error
-    assert run("bytearray(1 << 27)", limits=limits).ok
+    assert run_script("bytearray(1 << 27)", limits=limits).ok
 
 
 def test_a_file_is_bounded():
     write = "open('a', 'wb').write(bytes({} << 20))"
-    assert run(write.format(2), limits=Limits(file_mb=3)).ok
-    assert "File too large" in run(write.format(4), limits=Limits(file_mb=3)).error
+    assert run_script(write.format(2), limits=Limits(file_mb=3)).ok
+    assert "File too large" in run_script(write.format(4), limits=Limits(file_mb=3)).error
 
 
 def test_open_files_and_threads_are_bounded():
-    assert "Too many open files" in run("x = [open('/dev/null') for _ in range(100)]").error
+    assert "Too many open files" in run_script("x = [open('/dev/null') for _ in range(100)]").error
     if (
-        run("import os; print(os.getuid())").stdout != f"{os.getuid()}\n"
+        run_script("import os; print(os.getuid())").stdout != f"{os.getuid()}\n"
     ):  # a user of its own, whose threads are counted
         start = "import threading, time\nthreading.stack_size(65536)\n"
         thread = "threading.Thread(target=time.sleep, args=(60,), daemon=True).start()"
-        assert run(start + f"for _ in range(50): {thread}").ok
-        assert "can't start new thread" in run(start + f"for _ in range(100): {thread}").error
+        assert run_script(start + f"for _ in range(50): {thread}").ok
+        assert "can't start new thread" in run_script(start + f"for _ in range(100): {thread}").error
 
 
 def test_the_environment_holds_nothing_of_the_callers(monkeypatch):
     monkeypatch.setenv("SECRET_TOKEN", "hunter2")
     sandbox._server.close()
-    names = run("import os; print(*os.environ)").stdout.split()
+    names = run_script("import os; print(*os.environ)").stdout.split()
     assert set(names) == {
         "PATH", "LANG", "TMPDIR", "HOME", "PYTHONHASHSEED", "MPLBACKEND", "OMP_NUM_THREADS",
         "OPENBLAS_NUM_THREADS", "PYTHONINTMAXSTRDIGITS",
@@ -435,7 +437,7 @@ def test_the_environment_holds_nothing_of_the_callers(monkeypatch):
         "held = gc.get_referents(*gc.get_referents(*gc.get_objects()))\n"
         "print({text for text in held if type(text) in (bytes, str)}, sys.argv, sys.path)"
     )
-    held = run(texts, limits=Limits(output_chars=10**8)).stdout
+    held = run_script(texts, limits=Limits(output_chars=10**8)).stdout
     assert "hunter2" not in held and "PYTHONHASHSEED" in held
 
 
@@ -445,7 +447,7 @@ def test_the_environment_holds_nothing_of_the_callers(monkeypatch):
 ])  # fmt: skip
 def test_nothing_outside_is_read(path, outside):
     for place in (outside, path.format(pid=os.getpid())):
-        result = run(
+        result = run_script(
             f"import os\np = {str(place)!r}\nprint(os.listdir(p) if os.path.isdir(p) else open(p).read())"
         )
         assert "PermissionError" in result.error and not result.stdout
@@ -466,14 +468,17 @@ CHANGES = [
 @pytest.mark.parametrize("change", CHANGES)
 def test_nothing_outside_is_changed(change, outside):
     before = facts(outside)
-    result = run(f"import os\np = {str(outside)!r}\n{change}")
+    result = run_script(f"import os\np = {str(outside)!r}\n{change}")
     assert re.search("PermissionError|OSError", result.error), result
     assert facts(outside) == before
 
 
 @landlock
 def test_a_symbolic_link_gives_no_access_outside_the_folder(outside):
-    assert "PermissionError" in run(f"import os\nos.symlink({str(outside)!r}, 'x')\nopen('x').read()").error
+    assert (
+        "PermissionError"
+        in run_script(f"import os\nos.symlink({str(outside)!r}, 'x')\nopen('x').read()").error
+    )
 
 
 @seccomp
@@ -481,14 +486,14 @@ def test_a_symbolic_link_gives_no_access_outside_the_folder(outside):
 def test_there_is_no_network(family):
     with socket.create_server(("127.0.0.1", 0)) as server:
         connect = f"s = socket.socket(socket.{family})\ns.connect(('127.0.0.1', {server.getsockname()[1]}))"
-        assert "PermissionError" in run(f"import socket\n{connect}").error
+        assert "PermissionError" in run_script(f"import socket\n{connect}").error
 
 
 @seccomp
 def test_a_pair_of_sockets_reaches_no_other():
     code = "import socket\na, b = socket.socketpair({})\na.sendall(b'x')\nprint(b.recv(1))"
-    assert run(code.format("")).stdout == "b'x'\n"
-    assert "PermissionError" in run(code.format("type=socket.SOCK_DGRAM")).error
+    assert run_script(code.format("")).stdout == "b'x'\n"
+    assert "PermissionError" in run_script(code.format("type=socket.SOCK_DGRAM")).error
 
 
 @seccomp
@@ -499,7 +504,8 @@ def test_a_pair_of_sockets_reaches_no_other():
 ])  # fmt: skip
 def test_there_are_no_other_processes(start):
     assert re.search(
-        "PermissionError|ZeroDivisionError", run(f"import os, subprocess, multiprocessing\n{start}").error
+        "PermissionError|ZeroDivisionError",
+        run_script(f"import os, subprocess, multiprocessing\n{start}").error,
     )
 
 
@@ -513,7 +519,7 @@ def test_there_are_no_other_processes(start):
     "resource.setrlimit(resource.RLIMIT_AS, (-1, -1))", "os.setresuid(0, 0, 0)",
 ])  # fmt: skip
 def test_other_processes_and_its_own_limits_are_out_of_reach(act):
-    result = run(f"import fcntl, os, resource, signal\n{act.format(pid=os.getpid())}")
+    result = run_script(f"import fcntl, os, resource, signal\n{act.format(pid=os.getpid())}")
     assert re.search("PermissionError|not allowed", result.error), result
 
 
@@ -567,7 +573,7 @@ def test_where_files_or_the_network_are_open_no_program_runs_unless_the_user_say
     machine_without, lacking, monkeypatch, capsys
 ):
     machine_without(lacking)
-    for use in (lambda: run("print(1)"), lambda: run_many([("1", "")]), Session):
+    for use in (lambda: run_script("print(1)"), lambda: run_scripts([("1", "")]), Session):
         with pytest.raises(SandboxError, match=f"{LACKING[lacking]}.*AIMO_SANDBOX=open") as e:
             use()
         assert "\n" not in str(e.value) and lacking in str(e.value)
@@ -575,14 +581,14 @@ def test_where_files_or_the_network_are_open_no_program_runs_unless_the_user_say
     info = [{"language": "python", "test_cases": [case]}]
     with pytest.raises(SandboxError, match=LACKING[lacking]):
         code_reward([completion], verification_info=info)
-    sessions.has_sandbox.cache_clear()
-    assert not sessions.has_sandbox()
+    sandbox.has_sandbox.cache_clear()
+    assert not sandbox.has_sandbox()
     found, remedy = machine.diagnose_sandbox()
     assert LACKING[lacking] in found and lacking in remedy
     monkeypatch.setenv("AIMO_SANDBOX", "open")
     assert code_reward([completion], verification_info=info) == [1.0]
     assert LACKING[lacking] in capsys.readouterr().out
-    sessions.has_sandbox.cache_clear()
+    sandbox.has_sandbox.cache_clear()
 
 
 @landlock
@@ -594,18 +600,18 @@ def test_on_kaggle_files_may_be_open_and_the_network_may_not(machine_without, mo
     monkeypatch.setenv("AIMO_SANDBOX", "strict")
     sandbox.check_limits.cache_clear()
     with pytest.raises(SandboxError):
-        run("1")
+        run_script("1")
     monkeypatch.delenv("AIMO_SANDBOX")
     machine_without("Landlock", "libseccomp")
     with pytest.raises(SandboxError, match="no network"):
-        run("1")
+        run_script("1")
 
 
 def test_a_word_that_the_variable_does_not_know_is_named(machine_without, monkeypatch):
     monkeypatch.setenv("AIMO_SANDBOX", "off")
     sandbox.check_limits.cache_clear()
     with pytest.raises(SandboxError, match="AIMO_SANDBOX is 'off'"):
-        run("1")
+        run_script("1")
 
 
 @landlock
@@ -621,7 +627,7 @@ def test_what_a_program_leaves_behind_where_it_may_start_processes_ends_with_its
         assert session.run("7").stdout == "7\n"
         daemon = "os.setsid(); os.fork() and os._exit(0); time.sleep(60)"
         session.run(f"import os, time\nif os.fork() == 0: {daemon}\nos.wait()")
-    wait_for(lambda: run("1").ok and not processes(), 5)
+    wait_for(lambda: run_script("1").ok and not processes(), 5)
 
 
 def test_a_shortage_is_one_error_and_the_sandbox_goes_on_after_it():
@@ -641,25 +647,25 @@ def test_a_shortage_is_one_error_and_the_sandbox_goes_on_after_it():
             resource.setrlimit(all_limits, open_files)
         theirs = resource.prlimit(server.process.pid, all_limits, (4, open_files[1]))
         with pytest.raises(SandboxError, match="Too many open files"):
-            run("1")
+            run_script("1")
         resource.prlimit(server.process.pid, all_limits, theirs)
         os.rename(server.root, f"{server.root}-away")
         with pytest.raises(SandboxError, match="could not be started"):
-            run("1")
+            run_script("1")
         os.rename(f"{server.root}-away", server.root)
-        assert run("print(1)").ok and session.run("x").stdout == "1\n"
+        assert run_script("print(1)").ok and session.run("x").stdout == "1\n"
 
 
 def test_descriptors_are_one_a_session_and_none_after_eighty_programs():
-    run("")
+    run_script("")
     before = len(os.listdir("/proc/self/fd"))
-    sessions = [Session() for _ in range(20)]
+    boxes = [Session() for _ in range(20)]
     assert len(os.listdir("/proc/self/fd")) == before + 20
     ends = ["1", "1 / 0", "import os; os._exit(3)", "import os; os.closerange(0, 99)", "raise SystemError"]
-    for i, session in enumerate(sessions * 2):
+    for i, session in enumerate(boxes * 2):
         session.run(ends[i % 5])
-        run(ends[i % 5])
-    for session in sessions:
+        run_script(ends[i % 5])
+    for session in boxes:
         session.close()
     wait_for(lambda: not processes(), 5)
     assert len(os.listdir("/proc/self/fd")) == before
@@ -689,16 +695,16 @@ def test_a_killed_fork_server_is_replaced():
         session.run("x = 1")
         root, pid = sandbox._server.root, session._process.pid
         os.kill(sandbox._server.process.pid, signal.SIGKILL)
-        assert run("print(1)").stdout == "1\n"
+        assert run_script("print(1)").stdout == "1\n"
         assert session.run("x").restarted
         assert session.run("2").stdout == "2\n"
         assert not Path(root).exists() and not is_alive(pid)
 
 
 def test_a_reply_that_nobody_waited_for_is_not_taken_for_the_next():
-    run("")
+    run_script("")
     socket.send_fds(sandbox._server.control, [b'{"stop": "", "number": 0}'], ())
-    assert run("print(1)").stdout == "1\n"
+    assert run_script("print(1)").stdout == "1\n"
 
 
 def test_nothing_outlives_the_caller(tmp_path):
@@ -718,21 +724,21 @@ def test_nothing_outlives_the_caller(tmp_path):
 
 
 def test_a_fork_of_the_caller_has_a_server_of_its_own():
-    assert run("print(1)").ok
+    assert run_script("print(1)").ok
     server = sandbox._server.process.pid
     if (pid := os.fork()) == 0:
-        ok = run("print(1)").ok
+        ok = run_script("print(1)").ok
         sandbox._server.close()
         os._exit(0 if ok else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    assert run("print(1)").ok and sandbox._server.process.pid == server
+    assert run_script("print(1)").ok and sandbox._server.process.pid == server
 
 
 def test_a_python_that_does_not_start_is_named(monkeypatch):
     sandbox._server.close()
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(AimoError, match=r"^sandbox: .*/bin/false.*numpy"):
-        run("1")
+        run_script("1")
 
 
 def test_importing_the_sandbox_is_light():
@@ -830,28 +836,28 @@ def test_a_thousand_hostile_snippets_leave_everything_as_it_was(outside):
     r = random.Random(0)
     snippets = [template.format(N=r.randint(2, 99), P=outside) for template in r.choices(HOSTILE, k=1000)]
     limits = Limits(seconds=0.4, memory_mb=256, output_chars=1000)
-    run("")
+    run_script("")
     before = facts(outside), os.environ.copy(), os.listdir(sandbox._server.root)
     files = len(os.listdir("/proc/self/fd"))
-    sessions = [Session(limits) for _ in range(8)]
+    boxes = [Session(limits) for _ in range(8)]
     for start in range(0, 1000, 200):
         batch = snippets[start : start + 200]
         with ThreadPoolExecutor() as pool:  # they mostly wait for their limits, so they wait together
-            scripts = pool.submit(run_many, [(code, "") for code in batch[:100]], limits, workers=8)
+            scripts = pool.submit(run_scripts, [(code, "") for code in batch[:100]], limits, workers=8)
             runs = [
                 pool.submit(lambda s, codes: [s.run(code) for code in codes], s, batch[100 + i :: 8])
-                for i, s in enumerate(sessions)
+                for i, s in enumerate(boxes)
             ]
         results = [*scripts.result(), *(result for future in runs for result in future.result())]
         assert len(results) == 200
         assert not any("weights" in result.stdout for result in results)
         assert all(len(result.stdout) < 1100 and len(result.error) < 2100 for result in results)
-        for session in sessions:
+        for session in boxes:
             # The first call may meet what the snippets left in the process; one of the next ones, on a
             # machine that is busy for longer than its limit, must not.
             assert any(session.run("print(6 * 7)").stdout == "42\n" for _ in range(5))
-        assert run("print(1)").stdout == "1\n"
-    for session in sessions:
+        assert run_script("print(1)").stdout == "1\n"
+    for session in boxes:
         session.close()
     assert not processes()
     assert (facts(outside), os.environ.copy(), os.listdir(sandbox._server.root)) == before

@@ -9,17 +9,17 @@ import pytest
 from conftest import wait_for
 from scripted import Scripted
 
-from aimo.inference import sessions
+from aimo.inference import sandbox
 from aimo.inference.sample import End
-from aimo.inference.sessions import Programs
+from aimo.inference.sandbox import Programs
 from aimo.inference.solver import solve_problem
 
 SECONDS = 30.0  # no program here comes near it
 
 
 def test_sessions_are_ready_before_they_are_needed_and_each_one_taken_is_replaced():
-    sessions.warm(SECONDS)
-    ready = sessions.pool(SECONDS).ready
+    sandbox.warm(SECONDS)
+    ready = sandbox.pool(SECONDS).ready
     wait_for(lambda: ready.qsize() == 16, 30)
     samples = [Programs(SECONDS) for _ in range(5)]
     assert [sample.run(f"{i} + 1").shown for i, sample in enumerate(samples)] == ["1", "2", "3", "4", "5"]

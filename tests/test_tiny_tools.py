@@ -75,9 +75,9 @@ def tool_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
 
 @pytest.mark.engine
 def test_sixteen_sessions_are_ready_before_the_first_question(tool_engine):
-    from aimo.inference import sessions
+    from aimo.inference import sandbox
 
-    wait_for(lambda: sessions.pool(tool_engine.settings.tool_seconds).ready.qsize() == 16, 10)
+    wait_for(lambda: sandbox.pool(tool_engine.settings.tool_seconds).ready.qsize() == 16, 10)
 
 
 @pytest.mark.engine

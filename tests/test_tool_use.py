@@ -85,18 +85,18 @@ class TestBeforeTraining:
         assert "\n" not in str(e.value)
 
     def test_a_machine_that_confines_nothing_is_refused(self, monkeypatch):
-        from aimo.inference import sandbox, sessions
+        from aimo.inference import sandbox
         from aimo.train import tool_use
 
         tokenizer, model = load()
         monkeypatch.setattr(sys, "executable", "/there/is/no/python")
         sandbox._server.close()
-        for cached in sandbox.check_limits, sessions.has_sandbox:
+        for cached in sandbox.check_limits, sandbox.has_sandbox:
             cached.cache_clear()
         with pytest.raises(AimoError, match=r"grpo\.tools: programs cannot be confined"):
             tool_use.trainer_arguments(profile(), model, tokenizer, SimpleNamespace())
-        sessions.has_sandbox.cache_clear()
-        sessions.pool.cache_clear()  # its sessions have ended with the fork server
+        sandbox.has_sandbox.cache_clear()
+        sandbox.pool.cache_clear()  # its sessions have ended with the fork server
 
     def test_the_model_is_offered_what_the_solver_offers_and_its_calls_are_limited_alike(self):
         from transformers.utils import get_json_schema

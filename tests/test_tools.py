@@ -10,7 +10,7 @@ import pytest
 from conftest import TINY
 
 from aimo.errors import AimoError
-from aimo.inference import sandbox, sessions
+from aimo.inference import sandbox
 from aimo.inference.sample import AskedProblem
 from aimo.inference.sampling import Completion
 from aimo.inference.server import Server
@@ -179,13 +179,13 @@ def test_without_a_sandbox_samples_continue_without_programs(serving, monkeypatc
     sandbox._server.close()
     s = ask(engine, 2)
     assert s.answer == 7 and not s.note and "fork server does not start" in s.samples[0].text
-    for cached in sandbox.check_limits, sessions.has_sandbox, sessions.note_fault:
+    for cached in sandbox.check_limits, sandbox.has_sandbox, sandbox.note_fault:
         cached.cache_clear()
     s = ask(engine, 2)
     assert "samples go on without tools" in capsys.readouterr().out
     assert all("```output" not in sample.text for sample in s.samples)
-    sessions.has_sandbox.cache_clear()
-    sessions.pool.cache_clear()  # its sessions have ended with the fork server
+    sandbox.has_sandbox.cache_clear()
+    sandbox.pool.cache_clear()  # its sessions have ended with the fork server
 
 
 def test_a_parser_that_vllm_lacks_and_a_template_without_tools_are_named(serving):

@@ -17,8 +17,8 @@ import yaml
 from aimo.config import Columns, Mixture, Set, Source, locate
 from aimo.data import builtin, conversations
 from aimo.errors import AimoError
-from aimo.inference import cells, files
-from aimo.inference.cells import Table
+from aimo.inference import files
+from aimo.inference.files import Table
 
 TEXTS = ["problem", "answer", "solution"]
 T = TypeVar("T")
@@ -188,7 +188,7 @@ def read_columns(source: Source, preset: Preset, where: str) -> tuple[Table, dic
     # The first rows tell the columns; then those alone are read that have a role.
     if dataset is not None:
         name = source.source
-        have = cells.from_frame(dataset.select(range(min(len(dataset), files.PEEK))).to_polars()).columns
+        have = files.from_frame(dataset.select(range(min(len(dataset), files.PEEK))).to_polars()).columns
     else:
         found = files_of_split(path, source, preset, where)
         name, place, skip = str(found[0]), f"{where}.source: ", source.corrupt_lines == "skip"
@@ -210,7 +210,7 @@ def read_columns(source: Source, preset: Preset, where: str) -> tuple[Table, dic
     if dataset is not None:
         kept = {*wanted, *(key.split(".")[0] for key in wanted)}
         columns = dataset.select_columns([column for column in dataset.column_names if column in kept])
-        table = cells.from_frame(columns.to_polars(), wanted)
+        table = files.from_frame(columns.to_polars(), wanted)
     return table, roles
 
 
@@ -354,7 +354,7 @@ def standard(table: Table, roles: dict[str, str], name: str, notes: Notes, where
         said = conversations.read_conversations(rows["messages" if "messages" in roles else "problem"], reply)
         notes.dropped += Counter(said["fault"].drop_nulls().to_list())
         taken = ["problem"] if "solution" in roles and reply is None else ["problem", "solution"]
-        texts = cells.cleaned(Table(said.select(taken), taken))
+        texts = files.cleaned(Table(said.select(taken), taken))
         notes.repaired += texts.repaired
         rows = rows.with_columns(texts.rows).filter(said["fault"].is_null())
     if rows.schema.get("answer") == pl.List(pl.String):
@@ -387,12 +387,12 @@ def lists_in(column: pl.Series) -> Table | None:
     """The lists that a column holds as JSON, such as the traces in a CSV; None where it holds no lists."""
     if column.dtype != pl.String or not column.drop_nulls().str.contains(r"^\s*\[").all() or is_talk(column):
         return None
-    values = [None if cell is None else cells.parsed(cell) for cell in column]
+    values = [None if cell is None else files.parsed(cell) for cell in column]
     if not any(values) or not all(value is None or isinstance(value, list) for value in values):
         return None
     table = Table(pl.DataFrame(), [column.name])
-    table.rows = cells.series(column.name, values, table).to_frame()
-    return cells.cleaned(table)
+    table.rows = files.series(column.name, values, table).to_frame()
+    return files.cleaned(table)
 
 
 def one_row_a_trace(rows: pl.DataFrame, flags: Iterable[str]) -> pl.DataFrame:

@@ -19,7 +19,7 @@ import yaml
 from aimo.config import Columns, Source
 from aimo.data import conversations, decontaminate, sources
 from aimo.errors import AimoError, EngineError
-from aimo.inference import cells, files
+from aimo.inference import files
 from aimo.inference.settings import Settings
 from aimo.inference.storage import read_json
 
@@ -116,7 +116,7 @@ def read_benchmark(name: str, data: Path | None = None, rows: int | None = None)
 
         subset, split = benchmark.subset, benchmark.split
         try:
-            table = cells.from_frame(datasets.load_dataset(benchmark.source, subset, split=split).to_polars())
+            table = files.from_frame(datasets.load_dataset(benchmark.source, subset, split=split).to_polars())
         except Exception as e:  # the hub client and datasets raise many kinds
             reason = sources.why_not(e, Source(benchmark.source), subset, split)
             raise AimoError(f"{where}: {reason}, or give --data FOLDER with {name}.jsonl") from None
@@ -128,7 +128,7 @@ def read_benchmark(name: str, data: Path | None = None, rows: int | None = None)
             known = files.listed(table.columns)
             raise AimoError(f"{where}: it has no column {role!r} (it has {known}); rename one to {role!r}")
         columns[role] = column
-    table = cells.pick(table, [*table.rows.columns, *columns.values()])  # keys of objects too
+    table = files.pick(table, [*table.rows.columns, *columns.values()])  # keys of objects too
     if columns["answer"] in table.nested:
         raise AimoError(f"{where}: it holds objects in {columns['answer']!r}; write the answers as texts")
     found = []

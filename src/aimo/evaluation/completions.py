@@ -21,7 +21,7 @@ from aimo.inference.errors import one_line
 from aimo.inference.model_folder import is_same_model
 from aimo.inference.sample import AskedProblem, RunningSample
 from aimo.inference.sampling import Completion, Sampler, sample_seed
-from aimo.inference.sessions import has_sandbox
+from aimo.inference.sandbox import has_sandbox
 from aimo.inference.settings import validate_settings
 from aimo.inference.solver import cancel
 from aimo.inference.storage import AGAIN, SampleFile, iterate_lines

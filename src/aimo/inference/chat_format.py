@@ -11,7 +11,7 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from aimo.inference import harmony, prompts, sessions, voting
+from aimo.inference import harmony, prompts, sandbox, voting
 from aimo.inference.harmony import Harmony
 from aimo.inference.model_folder import load_tokenizer
 from aimo.inference.prompts import escape_special_tokens
@@ -216,7 +216,7 @@ class FolderSampler(Sampler):
         own = settings.tool_parser in OWN_FORMATS
         self.tool_parser = None if own else find_tool_parser(settings.tool_parser, self.tokenizer)
         if settings.tools:
-            sessions.warm(settings.tool_seconds)
+            sandbox.warm(settings.tool_seconds)
         self.encoding = None
         if settings.format == "harmony":
             self.encoding = harmony.load_harmony(model)

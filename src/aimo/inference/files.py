@@ -1,36 +1,38 @@
 """Read the tables that users bring: .csv, .tsv, .json, .jsonl, .parquet and .arrow, also as .gz or .zst.
 
-Training data, test files, benchmarks and problem files are read here, and here alone. A cell is a text or
-null: a number is its digits, a list of scalars is a list of texts, any other nested value is its JSON. What
-a file holds decides how it is read, its name only where that does not tell.
+The one reader of training data, test files, benchmarks and problem files. A cell becomes a text or null: a
+number is its digits, a list of scalars is a list of texts, any other nested value is its JSON. What a file
+holds decides how it is read; its name decides only where that does not tell.
 """
 
 import codecs
 import csv
 import io
+import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import polars as pl
+from polars.exceptions import PanicException, PolarsError
 
-from aimo.inference.cells import CHUNK, Table, as_json, cleaned, from_frame, parsed, pick, series
 from aimo.inference.errors import AimoError
 
+T = TypeVar("T")
 KINDS = {
     ".csv": ".csv", ".tsv": ".csv", ".json": ".json", ".jsonl": ".jsonl", ".ndjson": ".jsonl",
     ".parquet": ".parquet", ".arrow": ".arrow", ".feather": ".arrow", ".ipc": ".arrow",
 }  # fmt: skip
 PACKED = (".gz", ".zst")
-# Stems of .json files that describe a data set.
-METADATA = re.compile(
-    r"dataset.metadata|dataset_infos?|dataset_dict|metadata|state|.*\.settings", re.IGNORECASE
-)
 PEEK = 1000  # rows that tell the columns
+CHUNK = 50_000  # rows that are Python objects at one time
+# Stems of .json files that describe a data set.
+METADATA = re.compile(r"(?i)dataset.metadata|dataset_infos?|dataset_dict|metadata|state|.*\.settings")
 # Keys of a JSON object that hold its rows.
 ROWS_UNDER = ("data", "rows", "examples", "instances", "items", "records", "problems", "questions", "train")
 BOMS = {
@@ -50,11 +52,20 @@ OTHERS = {
     b"bzh": "a bzip2 archive; unpack it",
     b"%pdf": "a PDF; save its rows as CSV",
 }
+WORDS = {pl.String: "text", pl.List(pl.String): "lists"}
 # What libraries raise for a damaged file.
-DAMAGED = (
-    pl.exceptions.PolarsError, pl.exceptions.PanicException,
-    OSError, EOFError, ValueError, NotImplementedError,
-)  # fmt: skip
+DAMAGED = (PanicException, PolarsError, OSError, EOFError, ValueError, NotImplementedError)
+
+
+@dataclass
+class Table:
+    """What files hold."""
+
+    rows: pl.DataFrame  # columns of texts, or of lists of texts
+    columns: list[str]  # all that the files have, with the keys of objects (`reward_model.ground_truth`)
+    nested: set[str] = field(default_factory=set)  # columns of JSON, which were objects or lists of these
+    skipped: int = 0  # lines that could not be read
+    repaired: Counter[str] = field(default_factory=Counter)  # how many texts, by what was odd or changed
 
 
 # ---- which files ----
@@ -79,14 +90,12 @@ def tables_of(paths: Iterable[Path]) -> list[Path]:
 
 
 def one_kind(where: str, path: Path, found: Collection[str | None]) -> AimoError:
-    """Return the error for a folder without files of one kind."""
     names = ", ".join(sorted(filter(None, found))) or "none"
     kinds = ", ".join(dict.fromkeys(KINDS.values()))
     return AimoError(f"{where}{path} must hold files of one kind ({kinds}); found {names}; name one file")
 
 
 def listed(columns: Iterable[str]) -> str:
-    """Return the names of the first columns, for an error of one line."""
     names = [" ".join(name.split())[:60] for name in columns]
     return ", ".join(names[:20]) + ", …" * (len(names) > 20) or "none"
 
@@ -95,15 +104,12 @@ def listed(columns: Iterable[str]) -> str:
 
 
 def read_all(path: str | Path, where: str) -> Table:
-    """Read all columns of a file, or of a folder of shards, and print what was repaired.
-
-    AimoError names the file (after `where`), the row and the remedy.
-    """
+    """Read all columns of a file, or of a folder of shards, as `read_tables`; print what was repaired."""
     path = Path(path)
     if not path.exists():
         raise AimoError(f"{where}{path} does not exist; correct the path")
     paths = tables_of(path.rglob("*")) if path.is_dir() else [path]
-    if path.is_dir() and len(kinds := {kind_of(file) for file in paths}) != 1:
+    if len(kinds := {kind_of(file) for file in paths}) != 1:
         raise one_kind(where, path, kinds)
     table = read_tables(paths, where)
     for what, count in table.repaired.items():
@@ -130,27 +136,23 @@ def read_tables(
 ) -> Table:
     """Read files as one table: all columns, or those `wanted` that are there, of `limit` rows or all.
 
-    A wanted column may be a key of an object (`reward_model.ground_truth`). A line that cannot be read is
-    counted where `skip` is set, else refused with a `hint`. AimoError names the file (after `where`), the
-    row and the remedy.
+    A wanted column may be a key of an object (`reward_model.ground_truth`). `skip` counts lines that cannot
+    be read; else one is refused with the `hint`. AimoError names the file (after `where`), row and remedy.
     """
-    tables = [read_one(path, where, wanted, limit, skip, hint) for path in (paths[:1] if limit else paths)]
+    keep = None if wanted is None else {*wanted, *(name.split(".")[0] for name in wanted)}
+    paths = paths[:1] if limit else paths
+    tables = [pick(File(path, f"{where}{path}", keep, limit, skip, hint).read(), wanted) for path in paths]
     first = tables[0]
-    for path, other in zip(paths[1:], tables[1:], strict=False):
+    for path, other in zip(paths[1:], tables[1:], strict=True):
         if wanted is not None and (odd := set(first.rows.columns) ^ set(other.rows.columns)):
             lacks, has = (path, paths[0]) if min(odd) in first.rows.columns else (paths[0], path)
             raise AimoError(f"{where}{lacks} has no column {min(odd)!r}, which {has} has; add it")
         for name in set(first.rows.columns) & set(other.rows.columns):
-            held = [
-                "objects" if name in table.nested
-                else "text" if table.rows[name].dtype == pl.String
-                else "lists"
-                for table in (first, other)
-            ]  # fmt: skip
-            if held[0] != held[1] and first.rows[name].count() and other.rows[name].count():
+            one, two = ("objects" if name in t.nested else WORDS[t.rows[name].dtype] for t in (first, other))
+            if one != two and first.rows[name].count() and other.rows[name].count():
                 raise AimoError(
-                    f"{where}{paths[0]} holds {held[0]} in {name!r} and {path} holds {held[1]}; write the "
-                    "column alike in both"
+                    f"{where}{paths[0]} holds {one} in {name!r} and {path} holds {two}; write the column "
+                    "alike in both"
                 )
     return stacked(tables)
 
@@ -158,19 +160,16 @@ def read_tables(
 def stacked(tables: Sequence[Table]) -> Table:
     """Return tables below each other; a text is a list of one where others are lists."""
     nested = set().union(*(table.nested for table in tables))
-    names = dict.fromkeys(name for table in tables for name in table.rows.columns)
-    kinds = {name: {t.rows[name].dtype for t in tables if name in t.rows.columns} for name in names}
+    lists = {c.name for table in tables for c in table.rows if c.dtype != pl.String}
     frames = []
     for table in tables:
-        frame = table.rows
-        for name in frame.columns:
-            is_text = frame[name].dtype == pl.String
-            if len(kinds[name]) == 2 and name in nested and not is_text:
-                frame = frame.with_columns(as_json(frame[name]))
-            elif len(kinds[name]) == 2 and name not in nested and is_text:
-                wrapped = pl.when(pl.col(name).is_not_null()).then(pl.concat_list(name))
-                frame = frame.with_columns(wrapped.alias(name))
-        frames.append(frame)
+        for column in table.rows:
+            if column.name in lists & nested and column.dtype != pl.String:
+                table.rows = table.rows.with_columns(as_json(column))
+            elif column.name in lists - nested and column.dtype == pl.String:
+                one = pl.when(pl.col(column.name).is_not_null()).then(pl.concat_list(column.name))
+                table.rows = table.rows.with_columns(one.alias(column.name))
+        frames.append(table.rows)
     return Table(
         pl.concat(frames, how="diagonal"),
         list(dict.fromkeys(name for table in tables for name in table.columns)),
@@ -183,186 +182,159 @@ def stacked(tables: Sequence[Table]) -> Table:
 # ---- one file, in chunks ----
 
 
-def read_one(
-    path: Path, where: str, wanted: Collection[str] | None, limit: int | None, skip: bool, hint: str
-) -> Table:
-    """Read one file, as `read_tables`."""
-    named = f"{where}{path}"
-    keep = None if wanted is None else {*wanted, *(name.split(".")[0] for name in wanted)}
-    damaged = AimoError(f"{named} cannot be read: it is cut off, damaged or of another kind; get it again")
-    skipped = 0
+@dataclass
+class File:
+    """One file that is read: which columns (None: all), how many rows (None: all), what to do at a fault."""
 
-    def refuse(line: int, what: str) -> None:
-        nonlocal skipped
-        if not skip:
-            raise AimoError(f"{named}, line {line}{what}{hint}")
-        skipped += 1
+    path: Path
+    named: str  # for errors
+    keep: Collection[str] | None
+    limit: int | None
+    skip: bool
+    hint: str
+    skipped: int = 0
 
-    try:
-        with unpacked(path) as stream:
-            head = stream.read(2048)
-        kind = kind_of(path)
-        encoding = next((name for bom, name in BOMS.items() if head.startswith(bom)), "utf-8")
-        if not head.decode(encoding, "replace").strip():
+    def refuse(self, line: int, what: str) -> None:
+        if not self.skip:
+            raise AimoError(f"{self.named}, line {line}{what}{self.hint}")
+        self.skipped += 1
+
+    def open(self) -> IO[bytes]:
+        """Open the file, through gzip or zstd where it begins so."""
+        with self.path.open("rb") as file:
+            head = file.read(4)
+        packing = "gzip" if head[:2] == b"\x1f\x8b" else "zstd" if head == b"\x28\xb5\x2f\xfd" else None
+        if packing is None:
+            return self.path.open("rb")
+        import pyarrow as pa  # not installed for a kernel's start
+
+        return pa.input_stream(str(self.path), compression=packing)  # type: ignore[no-any-return]
+
+    def read(self) -> Table:
+        named, kind = self.named, kind_of(self.path)
+        fault = AimoError(f"{named} cannot be read: it is cut off, damaged or of another kind; get it again")
+        try:
+            with self.open() as stream:
+                head = stream.read(2048)
+            encoding = next((name for bom, name in BOMS.items() if head.startswith(bom)), "utf-8")
+            if not head.decode(encoding, "replace").strip():
+                need = "a row for each problem, below the names of the columns"
+                raise AimoError(f"{named} is empty; it needs {need}")
+            if other := [what for sign, what in OTHERS.items() if head.lstrip().lower().startswith(sign)]:
+                raise AimoError(f"{named} is {other[0]}")
+            if head.startswith((b"PAR1", b"ARROW1", b"\xff\xff\xff\xff")):
+                return stacked(list(self.binary(head)))
+            if kind in (".parquet", ".arrow"):
+                raise fault
+            if encoding == "utf-8" and b"\0" in head:
+                what = "its encoding is UTF-16, or it is no text; save it in UTF-8"
+                raise AimoError(f"{named} is not text in UTF-8: {what}")
+            newline = "" if kind == ".csv" else "\n"
+            with io.TextIOWrapper(self.open(), encoding, newline=newline) as text:  # type: ignore[type-var]
+                table = stacked(list(self.separated(text) if kind == ".csv" else self.json(text, kind)))
+            table.skipped = self.skipped
+            return table
+        except UnicodeDecodeError:
+            with self.open() as stream:
+                lines = stream.read().split(b"\n")
+            wrong = (i for i, line in enumerate(lines, 1) if line.decode(errors="ignore").encode() != line)
             raise AimoError(
-                f"{named} is empty; it needs a row for each problem, below the names of the columns"
-            )
-        for start, what in OTHERS.items():
-            if head.lstrip().lower().startswith(start):
-                raise AimoError(f"{named} is {what}")
-        if head.startswith((b"PAR1", b"ARROW1", b"\xff\xff\xff\xff")):
-            return pick(stacked(list(binary(path, head, keep, limit))), wanted)
-        if kind in (".parquet", ".arrow"):
-            raise damaged
-        if encoding == "utf-8" and b"\0" in head:
-            what = "its encoding is UTF-16, or it is no text; save it in UTF-8"
-            raise AimoError(f"{named} is not text in UTF-8: {what}")
-        newline = "" if kind == ".csv" else "\n"
-        with io.TextIOWrapper(unpacked(path), encoding, newline=newline) as text:  # type: ignore[type-var]
-            if kind == ".csv":
-                tabs = Path(stem_of(path, packing=True)).suffix.lower() == ".tsv"
-                found = csv_tables(text, named, keep, limit, refuse, "\t" if tabs else None)
-            else:
-                found = json_tables(text, named, kind == ".jsonl", keep, limit, refuse)
-            table = stacked(list(found))
-    except UnicodeDecodeError:
-        with unpacked(path) as stream:
-            lines = stream.read().split(b"\n")
-        wrong = (i for i, line in enumerate(lines, 1) if line.decode(errors="ignore").encode() != line)
-        raise AimoError(
-            f"{named}, line {next(wrong, 1)} is not text in UTF-8: its encoding is another one (Latin-1, "
-            "GBK, …); save it in UTF-8, such as by `iconv -f GBK -t UTF-8`"
-        ) from None
-    except DAMAGED as e:
-        if isinstance(e, PermissionError | IsADirectoryError | FileNotFoundError):
-            raise AimoError(f"{named} cannot be read: {e.strerror}") from None
-        raise damaged from None
-    table.skipped = skipped
-    return pick(table, wanted)
+                f"{named}, line {next(wrong, 1)} is not text in UTF-8: its encoding is another one (Latin-1, "
+                "GBK, …); save it in UTF-8, such as by `iconv -f GBK -t UTF-8`"
+            ) from None
+        except DAMAGED as e:
+            if isinstance(e, PermissionError | IsADirectoryError | FileNotFoundError):
+                raise AimoError(f"{named} cannot be read: {e.strerror}") from None
+            raise fault from None
 
+    def binary(self, head: bytes) -> Iterator[Table]:
+        """Read Parquet, or Arrow as a file or a stream. pyarrow: polars panics on a damaged file."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
 
-def unpacked(path: Path) -> IO[bytes]:
-    """Open a file, through gzip or zstd where it begins so."""
-    with path.open("rb") as file:
-        head = file.read(4)
-    packing = "gzip" if head.startswith(b"\x1f\x8b") else "zstd" if head == b"\x28\xb5\x2f\xfd" else None
-    if packing is None:
-        return path.open("rb")
-    import pyarrow as pa  # not installed for a kernel's start
+        with self.open() as stream:
+            source = stream if stream.seekable() else io.BytesIO(stream.read())
+            is_parquet = head.startswith(b"PAR1")
+            open_arrow = pa.ipc.open_file if head.startswith(b"ARROW1") else pa.ipc.open_stream
+            held = pq.ParquetFile(source) if is_parquet else open_arrow(source)
+            schema = held.schema_arrow if is_parquet else held.schema
+            kept = [name for name in schema.names if self.keep is None or name in self.keep]
+            size = self.limit or CHUNK
+            whole = None if is_parquet else held.read_all().select(kept)
+            parts: Iterable[Any] = whole.to_batches(size) if whole else held.iter_batches(size, columns=kept)
+            empty = schema.empty_table().select(kept)  # its columns, where there are no rows
+            for part in islice(chain(parts, [empty]), 1 if self.limit else None):
+                part.validate(full=True)  # polars trusts what damaged files hold
+                table = from_frame(pl.DataFrame(pl.from_arrow(part)))
+                table.columns = schema.names
+                yield table
 
-    return pa.input_stream(str(path), compression=packing)  # type: ignore[no-any-return]
+    def separated(self, text: io.TextIOWrapper) -> Iterator[Table]:
+        csv.field_size_limit(sys.maxsize)
+        first = text.readline()
+        tabs = Path(stem_of(self.path, packing=True)).suffix.lower() == ".tsv"
+        delimiter = "\t" if tabs else next((sign for sign in ",;\t" if sign in first), ",")
+        reader = csv.reader(chain([first], text), delimiter=delimiter, strict=True)
+        try:
+            columns = [name.strip() for name in next(reader)]
+            kept = [name for name in columns if self.keep is None or name in self.keep]
+            if twice := [name for name in kept if columns.count(name) > 1]:
+                what = f"has the column {listed(twice[:1])!r} twice; rename or remove one of them"
+                raise AimoError(f"{self.named} {what}")
 
+            def complete() -> Iterator[list[str]]:
+                for row in reader:
+                    if len(row) == len(columns):
+                        yield row
+                    elif row:
+                        what = f"{len(row)} values for {len(columns)} columns"
+                        self.refuse(reader.line_num, f': {what}; put a text with commas between "')
 
-def binary(path: Path, head: bytes, keep: Collection[str] | None, limit: int | None) -> Iterator[Table]:
-    """Read Parquet, or Arrow as a file or a stream, in chunks; polars panics on a damaged file."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    with unpacked(path) as stream:
-        source = stream if stream.seekable() else io.BytesIO(stream.read())
-        if head.startswith(b"PAR1"):
-            held = pq.ParquetFile(source)
-            schema = held.schema_arrow
-        else:
-            held = (pa.ipc.open_file if head.startswith(b"ARROW1") else pa.ipc.open_stream)(source)
-            schema = held.schema
-        kept = [name for name in schema.names if keep is None or name in keep]
-        if head.startswith(b"PAR1"):
-            parts: Iterable[Any] = held.iter_batches(limit or CHUNK, columns=kept)
-        else:
-            parts = held.read_all().select(kept).to_batches(limit or CHUNK)
-        empty = schema.empty_table().select(kept)  # its columns, where there are no rows
-        for part in islice(chain(parts, [empty]), 1 if limit else None):
-            part.validate(full=True)  # polars trusts what damaged files hold
-            table = from_frame(pl.DataFrame(pl.from_arrow(part)))
-            table.columns = schema.names
-            yield table
-
-
-def csv_tables(
-    text: io.TextIOWrapper,
-    named: str,
-    keep: Collection[str] | None,
-    limit: int | None,
-    refuse: Callable[[int, str], None],
-    delimiter: str | None,
-) -> Iterator[Table]:
-    """Read comma-separated values, or those separated by semicolons or tabs, in chunks."""
-    csv.field_size_limit(sys.maxsize)
-    first = text.readline()
-    delimiter = delimiter or next((sign for sign in ",;\t" if sign in first), ",")
-    reader = csv.reader(chain([first], text), delimiter=delimiter, strict=True)
-    try:
-        columns = [name.strip() for name in next(reader)]
-        kept = [name for name in columns if keep is None or name in keep]
-        if twice := [name for name in kept if columns.count(name) > 1]:
+            for rows in self.chunks(complete()):
+                cells = {name: [row[columns.index(name)] for row in rows] for name in kept}
+                yield cleaned(Table(pl.DataFrame(cells, dict.fromkeys(kept, pl.String)), columns))
+        except csv.Error:
             raise AimoError(
-                f"{named} has the column {listed(twice[:1])!r} twice; rename or remove one of them"
-            )
+                f"{self.named}: a quote is missing or misplaced in the row up to line {reader.line_num}; "
+                'put a text with commas or line breaks between ", and write a " inside it twice'
+            ) from None
+
+    def json(self, text: io.TextIOWrapper, kind: str | None) -> Iterator[Table]:
+        def objects(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+            for number, line in enumerate(lines, 1):
+                row = parsed(line)
+                if isinstance(row, dict):
+                    yield row
+                elif line.strip():
+                    alone = row is None and re.search(r'(?<!\\)(?:\\\\)*\\(?!["\\/bfnrtu])', line)
+                    remedy = "write each backslash of LaTeX twice" if alone else "correct or remove it"
+                    self.refuse(number, f" is not a JSON object; {remedy}")
+
+        start = list(islice(text, 1))
+        while not start[-1].strip():
+            start.append(next(text))
+        if kind == ".jsonl" and isinstance(parsed(start[-1]), dict):
+            rows = objects(chain(start, text))
+        else:
+            body = "".join(start) + text.read()
+            whole = rows_in(parsed(body), self.named)
+            rows = objects(io.StringIO(body, newline="\n")) if whole is None else iter(whole)
+        names: dict[str, None] = {}
+        for part in self.chunks(rows):
+            for row in part:
+                names |= dict.fromkeys(row)
+            table, keep = Table(pl.DataFrame(), list(names)), self.keep
+            kept = (name for name in names if keep is None or name in keep)
+            table.rows = pl.DataFrame([series(name, [row.get(name) for row in part], table) for name in kept])
+            yield cleaned(table)
+
+    def chunks(self, rows: Iterator[T]) -> Iterator[list[T]]:
+        """Yield `limit` rows, or all in chunks of at most CHUNK; at least one chunk, which may be empty."""
         while True:
-            rows: list[list[str]] = []
-            for row in reader:
-                if len(row) == len(columns):
-                    rows.append(row)
-                elif row:
-                    what = f"{len(row)} values for {len(columns)} columns"
-                    refuse(reader.line_num, f': {what}; put a text with commas between "')
-                if len(rows) == (limit or CHUNK):
-                    break
-            cells = {name: [row[columns.index(name)] for row in rows] for name in kept}
-            yield cleaned(Table(pl.DataFrame(cells, dict.fromkeys(kept, pl.String)), columns))
-            if limit or len(rows) < CHUNK:
+            part = list(islice(rows, self.limit or CHUNK))
+            yield part
+            if self.limit or len(part) < CHUNK:
                 return
-    except csv.Error:
-        raise AimoError(
-            f"{named}: a quote is missing or misplaced in the row up to line {reader.line_num}; "
-            'put a text with commas or line breaks between ", and write a " inside it twice'
-        ) from None
-
-
-def json_tables(
-    text: io.TextIOWrapper,
-    named: str,
-    lines: bool,
-    keep: Collection[str] | None,
-    limit: int | None,
-    refuse: Callable[[int, str], None],
-) -> Iterator[Table]:
-    """Read JSON lines, or one JSON value that holds the rows, in chunks."""
-
-    def objects(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            if isinstance(row := parsed(line), dict):
-                yield row
-                continue
-            alone = re.search(r'(?<!\\)(?:\\\\)*\\(?!["\\/bfnrtu])', line)
-            is_latex = row is None and alone
-            remedy = "write each backslash of LaTeX twice" if is_latex else "correct or remove it"
-            refuse(number, f" is not a JSON object; {remedy}")
-
-    start = []
-    for line in text:
-        start.append(line)
-        if line.strip():
-            break
-    if lines and isinstance(parsed(start[-1]), dict):
-        rows = objects(chain(start, text))
-    else:
-        body = "".join(start) + text.read()
-        whole = rows_in(parsed(body), named)
-        rows = objects(io.StringIO(body, newline="\n")) if whole is None else iter(whole)
-    names: dict[str, None] = {}
-    while True:
-        part = list(islice(rows, limit or CHUNK))
-        for row in part:
-            names |= dict.fromkeys(row)
-        table, kept = Table(pl.DataFrame(), list(names)), (n for n in names if keep is None or n in keep)
-        table.rows = pl.DataFrame([series(name, [row.get(name) for row in part], table) for name in kept])
-        yield cleaned(table)
-        if limit or len(part) < CHUNK:
-            return
 
 
 def rows_in(value: Any, named: str) -> list[dict[str, Any]] | None:
@@ -391,3 +363,147 @@ def rows_in(value: Any, named: str) -> list[dict[str, Any]] | None:
         if not isinstance(row, dict):
             raise AimoError(f"{named}, row {number} is not a JSON object; correct or remove it")
     return value
+
+
+# ---- cells ----
+
+# What pandas and others write for a missing value.
+MISSING = ["", "NaN", "nan", "-nan", "<NA>", "#N/A", "N/A", "n/a", "None", "NULL", "null"]
+ESCAPES = {"\x07": "a", "\b": "b", "\t": "t", "\n": "n", "\v": "v", "\f": "f", "\r": "r"}
+# What follows the first letter of commands that no word begins with; \a, \b, \v and \f stand in no text.
+EATEN = re.compile(
+    "[\x07\b\v\f](?=[A-Za-z]{2})"
+    "|\t(?=(?:imes|heta|ext(?:bf|it|rm)?|frac|riangle|ilde|herefore|binom)(?![a-z]))"
+    "|\t(?=(?:an|o|au) ?[\\\\({^_])"
+    "|\n(?=(?:eq|abla|otin)(?![a-z.]))"
+    "|\r(?=(?:ight|ightarrow|ho|angle|floor|ceil)(?![a-z]))"
+)
+CONTROL = "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]"
+SUSPECT = f"{CONTROL}|\t[a-z]|\n(?:eq|abla|otin)|\r[a-z]"
+
+
+def parsed(text: str) -> Any:
+    """Return a JSON value; None for no JSON."""
+    try:
+        return json.loads(text)
+    except (json.JSONDecodeError, RecursionError):
+        return None
+    except ValueError:  # an integer of more digits than Python converts
+        return json.loads(text, parse_int=str)
+
+
+def to_text(value: Any) -> str | None:
+    if isinstance(value, str):
+        return value
+    if value is None or value != value:  # NaN
+        return None
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def series(name: str, values: list[Any], table: Table) -> pl.Series:
+    """Return Python values as texts, as lists of texts, or as JSON where some are nested deeper.
+
+    Notes in `table` whether they are nested, and how many were repaired.
+    """
+    kinds = set(map(type, values))
+    entries = (entry for value in values if isinstance(value, list) for entry in value)
+    deep = dict in kinds or (list in kinds and any(isinstance(entry, list | dict) for entry in entries))
+    if deep:
+        table.nested.add(name)
+    kind = pl.List(pl.String) if list in kinds and not deep else pl.String
+    if kind != pl.String:
+        wrapped = [v if isinstance(v, list) or v is None else [v] for v in values]
+        cells: list[Any] = [None if v is None else [to_text(entry) for entry in v] for v in wrapped]
+    else:
+        cells = values if kinds <= {str, type(None)} else [to_text(value) for value in values]
+    try:
+        return pl.Series(name, cells, dtype=kind)
+    except UnicodeEncodeError:  # halves of surrogate pairs
+        text = json.dumps(cells, ensure_ascii=False).encode("utf-16", "surrogatepass")
+        whole = json.loads(text.decode("utf-16", "replace"))
+        changed = sum(a != b for a, b in zip(cells, whole, strict=True))
+        table.repaired["half of a surrogate pair, replaced"] += changed
+        return pl.Series(name, whole, dtype=kind)
+
+
+def as_json(column: pl.Series) -> pl.Series:
+    """Return a column's values as JSON; polars' encoder knows neither bytes nor durations."""
+    parts = (column[start : start + CHUNK].to_list() for start in range(0, max(1, len(column)), CHUNK))
+    return pl.concat([pl.Series(column.name, list(map(to_text, part)), dtype=pl.String) for part in parts])
+
+
+def from_frame(frame: pl.DataFrame, wanted: Collection[str] | None = None) -> Table:
+    """Return all or the wanted columns of a table of any types, as texts."""
+    table, columns = Table(frame, frame.columns), []
+    for column in frame:
+        kind = column.dtype
+        inner = kind.inner if isinstance(kind, pl.List | pl.Array) else kind
+        if inner.is_float():
+            column = column.list.eval(pl.element().fill_nan(None)) if inner != kind else column.fill_nan(None)
+        if inner.is_nested() or inner in (pl.Binary, pl.Object, pl.Duration):
+            if kind not in (pl.Binary, pl.Duration):
+                table.nested.add(column.name)
+            columns.append(as_json(column))
+        else:
+            columns.append(column.cast(pl.String if inner == kind else pl.List(pl.String)))
+    table.rows = pl.DataFrame(columns)
+    return pick(cleaned(table), wanted)
+
+
+def cleaned(table: Table) -> Table:
+    """Return a table with null for what stands for a missing value, and the backslashes of LaTeX put back.
+
+    JSON and Python take the backslash and the first letter of \\frac for a control character.
+    """
+
+    def restored(text: str) -> str:
+        for _ in range(2):  # the second time beside what the first put back, as in \to \theta
+            text = EATEN.sub(lambda found: "\\" + ESCAPES[found[0]], text)
+        return text
+
+    text = pl.col(pl.String)
+    table.rows = table.rows.with_columns(pl.when(~text.is_in(MISSING)).then(text))
+    for column in table.rows:
+        if column.dtype == pl.String:
+            odd = column.str.contains(SUSPECT)
+        else:
+            odd = column.list.eval(pl.element().str.contains(SUSPECT)).list.any()
+        places = odd.fill_null(False).arg_true()
+        old = column.gather(places).to_list()
+        new = [
+            [e and restored(e) for e in cell] if isinstance(cell, list) else restored(cell) for cell in old
+        ]
+        changed = sum(a != b for a, b in zip(old, new, strict=True))
+        left = sum(bool(re.search(CONTROL, "".join(filter(None, cell or "")))) for cell in new)
+        table.repaired += Counter(
+            {"control characters in place of a backslash (\\f of \\frac), repaired": changed,
+             "control characters, left as they are": left}
+        )  # fmt: skip
+        if changed:
+            table.rows = table.rows.with_columns(column.scatter(places, pl.Series(new, dtype=column.dtype)))
+    return table
+
+
+def pick(table: Table, wanted: Collection[str] | None) -> Table:
+    """Return the wanted columns, keys of objects among them, and name the keys that objects have."""
+    keys = []
+    for column in table.rows:
+        first = column.drop_nulls().head(1).to_list() if column.dtype == pl.String else []
+        value = parsed(first[0]) if first and first[0].startswith("{") else None
+        keys += [f"{column.name}.{key}" for key in (value if isinstance(value, dict) else {})]
+    if wanted is not None:
+        for name in wanted:
+            top, *parts = name.split(".")
+            if parts and name not in table.rows.columns and top in table.rows.columns:
+                place = "".join(f"[{part}]" if part.isdigit() else f"['{part}']" for part in parts)
+                inner = pl.col(top).str.json_path_match(f"${place}").alias(name)
+                if table.rows[top].dtype == pl.String and (found := table.rows.select(inner))[name].count():
+                    fresh = cleaned(Table(found, [name]))
+                    table.rows = table.rows.with_columns(fresh.rows)
+                    table.repaired += fresh.repaired
+                    table.columns.append(name)
+        table.rows = table.rows.select([name for name in dict.fromkeys(wanted) if name in table.rows.columns])
+    table.columns = list(dict.fromkeys([*table.columns, *keys]))
+    return table

@@ -11,7 +11,7 @@ from enum import StrEnum
 
 from aimo.inference import answers, chat_format, prompts, voting
 from aimo.inference.sampling import MIN_TOKENS, Completion, Sampler, sample_seed
-from aimo.inference.sessions import Programs
+from aimo.inference.sandbox import Programs
 
 FORCED_ANSWER_TOKENS = 24
 CHECK_EVERY = 64  # characters between two checks whether a sample is over

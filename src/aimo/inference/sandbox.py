@@ -1,12 +1,11 @@
-"""Run a model's Python in confined processes: scripts for the code rewards, sessions for the solver.
+"""Run a model's Python in confined processes: scripts for rewards, sessions for the programs of samples.
 
-A fork server imports numpy and sympy once and forks a process for each script or session, in milliseconds
-(`sandbox_worker`). Before it reads any code, that process drops its rights: rlimits bound its memory and
-files, Landlock leaves it a scratch folder and the installed libraries, seccomp no sockets, no processes and
-no signals, and root turns into a user that owns nothing. The caller enforces the time limit by killing it.
-`enforced` tests each limit; where one is missing, nothing runs unless AIMO_SANDBOX=open (docs/sandbox.md).
-
-It runs on Linux. Nothing bounds the total size of a scratch folder.
+A fork server (`sandbox_worker`) imports numpy and sympy once and forks a process for each script or session
+in milliseconds. That process drops its rights before it reads any code: rlimits bound its memory and files,
+Landlock leaves it a scratch folder and the installed libraries, seccomp takes sockets, processes and signals,
+and root turns into a user that owns nothing. The caller enforces the time limit by killing the process.
+`enforced` tries to exceed each limit; where one is missing, nothing runs unless AIMO_SANDBOX=open
+(docs/sandbox.md). Linux only. Nothing bounds the total size of a scratch folder.
 """
 
 import atexit
@@ -14,6 +13,7 @@ import functools
 import json
 import math
 import os
+import queue
 import secrets
 import select
 import signal
@@ -28,26 +28,29 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Self
 
-from aimo.inference.errors import SandboxError, say
+from aimo.inference.errors import SandboxError, one_line, say
 from aimo.inference.sandbox_worker import ERROR_CHARS, TOKEN, delete
 
-GRACE_S = 0.5  # seconds in which an interrupted program must end; its process is killed after that
-MAX_OUTPUT = 16 << 20  # bytes of output at which a call is stopped, as reading them costs the caller too
+GRACE_S = 0.5  # seconds that an interrupted program has to end before its process is killed
+MAX_OUTPUT = 16 << 20  # bytes of output at which a call is stopped: reading them costs the caller too
+READY = 16  # sessions kept ready: as many as samples run at a time by default
+SHOWN_CHARS = 4000  # of a program's output that the model reads
+OPEN = "AIMO_SANDBOX"  # the variable that lets programs run where a limit is missing: `open`, or `strict`
+SECCOMP, LANDLOCK = "install libseccomp2", "use Linux 5.13 or later with Landlock"
+RLIMITS = "use a container that allows setrlimit"
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What code may use. It may start threads."""
+    """What code may use; it may start threads."""
 
-    seconds: float = 5
-    """Wall time of a call, so whether slow code passes depends on what else the machine does."""
+    seconds: float = 5  # wall time of a call: whether slow code passes depends on what else the machine does
     memory_mb: int = 1024  # address space beyond the idle interpreter's
     file_mb: int = 64  # size of one file
-    output_chars: int = 20_000  # the middle of longer output is replaced by a note of its length
-    programs: bool = False
-    """Whether it may start installed programs, such as compilers, under the same limits."""
+    output_chars: int = 20_000  # a note replaces the middle of longer output
+    programs: bool = False  # whether it may start installed programs, such as compilers, under these limits
 
 
 @dataclass(frozen=True)
@@ -55,9 +58,9 @@ class Result:
     """What a call did."""
 
     stdout: str  # a session's includes standard error and the value of a trailing expression
-    error: str = ""  # the traceback's last lines, or why the code was stopped; empty when it ran to its end
+    error: str = ""  # the traceback's last lines, or why the code was stopped
     timed_out: bool = False
-    restarted: bool = False  # the session's variables are lost: its next call starts with none
+    restarted: bool = False  # the session has lost its variables
 
     @property
     def ok(self) -> bool:
@@ -68,10 +71,10 @@ class Result:
 DEFAULT = Limits()
 
 
-def run(
+def run_script(
     code: str, stdin: str = "", limits: Limits = DEFAULT, files: Mapping[str, str | bytes] | None = None
 ) -> Result:
-    """Run a script like `python -c CODE`, in a process of its own, in a folder with `files` by name.
+    """Run a script like `python -c CODE` in its own process, in a folder with `files` by name.
 
     Standard error is dropped. Here and in sessions, `random` and `numpy.random` start seeded with 0.
     SandboxError where the machine cannot confine it.
@@ -83,27 +86,35 @@ def run(
 def _run(code: str, stdin: str, limits: Limits, files: Mapping[str, str | bytes]) -> Result:
     process = _Process(limits, stdin)
     try:
-        process.write(files)
+        for name, content in files.items():
+            path = Path(process.scratch, name)
+            if ".." in path.parts or not path.is_relative_to(process.scratch):
+                raise SandboxError(f"sandbox: a file is named {name!r}; it leaves its folder")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content.encode(errors="replace") if isinstance(content, str) else content)
+            path.chmod(0o644)  # the process may be another user's
+            for folder in path.relative_to(process.scratch).parents[:-1]:
+                Path(process.scratch, folder).chmod(0o755)
         return process.call(code)
     finally:
         process.end()
 
 
-def run_many(
+def run_scripts(
     scripts: Iterable[tuple[str, str]], limits: Limits = DEFAULT, workers: int | None = None
 ) -> list[Result]:
-    """The n results of n scripts (code, stdin), in order; `workers` run at a time (None: one a core)."""
+    """Return the results of scripts (code, stdin), in order; `workers` run at a time (None: one a core)."""
     with ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool:
-        return list(pool.map(lambda script: run(script[0], script[1], limits), scripts))
+        return list(pool.map(lambda script: run_script(script[0], script[1], limits), scripts))
 
 
 class Session:
-    """Runs one piece of code after another, as a notebook does: variables are kept, a last value is shown.
+    """Runs one piece of code after another, as a notebook does: variables stay, a last value is shown.
 
-    Any number may run side by side, each in a thread of its caller's (`asyncio.to_thread`). A timeout
-    and too much output interrupt the program and keep the variables. After a program that cannot be
-    interrupted, a crash, or threads that outlive their call, a session continues without variables, in a new
-    process that is started in the background.
+    Any number may run side by side, each in its caller's thread (`asyncio.to_thread`). A timeout and too much
+    output interrupt the program and keep the variables. After a program that cannot be interrupted, a crash,
+    or threads that outlive their call, the session continues without variables in a new process, which starts
+    in the background.
     """
 
     def __init__(self, limits: Limits = DEFAULT):
@@ -112,7 +123,7 @@ class Session:
         self._process = _Process(limits)
         self._replacing: Future[None] | None = None
 
-    def __enter__(self) -> "Session":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -134,19 +145,13 @@ class Session:
                 self._process = _Process(self._limits)
 
     def close(self) -> None:
-        """End the process and delete its folder; from another thread, it also ends a running call."""
+        """End the process and delete its folder; from another thread, also end a running call."""
         with self._lock:
             self._closed = True
             self._process.end()
 
 
-# What makes a machine enforce each limit.
-REMEDIES = {
-    **dict.fromkeys(("no network", "no processes", "no signals"), "install libseccomp2"),
-    **dict.fromkeys(("no reading outside", "no writing outside"), "use Linux 5.13 or later with Landlock"),
-    **dict.fromkeys(("file size", "memory"), "use a container that allows setrlimit"),
-}
-OPEN = "AIMO_SANDBOX"  # the variable that lets programs run where a limit is missing: `open`, or `strict`
+# ---- what the machine enforces ----
 
 
 def enforced() -> dict[str, bool]:
@@ -172,8 +177,13 @@ def enforced() -> dict[str, bool]:
 
 
 def remedy(lacking: Iterable[str]) -> str:
-    """Return what makes a machine enforce the limits that it lacks, or lets programs run without."""
-    ways = "; ".join(dict.fromkeys(REMEDIES[what] for what in lacking))
+    """Return how to make a machine enforce the limits that it lacks, or to run programs without them."""
+    remedies = {
+        **dict.fromkeys(("no network", "no processes", "no signals"), SECCOMP),
+        **dict.fromkeys(("no reading outside", "no writing outside"), LANDLOCK),
+        **dict.fromkeys(("file size", "memory"), RLIMITS),
+    }
+    ways = "; ".join(dict.fromkeys(remedies[what] for what in lacking))
     return f"{ways}; or set {OPEN}=open to run programs of a model without"
 
 
@@ -181,7 +191,7 @@ def remedy(lacking: Iterable[str]) -> str:
 def check_limits() -> tuple[str, ...]:
     """Return the limits that this machine does not enforce and the user accepts to go without.
 
-    AIMO_SANDBOX=open accepts any, AIMO_SANDBOX=strict none. A Kaggle notebook is a container of its own, so
+    AIMO_SANDBOX=open accepts any, AIMO_SANDBOX=strict none. A Kaggle notebook is itself a container, so
     there all but the network's may be missing unless the variable says `strict`. SandboxError else.
     """
     lacking = tuple(what for what, holds in enforced().items() if not holds)
@@ -197,21 +207,109 @@ def check_limits() -> tuple[str, ...]:
     return lacking
 
 
-# ---- the caller's side ----
+@functools.cache
+def has_sandbox() -> bool:
+    """Return whether programs of samples can run here; print once what the sandbox enforces."""
+    try:
+        lacking = check_limits()
+    except Exception as e:
+        note_fault(one_line(e))
+        return False
+    if not lacking:
+        say("Sandbox: every limit is enforced.")
+    return True
+
+
+@functools.cache
+def note_fault(fault: str) -> None:
+    """Print what is wrong with the sandbox, each fault once."""
+    say(f"{fault}; samples go on without tools")
+
+
+# ---- the programs of samples ----
+
+
+class Pool:
+    """Sessions that are ready before a sample asks for one; they start and end in the background."""
+
+    def __init__(self, limits: Limits):
+        self.limits = limits
+        self.ready: queue.SimpleQueue[Session] = queue.SimpleQueue()
+        self.background = ThreadPoolExecutor(4)
+
+    def add(self) -> None:
+        self.ready.put(Session(self.limits))
+
+    def take(self) -> Session:
+        """Return a session without variables. AimoError when no process can be confined."""
+        try:
+            session = self.ready.get_nowait()
+        except queue.Empty:
+            session = Session(self.limits)
+        self.background.submit(self.add)
+        return session
+
+
+@functools.cache
+def pool(seconds: float) -> Pool:
+    """Return the pool of the sessions whose programs may take so many seconds."""
+    return Pool(Limits(seconds=seconds, output_chars=SHOWN_CHARS))
+
+
+def warm(seconds: float) -> None:
+    """Start sessions for the first question; return at once, and do nothing without a sandbox."""
+    if has_sandbox():
+        sessions = pool(seconds)
+        for _ in range(READY - sessions.ready.qsize()):
+            sessions.background.submit(sessions.add)
+
+
+class Output(NamedTuple):
+    """What a sample's program did."""
+
+    shown: str  # what it printed, followed by its error if it raised one
+    ok: bool  # whether it ran to its end
+
+
+class Programs:
+    """The programs of one sample, which may take `seconds` each; variables stay from one to the next.
+
+    A sandbox that fails, even without memory or file descriptors, becomes the program's output: it costs the
+    turn and not the sample.
+    """
+
+    def __init__(self, seconds: float):
+        self.seconds = seconds
+        self.session: Session | None = None
+
+    def run(self, code: str) -> Output:
+        try:
+            self.session = self.session or pool(self.seconds).take()
+            result = self.session.run(code)
+        except Exception as e:
+            note_fault(one_line(e))
+            return Output(f"{one_line(e)}; continue without programs", ok=False)
+        return Output((result.stdout + result.error).strip(), result.ok)
+
+    def close(self) -> None:
+        """End the session, and a program that runs; return at once."""
+        if self.session:
+            pool(self.seconds).background.submit(self.session.close)
+
+
+# ---- the caller's side of the processes ----
 
 
 class _ForkServer:
-    """The process that forks the confined ones. It ends when this process does, and they with it."""
+    """The process that forks the confined ones. It ends with this process, and they end with it."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.process: subprocess.Popen[bytes] | None = None
         self.requests = 0
-        self.background = ThreadPoolExecutor(4)
-        """Starts processes that no call waits for yet."""
+        self.background = ThreadPoolExecutor(4)  # replaces processes of sessions
 
     def start(self) -> None:
-        """Start the process. SandboxError on systems other than Linux."""
         if sys.platform != "linux":
             raise SandboxError(f"sandbox: needs Linux, not {sys.platform}; use a container")
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -222,7 +320,7 @@ class _ForkServer:
             f"import sys; sys.path.insert(0, {package!r}); "
             f"from aimo.inference.sandbox_worker import serve_forks; serve_forks({self.root!r})"
         )
-        # The whole environment, for the caller's may hold tokens.
+        # The whole environment: the caller's may hold tokens.
         env = {"PATH": os.defpath, "LANG": "C.UTF-8", "PYTHONHASHSEED": "0", "MPLBACKEND": "Agg"}
         env |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONINTMAXSTRDIGITS": "0"}
         with theirs:
@@ -263,12 +361,11 @@ class _ForkServer:
         """End the process, and with it all that it forked, and delete its folder."""
         if self.process:
             with suppress(OSError):
-                # This ends it even where a fork of this process holds the socket too.
-                self.control.shutdown(socket.SHUT_RDWR)
+                self.control.shutdown(socket.SHUT_RDWR)  # a fork of this process may hold the socket too
             self.control.close()
             self.process.wait()
             self.process = None
-            delete(self.root)  # which it has done, unless it was killed
+            delete(self.root)  # unless it was killed, it has done so
 
 
 _server = _ForkServer()
@@ -304,24 +401,12 @@ class _Process:
             raise SandboxError(f"sandbox: a process could not be started: {e}") from None
         self.pid, self.scratch = reply["pid"], reply["scratch"]
 
-    def write(self, files: Mapping[str, str | bytes]) -> None:
-        """Write files into the process's folder, before it has run any code."""
-        for name, content in files.items():
-            path = Path(self.scratch, name)
-            if ".." in path.parts or not path.is_relative_to(self.scratch):
-                raise SandboxError(f"sandbox: a file is named {name!r}; it leaves its folder")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content.encode(errors="replace") if isinstance(content, str) else content)
-            path.chmod(0o644)  # the process may be another user's
-            for folder in path.relative_to(self.scratch).parents[:-1]:
-                Path(self.scratch, folder).chmod(0o755)
-
     def call(self, code: str) -> Result:
         """Run code, and wait for its end or its limits."""
         with self.calling:
             if self.killed:
                 return Result("", "the session is closed", restarted=True)
-            while _read(self.channel.fileno()):
+            while self.read():
                 pass  # what was written between the calls
             self.signal(signal.SIGCONT)
             token, output, late = secrets.token_bytes(TOKEN), bytearray(), bytearray()
@@ -337,33 +422,23 @@ class _Process:
                     stopped, reason = "", f"{stopped}; the session's variables are kept"
             text, _, error = (part.decode(errors="replace") for part in (output + late).partition(token))
             error = reason or error.removesuffix(token.decode(errors="replace"))
-            if stopped == "ended":
+            if stopped == "ended":  # of itself, or killed
                 self.kill()
-                stopped = self.how_it_ended(error)
+                ran = self.script and not self.status
+                stopped = "" if ran else error if self.script and error else f"exit code {self.status}"
+                if self.status < 0:
+                    stopped = f"killed by signal {-self.status} ({signal.strsignal(-self.status)})"
             elif not stopped:
-                stopped = self.why_stop(error)
+                stopped = self.why_unfit(error)
         restarted = bool(stopped) and not self.script
         error = stopped or error[-ERROR_CHARS:]
         if restarted:
             error += "; the session's variables are lost"
-        return Result(_cut(text, self.limits.output_chars), error, timed_out, restarted)
-
-    def why_stop(self, error: str) -> str:
-        """Return why a session cannot go on after a program; empty when it can, and now waits stopped."""
-        if error == "MemoryError" or error.rpartition("\n")[2].startswith("SystemError"):
-            return error  # no memory is left for a traceback, or the interpreter itself is broken
-        if left := self.what_still_runs():
-            return f"{left} still ran when the code ended, and were stopped"
-        self.signal(signal.SIGSTOP)  # timers and handlers of the program do not run between calls
-        return ""
-
-    def how_it_ended(self, error: str) -> str:
-        """Return the error, exit code or signal of an ended process; empty when a script ended well."""
-        if self.status < 0:
-            return f"killed by signal {-self.status} ({signal.strsignal(-self.status)})"
-        if self.script and not self.status:
-            return ""
-        return error if self.script and error else f"exit code {self.status}"
+        limit = self.limits.output_chars
+        if (left_out := len(text) - limit) > 0:
+            end = text[limit // 2 + left_out :]
+            text = f"{text[: limit // 2]}\n[… {left_out:,} characters left out …]\n{end}"
+        return Result(text, error, timed_out, restarted)
 
     def collect(self, output: bytearray, token: bytes, seconds: float) -> str:
         """Collect a call's output for at most `seconds`; empty once its program has ended, else why not."""
@@ -373,7 +448,7 @@ class _Process:
         while (left := deadline - time.monotonic()) > 0:
             if not poll.poll(math.ceil(left * 1000)):
                 break
-            if not (data := _read(self.channel.fileno())):
+            if not (data := self.read()):
                 return "ended"
             output += data
             if not self.script and output.endswith(token) and output.count(token) > 1:
@@ -382,15 +457,28 @@ class _Process:
                 return f"stopped after {MAX_OUTPUT >> 20} MB of output"
         return f"timed out after {self.limits.seconds:g} s"
 
-    def what_still_runs(self) -> str:
-        """Return what goes on: threads, processes or nothing. A joined thread may take a moment to end."""
-        tasks = Path(f"/proc/{self.pid}/task")
-        for _ in range(40):
+    def read(self) -> bytes:
+        """Return the bytes that wait in the channel; empty at its end, or where there are none yet."""
+        try:
+            return os.read(self.channel.fileno(), 1 << 16)
+        except (BlockingIOError, ConnectionResetError):
+            return b""
+
+    def why_unfit(self, error: str) -> str:
+        """Return why a session cannot go on after a program; empty when it can, and now waits stopped."""
+        if error == "MemoryError" or error.rpartition("\n")[2].startswith("SystemError"):
+            return error  # no memory is left for a traceback, or the interpreter itself is broken
+        tasks, left = Path(f"/proc/{self.pid}/task"), "threads"
+        for _ in range(40):  # a joined thread may take a moment to end
             with suppress(OSError):
                 if len(os.listdir(tasks)) < 2:
-                    return "processes" if Path(tasks, str(self.pid), "children").read_text() else ""
+                    left = "processes" if Path(tasks, str(self.pid), "children").read_text() else ""
+                    break
             time.sleep(0.005)
-        return "threads"
+        if left:
+            return f"{left} still ran when the code ended, and were stopped"
+        self.signal(signal.SIGSTOP)  # timers and handlers of the program do not run between calls
+        return ""
 
     def signal(self, number: int) -> None:
         """Send a signal to a session's process. One that has ended is not reaped before `kill`."""
@@ -399,7 +487,6 @@ class _Process:
                 os.kill(self.pid, number)
 
     def kill(self) -> None:
-        """Kill the process, once."""
         with self.killing:
             if not self.killed:
                 self.status, self.killed = _server.ask({"stop": self.scratch})["status"], True
@@ -413,18 +500,3 @@ class _Process:
                 if self.channel.fileno() >= 0:
                     self.channel.close()
                     delete(self.scratch)
-
-
-def _read(fd: int) -> bytes:
-    """Return available bytes; empty at the end of the file, or where there are none yet."""
-    try:
-        return os.read(fd, 1 << 16)
-    except (BlockingIOError, ConnectionResetError):
-        return b""
-
-
-def _cut(text: str, limit: int) -> str:
-    """Return at most `limit` characters of a text, and a note in the place of the others."""
-    if (left_out := len(text) - limit) <= 0:
-        return text
-    return f"{text[: limit // 2]}\n[… {left_out:,} characters left out …]\n{text[limit // 2 + left_out :]}"

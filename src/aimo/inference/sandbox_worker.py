@@ -1,9 +1,7 @@
-"""The sandbox's own processes: a fork server, and the confined processes that it forks to run code.
+"""The sandbox's processes: a fork server, and the confined processes that it forks to run code.
 
-`aimo.inference.sandbox` starts the server as a subprocess and sends it requests; nothing else imports what
-serves them. Before it reads code, a process drops its rights: rlimits bound its memory and file sizes,
-Landlock its files, seccomp its system calls, and root becomes another user. Each is left out where the kernel
-or a container does not allow it.
+`aimo.inference.sandbox` starts the server as a subprocess and sends it requests. Before a process reads code,
+`confine` drops its rights, each where the kernel and the container allow it.
 """
 
 import ast
@@ -53,7 +51,7 @@ def serve_forks(root: str) -> None:
     import sympy  # noqa: F401
 
     with suppress(ImportError):
-        import networkx  # noqa: F401 (takes a second, as the others do)
+        import networkx  # noqa: F401
 
     numpy.random.seed(0)
     sys.path.pop(0)
@@ -71,7 +69,10 @@ def serve_forks(root: str) -> None:
             try:
                 if "stop" in request:
                     reply = {"status": stop(children.pop(scratch, 0))}
-                    end_strays(set(children.values()))
+                    with suppress(OSError):  # what left its group, which only a kernel without seccomp allows
+                        ours = Path("/proc/thread-self/children").read_text().split()
+                        for stray in set(map(int, ours)) - set(children.values()):
+                            stop(stray)
                 elif scratch in children:
                     os.kill(children[scratch], signal.SIGINT)
                 elif len(fds) == 2:
@@ -101,13 +102,6 @@ def stop(pid: int) -> int:
     with suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
-def end_strays(known: set[int]) -> None:
-    """Kill processes that left the group of an ended program, which only a kernel without seccomp allows."""
-    with suppress(OSError):
-        for pid in set(map(int, Path("/proc/thread-self/children").read_text().split())) - known:
-            stop(pid)
 
 
 # ---- the confined process ----
@@ -160,13 +154,11 @@ _running = False  # whether a program of a session runs, which an interrupt ends
 
 
 def interrupt(*_: object) -> None:
-    """End the program that runs; one that has ended just now is left alone."""
-    if _running:
+    if _running:  # one that has just ended is left alone
         raise KeyboardInterrupt
 
 
 def run_compiled(code: types.CodeType, namespace: dict[str, Any]) -> None:
-    """Run compiled code, which an interrupt ends."""
     global _running
     signal.signal(signal.SIGINT, interrupt)  # again, as earlier code may have set another handler
     _running = True
@@ -211,6 +203,83 @@ def run_program(code: str, namespace: dict[str, Any], name: str, script: bool) -
 OPEN_FILES, THREADS = 64, 64
 LIBC = ctypes.CDLL(None, use_errno=True)
 
+
+def confine(scratch: str, request: dict[str, Any], bpf: bytes) -> None:
+    """Drop for good the rights that code in this process does not need; `bpf` is from `syscall_filter`.
+
+    With `programs`, it may also start what is installed, and read headers.
+    """
+    programs = request["programs"]
+    os.setsid()
+    os.chdir(scratch)
+    os.environ.update(HOME=scratch, TMPDIR=scratch)
+    size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    _limit(resource.RLIMIT_AS, size + (request["memory_mb"] << 20))
+    _limit(resource.RLIMIT_FSIZE, request["file_mb"] << 20)
+    _limit(resource.RLIMIT_NOFILE, OPEN_FILES)
+    _limit(resource.RLIMIT_CORE, 0)
+    if programs:
+        _limit(resource.RLIMIT_CPU, request["seconds"])  # also of what leaves the group that is killed
+    with suppress(OSError):
+        # When memory runs out, the kernel kills this process and not the caller's.
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    _check(LIBC.prctl(38, 1, 0, 0, 0))  # PR_SET_NO_NEW_PRIVS, which Landlock and seccomp ask for
+
+    # Landlock (Linux 5.13): all of `scratch`, reading in the libraries' folders.
+    create, add, restrict = 444, 445, 446  # system calls; the same numbers on every architecture
+    if (version := LIBC.syscall(create, None, 0, 1)) >= 1:
+        every = (1 << {1: 13, 2: 14, 3: 15, 4: 15}.get(version, 16)) - 1  # all accesses of this version
+        execute, write, read, read_folder = 1, 2, 4, 8
+        paths = [scratch, os.devnull, "/dev/urandom", "/etc/ld.so.cache", "/etc/localtime"]
+        paths += ["/usr/share/zoneinfo"]
+        for prefix in (sys.prefix, sys.base_prefix, "/usr", "/usr/local", ""):
+            folders = ("lib", "lib64", *(("bin", "include", "libexec") if programs else ()))
+            paths += [f"{prefix}/{folder}" for folder in folders]
+        ruleset = _check(LIBC.syscall(create, struct.pack("Q", every), 8, 0))
+        for path in paths:
+            with suppress(FileNotFoundError):
+                fd = os.open(path, os.O_PATH)
+                is_folder = os.path.isdir(path)
+                access = read | (read_folder | execute * programs) * is_folder | write * (path == os.devnull)
+                if path == scratch:
+                    access = every
+                _check(LIBC.syscall(add, ruleset, 1, struct.pack("=Qi", access, fd), 0))
+                os.close(fd)
+        _check(LIBC.syscall(restrict, ruleset, 0))
+        os.close(ruleset)
+
+    # root becomes a user without files, processes or capabilities, with an id that systemd reserves for that.
+    if os.geteuid() == 0:
+        user = 61184 + os.getpid() % 4336
+        _limit(resource.RLIMIT_NPROC, THREADS)  # it counts a user's threads, and does not bind root
+        with suppress(OSError):  # where a container forbids it, or has no such user
+            os.chown(scratch, user, user)
+            LIBC.prctl(8, 1, 0, 0, 0)  # PR_SET_KEEPCAPS
+            os.setgroups([])
+            os.setresgid(user, user, user)
+            os.setresuid(user, user, user)
+        # Where Python is installed in root's home, imports need CAP_DAC_READ_SEARCH, or CAP_DAC_OVERRIDE
+        # where a container has only that. Landlock still says what may be read and written.
+        reachable = all(os.access(str(sys.modules[name].__file__), os.R_OK) for name in ("os", "numpy"))
+        for kept in [0] if reachable else [1 << 2, 1 << 1, 0]:
+            sets = struct.pack("6I", kept, kept, 0, 0, 0, 0)
+            if LIBC.capset(struct.pack("Ii", 0x20080522, 0), sets) == 0:
+                break
+
+    _check(LIBC.prctl(1, signal.SIGKILL, 0, 0, 0))  # PR_SET_PDEATHSIG: end with the fork server
+    if bpf:
+        program = ctypes.create_string_buffer(bpf)
+        header = struct.pack("HP", len(bpf) // 8, ctypes.addressof(program))
+        _check(LIBC.prctl(22, 2, header, 0, 0))  # PR_SET_SECCOMP
+
+
+def _limit(kind: int, value: int) -> None:
+    """Set an rlimit for good; a lower one stays."""
+    hard = resource.getrlimit(kind)[1]
+    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(kind, (value, value))
+
+
 # What a confined process may ask of the kernel; all else fails with EPERM.
 SYSCALLS = """
     access alarm arch_prctl brk chdir clock_getres clock_gettime clock_nanosleep close close_range
@@ -229,11 +298,9 @@ SYSCALLS = """
     timer_gettime timer_settime timerfd_create timerfd_gettime timerfd_settime times umask uname unlink
     unlinkat wait4 waitid write writev
 """
+STARTS_PROGRAMS = "chmod execve fchmod fchmodat vfork"  # what compilers need besides, to start one another
+CLONE_THREAD, NEW_NAMESPACES = 0x10000, 0x7E020000
 LE, EQUAL, MASKED = 3, 4, 7  # libseccomp's comparisons
-CLONE_THREAD = 0x10000
-NEW_NAMESPACES = 0x7E020000
-# What compilers need besides, to start one another.
-STARTS_PROGRAMS = "chmod execve fchmod fchmodat vfork"
 # Allowed for some values of an argument: name, which argument, comparison, its operands.
 CONDITIONAL: list[tuple[Any, ...]] = [
     ("socketpair", 1, MASKED, 0xF, socket.SOCK_STREAM),  # a datagram could be sent to any Unix socket
@@ -251,99 +318,10 @@ class _Comparison(ctypes.Structure):
 
     _fields_ = (
         ("argument", ctypes.c_uint),
-        ("comparison", ctypes.c_int),
+        ("how", ctypes.c_int),
         ("a", ctypes.c_uint64),
         ("b", ctypes.c_uint64),
     )
-
-
-def confine(scratch: str, request: dict[str, Any], bpf: bytes) -> None:
-    """Drop permanently the rights that code in this process does not need; `bpf` is from `syscall_filter`."""
-    os.setsid()
-    os.chdir(scratch)
-    os.environ.update(HOME=scratch, TMPDIR=scratch)
-    size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    _limit(resource.RLIMIT_AS, size + (request["memory_mb"] << 20))
-    _limit(resource.RLIMIT_FSIZE, request["file_mb"] << 20)
-    _limit(resource.RLIMIT_NOFILE, OPEN_FILES)
-    _limit(resource.RLIMIT_CORE, 0)
-    if request["programs"]:
-        _limit(resource.RLIMIT_CPU, request["seconds"])  # also of what leaves the group that is killed
-    with suppress(OSError):
-        # When memory runs out, the kernel kills this process and not the caller's.
-        Path("/proc/self/oom_score_adj").write_text("1000")
-    _check(LIBC.prctl(38, 1, 0, 0, 0))  # PR_SET_NO_NEW_PRIVS: Landlock and seccomp ask for it
-    _landlock(scratch, request["programs"])
-    if os.geteuid() == 0:
-        _leave_root(scratch)
-    _check(LIBC.prctl(1, signal.SIGKILL, 0, 0, 0))  # PR_SET_PDEATHSIG: end with the fork server
-    if bpf:
-        program = ctypes.create_string_buffer(bpf)
-        header = struct.pack("HP", len(bpf) // 8, ctypes.addressof(program))
-        _check(LIBC.prctl(22, 2, header, 0, 0))  # PR_SET_SECCOMP
-
-
-def _limit(kind: int, value: int) -> None:
-    """Set an rlimit for good; a lower one stays."""
-    hard = resource.getrlimit(kind)[1]
-    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-    resource.setrlimit(kind, (value, value))
-
-
-def _landlock(scratch: str, programs: bool) -> None:
-    """Allow all in `scratch` and reading in the libraries' folders, on kernels with Landlock (from 5.13).
-
-    With `programs`, also starting what is installed, and reading headers.
-    """
-    create, add, restrict = 444, 445, 446  # system calls; the same numbers on every architecture
-    version = LIBC.syscall(create, None, 0, 1)
-    if version < 1:
-        return
-    every = (1 << {1: 13, 2: 14, 3: 15, 4: 15}.get(version, 16)) - 1  # all accesses of this version
-    execute, write, read, read_folder = 1, 2, 4, 8
-    libraries = [
-        f"{prefix}/{folder}"
-        for prefix in (sys.prefix, sys.base_prefix, "/usr", "/usr/local", "")
-        for folder in ("lib", "lib64", *(("bin", "include", "libexec") if programs else ()))
-    ]
-    ruleset = _check(LIBC.syscall(create, struct.pack("Q", every), 8, 0))
-    for path in (
-        scratch,
-        os.devnull,
-        "/dev/urandom",
-        "/etc/ld.so.cache",
-        "/etc/localtime",
-        "/usr/share/zoneinfo",
-        *libraries,
-    ):
-        with suppress(FileNotFoundError):
-            fd = os.open(path, os.O_PATH)
-            is_folder = os.path.isdir(path)
-            access = read | (read_folder | execute * programs) * is_folder | write * (path == os.devnull)
-            if path == scratch:
-                access = every
-            _check(LIBC.syscall(add, ruleset, 1, struct.pack("=Qi", access, fd), 0))
-            os.close(fd)
-    _check(LIBC.syscall(restrict, ruleset, 0))
-    os.close(ruleset)
-
-
-def _leave_root(scratch: str) -> None:
-    """Become a user without files, processes or capabilities, with an id that systemd reserves for that."""
-    user = 61184 + os.getpid() % 4336
-    _limit(resource.RLIMIT_NPROC, THREADS)  # it counts a user's threads, and does not bind root
-    with suppress(OSError):  # where a container forbids it, or has no such user
-        os.chown(scratch, user, user)
-        LIBC.prctl(8, 1, 0, 0, 0)  # PR_SET_KEEPCAPS
-        os.setgroups([])
-        os.setresgid(user, user, user)
-        os.setresuid(user, user, user)
-    # Where Python is installed in root's home, imports need CAP_DAC_READ_SEARCH, or CAP_DAC_OVERRIDE where a
-    # container has only that. Landlock still says what may be read and written.
-    reachable = all(os.access(str(sys.modules[name].__file__), os.R_OK) for name in ("os", "numpy"))
-    for kept in [0] if reachable else [1 << 2, 1 << 1, 0]:
-        if LIBC.capset(struct.pack("Ii", 0x20080522, 0), struct.pack("6I", kept, kept, 0, 0, 0, 0)) == 0:
-            break
 
 
 def syscall_filter(programs: bool) -> bytes:

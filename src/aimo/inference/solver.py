@@ -16,7 +16,7 @@ from aimo.inference.errors import AimoError, EngineError, one_line
 from aimo.inference.judge import are_equal
 from aimo.inference.sample import AskedProblem, End, RunningSample, Sample
 from aimo.inference.sampling import Completion, Sampler
-from aimo.inference.sessions import has_sandbox
+from aimo.inference.sandbox import has_sandbox
 from aimo.inference.voting import Stop
 
 FALLBACK = 0  # the answer of a question without votes

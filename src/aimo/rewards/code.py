@@ -72,7 +72,7 @@ def code_reward(
         outputs = iter(provider_type(jobs, num_parallel))
     elif provider_type == "local":
         limits = sandbox.Limits(seconds=TIME_LIMIT_S, output_chars=1_000_000)
-        results = sandbox.run_many(jobs, limits, num_parallel)
+        results = sandbox.run_scripts(jobs, limits, num_parallel)
         outputs = iter([result.stdout if result.ok else None for result in results])
     elif provider_type in SERVICES:
         connect, package = SERVICES[provider_type]
@@ -408,16 +408,16 @@ def here(row: Mapping[str, Any], files: dict[str, str], runs_in: str, given: str
     megabytes = row["memory_limit"] / (2**20 if runs_in == IOI else 1)
     limits = sandbox.Limits(row["time_limit"] + LOADING_S, max(64, round(megabytes)), output_chars=2**24)
     if runs_in == PYTHON:
-        result = sandbox.run(files["main.python"], given, limits)
+        result = sandbox.run_script(files["main.python"], given, limits)
     else:
         library = {"program.so": compiled(tuple(files.items()))}
-        result = sandbox.run(LOAD, given, limits, library)
+        result = sandbox.run_script(LOAD, given, limits, library)
     if not result.ok:
         return 0.0
     if not (checker := row.get("generated_checker")):
         return float(result.stdout.split() == expected.split())
     texts = {"input.txt": given, "correct_output.txt": expected, "output.txt": result.stdout}
-    return float(sandbox.run(CHECK, files=texts | {"checker.py": checker}).stdout.strip() == "1")
+    return float(sandbox.run_script(CHECK, files=texts | {"checker.py": checker}).stdout.strip() == "1")
 
 
 @functools.lru_cache(maxsize=64)
@@ -441,4 +441,4 @@ def compile_here(files: tuple[tuple[str, str], ...]) -> sandbox.Result:
     sources = [name for name, _ in files if name.endswith(".cpp")]
     options = ["-O2", "-std=c++17", "-shared", "-fPIC", "-fmax-errors=9", "-Igraders"]
     command = [shutil.which("g++") or "g++", *options, *sources, "-o", "program.so"]
-    return sandbox.run(COMPILE.format(command=command), "", COMPILING, dict(files))
+    return sandbox.run_script(COMPILE.format(command=command), "", COMPILING, dict(files))

@@ -16,7 +16,7 @@ from aimo.config import Profile
 from aimo.errors import AimoError
 from aimo.inference.prompts import escape_special_tokens
 from aimo.inference.sampling import Completion
-from aimo.inference.sessions import Programs, has_sandbox
+from aimo.inference.sandbox import Programs, has_sandbox
 from aimo.inference.tool_calls import PYTHON, find_tool_call, find_tool_parser
 
 
