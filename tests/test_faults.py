@@ -379,7 +379,7 @@ def test_a_sandbox_that_the_system_has_no_room_for_costs_the_programs_and_not_th
     number, monkeypatch, capsys
 ):
     monkeypatch.setattr(sandbox, "Session", Broken(OSError(number, os.strerror(number))))
-    monkeypatch.setattr(sandbox, "run", Broken(OSError(number, os.strerror(number))))
+    monkeypatch.setattr(sandbox, "run_script", Broken(OSError(number, os.strerror(number))))
     sandbox.note_fault.cache_clear()
     write = lambda number, prompt: right(0, "") if "```output" in prompt else PROGRAM  # noqa: E731
     for had_sandbox in (True, False):

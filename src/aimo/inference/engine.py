@@ -81,17 +81,14 @@ class Engine(FolderSampler):
 
     def start(self) -> None:
         """Start vLLM's processes. AimoError with the first error in its log when they fail to start."""
-
-        async def load() -> Any:
-            # On the loop's thread, which lives as long as the engine does.
-            with ending_with_this_thread():
-                return AsyncLLM.from_engine_args(
-                    AsyncEngineArgs(**self.arguments | {"model": str(self.model)})
-                )
-
         with stderr_to(self.log):
             from vllm.engine.arg_utils import AsyncEngineArgs
             from vllm.v1.engine.async_llm import AsyncLLM
+
+            async def load() -> Any:
+                arguments = AsyncEngineArgs(**self.arguments | {"model": str(self.model)})
+                with ending_with_this_thread():  # the loop's, which lives as long as the engine does
+                    return AsyncLLM.from_engine_args(arguments)
 
             try:
                 self.llm = self.loop.run(load())
@@ -101,15 +98,14 @@ class Engine(FolderSampler):
                 log = self.log.read_text() if self.log and "root cause" in str(e) else ""
                 text = " ".join(next(iter(re.findall(r"\b\w+Error: .+", log)), str(e)).split())
                 reason = re.sub(r"^\d+ validation errors? for \w+ Value error, ", "", text)[:200]
-                newer = "; take a model that this vLLM loads, or a newer vLLM"
+                if UNKNOWN_MODEL.search(text):
+                    reason += "; take a model that this vLLM loads, or a newer vLLM"
+                where = f"in {self.log}" if self.log else "above"
                 raise AimoError(
-                    f"vLLM did not start with {self.model}: {reason}"
-                    f"{newer if UNKNOWN_MODEL.search(text) else ''}; all that it wrote is "
-                    f"{f'in {self.log}' if self.log else 'above'}"
+                    f"vLLM did not start with {self.model}: {reason}; all that it wrote is {where}"
                 ) from None
 
     def close(self) -> None:
-        """End what runs, vLLM's processes and the loop."""
         if self.loop.is_running:
             self.loop.cancel_all()
             self.stop()
@@ -130,21 +126,15 @@ class Engine(FolderSampler):
 
     @property
     def written(self) -> int:
-        """How many tokens the running streams have."""
         states = self.llm.output_processor.request_states.values()  # vLLM 0.31 has no public count
         return sum(state.detokenizer.num_output_tokens() for state in states)
 
     def respawn(self) -> "Engine":
-        """Return another engine with the same model and settings. Close this one first: it may hold the
-        memory."""
+        """Return another engine like this one. Close this one first: it may hold the memory."""
         return Engine(self.model, self.settings, seed=self.seed, adapter=self.adapter)
 
     def load_weights(self, model: str | Path) -> None:
-        """Replace the model by another of the same architecture, in a second instead of a restart.
-
-        vLLM 0.31 keeps the old output layer where that is the embedding itself, so a model with another
-        embedding restarts vLLM.
-        """
+        """Replace the model by another of the same architecture, in a second instead of a restart."""
 
         async def load() -> None:
             await self.llm.collective_rpc("reload_weights", kwargs={"weights_path": str(model)})
@@ -155,7 +145,7 @@ class Engine(FolderSampler):
         if same:
             self.run(load())
         self.model = Path(model)
-        if not same:
+        if not same:  # vLLM 0.31 keeps the old output layer where that is the embedding itself
             self.stop()
             self.start()
 
@@ -164,17 +154,13 @@ class Engine(FolderSampler):
     ) -> Completion:
         """Return one stream's continuation of `prompt`; cancelling it frees its slot at once.
 
-        `until` is called with all that was written as the stream grows. The sampled text can differ in rare
-        cases for the same seed: the batch it runs in depends on timing and changes the last bits of the
-        logits.
+        `until` is called as the stream grows. The same seed can, rarely, sample another text: the batch
+        depends on timing and changes the last bits of the logits.
         """
-        params = sampling_parameters(
-            settings, seed, self.max_length - len(prompt), until is not None, self.keeps_special_tokens
-        )
-        text, written = "", Completion("", [], False)
-        outputs = self.llm.generate(
-            {"prompt_token_ids": prompt}, params, str(next(self.requests)), lora_request=self.lora
-        )
+        room, streamed = self.max_length - len(prompt), until is not None
+        params = sampling_parameters(settings, seed, room, streamed, self.keeps_special_tokens)
+        text, written, request = "", Completion("", [], False), str(next(self.requests))
+        outputs = self.llm.generate({"prompt_token_ids": prompt}, params, request, lora_request=self.lora)
         async with contextlib.aclosing(outputs):
             async for output in outputs:
                 result = output.outputs[0]

@@ -118,8 +118,7 @@ def divide(
         raise AimoError(f"plan: none for layers of type {', '.join(unknown)}; vLLM measures them")
     kept = [seen[kind] + (arguments.get("max_num_batched_tokens") or BATCH) for kind in kinds]
 
-    def size(length: int) -> float:
-        """Return the bytes of one stream."""
+    def size(length: int) -> float:  # bytes of one stream
         return per_token / shards * sum(min(length, tokens) for tokens in kept)
 
     limit = context_limit(config)

@@ -1,4 +1,4 @@
-"""The protocol between the solver and a model, `Sampler`, which `Engine` and `Server` satisfy."""
+"""The protocol between the solver and a model: `Sampler`, which `Engine` and `Server` satisfy."""
 
 import asyncio
 import math
@@ -28,8 +28,7 @@ class Completion:
     token_ids: list[int]
     finished: bool  # False when it was cut off
     logprobs: list[float] = field(default_factory=list)  # of each token; empty when not measured
-    # In nats, of each token from its TOP_LOGPROBS likeliest; empty when not measured.
-    entropies: list[float] = field(default_factory=list)
+    entropies: list[float] = field(default_factory=list)  # in nats, from each token's TOP_LOGPROBS likeliest
 
     @property
     def tokens(self) -> int:
@@ -62,10 +61,7 @@ class Sampler(Protocol):
         """What identifies the model by its content."""
 
     def encode(self, problem: str, index: int = 0, rules: str = "") -> list[int]:
-        """Return the token ids of the prompt that the `index`-th sample of `problem` starts from.
-
-        `rules` is the competition's sentence on its answers.
-        """
+        """Return the prompt's token ids for the `index`-th sample; `rules`: the competition's on answers."""
 
     async def sample(
         self, prompt: list[int], seed: int, settings: Settings, until: Until | None = None
@@ -91,7 +87,7 @@ class Sampler(Protocol):
 
 
 class BackgroundLoop:
-    """An event loop in its own thread, for callers with a loop (notebooks) and without one."""
+    """An event loop in a thread, for callers with a loop (notebooks) and without one."""
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()

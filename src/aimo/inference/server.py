@@ -62,7 +62,6 @@ async def served_models(client: AsyncOpenAI) -> list[Any]:
 
 
 def address(client: AsyncOpenAI) -> str:
-    """Return the base of a server's paths, such as http://HOST:PORT/v1."""
     return str(client.base_url).rstrip("/")
 
 
@@ -70,10 +69,6 @@ def reason(error: BaseException) -> str:
     """Return an error's cause on one line, or its name where it says nothing."""
     error = error.__cause__ or error
     return " ".join(str(error).split())[:200] or type(error).__name__
-
-
-class StreamError(Exception):
-    """A reply that is no whole stream."""
 
 
 class Server(FolderSampler):
@@ -130,7 +125,6 @@ class Server(FolderSampler):
 
     @property
     def identity(self) -> str:
-        """The digest of the folder's content, and the servers' name of what they serve."""
         return f"{identity(self.folder)}@{self.model}"
 
     def respawn(self) -> "Server":
@@ -151,7 +145,7 @@ class Server(FolderSampler):
             client = self.clients[(turn + i) % len(self.clients)]
             try:
                 return await self.stream(client, prompt, seed, settings, until)
-            except (OpenAIError, ValueError, StreamError) as e:
+            except (OpenAIError, ValueError) as e:
                 faults.append(f"server {address(client)}: {reason(e)}")
                 if isinstance(e, APIConnectionError):
                     down.add(client)
@@ -202,5 +196,5 @@ class Server(FolderSampler):
                     if until and until(text, done.token_ids):
                         return replace(done, text=text)
         if ending is None:
-            raise StreamError("the reply broke off" if text else "the reply holds no completion")
+            raise ValueError("the reply broke off" if text else "the reply holds no completion")
         return replace(done, text=text, finished=ending == "stop")

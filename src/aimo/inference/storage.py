@@ -19,11 +19,12 @@ AGAIN = "run the same command again"
 # Errors of a disk that is full or may not be written to.
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 KEPT = f"what came before is kept: make room or unlock the folder, and {AGAIN}"
+BLOCK = 1 << 16  # bytes of one read for the end of a file
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file that is complete or absent after a kill or a power cut. Raises OSError."""
-    # The temporary name is this process's own, so that two writers never rename each other's half.
+    # The name holds this process's number, so that two writers never rename each other's half.
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:
@@ -45,7 +46,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path, remedy: str, kind: type = dict) -> Any:
-    """Return what a JSON file holds. AimoError when it is no JSON, or no `kind`, with the remedy."""
+    """Return what a JSON file holds. AimoError with the remedy when it is no JSON, or no `kind`."""
     try:
         value = json.loads(path.read_bytes())
     except (RecursionError, ValueError) as e:
@@ -55,6 +56,9 @@ def read_json(path: Path, remedy: str, kind: type = dict) -> Any:
     if not isinstance(value, kind):
         raise AimoError(f"{path}: it holds a {type(value).__name__}, not a {kind.__name__}; {remedy}")
     return value
+
+
+# ---- JSON lines ----
 
 
 def iterate_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
@@ -108,7 +112,7 @@ def append_lines(path: Path, records: list[dict[str, Any]]) -> None:
 class LineFile:
     """A JSON-lines file that one process appends to; it is locked while open. A context manager.
 
-    Every line is whole, however the process ends; a power cut may lose those since the last `sync`.
+    Every line is whole, however the process ends; a power cut may lose what is not yet on the disk.
     """
 
     def __init__(self, path: Path, other: str = "another file", wait: bool = False):
@@ -121,14 +125,19 @@ class LineFile:
         self.file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             fcntl.flock(self.file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            self.size = whole_lines(self.file)
-            if self.size < os.fstat(self.file).st_size:
+            end = self.size = os.fstat(self.file).st_size
+            while self.size:  # back to the last "\n"
+                start = max(0, self.size - BLOCK)
+                if (found := os.pread(self.file, self.size - start, start).rfind(b"\n")) >= 0:
+                    self.size = start + found + 1
+                    break
+                self.size = start
+            if self.size < end:
                 os.ftruncate(self.file, self.size)
         except BlockingIOError:
             os.close(self.file)
-            raise AimoError(
-                f"{path}: another process is writing to it; wait for it, or take {other}"
-            ) from None
+            busy = "another process is writing to it; wait for it"
+            raise AimoError(f"{path}: {busy}, or take {other}") from None
         except OSError:
             os.close(self.file)
             raise
@@ -146,12 +155,7 @@ class LineFile:
             raise
         self.size = os.lseek(self.file, 0, os.SEEK_END)
 
-    def sync(self) -> None:
-        """Bring the file to the disk."""
-        os.fsync(self.file)
-
     def close(self) -> None:
-        """Close and unlock the file."""
         os.close(self.file)
 
     def __enter__(self) -> Self:
@@ -187,27 +191,12 @@ class SampleFile(LineFile):
     def close(self) -> None:
         """Bring the file to the disk, close and unlock it."""
         with contextlib.suppress(OSError):
-            self.sync()
+            os.fsync(self.file)
         super().close()
 
     def check(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-        """Raise AimoError for samples with other settings; what an older version did not record is not
-        compared."""
+        """Raise AimoError for samples with other settings; keys that an older version lacks do not count."""
         for key in now:
             if key in before and before[key] != now[key]:
-                raise AimoError(
-                    f"{self.path} has other samples: {key} was {before[key]!r} and is now {now[key]!r}; "
-                    f"take another {self.other}"
-                )
-
-
-def whole_lines(file: int, block: int = 1 << 16) -> int:
-    """Return the bytes of an open file up to its last "\\n"."""
-    end = os.fstat(file).st_size
-    while end:
-        start = max(0, end - block)
-        found = os.pread(file, end - start, start).rfind(b"\n")
-        if found >= 0:
-            return start + found + 1
-        end = start
-    return 0
+                was = f"{key} was {before[key]!r} and is now {now[key]!r}"
+                raise AimoError(f"{self.path} has other samples: {was}; take another {self.other}")

@@ -1,8 +1,8 @@
 """The one place that configures, starts, watches and ends processes of vLLM.
 
 `engine_arguments` configures both the engine in this process and the server of `aimo serve`. vLLM 0.31's
-engine process does not notice that its parent was killed and keeps the GPU's memory. So servers, and jobs of
-`aimo launch`, run below a guard (`running`), and the engine starts within `ending_with_this_thread`.
+engine process does not notice that its parent was killed and keeps the GPU's memory. So servers and jobs of
+`aimo launch` run below a guard (`running`), and the engine starts within `ending_with_this_thread`.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ from aimo.inference.plan import position_limit, yarn_overrides
 from aimo.inference.settings import Settings
 from aimo.inference.storage import read_json
 
-# vLLM's engine arguments that our own settings replace.
+# vLLM's engine arguments that settings of ours replace.
 OWN_ARGUMENTS = {
     "model": "the model folder",
     "seed": "seed",
@@ -42,20 +42,20 @@ OWN_ARGUMENTS = {
 ONE_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 
 
-def set_environment() -> None:
-    """Set vLLM's environment variables that the user has not set.
+def is_verbose() -> bool:
+    """Whether libraries may write what they like (AIMO_VERBOSE=1)."""
+    return os.environ.get("AIMO_VERBOSE") == "1"
 
-    Its processes are always spawned, never forked: `ending_with_this_thread` works with those only.
-    """
-    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
-    defaults = {
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_LOGGING_STREAM": "ext://sys.__stderr__",
-        **({} if is_verbose() else {"VLLM_LOGGING_LEVEL": "ERROR", "TRANSFORMERS_VERBOSITY": "error"}),
-    }
-    for name, value in defaults.items():
-        os.environ.setdefault(name, value)
+
+def set_environment() -> None:
+    """Set vLLM's environment variables that the user has not set."""
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"  # forks escape `ending_with_this_thread`
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.__stderr__")
+    if not is_verbose():
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
 def engine_arguments(
@@ -102,7 +102,7 @@ def check_arguments(arguments: dict[str, Any]) -> None:
         raise AimoError(f"inference.vllm: {key} is not an engine argument of vLLM; {hint}")
 
 
-# ---- Servers
+# ---- servers ----
 
 
 @contextlib.contextmanager
@@ -187,7 +187,7 @@ def is_up(url: str) -> bool:
         return False
 
 
-# ---- Processes that end with their starter
+# ---- processes that end with their starter ----
 
 
 @contextlib.contextmanager
@@ -199,9 +199,10 @@ def running(
     They end too when this process does, however it ends. What they write goes to `output`. `keep` are
     descriptors, such as a lock's, that stay open until the last of them has ended.
     """
-    guard = [sys.executable, "-I", "-S", process_guard.__file__, *command]
+    guarded = [sys.executable, "-I", "-S", process_guard.__file__, *command]
+    nothing = subprocess.DEVNULL
     process = subprocess.Popen(
-        guard, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, pass_fds=keep
+        guarded, stdin=nothing, stdout=output, stderr=output, start_new_session=True, pass_fds=keep
     )
     try:
         yield process
@@ -237,14 +238,6 @@ def ending_with_this_thread() -> Iterator[None]:
             yield
         finally:
             spawn.set_executable(python)
-
-
-# ---- What they write
-
-
-def is_verbose() -> bool:
-    """Whether libraries may write what they like (AIMO_VERBOSE=1)."""
-    return os.environ.get("AIMO_VERBOSE") == "1"
 
 
 @contextlib.contextmanager

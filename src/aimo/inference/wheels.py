@@ -1,4 +1,4 @@
-"""Collect the wheels of a lock file, for a machine like this one that has no internet.
+"""Collect the wheels of a lock file for a machine like this one that has no internet.
 
 `collect` leaves a folder `wheels`, the manifest `wheels.json`, which `startup.install_wheels` reads, and
 Harmony's vocabulary.
@@ -17,7 +17,6 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable
-from email.message import Message
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +28,7 @@ from aimo.inference.startup import MANIFEST, step
 from aimo.inference.storage import write_json
 
 VOCABULARY = "o200k_base.tiktoken"
-PRINT_S = 20
-"""Seconds between two lines on how far pip is."""
-LOAD_VOCABULARY = """\
-import openai_harmony as harmony
-harmony.load_harmony_encoding(harmony.HarmonyEncodingName.HARMONY_GPT_OSS)"""
-DOWNLOAD_VOCABULARY = "import tiktoken; tiktoken.get_encoding('o200k_base')"
+PRINT_S = 20  # seconds between two lines on how far pip is
 
 
 def collect(requirements: str | Path, out: str | Path = ".") -> dict[str, Any]:
@@ -42,8 +36,8 @@ def collect(requirements: str | Path, out: str | Path = ".") -> dict[str, Any]:
 
     Releases without a wheel are built here. All are then installed into a fresh environment, from `out` alone
     and by their hashes. Where the lock has oss-harmony, its vocabulary is added: from the folder that
-    TIKTOKEN_ENCODINGS_BASE names, else as tiktoken downloads it. Raises AimoError for what cannot be
-    collected or installed.
+    TIKTOKEN_ENCODINGS_BASE names, else as tiktoken downloads it. AimoError for what cannot be collected or
+    installed.
     """
     lock, out = Path(requirements), Path(out)
     if not lock.is_file():
@@ -51,7 +45,9 @@ def collect(requirements: str | Path, out: str | Path = ".") -> dict[str, Any]:
     folder = out / "wheels"
     shutil.rmtree(folder, ignore_errors=True)
     with step("collect"):
-        download(lock, folder)
+        total = len(re.findall(r"^[\w.-]+(?:\[.*\])?==", lock.read_text(), re.MULTILINE))
+        arguments = ["wheel", "--no-deps", "-r", str(lock), "-w", str(folder)]
+        run_pip(arguments, f"requirements {lock}", total, lambda said: said.count("Collecting "))
     with step("manifest"):
         wheels = [describe_wheel(path) for path in sorted(folder.glob("*.whl"))]
         manifest = {
@@ -63,44 +59,33 @@ def collect(requirements: str | Path, out: str | Path = ".") -> dict[str, Any]:
         write_json(out / MANIFEST, manifest)
     with tempfile.TemporaryDirectory(prefix="aimo-wheels-") as made:
         with step("install into a fresh environment, without an index"):
-            python = install(wheels, folder, Path(made))
+            hashed = Path(made) / "wheels.txt"
+            hashed.write_text(
+                "".join(f"{one['name']}=={one['version']} --hash=sha256:{one['sha256']}\n" for one in wheels)
+            )
+            # Not every Python has ensurepip: this Python's pip installs for the other.
+            fresh = Path(made) / "fresh"
+            subprocess.run([sys.executable, "-m", "venv", "--without-pip", fresh], check=True)
+            python = fresh / "bin" / "python"
+            alone = ["--no-index", "--no-deps", "--no-cache-dir", "--no-compile", "--require-hashes"]
+            arguments = ["--isolated", "--python", str(python), "install", *alone]
+            done = "lib/*/site-packages/*.dist-info"
+            what = f"wheels in {folder}"
+            arguments += ["--find-links", str(folder), "-r", str(hashed)]
+            run_pip(arguments, what, len(wheels), lambda _: len([*fresh.glob(done)]))
         if any(wheel["name"] == "oss-harmony" for wheel in wheels):
             with step("vocabulary"):
                 add_vocabulary(out, python)
-    size = sum(wheel["bytes"] for wheel in wheels)
-    print(
-        f"{len(wheels)} wheels, {size / 1e9:.3g} GB, for Python {platform.python_version()}: {out / MANIFEST}"
-    )
+    size = sum(wheel["bytes"] for wheel in wheels) / 1e9
+    of = f"{len(wheels)} wheels, {size:.3g} GB, for Python {platform.python_version()}"
+    print(f"{of}: {out / MANIFEST}")
     return manifest
-
-
-def download(lock: Path, folder: Path) -> None:
-    total = len(re.findall(r"^[\w.-]+(?:\[.*\])?==", lock.read_text(), re.MULTILINE))
-    arguments = ["wheel", "--no-deps", "-r", str(lock), "-w", str(folder)]
-    run_pip(arguments, f"requirements {lock}", total, lambda said: said.count("Collecting "))
-
-
-def install(wheels: list[dict[str, Any]], folder: Path, made: Path) -> Path:
-    """Install wheels by their hashes into a new environment in `made`; return its Python."""
-    lock = made / "wheels.txt"
-    lines = [f"{wheel['name']}=={wheel['version']} --hash=sha256:{wheel['sha256']}\n" for wheel in wheels]
-    lock.write_text("".join(lines))
-    # Not every Python has ensurepip: this Python's pip installs for the other.
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", made / "fresh"], check=True)
-    python = made / "fresh" / "bin" / "python"
-    alone = ["--no-index", "--no-deps", "--no-cache-dir", "--no-compile", "--require-hashes"]
-    arguments = ["--isolated", "--python", str(python), "install", *alone]
-    arguments += ["--find-links", str(folder), "-r", str(lock)]
-    found = (made / "fresh").glob
-    done = "lib/*/site-packages/*.dist-info"
-    run_pip(arguments, f"wheels in {folder}", len(wheels), lambda _: len([*found(done)]))
-    return python
 
 
 def run_pip(arguments: list[str], what: str, total: int, count: Callable[[str], int]) -> None:
     """Run pip; print now and then how many of `total` packages `count` finds done, from what pip has said.
 
-    Raises AimoError with pip's first error.
+    AimoError with pip's first error.
     """
     begun = time.monotonic()
     with tempfile.NamedTemporaryFile("w+") as log:
@@ -116,7 +101,7 @@ def run_pip(arguments: list[str], what: str, total: int, count: Callable[[str], 
                 print(f"{done} of at most {total} packages{about}", flush=True)
         lines = [line.strip() for line in said.read_text().splitlines()]
     if process.returncode:
-        # A release that does not exist is told with all that do: the line after it is shorter.
+        # pip tells a release that does not exist with all that do: the line after it is shorter.
         errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
         reason = min(errors or lines[-1:] or ["pip says nothing"], key=len)[:300]
         version = platform.python_version()
@@ -124,47 +109,38 @@ def run_pip(arguments: list[str], what: str, total: int, count: Callable[[str], 
 
 
 def describe_wheel(path: Path) -> dict[str, Any]:
-    """Return what the manifest says of a wheel."""
-    name, version, _, tags = parse_wheel_filename(path.name)
+    """Return the manifest's entry of a wheel.
+
+    `requires` holds for this Python what NAME requires, and what NAME[EXTRA] does:
+    {"uvicorn": ["h11"], "uvicorn[standard]": ["h11", "httptools"]}
+    """
+    distribution, version, _, tags = parse_wheel_filename(path.name)
+    name = canonicalize_name(distribution)
     with zipfile.ZipFile(path) as file:
-        names = file.namelist()
-        metadata = next(inner for inner in names if re.fullmatch(r"[^/]+\.dist-info/METADATA", inner))
+        files = file.namelist()
+        metadata = next(inner for inner in files if re.fullmatch(r"[^/]+\.dist-info/METADATA", inner))
         headers = email.parser.Parser().parsestr(file.read(metadata).decode(), headersonly=True)
+    asked = [Requirement(text) for text in headers.get_all("Requires-Dist", [])]
+    requires = {}
+    for extra in ["", *headers.get_all("Provides-Extra", [])]:
+        holding = [one for one in asked if one.marker is None or one.marker.evaluate({"extra": extra})]
+        names = {one.name for one in holding} | {f"{one.name}[{e}]" for one in holding for e in one.extras}
+        requires[f"{name}[{extra}]" if extra else name] = sorted(map(canonicalize_name, names))
+    inner = [re.sub(r"^[^/]+\.data/(purelib|platlib)/", "", file) for file in files]
+    code = [file for file in inner if file.endswith((".py", ".so")) and ".data/" not in file]
     return {
-        "name": canonicalize_name(name),
+        "name": name,
         "version": str(version),
         "file": f"{path.parent.name}/{path.name}",
         "sha256": sha256(path),
         "tags": sorted(map(str, tags)),
         "bytes": path.stat().st_size,
-        "modules": sorted(modules(names)),
-        "requires": requirements(canonicalize_name(name), headers),
+        "modules": sorted({file.partition("/")[0].partition(".")[0] for file in code}),
+        "requires": requires,
     }
 
 
-def requirements(name: str, headers: Message) -> dict[str, list[str]]:
-    """Return what a wheel requires with this Python: NAME without extras, and NAME[EXTRA] with one.
-
-    {"uvicorn": ["h11"], "uvicorn[standard]": ["h11", "httptools"]}
-    """
-    asked = [Requirement(text) for text in headers.get_all("Requires-Dist", [])]
-    found = {}
-    for extra in ["", *headers.get_all("Provides-Extra", [])]:
-        holding = [one for one in asked if one.marker is None or one.marker.evaluate({"extra": extra})]
-        names = {one.name for one in holding} | {f"{one.name}[{e}]" for one in holding for e in one.extras}
-        found[f"{name}[{extra}]" if extra else name] = sorted(str(canonicalize_name(text)) for text in names)
-    return found
-
-
-def modules(names: list[str]) -> set[str]:
-    """Return the top-level modules among the names of a wheel's files."""
-    inner = [re.sub(r"^[^/]+\.data/(purelib|platlib)/", "", name) for name in names]
-    code = [name for name in inner if name.endswith((".py", ".so")) and ".data/" not in name]
-    return {name.partition("/")[0].partition(".")[0] for name in code}
-
-
 def sha256(path: Path) -> str:
-    """Return a file's SHA-256 in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -172,25 +148,27 @@ def sha256(path: Path) -> str:
 def add_vocabulary(out: Path, python: Path) -> None:
     """Add Harmony's vocabulary to `out` and load it with another Python, which compares its hash.
 
-    Raises AimoError when it cannot be had.
+    AimoError when it cannot be had.
     """
+
+    def run_code(code: str, **environment: str) -> None:
+        env = os.environ | environment
+        subprocess.run([python, "-c", code], env=env, capture_output=True, text=True, check=True)
+
     given = os.environ.get("TIKTOKEN_ENCODINGS_BASE")
     with tempfile.TemporaryDirectory() as cache:
         try:
             if not given:
-                run_code(python, DOWNLOAD_VOCABULARY, TIKTOKEN_CACHE_DIR=cache)
+                run_code("import tiktoken; tiktoken.get_encoding('o200k_base')", TIKTOKEN_CACHE_DIR=cache)
             file = Path(given, VOCABULARY) if given else next(Path(cache).iterdir())
             shutil.copyfile(file, out / VOCABULARY)
-            run_code(python, LOAD_VOCABULARY, TIKTOKEN_ENCODINGS_BASE=str(out.absolute()))
+            load = (
+                "import openai_harmony as o; o.load_harmony_encoding(o.HarmonyEncodingName.HARMONY_GPT_OSS)"
+            )
+            run_code(load, TIKTOKEN_ENCODINGS_BASE=str(out.absolute()))
         except (OSError, subprocess.CalledProcessError) as e:
             last = (getattr(e, "stderr", None) or str(e)).strip().splitlines()[-1]
             raise AimoError(
                 f"vocabulary {VOCABULARY}: {last[:300]}; turn the internet on, or set "
                 "TIKTOKEN_ENCODINGS_BASE to a folder that holds it"
             ) from None
-
-
-def run_code(python: Path, code: str, **environment: str) -> None:
-    subprocess.run(
-        [python, "-c", code], env=os.environ | environment, capture_output=True, text=True, check=True
-    )
