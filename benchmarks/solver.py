@@ -17,13 +17,13 @@ from types import SimpleNamespace
 from typing import Annotated, Any
 
 import typer
+from aimo.inference.sessions import Output
 from rich.console import Console
 from rich.table import Table
 
 from aimo.inference import sample
 from aimo.inference.sample import AskedProblem, RunningSample
 from aimo.inference.sampling import Completion
-from aimo.inference.sessions import Output
 from aimo.inference.settings import PUBLIC, Settings
 
 TOKENS = 4_000, 16_000, 64_000
