@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from aimo.config import Prompt
-from aimo.data.builtin import Problem, generate, stream
+from aimo.data.builtin import WordProblem, generate, stream
 from aimo.evaluation.scores import sample_rows
 from aimo.inference import prompts
 from aimo.inference.engine import Engine
@@ -209,7 +209,7 @@ def collate(examples: list[Example], padding: int) -> dict[str, torch.Tensor]:
     return {"input_ids": input_ids, "labels": labels}
 
 
-def write(tokenizer: Any, p: Problem, rng: random.Random) -> Example:
+def write(tokenizer: Any, p: WordProblem, rng: random.Random) -> Example:
     """A problem answered in one of the four ways: the question, and the reply that is trained."""
     way = rng.random()
     if way < 0.25:

@@ -7,7 +7,6 @@ dropped, and its reason counted.
 
 import ast
 import json
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import polars as pl
@@ -29,8 +28,7 @@ class Exchange(NamedTuple):
     """What a conversation says, or why it is not taken."""
 
     problem: str | None = None
-    solution: str | None = None
-    """The reply, after its thought in <think> tags; None without a reply."""
+    solution: str | None = None  # after its thought in <think> tags; None without a reply
     fault: str | None = None
 
 
@@ -59,57 +57,56 @@ def turns(cell: str | None) -> list[dict[str, Any]] | None:
 
 
 def read_conversations(prompts: pl.Series, replies: pl.Series | None = None) -> pl.DataFrame:
-    """Return `problem`, `solution` and `fault` of each conversation, whose reply may be a cell of its own."""
+    """Return `problem`, `solution` and `fault` of each conversation, whose reply may be a separate cell."""
     parts = []
     for start in range(0, len(prompts) or 1, CHUNK):
         asked = prompts[start : start + CHUNK].to_list()
         answered = [None] * len(asked) if replies is None else replies[start : start + CHUNK].to_list()
         found = [exchange(*pair) for pair in zip(asked, answered, strict=True)]
-        parts.append(pl.DataFrame(found, dict.fromkeys(Exchange.__annotations__, pl.String), orient="row"))
+        parts.append(pl.DataFrame(found, dict.fromkeys(Exchange._fields, pl.String), orient="row"))
     return pl.concat(parts)
 
 
 def exchange(prompt: str | None, reply: str | None = None) -> Exchange:
     """Return the only question of a conversation and the reply to it."""
     asked, answered = turns(prompt), turns(reply)
+    if asked is None:
+        if (prompt or "").lstrip().startswith(("[", "{")):
+            return Exchange(fault="conversation that cannot be read")
+        asked = [{"role": "user", "content": prompt}]
     try:
-        if asked is None:
-            if (prompt or "").lstrip().startswith(("[", "{")):
-                raise Fault("conversation that cannot be read")
-            asked = [{"role": "user", "content": prompt}]
-        said = list(spoken(asked + (answered or [])))
+        said = [spoken(turn) for turn in asked + (answered or [])]
     except Fault as e:
-        return Exchange(fault=str(e))
-    match said:
+        return Exchange(fault=f"conversation {e}")
+    match [turn for turn in said if turn[0] != "system"]:  # the profile has its own
         case [("user", question)]:
             return Exchange(question, None if answered else reply)
         case [("user", question), ("assistant", text)]:
             return Exchange(question, reply if reply and answered is None else text)
-        case _:
-            asks = any(role == "user" for role, _ in said)
+        case rest:
+            asks = any(role == "user" for role, _ in rest)
             return Exchange(fault=f"conversation {'of several turns' if asks else 'without a question'}")
 
 
-def spoken(talk: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
-    """Yield role and text of each turn but the system's, for which the profile has its own."""
-    for turn in talk:
-        name = str(turn.get("role") or turn.get("from")).lower()
-        role = ROLES.get(name)
-        if role is None:
-            raise Fault(f"conversation with the role {name[:40]!r}")
-        if role == "tool" or turn.get("tool_calls") or turn.get("function_call"):
-            raise Fault("conversation with calls of tools")
-        if role == "system":
-            continue
-        content = next((turn[key] for key in ("content", "value", "text") if turn.get(key) is not None), "")
-        parts: list[Any] = content if isinstance(content, list) else [content]
-        parts = [part if isinstance(part, dict) else {"text": part} for part in parts]
-        for part in parts:
-            if part.get("text") is None and part.get("thinking") is None and part.get("type") != "text":
-                raise Fault(f"conversation with a part of the type {str(part.get('type'))[:40]!r}")
-        text = "".join(str(part["text"]) for part in parts if part.get("text") is not None)
-        thoughts = [str(part["thinking"]) for part in parts if part.get("thinking")]
-        thoughts += [turn[key] for key in THOUGHTS if isinstance(turn.get(key), str) and turn[key].strip()]
-        if role == "assistant" and thoughts and thoughts[0].strip() not in text:
-            text = f"<think>\n{thoughts[0].strip()}\n</think>\n\n{text.lstrip()}"
-        yield role, text
+def spoken(turn: dict[str, Any]) -> tuple[str, str]:
+    """Return role and text of a turn."""
+    name = str(turn.get("role") or turn.get("from")).lower()
+    role = ROLES.get(name)
+    if role is None:
+        raise Fault(f"with the role {name[:40]!r}")
+    if role == "tool" or turn.get("tool_calls") or turn.get("function_call"):
+        raise Fault("with calls of tools")
+    if role == "system":
+        return role, ""
+    content = next((turn[key] for key in ("content", "value", "text") if turn.get(key) is not None), "")
+    parts: list[Any] = content if isinstance(content, list) else [content]
+    parts = [part if isinstance(part, dict) else {"text": part} for part in parts]
+    for part in parts:
+        if part.get("text") is None and part.get("thinking") is None and part.get("type") != "text":
+            raise Fault(f"with a part of the type {str(part.get('type'))[:40]!r}")
+    text = "".join(str(part["text"]) for part in parts if part.get("text") is not None)
+    thoughts = [str(part["thinking"]) for part in parts if part.get("thinking")]
+    thoughts += [turn[key] for key in THOUGHTS if isinstance(turn.get(key), str) and turn[key].strip()]
+    if role == "assistant" and thoughts and thoughts[0].strip() not in text:
+        text = f"<think>\n{thoughts[0].strip()}\n</think>\n\n{text.lstrip()}"
+    return role, text

@@ -7,7 +7,6 @@ every completion by its final answer and chooses among the right ones.
 import asyncio
 import contextlib
 import hashlib
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -23,7 +22,7 @@ import yaml
 from aimo.config import Distil, Reject, Source
 from aimo.config.profile import STAGES
 from aimo.data import filters, sources
-from aimo.data.model_servers import Reply, SampleError, Servers
+from aimo.data.model_servers import SampleError, Servers
 from aimo.errors import AimoError
 from aimo.inference import vllm_process
 from aimo.inference.model_folder import identity
@@ -35,8 +34,8 @@ from aimo.run.runs import Run
 
 FAILURES = 100  # failed samples in a row that end the run
 REPORT_S = 0.5
+# The keys of `distil` that determine a sample.
 SAMPLED_BY = ("model", "system", "prompt_template", "temperature", "top_p", "max_tokens")
-"""The keys of `distil` that determine a sample."""
 
 
 @dataclass
@@ -94,7 +93,6 @@ def teacher(run: Run) -> Iterator[Distil]:
 
 
 def teachers_folder(run: Run) -> Path:
-    """Return the model folder of the teacher that a run serves."""
     assert run.profile.distil
     return hub.local_folder(run.profile.distil.model or run.profile.model.base)
 
@@ -148,12 +146,21 @@ async def ask_all(
     """Ask for the missing samples, `max_concurrent` at a time, and append each to the file as it ends."""
     limits = (wanted.max_concurrent, wanted.timeout, wanted.retries)
     async with Servers(wanted.api_addr, wanted.model, *limits) as servers:
-        asked = replace(wanted, model=servers.model)
-        settings: dict[str, Any] = {key: getattr(asked, key) for key in SAMPLED_BY}
-        settings |= {"seed": seed, "tags": asdict(tags)} | ({"weights": weights} if weights else {})
-        with open_samples(out, settings) as file:
+        with SampleFile(out, "output_file") as file:
+            # The settings that determine the samples stand beside them; others are refused.
+            settings = {key: getattr(wanted, key) for key in SAMPLED_BY} | {"model": servers.model}
+            settings |= {"seed": seed, "tags": asdict(tags)} | ({"weights": weights} if weights else {})
+            beside = out.with_suffix(".settings.json")
+            try:
+                if beside.exists() and file.size:
+                    file.check(read_json(beside, "restore it, or take another output_file"), settings)
+                write_json(beside, settings)
+            except OSError as e:
+                raise AimoError(f"{beside}: {e.strerror}; take another output_file") from None
+
             missing = np.ones((len(rows), wanted.num_generations), bool)
-            keys = [key_of(text) for text in rows["id"]]
+            ids = [text.encode(errors="backslashreplace") for text in rows["id"]]
+            keys = [hashlib.sha256(text).hexdigest()[:16] for text in ids]
             places = {key: row for row, key in enumerate(keys)}
             for sample in file:
                 row, number = places.get(str(sample.get("key"))), sample.get("sample")
@@ -184,11 +191,19 @@ async def ask_all(
                             fault = f"{FAILURES} samples in a row failed: {e}; look at the servers' logs"
                             raise AimoError(fault) from None
                         continue
-                    ended = {"complete": reply.finish_reason == "stop", "finish_reason": reply.finish_reason}
-                    tokens = {key: getattr(reply, key) for key in ("prompt_tokens", "completion_tokens")}
-                    record = {"key": keys[row], "sample": number} | known | {"generation": whole(reply, tags)}
-                    del record["id"]
-                    file.append(record | ended | tokens | {"model": servers.model, "seed": body["seed"]})
+                    text = reply.text
+                    if reply.reasoning:
+                        thought = reply.reasoning.strip("\n")
+                        text = f"{tags.think_start}\n{thought}\n{tags.think_end}\n\n{text.lstrip()}"
+                    elif tags.think_end in text and tags.think_start not in text:  # the prompt ended in it
+                        text = tags.think_start + text
+                    del known["id"]
+                    file.append(
+                        {"key": keys[row], "sample": number, **known, "generation": text}
+                        | {"complete": reply.finish_reason == "stop", "finish_reason": reply.finish_reason}
+                        | {key: getattr(reply, key) for key in ("prompt_tokens", "completion_tokens")}
+                        | {"model": servers.model, "seed": body["seed"]}
+                    )
                     tally.done += 1
                     tally.failures_in_a_row = 0
                     tally.prompt_tokens += reply.prompt_tokens
@@ -215,48 +230,15 @@ async def ask_all(
     return tally
 
 
-def open_samples(path: Path, settings: dict[str, Any]) -> SampleFile:
-    """Open the samples, with the settings that determine them in a file beside; refuse other settings."""
-    file, beside = SampleFile(path, "output_file"), path.with_suffix(".settings.json")
-    now = json.loads(json.dumps(settings))
-    try:
-        if beside.exists() and file.size:
-            file.check(read_json(beside, "restore it, or take another output_file"), now)
-        write_json(beside, now)
-    except BaseException as e:
-        file.close()
-        if isinstance(e, OSError):
-            raise AimoError(f"{beside}: {e.strerror}; take another output_file") from None
-        raise
-    return file
-
-
-def key_of(text: str) -> str:
-    """Return the problem's key in the file: the first 16 hexadecimal digits of its SHA-256."""
-    return hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()[:16]
-
-
-def whole(reply: Reply, tags: Tags) -> str:
-    """Return thought and text as one completion, which begins with the opening tag if it has a thought."""
-    if reply.reasoning:
-        thought = reply.reasoning.strip("\n")
-        return f"{tags.think_start}\n{thought}\n{tags.think_end}\n\n{reply.text.lstrip()}"
-    if tags.think_end in reply.text and tags.think_start not in reply.text:  # the prompt ended in it
-        return tags.think_start + reply.text
-    return reply.text
-
-
 def push_samples(out: Path, repo: str, wanted: Distil, tally: Tally) -> str:
     """Push the file with a card to a dataset of the hub; return its address."""
     made = read_json(out.with_suffix(".settings.json"), "run `aimo distil` again")
-    header = {
-        "configs": [{"config_name": "default", "data_files": "train.jsonl"}],
-        "tags": ["aimo", "distilled"],
-    }
+    configs = [{"config_name": "default", "data_files": "train.jsonl"}]
+    header = yaml.safe_dump({"configs": configs, "tags": ["aimo", "distilled"]}, sort_keys=False)
     origins = ", ".join(source.source for source in wanted.mixture or [wanted])
     counts = f"{tally.known + tally.done:,} of {tally.samples:,} samples, {wanted.num_generations} a problem"
     card = (
-        f"---\n{yaml.safe_dump(header, sort_keys=False)}---\n\n# Completions of {made['model']}\n\n"
+        f"---\n{header}---\n\n# Completions of {made['model']}\n\n"
         f"{counts}; problems from {origins}. Made by `aimo distil`. None is judged: `aimo reject` keeps the "
         "right ones.\n\n"
         f"```yaml\n{yaml.safe_dump(made, sort_keys=False, allow_unicode=True)}```\n"
@@ -267,12 +249,10 @@ def push_samples(out: Path, repo: str, wanted: Distil, tally: Tally) -> str:
 class Rejection(NamedTuple):
     """What is kept of a set, and what is known of its problems."""
 
+    # `problem`, `answer`, `generation`, `correct`, `pass_rate` and `samples` of each completion to keep
     kept: pl.DataFrame
-    """`problem`, `answer`, `generation`, `correct`, `pass_rate` and `samples` of each completion to keep."""
-    dropped: Counter[str]
-    """The other completions by reason."""
-    problems: pl.DataFrame
-    """`problem`, `answer`, `pass_rate` (the share of right completions) and `samples` of each problem."""
+    dropped: Counter[str]  # the other completions, by reason
+    problems: pl.DataFrame  # with `pass_rate`, the share of right completions, and `samples`
 
     def __str__(self) -> str:
         rows = len(self.kept) + self.dropped.total()
@@ -324,18 +304,18 @@ def reject(rows: pl.DataFrame, wanted: Reject, tags: Tags = PUBLIC[0]) -> Reject
     drop(~pl.col("right"), "another answer")
     drop(~pl.col("pass_rate").is_between(*wanted.pass_rate), "pass rate of its problem")
     drop(~pl.struct("key", "solution").is_first_distinct(), "same text")
-    rows = rows.with_columns(order=ranks(rows, wanted.prefer))
-    drop(pl.col("order") > (wanted.max_per_problem or len(rows)), "more than max_per_problem")
+    most = wanted.max_per_problem or len(rows)
+    rows = rows.with_columns(order=preference_ranks(rows, wanted.prefer))
+    drop(pl.col("order") > most, "more than max_per_problem")
     if rows.is_empty():
         counts = ", ".join(f"{n} {reason}" for reason, n in dropped.items() if n)
         raise AimoError(f"reject: no completion is kept ({counts}); look at the teacher and at pass_rate")
-    chosen = rows.select(
-        "problem", "answer", "pass_rate", "samples", generation="solution", correct="right"
-    ).select("problem", "answer", "generation", "correct", "pass_rate", "samples")
+    rows = rows.with_columns(generation="solution", correct="right")
+    chosen = rows.select("problem", "answer", "generation", "correct", "pass_rate", "samples")
     return Rejection(chosen, +dropped, problems)
 
 
-def ranks(rows: pl.DataFrame, prefer: str) -> pl.Series:
+def preference_ranks(rows: pl.DataFrame, prefer: str) -> pl.Series:
     """(n,) the place of each completion among those of its problem, from 1, in the order of preference.
 
     `diverse` takes the shortest text, then always the one that shares the fewest word triples (Jaccard) with

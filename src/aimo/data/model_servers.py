@@ -21,15 +21,13 @@ WRONG = (401, 402, 403, 404)  # every other request would get them too: the key,
 
 
 class SampleError(Exception):
-    """A request that got no completion, whether its server should rest, and whether it is asked again."""
+    """A request that got no completion: `busy` is not the sample's fault, `rest` tires the server."""
 
-    def __init__(self, fault: str, *, rest: bool = False, again: bool = True):
+    def __init__(
+        self, fault: str, *, busy: bool = False, rest: bool = False, again: bool = True, wait: float = 0
+    ):
         super().__init__(fault)
-        self.rest, self.again = rest, again
-
-
-class BusyError(Exception):
-    """A server cannot take a request now: not the sample's fault. Arguments: the fault, seconds to wait."""
+        self.busy, self.rest, self.again, self.wait = busy, rest or busy, again, wait
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +59,10 @@ class ServerLoad:
     down_since: float | None = None  # when the faults began that no answer has ended
     fault: str = ""
 
-    def rest(self, fault: str, seconds: float = 0.0) -> None:
-        """Send nothing for a while. Faults that come during a pause are of the same overload."""
+    def rest(self, fault: str, seconds: float) -> None:
         now = time.monotonic()
         self.fault, self.down_since = fault, self.down_since or now
-        if now >= self.resumes:
+        if now >= self.resumes:  # faults that come during a pause are of the same overload
             self.pause = min(LAST_PAUSE_S, 2 * self.pause or FIRST_PAUSE_S)
             self.limit = max(1.0, self.limit * 2 / 3)
             self.resumes = now + self.pause * random.uniform(0.5, 1)
@@ -116,9 +113,8 @@ class Servers:
             now = time.monotonic()
             ready = [load for load in self.loads if now >= load.resumes and load.in_flight < load.limit]
             if not ready:
-                await asyncio.sleep(
-                    random.uniform(0.05, 0.5)
-                )  # spread: of many that wait, one is always near
+                # At different times, so that of many that wait one is always near.
+                await asyncio.sleep(random.uniform(0.05, 0.5))
                 continue
             load = min(ready, key=lambda load: load.in_flight)
             load.in_flight += 1
@@ -127,25 +123,23 @@ class Servers:
                 load.pause, load.down_since = 0.0, None
                 load.limit = min(load.most, load.limit + 1 / load.limit)
                 return reply
-            except BusyError as e:
-                load.rest(*e.args)
+            except SampleError as e:
+                if e.rest:
+                    load.rest(str(e), e.wait)
+                faults += not e.busy
+                if not e.again or faults > self.retries:
+                    raise
                 now, first = time.monotonic(), self.loads[0]
-                if all(s.down_since is not None and now - s.down_since > self.timeout for s in self.loads):
+                down = [s.down_since is not None and now - s.down_since > self.timeout for s in self.loads]
+                if e.busy and all(down):
                     raise AimoError(
                         f"server {address(first.client)}: {first.fault}, and no server has answered for "
                         f"{self.timeout:g} s; start it, and run the same command again to continue"
                     ) from None
-            except SampleError as e:
-                if e.rest:
-                    load.rest(str(e))
-                faults += 1
-                if not e.again or faults > self.retries:
-                    raise
             finally:
                 load.in_flight -= 1
 
     async def post(self, client: AsyncOpenAI, body: dict[str, Any]) -> Reply:
-        """Send a request, and read its reply."""
         try:
             async with asyncio.timeout(self.timeout):
                 content = await client.post("/chat/completions", cast_to=str, body=body)
@@ -155,13 +149,13 @@ class Servers:
             ) from None
         except APIConnectionError as e:
             if type(e.__cause__).__name__ in ("ConnectError", "ConnectTimeout"):  # of httpx or httpx2
-                raise BusyError(f"cannot be reached ({reason(e)})", 0.0) from None
+                raise SampleError(f"cannot be reached ({reason(e)})", busy=True) from None
             raise SampleError("the reply was cut off", rest=True) from None
         except APIStatusError as e:
             status, shown = e.status_code, beginning(e.response.text)
             if status in BUSY:
-                seconds = retry_after(e.response.headers.get("Retry-After"))
-                raise BusyError(f"HTTP {status}", seconds) from None
+                wait = retry_after(e.response.headers.get("Retry-After"))
+                raise SampleError(f"HTTP {status}", busy=True, wait=wait) from None
             if status in WRONG:
                 raise AimoError(
                     f"server {address(client)} answers HTTP {status}: {shown}; correct api_addr or model, or "
@@ -176,15 +170,11 @@ class Servers:
             text = message.get("content") or ""
             if isinstance(text, list):  # of parts
                 text = "".join(part["text"] for part in text if part.get("type", "text") == "text")
-            reply = Reply(
-                text,
-                message.get("reasoning") or message.get("reasoning_content") or "",  # vLLM's, DeepSeek's name
-                choice["finish_reason"] or "",
-                int(usage.get("prompt_tokens") or 0),
-                int(usage.get("completion_tokens") or 0),
-            )
+            thought = message.get("reasoning") or message.get("reasoning_content") or ""  # vLLM's, DeepSeek's
+            tokens = [int(usage.get(key) or 0) for key in ("prompt_tokens", "completion_tokens")]
+            reply = Reply(text, thought, choice["finish_reason"] or "", *tokens)
             model = str(value.get("model") or self.model)
-            if not all(isinstance(part, str) for part in (reply.text, reply.reasoning, reply.finish_reason)):
+            if not all(isinstance(part, str) for part in (text, thought, reply.finish_reason)):
                 raise TypeError("a text of another type")
         except (ValueError, LookupError, TypeError, AttributeError):
             raise SampleError(f"the reply holds no completion: {beginning(content)}") from None

@@ -16,84 +16,70 @@ from aimo.rewards.math import RewardFunc, bind
 class Reward:
     """Any reward; those without a class below have no other option."""
 
-    weight: float = 1.0
-    """What the reward is multiplied by before rewards are added."""
+    weight: float = 1.0  # What the reward is multiplied by before rewards are added
 
 
 @dataclass(config=strict)
 class Cosine(Reward):
     """`cosine`: the rewards of right and wrong answers at length 0 and at `max_len`."""
 
-    min_value_wrong: float = -1.0
-    """Short and wrong."""
-    max_value_wrong: float = -0.5
-    """Long and wrong."""
-    min_value_correct: float = 0.5
-    """Long and right."""
-    max_value_correct: float = 1.0
-    """Short and right."""
-    max_len: Positive = 1000
-    """In tokens."""
+    min_value_wrong: float = -1.0  # Short and wrong
+    max_value_wrong: float = -0.5  # Long and wrong
+    min_value_correct: float = 0.5  # Long and right
+    max_value_correct: float = 1.0  # Short and right
+    max_len: Positive = 1000  # In tokens
 
 
 @dataclass(config=strict)
 class RepetitionPenalty(Reward):
     """`repetition_penalty`: a share of `max_penalty`."""
 
-    ngram_size: Positive = 3
-    """Words in a row that count as repeated."""
-    max_penalty: Annotated[float, Field(le=0)] = -1.0
-    """The reward of nothing but repetition."""
-    language: Literal["en", "zh"] = "en"
-    """How words are separated: by spaces, or for Chinese by jieba."""
+    ngram_size: Positive = 3  # Words in a row that count as repeated
+    max_penalty: Annotated[float, Field(le=0)] = -1.0  # The reward of nothing but repetition
+    language: Literal["en", "zh"] = "en"  # How words are separated: by spaces, or for Chinese by jieba
 
 
 @dataclass(config=strict)
 class SoftOverlongPunishment(Reward):
     """`soft_overlong_punishment`: where it begins and where it reaches -1, in tokens."""
 
-    max_completion_len: Positive = 16384
-    """Where it reaches -1."""
-    soft_punish_cache: NonNegative = 4096
-    """How long before that it begins."""
+    max_completion_len: Positive = 16384  # Where it reaches -1
+    soft_punish_cache: NonNegative = 4096  # How long before that it begins
 
 
 @dataclass(config=strict)
 class Code(Reward):
     """`code` and `binary_code`: where programs run, and how many at a time."""
 
-    num_parallel: Positive = 2
-    """Programs that run at one time."""
+    num_parallel: Positive = 2  # Programs that run at one time
+    # The sandbox of this machine, or a service whose package is installed besides
     provider_type: Literal["local", "e2b", "morph"] = "local"
-    """The sandbox of this machine, or a service whose package is installed besides."""
 
 
 @dataclass(config=strict)
 class IoiCode(Reward):
     """`ioi_code`: where programs run, and how many tests at a time."""
 
+    # Tests that run at one time; after a failed one no more are. -1: all
     test_batch_size: Annotated[int, Field(ge=-1)] = 1
-    """Tests that run at one time; after a failed one no more are. -1: all."""
+    # The servers of PISTON_ENDPOINTS, or g++ and the sandbox
     provider_type: Literal["piston", "local"] = "piston"
-    """The servers of PISTON_ENDPOINTS, or g++ and the sandbox."""
 
 
 @dataclass(config=strict)
 class CfCode(IoiCode):
     """`cf_code`: besides, what a program is worth."""
 
+    # Whether all tests pass, the share that passes, or the first plus a tenth of the second
     scoring_mode: Literal["pass_fail", "partial", "weighted_sum"] = "weighted_sum"
-    """Whether all tests pass, the share that passes, or the first plus a tenth of the second."""
-    patch_code: bool = False
-    """Whether C++ gets the standard headers that it lacks."""
+    patch_code: bool = False  # Whether C++ gets the standard headers that it lacks
 
 
 @dataclass(config=strict)
 class CodeFormat(Reward):
     """`code_format`: the language of rows that have no `language`."""
 
-    language: str = "python"
-    """Such as python or cpp."""
+    language: str = "python"  # Such as python or cpp
 
 
 class Row(NamedTuple):
