@@ -67,7 +67,7 @@ def plain(stage: str, profile: Any, folder: Path) -> Marks:
     dtype = arguments.choose_dtype(profile)[0]
     model = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype))
     rows = Dataset.from_list(training_rows(stage, profile, tokenizer))
-    compat.provide_log_probs()  # TRL 1.15 alone cannot take a step on a CPU
+    compat.patch_trl()  # TRL 1.15 alone cannot take a step on a CPU
     settings = shared_settings(getattr(profile, stage), profile, dtype) | {"output_dir": str(folder)}
     trainer = {"sft": plain_sft, "grpo": plain_grpo}[stage](model, tokenizer, rows, profile, settings)
     trainer.add_callback(Clock())

@@ -210,7 +210,7 @@ SKIPPING = """
 import runpy, torch
 from aimo.train import compat
 
-synchronize, calls = compat.CpuGeneration.sync_weights, []
+synchronize, calls = compat.ExactGeneration.sync_weights, []
 
 def all_but_the_third(self):
     calls.append(1)
@@ -219,7 +219,7 @@ def all_but_the_third(self):
         synchronize(self)
         assert all(map(torch.equal, before, self.model.parameters())), "a weight was rounded"
 
-compat.CpuGeneration.sync_weights = all_but_the_third
+compat.ExactGeneration.sync_weights = all_but_the_third
 runpy.run_module("aimo.train.launch", run_name="__main__")
 """
 
@@ -282,9 +282,9 @@ def job(stage="grpo", overrides=(), strategy="ddp", devices=8, nodes=1, cpu=Fals
 
 
 def run_job(*arguments, **more) -> None:
-    from aimo.train.launch import launch
+    from aimo.train.launch import launch_job
 
-    launch(*arguments, **more)
+    launch_job(*arguments, **more)
 
 
 def written(capsys, tmp_path, **more) -> str:
@@ -482,7 +482,7 @@ def load(*_, **keywords):
 AutoModelForCausalLM.from_pretrained = load
 from aimo.train import launch
 sys.argv[1:] = ["sft", "--profile", "tiny", "--run-dir", *sys.argv[1:]]
-launch.main()
+launch.run_process()
 """
 
 
@@ -532,7 +532,7 @@ def test_a_server_is_waited_for_and_ended_and_one_that_ends_early_is_told(tmp_pa
         (tmp_path / "log").open("w") as output,
         pytest.raises(StageError, match="the vLLM server ended with"),
     ):
-        launch.follow("sleep 1000", output, [], ended)
+        launch.follow(job(), "sleep 1000", output, [], ended)
 
 
 @pytest.mark.slow  # two processes of a job, up to their training

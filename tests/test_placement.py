@@ -330,13 +330,19 @@ def test_advice_in_a_launched_process_keeps_its_command(monkeypatch, tmp_path):
     assert "`aimo launch` again with `--set sft.batch_size=" in told and "4bit" not in told
 
 
-def test_a_model_that_waits_on_the_cpu_for_its_gpus_takes_no_shortcut_of_the_cpu():
+def test_a_model_that_waits_on_the_cpu_for_its_gpus_takes_no_shortcut_of_the_cpu(monkeypatch, tmp_path):
     import torch
 
-    from aimo.train.grpo import generates_merged
+    from aimo.train import grpo
 
+    monkeypatch.setattr(grpo, "make_trainer", lambda *_, **__: SimpleNamespace(add_callback=lambda _: None))
+    monkeypatch.setattr(grpo, "fit", lambda *_: None)
     for device, merged in (("cpu", True), ("cuda", False)):
-        assert generates_merged(SimpleNamespace(device=torch.device(device)), profile()) == merged
+        args = SimpleNamespace(device=torch.device(device), cast_lm_head_to_fp32=False)
+        monkeypatch.setattr(grpo.arguments, "stage_arguments", lambda *_, args=args: args)
+        model = SimpleNamespace(generate=print)
+        grpo.train_grpo(model, None, [{"prompt": "1?"}], profile(), tmp_path, None)
+        assert (model.generate is not print) == merged
 
 
 # ---- a GPU that torch cannot use

@@ -29,7 +29,7 @@ for ours in (sft.SftTrainer, grpo.GrpoTrainer, trainers.DpoTrainer):
 name = "_get_per_token_logps_and_entropies"
 base = next(base for base in grpo.GrpoTrainer.__mro__ if base.__name__ == "UnslothGRPOTrainer")
 theirs = inspect.signature(getattr(base, name)).parameters
-assert list(theirs)[:5] == list(inspect.signature(getattr(compat.LogProbHook, name)).parameters)[:5]
+assert list(theirs)[:5] == list(inspect.signature(getattr(compat.GrpoHook, name)).parameters)[:5]
 """
 BUILD = """
 import json, sys

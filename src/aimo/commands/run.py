@@ -151,7 +151,7 @@ def launch(
     if accelerate:
         strategy = launch.strategy_of(accelerate)
     how = (strategy, devices, nodes, cpu is not None, offload, accelerate, serve_gpus)
-    launch.launch(launch.Job(stage, profile, run_dir, set_ or [], *how), slurm, dry_run)
+    launch.launch_job(launch.Job(stage, profile, run_dir, set_ or [], *how), slurm, dry_run)
 
 
 @app.command()

@@ -17,6 +17,7 @@ from aimo.config import Grpo, Profile
 from aimo.errors import AimoError
 from aimo.run import machine
 
+# TRL's name of a key, and the key of the profile; {stage} stands for the stage.
 RENAMED = {
     "num_train_epochs": "{stage}.epochs",
     "lr_scheduler_type": "{stage}.scheduler",
@@ -45,8 +46,7 @@ RENAMED = {
     "chat_template_path": "prompt.template",
     "eos_token": "prompt.eos_token",
 }
-"""TRL's name of a key, and the key of the profile; {stage} stands for the stage."""
-
+# Why a key of TRL's cannot be set, and what to do instead.
 REFUSED = {
     "output_dir": "a stage writes into the run's folder; choose that with --run-dir",
     "resume_from_checkpoint": "a stage goes on from its last checkpoint, or --from {stage}/checkpoint-N",
@@ -57,8 +57,7 @@ REFUSED = {
     "do_eval": "TRL's trainers do not read it; set sft.eval_steps",
     "do_predict": "TRL's trainers do not read it",
 }
-"""Why a key of TRL's cannot be set, and what to do instead."""
-
+# Keys of TRL's that keep the value of Unsloth's configuration where it differs from TRL's, and why.
 UNSLOTHS = {
     "gradient_checkpointing_kwargs": "its offloaded checkpointing is reentrant",
     "router_aux_loss_coef": "its forward pass computes no auxiliary loss of experts",
@@ -67,7 +66,6 @@ UNSLOTHS = {
     "bf16_full_eval": "it acts on evaluations outside training, and no stage has one",
     "fp16_full_eval": "the same",
 }
-"""Keys of TRL's that keep the value of Unsloth's configuration where it differs from TRL's, and why."""
 
 
 def stage_arguments(stage: str, profile: Profile, folder: Path) -> Any:
@@ -80,20 +78,31 @@ def stage_arguments(stage: str, profile: Profile, folder: Path) -> Any:
 
     kind, section = getattr(compat.trl, f"{stage.upper()}Config"), getattr(profile, stage)
     cuda, dtype = machine.computes_on_gpu(), choose_dtype(profile)[0]
-    known = {f.name for f in fields(kind)}
+    known, own = {f.name for f in fields(kind)}, {f.name for f in fields(section)}
+    instead = RENAMED | {key: f"{{stage}}.{key}" for key in own}
+    if stage == "grpo":
+        instead["per_device_train_batch_size"] = "grpo.prompts_per_step"
+    if section.scheduler == "cosine_with_min_lr":
+        instead["lr_scheduler_kwargs"] = "{stage}.min_lr_rate"
     for key in section.trl:
-        check_key(key, stage, section, kind.__name__, known)
+        where = f"{stage}.trl.{key}"
+        if key in instead:
+            raise AimoError(f"{where}: set {instead[key].format(stage=stage)} instead")
+        if key in REFUSED:
+            raise AimoError(f"{where} cannot be set: {REFUSED[key].format(stage=stage)}")
+        if key not in known:
+            close = "".join(f", did you mean {c}?" for c in difflib.get_close_matches(key, known, n=1))
+            raise AimoError(f"{where}: {kind.__name__} has no such key{close}")
     if profile.training.log_to != "none":
         require_package(profile.training.log_to, f"training.log_to: {profile.training.log_to}")
     if section.use_liger_kernel:
         require_package("liger_kernel", f"{stage}.use_liger_kernel")
+    least = {"min_lr_rate": section.min_lr_rate} if section.scheduler == "cosine_with_min_lr" else {}
     values = {
         "output_dir": str(folder),
         "num_train_epochs": section.epochs,
         "lr_scheduler_type": section.scheduler,
-        "lr_scheduler_kwargs": {"min_lr_rate": section.min_lr_rate}
-        if section.scheduler == "cosine_with_min_lr"
-        else {},
+        "lr_scheduler_kwargs": least,
         "warmup_steps": section.warmup_ratio,  # below 1, Transformers takes it as a share of all steps
         "optim": section.optimizer,
         "save_total_limit": 2,
@@ -111,8 +120,7 @@ def stage_arguments(stage: str, profile: Profile, folder: Path) -> Any:
         "run_name": f"{profile.profile}-{stage}",
         "disable_tqdm": True,
     }
-    same_name = {f.name: getattr(section, f.name) for f in fields(section) if f.name in known}
-    values |= {name: value for name, value in same_name.items() if value is not None}
+    values |= {key: value for key in own & known if (value := getattr(section, key)) is not None}
     values |= {"sft": sft_values, "grpo": grpo_values, "dpo": dpo_values}[stage](profile) | section.trl
     try:
         configured = kind(**values)
@@ -175,27 +183,6 @@ def dpo_values(profile: Profile) -> dict[str, Any]:
     return {"per_device_train_batch_size": profile.dpo.batch_size, "max_length": profile.model.max_length}
 
 
-def check_key(key: str, stage: str, section: Any, config: str, known: set[str]) -> None:
-    """Refuse a key under `STAGE.trl` that would be ignored, by the name of what to set instead."""
-    where = f"{stage}.trl.{key}"
-    ours = RENAMED.get(key)
-    if stage == "grpo" and key == "per_device_train_batch_size":
-        ours = "grpo.prompts_per_step"
-    if key == "lr_scheduler_kwargs" and section.scheduler == "cosine_with_min_lr":
-        ours = "{stage}.min_lr_rate"
-    if key in {f.name for f in fields(section)}:
-        ours = f"{stage}.{key}"
-    if ours:
-        raise AimoError(f"{where}: set {ours.format(stage=stage)} instead")
-    if key in REFUSED:
-        raise AimoError(f"{where} cannot be set: {REFUSED[key].format(stage=stage)}")
-    if key not in known:
-        close = difflib.get_close_matches(key, known, n=1)
-        raise AimoError(
-            f"{where}: {config} has no such key" + (f", did you mean {close[0]}?" if close else "")
-        )
-
-
 def require_package(package: str, key: str) -> None:
     """Refuse a key whose package is not installed."""
     if importlib.util.find_spec(package) is None:
@@ -204,16 +191,15 @@ def require_package(package: str, key: str) -> None:
 
 
 def completions_per_pass(grpo: Grpo, processes: int) -> int:
-    """GRPO's completions in one forward pass of a process: a step's, split over processes and accumulation
-    steps."""
+    """Return GRPO's completions in one forward pass of a process: a step's, split over processes and
+    accumulation steps."""
     completions = grpo.prompts_per_step * grpo.num_generations
     parts = processes * grpo.gradient_accumulation_steps
     if completions % parts:
-        prompts = parts // math.gcd(parts, grpo.num_generations)
         raise AimoError(
             f"grpo: {grpo.prompts_per_step} x {grpo.num_generations} completions a step do not split evenly "
             f"over {processes} processes x {grpo.gradient_accumulation_steps} steps of accumulation; "
-            f"make grpo.prompts_per_step a multiple of {prompts}"
+            f"make grpo.prompts_per_step a multiple of {parts // math.gcd(parts, grpo.num_generations)}"
         )
     return completions // parts
 
@@ -244,9 +230,8 @@ def weights_dtype(profile: Profile) -> str:
     Weights that are trained stay in float32, and autocast computes: a step of AdamW on a bfloat16 weight is
     lost where it is smaller than the weight's last bit. DeepSpeed keeps its own float32 copy.
     """
-    if profile.model.lora is None and not with_deepspeed():
-        return "float32"
-    return choose_dtype(profile)[0]
+    trained_here = profile.model.lora is None and not with_deepspeed()
+    return "float32" if trained_here else choose_dtype(profile)[0]
 
 
 def with_deepspeed() -> bool:
@@ -259,5 +244,5 @@ def zero_stage() -> int:
 
 
 def is_sharded() -> bool:
-    """Whether each process keeps only a part of the model: under FSDP and ZeRO-3."""
+    """Return whether each process keeps only a part of the model: under FSDP and ZeRO-3."""
     return zero_stage() == 3 or os.environ.get("ACCELERATE_USE_FSDP") == "true"

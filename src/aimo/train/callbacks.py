@@ -21,13 +21,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from aimo.config import Profile, Prompt
+from aimo.config import Profile
+from aimo.data.prepare import Rows
 from aimo.errors import AimoError
 from aimo.inference import prompts
 from aimo.inference.answers import are_correct
+from aimo.inference.settings import Settings
 from aimo.inference.storage import append_lines, read_json, write_json, write_lines
 from aimo.run import runs
 from aimo.run.runs import SESSION_END, SESSION_OVER, newest_first, step_of
+from aimo.train import models
 
 
 class AlreadyTrained(Exception):
@@ -54,9 +57,8 @@ class Record(TrainerCallback):
             raise AlreadyTrained
 
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        record = state.log_history[-1]
-        now, tokens = time.monotonic(), record.get("num_tokens")
-        if tokens is not None:
+        record, now = state.log_history[-1], time.monotonic()
+        if (tokens := record.get("num_tokens")) is not None:
             if self.last:
                 record["tokens_per_second"] = (tokens - self.last[1]) / (now - self.last[0])
             self.last = now, tokens
@@ -76,11 +78,9 @@ class Budgets(TrainerCallback):
     before the session ends. `reason` says what stopped it."""
 
     def __init__(self, profile: Profile, folder: Path):
-        self.limits, self.folder = profile.training, folder
+        self.limits, self.folder, self.reason = profile.training, folder, ""
         self.started = self.last_step = time.monotonic()
-        self.session_end = float(os.environ.get(SESSION_END, "inf"))
         self.slowest = 0.0
-        self.reason = ""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Stop when another step as slow as the slowest, and saving, would pass a limit of time."""
@@ -88,26 +88,24 @@ class Budgets(TrainerCallback):
         if state.global_step > 1:  # the first step compiles and loads
             self.slowest = max(self.slowest, now - self.last_step)
         self.last_step = now
-        limit = self.limits.time_limit_s
-        if limit and main_process_says(now - self.started + 2 * self.slowest > limit):
-            control.should_training_stop = control.should_save = True
-            self.reason = f"the time limit of {limit} s"
-        if SESSION_END in os.environ and main_process_says(now + 2 * self.slowest > self.session_end):
-            control.should_training_stop = control.should_save = True
-            self.reason = SESSION_OVER
+        ends = []
+        if limit := self.limits.time_limit_s:
+            ends.append((self.started + limit, f"the time limit of {limit} s"))
+        if SESSION_END in os.environ:
+            ends.append((float(os.environ[SESSION_END]), SESSION_OVER))
+        for end, reason in ends:
+            if main_process_says(now + 2 * self.slowest > end):
+                control.should_training_stop = control.should_save = True
+                self.reason = reason
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Stop when the run with one more checkpoint like the newest would pass the disk budget."""
         budget = self.limits.disk_gb
         if budget is None:
             return
-        size = sum(
-            path.stat().st_size
-            for folder in (self.folder.parent, *newest_first(self.folder)[:1])
-            for path in folder.rglob("*")
-            if path.is_file()
-        )
-        if main_process_says(size / 1e9 > budget):
+        folders = self.folder.parent, *newest_first(self.folder)[:1]
+        files = (path for folder in folders for path in folder.rglob("*") if path.is_file())
+        if main_process_says(sum(path.stat().st_size for path in files) / 1e9 > budget):
             control.should_training_stop = True
             self.reason = f"the disk budget of {budget} GB"
 
@@ -120,14 +118,13 @@ def main_process_says(decision: bool) -> bool:
 
 @dataclass(eq=False)
 class Probe(TrainerCallback):
-    """Answers fixed problems greedily every `every` steps, and keeps in `best` the model that solves most."""
+    """Answers fixed problems greedily every `probe_steps`, and keeps in `best` the model that solves most."""
 
     trainer: Any
-    answer: Callable[[], list[str]]  # returns a completion for each problem
-    golds: list[str]  # the problems' answers
-    prompt: Prompt
-    every: int
+    stage: str
+    profile: Profile
     folder: Path
+    rows: Rows  # with `prompt` and `answer`
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Probe the model that training starts from."""
@@ -139,13 +136,12 @@ class Probe(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Probe, and save the model to `best` if none before was better."""
         is_last = state.global_step == state.max_steps or control.should_training_stop
-        if state.global_step % self.every and not is_last:
+        if state.global_step % getattr(self.profile, self.stage).probe_steps and not is_last:
             return
+        earlier = [r["probe/accuracy"] for r in state.log_history if r["step"] and "probe/accuracy" in r]
         figures = self.probe()
         self.trainer.log_apart(figures)
         control.should_log = True  # the call above cleared it, and the step's record is still to come
-        trained = [record for record in state.log_history[:-1] if record["step"] > 0]
-        earlier = [record["probe/accuracy"] for record in trained if "probe/accuracy" in record]
         if figures["probe/accuracy"] >= max(earlier, default=0.0):
             best = self.folder / "best"
             self.trainer.save_model(str(best))
@@ -154,14 +150,16 @@ class Probe(TrainerCallback):
 
     def probe(self) -> dict[str, float]:
         """Return the shares of right and of well-formed completions, and their mean length in tokens."""
-        texts = self.answer()
-        right = sum(verdict is True for verdict in are_correct(texts, self.golds, self.prompt.tags))
-        well_formed = sum(prompts.is_well_formed(self.prompt, text) for text in texts)
-        tokens = sum(len(self.trainer.processing_class.encode(text)) for text in texts)
+        grpo, solver = self.profile.grpo, self.profile.inference
+        max_tokens = grpo.max_completion_length if grpo else solver.max_tokens or Settings.max_tokens
+        tokenizer, prompt = self.trainer.processing_class, self.profile.prompt
+        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        texts = models.complete(model, tokenizer, self.rows, max_tokens)
+        verdicts = are_correct(texts, [row["answer"] for row in self.rows], prompt.tags)
         return {
-            "probe/accuracy": right / len(texts),
-            "probe/format": well_formed / len(texts),
-            "probe/length": tokens / len(texts),
+            "probe/accuracy": sum(verdict is True for verdict in verdicts) / len(texts),
+            "probe/format": sum(prompts.is_well_formed(prompt, text) for text in texts) / len(texts),
+            "probe/length": sum(len(tokenizer.encode(text)) for text in texts) / len(texts),
         }
 
 
@@ -181,8 +179,7 @@ class Finite(TrainerCallback):
         self.check("loss", loss, self.trainer.state.global_step + 1)
 
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Check the gradient. In float16 the trainer itself skips steps whose gradient overflows."""
-        if not args.fp16:
+        if not args.fp16:  # there the trainer itself skips steps whose gradient overflows
             self.check("gradient", float(state.log_history[-1].get("grad_norm", 0.0)), state.global_step)
 
     def check(self, what: str, value: float, step: int) -> None:
@@ -272,8 +269,7 @@ def save_trained(trainer: Any, folder: Path) -> None:
     elif trainer.is_world_process_zero():
         shutil.rmtree(trained, ignore_errors=True)
         best.rename(trained)
-        adapter = trained / "adapter_model.safetensors"
-        if adapter.exists():
+        if (adapter := trained / "adapter_model.safetensors").exists():
             set_peft_model_state_dict(trainer.model, load_file(adapter))
             return
         for file in trained.glob("*.safetensors"):  # shards, and tied weights that are saved once

@@ -1,15 +1,14 @@
-"""Every private name of TRL and Transformers that aimo touches; no other module uses one.
+"""Every private name of TRL, Transformers and vLLM that aimo touches; no other module uses one.
 
-Written for TRL 1.15.0 and Transformers 5.17.0. Each entry says why the public interface is not enough. Import
-this module after Unsloth, which patches TRL.
+Written for TRL 1.15.0, Transformers 5.17.0 and vLLM 0.31.0. Each entry names the private member and says why
+no public one serves. Import this module after Unsloth, which patches TRL.
 
 https://github.com/huggingface/trl/blob/v1.15.0/trl/trainer/sft_trainer.py, grpo_trainer.py, utils.py
 https://github.com/huggingface/trl/blob/v1.15.0/trl/generation/vllm_generation.py
 https://github.com/huggingface/transformers/blob/v5.17.0/src/transformers/trainer.py, training_args.py
+https://github.com/vllm-project/vllm/blob/v0.31.0/vllm/v1/worker/worker_base.py
 """
 
-import contextlib
-from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,14 +17,21 @@ import trl
 from accelerate.utils import gather_object
 from trl.trainer import grpo_trainer, utils
 
-LogProbs = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
+
+def take_one_gpu(args: Any) -> None:
+    """Let a process that trains alone take one GPU, however many it sees.
+
+    `TrainingArguments._n_gpu` (Transformers): with more, `Trainer` wraps the model in DataParallel, which TRL
+    refuses. It is too late to hide the others once CUDA has started.
+    """
+    args._n_gpu = min(args.n_gpu, 1)
 
 
 class OrderHook:
-    """Before TRL's class among the bases of a trainer: lets it choose the order of its rows.
+    """A base of a trainer, before TRL's class: lets it choose the order of its rows.
 
-    `Trainer._get_train_sampler` (Transformers; overridden by TRL's GRPOTrainer): `get_train_dataloader` is
-    public, but it builds the sampler and prepares the loader for several processes in one step.
+    `Trainer._get_train_sampler` (Transformers; TRL's GRPOTrainer overrides it): the public
+    `get_train_dataloader` builds the sampler and prepares the loader for several processes in one step.
     """
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
@@ -41,198 +47,136 @@ def pack_tokens(dataset: Any, args: Any) -> Any:
 
     `SFTTrainer._prepare_dataset` (TRL) makes labels and packs; only `trl.pack_dataset` is public.
     """
+    trainer: Any = SimpleNamespace(completion_only_loss=True)  # all that it reads for tokenised rows
     unused: Any = None
-    masked: Any = SimpleNamespace(completion_only_loss=True)  # all that it reads for rows that are tokenised
-    return trl.SFTTrainer._prepare_dataset(masked, dataset, unused, args, True, None, "train")
-
-
-class LogProbHook:
-    """Before TRL's class among the bases of a GRPO trainer: changes how log-probabilities are computed.
-
-    `GRPOTrainer._get_per_token_logps_and_entropies` (TRL): the policy's, the old policy's and the reference's
-    log-probabilities all come from it, and no public method stands between it and the loss.
-    """
-
-    def _get_per_token_logps_and_entropies(
-        self, model: Any, input_ids: Any, attention_mask: Any, logits_to_keep: int, *args: Any, **kwargs: Any
-    ) -> LogProbs:
-        compute = super()._get_per_token_logps_and_entropies  # type: ignore[misc]
-
-        def compute_rows(input_ids: Any, attention_mask: Any, logits_to_keep: int) -> LogProbs:
-            return compute(model, input_ids, attention_mask, logits_to_keep, *args, **kwargs)
-
-        return self.log_probs(compute_rows, input_ids, attention_mask, logits_to_keep)
-
-    def log_probs(
-        self, compute: Callable[..., LogProbs], input_ids: Any, attention_mask: Any, logits_to_keep: int
-    ) -> LogProbs:
-        """Return log-probabilities and entropies (rows, logits_to_keep) and the auxiliary loss, by TRL's
-        `compute`."""
-        return compute(input_ids, attention_mask, logits_to_keep)
+    return trl.SFTTrainer._prepare_dataset(trainer, dataset, unused, args, True, None, "train")
 
 
 Sampled = tuple[tuple[Any, ...], torch.Tensor]
-"""A completion: its row of the data set, prompt and reply as messages, prompt ids, completion ids, mask of
-the ids that the policy sampled, log-probabilities; and its reward by each function."""
+"""A completion: (its row of the data set, prompt and reply as messages, prompt ids, completion ids, mask of
+the ids that the policy sampled, log-probabilities), and its reward by each function (functions,)."""
 COMPLETION_IDS = 4  # where they stand
 
 
-class SamplingHook:
-    """Before TRL's class among the bases of a GRPO trainer: chooses what to train on of what it samples.
+class GrpoHook(trl.GRPOTrainer):
+    """TRL's GRPO with three methods to override: what a step trains on, its figures, its log-probabilities.
 
     `GRPOTrainer._generate_and_score_completions` (TRL) samples with `_generate`, scores with
-    `_calculate_rewards`, and makes tensors of all rows. Rows are exchanged between the two, so that masks,
+    `_calculate_rewards` and makes tensors of all rows. Rows are exchanged between the two, so that masks,
     log-probabilities and advantages are TRL's. `_metrics` are averaged inside `GRPOTrainer.log`;
-    `_batch_environments` has one environment's name for each row of a step.
+    `_batch_environments` has a name for each row. `_get_per_token_logps_and_entropies` gives the
+    log-probabilities of the policy, the old policy and the reference; nothing public stands before the loss.
     """
 
     model: Any
-    accelerator: Any
     args: Any
     processing_class: Any
     train_dataset: Any
     num_generations: Any
-    reward_weights: Any
-    environments: Any
-    _batch_environments: Any
+    chosen_rewards: Any
+
+    def choose(self, inputs: list[dict[str, Any]]) -> list[Sampled] | None:
+        """Return the completions to train on in this step, in all processes together: whole groups, which
+        split evenly over the processes and `steps_per_generation`. None: train on what TRL samples."""
+        raise NotImplementedError
+
+    def figures(self, rewards: torch.Tensor) -> dict[str, float]:
+        """Return what to log in place of TRL's figures; `rewards` (completions, functions) are of all
+        completions that were sampled for the step."""
+        raise NotImplementedError
+
+    def log_probs(self, compute: Any, input_ids: Any, attention_mask: Any, logits_to_keep: int) -> Any:
+        """Return log-probabilities and entropies (rows, logits_to_keep) and the auxiliary loss, by TRL's
+        `compute`."""
+        return compute(input_ids, attention_mask, logits_to_keep)
 
     def _generate_and_score_completions(self, inputs: Any) -> Any:
-        self.inputs, self.chosen, self.tried = inputs, None, []  # type: ignore[var-annotated]
-        batch = super()._generate_and_score_completions(inputs)  # type: ignore[misc]
+        self.rows, self.chosen_rewards, self.all_rewards = inputs, None, []  # type: ignore[var-annotated]
+        batch = super()._generate_and_score_completions(inputs)
         if self.model.training:
-            metrics = self._metrics["train"]  # type: ignore[attr-defined]
-            for name, value in self.figures(torch.cat(self.tried)).items():
-                metrics[name][-1:] = [value]
+            for name, value in self.figures(torch.cat(self.all_rewards)).items():
+                self._metrics["train"][name][-1:] = [value]
         return batch
 
     def _generate(self, prompts: Any) -> Any:
-        chosen = self.choose(self.inputs) if self.model.training else None
+        chosen = self.choose(self.rows) if self.model.training else None
         if chosen is None:
-            return super()._generate(prompts)  # type: ignore[misc]
+            return super()._generate(prompts)
         rows, rewards = zip(*chosen, strict=True)
-        self.chosen = torch.stack(rewards).to(self.accelerator.device)  # type: ignore[assignment]
+        self.chosen_rewards = torch.stack(rewards).to(self.accelerator.device)  # (completions, functions)
         share = len(rows) // self.accelerator.num_processes
-        rows = rows[self.accelerator.process_index * share :][:share]
-        columns = [list(column) for column in zip(*rows, strict=True)]
-        self.inputs[:], prompts[:] = columns[:2]
+        own = rows[self.accelerator.process_index * share :][:share]
+        columns = [list(column) for column in zip(*own, strict=True)]
+        self.rows[:], prompts[:] = columns[:2]
         replies, ids, completion_ids, mask, logps = (c if c[0] is not None else None for c in columns[2:])
         return ids, completion_ids, mask, replies, logps, {}, None, []
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Any:
-        if self.chosen is not None:
-            return self.chosen
-        rewards = super()._calculate_rewards(*args, **kwargs)  # type: ignore[misc]
-        self.tried.append(rewards)
-        return rewards
+        if self.chosen_rewards is not None:
+            return self.chosen_rewards
+        self.all_rewards.append(super()._calculate_rewards(*args, **kwargs))
+        return self.all_rewards[-1]
 
     def sample(self, inputs: list[dict[str, Any]]) -> list[Sampled]:
-        """Sample and score a completion for each of the rows of each process, at most as many as a step has;
-        returns those of all processes."""
+        """Sample and score one completion for each row of each process, for no more rows than a step has;
+        return those of all processes."""
         prompts, nothing = [row["prompt"] for row in inputs], [None] * len(inputs)
-        with self.environments_of(inputs):
-            ids, completion_ids, mask, replies, logps, *_ = super()._generate(prompts)  # type: ignore[misc]
-            rewards = self._calculate_rewards(inputs, prompts, replies, completion_ids).cpu()
+        environments = self.environments
+        if environments:  # as many as there are rows, begun anew for them
+            names = self._batch_environments
+            self.environments, self._batch_environments = environments[: len(inputs)], names[: len(inputs)]
+            for environment, row in zip(self.environments, inputs, strict=True):
+                environment.reset(**row)
+        ids, completion_ids, mask, replies, logps, *_ = super()._generate(prompts)
+        rewards = self._calculate_rewards(inputs, prompts, replies, completion_ids).cpu()
+        if environments:
+            self.environments, self._batch_environments = environments, names
         columns = inputs, prompts, replies, ids, completion_ids, mask or nothing, logps or nothing
         return list(zip(gather_object(list(zip(*columns, strict=True))), rewards, strict=True))
 
-    @contextlib.contextmanager
-    def environments_of(self, inputs: list[dict[str, Any]]) -> Iterator[None]:
-        """Let the trainer have as many environments as there are rows, begun anew for them."""
-        if not self.environments:
-            yield
-            return
-        every, names = self.environments, self._batch_environments
-        self.environments, self._batch_environments = every[: len(inputs)], names[: len(inputs)]
-        for environment, row in zip(self.environments, inputs, strict=True):
-            environment.reset(**row)
-        yield
-        self.environments, self._batch_environments = every, names
+    def _get_per_token_logps_and_entropies(
+        self, model: Any, input_ids: Any, attention_mask: Any, logits_to_keep: int, *args: Any, **kwargs: Any
+    ) -> Any:
+        of_rows = super()._get_per_token_logps_and_entropies
 
-    def choose(self, inputs: list[dict[str, Any]]) -> list[Sampled] | None:
-        """Return what to train on in this step, in all processes together, or None for what TRL samples for
-        `inputs`: whole groups, which split evenly over the processes and TRL's `steps_per_generation`."""
-        raise NotImplementedError
+        def compute(input_ids: Any, attention_mask: Any, logits_to_keep: int) -> Any:
+            return of_rows(model, input_ids, attention_mask, logits_to_keep, *args, **kwargs)
 
-    def figures(self, rewards: torch.Tensor) -> dict[str, float]:
-        """Return what to log in place of TRL's figures, from the rewards (completions, functions) of all that
-        was sampled for a step."""
-        raise NotImplementedError
-
-
-def take_one_gpu(args: Any) -> None:
-    """Let a process that was not launched with others train on one GPU, however many it sees.
-
-    `TrainingArguments._n_gpu` (Transformers): with more, `Trainer` wraps the model in DataParallel, which
-    TRL's trainers refuse. To hide the others is too late when CUDA has started.
-    """
-    if args.n_gpu > 1:
-        args._n_gpu = 1
+        return self.log_probs(compute, input_ids, attention_mask, logits_to_keep)
 
 
 def last_completions(trainer: Any) -> dict[str, Any]:
     """GRPO's latest completions in all processes: `prompt`, `completion`, `advantages`, and `rewards` by
     function.
 
-    `GRPOTrainer._logs` (TRL): `log_completions=True` prints them or writes a file of all of them at each
-    step.
+    `GRPOTrainer._logs` (TRL): `log_completions=True` prints all of them at each step, or writes them to a file.
     """
     return trainer._logs
-
-
-def provide_log_probs() -> None:
-    """Let TRL's trainers run without Triton, that is, on a CPU.
-
-    `trl.trainer.utils._ChunkedLogProbFunction` (TRL) is None there, and the trainers call it unchecked.
-    Unsloth provides its own.
-    """
-    if utils._ChunkedLogProbFunction is None:
-        utils._ChunkedLogProbFunction = PlainLogProbs  # type: ignore[misc, assignment]
 
 
 class ExactGeneration(grpo_trainer.VLLMGeneration):
     """TRL's generation with vLLM; the frozen weights stay what they are, to the bit.
 
-    TRL merges the adapters into them for vLLM and subtracts them again, which rounds. The errors of all steps
-    add up, and no checkpoint has them.
+    TRL merges the adapters into them for vLLM and subtracts them again, which rounds: the errors of all steps
+    add up, and no checkpoint has them. `VLLMGeneration._iter_named_params` (TRL): TRL hands vLLM one weight
+    at a time; on a CPU, vLLM has packed its weights and its worker takes all of them or none.
     """
 
-    frozen: list[tuple[Any, torch.Tensor]] | None = None
-    """The frozen parameters, each with a copy in the host's memory."""
+    frozen: list[tuple[Any, torch.Tensor]] | None = None  # parameters, each with a copy in the host's memory
 
     def sync_weights(self) -> None:
         """Give vLLM the trainer's weights, and forget what it computed with the old ones."""
         if self.frozen is None:
             frozen = [parameter for parameter in self.model.parameters() if not parameter.requires_grad]
             self.frozen = [(parameter, parameter.data.to("cpu", copy=True)) for parameter in frozen]
-        self.send_weights()
+        if self.mode == "colocate" and self.accelerator.device.type == "cpu":
+            worker = self.llm.llm_engine.model_executor.driver_worker
+            worker.reload_weights(weights_iterator=self._iter_named_params())
+            self.llm.reset_prefix_cache()
+        else:
+            super().sync_weights()
         for parameter, data in self.frozen:
             parameter.data.copy_(data)
-
-    def send_weights(self) -> None:
-        """TRL's own synchronisation."""
-        super().sync_weights()
-
-
-class CpuGeneration(ExactGeneration):
-    """The same with vLLM in the trainer's process, on a CPU.
-
-    `VLLMGeneration._iter_named_params` (TRL): its own synchronisation hands vLLM one weight at a time, and on
-    a CPU vLLM has packed the weights and takes all of them or none.
-    """
-
-    def send_weights(self) -> None:
-        """All weights at once."""
-        worker = self.llm.llm_engine.model_executor.driver_worker
-        worker.reload_weights(weights_iterator=self._iter_named_params())
-        self.llm.reset_prefix_cache()
-
-
-def generate_with_vllm(on_cpu: bool) -> None:
-    """Let GRPO's trainer generate with our classes; `on_cpu`: with vLLM in this process, without a GPU.
-
-    `trl.trainer.grpo_trainer.VLLMGeneration` (TRL): the trainer makes one by this name.
-    """
-    grpo_trainer.VLLMGeneration = CpuGeneration if on_cpu else ExactGeneration  # type: ignore[misc]
 
 
 class PlainLogProbs:
@@ -240,21 +184,19 @@ class PlainLogProbs:
 
     @staticmethod
     def apply(
-        hidden: torch.Tensor,
-        weight: torch.Tensor,
+        hidden: torch.Tensor,  # (n, h)
+        weight: torch.Tensor,  # (vocabulary, h)
         bias: torch.Tensor | None,
-        targets: torch.Tensor,
+        targets: torch.Tensor,  # (n,)
         temperature: float,
         _chunk_size: int,
         softcap: float | None,
         scale: float,
         _outputs: Any,
     ) -> tuple[torch.Tensor, ...]:
-        """For hidden states (n, h) and target ids (n,): log-probability of the target, entropy, log of the
-        summed squared probabilities, mean logit, and whether the target is the likeliest token, each of shape
-        (n,).
-        """
-        logits = torch.nn.functional.linear(hidden, weight, bias).float() * scale
+        """Return the target's log-probability, the entropy, the log of the summed squared probabilities, the
+        mean logit, and whether the target is the likeliest token, each (n,)."""
+        logits = torch.nn.functional.linear(hidden, weight, bias).float() * scale  # (n, vocabulary)
         if softcap:
             logits = softcap * torch.tanh(logits / softcap)
         logits = logits / temperature
@@ -266,3 +208,14 @@ class PlainLogProbs:
             logits.mean(-1),
             logits.argmax(-1) == targets,
         )
+
+
+def patch_trl() -> None:
+    """Let TRL's trainers run without Triton, that is, on a CPU, and GRPO generate with `ExactGeneration`.
+
+    `trl.trainer.utils._ChunkedLogProbFunction` (TRL) is None without Triton, and the trainers call it
+    unchecked; Unsloth provides its own. GRPO's trainer makes a `grpo_trainer.VLLMGeneration`, by that name.
+    """
+    if utils._ChunkedLogProbFunction is None:
+        utils._ChunkedLogProbFunction = PlainLogProbs  # type: ignore[misc, assignment]
+    grpo_trainer.VLLMGeneration = ExactGeneration  # type: ignore[misc]

@@ -21,8 +21,7 @@ from aimo.train import arguments
 if TYPE_CHECKING:
     from aimo.train.trainers import Log, Progress
 
-LONGER = 1.5
-"""How many times as long as the shortest a right completion must be to be rejected."""
+LONGER = 1.5  # times as long as the shortest must a right completion be to be rejected
 
 
 def sample_pairs(model: Any, rows: Rows, run: Run) -> Rows:
@@ -31,9 +30,8 @@ def sample_pairs(model: Any, rows: Rows, run: Run) -> Rows:
     They are kept in the stage's folder and read from there when it is started again. AimoError when there is
     none.
     """
-    dpo = run.profile.dpo
+    dpo, kept = run.profile.dpo, run.folder / "pairs.json"
     assert dpo
-    kept = run.folder / "pairs.json"
     if kept.exists():
         return read_json(kept, "remove it, and the problems are sampled again", list)  # type: ignore[no-any-return]
     rows, seed = rows[: dpo.problems], run.profile.seed
@@ -57,20 +55,17 @@ def pair_up(prompt: list[dict[str, str]], group: list[Trace], right: list[bool],
     judged = sorted(zip(group, right, strict=True), key=lambda pair: pair[0].tokens)
     good = [completion for completion, is_right in judged if is_right and completion.finished]
     bad = [completion for completion, is_right in judged if not is_right]
-    worse = []
-    if good and good[-1].tokens >= LONGER * good[0].tokens:
-        worse.append(("long", good[-1]))
-    if good and bad:
-        worse.append(("wrong", bad[-1]))
+    if not good:
+        return []
+    worse = [("long", good[-1])] if good[-1].tokens >= LONGER * good[0].tokens else []
+    worse += [("wrong", bad[-1])] if bad else []
     opening = profile.prompt.think_start if profile.prompt.prefill else ""
 
     def reply(completion: Trace) -> list[dict[str, str]]:
         return [{"role": "assistant", "content": opening + completion.text}]
 
-    return [
-        {"prompt": prompt, "chosen": reply(good[0]), "rejected": reply(rejected), "kind": kind}
-        for kind, rejected in worse
-    ]
+    chosen = reply(good[0])
+    return [{"prompt": prompt, "chosen": chosen, "rejected": reply(w), "kind": kind} for kind, w in worse]
 
 
 def train_dpo(

@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import trl
 from accelerate.utils import set_seed
 from datasets import Dataset
 from peft.tuners.lora import LoraLayer
@@ -46,9 +45,7 @@ from aimo.train.trainers import Log, Progress, Shared, fit, make_trainer
 SAMPLES_KEPT = 4  # completions of a step, in samples.jsonl
 DIFFERENCE = "sampling/sampling_logp_difference/mean"
 BOUND = "sampling/sampling_logp_difference/bound"
-LEAST_BOUND = 0.02
-"""Differences of up to this, in nats, count as rounding. bfloat16 beside float32 on the tiny base: 0.001 to
-0.004."""
+LEAST_BOUND = 0.02  # nats that count as rounding. bfloat16 beside float32 on the tiny base: 0.001 to 0.004
 
 
 def train_grpo(
@@ -65,16 +62,14 @@ def train_grpo(
     grpo = profile.grpo
     assert grpo
     args = arguments.stage_arguments("grpo", profile, folder)
-    has_adapters = hasattr(model, "peft_config")
-    if args.cast_lm_head_to_fp32 and has_adapters and model.config.tie_word_embeddings:
+    if args.cast_lm_head_to_fp32 and profile.model.lora and model.config.tie_word_embeddings:
         raise AimoError(  # TRL 1.15 looks for the tied head in the adapters
             "grpo.trl.cast_lm_head_to_fp32: TRL does not cast the head of a model with adapters and tied "
             "embeddings; leave it out, or set model.lora to null"
         )
-    in_process, on_cpu = grpo.generation == "vllm", args.device.type == "cpu"
-    if in_process:
+    samples_here = grpo.generation == "vllm"
+    if samples_here:
         vllm_process.set_environment()
-    compat.generate_with_vllm(on_cpu=in_process and on_cpu)
     trainer = make_trainer(
         GrpoTrainer,
         "grpo",
@@ -85,21 +80,21 @@ def train_grpo(
         **{"processing_class": tokenizer} | tool_use.trainer_arguments(profile, model, tokenizer, args),
     )
     trainer.max_resample = grpo.max_resample
-    if in_process:
+    if samples_here:
         set_seed(args.seed, device_specific=True)  # vLLM has set another in this process
     trainer.add_callback(Mismatch())
     trainer.add_callback(Samples(trainer, folder, grpo.sample_steps))
-    if generates_merged(args, profile):
+    # On a GPU, vLLM and Unsloth make it unnecessary; a model that will be sharded is on the CPU until then.
+    if args.device.type == "cpu" and profile.model.lora:
         merge_to_generate(model)
     return fit(trainer, "grpo", profile, folder, progress, probe)
 
 
-class GrpoTrainer(Shared, compat.SamplingHook, compat.LogProbHook, trl.GRPOTrainer):
+class GrpoTrainer(Shared, compat.GrpoHook):
     """TRL's GRPO with dynamic sampling (DAPO, Yu et al. 2025) where `max_resample` is set, and less padding
     on a CPU."""
 
-    max_resample: int | None = None
-    """How many times as many prompts as a step has may be tried to fill it with groups that have signal."""
+    max_resample: int | None = None  # times the prompts of a step may be tried, to fill it with signal
 
     def choose(self, inputs: list[dict[str, Any]]) -> list[compat.Sampled] | None:
         """Return the step's groups with signal, from as many prompts as it takes; None without
@@ -118,31 +113,34 @@ class GrpoTrainer(Shared, compat.SamplingHook, compat.LogProbHook, trl.GRPOTrain
             samples = self.sample(rows)
             return [samples[first : first + size] for first in range(0, len(samples), size)]
 
+        def round_up(count: float, parts: int) -> int:  # to groups whose completions split into equal parts
+            unit = parts // math.gcd(parts, size)
+            return math.ceil(count / unit) * unit
+
         groups = sample_groups(inputs)
         seed = f"{self.args.seed} {self.state.global_step} {groups[0][0][0][0]['prompt']}"
         limit = wanted * (self.max_resample - 1)
         others = random.Random(seed).choices(range(len(self.train_dataset)), k=limit)
         while others and (lacking := wanted - sum(map(self.has_signal, groups))) > 0:
             likely = lacking * len(groups) / max(1, wanted - lacking)  # as many have signal as before
-            count = round_up(min(likely, wanted, len(others)), size, processes)
+            count = round_up(min(likely, wanted, len(others)), processes)
             rows = [self.train_dataset[i] for i in others[:count] for _ in range(size)]
             share = len(rows) // processes
             groups += sample_groups(rows[self.accelerator.process_index * share :][:share])
             del others[:count]
         groups.sort(key=self.has_signal, reverse=True)  # stable
         with_signal = max(1, sum(map(self.has_signal, groups)))
-        count = round_up(min(with_signal, wanted), size, processes * self.args.steps_per_generation)
+        count = round_up(min(with_signal, wanted), processes * self.args.steps_per_generation)
         return [completion for group in groups[:count] for completion in group]
 
     def has_signal(self, group: list[compat.Sampled]) -> bool:
         """Whether a completion that counts in the loss is better or worse than the mean of its group."""
-        rewards = self.total(torch.stack([rewards for _, rewards in group]))  # (G,)
+        total = self.total(torch.stack([rewards for _, rewards in group]))  # (G,)
         ends = {*self.eos_token_ids, self.processing_class.pad_token_id}
-        for (row, _), reward in zip(group, rewards - rewards.nanmean(), strict=True):
-            is_cut_off = row[compat.COMPLETION_IDS][-1] not in ends
-            if abs(reward) > 1e-5 and not (is_cut_off and self.mask_truncated_completions):
-                return True
-        return False
+        counts = [
+            not self.mask_truncated_completions or row[compat.COMPLETION_IDS][-1] in ends for row, _ in group
+        ]
+        return bool(((total - total.nanmean()).abs() > 1e-5)[counts].any())
 
     def total(self, rewards: torch.Tensor) -> torch.Tensor:
         """Return the weighted sum (completions,) of rewards (completions, functions); NaN without any."""
@@ -150,18 +148,17 @@ class GrpoTrainer(Shared, compat.SamplingHook, compat.LogProbHook, trl.GRPOTrain
         return total.masked_fill(rewards.isnan().all(1), torch.nan)
 
     def figures(self, rewards: torch.Tensor) -> dict[str, float]:
-        """Return what to log of all completions sampled for a step, from their rewards (completions,
-        functions): means and deviations, the share of groups with equal rewards, the number of groups.
+        """Return means and deviations of `rewards` (completions, functions), the share of groups with equal
+        rewards, and the number of groups.
 
         TRL 1.15 misses groups of equal rewards whose mean is rounded, such as 0.2.
         """
         total = self.total(rewards)
         groups = total.view(-1, self.num_generations).nan_to_num()  # (groups, G)
-        equal = groups.amax(1) - groups.amin(1) < 1e-5
         found = {"reward": total.nanmean(), "reward_std": nanstd(total)}
         for name, values in zip(self.reward_func_names, rewards.T, strict=True):
             found |= {f"rewards/{name}/mean": values.nanmean(), f"rewards/{name}/std": nanstd(values)}
-        found["frac_reward_zero_std"] = equal.float().mean()
+        found["frac_reward_zero_std"] = (groups.amax(1) - groups.amin(1) < 1e-5).float().mean()
         return {name: value.item() for name, value in found.items()} | {"groups/tried": len(groups)}
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
@@ -169,26 +166,25 @@ class GrpoTrainer(Shared, compat.SamplingHook, compat.LogProbHook, trl.GRPOTrain
         return super().compute_loss(model, inputs, *args, **kwargs)
 
     def floating_point_ops(self, inputs: Any) -> int:
-        """Return those of training on the last batch, without generation. TRL finds 0, as `inputs` are
-        texts."""
+        """Return those of training on the last batch, without generation. TRL finds 0: `inputs` are texts."""
         return super().floating_point_ops({"input_ids": self.batch_ids})
 
     def log_probs(self, compute: Any, input_ids: Any, attention_mask: Any, logits_to_keep: int) -> Any:
-        """Return what TRL's `compute` does: log-probabilities and entropies (rows, logits_to_keep), and an
-        auxiliary loss. On a CPU, compute up to four parts, each padded to its own longest row only; on a GPU
-        Unsloth and large batches make this unnecessary.
+        """Return TRL's log-probabilities and entropies (rows, logits_to_keep) and its auxiliary loss.
+
+        On a CPU, compute up to four parts, each padded to its own longest row only.
         """
         if input_ids.device.type != "cpu":
             return compute(input_ids, attention_mask, logits_to_keep)
         rows, width = input_ids.shape  # prompts are padded on their left and completions on their right
         begins = attention_mask.argmax(1)  # (rows,)
-        ends = (width - attention_mask.flip(1).argmax(1)).clamp(min=width - logits_to_keep + 1)
+        ends = (width - attention_mask.flip(1).argmax(1)).clamp(min=width - logits_to_keep + 1)  # (rows,)
         order = ends.argsort()
         parts = []
         for part in order.split(max(8, -(-rows // 4))):
             begin, end = int(begins[part].min()), int(ends[part].max())
             ids, mask, cut = input_ids[part, begin:end], attention_mask[part, begin:end], width - end
-            values = compute(ids, mask, logits_to_keep - cut)
+            values = compute(ids, mask, logits_to_keep - cut)  # (part, logits_to_keep - cut), twice
             parts.append([*(None if v is None else pad(v, (0, cut)) for v in values[:2]), values[2]])
         logps, entropies, aux_losses = zip(*parts, strict=True)
         back = order.argsort()
@@ -199,21 +195,8 @@ class GrpoTrainer(Shared, compat.SamplingHook, compat.LogProbHook, trl.GRPOTrain
         )
 
 
-def round_up(groups: float, size: int, parts: int) -> int:
-    """Return the least number of groups of `size` completions, from `groups` on, that splits into equal
-    parts."""
-    unit = parts // math.gcd(parts, size)
-    return math.ceil(groups / unit) * unit
-
-
-def generates_merged(args: Any, profile: Profile) -> bool:
-    """Whether GRPO samples with its adapters merged in: on a CPU. On a GPU, vLLM and Unsloth make it
-    unnecessary; a model that will be sharded is on the CPU until training starts."""
-    return args.device.type == "cpu" and profile.model.lora is not None
-
-
 def merge_to_generate(model: Any) -> None:
-    """Let a model generate with its adapters merged in: a third of the matrix products.
+    """Let a model generate with its adapters merged in, a third of the matrix products.
 
     Afterwards the weights are bit for bit what they were.
     """
@@ -246,8 +229,7 @@ class Samples(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Drop the samples after the checkpoint that training continues from."""
         if state.is_world_process_zero:
-            kept = [line for line in read_lines(self.path) if line["step"] <= state.global_step]
-            write_lines(self.path, kept)
+            write_lines(self.path, [s for s in read_lines(self.path) if s["step"] <= state.global_step])
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         due = state.global_step == 1 or state.global_step % self.every == 0
@@ -266,22 +248,22 @@ class Samples(TrainerCallback):
 class Mismatch(TrainerCallback):
     """Warns when the log-probabilities of vLLM and of the trainer differ by more than rounding.
 
-    TRL scores the completions of a step with both, right after it has sent vLLM the weights of the step, so
-    that weights which did not arrive show at once. At the first step both have the weights that the stage
-    starts from; what they differ by there is rounding.
+    TRL scores the completions of a step with both, right after it has sent vLLM the weights of the step:
+    weights that did not arrive show at once. At the first step both have the weights that the stage starts
+    from, and differ by rounding.
     """
 
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Add the bound to the newest record, and warn of the first step in a row that is above it."""
-        differences = [record[DIFFERENCE] for record in state.log_history if DIFFERENCE in record]
         record = state.log_history[-1]
         if DIFFERENCE not in record:
             return
-        record[BOUND] = bound = max(LEAST_BOUND, 4 * differences[0])
-        was_above = len(differences) > 1 and differences[-2] > bound
-        if record[DIFFERENCE] > bound and not was_above and state.is_world_process_zero:
+        *before, now = [record[DIFFERENCE] for record in state.log_history if DIFFERENCE in record]
+        start = before[0] if before else now
+        record[BOUND] = bound = max(LEAST_BOUND, 4 * start)
+        if now > bound and not (before and before[-1] > bound) and state.is_world_process_zero:
             print(
                 f"Step {state.global_step}: the log-probabilities of vLLM and of the trainer differ by "
-                f"{record[DIFFERENCE]:.3f} on average, by {differences[0]:.3f} at the start. vLLM may sample "
-                "with the weights of an earlier step: docs/troubleshooting.md."
+                f"{now:.3f} on average, by {start:.3f} at the start. vLLM may sample with the weights of an "
+                "earlier step: docs/troubleshooting.md."
             )

@@ -4,7 +4,7 @@ TRL ships, or as a Slurm job.
 Each process runs `python -m aimo.train.launch sft --profile tiny`: the notebook without pictures.
 """
 
-import contextlib
+import atexit
 import importlib.util
 import json
 import math
@@ -14,10 +14,11 @@ import shlex
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import Annotated, Any, TextIO
 
 import typer
 import yaml
@@ -32,17 +33,18 @@ from aimo.evaluation.scores import within_pass_rate
 from aimo.inference import vllm_process
 from aimo.inference.errors import redact
 from aimo.inference.storage import write_whole
-from aimo.inference.vllm_process import running
 from aimo.run import progress, runs
 from aimo.train import arguments
 
+# Strategies, and TRL's accelerate configurations for them.
 CONFIGS = {"ddp": "multi_gpu", "fsdp": "fsdp2", "zero2": "zero2", "zero3": "zero3"}
-"""Strategies, and TRL's accelerate configurations for them."""
 SLURM = Path(__file__).with_name("train.slurm")
-SPARE_S = 1800
-"""Seconds of a Slurm job beyond the time limit of training: to load, merge and push."""
+SPARE_S = 1800  # seconds of a Slurm job beyond the time limit of training: to load, merge and push
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+# ---- One process
 
 
 @app.command()
@@ -60,15 +62,15 @@ def train_stage(
     """
     from aimo.train import dpo, models  # they load torch, and `aimo launch` itself does not need it
 
-    if rank():  # the main process has locked the run's folder for all
+    if int(os.environ.get("RANK", 0)):  # the main process has locked the run's folder for all
         os.environ[runs.LOCKED] = str(runs.run_folder(run_dir, config.load(profile, overrides)))
     run = runs.begin(name, profile, run_dir, overrides)
     grpo = run.profile.grpo if name == "grpo" else None
     if grpo and vllm_server_url:
         grpo.vllm_server_url = vllm_server_url
-    start, trains_on = run.start_model(), TRAINED[name].trains_on
+    start, data, trains_on = run.start_model(), run.dir / "data", TRAINED[name].trains_on
     assert trains_on
-    rows = prepare.read_set(run.dir / "data", trains_on)
+    rows = prepare.read_set(data, trains_on)
     if name == "grpo":
         rows, _ = within_pass_rate(start, rows, run)
     if name == "dpo":
@@ -80,8 +82,8 @@ def train_stage(
     sharding = arguments.stage_arguments(name, run.profile, run.folder) if sharded else None
     model = models.load_model(start, run.profile, with_vllm=bool(grpo and grpo.generation == "vllm"))
     tokenizer = models.load_tokenizer(start, run.profile)
-    more = {"test": prepare.set_aside(run.dir / "data", "sft")} if name == "sft" else {}
-    more["probe"] = prepare.set_aside(run.dir / "data", "grpo")
+    more = {"test": prepare.set_aside(data, "sft")} if name == "sft" else {}
+    more["probe"] = prepare.set_aside(data, "grpo")
     log = models.training_of(name)(model, tokenizer, rows, run.profile, run.folder, run.progress, **more)
     del sharding
     from aimo.train import trainers  # after Unsloth
@@ -90,9 +92,29 @@ def train_stage(
         trainers.finish(run, tokenizer, log)
 
 
-def rank() -> int:
-    """The number of this process in its job; 0 is the main one."""
-    return int(os.environ.get("RANK", 0))
+def run_process() -> None:
+    """Run one process of a job. Only the main one prints; an AimoError is one line, as in `aimo`."""
+    status: Any = 1
+    if int(os.environ.get("RANK", 0)):
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    try:
+        app()
+    except AimoError as e:
+        print(f"aimo: {redact(str(e))}", file=sys.stderr)
+        status = 2
+    except SystemExit as e:
+        status = e.code or 0
+    except BaseException:
+        traceback.print_exc()
+    # Threads of gloo may let go of tensors only now. One that asks for the interpreter when that has begun to
+    # end is unwound by force, which aborts the process: "terminate called without an active exception".
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(status)
+
+
+# ---- Several
 
 
 @dataclass(frozen=True)
@@ -212,52 +234,51 @@ def check_job(job: Job, profile: Profile) -> None:
     if job.stage not in profile.stages:
         raise AimoError(f"profile {job.profile} has no {job.stage} section; add one")
     section, grpo = getattr(profile, job.stage), profile.grpo if job.stage == "grpo" else None
-
-    def refuse(wrong: object, told: str) -> None:
-        if wrong:
-            raise AimoError(f"{flag}{told}")
-
-    flag, sharded, ddp = (
-        f"--strategy {job.strategy}",
-        job.strategy in ("fsdp", "zero3"),
-        job.strategy == "ddp",
-    )
-    known = job.strategy in CONFIGS or job.accelerate
-    refuse(not known, f" is unknown: use one of {', '.join(CONFIGS)}")
-    refuse(job.cpu and not ddp, ": accelerate shards models on GPUs only; with --cpu take ddp")
-    unsloth = profile.model.backend == "unsloth"
-    no_shards = ": Unsloth does not train sharded models; set model.backend=transformers, or take ddp"
-    refuse(not ddp and unsloth, no_shards)
-    four_bits = ": four-bit weights are not sharded; set model.load_in_4bit=false, or take ddp or zero2"
-    refuse(sharded and profile.model.load_in_4bit, four_bits)
-    instead = f"set {job.stage}.probe_steps=null, or take ddp or zero2"
-    refuse(sharded and section.probe_steps, f": no process holds a whole model to probe; {instead}")
+    ddp, sharded = job.strategy == "ddp", job.strategy in ("fsdp", "zero3")
+    unsloth, known = profile.model.backend == "unsloth", job.strategy in CONFIGS or job.accelerate
+    how = f"--strategy {job.strategy}"
+    refusals: dict[str, Any] = {  # what to tell, and when
+        f"{how} is unknown: use one of {', '.join(CONFIGS)}": not known,
+        f"{how}: accelerate shards models on GPUs only; with --cpu take ddp": job.cpu and not ddp,
+        f"{how}: Unsloth does not train sharded models; set model.backend=transformers, or take ddp": unsloth
+        and not ddp,
+        f"{how}: four-bit weights are not sharded; "
+        "set model.load_in_4bit=false, or take ddp or zero2": profile.model.load_in_4bit and sharded,
+        f"{how}: no process holds a whole model to probe; "
+        f"set {job.stage}.probe_steps=null, or take ddp or zero2": section.probe_steps and sharded,
+    }
     if job.offload:
-        flag, fits = f"--offload {job.offload}", {"optimizer": ("zero2", "zero3"), "all": ("zero3",)}
-        refuse(job.offload not in fits, " is unknown: use optimizer or all")
-        strategies = fits[job.offload]
-        refuse(job.strategy not in strategies, f": only ZeRO offloads; take --strategy {strategies[-1]}")
-        told = f": on the host only AdamW in 32 bits runs, not {section.optimizer}"
-        on_host = section.optimizer.startswith("adamw_torch")
-        refuse(not on_host, f"{told}; set {job.stage}.optimizer=adamw_torch")
+        how, kind = f"--offload {job.offload}", section.optimizer
+        fits = {"optimizer": ("zero2", "zero3"), "all": ("zero3",)}.get(job.offload, ())
+        refusals |= {
+            f"{how} is unknown: use optimizer or all": not fits,
+            f"{how}: only ZeRO offloads; take --strategy zero3": job.strategy not in fits,
+            f"{how}: on the host only AdamW in 32 bits runs, not {kind}; "
+            f"set {job.stage}.optimizer=adamw_torch": not kind.startswith("adamw_torch"),
+        }
     if job.serve_gpus:
-        flag, used = f"--serve-gpus {job.serve_gpus}", math.prod(job.served_in(profile))
-        from_server = grpo and grpo.generation == "vllm_server"
-        refuse(not from_server, ": only GRPO samples from a server; set grpo.generation=vllm_server")
-        apart = " is for one node with GPUs; several nodes keep one for it under --slurm"
-        refuse(job.nodes > 1 or job.cpu, apart)
-        none_left = f": none of {job.devices} GPUs is left to train; take fewer"
-        refuse(job.serve_gpus >= job.devices, none_left)
-        told = f": vLLM splits this model over {used} GPUs and leaves the others; take {used}"
-        refuse(used < job.serve_gpus, told)
+        how, used = f"--serve-gpus {job.serve_gpus}", math.prod(job.served_in(profile))
+        served = grpo and grpo.generation == "vllm_server"
+        refusals |= {
+            f"{how}: only GRPO samples from a server; set grpo.generation=vllm_server": not served,
+            f"{how} is for one node with GPUs; several nodes keep one for it under --slurm": job.nodes > 1
+            or job.cpu,
+            f"{how}: none of {job.devices} GPUs is left to train; take fewer": job.serve_gpus >= job.devices,
+            f"{how}: vLLM splits this model over {used} GPUs and leaves the others; take {used}": used
+            < job.serve_gpus,
+        }
+    for told, wrong in refusals.items():
+        if wrong:
+            raise AimoError(told)
     if grpo:
         arguments.completions_per_pass(grpo, job.processes)
 
 
-def launch(job: Job, slurm: bool = False, dry_run: bool = False) -> None:
+def launch_job(job: Job, slurm: bool = False, dry_run: bool = False) -> None:
     """Run a job on this machine, or write its Slurm script. `dry_run` only prints the commands or the script.
 
-    AimoError, before anything is written, for what cannot be trained so.
+    AimoError, before anything is written, for what cannot be trained so, and for what one of the processes
+    refused; StageError when one failed.
     """
     profile = config.load(job.profile, job.overrides)
     check_job(job, profile)
@@ -273,9 +294,8 @@ def launch(job: Job, slurm: bool = False, dry_run: bool = False) -> None:
         print(f"sbatch {shlex.quote(str(path))}")
         return
     if dry_run:
-        server = [f"{job.serve(profile, folder)} &"] if job.serve_gpus else []
-        train = [job.train(str(node)) for node in range(job.nodes)]
-        print("\n".join([*([before] if before else []), *server, *train]))
+        serve = [f"{job.serve(profile, folder)} &"] if job.serve_gpus else []
+        print(*filter(None, [before, *serve, *(job.train(str(node)) for node in range(job.nodes))]), sep="\n")
         return
     if job.nodes > 1:
         raise AimoError(
@@ -289,71 +309,67 @@ def launch(job: Job, slurm: bool = False, dry_run: bool = False) -> None:
         )
     if job.strategy.startswith("zero"):
         arguments.require_package("deepspeed", f"--strategy {job.strategy}")
-    run_job(job, before)
 
-
-def gpus() -> int:
-    """How many GPUs this machine has."""
-    import torch  # only where GPUs are counted: a login node waits for nothing
-
-    return torch.cuda.device_count()
-
-
-def run_job(job: Job, before: str | None) -> None:
-    """Run a job here: the command `before`, then training, beside a server if GPUs are kept for one.
-
-    Progress goes to the screen, and what the processes write to launch.log in the stage's folder. The run's
-    folder stays locked until the last of them has ended, even where this process is killed. AimoError for
-    what one of them refused; StageError when it failed.
-    """
+    # The run's folder stays locked until the last process has ended, even where this one is killed.
     run = runs.begin(job.stage, job.profile, job.run_dir, job.overrides)
     if runs.is_finished(run.dir, job.stage):
         print(f"{job.stage}: finished before, kept")
         return
     log, lock, host = run.folder / "launch.log", runs.held(run.dir), "127.0.0.1"
-
-    def check_status(status: int) -> None:
-        if status:
-            refused = re.search(r"^aimo: (.*)$", log.read_text(), re.MULTILINE)
-            if refused:
-                raise AimoError(refused[1])
-            raise StageError(f"stage {job.stage} {explain_exit(status)}; its traceback is in {log}")
-
     with progress.Display(run.dir, run.profile) as display, log.open("w") as output:
         display.start(job.stage)
         try:
             if before:
-                check_status(follow(before, output, lock))
+                follow(job, before, output, lock)
             if job.serve_gpus:
                 port = vllm_process.free_port(host, 0)
                 url, vllm_log = f"http://{host}:{port}", run.folder / "vllm.log"
                 vllm_log.unlink(missing_ok=True)
-                serve = shlex.split(job.serve(run.profile, run.dir, host, str(port)))
-                with vllm_process.answering(serve, f"{url}/health/", vllm_log, "the policy", lock) as server:
-                    check_status(follow(f"{job.train()} --vllm-server-url {url}", output, lock, server))
+                command = shlex.split(job.serve(run.profile, run.dir, host, str(port)))
+                with vllm_process.answering(
+                    command, f"{url}/health/", vllm_log, "the policy", lock
+                ) as server:
+                    follow(job, f"{job.train()} --vllm-server-url {url}", output, lock, server)
             else:
-                check_status(follow(job.train(), output, lock))
+                follow(job, job.train(), output, lock)
         except KeyboardInterrupt:
             raise AimoError("interrupted; run the same command again to continue") from None
         seconds = runs.read_metrics(run.dir)["stages"][job.stage]["seconds"]
         display.finish(job.stage, f"finished in {seconds:.0f} s")
 
 
+def gpus() -> int:
+    """Return how many GPUs this machine has."""
+    import torch  # only where GPUs are counted: a login node waits for nothing
+
+    return torch.cuda.device_count()
+
+
 def follow(
-    command: str, output: TextIO, lock: Collection[int], server: "subprocess.Popen[bytes] | None" = None
-) -> int:
-    """Run a command to its end, or to that of the `server` that it needs; return its exit status.
+    job: Job,
+    command: str,
+    output: TextIO,
+    lock: Collection[int],
+    server: "subprocess.Popen[bytes] | None" = None,
+) -> None:
+    """Run a command to its end, or to that of the `server` that it needs, and tell why it failed.
 
     The descriptors of `lock` stay open until the last process below it has ended.
     """
-    with running(shlex.split(command), output, lock) as process:
+    with vllm_process.running(shlex.split(command), output, lock) as process:
         while process.poll() is None:  # wait() would sleep through Ctrl-C: polars restarts it
             if server and server.poll() is not None:
                 raise StageError(
                     f"the vLLM server {explain_exit(server.returncode)}; see vllm.log beside {output.name}"
                 )
             time.sleep(0.2)
-    return process.returncode
+    if process.returncode:
+        refused = re.search(r"^aimo: (.*)$", Path(output.name).read_text(), re.MULTILINE)
+        if refused:
+            raise AimoError(refused[1])
+        raise StageError(
+            f"stage {job.stage} {explain_exit(process.returncode)}; its traceback is in {output.name}"
+        )
 
 
 def slurm_script(job: Job, profile: Profile, folder: Path) -> str:
@@ -365,7 +381,6 @@ def slurm_script(job: Job, profile: Profile, folder: Path) -> str:
     limit, here = profile.training.time_limit_s, str(runs.run_folder(Path.cwd(), profile))
     serves = bool(job.stage == "grpo" and profile.grpo and profile.grpo.generation == "vllm_server")
     logs, sample = str(folder / "slurm"), job.sample(profile)
-    server = ' --vllm-server-url "$SERVER"' if serves else ""
     pattern = logs.replace("%", "%%") + f"/{job.stage}-%j.log"  # %j is the job's number
     return Template(SLURM.read_text(), keep_trailing_newline=True).render(
         stage=job.stage,
@@ -380,21 +395,9 @@ def slurm_script(job: Job, profile: Profile, folder: Path) -> str:
         logs=shlex.quote(logs),
         sample=sample or "true",
         serve=job.serve(profile, folder, '"$HOST"', '"$PORT"') if serves else "true",
-        train=job.train('"$SLURM_PROCID"') + server,
+        train=job.train('"$SLURM_PROCID"') + (' --vllm-server-url "$SERVER"' if serves else ""),
     )
 
 
-def main() -> None:
-    """One process of a job. Only the main one prints; an AimoError is one line, as in the command line."""
-    with contextlib.ExitStack() as stack:
-        if rank():
-            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
-        try:
-            app()
-        except AimoError as e:
-            print(f"aimo: {redact(str(e))}", file=sys.stderr)
-            sys.exit(2)
-
-
 if __name__ == "__main__":
-    main()
+    run_process()

@@ -5,14 +5,13 @@ TRL: whatever imports those comes after it.
 """
 
 import contextlib
-import functools
 import importlib
 import os
 import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 
@@ -27,9 +26,10 @@ from aimo.inference.storage import read_json, write_whole
 from aimo.run import hub, machine
 from aimo.train import arguments
 
+# Prompt and completion tokens that `complete` answers at once: their cache takes 4.6 GB of a 4B model.
 TOKENS_AT_ONCE = 2**15
-"""Prompt and completion tokens that `complete` answers at once: their cache takes 4.6 GB of a model of four
-billion parameters."""
+# Takes what Unsloth prints; loggers made meanwhile keep it, and vLLM asks it for a descriptor.
+NOWHERE = open(os.devnull, "w")  # noqa: SIM115
 
 
 def load_tokenizer(folder: Path, profile: Profile) -> Any:
@@ -37,13 +37,12 @@ def load_tokenizer(folder: Path, profile: Profile) -> Any:
 
     AimoError when they do not fit it.
     """
-    tokenizer = read_tokenizer(folder, padding_side="left")
-    wanted = profile.prompt.eos_token
-    if wanted is not None and wanted not in tokenizer.get_vocab():
-        raise AimoError(
-            f"prompt.eos_token: {wanted!r} is no token of {folder}; its own is {tokenizer.eos_token!r}"
-        )
+    tokenizer, wanted = read_tokenizer(folder, padding_side="left"), profile.prompt.eos_token
     if wanted is not None:
+        if wanted not in tokenizer.get_vocab():
+            raise AimoError(
+                f"prompt.eos_token: {wanted!r} is no token of {folder}; its own is {tokenizer.eos_token!r}"
+            )
         tokenizer.eos_token = wanted
     if tokenizer.eos_token is None:
         raise AimoError(f"model {folder}: its tokenizer has no end-of-sequence token; set prompt.eos_token")
@@ -59,19 +58,47 @@ def load_model(folder: Path, profile: Profile, with_vllm: bool = False) -> Any:
 
     `with_vllm`: Unsloth shares the weights with a vLLM engine, which GRPO then samples with (GPU only).
     """
-    loader = import_unsloth().FastLanguageModel if profile.model.backend == "unsloth" else None
-    if profile.model.load_in_4bit and not machine.computes_on_gpu():
+    settings, lora, cuda = profile.model, profile.model.lora, machine.computes_on_gpu()
+    loader = import_unsloth().FastLanguageModel if settings.backend == "unsloth" else None
+    if settings.load_in_4bit and not cuda:
         raise AimoError("model.load_in_4bit: four-bit weights need a GPU and there is none; set it to false")
-    dtype, reason = arguments.choose_dtype(profile)
-    line = f"Training in {dtype}: {reason}."
-    gpus = torch.cuda.device_count() if machine.computes_on_gpu() else 0
+    compute, reason = arguments.choose_dtype(profile)
+    line = f"Training in {compute}: {reason}."
+    gpus = torch.cuda.device_count() if cuda else 0
     if gpus > 1 and "WORLD_SIZE" not in os.environ:
         line += f" One process takes one of the {gpus} GPUs; `aimo launch` trains on all."
     print(line)
     if loader is None:
         return load_with_peft(folder, profile)
-    with contextlib.redirect_stdout(nowhere()):
-        return load_with_unsloth(loader, folder, profile, with_vllm)
+    dtype = arguments.weights_dtype(profile)
+    more: dict[str, Any] = {}
+    if cuda and lora is None:
+        dtype, more = compute, {"float32_mixed_precision": True}
+    with_vllm = with_vllm and cuda  # on a CPU, TRL starts the engine
+    if with_vllm and profile.grpo:
+        # The engine takes its memory and its seed from here, not from TRL's configuration.
+        more = {"gpu_memory_utilization": profile.grpo.vllm_gpu_memory}
+    shared: dict[str, Any] = {
+        "use_gradient_checkpointing": "unsloth" if cuda and settings.gradient_checkpointing else False,
+        "random_state": profile.seed,
+    }
+    with contextlib.redirect_stdout(NOWHERE):
+        model, _ = loader.from_pretrained(
+            str(folder),
+            max_seq_length=settings.max_length,
+            dtype=getattr(torch, dtype),
+            load_in_4bit=settings.load_in_4bit,
+            full_finetuning=lora is None,
+            fast_inference=with_vllm,
+            max_lora_rank=lora.rank if lora else 16,
+            **shared,
+            **more,
+        )
+        if lora is None:
+            return model
+        return loader.get_peft_model(
+            model, r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.target_modules, **shared
+        )
 
 
 def import_unsloth() -> Any:
@@ -86,63 +113,16 @@ def import_unsloth() -> Any:
         current_platform.import_kernels()
         # None makes Python say that there is no such module.
         sys.modules.setdefault("vllm._C", None)  # type: ignore[arg-type]
-    with contextlib.redirect_stdout(nowhere()):
+    with contextlib.redirect_stdout(NOWHERE):
         import unsloth  # only where the profile asks for it: it patches the other libraries
     return unsloth
 
 
-@functools.cache
-def nowhere() -> TextIO:
-    """A file that keeps nothing. It has a descriptor, which vLLM asks of the standard output while it loads,
-    and is never closed, because loggers that are made meanwhile keep it."""
-    return open(os.devnull, "w")
-
-
-def load_with_unsloth(loader: Any, folder: Path, profile: Profile, with_vllm: bool) -> Any:
-    settings, lora, cuda = profile.model, profile.model.lora, machine.computes_on_gpu()
-    checkpointing: Any = "unsloth" if cuda and settings.gradient_checkpointing else False
-    dtype = arguments.weights_dtype(profile)
-    more: dict[str, Any] = {}
-    if cuda and lora is None:
-        dtype, more = arguments.choose_dtype(profile)[0], {"float32_mixed_precision": True}
-    with_vllm = with_vllm and cuda  # on a CPU, TRL starts the engine
-    if with_vllm and profile.grpo:
-        # The engine takes its memory and its seed from here, not from TRL's configuration.
-        more = {"gpu_memory_utilization": profile.grpo.vllm_gpu_memory}
-    model, _ = loader.from_pretrained(
-        str(folder),
-        max_seq_length=settings.max_length,
-        dtype=getattr(torch, dtype),
-        load_in_4bit=settings.load_in_4bit,
-        full_finetuning=lora is None,
-        fast_inference=with_vllm,
-        max_lora_rank=lora.rank if lora else 16,
-        use_gradient_checkpointing=checkpointing,
-        random_state=profile.seed,
-        **more,
-    )
-    if lora is None:
-        return model
-    return loader.get_peft_model(
-        model,
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        target_modules=lora.target_modules,
-        use_gradient_checkpointing=checkpointing,
-        random_state=profile.seed,
-    )
-
-
-def import_peft() -> tuple[Any, Any]:
-    """Return PEFT and Transformers; Unsloth, which patches them, is imported before."""
-    import peft
+def load_with_peft(folder: Path, profile: Profile) -> Any:
+    """Return what `load_model` does without Unsloth."""
+    import peft  # both after Unsloth
     import transformers
 
-    return peft, transformers
-
-
-def load_with_peft(folder: Path, profile: Profile) -> Any:
-    peft, transformers = import_peft()
     settings, lora = profile.model, profile.model.lora
     compute = getattr(torch, arguments.choose_dtype(profile)[0])
     four_bits = transformers.BitsAndBytesConfig(
@@ -163,9 +143,8 @@ def load_with_peft(folder: Path, profile: Profile) -> Any:
     )
     if lora is None:
         # As accelerate does when training starts; completions before that are computed in the same type.
-        model.forward = torch.autocast(model.device.type, compute, enabled=compute != model.dtype)(
-            model.forward
-        )
+        in_type = torch.autocast(model.device.type, compute, enabled=compute != model.dtype)
+        model.forward = in_type(model.forward)
         return model
     torch.manual_seed(profile.seed)
     if settings.load_in_4bit:
@@ -185,16 +164,12 @@ def training_of(stage: str) -> Callable[..., list[dict[str, Any]]]:
 
 def complete(model: Any, tokenizer: Any, rows: Rows, max_tokens: int) -> list[str]:
     """Return the most likely completion of each row's prompt; [] for no rows."""
-    texts = [
-        tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=False)
-        for row in rows
-    ]
+    asked = [row["prompt"] for row in rows]
+    texts = tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False) if rows else []
     longest = max((len(tokenizer.encode(text, add_special_tokens=False)) for text in texts), default=0)
     size = max(1, TOKENS_AT_ONCE // (longest + max_tokens))
-    checkpointing = next(
-        (on for m in model.modules() if (on := getattr(m, "gradient_checkpointing", False))), False
-    )
-    was_training = model.training
+    marks = (getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    checkpointing, was_training = next(filter(None, marks), False), model.training
     model.eval()
     completions: list[str] = []
     for first in range(0, len(texts), size):
@@ -242,7 +217,10 @@ def save_model(
     solver's settings (aimo.json) and a model card with `figures`. It is written whole or not at all. An
     adapter stays in `trained`.
     """
-    peft, transformers = import_peft()
+    import peft  # all after Unsloth
+    import transformers
+    from huggingface_hub import ModelCard, ModelCardData
+
     is_adapter = (trained / "adapter_config.json").exists()
     if is_adapter:
         check_adapter(trained, base)
@@ -253,37 +231,28 @@ def save_model(
     model.config.use_cache = True
     model.config.eos_token_id = model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
-    write_whole(partial / SETTINGS, profile.solver_settings(partial).to_json())
-    model_card(profile, figures).save(partial / "README.md")
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
-    if not is_adapter:
-        shutil.rmtree(trained)
-
-
-def model_card(profile: Profile, figures: dict[str, Any]) -> Any:
-    """Return a `ModelCard` with the base, the figures and the settings."""
-    from huggingface_hub import (
-        ModelCard,
-        ModelCardData,
-    )  # imports tqdm, which warns where nothing is quiet yet
-
-    base = profile.model.base
+    named = profile.model.base
     header = ModelCardData(
-        base_model=None if config.locate(base).is_dir() else base,  # the hub takes its own ids only
+        base_model=None if config.locate(named).is_dir() else named,  # the hub takes its own ids only
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["aimo", "trl"],
     )
     lines = "\n".join(f"| {name} | {value} |" for name, value in figures.items())
-    return ModelCard(
-        f"---\n{header.to_yaml()}\n---\n\n# {profile.profile}\n\nTrained from {base}.\n\n"
+    card = ModelCard(
+        f"---\n{header.to_yaml()}\n---\n\n# {profile.profile}\n\nTrained from {named}.\n\n"
         f"| figure | value |\n| --- | --- |\n{lines}\n\nSettings:\n\n```yaml\n{config.dump(profile)}```\n"
     )
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    write_whole(partial / SETTINGS, profile.solver_settings(partial).to_json())
+    card.save(partial / "README.md")
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+    if not is_adapter:
+        shutil.rmtree(trained)
 
 
 def push_trained(folder: Path, profile: Profile, run_dir: Path) -> None:

@@ -6,9 +6,9 @@ A row is a conversation:
     completion  [{"role": "assistant", "content": "<think>2 + 2 = 4</think>\\boxed{4}"}]
 
 The loss is the mean negative log-likelihood of the completion's tokens; the prompt's tokens carry no loss.
-Rows become token ids once, on disk, where other processes and later starts find them. Rows are packed into
-full contexts, or a step holds rows of similar length, so that there is little padding. Import this module
-after Unsloth, which replaces TRL's classes.
+Rows become token ids once, on disk, for all processes and later starts. To pad little, they are packed into
+full contexts, or a step holds rows of similar length. Import this module after Unsloth, which replaces TRL's
+classes.
 """
 
 import hashlib
@@ -52,9 +52,8 @@ def train_sft(
     Rows longer than `model.max_length` are cut there. The loss on `test` rows is logged every
     `sft.eval_steps`; `probe` rows (`prompt`, `answer`) are answered every `sft.probe_steps`.
     """
-    sft = profile.sft
+    sft, args = profile.sft, arguments.stage_arguments("sft", profile, folder)
     assert sft
-    args = arguments.stage_arguments("sft", profile, folder)
     trainer = make_trainer(
         SftTrainer,
         "sft",
@@ -92,10 +91,8 @@ def tokenize(rows: Rows, tokenizer: Any, num_proc: int | None = None) -> Dataset
         prompt_ids = tokenizer(asked, add_special_tokens=False)["input_ids"]
         reply_ids = tokenizer(replies, add_special_tokens=False)["input_ids"]
         pairs = list(zip(prompt_ids, reply_ids, strict=True))
-        return {
-            "input_ids": [prompt + reply for prompt, reply in pairs],
-            "completion_mask": [[0] * len(prompt) + [1] * len(reply) for prompt, reply in pairs],
-        }
+        masks = [[0] * len(prompt) + [1] * len(reply) for prompt, reply in pairs]
+        return {"input_ids": [prompt + reply for prompt, reply in pairs], "completion_mask": masks}
 
     columns = ["prompt", "completion"]
     dataset = Dataset.from_list([{column: row[column] for column in columns} for row in rows])
@@ -105,9 +102,8 @@ def tokenize(rows: Rows, tokenizer: Any, num_proc: int | None = None) -> Dataset
 def read_or_tokenize(rows: Rows, tokenizer: Any, args: Any, folder: Path) -> Dataset:
     """Return the rows as `tokenize` gives them, read from the stage's folder or written there.
 
-    Their folder is named by a hash of all that determines the token ids: the rows, and the tokenizer's files
-    with its chat template. `args` is TRL's configuration: its `dataset_num_proc` processes share the work.
-    The main process does it; the others wait and read.
+    A hash of what determines the token ids names their folder: the rows, the tokenizer's files and its chat
+    template. TRL's `dataset_num_proc` processes of the main one make them; the others wait and read.
     """
     digest = hashlib.sha256()
     for row in rows:
@@ -135,12 +131,12 @@ def pack_rows(run: Run, push_to_hub: str | None = None) -> None:
     job, and every later start, maps the same files. Made on a machine without a GPU, they spare the others
     the work: copy the run's folder there. Rows that Unsloth packs on a GPU have another hash.
     """
-    length = run.profile.model.max_length
-    assert run.profile.sft and length
-    if not run.profile.sft.packing:
+    profile, length = run.profile, run.profile.model.max_length
+    assert profile.sft and length
+    if not profile.sft.packing:
         raise AimoError("sft.packing: false packs nothing; add --set sft.packing=true")
-    args = arguments.stage_arguments("sft", run.profile, run.folder)
-    tokenizer = models.load_tokenizer(run.start_model(), run.profile)
+    args = arguments.stage_arguments("sft", profile, run.folder)
+    tokenizer = models.load_tokenizer(run.start_model(), profile)
     tokens = read_or_tokenize(prepare.read_set(run.dir / "data", "sft"), tokenizer, args, run.folder)
     packed = compat.pack_tokens(tokens, args)
     full = sum(map(len, packed["input_ids"])) / len(packed) / length
@@ -149,8 +145,7 @@ def pack_rows(run: Run, push_to_hub: str | None = None) -> None:
     if push_to_hub:
         keys = ("max_length", "packing_strategy", "shuffle_dataset", "seed")
         made_by = json.dumps({key: getattr(args, key) for key in keys} | {"trl": trl.__version__})
-        title = f"# Packed rows of the profile {run.profile.profile}"
-        card = f"{title}\n\n{said}.\n\n```json\n{made_by}\n```\n"
+        card = f"# Packed rows of the profile {profile.profile}\n\n{said}.\n\n```json\n{made_by}\n```\n"
         with tempfile.TemporaryDirectory() as name:
             path = Path(name) / "train.parquet"
             packed.to_parquet(path)
@@ -188,15 +183,13 @@ class ByLength:
         return len(self.lengths)
 
     def __iter__(self) -> Iterator[int]:
+        length, size = self.lengths.__getitem__, self.rows_per_step
         order = torch.randperm(len(self), generator=self.generator).tolist()
-        longest = max(order, key=self.lengths.__getitem__)
+        longest = max(order, key=length)
         order.insert(0, order.pop(order.index(longest)))
-        size = self.rows_per_step
         whole = len(self) - len(self) % size  # the rest makes a short last step
-        by_length: list[int] = []
-        for first in range(0, whole, POOL * size):
-            pool = order[first : min(first + POOL * size, whole)]
-            by_length += sorted(pool, key=self.lengths.__getitem__)
+        pools = [order[first : min(first + POOL * size, whole)] for first in range(0, whole, POOL * size)]
+        by_length = [row for pool in pools for row in sorted(pool, key=length)]
         steps = [by_length[first : first + size] for first in range(0, whole, size)]
         steps = [steps[i] for i in torch.randperm(len(steps), generator=self.generator).tolist()]
         steps.sort(key=lambda step: longest not in step)

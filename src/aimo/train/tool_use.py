@@ -9,7 +9,6 @@ tool calls to TRL.
 
 import copy
 import os
-from collections.abc import Callable
 from typing import Any
 
 from aimo.config import Profile
@@ -39,7 +38,7 @@ class ToolSession:
 
 
 def trainer_arguments(profile: Profile, model: Any, tokenizer: Any, args: Any) -> dict[str, Any]:
-    """What TRL's GRPOTrainer takes so that completions run Python; nothing without `grpo.tools`.
+    """Return what TRL's GRPOTrainer takes so that completions run Python; nothing without `grpo.tools`.
 
     Sets the number of a completion's calls in `args`. AimoError when the parser does not fit the model, or
     nothing can be confined here.
@@ -50,40 +49,35 @@ def trainer_arguments(profile: Profile, model: Any, tokenizer: Any, args: Any) -
     parser = find_tool_parser(settings.tool_parser, tokenizer)
     if not has_sandbox():
         raise AimoError("grpo.tools: programs cannot be confined on this machine; set it to false")
+    own = model.generation_config.eos_token_id
+    ends = {
+        tokenizer.eos_token_id,
+        *(own if isinstance(own, list) else [own]),
+    }  # of a turn, as TRL takes them
+
+    def parse_response(ids: list[int], prefix: list[int] | None = None) -> dict[str, Any]:
+        """Read a turn as the solver does: its first call, if it has ended."""
+        finished = bool(ids) and ids[-1] in ends
+        call = find_tool_call(
+            parser, Completion(tokenizer.decode(ids[:-1] if finished else ids), ids, finished)
+        )
+        if call is None:
+            return {"role": "assistant", "content": tokenizer.decode(ids, skip_special_tokens=True)}
+        function = {"name": "python", "arguments": {"code": call.code}}
+        return call.message | {"tool_calls": [{"type": "function", "function": function}]}
+
     args.max_tool_calling_iterations = settings.tool_turns
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # of environments: TRL is pinned
     asked = copy.copy(tokenizer)  # Transformers would save the template of responses with the model
-    asked.response_template = {}
-    asked.parse_response = parse_response(parser, tokenizer, ends_of(model, tokenizer))
+    asked.response_template, asked.parse_response = {}, parse_response
     return {
         "processing_class": asked,
         "environment_factory": lambda: ToolSession(tokenizer, settings.tool_seconds),
     }
 
 
-def ends_of(model: Any, tokenizer: Any) -> set[int]:
-    """Token ids that end a turn of the model, as TRL takes them."""
-    own = model.generation_config.eos_token_id
-    return {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}
-
-
-def parse_response(parser: Any, tokenizer: Any, ends: set[int]) -> Callable[..., dict[str, Any]]:
-    """What reads a turn for TRL, as the solver does: the first call of a turn that has ended."""
-
-    def parse(ids: list[int], prefix: list[int] | None = None) -> dict[str, Any]:
-        finished = bool(ids) and ids[-1] in ends
-        written = tokenizer.decode(ids[:-1] if finished else ids)
-        call = find_tool_call(parser, Completion(written, ids, finished))
-        if call is None:
-            return {"role": "assistant", "content": tokenizer.decode(ids, skip_special_tokens=True)}
-        function = {"name": "python", "arguments": {"code": call.code}}
-        return call.message | {"tool_calls": [{"type": "function", "function": function}]}
-
-    return parse
-
-
 def transcript(messages: list[dict[str, Any]]) -> str:
-    """A completion for a person to read: its turns, its programs and what they printed."""
+    """Return a completion for a person to read: its turns, its programs and what they printed."""
     text = ""
     for message in messages:
         if message["role"] == "tool":

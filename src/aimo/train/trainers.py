@@ -6,6 +6,7 @@ Unsloth, which replaces TRL's classes.
 """
 
 import contextlib
+import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +21,6 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from aimo.config import Profile
 from aimo.data.prepare import Rows
 from aimo.errors import AimoError
-from aimo.inference.settings import Settings
 from aimo.run import machine, runs
 from aimo.run.runs import Run
 from aimo.train import arguments, callbacks, compat, models
@@ -28,11 +28,11 @@ from aimo.train import arguments, callbacks, compat, models
 Progress = Callable[[int, int], None]
 Log = list[dict[str, Any]]
 
+# Keys of the log whose last value is a figure of the stage; a slash becomes an underscore.
 FIGURES = [
     *("loss", "reward", "eval_loss", "probe/accuracy", "mean_loss"),
     *("train_seconds", "samples_per_second", "steps_per_second", "total_flos"),
 ]
-"""Keys of the log whose last value is a figure of the stage; a slash becomes an underscore."""
 
 
 class Seeded:
@@ -66,7 +66,7 @@ class Shared(compat.OrderHook):
         result = super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[misc]
         if self.on_loss:
             loss = result[0] if isinstance(result, tuple) else result
-            ids = inputs.get("input_ids", inputs.get("prompt_ids"))
+            ids = inputs.get("input_ids", inputs.get("prompt_ids"))  # (rows, tokens)
             self.on_loss(float(loss.detach()), [] if ids is None else ids[0])
         return result
 
@@ -86,7 +86,7 @@ def rows_per_step(args: Any) -> int:
 
 def make_trainer(kind: Any, stage: str, **given: Any) -> Any:
     """Return a trainer; what TRL refuses of the configuration becomes one line."""
-    compat.provide_log_probs()
+    compat.patch_trl()
     try:
         trainer = kind(**given)
     except ValueError as e:
@@ -123,24 +123,16 @@ def fit(
 
     model = trainer.accelerator.unwrap_model(trainer.model)
     limits = callbacks.Budgets(profile, folder)
-    trainer.add_callback(limits)
-    every = getattr(profile, stage).probe_steps
-    if every and probe:
-        max_tokens = (
-            profile.grpo.max_completion_length
-            if profile.grpo
-            else profile.inference.max_tokens or Settings.max_tokens
-        )
-
-        def answer() -> list[str]:
-            return models.complete(model, trainer.processing_class, probe, max_tokens)
-
-        golds = [row["answer"] for row in probe]
-        trainer.add_callback(callbacks.Probe(trainer, answer, golds, profile.prompt, every, folder))
-    trainer.add_callback(callbacks.Record(folder, progress))
     finite = callbacks.Finite(trainer, stage, profile, folder)
-    trainer.add_callback(finite)
     trainer.on_loss = finite.check_loss
+    probes = probe and getattr(profile, stage).probe_steps
+    for callback in (
+        limits,
+        *([callbacks.Probe(trainer, stage, profile, folder, probe)] if probe and probes else []),
+        callbacks.Record(folder, progress),
+        finite,
+    ):
+        trainer.add_callback(callback)
 
     with args.main_process_first(local=False):  # it removes what is incomplete
         checkpoint = callbacks.last_checkpoint(folder)
@@ -170,10 +162,11 @@ def fit(
     callbacks.save_trained(trainer, folder)
 
     # A sample is a row; for GRPO a completion, trained on or not. Seconds include probes and checkpoints.
-    groups = sum(record.get("groups/tried", 0) for record in state.log_history)
+    log = state.log_history
+    groups = sum(record.get("groups/tried", 0) for record in log)
     samples = groups * trainer.num_generations if groups else state.global_step * rows_per_step(args)
-    losses = [record["loss"] for record in state.log_history if "loss" in record]
-    seconds = state.log_history[-1]["train_seconds"]
+    losses = [record["loss"] for record in log if "loss" in record]
+    seconds = log[-1]["train_seconds"]
     totals = {
         "step": state.global_step,
         "mean_loss": sum(losses) / len(losses) if losses else None,
@@ -183,8 +176,7 @@ def fit(
         "total_flos": state.total_flos,
         "stopped": limits.reason,
     }
-    kept = ("loss", "eval_loss", "probe/accuracy")
-    return [r for r in state.log_history if any(key in r for key in kept)] + [totals]
+    return [r for r in log if r.keys() & {"loss", "eval_loss", "probe/accuracy"}] + [totals]
 
 
 def out_of_memory(stage: str, profile: Profile, folder: Path, step: int) -> str:
@@ -192,8 +184,8 @@ def out_of_memory(stage: str, profile: Profile, folder: Path, step: int) -> str:
 
     The first advice keeps the rows of a step, and so what is learned.
     """
-    section: Any = getattr(profile, stage)
-    steps, length, options = section.gradient_accumulation_steps, profile.model.max_length, []
+    section, grpo, length = getattr(profile, stage), profile.grpo, profile.model.max_length
+    steps, options = section.gradient_accumulation_steps, []
     assert length
     if stage == "grpo":
         in_parts = section.prompts_per_step * section.num_generations // int(os.environ.get("WORLD_SIZE", 1))
@@ -203,20 +195,19 @@ def out_of_memory(stage: str, profile: Profile, folder: Path, step: int) -> str:
     else:
         size = section.batch_size
         less = max((n for n in range(1, size // 2 + 1) if size % n == 0), default=size)
-        split = {"batch_size": less, "gradient_accumulation_steps": steps * size // less}
-        options += [{f"{stage}.{key}": value for key, value in split.items()}] if less < size else []
-        grpo = profile.grpo
+        split = {f"{stage}.batch_size": less, f"{stage}.gradient_accumulation_steps": steps * size // less}
+        options += [split] if less < size else []
         least = grpo.max_prompt_length + grpo.max_completion_length if grpo else 1
         options += [{"model.max_length": max(least, length // 2)}] if least < length else []
-    samples_with_vllm = profile.grpo is not None and profile.grpo.generation != "transformers"
+    samples_with_vllm = grpo is not None and grpo.generation != "transformers"
     frozen = profile.model.lora is not None and not profile.model.load_in_4bit
     if frozen and machine.computes_on_gpu() and not samples_with_vllm and not arguments.is_sharded():
         options.append({"model.load_in_4bit": True})
-    said = f"{stage}: out of memory at step {step}; "
+    told = f"{stage}: out of memory at step {step}; "
     for changes in options:
         with contextlib.suppress(AimoError):  # a reward, say, may count on the longer completions
-            return said + runs.continue_with(folder.parent, profile, stage, changes)
-    return said + "take a smaller model.base, or a device with more memory"
+            return told + runs.continue_with(folder.parent, profile, stage, changes)
+    return told + "take a smaller model.base, or a device with more memory"
 
 
 def leave_group() -> bool:
@@ -226,6 +217,7 @@ def leave_group() -> bool:
     """
     state = PartialState()
     state.wait_for_everyone()
+    gc.collect()  # the trainer, in cycles, holds DistributedDataParallel, and that the group
     state.destroy_process_group()
     unset_hf_deepspeed_config()
     return state.is_main_process
@@ -239,9 +231,7 @@ def summary(log: Log) -> dict[str, Any]:
         values = [record[key] for record in log if record.get(key) is not None]
         if values:
             found[key.replace("/", "_")] = round(values[-1], 4)
-    if log[-1].get("stopped"):
-        found["stopped"] = log[-1]["stopped"]
-    return found
+    return found | ({"stopped": log[-1]["stopped"]} if log[-1].get("stopped") else {})
 
 
 def finish(run: Run, tokenizer: Any, log: Log, **more: Any) -> dict[str, Any]:
