@@ -14,7 +14,8 @@ COMPAT = {  # modules that may, and the packages whose versions their heading na
     PACKAGE / "train" / "compat.py": ("trl", "transformers"),
     PACKAGE / "kaggle" / "client.py": ("kagglesdk",),
 }
-PRIVATE = re.compile(r"_(?!_)\w*[^_]")  # not __dunder__, nor _protocol_ of IPython
+# Not __dunder__, nor _protocol_ of IPython, nor what a named tuple offers.
+PRIVATE = re.compile(r"_(?!_|fields$|asdict$|replace$)\w*[^_]")
 
 
 def tree_of(path: Path) -> ast.Module:

@@ -149,7 +149,7 @@ def last_completions(trainer: Any) -> dict[str, Any]:
     """GRPO's latest completions in all processes: `prompt`, `completion`, `advantages`, and `rewards` by
     function.
 
-    `GRPOTrainer._logs` (TRL): `log_completions=True` prints all of them at each step, or writes them to a file.
+    `GRPOTrainer._logs` (TRL): `log_completions=True` prints all of them at each step, or writes a file.
     """
     return trainer._logs
 
