@@ -22,8 +22,8 @@ from scripted import Scripted
 from aimo.errors import AimoError, EngineError
 from aimo.inference import gateway, sandbox, solver, voting
 from aimo.inference.competitions import COMPETITIONS
-from aimo.inference.engine import Engine
-from aimo.inference.gateway import Schedule, Supervisor, answer_file, make_predict
+from aimo.inference.engine import Engine, Supervisor
+from aimo.inference.gateway import Schedule, answer_file, make_predict
 from aimo.inference.journal import Journal
 from aimo.inference.sample import End, Sample
 from aimo.inference.settings import resolve_settings

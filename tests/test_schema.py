@@ -577,7 +577,7 @@ def server() -> str:
 def asked(profile: config.Profile, folder: Path) -> Any:
     """What a model server is asked for one question, and what the solver makes of its replies."""
     from aimo.inference import competitions, gateway, voting
-    from aimo.inference.gateway import Supervisor
+    from aimo.inference.engine import Supervisor
     from aimo.inference.server import Server
 
     Model.asked.clear()

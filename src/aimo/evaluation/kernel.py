@@ -14,9 +14,9 @@ import polars as pl
 
 from aimo.inference import competitions, gateway, startup
 from aimo.inference.competitions import Competition
+from aimo.inference.engine import Supervisor
 from aimo.inference.errors import AimoError
 from aimo.inference.files import read_texts
-from aimo.inference.gateway import Supervisor
 from aimo.inference.journal import Journal
 from aimo.inference.model_folder import check_model_folder, identity
 from aimo.inference.settings import Texts, check_parameters, resolve_settings

@@ -8,15 +8,19 @@ import itertools
 import os
 import re
 import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from aimo.inference import harmony, prompts
 from aimo.inference.chat_format import FolderSampler
-from aimo.inference.errors import AimoError, say
+from aimo.inference.errors import AimoError, one_line, say
 from aimo.inference.model_folder import check_model_folder, identity, tied_embedding
 from aimo.inference.plan import position_limit
-from aimo.inference.sampling import BackgroundLoop, Completion, Until, entropy_of
+from aimo.inference.sampling import BackgroundLoop, Completion, Sampler, Until, entropy_of, result_of
 from aimo.inference.settings import Settings, resolve_settings
 from aimo.inference.vllm_process import (
     ending_with_this_thread,
@@ -26,6 +30,8 @@ from aimo.inference.vllm_process import (
     stderr_to,
 )
 
+CLOSE_S = 30  # for a failed engine to release its memory
+RETRY_S = 2  # between two attempts to load
 UNKNOWN_MODEL = re.compile("architecture|model type|quantization method", re.IGNORECASE)
 
 
@@ -198,3 +204,67 @@ def sampling_parameters(
         stop_token_ids=harmony.STOP if settings.format == "harmony" else None,
         output_kind=RequestOutputKind.DELTA if streamed else RequestOutputKind.FINAL_ONLY,
     )
+
+
+class Supervisor:
+    """The engine that runs, or the one that loads: in a thread, and another when it fails."""
+
+    def __init__(
+        self, load: Callable[[], Sampler], engine: Sampler | None = None, patience_s: float = 0.0
+    ) -> None:
+        """Start loading, unless there is an `engine` to begin with, which its owner closes.
+
+        A load that fails is repeated for `patience_s` seconds: a model server that was restarted takes a
+        while to return.
+        """
+        self.load, self.given, self.patience_s = load, engine, patience_s
+        self.loaded: Future[Sampler] = Future()
+        if engine:
+            self.loaded.set_result(engine)
+        else:
+            self.start()
+
+    def start(self, failed: Sampler | None = None) -> None:
+        """Load an engine in a thread, once a `failed` one has released its memory."""
+        self.loaded = loaded = Future[Sampler]()
+
+        def work() -> None:
+            if failed:
+                closing = Thread(target=failed.close, daemon=True)
+                closing.start()
+                closing.join(CLOSE_S)
+            end = time.monotonic() + self.patience_s
+            while not loaded.done():
+                try:
+                    loaded.set_result(self.load())
+                except BaseException as e:  # a library may raise SystemExit, or what Rust panics with
+                    if time.monotonic() >= end:
+                        loaded.set_exception(e if isinstance(e, Exception) else RuntimeError(one_line(e)))
+                    else:
+                        time.sleep(RETRY_S)
+
+        Thread(target=work, daemon=True).start()
+
+    @property
+    def has_given_up(self) -> bool:
+        """Whether the last attempt to load an engine has failed."""
+        return self.loaded.done() and self.loaded.exception() is not None
+
+    def get(self, timeout: float | None = None) -> Sampler:
+        """Return the engine, waiting at most `timeout` seconds; loading is tried again if it had failed.
+
+        Raises TimeoutError, or the error with which loading failed.
+        """
+        if self.has_given_up:
+            self.start()
+        return result_of(self.loaded, timeout)
+
+    def replace(self, failed: Sampler) -> None:
+        """Start another engine in place of one that failed, unless that has been done."""
+        if self.loaded.done() and not self.has_given_up and self.loaded.result() is failed:
+            self.start(failed)
+
+    def close(self) -> None:
+        """End the engine, if one was loaded."""
+        if self.loaded.done() and not self.has_given_up and self.loaded.result() is not self.given:
+            self.loaded.result().close()

@@ -14,11 +14,9 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from threading import Thread
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
 
@@ -31,13 +29,13 @@ from aimo.inference.competitions import (
     points_of,
     read_questions,
 )
-from aimo.inference.engine import Engine
+from aimo.inference.engine import Engine, Supervisor
 from aimo.inference.errors import AimoError, EngineError, one_line, say
 from aimo.inference.journal import Journal
 from aimo.inference.model_folder import check_model_folder, identity
 from aimo.inference.plan import plan_for_this_machine
 from aimo.inference.sample import Sample
-from aimo.inference.sampling import Sampler, result_of
+from aimo.inference.sampling import Sampler
 from aimo.inference.settings import Settings, check_parameters, resolve_settings
 from aimo.inference.solver import FALLBACK, Solution, next_budget, solve_problem
 from aimo.inference.storage import AGAIN, KEPT, write_whole
@@ -51,73 +49,7 @@ PATIENCE_S = 150  # that `answer_file` waits for an engine, or for a model serve
 Predict = Callable[[Any, Any], pl.DataFrame]
 
 
-CLOSE_S = 30  # for a failed engine to release its memory
-RETRY_S = 2  # between two attempts to load
-
-
-class Supervisor:
-    """The engine that is running, or the one that is loading."""
-
-    def __init__(
-        self, load: Callable[[], Sampler], engine: Sampler | None = None, patience_s: float = 0.0
-    ) -> None:
-        """Start loading in a thread, unless there is an `engine` to begin with, which its owner closes.
-
-        A load that fails is repeated for `patience_s` seconds: a model server that was restarted takes a
-        while to return.
-        """
-        self.load, self.given, self.patience_s = load, engine, patience_s
-        self.loaded: Future[Sampler] = Future()
-        if engine:
-            self.loaded.set_result(engine)
-        else:
-            self.start()
-
-    def start(self, failed: Sampler | None = None) -> None:
-        """Load an engine in a thread, once a `failed` one has released its memory."""
-        loaded: Future[Sampler] = Future()
-        self.loaded = loaded
-
-        def work() -> None:
-            if failed:
-                closing = Thread(target=failed.close, daemon=True)
-                closing.start()
-                closing.join(CLOSE_S)
-            end = time.monotonic() + self.patience_s
-            while not loaded.done():
-                try:
-                    loaded.set_result(self.load())
-                except BaseException as e:  # a library may raise SystemExit, or what Rust panics with
-                    if time.monotonic() >= end:
-                        loaded.set_exception(e if isinstance(e, Exception) else RuntimeError(one_line(e)))
-                    else:
-                        time.sleep(RETRY_S)
-
-        Thread(target=work, daemon=True).start()
-
-    @property
-    def has_given_up(self) -> bool:
-        """Whether the last attempt to load an engine has failed."""
-        return self.loaded.done() and self.loaded.exception() is not None
-
-    def get(self, timeout: float | None = None) -> Sampler:
-        """Return the engine, waiting at most `timeout` seconds; loading is tried again if it had failed.
-
-        Raises TimeoutError, or the error with which loading failed.
-        """
-        if self.has_given_up:
-            self.start()
-        return result_of(self.loaded, timeout)
-
-    def replace(self, failed: Sampler) -> None:
-        """Start another engine in place of one that failed, unless that has been done."""
-        if self.loaded.done() and not self.has_given_up and self.loaded.result() is failed:
-            self.start(failed)
-
-    def close(self) -> None:
-        """End the engine, if one was loaded."""
-        if self.loaded.done() and not self.has_given_up and self.loaded.result() is not self.given:
-            self.loaded.result().close()
+# One question
 
 
 @dataclass
@@ -165,11 +97,23 @@ def make_predict(
 
     It takes two Series of length 1 (id, problem) and returns one row of `id` and `answer`. It raises nothing
     but a person's KeyboardInterrupt: whatever else goes wrong, the row holds what was voted by then, else the
-    fallback answer, and the reason is printed. `solutions` collects what was found, by id. A failed engine is
-    replaced and the question asked again.
+    fallback answer, and the reason is printed. `solutions` collects what was found, by id.
     """
     found = {} if solutions is None else solutions
     kept = journal or Journal()
+
+    @contextlib.contextmanager
+    def surviving(what: str) -> Iterator[None]:
+        try:
+            yield
+        except KeyboardInterrupt:
+            raise
+        except BaseException as e:  # it would end the whole submission
+            with contextlib.suppress(BaseException):
+                print(f"{what}: {one_line(e)}", flush=True)
+
+    def value_of(given: Any) -> Any:  # a Series of length 1, of polars or pandas, or the value itself
+        return given if given is None or isinstance(given, str | int) else next(iter(given))
 
     def predict(id_: Any, problem: Any) -> pl.DataFrame:
         question_id, text, budget, solution = "", "", schedule.rules.answer_limit_s, Solution()
@@ -179,8 +123,8 @@ def make_predict(
                 kept.add(question_id, text, entry)
 
         with surviving("the question"):
-            question_id = str(first(id_))
-            text = str(first(problem) or "").encode(errors="replace").decode()
+            question_id = str(value_of(id_))
+            text = str(value_of(problem) or "").encode(errors="replace").decode()
             budget = schedule.budget()
         schedule.asked += 1
         with surviving("the journal"):
@@ -204,23 +148,6 @@ def make_predict(
     return predict
 
 
-@contextlib.contextmanager
-def surviving(what: str) -> Iterator[None]:
-    """Print an error of the body instead of raising it: one in `predict` would end the whole submission."""
-    try:
-        yield
-    except KeyboardInterrupt:  # a person's
-        raise
-    except BaseException as e:
-        with contextlib.suppress(BaseException):
-            print(f"{what}: {one_line(e)}", flush=True)
-
-
-def first(values: Any) -> Any:
-    """Return the value of a Series of length 1, of polars or pandas, or the value itself."""
-    return values if values is None or isinstance(values, str | int) else next(iter(values))
-
-
 def answer_question(
     supervisor: Supervisor,
     problem: str,
@@ -232,7 +159,7 @@ def answer_question(
 ) -> None:
     """Ask a question and record it in `solution`.
 
-    An engine that fails is replaced and asked again, at most ATTEMPTS times in all.
+    An engine that fails is replaced and the question asked again, at most ATTEMPTS times in all.
     """
     begun = time.monotonic()
 
@@ -248,18 +175,9 @@ def answer_question(
         try:
             sampler = supervisor.get(patience)
             solve_problem(
-                sampler,
-                problem,
-                sampler.settings.samples,
-                0,
-                rules.high,
-                seed,
-                left(),
-                solution=solution,
-                keep=keep,
-                rules=rules.rules,
-                modulus=rules.modulus,
-            )
+                sampler, problem, sampler.settings.samples, 0, rules.high, seed, left(),
+                solution=solution, keep=keep, rules=rules.rules, modulus=rules.modulus,
+            )  # fmt: skip
         except TimeoutError as e:
             state = "hung" if sampler else "was not ready"
             solution.fail(f"the engine {state} within {patience:.0f} s" if patience else one_line(e))
@@ -320,9 +238,8 @@ def answer_file(
     """
     competition, table = read_questions(test_csv, competition)
     settings = asdict(sampler.settings) | {"context": sampler.max_length}
-    journal = Journal(
-        journal_beside(out), str(sampler.model), competition, settings, sampler.identity, seed, other
-    )
+    path = journal_beside(out)
+    journal = Journal(path, str(sampler.model), competition, settings, sampler.identity, seed, other)
     solutions: dict[str, Solution] = {}
     answers: dict[str, int] = {}
     supervisor = Supervisor(sampler.respawn, sampler, PATIENCE_S)
@@ -351,8 +268,7 @@ def answer_file(
         supervisor.close()
         journal.close()
     report_fallbacks(solutions)
-    lost = [solution for solution in solutions.values() if solution.is_lost]
-    if lost:
+    if lost := [solution for solution in solutions.values() if solution.is_lost]:
         remedy = "start the engine or servers again and repeat the command"
         raise EngineError(f"{so_far()}: {lost[-1].note}; {remedy}")
     return solutions
@@ -404,7 +320,7 @@ def kaggle_server(competition: str, inputs: Path = startup.INPUTS) -> Any:
 
 
 def check_installed(settings: Settings) -> None:
-    """Raise AimoError that names what is not installed and what the settings need."""
+    """Raise AimoError that names what the settings need and what is not installed."""
     startup.check_modules("vllm", *(["openai_harmony"] if settings.format == "harmony" else []))
 
 
@@ -419,9 +335,7 @@ def start_engine(model: str, settings: Settings, seed: int, adapter: str | None)
     startup.collect_less()
     with startup.step("import of vLLM"), stderr_to(None if is_verbose() else Path(os.devnull)):
         importlib.import_module("vllm")
-        importlib.import_module(
-            "transformers.models.auto"
-        )  # the plan reads the model's configuration with it
+        importlib.import_module("transformers.models.auto")  # the plan reads the model's configuration by it
     try:
         say(plan_for_this_machine(model, settings))
     except Exception as e:  # without a plan vLLM still finds out by itself
@@ -430,8 +344,7 @@ def start_engine(model: str, settings: Settings, seed: int, adapter: str | None)
         return Engine(model, settings, seed=seed, adapter=adapter)
 
 
-@dataclass
-class Pass:
+class Pass(NamedTuple):
     """One pass over a table of questions: answers and solutions by id."""
 
     answers: dict[str, int]
@@ -462,8 +375,7 @@ def answer_table(
         schedule = Schedule(rules, limit_s / count, len(table), started=own_start)
         solutions: dict[str, Solution] = {}
         predict = make_predict(schedule, supervisor, seed + number - 1, solutions, open_journal(number))
-        answers = dict(ask_each(predict, table, rules, seed + number - 1))
-        passes.append(Pass(answers, solutions))
+        passes.append(Pass(dict(ask_each(predict, table, rules, seed + number - 1)), solutions))
     return passes
 
 

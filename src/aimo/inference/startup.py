@@ -27,7 +27,7 @@ from typing import Any
 
 from aimo.inference.errors import AimoError, one_line, say
 
-STARTED = time.monotonic()  # a kernel imports this module first; all of its time counts from here
+STARTED = time.monotonic()  # a kernel imports this module first: all of its time counts from here
 INPUTS = Path(os.environ.get("KAGGLE_INPUT", "/kaggle/input"))  # where what is attached lies
 KAGGLE = "https://www.kaggle.com/"
 MANIFEST = "wheels.json"  # beside attached wheels, with the hash of each
@@ -94,55 +94,54 @@ def step(name: str) -> Iterator[None]:
 def collect_less() -> None:
     """Let this process collect garbage less often.
 
-    With one full collection for ten of the younger ones, a quarter of the time in which torch, TRL and vLLM
-    are imported goes to them; the last one, at the process's end, takes 2 s.
+    Otherwise full collections take a quarter of the time in which torch, TRL and vLLM are imported, and the
+    last one, at the process's end, 2 s.
     """
     gc.set_threshold(*gc.get_threshold()[:2], 1000)
     atexit.register(gc.freeze)
 
 
 def read_ahead(model: str | Path) -> Thread:
-    """Read a model folder's weights into the page cache, in threads, and print how much was read.
+    """Read a model folder's weights into the page cache by READERS threads, and print how much was read.
 
     Stops as soon as the memory that processes leave would not hold all of them. Never raises: an engine reads
     them too. Returns the thread that ends with the last one.
     """
-    thread = Thread(target=read_weights, args=(sorted(Path(model).glob("*.safetensors")),), daemon=True)
-    thread.start()
-    return thread
+    files = sorted(Path(model).glob("*.safetensors"))
+    counts, notes = [0] * READERS, set()
 
-
-def read_weights(files: list[Path]) -> None:
-    """Read files by READERS threads in large blocks, and print how much was read."""
-    begun, counts, notes = time.monotonic(), [0] * READERS, set()
-    try:
-        sizes = {file: file.stat().st_size for file in files}
-    except OSError as e:
-        say(f"weights: not read ahead ({one_line(e)})")
-        return
-    total = sum(sizes.values())
-    blocks = [(file, begin) for file, size in sizes.items() for begin in range(0, size, BLOCK)]
-
-    def work(reader: int) -> None:
+    def read(reader: int, blocks: list[tuple[Path, int]], total: int) -> None:
         try:
             for file, begin in blocks[reader::READERS]:
                 if available_memory() < total:
-                    notes.add(f"the memory does not hold all {total / 1e9:.1f} GB")
+                    notes.add(f"; the memory does not hold all {total / 1e9:.1f} GB")
                     return
                 with file.open("rb", buffering=0) as opened:
                     opened.seek(begin)
                     counts[reader] += len(opened.read(BLOCK))
         except OSError as e:
-            notes.add(one_line(e))
+            notes.add(f"; {one_line(e)}")
 
-    readers = [Thread(target=work, args=(reader,), daemon=True) for reader in range(READERS)]
-    for thread in readers:
-        thread.start()
-    for thread in readers:
-        thread.join()
-    note = "".join(f"; {note}" for note in sorted(notes))
-    seconds = time.monotonic() - begun
-    say(f"weights: {sum(counts) / 1e9:.3g} GB read into the page cache, {seconds:.1f} s{note}")
+    def work() -> None:
+        begun = time.monotonic()
+        try:
+            sizes = {file: file.stat().st_size for file in files}
+        except OSError as e:
+            return say(f"weights: not read ahead ({one_line(e)})")
+        blocks = [(file, begin) for file, size in sizes.items() for begin in range(0, size, BLOCK)]
+        given = blocks, sum(sizes.values())
+        readers = [Thread(target=read, args=(reader, *given), daemon=True) for reader in range(READERS)]
+        for reader in readers:
+            reader.start()
+        for reader in readers:
+            reader.join()
+        seconds = time.monotonic() - begun
+        note = "".join(sorted(notes))
+        say(f"weights: {sum(counts) / 1e9:.3g} GB read into the page cache, {seconds:.1f} s{note}")
+
+    thread = Thread(target=work, daemon=True)
+    thread.start()
+    return thread
 
 
 def available_memory() -> int:
@@ -160,19 +159,59 @@ def available_memory() -> int:
 def install_wheels(modules: Collection[str] = (), inputs: Path = INPUTS) -> None:
     """Install the attached wheels that are not installed in their version, without the internet.
 
-    With `modules`, only the wheels that hold them, and what those require. Wheels for another Python, and
-    files that differ from their manifest, are left out by name, as pip would refuse the whole set. Never
-    raises: `check_modules` tells later whether something is missing.
+    With `modules`, only the wheels that hold them, and what those require; one without a manifest is always
+    among them. Wheels for another Python, and files that differ from their manifest, are left out by name, as
+    pip would refuse the whole set. Never raises: `check_modules` tells later whether something is missing.
     """
-    # In another process: once pip is imported, setuptools refuses to be, and vLLM imports it.
+    # What the manifests (`wheels.collect`) say of their wheels; of others, what their names say.
+    found: dict[Path, dict[str, Any]] = {}
+    for manifest in sorted(inputs.rglob(MANIFEST)):
+        try:
+            for wheel in json.loads(manifest.read_text())["wheels"]:
+                found[manifest.parent / wheel["file"]] = wheel
+        except (ValueError, KeyError, TypeError) as e:
+            say(f"wheels: {manifest} is no manifest ({one_line(e)})")
+    for path in sorted(inputs.rglob("*.whl")):
+        name, _, rest = path.stem.partition("-")
+        found.setdefault(path, {"name": name.replace("_", "-").lower(), "version": rest.partition("-")[0]})
+    attached = [wheel | {"path": path} for path, wheel in found.items()]
+
+    # Those for this Python. In another process: once pip is imported, setuptools refuses to be, and vLLM
+    # imports it.
     code = "from pip._vendor.packaging.tags import sys_tags; print(*sys_tags())"
-    tags = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split()
-    attached, fitting, accepted = find_wheels(inputs), [], set(tags)
+    accepted = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split()
+    fitting = []
     for wheel in attached:
         parts = [part.split(".") for part in wheel["path"].stem.split("-")[-3:]]  # PYTHON-ABI-PLATFORM
-        if any("-".join(tag) in accepted for tag in itertools.product(*parts)):
+        if {"-".join(tag) for tag in itertools.product(*parts)} & {*accepted}:
             fitting.append(wheel)
-    wheels = select({wheel["name"]: wheel for wheel in reversed(fitting)}, modules)
+
+    # Those that hold the modules, and what they require.
+    by_name = {wheel["name"]: wheel for wheel in reversed(fitting)}
+    needs = {name: names for wheel in by_name.values() for name, names in wheel.get("requires", {}).items()}
+    todo = [
+        name
+        for name, wheel in by_name.items()
+        if not modules or {*modules} & {*wheel.get("modules", modules)}
+    ]
+    wanted: set[str] = set()
+    while todo:
+        if (name := todo.pop()) not in wanted:
+            wanted.add(name)
+            todo += needs.get(name, [])
+    wheels = [wheel for name, wheel in by_name.items() if name in wanted]
+
+    def is_installed(wheel: dict[str, Any]) -> bool:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(wheel["name"]) == wheel["version"]
+        return False
+
+    def is_intact(wheel: dict[str, Any]) -> bool:
+        with contextlib.suppress(OSError), wheel["path"].open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            return wheel.get("sha256", digest) == digest
+        return False
+
     missing = [wheel for wheel in wheels if not is_installed(wheel)]
     with ThreadPoolExecutor() as pool:
         intact = [wheel for wheel, same in zip(missing, pool.map(is_intact, missing), strict=True) if same]
@@ -192,56 +231,6 @@ def install_wheels(modules: Collection[str] = (), inputs: Path = INPUTS) -> None
         importlib.invalidate_caches()
         if done.returncode:
             say(f"wheels: pip installs none of them: {' '.join(done.stderr.split())[:300]}")
-
-
-def find_wheels(inputs: Path) -> list[dict[str, Any]]:
-    """Return what the manifests (`wheels.collect`) say of their wheels; of others, what their names say."""
-    found = {}
-    for manifest in sorted(inputs.rglob(MANIFEST)):
-        try:
-            for wheel in json.loads(manifest.read_text())["wheels"]:
-                found[manifest.parent / wheel["file"]] = wheel
-        except (ValueError, KeyError, TypeError) as e:
-            say(f"wheels: {manifest} is no manifest ({one_line(e)})")
-    for path in sorted(inputs.rglob("*.whl")):
-        name, _, rest = path.stem.partition("-")
-        found.setdefault(path, {"name": name.replace("_", "-").lower(), "version": rest.partition("-")[0]})
-    return [wheel | {"path": path} for path, wheel in found.items()]
-
-
-def select(wheels: dict[str, dict[str, Any]], modules: Collection[str]) -> list[dict[str, Any]]:
-    """Return the wheels that hold modules and those that they require; all of them without modules.
-
-    A wheel without a manifest is always among them.
-    """
-    needs = {name: names for wheel in wheels.values() for name, names in wheel.get("requires", {}).items()}
-    held = {name: wheel.get("modules", modules) for name, wheel in wheels.items()}
-    todo = [name for name in wheels if not modules or {*modules} & {*held[name]}]
-    seen: set[str] = set()
-    while todo:
-        name = todo.pop()
-        if name not in seen:
-            seen.add(name)
-            todo += needs.get(name, [])
-    return [wheel for name, wheel in wheels.items() if name in seen]
-
-
-def is_installed(wheel: dict[str, Any]) -> bool:
-    """Return whether the distribution of a wheel is installed in its version."""
-    try:
-        return importlib.metadata.version(wheel["name"]) == wheel["version"]
-    except importlib.metadata.PackageNotFoundError:
-        return False
-
-
-def is_intact(wheel: dict[str, Any]) -> bool:
-    """Return whether a wheel is there, with the hash of its manifest if it has one."""
-    try:
-        with wheel["path"].open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
-        return False
-    return wheel.get("sha256", found) == found
 
 
 def imports(files: Iterable[Path] | None = None) -> list[str]:
