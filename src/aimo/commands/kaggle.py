@@ -9,23 +9,21 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from aimo.commands.options import arg, opt
 from aimo.errors import AimoError
 from aimo.kaggle.check import check_kernel
 
-app = typer.Typer(
-    no_args_is_help=True, help="From the repository to Kaggle and back: push, follow, submit, scores."
-)
+HELP = "From the repository to Kaggle and back: push, follow, submit, scores."
+app = typer.Typer(no_args_is_help=True, help=HELP)
 model = typer.Typer(no_args_is_help=True, help="Models on Kaggle.")
 dataset = typer.Typer(no_args_is_help=True, help="Datasets on Kaggle.")
 app.add_typer(model, name="model")
 app.add_typer(dataset, name="dataset")
 
-Kernel = Annotated[
-    str, typer.Argument(help="A folder of kernels/, OWNER/SLUG, or a SLUG of the token's user.")
-]
-Number = Annotated[int | None, typer.Option("--version", min=1, help="A version; the last if not given.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print each request and send none.")]
-License = Annotated[str, typer.Option("--license", help="The licence, by Kaggle's name, of what is created.")]
+Kernel = Annotated[str, arg("A folder of kernels/, OWNER/SLUG, or a SLUG of the token's user.")]
+Number = Annotated[int | None, opt("A version; the last if not given.", "--version", min=1)]
+DryRun = Annotated[bool, opt("Print each request and send none.", "--dry-run")]
+License = Annotated[str, opt("The licence, by Kaggle's name, of what is created.", "--license")]
 
 
 @contextmanager
@@ -51,10 +49,9 @@ def login_check(dry_run: DryRun = False) -> None:
 
 @app.command()
 def data(
-    competition: Annotated[str, typer.Argument(help="aimo1, aimo2, aimo3, or Kaggle's slug.")],
+    competition: Annotated[str, arg("aimo1, aimo2, aimo3, or Kaggle's slug.")],
     inputs: Annotated[
-        Path | None,
-        typer.Option("--to", help="Instead of /kaggle/input, or data/kaggle without that folder."),
+        Path | None, opt("Instead of /kaggle/input, or data/kaggle without that folder.", "--to")
     ] = None,
     dry_run: DryRun = False,
 ) -> None:
@@ -72,18 +69,13 @@ def data(
 
 @app.command()
 def push(
-    kernel: Annotated[str, typer.Argument(help="A folder of kernels/, or a path.")],
-    wait: Annotated[
-        bool, typer.Option("--wait", help="Follow it to its end and download its output.")
-    ] = False,
+    kernel: Annotated[str, arg("A folder of kernels/, or a path.")],
+    wait: Annotated[bool, opt("Follow it to its end and download its output.", "--wait")] = False,
     source: Annotated[
-        str | None,
-        typer.Option("--model", help="OWNER/MODEL/FRAMEWORK/VARIATION/VERSION in place of the attached one."),
+        str | None, opt("OWNER/MODEL/FRAMEWORK/VARIATION/VERSION in place of the attached one.", "--model")
     ] = None,
-    start_within: Annotated[int, typer.Option(min=1, help="Minutes that it may wait for a machine.")] = 120,
-    to: Annotated[
-        Path | None, typer.Option(help="Where the output goes; runs/kaggle/SLUG/N if not given.")
-    ] = None,
+    start_within: Annotated[int, opt("Minutes that it may wait for a machine.", min=1)] = 120,
+    to: Annotated[Path | None, opt("Where the output goes; runs/kaggle/SLUG/N if not given.")] = None,
     dry_run: DryRun = False,
 ) -> None:
     """Check and push a kernel, which Kaggle then runs. Exit code 1 when the run failed."""
@@ -122,7 +114,7 @@ def logs(kernel: Kernel, number: Number = None, dry_run: DryRun = False) -> None
         version, _ = versions.find_version(api, kernel, number)
         state, _ = versions.ask_state(api, version)
         if state == versions.State.RUNNING:
-            versions.follow_log(api, version, 0)
+            versions.follow_log(api, version)
         elif lines := versions.read_log(api, version):
             print("\n".join(lines))
         elif not dry_run:
@@ -133,7 +125,7 @@ def logs(kernel: Kernel, number: Number = None, dry_run: DryRun = False) -> None
 def output(
     kernel: Kernel,
     number: Number = None,
-    to: Annotated[Path | None, typer.Option(help="Another folder than runs/kaggle/SLUG/N.")] = None,
+    to: Annotated[Path | None, opt("Another folder than runs/kaggle/SLUG/N.")] = None,
     dry_run: DryRun = False,
 ) -> None:
     """Download a version's output and log, and compare each file with what Kaggle lists."""
@@ -144,12 +136,12 @@ def output(
 
 
 @model.command("push")
-def push_model(
-    run: Annotated[str, typer.Argument(help="A run: a name in runs/, or a path.")],
+def push_model_command(
+    run: Annotated[str, arg("A run: a name in runs/, or a path.")],
     to: Annotated[
         str | None,
-        typer.Option(
-            help="OWNER/MODEL/FRAMEWORK/VARIATION; the profile's training.push_to_kaggle, or else "
+        opt(
+            "OWNER/MODEL/FRAMEWORK/VARIATION; the profile's training.push_to_kaggle, or else "
             "USER/aimo-PROFILE/transformers/default."
         ),
     ] = None,
@@ -164,11 +156,10 @@ def push_model(
 
 
 @dataset.command("push")
-def push_dataset(
-    folder: Annotated[Path, typer.Argument(help="The folder, such as one of wheels.")],
+def push_dataset_command(
+    folder: Annotated[Path, arg("The folder, such as one of wheels.")],
     name: Annotated[
-        str | None,
-        typer.Option(help="SLUG or OWNER/SLUG; dataset-metadata.json's or the folder's if not given."),
+        str | None, opt("SLUG or OWNER/SLUG; dataset-metadata.json's or the folder's if not given.")
     ] = None,
     license_name: License = "other",
     dry_run: DryRun = False,
@@ -183,10 +174,10 @@ def push_dataset(
 @app.command()
 def submit(
     kernel: Kernel,
-    message: Annotated[str, typer.Option(help="What Kaggle shows beside the score.")],
+    message: Annotated[str, opt("What Kaggle shows beside the score.")],
     number: Number = None,
     competition: Annotated[
-        str | None, typer.Option(help="aimo1, aimo2, aimo3 or a slug; the kernel's own if not given.")
+        str | None, opt("aimo1, aimo2, aimo3 or a slug; the kernel's own if not given.")
     ] = None,
     dry_run: DryRun = False,
 ) -> None:
@@ -199,21 +190,21 @@ def submit(
 
 @app.command()
 def scores(
-    competition: Annotated[str, typer.Argument(help="aimo1, aimo2, aimo3, or Kaggle's slug.")] = "aimo3",
+    competition: Annotated[str, arg("aimo1, aimo2, aimo3, or Kaggle's slug.")] = "aimo3",
     dry_run: DryRun = False,
 ) -> None:
     """Print the submissions to a competition with their scores, and what made them."""
     with connected(dry_run) as (api, _, versions):
         rows = versions.list_scores(api, competition)
-        if dry_run:
-            return
-        if not rows:
-            print("no submissions yet")
-            return
-        table = Table(*rows[0])
-        for row in rows:
-            table.add_row(*map(str, row.values()))
-        console = Console()
-        if not console.is_terminal:
-            console.width = 240  # a file or a pipe has no width to cut a run's path to
-        console.print(table)
+    if dry_run:
+        return
+    if not rows:
+        print("no submissions yet")
+        return
+    table = Table(*rows[0])
+    for row in rows:
+        table.add_row(*map(str, row.values()))
+    console = Console()
+    if not console.is_terminal:
+        console.width = 240  # a file or a pipe has no width to cut a run's path to
+    console.print(table)

@@ -5,8 +5,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from aimo.commands.options import (
     Adapter,
     EngineArguments,
@@ -15,8 +13,10 @@ from aimo.commands.options import (
     Seed,
     Servers,
     Setting,
+    arg,
     check_folder,
     check_server,
+    opt,
     solver_settings,
     start,
 )
@@ -28,29 +28,27 @@ from aimo.inference.competitions import COMPETITIONS
 from aimo.inference.model_folder import check_model_folder, read_adapter
 from aimo.inference.storage import write_json
 
-Journals = Annotated[list[Path], typer.Argument(help="Journals of the solver, or public traces.")]
+Journals = Annotated[list[Path], arg("Journals of the solver, or public traces.")]
 
 
 def replay(
     files: Journals,
     policy: Annotated[
         list[str] | None,
-        typer.Option(
-            help="A rule, such as 'ours max_error=0.1', '4 of 8', '10 ended of 12' or 'all:entropy'; repeat. "
+        opt(
+            "A rule, such as 'ours max_error=0.1', '4 of 8', '10 ended of 12' or 'all:entropy'; repeat. "
             "All that the files hold if not given."
         ),
     ] = None,
     answers: Golds = None,
-    draws: Annotated[int, typer.Option(min=1, help="Random orders of each question.")] = 300,
+    draws: Annotated[int, opt("Random orders of each question.", min=1)] = 300,
     seed: Seed = 0,
-    samples: Annotated[
-        int | None, typer.Option(min=1, help="Draw only so many of each question's samples.")
-    ] = None,
+    samples: Annotated[int | None, opt("Draw only so many of each question's samples.", min=1)] = None,
     budget: Annotated[
-        float, typer.Option(min=0, help="Wall time of a question at most: seconds, or tokens of a sample.")
+        float, opt("Wall time of a question at most: seconds, or tokens of a sample.", min=0)
     ] = math.inf,
-    to: Annotated[Path | None, typer.Option("--json", help="Write the figures here too.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw accuracy against tokens here.")] = None,
+    to: Annotated[Path | None, opt("Write the figures here too.", "--json")] = None,
+    plot: Annotated[Path | None, opt("Draw accuracy against tokens here.")] = None,
 ) -> None:
     """Compare rules of voting, stopping and time on recorded samples, without a model."""
     from aimo.evaluation import replay  # draws with matplotlib
@@ -75,12 +73,12 @@ def replay(
 
 def forecast(
     files: Journals,
-    competition: Annotated[str, typer.Option(help="aimo1, aimo2 or aimo3.")] = "aimo3",
-    runs: Annotated[int, typer.Option(min=1, help="How often each question is asked.")] = 2,
-    policy: Annotated[str, typer.Option(help="A rule, as for `aimo replay`.")] = "ours",
+    competition: Annotated[str, opt("aimo1, aimo2 or aimo3.")] = "aimo3",
+    runs: Annotated[int, opt("How often each question is asked.", min=1)] = 2,
+    policy: Annotated[str, opt("A rule, as for `aimo replay`.")] = "ours",
     answers: Golds = None,
-    samples: Annotated[int, typer.Option(min=1, help="Samples of a question.")] = 16,
-    draws: Annotated[int, typer.Option(min=1, help="Replays of each question.")] = 300,
+    samples: Annotated[int, opt("Samples of a question.", min=1)] = 16,
+    draws: Annotated[int, opt("Replays of each question.", min=1)] = 300,
     seed: Seed = 0,
 ) -> None:
     """Forecast the score of a competition from recorded samples, and how many runs tell a gain from luck."""
@@ -94,20 +92,17 @@ def forecast(
         forecast.show_forecast(forecast.forecast_score(chances, runs, COMPETITIONS[competition].questions))
 
 
-def evaluate(
-    model: Annotated[Path, typer.Argument(help="A model folder.")],
+def evaluate_command(
+    model: Annotated[Path, arg("A model folder.")],
     benchmarks: Annotated[
-        str,
-        typer.Option(help="Names, such as aime24,math500, or paths to files with problems and answers."),
+        str, opt("Names, such as aime24,math500, or paths to files with problems and answers.")
     ],
-    data: Annotated[Path | None, typer.Option(help="A folder of NAME.jsonl in place of the hub.")] = None,
-    run_dir: Annotated[
-        str | None, typer.Option(help="The evaluation's folder; runs/evaluate-MODEL if not given.")
-    ] = None,
+    data: Annotated[Path | None, opt("A folder of NAME.jsonl in place of the hub.")] = None,
+    run_dir: Annotated[str | None, opt("The evaluation's folder; runs/evaluate-MODEL if not given.")] = None,
     samples: Annotated[
-        int | None, typer.Option(min=1, help="Completions of a question, in place of the benchmark's.")
+        int | None, opt("Completions of a question, in place of the benchmark's.", min=1)
     ] = None,
-    rows: Annotated[int | None, typer.Option(min=1, help="Only the first questions of each.")] = None,
+    rows: Annotated[int | None, opt("Only the first questions of each.", min=1)] = None,
     seed: Seed = 0,
     profile: Over = None,
     set_: Setting = None,
@@ -115,12 +110,9 @@ def evaluate(
     adapter: Adapter = None,
     vllm: EngineArguments = None,
     card_data: Annotated[
-        bool,
-        typer.Option("--card-data", help="Download the data sets that the model's card names, for leakage."),
+        bool, opt("Download the data sets that the model's card names, for leakage.", "--card-data")
     ] = False,
-    audit: Annotated[
-        bool, typer.Option("--audit", help="List the verdicts that math-verify does not share.")
-    ] = False,
+    audit: Annotated[bool, opt("List the verdicts that math-verify does not share.", "--audit")] = False,
 ) -> None:
     """Measure a model on benchmarks; started again, it goes on, and what is complete is scored again."""
     from aimo.evaluation import evaluate  # draws with matplotlib
@@ -128,15 +120,15 @@ def evaluate(
     layers = list(solver_settings(profile, set_, samples, vllm))
     check_server(server, adapter, layers[1])
     check_model_folder(model)
-    given = next((option for option, value in (("--adapter", adapter), ("--server", server)) if value), None)
-    if given and any(find_benchmark(benchmark).task for benchmark in benchmarks.split(",")):
+    asked = benchmarks.split(",")
+    given = "--adapter" if adapter else "--server"
+    if (adapter or server) and any(find_benchmark(benchmark).task for benchmark in asked):
         raise AimoError(f"{given}: lighteval, which asks gpqa and lcb, takes none; leave them out")
     if adapter:
         read_adapter(adapter)
-    name = evaluate.name_of(model) + (f"+{evaluate.name_of(Path(adapter))}" if adapter else "")
-    tracker = (read_values(profile).get("training") or {}).get("log_to", "none") if profile else "none"
     trained = Path(adapter) if adapter else None
-    asked = benchmarks.split(",")
+    name = evaluate.name_of(model) + (f"+{evaluate.name_of(trained)}" if trained else "")
+    tracker = (read_values(profile).get("training") or {}).get("log_to", "none") if profile else "none"
     wanted = evaluate.Wanted(model, name, asked, layers, data, rows, seed, trained, tracker, card_data)
     folder = evaluate.evaluation_folder(name, run_dir)
 
@@ -146,23 +138,17 @@ def evaluate(
     try:
         evaluate.show_scores(evaluate.evaluate(wanted, sampler, folder, audit))
     except KeyboardInterrupt:
-        raise AimoError(
-            f"interrupted; what has ended is kept in {folder}, run the same command again to go on"
-        ) from None
+        told = f"what has ended is kept in {folder}, run the same command again to go on"
+        raise AimoError(f"interrupted; {told}") from None
     print(f"page: {folder / 'evaluation.html'}")
 
 
 def compare(
-    runs: Annotated[
-        list[Path], typer.Argument(help="Folders of `aimo evaluate`; the first is the baseline.")
-    ],
+    runs: Annotated[list[Path], arg("Folders of `aimo evaluate`; the first is the baseline.")],
     differ: Annotated[
-        list[str] | None,
-        typer.Option(help="A setting that may differ because its effect is compared; repeat."),
+        list[str] | None, opt("A setting that may differ because its effect is compared; repeat.")
     ] = None,
-    run_dir: Annotated[
-        str | None, typer.Option(help="The comparison's folder; runs/compare-RUN-RUN if not given.")
-    ] = None,
+    run_dir: Annotated[str | None, opt("The comparison's folder; runs/compare-RUN-RUN if not given.")] = None,
 ) -> None:
     """Compare models on the same questions, and say whether the difference is more than luck."""
     from aimo.evaluation import compare, evaluate  # draw with matplotlib

@@ -12,31 +12,32 @@ from aimo.inference.model_folder import check_model_folder
 from aimo.inference.settings import resolve_settings
 from aimo.run.runs import quiet
 
-Profile = Annotated[str, typer.Option(help="A name in notebooks/profiles, or a path to a YAML file.")]
-RunDir = Annotated[str | None, typer.Option(help="The run's folder; runs/PROFILE if not given.")]
+
+def opt(text: str, *names: str, **limits: Any) -> Any:
+    """Return an option with this help; its name is the parameter's unless `names` has another."""
+    return typer.Option(*names, help=text, **limits)
+
+
+def arg(text: str) -> Any:
+    """Return an argument with this help."""
+    return typer.Argument(help=text)
+
+
+Profile = Annotated[str, opt("A name in notebooks/profiles, or a path to a YAML file.")]
+RunDir = Annotated[str | None, opt("The run's folder; runs/PROFILE if not given.")]
 Seed = Annotated[int, typer.Option(min=0)]
-Key = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="Change a key of the profile, such as grpo.max_steps=50; repeat."),
-]
-Setting = Annotated[
-    list[str] | None, typer.Option("--set", help="Change a setting, such as inference.temperature=0.6.")
-]
-Over = Annotated[
-    str | None, typer.Option("--profile", help="A profile whose inference section goes over the settings.")
-]
+Key = Annotated[list[str] | None, opt("Change a key, such as grpo.max_steps=50; repeat.", "--set")]
+Setting = Annotated[list[str] | None, opt("Change a setting, such as inference.temperature=0.6.", "--set")]
+Over = Annotated[str | None, opt("A profile whose inference section goes over the settings.", "--profile")]
 Servers = Annotated[
-    list[str] | None,
-    typer.Option(help="A running `vllm serve` of the model, in place of an engine; repeat."),
+    list[str] | None, opt("A running `vllm serve` of the model, in place of an engine; repeat.")
 ]
-Adapter = Annotated[str | None, typer.Option(help="A folder with a LoRA adapter for the model.")]
+Adapter = Annotated[str | None, opt("A folder with a LoRA adapter for the model.")]
 EngineArguments = Annotated[
     list[str] | None,
-    typer.Option(help="vLLM's own, such as tensor_parallel_size=2 or reasoning_parser=deepseek_r1; repeat."),
+    opt("vLLM's own, such as tensor_parallel_size=2 or reasoning_parser=deepseek_r1; repeat."),
 ]
-Golds = Annotated[
-    Path | None, typer.Option(help="A CSV with id and answer, for files that do not hold them.")
-]
+Golds = Annotated[Path | None, opt("A CSV with id and answer, for files that do not hold them.")]
 
 
 def start(
@@ -64,9 +65,8 @@ def solver_settings(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the solver's settings that a profile's inference section has, and those of the command line."""
     section = read_values(profile).get("inference") or {} if profile else {}
-    written = {
-        key: value for key, value in section.items() if value is not None and key not in ("test", "test_rows")
-    }
+    others = ("test", "test_rows")
+    written = {key: value for key, value in section.items() if value is not None and key not in others}
     changed: dict[str, Any] = {"inference": {}}
     for override in overrides or []:
         if not override.startswith("inference."):

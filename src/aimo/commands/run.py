@@ -23,8 +23,10 @@ from aimo.commands.options import (
     Seed,
     Servers,
     Setting,
+    arg,
     check_folder,
     check_server,
+    opt,
     solver_settings,
     start,
 )
@@ -39,8 +41,7 @@ from aimo.inference.solver import ask
 from aimo.inference.storage import KEPT, NO_ROOM, SampleFile
 from aimo.kaggle import kernels
 from aimo.kaggle.check import check_kernel
-from aimo.run import hub
-from aimo.run import machine as diagnosis
+from aimo.run import hub, machine
 from aimo.run.runs import figures
 
 HELP = """From a base model to an AI Mathematical Olympiad submission: data, SFT, GRPO, DPO, voted inference.
@@ -49,16 +50,14 @@ Start with `aimo run --profile tiny`, which takes minutes on a CPU.
 `aimo COMMAND --help` lists the options of a command.
 Exit codes: 0 done, 1 a stage or the engine failed, 2 something that you can fix, explained in one line.
 """
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-kernel = typer.Typer(no_args_is_help=True, help="Build Kaggle kernels.")
-app.add_typer(kernel, name="kernel")
-data_commands = typer.Typer(no_args_is_help=True, help="Prepare data before training.")
-app.add_typer(data_commands, name="data")
-app.add_typer(kaggle.app, name="kaggle")
-
-
 # The heads of columns that would not fit in 80.
 HEADS = {"mean_tokens": "tokens", "samples_per_second": "samples/s", "mean_loss": "loss"}
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+kernel = typer.Typer(no_args_is_help=True, help="Build Kaggle kernels.")
+data_commands = typer.Typer(no_args_is_help=True, help="Prepare data before training.")
+app.add_typer(kernel, name="kernel")
+app.add_typer(data_commands, name="data")
+app.add_typer(kaggle.app, name="kaggle")
 
 
 def show_version(wanted: bool) -> None:
@@ -70,28 +69,27 @@ def show_version(wanted: bool) -> None:
 @app.callback(help=HELP)
 def options(
     version: Annotated[
-        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version.")
+        bool, opt("Print the version.", "--version", callback=show_version, is_eager=True)
     ] = False,
-) -> None:
-    """Take the options that go before a command."""
+) -> None: ...
 
 
-@app.command()
-def run(
+@app.command("run")
+def run_command(
     profile: Profile,
     run_dir: RunDir = None,
     from_: Annotated[
         str | None,
-        typer.Option(
-            "--from",
-            help=f"Do this stage and those after it again ({', '.join(STAGES)}), or continue from a "
+        opt(
+            f"Do this stage and those after it again ({', '.join(STAGES)}), or continue from a "
             "checkpoint, such as sft/checkpoint-50.",
+            "--from",
         ),
     ] = None,
-    until: Annotated[str | None, typer.Option(help="End after this stage.")] = None,
+    until: Annotated[str | None, opt("End after this stage.")] = None,
     set_: Key = None,
     test: Annotated[
-        str | None, typer.Option(help="A CSV of questions to answer, with id and problem (or question).")
+        str | None, opt("A CSV of questions to answer, with id and problem (or question).")
     ] = None,
 ) -> None:
     """Do the stages of a profile that are not finished yet, and write the report."""
@@ -114,25 +112,19 @@ def run(
     print(f"report:     {folder / 'report.html'}")
 
 
-@app.command()
-def launch(
-    stage: Annotated[str, typer.Argument(help="sft, grpo or dpo.")],
+@app.command("launch")
+def launch_command(
+    stage: Annotated[str, arg("sft, grpo or dpo.")],
     profile: Profile,
-    gpus: Annotated[
-        int | None, typer.Option(min=1, help="GPUs of each node; all of this machine if not given.")
-    ] = None,
-    cpu: Annotated[
-        int | None, typer.Option(min=1, help="So many CPU processes in place of GPUs, to try it.")
-    ] = None,
+    gpus: Annotated[int | None, opt("GPUs of each node; all of this machine if not given.", min=1)] = None,
+    cpu: Annotated[int | None, opt("So many CPU processes in place of GPUs, to try it.", min=1)] = None,
     nodes: Annotated[int, typer.Option(min=1)] = 1,
-    strategy: Annotated[str, typer.Option(help="ddp, fsdp, zero2 or zero3.")] = "ddp",
-    offload: Annotated[str | None, typer.Option(help="ZeRO's optimizer, or all, on the host.")] = None,
-    accelerate: Annotated[str | None, typer.Option(help="An accelerate file; no --strategy.")] = None,
-    serve_gpus: Annotated[int, typer.Option(min=0, help="GPUs for GRPO's vLLM server.")] = 0,
-    slurm: Annotated[
-        bool, typer.Option("--slurm", help="Write the Slurm script to the run's folder instead.")
-    ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the commands and do nothing.")] = False,
+    strategy: Annotated[str, opt("ddp, fsdp, zero2 or zero3.")] = "ddp",
+    offload: Annotated[str | None, opt("ZeRO's optimizer, or all, on the host.")] = None,
+    accelerate: Annotated[str | None, opt("An accelerate file; no --strategy.")] = None,
+    serve_gpus: Annotated[int, opt("GPUs for GRPO's vLLM server.", min=0)] = 0,
+    slurm: Annotated[bool, opt("Write the Slurm script to the run's folder instead.", "--slurm")] = False,
+    dry_run: Annotated[bool, opt("Print the commands and do nothing.", "--dry-run")] = False,
     run_dir: RunDir = None,
     set_: Key = None,
 ) -> None:
@@ -142,12 +134,10 @@ def launch(
     if cpu and (gpus or slurm):
         raise AimoError("--cpu goes with neither --gpus nor --slurm: it tries a stage on this machine")
     devices = cpu or gpus or (0 if slurm else launch.gpus())
+    if not devices and (slurm or dry_run):
+        raise AimoError("--gpus is needed, the GPUs of each node")
     if not devices:
-        raise AimoError(
-            "--gpus is needed, the GPUs of each node"
-            if slurm or dry_run
-            else "there is no GPU here; try it with --cpu 2"
-        )
+        raise AimoError("there is no GPU here; try it with --cpu 2")
     if accelerate:
         strategy = launch.strategy_of(accelerate)
     how = (strategy, devices, nodes, cpu is not None, offload, accelerate, serve_gpus)
@@ -156,20 +146,16 @@ def launch(
 
 @app.command()
 def solve(
-    model: Annotated[str, typer.Option(help="A model folder.")],
+    model: Annotated[str, opt("A model folder.")],
     problem: Annotated[
-        str | None, typer.Argument(help="One problem, with any answer; it is printed as it is written.")
+        str | None, arg("One problem, with any answer; it is printed as it is written.")
     ] = None,
-    test: Annotated[str | None, typer.Option(help="A CSV with id and problem (or question).")] = None,
-    out: Annotated[str | None, typer.Option(help="A .csv or .parquet file for the answers.")] = None,
-    competition: Annotated[
-        str | None, typer.Option(help="aimo1, aimo2 or aimo3; else seen from TEST.")
-    ] = None,
+    test: Annotated[str | None, opt("A CSV with id and problem (or question).")] = None,
+    out: Annotated[str | None, opt("A .csv or .parquet file for the answers.")] = None,
+    competition: Annotated[str | None, opt("aimo1, aimo2 or aimo3; else seen from TEST.")] = None,
     profile: Over = None,
     set_: Setting = None,
-    samples: Annotated[
-        int | None, typer.Option(min=1, help="Samples of a question; 1 of a PROBLEM if not given.")
-    ] = None,
+    samples: Annotated[int | None, opt("Samples of a question; 1 of a PROBLEM if not given.", min=1)] = None,
     seed: Seed = 0,
     server: Servers = None,
     adapter: Adapter = None,
@@ -209,14 +195,14 @@ def solve(
 
 @app.command()
 def serve(
-    model: Annotated[str, typer.Argument(help="A model folder, or a hub id.")],
+    model: Annotated[str, arg("A model folder, or a hub id.")],
     profile: Over = None,
     set_: Setting = None,
     vllm: EngineArguments = None,
-    host: Annotated[str, typer.Option(help="0.0.0.0 lets others in: set VLLM_API_KEY.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    host: Annotated[str, opt("0.0.0.0 lets others in: set VLLM_API_KEY.")] = "127.0.0.1",
+    port: Annotated[int, opt("0 takes a free one.", min=0, max=65535)] = 8000,
     seed: Seed = 0,
-    log: Annotated[Path, typer.Option(help="Where vLLM writes.")] = Path("vllm.log"),
+    log: Annotated[Path, opt("Where vLLM writes.")] = Path("vllm.log"),
 ) -> None:
     """Serve a model with vLLM's OpenAI-compatible server, until Ctrl-C."""
     check_folder("--log", log)
@@ -237,22 +223,20 @@ def serve(
         print("ended")
 
 
-data_commands.command()(data.pack)
-app.command()(data.distil)
-app.command()(data.reject)
-app.command()(measure.replay)
-app.command()(measure.forecast)
-app.command()(measure.evaluate)
-app.command()(measure.compare)
+data_commands.command("pack")(data.pack)
+app.command("distil")(data.distil_command)
+app.command("reject")(data.reject_command)
+app.command("replay")(measure.replay)
+app.command("forecast")(measure.forecast)
+app.command("evaluate")(measure.evaluate_command)
+app.command("compare")(measure.compare)
 
 
 @kernel.command()
 def build(
-    names: Annotated[
-        list[str] | None, typer.Argument(help="Folders of kernels/; all of them if none is given.")
-    ] = None,
-    profile: Annotated[str | None, typer.Option(help="A profile whose settings the kernels get.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Another folder for the notebooks.")] = None,
+    names: Annotated[list[str] | None, arg("Folders of kernels/; all of them if none is given.")] = None,
+    profile: Annotated[str | None, opt("A profile whose settings the kernels get.")] = None,
+    out: Annotated[Path | None, opt("Another folder for the notebooks.")] = None,
 ) -> None:
     """Build the self-contained notebooks of kernels from the sources."""
     for name in names or kernels.kernels_of(profile):
@@ -260,7 +244,7 @@ def build(
 
 
 @kernel.command()
-def check(name: Annotated[str, typer.Argument(help="A folder of kernels/, or a path.")]) -> None:
+def check(name: Annotated[str, arg("A folder of kernels/, or a path.")]) -> None:
     """Find what Kaggle would refuse of a kernel, or what would fail an hour after its push."""
     if faults := check_kernel(name):
         raise AimoError(f"kernel {name}: {'; '.join(faults)}")
@@ -270,7 +254,7 @@ def check(name: Annotated[str, typer.Argument(help="A folder of kernels/, or a p
 @app.command()
 def doctor() -> None:
     """Print what is installed, the device, and the remedy for each missing or mismatched piece."""
-    rows = diagnosis.diagnose()
+    rows = machine.diagnose()
     table = Table(*rows[0])
     for row in rows:
         table.add_row(*row.values(), style="red" if row["remedy"] else "")
