@@ -33,7 +33,7 @@ def profile(tmp_path, source, **columns):
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return model_folder.load_tokenizer(TINY)
+    return model_folder.load_chat_tokenizer(TINY)
 
 
 def prepared(p, tokenizer):

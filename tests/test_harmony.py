@@ -379,7 +379,7 @@ def test_a_missing_vocabulary_and_a_tokenizer_of_another_kind_are_one_line_with_
 def test_a_tokenizers_tokens_are_written_with_their_bytes_and_ranks(tmp_path):
     file = tmp_path / "tokenizer.json"
     file.write_text(json.dumps({"model": {"vocab": {"\u0120b": 1, "a": 0, "<|start|>": harmony.START}}}))
-    assert harmony.ranks(file) == b"YQ== 0\nIGI= 1\n"
+    assert harmony.vocabulary_of(file) == b"YQ== 0\nIGI= 1\n"
 
 
 def test_it_is_found_among_kaggles_inputs(tmp_path, monkeypatch, shared):

@@ -8,7 +8,7 @@ from conftest import TINY
 from aimo import config
 from aimo.errors import AimoError
 from aimo.inference import chat_format, prompts
-from aimo.inference.model_folder import load_tokenizer
+from aimo.inference.model_folder import load_chat_tokenizer
 from aimo.inference.settings import Settings, Variant, resolve_settings
 from aimo.inference.tool_calls import PYTHON
 from aimo.train import models
@@ -185,9 +185,9 @@ def test_of_several_templates_the_default_is_taken_and_tool_use_with_tools(tmp_p
     model = with_templates(tmp_path, where, NAMED)
     p = config.load("tiny", ["prompt.template=model", "prompt.system=Think.", "prompt.prefill=false"])
     models.load_tokenizer(model, p).save_pretrained(tmp_path / "trained")
-    think = f"[system]Think.{load_tokenizer(TINY).eos_token}\n"
+    think = f"[system]Think.{load_chat_tokenizer(TINY).eos_token}\n"
     for folder, system in ((model, ""), (tmp_path / "trained", think)):
-        tokenizer, talk = load_tokenizer(folder), prompts.as_prompt("1?")
+        tokenizer, talk = load_chat_tokenizer(folder), prompts.as_prompt("1?")
         asked, offered = (
             tokenizer.apply_chat_template(talk, tools=tools, add_generation_prompt=True, tokenize=False)
             for tools in (None, [PYTHON])
@@ -199,7 +199,9 @@ def test_of_several_templates_the_default_is_taken_and_tool_use_with_tools(tmp_p
             prompts.check_template(tokenizer, Settings(chat_template_kwargs={"enable_thinking": True}), "M")
 
 
-@pytest.mark.parametrize("load", [load_tokenizer, lambda m: models.load_tokenizer(m, config.load("tiny"))])
+@pytest.mark.parametrize(
+    "load", [load_chat_tokenizer, lambda m: models.load_tokenizer(m, config.load("tiny"))]
+)
 def test_several_templates_without_a_default_are_refused_in_one_line(tmp_path, load):
     model = with_templates(tmp_path, "tokenizer_config.json", {"rag": "x", "tool_use": "y"})
     with pytest.raises(AimoError, match="none of its chat templates rag, tool_use is named default"):
@@ -263,7 +265,7 @@ def sampler(public_model):
     """A public model that is not loaded, with another template and settings."""
 
     def make(template, **settings):
-        tokenizer = load_tokenizer(public_model)
+        tokenizer = load_chat_tokenizer(public_model)
         tokenizer.chat_template = template
         return SimpleNamespace(
             tokenizer=tokenizer,

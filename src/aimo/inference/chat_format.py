@@ -13,7 +13,7 @@ from typing import Any, Self, TypeVar
 
 from aimo.inference import harmony, prompts, sandbox, voting
 from aimo.inference.harmony import Harmony
-from aimo.inference.model_folder import load_tokenizer
+from aimo.inference.model_folder import load_chat_tokenizer
 from aimo.inference.prompts import escape_special_tokens
 from aimo.inference.sampling import BackgroundLoop, Completion, Sampler
 from aimo.inference.settings import Settings
@@ -23,7 +23,7 @@ from aimo.inference.tool_calls import (
     PYTHON,
     WHOLE_BLOCK,
     Call,
-    clean,
+    dedented,
     find_tool_call,
     find_tool_parser,
     read_call,
@@ -43,21 +43,30 @@ class Chat:
 
     starts_message = True
     """Whether the prompt ends where a message of the model begins, or continues the one before."""
+    tools: list[dict[str, Any]] | None = None  # what the chat template offers
 
     def __init__(self, sampler: Sampler, problem: str, index: int = 0, rules: str = ""):
         self.tokenizer, self.settings, self.text = sampler.tokenizer, sampler.settings, ""
-        self.ids = self.begin(sampler, problem, index, rules)
+        problem = escape_special_tokens(self.tokenizer, problem)
+        self.messages: list[dict[str, Any]] = prompts.as_messages(self.settings, problem, index, rules)
+        self.ids = self.encode(self.render(self.messages))
 
-    def begin(self, sampler: Sampler, problem: str, index: int, rules: str) -> list[int]:
-        """Return the token ids of the first prompt."""
-        return prompts.encode_prompt(self.tokenizer, self.settings, problem, index, rules)
+    def encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def render(self, talk: list[dict[str, Any]]) -> str:
+        """Return a conversation as the chat template shows it, up to where the model goes on."""
+        options = self.settings.chat_template_kwargs
+        return self.tokenizer.apply_chat_template(
+            talk, tools=self.tools, add_generation_prompt=True, tokenize=False, **options
+        )
 
     def prompt(self) -> list[int]:
         """Return the token ids that the next turn continues."""
         return list(self.ids)
 
     def thinks(self) -> bool:
-        """Whether the prompt ends inside a thought: in the tag that opens one, if the settings do not say."""
+        """Return whether the prompt ends inside a thought: in the tag that opens one, if no setting says."""
         if self.settings.thinking is not None:
             return self.settings.thinking
         tail = self.tokenizer.decode(self.ids[-prompts.TAIL :], skip_special_tokens=False)
@@ -105,13 +114,13 @@ class FencedBlocks(Chat):
                 return None
         block, mark = (WHOLE_BLOCK if finished else BLOCK).search(text, begin), MARK.search(text, begin)
         if mark and not (block and block.start() < mark.start()):  # a call in the form of some model
-            closed = re.search(r"\}\s*</tool_call>|</function>", text[mark.end() :])
+            closed = re.compile(r"\}\s*</tool_call>|</function>").search(text, mark.end())
+            end = closed.end() if closed else len(text)
             if finished or closed:
-                end = mark.end() + closed.end() if closed else len(text)
                 return read_call(text[mark.end() : end]), end
         if not block and not finished:
             self.searched = len(text), begin
-        return (clean(block["code"]), block.end()) if block else None
+        return (dedented(block["code"]), block.end()) if block else None
 
     def find_call(self, turn: Completion) -> Call | None:
         """Return the first complete program of a turn, without the tokens after its last."""
@@ -120,7 +129,7 @@ class FencedBlocks(Chat):
             return None
         (code, end), ids, text = found, turn.token_ids, turn.text
         if self.tokenizer.decode(ids, skip_special_tokens=True) != text:  # a server may send other tokens
-            return Call(code, text[:end], self.tokenizer.encode(text[:end], add_special_tokens=False))
+            return Call(code, text[:end], self.encode(text[:end]))
         while len(shorter := self.tokenizer.decode(ids[:-1], skip_special_tokens=True)) >= end:
             ids, text = ids[:-1], shorter
         return Call(code, text, ids)
@@ -131,7 +140,7 @@ class FencedBlocks(Chat):
         result = ("" if call.turn.endswith("\n") else "\n") + self.output.format(shown)
         self.searched = 0, -1
         self.text += call.turn + result
-        self.ids = [*self.ids, *call.ids, *self.tokenizer.encode(result, add_special_tokens=False)]
+        self.ids = [*self.ids, *call.ids, *self.encode(result)]
 
 
 # The formats of calls that are read here, by `inference.tool_parser`; others are parsers of vLLM's.
@@ -141,18 +150,11 @@ OWN_FORMATS: dict[str | None, type[Chat]] = {None: FencedBlocks}
 class ToolCalls(Chat):
     """The model's own tool calls: offered by its chat template, read by vLLM's parser of their format."""
 
-    def begin(self, sampler: Sampler, problem: str, index: int, rules: str) -> list[int]:
-        """Return the token ids of the first prompt, which offers the tool."""
-        self.parser = sampler.tool_parser
-        self.messages = prompts.as_messages(self.tokenizer, self.settings, problem, index, rules)
-        return self.tokenizer.encode(self.render(self.messages), add_special_tokens=False)
+    tools = [PYTHON]  # noqa: RUF012
 
-    def render(self, talk: list[dict[str, Any]]) -> str:
-        """Return a conversation with the tool, as the chat template shows it."""
-        options = self.settings.chat_template_kwargs
-        return self.tokenizer.apply_chat_template(
-            talk, tools=[PYTHON], add_generation_prompt=True, tokenize=False, **options
-        )
+    def __init__(self, sampler: Sampler, problem: str, index: int = 0, rules: str = ""):
+        super().__init__(sampler, problem, index, rules)
+        self.parser = sampler.tool_parser
 
     def find_call(self, turn: Completion) -> Call | None:
         return find_tool_call(self.parser, turn)
@@ -177,14 +179,13 @@ class ToolCalls(Chat):
         special = {
             i: token.content for i, token in added.items() if token.special and token.content in between
         }
-        sampled_end = added[call.ids[-1]].special if call.ids and call.ids[-1] in added else False
-        end = special.get(call.ids[-1]) if sampled_end else None
-        end = end or min(special.values(), key=between.index, default=None)
-        if end:
-            rest = shown[between.index(end) + (len(end) if sampled_end else 0) :]
-            self.ids = [*self.ids, *call.ids, *self.tokenizer.encode(rest, add_special_tokens=False)]
+        last = call.ids[-1] if call.ids else -1
+        end_sampled = last in added and added[last].special
+        if end := special.get(last) or min(special.values(), key=between.index, default=None):
+            rest = shown[between.index(end) + (len(end) if end_sampled else 0) :]
+            self.ids = [*self.ids, *call.ids, *self.encode(rest)]
         else:  # nothing tells where the turn ends
-            self.ids = self.tokenizer.encode(self.render(self.messages), add_special_tokens=False)
+            self.ids = self.encode(self.render(self.messages))
         self.text += f"{call.turn}\n```output\n{output}\n```\n"
 
 
@@ -198,9 +199,8 @@ def begin_conversation(
     settings, rules = sampler.settings, rules or RULES
     if settings.format == "harmony":
         return Harmony(sampler, problem, index, rules, with_tools)
-    if not with_tools:
-        return Chat(sampler, problem, index, rules)
-    return OWN_FORMATS.get(settings.tool_parser, ToolCalls)(sampler, problem, index, rules)
+    own = OWN_FORMATS.get(settings.tool_parser, ToolCalls) if with_tools else Chat
+    return own(sampler, problem, index, rules)
 
 
 class FolderSampler(Sampler):
@@ -212,7 +212,7 @@ class FolderSampler(Sampler):
     def read_folder(self, model: str | Path, settings: Settings) -> None:
         """Load the tokenizer, and check that the model can be asked as the settings say. AimoError if not."""
         self.settings = settings
-        self.tokenizer = load_tokenizer(model, settings.vllm.get("trust_remote_code", False))
+        self.tokenizer = load_chat_tokenizer(model, settings.vllm.get("trust_remote_code", False))
         own = settings.tool_parser in OWN_FORMATS
         self.tool_parser = None if own else find_tool_parser(settings.tool_parser, self.tokenizer)
         if settings.tools:

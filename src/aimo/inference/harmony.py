@@ -1,8 +1,7 @@
 """Harmony, the format of gpt-oss: token ids in, token ids out.
 
-openai_harmony renders prompts and tool results. What the model wrote is read here, token by token, because
-the library's parser raises on headers that gpt-oss does write now and then. `load_harmony` finds the
-vocabulary offline.
+openai_harmony renders prompts and tool results. What the model wrote is read here, token by token: gpt-oss
+writes headers now and then on which the library's parser raises. `load_harmony` finds the vocabulary offline.
 """
 
 import base64
@@ -13,9 +12,9 @@ import os
 import re
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from unittest import mock
 
 from aimo.inference import prompts
 from aimo.inference.errors import AimoError
@@ -38,8 +37,9 @@ ANSWER = "The final answer is \\boxed{"
 FILE = "o200k_base.tiktoken"
 # The published hash of the vocabulary file.
 SHA256 = "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d"
+FOLDER = "TIKTOKEN_ENCODINGS_BASE"  # the variable that openai_harmony reads
 INPUTS = Path("/kaggle/input")
-REMEDY = f"attach gpt-oss's {FILE} and set TIKTOKEN_ENCODINGS_BASE to its folder, or copy the model again"
+REMEDY = f"attach gpt-oss's {FILE} and set {FOLDER} to its folder, or copy the model again"
 TOOL = (
     "Runs a Python program in a stateful notebook, without internet, and returns what it prints and the "
     "value of its last expression. Variables are kept between calls. numpy, sympy, mpmath and networkx are "
@@ -48,8 +48,7 @@ TOOL = (
 EFFORTS = ("low", "medium", "high")
 
 
-@dataclass(frozen=True)
-class Message:
+class Message(NamedTuple):
     """A message that the model wrote."""
 
     channel: str | None  # None where the header names no channel of Harmony
@@ -69,39 +68,30 @@ class Harmony:
     ):
         """Render the prompt: the system message with effort and tool, the developer message, the user's.
 
-        No date is given, so that the same problem has the same prompt tomorrow. The library encodes special
-        tokens in the texts as ordinary text. AimoError for an argument that Harmony does not have.
+        It has no date: the same problem has the same prompt tomorrow. The library encodes special tokens in
+        the texts as ordinary text. AimoError for an argument that Harmony does not have.
         """
         import openai_harmony as harmony
 
-        self.encoding, self.with_tools, self.text, settings = (
-            sampler.encoding,
-            with_tools,
-            "",
-            sampler.settings,
-        )
+        self.encoding, self.with_tools, self.text = sampler.encoding, with_tools, ""
+        settings, setting = sampler.settings, "inference.chat_template_kwargs"
         for name in settings.chat_template_kwargs.keys() - {"reasoning_effort"}:
-            raise AimoError(
-                f"inference.chat_template_kwargs: Harmony reads reasoning_effort and not {name!r}; remove it"
-            )
+            raise AimoError(f"{setting}: Harmony reads reasoning_effort and not {name!r}; remove it")
         effort = settings.chat_template_kwargs.get("reasoning_effort", "medium")
         if effort not in EFFORTS:
-            raise AimoError(
-                f"inference.chat_template_kwargs: reasoning_effort is {effort!r}; give {', '.join(EFFORTS)}"
-            )
+            raise AimoError(f"{setting}: reasoning_effort is {effort!r}; give {', '.join(EFFORTS)}")
         system = harmony.SystemContent.new().with_reasoning_effort(harmony.ReasoningEffort[effort.upper()])
         if with_tools:
             described = TOOL.format(seconds=settings.tool_seconds)
             system.with_tools(harmony.ToolNamespaceConfig(name="python", description=described, tools=[]))
-        parts = [(harmony.Role.SYSTEM, system)]
-        asked = prompts.variant(settings, index)
-        if asked.system:
-            instructions = asked.system.replace("{rules}", rules).strip()
-            developer = harmony.DeveloperContent.new().with_instructions(instructions)
-            parts.append((harmony.Role.DEVELOPER, developer))
-        text = asked.user.replace("{rules}", rules).replace("{problem}", problem).strip()
-        parts.append((harmony.Role.USER, harmony.TextContent(text=text)))
-        talk = [harmony.Message.from_role_and_content(role, content) for role, content in parts]
+        talk = [harmony.Message.from_role_and_content(harmony.Role.SYSTEM, system)]
+        for message in prompts.as_messages(settings, problem, index, rules):
+            if message["role"] == "user":
+                part = harmony.Role.USER, harmony.TextContent(text=message["content"])
+            else:
+                developer = harmony.DeveloperContent.new().with_instructions(message["content"])
+                part = harmony.Role.DEVELOPER, developer
+            talk.append(harmony.Message.from_role_and_content(*part))
         self.ids = self.encoding.render_conversation_for_completion(
             harmony.Conversation.from_messages(talk), harmony.Role.ASSISTANT
         )
@@ -120,10 +110,8 @@ class Harmony:
         A tool that was not offered gets a program that says so.
         """
         messages = parse_messages(self.encoding, turn.token_ids) if turn.finished else []
-        if not messages:
-            return None
-        last = messages[-1]
-        if not last.recipient and (last.closed_by != CALL or last.channel == "final"):
+        last = messages[-1] if messages else None
+        if not last or (not last.recipient and (last.closed_by != CALL or last.channel == "final")):
             return None
         code = decode_ids(self.encoding, last.content)
         # The model puts fences or a JSON object around a program now and then.
@@ -138,7 +126,7 @@ class Harmony:
     def reply(self, call: Call, output: str) -> None:
         """Continue after the output of a call: what the model wrote stays as it is, token by token.
 
-        All analysis stays, as Harmony drops it only once a final answer has been given.
+        All analysis stays; Harmony drops it only after a final answer.
         """
         import openai_harmony as harmony
 
@@ -154,11 +142,10 @@ class Harmony:
     def forced_ending(self, message: str, thinking: bool) -> str:
         """Return what ends the present message, and begins a final one that gives an answer at once."""
         header, opened, content = message.rpartition("<|message|>")
-        if opened and f"{header}{opened}".endswith(FINAL) and "<|end|>" not in content:
+        if f"{header}{opened}".endswith(FINAL) and "<|end|>" not in content:
             return f"\n\n{ANSWER}"
-        if not message or message.endswith("<|end|>"):
-            return f"{'<|start|>assistant' if message else ''}{FINAL}{ANSWER}"
-        return f"<|end|><|start|>assistant{FINAL}{ANSWER}"
+        closing = "<|end|>" if message and not message.endswith("<|end|>") else ""
+        return f"{closing}{'<|start|>assistant' if message else ''}{FINAL}{ANSWER}"
 
     def count_malformed(self, ids: list[int]) -> int:
         """Return how many faults of format the n token ids of all turns hold; a sample goes on after each.
@@ -168,11 +155,10 @@ class Harmony:
         """
         faults, answered = 0, False
         for message in parse_messages(self.encoding, ids):
-            called = message.recipient is not None
-            faults += not message.is_well_formed
-            faults += called and not (self.with_tools and is_python(message.recipient or ""))
-            faults += called and message.closed_by == END
-            faults += answered
+            faults += answered + (not message.is_well_formed)
+            if message.recipient is not None:
+                faults += not (self.with_tools and is_python(message.recipient))
+                faults += message.closed_by == END
             answered = message.channel == "final"
         return faults
 
@@ -183,38 +169,30 @@ def parse_messages(encoding: Any, ids: Iterable[int]) -> list[Message]:
     A header runs to <|message|>, a content to <|end|>, <|return|>, <|call|> or the next header.
     """
     messages: list[Message] = []
-    header = TURN
+    header: list[int] = [*TURN]
     content: list[int] | None = None
-
-    def close(token: int | None, is_whole: bool) -> None:
-        text = decode_ids(encoding, header)
-        channel = re.search(r"<\|channel\|>\s*(analysis|commentary|final)\b", text)
-        recipient = re.search(r"\bto=([\w.\-]+)", text)
-        whole = is_whole and HEADER.fullmatch(text.rstrip()) is not None
-        messages.append(
-            Message(channel and channel[1], recipient and recipient[1], content or [], token, whole)
-        )
-
-    for token in ids:
-        if token in ENDS:
-            close(token, is_whole=content is not None)
-            header, content = TURN if token in STOP else [], None
-        elif content is not None and token in (START, CHANNEL):
-            close(None, is_whole=False)
-            header, content = [token], None
-        elif content is not None:
-            content.append(token)
-        elif token == MESSAGE:
+    tokens: list[Any] = [*ids, None]  # None ends a message that is still open
+    for token in tokens:
+        breaks = content is not None and token in (START, CHANNEL)
+        if token in ENDS or breaks or (token is None and (content is not None or header not in ([], TURN))):
+            text = decode_ids(encoding, header)
+            channel = re.search(r"<\|channel\|>\s*(analysis|commentary|final)\b", text)
+            recipient = re.search(r"\bto=([\w.\-]+)", text)
+            whole = content is not None and not breaks and HEADER.fullmatch(text.rstrip()) is not None
+            end = token if token in ENDS else None
+            messages.append(
+                Message(channel and channel[1], recipient and recipient[1], content or [], end, whole)
+            )
+            header, content = [token] if breaks else [*TURN] if token in STOP else [], None
+        elif token == MESSAGE and content is None:
             content = []
-        else:
-            header = [*header, token]
-    if content is not None or header not in ([], TURN):
-        close(None, is_whole=content is not None)
+        elif token is not None:
+            (header if content is None else content).append(token)
     return messages
 
 
 def is_python(recipient: str) -> bool:
-    """Whether a recipient is the tool python, by one of the names that gpt-oss gives it."""
+    """Return whether a recipient is the tool python, by one of the names that gpt-oss gives it."""
     return re.fullmatch(r"(functions\.)?python(\.\w+)?", recipient) is not None
 
 
@@ -223,7 +201,7 @@ def decode_ids(encoding: Any, ids: Iterable[int]) -> str:
     return encoding.decode([token for token in ids if 0 <= token < TOKENS])
 
 
-# ---- The vocabulary
+# The vocabulary
 
 
 @functools.cache
@@ -231,15 +209,10 @@ def load_harmony(model: str | Path) -> Any:
     """Return openai_harmony's encoding of gpt-oss, offline. AimoError when there is no vocabulary."""
     import openai_harmony as harmony
 
-    variable = "TIKTOKEN_ENCODINGS_BASE"
-    given = os.environ.get(variable)
     with tempfile.TemporaryDirectory(prefix="aimo-harmony-") as made:
-        os.environ[variable] = str(find_vocabulary(Path(model), given, Path(made)).parent)
-        try:
+        file = find_vocabulary(Path(model), os.environ.get(FOLDER), Path(made))
+        with mock.patch.dict(os.environ, {FOLDER: str(file.parent)}):
             return harmony.load_harmony_encoding(harmony.HarmonyEncodingName.HARMONY_GPT_OSS)
-        finally:
-            del os.environ[variable]
-            os.environ |= {variable: given} if given else {}
 
 
 def find_vocabulary(model: Path, given: str | None, made: Path) -> Path:
@@ -248,25 +221,27 @@ def find_vocabulary(model: Path, given: str | None, made: Path) -> Path:
 
     AimoError when there is none, or one with another hash.
     """
-    if given and not (Path(given) / FILE).is_file():
-        raise AimoError(f"TIKTOKEN_ENCODINGS_BASE: {given} holds no {FILE}; {REMEDY}")
-    places = [Path(given)] if given else [model]
-    file = next((place / FILE for place in places if (place / FILE).is_file()), None)
-    if file is None:
-        content = ranks(model / "tokenizer.json")
+    file = Path(given or model) / FILE
+    if given and not file.is_file():
+        raise AimoError(f"{FOLDER}: {given} holds no {FILE}; {REMEDY}")
+    if not file.is_file():
+        content = vocabulary_of(model / "tokenizer.json")
         if hashlib.sha256(content).hexdigest() == SHA256:
             (made / FILE).write_bytes(content)
             return made / FILE
-        file = next(INPUTS.rglob(FILE), None)
-    if file is None:
-        raise AimoError(f"model {model}: no {FILE} there, and its tokenizer.json is not gpt-oss's; {REMEDY}")
+        attached = next(INPUTS.rglob(FILE), None)
+        if attached is None:
+            raise AimoError(
+                f"model {model}: no {FILE} there, and its tokenizer.json is not gpt-oss's; {REMEDY}"
+            )
+        file = attached
     found = hashlib.sha256(file.read_bytes()).hexdigest()
     if found != SHA256:
         raise AimoError(f"{file}: has SHA-256 {found[:16]}…, gpt-oss's has {SHA256[:16]}…; {REMEDY}")
     return file
 
 
-def ranks(tokenizer: Path) -> bytes:
+def vocabulary_of(tokenizer: Path) -> bytes:
     """Return the vocabulary file that a tokenizer.json makes: each token's bytes in base64, and its rank.
 
     Empty for a tokenizer of another kind.

@@ -36,10 +36,8 @@ def check_model_folder(model: str | Path) -> None:
         raise AimoError(
             f"model {model}: {' and '.join(missing)} missing; save the model and its tokenizer there"
         )
-    for name in JSON_FILES:
-        if (model / name).exists():
-            read_json(model / name, REMEDY)
-    if not read_json(model / "config.json", REMEDY).get("architectures"):
+    read = {name: read_json(model / name, REMEDY) for name in JSON_FILES if (model / name).exists()}
+    if not read["config.json"].get("architectures"):
         raise AimoError(
             f"{model / 'config.json'}: names no `architectures`, so vLLM cannot load it; {REMEDY}"
         )
@@ -47,9 +45,28 @@ def check_model_folder(model: str | Path) -> None:
         tensor_spans(path)
     index = model / "model.safetensors.index.json"
     named = set(read_json(index, REMEDY).get("weight_map", {}).values()) if index.exists() else set()
-    absent = sorted(name for name in named if not (model / name).exists())
-    if absent:
+    if absent := sorted(name for name in named if not (model / name).exists()):
         raise AimoError(f"{index}: names {', '.join(absent)}, not in the folder; {REMEDY}")
+
+
+def tensor_spans(path: Path) -> list[tuple[int, int]]:
+    """Return where each tensor of a .safetensors file begins and ends. AimoError when the file is not whole.
+
+    The file is 8 bytes with the header's size, the header (a JSON object), then the tensors.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        begin = 8 + int.from_bytes(file.read(8), "little")
+        header = file.read(begin - 8) if begin <= size else b""
+    try:
+        tensors = json.loads(header)
+        offsets = [t["data_offsets"] for name, t in tensors.items() if name != "__metadata__"]
+        spans = [(begin + int(first), begin + int(last)) for first, last in offsets] or [(begin, begin)]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise AimoError(f"{path}: is not a complete .safetensors file ({size:,} bytes); {REMEDY}") from None
+    if size != (end := max(end for _, end in spans)):
+        raise AimoError(f"{path}: has {size:,} bytes, its header says {end:,}; {REMEDY}")
+    return spans
 
 
 def identity(model: str | Path, adapter: str | Path | None = None) -> str:
@@ -57,8 +74,7 @@ def identity(model: str | Path, adapter: str | Path | None = None) -> str:
 
     Folders of equal content have one identity, wherever they are. Its first 16 digits are `fingerprint`'s.
     """
-    model = Path(model)
-    said = f"{fingerprint(model)}-{digest_of(model, WEIGHTS + TEXT_FILES)}"
+    said = f"{fingerprint(Path(model))}-{digest_of(Path(model), WEIGHTS + TEXT_FILES)}"
     return f"{said}+{digest_of(Path(adapter), (*WEIGHTS, 'adapter_config.json'))}" if adapter else said
 
 
@@ -97,42 +113,35 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def tensor_spans(path: Path) -> list[tuple[int, int]]:
-    """Return where each tensor of a .safetensors file begins and ends. AimoError when the file is not whole.
+def tied_embedding(model: Path) -> bytes | None:
+    """Return a digest of a model's embedding where its output layer is the same weights, else None."""
+    from safetensors import safe_open
 
-    The file is 8 bytes with the header's size, the header (a JSON object), then the tensors.
-    """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        begin = 8 + int.from_bytes(file.read(8), "little")
-        header = file.read(begin - 8) if begin <= size else b""
-    try:
-        tensors = json.loads(header)
-        offsets = [t["data_offsets"] for name, t in tensors.items() if name != "__metadata__"]
-        spans = [(begin + int(first), begin + int(last)) for first, last in offsets] or [(begin, begin)]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise AimoError(f"{path}: is not a complete .safetensors file ({size:,} bytes); {REMEDY}") from None
-    if size != (end := max(end for _, end in spans)):
-        raise AimoError(f"{path}: has {size:,} bytes, its header says {end:,}; {REMEDY}")
-    return spans
+    if not read_json(model / "config.json", REMEDY).get("tie_word_embeddings"):
+        return None
+    for path in sorted(model.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 (the file is no mapping)
+                if name.endswith("embed_tokens.weight"):
+                    return hashlib.sha256(file.get_tensor(name).float().numpy().tobytes()).digest()
+    return None
 
 
 def read_adapter(adapter: str | Path) -> dict[str, Any]:
     """Return vLLM's engine arguments for a LoRA adapter. AimoError when it is none, or broken."""
-    path = Path(adapter) / "adapter_config.json"
-    remedy = "give a folder that PEFT wrote, such as a stage's `trained`"
+    path, remedy = (
+        Path(adapter) / "adapter_config.json",
+        "give a folder that PEFT wrote, such as a stage's `trained`",
+    )
     if not path.is_file():
         raise AimoError(f"adapter {adapter}: no adapter_config.json there; {remedy}")
     rank = read_json(path, remedy).get("r")
     if not isinstance(rank, int) or rank < 1:
         raise AimoError(f"{path}: its rank `r` is {rank!r} and should be a positive integer; {remedy}")
-    for weights in Path(adapter).glob("*.safetensors"):
+    for weights in path.parent.glob("*.safetensors"):
         tensor_spans(weights)
-    return {
-        "enable_lora": True,
-        "max_lora_rank": next((r for r in LORA_RANKS if r >= rank), rank),
-        "max_loras": 1,
-    }
+    largest = next((r for r in LORA_RANKS if r >= rank), rank)
+    return {"enable_lora": True, "max_lora_rank": largest, "max_loras": 1}
 
 
 def read_tokenizer(model: str | Path, **options: Any) -> Any:
@@ -143,7 +152,7 @@ def read_tokenizer(model: str | Path, **options: Any) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        # Without a word on it, Transformers would ask at the terminal.
+        # Unless told, Transformers asks at the terminal whether to trust code in the folder.
         tokenizer = AutoTokenizer.from_pretrained(model, **{"trust_remote_code": False} | options)
     except Exception as e:  # the tokenizers library raises bare Exceptions
         if "trust_remote_code" in str(e):
@@ -167,7 +176,7 @@ def read_tokenizer(model: str | Path, **options: Any) -> Any:
     return tokenizer
 
 
-def load_tokenizer(model: str | Path, trusted: bool = False) -> Any:
+def load_chat_tokenizer(model: str | Path, trusted: bool = False) -> Any:
     """Return a model folder's tokenizer for sampling. AimoError also when it has no chat template.
 
     Code in the folder runs only where it is `trusted`.
@@ -179,17 +188,3 @@ def load_tokenizer(model: str | Path, trusted: bool = False) -> Any:
         )
     tokenizer.model_max_length = 10**9  # the solver checks lengths itself, and says which problem is too long
     return tokenizer
-
-
-def tied_embedding(model: Path) -> bytes | None:
-    """Return a digest of a model's embedding where its output layer is the same weights, else None."""
-    from safetensors import safe_open
-
-    if not read_json(model / "config.json", REMEDY).get("tie_word_embeddings"):
-        return None
-    for path in sorted(model.glob("*.safetensors")):
-        with safe_open(path, "pt") as file:
-            for name in file.keys():  # noqa: SIM118 (the file is no mapping)
-                if name.endswith("embed_tokens.weight"):
-                    return hashlib.sha256(file.get_tensor(name).float().numpy().tobytes()).digest()
-    return None

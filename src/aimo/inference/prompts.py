@@ -16,29 +16,23 @@ from aimo.inference.settings import Prompt, Settings, Variant
 TAIL = 32  # tokens at the end of a prompt that may hold an opening tag
 MARK = "{#- aimo -#}"  # marks a template that `chat_template` made
 # A turn ends in the end-of-sequence token and nothing more: what is trained is what is generated.
-CHATML = (
-    "{%- for message in messages -%}"
+BUILT_IN = {
+    "chatml": "{%- for message in messages -%}"
     "{{ ('\n' if not loop.first else '') + '<|im_start|>' + message['role'] + '\n'"
-    " + message['content'] + eos_token }}"
-    "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{ '\n<|im_start|>assistant\n' }}{%- endif -%}"
-)
-PLAIN = (
-    "{%- for message in messages -%}"
-    "{{ message['content'] + (eos_token if message['role'] != 'user' else '') }}"
-    "{%- endfor -%}"
-)
+    " + message['content'] + eos_token }}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ '\n<|im_start|>assistant\n' }}{%- endif -%}",
+    "plain": "{%- for message in messages -%}"
+    "{{ message['content'] + (eos_token if message['role'] != 'user' else '') }}{%- endfor -%}",
+}
 Templates = str | dict[str, str]  # a tokenizer's chat template, or several by name
 
 
 def chat_template(prompt: Prompt, own: Templates | None, root: Path = Path()) -> Templates:
-    """Return the profile's Jinja chat template, with its system prompt, and the opening tag as its
-    generation prompt.
+    """Return the profile's Jinja template, which adds the system prompt and ends a prompt in the opening tag.
 
     `own` is the base model's template, or several. A template's relative path starts here or at `root`.
     AimoError when there is no such template.
     """
-    built_in = {"plain": PLAIN, "chatml": CHATML}
     if prompt.template == "model":
         if isinstance(own, dict):
             return {name: str(chat_template(prompt, one, root)) for name, one in own.items()}
@@ -47,8 +41,8 @@ def chat_template(prompt: Prompt, own: Templates | None, root: Path = Path()) ->
         if own.startswith(MARK):
             return own  # the model of an earlier stage has it already
         template = own
-    elif prompt.template in built_in:
-        template = built_in[prompt.template]
+    elif prompt.template in BUILT_IN:
+        template = BUILT_IN[prompt.template]
     else:
         path = Path(prompt.template) if Path(prompt.template).exists() else root / prompt.template
         if not path.is_file():
@@ -70,6 +64,23 @@ def chat_template(prompt: Prompt, own: Templates | None, root: Path = Path()) ->
     return MARK + template if prompt.template == "model" else template
 
 
+def render(
+    tokenizer: Any, talks: list[tuple[list[dict[str, str]], bool]], what: str, remedy: str, **options: Any
+) -> list[str]:
+    """Return conversations as the chat template shows them, each with or without a generation prompt.
+
+    AimoError when it cannot be rendered.
+    """
+    try:
+        return [
+            tokenizer.apply_chat_template(talk, add_generation_prompt=asks, tokenize=False, **options)
+            for talk, asks in talks
+        ]
+    except Exception as e:  # templates raise errors of their own, and Jinja its own
+        line = f" in line {e.lineno}" if hasattr(e, "lineno") else ""
+        raise AimoError(f"{what} cannot be rendered ({one_line(e)}{line}); {remedy}") from None
+
+
 def check_trainable(tokenizer: Any, prompt: Prompt) -> None:
     """Raise AimoError for a template that cannot be rendered, or that cannot be trained with.
 
@@ -79,15 +90,9 @@ def check_trainable(tokenizer: Any, prompt: Prompt) -> None:
     template = f"prompt.template: {prompt.template!r}"
     remedy = "use chatml, plain or a Jinja file of your own"
     talk, reply = as_prompt("1 + 1?"), as_completion(prompt, "Let me think.", 2)
-    try:
-        asked, bare, answered = (
-            tokenizer.apply_chat_template(messages, add_generation_prompt=ask, tokenize=False)
-            for messages, ask in ((talk, True), (talk, False), (talk + reply, False))
-        )
-    except Exception as e:  # templates raise errors of their own, and Jinja its own
-        line = f" in line {e.lineno}" if hasattr(e, "lineno") else ""
-        system = " and prompt.system" if prompt.system else ""
-        raise AimoError(f"{template}{system} cannot be rendered ({one_line(e)}{line}); {remedy}") from None
+    what = f"{template}{' and prompt.system' if prompt.system else ''}"
+    talks = [(talk, True), (talk, False), (talk + reply, False)]
+    asked, bare, answered = render(tokenizer, talks, what, remedy)
     if prompt.system.strip() not in asked:
         raise AimoError(f"{template} has no system role, and prompt.system is set; empty it, or {remedy}")
     if prompt.template != "plain" and asked == bare:
@@ -110,6 +115,41 @@ def check_trainable(tokenizer: Any, prompt: Prompt) -> None:
         )
 
 
+def check_template(tokenizer: Any, settings: Settings, model: str | Path) -> None:
+    """Raise AimoError when the chat template does not present what the settings say.
+
+    It is rendered once: it may raise, have no system role, no generation prompt, or not read an argument.
+    """
+    template, remedy = f"model {model}: its chat template", "save another with the model"
+    problem = "What is 1 + 1?"
+    asked = as_messages(settings, problem)
+    changed = f"{remedy}, or change inference.system and inference.chat_template_kwargs"
+    prompt, bare = render(
+        tokenizer, [(asked, True), (asked, False)], template, changed, **settings.chat_template_kwargs
+    )
+    if settings.system and asked[0]["content"] not in prompt:
+        raise AimoError(f"{template} has no system role; put inference.system's text into inference.user")
+    if problem not in prompt:
+        raise AimoError(f"{template} leaves the problem out; {remedy}")
+    text = tokenizer.get_chat_template()
+    if prompt == bare and MARK not in text and not text.endswith(BUILT_IN["plain"]):
+        raise AimoError(
+            f"{template} adds no generation prompt, so nothing tells the model to answer; {remedy}"
+        )
+    for name in settings.chat_template_kwargs:
+        if not re.search(rf"\b{re.escape(name)}\b", text):
+            raise AimoError(f"inference.chat_template_kwargs: {template} does not read {name!r}; remove it")
+
+
+def check_length(prompt: list[int], room: int) -> None:
+    """Raise AimoError when the n tokens of a short problem's prompt leave no room to answer."""
+    if len(prompt) + MIN_TOKENS > room:
+        raise AimoError(
+            f"a prompt takes {len(prompt)} of the context's {room} tokens before the problem; shorten "
+            "inference.system and inference.user, or raise inference.max_length"
+        )
+
+
 def as_prompt(problem: str) -> list[dict[str, str]]:
     """Return the conversation that asks `problem`."""
     return [{"role": "user", "content": problem}]
@@ -121,24 +161,12 @@ def as_completion(prompt: Prompt, thought: str, answer: int | str) -> list[dict[
     return [{"role": "assistant", "content": text}]
 
 
-def encode_prompt(
-    tokenizer: Any, settings: Settings, problem: str, index: int = 0, rules: str = ""
-) -> list[int]:
-    """Return the token ids of the prompt that the `index`-th sample of `problem` starts from."""
-    talk = as_messages(tokenizer, settings, problem, index, rules)
-    return tokenizer.apply_chat_template(
-        talk, add_generation_prompt=True, return_dict=False, **settings.chat_template_kwargs
-    )
+def as_messages(settings: Settings, problem: str, index: int = 0, rules: str = "") -> list[dict[str, str]]:
+    """Return the conversation that asks `problem` of the `index`-th sample, as the settings say.
 
-
-def as_messages(
-    tokenizer: Any, settings: Settings, problem: str, index: int = 0, rules: str = ""
-) -> list[dict[str, Any]]:
-    """Return the conversation that asks `problem`, whose special tokens are escaped.
-
-    `rules`, the competition's sentence on its answers, stands where the settings say.
+    `rules`, the competition's sentence on its answers, stands where the settings put it.
     """
-    asked, problem = variant(settings, index), escape_special_tokens(tokenizer, problem)
+    asked = variant(settings, index)
     user = asked.user.replace("{rules}", rules).replace("{problem}", problem).strip()
     system = asked.system.replace("{rules}", rules).strip()
     return [{"role": "system", "content": system}] * bool(asked.system) + as_prompt(user)
@@ -164,59 +192,14 @@ def escape_special_tokens(tokenizer: Any, text: str) -> str:
 
 
 def keeps_special_tokens(tokenizer: Any, settings: Settings) -> bool:
-    """Whether a completion's text keeps special tokens: tool calls, channels or tags may be made of them."""
+    """Return whether a text keeps special tokens: tool calls, channels or tags may consist of them."""
     special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     tags = {tag.strip() for tag in asdict(settings.tags).values()}
     return settings.tool_parser is not None or settings.format == "harmony" or bool(special & tags)
 
 
-def check_length(prompt: list[int], room: int) -> None:
-    """Raise AimoError when the n tokens of a short problem's prompt leave no room to answer."""
-    if len(prompt) + MIN_TOKENS > room:
-        raise AimoError(
-            f"a prompt takes {len(prompt)} of the context's {room} tokens before the problem; shorten "
-            "inference.system and inference.user, or raise inference.max_length"
-        )
-
-
-def check_template(tokenizer: Any, settings: Settings, model: str | Path) -> None:
-    """Raise AimoError when the chat template does not present what the settings say.
-
-    It is rendered once: it may raise, have no system role, no generation prompt, or not read an argument.
-    """
-    template = f"model {model}: its chat template"
-    problem = "What is 1 + 1?"
-    try:
-        asked = as_messages(tokenizer, settings, problem)
-        prompt, bare = (
-            tokenizer.apply_chat_template(
-                asked, add_generation_prompt=ask, tokenize=False, **settings.chat_template_kwargs
-            )
-            for ask in (True, False)
-        )
-    except Exception as e:  # templates raise errors of their own, and Jinja its own
-        raise AimoError(
-            f"{template} cannot be rendered ({one_line(e)}); save another with the model, "
-            "or change inference.system and inference.chat_template_kwargs"
-        ) from None
-    if settings.system and asked[0]["content"] not in prompt:
-        raise AimoError(f"{template} has no system role; put inference.system's text into inference.user")
-    if problem not in prompt:
-        raise AimoError(f"{template} leaves the problem out; save another with the model")
-    text = tokenizer.get_chat_template()
-    is_ours = MARK in text or text.endswith(PLAIN)  # which may ask without a generation prompt
-    if prompt == bare and not is_ours:
-        raise AimoError(
-            f"{template} adds no generation prompt, so nothing tells the model to answer; "
-            "save another with the model"
-        )
-    for name in settings.chat_template_kwargs:
-        if not re.search(rf"\b{re.escape(name)}\b", text):
-            raise AimoError(f"inference.chat_template_kwargs: {template} does not read {name!r}; remove it")
-
-
 def is_well_formed(prompt: Prompt, completion: str) -> bool:
-    """Whether a completion is one thought, then one answer, then nothing.
+    """Return whether a completion is one thought, then one answer, then nothing.
 
     The opening tag leads it, unless the prompt ends in that tag.
     """
@@ -229,7 +212,4 @@ def is_well_formed(prompt: Prompt, completion: str) -> bool:
         return bool(closed) and prompt.think_end not in rest and prompt.answer_start in rest
     tags = (prompt.think_end, prompt.answer_start, prompt.answer_end)
     pattern = rf".*?{re.escape(tags[0])}\s*{re.escape(tags[1])}.+?{re.escape(tags[2])}\s*"
-    return (
-        all(completion.count(tag) == 1 for tag in tags)
-        and re.fullmatch(pattern, completion, re.DOTALL) is not None
-    )
+    return all(completion.count(tag) == 1 for tag in tags) and bool(re.fullmatch(pattern, completion, re.S))

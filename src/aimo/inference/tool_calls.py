@@ -1,4 +1,4 @@
-"""Calls of Python that a model writes: find one in a turn, and read the program in it, however badly written.
+"""Find a model's call of Python in a turn, and read its program, however badly written.
 
 Calls come as fenced blocks, in the formats that vLLM has parsers for, and in ruins of both.
 """
@@ -87,7 +87,7 @@ def read_call(text: str) -> str:
         text = fenced[2]
     text = text.lstrip(" \r\n[")
     if parameter := re.search(r"<parameter=\w+>\s*?\n?(.*?)\s*</parameter>", text, re.DOTALL):
-        return clean(parameter[1])
+        return dedented(parameter[1])
     # A backslash that escapes nothing was meant as one: \alpha, \d.
     repaired = re.sub(r'\\(["\\/bfnrt]|u[0-9a-fA-F]{4})?', lambda m: m[0] if m[1] else r"\\", text)
     for attempt in (text, repaired):
@@ -102,23 +102,24 @@ def read_call(text: str) -> str:
         with contextlib.suppress(ValueError):
             return code_of(json.loads(f'"{escaped}"', strict=False))
     if text[:1] not in ("{", '"'):
-        return clean(text.removesuffix("</tool_call>"))
+        return dedented(text.removesuffix("</tool_call>"))
     return 'raise SyntaxError(\'the call is no JSON: {"name": "python", "arguments": {"code": "…"}}\')'
 
 
 def code_of(value: Any) -> str:
     """Return the program in the value of a call, or of its arguments."""
-    if isinstance(value, dict) and isinstance(value.get("function"), dict):
-        value = value["function"]
-    if isinstance(value, dict) and (inner := value.get("arguments", value.get("parameters"))) is not None:
-        return read_call(inner) if isinstance(inner, str) and inner.lstrip()[:1] == "{" else code_of(inner)
     if isinstance(value, dict):
+        value = value["function"] if isinstance(value.get("function"), dict) else value
+        if (inner := value.get("arguments", value.get("parameters"))) is not None:
+            return (
+                read_call(inner) if isinstance(inner, str) and inner.lstrip()[:1] == "{" else code_of(inner)
+            )
         value = value.get("code", "raise TypeError('its argument is named code')")
     # \f and \b of JSON were meant as LaTeX or regular expressions: \frac, \b.
     return str(value).replace("\f", "\\f").replace("\b", "\\b")
 
 
-def clean(code: str) -> str:
+def dedented(code: str) -> str:
     """Return a program without the indentation of its block, and with the line breaks of Python."""
     return textwrap.dedent(code.replace("\r\n", "\n")).rstrip("\n")
 
@@ -134,8 +135,7 @@ def offer() -> Any:
 def find_tool_parser(name: str | None, tokenizer: Any) -> Any:
     """Return vLLM's parser of tool calls of that name; None for null.
 
-    AimoError when vLLM has no such parser, the chat template offers no tools, or writes calls that the parser
-    does not read.
+    AimoError when vLLM has no such parser, or it does not read the calls that the chat template writes.
     """
     if name is None:
         return None
@@ -153,11 +153,9 @@ def find_tool_parser(name: str | None, tokenizer: Any) -> Any:
             f"inference.tool_parser: {name} needs a chat template that offers tools, "
             "and the model's does not; set it to null"
         )
-    # The parser has to find the call in a turn that the chat template renders.
     function = {"name": "python", "arguments": {"code": "print(1)"}}
     called = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]}
     asked = as_prompt("1 + 1?")
-    reason = "it finds no call in one that the chat template writes"
     try:
         parser = ToolParserManager.get_tool_parser(name)(tokenizer)
         prompt, whole = (
@@ -168,6 +166,7 @@ def find_tool_parser(name: str | None, tokenizer: Any) -> Any:
         found = parser.extract_tool_calls(turn, offer()).tool_calls
         if any("print(1)" in call.function.arguments for call in found):
             return parser
+        reason = "it finds no call in one that the chat template writes"
     except Exception as e:  # parsers and templates raise errors of many kinds
         reason = one_line(e)
     raise AimoError(
