@@ -54,7 +54,7 @@ def prepare_all(rows: Path, benchmarks: list[Path], folder: Path) -> None:
     profile.data.decontaminate = [config.Source(str(path)) for path in benchmarks]
     tokenizer = models.load_tokenizer(hub.local_folder(profile.model.base), profile)
     started = time.perf_counter()
-    sets = prepare.decontaminate(prepare.clean(prepare.load_sets(profile), profile, tokenizer), profile)
+    sets = prepare.decontaminate_sets(prepare.clean_sets(prepare.load_sets(profile), profile, tokenizer), profile)
     prepare.write_sets(prepare.format_sets(sets, profile), sets, profile, folder)
     seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
@@ -108,7 +108,7 @@ def main(
 def compare(texts: pl.Series, exams: dict[str, list[str]]) -> dict[str, Any]:
     """Rows per second of both algorithms on the same texts, and whether their verdicts are the same."""
     started = time.perf_counter()
-    found = decontaminate.contaminated(texts, exams)
+    found = decontaminate.find_overlaps(texts, exams)
     ours = len(texts) / (time.perf_counter() - started)
     sample = texts.to_list()
     started = time.perf_counter()

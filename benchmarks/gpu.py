@@ -400,7 +400,7 @@ def make_rows(profile: Profile, folder: Path) -> None:
     runs.open_folder(folder, profile)
     run = runs.Run(profile, folder, "data", time.time())
     tokenizer = models.load_tokenizer(config.locate(profile.model.base), profile)
-    sets = prepare.clean(prepare.load_sets(profile), profile, tokenizer)
+    sets = prepare.clean_sets(prepare.load_sets(profile), profile, tokenizer)
     run.finish(sha256=prepare.write_sets(prepare.format_sets(sets, profile), sets, profile, run.folder))
 
 

@@ -79,7 +79,7 @@ def load(base: Path | None, overrides: list[str]) -> tuple[Any, ...]:
     profile = config.load("tiny", overrides)
     base = base or hub.local_folder(profile.model.base)
     tokenizer = models.load_tokenizer(base, profile)
-    sets = prepare.format_sets(prepare.clean(prepare.load_sets(profile), profile, tokenizer), profile)
+    sets = prepare.format_sets(prepare.clean_sets(prepare.load_sets(profile), profile, tokenizer), profile)
     return (
         profile,
         models.load_model(base, profile),

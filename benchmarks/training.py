@@ -28,7 +28,7 @@ def training_rows(stage: str, profile: Any, tokenizer: Any) -> list[dict[str, An
     """The rows that the stage trains on."""
     from aimo.data import prepare
 
-    sets = prepare.clean(prepare.load_sets(profile), profile, tokenizer)
+    sets = prepare.clean_sets(prepare.load_sets(profile), profile, tokenizer)
     return prepare.format_sets(sets, profile)[stage].to_dicts()
 
 

@@ -54,7 +54,7 @@ tables.table(
 # with a set of `data.decontaminate`.
 
 # %%
-sets = prepare.decontaminate(prepare.clean(sets, run.profile, tokenizer), run.profile)
+sets = prepare.decontaminate_sets(prepare.clean_sets(sets, run.profile, tokenizer), run.profile)
 tables.counts(sets)
 
 # %% [markdown]

@@ -38,7 +38,7 @@ def tokenizer():
 
 def prepared(p, tokenizer):
     """The sets of a profile, cleaned and decontaminated."""
-    return prepare.decontaminate(prepare.clean(prepare.load_sets(p), p, tokenizer), p)
+    return prepare.decontaminate_sets(prepare.clean_sets(prepare.load_sets(p), p, tokenizer), p)
 
 
 def every_row_is_accounted_for(sets):
@@ -249,7 +249,7 @@ def test_a_training_row_with_a_held_out_text_is_dropped(tokenizer):
     p = config.load("tiny")
     sets = prepare.load_sets(p)
     sets.rows["sft"] = pl.concat([sets.rows["heldout"].head(1), sets.rows["sft"].head(5)])
-    prepare.clean(sets, p, tokenizer)
+    prepare.clean_sets(sets, p, tokenizer)
     assert sets.dropped["sft"]["same text as in heldout"] == 1
     texts = [set(sets.rows[name]["problem"]) for name in prepare.SETS]
     assert not texts[0] & texts[1] and not texts[0] & texts[2] and not texts[1] & texts[2]
@@ -291,7 +291,7 @@ def test_held_out_problems_of_a_file_decontaminate_too(tmp_path, tokenizer, shar
         sets.rows["heldout"].head(1).with_columns(problem="Again: " + pl.col("problem"), solution=pl.lit("w"))
     )
     sets.rows["sft"] = pl.concat([copy, sets.rows["sft"]])
-    prepare.decontaminate(prepare.clean(sets, p, tokenizer), p)
+    prepare.decontaminate_sets(prepare.clean_sets(sets, p, tokenizer), p)
     assert [row["benchmark"] for row in sets.contaminated if row["set"] == "sft"] == ["heldout"]
 
 

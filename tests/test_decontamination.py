@@ -5,13 +5,13 @@ import random
 import polars as pl
 import pytest
 
-from aimo.data.decontaminate import contaminated, grams
+from aimo.data.decontaminate import find_overlaps, grams
 
 EXAM = "Let n be the number of ways to seat nine people at a round table so that no two of them quarrel."
 
 
 def rows(problems, benchmarks, **options):
-    return contaminated(pl.Series(problems, dtype=pl.String), benchmarks, **options)["row"].to_list()
+    return find_overlaps(pl.Series(problems, dtype=pl.String), benchmarks, **options)["row"].to_list()
 
 
 def by_definition(problem, benchmark, n=8):
@@ -31,7 +31,7 @@ def test_eight_words_in_a_row_are_contamination_and_seven_are_not():
 
 
 def test_the_overlap_is_reported():
-    found = contaminated(
+    found = find_overlaps(
         pl.Series([f"A riddle. {EXAM}"]),
         {"other": ["Nothing of the kind is in here, not even nearly so."], "exam": [EXAM]},
     )

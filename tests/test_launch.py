@@ -51,7 +51,7 @@ def prepare(folder: Path, overrides: list[str]) -> Path:
     p = config.load("tiny", overrides)
     runs.open_folder(folder, p)
     run = runs.Run(p, folder, "data", time.time())
-    sets = prepare.clean(prepare.load_sets(p), p, models.load_tokenizer(TINY, p))
+    sets = prepare.clean_sets(prepare.load_sets(p), p, models.load_tokenizer(TINY, p))
     run.finish(sha256=prepare.write_sets(prepare.format_sets(sets, p), sets, p, run.folder))
     return folder
 

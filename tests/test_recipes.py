@@ -331,7 +331,7 @@ def test_a_recipe_scaled_down_trains_its_stages_into_a_model(tmp_path, name, one
 
     p = scaled(name, tmp_path)
     tokenizer = models.load_tokenizer(TINY, p)
-    sets = prepare.decontaminate(prepare.clean(prepare.load_sets(p), p, tokenizer), p)
+    sets = prepare.decontaminate_sets(prepare.clean_sets(prepare.load_sets(p), p, tokenizer), p)
     ready = {part: rows.to_dicts() for part, rows in prepare.format_sets(sets, p).items()}
     enough = {"sft": 12, "grpo": 6}  # of a set that both stages share, SFT has the larger part
     assert all(len(ready[stage]) >= enough[stage] for stage in p.trained) and not sets.contaminated

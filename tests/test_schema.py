@@ -236,8 +236,8 @@ def rows(profile: config.Profile, folder: Path) -> Any:
     """The rows that notebook 01 writes."""
     from aimo.data import prepare
 
-    sets = prepare.clean(prepare.load_sets(profile), profile, tokenizer())
-    ready = prepare.format_sets(prepare.decontaminate(sets, profile), profile)
+    sets = prepare.clean_sets(prepare.load_sets(profile), profile, tokenizer())
+    ready = prepare.format_sets(prepare.decontaminate_sets(sets, profile), profile)
     return {name: table.to_dicts() for name, table in ready.items()}
 
 

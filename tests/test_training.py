@@ -197,7 +197,7 @@ def sets(one_thread):
     from aimo.train import models
 
     p = small()
-    prepared = prepare.clean(prepare.load_sets(p), p, models.load_tokenizer(TINY, p))
+    prepared = prepare.clean_sets(prepare.load_sets(p), p, models.load_tokenizer(TINY, p))
     return {name: rows.to_dicts() for name, rows in prepare.format_sets(prepared, p).items()}
 
 

@@ -17,7 +17,7 @@ def normalise(text: str, near: bool = False) -> str:
     return " ".join((MARKUP.sub(" ", text) if near else text).lower().split())
 
 
-def contaminated(
+def find_overlaps(
     problems: pl.Series, benchmarks: dict[str, list[str]], n: int = 8, near: bool = False
 ) -> pl.DataFrame:
     """Return `row`, `benchmark` and `overlap` of the problems that share `n` words in a row with a benchmark.
@@ -25,41 +25,34 @@ def contaminated(
     With `near`, a benchmark's problem of fewer than `n` words counts as a whole; Open-R1's test lets those
     through.
     """
-    owner: dict[str, str] = {}
-    short: dict[int, dict[str, str]] = {}
+    lookups: dict[int, dict[str, str]] = {n: {}}  # by their words: what is looked up, and its benchmark
     for name, texts in benchmarks.items():
         for text in texts:
             words = normalise(text, near).split()
-            for gram in grams(words, n):
-                owner.setdefault(gram, name)
-            if near and 0 < len(words) < n:
-                short.setdefault(len(words), {}).setdefault(" ".join(words), name)
-    lookups = {n: owner} | short
-    table = np.zeros(1 << 22, bool)  # a filter that excludes most hashes of most rows
+            length = min(n, len(words)) if near else n
+            for gram in grams(words, length) if length else ():
+                lookups.setdefault(length, {}).setdefault(gram, name)
+    sieve = np.zeros(1 << 22, bool)  # excludes most hashes of most rows
     found: list[tuple[int, str, str]] = []
     for length, lookup in lookups.items():
-        table[:] = False
-        if lookup:
-            _, hashes = gram_hashes(pl.Series(list(lookup), dtype=pl.String), length)
-            table[hashes & (len(table) - 1)] = True
-            hashes = np.unique(hashes)
+        _, hashes = gram_hashes(pl.Series(list(lookup), dtype=pl.String), length)
+        hashes = np.unique(hashes)
+        sieve[:] = False
+        sieve[hashes & (len(sieve) - 1)] = True
         for start in range(0, len(problems) if lookup else 0, CHUNK):
             part = [normalise(text, near) for text in problems[start : start + CHUNK]]
             rows, mine = gram_hashes(pl.Series(part, dtype=pl.String), length)
-            sieved = np.flatnonzero(table[mine & (len(table) - 1)])
+            sieved = np.flatnonzero(sieve[mine & (len(sieve) - 1)])
             hits = sieved[np.isin(mine[sieved], hashes)]
             for row in dict.fromkeys(rows[hits].tolist()):
                 words = part[row].split()
                 if length < n and len(words) != length:
                     continue  # a short problem must be the whole text, not a part
-                overlap = next(
-                    (gram for gram in grams(words, length) if gram in lookup), None
-                )  # hashes may collide
-                if overlap:
+                # Hashes may collide.
+                if overlap := next((gram for gram in grams(words, length) if gram in lookup), None):
                     found.append((start + row, lookup[overlap], overlap))
-    return pl.DataFrame(
-        sorted(found), schema={"row": pl.Int64, "benchmark": pl.String, "overlap": pl.String}, orient="row"
-    )
+    schema = {"row": pl.Int64, "benchmark": pl.String, "overlap": pl.String}
+    return pl.DataFrame(sorted(found), schema, orient="row")
 
 
 def shares(texts: list[str], training: pl.Series, n: int = 8) -> list[float]:

@@ -12,7 +12,16 @@ from aimo.inference.files import CHUNK
 from aimo.inference.judge import are_equal
 from aimo.inference.settings import Tags
 
+ANY = pl.lit(True)
 WORDS_TO_TELL = 8  # fewer words do not determine a language
+CHOICES = r"(?s)\(A\).*\(B\).*\(C\)|\n\s*A[.):].*\n\s*B[.):].*\n\s*C[.):]"
+# A question whose `kind` says so, or one that lists choices A, B and C.
+IS_MULTIPLE_CHOICE = (pl.col("kind") == "MCQ").fill_null(False) | pl.col("problem").str.contains(CHOICES)
+# A question whose `kind` or answer says so, or one that asks to prove and for nothing else.
+IS_PROOF = pl.any_horizontal(pl.col("kind", "answer").str.to_lowercase() == "proof").fill_null(False) | (
+    pl.col("problem").str.contains(r"(?i)\b(prove|show) that\b")
+    & ~pl.col("problem").str.contains(r"(?i)\b(find|determine|compute|calculate|evaluate|what|how many)\b")
+)
 
 
 def key(problems: pl.Series) -> pl.Series:
@@ -54,38 +63,22 @@ def read_answers(texts: pl.Series, tags: Tags) -> list[pl.Series]:
     return [written.alias("answer"), integer.alias("integer")]
 
 
-def judge_solutions(
-    rows: pl.DataFrame, tags: Tags, judged: pl.Expr | None = None
-) -> tuple[pl.Series, pl.Series]:
-    """(n,) the final answer of each `solution`, null without one; (n,) whether it is the gold `answer`.
+def judge_solutions(rows: pl.DataFrame, tags: Tags, judged: pl.Expr = ANY) -> tuple[pl.Series, pl.Series]:
+    """(n,) the final answer of each `solution` that is `judged`; (n,) whether it is the gold `answer`.
 
-    With `judged`, an expression for the rows to look at, other rows have no answer.
+    A solution without a final answer, such as a derivation in prose, has null, and is not right.
     """
     own: list[str | None] = []
     right: list[bool] = []
     for part in rows.iter_slices(CHUNK):
-        texts = part.select(
-            pl.when(pl.lit(True) if judged is None else judged).then(pl.col("solution"))
-        ).to_series()
+        texts = part.select(pl.when(judged).then(pl.col("solution"))).to_series()
         found = [None if text is None else extract(text, tags) for text in texts]
-        pairs = [
-            (i, a, gold) for i, (a, gold) in enumerate(zip(found, part["answer"], strict=True)) if a and gold
-        ]
-        verdicts = are_equal([a for _, a, _ in pairs], [gold for *_, gold in pairs])
-        equal = {i for (i, *_), verdict in zip(pairs, verdicts, strict=True) if verdict is True}
+        pairs = {i: pair for i, pair in enumerate(zip(found, part["answer"], strict=True)) if all(pair)}
+        answers, golds = zip(*pairs.values(), strict=True) if pairs else ((), ())
+        verdicts = dict(zip(pairs, are_equal(answers, golds), strict=True))
         own += found
-        right += [i in equal for i in range(len(found))]
+        right += [verdicts.get(i) is True for i in range(len(found))]
     return pl.Series(own, dtype=pl.String), pl.Series(right, dtype=pl.Boolean)
-
-
-def ends_in_another_answer(rows: pl.DataFrame, tags: Tags) -> pl.Series:
-    """(n,) whether a solution that no column judges ends in another answer than the gold answer.
-
-    A solution without a final answer, such as a derivation in prose, cannot be judged and is not one of them.
-    """
-    unjudged = pl.col("correct").is_null() & (pl.col("answer").fill_null("") != "")
-    own, right = judge_solutions(rows, tags, unjudged)
-    return own.is_not_null() & ~right
 
 
 def in_other_language(problems: pl.Series, language: str) -> pl.Series:
@@ -98,22 +91,6 @@ def in_other_language(problems: pl.Series, language: str) -> pl.Series:
         return enough and classify(words[:1000])[0] != language
 
     return mapped(problems, differs, pl.Boolean)
-
-
-def is_multiple_choice() -> pl.Expr:
-    """A question whose `kind` says so, or one that lists choices A, B and C."""
-    listed = r"(?s)\(A\).*\(B\).*\(C\)|\n\s*A[.):].*\n\s*B[.):].*\n\s*C[.):]"
-    return (pl.col("kind") == "MCQ").fill_null(False) | pl.col("problem").str.contains(listed)
-
-
-def is_proof() -> pl.Expr:
-    """A question whose `kind` or answer says so, or one that asks to prove and for nothing else."""
-    problem = pl.col("problem")
-    asks = problem.str.contains(r"(?i)\b(prove|show) that\b")
-    seeks = problem.str.contains(r"(?i)\b(find|determine|compute|calculate|evaluate|what|how many)\b")
-    of_kind = pl.col("kind").str.to_lowercase().str.contains("^proof$")
-    says_so = pl.col("answer").str.to_lowercase() == "proof"
-    return (of_kind | says_so).fill_null(False) | (asks & ~seeks)
 
 
 def thoughts(solutions: pl.Series) -> pl.Series:
@@ -136,7 +113,6 @@ def near_duplicates(problems: pl.Series, threshold: float, seed: int) -> pl.Seri
 
     # 64 hashes in 16 bands of 4: a pair at a Jaccard of 0.8 meets in some band with a chance of 0.9998.
     index = RMinHashLSH(threshold, 64, 16)
-    near = []
 
     def is_near(text: str, other: str) -> bool:
         if sorted(re.findall(r"\d+", text)) != sorted(re.findall(r"\d+", other)):
@@ -144,6 +120,7 @@ def near_duplicates(problems: pl.Series, threshold: float, seed: int) -> pl.Seri
         mine, theirs = shingles(text), shingles(other)
         return len(mine & theirs) >= threshold * len(mine | theirs)
 
+    near = []
     for i, text in enumerate(problems):
         sketch = RMinHash(64, seed)
         sketch.update(list(shingles(text)))

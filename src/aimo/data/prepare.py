@@ -8,8 +8,9 @@ import hashlib
 import random
 from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -18,34 +19,29 @@ import yaml
 from aimo.config import Profile, Set, Source
 from aimo.config.profile import STAGES
 from aimo.data import filters, sources
-from aimo.data.decontaminate import contaminated
+from aimo.data.decontaminate import find_overlaps
 from aimo.errors import AimoError
 from aimo.inference import prompts
 from aimo.inference.files import CHUNK
 from aimo.inference.storage import write_whole
 
-S = TypeVar("S", bound=Source)
 Rows = list[dict[str, Any]]
-SETS = ("heldout", "grpo", "sft")
-"""A text in two sets stays in the first."""
+SETS = ("heldout", "grpo", "sft")  # a text in two sets stays in the first
 BATCH = 1000  # rows that are tokenised at a time
-BYTES_A_TOKEN = 100
-"""A text with more bytes than this for each token of the limit is too long without a look."""
+BYTES_A_TOKEN = 100  # a text of more for each token of the limit is too long without a look
 
 
 @dataclass
 class Sets:
-    """The sets during preparation, what every step dropped from them, and what was contaminated."""
+    """The sets during preparation, and what became of their other rows."""
 
-    rows: dict[str, pl.DataFrame]
-    read: dict[str, int] = field(default_factory=dict)
-    """Rows that the sources held, corrupt lines among them."""
-    dropped: dict[str, Counter[str]] = field(default_factory=dict)
-    """Rows dropped from each set, by reason."""
+    rows: dict[str, pl.DataFrame] = field(default_factory=dict)
+    read: dict[str, int] = field(default_factory=dict)  # rows that the sources held, corrupt lines among them
+    dropped: dict[str, Counter[str]] = field(default_factory=dict)  # rows of each set, by reason
+    # Texts of each set that were changed while they were read, or have an oddity, by its name.
     repaired: dict[str, Counter[str]] = field(default_factory=dict)
-    """Texts of each set that were changed while they were read, or have an oddity, by its name."""
+    # Set, problem, benchmark and overlap of each row that decontamination dropped.
     contaminated: list[dict[str, str]] = field(default_factory=list)
-    """Set, problem, benchmark and overlap of each row that decontamination dropped."""
 
     def drop(self, name: str, where: pl.Expr | pl.Series, reason: str) -> None:
         """Drop the rows of a set `where` true, and count them."""
@@ -54,7 +50,7 @@ class Sets:
         if before > len(self.rows[name]):
             self.dropped[name][reason] += before - len(self.rows[name])
 
-    def change(self, name: str, *columns: pl.Expr | pl.Series, **named: pl.Expr | pl.Series) -> None:
+    def change(self, name: str, *columns: pl.Expr | pl.Series, **named: pl.Series) -> None:
         """Add or replace columns of a set."""
         self.rows[name] = self.rows[name].with_columns(*columns, **named)
 
@@ -79,12 +75,12 @@ def load_sets(profile: Profile, run_dir: Path | None = None) -> Sets:
     The source `distil` is what that stage has kept in the run's folder.
     """
 
-    def located(source: S) -> S:
+    def located(source: Any) -> Any:
         if source.source != "distil" or run_dir is None:
             return source
         return replace(source, source=str(run_dir / STAGES["distil"].product), preset="aimo reject")
 
-    sets = Sets({})
+    sets = Sets()
     for name, wanted in sets_of(profile).items():
         wanted = replace(located(wanted), mixture=[located(part) for part in wanted.mixture])
         sets.rows[name], notes = sources.load_mixture(wanted, profile.seed, f"data.{name}")
@@ -94,64 +90,67 @@ def load_sets(profile: Profile, run_dir: Path | None = None) -> Sets:
     return sets
 
 
-def clean(sets: Sets, profile: Profile, tokenizer: Any) -> Sets:
+def clean_sets(sets: Sets, profile: Profile, tokenizer: Any) -> Sets:
     """Drop the rows that cannot be used, and those that the profile does not want."""
-    wanted_sets = sets_of(profile)
-    for i, (name, wanted) in enumerate(wanted_sets.items()):
+    tags, earlier_sets = profile.prompt, list[str]()
+    for name, wanted in sets_of(profile).items():
+        drop, change = partial(sets.drop, name), partial(sets.change, name)
+
         # The problem: its text, language and kind, and the verdict on its solution.
-        sets.change(name, pl.col("problem").str.strip_chars())
-        sets.change(name, key=filters.key(sets.rows[name]["problem"]))
-        sets.drop(name, pl.col("problem").fill_null("") == "", "no problem text")
-        sets.drop(name, ~pl.col("correct").fill_null(True), "solution not right or not complete")
+        change(pl.col("problem").str.strip_chars())
+        change(key=filters.key(sets.rows[name]["problem"]))
+        drop(pl.col("problem").fill_null("") == "", "no problem text")
+        drop(~pl.col("correct").fill_null(True), "solution not right or not complete")
         if wanted.language:
             other = filters.in_other_language(sets.rows[name]["problem"], wanted.language)
-            sets.drop(name, other, f"language is not {wanted.language}")
+            drop(other, f"language is not {wanted.language}")
         if "multiple_choice" in wanted.drop:
-            sets.drop(name, filters.is_multiple_choice(), "multiple choice")
+            drop(filters.IS_MULTIPLE_CHOICE, "multiple choice")
         if "proof" in wanted.drop:
-            sets.drop(name, filters.is_proof(), "proof")
+            drop(filters.IS_PROOF, "proof")
 
         # The gold answer, of which the final answer alone stays, and the pass rate.
-        sets.change(name, *filters.read_answers(sets.rows[name]["answer"], profile.prompt))
+        change(*filters.read_answers(sets.rows[name]["answer"], tags))
         by_answer = pl.col("verification_info").is_null()  # and not by test cases
         if wanted.integer_answers:
-            sets.drop(name, by_answer & pl.col("integer").is_null(), "answer is not an integer")
-        sets.drop(name, by_answer & (pl.col("answer").fill_null("") == ""), "no answer")
+            drop(by_answer & pl.col("integer").is_null(), "answer is not an integer")
+        drop(by_answer & (pl.col("answer").fill_null("") == ""), "no answer")
         bounds = (("integer", "answer", wanted.answer_range), ("pass_rate", "pass rate", wanted.pass_rate))
         for column, what, limits in bounds:
             if limits:
                 outside = ~pl.col(column).is_between(*limits).fill_null(False)
-                sets.drop(name, outside, f"{what} is not within {limits[0]} to {limits[1]}")
+                drop(outside, f"{what} is not within {limits[0]} to {limits[1]}")
 
-        for earlier in list(wanted_sets)[:i]:
+        for earlier in earlier_sets:
             known = pl.col("key").is_in(sets.rows[earlier]["key"].implode())
-            sets.drop(name, known, f"same text as in {earlier}")
+            drop(known, f"same text as in {earlier}")
+        earlier_sets.append(name)
 
         # The worked solution, which becomes a thought unless it is verbatim.
         if name == "sft":
-            wrong = filters.ends_in_another_answer(sets.rows[name], profile.prompt)
-            sets.drop(name, wrong, "solution ends in another answer")
+            unjudged = pl.col("correct").is_null() & (pl.col("answer").fill_null("") != "")
+            own, right = filters.judge_solutions(sets.rows[name], tags, unjudged)
+            drop(own.is_not_null() & ~right, "solution ends in another answer")
             if not wanted.verbatim:
-                sets.change(name, solution=filters.thoughts(sets.rows[name]["solution"]))
-            elif profile.prompt.prefill:
-                tag = profile.prompt.think_start
-                begins = pl.col("solution").str.starts_with(tag).fill_null(False)
-                sets.drop(name, ~begins, f"does not start with {tag.strip()}")
-            sets.drop(name, pl.col("solution").fill_null("") == "", "no worked solution")
+                change(solution=filters.thoughts(sets.rows[name]["solution"]))
+            elif tags.prefill:
+                begins = pl.col("solution").str.starts_with(tags.think_start).fill_null(False)
+                drop(~begins, f"does not start with {tags.think_start.strip()}")
+            drop(pl.col("solution").fill_null("") == "", "no worked solution")
 
         long, limit = too_long(sets.rows[name], name, profile, tokenizer)
-        sets.drop(name, long, f"longer than {limit} tokens")
+        drop(long, f"longer than {limit} tokens")
 
         # One row a problem, or all with different solutions.
         if wanted.traces == "shortest":
             order = pl.col("solution").str.len_chars().rank("ordinal").over("key")
-            sets.drop(name, order > 1, "a longer solution of the same problem")
+            drop(order > 1, "a longer solution of the same problem")
         else:
             same = ["key", "solution"] if wanted.traces == "all" else ["key"]
-            sets.drop(name, ~pl.struct(same).is_first_distinct(), "duplicate")
+            drop(~pl.struct(same).is_first_distinct(), "duplicate")
         if wanted.near_duplicates:
             near = filters.near_duplicates(sets.rows[name]["problem"], wanted.near_duplicates, profile.seed)
-            sets.drop(name, near, "nearly the same text as another")
+            drop(near, "nearly the same text as another")
         sets.check(name)
     return sets
 
@@ -159,8 +158,8 @@ def clean(sets: Sets, profile: Profile, tokenizer: Any) -> Sets:
 def too_long(rows: pl.DataFrame, name: str, profile: Profile, tokenizer: Any) -> tuple[pl.Series, int | None]:
     """(n,) whether a row of the set is longer than its limit, and the limit in tokens; None without a limit.
 
-    The prompt counts, and for `sft` the completion too. The limit is the smallest of the set's `max_tokens`
-    and `token_quantile`, and of what its stage can take.
+    The prompt counts in the chat template, and for `sft` the completion too. The limit is the smallest of the
+    set's `max_tokens` and `token_quantile`, and of what its stage can take.
     """
     wanted = getattr(profile.data, name)
     limits = [wanted.max_tokens]
@@ -168,54 +167,40 @@ def too_long(rows: pl.DataFrame, name: str, profile: Profile, tokenizer: Any) ->
         limits.append(profile.model.max_length)
     if name != "sft" and profile.grpo:
         limits.append(profile.grpo.max_prompt_length)
-    limit = min((tokens for tokens in limits if tokens is not None), default=None)
-    if wanted.token_quantile is not None and len(rows):
-        counts = count_tokens(rows, name, profile, tokenizer)
-        quantile = int(counts.quantile(wanted.token_quantile, "lower") or 0)
-        limit = quantile if limit is None else min(limit, quantile)
-    elif limit is not None:
-        counts = count_tokens(rows, name, profile, tokenizer, limit)
-    else:
-        return pl.repeat(False, len(rows), eager=True), None
-    return counts > limit, limit
+    limit: Any = min((tokens for tokens in limits if tokens is not None), default=None)
 
-
-def count_tokens(
-    rows: pl.DataFrame, name: str, profile: Profile, tokenizer: Any, limit: int | None = None
-) -> pl.Series:
-    """(n,) the tokens of each row in the chat template; with a limit, an upper bound far from it.
-
-    A text has no more tokens than bytes, so most rows are judged by their bytes.
-    """
-
-    def exact(rows: pl.DataFrame) -> list[int]:
+    def count(rows: pl.DataFrame) -> list[int]:
         talks = [prompts.as_prompt(problem) for problem in rows["problem"]]
         if name == "sft":
-            for talk, solution, answer in zip(
-                talks, rows["solution"].fill_null(""), rows["answer"], strict=True
-            ):
-                verbatim = profile.data.sft.verbatim  # type: ignore[union-attr]
+            said = zip(talks, rows["solution"].fill_null(""), rows["answer"], strict=True)
+            for talk, solution, answer in said:
                 whole = [{"role": "assistant", "content": solution}]
-                talk += whole if verbatim else prompts.as_completion(profile.prompt, solution, answer)
+                talk += whole if wanted.verbatim else prompts.as_completion(profile.prompt, solution, answer)
         ids = tokenizer.apply_chat_template(talks, add_generation_prompt=name != "sft", return_dict=False)
         return [len(row) for row in ids]
 
+    if wanted.token_quantile is None and limit is None:
+        return pl.repeat(False, len(rows), eager=True), None
+    # A text has no more tokens than bytes, so most rows are judged by their bytes.
     texts = ["problem", "solution", "answer"] if name == "sft" else ["problem"]
-    around = exact(pl.DataFrame({"problem": [""], "solution": [""], "answer": [""]}))[0] + 8  # tags, template
+    around = count(pl.DataFrame({"problem": [""], "solution": [""], "answer": [""]}))[0] + 8  # tags, template
     sizes = [rows[column].str.len_bytes().fill_null(0).cast(pl.Int64) for column in texts]
-    bound = rows.select(sum(sizes, start=pl.lit(around))).to_series()
-    if limit is None:
-        unknown = pl.repeat(True, len(rows), eager=True)
-    else:
-        unknown = (bound > limit) & (bound < BYTES_A_TOKEN * limit)
+    tokens = rows.select(sum(sizes, start=pl.lit(around))).to_series()
+    unknown = tokens > -1
+    if wanted.token_quantile is None:
+        unknown = (tokens > limit) & (tokens < BYTES_A_TOKEN * limit)
     places = unknown.arg_true()
     found: list[int] = []
     for start in range(0, len(places), BATCH):
-        found += exact(rows[places[start : start + BATCH]])
-    return bound.scatter(places, found) if found else bound
+        found += count(rows[places[start : start + BATCH]])
+    tokens = tokens.scatter(places, found) if found else tokens
+    if wanted.token_quantile is not None:
+        quantile = int(tokens.quantile(wanted.token_quantile, "lower") or 0)
+        limit = min(limit or quantile, quantile)
+    return tokens > limit, limit
 
 
-def decontaminate(sets: Sets, profile: Profile) -> Sets:
+def decontaminate_sets(sets: Sets, profile: Profile) -> Sets:
     """Drop training rows that share `data.ngram` words in a row with a set of `data.decontaminate`.
 
     A held-out set counts as well, but for built-in problems: they share their wording by design, and of them
@@ -231,11 +216,9 @@ def decontaminate(sets: Sets, profile: Profile) -> Sets:
         held_out = sets.rows["heldout"].filter(pl.col("source") != "builtin")["problem"]
         if len(held_out):
             benchmarks["heldout"] = held_out.to_list()
-    for name in sets.rows:
-        if name == "heldout":
-            continue
+    for name in [name for name in sets.rows if name != "heldout"]:
         problems = sets.rows[name]["problem"]
-        found = contaminated(problems, benchmarks, data.ngram, data.near_ngrams)
+        found = find_overlaps(problems, benchmarks, data.ngram, data.near_ngrams)
         for row, benchmark, overlap in found.iter_rows():
             shared = {"set": name, "problem": problems[row], "benchmark": benchmark, "overlap": overlap}
             sets.contaminated.append(shared)
@@ -286,52 +269,48 @@ def format_sets(sets: Sets, profile: Profile) -> dict[str, pl.DataFrame]:
 def write_sets(ready: dict[str, pl.DataFrame], sets: Sets, profile: Profile, folder: Path) -> str:
     """Write one Parquet file a set, and last a data card that `datasets` reads; returns the data's hash.
 
-    Files are written whole or not at all; those of sets that the profile no longer has are deleted.
+    The card holds sources, counts, settings and hash. Files are written whole or not at all; those of sets
+    that the profile no longer has are deleted.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for old in [folder / "README.md", *folder.glob("*.parquet")]:
         old.unlink(missing_ok=True)
     digest = hashlib.sha256()
     for name, rows in ready.items():
-        partial = folder / f"{name}.partial"
+        unfinished = folder / f"{name}.partial"
         # In slices, because a row group copies whatever its column holds in one piece.
-        pl.concat([*rows.iter_slices(CHUNK)] or [rows], rechunk=False).write_parquet(partial)
-        digest.update(partial.read_bytes())
-        partial.rename(folder / f"{name}.parquet")
-    write_whole(folder / "README.md", card(ready, sets, profile, digest.hexdigest()))
-    return digest.hexdigest()
+        pl.concat([*rows.iter_slices(CHUNK)] or [rows], rechunk=False).write_parquet(unfinished)
+        digest.update(unfinished.read_bytes())
+        unfinished.rename(folder / f"{name}.parquet")
 
+    def changed(source: Source) -> dict[str, Any]:
+        """Return the keys of a source that are not at their defaults."""
+        plain = type(source)("")
+        found = {k: v for k, v in asdict(source).items() if v != getattr(plain, k)}  # type: ignore[call-overload]
+        if isinstance(source, Set) and source.mixture:
+            found |= {"source": "mixture", "mixture": [changed(part) for part in source.mixture]}
+        return found
 
-def card(ready: dict[str, pl.DataFrame], sets: Sets, profile: Profile, digest: str) -> str:
-    """The data card: sources, counts, filters, seed and hash, and the header that `datasets` reads."""
-    data, wanted_sets = profile.data, sets_of(profile)
-    assert data
-    header = {"configs": [{"config_name": name, "data_files": f"{name}.parquet"} for name in ready]}
-    lines = ["| set | step | rows |", "| --- | --- | --- |"]
-    for name, wanted in wanted_sets.items():
+    assert profile.data
+    lines, settings = ["| set | step | rows |", "| --- | --- | --- |"], dict[str, Any]()
+    for name, wanted in sets_of(profile).items():
         origins = ", ".join(source.source for source in wanted.mixture or [wanted])
         lines.append(f"| {name} | read from {origins} | {sets.read[name]:,} |")
         lines += [f"| | texts with {oddity} | {n:,} |" for oddity, n in sets.repaired[name].items()]
         lines += [f"| | dropped: {reason} | {n:,} |" for reason, n in sets.dropped[name].items()]
         lines += [f"| | {part} | {len(ready[part]):,} |" for part in ready if part.split("_")[0] == name]
-    settings: dict[str, Any] = {name: changed(wanted) for name, wanted in wanted_sets.items()}
-    settings |= {"ngram": data.ngram, "seed": profile.seed}
-    settings["decontaminate"] = [changed(source) for source in data.decontaminate]
+        settings[name] = changed(wanted)
+    settings |= {"ngram": profile.data.ngram, "seed": profile.seed}
+    settings["decontaminate"] = [changed(source) for source in profile.data.decontaminate]
+    header = {"configs": [{"config_name": name, "data_files": f"{name}.parquet"} for name in ready]}
     table = "\n".join(lines)
-    return (
+    card = (
         f"---\n{yaml.safe_dump(header, sort_keys=False)}---\n\n# Data of the profile {profile.profile}\n\n"
-        f"{table}\n\nSHA-256 of the files in this order: `{digest}`\n\n"
+        f"{table}\n\nSHA-256 of the files in this order: `{digest.hexdigest()}`\n\n"
         f"```yaml\n{yaml.safe_dump(settings, sort_keys=False)}```\n"
     )
-
-
-def changed(source: Source) -> dict[str, Any]:
-    """The keys of a source that are not at their defaults."""
-    plain = type(source)("")
-    found = {k: v for k, v in asdict(source).items() if v != getattr(plain, k)}  # type: ignore[call-overload]
-    if isinstance(source, Set) and source.mixture:
-        found |= {"source": "mixture", "mixture": [changed(part) for part in source.mixture]}
-    return found
+    write_whole(folder / "README.md", card)
+    return digest.hexdigest()
 
 
 def read_set(folder: Path, name: str) -> Rows:
