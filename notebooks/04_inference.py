@@ -23,7 +23,7 @@ overrides = []  # keys of the profile to change, each as KEY=VALUE
 
 # %%
 from aimo.data import prepare
-from aimo.evaluation import evaluate
+from aimo.evaluation import evaluate, submission
 from aimo.inference.engine import Engine
 from aimo.report import plots, tables
 from aimo.run import runs
@@ -50,7 +50,7 @@ plots.accuracy(figures, {name: evaluation.vote_curve() for name, evaluation in e
 # A gateway that checks each row asks the same `predict` that the Kaggle kernel serves.
 
 # %%
-solutions = evaluate.answer_test_file(engine, run)
+solutions = submission.answer_test_file(engine, run)
 
 # %%
 plots.votes(solutions)
@@ -74,4 +74,4 @@ tables.closest_votes(solutions)
 
 # %%
 engine.close()
-run.finish(models=figures, **evaluate.count_right(solutions))
+run.finish(models=figures, **submission.count_right(solutions))

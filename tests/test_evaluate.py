@@ -23,7 +23,7 @@ from aimo import config
 from aimo.commands import measure
 from aimo.data import builtin
 from aimo.errors import AimoError, EngineError
-from aimo.evaluation import benchmarks, completions, evaluate, scores
+from aimo.evaluation import benchmarks, completions, evaluate, scores, submission
 from aimo.evaluation.benchmarks import Question
 from aimo.evaluation.completions import EvaluationHeader, File, Trace
 from aimo.inference import model_folder, solver
@@ -510,7 +510,7 @@ def test_the_score_counts_only_known_answers(known):
         {"answer": 0, "gold": None, "votes": {}},
     ]
     expected = {"questions": 3, "known": known, "correct": known // 2, "fallbacks": 2}
-    assert evaluate.count_right(solutions) == expected
+    assert submission.count_right(solutions) == expected
 
 
 # A run's models and rows

@@ -16,7 +16,7 @@ from browser import browse, without_policy
 from nbformat import v4
 from test_report import ANSWERED, EMPTY, make_run
 
-from aimo.evaluation import kernel, replay
+from aimo.evaluation import replay, submission
 from aimo.evaluation.scores import Interval
 from aimo.report import mathematics, page, pages, plots, tables
 
@@ -190,7 +190,9 @@ def kaggle_page(folder, texts):
     solutions = [ANSWERED | dict.fromkeys(("id", "problem", "note", "gold", "stop"), text) for text in texts]
     views = [page.Section(plots.votes(solutions), texts[12]), page.Section(tables.answers(solutions))]
     folder.mkdir()
-    kernel.write_scores(folder, "aimo3", texts[11], [{"file": text, "score": text} for text in texts], views)
+    submission.write_scores(
+        folder, "aimo3", texts[11], [{"file": text, "score": text} for text in texts], views
+    )
     return folder / "evaluation.html"
 
 

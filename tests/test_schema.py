@@ -599,10 +599,10 @@ def asked(profile: config.Profile, folder: Path) -> Any:
 
 def questions(profile: config.Profile, folder: Path) -> Any:
     """The questions that notebook 04 answers."""
-    from aimo.evaluation import evaluate
+    from aimo.evaluation import submission
 
     with tempfile.TemporaryDirectory() as name:
-        return evaluate.test_file(runs.Run(profile, Path(name), "inference", 0.0)).read_text()
+        return submission.test_file(runs.Run(profile, Path(name), "inference", 0.0)).read_text()
 
 
 def vllm(profile: config.Profile, folder: Path) -> Any:

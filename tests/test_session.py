@@ -9,7 +9,7 @@ from conftest import TINY
 
 from aimo import pipeline
 from aimo.errors import AimoError
-from aimo.evaluation import kernel
+from aimo.evaluation import submission
 from aimo.inference.competitions import COMPETITIONS
 from aimo.kaggle import kernels
 from aimo.run.runs import SESSION_OVER
@@ -90,7 +90,7 @@ def test_a_bad_file_of_problems_is_named_with_the_remedy(tmp_path, name, text, t
     if text is not None:
         write(path, text)
     with pytest.raises(AimoError) as e:
-        kernel.read_problems(path, COMPETITIONS["aimo3"])
+        submission.read_problems(path, COMPETITIONS["aimo3"])
     assert told in str(e.value) and str(path) in str(e.value) and "\n" not in str(e.value)
 
 
@@ -98,16 +98,17 @@ def test_files_of_both_competitions_and_benchmarks_are_asked_in_the_chosen_one_s
     for competition, column in (("aimo2", "question"), ("aimo3", "problem")):
         rules = COMPETITIONS[competition]
         for name in ("aimo2/reference.csv", "aimo3/reference.csv", "benchmarks/aime25.jsonl"):
-            table, left_out = kernel.read_problems(shared / name, rules)
+            table, left_out = submission.read_problems(shared / name, rules)
             assert {"id", column, "answer"} <= set(table.columns) and len(table) + left_out in (10, 30)
             assert all(0 <= int(answer) <= rules.high for answer in table["answer"])
-    table, left_out = kernel.read_problems(shared / "benchmarks" / "math500.jsonl", COMPETITIONS["aimo3"])
+    table, left_out = submission.read_problems(shared / "benchmarks" / "math500.jsonl", COMPETITIONS["aimo3"])
     assert len(table) > 250 and left_out > 100 and len(table) + left_out == 500
 
 
 @pytest.mark.slow  # starts Python and imports what a kernel does
 @pytest.mark.parametrize(
-    "name, module", [("evaluate", "aimo.evaluation.kernel"), ("train", "aimo.pipeline, aimo.report.pages")]
+    "name, module",
+    [("evaluate", "aimo.evaluation.submission"), ("train", "aimo.pipeline, aimo.report.pages")],
 )
 def test_what_a_kernel_ships_imports_without_the_repository(tmp_path, name, module):
     for path in kernels.shipped(kernels.KERNELS[name]):

@@ -41,13 +41,13 @@ startup.read_ahead(model)  # in threads, while the rest goes on
 with startup.step("wheels"):
     startup.install_wheels(startup.imports())  # of the modules above
 with startup.step("imports"):
-    from aimo.evaluation import kernel
+    from aimo.evaluation import submission
 
 # %% [markdown]
 # ## Evaluate
 
 # %%
-evaluation = kernel.evaluate_submission(competition, model, files, time_limit_s, settings, adapter, seed)
+evaluation = submission.evaluate_submission(competition, model, files, time_limit_s, settings, adapter, seed)
 
 # %%
 from aimo.report import tables

@@ -8,7 +8,7 @@ import pytest
 from aimo.config import Columns, Source
 from aimo.data import sources
 from aimo.errors import AimoError
-from aimo.evaluation import benchmarks, kernel
+from aimo.evaluation import benchmarks, submission
 from aimo.inference.competitions import COMPETITIONS, read_questions
 
 ROW = {"problem": "What is 6 x 7?", "answer": "42"}
@@ -83,7 +83,7 @@ def B07v(case, request):
     problem = "Let\u2028n\u0085be\u2029what"
     path = write(folder(request) / "mine.jsonl", {"id": "a", "problem": problem, "answer": 4})
     assert benchmarks.read_benchmark(str(path))[0].problem == problem
-    assert kernel.read_problems(path, COMPETITIONS["aimo3"])[0]["problem"].to_list() == [problem]
+    assert submission.read_problems(path, COMPETITIONS["aimo3"])[0]["problem"].to_list() == [problem]
     assert (
         read_questions(path)[1]["problem"].to_list() == [problem] == [row["problem"] for row in load(path)[0]]
     )
@@ -96,7 +96,7 @@ def B08(case, request):
         path.write_text("\ufeff" + (table.write_csv() if name == "bom.csv" else table.write_ndjson()))
         assert load(path)[0][0]["problem"] == read_questions(path)[1]["problem"][0] == "2 + 2?"
         assert benchmarks.read_benchmark(str(path))[0].problem == "2 + 2?"
-        assert kernel.read_problems(path, COMPETITIONS["aimo3"])[0].rows() == [("a", "2 + 2?", "4")]
+        assert submission.read_problems(path, COMPETITIONS["aimo3"])[0].rows() == [("a", "2 + 2?", "4")]
 
 
 def B09(case, request):

@@ -136,7 +136,7 @@ def evaluate_command(
         return start(model, [asdict(settings)], seed, server, adapter)
 
     try:
-        evaluate.show_scores(evaluate.evaluate(wanted, sampler, folder, audit))
+        evaluate.show_scores(evaluate.evaluate_model(wanted, sampler, folder, audit))
     except KeyboardInterrupt:
         told = f"what has ended is kept in {folder}, run the same command again to go on"
         raise AimoError(f"interrupted; {told}") from None

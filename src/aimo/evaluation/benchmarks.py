@@ -23,14 +23,13 @@ from aimo.inference import files
 from aimo.inference.settings import Settings
 from aimo.inference.storage import read_json
 
+# DeepSeek-R1's advice on prompts for mathematics (its README).
 BOXED = "{problem}\n\nPlease reason step by step, and put your final answer within \\boxed{}."
-"""DeepSeek-R1's advice on prompts for mathematics (its README)."""
 LEAKED_WORDS = 8  # as in decontamination
 LIGHTEVAL_TAKES = (
     "dtype", "tensor_parallel_size", "data_parallel_size", "pipeline_parallel_size", "enable_prefix_caching",
     "max_num_seqs", "max_num_batched_tokens", "quantization", "load_format", "trust_remote_code",
 )  # fmt: skip
-"""vLLM's arguments that lighteval (0.13.0) passes on; it refuses others."""
 
 
 @dataclass(frozen=True)
@@ -106,8 +105,19 @@ def read_benchmark(name: str, data: Path | None = None, rows: int | None = None)
 
     AimoError when it cannot be had, or when a problem or an answer is missing.
     """
-    benchmark = find_benchmark(name)
-    path = local_file(name, benchmark, data)
+    benchmark, path = find_benchmark(name), None
+    if name not in BENCHMARKS:
+        path = Path(name)
+    elif files.kind_of(Path(benchmark.source)):
+        path = (data or Path()) / name / benchmark.source
+    elif data:
+        ends = [kind + packing for packing in ("", *files.PACKED) for kind in files.KINDS]
+        stems = (name, f"{name}/{benchmark.split}")
+        path = next((p for stem in stems for end in ends if (p := data / f"{stem}{end}").is_file()), None)
+    if path and not path.exists():
+        raise AimoError(
+            f"--benchmarks: {path} does not exist; correct the path, or give its folder with --data"
+        )
     where = f"benchmark {path or name}"
     if path:
         table = files.read_all(path, "benchmark ")
@@ -131,53 +141,33 @@ def read_benchmark(name: str, data: Path | None = None, rows: int | None = None)
     table = files.pick(table, [*table.rows.columns, *columns.values()])  # keys of objects too
     if columns["answer"] in table.nested:
         raise AimoError(f"{where}: it holds objects in {columns['answer']!r}; write the answers as texts")
+
+    def text(cell: str | list[str | None] | None) -> str:
+        return ", ".join(filter(None, cell)) if isinstance(cell, list) else (cell or "").strip()
+
     found = []
     for i, row in enumerate(table.rows.head(rows or len(table.rows)).to_dicts()):
-        problem, answer = (cell_text(row[columns[role]]) for role in ("problem", "answer"))
+        problem, answer = (text(row[columns[role]]) for role in ("problem", "answer"))
         fault = f"{where}: row {i + 1}"
         if conversations.turns(problem) is not None:
             asked = conversations.exchange(problem)
             if asked.fault:
                 raise AimoError(f"{fault} holds a {asked.fault}; leave the row out")
-            problem = cell_text(asked.problem)
+            problem = text(asked.problem)
         elif columns["problem"] in table.nested:
             raise AimoError(f"{fault} holds an object in {columns['problem']!r}; write a text there")
         answer = answer.rpartition("####")[2].strip()
         if not problem or not answer:
             missing = "answer" if problem else "problem"
             raise AimoError(f"{fault} has no {missing}; add it, or leave the row out")
-        labels = [cell_text(row.get(column or "")) for column in (benchmark.subject, benchmark.level)]
-        found.append(
-            Question(str(row.get("id") or f"{files.stem_of(Path(name))}-{i}"), problem, answer, *labels)
-        )
+        id_ = str(row.get("id") or f"{files.stem_of(Path(name))}-{i}")
+        labels = [text(row.get(column or "")) for column in (benchmark.subject, benchmark.level)]
+        found.append(Question(id_, problem, answer, *labels))
     if not found:
         raise AimoError(f"{where}: it has no rows; get it again")
     if len({question.id for question in found}) < len(found):
         raise AimoError(f"{where}: two rows have the same id; make them different")
     return found
-
-
-def local_file(name: str, benchmark: Benchmark, data: Path | None) -> Path | None:
-    """Return the file that holds a benchmark, None where the hub does. AimoError when it does not exist."""
-    if name not in BENCHMARKS:
-        path = Path(name)
-    elif files.kind_of(Path(benchmark.source)):
-        path = (data or Path()) / name / benchmark.source
-    else:
-        ends = [kind + packing for packing in ("", *files.PACKED) for kind in files.KINDS]
-        stems = (name, f"{name}/{benchmark.split}")
-        places = [data / f"{stem}{end}" for stem in stems for end in ends] if data else []
-        return next((place for place in places if place.is_file()), None)
-    if not path.exists():
-        raise AimoError(
-            f"--benchmarks: {path} does not exist; correct the path, or give its folder with --data"
-        )
-    return path
-
-
-def cell_text(cell: str | list[str | None] | None) -> str:
-    """A cell as text: itself, or the entries of a list."""
-    return ", ".join(filter(None, cell)) if isinstance(cell, list) else (cell or "").strip()
 
 
 # lighteval, which is no dependency: we call its command
@@ -188,23 +178,21 @@ def lighteval_command(
 ) -> list[str]:
     """Return lighteval's command for a benchmark, with the settings that our engine would have.
 
-    AimoError for an argument of vLLM that lighteval does not take.
+    AimoError for an argument of vLLM that lighteval (0.13.0) does not take.
     """
     if others := [key for key in settings.vllm if key not in LIGHTEVAL_TAKES]:
         raise AimoError(
             f"inference.vllm.{others[0]}: lighteval, which asks gpqa and lcb, takes only "
             f"{', '.join(LIGHTEVAL_TAKES)}; leave it out, or leave them out"
         )
-    generation = (
-        f"{{max_new_tokens:{settings.max_tokens},temperature:{settings.temperature},top_p:{settings.top_p}}}"
-    )
     arguments = {
         "model_name": model,
         "max_model_length": settings.max_length or settings.max_tokens,
         "gpu_memory_utilization": settings.gpu_memory,
         "seed": seed,
         **settings.vllm,
-        "generation_parameters": generation,
+        "generation_parameters": f"{{max_new_tokens:{settings.max_tokens},"
+        f"temperature:{settings.temperature},top_p:{settings.top_p}}}",
     }
     joined = ",".join(f"{key}={value}" for key, value in arguments.items())
     return ["lighteval", "vllm", joined, str(benchmark.task), "--output-dir", str(folder)]
@@ -220,9 +208,8 @@ def run_lighteval(command: list[str], folder: Path) -> dict[str, Any]:
             f"lighteval ended with {done.returncode}; what it printed is above, its files in {folder}"
         )
     found = read_json(results[-1], "run the same command again")["results"]
-    task = command[3]
-    figures = [figures for name, figures in found.items() if task in name]
-    return {"lighteval": dict(*figures[:1]), "command": shlex.join(command)}
+    figures: dict[str, Any] = next((row for task, row in found.items() if command[3] in task), {})
+    return {"lighteval": figures, "command": shlex.join(command)}
 
 
 # Published figures
@@ -274,8 +261,12 @@ def check_leakage(
         shares = decontaminate.shares([question.problem for question in questions], texts, LEAKED_WORDS)
         pairs = zip(questions, shares, strict=True)
         found = {question.id: round(share, 4) for question, share in pairs if share}
-        share = sum(shares) / len(shares)
-        checked[name] = {"data": data, "texts": len(texts), "share": share, "found": found}
+        checked[name] = {
+            "data": data,
+            "texts": len(texts),
+            "share": sum(shares) / len(shares),
+            "found": found,
+        }
     return checked
 
 
@@ -285,34 +276,30 @@ def training_texts(model: Path, download: bool) -> tuple[str, pl.Series]:
     The data is that of the run that trained it, or the `datasets` of its card. Without either the series is
     empty. AimoError names the sets of the card that are not here, unless they may be downloaded.
     """
+    run, texts = model.absolute().parent.parent / "data", [pl.Series([], dtype=pl.String)]
 
-    def joined(problems: pl.Series, solutions: pl.Series) -> pl.Series:
-        return problems.fill_null("") + "\n" + solutions.fill_null("")
+    def add(problems: pl.Series, solutions: pl.Series) -> None:
+        texts.append(problems.fill_null("") + "\n" + solutions.fill_null(""))
 
-    run = model.absolute().parent.parent / "data"
     tables = [path for path in sorted(run.glob("*.parquet")) if path.stem in ("sft", "grpo")]
-    if tables:
-        texts = []
-        for rows in map(pl.read_parquet, tables):
-            columns = [name for name in ("prompt", "completion") if name in rows]
-            said = [rows[name].list.last().struct.field("content") for name in columns]
-            texts.append(joined(*said) if len(said) == 2 else said[0])
+    for rows in map(pl.read_parquet, tables):
+        columns = [name for name in ("prompt", "completion") if name in rows]
+        said = [rows[name].list.last().struct.field("content") for name in columns]
+        add(*said) if len(said) == 2 else texts.append(said[0])
+    card = model / "README.md"
+    if tables or not card.is_file():
         return ", ".join(f"{run.parent.name}/data/{path.name}" for path in tables), pl.concat(texts)
-    card, named = model / "README.md", []
-    if card.is_file():
-        from huggingface_hub import ModelCard  # half a second
+    import huggingface_hub  # half a second
 
-        try:
-            listed = ModelCard.load(card).data.datasets or []
-        except Exception as e:  # yaml raises many kinds
-            reason = " ".join(str(e).split())[:100]
-            raise AimoError(f"{card}: its header cannot be read ({reason})") from None
-        named = [listed] if isinstance(listed, str) else [str(name) for name in listed]
-    texts = [pl.Series([], dtype=pl.String)]
+    try:
+        listed = huggingface_hub.ModelCard.load(card).data.datasets or []
+    except Exception as e:  # yaml raises many kinds
+        reason = " ".join(str(e).split())[:100]
+        raise AimoError(f"{card}: its header cannot be read ({reason})") from None
+    named = [listed] if isinstance(listed, str) else [str(name) for name in listed]
     if not named:
-        return "", texts[0]
-    import datasets  # both are heavy
-    import huggingface_hub
+        return "", pl.concat(texts)
+    import datasets  # heavy
 
     places: tuple[Any, ...] = (datasets.config, huggingface_hub.constants)
     before = [place.HF_HUB_OFFLINE for place in places]
@@ -328,7 +315,7 @@ def training_texts(model: Path, download: bool) -> tuple[str, pl.Series]:
                 raise AimoError(
                     f"{name}, which the model's card names, is not here; --card-data downloads it"
                 ) from None
-            texts.append(joined(rows["problem"], rows["solution"]))
+            add(rows["problem"], rows["solution"])
     finally:
         for place, value in zip(places, before, strict=True):
             place.HF_HUB_OFFLINE = value

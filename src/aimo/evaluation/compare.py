@@ -6,6 +6,7 @@ not blur it. Evaluations with other questions or settings are refused.
 
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
+from itertools import product
 from math import ceil, comb
 from pathlib import Path
 from statistics import NormalDist
@@ -21,7 +22,7 @@ from aimo.inference.settings import ASKED
 from aimo.inference.storage import write_json
 from aimo.report import pages
 
-SIGNIFICANCE, POWER = 0.05, 0.8
+LEVEL, POWER = 0.05, 0.8  # of a test
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Comparison:
     def is_real(self) -> bool:
         """Whether the interval of the difference in pass@1 excludes 0, or McNemar's test says so."""
         if self.mcnemar is not None:
-            return self.mcnemar < SIGNIFICANCE
+            return self.mcnemar < LEVEL
         return self.passes.low > 0 or self.passes.high < 0
 
     def flips(self) -> list[int]:
@@ -63,26 +64,25 @@ def compare_folders(folders: list[Path], allowed: Collection[str], folder: Path)
         raise AimoError(f"{' and '.join(runs)} have no benchmark in common; evaluate the same ones")
     for name in common:
         check_headers([scores[name].header for scores in runs.values()], allowed)
-    verdicts, differences, flips = [], [], {}
-    for name in common:
-        for b, scores in others:
-            found = compare_scores(baseline[name], scores[name])
-            verdicts.append(f"{name}: {verdict(found, a, b)}")
-            k, tokens = found.a.samples, found.tokens
-            row = {"benchmark": name, "model": b, "against": a, "questions": len(found.a.right), "k": k}
-            row["pass@1"] = in_points(found.passes)
-            if found.votes:
-                row[f"maj@{k}"] = in_points(found.votes)
-            if found.mcnemar is not None:
-                row["McNemar's p"] = f"{found.mcnemar:.2g}"
-            row["tokens, ratio"] = f"{tokens.value:.2f} ({tokens.low:.2f} to {tokens.high:.2f})"
-            row["is real"] = "yes" if found.is_real else "open"
-            differences.append(row)
-            flipped = []
-            for i in found.flips():
-                sides = {a: row_of(found.a, i), b: row_of(found.b, i)}
-                flipped.append({key: sides[a][key] for key in ("id", "problem", "gold")} | {"sides": sides})
-            flips[f"{name}: {a} and {b}"] = flipped
+    verdicts, differences = [], []
+    flips: dict[str, list[dict[str, Any]]] = {}
+    for name, (b, scores) in product(common, others):
+        found = compare_scores(baseline[name], scores[name])
+        verdicts.append(f"{name}: {verdict(found, a, b)}")
+        k, tokens = found.a.samples, found.tokens
+        row = {"benchmark": name, "model": b, "against": a, "questions": len(found.a.right), "k": k}
+        row["pass@1"] = in_points(found.passes)
+        if found.votes:
+            row[f"maj@{k}"] = in_points(found.votes)
+        if found.mcnemar is not None:
+            row["McNemar's p"] = f"{found.mcnemar:.2g}"
+        row["tokens, ratio"] = f"{tokens.value:.2f} ({tokens.low:.2f} to {tokens.high:.2f})"
+        row["is real"] = "yes" if found.is_real else "open"
+        differences.append(row)
+        pair = flips[f"{name}: {a} and {b}"] = []
+        for i in found.flips():
+            sides = {a: row_of(found.a, i), b: row_of(found.b, i)}
+            pair.append(sides[a] | {"sides": sides})
     make_folder(folder)
     try:
         write_json(folder / "comparison.json", {"headline": " ".join(verdicts), "differences": differences})
@@ -95,10 +95,10 @@ def compare_folders(folders: list[Path], allowed: Collection[str], folder: Path)
     return verdicts
 
 
-def in_points(difference: Interval) -> str:
+def in_points(difference: Interval, form: str = "{} ({} to {})") -> str:
     """A difference with its interval, in points of 100."""
-    value, low, high = (100 * number for number in (difference.value, difference.low, difference.high))
-    return f"{value:+.1f} ({low:+.1f} to {high:+.1f})"
+    numbers = (difference.value, difference.low, difference.high)
+    return form.format(*(f"{100 * number:+.1f}" for number in numbers))
 
 
 def check_headers(headers: list[EvaluationHeader], allowed: Collection[str] = ()) -> None:
@@ -145,7 +145,7 @@ def mcnemar(gained: int, lost: int) -> float:
 def verdict(found: Comparison, a: str, b: str) -> str:
     """Whether b is better than a, in plain words, and what would tell if that is open."""
     points = 100 * found.passes.value
-    bounds = f"95 % interval {100 * found.passes.low:+.1f} to {100 * found.passes.high:+.1f}"
+    bounds = in_points(found.passes, "95 % interval {1} to {2}")
     if found.mcnemar is not None:
         bounds += f", McNemar p = {found.mcnemar:.2g}"
     if found.is_real:
@@ -160,11 +160,10 @@ def what_would_tell(found: Comparison) -> str:
     The variance of the mean difference is (between + within / k) / n: between questions, and within them.
     """
     k, n = found.a.samples, len(found.a.right)
-    difference = found.passes.value
-    if difference == 0:
+    if found.passes.value == 0:
         return "No number of completions would show a difference of nothing."
     z = NormalDist().inv_cdf
-    wanted = (difference / (z(1 - SIGNIFICANCE / 2) + z(POWER))) ** 2  # the variance at which it shows
+    wanted = (found.passes.value / (z(1 - LEVEL / 2) + z(POWER))) ** 2  # the variance at which it shows
     rates = [scores.right.mean(axis=1) for scores in (found.a, found.b)]
     total = float(np.var(rates[1] - rates[0], ddof=1)) if n > 1 else 0.0
     within = sum(float(np.mean(rate * (1 - rate))) for rate in rates) * k / (k - 1) if k > 1 else 0.0

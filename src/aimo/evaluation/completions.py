@@ -43,11 +43,6 @@ class EvaluationHeader:
     questions: list[Question]
     served: str = ""  # what servers call the model; empty for an engine, and before they are asked
 
-    def compared(self) -> dict[str, Any]:
-        """What must be equal for completions to be of one kind; 0 and "" are not known yet."""
-        found = {"benchmark": self.benchmark, "weights": self.weights, "seed": self.seed, **self.settings}
-        return found | {key: value for key in ("context", "served") if (value := getattr(self, key))}
-
     def is_of(self, weights: str) -> bool:
         """Whether the completions are of the model with this identity."""
         told_apart = "-" in self.weights or "+" not in self.model  # 1.0.1 gave an adapter its base's weights
@@ -89,7 +84,12 @@ class File:
                 self.file.append({"evaluation": asdict(header)})
                 return
             self.header, found = read_completions(path)
-            before, now = self.header.compared(), header.compared()
+            before, now = (
+                {"benchmark": one.benchmark, "weights": one.weights, "seed": one.seed, **one.settings}
+                # 0 and "" are not known yet
+                | {key: value for key in ("context", "served") if (value := getattr(one, key))}
+                for one in (self.header, header)
+            )
             if self.header.is_of(header.weights):
                 before["weights"] = header.weights
             self.file.check(before, now)
@@ -183,9 +183,8 @@ def sample_file(sampler: Sampler, file: File, num_samples: int, step: Callable[[
                 ended, tasks = await asyncio.wait(
                     tasks, timeout=solver.HEALTH_CHECK_S, return_when=asyncio.FIRST_EXCEPTION
                 )
-                for error in [task.exception() for task in ended]:
-                    if error:
-                        raise error
+                for task in ended:
+                    task.result()  # raises what ended it
                 if (now := (sampler.written, len(file.traces))) != sign:
                     sign, heard = now, time.monotonic()
                 elif time.monotonic() - heard > patience:

@@ -1,4 +1,4 @@
-"""Evaluate models: `aimo evaluate` on benchmarks, notebook 04 on a run's held-out problems and test file.
+"""Evaluate models: `aimo evaluate` on benchmarks, notebook 04 on a run's held-out problems.
 
 `aimo evaluate` leaves in its folder
 
@@ -18,28 +18,24 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 from rich.console import Console
 from rich.table import Table
 
-from aimo.config import RUNS, locate
-from aimo.data import builtin
+from aimo.config import RUNS
 from aimo.errors import AimoError
 from aimo.evaluation import benchmarks, completions, scores
 from aimo.evaluation.scores import Scores
-from aimo.inference import answers, competitions, gateway
 from aimo.inference.engine import Engine
 from aimo.inference.model_folder import identity
 from aimo.inference.sampling import Sampler
 from aimo.inference.settings import SETTINGS, Settings, guess_tags, resolve_settings
 from aimo.inference.storage import KEPT, read_json, write_json
-from aimo.report import pages, tables
+from aimo.report import pages
 from aimo.run.progress import counting
 from aimo.run.runs import Run, lock, unlock
 
 FIGURES = "evaluation.json"
 SHOWN = 4  # held-out rows whose first completion by each model is kept for the report
-Start = Callable[[Settings], Sampler]  # starts an engine, or connects to servers
 
 
 @dataclass(frozen=True)
@@ -79,12 +75,14 @@ class Wanted:
         return settings
 
 
-def evaluate(wanted: Wanted, start: Start, folder: Path, with_audit: bool = False) -> dict[str, Scores]:
+def evaluate_model(
+    wanted: Wanted, start: Callable[[Settings], Sampler], folder: Path, with_audit: bool = False
+) -> dict[str, Scores]:
     """Sample what is missing, score everything, and write figures and page; return the scores by benchmark.
 
-    What the folder already has of other benchmarks is scored and shown too. The engine starts only if a
-    completion is missing, so scoring again costs no generation. AimoError for what the user can fix, before
-    the engine starts.
+    What the folder already has of other benchmarks is scored and shown too. `start` starts the engine, or
+    connects to servers, only if a completion is missing, so scoring again costs no generation. AimoError for
+    what the user can fix, before the engine starts.
     """
     questions, tasks = {}, {}
     for name in wanted.benchmarks:
@@ -116,12 +114,9 @@ def evaluate(wanted: Wanted, start: Start, folder: Path, with_audit: bool = Fals
                     f"{folder} holds completions of other weights ({foreign[0]}); take another --run-dir"
                 )
             others = {name: row for name, row in record["benchmarks"].items() if "lighteval" in row}
-        with ExitStack() as stack:
-            sampled = sample_missing(wanted, questions, start, folder, stack)
+        sampled = sample_missing(wanted, questions, start, folder)
         others |= {name: benchmarks.run_lighteval(command, folder / name) for name, command in tasks.items()}
-        found |= {
-            name: scores.score(file.header, list(file.traces.values())) for name, file in sampled.items()
-        }
+        found |= {name: scores.score(one.header, list(one.traces.values())) for name, one in sampled.items()}
         write_results(wanted, found, others, folder, with_audit)
     except OSError as e:
         raise AimoError(f"{folder}: {e.strerror}; {KEPT}") from None
@@ -131,37 +126,34 @@ def evaluate(wanted: Wanted, start: Start, folder: Path, with_audit: bool = Fals
 
 
 def sample_missing(
-    wanted: Wanted, questions: dict[str, Any], start: Start, folder: Path, stack: ExitStack
+    wanted: Wanted, questions: dict[str, Any], start: Callable[[Settings], Sampler], folder: Path
 ) -> dict[str, completions.File]:
-    """Sample the completions that are missing; `stack` closes the engine if one started."""
-    sampler = None
-    files = {}
-    for benchmark, asked in questions.items():
-        # Files and tables call a benchmark by its name in the table, or by its file's.
-        name = benchmark if benchmark in benchmarks.BENCHMARKS else Path(benchmark).stem
-        settings = wanted.settings(benchmark)
-        header = completions.EvaluationHeader(
-            wanted.name, wanted.weights, name, wanted.seed, settings.asked, 0, asked
-        )
-        path = folder / f"{name}.jsonl"
-        if path.exists():
-            with completions.File(path, header) as kept:
-                if not kept.missing(settings.samples):
-                    files[name] = kept
-                    continue
-        if sampler is None:
-            sampler = start(settings)
-            stack.callback(sampler.close)
-        sampler.settings = settings
-        served = "" if isinstance(sampler.model, Path) else sampler.model
-        header = replace(header, context=sampler.max_length, served=served)
-        total = settings.samples * len(asked)
-        with (
-            completions.File(path, header) as file,
-            counting(name, total, total - len(file.missing(settings.samples))) as step,
-        ):
-            completions.sample_file(sampler, file, settings.samples, step)
-        files[name] = file
+    """Sample the completions that are missing; return the closed files by benchmark."""
+    sampler, files = None, {}
+    with ExitStack() as stack:
+        for benchmark, asked in questions.items():
+            # Files and tables call a benchmark by its name in the table, or by its file's.
+            name = benchmark if benchmark in benchmarks.BENCHMARKS else Path(benchmark).stem
+            settings, path = wanted.settings(benchmark), folder / f"{name}.jsonl"
+            header = completions.EvaluationHeader(
+                wanted.name, wanted.weights, name, wanted.seed, settings.asked, 0, asked
+            )
+            if path.exists():
+                with completions.File(path, header) as files[name]:
+                    if not files[name].missing(settings.samples):
+                        continue
+            if sampler is None:
+                sampler = start(settings)
+                stack.callback(sampler.close)
+            sampler.settings = settings
+            served = "" if isinstance(sampler.model, Path) else sampler.model
+            header = replace(header, context=sampler.max_length, served=served)
+            total = settings.samples * len(asked)
+            with (
+                completions.File(path, header) as files[name],
+                counting(name, total, total - len(files[name].missing(settings.samples))) as step,
+            ):
+                completions.sample_file(sampler, files[name], settings.samples, step)
     return files
 
 
@@ -182,23 +174,17 @@ def write_results(
     if with_audit:
         record["audit"] = {name: scores.disagreements(one) for name, one in found.items()}
     write_json(folder / FIGURES, record)
-    shown = record | {
-        "published": benchmarks.beside_published({wanted.name: measured}),
-        "questions": {name: [row_of(one, i) for i in range(len(one.right))] for name, one in found.items()},
-        "settings": {
-            name: one.header.settings | {"context": one.header.context} for name, one in found.items()
-        },
-        "curves": {
-            name: {
-                "pass@k": {
-                    k: float(scores.pass_at(one.right, k).mean()) for k in scores.vote_sizes(one.samples)
-                },
-                "maj@k": {k: float(one.majority(k).mean()) for k in scores.vote_sizes(one.samples)},
-            }
-            for name, one in found.items()
-        },
-    }
-    pages.write_evaluation(folder, shown)
+    shown: dict[str, Any] = {"questions": {}, "settings": {}, "curves": {}}
+    for name, one in found.items():
+        sizes = scores.vote_sizes(one.samples)
+        shown["questions"][name] = [row_of(one, i) for i in range(len(one.right))]
+        shown["settings"][name] = one.header.settings | {"context": one.header.context}
+        shown["curves"][name] = {
+            "pass@k": {k: float(scores.pass_at(one.right, k).mean()) for k in sizes},
+            "maj@k": {k: float(one.majority(k).mean()) for k in sizes},
+        }
+    published = benchmarks.beside_published({wanted.name: measured})
+    pages.write_evaluation(folder, record | shown | {"published": published})
     track(wanted.log_to, folder, wanted.name, figures)
     pages.write_index(folder)
 
@@ -248,6 +234,9 @@ def track(to: str, folder: Path, name: str, figures: dict[str, dict[str, Any]]) 
     tracker.finish()
 
 
+# Folders of evaluations
+
+
 def make_folder(folder: Path) -> None:
     """Make the folder. AimoError when it cannot be made, or cannot be written to."""
     try:
@@ -267,23 +256,6 @@ def name_of(model: Path) -> str:
     path = model.absolute()
     own = path.name in ("model", "trained") and len(path.parts) > 3
     return "-".join(path.parts[-3:-1]) if own else path.name
-
-
-def show_scores(found: dict[str, Scores]) -> None:
-    """Print the figures of each benchmark."""
-    table = Table("benchmark", "questions", "k", "pass@1", "95 %", "maj@k", "tokens", "cut off", "no answer")
-    for name, one in found.items():
-        row = scores.figures_of(one)
-        value, low, high = row["pass@1"]
-        vote = row.get(f"maj@{one.samples}", row["pass@1"])[0]
-        table.add_row(
-            name, str(row["questions"]), str(one.samples), f"{value:.3f}", f"{low:.3f} to {high:.3f}",
-            f"{vote:.3f}", f"{row['mean_tokens'][0]:,.0f}", f"{row['cut_off']:.3f}",
-            f"{row['no_answer']:.3f}",
-        )  # fmt: skip
-        if one.unreadable:
-            print(f"{name}: gold answers that cannot be read, counted as wrong: {', '.join(one.unreadable)}")
-    Console(width=110).print(table)
 
 
 def read_figures(folder: Path) -> dict[str, Any]:
@@ -308,7 +280,24 @@ def read_evaluation(folder: Path) -> dict[str, Scores]:
     }
 
 
-# A run: notebook 04
+def show_scores(found: dict[str, Scores]) -> None:
+    """Print the figures of each benchmark."""
+    table = Table("benchmark", "questions", "k", "pass@1", "95 %", "maj@k", "tokens", "cut off", "no answer")
+    for name, one in found.items():
+        row = scores.figures_of(one)
+        value, low, high = row["pass@1"]
+        vote = row.get(f"maj@{one.samples}", row["pass@1"])[0]
+        table.add_row(
+            name, str(row["questions"]), str(one.samples), f"{value:.3f}", f"{low:.3f} to {high:.3f}",
+            f"{vote:.3f}", f"{row['mean_tokens'][0]:,.0f}", f"{row['cut_off']:.3f}",
+            f"{row['no_answer']:.3f}",
+        )  # fmt: skip
+        if one.unreadable:
+            print(f"{name}: gold answers that cannot be read, counted as wrong: {', '.join(one.unreadable)}")
+    Console(width=110).print(table)
+
+
+# Notebook 04
 
 
 def evaluate_models(engine: Engine, run: Run, rows: list[dict[str, Any]]) -> dict[str, Scores]:
@@ -332,55 +321,11 @@ def evaluate_models(engine: Engine, run: Run, rows: list[dict[str, Any]]) -> dic
         def progress(done: int, total: int, before: int = i) -> None:
             run.progress(before * total + done, len(models) * total)
 
-        found[name] = scores.sample_rows(
-            engine, rows, prompt, engine.settings.samples, profile.seed, progress
-        )
+        samples = engine.settings.samples
+        found[name] = scores.sample_rows(engine, rows, prompt, samples, profile.seed, progress)
     write_json(kept["majority"], {name: one.vote_curve() for name, one in found.items()})
     texts = {name: [group[0].text for group in one.traces[:SHOWN]] for name, one in found.items()}
     write_json(kept["samples"], {"rows": rows[:SHOWN], "texts": texts})
     figures = {name: one.metrics() for name, one in found.items()}
     track(profile.training.log_to, run.folder, profile.profile, figures)
     return found
-
-
-def answer_test_file(engine: Engine, run: Run) -> list[dict[str, Any]]:
-    """Answer the run's test file through the local gateway; a record of each question, in the file's order.
-
-    Writes submission.parquet, and solutions.json for the report.
-    """
-    test_csv = test_file(run)
-    competition, table = competitions.read_questions(test_csv)
-    problems = table[competitions.COMPETITIONS[competition].problem_column]
-    out = run.dir / "submission.parquet"
-    # What an earlier model or other settings left in the run's journal is not taken, and kept.
-    solutions = gateway.answer_file(engine, test_csv, out, run.profile.seed, other="")
-    golds = table["answer"] if "answer" in table.columns else [None] * len(table)
-    records = [
-        {"id": question_id, "problem": problem, "gold": answers.to_integer(gold)}
-        | tables.solution_record(solutions[question_id])
-        for question_id, problem, gold in zip(table["id"], problems, golds, strict=True)
-    ]
-    write_json(run.folder / "solutions.json", records)
-    return records
-
-
-def test_file(run: Run) -> Path:
-    """The profile's test file, or one of built-in held-out problems in AIMO 3's layout."""
-    if run.profile.inference.test:
-        return locate(run.profile.inference.test)
-    path = run.folder / "test.csv"
-    drawn = builtin.generate(run.profile.inference.test_rows, "heldout", run.profile.seed + 1)
-    rows = [{"id": f"{p.family}-{i}", "problem": p.problem, "answer": p.answer} for i, p in enumerate(drawn)]
-    pl.DataFrame(rows).write_csv(path)
-    return path
-
-
-def count_right(solutions: list[dict[str, Any]]) -> dict[str, int]:
-    """Questions, how many of the known answers are right, and how many answers are fallbacks."""
-    known = [s for s in solutions if s["gold"] is not None]
-    return {
-        "questions": len(solutions),
-        "known": len(known),
-        "correct": sum(s["answer"] == s["gold"] for s in known),
-        "fallbacks": sum(not s["votes"] for s in solutions),
-    }

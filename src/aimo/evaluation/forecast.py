@@ -28,7 +28,7 @@ from rich.table import Table
 from aimo.evaluation.replay import Rule, replay_order
 from aimo.evaluation.traces import RecordedQuestion
 
-SIGNIFICANCE, POWER = 0.05, 0.8
+LEVEL, POWER = 0.05, 0.8
 LEAST_SHOWN = 0.001  # chance of a score
 FIELD_DEVIATION = 1.7  # of 21 runs of the baseline of AIMO 3's winners (mean 39.3 of 50)
 
@@ -37,13 +37,9 @@ FIELD_DEVIATION = 1.7  # of 21 runs of the baseline of AIMO 3's winners (mean 39
 class Forecast:
     """The distribution of a score in steps of 1 / runs."""
 
-    runs: int
-    chances: np.ndarray  # entry i is the chance of the score i / runs
+    scores: np.ndarray  # 0, 1 / runs, 2 / runs …
+    chances: np.ndarray  # of each score
     luck: float  # standard deviation of the score of one run on the same questions
-
-    @property
-    def scores(self) -> np.ndarray:
-        return np.arange(len(self.chances)) / self.runs
 
     @property
     def mean(self) -> float:
@@ -73,13 +69,11 @@ def chances_of(
 
 def forecast_score(rates: Sequence[float], runs: int, questions: int) -> Forecast:
     """The score of a day of `questions` questions with the chances `rates` (m,) of the recorded ones."""
-    rights = range(runs + 1)
-    each = np.array(
-        [[comb(runs, k) * p**k * (1 - p) ** (runs - k) for k in rights] for p in rates]
-    )  # binomial
-    asked = each if len(rates) == questions else [each.mean(axis=0)] * questions
+    rights = range(runs + 1)  # of a question, binomial
+    each = np.array([[comb(runs, k) * p**k * (1 - p) ** (runs - k) for k in rights] for p in rates])
+    chances = reduce(np.convolve, each if len(rates) == questions else [each.mean(axis=0)] * questions)
     variance = np.mean([rate * (1 - rate) for rate in rates]) * questions
-    return Forecast(runs, reduce(np.convolve, asked), float(np.sqrt(variance)))
+    return Forecast(np.arange(len(chances)) / runs, chances, float(np.sqrt(variance)))
 
 
 def runs_to_tell(deviation: float, gain: float = 1.0) -> int:
@@ -89,8 +83,7 @@ def runs_to_tell(deviation: float, gain: float = 1.0) -> int:
     the gain with a probability of 0.8. Scores are taken as normal, of equal deviation, on the same questions.
     """
     z = NormalDist().inv_cdf
-    n = 2 * ((z(1 - SIGNIFICANCE / 2) + z(POWER)) * deviation / gain) ** 2
-    return max(1, int(np.ceil(n)))
+    return max(1, int(np.ceil(2 * ((z(1 - LEVEL / 2) + z(POWER)) * deviation / gain) ** 2)))
 
 
 def show_forecast(found: Forecast) -> None:

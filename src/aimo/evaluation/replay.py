@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -48,15 +48,6 @@ class Rule:
     is_ours: bool = False  # whether samples end, and equal votes are told apart, as in the solver
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What one rule made of one order of a question's samples."""
-
-    answer: Vote
-    tokens: float
-    wall: float
-
-
 def parse_rule(name: str) -> Rule:
     """Return the rule of a name such as `ours`, `ours max_error=0.1`, `4 of 8` or `all:entropy`."""
     stop, _, weight = (part.strip() for part in name.partition(":"))
@@ -74,29 +65,29 @@ def parse_rule(name: str) -> Rule:
             ) from None
         # The solver always looks at what programs printed.
         return Rule(name, lambda state: voting.next_step(state, policy), None, weight or "programs", True)
-    if stop == "all":
-        return Rule(name, peer(lambda state: False), None, weight or "equal")
-    if found := re.fullmatch(r"(\d+)( ended)? of (\d+)", stop):
-        needed = int(found[1])
-
-        def is_over(state: State) -> bool:  # so many have ended, or one answer has so many votes
-            return (state.ended if found[2] else max(state.votes.values(), default=0)) >= needed
-
-        return Rule(name, peer(is_over), int(found[3]), weight or "equal")
-    raise AimoError(f"--policy {name!r}: {GRAMMAR}")
-
-
-def peer(stop: Callable[[State], bool]) -> Callable[[State], Step]:
-    """Start as many samples as may run at a time, and stop by the rule or when none is left."""
+    found = re.fullmatch(r"all|(\d+)( ended)? of (\d+)", stop)
+    if not found:
+        raise AimoError(f"--policy {name!r}: {GRAMMAR}")
+    needed, samples = (int(number) if number else None for number in (found[1], found[3]))
 
     def next_step(state: State) -> Step:
+        """Start as many samples as may run at a time, until enough have ended or agree, or none is left."""
         if state.time_left <= 0:
             return Step(Stop.DEADLINE)
-        if stop(state) or not state.running + state.left:
+        reached = state.ended if found[2] else max(state.votes.values(), default=0)
+        if (needed and reached >= needed) or not state.running + state.left:
             return Step(Stop.EXHAUSTED)
         return Step(start=min(state.left, voting.POLICY.in_flight - state.running))
 
-    return next_step
+    return Rule(name, next_step, samples, weight or "equal")
+
+
+class Outcome(NamedTuple):
+    """What one rule made of one order of a question's samples."""
+
+    answer: Vote
+    tokens: float
+    wall: float
 
 
 def play(
@@ -155,19 +146,26 @@ def play(
             votes[answer] += 1
             # The solver gives an answer that a program printed and the sample did not state a half; here it
             # counts 2, as records do not tell them apart.
-            if rule.weight == "programs":
-                each.append(voting.by_tools(sample.answer, sample.printed))
-            else:
-                each.append(voting.weigh(sample, rule.weight))
+            by_programs = rule.weight == "programs"
+            each.append(
+                voting.by_tools(answer, sample.printed) if by_programs else voting.weigh(sample, rule.weight)
+            )
             weights[answer] = weights.get(answer, 0.0) + each[-1]
         longest = longest if cut else max(longest, wrote)
 
 
-@dataclass(frozen=True)
-class Measured:
+def replay_order(
+    question: RecordedQuestion, order: Sequence[int], rule: Rule, budget: float = math.inf
+) -> tuple[bool, float, float]:
+    """Whether a rule is right on one order of a question's samples, its tokens and its wall time."""
+    samples = question.ours if rule.is_ours else question.peer
+    answer, tokens, wall = play([samples[i] for i in order[: rule.samples]], rule, budget)[1]
+    return answer == question.gold, tokens, wall
+
+
+class Measured(NamedTuple):
     """What a rule made of n questions: (n,) means over the orders of each question."""
 
-    rule: str
     accuracy: np.ndarray
     tokens: np.ndarray
     wall: np.ndarray
@@ -194,16 +192,7 @@ def measure(
         for order, times in orders.items():
             for r, rule in enumerate(rules):
                 figures[r, :, n] += times * np.array(replay_order(question, order, rule, budget))
-    return [Measured(rule.name, *figure / draws) for rule, figure in zip(rules, figures, strict=True)]
-
-
-def replay_order(
-    question: RecordedQuestion, order: Sequence[int], rule: Rule, budget: float = math.inf
-) -> tuple[bool, float, float]:
-    """Whether a rule is right on one order of a question's samples, its tokens and its wall time."""
-    samples = question.ours if rule.is_ours else question.peer
-    outcome = play([samples[i] for i in order[: rule.samples]], rule, budget)[1]
-    return outcome.answer == question.gold, outcome.tokens, outcome.wall
+    return [Measured(*figure) for figure in figures / draws]
 
 
 @dataclass(frozen=True)
@@ -234,29 +223,25 @@ def compare_rules(
 ) -> list[Figures]:
     """Our default and other rules on one file; without `rules`, all whose weights it has recorded."""
     for rule in rules:
-        if not has_weight(traces, rule.weight) and rule.name != OURS:
+        if ":" in rule.name and not has_weight(traces, rule.weight):
             remedy = "record it with inference.confidence=true" if rule.weight != "programs" else "use tools"
             raise AimoError(f"--policy {rule.name!r}: {traces.name} has no {rule.weight} recorded; {remedy}")
-    wanted = [rule for rule in rules or defaults(traces) if rule.name != OURS]
-    ours, *others = measure(traces.questions, [parse_rule(OURS), *wanted], draws, seed, samples, budget)
-    found = []
-    for one in (ours, *others):
-        turned = np.flatnonzero((one.accuracy > 0.5) != (ours.accuracy > 0.5))
+    compared = [parse_rule(OURS), *(rule for rule in rules or defaults(traces) if rule.name != OURS)]
+    measured = measure(traces.questions, compared, draws, seed, samples, budget)
+    ours, found = measured[0], []
+    for rule, one in zip(compared, measured, strict=True):
+        accuracy, tokens, wall = (float(values.mean()) for values in one)
+        intervals = (
+            difference_interval(one.accuracy, ours.accuracy, seed),
+            ratio_interval(ours.tokens, one.tokens, seed),
+            ratio_interval(ours.wall, one.wall, seed),
+        )
+        flipped = {
+            traces.questions[i].id: (float(ours.accuracy[i]), float(one.accuracy[i]))
+            for i in np.flatnonzero((one.accuracy > 0.5) != (ours.accuracy > 0.5))
+        }
         found.append(
-            Figures(
-                file=traces.name,
-                unit=traces.unit,
-                rule=one.rule,
-                accuracy=float(one.accuracy.mean()),
-                tokens=float(one.tokens.mean()),
-                wall=float(one.wall.mean()),
-                difference=difference_interval(one.accuracy, ours.accuracy, seed),
-                tokens_ratio=ratio_interval(ours.tokens, one.tokens, seed),
-                wall_ratio=ratio_interval(ours.wall, one.wall, seed),
-                flipped={
-                    traces.questions[i].id: (float(ours.accuracy[i]), float(one.accuracy[i])) for i in turned
-                },
-            )
+            Figures(traces.name, traces.unit, rule.name, accuracy, tokens, wall, *intervals, flipped)
         )
     return found
 
@@ -272,12 +257,10 @@ def defaults(traces: Traces) -> list[Rule]:
 def has_weight(traces: Traces, weight: str) -> bool:
     if weight in ("equal", "length"):
         return True
-    samples = [sample for question in traces.questions for sample in question.ours]
-    if weight == "programs":
-        return any(sample.printed for sample in samples)
-    if weight == "ties":
-        return any(sample.entropy is not None for sample in samples)
-    return any(getattr(sample, weight) is not None for sample in samples)
+    name = {"programs": "printed", "ties": "entropy"}.get(weight, weight)
+    return any(
+        getattr(sample, name) not in (None, ()) for question in traces.questions for sample in question.ours
+    )
 
 
 def plot_rules(figures: Sequence[Figures], to: Path) -> None:
@@ -288,19 +271,18 @@ def plot_rules(figures: Sequence[Figures], to: Path) -> None:
         names: dict[tuple[float, float], list[str]] = {}  # rules in one place share a label
         for figure in (f for f in figures if f.file == file):
             names.setdefault((round(figure.tokens), round(figure.accuracy, 3)), []).append(figure.rule)
-        middle = sum(max(names)[:1] + min(names)[:1]) / 2
+        middle = (max(names)[0] + min(names)[0]) / 2
         for place, rules in names.items():
-            panel.scatter(*place, s=40, color="tab:red" if OURS in rules else "tab:gray")
-            left = place[0] > middle  # of the point, so that the label stays within the panel
-            offset = (-6 if left else 6, 8 if OURS in rules else 0)
-            side = {"ha": "right" if left else "left", "va": "center"}
+            is_ours, left = OURS in rules, place[0] > middle  # its label stays within the panel
+            panel.scatter(*place, s=40, color="tab:red" if is_ours else "tab:gray")
             panel.annotate(
                 "\n".join(map(plots.label, rules)),
                 place,
-                offset,
+                (-6 if left else 6, 8 if is_ours else 0),
                 textcoords="offset points",
                 fontsize=8,
-                **side,
+                ha="right" if left else "left",
+                va="center",
             )
         panel.set(title=plots.label(file), xlabel="tokens a question", ylabel="accuracy")
         panel.margins(0.15)

@@ -122,79 +122,6 @@ def score(header: EvaluationHeader, traces: Sequence[Trace]) -> Scores:
     return Scores(header, groups, found, right, unreadable)
 
 
-def sample_rows(
-    engine: Sampler,
-    rows: list[dict[str, Any]],
-    prompt: Prompt,
-    num_samples: int,
-    seed: int,
-    progress: Callable[[int, int], None] | None = None,
-) -> Scores:
-    """Sample n rows (`prompt`, `answer`) `num_samples` times each, with the engine's current weights.
-
-    `progress` gets the number of completions that have ended, and of all. The same seed gives the same
-    samples, whatever the order of the rows. AimoError before sampling when a row has no answer.
-    """
-    if without := sum(row["answer"] in (None, "") for row in rows):
-        raise AimoError(
-            f"{without} of {len(rows)} problems have no answer to judge samples by; leave them out"
-        )
-    questions = [
-        Question(str(i), row["prompt"][-1]["content"], str(row["answer"])) for i, row in enumerate(rows)
-    ]
-    total, done = len(rows) * num_samples, 0
-
-    async def sample(ids: list[int], sample_seed: int) -> Completion:
-        nonlocal done
-        completion = await engine.sample(ids, sample_seed, engine.settings)
-        done += 1
-        if progress and (done % 64 == 0 or done == total):
-            progress(done, total)
-        return completion
-
-    async def sample_all() -> list[Completion]:
-        streams = []
-        for question in questions:
-            ids = engine.encode(question.problem)
-            streams += [sample(ids, sample_seed(seed, question.problem, i)) for i in range(num_samples)]
-        return await asyncio.gather(*streams)
-
-    completions = engine.run(sample_all())
-    header = EvaluationHeader("", "", "held-out problems", seed, {"tags": asdict(prompt.tags)}, 0, questions)
-    traces = [
-        Trace(str(n // num_samples), n % num_samples, 0, one.text, one.tokens, one.finished, 0.0, 0.0)
-        for n, one in enumerate(completions)
-    ]
-    well_formed = sum(prompts.is_well_formed(prompt, one.text) for one in completions) / total
-    return replace(score(header, traces), well_formed=well_formed)
-
-
-def within_pass_rate(
-    model: Path, rows: list[dict[str, Any]], run: Run
-) -> tuple[list[dict[str, Any]], list[float]]:
-    """The rows of which `model` solves a share within `grpo.pass_rate`, and (n,) the shares of all n rows.
-
-    Problems that are solved always or never have no GRPO gradient. Without that key: every row, and no
-    shares. Each row is sampled `grpo.pass_rate_samples` times. The stage's folder keeps the shares for when
-    the stage is started again. AimoError when no row is left.
-    """
-    grpo = run.profile.grpo
-    if grpo is None or grpo.pass_rate is None:
-        return rows, []
-    low, high = grpo.pass_rate
-    tried = run.folder / "pass_rates.json"
-    if not tried.exists():
-        settings, seed = run.profile.solver_settings(model), run.profile.seed
-        with Engine(model, settings, seed=seed) as engine:
-            found = sample_rows(engine, rows, run.profile.prompt, grpo.pass_rate_samples, seed, run.progress)
-        write_json(tried, found.pass_rates())
-    rates = read_json(tried, "remove it, and the problems are sampled again", list)
-    kept = [row for row, rate in zip(rows, rates, strict=True) if low <= rate <= high]
-    if not kept:
-        raise AimoError(f"grpo.pass_rate: no problem is solved in a share from {low} to {high}; widen it")
-    return kept, rates
-
-
 def ballot(gold: str, found: Sequence[str | None], right: Sequence[bool]) -> tuple[int, Votes]:
     """The gold answer and a question's answers as numbers: equal answers are equal, None has no vote.
 
@@ -227,8 +154,7 @@ def figures_of(scores: Scores) -> dict[str, Any]:
     flat = [trace for group in scores.traces for trace in group]
 
     def spread(values: Any, interval: Callable[[Any], Interval] = share_interval) -> list[float]:
-        found = interval(values)
-        return [round(number, 4) for number in (found.value, found.low, found.high)]
+        return [round(number, 4) for number in asdict(interval(values)).values()]
 
     figures: dict[str, Any] = {"questions": len(rates), "samples": k, "pass@1": spread(rates)}
     if k > 1:
@@ -272,6 +198,81 @@ def disagreements(scores: Scores) -> list[dict[str, Any]]:
                     verdicts = {"ours": ours, "math-verify": theirs, "end": trace.text[-120:]}
                     found.setdefault((question.id, answer, ours), row | verdicts)
     return list(found.values())
+
+
+# Rows of a run's sets: held-out problems, and those that a stage trains on
+
+
+def sample_rows(
+    engine: Sampler,
+    rows: list[dict[str, Any]],
+    prompt: Prompt,
+    num_samples: int,
+    seed: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> Scores:
+    """Sample n rows (`prompt`, `answer`) `num_samples` times each, with the engine's current weights.
+
+    `progress` gets the number of completions that have ended, and of all. The same seed gives the same
+    samples, whatever the order of the rows. AimoError before sampling when a row has no answer.
+    """
+    if without := sum(row["answer"] in (None, "") for row in rows):
+        raise AimoError(
+            f"{without} of {len(rows)} problems have no answer to judge samples by; leave them out"
+        )
+    questions = [
+        Question(str(i), row["prompt"][-1]["content"], str(row["answer"])) for i, row in enumerate(rows)
+    ]
+    total, done = len(rows) * num_samples, 0
+
+    async def sample(ids: list[int], sample_seed: int) -> Completion:
+        nonlocal done
+        completion = await engine.sample(ids, sample_seed, engine.settings)
+        done += 1
+        if progress and (done % 64 == 0 or done == total):
+            progress(done, total)
+        return completion
+
+    async def sample_all() -> list[Completion]:
+        streams = []
+        for question in questions:
+            ids = engine.encode(question.problem)
+            streams += [sample(ids, sample_seed(seed, question.problem, i)) for i in range(num_samples)]
+        return await asyncio.gather(*streams)
+
+    header = EvaluationHeader("", "", "held-out problems", seed, {"tags": asdict(prompt.tags)}, 0, questions)
+    traces = [
+        Trace(str(n // num_samples), n % num_samples, 0, one.text, one.tokens, one.finished, 0.0, 0.0)
+        for n, one in enumerate(engine.run(sample_all()))
+    ]
+    well_formed = sum(prompts.is_well_formed(prompt, trace.text) for trace in traces) / total
+    return replace(score(header, traces), well_formed=well_formed)
+
+
+def within_pass_rate(
+    model: Path, rows: list[dict[str, Any]], run: Run
+) -> tuple[list[dict[str, Any]], list[float]]:
+    """The rows of which `model` solves a share within `grpo.pass_rate`, and (n,) the shares of all n rows.
+
+    Problems that are solved always or never have no GRPO gradient. Without that key: every row, and no
+    shares. Each row is sampled `grpo.pass_rate_samples` times. The stage's folder keeps the shares for when
+    the stage is started again. AimoError when no row is left.
+    """
+    grpo = run.profile.grpo
+    if grpo is None or grpo.pass_rate is None:
+        return rows, []
+    low, high = grpo.pass_rate
+    tried = run.folder / "pass_rates.json"
+    if not tried.exists():
+        settings, seed = run.profile.solver_settings(model), run.profile.seed
+        with Engine(model, settings, seed=seed) as engine:
+            found = sample_rows(engine, rows, run.profile.prompt, grpo.pass_rate_samples, seed, run.progress)
+        write_json(tried, found.pass_rates())
+    rates = read_json(tried, "remove it, and the problems are sampled again", list)
+    kept = [row for row, rate in zip(rows, rates, strict=True) if low <= rate <= high]
+    if not kept:
+        raise AimoError(f"grpo.pass_rate: no problem is solved in a share from {low} to {high}; widen it")
+    return kept, rates
 
 
 # Intervals. The bootstrap draws questions, each with all its samples, because the samples of one question

@@ -154,23 +154,23 @@ def as_peers(text: str) -> RecordedSample:
 
 def as_ours(text: str) -> RecordedSample:
     """A completion that ends at its final answer, or where it degenerates."""
-    final = voting.final_answer(text, read_answer)
+
+    def read(text: str) -> int | None:
+        return answers.to_integer(answers.extract(text))
+
+    final = voting.final_answer(text, read)
     end, answer = final or (len(text), None)
     for place in range(CHECK, end, CHECK):
         before = text[max(0, place - voting.WINDOW) : place]
         if voting.is_repeating(before) or (place % COUNT_EVERY == 0 and voting.is_counting(before)):
             return RecordedSample(place / CHARACTERS, None)
-    return RecordedSample(end / CHARACTERS, answer if final else read_answer(text))
-
-
-def read_answer(text: str) -> int | None:
-    return answers.to_integer(answers.extract(text))
+    return RecordedSample(end / CHARACTERS, answer if final else read(text))
 
 
 def pool_journals(paths: Sequence[Path], golds: Mapping[str, int]) -> Traces:
     """The samples of journals of one model and its settings, by question."""
-    header: journal.JournalHeader | None = None
-    by_question: dict[str, list[Sample]] = {}
+    header, stopped = None, 0
+    by_question: dict[str, list[RecordedSample]] = {}
     for path in paths:
         for number, row in lines(path):
             where = f"{path}, line {number}"
@@ -185,24 +185,21 @@ def pool_journals(paths: Sequence[Path], golds: Mapping[str, int]) -> Traces:
                 if header and (difference := entry.differs(header)):
                     raise AimoError(f"{where}: {difference}; replay them apart")
                 header = entry
-            elif isinstance(entry.value, Sample):
-                by_question.setdefault(entry.id, []).append(entry.value)
-    questions = []
-    for name, samples in sorted(by_question.items()):
-        if name not in golds:
-            raise AimoError(f"question {name} has no answer; give --answers CSV, with its id and answer")
-        recorded = []
-        for one in samples:
-            seconds = one.end_s - one.begin_s
-            pace = max(1, one.tokens) / seconds if seconds > 0 else 1.0
-            confidence = one.logprob, one.tail_logprob, one.entropy, one.tail_entropy
-            recorded.append(RecordedSample(one.tokens, one.answer, pace, tuple(one.printed), *confidence))
-        questions.append(RecordedQuestion(golds[name], recorded, recorded, name))
-    if not questions:
+            elif isinstance(one := entry.value, Sample):
+                seconds = one.end_s - one.begin_s
+                pace = max(1, one.tokens) / seconds if seconds > 0 else 1.0
+                confidence = one.logprob, one.tail_logprob, one.entropy, one.tail_entropy
+                sample = RecordedSample(one.tokens, one.answer, pace, tuple(one.printed), *confidence)
+                by_question.setdefault(entry.id, []).append(sample)
+                stopped += one.end is End.STOPPED
+    if without := sorted(by_question.keys() - golds.keys()):
+        raise AimoError(f"question {without[0]} has no answer; give --answers CSV, with its id and answer")
+    if not by_question:
         raise AimoError(f"{paths[0]}: no sample has ended in it; give another journal")
-    stopped = sum(one.end is End.STOPPED for samples in by_question.values() for one in samples)
-    model = Path(header.model).name if header else ""
-    return Traces(model or paths[0].stem, questions, "seconds", stopped)
+    ordered = sorted(by_question.items())
+    questions = [RecordedQuestion(golds[name], samples, samples, name) for name, samples in ordered]
+    name = Path(header.model).name if header else ""
+    return Traces(name or paths[0].stem, questions, "seconds", stopped)
 
 
 def read_gold_file(path: Path) -> dict[str, int]:

@@ -42,7 +42,7 @@ INFERENCE = ("src/aimo/inference/*.py",)
 DATA = ("src/aimo/config/aliases.yaml", "src/aimo/data/presets.yaml", "src/aimo/report/page.jinja")
 ROAD = ("src/aimo/pipeline.py", "notebooks/0[123]*.ipynb", "notebooks/profiles/*.jinja")
 WHEELS = ("src/aimo/inference/wheels.py", "requirements.txt")
-EVALUATION = (*INFERENCE, *DATA, "src/aimo/evaluation/kernel.py")
+EVALUATION = (*INFERENCE, *DATA, "src/aimo/evaluation/submission.py")
 KERNELS = {
     "wheels": Kernel(WHEELS, internet=True, gpu=False, attaches=()),
     "train": Kernel((*INFERENCE, *DATA, *ROAD), True, True, attaches=("wheels",), profile="kaggle-h100"),

@@ -4,12 +4,10 @@ import re
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from aimo.config.profile import MODELS
-from aimo.inference.solver import Solution
 from aimo.inference.storage import read_lines
 from aimo.report.page import Html, join, render
 
@@ -137,22 +135,6 @@ def evaluation(models: dict[str, dict[str, Any]]) -> Html:
     if not models:
         return note("The profile has no held-out problems.")
     return table([{"model": MODELS[name]} | figures for name, figures in models.items()])
-
-
-def solution_record(solution: Solution) -> dict[str, Any]:
-    """A solution as JSON: its vote, its samples, and a sample's text for each of the two leading answers."""
-    text_of = {sample.answer: sample.text for sample in reversed(solution.ended)}
-    samples = [asdict(sample) for sample in solution.samples]
-    return {
-        "answer": solution.answer,
-        "votes": {str(row.answer): row.votes for row in solution.tally},
-        "tally": [asdict(row) for row in solution.tally],
-        "stop": solution.stop,
-        "seconds": round(solution.seconds, 2),
-        "note": solution.note,
-        "texts": {str(row.answer): text_of[row.answer] for row in solution.tally[:2]},
-        "samples": [{key: s[key] for key in s if key != "text"} for s in samples],
-    }
 
 
 def answers(solutions: list[dict[str, Any]]) -> Html:

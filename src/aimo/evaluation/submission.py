@@ -1,28 +1,34 @@
-"""The kernel `evaluate`: the submission's solver on problems with known answers, before one submits.
+"""Answer files of problems as a submission does, and score the answers before one submits.
 
-The local gateway asks the files in the competition's passes, and they are scored by its points. Leaves
-evaluation.html, evaluation.json, and a journal of each pass, which `aimo replay` reads.
+The kernel `evaluate` asks its files in the competition's passes through the local gateway, and scores them by
+its points: evaluation.html, evaluation.json, and a journal of each pass, which `aimo replay` reads. Notebook
+04 asks a run's test file once.
 """
 
 import json
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from aimo.inference import competitions, gateway, startup
+from aimo.config import locate
+from aimo.data import builtin
+from aimo.inference import answers, competitions, gateway, startup
 from aimo.inference.competitions import Competition
-from aimo.inference.engine import Supervisor
+from aimo.inference.engine import Engine, Supervisor
 from aimo.inference.errors import AimoError
 from aimo.inference.files import read_texts
 from aimo.inference.journal import Journal
 from aimo.inference.model_folder import check_model_folder, identity
 from aimo.inference.settings import Texts, check_parameters, resolve_settings
+from aimo.inference.solver import Solution
 from aimo.inference.storage import write_json
 from aimo.report import page, plots, tables
 from aimo.report.page import Section
+from aimo.run.runs import Run
 
 
 @check_parameters
@@ -68,15 +74,15 @@ def evaluate_submission(
             limit_s = left_s * len(table) / total
             passes = gateway.answer_table(supervisor, table, rules, limit_s, seed, open_journal)
             golds = competitions.known_answers(table, rules)
-            answers = [one.answers for one in passes]
+            given = [one.answers for one in passes]
             solutions = [solution for one in passes for solution in one.solutions.values()]
             rows.append(
                 {
                     "file": name,
                     "questions": len(golds),
-                    "score": competitions.points_of(rules, golds, answers),
+                    "score": competitions.points_of(rules, golds, given),
                     "right in each pass": [
-                        sum(one[name] == gold for name, gold in golds.items()) for one in answers
+                        sum(one[name] == gold for name, gold in golds.items()) for one in given
                     ],
                     "fallbacks": sum(not solution.votes for solution in solutions),
                     "seconds": round(sum(solution.seconds for solution in solutions), 1),
@@ -86,11 +92,7 @@ def evaluate_submission(
                 }
             )
             for number, one in enumerate(passes, 1):
-                records = [
-                    {"id": question, "problem": problem, "gold": golds[question]}
-                    | tables.solution_record(one.solutions[question])
-                    for question, problem in table.select("id", rules.problem_column).rows()
-                ]
+                records = solution_records(table, rules, golds, one.solutions)
                 sections.append(Section(plots.votes(records), f"{name}, pass {number}"))
                 sections.append(Section(tables.answers(records)))
             write_scores(folder, competition, model, rows, sections)
@@ -118,12 +120,89 @@ def read_problems(path: Path, rules: Competition) -> tuple[pl.DataFrame, int]:
     return kept, len(table) - len(kept)
 
 
+def solution_records(
+    table: pl.DataFrame,
+    rules: Competition,
+    golds: Mapping[str, int | None],
+    solutions: Mapping[str, Solution],
+) -> list[dict[str, Any]]:
+    """Return the solution of each question of a table as JSON, for the tables and plots of the report.
+
+    It has the vote, the samples, and a sample's text for each of the two leading answers.
+    """
+    records = []
+    for id_, problem in table.select("id", rules.problem_column).rows():
+        solution = solutions[id_]
+        text_of = {sample.answer: sample.text for sample in reversed(solution.ended)}
+        records.append(
+            {
+                "id": id_,
+                "problem": problem,
+                "gold": golds.get(id_),
+                "answer": solution.answer,
+                "votes": {str(row.answer): row.votes for row in solution.tally},
+                "tally": [asdict(row) for row in solution.tally],
+                "stop": solution.stop,
+                "seconds": round(solution.seconds, 2),
+                "note": solution.note,
+                "texts": {str(row.answer): text_of[row.answer] for row in solution.tally[:2]},
+                "samples": [
+                    {key: value for key, value in asdict(sample).items() if key != "text"}
+                    for sample in solution.samples
+                ],
+            }
+        )
+    return records
+
+
 def write_scores(
     folder: Path, competition: str, model: str, rows: list[dict[str, Any]], sections: Sequence[Section]
 ) -> None:
-    """Write the figures and the page."""
+    """Write the figures of the kernel and its page."""
     write_json(folder / "evaluation.json", rows)
     points = ", ".join(f"{value:g}" for value in competitions.COMPETITIONS[competition].points)
     lead = f"{model}, asked as the submission would be. Points of a question by its right answers: {points}."
     head = Section(tables.table([{key: str(value) for key, value in row.items()} for row in rows]), "Scores")
     page.write_page(folder / "evaluation.html", f"Evaluation for {competition}", lead, [head, *sections])
+
+
+# Notebook 04
+
+
+def answer_test_file(engine: Engine, run: Run) -> list[dict[str, Any]]:
+    """Answer the run's test file through the local gateway; a record of each question, in the file's order.
+
+    Writes submission.parquet, and solutions.json for the report.
+    """
+    test_csv = test_file(run)
+    competition, table = competitions.read_questions(test_csv)
+    out = run.dir / "submission.parquet"
+    # What an earlier model or other settings left in the run's journal is not taken, and kept.
+    solutions = gateway.answer_file(engine, test_csv, out, run.profile.seed, other="")
+    known = table.select("id", "answer").rows() if "answer" in table.columns else []
+    golds = {id_: answers.to_integer(answer) for id_, answer in known}
+    records = solution_records(table, competitions.COMPETITIONS[competition], golds, solutions)
+    write_json(run.folder / "solutions.json", records)
+    return records
+
+
+def test_file(run: Run) -> Path:
+    """The profile's test file, or one of built-in held-out problems in AIMO 3's layout."""
+    if run.profile.inference.test:
+        return locate(run.profile.inference.test)
+    path = run.folder / "test.csv"
+    drawn = builtin.generate(run.profile.inference.test_rows, "heldout", run.profile.seed + 1)
+    rows = [{"id": f"{p.family}-{i}", "problem": p.problem, "answer": p.answer} for i, p in enumerate(drawn)]
+    pl.DataFrame(rows).write_csv(path)
+    return path
+
+
+def count_right(solutions: list[dict[str, Any]]) -> dict[str, int]:
+    """Questions, how many of the known answers are right, and how many answers are fallbacks."""
+    known = [s for s in solutions if s["gold"] is not None]
+    return {
+        "questions": len(solutions),
+        "known": len(known),
+        "correct": sum(s["answer"] == s["gold"] for s in known),
+        "fallbacks": sum(not s["votes"] for s in solutions),
+    }
