@@ -67,18 +67,14 @@ HEADER, SAMPLE, ENTRY = TypeAdapter(JournalHeader), TypeAdapter(Sample), TypeAda
 
 def parse_line(line: Mapping[str, Any]) -> JournalHeader | Entry:
     """Return what a line of a journal holds. Raises ValueError that names what is missing or not known."""
-
-    def known(kind: type[JournalHeader] | type[Sample], values: dict[str, Any]) -> dict[str, Any]:
-        if unknown := sorted(values.keys() - {f.name for f in fields(kind)}):
-            raise ValueError(f"unknown field {unknown[0]}")
-        return values
-
     try:
+        for key, kind in ("journal", JournalHeader), ("sample", Sample):
+            known = {part.name for part in fields(kind)}  # type: ignore[arg-type]
+            if key in line and (unknown := sorted(line[key].keys() - known)):
+                raise ValueError(f"unknown field {unknown[0]}")
         if "journal" in line:
-            return HEADER.validate_python(known(JournalHeader, line["journal"]))
-        value = line.get("answer")
-        if "answer" not in line:
-            value = SAMPLE.validate_python(known(Sample, line["sample"]))
+            return HEADER.validate_python(line["journal"])
+        value = line["answer"] if "answer" in line else SAMPLE.validate_python(line["sample"])
         return ENTRY.validate_python({"key": line["key"], "id": line["id"], "value": value})
     except ValidationError as e:
         raise ValueError(explain(e.errors()[0])) from None
@@ -121,11 +117,10 @@ class Journal:
             raise
 
     def load(self) -> None:
-        """Take what the file holds."""
         strangers = 0
         for number, line in iterate_lines(self.path) if self.path else ():
             try:
-                if isinstance(line, str):
+                if isinstance(line, str):  # what is wrong with it
                     raise ValueError(line)
                 entry = parse_line(line)
             except ValueError as e:
@@ -161,7 +156,7 @@ class Journal:
         return self.found.get(self.key(question_id, problem)) or Solution()
 
     def add(self, question_id: str, problem: str, entry: Sample | int) -> None:
-        """Write a sample or an answer; a sample does not fail because of it."""
+        """Write a sample or an answer. What cannot be written is in `fault`, or printed: no answer fails."""
         if self.path is None:
             return
         value = {"sample": asdict(entry)} if isinstance(entry, Sample) else {"answer": entry}

@@ -1,7 +1,7 @@
 """How a model is prompted, sampled and voted on: the `prompt` and `inference` sections of a profile.
 
-A model folder carries its settings as aimo.json. They are defaults: `resolve` puts a profile, the command
-line or a kernel's parameters over them.
+A model folder carries its settings as aimo.json. They are defaults: `resolve_settings` puts a profile, the
+command line or a kernel's parameters over them.
 """
 
 import ast
@@ -58,14 +58,10 @@ Weight = Literal["equal", "length", "logprob", "tail_logprob", "entropy", "tail_
 class Tags:
     """What encloses the thought and the answer of a completion. The defaults are Unsloth's recipe."""
 
-    think_start: Tag = "<start_working_out>"
-    """Opens the thought."""
-    think_end: Tag = "<end_working_out>"
-    """Closes the thought."""
-    answer_start: Tag = "<SOLUTION>"
-    """Opens the answer."""
-    answer_end: Tag = "</SOLUTION>"
-    """Closes the answer."""
+    think_start: Tag = "<start_working_out>"  # Opens the thought
+    think_end: Tag = "<end_working_out>"  # Closes the thought
+    answer_start: Tag = "<SOLUTION>"  # Opens the answer
+    answer_end: Tag = "</SOLUTION>"  # Closes the answer
 
 
 # Tags of models without aimo.json; the first is also taken for models that have no thought tags.
@@ -82,14 +78,13 @@ HARMONY = Tags("<|channel|>analysis<|message|>", "<|channel|>final<|message|>", 
 class Prompt(Tags):
     """Tags, system prompt and chat template; all are saved with the model."""
 
-    system: str = ""
-    """The system message; empty sends none."""
+    system: str = ""  # The system message; empty sends none
+    # `plain` (Unsloth's recipe), `chatml` (Qwen, Open-R1), `model` for the base's own, or a Jinja file
     template: str = "plain"
-    """`plain` (Unsloth's recipe), `chatml` (Qwen, Open-R1), `model` for the base's own, or a Jinja file."""
+    # The token that ends a reply, such as <|im_end|>; null takes the tokenizer's
     eos_token: str | None = None
-    """The token that ends a reply, such as <|im_end|>; null takes the tokenizer's."""
+    # Whether a prompt ends in the opening tag, so that a completion starts inside it
     prefill: bool = True
-    """Whether a prompt ends in the opening tag, so that a completion starts inside it."""
 
     @property
     def tags(self) -> Tags:
@@ -100,70 +95,56 @@ class Prompt(Tags):
 class Variant:
     """Another prompt for a share of the samples."""
 
-    share: Rate
-    """The share of the samples that are asked with it."""
-    system: str = ""
-    """As `system` of the settings."""
-    user: User = "{problem}"
-    """As `user` of the settings."""
+    share: Rate  # The share of the samples that are asked with it
+    system: str = ""  # As `system` of the settings
+    user: User = "{problem}"  # As `user` of the settings
 
 
 @dataclass(config=strict, frozen=True)
 class Settings:
     """Prompt, sampling, tools, votes and vLLM's arguments: all that the engine and the solver read."""
 
+    # How a conversation becomes tokens: by the chat template, or by Harmony, which is taken for a model
+    # folder whose config.json says gpt_oss
     format: Format = "chat"
-    """How a conversation becomes tokens: by the chat template, or by Harmony, which is taken for a model
-    folder whose config.json says gpt_oss."""
+    # The system message; empty sends none, so that a template's own stays. `{rules}` is replaced by the
+    # competition's sentence on its answers.
     system: str = ""
-    """The system message; empty sends none, so that a template's own stays. `{rules}` is replaced by the
-    competition's sentence on its answers."""
+    # The user message. `{problem}` is replaced by the problem, and `{rules}` as in `system`.
     user: User = "{problem}"
-    """The user message. `{problem}` is replaced by the problem, and `{rules}` as in `system`."""
-    variants: list[Variant] = field(default_factory=list)
-    """Other prompts, each for a share of the samples."""
+    variants: list[Variant] = field(default_factory=list)  # Other prompts, each for a share of the samples
+    # Arguments of the chat template, such as enable_thinking (Qwen3) or reasoning_effort (gpt-oss)
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
-    """Arguments of the chat template, such as enable_thinking (Qwen3) or reasoning_effort (gpt-oss)."""
-    samples: Positive = 16
-    """Samples of a question."""
+    samples: Positive = 16  # Samples of a question
+    # 0 always takes the likeliest token: all samples of a question are then equal
     temperature: Temperature = 1.0
-    """0 always takes the likeliest token: all samples of a question are then equal."""
-    top_p: TopP = 1.0
-    """Sample from the likeliest tokens that together have this probability."""
-    min_p: Share = 0.0
-    """Sample from tokens that are at least this share as likely as the likeliest."""
-    top_k: NonNegative = 0
-    """Sample from so many likeliest tokens; 0 from all."""
+    top_p: TopP = 1.0  # Sample from the likeliest tokens that together have this probability
+    min_p: Share = 0.0  # Sample from tokens that are at least this share as likely as the likeliest
+    top_k: NonNegative = 0  # Sample from so many likeliest tokens; 0 from all
+    # Texts that end a completion, besides the model's own end of a turn
     stop: list[Tag] = field(default_factory=list)
-    """Texts that end a completion, besides the model's own end of a turn."""
-    max_tokens: Positive = 16384
-    """Tokens of one sample; the context may hold fewer."""
+    max_tokens: Positive = 16384  # Tokens of one sample; the context may hold fewer
+    # Tokens of prompt and completion. Null: a training profile's `model.max_length`, else the model's.
     max_length: Positive | None = None
-    """Tokens of prompt and completion. Null: a training profile's `model.max_length`, else the model's."""
+    # What encloses a thought and an answer. Not given: those of the `prompt` section of a profile that
+    # trains, else those that the model's template shows.
     tags: Tags = field(default_factory=Tags)
-    """What encloses a thought and an answer. Not given: those of the `prompt` section of a profile that
-    trains, else those that the model's template shows."""
-    thinking: bool | None = None
-    """Whether a prompt ends inside a thought. Null: seen from each prompt."""
+    thinking: bool | None = None  # Whether a prompt ends inside a thought. Null: seen from each prompt.
+    # The share of samples whose Python is run in the sandbox, and its output fed back
     tools: Share = 0.0
-    """The share of samples whose Python is run in the sandbox, and its output fed back."""
-    tool_turns: Positive = 128
-    """How many programs of a sample are run."""
-    tool_seconds: ToolSeconds = 6.0
-    """Seconds that a program may take, at most 600."""
+    tool_turns: Positive = 128  # How many programs of a sample are run
+    tool_seconds: ToolSeconds = 6.0  # Seconds that a program may take, at most 600
+    # vLLM's parser of the model's own tool calls (`hermes` for Qwen); null runs its fenced Python blocks
     tool_parser: str | None = None
-    """vLLM's parser of the model's own tool calls (`hermes` for Qwen); null runs its fenced Python blocks."""
+    # What a vote weighs by (docs/voting.md); `ties`: the entropy tells equal votes apart
     weight: Weight = "equal"
-    """What a vote weighs by (docs/voting.md); `ties`: the entropy tells equal votes apart."""
+    # Whether the journal has the log-probability and entropy of every sample, whatever `weight` needs: for
+    # `aimo replay`. Costs 0.2 ms of a core for each token.
     confidence: bool = False
-    """Whether the journal has the log-probability and entropy of every sample, whatever `weight` needs: for
-    `aimo replay`. Costs 0.2 ms of a core for each token."""
-    discount_trivial: bool = False
-    """Whether 0, 1 and the numbers of the statement count half."""
-    gpu_memory: Share = 0.9
-    """Share of the GPU's memory that vLLM takes; on a CPU it takes 1 GiB."""
+    discount_trivial: bool = False  # Whether 0, 1 and the numbers of the statement count half
+    gpu_memory: Share = 0.9  # Share of the GPU's memory that vLLM takes; on a CPU it takes 1 GiB
+    # vLLM's engine arguments by its own names: tensor_parallel_size, kv_cache_dtype, speculative_config …
     vllm: dict[str, Any] = field(default_factory=dict)
-    """vLLM's engine arguments by its own names: tensor_parallel_size, kv_cache_dtype, speculative_config …"""
 
     @property
     def top_logprobs(self) -> int | None:
@@ -171,11 +152,6 @@ class Settings:
         if self.confidence or self.weight == "ties" or self.weight.endswith("entropy"):
             return TOP_LOGPROBS
         return 0 if self.weight.endswith("logprob") else None
-
-    def describe(self) -> str:
-        """Return the settings in one block, a `key: value` a line."""
-        values = json.loads(self.to_json())
-        return "\n".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in values.items())
 
     @property
     def asked(self) -> dict[str, Any]:
@@ -187,6 +163,11 @@ class Settings:
     def to_json(self) -> str:
         """Return the settings as aimo.json holds them."""
         return json.dumps(asdict(self), indent=2) + "\n"
+
+    def describe(self) -> str:
+        """Return the settings in one block, a `key: value` a line."""
+        values = json.loads(self.to_json())
+        return "\n".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in values.items())
 
 
 def resolve_settings(model: str | Path, *layers: Mapping[str, Any]) -> Settings:
@@ -200,11 +181,11 @@ def resolve_settings(model: str | Path, *layers: Mapping[str, Any]) -> Settings:
     folder = Path(model)
     values: dict[str, Any] = {"tags": asdict(guess_tags(folder))}
     path, remedy = folder / "generation_config.json", "repair the file, or delete it"
-    sampling = read_json(path, remedy) if path.exists() else {}
-    sampling = {key: sampling.get(key) for key in ("temperature", "top_p", "top_k")}
-    sampling = {key: value for key, value in sampling.items() if value is not None}
-    validate_settings(sampling, str(path), remedy)
-    values |= sampling
+    if path.exists():
+        own = read_json(path, remedy)
+        sampling = {key: own[key] for key in ("temperature", "top_p", "top_k") if own.get(key) is not None}
+        validate_settings(sampling, str(path), remedy)
+        values |= sampling
     path = folder / "config.json"
     is_harmony = path.exists() and read_json(path, REMEDY).get("model_type") == "gpt_oss"
     if is_harmony:
@@ -212,10 +193,9 @@ def resolve_settings(model: str | Path, *layers: Mapping[str, Any]) -> Settings:
     path, remedy = folder / SETTINGS, "repair the file, or delete it to take the defaults"
     if path.exists():
         values = merge(values, read_json(path, remedy))
-        own = validate_settings(values, str(path), remedy).vllm
-        set_by_user = {key for layer in layers for key in layer.get("vllm") or {}}
-        odd = {key for key, value in own.items() if key not in HARMLESS.split() or isinstance(value, dict)}
-        if refused := sorted(odd - set_by_user):
+        vllm = validate_settings(values, str(path), remedy).vllm
+        odd = {key for key, value in vllm.items() if key not in HARMLESS.split() or isinstance(value, dict)}
+        if refused := sorted(odd.difference(*(layer.get("vllm") or {} for layer in layers))):
             raise AimoError(
                 f"{path}: vllm.{refused[0]} could run code of the folder's, so no model folder may set it; "
                 f"remove it there, or say inference.vllm.{refused[0]} yourself, in a profile, by --set or in "
@@ -233,29 +213,12 @@ def resolve_settings(model: str | Path, *layers: Mapping[str, Any]) -> Settings:
     return settings
 
 
-def contradiction(settings: Settings) -> str:
-    """Return what in the prompts contradicts the tags or other prompts, with the remedy; else nothing."""
-    tags = asdict(settings.tags)
-    read = {tag.strip() for tag in tags.values()} | {"</answer>", "</think>"}
-    if sum(other.share for other in settings.variants) > 1:
-        return "variants: their shares are more than 1 in all; lower them"
-    named: list[tuple[str, Settings | Variant]] = [
-        ("", settings),
-        *((f"variants.{i}.", other) for i, other in enumerate(settings.variants)),
-    ]
-    if settings.format == "harmony" and settings.tool_parser:
-        return f"tool_parser: {settings.tool_parser} does not read the calls of Harmony; set it to null"
-    for where, asked in named:
-        for key, text in ("system", asked.system), ("user", asked.user):
-            other = set(re.findall(r"</[\w-]+>|\\boxed\b", text)) - read
-            if "{" in tags["answer_start"]:
-                other.discard("\\boxed")
-            if other:
-                return (
-                    f"{where}{key} asks for {other.pop()}, and inference.tags read "
-                    f"{tags['answer_start']}…{tags['answer_end']}; let both say the same"
-                )
-    return ""
+def guess_tags(model: Path) -> Tags:
+    """Return the public tags whose end of a thought stands in a folder's chat template or tokenizer."""
+    names = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json", "tokenizer.json")
+    files = [model / name for name in names]
+    text = "".join(file.read_text(encoding="utf-8", errors="replace") for file in files if file.is_file())
+    return next((tags for tags in PUBLIC if tags.think_end in text), PUBLIC[0])
 
 
 def merge(values: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
@@ -265,6 +228,27 @@ def merge(values: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]
         if isinstance(value, Mapping) and isinstance(values.get(key), Mapping):
             merged[key] = {**values[key], **value}
     return merged
+
+
+def contradiction(settings: Settings) -> str:
+    """Return what in the prompts contradicts the tags or other prompts, with the remedy; else nothing."""
+    tags = settings.tags
+    read = {tag.strip() for tag in asdict(tags).values()} | {"</answer>", "</think>"}
+    read |= {"\\boxed"} if "{" in tags.answer_start else set()
+    if sum(other.share for other in settings.variants) > 1:
+        return "variants: their shares are more than 1 in all; lower them"
+    if settings.format == "harmony" and settings.tool_parser:
+        return f"tool_parser: {settings.tool_parser} does not read the calls of Harmony; set it to null"
+    prompts = {"system": settings.system, "user": settings.user}
+    for i, other in enumerate(settings.variants):
+        prompts |= {f"variants.{i}.system": other.system, f"variants.{i}.user": other.user}
+    for key, text in prompts.items():
+        if asked := set(re.findall(r"</[\w-]+>|\\boxed\b", text)) - read:
+            return (
+                f"{key} asks for {asked.pop()}, and inference.tags read "
+                f"{tags.answer_start}…{tags.answer_end}; let both say the same"
+            )
+    return ""
 
 
 def validate_settings(values: Mapping[str, Any], where: str, remedy: str) -> Settings:
@@ -285,13 +269,7 @@ def validate_settings(values: Mapping[str, Any], where: str, remedy: str) -> Set
     return settings
 
 
-def guess_tags(model: Path) -> Tags:
-    """Return the public tags whose end of a thought stands in a folder's chat template or tokenizer."""
-    names = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json", "tokenizer.json")
-    files = [model / name for name in names]
-    text = "".join(file.read_text(encoding="utf-8", errors="replace") for file in files if file.is_file())
-    return next((tags for tags in PUBLIC if tags.think_end in text), PUBLIC[0])
-
+# What a notebook's cell of parameters gives
 
 P = ParamSpec("P")
 T = TypeVar("T")
