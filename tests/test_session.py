@@ -108,7 +108,10 @@ def test_files_of_both_competitions_and_benchmarks_are_asked_in_the_chosen_one_s
 @pytest.mark.slow  # starts Python and imports what a kernel does
 @pytest.mark.parametrize(
     "name, module",
-    [("evaluate", "aimo.evaluation.submission"), ("train", "aimo.pipeline, aimo.report.pages")],
+    [
+        ("evaluate", "aimo.evaluation.submission"),
+        ("train", "aimo.pipeline, aimo.data.prepare, aimo.report.pages"),
+    ],
 )
 def test_what_a_kernel_ships_imports_without_the_repository(tmp_path, name, module):
     for path in kernels.shipped(kernels.KERNELS[name]):

@@ -39,7 +39,7 @@ class Kernel:
 
 INFERENCE = ("src/aimo/inference/*.py",)
 # Modules read these as they load.
-DATA = ("src/aimo/config/aliases.yaml", "src/aimo/data/presets.yaml", "src/aimo/report/page.jinja")
+DATA = ("src/aimo/config/aliases.yaml", "src/aimo/data/*.yaml", "src/aimo/report/page.jinja")
 ROAD = ("src/aimo/pipeline.py", "notebooks/0[123]*.ipynb", "notebooks/profiles/*.jinja")
 WHEELS = ("src/aimo/inference/wheels.py", "requirements.txt")
 EVALUATION = (*INFERENCE, *DATA, "src/aimo/evaluation/submission.py")
