@@ -185,10 +185,7 @@ LENGTHS = {
         described("llama", 131072, rope_scaling=LLAMA3 | {"original_max_position_embeddings": 8192}),
         131072,
     ),
-    "longrope": (
-        described("phi3", 131072, original_max_position_embeddings=4096, rope_scaling=LONG),
-        4096,
-    ),
+    "longrope": (described("phi3", 131072, original_max_position_embeddings=4096, rope_scaling=LONG), 4096),
 }
 
 

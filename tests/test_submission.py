@@ -186,9 +186,10 @@ def test_a_competition_without_a_server_takes_a_csv_in_the_order_of_its_test_fil
 
 def test_the_start_up_counts_against_the_time_limit_except_where_a_person_works(rerun, monkeypatch):
     monkeypatch.setattr(startup, "STARTED", time.monotonic() - 700)
-    monkeypatch.setattr(gateway, "start_engine", lambda *_: None)
+    sampler = types.SimpleNamespace(settings=types.SimpleNamespace(samples=1), close=lambda: None)
+    monkeypatch.setattr(gateway, "start_engine", lambda *_: sampler)
     left = []
-    monkeypatch.setattr(gateway, "answer_question", lambda *arguments: left.append(arguments[4]))
+    monkeypatch.setattr(gateway, "solve_problem", lambda *arguments, **_: left.append(arguments[6]))
     gateway.serve_submission("aimo3", str(TINY), "", 1000.0, {})
     monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
     gateway.serve_submission("aimo3", str(TINY), "", 1000.0, {})

@@ -100,7 +100,7 @@ def make_predict(
     fallback answer, and the reason is printed. `solutions` collects what was found, by id.
     """
     found = {} if solutions is None else solutions
-    kept = journal or Journal()
+    kept, rules = journal or Journal(), schedule.rules
 
     @contextlib.contextmanager
     def surviving(what: str) -> Iterator[None]:
@@ -116,11 +116,15 @@ def make_predict(
         return given if given is None or isinstance(given, str | int) else next(iter(given))
 
     def predict(id_: Any, problem: Any) -> pl.DataFrame:
-        question_id, text, budget, solution = "", "", schedule.rules.answer_limit_s, Solution()
+        begun, question_id, text = time.monotonic(), "", ""
+        budget, solution = rules.answer_limit_s, Solution()
 
         def keep(entry: Sample | int) -> None:
             with surviving("the journal"):
                 kept.add(question_id, text, entry)
+
+        def left() -> float | None:
+            return None if budget is None else max(1.0, budget - (time.monotonic() - begun))
 
         with surviving("the question"):
             question_id = str(value_of(id_))
@@ -129,15 +133,32 @@ def make_predict(
         schedule.asked += 1
         with surviving("the journal"):
             solution = kept.recall(question_id, text)
-        if solution.stop is not Stop.KNOWN:
-            try:
-                answer_question(supervisor, text, schedule.rules, seed, budget, solution, keep)
-            except KeyboardInterrupt:
-                raise
-            except BaseException as e:
-                solution.fail(one_line(e))
-            if solution.votes:  # a fallback is not worth keeping
-                keep(solution.answer)
+        with surviving("the question"):
+            for attempt in range(0 if solution.stop is Stop.KNOWN else ATTEMPTS):
+                sampler, patience = None, left()
+                if attempt and patience is not None and patience < MIN_ATTEMPT_S:
+                    break
+                if attempt:
+                    say(f"{solution.note}; the question is asked again")
+                try:
+                    sampler = supervisor.get(patience)
+                    solve_problem(
+                        sampler, text, sampler.settings.samples, 0, rules.high, seed, left(),
+                        solution=solution, keep=keep, rules=rules.rules, modulus=rules.modulus,
+                    )  # fmt: skip
+                except TimeoutError as e:
+                    state = "hung" if sampler else "was not ready"
+                    solution.fail(f"the engine {state} within {patience:.0f} s" if patience else one_line(e))
+                except KeyboardInterrupt:
+                    raise
+                except BaseException as e:
+                    solution.fail(one_line(e))
+                if solution.stop is not Stop.FAILED:
+                    break
+                if sampler:  # another one, for the next attempt or the next question
+                    supervisor.replace(sampler)
+        if solution.votes and solution.stop is not Stop.KNOWN:  # a fallback is not worth keeping
+            keep(solution.answer)
         found[question_id] = solution
         with surviving("the report"):
             if schedule.asked == 1 and schedule.limit_s is not None:
@@ -146,49 +167,6 @@ def make_predict(
         return pl.DataFrame({"id": [question_id], "answer": [solution.answer]})
 
     return predict
-
-
-def answer_question(
-    supervisor: Supervisor,
-    problem: str,
-    rules: Competition,
-    seed: int,
-    budget_s: float | None,
-    solution: Solution,
-    keep: Callable[[Sample], None],
-) -> None:
-    """Ask a question and record it in `solution`.
-
-    An engine that fails is replaced and the question asked again, at most ATTEMPTS times in all.
-    """
-    begun = time.monotonic()
-
-    def left() -> float | None:
-        return None if budget_s is None else max(1.0, budget_s - (time.monotonic() - begun))
-
-    for number in range(ATTEMPTS):
-        sampler, patience = None, left()
-        if number:
-            if patience is not None and patience < MIN_ATTEMPT_S:
-                break
-            say(f"{solution.note}; the question is asked again")
-        try:
-            sampler = supervisor.get(patience)
-            solve_problem(
-                sampler, problem, sampler.settings.samples, 0, rules.high, seed, left(),
-                solution=solution, keep=keep, rules=rules.rules, modulus=rules.modulus,
-            )  # fmt: skip
-        except TimeoutError as e:
-            state = "hung" if sampler else "was not ready"
-            solution.fail(f"the engine {state} within {patience:.0f} s" if patience else one_line(e))
-        except KeyboardInterrupt:
-            raise
-        except BaseException as e:
-            solution.fail(one_line(e))
-        if solution.stop is not Stop.FAILED:
-            break
-        if sampler:
-            supervisor.replace(sampler)
 
 
 # A gateway without Kaggle
