@@ -101,8 +101,10 @@ def push_kernel(api: Api, name: str, model: str | None = None) -> tuple[Version,
     kinds = ("dataset", "competition", "kernel", "model")
     if lost := [(kind, names) for kind in kinds if (names := getattr(answer, f"invalid_{kind}_sources"))]:
         named = "; ".join(f"{kind} {', '.join(names)}" for kind, names in lost)
-        told = f"runs without inputs that Kaggle does not know: {named}"
-        raise AimoError(f"kernel {version} {told}; push or rename them, then push the kernel again")
+        raise AimoError(
+            f"kernel {version} runs without inputs that Kaggle does not know: {named}; push or rename them, "
+            "then push the kernel again"
+        )
     if not api.dry_run:
         models = metadata.get("model_sources", [])
         add_record("push", kernel=version.ref, version=version.number, models=models)
