@@ -50,7 +50,7 @@ def main(
     table = Table("seed", "model", *columns)
     for seed in seeds or [0, 1, 2]:
         with tempfile.TemporaryDirectory() as folder:
-            path = pipeline.run("tiny", folder, overrides=[f"seed={seed}", *(set_ or [])])
+            path = pipeline.run_profile("tiny", folder, overrides=[f"seed={seed}", *(set_ or [])])
             models = runs.figures(path)
         for name in ("base", "sft", "grpo"):
             figures = {"seed": seed, "model": name} | models[name]

@@ -183,7 +183,7 @@ def test_a_test_file_may_have_any_name(tmp_path, name):
     from aimo import pipeline
 
     with pytest.raises(AimoError) as e:
-        pipeline.run("tiny", str(tmp_path / "run"), test=str(tmp_path / name))
+        pipeline.run_profile("tiny", str(tmp_path / "run"), test=str(tmp_path / name))
     assert str(tmp_path / name) in str(e.value), "the file is looked for under its own name"
 
 

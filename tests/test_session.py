@@ -51,16 +51,15 @@ def test_a_stage_that_the_session_s_end_stopped_goes_on_and_one_that_its_profile
         (tmp_path / "sft" / "model").mkdir(parents=True, exist_ok=True)
         for step in (4, 12):
             (tmp_path / "sft" / f"checkpoint-{step}").mkdir(exist_ok=True)
-        assert pipeline.is_done(tmp_path, "sft") is done
         assert pipeline.checkpoint_of(tmp_path, "sft") == (None if done else "sft/checkpoint-12")
-    assert not pipeline.is_done(tmp_path, "grpo") and pipeline.checkpoint_of(tmp_path, "grpo") is None
+    assert pipeline.checkpoint_of(tmp_path, "grpo") is None
 
 
 def test_a_profile_that_trains_nothing_is_refused_before_anything_is_copied(tmp_path):
     profile = tmp_path / "public.yaml"
     profile.write_text(f"model: {{base: {TINY}}}\n")
     with pytest.raises(AimoError, match="profile public trains nothing; give one with sft, grpo or dpo"):
-        pipeline.train(str(profile), [], 100, tmp_path / "run", tmp_path)
+        pipeline.train_in_session(str(profile), [], 100, tmp_path / "run", tmp_path)
     assert not (tmp_path / "run").exists()
 
 

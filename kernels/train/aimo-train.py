@@ -44,7 +44,7 @@ with startup.step("imports"):
 # ## Train
 
 # %%
-model = pipeline.train("profile.yaml", overrides, session_s)
+model = pipeline.train_in_session("profile.yaml", overrides, session_s)
 print(f"model: {model}")
 
 # %%

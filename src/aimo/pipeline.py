@@ -1,4 +1,9 @@
-"""The pipeline: papermill over the notebooks of a profile. Started again, it continues where it stopped."""
+"""The pipeline: papermill over the notebooks of a profile. Started again, it continues where it stopped.
+
+`run_profile` is `aimo run`. `train_in_session` is the kernel `train`: the stages that train, in sessions that
+end after some hours. A stage that the session's end stops is merged and reported as it is, so that there is a
+model to use; the next session finds the run's folder among its inputs and goes on from the last checkpoint.
+"""
 
 import json
 import logging
@@ -21,20 +26,15 @@ from aimo.inference.settings import Texts, check_parameters
 from aimo.inference.storage import write_json
 from aimo.inference.vllm_process import check_arguments, stderr_to
 from aimo.report import pages
+from aimo.run import runs
 from aimo.run.progress import Display
-from aimo.run.runs import (
-    SESSION_END,
-    SESSION_OVER,
-    is_finished,
-    newest_first,
-    open_folder,
-    read_metrics,
-    run_folder,
-    unlock,
-)
+from aimo.run.runs import is_finished, read_metrics
+
+# No stage is begun in this last part of a session: it would load a model and train a step or two.
+LAST_PART = 0.1
 
 
-def run(
+def run_profile(
     profile: str,
     run_dir: str | None = None,
     overrides: list[str] | None = None,
@@ -55,19 +55,17 @@ def run(
         overrides.append(f"inference.test={json.dumps(str(Path(test).absolute()), ensure_ascii=False)}")
     resolved = config.load(profile, overrides)
     redo, _, checkpoint = (from_stage or "").partition("/")
-    folder = run_folder(run_dir, resolved)
+    folder = runs.run_folder(run_dir, resolved)
     check_run(resolved, folder, from_stage, until)
-    open_folder(folder, resolved, redo=redo or None)
+    runs.open_folder(folder, resolved, redo=redo or None)
     try:
         # Checkpoints and models need 50 MB, and six times the base model.
         base, needed = config.locate(resolved.model.base), 50e6
         if base.is_dir() and resolved.trained:
             needed += 6 * sum(p.stat().st_size for p in base.rglob("*") if p.is_file())
         if (free := shutil.disk_usage(folder).free) < needed:
-            raise AimoError(
-                f"run folder {folder}: {free / 1e6:.0f} MB free, a run needs {needed / 1e6:.0f} MB; "
-                "free some, or take another --run-dir"
-            )
+            told = f"{free / 1e6:.0f} MB free, a run needs {needed / 1e6:.0f} MB"
+            raise AimoError(f"run folder {folder}: {told}; free some, or take another --run-dir")
         if redo:
             forget(folder, redo, checkpoint)
         last = resolved.stages.index(until) if until else len(resolved.stages) - 1
@@ -84,7 +82,7 @@ def run(
         pages.write_run(folder)
         pages.write_index(folder)
     finally:
-        unlock(folder)
+        runs.unlock(folder)
     submission = folder / STAGES["inference"].product
     if submission.exists() and folder.parent == RUNS:
         published = RUNS.parent / "submission" / folder.name
@@ -99,9 +97,8 @@ def check_run(profile: Profile, folder: Path, from_stage: str | None, until: str
     stages = profile.stages
     for option, given, stage in (("--from", from_stage, redo), ("--until", until, until)):
         if given is not None and stage not in stages:
-            raise AimoError(
-                f"{option} {given!r} is no stage of profile {profile.profile}: use one of {', '.join(stages)}"
-            )
+            told = f"is no stage of profile {profile.profile}: use one of {', '.join(stages)}"
+            raise AimoError(f"{option} {given!r} {told}")
     if redo and until and stages.index(until) < stages.index(redo):
         raise AimoError(f"--until {until!r} comes before --from {from_stage!r}; take a later stage")
     if checkpoint and not (folder / redo / checkpoint).is_dir():
@@ -115,9 +112,8 @@ def check_run(profile: Profile, folder: Path, from_stage: str | None, until: str
         except Exception as e:  # nbformat raises many kinds
             raise AimoError(f"{path}: it is no notebook ({one_line(e, 100)}); restore the file") from None
         if count != 1:  # papermill would run the notebook with its own parameters
-            raise AimoError(
-                f"{path}: {count} of its cells have the tag `parameters`, and one should; restore the file"
-            )
+            told = f"{count} of its cells have the tag `parameters`, and one should; restore the file"
+            raise AimoError(f"{path}: {told}")
     if profile.inference.test:
         competitions.read_questions(config.locate(profile.inference.test))
     if profile.inference.vllm:
@@ -165,22 +161,18 @@ def execute_stage(stage: str, folder: Path) -> None:
         if e.ename == "AimoError":
             raise AimoError(e.evalue) from None
         if "No space left on device" in e.evalue or "os error 28" in e.evalue:
-            raise AimoError(
-                f"stage {stage}: no space left in {folder}; free some and run again, it continues there"
-            ) from None
+            told = f"no space left in {folder}; free some and run again, it continues there"
+            raise AimoError(f"stage {stage}: {told}") from None
         if not executed.parent.is_dir():
             raise AimoError(f"stage {stage}: {folder} was removed; run the same command again") from None
-        said = e.evalue.partition("\n")[0]
-        raise StageError(
-            f"stage {stage} failed with {e.ename}: {said}; its traceback is in {executed}"
-        ) from None
+        told = f"{e.evalue.partition(chr(10))[0]}; its traceback is in {executed}"
+        raise StageError(f"stage {stage} failed with {e.ename}: {told}") from None
     except DeadKernelError:
         how = explain_exit(JupyterKernel.exit_status)
         raise StageError(f"stage {stage}: its process {how}. Its last output is in {log}") from None
     except OSError as e:
-        raise AimoError(
-            f"stage {stage}: {e.strerror or e} in {folder}; fix that and run again, it continues there"
-        ) from None
+        told = f"{e.strerror or e} in {folder}; fix that and run again, it continues there"
+        raise AimoError(f"stage {stage}: {told}") from None
     pages.write_notebook(executed)
 
 
@@ -200,12 +192,8 @@ def forget(folder: Path, redo: str, checkpoint: str) -> None:
     write_json(folder / "metrics.json", recorded)
 
 
-# No stage is checkpoint_of in this last part of a session: it would load a model and train a step or two.
-LAST_PART = 0.1
-
-
 @check_parameters
-def train(
+def train_in_session(
     profile: str,
     overrides: Texts,
     limit_s: float,
@@ -216,25 +204,25 @@ def train(
 
     Goes on from a run's folder among the `inputs`, if there is one, and returns the model folder of the last
     stage done; None without one. Raises AimoError for a profile that trains nothing or is not that of the
-    folder, and as `run`.
+    folder, and as `run_profile`.
     """
     resolved = config.load(profile, list(overrides))
     if not resolved.trained:
         raise AimoError(f"profile {resolved.profile} trains nothing; give one with sft, grpo or dpo")
     end = startup.STARTED + limit_s
-    os.environ[SESSION_END] = str(end)
+    os.environ[runs.SESSION_END] = str(end)
     bring(folder, resolved.profile, inputs)
     made = None
     for stage in resolved.stages[: resolved.stages.index(resolved.trained[-1]) + 1]:
-        if not is_done(folder, stage):
-            left = end - time.monotonic()
-            if left < LAST_PART * limit_s:
+        stopped_at = checkpoint_of(folder, stage)
+        if stopped_at or not is_finished(folder, stage):
+            if (left := end - time.monotonic()) < LAST_PART * limit_s:
                 print(f"{stage}: left to the next session, as {max(0, left):.0f} s remain of this one")
                 break
-            run(profile, str(folder), list(overrides), from_stage=checkpoint_of(folder, stage), until=stage)
+            run_profile(profile, str(folder), list(overrides), from_stage=stopped_at, until=stage)
         if stage in resolved.trained:
             made = folder / stage / "model"
-        if not is_done(folder, stage):
+        if checkpoint_of(folder, stage):
             print(f"{stage}: stopped before the end of the session; attach this output to the next version")
             break
     return made
@@ -258,13 +246,8 @@ def bring(folder: Path, name: str, inputs: Path) -> None:
     print(f"{name}: goes on with {found[0]}")
 
 
-def is_done(folder: Path, stage: str) -> bool:
-    """Return whether a stage is finished, and was not stopped by the end of a session."""
-    return is_finished(folder, stage) and checkpoint_of(folder, stage) is None
-
-
 def checkpoint_of(folder: Path, stage: str) -> str | None:
     """Return the checkpoint from which a stage that a session's end stopped goes on."""
-    if read_metrics(folder)["stages"].get(stage, {}).get("stopped") != SESSION_OVER:
+    if read_metrics(folder)["stages"].get(stage, {}).get("stopped") != runs.SESSION_OVER:
         return None
-    return f"{stage}/{newest_first(folder / stage)[0].name}"
+    return f"{stage}/{runs.newest_first(folder / stage)[0].name}"

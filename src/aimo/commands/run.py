@@ -96,7 +96,7 @@ def run_command(
     try:
         from aimo import pipeline  # loads papermill
 
-        folder = pipeline.run(profile, run_dir, set_, test=test, from_stage=from_, until=until)
+        folder = pipeline.run_profile(profile, run_dir, set_, test=test, from_stage=from_, until=until)
     except KeyboardInterrupt:
         raise AimoError("interrupted; run the same command again to continue") from None
     if rows := figures(folder):  # what was measured of each model, and what training it took

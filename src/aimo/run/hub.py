@@ -10,8 +10,17 @@ from aimo.config import locate
 from aimo.errors import AimoError
 from aimo.inference.errors import redact
 
-# Files of a hub's repository that hold the same weights again, such as gpt-oss's.
-OTHER_FORMATS = ["original/*", "metal/*"]
+OTHER_FORMATS = ["original/*", "metal/*"]  # the same weights again, such as gpt-oss's
+
+
+@contextlib.contextmanager
+def refusals(message: str) -> Iterator[None]:
+    """Raise AimoError for any error of the hub's client, with its first words in place of REASON."""
+    try:
+        yield
+    except Exception as e:  # it raises many kinds
+        reason = redact(" ".join(str(e).split()))[:200]
+        raise AimoError(message.replace("REASON", reason)) from None
 
 
 def local_folder(base: str, revision: str | None = None) -> Path:
@@ -21,18 +30,15 @@ def local_folder(base: str, revision: str | None = None) -> Path:
     or when the folder holds an adapter.
     """
     path = locate(base)
+    if (adapter := path / "adapter_config.json").exists():
+        trained_on = ""
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            trained_on = f" for {json.loads(adapter.read_text())['base_model_name_or_path']!r}"
+        told = f"is an adapter{trained_on}, not a model; give a merged model, such as the `model` beside it"
+        raise AimoError(f"model.base: {base} {told}")
     if path.is_dir():
-        if (path / "adapter_config.json").exists():
-            trained_on = ""
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                configuration = json.loads((path / "adapter_config.json").read_text())
-                trained_on = f" for {configuration['base_model_name_or_path']!r}"
-            raise AimoError(
-                f"model.base: {base} is an adapter{trained_on}, not a model; "
-                "give a merged model, such as the `model` beside it"
-            )
         return path
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import snapshot_download  # half a second
 
     at = f" at revision {revision!r}" if revision else ""
     with refusals(f"model.base: {base!r}{at} is no folder here and no model on the hub (REASON)"):
@@ -55,9 +61,8 @@ def push_model(folder: Path, repo: str) -> str:
     check_links(folder)
     kept = f"check HF_TOKEN. The model is kept in {folder}"
     with refusals(f"training.push_to_hub: {repo!r} was refused (REASON); {kept}"):
-        api = HfApi()
-        api.create_repo(repo, private=True, exist_ok=True)
-        return str(api.upload_folder(repo_id=repo, folder_path=str(folder)))
+        HfApi().create_repo(repo, private=True, exist_ok=True)
+        return str(HfApi().upload_folder(repo_id=repo, folder_path=str(folder)))
 
 
 def push_dataset(repo: str, files: Mapping[str, Path | bytes]) -> str:
@@ -66,18 +71,7 @@ def push_dataset(repo: str, files: Mapping[str, Path | bytes]) -> str:
 
     kept = "check HF_TOKEN. Its files are kept here"
     with refusals(f"--push-to-hub: dataset {repo!r} was refused (REASON); {kept}"):
-        api = HfApi()
-        api.create_repo(repo, repo_type="dataset", private=True, exist_ok=True)
+        HfApi().create_repo(repo, repo_type="dataset", private=True, exist_ok=True)
         parts = [CommitOperationAdd(path, part) for path, part in files.items()]
-        pushed = api.create_commit(repo, parts, commit_message="Pushed by aimo", repo_type="dataset")
+        pushed = HfApi().create_commit(repo, parts, commit_message="Pushed by aimo", repo_type="dataset")
         return str(pushed.commit_url)
-
-
-@contextlib.contextmanager
-def refusals(message: str) -> Iterator[None]:
-    """Raise AimoError for any error of the hub's client, with its first words in place of REASON."""
-    try:
-        yield
-    except Exception as e:  # it raises many kinds
-        reason = redact(" ".join(str(e).split()))[:200]
-        raise AimoError(message.replace("REASON", reason)) from None

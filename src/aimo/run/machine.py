@@ -1,4 +1,4 @@
-"""The machine: its device, and the versions of the packages that a result depends on."""
+"""The machine: its device, the versions that a result depends on, and what `aimo doctor` finds of it."""
 
 import importlib.metadata
 import os
@@ -16,11 +16,12 @@ from aimo.inference import sandbox
 # Those that a result depends on.
 PACKAGES = ["torch", "transformers", "trl", "peft", "unsloth", "datasets", "vllm", "math-verify", "jupytext"]
 PACKAGES += ["papermill", "kaggle"]
-
-
-def has_gpu() -> bool:
-    """Return whether there is an NVIDIA GPU: `make setup` picks its lock file in the same way."""
-    return nvidia_smi("-L") is not None
+# Packages that some settings need; flash-attn and deepspeed are built with nvcc.
+OPTIONAL = {
+    "flash-attn": "attention: flash_attention_2",
+    "deepspeed": "--strategy zero2 and zero3",
+    "liger-kernel": "use_liger_kernel",
+}
 
 
 def nvidia_smi(*arguments: str) -> str | None:
@@ -29,6 +30,11 @@ def nvidia_smi(*arguments: str) -> str | None:
         return None
     done = subprocess.run(["nvidia-smi", *arguments], capture_output=True, text=True)
     return done.stdout.strip() if done.returncode == 0 else None
+
+
+def has_gpu() -> bool:
+    """Return whether there is an NVIDIA GPU: `make setup` picks its lock file in the same way."""
+    return nvidia_smi("-L") is not None
 
 
 def driver() -> str:
@@ -42,8 +48,7 @@ def computes_on_gpu() -> bool:
 
     if torch.cuda.is_available():
         return True
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    if not hidden and has_gpu():
+    if os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1") and has_gpu():
         built = torch.version.cuda
         why = f"its driver {driver()} is too old for CUDA {built}: update it" if built else "run `make setup`"
         raise AimoError(
@@ -51,21 +56,6 @@ def computes_on_gpu() -> bool:
             "or set CUDA_VISIBLE_DEVICES= to train on the CPU"
         )
     return False
-
-
-def installed(package: str) -> str | None:
-    """Return the version of a package, or of its build for CPUs; None without it."""
-    for name in (package, f"{package}-cpu"):
-        try:
-            return importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return None
-
-
-def versions() -> dict[str, str]:
-    """Return the installed versions of PACKAGES."""
-    return {name: installed(name) or "missing" for name in PACKAGES}
 
 
 def device() -> str:
@@ -77,25 +67,30 @@ def device() -> str:
     return f"CPU, {torch.get_num_threads()} threads, {platform.machine()}"
 
 
-# Packages that some settings need; flash-attn and deepspeed are built with nvcc.
-OPTIONAL = {
-    "flash-attn": "attention: flash_attention_2",
-    "deepspeed": "--strategy zero2 and zero3",
-    "liger-kernel": "use_liger_kernel",
-}
+def installed(package: str) -> str:
+    """Return the version of a package, or of its build for CPUs; empty without it."""
+    for name in (package, f"{package}-cpu"):
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return ""
+
+
+def versions() -> dict[str, str]:
+    """Return the installed versions of PACKAGES."""
+    return {name: installed(name) or "missing" for name in PACKAGES}
 
 
 def diagnose() -> list[dict[str, str]]:
     """Return a row for each piece: what is found, what is wanted, and the remedy where they differ."""
     rows: list[dict[str, str]] = []
 
-    def add(piece: str, found: str, wanted: str, good: bool = True, remedy: str = "") -> None:
+    def add(piece: str, found: str, wanted: str, good: object = True, remedy: str = "") -> None:
         rows.append({"piece": piece, "found": found, "wanted": wanted, "remedy": "" if good else remedy})
 
-    good = sys.version_info[:2] in ((3, 11), (3, 12))
-    add(
-        "python", platform.python_version(), "3.11 or 3.12", good, "install Python 3.11 or 3.12, `make setup`"
-    )
+    good, pythons = sys.version_info[:2] in ((3, 11), (3, 12)), "3.11 or 3.12"
+    add("python", platform.python_version(), pythons, good, f"install Python {pythons}, `make setup`")
 
     # The packages that a result depends on, against the lock file of this machine.
     lock = ROOT / ("requirements.txt" if has_gpu() else "requirements-cpu.txt")

@@ -3,6 +3,7 @@
 Where there is no terminal, a plain line at most every PLAIN_S seconds.
 """
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -69,14 +70,13 @@ class Display:
 
     def __init__(self, folder: Path, profile: Profile):
         self.file = folder / "progress.json"  # notebooks report their steps here
-        self.console = Console()
+        console = Console()
+        self.plain = not console.is_terminal
         columns = [TextColumn("{task.description:<10}"), BarColumn(), TextColumn("{task.fields[note]:<24}")]
         times = TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()
-        plain = not self.console.is_terminal
-        self.bars = Progress(*columns, *times, console=self.console, disable=plain)
-        self.tasks = {
-            stage: self.bars.add_task(stage, total=None, start=False, note="") for stage in profile.stages
-        }
+        self.bars = Progress(*columns, *times, console=console, disable=self.plain)
+        stages = profile.stages
+        self.tasks = {name: self.bars.add_task(name, total=None, start=False, note="") for name in stages}
         self.stopped = threading.Event()
         self.stage: str | None = None
         self.started = time.time()
@@ -107,8 +107,7 @@ class Display:
         self.say(f"{stage}: {note}")
 
     def say(self, line: str) -> None:
-        """Print a line where there is no terminal to draw bars on."""
-        if not self.console.is_terminal:
+        if self.plain:
             print(line, flush=True)
 
     def watch(self) -> None:
@@ -116,18 +115,16 @@ class Display:
         first: tuple[str, int, float] | None = None
         said = time.time()
         while not self.stopped.wait(0.5):
-            try:
+            with contextlib.suppress(AimoError, KeyError):
                 state = read_json(self.file, "")
                 stage, step, total = state["stage"], state["step"], state["total"]
-            except (AimoError, KeyError):
-                continue
-            if stage != self.stage:
-                continue
-            self.bars.update(self.tasks[stage], completed=step, total=total, note=f"{step} of {total}")
-            if first is None or first[0] != stage or step < first[1]:
-                first = (stage, step, time.time())
-            elif step > first[1] and time.time() - said > PLAIN_S:
-                left = (time.time() - first[2]) / (step - first[1]) * (total - step)
-                spent = time.time() - self.started
-                self.say(f"{stage}: {step} of {total}, {spent:.0f} s so far, about {left:.0f} s left")
-                said = time.time()
+                if stage != self.stage:
+                    continue
+                self.bars.update(self.tasks[stage], completed=step, total=total, note=f"{step} of {total}")
+                if first is None or first[0] != stage or step < first[1]:
+                    first = (stage, step, time.time())
+                elif step > first[1] and time.time() - said > PLAIN_S:
+                    said = time.time()
+                    left = (said - first[2]) / (step - first[1]) * (total - step)
+                    spent = f"{said - self.started:.0f} s so far, about {left:.0f} s left"
+                    self.say(f"{stage}: {step} of {total}, {spent}")

@@ -57,23 +57,19 @@ class Run:
         folder.mkdir(exist_ok=True)
         return folder
 
+    def models(self) -> dict[str, Path]:
+        """Return the folders of the base, downloaded if need be, and of each model that the stages train."""
+        base = hub.local_folder(self.profile.model.base, self.profile.model.revision)
+        return {"base": base} | {name: self.dir / STAGES[name].product for name in self.profile.trained}
+
     def start_model(self) -> Path:
         """Return the model that this stage starts from: the last one trained before it, or else the base."""
-        return self.model_of(self.profile.trained_before(self.stage) or "base")
+        earlier = self.profile.trained_before(self.stage)
+        return self.dir / STAGES[earlier].product if earlier else self.models()["base"]
 
     def solver_settings(self) -> Settings:
         """Return how the model that this stage starts from is asked."""
         return self.profile.solver_settings(self.start_model())
-
-    def model_of(self, name: str) -> Path:
-        """Return the model folder of a trained stage, or of `base`, which is downloaded if need be."""
-        if name == "base":
-            return hub.local_folder(self.profile.model.base, self.profile.model.revision)
-        return self.dir / STAGES[name].product
-
-    def models(self) -> dict[str, Path]:
-        """Return the folders of the base and of each model that the profile's stages train."""
-        return {name: self.model_of(name) for name in ("base", *self.profile.trained)}
 
     def progress(self, step: int, total: int) -> None:
         """Report the progress of this stage to the pipeline."""
@@ -113,10 +109,10 @@ def begin(stage: str, profile: str, run_dir: str | Path | None = None, overrides
     for earlier in resolved.stages[: resolved.stages.index(stage)]:
         product = folder / STAGES[earlier].product
         if not product.exists():
+            command = shlex.join(["aimo", "run", "--profile", profile, "--run-dir", str(folder)])
             raise AimoError(
                 f"stage {stage} needs {product}, which stage {earlier} makes: run "
-                f"notebooks/{STAGES[earlier].notebook}.ipynb first, or everything with "
-                f"`{shlex.join(['aimo', 'run', '--profile', profile, '--run-dir', str(folder)])}`"
+                f"notebooks/{STAGES[earlier].notebook}.ipynb first, or everything with `{command}`"
             )
     open_folder(folder, resolved)
     return Run(resolved, folder, stage, started)
@@ -139,8 +135,18 @@ def open_folder(folder: Path, profile: Profile, redo: str | None = None) -> None
     saved = folder / "profile.yaml"
     try:
         old = config.load(saved) if saved.exists() else None
-        if old:
-            check_profile(folder, old, profile, redo)
+        if old and (changed := config.lasting_changes(old, profile, redo)):
+            keys = ", ".join(f"{key} (was {a!r}, now {b!r})" for key, (a, b) in changed.items())
+            stages = reversed(profile.stages)  # the last one from which no other stage would change
+            stage = next(name for name in stages if not config.lasting_changes(old, profile, name))
+            points = [stage, *(f"{stage}/{path.name}" for path in newest_first(folder / stage)[:1])]
+            again = " or ".join(f"--from {point}" for point in points)
+            if by_hand():
+                again = f"`aimo run --run-dir {shlex.quote(str(folder))}` and {again}"
+            raise AimoError(
+                f"run folder {folder} was made with another profile: {keys}; take another "
+                f"{option('run_dir')}, or do it again with {again}"
+            )
         (folder / "notebooks").mkdir(parents=True, exist_ok=True)
         lock(folder)
         if not old or config.differing_keys(old, profile):
@@ -149,23 +155,6 @@ def open_folder(folder: Path, profile: Profile, redo: str | None = None) -> None
         raise AimoError(
             f"run folder {folder}: {e.strerror or e}; free or unlock it, or take another {option('run_dir')}"
         ) from None
-
-
-def check_profile(folder: Path, old: Profile, new: Profile, redo: str | None) -> None:
-    """Refuse a profile that differs from the folder's in a key that a stage before `redo` was made with."""
-    changed = config.lasting_changes(old, new, redo)
-    if not changed:
-        return
-    keys = ", ".join(f"{key} (was {a!r}, now {b!r})" for key, (a, b) in changed.items())
-    stage = next(s for s in reversed(new.stages) if not config.lasting_changes(old, new, s))
-    points = [stage, *(f"{stage}/{path.name}" for path in newest_first(folder / stage)[:1])]
-    again = " or ".join(f"--from {point}" for point in points)
-    if by_hand():
-        again = f"`aimo run --run-dir {shlex.quote(str(folder))}` and {again}"
-    raise AimoError(
-        f"run folder {folder} was made with another profile: {keys}; take another {option('run_dir')}, "
-        f"or do it again with {again}"
-    )
 
 
 def continue_with(folder: Path, profile: Profile, stage: str, changes: dict[str, Any]) -> str:
@@ -187,14 +176,14 @@ def continue_with(folder: Path, profile: Profile, stage: str, changes: dict[str,
     return f"{'shut this kernel down and ' if by_hand() else ''}run `{shlex.join(command)}`"
 
 
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.split("-")[1])
+
+
 def newest_first(folder: Path) -> list[Path]:
     """Return the checkpoints in a stage's folder."""
     found = [path for path in folder.glob("checkpoint-*") if path.name.split("-")[1].isdigit()]
     return sorted(found, key=step_of, reverse=True)
-
-
-def step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.split("-")[1])
 
 
 def by_hand() -> bool:
