@@ -54,7 +54,8 @@ def prepare_all(rows: Path, benchmarks: list[Path], folder: Path) -> None:
     profile.data.decontaminate = [config.Source(str(path)) for path in benchmarks]
     tokenizer = models.load_tokenizer(hub.local_folder(profile.model.base), profile)
     started = time.perf_counter()
-    sets = prepare.decontaminate_sets(prepare.clean_sets(prepare.load_sets(profile), profile, tokenizer), profile)
+    sets = prepare.clean_sets(prepare.load_sets(profile), profile, tokenizer)
+    sets = prepare.decontaminate_sets(sets, profile)
     prepare.write_sets(prepare.format_sets(sets, profile), sets, profile, folder)
     seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
