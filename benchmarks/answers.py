@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from trl.rewards import accuracy_reward
 
-from aimo.inference import answers
+from aimo.inference import answers, judge
 
 Checker = Callable[[list[str], list[str]], list[Any]]
 Sample = tuple[str, str, bool]  # completion, gold, label
@@ -57,7 +57,7 @@ def open_r1(completions: list[str], golds: list[str]) -> list[Any]:
     return [check(completion, gold) for completion, gold in zip(completions, golds, strict=True)]
 
 
-CHECKERS: dict[str, Checker] = {"aimo": answers.are_correct, "trl": trl, "open-r1": open_r1}
+CHECKERS: dict[str, Checker] = {"aimo": judge.are_correct, "trl": trl, "open-r1": open_r1}
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -18,9 +18,9 @@ from aimo.evaluation import scores
 from aimo.evaluation.benchmarks import Question
 from aimo.evaluation.completions import EvaluationHeader, Trace
 from aimo.inference import judge
-from aimo.inference.answers import are_correct, extract, is_correct, to_integer
+from aimo.inference.answers import extract, to_integer
 from aimo.inference.expressions import canonical
-from aimo.inference.judge import are_equal, same
+from aimo.inference.judge import are_correct, are_equal, is_correct, same
 from aimo.inference.sample import AskedProblem
 from aimo.inference.settings import Settings, Tags
 

@@ -23,12 +23,13 @@ from aimo.errors import AimoError, EngineError
 from aimo.inference import gateway, sandbox, solver, voting
 from aimo.inference.competitions import COMPETITIONS
 from aimo.inference.engine import Engine, Supervisor
-from aimo.inference.gateway import Schedule, answer_file, make_predict
+from aimo.inference.gateway import Schedule, make_predict
 from aimo.inference.journal import Journal
+from aimo.inference.local import answer_file
+from aimo.inference.local import ask as ask_by_hand
 from aimo.inference.sample import End, Sample
 from aimo.inference.settings import resolve_settings
 from aimo.inference.solver import Solution
-from aimo.inference.solver import ask as ask_by_hand
 
 QUESTION = "What is the mean of 3, 4 and 5?"
 PROGRAM = "```python\nimport time; time.sleep(0.5); print(42)\n```\n"

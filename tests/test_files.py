@@ -9,7 +9,7 @@ import pytest
 
 from aimo.errors import AimoError
 from aimo.inference import files
-from aimo.inference.competitions import read_questions
+from aimo.inference.local import read_questions
 
 TABLE = pl.DataFrame(
     {"id": ["a", "b"], "problem": ["Let\u2028n, be\r\n1.", 'Say "x".'], "answer": ["1", "2"]}

@@ -14,8 +14,8 @@ from aimo.data import builtin
 from aimo.errors import AimoError
 from aimo.evaluation import replay, traces
 from aimo.evaluation.traces import RecordedQuestion, RecordedSample, Traces
-from aimo.inference.gateway import answer_file
 from aimo.inference.journal import Journal
+from aimo.inference.local import answer_file
 from aimo.inference.sample import End, Sample
 
 DONE = [RecordedSample(tokens, answer) for tokens, answer in [(10, 5), (30, 5), (20, 6), (50, 5)]]

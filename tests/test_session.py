@@ -113,7 +113,7 @@ def test_files_of_both_competitions_and_benchmarks_are_asked_in_the_chosen_one_s
     ],
 )
 def test_what_a_kernel_ships_imports_without_the_repository(tmp_path, name, module):
-    for path in kernels.shipped(kernels.KERNELS[name]):
+    for path in kernels.shipped(name):
         copy = tmp_path / path.relative_to(kernels.ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(path.read_bytes())

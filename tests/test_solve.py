@@ -14,7 +14,7 @@ import pytest
 from conftest import AIMO, TINY, wait_for
 
 from aimo.commands import run
-from aimo.inference import engine, gateway
+from aimo.inference import engine, local
 
 pytestmark = pytest.mark.slow  # loads a tokenizer, and waits for servers
 PIECES = ["3 + 4 = 7", "<end_working_out>", "<SOLUTION>", "7", "</SOLUTION>"]
@@ -196,7 +196,7 @@ def test_a_server_that_returns_is_waited_for(solve):
 
 
 def test_a_server_that_stays_away_ends_the_command_with_1_and_the_answers_so_far(solve, monkeypatch):
-    monkeypatch.setattr(gateway, "PATIENCE_S", 1.0)
+    monkeypatch.setattr(local, "PATIENCE_S", 1.0)
     monkeypatch.setattr(engine, "RETRY_S", 0.2)
     code, rows, said = solve(ModelServer(streams=4))
     assert code == 1 and len(rows) == 2 and set(rows) < {(i, "7") for i in IDS}

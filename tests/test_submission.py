@@ -13,9 +13,10 @@ from conftest import TINY
 
 from aimo.errors import AimoError
 from aimo.inference import gateway, startup
-from aimo.inference.competitions import COMPETITIONS, read_questions
+from aimo.inference.competitions import COMPETITIONS
 from aimo.inference.engine import Supervisor
 from aimo.inference.gateway import Schedule, ask_each, make_predict
+from aimo.inference.local import read_questions
 
 
 def write(path, text):

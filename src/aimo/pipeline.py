@@ -20,7 +20,7 @@ from aimo import config
 from aimo.config import ROOT, RUNS, Profile
 from aimo.config.profile import STAGES
 from aimo.errors import AimoError, StageError, explain_exit
-from aimo.inference import competitions, startup
+from aimo.inference import local, startup
 from aimo.inference.errors import one_line
 from aimo.inference.settings import Texts, check_parameters
 from aimo.inference.storage import write_json
@@ -115,7 +115,7 @@ def check_run(profile: Profile, folder: Path, from_stage: str | None, until: str
             told = f"{count} of its cells have the tag `parameters`, and one should; restore the file"
             raise AimoError(f"{path}: {told}")
     if profile.inference.test:
-        competitions.read_questions(config.locate(profile.inference.test))
+        local.read_questions(config.locate(profile.inference.test))
     if profile.inference.vllm:
         check_arguments(profile.inference.vllm)
 

@@ -1,7 +1,7 @@
 """Public reports of the area: answers."""
 
-from aimo.inference.answers import extract, is_correct, to_integer
-from aimo.inference.judge import are_equal
+from aimo.inference.answers import extract, to_integer
+from aimo.inference.judge import are_equal, is_correct
 
 
 def equal(*pairs):

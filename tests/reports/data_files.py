@@ -9,7 +9,8 @@ from aimo.config import Columns, Source
 from aimo.data import sources
 from aimo.errors import AimoError
 from aimo.evaluation import benchmarks, submission
-from aimo.inference.competitions import COMPETITIONS, read_questions
+from aimo.inference.competitions import COMPETITIONS
+from aimo.inference.local import read_questions
 
 ROW = {"problem": "What is 6 x 7?", "answer": "42"}
 

@@ -33,11 +33,9 @@ from aimo.commands.options import (
 from aimo.config.profile import STAGES
 from aimo.errors import AimoError, EngineError, StageError
 from aimo.inference import vllm_process
-from aimo.inference.competitions import read_questions
 from aimo.inference.errors import redact
-from aimo.inference.gateway import answer_file, journal_beside
+from aimo.inference.local import answer_file, ask, journal_beside, read_questions
 from aimo.inference.settings import resolve_settings
-from aimo.inference.solver import ask
 from aimo.inference.storage import KEPT, NO_ROOM, SampleFile
 from aimo.kaggle import kernels
 from aimo.kaggle.check import check_kernel

@@ -16,7 +16,7 @@ import polars as pl
 
 from aimo.config import locate
 from aimo.data import builtin
-from aimo.inference import answers, competitions, gateway, startup
+from aimo.inference import answers, competitions, gateway, local, startup
 from aimo.inference.competitions import Competition
 from aimo.inference.engine import Engine, Supervisor
 from aimo.inference.errors import AimoError
@@ -175,10 +175,10 @@ def answer_test_file(engine: Engine, run: Run) -> list[dict[str, Any]]:
     Writes submission.parquet, and solutions.json for the report.
     """
     test_csv = test_file(run)
-    competition, table = competitions.read_questions(test_csv)
+    competition, table = local.read_questions(test_csv)
     out = run.dir / "submission.parquet"
     # What an earlier model or other settings left in the run's journal is not taken, and kept.
-    solutions = gateway.answer_file(engine, test_csv, out, run.profile.seed, other="")
+    solutions = local.answer_file(engine, test_csv, out, run.profile.seed, other="")
     known = table.select("id", "answer").rows() if "answer" in table.columns else []
     golds = {id_: answers.to_integer(answer) for id_, answer in known}
     records = solution_records(table, competitions.COMPETITIONS[competition], golds, solutions)

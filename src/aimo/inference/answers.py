@@ -5,7 +5,6 @@ Rewards, figures and votes all read answers here.
 """
 
 import re
-from collections.abc import Sequence
 
 from aimo.inference import expressions
 from aimo.inference.settings import PUBLIC, Tags
@@ -166,17 +165,3 @@ def to_integer(
     if modulus is not None:
         number %= modulus
     return number if (low is None or low <= number) and (high is None or number <= high) else None
-
-
-def are_correct(
-    completions: Sequence[str], golds: Sequence[str | int], tags: Tags = DEFAULT_TAGS
-) -> list[bool | None]:
-    """Return whether each of n completions gives its gold answer; None where that cannot be read."""
-    from aimo.inference import judge  # integers are voted on without it
-
-    return judge.are_equal([extract(completion, tags) for completion in completions], golds)
-
-
-def is_correct(completion: str, gold: str | int, tags: Tags = DEFAULT_TAGS) -> bool | None:
-    """Return `are_correct` of one completion."""
-    return are_correct([completion], [gold], tags)[0]

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import polars as pl
 
-from aimo.inference import files
-from aimo.inference.errors import AimoError
+from aimo.inference.errors import AimoError, listed
 
 HOUR_S = 3600.0
 
@@ -87,21 +86,11 @@ def find_competition(name: str) -> Competition:
     return COMPETITIONS[name]
 
 
-def read_questions(test_csv: str | Path, competition: str | None = None) -> tuple[str, pl.DataFrame]:
-    """Return a test file's competition, and its table of texts: `id`, the problem column, perhaps `answer`.
-
-    Without a `competition`, the problem column decides: `question` is aimo2, `problem` is aimo3. Raises
-    AimoError naming the fault.
-    """
-    path = Path(test_csv)
-    if competition is not None:
-        find_competition(competition)
-    table = files.read_texts(path, "test file ")
-    if competition is None:
-        competition = "aimo2" if "question" in table.columns and "problem" not in table.columns else "aimo3"
+def check_questions(table: pl.DataFrame, path: str | Path, competition: str) -> None:
+    """Raise AimoError for a test file without ids, problems or rows."""
     for column in ("id", COMPETITIONS[competition].problem_column):
         if column not in table.columns:
-            columns = files.listed(table.columns)
+            columns = listed(table.columns)
             raise AimoError(
                 f"test file {path} has no column {column!r}, only {columns}; {competition} needs it"
             )
@@ -113,7 +102,6 @@ def read_questions(test_csv: str | Path, competition: str | None = None) -> tupl
     if ids.is_duplicated().any():
         twice = ids.filter(ids.is_duplicated())[0]
         raise AimoError(f"test file {path} has the id {twice!r} twice; give every question its own")
-    return competition, table
 
 
 def known_answers(table: pl.DataFrame, rules: Competition) -> dict[str, int]:

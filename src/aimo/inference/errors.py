@@ -5,7 +5,7 @@ import difflib
 import os
 import re
 import signal
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 
@@ -48,6 +48,12 @@ def say(text: object) -> None:
     """Print a line; where the output is closed or its disk is full, go on without it."""
     with contextlib.suppress(OSError, ValueError):
         print(text, flush=True)
+
+
+def listed(columns: Iterable[str]) -> str:
+    """Return the names of the first columns, for an error of one line."""
+    names = [" ".join(name.split())[:60] for name in columns]
+    return ", ".join(names[:20]) + ", …" * (len(names) > 20) or "none"
 
 
 def explain(error: Any, known: Collection[str] = ()) -> str:

@@ -21,7 +21,7 @@ from typing import IO, Any, TypeVar
 import polars as pl
 from polars.exceptions import PanicException, PolarsError
 
-from aimo.inference.errors import AimoError
+from aimo.inference.errors import AimoError, listed
 
 T = TypeVar("T")
 KINDS = {
@@ -93,11 +93,6 @@ def one_kind(where: str, path: Path, found: Collection[str | None]) -> AimoError
     names = ", ".join(sorted(filter(None, found))) or "none"
     kinds = ", ".join(dict.fromkeys(KINDS.values()))
     return AimoError(f"{where}{path} must hold files of one kind ({kinds}); found {names}; name one file")
-
-
-def listed(columns: Iterable[str]) -> str:
-    names = [" ".join(name.split())[:60] for name in columns]
-    return ", ".join(names[:20]) + ", …" * (len(names) > 20) or "none"
 
 
 # ---- tables ----

@@ -14,7 +14,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,28 +24,26 @@ from aimo.inference import startup
 from aimo.inference.competitions import (
     COMPETITIONS,
     Competition,
+    check_questions,
     find_competition,
     known_answers,
     points_of,
-    read_questions,
 )
 from aimo.inference.engine import Engine, Supervisor
-from aimo.inference.errors import AimoError, EngineError, one_line, say
+from aimo.inference.errors import AimoError, one_line, say
 from aimo.inference.journal import Journal
 from aimo.inference.model_folder import check_model_folder, identity
 from aimo.inference.plan import plan_for_this_machine
 from aimo.inference.sample import Sample
-from aimo.inference.sampling import Sampler
 from aimo.inference.settings import Settings, check_parameters, resolve_settings
 from aimo.inference.solver import FALLBACK, Solution, next_budget, solve_problem
-from aimo.inference.storage import AGAIN, KEPT, write_whole
+from aimo.inference.storage import write_whole
 from aimo.inference.vllm_process import is_verbose, set_environment, stderr_to
 from aimo.inference.voting import Stop
 
 ATTEMPTS = 3  # at a question, each with another engine
 MIN_ATTEMPT_S = 60  # of a question's time; less is not worth starting an engine for
 ANSWER_MARGIN_S = 30  # of the time that Kaggle allows for one answer
-PATIENCE_S = 150  # that `answer_file` waits for an engine, or for a model server that was restarted
 Predict = Callable[[Any, Any], pl.DataFrame]
 
 
@@ -198,65 +196,6 @@ def ask_each(
         yield question_id, answer
 
 
-def answer_file(
-    sampler: Sampler,
-    test_csv: str | Path,
-    out: Path,
-    seed: int,
-    competition: str | None = None,
-    other: str = "--out",
-) -> dict[str, Solution]:
-    """Answer a test file through `ask_each`; write the answers to `out`, a .csv or .parquet file.
-
-    Rows are in the file's order; beside them are the settings and every sample (`out` with the suffix
-    .settings.json, and `journal_beside`). Started again, it continues from them; with `other`, the option
-    that names another `out`, AimoError when they are another model's, or have other settings.
-    A failed engine is replaced. Returns the solutions by id. When it is interrupted, the disk is full, or no
-    engine can be started any more, the answers so far are written and AimoError or EngineError says so.
-    """
-    competition, table = read_questions(test_csv, competition)
-    settings = asdict(sampler.settings) | {"context": sampler.max_length}
-    path = journal_beside(out)
-    journal = Journal(path, str(sampler.model), competition, settings, sampler.identity, seed, other)
-    solutions: dict[str, Solution] = {}
-    answers: dict[str, int] = {}
-    supervisor = Supervisor(sampler.respawn, sampler, PATIENCE_S)
-    schedule = Schedule(COMPETITIONS[competition], None, len(table))
-    predict = make_predict(schedule, supervisor, seed, solutions, journal)
-
-    def so_far() -> str:
-        where = f", in {out}" if answers else ""
-        return f"{len(answers)} of {len(table)} questions are answered{where}"
-
-    try:
-        write_settings(sampler.settings, out.with_suffix(".settings.json"))
-        for question_id, answer in ask_each(predict, table, schedule.rules, seed):
-            if journal.fault:
-                raise AimoError(f"{so_far()}; {journal.fault}")
-            if not solutions[question_id].is_lost:
-                answers[question_id] = answer
-                write_answers(out, table["id"], answers)
-            elif supervisor.has_given_up:
-                break
-    except KeyboardInterrupt:
-        raise AimoError(f"interrupted; {so_far()}; {AGAIN} to continue") from None
-    except OSError as e:
-        raise AimoError(f"{so_far()}; {out}: {e.strerror}; {KEPT}") from None
-    finally:
-        supervisor.close()
-        journal.close()
-    report_fallbacks(solutions)
-    if lost := [solution for solution in solutions.values() if solution.is_lost]:
-        remedy = "start the engine or servers again and repeat the command"
-        raise EngineError(f"{so_far()}: {lost[-1].note}; {remedy}")
-    return solutions
-
-
-def journal_beside(out: Path) -> Path:
-    """Return the file of the samples behind a file of answers."""
-    return out.with_suffix(".journal.jsonl")
-
-
 def write_answers(out: Path, ids: Iterable[str], answers: Mapping[str, int]) -> None:
     """Write the answers, in the order of `ids`, to a .csv or .parquet file."""
     rows = [(question_id, answers[question_id]) for question_id in ids if question_id in answers]
@@ -383,7 +322,11 @@ def serve_submission(
     if not rerun:
         check_model_folder(model)
         check_installed(resolve_settings(model, settings))
-        table = read_questions(test_csv, competition)[1]
+        try:
+            table = pl.read_csv(test_csv, infer_schema=False).fill_null("").rename(str.strip)
+        except (OSError, pl.exceptions.PolarsError) as e:
+            raise AimoError(f"test file {test_csv}: {one_line(e)}; give a CSV in UTF-8") from None
+        check_questions(table, test_csv, competition)
         golds = known_answers(table, rules)
     if rules.start_limit_s is not None:
         took = time.monotonic() - startup.STARTED

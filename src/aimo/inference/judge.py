@@ -22,6 +22,7 @@ from functools import cache, lru_cache
 from typing import Any
 
 from aimo.inference import expressions
+from aimo.inference.answers import DEFAULT_TAGS, extract
 from aimo.inference.expressions import (
     TEXT,
     Number,
@@ -32,6 +33,7 @@ from aimo.inference.expressions import (
     read_choice,
     values,
 )
+from aimo.inference.settings import Tags
 
 TIME_LIMIT_S = 5.0  # wall time of one answer in math-verify
 WORKERS = min(4, len(os.sched_getaffinity(0)))
@@ -58,6 +60,18 @@ def are_equal(answers: Sequence[str | None], golds: Sequence[str | int]) -> list
                 for i in places:
                     verdicts[i] = verdict
     return verdicts
+
+
+def are_correct(
+    completions: Sequence[str], golds: Sequence[str | int], tags: Tags = DEFAULT_TAGS
+) -> list[bool | None]:
+    """Return whether each of n completions gives its gold answer; None where that cannot be read."""
+    return are_equal([extract(completion, tags) for completion in completions], golds)
+
+
+def is_correct(completion: str, gold: str | int, tags: Tags = DEFAULT_TAGS) -> bool | None:
+    """Return `are_correct` of one completion."""
+    return are_correct([completion], [gold], tags)[0]
 
 
 def quick_verdict(answer: str | None, gold: str) -> bool | None:

@@ -1,7 +1,4 @@
-"""One problem: sampled in waves until the vote is settled or the time is over; and the time for each problem.
-
-`solve_problem` answers a question of a competition with an integer. `ask` answers a person, with anything.
-"""
+"""One problem: sampled in waves until the vote is settled or time is over; and the time for each problem."""
 
 import asyncio
 import math
@@ -11,9 +8,8 @@ from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from aimo.inference import answers, voting
-from aimo.inference.errors import AimoError, EngineError, one_line
-from aimo.inference.judge import are_equal
+from aimo.inference import voting
+from aimo.inference.errors import one_line
 from aimo.inference.sample import AskedProblem, End, RunningSample, Sample
 from aimo.inference.sampling import Completion, Sampler
 from aimo.inference.sandbox import has_sandbox
@@ -25,7 +21,6 @@ HANG_S = 60.0  # without a token from any sample: the engine hangs
 IN_A_ROW = 4  # samples that fail one after the other, until none runs: the engine failed, not the samples
 FORCED_ANSWER_S = 5.0  # of a budget, or a tenth of it, reserved for forced answers
 OVERTIME_S = 30.0  # after the budget, an event loop that has not returned is abandoned
-REFRESH_S = 0.1  # between two looks at what a sample has written for a person
 
 MAX_SHARES = 2.5  # equal shares that one question may take; more gains nothing (docs/solver.md)
 MIN_SHARE = 0.6  # of the first equal share: what is reserved for each question still to come
@@ -295,66 +290,3 @@ def divide_time(left_s: float, questions: int, minimum_s: float) -> float:
     """
     share = max(0.0, left_s) / questions
     return min(MAX_SHARES * share, max(share, left_s - (questions - 1) * minimum_s))
-
-
-# One problem that a person asks
-
-
-def ask(sampler: Sampler, text: str, seed: int = 0) -> str:
-    """Print the first of `settings.samples` samples as it is written, then the vote if there are several.
-
-    Returns the answer that most samples gave, among equals the earliest; all samples run Python if the
-    settings give any of them tools. Raises AimoError when the problem cannot be asked, EngineError when the
-    engine fails or no sample holds an answer.
-    """
-    problem = AskedProblem(sampler, text, seed)
-    if fault := problem.fault():
-        raise AimoError(f"{fault}; ask another")
-    try:
-        texts = sampler.run(sample_aloud(problem))
-    except Exception as e:  # the engine's own kinds
-        raise EngineError(f"the problem could not be answered: {one_line(e)}") from None
-    groups: list[list[str]] = []  # of equal answers, such as 1/2 and 0.5
-    for answer in filter(None, (answers.extract(text, sampler.settings.tags) for text in texts)):
-        equal = are_equal([answer] * len(groups), [group[0] for group in groups])
-        if True in equal:
-            groups[equal.index(True)].append(answer)
-        else:
-            groups.append([answer])
-    if not groups:
-        raise EngineError(f"{len(texts)} samples hold no answer; give more --samples or inference.max_tokens")
-    groups.sort(key=len, reverse=True)
-    if len(texts) > 1:
-        print(*(f"{len(group)} of {len(texts)}: {group[0]}" for group in groups), "", sep="\n")
-    return groups[0][0]
-
-
-async def sample_aloud(problem: AskedProblem) -> list[str]:
-    """Print the first sample as it grows; return the texts of all that did not fail."""
-    settings = problem.sampler.settings
-    tools = settings.tools > 0 and has_sandbox()
-    samples = [RunningSample(problem, index, 0.0, tools) for index in range(settings.samples)]
-    tasks = [asyncio.create_task(sample.answer()) for sample in samples]
-    shown = ""
-
-    def show(text: str) -> None:
-        nonlocal shown
-        if not text.startswith(shown):  # a turn may lose what it wrote last
-            shown = next(shown[:same] for same in range(len(shown), -1, -1) if text.startswith(shown[:same]))
-            print()
-        print(text[len(shown) :], end="", flush=True)
-        shown = text
-
-    try:
-        while not tasks[0].done():
-            await asyncio.wait(tasks[:1], timeout=REFRESH_S)
-            show(samples[0].text)
-        if not tasks[0].exception():
-            show(f"{tasks[0].result().text}\n\n")
-        ended = await asyncio.gather(*tasks, return_exceptions=True)
-        faults = [one for one in ended if isinstance(one, BaseException)]
-        if len(faults) == len(ended):
-            raise faults[0]
-        return [one.text for one in ended if not isinstance(one, BaseException)]
-    finally:
-        await cancel([task for task in tasks if not task.done()])

@@ -30,24 +30,21 @@ FOLDER = ROOT / "kernels"
 class Kernel:
     """What a kernel ships, and what its metadata must have."""
 
-    ships: tuple[str, ...]  # globs of the repository's files; the modules that these import go with them
+    files: tuple[str, ...]  # globs of the repository's files that it ships beside the modules it imports
     internet: bool
     gpu: bool
     attaches: tuple[str, ...]  # model, wheels, competition
     profile: str | None = None  # whose file the cell with the tag `profile` holds, if no other is given
 
 
-INFERENCE = ("src/aimo/inference/*.py",)
 # Modules read these as they load.
 DATA = ("src/aimo/config/aliases.yaml", "src/aimo/data/*.yaml", "src/aimo/report/page.jinja")
-ROAD = ("src/aimo/pipeline.py", "notebooks/0[123]*.ipynb", "notebooks/profiles/*.jinja")
-WHEELS = ("src/aimo/inference/wheels.py", "requirements.txt")
-EVALUATION = (*INFERENCE, *DATA, "src/aimo/evaluation/submission.py")
+ROAD = (*DATA, "notebooks/0[123]*.ipynb", "notebooks/profiles/*.jinja")
 KERNELS = {
-    "wheels": Kernel(WHEELS, internet=True, gpu=False, attaches=()),
-    "train": Kernel((*INFERENCE, *DATA, *ROAD), True, True, attaches=("wheels",), profile="kaggle-h100"),
-    "submission": Kernel(INFERENCE, internet=False, gpu=True, attaches=("model", "wheels", "competition")),
-    "evaluate": Kernel(EVALUATION, internet=False, gpu=True, attaches=("model", "wheels")),
+    "wheels": Kernel(("requirements.txt",), internet=True, gpu=False, attaches=()),
+    "train": Kernel(ROAD, internet=True, gpu=True, attaches=("wheels",), profile="kaggle-h100"),
+    "submission": Kernel((), internet=False, gpu=True, attaches=("model", "wheels", "competition")),
+    "evaluate": Kernel(DATA, internet=False, gpu=True, attaches=("model", "wheels")),
 }
 FOLDED = {  # the metadata of a cell that Kaggle and Jupyter show folded
     "_kg_hide-input": True,
@@ -89,7 +86,7 @@ def build_kernel(name: str, out: Path | None = None, profile: str | None = None)
     for cell in jupytext.reads(template.read_text(), "py:percent").cells:
         tags = cell.metadata.get("tags", [])
         if "package" in tags:  # a cell that makes folders, and a folded one for each file
-            files = {str(file.relative_to(ROOT)): file.read_text() for file in shipped(kernel)}
+            files = {str(file.relative_to(ROOT)): file.read_text() for file in shipped(name)}
             folders = "\n".join(sorted({str(Path(file).parent) for file in files}))
             cells.append(code(MAKE_FOLDERS.replace("FOLDERS", folders), metadata=FOLDED))
             for file, text in files.items():
@@ -138,8 +135,11 @@ def kernels_of(profile: str | None) -> list[str]:
     return [name for name, text in texts.items() if any(place in text for place in places)]
 
 
-def shipped(kernel: Kernel) -> list[Path]:
-    """Return the files that a kernel ships, each after the modules that it imports, but for circles."""
+def shipped(name: str) -> list[Path]:
+    """Return the files that a kernel ships: its own, and the modules that its template and these import.
+
+    Each stands after the modules that it imports, but for circles.
+    """
     entered: set[Path] = set()
     found: list[Path] = []
 
@@ -150,10 +150,11 @@ def shipped(kernel: Kernel) -> list[Path]:
                 enter(module)
             found.append(path)
 
-    for pattern in kernel.ships:
+    enter(template_of(name))
+    for pattern in KERNELS[name].files:
         for path in sorted(ROOT.glob(pattern)):
             enter(path)
-    return found
+    return [path for path in found if path != template_of(name)]
 
 
 def imported(path: Path) -> list[Path]:

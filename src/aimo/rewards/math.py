@@ -13,7 +13,8 @@ from functools import partial, update_wrapper
 from typing import Any
 
 from aimo.errors import AimoError
-from aimo.inference.answers import DEFAULT_TAGS, are_correct, extract, tagged
+from aimo.inference.answers import DEFAULT_TAGS, extract, tagged
+from aimo.inference.judge import are_correct
 from aimo.inference.prompts import is_well_formed
 from aimo.inference.settings import Prompt
 

@@ -25,7 +25,7 @@ from aimo.config import Profile
 from aimo.data.prepare import Rows
 from aimo.errors import AimoError
 from aimo.inference import prompts
-from aimo.inference.answers import are_correct
+from aimo.inference.judge import are_correct
 from aimo.inference.settings import Settings
 from aimo.inference.storage import append_lines, read_json, write_json, write_lines
 from aimo.run import runs
