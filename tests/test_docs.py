@@ -35,16 +35,6 @@ def each(pages):
 # Commands.
 
 
-@pytest.fixture
-def desk(tmp_path, monkeypatch):
-    """A clone's folder in which a page's commands run; what they write does not reach the repository."""
-    for name in ("benchmarks", "data", "kernels", "notebooks", "tests"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    (tmp_path / "runs").mkdir()
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def compare(arguments):
     """The evaluations to compare."""
     from test_compare import make
@@ -81,31 +71,31 @@ EXECUTED = {
 }
 
 
-def execute(arguments: list[str]) -> bool:
-    """Execute a command of aimo, if it is one of the table."""
-    for pattern, prepare in EXECUTED.items():
-        if re.fullmatch(pattern, " ".join(arguments)):
-            if prepare:
-                prepare(arguments)
-            done = CliRunner().invoke(run.app, arguments)
-            assert done.exit_code == 0, f"aimo {arguments}: {done.exception!r}"
-            return True
-    return False
-
-
 @each(ENGLISH)
-def test_every_command_is_executed_or_checked(page, desk):
+def test_every_command_is_executed_or_checked(page, tmp_path, monkeypatch):
+    """In a clone's folder; what a command writes does not reach the repository."""
+    for name in ("benchmarks", "data", "kernels", "notebooks", "tests"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
     for language, text in fences(page):
-        for name, *arguments in words(text, desk) if language == "bash" else ():
-            if not (name in REALLY_RUN or (name == "aimo" and execute(arguments))):
+        for name, *arguments in words(text, tmp_path) if language == "bash" else ():
+            line = " ".join(arguments)
+            pattern = next((one for one in EXECUTED if re.fullmatch(one, line)), None)
+            if name == "aimo" and pattern:
+                if prepare := EXECUTED[pattern]:
+                    prepare(arguments)
+                done = CliRunner().invoke(run.app, arguments)
+                assert done.exit_code == 0, f"aimo {arguments}: {done.exception!r}"
+            elif name not in REALLY_RUN:
                 check([name, *arguments])
 
 
 @each(ENGLISH)
-def test_a_command_in_the_text_exists_and_has_the_options(page):
-    """It may lack what it needs, as `aimo solve` does in a sentence on it."""
-    tokens = MARKDOWN.parse(page.read_text(encoding="utf-8"))
-    children = itertools.chain.from_iterable(token.children or () for token in tokens)
+def test_what_the_text_names_exists(page):
+    """Commands with their options, modules with their names, and files."""
+    text = page.read_text(encoding="utf-8")
+    children = itertools.chain.from_iterable(token.children or () for token in MARKDOWN.parse(text))
     for span in [child.content for child in children if child.type == "code_inline"]:
         if not re.match(r"(\.venv/bin/)?(aimo|make) [^[]+$", span):
             continue
@@ -115,53 +105,35 @@ def test_a_command_in_the_text_exists_and_has_the_options(page):
             continue
         try:
             parsed(run.app, arguments)
-        except Exception as error:
+        except Exception as error:  # in a sentence it may lack what it needs
             allowed = ("Exit", "MissingParameter", "NoArgsIsHelpError")
             assert type(error).__name__ in allowed, f"{span}: {error}"
-
-
-def defines(dotted: str) -> bool:
-    """Whether `aimo.wing.module.name` is a module, or a name that its module defines."""
-    path = ROOT / "src" / dotted.replace(".", "/")
-    if path.is_dir() or path.with_suffix(".py").is_file():
-        return True
-    module, _, name = dotted.rpartition(".")
-    file = (ROOT / "src" / module.replace(".", "/")).with_suffix(".py")
-    written = rf"^(def|class) {name}\b|^{name}\b.* ="
-    return file.is_file() and re.search(written, file.read_text(), re.MULTILINE) is not None
-
-
-@each(ENGLISH)
-def test_a_module_name_or_file_in_the_text_exists(page):
-    text = page.read_text(encoding="utf-8")
-    names = re.findall(r"`(aimo(?:\.[a-z_]\w*)+)`", text)
+    for dotted in re.findall(r"`(aimo(?:\.[a-z_]\w*)+)`", text):  # a module, or a name that it defines
+        path = ROOT / "src" / dotted.replace(".", "/")
+        if path.is_dir() or path.with_suffix(".py").is_file() or dotted.endswith((".json", ".md")):
+            continue
+        defined = rf"^(def|class) {path.name}\b|^{path.name}\b.* ="
+        assert re.search(defined, path.parent.with_suffix(".py").read_text(), re.MULTILINE), dotted
     files = re.findall(r"`(?:python |\.venv/bin/\S+ )?((?:src|tests|benchmarks)/[\w/.]+\.\w+)", text)
-    absent = [name for name in names if not name.endswith((".json", ".md")) and not defines(name)]
-    assert absent + [file for file in files if not (ROOT / file).exists()] == []
+    assert [file for file in files if not (ROOT / file).exists()] == []
 
 
 # Examples.
 
 SETS = {name: {"rows": 10, "test_split": 0.1} for name in ("sft", "grpo")} | {"heldout": {"rows": 10}}
-
-
-def whole(part):
-    """A part of a profile with what it needs besides: a base, sets, and the rate of a stage."""
-    values = {"profile": "part", "model": {"base": "data/tiny-base", "max_length": 131072}, "data": SETS}
-    for name, section in part.items():
-        values[name] = {**values.get(name, {}), **section} if isinstance(section, dict) else section
-    for stage in ("sft", "grpo", "dpo"):
-        if stage in part:
-            values[stage].setdefault("learning_rate", 1e-5)
-    return values
+REST = {"profile": "part", "model": {"base": "data/tiny-base", "max_length": 131072}, "data": SETS}
 
 
 @each(PAGES)
 def test_every_example_is_read(page):
     for language, text in fences(page):
         assert language in LANGUAGES, f"a fence of {language}; output and messages go into text"
-        if language == "yaml":
-            config.parse(whole(yaml.load(text, reading.Loader)), page.name)
+        if language == "yaml":  # a part of a profile: what it needs besides is added
+            values = dict(REST)
+            for name, section in yaml.load(text, reading.Loader).items():
+                rate = {"learning_rate": 1e-5} if name in ("sft", "grpo", "dpo") else {}
+                values[name] = rate | values.get(name, {}) | section if isinstance(section, dict) else section
+            config.parse(values, page.name)
         elif language == "json":
             json.loads(text)
         elif language == "python":
@@ -202,14 +174,6 @@ def test_every_link_is_alive(page):
         path = (page.parent / found.path).resolve() if found.path else page
         assert path.exists(), link
         assert not found.fragment or found.fragment in anchors(path), f"{link}: it has {list(anchors(path))}"
-
-
-def test_every_picture_is_shown():
-    shown = {(page.parent / link).resolve() for page in PAGES for link in links(page)}
-    assert {path for kind in ("png", "svg") for path in (ROOT / "docs").glob(f"*.{kind}")} <= shown
-
-
-# What else a repository says of itself.
 
 
 def test_the_version_is_written_once_and_the_newest_in_the_changelog():

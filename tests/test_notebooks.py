@@ -1,24 +1,24 @@
+"""The notebooks: those of the table of stages, paired, without outputs, with one cell of parameters."""
+
 import json
 
 import jupytext
 import pytest
+from conftest import ROOT
 
-from aimo.config import ROOT
 from aimo.config.profile import STAGES
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
-def test_they_are_those_of_the_table_of_stages_in_its_order():
+def test_a_stages_notebook_is_equal_to_its_script():
     assert [path.stem for path in NOTEBOOKS] == [stage.notebook for stage in STAGES.values()]
-
-
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_a_pair_is_equal(path):
-    def cells(notebook):
-        return [(c.cell_type, c.source, c.metadata.get("tags", [])) for c in notebook.cells]
-
-    assert cells(jupytext.read(path)) == cells(jupytext.read(path.with_suffix(".py"))), "run `make sync`"
+    for path in NOTEBOOKS:
+        pair = [
+            [(c.cell_type, c.source, c.metadata.get("tags", [])) for c in jupytext.read(one).cells]
+            for one in (path, path.with_suffix(".py"))
+        ]
+        assert pair[0] == pair[1], "run `make sync`"
 
 
 @pytest.mark.parametrize("path", [*NOTEBOOKS, *(ROOT / "kernels").glob("*/*.ipynb")], ids=lambda p: p.stem)
