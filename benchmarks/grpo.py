@@ -89,22 +89,23 @@ def load(base: Path | None, overrides: list[str]) -> tuple[Any, ...]:
 
 
 def sft(folder: Path, overrides: list[str]) -> None:
-    """Leave in `folder/model` what both sides start from."""
-    from aimo.run import hub
+    """Leave in `folder/sft/model` what both sides start from."""
+    from aimo.run import runs
     from aimo.train import models
 
     profile, model, tokenizer, sets = load(None, overrides)
-    models.training_of("sft")(model, tokenizer, sets["sft"], profile, folder, lambda *_: None)
-    base = hub.local_folder(profile.model.base)
-    models.save_model(folder / "trained", base, tokenizer, profile, folder / "model", {})
+    run = runs.Run(profile, folder, "sft", time.time())
+    models.training_of("sft")(model, tokenizer, sets["sft"], run)
+    models.save_model(run, tokenizer, {})
 
 
 def grpo(folder: Path, overrides: list[str]) -> None:
     """Train until the mark, and print as JSON what it took."""
     from aimo.inference.storage import read_lines
+    from aimo.run import runs
     from aimo.train import models
 
-    profile, model, tokenizer, sets = load(folder / "model", overrides)
+    profile, model, tokenizer, sets = load(folder / "sft" / "model", overrides)
     complete, train, probing = models.complete, models.training_of("grpo"), []
 
     def timed(*arguments: Any) -> list[str]:
@@ -116,16 +117,18 @@ def grpo(folder: Path, overrides: list[str]) -> None:
     def reached() -> int | None:
         return next((r["step"] for r in read_lines(log) if r.get("probe/accuracy", 0) >= MARK), None)
 
-    def stop(step: int, _: int) -> None:
-        mark = reached()
-        if mark is not None and step > mark:  # the record of a step is written after it
-            raise Reached
+    class UntilMark(runs.Run):
+        def progress(self, step: int, total: int) -> None:
+            mark = reached()
+            if mark is not None and step > mark:  # the record of a step is written after it
+                raise Reached
 
     models.complete = timed
     with tempfile.TemporaryDirectory() as made:
-        log = Path(made) / "log.jsonl"
+        run = UntilMark(profile, Path(made), "grpo", time.time())
+        log = run.folder / "log.jsonl"
         with contextlib.suppress(Reached):
-            train(model, tokenizer, sets["grpo"], profile, Path(made), stop, sets["grpo_test"])
+            train(model, tokenizer, sets["grpo"], run, sets["grpo_test"])
         mark, records = reached(), read_lines(log)
     steps = [record for record in records if "loss" in record and record["step"] <= (mark or math.inf)]
     probes = [(r["step"], r["probe/accuracy"], r["probe/format"]) for r in records if "probe/accuracy" in r]

@@ -35,16 +35,21 @@ def training_rows(stage: str, profile: Any, tokenizer: Any) -> list[dict[str, An
 def ours(stage: str, profile: Any, folder: Path) -> Marks:
     """Train with our functions."""
     from aimo.inference.storage import read_lines
-    from aimo.run import hub
+    from aimo.run import hub, runs
     from aimo.train import models
 
+    times: list[float] = []
+
+    class Timed(runs.Run):
+        def progress(self, step: int, total: int) -> None:
+            times.append(time.perf_counter())
+
+    run = Timed(profile, folder, stage, time.time())
     base = hub.local_folder(profile.model.base)
     model, tokenizer = models.load_model(base, profile), models.load_tokenizer(base, profile)
     rows = training_rows(stage, profile, tokenizer)
-    times: list[float] = []
-    train = models.training_of(stage)
-    train(model, tokenizer, rows, profile, folder, lambda *_: times.append(time.perf_counter()))
-    tokens = [record["num_tokens"] for record in read_lines(folder / "log.jsonl") if "loss" in record]
+    models.training_of(stage)(model, tokenizer, rows, run)
+    tokens = [record["num_tokens"] for record in read_lines(run.folder / "log.jsonl") if "loss" in record]
     return list(zip(times, tokens, strict=True))
 
 

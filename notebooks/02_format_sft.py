@@ -52,7 +52,7 @@ before = models.complete(model, tokenizer, examples, run.solver_settings().max_t
 # %%
 from aimo.train import sft, trainers  # after the model: Unsloth replaces TRL's classes
 
-log = sft.train_sft(model, tokenizer, rows, run.profile, run.folder, run.progress, test, probe)
+log = sft.train_sft(model, tokenizer, rows, run, test, probe)
 plots.training(log)
 
 # %% [markdown]

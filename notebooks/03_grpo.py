@@ -60,7 +60,7 @@ before = models.complete(model, tokenizer, examples, run.solver_settings().max_t
 # %%
 from aimo.train import grpo, trainers  # after the model: Unsloth replaces TRL's classes
 
-log = grpo.train_grpo(model, tokenizer, rows, run.profile, run.folder, run.progress, probe)
+log = grpo.train_grpo(model, tokenizer, rows, run, probe)
 plots.training(log)
 
 # %% [markdown]

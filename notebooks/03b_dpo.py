@@ -55,7 +55,7 @@ before = models.complete(model, tokenizer, examples, run.solver_settings().max_t
 # %%
 from aimo.train import trainers  # after the model: Unsloth replaces TRL's classes
 
-log = dpo.train_dpo(model, tokenizer, pairs, run.profile, run.folder, run.progress, probe)
+log = dpo.train_dpo(model, tokenizer, pairs, run, probe)
 plots.training(log)
 
 # %% [markdown]

@@ -6,6 +6,7 @@ import pytest
 
 from aimo import config
 from aimo.errors import AimoError
+from aimo.run import runs
 
 DPO = "dpo={learning_rate: 1.0e-3}"
 
@@ -15,7 +16,7 @@ def arguments(stage, folder, *overrides):
     from aimo.train import arguments
 
     profile = config.load("tiny", ["model.backend=transformers", DPO, *overrides])
-    return arguments.stage_arguments(stage, profile, folder)
+    return arguments.stage_arguments(runs.Run(profile, folder, stage, 0.0))
 
 
 @pytest.mark.parametrize(

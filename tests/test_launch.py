@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import AIMO, SMALL, TINY, aimo, left_of, refused, settings, wait_for
+from conftest import AIMO, SMALL, TINY, aimo, here, left_of, refused, settings, wait_for
 
 from aimo import config
 from aimo.errors import AimoError, EngineError, StageError
@@ -41,19 +41,25 @@ QUICK = [
     "grpo.max_resample=3",
 ]
 DOUBLE = [*QUICK, "sft.batch_size=8"]
+SERVED = "grpo.generation=vllm_server"
 
 
-def prepare(folder: Path, overrides: list[str]) -> Path:
-    """What the data stage leaves."""
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """What the data stage leaves; each run has a copy."""
     from aimo.data import prepare
     from aimo.train import models
 
-    p = config.load("tiny", overrides)
-    runs.open_folder(folder, p)
-    run = runs.Run(p, folder, "data", time.time())
+    p = config.load("tiny", QUICK)
+    run = runs.Run(p, tmp_path_factory.mktemp("data"), "data", time.time())
     sets = prepare.clean_sets(prepare.load_sets(p), p, models.load_tokenizer(TINY, p))
-    run.finish(sha256=prepare.write_sets(prepare.format_sets(sets, p), sets, p, run.folder))
-    return folder
+    prepare.write_sets(prepare.format_sets(sets, p), sets, p, run.folder)
+    return run.folder
+
+
+@pytest.fixture
+def prepared(data, tmp_path) -> Path:
+    return shutil.copytree(data, tmp_path / "run/data").parent
 
 
 def losses(folder: Path) -> dict[int, float]:
@@ -61,26 +67,33 @@ def losses(folder: Path) -> dict[int, float]:
     return {record["step"]: record["loss"] for record in records if "loss" in record}
 
 
-def launch_sft(folder: Path, *arguments: str, overrides: list[str] = QUICK) -> list[str]:
-    return ["launch", "sft", "--profile", "tiny", "--run-dir", str(folder), *arguments, *settings(overrides)]
+def launch(stage: str, folder: Path, *arguments: str, overrides: list[str] = QUICK) -> list[str]:
+    return ["launch", stage, "--profile", "tiny", "--run-dir", str(folder), *arguments, *settings(overrides)]
+
+
+def process_of(stage: str, folder: Path, overrides: list[str], code: str = "") -> Any:
+    """A process of a job that is started by hand, alone, to its end; or this code with its arguments."""
+    command = [sys.executable, *(["-c", code] if code else ["-m", "aimo.train.launch"])]
+    command += [stage, "--profile", "tiny", "--run-dir", str(folder), *settings(overrides)]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done
 
 
 @pytest.fixture(scope="module")
-def one(tmp_path_factory) -> Path:
-    """SFT in one process, started by hand."""
-    folder = prepare(tmp_path_factory.mktemp("one") / "run", DOUBLE)
-    command = [sys.executable, "-m", "aimo.train.launch", "sft", "--profile", "tiny"]
-    command += ["--run-dir", str(folder), *settings(DOUBLE)]
-    subprocess.run(command, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+def one(data, tmp_path_factory) -> Path:
+    """SFT in one process."""
+    folder = shutil.copytree(data, tmp_path_factory.mktemp("one") / "run/data").parent
+    process_of("sft", folder, DOUBLE)
     return folder
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory) -> SimpleNamespace:
+def two(data, tmp_path_factory) -> SimpleNamespace:
     """SFT in two processes, each with half the batch: interrupted with Ctrl-C, then started again to its
     end."""
-    folder = prepare(tmp_path_factory.mktemp("two") / "run", QUICK)
-    command = launch_sft(folder, "--cpu", "2")
+    folder = shutil.copytree(data, tmp_path_factory.mktemp("two") / "run/data").parent
+    command = launch("sft", folder, "--cpu", "2")
     process = subprocess.Popen(
         [str(AIMO), *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -112,32 +125,21 @@ def test_ctrl_c_ends_all_processes_in_one_line_and_the_next_start_continues(two)
     assert not two.left, "a process is left"
     assert two.done.stdout.startswith("sft: started\n") and "sft: finished in" in two.done.stdout
     assert not two.done.stderr
-    assert (two.folder / "sft/launch.log").read_text().count("Continuing from checkpoint-") == 1
 
 
 @pytest.mark.train
 def test_only_the_main_process_prints_and_writes_and_rows_are_tokenized_once(two):
     log = (two.folder / "sft/launch.log").read_text()
-    assert log.count("Training in float32") == 1
+    assert log.count("Continuing from checkpoint-") == log.count("Training in float32") == 1
     assert "Tokenizing" not in log and len(list(two.folder.glob("sft/tokens/*"))) == 2
+    assert "Aborted" not in log and "terminate called" not in log
     steps = [record["step"] for record in read_lines(two.folder / "sft/log.jsonl") if "loss" in record]
     assert steps == list(range(1, STEPS + 1))
 
 
 @pytest.mark.train
 def test_grpo_in_two_processes_splits_the_completions_and_is_kept_when_asked_again(two):
-    folder = two.folder
-    arguments = [
-        "launch",
-        "grpo",
-        "--profile",
-        "tiny",
-        "--run-dir",
-        str(folder),
-        "--cpu",
-        "2",
-        *settings(QUICK),
-    ]
+    folder, arguments = two.folder, launch("grpo", two.folder, "--cpu", "2")
     done = aimo(*arguments)
     assert done.returncode == 0, done.stderr
     log = read_lines(folder / "grpo/log.jsonl")
@@ -148,62 +150,51 @@ def test_grpo_in_two_processes_splits_the_completions_and_is_kept_when_asked_aga
     assert state["train_batch_size"] == 2 * 4 / 2
     weights = [(folder / stage / "model/model.safetensors").read_bytes() for stage in ("sft", "grpo")]
     assert weights[0] != weights[1]
-    assert aimo(*arguments).stdout == "grpo: finished before, kept\n"
+    assert here(*arguments).stdout == "grpo: finished before, kept\n"
+    runs.unlock(folder)
 
 
 @pytest.mark.train
-def test_what_a_process_refuses_is_told_in_its_own_line(tmp_path):
-    adapter = tmp_path / "adapter"
-    adapter.mkdir()
-    (adapter / "adapter_config.json").write_text("{}")
-    overrides = [*QUICK, f"model.base={adapter}"]
-    folder = tmp_path / "run"
-    shutil.copytree(prepare(tmp_path / "other", QUICK) / "data", folder / "data")
-    done = aimo(*launch_sft(folder, "--cpu", "2", overrides=overrides))
+def test_what_a_process_refuses_is_told_in_its_own_line(prepared, tmp_path):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter/adapter_config.json").write_text("{}")
+    base = f"model.base={tmp_path / 'adapter'}"
+    done = aimo(*launch("sft", prepared, "--cpu", "2", overrides=[*QUICK, base]))
     assert done.returncode == 2, done.stderr
-    assert done.stderr.startswith(f"aimo: model.base: {adapter} is an adapter")
+    assert done.stderr.startswith(f"aimo: model.base: {tmp_path / 'adapter'} is an adapter")
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow  # two processes of a job, up to their training
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_launch_leaves_no_rank_and_the_folder_stays_locked_until_the_last_has_ended(
+    prepared, tmp_path, sign
+):
+    with (tmp_path / "out").open("w") as output:
+        command = [str(AIMO), *launch("sft", prepared, "--cpu", "2")]
+        process = subprocess.Popen(command, stdout=output, stderr=output)
+
+    def tree() -> list[psutil.Process]:  # aimo's guard, accelerate and two ranks
+        return psutil.Process(process.pid).children(recursive=True)
+
+    def can_lock() -> bool:
+        with (prepared / "lock").open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            return True
+
+    wait_for(lambda: process.poll() is not None or len(tree()) >= 4)
+    below = tree()
+    assert process.poll() is None and not can_lock()
+    process.send_signal(sign)
+    process.wait(10)
+    wait_for(can_lock, 60)
+    assert left_of(below) == [], (prepared / "sft/launch.log").read_text()[-2000:]
+
+
 # ---- GRPO with vLLM, on a CPU
-
-
-WITH_VLLM = [
-    "sft=null",
-    "grpo.generation=vllm",
-    "grpo.probe_steps=null",
-    "grpo.learning_rate=0.005",
-    "grpo.max_steps=4",
-    "grpo.save_steps=2",
-    "grpo.prompts_per_step=4",
-]
-
-
-@pytest.mark.engine
-@pytest.mark.train
-def test_vllm_samples_with_the_weights_of_the_step_before_and_a_resumed_run_with_the_same(tmp_path):
-    """vLLM's log-probabilities of the tokens that it sampled are the trainer's. They differ by 0.001 to 0.004
-    on average; by 0.12, 0.16 and 0.36 at steps 2 to 4 when vLLM keeps the weights of the start."""
-    overrides = [*QUICK, *WITH_VLLM]
-    folder = prepare(tmp_path / "run", overrides)
-    command = [sys.executable, "-m", "aimo.train.launch", "grpo", "--profile", "tiny"]
-    command += ["--run-dir", str(folder), *settings(overrides)]
-
-    def steps() -> list[dict[str, Any]]:
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-2000:]
-        return [record for record in read_lines(folder / "grpo/log.jsonl") if "loss" in record]
-
-    whole = steps()
-    differences = [record["sampling/sampling_logp_difference/mean"] for record in whole]
-    assert len(whole) == 4 and max(differences) < 0.02, differences
-    for left in ("checkpoint-4", "model", "trained"):
-        shutil.rmtree(folder / "grpo" / left)
-    again = steps()
-    assert [record["step"] for record in again] == [1, 2, 3, 4]
-    for step in (2, 3):
-        assert again[step]["reward"] == whole[step]["reward"]
-        assert again[step]["loss"] == pytest.approx(whole[step]["loss"], abs=1e-3)  # vLLM rounds
 
 
 SKIPPING = """
@@ -212,66 +203,88 @@ from aimo.train import compat
 
 synchronize, calls = compat.ExactGeneration.sync_weights, []
 
-def all_but_the_third(self):
+def all_but_the_fifth(self):
     calls.append(1)
-    if len(calls) != 3:
+    if len(calls) != 5:
         before = [parameter.clone() for parameter in self.model.parameters()]
         synchronize(self)
         assert all(map(torch.equal, before, self.model.parameters())), "a weight was rounded"
 
-compat.ExactGeneration.sync_weights = all_but_the_third
+compat.ExactGeneration.sync_weights = all_but_the_fifth
 runpy.run_module("aimo.train.launch", run_name="__main__")
 """
+WITH_VLLM = [
+    "sft=null",
+    "grpo.generation=vllm",
+    "grpo.probe_steps=null",
+    "grpo.learning_rate=0.005",
+    "grpo.max_steps=6",
+    "grpo.save_steps=2",
+    "grpo.trl={save_total_limit: 9}",
+    "grpo.prompts_per_step=4",
+]
 
 
 @pytest.mark.engine
 @pytest.mark.train
-def test_a_synchronisation_that_is_left_out_is_flagged_at_its_step_and_no_other_step_is(tmp_path):
-    overrides = [*QUICK, *WITH_VLLM]
-    folder = prepare(tmp_path / "run", overrides)
-    command = [sys.executable, "-c", SKIPPING, "grpo", "--profile", "tiny"]
-    command += ["--run-dir", str(folder), *settings(overrides)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    log = [record for record in read_lines(folder / "grpo/log.jsonl") if "loss" in record]
-    measured = "sampling/sampling_logp_difference"
-    flagged = [record["step"] for record in log if record[f"{measured}/mean"] > record[f"{measured}/bound"]]
-    assert flagged == [3], [record[f"{measured}/mean"] for record in log]
-    assert done.stdout.count("the weights of an earlier step") == 1 and "Step 3: " in done.stdout
-    assert all(0 < record["sampling/importance_sampling_ratio/mean"] < 2 for record in log)
+def test_vllm_samples_with_the_weights_of_the_step_before_and_one_that_it_did_not_get_is_flagged(prepared):
+    """vLLM's log-probabilities of the tokens that it sampled are the trainer's. They differ by 0.001 to 0.004
+    on average; by 0.12, 0.16 and 0.36 at steps 2 to 4 when vLLM keeps the weights of the start."""
+    measured, overrides = "sampling/sampling_logp_difference", [*QUICK, *WITH_VLLM]
+
+    def steps(code: str = "") -> tuple[list[dict[str, Any]], list[int], str]:
+        done = process_of("grpo", prepared, overrides, code)
+        log = [record for record in read_lines(prepared / "grpo/log.jsonl") if "loss" in record]
+        assert [record["step"] for record in log] == [1, 2, 3, 4, 5, 6]
+        assert all(0 < record["sampling/importance_sampling_ratio/mean"] < 2 for record in log)
+        above = [r["step"] for r in log if r[f"{measured}/mean"] > r[f"{measured}/bound"]]
+        return log, above, done.stdout
+
+    whole, above, told = steps(SKIPPING)
+    assert above == [5], [record[f"{measured}/mean"] for record in whole]
+    assert told.count("the weights of an earlier step") == 1 and "Step 5: " in told
+    for left in ("checkpoint-4", "checkpoint-6", "model", "trained"):
+        shutil.rmtree(prepared / "grpo" / left)
+    again, above, _ = steps()
+    assert not above and max(record[f"{measured}/mean"] for record in again) < 0.02
+    for step in (2, 3):  # it continued from the second
+        assert again[step]["reward"] == whole[step]["reward"]
+        assert again[step]["loss"] == pytest.approx(whole[step]["loss"], abs=1e-3)  # vLLM rounds
 
 
 # ---- Slurm
 
 
-def stand_ins(folder: Path) -> Path:
-    """`scontrol` that knows two nodes, both this machine, and `srun` that runs a task for each."""
+def programs(folder: Path, **texts: str) -> str:
+    """A PATH that begins with these shell scripts."""
     folder.mkdir()
-    (folder / "scontrol").write_text("#!/bin/bash\necho 127.0.0.1\necho 127.0.0.1\n")
-    (folder / "srun").write_text(
-        '#!/bin/bash\nwhile [[ $1 == --* ]]; do [[ $1 == --ntasks=* ]] && tasks=${1#*=}; shift; done\n'
-        'for ((i = 0; i < tasks; i++)); do SLURM_PROCID=$i "$@" & done\nwait\n'
-    )  # fmt: skip
-    for path in folder.iterdir():
-        path.chmod(0o755)
-    return folder
+    for name, text in texts.items():
+        (folder / name).write_text(f"#!/bin/bash\n{text}")
+        (folder / name).chmod(0o755)
+    return f"{folder}:{os.environ['PATH']}"
+
+
+TASKS = """while [[ $1 == --* ]]; do [[ $1 == --ntasks=* ]] && tasks=${1#*=}; shift; done
+for ((i = 0; i < tasks; i++)); do SLURM_PROCID=$i "$@" & done
+wait
+"""
 
 
 @pytest.mark.train
-def test_the_slurm_script_trains_on_two_nodes_what_one_process_trains(one, tmp_path):
-    folder = prepare(tmp_path / "run", QUICK)
-    done = aimo(*launch_sft(folder, "--gpus", "1", "--nodes", "2", "--slurm"))
-    script = folder / "slurm/sft.slurm"
+def test_the_slurm_script_trains_on_two_nodes_what_one_process_trains(one, prepared, tmp_path):
+    done = here(*launch("sft", prepared, "--gpus", "1", "--nodes", "2", "--slurm"))
+    runs.unlock(prepared)
+    script = prepared / "slurm/sft.slurm"
     assert done.stdout == f"sbatch {script}\n"
     slurm = {
         "SLURM_JOB_ID": str(os.getpid()),
         "SLURM_JOB_NODELIST": "two",
         "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-        "PATH": f"{stand_ins(tmp_path / 'bin')}:{os.environ['PATH']}",
+        "CUDA_VISIBLE_DEVICES": "",  # both nodes are this machine; srun runs a task for each
+        "PATH": programs(tmp_path / "bin", scontrol="echo 127.0.0.1\necho 127.0.0.1\n", srun=TASKS),
     }
     subprocess.run(["bash", str(script)], check=True, capture_output=True, env=os.environ | slurm)
-    assert losses(folder) == pytest.approx(losses(one), rel=1e-4) and (folder / "sft/model").exists()
+    assert losses(prepared) == pytest.approx(losses(one), rel=1e-4) and (prepared / "sft/model").exists()
 
 
 def job(stage="grpo", overrides=(), strategy="ddp", devices=8, nodes=1, cpu=False, run_dir="run", **more):
@@ -285,6 +298,12 @@ def run_job(*arguments, **more) -> None:
     from aimo.train.launch import launch_job
 
     launch_job(*arguments, **more)
+
+
+def printed(capsys, **more) -> list[str]:
+    """The commands of a dry run."""
+    run_job(job(**more), dry_run=True)
+    return capsys.readouterr().out.splitlines()
 
 
 def written(capsys, tmp_path, **more) -> str:
@@ -302,7 +321,7 @@ def test_the_slurm_job_has_the_nodes_the_time_and_the_server_that_the_profile_ne
     plain = written(capsys, tmp_path, nodes=2)
     assert "--nodes=2\n" in plain and "--gpus-per-node=8\n" in plain
     assert "--time" not in plain and "vllm-serve" not in plain
-    keys = ["grpo.generation=vllm_server", "training.time_limit_s=36000", "grpo.pass_rate=[0.1, 0.9]"]
+    keys = [SERVED, "training.time_limit_s=36000", "grpo.pass_rate=[0.1, 0.9]"]
     serving = written(capsys, tmp_path, nodes=2, overrides=keys)
     assert "--nodes=3\n" in serving and "--time=630\n" in serving and "trl vllm-serve" in serving
     assert f"--model '{tmp_path}/a run/sft/model'" in serving
@@ -313,23 +332,31 @@ def test_the_slurm_job_has_the_nodes_the_time_and_the_server_that_the_profile_ne
 def test_the_server_of_grpo_without_sft_has_the_base_in_as_many_parts_as_its_attention_heads_allow(
     tmp_path, capsys
 ):
-    from_base = written(capsys, tmp_path, overrides=["sft=null", "grpo.generation=vllm_server"])
+    from_base = written(capsys, tmp_path, overrides=["sft=null", SERVED])
     assert f"--model {TINY} " in from_base and "--tensor_parallel_size 2 " in from_base  # 6 heads, 8 GPUs
-    hub = written(
-        capsys, tmp_path, overrides=["sft=null", "grpo.generation=vllm_server", "model.base=Qwen/Qwen3-4B"]
-    )
+    hub = written(capsys, tmp_path, overrides=["sft=null", SERVED, "model.base=Qwen/Qwen3-4B"])
     assert "--model Qwen/Qwen3-4B " in hub and "--tensor_parallel_size 8 " in hub
+    base = tmp_path / "experts"  # of a mixture, the GPUs that are left hold more copies
+    base.mkdir()
+    (base / "config.json").write_text('{"num_attention_heads": 6, "num_local_experts": 32}')
+    overrides = [SERVED, "sft=null", f"model.base={base}"]
+    serve, _ = printed(capsys, overrides=overrides, serve_gpus=4, devices=8)
+    assert "--tensor_parallel_size 2 --data_parallel_size 2 " in serve
 
 
-def test_grpos_server_answers_at_one_address_alone(tmp_path, capsys):
+def test_grpos_server_keeps_its_gpus_and_answers_at_one_address_alone(tmp_path, capsys):
     """It asks for no key."""
     apart = written(capsys, tmp_path, overrides=[SERVED])
     assert '--host "$HOST" --port "$PORT"' in apart and "\nNODES=2 TRAIN_NODES=1 " in apart
     beside = written(capsys, tmp_path, overrides=[SERVED], serve_gpus=2, devices=4)
     assert '--host "$HOST" --port "$PORT"' in beside and "\nNODES=1 TRAIN_NODES=1 " in beside
     assert "env CUDA_VISIBLE_DEVICES=2,3 " in beside and "env CUDA_VISIBLE_DEVICES=0,1 " in beside
-    here, _ = printed(capsys, overrides=[SERVED], serve_gpus=2, devices=4)
-    assert "--host 127.0.0.1 " in here and "0.0.0.0" not in apart + beside + here
+    keys = [SERVED, "grpo.gradient_accumulation_steps=2"]
+    serve, train = printed(capsys, overrides=keys, serve_gpus=2, devices=4)
+    assert serve.startswith("env CUDA_VISIBLE_DEVICES=2,3 ") and "vllm-serve" in serve
+    assert "--tensor_parallel_size 2 --data_parallel_size 1 " in serve
+    assert train.startswith("env CUDA_VISIBLE_DEVICES=0,1 ") and "--num_processes 2 " in train
+    assert "--host 127.0.0.1 " in serve and "0.0.0.0" not in apart + beside + serve
 
 
 @pytest.mark.parametrize("name", ["a\nb", "a\rb", "a\tb", "a\x1bb"])
@@ -342,8 +369,7 @@ def test_a_line_break_in_a_path_is_no_line_of_the_script(tmp_path, monkeypatch, 
         run_job(job(run_dir=str(tmp_path / "run")), slurm=True, dry_run=True)
 
 
-SRUN = r"""#!/bin/bash
-printf "%s\n" "$@" >> "$SHOWN"
+SRUN = r"""printf "%s\n" "$@" >> "$SHOWN"
 [[ $* == *" bash -c "* ]] && exec bash -c "${@: -1}"
 exit 0
 """
@@ -351,25 +377,17 @@ exit 0
 
 @pytest.mark.parametrize("name", ["a b", "a$HOME", "a'b", 'a"b', "a;touch x", "a$(touch x)`touch x`", "50%j"])
 def test_a_path_reaches_every_command_as_it_is(tmp_path, capsys, name):
-    folder = tmp_path / name / "run"
+    folder, shown = tmp_path / name / "run", tmp_path / "shown"
     run_job(job(run_dir=str(folder), overrides=[SERVED], serve_gpus=2, devices=4), slurm=True, dry_run=True)
     script, _, told = capsys.readouterr().out.rpartition("sbatch ")
     assert shlex.split(told) == [str(folder / "slurm" / "grpo.slurm")]
     outputs = [line for line in script.splitlines() if line.startswith("#SBATCH --output=")]
     assert shlex.split(outputs[0][8:]) == [f"--output={str(folder).replace('%', '%%')}/slurm/grpo-%j.log"]
-    (tmp_path / "bin").mkdir()
-    scontrol = "#!/bin/bash\necho 127.0.0.1\n"
-    for program, text in {"srun": SRUN, "scontrol": scontrol, "curl": "#!/bin/bash\n"}.items():
-        (tmp_path / "bin" / program).write_text(text)
-        (tmp_path / "bin" / program).chmod(0o755)
     for program in (sys.executable, Path(sys.executable).with_name("trl")):
         script = script.replace(f"{shlex.quote(str(program))} ", "srun ")
-    shown = tmp_path / "shown"
-    variables = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SHOWN": str(shown)}
-    variables["SLURM_JOB_NODELIST"] = "x"
-    subprocess.run(
-        ["bash"], input=f"{script}\nwait", text=True, env=os.environ | variables, cwd=tmp_path, check=True
-    )
+    path = programs(tmp_path / "bin", srun=SRUN, scontrol="echo 127.0.0.1\n", curl="")
+    env = os.environ | {"PATH": path, "SLURM_JOB_ID": "7", "SHOWN": str(shown), "SLURM_JOB_NODELIST": "x"}
+    subprocess.run(["bash"], input=f"{script}\nwait", text=True, env=env, cwd=tmp_path, check=True)
     words = shown.read_text().split("\n")
     assert words[words.index("--run-dir") + 1] == str(folder)
     assert words[words.index("--host") + 1] == "127.0.0.1", "on the node that trains too, it is its own"
@@ -377,15 +395,7 @@ def test_a_path_reaches_every_command_as_it_is(tmp_path, capsys, name):
     assert not list(tmp_path.rglob("x"))
 
 
-def test_a_slurm_script_that_is_refused_leaves_nothing_behind(tmp_path):
-    with pytest.raises(AimoError, match="stage grpo needs"):
-        run_job(job(run_dir=str(tmp_path / "run")), slurm=True)
-    assert list(tmp_path.iterdir()) == []
-
-
 # ---- Commands and refusals
-
-SERVED = "grpo.generation=vllm_server"
 
 
 def accelerates(line: str) -> tuple[Any, dict[str, str]]:
@@ -398,12 +408,6 @@ def accelerates(line: str) -> tuple[Any, dict[str, str]]:
     parsed, *_ = launch._validate_launch_command(launch.launch_command_parser().parse_args(words))
     parsed.deepspeed_fields_from_accelerate_config = ""  # of its file's own; accelerate fills it in later
     return parsed, prepare_deepspeed_cmd_env(parsed)[1] if parsed.use_deepspeed else {}
-
-
-def printed(capsys, **more) -> list[str]:
-    """The commands of a dry run."""
-    run_job(job(**more), dry_run=True)
-    return capsys.readouterr().out.splitlines()
 
 
 @pytest.mark.parametrize(
@@ -431,6 +435,7 @@ def test_zero_keeps_on_the_host_what_was_asked_for(capsys, strategy, offload, de
         ("{distributed_type: DEEPSPEED, deepspeed_config: {zero_stage: 1}}", "zero1"),
         ("{distributed_type: DEEPSPEED, deepspeed_config: {zero_stage: 2}}", "zero2"),
         ("{distributed_type: DEEPSPEED, deepspeed_config: {deepspeed_config_file: ds.json}}", "zero3"),
+        *((text, None) for text in (None, "- 1", "num_processes: 2", "a: [")),
     ],
 )
 def test_a_file_of_accelerates_takes_the_place_of_trls_and_says_the_strategy(
@@ -439,41 +444,45 @@ def test_a_file_of_accelerates_takes_the_place_of_trls_and_says_the_strategy(
     from aimo.train.launch import strategy_of
 
     file = tmp_path / "my own.yaml"
-    file.write_text(text)
+    if text:
+        file.write_text(text)
+    if not strategy:
+        arguments = "launch", "sft", "--profile", "tiny", "--gpus", "2", "--accelerate", file
+        refused(*arguments, told=["not a file that `accelerate config` writes"])
+        return
     assert strategy_of(str(file)) == strategy
     (line,) = printed(capsys, stage="sft", strategy=strategy, accelerate=str(file))
     assert shlex.split(line)[shlex.split(line).index("--config_file") + 1] == str(file)
 
 
-@pytest.mark.parametrize("text", [None, "- 1", "num_processes: 2", "a: ["])
-def test_what_is_no_file_of_accelerates_is_refused_in_one_line(tmp_path, text):
-    file = tmp_path / "mine.yaml"
-    if text:
-        file.write_text(text)
-    arguments = "launch", "sft", "--profile", "tiny", "--gpus", "2", "--accelerate", file
-    refused(*arguments, told=["not a file that `accelerate config` writes"])
+@pytest.mark.parametrize(
+    "strategy, devices, file",
+    [
+        ("ddp", 1, "single_gpu"),
+        ("ddp", 8, "multi_gpu"),
+        ("fsdp", 8, "fsdp2"),
+        ("zero2", 8, "zero2"),
+        ("zero3", 8, "zero3"),
+    ],
+)
+def test_a_dry_run_prints_the_command_with_the_configuration_of_trl(
+    capsys, tmp_path, strategy, devices, file
+):
+    overrides = ["grpo.probe_steps=null", "grpo.rewards={accuracy: 1.0}"]
+    run_dir = str(tmp_path / "run")
+    (line,) = printed(capsys, strategy=strategy, devices=devices, run_dir=run_dir, overrides=overrides)
+    config_file = line.split("--config_file ")[1].split()[0]
+    assert config_file.endswith(f"trl/accelerate_configs/{file}.yaml") and Path(config_file).is_file()
+    assert f"--num_processes {devices} " in line and "--set 'grpo.rewards={accuracy: 1.0}'" in line
+    assert not (tmp_path / "run").exists()
 
 
-def test_a_server_keeps_its_gpus_and_the_others_train(capsys):
-    serve, train = printed(
-        capsys, overrides=[SERVED, "grpo.gradient_accumulation_steps=2"], serve_gpus=2, devices=4
-    )
-    assert serve.startswith("env CUDA_VISIBLE_DEVICES=2,3 ") and "vllm-serve" in serve
-    assert "--tensor_parallel_size 2 --data_parallel_size 1 " in serve
-    assert train.startswith("env CUDA_VISIBLE_DEVICES=0,1 ") and "--num_processes 2 " in train
-
-
-def test_a_mixture_of_experts_is_served_in_copies_where_its_heads_allow_no_more_parts(capsys, tmp_path):
-    base = tmp_path / "experts"
-    base.mkdir()
-    (base / "config.json").write_text('{"num_attention_heads": 6, "num_local_experts": 32}')
-    overrides = [SERVED, "sft=null", f"model.base={base}"]
-    serve, _ = printed(capsys, overrides=overrides, serve_gpus=4, devices=8)
-    assert "--tensor_parallel_size 2 --data_parallel_size 2 " in serve
+def test_a_dry_run_of_several_nodes_prints_a_command_for_each(capsys):
+    first, second = printed(capsys, nodes=2)
+    assert "--machine_rank 0 " in first and first.replace("--machine_rank 0", "--machine_rank 1") == second
 
 
 SHARDED = """
-import sys
 from transformers import AutoModelForCausalLM
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 def load(*_, **keywords):
@@ -481,29 +490,25 @@ def load(*_, **keywords):
     raise SystemExit
 AutoModelForCausalLM.from_pretrained = load
 from aimo.train import launch
-sys.argv[1:] = ["sft", "--profile", "tiny", "--run-dir", *sys.argv[1:]]
 launch.run_process()
 """
 
 
 @pytest.mark.slow  # a process of a job, up to its model
-@pytest.mark.parametrize("stage", [2, 3])
-def test_zero_3_shards_the_weights_while_they_are_read(tmp_path, stage):
-    folder = prepare(tmp_path / "run", QUICK)
-    fake = tmp_path / "fake"
-    (fake / "deepspeed").mkdir(parents=True)
-    (fake / "deepspeed/__init__.py").write_text("")
-    (fake / "deepspeed-0.18.0.dist-info").mkdir()
-    (fake / "deepspeed-0.18.0.dist-info/METADATA").write_text("Name: deepspeed\nVersion: 0.18.0\n")
-    launched = {
-        "PYTHONPATH": str(fake),
-        "ACCELERATE_USE_DEEPSPEED": "true",
-        "ACCELERATE_DEEPSPEED_ZERO_STAGE": str(stage),
-        "ACCELERATE_DEEPSPEED_ZERO3_INIT": "true",
-    }
-    command = [sys.executable, "-c", SHARDED, str(folder), *settings(QUICK)]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | launched)
-    assert f"sharded while it loads: {stage == 3}" in done.stdout, done.stderr[-2000:]
+def test_zero_3_shards_the_weights_while_they_are_read(prepared, tmp_path, monkeypatch):
+    (tmp_path / "fake/deepspeed").mkdir(parents=True)
+    (tmp_path / "fake/deepspeed/__init__.py").touch()
+    (tmp_path / "fake/deepspeed-0.18.0.dist-info").mkdir()
+    metadata = tmp_path / "fake/deepspeed-0.18.0.dist-info/METADATA"
+    metadata.write_text("Name: deepspeed\nVersion: 0.18.0\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "fake"))
+    for name, value in (
+        ("USE_DEEPSPEED", "true"),
+        ("DEEPSPEED_ZERO_STAGE", "3"),
+        ("DEEPSPEED_ZERO3_INIT", "true"),
+    ):
+        monkeypatch.setenv(f"ACCELERATE_{name}", value)
+    assert "sharded while it loads: True" in process_of("sft", prepared, QUICK, SHARDED).stdout
 
 
 ANSWERS = """
@@ -528,72 +533,9 @@ def test_a_server_is_waited_for_and_ended_and_one_that_ends_early_is_told(tmp_pa
     with pytest.raises(EngineError, match=r"vLLM did not serve the policy: .*status 1.*vllm\.log"):
         vllm_process.answering(["false"], health, log, "the policy").__enter__()
     ended = subprocess.Popen(["false"])
-    with (
-        (tmp_path / "log").open("w") as output,
-        pytest.raises(StageError, match="the vLLM server ended with"),
-    ):
+    told = pytest.raises(StageError, match="the vLLM server ended with")
+    with (tmp_path / "log").open("w") as output, told:
         launch.follow(job(), "sleep 1000", output, [], ended)
-
-
-@pytest.mark.slow  # two processes of a job, up to their training
-@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGKILL])
-def test_a_killed_launch_leaves_no_rank_and_the_folder_stays_locked_until_the_last_has_ended(tmp_path, sign):
-    folder = prepare(tmp_path / "run", QUICK)
-    command = launch_sft(folder, "--cpu", "2")
-    with (tmp_path / "out").open("w") as output:
-        process = subprocess.Popen([str(AIMO), *command], stdout=output, stderr=output)
-    log = folder / "sft" / "launch.log"
-
-    def tree() -> list[psutil.Process]:  # aimo's guard, accelerate and two ranks
-        return psutil.Process(process.pid).children(recursive=True)
-
-    wait_for(lambda: process.poll() is not None or len(tree()) >= 4)
-    below = tree()
-    assert process.poll() is None and not can_lock(folder / "lock")
-    process.send_signal(sign)
-    process.wait(10)
-    wait_for(lambda: can_lock(folder / "lock"), 60)
-    assert left_of(below) == [], log.read_text()[-2000:]
-
-
-def can_lock(path: Path) -> bool:
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
-
-
-@pytest.mark.parametrize(
-    "strategy, devices, file",
-    [
-        ("ddp", 1, "single_gpu"),
-        ("ddp", 8, "multi_gpu"),
-        ("fsdp", 8, "fsdp2"),
-        ("zero2", 8, "zero2"),
-        ("zero3", 8, "zero3"),
-    ],
-)
-def test_a_dry_run_prints_the_command_with_the_configuration_of_trl(
-    capsys, tmp_path, strategy, devices, file
-):
-    overrides = ["grpo.probe_steps=null", "grpo.rewards={accuracy: 1.0}"]
-    run_job(
-        job(strategy=strategy, devices=devices, run_dir=str(tmp_path / "run"), overrides=overrides),
-        dry_run=True,
-    )
-    (line,) = capsys.readouterr().out.splitlines()
-    config_file = line.split("--config_file ")[1].split()[0]
-    assert config_file.endswith(f"trl/accelerate_configs/{file}.yaml") and Path(config_file).is_file()
-    assert f"--num_processes {devices} " in line and "--set 'grpo.rewards={accuracy: 1.0}'" in line
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_dry_run_of_several_nodes_prints_a_command_for_each(capsys):
-    run_job(job(nodes=2), dry_run=True)
-    first, second = capsys.readouterr().out.splitlines()
-    assert "--machine_rank 0 " in first and first.replace("--machine_rank 0", "--machine_rank 1") == second
 
 
 @pytest.mark.parametrize(
@@ -603,30 +545,16 @@ def test_a_dry_run_of_several_nodes_prints_a_command_for_each(capsys):
         ({"stage": "dpo"}, "has no dpo section"),
         ({"strategy": "zero1"}, "use one of ddp, fsdp, zero2, zero3"),
         ({"strategy": "zero3"}, "set grpo.probe_steps=null"),
-        (
-            {"strategy": "fsdp", "stage": "sft", "overrides": ["model.backend=unsloth"]},
-            "set model.backend=transformers",
-        ),
-        (
-            {"strategy": "fsdp", "stage": "sft", "overrides": ["model.load_in_4bit=true"]},
-            "set model.load_in_4bit=false",
-        ),
+        ({"strategy": "fsdp", "stage": "sft", "overrides": ["model.backend=unsloth"]}, "=transformers"),
+        ({"strategy": "fsdp", "stage": "sft", "overrides": ["model.load_in_4bit=true"]}, "_4bit=false"),
         ({"strategy": "fsdp", "stage": "sft", "cpu": True}, "with --cpu take ddp"),
         ({"devices": 3}, "8 x 8 completions a step do not split evenly over 3 processes"),
-        (
-            {"devices": 7, "overrides": ["grpo.gradient_accumulation_steps=8"]},
-            "make grpo.prompts_per_step a multiple of 7",
-        ),
+        ({"devices": 7, "overrides": ["grpo.gradient_accumulation_steps=8"]}, "a multiple of 7"),
         ({"stage": "sft", "strategy": "zero3", "offload": "weights"}, "use optimizer or all"),
         ({"stage": "sft", "strategy": "zero2", "offload": "all"}, "take --strategy zero3"),
         ({"stage": "sft", "offload": "optimizer"}, "take --strategy zero3"),
         (
-            {
-                "stage": "sft",
-                "strategy": "zero2",
-                "offload": "optimizer",
-                "overrides": ["sft.optimizer=adamw_8bit"],
-            },
+            dict(stage="sft", strategy="zero2", offload="optimizer", overrides=["sft.optimizer=adamw_8bit"]),
             "set sft.optimizer=adamw_torch",
         ),
         ({"serve_gpus": 2}, "set grpo.generation=vllm_server"),
@@ -643,15 +571,19 @@ def test_what_cannot_be_launched_is_refused_in_one_line_with_the_remedy(wrong, t
     assert told in str(e.value) and "\n" not in str(e.value) and not (tmp_path / "run").exists()
 
 
+def test_a_slurm_script_that_is_refused_leaves_nothing_behind(tmp_path):
+    with pytest.raises(AimoError, match="stage grpo needs"):
+        run_job(job(run_dir=str(tmp_path / "run")), slurm=True)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_zero_needs_deepspeed(tmp_path, monkeypatch):
     from aimo.train import launch
 
     monkeypatch.setattr(launch, "gpus", lambda: 8)
     if importlib.util.find_spec("deepspeed"):
         pytest.skip("deepspeed is installed")
-    with pytest.raises(
-        AimoError, match="--strategy zero2 needs a package that is not installed: pip install deepspeed"
-    ):
+    with pytest.raises(AimoError, match=r"--strategy zero2 needs a package that .*: pip install deepspeed"):
         run_job(job("sft", strategy="zero2", run_dir=str(tmp_path)))
 
 

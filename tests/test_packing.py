@@ -85,14 +85,15 @@ def test_training_takes_the_rows_that_were_packed_and_packs_the_same_ones(run_di
             m.setattr(sft, "fit", lambda trainer, *_: trainer)
             model, tokenizer = models.load_model(TINY, profile), models.load_tokenizer(TINY, profile)
             rows = prepare.read_set(run_dir / "data", "sft")
-            return sft.train_sft(model, tokenizer, rows, profile, folder, lambda *_: None).train_dataset
+            run = runs.Run(profile, folder, "sft", 0.0)
+            return sft.train_sft(model, tokenizer, rows, run).train_dataset
 
     (run_dir / "alone").mkdir()
     alone = dataset(run_dir / "alone").to_list()
     kept = pack(run_dir)
     made = kept.stat().st_mtime_ns
     moved = run_dir.rename(run_dir.with_name("copied"))  # as to another machine
-    trained_on = dataset(moved / "sft", moved)
+    trained_on = dataset(moved, moved)
     assert trained_on.to_list() == alone
     assert [Path(file["filename"]).name for file in trained_on.cache_files] == [kept.name]
     assert (moved / kept.relative_to(run_dir)).stat().st_mtime_ns == made

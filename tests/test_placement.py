@@ -99,38 +99,30 @@ def load(*overrides, with_vllm=False):
 
 
 def test_unsloth_is_silent_but_vllm_finds_a_file_descriptor_while_it_loads(gpus, loaded, capfd):
-    load("model.backend=unsloth", with_vllm=True)
-    assert loaded.unsloth["fast_inference"]
-    assert (
-        capfd.readouterr().out.startswith("Training in bfloat16") and "banner" not in capfd.readouterr().out
-    )
+    load("model.backend=unsloth", "model.lora=null", with_vllm=True)
+    assert loaded.unsloth["fast_inference"] and loaded.unsloth["full_finetuning"]
+    told = capfd.readouterr().out
+    assert told.startswith("Training in bfloat16") and "banner" not in told
+    load("model.backend=unsloth", "model.lora=null")
+    assert loaded.unsloth["float32_mixed_precision"], "all weights are trained in float32"
 
 
 # ---- GPU and number type of each process
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize(
     "how, device", [("alone", {"": 0}), ("ddp", {"": 3}), ("zero2", {"": 3}), ("fsdp", None), ("zero3", None)]
 )
-def test_a_model_is_loaded_on_the_gpu_of_its_process_unless_it_will_be_sharded(
-    gpus, loaded, monkeypatch, how, device
-):
-    launched(monkeypatch, how)
-    load()
-    assert loaded.transformers["device_map"] == device
-
-
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("how", ["alone", *LAUNCHED])
-def test_all_weights_are_trained_in_float32_where_deepspeed_keeps_no_copy_of_them(
-    gpus, loaded, monkeypatch, how, dtype
+def test_a_model_is_loaded_on_the_gpu_of_its_process_and_trained_weights_in_float32_unless_deepspeed_copies(
+    gpus, loaded, monkeypatch, how, device, dtype
 ):
     import torch
 
     launched(monkeypatch, how)
     load("model.lora=null", f"model.dtype={dtype}")
     kept = getattr(torch, dtype) if how.startswith("zero") else torch.float32
-    assert loaded.transformers["dtype"] == kept
+    assert loaded.transformers["dtype"] == kept and loaded.transformers["device_map"] == device
     load(f"model.dtype={dtype}")
     assert loaded.transformers["dtype"] == getattr(torch, dtype), "weights that are frozen"
 
@@ -140,11 +132,6 @@ def test_float32_weights_compute_in_the_type_of_the_profile_before_training_too(
 
     model = load("model.lora=null", "model.dtype=bfloat16")
     assert model(torch.ones(1, 1)).dtype == torch.bfloat16 and model.weight.dtype == torch.float32
-
-
-def test_unsloth_trains_all_weights_in_float32(gpus, loaded):
-    load("model.backend=unsloth", "model.lora=null")
-    assert loaded.unsloth["float32_mixed_precision"] and loaded.unsloth["full_finetuning"]
 
 
 # ---- adapters of a four-bit model
@@ -160,17 +147,18 @@ def test_adapters_of_a_four_bit_model_are_trained_in_float32_though_trl_casts_th
     from aimo.train import arguments, models, trainers
 
     p = profile()
+    run = runs.Run(p, tmp_path, "sft", 0.0)
     model = AutoModelForCausalLM.from_pretrained(TINY)
     model = get_peft_model(model, LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM"))
     model.is_loaded_in_4bit = True  # TRL asks no more
     parts = {
         "model": model,
-        "args": arguments.stage_arguments("sft", p, tmp_path),
+        "args": arguments.stage_arguments(run),
         "processing_class": models.load_tokenizer(TINY, p),
         "train_dataset": Dataset.from_list([{"prompt": "1+1=", "completion": "2"}]),
     }
     types = []
-    for build in (SFTTrainer, functools.partial(trainers.make_trainer, SFTTrainer, "sft")):
+    for build in (SFTTrainer, functools.partial(trainers.make_trainer, SFTTrainer, run)):
         trained = [weight for weight in build(**parts).model.parameters() if weight.requires_grad]
         types.append({weight.dtype for weight in trained})
     assert types == [{torch.bfloat16}, {torch.float32}]
@@ -179,19 +167,17 @@ def test_adapters_of_a_four_bit_model_are_trained_in_float32_though_trl_casts_th
 # ---- several GPUs in one process
 
 
-@pytest.mark.parametrize("gpus", [2], indirect=True)
-@pytest.mark.parametrize("stage", ["sft", "grpo", "dpo"])
-def test_a_notebook_that_sees_two_gpus_takes_one(gpus, tmp_path, stage):
+@pytest.mark.parametrize("gpus", [1, 2], indirect=True)
+def test_a_notebook_takes_one_gpu_and_says_how_to_train_on_those_that_it_leaves(
+    gpus, loaded, capsys, tmp_path
+):
     from aimo.train import arguments
 
-    p = profile("dpo={learning_rate: 1.0e-3}")
-    assert arguments.stage_arguments(stage, p, tmp_path).n_gpu == 1
-
-
-@pytest.mark.parametrize("gpus, told", [(1, False), (2, True)], indirect=["gpus"])
-def test_a_notebook_says_how_to_train_on_the_gpus_that_it_leaves(gpus, loaded, capsys, told):
     load()
-    assert ("takes one of the 2 GPUs; `aimo launch`" in capsys.readouterr().out) == told
+    assert ("takes one of the 2 GPUs; `aimo launch`" in capsys.readouterr().out) == (gpus == 2)
+    p = profile("dpo={learning_rate: 1.0e-3}")
+    for stage in ("sft", "grpo", "dpo"):
+        assert arguments.stage_arguments(runs.Run(p, tmp_path, stage, 0.0)).n_gpu == 1
 
 
 # ---- completions of a probe
@@ -241,13 +227,9 @@ def probed(max_tokens, rows=50):
     return model, models.complete(model, tokenizer, prompts, max_tokens)
 
 
-def test_a_probe_under_unsloth_leaves_gradient_checkpointing_on():
-    model, _ = probed(4)
-    assert model.layer.gradient_checkpointing == "unsloth" and model.training
-
-
-def test_a_probe_answers_no_more_tokens_at_once_than_fit_beside_vllm():
+def test_a_probe_leaves_checkpointing_on_and_answers_no_more_tokens_at_once_than_fit_beside_vllm():
     long, texts = probed(5120)
+    assert long.layer.gradient_checkpointing == "unsloth" and long.training
     assert len(texts) == sum(long.batches) == 50
     assert max(long.batches) * 5120 < 2**15 and len(long.batches) < 12
     short, again = probed(80)
@@ -289,7 +271,7 @@ def test_advice_when_memory_runs_out_is_taken_by_the_runs_folder(tmp_path, name,
         values[stage] |= {"batch_size": 1 if is_smallest else 6}
     p, folder = config.parse({"profile": name} | values, name), tmp_path / "a run's $folder"
     begun(folder, p, stage)
-    told = out_of_memory(stage, p, folder / stage, 3)
+    told = out_of_memory(runs.Run(p, folder, stage, 0.0), 3)
     assert "\n" not in told
     if not is_smallest:
         assert "--from" not in told, "a step keeps its rows, so that nothing has to be done again"
@@ -326,7 +308,7 @@ def test_advice_in_a_launched_process_keeps_its_command(monkeypatch, tmp_path):
     from aimo.train.trainers import out_of_memory
 
     launched(monkeypatch, "zero3")
-    told = out_of_memory("sft", config.load("tiny"), tmp_path / "sft", 3)
+    told = out_of_memory(runs.Run(config.load("tiny"), tmp_path, "sft", 0.0), 3)
     assert "`aimo launch` again with `--set sft.batch_size=" in told and "4bit" not in told
 
 
@@ -341,7 +323,7 @@ def test_a_model_that_waits_on_the_cpu_for_its_gpus_takes_no_shortcut_of_the_cpu
         args = SimpleNamespace(device=torch.device(device), cast_lm_head_to_fp32=False)
         monkeypatch.setattr(grpo.arguments, "stage_arguments", lambda *_, args=args: args)
         model = SimpleNamespace(generate=print)
-        grpo.train_grpo(model, None, [{"prompt": "1?"}], profile(), tmp_path, None)
+        grpo.train_grpo(model, None, [{"prompt": "1?"}], runs.Run(profile(), tmp_path, "grpo", 0.0))
         assert (model.generate is not print) == merged
 
 
@@ -464,7 +446,7 @@ def test_the_arguments_of_every_profile_compute_in_the_type_that_its_gpu_has(
     p = config.load(name, without)
     wanted = {"auto": "bfloat16" if bf16 else "float16"}.get(p.model.dtype, p.model.dtype)
     for stage in p.trained:
-        args = arguments.stage_arguments(stage, p, tmp_path)
+        args = arguments.stage_arguments(runs.Run(p, tmp_path, stage, 0.0))
         assert (args.bf16, args.fp16) == (wanted == "bfloat16", wanted == "float16")
         section, ours = getattr(p, stage), p.model.backend == "transformers"
         assert args.gradient_checkpointing == (p.model.gradient_checkpointing and ours)

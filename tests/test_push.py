@@ -8,6 +8,7 @@ import pytest
 from aimo import config
 from aimo.errors import AimoError
 from aimo.inference.storage import read_lines
+from aimo.run import runs
 
 pytest_plugins = ["stand_in"]
 MODEL = "me/model/transformers/default"
@@ -38,9 +39,8 @@ def push(kaggle, run_dir, monkeypatch):
     monkeypatch.setattr(Hub, "pushed", [])
 
     def run(*overrides):
-        folder = run_dir / "grpo" / "model"
-        models.push_trained(folder, config.load("tiny", list(overrides)), run_dir)
-        return folder
+        models.push_trained(runs.Run(config.load("tiny", list(overrides)), run_dir, "grpo", 0.0))
+        return run_dir / "grpo" / "model"
 
     return run
 

@@ -14,6 +14,7 @@ from conftest import TINY
 
 from aimo import config
 from aimo.config.reading import Loader
+from aimo.run import runs
 
 RECIPES = sorted(
     path.stem
@@ -344,16 +345,13 @@ def test_a_recipe_scaled_down_trains_its_stages_into_a_model(tmp_path, name, one
     assert all(prompts.is_well_formed(p.prompt, text) and "WRONG" not in text for text in told)
     start = TINY
     for stage in p.trained:
-        folder = tmp_path / stage
-        folder.mkdir()
+        run = runs.Run(p, tmp_path, stage, 0.0)
         model, tokenizer = models.load_model(start, p), models.load_tokenizer(start, p)
-        log = models.training_of(stage)(
-            model, tokenizer, ready[stage], p, folder, lambda *_: None, probe=ready.get("grpo_test")
-        )
+        log = models.training_of(stage)(model, tokenizer, ready[stage], run, probe=ready.get("grpo_test"))
         steps = [record for record in log if "loss" in record]
         assert [record["step"] for record in steps] == [1, 2]
-        models.save_model(folder / "trained", start, tokenizer, p, folder / "model", trainers.summary(log))
-        start = folder / "model"
+        models.save_model(run, tokenizer, trainers.summary(log))
+        start = run.folder / "model"
     assert (start / "model.safetensors").exists()
     for function in rewards.get_reward_funcs(p.grpo.rewards, p.prompt) if p.grpo else ():
         assert math.isfinite(steps[-1][f"rewards/{function.__name__}/mean"])

@@ -304,7 +304,7 @@ def arguments(stage: str) -> Callable[[config.Profile, Path], Any]:
     def observe(profile: config.Profile, folder: Path) -> Any:
         from aimo.train import arguments
 
-        return arguments.stage_arguments(stage, profile, folder).to_dict()
+        return arguments.stage_arguments(runs.Run(profile, folder, stage, 0.0)).to_dict()
 
     return observe
 
@@ -436,8 +436,9 @@ def trained(stage: str) -> Callable[[config.Profile, Path], Any]:
             model, own = models.load_model(TINY, profile), models.load_tokenizer(TINY, profile)
             rest = [made["sft_test"]] if stage == "sft" else []
             train = models.training_of(stage)
-            train(model, own, pairs, profile, Path(name), lambda *_: None, *rest, made["grpo_test"])
-            log, samples = (storage.read_lines(Path(name) / f) for f in ("log.jsonl", "samples.jsonl"))
+            run = runs.Run(profile, Path(name), stage, 0.0)
+            train(model, own, pairs, run, *rest, made["grpo_test"])
+            log, samples = (storage.read_lines(run.folder / f) for f in ("log.jsonl", "samples.jsonl"))
         figures = "step", "loss", "groups/tried"
         kinds = [(*map(line.get, figures), "probe/accuracy" in line) for line in log]
         return [kinds, [line["step"] for line in samples]]
@@ -461,7 +462,7 @@ def limits(profile: config.Profile, folder: Path) -> Any:
             file.truncate(10**9)
         found = []
         for event in ("on_step_end", "on_save"):
-            watching, control = Budgets(profile, stage), TrainerControl()
+            watching, control = Budgets(runs.Run(profile, Path(name), "sft", 0.0)), TrainerControl()
             watching.started -= 3600
             getattr(watching, event)(None, TrainerState(global_step=2), control)
             found.append(control.should_training_stop)
@@ -497,7 +498,7 @@ def pushed(profile: config.Profile, folder: Path) -> Any:
         for name in [name for name in os.environ if name.startswith("KAGGLE_")]:
             patch.delenv(name)
         try:
-            models.push_trained(folder, profile, folder)
+            models.push_trained(runs.Run(profile, folder, "grpo", 0.0))
         except AimoError as e:
             calls.append(str(e))
     return calls

@@ -4,6 +4,7 @@ import pytest
 from conftest import TINY
 
 from aimo import config
+from aimo.run import runs
 
 PROMPT = [{"role": "user", "content": "What is 12 + 1?"}]
 
@@ -48,7 +49,7 @@ def made(monkeypatch, tmp_path):
 
     def make(rows, tokenizer, *overrides):
         profile = config.load("tiny", ["model.backend=transformers", *overrides])
-        args = arguments.stage_arguments("sft", profile, tmp_path)
+        args = arguments.stage_arguments(runs.Run(profile, tmp_path, "sft", 0.0))
         counts.clear()
         ids = sft.read_or_tokenize(rows, tokenizer, args, tmp_path)["input_ids"]
         return list(ids), sum(counts)

@@ -11,6 +11,7 @@ from conftest import ROOT
 from aimo import config
 from aimo.errors import AimoError
 from aimo.inference.storage import read_lines
+from aimo.run import runs
 
 TOOLS = ROOT / "data" / "tiny-tools"
 CALL = '<tool_call>\n{"name": "python", "arguments": {"code": "x = 6 * 7\\nx"}}\n</tool_call>'
@@ -172,11 +173,12 @@ def test_programs_run_and_what_they_print_has_no_part_in_the_gradient(tmp_path, 
     monkeypatch.setattr(grpo.GrpoTrainer, "compute_loss", watched)
 
     def train(name):
-        folder, wanted = tmp_path / name, profile()
-        folder.mkdir()
+        wanted = profile()
+        (tmp_path / name).mkdir()
+        run = runs.Run(wanted, tmp_path / name, "grpo", 0.0)
         model, tokenizer = models.load_model(TOOLS, wanted), models.load_tokenizer(TOOLS, wanted)
-        grpo.train_grpo(model, tokenizer, rows, wanted, folder, lambda *_: None)
-        return tokenizer, read_lines(folder / "log.jsonl"), read_lines(folder / "samples.jsonl")
+        grpo.train_grpo(model, tokenizer, rows, run)
+        return tokenizer, read_lines(run.folder / "log.jsonl"), read_lines(run.folder / "samples.jsonl")
 
     tokenizer, log, samples = train("a")
     assert log[0]["tools/call_frequency"] > 0.5 and log[0]["tools/failure_frequency"] == 0

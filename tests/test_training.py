@@ -12,8 +12,32 @@ from conftest import TINY
 from aimo import config
 from aimo.errors import AimoError
 from aimo.inference.storage import read_lines
+from aimo.run import runs
 
-train_marker = pytest.mark.train
+trains = pytest.mark.train
+SHORT = ["grpo.max_steps=1", "grpo.probe_steps=null", "grpo.max_completion_length=16"]
+
+
+@pytest.fixture(autouse=True)
+def without_unsloths_marks(monkeypatch):
+    """Recipes in the same process may have trained with Unsloth, which asks for logits from then on."""
+    monkeypatch.delenv("UNSLOTH_RETURN_LOGITS", raising=False)
+
+
+# ---- Checkpoints and the order of rows, without training
+
+
+def checkpoint(folder, step, state=None):
+    """A checkpoint's folder, with this text as its state; "" leaves it out."""
+    path = folder / f"checkpoint-{step}"
+    path.mkdir(parents=True)
+    if state != "":
+        (path / "trainer_state.json").write_text(state or json.dumps({"global_step": step}))
+    return path
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
 
 
 def keep_until(folder, name):
@@ -28,46 +52,9 @@ def last_checkpoint(folder):
     return callbacks.last_checkpoint(folder)
 
 
-# ---- Checkpoints and the order of rows, without training
-
-
-@pytest.fixture(autouse=True)
-def without_unsloths_marks(monkeypatch):
-    """Recipes in the same process may have trained with Unsloth, which asks for logits from then on."""
-    monkeypatch.delenv("UNSLOTH_RETURN_LOGITS", raising=False)
-
-
-@train_marker
-def test_packing_that_unsloth_would_leave_out_is_refused(sets, tmp_path, monkeypatch):
-    from aimo.train import sft
-
-    class Unpacked(sft.SftTrainer):
-        def __init__(self, *, args, **keywords):
-            args.packing = False  # as Unsloth's trainer does, with a line in the log
-            super().__init__(args=args, **keywords)
-
-    monkeypatch.setattr(sft, "SftTrainer", Unpacked)
-    with pytest.raises(AimoError, match="Unsloth does not pack the rows"):
-        train(small("sft.packing=true"), sets, tmp_path)
-
-
-def checkpoint(folder, step, state=True):
-    """A checkpoint's folder, whole unless `state` is a piece of text."""
-    path = folder / f"checkpoint-{step}"
-    path.mkdir(parents=True)
-    if state:
-        text = json.dumps({"global_step": step}) if state is True else state
-        (path / "trainer_state.json").write_text(text)
-    return path
-
-
-def names(folder):
-    return sorted(path.name for path in folder.iterdir())
-
-
 def test_a_checkpoint_cut_off_while_it_was_written_is_removed_and_the_one_before_is_used(tmp_path, capsys):
     assert last_checkpoint(tmp_path) is None
-    for step, state in ((50, True), (100, True), (150, '{"global_st'), (200, None)):
+    for step, state in ((50, None), (100, None), (150, '{"global_st'), (200, "")):
         checkpoint(tmp_path, step, state)
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-100")
     assert names(tmp_path) == ["checkpoint-100", "checkpoint-50"]
@@ -87,7 +74,7 @@ def test_a_stage_can_continue_from_a_named_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize("place", ["best", "trained"])
-@pytest.mark.parametrize("step, kept", [(75, True), (125, False)])
+@pytest.mark.parametrize("step, kept", [(75, ["best"]), (125, [])])
 def test_the_best_model_probed_stays_when_it_was_probed_before_the_named_checkpoint(
     tmp_path, place, step, kept
 ):
@@ -95,7 +82,7 @@ def test_the_best_model_probed_stays_when_it_was_probed_before_the_named_checkpo
     (tmp_path / place).mkdir()
     (tmp_path / place / "probe.json").write_text(json.dumps({"step": step, "probe/accuracy": 0.5}))
     keep_until(tmp_path, "checkpoint-100")
-    assert names(tmp_path) == (["best"] if kept else []) + ["checkpoint-100"]
+    assert names(tmp_path) == [*kept, "checkpoint-100"]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "[" * 5000])
@@ -114,6 +101,16 @@ def test_a_file_of_a_stage_that_was_cut_off_is_passed_over_or_one_line(tmp_path,
         with pytest.raises(AimoError, match="remove ") as e:
             read()
         assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("text", ['{"base_model', "[]", "{}"])
+def test_a_broken_configuration_of_an_adapter_is_told_in_one_line(tmp_path, text):
+    from aimo.train.models import check_adapter
+
+    (tmp_path / "adapter_config.json").write_text(text)
+    with pytest.raises(AimoError, match=r"adapter_config\.json: it ") as e:
+        check_adapter(tmp_path, TINY)
+    assert "\n" not in str(e.value)
 
 
 def test_rows_of_a_step_are_of_like_length_the_longest_first_and_every_row_comes_once():
@@ -154,29 +151,14 @@ def test_the_order_of_rows_follows_the_seed_and_the_epoch():
 
 def small(*overrides):
     """The tiny profile with few rows, quick to train."""
-    few = [
-        "data.sft.rows=64",
-        "data.grpo.rows=64",
-        "data.heldout.rows=8",
-        "data.grpo.test_split=0.1",
-        "data.sft.test_split=0.1",
-    ]
-    quick = [
-        "model.backend=transformers",
-        "sft.batch_size=4",
-        "sft.max_steps=6",
-        "sft.save_steps=2",
-        "grpo.max_steps=4",
-    ]
-    shape = [
-        "grpo.prompts_per_step=2",
-        "grpo.num_generations=4",
-        "grpo.max_completion_length=40",
-        "grpo.save_steps=2",
-        "grpo.sample_steps=2",
-        "grpo.probe_steps=2",
-    ]
-    return config.load("tiny", [*few, *quick, *shape, *overrides])
+    rows = "data={sft.rows: 64, grpo.rows: 64, heldout.rows: 8, grpo.test_split: 0.1, sft.test_split: 0.1}"
+    sft = "sft={batch_size: 4, max_steps: 6, save_steps: 2}"
+    steps = "grpo={max_steps: 4, save_steps: 2, sample_steps: 2, probe_steps: 2}"
+    shape = "grpo={prompts_per_step: 2, num_generations: 4, max_completion_length: 40}"
+    few = []
+    for section, _, values in (text.partition("={") for text in (rows, sft, steps, shape)):
+        few += [f"{section}.{value.replace(': ', '=')}" for value in values.strip("}").split(", ")]
+    return config.load("tiny", ["model.backend=transformers", *few, *overrides])
 
 
 @pytest.fixture(scope="module")
@@ -201,20 +183,47 @@ def sets(one_thread):
     return {name: rows.to_dicts() for name, rows in prepare.format_sets(prepared, p).items()}
 
 
-def train(p, sets, folder, stage="sft", start=TINY):
-    """One stage, as its notebook does it; the log and the model in memory."""
+def loaded(p, start=TINY):
     from aimo.train import models
 
-    folder.mkdir(parents=True, exist_ok=True)
-    model, tokenizer = models.load_model(start, p), models.load_tokenizer(start, p)
+    return models.load_model(start, p), models.load_tokenizer(start, p)
+
+
+def train(p, sets, folder, stage="sft", start=TINY):
+    """A stage of the run in `folder`, as its notebook does it: its log, the model and the tokenizer."""
+    from aimo.train import models
+
+    folder.mkdir(exist_ok=True)
+    model, tokenizer = loaded(p, start)
     more = {"probe": sets["grpo_test"]} | ({"test": sets["sft_test"]} if stage == "sft" else {})
-    rows = sets["pairs" if stage == "dpo" else stage]
-    log = models.training_of(stage)(model, tokenizer, rows, p, folder, lambda *_: None, **more)
-    return log, model, tokenizer
+    rows, run = sets["pairs" if stage == "dpo" else stage], runs.Run(p, folder, stage, time.time())
+    return models.training_of(stage)(model, tokenizer, rows, run, **more), model, tokenizer
+
+
+def built(p, rows, folder, stage):
+    """A stage's trainer as it is before its first step, its model and tokenizer."""
+    from aimo.train import grpo, sft
+
+    with pytest.MonkeyPatch.context() as m:
+        for module in (grpo, sft):
+            m.setattr(module, "fit", lambda trainer, *_: trainer)
+        return train(p, {stage: rows, "grpo_test": [], "sft_test": []}, folder, stage)
 
 
 def losses(log):
     return [record["loss"] for record in log if "loss" in record]
+
+
+def summary(log):
+    from aimo.train import trainers
+
+    return trainers.summary(log)
+
+
+def complete(*arguments):
+    from aimo.train import models
+
+    return models.complete(*arguments)
 
 
 def plain_model(folder, adapter=None):
@@ -229,40 +238,31 @@ def plain_model(folder, adapter=None):
 @pytest.fixture(scope="module")
 def sft(sets, tmp_path_factory):
     """A small SFT with an evaluation, TensorBoard and a saved model; its folder is read only."""
-    from aimo.train import models, trainers
+    from aimo.train import models
 
-    folder = tmp_path_factory.mktemp("sft")
+    run = tmp_path_factory.mktemp("run")
     p = small("sft.learning_rate=0.01", "sft.eval_steps=3", "training.log_to=tensorboard")
-    log, model, tokenizer = train(p, sets, folder)
-    shutil.copytree(folder / "trained", folder / "adapter")
-    models.save_model(folder / "trained", TINY, tokenizer, p, folder / "model", trainers.summary(log))
-    return SimpleNamespace(p=p, folder=folder, log=log, model=model, tokenizer=tokenizer)
+    log, model, tokenizer = train(p, sets, run)
+    models.save_model(runs.Run(p, run, "sft", 0.0), tokenizer, summary(log))
+    return SimpleNamespace(p=p, run=run, folder=run / "sft", log=log, model=model, tokenizer=tokenizer)
 
 
-@train_marker
-def test_the_merged_model_has_the_completions_of_base_and_adapter(sft, sets):
-    from aimo.train.models import complete
+@trains
+def test_the_merged_model_has_the_completions_of_base_and_adapter_and_a_card_that_the_hub_reads(sft, sets):
+    from huggingface_hub import ModelCard
 
     every = (plain_model(sft.folder / "model"), plain_model(TINY, sft.folder / "trained"), sft.model)
     texts = [complete(model, sft.tokenizer, sets["heldout"], 60) for model in every]
     assert texts[0] == texts[1] == texts[2]
     assert texts[0] != complete(plain_model(TINY), sft.tokenizer, sets["heldout"], 60)
-
-
-@train_marker
-def test_the_model_card_is_one_that_the_hub_reads_with_settings_and_figures(sft):
-    from huggingface_hub import ModelCard
-
     card = ModelCard.load(sft.folder / "model/README.md")
     assert card.data.library_name == "transformers" and card.data.tags == ["aimo", "trl"]
     assert card.data.base_model is None, "a folder is no model of the hub"
     assert "learning_rate: 0.01" in card.text and "| steps | 6 |" in card.text
 
 
-@train_marker
-def test_the_figures_of_a_stage_are_its_mean_loss_its_speed_and_its_operations(sft):
-    from aimo.train.trainers import summary
-
+@trains
+def test_a_stage_has_its_mean_loss_its_speed_its_operations_and_its_evaluations_logged(sft):
     figures = summary(sft.log)
     assert figures["steps"] == 6 and figures["loss"] == round(losses(sft.log)[-1], 4)
     assert figures["mean_loss"] == pytest.approx(sum(losses(sft.log)) / 6, abs=1e-4)
@@ -272,33 +272,24 @@ def test_the_figures_of_a_stage_are_its_mean_loss_its_speed_and_its_operations(s
     tokens = max(record.get("num_tokens", 0) for record in sft.log)
     parameters = sum(weight.numel() for weight in sft.model.parameters())
     assert 0.5 < figures["total_flos"] / (6 * parameters * tokens) < 2
-
-
-@train_marker
-def test_evaluations_are_logged_and_figures_go_to_tensorboard_by_one_key(sft):
     assert [record["step"] for record in sft.log if "eval_loss" in record] == [3, 6]
-    assert list(sft.folder.rglob("events.out.tfevents.*"))
+    assert list(sft.run.rglob("events.out.tfevents.*"))
 
 
-@train_marker
-def test_an_adapter_is_no_base(sft):
+@trains
+def test_an_adapter_is_no_base_and_continues_on_no_other(sft, sets, tmp_path):
     from aimo.run import hub
 
     with pytest.raises(AimoError, match=r"is an adapter for .*, not a model"):
         hub.local_folder(str(sft.folder / "trained"))
-
-
-@train_marker
-def test_an_adapter_for_another_base_is_refused(sft, sets, tmp_path):
-    shutil.copytree(sft.folder / "checkpoint-6", tmp_path / "run/checkpoint-6")
+    shutil.copytree(sft.folder / "checkpoint-6", tmp_path / "sft/checkpoint-6")
     other = shutil.copytree(TINY, tmp_path / "another-base")
-    with pytest.raises(
-        AimoError, match=r"checkpoint-6 is an adapter for .*tiny-base, not for .*another-base"
-    ):
-        train(small("sft.max_steps=8"), sets, tmp_path / "run", start=other)
+    told = r"checkpoint-6 is an adapter for .*tiny-base, not for .*another-base"
+    with pytest.raises(AimoError, match=told):
+        train(small("sft.max_steps=8"), sets, tmp_path, start=other)
 
 
-@train_marker
+@trains
 def test_weights_cut_off_in_a_checkpoint_make_it_incomplete(sft, tmp_path, capsys):
     for name in ("checkpoint-4", "checkpoint-6"):
         shutil.copytree(sft.folder / name, tmp_path / name)
@@ -308,19 +299,17 @@ def test_weights_cut_off_in_a_checkpoint_make_it_incomplete(sft, tmp_path, capsy
     assert "checkpoint-6 was not written to its end" in capsys.readouterr().out
 
 
-@train_marker
-@pytest.mark.parametrize(
-    "stage, steps, epoch", [("sft", 8, "sft.batch_size=20"), ("grpo", 5, "grpo.prompts_per_step=24")]
-)  # with dynamic sampling, which draws further prompts
+@trains
+@pytest.mark.parametrize("stage, steps, rows", [("sft", 8, 13), ("grpo", 5, 5)])  # epochs end within a step
 def test_a_run_killed_at_any_step_ends_with_the_losses_of_an_uninterrupted_one(
-    tmp_path, sets, monkeypatch, stage, steps, epoch
+    tmp_path, sets, monkeypatch, stage, steps, rows
 ):
     from aimo.train import callbacks
-    from aimo.train.trainers import summary
 
-    rate, no_probe = "grpo.learning_rate=0.001", "grpo.probe_steps=null"
-    p = small(f"{stage}.max_steps={steps}", rate, no_probe, epoch, "grpo.max_resample=2")
-    whole, _, _ = train(p, sets, tmp_path / "whole", stage)
+    # With dynamic sampling, which draws further prompts.
+    rate, sampling = "grpo.learning_rate=0.001", ["grpo.probe_steps=null", "grpo.max_resample=2"]
+    p, few = small(f"{stage}.max_steps={steps}", rate, *sampling), sets | {stage: sets[stage][:rows]}
+    whole, _, _ = train(p, few, tmp_path / "whole", stage)
     broken, last = tmp_path / "broken", random.randint(1, steps - 1)
     report = callbacks.Record.on_step_end
 
@@ -331,58 +320,59 @@ def test_a_run_killed_at_any_step_ends_with_the_losses_of_an_uninterrupted_one(
 
     with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
         m.setattr(callbacks.Record, "on_step_end", killed)
-        train(p, sets, broken, stage)
-    again, _, _ = train(p, sets, broken, stage)
+        train(p, few, broken, stage)
+    again, _, _ = train(p, few, broken, stage)
     assert losses(again) == pytest.approx(losses(whole), abs=1e-5), f"killed at step {last}"
     assert [r.get("reward") for r in again] == [r.get("reward") for r in whole], f"killed at step {last}"
-    for log in (again, read_lines(broken / "log.jsonl")):
+    for log in (again, read_lines(broken / stage / "log.jsonl")):
         trained = [record["step"] for record in log if "loss" in record]
         assert trained == list(range(1, steps + 1)), "a step was lost or trained twice"
     for figure in ("mean_loss", "total_flos"):
         assert summary(again)[figure] == pytest.approx(summary(whole)[figure], rel=1e-3), figure
 
 
-@train_marker
+@trains
 def test_continuing_from_a_named_checkpoint_ends_in_the_same_losses(sft, sets, tmp_path):
-    folder = shutil.copytree(sft.folder, tmp_path / "again")
-    keep_until(folder, "checkpoint-4")
-    again, _, _ = train(sft.p, sets, folder)
+    run = shutil.copytree(sft.run, tmp_path / "again")
+    keep_until(run / "sft", "checkpoint-4")
+    again, _, _ = train(sft.p, sets, run)
     assert losses(again) == pytest.approx(losses(sft.log), abs=1e-5)
-    assert (folder / "checkpoint-6").exists() and (folder / "trained").exists()
+    assert (run / "sft/checkpoint-6").exists() and (run / "sft/trained").exists()
 
 
-@train_marker
-@pytest.mark.parametrize("stage, last", [("sft", 6), ("grpo", 4)])
+@trains
+@pytest.mark.parametrize("stage, last", [("sft", 6), ("grpo", 2)])
 def test_a_stage_that_was_trained_to_its_end_is_saved_as_it_was_and_not_trained_on(
     tmp_path, sets, monkeypatch, stage, last
 ):
     from aimo.train import callbacks
 
-    p, folder, kept = small("grpo.learning_rate=0.01"), tmp_path / "run", tmp_path / "first"
-    first, _, _ = train(p, sets, folder, stage)
+    p, folder, kept = (
+        small("grpo.learning_rate=0.01", "grpo.max_steps=2"),
+        tmp_path / stage,
+        tmp_path / "kept",
+    )
+    first, _, _ = train(p, sets, tmp_path, stage)
     shutil.copytree(folder / "trained", kept)
     with monkeypatch.context() as m:
         m.setattr(callbacks, "save_trained", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            train(p, sets, folder, stage)
-    again, *_ = train(p, sets, folder, stage)
+            train(p, sets, tmp_path, stage)
+    again, *_ = train(p, sets, tmp_path, stage)
     assert losses(again) == losses(first) and max(record["step"] for record in again) == last
     for file in kept.glob("*.safetensors"):
         assert file.read_bytes() == (folder / "trained" / file.name).read_bytes()
-    assert names(folder) == sorted({*names(folder)} - {"best"})
+    assert "best" not in names(folder)
 
 
-@train_marker
+@trains
 def test_a_model_that_an_interrupted_training_changed_is_not_trained_on_from_there(
     tmp_path, sets, monkeypatch
 ):
-    from aimo.train import callbacks, models, sft
+    from aimo.train import callbacks, sft
 
     p = small("sft.save_steps=4")
-    model, tokenizer = models.load_model(TINY, p), models.load_tokenizer(TINY, p)
-
-    def again():
-        return sft.train_sft(model, tokenizer, sets["sft"], p, tmp_path, lambda *_: None)
+    run = runs.Run(p, tmp_path, "sft", time.time())
 
     def interrupt_at(last):
         def interrupted(self, args, state, control, **more):
@@ -391,44 +381,27 @@ def test_a_model_that_an_interrupted_training_changed_is_not_trained_on_from_the
 
         monkeypatch.setattr(callbacks.Budgets, "on_step_end", interrupted)
 
-    interrupt_at(2)
-    with pytest.raises(KeyboardInterrupt):
-        again()
-    with pytest.raises(AimoError, match=r"the model in memory has been trained on.* load it again") as e:
-        again()
-    assert "\n" not in str(e.value)
-    model = models.load_model(TINY, p)
-    interrupt_at(5)
-    with pytest.raises(KeyboardInterrupt):
-        again()
+    for last in (2, 5):
+        model, tokenizer = loaded(p)
+        interrupt_at(last)
+        with pytest.raises(KeyboardInterrupt):
+            sft.train_sft(model, tokenizer, sets["sft"], run)
+        if last == 2:  # no checkpoint was written
+            with pytest.raises(AimoError, match=r"the model in memory has been trained on.* load it") as e:
+                sft.train_sft(model, tokenizer, sets["sft"], run)
+            assert "\n" not in str(e.value)
     interrupt_at(None)
+    again = sft.train_sft(model, tokenizer, sets["sft"], run)
     whole, _, _ = train(p, sets, tmp_path / "whole")
-    assert losses(again()) == pytest.approx(losses(whole), abs=1e-5), "from checkpoint 4, in the same kernel"
+    assert losses(again) == pytest.approx(losses(whole), abs=1e-5), "from checkpoint 4, in the same kernel"
 
 
-@train_marker
-@pytest.mark.parametrize(
-    "stage, keys, told",
-    [
-        ("grpo", ["grpo.prompts_per_step=8"], "grpo: 5 rows do not make a step, which takes 8; lower"),
-        (
-            "sft",
-            ["sft.batch_size=8", "sft.trl={dataloader_drop_last: true}"],
-            "sft: 5 rows do not make a step",
-        ),
-        ("sft", ["model.max_length=3", "grpo=null"], "sft: 0 rows do not make a step"),
-    ],
-)
-def test_rows_too_few_for_a_step_are_refused_in_one_line(tmp_path, sets, stage, keys, told):
-    with pytest.raises(AimoError, match=told) as e:
-        train(small(*keys), sets | {stage: sets[stage][:5]}, tmp_path, stage)
-    assert "\n" not in str(e.value) and not list(tmp_path.glob("trained"))
+# ---- GRPO's samples
 
 
-@train_marker
+@trains
 def test_a_completion_may_hold_any_separator_of_lines(tmp_path, sets, monkeypatch):
     from aimo.train import grpo
-    from aimo.train.trainers import summary
 
     odd = "a\u2028b\u0085c\u2029d\x1c\ve\rf\ud800"
     last = grpo.compat.last_completions
@@ -437,17 +410,17 @@ def test_a_completion_may_hold_any_separator_of_lines(tmp_path, sets, monkeypatc
         logs = last(trainer)
         return logs | {"completion": [[{"role": "assistant", "content": odd}] for _ in logs["completion"]]}
 
-    p = small()
+    p = small(*SHORT, "grpo.max_steps=2", "grpo.save_steps=1", "grpo.sample_steps=1")
     with monkeypatch.context() as m:
         m.setattr(grpo.compat, "last_completions", with_separators)
         train(p, sets, tmp_path, "grpo")
-    shutil.rmtree(tmp_path / "checkpoint-4")
-    assert summary(train(p, sets, tmp_path, "grpo")[0])["steps"] == 4, "resumed from its samples"
-    lines = read_lines(tmp_path / "samples.jsonl")
-    assert {line["step"] for line in lines} == {1, 2, 4} and lines[0]["completion"] == odd
+    shutil.rmtree(tmp_path / "grpo/checkpoint-2")
+    assert summary(train(p, sets, tmp_path, "grpo")[0])["steps"] == 2, "resumed from its samples"
+    lines = read_lines(tmp_path / "grpo/samples.jsonl")
+    assert {line["step"] for line in lines} == {1, 2} and lines[0]["completion"] == odd
 
 
-@train_marker
+@trains
 @pytest.mark.parametrize("temperature, silent", [(0.01, {1.0}), (1.0, {0.0, 0.5})])
 def test_a_group_of_equal_rewards_counts_as_one_without_signal(tmp_path, sets, temperature, silent):
     shape = ["grpo.num_generations=16", "grpo.max_steps=2", "grpo.probe_steps=null"]
@@ -457,7 +430,7 @@ def test_a_group_of_equal_rewards_counts_as_one_without_signal(tmp_path, sets, t
     assert len(steps) == 2 and all(record["reward"] > 0 for record in steps)
 
 
-@train_marker
+@trains
 def test_a_step_trains_on_the_groups_with_signal_of_no_more_prompts_than_allowed(tmp_path, sets, monkeypatch):
     import trl
 
@@ -491,24 +464,18 @@ def test_a_step_trains_on_the_groups_with_signal_of_no_more_prompts_than_allowed
 
 @pytest.fixture(scope="module")
 def grpo_trainer(sets, tmp_path_factory):
-    """GRPO's trainer as it is before its first step, with adapters that say something."""
+    """GRPO's trainer before its first step, with adapters that say something."""
     import torch
 
-    from aimo.train import grpo, models
-
-    with pytest.MonkeyPatch.context() as m:
-        m.setattr(grpo, "fit", lambda trainer, *_: trainer)
-        model, tokenizer = models.load_model(TINY, small()), models.load_tokenizer(TINY, small())
-        torch.manual_seed(0)
-        for name, weight in model.named_parameters():
-            if "lora_B" in name:
-                weight.data.normal_(std=0.02)
-        folder = tmp_path_factory.mktemp("grpo")
-        trainer = grpo.train_grpo(model, tokenizer, sets["grpo"], small(), folder, lambda *_: None)
+    trainer, model, tokenizer = built(small(), sets["grpo"], tmp_path_factory.mktemp("grpo"), "grpo")
+    torch.manual_seed(0)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            weight.data.normal_(std=0.02)
     return trainer, model, tokenizer
 
 
-@train_marker
+@trains
 def test_log_probabilities_without_padding_are_those_with_it_and_so_are_their_gradients(grpo_trainer):
     import torch
     from trl import GRPOTrainer
@@ -541,12 +508,10 @@ def test_log_probabilities_without_padding_are_those_with_it_and_so_are_their_gr
     assert len(widths) == 5 and min(widths) < widths[-1] == asked + replied, "nothing was trimmed"
 
 
-@train_marker
+@trains
 def test_a_model_generates_with_its_adapters_merged_and_gets_its_weights_back_to_the_bit(grpo_trainer, sets):
     import torch
     from peft.tuners.lora import LoraLayer
-
-    from aimo.train.models import complete
 
     _, model, tokenizer = grpo_trainer
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
@@ -565,16 +530,10 @@ def test_a_model_generates_with_its_adapters_merged_and_gets_its_weights_back_to
 
 def sft_dataset(p, rows, folder):
     """What TRL trains on, as (token ids, labels) of each row, and the trainer's batches."""
-    from aimo.train import models, sft
-
-    with pytest.MonkeyPatch.context() as m:
-        m.setattr(sft, "fit", lambda trainer, *_: trainer)
-        model, tokenizer = models.load_model(TINY, p), models.load_tokenizer(TINY, p)
-        trainer = sft.train_sft(model, tokenizer, rows, p, folder, lambda *_: None)
+    trainer, *_ = built(p, rows, folder, "sft")
     dataset = trainer.train_dataset
-    return list(zip(dataset["input_ids"], dataset["labels"], strict=True)), list(
-        trainer.get_train_dataloader()
-    )
+    pairs = list(zip(dataset["input_ids"], dataset["labels"], strict=True))
+    return pairs, list(trainer.get_train_dataloader())
 
 
 def tokens_of(rows, p):
@@ -588,14 +547,13 @@ def tokens_of(rows, p):
     ]
 
 
-@train_marker
+@trains
 def test_rows_longer_than_the_context_are_cut_there_and_dropped_only_without_a_trained_token(sets, tmp_path):
     rows = sets["sft"][:20]
     whole = tokens_of(rows, small())
     prompts = [sum(label == -100 for label in labels) for _, labels in whole]
-    lengths = [len(ids) for ids, _ in whole]
     limit = sorted(prompts)[10]  # some prompts alone fill it
-    assert limit < max(lengths)
+    assert limit < max(len(ids) for ids, _ in whole)
     p = small(f"model.max_length={limit}", "grpo.max_prompt_length=1", "grpo.max_completion_length=1")
     trained, _ = sft_dataset(p, rows, tmp_path)
     expected = [(ids[:limit], labels[:limit]) for ids, labels in whole]
@@ -603,31 +561,28 @@ def test_rows_longer_than_the_context_are_cut_there_and_dropped_only_without_a_t
     assert 0 < len(kept) < len(rows) and trained == kept
 
 
-@train_marker
+@trains
 @pytest.mark.parametrize("strategy", ["bfd", "wrapped"])
 def test_packed_rows_hold_every_token_with_its_label_once(sets, tmp_path, strategy):
     rows, limit = sets["sft"][:20], 100
     keys = [f"model.max_length={limit}", "sft.packing=true", f"sft.packing_strategy={strategy}"]
     p = small(*keys, "grpo.max_prompt_length=50", "grpo.max_completion_length=50")
-    whole = tokens_of(rows, p)
+    whole = [list(zip(*pair, strict=True)) for pair in tokens_of(rows, p)]
     packed, batches = sft_dataset(p, rows, tmp_path)
     assert all(len(ids) == len(labels) <= limit for ids, labels in packed) and len(packed) < len(rows)
-    pieces = [
-        (i, label) for ids, labels in whole for i, label in zip(ids[:limit], labels[:limit], strict=True)
-    ]
-    joined = [(i, label) for ids, labels in packed for i, label in zip(ids, labels, strict=True)]
+    joined = [token for pair in packed for token in zip(*pair, strict=True)]
     if strategy == "wrapped":  # one text, cut every `limit` tokens
-        assert joined == [pair for ids, labels in whole for pair in zip(ids, labels, strict=True)]
+        assert joined == [token for row in whole for token in row]
         assert all(len(ids) == limit for ids, _ in packed[:-1])
         assert sum(int(batch["attention_mask"].sum()) for batch in batches) == len(joined)
     else:
-        assert sorted(joined) == sorted(pieces)
+        assert sorted(joined) == sorted(token for row in whole for token in row[:limit])
         assert sum(batch["input_ids"].numel() for batch in batches) == len(joined), "padding"
         starts = sum(int((batch["position_ids"] == 0).sum()) for batch in batches)
         assert starts == len(rows), "each example has positions of its own"
 
 
-@train_marker
+@trains
 def test_packed_rows_do_not_see_each_other_but_wrapped_ones_do(tmp_path, sets):
     shortest = sorted(sets["sft"], key=lambda row: len(str(row)))[:16]
     log = {}
@@ -637,11 +592,25 @@ def test_packed_rows_do_not_see_each_other_but_wrapped_ones_do(tmp_path, sets):
         log[packing], _, _ = train(p, sets | {"sft": shortest}, tmp_path / str(len(log)))
     apart, packed, wrapped = (losses(records) for records in log.values())
     assert packed == pytest.approx(apart, rel=1e-4) and wrapped != pytest.approx(apart, rel=1e-4)
-    tokens = [records[0]["num_tokens"] for records in log.values()]
-    assert tokens[0] == tokens[1] == tokens[2] == sum(len(ids) for ids, _ in tokens_of(shortest, small()))
+    tokens = {records[0]["num_tokens"] for records in log.values()}
+    assert tokens == {sum(len(ids) for ids, _ in tokens_of(shortest, small()))}
 
 
-@train_marker
+@trains
+def test_packing_that_unsloth_would_leave_out_is_refused(sets, tmp_path, monkeypatch):
+    from aimo.train import sft
+
+    class Unpacked(sft.SftTrainer):
+        def __init__(self, *, args, **keywords):
+            args.packing = False  # as Unsloth's trainer does, with a line in the log
+            super().__init__(args=args, **keywords)
+
+    monkeypatch.setattr(sft, "SftTrainer", Unpacked)
+    with pytest.raises(AimoError, match="Unsloth does not pack the rows"):
+        train(small("sft.packing=true"), sets, tmp_path)
+
+
+@trains
 def test_the_loss_is_on_the_completion_or_by_a_key_of_trl_on_the_prompt_too(sets, tmp_path):
     rows = sets["sft"][:4]
     ids = [ids for ids, _ in tokens_of(rows, small())]
@@ -653,29 +622,26 @@ def test_the_loss_is_on_the_completion_or_by_a_key_of_trl_on_the_prompt_too(sets
 # ---- Probes, DPO, losses
 
 
-@train_marker
+@trains
 def test_probes_are_logged_and_the_best_model_probed_is_what_is_kept(tmp_path, sets):
-    from aimo.train.models import complete
-    from aimo.train.trainers import summary
-
-    p = small("grpo.learning_rate=0.02", "grpo.max_steps=6", "grpo.max_completion_length=30")
+    p = small("grpo.learning_rate=0.02", "grpo.max_completion_length=30")
     log, model, tokenizer = train(p, sets, tmp_path, "grpo")
     probes = {r["step"]: r["probe/accuracy"] for r in log if "probe/accuracy" in r}
-    assert list(probes) == [0, 2, 4, 6]
-    kept = json.loads((tmp_path / "trained/probe.json").read_text())
-    assert kept["probe/accuracy"] == max(probes[step] for step in (2, 4, 6)) == probes[kept["step"]]
-    apart = plain_model(TINY, tmp_path / "trained")
+    assert list(probes) == [0, 2, 4]
+    kept = json.loads((tmp_path / "grpo/trained/probe.json").read_text())
+    assert kept["probe/accuracy"] == max(probes[2], probes[4]) == probes[kept["step"]]
+    apart = plain_model(TINY, tmp_path / "grpo/trained")
     answered = [complete(m, tokenizer, sets["heldout"], 30) for m in (model, apart)]
     assert answered[0] == answered[1], "the model in memory is another than the one that was kept"
-    lines = read_lines(tmp_path / "samples.jsonl")
-    assert {line["step"] for line in lines} == {1, 2, 4, 6}
+    lines = read_lines(tmp_path / "grpo/samples.jsonl")
+    assert {line["step"] for line in lines} == {1, 2, 4}
     assert {"completion", "accuracy_reward", "advantage"} <= lines[0].keys()
-    assert summary(log)["probe_accuracy"] == round(probes[6], 4) and summary(log)["total_flos"] > 0
+    assert summary(log)["probe_accuracy"] == round(probes[4], 4) and summary(log)["total_flos"] > 0
 
 
-@train_marker
+@trains
 def test_dpo_comes_to_prefer_what_was_chosen(tmp_path, sets):
-    p = small("dpo={learning_rate: 1.0e-3, batch_size: 4, max_steps: 8}")
+    p = small("dpo={learning_rate: 1.0e-3, batch_size: 4, max_steps: 6}")
     no = [{"role": "assistant", "content": "<start_working_out>no"}]
     pairs = [{"prompt": r["prompt"], "chosen": r["completion"], "rejected": no} for r in sets["sft"]]
     log, _, _ = train(p, sets | {"pairs": pairs}, tmp_path, "dpo")
@@ -683,29 +649,42 @@ def test_dpo_comes_to_prefer_what_was_chosen(tmp_path, sets):
     assert steps[-1]["rewards/margins"] > steps[0]["rewards/margins"] and losses(log)[-1] < losses(log)[0]
 
 
-@train_marker
+@trains
 @pytest.mark.parametrize("loss", ["grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo"])
 def test_every_loss_of_trl_trains(tmp_path, sets, loss):
     level = ["grpo.trl={importance_sampling_level: sequence}"] if loss == "luspo" else []
-    short = ["grpo.max_steps=1", "grpo.probe_steps=null", "grpo.max_completion_length=16"]
-    p = small(f"grpo.loss_type={loss}", *short, *level)
+    p = small(f"grpo.loss_type={loss}", *SHORT, *level)
     assert len(losses(train(p, sets, tmp_path, "grpo")[0])) == 1
 
 
 # ---- Failures
 
 
-@train_marker
+@trains
+@pytest.mark.parametrize(
+    "stage, keys, told",
+    [
+        ("grpo", ["grpo.prompts_per_step=8"], "grpo: 5 rows do not make a step, which takes 8; lower"),
+        ("sft", ["sft.batch_size=8", "sft.trl={dataloader_drop_last: true}"], "5 rows do not make a step"),
+        ("sft", ["model.max_length=3", "grpo=null"], "sft: 0 rows do not make a step"),
+    ],
+)
+def test_rows_too_few_for_a_step_are_refused_in_one_line(tmp_path, sets, stage, keys, told):
+    with pytest.raises(AimoError, match=told) as e:
+        train(small(*keys), sets | {stage: sets[stage][:5]}, tmp_path, stage)
+    assert "\n" not in str(e.value) and not list(tmp_path.rglob("trained"))
+
+
+@trains
 def test_a_float32_head_over_tied_embeddings_takes_all_weights_and_is_refused_with_adapters(tmp_path, sets):
-    short = ["grpo.max_steps=1", "grpo.probe_steps=null", "grpo.max_completion_length=16"]
     head = "grpo.trl={cast_lm_head_to_fp32: true}"
     with pytest.raises(AimoError, match=r"grpo\.trl\.cast_lm_head_to_fp32: .*set model\.lora to null"):
-        train(small(*short, head), sets, tmp_path / "adapters", "grpo")
-    log, _, _ = train(small(*short, head, "model.lora=null"), sets, tmp_path / "all", "grpo")
+        train(small(*SHORT, head), sets, tmp_path / "adapters", "grpo")
+    log, _, _ = train(small(*SHORT, head, "model.lora=null"), sets, tmp_path / "all", "grpo")
     assert len(losses(log)) == 1
 
 
-@train_marker
+@trains
 def test_a_loss_that_is_not_finite_stops_at_once_and_names_step_batch_and_checkpoint(
     tmp_path, sets, monkeypatch
 ):
@@ -723,32 +702,29 @@ def test_a_loss_that_is_not_finite_stops_at_once_and_names_step_batch_and_checkp
     told = str(e.value)
     for part in ("loss is nan at step 4", "in the batch of '", "checkpoint-2", "learning_rate 0.001"):
         assert part in told
-    assert "\n" not in told and not (tmp_path / "trained").exists()
+    assert "\n" not in told and not (tmp_path / "sft/trained").exists()
 
 
-@train_marker
-@pytest.mark.parametrize(
-    "stage, remedy", [("sft", "sft.batch_size=2"), ("grpo", "grpo.gradient_accumulation_steps=2")]
-)
-def test_out_of_memory_names_the_setting_to_lower(tmp_path, sets, monkeypatch, stage, remedy):
+@trains
+def test_out_of_memory_in_grpo_names_the_setting_to_lower(tmp_path, sets, monkeypatch):
     import torch
     import trl
 
     def full(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(trl.SFTTrainer if stage == "sft" else trl.GRPOTrainer, "compute_loss", full)
-    with pytest.raises(AimoError, match=f"{stage}: out of memory at step 1; .*{remedy}"):
-        train(small("grpo.probe_steps=null"), sets, tmp_path, stage)
+    monkeypatch.setattr(trl.GRPOTrainer, "compute_loss", full)
+    with pytest.raises(
+        AimoError, match=r"grpo: out of memory at step 1; .*grpo\.gradient_accumulation_steps=2"
+    ):
+        train(small(*SHORT), sets, tmp_path, "grpo")
 
 
-@train_marker
+@trains
 def test_the_advice_when_memory_runs_out_continues_the_run_with_the_same_losses(tmp_path, sets, monkeypatch):
     import torch
     import trl
     from test_placement import apply
-
-    from aimo.run import runs
 
     p, run, measure = small(), tmp_path / "run", trl.SFTTrainer.compute_loss
 
@@ -761,59 +737,45 @@ def test_the_advice_when_memory_runs_out_continues_the_run_with_the_same_losses(
     runs.unlock(run)
     whole, _, _ = train(p, sets, tmp_path / "whole")
     monkeypatch.setattr(trl.SFTTrainer, "compute_loss", full)
-    with pytest.raises(AimoError, match="out of memory at step 4") as e:
-        train(p, sets, run / "sft")
-    again, _, _ = train(apply(str(e.value), run), sets, run / "sft")
+    with pytest.raises(AimoError, match=r"sft: out of memory at step 4; .*sft\.batch_size=2") as e:
+        train(p, sets, run)
+    again, _, _ = train(apply(str(e.value), run), sets, run)
     assert losses(again) == pytest.approx(losses(whole), rel=1e-3)
 
 
-@train_marker
+ENDLESS = ["sft.max_steps=100000", "sft.save_steps=100000"]
+
+
+@trains
 def test_a_stage_stops_and_saves_before_its_time_limit(tmp_path, sets):
-    p = small("training.time_limit_s=4", "sft.max_steps=100000", "sft.save_steps=100000")
     started = time.monotonic()
-    log, _, _ = train(p, sets, tmp_path)
+    log, _, _ = train(small("training.time_limit_s=2", *ENDLESS), sets, tmp_path)
     assert time.monotonic() - started < 20 and 0 < len(losses(log)) < 100000
     last = max(record["step"] for record in log)
-    assert last_checkpoint(tmp_path) == str(tmp_path / f"checkpoint-{last}")
-    assert (tmp_path / "trained").exists()
+    assert last_checkpoint(tmp_path / "sft") == str(tmp_path / f"sft/checkpoint-{last}")
+    assert (tmp_path / "sft/trained").exists()
 
 
-@train_marker
+@trains
 def test_a_stage_stops_before_the_session_ends_with_a_checkpoint_to_go_on_from(tmp_path, sets, monkeypatch):
-    from aimo.run.runs import SESSION_END, SESSION_OVER
-    from aimo.train import trainers
-
-    p = small("sft.max_steps=100000", "sft.save_steps=100000")
-    monkeypatch.setenv(SESSION_END, str(time.monotonic() + 6))
-    first = trainers.summary(train(p, sets, tmp_path)[0])
-    assert 0 < first["steps"] < 100000 and first["stopped"] == SESSION_OVER
-    assert last_checkpoint(tmp_path) == str(tmp_path / f"checkpoint-{first['steps']}")
-    second = trainers.summary(train(p, sets, tmp_path)[0])  # the session is over: one step more
+    monkeypatch.setenv(runs.SESSION_END, str(time.monotonic() + 3))
+    first = summary(train(small(*ENDLESS), sets, tmp_path)[0])
+    assert 0 < first["steps"] < 100000 and first["stopped"] == runs.SESSION_OVER
+    assert last_checkpoint(tmp_path / "sft") == str(tmp_path / f"sft/checkpoint-{first['steps']}")
+    second = summary(train(small(*ENDLESS), sets, tmp_path)[0])  # the session is over: one step more
     assert second["steps"] == first["steps"] + 1
 
 
-@train_marker
+@trains
 def test_a_stage_stops_before_its_disk_budget(tmp_path, sets):
     log, _, _ = train(small("training.disk_gb=0.001"), sets, tmp_path)
-    assert len(losses(log)) == 2 and (tmp_path / "trained").exists()
+    assert len(losses(log)) == 2 and (tmp_path / "sft/trained").exists()
 
 
 def test_four_bit_weights_need_a_gpu():
     import torch
 
-    from aimo.train import models
-
     if torch.cuda.is_available():
         pytest.skip("needs a machine without a GPU")
     with pytest.raises(AimoError, match="need a GPU"):
-        models.load_model(TINY, small("model.load_in_4bit=true"))
-
-
-@pytest.mark.parametrize("text", ['{"base_model', "[]", "{}"])
-def test_a_broken_configuration_of_an_adapter_is_told_in_one_line(tmp_path, text):
-    from aimo.train.models import check_adapter
-
-    (tmp_path / "adapter_config.json").write_text(text)
-    with pytest.raises(AimoError, match=r"adapter_config\.json: it ") as e:
-        check_adapter(tmp_path, TINY)
-    assert "\n" not in str(e.value)
+        loaded(small("model.load_in_4bit=true"))

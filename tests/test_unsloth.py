@@ -36,6 +36,7 @@ import json, sys
 from pathlib import Path
 from aimo import config, rewards
 from datasets import Dataset
+from aimo.run import runs
 from aimo.train import arguments, grpo, models, sft, trainers
 
 def plain(thing):
@@ -57,11 +58,12 @@ for name, settings in json.loads(sys.argv[2]).items():
             more["reward_funcs"] = list(rewards.get_reward_funcs(profile.grpo.rewards, profile.prompt))
         if stage == "sft":
             more["train_dataset"] = sft.tokenize(more["train_dataset"].to_list(), tokenizer)
+        run = runs.Run(profile, Path(), stage, 0.0)
         trainer = trainers.make_trainer(
             kinds[stage],
-            stage,
+            run,
             model=models.load_with_peft(base, profile),
-            args=arguments.stage_arguments(stage, profile, Path("out")),
+            args=arguments.stage_arguments(run),
             processing_class=tokenizer,
             **more,
         )
@@ -74,12 +76,12 @@ import json, sys
 from pathlib import Path
 import torch
 from aimo import config
-from aimo.train import models, sft, trainers
+from aimo.run import runs
+from aimo.train import models, sft
 
 few = ["sft.max_steps=3", "sft.batch_size=4", "sft.learning_rate=0.01", "sft.probe_steps=3"]
 profile = config.load("tiny", few)
-base, folder = Path(sys.argv[1]), Path("run")
-folder.mkdir()
+base, run = Path(sys.argv[1]), runs.Run(profile, Path(), "sft", 0.0)
 torch.set_num_threads(1)
 model, tokenizer = models.load_with_peft(base, profile), models.load_tokenizer(base, profile)
 rows = [
@@ -90,9 +92,9 @@ rows = [
     }
     for i in range(12)
 ]
-log = sft.train_sft(model, tokenizer, rows, profile, folder, lambda *_: None, probe=rows[:2])
+log = sft.train_sft(model, tokenizer, rows, run, probe=rows[:2])
 kinds = [kind.__name__ for kind in sft.SftTrainer.__mro__]
-trained = sorted(path.name for path in (folder / "trained").iterdir())
+trained = sorted(path.name for path in (run.folder / "trained").iterdir())
 print()
 print(json.dumps([kinds, [record["loss"] for record in log if "loss" in record], trained]))
 """

@@ -10,12 +10,12 @@ import importlib.util
 import math
 import os
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 from aimo.config import Grpo, Profile
 from aimo.errors import AimoError
 from aimo.run import machine
+from aimo.run.runs import Run
 
 # TRL's name of a key, and the key of the profile; {stage} stands for the stage.
 RENAMED = {
@@ -68,14 +68,15 @@ UNSLOTHS = {
 }
 
 
-def stage_arguments(stage: str, profile: Profile, folder: Path) -> Any:
-    """Return TRL's SFTConfig, GRPOConfig or DPOConfig of a stage; `folder` is where the stage writes.
+def stage_arguments(run: Run) -> Any:
+    """Return TRL's SFTConfig, GRPOConfig or DPOConfig of a stage.
 
     AimoError names a key under `STAGE.trl` that TRL does not know, that has its own key here, or that TRL
     refuses.
     """
     from aimo.train import compat  # imports TRL, after Unsloth
 
+    stage, profile = run.stage, run.profile
     kind, section = getattr(compat.trl, f"{stage.upper()}Config"), getattr(profile, stage)
     cuda, dtype = machine.computes_on_gpu(), choose_dtype(profile)[0]
     known, own = {f.name for f in fields(kind)}, {f.name for f in fields(section)}
@@ -99,7 +100,7 @@ def stage_arguments(stage: str, profile: Profile, folder: Path) -> Any:
         require_package("liger_kernel", f"{stage}.use_liger_kernel")
     least = {"min_lr_rate": section.min_lr_rate} if section.scheduler == "cosine_with_min_lr" else {}
     values = {
-        "output_dir": str(folder),
+        "output_dir": str(run.folder),
         "num_train_epochs": section.epochs,
         "lr_scheduler_type": section.scheduler,
         "lr_scheduler_kwargs": least,

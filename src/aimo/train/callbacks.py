@@ -9,7 +9,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from aimo.config import Profile
 from aimo.data.prepare import Rows
 from aimo.errors import AimoError
 from aimo.inference import prompts
@@ -29,7 +28,7 @@ from aimo.inference.judge import are_correct
 from aimo.inference.settings import Settings
 from aimo.inference.storage import append_lines, read_json, write_json, write_lines
 from aimo.run import runs
-from aimo.run.runs import SESSION_END, SESSION_OVER, newest_first, step_of
+from aimo.run.runs import SESSION_END, SESSION_OVER, Run, newest_first, step_of
 from aimo.train import models
 
 
@@ -40,8 +39,8 @@ class AlreadyTrained(Exception):
 class Record(TrainerCallback):
     """Writes each logged record as a line of log.jsonl, with seconds, tokens per second and GPU memory."""
 
-    def __init__(self, folder: Path, progress: Callable[[int, int], None]):
-        self.path, self.progress = folder / "log.jsonl", progress
+    def __init__(self, run: Run):
+        self.path, self.progress = run.folder / "log.jsonl", run.progress
         self.started = time.monotonic()
         self.seconds_before = 0.0  # of training, up to the checkpoint that training continues from
         self.last: tuple[float, float] | None = None  # time and tokens of the record before
@@ -77,8 +76,8 @@ class Budgets(TrainerCallback):
     """Stops and saves before a stage takes more time, or its run more disk, than the profile allows, and
     before the session ends. `reason` says what stopped it."""
 
-    def __init__(self, profile: Profile, folder: Path):
-        self.limits, self.folder, self.reason = profile.training, folder, ""
+    def __init__(self, run: Run):
+        self.run, self.limits, self.reason = run, run.profile.training, ""
         self.started = self.last_step = time.monotonic()
         self.slowest = 0.0
 
@@ -103,7 +102,7 @@ class Budgets(TrainerCallback):
         budget = self.limits.disk_gb
         if budget is None:
             return
-        folders = self.folder.parent, *newest_first(self.folder)[:1]
+        folders = self.run.dir, *newest_first(self.run.folder)[:1]
         files = (path for folder in folders for path in folder.rglob("*") if path.is_file())
         if main_process_says(sum(path.stat().st_size for path in files) / 1e9 > budget):
             control.should_training_stop = True
@@ -121,38 +120,36 @@ class Probe(TrainerCallback):
     """Answers fixed problems greedily every `probe_steps`, and keeps in `best` the model that solves most."""
 
     trainer: Any
-    stage: str
-    profile: Profile
-    folder: Path
+    run: Run
     rows: Rows  # with `prompt` and `answer`
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Probe the model that training starts from."""
         if state.global_step == 0:
             if state.is_world_process_zero:
-                keep_best(self.folder, step=0)
+                keep_best(self.run.folder, step=0)
             self.trainer.log_apart(self.probe())
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Probe, and save the model to `best` if none before was better."""
         is_last = state.global_step == state.max_steps or control.should_training_stop
-        if state.global_step % getattr(self.profile, self.stage).probe_steps and not is_last:
+        if state.global_step % getattr(self.run.profile, self.run.stage).probe_steps and not is_last:
             return
         earlier = [r["probe/accuracy"] for r in state.log_history if r["step"] and "probe/accuracy" in r]
         figures = self.probe()
         self.trainer.log_apart(figures)
         control.should_log = True  # the call above cleared it, and the step's record is still to come
         if figures["probe/accuracy"] >= max(earlier, default=0.0):
-            best = self.folder / "best"
+            best = self.run.folder / "best"
             self.trainer.save_model(str(best))
             if state.is_world_process_zero:
                 write_json(best / "probe.json", {"step": state.global_step} | figures)
 
     def probe(self) -> dict[str, float]:
         """Return the shares of right and of well-formed completions, and their mean length in tokens."""
-        grpo, solver = self.profile.grpo, self.profile.inference
+        grpo, solver, prompt = self.run.profile.grpo, self.run.profile.inference, self.run.profile.prompt
         max_tokens = grpo.max_completion_length if grpo else solver.max_tokens or Settings.max_tokens
-        tokenizer, prompt = self.trainer.processing_class, self.profile.prompt
+        tokenizer = self.trainer.processing_class
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
         texts = models.complete(model, tokenizer, self.rows, max_tokens)
         verdicts = are_correct(texts, [row["answer"] for row in self.rows], prompt.tags)
@@ -169,9 +166,7 @@ class Finite(TrainerCallback):
     loss."""
 
     trainer: Any
-    stage: str
-    profile: Profile
-    folder: Path
+    run: Run
     row: Sequence[int] = ()  # token ids of the first row of the last batch
 
     def check_loss(self, loss: float, row: Sequence[int]) -> None:
@@ -188,17 +183,17 @@ class Finite(TrainerCallback):
         if math.isfinite(value):
             return
         text = self.trainer.processing_class.decode(self.row, skip_special_tokens=True)
-        batch = " ".join(text.split())[:80]
-        rate = getattr(self.profile, self.stage).learning_rate
-        causes = f"{self.stage}.learning_rate {rate:g} is too high, or a row is broken"
-        change: dict[str, Any] = {f"{self.stage}.learning_rate": rate / 4}
-        if self.profile.model.dtype == "float16":
+        batch, stage, profile = " ".join(text.split())[:80], self.run.stage, self.run.profile
+        rate = getattr(profile, stage).learning_rate
+        causes = f"{stage}.learning_rate {rate:g} is too high, or a row is broken"
+        change: dict[str, Any] = {f"{stage}.learning_rate": rate / 4}
+        if profile.model.dtype == "float16":
             causes, change = f"float16 overflows, or {causes}", {"model.dtype": "float32"}
-        good = newest_first(self.folder)
+        good = newest_first(self.run.folder)
         kept = f"the last good checkpoint is {good[0]}" if good else "no checkpoint was written yet"
         raise AimoError(
-            f"{self.stage}: the {what} is {value} at step {step}, in the batch of {batch!r}; {causes}; "
-            f"{kept}; {runs.continue_with(self.folder.parent, self.profile, self.stage, change)}"
+            f"{stage}: the {what} is {value} at step {step}, in the batch of {batch!r}; {causes}; "
+            f"{kept}; {runs.continue_with(self.run.dir, profile, stage, change)}"
         )
 
 

@@ -5,7 +5,6 @@ to a long right one or to a wrong one. After the second place of AIMO 2 (imagina
 shortened its model's answers in this way.
 """
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aimo.config import Profile
@@ -19,7 +18,7 @@ from aimo.run.runs import Run
 from aimo.train import arguments
 
 if TYPE_CHECKING:
-    from aimo.train.trainers import Log, Progress
+    from aimo.train.trainers import Log
 
 LONGER = 1.5  # times as long as the shortest must a right completion be to be rejected
 
@@ -68,15 +67,7 @@ def pair_up(prompt: list[dict[str, str]], group: list[Trace], right: list[bool],
     return [{"prompt": prompt, "chosen": chosen, "rejected": reply(w), "kind": kind} for kind, w in worse]
 
 
-def train_dpo(
-    model: Any,
-    tokenizer: Any,
-    pairs: Rows,
-    profile: Profile,
-    folder: Path,
-    progress: "Progress",
-    probe: Rows | None = None,
-) -> "Log":
+def train_dpo(model: Any, tokenizer: Any, pairs: Rows, run: Run, probe: Rows | None = None) -> "Log":
     """Train the model to prefer `chosen` to `rejected`; return the records of `trainers.fit`.
 
     The loss of a pair is -log sigmoid(beta * (r(chosen) - r(rejected))), where r(y) is the log-probability of
@@ -89,10 +80,10 @@ def train_dpo(
     columns = ("prompt", "chosen", "rejected")
     trainer = trainers.make_trainer(
         trainers.DpoTrainer,
-        "dpo",
+        run,
         model=model,
-        args=arguments.stage_arguments("dpo", profile, folder),
+        args=arguments.stage_arguments(run),
         processing_class=tokenizer,
         train_dataset=Dataset.from_list([{column: row[column] for column in columns} for row in pairs]),
     )
-    return trainers.fit(trainer, "dpo", profile, folder, progress, probe)
+    return trainers.fit(trainer, run, probe)

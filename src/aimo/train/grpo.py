@@ -34,13 +34,13 @@ from transformers import TrainerCallback
 from trl.trainer.utils import nanstd
 
 from aimo import rewards
-from aimo.config import Profile
 from aimo.data.prepare import Rows
 from aimo.errors import AimoError
 from aimo.inference import vllm_process
 from aimo.inference.storage import append_lines, read_lines, write_lines
+from aimo.run.runs import Run
 from aimo.train import arguments, compat, tool_use
-from aimo.train.trainers import Log, Progress, Shared, fit, make_trainer
+from aimo.train.trainers import Log, Shared, fit, make_trainer
 
 SAMPLES_KEPT = 4  # completions of a step, in samples.jsonl
 DIFFERENCE = "sampling/sampling_logp_difference/mean"
@@ -48,20 +48,11 @@ BOUND = "sampling/sampling_logp_difference/bound"
 LEAST_BOUND = 0.02  # nats that count as rounding. bfloat16 beside float32 on the tiny base: 0.001 to 0.004
 
 
-def train_grpo(
-    model: Any,
-    tokenizer: Any,
-    rows: Rows,
-    profile: Profile,
-    folder: Path,
-    progress: Progress,
-    probe: Rows | None = None,
-) -> Log:
+def train_grpo(model: Any, tokenizer: Any, rows: Rows, run: Run, probe: Rows | None = None) -> Log:
     """Reinforce the completions of each problem that earn more than their group's mean; return the records of
     `trainers.fit`. `probe` rows (`prompt`, `answer`) are answered every `grpo.probe_steps`."""
-    grpo = profile.grpo
+    profile, grpo, args = run.profile, run.profile.grpo, arguments.stage_arguments(run)
     assert grpo
-    args = arguments.stage_arguments("grpo", profile, folder)
     if args.cast_lm_head_to_fp32 and profile.model.lora and model.config.tie_word_embeddings:
         raise AimoError(  # TRL 1.15 looks for the tied head in the adapters
             "grpo.trl.cast_lm_head_to_fp32: TRL does not cast the head of a model with adapters and tied "
@@ -72,7 +63,7 @@ def train_grpo(
         vllm_process.set_environment()
     trainer = make_trainer(
         GrpoTrainer,
-        "grpo",
+        run,
         model=model,
         args=args,
         train_dataset=Dataset.from_list(rows),
@@ -83,11 +74,11 @@ def train_grpo(
     if samples_here:
         set_seed(args.seed, device_specific=True)  # vLLM has set another in this process
     trainer.add_callback(Mismatch())
-    trainer.add_callback(Samples(trainer, folder, grpo.sample_steps))
+    trainer.add_callback(Samples(trainer, run.folder, grpo.sample_steps))
     # On a GPU, vLLM and Unsloth make it unnecessary; a model that will be sharded is on the CPU until then.
     if args.device.type == "cpu" and profile.model.lora:
         merge_to_generate(model)
-    return fit(trainer, "grpo", profile, folder, progress, probe)
+    return fit(trainer, run, probe)
 
 
 class GrpoTrainer(Shared, compat.GrpoHook):

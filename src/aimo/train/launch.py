@@ -79,12 +79,12 @@ def train_stage(
         return
     # ZeRO-3 shards the weights as they are read, if DeepSpeed's configuration exists by then, and is kept.
     sharded = arguments.zero_stage() == 3
-    sharding = arguments.stage_arguments(name, run.profile, run.folder) if sharded else None
+    sharding = arguments.stage_arguments(run) if sharded else None
     model = models.load_model(start, run.profile, with_vllm=bool(grpo and grpo.generation == "vllm"))
     tokenizer = models.load_tokenizer(start, run.profile)
     more = {"test": prepare.set_aside(data, "sft")} if name == "sft" else {}
     more["probe"] = prepare.set_aside(data, "grpo")
-    log = models.training_of(name)(model, tokenizer, rows, run.profile, run.folder, run.progress, **more)
+    log = models.training_of(name)(model, tokenizer, rows, run, **more)
     del sharding
     from aimo.train import trainers  # after Unsloth
 

@@ -24,6 +24,7 @@ from aimo.inference.model_folder import read_tokenizer
 from aimo.inference.settings import SETTINGS
 from aimo.inference.storage import read_json, write_whole
 from aimo.run import hub, machine
+from aimo.run.runs import Run
 from aimo.train import arguments
 
 # Prompt and completion tokens that `complete` answers at once: their cache takes 4.6 GB of a 4B model.
@@ -208,12 +209,10 @@ def check_adapter(adapter: Path, base: Path) -> None:
         )
 
 
-def save_model(
-    trained: Path, base: Path, tokenizer: Any, profile: Profile, folder: Path, figures: dict[str, Any]
-) -> None:
-    """Turn what training left in `trained` (an adapter for `base`, or all weights) into a model folder.
+def save_model(run: Run, tokenizer: Any, figures: dict[str, Any]) -> None:
+    """Turn what training left in the stage's `trained` (an adapter, or all weights) into its folder `model`.
 
-    The folder holds 16-bit weights (32-bit where they were trained so), tokenizer, chat template, the
+    That holds 16-bit weights (32-bit where they were trained so), tokenizer, chat template, the
     solver's settings (aimo.json) and a model card with `figures`. It is written whole or not at all. An
     adapter stays in `trained`.
     """
@@ -221,6 +220,8 @@ def save_model(
     import transformers
     from huggingface_hub import ModelCard, ModelCardData
 
+    profile, base = run.profile, run.start_model()
+    trained, folder = run.folder / "trained", run.folder / "model"
     is_adapter = (trained / "adapter_config.json").exists()
     if is_adapter:
         check_adapter(trained, base)
@@ -255,12 +256,12 @@ def save_model(
         shutil.rmtree(trained)
 
 
-def push_trained(folder: Path, profile: Profile, run_dir: Path) -> None:
-    """Push a finished model folder to where `training.push_to_hub` and `push_to_kaggle` say.
+def push_trained(run: Run) -> None:
+    """Push the stage's model folder to where `training.push_to_hub` and `push_to_kaggle` say.
 
     On Kaggle it is a new version, compared with what arrived. AimoError when it is refused.
     """
-    to = profile.training
+    to, folder = run.profile.training, run.folder / "model"
     if to.push_to_hub:
         hub.push_model(folder, to.push_to_hub)
     if to.push_to_kaggle:
@@ -268,7 +269,7 @@ def push_trained(folder: Path, profile: Profile, run_dir: Path) -> None:
 
         try:
             with client.sign_in() as api:
-                transfers.push_version(api, folder, to.push_to_kaggle, profile, run_dir)
+                transfers.push_version(api, folder, to.push_to_kaggle, run.profile, run.dir)
         except AimoError as e:
             raise AimoError(
                 f"training.push_to_kaggle: {to.push_to_kaggle!r} was refused: {e}. "

@@ -25,43 +25,35 @@ import torch
 import trl
 from datasets import Dataset, load_from_disk
 
-from aimo.config import Profile
 from aimo.data import prepare
 from aimo.data.prepare import Rows
 from aimo.errors import AimoError
 from aimo.run import hub
 from aimo.run.runs import Run
 from aimo.train import arguments, compat, models
-from aimo.train.trainers import Log, Progress, Shared, fit, make_trainer, rows_per_step
+from aimo.train.trainers import Log, Shared, fit, make_trainer, rows_per_step
 
 POOL = 50  # steps whose rows are sorted by length together
 
 
 def train_sft(
-    model: Any,
-    tokenizer: Any,
-    rows: Rows,
-    profile: Profile,
-    folder: Path,
-    progress: Progress,
-    test: Rows | None = None,
-    probe: Rows | None = None,
+    model: Any, tokenizer: Any, rows: Rows, run: Run, test: Rows | None = None, probe: Rows | None = None
 ) -> Log:
     """Fine-tune the model on `prompt` and `completion` rows; return the records of `trainers.fit`.
 
     Rows longer than `model.max_length` are cut there. The loss on `test` rows is logged every
     `sft.eval_steps`; `probe` rows (`prompt`, `answer`) are answered every `sft.probe_steps`.
     """
-    sft, args = profile.sft, arguments.stage_arguments("sft", profile, folder)
+    sft, args = run.profile.sft, arguments.stage_arguments(run)
     assert sft
     trainer = make_trainer(
         SftTrainer,
-        "sft",
+        run,
         model=model,
         args=args,
         processing_class=tokenizer,
-        train_dataset=read_or_tokenize(rows, tokenizer, args, folder),
-        eval_dataset=read_or_tokenize(test, tokenizer, args, folder) if test and sft.eval_steps else None,
+        train_dataset=read_or_tokenize(rows, tokenizer, args, run.folder),
+        eval_dataset=read_or_tokenize(test, tokenizer, args, run.folder) if test and sft.eval_steps else None,
     )
     if sft.packing and not args.packing:  # Unsloth only logs that it leaves it out
         raise AimoError(
@@ -69,7 +61,7 @@ def train_sft(
             "model.backend transformers"
         )
     trainer.by_length = sft.group_by_length and not sft.packing
-    return fit(trainer, "sft", profile, folder, progress, probe)
+    return fit(trainer, run, probe)
 
 
 # ---- Token ids
@@ -135,7 +127,7 @@ def pack_rows(run: Run, push_to_hub: str | None = None) -> None:
     assert profile.sft and length
     if not profile.sft.packing:
         raise AimoError("sft.packing: false packs nothing; add --set sft.packing=true")
-    args = arguments.stage_arguments("sft", profile, run.folder)
+    args = arguments.stage_arguments(run)
     tokenizer = models.load_tokenizer(run.start_model(), profile)
     tokens = read_or_tokenize(prepare.read_set(run.dir / "data", "sft"), tokenizer, args, run.folder)
     packed = compat.pack_tokens(tokens, args)

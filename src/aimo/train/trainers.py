@@ -8,7 +8,7 @@ Unsloth, which replaces TRL's classes.
 import contextlib
 import gc
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,12 @@ from accelerate import PartialState
 from transformers import PrinterCallback, Trainer
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from aimo.config import Profile
 from aimo.data.prepare import Rows
 from aimo.errors import AimoError
 from aimo.run import machine, runs
 from aimo.run.runs import Run
 from aimo.train import arguments, callbacks, compat, models
 
-Progress = Callable[[int, int], None]
 Log = list[dict[str, Any]]
 
 # Keys of the log whose last value is a figure of the stage; a slash becomes an underscore.
@@ -84,13 +82,13 @@ def rows_per_step(args: Any) -> int:
     return args.train_batch_size * args.gradient_accumulation_steps * args.world_size
 
 
-def make_trainer(kind: Any, stage: str, **given: Any) -> Any:
+def make_trainer(kind: Any, run: Run, **given: Any) -> Any:
     """Return a trainer; what TRL refuses of the configuration becomes one line."""
     compat.patch_trl()
     try:
         trainer = kind(**given)
     except ValueError as e:
-        raise AimoError(f"{stage}: {' '.join(str(e).split())}") from None
+        raise AimoError(f"{run.stage}: {' '.join(str(e).split())}") from None
     # TRL casts the adapters of a four-bit model to bfloat16, where they lose small steps, and the scaler of
     # float16 training refuses them. DeepSpeed casts and copies by itself.
     if not arguments.with_deepspeed():
@@ -101,15 +99,14 @@ def make_trainer(kind: Any, stage: str, **given: Any) -> Any:
     return trainer
 
 
-def fit(
-    trainer: Any, stage: str, profile: Profile, folder: Path, progress: Progress, probe: Rows | None
-) -> Log:
+def fit(trainer: Any, run: Run, probe: Rows | None) -> Log:
     """Train to the end, from the last complete checkpoint; leave the adapter or the weights in `trained`.
 
     With `probe` rows that is the best model probed. Returns the records with a loss or a probe, and at the
     end the stage's totals. AimoError for too few rows to make a step, a model that an interrupted training
     has changed, a loss that is not finite, and a device without enough memory.
     """
+    stage, folder = run.stage, run.folder
     # TRL would train no step of too few rows, and finish.
     args, rows, needed, remedy = trainer.args, len(trainer.train_dataset), 1, "take more rows"
     if stage == "grpo":
@@ -122,17 +119,13 @@ def fit(
         raise AimoError(f"{stage}: {rows} rows do not make a step, which takes {needed}; {remedy}")
 
     model = trainer.accelerator.unwrap_model(trainer.model)
-    limits = callbacks.Budgets(profile, folder)
-    finite = callbacks.Finite(trainer, stage, profile, folder)
+    limits, finite = callbacks.Budgets(run), callbacks.Finite(trainer, run)
     trainer.on_loss = finite.check_loss
-    probes = probe and getattr(profile, stage).probe_steps
-    for callback in (
-        limits,
-        *([callbacks.Probe(trainer, stage, profile, folder, probe)] if probe and probes else []),
-        callbacks.Record(folder, progress),
-        finite,
-    ):
-        trainer.add_callback(callback)
+    trainer.add_callback(limits)
+    if probe and getattr(run.profile, stage).probe_steps:
+        trainer.add_callback(callbacks.Probe(trainer, run, probe))
+    trainer.add_callback(callbacks.Record(run))
+    trainer.add_callback(finite)
 
     with args.main_process_first(local=False):  # it removes what is incomplete
         checkpoint = callbacks.last_checkpoint(folder)
@@ -155,7 +148,7 @@ def fit(
     except RuntimeError as e:  # torch.OutOfMemoryError is one
         if not any(words in str(e) for words in ("out of memory", "not enough memory")):
             raise
-        raise AimoError(out_of_memory(stage, profile, folder, trainer.state.global_step + 1)) from None
+        raise AimoError(out_of_memory(run, trainer.state.global_step + 1)) from None
     state = trainer.state
     if limits.reason:
         print(f"Stopped at step {state.global_step} of {state.max_steps}, before {limits.reason}.")
@@ -179,11 +172,12 @@ def fit(
     return [r for r in log if r.keys() & {"loss", "eval_loss", "probe/accuracy"}] + [totals]
 
 
-def out_of_memory(stage: str, profile: Profile, folder: Path, step: int) -> str:
+def out_of_memory(run: Run, step: int) -> str:
     """Return the message when memory runs out: the keys to change, and how the stage goes on with them.
 
     The first advice keeps the rows of a step, and so what is learned.
     """
+    stage, profile = run.stage, run.profile
     section, grpo, length = getattr(profile, stage), profile.grpo, profile.model.max_length
     steps, options = section.gradient_accumulation_steps, []
     assert length
@@ -206,7 +200,7 @@ def out_of_memory(stage: str, profile: Profile, folder: Path, step: int) -> str:
     told = f"{stage}: out of memory at step {step}; "
     for changes in options:
         with contextlib.suppress(AimoError):  # a reward, say, may count on the longer completions
-            return told + runs.continue_with(folder.parent, profile, stage, changes)
+            return told + runs.continue_with(run.dir, profile, stage, changes)
     return told + "take a smaller model.base, or a device with more memory"
 
 
@@ -239,9 +233,8 @@ def finish(run: Run, tokenizer: Any, log: Log, **more: Any) -> dict[str, Any]:
 
     Returns the recorded figures, `more` among them.
     """
-    figures, product = more | summary(log), run.folder / "model"
-    card = figures | run.data_hash()
-    models.save_model(run.folder / "trained", run.start_model(), tokenizer, run.profile, product, card)
-    models.push_trained(product, run.profile, run.dir)
+    figures = more | summary(log)
+    models.save_model(run, tokenizer, figures | run.data_hash())
+    models.push_trained(run)
     run.finish(**figures)
     return figures
