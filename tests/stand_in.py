@@ -49,12 +49,10 @@ class Version:
     """One version of a kernel: its statuses one after the other, its log and its files."""
 
     def __init__(self, request, script):
-        self.request = request
-        answers = {"submission.parquet": SUBMISSION.getvalue(), "run/a.txt": b"a"}
+        self.request, self.failure = request, script.get("failure", "")
         self.statuses = list(script.get("statuses", ["QUEUED", "RUNNING", "COMPLETE"]))
-        self.failure = script.get("failure", "")
         self.log = list(script.get("log", ["loading", "serving", "done"]))
-        self.files = dict(script.get("files", answers))
+        self.files = script.get("files", {"submission.parquet": SUBMISSION.getvalue(), "run/a.txt": b"a"})
         self.machine = script.get("machine", request.machine_shape)
 
     def status(self):
@@ -106,24 +104,17 @@ class Kaggle:
     def GetKernel(self, request):
         version = self.version(request)
         asked = version.request
-        return {
-            "metadata": {
-                "ref": asked.slug,
-                "currentVersionNumber": len(self.kernels[asked.slug]),
-                "competitionDataSources": asked.competition_data_sources,
-                "enableGpu": asked.enable_gpu,
-                "enableInternet": asked.enable_internet,
-                "machineShape": version.machine,
-            }
-        }
+        metadata = {"ref": asked.slug, "currentVersionNumber": len(self.kernels[asked.slug])}
+        metadata |= {"competitionDataSources": asked.competition_data_sources, "enableGpu": asked.enable_gpu}
+        metadata |= {"enableInternet": asked.enable_internet, "machineShape": version.machine}
+        return {"metadata": metadata}
 
     def GetKernelSessionStatus(self, request):
         version = self.version(request)
         return {"status": version.status(), "failureMessage": version.failure}
 
     def ListKernelFiles(self, request):
-        files = self.version(request).files
-        return self.page(request, "files", [{"name": n, "size": len(d)} for n, d in files.items()])
+        return self.listed(request, self.version(request).files)
 
     def ListKernelSessionOutput(self, request):
         version = self.version(request)
@@ -132,6 +123,9 @@ class Kaggle:
         log = json.dumps([{"stream_name": "stdout", "time": 1, "data": f"{line}\n"} for line in version.log])
         files = [{"url": f"{place}/{name}", "fileName": name} for name in version.files]
         return self.page(request, "files", files) | {"log": log}
+
+    def listed(self, request, files):
+        return self.page(request, "files", [{"name": n, "size": len(d)} for n, d in files.items()])
 
     def page(self, request, key, rows, size=2):
         """Two rows of a list, as Kaggle never sends a long one whole."""
@@ -180,8 +174,7 @@ class Kaggle:
         return {"id": 3}
 
     def ListModelInstanceVersionFiles(self, request):
-        files = self.variation(request)[request.version_number - 1]
-        return self.page(request, "files", [{"name": n, "size": len(d)} for n, d in files.items()])
+        return self.listed(request, self.variation(request)[request.version_number - 1])
 
     def DownloadModelInstanceVersion(self, request):
         return self.variation(request)[request.version_number - 1][request.path]
@@ -303,11 +296,8 @@ class Handler(BaseHTTPRequestHandler):
             return
         spread = self.headers.get("Content-Range", "")
         if spread.startswith("bytes */"):
-            if len(blob["data"]) == blob["size"]:
-                self.answer(200, b"{}")
-            else:
-                more = {"Range": f"bytes=0-{len(blob['data']) - 1}"} if blob["data"] else {}
-                self.answer(308, b"", **more)
+            more = {"Range": f"bytes=0-{len(blob['data']) - 1}"} if blob["data"] else {}
+            self.answer(200, b"{}") if len(blob["data"]) == blob["size"] else self.answer(308, b"", **more)
             return
         blob["data"] = blob["data"] + data if spread else data
         self.answer(200, b"{}")
@@ -393,3 +383,14 @@ def run_dir(tmp_path):
         shutil.copyfile(path, model / path.name)
     (folder / "profile.yaml").write_text(config.dump(config.load("tiny")))
     return folder
+
+
+@pytest.fixture
+def words(request):
+    """The words of a command, with the folder of a finished run in place of RUN."""
+
+    def split(command):
+        run = str(request.getfixturevalue("run_dir")) if "RUN" in command else ""
+        return [run if part == "RUN" else part for part in command.split()]
+
+    return split

@@ -17,13 +17,9 @@ def test_every_shipped_profile_loads_and_is_named_like_its_file(path):
 
 
 def test_the_unsloth_recipe_is_the_one_published():
-    p = config.load("qwen3-4b")
-    assert (p.model.lora.rank, p.model.lora.alpha, len(p.model.lora.target_modules), p.model.max_length) == (
-        32,
-        64,
-        7,
-        2048,
-    )
+    model = config.load("qwen3-4b").model
+    found = model.lora.rank, model.lora.alpha, len(model.lora.target_modules), model.max_length
+    assert found == (32, 64, 7, 2048)
 
 
 @pytest.mark.parametrize(
@@ -35,10 +31,7 @@ def test_the_unsloth_recipe_is_the_one_published():
         ("sft.learning_rate=2", ["sft.learning_rate", "less than 1"]),
         ("model.backend=jax", ["model.backend", "unsloth", "transformers", "'jax'"]),
         ("grpo.gradient_accumulation_steps=7", ["grpo.gradient_accumulation_steps", "does not divide"]),
-        (
-            "grpo.max_completion_length=5000",
-            ["max_prompt_length + max_completion_length", "model.max_length"],
-        ),
+        ("grpo.max_completion_length=5000", ["max_prompt_length + max_", "exceed model.max_length"]),
         ("grpo.rewards={beauty: 1.0}", ["grpo.rewards", "'beauty'"]),
         ("data.sft.rows=null", ["data.sft", "rows"]),
         ("seed", ["KEY=VALUE"]),
@@ -62,25 +55,10 @@ def test_a_bad_key_is_refused_by_name_in_one_line(override, told):
         assert part in str(e.value)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "../../x",
-        "/tmp/x",
-        "a/b",
-        "a\\b",
-        ".",
-        "..",
-        ".hidden",
-        "-rf",
-        "~",
-        "a\nb",
-        "",
-        " ",
-        "index.html",
-        "x" * 300,
-    ],
-)
+PATHS = ["../../x", "/tmp/x", "a/b", "a\\b", ".", "..", ".hidden", "-rf", "~", "a\nb", "", " ", "index.html"]
+
+
+@pytest.mark.parametrize("name", [*PATHS, "x" * 300])
 def test_a_profile_whose_name_is_no_folder_of_runs_is_refused(name):
     with pytest.raises(AimoError, match="profile: ") as e:
         config.load("tiny", [f"profile={json.dumps(name)}"])
@@ -89,9 +67,8 @@ def test_a_profile_whose_name_is_no_folder_of_runs_is_refused(name):
 
 @pytest.mark.parametrize("name", ["qwen2.5-1.5b", "my run (2)", "试验", "it's $5"])
 def test_a_profile_may_be_named_as_people_name_files(tmp_path, name):
-    (tmp_path / f"{name}.yaml").write_text(
-        (config.PROFILES / "tiny.yaml").read_text().replace("profile: tiny", "")
-    )
+    text = (config.PROFILES / "tiny.yaml").read_text()
+    (tmp_path / f"{name}.yaml").write_text(text.replace("profile: tiny", ""))
     assert config.load(tmp_path / f"{name}.yaml").profile == name
 
 
@@ -180,46 +157,31 @@ def test_each_stage_may_be_left_out_and_starts_from_the_last_one_trained_before_
 
 
 @pytest.mark.parametrize(
-    "change, told",
+    "seed, told",
     [
-        (lambda text: text.encode("utf-16"), "not UTF-8 at byte 0"),
-        (lambda text: b"profile: caf\xe9", "not UTF-8 at byte 12"),
-        (
-            lambda text: text.replace("seed: 0", "seed: 2024-01-01"),
-            "seed: should be .* integer, not '2024-01-01'",
-        ),
-        (lambda text: text.replace("seed: 0", "seed: 0\nseed: 1"), "'seed' occurs twice.*line"),
-        (lambda text: text.replace("seed: 0", "seed: &a [*a]"), "plain keys and values"),
-        (lambda text: text.replace("seed: 0", "1: 2"), "1: unknown key"),
-        (lambda text: text.replace("seed: 0", "? {a: 1}\n: 2"), "not valid YAML"),
-        (lambda text: text.replace("seed: 0", "seed: !!binary aGk="), "seed: should be .* integer"),
-        (lambda text: text.replace("seed: 0", "seed: !!python/object:x 1"), "not valid YAML"),
+        ("seed: 2024-01-01", "seed: should be .* integer, not '2024-01-01'"),
+        ("seed: 0\nseed: 1", "'seed' occurs twice.*line"),
+        ("seed: &a [*a]", "plain keys and values"),
+        ("1: 2", "1: unknown key"),
+        ("? {a: 1}\n: 2", "not valid YAML"),
+        ("seed: !!binary aGk=", "seed: should be .* integer"),
+        ("seed: !!python/object:x 1", "not valid YAML"),
+        ("profile: mine\n", "model: missing"),
+        ("- 1\n", "expected keys"),
+        ("a: [\n", "not valid YAML"),
+        ("".encode("utf-16") + "profile".encode("utf-16-le"), "not UTF-8 at byte 0"),
+        (b"profile: caf\xe9", "not UTF-8 at byte 12"),
     ],
 )
-def test_a_file_that_is_no_plain_profile_is_refused_in_one_line(tmp_path, change, told):
+def test_a_file_that_is_no_plain_profile_is_refused_in_one_line(tmp_path, seed, told):
     path = tmp_path / "mine.yaml"
-    changed = change((config.PROFILES / "tiny.yaml").read_text())
-    path.write_bytes(changed if isinstance(changed, bytes) else changed.encode())
+    if isinstance(seed, str):
+        text = (config.PROFILES / "tiny.yaml").read_text().replace("seed: 0", seed)
+        seed = (seed if seed.endswith("\n") else text).encode()
+    path.write_bytes(seed)
     with pytest.raises(AimoError, match=rf"^profile .*mine.*{told}") as e:
         config.load(path)
     assert "\n" not in str(e.value)
-
-
-def test_a_missing_key_and_a_file_that_is_no_profile_are_refused_by_name(tmp_path):
-    path = tmp_path / "mine.yaml"
-    for text, told in (
-        ("profile: mine\n", r"model: missing"),
-        ("- 1\n", "expected keys"),
-        ("a: [\n", "not valid YAML"),
-    ):
-        path.write_text(text)
-        with pytest.raises(AimoError, match=told):
-            config.load(path)
-
-
-def test_an_unknown_profile_is_refused_with_the_known_ones():
-    with pytest.raises(AimoError, match=r"tinny.*tiny"):
-        config.load("tinny")
 
 
 def test_overrides_reach_the_profile_and_a_dumped_profile_loads_as_the_same(tmp_path):
@@ -247,10 +209,7 @@ def test_a_context_that_is_set_is_taken_by_inference_alone_whatever_the_default(
     assert profile.solver_settings(TINY).max_length == length
     (tmp_path / "again.yaml").write_text(config.dump(profile))
     assert config.load(tmp_path / "again.yaml").solver_settings(TINY).max_length == length
-
-
-def test_a_stage_that_trains_has_2048_tokens_if_not_told():
-    assert config.load("tiny", ["model.max_length=null"]).model.max_length == 2048
+    assert config.load("tiny", ["model.max_length=null"]).model.max_length == 2048  # where a stage trains
 
 
 BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(

@@ -29,39 +29,53 @@ ANSWERS = {
     409: "the name is taken (Say 409); take another",
     500: "Kaggle failed (500: Say 500); try again in some minutes",
 }
+THINGS = ["competition ai-math", "kernel me/", "model me/", "dataset me/", "StartBlobUpload", "Quota"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_refusal_is_one_line_that_names_the_thing_and_the_remedy(kaggle, refused, request, command):
-    things = ["competition ai-math", "kernel me/", "model me/", "dataset me/", "StartBlobUpload", "Quota"]
-    run = str(request.getfixturevalue("run_dir")) if "RUN" in command else ""
+def test_every_refusal_is_one_line_that_names_the_thing_and_the_remedy(kaggle, refused, words, command):
     for code, said in ANSWERS.items():
         kaggle.faults[COMMANDS[command]] = [(code, f"Say {code}")] * 8
-        if run and code in (403, 404):  # Kaggle has nothing of that name: it is created
+        if "RUN" in command and code in (403, 404):  # Kaggle has nothing of that name: it is created
             kaggle.faults["StartBlobUpload"] = [(code, f"Say {code}")]
-        line = refused(*[run if part == "RUN" else part for part in command.split()])
+        line = refused(*words(command))
         assert said in line
-        assert code == 401 or any(thing in line for thing in things)
+        assert code == 401 or any(thing in line for thing in THINGS)
 
 
 def test_without_a_token_the_line_says_where_to_get_one(kaggle, refused, monkeypatch):
     monkeypatch.delenv("KAGGLE_API_TOKEN")
     assert "there is no Kaggle token: make one at https://www.kaggle.com/settings" in refused("login-check")
+    for path in ("/no/such/file", "~/token", "./token"):
+        monkeypatch.setenv("KAGGLE_API_TOKEN", path)
+        assert "KAGGLE_API_TOKEN is a path, and there is no such file" in refused("login-check")
     assert kaggle.requests == []
+
+
+@pytest.fixture
+def token_file(kaggle, monkeypatch, tmp_path):
+    """Write a file of ~/.kaggle that alone holds a token."""
+    from aimo.kaggle import client
+
+    monkeypatch.delenv("KAGGLE_API_TOKEN")
+    monkeypatch.setattr(client.KaggleApi, "config", str(tmp_path / ".kaggle" / "kaggle.json"))
+
+    def write(name, text, mode=0o600):
+        path = tmp_path / ".kaggle" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+        path.chmod(mode)
+        return path
+
+    return write
 
 
 @pytest.mark.parametrize("name", ["access_token", "kaggle.json"])
 def test_a_token_file_that_others_can_read_is_refused_until_it_is_closed(
-    kaggle, aimo, refused, monkeypatch, tmp_path, name
+    kaggle, aimo, refused, token_file, name
 ):
-    from aimo.kaggle import client
-
-    monkeypatch.delenv("KAGGLE_API_TOKEN")
-    path = tmp_path / ".kaggle" / name
-    path.parent.mkdir()
-    path.write_text("good-token" if name == "access_token" else '{"username": "me", "key": "good"}')
-    monkeypatch.setattr(client.KaggleApi, "config", str(path.parent / "kaggle.json"))
-    path.chmod(0o644)
+    text = "good-token" if name == "access_token" else '{"username": "me", "key": "good"}'
+    path = token_file(name, text, 0o644)
     assert f"token file {path} is open to others (mode 644): run `chmod 600 {path}`" in refused("login-check")
     assert kaggle.requests == []
     path.chmod(0o600)
@@ -69,10 +83,43 @@ def test_a_token_file_that_others_can_read_is_refused_until_it_is_closed(
     assert (code, out.splitlines()[0]) == (0, f"signed in as me, with {path}"), err
 
 
-def test_the_login_check_tells_what_is_left_of_the_gpu_time(kaggle, aimo):
-    code, out, _ = aimo("login-check")
-    assert code == 0 and "signed in as me, with KAGGLE_API_TOKEN" in out
+@pytest.mark.parametrize("token", ["good-token\n", "  good-token  ", "'good-token'", "FILE"])
+def test_a_token_is_taken_without_what_copying_put_around_it_and_the_gpu_time_is_told(
+    kaggle, aimo, monkeypatch, token_file, token
+):
+    path = str(token_file("elsewhere", "good-token\r\n")) if token == "FILE" else token
+    monkeypatch.setenv("KAGGLE_API_TOKEN", path)
+    code, out, err = aimo("login-check")
+    assert code == 0 and f"signed in as me, with {path if token == 'FILE' else 'KAGGLE_API_TOKEN'}" in out, (
+        err
+    )
     assert "GPU: 20.0 of 30.0 hours left until 2026-11-28" in out
+
+
+@pytest.mark.parametrize(
+    "token", ["“good-token”", "good token", "tok\u00a0en", "good-token\nother", "é" * 99]
+)
+@pytest.mark.parametrize("place", ["KAGGLE_API_TOKEN", "KAGGLE_KEY", "access_token", "kaggle.json"])
+def test_what_no_header_can_hold_is_named_by_its_place_and_not_shown(
+    kaggle, refused, monkeypatch, token_file, token, place
+):
+    if place.islower():
+        text = json.dumps({"username": "me", "key": token}) if place == "kaggle.json" else token
+        token_file(place, text)
+    else:
+        monkeypatch.setenv("KAGGLE_USERNAME", "me")
+        monkeypatch.setenv(place, token)
+    line = refused("login-check")
+    assert place in line and "a character that no token has" in line and token not in line
+    assert kaggle.requests == []
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "5", '{"username": "me"}', '{"key": 5, "username": 5}', "\ufeff{}"]
+)
+def test_a_broken_kaggle_json_is_one_line(refused, token_file, text):
+    token_file("kaggle.json", text)
+    assert "kaggle.json: it" in refused("login-check")
 
 
 def test_a_token_that_kaggle_does_not_know_is_named_by_where_it_is(kaggle, refused, monkeypatch):
@@ -81,9 +128,7 @@ def test_a_token_that_kaggle_does_not_know_is_named_by_where_it_is(kaggle, refus
 
 
 def test_a_competition_s_rules_are_to_be_accepted_first(kaggle, refused):
-    kaggle.faults["DownloadDataFiles"] = [
-        (403, "You must accept this competition's rules before downloading")
-    ]
+    kaggle.faults["DownloadDataFiles"] = [(403, "You must accept this competition's rules")]
     line = refused("data", "aimo3")
     assert "competition ai-mathematical-olympiad-progress-prize-3: accept its rules on its page" in line
     assert "competition titanick: unknown to Kaggle" in refused("data", "titanick")
@@ -108,20 +153,17 @@ def test_a_name_that_is_taken_is_told_with_what_kaggle_says(kaggle, refused, run
     assert "Kaggle refuses it: Slug is already in use" in refused("model", "push", run_dir)
 
 
-def test_an_error_sent_as_a_success_is_an_error(kaggle, refused):
-    kaggle.faults["SaveKernel"] = [(404, "No such kernel", {"code": 200})]
+def test_what_is_no_answer_of_kaggle_s_is_an_error(kaggle, refused):
+    kaggle.faults["SaveKernel"] = [(404, "No such kernel", {"code": 200})]  # sent as a success
     assert "unknown to Kaggle (No such kernel)" in refused("push", "submission")
-
-
-def test_a_page_in_place_of_an_answer_is_told_apart_from_kaggle(kaggle, refused):
     kaggle.ListSubmissions = lambda request: b"<html>Sign in to the hotel's network</html>"
     assert "what answers is not Kaggle" in refused("scores")
-    kaggle.DownloadDataFiles = kaggle.ListSubmissions
-    assert "it is no zip file that opens" in refused("data", "aimo3")
+    kaggle.close()
+    assert "the connection to Kaggle broke" in refused("login-check")
 
 
 def zipped(names, encrypted=False):
-    """A zip file of empty files; marked as encrypted if wanted."""
+    """A zip file of small files; marked as encrypted if wanted."""
     made = io.BytesIO()
     with zipfile.ZipFile(made, "w") as file:
         for name in names:
@@ -164,7 +206,7 @@ def test_a_link_out_of_a_folder_is_not_uploaded(kaggle, refused, run_dir, link, 
     assert not kaggle.asked("StartBlobUpload")
 
 
-def test_no_error_shows_a_token_or_a_signed_address(kaggle, refused, monkeypatch, tmp_path):
+def test_no_error_shows_a_token_or_a_signed_address(kaggle, monkeypatch, tmp_path):
     from aimo.inference.errors import redact
     from aimo.kaggle import transfers
 
@@ -182,68 +224,6 @@ def test_no_error_shows_a_token_or_a_signed_address(kaggle, refused, monkeypatch
     assert "abc123" not in str(e.value)
 
 
-@pytest.mark.parametrize("token", ["good-token\n", "  good-token  ", "'good-token'", "FILE"])
-def test_a_token_is_taken_without_what_copying_put_around_it(kaggle, aimo, monkeypatch, tmp_path, token):
-    if token == "FILE":
-        token = str(tmp_path / "token")
-        (tmp_path / "token").write_text("good-token\r\n")
-        (tmp_path / "token").chmod(0o600)
-    monkeypatch.setenv("KAGGLE_API_TOKEN", token)
-    code, out, err = aimo("login-check")
-    assert code == 0 and "signed in as me" in out, err
-
-
-@pytest.mark.parametrize(
-    "token", ["“good-token”", "good token", "tok\u00a0en", "good-token\nother", "é" * 99]
-)
-@pytest.mark.parametrize("place", ["KAGGLE_API_TOKEN", "KAGGLE_KEY", "access_token"])
-def test_what_no_header_can_hold_is_named_by_its_place_and_not_shown(
-    kaggle, refused, monkeypatch, tmp_path, token, place
-):
-    monkeypatch.delenv("KAGGLE_API_TOKEN")
-    monkeypatch.setenv("KAGGLE_USERNAME", "me")
-    if place == "access_token":
-        (tmp_path / ".kaggle").mkdir()
-        (tmp_path / ".kaggle" / place).write_text(token)
-        (tmp_path / ".kaggle" / place).chmod(0o600)
-    else:
-        monkeypatch.setenv(place, token)
-    line = refused("login-check")
-    assert place in line and "a character that no token has" in line and token not in line
-    assert kaggle.requests == []
-
-
-@pytest.mark.parametrize("key", ["“good”", "go od", "good\n"])
-def test_a_key_in_kaggle_json_is_checked_too(kaggle, refused, monkeypatch, tmp_path, key):
-    monkeypatch.delenv("KAGGLE_API_TOKEN")
-    (tmp_path / "kaggle.json").write_text(json.dumps({"username": "me", "key": key}))
-    (tmp_path / "kaggle.json").chmod(0o600)
-    line = refused("login-check")
-    assert "kaggle.json is empty or has a character that no token has" in line and key not in line
-
-
-@pytest.mark.parametrize(
-    "text", ["{", "[]", "5", '{"username": "me"}', '{"key": 5, "username": 5}', "\ufeff{}"]
-)
-def test_a_broken_kaggle_json_is_one_line(kaggle, refused, monkeypatch, tmp_path, text):
-    monkeypatch.delenv("KAGGLE_API_TOKEN")
-    (tmp_path / "kaggle.json").write_text(text)
-    (tmp_path / "kaggle.json").chmod(0o600)
-    assert "kaggle.json: it" in refused("login-check")
-
-
-@pytest.mark.parametrize("path", ["/no/such/file", "~/token", "./token"])
-def test_a_path_to_no_token_is_not_sent_as_one(kaggle, refused, monkeypatch, path):
-    monkeypatch.setenv("KAGGLE_API_TOKEN", path)
-    assert "KAGGLE_API_TOKEN is a path, and there is no such file" in refused("login-check")
-    assert kaggle.requests == []
-
-
-def test_no_network_is_one_line(kaggle, refused):
-    kaggle.close()
-    assert "the connection to Kaggle broke" in refused("login-check")
-
-
 @pytest.mark.parametrize(
     "command, said",
     [
@@ -257,12 +237,10 @@ def test_no_network_is_one_line(kaggle, refused):
         ("submit nothing --message m", "kernel me/nothing: unknown to Kaggle"),
     ],
 )
-def test_a_name_of_nothing_is_told_with_what_to_name(kaggle, refused, request, command, said):
-    run = str(request.getfixturevalue("run_dir")) if "RUN" in command else ""
-    assert said in refused(*[run if part == "RUN" else part for part in command.split()])
+def test_a_name_of_nothing_is_told_with_what_to_name(kaggle, refused, words, command, said):
+    assert said in refused(*words(command))
 
 
 def test_a_run_without_a_model_that_can_be_loaded_is_not_pushed(kaggle, refused, run_dir):
     (run_dir / "grpo" / "model" / "model.safetensors").unlink()
-    line = refused("model", "push", run_dir)
-    assert "grpo/model" in line and not kaggle.asked("StartBlobUpload")
+    assert "grpo/model" in refused("model", "push", run_dir) and not kaggle.asked("StartBlobUpload")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from conftest import AIMO, ROOT, TINY, aimo, settings
+from conftest import AIMO, ROOT, TINY, here, settings
 
 from aimo.run.runs import figures, read_metrics
 
@@ -60,7 +60,7 @@ def test_sft_alone_with_all_weights_is_trained_evaluated_and_reported_and_shows_
 def test_grpo_starts_from_the_base_and_dpo_from_what_there_is_with_adapters_and_no_held_out_set(tmp_path):
     folder = tmp_path / "run"
     arguments = ["run", "--profile", "tiny", "--run-dir", str(folder), *settings(KIND + GRPO)]
-    done = aimo(*arguments, "--until", "grpo")
+    done = here(*arguments, "--until", "grpo")
     assert done.returncode == 0, done.stderr
     assert list(read_metrics(folder)["stages"]) == ["data", "grpo"] and not (folder / "inference").exists()
     assert "report.html" in done.stdout and "submission" not in done.stdout
@@ -71,7 +71,7 @@ def test_grpo_starts_from_the_base_and_dpo_from_what_there_is_with_adapters_and_
 
     assert trained_on("grpo") == TINY
     dpo = "dpo={learning_rate: 1.0e-5, max_steps: 1, batch_size: 2, problems: 12, samples: 4}"
-    done = aimo(*arguments, "--set", dpo, "--from", "dpo")
+    done = here(*arguments, "--set", dpo, "--from", "dpo")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("finished before, kept") == 2 and trained_on("dpo") == folder / "grpo/model"
     assert list(figures(folder)) == ["grpo", "dpo"]
