@@ -14,11 +14,10 @@ from types import SimpleNamespace
 import numpy as np
 import polars as pl
 import pytest
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, here
 from model_server import serving
 from scripted import Scripted
 
-import aimo.commands.run as command_line
 from aimo import config
 from aimo.commands import measure
 from aimo.data import builtin
@@ -28,7 +27,6 @@ from aimo.evaluation.benchmarks import Question
 from aimo.evaluation.completions import EvaluationHeader, File, Trace
 from aimo.inference import model_folder, solver
 from aimo.inference.model_folder import fingerprint, identity, is_same_model
-from aimo.inference.sampling import Completion
 from aimo.inference.server import Server
 from aimo.inference.settings import Prompt, resolve_settings
 from aimo.run import runs
@@ -38,12 +36,12 @@ QUESTIONS = [
     Question("b", "What is half of $7$?", r"\frac{7}{2}", "shares", "2"),
     Question("c", "What is 3 + 3?", "6", "sums", "2"),
 ]
+DONE = Trace("a", 0, 0, "é\u2028", 1, True, 0.0, 1.0)
 
 
 def header(questions=QUESTIONS, seed=0, **changes):
-    return EvaluationHeader(
-        "m", "w", "x", seed, resolve_settings(TINY).asked | changes, 1024, list(questions)
-    )
+    settings = resolve_settings(TINY).asked | changes
+    return EvaluationHeader("m", "w", "x", seed, settings, 1024, list(questions))
 
 
 def scored(answers, questions=QUESTIONS, seed=0):
@@ -51,43 +49,34 @@ def scored(answers, questions=QUESTIONS, seed=0):
 
     The i-th completion of a question has 10 + i tokens.
     """
-    texts = [["hm" if a is None else f"<SOLUTION>{a}</SOLUTION>" for a in group] for group in answers]
     traces = [
-        Trace(question.id, i, i, text, 10 + i, True, 0.0, 1.0)
-        for question, group in zip(questions, texts, strict=True)
-        for i, text in enumerate(group)
+        replace(DONE, id=question.id, index=i, text=f"<SOLUTION>{a}</SOLUTION>" if a else "hm", tokens=10 + i)
+        for question, group in zip(questions, answers, strict=True)
+        for i, a in enumerate(group)
     ]
     return scores.score(header(questions, seed), traces)
 
 
-def run(monkeypatch, capsys, *arguments):
-    """The command line in this process: its exit code and what it printed."""
-    monkeypatch.setattr("sys.argv", ["aimo", *map(str, arguments)])
-    code = 0
-    try:
-        command_line.main()
-    except SystemExit as e:
-        code = e.code or 0
-    out, err = capsys.readouterr()
-    return code, out, err
-
-
 @pytest.fixture
-def aimo_evaluate(monkeypatch, capsys, tmp_path):
+def aimo_evaluate(tmp_path):
     """`aimo evaluate` into a folder: its code, output, line of error, and evaluation.json if there is one."""
 
     def call(benchmark, *options, model=TINY, folder=tmp_path / "run"):
         run_dir = ["--run-dir", folder] if folder else []
-        code, out, err = run(
-            monkeypatch, capsys, "evaluate", model, "--benchmarks", benchmark, *run_dir, *options
-        )
-        lines = [line for line in err.splitlines() if line.startswith("aimo: ")]
-        assert (code == 0 and not lines) or (code == 2 and len(lines) == 1), err
+        done = here("evaluate", model, "--benchmarks", benchmark, *run_dir, *options)
+        lines = [line for line in done.stderr.splitlines() if line.startswith("aimo: ")]
+        assert (done.returncode, len(lines)) in ((0, 0), (2, 1)), done.stderr
         record = folder / "evaluation.json" if folder else None
-        found = json.loads(record.read_text()) if record and record.exists() else {}
-        return SimpleNamespace(code=code, out=out, err="".join(lines), **({"benchmarks": {}} | found))
+        found = json.loads(record.read_text()) if record and record.exists() else {"benchmarks": {}}
+        return SimpleNamespace(code=done.returncode, out=done.stdout, err="".join(lines), **found)
 
     return call
+
+
+def write_rows(path, *rows):
+    """JSON lines."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
 
 
 # Benchmarks
@@ -115,18 +104,13 @@ def test_the_documented_table_is_the_table():
         assert benchmark.source in source and str(benchmark.samples) == samples.split()[0].strip(",")
 
 
-@pytest.mark.parametrize("kind", ["a run's held-out rows", "a set of conversations"])
-def test_a_file_whose_prompts_are_conversations_is_a_benchmark(tmp_path, kind):
-    asked = {"role": "user", "content": "2 + 2?"}
-    if kind == "a set of conversations":
-        path = tmp_path / "dapo.jsonl"
-        path.write_text(json.dumps({"prompt": [asked], "reward_model": {"ground_truth": "4"}}))
-    else:
-        path = tmp_path / "heldout.parquet"
-        talk = [{"role": "system", "content": "Think."}, asked]
-        pl.DataFrame([{"prompt": talk, "answer": "4"}]).write_parquet(path)
-    [question] = benchmarks.read_benchmark(str(path))
-    assert (question.problem, question.answer) == ("2 + 2?", "4")
+def test_a_file_whose_prompts_are_conversations_is_a_benchmark(tmp_path):
+    talk = [{"role": "system", "content": "Think."}, {"role": "user", "content": "2 + 2?"}]
+    write_rows(tmp_path / "dapo.jsonl", {"prompt": talk[1:], "reward_model": {"ground_truth": "4"}})
+    pl.DataFrame([{"prompt": talk, "answer": "4"}]).write_parquet(tmp_path / "heldout.parquet")
+    for path in (tmp_path / "dapo.jsonl", tmp_path / "heldout.parquet"):
+        [question] = benchmarks.read_benchmark(str(path))
+        assert (question.problem, question.answer) == ("2 + 2?", "4")
 
 
 @pytest.mark.parametrize(
@@ -158,12 +142,11 @@ def test_a_file_that_cannot_be_a_benchmark_is_refused_with_the_row(aimo_evaluate
         (["gpqa", "--adapter", "a"], "--adapter: lighteval"),
         (["gsm8k", "--adapter", "a"], "adapter a: no adapter_config.json"),
         (["gsm8k", "--set", "inference.temprature=1"], "did you mean temperature?"),
-        (["gsm8k", "--server", "http://127.0.0.1:9"], "http://127.0.0.1:9/v1 does not answer"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(aimo_evaluate, tmp_path, options, message):
     for name in ("gsm8k", "aime24"):
-        (tmp_path / f"{name}.jsonl").write_text('{"problem": "2 + 2?", "answer": "4"}\n')
+        write_rows(tmp_path / f"{name}.jsonl", {"problem": "2 + 2?", "answer": "4"})
     assert message in aimo_evaluate(*options, "--data", tmp_path).err
 
 
@@ -202,13 +185,13 @@ def test_the_benchmarks_sampling_goes_over_the_models_and_the_command_lines_over
 
 def test_a_line_that_was_cut_off_is_removed_and_its_sample_missing_again(tmp_path):
     with File(tmp_path / "x.jsonl", header()) as file:
-        for i in range(2):
-            file.add(Trace("a", i, i, "é\u2028", 1, True, 0.0, 1.0))
+        file.add(DONE)
+        file.add(replace(DONE, index=1))
     whole = file.path.read_bytes()
     file.path.write_bytes(whole[:-5])
     with File(file.path, header()) as again:
         assert list(again.traces) == [("a", 0)] and ("a", 1) in again.missing(2)
-        again.add(Trace("a", 1, 1, "é\u2028", 1, True, 0.0, 1.0))
+        again.add(replace(DONE, index=1))
     assert file.path.read_bytes() == whole
 
 
@@ -217,7 +200,7 @@ def test_a_line_that_was_cut_off_is_removed_and_its_sample_missing_again(tmp_pat
 )
 def test_a_broken_line_is_named_in_one_line(tmp_path, bad):
     with File(tmp_path / "x.jsonl", header()) as file:
-        file.add(Trace("a", 0, 0, "", 1, True, 0.0, 1.0))
+        file.add(DONE)
     file.path.write_bytes(file.path.read_bytes() + bad)
     with pytest.raises(AimoError, match=r"x.jsonl, line 3: it is no line of .*; remove the line"):
         File(file.path, header())
@@ -246,8 +229,7 @@ def test_a_folder_of_aimo_1_0_1_is_gone_on_with_unless_its_weights_may_be_an_ada
     assert old.is_of(now) is same
     values = {k: v for k, v in asdict(old).items() if k != "served"}
     del values["settings"]["vllm"]
-    path = tmp_path / "x.jsonl"
-    path.write_text(json.dumps({"evaluation": values}) + "\n")
+    path = write_rows(tmp_path / "x.jsonl", {"evaluation": values})
     if same:
         File(path, replace(header(), weights=now)).file.close()
     else:
@@ -272,25 +254,37 @@ def model_server():
 @pytest.fixture
 def small_benchmark(tmp_path):
     rows = [{"problem": f"What is {i} - {i}?", "answer": "0", "subject": "ab"[i % 2]} for i in range(6)]
-    path = tmp_path / "zero.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    return write_rows(tmp_path / "zero.jsonl", *rows)
+
+
+def kept_in(tmp_path):
+    return completions.read_completions(tmp_path / "run/zero.jsonl")[1]
 
 
 def test_an_evaluation_goes_on_where_it_stopped_and_scoring_again_asks_nobody(
     aimo_evaluate, tmp_path, model_server, small_benchmark
 ):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     url, requests = model_server
     requests.clear()
     aimo_evaluate(small_benchmark, "--samples", 2, "--server", url)
     assert len(requests) == 12
-    figures = aimo_evaluate(small_benchmark, "--samples", 4, "--server", url).benchmarks["zero"]
+    profile = tmp_path / "p.yaml"
+    profile.write_text("training: {log_to: tensorboard}\n")
+    done = aimo_evaluate(small_benchmark, "--samples", 4, "--server", url, "--profile", profile)
+    figures = done.benchmarks["zero"]
     assert len(requests) == 24 and figures["samples"] == 4
-    kept = completions.read_completions(tmp_path / "run/zero.jsonl")[1]
+    kept = kept_in(tmp_path)
     assert len({(one.id, one.index) for one in kept}) == len({one.seed for one in kept}) == 24
     right = [one.seed % 3 == 0 for one in kept]
     assert figures["pass@1"][0] == pytest.approx(np.mean(right), abs=1e-4)
     assert set(figures["by_subject"]) == {"a", "b"} and figures["mean_tokens"][0] == 7
+    # The profile's tracker has the figures too.
+    events = EventAccumulator(str(tmp_path / "run/tensorboard"))
+    events.Reload()
+    [event] = events.Scalars("zero/pass@1")
+    assert event.value == pytest.approx(figures["pass@1"][0])
     # Complete: nothing is asked, and no engine starts either (tests without a marker may not start one).
     again = aimo_evaluate(small_benchmark, "--samples", 4, "--audit")
     assert len(requests) == 24 and again.benchmarks["zero"] == figures and "zero" in again.out
@@ -311,7 +305,7 @@ def test_a_server_that_goes_down_costs_nothing_that_has_ended(
     with serving(complete, 1024) as url:
         done = aimo_evaluate(small_benchmark, "--samples", 2, "--server", url)
     assert "5 completions are kept" in done.err and "run the same command again" in done.err
-    assert len(completions.read_completions(tmp_path / "run/zero.jsonl")[1]) == 5
+    assert len(kept_in(tmp_path)) == 5
 
 
 def test_an_engine_that_hangs_ends_an_evaluation_in_one_line_and_costs_nothing_that_has_ended(
@@ -337,39 +331,25 @@ def test_a_full_disk_costs_one_completion_and_the_rest_is_gone_on_with(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "make room" in done.err and " completions are kept" in done.err
-    kept = completions.read_completions(tmp_path / "run/zero.jsonl")[1]
+    kept = kept_in(tmp_path)
     assert 0 < len(kept) < 12 and aimo_evaluate(*arguments).code == 0
-    assert set(kept) < set(completions.read_completions(tmp_path / "run/zero.jsonl")[1])
+    assert set(kept) < set(kept_in(tmp_path))
 
 
 def test_a_question_that_does_not_fit_counts_as_cut_off(aimo_evaluate, tmp_path, model_server):
-    rows = [{"problem": "long " * 2000, "answer": "0"}, {"problem": "0?", "answer": "0"}]
-    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    done = aimo_evaluate(tmp_path / "x.jsonl", "--samples", 1, "--server", model_server[0])
+    rows = [{"problem": problem, "answer": "0"} for problem in ("long " * 2000, "0?")]
+    path = write_rows(tmp_path / "x.jsonl", *rows)
+    done = aimo_evaluate(path, "--samples", 1, "--server", model_server[0])
     assert done.benchmarks["x"]["cut_off"] == done.benchmarks["x"]["no_answer"] == 0.5
-
-
-def test_the_figures_go_to_the_tracker_that_the_profile_names(
-    aimo_evaluate, tmp_path, model_server, small_benchmark
-):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    profile = tmp_path / "p.yaml"
-    profile.write_text("training: {log_to: tensorboard}\n")
-    done = aimo_evaluate(small_benchmark, "--samples", 2, "--server", model_server[0], "--profile", profile)
-    events = EventAccumulator(str(tmp_path / "run/tensorboard"))
-    events.Reload()
-    [event] = events.Scalars("zero/pass@1")
-    assert event.value == pytest.approx(done.benchmarks["zero"]["pass@1"][0])
 
 
 # Which model was evaluated
 
 
-def change_weights(path, place=-1):
-    """Change one byte of a file."""
+def change_weights(path):
+    """Change the last byte of a file."""
     content = bytearray(path.read_bytes())
-    content[place] ^= 1
+    content[-1] ^= 1
     path.write_bytes(content)
 
 
@@ -388,8 +368,7 @@ def adapter(tmp_path_factory):
 def test_another_benchmark_joins_those_of_the_folder_and_another_model_does_not(
     aimo_evaluate, tmp_path, model_server, small_benchmark
 ):
-    other = small_benchmark.with_name("other.jsonl")
-    other.write_text('{"problem": "0?", "answer": "0"}\n')
+    other = write_rows(small_benchmark.with_name("other.jsonl"), {"problem": "0?", "answer": "0"})
     options = ["--samples", 2, "--server", model_server[0]]
     aimo_evaluate(small_benchmark, *options)
     done = aimo_evaluate(other, *options)
@@ -461,8 +440,7 @@ def test_another_adapter_is_sampled_and_never_shown_with_the_figures_of_the_firs
 
 
 def test_pass_at_k_is_the_mean_over_all_choices_of_k_completions():
-    rng = np.random.default_rng(0)
-    right = rng.random((5, 6)) < 0.4
+    right = np.random.default_rng(0).random((5, 6)) < 0.4
     for k in (1, 2, 4, 6):
         every = [[row[list(chosen)].any() for chosen in itertools.combinations(range(6), k)] for row in right]
         assert scores.pass_at(right, k) == pytest.approx(np.mean(every, axis=1))
@@ -483,23 +461,14 @@ def integers(*golds):
     return [Question(str(i), "", str(gold)) for i, gold in enumerate(golds)]
 
 
-def test_a_roads_figures_are_shares_of_completions_and_of_problems():
+def test_a_roads_figures_are_shares_of_completions_and_of_problems_and_follow_the_seed():
     found = scored([[1, 1, 3, None], [2, 3, 3, None]], integers(1, 2))
     assert found.metrics() == {"format": 0.0, "pass@1": 3 / 8, "maj@4": 1 / 2, "mean_tokens": 11.5}
     assert found.pass_rates() == [0.5, 0.25]
-
-
-def test_the_votes_curve_ends_at_all_samples_and_begins_at_one_and_follows_the_seed():
     curve = scored([[1, 1, 1, 3, 3, None]], integers(1)).vote_curve()
     assert list(curve) == [1, 2, 4, 6] and curve[6] == 1.0 and 0 < curve[1] < 1
     curves = [scored([[1, 3] * 8] * 5, integers(*[1] * 5), seed).vote_curve() for seed in (0, 0, 1)]
     assert curves[0] == curves[1] != curves[2]
-
-
-def test_all_right_or_all_wrong_leaves_the_exact_bound():
-    nothing = scores.share_interval(np.zeros(30))
-    assert nothing.value == nothing.low == 0 and 0.05 < nothing.high < 0.12  # about 3.7 / 30
-    assert scores.share_interval(np.ones(30)) == scores.Interval(1.0, pytest.approx(1 - nothing.high), 1.0)
 
 
 @pytest.mark.parametrize("known", [0, 2])
@@ -513,14 +482,22 @@ def test_the_score_counts_only_known_answers(known):
     assert submission.count_right(solutions) == expected
 
 
-# A run's models and rows
+# A run's models and rows: two samples of each problem, with answers that are no integers. 1 of 2, 2 of 2 and
+# 0 of 2 are right.
+ROWS = [
+    {"prompt": [{"role": "user", "content": f"{i}?"}], "answer": answer}
+    for i, answer in enumerate([r"\frac{7}{2}", r"2\sqrt{2}", "x^2+1"])
+]
+SAMPLED = ["3.5", "4", r"\sqrt{8}", r"2\sqrt2", "x^2", "x+1"]
 
 
-class Model:
-    """A public model that gives these answers in turn."""
+class Model(Scripted):
+    """A public model that gives the answers in turn."""
 
-    def __init__(self, folder, answers=("7",)):
-        self.settings, self.answers = resolve_settings(folder, {"samples": 2}), itertools.cycle(answers)
+    def __init__(self, folder, answers):
+        answers = itertools.cycle(answers)
+        super().__init__(lambda *_: f"hm</think>It is \\boxed{{{next(answers)}}}.\x03")
+        self.settings = resolve_settings(folder, {"samples": 2})
 
     def load_weights(self, folder):
         pass
@@ -528,25 +505,11 @@ class Model:
     def encode(self, problem):
         return [1]
 
-    async def sample(self, prompt, seed, settings):
-        return Completion(f"hm</think>It is \\boxed{{{next(self.answers)}}}.", [5], True)
-
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
         pass
-
-    def run(self, coroutine):
-        return asyncio.run(coroutine)
-
-
-# Two samples of each problem, with answers that are no integers: 1 of 2, 2 of 2 and 0 of 2 are right.
-ROWS = [
-    {"prompt": [{"role": "user", "content": f"{i}?"}], "answer": answer}
-    for i, answer in enumerate([r"\frac{7}{2}", r"2\sqrt{2}", "x^2+1"])
-]
-SAMPLED = ["3.5", "4", r"\sqrt{8}", r"2\sqrt2", "x^2", "x+1"]
 
 
 @pytest.fixture
@@ -565,33 +528,28 @@ def a_run(public_model, tmp_path):
 
 
 def test_held_out_problems_may_have_any_answer_and_a_public_model_its_own_format(public_model, a_run):
-    found = evaluate.evaluate_models(Model(public_model, SAMPLED), a_run("inference"), ROWS)
-    figures = found["base"].metrics()
+    model, run = Model(public_model, SAMPLED), a_run("inference")
+    figures = evaluate.evaluate_models(model, run, ROWS)["base"].metrics()
     assert figures["format"] == 1.0 and figures["pass@1"] == pytest.approx(3 / 6)
     assert figures["maj@2"] == pytest.approx(0.5, abs=0.2)
+    before = len(model.prompts)
+    with pytest.raises(AimoError, match="1 of 4 problems have no answer"):
+        evaluate.evaluate_models(model, run, [*ROWS, {**ROWS[0], "answer": None}])
+    assert len(model.prompts) == before
 
 
-def test_pass_rates_are_of_any_answer(public_model, a_run, monkeypatch):
-    monkeypatch.setattr(scores, "Engine", lambda *_, **__: Model(public_model, SAMPLED))
+def test_pass_rates_and_pairs_are_of_any_answer(public_model, a_run, monkeypatch):
+    from aimo.train import dpo
+
+    for module in (scores, dpo):
+        monkeypatch.setattr(module, "Engine", lambda *_, **__: Model(public_model, SAMPLED))
     run = a_run("grpo", "grpo.pass_rate=[0.2, 0.8]", "grpo.pass_rate_samples=2")
     kept, rates = scores.within_pass_rate(public_model, ROWS, run)
     assert rates == [0.5, 1.0, 0.0] and kept == ROWS[:1]
     assert scores.within_pass_rate(public_model, ROWS, run) == (kept, rates), "it is read from the folder"
-
-
-def test_pairs_are_of_any_answer(public_model, a_run, monkeypatch):
-    from aimo.train import dpo
-
-    monkeypatch.setattr(dpo, "Engine", lambda *_, **__: Model(public_model, SAMPLED))
     run = a_run("dpo", "dpo={learning_rate: 1e-6, samples: 2}")
     (pair,) = dpo.sample_pairs(public_model, ROWS, run)
     assert "3.5" in pair["chosen"][0]["content"] and "4" in pair["rejected"][0]["content"]
-
-
-def test_a_row_without_an_answer_is_refused_before_anything_is_sampled(public_model, a_run):
-    with pytest.raises(AimoError, match="1 of 4 problems have no answer"):
-        rows = [*ROWS, {**ROWS[0], "answer": None}]
-        evaluate.evaluate_models(Model(public_model, []), a_run("inference"), rows)
 
 
 # Leakage and published figures
@@ -600,15 +558,14 @@ def test_a_row_without_an_answer_is_refused_before_anything_is_sampled(public_mo
 def test_leakage_is_the_share_of_a_questions_text_in_the_runs_data(tmp_path):
     known = "Tom has seven red apples and buys twelve green ones at the market on Monday."
     talk = [{"role": "user", "content": known}], [{"role": "assistant", "content": "x"}]
-    rows = [dict(zip(("prompt", "completion"), talk, strict=True))]
     (tmp_path / "data").mkdir()
-    pl.DataFrame(rows).write_parquet(tmp_path / "data/sft.parquet")
+    pl.DataFrame({"prompt": talk[:1], "completion": talk[1:]}).write_parquet(tmp_path / "data/sft.parquet")
     other = "A train leaves the station at noon and travels for three hours towards the sea."
     half = " ".join([*known.split()[:8], *other.split()[:8]])
-    asked = [Question(str(i), text, "1") for i, text in enumerate([known, other, half])]
-    found = benchmarks.check_leakage(tmp_path / "grpo" / "model", {"x": asked}, False)["x"]
+    asked = {"x": [Question(str(i), text, "1") for i, text in enumerate([known, other, half])]}
+    found = benchmarks.check_leakage(tmp_path / "grpo" / "model", asked, False)["x"]
     assert found["found"]["0"] == 1 and "1" not in found["found"] and 0 < found["found"]["2"] < 0.2
-    assert "why" in benchmarks.check_leakage(TINY, {"x": asked}, False)["x"]
+    assert "why" in benchmarks.check_leakage(TINY, asked, False)["x"]
 
 
 def test_leakage_asks_nobody_for_sets_that_a_card_names_unless_told_to(tmp_path, monkeypatch):
@@ -616,37 +573,36 @@ def test_leakage_asks_nobody_for_sets_that_a_card_names_unless_told_to(tmp_path,
     import huggingface_hub
 
     asked = []
-    monkeypatch.setattr("socket.getaddrinfo", lambda host, *_: asked.append(host) or no_network())
+
+    def resolve(host, *_):
+        asked.append(host)
+        raise OSError("no network in tests")
+
+    monkeypatch.setattr("socket.getaddrinfo", resolve)
+    monkeypatch.setattr("time.sleep", lambda _: None)  # the hub's client would try for 23 s
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     text = "How many apples has Tom when he buys five and eats two?"
-    rows = tmp_path / "rows.jsonl"
-    rows.write_text(json.dumps({"problem": text, "answer": "3"}) + "\n")
+    rows = write_rows(tmp_path / "rows.jsonl", {"problem": text, "answer": "3"})
     made = datasets.load_dataset("json", name="default", data_files=str(rows), cache_dir=tmp_path / "made")
     (kept,) = {Path(file["filename"]).parent for file in made["train"].cache_files}
     there = tmp_path / "cache/someone___known/default/0.0.0" / kept.name
     shutil.copytree(kept, there)
     (there / "json-train.arrow").rename(there / "known-train.arrow")
-    asked.clear()
-    card, questions = tmp_path / "model/README.md", {"x": [Question("q", text, "3")]}
+    card = tmp_path / "model/README.md"
     card.parent.mkdir()
-    card.write_text(f"---\ndatasets:\n- {rows}\n---\n\n# M\n")
-    assert benchmarks.check_leakage(card.parent, questions, False)["x"]["share"] == 1
-    asked.clear()
+
+    def leakage(named, download=False):
+        asked.clear()
+        card.write_text(f"---\ndatasets:\n- {named}\n---\n\n# M\n")
+        return benchmarks.check_leakage(card.parent, {"x": [Question("q", text, "3")]}, download)["x"]
+
+    assert leakage(rows)["share"] == 1
     for named in ("someone/unknown", "unknown", "buckets/some/one", "7"):
-        card.write_text(f"---\ndatasets:\n- {named}\n---\n")
-        why = benchmarks.check_leakage(card.parent, questions, False)["x"]["why"]
+        why = leakage(named)["why"]
         assert named in why and "--card-data" in why and asked == []
-    card.write_text("---\ndatasets:\n- someone/known\n---\n")
-    found = benchmarks.check_leakage(card.parent, questions, False)["x"]
-    assert found.get("share") == 1 and asked == [], found
+    assert leakage("someone/known").get("share") == 1 and asked == []
     assert not datasets.config.HF_HUB_OFFLINE and not huggingface_hub.constants.HF_HUB_OFFLINE
-    card.write_text("---\ndatasets:\n- someone/unknown\n---\n")
-    monkeypatch.setattr("time.sleep", lambda _: None)  # the hub's client would try for 23 s
-    assert "someone/unknown" in benchmarks.check_leakage(card.parent, questions, True)["x"]["why"] and asked
-
-
-def no_network():
-    raise OSError("no network in tests")
+    assert "someone/unknown" in leakage("someone/unknown", download=True)["why"] and asked
 
 
 def test_what_is_measured_published_and_not_run_is_told_apart():

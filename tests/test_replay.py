@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import asdict, replace
 
 import pytest
-from conftest import aimo, refused
+from conftest import here, refused
 
 from aimo.data import builtin
 from aimo.errors import AimoError
@@ -39,10 +39,8 @@ def write_journal(path, samples, model="m", settings=None):
 def test_a_replay_counts_every_token_once_and_keeps_to_its_limits():
     r = random.Random(4)
     for _ in range(100):
-        samples = [
-            RecordedSample(r.lognormvariate(6, 1), r.choice([1, 1, 2, 3, None]))
-            for _ in range(r.randint(1, 24))
-        ]
+        answers = [r.choice([1, 1, 2, 3, None]) for _ in range(r.randint(1, 24))]
+        samples = [RecordedSample(r.lognormvariate(6, 1), answer) for answer in answers]
         rule, peaks = replay.parse_rule("ours"), []
 
         def watched(state, rule=rule, peaks=peaks):
@@ -55,23 +53,29 @@ def test_a_replay_counts_every_token_once_and_keeps_to_its_limits():
         assert outcome.wall <= outcome.tokens + 1e-6
 
 
-def test_stopped_samples_cost_what_they_wrote_and_answers_come_in_order_of_their_end():
-    over, outcome = play(DONE, "all")
-    assert list(over.items()) == [(0, 5), (2, 6), (1, 5), (3, 5)]
-    assert outcome == replay.Outcome(5, 110, 50)
-    assert play(DONE, "2 of 4")[1] == replay.Outcome(5, 10 + 20 + 30 + 30, 30)
-    assert play(DONE, "1 ended of 4")[1] == replay.Outcome(5, 40, 10)
+FAST = [RecordedSample(100, 7, pace=10.0), RecordedSample(100, 8, pace=5.0)]
 
 
-def test_at_the_end_of_the_budget_the_samples_that_ended_vote():
-    assert play(DONE, "all", budget=25)[1] == replay.Outcome(5, 10 + 25 + 20 + 25, 25)
-    assert play(DONE, "ours", budget=5)[1] == replay.Outcome(None, 20, 5)
-
-
-def test_a_recorded_pace_makes_wall_time_of_tokens():
-    fast = [RecordedSample(100, 7, pace=10.0), RecordedSample(100, 8, pace=5.0)]
-    assert play(fast, "all")[1] == replay.Outcome(7, 200, 20)
-    assert play(fast, "1 ended of 2")[1] == replay.Outcome(7, 150, 10)
+@pytest.mark.parametrize(
+    "samples, rule, budget, outcome",
+    [
+        # Stopped samples cost what they wrote.
+        (DONE, "all", math.inf, (5, 110, 50)),
+        (DONE, "2 of 4", math.inf, (5, 10 + 20 + 30 + 30, 30)),
+        (DONE, "1 ended of 4", math.inf, (5, 40, 10)),
+        # At the end of the budget those that ended vote.
+        (DONE, "all", 25, (5, 10 + 25 + 20 + 25, 25)),
+        (DONE, "ours", 5, (None, 20, 5)),
+        # A recorded pace makes wall time of tokens.
+        (FAST, "all", math.inf, (7, 200, 20)),
+        (FAST, "1 ended of 2", math.inf, (7, 150, 10)),
+    ],
+)
+def test_a_rule_makes_of_samples_an_answer_tokens_and_wall_time(samples, rule, budget, outcome):
+    over, found = play(samples, rule, budget)
+    assert found == outcome
+    if outcome[1] == 110:
+        assert list(over.items()) == [(0, 5), (2, 6), (1, 5), (3, 5)], "in the order of their end"
 
 
 @pytest.mark.parametrize(
@@ -85,11 +89,7 @@ def test_a_recorded_pace_makes_wall_time_of_tokens():
     ],
 )
 def test_a_weight_lets_one_sure_sample_outvote_two_unsure_ones_or_tie_them(weight, sure, unsure):
-    samples = [
-        RecordedSample(10, 4, **unsure),
-        RecordedSample(10, 4, **unsure),
-        RecordedSample(10, 9, **sure),
-    ]
+    samples = [RecordedSample(10, 4, **unsure)] * 2 + [RecordedSample(10, 9, **sure)]
     assert play(samples, "all")[1].answer == 4
     assert play(samples, f"all:{weight}")[1].answer == 9
 
@@ -166,20 +166,19 @@ def test_stopped_samples_run_as_long_as_they_did_and_have_no_vote(tmp_path):
     file = write_journal(tmp_path / "journal.jsonl", [("q", sample) for sample in samples])
     read = traces.read_traces([file], {"q": 3})[0]
     assert read.stopped == 1
-    assert play(read.questions[0].ours, "all")[1] == replay.Outcome(3, 50, 40)
+    assert play(read.questions[0].ours, "all")[1] == (3, 50, 40)
 
 
-@pytest.mark.slow  # draws with matplotlib
 def test_the_command_prints_the_rules_and_writes_json_and_a_plot(tmp_path, shared):
     file = shared / "traces" / "aimo3_gpt_oss_120b_attempts.jsonl"
     to, plot = tmp_path / "a.json", tmp_path / "a.png"
-    done = aimo("replay", str(file), "--draws", "5", "--json", str(to), "--plot", str(plot))
-    assert done.returncode == 0, done.stderr
+    done = here("replay", file, "--draws", 5, "--json", to, "--plot", plot)
     rows = json.loads(to.read_text())["rules"]
     assert {"ours", "4 of 8", "all:ties", "ours:entropy"} <= {row["rule"] for row in rows}
     assert rows[0]["accuracy"] == 0.9 and plot.stat().st_size > 10_000
-    again = aimo("replay", str(file), "--draws", "5")
+    again = here("replay", file, "--draws", 5)
     assert again.stdout == done.stdout and "86e8e5" not in done.stdout, "it is wrong under every rule"
+    assert "ours max_error=0.2" in here("replay", file, "--draws", 2, "--policy", "ours max_error=0.2").stdout
 
 
 KEY = {"key": "k", "id": "q"}
