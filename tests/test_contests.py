@@ -103,7 +103,6 @@ def test_a_source_reads_nothing_of_the_machine_and_takes_little_of_it(source, tm
 @pytest.mark.slow  # the compiler works for seconds
 @needs_compiler
 def test_a_source_that_compiles_for_ever_is_stopped_with_all_that_the_compiler_started(monkeypatch):
-    sandbox.pool.cache_clear()
     sandbox._server.close()  # with the sessions that other tests keep ready
     monkeypatch.setattr(code, "COMPILING", replace(code.COMPILING, seconds=1))
     endless = (

@@ -384,13 +384,11 @@ def test_a_sandbox_that_the_system_has_no_room_for_costs_the_programs_and_not_th
     sandbox.note_fault.cache_clear()
     write = lambda number, prompt: right(0, "") if "```output" in prompt else PROGRAM  # noqa: E731
     for had_sandbox in (True, False):
-        for cached in (sandbox.pool, sandbox.has_sandbox):
-            cached.cache_clear()
+        sandbox.has_sandbox.cache_clear()
         with monkeypatch.context() as patch:
             if had_sandbox:  # descriptors run out later
                 patch.setattr(solver, "has_sandbox", lambda: True)
             sampler = Scripted(write if had_sandbox else right, tools=1.0)
             assert [ask(predictor(lambda: sampler)) for _ in range(2)] == [42, 42]  # noqa: B023
     assert capsys.readouterr().out.count(os.strerror(number)) == 1
-    sandbox.pool.cache_clear()
     sandbox.has_sandbox.cache_clear()

@@ -10,7 +10,7 @@ from itertools import islice
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT, wait_for
+from conftest import ROOT
 
 TOOLS = ROOT / "data" / "tiny-tools"
 PROBLEMS = SimpleNamespace(**runpy.run_path(str(TOOLS / "problems.py")))
@@ -71,13 +71,6 @@ def tool_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
     (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 4096}))
     with Engine(folder, resolve_settings(folder, {"vllm": {"disable_log_stats": False}})) as engine:
         yield engine
-
-
-@pytest.mark.engine
-def test_sixteen_sessions_are_ready_before_the_first_question(tool_engine):
-    from aimo.inference import sandbox
-
-    wait_for(lambda: sandbox.pool(tool_engine.settings.tool_seconds).ready.qsize() == 16, 10)
 
 
 @pytest.mark.engine

@@ -97,7 +97,6 @@ class TestBeforeTraining:
         with pytest.raises(AimoError, match=r"grpo\.tools: programs cannot be confined"):
             tool_use.trainer_arguments(profile(), model, tokenizer, SimpleNamespace())
         sandbox.has_sandbox.cache_clear()
-        sandbox.pool.cache_clear()  # its sessions have ended with the fork server
 
     def test_the_model_is_offered_what_the_solver_offers_and_its_calls_are_limited_alike(self):
         from transformers.utils import get_json_schema

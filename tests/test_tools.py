@@ -185,7 +185,6 @@ def test_without_a_sandbox_samples_continue_without_programs(serving, monkeypatc
     assert "samples go on without tools" in capsys.readouterr().out
     assert all("```output" not in sample.text for sample in s.samples)
     sandbox.has_sandbox.cache_clear()
-    sandbox.pool.cache_clear()  # its sessions have ended with the fork server
 
 
 def test_a_parser_that_vllm_lacks_and_a_template_without_tools_are_named(serving):

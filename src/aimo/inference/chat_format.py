@@ -216,7 +216,7 @@ class FolderSampler(Sampler):
         own = settings.tool_parser in OWN_FORMATS
         self.tool_parser = None if own else find_tool_parser(settings.tool_parser, self.tokenizer)
         if settings.tools:
-            sandbox.warm(settings.tool_seconds)
+            sandbox.has_sandbox()  # starts it
         self.encoding = None
         if settings.format == "harmony":
             self.encoding = harmony.load_harmony(model)

@@ -13,7 +13,6 @@ import functools
 import json
 import math
 import os
-import queue
 import secrets
 import select
 import signal
@@ -35,11 +34,13 @@ from aimo.inference.sandbox_worker import ERROR_CHARS, TOKEN, delete
 
 GRACE_S = 0.5  # seconds that an interrupted program has to end before its process is killed
 MAX_OUTPUT = 16 << 20  # bytes of output at which a call is stopped: reading them costs the caller too
-READY = 16  # sessions kept ready: as many as samples run at a time by default
 SHOWN_CHARS = 4000  # of a program's output that the model reads
 OPEN = "AIMO_SANDBOX"  # the variable that lets programs run where a limit is missing: `open`, or `strict`
-SECCOMP, LANDLOCK = "install libseccomp2", "use Linux 5.13 or later with Landlock"
-RLIMITS = "use a container that allows setrlimit"
+REMEDIES = {
+    **dict.fromkeys(("no network", "no processes", "no signals"), "install libseccomp2"),
+    **dict.fromkeys(("no reading outside", "no writing outside"), "use Linux 5.13 or later with Landlock"),
+    **dict.fromkeys(("file size", "memory"), "use a container that allows setrlimit"),
+}
 
 
 @dataclass(frozen=True)
@@ -178,12 +179,7 @@ def enforced() -> dict[str, bool]:
 
 def remedy(lacking: Iterable[str]) -> str:
     """Return how to make a machine enforce the limits that it lacks, or to run programs without them."""
-    remedies = {
-        **dict.fromkeys(("no network", "no processes", "no signals"), SECCOMP),
-        **dict.fromkeys(("no reading outside", "no writing outside"), LANDLOCK),
-        **dict.fromkeys(("file size", "memory"), RLIMITS),
-    }
-    ways = "; ".join(dict.fromkeys(remedies[what] for what in lacking))
+    ways = "; ".join(dict.fromkeys(REMEDIES[what] for what in lacking))
     return f"{ways}; or set {OPEN}=open to run programs of a model without"
 
 
@@ -209,7 +205,10 @@ def check_limits() -> tuple[str, ...]:
 
 @functools.cache
 def has_sandbox() -> bool:
-    """Return whether programs of samples can run here; print once what the sandbox enforces."""
+    """Return whether programs of samples can run here; print once what the sandbox enforces.
+
+    The first call takes seconds, in which the fork server starts.
+    """
     try:
         lacking = check_limits()
     except Exception as e:
@@ -227,41 +226,6 @@ def note_fault(fault: str) -> None:
 
 
 # ---- the programs of samples ----
-
-
-class Pool:
-    """Sessions that are ready before a sample asks for one; they start and end in the background."""
-
-    def __init__(self, limits: Limits):
-        self.limits = limits
-        self.ready: queue.SimpleQueue[Session] = queue.SimpleQueue()
-        self.background = ThreadPoolExecutor(4)
-
-    def add(self) -> None:
-        self.ready.put(Session(self.limits))
-
-    def take(self) -> Session:
-        """Return a session without variables. AimoError when no process can be confined."""
-        try:
-            session = self.ready.get_nowait()
-        except queue.Empty:
-            session = Session(self.limits)
-        self.background.submit(self.add)
-        return session
-
-
-@functools.cache
-def pool(seconds: float) -> Pool:
-    """Return the pool of the sessions whose programs may take so many seconds."""
-    return Pool(Limits(seconds=seconds, output_chars=SHOWN_CHARS))
-
-
-def warm(seconds: float) -> None:
-    """Start sessions for the first question; return at once, and do nothing without a sandbox."""
-    if has_sandbox():
-        sessions = pool(seconds)
-        for _ in range(READY - sessions.ready.qsize()):
-            sessions.background.submit(sessions.add)
 
 
 class Output(NamedTuple):
@@ -284,7 +248,7 @@ class Programs:
 
     def run(self, code: str) -> Output:
         try:
-            self.session = self.session or pool(self.seconds).take()
+            self.session = self.session or Session(Limits(self.seconds, output_chars=SHOWN_CHARS))
             result = self.session.run(code)
         except Exception as e:
             note_fault(one_line(e))
@@ -294,7 +258,7 @@ class Programs:
     def close(self) -> None:
         """End the session, and a program that runs; return at once."""
         if self.session:
-            pool(self.seconds).background.submit(self.session.close)
+            _server.background.submit(self.session.close)
 
 
 # ---- the caller's side of the processes ----
@@ -307,7 +271,7 @@ class _ForkServer:
         self.lock = threading.Lock()
         self.process: subprocess.Popen[bytes] | None = None
         self.requests = 0
-        self.background = ThreadPoolExecutor(4)  # replaces processes of sessions
+        self.background = ThreadPoolExecutor(4)  # replaces and ends processes of sessions
 
     def start(self) -> None:
         if sys.platform != "linux":
