@@ -35,7 +35,7 @@ class Handler(BaseHTTPRequestHandler):
 def on_loopback(handler: type[Handler]) -> Iterator[str]:
     """The address of a server that answers by a handler."""
     http = Server(("127.0.0.1", 0), handler)
-    threading.Thread(target=http.serve_forever, daemon=True).start()
+    threading.Thread(target=http.serve_forever, args=[0.02], daemon=True).start()  # looks for shutdown often
     yield f"http://127.0.0.1:{http.server_port}"
     http.shutdown()
 

@@ -20,23 +20,18 @@ from aimo.evaluation.completions import EvaluationHeader, Trace
 from aimo.inference import judge
 from aimo.inference.answers import extract, to_integer
 from aimo.inference.expressions import canonical
-from aimo.inference.judge import are_correct, are_equal, is_correct, same
+from aimo.inference.judge import are_correct, is_correct, same
 from aimo.inference.sample import AskedProblem
 from aimo.inference.settings import Settings, Tags
 
 
-def test_the_tags_of_the_profile_are_honoured():
+@pytest.mark.parametrize("end", ["[done]", "</think>", "<|end_of_thought|>", "<end_working_out>"])
+def test_the_tags_of_the_profile_are_honoured_and_so_are_the_ends_of_thoughts_of_public_models(end):
     tags = Tags(think_end="[done]", answer_start="[[", answer_end="]]")
     assert extract("[[12]]", tags) == "12"
-    assert extract(r"\boxed{5} it is. [done] The answer is 6.", tags) == "6"  # the thought holds only a draft
-    assert extract(r"\boxed{5} it is. [done] The answer is 6.") == "5"
-    assert is_correct("draft [[5]] [done] The answer is 6.", "6", tags) is True
-
-
-@pytest.mark.parametrize("end", ["</think>", "<|end_of_thought|>", "<end_working_out>"])
-def test_the_ends_of_thoughts_of_public_models_are_known_whatever_the_tags(end):
-    tags = Tags(think_end="[done]", answer_start="[[", answer_end="]]")
-    assert extract(rf"\boxed{{5}} it is. {end} The answer is 6.", tags) == "6"
+    thought = rf"\boxed{{5}} it is. {end} The answer is 6."  # it holds only a draft
+    assert extract(thought, tags) == "6" and is_correct("draft [[5]]" + thought, "6", tags) is True
+    assert extract(thought) == ("5" if end == "[done]" else "6")
 
 
 FOUND = [
@@ -47,9 +42,9 @@ FOUND = [
     (r"<think>\boxed{5}</think> done", "5"), (r"<think>\boxed{5}</think> The answer is 6.", "6"),
     ("Natalia sold 72 clips.\n#### 72", "72"), ("A: 18", "18"), (r"cut off at \boxed{42", "42"),
     (r"framed $\fbox{5}$", "5"), (r"\boxed 7", "7"), (r"<SOLUTION>\boxed{5}</SOLUTION>", "5"),
-    (r"\boxed{}", None), (r"The final answer is $\frac{3}{4}$.", r"$\frac{3}{4}$"),
-    ("Answer: **12**", "12"), ("So m + n = 169 + 25 = **194**", "194"), ("I do not know.", None),
-    ("", None), ("The values are \\boxed{3}, \\boxed{5}, \\boxed{7}", "3, 5, 7"),
+    (r"\boxed{}", None), (r"The final answer is $\frac{3}{4}$.", r"$\frac{3}{4}$"), ("Answer: **12**", "12"),
+    ("So m + n = 169 + 25 = **194**", "194"), ("I do not know.", None), ("", None),
+    ("The values are \\boxed{3}, \\boxed{5}, \\boxed{7}", "3, 5, 7"),
     (r"$x = \boxed{3}$ and $y = \boxed{5}$", "3, 5"), (r"\boxed{3} \text{ and } \boxed{5}", "3, 5"),
     (r"It is \boxed{5}, since \boxed{6} is even", "6"),
     ("It is \\boxed{840}.\n\n**Final Answer**\n\\boxed{840}", "840"),
@@ -75,214 +70,179 @@ def test_an_answer_is_found_as_people_and_models_write_it(completion, answer):
     assert extract(completion) == answer
 
 
-READ = {  # a whole completion, and the integer that it answers
-    r"\boxed{m+n = 42}": 42, r"\boxed{2^{10} = 1024}": 1024, r"\boxed{42 = m+n}": 42,
-    r"\boxed{1042 \equiv 42 \pmod{1000}}": 42, r"\boxed{42 \pmod{1000}}": 42,
-    r"\boxed{1042 \pmod{1000}}": None,
-    r"\boxed{1043 \equiv 42 \pmod{1000}}": None, r"\boxed{5 = 6}": None, r"\boxed{2x - 84 = 0}": None,
+INTEGERS = {  # what an answer reads as
+    r"m+n = 42": 42, r"2^{10} = 1024": 1024, r"42 = m+n": 42, r"1042 \equiv 42 \pmod{1000}": 42,
+    r"42 \pmod{1000}": 42, r"(A)\ 7": 7, r"\textbf{(A)}\ 7": 7, r"\text{A. 7}": 7, r"４２": 42,
+    "10\u202f000": 10000, r"10 000": 10000, r"1.234.567": 1234567, r"–5": -5, r"√16": 4, r"4²": 16,
+    r"½·84": 42, r"84⁄2": 42, r"3 × 4": 12, r"1.2e5": 120000, r"1.2 \times 10^5": 120000, r"\{42\}": 42,
+    r"x \in \{42\}": 42, r"\text{The answer is } 42": 42, r"n = 42 \text{ (since n is even)}": 42,
+    r"42 m": 42, r"42\text{ m/s}": 42, r"42 km/h": 42, r"42\%": 42, r"42^\circ": 42, r"42 °C": 42, r"£42": 42,
+    r"\textcolor{red}{42}": 42, r"\sqrt(16)": 4, r"\sqrt{2}\sqrt{8}": 4, r"\log_2 8": 3, r"1{,}024": 1024,
+    r"\frac{84}{2} = 42": 42, "42": 42, " $1{,}024$ ": 1024, "12,345": 12345, "1,234,567": 1234567,
+    "42.0": 42, "12345678901234567.0": 12345678901234567, "0.5*4": 2, ".5*4": 2, "-7": -7, "\u22123": -3,
+    "x = 5": 5, "x_{1} = 12": 12, "007": 7, "2^{10}": 1024, "2^10": 1024, "10^{3}-1": 999, "-2^2": -4,
+    "2^{2^{3}}": 256, r"\frac{84}{2}": 42, r"\dfrac{84}{2}": 42, r"\frac{2^{3}}{4}": 2, "7!": 5040,
+    r"\binom{5}{2}": 10, r"\sqrt{49}": 7, r"3 \cdot 4": 12, r"3\times 10^{2}": 300, r"90^\circ": 90,
+    r"5\text{ apples}": 5, r"12\text{ cm}^2": 12, r"\text{five}": 5, "five": 5, "twenty-one": 21,
+    r"\text{42}": 42, r"\mathrm{12}": 12, "(5)": 5, r"\left(2+3\right)^2": 25, r"\$18": 18, "5.": 5,
+    "20 miles": 20, "1,234 dollars": 1234, "5 apples.": 5, "20 per hour": 20, "2**10": 1024,
+    r"10,000\text{ miles}": 10000, r"11,\! 111,\! 100": 11111100, r"\frac9{3}": 3,
+    r"\frac{270}9\text{ degrees}": 30, r"\sqrt 4": 2, "2(3)": 6, "5 per cent": 5, r"50\%": 50, "i^2": -1,
+    "1e3": 1000, "m+n = 12": 12,
+}  # fmt: skip
+NONE = [  # answers that are no integer for certain
+    r"1042 \pmod{1000}", r"1043 \equiv 42 \pmod{1000}", r"5 = 6", r"2x - 84 = 0", r"A", r"1.5e0", r"\pm 42",
+    r"x > 42", r"42x", r"42_5", r"2024-07-04", r"0{,}5", r"1\frac{1}{2}", r"1\frac{4}{2}", "", "4.5",
+    "1.00000000000000000001", "12345678901234567.5", "1.2.3", "1..2", "3/4", "1,02", "1 2", "5x", "5 x",
+    "101_2", r"\pm 5", "5, 6", "(1,2)", "[0,5]", "5!!", "(3)!", "(12,102)", "(1,234)", "5 dozen eggs",
+    "3 hundreds", "3 fifths", r"3\text{ fifths}", "5 factorial", "2 log x", "5 cosx", "5 abc",
+    r"2\cdot\cdot 3", r"10\text{11}", "sqrt()", "e", "2 pi", "1" + ",000" * 2000, r"5\text{ dozen}",
+    r"3\text{ million}", r"5 \text{ or } 6", "ten thousand", "seven five", "1/0", "0^{-1}", "1000!",
+    "9^{9^{9^9}}", r"\pi", "x=5=6", "10 mod 7", r"10 \pmod 7", "1_000", "0x10", "True", "()", "9" * 5000,
+    "(" * 150,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("answer, value", [*INTEGERS.items(), *((answer, None) for answer in NONE)])
+def test_an_answer_becomes_the_right_integer_or_none(answer, value):
+    assert to_integer(answer) == value
+
+
+READ = {  # whole completions
     "Final Answer: The final answer is $16$. I hope it is correct.": 16,
     "The answer is 42, because 6*7 = 42.": 42, "The answer is 42 miles.": 42, "The answer is not 42.": None,
     "Answer: $x=5, y=6$": None, r"\boxed{3}, \boxed{5}": None, r"\boxed{42}, that is \boxed{42}": 42,
-    r"\boxed{(A)\ 7}": 7, r"\boxed{\textbf{(A)}\ 7}": 7, r"\boxed{\text{A. 7}}": 7, r"\boxed{A}": None,
-    r"\boxed{４２}": 42, "\\boxed{10\u202f000}": 10000, r"\boxed{10 000}": 10000,
-    r"\boxed{1.234.567}": 1234567,
-    r"\boxed{–5}": -5, r"\boxed{√16}": 4, r"\boxed{4²}": 16, r"\boxed{½·84}": 42, r"\boxed{84⁄2}": 42,
-    r"\boxed{3 × 4}": 12, r"\boxed{1.2e5}": 120000, r"\boxed{1.2 \times 10^5}": 120000,
-    r"\boxed{1.5e0}": None,
-    r"\boxed{\{42\}}": 42, r"\boxed{x \in \{42\}}": 42, r"\boxed{\pm 42}": None, r"\boxed{x > 42}": None,
-    r"\boxed{\text{The answer is } 42}": 42, r"\boxed{n = 42 \text{ (since n is even)}}": 42,
-    r"\boxed{42 m}": 42, r"\boxed{42x}": None, r"\boxed{42\text{ m/s}}": 42, r"\boxed{42 km/h}": 42,
-    r"\boxed{42\%}": 42,
-    r"\boxed{42^\circ}": 42, r"\boxed{42 °C}": 42, r"\boxed{£42}": 42, r"\boxed{\textcolor{red}{42}}": 42,
-    r"\boxed{\sqrt(16)}": 4, r"\boxed{\sqrt{2}\sqrt{8}}": 4, r"\boxed{\log_2 8}": 3, r"\boxed{42_5}": None,
-    r"\boxed{2024-07-04}": None, r"\boxed{0{,}5}": None, r"\boxed{1{,}024}": 1024,
-    r"\boxed{\frac{84}{2} = 42}": 42,
-    r"\boxed{1\frac{1}{2}}": None, r"\boxed{1\frac{4}{2}}": None, "**42**": 42, "#### 42": 42, "": None,
+    "**42**": 42, "#### 42": 42, "": None,
 }  # fmt: skip
+READ |= {rf"\boxed{{{answer}}}": value for answer, value in INTEGERS.items()}
+READ |= {rf"\boxed{{{answer}}}": None for answer in NONE}
 
 
 @pytest.mark.parametrize("gold", [42, 7])
 def test_reward_figure_and_vote_read_one_answer_alike(gold):
     texts, integers = list(READ), list(READ.values())
     wanted = [integer == gold for integer in integers]
-    assert [
-        reward == 1 for reward in rewards.accuracy_reward(texts, answer=[str(gold)] * len(texts))
-    ] == wanted
+    given = rewards.accuracy_reward(texts, answer=[str(gold)] * len(texts))
+    assert [reward == 1 for reward in given] == wanted
     asked = [Question(str(i), "?", str(gold)) for i in range(len(texts))]
     header = EvaluationHeader("m", "w", "b", 0, {"tags": asdict(Tags())}, 0, asked)
     found = scores.score(header, [Trace(str(i), 0, 0, text, 1, True, 0, 1) for i, text in enumerate(texts)])
     assert found.right[:, 0].tolist() == wanted
     ballots = [scores.ballot(str(gold), *pair)[1][0] for pair in zip(found.answers, found.right, strict=True)]
-    problem = AskedProblem(SimpleNamespace(settings=Settings()), "?", 0, -(10**9), 10**9)
+    problem = AskedProblem(SimpleNamespace(settings=Settings()), "?", 0, -(10**18), 10**18)
     assert [problem.read(text) for text in texts] == ballots == integers
-
-
-RIGHT = {
-    "42": 42, " $1{,}024$ ": 1024, "12,345": 12345, "1,234,567": 1234567, "42.0": 42,
-    "12345678901234567.0": 12345678901234567, "0.5*4": 2, ".5*4": 2, "-7": -7, "\u22123": -3, "x = 5": 5,
-    "x_{1} = 12": 12,
-    "007": 7, "2^{10}": 1024, "2^10": 1024, "10^{3}-1": 999, "-2^2": -4, "2^{2^{3}}": 256,
-    r"\frac{84}{2}": 42, r"\dfrac{84}{2}": 42,
-    r"\frac{2^{3}}{4}": 2, "7!": 5040, r"\binom{5}{2}": 10, r"\sqrt{49}": 7, r"3 \cdot 4": 12,
-    r"3\times 10^{2}": 300, r"90^\circ": 90,
-    r"5\text{ apples}": 5, r"12\text{ cm}^2": 12, r"\text{five}": 5, "five": 5, "twenty-one": 21,
-    r"\text{42}": 42, r"\mathrm{12}": 12,
-    "(5)": 5, r"\left(2+3\right)^2": 25, r"\$18": 18, "5.": 5, "20 miles": 20, "1,234 dollars": 1234,
-    "5 apples.": 5, "20 per hour": 20,
-    "2**10": 1024, r"10,000\text{ miles}": 10000, r"11,\! 111,\! 100": 11111100, r"\frac9{3}": 3,
-    r"\frac{270}9\text{ degrees}": 30,
-    r"\sqrt 4": 2, "2(3)": 6, "5 per cent": 5, r"50\%": 50, "i^2": -1, "1e3": 1000, "m+n = 12": 12,
-}  # fmt: skip
-NONE = [
-    None, "", "4.5", "1.00000000000000000001", "12345678901234567.5", "1.2.3", "1..2", "3/4", "1,02", "1 2",
-    "5x", "5 x",
-    r"1\frac{1}{2}", "101_2", r"\pm 5", "5, 6", "(1,2)", "[0,5]", "5!!", "(3)!", "(12,102)", "(1,234)",
-    "5 dozen eggs", "3 hundreds",
-    "3 fifths", r"3\text{ fifths}", "5 factorial", "2 log x", "5 cosx", "5 abc",
-    r"1\frac{4}{2}", r"2\cdot\cdot 3",
-    r"10\text{11}", "sqrt()", "e", "2 pi", "1" + ",000" * 2000, r"5\text{ dozen}",
-    r"3\text{ million}", r"5 \text{ or } 6",
-    "ten thousand", "seven five", "1/0", "0^{-1}", "1000!", "9^{9^{9^9}}", r"\pi",
-    "x=5=6", "10 mod 7",
-    r"10 \pmod 7", "1_000", "0x10", "True", "()", "9" * 5000, "(" * 150,
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("answer, value", [*RIGHT.items(), *((answer, None) for answer in NONE)])
-def test_an_answer_becomes_the_right_integer_or_none(answer, value):
-    assert to_integer(answer) == value
 
 
 def expression(rng, depth):
     """A random exact expression as (LaTeX, value); Python's own precedence is the judge."""
     if depth == 0:
-        number = rng.randint(0, 30)
-        return rng.choice(
-            [
-                (f"{number}", Fraction(number)),
-                (f"{number}.5", number + Fraction(1, 2)),
-                (f"({number})", Fraction(number)),
-            ]
-        )
+        n = rng.randint(0, 30)
+        return rng.choice([(f"{n}", Fraction(n)), (f"{n}.5", n + Fraction(1, 2)), (f"({n})", Fraction(n))])
     (a, x), (b, y) = expression(rng, depth - 1), expression(rng, depth - 1)
     forms = [
         (f"({a}) + {b}", x + y), (rf"{a} - \left({b}\right)", x - y), (rf"({a})\cdot({b})", x * y),
-        (rf"({a}) \times ({b})", x * y),
-        (f"-({a})", -x), (f"({a})^{{2}}", x**2), (f"({a})^2", x**2), (rf"\sqrt{{({a})^2}}", abs(x)),
+        (rf"({a}) \times ({b})", x * y), (f"-({a})", -x), (f"({a})^{{2}}", x**2), (f"({a})^2", x**2),
+        (rf"\sqrt{{({a})^2}}", abs(x)),
     ]  # fmt: skip
-    if y:
-        forms += [
-            (rf"\frac{{{a}}}{{{b}}}", x / y),
-            (rf"\dfrac{{{a}}}{{{b}}}", x / y),
-            (rf"({a}) / ({b})", x / y),
-        ]
-    return rng.choice(forms)
+    quotients = rf"\frac{{{a}}}{{{b}}}", rf"\dfrac{{{a}}}{{{b}}}", rf"({a}) / ({b})"
+    return rng.choice(forms + [(quotient, x / y) for quotient in quotients if y])
 
 
 @pytest.mark.parametrize("decoration", ["{}", "${}$", "x = {}", r"{}\text{{ cm}}", "({}).", "{} miles"])
 def test_exact_arithmetic_gives_the_right_integer_or_none(decoration):
     rng = random.Random(decoration)
     read = 0
-    for _ in range(2000):
+    for _ in range(1000):
         latex, value = expression(rng, rng.randint(0, 3))
         found = to_integer(decoration.format(latex))
         assert found is None or found == value, latex
         read += found is not None
-    assert read > 200
+    assert read > 100
 
 
-def test_a_modulus_is_applied_before_the_range():
-    assert to_integer("1234", 0, 999) is None
-    assert to_integer("1234", 0, 999, modulus=1000) == 234
-    assert to_integer("-1", 0, 999, modulus=1000) == 999
-
-
-def test_an_integer_outside_the_range_is_none():
-    assert to_integer("1000", 0, 999) is None
-    assert to_integer("-1", 0, 999) is None
+def test_a_modulus_is_applied_before_the_range_and_outside_it_there_is_no_answer():
+    assert to_integer(None) is to_integer("1234", 0, 999) is to_integer("-1", 0, 999) is None
     assert to_integer("999", 0, 999) == 999
+    assert to_integer("1234", 0, 999, modulus=1000) == 234 and to_integer("-1", 0, 999, modulus=1000) == 999
 
 
-JUDGED = [
-    (r"\boxed{42}", "42", True), (r"\boxed{42.0}", 42, True), (r"\boxed{41}", "42", False),
-    (r"\boxed{42.5}", "42", False), ("no answer", "42", False), (r"\boxed{\frac{84}{2}}", "42", True),
-    (r"\boxed{10,000}", "10000", True), (r"\boxed{12\text{ cm}}", "12", True),
-    (r"\boxed{0.5}", r"\frac{1}{2}", True), (r"\boxed{50\%}", "0.5", True),
-    (r"\boxed{x+1}", r"\frac{1}{2}", False), (r"\boxed{\{1,2\}}", r"\{2,1\}", True),
-    (r"\boxed{[0,1)}", "[0,1)", True), (r"\boxed{(0,1)}", "[0,1)", False),
-    (r"\boxed{\sqrt{2}/2}", r"\frac{1}{\sqrt{2}}", True), (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}", True),
-    ("no answer", r"\frac{1}{2}", False), (r"\boxed{3}", "", None), ("nothing", "", None),
+JUDGED = [  # answer (None: there is none), gold answer, verdict
+    ("42", "42", True), ("42.0", 42, True), ("41", "42", False), ("42.5", "42", False), (None, "42", False),
+    (r"\frac{84}{2}", "42", True), ("10,000", "10000", True), (r"12\text{ cm}", "12", True),
+    ("0.5", r"\frac{1}{2}", True), (r"50\%", "0.5", True), ("x+1", r"\frac{1}{2}", False),
+    ("[0,1)", "[0,1)", True), ("(0,1)", "[0,1)", False), (r"\sqrt{2}/2", r"\frac{1}{\sqrt{2}}", True),
+    (r"\frac{1}{2}", r"\frac{1}{2}", True), (None, r"\frac{1}{2}", False), ("3", "", None), (None, "", None),
+    ("3:30 PM", r"3\!:\!30\text{ p.m.}", True), ("15:30", "3:30 p.m.", True), ("6 p.m.", "6:00 PM", True),
+    ("3:30", "3:30 p.m.", True), ("3:30 a.m.", "3:30 p.m.", False), ("3:31 PM", "3:30 PM", False),
+    ("12 p.m.", "12 a.m.", False), ("5000 m", r"5\text{ km}", True), ("1 foot", r"12\text{ inches}", True),
+    (r"\frac{11}{2}\text{ hours}", "330 min", True), ("5 m", r"5\text{ km}", False), ("5 kg", "5 km", False),
+    ("5", r"5\text{ km}", True), (r"5\text{ km}", "5", True),
+    (r"\left(-\infty,2\right]\cup [3, \infty)", r"(-\infty,2]\cup[3,\infty)", True),
+    (r"\begin{bmatrix}1&2\\3&4\end{bmatrix}", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", True),
+    (r"\begin{pmatrix}1&2&3&4\end{pmatrix}", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", False),
+    ("1:00", "12:00", False), ("-1 + exp(16)", "e^{16} - 1", True),
+    (r"m > \sqrt{2}", r"[\sqrt{2},\infty)", False), (r"(A)\ 7", "7", True), ("7", r"(A)\ 7", True),
+    (r"(A)\ 7", "A", True), (r"\textbf{(B)}\ 7", "A", False), ("C. some text", "C", True),
+    (r"e^{-40}", "e^{-41}", False), (r"3\cdot x-1*y+13=0", "3x + 4y + 14=0", False),
+    ("-34x-45y+20z-100=0", "34x+45y-20z+100=0", True),
+    (r"F_n = \sum_{k=0}^{n-2} F_k", r"F_n = \sum_{k=0}^{n-1} F_k", False),
+    (r"\sec^2(y)", r"\tan^2(y)+1", True), (r"x<-2 \text{ or } x>2", r"(-\infty,-2)\cup(2,\infty)", True),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("completion, gold, right", JUDGED)
-def test_a_completion_is_right_when_its_answer_equals_gold(completion, gold, right):
-    assert is_correct(completion, gold) is right
+@pytest.mark.parametrize("answer, gold, right", JUDGED)
+def test_an_answer_is_right_when_it_means_the_gold_answer(answer, gold, right):
+    assert is_correct("no answer" if answer is None else rf"\boxed{{{answer}}}", gold) is right
 
 
 EQUAL = [
     (r"\sqrt{8}", r"2\sqrt2"), (r"\frac{\sqrt{3}}{3}", r"\frac{1}{\sqrt{3}}"), ("2pi", r"2\pi"),
-    ("(x+1)^2", "x^{2} + 2x + 1"),
-    ("q-p", "-p+q"), (r"\frac{n(n+1)}{2}", "(n^2+n)/2"), (r"2^{n+1}", r"2\cdot 2^n"), ("6 - 5 i", "-5i+6"),
-    ("(1+i)^2", "2i"),
-    ("-2, 1", "1,-2"), (r"\left\{1, 2\right\}", r"\{2,1\}"), ("(0, 1]", r"\left(0,1\right]"),
+    ("(x+1)^2", "x^{2} + 2x + 1"), ("q-p", "-p+q"), (r"\frac{n(n+1)}{2}", "(n^2+n)/2"),
+    (r"2^{n+1}", r"2\cdot 2^n"), ("6 - 5 i", "-5i+6"), ("(1+i)^2", "2i"), ("-2, 1", "1,-2"),
+    (r"\left\{1, 2\right\}", r"\{2,1\}"), ("(0, 1]", r"\left(0,1\right]"),
     (r"\left(\dfrac{1}{2}, 3\right)", "(0.5,3)"), ("2x+3", "y = 2x + 3"),
-    (r"1 \pm \sqrt{2}", r"1+\sqrt{2}, 1-\sqrt{2}"),
-    (r"x \in [-2,7]", "[-2,7]"), (r"\text{(C)}", "C"), ("Evelyn", r"\text{Evelyn}"),
+    (r"1 \pm \sqrt{2}", r"1+\sqrt{2}, 1-\sqrt{2}"), (r"x \in [-2,7]", "[-2,7]"), (r"\text{(C)}", "C"),
+    ("Evelyn", r"\text{Evelyn}"),
     (r"\begin{bmatrix} 1 \\ -1/3 \end{bmatrix}", r"\begin{pmatrix}1\\-\frac13\end{pmatrix}"),
-    ("x=2,x=3", "2,3"),
-    (r"k \geq 2", r"k\geqslant 2"), (r"137\frac{1}{2}", "137.5"), (r"12\pi\text{ cm}^2", r"12\pi"),
-    ("20%", "20"),
-    (r"x=1 \text{ or } x=2", "1,2"), ("m+n=12", "12"),
+    ("x=2,x=3", "2,3"), (r"k \geq 2", r"k\geqslant 2"), (r"137\frac{1}{2}", "137.5"),
+    (r"12\pi\text{ cm}^2", r"12\pi"), ("20%", "20"), (r"x=1 \text{ or } x=2", "1,2"), ("m+n=12", "12"),
     ("4210_5", "4210_{5}"), ("4210_{5}", "4210_5"), ("101_12", "101_{12}"), ("1A3F_{16}", "1A3F_16"),
-    ("$4210_{ 5 }$", "4210_5"),
-    (r"4210_{\text{5}}", "4210_5"), (r"\left(4210\right)_5", "4210_{5}"), ("a_1", "a_{1}"), ("a_n", "a_{n}"),
-    (r"4210_{\text{five}}", "4210_5"), ("4210_{five}", "4210_{5}"), (r"(4210)_\text{five}", "4210_5"),
-    (r"1A3_{\mathrm{Sixteen}}", "1A3_{16}"), (r"4210_{\text{five}}", r"4210_{\text{ five }}"),
-    ("a_{1}b_2", "a_1b_{2}"), ("x_1 = 4210_5", "4210_{5}"), ("(4_5, 3_5)", "(4_{5}, 3_{5})"),
-]  # fmt: skip
-DIFFERENT = [
-    (r"\sqrt{8}", "2.8"), ("x+1", "x+2"), ("(1,2)", "(2,1)"), ("(0,1)", "(0,2)"), ("1,2,3", "1,2"),
-    ("(1,2,3)", "(1,2)"),
-    (r"\frac{1}{1997}", r"\frac{1}{1999}"), ("west", r"\text{east}"), ("40_9", "40_8"),
-    ("10^{20}", "10^{20}+1"), ("(12,102)", "12102"),
-    ("3", r"\text{even}"), ("10+John's age", "50"), ("no answer", "5"), ("-1.8 billion", "2"),
-    (r"k \geq 2", r"k \geq 7"),
-    (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}1\\3\end{pmatrix}"),
-    ("4210_5", "4210_{6}"), ("4210_{5}", "4211_5"), ("101_1", "101_{12}"), ("1A3_{16}", "1A4_16"),
-    (r"4210_{\text{six}}", "4210_5"), (r"4211_\text{five}", "4210_5"),
-]  # fmt: skip
-UNDECIDED = [
-    ("0.333333", r"\frac{1}{3}"), ("3.141593", r"\pi"), ("1/2x", r"\frac{x}{2}"), ("(1,2)", "1,2"),
-    ("(1,2)", "[1,2]"), ("5 m", "5"),
-    (r"50\%", "0.5"), (r"\sqrt{x^2}", "x"), (r"\sqrt{x}\sqrt{y}", r"\sqrt{xy}"),
-    (r"10^{15}+\sqrt{2}", r"10^{15}+\sqrt{3}"),
-    ("1,2,2", "1,2"), ("x=1", "y=1"), ("1 2", "12"), ("f(x+1)", "f(x)+f"), (r"\cot x", r"\frac{1}{\tan x}"),
-    ("52", "52_8"), ("", ""),
-    ("5", ""), (r"\log_28", r"\log_{28}"), ("x_12", "x_{12}"), ("a_{n+1}", "a_n+1"),
-]  # fmt: skip
-
-
-EQUAL += [
-    ("3+4\\mathrm{i}", "3+4i"), ("1-\\frac{1}{\\mathrm{e}}", "1-\\frac1e"), 
+    ("$4210_{ 5 }$", "4210_5"), (r"4210_{\text{5}}", "4210_5"), (r"\left(4210\right)_5", "4210_{5}"),
+    ("a_1", "a_{1}"), ("a_n", "a_{n}"), (r"4210_{\text{five}}", "4210_5"), ("4210_{five}", "4210_{5}"),
+    (r"(4210)_\text{five}", "4210_5"), (r"1A3_{\mathrm{Sixteen}}", "1A3_{16}"),
+    (r"4210_{\text{five}}", r"4210_{\text{ five }}"), ("a_{1}b_2", "a_1b_{2}"), ("x_1 = 4210_5", "4210_{5}"),
+    ("(4_5, 3_5)", "(4_{5}, 3_{5})"), ("3+4\\mathrm{i}", "3+4i"), ("1-\\frac{1}{\\mathrm{e}}", "1-\\frac1e"),
     (r"4\sqrt(2)", r"4\sqrt{2}"), ("sqrt(2)/2", r"\frac{\sqrt{2}}{2}"), ("x**2", "x^2"),
-    ("√(x+1)", r"\sqrt{x+1}"),
-    ("x²+1", "x^2+1"), ("2½", "2.5"), ("1 1/4", r"\frac54"), ("0{,}5", "1/2"), (r"0.1\overline{6}", "1/6"),
-    ("0.(3)", "1/3"), ("0.333...", "1/3"), ("1.5 × 10⁻³", "0.0015"), ("1.5e-3", "0.0015"),
-    (r"m \geq \sqrt{2}", r"m \in [\sqrt{2}, +\infty)"), (r"[\sqrt{2},\infty)", r"m \ge \sqrt2"),
-    ("0 < x < 12.5", "(0,12.5)"), ("3 ≥ x", r"(-\infty,3]"), ("x>3, x<1", r"(-\infty,1)\cup(3,\infty)"),
-    ("3, 5, and 7", "3,5,7"), ("5 or 3", "3,5"), ("2:4", "1:2"), ("1:2:3", "2:4:6"), ("1:2", r"\frac12"),
-    ("1776-07-04", "July 4, 1776"), (r"4\text{ July }1776", "July 4th, 1776"),
-    (r"\langle 1,2\rangle", "(1,2)"),
+    ("√(x+1)", r"\sqrt{x+1}"), ("x²+1", "x^2+1"), ("2½", "2.5"), ("1 1/4", r"\frac54"), ("0{,}5", "1/2"),
+    (r"0.1\overline{6}", "1/6"), ("0.(3)", "1/3"), ("0.333...", "1/3"), ("1.5 × 10⁻³", "0.0015"),
+    ("1.5e-3", "0.0015"), (r"m \geq \sqrt{2}", r"m \in [\sqrt{2}, +\infty)"),
+    (r"[\sqrt{2},\infty)", r"m \ge \sqrt2"), ("0 < x < 12.5", "(0,12.5)"), ("3 ≥ x", r"(-\infty,3]"),
+    ("x>3, x<1", r"(-\infty,1)\cup(3,\infty)"), ("3, 5, and 7", "3,5,7"), ("5 or 3", "3,5"), ("2:4", "1:2"),
+    ("1:2:3", "2:4:6"), ("1:2", r"\frac12"), ("1776-07-04", "July 4, 1776"),
+    (r"4\text{ July }1776", "July 4th, 1776"), (r"\langle 1,2\rangle", "(1,2)"),
     ("1,2,...,n", r"1, 2, \ldots, n"), ("α+1", r"\alpha+1"), ("(x,y)=(1,2)", "(1,2)"),
     (r"{1 \over 2}", "1/2"),
 ]  # fmt: skip
-DIFFERENT += [
-    (r"1, 3, 5, \ldots, 2n-1", r"1, 2, \ldots, n"), (r"1:4:9:\ldots", r"1:2:3:\ldots"), ("2:3", "1:2"),
-    (r"1+2+\cdots+n", r"1+2+\cdots+m"), (r"\frac{1}{600!}", r"\frac{1}{601!}"), ("e^{-20}", "e^{-21}"),
+DIFFERENT = [
+    (r"\sqrt{8}", "2.8"), ("x+1", "x+2"), ("(1,2)", "(2,1)"), ("(0,1)", "(0,2)"), ("1,2,3", "1,2"),
+    ("(1,2,3)", "(1,2)"), (r"\frac{1}{1997}", r"\frac{1}{1999}"), ("west", r"\text{east}"), ("40_9", "40_8"),
+    ("10^{20}", "10^{20}+1"), ("(12,102)", "12102"), ("3", r"\text{even}"), ("10+John's age", "50"),
+    ("no answer", "5"), ("-1.8 billion", "2"), (r"k \geq 2", r"k \geq 7"),
+    (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}1\\3\end{pmatrix}"), ("4210_5", "4210_{6}"),
+    ("4210_{5}", "4211_5"), ("101_1", "101_{12}"), ("1A3_{16}", "1A4_16"), (r"4210_{\text{six}}", "4210_5"),
+    (r"4211_\text{five}", "4210_5"), (r"1, 3, 5, \ldots, 2n-1", r"1, 2, \ldots, n"),
+    (r"1:4:9:\ldots", r"1:2:3:\ldots"), ("2:3", "1:2"), (r"1+2+\cdots+n", r"1+2+\cdots+m"),
+    (r"\frac{1}{600!}", r"\frac{1}{601!}"), ("e^{-20}", "e^{-21}"),
     (r"\frac{1}{2^{99}}", r"\frac{1}{2^{98}}"), ("0.0000012", "0.0000014"), ("n=1,2,3", "n=2,3,4"),
-    (r"4\sqrt(2)", "4"), ("2021", r"\pm 2021"), ("July 5", "July 4"),
-    ("D=(0,1.5)", "D=(0,1)"), (r"1+\frac{1}{\mathrm{e}}", r"1-\frac{1}{e}"), ("0.3", r"0.\overline{3}"),
+    (r"4\sqrt(2)", "4"), ("2021", r"\pm 2021"), ("July 5", "July 4"), ("D=(0,1.5)", "D=(0,1)"),
+    (r"1+\frac{1}{\mathrm{e}}", r"1-\frac{1}{e}"), ("0.3", r"0.\overline{3}"),
+]  # fmt: skip
+UNDECIDED = [
+    ("0.333333", r"\frac{1}{3}"), ("3.141593", r"\pi"), ("1/2x", r"\frac{x}{2}"), ("(1,2)", "1,2"),
+    ("(1,2)", "[1,2]"), ("5 m", "5"), (r"50\%", "0.5"), (r"\sqrt{x^2}", "x"),
+    (r"\sqrt{x}\sqrt{y}", r"\sqrt{xy}"), (r"10^{15}+\sqrt{2}", r"10^{15}+\sqrt{3}"), ("1,2,2", "1,2"),
+    ("x=1", "y=1"), ("1 2", "12"), ("f(x+1)", "f(x)+f"), (r"\cot x", r"\frac{1}{\tan x}"), ("52", "52_8"),
+    ("", ""), ("5", ""), (r"\log_28", r"\log_{28}"), ("x_12", "x_{12}"), ("a_{n+1}", "a_n+1"),
 ]  # fmt: skip
 
 
@@ -346,28 +306,3 @@ def test_a_hostile_completion_gets_no_reward_and_does_not_stop_the_run_in_any_th
     assert is_correct(r"\boxed{\cot x}", r"\frac{1}{\tan x}") is True
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(is_correct, r"\boxed{\sec x}", r"\frac{1}{\cos x}").result() is True
-
-
-MEANT = [
-    ("3:30 PM", r"3\!:\!30\text{ p.m.}", True), ("15:30", "3:30 p.m.", True), ("6 p.m.", "6:00 PM", True),
-    ("3:30", "3:30 p.m.", True), ("3:30 a.m.", "3:30 p.m.", False), ("3:31 PM", "3:30 PM", False),
-    ("12 p.m.", "12 a.m.", False), ("5000 m", r"5\text{ km}", True), ("1 foot", r"12\text{ inches}", True),
-    (r"\frac{11}{2}\text{ hours}", "330 min", True), ("5 m", r"5\text{ km}", False),
-    ("5 kg", "5 km", False), ("5", r"5\text{ km}", True), (r"5\text{ km}", "5", True),
-    (r"\left(-\infty,2\right]\cup [3, \infty)", r"(-\infty,2]\cup[3,\infty)", True),
-    ("(0,1)", "[0,1)", False),
-    (r"\begin{bmatrix}1&2\\3&4\end{bmatrix}", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", True),
-    (r"\begin{pmatrix}1&2&3&4\end{pmatrix}", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", False),
-    ("1:00", "12:00", False), ("-1 + exp(16)", "e^{16} - 1", True),
-    (r"m > \sqrt{2}", r"[\sqrt{2},\infty)", False), (r"(A)\ 7", "7", True), ("7", r"(A)\ 7", True),
-    (r"(A)\ 7", "A", True), (r"\textbf{(B)}\ 7", "A", False), ("C. some text", "C", True),
-    (r"e^{-40}", "e^{-41}", False), (r"3\cdot x-1*y+13=0", "3x + 4y + 14=0", False),
-    ("-34x-45y+20z-100=0", "34x+45y-20z+100=0", True),
-    (r"F_n = \sum_{k=0}^{n-2} F_k", r"F_n = \sum_{k=0}^{n-1} F_k", False),
-    (r"\sec^2(y)", r"\tan^2(y)+1", True), (r"x<-2 \text{ or } x>2", r"(-\infty,-2)\cup(2,\infty)", True),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("answer, gold, right", MEANT)
-def test_times_units_intervals_and_matrices_are_compared_by_what_they_mean(answer, gold, right):
-    assert are_equal([answer], [gold]) == [right]

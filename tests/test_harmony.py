@@ -24,18 +24,13 @@ from aimo.inference.solver import solve_problem
 from aimo.inference.voting import EXACT
 
 SETTINGS = Settings(format="harmony", tags=HARMONY, tools=1.0)
-WORDS = [
-    "Let n",
-    " be even.",
-    "\n\n",
-    "∑ᵢ x²",
-    "print(1)",
-    "数",
-    "<|end|>",
-    "<|start|>assistant",
-    "<|channel|>",
-]
+WORDS = ["Let n", " be even.", "\n\n", "∑ᵢ x²", "print(1)", "数"]
+WORDS += ["<|end|>", "<|start|>assistant", "<|channel|>"]
 SPECIAL = [199999, 200000, 200001, 200002, 200003, 200005, 200006, 200007, 200008, 200012, 201087]
+CALL = "<|channel|>analysis to=python code<|message|>print(6 * 7)<|call|>"
+THOUGHT = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant"
+ANSWER = "<|channel|>final<|message|>It is \\boxed{42}."
+AFTER = " and so on" * 100
 
 
 @pytest.fixture(autouse=True)
@@ -62,8 +57,12 @@ def ids_of(encoding, text):
 def turn_of(encoding, text):
     """What the engine gives for a turn: the text without the token that ended it."""
     ids = ids_of(encoding, text)
-    shown = ids[:-1] if ids and ids[-1] in harmony.STOP else ids
-    return Completion(encoding.decode(shown), ids, True)
+    return Completion(encoding.decode(ids[:-1] if ids and ids[-1] in harmony.STOP else ids), ids, True)
+
+
+def int_of(text):
+    answer = extract(text, HARMONY)
+    return int(answer) if answer and answer.isdigit() else None
 
 
 def some_text(rng):
@@ -76,50 +75,41 @@ def written_turn(rng, encoding, called):
     def message(channel):
         return oh.Message.from_role_and_content(oh.Role.ASSISTANT, some_text(rng)).with_channel(channel)
 
-    channels = rng.choices(["analysis", "commentary"], k=rng.randint(0, 2))
-    messages = [message(channel) for channel in channels]
+    messages = [message(channel) for channel in rng.choices(["analysis", "commentary"], k=rng.randint(0, 2))]
+    last = message(rng.choice(["analysis", "commentary"]) if called else "final")
     if called:
-        call = message(rng.choice(["analysis", "commentary"])).with_recipient("python")
-        messages.append(call.with_content_type("code") if rng.random() < 0.5 else call)
-    else:
-        messages.append(message("final"))
+        last = last.with_recipient("python")
+        last = last.with_content_type("code") if rng.random() < 0.5 else last
+    messages.append(last)
     ids = [token for one in messages for token in encoding.render(one)]
     return messages, ids[2:] if called else [*ids[2:-1], harmony.RETURN]
 
 
-def conversation(rng, encoding):
-    """A conversation of a few tool turns, ours and the library's; yields both after each turn."""
-    effort = rng.choice(harmony.EFFORTS)
-    system, problem = rng.choice(["", some_text(rng).strip()]), some_text(rng).strip()
-    settings = replace(SETTINGS, system=system, chat_template_kwargs={"reasoning_effort": effort})
-    ours = begin(encoding, problem, settings)
-    tool = oh.ToolNamespaceConfig(name="python", description=harmony.TOOL.format(seconds=6), tools=[])
-    told = oh.SystemContent.new().with_reasoning_effort(oh.ReasoningEffort[effort.upper()]).with_tools(tool)
-    theirs = [oh.Message.from_role_and_content(oh.Role.SYSTEM, told)]
-    if system:
-        content = oh.DeveloperContent.new().with_instructions(system)
-        theirs.append(oh.Message.from_role_and_content(oh.Role.DEVELOPER, content))
-    theirs.append(oh.Message.from_role_and_content(oh.Role.USER, problem))
-    yield ours, theirs
-    for _ in range(rng.randint(1, 5)):
-        messages, ids = written_turn(rng, encoding, called=True)
-        call = ours.find_call(Completion(encoding.decode(ids[:-1]), ids, True))
-        assert call and call.code == messages[-1].content[0].text
-        output = rng.choice([some_text(rng), "42"])
-        ours.reply(call, output)
-        author = oh.Author.new(oh.Role.TOOL, "python")
-        result = oh.Message.from_author_and_content(author, output).with_recipient("assistant")
-        theirs += [*messages, result.with_channel(messages[-1].channel)]
-        yield ours, theirs
-
-
-@pytest.mark.slow  # two hundred conversations
-def test_ids_are_the_librarys_on_200_conversations_with_tools(encoding):
+def test_ids_are_the_librarys_on_conversations_with_tools(encoding):
     rng = random.Random(0)
-    for _ in range(200):
-        for ours, theirs in conversation(rng, encoding):
+    for _ in range(60):
+        effort = rng.choice(harmony.EFFORTS)
+        system, problem = rng.choice(["", some_text(rng).strip()]), some_text(rng).strip()
+        settings = replace(SETTINGS, system=system, chat_template_kwargs={"reasoning_effort": effort})
+        ours = begin(encoding, problem, settings)
+        tool = oh.ToolNamespaceConfig(name="python", description=harmony.TOOL.format(seconds=6), tools=[])
+        told = oh.SystemContent.new().with_reasoning_effort(oh.ReasoningEffort[effort.upper()])
+        parts = [(oh.Role.SYSTEM, told.with_tools(tool)), (oh.Role.USER, problem)]
+        if system:
+            parts.insert(1, (oh.Role.DEVELOPER, oh.DeveloperContent.new().with_instructions(system)))
+        theirs = [oh.Message.from_role_and_content(*part) for part in parts]
+        for turns_left in reversed(range(rng.randint(2, 6))):
             whole = oh.Conversation.from_messages(theirs)
             assert ours.prompt() == encoding.render_conversation_for_completion(whole, oh.Role.ASSISTANT)
+            if turns_left:
+                messages, ids = written_turn(rng, encoding, called=True)
+                call = ours.find_call(Completion(encoding.decode(ids[:-1]), ids, True))
+                assert call and call.code == messages[-1].content[0].text
+                output = rng.choice([some_text(rng), "42"])
+                ours.reply(call, output)
+                result = oh.Message.from_author_and_content(oh.Author.new(oh.Role.TOOL, "python"), output)
+                channel = messages[-1].channel
+                theirs += [*messages, result.with_recipient("assistant").with_channel(channel)]
 
 
 def test_messages_are_read_as_the_library_reads_them(encoding):
@@ -156,11 +146,7 @@ def mutate(rng, ids):
     return ids
 
 
-AFTER = " and so on" * 100
-
-
-def survive(encoding, streams):
-    """Read mutated streams, go on after each, and return how many the library refuses."""
+def test_broken_streams_are_survived(encoding, streams=1000):
     rng, refused = random.Random(2), 0
     turns = [written_turn(rng, encoding, called=i % 3 > 0)[1] for i in range(300)]
     for i in range(streams):
@@ -168,8 +154,7 @@ def survive(encoding, streams):
         talk = begin(encoding, with_tools=i % 3 > 0)
         before, text = talk.prompt(), harmony.decode_ids(encoding, ids)
         assert talk.count_malformed(ids) >= 0
-        call = talk.find_call(Completion(text, ids, rng.random() < 0.8))
-        if call:
+        if call := talk.find_call(Completion(text, ids, rng.random() < 0.8)):
             talk.reply(call, some_text(rng))
             assert talk.prompt()[: len(before)] == before and talk.prompt()[-2:] == harmony.TURN
         forced = text + talk.forced_ending(text, True) + "7}"
@@ -178,63 +163,42 @@ def survive(encoding, streams):
             encoding.parse_messages_from_completion_tokens(ids, oh.Role.ASSISTANT)
         except Exception:
             refused += 1
-    return refused
+    assert refused > 0.3 * streams  # by the library's own parser
 
 
-def int_of(text):
-    answer = extract(text, HARMONY)
-    return int(answer) if answer and answer.isdigit() else None
+WRITTEN = [  # a turn, the program in it, and its faults
+    (THOUGHT + CALL, "print(6 * 7)", 0),
+    (THOUGHT + ANSWER + "<|return|>", None, 0),
+    (" to=python<|channel|>commentary <|constrain|>code<|message|>1<|call|>", "1", 0),
+    ("<|channel|>commentary to=functions.python <|constrain|>json<|message|>1<|call|>", "1", 0),
+    ('<|channel|>analysis to=python<|message|>{"code": "x = 2"}<|call|>', "x = 2", 0),
+    ('<|channel|>analysis to=python<|message|>{"code": "x = 2\nx"}<|call|>', "x = 2\nx", 0),
+    ('<|channel|>analysis to=python<|message|>{"code": "print("\\d")"<|call|>', 'print("\\d")', 0),
+    ("<|channel|>analysis to=python<|message|>```python\n1\n```<|call|>", "1", 0),
+    ("<|channel|>analysis to=python<|message|>```Python3 \r\n1\n```<|call|>", "1", 0),
+    ("<|channel|>analysis to=python<|message|>{1: 2}<|return|>", "{1: 2}", 0),
+    # <|call|> without a recipient can only mean the one tool, but an answer stays one.
+    ("<|channel|>analysis<|message|>print(1)<|call|>", "print(1)", 0),
+    (ANSWER + "<|call|>", None, 0),
+    # Headers: no channel, an unknown one, two, text between the parts, another role, none at all.
+    (" to=python<|message|>1<|call|>", "1", 1),
+    ("<|channel|>thought to=python<|message|>1<|call|>", "1", 1),
+    ("<|channel|>analysis<|channel|>analysis to=python<|message|>1<|call|>", "1", 1),
+    ("<|channel|>commentary<|channel|>final<|message|>1<|return|>", None, 1),
+    ("\u2013\u2013commentary to=python<|message|>1<|call|>", "1", 1),
+    ("<|channel|>analysis<|message|>a<|end|><|start|>user<|message|>b<|return|>", None, 1),
+    ("plain text without any header", None, 1),
+    ("<|call|>", "", 1),
+    # A thought that is not closed before the call, a call that is not closed before it goes on.
+    ("<|channel|>analysis<|message|>Hm.<|channel|>analysis to=python<|message|>1<|call|>", "1", 2),
+    ("<|channel|>analysis to=python<|message|>1<|end|><|start|>assistant" + ANSWER, None, 1),
+    # An unknown tool, and text after the final answer.
+    ("<|channel|>commentary to=browser.search<|message|>{}<|call|>", "browser.search", 1),
+    (ANSWER + "<|end|><|start|>assistant<|channel|>analysis<|message|>Or not.<|return|>", None, 1),
+]
 
 
-def test_broken_streams_are_survived(encoding):
-    assert survive(encoding, 1000) > 300
-
-
-@pytest.mark.slow
-def test_ten_thousand_broken_streams_are_survived(encoding):
-    assert survive(encoding, 10_000) > 3000
-
-
-CALL = "<|channel|>analysis to=python code<|message|>print(6 * 7)<|call|>"
-THOUGHT = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant"
-ANSWER = "<|channel|>final<|message|>It is \\boxed{42}."
-
-
-@pytest.mark.parametrize(
-    ("text", "code", "faults"),
-    [
-        (THOUGHT + CALL, "print(6 * 7)", 0),
-        (THOUGHT + ANSWER + "<|return|>", None, 0),
-        (" to=python<|channel|>commentary <|constrain|>code<|message|>1<|call|>", "1", 0),
-        ("<|channel|>commentary to=functions.python <|constrain|>json<|message|>1<|call|>", "1", 0),
-        ('<|channel|>analysis to=python<|message|>{"code": "x = 2"}<|call|>', "x = 2", 0),
-        ('<|channel|>analysis to=python<|message|>{"code": "x = 2\nx"}<|call|>', "x = 2\nx", 0),
-        ('<|channel|>analysis to=python<|message|>{"code": "print("\\d")"<|call|>', 'print("\\d")', 0),
-        ("<|channel|>analysis to=python<|message|>```python\n1\n```<|call|>", "1", 0),
-        ("<|channel|>analysis to=python<|message|>```Python3 \r\n1\n```<|call|>", "1", 0),
-        ("<|channel|>analysis to=python<|message|>{1: 2}<|return|>", "{1: 2}", 0),
-        # <|call|> without a recipient can only mean the one tool.
-        ("<|channel|>analysis<|message|>print(1)<|call|>", "print(1)", 0),
-        # ... but an answer stays one.
-        (ANSWER + "<|call|>", None, 0),
-        # Headers: no channel, an unknown one, two, text between the parts, another role, none at all.
-        (" to=python<|message|>1<|call|>", "1", 1),
-        ("<|channel|>thought to=python<|message|>1<|call|>", "1", 1),
-        ("<|channel|>analysis<|channel|>analysis to=python<|message|>1<|call|>", "1", 1),
-        ("<|channel|>commentary<|channel|>final<|message|>1<|return|>", None, 1),
-        ("\u2013\u2013commentary to=python<|message|>1<|call|>", "1", 1),
-        ("<|channel|>analysis<|message|>a<|end|><|start|>user<|message|>b<|return|>", None, 1),
-        ("plain text without any header", None, 1),
-        ("<|call|>", "", 1),
-        # A thought that is not closed before the call, a call that is not closed before it goes on.
-        ("<|channel|>analysis<|message|>Hm.<|channel|>analysis to=python<|message|>1<|call|>", "1", 2),
-        ("<|channel|>analysis to=python<|message|>1<|end|><|start|>assistant" + ANSWER, None, 1),
-        # Unknown tools.
-        ("<|channel|>commentary to=browser.search<|message|>{}<|call|>", "browser.search", 1),
-        # Text after the final answer.
-        (ANSWER + "<|end|><|start|>assistant<|channel|>analysis<|message|>Or not.<|return|>", None, 1),
-    ],
-)
+@pytest.mark.parametrize(("text", "code", "faults"), WRITTEN)
 def test_what_gpt_oss_writes_now_and_then_is_read_and_counted(encoding, text, code, faults):
     talk, turn = begin(encoding), turn_of(encoding, text)
     call = talk.find_call(turn)
@@ -255,13 +219,9 @@ def test_what_the_model_wrote_stays_token_by_token_over_the_turns(encoding):
         assert talk.prompt()[: len(prompt) + len(turn.token_ids)] == prompt + turn.token_ids
         prompt = talk.prompt()
     assert encoding.decode(prompt).count("[no output]<|end|><|start|>assistant") == 2
-
-
-def test_a_call_that_ends_in_another_token_is_continued_as_one(encoding):
-    talk = begin(encoding)
-    turn = turn_of(encoding, CALL.replace("<|call|>", "<|return|>"))
-    talk.reply(talk.find_call(turn), "42")
-    assert "print(6 * 7)<|call|><|start|>python to=assistant" in encoding.decode(talk.prompt())
+    talk.reply(talk.find_call(turn_of(encoding, CALL.replace("<|call|>", "<|return|>"))), "42")
+    added = encoding.decode(talk.prompt()[len(prompt) :])
+    assert "print(6 * 7)<|call|><|start|>python to=assistant" in added, "another end is replaced"
 
 
 def test_texts_cannot_break_out_of_their_messages(encoding):
@@ -276,7 +236,7 @@ def test_texts_cannot_break_out_of_their_messages(encoding):
     assert read == 666 and not voting.final_answer(talk.text, int_of, HARMONY, True)
 
 
-def test_the_settings_stand_in_the_prompt(encoding):
+def test_the_settings_stand_in_the_prompt_and_unknown_arguments_are_refused(encoding):
     kwargs = {"reasoning_effort": "high"}
     variants = [Variant(0.5, system="Be brief.", user="{problem}\nBriefly.")]
     settings = replace(SETTINGS, system="{rules}", chat_template_kwargs=kwargs, variants=variants)
@@ -287,15 +247,12 @@ def test_the_settings_stand_in_the_prompt(encoding):
     bare = encoding.decode(begin(encoding, with_tools=False, settings=Settings(format="harmony")).prompt())
     assert "Reasoning: medium" in bare and "python" not in bare and "developer" not in bare
     assert "Current date" not in bare
-
-
-@pytest.mark.parametrize(
-    ("kwargs", "error"),
-    [({"reasoning_effort": "huge"}, "low, medium, high"), ({"enable_thinking": True}, "remove it")],
-)
-def test_an_argument_that_harmony_does_not_have_is_refused(encoding, kwargs, error):
-    with pytest.raises(AimoError, match=error):
-        begin(encoding, settings=replace(SETTINGS, chat_template_kwargs=kwargs))
+    for kwargs, told in (
+        ({"reasoning_effort": "huge"}, "low, medium, high"),
+        ({"enable_thinking": True}, "remove it"),
+    ):
+        with pytest.raises(AimoError, match=told):
+            begin(encoding, settings=replace(SETTINGS, chat_template_kwargs=kwargs))
 
 
 def test_the_format_is_taken_for_gpt_oss_alone_and_without_a_parser(tmp_path):
@@ -311,15 +268,15 @@ def test_the_format_is_taken_for_gpt_oss_alone_and_without_a_parser(tmp_path):
         resolve_settings(tmp_path, {"format": "harmony"})
 
 
+OPEN = "<|channel|>analysis<|message|>"
+
+
 @pytest.mark.parametrize(
     ("text", "answer"),
     [
         (THOUGHT + ANSWER + AFTER, 42),
-        ("<|channel|>analysis<|message|>It may be \\boxed{41}. Let me see" + AFTER, None),
-        (
-            "<|channel|>analysis<|message|>\\boxed{41}<|end|><|start|>assistant<|channel|>final<|message|>",
-            None,
-        ),
+        (OPEN + "It may be \\boxed{41}. Let me see" + AFTER, None),
+        (OPEN + "\\boxed{41}<|end|><|start|>assistant<|channel|>final<|message|>", None),
         ("<|channel|>thought<|message|>\\boxed{41} it is", None),
         ("\\boxed{41}" + AFTER, None),
         (THOUGHT + "<|channel|>commentary<|message|>\\boxed{41}" + AFTER, None),
@@ -334,8 +291,8 @@ def test_only_what_is_on_the_final_channel_ends_a_sample(encoding, text, answer)
     ("written", "ending"),
     [
         ("", "<|channel|>final<|message|>The final answer is \\boxed{"),
-        ("<|channel|>analysis<|message|>Hm", "<|end|><|start|>assistant<|channel|>final<|message|>The"),
-        ("<|channel|>analysis<|message|>Hm.<|end|>", "<|start|>assistant<|channel|>final<|message|>The"),
+        (OPEN + "Hm", "<|end|><|start|>assistant<|channel|>final<|message|>The"),
+        (OPEN + "Hm.<|end|>", "<|start|>assistant<|channel|>final<|message|>The"),
         (THOUGHT + "<|channel|>final<|message|>So it", "\n\nThe final answer is \\boxed{"),
     ],
 )
@@ -343,13 +300,12 @@ def test_a_forced_answer_closes_what_is_open(encoding, written, ending):
     assert begin(encoding).forced_ending(written, True).startswith(ending)
 
 
-# ---- The vocabulary
+# The vocabulary
 
 
 @pytest.mark.parametrize("where", ["given", "model", "inputs"])
 def test_another_vocabulary_is_refused_by_its_hash(tmp_path, monkeypatch, where):
-    for name in ("given", "model", "inputs"):
-        (tmp_path / name).mkdir()
+    (tmp_path / where).mkdir()
     (tmp_path / where / harmony.FILE).write_bytes(base64.b64encode(b"a") + b" 0\n")
     monkeypatch.setattr(harmony, "INPUTS", tmp_path / "inputs")
     if where == "given":
@@ -397,7 +353,7 @@ def test_it_is_made_from_the_models_own_tokenizer(gpt_oss, tmp_path, monkeypatch
     assert harmony.load_harmony(gpt_oss).encode("2 + 2")
 
 
-# ---- In the solver
+# In the solver
 
 
 @pytest.fixture(scope="session")
@@ -439,7 +395,7 @@ def gpt_oss(tmp_path_factory, encoding, shared):
 
 @pytest.fixture
 def serve(gpt_oss):
-    """Start a server of gpt-oss whose model is a function from the prompt to the text of its turn."""
+    """Start a server whose model is a function from the prompt to the text of its turn."""
     with ExitStack() as started:
 
         def start(model):

@@ -10,40 +10,37 @@ from aimo.errors import AimoError
 from aimo.inference import chat_format, prompts
 from aimo.inference.model_folder import load_chat_tokenizer
 from aimo.inference.settings import Settings, Variant, resolve_settings
-from aimo.inference.tool_calls import PYTHON
+from aimo.inference.tool_calls import PYTHON, Call
 from aimo.train import models
 
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return models.load_tokenizer(TINY, config.load("tiny"))
+Q = prompts.as_prompt("Q")
 
 
-def test_the_prompt_is_a_prefix_of_prompt_and_completion_to_the_token(tokenizer):
-    messages = prompts.as_prompt("What is 2 + 3?") + prompts.as_completion(config.Prompt(), "2 + 3 = 5", 5)
-    prompt = tokenizer.apply_chat_template(messages[:1], add_generation_prompt=True, return_dict=False)
-    whole = tokenizer.apply_chat_template(messages, return_dict=False)
-    assert whole[: len(prompt)] == prompt
-    assert whole[-1] == tokenizer.eos_token_id
+def trained(*overrides, folder=TINY):
+    return models.load_tokenizer(folder, config.load("tiny", list(overrides)))
 
 
-def test_the_system_prompt_of_the_profile_stands_first_unless_the_caller_brings_one(tokenizer):
-    tokenizer = models.load_tokenizer(TINY, config.load("tiny", ['prompt.system=Think it\'s "hard".']))
-    text = tokenizer.apply_chat_template(prompts.as_prompt("Q"), add_generation_prompt=True, tokenize=False)
-    assert text == 'Think it\'s "hard".<|endoftext|>Q<start_working_out>'
-    own = tokenizer.apply_chat_template(
-        [{"role": "system", "content": "S"}, *prompts.as_prompt("Q")], tokenize=False
-    )
-    assert own == "S<|endoftext|>Q"
+def rendered(tokenizer, talk=Q, asks=True, **options):
+    return tokenizer.apply_chat_template(talk, add_generation_prompt=asks, tokenize=False, **options)
 
 
-def test_any_text_survives_the_tokenizer_and_a_tag_is_one_token(tokenizer):
+def test_a_prompt_is_to_the_token_the_beginning_of_prompt_and_completion_and_a_tag_is_one_token():
+    tokenizer = trained()
+    talk = Q + prompts.as_completion(config.Prompt(), "2 + 3 = 5", 5)
+    prompt = tokenizer.apply_chat_template(Q, add_generation_prompt=True, return_dict=False)
+    whole = tokenizer.apply_chat_template(talk, return_dict=False)
+    assert whole[: len(prompt)] == prompt and whole[-1] == tokenizer.eos_token_id
     for text in ("2 * 3 = 6\n6 + 1 = 7", r"Let $\frac{a}{b}$ be… 中文 😀", "  spaces\t\n"):
         assert tokenizer.decode(tokenizer.encode(text)) == text
-    assert all(
-        len(tokenizer.encode(tag)) == 1
-        for tag in ("<start_working_out>", "<end_working_out>", "<SOLUTION>", "</SOLUTION>")
-    )
+    for tag in ("<start_working_out>", "<end_working_out>", "<SOLUTION>", "</SOLUTION>"):
+        assert len(tokenizer.encode(tag)) == 1
+
+
+def test_the_system_prompt_of_the_profile_stands_first_unless_the_caller_brings_one():
+    tokenizer = trained('prompt.system=Think it\'s "hard".')
+    assert rendered(tokenizer) == 'Think it\'s "hard".<|endoftext|>Q<start_working_out>'
+    own = [{"role": "system", "content": "S"}, *Q]
+    assert rendered(tokenizer, own, asks=False) == "S<|endoftext|>Q"
 
 
 R1 = ("<think>\n", "\n</think>\n", "\\boxed{", "}")
@@ -53,8 +50,7 @@ R1 = ("<think>\n", "\n</think>\n", "\\boxed{", "}")
     "tags, completion, good",
     [
         ((), "1 + 1 = 2<end_working_out><SOLUTION>2</SOLUTION>", True),
-        ((), "<end_working_out><SOLUTION>2</SOLUTION>\n", True),
-        ((), "<end_working_out>\n<SOLUTION>2</SOLUTION>", True),
+        ((), "<end_working_out>\n<SOLUTION>2</SOLUTION>\n", True),
         ((), "1 + 1 = 2<SOLUTION>2</SOLUTION>", False),
         ((), "<end_working_out><SOLUTION></SOLUTION>", False),
         ((), "<end_working_out><SOLUTION>2</SOLUTION> and more", False),
@@ -73,64 +69,49 @@ def test_well_formed_is_one_thought_then_one_answer_then_nothing_or_in_r1s_way_a
 
 
 @pytest.mark.parametrize("template", ["plain", "chatml", "model"])
-def test_what_is_trained_begins_with_what_is_asked_under_every_template(tokenizer, template):
-    p = config.load("tiny", [f"prompt.template={template}", "prompt.system=Think."])
-    tokenizer = models.load_tokenizer(TINY, p)
-    talk = prompts.as_prompt("Q")
-    asked = tokenizer.apply_chat_template(talk, add_generation_prompt=True, tokenize=False)
-    whole = tokenizer.apply_chat_template(talk + prompts.as_completion(p.prompt, "hm", 2), tokenize=False)
+def test_what_is_trained_begins_with_what_is_asked_and_a_stages_model_keeps_its_template(template, tmp_path):
+    overrides = [f"prompt.template={template}", "prompt.system=Think."]
+    tokenizer = trained(*overrides)
+    asked = rendered(tokenizer)
+    talk = Q + prompts.as_completion(config.load("tiny", overrides).prompt, "hm", 2)
+    whole = rendered(tokenizer, talk, asks=False)
     assert whole.startswith(asked) and "Think." in asked and asked.endswith("<start_working_out>")
     assert whole.endswith("</SOLUTION>" + tokenizer.eos_token)
-
-
-def test_a_stages_model_keeps_the_template_that_it_was_given(tokenizer, tmp_path):
-    p = config.load("tiny", ["prompt.template=model", "prompt.system=Think."])
-    first = models.load_tokenizer(TINY, p)
-    first.save_pretrained(tmp_path)
-    assert models.load_tokenizer(tmp_path, p).chat_template == first.chat_template
-
-
-@pytest.mark.parametrize(
-    "override, told",
-    [
-        ("prompt.template=mine.jinja", "no file of that name"),
-        ("prompt.eos_token=<|im_end|>", "is no token of"),
-    ],
-)
-def test_a_template_or_tag_that_cannot_work_is_refused_in_one_line(override, told):
-    with pytest.raises(AimoError) as e:
-        models.load_tokenizer(TINY, config.load("tiny", [override]))
-    assert told in str(e.value) and "\n" not in str(e.value)
+    tokenizer.save_pretrained(tmp_path)
+    assert trained(*overrides, folder=tmp_path).chat_template == tokenizer.chat_template
 
 
 ENDING = "{%- for m in messages -%}[{{ m.role }}]{{ m.content }}END{{ '\n' }}{%- endfor -%}"
 ENDING += "{%- if add_generation_prompt -%}[assistant]{%- endif -%}"
+RAISES = "{%- if messages[0].role == 'system' -%}{{ raise_exception('No system.') }}{%- endif -%}"
+THINK = ["prompt.system=Think."]
 
 
-def trained_with(folder, template, *overrides):
-    """The tokenizer of a base of which the profile takes a Jinja file."""
-    (folder / "t.jinja").write_text(template)
-    asked = [f"prompt.template={folder / 't.jinja'}", "prompt.prefill=false", *overrides]
-    return models.load_tokenizer(TINY, config.load("tiny", asked))
+@pytest.fixture
+def trained_with(tmp_path):
+    """Load the tokenizer of a base of which the profile takes a Jinja file."""
+
+    def load(template, *overrides):
+        (tmp_path / "t.jinja").write_text(template)
+        return trained(f"prompt.template={tmp_path / 't.jinja'}", "prompt.prefill=false", *overrides)
+
+    return load
 
 
 @pytest.mark.parametrize(
     "template, overrides, told",
     [
+        (ENDING, ["prompt.template=mine.jinja"], "no file of that name"),
+        (ENDING, ["prompt.eos_token=<|im_end|>"], "is no token of"),
         ("{%- for m in messages -%}{{ m.content }", [], "in line 1"),
         ("{{ raise_exception('no') }}", [], "TemplateError: no"),
         ("{{ nothing.at.all }}", [], "cannot be rendered"),
         ("{{ messages[0].content + 1 }}", [], "cannot be rendered"),
-        (
-            "{%- if messages[0].role == 'system' -%}{{ raise_exception('No system.') }}{%- endif -%}"
-            + ENDING,
-            ["prompt.system=Think."],
-            r"and prompt.system cannot be rendered \(TemplateError: No system",
-        ),
+        (RAISES + ENDING, THINK, r"and prompt.system cannot be rendered \(TemplateError: No system"),
         (
             ENDING.replace("in messages", "in messages if m.role != 'system'"),
-            ["prompt.system=Think."],
-            "has no system role, and prompt.system is set",
+            THINK,
+            "has no system role, and",
         ),
         (ENDING.replace("m.content", "m.content.split('<end_working_out>')[-1]"), [], "a reply differently"),
         ("{%- for m in messages -%}{{ m.content + eos_token }}{%- endfor -%}", [], "no generation prompt"),
@@ -139,24 +120,23 @@ def trained_with(folder, template, *overrides):
         (ENDING.replace("END", ""), [], "would not learn to stop"),
     ],
 )
-def test_a_template_that_cannot_be_trained_with_is_refused_in_one_line(tmp_path, template, overrides, told):
+def test_a_template_that_cannot_be_trained_with_is_refused_in_one_line(
+    trained_with, template, overrides, told
+):
     with pytest.raises(AimoError, match=told) as e:
-        trained_with(tmp_path, template, *overrides)
-    assert "\n" not in str(e.value) and str(e.value).startswith("prompt.template: ")
+        trained_with(template, *overrides)
+    assert "\n" not in str(e.value) and str(e.value).startswith(("prompt.template: ", "prompt.eos_token: "))
 
 
-def test_the_token_that_a_template_ends_a_turn_in_can_be_set_and_it_may_mark_what_is_generated(tmp_path):
+def test_the_token_that_a_template_ends_a_turn_in_can_be_set_and_it_may_mark_what_is_generated(trained_with):
     turn = ENDING.replace("END", "<SOLUTION>")
-    assert trained_with(tmp_path, turn, "prompt.eos_token=<SOLUTION>").eos_token == "<SOLUTION>"
+    assert trained_with(turn, "prompt.eos_token=<SOLUTION>").eos_token == "<SOLUTION>"
     marked = "{% generation %}{{ m.content }}{{ eos_token }}{% endgeneration %}"
-    trained_with(tmp_path, ENDING.replace("{{ m.content }}END", marked))
+    trained_with(ENDING.replace("{{ m.content }}END", marked))
 
 
-NAMED = {
-    "default": ENDING.replace("END", "{{ eos_token }}"),
-    "tool_use": "{%- if tools -%}[tools]{%- endif -%}",
-}
-NAMED["tool_use"] += NAMED["default"]
+NAMED = {"default": ENDING.replace("END", "{{ eos_token }}")}
+NAMED["tool_use"] = "{%- if tools -%}[tools]{%- endif -%}" + NAMED["default"]
 
 
 def with_templates(folder, where, named):
@@ -183,36 +163,51 @@ def with_templates(folder, where, named):
 )
 def test_of_several_templates_the_default_is_taken_and_tool_use_with_tools(tmp_path, where):
     model = with_templates(tmp_path, where, NAMED)
-    p = config.load("tiny", ["prompt.template=model", "prompt.system=Think.", "prompt.prefill=false"])
-    models.load_tokenizer(model, p).save_pretrained(tmp_path / "trained")
-    think = f"[system]Think.{load_chat_tokenizer(TINY).eos_token}\n"
-    for folder, system in ((model, ""), (tmp_path / "trained", think)):
-        tokenizer, talk = load_chat_tokenizer(folder), prompts.as_prompt("1?")
-        asked, offered = (
-            tokenizer.apply_chat_template(talk, tools=tools, add_generation_prompt=True, tokenize=False)
-            for tools in (None, [PYTHON])
-        )
-        assert asked.startswith(system + "[user]1?")
+    overrides = ["prompt.template=model", "prompt.system=Think.", "prompt.prefill=false"]
+    trained(*overrides, folder=model).save_pretrained(tmp_path / "trained")
+    for folder, system in ((model, ""), (tmp_path / "trained", "[system]Think.<|endoftext|>\n")):
+        tokenizer = load_chat_tokenizer(folder)
+        asked, offered = (rendered(tokenizer, tools=tools) for tools in (None, [PYTHON]))
+        assert asked.startswith(system + "[user]Q")
         assert offered == ("" if where == "chat_template.json" else "[tools]") + asked
         prompts.check_template(tokenizer, Settings(), folder)
         with pytest.raises(AimoError, match="does not read 'enable_thinking'"):
             prompts.check_template(tokenizer, Settings(chat_template_kwargs={"enable_thinking": True}), "M")
 
 
-@pytest.mark.parametrize(
-    "load", [load_chat_tokenizer, lambda m: models.load_tokenizer(m, config.load("tiny"))]
-)
+@pytest.mark.parametrize("load", [load_chat_tokenizer, lambda folder: trained(folder=folder)])
 def test_several_templates_without_a_default_are_refused_in_one_line(tmp_path, load):
     model = with_templates(tmp_path, "tokenizer_config.json", {"rag": "x", "tool_use": "y"})
     with pytest.raises(AimoError, match="none of its chat templates rag, tool_use is named default"):
         load(model)
 
 
+# Templates of public models: what a prompt ends in, and how calls and outputs are shown
+TALK = "{%- for m in messages -%}[{{ m.role }}]{{ m.content }}{%- endfor -%}"
+TOOLS = "{%- if tools -%}[tools]{%- endif -%}"
+ASK = "{%- if add_generation_prompt -%}[assistant]{%- endif -%}"
+THINKING = "{%- if enable_thinking is defined and not enable_thinking -%}<think>\n\n</think>\n\n{%- endif -%}"
+QWEN3 = TOOLS + TALK + ASK + THINKING
+DISTILLED = TOOLS + TALK + ASK + "{%- if add_generation_prompt -%}<think>\n{%- endif -%}"
+NO_SYSTEM = TALK.replace("[{{ m.role }}]", "{%- if m.role == 'system' -%}{%- continue -%}{%- endif -%}") + ASK
 CALLS = "{%- for c in m.tool_calls or [] -%}<call>{{ c.function | tojson }}</call>{%- endfor -%}"
 SAID = "{%- if m.role == 'tool' -%}<output>{{ m.content | tojson }}</output>"
 SAID += "{%- else -%}{{ m.content }}{%- endif -%}"
 ONLY_LAST = "{%- if m.role == 'assistant' and loop.last -%}<think>\n\n</think>{%- endif -%}"
 NO_THOUGHTS = SAID.replace("m.content }}{%- endif", "m.content.split('</think>')[-1] }}{%- endif")
+
+
+@pytest.fixture
+def sampler(public_model):
+    """A public model that is not loaded, with another template and settings."""
+
+    def make(template, **settings):
+        tokenizer = load_chat_tokenizer(public_model)
+        tokenizer.chat_template = template
+        settings = resolve_settings(public_model, settings)
+        return SimpleNamespace(tokenizer=tokenizer, settings=settings, tool_parser=None, encoding=None)
+
+    return make
 
 
 @pytest.mark.parametrize(
@@ -226,55 +221,22 @@ NO_THOUGHTS = SAID.replace("m.content }}{%- endif", "m.content.split('</think>')
 )
 @pytest.mark.parametrize("stopped", [False, True])
 def test_the_prompt_after_a_call_continues_what_was_sampled_to_the_token(sampler, turn, end, stopped):
-    from aimo.inference.chat_format import ToolCalls
-    from aimo.inference.tool_calls import Call
-
     talk_template = "{%- for m in messages -%}[{{ m.role }}]" + turn + CALLS + end + "{%- endfor -%}"
     model = sampler(TOOLS + talk_template + "{%- if add_generation_prompt -%}[assistant]<think>{%- endif -%}")
     tokenizer = model.tokenizer
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|eom|>"]})
-    talk = ToolCalls(model, "1?")
+    talk = chat_format.ToolCalls(model, "1?")
     for thought in "Hm.", "Hm, again.":
         code = {"name": "python", "arguments": {"code": "print(1)"}}
         text = f"{thought}</think><call>{json.dumps(code)}</call>"
-        written = text if stopped else text + tokenizer.eos_token
-        sampled = tokenizer.encode(written, add_special_tokens=False)
+        sampled = tokenizer.encode(text if stopped else text + tokenizer.eos_token, add_special_tokens=False)
         message = {"role": "assistant", "content": f"{thought}</think>", "tool_calls": [{"function": code}]}
         before = talk.prompt()
         talk.reply(Call("print(1)", text, sampled, message), "1\n")
         assert talk.prompt()[: len(before) + len(sampled)] == [*before, *sampled]
         added = tokenizer.decode(talk.prompt()[len(before) + len(sampled) :])
-        sent = '[tool]<output>"1\\n"</output><|endoftext|>[assistant]<think>'
         ending = ("<|eom|>" if "eom" in end else "<|endoftext|>") if stopped else ""
-        assert added == ending + sent
-
-
-TALK = "{%- for m in messages -%}[{{ m.role }}]{{ m.content }}{%- endfor -%}"
-TOOLS = "{%- if tools -%}[tools]{%- endif -%}"
-THINKING = "{%- if enable_thinking is defined and not enable_thinking -%}<think>\n\n</think>\n\n{%- endif -%}"
-ASK = "{%- if add_generation_prompt -%}[assistant]{%- endif -%}"
-# What the templates of public models end a prompt in.
-QWEN3 = TOOLS + TALK + ASK + THINKING
-DISTILLED = TOOLS + TALK + ASK + "{%- if add_generation_prompt -%}<think>\n{%- endif -%}"
-RAISES = "{%- if messages[0].role == 'system' -%}{{ raise_exception('no system role') }}{%- endif -%}"
-NO_SYSTEM = TALK.replace("[{{ m.role }}]", "{%- if m.role == 'system' -%}{%- continue -%}{%- endif -%}") + ASK
-
-
-@pytest.fixture
-def sampler(public_model):
-    """A public model that is not loaded, with another template and settings."""
-
-    def make(template, **settings):
-        tokenizer = load_chat_tokenizer(public_model)
-        tokenizer.chat_template = template
-        return SimpleNamespace(
-            tokenizer=tokenizer,
-            settings=resolve_settings(public_model, settings),
-            tool_parser=None,
-            encoding=None,
-        )
-
-    return make
+        assert added == ending + '[tool]<output>"1\\n"</output><|endoftext|>[assistant]<think>'
 
 
 @pytest.mark.parametrize(
@@ -304,7 +266,7 @@ def test_whether_a_prompt_ends_inside_a_thought_is_seen_from_the_prompt(
 @pytest.mark.parametrize(
     "template, settings, told",
     [
-        (RAISES + TALK + ASK, {"system": "Think."}, "no system role"),
+        (RAISES + TALK + ASK, {"system": "Think."}, "No system"),
         (NO_SYSTEM, {"system": "Think."}, "put inference.system's text into inference.user"),
         (TALK, {}, "adds no generation prompt"),
         ("{{ nothing.at.all }}" + ASK, {}, "cannot be rendered"),
@@ -338,10 +300,8 @@ def test_the_rules_and_the_problem_stand_where_the_settings_say_and_the_problem_
 
 
 def test_each_variant_is_asked_in_its_share_of_the_samples_spread_evenly():
-    settings = Settings(
-        variants=[Variant(0.25, user="a {problem}"), Variant(0.5, user="b {problem}")], samples=16
-    )
-    order = "".join(prompts.variant(settings, i).user[0] for i in range(16))
+    variants = [Variant(0.25, user="a {problem}"), Variant(0.5, user="b {problem}")]
+    order = "".join(prompts.variant(Settings(variants=variants), i).user[0] for i in range(16))
     assert (order.count("a"), order.count("b")) == (4, 8)
     assert all(order[i : i + 4].count("b") == 2 for i in range(0, 16, 4))
     assert {prompts.variant(Settings(), i).user for i in range(9)} == {"{problem}"}, "off by default"

@@ -11,6 +11,7 @@ from conftest import TINY
 
 from aimo.errors import AimoError
 from aimo.inference import sandbox
+from aimo.inference.model_folder import load_chat_tokenizer
 from aimo.inference.sample import AskedProblem
 from aimo.inference.sampling import Completion
 from aimo.inference.server import Server
@@ -61,8 +62,8 @@ def test_a_program_runs_and_its_output_is_read(serving):
 
 def test_variables_are_kept_from_block_to_block(serving):
     more = then("```python\nx = 7\n```", "```python\nprint(x + 2)\n```")
-    model = serving(lambda prompt: then(more(prompt), "<SOLUTION>9</SOLUTION>", "```output\n9")(prompt))
-    assert ask(model, 2).answer == 9
+    said = serving(lambda prompt: then(more(prompt), "<SOLUTION>9</SOLUTION>", "```output\n9")(prompt))
+    assert ask(said, 2).answer == 9
 
 
 def test_an_answer_that_its_own_program_contradicts_counts_less(serving):
@@ -83,7 +84,9 @@ def test_a_program_that_found_the_answer_is_a_vote_when_the_sample_says_none(ser
 
 
 def test_a_program_that_never_ends_costs_its_turn_only(serving):
-    s = ask(serving(then("```python\nwhile True: pass\n```", "<SOLUTION>7</SOLUTION>")))
+    engine = serving(then("```python\nwhile True: pass\n```", "<SOLUTION>7</SOLUTION>"))
+    engine.settings = replace(engine.settings, tool_seconds=1.0)
+    s = ask(engine)
     assert s.answer == 7 and "time" in s.ended[0].text.split("```output")[1]
 
 
@@ -148,8 +151,7 @@ def test_the_prompt_of_a_question_is_encoded_once_and_no_sample_changes_that_of_
     turn = CALL if parser else PROGRAM
     first.reply(first.find_call(Completion(turn, engine.tokenizer.encode(turn), True)), "42")
     assert first.prompt()[: len(prompt)] == prompt != first.prompt() and first.text
-    assert second.prompt() == prompt and not second.text
-    assert problem.begin(2, with_tools=True).prompt() == prompt
+    assert second.prompt() == prompt == problem.begin(2, with_tools=True).prompt() and not second.text
 
 
 @pytest.mark.parametrize("arguments", ['{"program": "1"}', '"print(1)"', '{"code": 7}'])
@@ -163,13 +165,11 @@ def test_what_a_program_prints_cannot_end_the_turn(serving):
 
     def model(prompt):
         prompts.append(prompt)
-        program = f"```python\nprint({engine.tokenizer.eos_token!r} * 3)\n```"
-        return then(program, "<SOLUTION>7</SOLUTION>")(prompt)
+        return then("```python\nprint('<|endoftext|>' * 3)\n```", "<SOLUTION>7</SOLUTION>")(prompt)
 
     engine = serving(model)
-    special = engine.tokenizer.eos_token
-    assert ask(engine).answer == 7
-    assert special not in prompts[-1].split("```output")[1]
+    assert ask(engine).answer == 7 and engine.tokenizer.eos_token == "<|endoftext|>"
+    assert "<|endoftext|>" not in prompts[-1].split("```output")[1]
 
 
 def test_without_a_sandbox_samples_continue_without_programs(serving, monkeypatch, capsys):
@@ -187,28 +187,22 @@ def test_without_a_sandbox_samples_continue_without_programs(serving, monkeypatc
     sandbox.has_sandbox.cache_clear()
 
 
-def test_a_parser_that_vllm_lacks_and_a_template_without_tools_are_named(serving):
-    engine = serving(lambda prompt: "")
-    with pytest.raises(AimoError, match="needs a chat template that offers tools"):
-        find_tool_parser("hermes", engine.tokenizer)
-    engine.tokenizer.chat_template = HERMES
-    with pytest.raises(AimoError, match="no parser 'hermess'; did you mean hermes"):
-        find_tool_parser("hermess", engine.tokenizer)
-
-
 @pytest.mark.parametrize(
-    ("parser", "template"),
+    ("parser", "template", "told"),
     [
-        ("hermes", HERMES.replace("tool_call>", "call>")),
-        ("hermes", HERMES.replace("['function'] | tojson", "['function']['arguments']['code'][0]['x']['y']")),
-        ("pythonic", HERMES),
-        ("mistral", HERMES),
-        ("openai", HERMES),
+        ("hermes", "{{ messages[0]['content'] }}", "needs a chat template that offers tools"),
+        ("hermess", HERMES, "no parser 'hermess'; did you mean hermes"),
+        ("hermes", HERMES.replace("tool_call>", "call>"), ""),
+        ("hermes", HERMES.replace("['function'] | tojson", "['function']['arguments']['x']['y']['z']"), ""),
+        ("pythonic", HERMES, ""),
+        ("mistral", HERMES, ""),
+        ("openai", HERMES, ""),
     ],
 )
-def test_a_parser_that_does_not_fit_the_template_is_refused(serving, parser, template):
-    engine = serving(lambda prompt: "")
-    engine.tokenizer.chat_template = template
-    with pytest.raises(AimoError, match=f"{parser} does not fit the model .*; take its family's parser") as e:
-        find_tool_parser(parser, engine.tokenizer)
+def test_a_parser_that_vllm_lacks_or_that_does_not_fit_the_template_is_refused(parser, template, told):
+    tokenizer = load_chat_tokenizer(TINY)
+    tokenizer.chat_template = template
+    told = told or f"{parser} does not fit the model .*; take its family's parser"
+    with pytest.raises(AimoError, match=told) as e:
+        find_tool_parser(parser, tokenizer)
     assert "\n" not in str(e.value)

@@ -8,21 +8,35 @@ def equal(*pairs):
     return are_equal([answer for answer, _ in pairs], [gold for _, gold in pairs])
 
 
-def A03v(case, request):
-    assert to_integer(extract(case["input"])) == 7
+def read_as(separator, *integers):
+    """A case whose texts answer these integers."""
+
+    def check(case, request):
+        assert [to_integer(extract(text)) for text in case["input"].split(separator)] == [*integers]
+
+    return check
+
+
+def compared(separator, *verdicts):
+    """A case of a pair or several, which are equal or not."""
+
+    def check(case, request):
+        assert equal(*(pair.split(separator) for pair in case["input"].split("; "))) == [*verdicts]
+
+    return check
+
+
+A03v = read_as("\0", 7)
+A16 = read_as(" | ", 42, 17, 42)
+A17v = read_as("; ", 17, 17)
+A18 = read_as(" | ", 42, 17, 17)
+A05v = compared(" against ", False)
+A06 = compared(" vs ", False)
+A10v = compared(" against ", True, True)
 
 
 def A04(case, request):
-    text, gold = case["input"].split("   gold ")
-    assert is_correct(text, gold) is True
-
-
-def A05v(case, request):
-    assert equal(case["input"].split(" against ")) == [False]
-
-
-def A06(case, request):
-    assert equal(case["input"].split(" vs ")) == [False]
+    assert is_correct(*case["input"].split("   gold ")) is True
 
 
 def A08(case, request):
@@ -37,10 +51,6 @@ def A09(case, request):
     assert equal(("pi/2", r"\frac{\pi}{2}"), ("-2*pi", r"-2\pi"), ("14.0+-1.0i", "14-i")) == [True] * 3
 
 
-def A10v(case, request):
-    assert equal(*(pair.split(" against ") for pair in case["input"].split("; "))) == [True, True]
-
-
 def A11(case, request):
     assert equal((r"4\sqrt(2)", r"4\sqrt{2}"), (r"4\sqrt(2)", "4")) == [True, False]
 
@@ -48,18 +58,6 @@ def A11(case, request):
 def A12(case, request):
     pair = r"m \geq \sqrt{2}", r"m \in [\sqrt{2}, +\infty)"
     assert equal(pair, pair[::-1]) == [True, True]
-
-
-def A16(case, request):
-    assert [to_integer(extract(text)) for text in case["input"].split(" | ")] == [42, 17, 42]
-
-
-def A17v(case, request):
-    assert [to_integer(extract(text)) for text in case["input"].split("; ")] == [17, 17]
-
-
-def A18(case, request):
-    assert [to_integer(extract(text)) for text in case["input"].split(" | ")] == [42, 17, 17]
 
 
 def A19(case, request):
