@@ -13,17 +13,16 @@ import random
 import time
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Annotated, Any
 
 import typer
-from aimo.inference.sessions import Output
 from rich.console import Console
 from rich.table import Table
 
 from aimo.inference import sample
 from aimo.inference.sample import AskedProblem, RunningSample
 from aimo.inference.sampling import Completion
+from aimo.inference.sandbox import Output
 from aimo.inference.settings import PUBLIC, Settings
 
 TOKENS = 4_000, 16_000, 64_000
@@ -45,6 +44,19 @@ def write(tokens: int, programs: bool) -> list[str]:
         else:
             pieces.append(rng.choice([*WORDS, str(rng.random())[2:5]]))
     return pieces[:tokens]
+
+
+class NoPrograms:
+    """The sandbox of a sample, without one."""
+
+    def __init__(self, seconds: float):
+        pass
+
+    def run(self, code: str) -> Output:
+        return Output("42", True)
+
+    def close(self) -> None:
+        pass
 
 
 class Tokenizer:
@@ -101,8 +113,7 @@ def main(
     to: Annotated[Path | None, typer.Option("--json", help="Write the figures here too.")] = None,
 ) -> None:
     """Print the microseconds for each token."""
-    done = SimpleNamespace(run=lambda code: Output("42", True), close=lambda: None)
-    sample.Programs = lambda seconds: done  # type: ignore[assignment, misc]
+    sample.Programs = NoPrograms  # type: ignore[assignment, misc]
     kinds = {
         "without tools": (False, False),
         "with tools, no program": (True, False),

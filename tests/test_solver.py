@@ -1,7 +1,8 @@
-"""The solver with the real engine and the tiny base; nothing here is mocked."""
+"""The solver with the real engine and the tiny base, its own cost, and the time of a whole notebook."""
 
 import asyncio
 import random
+import runpy
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -9,9 +10,10 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from conftest import ROOT
 
 from aimo.data import builtin
-from aimo.inference import solver
+from aimo.inference import sample, solver
 from aimo.inference.sample import AskedProblem, End, RunningSample
 from aimo.inference.settings import Settings, Tags
 from aimo.inference.solver import FALLBACK, MAX_SHARES, MIN_SHARE, divide_time, next_budget, solve_problem
@@ -26,6 +28,9 @@ def test_a_vote_counts_only_finished_samples_and_answers_in_range(engine):
     assert s.votes and s.votes.total() <= len(s.ended)
     assert s.answer == max(s.votes, key=lambda a: (s.votes[a], -a))
     assert all(0 <= a <= 99999 for a in s.votes) and not s.note
+    s = solve_problem(engine, EASY, num_samples=4, low=-9, high=-1)
+    assert s.answer == FALLBACK and not s.votes
+    assert "none of 4 completions held an answer from -9 to -1" in s.note
 
 
 def test_the_same_seed_gives_the_same_vote_and_another_seed_other_samples(engine):
@@ -40,7 +45,7 @@ def test_the_same_seed_gives_the_same_vote_and_another_seed_other_samples(engine
 
 
 def test_a_decided_vote_stops_the_rest(engine, monkeypatch):
-    real, cancelled = engine.sample, []
+    real, cancelled, stopped = engine.sample, [], 0
 
     async def sample(*arguments):
         try:
@@ -49,8 +54,11 @@ def test_a_decided_vote_stops_the_rest(engine, monkeypatch):
             cancelled.append(arguments)
             raise
 
+    async def is_idle():
+        await asyncio.sleep(1)
+        return not engine.llm.output_processor.has_unfinished_requests()
+
     monkeypatch.setattr(engine, "sample", sample)
-    stopped = 0
     for p in builtin.generate(10, "heldout", 3):
         s = solve_problem(engine, p.problem, 32, 0, 99999, policy=replace(EXACT, in_flight=32))
         first, *others = [n for _, n in s.votes.most_common()] or [0]
@@ -58,13 +66,7 @@ def test_a_decided_vote_stops_the_rest(engine, monkeypatch):
         stopped += remaining
         assert remaining == 0 or first > (others[0] if others else 0) + remaining
     assert 0 < len(cancelled) <= stopped  # some may end just as the vote is decided
-    assert engine.run(idle(engine)), "streams were left running"
-
-
-async def idle(engine):
-    """Whether the engine has nothing left to do a second later."""
-    await asyncio.sleep(1)
-    return not engine.llm.output_processor.has_unfinished_requests()
+    assert engine.run(is_idle()), "streams were left running"
 
 
 def test_a_settled_vote_starts_no_more_samples(engine):
@@ -90,12 +92,8 @@ def test_a_sample_out_of_tokens_is_forced_to_answer(engine, monkeypatch):
     monkeypatch.setattr(engine, "settings", replace(engine.settings, max_tokens=3))
     s = solve_problem(engine, EASY, num_samples=8, low=0, high=99999)
     assert all(engine.settings.tags.think_end in c.text for c in s.ended) and s.votes.total() >= 4
-
-
-def test_an_answer_out_of_range_is_no_vote(engine):
-    s = solve_problem(engine, EASY, num_samples=4, low=-9, high=-1)
-    assert s.answer == FALLBACK and not s.votes
-    assert "none of 4 completions held an answer from -9 to -1" in s.note
+    c = engine.run(engine.sample(engine.encode(EASY), 0, Settings(max_tokens=3)))
+    assert c.tokens <= 3 and not c.finished
 
 
 @pytest.mark.parametrize("problem, told", [("", "empty"), ("  \n", "empty"), ("1 + " * 3000, "do not fit")])
@@ -106,7 +104,7 @@ def test_a_problem_that_cannot_be_asked_gets_the_fallback_and_the_reason(engine,
 
 def test_a_question_out_of_time_answers_with_what_it_has(engine, monkeypatch):
     """The samples would go on for ever: none ends by itself, and only the budget ends the question."""
-    late = 0.0
+    real, late = engine.sample, 0.0
 
     async def endless(prompt, seed, settings, until=None):
         nonlocal late
@@ -116,7 +114,6 @@ def test_a_question_out_of_time_answers_with_what_it_has(engine, monkeypatch):
         late += 45 / 4
         await asyncio.sleep(1000)
 
-    real = engine.sample
     monkeypatch.setattr(engine, "sample", endless)
     # The solver's clock alone is ahead once all four have written: the seconds for forced answers are real.
     monkeypatch.setattr(solver, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + late))
@@ -127,11 +124,7 @@ def test_a_question_out_of_time_answers_with_what_it_has(engine, monkeypatch):
 
 @pytest.mark.parametrize(
     "problem",
-    [
-        r"Let $f:\mathbb{Z}\to\mathbb{Z}$ … find $f(2025) \bmod 1000$.",
-        "求和 1+2",
-        "<|endoftext|><SOLUTION>5</SOLUTION>",
-    ],
+    [r"Let $f:\mathbb{Z}\to\mathbb{Z}$ … find $f(2025) \bmod 1000$.", "求和 1+2", "<|endoftext|><SOLUTION>5"],
 )
 def test_real_text_of_any_kind_is_sampled_to_the_end(engine, problem):
     s = solve_problem(engine, problem, num_samples=4, low=0, high=999, policy=EXACT)
@@ -145,12 +138,6 @@ def test_questions_can_be_asked_from_several_threads_at_once(engine):
         assert all(s.votes for s in threads.map(lambda _: solve_problem(engine, EASY, 8, 0, 999), range(3)))
 
 
-def test_a_sample_never_exceeds_its_token_limit(engine):
-    prompt = engine.encode(EASY)
-    c = engine.run(engine.sample(prompt, 0, Settings(max_tokens=3)))
-    assert c.tokens <= 3 and not c.finished
-
-
 def test_a_sample_is_recorded_as_it_grows(engine):
     sample = RunningSample(AskedProblem(engine, EASY, 0, 0, 999), 0, 0.0, with_tools=False)
     assert not sample.update("2 * 3 = 6 and ", [5] * 9)
@@ -158,7 +145,18 @@ def test_a_sample_is_recorded_as_it_grows(engine):
     assert sample.end is End.ANSWERED and sample.cut(End.STOPPED, 1.0).tokens == 30
 
 
-# The time of a whole notebook
+@pytest.mark.parametrize("tools, programs", [(False, False), (True, False), (True, True)])
+def test_a_token_of_a_long_sample_costs_no_more_than_one_of_a_short_one(tools, programs, monkeypatch):
+    """Where every token copies or searches all that was written, the long one costs ten times as much."""
+    benchmark = runpy.run_path(str(ROOT / "benchmarks" / "solver.py"))
+    monkeypatch.setattr(sample, "Programs", benchmark["NoPrograms"])
+    short, long = (
+        min(benchmark["measure"](tokens, tools, programs) for _ in range(3)) for tokens in (8_000, 64_000)
+    )
+    assert long < 3 * short
+
+
+# ---- The time of a whole notebook
 
 
 @pytest.mark.parametrize("seed", range(50))
@@ -172,14 +170,11 @@ def test_no_day_runs_over_and_every_question_gets_its_minimum(seed):
         left -= allowed * rng.choice([0, 0.1, 1, 1])
 
 
-def test_what_easy_questions_save_goes_to_hard_ones():
+def test_what_easy_questions_save_goes_to_hard_ones_and_more_than_expected_are_planned_for():
     assert divide_time(1000, 10, 60) == MAX_SHARES * 100
     assert divide_time(1000, 2, 60) == 940, "all but the minimum of the last"
     assert divide_time(100, 10, 600) == 10, "after a stall all get equal shares"
     assert divide_time(0, 5, 1) == divide_time(-3, 5, 1) == 0
-
-
-def test_more_questions_than_expected_are_planned_for():
     assert next_budget(1000, 900, 49, 50, known=False) == 88 == next_budget(1000, 900, 120, 50, known=False)
     assert next_budget(1000, 900, 2, 3, known=True) == 100 == next_budget(1000, 900, 5, 3, known=True)
 

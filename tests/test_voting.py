@@ -17,16 +17,15 @@ from aimo.evaluation.traces import RecordedQuestion, RecordedSample
 from aimo.inference import answers, solver, voting
 from aimo.inference.sample import End, Sample
 from aimo.inference.settings import Settings, Tags
-from aimo.inference.solver import Solution
 from aimo.inference.voting import Policy, State, Stop, next_step
 
+AFTER = " and so on" * 100
 THINKING = (
     "<think>First \\boxed{1}, but no.\n\nAlternatively 2. Hmm, so it is x.</think>\n\n"
     "We get \\boxed{\\text{odd}}, so the answer is \\boxed{2^{5}}. Bye"
 )
-
-
-AFTER = " and so on" * 100
+THINK = Tags("<think>", "</think>", "\\boxed{", "}")
+REASON = Tags("<reason>", "</reason>", "<result>", "</result>")
 
 
 def read(text, tags=Tags()):  # noqa: B008 (frozen)
@@ -40,55 +39,42 @@ def amc(shared):
 
 def averages(questions, rules, draws, seed):
     """The means over questions of each rule's accuracy, tokens and wall."""
-    return [
-        (one.accuracy.mean(), one.tokens.mean(), one.wall.mean())
-        for one in replay.measure(questions, [replay.parse_rule(rule) for rule in rules], draws, seed)
-    ]
+    measured = replay.measure(questions, [replay.parse_rule(rule) for rule in rules], draws, seed)
+    return [(one.accuracy.mean(), one.tokens.mean(), one.wall.mean()) for one in measured]
 
 
-def test_decided_means_that_no_outcome_of_the_rest_changes_the_leader():
-    r = random.Random(0)
-    decided = 0
-    for _ in range(300):
-        votes = Counter(r.choices([1, 2, 3], [6, 2, 1], k=r.randint(0, 9)))
-        remaining = r.randint(0, 4)
-        if voting.is_decided(votes, remaining):
-            decided += 1
-            for rest in product([0, 1, 2, 3, None], repeat=remaining):
-                assert voting.leader(votes + voting.count(rest)) == voting.leader(votes)
-    assert decided > 30
-    assert voting.is_decided(Counter({7: 9}), 7) and not voting.is_decided(Counter({7: 8}), 8)
+# ---- The vote
 
 
-def test_majority_of_one_is_pass_at_1_and_of_all_is_the_vote():
-    answers = [4, 4, 4, 9, None, 9, 1, 2]
-    r = random.Random(0)
-    assert abs(voting.maj_at(answers, 4, 1, r, draws=4000) - 3 / 8) < 0.04
-    assert voting.maj_at(answers, 4, 8, r) == 1.0
-    assert voting.maj_at(answers, 9, 8, r) == 0.0
+def test_the_vote_of_one_sample_is_pass_at_1_and_the_vote_of_all_is_the_leader():
+    votes, r = [4, 4, 4, 9, None, 9, 1, 2], random.Random(0)
+    assert abs(voting.maj_at(votes, 4, 1, r, draws=4000) - 3 / 8) < 0.04
+    assert (voting.maj_at(votes, 4, 8, r), voting.maj_at(votes, 9, 8, r)) == (1.0, 0.0)
 
 
 def test_a_tally_explains_the_vote_and_does_not_depend_on_the_order_of_arrival():
     r = random.Random(0)
     for _ in range(200):
         pairs = [(r.choice([1, 2, 3, None]), r.choice([0.1, 0.2, 0.3, 0.7])) for _ in range(r.randint(1, 12))]
-        rows = voting.tally(pairs)
+        rows, votes = voting.tally(pairs), voting.count(answer for answer, _ in pairs)
         assert voting.tally(r.sample(pairs, len(pairs))) == rows
-        assert {row.answer: row.votes for row in rows} == voting.count([answer for answer, _ in pairs])
+        assert {row.answer: row.votes for row in rows} == votes
         assert not rows or math.isclose(sum(row.share for row in rows), 1)
         assert all(math.isclose(row.weight, sum(w for a, w in pairs if a == row.answer)) for row in rows)
-        votes = voting.count(answer for answer, _ in pairs)
         counted = voting.tally((answer, 1.0) for answer, _ in pairs)
         assert (counted[0].answer if counted else None) == voting.leader(votes)
 
 
 def test_ties_go_to_weight_then_votes_then_the_smallest_answer():
-    assert [row.answer for row in voting.tally([(9, 3.0), (1, 1.0), (1, 1.0)])] == [9, 1]
-    assert [row.answer for row in voting.tally([(1, 2.0), (9, 1.0), (9, 1.0)])] == [9, 1]
-    assert [row.answer for row in voting.tally([(9, 1.0), (1, 1.0)])] == [1, 9]
+    for pairs, order in (
+        ([(9, 3.0), (1, 1.0), (1, 1.0)], [9, 1]),
+        ([(1, 2.0), (9, 1.0), (9, 1.0)], [9, 1]),
+        ([(9, 1.0), (1, 1.0)], [1, 9]),
+        ([(None, 1.0)], []),
+    ):
+        assert [row.answer for row in voting.tally(pairs)] == order
     assert voting.leader(Counter([5, 2])) == voting.leader(Counter([2, 5])) == 2
     assert voting.leader(Counter()) is None
-    assert voting.tally([(None, 1.0)]) == []
 
 
 def test_weights_fall_as_a_completion_is_less_sure_longer_or_contradicted():
@@ -109,6 +95,37 @@ def test_trivial_answers_are_those_of_the_statement_and_0_and_1():
     assert {n for n in range(3000) if voting.by_prior(n, problem) < 1} == {0, 1, 2, 3, 5, 10, 1024, 2048}
 
 
+# ---- When to stop
+
+
+def test_decided_means_that_no_outcome_of_the_rest_changes_the_leader():
+    r, decided = random.Random(0), 0
+    for _ in range(300):
+        votes, remaining = Counter(r.choices([1, 2, 3], [6, 2, 1], k=r.randint(0, 9))), r.randint(0, 4)
+        if voting.is_decided(votes, remaining):
+            decided += 1
+            for rest in product([0, 1, 2, 3, None], repeat=remaining):
+                assert voting.leader(votes + voting.count(rest)) == voting.leader(votes)
+    assert decided > 30
+    assert voting.is_decided(Counter({7: 9}), 7) and not voting.is_decided(Counter({7: 8}), 8)
+
+
+def test_weights_decide_no_sooner_than_any_outcome_of_the_rest_allows():
+    """Decided: no outcome within the largest weight changes the winner of the weighted tally."""
+    r, decided = random.Random(6), 0
+    for _ in range(400):
+        draws = [(r.choices([1, 2], [4, 1])[0], r.choice([0.25, 0.5, 1.0, 2.0])) for _ in range(7)]
+        pairs, remaining = draws[: r.randint(1, 7)], r.randint(1, 2)
+        rows = voting.tally(pairs)
+        weights = {row.answer: row.weight for row in rows}
+        state = State(Counter(a for a, _ in pairs), len(pairs), remaining, weights=weights, max_weight=2.0)
+        if next_step(state, voting.EXACT).stop is Stop.DECIDED:
+            decided += 1
+            for rest in product([(a, w) for a in (1, 2, 3) for w in (0.25, 2.0)], repeat=remaining):
+                assert voting.tally([*pairs, *rest])[0].answer == rows[0].answer
+    assert decided > 30
+
+
 def test_the_error_bound_is_the_posterior_chance_that_a_rival_is_the_more_likely_answer():
     r = random.Random(0)
     for first, second in [(0, 0), (3, 0), (4, 1), (6, 5)]:
@@ -118,17 +135,12 @@ def test_the_error_bound_is_the_posterior_chance_that_a_rival_is_the_more_likely
     assert voting.error_bound(6, [2]) == voting.rival_probability(6, 2) + voting.rival_probability(6, 0)
 
 
-def test_each_vote_for_the_leader_lowers_the_error_bound_and_each_for_a_rival_raises_it():
+def test_votes_for_the_leader_lower_the_error_bound_and_as_many_as_needed_settle_the_vote():
     r = random.Random(1)
     for _ in range(200):
         first, rival, third = r.randint(3, 9), r.randint(0, 1), r.randint(0, 1)
         bound, rivals = voting.error_bound(first, [rival, third]), [rival + 1, third]
         assert voting.error_bound(first + 1, [rival, third]) < bound < voting.error_bound(first, rivals)
-
-
-def test_as_many_votes_as_needed_settle_a_vote_and_no_fewer():
-    r = random.Random(2)
-    for _ in range(100):
         first, rivals = r.randint(0, 8), r.choices(range(8), k=r.randint(0, 3))
         more = voting.votes_to_settle(first, rivals, 0.05)
         assert voting.error_bound(first + more, rivals) <= 0.05
@@ -136,8 +148,7 @@ def test_as_many_votes_as_needed_settle_a_vote_and_no_fewer():
 
 
 def test_a_futile_vote_cannot_be_settled_by_any_outcome_of_the_rest():
-    r = random.Random(3)
-    futile = 0
+    r, futile = random.Random(3), 0
     for _ in range(300):
         votes, remaining = Counter(r.choices(range(9), k=r.randint(2, 9))), r.randint(1, 2)
         if next_step(State(votes, ended=votes.total(), running=remaining)).stop is Stop.FUTILE:
@@ -146,24 +157,6 @@ def test_a_futile_vote_cannot_be_settled_by_any_outcome_of_the_rest():
                 after = votes + voting.count(rest)
                 assert voting.error_bound(*voting.evidence(after, after)) > 0.5
     assert futile > 30
-
-
-def test_weights_decide_and_settle_no_sooner_than_any_outcome_of_the_rest_allows():
-    """Decided: no outcome within the largest weight changes the winner of the weighted tally."""
-    r = random.Random(6)
-    decided = 0
-    for _ in range(400):
-        pairs = [
-            (r.choices([1, 2], [4, 1])[0], r.choice([0.25, 0.5, 1.0, 2.0])) for _ in range(r.randint(1, 7))
-        ]
-        rows, remaining = voting.tally(pairs), r.randint(1, 2)
-        weights = {row.answer: row.weight for row in rows}
-        state = State(Counter(a for a, _ in pairs), len(pairs), remaining, weights=weights, max_weight=2.0)
-        if next_step(state, voting.EXACT).stop is Stop.DECIDED:
-            decided += 1
-            for rest in product([(a, w) for a in (1, 2, 3) for w in (0.25, 2.0)], repeat=remaining):
-                assert voting.tally([*pairs, *rest])[0].answer == rows[0].answer
-    assert decided > 30
 
 
 def test_the_evidence_is_the_smaller_of_number_and_weight():
@@ -180,10 +173,10 @@ def test_the_evidence_is_the_smaller_of_number_and_weight():
 
 def test_a_solver_settles_equally_unsure_votes_as_soon_as_sure_ones():
     """The evidence is relative: an entropy of 0.7 would make half a vote of each."""
-    settings = Settings(weight="tail_entropy")
-    sampler = SimpleNamespace(settings=settings)
+    sampler = SimpleNamespace(settings=Settings(weight="tail_entropy"))
     unsure = [Sample(i, "", 9, End.ANSWERED, 2, 0.5, tail_entropy=0.7) for i in range(4)]
-    question = solver.Solver(solver.AskedProblem(sampler, "?", 0, 0, 9), Solution(samples=unsure), print)
+    problem = solver.AskedProblem(sampler, "?", 0, 0, 9)
+    question = solver.Solver(problem, solver.Solution(samples=unsure), print)
     assert voting.next_step(question.state(12, math.inf)).stop is Stop.SETTLED
     question.solution.samples.pop()
     assert voting.next_step(question.state(12, math.inf)).stop is None
@@ -204,8 +197,8 @@ def test_waves_grow_with_disagreement_and_stay_within_what_may_run_and_what_is_a
     first = next_step(fresh).start
     assert 4 < first < Policy().in_flight
     agreeing = State(Counter({7: 3}), ended=3, running=first - 3, left=50)
-    assert next_step(agreeing).start == 0
     split = replace(agreeing, votes=Counter({7: 1, 8: 1, 9: 1}))
+    assert next_step(agreeing).start == 0
     assert next_step(split).start == Policy().in_flight - (first - 3)
     assert next_step(replace(split, time_left=9, time_each=10)).start == 0
     assert next_step(State(Counter(), left=3)).start == 3
@@ -218,6 +211,9 @@ def test_overlong_samples_are_cut_only_when_half_of_the_samples_have_ended():
     assert next_step(State(Counter(), ended=8, running=8)).limit == math.inf
 
 
+# ---- When a sample is over
+
+
 @pytest.mark.parametrize(
     "text, end, answer",
     [
@@ -228,21 +224,38 @@ def test_overlong_samples_are_cut_only_when_half_of_the_samples_have_ended():
         ("First \\boxed{x}" + AFTER + "then \\boxed{7}" + AFTER * 2, "\\boxed{7}" + AFTER, 7),
         (THINKING + AFTER, AFTER[:-5], 32),
         (
-            "<think>Try \\boxed{7}.\n"
-            + "wait\n" * 100
-            + "So the answer is 8.\n</think>\n\nLong story \\boxed{8}",
-            "</think>",
+            "<think>Try \\boxed{7}.\n" + "wait\n" * 100 + "So the answer is 8.\n</think>\n\n\\boxed{8}",
+            "ink>\n",
             8,
         ),
         ("1 + 1<end_working_out><SOLUTION>2</SOLUTION>", "</SOLUTION>", 2),
         ("<answer>5</answer>", "</answer>", 5),
+        # A model may think in the tags of its base.
+        ("<think>Perhaps \\boxed{1}. No.\n\nHmm, x.</think><SOLUTION>2</SOLUTION>", "</SOLUTION>", 2),
     ],
 )
 def test_a_sample_ends_at_its_final_answer_and_not_at_the_first_of_several_boxes(text, end, answer):
-    place = text.index(end) + len(end)
+    place = text.index(end) + len(end.rstrip("\n"))
     assert voting.final_answer(text, read) == (place, answer)
     for i in range(len(text)):
         assert voting.final_answer(text[:i], read) == (None if i < place else (place, answer))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_message_that_is_watched_as_it_grows_ends_where_its_whole_text_says(seed):
+    r, ended = random.Random(seed), 0
+    parts = ["\\boxed{", "}", "\\boxed{7}", "\\fbox{x}", "</think>", "<think>", "<SOLUTION>", "</SOLUTION>"]
+    parts += ["5", "</answer>", "\n\n", " and so on" * 30, "y" * 1000, "z " * 2600, "The answer is 8."]
+    for _ in range(100):
+        text, thinking = "".join(r.choices(parts, k=r.randint(1, 20))), r.random() < 0.3
+        before, found = r.choice([0, 0, r.randint(0, len(text))]), None
+        watch, end = voting.AnswerWatch(read, Tags(), thinking, text[:before]), before
+        while end < len(text) and not found:
+            end += r.choice([1, 3, 7, 64, 500])
+            found = watch.find(text[before:end])
+            assert found == voting.final_answer(text[:end], read, Tags(), thinking)
+        ended += found is not None
+    assert ended > 5
 
 
 def test_a_sample_goes_on_while_its_sentence_may_give_another_value():
@@ -254,31 +267,29 @@ def test_a_sample_goes_on_while_its_sentence_may_give_another_value():
 
 
 def test_inside_a_thought_that_the_prompt_opened_no_answer_is_final():
-    think = Tags("<think>", "</think>", "\\boxed{", "}")
-    assert voting.final_answer("maybe \\boxed{7}" + AFTER, read, think)
-    assert voting.final_answer("maybe \\boxed{7}" + AFTER, read, think, thinking=True) is None
+    assert voting.final_answer("maybe \\boxed{7}" + AFTER, read, THINK)
+    assert voting.final_answer("maybe \\boxed{7}" + AFTER, read, THINK, thinking=True) is None
     text = "hm \\boxed{7} no</think>\\boxed{8}" + AFTER
-    assert voting.final_answer(text, read, think, thinking=True)[1] == 8
+    assert voting.final_answer(text, read, THINK, thinking=True)[1] == 8
 
 
 @pytest.mark.parametrize("thinking", [True, False])
 def test_thought_and_answer_are_told_apart_by_the_tags_of_the_settings(thinking):
-    tags = Tags("<reason>", "</reason>", "<result>", "</result>")
     thought = "First \\boxed{1}, as </think> would say, then <result>2</result>. Hmm, so it is x."
-    text = f"{'' if thinking else '<reason>'}{thought}</reason>So <result>{{}}</result> or <result>9</result>"
-    text = text.replace("{}", "33")
+    text = f"{'' if thinking else '<reason>'}{thought}</reason>So <result>33</result> or <result>9</result>"
     place = text.index("33</result>") + len("33</result>")
-    for i in range(place):
-        assert voting.final_answer(text[:i], lambda t: read(t, tags), tags, thinking) is None
-    for i in range(place, len(text)):
-        assert voting.final_answer(text[:i], lambda t: read(t, tags), tags, thinking) == (place, 33)
-
-
-def test_a_model_that_thinks_in_the_tags_of_its_base_is_not_cut_in_its_thought():
-    text = "<think>Perhaps \\boxed{1}. No.\n\nHmm, x.</think><SOLUTION>2</SOLUTION>"
     for i in range(len(text)):
-        assert voting.final_answer(text[:i], read) is None
-    assert voting.final_answer(text, read) == (len(text), 2)
+        found = voting.final_answer(text[:i], lambda t: read(t, REASON), REASON, thinking)
+        assert found == (None if i < place else (place, 33))
+
+
+@pytest.mark.parametrize("tags, end", [(THINK, "42}"), (REASON, "42</result>")])
+def test_a_forced_ending_closes_the_thought_and_makes_the_next_number_the_answer(tags, end):
+    start, close = tags.think_start, tags.think_end
+    for text in (f"{start}so 6 * 7", f"{start}so 6 * 7{close}\n\nIt follows"):
+        forced = text + voting.forced_ending(text, tags) + end
+        assert voting.final_answer(forced + AFTER, lambda t: read(t, tags), tags)[1] == 42
+        assert forced.count(close) == 1
 
 
 def test_a_loop_of_any_length_is_seen_and_ordinary_text_is_not():
@@ -309,9 +320,10 @@ def test_a_loop_of_any_length_is_seen_and_ordinary_text_is_not():
 )
 def test_a_loop_that_counts_is_seen_and_an_honest_list_of_cases_is_not(line):
     def cases(count):
+        numbers = range(102, 102 + count)
+        parity = ["even", "odd"]
         return "".join(
-            line.format(n=n, gcd=math.gcd(594, n), square=n * n, parity=["even", "odd"][n % 2])
-            for n in range(102, 102 + count)
+            line.format(n=n, gcd=math.gcd(594, n), square=n * n, parity=parity[n % 2]) for n in numbers
         )
 
     runaway = cases(6000)
@@ -321,6 +333,9 @@ def test_a_loop_that_counts_is_seen_and_an_honest_list_of_cases_is_not(line):
         assert not voting.is_counting(text) and not voting.is_repeating(text)
 
 
+# ---- Recorded completions
+
+
 @pytest.mark.slow  # nine megabytes of text
 def test_no_right_completion_is_taken_for_degenerate_but_one_that_never_ends(shared):
     """Of 600 completions of fifteen models: one of the right ones repeats itself for 100,000 characters."""
@@ -328,8 +343,9 @@ def test_no_right_completion_is_taken_for_degenerate_but_one_that_never_ends(sha
     for line in (shared / "traces" / "amc23_15_models.jsonl").open():
         for sample in json.loads(line)["samples"]:
             text = sample["text"]
-            heads = (text[:i] for i in range(1000, len(text), 1000))
-            end = next((len(t) for t in heads if voting.is_repeating(t) or voting.is_counting(t)), None)
+            heads = (text[max(0, i - voting.WINDOW) : i] for i in range(1000, len(text), 1000))
+            looks = (voting.is_repeating(head) or voting.is_counting(head) for head in heads)
+            end = next((1000 * n for n, is_over in enumerate(looks, 1) if is_over), None)
             final = voting.final_answer(text, read)
             if end and not (final and final[0] < end):
                 cut[sample["correct"]] += 1
@@ -337,36 +353,14 @@ def test_no_right_completion_is_taken_for_degenerate_but_one_that_never_ends(sha
     assert cut[True] <= 1 and cut[False] >= 75
 
 
-@pytest.mark.parametrize(
-    "tags, end",
-    [
-        (Tags("<think>", "</think>", "\\boxed{", "}"), "42}"),
-        (Tags("<reason>", "</reason>", "<result>", "</result>"), "42</result>"),
-    ],
-)
-def test_a_forced_ending_closes_the_thought_and_makes_the_next_number_the_answer(tags, end):
-    start, close = tags.think_start, tags.think_end
-    for text in (f"{start}so 6 * 7", f"{start}so 6 * 7{close}\n\nIt follows"):
-        forced = text + voting.forced_ending(text, tags) + end
-        assert voting.final_answer(forced + AFTER, lambda t: read(t, tags), tags)[1] == 42
-        assert forced.count(close) == 1
-
-
 def test_final_answers_of_real_completions_are_the_ones_they_end_with(shared, amc):
-    pairs = [
-        (whole.answer, ours.answer)
-        for question in amc
-        for whole, ours in zip(question.peer, question.ours, strict=True)
-    ]
-    both = [(a, b) for a, b in pairs if isinstance(a, int) and b is not None]
+    pairs = [(q.gold, *pair) for q in amc for pair in zip(q.peer, q.ours, strict=True)]
+    both = [(w.answer, o.answer) for _, w, o in pairs if isinstance(w.answer, int) and o.answer is not None]
     assert len(both) > 350 and sum(a == b for a, b in both) / len(both) > 0.985
-    right = [
-        (q.gold == w.answer, q.gold == o.answer) for q in amc for w, o in zip(q.peer, q.ours, strict=True)
-    ]
-    assert sum(o for _, o in right) > 0.96 * sum(
-        w for w, _ in right
-    )  # labels take the last number where there is no answer
-    assert sum(o.tokens for q in amc for o in q.ours) < 0.55 * sum(w.tokens for q in amc for w in q.peer)
+    # Labels take the last number where there is no answer.
+    right = sum(gold == o.answer for gold, _, o in pairs), sum(gold == w.answer for gold, w, _ in pairs)
+    assert right[0] > 0.96 * right[1]
+    assert sum(o.tokens for *_, o in pairs) < 0.55 * sum(w.tokens for _, w, _ in pairs)
 
 
 @pytest.mark.slow  # thousands of replays
@@ -377,18 +371,16 @@ def test_the_peers_replay_as_measured_elsewhere(amc):
         "5 of 15": (0.900, 52_500, 9_300),
         "10 ended of 12": (0.856, 43_800, 7_800),
     }
-    for figures, measured in zip(averages(amc, known, 60, 0), known.values(), strict=True):
-        accuracy, tokens, wall = measured
-        assert abs(figures[0] - accuracy) < 0.015
-        assert abs(figures[1] / tokens - 1) < 0.02 and abs(figures[2] / wall - 1) < 0.03
+    for (right, tokens, wall), measured in zip(averages(amc, known, 60, 0), known.values(), strict=True):
+        assert abs(right - measured[0]) < 0.015
+        assert abs(tokens / measured[1] - 1) < 0.02 and abs(wall / measured[2] - 1) < 0.03
 
 
 @pytest.mark.slow  # thousands of replays
 def test_the_documented_figures_are_those_of_the_replay(amc):
     """Of the AMC file, 300 orders each."""
-    table = (
-        (ROOT / "docs" / "voting.md").read_text().split("| amc23_15_models | ours")[1].split("gsm8k_175b")[0]
-    )
+    page = (ROOT / "docs" / "voting.md").read_text()
+    table = page.split("| amc23_15_models | ours")[1].split("gsm8k_175b")[0]
     row = re.compile(
         r"^\|\s*\| ([\w: ]+?)(?: \(.*?\))? \| (0\.\d+) \|.*?\| ([\d,]+) \|.*?\| ([\d,]+) \|", re.M
     )
@@ -417,8 +409,7 @@ def test_real_completions_are_voted_as_well_as_the_best_peer_does_for_much_less(
 )
 def test_on_samples_of_any_lengths_and_skill_stopping_costs_little_accuracy(spread, skill, overlong, pace):
     """Lengths are lognormal with this spread; wrong answers are longer by e^pace."""
-    r = random.Random(5)
-    questions = []
+    r, questions = random.Random(5), []
     for _ in range(300):
         p, own = r.betavariate(2 * skill, 2 - 2 * skill), r.gauss(0, 0.4)
         wrong, samples = r.sample(range(2000), 6), []
