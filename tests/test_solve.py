@@ -5,20 +5,19 @@ import json
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 
 import model_server
 import pytest
-from conftest import AIMO, TINY, wait_for
+from conftest import AIMO, TINY, here, wait_for
 
-from aimo.commands import run
 from aimo.inference import engine, local
 
 pytestmark = pytest.mark.slow  # loads a tokenizer, and waits for servers
 PIECES = ["3 + 4 = 7", "<end_working_out>", "<SOLUTION>", "7", "</SOLUTION>"]
 IDS = [f"q{i}" for i in (3, 1, 4, 0, 5, 2)]
+RIGHT = [(i, "7") for i in IDS]
 
 
 class ModelServer:
@@ -50,10 +49,9 @@ class ModelServer:
                     self.send_header("Transfer-Encoding", "chunked")
                     self.end_headers()
                     for i, piece in enumerate(next(outer.replies)[: 1 if fails else None], 1):
-                        choice = {"index": 0, "text": piece, "finish_reason": None}
-                        if ids:
-                            choice["token_ids"] = [i]
-                        self.event({"choices": [choice]})
+                        self.event(
+                            {"text": piece, "finish_reason": None} | ({"token_ids": [i]} if ids else {})
+                        )
                         outer.go_on.wait()
                 if fails and outer.hangs:
                     time.sleep(1000)
@@ -61,16 +59,15 @@ class ModelServer:
                     outer.die()
                     self.close_connection = True
                     return self.connection.shutdown(socket.SHUT_RDWR)
-                self.event({"choices": [{"index": 0, "text": "", "finish_reason": "stop"}]})
+                self.event({"text": "", "finish_reason": "stop"})
                 self.wfile.write(b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n")
 
-            def event(self, event):
-                data = f"data: {json.dumps(event)}\n\n".encode()
+            def event(self, choice):
+                data = f"data: {json.dumps({'choices': [{'index': 0} | choice]})}\n\n".encode()
                 self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
 
         self.http = model_server.Server(("127.0.0.1", port), Handler)
-        self.http.daemon_threads = True
-        self.http.block_on_close = False
+        self.http.daemon_threads, self.http.block_on_close = True, False
         self.http.handle_error = lambda *_: None  # a client that leaves is no news
         self.url = f"http://127.0.0.1:{self.http.server_port}"
         threading.Thread(target=self.http.serve_forever, daemon=True).start()
@@ -91,63 +88,42 @@ def arguments(folder, *servers):
     return ["solve", "--model", str(TINY), *files, "--samples", "2", *urls]
 
 
-@pytest.fixture
-def ask(monkeypatch, capsys):
-    """Ask one problem in this process; returns the exit code, what was printed, and the error."""
-
-    def ask(server, *arguments):
-        command = ["aimo", "solve", "--model", str(TINY), "--server", server.url, *arguments]
-        monkeypatch.setattr(sys, "argv", command)
-        with pytest.raises(SystemExit) as e:
-            run.main()
-        return e.value.code, *capsys.readouterr()
-
-    return ask
+def answers(folder):
+    """The rows of the answers, as they stand."""
+    return [tuple(line.split(",")) for line in (folder / "a.csv").read_text().splitlines()[1:]]
 
 
 @pytest.fixture
-def solve(tmp_path, monkeypatch, capsys):
-    """Answer the file in this process; returns the exit code, the answers by id, and what was printed."""
+def solve(tmp_path):
+    """Answer the file in this process; returns how it ended, and the answers by id."""
 
     def solve(*servers, options=()):
-        monkeypatch.setattr(sys, "argv", ["aimo", *arguments(tmp_path, *servers), *options])
-        with pytest.raises(SystemExit) as e:
-            run.main()
-        return e.value.code, answers(tmp_path), capsys.readouterr()
+        return here(*arguments(tmp_path, *servers), *options), answers(tmp_path)
 
     return solve
 
 
-def said_to(server):
-    """The last prompt of a server, without its spaces."""
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(TINY).decode(server.asked["prompt"]).replace(" ", "")
-
-
-def answers(folder):
-    """The rows of the answers, as they stand."""
-    lines = (folder / "a.csv").read_text().splitlines()
-    return [tuple(line.split(",")) for line in lines[1:]]
+def ask(server, *options):
+    """Ask one problem in this process."""
+    return here("solve", "--model", TINY, "--server", server.url, *options)
 
 
 def test_rows_are_in_the_order_of_the_file_and_progress_is_shown(solve):
-    code, rows, said = solve(ModelServer())
-    assert code == 0 and rows == [(i, "7") for i in IDS]
-    assert "[1/6, about " in said.out and "[6/6, about 0 s left]" in said.out
+    done, rows = solve(ModelServer())
+    assert done.returncode == 0 and rows == RIGHT
+    assert "[1/6, about " in done.stdout and "[6/6, about 0 s left]" in done.stdout
 
 
 def test_settings_of_profile_and_command_line_go_over_those_of_the_model_and_are_kept(solve, tmp_path):
     profile = tmp_path / "mine.yaml"
     profile.write_text("inference: {temperature: 0.3, top_p: 0.8, samples: 9, test_rows: 3, tags: null}\n")
     server = ModelServer()
-    options = ["--profile", str(profile), "--set", "inference.temperature=0.6"]
-    code, _, said = solve(server, options=options)
+    done, _ = solve(server, options=["--profile", profile, "--set", "inference.temperature=0.6"])
     kept = json.loads((tmp_path / "a.settings.json").read_text())
     found = {key: kept[key] for key in ("temperature", "top_p", "samples", "min_p")}
-    assert code == 0 and found == {"temperature": 0.6, "top_p": 0.8, "samples": 2, "min_p": 0.0}
+    assert done.returncode == 0 and found == {"temperature": 0.6, "top_p": 0.8, "samples": 2, "min_p": 0.0}
     assert (server.asked["temperature"], server.asked["top_p"]) == (0.6, 0.8)
-    assert "temperature: 0.6" in said.out
+    assert "temperature: 0.6" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -164,52 +140,50 @@ def test_settings_of_profile_and_command_line_go_over_those_of_the_model_and_are
 )
 def test_a_wrong_setting_is_refused_in_one_line_before_anything_is_asked(solve, tmp_path, options, told):
     (tmp_path / "a.csv").write_text("")
-    code, _, said = solve(ModelServer(), options=options)
-    assert code == 2 and told in said.err and said.err.count("\n") == 1 and not said.out
+    done, _ = solve(ModelServer(), options=options)
+    assert done.returncode == 2 and told in done.stderr and done.stderr.count("\n") == 1 and not done.stdout
 
 
 def test_the_rules_of_a_competition_that_is_named_are_sent_and_kept(solve):
+    from transformers import AutoTokenizer
+
     server = ModelServer(replies=[["\\boxed{1234}"]])
     options = ["--competition", "aimo1", "--set", "inference.user='{problem} {rules}'"]
-    code, rows, _ = solve(server, options=options)
-    assert code == 0 and rows == [(i, "234") for i in IDS], "AIMO 1's answers are remainders modulo 1000"
-    assert "0to999:theresultmodulo1000" in said_to(server)
+    done, rows = solve(server, options=options)
+    assert done.returncode == 0
+    assert rows == [(i, "234") for i in IDS], "AIMO 1's answers are remainders modulo 1000"
+    said = AutoTokenizer.from_pretrained(TINY).decode(server.asked["prompt"]).replace(" ", "")
+    assert "0to999:theresultmodulo1000" in said
 
 
-def test_a_replica_that_dies_in_the_middle_costs_no_answer(solve):
+@pytest.mark.parametrize("helps", ["another server", "its return"])
+def test_a_server_that_dies_in_the_middle_costs_no_answer(solve, helps):
     dying = ModelServer(streams=3)
-    code, rows, _ = solve(dying, ModelServer())
-    assert dying.dead and code == 0 and rows == [(i, "7") for i in IDS]
-
-
-def test_a_server_that_returns_is_waited_for(solve):
-    dying = ModelServer(streams=5)
 
     def restart():
         wait_for(lambda: dying.dead)
-        time.sleep(3)
+        time.sleep(2)
         ModelServer(port=dying.http.server_port)
 
-    threading.Thread(target=restart, daemon=True).start()
-    code, rows, _ = solve(dying)
-    assert dying.dead and code == 0 and rows == [(i, "7") for i in IDS]
+    if helps == "its return":
+        threading.Thread(target=restart, daemon=True).start()
+    done, rows = solve(dying, *([ModelServer()] if helps == "another server" else []))
+    assert dying.dead and done.returncode == 0 and rows == RIGHT
 
 
 def test_a_server_that_stays_away_ends_the_command_with_1_and_the_answers_so_far(solve, monkeypatch):
     monkeypatch.setattr(local, "PATIENCE_S", 1.0)
     monkeypatch.setattr(engine, "RETRY_S", 0.2)
-    code, rows, said = solve(ModelServer(streams=4))
-    assert code == 1 and len(rows) == 2 and set(rows) < {(i, "7") for i in IDS}
-    assert [i for i, _ in rows] == [i for i in IDS if (i, "7") in rows]
-    told = said.err.strip()
+    done, rows = solve(ModelServer(streams=4))
+    assert done.returncode == 1 and len(rows) == 2 and rows == [row for row in RIGHT if row in rows]
+    told = done.stderr.strip()
     assert told.startswith("aimo: 2 of 6 questions are answered, in ") and "\n" not in told
 
 
 def test_an_interrupted_command_keeps_the_answers_so_far_and_says_so_in_one_line(tmp_path):
     server = ModelServer(streams=4, hangs=True)
-    process = subprocess.Popen(
-        [str(AIMO), *arguments(tmp_path, server)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([str(AIMO), *arguments(tmp_path, server)], **pipes)
     wait_for(lambda: server.left < 0 or process.poll() is not None)
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=60)
@@ -229,18 +203,18 @@ def test_one_problem_is_printed_as_it_is_written_and_its_answer_stands_alone_on_
     assert process.returncode == 0 and rest == " \\boxed{\\frac{1}{2}}.\n\n\\frac{1}{2}\n"
 
 
-def test_several_samples_of_a_problem_vote_on_answers_that_are_equal_though_written_otherwise(ask):
+def test_several_samples_of_a_problem_vote_on_answers_that_are_equal_though_written_otherwise():
     replies = [["\\boxed{3}"], ["\\boxed{1/2}"], ["\\boxed{0.5}"], ["so"], ["so"]]
-    code, out, _ = ask(ModelServer(replies=replies), "Wie viel?", "--samples", "4")
-    lines = out.splitlines()
-    assert code == 0 and lines[-1] in ("1/2", "0.5")
+    done = ask(ModelServer(replies=replies), "Wie viel?", "--samples", "4")
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0 and lines[-1] in ("1/2", "0.5")
     assert lines[-4:-1] == [f"2 of 4: {lines[-1]}", "1 of 4: 3", ""]
 
 
-def test_a_problem_may_be_answered_with_programs_whose_output_is_shown(ask):
+def test_a_problem_may_be_answered_with_programs_whose_output_is_shown():
     replies = [["Let me see.\n", "```python\n6 * 7\nprint(6 * 7)\n```"], ["So it is \\boxed{42}."]]
-    code, out, _ = ask(ModelServer(replies=replies), "6 * 7?", "--set", "inference.tools=0.5")
-    assert code == 0 and "```output\n42\n```\nSo it is \\boxed{42}.\n\n42\n" in out
+    out = ask(ModelServer(replies=replies), "6 * 7?", "--set", "inference.tools=0.5").stdout
+    assert "```output\n42\n```\nSo it is \\boxed{42}.\n\n42\n" in out
     assert out.count("Let me see.") == 1 and out.count("print(6 * 7)") == 1
 
 
@@ -254,13 +228,9 @@ def test_a_problem_may_be_answered_with_programs_whose_output_is_shown(ask):
         (["1 + 1?", "--test", "t.csv"], 2, "give either a problem"),
         (["1 + 1?", "--out", "a.csv"], 2, "--test and --out go together"),
         (["1 + 1?", "--competition", "aimo1"], 2, "--competition goes with --test"),
+        (["no ids"], 1, "sends no token ids; serve with vLLM"),
     ],
 )
-def test_a_problem_that_cannot_be_asked_or_answered_is_told_in_one_line(ask, arguments, code, told):
-    found, _, err = ask(ModelServer(replies=[["I do not know"]]), *arguments)
-    assert found == code and told in err and err.count("\n") == 1
-
-
-def test_a_server_that_sends_no_token_ids_is_told_in_one_line(ask):
-    code, _, err = ask(ModelServer(ids=False), "1 + 1?")
-    assert code == 1 and "sends no token ids; serve with vLLM" in err and err.count("\n") == 1
+def test_a_problem_that_cannot_be_asked_or_answered_is_told_in_one_line(arguments, code, told):
+    done = ask(ModelServer(replies=[["I do not know"]], ids=arguments != ["no ids"]), *arguments)
+    assert done.returncode == code and told in done.stderr and done.stderr.count("\n") == 1

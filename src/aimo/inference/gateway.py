@@ -61,7 +61,6 @@ class Schedule:
     started: float = field(default_factory=time.monotonic)
 
     def budget(self) -> float | None:
-        """Return the seconds for the next question; None without any limit."""
         limits = []
         if self.limit_s is not None:
             expected, known = self.questions or self.rules.questions, self.questions is not None
@@ -197,7 +196,6 @@ def ask_each(
 
 
 def write_answers(out: Path, ids: Iterable[str], answers: Mapping[str, int]) -> None:
-    """Write the answers, in the order of `ids`, to a .csv or .parquet file."""
     rows = [(question_id, answers[question_id]) for question_id in ids if question_id in answers]
     table = pl.DataFrame(rows, {"id": pl.String, "answer": pl.Int64}, orient="row")
     content = io.BytesIO()
@@ -206,13 +204,11 @@ def write_answers(out: Path, ids: Iterable[str], answers: Mapping[str, int]) -> 
 
 
 def write_settings(settings: Settings, path: Path) -> None:
-    """Print the resolved settings and write them as JSON."""
     say(f"{settings.describe()}\n")
     write_whole(path, settings.to_json())
 
 
 def report_fallbacks(solutions: Mapping[str, Solution]) -> None:
-    """Print how many answers are fallbacks, and the note of each question that has one."""
     fallbacks = sum(not solution.votes for solution in solutions.values())
     say(f"{len(solutions)} questions answered, {fallbacks} with the fallback {FALLBACK}")
     for question_id, solution in solutions.items():
@@ -237,15 +233,11 @@ def kaggle_server(competition: str, inputs: Path = startup.INPUTS) -> Any:
 
 
 def check_installed(settings: Settings) -> None:
-    """Raise AimoError that names what the settings need and what is not installed."""
     startup.check_modules("vllm", *(["openai_harmony"] if settings.format == "harmony" else []))
 
 
 def start_engine(model: str, settings: Settings, seed: int, adapter: str | None) -> Engine:
-    """Start the engine. Print what should fit into the GPUs before, and how long each step took.
-
-    Raises AimoError as `check_installed` and `Engine`.
-    """
+    """Start the engine. Print what should fit into the GPUs before, and how long each step took."""
     check_model_folder(model)
     check_installed(settings)
     set_environment()

@@ -46,7 +46,6 @@ class JournalHeader:
         return ""
 
     def compared(self) -> dict[str, Any]:
-        """Return what must be equal for a command to go on with a journal."""
         settings, vllm = self.settings, self.settings.get("vllm", {})
         named = {"competition": self.competition, "weights": self.weights, "seed": self.seed}
         changing = {f"vllm.{key}": vllm.get(key) for key in CHANGING}
@@ -147,7 +146,6 @@ class Journal:
             say(f"{self.path}: {strangers} lines of another model or other settings are left out")
 
     def key(self, question_id: str, problem: str) -> str:
-        """Return what identifies a question: its id, its problem and the model."""
         model = self.header.weights or self.header.model
         return hashlib.sha256("\0".join((model, question_id, problem)).encode()).hexdigest()[:16]
 
@@ -176,6 +174,5 @@ class Journal:
             say(f"{self.path}: {e}; what is not written is lost when the kernel starts again")
 
     def close(self) -> None:
-        """Bring the file to the disk and unlock it."""
         if self.file:
             self.file.close()

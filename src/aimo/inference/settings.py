@@ -161,7 +161,6 @@ class Settings:
         return {key: values[key] for key in ASKED} | {"vllm": vllm}
 
     def to_json(self) -> str:
-        """Return the settings as aimo.json holds them."""
         return json.dumps(asdict(self), indent=2) + "\n"
 
     def describe(self) -> str:
@@ -222,7 +221,6 @@ def guess_tags(model: Path) -> Tags:
 
 
 def merge(values: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `values` with the keys of `layer` over them; dictionaries in both are merged too."""
     merged = {**values, **layer}
     for key, value in layer.items():
         if isinstance(value, Mapping) and isinstance(values.get(key), Mapping):

@@ -40,7 +40,7 @@ class Solution:
 
     @property
     def ended(self) -> list[Sample]:
-        """The samples that have a vote if they have an answer."""
+        """The samples whose answers are votes."""
         return [sample for sample in self.samples if sample.end not in (End.STOPPED, End.FAILED)]
 
     @property
@@ -59,11 +59,9 @@ class Solution:
         return self.stop is Stop.FAILED and not self.votes
 
     def fail(self, reason: str) -> None:
-        """Record that the engine failed; the samples that ended are kept."""
         self.stop, self.note = Stop.FAILED, reason
 
     def explain(self) -> str:
-        """Describe the vote in one line."""
         ended, rows = self.ended, self.tally
         vote = f"{rows[0].votes} of {len(ended)} votes, {rows[0].share:.0%} of their weight" if rows else ""
         stopped = len(self.samples) - len(ended)
@@ -94,12 +92,10 @@ def solve_problem(
 ) -> Solution:
     """Answer a problem with an integer within low…high, from at most `num_samples` samples in `budget_s`.
 
-    `rules` is the competition's sentence on its answers, for the prompt; results are reduced by `modulus`.
-    Continues and extends a `solution` that an earlier engine left; `keep` is called with each sample as
-    it ends or is stopped. Which sample ends first can change when a vote counts as settled; with
-    `voting.EXACT` sampling stops only when no outcome of the remaining samples can change the vote, and the
-    answer does not depend on timing. Raises TimeoutError when the engine does not return within OVERTIME_S
-    after the budget.
+    `rules` is the competition's sentence on its answers; results are reduced by `modulus`. Continues a
+    `solution` that an earlier engine left; `keep` gets each sample as it ends or is stopped. When a vote
+    counts as settled depends on timing, with `voting.EXACT` it does not. Raises TimeoutError when the engine
+    does not return within OVERTIME_S after the budget.
     """
     solution = solution or Solution()
     solver = Solver(AskedProblem(sampler, problem, seed, low, high, rules, modulus), solution, keep)
@@ -215,7 +211,6 @@ class Solver:
             return sample.cut(End.FAILED, self.now())
 
     def take(self, sample: Sample) -> None:
-        """Record a sample that has ended, or set one aside that has failed."""
         if sample.end is End.FAILED:
             self.in_a_row += 1
             self.lost.append(sample)
@@ -241,7 +236,6 @@ class Solver:
         return f"the engine wrote nothing for {HANG_S:.0f} s" if self.running else ""
 
     async def force_answers(self, seconds: float) -> None:
-        """Stop all samples and record the answer that each gives at once."""
         samples = [sample for sample in self.running.values() if sample.text]
         await cancel(self.running)
         self.running.clear()
@@ -255,7 +249,6 @@ class Solver:
                 self.take(task.result())
 
     def now(self) -> float:
-        """Return the seconds since the problem was first asked."""
         return self.earlier + time.monotonic() - self.begun
 
 
@@ -273,8 +266,7 @@ async def cancel(tasks: Collection[asyncio.Task[Any]]) -> None:
 def next_budget(limit_s: float, elapsed_s: float, answered: int, expected: int, known: bool) -> float:
     """Return the seconds, at least 1, for the next question of a notebook with `limit_s` for all.
 
-    `elapsed_s` of them are gone; `answered` of the `expected` questions have been asked; their number may be
-    `known` for certain. What a settled vote saves is there for the questions after it.
+    `answered` of the `expected` questions have been asked; `known`: whether that number is certain.
     """
     left = limit_s - elapsed_s - (MARGIN_S if limit_s > 10 * MARGIN_S else 0)
     questions = max(1 if known else MIN_QUESTIONS_LEFT, expected - answered)
@@ -282,11 +274,8 @@ def next_budget(limit_s: float, elapsed_s: float, answered: int, expected: int, 
 
 
 def divide_time(left_s: float, questions: int, minimum_s: float) -> float:
-    """Return the seconds for the next of `questions`, `left_s` for all and at least `minimum_s` for each.
-
-    A question may take several equal shares, because most take less than one, but leaves the others their
-    minimum. It gets an equal share where the time left does not hold that minimum. Budgets together never
-    exceed the time.
-    """
+    """Return the seconds for the next of `questions`, `left_s` for all and at least `minimum_s` for each."""
+    # Several equal shares, because most questions take less than one, but the others keep their minimum; an
+    # equal share where the time left does not hold that.
     share = max(0.0, left_s) / questions
     return min(MAX_SHARES * share, max(share, left_s - (questions - 1) * minimum_s))

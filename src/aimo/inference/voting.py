@@ -133,20 +133,15 @@ def evidence(votes: Counter[int], weights: Mapping[int, float]) -> tuple[int, li
 
 
 def error_bound(first: int, rivals: Iterable[int]) -> float:
-    """Return an upper bound on the probability that the leader is not the model's most likely answer.
-
-    It is the sum over all rivals and one that has not been seen yet; each term is that of
-    adaptive-consistency (Aggarwal et al. 2023, arXiv 2305.11860).
-    """
+    """Return an upper bound on the probability that the leader is not the model's most likely answer."""
+    # Over all rivals and one not seen yet: adaptive-consistency (Aggarwal et al. 2023, arXiv 2305.11860).
     return sum(rival_probability(first, second) for second in (*rivals, 0))
 
 
 @lru_cache(maxsize=10_000)
 def rival_probability(first: int, second: int) -> float:
-    """Return P(rival more likely than leader | votes of both) under a uniform prior.
-
-    This is P(p < 1/2) for p ~ Beta(first + 1, second + 1), in closed form: a binomial tail.
-    """
+    """Return P(rival more likely than leader | votes of both) under a uniform prior."""
+    # P(p < 1/2) for p ~ Beta(first + 1, second + 1), in closed form: a binomial tail.
     n = first + second + 1
     return sum(math.comb(n, k) for k in range(first + 1, n + 1)) / 2**n
 
@@ -172,10 +167,7 @@ class VoteRow:
 
 
 def ranked(weights: Mapping[int, float], votes: Mapping[int, float] = MappingProxyType({})) -> list[int]:
-    """Return the answers, the winner first: by weight, then by votes, then the smallest.
-
-    The order of arrival has no effect. This is the one rule on ties.
-    """
+    """Return the answers, the winner first: by weight, then by votes, then the smallest. The rule on ties."""
     return sorted(weights, key=lambda answer: (-weights[answer], -votes.get(answer, 0), answer))
 
 
@@ -203,10 +195,7 @@ def count(votes: Iterable[int | None]) -> Counter[int]:
 
 
 def maj_at(votes: Sequence[int | None], gold: int, k: int, rng: random.Random, draws: int = 20) -> float:
-    """Return the probability that the vote of `k` of these samples is right, estimated over random draws.
-
-    With `k` samples or fewer, the vote of all of them is judged.
-    """
+    """Return the probability that the vote of `k` of these samples, or all, is right, over random draws."""
     if k >= len(votes):
         return float(leader(count(votes)) == gold)
     return sum(leader(count(rng.sample(votes, k))) == gold for _ in range(draws)) / draws
@@ -238,10 +227,8 @@ def weigh(sample: Any, weight: str) -> float:
 
 
 def mean_one(weights: Sequence[float]) -> float:
-    """Return the factor that makes the mean of some weights 1.
-
-    Confidences are relative: an entropy of 0.7 in every sample would otherwise make half a vote of each.
-    """
+    """Return the factor that makes the mean of some weights 1."""
+    # Confidences are relative: an entropy of 0.7 in every sample would otherwise make half a vote of each.
     return len(weights) / sum(weights) if weights else 1.0
 
 
@@ -351,11 +338,7 @@ def is_counting(text: str) -> bool:
 
 
 def forced_ending(text: str, tags: Tags = answers.DEFAULT_TAGS, thinking: bool = False) -> str:
-    """Return what to append to a message without an answer, so that a few more tokens give it.
-
-    A thought that the message or its prompt (`thinking`) opened is closed. This is budget forcing (s1, arXiv
-    2501.19393).
-    """
+    """Return what makes a message give its answer in a few more tokens (budget forcing, arXiv 2501.19393)."""
     opened = thinking or tags.think_start in text
     closing = tags.think_end if opened and tags.think_end not in text else ""
     if tags.answer_start.startswith("<"):  # a tag follows the thought at once, as in training
