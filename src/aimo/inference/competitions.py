@@ -88,31 +88,22 @@ def find_competition(name: str) -> Competition:
 
 def check_questions(table: pl.DataFrame, path: str | Path, competition: str) -> None:
     """Raise AimoError for a test file without ids, problems or rows."""
+    has = f"test file {path} has"
     for column in ("id", COMPETITIONS[competition].problem_column):
         if column not in table.columns:
-            columns = listed(table.columns)
-            raise AimoError(
-                f"test file {path} has no column {column!r}, only {columns}; {competition} needs it"
-            )
+            raise AimoError(f"{has} no column {column!r}, only {listed(table.columns)}; {competition} needs it")
     if table.is_empty():
-        raise AimoError(f"test file {path} has no rows; it needs one for each question")
-    ids = table["id"]
-    if (ids == "").any():
-        raise AimoError(f"test file {path} has a row without an id; give every question its own")
-    if ids.is_duplicated().any():
-        twice = ids.filter(ids.is_duplicated())[0]
-        raise AimoError(f"test file {path} has the id {twice!r} twice; give every question its own")
+        raise AimoError(f"{has} no rows; it needs one for each question")
+    if ((ids := table["id"]) == "").any():
+        raise AimoError(f"{has} a row without an id; give every question its own")
+    if (twice := ids.filter(ids.is_duplicated())).len():
+        raise AimoError(f"{has} the id {twice[0]!r} twice; give every question its own")
 
 
 def known_answers(table: pl.DataFrame, rules: Competition) -> dict[str, int]:
-    """Return the known answers of a table by id; none without a column `answer`.
-
-    Raises AimoError for one that the competition does not take.
-    """
-    if "answer" not in table.columns:
-        return {}
+    """Return the known answers of a table by id. AimoError for one that the competition does not take."""
     found = {}
-    for question_id, answer in table.select("id", "answer").rows():
+    for question_id, answer in table.select("id", "answer").rows() if "answer" in table.columns else ():
         if not is_valid(answer, rules):
             raise AimoError(
                 f"question {question_id}: its known answer {answer!r} is no integer from 0 to {rules.high}; "

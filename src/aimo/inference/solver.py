@@ -213,10 +213,9 @@ class Solver:
     def take(self, sample: Sample) -> None:
         if sample.end is End.FAILED:
             self.in_a_row += 1
-            self.lost.append(sample)
-        else:
-            self.in_a_row = 0
-            self.add(sample)
+            return self.lost.append(sample)
+        self.in_a_row = 0
+        self.add(sample)
 
     def add(self, sample: Sample) -> None:
         self.solution.samples.append(sample)
