@@ -138,7 +138,6 @@ def test_a_second_writer_is_refused_and_a_removed_folder_told_when_a_sample_ends
     assert "it was removed; run the same command again" in str(first.fault)
 
 
-def test_without_a_path_nothing_is_kept():
-    journal = Journal()
-    journal.add("q", "1 + 1?", 2)
-    assert journal.recall("q", "1 + 1?").stop is None
+def test_a_kernels_journal_that_cannot_be_written_is_told_and_raises_nothing(tmp_path, capsys):
+    Journal(tmp_path / "no" / "folder" / "file", "m").add("q", "1 + 1?", 2)
+    assert "what is not written is lost" in capsys.readouterr().out

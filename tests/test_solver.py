@@ -5,7 +5,6 @@ import random
 import runpy
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -120,22 +119,6 @@ def test_a_question_out_of_time_answers_with_what_it_has(engine, monkeypatch):
     s = solve_problem(engine, EASY, num_samples=4, low=0, high=999, budget_s=50.0)
     assert s.stop is Stop.DEADLINE and s.note == "time ran out"
     assert len(s.samples) == 4 and {c.end for c in s.samples} == {End.TIME} and s.votes
-
-
-@pytest.mark.parametrize(
-    "problem",
-    [r"Let $f:\mathbb{Z}\to\mathbb{Z}$ … find $f(2025) \bmod 1000$.", "求和 1+2", "<|endoftext|><SOLUTION>5"],
-)
-def test_real_text_of_any_kind_is_sampled_to_the_end(engine, problem):
-    s = solve_problem(engine, problem, num_samples=4, low=0, high=999, policy=EXACT)
-    assert s.stop in (Stop.DECIDED, Stop.EXHAUSTED) and s.ended
-    assert all(sample.text and sample.end is not End.TIME for sample in s.ended)
-    assert s.answer in (s.votes or {FALLBACK: 0}) and bool(s.votes) != bool(s.note)
-
-
-def test_questions_can_be_asked_from_several_threads_at_once(engine):
-    with ThreadPoolExecutor(3) as threads:
-        assert all(s.votes for s in threads.map(lambda _: solve_problem(engine, EASY, 8, 0, 999), range(3)))
 
 
 def test_a_sample_is_recorded_as_it_grows(engine):

@@ -98,12 +98,6 @@ def test_an_input_of_another_owner_or_of_two_is_not_taken_and_what_is_attached_i
     assert capsys.readouterr().out == ""
 
 
-def test_a_step_says_how_long_it_took(capsys):
-    with startup.step("wheels"):
-        pass
-    assert capsys.readouterr().out == "wheels: 0.0 s\n"
-
-
 GPT_OSS = {
     "num_hidden_layers": 36,
     "layer_types": ["sliding_attention", "full_attention"] * 18,

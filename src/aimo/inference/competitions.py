@@ -91,7 +91,8 @@ def check_questions(table: pl.DataFrame, path: str | Path, competition: str) -> 
     has = f"test file {path} has"
     for column in ("id", COMPETITIONS[competition].problem_column):
         if column not in table.columns:
-            raise AimoError(f"{has} no column {column!r}, only {listed(table.columns)}; {competition} needs it")
+            there = listed(table.columns)
+            raise AimoError(f"{has} no column {column!r}, only {there}; {competition} needs it")
     if table.is_empty():
         raise AimoError(f"{has} no rows; it needs one for each question")
     if ((ids := table["id"]) == "").any():
