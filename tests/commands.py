@@ -28,8 +28,7 @@ from aimo.kaggle.kernels import KERNELS
 
 FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 RECORD = 'printf \'%s\\0\' "$@" >> "$RECORDS"; printf \'\\1\' >> "$RECORDS"'
-REALLY_RUN = ("cp", "mkdir", "sed")
-"""Programs that bash runs, because what they write is read by the commands after them."""
+REALLY_RUN = ("cp", "mkdir", "sed")  # what they write is read by the commands after them
 
 
 def fences(page: Path) -> list[tuple[str, str]]:
@@ -48,18 +47,13 @@ def words(text: str, desk: Path) -> list[list[str]]:
         program.parent.mkdir(parents=True, exist_ok=True)
         program.write_text(f'#!/bin/sh\nset -- {name} "$@"\n{RECORD}\n')
         program.chmod(0o755)
+    recorded = {name: "" for name in ("cd", "export", "source")}
+    recorded |= {name: f'{shutil.which(name)} "$@"; ' for name in REALLY_RUN}
     lines = [f"command_not_found_handle() {{ {RECORD}; }}"]
-    lines += [f'{name}() {{ set -- {name} "$@"; {RECORD}; }}' for name in ("cd", "export", "source")]
-    lines += [
-        f'{name}() {{ {shutil.which(name)} "$@"; set -- {name} "$@"; {RECORD}; }}' for name in REALLY_RUN
-    ]
-    done = subprocess.run(
-        [shutil.which("bash"), "--norc", "-c", "\n".join([*lines, text])],
-        env={"PATH": str(desk / "none"), "RECORDS": str(records), "TIMEFORMAT": ""},
-        capture_output=True,
-        text=True,
-        cwd=desk,
-    )
+    lines += [f'{name}() {{ {first}set -- {name} "$@"; {RECORD}; }}' for name, first in recorded.items()]
+    command = [shutil.which("bash"), "--norc", "-c", "\n".join([*lines, text])]
+    env = {"PATH": str(desk / "none"), "RECORDS": str(records), "TIMEFORMAT": ""}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, cwd=desk)
     assert done.returncode == 0 and not done.stderr, f"not for bash: {text}\n{done.stderr}"
     return [record.split("\0")[:-1] for record in records.read_text().split("\1")[:-1]]
 
@@ -92,13 +86,11 @@ def check_aimo(arguments: list[str]) -> None:
         return
     names, given = parsed(run.app, arguments)
     profile, overrides = given.get("profile"), given.get("set_") or []
-    if names[0] in ("run", "launch", "distil"):
-        loaded = config.load(profile, overrides) if profile else None
-    elif names[0] in ("solve", "serve", "evaluate"):
+    if names[0] in ("solve", "serve", "evaluate"):
         layers = run.solver_settings(profile, overrides, given.get("samples"), given["vllm"] or [])
         settings.resolve_settings("MODEL", *layers)
     elif profile:
-        config.load(profile)
+        loaded = config.load(profile, overrides if names[0] in ("run", "launch", "distil") else None)
     if names[0] == "launch" and given["gpus"]:
         from aimo.train import launch
 
@@ -134,25 +126,20 @@ def check_python(arguments: list[str]) -> None:
     first, *rest = arguments
     if first == "-c":
         ast.parse(rest[0])
-    elif first == "-m":
+        return
+    if first == "-m":
         package, _, module = rest[0].partition(".")
         (folder,) = importlib.util.find_spec(package).submodule_search_locations
         assert (Path(folder) / module.replace(".", "/")).with_suffix(".py").exists(), rest[0]
-    else:
-        source = (ROOT / first).read_text()
-        known = options(ast.parse(source))
-        for word in rest:
-            assert not word.startswith("--") or word in known, f"{first} has no {word}"
-        overrides = [word for option, word in itertools.pairwise(rest) if option == "--set"]
-        config.load("tiny", overrides)
-
-
-def options(script: ast.Module) -> set[str]:
-    """The options of a benchmark: those that its code names, and the arguments of its `main`."""
-    texts = {str(node.value) for node in ast.walk(script) if isinstance(node, ast.Constant)}
+        return
+    # The options of a benchmark: those that its code names, and the arguments of its `main`.
+    script = ast.parse((ROOT / first).read_text())
+    known = {str(node.value) for node in ast.walk(script) if isinstance(node, ast.Constant)}
     mains = [node for node in script.body if isinstance(node, ast.FunctionDef) and node.name == "main"]
-    arguments = {"--" + argument.arg.replace("_", "-") for main in mains for argument in main.args.args}
-    return arguments | {text for text in texts if text.startswith("--")}
+    known |= {"--" + argument.arg.replace("_", "-") for main in mains for argument in main.args.args}
+    for word in rest:
+        assert not word.startswith("--") or word in known, f"{first} has no {word}"
+    config.load("tiny", [word for option, word in itertools.pairwise(rest) if option == "--set"])
 
 
 def check_papermill(arguments: list[str]) -> None:
@@ -172,8 +159,7 @@ def check_pip(arguments: list[str]) -> None:
     import setuptools  # noqa: F401 (before pip, which imports the standard library's distutils)
     from pip._internal.commands import create_command
 
-    _, names = create_command(arguments[0]).parse_args(arguments[1:])
-    for name in names:
+    for name in create_command(arguments[0]).parse_args(arguments[1:])[1]:
         Requirement(name) if not name.startswith((".", "/")) else None
 
 

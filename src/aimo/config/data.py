@@ -10,6 +10,7 @@ from aimo.inference.settings import NonNegative, Positive, Rate, Share, strict
 
 From0 = Annotated[float, Field(ge=0)]
 Above0 = Annotated[float, Field(gt=0)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
 Part = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -23,22 +24,16 @@ def check_bounds(section: Any, *keys: str) -> None:
 class Columns:
     """Which columns of a source hold what; `reward_model.ground_truth` names a key of an object."""
 
-    # The statement of the problem; without this column `question`, `prompt`, `query`, or a conversation
-    problem: str = "problem"
-    # The gold answer, alone or at the end of a text (`#### 42`); null takes the solution's own answer
+    problem: str = "problem"  # The problem's text; else `question`, `prompt`, `query`, or a conversation
+    # The gold answer, or a text that ends in it (`#### 42`); null: the solution's
     answer: str | None = "answer"
-    # A worked solution, which SFT imitates; or a list of them, the traces of several samples
-    solution: str | None = None
-    # Whether the solution is right: a boolean, or one for each of its traces. Only right ones stay.
-    correct: str | None = None
-    # Whether the solution came to its end: a boolean, or one for each of its traces
-    complete: str | None = None
-    # A conversation (`role` and `content`, ShareGPT's, or JSON): its question and the reply to it
-    messages: str | None = None
+    solution: str | None = None  # A solution, which SFT imitates; or a list of them, one of each sample
+    correct: str | None = None  # Whether it is right, a boolean or one for each trace; only right ones stay
+    complete: str | None = None  # Whether it came to its end, a boolean or one for each trace
+    messages: str | None = None  # A conversation (`role` and `content`, ShareGPT's, or JSON)
     kind: str | None = None  # The question's type, in which `MCQ` and `proof` are known
     pass_rate: str | None = None  # The share of a model's samples that were right
-    # Test cases of a programming problem, for the code rewards; such a row needs no answer
-    verification_info: str | None = None
+    verification_info: str | None = None  # Test cases, for the code rewards; such a row needs no answer
     id: str | None = None  # What tells problems apart when they are distilled; null takes their text
 
 
@@ -46,14 +41,10 @@ class Columns:
 class Source:
     """Where rows come from: `builtin`, a file of rows, a folder of such files, or a hub id."""
 
-    # `builtin`, a file, a folder or a hub id; in `data.sft` also `distil`, what that stage kept
-    source: str = "builtin"
-    # The hub id that a local copy was made from; its columns are known (`aimo.data.sources`)
-    preset: str | None = None
-    # The configuration of a dataset, on the hub or in a folder; null takes its default
-    subset: str | None = None
-    # The split of a dataset; null takes `train`. Built-in problems have `train` and `heldout`.
-    split: str | None = None
+    source: str = "builtin"  # `builtin`, a file, a folder, a hub id; for SFT `distil`, what that stage kept
+    preset: str | None = None  # The hub id of a local copy, whose columns are then known
+    subset: str | None = None  # The configuration of a dataset, on the hub or a folder; null: its default
+    split: str | None = None  # The split; null takes `train`. Built-in problems also have `heldout`.
     revision: str | None = None  # The branch, tag or commit of a dataset on the hub; null takes the newest
     rows: Positive | None = None  # Keep at most this many rows; needed for built-in problems
     weight: Part = 1.0  # Keep this share of the rows (Open-R1's mixtures)
@@ -94,30 +85,23 @@ class Mixture(Source):
 class Set(Mixture):
     """One of the three sets: a source or a mixture of several, and which of its rows are kept."""
 
-    # Set this share of the problems aside, to evaluate on during training
-    test_split: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    test_split: BelowOne = 0.0  # Set this share aside, to evaluate on in training
     integer_answers: bool = True  # Drop rows whose answer is not an integer, as the olympiad's are
     answer_range: tuple[int, int] | None = None  # Drop rows whose answer lies outside, such as [0, 99999]
-    # Drop rows of more tokens: of the prompt, and for SFT of prompt and completion
-    max_tokens: Positive | None = None
+    max_tokens: Positive | None = None  # Drop rows of more tokens: the prompt's; in SFT with the completion's
     # SFT only: rows longer than `model.max_length` are dropped, or kept for the trainer to cut
     overlong: Literal["drop", "truncate"] = "drop"
-    # Drop rows longer than this quantile of the set (Unsloth's recipe keeps 0.9)
-    token_quantile: Part | None = None
-    # Keep problems in this language (`en`); texts too short to determine are kept
-    language: str | None = None
+    token_quantile: Part | None = None  # Drop rows longer than this quantile (Unsloth's recipe keeps 0.9)
+    language: str | None = None  # Keep problems in this language (`en`), and texts too short to tell
     # Drop questions of these types, as `columns.kind` or their text tells them
     drop: list[Literal["multiple_choice", "proof"]] = field(default_factory=list)
-    # Drop problems that share this part of another's word triples (Jaccard) and all its numbers
+    # Drop problems with such a share of another's word triples and its numbers
     near_duplicates: Rate | None = None
-    # Keep problems whose `columns.pass_rate` lies within these bounds
-    pass_rate: tuple[float, float] | None = None
+    pass_rate: tuple[float, float] | None = None  # Keep problems with a `columns.pass_rate` within bounds
     # SFT only: which solution to keep where a problem has several right ones
     traces: Literal["first", "shortest", "all"] = "first"
-    # SFT only: a solution is a whole completion, tags and answer included, as distilled traces are
-    verbatim: bool = False
-    # SFT only: the share of rows with an empty thought, so that GRPO discovers how to fill it
-    empty_thoughts: Share = 0.0
+    verbatim: bool = False  # SFT only: a solution is a whole completion, with tags and answer
+    empty_thoughts: Share = 0.0  # SFT only: the share of rows with no thought, so that GRPO finds one
 
     @model_validator(mode="after")
     def check_set(self) -> "Set":
@@ -138,8 +122,7 @@ class Data:
     # in counts as well.
     decontaminate: list[Source] = field(default_factory=list)
     ngram: Positive = 8  # How many words in a row make a row contaminated
-    # Compare words without LaTeX markup and punctuation, and problems shorter than `ngram` as a whole
-    near_ngrams: bool = False
+    near_ngrams: bool = False  # Compare words without LaTeX and punctuation, and short problems as a whole
 
     @model_validator(mode="after")
     def check_keys(self) -> "Data":
@@ -191,11 +174,8 @@ class Distil(Mixture):
     top_p: Part = 0.95  # Sample from the likeliest tokens that together have this probability
     max_tokens: Positive = 16384  # Tokens of a completion
     max_concurrent: Positive = 1000  # Requests in flight over all servers
-    # Seconds that a request may take. When no server has answered for so long, the run ends.
-    timeout: Above0 = 3600.0
-    # How often a sample is asked for again after a fault of its own, such as a broken reply
-    retries: NonNegative = 3
+    timeout: Above0 = 3600.0  # Seconds of a request; the run ends when no server answers for so long
+    retries: NonNegative = 3  # How often a sample is asked for again after a fault of its own
     input_price: From0 = 0.0  # What a million tokens of prompts cost
     output_price: From0 = 0.0  # What a million tokens of completions cost
-    # What the stage keeps of them, for `data.sft: {source: distil}`
-    reject: Reject = field(default_factory=Reject)
+    reject: Reject = field(default_factory=Reject)  # What is kept, for `data.sft: {source: distil}`

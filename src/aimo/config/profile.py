@@ -104,8 +104,7 @@ class SettingsSection:
 class Inference(SettingsSection):
     """The solver's settings, and which questions a run answers."""
 
-    # A CSV with `id` and `problem` (AIMO 3) or `question` (AIMO 2); null takes built-in problems
-    test: str | None = None
+    test: str | None = None  # A CSV with `id` and `problem` or `question`; null takes built-in ones
     test_rows: Positive = 10  # How many built-in problems stand in for a test file
 
     @property

@@ -34,8 +34,7 @@ class Model:
     """The base model and how it is trained."""
 
     base: str  # A model folder (relative paths start at the repository), or a hub id
-    # The branch, tag or commit of a hub id; null takes the newest commit of the main branch
-    revision: str | None = None
+    revision: str | None = None  # The branch, tag or commit of a hub id; null takes the newest of main
     # What loads and trains the model: Unsloth, or Transformers with PEFT
     backend: Literal["unsloth", "transformers"] = "unsloth"
     # Tokens of prompt and completion together. Null: 2,048 where a stage trains, else the model's own.
@@ -43,10 +42,8 @@ class Model:
     # auto takes bfloat16 on a GPU that has it, float16 on an older one, float32 on a CPU
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     load_in_4bit: bool = False  # QLoRA: the frozen weights in four bits (GPU only)
-    # On a GPU, compute activations twice and keep few: slower, much less memory
-    gradient_checkpointing: bool = True
-    # Transformers' attention, such as flash_attention_2 where it is installed; Unsloth brings its own
-    attention: str = "sdpa"
+    gradient_checkpointing: bool = True  # On a GPU, compute activations twice: slower, much less memory
+    attention: str = "sdpa"  # Transformers' attention, such as flash_attention_2; Unsloth brings its own
     lora: Lora | None = field(default_factory=Lora)  # null trains all weights
 
     @model_validator(mode="after")
@@ -73,8 +70,7 @@ class Optimization:
     )
     weight_decay: From0 = 0.0  # How strongly weights are drawn to 0
     max_grad_norm: Above0 = 1.0  # Gradients of a larger norm are scaled down to it
-    # Steps between checkpoints. The last two are kept; `trl: {save_total_limit: 5}` keeps more.
-    save_steps: Positive = 50
+    save_steps: Positive = 50  # Steps between checkpoints; `trl: {save_total_limit: 5}` keeps more than two
     # Steps between probes: greedy answers to the problems that `data.grpo.test_split` sets aside. The stage
     # keeps the model with the best probe.
     probe_steps: Positive | None = None
@@ -93,10 +89,8 @@ class Sft(Optimization):
     # bfd packs whole examples, which do not attend to each other, and cuts what exceeds `model.max_length`;
     # wrapped joins all examples and cuts every `model.max_length` tokens; they attend to those before them
     packing_strategy: Literal["bfd", "wrapped"] = "bfd"
-    # Without packing: batches of examples of similar length, which need less padding
-    group_by_length: bool = True
-    # Steps between evaluations of the loss on the rows that `data.sft.test_split` sets aside
-    eval_steps: Positive | None = None
+    group_by_length: bool = True  # Without packing: batch examples of similar length, to pad less
+    eval_steps: Positive | None = None  # Steps between losses on the rows of `data.sft.test_split`
 
 
 @dataclass(config=strict, kw_only=True)
@@ -172,11 +166,9 @@ class Training:
     """Limits of every trained stage, and where its figures and models go."""
 
     time_limit_s: Positive | None = None  # Stop training and save after this many seconds of a stage
-    # What the run's folder may take; a stage stops and saves before it takes more
-    disk_gb: Above0 | None = None
+    disk_gb: Above0 | None = None  # What the run's folder may take; a stage stops and saves before
     # Where the figures of each step go besides the run's folder
     log_to: Literal["none", "tensorboard", "trackio", "wandb"] = "none"
     cache_dir: str | None = None  # Where the hub's models and data sets are kept; null is the hub's own cache
     push_to_hub: str | None = None  # A model repository (`owner/name`) that a finished stage is pushed to
-    # A Kaggle model (`owner/model/framework/variation`) that a finished stage is pushed to
-    push_to_kaggle: str | None = None
+    push_to_kaggle: str | None = None  # A Kaggle model (`owner/model/framework/variation`) to push to as well
