@@ -315,7 +315,7 @@ def standard(table: Table, roles: dict[str, str], name: str, notes: Notes, where
         return cells.dtype == pl.String and any(map(conversations.turns, cells.drop_nulls().head(10)))
 
     # Traces and verdicts, which a CSV has as lists in JSON.
-    for role in [role for role in ("solution", "correct", "complete") if role in roles]:
+    for role in [role for role in roles if role in ("solution", "correct", "complete")]:
         in_brackets = rows[role].dtype == pl.String and rows[role].drop_nulls().str.contains(r"^\s*\[").all()
         if not in_brackets or is_talk(role):
             continue
