@@ -13,7 +13,6 @@ import re
 import subprocess
 import sys
 import tempfile
-import threading
 import types
 import typing
 from collections.abc import Callable, Iterator
@@ -22,9 +21,8 @@ from copy import deepcopy
 from dataclasses import dataclass, field, fields, is_dataclass
 from fnmatch import fnmatch
 from functools import cache, partial
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import model_server
 import pytest
@@ -37,43 +35,37 @@ from aimo.inference import storage
 from aimo.rewards import REWARDS
 from aimo.run import runs
 
+# Other values of a key, tried in this order; a key that takes none of them needs a value in its case.
 CANDIDATES = [True, False, 3, 2, 0.5, 0.25, -0.75, [0.2, 0.8], [0, 40]]
-"""Other values of a key, tried in this order; a key that takes none of them needs a value in its case."""
 
 
-# The walk.
+# ---- the walk ----
 
 
 def sections(hint: Any) -> list[type]:
     """The dataclasses in a type, such as Source in `list[Source] | None`."""
     if typing.get_origin(hint) is Annotated:
         return sections(typing.get_args(hint)[0])
-    if is_dataclass(hint):
-        return [hint]
-    return [section for part in typing.get_args(hint) for section in sections(part)]
+    return [hint] if is_dataclass(hint) else [s for part in typing.get_args(hint) for s in sections(part)]
 
 
 def keys(section: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted keys of a section and the sections in it, with their types."""
-    for name, hint in typing.get_type_hints(section, include_extras=True).items():
-        if name not in {f.name for f in fields(section)}:
-            continue
-        inner = sections(hint)
-        for part in inner:
+    hints = typing.get_type_hints(section, include_extras=True)
+    for name in (f.name for f in fields(section)):
+        for part in (inner := sections(hints[name])):
             yield from keys(part, f"{prefix}{name}.")
         if not inner:
-            yield prefix + name, hint
-
-
-def reward_keys() -> Iterator[tuple[str, Any]]:
-    """The options of each reward function, which the type of `grpo.rewards` does not tell."""
-    for name, row in REWARDS.items():
-        yield from keys(row.options, f"grpo.rewards.{name}.")
+            yield prefix + name, hints[name]
 
 
 KEYS = {
     key: hint
-    for key, hint in [*keys(config.Profile), *reward_keys()]
+    for section, prefix in [
+        (config.Profile, ""),
+        *((row.options, f"grpo.rewards.{name}.") for name, row in REWARDS.items()),
+    ]
+    for key, hint in keys(section, prefix)
     # Columns say how a file is made, and all of them count in data.sft alone.
     if ".columns." not in key or key.startswith("data.sft.columns.")
 }
@@ -81,23 +73,18 @@ KEYS["distil.columns.id"] = KEYS.pop("data.sft.columns.id")
 
 
 def literals(hint: Any) -> list[Any]:
-    """The values of the Literal types in a type."""
-    if typing.get_origin(hint) is typing.Literal:
-        return list(typing.get_args(hint))
-    return [value for part in typing.get_args(hint) for value in literals(part)]
+    parts = typing.get_args(hint)
+    is_literal = typing.get_origin(hint) is typing.Literal
+    return list(parts) if is_literal else [value for part in parts for value in literals(part)]
 
 
 def other(hint: Any, value: Any) -> Any:
     """A valid value that is not `value`."""
     adapter = TypeAdapter(hint, config=ConfigDict(strict=True))
     for candidate in [*literals(hint), *CANDIDATES]:
-        if candidate == value:
-            continue
-        try:
-            adapter.validate_json(json.dumps(candidate))
-        except ValidationError:
-            continue
-        return candidate
+        with suppress(ValidationError):
+            if candidate != value and adapter.validate_json(json.dumps(candidate)) is not Ellipsis:
+                return candidate
     raise LookupError("its type tells no other value; give one in its case")
 
 
@@ -118,7 +105,10 @@ def get(section: Any, key: str) -> Any:
     return section
 
 
-# The profile that is walked: every section, on small files of its own.
+# ---- the profile that is walked: every section, on small files of its own ----
+
+
+TESTS = {"language": "python", "test_cases": [{"input": "", "output": "1"}]}
 
 
 def problem(i: int, what: str) -> dict[str, Any]:
@@ -137,49 +127,33 @@ def problem(i: int, what: str) -> dict[str, Any]:
         text = text.replace("A merchant", "The merchant")
     short = f"It is {n} + {2 * n} = {3 * n}."
     long = f"First {n}, then {2 * n} more, so that {n} + {2 * n} = {3 * n}."
+    asked = {"role": "user", "content": f"{text} (asked)"}
     return {
-        "problem": text,
-        "answer": answer,
+        "problem": text, "other_problem": f"{text} (other)", "answer": answer, "other_answer": f"1{answer}",
         "generations": [f"{long} \\boxed{{{answer}}}", f"{short} \\boxed{{{answer}}}"],
-        "correct": [i % 4 > 0, True],
-        "complete": [i % 5 > 0, True],
-        "kind": ["MCQ", "math-word-problem"][first != 6],
-        "pass_rate": first / 20,
-        "other_problem": f"{text} (other)",
-        "other_answer": f"1{answer}",
-        "other_generations": [short, long],
-        "other_correct": [True, i % 3 > 0],
-        "other_complete": [True, i % 2 > 0],
+        "other_solution": [short, long], "correct": [i % 4 > 0, True], "other_correct": [True, i % 3 > 0],
+        "complete": [i % 5 > 0, True], "other_complete": [True, i % 2 > 0],
+        "kind": "math-word-problem" if first != 6 else "MCQ",
         "other_kind": "MCQ" if first == 7 else "math-word-problem",
-        "other_pass_rate": 0.5,
-        "messages": [{"role": "user", "content": f"{text} (asked)"}, {"role": "assistant", "content": long}],
-        "tests": json.dumps({"language": "python", "test_cases": [{"input": "1", "output": "1"}]}),
-        "question": f"{text} (question)",  # what presets call it
-        "solution": f"{long}\n#### {answer}",
-        "solution_is_valid": "Yes",
-        "problem_is_valid": "Yes",
-        "question_type": "math-word-problem",
-    }
+        "pass_rate": first / 20, "other_pass_rate": 0.5, "other_verification_info": json.dumps(TESTS),
+        "other_messages": [asked, {"role": "assistant", "content": long}],
+        # What presets call it.
+        "question": f"{text} (question)", "solution": f"{long}\n#### {answer}", "solution_is_valid": "Yes",
+        "problem_is_valid": "Yes", "question_type": "math-word-problem",
+    }  # fmt: skip
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
-    """A .jsonl file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-FOLDER = "FOLDER"
-"""Stands in values for the folder of the files."""
-COLUMNS = {"solution": "generations", "correct": "correct", "complete": "complete"}
-COLUMNS |= {"kind": "kind", "pass_rate": "pass_rate"}
+FOLDER = "FOLDER"  # stands in values for the folder of the files
+COLUMNS = {"solution": "generations"} | {name: name for name in ("correct", "complete", "kind", "pass_rate")}
 BASE = {
     "profile": "walk",
     "model": {
-        "base": str(TINY),
-        "backend": "transformers",
-        "max_length": 1024,
-        "dtype": "float32",
-        "lora": {},
+        "base": str(TINY), "backend": "transformers", "max_length": 1024, "dtype": "float32", "lora": {},
     },
     "data": {
         "sft": {"source": "FOLDER/sft.jsonl", "columns": COLUMNS, "test_split": 0.1},
@@ -187,12 +161,9 @@ BASE = {
         "heldout": {"source": "FOLDER/heldout.jsonl", "columns": COLUMNS},
         "decontaminate": [{"source": "FOLDER/decontaminate.jsonl"}],
     },
-    "sft": {"learning_rate": 1e-3},
-    "grpo": {"learning_rate": 1e-3},
-    "dpo": {"learning_rate": 1e-3},
+    **{stage: {"learning_rate": 1e-3} for stage in ("sft", "grpo", "dpo")},
     "inference": {"samples": 8, "max_tokens": 4000},
-}
-
+}  # fmt: skip
 DISTIL = {"source": "FOLDER/sft.jsonl", "columns": COLUMNS, "api_addr": ["127.0.0.1:1"]}
 DISTIL |= {"input_price": 1.0, "output_price": 2.0}
 
@@ -204,25 +175,39 @@ def folder(tmp_path_factory) -> Path:
     sets = {"sft": range(100, 120), "grpo": range(200, 220), "heldout": range(300, 310)}
     rows = {name: [problem(i, "apples") for i in numbers] for name, numbers in sets.items()}
     # Some of what is trained on, once by `problem` and once by the other columns.
-    known = [row for name in ("sft", "grpo") for row in rows[name][8:12]]
-    hidden = dict(
-        known[0],
-        problem=known[0]["problem"].replace("A merchant sold", "A merchant,, sold").replace(" ", " \\, "),
-    )
-    rows["decontaminate"] = [*known[1:], hidden]
+    first, *known = [row for name in ("sft", "grpo") for row in rows[name][8:12]]
+    hidden = first["problem"].replace("A merchant sold", "A merchant,, sold").replace(" ", " \\, ")
+    rows["decontaminate"] = [*known, first | {"problem": hidden}]
     rows["other"] = [problem(i, "pears") for i in range(100, 120)]
     (folder / "test.csv").write_text("id,problem\na,What is 1 + 1?\n")
     for name, table in rows.items():
         write(folder / f"{name}.jsonl", table)
-        write(folder / f"{name}-split/train.jsonl", table[::2])
-        write(folder / f"{name}-split/test.jsonl", table[1::2])
-        write(folder / f"{name}-subset/one/train.jsonl", table[::2])
-        write(folder / f"{name}-subset/two/train.jsonl", table[1::2])
+        for i, (split, subset) in enumerate((("train", "one"), ("test", "two"))):
+            write(folder / f"{name}-split/{split}.jsonl", table[i::2])
+            write(folder / f"{name}-subset/{subset}/train.jsonl", table[i::2])
         (folder / f"{name}-corrupt.jsonl").write_text((folder / f"{name}.jsonl").read_text() + "{")
     return folder
 
 
-# Where to look.
+# ---- where to look: each takes a profile and the folder ----
+
+
+class Captured(Exception):
+    """What was handed to another library."""
+
+
+def capture(*arguments: Any, **keywords: Any) -> None:
+    raise Captured([arguments, keywords])
+
+
+def captured(look: Callable[[], Any], **patches: Any) -> Any:
+    """What `capture`, in the place of something that is patched, is given."""
+    with pytest.MonkeyPatch.context() as patch:
+        for place, stand_in in patches.items():
+            patch.setattr(place, stand_in)
+        with pytest.raises(Captured) as call:
+            look()
+    return call.value.args
 
 
 @cache
@@ -232,12 +217,23 @@ def tokenizer():
     return AutoTokenizer.from_pretrained(TINY)
 
 
+LOADED: dict[tuple[str, int, str], Any] = {}  # most profiles of the walk have most sources in common
+
+
 def rows(profile: config.Profile, folder: Path) -> Any:
     """The rows that notebook 01 writes."""
-    from aimo.data import prepare
+    from aimo.data import prepare, sources
 
-    sets = prepare.clean_sets(prepare.load_sets(profile), profile, tokenizer())
-    ready = prepare.format_sets(prepare.decontaminate_sets(sets, profile), profile)
+    def load_once(source, seed, where, load=sources.load_source):
+        known = repr(source), seed, where
+        if known not in LOADED:
+            LOADED[known] = load(source, seed, where)
+        return deepcopy(LOADED[known])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sources, "load_source", load_once)
+        sets = prepare.clean_sets(prepare.load_sets(profile), profile, tokenizer())
+        ready = prepare.format_sets(prepare.decontaminate_sets(sets, profile), profile)
     return {name: table.to_dicts() for name, table in ready.items()}
 
 
@@ -248,45 +244,37 @@ def downloads(profile: config.Profile, folder: Path) -> Any:
         return rows(profile, folder)
 
 
-class Teacher:
-    """Model servers, which keep what they are asked; some completions are wrong, and some are cut off."""
-
-    def __init__(self, urls: list[str], model: str | None, *limits: Any):
-        self.given, self.model, self.asked = (urls, model, *limits), model or "teacher", []
-        Teacher.last = self
-
-    async def __aenter__(self) -> "Teacher":
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        pass
-
-    async def ask(self, body: dict[str, Any]) -> Any:
-        from aimo.data.model_servers import Reply
-
-        self.asked.append(json.dumps(body))
-        number = int(re.search(r"\d+", body["messages"][-1]["content"])[0])
-        seed = body["seed"]
-        text = (
-            f"{'So it is ' * (seed % 3)}{number} + {2 * number} = \\boxed{{{3 * number + (seed % 5 == 0)}}}"
-        )
-        return Reply(text, "", "length" if seed % 7 == 0 else "stop", 10, 20)
-
-
 def distilled(profile: config.Profile, folder: Path) -> Any:
     """What the servers of a teacher are asked, what it costs, and what is kept."""
-    from aimo.data import distil, sources
+    from aimo.data import distil, model_servers, sources
 
-    wanted = profile.distil
-    assert wanted
+    given, asked = [], []
+
+    class Teacher(model_servers.Servers):
+        """Some completions are wrong, and some are cut off."""
+
+        def __init__(self, urls, model, *limits):
+            given.append((urls, model, *limits))
+            self.loads, self.model = [], model or "teacher"
+
+        async def __aenter__(self):
+            return self
+
+        async def ask(self, body):
+            asked.append(json.dumps(body))
+            number, seed = int(re.search(r"\d+", body["messages"][-1]["content"])[0]), body["seed"]
+            gold = 3 * number + (seed % 5 == 0)
+            text = f"{'So it is ' * (seed % 3)}{number} + {2 * number} = \\boxed{{{gold}}}"
+            return model_servers.Reply(text, "", "length" if seed % 7 == 0 else "stop", 10, 20)
+
     with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
         patch.setattr(distil, "Servers", Teacher)
         patch.setattr("datasets.load_dataset", capture)
         out = Path(name) / "samples.jsonl"
-        tally = distil.distil(wanted, out, profile.seed, lambda tally: None)
+        tally = distil.distil(profile.distil, out, profile.seed, lambda tally: None)
         rows, _ = sources.load_source(config.Source(str(out), preset="aimo distil"), 0, "distil")
-    kept, *_ = distil.reject(rows.sort("problem", "solution", descending=True), wanted.reject)
-    return [Teacher.last.given, sorted(Teacher.last.asked), tally.cost, kept.to_dicts()]
+    kept, *_ = distil.reject(rows.sort("problem", "solution", descending=True), profile.distil.reject)
+    return [given, sorted(asked), tally.cost, kept.to_dicts()]
 
 
 def chat(profile: config.Profile, folder: Path) -> Any:
@@ -298,7 +286,7 @@ def chat(profile: config.Profile, folder: Path) -> Any:
     return [own.decode(asked["input_ids"]), own.eos_token, rows(profile, folder)]
 
 
-def arguments(stage: str) -> Callable[[config.Profile, Path], Any]:
+def arguments_of(stage: str) -> Callable[[config.Profile, Path], Any]:
     """TRL's configuration of a stage."""
 
     def observe(profile: config.Profile, folder: Path) -> Any:
@@ -309,29 +297,23 @@ def arguments(stage: str) -> Callable[[config.Profile, Path], Any]:
     return observe
 
 
-SFT_ARGS, GRPO_ARGS, DPO_ARGS = map(arguments, ("sft", "grpo", "dpo"))
+SFT_ARGS, GRPO_ARGS, DPO_ARGS = map(arguments_of, ("sft", "grpo", "dpo"))
 
 
 def rewards(profile: config.Profile, folder: Path) -> Any:
     """The rewards of some completions, and their weights in TRL's configuration."""
     from aimo.rewards import get_reward_funcs
 
-    assert profile.grpo
     texts = [
         "<think>\n" + "word " * 6 + "</think>\n<SOLUTION>4</SOLUTION>",
         "1 2 " * 40,
         "```python\nprint(1)\n```",
         "so <end_working_out><SOLUTION>```python\nprint(1)\n```</SOLUTION>",
     ]
-    tests = json.dumps({"language": "python", "test_cases": [{"input": "", "output": "1"}]})
-    columns = {
-        "answer": ["4"] * 4,
-        "completion_ids": [[0] * len(text) for text in texts],
-        "verification_info": [tests] * 4,
-    }
+    columns = {"answer": ["4"] * 4, "verification_info": [TESTS] * 4}
+    columns |= {"completions": texts, "prompts": texts, "completion_ids": [[0] * len(text) for text in texts]}
     functions = get_reward_funcs(profile.grpo.rewards, profile.prompt)
-    scores = [function(completions=texts, prompts=texts, **columns) for function in functions]
-    return [scores, GRPO_ARGS(profile, folder)["reward_weights"]]
+    return [[function(**columns) for function in functions], GRPO_ARGS(profile, folder)["reward_weights"]]
 
 
 def contests(profile: config.Profile, folder: Path) -> Any:
@@ -340,13 +322,11 @@ def contests(profile: config.Profile, folder: Path) -> Any:
 
     from aimo.rewards import code, get_reward_funcs
 
-    assert profile.grpo
     asked, sizes = [], []
 
-    class Pool(ThreadPoolExecutor):
-        def __init__(self, size):
-            sizes.append(size)
-            super().__init__(size)
+    def pool(size):
+        sizes.append(size)
+        return ThreadPoolExecutor(size)
 
     def post(url, json, timeout):
         asked.append(str(json["files"]))
@@ -357,26 +337,17 @@ def contests(profile: config.Profile, folder: Path) -> Any:
     row = {
         "id": "a", "test_names": ["a", "b", "c"], "test_cases": tests, "grader_files": [], "language": "cpp",
         "official_tests": [{"input": given, "output": expected} for given, expected in tests],
-        "time_limit": 1, "memory_limit": 64, "input_mode": "stdio",
+        "time_limit": 1, "memory_limit": 64, "input_mode": "stdio", "completions": "```cpp\nint x;\n```",
     }  # fmt: skip
     functions = get_reward_funcs(profile.grpo.rewards, profile.prompt)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PISTON_ENDPOINTS", "http://piston")
         patch.setattr("requests.post", post)
-        patch.setattr("aimo.rewards.code.ThreadPoolExecutor", Pool)
+        patch.setattr(code, "ThreadPoolExecutor", pool)
         code.servers.cache_clear()
-        columns = {key: [value] for key, value in row.items()}
-        scores = [function(completions=["```cpp\nint x;\n```"], **columns) for function in functions]
+        scores = [function(**{key: [value] for key, value in row.items()}) for function in functions]
         code.servers.cache_clear()
     return [scores, sizes, sorted(asked), GRPO_ARGS(profile, folder)["reward_weights"]]
-
-
-class Captured(Exception):
-    """What was handed to another library."""
-
-
-def capture(*arguments: Any, **keywords: Any) -> None:
-    raise Captured([arguments, keywords])
 
 
 def loading(profile: config.Profile, folder: Path) -> Any:
@@ -389,20 +360,16 @@ def loading(profile: config.Profile, folder: Path) -> Any:
     unsloth.FastLanguageModel = types.SimpleNamespace(from_pretrained=capture)  # type: ignore[attr-defined]
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "unsloth", unsloth)
-        patch.setattr("torch.cuda.is_available", lambda: True)
-        patch.setattr("transformers.AutoModelForCausalLM.from_pretrained", capture)
-        with pytest.raises(Captured) as call:
-            models.load_model(TINY, profile)
-    return call.value.args
+        places = {"torch.cuda.is_available": lambda: True}
+        places["transformers.AutoModelForCausalLM.from_pretrained"] = capture
+        return captured(lambda: models.load_model(TINY, profile), **places)
 
 
 def processes(profile: config.Profile, folder: Path) -> Any:
     """How many programs run at a time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("aimo.inference.sandbox.ThreadPoolExecutor", capture)
-        with pytest.raises(Captured) as call:
-            rewards(profile, folder)
-    return call.value.args
+    return captured(
+        lambda: rewards(profile, folder), **{"aimo.inference.sandbox.ThreadPoolExecutor": capture}
+    )
 
 
 def adapters(profile: config.Profile, folder: Path) -> Any:
@@ -427,17 +394,15 @@ def trained(stage: str) -> Callable[[config.Profile, Path], Any]:
         from aimo.train import models
 
         made = rows(profile, folder)
-        if stage == "dpo":
-            reply = [{"role": "assistant", "content": "<SOLUTION>1</SOLUTION>"}]
-            pairs = [{**row, "chosen": reply, "rejected": reply[:1]} for row in made["grpo"]]
-        else:
-            pairs = made[stage]
+        reply = [{"role": "assistant", "content": "<SOLUTION>1</SOLUTION>"}]
+        pairs = [{**row, "chosen": reply, "rejected": reply[:1]} for row in made["grpo"]]
         with tempfile.TemporaryDirectory() as name:
             model, own = models.load_model(TINY, profile), models.load_tokenizer(TINY, profile)
             rest = [made["sft_test"]] if stage == "sft" else []
             train = models.training_of(stage)
+            tables = made | {"dpo": pairs}
             run = runs.Run(profile, Path(name), stage, 0.0)
-            train(model, own, pairs, run, *rest, made["grpo_test"])
+            train(model, own, tables[stage], run, *rest, made["grpo_test"])
             log, samples = (storage.read_lines(run.folder / f) for f in ("log.jsonl", "samples.jsonl"))
         figures = "step", "loss", "groups/tried"
         kinds = [(*map(line.get, figures), "probe/accuracy" in line) for line in log]
@@ -455,12 +420,12 @@ def limits(profile: config.Profile, folder: Path) -> Any:
 
     from aimo.train.callbacks import Budgets
 
+    found = []
     with tempfile.TemporaryDirectory() as name:
-        stage = Path(name) / "sft"
-        (stage / "checkpoint-2").mkdir(parents=True)
-        with (stage / "checkpoint-2/model.safetensors").open("wb") as file:
-            file.truncate(10**9)
-        found = []
+        weights = Path(name) / "sft/checkpoint-2/model.safetensors"
+        weights.parent.mkdir(parents=True)
+        weights.touch()
+        os.truncate(weights, 10**9)
         for event in ("on_step_end", "on_save"):
             watching, control = Budgets(runs.Run(profile, Path(name), "sft", 0.0)), TrainerControl()
             watching.started -= 3600
@@ -474,10 +439,8 @@ def tool_use(profile: config.Profile, folder: Path) -> Any:
     from aimo.train import models, tool_use
 
     tools = TINY.with_name("tiny-tools")
-    generation = types.SimpleNamespace(eos_token_id=0)
-    model = types.SimpleNamespace(
-        config=types.SimpleNamespace(name_or_path=str(tools)), generation_config=generation
-    )
+    made = types.SimpleNamespace(name_or_path=str(tools)), types.SimpleNamespace(eos_token_id=0)
+    model = types.SimpleNamespace(config=made[0], generation_config=made[1])
     tokenizer = models.load_tokenizer(tools, profile)
     return sorted(tool_use.trainer_arguments(profile, model, tokenizer, types.SimpleNamespace()))
 
@@ -506,13 +469,8 @@ def pushed(profile: config.Profile, folder: Path) -> Any:
 
 def hub_cache(profile: config.Profile, folder: Path) -> Any:
     """Where the hub's client keeps what it downloads, in a process that begins a stage."""
-    code = """
-import sys
-from aimo.run import runs
-runs.begin("data", sys.argv[1], sys.argv[2])
-from huggingface_hub import constants
-print(constants.HF_HUB_CACHE)
-"""
+    code = "import sys; from aimo.run import runs; runs.begin('data', *sys.argv[1:])\n"
+    code += "from huggingface_hub import constants; print(constants.HF_HUB_CACHE)"
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "walk.yaml"
         path.write_text(config.dump(profile))
@@ -527,52 +485,22 @@ REPLIES = [
     "```python\nimport time\ntime.sleep(0.5)\nprint(6)\n``` which is as it should be, I think",
     "now it is surely <end_working_out><SOLUTION>1</SOLUTION>",
 ]
-
-
-class Model(BaseHTTPRequestHandler):
-    """A model server with a reply for each seed. It keeps what it is asked."""
-
-    asked: ClassVar[list[str]] = []
-
-    def log_message(self, *_):
-        pass
-
-    def do_GET(self):
-        self.send("application/json", json.dumps({"data": [{"id": "model", "max_model_len": 4096}]}))
-
-    def do_POST(self):
-        body = self.rfile.read(int(self.headers["Content-Length"])).decode()
-        self.asked.append(body)
-        seed = json.loads(body)["seed"]
-        text = REPLIES[seed % len(REPLIES)].replace("6", str(seed % 1000))
-        words = {"token_logprobs": [-0.5], "top_logprobs": [{"a": -0.5, "b": -1.0}]}
-        choice = {
-            "index": 0,
-            "text": text,
-            "finish_reason": "stop",
-            "logprobs": words,
-            "token_ids": [5] * len(text),
-        }
-        usage = {"completion_tokens": len(text), "prompt_tokens": 1, "total_tokens": 1}
-        event = {"id": "", "object": "text_completion", "created": 0, "model": "model"}
-        event |= {"choices": [choice], "usage": usage}
-        self.send("text/event-stream", f"data: {json.dumps(event)}\n\ndata: [DONE]\n\n")
-
-    def send(self, kind: str, text: str):
-        with suppress(ConnectionError):  # the client leaves when it has read enough
-            self.send_response(200)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(text.encode())))
-            self.end_headers()
-            self.wfile.write(text.encode())
+BODIES: list[dict[str, Any]] = []  # what the model server was asked for the last question
 
 
 @cache
-def server() -> str:
-    """The address of a model server, which ends with the session."""
-    http = model_server.Server(("127.0.0.1", 0), Model)
-    threading.Thread(target=http.serve_forever, daemon=True).start()
-    return f"http://127.0.0.1:{http.server_port}"
+def server() -> Any:
+    """A model server with a reply for each seed, and its address."""
+
+    def complete(body):
+        BODIES.append(body)
+        text = REPLIES[body["seed"] % len(REPLIES)].replace("6", str(body["seed"] % 1000))
+        words = {"token_logprobs": [-0.5], "top_logprobs": [{"a": -0.5, "b": -1.0}]}
+        choice = {"index": 0, "text": text, "finish_reason": "stop", "logprobs": words}
+        return [choice | {"token_ids": [5] * len(text)}]
+
+    serving = model_server.serving(complete, 4096)
+    return serving, serving.__enter__()  # it ends with the process
 
 
 def asked(profile: config.Profile, folder: Path) -> Any:
@@ -581,12 +509,12 @@ def asked(profile: config.Profile, folder: Path) -> Any:
     from aimo.inference.engine import Supervisor
     from aimo.inference.server import Server
 
-    Model.asked.clear()
+    BODIES.clear()
     solutions: dict[str, Any] = {}
     # Every sample runs to its end: which of them would settle a vote depends on timing.
     to_the_end = voting.Policy(max_error=0, futile_error=math.inf, overlong=math.inf)
     with (
-        Server([server()], TINY, profile.solver_settings(TINY)) as model,
+        Server([server()[1]], TINY, profile.solver_settings(TINY)) as model,
         pytest.MonkeyPatch.context() as patch,
     ):
         patch.setattr(voting, "is_decided", lambda *_: False)
@@ -595,7 +523,7 @@ def asked(profile: config.Profile, folder: Path) -> Any:
         predict = gateway.make_predict(schedule, Supervisor(lambda: model, model), profile.seed, solutions)
         predict(["q"], ["What is 1 + 1, or 2?"])
     samples = sorted(solutions["q"].samples, key=lambda sample: sample.index)
-    return [sorted(Model.asked), [(s.text, s.end, s.answer, s.weight) for s in samples]]
+    return [sorted(map(str, BODIES)), [(s.text, s.end, s.answer, s.weight) for s in samples]]
 
 
 def questions(profile: config.Profile, folder: Path) -> Any:
@@ -637,7 +565,7 @@ def paired(profile: config.Profile, folder: Path) -> Any:
         return json.loads((Path(name) / "progress.json").read_text())["total"]
 
 
-# The cases.
+# ---- the cases ----
 
 
 @dataclass(frozen=True)
@@ -645,29 +573,47 @@ class Case:
     """Where the keys that fit a pattern show."""
 
     keys: str
-    observe: Callable[[config.Profile, Path], Any] | None
-    """None: the key would do nothing there, and is refused by name."""
-    value: Any = None
-    """The other value, where the type does not tell one."""
-    given: dict[str, Any] = field(default_factory=dict)
-    """Other keys that make this one count."""
-    slow: bool = False
-    """Whether it trains or loads vLLM."""
-    samples: bool = False
-    """Whether it needs the engine."""
+    observe: Callable[[config.Profile, Path], Any] | None  # None: it would do nothing there and is refused
+    value: Any = None  # another one, where the type does not tell it; `*`: the last part of the key
+    given: dict[str, Any] = field(default_factory=dict)  # other keys that make this one count
+    slow: bool = False  # it trains, or loads vLLM
+    samples: bool = False  # it needs the engine
 
 
 OVERLONG = {"grpo.rewards": {"soft_overlong_punishment": {"max_completion_len": 60, "soft_punish_cache": 50}}}
 OWN_CALLS = {"prompt.template": "model", "prompt.prefill": False, "inference.tool_parser": "hermes"}
-SHORT = {f"{stage}.max_steps": 2 for stage in ("sft", "grpo", "dpo")} | {
-    "sft.batch_size": 2,
-    "dpo.batch_size": 2,
-    "grpo.prompts_per_step": 1,
-    "grpo.num_generations": 2,
-    "grpo.max_completion_length": 8,
-}
-FEW_TOKENS = {"grpo.max_prompt_length": 100, "grpo.max_completion_length": 50}
+SHORT = {f"{stage}.max_steps": 2 for stage in ("sft", "grpo", "dpo")}
+SHORT |= {"sft.batch_size": 2, "dpo.batch_size": 2, "grpo.prompts_per_step": 1}
+SHORT |= {"grpo.num_generations": 2, "grpo.max_completion_length": 8}
+FEW_TOKENS = {"model.max_length": 150, "grpo.max_prompt_length": 100, "grpo.max_completion_length": 50}
+CORRUPT = {".source": "-corrupt.jsonl", ".corrupt_lines": "skip"}
+BOUNDS = {"data.sft.drop": ["multiple_choice"], "data.sft.pass_rate": [0.2, 0.8]}
+VARIANT = {"inference.variants": [{"share": 0.5, "user": "?{problem}"}]}
+TOOLS = {"inference.tools": 1.0, "inference.tool_turns": 3}
 SFT_ONLY = ("overlong", "traces", "verbatim", "empty_thoughts")
+
+
+def sources(section: str, look: Any, download: Any) -> list[Case]:
+    """The keys of a source."""
+    return [
+        Case(f"{section}*.source", look, "FOLDER/other.jsonl"),
+        Case(f"{section}*.preset", look, "AI-MO/NuminaMath-1.5", {".columns": None, ".preset": "GAIR/LIMO"}),
+        Case(f"{section}*.subset", look, "two", {".source": "-subset", ".subset": "one"}),
+        Case(f"{section}*.split", look, "test", {".source": "-split"}),
+        Case(f"{section}*.corrupt_lines", look, "refuse", CORRUPT),
+        Case(f"{section}*.revision", download, "v2", {".source": "some/set"}),
+    ]
+
+
+def stage_cases(stage: str, look: Any, run: Any) -> list[Case]:
+    """The keys that every stage that trains has."""
+    return [
+        Case(f"{stage}.min_lr_rate", look, given={f"{stage}.scheduler": "cosine_with_min_lr"}),
+        Case(f"{stage}.trl", look, {"adam_beta2": 0.9}),
+        Case(f"{stage}.probe_steps", run, 1, SHORT, slow=True),
+    ]
+
+
 CASES = [
     Case("profile", SFT_ARGS, "another"),
     Case("model.base", base_model, FOLDER),
@@ -687,14 +633,7 @@ CASES = [
     Case("prompt.*", chat, "<a>"),
     *(Case(f"data.{name}.{key}", None) for name in ("grpo", "heldout") for key in SFT_ONLY),
     Case("data.heldout.test_split", None),
-    Case("distil.*source", distilled, "FOLDER/other.jsonl"),
-    Case("distil.*preset", distilled, "AI-MO/NuminaMath-1.5", {".columns": None, ".preset": "GAIR/LIMO"}),
-    Case("distil.*subset", distilled, "two", {".source": "-subset", ".subset": "one"}),
-    Case("distil.*split", distilled, "test", {".source": "-split"}),
-    Case(
-        "distil.*corrupt_lines", distilled, "refuse", {".source": "-corrupt.jsonl", ".corrupt_lines": "skip"}
-    ),
-    Case("distil.*revision", distilled, "v2", {".source": "some/set"}),
+    *sources("distil", distilled, distilled),
     Case("distil.api_addr", distilled, ["127.0.0.1:2"]),
     Case("distil.model", distilled, "teacher-2"),
     Case("distil.system", distilled, "Think."),
@@ -704,45 +643,28 @@ CASES = [
     Case("distil.reject.pass_rate", distilled, [0.2, 0.8]),
     Case("distil.columns.id", distilled, "other_kind"),
     Case("distil.*", distilled),
-    Case("data.sft.overlong", rows, given={"model.max_length": 150} | FEW_TOKENS),
-    Case("data.*.source", rows, "FOLDER/other.jsonl"),
-    Case("data.*.preset", rows, "AI-MO/NuminaMath-1.5", {".columns": None, ".preset": "GAIR/LIMO"}),
-    Case("data.*.subset", rows, "two", {".source": "-subset", ".subset": "one"}),
-    Case("data.*.split", rows, "test", {".source": "-split"}),
-    Case("data.*.corrupt_lines", rows, "refuse", {".source": "-corrupt.jsonl", ".corrupt_lines": "skip"}),
-    Case("data.sft.columns.messages", rows, "messages"),
-    Case("data.sft.columns.verification_info", rows, "tests"),
-    Case("data.sft.columns.kind", rows, "other_kind", {"data.sft.drop": ["multiple_choice"]}),
-    Case("data.sft.columns.pass_rate", rows, "other_pass_rate", {"data.sft.pass_rate": [0.2, 0.8]}),
-    Case("data.sft.columns.problem", rows, "other_problem"),
-    Case("data.sft.columns.answer", rows, "other_answer"),
-    Case("data.sft.columns.solution", rows, "other_generations"),
-    Case("data.sft.columns.correct", rows, "other_correct"),
-    Case("data.sft.columns.complete", rows, "other_complete"),
+    Case("data.sft.overlong", rows, given=FEW_TOKENS),
+    *sources("data", rows, downloads),
+    Case("data.sft.columns.*", rows, "other_*", BOUNDS),
     Case("data.sft.answer_range", rows, [0, 330]),
     Case("data.grpo.answer_range", rows, [0, 630]),
     Case("data.heldout.answer_range", rows, [0, 912]),
-    Case("data.*.revision", downloads, "v2", {".source": "some/set"}),
     Case("data.*.max_tokens", rows, 120),
     Case("data.*.language", rows, "en"),
     Case("data.*.drop", rows, ["multiple_choice"]),
     Case("data.sft.verbatim", rows, given={"prompt.prefill": False}),
     Case("data.ngram", rows, 30),
     Case("data.*", rows),
-    Case("sft.min_lr_rate", SFT_ARGS, given={"sft.scheduler": "cosine_with_min_lr"}),
+    *stage_cases("sft", SFT_ARGS, SFT_RUN),
     Case("sft.packing_strategy", SFT_ARGS, given={"sft.packing": True}),
-    Case("sft.trl", SFT_ARGS, {"adam_beta2": 0.9}),
     Case("sft.group_by_length", SFT_RUN, given=SHORT, slow=True),
-    Case("sft.probe_steps", SFT_RUN, 1, given=SHORT, slow=True),
     Case("sft.*", SFT_ARGS),
-    Case("grpo.min_lr_rate", GRPO_ARGS, given={"grpo.scheduler": "cosine_with_min_lr"}),
-    Case("grpo.trl", GRPO_ARGS, {"adam_beta2": 0.9}),
+    *stage_cases("grpo", GRPO_ARGS, GRPO_RUN),
     Case("grpo.generation", GRPO_ARGS, "vllm_server"),
     Case("grpo.vllm_server_url", GRPO_ARGS, "http://localhost:1", {"grpo.generation": "vllm_server"}),
     Case("grpo.gradient_accumulation_steps", GRPO_ARGS, 2),
-    Case("grpo.probe_steps", GRPO_RUN, 1, given=SHORT, slow=True),
-    Case("grpo.max_resample", GRPO_RUN, 2, given=SHORT, slow=True),
-    Case("grpo.sample_steps", GRPO_RUN, 1, given=SHORT, slow=True),
+    Case("grpo.max_resample", GRPO_RUN, 2, SHORT, slow=True),
+    Case("grpo.sample_steps", GRPO_RUN, 1, SHORT, slow=True),
     Case("grpo.pass_rate", sampled, samples=True),
     Case("grpo.pass_rate_samples", sampled, given={"grpo.pass_rate": [0.0, 1.0]}, samples=True),
     Case("grpo.tools", tool_use, True, OWN_CALLS, slow=True),
@@ -755,9 +677,7 @@ CASES = [
     Case("grpo.rewards.soft_overlong_punishment.*", rewards, given=OVERLONG),
     Case("grpo.rewards.*", rewards),
     Case("grpo.*", GRPO_ARGS),
-    Case("dpo.min_lr_rate", DPO_ARGS, given={"dpo.scheduler": "cosine_with_min_lr"}),
-    Case("dpo.trl", DPO_ARGS, {"adam_beta2": 0.9}),
-    Case("dpo.probe_steps", DPO_RUN, 1, given=SHORT, slow=True),
+    *stage_cases("dpo", DPO_ARGS, DPO_RUN),
     Case("dpo.problems", paired, samples=True),
     Case("dpo.samples", paired, samples=True),
     Case("dpo.*", DPO_ARGS),
@@ -768,12 +688,7 @@ CASES = [
     Case("inference.format", asked, "harmony"),
     Case("inference.system", asked, "Think."),
     Case("inference.user", asked, "{problem} Think."),
-    Case(
-        "inference.variants.share",
-        asked,
-        0.25,
-        {"inference.variants": [{"share": 0.5, "user": "?{problem}"}]},
-    ),
+    Case("inference.variants.share", asked, 0.25, VARIANT),
     Case("inference.variants.*", asked, "{problem} Think.", {"inference.variants": [{"share": 0.5}]}),
     Case("inference.chat_template_kwargs", asked, {"enable_thinking": False}),
     Case("inference.stop", asked, ["so"]),
@@ -782,16 +697,16 @@ CASES = [
     Case("inference.gpu_memory", vllm, slow=True),
     Case("inference.tool_parser", vllm, "hermes", slow=True),
     Case("inference.thinking", asked, False),
-    Case("inference.tools", asked, 1.0, {"inference.tool_turns": 3}),
-    Case("inference.tool_seconds", asked, 0.2, {"inference.tools": 1.0, "inference.tool_turns": 1}),
-    Case("inference.tool_turns", asked, 1, {"inference.tools": 1.0, "inference.tool_turns": 3}),
+    Case("inference.tools", asked, 0.0, TOOLS),
+    Case("inference.tool_seconds", asked, 0.2, TOOLS),
+    Case("inference.tool_turns", asked, 1, TOOLS),
     Case("inference.*", asked),
     Case("training.log_to", SFT_ARGS, "tensorboard"),
     Case("training.time_limit_s", limits, 60),
     Case("training.disk_gb", limits, 0.5),
     Case("training.push_*", pushed, "me/model"),
     Case("training.cache_dir", hub_cache, FOLDER),
-]
+]  # fmt: skip
 
 
 def fill(value: Any, folder: Path) -> Any:
@@ -802,37 +717,31 @@ def fill(value: Any, folder: Path) -> Any:
 def prepared(key: str, case: Case, folder: Path) -> dict[str, Any]:
     """The profile's values in which `key` counts."""
     values = deepcopy(BASE)
-    if key.startswith("distil."):
+    section = key.rpartition(".")[0]
+    top, *rest = key.split(".")
+    if top == "distil":
         values["distil"] = deepcopy(DISTIL)
     if ".mixture." in key:  # in place of a source
-        name = key.split(".")[1]
-        chosen = values["distil"] if key.startswith("distil.") else values["data"][name]
+        chosen = values["distil"] if top == "distil" else values["data"][rest[0]]
         chosen["mixture"] = [{part: chosen.pop(part) for part in ("source", "columns")}]
     if key.startswith("grpo.rewards."):  # case.given may say more
-        values["grpo"]["rewards"] = {key.split(".")[2]: {}}
+        values["grpo"]["rewards"] = {rest[1]: {}}
     for name, value in case.given.items():
         if name == ".source" and value[0] == "-":
-            table = "sft" if key.startswith("distil.") else key.split(".")[1]
-            name, value = f"{key.rpartition('.')[0]}.source", f"FOLDER/{table}{value}"
-        elif name.startswith("."):
-            name = key.rpartition(".")[0] + name
-        put(values, name, value)
+            value = f"FOLDER/{'sft' if top == 'distil' else rest[0]}{value}"
+        put(values, section + name if name.startswith(".") else name, value)
     return fill(values, folder)
 
 
 def case_of(key: str) -> Case | None:
-    """The case of a key."""
     return next((case for case in CASES if fnmatch(key, case.keys)), None)
 
 
 def keys_of(samples: bool) -> list[Any]:
     """Keys as parameters, those that need the engine or those that do not; what trains is marked."""
-    found = []
-    for key in KEYS:
-        case = case_of(key)
-        if samples == bool(case and case.samples):
-            found.append(pytest.param(key, marks=[pytest.mark.train] if case and case.slow else []))
-    return found
+    cases = {key: case_of(key) or Case(key, None) for key in KEYS}
+    marks = {False: [], True: [pytest.mark.train]}
+    return [pytest.param(key, marks=marks[c.slow]) for key, c in cases.items() if c.samples == samples]
 
 
 @pytest.mark.parametrize("key", keys_of(samples=False))
@@ -849,9 +758,8 @@ def test_the_seed_reaches_every_stage(look, folder):
 
 def test_every_sample_of_a_question_has_a_seed_of_its_own(folder):
     asked(config.parse(fill(BASE, folder), "walk"), folder)
-    bodies = [json.loads(body) for body in Model.asked]
-    first = min((body["prompt"] for body in bodies), key=len)  # others are asked again, to force an answer
-    seeds = [body["seed"] for body in bodies if body["prompt"] == first]
+    first = min((body["prompt"] for body in BODIES), key=len)  # others are asked again, to force an answer
+    seeds = [body["seed"] for body in BODIES if body["prompt"] == first]
     assert len(set(seeds)) == len(seeds) == 8
 
 
@@ -862,37 +770,41 @@ def test_a_key_changes_what_is_sampled_before_training(key, folder, engine, monk
     check(key, folder)
 
 
+SEEN: dict[tuple[Any, str], Any] = {}  # what was seen, by what looked and at which profile
+
+
 def check(key: str, folder: Path) -> None:
-    """Look at the profile, the first time twice, and at it with another value of a key."""
+    """Look at the profile, and at it with another value of a key; at what does not change twice."""
     case = case_of(key)
     assert case, f"{key}: no case says what it changes"
     values = prepared(key, case, folder)
     before = config.parse(values, "walk")
     value = other(KEYS[key], get(before, key)) if case.value is None else fill(case.value, folder)
+    if isinstance(value, str):
+        value = value.replace("*", key.rpartition(".")[2])
     put(values, key, value)
     if case.observe is None:
         with pytest.raises(AimoError, match=f"{key}: has no effect"):
             config.parse(values, "walk")
         return
-    after = config.parse(values, "walk")
+
+    def seen(profile: config.Profile) -> Any:
+        """What is observed; for a value that is refused, why."""
+        try:
+            return case.observe(profile, folder)
+        except AimoError as e:
+            return str(e)
+
     known = (case.observe, repr(before))
     if known not in SEEN:
-        SEEN[known] = seen(case, before, folder)
-        assert seen(case, before, folder) == SEEN[known], "what is looked at changes by itself"
-    first = SEEN[known]
-    assert seen(case, after, folder) != first, f"{key}: {value!r} changes nothing"
+        SEEN[known] = seen(before)
+        if case.observe not in STEADY:
+            assert seen(before) == SEEN[known], "what is looked at changes by itself"
+            STEADY.add(case.observe)
+    assert seen(config.parse(values, "walk")) != SEEN[known], f"{key}: {value!r} changes nothing"
 
 
-SEEN: dict[tuple[Any, str], Any] = {}
-"""What was seen, by what looked and at which profile."""
-
-
-def seen(case: Case, profile: config.Profile, folder: Path) -> Any:
-    """What a case observes; for a value that is refused, why."""
-    try:
-        return case.observe(profile, folder)
-    except AimoError as e:
-        return str(e)
+STEADY: set[Any] = set()  # what was looked at twice, and saw the same
 
 
 def test_the_page_of_all_keys_says_what_the_dataclasses_and_this_walk_say():
