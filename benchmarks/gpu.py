@@ -2,16 +2,18 @@
 
     python benchmarks/gpu.py [--only NAME …] [--minutes 10] [--run-dir FOLDER] [--json FILE]
 
-Nothing is downloaded. Profiles run on random weights of their model's architecture: its width and heads, two
-layers, a tiny model's tokenizer. What a machine lacks is a row with the reason; a setting that it cannot run
-is replaced and named. Without a GPU the same commands run on narrow models. Checks that failed beside others
-run again alone. Exits with 1 when one fails.
+What most users need comes first: SFT and GRPO on one GPU, the solver, the kernel; profiles and several
+processes come last. Nothing is downloaded: profiles run on random weights of their model's architecture, its
+width and heads in two layers, with a tiny model's tokenizer. What a machine lacks is a row with the reason; a
+setting that it cannot run is replaced and named. Without a GPU the same commands run on narrow models. A
+check that failed beside others runs again alone. The page is written whatever happens; exits with 1 when a
+check failed.
 """
 
 import contextlib
 import functools
 import importlib.util
-import json
+import itertools
 import math
 import os
 import re
@@ -30,6 +32,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from public_models import CONFIGS, make_model
 from rich.progress import Progress
 
 from aimo import config
@@ -38,26 +41,15 @@ from aimo.config.profile import TRAINED
 from aimo.inference import storage
 from aimo.run import machine, runs
 
-TINY = ROOT / "data" / "tiny-base"
+TINY, TOOLS = ROOT / "data" / "tiny-base", ROOT / "data" / "tiny-tools"
 AIMO = str(Path(sys.executable).with_name("aimo"))
 PROBLEM = "What area of a 7 by 12 wall is not covered by a 4 by 3 door?"
-SIZES = {
-    "Qwen/Qwen2.5-1.5B-Instruct": ("qwen2", 1536, 8960, 12, 2),
-    "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B": ("qwen2", 1536, 8960, 12, 2),
-    "Qwen/Qwen2.5-Math-7B": ("qwen2", 3584, 18944, 28, 4),
-    "open-r1/Qwen2.5-Math-7B-RoPE-300k": ("qwen2", 3584, 18944, 28, 4),
-    "deepseek-ai/DeepSeek-R1-Distill-Qwen-14B": ("qwen2", 5120, 13824, 40, 8),
-    "Qwen/Qwen3-1.7B": ("qwen3", 2048, 6144, 16, 8),
-    "unsloth/Qwen3-1.7B-Base": ("qwen3", 2048, 6144, 16, 8),
-    "unsloth/Qwen3-4B-Base": ("qwen3", 2560, 9728, 32, 8),
-    "Qwen/Qwen3-30B-A3B-Thinking-2507": ("qwen3_moe", 2048, 6144, 32, 4),
-}
-"""Public models of the profiles, from their config.json: type, hidden and intermediate size, attention heads,
-key-value heads. Each head has 128 dimensions, each mixture 128 experts of size 768."""
+LEAST_S = 20  # a check that would get less time does not begin
+AGAIN_S = 60  # and a failed one with less does not run again
+# What the tokenizer of a public model would tell.
 PUBLIC_TAGS = (
     "inference.tags={think_start: <think>, think_end: </think>, answer_start: '\\boxed{', answer_end: '}'}"
 )
-"""What the tokenizer of a public model would tell."""
 SHORT = [
     "data.sft={source: builtin, rows: 64}",
     "data.grpo={source: builtin, rows: 64, test_split: 0.1}",
@@ -77,6 +69,7 @@ SMALL = [
     "grpo.num_generations=4",
     "grpo.gradient_accumulation_steps=1",
 ]
+# Keys with values that a CPU does not run, or not with all weights, and the value that takes their place.
 GPU_ONLY: dict[str, tuple[list[Any], str]] = {
     "model.load_in_4bit": ([True], "false"),
     "model.dtype": (["float16"], "auto"),
@@ -84,25 +77,24 @@ GPU_ONLY: dict[str, tuple[list[Any], str]] = {
     "grpo.optimizer": (["adamw_8bit", "paged_adamw_8bit"], "adamw_torch"),
     "grpo.generation": (["vllm"], "transformers"),
 }
-"""Keys with values that a CPU does not run, or not with all weights, and the value that takes their place."""
+# Keys with a value that needs a package, and the value that takes its place where that is missing.
 PACKAGES = {
     "model.attention": ("flash_attention_2", "flash_attn", "sdpa"),
     "sft.use_liger_kernel": (True, "liger_kernel", "false"),
 }
-"""Keys with a value that needs a package, and the value that takes its place where that is missing."""
 
 
 @dataclass(frozen=True)
 class Here:
-    """The machine: its GPUs, the memory of the smallest in GiB, and whether all compute in bfloat16."""
+    """The machine: its GPUs, the memory of the smallest in GiB, and the oldest's compute capability."""
 
     gpus: int
     gib: float = 0.0
-    bf16: bool = True
+    capability: float = 9.0
 
     @property
     def jobs(self) -> int:
-        """How many checks run at a time."""
+        """How many checks that train run at a time."""
         return (4 if self.gib > 70 else 1) if self.gpus else max(1, len(os.sched_getaffinity(0)) // 2)
 
 
@@ -112,54 +104,113 @@ class Check:
 
     name: str
     commands: list[list[str]]
-    lacks: str = ""
-    """Why this machine cannot run it."""
-    base: str = ""
-    """The public model whose architecture it runs on."""
-    profile: Profile | None = None
-    """Whose rows it trains on."""
-    alone: bool = False
-    """Whether it measures, or takes the whole GPU."""
+    lacks: str = ""  # why this machine cannot run it
+    base: str = ""  # the public model whose architecture it runs on
+    profile: Profile | None = None  # whose rows it trains on
+    alone: bool = True  # it measures, or an engine of vLLM watches the GPU's memory
+    hint: str = ""  # what to try when it fails
     note: str = ""
-    look: Callable[[], dict[str, Any]] = dict
-    """Returns the figures of what the commands left; AssertionError where something is missing."""
+    look: Callable[[], dict[str, Any]] = (
+        dict  # the figures of what it left; raises where something is missing
+    )
     state: str = "skipped"
     seconds: float = 0.0
     figures: dict[str, Any] = field(default_factory=dict)
 
 
 def look() -> Here:
-    """This machine. Starts no CUDA context, whose memory the checks would lack."""
-    import torch
-
+    """Return this machine. Starts no CUDA context, whose memory the checks would lack."""
     if not machine.computes_on_gpu():
         return Here(0)
     asked = machine.nvidia_smi("--query-gpu=memory.total,compute_cap", "--format=csv,noheader,nounits") or ""
     found = [tuple(map(float, line.split(","))) for line in asked.splitlines()]
-    return Here(torch.cuda.device_count(), min(m for m, _ in found) / 1024, all(c >= 8 for _, c in found))
+    return Here(len(found), min(memory for memory, _ in found) / 1024, min(c for _, c in found))
 
 
 # The checks
 
 
+def first(work: Path, here: Here) -> Iterator[Check]:
+    """SFT and GRPO with Unsloth and with vLLM, the solver, the submission kernel, and ours beside plain TRL."""
+    yield train(work, "unsloth-bf16", [*numbers("unsloth", "bf16")], bfloat16(here))
+    yield sampled_by_vllm(work, here, "transformers")
+    yield sampled_by_vllm(work, here, "unsloth")
+    speed = [sys.executable, str(Path(__file__).with_name("engine.py")), "--questions", "10", "--rounds", "1"]
+    figures = work / "solver-speed" / "figures.json"
+    yield Check(
+        "solver-speed",
+        [[*speed, "--json", str(figures)]],
+        look=lambda: {
+            f"{row['way']}, tokens/s": row["tokens_per_second"] for row in storage.read_json(figures)["ways"]
+        },
+        hint="run `aimo doctor`; --vllm enforce_eager=true tells whether CUDA graphs are at fault",
+    )
+    folder = work / "submission-kernel"
+    parameters = {"competition": "aimo3", "model": TINY, "test_csv": "test.csv", "time_limit_s": 3000}
+    command = [sys.executable, "-m", "papermill", "aimo-submission.ipynb", "out.ipynb"]
+    command += ["--cwd", str(folder), "-k", "python3", "--no-progress-bar"]
+    command += [part for key, value in parameters.items() for part in ("-p", key, str(value))]
+    yield Check(
+        "submission-kernel",
+        [script("kernel", folder), command],
+        look=functools.partial(answers, folder),
+        hint="open out.ipynb's last cell in the log; `aimo solve` alone tells whether the engine is at fault",
+    )
+    base = "unsloth/Qwen3-1.7B-Base" if here.gpus else ""
+    settings = [f"model.base={model_folder(work, base) if base else TINY}", "model.dtype=auto"]
+    settings += ["sft.max_steps=12", "grpo.max_steps=4"]
+    file = work / "beside-plain-trl" / "beside.json"
+    command = [sys.executable, str(Path(__file__).with_name("training.py")), "--rounds", "1"]
+    command += ["--json", str(file), *options(settings)]
+    look = functools.partial(beside, file)
+    yield Check("beside-plain-trl", [command], base=base, look=look, hint="--set model.backend=transformers")
+
+
+def features(work: Path, here: Here) -> Iterator[Check]:
+    """An adapter, DPO, tools, a stage that resumes, a server, an engine that dies; gpt-oss and AWQ."""
+    plain = numbers("transformers", "bf16") if here.capability >= 8 else numbers("transformers", "fp16")
+    check = train(work, "adapter", [*plain, "grpo=null"])
+    adapter = str(work / "adapter" / "sft" / "trained")
+    check.commands.append([AIMO, "solve", "--model", str(TINY), "--adapter", adapter, PROBLEM])
+    check.alone, check.hint = True, "serve the merged model instead: `aimo solve --model RUN/sft/model`"
+    yield check
+    check = train(work, "resume", [*plain, "grpo=null", "sft.save_steps=1"])
+    check.commands = [*check.commands, script("forget", work / "resume"), *check.commands]
+    yield check
+    pairs = "dpo={learning_rate: 1.0e-5, problems: 20, max_steps: 3}"
+    yield train(work, "dpo", [*plain, "sft=null", "grpo.max_steps=1", pairs], alone=True)
+    tools = [*options(["inference.tools=1.0", "inference.samples=4"]), "What is 2**30 % 1007?"]
+    yield Check(
+        "tools", [[AIMO, "solve", "--model", str(TOOLS), *tools]], hint="run `aimo doctor`: its sandbox"
+    )
+    for name in "serve", "respawn":
+        hint = "see vllm.log; nvidia-smi tells whether a process still holds the memory"
+        yield Check(name, [script(name, work / name)], hint=hint)
+    speed = Path(__file__).with_name("engine.py")
+    for name, base in {
+        "gpt-oss": "openai/gpt-oss-120b",
+        "awq": "casperhansen/deepseek-r1-distill-qwen-14b-awq",
+    }.items():
+        lacks = "" if here.gpus or name == "awq" else "vLLM has no MXFP4 experts for this CPU"
+        model, figures = model_folder(work, base), work / name / "figures.json"
+        command = [sys.executable, str(speed), "--gpu", "--model", str(model), "--json", str(figures)]
+        command += [] if here.gpus else ["--tokens", "32", "--streams", "2"]
+        look = functools.partial(variants, figures)
+        hint = "take the next row of the table that started: its arguments go under inference.vllm"
+        yield Check(name, [command], lacks, base, look=look, hint=hint)
+
+
 def backends(work: Path, here: Here) -> Iterator[Check]:
-    """SFT and GRPO on the tiny base with each backend: in each number type, and with vLLM; a merged model."""
+    """SFT and GRPO on the tiny base with each backend in each number type; a merged model."""
     on_gpu = "" if here.gpus else "needs a GPU"
-    numbers = {
-        "bf16": (["model.dtype=bfloat16"], "" if here.bf16 else "this GPU has no bfloat16"),
-        "fp16": (["model.dtype=float16"], on_gpu),
-        "4bit": (["model.dtype=auto", "model.load_in_4bit=true"], on_gpu),
-        "all-weights": (["model.dtype=auto", "model.lora=null", "sft.learning_rate=3e-4"], ""),
-    }
-    sampled = ["model.dtype=auto", "sft=null", "grpo.generation=vllm", "grpo.probe_steps=null"]
-    sampled += share(here, "grpo.vllm_gpu_memory")
-    for backend in ("transformers", "unsloth"):
-        ours = [*SHORT, *SMALL, f"model.backend={backend}"]
-        for number, (settings, lacks) in numbers.items():
-            yield train(work, f"{backend}-{number}", "tiny", [*ours, *settings], lacks)
-        yield train(work, f"{backend}-vllm", "tiny", [*ours, *sampled])
-    check = train(work, "merge", "tiny", [*ours, "model.dtype=float32", "grpo=null"])
-    check.commands.append([sys.executable, __file__, "--compare", str(work / "merge")])
+    lacks = {"bf16": bfloat16(here), "fp16": on_gpu, "4bit": on_gpu, "all-weights": ""}
+    for backend, number in itertools.product(("transformers", "unsloth"), lacks):
+        if (backend, number) != ("unsloth", "bf16"):
+            yield train(work, f"{backend}-{number}", numbers(backend, number), lacks[number])
+    check = train(
+        work, "merge", [*SHORT, *SMALL, "model.backend=unsloth", "model.dtype=float32", "grpo=null"]
+    )
+    check.commands.append(script("compare", work / "merge"))
     yield check
 
 
@@ -169,21 +220,37 @@ def profiles(work: Path, here: Here) -> Iterator[Check]:
         profile, name = config.load(path.stem), f"profile-{path.stem}"
         base = profile.model.base
         settings = [f"model.base={model_folder(work, base)}"]
-        if base not in SIZES:
+        if base not in CONFIGS or "quantization_config" in CONFIGS[base]:
             if not base.startswith("data/"):
-                yield Check(name, [], f"no random weights of {base} are made here")
+                why = f"the random weights of {base} have no tokenizer that its prompts need; see gpt-oss and awq"
+                yield Check(name, [], why)
         elif profile.trained:
             replaced = list(replacements(profile, here))
             settings += [*SHORT, *([] if here.gpus else SMALL), *replaced]
-            yield train(work, name, path.stem, settings, base=base, note=with_(replaced))
+            if profile.grpo and here.gpus:  # a step needs that many rows, a tenth of which is for probes
+                settings.append(
+                    f"data.grpo={{source: builtin, rows: {max(64, 2 * profile.grpo.prompts_per_step)}, test_split: 0.1}}"
+                )
+            with_vllm = bool(here.gpus and profile.grpo and profile.grpo.generation == "vllm")
+            check = train(work, name, settings, profile=path.stem, base=base, alone=with_vllm)
+            check.note = with_(replaced)
+            yield check
         else:
             vllm = [] if here.gpus else ["inference.vllm={}"]
             settings = ["inference.samples=4", "inference.max_tokens=32", "inference.max_length=2048", *vllm]
-            settings += [*share(here, "inference.gpu_memory"), PUBLIC_TAGS]
             model = str(model_folder(work, base))
-            asked = [AIMO, "solve", "--model", model, "--profile", path.stem, *options(settings), PROBLEM]
-            parallel = (profile.inference.vllm or {}).get("tensor_parallel_size", 1)
-            lacks = f"needs {parallel} GPUs" if here.gpus and here.gpus < parallel else ""
+            asked = [AIMO, "solve", "--model", model, "--profile", path.stem]
+            asked += [*options([*settings, PUBLIC_TAGS]), PROBLEM]
+            arguments, lacks = profile.inference.vllm or {}, ""
+            parallel = arguments.get("tensor_parallel_size", 1)
+            if here.gpus and here.gpus < parallel:
+                lacks = f"needs {parallel} GPUs"
+            elif (
+                here.gpus
+                and here.capability < 8.9
+                and str(arguments.get("kv_cache_dtype", "")).startswith("fp8")
+            ):
+                lacks = f"its fp8 cache needs compute capability 8.9, and this GPU has {here.capability}"
             yield Check(name, [asked], lacks, base, note=with_(vllm))
 
 
@@ -195,60 +262,63 @@ def launches(work: Path, here: Here) -> Iterator[Check]:
     lacks = {"ddp": two if here.gpus else "", "fsdp": two, "zero2": zero, "zero3": zero}
     devices = ["--gpus" if here.gpus else "--cpu", "2"]
     for strategy, reason in lacks.items():
-        check = train(work, f"launch-{strategy}", "tiny", [*ours, "grpo=null"], reason)
+        check = train(work, f"launch-{strategy}", [*ours, "grpo=null"], reason, alone=True)
         check.commands = [launch(check, "sft", *devices, "--strategy", strategy)]
         yield check
     served = ["sft=null", "grpo.generation=vllm_server", "grpo.probe_steps=null"]
-    check = train(work, "vllm-server", "tiny", [*ours, *served], two)
+    check = train(work, "vllm-server", [*ours, *served], two, alone=True)
     check.commands = [launch(check, "grpo", *devices, "--serve-gpus", "1")]
     yield check
 
 
 def launch(check: Check, stage: str, *more: str) -> list[str]:
-    """A check's stage as `aimo launch` starts it, with the same settings."""
+    """Return the command of a check's stage as `aimo launch` starts it, with the same settings."""
     (command,) = check.commands
     return [AIMO, "launch", stage, *command[command.index("--profile") :], *more]
 
 
-def others(work: Path, here: Here) -> Iterator[Check]:
-    """The submission kernel in a folder of its own, and training beside plain TRL."""
-    folder = work / "kernel"
-    parameters = {"competition": "aimo3", "model": TINY, "test_csv": "test.csv", "time_limit_s": 3000}
-    command = [
-        sys.executable,
-        "-m",
-        "papermill",
-        str(work / "aimo-submission.ipynb"),
-        str(work / "out.ipynb"),
-    ]
-    command += ["--cwd", str(folder), "-k", "python3", "--no-progress-bar"]
-    command += [part for key, value in parameters.items() for part in ("-p", key, str(value))]
-    yield Check("submission-kernel", [command], alone=True, look=functools.partial(answers, folder))
-    base = "unsloth/Qwen3-1.7B-Base" if here.gpus else ""
-    settings = [f"model.base={model_folder(work, base) if base else TINY}", "model.dtype=auto"]
-    settings += ["sft.max_steps=12", "grpo.max_steps=4"]
-    file = work / "beside.json"
-    command = [sys.executable, str(Path(__file__).with_name("training.py")), "--rounds", "1"]
-    command += ["--json", str(file), *options(settings)]
-    yield Check("beside-plain-trl", [command], base=base, alone=True, look=functools.partial(beside, file))
+def bfloat16(here: Here) -> str:
+    return "" if here.capability >= 8 else f"compute capability {here.capability} has no bfloat16"
+
+
+def numbers(backend: str, number: str) -> list[str]:
+    """Return the settings of a backend that computes in a number type."""
+    types = {
+        "bf16": ["model.dtype=bfloat16"],
+        "fp16": ["model.dtype=float16"],
+        "4bit": ["model.dtype=auto", "model.load_in_4bit=true"],
+        "all-weights": ["model.dtype=auto", "model.lora=null", "sft.learning_rate=3e-4"],
+    }
+    return [*SHORT, *SMALL, f"model.backend={backend}", *types[number]]
+
+
+def sampled_by_vllm(work: Path, here: Here, backend: str) -> Check:
+    """Return the check of GRPO whose completions vLLM samples beside the trainer."""
+    sampled = ["model.dtype=auto", "sft=null", "grpo.generation=vllm", "grpo.probe_steps=null"]
+    settings = [*SHORT, *SMALL, f"model.backend={backend}", *sampled]
+    hint = "lower grpo.vllm_gpu_memory, or set grpo.generation to transformers"
+    return train(work, f"{backend}-vllm", settings, alone=True, hint=hint)
 
 
 def train(
-    work: Path, name: str, profile: str, settings: list[str], lacks: str = "", base: str = "", note: str = ""
+    work: Path, name: str, settings: list[str], lacks: str = "", profile: str = "tiny", **more: Any
 ) -> Check:
-    """Each stage of a profile that trains, in a process of its own, as `aimo launch` starts it."""
-    stages = config.load(profile).stages
-    settings = [key for key in settings if (section := key.split(".")[0]) not in TRAINED or section in stages]
+    """Return the check of each stage of a profile that trains, in a process of its own."""
+    stages = {
+        *config.load(profile).stages,
+        *(key.split("=")[0] for key in settings if key.startswith("dpo=")),
+    }
+    settings = [key for key in settings if re.split(r"[.=]", key)[0] not in {*TRAINED} - stages]
     resolved, folder = config.load(profile, settings), work / name
     given = ["--profile", profile, "--run-dir", str(folder), *options(settings)]
     commands = [[sys.executable, "-m", "aimo.train.launch", stage, *given] for stage in resolved.trained]
-    check = Check(name, commands, lacks, base, resolved, note=note)
-    check.look = functools.partial(trained, folder, resolved.trained)
-    return check
+    hint = "model.backend=transformers, model.dtype and model.attention=sdpa tell whose fault it is"
+    look = functools.partial(trained, folder, resolved)
+    return Check(name, commands, lacks, profile=resolved, look=look, **{"alone": False, "hint": hint} | more)
 
 
 def replacements(profile: Profile, here: Here) -> Iterator[str]:
-    """The settings that take the place of those that this machine cannot run."""
+    """Yield the settings that take the place of those that this machine cannot run."""
 
     def value(key: str) -> Any:
         section, name = key.split(".")
@@ -259,48 +329,45 @@ def replacements(profile: Profile, here: Here) -> Iterator[str]:
             yield f"{key}={other}"
     if "code" in (value("grpo.rewards") or {}):
         yield "grpo.rewards={accuracy: 1.0, format: 0.1}"  # the built-in problems have no test cases
-    if value("grpo.generation") == "vllm":
-        yield from share(here, "grpo.vllm_gpu_memory")
     if not here.gpus:
         yield from (f"{key}={other}" for key, (values, other) in GPU_ONLY.items() if value(key) in values)
 
 
-def share(here: Here, key: str) -> list[str]:
-    """The setting of vLLM's share of a GPU that other checks use, too."""
-    return [f"{key}=0.12"] if here.gpus and here.jobs > 1 else []
-
-
 def with_(settings: list[str]) -> str:
-    """A note of the settings that were replaced."""
     return f"with {', '.join(settings)}" if settings else ""
 
 
 def options(settings: list[str]) -> list[str]:
-    """Settings as `--set` options."""
     return [part for setting in settings for part in ("--set", setting)]
+
+
+def script(name: str, folder: Path) -> list[str]:
+    """Return the command of one of `STEPS`."""
+    return [sys.executable, __file__, "--step", name, "--folder", str(folder)]
 
 
 # What they leave
 
 
-def trained(folder: Path, stages: tuple[str, ...]) -> dict[str, Any]:
-    """Speed and memory of each stage, which has three finite losses and a model."""
+def trained(folder: Path, profile: Profile) -> dict[str, Any]:
+    """Return the speed and memory of each stage, which has finite losses of its steps and a model."""
     found: dict[str, Any] = {}
-    for stage in stages:
+    for stage in profile.trained:
         steps = [record for record in storage.read_lines(folder / stage / "log.jsonl") if "loss" in record]
-        losses = [record["loss"] for record in steps]
-        assert len(losses) == 3 and all(map(math.isfinite, losses)), f"{stage}: its losses are {losses}"
-        assert (folder / stage / "model" / "aimo.json").exists(), f"{stage}: it left no model"
-        found[f"{stage} tokens/s"] = steps[-1]["tokens_per_second"]
-        if "gpu_memory_gib" in steps[-1]:
-            found[f"{stage} GiB"] = steps[-1]["gpu_memory_gib"]
+        losses, wanted = [record["loss"] for record in steps], getattr(profile, stage).max_steps
+        if len(losses) != wanted or not all(map(math.isfinite, losses)):
+            raise ValueError(f"{stage}: {wanted} steps left the losses {losses}")
+        if not (folder / stage / "model" / "aimo.json").exists():
+            raise ValueError(f"{stage}: it left no model")
+        speed = {"tokens/s": "tokens_per_second", "GiB": "gpu_memory_gib"}
+        found |= {f"{stage} {unit}": steps[-1][key] for unit, key in speed.items() if key in steps[-1]}
     return found
 
 
 def beside(file: Path) -> dict[str, Any]:
-    """Speed and memory of ours and of plain TRL."""
+    """Return the speed and memory of ours and of plain TRL."""
     found: dict[str, Any] = {}
-    for row in json.loads(file.read_text())["stages"]:
+    for row in storage.read_json(file)["stages"]:
         for side in ("ours", "plain"):
             found[f"{row['stage']} {row['unit']}/s {side}"] = row[side]["rate"]
             if row[side]["gpu_gib"] is not None:
@@ -309,12 +376,25 @@ def beside(file: Path) -> dict[str, Any]:
 
 
 def answers(folder: Path) -> dict[str, Any]:
-    """The answers of the kernel, one to each question."""
+    """Return how many answers the kernel gave: one to each question."""
     import polars as pl
 
     rows = pl.read_parquet(folder / "submission.parquet").rows()
-    assert len(rows) == 2, f"the answers to 2 questions are {rows}"
+    if len(rows) != 2:
+        raise ValueError(f"the answers to 2 questions are {rows}")
     return {"answers": len(rows)}
+
+
+def variants(file: Path) -> dict[str, Any]:
+    """Return the tokens per second of each set of engine arguments that started."""
+    rows = storage.read_json(file)["variants"]
+    found = {row["arguments"]: row["tokens_per_second"] for row in rows if "tokens_per_second" in row}
+    if not found:
+        raise ValueError(rows[0]["error"])
+    return found
+
+
+# Steps that run in a process of their own
 
 
 def compare(folder: Path) -> None:
@@ -333,66 +413,135 @@ def compare(folder: Path) -> None:
     adapted = log_probs(PeftModel.from_pretrained(load(TINY), str(folder / "sft/trained")))
     moved = (adapted - log_probs(load(TINY))).abs().max().item()
     apart = (adapted - log_probs(load(folder / "sft/model"))).abs().max().item()
-    assert apart < 1e-3 < moved, f"merging moves log-probabilities by {apart:.5f}, training by {moved:.5f}"
+    if not apart < 1e-3 < moved:
+        raise SystemExit(
+            f"ValueError: merging moves log-probabilities by {apart:.5f}, training by {moved:.5f}"
+        )
 
 
-# Before them
+def forget(folder: Path) -> None:
+    """Leave of a finished stage what a killed one leaves: all but its last checkpoint, and no model."""
+    for name in "checkpoint-3", "trained", "model":
+        shutil.rmtree(folder / "sft" / name)
+    (folder / "metrics.json").unlink()
 
 
-def prepare(checks: list[Check], work: Path, here: Here) -> None:
-    """Make the kernel, the random weights and the rows."""
+def kernel(folder: Path) -> None:
+    """Build the submission kernel beside two questions."""
     from aimo.kaggle import kernels
 
-    (work / "kernel").mkdir()
-    (work / "kernel" / "test.csv").write_text(f"id,problem\nfirst,{PROBLEM}\nsecond,What is 3 plus 4?\n")
-    kernels.build_kernel("submission", work, "tiny")
-    for base in {check.base for check in checks if check.base}:
-        make_model(base, model_folder(work, base), here)
-    for check in checks:
+    (folder / "test.csv").write_text(f"id,problem\nfirst,{PROBLEM}\nsecond,What is 3 plus 4?\n")
+    kernels.build_kernel("submission", folder, "tiny")
+
+
+def serve(folder: Path) -> None:
+    """Ask a model through `aimo serve`."""
+    from aimo.inference import vllm_process
+    from aimo.inference.settings import resolve
+
+    with vllm_process.serving(TINY, resolve(TINY), log=folder / "vllm.log") as (url, _):
+        asked = [AIMO, "solve", "--model", str(TINY), "--server", f"{url}/v1", PROBLEM]
+        raise SystemExit(subprocess.run(asked).returncode)
+
+
+def respawn(folder: Path) -> None:
+    """Kill an engine's process, and ask another one in its place."""
+    import psutil
+
+    from aimo.inference.engine import Engine
+    from aimo.inference.solver import solve
+
+    engine = Engine(TINY)
+    for child in psutil.Process().children(recursive=True):
+        child.kill()
+    begun = time.monotonic()
+    while not engine.has_died:
+        if time.monotonic() - begun > 60:
+            raise SystemExit("ValueError: vLLM did not notice in a minute that its process was killed")
+        time.sleep(0.2)
+    engine.close()
+    with engine.respawn() as again:
+        print(solve(again, PROBLEM, 4, 0, 99999).answer)
+
+
+STEPS = {step.__name__: step for step in (compare, forget, kernel, serve, respawn)}
+
+
+# Running them
+
+
+def run_all(checks: list[Check], work: Path, logs: Path, here: Here, minutes: float) -> None:
+    """Run the checks in order, neighbours that need no GPU for themselves side by side; failed ones again."""
+    end = time.monotonic() + 60 * minutes
+    with Progress() as progress:
+        task = progress.add_task("checks", total=len(checks))
+        progress.console.print(f"{machine.device()}: {len(checks)} checks")
+
+        def run_one(check: Check) -> None:
+            later = {c.base for c in checks if c is not check and c.state == "skipped"}
+            run(check, work, logs, here, end)
+            if check.base and check.base not in later:  # disks are small: 7B in two layers is 3 GB
+                shutil.rmtree(model_folder(work, check.base), ignore_errors=True)
+            progress.console.print(f"{check.name}: {check.state} {check.note}", markup=False, highlight=False)
+
+        for alone, group in itertools.groupby(checks, lambda check: check.alone):
+            with ThreadPoolExecutor(1 if alone else here.jobs) as pool:
+                for _ in pool.map(run_one, group):
+                    progress.advance(task)
+        for check in checks:
+            if (
+                check.state == "failed"
+                and not check.alone
+                and here.jobs > 1
+                and end - time.monotonic() > AGAIN_S
+            ):
+                run_one(check)
+
+
+def run(check: Check, work: Path, logs: Path, here: Here, end: float) -> None:
+    """Make what a check needs, run its commands, write down how it went, and remove what it left."""
+    begun, folder = time.monotonic(), work / check.name
+    if end - begun < LEAST_S:
+        check.note = f"the time was over: take --only {check.name}, or more --minutes"
+        return
+    check.state, reason = "failed", ""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if check.base and not (model := model_folder(work, check.base)).exists():
+            make_model(check.base, model, tokenizer_of(check.base), wide=here.gpus > 0)
         if check.profile:
-            make_rows(check.profile, work / check.name)
+            make_rows(check.profile, folder)
+        for command in check.commands:
+            left = min(end - time.monotonic(), 300)
+            if reason := error_of(command, logs / f"{check.name}.log", folder, here, left):
+                break
+        else:
+            check.figures, check.state = check.look(), "passed"
+    except Exception as e:  # whatever it is, it is this check's and not the page's
+        reason = f"{type(e).__name__}: {' '.join(str(e).split())}"[:300]
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    tried = f"try: {check.hint}" if reason and check.hint else ""
+    check.note = "; ".join(filter(None, [reason, tried, check.note]))
+    check.seconds = time.monotonic() - begun
 
 
 def model_folder(work: Path, base: str) -> Path:
-    """Where a public model's random weights are."""
     return work / base.replace("/", "--")
 
 
-def make_model(base: str, folder: Path, here: Here) -> None:
-    """Random weights of a public model's architecture, in two layers; without a GPU narrow ones."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+def tokenizer_of(base: str) -> Any:
+    """Return a tiny model's tokenizer; for Qwen3 one whose chat template offers tools and reads `enable_thinking`."""
+    from transformers import AutoTokenizer
 
-    kind, hidden, intermediate, heads, shared = SIZES[base]
-    size, experts, expert = 128, 128, 768
-    if not here.gpus:
-        hidden, intermediate, heads, shared = 128, 256, 2 * heads // shared, 2
-        size, experts, expert = 32, 8, 64
-    tokenizer = AutoTokenizer.from_pretrained(TINY)
-    if base.startswith("Qwen/Qwen3"):  # its own chat template offers tools and reads a switch of thinking
-        tokenizer = AutoTokenizer.from_pretrained(TINY.with_name("tiny-tools"))
+    tokenizer = AutoTokenizer.from_pretrained(TOOLS if base.startswith("Qwen/Qwen3") else TINY)
+    if base.startswith("Qwen/Qwen3"):
         tokenizer.chat_template = "{%- set thinks = enable_thinking -%}" + tokenizer.chat_template
-    described = AutoConfig.for_model(
-        kind,
-        hidden_size=hidden,
-        intermediate_size=intermediate,
-        num_attention_heads=heads,
-        num_key_value_heads=shared,
-        head_dim=size,
-        num_hidden_layers=2,
-        max_position_embeddings=131072,
-        vocab_size=32768 if here.gpus else 1024,  # more than the tokenizer has, as in the public models
-        eos_token_id=tokenizer.eos_token_id,
-        **({"num_experts": experts, "moe_intermediate_size": expert} if kind == "qwen3_moe" else {}),
-    )
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(described, dtype=torch.bfloat16 if here.gpus else torch.float32)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    return tokenizer
 
 
 def make_rows(profile: Profile, folder: Path) -> None:
-    """What the data stage leaves in a run's folder, and nothing else."""
+    """Leave in a run's folder what the data stage leaves, and nothing else."""
     from aimo.data import prepare
     from aimo.train import models
 
@@ -404,55 +553,8 @@ def make_rows(profile: Profile, folder: Path) -> None:
     run.finish(sha256=prepare.write_sets(prepare.format_sets(sets, profile), sets, profile, run.folder))
 
 
-# Running them
-
-
-def run_all(checks: list[Check], work: Path, logs: Path, here: Here, minutes: float) -> None:
-    """Run the checks: those that measure alone, then the others beside each other, and failed ones again."""
-    end = time.monotonic() + 60 * minutes
-    with Progress() as progress:
-        task = progress.add_task("checks", total=len(checks))
-        progress.console.print(f"{machine.device()}: {len(checks)} checks")
-
-        def run_one(check: Check) -> None:
-            run(check, work, logs, here, end)
-            progress.console.print(f"{check.name}: {check.state} {check.note}", markup=False, highlight=False)
-
-        prepare(checks, work, here)
-        groups = [c for c in checks if c.alone], [c for c in checks if not c.alone]
-        for group, beside in zip(groups, (1, here.jobs), strict=True):
-            with ThreadPoolExecutor(beside) as pool:
-                for _ in pool.map(run_one, group):
-                    progress.advance(task)
-        for check in checks:
-            if check.state == "failed" and here.jobs > 1 and not check.alone:
-                if check.profile:
-                    make_rows(check.profile, work / check.name)
-                run_one(check)
-
-
-def run(check: Check, work: Path, logs: Path, here: Here, end: float) -> None:
-    """Run the commands of a check, and write down how it went."""
-    begun = time.monotonic()
-    check.state, reason = "failed", ""
-    for command in check.commands:
-        left = end - time.monotonic()
-        if left < 20:
-            check.state, reason = "skipped", f"the time was over: take --only {check.name}, or more --minutes"
-            break
-        if reason := error_of(command, logs / f"{check.name}.log", work, here, min(left, 300)):
-            break
-    else:
-        try:
-            check.figures, check.state = check.look(), "passed"
-        except (AssertionError, OSError) as e:
-            reason = str(e)
-    check.note = "; ".join(filter(None, [reason, check.note]))
-    check.seconds = time.monotonic() - begun
-
-
 def error_of(command: list[str], log: Path, work: Path, here: Here, limit: float) -> str:
-    """Run a command, with its output in a file. Returns the last line of its error; nothing without one."""
+    """Run a command, with its output in a file. Return the last line of its error; nothing without one."""
     env = {
         "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // here.jobs)),
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -460,14 +562,14 @@ def error_of(command: list[str], log: Path, work: Path, here: Here, limit: float
         "KAGGLE_INPUT": str(work / "input"),  # nothing is attached
         "UNSLOTH_COMPILE_LOCATION": str(work / f"unsloth-{log.stem}"),  # Unsloth writes and imports modules
     }
-    with log.open("w") as output:
+    with log.open("a") as output:
         print(f"$ {shlex.join(command)}", file=output, flush=True)
         process = subprocess.Popen(
             command,
             stdout=output,
             stderr=output,
             env=os.environ | env,
-            cwd=log.parent,
+            cwd=work,
             start_new_session=True,
         )
     try:
@@ -483,7 +585,7 @@ def error_of(command: list[str], log: Path, work: Path, here: Here, limit: float
 
 
 def last_error(text: str) -> str:
-    """The last line of an output that names an error; else its last line."""
+    """Return the last line of an output that names an error; else its last line."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if re.match(r"aimo: |([\w.]+\.)?\w*(Error|Exception|Interrupt)\b", line)]
     return (errors or lines)[-1][:300]
@@ -520,7 +622,7 @@ def report(checks: list[Check], folder: Path) -> dict[str, Any]:
 
 
 def shown(check: Check, folder: Path) -> dict[str, Any]:
-    """A check as a row of the page."""
+    """Return a check as a row of the page."""
     from aimo.report import page
 
     figures = ", ".join(f"{name} {value:.4g}" for name, value in check.figures.items())
@@ -532,29 +634,40 @@ def shown(check: Check, folder: Path) -> dict[str, Any]:
     return row
 
 
+MAKERS = (first, features, backends, profiles, launches)
+
+
 def main(
     only: Annotated[list[str] | None, typer.Option(help="A check, or how its name begins; repeat.")] = None,
     minutes: Annotated[float, typer.Option(help="Checks that would begin later are skipped.")] = 10,
     run_dir: Annotated[Path, typer.Option(help="For the page and the logs.")] = RUNS / "gpu-check",
     to: Annotated[Path | None, typer.Option("--json", help="Write the figures here too.")] = None,
-    compared: Annotated[Path | None, typer.Option("--compare", hidden=True)] = None,
+    step: Annotated[str | None, typer.Option(hidden=True)] = None,
+    step_folder: Annotated[Path, typer.Option("--folder", hidden=True)] = Path(),
 ) -> None:
     """Run the checks and write the page."""
-    if compared:
-        return compare(compared)
+    if step:
+        return STEPS[step](step_folder)
     runs.quiet()
     here, folder = look(), run_dir.absolute()
-    with tempfile.TemporaryDirectory(prefix="aimo-gpu-") as made:
+    with tempfile.TemporaryDirectory(prefix="aimo-gpu-", ignore_cleanup_errors=True) as made:
         work, logs = Path(made), folder / "logs"
-        every = [check for make in (others, backends, profiles, launches) for check in make(work, here)]
+        every = [check for make in MAKERS for check in make(work, here)]
         chosen = [check for check in every if not only or check.name.startswith(tuple(only))]
         if not chosen:
             raise typer.BadParameter(f"--only takes of {', '.join(check.name for check in every)}")
         for check in chosen:
             check.note = check.lacks or check.note
-        logs.mkdir(parents=True, exist_ok=True)
-        run_all([check for check in chosen if not check.lacks], work, logs, here, minutes)
-    result = report(chosen, folder)
+        shutil.rmtree(logs, ignore_errors=True)
+        logs.mkdir(parents=True)
+        try:
+            run_all([check for check in chosen if not check.lacks], work, logs, here, minutes)
+        finally:
+            try:
+                result = report(chosen, folder)
+            except OSError as e:
+                told = "\n".join(f"{check.name}: {check.state} {check.note}" for check in chosen)
+                raise SystemExit(f"{told}\naimo: {folder}: {e}; make room, or take --run-dir") from None
     if to:
         storage.write_json(to, result)
     print(f"{result['headline']}; {folder / 'gpu-check.html'}")
