@@ -26,7 +26,6 @@ import public_models
 import typer
 from rich.console import Console
 from rich.table import Table
-
 from transformers import AutoTokenizer
 
 from aimo.config import ROOT
@@ -34,6 +33,7 @@ from aimo.data import builtin
 from aimo.inference import vllm_process
 from aimo.inference.engine import Engine
 from aimo.inference.sampling import sample_seed
+from aimo.inference.settings import resolve_settings
 from aimo.inference.solver import solve_problem
 from aimo.inference.voting import Policy
 

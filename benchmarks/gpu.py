@@ -131,7 +131,7 @@ def look() -> Here:
 
 
 def first(work: Path, here: Here) -> Iterator[Check]:
-    """SFT and GRPO with Unsloth and with vLLM, the solver, the submission kernel, and ours beside plain TRL."""
+    """SFT and GRPO with Unsloth and with vLLM, the solver, the kernel, and training beside plain TRL."""
     yield train(work, "unsloth-bf16", [*numbers("unsloth", "bf16")], bfloat16(here))
     yield sampled_by_vllm(work, here, "transformers")
     yield sampled_by_vllm(work, here, "unsloth")
@@ -222,15 +222,14 @@ def profiles(work: Path, here: Here) -> Iterator[Check]:
         settings = [f"model.base={model_folder(work, base)}"]
         if base not in CONFIGS or "quantization_config" in CONFIGS[base]:
             if not base.startswith("data/"):
-                why = f"the random weights of {base} have no tokenizer that its prompts need; see gpt-oss and awq"
+                why = f"{base}: no tokenizer for its prompts is here; gpt-oss and awq run its kernels"
                 yield Check(name, [], why)
         elif profile.trained:
             replaced = list(replacements(profile, here))
             settings += [*SHORT, *([] if here.gpus else SMALL), *replaced]
             if profile.grpo and here.gpus:  # a step needs that many rows, a tenth of which is for probes
-                settings.append(
-                    f"data.grpo={{source: builtin, rows: {max(64, 2 * profile.grpo.prompts_per_step)}, test_split: 0.1}}"
-                )
+                rows = max(64, 2 * profile.grpo.prompts_per_step)
+                settings.append(f"data.grpo={{source: builtin, rows: {rows}, test_split: 0.1}}")
             with_vllm = bool(here.gpus and profile.grpo and profile.grpo.generation == "vllm")
             check = train(work, name, settings, profile=path.stem, base=base, alone=with_vllm)
             check.note = with_(replaced)
@@ -437,9 +436,9 @@ def kernel(folder: Path) -> None:
 def serve(folder: Path) -> None:
     """Ask a model through `aimo serve`."""
     from aimo.inference import vllm_process
-    from aimo.inference.settings import resolve
+    from aimo.inference.settings import resolve_settings
 
-    with vllm_process.serving(TINY, resolve(TINY), log=folder / "vllm.log") as (url, _):
+    with vllm_process.serving(TINY, resolve_settings(TINY), log=folder / "vllm.log") as (url, _):
         asked = [AIMO, "solve", "--model", str(TINY), "--server", f"{url}/v1", PROBLEM]
         raise SystemExit(subprocess.run(asked).returncode)
 
@@ -449,7 +448,7 @@ def respawn(folder: Path) -> None:
     import psutil
 
     from aimo.inference.engine import Engine
-    from aimo.inference.solver import solve
+    from aimo.inference.solver import solve_problem
 
     engine = Engine(TINY)
     for child in psutil.Process().children(recursive=True):
@@ -461,7 +460,7 @@ def respawn(folder: Path) -> None:
         time.sleep(0.2)
     engine.close()
     with engine.respawn() as again:
-        print(solve(again, PROBLEM, 4, 0, 99999).answer)
+        print(solve_problem(again, PROBLEM, 4, 0, 99999).answer)
 
 
 STEPS = {step.__name__: step for step in (compare, forget, kernel, serve, respawn)}
@@ -531,7 +530,7 @@ def model_folder(work: Path, base: str) -> Path:
 
 
 def tokenizer_of(base: str) -> Any:
-    """Return a tiny model's tokenizer; for Qwen3 one whose chat template offers tools and reads `enable_thinking`."""
+    """Return a tiny model's tokenizer; for Qwen3 one with a template that has tools and `enable_thinking`."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(TOOLS if base.startswith("Qwen/Qwen3") else TINY)

@@ -122,10 +122,12 @@ CONFIGS: dict[str, dict[str, Any]] = {
 def make_model(base: str, folder: Path, tokenizer: Any, wide: bool, layers: int = 2) -> None:
     """Write random weights of a public model's architecture into a folder, with a tokenizer.
 
-    `wide` keeps its width, heads and vocabulary; else all are narrow, for a CPU. gpt-oss is in MXFP4 and AWQ
+    `wide` keeps its width and heads; else all are narrow, for a CPU. gpt-oss is in MXFP4 and AWQ
     models in four bits either way.
     """
     config = CONFIGS[base] | {"num_hidden_layers": layers, "eos_token_id": tokenizer.eos_token_id}
+    if "quantization_config" not in config:
+        config["vocab_size"] = 32768  # still more than the tokenizer has, as in the public models
     if "layer_types" in config:
         config["layer_types"] = config["layer_types"][:layers]
     if not wide:
@@ -151,7 +153,7 @@ def make_model(base: str, folder: Path, tokenizer: Any, wide: bool, layers: int 
 
 
 def body(config: dict[str, Any], dtype: torch.dtype, biased: str) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield what both kinds of quantised models keep unquantised; `biased` names the projections with biases."""
+    """Yield what quantised models keep unquantised; `biased` names the projections with biases."""
     hidden, vocab, size = config["hidden_size"], config["vocab_size"], config["head_dim"]
     for name in "model.embed_tokens", "lm_head":
         yield f"{name}.weight", torch.randn(vocab, hidden, dtype=dtype) * 0.02
@@ -167,7 +169,7 @@ def body(config: dict[str, Any], dtype: torch.dtype, biased: str) -> Iterator[tu
 
 
 def mxfp4(config: dict[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the tensors of a gpt-oss checkpoint: experts as blocks of 32 values, two to a byte, and a scale."""
+    """Yield a gpt-oss checkpoint: experts as blocks of 32 values, two to a byte, with a scale."""
     hidden, inner, experts = config["hidden_size"], config["intermediate_size"], config["num_local_experts"]
     heads, shared, size = (config[key] for key in ("num_attention_heads", "num_key_value_heads", "head_dim"))
     dtype = torch.bfloat16
@@ -193,7 +195,7 @@ def mxfp4(config: dict[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def awq(config: dict[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the tensors of an AWQ checkpoint: eight values of four bits to an int32, a scale for 128 inputs."""
+    """Yield an AWQ checkpoint: eight values of four bits to an int32, a scale for 128 inputs."""
     hidden, inner, size = config["hidden_size"], config["intermediate_size"], config["head_dim"]
     group = config["quantization_config"]["group_size"]
     wide, narrow = config["num_attention_heads"] * size, config["num_key_value_heads"] * size

@@ -102,12 +102,12 @@ def row(profile, config, fake):
     from vllm.v1.attention.selector import AttentionSelectorConfig
 
     from aimo.inference import vllm_process
-    from aimo.inference.settings import resolve
+    from aimo.inference.settings import resolve_settings
 
     flash.is_flash_attn_varlen_func_available = lambda: True
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(config))
-        settings = resolve(folder, profile.inference.written)
+        settings = resolve_settings(folder, profile.inference.written)
         with mock.patch("torch.cuda.is_available", return_value=True):
             arguments = vllm_process.engine_arguments(Path(folder), settings, 0)
         arguments |= {"skip_tokenizer_init": True}

@@ -1,5 +1,6 @@
-"""`make gpu-check`: every profile has a row, a crash costs one row, and a CPU runs the same commands."""
+"""`make gpu-check`: every profile has a row, a failure costs one row, and a CPU runs the same commands."""
 
+import errno
 import importlib.util
 import json
 import subprocess
@@ -13,40 +14,61 @@ from conftest import ROOT
 from aimo import config
 
 SCRIPT = ROOT / "benchmarks" / "gpu.py"
+MACHINES = {
+    "no GPU": (0, 0, 9.0),
+    "T4": (1, 15, 7.5),
+    "4090": (1, 24, 8.9),
+    "A100": (1, 80, 8.0),
+    "8 x H100": (8, 80, 9.0),
+}
 
 
 @pytest.fixture(scope="module")
 def gpu():
     """The benchmark as a module."""
-    spec = importlib.util.spec_from_file_location("gpu_check", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # its dataclasses look there
-    spec.loader.exec_module(module)
-    return module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(SCRIPT.parent)
+        spec = importlib.util.spec_from_file_location("gpu_check", SCRIPT)
+        module = importlib.util.module_from_spec(spec)
+        patch.setitem(sys.modules, spec.name, module)  # its dataclasses look there
+        spec.loader.exec_module(module)
+        yield module
 
 
-def listed(gpu, work, here):
-    makers = (gpu.others, gpu.backends, gpu.profiles, gpu.launches)
-    return {check.name: check for make in makers for check in make(work, here)}
+def listed(gpu, work, machine):
+    here = gpu.Here(*MACHINES[machine])
+    return {check.name: check for make in gpu.MAKERS for check in make(work, here)}
 
 
-@pytest.mark.parametrize("machine", [(0, 0, True), (1, 15, False), (1, 80, True), (8, 80, True)])
+@pytest.mark.parametrize("machine", MACHINES)
 def test_every_profile_has_a_row_on_every_machine_and_what_is_left_out_says_why(gpu, tmp_path, machine):
-    checks = listed(gpu, tmp_path, gpu.Here(*machine))
+    gpus, _, capability = MACHINES[machine]
+    checks = listed(gpu, tmp_path, machine)
     for path in config.PROFILES.glob("*.yaml"):
         own = config.load(path.stem).model.base.startswith("data/")
         assert own or f"profile-{path.stem}" in checks
     assert all(check.commands or check.lacks for check in checks.values())
     left = {name for name, check in checks.items() if check.lacks}
-    assert ("unsloth-4bit" in left) == (machine[0] == 0)
-    assert ("unsloth-bf16" in left) == (not machine[2])
-    assert ("vllm-server" in left) == ("launch-fsdp" in left) == (machine[0] < 2)
+    assert ("unsloth-4bit" in left) == (gpus == 0)
+    assert ("unsloth-bf16" in left) == (capability < 8)
+    assert ("vllm-server" in left) == ("launch-fsdp" in left) == (gpus < 2)
+    assert ("profile-qwen3-30b-a3b-thinking" in left) == (gpus > 0 and capability < 8.9), "its fp8 cache"
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_every_step_of_grpo_has_its_rows_and_engines_run_alone(gpu, tmp_path, machine):
+    for check in listed(gpu, tmp_path, machine).values():
+        if check.profile and check.profile.grpo:
+            grpo, data = check.profile.grpo, check.profile.data.grpo
+            assert data.rows * (1 - data.test_split) >= grpo.prompts_per_step, check.name
+            assert check.alone or grpo.generation == "transformers"
+        assert check.alone or not any("solve" in command for command in check.commands)
 
 
 def test_what_a_machine_cannot_run_is_replaced_and_told(gpu, tmp_path):
-    on_cpu = listed(gpu, tmp_path, gpu.Here(0))["profile-kaggle-t4"]
+    on_cpu = listed(gpu, tmp_path, "no GPU")["profile-kaggle-t4"]
     assert "model.load_in_4bit=false" in on_cpu.note and "model.dtype=auto" in on_cpu.note
-    on_gpu = listed(gpu, tmp_path, gpu.Here(1, 80))["profile-kaggle-t4"]
+    on_gpu = listed(gpu, tmp_path, "A100")["profile-kaggle-t4"]
     assert on_gpu.profile.model.load_in_4bit and on_gpu.profile.model.dtype == "float16" and not on_gpu.note
 
 
@@ -54,23 +76,30 @@ def python(code):
     return [sys.executable, "-c", code]
 
 
-def test_a_crash_costs_one_row_with_its_last_line_and_the_exit_code(gpu, tmp_path, monkeypatch):
+def lost():
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_failure_costs_one_row_with_its_reason_and_the_exit_code(gpu, tmp_path, monkeypatch):
     checks = [
         gpu.Check("aborts", [python("import os; os.abort()"), python("raise SystemError('never reached')")]),
-        gpu.Check("raises", [python("print('x'); raise ValueError('the cause') from KeyError('y')")]),
-        gpu.Check("passes", [python("pass")], look=lambda: {"tokens/s": 12.5}),
+        gpu.Check("raises", [python("print('x'); raise ValueError('the cause')")], hint="another way"),
+        gpu.Check("no key", [python("pass")], look=lambda: {}["num_tokens"]),
+        gpu.Check("full disk", [python("pass")], look=lost),
+        gpu.Check("no model", [], base="nobody/knows"),
+        gpu.Check("passes", [python("open('left', 'w')")], look=lambda: {"tokens/s": 12.5}),
         gpu.Check("left out", [], "needs a GPU"),
     ]
-    monkeypatch.setattr(gpu, "others", lambda *_: checks)
-    for rest in ("backends", "profiles", "launches"):
-        monkeypatch.setattr(gpu, rest, lambda *_: [])
+    monkeypatch.setattr(gpu, "MAKERS", [lambda *_: checks])
     with pytest.raises(typer.Exit) as ended:
         gpu.main(run_dir=tmp_path, to=tmp_path / "copy.json")
     assert ended.value.exit_code == 1
     result = json.loads((tmp_path / "copy.json").read_text())
-    assert result["headline"] == "2 failed, 1 passed, 1 skipped"
+    assert result["headline"] == "5 failed, 1 passed, 1 skipped"
     rows = {row["name"]: row for row in result["checks"]}
-    assert rows["raises"]["note"] == "ValueError: the cause" and rows["left out"]["note"] == "needs a GPU"
+    assert rows["raises"]["note"] == "ValueError: the cause; try: another way"
+    assert "num_tokens" in rows["no key"]["note"] and "No space" in rows["full disk"]["note"]
+    assert "nobody/knows" in rows["no model"]["note"] and rows["left out"]["note"] == "needs a GPU"
     assert rows["passes"]["figures"] == {"tokens/s": 12.5}
     page = (tmp_path / "gpu-check.html").read_text()
     assert all(text in page for text in ("aborts", "ValueError: the cause", "tokens/s 12.5", "needs a GPU"))
@@ -86,10 +115,21 @@ def test_a_check_that_hangs_is_ended_with_what_it_started(gpu, tmp_path):
     assert "time.sleep(601.5)" not in left
 
 
-def test_without_time_a_check_is_skipped_and_says_how_to_run_it(gpu, tmp_path):
-    check = gpu.Check("late", [python("pass")])
-    gpu.run(check, tmp_path, tmp_path, gpu.Here(0), time.monotonic())
-    assert check.state == "skipped" and "--only late" in check.note
+def test_without_time_a_check_is_skipped_and_a_failed_one_stays_failed(gpu, tmp_path, monkeypatch):
+    late = gpu.Check("late", [python("pass")])
+    gpu.run(late, tmp_path, tmp_path, gpu.Here(0), time.monotonic())
+    assert late.state == "skipped" and "--only late" in late.note
+    monkeypatch.setattr(gpu.Here, "jobs", 2)
+    broken = gpu.Check("broken", [python("raise ValueError('x')")], alone=False)
+    gpu.run_all([broken], tmp_path, tmp_path, gpu.Here(0), (gpu.LEAST_S + 5) / 60)
+    assert broken.state == "failed", "no time was left to run it again"
+
+
+def test_what_a_check_leaves_is_removed_as_it_ends(gpu, tmp_path):
+    check = gpu.Check("big", [python("open('weights', 'w')")], look=lambda: {"left": len([*tmp_path.iterdir()])})
+    (tmp_path / "logs").mkdir()
+    gpu.run_all([check], tmp_path, tmp_path / "logs", gpu.Here(0), 1)
+    assert check.state == "passed" and [path.name for path in tmp_path.iterdir()] == ["logs"]
 
 
 @pytest.mark.train
