@@ -42,6 +42,19 @@ def test_no_profile_ends_at_flashinfer_which_compiles_where_there_is_no_nvcc(cho
     assert not [pair for pair, row in chosen.items() if row["backend"] == "FLASHINFER"]
 
 
+def test_the_plan_of_gpt_oss_is_what_its_logs_say(monkeypatch):
+    """Loaded, gpt-oss-120b takes 64.38 GiB with Triton's experts and 65.97 with Marlin's; its file, 60.8."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from public_models import CONFIGS
+
+    from aimo.inference.plan import make_plan
+    from aimo.inference.settings import Settings
+
+    settings = Settings(**config.load("aimo3-gpt-oss-120b").inference.written)
+    plan = make_plan(CONFIGS["openai/gpt-oss-120b"], int(60.8 * 2**30), [85_029_158_912], settings)
+    assert 64.38 < plan.weights / 2**30 < 65.97
+
+
 # GPUs, GiB of each, and the strategy, as the profiles and docs/recipes.md say.
 CARDS = {
     "kaggle-t4": (1, 15, "ddp"),
@@ -73,7 +86,7 @@ def test_the_longest_rows_of_sft_fit_beside_weights_and_states(name, monkeypatch
     states = 4 + (2 if bits8 else 8)  # gradients and AdamW's moments of a float32 weight
     if model.lora:
         rank, linear = model.lora.rank, described.num_hidden_layers * 7
-        adapter = linear * rank * (described.hidden_size + described.intermediate_size)  # not less than it has
+        adapter = linear * rank * (described.hidden_size + described.intermediate_size)
         held = count * (0.6 if model.load_in_4bit else 2) + adapter * (4 + states)
     else:
         held = count * (4 + states) / (gpus if strategy == "zero3" else 1)

@@ -96,7 +96,9 @@ log = sft.train_sft(model, tokenizer, rows, run, probe=rows[:2])
 kinds = [kind.__name__ for kind in sft.SftTrainer.__mro__]
 trained = sorted(path.name for path in (run.folder / "trained").iterdir())
 print()
-print(json.dumps([kinds, [record["loss"] for record in log if "loss" in record], trained]))
+steps = [json.loads(line) for line in (folder / "log.jsonl").open()]
+keys = [sorted(record) for record in steps if "loss" in record][-1]
+print(json.dumps([kinds, [record["loss"] for record in log if "loss" in record], trained, keys]))
 """
 HERE = [
     f"model.base={TINY}",
@@ -160,10 +162,12 @@ def built(tmp_path_factory):
 
 @pytest.mark.train
 def test_unsloths_own_sft_trainer_trains_with_the_losses_of_trls(tmp_path):
-    (_, plain, trained), (kinds, losses, saved) = outputs_of(tmp_path, [RUN, ON_GPU + RUN])
+    (_, plain, trained, logged), (kinds, losses, saved, keys) = outputs_of(tmp_path, [RUN, ON_GPU + RUN])
     assert kinds.index("Shared") < kinds.index("UnslothSFTTrainer")
     assert len(losses) == 3 and losses == pytest.approx(plain, rel=1e-3) and losses[2] < losses[0]
     assert saved == trained
+    # Its loss goes around TRL's, which has the logits that entropy and accuracy need.
+    assert {*logged} - {*keys} <= {"entropy", "mean_token_accuracy"} and "tokens_per_second" in keys
 
 
 def differing(built, part):

@@ -89,12 +89,14 @@ class Engine(FolderSampler):
         """Start vLLM's processes. AimoError with the first error in its log when they fail to start."""
         with stderr_to(self.log):
             from vllm.engine.arg_utils import AsyncEngineArgs
+            from vllm.usage.usage_lib import UsageContext
             from vllm.v1.engine.async_llm import AsyncLLM
 
             async def load() -> Any:
                 arguments = AsyncEngineArgs(**self.arguments | {"model": str(self.model)})
                 with ending_with_this_thread():  # the loop's, which lives as long as the engine does
-                    return AsyncLLM.from_engine_args(arguments)
+                    # A library's defaults are 128 sequences and 2,048 tokens a step.
+                    return AsyncLLM.from_engine_args(arguments, usage_context=UsageContext.OPENAI_API_SERVER)
 
             try:
                 self.llm = self.loop.run(load())

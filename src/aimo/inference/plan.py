@@ -87,6 +87,9 @@ def make_plan(config: Mapping[str, Any], weights: int, memory: Sequence[int], se
             f"vllm: its parallel sizes need {shards * replicas} GPUs and there are {len(memory)}; lower "
             "tensor_parallel_size, pipeline_parallel_size or data_parallel_size"
         )
+    # vLLM pads the width of MXFP4 experts to a multiple of 256: gpt-oss-120b's file of 60.8 GiB takes 64.4.
+    if (config.get("quantization_config") or {}).get("quant_method") == "mxfp4":
+        weights = weights * (-(-config["intermediate_size"] // 256) * 256) // config["intermediate_size"]
     cache = int(min(memory) * settings.gpu_memory) - weights // shards - RESERVED
     return divide(config, weights, max(0, cache), settings, shards, replicas)
 

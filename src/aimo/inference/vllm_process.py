@@ -52,6 +52,7 @@ def set_environment() -> None:
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"  # forks escape `ending_with_this_thread`
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("VLLM_ENGINE_READY_TIMEOUT_S", "3600")  # 65 GB at 100 MB/s take more than its 600
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.__stderr__")
     if not is_verbose():
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")

@@ -154,6 +154,7 @@ def sft_values(profile: Profile) -> dict[str, Any]:
         "gradient_accumulation_steps": steps,
         "max_length": profile.model.max_length,
         "completion_only_loss": True,
+        "include_num_input_tokens_seen": "non_padding" if profile.model.backend == "unsloth" else "no",
         "train_sampling_strategy": "random",  # sft.SftTrainer orders rows by length
         **(evaluation if sft.eval_steps else {}),
     }

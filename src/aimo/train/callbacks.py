@@ -57,6 +57,8 @@ class Record(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         record, now = state.log_history[-1], time.monotonic()
+        if "num_input_tokens_seen" in record:  # Unsloth's SFT on a GPU has no count of its own
+            record.setdefault("num_tokens", record.pop("num_input_tokens_seen"))
         if (tokens := record.get("num_tokens")) is not None:
             if self.last:
                 record["tokens_per_second"] = (tokens - self.last[1]) / (now - self.last[0])

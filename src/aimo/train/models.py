@@ -154,7 +154,8 @@ def load_with_peft(folder: Path, profile: Profile) -> Any:
     adapters = peft.LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.target_modules, task_type="CAUSAL_LM"
     )
-    return peft.get_peft_model(model, adapters)
+    # DeepSpeed's ZeRO-3 refuses adapters in another number type than the base's.
+    return peft.get_peft_model(model, adapters, autocast_adapter_dtype=not arguments.with_deepspeed())
 
 
 def training_of(stage: str) -> Callable[..., list[dict[str, Any]]]:

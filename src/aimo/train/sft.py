@@ -46,14 +46,22 @@ def train_sft(
     """
     sft, args = run.profile.sft, arguments.stage_arguments(run)
     assert sft
+
+    def token_rows(rows: Rows) -> Dataset:
+        """Return the rows' token ids, cut where TRL cuts them: Unsloth leaves tokenised rows as they are."""
+        dataset = read_or_tokenize(rows, tokenizer, args, run.folder)
+        if sft.packing or pc.max(lengths_of(dataset)).as_py() <= args.max_length:
+            return dataset
+        return dataset.map(lambda row: {column: ids[: args.max_length] for column, ids in row.items()})
+
     trainer = make_trainer(
         SftTrainer,
         run,
         model=model,
         args=args,
         processing_class=tokenizer,
-        train_dataset=read_or_tokenize(rows, tokenizer, args, run.folder),
-        eval_dataset=read_or_tokenize(test, tokenizer, args, run.folder) if test and sft.eval_steps else None,
+        train_dataset=token_rows(rows),
+        eval_dataset=token_rows(test) if test and sft.eval_steps else None,
     )
     if sft.packing and not args.packing:  # Unsloth only logs that it leaves it out
         raise AimoError(
@@ -89,6 +97,11 @@ def tokenize(rows: Rows, tokenizer: Any, num_proc: int | None = None) -> Dataset
     columns = ["prompt", "completion"]
     dataset = Dataset.from_list([{column: row[column] for column in columns} for row in rows])
     return dataset.map(encode, batched=True, num_proc=num_proc, remove_columns=columns)
+
+
+def lengths_of(dataset: Any) -> Any:
+    """Return the rows' numbers of tokens, an Arrow array."""
+    return pc.list_value_length(dataset.with_format("arrow")[:]["input_ids"])
 
 
 def read_or_tokenize(rows: Rows, tokenizer: Any, args: Any, folder: Path) -> Dataset:
@@ -154,9 +167,7 @@ class SftTrainer(Shared, trl.SFTTrainer):
 
     def order_rows(self, sampler: Any) -> Any:
         if self.by_length:
-            dataset: Any = self.train_dataset
-            lengths = pc.list_value_length(dataset.with_format("arrow")[:]["input_ids"]).to_pylist()
-            sampler = ByLength(lengths, rows_per_step(self.args))
+            sampler = ByLength(lengths_of(self.train_dataset).to_pylist(), rows_per_step(self.args))
         return super().order_rows(sampler)
 
 
