@@ -141,7 +141,7 @@ def first(work: Path, here: Here) -> Iterator[Check]:
         "solver-speed",
         [[*speed, "--json", str(figures)]],
         look=lambda: {
-            f"{row['way']}, tokens/s": row["tokens_per_second"] for row in storage.read_json(figures)["ways"]
+            f"{row['way']}, tokens/s": row["tokens_per_second"] for row in json.loads(figures.read_text())["ways"]
         },
         hint="run `aimo doctor`; --vllm enforce_eager=true tells whether CUDA graphs are at fault",
     )
@@ -366,7 +366,7 @@ def trained(folder: Path, profile: Profile) -> dict[str, Any]:
 def beside(file: Path) -> dict[str, Any]:
     """Return the speed and memory of ours and of plain TRL."""
     found: dict[str, Any] = {}
-    for row in storage.read_json(file)["stages"]:
+    for row in json.loads(file.read_text())["stages"]:
         for side in ("ours", "plain"):
             found[f"{row['stage']} {row['unit']}/s {side}"] = row[side]["rate"]
             if row[side]["gpu_gib"] is not None:
@@ -386,7 +386,7 @@ def answers(folder: Path) -> dict[str, Any]:
 
 def variants(file: Path) -> dict[str, Any]:
     """Return the tokens per second of each set of engine arguments that started."""
-    rows = storage.read_json(file)["variants"]
+    rows = json.loads(file.read_text())["variants"]
     found = {row["arguments"]: row["tokens_per_second"] for row in rows if "tokens_per_second" in row}
     if not found:
         raise ValueError(rows[0]["error"])
