@@ -140,9 +140,7 @@ def first(work: Path, here: Here) -> Iterator[Check]:
     yield Check(
         "solver-speed",
         [[*speed, "--json", str(figures)]],
-        look=lambda: {
-            f"{row['way']}, tokens/s": row["tokens_per_second"] for row in json.loads(figures.read_text())["ways"]
-        },
+        look=lambda: {row["way"]: row["tokens_per_second"] for row in read_figures(figures)["ways"]},
         hint="run `aimo doctor`; --vllm enforce_eager=true tells whether CUDA graphs are at fault",
     )
     folder = work / "submission-kernel"
@@ -363,10 +361,14 @@ def trained(folder: Path, profile: Profile) -> dict[str, Any]:
     return found
 
 
+def read_figures(file: Path) -> dict[str, Any]:
+    return storage.read_json(file, "look into the log of the check", dict)
+
+
 def beside(file: Path) -> dict[str, Any]:
     """Return the speed and memory of ours and of plain TRL."""
     found: dict[str, Any] = {}
-    for row in json.loads(file.read_text())["stages"]:
+    for row in read_figures(file)["stages"]:
         for side in ("ours", "plain"):
             found[f"{row['stage']} {row['unit']}/s {side}"] = row[side]["rate"]
             if row[side]["gpu_gib"] is not None:
@@ -386,7 +388,7 @@ def answers(folder: Path) -> dict[str, Any]:
 
 def variants(file: Path) -> dict[str, Any]:
     """Return the tokens per second of each set of engine arguments that started."""
-    rows = json.loads(file.read_text())["variants"]
+    rows = read_figures(file)["variants"]
     found = {row["arguments"]: row["tokens_per_second"] for row in rows if "tokens_per_second" in row}
     if not found:
         raise ValueError(rows[0]["error"])
