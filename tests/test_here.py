@@ -4,12 +4,14 @@ import functools
 import itertools
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 import typer
+import yaml
 from commands import CHECKS, check, parsed
 from conftest import ROOT
-from test_docs import whole
+from test_docs import REST
 
 from aimo import config
 from aimo.commands import run
@@ -17,49 +19,15 @@ from aimo.config import reading
 from aimo.errors import AimoError
 from aimo.rewards import REWARDS
 
-# What the sources' scripts, recipes and notebooks call their settings, by the section they would be put into.
-# Open-R1 (1416fa0, April 2026), its `configs.py` and recipes:
-TRAINERS = """attn_implementation bf16 chat_template dataset_config dataset_mixture dataset_name do_eval
-        eos_token
-        eval_strategy gradient_checkpointing hub_model_id lr_scheduler_kwargs lr_scheduler_type max_length
-        max_seq_length model_name_or_path model_revision num_train_epochs optim output_dir
-        overwrite_output_dir per_device_train_batch_size push_to_hub report_to resume_from_checkpoint
-        save_strategy seed system_prompt torch_dtype use_liger wandb_entity wandb_project fp16
-        dataset_test_split dataset_train_split lora_r lora_alpha lora_target_modules use_peft load_in_4bit"""
-NAMES = {
-    "sft": TRAINERS,
-    "grpo": TRAINERS
-    + """ reward_funcs reward_weights dataset_prompt_column use_vllm vllm_mode vllm_gpu_memory_utilization
-        vllm_server_host vllm_server_port cosine_min_value_wrong cosine_max_value_wrong
-        cosine_min_value_correct cosine_max_value_correct cosine_max_len repetition_n_grams
-        repetition_max_penalty code_language code_eval_test_batch_size code_eval_scoring_mode
-        parallel_code_exec_per_proc code_provider ioi_provider provider_type max_completion_len
-        soft_punish_cache pass_rate_min pass_rate_max""",
-    # its generate_reasoning.py, generate.slurm and decontaminate.py:
-    "distil": """dataset_name prompt_column uuid_column hf_dataset hf_dataset_config hf_dataset_split
-        max_new_tokens
-        api_key num_return_sequences""",
-    "data": "ngram_size problem_column test_split_size",
-    # accelerate's files, which the walk-through for AutoDL edits:
-    "training": """num_processes num_machines zero_stage offload_optimizer_device offload_param_device
-        mixed_precision
-        gradient_clipping""",
-    # Unsloth's notebook:
-    "model": """max_seq_length fast_inference max_lora_rank gpu_memory_utilization r lora_alpha target_modules
-        use_gradient_checkpointing random_state model_name lora_rank full_finetuning warmup_steps""",
-    # LLaMA-Factory, with which AIMO 2's second place trained:
-    "dpo": "pref_beta cutoff_len flash_attn enable_liger_kernel finetuning_type deepspeed num_train_epochs",
-    # lmdeploy there, and the notebooks of AIMO 3:
-    "inference": """quant_policy gpu_memory_utilization kv_cache_dtype max_model_len max_num_seqs
-        stream_interval
-        tensor_parallel_size data_parallel_size sample_count num_attempts max_iter jupyter_timeout
-        reasoning_effort enable_prefix_caching model_path system_prompt""",
-}
+# What the sources call their settings, by section, and what their own lists hold, by page.
+OTHERS = yaml.safe_load(Path(__file__).with_name("names_of_others.yaml").read_text())
+NAMES = {section: names.split() for section, names in OTHERS["settings"].items()}
+NAMES["grpo"] += NAMES["sft"]  # a trainer's
 
 
 @pytest.mark.parametrize("section", NAMES)
 def test_every_name_of_the_sources_is_answered_with_what_it_is_here(section):
-    for name in NAMES[section].split():
+    for name in NAMES[section]:
         if (key := f"{section}.{name}") in set(reading.keys()):
             continue
         answer = reading.suggest(key)
@@ -94,45 +62,7 @@ def test_what_is_said_of_a_name_that_is_no_key_exists(told):
 # The pages.
 
 PAGES = {path.stem: path for path in sorted((ROOT / "docs/from").glob("*.md"))}
-ITEMS = {
-    # Open-R1's scripts/, slurm/, src/, recipes/ and accelerate's files, besides NAMES.
-    "open-r1": """sft.py grpo.py generate.py decontaminate.py generate_reasoning.py run_benchmarks.py
-        upload_details.py get_tensor_parallel_size.py benchmark_e2b.py compute_pass_rate.py
-        launch_filtering.sh train.slurm evaluate.slurm generate.slurm compute_pass_rate.slurm serve_r1.slurm
-        serve_r1_vllm.slurm serve_router.slurm e2b_router.slurm morph_router.slurm launch_piston_workers.sh
-        launch_single_piston.sh ddp.yaml fsdp.yaml zero2.yaml zero3.yaml dataset_filtering OlympicCoder-7B
-        OpenR1-Distill-7B Qwen2.5-1.5B-Instruct config_demo_code.yaml config_demo_code_ioi.yaml
-        Qwen2.5-Coder-7B-Instruct DeepSeek-R1-Distill-Qwen-1.5B config_simple_rl benchmarks beta callbacks
-        compute_environment dataset_num_proc dataset_split debug deepspeed_config distributed_type
-        downcast_bf16 e2b_router_url enable_cpu_affinity fsdp_config gpu_ids gradient_accumulation_steps
-        gradient_checkpointing_kwargs hub_always_push hub_model_revision hub_strategy learning_rate
-        log_completions log_level logging_first_step logging_steps logging_strategy loss_type machine_rank
-        main_training_function mask_truncated_completions max_completion_length max_grad_norm
-        max_prompt_length max_steps num_generations output_dataset_name packing per_device_eval_batch_size
-        rdzv_backend same_network save_only_model save_steps save_total_limit scale_rewards temperature
-        top_p tpu_env tpu_use_cluster tpu_use_sudo use_cpu use_liger_kernel vllm_device warmup_ratio
-        accuracy format tag_count reasoning_steps length cosine repetition_penalty code binary_code ioi_code
-        cf_code code_format soft_overlong_punishment""",
-    # run_sft.sh and run_dpo.sh of AIMO 2's second place, and its other scripts.
-    "aimo-2": """adam_beta1 adam_beta2 adam_epsilon cache_dir dataset ddp_timeout do_train
-        gradient_accumulation_steps learning_rate logging_steps max_grad_norm max_steps overwrite_cache
-        plot_loss pref_loss preprocessing_num_workers save_only_model save_total_limit
-        sequence_parallel_size stage template warmup_ratio weight_decay deduplicate_sft_data.py run_sft.sh
-        filter_dpo_data.py run_dpo.sh quant_awq.py quant_rep_kv.py local_eval.py local_eval_kaggle.py
-        run_cfg.sh plot_table_local.py analyze_early_stop.py analyze_llm_vote.py""",
-    # The two guides' files for accelerate, SFT and GRPO.
-    "full-fine-tuning": """deepspeed_multinode_launcher offload_optimizer_device offload_param_device
-        zero3_init_flag zero3_save_16bit_model distributed_type use_reentrant vllm_device_map
-        vllm_max_model_len vllm_gpu_memory_utilization remove_unused_columns repetition_n_grams code_provider
-        dataset_mixture test_split_size run_benchmarks.py max_grad_norm eos_token""",
-    # Options of its scripts and keys of its file of fine-tuning.
-    "mindspore": """generate_reasoning.py reject_sampling.py datasets_preprocess.py data_process_handling.yaml
-        data_process_packing.yaml finetune_qwen_2_5_7b.yaml msrun_launcher.sh run_qwen2_5.py API_KEY
-        --uuid-column --src register_path vocab_file merges_file data_files load_checkpoint load_ckpt_format
-        auto_trans_ckpt only_save_strategy resume_training run_mode batch_size ACLNN_CACHE_LIMIT
-        MS_DEV_RUNTIME_CONF""",
-}
-"""What a source's own lists hold: the error message answers it, or its page names it."""
+ITEMS = {page: items.split() for page, items in OTHERS["items"].items()}
 OPTIONS = {
     option
     for command in ("reject", "distil", "serve", "solve", "evaluate", "launch", "run")
@@ -173,7 +103,12 @@ def hold(span):
         for part in values.get("data", {}).values():
             if isinstance(part, dict) and not {"source", "mixture"} & part.keys():
                 part["source"] = "FILE.jsonl"
-        config.parse(whole(values), span)
+        for stage in {"sft", "grpo", "dpo"} & values.keys():
+            values[stage].setdefault("learning_rate", 1e-5)
+        whole = dict(REST)  # with what a profile needs besides
+        for name, section in values.items():
+            whole[name] = REST.get(name, {}) | section if isinstance(section, dict) else section
+        config.parse(whole, span)
     else:
         name = re.split("[= ]", span)[0]
         known = {*names(), *reading.keys()}
@@ -197,7 +132,7 @@ def test_every_item_of_a_sources_own_list_is_answered_or_named(source):
     answered = ours.union(*reading.ALIASES.values(), REWARDS)
     absent = [
         item
-        for item in ITEMS[source].split()
+        for item in ITEMS[source]
         if item not in answered and not re.search(rf"(?<!\w){re.escape(item)}(?!\w)", page)
     ]
     assert absent == []

@@ -671,84 +671,8 @@ def test_a_python_that_does_not_start_is_named(monkeypatch):
 
 # ---- a thousand hostile snippets ----
 
-# N is a number and P a file of the caller's.
-HOSTILE = [
-    "while True: pass",
-    "x = {N}\nwhile x: x = x * x % (10**300 + {N})",
-    "9 ** 9 ** {N}",
-    "import re; re.match('(a+)+$', 'a' * {N}00 + 'b')",
-    "import time; time.sleep({N}000)",
-    "import itertools; sum(itertools.count({N}))",
-    "try:\n    while True: pass\nexcept BaseException:\n    while True: pass",
-    "import signal\nfor s in range(1, 65):\n    try: signal.signal(s, lambda *_: 0)\n"
-    "    except Exception: 0\nwhile True: pass",
-    "import os\nwhile True: os.fork()",
-    "import os\nfor _ in range({N}): os.forkpty()",
-    "import subprocess\nfor _ in range({N}): subprocess.Popen(['sleep', '9'])",
-    "import os; os.system('rm -rf {P}; sleep {N}')",
-    "import os; os.execv('/bin/sh', ['sh', '-c', 'echo > {P}'])",
-    "import multiprocessing; multiprocessing.Pool({N}).map(abs, [1])",
-    "x = bytearray({N} << 30)",
-    "x = []\nwhile True: x.append('x' * {N}0000)",
-    "import numpy; x = [numpy.ones(1 << 24) for _ in range({N})]",
-    "def f(n): return f(n + 1) + {N}\nf(0)",
-    "import sys; sys.setrecursionlimit(10**9)\ndef f(): return max([{N}], key=lambda _: f())\nf()",
-    "x = []\nfor _ in range({N}0000): x = [x]\nrepr(x)",
-    "exec('(' * {N}000 + ')' * {N}000)",
-    "print('{N}' * 10**8)",
-    "while True: print('x' * {N}000)",
-    "import os\nwhile True: os.write(2, b'x' * 65536)",
-    "raise Exception('x' * {N}000000)",
-    "class E(Exception):\n    def __str__(self): return 1 / 0\nraise E({N})",
-    "import os, signal; os.kill(os.getpid(), {N} % 64 + 1)",
-    "import os, signal; os.kill(os.getppid(), signal.SIGKILL)",
-    "import os, signal; os.kill(-1, {N} % 64 + 1)",
-    "import os; os.abort()",
-    "import signal, time; signal.alarm(1); signal.setitimer(signal.ITIMER_REAL, 0.0{N}); time.sleep({N})",
-    "import os; os.remove('{P}')",
-    "import os; os.rename('{P}', '{P}{N}')",
-    "import os; os.chmod('{P}', {N})",
-    "open('{P}', 'w').write('{N}')",
-    "import shutil; shutil.rmtree('/', ignore_errors=True)",
-    "import os, shutil; shutil.rmtree(os.getcwd()); os.getcwd()",
-    "import os\nfor i in range({N}00): os.mkdir('d'); os.chdir('d')",
-    "i = 0\nwhile True: i += 1; open(f'file{{i}}', 'wb').write(b'x' * {N}000)",
-    "open('big', 'wb').write(bytes({N} << 30))",
-    "import os; os.ftruncate(os.open('big', os.O_CREAT | os.O_RDWR), {N} << 30)",
-    "import socket; socket.create_connection(('1.1.1.1', {N}), timeout=1)",
-    "import socket; s = socket.socket(); s.bind(('', 5{N})); s.listen()",
-    "import urllib.request; urllib.request.urlopen('http://127.0.0.1:{N}')",
-    "import socket\nx = [socket.socketpair() for _ in range({N}0)]\n"
-    "for a, b in x: a.sendall(b'x' * {N}00000)",
-    "import os; print(dict(os.environ)); print(open('/proc/1/environ').read())",
-    "print(open('{P}').read())",
-    "import os; print(open(f'/proc/{{os.getppid()}}/environ').read())",
-    "import os; os._exit({N})",
-    "import sys; sys.exit('{N}')",
-    "import os; os.closerange(0, 1000)",
-    "import sys; sys.stdout = sys.stderr = sys.stdin = None; print({N})",
-    "import builtins; builtins.len = builtins.open = None",
-    "import json, traceback, sys; json.loads = traceback.format_exception = None; sys.modules.clear(); 1 / 0",
-    "import os\nfor fd in range(64):\n    try: os.write(fd, b'\\0' * {N})\n    except OSError: pass",
-    "import os\nos.write(3, b'forged\\0')\nwhile True: pass",
-    "input()",
-    "import threading, time\nfor _ in range({N}): threading.Thread(target=time.sleep, args=(99,)).start()",
-    "import threading\ndef f():\n    while True: pass\n"
-    "for _ in range(3): threading.Thread(target=f, daemon=True).start()",
-    "import threading; threading.stack_size(32768)\n"
-    "while True: threading.Thread(target=threading.Event().wait).start()",
-    "import ctypes; ctypes.string_at({N})",
-    "import ctypes; ctypes.CDLL(None).syscall(101, 16, __import__('os').getppid(), 0, 0)",
-    "import ctypes; c = ctypes.CDLL(None)\n"
-    "for n in range(450): n in (60, 231, 15, 0, 34, 23, 7, 202) or c.syscall(n, {N}, {N}, {N}, 0)",
-    "import gc\nfor o in gc.get_objects():\n    try: o.clear()\n    except Exception: pass",
-    "import sys\ndef trace(*_): raise SystemExit({N})\nsys.settrace(trace)\nlen([])",
-    "import atexit, threading\natexit.register(lambda: threading.Event().wait())",
-    "class A:\n    def __del__(self):\n        while True: pass\nA()",
-    "import faulthandler; faulthandler._sigsegv()",
-    "import resource; resource.setrlimit(resource.RLIMIT_AS, (1 << 20, 1 << 20)); x = bytes({N} << 20)",
-    "import sys; sys.stdout.close(); sys.stdin.close(); print({N})",
-]
+# Programs with a number {N} and a file of the caller's {P}.
+HOSTILE = Path(__file__).with_name("hostile_programs.txt").read_text().rstrip().split("\n\n")
 
 
 @pytest.mark.slow  # a third of them run until their time is up

@@ -136,7 +136,9 @@ def read_tables(
     """
     keep = None if wanted is None else {*wanted, *(name.split(".")[0] for name in wanted)}
     paths = paths[:1] if limit else paths
-    tables = [pick(File(path, f"{where}{path}", keep, limit, skip, hint).read(), wanted) for path in paths]
+    tables = [
+        pick(TableFile(path, f"{where}{path}", keep, limit, skip, hint).read(), wanted) for path in paths
+    ]
     first = tables[0]
     for path, other in zip(paths[1:], tables[1:], strict=True):
         if wanted is not None and (odd := set(first.rows.columns) ^ set(other.rows.columns)):
@@ -178,7 +180,7 @@ def stacked(tables: Sequence[Table]) -> Table:
 
 
 @dataclass
-class File:
+class TableFile:
     """One file that is read: which columns (None: all), how many rows (None: all), what to do at a fault."""
 
     path: Path

@@ -49,10 +49,8 @@ class Plan:
     def __str__(self) -> str:
         weights = f"plan: {self.weights / 1e9:.1f} GB of weights"
         if not self.context:
-            return (
-                f"{weights} leave no room for a KV cache on each GPU; take a smaller or quantised model, or "
-                "more GPUs (vllm.tensor_parallel_size)"
-            )
+            remedy = "take a smaller or quantised model, or more GPUs (vllm.tensor_parallel_size)"
+            return f"{weights} leave no room for a KV cache on each GPU; {remedy}"
         return (
             f"{weights} and {self.cache / 1e9:.1f} GB of KV cache on each GPU, context {self.context:,} "
             f"tokens, KV cache of {self.kv_tokens:,}: {self.streams:,} streams at once"
@@ -62,7 +60,7 @@ class Plan:
 def plan_for_this_machine(model: str | Path, settings: Settings) -> Plan:
     """Return what fits into this machine's GPUs; on a CPU, into the cache that vLLM takes there.
 
-    Imports vLLM. Raises AimoError as `make_plan`.
+    Imports vLLM. AimoError as `make_plan`.
     """
     from vllm.platforms import current_platform
 
@@ -77,16 +75,14 @@ def plan_for_this_machine(model: str | Path, settings: Settings) -> Plan:
 def make_plan(config: Mapping[str, Any], weights: int, memory: Sequence[int], settings: Settings) -> Plan:
     """Return what fits into GPUs of `memory` bytes each, of a model of `weights` bytes with this config.json.
 
-    Raises AimoError when there are fewer GPUs than `settings.vllm` wants, or the attention is out of scope.
+    AimoError when there are fewer GPUs than `settings.vllm` wants, or the attention is out of scope.
     """
-    arguments = settings.vllm
-    shards = arguments.get("tensor_parallel_size", 1) * arguments.get("pipeline_parallel_size", 1)
-    replicas = arguments.get("data_parallel_size", 1)
+    sizes = [f"{kind}_parallel_size" for kind in ("tensor", "pipeline", "data")]
+    tensor, pipeline, replicas = (settings.vllm.get(size, 1) for size in sizes)
+    shards = tensor * pipeline
     if shards * replicas > len(memory):
-        raise AimoError(
-            f"vllm: its parallel sizes need {shards * replicas} GPUs and there are {len(memory)}; lower "
-            "tensor_parallel_size, pipeline_parallel_size or data_parallel_size"
-        )
+        need = f"its parallel sizes need {shards * replicas} GPUs and there are {len(memory)}"
+        raise AimoError(f"vllm: {need}; lower {', '.join(sizes[:2])} or {sizes[2]}")
     # vLLM pads the width of MXFP4 experts to a multiple of 256: gpt-oss-120b's file of 60.8 GiB takes 64.4.
     if (config.get("quantization_config") or {}).get("quant_method") == "mxfp4":
         weights = weights * (-(-config["intermediate_size"] // 256) * 256) // config["intermediate_size"]
@@ -102,7 +98,7 @@ def divide(
     shards: int = 1,
     replicas: int = 1,
 ) -> Plan:
-    """Return how `cache` bytes of KV cache on each GPU are divided. Raises AimoError as `make_plan`."""
+    """Return how `cache` bytes of KV cache on each GPU are divided. AimoError as `make_plan`."""
     config, arguments = language_model(config), settings.vllm
     heads = config.get("num_attention_heads")
     if not heads or "kv_lora_rank" in config:
@@ -116,8 +112,7 @@ def divide(
     # How many tokens each layer keeps: those it looks back at, and those of one step.
     seen = {"full_attention": inf, "sliding_attention": config.get("sliding_window") or inf}
     kinds = config.get("layer_types") or ["full_attention"] * config["num_hidden_layers"]
-    unknown = sorted(set(kinds) - seen.keys())
-    if unknown:
+    if unknown := sorted(set(kinds) - seen.keys()):
         raise AimoError(f"plan: none for layers of type {', '.join(unknown)}; vLLM measures them")
     kept = [seen[kind] + (arguments.get("max_num_batched_tokens") or BATCH) for kind in kinds]
 
@@ -136,7 +131,7 @@ def divide(
 def language_model(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a config.json says of the language model, with the defaults of its kind.
 
-    Raises AimoError for a value of the wrong type.
+    AimoError for a value of the wrong type.
     """
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
@@ -160,7 +155,7 @@ def language_model(config: Mapping[str, Any]) -> dict[str, Any]:
 def context_limit(text: Mapping[str, Any]) -> int:
     """Return the longest context in tokens that a `language_model` allows, as vLLM 0.31 derives it.
 
-    vLLM needs `yarn_overrides` for it. Raises AimoError for a rope scaling that says nothing.
+    vLLM needs `yarn_overrides` for it. AimoError for a rope scaling that says nothing.
     """
     lengths = [text[key] for key in LENGTHS if text.get(key)]
     limit, factor = text.get("model_max_length") or min(lengths, default=2048), 1.0
