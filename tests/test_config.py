@@ -1,5 +1,6 @@
 import json
 import time
+from dataclasses import is_dataclass
 
 import pytest
 import yaml
@@ -133,6 +134,18 @@ def test_every_name_that_is_answered_leads_to_a_key_that_exists():
         assert theirs not in last, "a key of ours is no other name"
         for key in ours.split():
             assert key in known if "." in key else key in known | last, theirs
+
+
+@pytest.mark.parametrize("section", [s for s in vars(config).values() if is_dataclass(s)])
+def test_every_key_says_what_it_means_beside_it_or_above_it(section):
+    said = reading.meanings(section)
+    assert list(said) == [key for key in section.__annotations__]
+    assert all(len(text) > 4 and text[-1] in ".…" for text in said.values()), said
+    if section is config.Grpo:
+        assert said["top_k"] == "Sample from this many likeliest tokens; 0 from all."
+        assert said["tools"].startswith("Whether completions run Python") and said["tools"].endswith(
+            "the loss."
+        )
 
 
 KINDS = {

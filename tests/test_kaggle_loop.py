@@ -48,32 +48,28 @@ def test_the_loop_from_a_model_to_a_score_joined_with_what_made_it(kaggle, aimo,
     assert cells == ["100", "41.5", KERNEL, "1", str(run_dir), "tiny", "the first"]
 
 
-def test_a_kernel_is_pushed_as_its_metadata_say_with_the_token_s_user_and_the_model_named(kaggle, aimo):
-    assert aimo("push", "submission", "--model", "you/other/transformers/big/7")[0] == 0
+@pytest.mark.parametrize("place, prefix", [("", "https://www.kaggle.com/models/"), ("models/me/", "")])
+def test_a_kernel_is_pushed_as_its_metadata_say_with_the_model_named_in_either_layout(
+    kaggle, aimo, tmp_path, place, prefix
+):
+    folder = tmp_path / "kernel"
+    shutil.copytree(ROOT / "kernels/submission", folder)
+    notebook, old = folder / "aimo-submission.ipynb", "aimo-model/transformers/default/1"
+    inner = "/inner" if place else ""
+    text = notebook.read_text().replace(f"/kaggle/input/{old}", f"/kaggle/input/{place}{old}{inner}")
+    notebook.write_text(text)
+    code, _, err = aimo("push", folder, "--model", f"{prefix}you/other/transformers/big/7")
+    assert code == 0, err
     (request,) = kaggle.asked("SaveKernel")
-    metadata = json.loads((ROOT / "kernels/submission/kernel-metadata.json").read_text())
+    metadata = json.loads((folder / "kernel-metadata.json").read_text())
     assert (request.slug, request.new_title) == (KERNEL, metadata["title"])
     assert (request.enable_gpu, request.enable_internet, request.is_private) == (True, False, True)
     assert request.machine_shape == metadata["machine_shape"]
     assert request.kernel_data_sources == ["me/aimo-wheels"]
     assert request.competition_data_sources == [AIMO3]
     assert request.model_data_sources == ["you/other/transformers/big/7"]
-    assert "/kaggle/input/other/transformers/big/7" in request.text and "aimo-model" not in request.text
-
-
-@pytest.mark.parametrize("model", ["models/you/other/transformers/big/7", "you/other/transformers/big/7"])
-def test_a_model_is_put_where_the_notebook_names_the_old_one_in_either_layout(kaggle, aimo, tmp_path, model):
-    folder = tmp_path / "kernel"
-    shutil.copytree(ROOT / "kernels/submission", folder)
-    notebook = folder / "aimo-submission.ipynb"
-    old = "/kaggle/input/aimo-model/transformers/default/1"
-    new = "/kaggle/input/models/me/aimo-model/transformers/default/1/inner"
-    notebook.write_text(notebook.read_text().replace(old, new))
-    code, _, err = aimo("push", folder, "--model", f"https://www.kaggle.com/{model}")
-    assert code == 0, err
-    (request,) = kaggle.asked("SaveKernel")
-    assert request.model_data_sources == ["you/other/transformers/big/7"]
-    assert '\\"/kaggle/input/other/transformers/big/7/inner\\"' in request.text and new not in request.text
+    assert f'\\"/kaggle/input/other/transformers/big/7{inner}\\"' in request.text
+    assert "aimo-model" not in request.text
 
 
 def test_addresses_stand_for_what_they_name(kaggle, aimo, tmp_path):
@@ -220,18 +216,14 @@ def test_a_run_that_never_starts_is_given_up_and_stays_queued(kaggle, refused, m
     assert kaggle.kernels[KERNEL][0].status() == "QUEUED"
 
 
-def test_a_run_on_another_machine_than_asked_for_is_told(kaggle, aimo):
+def test_another_machine_than_asked_for_is_told_and_a_log_that_breaks_off_is_gone_on_with(kaggle, aimo):
     kaggle.script = {"machine": "NvidiaTeslaP100"}
     assert "runs with machine_shape NvidiaTeslaP100, not Nvidia" in aimo("push", "submission", "--wait")[1]
-    kaggle.script = {}
-    assert "not Nvidia" not in aimo("push", "submission", "--wait")[1]
-
-
-def test_a_log_that_breaks_off_is_gone_on_with_and_no_line_comes_twice(kaggle, aimo):
     kaggle.script = {"statuses": ["RUNNING", "RUNNING", "RUNNING", "COMPLETE"]}
     kaggle.faults["GET log"] = [CUT]
     code, out, _ = aimo("push", "submission", "--wait")
-    assert code == 0 and out.count("loading\n") == out.count("done\n") == 1
+    assert code == 0 and "not Nvidia" not in out
+    assert out.count("loading\n") == out.count("done\n") == 1, "a line comes twice"
 
 
 def test_an_input_that_kaggle_does_not_know_is_an_error_not_a_run_without_it(kaggle, refused):
@@ -361,21 +353,18 @@ def test_only_a_complete_version_with_answers_is_submitted(kaggle, aimo, refused
     assert kaggle.asked("CreateCodeSubmission")[0].kernel_version == 3
 
 
-def test_a_model_that_was_made_again_is_joined_with_the_run_that_made_it_last(kaggle, aimo):
+def test_scores_name_the_last_run_that_made_a_model_and_none_of_submissions_made_elsewhere(kaggle, aimo):
     from aimo.kaggle import client
 
+    assert aimo("scores")[1] == "no submissions yet\n"
     for run in ("runs/first", "runs/second"):
         client.add_record("model", model=f"{MODEL}/1", run=run, profile="tiny")
     client.add_record("push", kernel=KERNEL, version=1, models=["you/base/transformers/b/1", f"{MODEL}/1"])
     client.add_record("submit", ref=7, kernel=KERNEL, version=1)
-    kaggle.submissions = [{"ref": ref, "status": "PENDING", "description": "m"} for ref in (7, 8)]
-    first, second = (line for line in aimo("scores")[1].splitlines() if "pending" in line)
-    assert "runs/second" in first and "runs/" not in second
-
-
-def test_scores_of_submissions_made_elsewhere_are_listed_without_an_origin(kaggle, aimo):
-    assert aimo("scores")[1] == "no submissions yet\n"
-    for ref in (7, 8, 9):  # more than one page
-        kaggle.submissions.append({"ref": ref, "status": "PENDING", "description": f"by hand {ref}"})
-    out = aimo("scores", "aimo3")[1]
-    assert all(f"by hand {ref}" in out for ref in (7, 8, 9)) and "pending" in out
+    rows = ({"ref": ref, "status": "PENDING", "description": f"by hand {ref}"} for ref in (7, 8, 9))
+    kaggle.submissions = list(rows)  # more than one page
+    first, *others = (line for line in aimo("scores", "aimo3")[1].splitlines() if "pending" in line)
+    assert "runs/second" in first and "by hand 7" in first
+    assert [f"by hand {ref}" in line and "runs/" not in line for ref, line in zip((8, 9), others)] == [
+        True
+    ] * 2
