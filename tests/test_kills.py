@@ -13,6 +13,7 @@ import signal
 import subprocess
 import threading
 import time
+from functools import cache
 
 import pytest
 from conftest import AIMO, TINY, aimo, here, wait_for
@@ -21,6 +22,7 @@ from model_server import Handler, Server
 from aimo.inference.storage import read_lines
 
 ALL = ["solve", "evaluate", "distil"]
+FILES = {"solve": "a.journal.jsonl", "evaluate": "zero.jsonl", "distil": "out.jsonl"}
 NEVER = 10**9
 
 
@@ -28,8 +30,8 @@ class Model:
     """Counts requests and does `what` at the one with the number `at`."""
 
     def __init__(self):
-        self.asked, self.at, self.what, self.pause = 0, NEVER, lambda: None, 0.0
         self.one_at_a_time = threading.Lock()
+        self.be_quiet()
         outer = self
 
         class Replies(Handler):
@@ -57,6 +59,12 @@ class Model:
         self.url = f"http://127.0.0.1:{self.http.server_port}"
         threading.Thread(target=self.http.serve_forever, daemon=True).start()
 
+    def be_quiet(self):
+        self.asked, self.at, self.what, self.pause = 0, NEVER, None, 0.0
+
+    def do(self, what, at, pause=0.01):
+        self.asked, self.at, self.what, self.pause = 0, at, what, pause
+
 
 @pytest.fixture(scope="module")
 def model():
@@ -68,7 +76,7 @@ def model():
 @pytest.fixture(autouse=True)
 def as_it_was(model):
     """No trap of another test, and the process's own handler of SIGTERM."""
-    model.asked, model.at, model.pause = 0, NEVER, 0.0
+    model.be_quiet()
     handler = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, handler)
@@ -86,18 +94,21 @@ def inputs(tmp_path_factory):
     return folder
 
 
-def command(name, inputs, folder, model):
+@pytest.fixture(scope="module")
+def command(inputs, model):
     """A command that writes into a folder."""
-    asked = {
-        "solve": ["--model", TINY, "--test", inputs / "test.csv", "--out", folder / "a.csv", "--samples", 3],
-        "evaluate": [TINY, "--benchmarks", inputs / "zero.jsonl", "--run-dir", folder, "--samples", 3],
-        "distil": ["--dataset-name", inputs / "zero.jsonl", "--output-file", folder / "out.jsonl"],
-    }[name]
-    if name == "distil":
-        asked += ["--api-addr", model.url, "--num-generations", 3]
-    else:
-        asked += ["--server", model.url]
-    return [name, *map(str, asked)]
+
+    def command(name, folder):
+        problems, out, csv = inputs / "zero.jsonl", folder / "out.jsonl", folder / "a.csv"
+        asked = {
+            "solve": ["--model", TINY, "--test", inputs / "test.csv", "--out", csv, "--samples", 3],
+            "evaluate": [TINY, "--benchmarks", problems, "--run-dir", folder, "--samples", 3],
+            "distil": ["--dataset-name", problems, "--output-file", out, "--num-generations", 3],
+        }[name]
+        server = ["--api-addr" if name == "distil" else "--server", model.url]
+        return [name, *map(str, [*asked, *server])]
+
+    return command
 
 
 def result(name, folder):
@@ -112,9 +123,8 @@ def result(name, folder):
 
 def samples(name, folder):
     """The samples that are kept: each once, all lines whole."""
-    file = {"solve": "a.journal.jsonl", "evaluate": "zero.jsonl", "distil": "out.jsonl"}[name]
     others = {"journal", "evaluation"} | ({"answer"} if name == "solve" else set())
-    rows = [row for row in read_lines(folder / file) if not others & {*row}]
+    rows = [row for row in read_lines(folder / FILES[name]) if not others & {*row}]
     if name == "solve":
         names = [(row["id"], row["sample"]["index"]) for row in rows if row["sample"]["end"] != "stopped"]
     else:
@@ -123,61 +133,65 @@ def samples(name, folder):
     return rows
 
 
-@pytest.fixture
-def run():
+def run(arguments):
     """A command in this process: its exit code, and its error, which is one line of ours."""
-
-    def run(arguments):
-        done = here(*arguments)
-        err = [line for line in done.stderr.splitlines() if line.startswith(("aimo:", "Trace"))]
-        assert len(err) == bool(done.returncode), err
-        return done.returncode, "".join(err)
-
-    return run
+    done = here(*arguments)
+    err = [line for line in done.stderr.splitlines() if line.startswith(("aimo:", "Trace"))]
+    assert len(err) == bool(done.returncode), err
+    return done.returncode, "".join(err)
 
 
 @pytest.fixture(scope="module")
-def expected(inputs, model, tmp_path_factory):
-    """What each command finds when nothing happens to it, made when it is asked for."""
-    found = {}
+def right(command, tmp_path_factory):
+    """What each command finds when nothing happens to it."""
 
-    def of(name, run):
-        if name not in found:
-            folder = tmp_path_factory.mktemp(name)
-            assert run(command(name, inputs, folder, model))[0] == 0
-            found[name] = result(name, folder)
-        return found[name]
+    @cache
+    def right(name):
+        folder = tmp_path_factory.mktemp(name)
+        assert run(command(name, folder))[0] == 0
+        return result(name, folder)
 
-    return of
+    return right
+
+
+@pytest.fixture
+def fails(command, right):
+    """Run a command to which something happens, and again when it is over; returns what it said first."""
+
+    def fails(name, folder, what=contextlib.nullcontext(), after=lambda: None):  # noqa: B008
+        right(name)
+        with what:
+            code, err = run(command(name, folder))
+        assert code == 2
+        kept = samples(name, folder) if folder.exists() else []
+        after()
+        assert run(command(name, folder))[0] == 0 and result(name, folder) == right(name)
+        assert all(row in samples(name, folder) for row in kept)
+        return err
+
+    return fails
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_sigterm_ends_a_command_in_one_line_and_the_same_command_continues(
-    name, inputs, model, tmp_path, run, expected
+    name, model, tmp_path, fails, right
 ):
-    right = expected(name, run)
-    model.asked, model.at, model.pause = 0, 9, 0.01
-    model.what = lambda: os.kill(os.getpid(), signal.SIGTERM)
-    code, err = run(command(name, inputs, tmp_path, model))
-    assert code == 2 and "interrupted" in err and "same command again" in err
-    kept, model.at = samples(name, tmp_path), NEVER
-    assert run(command(name, inputs, tmp_path, model))[0] == 0
-    assert result(name, tmp_path) == right
-    assert all(row in samples(name, tmp_path) for row in kept)
+    right(name)
+    model.do(lambda: os.kill(os.getpid(), signal.SIGTERM), at=9)
+    err = fails(name, tmp_path, after=model.be_quiet)
+    assert "interrupted" in err and "same command again" in err
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_a_removed_folder_is_told_in_one_line_and_the_same_command_begins_again(
-    name, inputs, model, tmp_path, run, expected
+    name, model, tmp_path, fails, right
 ):
-    right, folder = expected(name, run), tmp_path / "deep" / "folder"
-    model.asked, model.at, model.pause = 0, 7, 0.01
-    model.what = lambda: shutil.rmtree(folder)
-    code, err = run(command(name, inputs, folder, model))
-    assert code == 2 and "it was removed" in err and "run the same command again" in err
-    assert name != "solve" or model.asked < 12, "it went on though nothing was kept"
-    model.at = NEVER
-    assert run(command(name, inputs, folder, model))[0] == 0 and result(name, folder) == right
+    right(name)
+    folder, asked = tmp_path / "deep" / "folder", []
+    model.do(lambda: shutil.rmtree(folder), at=7)
+    err = fails(name, folder, after=lambda: (asked.append(model.asked), model.be_quiet()))
+    assert "it was removed" in err and "run the same command again" in err
+    assert name != "solve" or asked[0] < 12, "it went on though nothing was kept"
 
 
 @pytest.fixture
@@ -199,39 +213,38 @@ def full_disk(tmp_path):
         subprocess.run(["umount", "-l", str(one)], check=True)
 
 
+def remount(folder, option):
+    subprocess.run(["mount", "-o", f"remount,{option}", str(folder)], check=True)
+
+
 @pytest.mark.parametrize("size", [pytest.param(4096, marks=pytest.mark.slow), 8192])
 @pytest.mark.parametrize("name", ALL)
-def test_a_full_disk_is_told_in_one_line_and_the_same_command_continues(
-    name, size, inputs, model, full_disk, run, expected
-):
-    right, folder = expected(name, run), full_disk(size)
-    code, err = run(command(name, inputs, folder, model))
-    assert code == 2 and "No space left on device" in err and "make room" in err
-    subprocess.run(["mount", "-o", "remount,size=16m", str(folder)], check=True)
-    assert run(command(name, inputs, folder, model))[0] == 0
-    assert result(name, folder) == right and len(samples(name, folder)) == 24
+def test_a_full_disk_is_told_in_one_line_and_the_same_command_continues(name, size, full_disk, fails):
+    folder = full_disk(size)
+    err = fails(name, folder, after=lambda: remount(folder, "size=16m"))
+    assert "No space left on device" in err and "make room" in err and len(samples(name, folder)) == 24
+
+
+@contextlib.contextmanager
+def small_files(size):
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("size", [600, pytest.param(2000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ALL)
-def test_a_file_that_may_not_grow_is_as_a_full_disk(name, size, inputs, model, tmp_path, run, expected):
-    right = expected(name, run)
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        code, err = run(command(name, inputs, tmp_path, model))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert code == 2 and "File too large" in err
-    assert run(command(name, inputs, tmp_path, model))[0] == 0 and result(name, tmp_path) == right
+def test_a_file_that_may_not_grow_is_as_a_full_disk(name, size, tmp_path, fails):
+    assert "File too large" in fails(name, tmp_path, small_files(size))
 
 
 @pytest.mark.parametrize("name", ["solve", "evaluate"])
-def test_a_read_only_folder_is_refused_before_a_model_is_asked(name, inputs, model, full_disk, run):
+def test_a_read_only_folder_is_refused_before_a_model_is_asked(name, model, full_disk, command):
     folder = full_disk("16m")
-    subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
-    code, err = run(command(name, inputs, folder, model))
+    remount(folder, "ro")
+    code, err = run(command(name, folder))
     assert code == 2 and "Read-only file system; take another" in err and not model.asked
 
 
@@ -247,8 +260,10 @@ def test_a_read_only_folder_is_refused_before_a_model_is_asked(name, inputs, mod
         ("{inputs}/test.csv/a.csv", "take another --out"),
     ],
 )
-def test_an_out_that_cannot_be_is_refused_before_a_model_is_asked(out, told, inputs, model, tmp_path, run):
-    arguments = command("solve", inputs, tmp_path, model)
+def test_an_out_that_cannot_be_is_refused_before_a_model_is_asked(
+    out, told, inputs, model, tmp_path, command
+):
+    arguments = command("solve", tmp_path)
     arguments[arguments.index("--out") + 1] = out.format(inputs=inputs)
     before = (inputs / "test.csv").read_bytes()
     code, err = run(arguments)
@@ -258,22 +273,20 @@ def test_an_out_that_cannot_be_is_refused_before_a_model_is_asked(out, told, inp
 @pytest.mark.slow  # starts the commands as processes
 @pytest.mark.parametrize("name", ALL)
 def test_a_second_command_with_the_same_output_is_refused_while_the_first_works(
-    name, inputs, model, tmp_path, run, expected
+    name, model, tmp_path, command, right
 ):
-    right, said = expected(name, run), []
-    model.asked, model.at = 0, 3
-    arguments = [str(AIMO), *command(name, inputs, tmp_path, model)]
-    second = dict(capture_output=True, text=True, timeout=60)
-    model.what = lambda: said.append(subprocess.run(arguments, **second))
-    assert run(command(name, inputs, tmp_path, model))[0] == 0
+    right(name)
+    arguments, said = command(name, tmp_path), []
+    model.do(lambda: said.append(aimo(*arguments, timeout=60)), at=3, pause=0.0)
+    assert run(arguments)[0] == 0
     wait_for(lambda: said)
     (other,) = said
     assert other.returncode == 2 and other.stderr.count("\n") == 1 and "process" in other.stderr
-    assert result(name, tmp_path) == right
+    assert result(name, tmp_path) == right(name)
 
 
-def test_another_model_or_other_settings_are_told_and_what_was_found_is_kept(inputs, model, tmp_path, run):
-    arguments = command("solve", inputs, tmp_path, model)
+def test_another_model_or_other_settings_are_told_and_what_was_found_is_kept(model, tmp_path, command):
+    arguments = command("solve", tmp_path)
     assert run(arguments)[0] == 0
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     copy = shutil.copytree(TINY, tmp_path.with_name("copy") / TINY.name)
@@ -293,52 +306,49 @@ def test_another_model_or_other_settings_are_told_and_what_was_found_is_kept(inp
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+def start(arguments):
+    command = [str(AIMO), *arguments]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
 @pytest.mark.slow  # starts the commands again and again
-@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGTERM])
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name, sign", [*((name, signal.SIGKILL) for name in ALL), ("solve", signal.SIGTERM)])
 def test_a_command_killed_at_random_moments_ends_with_equal_answers(
-    name, sign, inputs, model, tmp_path, run, expected
+    name, sign, model, tmp_path, command, right
 ):
-    right, moments = expected(name, run), random.Random(f"{name} {sign}")
-    arguments = [str(AIMO), *command(name, inputs, tmp_path, model)]
-    model.pause = 0.05
-    for _ in range(3):
-        model.asked, wanted = 0, moments.randint(1, 12)
-        process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    expected, moments = right(name), random.Random(f"{name} {sign}")
+    arguments = command(name, tmp_path)
+    for _ in range(2):
+        model.do(None, NEVER, pause=0.05)
+        process, wanted = start(arguments), moments.randint(1, 12)
         wait_for(lambda p=process, n=wanted: model.asked >= n or p.poll() is not None)
         time.sleep(0.05 * moments.random())
         process.send_signal(sign)
         _, err = process.communicate(timeout=60)
         assert process.returncode in (0, -sign, 2 if sign is signal.SIGTERM else 0)
         assert err.count("\n") <= 1 and "Traceback" not in err, err
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert result(name, tmp_path) == right and len(samples(name, tmp_path)) == 24
+    assert run(arguments)[0] == 0
+    assert result(name, tmp_path) == expected and len(samples(name, tmp_path)) == 24
 
 
 @pytest.mark.engine
 @pytest.mark.parametrize("name", ["solve", "evaluate"])
-def test_with_an_engine_a_killed_command_ends_with_equal_answers(name, inputs, model, tmp_path):
+def test_with_an_engine_a_killed_command_ends_with_equal_answers(name, tmp_path, command):
     """Without temperature, so that no sample depends on what else is sampled at the time."""
-    file = {"solve": "a.journal.jsonl", "evaluate": "zero.jsonl"}[name]
-
-    def start(folder):
-        arguments = [str(AIMO), *command(name, inputs, folder, model)[:-2]]  # without the server
-        arguments += ["--set", "inference.temperature=0"]
-        return subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-
-    right, folder = tmp_path / "right", tmp_path / "killed"
-    process = start(folder)
-    wait_for(lambda: len(read_lines(folder / file)) > 3 or process.poll() is not None)
+    expected, killed = tmp_path / "expected", tmp_path / "killed"
+    without_server = {one: command(name, one)[:-2] for one in (expected, killed)}
+    arguments = {one: [*asked, "--set", "inference.temperature=0"] for one, asked in without_server.items()}
+    process = start(arguments[killed])
+    wait_for(lambda: len(read_lines(killed / FILES[name])) > 3 or process.poll() is not None)
     process.kill()
     process.communicate()
-    kept = samples(name, folder)
-    for one in (right, folder):
-        process = start(one)
+    kept = samples(name, killed)
+    for one in (expected, killed):
+        process = start(arguments[one])
         _, err = process.communicate(timeout=200)
         assert process.returncode == 0, err
-    assert result(name, folder) == result(name, right)
-    assert all(row in samples(name, folder) for row in kept)
+    assert result(name, killed) == result(name, expected)
+    assert all(row in samples(name, killed) for row in kept)
 
 
 @pytest.mark.slow  # a run's first stage, as a process
@@ -350,7 +360,7 @@ def test_a_run_that_is_hit_in_a_stage_ends_in_one_line_and_the_same_command_make
     disk = full_disk("99m")
     for what in ("full", "removed", "sigterm"):
         arguments = ["run", *data, "--run-dir", str(disk / "run")]
-        process = subprocess.Popen([str(AIMO), *arguments], stderr=subprocess.PIPE, text=True)
+        process = start(arguments)
         wait_for(lambda: (disk / "run/notebooks").exists(), 60)
         if what == "full":
             with (disk / "rest").open("wb", 0) as rest, contextlib.suppress(OSError):

@@ -255,8 +255,10 @@ async def cancel(tasks: Collection[asyncio.Task[Any]]) -> None:
     """Cancel samples and wait until the engine has released them; a dead engine never does."""
     for task in tasks:
         task.cancel()
-    if tasks:
-        await asyncio.wait(tasks, timeout=FORCED_ANSWER_S)
+    ended, _ = await asyncio.wait(tasks, timeout=FORCED_ANSWER_S) if tasks else ((), ())
+    for task in ended:
+        if not task.cancelled():
+            task.exception()  # which asyncio would print if nobody asked for it
 
 
 # The time of a whole notebook, divided among its questions
