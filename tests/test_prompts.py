@@ -8,7 +8,7 @@ from conftest import TINY
 from aimo import config
 from aimo.errors import AimoError
 from aimo.inference import chat_format, prompts
-from aimo.inference.model_folder import load_chat_tokenizer
+from aimo.inference.model_folder import read_tokenizer
 from aimo.inference.settings import Settings, Variant, resolve_settings
 from aimo.inference.tool_calls import PYTHON, Call
 from aimo.train import models
@@ -166,7 +166,7 @@ def test_of_several_templates_the_default_is_taken_and_tool_use_with_tools(tmp_p
     overrides = ["prompt.template=model", "prompt.system=Think.", "prompt.prefill=false"]
     trained(*overrides, folder=model).save_pretrained(tmp_path / "trained")
     for folder, system in ((model, ""), (tmp_path / "trained", "[system]Think.<|endoftext|>\n")):
-        tokenizer = load_chat_tokenizer(folder)
+        tokenizer = read_tokenizer(folder)
         asked, offered = (rendered(tokenizer, tools=tools) for tools in (None, [PYTHON]))
         assert asked.startswith(system + "[user]Q")
         assert offered == ("" if where == "chat_template.json" else "[tools]") + asked
@@ -175,7 +175,7 @@ def test_of_several_templates_the_default_is_taken_and_tool_use_with_tools(tmp_p
             prompts.check_template(tokenizer, Settings(chat_template_kwargs={"enable_thinking": True}), "M")
 
 
-@pytest.mark.parametrize("load", [load_chat_tokenizer, lambda folder: trained(folder=folder)])
+@pytest.mark.parametrize("load", [read_tokenizer, lambda folder: trained(folder=folder)])
 def test_several_templates_without_a_default_are_refused_in_one_line(tmp_path, load):
     model = with_templates(tmp_path, "tokenizer_config.json", {"rag": "x", "tool_use": "y"})
     with pytest.raises(AimoError, match="none of its chat templates rag, tool_use is named default"):
@@ -202,7 +202,7 @@ def sampler(public_model):
     """A public model that is not loaded, with another template and settings."""
 
     def make(template, **settings):
-        tokenizer = load_chat_tokenizer(public_model)
+        tokenizer = read_tokenizer(public_model)
         tokenizer.chat_template = template
         settings = resolve_settings(public_model, settings)
         return SimpleNamespace(tokenizer=tokenizer, settings=settings, tool_parser=None, encoding=None)

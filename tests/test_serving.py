@@ -14,7 +14,7 @@ from conftest import AIMO, TINY, aimo, left_of, refused, wait_for
 
 from aimo.errors import AimoError, EngineError
 from aimo.inference import vllm_process
-from aimo.inference.model_folder import load_chat_tokenizer
+from aimo.inference.model_folder import read_tokenizer
 from aimo.inference.settings import resolve_settings
 
 
@@ -79,10 +79,10 @@ def test_code_in_a_model_folder_does_not_run_without_the_user_s_word(tmp_path):
     code += "class Config(PretrainedConfig): ...\nclass Own: ...\n"
     (folder / "evil.py").write_text(code)
     with pytest.raises(AimoError, match="is code in the folder, which is not run"):
-        load_chat_tokenizer(folder)
+        read_tokenizer(folder)
     assert not ran.exists()
     with pytest.raises(AimoError):
-        load_chat_tokenizer(folder, trusted=True)
+        read_tokenizer(folder, trust_remote_code=True)
     assert ran.exists()
 
 

@@ -37,12 +37,12 @@ def test_a_problem_has_the_answer_that_its_programs_print_in_a_session():
 @pytest.mark.slow  # loads vLLM's parsers
 def test_what_it_is_trained_on_is_what_a_conversation_asks_and_reads():
     from aimo.inference.chat_format import ToolCalls
-    from aimo.inference.model_folder import load_chat_tokenizer
+    from aimo.inference.model_folder import read_tokenizer
     from aimo.inference.sampling import Completion
     from aimo.inference.settings import resolve_settings
     from aimo.inference.tool_calls import find_tool_parser
 
-    tokenizer, make = load_chat_tokenizer(TOOLS), runpy.run_path(str(TOOLS / "make.py"))
+    tokenizer, make = read_tokenizer(TOOLS), runpy.run_path(str(TOOLS / "make.py"))
     parser = find_tool_parser("hermes", tokenizer)
     sampler = SimpleNamespace(tokenizer=tokenizer, settings=resolve_settings(TOOLS), tool_parser=parser)
     for p in islice(PROBLEMS.stream_programmed("train", 0), 20):

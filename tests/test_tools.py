@@ -11,7 +11,7 @@ from conftest import TINY
 
 from aimo.errors import AimoError
 from aimo.inference import sandbox
-from aimo.inference.model_folder import load_chat_tokenizer
+from aimo.inference.model_folder import read_tokenizer
 from aimo.inference.sample import AskedProblem
 from aimo.inference.sampling import Completion
 from aimo.inference.server import Server
@@ -200,7 +200,7 @@ def test_without_a_sandbox_samples_continue_without_programs(serving, monkeypatc
     ],
 )
 def test_a_parser_that_vllm_lacks_or_that_does_not_fit_the_template_is_refused(parser, template, told):
-    tokenizer = load_chat_tokenizer(TINY)
+    tokenizer = read_tokenizer(TINY)
     tokenizer.chat_template = template
     told = told or f"{parser} does not fit the model .*; take its family's parser"
     with pytest.raises(AimoError, match=told) as e:

@@ -8,7 +8,7 @@ from conftest import TINY
 
 from aimo import config
 from aimo.errors import AimoError
-from aimo.inference.model_folder import load_chat_tokenizer
+from aimo.inference.model_folder import read_tokenizer
 from aimo.inference.plan import context_limit, language_model
 from aimo.inference.prompts import check_template
 from aimo.inference.settings import Settings
@@ -45,7 +45,7 @@ def C04(case, request):
     named = [{"name": "default", "template": CHATML}, {"name": "tool_use", "template": "[tools]" + CHATML}]
     folder = model_with(request, named)
     profile = config.load("tiny", ["prompt.template=model", "prompt.eos_token=<|im_end|>"])
-    for tokenizer in load_chat_tokenizer(folder), models.load_tokenizer(folder, profile):
+    for tokenizer in read_tokenizer(folder), models.load_tokenizer(folder, profile):
         talk = [{"role": "user", "content": "1 + 1?"}]
         assert tokenizer.apply_chat_template(talk, tokenize=False).startswith("<|im_start|>user")
         assert tokenizer.apply_chat_template(talk, tools=[{}], tokenize=False).startswith("[tools]")

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from aimo.inference import harmony, prompts, sandbox, voting
+from aimo.inference.errors import AimoError
 from aimo.inference.harmony import Harmony
-from aimo.inference.model_folder import load_chat_tokenizer
+from aimo.inference.model_folder import read_tokenizer
 from aimo.inference.prompts import escape_special_tokens
 from aimo.inference.sampling import BackgroundLoop, Completion, Sampler
 from aimo.inference.settings import Settings
@@ -56,10 +57,8 @@ class Chat:
 
     def render(self, talk: list[dict[str, Any]]) -> str:
         """Return a conversation as the chat template shows it, up to where the model goes on."""
-        options = self.settings.chat_template_kwargs
-        return self.tokenizer.apply_chat_template(
-            talk, tools=self.tools, add_generation_prompt=True, tokenize=False, **options
-        )
+        options = {"add_generation_prompt": True, "tokenize": False} | self.settings.chat_template_kwargs
+        return self.tokenizer.apply_chat_template(talk, tools=self.tools, **options)
 
     def prompt(self) -> list[int]:
         """Return the token ids that the next turn continues."""
@@ -212,7 +211,15 @@ class FolderSampler(Sampler):
     def read_folder(self, model: str | Path, settings: Settings) -> None:
         """Load the tokenizer, and check that the model can be asked as the settings say. AimoError if not."""
         self.settings = settings
-        self.tokenizer = load_chat_tokenizer(model, settings.vllm.get("trust_remote_code", False))
+        trusted = settings.vllm.get("trust_remote_code", False)
+        self.tokenizer = read_tokenizer(model, trust_remote_code=trusted)
+        if not self.tokenizer.chat_template:
+            raise AimoError(
+                f"model {model}: its tokenizer has no chat template; train it with `aimo run`, or save one"
+            )
+        self.tokenizer.model_max_length = (
+            10**9
+        )  # the solver checks lengths, and says which problem is too long
         own = settings.tool_parser in OWN_FORMATS
         self.tool_parser = None if own else find_tool_parser(settings.tool_parser, self.tokenizer)
         if settings.tools:

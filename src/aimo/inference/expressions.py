@@ -50,7 +50,7 @@ GREEK = SYMBOLS | {
 }
 SIGNS = {r"\div": "/", r"\in": "=", r"\equiv": "≡", r"\approx": "≈", r"\gt": ">", r"\lt": "<"}
 SIGNS |= dict.fromkeys((r"\ge", r"\geq", r"\geqslant", ">="), "≥")
-SIGNS |= dict.fromkeys((r"\le", r"\leq", r"\leqslant", "<="), "≤")
+SIGNS |= {r"\langle": "(", r"\rangle": ")"} | dict.fromkeys((r"\le", r"\leq", r"\leqslant", "<="), "≤")
 ROOTS = {"√": r"\sqrt", "∛": r"\sqrt[3]", "∜": r"\sqrt[4]"}
 
 
@@ -90,8 +90,10 @@ REWRITES: Rewrites = [  # from LaTeX to its canonical form
     (r"\\\\", ";"),
     (r"(?<=\d)(?<!\d{4})(?:\{,\}|,\\!)(?:\\[,!]|\s)*(?=\d{3}(?!\d))", ""),
     (r"\\!\s*|\\[,;: ]|~|\\(?:left|right|displaystyle|q?quad)(?![a-z])|\\?[$€£]|\\[()\[\]]", ""),
-    (r"\\langle(?![a-z])", "("),
-    (r"\\rangle(?![a-z])", ")"),
+    (
+        r"\\(?:[lr]angle|div|in|equiv|approx|[gl](?:t|e|eq|eqslant))(?![a-z])|[<>]=",
+        lambda m: SIGNS[m[0]],
+    ),
     # A subscript is the same with and without braces. Of several digits without braces, LaTeX takes the
     # first; behind a numeral (4210_12, 4210_{five}) they are its base; elsewhere they stay as they are.
     (rf"_(?:\{{\s*{TEXT}\{{\s*(\w+)\s*\}}\s*\}}|{TEXT}\{{\s*(\w+)\s*\}})", r"_{\1\2}"),
@@ -111,10 +113,6 @@ REWRITES: Rewrites = [  # from LaTeX to its canonical form
     (r"\\(?:cdot|times|ast)(?![a-z])", "*"),
     (r"\\pi(?![a-z])|(?<![A-Za-z\\])pi(?![A-Za-z])", "π"),
     (r"\+?(?:\\infty(?![a-z])|infinity)", "ꝏ"),  # a letter to Python, so it can be part of an expression
-    (
-        r"\\(?:div|in|equiv|approx|[gl](?:t|e|eq|eqslant))(?![a-z])|[<>]=",
-        lambda m: SIGNS[m[0]],
-    ),
     (rf",?\s*(?:{TEXT}\{{\s*(?:and|or)\s*\}}|(?<![A-Za-z])(?:and|or)(?![A-Za-z]))\s*", ","),
     (r"\s+(?!\w)|(?<!\w)\s+|\.\s*\Z", ""),
 ]

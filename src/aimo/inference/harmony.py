@@ -68,8 +68,7 @@ class Harmony:
     ):
         """Render the prompt: the system message with effort and tool, the developer message, the user's.
 
-        It has no date: the same problem has the same prompt tomorrow. The library encodes special tokens in
-        the texts as ordinary text. AimoError for an argument that Harmony does not have.
+        It has no date: a problem has the same prompt tomorrow. AimoError for arguments that Harmony lacks.
         """
         import openai_harmony as harmony
 
@@ -84,25 +83,22 @@ class Harmony:
         if with_tools:
             described = TOOL.format(seconds=settings.tool_seconds)
             system.with_tools(harmony.ToolNamespaceConfig(name="python", description=described, tools=[]))
-        talk = [harmony.Message.from_role_and_content(harmony.Role.SYSTEM, system)]
+        parts = [(harmony.Role.SYSTEM, system)]
         for message in prompts.as_messages(settings, problem, index, rules):
-            if message["role"] == "user":
-                part = harmony.Role.USER, harmony.TextContent(text=message["content"])
-            else:
+            if message["role"] == "system":
                 developer = harmony.DeveloperContent.new().with_instructions(message["content"])
-                part = harmony.Role.DEVELOPER, developer
-            talk.append(harmony.Message.from_role_and_content(*part))
-        self.ids = self.encoding.render_conversation_for_completion(
-            harmony.Conversation.from_messages(talk), harmony.Role.ASSISTANT
-        )
+                parts.append((harmony.Role.DEVELOPER, developer))
+            else:  # the library encodes special tokens in it as ordinary text
+                parts.append((harmony.Role.USER, harmony.TextContent(text=message["content"])))
+        talk = [harmony.Message.from_role_and_content(*part) for part in parts]
+        whole = harmony.Conversation.from_messages(talk)
+        self.ids = self.encoding.render_conversation_for_completion(whole, harmony.Role.ASSISTANT)
 
     def prompt(self) -> list[int]:
-        """Return the token ids that the next turn continues. They end in <|start|>assistant."""
         return list(self.ids)
 
     def thinks(self) -> bool:
-        """Whether the prompt ends inside a thought. True: all that is not on the final channel is one."""
-        return True
+        return True  # all that is not on the final channel is a thought
 
     def find_call(self, turn: Completion) -> Call | None:
         """Return the call that a finished turn ends in: to a tool, or by <|call|>.
@@ -124,15 +120,11 @@ class Harmony:
         return Call(code, turn.text, turn.token_ids, channel=last.channel or "analysis")
 
     def reply(self, call: Call, output: str) -> None:
-        """Continue after the output of a call: what the model wrote stays as it is, token by token.
-
-        All analysis stays; Harmony drops it only after a final answer.
-        """
+        """Continue after the output of a call: what the model wrote stays, token by token, analysis too."""
         import openai_harmony as harmony
 
-        result = harmony.Message.from_author_and_content(
-            harmony.Author.new(harmony.Role.TOOL, "python"), output or "[no output]"
-        )
+        tool = harmony.Author.new(harmony.Role.TOOL, "python")
+        result = harmony.Message.from_author_and_content(tool, output or "[no output]")
         shown = self.encoding.render(result.with_channel(call.channel).with_recipient("assistant"))
         written = call.ids[:-1] if call.ids[-1] in ENDS else call.ids
         self.ids = [*self.ids, *written, CALL, *shown, *TURN]
@@ -140,7 +132,6 @@ class Harmony:
         self.text += f"{call.turn}\n```output\n{safe}\n```\n"
 
     def forced_ending(self, message: str, thinking: bool) -> str:
-        """Return what ends the present message, and begins a final one that gives an answer at once."""
         header, opened, content = message.rpartition("<|message|>")
         if f"{header}{opened}".endswith(FINAL) and "<|end|>" not in content:
             return f"\n\n{ANSWER}"
@@ -180,9 +171,8 @@ def parse_messages(encoding: Any, ids: Iterable[int]) -> list[Message]:
             recipient = re.search(r"\bto=([\w.\-]+)", text)
             whole = content is not None and not breaks and HEADER.fullmatch(text.rstrip()) is not None
             end = token if token in ENDS else None
-            messages.append(
-                Message(channel and channel[1], recipient and recipient[1], content or [], end, whole)
-            )
+            named = channel and channel[1], recipient and recipient[1]
+            messages.append(Message(*named, content or [], end, whole))
             header, content = [token] if breaks else [*TURN] if token in STOP else [], None
         elif token == MESSAGE and content is None:
             content = []
@@ -192,7 +182,6 @@ def parse_messages(encoding: Any, ids: Iterable[int]) -> list[Message]:
 
 
 def is_python(recipient: str) -> bool:
-    """Return whether a recipient is the tool python, by one of the names that gpt-oss gives it."""
     return re.fullmatch(r"(functions\.)?python(\.\w+)?", recipient) is not None
 
 

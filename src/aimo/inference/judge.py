@@ -106,8 +106,7 @@ LETTER_UNIT = re.compile(  # in "5 m", m may be a name or metres
 )
 NUMERAL = re.compile(r"\d[\dA-F]*_\{\d+\}")
 RELATION = re.compile("([^=<>≤≥≠]+)([=<>≤≥≠])([^=<>≤≥≠]+)")
-BOUNDS = re.compile(r"(?:([^<>≤≥=,]+)([<≤]))?[A-Za-z](?:_\{\w\})?([<≤])([^<>≤≥=,]+)")
-LOWER_BOUND = re.compile(r"([^<>≤≥=,]+)([<≤])[A-Za-z](?:_\{\w\})?")
+BOUNDS = re.compile(r"(?:([^<>≤≥=,]+)([<≤]))??[A-Za-z](?:_\{\w\})?(?:([<≤])([^<>≤≥=,]+))?")
 FLIPPED = str.maketrans("<>≤≥", "><≥≤")
 INTERVAL = re.compile(r"(?:\w=)?([(\[].*[)\]])")
 MATRIX = re.compile(
@@ -135,9 +134,8 @@ CLOCK = re.compile(r"(\d{1,2})(?::(\d\d))?(?:([ap])\.?m\.?)?", re.IGNORECASE)
 def same(answer: str, gold: str) -> bool | None:
     r"""Return whether two canonical answers are equal; None where that takes algebra.
 
-    Tuples, intervals and matrices are compared by element, sequences with an ellipsis too, and ratios by
-    what they are to each other; sets and lists in any order, with both values of \pm; an inequality as the
-    interval that it states.
+    Tuples, intervals and matrices are compared by element, sets and lists in any order, with both values of
+    \pm, and an inequality as the interval that it states.
     """
     if answer == gold:
         return answer != "" or None
@@ -213,13 +211,11 @@ def interval(text: str) -> str:
         left_to_right = re.fullmatch(r"([^<>≤≥]*[<>≤≥])?[^<>≤≥]+[<>≤≥][^<>≤≥]*", part)
         if left_to_right and not re.search("[<≤]", part):  # turn "x > 2" round
             part = "".join(reversed(re.split("([<>≤≥])", part.translate(FLIPPED))))
-        if bounds := BOUNDS.fullmatch(part):
-            low, closed, upper, high = bounds.groups()
-        elif bounds := LOWER_BOUND.fullmatch(part):
-            (low, closed), upper, high = bounds.groups(), "<", "ꝏ"
-        else:
+        bounds = BOUNDS.fullmatch(part)
+        if not bounds or not (bounds[1] or bounds[4]):
             return text
-        found.append(f"{'[' if closed == '≤' else '('}{low or '-ꝏ'},{high}{']' if upper == '≤' else ')'}")
+        begin, end = "[" if bounds[2] == "≤" else "(", "]" if bounds[3] == "≤" else ")"
+        found.append(f"{begin}{bounds[1] or '-ꝏ'},{bounds[4] or 'ꝏ'}{end}")
     return r"\cup".join(found)
 
 
@@ -254,10 +250,7 @@ def same_expression(answer: str, gold: str) -> bool | None:
 
 
 def close(a: Number, b: Number, decimal: bool) -> bool | None:
-    """Return whether two values are equal; None for a near miss.
-
-    math-verify rounds decimals to six places, which no two tiny values survive.
-    """
+    """Return whether two values are equal; None for a near miss, which math-verify may round away."""
     if isinstance(a, Fraction) and isinstance(b, Fraction) and (a == b or not decimal):
         return a == b
     try:
@@ -290,10 +283,7 @@ def date(text: str) -> list[str]:
 
 
 def same_measure(answer: str, gold: str) -> bool | None:
-    """Return whether two times of day are equal, or two measures such as `5km` and `5000m`.
-
-    None where neither has a.m. or p.m., or one has no unit or no value.
-    """
+    """Return whether two times of day, or measures such as `5km` and `5000m`, are equal; None for others."""
     if not re.search("[A-Za-z:]", gold):
         return None
     a, b = (re.sub(r"\s", "", re.sub(rf"{TEXT}\{{([^{{}}]*)\}}", r"\1", text)) for text in (answer, gold))

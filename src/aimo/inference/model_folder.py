@@ -31,10 +31,10 @@ def check_model_folder(model: str | Path) -> None:
     model = Path(model)
     if not model.is_dir():
         raise AimoError(f"model {model}: no such folder; give one that `aimo run` or `save_pretrained` wrote")
-    missing = [what for what, patterns in NEEDED.items() if not any(any(model.glob(p)) for p in patterns)]
-    if missing:
+    lacks = [what for what, patterns in NEEDED.items() if not any(any(model.glob(p)) for p in patterns)]
+    if lacks:
         raise AimoError(
-            f"model {model}: {' and '.join(missing)} missing; save the model and its tokenizer there"
+            f"model {model}: {' and '.join(lacks)} missing; save the model and its tokenizer there"
         )
     read = {name: read_json(model / name, REMEDY) for name in JSON_FILES if (model / name).exists()}
     if not read["config.json"].get("architectures"):
@@ -129,10 +129,8 @@ def tied_embedding(model: Path) -> bytes | None:
 
 def read_adapter(adapter: str | Path) -> dict[str, Any]:
     """Return vLLM's engine arguments for a LoRA adapter. AimoError when it is none, or broken."""
-    path, remedy = (
-        Path(adapter) / "adapter_config.json",
-        "give a folder that PEFT wrote, such as a stage's `trained`",
-    )
+    path = Path(adapter) / "adapter_config.json"
+    remedy = "give a folder that PEFT wrote, such as a stage's `trained`"
     if not path.is_file():
         raise AimoError(f"adapter {adapter}: no adapter_config.json there; {remedy}")
     rank = read_json(path, remedy).get("r")
@@ -173,18 +171,4 @@ def read_tokenizer(model: str | Path, **options: Any) -> Any:
                 "rename one in tokenizer_config.json or additional_chat_templates"
             )
         tokenizer.chat_template = next(iter(templates.values()), None)
-    return tokenizer
-
-
-def load_chat_tokenizer(model: str | Path, trusted: bool = False) -> Any:
-    """Return a model folder's tokenizer for sampling. AimoError also when it has no chat template.
-
-    Code in the folder runs only where it is `trusted`.
-    """
-    tokenizer = read_tokenizer(model, trust_remote_code=trusted)
-    if not tokenizer.chat_template:
-        raise AimoError(
-            f"model {model}: its tokenizer has no chat template; train it with `aimo run`, or save one"
-        )
-    tokenizer.model_max_length = 10**9  # the solver checks lengths itself, and says which problem is too long
     return tokenizer
