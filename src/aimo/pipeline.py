@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import ClassVar
 
 import nbformat
+import papermill
 from jupyter_client.manager import AsyncKernelManager
+from nbclient.exceptions import DeadKernelError
 
 from aimo import config
 from aimo.config import ROOT, RUNS, Profile
@@ -134,9 +136,6 @@ class JupyterKernel(AsyncKernelManager):
 
 def execute_stage(stage: str, folder: Path) -> None:
     """Run one stage's notebook in a fresh kernel; an AimoError raised inside it is raised again."""
-    import papermill
-    from nbclient.exceptions import DeadKernelError
-
     # papermill warns that it cannot parse a list as a parameter, and does not have to.
     logging.getLogger("papermill").setLevel(logging.ERROR)
     executed = folder / "notebooks" / f"{STAGES[stage].notebook}.ipynb"

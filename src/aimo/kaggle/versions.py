@@ -53,19 +53,12 @@ class Version(NamedTuple):
 
 def read_metadata(folder: Path, owner: str) -> dict[str, Any]:
     """Return a kernel's metadata with the owner in place of the placeholder."""
-    path = folder / "kernel-metadata.json"
-    if not path.is_file():
-        known = ", ".join(sorted(p.parent.name for p in FOLDER.glob("*/kernel-metadata.json")))
-        told = f"there is no {path}; take one of {known}, or a folder that has one"
-        raise AimoError(f"kernel {folder.name}: {told}")
-    metadata = read_json(path, "repair the file")
-    if not isinstance(metadata.get("id"), str):
-        raise AimoError(f"{path}: it has no id; write OWNER/SLUG")
-    return dict(json.loads(json.dumps(metadata).replace(PLACEHOLDER, owner)))
+    text = json.dumps(read_json(folder / "kernel-metadata.json", "restore the file"))
+    return dict(json.loads(text.replace(PLACEHOLDER, owner)))
 
 
 def push_kernel(api: Api, name: str, model: str | None = None) -> tuple[Version, dict[str, Any]]:
-    """Push a kernel, which Kaggle then runs; return the new version and the metadata it was pushed with.
+    """Push a kernel that `check_kernel` has passed, which Kaggle then runs; return its version and metadata.
 
     `model` (owner/model/framework/variation/version) takes the place of the model that the metadata attach,
     in the notebook too. AimoError when Kaggle refuses the kernel, or takes it without one of its inputs.
@@ -73,8 +66,6 @@ def push_kernel(api: Api, name: str, model: str | None = None) -> tuple[Version,
     folder = kernel_folder(name)
     metadata = read_metadata(folder, api.user)
     code = folder / str(metadata.get("code_file"))
-    if not code.is_file():
-        raise AimoError(f"kernel {name}: there is no {code}; make it with `aimo kernel build {name}`")
     text = code.read_text()
     if model:
         model = source_of(model, 5)
@@ -117,7 +108,7 @@ def find_version(api: Api, name: str, number: int | None = None) -> tuple[Versio
     `name` is a folder of kernels/, OWNER/SLUG, or a SLUG of the token's user.
     """
     folder = FOLDER / name
-    ref = read_metadata(folder, api.user)["id"] if folder.is_dir() else source_of(name, 2)
+    ref = str(read_metadata(folder, api.user).get("id")) if folder.is_dir() else source_of(name, 2)
     owner, _, slug = ref.rpartition("/")
     owner = owner or api.user
     metadata = api.ask(ApiGetKernelRequest, user_name=owner, kernel_slug=slug).metadata

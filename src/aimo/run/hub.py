@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import huggingface_hub
+
 from aimo.config import locate
 from aimo.errors import AimoError
 from aimo.inference.errors import redact
@@ -38,11 +40,9 @@ def local_folder(base: str, revision: str | None = None) -> Path:
         raise AimoError(f"model.base: {base} {told}")
     if path.is_dir():
         return path
-    from huggingface_hub import snapshot_download  # half a second
-
     at = f" at revision {revision!r}" if revision else ""
     with refusals(f"model.base: {base!r}{at} is no folder here and no model on the hub (REASON)"):
-        return Path(snapshot_download(base, revision=revision, ignore_patterns=OTHER_FORMATS))
+        return Path(huggingface_hub.snapshot_download(base, revision=revision, ignore_patterns=OTHER_FORMATS))
 
 
 def check_links(folder: Path) -> None:
@@ -56,22 +56,20 @@ def check_links(folder: Path) -> None:
 
 def push_model(folder: Path, repo: str) -> str:
     """Push a model folder to a private repository of the hub; return its address."""
-    from huggingface_hub import HfApi
-
     check_links(folder)
     kept = f"check HF_TOKEN. The model is kept in {folder}"
     with refusals(f"training.push_to_hub: {repo!r} was refused (REASON); {kept}"):
-        HfApi().create_repo(repo, private=True, exist_ok=True)
-        return str(HfApi().upload_folder(repo_id=repo, folder_path=str(folder)))
+        api = huggingface_hub.HfApi()
+        api.create_repo(repo, private=True, exist_ok=True)
+        return str(api.upload_folder(repo_id=repo, folder_path=str(folder)))
 
 
 def push_dataset(repo: str, files: Mapping[str, Path | bytes]) -> str:
     """Push files, by their path in it, to a private dataset of the hub, in one commit; return its address."""
-    from huggingface_hub import CommitOperationAdd, HfApi
-
     kept = "check HF_TOKEN. Its files are kept here"
     with refusals(f"--push-to-hub: dataset {repo!r} was refused (REASON); {kept}"):
-        HfApi().create_repo(repo, repo_type="dataset", private=True, exist_ok=True)
-        parts = [CommitOperationAdd(path, part) for path, part in files.items()]
-        pushed = HfApi().create_commit(repo, parts, commit_message="Pushed by aimo", repo_type="dataset")
+        api = huggingface_hub.HfApi()
+        api.create_repo(repo, repo_type="dataset", private=True, exist_ok=True)
+        parts = [huggingface_hub.CommitOperationAdd(path, part) for path, part in files.items()]
+        pushed = api.create_commit(repo, parts, commit_message="Pushed by aimo", repo_type="dataset")
         return str(pushed.commit_url)

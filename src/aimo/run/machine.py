@@ -102,9 +102,7 @@ def diagnose() -> list[dict[str, str]]:
 
     cpu = f"CPU, {os.cpu_count()} cores"
     try:
-        import torch  # seconds
-
-        add("device", torch.cuda.get_device_name() if computes_on_gpu() else cpu, "any")
+        add("device", device() if computes_on_gpu() else cpu, "any")
     except ImportError:
         add("device", "unknown", "torch", False, "`make setup`")
     except AimoError as e:
