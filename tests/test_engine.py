@@ -1,7 +1,6 @@
 """vLLM with what a profile may ask of it, on the tiny base."""
 
 import json
-import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -179,10 +178,7 @@ def test_log_probabilities_and_entropies_are_the_models_own(engine):
 
 def test_an_answer_from_the_statement_counts_half_where_that_is_asked(engine, monkeypatch):
     monkeypatch.setattr(engine, "settings", replace(engine.settings, discount_trivial=True))
-    answers = {
-        sample.answer: sample.weight
-        for q in QUESTIONS
-        for sample in solve_problem(engine, q, 8, 0, 99999, policy=EXACT).ended
-    }
-    assert {weight for answer, weight in answers.items() if answer in (0, 1)} <= {0.5}
-    assert set(answers.values()) == {0.5, 1.0} and not math.isnan(sum(answers.values()))
+    solved = [solve_problem(engine, q, 8, 0, 99999, policy=EXACT) for q in QUESTIONS]
+    weights = {sample.answer: sample.weight for solution in solved for sample in solution.ended}
+    assert {weight for answer, weight in weights.items() if answer in (0, 1)} <= {0.5}
+    assert set(weights.values()) == {0.5, 1.0}

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -54,17 +55,17 @@ NESTED = {
 }
 
 
-@pytest.mark.parametrize("key, value", [*((key, "evil.py") for key in CODE.split()), *NESTED.items()])
-def test_a_model_folder_cannot_set_what_could_run_its_code_and_the_user_can(tmp_path, key, value):
-    folder = folder_with(tmp_path / "model", aimo={"vllm": {"max_num_seqs": 4, key: value}})
-    with pytest.raises(AimoError, match=rf"aimo\.json: vllm\.{key} could .* inference\.vllm\.{key} yourself"):
-        resolve_settings(folder)
-    assert resolve_settings(folder, {"vllm": {key: 5}}).vllm == {"max_num_seqs": 4, key: 5}
-
-
-@pytest.mark.parametrize("key, value", [("dtype", "half"), ("kv_cache_dtype", "fp8"), ("max_num_seqs", 4)])
-def test_a_model_folder_can_set_what_is_harmless(tmp_path, key, value):
-    assert resolve_settings(folder_with(tmp_path / "model", aimo={"vllm": {key: value}})).vllm == {key: value}
+def test_a_model_folder_cannot_set_what_could_run_its_code_and_the_user_can(tmp_path):
+    folder = folder_with(tmp_path / "model")
+    for key, value in [*((key, "evil.py") for key in CODE.split()), *NESTED.items()]:
+        (folder / "aimo.json").write_text(json.dumps({"vllm": {"max_num_seqs": 4, key: value}}))
+        told = rf"aimo\.json: vllm\.{key} could .* inference\.vllm\.{key} yourself"
+        with pytest.raises(AimoError, match=told):
+            resolve_settings(folder)
+        assert resolve_settings(folder, {"vllm": {key: 5}}).vllm == {"max_num_seqs": 4, key: 5}
+    harmless = {"dtype": "half", "kv_cache_dtype": "fp8", "max_num_seqs": 4}
+    (folder / "aimo.json").write_text(json.dumps({"vllm": harmless}))
+    assert resolve_settings(folder).vllm == harmless
 
 
 @pytest.mark.engine  # it imports Transformers
@@ -86,19 +87,18 @@ def test_code_in_a_model_folder_does_not_run_without_the_user_s_word(tmp_path):
     assert ran.exists()
 
 
-def test_a_port_that_is_taken_is_refused(tmp_path):
+def test_a_port_that_is_taken_is_refused_and_a_server_that_ends_before_it_answers_explained(
+    tmp_path, monkeypatch
+):
+    serve = partial(vllm_process.serving, TINY, resolve_settings(TINY), log=tmp_path / "log")
     with vllm_process.socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        start = vllm_process.serving(TINY, resolve_settings(TINY), port=port, log=tmp_path / "log")
-        with pytest.raises(AimoError, match=f"--port {port} of 127.0.0.1: Address already in use"), start:
+        told = f"--port {port} of 127.0.0.1: Address already in use"
+        with pytest.raises(AimoError, match=told), serve(port=port):
             pass
-
-
-def test_a_server_that_ends_before_it_answers_is_explained(tmp_path, monkeypatch):
     failing = ["sh", "-c", "echo 'ValueError: no such parser' >&2; exit 1"]
     monkeypatch.setattr(vllm_process, "server_command", lambda *_: failing)
-    start = vllm_process.serving(TINY, resolve_settings(TINY), log=tmp_path / "log")
-    with pytest.raises(EngineError, match=r"did not serve .*: ValueError: no such parser"), start:
+    with pytest.raises(EngineError, match=r"did not serve .*: ValueError: no such parser"), serve():
         pass
 
 
