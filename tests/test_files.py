@@ -156,6 +156,8 @@ def test_types_of_other_libraries_become_text(tmp_path, write):
             "n": [None, None],
         }
     )
+    getattr(table[:0], write)(tmp_path / "a.parquet")
+    assert files.read_all(tmp_path / "a.parquet", "").rows.is_empty()
     getattr(table, write)(tmp_path / "a.parquet")
     rows = files.read_all(tmp_path / "a.parquet", "").rows
     first = rows.row(0, named=True)

@@ -1,8 +1,7 @@
 """Read the tables that users bring: .csv, .tsv, .json, .jsonl, .parquet and .arrow, also as .gz or .zst.
 
-The one reader of training data, test files, benchmarks and problem files. A cell becomes a text or null: a
-number is its digits, a list of scalars is a list of texts, any other nested value is its JSON. What a file
-holds decides how it is read; its name decides only where that does not tell.
+A cell becomes a text or null: a number is its digits, a list of scalars is a list of texts, any other nested
+value is its JSON. What a file holds decides how it is read; its name decides only where that does not tell.
 """
 
 import codecs
@@ -16,14 +15,13 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 
 import polars as pl
 from polars.exceptions import PanicException, PolarsError
 
 from aimo.inference.errors import AimoError, listed
 
-T = TypeVar("T")
 KINDS = {
     ".csv": ".csv", ".tsv": ".csv", ".json": ".json", ".jsonl": ".jsonl", ".ndjson": ".jsonl",
     ".parquet": ".parquet", ".arrow": ".arrow", ".feather": ".arrow", ".ipc": ".arrow",
@@ -147,10 +145,8 @@ def read_tables(
         for name in set(first.rows.columns) & set(other.rows.columns):
             one, two = ("objects" if name in t.nested else WORDS[t.rows[name].dtype] for t in (first, other))
             if one != two and first.rows[name].count() and other.rows[name].count():
-                raise AimoError(
-                    f"{where}{paths[0]} holds {one} in {name!r} and {path} holds {two}; write the column "
-                    "alike in both"
-                )
+                what = f"holds {one} in {name!r} and {path} holds {two}; write the column alike in both"
+                raise AimoError(f"{where}{paths[0]} {what}")
     return stacked(tables)
 
 
@@ -181,13 +177,13 @@ def stacked(tables: Sequence[Table]) -> Table:
 
 @dataclass
 class TableFile:
-    """One file that is read: which columns (None: all), how many rows (None: all), what to do at a fault."""
+    """A file that is read."""
 
     path: Path
     named: str  # for errors
-    keep: Collection[str] | None
-    limit: int | None
-    skip: bool
+    keep: Collection[str] | None  # columns; None: all
+    limit: int | None  # of rows
+    skip: bool  # whether a line that cannot be read is counted, else it is refused with the hint
     hint: str
     skipped: int = 0
 
@@ -256,9 +252,8 @@ class TableFile:
             held = pq.ParquetFile(source) if is_parquet else open_arrow(source)
             schema = held.schema_arrow if is_parquet else held.schema
             kept = [name for name in schema.names if self.keep is None or name in self.keep]
-            size = self.limit or CHUNK
-            whole = None if is_parquet else held.read_all().select(kept)
-            parts: Iterable[Any] = whole.to_batches(size) if whole else held.iter_batches(size, columns=kept)
+            whole, size = held if is_parquet else held.read_all().select(kept), self.limit or CHUNK
+            parts = whole.iter_batches(size, columns=kept) if is_parquet else whole.to_batches(size)
             empty = schema.empty_table().select(kept)  # its columns, where there are no rows
             for part in islice(chain(parts, [empty]), 1 if self.limit else None):
                 part.validate(full=True)  # polars trusts what damaged files hold
@@ -291,10 +286,9 @@ class TableFile:
                 cells = {name: [row[columns.index(name)] for row in rows] for name in kept}
                 yield cleaned(Table(pl.DataFrame(cells, dict.fromkeys(kept, pl.String)), columns))
         except csv.Error:
-            raise AimoError(
-                f"{self.named}: a quote is missing or misplaced in the row up to line {reader.line_num}; "
-                'put a text with commas or line breaks between ", and write a " inside it twice'
-            ) from None
+            where = f"{self.named}: a quote is missing or misplaced in the row up to line {reader.line_num}"
+            remedy = 'put a text with commas or line breaks between ", and write a " inside it twice'
+            raise AimoError(f"{where}; {remedy}") from None
 
     def json(self, text: io.TextIOWrapper, kind: str | None) -> Iterator[Table]:
         def objects(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
@@ -325,8 +319,8 @@ class TableFile:
             table.rows = pl.DataFrame([series(name, [row.get(name) for row in part], table) for name in kept])
             yield cleaned(table)
 
-    def chunks(self, rows: Iterator[T]) -> Iterator[list[T]]:
-        """Yield `limit` rows, or all in chunks of at most CHUNK; at least one chunk, which may be empty."""
+    def chunks(self, rows: Iterator[Any]) -> Iterator[list[Any]]:
+        """Yield `limit` rows, or all in chunks of CHUNK; at least one chunk, which may be empty."""
         while True:
             part = list(islice(rows, self.limit or CHUNK))
             yield part
