@@ -10,53 +10,47 @@ from contextlib import contextmanager
 
 import pytest
 from aiohttp import web
-from conftest import AIMO, aimo
+from conftest import AIMO, aimo, here, wait_for
 
-from aimo.commands import run
 from aimo.config import Distil, Source
 from aimo.data import distil
 from aimo.errors import AimoError
 
 
-def reply(text="The answer is \\boxed{2}.", **other):
-    message = {"content": text} | other.pop("message", {})
-    choice = {"message": message, "finish_reason": "stop"} | other.pop("choice", {})
+def reply(text="The answer is \\boxed{2}.", message=(), choice=(), model="teacher", **other):
+    choice = {"message": {"content": text} | dict(message), "finish_reason": "stop"} | dict(choice)
     usage = {"prompt_tokens": 10, "completion_tokens": 5}
-    return {"model": "teacher", "choices": [choice], "usage": usage} | other
+    return {"model": model, "choices": [choice], "usage": usage} | other
 
 
 class FakeServer:
-    """Answers with `behave(body, n)`, the n-th request: a dictionary for JSON, or a web.Response."""
+    """Answers with `behave(body, n)` of the n-th request: JSON, a web.Response, or a coroutine of these."""
 
     def __init__(self, behave=lambda body, n: reply(), model="teacher", delay=0.0):
         self.behave, self.model, self.delay = behave, model, delay
         self.bodies, self.headers, self.times = [], [], []
         self.in_flight = self.most = 0
-        self.loop, started = asyncio.new_event_loop(), threading.Event()
+        self.loop = asyncio.new_event_loop()
+        threading.Thread(target=self.loop.run_forever, daemon=True).start()
+        self.run(self.start())
 
-        async def start():
-            app = web.Application()
-            app.add_routes([web.get("/v1/models", self.models), web.post("/v1/chat/completions", self.chat)])
-            self.runner = web.AppRunner(app, access_log=None)
-            await self.runner.setup()
-            site = web.TCPSite(self.runner, "127.0.0.1", 0)
-            await site.start()
-            self.address = f"127.0.0.1:{site._server.sockets[0].getsockname()[1]}"
-            started.set()
+    def run(self, coroutine):
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(10)
 
-        def serve():
-            self.loop.run_until_complete(start())
-            self.loop.run_forever()
-
-        threading.Thread(target=serve, daemon=True).start()
-        assert started.wait(10)
+    async def start(self):
+        app = web.Application()
+        app.add_routes([web.get("/v1/models", self.models), web.post("/v1/chat/completions", self.chat)])
+        self.runner = web.AppRunner(app, access_log=None)
+        await self.runner.setup()
+        site = web.TCPSite(self.runner, "127.0.0.1", 0)
+        await site.start()
+        self.address = f"127.0.0.1:{site._server.sockets[0].getsockname()[1]}"
 
     async def models(self, _):
         return web.json_response({"data": [{"id": self.model}]})
 
     async def chat(self, request):
-        body = await request.json()
-        n = len(self.bodies)
+        body, n = await request.json(), len(self.bodies)
         self.bodies.append(body)
         self.headers.append(dict(request.headers))
         self.times.append(time.monotonic())
@@ -65,18 +59,10 @@ class FakeServer:
         try:
             await asyncio.sleep(self.delay)
             answer = self.behave(body, n)
-            if asyncio.iscoroutine(answer):
-                answer = await answer
+            answer = await answer if asyncio.iscoroutine(answer) else answer
             return web.json_response(answer) if isinstance(answer, dict) else answer
         finally:
             self.in_flight -= 1
-
-    def close(self):
-        async def stop():
-            await self.runner.cleanup()
-
-        asyncio.run_coroutine_threadsafe(stop(), self.loop).result(10)
-        self.loop.call_soon_threadsafe(self.loop.stop)
 
 
 @contextmanager
@@ -85,7 +71,8 @@ def serving(*behave, **more):
     try:
         yield server
     finally:
-        server.close()
+        server.run(server.runner.cleanup())
+        server.loop.call_soon_threadsafe(server.loop.stop)
 
 
 @pytest.fixture(autouse=True)
@@ -105,9 +92,8 @@ def sampled(problems, *servers, out="out.jsonl", **keys):
     """The tally, and the records of the file."""
     wanted = {"num_generations": 2, "timeout": 5.0, "prompt_template": "Q: {prompt}"} | keys
     wanted = Distil(str(problems), api_addr=[getattr(s, "address", s) for s in servers], **wanted)
-    path = problems.parent / out
-    tally = distil.distil(wanted, path, 0, lambda tally: None)
-    return tally, records(path)
+    tally = distil.distil(wanted, problems.parent / out, 0, lambda tally: None)
+    return tally, records(problems.parent / out)
 
 
 def records(path):
@@ -168,24 +154,22 @@ def test_a_run_that_was_ended_goes_on_without_losing_or_repeating_a_sample(probl
         assert process.wait(10) == status
         server.delay = 0
         done = aimo(*command)
-    assert done.returncode == 0, done.stderr
-    assert "240 of 240 samples" in done.stdout
+    assert done.returncode == 0 and "240 of 240 samples" in done.stdout, done.stderr
     assert len(names(records(out))) == len(set(names(records(out)))) == 240
 
 
 def test_two_writers_on_one_file_are_refused(problems):
     refused = threading.Event()
 
-    async def wait(_, __):
+    async def wait():
         while not refused.is_set():
             await asyncio.sleep(0.01)
         return reply()
 
-    with serving(wait) as server:
+    with serving(lambda body, n: wait()) as server:
         first = threading.Thread(target=sampled, args=(problems, server))
         first.start()
-        while not server.bodies:
-            time.sleep(0.01)
+        wait_for(lambda: server.bodies, 10)
         with pytest.raises(AimoError, match=r"out\.jsonl: another process is writing to it"):
             sampled(problems, server)
         refused.set()
@@ -194,11 +178,10 @@ def test_two_writers_on_one_file_are_refused(problems):
 
 
 def test_a_file_of_other_settings_is_refused_by_the_key(problems):
+    told = r"temperature was 0\.6 and is now 1\.0; take another output_file"
     with serving() as server:
         sampled(problems, server)
-        with pytest.raises(
-            AimoError, match=r"temperature was 0\.6 and is now 1\.0; take another output_file"
-        ):
+        with pytest.raises(AimoError, match=told):
             sampled(problems, server, temperature=1.0)
 
 
@@ -238,20 +221,24 @@ class Cut(web.Response):
         return await super().prepare(request)
 
 
+def says(text, status=200):
+    return lambda body, n: web.Response(text=text, status=status)
+
+
 FAULTS = {
     "slow": (lambda body, n: too_late(), r"no reply within 0\.2 s"),
-    "broken JSON": (lambda body, n: web.Response(text='{"choices": [{"mess'), "holds no completion: {"),
+    "broken JSON": (says('{"choices": [{"mess'), "holds no completion: {"),
     "no choice": (lambda body, n: reply(choices=[]), "holds no completion"),
-    "an error": (lambda body, n: web.Response(text='{"error": {"message": "overloaded"}}'), "overloaded"),
-    "null": (lambda body, n: web.Response(text='{"choices": null}'), "holds no completion"),
-    "a page": (lambda body, n: web.Response(text="<html>Bad gateway</html>"), "Bad gateway"),
-    "a list": (lambda body, n: web.Response(text="[1]"), "holds no completion"),
+    "an error": (says('{"error": {"message": "overloaded"}}'), "overloaded"),
+    "null": (says('{"choices": null}'), "holds no completion"),
+    "a page": (says("<html>Bad gateway</html>"), "Bad gateway"),
+    "a list": (says("[1]"), "holds no completion"),
     "text of another type": (lambda body, n: reply(7), "holds no completion"),
     "cut": (lambda body, n: Cut(), "the reply was cut off"),
     "without an end": (lambda body, n: reply(choice={"finish_reason": None}), "without a finish_reason"),
     "empty": (lambda body, n: reply(""), "the completion is empty"),
     "the prompt": (lambda body, n: reply(body["messages"][-1]["content"] + " 2"), "begins with the prompt"),
-    "refused": (lambda body, n: web.Response(status=400, text="too long"), "HTTP 400: too long"),
+    "refused": (says("too long", 400), "HTTP 400: too long"),
 }
 
 
@@ -277,27 +264,25 @@ def test_a_server_that_only_fails_is_not_asked_for_everything(problems):
 def test_a_server_that_is_not_there_is_named(problems):
     with pytest.raises(AimoError, match=r"http://127\.0\.0\.1:9/v1 does not answer like `vllm serve`"):
         sampled(problems, "127.0.0.1:9")
-    with serving() as server:
-        server.models = None
-        address = server.address
-    with pytest.raises(AimoError, match=f"{address}/v1 does not answer"):
-        sampled(problems, address)
+    with (
+        serving(model=None) as server,
+        pytest.raises(AimoError, match=f"{server.address}/v1 does not answer"),
+    ):
+        sampled(problems, server)
 
 
 def test_a_server_that_goes_down_ends_the_run_and_loses_nothing(problems):
-    out = problems.parent / "out.jsonl"
+    out, caught = problems.parent / "out.jsonl", []
+
+    def go():
+        with pytest.raises(AimoError) as error:
+            sampled(problems, server, num_generations=100, max_concurrent=2, timeout=0.5, retries=9)
+        caught.append(str(error.value))
+
     with serving(delay=0.05) as server:
-        caught = []
-
-        def go():
-            with pytest.raises(AimoError) as error:
-                sampled(problems, server, num_generations=100, max_concurrent=2, timeout=0.5, retries=9)
-            caught.append(str(error.value))
-
         run = threading.Thread(target=go)
         run.start()
-        while not out.exists() or out.read_text().count("\n") < 4:
-            time.sleep(0.01)
+        wait_for(lambda: out.exists() and out.read_text().count("\n") >= 4, 10)
     run.join(10)
     assert "no server has answered for 0.5 s; start it, and run the same command again" in caught[0]
     assert len(records(out)) >= 4
@@ -317,7 +302,7 @@ def test_a_server_of_another_model_is_refused(problems):
 
 def test_a_key_that_is_refused_ends_the_run(problems, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-1")
-    refusing = serving(lambda body, n: web.Response(status=401, text="bad key"))
+    refusing = serving(says("bad key", 401))
     with refusing as server, pytest.raises(AimoError, match=r"HTTP 401: bad key.*OPENAI_API_KEY"):
         sampled(problems, server)
     assert server.headers[0]["Authorization"] == "Bearer sk-1"
@@ -328,13 +313,11 @@ def test_a_disk_that_fills_keeps_what_is_whole(problems):
     out = problems.parent / "out.jsonl"
     with serving() as server:
         command = f"{AIMO} distil --dataset-name {problems} --output-file {out} --api-addr {server.address}"
-        done = subprocess.run(
-            ["bash", "-c", f"ulimit -f 2; {command}"], capture_output=True, text=True, timeout=60
-        )
+        limited = ["bash", "-c", f"ulimit -f 2; {command}"]
+        done = subprocess.run(limited, capture_output=True, text=True, timeout=60)
         assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
         assert "File too large; what came before is kept: make room" in done.stderr
-        kept = len(records(out))
-        assert 0 < kept < 24
+        assert 0 < len(records(out)) < 24
         done = aimo(*command.split()[1:])
     assert done.returncode == 0, done.stderr
     assert len(set(names(records(out)))) == len(records(out)) == 24
@@ -345,52 +328,42 @@ JOINED = "<think>\n1 + 1 = 2\n</think>\n\nSo \\boxed{2}."
 
 
 @pytest.mark.parametrize(
-    "text, more, written",
+    "text, message, written",
     [
-        ("So \\boxed{2}.", {"message": {"reasoning": "1 + 1 = 2"}}, JOINED),
-        ("So \\boxed{2}.", {"message": {"reasoning_content": "1 + 1 = 2"}}, JOINED),
+        ("So \\boxed{2}.", {"reasoning": "1 + 1 = 2"}, JOINED),
+        ("So \\boxed{2}.", {"reasoning_content": "1 + 1 = 2"}, JOINED),
         (PARTS, {}, "So \\boxed{2}."),
         ("1 + 1 = 2</think>2", {}, "<think>1 + 1 = 2</think>2"),  # the prompt ended in the opening tag
     ],
 )
-def test_a_thought_and_its_text_are_one_completion(problems, text, more, written):
-    with serving(lambda body, n: reply(text, **more)) as server:
+@pytest.mark.parametrize("reason", ["stop", "length"])
+def test_a_thought_and_its_text_are_one_completion_which_says_whether_it_is_whole(
+    problems, text, message, written, reason
+):
+    with serving(lambda body, n: reply(text, message, {"finish_reason": reason})) as server:
         _, rows = sampled(problems, server)
-    assert {row["generation"] for row in rows} == {written}
-
-
-def test_a_completion_that_was_cut_off_says_so(problems):
-    with serving(lambda body, n: reply(choice={"finish_reason": "length"})) as server:
-        _, rows = sampled(problems, server)
-    assert {row["complete"] for row in rows} == {False}
+    assert {(row["generation"], row["complete"]) for row in rows} == {(written, reason == "stop")}
 
 
 def test_built_in_problems_and_mixtures_are_distilled_without_repeats(problems):
     parts = [Source(rows=5), Source(str(problems)), Source(str(problems))]
     rows = distil.distilled_problems(Distil(mixture=parts), 0)
-    assert len(rows) == 11 and rows["source"].value_counts().sort("source")["count"].to_list()[-1] == 5
+    assert len(rows) == 11 and (rows["source"] == "builtin").sum() == 5
 
 
-def test_columns_are_chosen_and_problems_told_apart_by_the_uuid_column(problems, monkeypatch, capsys):
-    path = problems.parent / "other.jsonl"
+def test_columns_are_chosen_and_problems_told_apart_by_the_uuid_column(problems):
+    path, out = problems.parent / "other.jsonl", problems.parent / "out.jsonl"
     rows = [{"q": "1 + 1?", "uuid": "a"}, {"q": "1 + 1?", "uuid": "b"}, {"q": "2 + 1?", "uuid": "b"}]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    out = problems.parent / "out.jsonl"
+    options = ["--dataset-name", path, "--prompt-column", "q", "--uuid-column", "uuid", "--output-file", out]
+    options += ["--num-generations", 1, "--set", "distil.columns.answer=null"]
     with serving() as server:
-        options = ["--dataset-name", str(path), "--prompt-column", "q", "--uuid-column", "uuid"]
-        options += ["--output-file", str(out), "--api-addr", server.address, "--num-generations", "1"]
-        options += ["--set", "distil.columns.answer=null", "--set", "distil.input_price=3e5"]
-        monkeypatch.setattr("sys.argv", ["aimo", "distil", *options])
-        with pytest.raises(SystemExit) as ended:
-            run.main()
-    assert not ended.value.code
-    assert names(records(out)) == [("1 + 1?", 0), ("1 + 1?", 0)]
-    assert "2 of 2 samples, 30 tokens, " in (said := capsys.readouterr().out) and "cost 6.00" in said
+        done = here("distil", *options, "--set", "distil.input_price=3e5", "--api-addr", server.address)
+    assert done.returncode == 0 and names(records(out)) == [("1 + 1?", 0), ("1 + 1?", 0)]
+    assert "2 of 2 samples, 30 tokens, " in done.stdout and "cost 6.00" in done.stdout
 
 
 def test_the_file_is_pushed_with_a_card(problems, monkeypatch):
-    import huggingface_hub
-
     pushed = {}
 
     class Hub:
@@ -401,7 +374,7 @@ def test_the_file_is_pushed_with_a_card(problems, monkeypatch):
             pushed["files"] = {part.path_in_repo: part.path_or_fileobj for part in parts}
             return type("Commit", (), {"commit_url": f"hub/{repo}"})
 
-    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
     with serving() as server:
         tally, _ = sampled(problems, server)
     out = problems.parent / "out.jsonl"
