@@ -4,7 +4,7 @@ import json
 
 import polars as pl
 import pytest
-from conftest import aimo
+from conftest import here
 
 from aimo import config
 from aimo.config import Reject
@@ -14,14 +14,21 @@ from aimo.errors import AimoError
 
 def rows(*samples):
     """A table as sources gives it, from (problem, answer, completion, verdict)."""
-    columns = ["problem", "answer", "solution", "correct"]
-    return pl.DataFrame(
-        samples, schema=dict.fromkeys(columns[:3], pl.String) | {"correct": pl.Boolean}, orient="row"
-    )
+    columns = {"problem": pl.String, "answer": pl.String, "solution": pl.String, "correct": pl.Boolean}
+    return pl.DataFrame(samples, columns, orient="row")
+
+
+def of_sum(*texts):
+    return rows(*((SUM, "2", text, None) for text in texts))
 
 
 def kept(table, **keys):
-    return distil.reject(table, Reject(**keys))[0]["generation"].to_list()
+    return distil.reject(table, Reject(**keys)).kept["generation"].to_list()
+
+
+def lines(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
 
 
 SUM = "1 + 1?"
@@ -43,14 +50,12 @@ def test_a_completion_is_judged_by_its_answer_whatever_its_column_says():
 
 def test_a_cap_takes_the_first_the_shortest_or_the_most_different():
     texts = ["we add one and one \\boxed{2}", "we add one and then one \\boxed{2}", "two pens \\boxed{2}"]
-    table = rows(*((SUM, "2", text, None) for text in texts))
+    table = of_sum(*texts)
     assert kept(table, max_per_problem=1) == texts[:1]
     assert kept(table, max_per_problem=1, prefer="shorter") == texts[2:]
     assert kept(table, max_per_problem=2, prefer="shorter") == [texts[0], texts[2]]
-    more = rows(
-        *((SUM, "2", text, None) for text in [*texts[:2], "a different way, namely two pens \\boxed{2}"])
-    )
-    assert kept(more, max_per_problem=2, prefer="diverse")[1].startswith("a different way")
+    different = "a different way, namely two pens \\boxed{2}"
+    assert kept(of_sum(*texts[:2], different), max_per_problem=2, prefer="diverse")[1] == different
 
 
 def test_problems_that_are_too_easy_or_too_hard_are_dropped():
@@ -62,32 +67,25 @@ def test_problems_that_are_too_easy_or_too_hard_are_dropped():
 
 
 def test_the_same_text_is_kept_once():
-    assert kept(rows(*[(SUM, "2", "\\boxed{2}", None)] * 3)) == ["\\boxed{2}"]
+    assert kept(of_sum(*["\\boxed{2}"] * 3)) == ["\\boxed{2}"]
 
 
 def test_a_set_without_answers_or_without_a_right_completion_is_refused():
     with pytest.raises(AimoError, match=r"no row has a gold answer.*--answer-column"):
         kept(rows((SUM, None, "\\boxed{2}", True)))
     with pytest.raises(AimoError, match=r"no completion is kept \(1 another answer\)"):
-        kept(rows((SUM, "2", "\\boxed{3}", True)))
+        kept(of_sum("\\boxed{3}"))
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
 def test_what_is_kept_is_a_source(tmp_path, suffix):
     samples = [
-        {
-            "key": f"{i}",
-            "sample": 0,
-            "problem": f"{i} + 1?",
-            "answer": str(i + 1),
-            "generation": f"\\boxed{{{max(2, i)}}}",
-            "complete": i < 4,
-        }
+        {"key": f"{i}", "sample": 0, "problem": f"{i} + 1?", "answer": str(i + 1), "complete": i < 4}
+        | {"generation": f"\\boxed{{{max(2, i)}}}"}
         for i in range(6)
     ]
-    (tmp_path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in samples))
     out = tmp_path / f"kept.{suffix}"
-    done = aimo("reject", str(tmp_path / "samples.jsonl"), "--out", str(out))
+    done = here("reject", lines(tmp_path / "samples.jsonl", samples), "--out", out)
     assert done.returncode == 0, done.stderr
     assert "2 dropped: unfinished" in done.stdout and "1 kept, of 1 problems" in done.stdout
     rows, _ = sources.load_source(config.Source(str(out), preset="aimo reject"), 0, "data.sft")
@@ -102,11 +100,10 @@ def test_what_is_kept_does_not_depend_on_the_order_in_which_samples_ended(tmp_pa
         for key in "ba"
         for i in range(11)
     ]
-    lines = [json.dumps(sample | {"complete": True}) + "\n" for sample in samples]
-    source, written = config.Source(str(tmp_path / "samples.jsonl"), preset="aimo distil"), []
-    for order in (lines, lines[::-1]):
-        (tmp_path / "samples.jsonl").write_text("".join(order))
-        table, _ = sources.load_source(source, 0, "distil")
+    written = []
+    for order in (samples, samples[::-1]):
+        path = lines(tmp_path / "samples.jsonl", [sample | {"complete": True} for sample in order])
+        table, _ = sources.load_source(config.Source(str(path), preset="aimo distil"), 0, "distil")
         written.append(distil.reject(table, Reject(max_per_problem=3)).kept.to_dicts())
     assert written[0] == written[1]
     firsts = [f"{i}: \\boxed{{2}}" for i in range(3)]
@@ -115,10 +112,8 @@ def test_what_is_kept_does_not_depend_on_the_order_in_which_samples_ended(tmp_pa
 
 
 def test_a_source_whose_solutions_are_named_needs_no_other_column_of_aimo_distil(tmp_path):
-    row = {"problem": SUM, "answer": "2", "text": "\\boxed{2}"}
-    (tmp_path / "mine.jsonl").write_text(json.dumps(row) + "\n")
-    options = ["--solution-column", "text", "--out", str(tmp_path / "kept.jsonl")]
-    done = aimo("reject", str(tmp_path / "mine.jsonl"), *options)
+    path = lines(tmp_path / "mine.jsonl", [{"problem": SUM, "answer": "2", "text": "\\boxed{2}"}])
+    done = here("reject", path, "--solution-column", "text", "--out", tmp_path / "kept.jsonl")
     assert done.returncode == 0 and "1 kept" in done.stdout, done.stderr
 
 
@@ -127,9 +122,9 @@ def test_the_source_distil_is_what_the_stage_has_kept(tmp_path):
     profile = config.load("tiny", source)
     (tmp_path / "distil").mkdir()
     tags = "<start_working_out>1 + 1 = 2<end_working_out><SOLUTION>2</SOLUTION>"
-    table = rows((SUM, "2", tags, None))
-    chosen, *_ = distil.reject(table, Reject(), profile.prompt.tags)
-    distil.write_kept(chosen, tmp_path / "distil/kept.jsonl")
+    distil.write_kept(
+        distil.reject(of_sum(tags), Reject(), profile.prompt.tags).kept, tmp_path / "distil/kept.jsonl"
+    )
     loaded = prepare.load_sets(profile, tmp_path).rows["sft"]
     assert loaded["solution"].to_list() == [tags] and loaded["correct"].to_list() == [True]
     with pytest.raises(AimoError, match="the source distil needs a section distil"):
@@ -143,11 +138,9 @@ def test_the_page_of_a_distillation_works_in_a_browser(tmp_path):
     from aimo.report import pages
 
     texts = ["so $1 + 1 = 2$ and \\boxed{2}", "\\boxed{2}", "\\boxed{3}"]
-    found = distil.reject(
-        rows(*((f"{i} $+ 1$?", "2", text, None) for i in range(3) for text in texts)), Reject()
-    )
+    asked = ((f"{i} $+ 1$?", "2", text, None) for i in range(3) for text in texts)
+    found = distil.reject(rows(*asked), Reject())
     count = check(pages.write_distillation(tmp_path / "page.html", "teacher", found, (0.0, 1.0)), 500)
     assert not count["wide"] and count["tables"] == 2 and count["details"] == 6 and count["formulas"] >= 6
-    assert (
-        json.loads((tmp_path / "page.json").read_text())["headline"] == "6 completions kept, pass rate 0.667"
-    )
+    headline = json.loads((tmp_path / "page.json").read_text())["headline"]
+    assert headline == "6 completions kept, pass rate 0.667"
