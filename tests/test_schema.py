@@ -576,8 +576,11 @@ class Case:
     observe: Callable[[config.Profile, Path], Any] | None  # None: it would do nothing there and is refused
     value: Any = None  # another one, where the type does not tell it; `*`: the last part of the key
     given: dict[str, Any] = field(default_factory=dict)  # other keys that make this one count
-    slow: bool = False  # it trains, or loads vLLM
-    samples: bool = False  # it needs the engine
+
+    @property
+    def slow(self) -> bool:
+        """Whether it trains, or loads vLLM."""
+        return self.observe in (SFT_RUN, GRPO_RUN, DPO_RUN, vllm, tool_use)
 
 
 OVERLONG = {"grpo.rewards": {"soft_overlong_punishment": {"max_completion_len": 60, "soft_punish_cache": 50}}}
@@ -590,7 +593,13 @@ CORRUPT = {".source": "-corrupt.jsonl", ".corrupt_lines": "skip"}
 BOUNDS = {"data.sft.drop": ["multiple_choice"], "data.sft.pass_rate": [0.2, 0.8]}
 VARIANT = {"inference.variants": [{"share": 0.5, "user": "?{problem}"}]}
 TOOLS = {"inference.tools": 1.0, "inference.tool_turns": 3}
+MOST = {"sft": 330, "grpo": 630, "heldout": 912}
 SFT_ONLY = ("overlong", "traces", "verbatim", "empty_thoughts")
+
+
+def of(section: str, look: Any, **values: Any) -> list[Case]:
+    """Keys of a section that are seen in one place."""
+    return [Case(f"{section}.{key}", look, value) for key, value in values.items()]
 
 
 def sources(section: str, look: Any, download: Any) -> list[Case]:
@@ -605,12 +614,12 @@ def sources(section: str, look: Any, download: Any) -> list[Case]:
     ]
 
 
-def stage_cases(stage: str, look: Any, run: Any) -> list[Case]:
+def stage(name: str, look: Any, run: Any) -> list[Case]:
     """The keys that every stage that trains has."""
     return [
-        Case(f"{stage}.min_lr_rate", look, given={f"{stage}.scheduler": "cosine_with_min_lr"}),
-        Case(f"{stage}.trl", look, {"adam_beta2": 0.9}),
-        Case(f"{stage}.probe_steps", run, 1, SHORT, slow=True),
+        Case(f"{name}.min_lr_rate", look, given={f"{name}.scheduler": "cosine_with_min_lr"}),
+        Case(f"{name}.trl", look, {"adam_beta2": 0.9}),
+        Case(f"{name}.probe_steps", run, 1, SHORT),
     ]
 
 
@@ -618,56 +627,43 @@ CASES = [
     Case("profile", SFT_ARGS, "another"),
     Case("model.base", base_model, FOLDER),
     Case("model.revision", base_model, "v2", {"model.base": "some/model"}),
-    Case("model.backend", loading),
     Case("model.max_length", SFT_ARGS, 2048),
-    Case("model.dtype", loading, "bfloat16"),
-    Case("model.load_in_4bit", loading),
     Case("model.gradient_checkpointing", loading, given={"model.backend": "unsloth"}),
-    Case("model.attention", loading, "eager"),
     Case("model.lora.target_modules", adapters, ["q_proj"]),
     Case("model.lora.*", adapters),
+    *of("model", loading, backend=None, dtype="bfloat16", load_in_4bit=None, attention="eager"),
     Case("seed", SFT_ARGS),
-    Case("prompt.template", chat, "chatml"),
-    Case("prompt.eos_token", chat, "</SOLUTION>"),
-    Case("prompt.prefill", chat),
+    *of("prompt", chat, template="chatml", eos_token="</SOLUTION>", prefill=None),
     Case("prompt.*", chat, "<a>"),
     *(Case(f"data.{name}.{key}", None) for name in ("grpo", "heldout") for key in SFT_ONLY),
     Case("data.heldout.test_split", None),
     *sources("distil", distilled, distilled),
-    Case("distil.api_addr", distilled, ["127.0.0.1:2"]),
-    Case("distil.model", distilled, "teacher-2"),
-    Case("distil.system", distilled, "Think."),
-    Case("distil.prompt_template", distilled, "{prompt}?"),
-    Case("distil.reject.max_per_problem", distilled, 1),
+    *of("distil", distilled, api_addr=["127.0.0.1:2"], model="teacher-2", system="Think."),
+    *of("distil.reject", distilled, max_per_problem=1, pass_rate=[0.2, 0.8]),
     Case("distil.reject.prefer", distilled, "shorter", {"distil.reject": {"max_per_problem": 1}}),
-    Case("distil.reject.pass_rate", distilled, [0.2, 0.8]),
+    Case("distil.prompt_template", distilled, "{prompt}?"),
     Case("distil.columns.id", distilled, "other_kind"),
     Case("distil.*", distilled),
     Case("data.sft.overlong", rows, given=FEW_TOKENS),
     *sources("data", rows, downloads),
     Case("data.sft.columns.*", rows, "other_*", BOUNDS),
-    Case("data.sft.answer_range", rows, [0, 330]),
-    Case("data.grpo.answer_range", rows, [0, 630]),
-    Case("data.heldout.answer_range", rows, [0, 912]),
-    Case("data.*.max_tokens", rows, 120),
-    Case("data.*.language", rows, "en"),
-    Case("data.*.drop", rows, ["multiple_choice"]),
+    *(of(f"data.{name}", rows, answer_range=[0, most])[0] for name, most in MOST.items()),
+    *of("data.*", rows, max_tokens=120, language="en", drop=["multiple_choice"]),
     Case("data.sft.verbatim", rows, given={"prompt.prefill": False}),
     Case("data.ngram", rows, 30),
     Case("data.*", rows),
-    *stage_cases("sft", SFT_ARGS, SFT_RUN),
+    *stage("sft", SFT_ARGS, SFT_RUN),
     Case("sft.packing_strategy", SFT_ARGS, given={"sft.packing": True}),
-    Case("sft.group_by_length", SFT_RUN, given=SHORT, slow=True),
+    Case("sft.group_by_length", SFT_RUN, given=SHORT),
     Case("sft.*", SFT_ARGS),
-    *stage_cases("grpo", GRPO_ARGS, GRPO_RUN),
-    Case("grpo.generation", GRPO_ARGS, "vllm_server"),
+    *stage("grpo", GRPO_ARGS, GRPO_RUN),
+    *of("grpo", GRPO_ARGS, generation="vllm_server", gradient_accumulation_steps=2),
     Case("grpo.vllm_server_url", GRPO_ARGS, "http://localhost:1", {"grpo.generation": "vllm_server"}),
-    Case("grpo.gradient_accumulation_steps", GRPO_ARGS, 2),
-    Case("grpo.max_resample", GRPO_RUN, 2, SHORT, slow=True),
-    Case("grpo.sample_steps", GRPO_RUN, 1, SHORT, slow=True),
-    Case("grpo.pass_rate", sampled, samples=True),
-    Case("grpo.pass_rate_samples", sampled, given={"grpo.pass_rate": [0.0, 1.0]}, samples=True),
-    Case("grpo.tools", tool_use, True, OWN_CALLS, slow=True),
+    Case("grpo.max_resample", GRPO_RUN, 2, SHORT),
+    Case("grpo.sample_steps", GRPO_RUN, 1, SHORT),
+    Case("grpo.pass_rate", sampled),
+    Case("grpo.pass_rate_samples", sampled, given={"grpo.pass_rate": [0.0, 1.0]}),
+    Case("grpo.tools", tool_use, True, OWN_CALLS),
     Case("grpo.max_prompt_length", rows, 200),
     Case("grpo.rewards", rewards, {"format": 1.0}),
     Case("grpo.rewards.*.num_parallel", processes),
@@ -677,36 +673,28 @@ CASES = [
     Case("grpo.rewards.soft_overlong_punishment.*", rewards, given=OVERLONG),
     Case("grpo.rewards.*", rewards),
     Case("grpo.*", GRPO_ARGS),
-    *stage_cases("dpo", DPO_ARGS, DPO_RUN),
-    Case("dpo.problems", paired, samples=True),
-    Case("dpo.samples", paired, samples=True),
+    *stage("dpo", DPO_ARGS, DPO_RUN),
+    *of("dpo", paired, problems=None, samples=None),
     Case("dpo.*", DPO_ARGS),
-    Case("inference.test", questions, "FOLDER/test.csv"),
-    Case("inference.test_rows", questions),
+    *of("inference", questions, test="FOLDER/test.csv", test_rows=None),
     Case("inference.tags.think_start", asked, "<b>", {"inference.thinking": False}),
     Case("inference.tags.*", asked, "<b>"),
-    Case("inference.format", asked, "harmony"),
-    Case("inference.system", asked, "Think."),
-    Case("inference.user", asked, "{problem} Think."),
     Case("inference.variants.share", asked, 0.25, VARIANT),
     Case("inference.variants.*", asked, "{problem} Think.", {"inference.variants": [{"share": 0.5}]}),
-    Case("inference.chat_template_kwargs", asked, {"enable_thinking": False}),
-    Case("inference.stop", asked, ["so"]),
-    Case("inference.weight", asked, "logprob"),
-    Case("inference.vllm", vllm, {"max_num_seqs": 7}, slow=True),
-    Case("inference.gpu_memory", vllm, slow=True),
-    Case("inference.tool_parser", vllm, "hermes", slow=True),
-    Case("inference.thinking", asked, False),
+    *of("inference", vllm, vllm={"max_num_seqs": 7}, gpu_memory=None, tool_parser="hermes"),
     Case("inference.tools", asked, 0.0, TOOLS),
     Case("inference.tool_seconds", asked, 0.2, TOOLS),
     Case("inference.tool_turns", asked, 1, TOOLS),
+    *of("inference", asked, format="harmony", system="Think.", user="{problem} Think.", stop=["so"]),
+    *of(
+        "inference", asked, weight="logprob", thinking=False, chat_template_kwargs={"enable_thinking": False}
+    ),
     Case("inference.*", asked),
     Case("training.log_to", SFT_ARGS, "tensorboard"),
-    Case("training.time_limit_s", limits, 60),
-    Case("training.disk_gb", limits, 0.5),
+    *of("training", limits, time_limit_s=60, disk_gb=0.5),
     Case("training.push_*", pushed, "me/model"),
     Case("training.cache_dir", hub_cache, FOLDER),
-]  # fmt: skip
+]
 
 
 def fill(value: Any, folder: Path) -> Any:
@@ -741,7 +729,8 @@ def keys_of(samples: bool) -> list[Any]:
     """Keys as parameters, those that need the engine or those that do not; what trains is marked."""
     cases = {key: case_of(key) or Case(key, None) for key in KEYS}
     marks = {False: [], True: [pytest.mark.train]}
-    return [pytest.param(key, marks=marks[c.slow]) for key, c in cases.items() if c.samples == samples]
+    chosen = {key: case for key, case in cases.items() if (case.observe in (sampled, paired)) == samples}
+    return [pytest.param(key, marks=marks[case.slow]) for key, case in chosen.items()]
 
 
 @pytest.mark.parametrize("key", keys_of(samples=False))
