@@ -3,9 +3,7 @@
 import json
 import os
 import re
-import threading
 from html.parser import HTMLParser
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import cycle
 from types import SimpleNamespace
 
@@ -13,6 +11,7 @@ import nbformat
 import polars as pl
 import pytest
 from browser import browse, without_policy
+from model_server import Handler, on_loopback
 from nbformat import v4
 from test_report import ANSWERED, EMPTY, make_run
 
@@ -93,9 +92,10 @@ ATTRIBUTES = {
 class Found(HTMLParser):
     """The elements of a page."""
 
-    def __init__(self):
+    def __init__(self, text):
         super().__init__()
         self.elements, self.scripts = [], []
+        self.feed(text)
 
     def handle_starttag(self, tag, attrs):
         self.elements.append((tag, dict(attrs)))
@@ -107,18 +107,14 @@ class Found(HTMLParser):
 
 def is_harmless(text):
     """Assert that a page holds no elements and attributes but those that we write."""
-    found = Found()
-    found.feed(text)
-    for tag, attributes in found.elements:
+    found = Found(text)
+    for tag, given in found.elements:
         assert tag in TAGS or MATHML.fullmatch(tag), tag
-        assert not attributes.keys() - ATTRIBUTES, (tag, attributes)
-        assert attributes.get("href", "./").startswith(("./", "data:,")), attributes
-        assert attributes.get("src", "data:").startswith("data:image/png;base64,") or tag != "img"
-        assert "url(" not in attributes.get("style", "") and "fixed" not in attributes.get("style", "")
-        assert tag in TAGS or not attributes.keys() & {"class", "style", "href", "src", "id"}, (
-            tag,
-            attributes,
-        )
+        assert not given.keys() - ATTRIBUTES, (tag, given)
+        assert given.get("href", "./").startswith(("./", "data:,")), given
+        assert given.get("src", "data:").startswith("data:image/png;base64,") or tag != "img"
+        assert "url(" not in given.get("style", "") and "fixed" not in given.get("style", "")
+        assert tag in TAGS or not given.keys() & {"class", "style", "href", "src", "id"}, (tag, given)
     assert found.scripts[0] == page.SCRIPT
     assert sum(tag == "script" for tag, _ in found.elements) == 1
     assert [a["http-equiv"] for _, a in found.elements if "http-equiv" in a] == ["Content-Security-Policy"]
@@ -130,20 +126,13 @@ def canary():
     """A server on loopback that counts the requests it gets."""
     requests = []
 
-    class Handler(BaseHTTPRequestHandler):
+    class Canary(Handler):
         def do_GET(self):
             requests.append(self.path)
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(f"{OWNED};".encode())
+            self.reply(f"{OWNED};")
 
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield SimpleNamespace(url=f"http://127.0.0.1:{server.server_port}", requests=requests)
-    server.shutdown()
+    with on_loopback(Canary) as url:
+        yield SimpleNamespace(url=url, requests=requests)
 
 
 @pytest.fixture(scope="module")
@@ -339,7 +328,6 @@ def test_a_plot_of_rules_and_files_takes_any_name(tmp_path, texts):
         for number, text in enumerate(texts[::4], 1)
     ]
     replay.plot_rules(figures, tmp_path / "plot.svg")
-    found = Found()
-    found.feed((tmp_path / "plot.svg").read_text())
+    found = Found((tmp_path / "plot.svg").read_text())
     assert not {"script", "image", "a", "foreignobject", "iframe"} & {tag for tag, _ in found.elements}
     assert all(attributes.get("xlink:href", "#").startswith("#") for _, attributes in found.elements)

@@ -1,4 +1,4 @@
-"""The report of each kind of run, from folders as the stages leave them."""
+"""The report of each kind of run, from folders as the stages leave them; the notebooks' tables."""
 
 import json
 import re
@@ -9,7 +9,6 @@ import pytest
 from aimo.report import pages, plots, tables
 
 FIGURES = {"format": 1.0, "pass@1": 0.5, "maj@4": 0.75, "mean_tokens": 20.0}
-MAJORITY = {"1": 0.5, "2": 0.6, "4": 0.75}
 LOGS = {
     "sft": [{"step": step, "loss": 1 / step, "learning_rate": 1e-4} for step in (1, 2)],
     "grpo": [{"step": step, "reward": 0.1 * step, "reward_std": 0.2, "loss": 0.0} for step in (1, 2)],
@@ -20,98 +19,78 @@ SAMPLES = [
     {"index": 1, "tokens": 4, "end": "finished", "answer": None, "weight": 1.0, "begin_s": 0.0, "end_s": 0.5},
     {"index": 2, "tokens": 5, "end": "stopped", "answer": None, "weight": 0.0, "begin_s": 0.1, "end_s": 0.5},
 ]
-ANSWERED = {
-    "id": "q<1>",
-    "problem": "What is 3 + 4?",
-    "answer": 7,
-    "gold": 7,
-    "votes": {"7": 1},
-    "tally": [{"answer": 7, "votes": 1, "weight": 1.0, "share": 1.0}],
-    "stop": "decided",
-    "seconds": 0.5,
-    "note": "",
-    "texts": {"7": "It is 7."},
-    "samples": SAMPLES,
-}
+TALLY = [{"answer": 7, "votes": 1, "weight": 1.0, "share": 1.0}]
+ANSWERED = {"id": "q<1>", "problem": "What is 3 + 4?", "answer": 7, "gold": 7}
+ANSWERED |= {"votes": {"7": 1}, "tally": TALLY}
+ANSWERED |= {"stop": "decided", "seconds": 0.5, "note": "", "texts": {"7": "It is 7."}, "samples": SAMPLES}
 EMPTY = ANSWERED | {"id": "q2", "problem": "", "answer": 0, "gold": None, "votes": {}, "tally": []}
 EMPTY |= {"stop": None, "note": "the problem is empty", "texts": {}, "samples": []}
 
 
-def make_run(folder, trained=(), heldout=False, solutions=(), gold=True):
+def make_run(folder, trained=(), heldout=False, solutions=()):
     """A run's folder with what its stages leave; `trained` names the stages that trained a model."""
     stages = {name: {"seconds": 3.0, "steps": 2, "samples_per_second": 8.5} for name in ("data", *trained)}
-    for name in trained:
-        (folder / name).mkdir(parents=True)
-        (folder / name / "log.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in LOGS[name]))
-    (folder / "inference").mkdir(parents=True)
-    models = ("base", *trained) if heldout else ()
+    files = {f"{name}/log.jsonl": "\n".join(map(json.dumps, LOGS[name])) + "\n" for name in trained}
+    models = ("base", *trained)
     if heldout:
         stages["inference"] = {"seconds": 1.0, "models": dict.fromkeys(models, FIGURES)}
         rows = [{"prompt": [{"role": "user", "content": "2 + 2?"}], "answer": 4}]
-        files = {
-            "majority": {name: MAJORITY for name in models},
-            "samples": {"rows": rows, "texts": {name: [f"said by {name}"] for name in models}},
-        }
-        for name, value in files.items():
-            (folder / "inference" / f"{name}.json").write_text(json.dumps(value))
+        files["inference/majority.json"] = {name: {"1": 0.5, "2": 0.6, "4": 0.75} for name in models}
+        texts = {name: [f"said by {name}"] for name in models}
+        files["inference/samples.json"] = {"rows": rows, "texts": texts}
     if solutions:
         known = sum(s["gold"] is not None for s in solutions)
         score = {"questions": len(solutions), "known": known, "correct": known, "fallbacks": 1}
         stages["inference"] = stages.get("inference", {"seconds": 1.0}) | score
-        (folder / "inference" / "solutions.json").write_text(json.dumps(solutions))
-        (folder / "submission.settings.json").write_text(json.dumps({"temperature": 0.625}))
-    (folder / "metrics.json").write_text(json.dumps({"profile": "p", "seed": 5, "stages": stages}))
-    (folder / "profile.yaml").write_text("profile: p\nseed: 5\n")
+        files["inference/solutions.json"] = [*solutions]
+        files["submission.settings.json"] = {"temperature": 0.625}
+    files["metrics.json"] = {"profile": "p", "seed": 5, "stages": stages}
+    files["profile.yaml"] = "profile: p\nseed: 5\n"
+    (folder / "inference").mkdir(parents=True)
+    for name, content in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(content if isinstance(content, str) else json.dumps(content))
     return folder
 
 
 RECORD = ["Time and training", "Versions", "Settings"]
 TEST = ["The test file", "Inference settings"]
 HELDOUT = ["Held-out problems", "Completions"]
+LABELS = ["base, prompted in the format", "0.75", "said by base"]
 
 
 @pytest.mark.parametrize(
-    "parts, expected",
+    "parts, sections, shown",
     [
-        ({}, RECORD),
-        ({"trained": ["sft"]}, ["Training: sft", *RECORD]),
-        ({"trained": ["grpo"], "heldout": True}, [*HELDOUT, "Training: grpo", *RECORD]),
-        ({"solutions": [ANSWERED]}, [*TEST, *RECORD]),
-        ({"heldout": True, "solutions": [ANSWERED]}, [*HELDOUT, *TEST, *RECORD]),
+        ({}, RECORD, []),
+        ({"trained": ["sft"]}, ["Training: sft", *RECORD], ["8.5"]),
+        (
+            {"trained": ["grpo"], "heldout": True},
+            [*HELDOUT, "Training: grpo", *RECORD],
+            [*LABELS, "after GRPO", "said by grpo"],
+        ),
+        ({"solutions": [ANSWERED | {"gold": None}, EMPTY]}, [*TEST, *RECORD], ["2 questions: 1 answered"]),
+        ({"heldout": True, "solutions": [ANSWERED]}, [*HELDOUT, *TEST, *RECORD], ["q&lt;1&gt;", "0.625"]),
         (
             {"trained": ["sft", "grpo", "dpo"], "heldout": True, "solutions": [ANSWERED, EMPTY]},
             [*HELDOUT, "Training: dpo", "Training: grpo", "Training: sft", *TEST, *RECORD],
+            [
+                *LABELS, "after DPO", "the problem is empty",
+                "2 questions: 1 of 1 known answers right, 1 answered with the fallback.",
+            ],
         ),
     ],
-)
-def test_the_report_shows_what_the_run_has_made_and_leaves_out_the_rest(tmp_path, parts, expected):
+)  # fmt: skip
+def test_the_report_shows_what_the_run_has_made_and_leaves_out_the_rest(tmp_path, parts, sections, shown):
     text = pages.write_run(make_run(tmp_path / "run", **parts)).read_text()
-    assert re.findall(r"<h2>(.*?)</h2>", text) == expected
-
-
-def test_a_model_appears_with_its_label_and_its_figures(tmp_path):
-    text = pages.write_run(make_run(tmp_path / "run", trained=["dpo"], heldout=True)).read_text()
-    for part in ("base, prompted in the format", "after DPO", "0.75", "said by base", "said by dpo"):
-        assert part in text
-    assert "after GRPO" not in text
-
-
-def test_the_report_names_the_score_the_fallbacks_the_settings_and_the_speed(tmp_path):
-    text = pages.write_run(make_run(tmp_path / "run", ["sft"], solutions=[ANSWERED, EMPTY])).read_text()
-    assert "2 questions: 1 of 1 known answers right, 1 answered with the fallback." in text
-    assert "0.625" in text and "8.5" in text and "the problem is empty" in text and "None" not in text
-
-
-def test_without_a_gold_answer_there_is_no_score(tmp_path):
-    run = make_run(tmp_path / "run", solutions=[ANSWERED | {"gold": None}, EMPTY])
-    assert "2 questions: 1 answered with the fallback." in pages.write_run(run).read_text()
-
-
-def test_the_report_needs_no_other_file_and_escapes_what_it_is_given(tmp_path):
-    parts = {"trained": ["sft"], "heldout": True, "solutions": [ANSWERED]}
-    text = pages.write_run(make_run(tmp_path / "run", **parts)).read_text()
+    assert re.findall(r"<h2>(.*?)</h2>", text) == sections
+    assert [part for part in shown if part not in text] == []
+    assert (
+        "None" not in text
+        and "q<1>" not in text
+        and ("after DPO" in text) == ("dpo" in parts.get("trained", ()))
+    )
     assert not re.search(r"(src|href)=['\"](?!data:)", text) and "<script src" not in text
-    assert "q&lt;1&gt;" in text and "q<1>" not in text
 
 
 def test_without_held_out_problems_the_notebook_says_so():
