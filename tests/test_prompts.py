@@ -8,6 +8,7 @@ from conftest import TINY
 from aimo import config
 from aimo.errors import AimoError
 from aimo.inference import chat_format, prompts
+from aimo.inference.judge import is_well_formed
 from aimo.inference.model_folder import read_tokenizer
 from aimo.inference.settings import Settings, Variant, resolve_settings
 from aimo.inference.tool_calls import PYTHON, Call
@@ -65,7 +66,7 @@ R1 = ("<think>\n", "\n</think>\n", "\\boxed{", "}")
 def test_well_formed_is_one_thought_then_one_answer_then_nothing_or_in_r1s_way_a_box_somewhere(
     tags, completion, good
 ):
-    assert prompts.is_well_formed(config.Prompt(*tags, prefill=not tags), completion) is good
+    assert is_well_formed(config.Prompt(*tags, prefill=not tags), completion) is good
 
 
 @pytest.mark.parametrize("template", ["plain", "chatml", "model"])

@@ -327,7 +327,7 @@ def test_a_recipe_scaled_down_trains_its_stages_into_a_model(tmp_path, name, one
 
     from aimo import rewards
     from aimo.data import prepare
-    from aimo.inference import prompts
+    from aimo.inference.judge import is_well_formed
     from aimo.train import trainers
 
     p = scaled(name, tmp_path)
@@ -342,7 +342,7 @@ def test_a_recipe_scaled_down_trains_its_stages_into_a_model(tmp_path, name, one
     assert asked.endswith(p.prompt.think_start) == p.prompt.prefill
     told = [row["completion"][0]["content"] for row in ready.get("sft", ())]
     # SFT teaches what GRPO rewards.
-    assert all(prompts.is_well_formed(p.prompt, text) and "WRONG" not in text for text in told)
+    assert all(is_well_formed(p.prompt, text) and "WRONG" not in text for text in told)
     start = TINY
     for stage in p.trained:
         run = runs.Run(p, tmp_path, stage, 0.0)

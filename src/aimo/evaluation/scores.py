@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from aimo.errors import AimoError
 from aimo.evaluation.benchmarks import Question
 from aimo.evaluation.completions import EvaluationHeader, Trace
-from aimo.inference import answers, judge, prompts, voting
+from aimo.inference import answers, judge, voting
 from aimo.inference.engine import Engine
 from aimo.inference.expressions import canonical
 from aimo.inference.sampling import Completion, Sampler, sample_seed
@@ -245,7 +245,7 @@ def sample_rows(
         Trace(str(n // num_samples), n % num_samples, 0, one.text, one.tokens, one.finished, 0.0, 0.0)
         for n, one in enumerate(engine.run(sample_all()))
     ]
-    well_formed = sum(prompts.is_well_formed(prompt, trace.text) for trace in traces) / total
+    well_formed = sum(judge.is_well_formed(prompt, trace.text) for trace in traces) / total
     return replace(score(header, traces), well_formed=well_formed)
 
 

@@ -33,7 +33,7 @@ from aimo.inference.expressions import (
     read_choice,
     values,
 )
-from aimo.inference.settings import Tags
+from aimo.inference.settings import Prompt, Tags
 
 TIME_LIMIT_S = 5.0  # wall time of one answer in math-verify
 WORKERS = min(4, len(os.sched_getaffinity(0)))
@@ -72,6 +72,23 @@ def are_correct(
 def is_correct(completion: str, gold: str | int, tags: Tags = DEFAULT_TAGS) -> bool | None:
     """Return `are_correct` of one completion."""
     return are_correct([completion], [gold], tags)[0]
+
+
+def is_well_formed(prompt: Prompt, completion: str) -> bool:
+    """Return whether a completion is one thought, then one answer, then nothing.
+
+    The opening tag leads it, unless the prompt ends in that tag.
+    """
+    if completion.startswith(prompt.think_start):
+        completion = completion[len(prompt.think_start) :]
+    elif not prompt.prefill:
+        return False
+    if prompt.answer_start == "\\boxed{":  # R1's way: the answer is boxed somewhere after the thought
+        _, closed, rest = completion.partition(prompt.think_end)
+        return bool(closed) and prompt.think_end not in rest and prompt.answer_start in rest
+    tags = (prompt.think_end, prompt.answer_start, prompt.answer_end)
+    pattern = rf".*?{re.escape(tags[0])}\s*{re.escape(tags[1])}.+?{re.escape(tags[2])}\s*"
+    return all(completion.count(tag) == 1 for tag in tags) and bool(re.fullmatch(pattern, completion, re.S))
 
 
 def quick_verdict(answer: str | None, gold: str) -> bool | None:

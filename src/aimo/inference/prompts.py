@@ -1,8 +1,4 @@
-"""How a problem is presented to the model: tags, chat template, and what a well-formed completion looks like.
-
-The template carries the system prompt and the opening tag (as in Unsloth's Qwen3-4B-Base recipe), and it is
-saved with the model: Transformers, vLLM and the Kaggle kernel then build the same prompt from the folder.
-"""
+"""How a problem is presented to the model: the messages, and whether its chat template shows them."""
 
 import re
 from dataclasses import asdict
@@ -14,54 +10,12 @@ from aimo.inference.sampling import MIN_TOKENS
 from aimo.inference.settings import Prompt, Settings, Variant
 
 TAIL = 32  # tokens at the end of a prompt that may hold an opening tag
-MARK = "{#- aimo -#}"  # marks a template that `chat_template` made
-# A turn ends in the end-of-sequence token and nothing more: what is trained is what is generated.
-BUILT_IN = {
-    "chatml": "{%- for message in messages -%}"
-    "{{ ('\n' if not loop.first else '') + '<|im_start|>' + message['role'] + '\n'"
-    " + message['content'] + eos_token }}{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{ '\n<|im_start|>assistant\n' }}{%- endif -%}",
-    "plain": "{%- for message in messages -%}"
-    "{{ message['content'] + (eos_token if message['role'] != 'user' else '') }}{%- endfor -%}",
-}
-Templates = str | dict[str, str]  # a tokenizer's chat template, or several by name
-
-
-def chat_template(prompt: Prompt, own: Templates | None, root: Path = Path()) -> Templates:
-    """Return the profile's Jinja template, which adds the system prompt and ends a prompt in the opening tag.
-
-    `own` is the base model's template, or several. A template's relative path starts here or at `root`.
-    AimoError when there is no such template.
-    """
-    if prompt.template == "model":
-        if isinstance(own, dict):
-            return {name: str(chat_template(prompt, one, root)) for name, one in own.items()}
-        if own is None:
-            raise AimoError("prompt.template: the base model has no chat template; use plain or chatml")
-        if own.startswith(MARK):
-            return own  # the model of an earlier stage has it already
-        template = own
-    elif prompt.template in BUILT_IN:
-        template = BUILT_IN[prompt.template]
-    else:
-        path = Path(prompt.template) if Path(prompt.template).exists() else root / prompt.template
-        if not path.is_file():
-            raise AimoError(
-                f"prompt.template: {prompt.template!r} is not plain, chatml or model, "
-                "and no file of that name exists"
-            )
-        try:
-            template = path.read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as e:
-            raise AimoError(f"prompt.template: {path} cannot be read ({e}); save it as UTF-8") from None
-    if prompt.system:
-        message = "[{'role': 'system', 'content': " + repr(prompt.system) + "}]"
-        first = "{%- if messages[0]['role'] != 'system' -%}{%- set messages = " + message + " + messages -%}"
-        template = first + "{%- endif -%}" + template
-    opening = "{%- if add_generation_prompt -%}{{ " + repr(prompt.think_start) + " }}{%- endif -%}"
-    if prompt.prefill and not template.endswith(opening):
-        template += opening
-    return MARK + template if prompt.template == "model" else template
+# Templates that training made, which may ask without a generation prompt: they hold MARK, or end in PLAIN.
+MARK = "{#- aimo -#}"
+PLAIN = (
+    "{%- for message in messages -%}"
+    "{{ message['content'] + (eos_token if message['role'] != 'user' else '') }}{%- endfor -%}"
+)
 
 
 def render(
@@ -81,40 +35,6 @@ def render(
         raise AimoError(f"{what} cannot be rendered ({one_line(e)}{line}); {remedy}") from None
 
 
-def check_trainable(tokenizer: Any, prompt: Prompt) -> None:
-    """Raise AimoError for a template that cannot be rendered, or that cannot be trained with.
-
-    It must show the system prompt, add a generation prompt, show a reply as it asks for it, and end it in the
-    tokenizer's end-of-sequence token.
-    """
-    template = f"prompt.template: {prompt.template!r}"
-    remedy = "use chatml, plain or a Jinja file of your own"
-    talk, reply = as_prompt("1 + 1?"), as_completion(prompt, "Let me think.", 2)
-    what = f"{template}{' and prompt.system' if prompt.system else ''}"
-    talks = [(talk, True), (talk, False), (talk + reply, False)]
-    asked, bare, answered = render(tokenizer, talks, what, remedy)
-    if prompt.system.strip() not in asked:
-        raise AimoError(f"{template} has no system role, and prompt.system is set; empty it, or {remedy}")
-    if prompt.template != "plain" and asked == bare:
-        raise AimoError(
-            f"{template} adds no generation prompt, so nothing tells the model to answer; {remedy}"
-        )
-    if not answered.startswith(asked) or "Let me think." not in answered:
-        raise AimoError(
-            f"{template} shows a reply differently from how it asks for it (it may leave out thoughts), so "
-            f"that training and generation would differ; {remedy}"
-        )
-    end, eos = answered.rpartition(prompt.answer_end.strip())[2].strip(), tokenizer.eos_token
-    if not end.startswith(eos):
-        added = [token.content for token in tokenizer.added_tokens_decoder.values()]
-        ending = max((token for token in added if end.startswith(token)), key=len, default=None)
-        raise AimoError(
-            f"{template} ends a reply in {(ending or end)!r}, not in the tokenizer's eos_token {eos!r}, "
-            "so the model would not learn to stop; "
-            + (f"set prompt.eos_token to {ending!r}" if ending else f"end it in eos_token, or {remedy}")
-        )
-
-
 def check_template(tokenizer: Any, settings: Settings, model: str | Path) -> None:
     """Raise AimoError when the chat template does not present what the settings say.
 
@@ -132,7 +52,7 @@ def check_template(tokenizer: Any, settings: Settings, model: str | Path) -> Non
     if problem not in prompt:
         raise AimoError(f"{template} leaves the problem out; {remedy}")
     text = tokenizer.get_chat_template()
-    if prompt == bare and MARK not in text and not text.endswith(BUILT_IN["plain"]):
+    if prompt == bare and MARK not in text and not text.endswith(PLAIN):
         raise AimoError(
             f"{template} adds no generation prompt, so nothing tells the model to answer; {remedy}"
         )
@@ -196,20 +116,3 @@ def keeps_special_tokens(tokenizer: Any, settings: Settings) -> bool:
     special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     tags = {tag.strip() for tag in asdict(settings.tags).values()}
     return settings.tool_parser is not None or settings.format == "harmony" or bool(special & tags)
-
-
-def is_well_formed(prompt: Prompt, completion: str) -> bool:
-    """Return whether a completion is one thought, then one answer, then nothing.
-
-    The opening tag leads it, unless the prompt ends in that tag.
-    """
-    if completion.startswith(prompt.think_start):
-        completion = completion[len(prompt.think_start) :]
-    elif not prompt.prefill:
-        return False
-    if prompt.answer_start == "\\boxed{":  # R1's way: the answer is boxed somewhere after the thought
-        _, closed, rest = completion.partition(prompt.think_end)
-        return bool(closed) and prompt.think_end not in rest and prompt.answer_start in rest
-    tags = (prompt.think_end, prompt.answer_start, prompt.answer_end)
-    pattern = rf".*?{re.escape(tags[0])}\s*{re.escape(tags[1])}.+?{re.escape(tags[2])}\s*"
-    return all(completion.count(tag) == 1 for tag in tags) and bool(re.fullmatch(pattern, completion, re.S))

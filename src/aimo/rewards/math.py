@@ -14,8 +14,7 @@ from typing import Any
 
 from aimo.errors import AimoError
 from aimo.inference.answers import DEFAULT_TAGS, extract, tagged
-from aimo.inference.judge import are_correct
-from aimo.inference.prompts import is_well_formed
+from aimo.inference.judge import are_correct, is_well_formed
 from aimo.inference.settings import Prompt
 
 Texts = Sequence[str | list[dict[str, str]]]  # n completions: texts, or conversations that end in them

@@ -23,8 +23,7 @@ from transformers import TrainerCallback
 
 from aimo.data.prepare import Rows
 from aimo.errors import AimoError
-from aimo.inference import prompts
-from aimo.inference.judge import are_correct
+from aimo.inference.judge import are_correct, is_well_formed
 from aimo.inference.settings import Settings
 from aimo.inference.storage import append_lines, read_json, write_json, write_lines
 from aimo.run import runs
@@ -157,7 +156,7 @@ class Probe(TrainerCallback):
         verdicts = are_correct(texts, [row["answer"] for row in self.rows], prompt.tags)
         return {
             "probe/accuracy": sum(verdict is True for verdict in verdicts) / len(texts),
-            "probe/format": sum(prompts.is_well_formed(prompt, text) for text in texts) / len(texts),
+            "probe/format": sum(is_well_formed(prompt, text) for text in texts) / len(texts),
             "probe/length": sum(len(tokenizer.encode(text)) for text in texts) / len(texts),
         }
 

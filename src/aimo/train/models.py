@@ -21,7 +21,7 @@ from aimo.data.prepare import Rows
 from aimo.errors import AimoError
 from aimo.inference import prompts
 from aimo.inference.model_folder import read_tokenizer
-from aimo.inference.settings import SETTINGS
+from aimo.inference.settings import SETTINGS, Prompt
 from aimo.inference.storage import read_json, write_whole
 from aimo.run import hub, machine
 from aimo.run.runs import Run
@@ -31,6 +31,16 @@ from aimo.train import arguments
 TOKENS_AT_ONCE = 2**15
 # Takes what Unsloth prints; loggers made meanwhile keep it, and vLLM asks it for a descriptor.
 NOWHERE = open(os.devnull, "w")  # noqa: SIM115
+# The chat templates of `prompt.template`. A turn ends in the end-of-sequence token and nothing more: what is
+# trained is what is generated.
+TEMPLATES = {
+    "plain": prompts.PLAIN,
+    "chatml": "{%- for message in messages -%}"
+    "{{ ('\n' if not loop.first else '') + '<|im_start|>' + message['role'] + '\n'"
+    " + message['content'] + eos_token }}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ '\n<|im_start|>assistant\n' }}{%- endif -%}",
+}
+Templates = str | dict[str, str]  # a tokenizer's chat template, or several by name
 
 
 def load_tokenizer(folder: Path, profile: Profile) -> Any:
@@ -49,9 +59,80 @@ def load_tokenizer(folder: Path, profile: Profile) -> Any:
         raise AimoError(f"model {folder}: its tokenizer has no end-of-sequence token; set prompt.eos_token")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.chat_template = prompts.chat_template(profile.prompt, tokenizer.chat_template, config.ROOT)
-    prompts.check_trainable(tokenizer, profile.prompt)
+    tokenizer.chat_template = chat_template(profile.prompt, tokenizer.chat_template)
+    check_trainable(tokenizer, profile.prompt)
     return tokenizer
+
+
+def chat_template(prompt: Prompt, own: Templates | None) -> Templates:
+    """Return the profile's Jinja template, which adds the system prompt and ends a prompt in the opening tag.
+
+    It is saved with the model: Transformers, vLLM and the kernels then build the same prompt from the folder.
+    `own` is the base model's template, or several. AimoError when there is no such template.
+    """
+    if prompt.template == "model":
+        if isinstance(own, dict):
+            return {name: str(chat_template(prompt, one)) for name, one in own.items()}
+        if own is None:
+            raise AimoError("prompt.template: the base model has no chat template; use plain or chatml")
+        if own.startswith(prompts.MARK):
+            return own  # the model of an earlier stage has it already
+        template = own
+    elif prompt.template in TEMPLATES:
+        template = TEMPLATES[prompt.template]
+    else:
+        path = Path(prompt.template) if Path(prompt.template).exists() else config.ROOT / prompt.template
+        if not path.is_file():
+            raise AimoError(
+                f"prompt.template: {prompt.template!r} is not plain, chatml or model, "
+                "and no file of that name exists"
+            )
+        try:
+            template = path.read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as e:
+            raise AimoError(f"prompt.template: {path} cannot be read ({e}); save it as UTF-8") from None
+    if prompt.system:
+        message = "[{'role': 'system', 'content': " + repr(prompt.system) + "}]"
+        first = "{%- if messages[0]['role'] != 'system' -%}{%- set messages = " + message + " + messages -%}"
+        template = first + "{%- endif -%}" + template
+    opening = "{%- if add_generation_prompt -%}{{ " + repr(prompt.think_start) + " }}{%- endif -%}"
+    if prompt.prefill and not template.endswith(opening):
+        template += opening
+    return prompts.MARK + template if prompt.template == "model" else template
+
+
+def check_trainable(tokenizer: Any, prompt: Prompt) -> None:
+    """Raise AimoError for a template that cannot be rendered, or that cannot be trained with.
+
+    It must show the system prompt, add a generation prompt, show a reply as it asks for it, and end it in the
+    tokenizer's end-of-sequence token.
+    """
+    template = f"prompt.template: {prompt.template!r}"
+    remedy = "use chatml, plain or a Jinja file of your own"
+    talk, reply = prompts.as_prompt("1 + 1?"), prompts.as_completion(prompt, "Let me think.", 2)
+    what = f"{template}{' and prompt.system' if prompt.system else ''}"
+    talks = [(talk, True), (talk, False), (talk + reply, False)]
+    asked, bare, answered = prompts.render(tokenizer, talks, what, remedy)
+    if prompt.system.strip() not in asked:
+        raise AimoError(f"{template} has no system role, and prompt.system is set; empty it, or {remedy}")
+    if prompt.template != "plain" and asked == bare:
+        raise AimoError(
+            f"{template} adds no generation prompt, so nothing tells the model to answer; {remedy}"
+        )
+    if not answered.startswith(asked) or "Let me think." not in answered:
+        raise AimoError(
+            f"{template} shows a reply differently from how it asks for it (it may leave out thoughts), so "
+            f"that training and generation would differ; {remedy}"
+        )
+    end, eos = answered.rpartition(prompt.answer_end.strip())[2].strip(), tokenizer.eos_token
+    if not end.startswith(eos):
+        added = [token.content for token in tokenizer.added_tokens_decoder.values()]
+        ending = max((token for token in added if end.startswith(token)), key=len, default=None)
+        raise AimoError(
+            f"{template} ends a reply in {(ending or end)!r}, not in the tokenizer's eos_token {eos!r}, "
+            "so the model would not learn to stop; "
+            + (f"set prompt.eos_token to {ending!r}" if ending else f"end it in eos_token, or {remedy}")
+        )
 
 
 def load_model(folder: Path, profile: Profile, with_vllm: bool = False) -> Any:
