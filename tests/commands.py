@@ -87,7 +87,7 @@ def check_aimo(arguments: list[str]) -> None:
     names, given = parsed(run.app, arguments)
     profile, overrides = given.get("profile"), given.get("set_") or []
     if names[0] in ("solve", "serve", "evaluate"):
-        layers = run.solver_settings(profile, overrides, given.get("samples"), given["vllm"] or [])
+        layers = run.options.solver_settings(profile, overrides, given.get("samples"), given["vllm"] or [])
         settings.resolve_settings("MODEL", *layers)
     elif profile:
         loaded = config.load(profile, overrides if names[0] in ("run", "launch", "distil") else None)

@@ -421,7 +421,7 @@ def test_another_adapter_is_sampled_and_never_shown_with_the_figures_of_the_firs
         started.append(adapter)
         return Server([model_server[0]], model, resolve_settings(model, *layers))
 
-    monkeypatch.setattr(measure, "start", start)
+    monkeypatch.setattr(measure.options, "start", start)
     common = [small_benchmark, "--samples", 1]
     for options in (["--adapter", second], []):
         assert aimo_evaluate(*common, "--adapter", adapter).code == 0

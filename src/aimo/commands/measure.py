@@ -5,21 +5,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
-from aimo.commands.options import (
-    Adapter,
-    EngineArguments,
-    Golds,
-    Over,
-    Seed,
-    Servers,
-    Setting,
-    arg,
-    check_folder,
-    check_server,
-    opt,
-    solver_settings,
-    start,
-)
+from aimo.commands import options
+from aimo.commands.options import arg, opt
 from aimo.config import read_values
 from aimo.errors import AimoError
 from aimo.evaluation import traces
@@ -40,9 +27,9 @@ def replay(
             "All that the files hold if not given."
         ),
     ] = None,
-    answers: Golds = None,
+    answers: options.Golds = None,
     draws: Annotated[int, opt("Random orders of each question.", min=1)] = 300,
-    seed: Seed = 0,
+    seed: options.Seed = 0,
     samples: Annotated[int | None, opt("Draw only so many of each question's samples.", min=1)] = None,
     budget: Annotated[
         float, opt("Wall time of a question at most: seconds, or tokens of a sample.", min=0)
@@ -53,8 +40,8 @@ def replay(
     """Compare rules of voting, stopping and time on recorded samples, without a model."""
     from aimo.evaluation import replay  # draws with matplotlib
 
-    check_folder("--json", to)
-    check_folder("--plot", plot)
+    options.check_folder("--json", to)
+    options.check_folder("--plot", plot)
     rules = [replay.parse_rule(name) for name in policy or []]
     figures = []
     for one in traces.read_traces(files, traces.read_gold_file(answers) if answers else {}):
@@ -76,10 +63,10 @@ def forecast(
     competition: Annotated[str, opt("aimo1, aimo2 or aimo3.")] = "aimo3",
     runs: Annotated[int, opt("How often each question is asked.", min=1)] = 2,
     policy: Annotated[str, opt("A rule, as for `aimo replay`.")] = "ours",
-    answers: Golds = None,
+    answers: options.Golds = None,
     samples: Annotated[int, opt("Samples of a question.", min=1)] = 16,
     draws: Annotated[int, opt("Replays of each question.", min=1)] = 300,
-    seed: Seed = 0,
+    seed: options.Seed = 0,
 ) -> None:
     """Forecast the score of a competition from recorded samples, and how many runs tell a gain from luck."""
     from aimo.evaluation import forecast, replay  # draw with matplotlib
@@ -103,12 +90,12 @@ def evaluate_command(
         int | None, opt("Completions of a question, in place of the benchmark's.", min=1)
     ] = None,
     rows: Annotated[int | None, opt("Only the first questions of each.", min=1)] = None,
-    seed: Seed = 0,
-    profile: Over = None,
-    set_: Setting = None,
-    server: Servers = None,
-    adapter: Adapter = None,
-    vllm: EngineArguments = None,
+    seed: options.Seed = 0,
+    profile: options.Over = None,
+    set_: options.Setting = None,
+    server: options.Servers = None,
+    adapter: options.Adapter = None,
+    vllm: options.EngineArguments = None,
     card_data: Annotated[
         bool, opt("Download the data sets that the model's card names, for leakage.", "--card-data")
     ] = False,
@@ -117,8 +104,8 @@ def evaluate_command(
     """Measure a model on benchmarks; started again, it goes on, and what is complete is scored again."""
     from aimo.evaluation import evaluate  # draws with matplotlib
 
-    layers = list(solver_settings(profile, set_, samples, vllm))
-    check_server(server, adapter, layers[1])
+    layers = list(options.solver_settings(profile, set_, samples, vllm))
+    options.check_server(server, adapter, layers[1])
     check_model_folder(model)
     asked = benchmarks.split(",")
     given = "--adapter" if adapter else "--server"
@@ -133,7 +120,7 @@ def evaluate_command(
     folder = evaluate.evaluation_folder(name, run_dir)
 
     def sampler(settings: Any) -> Any:
-        return start(model, [asdict(settings)], seed, server, adapter)
+        return options.start(model, [asdict(settings)], seed, server, adapter)
 
     try:
         evaluate.show_scores(evaluate.evaluate_model(wanted, sampler, folder, audit))

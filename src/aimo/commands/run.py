@@ -12,24 +12,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from aimo.commands import data, kaggle, measure
-from aimo.commands.options import (
-    Adapter,
-    EngineArguments,
-    Key,
-    Over,
-    Profile,
-    RunDir,
-    Seed,
-    Servers,
-    Setting,
-    arg,
-    check_folder,
-    check_server,
-    opt,
-    solver_settings,
-    start,
-)
+from aimo.commands import data, kaggle, measure, options
+from aimo.commands.options import arg, opt
 from aimo.config.profile import STAGES
 from aimo.errors import AimoError, EngineError, StageError
 from aimo.inference import vllm_process
@@ -65,7 +49,7 @@ def show_version(wanted: bool) -> None:
 
 
 @app.callback(help=HELP)
-def options(
+def common(
     version: Annotated[
         bool, opt("Print the version.", "--version", callback=show_version, is_eager=True)
     ] = False,
@@ -74,8 +58,8 @@ def options(
 
 @app.command("run")
 def run_command(
-    profile: Profile,
-    run_dir: RunDir = None,
+    profile: options.Profile,
+    run_dir: options.RunDir = None,
     from_: Annotated[
         str | None,
         opt(
@@ -85,7 +69,7 @@ def run_command(
         ),
     ] = None,
     until: Annotated[str | None, opt("End after this stage.")] = None,
-    set_: Key = None,
+    set_: options.Key = None,
     test: Annotated[
         str | None, opt("A CSV of questions to answer, with id and problem (or question).")
     ] = None,
@@ -113,7 +97,7 @@ def run_command(
 @app.command("launch")
 def launch_command(
     stage: Annotated[str, arg("sft, grpo or dpo.")],
-    profile: Profile,
+    profile: options.Profile,
     gpus: Annotated[int | None, opt("GPUs of each node; all of this machine if not given.", min=1)] = None,
     cpu: Annotated[int | None, opt("So many CPU processes in place of GPUs, to try it.", min=1)] = None,
     nodes: Annotated[int, typer.Option(min=1)] = 1,
@@ -123,8 +107,8 @@ def launch_command(
     serve_gpus: Annotated[int, opt("GPUs for GRPO's vLLM server.", min=0)] = 0,
     slurm: Annotated[bool, opt("Write the Slurm script to the run's folder instead.", "--slurm")] = False,
     dry_run: Annotated[bool, opt("Print the commands and do nothing.", "--dry-run")] = False,
-    run_dir: RunDir = None,
-    set_: Key = None,
+    run_dir: options.RunDir = None,
+    set_: options.Key = None,
 ) -> None:
     """Train a stage in several processes, under `accelerate launch` or in a Slurm job."""
     from aimo.train import launch  # loads matplotlib
@@ -151,13 +135,13 @@ def solve(
     test: Annotated[str | None, opt("A CSV with id and problem (or question).")] = None,
     out: Annotated[str | None, opt("A .csv or .parquet file for the answers.")] = None,
     competition: Annotated[str | None, opt("aimo1, aimo2 or aimo3; else seen from TEST.")] = None,
-    profile: Over = None,
-    set_: Setting = None,
+    profile: options.Over = None,
+    set_: options.Setting = None,
     samples: Annotated[int | None, opt("Samples of a question; 1 of a PROBLEM if not given.", min=1)] = None,
-    seed: Seed = 0,
-    server: Servers = None,
-    adapter: Adapter = None,
-    vllm: EngineArguments = None,
+    seed: options.Seed = 0,
+    server: options.Servers = None,
+    adapter: options.Adapter = None,
+    vllm: options.EngineArguments = None,
 ) -> None:
     """Answer one PROBLEM, or the questions of a CSV, with a majority vote."""
     # All is checked before the model is loaded.
@@ -177,11 +161,11 @@ def solve(
         if target.exists() and target.samefile(test):
             raise AimoError(f"--out {out}: it is the file of --test; take another")
         SampleFile(journal_beside(target), "--out").close()  # no other process writes it, and this one can
-    of_profile, of_command = solver_settings(profile, set_, samples, vllm)
-    check_server(server, adapter, of_command)
+    of_profile, of_command = options.solver_settings(profile, set_, samples, vllm)
+    options.check_server(server, adapter, of_command)
     layers = [of_profile, {} if test else {"samples": 1}, of_command]
     try:
-        with start(model, layers, seed, server, adapter) as sampler:
+        with options.start(model, layers, seed, server, adapter) as sampler:
             if test and target:
                 answer_file(sampler, test, target, seed, competition)
                 print(f"answers: {target}")
@@ -194,20 +178,20 @@ def solve(
 @app.command()
 def serve(
     model: Annotated[str, arg("A model folder, or a hub id.")],
-    profile: Over = None,
-    set_: Setting = None,
-    vllm: EngineArguments = None,
+    profile: options.Over = None,
+    set_: options.Setting = None,
+    vllm: options.EngineArguments = None,
     host: Annotated[str, opt("0.0.0.0 lets others in: set VLLM_API_KEY.")] = "127.0.0.1",
     port: Annotated[int, opt("0 takes a free one.", min=0, max=65535)] = 8000,
-    seed: Seed = 0,
+    seed: options.Seed = 0,
     log: Annotated[Path, opt("Where vLLM writes.")] = Path("vllm.log"),
 ) -> None:
     """Serve a model with vLLM's OpenAI-compatible server, until Ctrl-C."""
-    check_folder("--log", log)
+    options.check_folder("--log", log)
     if log.is_dir():
         raise AimoError(f"--log {log} is a folder; name a file in it")
     folder = hub.local_folder(model)
-    settings = resolve_settings(folder, *solver_settings(profile, set_, None, vllm))
+    settings = resolve_settings(folder, *options.solver_settings(profile, set_, None, vllm))
     print(f"Loading {folder.name} with vLLM, which takes half a minute or more; its log is {log}", flush=True)
     try:
         with vllm_process.serving(folder, settings, seed, host=host, port=port, log=log) as (url, process):

@@ -14,27 +14,8 @@ from pydantic.dataclasses import dataclass
 
 from aimo.config.data import Data, Distil
 from aimo.config.training import Dpo, Grpo, Model, Sft, Training
-from aimo.inference.settings import (
-    Format,
-    NonNegative,
-    Positive,
-    Prompt,
-    Settings,
-    Share,
-    Tag,
-    Tags,
-    Temperature,
-    ToolSeconds,
-    TopP,
-    User,
-    Variant,
-    Weight,
-    contradiction,
-    merge,
-    resolve_settings,
-    strict,
-    validate_settings,
-)
+from aimo.inference import settings
+from aimo.inference.settings import NonNegative, Positive, Prompt, Settings, Share, strict
 
 
 class Stage(NamedTuple):
@@ -74,26 +55,26 @@ class SettingsSection:
     Where a stage trains, `tags` and `max_length` that are null come from the sections `prompt` and `model`.
     """
 
-    format: Format | None = None
+    format: settings.Format | None = None
     system: str | None = None
-    user: User | None = None
-    variants: list[Variant] | None = None
+    user: settings.User | None = None
+    variants: list[settings.Variant] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     samples: Positive | None = None
-    temperature: Temperature | None = None
-    top_p: TopP | None = None
+    temperature: settings.Temperature | None = None
+    top_p: settings.TopP | None = None
     min_p: Share | None = None
     top_k: NonNegative | None = None
-    stop: list[Tag] | None = None
+    stop: list[settings.Tag] | None = None
     max_tokens: Positive | None = None
     max_length: Positive | None = None
-    tags: Tags | None = None
+    tags: settings.Tags | None = None
     thinking: bool | None = None
     tools: Share | None = None
     tool_turns: Positive | None = None
-    tool_seconds: ToolSeconds | None = None
+    tool_seconds: settings.ToolSeconds | None = None
     tool_parser: str | None = None
-    weight: Weight | None = None
+    weight: settings.Weight | None = None
     confidence: bool | None = None
     discount_trivial: bool | None = None
     gpu_memory: Share | None = None
@@ -153,7 +134,7 @@ class Profile:
             ours["tags"] = asdict(self.prompt.tags)
         if self.model.max_length:
             ours["max_length"] = self.model.max_length
-        return resolve_settings(model, ours, self.inference.written)
+        return settings.resolve_settings(model, ours, self.inference.written)
 
     @model_validator(mode="after")
     def check(self) -> "Profile":
@@ -183,8 +164,9 @@ class Profile:
         if self.trained:  # the model is asked as it was trained
             asked = {"tags": asdict(self.prompt.tags)}
             prompt = asked | {"system": self.prompt.system}
-            for section, values in ("prompt", prompt), ("inference", merge(asked, self.inference.written)):
-                if found := contradiction(validate_settings(values, section, "correct it")):
+            inference = settings.merge(asked, self.inference.written)
+            for section, values in ("prompt", prompt), ("inference", inference):
+                if found := settings.contradiction(settings.validate_settings(values, section, "correct it")):
                     raise ValueError(f"{section}.{found}")
             if self.prompt.system and self.inference.system:
                 told = "the model is trained with prompt.system; remove one of the two"

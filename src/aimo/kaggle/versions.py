@@ -11,12 +11,7 @@ from typing import Any, NamedTuple
 import polars as pl
 import requests
 from kagglesdk.competitions.types.competition_api_service import ApiListSubmissionsRequest
-from kagglesdk.kernels.types.kernels_api_service import (
-    ApiGetKernelRequest,
-    ApiGetKernelSessionStatusRequest,
-    ApiListKernelFilesRequest,
-    ApiListKernelSessionOutputRequest,
-)
+from kagglesdk.kernels.types import kernels_api_service as of_kernels
 from kagglesdk.kernels.types.kernels_enums import KernelWorkerStatus as State
 
 from aimo.errors import AimoError, StageError
@@ -111,14 +106,14 @@ def find_version(api: Api, name: str, number: int | None = None) -> tuple[Versio
     ref = str(read_metadata(folder, api.user).get("id")) if folder.is_dir() else source_of(name, 2)
     owner, _, slug = ref.rpartition("/")
     owner = owner or api.user
-    metadata = api.ask(ApiGetKernelRequest, user_name=owner, kernel_slug=slug).metadata
+    metadata = api.ask(of_kernels.ApiGetKernelRequest, user_name=owner, kernel_slug=slug).metadata
     current = metadata.current_version_number if metadata else 0
     return Version(f"{owner}/{slug}", number or current), metadata
 
 
 def ask_state(api: Api, version: Version) -> tuple[State, str]:
     """Return how far a version is, and the message of one that failed."""
-    answer = api.ask(ApiGetKernelSessionStatusRequest, **version.fields())
+    answer = api.ask(of_kernels.ApiGetKernelSessionStatusRequest, **version.fields())
     return answer.status, " ".join(answer.failure_message.split())
 
 
@@ -172,7 +167,7 @@ def follow_log(api: Api, version: Version, seen: int = 0) -> int:
 def read_log(api: Api, version: Version, text: str | None = None) -> list[str]:
     """Return the lines of a version's log, which Kaggle keeps as JSON entries with `data`, or as text."""
     if text is None:
-        text = str(api.ask(ApiListKernelSessionOutputRequest, **version.fields()).log)
+        text = str(api.ask(of_kernels.ApiListKernelSessionOutputRequest, **version.fields()).log)
     try:
         return "".join(entry["data"] for entry in json.loads(text)).splitlines()
     except (ValueError, TypeError, KeyError):
@@ -181,7 +176,7 @@ def read_log(api: Api, version: Version, text: str | None = None) -> list[str]:
 
 def list_output(api: Api, version: Version) -> dict[str, int]:
     """Return the files of a version's output with their sizes in bytes."""
-    answers = api.pages(ApiListKernelFilesRequest, **version.fields())
+    answers = api.pages(of_kernels.ApiListKernelFilesRequest, **version.fields())
     return {file.name: file.size for answer in answers for file in answer.files}
 
 
@@ -193,7 +188,7 @@ def download_output(api: Api, version: Version, to: Path | None = None) -> Path:
     """
     _, slug, label = version.fields().values()
     folder, sizes = to or OUTPUT / slug / label, list_output(api, version)
-    answers = list(api.pages(ApiListKernelSessionOutputRequest, **version.fields()))
+    answers = list(api.pages(of_kernels.ApiListKernelSessionOutputRequest, **version.fields()))
     if api.dry_run:
         return folder
     if not sizes and not answers[0].log:

@@ -10,15 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from rich import progress as rich
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from aimo.config import Profile
 from aimo.errors import AimoError
@@ -30,7 +23,12 @@ PLAIN_S = 20
 @contextmanager
 def counting(label: str, total: int, done: int = 0) -> Iterator[Callable[[], None]]:
     """Show a count from `done` to `total` with the time left; what it gives is called once for each step."""
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    columns = (
+        "{task.description}",
+        rich.BarColumn(),
+        rich.MofNCompleteColumn(),
+        rich.TimeRemainingColumn(),
+    )
     began = said = time.time()
     before = done
 
@@ -43,7 +41,7 @@ def counting(label: str, total: int, done: int = 0) -> Iterator[Callable[[], Non
             left = (said - began) / (done - before) * (total - done)
             print(f"{label}: {done:,} of {total:,}, about {left:.0f} s left", flush=True)
 
-    with Progress(*columns) as bar:
+    with rich.Progress(*columns) as bar:
         bar.disable = not bar.console.is_terminal
         task = bar.add_task(label, total=total, completed=done)
         yield step
@@ -72,9 +70,9 @@ class Display:
         self.file = folder / "progress.json"  # notebooks report their steps here
         console = Console()
         self.plain = not console.is_terminal
-        columns = [TextColumn("{task.description:<10}"), BarColumn(), TextColumn("{task.fields[note]:<24}")]
-        times = TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()
-        self.bars = Progress(*columns, *times, console=console, disable=self.plain)
+        columns: list[str | rich.ProgressColumn] = ["{task.description:<10}", rich.BarColumn()]
+        columns += ["{task.fields[note]:<24}", rich.TimeElapsedColumn(), "left", rich.TimeRemainingColumn()]
+        self.bars = rich.Progress(*columns, console=console, disable=self.plain)
         stages = profile.stages
         self.tasks = {name: self.bars.add_task(name, total=None, start=False, note="") for name in stages}
         self.stopped = threading.Event()
