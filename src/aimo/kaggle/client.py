@@ -101,10 +101,7 @@ class Api(KaggleApi):  # type: ignore[misc]
     def call(
         self, send: Callable[..., Any], service: str, name: str, request: Any, response_type: Any
     ) -> Any:
-        """Send one request and return its answer; in a dry run print it and return an empty answer.
-
-        Raises RequestException, with what was asked for as its `thing`.
-        """
+        """Send one request and return its answer; in a dry run print it and return an empty answer."""
         if self.dry_run and name != "IntrospectToken":
             fields = request.to_dict()
             for key, value in fields.items():
@@ -136,8 +133,7 @@ class Api(KaggleApi):  # type: ignore[misc]
     def uploaded(self, body: Any, folder: Path, kind: Any, folders: str = "skip") -> Iterator[None]:
         """Upload a folder's files and put their tokens into `body`, for the request that is made inside.
 
-        What has arrived is not sent again by the next call, until a request has succeeded. AimoError when a
-        file did not arrive: Kaggle's client would make a version without it.
+        Until one succeeds, the next call sends only what has not arrived. AimoError for a file that did not.
         """
         if self.dry_run:
             for path in sorted(folder.iterdir()):
@@ -149,8 +145,7 @@ class Api(KaggleApi):  # type: ignore[misc]
             failed = [upload for upload in uploads._file_uploads if not upload.upload_complete]
             for upload in failed:
                 upload.cleanup()  # or else the next call goes on with an upload that Kaggle has given up
-            if failed:
-                names = ", ".join(Path(upload.path).name for upload in failed)
+            if names := ", ".join(Path(upload.path).name for upload in failed):  # Kaggle would do without
                 told = "did not arrive, so no version was made; give the same command again"
                 raise AimoError(f"{folder}: {names} {told}")
             yield
@@ -180,10 +175,7 @@ def rate_limit(error: requests.RequestException) -> float | None:
 
 
 def find_token() -> tuple[str | None, str]:
-    """Return the token, None where it is a user's name and key, and where it is: a file or a variable.
-
-    AimoError without one, for a file that others can read, and for what cannot be a token.
-    """
+    """Return the token, None where it is a user's name and key, and where it is: a file or a variable."""
     for name in ("KAGGLE_API_TOKEN", "KAGGLE_USERNAME", "KAGGLE_KEY"):
         if name in os.environ:
             os.environ[name] = os.environ[name].strip().strip("'\"")
@@ -228,10 +220,7 @@ def find_token() -> tuple[str | None, str]:
 
 @contextlib.contextmanager
 def sign_in(dry_run: bool = False) -> Iterator[Api]:
-    """Sign in, and give every failure of Kaggle, of the connection and of the client as one line.
-
-    AimoError also without a token, with one that others can read, or one that Kaggle does not accept.
-    """
+    """Sign in, and give every failure of Kaggle, of the connection and of the client as one AimoError."""
     token, source = find_token()
     # By itself the client takes every token for a path first, and fails on a long one:
     # https://github.com/Kaggle/kaggle-cli/issues/1188

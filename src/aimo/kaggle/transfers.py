@@ -64,8 +64,8 @@ def push_version(
 ) -> str:
     """Push a run's model as a new version of owner/model/framework/variation; return that with its number.
 
-    Model and variation are created, private, under `license_name` and with the model's card, where there are
-    none. AimoError when a file did not arrive, or is another one on Kaggle. Costs an upload and a download.
+    Model and variation are created, private and with the model's card, where there are none. AimoError when
+    a file did not arrive, or is another one on Kaggle: all are downloaded again.
     """
     target = source_of(target, 4)
     frameworks = {f.name.removeprefix("MODEL_FRAMEWORK_").replace("_", "").lower(): f for f in ModelFramework}
@@ -224,8 +224,7 @@ def download_competition(api: Api, competition: str, inputs: Path | None = None)
 def save_download(request: Callable[[], requests.Response], path: Path, size: int | None = None) -> None:
     """Download to `path`, which is complete or does not exist; a broken connection is tried again.
 
-    `size` is what Kaggle lists. AimoError for another size, a full disk, or an address that answers with an
-    error: its body is not saved.
+    AimoError for another `size`, a full disk, or an address that answers with an error: it is not saved.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")

@@ -118,11 +118,7 @@ def ask_state(api: Api, version: Version) -> tuple[State, str]:
 
 
 def follow_version(api: Api, version: Version, metadata: dict[str, Any], start_within_s: float) -> None:
-    """Print a version's changes of status and its log until it has ended.
-
-    StageError with the last lines of its log when it failed; AimoError when it does not start in time; it
-    then stays queued.
-    """
+    """Print a version's changes of status and its log until it has ended; StageError when it failed."""
     began, seen, last = time.monotonic(), 0, None
     while True:
         state, message = ask_state(api, version)
@@ -152,10 +148,7 @@ def follow_version(api: Api, version: Version, metadata: dict[str, Any], start_w
 
 
 def follow_log(api: Api, version: Version, seen: int = 0) -> int:
-    """Print the log of a running version as it comes; return how many entries have been seen.
-
-    Where it breaks off, the caller looks at the status again; Kaggle then sends the log from its start.
-    """
+    """Print a running version's log from the entry `seen` on, until it breaks off; return how many came."""
     with contextlib.suppress(requests.RequestException, ValueError):
         for count, event in enumerate(api.kernels_logs_stream(version.ref), 1):
             if count > seen:
@@ -183,8 +176,8 @@ def list_output(api: Api, version: Version) -> dict[str, int]:
 def download_output(api: Api, version: Version, to: Path | None = None) -> Path:
     """Download a version's output and log and return their folder, runs/kaggle/SLUG/NUMBER if none is given.
 
-    Each file has the size that Kaggle lists; what is already there in that size is kept. AimoError for a
-    file that is missing or of another size, and for a submission that is no table of answers.
+    What is already there in the size that Kaggle lists is kept. AimoError for a file that is missing or of
+    another size, and for a submission that is no table of answers.
     """
     _, slug, label = version.fields().values()
     folder, sizes = to or OUTPUT / slug / label, list_output(api, version)
@@ -219,8 +212,8 @@ def download_output(api: Api, version: Version, to: Path | None = None) -> Path:
 def submit_version(api: Api, kernel: str, number: int | None, message: str, competition: str | None) -> int:
     """Submit a version of a kernel (the last one if no number is given) and return the submission's number.
 
-    The competition is the one that the kernel has as input, if no other is named. AimoError when the
-    version is not complete or left no answers, or when no submission is left for today.
+    The competition is the kernel's, if no other is named. AimoError when the version is not complete, left
+    no answers, or no submission is left for today.
     """
     version, metadata = find_version(api, kernel, number)
     state, _ = ask_state(api, version)
