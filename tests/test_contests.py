@@ -147,7 +147,9 @@ def test_a_python_program_is_run_as_well_and_a_row_that_cannot_be_judged_is_not_
 @pytest.mark.parametrize("size", [1, 3, -1])
 def test_a_scoring_mode_says_what_a_part_is_worth_however_many_tests_run_at_a_time(mode, half, size):
     options = {"scoring_mode": mode, "test_batch_size": size}
-    assert cf("print(4)", language="python", options=options) == [half]
+    assert cf("print(5)", language="python", options=options) == [
+        half
+    ]  # the first test fails, the second passes
 
 
 def test_a_checker_decides_where_a_problem_has_one():

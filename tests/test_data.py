@@ -94,7 +94,6 @@ ANY = {"integer_answers": False}
         (ANY, {"problem": "P", "answer": float("nan")}, "no answer"),
         ({"answer_range": [0, 999]}, {"problem": "P", "answer": 1000}, "answer is not within 0 to 999"),
         ({"max_tokens": 100}, LONG, "longer than 100 tokens"),
-        ({"token_quantile": 0.5}, LONG, "longer than 15 tokens"),
         ({"language": "en"}, FRENCH, "language is not en"),
         ({"drop": ["multiple_choice"]}, CHOICE, "multiple choice"),
         ({"drop": ["proof"]}, PROOF, "proof"),
@@ -164,6 +163,12 @@ def test_overlong_rows_stay_for_the_trainer_to_cut_but_not_those_over_max_tokens
     assert with_sft(tmp_path, tokenizer, rows, overlong="truncate")[1] == {}
     limited = with_sft(tmp_path, tokenizer, rows, overlong="truncate", max_tokens=100)
     assert limited == ([PLAIN["problem"]], {"longer than 100 tokens": 1})
+
+
+def test_a_quantile_of_tokens_keeps_its_share(tmp_path, tokenizer):
+    rows = [{"problem": "word " * n} for n in range(1, 12)]
+    for share, kept in ((0.5, 6), (0.9, 10), (1.0, 11)):
+        assert len(with_sft(tmp_path, tokenizer, rows, token_quantile=share)[0]) == kept
 
 
 def test_a_cell_of_ten_megabytes_is_dropped_and_counted(tmp_path, tokenizer):
