@@ -76,15 +76,14 @@ def stage_arguments(run: Run) -> Any:
     """
     from aimo.train import compat  # imports TRL, after Unsloth
 
-    stage, profile = run.stage, run.profile
-    kind, section = getattr(compat.trl, f"{stage.upper()}Config"), getattr(profile, stage)
+    stage, profile, section = run.stage, run.profile, getattr(run.profile, run.stage)
+    kind, model = getattr(compat.trl, f"{stage.upper()}Config"), profile.model
     cuda, dtype = machine.computes_on_gpu(), choose_dtype(profile)[0]
     known, own = {f.name for f in fields(kind)}, {f.name for f in fields(section)}
+    has_least_rate = section.scheduler == "cosine_with_min_lr"
     instead = RENAMED | {key: f"{{stage}}.{key}" for key in own}
-    if stage == "grpo":
-        instead["per_device_train_batch_size"] = "grpo.prompts_per_step"
-    if section.scheduler == "cosine_with_min_lr":
-        instead["lr_scheduler_kwargs"] = "{stage}.min_lr_rate"
+    instead |= {"per_device_train_batch_size": "grpo.prompts_per_step"} if stage == "grpo" else {}
+    instead |= {"lr_scheduler_kwargs": "{stage}.min_lr_rate"} if has_least_rate else {}
     for key in section.trl:
         where = f"{stage}.trl.{key}"
         if key in instead:
@@ -98,12 +97,11 @@ def stage_arguments(run: Run) -> Any:
         require_package(profile.training.log_to, f"training.log_to: {profile.training.log_to}")
     if section.use_liger_kernel:
         require_package("liger_kernel", f"{stage}.use_liger_kernel")
-    least = {"min_lr_rate": section.min_lr_rate} if section.scheduler == "cosine_with_min_lr" else {}
     values = {
         "output_dir": str(run.folder),
         "num_train_epochs": section.epochs,
         "lr_scheduler_type": section.scheduler,
-        "lr_scheduler_kwargs": least,
+        "lr_scheduler_kwargs": {"min_lr_rate": section.min_lr_rate} if has_least_rate else {},
         "warmup_steps": section.warmup_ratio,  # below 1, Transformers takes it as a share of all steps
         "optim": section.optimizer,
         "save_total_limit": 2,
@@ -113,16 +111,44 @@ def stage_arguments(run: Run) -> Any:
         "bf16": dtype == "bfloat16",
         "fp16": dtype == "float16",
         # Unsloth brings its own checkpointing on a GPU; a model that runs on a CPU is small and needs none.
-        "gradient_checkpointing": cuda
-        and profile.model.gradient_checkpointing
-        and profile.model.backend == "transformers",
+        "gradient_checkpointing": cuda and model.gradient_checkpointing and model.backend == "transformers",
         "use_cpu": not cuda,
         "report_to": profile.training.log_to,
         "run_name": f"{profile.profile}-{stage}",
         "disable_tqdm": True,
     }
     values |= {key: value for key in own & known if (value := getattr(section, key)) is not None}
-    values |= {"sft": sft_values, "grpo": grpo_values, "dpo": dpo_values}[stage](profile) | section.trl
+    if stage == "grpo":
+        if section.generation == "vllm" and model.lora is None and not cuda:
+            raise AimoError(
+                "grpo.generation: on a CPU vLLM keeps the output layer it started with; "
+                "set model.lora, or grpo.generation to transformers"
+            )
+        in_pass = completions_per_pass(section, int(os.environ.get("WORLD_SIZE", 1)))
+        from_server = section.generation == "vllm_server"
+        values |= {
+            "per_device_train_batch_size": in_pass,
+            "reward_weights": [reward.weight for reward in section.rewards.values()],
+            "use_vllm": section.generation != "transformers",
+            "vllm_mode": "server" if from_server else "colocate",
+            "vllm_gpu_memory_utilization": section.vllm_gpu_memory,
+            "vllm_max_model_length": model.max_length,
+        }
+        values |= {"vllm_server_base_url": section.vllm_server_url} if from_server else {}
+    else:
+        values |= {"per_device_train_batch_size": section.batch_size, "max_length": model.max_length}
+    if stage == "sft":
+        values |= {"completion_only_loss": True, "train_sampling_strategy": "random"}  # see sft.ByLength
+        counted = "non_padding" if model.backend == "unsloth" else "no"
+        values |= {"include_num_input_tokens_seen": counted}
+        if section.packing and section.packing_strategy == "bfd" and "flash" not in model.attention:
+            # TRL joins the packed rows of a batch; without flash attention its cost grows with the square.
+            values["per_device_train_batch_size"] = 1
+            values["gradient_accumulation_steps"] = section.gradient_accumulation_steps * section.batch_size
+        if section.eval_steps:
+            size = values["per_device_train_batch_size"]
+            values |= {"eval_strategy": "steps", "per_device_eval_batch_size": size}
+    values |= section.trl
     try:
         configured = kind(**values)
         # Unsloth puts a subclass of the same name in the place of TRL's class and changes some values; TRL's
@@ -139,50 +165,6 @@ def stage_arguments(run: Run) -> Any:
     in_16_bits = configured.bf16 or configured.fp16
     os.environ["UNSLOTH_MIXED_PRECISION"] = "float32" if in_16_bits else "bfloat16"
     return configured
-
-
-def sft_values(profile: Profile) -> dict[str, Any]:
-    sft = profile.sft
-    assert sft
-    batch_size, steps = sft.batch_size, sft.gradient_accumulation_steps
-    if sft.packing and sft.packing_strategy == "bfd" and "flash" not in profile.model.attention:
-        # TRL joins the packed rows of a batch; without flash attention its cost grows with the square.
-        batch_size, steps = 1, steps * batch_size
-    evaluation = {"eval_strategy": "steps", "per_device_eval_batch_size": batch_size}
-    return {
-        "per_device_train_batch_size": batch_size,
-        "gradient_accumulation_steps": steps,
-        "max_length": profile.model.max_length,
-        "completion_only_loss": True,
-        "include_num_input_tokens_seen": "non_padding" if profile.model.backend == "unsloth" else "no",
-        "train_sampling_strategy": "random",  # sft.SftTrainer orders rows by length
-        **(evaluation if sft.eval_steps else {}),
-    }
-
-
-def grpo_values(profile: Profile) -> dict[str, Any]:
-    grpo = profile.grpo
-    assert grpo
-    if grpo.generation == "vllm" and profile.model.lora is None and not machine.computes_on_gpu():
-        raise AimoError(
-            "grpo.generation: on a CPU vLLM keeps the output layer it started with; "
-            "set model.lora, or grpo.generation to transformers"
-        )
-    from_server = grpo.generation == "vllm_server"
-    return {
-        "per_device_train_batch_size": completions_per_pass(grpo, int(os.environ.get("WORLD_SIZE", 1))),
-        "reward_weights": [reward.weight for reward in grpo.rewards.values()],
-        "use_vllm": grpo.generation != "transformers",
-        "vllm_mode": "server" if from_server else "colocate",
-        "vllm_gpu_memory_utilization": grpo.vllm_gpu_memory,
-        "vllm_max_model_length": profile.model.max_length,
-        **({"vllm_server_base_url": grpo.vllm_server_url} if from_server else {}),
-    }
-
-
-def dpo_values(profile: Profile) -> dict[str, Any]:
-    assert profile.dpo
-    return {"per_device_train_batch_size": profile.dpo.batch_size, "max_length": profile.model.max_length}
 
 
 def require_package(package: str, key: str) -> None:
