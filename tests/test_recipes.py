@@ -7,6 +7,7 @@ import json
 import math
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 import yaml
@@ -172,113 +173,8 @@ def test_every_documented_command_is_accepted(path):
 
 # ---- What the sources say
 
-OWN = "its own words"
-OPEN_R1 = {"seed": 42, "model.attention": "flash_attention_2", "model.lora": None}
-SOURCES = {
-    # unslothai/notebooks bdda2ef, nb/Qwen3_(4B)-GRPO.ipynb
-    "qwen3-4b": {
-        "seed": 3407, "model.base": "unsloth/Qwen3-4B-Base", "model.max_length": 2048,
-        "model.load_in_4bit": False, "model.lora.rank": 32, "model.lora.alpha": 64, "prompt.system": OWN,
-        "prompt.think_start": "<start_working_out>", "prompt.answer_start": "<SOLUTION>",
-        "data.sft.source": "unsloth/OpenMathReasoning-mini", "data.sft.max_tokens": 1024,
-        "data.grpo.source": "open-r1/DAPO-Math-17k-Processed", "data.grpo.subset": "en",
-        "data.grpo.token_quantile": 0.9, "sft.batch_size": 1, "sft.gradient_accumulation_steps": 1,
-        "sft.warmup_ratio": "5 steps", "sft.epochs": 2, "sft.learning_rate": 2e-4,
-        "sft.optimizer": "adamw_8bit", "sft.weight_decay": 0.001, "sft.scheduler": "linear",
-        "grpo.learning_rate": 5e-6, "grpo.weight_decay": 0.001, "grpo.warmup_ratio": 0.1,
-        "grpo.scheduler": "linear", "grpo.optimizer": "adamw_8bit", "grpo.prompts_per_step": 1,
-        "grpo.num_generations": 4, "grpo.temperature": 1.0, "grpo.min_p": 0.1, "grpo.top_p": 1.0,
-        "grpo.max_prompt_length": "measured", "grpo.max_completion_length": "the rest of 2,048",
-        "grpo.max_steps": 100, "grpo.save_steps": 100, "grpo.vllm_gpu_memory": 0.9,
-        "grpo.rewards": {
-            "format_exact": 1.0, "format_approximate": 1.0, "check_answer": 1.0, "check_numbers": 1.0,
-        },
-    },
-    # huggingface/open-r1: sft/config_demo.yaml before 5112bfc (April 2025), grpo/config_demo.yaml at 1416fa0
-    "qwen2.5-1.5b-openr1": OPEN_R1 | {
-        "model.base": "Qwen/Qwen2.5-1.5B-Instruct", "model.max_length": 16384, "prompt.system": OWN,
-        "data.sft.source": "open-r1/OpenR1-Math-220k", "data.grpo.source": "open-r1/OpenR1-Math-220k",
-        "data.grpo.rows": None, "sft.learning_rate": 5e-5, "sft.scheduler": "cosine_with_min_lr",
-        "sft.min_lr_rate": 0.1, "sft.epochs": 1, "sft.warmup_ratio": 0.05, "sft.batch_size": 16,
-        "sft.gradient_accumulation_steps": 1, "sft.packing": True, "sft.use_liger_kernel": True,
-        "sft.save_steps": 100, "grpo.learning_rate": 2e-5, "grpo.scheduler": "cosine",
-        "grpo.warmup_ratio": 0.1, "grpo.epochs": 1, "grpo.prompts_per_step": 32,
-        "grpo.num_generations": 16, "grpo.max_prompt_length": 512, "grpo.max_completion_length": 1024,
-        "grpo.rewards": {"accuracy": 1.0, "format": 1.0, "tag_count": 1.0},
-    },
-    # recipes/OpenR1-Distill-7B/sft/config_distill.yaml at 1416fa0
-    "openr1-distill-7b": OPEN_R1 | {
-        "model.base": "open-r1/Qwen2.5-Math-7B-RoPE-300k", "model.max_length": 32768, "prompt.system": OWN,
-        "prompt.eos_token": "<|im_end|>", "data.sft.source": "open-r1/Mixture-of-Thoughts",
-        "data.sft.subset": "all", "sft.learning_rate": 4e-5, "sft.scheduler": "cosine_with_min_lr",
-        "sft.min_lr_rate": 0.1, "sft.epochs": 5, "sft.warmup_ratio": 0.03, "sft.batch_size": 2,
-        "sft.gradient_accumulation_steps": 8, "sft.max_grad_norm": 0.2, "sft.packing": False,
-        "sft.use_liger_kernel": True, "sft.save_steps": "epoch",
-    },
-    # recipes/OpenR1-Qwen-7B/sft/config.yaml before 5112bfc
-    "openr1-qwen-7b": OPEN_R1 | {
-        "model.base": "Qwen/Qwen2.5-Math-7B-Instruct", "model.attention": "sdpa", "model.max_length": 32768,
-        "data.sft.source": "open-r1/OpenR1-Math-220k", "sft.learning_rate": 5e-5, "sft.epochs": 3,
-        "sft.scheduler": "linear", "sft.warmup_ratio": 0.1, "sft.weight_decay": 1e-4,
-        "sft.optimizer": "adamw_torch", "sft.batch_size": 1, "sft.gradient_accumulation_steps": 2,
-        "sft.packing": True, "sft.use_liger_kernel": True, "sft.save_steps": 500,
-    },
-    # analokmaus/kaggle-aimo2-fast-math-r1 09bf8ff, experiments/train_first_stage.py, train_second_stage.py
-    "fast-math-r1-14b": {
-        "seed": 2025, "model.base": "deepseek-ai/DeepSeek-R1-Distill-Qwen-14B", "model.max_length": 24000,
-        "model.lora": None, "model.attention": "flash_attention_2",
-        "data.sft.source": "RabotniKuma/Fast-Math-R1-SFT",
-        "data.grpo.source": "RabotniKuma/Fast-Math-R1-GRPO", "data.grpo.rows": None,
-        "sft.learning_rate": 1e-5, "sft.epochs": 20, "sft.scheduler": "cosine",
-        "sft.batch_size": 1, "sft.gradient_accumulation_steps": 8, "sft.optimizer": "paged_adamw_8bit",
-        "sft.packing": True, "sft.save_steps": 50, "grpo.learning_rate": 4e-6, "grpo.max_steps": 40,
-        "grpo.scheduler": "cosine", "grpo.prompts_per_step": 16, "grpo.num_generations": 8,
-        "grpo.max_prompt_length": 512, "grpo.max_completion_length": 16384, "grpo.temperature": 1.0,
-        "grpo.top_p": 0.9, "grpo.min_p": 0.05, "grpo.beta": 0.04, "grpo.optimizer": "paged_adamw_8bit",
-        "grpo.save_steps": 5, "grpo.vllm_gpu_memory": 0.3,
-        "grpo.rewards": {"format": 1.0, "cosine": 1.0, "length": 1.0},
-        "grpo.rewards.cosine.max_len": "30,000 characters",
-    },
-    # "Open-R1 on AutoDL, in detail", 23 March to 5 April 2025
-    "autodl-1.5b": {
-        "model.base": "Qwen/Qwen2.5-1.5B-Instruct", "model.lora": None, "model.max_length": 2048,
-        "model.dtype": "float16", "model.gradient_checkpointing": True, "prompt.system": "none",
-        "data.sft.source": "open-r1/OpenR1-Math-220k", "sft.learning_rate": 1e-5, "sft.epochs": 1,
-        "sft.packing": True, "sft.batch_size": 8, "sft.gradient_accumulation_steps": 2,
-        "sft.eval_steps": None,
-    },
-    # recipes/DeepSeek-R1-Distill-Qwen-1.5B/grpo/config_demo.yaml at 1416fa0
-    "r1-distill-1.5b": OPEN_R1 | {
-        "model.base": "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", "prompt.system": OWN,
-        "data.grpo.source": "open-r1/OpenR1-Math-220k", "data.grpo.drop": [], "grpo.learning_rate": 1e-6,
-        "grpo.scheduler": "cosine_with_min_lr", "grpo.min_lr_rate": 0.1, "grpo.warmup_ratio": 0.1,
-        "grpo.epochs": 1, "grpo.prompts_per_step": 32, "grpo.num_generations": 16,
-        "grpo.max_prompt_length": 512, "grpo.max_completion_length": 2048, "grpo.temperature": 0.7,
-        "grpo.use_liger_kernel": True, "grpo.rewards": {"accuracy": 1.0, "format": 1.0, "tag_count": 1.0},
-    },
-    # recipes/Qwen2.5-Math-7B/grpo/config_simple_rl.yaml at ca8664d (April 2025), seven GPUs and a server
-    "simple-rl-7b": OPEN_R1 | {
-        "model.base": "Qwen/Qwen2.5-Math-7B", "prompt.system": OWN, "prompt.think_start": "<think>\n",
-        "prompt.answer_start": "the text after the thought",
-        "data.grpo.source": "DigitalLearningGmbH/MATH-lighteval", "data.grpo.subset": "default",
-        "grpo.learning_rate": 3e-6, "grpo.scheduler": "cosine", "grpo.warmup_ratio": 0.1,
-        "grpo.epochs": 1, "grpo.prompts_per_step": 128, "grpo.num_generations": 7,
-        "grpo.max_prompt_length": 512, "grpo.max_completion_length": 1024,
-        "grpo.rewards": {"accuracy": 1.0, "format": 1.0},
-    },
-    # recipes/Qwen2.5-1.5B-Instruct/grpo/config_demo_code.yaml at 1416fa0, seven GPUs and a server
-    "code-grpo-1.5b": OPEN_R1 | {
-        "model.base": "Qwen/Qwen2.5-1.5B-Instruct", "prompt.system": OWN,
-        "data.grpo.source": "open-r1/verifiable-coding-problems-python",
-        "data.grpo.columns.problem": "problem_statement", "grpo.beta": 0.01, "grpo.learning_rate": 5e-6,
-        "grpo.scheduler": "cosine_with_min_lr", "grpo.min_lr_rate": 0.1, "grpo.warmup_ratio": 0.03,
-        "grpo.max_steps": 500, "grpo.prompts_per_step": 32, "grpo.num_generations": 14,
-        "grpo.max_prompt_length": 1024, "grpo.max_completion_length": 2048, "grpo.temperature": 1.0,
-        "grpo.save_steps": 50, "grpo.rewards": {"code": 1.0, "format": 0.1},
-        "grpo.rewards.code.provider_type": "e2b",
-    },
-}  # fmt: skip
-"""Facts of each recipe's source, by the key that they have here; a text where it has no such value."""
+# Facts of each recipe's source, by the key that they have here; a text where it has no such value.
+SOURCES = yaml.load((Path(__file__).parent / "recipes.yaml").read_text(), Loader)
 
 
 def ours(profile, key):

@@ -39,15 +39,6 @@ def profile(*overrides, **grpo):
     return config.load("tiny-tools", [*model, *data, *prompt, *parser, *stage, *overrides])
 
 
-def load():
-    """The model's tokenizer, and what of a model is looked at before training."""
-    from transformers import AutoTokenizer
-
-    eos = SimpleNamespace(eos_token_id=0)
-    model = SimpleNamespace(config=SimpleNamespace(name_or_path=str(TOOLS)), generation_config=eos)
-    return AutoTokenizer.from_pretrained(TOOLS), model
-
-
 def refused(*overrides, **grpo):
     """The one line that a profile is refused with."""
     with pytest.raises(AimoError) as e:
@@ -56,83 +47,82 @@ def refused(*overrides, **grpo):
     return str(e.value)
 
 
-def test_what_samples_without_tools_is_refused():
+def test_what_cannot_sample_with_tools_is_refused():
     aside = "data.grpo.test_split=0.1"
     assert "grpo.probe_steps: samples without tools; set it to null" in refused(aside, probe_steps=10)
     assert "grpo.pass_rate: samples without tools; set it to null" in refused(pass_rate="[0.1, 0.9]")
-
-
-@pytest.mark.parametrize("template", ["plain", "chatml"])
-def test_a_template_without_tools_is_refused(template):
-    assert f"the template {template} offers no tools; set" in refused(f"prompt.template={template}")
-
-
-def test_fenced_blocks_are_refused():
+    for template in ("plain", "chatml"):
+        told = refused(f"prompt.template={template}")
+        assert f"the template {template} offers no tools; set" in told
     assert "grpo.tools: inference.tool_parser is null, and fenced" in refused("inference.tool_parser=null")
 
 
 @pytest.mark.slow  # loads torch and vLLM's parsers
 class TestBeforeTraining:
+    @pytest.fixture(scope="class")
+    def tokenizer(self):
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(TOOLS)
+
+    @pytest.fixture
+    def given(self, tokenizer):
+        """What GRPO's trainer takes for a profile, and its configuration."""
+        from aimo.train import tool_use
+
+        def given(*overrides, **grpo):
+            eos, args = SimpleNamespace(eos_token_id=0), SimpleNamespace()
+            model = SimpleNamespace(config=SimpleNamespace(name_or_path=str(TOOLS)), generation_config=eos)
+            return tool_use.trainer_arguments(profile(*overrides, **grpo), model, tokenizer, args), args
+
+        return given
+
     @pytest.mark.parametrize(
         ("parser", "told"), [("qwenn", "vLLM has no parser 'qwenn'"), ("mistral", "does not fit the model")]
     )
-    def test_a_parser_that_does_not_read_the_models_calls_is_refused(self, parser, told):
-        from aimo.train import tool_use
-
-        tokenizer, model = load()
+    def test_a_parser_that_does_not_read_the_models_calls_is_refused(self, given, parser, told):
         with pytest.raises(AimoError, match=told) as e:
-            wanted = profile(f"inference.tool_parser={parser}")
-            tool_use.trainer_arguments(wanted, model, tokenizer, SimpleNamespace())
+            given(f"inference.tool_parser={parser}")
         assert "\n" not in str(e.value)
 
-    def test_a_machine_that_confines_nothing_is_refused(self, monkeypatch):
+    def test_a_machine_that_confines_nothing_is_refused(self, given, monkeypatch):
         from aimo.inference import sandbox
-        from aimo.train import tool_use
 
-        tokenizer, model = load()
         monkeypatch.setattr(sys, "executable", "/there/is/no/python")
         sandbox._server.close()
         for cached in sandbox.check_limits, sandbox.has_sandbox:
             cached.cache_clear()
         with pytest.raises(AimoError, match=r"grpo\.tools: programs cannot be confined"):
-            tool_use.trainer_arguments(profile(), model, tokenizer, SimpleNamespace())
+            given()
         sandbox.has_sandbox.cache_clear()
 
-    def test_the_model_is_offered_what_the_solver_offers_and_its_calls_are_limited_alike(self):
+    def test_the_model_is_offered_what_the_solver_offers_and_its_calls_are_limited_alike(self, given):
         from transformers.utils import get_json_schema
 
         from aimo.inference.tool_calls import PYTHON
-        from aimo.train import tool_use
 
-        tokenizer, model = load()
-        args = SimpleNamespace()
-        given = tool_use.trainer_arguments(profile("inference.tool_turns=3"), model, tokenizer, args)
+        more, args = given("inference.tool_turns=3")
         assert args.max_tool_calling_iterations == 3
-        assert get_json_schema(given["environment_factory"]().python) == PYTHON
-        assert not tool_use.trainer_arguments(profile(tools=False), model, tokenizer, args)
+        assert get_json_schema(more["environment_factory"]().python) == PYTHON
+        assert not given(tools=False)[0]
 
-    def test_a_session_keeps_variables_within_a_completion_and_its_output_ends_no_turn(self):
-        from aimo.train import tool_use
-
-        tokenizer, model = load()
-        given = tool_use.trainer_arguments(profile(), model, tokenizer, SimpleNamespace())
-        session = given["environment_factory"]()
+    def test_a_session_keeps_variables_within_a_completion_and_its_output_ends_no_turn(
+        self, given, tokenizer
+    ):
+        session = given()[0]["environment_factory"]()
         session.reset(prompt="1 + 1?")
         assert session.python("x = 6 * 7\nx") == "42" and session.python("x + 1") == "43"
         assert tokenizer.eos_token not in session.python(f"print({tokenizer.eos_token!r})")
         session.reset(prompt="1 + 1?")
         assert "NameError" in session.python("x")
 
-    def test_a_turn_is_read_as_the_solver_reads_it(self, capfd):
+    def test_a_turn_is_read_as_the_solver_reads_it(self, given, tokenizer, capfd):
         from trl.chat_template_utils import parse_response
 
-        from aimo.train import tool_use
-
-        tokenizer, model = load()
-        given = tool_use.trainer_arguments(profile(), model, tokenizer, SimpleNamespace())
+        more, _ = given()
 
         def read(text):
-            return parse_response(given["processing_class"], tokenizer.encode(text), prefix=[])
+            return parse_response(more["processing_class"], tokenizer.encode(text), prefix=[])
 
         call = {"type": "function", "function": {"name": "python", "arguments": {"code": "x = 6 * 7\nx"}}}
         called = {"role": "assistant", "content": "So", "tool_calls": [call]}
