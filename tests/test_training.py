@@ -4,10 +4,11 @@ import json
 import random
 import shutil
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import TINY
+from conftest import TINY, here, settings
 
 from aimo import config
 from aimo.errors import AimoError
@@ -525,6 +526,152 @@ def test_a_model_generates_with_its_adapters_merged_and_gets_its_weights_back_to
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
 
 
+# ---- Token ids, packed rows on disk
+
+
+def row(text, question="What is 12 + 1?"):
+    turns = {"prompt": ("user", question), "completion": ("assistant", text)}
+    return {key: [{"role": role, "content": content}] for key, (role, content) in turns.items()}
+
+
+def tokenizer_of(*overrides):
+    from aimo.train import models
+
+    return models.load_tokenizer(TINY, config.load("tiny", list(overrides)))
+
+
+def test_what_is_trained_begins_with_the_tokens_of_generation_even_where_a_tag_merges_with_what_follows():
+    from aimo.train.sft import tokenize
+
+    tokenizer = tokenizer_of("prompt.think_start=tog", "prompt.think_end=/")
+    talk = row("together 13/<SOLUTION>13</SOLUTION>")
+    asked = tokenizer.apply_chat_template(talk["prompt"], add_generation_prompt=True, return_dict=False)
+    (trained,) = tokenize([talk], tokenizer)
+    replied = len(trained["input_ids"]) - len(asked)
+    assert trained["input_ids"][: len(asked)] == asked
+    assert trained["completion_mask"] == [0] * len(asked) + [1] * replied
+    assert trained["input_ids"][-1] == tokenizer.eos_token_id
+    as_one_text = tokenizer.apply_chat_template(talk["prompt"] + talk["completion"], return_dict=False)
+    assert tokenizer.decode(as_one_text) == tokenizer.decode(trained["input_ids"])
+    assert as_one_text[: len(asked)] != asked, "this tag does not merge with what follows"
+
+
+@pytest.fixture
+def made(monkeypatch, tmp_path):
+    """Reads or makes token ids in one folder; returns them and by how many processes they were made."""
+    from datasets import Dataset
+
+    from aimo.train import arguments, sft
+
+    processes, map_rows = [], Dataset.map
+
+    def counted(self, *arguments, num_proc=None, **more):
+        processes.append(num_proc or 1)
+        return map_rows(self, *arguments, num_proc=num_proc, **more)
+
+    monkeypatch.setattr(Dataset, "map", counted)
+
+    def make(rows, tokenizer, *overrides):
+        profile = config.load("tiny", ["model.backend=transformers", *overrides])
+        args = arguments.stage_arguments(runs.Run(profile, tmp_path, "sft", 0.0))
+        processes.clear()
+        return list(sft.read_or_tokenize(rows, tokenizer, args, tmp_path)["input_ids"]), sum(processes)
+
+    return make
+
+
+def test_rows_are_tokenized_once_and_again_when_rows_or_template_change(made, capsys):
+    rows, tokenizer = [row(f"{i} apples") for i in range(40)], tokenizer_of()
+    first, count = made(rows, tokenizer)
+    assert count == 1 and capsys.readouterr().out.startswith("Tokenizing 40 rows.\nTokenized in ")
+    assert made(rows, tokenizer_of()) == (first, 0) and capsys.readouterr().out == ""
+    other, count = made([*rows[:-1], row("40 pears")], tokenizer)
+    assert count == 1 and other[:-1] == first[:-1] and other[-1] != first[-1]
+    system, count = made(rows, tokenizer_of("prompt.system=Think."))
+    assert count == 1 and system != first
+    assert made(rows, tokenizer) == (first, 0)
+    two, count = made(rows[::-1], tokenizer, "sft.trl={dataset_num_proc: 2}")
+    assert two == first[::-1] and count == 2
+
+
+LONG = ["sft.packing=true", "model.backend=transformers", "model.max_length=64", "grpo=null"]
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    """A run whose data are prepared."""
+    import polars as pl
+
+    folder = tmp_path / "run"
+    runs.open_folder(folder, config.load("tiny", LONG))
+    runs.unlock(folder)
+    rows = [row(f"so {i}<end_working_out><SOLUTION>2</SOLUTION>", "What is 1 + 1?") for i in range(40)]
+    (folder / "data").mkdir()
+    pl.DataFrame(rows).write_parquet(folder / "data/sft.parquet")
+    (folder / "data/README.md").touch()
+    return folder
+
+
+def pack(run_dir, *more):
+    """The file of the packed rows that `aimo data pack` prints."""
+    arguments = ["data", "pack", "--profile", "tiny", "--run-dir", str(run_dir), *settings(LONG)]
+    done = here(*arguments, *more)
+    runs.unlock(run_dir)
+    assert not done.returncode, done.stderr
+    assert "40 rows in " in done.stdout and "% full" in done.stdout
+    return run_dir.parent / done.stdout.split("full: ")[1].split("\n")[0]
+
+
+def test_packed_rows_are_kept_and_made_again_only_when_a_row_changes(run_dir):
+    import polars as pl
+
+    kept = pack(run_dir)
+    made = kept.stat().st_mtime_ns
+    assert pack(run_dir) == kept and kept.stat().st_mtime_ns == made
+    rows = pl.read_parquet(run_dir / "data/sft.parquet")
+    rows[::-1].write_parquet(run_dir / "data/sft.parquet")
+    assert pack(run_dir) != kept
+
+
+def test_packed_rows_are_pushed_as_parquet(run_dir, monkeypatch):
+    import huggingface_hub
+    import polars as pl
+
+    pushed = {}
+
+    class Hub:
+        def create_repo(self, repo, **more):
+            pushed["repo"] = repo
+
+        def create_commit(self, repo, parts, **more):
+            pushed.update({part.path_in_repo: part.path_or_fileobj for part in parts})
+            pushed["rows"] = pl.read_parquet(pushed["train.parquet"])
+            return SimpleNamespace(commit_url=f"hub/{repo}")
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    pack(run_dir, "--push-to-hub", "me/packed")
+    assert pushed["repo"] == "me/packed" and b"packing_strategy" in pushed["README.md"]
+    assert pushed["rows"]["input_ids"].list.len().max() <= 64 and "seq_lengths" in pushed["rows"].columns
+
+
+@trains
+def test_training_takes_the_rows_that_were_packed_and_packs_the_same_ones(run_dir):
+    from aimo.data import prepare
+
+    def dataset(folder):
+        rows = prepare.read_set(folder / "data", "sft")
+        return built(config.load("tiny", LONG), rows, folder, "sft")[0].train_dataset
+
+    alone = shutil.copytree(run_dir, run_dir.with_name("alone"))
+    kept = pack(run_dir)
+    made = kept.stat().st_mtime_ns
+    moved = run_dir.rename(run_dir.with_name("copied"))  # as to another machine
+    trained_on = dataset(moved)
+    assert trained_on.to_list() == dataset(alone).to_list()
+    assert [Path(file["filename"]).name for file in trained_on.cache_files] == [kept.name]
+    assert (moved / kept.relative_to(run_dir)).stat().st_mtime_ns == made
+
+
 # ---- Long rows and packing
 
 
@@ -639,12 +786,47 @@ def test_probes_are_logged_and_the_best_model_probed_is_what_is_kept(tmp_path, s
     assert summary(log)["probe_accuracy"] == round(probes[4], 4) and summary(log)["total_flos"] > 0
 
 
+PROMPT = [{"role": "user", "content": "Q"}]
+
+
+def pairs(*group, prefill="true"):
+    """The pairs of completions given as (text, tokens, right), a fourth value: cut off."""
+    from aimo.inference.sampling import Completion
+    from aimo.train.dpo import pair_up
+
+    p = config.load("tiny", [f"prompt.prefill={prefill}"])
+    completions = [Completion(text, [0] * tokens, not cut) for text, tokens, _, *cut in group]
+    found = pair_up(PROMPT, completions, [right for _, _, right, *_ in group], p)
+    assert all(row["prompt"] == PROMPT for row in found)
+    return [(row["kind"], row["chosen"][0]["content"], row["rejected"][0]["content"]) for row in found]
+
+
+@pytest.mark.parametrize(
+    "group, expected",
+    [
+        ([("a", 10, True), ("b", 30, True)], [("long", "a", "b")]),
+        ([("a", 10, True), ("b", 12, True)], []),
+        ([("a", 10, True), ("b", 30, False), ("c", 20, False)], [("wrong", "a", "b")]),
+        ([("a", 10, True), ("b", 30, True), ("c", 5, False)], [("long", "a", "b"), ("wrong", "a", "c")]),
+        ([("a", 5, True, "cut off"), ("b", 9, True), ("c", 7, False)], [("wrong", "b", "c")]),
+        ([("a", 10, False), ("b", 30, False)], []),
+        ([], []),
+    ],
+)
+def test_the_shortest_right_completion_is_preferred_to_a_long_one_and_to_a_wrong_one(group, expected):
+    assert pairs(*group, prefill="false") == expected
+
+
+def test_a_reply_has_the_opening_tag_that_its_prompt_ends_in():
+    assert pairs(("a", 1, True), ("b", 9, True)) == [("long", "<start_working_out>a", "<start_working_out>b")]
+
+
 @trains
 def test_dpo_comes_to_prefer_what_was_chosen(tmp_path, sets):
     p = small("dpo={learning_rate: 1.0e-3, batch_size: 4, max_steps: 6}")
     no = [{"role": "assistant", "content": "<start_working_out>no"}]
-    pairs = [{"prompt": r["prompt"], "chosen": r["completion"], "rejected": no} for r in sets["sft"]]
-    log, _, _ = train(p, sets | {"pairs": pairs}, tmp_path, "dpo")
+    rows = [{"prompt": r["prompt"], "chosen": r["completion"], "rejected": no} for r in sets["sft"]]
+    log, _, _ = train(p, sets | {"pairs": rows}, tmp_path, "dpo")
     steps = [record for record in log if "loss" in record]
     assert steps[-1]["rewards/margins"] > steps[0]["rewards/margins"] and losses(log)[-1] < losses(log)[0]
 
