@@ -83,7 +83,7 @@ def loaded(monkeypatch):
 
     fake = SimpleNamespace(from_pretrained=unsloth, get_peft_model=lambda model, **_: model)
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", transformers)
-    monkeypatch.setattr("peft.get_peft_model", lambda model, _: model)
+    monkeypatch.setattr("peft.get_peft_model", lambda model, *_, **__: model)
     monkeypatch.setattr("peft.prepare_model_for_kbit_training", lambda model, **_: model)
     monkeypatch.setitem(sys.modules, "unsloth", SimpleNamespace(FastLanguageModel=fake))
     return calls

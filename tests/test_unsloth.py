@@ -96,7 +96,7 @@ log = sft.train_sft(model, tokenizer, rows, run, probe=rows[:2])
 kinds = [kind.__name__ for kind in sft.SftTrainer.__mro__]
 trained = sorted(path.name for path in (run.folder / "trained").iterdir())
 print()
-steps = [json.loads(line) for line in (folder / "log.jsonl").open()]
+steps = [json.loads(line) for line in (run.folder / "log.jsonl").open()]
 keys = [sorted(record) for record in steps if "loss" in record][-1]
 print(json.dumps([kinds, [record["loss"] for record in log if "loss" in record], trained, keys]))
 """
