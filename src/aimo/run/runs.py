@@ -276,16 +276,21 @@ def figures(folder: Path) -> dict[str, dict[str, Any]]:
     return {name: row for name, row in rows.items() if row}
 
 
-# Those whose warnings `quiet` silences; a user's own and other libraries' are shown.
+# Libraries whose warnings `quiet` silences, and the variables that do it for their other notices and bars; a
+# user's own warnings and those of other libraries are shown.
 LIBRARIES = (
-    "absl", "accelerate", "asyncio", "bitsandbytes", "compressed_tensors", "datasets", "deepspeed", "dill",
-    "filelock", "flash_attn", "flashinfer", "fsspec", "gguf", "httpx", "huggingface_hub", "jieba",
-    "jupyter_client", "kernels", "matplotlib", "mlflow", "multiprocess", "nbclient", "nbconvert",
-    "nbformat", "numba", "papermill", "peft", "pkg_resources", "pydantic", "ray", "requests", "safetensors",
-    "setuptools", "swigvarlink", "tensorboard", "tokenizers", "torch", "torchao", "torchvision", "tqdm",
-    "traitlets", "transformers", "triton", "trl", "unsloth", "unsloth_zoo", "urllib3", "vllm", "wandb",
-    "xformers", "zmq",
-)  # fmt: skip
+    "absl accelerate asyncio bitsandbytes compressed_tensors datasets deepspeed dill filelock flash_attn "
+    "flashinfer fsspec gguf httpx huggingface_hub jieba jupyter_client kernels matplotlib mlflow "
+    "multiprocess nbclient nbconvert nbformat numba papermill peft pkg_resources pydantic ray requests "
+    "safetensors setuptools swigvarlink tensorboard tokenizers torch torchao torchvision tqdm traitlets "
+    "transformers triton trl unsloth unsloth_zoo urllib3 vllm wandb xformers zmq"
+)
+SILENT = (
+    "TRANSFORMERS_VERBOSITY=error TRANSFORMERS_NO_ADVISORY_WARNINGS=1 DATASETS_VERBOSITY=error "
+    "HF_DATASETS_DISABLE_PROGRESS_BARS=1 HF_HUB_DISABLE_PROGRESS_BARS=1 HF_HUB_DISABLE_TELEMETRY=1 "
+    "UNSLOTH_DISABLE_STATISTICS=1 TOKENIZERS_PARALLELISM=false TORCH_LOGS=-all TQDM_DISABLE=1 "
+    "VLLM_LOGGING_LEVEL=ERROR"
+)
 
 
 def quiet() -> None:
@@ -296,19 +301,7 @@ def quiet() -> None:
     collect_less()
     if is_verbose():
         return
-    os.environ |= {
-        "TRANSFORMERS_VERBOSITY": "error",
-        "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
-        "DATASETS_VERBOSITY": "error",
-        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "UNSLOTH_DISABLE_STATISTICS": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "TORCH_LOGS": "-all",
-        "TQDM_DISABLE": "1",
-        "VLLM_LOGGING_LEVEL": "ERROR",
-    }
-    for name in LIBRARIES:
+    os.environ |= dict(pair.split("=") for pair in SILENT.split())
+    for name in LIBRARIES.split():
         warnings.filterwarnings("ignore", module=rf"{name}(\.|$)")
         logging.getLogger(name).setLevel(logging.ERROR)
