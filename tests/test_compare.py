@@ -52,7 +52,7 @@ def test_a_clear_gain_is_real_and_no_gain_is_not(tmp_path):
     rows = json.loads((tmp_path / "compared/comparison.json").read_text())["differences"]
     assert [row["is real"] for row in rows] == ["yes", "open"]
     page = (tmp_path / "compared/comparison.html").read_text()
-    a, b = (evaluate.read_evaluation(folder)["x"] for folder in folders[:2])
+    a, b = (evaluate.read_evaluation(folder)[1]["x"] for folder in folders[:2])
     flips = len(compare.compare_scores(a, b).flips())
     assert f"x: a and b: {flips} questions flipped" in page and "x: a and c: 0 questions" in page
 

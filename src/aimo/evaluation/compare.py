@@ -55,7 +55,7 @@ def compare_folders(folders: list[Path], allowed: Collection[str], folder: Path)
 
     AimoError when they have no benchmark in common, or were made with other questions or settings.
     """
-    runs = {path.name: read_evaluation(path) for path in folders}
+    runs = {path.name: read_evaluation(path)[1] for path in folders}
     if len(runs) < 2:
         raise AimoError("compare takes two or more folders of `aimo evaluate` with different names")
     (a, baseline), *others = runs.items()

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from pydantic import TypeAdapter
 
@@ -66,7 +66,7 @@ class Trace:
 HEADER, TRACE = TypeAdapter(EvaluationHeader), TypeAdapter(Trace)
 
 
-class File:
+class File(SampleFile):
     """A file of completions, locked and open for more of them; a context manager."""
 
     def __init__(self, path: Path, header: EvaluationHeader):
@@ -75,36 +75,29 @@ class File:
         AimoError when other settings or questions than the header's made the file, when it cannot be written,
         or when another process writes it.
         """
-        self.path = path
-        self.traces: dict[tuple[str, int], Trace] = {}  # by question and index
-        self.file = SampleFile(path, "--run-dir")
+        super().__init__(path, "--run-dir")
+        self.header = header
+        found: list[Trace] = []
         try:
-            if not self.file.size:
-                self.header = header
-                self.file.append({"evaluation": asdict(header)})
-                return
-            self.header, found = read_completions(path)
-            before, now = (
-                {"benchmark": one.benchmark, "weights": one.weights, "seed": one.seed, **one.settings}
-                # 0 and "" are not known yet
-                | {key: value for key in ("context", "served") if (value := getattr(one, key))}
-                for one in (self.header, header)
-            )
-            if self.header.is_of(header.weights):
-                before["weights"] = header.weights
-            self.file.check(before, now)
-            if self.header.questions != header.questions:
-                raise AimoError(f"{path} was made with other questions; take another --run-dir")
+            if not self.size:
+                self.append({"evaluation": asdict(header)})
+            else:
+                self.header, found = read_completions(path)
+                before, now = (
+                    {"benchmark": one.benchmark, "weights": one.weights, "seed": one.seed, **one.settings}
+                    # 0 and "" are not known yet
+                    | {key: value for key in ("context", "served") if (value := getattr(one, key))}
+                    for one in (self.header, header)
+                )
+                if self.header.is_of(header.weights):
+                    before["weights"] = header.weights
+                self.check(before, now)
+                if self.header.questions != header.questions:
+                    raise AimoError(f"{path} was made with other questions; take another --run-dir")
         except BaseException:
-            self.file.close()
+            self.close()
             raise
-        self.traces = {(trace.id, trace.index): trace for trace in found}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.file.close()
+        self.traces = {(trace.id, trace.index): trace for trace in found}  # by question and index
 
     def missing(self, num_samples: int) -> list[tuple[str, int]]:
         """What is not there yet of `num_samples` completions for each question, first ones first."""
@@ -113,7 +106,7 @@ class File:
 
     def add(self, trace: Trace) -> None:
         """Keep a completion. AimoError when it cannot be written."""
-        self.file.append(asdict(trace))
+        self.append(asdict(trace))
         self.traces[trace.id, trace.index] = trace
 
 

@@ -105,7 +105,7 @@ def evaluate_model(
         found: dict[str, Scores] = {}
         others: dict[str, Any] = {}
         if (folder / FIGURES).exists():  # what the folder already has must be this model's
-            record, found = read_figures(folder), read_evaluation(folder)
+            record, found = read_evaluation(folder)
             foreign = [one.header.model for one in found.values() if not one.header.is_of(wanted.weights)]
             if record.get("weights", wanted.weights) != wanted.weights:
                 foreign.append(record["model"])
@@ -258,26 +258,21 @@ def name_of(model: Path) -> str:
     return "-".join(path.parts[-3:-1]) if own else path.name
 
 
-def read_figures(folder: Path) -> dict[str, Any]:
-    """evaluation.json of a folder. AimoError when it is broken."""
-    remedy = "remove it, and evaluate again: completions are kept"
-    found = dict(read_json(folder / FIGURES, remedy))
-    rows = found.get("benchmarks")
-    if not isinstance(rows, dict) or not all(isinstance(row, dict) for row in rows.values()):
-        raise AimoError(f"{folder / FIGURES}: it has no table of benchmarks; {remedy}")
-    return found
+def read_evaluation(folder: Path) -> tuple[dict[str, Any], dict[str, Scores]]:
+    """Return evaluation.json of an evaluation's folder, and the scores by benchmark.
 
-
-def read_evaluation(folder: Path) -> dict[str, Scores]:
-    """The scores of an evaluation's folder, by benchmark. AimoError when it holds none."""
-    if not (folder / FIGURES).exists():
+    AimoError when the folder holds none, or a broken one.
+    """
+    path = folder / FIGURES
+    if not path.exists():
         raise AimoError(f"{folder}: it holds no finished evaluation; make one with `aimo evaluate`")
-    files = {name: folder / f"{name}.jsonl" for name in read_figures(folder)["benchmarks"]}
-    return {
-        name: scores.score(*completions.read_completions(path))
-        for name, path in files.items()
-        if path.exists()
-    }
+    remedy = "remove it, and evaluate again: completions are kept"
+    record = dict(read_json(path, remedy))
+    rows = record.get("benchmarks")
+    if not isinstance(rows, dict) or not all(isinstance(row, dict) for row in rows.values()):
+        raise AimoError(f"{path}: it has no table of benchmarks; {remedy}")
+    files = {name: file for name in rows if (file := folder / f"{name}.jsonl").exists()}
+    return record, {name: scores.score(*completions.read_completions(file)) for name, file in files.items()}
 
 
 def show_scores(found: dict[str, Scores]) -> None:

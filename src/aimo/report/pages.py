@@ -18,18 +18,12 @@ from aimo.report.page import Html, Section, write_page
 from aimo.run import machine
 from aimo.run.runs import figures as figures_of
 
-KINDS = {
-    "report.html": "run",
-    "evaluation.html": "evaluation",
-    "comparison.html": "comparison",
-    "distillation.html": "distillation",
-    "rehearsal.html": "rehearsal",
-    "gpu-check.html": "GPU check",
-}  # what kind a page is, by its file's name
-RECORD = (
-    "seconds", "steps", "mean_loss", "train_seconds", "samples_per_second", "steps_per_second", "total_flos",
-)  # fmt: skip
-"""What a run's page shows of the record of each stage."""
+# What kind a page is, by its file's name.
+KINDS = {f"{kind}.html": kind for kind in ("evaluation", "comparison", "distillation", "rehearsal")}
+KINDS |= {"report.html": "run", "gpu-check.html": "GPU check"}
+# What a run's page shows of the record of each stage.
+SPEEDS = ["train_seconds", "samples_per_second", "steps_per_second", "total_flos"]
+RECORD = ["seconds", "steps", "mean_loss", *SPEEDS]
 SHOWN = 6000  # characters of a completion
 SHOWN_PROBLEMS = 50  # of a distillation
 COLOURS = {"measured": plots.RIGHT, "published": "#3b76b0", "not run": plots.GREY}
