@@ -34,8 +34,7 @@ run = runs.begin("distil", profile, run_dir, overrides)
 # missing.
 
 # %%
-with distil.teacher(run) as wanted:
-    tally = distil.distil_in_run(wanted, run)
+tally = distil.distil_in_run(run)
 print(tally)
 
 # %% [markdown]

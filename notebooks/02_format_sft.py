@@ -28,7 +28,7 @@ from aimo.run import runs
 
 run = runs.begin("sft", profile, run_dir, overrides)
 rows = prepare.read_set(run.dir / "data", "sft")
-test, probe = (prepare.set_aside(run.dir / "data", name) for name in ("sft", "grpo"))
+test, probe = (prepare.read_set(run.dir / "data", name) for name in ("sft_test", "grpo_test"))
 examples = prepare.read_set(run.dir / "data", "heldout")[:4]
 
 # %% [markdown]

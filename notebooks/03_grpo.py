@@ -29,7 +29,7 @@ from aimo.run import runs
 
 run = runs.begin("grpo", profile, run_dir, overrides)
 rows = prepare.read_set(run.dir / "data", "grpo")
-probe = prepare.set_aside(run.dir / "data", "grpo")
+probe = prepare.read_set(run.dir / "data", "grpo_test")
 examples = prepare.read_set(run.dir / "data", "heldout")[:4]
 start = run.start_model()
 

@@ -27,7 +27,7 @@ from aimo.train import dpo
 
 run = runs.begin("dpo", profile, run_dir, overrides)
 rows = prepare.read_set(run.dir / "data", "grpo")
-probe = prepare.set_aside(run.dir / "data", "grpo")
+probe = prepare.read_set(run.dir / "data", "grpo_test")
 examples = prepare.read_set(run.dir / "data", "heldout")[:4]
 start = run.start_model()
 

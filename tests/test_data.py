@@ -190,7 +190,7 @@ def test_a_profile_may_have_some_of_the_sets_only(tmp_path, tokenizer, names):
 def test_saving_again_leaves_nothing_of_the_sets_before(tmp_path, tokenizer):
     for share in (0.1, 0.0):
         saved(config.load("tiny", [f"data.sft.test_split={share}"]), tokenizer, tmp_path)
-        assert bool(prepare.set_aside(tmp_path, "sft")) == bool(share)
+        assert bool(prepare.read_set(tmp_path, "sft_test")) == bool(share)
 
 
 def test_programming_problems_keep_their_test_cases_and_need_no_answer(tmp_path, tokenizer):

@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
@@ -77,36 +77,27 @@ class Tally:
 Report = Callable[[Tally], None]
 
 
-@contextlib.contextmanager
-def teacher(run: Run) -> Iterator[Distil]:
-    """Yield the run's `distil` section with servers: the profile's, or one that vLLM starts here."""
-    wanted = run.profile.distil
+def distil_in_run(run: Run) -> Tally:
+    """As `distil`, for a run: into its folder, with its seed, tags and progress.
+
+    vLLM serves the teacher here where `distil.api_addr` is empty.
+    """
+    wanted, weights = run.profile.distil, ""
     assert wanted
-    if wanted.api_addr:
-        yield wanted
-        return
-    folder = teachers_folder(run)
-    settings = resolve_settings(folder, run.profile.inference.written)
-    print(f"Serving {folder.name} with vLLM, which takes half a minute or more", flush=True)
-    with vllm_process.serving(folder, settings, run.profile.seed, log=run.folder / "vllm.log") as (url, _):
-        yield replace(wanted, api_addr=[url], model=folder.name)
+    with contextlib.ExitStack() as stack:
+        if not wanted.api_addr:
+            folder = hub.local_folder(wanted.model or run.profile.model.base)
+            settings = resolve_settings(folder, run.profile.inference.written)
+            print(f"Serving {folder.name} with vLLM, which takes half a minute or more", flush=True)
+            log = run.folder / "vllm.log"
+            url, _ = stack.enter_context(vllm_process.serving(folder, settings, run.profile.seed, log=log))
+            wanted, weights = replace(wanted, api_addr=[url], model=folder.name), identity(folder)
 
+        def report(tally: Tally) -> None:
+            run.progress(tally.known + tally.done + tally.failed.total(), tally.samples)
 
-def teachers_folder(run: Run) -> Path:
-    assert run.profile.distil
-    return hub.local_folder(run.profile.distil.model or run.profile.model.base)
-
-
-def distil_in_run(wanted: Distil, run: Run) -> Tally:
-    """As `distil`, into the run's folder, with the run's seed, tags and progress."""
-
-    def report(tally: Tally) -> None:
-        run.progress(tally.known + tally.done + tally.failed.total(), tally.samples)
-
-    own = run.profile.distil
-    weights = "" if own and own.api_addr else identity(teachers_folder(run))
-    seed, tags = run.profile.seed, run.profile.prompt.tags
-    return distil(wanted, run.folder / "samples.jsonl", seed, report, tags, weights)
+        seed, tags = run.profile.seed, run.profile.prompt.tags
+        return distil(wanted, run.folder / "samples.jsonl", seed, report, tags, weights)
 
 
 def distil(

@@ -314,11 +314,6 @@ def write_sets(ready: dict[str, pl.DataFrame], sets: Sets, profile: Profile, fol
 
 
 def read_set(folder: Path, name: str) -> Rows:
-    """A saved set; no rows where the profile does not have it."""
+    """Return a saved set, such as `sft` or `sft_test`; no rows where the profile does not have it."""
     path = folder / f"{name}.parquet"
     return pl.read_parquet(path).to_dicts() if path.exists() else []
-
-
-def set_aside(folder: Path, name: str) -> Rows:
-    """The rows that `test_split` set aside of a set; none where the profile has no such key."""
-    return read_set(folder, f"{name}_test")

@@ -4,6 +4,7 @@
 layout, and those of Unsloth's recipe its tags. `get_reward_funcs` binds them to a profile's tags.
 """
 
+# ruff: noqa: F401
 from aimo.rewards.code import (
     binary_code_reward,
     cf_code_reward,
@@ -28,11 +29,3 @@ from aimo.rewards.math import (
     text_of,
 )
 from aimo.rewards.table import REWARDS, Reward, get_reward_funcs, read_rewards
-
-__all__ = [
-    "REWARDS", "Reward", "accuracy_reward", "binary_code_reward", "cf_code_reward", "check_answer",
-    "check_numbers", "code_reward", "extract_code", "format_reward", "get_code_format_reward",
-    "get_cosine_scaled_reward", "get_repetition_penalty_reward", "get_reward_funcs",
-    "get_soft_overlong_punishment", "ioi_code_reward", "len_reward", "match_format_approximately",
-    "match_format_exactly", "read_rewards", "reasoning_steps_reward", "tag_count_reward", "text_of",
-]  # fmt: skip

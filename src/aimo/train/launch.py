@@ -82,8 +82,8 @@ def train_stage(
     sharding = arguments.stage_arguments(run) if sharded else None
     model = models.load_model(start, run.profile, with_vllm=bool(grpo and grpo.generation == "vllm"))
     tokenizer = models.load_tokenizer(start, run.profile)
-    more = {"test": prepare.set_aside(data, "sft")} if name == "sft" else {}
-    more["probe"] = prepare.set_aside(data, "grpo")
+    more = {"test": prepare.read_set(data, "sft_test")} if name == "sft" else {}
+    more["probe"] = prepare.read_set(data, "grpo_test")
     log = models.training_of(name)(model, tokenizer, rows, run, **more)
     del sharding
     from aimo.train import trainers  # after Unsloth
