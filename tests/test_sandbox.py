@@ -63,6 +63,11 @@ def is_alive(pid: int | str) -> bool:
         return False
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_sessions_of_other_tests():
+    sandbox._server.close()
+
+
 def processes() -> list[str]:
     """What the kernel says of the processes that the fork server started."""
     server = sandbox._server.process.pid

@@ -98,22 +98,18 @@ def sample(client):
 
 
 @pytest.mark.parametrize("fault", BAD)
-def test_a_reply_that_is_no_stream_is_asked_for_again(serving, fault):
+def test_a_reply_that_is_no_stream_is_asked_for_again_and_a_server_of_such_told_in_one_line(serving, fault):
     client, stand = serving([BAD[fault], WHOLE])
     found = sample(client)
     assert (found.text, found.token_ids, found.finished) == ("42", [1, 2], True) and len(stand.requests) == 2
-
-
-@pytest.mark.parametrize("fault", BAD)
-def test_a_server_that_only_sends_such_replies_is_told_in_one_line(serving, fault):
     client, stand = serving([BAD[fault]])
     with pytest.raises(AimoError, match=r"server http://127.*look at the servers' logs") as e:
         sample(client)
     assert "\n" not in str(e.value) and 2 <= len(stand.requests) <= server.TRIES * (server.RETRIES + 1)
 
 
-def test_of_two_servers_the_one_in_health_answers(serving):
-    client, _ = serving([ERROR], [WHOLE])
+def test_of_two_servers_the_one_in_health_answers_and_null_texts_are_empty(serving):
+    client, _ = serving([ERROR], [event(text=None) + WHOLE])
     assert [sample(client).text for _ in range(4)] == ["42"] * 4
 
 
@@ -122,11 +118,6 @@ def test_a_request_that_is_refused_is_not_repeated(serving):
     with pytest.raises(AimoError, match="too long"):
         sample(client)
     assert len(stand.requests) == 1
-
-
-def test_null_texts_are_empty(serving):
-    client, _ = serving([event(text=None) + WHOLE])
-    assert sample(client).text == "42"
 
 
 def test_the_key_of_the_environment_is_sent_without_its_line_break(serving, stands, monkeypatch):

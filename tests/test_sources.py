@@ -295,15 +295,15 @@ def test_a_set_has_a_source_or_a_mixture(tmp_path):
         config.parse(values, "profile")
 
 
-@pytest.mark.parametrize("name", ["solution", "Solution", " response ", "output", "generation", "completion"])
 @pytest.mark.parametrize("answer", ["answer", "Final_Answer", None])
-def test_a_solution_beside_a_problem_is_imitated_without_a_key(tmp_path, name, answer):
-    row = {"Problem": "6 x 7?", name: "It is \\boxed{42}"} | ({answer: "42"} if answer else {})
+def test_a_solution_beside_a_problem_is_imitated_without_a_key(tmp_path, answer):
     path = tmp_path / "own.jsonl"
-    path.write_text(json.dumps(row) + "\n")
-    (found,) = sources.load_source(Source(str(path)), 0, "data.sft")[0].to_dicts()
-    assert (found["problem"], found["solution"]) == ("6 x 7?", row[name])
-    assert found["answer"] == ("42" if answer else row[name])
-    if answer:  # GRPO needs no solution
-        (found,) = sources.load_source(Source(str(path)), 0, "data.grpo")[0].to_dicts()
-        assert found["solution"] is None
+    for name in ("solution", "Solution", " response ", "output", "generation", "completion"):
+        row = {"Problem": "6 x 7?", name: "It is \\boxed{42}"} | ({answer: "42"} if answer else {})
+        path.write_text(json.dumps(row) + "\n")
+        (found,), _ = load(path)
+        assert (found["problem"], found["solution"]) == ("6 x 7?", row[name])
+        assert found["answer"] == ("42" if answer else row[name])
+        if answer:  # GRPO needs no solution
+            (found,) = sources.load_source(Source(str(path)), 0, "data.grpo")[0].to_dicts()
+            assert found["solution"] is None
