@@ -127,6 +127,7 @@ def test_however_its_starter_ends_every_process_of_a_job_ends_and_then_its_lock_
         tree = psutil.Process(starter.pid)
         wait_for(lambda: [p.name() for p in tree.children(recursive=True)].count("sleep") == 3, 20)
         below = tree.children(recursive=True)
+        assert all("/lock'" in str(process.open_files()) for process in below)
         with (tmp_path / "lock").open("a") as lock:
             starter.send_signal(sign)
             starter.wait(20)
