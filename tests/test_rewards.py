@@ -95,61 +95,43 @@ def test_a_profile_gives_the_opening_tag_in_the_prompt_and_open_r1_expects_it_in
 
 
 def test_code_format_wants_a_block_of_the_rows_language_in_the_answer():
-    python, text = (
-        OPEN_R1.replace("4\n", "```python\n4\n```\n"),
-        OPEN_R1.replace("Four.", "```python\n4\n```"),
-    )
+    python = OPEN_R1.replace("4\n", "```python\n4\n```\n")
+    text = OPEN_R1.replace("Four.", "```python\n4\n```")
     assert rewards.get_code_format_reward()([python, text, python]) == [1.0, 0.0, 1.0]
-    assert rewards.get_code_format_reward("cpp")(
-        [python, python, python], language=["python", "cpp", None]
-    ) == [1.0, 0.0, 0.0]
+    of_rows = rewards.get_code_format_reward("cpp")([python] * 3, language=["python", "cpp", None])
+    assert of_rows == [1.0, 0.0, 0.0]
 
 
 def test_reasoning_steps_counts_up_to_three_wherever_a_line_begins():
     texts = ["1. a\n2. b\n3. c\n4. d", "- a\n* b", "Step 1: a", "First, b. Then 2. c"]
-    assert rewards.reasoning_steps_reward(texts) == [
-        1.0,
-        pytest.approx(2 / 3),
-        pytest.approx(1 / 3),
-        pytest.approx(1 / 3),
-    ]
+    assert rewards.reasoning_steps_reward(texts) == pytest.approx([1, 2 / 3, 1 / 3, 1 / 3])
 
 
 def test_length_compares_completions_of_the_same_prompt_and_never_rewards_a_wrong_one():
-    completions = [
-        "The answer is 4",
-        "The answer is 4" + " " * 100,
-        "The answer is 5",
-        "The answer is 4" + " " * 1000,
-    ]
+    right, wrong = "The answer is 4", "The answer is 5"
+    completions = [right, right + " " * 100, wrong, right + " " * 1000]
     columns = {"answer": ["4"] * 4, "prompts": ["a", "a", "a", "b"]}
     assert rewards.len_reward(completions, **columns) == [0.5, -0.5, 0.0, 0.0]
     tokens = [[0] * n for n in (30, 20, 10, 10)]
     assert rewards.len_reward(completions, completion_ids=tokens, **columns) == [-0.5, 0.0, 0.0, 0.0]
     assert rewards.len_reward(completions, answer=["4"] * 4)[3] == -0.5  # no prompts: one group
-    assert rewards.len_reward(["The answer is 5", "The answer is 5."], answer=["", ""]) == [0.5, -0.5]
+    assert rewards.len_reward([wrong, f"{wrong}."], answer=["", ""]) == [0.5, -0.5]
 
 
 def test_cosine_falls_with_the_length_of_right_answers_rises_with_that_of_wrong_ones_and_stays_there():
     reward = rewards.get_cosine_scaled_reward(max_len=100)
-    ids = [[0] * n for n in (0, 50, 100, 180)]
-    assert reward(["The answer is 4"] * 4, answer=["4"] * 4, completion_ids=ids) == pytest.approx(
-        [1.0, 0.75, 0.5, 0.5]
-    )
-    assert reward(["The answer is 5"] * 4, answer=["4"] * 4, completion_ids=ids) == pytest.approx(
-        [-1.0, -0.75, -0.5, -0.5]
-    )
+    columns = {"answer": ["4"] * 4, "completion_ids": [[0] * n for n in (0, 50, 100, 180)]}
+    assert reward(["The answer is 4"] * 4, **columns) == pytest.approx([1.0, 0.75, 0.5, 0.5])
+    assert reward(["The answer is 5"] * 4, **columns) == pytest.approx([-1.0, -0.75, -0.5, -0.5])
     assert reward(["The answer is 5"], answer=[""]) == [None]
 
 
 def test_overlong_completions_are_punished_as_by_trl():
-    from trl.rewards import get_soft_overlong_punishment as trl_soft_overlong_punishment
+    from trl.rewards import get_soft_overlong_punishment
 
-    reward = rewards.get_soft_overlong_punishment(100, 20)
+    reward, theirs = rewards.get_soft_overlong_punishment(100, 20), get_soft_overlong_punishment(100, 20)
     ids = [[0] * n for n in range(0, 130, 5)]
-    assert reward(completion_ids=ids, completions=["x"] * len(ids)) == trl_soft_overlong_punishment(100, 20)(
-        ids
-    )
+    assert reward(completion_ids=ids, completions=["x"] * len(ids)) == theirs(ids)
     assert reward(completions=["x" * 90]) == [-0.5]
 
 
@@ -164,10 +146,8 @@ def test_the_repetition_penalty_is_the_share_of_repeated_word_ngrams():
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_chinese_is_split_into_words():
-    assert rewards.get_repetition_penalty_reward(2, -1.0, "zh")(["这个这个这个这个这个", "今天天气很好"]) == [
-        -0.75,
-        0.0,
-    ]
+    reward = rewards.get_repetition_penalty_reward(2, -1.0, "zh")
+    assert reward(["这个这个这个这个这个", "今天天气很好"]) == [-0.75, 0.0]
 
 
 RECIPE = "thought<end_working_out><SOLUTION>{}</SOLUTION>"
@@ -231,13 +211,10 @@ def test_a_row_without_python_test_cases_is_not_scored_and_does_not_disturb_the_
 def test_code_runs_in_the_local_sandbox_within_its_limits(monkeypatch):
     monkeypatch.setattr("aimo.rewards.code.TIME_LIMIT_S", 1.0)
     code = get_reward_funcs(["code"], Prompt(), num_parallel=2)[0]
-    cases = [{"input": "7", "output": "7"}]
-    completions = [
-        f"```python\n{program}\n```" for program in ("print(input())", "while True: pass", "print(8)")
-    ]
-    assert code(
-        completions=completions, verification_info=[{"language": "python", "test_cases": cases}] * 3
-    ) == [1.0, 0.0, 0.0]
+    programs = ["print(input())", "while True: pass", "print(8)"]
+    info = {"language": "python", "test_cases": [{"input": "7", "output": "7"}]}
+    completions = [f"```python\n{program}\n```" for program in programs]
+    assert code(completions=completions, verification_info=[info] * 3) == [1.0, 0.0, 0.0]
 
 
 def test_code_names_a_missing_column_or_package():
@@ -255,11 +232,9 @@ def test_every_reward_keeps_its_public_name_and_can_be_pickled():
     functions = get_reward_funcs(list(REWARDS), Prompt())
     assert [f.__name__ for f in functions] == [
         "accuracy_reward", "format_reward", "tag_count_reward", "reasoning_steps_reward", "len_reward",
-        "match_format_exactly",
-        "match_format_approximately", "check_answer", "check_numbers", "cosine_scaled_reward",
-        "repetition_penalty_reward",
-        "soft_overlong_punishment_reward", "code_reward", "binary_code_reward",
-        "ioi_code_reward", "cf_code_reward", "code_format_reward",
+        "match_format_exactly", "match_format_approximately", "check_answer", "check_numbers",
+        "cosine_scaled_reward", "repetition_penalty_reward", "soft_overlong_punishment_reward", "code_reward",
+        "binary_code_reward", "ioi_code_reward", "cf_code_reward", "code_format_reward",
     ]  # fmt: skip
     for f in functions:
         assert pickle.loads(pickle.dumps(f)).__name__ == f.__name__
@@ -287,9 +262,8 @@ def test_options_reach_the_rewards_that_have_them():
     cosine, accuracy = get_reward_funcs(["cosine", "accuracy"], Prompt(), max_len=10, min_value_correct=0.0)
     columns = {"completions": ["The answer is 4"], "answer": ["4"], "completion_ids": [[0] * 10]}
     assert (cosine(**columns), accuracy(**columns)) == ([0.0], [1.0])
-    assert get_reward_funcs({"accuracy": 2.0, "cosine": {"weight": 0.5, "max_len": 20}})[1](**columns) == [
-        pytest.approx(0.75)
-    ]
+    _, cosine = get_reward_funcs({"accuracy": 2.0, "cosine": {"weight": 0.5, "max_len": 20}})
+    assert cosine(**columns) == pytest.approx([0.75])
 
 
 def test_open_r1_script_arguments_are_understood():
@@ -317,10 +291,7 @@ def test_open_r1_script_arguments_are_understood():
         ({"cosine": {"max_lenn": 3}}, ["cosine", "'max_lenn'", "max_len", "min_value_wrong"]),
         ({"cosine": {"max_len": 0}}, ["cosine.max_len", "greater than 0"]),
         ({"cosine": {"max_len": "long"}}, ["cosine.max_len", "integer", "'long'"]),
-        (
-            {"repetition_penalty": {"max_penalty": 1.0}},
-            ["repetition_penalty.max_penalty", "less than or equal to 0"],
-        ),
+        ({"repetition_penalty": {"max_penalty": 1.0}}, ["repetition_penalty.max_penalty", "equal to 0"]),
         ({"code": {"provider_type": "piston"}}, ["code.provider_type", "local", "morph", "'piston'"]),
         ({"format": "much"}, ["format.weight", "number", "'much'"]),
     ],
@@ -340,42 +311,28 @@ def test_an_option_that_no_named_reward_has_is_refused():
 
 
 def test_a_profile_gives_a_weight_or_a_weight_and_options():
-    grpo = config.load(
-        "tiny", ["grpo.rewards={accuracy: 5, cosine: {weight: 0.5, max_len: 40}, length: {}}"]
-    ).grpo
-    assert [(r.weight, getattr(r, "max_len", None)) for r in grpo.rewards.values()] == [
-        (5.0, None),
-        (0.5, 40),
-        (1.0, None),
-    ]
+    given = "{accuracy: 5, cosine: {weight: 0.5, max_len: 40}, length: {}}"
+    read = config.load("tiny", [f"grpo.rewards={given}"]).grpo.rewards.values()
+    assert [(r.weight, getattr(r, "max_len", None)) for r in read] == [(5, None), (0.5, 40), (1, None)]
     with pytest.raises(AimoError, match=r"soft_overlong_punishment.*max_completion_length, 80"):
         config.load("tiny", ["grpo.rewards={soft_overlong_punishment: 1}"])
     with pytest.raises(AimoError, match=r"grpo.rewards.*at least 1"):
         config.load("tiny", ["grpo.rewards={}"])
 
 
-LOOPS = [
-    "\n</think>\n<answer>\n",
-    "\n</answer>x",
-    "<end_working_out><SOLUTION>1</SOLUTION>x ",
-    "```python\nx```\n",
-    "- \n",
-]
+LOOPS = ["\n</think>\n<answer>\n", "\n</answer>x", "<end_working_out><SOLUTION>1</SOLUTION>x "]
+LOOPS += ["```python\nx```\n", "- \n"]
 
 
 def test_a_repetitive_completion_takes_little_time_to_reward():
     pid = os.fork()
     if pid == 0:  # the kernel ends this process when its processor time is up, whatever it does
         resource.setrlimit(resource.RLIMIT_CPU, (20, 20))
-        reward_loops()
+        for loop in LOOPS:
+            completion = "<think>\n\n</think>\n<answer>\n" + loop * (300_000 // len(loop))
+            for prompt in (None, Prompt()):
+                for name, reward in every_reward(prompt).items():
+                    if "code" not in name or name == "code_format":
+                        reward(completions=[completion], answer=["4"])
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-
-
-def reward_loops():
-    for loop in LOOPS:
-        completion = "<think>\n\n</think>\n<answer>\n" + loop * (300_000 // len(loop))
-        for prompt in (None, Prompt()):
-            for name, reward in every_reward(prompt).items():
-                if "code" not in name or name == "code_format":
-                    reward(completions=[completion], answer=["4"])
