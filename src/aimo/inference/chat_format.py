@@ -231,8 +231,8 @@ class FolderSampler(Sampler):
             prompts.check_template(self.tokenizer, settings, model)
         self.keeps_special_tokens = prompts.keeps_special_tokens(self.tokenizer, settings)
 
-    def encode(self, problem: str, index: int = 0, rules: str = "") -> list[int]:
-        return begin_conversation(self, problem, index, rules).prompt()
+    def encode(self, problem: str) -> list[int]:
+        return begin_conversation(self, problem).prompt()
 
     def run(self, coroutine: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
         return self.loop.run(coroutine, timeout)

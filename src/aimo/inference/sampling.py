@@ -60,8 +60,8 @@ class Sampler(Protocol):
     def identity(self) -> str:
         """What identifies the model by its content."""
 
-    def encode(self, problem: str, index: int = 0, rules: str = "") -> list[int]:
-        """Return the prompt's token ids for the `index`-th sample; `rules`: the competition's on answers."""
+    def encode(self, problem: str) -> list[int]:
+        """Return the token ids of the prompt that the first sample of `problem` starts from."""
 
     async def sample(
         self, prompt: list[int], seed: int, settings: Settings, until: Until | None = None

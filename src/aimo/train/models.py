@@ -81,7 +81,7 @@ def chat_template(prompt: Prompt, own: Templates | None) -> Templates:
     elif prompt.template in TEMPLATES:
         template = TEMPLATES[prompt.template]
     else:
-        path = Path(prompt.template) if Path(prompt.template).exists() else config.ROOT / prompt.template
+        path = config.locate(prompt.template)
         if not path.is_file():
             raise AimoError(
                 f"prompt.template: {prompt.template!r} is not plain, chatml or model, "
