@@ -83,11 +83,8 @@ class Kaggle:
         return [request for asked, request in self.requests if asked == name]
 
     def version(self, request):
-        versions = self.kernels.get(f"{request.user_name}/{request.kernel_slug}")
-        if versions is None:
-            raise LookupError("Kernel not found")
         label = request.version_label
-        return versions[int(label) - 1 if label else -1]
+        return self.kernels[f"{request.user_name}/{request.kernel_slug}"][int(label) - 1 if label else -1]
 
     def IntrospectToken(self, request):
         return {"active": request.token.startswith("good"), "username": self.user}
@@ -140,15 +137,11 @@ class Kaggle:
 
     def stored(self, files):
         """What Kaggle keeps of uploaded files: archives are unpacked."""
-        kept = {}
-        for file in files:
-            blob = self.blobs[file.token]
-            if blob["name"].endswith(".zip"):
-                with zipfile.ZipFile(io.BytesIO(blob["data"])) as archive:
-                    folder = blob["name"].removesuffix(".zip")
-                    kept |= {f"{folder}/{n}": archive.read(n) for n in archive.namelist() if n[-1] != "/"}
-            else:
-                kept[blob["name"]] = blob["data"]
+        kept = {blob["name"]: blob["data"] for blob in (self.blobs[file.token] for file in files)}
+        for name in [name for name in kept if name.endswith(".zip")]:
+            with zipfile.ZipFile(io.BytesIO(kept.pop(name))) as archive:
+                paths = [path for path in archive.namelist() if path[-1] != "/"]
+                kept |= {f"{name.removesuffix('.zip')}/{path}": archive.read(path) for path in paths}
         return kept
 
     def GetModel(self, request):
@@ -195,12 +188,12 @@ class Kaggle:
     def DownloadDataFiles(self, request):
         if not request.competition_name.startswith("ai-math"):
             raise LookupError("Competition not found")
+        server = "class AIMO3InferenceServer: pass\n"
+        files = {"test.csv": "id,problem\na,$1+1$\n", "kaggle_evaluation/__init__.py": ""}
         archive = io.BytesIO()
         with zipfile.ZipFile(archive, "w") as file:
-            file.writestr("test.csv", "id,problem\na,$1+1$\n")
-            server = "class AIMO3InferenceServer: pass\n"
-            file.writestr("kaggle_evaluation/__init__.py", "")
-            file.writestr("kaggle_evaluation/aimo_3_inference_server.py", server)
+            for name, text in (files | {"kaggle_evaluation/aimo_3_inference_server.py": server}).items():
+                file.writestr(name, text)
         return archive.getvalue()
 
     def GetSubmissionLimits(self, request):
@@ -234,10 +227,9 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *args):
         pass
 
-    def read_body(self):
-        return self.rfile.read(int(self.headers.get("Content-Length", 0)))
-
     def answer(self, code, data, **headers):
+        if not isinstance(data, bytes):
+            data, headers = json.dumps(data).encode(), {"Content-Type": "application/json"} | headers
         self.send_response(code)
         for key, value in {"Content-Length": len(data), **headers}.items():
             self.send_header(key.replace("_", "-"), str(value))
@@ -257,14 +249,13 @@ class Handler(BaseHTTPRequestHandler):
             self.connection.close()
             return True
         code, message, *headers = fault
-        data = json.dumps({"code": code, "message": message}).encode()
         more = headers[0] if headers else {}
-        self.answer(more.pop("code", code), data, **{"Content_Type": "application/json"} | more)
+        self.answer(more.pop("code", code), {"code": code, "message": message}, **more)
         return True
 
     def do_POST(self):
         _, _, service, name = self.path.split("/")
-        kaggle, data = self.server.kaggle, self.read_body()
+        kaggle, data = self.server.kaggle, self.rfile.read(int(self.headers["Content-Length"]))
         if name != "IntrospectToken" and self.headers.get("Authorization") not in TOKENS:
             kaggle.wrong.append(f"{name} without the token")
         try:
@@ -279,18 +270,17 @@ class Handler(BaseHTTPRequestHandler):
         try:
             found = getattr(kaggle, name)(request)
         except LookupError as e:
-            data = json.dumps({"code": 404, "message": f"not found: {e}"}).encode()
-            self.answer(404, data, Content_Type="application/json")
+            self.answer(404, {"code": 404, "message": f"not found: {e}"})
             return
         if isinstance(found, bytes):
             token = f"file-{len(kaggle.blobs)}"
             kaggle.blobs[token] = {"data": found}
             self.answer(302, b"", Location=f"{kaggle.url}/blob/{token}")
             return
-        self.answer(200, json.dumps(found).encode(), Content_Type="application/json")
+        self.answer(200, found)
 
     def do_PUT(self):
-        kaggle, data = self.server.kaggle, self.read_body()
+        kaggle, data = self.server.kaggle, self.rfile.read(int(self.headers.get("Content-Length", 0)))
         blob = kaggle.blobs[self.path.removeprefix("/upload/")]
         if self.fault(f"PUT {blob['name']}"):
             return

@@ -14,28 +14,19 @@ from aimo.kaggle.kernels import FOLDER
 
 def D01(case, request):
     """The parameters of the kernel `submission` are found in either layout."""
-    tmp_path = request.getfixturevalue("tmp_path")
-    source = case["input"].split("--model ")[1]
-    names: dict = {}
+    source, names = case["input"].split("--model ")[1], {}
     template = jupytext.read(FOLDER / "submission" / "aimo-submission.py")
     exec(next(c.source for c in template.cells if "parameters" in c.metadata.get("tags", [])), {}, names)
     owner, model = source.split("/", 1)
     slug = Path(names["test_csv"]).parent.name
-    for layout, folders in {
-        "old": (model, slug),
-        "new": (f"models/{owner}/{model}", f"competitions/{slug}"),
-    }.items():
-        inputs = tmp_path / layout
+    for folders in (model, slug), (f"models/{owner}/{model}", f"competitions/{slug}"):
+        inputs = request.getfixturevalue("tmp_path") / folders[0].replace("/", "-")
         for folder in folders:
             (inputs / folder).mkdir(parents=True)
         (inputs / folders[1] / "test.csv").touch()
         found = startup.find_input([names["model"], names["test_csv"], None, source], inputs)
-        assert found == [
-            str(inputs / folders[0]),
-            str(inputs / folders[1] / "test.csv"),
-            None,
-            str(inputs / folders[0]),
-        ]
+        there = str(inputs / folders[0])
+        assert found == [there, str(inputs / folders[1] / "test.csv"), None, there]
 
 
 def token_of(case, request, token):
