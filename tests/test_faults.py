@@ -49,10 +49,6 @@ def ask(predict, problem=QUESTION, question_id="q"):
     return row["answer"][0]
 
 
-def never():
-    raise AssertionError("the model was asked again")
-
-
 def engine_processes():
     """The processes of vLLM that belong to this one."""
     alive = [p for p in psutil.Process().children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]
@@ -139,16 +135,6 @@ def test_an_engine_without_memory_gives_fallbacks_with_the_reason(capsys):
     assert ask(predictor(lambda: Engine(TINY, settings), 60.0, 1)) == 0
     said = next(line for line in capsys.readouterr().out.splitlines() if "vLLM did not start with" in line)
     assert "ValueError" in said and "memory" in said and "all that it wrote is in " in said
-
-
-def test_a_restarted_kernel_answers_what_its_journal_knows(tmp_path, engine):
-    path = tmp_path / "journal.jsonl"
-    first = ask(predictor(lambda: engine, journal=Journal(path, "m")))
-    path.write_text(path.read_text() + '{"key": "q2", "sam')
-    again = predictor(never, journal=Journal(path, "m"))
-    assert ask(again) == first
-    assert ask(again, "Another problem?") == 0, "another problem of the same id"
-    assert ask(predictor(never, journal=Journal(path, "another model"))) == 0
 
 
 def test_a_kernel_restarted_in_the_middle_of_a_question_asks_only_for_the_samples_it_lacks(
@@ -295,6 +281,17 @@ def test_predict_returns_a_valid_row_whatever_fails(fault, monkeypatch):
         change.get("patch", lambda _: None)(patch)
         rows = [predict(pl.Series([f"q{i}"]), pl.Series(["What is \ufffd 6 x 7?"])) for i in range(2)]
     assert [row.rows() for row in rows] == [[("q0", answer)], [("q1", answer)]]
+
+
+def test_a_restarted_kernel_answers_what_its_journal_knows_and_asks_for_nothing(tmp_path):
+    path, models = tmp_path / "journal.jsonl", [Scripted(right) for _ in range(3)]
+    assert ask(predictor(lambda: models[0], journal=Journal(path, "m"))) == 42
+    path.write_text(path.read_text() + '{"key": "q2", "sam')
+    again = predictor(lambda: models[1], journal=Journal(path, "m"))
+    assert ask(again) == 42 and next(models[1].requests) == 0
+    assert ask(again, "Another problem?") == 42 and next(models[1].requests) > 1, "of the same id"
+    assert ask(predictor(lambda: models[2], journal=Journal(path, "another model"))) == 42
+    assert next(models[2].requests) > 1
 
 
 @pytest.mark.parametrize("id_, problem", [("q", "6 x 7"), (5, None), ([], []), (None, float("nan"))])

@@ -230,6 +230,7 @@ def test_overlong_samples_are_cut_only_when_half_of_the_samples_have_ended():
         ),
         ("1 + 1<end_working_out><SOLUTION>2</SOLUTION>", "</SOLUTION>", 2),
         ("<answer>5</answer>", "</answer>", 5),
+        ("It is \\boxed{42" + " " * 300 + "}" + AFTER, "}" + AFTER, 42),
         # A model may think in the tags of its base.
         ("<think>Perhaps \\boxed{1}. No.\n\nHmm, x.</think><SOLUTION>2</SOLUTION>", "</SOLUTION>", 2),
     ],
@@ -237,8 +238,10 @@ def test_overlong_samples_are_cut_only_when_half_of_the_samples_have_ended():
 def test_a_sample_ends_at_its_final_answer_and_not_at_the_first_of_several_boxes(text, end, answer):
     place = text.index(end) + len(end.rstrip("\n"))
     assert voting.final_answer(text, read) == (place, answer)
+    watch = voting.AnswerWatch(read)
     for i in range(len(text)):
         assert voting.final_answer(text[:i], read) == (None if i < place else (place, answer))
+        assert i > place or watch.find(text[:i]) == (None if i < place else (place, answer))
 
 
 @pytest.mark.parametrize("seed", range(4))
