@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-HEADLESS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-)
-HEADLESS += " --disable-component-update --disable-sync --enable-logging=stderr"
+FLAGS = "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking"
+FLAGS += " disable-component-update disable-sync enable-logging=stderr"
+HEADLESS = [f"--{flag}" for flag in FLAGS.split()]
 
 
 def browse(path: Path, *options: str) -> tuple[str, list[str]]:
@@ -21,7 +20,7 @@ def browse(path: Path, *options: str) -> tuple[str, list[str]]:
         pytest.skip("needs chromium or google-chrome")
     with tempfile.TemporaryDirectory(prefix="browser-") as profile:
         where = [f"--user-data-dir={profile}", "--dump-dom", path.as_uri()]
-        command = [BROWSER, *HEADLESS.split(), *options, *where]
+        command = [BROWSER, *HEADLESS, *options, *where]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=90)
     return done.stdout, re.findall(r".*CONSOLE.*", done.stderr)
 
