@@ -135,9 +135,7 @@ def test_a_sample_is_recorded_as_it_grows_and_when_another_server_begins_its_tur
 
 
 @pytest.mark.parametrize("step", [1, 2, 3, 7, 64])
-@pytest.mark.parametrize(
-    "form", ["```python\nCODE\n```", "~~~py\nCODE\n~~~", f"<tool_call>{CALL}</tool_call>"]
-)
+@pytest.mark.parametrize("form", ["```python\nCODE\n```", "~~~py\nCODE\n~~~", CALL])
 def test_a_call_ends_a_stream_where_it_ends_however_the_stream_is_cut(form, step):
     before, call = "```latex\nx\n```\n" + "Wait. " * 40, form.replace("CODE", "print(6 * 7)")
     text, talk = f"{before}{call}\n" + "so on " * 40, FencedBlocks.__new__(FencedBlocks)
