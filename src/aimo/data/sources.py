@@ -169,7 +169,7 @@ def read_columns(source: Source, preset: Preset, where: str) -> tuple[Table, dic
     if dataset is not None:
         have = files.from_frame(dataset.select(range(min(len(dataset), files.PEEK))).to_polars()).columns
     else:
-        found = files_of_split(path, source, preset, where)
+        found = files_of(path, source, preset, where)
         name = str(found[0])
         have = files.read_tables(found, place, limit=files.PEEK, skip=skip, hint=hint).columns
     roles = roles_of(source.columns or preset.columns, have, where.startswith("data.sft"))
@@ -226,63 +226,58 @@ def why_not(error: Exception, source: Source, subset: str | None, split: str) ->
     )
 
 
-def files_of_split(path: Path, source: Source, preset: Preset, where: str) -> Sequence[Path]:
-    """Return the file itself, or the files of a folder's subset and split, which must be of one kind."""
+def files_of(path: Path, source: Source, preset: Preset, where: str) -> Sequence[Path]:
+    """Return the file itself, or the files of a folder's subset and split, which must be of one kind.
+
+    The header of a hub dataset's README.md says which they are (`configs:`). Elsewhere the hub's conventions
+    hold: a subset is a subfolder (`data` is the default one), and a split is a word in the name of a file or
+    of its folder: one of SPLITS, or the profile's.
+    """
+    subsets: dict[str, dict[str, list[Path]]] = {}
+    readme = path / "README.md"
     if path.is_file():
         for key in ("subset", "split"):
             if getattr(source, key) is not None:
                 raise AimoError(f"{where}.{key}: {path} is one file; leave the key out, or name its folder")
-        found = [path]
-    elif subsets := files_of(path, source.split):
+    elif readme.exists():
+        text = readme.read_text(encoding="utf-8", errors="replace")
+        header = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
+        try:
+            for config in (yaml.safe_load(header[1]) or {}).get("configs") or [] if header else []:
+                if "data_files" not in config:
+                    continue
+                declared = config["data_files"]  # a pattern, a list of them, a mapping, or a list of mappings
+                if isinstance(declared, list) and all(isinstance(part, dict) for part in declared):
+                    declared = {part.get("split", "train"): part["path"] for part in declared}
+                prefix = f"{config['data_dir']}/" if "data_dir" in config else ""
+                for part, paths in (declared if isinstance(declared, dict) else {"train": declared}).items():
+                    patterns = [
+                        prefix + pattern for pattern in ([paths] if isinstance(paths, str) else paths)
+                    ]
+                    matches = {file for p in patterns for file in path.glob(p.removeprefix("./"))}
+                    subsets.setdefault(config["config_name"], {})[part] = files.tables_of(matches)
+        except (yaml.YAMLError, AttributeError, KeyError, TypeError):
+            fault = f"{readme}: the `configs` of its header cannot be read; correct the header"
+            raise AimoError(fault) from None
+    if path.is_dir() and not subsets:
+        known = SPLITS | {source.split or "train"}
+        for file in files.tables_of(path.rglob("*")):
+            folders, stem = file.relative_to(path).parts[:-1], files.stem_of(file)
+            shard = SHARD.fullmatch(stem)
+            part = shard[1] if shard else "train"
+            for name in (*folders, stem):
+                words = re.split(r"[^a-z0-9]+", name.lower())
+                part = next((word for word in words if word in known), part)
+            named = (name for name in folders if name.lower() not in known and name != "data")
+            subsets.setdefault(next(named, "default"), {}).setdefault(part, []).append(file)
+
+    found = [path] if path.is_file() else []
+    if subsets:
         splits = choose(subsets, source.subset, (preset.subset, "default"), f"{where}.subset", path)
         found = choose(splits, source.split, (preset.split, "train"), f"{where}.split", path)
-    else:
-        found = []
     kinds = {files.kind_of(file) for file in found}
     if len(kinds) != 1 or None in kinds:
         raise files.one_kind(f"{where}.source: ", path, kinds)
-    return found
-
-
-def files_of(folder: Path, split: str | None) -> dict[str, dict[str, list[Path]]]:
-    """Return a folder's data files by subset and split.
-
-    The header of a hub dataset's README.md says which they are (`configs:`). Elsewhere the hub's conventions
-    hold: a subset is a subfolder (`data` is the default one), and a split is a word in the name of a file or
-    of its folder: one of SPLITS, or `split`. AimoError when the header cannot be read.
-    """
-    readme = folder / "README.md"
-    text = readme.read_text(encoding="utf-8", errors="replace") if readme.exists() else ""
-    header = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
-    found: dict[str, dict[str, list[Path]]] = {}
-    try:
-        configs = (yaml.safe_load(header[1]) or {}).get("configs") or [] if header else []
-        for config in configs:
-            if "data_files" not in config:
-                continue
-            declared = config["data_files"]  # a pattern, a list of them, a mapping, or a list of mappings
-            if isinstance(declared, list) and all(isinstance(part, dict) for part in declared):
-                declared = {part.get("split", "train"): part["path"] for part in declared}
-            prefix = f"{config['data_dir']}/" if "data_dir" in config else ""
-            for part, paths in (declared if isinstance(declared, dict) else {"train": declared}).items():
-                patterns = [prefix + pattern for pattern in ([paths] if isinstance(paths, str) else paths)]
-                matches = {path for p in patterns for path in folder.glob(p.removeprefix("./"))}
-                found.setdefault(config["config_name"], {})[part] = files.tables_of(matches)
-    except (yaml.YAMLError, AttributeError, KeyError, TypeError):
-        raise AimoError(f"{readme}: the `configs` of its header cannot be read; correct the header") from None
-    if found:
-        return found
-
-    known = SPLITS | {split or "train"}
-    for path in files.tables_of(folder.rglob("*")):
-        folders, stem = path.relative_to(folder).parts[:-1], files.stem_of(path)
-        shard = SHARD.fullmatch(stem)
-        part = shard[1] if shard else "train"
-        for name in (*folders, stem):
-            words = re.split(r"[^a-z0-9]+", name.lower())
-            part = next((word for word in words if word in known), part)
-        subset = next((name for name in folders if name.lower() not in known and name != "data"), "default")
-        found.setdefault(subset, {}).setdefault(part, []).append(path)
     return found
 
 
