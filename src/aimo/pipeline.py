@@ -1,8 +1,8 @@
 """The pipeline: papermill over the notebooks of a profile. Started again, it continues where it stopped.
 
-`run_profile` is `aimo run`. `train_in_session` is the kernel `train`: the stages that train, in sessions that
-end after some hours. A stage that the session's end stops is merged and reported as it is, so that there is a
-model to use; the next session finds the run's folder among its inputs and goes on from the last checkpoint.
+`run_profile` is `aimo run`. `train_in_session` is the kernel `train`, whose sessions end after some hours. A
+stage that a session's end stops is merged and reported as it is: there is a model to use. The next session
+finds the run's folder among its inputs and continues from the last checkpoint.
 """
 
 import json

@@ -175,7 +175,7 @@ class Distil(Mixture):
     max_tokens: Positive = 16384  # Tokens of a completion
     max_concurrent: Positive = 1000  # Requests in flight over all servers
     timeout: Above0 = 3600.0  # Seconds of a request; the run ends when no server answers for so long
-    retries: NonNegative = 3  # How often a sample is asked for again after a fault of its own
+    retries: NonNegative = 3  # How often a faulty sample is asked for again
     input_price: From0 = 0.0  # What a million tokens of prompts cost
     output_price: From0 = 0.0  # What a million tokens of completions cost
     reject: Reject = field(default_factory=Reject)  # What is kept, for `data.sft: {source: distil}`

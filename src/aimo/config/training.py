@@ -59,7 +59,7 @@ class Optimization:
 
     learning_rate: Rate  # The highest rate, which the warm-up ends at
     epochs: Above0 = 1.0  # How often each row is trained on
-    max_steps: Positive | None = None  # Stop after this many steps, whatever `epochs` says
+    max_steps: Positive | None = None  # Stop after this many steps; goes over `epochs`
     gradient_accumulation_steps: Positive = 1  # Batches whose gradients make one step
     warmup_ratio: Share = 0.0  # The share of the steps in which the rate rises from 0
     scheduler: Scheduler = "linear"  # How the rate falls after the warm-up

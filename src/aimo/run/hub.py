@@ -46,7 +46,7 @@ def local_folder(base: str, revision: str | None = None) -> Path:
 
 
 def check_links(folder: Path) -> None:
-    """Refuse a folder to push that has a link out of it, or what is no file: its target would be pushed."""
+    """Refuse to push a folder with a link out of it, whose target would be pushed, or with a special file."""
     for path in sorted(folder.rglob("*")):
         out = path.is_symlink() and not path.resolve().is_relative_to(folder.resolve())
         if out or not (path.is_file() or path.is_dir()):

@@ -129,8 +129,7 @@ def run_folder(run_dir: str | Path | None, profile: Profile) -> Path:
 def open_folder(folder: Path, profile: Profile, redo: str | None = None) -> None:
     """Create and lock the run's folder, or check that its profile is this one.
 
-    Keys that change no result, and those of stages from `redo` on, may differ from the folder's profile; they
-    are written there.
+    Keys that change no result, and those of stages from `redo` on, may differ; the folder takes them.
     """
     saved = folder / "profile.yaml"
     try:
@@ -205,10 +204,9 @@ def held_above() -> list[str]:
 
 
 def lock(folder: Path) -> None:
-    """Keep other processes out of a run's folder until `unlock`, or until this process ends, however it ends.
+    """Keep other processes out of a run's folder until `unlock` or this process's end.
 
-    A process may hold several; those that it starts may work in them. AimoError names the process that holds
-    it.
+    A process may hold several; its children may work in them. AimoError names the process that holds one.
     """
     if folder in _locks or str(folder) in held_above():
         return
