@@ -57,8 +57,10 @@ def extract(completion: str, tags: Tags = DEFAULT_TAGS) -> str | None:
     without a clause that explains it. Boxes in one list are one answer, `3, 5, 7`. Text after the thought
     takes precedence over text inside it.
     """
-    ends = (tags.think_end, *PUBLIC_THINK_ENDS)
-    after = max((completion.rfind(end) + len(end) for end in ends if end in completion), default=0)
+    after = 0
+    for end in (tags.think_end, *PUBLIC_THINK_ENDS):
+        if end in completion:
+            after = max(after, completion.rfind(end) + len(end))
     for text in (completion[after:], completion[:after]):
         if "box" in text or "</answer>" in text or tags.answer_end in text:
             found = [tagged(text, "<answer>", "</answer>"), boxed(text)]

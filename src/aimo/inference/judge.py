@@ -23,16 +23,7 @@ from typing import Any
 
 from aimo.inference import expressions
 from aimo.inference.answers import DEFAULT_TAGS, extract
-from aimo.inference.expressions import (
-    TEXT,
-    Number,
-    canonical,
-    compute,
-    exact_value,
-    parts,
-    read_choice,
-    values,
-)
+from aimo.inference.expressions import TEXT, canonical, compute, exact_value, parts, read_choice, values
 from aimo.inference.settings import Prompt, Tags
 
 TIME_LIMIT_S = 5.0  # wall time of one answer in math-verify
@@ -266,7 +257,7 @@ def same_expression(answer: str, gold: str) -> bool | None:
     return None
 
 
-def close(a: Number, b: Number, decimal: bool) -> bool | None:
+def close(a: expressions.Number, b: expressions.Number, decimal: bool) -> bool | None:
     """Return whether two values are equal; None for a near miss, which math-verify may round away."""
     if isinstance(a, Fraction) and isinstance(b, Fraction) and (a == b or not decimal):
         return a == b
