@@ -176,8 +176,9 @@ def sample_file(sampler: Sampler, file: File, num_samples: int, step: Callable[[
                 ended, tasks = await asyncio.wait(
                     tasks, timeout=solver.HEALTH_CHECK_S, return_when=asyncio.FIRST_EXCEPTION
                 )
-                for task in ended:
-                    task.result()  # raises what ended it
+                for error in [task.exception() for task in ended]:  # of all: asyncio prints one not asked for
+                    if error:
+                        raise error
                 if (now := (sampler.written, len(file.traces))) != sign:
                     sign, heard = now, time.monotonic()
                 elif time.monotonic() - heard > patience:
