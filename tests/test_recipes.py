@@ -34,7 +34,7 @@ SMALL = {
     },
     "prompt": {"eos_token": None},
     "sft": {
-        "max_steps": 2,
+        "max_steps": 1,
         "batch_size": 2,
         "gradient_accumulation_steps": 1,
         "optimizer": "adamw_torch",
@@ -43,7 +43,7 @@ SMALL = {
         "packing_strategy": "bfd",
     },
     "grpo": {
-        "max_steps": 2,
+        "max_steps": 1,
         "prompts_per_step": 2,
         "num_generations": 4,
         "gradient_accumulation_steps": 1,
@@ -245,7 +245,7 @@ def test_a_recipe_scaled_down_trains_its_stages_into_a_model(tmp_path, name, one
         model, tokenizer = models.load_model(start, p), models.load_tokenizer(start, p)
         log = models.training_of(stage)(model, tokenizer, ready[stage], run, probe=ready.get("grpo_test"))
         steps = [record for record in log if "loss" in record]
-        assert [record["step"] for record in steps] == [1, 2]
+        assert [record["step"] for record in steps] == [1]
         models.save_model(run, tokenizer, trainers.summary(log))
         start = run.folder / "model"
     assert (start / "model.safetensors").exists()

@@ -4,7 +4,7 @@ import ast
 import re
 import sys
 from collections.abc import Iterator
-from pathlib import Path
+from importlib.metadata import version
 
 import pytest
 from conftest import ROOT
@@ -16,78 +16,55 @@ COMPAT = {  # modules that may, and the packages whose versions their heading na
 }
 # Not __dunder__, nor _protocol_ of IPython, nor what a named tuple offers.
 PRIVATE = re.compile(r"_(?!_|fields$|asdict$|replace$)\w*[^_]")
+FUNCTIONS = ast.FunctionDef | ast.AsyncFunctionDef
 
 
-def tree_of(path: Path) -> ast.Module:
-    return ast.parse(path.read_text())
+def own_names(tree: ast.Module) -> Iterator[str]:
+    """Names that a module gives to functions, classes, variables, and attributes of what has no base."""
+    nodes = list(ast.walk(tree))
+    derived = [node for node in nodes if isinstance(node, ast.ClassDef) and node.bases]
+    replacing = {member for node in derived for member in node.body}  # may replace a method of the base's
+    for node in nodes:
+        if isinstance(node, FUNCTIONS | ast.ClassDef) and node not in replacing:
+            yield node.name
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+        if isinstance(node, ast.ClassDef) and not node.bases:
+            for part in ast.walk(node):
+                if isinstance(part, ast.Attribute) and isinstance(part.ctx, ast.Store):
+                    yield from [part.attr] if getattr(part.value, "id", "") == "self" else []
 
 
-def own_names() -> set[str]:
-    """Names that aimo itself gives to functions, classes and variables."""
-    names = set()
-    for path in PACKAGE.rglob("*.py"):
-        if path in COMPAT:
-            continue
-        tree = tree_of(path)
-        plain = [
-            n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
-        ]
-        inherited = {
-            member
-            for node in plain
-            if isinstance(node, ast.ClassDef) and node.bases  # a method may replace one of the base's
-            for member in node.body
-        }
-        names |= {node.name for node in plain if node not in inherited}
-        names |= {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-        for node in plain:
-            if isinstance(node, ast.ClassDef) and not node.bases:
-                names |= {n.attr for n in ast.walk(node) if isinstance(n, ast.Attribute) and on_self(n)}
-    return names
-
-
-def on_self(node: ast.Attribute) -> bool:
-    return isinstance(node.ctx, ast.Store) and isinstance(node.value, ast.Name) and node.value.id == "self"
-
-
-def private_names(tree: ast.Module, own: set[str]) -> Iterator[str]:
+def private_names(tree: ast.Module, own: set[str]) -> set[str]:
     """The private names of third-party objects that a module imports, reads, sets or overrides."""
-    standard = {
-        alias.asname or alias.name.partition(".")[0]
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Import)
-        for alias in node.names
-        if alias.name.partition(".")[0] in sys.stdlib_module_names
-    }
-    for node in ast.walk(tree):
-        found: list[str] = []
-        if isinstance(node, ast.ImportFrom) and not (node.module or "").startswith("aimo"):
-            found = [part for alias in node.names for part in (*node.module.split("."), alias.name)]
-        if isinstance(node, ast.Attribute):
-            root = node.value.id if isinstance(node.value, ast.Name) else ""
-            found = [] if root in standard else [node.attr]
-        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("getattr", "setattr", "hasattr"):
-            found = [
-                arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)
-            ]
-        if isinstance(node, ast.ClassDef) and node.bases:
-            found = [member.name for member in node.body if isinstance(member, ast.FunctionDef)]
-        yield from (name for name in found if PRIVATE.fullmatch(name) and name not in own)
+    nodes, found = list(ast.walk(tree)), []
+    imported = [alias for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    standard = {a.asname or a.name for a in imported if a.name.partition(".")[0] in sys.stdlib_module_names}
+    for node in nodes:
+        match node:
+            case ast.ImportFrom(module=str(module), names=names) if not module.startswith("aimo"):
+                found += [part for alias in names for part in (*module.split("."), alias.name)]
+            case ast.Attribute(value=ast.Name(id=root)) if root in standard:
+                pass
+            case ast.Attribute(attr=name):
+                found.append(name)
+            case ast.Call(func=ast.Name(id="getattr" | "setattr" | "hasattr"), args=arguments):
+                found += [a.value for a in arguments if isinstance(getattr(a, "value", None), str)]
+            case ast.ClassDef(bases=[_, *_], body=body):
+                found += [member.name for member in body if isinstance(member, ast.FunctionDef)]
+    return {name for name in found if PRIVATE.fullmatch(name) and name not in own}
 
 
 def test_no_module_but_those_two_uses_a_private_name_of_another_library():
-    own = own_names()
-    found = {
-        f"{path.relative_to(PACKAGE)}: {name}"
-        for path in PACKAGE.rglob("*.py")
-        if path not in COMPAT
-        for name in private_names(tree_of(path), own)
-    }
+    trees = {path: ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py") if path not in COMPAT}
+    own = {name for tree in trees.values() for name in own_names(tree)}
+    found = {path.name: names for path, tree in trees.items() if (names := private_names(tree, own))}
     assert not found, "move it to one of them, with version, reason and link"
 
 
 def test_each_way_to_use_a_private_name_is_seen_and_own_names_are_allowed():
     code = """
+import os
 from trl.trainer.utils import _a
 from trl._b import kernel
 trainer._c.clear()
@@ -98,15 +75,14 @@ class Ours(trl.SFTTrainer):
 os._exit(1)
 run._ours
 """
-    found = set(private_names(ast.parse(f"import os{code}"), {"_ours"}))
-    assert found == {"_a", "_b", "_c", "_d", "_e"}
+    tree = ast.parse(code)
+    assert private_names(tree, {"_ours"}) == {"_a", "_b", "_c", "_d", "_e"}
+    assert not {"_a", "_b", "_c", "_d", "_e"} & {*own_names(tree)}
 
 
 @pytest.mark.parametrize("path", COMPAT, ids=lambda path: path.stem)
 def test_the_heading_names_the_versions_that_are_installed(path):
-    from importlib.metadata import version
-
-    heading = ast.get_docstring(tree_of(path))
+    heading = ast.get_docstring(ast.parse(path.read_text()))
     for package in COMPAT[path]:
         assert version(package) in heading, f"look over {path.name} for {package} {version(package)}"
 
