@@ -34,12 +34,10 @@ class OrderHook:
     `get_train_dataloader` builds the sampler and prepares the loader for several processes in one step.
     """
 
+    order_rows: Any  # (sampler): the one to use in place of the trainer's own
+
     def _get_train_sampler(self, dataset: Any = None) -> Any:
         return self.order_rows(super()._get_train_sampler(dataset))  # type: ignore[misc]
-
-    def order_rows(self, sampler: Any) -> Any:
-        """Return the sampler to use in place of the trainer's own."""
-        return sampler
 
 
 def pack_tokens(dataset: Any, args: Any) -> Any:
@@ -68,27 +66,15 @@ class GrpoHook(trl.GRPOTrainer):
     log-probabilities of the policy, the old policy and the reference; nothing public stands before the loss.
     """
 
+    choose: Any  # (inputs): what all processes train on in this step, [Sampled] in whole groups; None: as TRL
+    figures: Any  # (rewards): what to log in place of TRL's figures, from all that was sampled for the step
+    log_probs: Any  # (compute, input_ids, attention_mask, logits_to_keep): what TRL's `compute` returns
     model: Any
     args: Any
     processing_class: Any
     train_dataset: Any
     num_generations: Any
     chosen_rewards: Any
-
-    def choose(self, inputs: list[dict[str, Any]]) -> list[Sampled] | None:
-        """Return the completions to train on in this step, in all processes together: whole groups, which
-        split evenly over the processes and `steps_per_generation`. None: train on what TRL samples."""
-        raise NotImplementedError
-
-    def figures(self, rewards: torch.Tensor) -> dict[str, float]:
-        """Return what to log in place of TRL's figures; `rewards` (completions, functions) are of all
-        completions that were sampled for the step."""
-        raise NotImplementedError
-
-    def log_probs(self, compute: Any, input_ids: Any, attention_mask: Any, logits_to_keep: int) -> Any:
-        """Return log-probabilities and entropies (rows, logits_to_keep) and the auxiliary loss, by TRL's
-        `compute`."""
-        return compute(input_ids, attention_mask, logits_to_keep)
 
     def _generate_and_score_completions(self, inputs: Any) -> Any:
         self.rows, self.chosen_rewards, self.all_rewards = inputs, None, []  # type: ignore[var-annotated]

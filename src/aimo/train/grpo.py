@@ -89,7 +89,7 @@ class GrpoTrainer(Shared, compat.GrpoHook):
 
     def choose(self, inputs: list[dict[str, Any]]) -> list[compat.Sampled] | None:
         """Return the step's groups with signal, from as many prompts as it takes; None without
-        `max_resample`.
+        `max_resample`. They split evenly over the processes and `steps_per_generation`.
 
         Where `max_resample` times as many prompts have too few, the step is smaller. The further prompts
         follow from the seed, the step and its first prompt, so that a resumed run tries the same. All
