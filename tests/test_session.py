@@ -108,6 +108,8 @@ def test_files_of_both_competitions_and_benchmarks_are_asked_in_the_chosen_one_s
 @pytest.mark.parametrize(
     "name, module",
     [
+        ("wheels", "aimo.inference.wheels"),
+        ("submission", "aimo.inference.gateway, aimo.inference.startup"),
         ("evaluate", "aimo.evaluation.submission"),
         ("train", "aimo.pipeline, aimo.data.prepare, aimo.report.pages"),
     ],
