@@ -23,7 +23,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,15 +114,13 @@ class Session:
 
     Any number may run side by side, each in its caller's thread (`asyncio.to_thread`). A timeout and too much
     output interrupt the program and keep the variables. After a program that cannot be interrupted, a crash,
-    or threads that outlive their call, the session continues without variables in a new process, which starts
-    in the background.
+    or threads that outlive their call, the session continues without variables in a new process.
     """
 
     def __init__(self, limits: Limits = DEFAULT):
         check_limits()
         self._limits, self._lock, self._closed = limits, threading.Lock(), False
         self._process = _Process(limits)
-        self._replacing: Future[None] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -132,18 +130,13 @@ class Session:
 
     def run(self, code: str) -> Result:
         """Run code after that of earlier calls."""
-        if self._replacing:
-            self._replacing.result()
+        with self._lock:
+            if self._process.killed and not self._closed:
+                self._process = _Process(self._limits)
         result = self._process.call(code)
         if result.restarted:
-            self._replacing = _server.background.submit(self._replace)
-        return result
-
-    def _replace(self) -> None:
-        with self._lock:
             self._process.end()
-            if not self._closed:
-                self._process = _Process(self._limits)
+        return result
 
     def close(self) -> None:
         """End the process and delete its folder; from another thread, also end a running call."""
@@ -271,7 +264,7 @@ class _ForkServer:
         self.lock = threading.Lock()
         self.process: subprocess.Popen[bytes] | None = None
         self.requests = 0
-        self.background = ThreadPoolExecutor(4)  # replaces and ends processes of sessions
+        self.background = ThreadPoolExecutor(4)  # ends sessions that nobody waits for
 
     def start(self) -> None:
         if sys.platform != "linux":
