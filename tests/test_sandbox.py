@@ -234,7 +234,7 @@ def test_a_session_that_is_stopped_reports_it_and_continues_without_variables(se
     assert ENDS[code] in result.error and result.error.endswith("the session's variables are lost")
     assert result.timed_out == ("timed out" in result.error)
     assert ("so far" in result.stdout) == ("so far" in code)
-    assert not is_alive(first)
+    wait_for(lambda: not is_alive(first), 5)
     assert "NameError" in session.run("x").error
     assert session.run("1 + 1").stdout == "2\n"
 

@@ -120,7 +120,7 @@ class Session:
     def __init__(self, limits: Limits = DEFAULT):
         check_limits()
         self._limits, self._lock, self._closed = limits, threading.Lock(), False
-        self._process = _Process(limits)
+        self._process, self._lost = _Process(limits), False
 
     def __enter__(self) -> Self:
         return self
@@ -131,11 +131,12 @@ class Session:
     def run(self, code: str) -> Result:
         """Run code after that of earlier calls."""
         with self._lock:
-            if self._process.killed and not self._closed:
-                self._process = _Process(self._limits)
+            if self._lost and not self._closed:
+                self._process, self._lost = _Process(self._limits), False
         result = self._process.call(code)
         if result.restarted:
-            self._process.end()
+            self._lost = True
+            _server.background.submit(self._process.end)
         return result
 
     def close(self) -> None:
@@ -264,7 +265,7 @@ class _ForkServer:
         self.lock = threading.Lock()
         self.process: subprocess.Popen[bytes] | None = None
         self.requests = 0
-        self.background = ThreadPoolExecutor(4)  # ends sessions that nobody waits for
+        self.background = ThreadPoolExecutor(4)  # ends what nobody waits for
 
     def start(self) -> None:
         if sys.platform != "linux":
