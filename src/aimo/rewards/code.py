@@ -62,8 +62,8 @@ def code_reward(
         try:
             info = json.loads(info) if isinstance(info, str) else info
             kinds = {case.get("type", "stdin_stdout") or "stdin_stdout" for case in info["test_cases"]}
-            known = info["language"] == "python" and kinds <= {"stdin_stdout"}
-            cases = [(str(case["input"]), str(case["output"])) for case in info["test_cases"] if known]
+            is_python = info["language"] == "python" and kinds <= {"stdin_stdout"}
+            cases = [(str(case["input"]), str(case["output"])) for case in info["test_cases"] if is_python]
         except (ValueError, TypeError, KeyError, AttributeError):
             cases = []  # of another language, or unreadable
         rows.append((extract_code(text_of(completion)), cases))
