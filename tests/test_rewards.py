@@ -176,36 +176,33 @@ def test_the_unsloth_recipe_scores_as_its_notebook(completion, gold, exact, appr
 
 CASES = [{"input": "1 2", "output": "3\n", "type": "stdin_stdout"}, {"input": "5 5", "output": "10\nok"}]
 INFO = {"language": "python", "test_cases": CASES}
-code = functools.partial(rewards.code_reward, provider_type=run_anywhere)
-binary_code = functools.partial(rewards.binary_code_reward, provider_type=run_anywhere)
+ADD = "a, b = map(int, input().split())\nprint(a + b)"
+PROGRAMS = {
+    f"{ADD}\nif a == b: print(' ok ')": 1.0,
+    ADD: 0.5,  # the second case lacks a line
+    "print(3); raise SystemExit(1)": 0.0,
+    "": 0.0,
+}
+UNKNOWN = [
+    None, {}, "{", "null", {"language": "cpp", "test_cases": CASES}, {"language": "python", "test_cases": []},
+    {"language": "python", "test_cases": [{"type": "function_call", "input": "1", "output": "1"}]},
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "program, reward",
-    [
-        ("a, b = map(int, input().split())\nprint(a + b)\nif a == b: print(' ok ')", 1.0),
-        ("a, b = map(int, input().split())\nprint(a + b)", 0.5),  # the second case lacks a line
-        ("print(3); raise SystemExit(1)", 0.0),
-        ("", 0.0),
-    ],
-)
-def test_code_is_rewarded_by_the_share_of_test_cases_whose_every_line_is_right(program, reward):
-    completion = f"```python\nprint('a draft')\n```\nBetter:\n```python\n{program}\n```"
-    for info in (INFO, json.dumps(INFO)):
-        assert code([completion], verification_info=[info]) == [reward]
-    assert binary_code([completion], verification_info=[INFO]) == [float(reward == 1)]
+def test_code_is_rewarded_by_the_share_of_test_cases_whose_every_line_is_right():
+    draft = "```python\nprint('a draft')\n```\nBetter:\n```python\n{}\n```"
+    completions = [draft.format(program) for program in (*PROGRAMS, ADD)]
+    infos, shares = [INFO] * len(PROGRAMS) + [json.dumps(INFO)], [*PROGRAMS.values(), 0.5]
+    given = {"verification_info": infos, "provider_type": run_anywhere}
+    assert rewards.code_reward(completions, **given) == shares
+    assert rewards.binary_code_reward(completions, **given) == [float(share == 1) for share in shares]
 
 
-@pytest.mark.parametrize(
-    "info",
-    [None, {}, "{", "null", {"language": "cpp", "test_cases": CASES},
-    {"language": "python", "test_cases": []},
-     {"language": "python", "test_cases": [{"type": "function_call", "input": "1", "output": "1"}]}],
-)  # fmt: skip
-def test_a_row_without_python_test_cases_is_not_scored_and_does_not_disturb_the_others(info):
-    completions = ["```python\nprint(3)\n```"] * 2
-    assert code(completions, verification_info=[info, INFO]) == [None, 0.5]
-    assert binary_code(completions, verification_info=[info, INFO]) == [None, 0.0]
+def test_a_row_without_python_test_cases_is_not_scored_and_does_not_disturb_the_others():
+    infos = [*UNKNOWN, INFO, *UNKNOWN]
+    given = {"verification_info": infos, "provider_type": run_anywhere}
+    shares = rewards.code_reward(["```python\nprint(3)\n```"] * len(infos), **given)
+    assert shares == [None] * len(UNKNOWN) + [0.5] + [None] * len(UNKNOWN)
 
 
 def test_code_runs_in_the_local_sandbox_within_its_limits(monkeypatch):
