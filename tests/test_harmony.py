@@ -5,7 +5,6 @@ import hashlib
 import json
 import random
 import shutil
-from contextlib import ExitStack
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -383,39 +382,39 @@ def gpt_oss(tmp_path_factory, encoding, shared):
     return folder
 
 
-@pytest.fixture
-def serve(gpt_oss):
-    """Start a server whose model is a function from the prompt to the text of its turn."""
-    with ExitStack() as started:
+@pytest.fixture(scope="module")
+def served(gpt_oss):
+    """A server's sampler of gpt-oss, and its model: a function from the prompt to the text of its turn."""
+    served = SimpleNamespace()
 
-        def start(model):
-            def complete(body):
-                assert body["stop_token_ids"] == harmony.STOP and not body["skip_special_tokens"]
-                ids = ids_of(sampler.encoding, model(sampler.encoding.decode(body["prompt"])))
-                stopped = ids[-1] in harmony.STOP
-                shown = sampler.encoding.decode(ids[:-1] if stopped else ids)
-                return [
-                    {"text": shown, "finish_reason": None, "token_ids": ids},
-                    {"text": "", "finish_reason": "stop" if stopped else "length"},
-                ]
+    def complete(body):
+        assert body["stop_token_ids"] == harmony.STOP and not body["skip_special_tokens"]
+        encoding = served.sampler.encoding
+        ids = ids_of(encoding, served.model(encoding.decode(body["prompt"])))
+        stopped = ids[-1] in harmony.STOP
+        shown = encoding.decode(ids[:-1] if stopped else ids)
+        ending = {"text": "", "finish_reason": "stop" if stopped else "length"}
+        return [{"text": shown, "finish_reason": None, "token_ids": ids}, ending]
 
-            sampler = Server([started.enter_context(model_server.serving(complete, 2048))], gpt_oss)
-            started.callback(sampler.close)
-            sampler.settings = replace(sampler.settings, tools=1.0, max_tokens=400)
-            return sampler
+    with model_server.serving(complete, 2048) as url, Server([url], gpt_oss) as served.sampler:
+        yield served
 
-        yield start
+
+def ask(served, model, samples, tools):
+    served.model = model
+    served.sampler.settings = replace(served.sampler.settings, tools=tools, max_tokens=400)
+    return solve_problem(served.sampler, "What is 6 x 7?", samples, 0, 999, policy=EXACT)
 
 
 @pytest.mark.slow
-def test_a_sample_calls_python_reads_its_output_and_answers(serve):
+def test_a_sample_calls_python_reads_its_output_and_answers(served):
     def model(prompt):
         if "<|message|>42<|end|><|start|>assistant" in prompt:
             return THOUGHT + ANSWER + "<|return|>"
         unknown = "<|channel|>analysis to=unknown<|message|>{}<|call|>"
         return THOUGHT + CALL if unknown in prompt else unknown
 
-    s = solve_problem(serve(model), "What is 6 x 7?", num_samples=4, low=0, high=999, policy=EXACT)
+    s = ask(served, model, 4, tools=1.0)
     assert s.answer == 42 and not s.note
     for sample in s.ended:
         assert (sample.weight, sample.turns, sample.errors, sample.malformed) == (2.0, 2, 1, 1)
@@ -424,16 +423,14 @@ def test_a_sample_calls_python_reads_its_output_and_answers(serve):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tools", [0.0, 1.0])
-def test_a_sample_that_is_cut_or_calls_a_tool_it_may_not_is_forced_to_answer(serve, tools):
+def test_a_sample_that_is_cut_or_calls_a_tool_it_may_not_is_forced_to_answer(served, tools):
     def model(prompt):
         if prompt.endswith(f"<|end|><|start|>assistant{harmony.FINAL}{harmony.ANSWER}"):
             assert "<|call|><|end|>" not in prompt
             return "42}"
         return "<|channel|>analysis<|message|>Let me see, or" if tools else CALL
 
-    sampler = serve(model)
-    sampler.settings = replace(sampler.settings, tools=tools)
-    s = solve_problem(sampler, "What is 6 x 7?", num_samples=2, low=0, high=999, policy=EXACT)
+    s = ask(served, model, 2, tools)
     assert s.answer == 42 and {sample.end for sample in s.ended} == {End.TOKENS}
 
 
