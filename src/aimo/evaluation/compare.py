@@ -38,13 +38,12 @@ class Comparison:
 
     @property
     def is_real(self) -> bool:
-        """Whether the interval of the difference in pass@1 excludes 0, or McNemar's test says so."""
         if self.mcnemar is not None:
             return self.mcnemar < LEVEL
         return self.passes.low > 0 or self.passes.high < 0
 
     def flips(self) -> list[int]:
-        """The rows whose vote is right for one and wrong for the other; the largest changes come first."""
+        """Return the rows whose vote is right for one and wrong for the other, the largest changes first."""
         changes = np.abs(self.b.right.mean(axis=1) - self.a.right.mean(axis=1))
         flipped = np.flatnonzero(self.a.votes() != self.b.votes())
         return sorted(flipped.tolist(), key=lambda row: -changes[row])
@@ -96,7 +95,7 @@ def compare_folders(folders: list[Path], allowed: Collection[str], folder: Path)
 
 
 def in_points(difference: Interval, form: str = "{} ({} to {})") -> str:
-    """A difference with its interval, in points of 100."""
+    """Return a difference with its interval, in points of 100."""
     numbers = (difference.value, difference.low, difference.high)
     return form.format(*(f"{100 * number:+.1f}" for number in numbers))
 
@@ -137,13 +136,13 @@ def compare_scores(a: Scores, b: Scores) -> Comparison:
 
 
 def mcnemar(gained: int, lost: int) -> float:
-    """The two-sided p-value of McNemar's exact test, of questions gained and lost."""
+    """Return the two-sided p-value of McNemar's exact test."""
     n = gained + lost
     return min(1.0, 2 * sum(comb(n, i) for i in range(min(gained, lost) + 1)) / 2**n)
 
 
 def verdict(found: Comparison, a: str, b: str) -> str:
-    """Whether b is better than a, in plain words, and what would tell if that is open."""
+    """Say whether b is better than a, and what would tell if that is open."""
     points = 100 * found.passes.value
     bounds = in_points(found.passes, "95 % interval {1} to {2}")
     if found.mcnemar is not None:
@@ -155,7 +154,7 @@ def verdict(found: Comparison, a: str, b: str) -> str:
 
 
 def what_would_tell(found: Comparison) -> str:
-    """How many more completions or questions would show a difference of this size, with a power of 0.8.
+    """Say how many more completions or questions would show such a difference, with a power of 0.8.
 
     The variance of the mean difference is (between + within / k) / n: between questions, and within them.
     """

@@ -44,7 +44,7 @@ class EvaluationHeader:
     served: str = ""  # what servers call the model; empty for an engine, and before they are asked
 
     def is_of(self, weights: str) -> bool:
-        """Whether the completions are of the model with this identity."""
+        """Return whether the completions are of the model with this identity."""
         told_apart = "-" in self.weights or "+" not in self.model  # 1.0.1 gave an adapter its base's weights
         return told_apart and is_same_model(self.weights, weights)
 
@@ -100,18 +100,17 @@ class File(SampleFile):
         self.traces = {(trace.id, trace.index): trace for trace in found}  # by question and index
 
     def missing(self, num_samples: int) -> list[tuple[str, int]]:
-        """What is not there yet of `num_samples` completions for each question, first ones first."""
+        """Return what is missing of `num_samples` completions for each question, first ones first."""
         wanted = [(question.id, n) for n in range(num_samples) for question in self.header.questions]
         return [which for which in wanted if which not in self.traces]
 
     def add(self, trace: Trace) -> None:
-        """Keep a completion. AimoError when it cannot be written."""
         self.append(asdict(trace))
         self.traces[trace.id, trace.index] = trace
 
 
 def read_completions(path: Path) -> tuple[EvaluationHeader, list[Trace]]:
-    """What was asked, and all completions. AimoError names a line that is neither."""
+    """Return what was asked, and all completions. AimoError names a line that is neither."""
     traces = []
     header = None
     for number, value in iterate_lines(path):

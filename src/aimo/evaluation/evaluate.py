@@ -55,11 +55,10 @@ class Wanted:
 
     @cached_property
     def weights(self) -> str:
-        """The model's identity, with its adapter's."""
         return identity(self.model, self.adapter)
 
     def settings(self, name: str) -> Settings:
-        """The settings that the model is asked with on a benchmark.
+        """Return the settings that the model is asked with on a benchmark.
 
         A model without settings of its own (aimo.json) that boxes its answers is asked with the benchmark's
         prompt.
@@ -163,7 +162,7 @@ def write_results(
     """Write evaluation.json and its page, tell the tracker, and list the page in runs/index.html."""
     figures: dict[str, Any] = {name: scores.figures_of(one) for name, one in found.items()}
     measured = {name: round(100 * figures[name]["pass@1"][0], 1) for name in found}
-    asked = {name: one.questions for name, one in found.items()}
+    asked = {name: one.header.questions for name, one in found.items()}
     record: dict[str, Any] = {
         "model": wanted.name,
         "weights": wanted.weights,
@@ -190,8 +189,8 @@ def write_results(
 
 
 def row_of(one: Scores, i: int) -> dict[str, Any]:
-    """The i-th question with its pass rate, and a right and a wrong completion of it where there are such."""
-    question, right = one.questions[i], one.right[i].tolist()
+    """Return the i-th question with its pass rate, and a right and a wrong completion if it has them."""
+    question, right = one.header.questions[i], one.right[i].tolist()
     shown = dict(reversed(list(zip(right, zip(one.traces[i], one.answers[i], strict=True), strict=True))))
     return {
         "id": question.id,
@@ -238,7 +237,7 @@ def track(to: str, folder: Path, name: str, figures: dict[str, dict[str, Any]]) 
 
 
 def make_folder(folder: Path) -> None:
-    """Make the folder. AimoError when it cannot be made, or cannot be written to."""
+    """Make a folder that can be written to, or raise AimoError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
@@ -247,12 +246,12 @@ def make_folder(folder: Path) -> None:
 
 
 def evaluation_folder(name: str, run_dir: str | None, kind: str = "evaluate") -> Path:
-    """Where an evaluation or comparison goes: runs/KIND-NAME if not given."""
+    """Return where an evaluation or comparison goes: runs/KIND-NAME if not given."""
     return Path(run_dir).absolute() if run_dir else RUNS / f"{kind}-{name}"
 
 
 def name_of(model: Path) -> str:
-    """A short name of a model folder or an adapter; RUN-STAGE for a stage's own."""
+    """Return a short name of a model folder or an adapter; RUN-STAGE for a stage's own."""
     path = model.absolute()
     own = path.name in ("model", "trained") and len(path.parts) > 3
     return "-".join(path.parts[-3:-1]) if own else path.name
@@ -276,7 +275,6 @@ def read_evaluation(folder: Path) -> tuple[dict[str, Any], dict[str, Scores]]:
 
 
 def show_scores(found: dict[str, Scores]) -> None:
-    """Print the figures of each benchmark."""
     table = Table("benchmark", "questions", "k", "pass@1", "95 %", "maj@k", "tokens", "cut off", "no answer")
     for name, one in found.items():
         row = scores.figures_of(one)

@@ -50,14 +50,14 @@ class Forecast:
         return float(np.sqrt((self.scores - self.mean) ** 2 @ self.chances))
 
     def at_least(self) -> np.ndarray:
-        """The chance of each score or a higher one."""
+        """Return the chance of each score or a higher one."""
         return self.chances[::-1].cumsum()[::-1]
 
 
 def chances_of(
     questions: Sequence[RecordedQuestion], rule: Rule, samples: int = 16, draws: int = 300, seed: int = 0
 ) -> list[float]:
-    """(n,) the chance that one run of a rule, with so many samples, is right on each question."""
+    """Return (n,) the chance that one run of a rule, with so many samples, is right on each question."""
     rng = random.Random(seed)
     found = []
     for question in questions:
@@ -68,7 +68,7 @@ def chances_of(
 
 
 def forecast_score(rates: Sequence[float], runs: int, questions: int) -> Forecast:
-    """The score of a day of `questions` questions with the chances `rates` (m,) of the recorded ones."""
+    """Forecast a day of `questions` questions with the chances `rates` (m,) of the recorded ones."""
     rights = range(runs + 1)  # of a question, binomial
     each = np.array([[comb(runs, k) * p**k * (1 - p) ** (runs - k) for k in rights] for p in rates])
     chances = reduce(np.convolve, each if len(rates) == questions else [each.mean(axis=0)] * questions)
@@ -77,7 +77,7 @@ def forecast_score(rates: Sequence[float], runs: int, questions: int) -> Forecas
 
 
 def runs_to_tell(deviation: float, gain: float = 1.0) -> int:
-    """How many runs each of two settings needs, so that a gain in points is told from luck.
+    """Return how many runs each of two settings needs to tell a gain in points from luck.
 
     n = 2 ((z(0.975) + z(0.8)) deviation / gain)^2: a two-sided test of two means at the level of 0.05 finds
     the gain with a probability of 0.8. Scores are taken as normal, of equal deviation, on the same questions.
@@ -87,7 +87,6 @@ def runs_to_tell(deviation: float, gain: float = 1.0) -> int:
 
 
 def show_forecast(found: Forecast) -> None:
-    """Print the chances of the scores, and the days that tell a gain of a point from luck."""
     table = Table("score", "chance", "at least")
     for score, chance, more in zip(found.scores, found.chances, found.at_least(), strict=True):
         if chance >= LEAST_SHOWN:

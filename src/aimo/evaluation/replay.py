@@ -157,7 +157,7 @@ def play(
 def replay_order(
     question: RecordedQuestion, order: Sequence[int], rule: Rule, budget: float = math.inf
 ) -> tuple[bool, float, float]:
-    """Whether a rule is right on one order of a question's samples, its tokens and its wall time."""
+    """Return whether a rule is right on one order of a question's samples, its tokens and its wall time."""
     samples = question.ours if rule.is_ours else question.peer
     answer, tokens, wall = play([samples[i] for i in order[: rule.samples]], rule, budget)[1]
     return answer == question.gold, tokens, wall
@@ -179,7 +179,7 @@ def measure(
     samples: int | None = None,
     budget: float = math.inf,
 ) -> list[Measured]:
-    """Each rule on the same `draws` random orders of each question, of `samples` of its samples or of all.
+    """Replay `draws` random orders of each question, of `samples` of its samples or of all, with each rule.
 
     An order that was drawn twice is replayed once. Costs a second for 120,000 samples.
     """
@@ -221,7 +221,7 @@ def compare_rules(
     samples: int | None = None,
     budget: float = math.inf,
 ) -> list[Figures]:
-    """Our default and other rules on one file; without `rules`, all whose weights it has recorded."""
+    """Measure our default and other rules on one file; without `rules`, all whose weights it has recorded."""
     for rule in rules:
         if ":" in rule.name and not has_weight(traces, rule.weight):
             remedy = "record it with inference.confidence=true" if rule.weight != "programs" else "use tools"
@@ -247,7 +247,7 @@ def compare_rules(
 
 
 def defaults(traces: Traces) -> list[Rule]:
-    """Every stop rule, and every weight that a file has recorded, on all samples and with our stop rule."""
+    """Return every stop rule, and every recorded weight on all samples and with our stop rule."""
     weights = [weight for weight in WEIGHTS if has_weight(traces, weight)]
     of_all = [f"all:{weight}" for weight in weights]
     of_ours = [f"ours:{'equal' if weight == 'programs' else weight}" for weight in weights]
@@ -264,7 +264,7 @@ def has_weight(traces: Traces, weight: str) -> bool:
 
 
 def plot_rules(figures: Sequence[Figures], to: Path) -> None:
-    """Accuracy against tokens, a panel for each file."""
+    """Draw accuracy against tokens, a panel for each file."""
     files = list(dict.fromkeys(figure.file for figure in figures))
     canvas, grid = plots.panels(len(files), columns=3, width=7, height=5)
     for panel, file in zip(grid, files, strict=True):
@@ -290,7 +290,6 @@ def plot_rules(figures: Sequence[Figures], to: Path) -> None:
 
 
 def show_rules(traces: Traces, figures: Sequence[Figures]) -> None:
-    """Print the figures of one file as a table, and the questions that flipped."""
 
     def text(interval: Interval, form: str) -> str:  # + 0 makes -0.0 a 0.0
         bounds = interval.value, interval.low, interval.high

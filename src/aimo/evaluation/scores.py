@@ -47,49 +47,44 @@ class Scores:
     well_formed: float = 0.0  # the share of completions that keep to the format; `sample_rows` sets it
 
     @property
-    def questions(self) -> list[Question]:
-        return self.header.questions
-
-    @property
     def samples(self) -> int:
         return self.right.shape[1]
 
     @property
     def tokens(self) -> NDArray[np.float64]:
-        """(n,) the mean tokens of each question's completions."""
+        """Return (n,) the mean tokens of each question's completions."""
         return np.array([np.mean([trace.tokens for trace in group]) for group in self.traces])
 
     @cached_property
     def ballots(self) -> list[tuple[int, Votes]]:
-        groups = zip(self.questions, self.answers, self.right, strict=True)
+        groups = zip(self.header.questions, self.answers, self.right, strict=True)
         return [ballot(question.answer, found, right) for question, found, right in groups]
 
     def first(self, k: int) -> "Scores":
-        """The scores of the first k completions of each question."""
+        """Return the scores of the first k completions of each question."""
         traces, found = ([group[:k] for group in rows] for rows in (self.traces, self.answers))
         return replace(self, traces=traces, answers=found, right=self.right[:, :k])  # type: ignore[arg-type]
 
     def majority(self, k: int, rng: random.Random | None = None) -> NDArray[np.float64]:
-        """(n,) the probability that the vote of k of a question's completions is right."""
+        """Return (n,) the probability that the vote of k of a question's completions is right."""
         rng = rng or random.Random(self.header.seed)
         return np.array([voting.maj_at(votes, gold, k, rng) for gold, votes in self.ballots])
 
     def votes(self) -> NDArray[np.float64]:
-        """(n,) whether the vote of all k completions of a question is right."""
+        """Return (n,) whether the vote of all k completions of a question is right."""
         return self.majority(self.samples)
 
     def vote_curve(self) -> dict[int, float]:
-        """The accuracy of the vote of 1, 2, 4 … k completions."""
+        """Return the accuracy of the vote of 1, 2, 4 … k completions."""
         rng = random.Random(self.header.seed)
-        n = len(self.questions)
-        return {k: sum(self.majority(k, rng).tolist()) / n for k in vote_sizes(self.samples)}
+        return {k: float(self.majority(k, rng).mean()) for k in vote_sizes(self.samples)}
 
     def pass_rates(self) -> list[float]:
-        """(n,) the share of each question's completions that are right."""
+        """Return (n,) the share of each question's completions that are right."""
         return self.right.mean(axis=1).tolist()  # type: ignore[no-any-return]
 
     def metrics(self) -> dict[str, float]:
-        """What notebook 04 shows of a model."""
+        """Return what notebook 04 shows of a model."""
         return {
             "format": self.well_formed,
             "pass@1": float(self.right.mean()),
@@ -123,7 +118,7 @@ def score(header: EvaluationHeader, traces: Sequence[Trace]) -> Scores:
 
 
 def ballot(gold: str, found: Sequence[str | None], right: Sequence[bool]) -> tuple[int, Votes]:
-    """The gold answer and a question's answers as numbers: equal answers are equal, None has no vote.
+    """Return the gold answer and a question's answers as numbers: equal answers are equal, None has no vote.
 
     Where the gold answer is an integer, others than integers have no vote, as in the solver.
     """
@@ -138,18 +133,18 @@ def ballot(gold: str, found: Sequence[str | None], right: Sequence[bool]) -> tup
 
 
 def pass_at(right: NDArray[np.bool_], k: int) -> NDArray[np.float64]:
-    """(n,) the chance that one of k completions is right, unbiased, from (n, m) verdicts (Chen 2021)."""
+    """Return (n,) the chance that one of k is right, unbiased, from (n, m) verdicts (Chen 2021)."""
     m = right.shape[1]
     return np.array([1 - comb(m - c, k) / comb(m, k) for c in range(m + 1)])[right.sum(axis=1)]
 
 
 def vote_sizes(k: int) -> list[int]:
-    """1, 2, 4 … and k."""
+    """Return 1, 2, 4 … and k."""
     return [2**i for i in range(k.bit_length()) if 2**i < k] + [k]
 
 
 def figures_of(scores: Scores) -> dict[str, Any]:
-    """The figures of a benchmark for evaluation.json; those with an interval are [value, low, high]."""
+    """Return a benchmark's figures for evaluation.json; those with an interval are [value, low, high]."""
     k, rates = scores.samples, scores.right.mean(axis=1)
     flat = [trace for group in scores.traces for trace in group]
 
@@ -167,7 +162,7 @@ def figures_of(scores: Scores) -> dict[str, Any]:
         "unreadable": scores.unreadable,
     }
     for name in ("subject", "level"):
-        labels = np.array([getattr(question, name) for question in scores.questions])
+        labels = np.array([getattr(question, name) for question in scores.header.questions])
         groups = {str(label): rates[labels == label] for label in np.unique(labels)}
         if len(groups) > 1:
             figures[f"by_{name}"] = {
@@ -177,7 +172,7 @@ def figures_of(scores: Scores) -> dict[str, Any]:
 
 
 def disagreements(scores: Scores) -> list[dict[str, Any]]:
-    """The completions on which math-verify and we disagree, once for each question, answer and verdict.
+    """Return where math-verify and we disagree, once for each question, answer and verdict.
 
     math-verify reads the whole completion, as lighteval and TRL use it: up to a tenth of a second each.
     """
@@ -186,7 +181,7 @@ def disagreements(scores: Scores) -> list[dict[str, Any]]:
     logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # it logs each completion that it gives up
     configs = [LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig()]
     found: dict[tuple[str, str | None, bool], dict[str, Any]] = {}
-    rows = zip(scores.questions, scores.traces, scores.answers, scores.right.tolist(), strict=True)
+    rows = zip(scores.header.questions, scores.traces, scores.answers, scores.right.tolist(), strict=True)
     with counting("audit", scores.right.size) as step:
         for question, traces, group, right in rows:
             gold = parse(f"${question.answer}$")
@@ -252,11 +247,10 @@ def sample_rows(
 def within_pass_rate(
     model: Path, rows: list[dict[str, Any]], run: Run
 ) -> tuple[list[dict[str, Any]], list[float]]:
-    """The rows of which `model` solves a share within `grpo.pass_rate`, and (n,) the shares of all n rows.
+    """Return the rows that `model` solves in a share within `grpo.pass_rate`, and (n,) all rows' shares.
 
     Problems that are solved always or never have no GRPO gradient. Without that key: every row, and no
-    shares. Each row is sampled `grpo.pass_rate_samples` times. The stage's folder keeps the shares for when
-    the stage is started again. AimoError when no row is left.
+    shares. The stage's folder keeps the shares for its next start. AimoError when no row is left.
     """
     grpo = run.profile.grpo
     if grpo is None or grpo.pass_rate is None:
@@ -290,7 +284,7 @@ class Interval:
 
 
 def ratio_interval(values: ArrayLike, baseline: ArrayLike, seed: int = 0) -> Interval:
-    """The ratio of the means of two (n,) measurements of the same questions, drawn together.
+    """Return the ratio of the means of two (n,) measurements of the same questions, drawn together.
 
     Costs 2,000 draws of n questions: 0.1 s for n = 1,000.
     """
@@ -308,17 +302,15 @@ def ratio_interval(values: ArrayLike, baseline: ArrayLike, seed: int = 0) -> Int
 
 
 def mean_interval(values: ArrayLike, seed: int = 0) -> Interval:
-    """The mean of (n,) values, one a question."""
     return ratio_interval(values, np.ones_like(values), seed)
 
 
 def difference_interval(values: ArrayLike, baseline: ArrayLike, seed: int = 0) -> Interval:
-    """The mean difference of two (n,) measurements of the same questions."""
     return mean_interval(np.subtract(values, baseline), seed)
 
 
 def share_interval(values: ArrayLike, seed: int = 0) -> Interval:
-    """The mean of (n,) shares, one a question.
+    """Return the mean of (n,) shares, one a question.
 
     Where all are 0 or all are 1 the bootstrap sees no spread: the far bound is then the exact one of n equal
     outcomes (Clopper and Pearson 1934).

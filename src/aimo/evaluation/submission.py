@@ -20,7 +20,6 @@ from aimo.inference import answers, competitions, gateway, local, startup
 from aimo.inference.competitions import Competition
 from aimo.inference.engine import Engine, Supervisor
 from aimo.inference.errors import AimoError
-from aimo.inference.files import read_texts
 from aimo.inference.journal import Journal
 from aimo.inference.model_folder import check_model_folder, identity
 from aimo.inference.settings import Texts, check_parameters, resolve_settings
@@ -107,14 +106,12 @@ def read_problems(path: Path, rules: Competition) -> tuple[pl.DataFrame, int]:
 
     It asks only problems whose answer is an integer in its range. Raises AimoError naming the fault.
     """
-    table = read_texts(path, "file ")
-    table = table.rename({"question": "problem"} if "problem" not in table.columns else {}, strict=False)
-    if missing := [name for name in ("id", "problem", "answer") if name not in table.columns]:
-        raise AimoError(f"file {path} has no column {missing[0]!r}; it needs id, problem and answer")
-    if (twice := table["id"].is_duplicated()).any():
-        raise AimoError(f"file {path} has the id {table['id'].filter(twice)[0]!r} twice; make each its own")
+    kind, table = local.read_questions(path)
+    if "answer" not in table.columns:
+        raise AimoError(f"file {path} has no column 'answer'; it needs id, problem and answer")
     askable = [competitions.is_valid(answer, rules) for answer in table["answer"]]
-    kept = table.filter(askable).rename({"problem": rules.problem_column})
+    columns = {competitions.COMPETITIONS[kind].problem_column: rules.problem_column}
+    kept = table.filter(askable).rename(columns)
     if kept.is_empty():
         raise AimoError(f"file {path}: no answer is an integer from 0 to {rules.high}; take another file")
     return kept, len(table) - len(kept)
@@ -158,7 +155,6 @@ def solution_records(
 def write_scores(
     folder: Path, competition: str, model: str, rows: list[dict[str, Any]], sections: Sequence[Section]
 ) -> None:
-    """Write the figures of the kernel and its page."""
     write_json(folder / "evaluation.json", rows)
     points = ", ".join(f"{value:g}" for value in competitions.COMPETITIONS[competition].points)
     lead = f"{model}, asked as the submission would be. Points of a question by its right answers: {points}."
@@ -170,7 +166,7 @@ def write_scores(
 
 
 def answer_test_file(engine: Engine, run: Run) -> list[dict[str, Any]]:
-    """Answer the run's test file through the local gateway; a record of each question, in the file's order.
+    """Answer the run's test file through the local gateway; return a record of each question, in its order.
 
     Writes submission.parquet, and solutions.json for the report.
     """
@@ -187,7 +183,7 @@ def answer_test_file(engine: Engine, run: Run) -> list[dict[str, Any]]:
 
 
 def test_file(run: Run) -> Path:
-    """The profile's test file, or one of built-in held-out problems in AIMO 3's layout."""
+    """Return the profile's test file, or write one of built-in held-out problems in AIMO 3's layout."""
     if run.profile.inference.test:
         return locate(run.profile.inference.test)
     path = run.folder / "test.csv"
@@ -198,7 +194,7 @@ def test_file(run: Run) -> Path:
 
 
 def count_right(solutions: list[dict[str, Any]]) -> dict[str, int]:
-    """Questions, how many of the known answers are right, and how many answers are fallbacks."""
+    """Count questions, known answers and right ones among them, and fallbacks."""
     known = [s for s in solutions if s["gold"] is not None]
     return {
         "questions": len(solutions),

@@ -101,7 +101,7 @@ def read_traces(paths: Sequence[Path], golds: Mapping[str, int] | None = None) -
 
 
 def lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The lines of a JSON-lines file with their numbers; the last one may lack its end."""
+    """Yield the lines of a JSON-lines file with their numbers; the last one may lack its end."""
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
@@ -118,7 +118,6 @@ def lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def public(path: Path, golds: Mapping[str, int]) -> Iterator[RecordedQuestion]:
-    """The questions of a file of public traces."""
     for number, row in lines(path):
         name = str(row.get("id", number))
         gold = golds.get(name, answers.to_integer(str(row.get("answer"))))
@@ -141,7 +140,7 @@ def public(path: Path, golds: Mapping[str, int]) -> Iterator[RecordedQuestion]:
 
 
 def as_peers(text: str) -> RecordedSample:
-    """A completion read to its end: its answer, else the last number in its last 200 characters.
+    """Read a completion to its end: its answer, else the last number in its last 200 characters.
 
     The labels of the traces were made in the same way.
     """
@@ -153,7 +152,7 @@ def as_peers(text: str) -> RecordedSample:
 
 
 def as_ours(text: str) -> RecordedSample:
-    """A completion that ends at its final answer, or where it degenerates."""
+    """Read a completion to its final answer, or to where it degenerates."""
 
     def read(text: str) -> int | None:
         return answers.to_integer(answers.extract(text))
@@ -168,7 +167,7 @@ def as_ours(text: str) -> RecordedSample:
 
 
 def pool_journals(paths: Sequence[Path], golds: Mapping[str, int]) -> Traces:
-    """The samples of journals of one model and its settings, by question."""
+    """Return the samples of journals of one model and its settings, by question."""
     header, stopped = None, 0
     by_question: dict[str, list[RecordedSample]] = {}
     for path in paths:
@@ -203,7 +202,7 @@ def pool_journals(paths: Sequence[Path], golds: Mapping[str, int]) -> Traces:
 
 
 def read_gold_file(path: Path) -> dict[str, int]:
-    """The gold answers of a file with the columns id and answer. AimoError when it has not."""
+    """Return the gold answers of a file with the columns id and answer. AimoError when it has not."""
     table = files.read_texts(path, "--answers ")
     if missing := [name for name in ("id", "answer") if name not in table.columns]:
         raise AimoError(f"--answers {path} has no column {missing[0]!r}; it needs id and answer")

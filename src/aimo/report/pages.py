@@ -44,10 +44,6 @@ def reading(path: Path, kind: type = dict) -> Iterator[Any]:
         raise AimoError(f"{path}: it does not hold what aimo wrote there ({what}); {remedy}") from None
 
 
-def today() -> str:
-    return f"{date.today()}, {machine.device()}"
-
-
 def settings_section(settings: Any, title: str) -> Section:
     return Section(page.verbatim(json.dumps(settings, indent=2, ensure_ascii=False)), title)
 
@@ -143,19 +139,19 @@ def write_notebook(executed: Path) -> Path:
 
 
 def percent(figure: list[float]) -> str:
-    """A share with its interval, in percent."""
+    """Return a share with its interval, in percent."""
     value, low, high = (100 * number for number in figure)
     return f"{value:.1f} ({low:.1f} to {high:.1f})"
 
 
 def asked(row: dict[str, Any]) -> dict[str, Any]:
-    """The cells that say which question a row is of."""
+    """Return the cells that say which question a row is of."""
     problem, gold = mathematics.text(row["problem"]), mathematics.answer(row["gold"])
     return {"id": row["id"], "problem": problem, "gold": gold}
 
 
 def unfolding(completions: list[dict[str, Any]]) -> Html:
-    """Completions that unfold, each below its verdict and its answer."""
+    """Return completions that unfold, each below its verdict and its answer."""
     parts = []
     for one in completions:
         text = one["text"]
@@ -247,7 +243,8 @@ def write_evaluation(folder: Path, found: dict[str, Any]) -> Path:
         lead = "One right and one wrong completion of each unfold."
         sections.append(Section(tables.table(questions), f"{name}: questions", lead))
     sections.append(settings_section(found["settings"], "Settings"))
-    return write_page(folder / "evaluation.html", f"Evaluation: {found['model']}", today(), sections)
+    day = f"{date.today()}, {machine.device()}"
+    return write_page(folder / "evaluation.html", f"Evaluation: {found['model']}", day, sections)
 
 
 def write_comparison(folder: Path, found: dict[str, Any]) -> Path:
@@ -305,7 +302,8 @@ def write_distillation(path: Path, source: str, found: Any, bounds: tuple[float,
     headline = f"{len(found.kept):,} completions kept, pass rate {rates.mean():.3f}"
     try:
         write_json(path.with_suffix(".json"), {"headline": headline})
-        return write_page(path, f"Distillation: {source}", today(), sections)
+        day = f"{date.today()}, {machine.device()}"
+        return write_page(path, f"Distillation: {source}", day, sections)
     except OSError as e:
         raise AimoError(f"--page {path}: {e.strerror}; take a file that can be written") from None
 
@@ -344,7 +342,7 @@ def write_index(folder: Path, runs: Path = RUNS) -> None:
 
 
 def headline(path: Path) -> str:
-    """The figures of a page in one line, or why there are none."""
+    """Return the figures of a page in one line, or why there are none."""
     is_run = path.name == "report.html"
     source = path.with_name("metrics.json") if is_run else path.with_suffix(".json")
     try:

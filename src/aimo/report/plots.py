@@ -42,7 +42,7 @@ PANELS = {  # of a stage's training plot: the keys of its log; a share's axis go
 
 
 def panels(count: int, columns: int, width: float, height: float) -> tuple[Figure, list[Any]]:
-    """A figure with `count` panels, each of that size in inches, and the axes of the panels."""
+    """Return a figure with `count` panels, each of that size in inches, and the axes of the panels."""
     columns = min(columns, count)
     rows = -(-count // columns)
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
@@ -79,7 +79,6 @@ def image(figure: Figure) -> Html:
 
 
 def curve(ax: Any, ks: list[int], values: Any, colour: str, name: str) -> None:
-    """Draw an accuracy by the number of samples."""
     ax.plot(ks, list(values), "o-", color=colour, label=name, ms=4)
     ax.set_xscale("log", base=2)
     ax.set(xticks=ks, xticklabels=ks, ylim=(0, 1.02))
@@ -87,7 +86,7 @@ def curve(ax: Any, ks: list[int], values: Any, colour: str, name: str) -> None:
 
 
 def training(log: list[dict[str, Any]]) -> Html:
-    """A stage's log by step, a panel for each figure: faint as logged, bold as moving average."""
+    """Draw a stage's log by step, a panel for each figure: faint as logged, bold as moving average."""
     logged = {key for record in log for key in record}
     rewards = sorted(key for key in logged if key.startswith("rewards/") and key.endswith("/mean"))
     wanted = PANELS | {"each reward": rewards if len(rewards) > 1 else []}
@@ -124,7 +123,7 @@ def training(log: list[dict[str, Any]]) -> Html:
 
 
 def pass_rates(rates: list[float], bounds: tuple[float, float] | None) -> Html:
-    """How many problems have which pass rate; those within `bounds` are trained on."""
+    """Draw how many problems have which pass rate; those within `bounds` are trained on."""
     if bounds is None:
         return note("The profile has no grpo.pass_rate: all problems are trained on.")
     figure, (ax,) = panels(1, columns=1, width=9, height=2.4)
@@ -136,7 +135,7 @@ def pass_rates(rates: list[float], bounds: tuple[float, float] | None) -> Html:
 
 
 def accuracy(models: dict[str, dict[str, Any]], majority: dict[str, dict[Any, float]]) -> Html:
-    """pass@1 (pale) and maj@k of each model, and the accuracy of the vote by its number of samples.
+    """Draw pass@1 (pale) and maj@k of each model, and the accuracy of the vote by its number of samples.
 
     `models` maps a model's name to its figures, `majority` to its accuracy by number of samples.
     """
@@ -159,7 +158,7 @@ def accuracy(models: dict[str, dict[str, Any]], majority: dict[str, dict[Any, fl
 
 
 def votes(solutions: list[dict[str, Any]], limit: int = 200) -> Html:
-    """The votes of the first `limit` questions as bars, a part for each answer, the largest first.
+    """Draw the votes of the first `limit` questions as bars, a part for each answer, the largest first.
 
     Green is right, red is wrong, grey is unknown or outvoted.
     """
@@ -193,7 +192,7 @@ def votes(solutions: list[dict[str, Any]], limit: int = 200) -> Html:
 
 
 def timelines(solutions: list[dict[str, Any]], limit: int = 12) -> Html:
-    """The samples of the first `limit` questions as bars from begin to end, in seconds.
+    """Draw the samples of the first `limit` questions as bars from begin to end, in seconds.
 
     Green bars gave the answer that won, grey bars another, bars with a dot none. Pale bars were stopped when
     the vote ended, at the dashed line.
@@ -225,7 +224,7 @@ def timelines(solutions: list[dict[str, Any]], limit: int = 12) -> Html:
 
 
 def cost(solutions: list[dict[str, Any]]) -> Html:
-    """Seconds and tokens of each question by its difficulty: the share of votes against its answer."""
+    """Draw seconds and tokens of each question by its difficulty: the share of votes against its answer."""
     figure, grid = panels(2, columns=2, width=4.5, height=2.8)
     kinds: dict[str, list[dict[str, Any]]] = {"right": [], "wrong": [], "unknown": []}
     for s in solutions:
@@ -246,7 +245,7 @@ def cost(solutions: list[dict[str, Any]]) -> Html:
 
 
 def by_samples(benchmarks: dict[str, dict[str, dict[int, float]]]) -> Html:
-    """A panel a benchmark: pass@k and maj@k by the number of completions."""
+    """Draw pass@k and maj@k by the number of completions, a panel a benchmark."""
     figure, grid = panels(len(benchmarks), columns=3, width=3.7, height=2.6)
     for ax, (name, curves) in zip(grid, benchmarks.items(), strict=True):
         for (key, values), colour in zip(curves.items(), CURVES, strict=False):

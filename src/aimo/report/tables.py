@@ -48,7 +48,7 @@ def note(text: str) -> Html:
 
 
 def counts(sets: Any) -> Html:
-    """How many rows of each set of `data.prepare.Sets` were read, dropped for which reason, and are left."""
+    """Show how many rows of each set of `data.prepare.Sets` were read, were dropped and why, and are left."""
     rows: list[dict[str, Any]] = []
     for name, dropped in sets.dropped.items():
         left = sets.read[name]
@@ -60,7 +60,7 @@ def counts(sets: Any) -> Html:
 
 
 def shared_words(sets: Any, limit: int = 8) -> Html:
-    """How many training rows were dropped for sharing words with an evaluation set, and the first `limit`."""
+    """Show how many training rows share words with an evaluation set and were dropped, and the first ones."""
     if not sets.contaminated:
         return note("No training row shares words with an evaluation set.")
     found = Counter((row["set"], row["benchmark"]) for row in sets.contaminated)
@@ -71,7 +71,7 @@ def shared_words(sets: Any, limit: int = 8) -> Html:
 
 
 def training_text(ready: dict[str, Any], tokenizer: Any) -> Html:
-    """Rows as the model sees them, prompt and target: a short and a long SFT example, and two GRPO problems.
+    """Show rows as the model sees them: a short and a long SFT example, and two GRPO problems.
 
     `ready` maps a set's name to its formatted rows, a polars frame; sets that the profile lacks are left out.
     """
@@ -97,7 +97,7 @@ def training_text(ready: dict[str, Any], tokenizer: Any) -> Html:
 
 
 def samples(path: Path, limit: int = 12) -> Html:
-    """At most `limit` of GRPO's sample completions in a file, with their rewards, spread over the steps."""
+    """Show at most `limit` of GRPO's sample completions, with their rewards, spread over the steps."""
     lines = read_lines(path)
     if len(lines) > limit:
         lines = [lines[i * len(lines) // limit] for i in range(limit)]
@@ -105,7 +105,7 @@ def samples(path: Path, limit: int = 12) -> Html:
 
 
 def preferences(rows: list[dict[str, Any]]) -> Html:
-    """The number of DPO pairs of each kind, and the first pair of each."""
+    """Show the number of DPO pairs of each kind, and the first pair of each."""
     first = {row["kind"]: row for row in reversed(rows)}
     return table(
         [
@@ -120,7 +120,7 @@ def preferences(rows: list[dict[str, Any]]) -> Html:
 
 
 def completions(rows: list[dict[str, Any]], **columns: list[str]) -> Html:
-    """The same problems answered by several models, one column each, beside the gold answer."""
+    """Show the same problems answered by several models, one column each, beside the gold answer."""
     return table(
         [
             {"problem": row["prompt"][-1]["content"], "gold": str(row["answer"])}
@@ -131,14 +131,14 @@ def completions(rows: list[dict[str, Any]], **columns: list[str]) -> Html:
 
 
 def evaluation(models: dict[str, dict[str, Any]]) -> Html:
-    """The held-out figures of each model: `models` maps its name to its figures."""
+    """Show the held-out figures of each model: `models` maps its name to its figures."""
     if not models:
         return note("The profile has no held-out problems.")
     return table([{"model": MODELS[name]} | figures for name, figures in models.items()])
 
 
 def answers(solutions: list[dict[str, Any]]) -> Html:
-    """Each question with its answer, the gold answer where it is known, and how its vote went."""
+    """Show each question with its answer, the gold answer where it is known, and how its vote went."""
     rows = []
     for solution in solutions:
         samples, tally = solution["samples"], solution["tally"]
@@ -163,7 +163,7 @@ def answers(solutions: list[dict[str, Any]]) -> Html:
 
 
 def closest_votes(solutions: list[dict[str, Any]], limit: int = 6) -> Html:
-    """A completion of the leader and one of the runner-up, for the `limit` closest votes."""
+    """Show a completion of the leader and one of the runner-up, for the `limit` closest votes."""
 
     def margin(solution: dict[str, Any]) -> int:
         counts = [*solution["votes"].values(), 0]
