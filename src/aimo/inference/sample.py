@@ -92,7 +92,7 @@ class AskedProblem:
 
     def read(self, text: str) -> int | None:
         """Return the answer in a text, or None when there is none within low…high."""
-        return self.to_answer(answers.extract(text, self.sampler.settings.tags))
+        return None if self.low is None else self.to_answer(answers.extract(text, self.sampler.settings.tags))
 
     def to_answer(self, answer: str | None) -> int | None:
         """Return the integer within low…high that an answer states, reduced by the modulus, or None."""
