@@ -14,7 +14,6 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
-from unittest import mock
 
 from aimo.inference import prompts
 from aimo.inference.errors import AimoError
@@ -198,10 +197,14 @@ def load_harmony(model: str | Path) -> Any:
     """Return openai_harmony's encoding of gpt-oss, offline. AimoError when there is no vocabulary."""
     import openai_harmony as harmony
 
+    given = os.environ.get(FOLDER)
     with tempfile.TemporaryDirectory(prefix="aimo-harmony-") as made:
-        file = find_vocabulary(Path(model), os.environ.get(FOLDER), Path(made))
-        with mock.patch.dict(os.environ, {FOLDER: str(file.parent)}):
+        os.environ[FOLDER] = str(find_vocabulary(Path(model), given, Path(made)).parent)
+        try:
             return harmony.load_harmony_encoding(harmony.HarmonyEncodingName.HARMONY_GPT_OSS)
+        finally:
+            del os.environ[FOLDER]
+            os.environ |= {FOLDER: given} if given else {}
 
 
 def find_vocabulary(model: Path, given: str | None, made: Path) -> Path:

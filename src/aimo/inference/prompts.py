@@ -18,7 +18,7 @@ PLAIN = (
 )
 
 
-def render(
+def apply_template(
     tokenizer: Any, talks: list[tuple[list[dict[str, str]], bool]], what: str, remedy: str, **options: Any
 ) -> list[str]:
     """Return conversations as the chat template shows them, each with or without a generation prompt.
@@ -44,7 +44,7 @@ def check_template(tokenizer: Any, settings: Settings, model: str | Path) -> Non
     problem = "What is 1 + 1?"
     asked = as_messages(settings, problem)
     changed = f"{remedy}, or change inference.system and inference.chat_template_kwargs"
-    prompt, bare = render(
+    prompt, bare = apply_template(
         tokenizer, [(asked, True), (asked, False)], template, changed, **settings.chat_template_kwargs
     )
     if settings.system and asked[0]["content"] not in prompt:

@@ -112,7 +112,7 @@ def check_trainable(tokenizer: Any, prompt: Prompt) -> None:
     talk, reply = prompts.as_prompt("1 + 1?"), prompts.as_completion(prompt, "Let me think.", 2)
     what = f"{template}{' and prompt.system' if prompt.system else ''}"
     talks = [(talk, True), (talk, False), (talk + reply, False)]
-    asked, bare, answered = prompts.render(tokenizer, talks, what, remedy)
+    asked, bare, answered = prompts.apply_template(tokenizer, talks, what, remedy)
     if prompt.system.strip() not in asked:
         raise AimoError(f"{template} has no system role, and prompt.system is set; empty it, or {remedy}")
     if prompt.template != "plain" and asked == bare:
