@@ -47,14 +47,14 @@ jupyter: setup ## the notebooks in JupyterLab
 sync: setup ## make each notebook's .ipynb and .py equal again
 	.venv/bin/jupytext --sync notebooks/*.py
 
-lint: setup ## style, types, imports between modules, dependencies, spelling, layout, notebook pairs
+lint: setup ## style, types, imports between modules, dependencies, spelling, notebook pairs
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/lint-imports
 	.venv/bin/deptry --no-ansi .
 	.venv/bin/codespell
 	.venv/bin/mypy
-	.venv/bin/pytest -q tests/test_layout.py tests/test_notebooks.py
+	.venv/bin/pytest -q tests/test_notebooks.py
 
 docs: setup ## the pages of docs/ as a site, which opens from site/index.html
 	.venv/bin/python docs/profiles.py

@@ -108,6 +108,7 @@ def test_files_of_both_competitions_and_benchmarks_are_asked_in_the_chosen_one_s
 @pytest.mark.parametrize(
     "name, module",
     [
+        ("submission", "aimo.inference.gateway"),
         ("wheels", "aimo.inference.wheels"),
         ("submission", "aimo.inference.gateway, aimo.inference.startup"),
         ("evaluate", "aimo.evaluation.submission"),
