@@ -4,7 +4,7 @@ import json
 
 import polars as pl
 import pytest
-from test_data import prepared, tokenizer  # noqa: F401 a fixture
+from test_data import prepared, saved, tokenizer  # noqa: F401 a fixture
 
 from aimo import config
 from aimo.config import Columns, Source
@@ -50,18 +50,9 @@ READ = {
     "reasoning_content": ({"messages": reply(reasoning_content="I multiply", content=REPLY)}, THOUGHT),
     "thinking": ({"messages": reply(thinking="I multiply", content=REPLY)}, THOUGHT),
     "reasoning": ({"messages": reply(reasoning="I multiply\n", content=REPLY)}, THOUGHT),
-    "a thought as a part": (
-        {"messages": [asking([PART]), *reply(content=[THINKING, SAID])[1:]]},
-        THOUGHT,
-    ),
-    "a thought that stands in the content too": (
-        {"messages": reply(reasoning="I multiply", content=THOUGHT)},
-        THOUGHT,
-    ),
-    "parts": (
-        {"messages": [asking([PART]), *reply(content=[SAID])[1:]]},
-        REPLY,
-    ),
+    "a thought as a part": ({"messages": [asking([PART]), *reply(content=[THINKING, SAID])[1:]]}, THOUGHT),
+    "a thought in both places": ({"messages": reply(reasoning="I multiply", content=THOUGHT)}, THOUGHT),
+    "parts": ({"messages": [asking([PART]), *reply(content=[SAID])[1:]]}, REPLY),
     "a prompt alone": ({"prompt": TALK[:1], "answer": "42"}, None),
     "an empty thought": ({"messages": reply(thinking="", content=REPLY)}, REPLY),
 }  # fmt: skip
@@ -87,9 +78,7 @@ LEFT_OUT = {
     "with calls of tools ": [*SHAREGPT[:1], {"from": "function_call", "value": "{}"}, SHAREGPT[1]],
     "without a question": [{"role": "system", "content": "s"}, TALK[1]],
     "with the role 'narrator'": [*TALK, {"role": "narrator", "content": "x"}],
-    "with a part of the type 'image_url'": [
-        {"role": "user", "content": [{"type": "text", "text": ASK}, {"type": "image_url", "image_url": "x"}]}
-    ],
+    "with a part of the type 'image_url'": [asking([PART, {"type": "image_url", "image_url": "x"}])],
     "that cannot be read": "[{'role': 'user', 'conte",
 }
 
@@ -102,21 +91,15 @@ def test_a_conversation_that_is_no_single_question_is_left_out_and_its_reason_co
 
 def test_a_thought_in_its_own_field_is_trained_and_the_card_counts_the_rest(tmp_path, tokenizer):  # noqa: F811
     talks = [reply(reasoning_content="I multiply", content=REPLY), LEFT_OUT["of several turns"]]
-    rows = [{"messages": talk} for talk in talks] + [
-        {"messages": [{"role": "user", "content": "a\fb"}, TALK[1]]}
-    ]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    talks.append([asking("a\fb"), TALK[1]])
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"messages": talk}) + "\n" for talk in talks))
     profile = config.load("tiny", [f"data.sft={{source: {tmp_path / 'rows.jsonl'}}}"])
-    from aimo.data import prepare
-
-    sets = prepared(profile, tokenizer)
-    ready = prepare.format_sets(sets, profile)
+    ready, _ = saved(profile, tokenizer, tmp_path / "data")
     text = ready["sft"]["completion"][0][0]["content"]
     assert "I multiply" in text and text.endswith("<SOLUTION>42</SOLUTION>")
-    prepare.write_sets(ready, sets, profile, tmp_path / "data")
     card = (tmp_path / "data/README.md").read_text()
     assert "dropped: conversation of several turns | 1 |" in card and "control characters, left" in card
-    assert sets.read["sft"] == 3
+    assert "| sft | read from" in card and "rows.jsonl | 3 |" in card
 
 
 def test_conversations_that_are_all_left_out_end_in_one_line(tmp_path, tokenizer):  # noqa: F811
@@ -126,10 +109,11 @@ def test_conversations_that_are_all_left_out_end_in_one_line(tmp_path, tokenizer
 
 
 def test_a_conversation_under_another_name_is_refused_with_the_key_to_set(tmp_path):
-    path = tmp_path / "rows.jsonl"
-    with pytest.raises(
-        AimoError, match=r"columns\.problem: .* no column 'problem'; it has dialog: .*columns\.messages"
-    ):
+    path, told = (
+        tmp_path / "rows.jsonl",
+        r"columns\.problem: .* no column 'problem'; it has dialog: .*\.messages",
+    )
+    with pytest.raises(AimoError, match=told):
         load(path, {"dialog": TALK})
     assert load(path, columns=Columns(messages="dialog"))[0] == [(ASK, REPLY)]
 

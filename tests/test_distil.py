@@ -1,15 +1,15 @@
 """`aimo distil` against a server on loopback that behaves well or badly."""
 
-import asyncio
 import json
 import signal
 import subprocess
 import threading
 import time
 from contextlib import contextmanager
+from types import SimpleNamespace
 
+import model_server
 import pytest
-from aiohttp import web
 from conftest import AIMO, aimo, here, wait_for
 
 from aimo.config import Distil, Source
@@ -23,56 +23,44 @@ def reply(text="The answer is \\boxed{2}.", message=(), choice=(), model="teache
     return {"model": model, "choices": [choice], "usage": usage} | other
 
 
-class FakeServer:
-    """Answers with `behave(body, n)` of the n-th request: JSON, a web.Response, or a coroutine of these."""
-
-    def __init__(self, behave=lambda body, n: reply(), model="teacher", delay=0.0):
-        self.behave, self.model, self.delay = behave, model, delay
-        self.bodies, self.headers, self.times = [], [], []
-        self.in_flight = self.most = 0
-        self.loop = asyncio.new_event_loop()
-        threading.Thread(target=self.loop.run_forever, daemon=True).start()
-        self.run(self.start())
-
-    def run(self, coroutine):
-        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(10)
-
-    async def start(self):
-        app = web.Application()
-        app.add_routes([web.get("/v1/models", self.models), web.post("/v1/chat/completions", self.chat)])
-        self.runner = web.AppRunner(app, access_log=None)
-        await self.runner.setup()
-        site = web.TCPSite(self.runner, "127.0.0.1", 0)
-        await site.start()
-        self.address = f"127.0.0.1:{site._server.sockets[0].getsockname()[1]}"
-
-    async def models(self, _):
-        return web.json_response({"data": [{"id": self.model}]})
-
-    async def chat(self, request):
-        body, n = await request.json(), len(self.bodies)
-        self.bodies.append(body)
-        self.headers.append(dict(request.headers))
-        self.times.append(time.monotonic())
-        self.in_flight += 1
-        self.most = max(self.most, self.in_flight)
-        try:
-            await asyncio.sleep(self.delay)
-            answer = self.behave(body, n)
-            answer = await answer if asyncio.iscoroutine(answer) else answer
-            return web.json_response(answer) if isinstance(answer, dict) else answer
-        finally:
-            self.in_flight -= 1
-
-
 @contextmanager
-def serving(*behave, **more):
-    server = FakeServer(*behave, **more)
+def serving(behave=lambda body, n: reply(), model="teacher", delay=0.0):
+    """A server that answers with `behave(body, n)` of the n-th request: JSON, or (text, status, headers)."""
+    server = SimpleNamespace(behave=behave, model=model, delay=delay, in_flight=0, most=0)
+    server.bodies, server.headers, server.times, lock = [], [], [], threading.Lock()
+
+    class Model(model_server.Handler):
+        def do_GET(self):
+            self.reply(json.dumps({"data": [{"id": server.model}]}))
+
+        def do_POST(self):
+            body = self.asked()
+            with lock:
+                n = len(server.bodies)
+                server.bodies.append(body)
+                server.headers.append(self.headers)
+                server.times.append(time.monotonic())
+                server.in_flight += 1
+                server.most = max(server.most, server.in_flight)
+            time.sleep(server.delay)
+            answer = server.behave(body, n)
+            with lock:
+                server.in_flight -= 1
+            text, status, headers = (json.dumps(answer), 200, {}) if isinstance(answer, dict) else answer
+            self.send_response(status)
+            for name, value in ({"Content-Length": len(text)} | headers).items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+    http = model_server.Server(("127.0.0.1", 0), Model)
+    threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True).start()
+    server.address = f"127.0.0.1:{http.server_port}"
     try:
         yield server
     finally:
-        server.run(server.runner.cleanup())
-        server.loop.call_soon_threadsafe(server.loop.stop)
+        http.shutdown()
+        http.server_close()
 
 
 @pytest.fixture(autouse=True)
@@ -161,12 +149,11 @@ def test_a_run_that_was_ended_goes_on_without_losing_or_repeating_a_sample(probl
 def test_two_writers_on_one_file_are_refused(problems):
     refused = threading.Event()
 
-    async def wait():
-        while not refused.is_set():
-            await asyncio.sleep(0.01)
+    def wait(body, n):
+        assert refused.wait(10)
         return reply()
 
-    with serving(lambda body, n: wait()) as server:
+    with serving(wait) as server:
         first = threading.Thread(target=sampled, args=(problems, server))
         first.start()
         wait_for(lambda: server.bodies, 10)
@@ -187,7 +174,7 @@ def test_a_file_of_other_settings_is_refused_by_the_key(problems):
 
 def test_a_server_that_is_too_busy_is_asked_after_its_retry_after(problems):
     def behave(_, n):
-        return web.Response(status=429, headers={"Retry-After": "0.4"}) if n < 3 else reply()
+        return ("", 429, {"Retry-After": "0.4"}) if n < 3 else reply()
 
     with serving(behave, delay=0.02) as server:
         tally, rows = sampled(problems, server, max_concurrent=3, retries=0)
@@ -198,7 +185,7 @@ def test_a_server_that_is_too_busy_is_asked_after_its_retry_after(problems):
 def test_one_failed_sample_costs_that_sample_alone_and_is_asked_for_again(problems):
     with serving() as server:
         poison = distil.sample_seed(0, "What is 3 + 1?", 1)
-        server.behave = lambda body, n: web.Response(status=500) if body["seed"] == poison else reply()
+        server.behave = lambda body, n: ("", 500, {}) if body["seed"] == poison else reply()
         tally, rows = sampled(problems, server, retries=1)
         assert dict(tally.failed) == {"HTTP 500: nothing": 1}
         assert names(rows) == [name for name in EVERY if name != ("What is 3 + 1?", 1)]
@@ -207,26 +194,17 @@ def test_one_failed_sample_costs_that_sample_alone_and_is_asked_for_again(proble
         assert names(sampled(problems, server)[1]) == EVERY
 
 
-async def too_late():
-    await asyncio.sleep(1)
+def too_late(body, n):
+    time.sleep(1)
     return reply()
 
 
-class Cut(web.Response):
-    """Promises more than it sends."""
-
-    async def prepare(self, request):
-        request.transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{")
-        request.transport.close()
-        return await super().prepare(request)
-
-
 def says(text, status=200):
-    return lambda body, n: web.Response(text=text, status=status)
+    return lambda body, n: (text, status, {})
 
 
 FAULTS = {
-    "slow": (lambda body, n: too_late(), r"no reply within 0\.2 s"),
+    "slow": (too_late, r"no reply within 0\.2 s"),
     "broken JSON": (says('{"choices": [{"mess'), "holds no completion: {"),
     "no choice": (lambda body, n: reply(choices=[]), "holds no completion"),
     "an error": (says('{"error": {"message": "overloaded"}}'), "overloaded"),
@@ -234,7 +212,7 @@ FAULTS = {
     "a page": (says("<html>Bad gateway</html>"), "Bad gateway"),
     "a list": (says("[1]"), "holds no completion"),
     "text of another type": (lambda body, n: reply(7), "holds no completion"),
-    "cut": (lambda body, n: Cut(), "the reply was cut off"),
+    "cut": (lambda body, n: ("{", 200, {"Content-Length": 1000}), "the reply was cut off"),
     "without an end": (lambda body, n: reply(choice={"finish_reason": None}), "without a finish_reason"),
     "empty": (lambda body, n: reply(""), "the completion is empty"),
     "the prompt": (lambda body, n: reply(body["messages"][-1]["content"] + " 2"), "begins with the prompt"),
