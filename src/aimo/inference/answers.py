@@ -1,5 +1,5 @@
 # ruff: noqa: RUF001 (completions hold such signs)
-"""Find the final answer in a completion, read it as an integer, and say whether it is right.
+"""Find the final answer in a completion, and read it as an integer; `judge` says whether it is right.
 
 Rewards, figures and votes all read answers here.
 """

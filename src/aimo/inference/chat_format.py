@@ -57,8 +57,8 @@ class Chat:
 
     def render(self, talk: list[dict[str, Any]]) -> str:
         """Return a conversation as the chat template shows it, up to where the model goes on."""
-        options = {"add_generation_prompt": True, "tokenize": False} | self.settings.chat_template_kwargs
-        return self.tokenizer.apply_chat_template(talk, tools=self.tools, **options)
+        options = {"tools": self.tools, "add_generation_prompt": True, "tokenize": False}
+        return self.tokenizer.apply_chat_template(talk, **options | self.settings.chat_template_kwargs)
 
     def prompt(self) -> list[int]:
         """Return the token ids that the next turn continues."""

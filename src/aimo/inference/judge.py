@@ -1,5 +1,5 @@
 # ruff: noqa: RUF001 (answers hold such signs)
-r"""Decide whether two answers are equal.
+r"""Decide whether two answers are equal, and so whether a completion is right.
 
 Three steps, each for what the one before leaves open. `quick_verdict` compares integers and texts as they
 stand; `same` compares numbers, fractions, roots, tuples, sets, matrices, relations and words in microseconds;

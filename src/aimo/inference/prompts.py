@@ -19,7 +19,7 @@ PLAIN = (
 
 
 def apply_template(
-    tokenizer: Any, talks: list[tuple[list[dict[str, str]], bool]], what: str, remedy: str, **options: Any
+    tokenizer: Any, talks: list[tuple[list[dict[str, str]], bool]], what: str, remedy: str, /, **options: Any
 ) -> list[str]:
     """Return conversations as the chat template shows them, each with or without a generation prompt.
 
