@@ -189,8 +189,7 @@ def sampling_parameters(
     settings: Settings, seed: int, room: int, streamed: bool = False, keep_special: bool = False
 ) -> Any:
     """Return vLLM's SamplingParams of a stream that may write at most `room` tokens."""
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
+    from vllm.sampling_params import RequestOutputKind, SamplingParams
 
     return SamplingParams(
         temperature=settings.temperature,

@@ -199,9 +199,9 @@ class TableFile:
         packing = "gzip" if head[:2] == b"\x1f\x8b" else "zstd" if head == b"\x28\xb5\x2f\xfd" else None
         if packing is None:
             return self.path.open("rb")
-        import pyarrow as pa  # not installed for a kernel's start
+        import pyarrow  # a tenth of a second, which few files need
 
-        return pa.input_stream(str(self.path), compression=packing)  # type: ignore[no-any-return]
+        return pyarrow.input_stream(str(self.path), compression=packing)  # type: ignore[no-any-return]
 
     def read(self) -> Table:
         named, kind = self.named, kind_of(self.path)
@@ -242,14 +242,13 @@ class TableFile:
 
     def binary(self, head: bytes) -> Iterator[Table]:
         """Read Parquet, or Arrow as a file or a stream. pyarrow: polars panics on a damaged file."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+        import pyarrow.parquet
 
         with self.open() as stream:
             source = stream if stream.seekable() else io.BytesIO(stream.read())
             is_parquet = head.startswith(b"PAR1")
-            open_arrow = pa.ipc.open_file if head.startswith(b"ARROW1") else pa.ipc.open_stream
-            held = pq.ParquetFile(source) if is_parquet else open_arrow(source)
+            open_arrow = pyarrow.ipc.open_file if head.startswith(b"ARROW1") else pyarrow.ipc.open_stream
+            held = pyarrow.parquet.ParquetFile(source) if is_parquet else open_arrow(source)
             schema = held.schema_arrow if is_parquet else held.schema
             kept = [name for name in schema.names if self.keep is None or name in self.keep]
             whole, size = held if is_parquet else held.read_all().select(kept), self.limit or CHUNK
