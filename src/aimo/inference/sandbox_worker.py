@@ -327,7 +327,7 @@ class _Comparison(ctypes.Structure):
 def syscall_filter(programs: bool) -> bytes:
     """Return the BPF program that allows SYSCALLS and CONDITIONAL; empty where libseccomp is not installed.
 
-    With `programs`, processes may be started, but not in namespaces of their own; else threads only.
+    With `programs`, processes may be started, but not in new namespaces; else threads only.
     """
     try:
         lib = ctypes.CDLL("libseccomp.so.2")

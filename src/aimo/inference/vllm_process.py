@@ -97,7 +97,7 @@ def check_arguments(arguments: dict[str, Any]) -> None:
     known = [f.name for f in fields(AsyncEngineArgs) if f.name not in OWN_ARGUMENTS]
     for key in arguments.keys() - known:
         if key in OWN_ARGUMENTS:
-            raise AimoError(f"inference.vllm: {key} has a key of its own: set {OWN_ARGUMENTS[key]} instead")
+            raise AimoError(f"inference.vllm: {key} has its own key: set {OWN_ARGUMENTS[key]} instead")
         close = difflib.get_close_matches(key, known, n=1)
         hint = f"did you mean {close[0]}?" if close else "remove it"
         raise AimoError(f"inference.vllm: {key} is not an engine argument of vLLM; {hint}")
