@@ -135,15 +135,12 @@ def test_a_script_prints_what_python_c_prints(code):
     assert (result.stdout, result.ok) == (printed, ok), result
 
 
-def test_parallel_scripts_return_in_order_and_are_isolated():
+def test_parallel_scripts_return_in_order_and_are_isolated_with_the_same_random_numbers():
     code = "import builtins; print(input(), hasattr(builtins, 'seen')); builtins.seen = 1"
     results = run_scripts([(code, str(i)) for i in range(60)], workers=4)
     assert [r.stdout for r in results] == [f"{i} False\n" for i in range(60)]
-
-
-def test_random_numbers_are_the_same_in_every_process():
     code = "import random, numpy; print(random.random(), numpy.random.rand(), hash('a'))"
-    assert len({run_script(code).stdout for _ in range(3)}) == 1
+    assert len({result.stdout for result in run_scripts([(code, "")] * 3)}) == 1
 
 
 def test_output_is_complete_up_to_its_limit_and_then_keeps_both_ends():
@@ -203,12 +200,6 @@ def test_a_program_that_exceeds_a_limit_is_interrupted_and_its_session_keeps_the
     assert result.timed_out == ("timed out" in result.error)
     assert ("so far" in result.stdout) == ("so far" in code)
     assert session.run("x").stdout == "2\n"
-
-
-def test_an_earlier_program_that_ignores_interrupts_does_not_lose_the_session_later(session):
-    session.run(f"x = 1\n{IGNORE};")
-    assert not session.run(SLEEP).restarted
-    assert session.run("x").stdout == "1\n"
 
 
 ENDS = {
@@ -279,10 +270,12 @@ def test_of_a_thousand_turns_in_16_sessions_none_is_lost_and_none_takes_a_second
     print(f"{len(seconds)} turns in 16 sessions, limit 1 s: none lost, the slowest took {max(seconds):.2f} s")
 
 
-def test_a_joined_thread_is_no_leftover(session):
+def test_a_joined_thread_is_no_leftover_and_an_earlier_program_ignores_no_interrupt_for_a_later_one(session):
     thread = "t = threading.Thread(target=time.sleep, args=(0.01,)); t.start(); t.join()"
-    code = f"import threading, time\nx = 1\n{thread}"
-    assert all(session.run(code).ok for _ in range(20))
+    assert all(session.run(f"import threading, time\nx = 1\n{thread}").ok for _ in range(20))
+    session.run(f"{IGNORE};")
+    assert not session.run(SLEEP).restarted
+    assert session.run("x").stdout == "1\n"
 
 
 @pytest.mark.parametrize("forged", ["b'1 \\0'", "b'{' * 10**5 + b'\\0'", "b'\\xff' * 99 + bytes(32)"])
@@ -656,7 +649,7 @@ def test_nothing_outlives_the_caller(tmp_path):
     wait_for(lambda: not os.listdir(tmp_path) and not any(map(is_alive, pids)), 5)
 
 
-def test_a_fork_of_the_caller_has_a_server_of_its_own():
+def test_a_fork_of_the_caller_starts_another_server_and_a_python_that_does_not_start_is_named(monkeypatch):
     assert run_script("print(1)").ok
     server = sandbox._server.process.pid
     if (pid := os.fork()) == 0:
@@ -665,9 +658,6 @@ def test_a_fork_of_the_caller_has_a_server_of_its_own():
         os._exit(0 if ok else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert run_script("print(1)").ok and sandbox._server.process.pid == server
-
-
-def test_a_python_that_does_not_start_is_named(monkeypatch):
     sandbox._server.close()
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(AimoError, match=r"^sandbox: .*/bin/false.*numpy"):
