@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -323,21 +322,14 @@ def test_what_is_written_to_the_channel_harms_only_its_session(session):
 
 
 def test_sessions_run_side_by_side_and_closing_one_ends_its_call():
-    sessions, results = [Session(Limits(seconds=60)) for _ in range(8)], []
-
-    def work(session):
-        results.append(session.run(f"print('begun'); {SLEEP}"))
-
-    threads = [threading.Thread(target=work, args=[session]) for session in sessions]
-    for thread in threads:
-        thread.start()
-    time.sleep(0.3)
-    for session in sessions:
-        session.close()
-    for thread in threads:
-        thread.join(timeout=2)
-    assert len(results) == 8 and not any(result.ok for result in results)
-    assert sum("begun" in result.stdout for result in results) > 4, "they waited for each other"
+    sessions = [Session(Limits(seconds=60)) for _ in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        calls = [pool.submit(session.run, f"open('begun', 'w'); {SLEEP}") for session in sessions]
+        begun = [Path(session._process.scratch, "begun") for session in sessions]
+        wait_for(lambda: all(file.exists() for file in begun), 20)
+        for session in sessions:
+            session.close()
+        assert not any(call.result(5).ok for call in calls)
     assert sessions[0].run("1").error.startswith("the session is closed")
     sessions[0].close()
     assert not processes()
