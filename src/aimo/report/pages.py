@@ -3,7 +3,7 @@
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import date, datetime
 from pathlib import Path
@@ -30,15 +30,22 @@ COLOURS = {"measured": plots.RIGHT, "published": "#3b76b0", "not run": plots.GRE
 
 
 @contextmanager
-def reading(path: Path, kind: type = dict) -> Iterator[Any]:
-    """Read a JSON file that aimo wrote, or JSON lines; None where there is none.
+def reading(folder: Path) -> Iterator[Callable[..., Any]]:
+    """Yield a function that reads a folder's JSON and JSON lines that aimo wrote; None where there are none.
 
-    What fails in the context because the file holds something else becomes an AimoError that names it.
+    What fails in the context because the last file holds something else becomes an AimoError that names it.
     """
-    remedy = "remove it, and do what made it again"
-    lines = path.suffix == ".jsonl"
+    path, remedy = folder, "remove it, and do what made it again"
+
+    def read(name: str, kind: type = dict) -> Any:
+        nonlocal path
+        path = folder / name
+        if path.suffix == ".jsonl":
+            return read_lines(path, remedy)
+        return read_json(path, remedy, kind) if path.exists() else None
+
     try:
-        yield read_lines(path, remedy) if lines else read_json(path, remedy, kind) if path.exists() else None
+        yield read
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as e:
         what = f"{type(e).__name__}: {e}"[:100]
         raise AimoError(f"{path}: it does not hold what aimo wrote there ({what}); {remedy}") from None
@@ -53,64 +60,51 @@ def write_run(folder: Path) -> Path:
 
     What the run has not made is left out. AimoError for a file that is cut off or holds something else.
     """
-    with reading(folder / "metrics.json") as metrics:
-        stages, sections = metrics["stages"], []
-        if models := stages.get("inference", {}).get("models"):
-            seconds = {name: {"seconds": stages.get(name, {}).get("seconds", "")} for name in models}
+    sections: list[Section] = []
+
+    def add(view: Html, title: str = "", lead: str = "") -> None:
+        sections.append(Section(view, title, lead))
+
+    with reading(folder) as read:
+        metrics = read("metrics.json")
+        stages, models = metrics["stages"], metrics["stages"].get("inference", {}).get("models", {})
+        title, seed = f"aimo: {metrics['profile']}", metrics["seed"]
+        rows = {name: stages[name] for name in STAGES if name in stages}
+        times = [{"stage": name} | {key: row.get(key, "") for key in RECORD} for name, row in rows.items()]
+        if models:
+            seconds = {name: {"seconds": rows.get(name, {}).get("seconds", "")} for name in models}
             view = tables.evaluation({name: figures | seconds[name] for name, figures in models.items()})
-            lead = (
-                "Shares of well-formed completions (format), right ones (pass@1) and right votes of k (maj@k)"
-            )
-            sections.append(Section(view, "Held-out problems", f"{lead}."))
-            with reading(folder / "inference/majority.json") as majority:
-                if majority:
-                    sections.append(Section(plots.accuracy(models, majority)))
-            with reading(folder / "inference/samples.json") as samples:
-                if samples:
-                    view = tables.completions(samples["rows"], **samples["texts"])
-                    lead = "One completion of each model for the same held-out problems."
-                    sections.append(Section(view, "Completions", lead))
+            shares = "well-formed completions (format), right ones (pass@1) and right votes of k (maj@k)"
+            add(view, "Held-out problems", f"Shares of {shares}.")
+            if majority := read("inference/majority.json"):
+                add(plots.accuracy(models, majority))
+            if samples := read("inference/samples.json"):
+                view = tables.completions(samples["rows"], **samples["texts"])
+                add(view, "Completions", "One completion of each model for the same held-out problems.")
         for name in reversed(TRAINED):
-            with reading(folder / name / "log.jsonl") as log:
+            if log := read(f"{name}/log.jsonl"):
                 mean, bound = f"{plots.MISMATCH}/mean", f"{plots.MISMATCH}/bound"
-                apart = [row["step"] for row in log or () if mean in row and row[mean] > row[bound]]
-                told = f"vLLM may have had the weights of an earlier step at: {', '.join(map(str, apart))}"
-                if log:
-                    lead = f"{told} (docs/troubleshooting.md)." if apart else ""
-                    sections.append(Section(plots.training(log), f"Training: {name}", lead))
-        with reading(folder / "inference/solutions.json", list) as solutions:
-            if solutions:
-                score = stages["inference"]
-                known = f"{score['correct']} of {score['known']} known answers right, "
-                lead = f"{known if score['known'] else ''}{score['fallbacks']} answered with the fallback."
-                sections += [
-                    Section(
-                        plots.votes(solutions), "The test file", f"{score['questions']} questions: {lead}"
-                    ),
-                    Section(tables.answers(solutions)),
-                    Section(
-                        plots.timelines(solutions), lead="The samples of each question, with their answers."
-                    ),
-                    Section(plots.cost(solutions)),
-                    Section(tables.closest_votes(solutions), lead="Completions of the closest votes."),
-                ]
-        with reading(folder / "submission.settings.json") as settings:
-            if settings and solutions:
+                apart = [str(row["step"]) for row in log if mean in row and row[mean] > row[bound]]
+                told = f"vLLM may have had the weights of an earlier step at: {', '.join(apart)}"
+                told = f"{told} (docs/troubleshooting.md)." if apart else ""
+                add(plots.training(log), f"Training: {name}", told)
+        if solutions := read("inference/solutions.json", list):
+            score = stages["inference"]
+            known = f"{score['correct']} of {score['known']} known answers right, " if score["known"] else ""
+            told = f"{score['questions']} questions: {known}{score['fallbacks']} answered with the fallback."
+            add(plots.votes(solutions), "The test file", told)
+            add(tables.answers(solutions))
+            add(plots.timelines(solutions), lead="The samples of each question, with their answers.")
+            add(plots.cost(solutions))
+            add(tables.closest_votes(solutions), lead="Completions of the closest votes.")
+            if settings := read("submission.settings.json"):
                 sections.append(settings_section(settings, "Inference settings"))
-        times = [
-            {"stage": name} | {key: stages[name].get(key, "") for key in RECORD}
-            for name in STAGES
-            if name in stages
-        ]
-        versions = [{"package": name, "version": version} for name, version in machine.versions().items()]
-        profile = (folder / "profile.yaml").read_text(errors="replace")
-        sections += [
-            Section(tables.table(times), "Time and training"),
-            Section(tables.table(versions), "Versions"),
-            Section(page.verbatim(profile), "Settings"),
-        ]
-        lead = f"{date.today()}, seed {metrics['seed']}, {machine.device()}"
-        return write_page(folder / "report.html", f"aimo: {metrics['profile']}", lead, sections)
+    add(tables.table(times), "Time and training")
+    versions = [{"package": name, "version": version} for name, version in machine.versions().items()]
+    add(tables.table(versions), "Versions")
+    add(page.verbatim((folder / "profile.yaml").read_text(errors="replace")), "Settings")
+    lead = f"{date.today()}, seed {seed}, {machine.device()}"
+    return write_page(folder / "report.html", title, lead, sections)
 
 
 def write_notebook(executed: Path) -> Path:
@@ -346,9 +340,10 @@ def headline(path: Path) -> str:
     is_run = path.name == "report.html"
     source = path.with_name("metrics.json") if is_run else path.with_suffix(".json")
     try:
-        with reading(source) as found:
+        with reading(path.parent) as read:
+            found = read(source.name) or {}
             if not is_run:
-                return str((found or {}).get("headline", ""))
+                return str(found.get("headline", ""))
             models = figures_of(path.parent).items()
             return ", ".join(f"{name} {row['pass@1']:.3f}" for name, row in models if "pass@1" in row)
     except AimoError:
