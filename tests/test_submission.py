@@ -197,7 +197,26 @@ def test_the_start_up_counts_against_the_time_limit_except_where_a_person_works(
     assert sum(left[:3]) < 60 < sum(left[3:]), "of 50 questions"
 
 
-def test_an_unknown_competition_is_named(tmp_path):
+@pytest.mark.parametrize(
+    "content, told",
+    [
+        (b"id,problem\na,x\na,y\n", "has the id 'a' twice"),
+        (b"id,question\na,x\n", "has no column 'problem', only id, question; aimo3 needs it"),
+        ("id,problem\na,\u00e9\n".encode("latin-1"), "give a CSV in UTF-8"),
+        (b"id,problem\na,x,y\n", "give a CSV in UTF-8"),
+        (b"", "give a CSV in UTF-8"),
+        (None, "give a CSV in UTF-8"),
+    ],
+)
+def test_a_test_file_of_the_kernel_that_cannot_be_asked_is_named_in_one_line(
+    tmp_path, monkeypatch, content, told
+):
+    monkeypatch.setattr(gateway, "Supervisor", None)
+    if content is not None:
+        (tmp_path / "t.csv").write_bytes(content)
+    with pytest.raises(AimoError, match=told) as e:
+        gateway.serve_submission("aimo3", str(TINY), str(tmp_path / "t.csv"), 100.0, {})
+    assert "t.csv" in str(e.value) and "\n" not in str(e.value)
     with pytest.raises(AimoError, match="competition 'aimo9' is unknown: use one of aimo1, aimo2, aimo3"):
         gateway.serve_submission("aimo9", str(TINY), str(tmp_path / "t.csv"), 100.0, {})
 
