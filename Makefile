@@ -9,7 +9,7 @@ PIP := .venv/bin/pip install -qq --no-deps
 # Where a container sets this, each process would compile the sources and pytest rewrite every test again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo fast test run jupyter sync lint docs lock kernels push bench rehearsal gpu-check
+.PHONY: help setup demo smollm2 demo-real fast test run jupyter sync lint docs lock kernels push bench rehearsal gpu-check
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 10
@@ -28,6 +28,13 @@ setup: .venv/.installed ## install the lock file that fits this machine (CPU or 
 
 demo: setup ## the notebooks from problems to a submission, on a laptop CPU
 	.venv/bin/aimo run --profile tiny
+
+smollm2: setup ## SmolLM2-135M-Instruct, a real model, into data/ (270 MB), and problems for it
+	.venv/bin/python data/smollm2/make.py
+	.venv/bin/python data/smollm2/problems.py
+
+demo-real: smollm2 ## the notebooks with SmolLM2-135M-Instruct, on a laptop CPU in half an hour
+	.venv/bin/aimo run --profile smollm2
 
 # One thread for each process of the tests: with more, they wait for each other's.
 fast: setup ## the tests without an engine and without training, in about 90 seconds

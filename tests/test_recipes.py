@@ -20,7 +20,7 @@ from aimo.run import runs
 RECIPES = sorted(
     path.stem
     for path in config.PROFILES.glob("*.yaml")
-    if not path.stem.startswith("tiny") and config.load(path.stem).trained
+    if (p := config.load(path.stem)).trained and not p.model.base.startswith("data/")  # not a demo
 )
 DOCS = config.ROOT / "docs" / "recipes.md"
 # What a CPU or the tiny base cannot do, and what takes long; everything else stays as the recipe has it.

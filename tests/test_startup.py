@@ -113,7 +113,8 @@ H100 = 85_000_000_000
 
 
 def gpt_oss(memory=(H100,), weights=65_000_000_000, **vllm):
-    settings = Settings(gpu_memory=0.96, max_length=65536, vllm={"kv_cache_dtype": "fp8_e4m3", **vllm})
+    lengths = {"max_length": 65536, "max_tokens": 65536}
+    settings = Settings(gpu_memory=0.96, **lengths, vllm={"kv_cache_dtype": "fp8_e4m3", **vllm})
     return make_plan(GPT_OSS, weights, memory, settings)
 
 
@@ -125,6 +126,17 @@ def test_a_plan_counts_a_sliding_window_once_and_a_full_layer_for_all_tokens():
     assert (found.cache, found.context, found.kv_tokens) == (cache, 65536, int(cache / stream * 131072))
     assert found.streams == 2 * found.kv_tokens // 65536
     assert gpt_oss(kv_cache_dtype="auto").kv_tokens == pytest.approx(found.kv_tokens / 2, abs=1)
+
+
+def test_short_answers_have_more_streams_and_programs_count_to_the_context():
+    config, memory = GPT_OSS | {"quantization_config": None}, [H100]
+    streams = {
+        (tools, tokens): make_plan(config, 1, memory, Settings(max_tokens=tokens, tools=tools)).streams
+        for tools in (0.0, 0.5)
+        for tokens in (256, 10**6)
+    }
+    assert streams[0.0, 256] > 100 * streams[0.0, 10**6]
+    assert streams[0.5, 256] == streams[0.5, 10**6] == streams[0.0, 10**6]
 
 
 def test_a_plan_shares_the_weights_among_gpus_and_replicas_have_caches_of_their_own():

