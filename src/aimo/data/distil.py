@@ -21,7 +21,7 @@ import yaml
 
 from aimo.config import Distil, Reject, Source
 from aimo.config.profile import STAGES
-from aimo.data import filters, sources
+from aimo.data import prepare, sources
 from aimo.data.model_servers import SampleError, Servers
 from aimo.errors import AimoError
 from aimo.inference import vllm_process
@@ -274,8 +274,8 @@ def reject(rows: pl.DataFrame, wanted: Reject, tags: Tags = PUBLIC[0]) -> Reject
         raise AimoError("reject: no row has a gold answer to judge by; name its column with --answer-column")
     found = rows.select(pl.col("solution").fill_null("") != "").to_series()
     rows = rows.filter(found & rows["problem"].is_not_null())
-    own, right = filters.judge_solutions(rows, tags)
-    key = filters.key(rows["problem"])
+    own, right = prepare.judge_solutions(rows, tags)
+    key = prepare.key(rows["problem"])
     rows = rows.with_columns(key=key, own=own, right=right & rows["correct"].fill_null(True))
     rows = rows.with_columns(
         pass_rate=pl.col("right").mean().over("key"), samples=pl.len().over("key").cast(pl.Int64)
@@ -320,7 +320,7 @@ def preference_ranks(rows: pl.DataFrame, prefer: str) -> pl.Series:
     places = [0] * len(rows)
     groups = rows.with_row_index().sort(length).group_by("key", maintain_order=True)
     for indices, texts in groups.agg("index", "solution").select("index", "solution").iter_rows():
-        triples = [filters.shingles(text) for text in texts]
+        triples = [prepare.shingles(text) for text in texts]
         left, nearest, next_one = list(range(len(texts))), [0.0] * len(texts), 0
         for place in range(1, len(texts) + 1):
             places[indices[next_one]] = place

@@ -6,7 +6,9 @@ row is counted under its reason. A profile may have some of the three sets only.
 
 import hashlib
 import random
+import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -18,17 +20,30 @@ import yaml
 
 from aimo.config import Profile, Set, Source
 from aimo.config.profile import STAGES
-from aimo.data import filters, sources
-from aimo.data.decontaminate import find_overlaps
+from aimo.data import decontaminate, sources
 from aimo.errors import AimoError
 from aimo.inference import prompts
+from aimo.inference.answers import extract, to_integer
 from aimo.inference.files import CHUNK
+from aimo.inference.judge import are_equal
+from aimo.inference.settings import Tags
 from aimo.inference.storage import write_whole
 
 Rows = list[dict[str, Any]]
 SETS = ("heldout", "grpo", "sft")  # a text in two sets stays in the first
 BATCH = 1000  # rows that are tokenised at a time
 BYTES_A_TOKEN = 100  # a text of more for each token of the limit is too long without a look
+
+ANY = pl.lit(True)
+WORDS_TO_TELL = 8  # fewer words do not determine a language
+CHOICES = r"(?s)\(A\).*\(B\).*\(C\)|\n\s*A[.):].*\n\s*B[.):].*\n\s*C[.):]"
+# A question whose `kind` says so, or one that lists choices A, B and C.
+IS_MULTIPLE_CHOICE = (pl.col("kind") == "MCQ").fill_null(False) | pl.col("problem").str.contains(CHOICES)
+# A question whose `kind` or answer says so, or one that asks to prove and for nothing else.
+IS_PROOF = pl.any_horizontal(pl.col("kind", "answer").str.to_lowercase() == "proof").fill_null(False) | (
+    pl.col("problem").str.contains(r"(?i)\b(prove|show) that\b")
+    & ~pl.col("problem").str.contains(r"(?i)\b(find|determine|compute|calculate|evaluate|what|how many)\b")
+)
 
 
 @dataclass
@@ -98,19 +113,19 @@ def clean_sets(sets: Sets, profile: Profile, tokenizer: Any) -> Sets:
 
         # The problem: its text, language and kind, and the verdict on its solution.
         change(pl.col("problem").str.strip_chars())
-        change(key=filters.key(sets.rows[name]["problem"]))
+        change(key=key(sets.rows[name]["problem"]))
         drop(pl.col("problem").fill_null("") == "", "no problem text")
         drop(~pl.col("correct").fill_null(True), "solution not right or not complete")
         if wanted.language:
-            other = filters.in_other_language(sets.rows[name]["problem"], wanted.language)
+            other = in_other_language(sets.rows[name]["problem"], wanted.language)
             drop(other, f"language is not {wanted.language}")
         if "multiple_choice" in wanted.drop:
-            drop(filters.IS_MULTIPLE_CHOICE, "multiple choice")
+            drop(IS_MULTIPLE_CHOICE, "multiple choice")
         if "proof" in wanted.drop:
-            drop(filters.IS_PROOF, "proof")
+            drop(IS_PROOF, "proof")
 
         # The gold answer, of which the final answer alone stays, and the pass rate.
-        change(*filters.read_answers(sets.rows[name]["answer"], tags))
+        change(*read_answers(sets.rows[name]["answer"], tags))
         by_answer = pl.col("verification_info").is_null()  # and not by test cases
         if wanted.integer_answers:
             drop(by_answer & pl.col("integer").is_null(), "answer is not an integer")
@@ -129,10 +144,10 @@ def clean_sets(sets: Sets, profile: Profile, tokenizer: Any) -> Sets:
         # The worked solution, which becomes a thought unless it is verbatim.
         if name == "sft":
             unjudged = pl.col("correct").is_null() & (pl.col("answer").fill_null("") != "")
-            own, right = filters.judge_solutions(sets.rows[name], tags, unjudged)
+            own, right = judge_solutions(sets.rows[name], tags, unjudged)
             drop(own.is_not_null() & ~right, "solution ends in another answer")
             if not wanted.verbatim:
-                change(solution=filters.thoughts(sets.rows[name]["solution"]))
+                change(solution=thoughts(sets.rows[name]["solution"]))
             elif tags.prefill:
                 begins = pl.col("solution").str.starts_with(tags.think_start).fill_null(False)
                 drop(~begins, f"does not start with {tags.think_start.strip()}")
@@ -149,7 +164,7 @@ def clean_sets(sets: Sets, profile: Profile, tokenizer: Any) -> Sets:
             same = ["key", "solution"] if wanted.traces == "all" else ["key"]
             drop(~pl.struct(same).is_first_distinct(), "duplicate")
         if wanted.near_duplicates:
-            near = filters.near_duplicates(sets.rows[name]["problem"], wanted.near_duplicates, profile.seed)
+            near = near_duplicates(sets.rows[name]["problem"], wanted.near_duplicates, profile.seed)
             drop(near, "nearly the same text as another")
         sets.check(name)
     return sets
@@ -200,6 +215,124 @@ def too_long(rows: pl.DataFrame, name: str, profile: Profile, tokenizer: Any) ->
     return tokens > limit, limit
 
 
+# ---- what the steps of cleaning look at ----
+
+
+def key(problems: pl.Series) -> pl.Series:
+    """(n,) a 64-bit hash of each problem without case and spacing.
+
+    Two different problems of a million have the same one with a probability of 10^-7.
+    """
+    return per_chunk(problems, lambda part: part.str.to_lowercase().str.replace_all(r"\s+", " ").hash())
+
+
+def per_chunk(values: pl.Series, function: Callable[[pl.Series], pl.Series]) -> pl.Series:
+    """(n,) a function of a series, CHUNK rows at a time, so that few rows are in memory twice."""
+    starts = range(0, len(values) or 1, CHUNK)
+    return pl.concat([function(values[start : start + CHUNK]) for start in starts])
+
+
+def mapped(values: pl.Series, function: Callable[[str], Any], kind: Any) -> pl.Series:
+    """(n,) a Python function of each text, null for null."""
+
+    def map_part(part: pl.Series) -> pl.Series:
+        return pl.Series([None if text is None else function(text) for text in part], dtype=kind)
+
+    return per_chunk(values, map_part)
+
+
+def read_answers(texts: pl.Series, tags: Tags) -> list[pl.Series]:
+    """(n,) the final `answer` of each text, and (n,) its `integer` of at most 18 digits, else null.
+
+    An answer that is such an integer is written as one; other answers are unchanged.
+    """
+
+    def integer_of(answer: str) -> int | None:
+        number = to_integer(answer)
+        return number if number is not None and abs(number) < 10**18 else None
+
+    answer = mapped(texts, lambda text: (extract(text, tags) or text).strip(), pl.String)
+    integer = mapped(answer, integer_of, pl.Int64)
+    written = pl.select(pl.coalesce(integer.cast(pl.String), answer)).to_series()
+    return [written.alias("answer"), integer.alias("integer")]
+
+
+def judge_solutions(rows: pl.DataFrame, tags: Tags, judged: pl.Expr = ANY) -> tuple[pl.Series, pl.Series]:
+    """(n,) the final answer of each `solution` that is `judged`; (n,) whether it is the gold `answer`.
+
+    A solution without a final answer, such as a derivation in prose, has null, and is not right.
+    """
+    own: list[str | None] = []
+    right: list[bool] = []
+    for part in rows.iter_slices(CHUNK):
+        texts = part.select(pl.when(judged).then(pl.col("solution"))).to_series()
+        found = [None if text is None else extract(text, tags) for text in texts]
+        pairs = {i: pair for i, pair in enumerate(zip(found, part["answer"], strict=True)) if all(pair)}
+        answers, golds = zip(*pairs.values(), strict=True) if pairs else ((), ())
+        verdicts = dict(zip(pairs, are_equal(answers, golds), strict=True))
+        own += found
+        right += [verdicts.get(i) is True for i in range(len(found))]
+    return pl.Series(own, dtype=pl.String), pl.Series(right, dtype=pl.Boolean)
+
+
+def in_other_language(problems: pl.Series, language: str) -> pl.Series:
+    """(n,) whether a problem is certainly not in a language (langid.py's model), formulas aside."""
+    from py3langid import classify  # loads a model
+
+    def differs(problem: str) -> bool:
+        words = re.sub(r"\$[^$]*\$|\\\w+|[^\w\s]|\d", " ", problem)
+        enough = len(words.split()) >= WORDS_TO_TELL or not words.isascii()
+        return enough and classify(words[:1000])[0] != language
+
+    return mapped(problems, differs, pl.Boolean)
+
+
+def thoughts(solutions: pl.Series) -> pl.Series:
+    """(n,) worked solutions without the answer line, think tags and calculator marks of public sets."""
+
+    def bare(part: pl.Series) -> pl.Series:
+        text = part.str.replace_all(r"<<[^<>]*>>|</?think>", "").str.strip_chars()
+        return text.str.replace(r"\n####[^\n]*$", "").str.strip_chars()
+
+    return per_chunk(solutions, bare)
+
+
+def near_duplicates(problems: pl.Series, threshold: float, seed: int) -> pl.Series:
+    """(n,) whether an earlier problem shares `threshold` of the word triples (Jaccard) and all numbers.
+
+    MinHash finds the candidates, and each is compared. Problems that differ in a number are different
+    problems.
+    """
+    from rensa import RMinHash, RMinHashLSH
+
+    # 64 hashes in 16 bands of 4: a pair at a Jaccard of 0.8 meets in some band with a chance of 0.9998.
+    index = RMinHashLSH(threshold, 64, 16)
+
+    def is_near(text: str, other: str) -> bool:
+        if sorted(re.findall(r"\d+", text)) != sorted(re.findall(r"\d+", other)):
+            return False
+        mine, theirs = shingles(text), shingles(other)
+        return len(mine & theirs) >= threshold * len(mine | theirs)
+
+    near = []
+    for i, text in enumerate(problems):
+        sketch = RMinHash(64, seed)
+        sketch.update(list(shingles(text)))
+        near.append(any(is_near(text, problems[j]) for j in index.query(sketch)))
+        if not near[-1]:
+            index.insert(i, sketch)
+    return pl.Series(near, dtype=pl.Boolean)
+
+
+def shingles(text: str) -> set[str]:
+    """Return the word triples of a text, without case, LaTeX markup and punctuation; or its few words."""
+    words = decontaminate.normalise(text, near=True).split()
+    return set(decontaminate.grams(words, 3)) or {" ".join(words)}
+
+
+# ---- what is made of clean sets ----
+
+
 def decontaminate_sets(sets: Sets, profile: Profile) -> Sets:
     """Drop training rows that share `data.ngram` words in a row with a set of `data.decontaminate`.
 
@@ -218,7 +351,7 @@ def decontaminate_sets(sets: Sets, profile: Profile) -> Sets:
             benchmarks["heldout"] = held_out.to_list()
     for name in [name for name in sets.rows if name != "heldout"]:
         problems = sets.rows[name]["problem"]
-        found = find_overlaps(problems, benchmarks, data.ngram, data.near_ngrams)
+        found = decontaminate.find_overlaps(problems, benchmarks, data.ngram, data.near_ngrams)
         for row, benchmark, overlap in found.iter_rows():
             shared = {"set": name, "problem": problems[row], "benchmark": benchmark, "overlap": overlap}
             sets.contaminated.append(shared)
