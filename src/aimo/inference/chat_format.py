@@ -6,35 +6,21 @@ model's own tokens stay as they are, so that vLLM has them cached. `begin_conver
 `Chat` without tools, `FencedBlocks` and `ToolCalls` with them, and `Harmony` for gpt-oss.
 """
 
-import re
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from aimo.inference import harmony, prompts, sandbox, voting
+from aimo.inference import harmony, prompts, sandbox, tool_calls, voting
 from aimo.inference.errors import AimoError
 from aimo.inference.harmony import Harmony
 from aimo.inference.model_folder import read_tokenizer
 from aimo.inference.prompts import escape_special_tokens
 from aimo.inference.sampling import BackgroundLoop, Completion, Sampler
 from aimo.inference.settings import Settings
-from aimo.inference.tool_calls import (
-    BLOCK,
-    MARK,
-    PYTHON,
-    WHOLE_BLOCK,
-    Call,
-    dedented,
-    find_tool_call,
-    find_tool_parser,
-    read_call,
-)
+from aimo.inference.tool_calls import PYTHON, Call
 
 T = TypeVar("T")
 RULES = "Put the final answer in \\boxed{}."  # the sentence on answers outside a competition
-# What may begin a call in a text that grows, what ends one, and characters in which either may be cut in two.
-OPENING = re.compile(r"[`~]{3,}[ \t]*[{.]*(?:i?py|tool_code)|(?=<tool_call>)|" + MARK.pattern, re.IGNORECASE)
-CLOSING, OVERLAP = re.compile("```|~~~|</tool_call>|</function>"), 100
 # Stand for a program and its output in a conversation that is rendered to see what is between them.
 CALL, OUTPUT = "aimoscallstandshere", "aimosoutputstandshere"
 
@@ -106,20 +92,15 @@ class FencedBlocks(Chat):
         begin = 0
         if not finished:  # searched again and again as it grows: only what is new may begin or end a call
             seen, begin = self.searched if self.searched[0] <= len(text) else (0, -1)
-            if begin < 0 and (opening := OPENING.search(text, max(0, seen - OVERLAP))):
+            if begin < 0 and (opening := tool_calls.OPENING.search(text, max(0, seen - tool_calls.OVERLAP))):
                 begin = opening.start()
-            if begin < 0 or not CLOSING.search(text, max(0, seen - OVERLAP)):
+            if begin < 0 or not tool_calls.CLOSING.search(text, max(0, seen - tool_calls.OVERLAP)):
                 self.searched = len(text), begin
                 return None
-        block, mark = (WHOLE_BLOCK if finished else BLOCK).search(text, begin), MARK.search(text, begin)
-        if mark and not (block and block.start() < mark.start()):  # a call in the form of some model
-            closed = re.compile(r"\}\s*</tool_call>|</function>").search(text, mark.end())
-            end = closed.end() if closed else len(text)
-            if finished or closed:
-                return read_call(text[mark.end() : end]), end
-        if not block and not finished:
+        found = tool_calls.find_block(text, finished, begin)
+        if not found and not finished:
             self.searched = len(text), begin
-        return (dedented(block["code"]), block.end()) if block else None
+        return found
 
     def find_call(self, turn: Completion) -> Call | None:
         """Return the first complete program of a turn, without the tokens after its last."""
@@ -156,7 +137,7 @@ class ToolCalls(Chat):
         self.parser = sampler.tool_parser
 
     def find_call(self, turn: Completion) -> Call | None:
-        return find_tool_call(self.parser, turn)
+        return tool_calls.find_tool_call(self.parser, turn)
 
     def reply(self, call: Call, output: str) -> None:
         """Add the call and its output to the conversation; the sampled tokens stay.
@@ -217,11 +198,10 @@ class FolderSampler(Sampler):
             raise AimoError(
                 f"model {model}: its tokenizer has no chat template; train it with `aimo run`, or save one"
             )
-        self.tokenizer.model_max_length = (
-            10**9
-        )  # the solver checks lengths, and says which problem is too long
+        # The solver checks lengths, and says which problem is too long.
+        self.tokenizer.model_max_length = 10**9
         own = settings.tool_parser in OWN_FORMATS
-        self.tool_parser = None if own else find_tool_parser(settings.tool_parser, self.tokenizer)
+        self.tool_parser = None if own else tool_calls.find_tool_parser(settings.tool_parser, self.tokenizer)
         if settings.tools:
             sandbox.has_sandbox()  # starts it
         self.encoding = None

@@ -45,6 +45,9 @@ MARK = re.compile(
     r"<tool_call>(?=\s*[\[{<]|[^<]*</tool_call>)|\[TOOL_CALLS\]|<\|python_tag\|>|"
     r'(?=<function=|\{\s*"name"\s*:\s*"python")'
 )
+# What may begin a call in a text that grows, what ends one, and characters in which either may be cut in two.
+OPENING = re.compile(r"[`~]{3,}[ \t]*[{.]*(?:i?py|tool_code)|(?=<tool_call>)|" + MARK.pattern, re.IGNORECASE)
+CLOSING, OVERLAP = re.compile("```|~~~|</tool_call>|</function>"), 100
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,17 @@ def find_tool_call(parser: Any, turn: Completion) -> Call | None:
     call = {"type": "function", "function": {"name": name, "arguments": {"code": code}}}
     message = {"role": "assistant", "content": content or "", "tool_calls": [call]}
     return Call(code, turn.text, turn.token_ids, message)
+
+
+def find_block(text: str, finished: bool, begin: int = 0) -> tuple[str, int] | None:
+    """Return the first program in a text, which may still grow, and the character where it ends."""
+    block, mark = (WHOLE_BLOCK if finished else BLOCK).search(text, begin), MARK.search(text, begin)
+    if mark and not (block and block.start() < mark.start()):  # a call in the form of some model
+        closed = re.compile(r"\}\s*</tool_call>|</function>").search(text, mark.end())
+        if finished or closed:
+            end = closed.end() if closed else len(text)
+            return read_call(text[mark.end() : end]), end
+    return (dedented(block["code"]), block.end()) if block else None
 
 
 def read_call(text: str) -> str:
