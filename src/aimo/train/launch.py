@@ -106,8 +106,8 @@ def run_process() -> None:
         status = e.code or 0
     except BaseException:
         traceback.print_exc()
-    # Threads of gloo may let go of tensors only now. One that asks for the interpreter when that has begun to
-    # end is unwound by force, which aborts the process: "terminate called without an active exception".
+    # Leave without taking the interpreter down: a thread of a library, such as gloo, that still runs may then
+    # abort the process ("terminate called without an active exception"), and the job would count as failed.
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
