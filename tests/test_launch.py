@@ -25,21 +25,12 @@ from aimo.inference.storage import read_lines
 from aimo.run import runs
 
 STEPS = 10
-QUICK = [
-    *SMALL,
-    "model.backend=transformers",
-    "data.sft.test_split=0.1",
-    "data.grpo.test_split=0.1",
-    "sft.batch_size=4",
-    "sft.eval_steps=4",
-    f"sft.max_steps={STEPS}",
-    "sft.save_steps=1",
-    "grpo.max_steps=2",
-    "grpo.prompts_per_step=2",
-    "grpo.max_completion_length=24",
-    "grpo.sample_steps=1",
-    "grpo.max_resample=3",
-]
+FEW = """
+model.backend=transformers data.sft.test_split=0.1 data.grpo.test_split=0.1
+sft.batch_size=4 sft.eval_steps=4 sft.max_steps=10 sft.save_steps=1
+grpo.max_steps=2 grpo.prompts_per_step=2 grpo.max_completion_length=24 grpo.sample_steps=1 grpo.max_resample=3
+"""
+QUICK = [*SMALL, *FEW.split()]
 DOUBLE = [*QUICK, "sft.batch_size=8"]
 SERVED = "grpo.generation=vllm_server"
 
@@ -213,16 +204,10 @@ def all_but_the_fifth(self):
 compat.ExactGeneration.sync_weights = all_but_the_fifth
 runpy.run_module("aimo.train.launch", run_name="__main__")
 """
-WITH_VLLM = [
-    "sft=null",
-    "grpo.generation=vllm",
-    "grpo.probe_steps=null",
-    "grpo.learning_rate=0.005",
-    "grpo.max_steps=6",
-    "grpo.save_steps=2",
-    "grpo.trl={save_total_limit: 9}",
-    "grpo.prompts_per_step=4",
-]
+WITH_VLLM = """
+sft=null grpo.generation=vllm grpo.probe_steps=null grpo.learning_rate=0.005 grpo.max_steps=6
+grpo.save_steps=2 grpo.trl.save_total_limit=9 grpo.prompts_per_step=4
+"""
 
 
 @pytest.mark.engine
@@ -230,7 +215,7 @@ WITH_VLLM = [
 def test_vllm_samples_with_the_weights_of_the_step_before_and_one_that_it_did_not_get_is_flagged(prepared):
     """vLLM's log-probabilities of the tokens that it sampled are the trainer's. They differ by 0.001 to 0.004
     on average; by 0.12, 0.16 and 0.36 at steps 2 to 4 when vLLM keeps the weights of the start."""
-    measured, overrides = "sampling/sampling_logp_difference", [*QUICK, *WITH_VLLM]
+    measured, overrides = "sampling/sampling_logp_difference", [*QUICK, *WITH_VLLM.split()]
 
     def steps(code: str = "") -> tuple[list[dict[str, Any]], list[int], str]:
         done = process_of("grpo", prepared, overrides, code)

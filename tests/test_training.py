@@ -150,16 +150,17 @@ def test_the_order_of_rows_follows_the_seed_and_the_epoch():
 # ---- Training
 
 
+FEW = """
+data.sft.rows=64 data.grpo.rows=64 data.heldout.rows=8 data.grpo.test_split=0.1 data.sft.test_split=0.1
+model.backend=transformers sft.batch_size=4 sft.max_steps=6 sft.save_steps=2
+grpo.max_steps=4 grpo.save_steps=2 grpo.sample_steps=2 grpo.probe_steps=2
+grpo.prompts_per_step=2 grpo.num_generations=4 grpo.max_completion_length=40
+"""
+
+
 def small(*overrides):
     """The tiny profile with few rows, quick to train."""
-    rows = "data={sft.rows: 64, grpo.rows: 64, heldout.rows: 8, grpo.test_split: 0.1, sft.test_split: 0.1}"
-    sft = "sft={batch_size: 4, max_steps: 6, save_steps: 2}"
-    steps = "grpo={max_steps: 4, save_steps: 2, sample_steps: 2, probe_steps: 2}"
-    shape = "grpo={prompts_per_step: 2, num_generations: 4, max_completion_length: 40}"
-    few = []
-    for section, _, values in (text.partition("={") for text in (rows, sft, steps, shape)):
-        few += [f"{section}.{value.replace(': ', '=')}" for value in values.strip("}").split(", ")]
-    return config.load("tiny", ["model.backend=transformers", *few, *overrides])
+    return config.load("tiny", [*FEW.split(), *overrides])
 
 
 @pytest.fixture(scope="module")
