@@ -113,12 +113,10 @@ class Profile:
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """The stages of a run, in order."""
         return tuple(stage for stage in STAGES if getattr(self, stage) is not None)
 
     @property
     def trained(self) -> tuple[str, ...]:
-        """The stages that train a model."""
         return tuple(stage for stage in self.stages if stage in TRAINED)
 
     def trained_before(self, stage: str) -> str | None:

@@ -180,7 +180,6 @@ def suggest(key: str) -> str:
 
 
 def keys(section: type = Profile, prefix: str = "") -> Iterator[str]:
-    """Yield the dotted keys that a profile may have."""
     for name, hint in get_type_hints(section).items():
         yield f"{prefix}{name}"
         for part in (hint, *get_args(hint)):
@@ -205,12 +204,10 @@ def meanings(section: type) -> dict[str, str]:
 
 
 def dump(profile: Profile) -> str:
-    """Return the profile as YAML, every key written out."""
     return yaml.safe_dump(asdict(profile), sort_keys=False, allow_unicode=True)  # type: ignore[call-overload]
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested values as one level of dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}

@@ -55,7 +55,6 @@ LARGEST = 1_000_000  # bytes of a notebook that Kaggle takes
 
 
 def kernel_folder(name: str) -> Path:
-    """Return a kernel's folder, for a name in kernels/ or a path."""
     return FOLDER / name if (FOLDER / name).is_dir() else Path(name)
 
 
@@ -98,7 +97,6 @@ def check_kernel(name: str) -> list[str]:
 
 
 def check_metadata(metadata: dict[str, Any]) -> Iterator[str]:
-    """Yield the faults of id and title, of the form of what is attached, and of the accelerator."""
     owner, _, slug = str(metadata.get("id", "")).lower().rpartition("/")
     title = str(metadata.get("title", ""))
     if not re.fullmatch(OWNER, owner) or not re.fullmatch(SLUG, slug):

@@ -58,7 +58,6 @@ class Api(KaggleApi):  # type: ignore[misc]
 
     @property
     def user(self) -> str:
-        """The name of the account that the token belongs to."""
         return str(self.config_values[self.CONFIG_NAME_USER])
 
     def build_kaggle_client(self) -> Any:
@@ -91,16 +90,13 @@ class Api(KaggleApi):  # type: ignore[misc]
             raise
 
     def pages(self, request_type: Any, **fields: Any) -> Iterator[Any]:
-        """Yield the answer of each page of a list."""
         token: dict[str, str] | None = {}
         while token is not None:
             answer = self.ask(request_type, page_size=100, **token, **fields)
             yield answer
             token = {"page_token": answer.next_page_token} if answer.next_page_token else None
 
-    def call(
-        self, send: Callable[..., Any], service: str, name: str, request: Any, response_type: Any
-    ) -> Any:
+    def call(self, send: Any, service: str, name: str, request: Any, response_type: Any) -> Any:
         """Send one request and return its answer; in a dry run print it and return an empty answer."""
         if self.dry_run and name != "IntrospectToken":
             fields = request.to_dict()
@@ -152,7 +148,6 @@ class Api(KaggleApi):  # type: ignore[misc]
 
 
 def filled(request_type: Any, **fields: Any) -> Any:
-    """Return a request, or the body of one, with these fields."""
     request = request_type()
     for name, value in fields.items():
         setattr(request, name, value)
@@ -269,7 +264,6 @@ def status_of(error: requests.RequestException) -> tuple[int | None, str]:
 
 
 def explain_failure(error: requests.RequestException) -> AimoError:
-    """Return one line on what Kaggle refused, or what broke, with the remedy."""
     thing, (code, text) = getattr(error, "thing", "Kaggle"), status_of(error)
     said = redact(" ".join(text.split()))[:200]
     unsure = "whether it arrived is not known: look before you do it again"
@@ -302,7 +296,6 @@ def check_reply(thing: str, answer: Any) -> None:
 
 
 def add_record(did: str, **facts: Any) -> None:
-    """Add a line to RECORDS on what was done."""
     RECORDS.parent.mkdir(exist_ok=True)
     date = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     append_lines(RECORDS, [{"did": did, "date": date} | facts])

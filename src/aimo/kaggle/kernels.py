@@ -114,7 +114,6 @@ def build_kernel(name: str, out: Path | None = None, profile: str | None = None)
 
 
 def template_of(name: str) -> Path:
-    """Return the template of a kernel, beside its code file."""
     path = FOLDER / name / "kernel-metadata.json"
     code = read_json(path, "restore the file").get("code_file")
     template = (path.parent / str(code)).with_suffix(".py")

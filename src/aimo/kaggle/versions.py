@@ -40,7 +40,6 @@ class Version(NamedTuple):
         return f"{self.ref} version {self.number}"
 
     def fields(self) -> dict[str, str]:
-        """How requests name this version."""
         owner, slug = self.ref.split("/")
         label = str(self.number) if self.number else ""
         return {"user_name": owner, "kernel_slug": slug, "version_label": label}
@@ -112,7 +111,6 @@ def find_version(api: Api, name: str, number: int | None = None) -> tuple[Versio
 
 
 def ask_state(api: Api, version: Version) -> tuple[State, str]:
-    """Return how far a version is, and the message of one that failed."""
     answer = api.ask(of_kernels.ApiGetKernelSessionStatusRequest, **version.fields())
     return answer.status, " ".join(answer.failure_message.split())
 
@@ -168,7 +166,6 @@ def read_log(api: Api, version: Version, text: str | None = None) -> list[str]:
 
 
 def list_output(api: Api, version: Version) -> dict[str, int]:
-    """Return the files of a version's output with their sizes in bytes."""
     answers = api.pages(of_kernels.ApiListKernelFilesRequest, **version.fields())
     return {file.name: file.size for answer in answers for file in answer.files}
 

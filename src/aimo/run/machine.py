@@ -59,7 +59,6 @@ def computes_on_gpu() -> bool:
 
 
 def device() -> str:
-    """Return a description of the device."""
     import torch
 
     if torch.cuda.is_available():
@@ -78,7 +77,6 @@ def installed(package: str) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Return the installed versions of PACKAGES."""
     return {name: installed(name) or "missing" for name in PACKAGES}
 
 

@@ -89,7 +89,6 @@ class Display:
         self.bars.stop()
 
     def start(self, stage: str) -> None:
-        """Show that a stage has begun."""
         self.file.unlink(missing_ok=True)
         self.stage, self.started = stage, time.time()
         self.bars.start_task(self.tasks[stage])
@@ -97,7 +96,6 @@ class Display:
         self.say(f"{stage}: started")
 
     def finish(self, stage: str, note: str) -> None:
-        """Show that a stage is finished."""
         self.stage = None
         self.bars.start_task(self.tasks[stage])
         self.bars.update(self.tasks[stage], total=1, completed=1, note=note)
@@ -109,7 +107,6 @@ class Display:
             print(line, flush=True)
 
     def watch(self) -> None:
-        """Read what the notebook reports, until the run ends."""
         first: tuple[str, int, float] | None = None
         said = time.time()
         while not self.stopped.wait(0.5):

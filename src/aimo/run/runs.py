@@ -72,7 +72,6 @@ class Run:
         return self.profile.solver_settings(self.start_model())
 
     def progress(self, step: int, total: int) -> None:
-        """Report the progress of this stage to the pipeline."""
         write_json(self.dir / "progress.json", {"stage": self.stage, "step": step, "total": total})
 
     def data_hash(self) -> dict[str, str]:
