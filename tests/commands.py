@@ -61,7 +61,7 @@ def words(text: str, desk: Path) -> list[list[str]]:
 def check(argv: list[str]) -> None:
     """Raise what a command would raise before it begins."""
     name, *arguments = argv
-    assert name in CHECKS, f"neither executed nor checked: {' '.join(argv)}"
+    assert name in CHECKS, f"no known command: {' '.join(argv)}"
     CHECKS[name]([argument for argument in arguments if argument != "…"])
 
 
@@ -173,7 +173,7 @@ def check_lighteval(arguments: list[str]) -> None:
     from aimo.evaluation import benchmarks
 
     gpqa = benchmarks.BENCHMARKS["gpqa"]
-    sampling = settings.Settings(**gpqa.sampling)
+    sampling = settings.Settings(**benchmarks.SAMPLING)
     ours = benchmarks.lighteval_command(Path("MODEL"), gpqa, sampling, Path("RUN/gpqa"), 0)
     assert ["lighteval", *arguments] == ours
 

@@ -23,7 +23,9 @@ from aimo.inference import files
 from aimo.inference.settings import Settings
 from aimo.inference.storage import read_json
 
-# DeepSeek-R1's advice on prompts for mathematics (its README).
+# Benchmarks are sampled as DeepSeek-R1 and Open-R1 do (their READMEs).
+SAMPLING = {"temperature": 0.6, "top_p": 0.95, "max_tokens": 32768}
+# The user message for a model that boxes its answers and has no aimo.json.
 BOXED = "{problem}\n\nPlease reason step by step, and put your final answer within \\boxed{}."
 LEAKED_WORDS = 8  # as in decontamination
 LIGHTEVAL_TAKES = (
@@ -34,9 +36,8 @@ LIGHTEVAL_TAKES = (
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One row of the table. It is sampled as DeepSeek-R1 and Open-R1 do (their READMEs)."""
+    """One row of the table."""
 
-    title: str
     source: str  # a data set on the hub; a file where the data set is a competition's
     samples: int  # completions of each problem
     # Columns. An answer may stand at the end of a text (`#### 42`) or be the only one of a list.
@@ -46,36 +47,25 @@ class Benchmark:
     split: str = "train"
     subject: str | None = None  # columns that figures are also given by
     level: str | None = None
-    prompt: str = BOXED  # the user message for a model that boxes its answers and has no aimo.json
-    temperature: float = 0.6
-    top_p: float = 0.95
-    max_tokens: int = 32768
     task: str | None = None  # lighteval's task; None: we ask, and `aimo.inference.judge` scores
-
-    @property
-    def sampling(self) -> dict[str, Any]:
-        return {"temperature": self.temperature, "top_p": self.top_p, "max_tokens": self.max_tokens}
 
 
 BENCHMARKS = {
-    "aime24": Benchmark("AIME 2024", "HuggingFaceH4/aime_2024", 64),
-    "aime25": Benchmark("AIME 2025", "MathArena/aime_2025", 64),
-    "aime26": Benchmark("AIME 2026", "MathArena/aime_2026", 64),
-    "math500": Benchmark(
-        "MATH-500", "HuggingFaceH4/MATH-500", 4, split="test", subject="subject", level="level"
-    ),
-    "amc23": Benchmark("AMC 2023", "math-ai/amc23", 16, problem="question", split="test"),
-    "hmmt25": Benchmark("HMMT February 2025", "MathArena/hmmt_feb_2025", 16, subject="problem_type"),
+    "aime24": Benchmark("HuggingFaceH4/aime_2024", 64),
+    "aime25": Benchmark("MathArena/aime_2025", 64),
+    "aime26": Benchmark("MathArena/aime_2026", 64),
+    "math500": Benchmark("HuggingFaceH4/MATH-500", 4, split="test", subject="subject", level="level"),
+    "amc23": Benchmark("math-ai/amc23", 16, problem="question", split="test"),
+    "hmmt25": Benchmark("MathArena/hmmt_feb_2025", 16, subject="problem_type"),
     "olympiadbench": Benchmark(
-        "OlympiadBench", "Hothan/OlympiadBench", 4, "question", "final_answer", "OE_TO_maths_en_COMP",
-        subject="subfield",
+        "Hothan/OlympiadBench", 4, "question", "final_answer", "OE_TO_maths_en_COMP", subject="subfield"
     ),
-    "gsm8k": Benchmark("GSM8K", "openai/gsm8k", 4, "question", "answer", "main", "test"),
-    "aimo2": Benchmark("AIMO 2 reference problems", "reference.csv", 16, problem="question"),
-    "aimo3": Benchmark("AIMO 3 reference problems", "reference.csv", 16),
-    "gpqa": Benchmark("GPQA Diamond", "Idavidrein/gpqa", 8, task="gpqa:diamond"),
-    "lcb": Benchmark("LiveCodeBench", "lighteval/code_generation_lite", 16, task="lcb:codegeneration"),
-}  # fmt: skip
+    "gsm8k": Benchmark("openai/gsm8k", 4, "question", "answer", "main", "test"),
+    "aimo2": Benchmark("reference.csv", 16, problem="question"),
+    "aimo3": Benchmark("reference.csv", 16),
+    "gpqa": Benchmark("Idavidrein/gpqa", 8, task="gpqa:diamond"),
+    "lcb": Benchmark("lighteval/code_generation_lite", 16, task="lcb:codegeneration"),
+}
 
 
 @dataclass(frozen=True)
@@ -94,7 +84,7 @@ def find_benchmark(name: str) -> Benchmark:
     if name in BENCHMARKS:
         return BENCHMARKS[name]
     if files.kind_of(Path(name)) or Path(name).is_dir():
-        return Benchmark(files.stem_of(Path(name)), name, 4, subject="subject", level="level")
+        return Benchmark(name, 4, subject="subject", level="level")
     close = difflib.get_close_matches(name, BENCHMARKS, n=1)
     hint = f"did you mean {close[0]}?" if close else f"take one of {', '.join(BENCHMARKS)}, or a file's path"
     raise AimoError(f"--benchmarks: there is no benchmark {name!r}; {hint}")

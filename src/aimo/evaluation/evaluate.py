@@ -64,10 +64,10 @@ class Wanted:
         prompt.
         """
         benchmark = benchmarks.find_benchmark(name)
-        layer = benchmark.sampling | {"samples": benchmark.samples}
+        layer: dict[str, Any] = benchmarks.SAMPLING | {"samples": benchmark.samples}
         boxes = guess_tags(self.model).answer_start.startswith("\\boxed")
         if boxes and not (self.model / SETTINGS).exists():
-            layer["user"] = benchmark.prompt
+            layer["user"] = benchmarks.BOXED
         settings = resolve_settings(self.model, layer, *self.layers)
         if settings.temperature == 0 and not any("samples" in given for given in self.layers):
             return replace(settings, samples=1)  # all would be equal
