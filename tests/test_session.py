@@ -44,15 +44,30 @@ def test_without_a_run_among_the_inputs_it_starts_anew_and_of_two_it_takes_none(
         pipeline.bring(tmp_path / "run", "tiny", tmp_path / "input")
 
 
-def test_a_stage_that_the_session_s_end_stopped_goes_on_and_one_that_its_profile_stopped_is_done(tmp_path):
-    for stopped, done in ((SESSION_OVER, False), ("the time limit of 60 s", True), (None, True)):
-        record = {"seconds": 1.0} | ({"stopped": stopped} if stopped else {})
-        (tmp_path / "metrics.json").write_text(json.dumps({"stages": {"sft": record}}))
-        (tmp_path / "sft" / "model").mkdir(parents=True, exist_ok=True)
-        for step in (4, 12):
-            (tmp_path / "sft" / f"checkpoint-{step}").mkdir(exist_ok=True)
-        assert pipeline.checkpoint_of(tmp_path, "sft") == (None if done else "sft/checkpoint-12")
-    assert pipeline.checkpoint_of(tmp_path, "grpo") is None
+@pytest.mark.parametrize(
+    "stopped, again", [(SESSION_OVER, True), ("the time limit of 60 s", False), (None, False)]
+)
+def test_a_stage_that_the_session_s_end_stopped_goes_on_and_one_that_its_profile_stopped_is_done(
+    tmp_path, monkeypatch, stopped, again
+):
+    folder, done = tmp_path / "run", {"seconds": 1.0}
+    for path in ("data/README.md", "sft/model", "sft/checkpoint-4", "sft/checkpoint-12"):
+        (folder / path).mkdir(parents=True)
+    record = {"data": done, "sft": done | ({"stopped": stopped} if stopped else {})}
+    (folder / "metrics.json").write_text(json.dumps({"stages": record}))
+    asked = []
+
+    def run_profile(profile, run_dir, overrides, from_stage, until):
+        asked.append((from_stage, until))
+        record[until] = done if until == "grpo" else record[until]
+        (folder / "metrics.json").write_text(json.dumps({"stages": record}))
+
+    monkeypatch.setattr(pipeline, "run_profile", run_profile)
+    monkeypatch.setattr(pipeline.runs, "SESSION_END", "AIMO_TEST_SESSION_END")
+    made = pipeline.train_in_session("tiny", [], 1e9, folder, tmp_path)
+    assert asked == ([("sft/checkpoint-12", "sft")] if again else [(None, "grpo")])
+    assert made == folder / ("sft" if again else "grpo") / "model"
+    monkeypatch.delenv("AIMO_TEST_SESSION_END")
 
 
 def test_a_profile_that_trains_nothing_is_refused_before_anything_is_copied(tmp_path):
