@@ -44,12 +44,11 @@ def test_without_a_run_among_the_inputs_it_starts_anew_and_of_two_it_takes_none(
         pipeline.bring(tmp_path / "run", "tiny", tmp_path / "input")
 
 
-@pytest.mark.parametrize(
-    "stopped, again", [(SESSION_OVER, True), ("the time limit of 60 s", False), (None, False)]
-)
+@pytest.mark.parametrize("stopped", [SESSION_OVER, "the time limit of 60 s", None])
 def test_a_stage_that_the_session_s_end_stopped_goes_on_and_one_that_its_profile_stopped_is_done(
-    tmp_path, monkeypatch, stopped, again
+    tmp_path, monkeypatch, stopped
 ):
+    monkeypatch.setenv(pipeline.runs.SESSION_END, "")  # put back after the test
     folder, done = tmp_path / "run", {"seconds": 1.0}
     for path in ("data/README.md", "sft/model", "sft/checkpoint-4", "sft/checkpoint-12"):
         (folder / path).mkdir(parents=True)
@@ -63,11 +62,9 @@ def test_a_stage_that_the_session_s_end_stopped_goes_on_and_one_that_its_profile
         (folder / "metrics.json").write_text(json.dumps({"stages": record}))
 
     monkeypatch.setattr(pipeline, "run_profile", run_profile)
-    monkeypatch.setattr(pipeline.runs, "SESSION_END", "AIMO_TEST_SESSION_END")
     made = pipeline.train_in_session("tiny", [], 1e9, folder, tmp_path)
-    assert asked == ([("sft/checkpoint-12", "sft")] if again else [(None, "grpo")])
-    assert made == folder / ("sft" if again else "grpo") / "model"
-    monkeypatch.delenv("AIMO_TEST_SESSION_END")
+    again = [("sft/checkpoint-12", "sft")], folder / "sft" / "model"
+    assert (asked, made) == (again if stopped == SESSION_OVER else ([(None, "grpo")], folder / "grpo/model"))
 
 
 def test_a_profile_that_trains_nothing_is_refused_before_anything_is_copied(tmp_path):
