@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlparse
 import pytest
 import yaml
 from commands import REALLY_RUN, check, fences, parsed, words
-from conftest import MARKDOWN, ROOT
+from conftest import MARKDOWN, ROOT, here
 
 from aimo import config
 from aimo.commands import run
@@ -40,6 +40,8 @@ def test_every_command_is_one_that_exists_with_its_options_and_values(page, tmp_
         for name, *arguments in words(text, tmp_path) if language == "bash" else ():
             if name not in REALLY_RUN:
                 check([name, *arguments])
+            if arguments[:2] == ["kernel", "build"] and "runs" in arguments:  # later commands read it
+                assert here(*arguments).returncode == 0
 
 
 @each(ENGLISH)
