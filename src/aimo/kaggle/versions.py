@@ -40,7 +40,7 @@ class Version(NamedTuple):
         return f"{self.ref} version {self.number}"
 
     def fields(self) -> dict[str, str]:
-        owner, slug = self.ref.split("/")
+        owner, _, slug = self.ref.rpartition("/")
         label = str(self.number) if self.number else ""
         return {"user_name": owner, "kernel_slug": slug, "version_label": label}
 
@@ -215,18 +215,18 @@ def submit_version(api: Api, kernel: str, number: int | None, message: str, comp
     version, metadata = find_version(api, kernel, number)
     state, _ = ask_state(api, version)
     names = list_output(api, version)
-    answers, attached = ANSWERS[0], [competition or "COMPETITION"]
+    answers, slug = ANSWERS[0], slug_of(competition) if competition else "COMPETITION"
     if not api.dry_run:
         if state != State.COMPLETE:
             raise AimoError(f"{version} is {state.name.lower()}, not complete; submit a version that is")
         if not (found := [name for name in ANSWERS if name in names]):
             left = ", ".join(names) or "nothing"
             raise AimoError(f"{version} left no {ANSWERS[0]}, only {left}; see its log")
-        answers, attached = found[0], [competition] if competition else metadata.competition_data_sources
+        answers, attached = found[0], [slug] if competition else metadata.competition_data_sources
         if len(attached) != 1:
             named = ", ".join(attached) or "none"
             raise AimoError(f"{version} has {named} as competitions; name one with --competition")
-    slug = attached[0] if api.dry_run and not competition else slug_of(attached[0])
+        slug = attached[0]
     limits = api.competition_get_submission_limits(slug)
     if not api.dry_run and limits.num_allowed_now <= 0:
         told = f"no submission is left ({limits.num_today} made today); wait for 0:00 UTC"
