@@ -252,6 +252,27 @@ def test_a_bad_source_is_refused_by_name_in_one_line(tmp_path, name, content, to
     assert not re.search("polars|File out of spec|CSV|EOF", str(e.value))  # a library's own words
 
 
+@pytest.mark.parametrize(
+    "row, keys, told",
+    [
+        ({"talk": ["hi"]}, {"columns": Columns(messages="talk")}, "columns.messages: .* lists in 'talk'"),
+        ({"tests": ["x"]}, {"columns": Columns(verification_info="tests")}, "verification_info: .* lists in"),
+        ({"generation": "x", "complete": True}, {"preset": "aimo distil"}, "preset: .* no column 'key'"),
+    ],
+)
+def test_a_column_that_does_not_fit_its_role_is_refused_by_the_key(tmp_path, row, keys, told):
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"problem": "P", "answer": 1} | row) + "\n")
+    with pytest.raises(AimoError, match=rf"^data\.sft\..*{told}"):
+        load(tmp_path / "rows.jsonl", **keys)
+
+
+def test_one_verdict_beside_a_list_of_traces_is_that_of_a_single_trace(tmp_path):
+    lines = [{"problem": p, "answer": 1, "s": s, "ok": "yes"} for p, s in (("P", ["x"]), ("Q", ["y", "z"]))]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rows, _ = load(tmp_path / "rows.jsonl", columns=Columns(solution="s", correct="ok"))
+    assert [(r["solution"], r["correct"]) for r in rows] == [("x", True), ("y", False), ("z", False)]
+
+
 def test_a_folder_without_data_and_an_unknown_preset_are_refused(tmp_path):
     with pytest.raises(AimoError, match="found none"):
         load(tmp_path)

@@ -184,6 +184,10 @@ def read_columns(source: Source, preset: Preset, where: str) -> tuple[Table, dic
                 f"{where}.columns.{role}: {name} has no column {column!r}; it has "
                 f"{files.listed(dict.fromkeys(have))}: name one{talk}"
             )
+    if unsorted := [column for column in preset.order if column not in have]:
+        raise AimoError(
+            f"{where}.preset: {name} has no column {unsorted[0]!r}; set columns in place of preset"
+        )
     if dataset is not None:
         kept = {*wanted, *(key.split(".")[0] for key in wanted)}
         columns = dataset.select_columns([column for column in dataset.column_names if column in kept])
@@ -324,8 +328,11 @@ def standard(table: Table, roles: dict[str, str], name: str, notes: Notes, where
     talks = [role for role in ("messages", "problem", "solution") if role in roles and is_talk(role)]
     for role, column in roles.items():
         kind = "objects" * (column in table.nested) or "lists" * (rows[role].dtype != pl.String)
-        lists_fit = kind == "lists" and role in ("answer", "solution", "correct", "complete")
-        if kind and role not in (*talks, "messages", "verification_info") and not lists_fit:
+        fitting = ("answer", "solution", "correct", "complete")
+        if kind and role not in (
+            *talks,
+            *(fitting if kind == "lists" else ("messages", "verification_info")),
+        ):
             keys = [key for key in table.columns if key.startswith(f"{column}.")]
             remedy = f"name a key of these ({', '.join(keys)})" if keys else "name a column of texts"
             raise AimoError(f"{where}.columns.{role}: {name} holds {kind} in {column!r}, not text; {remedy}")
@@ -345,7 +352,8 @@ def standard(table: Table, roles: dict[str, str], name: str, notes: Notes, where
     if isinstance(rows.schema.get("solution"), pl.List):
         number = pl.col("solution").list.len()
         unknown = pl.lit("").repeat_by(number)
-        rows = rows.with_columns(pl.col(flag).cast(pl.List(pl.String)) for flag in flags)
+        one = [flag for flag in flags if rows[flag].dtype == pl.String]  # verdict, not a list of them
+        rows = rows.with_columns(pl.when(pl.col(f).is_not_null()).then(pl.concat_list(f)) for f in one)
         whole = [pl.when(pl.col(f).list.len() == number).then(pl.col(f)).otherwise(unknown) for f in flags]
         rows = rows.with_columns(whole).explode("solution", *flags)
     for flag in flags:
