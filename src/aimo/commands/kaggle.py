@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from aimo.commands.options import arg, opt
+from aimo.commands.options import arg, opt, show_rows
 from aimo.errors import AimoError
 from aimo.kaggle.check import check_kernel
 
@@ -196,15 +194,7 @@ def scores(
     """Print the submissions to a competition with their scores, and what made them."""
     with connected(dry_run) as (api, _, versions):
         rows = versions.list_scores(api, competition)
-    if dry_run:
-        return
-    if not rows:
+    if rows:
+        show_rows(rows)
+    elif not dry_run:
         print("no submissions yet")
-        return
-    table = Table(*rows[0])
-    for row in rows:
-        table.add_row(*map(str, row.values()))
-    console = Console()
-    if not console.is_terminal:
-        console.width = 240  # a file or a pipe has no width to cut a run's path to
-    console.print(table)

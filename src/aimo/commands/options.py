@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.table import Table
 
 from aimo.config import read_values, set_key
 from aimo.errors import AimoError
@@ -77,6 +79,16 @@ def solver_settings(
     if samples:
         changed["inference"]["samples"] = samples
     return written, changed["inference"]
+
+
+def show_rows(rows: list[dict[str, Any]]) -> None:
+    """Print rows as a table, in red those with a remedy; in a file or a pipe no cell is cut."""
+    console, table = Console(), Table(*rows[0])
+    if not console.is_terminal:
+        console.width = 240
+    for row in rows:
+        table.add_row(*map(str, row.values()), style="red" if row.get("remedy") else "")
+    console.print(table)
 
 
 def check_folder(option: str, path: Path | None) -> None:

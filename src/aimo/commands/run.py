@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from aimo.commands import data, kaggle, measure, options
 from aimo.commands.options import arg, opt
@@ -85,10 +83,11 @@ def run_command(
         columns = [key for key, value in rows.get("base", {}).items() if isinstance(value, float)]
         training = ("seconds", "samples_per_second", "mean_loss")
         columns += [key for key in training if any(key in row for row in rows.values())]
-        table = Table("", *(HEADS.get(column, column) for column in columns))
+        table = []
         for name, row in rows.items():
-            table.add_row(name, *(f"{row[key]:.3g}" if key in row else "" for key in columns))
-        Console().print(table)
+            cells = {HEADS.get(key, key): f"{row[key]:.3g}" if key in row else "" for key in columns}
+            table.append({"": name} | cells)
+        options.show_rows(table)
     if (folder / STAGES["inference"].product).exists():
         print(f"submission: {folder / STAGES['inference'].product}")
     print(f"report:     {folder / 'report.html'}")
@@ -237,10 +236,7 @@ def check(name: Annotated[str, arg("A folder of kernels/, or a path.")]) -> None
 def doctor() -> None:
     """Print what is installed, the device, and the remedy for each missing or mismatched piece."""
     rows = machine.diagnose()
-    table = Table(*rows[0])
-    for row in rows:
-        table.add_row(*row.values(), style="red" if row["remedy"] else "")
-    Console().print(table)
+    options.show_rows(rows)
     if any(row["remedy"] for row in rows):
         raise typer.Exit(1)
 
