@@ -105,9 +105,7 @@ def read_benchmark(name: str, data: Path | None = None, rows: int | None = None)
         stems = (name, f"{name}/{benchmark.split}")
         path = next((p for stem in stems for end in ends if (p := data / f"{stem}{end}").is_file()), None)
     if path and not path.exists():
-        raise AimoError(
-            f"--benchmarks: {path} does not exist; correct the path, or give its folder with --data"
-        )
+        raise AimoError(f"--benchmarks: {path} does not exist; correct it, or give its folder with --data")
     where = f"benchmark {path or name}"
     if path:
         table = files.read_all(path, "benchmark ")
@@ -195,7 +193,7 @@ def run_lighteval(command: list[str], folder: Path) -> dict[str, Any]:
     results = sorted(folder.glob("results/**/results_*.json"), key=lambda path: path.stat().st_mtime)
     if done.returncode or not results:
         raise EngineError(
-            f"lighteval ended with {done.returncode}; what it printed is above, its files in {folder}"
+            f"lighteval ended with {done.returncode}: its words are above, its files in {folder}"
         )
     found = read_json(results[-1], "run the same command again")["results"]
     figures: dict[str, Any] = next((row for task, row in found.items() if command[3] in task), {})
@@ -302,9 +300,7 @@ def training_texts(model: Path, download: bool) -> tuple[str, pl.Series]:
             except AimoError as e:
                 if download or not isinstance(e.__context__, OSError):  # it is here and of no use
                     raise
-                raise AimoError(
-                    f"{name}, which the model's card names, is not here; --card-data downloads it"
-                ) from None
+                raise AimoError(f"{name} of the model's card is not here; --card-data downloads it") from None
             add(rows["problem"], rows["solution"])
     finally:
         for place, value in zip(places, before, strict=True):

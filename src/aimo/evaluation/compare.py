@@ -112,7 +112,7 @@ def check_headers(headers: list[EvaluationHeader], allowed: Collection[str] = ()
         names = f"{first.model} and {other.model} on {first.benchmark}"
         if first.questions != other.questions:
             raise AimoError(
-                f"{names}: their questions differ; evaluate both on the same file with the same --rows"
+                f"{names}: their questions differ; evaluate both on one file with the same --rows"
             )
         mine, theirs = limited(first), limited(other)
         for key in (*ASKED, "context"):  # but for what an older version did not record
@@ -171,7 +171,5 @@ def what_would_tell(found: Comparison) -> str:
     if k == 1:
         return f"{needed.capitalize()} would tell."
     if n * wanted > between and (more := ceil(within / (n * wanted - between))) > k:
-        return (
-            f"About {more:,} completions of each question instead of {k} would tell, and so would {needed}."
-        )
+        return f"About {more:,} completions of each question instead of {k} would tell; so would {needed}."
     return f"More completions of these {n:,} questions would not tell; {needed}, {k} completions each, would."

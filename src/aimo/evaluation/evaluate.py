@@ -87,10 +87,8 @@ def evaluate_model(
     for name in wanted.benchmarks:
         benchmark = benchmarks.find_benchmark(name)
         if benchmark.task:
-            settings = wanted.settings(name)
-            tasks[name] = benchmarks.lighteval_command(
-                wanted.model, benchmark, settings, folder / name, wanted.seed
-            )
+            asked = wanted.model, benchmark, wanted.settings(name), folder / name, wanted.seed
+            tasks[name] = benchmarks.lighteval_command(*asked)
         else:
             questions[name] = benchmarks.read_benchmark(name, wanted.data, wanted.rows)
     if tasks and not shutil.which("lighteval"):
@@ -198,9 +196,7 @@ def row_of(one: Scores, i: int) -> dict[str, Any]:
         "gold": question.answer,
         "right": float(one.right[i].mean()),
         "tokens": float(one.tokens[i]),
-        "completions": [
-            {"right": ok, "answer": answer, "text": trace.text} for ok, (trace, answer) in shown.items()
-        ],
+        "completions": [{"right": ok, "answer": a, "text": t.text} for ok, (t, a) in shown.items()],
     }
 
 

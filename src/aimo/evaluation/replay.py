@@ -103,7 +103,8 @@ def play(
     votes: Counter[Any] = Counter()  # peers vote for texts too
     weights: dict[Any, float] = {}
     each: list[float] = []
-    max_weight = 2.0 if rule.weight == "programs" and any(sample.printed for sample in samples) else 1.0
+    programs = rule.weight == "programs"
+    max_weight = 2.0 if programs and any(sample.printed for sample in samples) else 1.0
     now = tokens = longest = 0.0
     fresh = 0
     while True:
@@ -129,9 +130,7 @@ def play(
         fresh += step.start
         due = ends
         if step.limit < math.inf:
-            due = {
-                i: max(now, min(end, running[i] + step.limit / samples[i].pace)) for i, end in ends.items()
-            }
+            due = {i: max(now, min(e, running[i] + step.limit / samples[i].pace)) for i, e in ends.items()}
         i = min(due, key=due.__getitem__)
         if due[i] > budget:
             now = budget
@@ -146,11 +145,11 @@ def play(
             votes[answer] += 1
             # The solver gives an answer that a program printed and the sample did not state a half; here it
             # counts 2, as records do not tell them apart.
-            by_programs = rule.weight == "programs"
-            each.append(
-                voting.by_tools(answer, sample.printed) if by_programs else voting.weigh(sample, rule.weight)
+            weight = (
+                voting.by_tools(answer, sample.printed) if programs else voting.weigh(sample, rule.weight)
             )
-            weights[answer] = weights.get(answer, 0.0) + each[-1]
+            each.append(weight)
+            weights[answer] = weights.get(answer, 0.0) + weight
         longest = longest if cut else max(longest, wrote)
 
 
@@ -236,13 +235,11 @@ def compare_rules(
             ratio_interval(ours.tokens, one.tokens, seed),
             ratio_interval(ours.wall, one.wall, seed),
         )
-        flipped = {
+        flips = {
             traces.questions[i].id: (float(ours.accuracy[i]), float(one.accuracy[i]))
             for i in np.flatnonzero((one.accuracy > 0.5) != (ours.accuracy > 0.5))
         }
-        found.append(
-            Figures(traces.name, traces.unit, rule.name, accuracy, tokens, wall, *intervals, flipped)
-        )
+        found.append(Figures(traces.name, traces.unit, rule.name, accuracy, tokens, wall, *intervals, flips))
     return found
 
 
@@ -258,9 +255,8 @@ def has_weight(traces: Traces, weight: str) -> bool:
     if weight in ("equal", "length"):
         return True
     name = {"programs": "printed", "ties": "entropy"}.get(weight, weight)
-    return any(
-        getattr(sample, name) not in (None, ()) for question in traces.questions for sample in question.ours
-    )
+    samples = (sample for question in traces.questions for sample in question.ours)
+    return any(getattr(sample, name) not in (None, ()) for sample in samples)
 
 
 def plot_rules(figures: Sequence[Figures], to: Path) -> None:

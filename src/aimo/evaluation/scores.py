@@ -103,9 +103,7 @@ def score(header: EvaluationHeader, traces: Sequence[Trace]) -> Scores:
         by_question[trace.id].append(trace)
     k = min(len(group) for group in by_question.values())
     if not k:
-        raise AimoError(
-            f"{header.benchmark}: a question has no completion yet; run `aimo evaluate` to its end"
-        )
+        raise AimoError(f"{header.benchmark}: a question has no completion; run `aimo evaluate` to its end")
     groups = [group[:k] for group in by_question.values()]
     tags = Tags(**header.settings.get("tags", {}))
     found = [[answers.extract(trace.text, tags) for trace in group] for group in groups]
@@ -212,12 +210,8 @@ def sample_rows(
     samples, whatever the order of the rows. AimoError before sampling when a row has no answer.
     """
     if without := sum(row["answer"] in (None, "") for row in rows):
-        raise AimoError(
-            f"{without} of {len(rows)} problems have no answer to judge samples by; leave them out"
-        )
-    questions = [
-        Question(str(i), row["prompt"][-1]["content"], str(row["answer"])) for i, row in enumerate(rows)
-    ]
+        raise AimoError(f"{without} of {len(rows)} problems have no answer to judge by; leave them out")
+    questions = [Question(str(i), r["prompt"][-1]["content"], str(r["answer"])) for i, r in enumerate(rows)]
     total, done = len(rows) * num_samples, 0
 
     async def sample(ids: list[int], sample_seed: int) -> Completion:

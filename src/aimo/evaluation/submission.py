@@ -80,9 +80,7 @@ def evaluate_submission(
                     "file": name,
                     "questions": len(golds),
                     "score": competitions.points_of(rules, golds, given),
-                    "right in each pass": [
-                        sum(one[name] == gold for name, gold in golds.items()) for one in given
-                    ],
+                    "right in each pass": [sum(one[q] == gold for q, gold in golds.items()) for one in given],
                     "fallbacks": sum(not solution.votes for solution in solutions),
                     "seconds": round(sum(solution.seconds for solution in solutions), 1),
                     "slowest": round(max(solution.seconds for solution in solutions), 1),

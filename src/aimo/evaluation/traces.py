@@ -119,17 +119,15 @@ def lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def public(path: Path, golds: Mapping[str, int]) -> Iterator[RecordedQuestion]:
     for number, row in lines(path):
-        name = str(row.get("id", number))
+        name, where = str(row.get("id", number)), f"{path}, line {number}"
         gold = golds.get(name, answers.to_integer(str(row.get("answer"))))
         if gold is None:
-            raise AimoError(
-                f"{path}, line {number}: question {name} has no integer as its answer; correct it"
-            )
+            raise AimoError(f"{where}: question {name} has no integer as its answer; correct it")
         key = "attempts" if "attempts" in row and "samples" not in row else "samples"
         try:
             samples = KINDS[key].validate_python(row.get(key))
         except ValidationError as e:
-            raise AimoError(f"{path}, line {number}: {key}.{explain(e.errors()[0])}; {REMEDY}") from None
+            raise AimoError(f"{where}: {key}.{explain(e.errors()[0])}; {REMEDY}") from None
         if key == "samples":
             texts = [sample.text for sample in samples]
             yield RecordedQuestion(gold, [*map(as_peers, texts)], [*map(as_ours, texts)], name)
@@ -176,9 +174,7 @@ def pool_journals(paths: Sequence[Path], golds: Mapping[str, int]) -> Traces:
             try:
                 entry = journal.parse_line(row)
             except ValueError as e:
-                remedy = (
-                    f"another version of aimo wrote it: replay it with that, or delete it: sed -i {number}d"
-                )
+                remedy = f"another version of aimo wrote it: replay with that, or delete it: sed -i {number}d"
                 raise AimoError(f"{where}: {e}; {remedy} {path}") from None
             if isinstance(entry, journal.JournalHeader):
                 if header and (difference := entry.differs(header)):

@@ -64,9 +64,7 @@ def shared_words(sets: Any, limit: int = 8) -> Html:
     if not sets.contaminated:
         return note("No training row shares words with an evaluation set.")
     found = Counter((row["set"], row["benchmark"]) for row in sets.contaminated)
-    summary = [
-        {"set": name, "evaluation set": benchmark, "dropped": n} for (name, benchmark), n in found.items()
-    ]
+    summary = [{"set": name, "evaluation set": other, "dropped": n} for (name, other), n in found.items()]
     return join([table(summary), table(sets.contaminated[:limit])])
 
 
