@@ -295,8 +295,19 @@ def test_a_request_that_the_server_refuses_is_named(piston):
 
 
 def test_a_row_may_be_in_the_column_that_the_data_stage_keeps_and_one_of_another_kind_is_not_scored(piston):
-    info = [json.dumps(CF), CF, json.dumps({"language": "python", "test_cases": []}), None]
-    assert cf_code_reward([block(SUM)] * 4, verification_info=info) == [1.1, 1.1, None, None]
+    odd = [CF | {"official_tests": tests} for tests in (5, [{"input": "1"}], ["x"])]
+    info = [
+        json.dumps(CF),
+        CF,
+        json.dumps({"language": "python", "test_cases": []}),
+        None,
+        "{",
+        "[5]",
+        5,
+        *odd,
+    ]
+    rewards = cf_code_reward([block(SUM)] * len(info), verification_info=info)
+    assert rewards == [1.1, 1.1] + [None] * 8
 
 
 def test_a_row_without_its_columns_is_named():

@@ -7,6 +7,7 @@ process loads. The compiler is confined as well, since a source may include any 
 """
 
 import base64
+import contextlib
 import functools
 import json
 import os
@@ -35,6 +36,13 @@ def extract_code(completion: str, language: str = "python") -> str:
     return (re.findall(rf"```{re.escape(language)}\n(.*?)```", completion, re.DOTALL) or [""])[-1]
 
 
+def mapping_of(info: Any) -> Mapping[str, Any]:
+    """Return a row's `verification_info`, a mapping or its JSON; empty where it is neither."""
+    with contextlib.suppress(ValueError, RecursionError):
+        info = json.loads(info) if isinstance(info, str) else info
+    return info if isinstance(info, Mapping) else {}
+
+
 # ---- test cases ----
 
 
@@ -60,12 +68,12 @@ def code_reward(
     rows = []
     for completion, info in zip(completions, verification_info, strict=True):
         try:
-            info = json.loads(info) if isinstance(info, str) else info
+            info = mapping_of(info)
             kinds = {case.get("type", "stdin_stdout") or "stdin_stdout" for case in info["test_cases"]}
             is_python = info["language"] == "python" and kinds <= {"stdin_stdout"}
             cases = [(str(case["input"]), str(case["output"])) for case in info["test_cases"] if is_python]
-        except (ValueError, TypeError, KeyError, AttributeError):
-            cases = []  # of another language, or unreadable
+        except (TypeError, KeyError, AttributeError):
+            cases = []  # of another kind
         rows.append((extract_code(text_of(completion)), cases))
     jobs = [(program, given) for program, cases in rows if program for given, _ in cases]
     if callable(provider_type):
@@ -190,8 +198,11 @@ def ioi_code_reward(
             cases = [of_year[row["id"], name] for name in names]
         elif isinstance(cases, dict):
             cases = [cases[name] for name in names]
-        tests = [(given, expected) for given, expected in cases]
-        graders = {name: content for name, content in row["grader_files"] if content}
+        try:
+            tests = [(given, expected) for given, expected in cases]
+            graders = {name: content for name, content in row["grader_files"] if content}
+        except (TypeError, ValueError):
+            return None  # of another shape
         more = [name for name, _ in row["grader_files"] if "checker" in name or "manager" in name]
         code = extract_code(text, "cpp")
         if not tests or (more and provider_type == "local"):
@@ -225,10 +236,11 @@ def cf_code_reward(
 
     def score(row: dict[str, Any], text: str) -> float | None:
         language = row.get("language") or ""
-        cases = list(row["official_tests"] or [])
-        if folder := os.environ.get("CF_TESTS_FOLDER"):
-            cases += generated_tests(folder, row["id"])
-        tests = [(case["input"], case["output"]) for case in cases]
+        more = generated_tests(folder, row["id"]) if (folder := os.environ.get("CF_TESTS_FOLDER")) else []
+        try:
+            tests = [(case["input"], case["output"]) for case in [*row["official_tests"], *more]]
+        except (TypeError, KeyError):
+            return None  # of another shape
         if not tests or language not in ("python", "cpp"):
             return None
         code = extract_code(text, language)
@@ -260,8 +272,7 @@ def each(
     by_row = {key: values for key, values in columns.items() if isinstance(values, (list, tuple))}
     rows = [{key: values[i] for key, values in by_row.items()} for i in range(len(completions))]
     for row in rows:
-        info = row.pop("verification_info", None) or {}
-        row |= json.loads(info) if isinstance(info, str) else info
+        row |= mapping_of(row.pop("verification_info", None))
     whole = [all(row.get(column) is not None for column in needed) for row in rows]
     if rows and not any(whole):
         missing = next(column for column in needed if rows[0].get(column) is None)

@@ -148,7 +148,9 @@ def code_format_reward(
     rewards: Rewards = []
     for completion, name in zip(completions, language or [default] * len(completions), strict=True):
         answer = answer_of(text_of(completion), prompt) or ""
-        rewards.append(float(bool(re.search(rf"```{re.escape(name or default)}.*?```", answer, re.DOTALL))))
+        rewards.append(
+            float(bool(re.search(rf"```{re.escape(str(name or default))}.*?```", answer, re.DOTALL)))
+        )
     return rewards
 
 
