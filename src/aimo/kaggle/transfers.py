@@ -106,17 +106,7 @@ def push_version(
 
     named["version_number"] = (before.version_number if before else 0) + 1
     source = f"{target}/{named['version_number']}"
-
-    def listed() -> dict[str, int]:
-        try:
-            answers = list(api.pages(of_models.ApiListModelInstanceVersionFilesRequest, **named))
-        except requests.HTTPError as e:  # Kaggle does not know the version yet
-            if client.status_of(e)[0] not in (403, 404):
-                raise
-            answers = []
-        return {file.name: file.size for answer in answers for file in answer.files}
-
-    compare_listing(source, files, listed)
+    compare_listing(api, source, files, of_models.ApiListModelInstanceVersionFilesRequest, named)
     for name, path in files.items():
         there = hashlib.sha256()
         with api.ask(of_models.ApiDownloadModelInstanceVersionRequest, **named, path=name) as response:
@@ -158,19 +148,27 @@ def push_folder(api: Api, folder: Path, name: str | None, license_name: str) -> 
         request = filled(of_datasets.ApiCreateDatasetVersionRequest, **named, body=body)
     with api.uploaded(body, folder, ApiBlobType.DATASET, folders="zip"):
         check_reply(f"dataset {owner}/{slug}", api.ask(request))
-
-    def listed() -> dict[str, int]:
-        answers = api.pages(of_datasets.ApiListDatasetFilesRequest, **named)
-        return {file.name: file.total_bytes for answer in answers for file in answer.dataset_files}
-
     if not api.dry_run:
         files = {path.relative_to(folder).as_posix(): path for path in found}
-        compare_listing(f"dataset {owner}/{slug}", files, listed)
+        compare_listing(api, f"dataset {owner}/{slug}", files, of_datasets.ApiListDatasetFilesRequest, named)
     return f"{owner}/{slug}"
 
 
-def compare_listing(thing: str, files: dict[str, Path], listed: Callable[[], dict[str, int]]) -> None:
+def compare_listing(
+    api: Api, thing: str, files: dict[str, Path], request_type: Any, named: dict[str, Any]
+) -> None:
     """Wait until Kaggle lists each file with its size. AimoError names those missing or of another size."""
+
+    def listed() -> dict[str, int]:
+        try:
+            answers = list(api.pages(request_type, **named))
+        except requests.HTTPError as e:
+            if client.status_of(e)[0] not in (403, 404):
+                raise
+            return {}  # Kaggle does not know the version yet
+        rows = [row for answer in answers for row in getattr(answer, "files", None) or answer.dataset_files]
+        return {row.name: row.size if hasattr(row, "size") else row.total_bytes for row in rows}
+
     sizes = {name: path.stat().st_size for name, path in files.items()}
     end = time.monotonic() + LISTED_WITHIN_S
     while wrong := sizes.items() - (found := listed()).items():
