@@ -169,19 +169,16 @@ def run_pages(folder, texts):
 def asked(text):
     """A question with two completions that are all the same text."""
     completions = [{"right": ok, "answer": text, "text": text} for ok in (True, False)]
-    return {**dict.fromkeys(("id", "problem", "gold"), text), "right": 0.5, "tokens": 3.0} | {
-        "completions": completions
-    }
+    named = dict.fromkeys(("id", "problem", "gold"), text)
+    return named | {"right": 0.5, "tokens": 3.0, "completions": completions}
 
 
 def kaggle_page(folder, texts):
     """The page of Kaggle's evaluation kernel."""
     solutions = [ANSWERED | dict.fromkeys(("id", "problem", "note", "gold", "stop"), text) for text in texts]
     views = [page.Section(plots.votes(solutions), texts[12]), page.Section(tables.answers(solutions))]
-    folder.mkdir()
-    submission.write_scores(
-        folder, "aimo3", texts[11], [{"file": text, "score": text} for text in texts], views
-    )
+    rows = [{"file": text, "score": text} for text in texts]
+    submission.write_scores(folder, "aimo3", texts[11], rows, views)
     return folder / "evaluation.html"
 
 
@@ -203,7 +200,6 @@ def evaluation_page(folder, texts):
         "settings": {text: text for text in texts},
         "curves": {text: {"pass@k": {1: 0.5, 2: 0.6}} for text in texts[11::16]},
     }
-    folder.mkdir()
     return pages.write_evaluation(folder, found)
 
 
@@ -211,7 +207,6 @@ def comparison_page(folder, texts):
     """The page of a comparison."""
     flips = {text: [{**asked(text), "sides": {text: asked(text), "b": asked(text)}}] for text in texts}
     found = {"title": texts[11], "verdicts": texts, "differences": [{t: t} for t in texts], "flips": flips}
-    folder.mkdir()
     return pages.write_comparison(folder, found)
 
 
@@ -222,7 +217,6 @@ def distillation_page(folder, texts):
     kept = pl.DataFrame({"problem": readable, "generation": readable})
     dropped = dict.fromkeys(readable, 1)
     found = SimpleNamespace(problems=pl.DataFrame(problems), kept=kept, dropped=dropped)
-    folder.mkdir()
     return pages.write_distillation(folder / "distillation.html", texts[11], found, (0.0, 1.0))
 
 
@@ -247,14 +241,12 @@ def notebook_page(folder, texts):
 
 def checks_page(folder, texts):
     """A page of the GPU check and the rehearsal: logs that unfold, links to what was left."""
-    folder.mkdir()
     sections = [page.Section(page.fold(text, page.verbatim(text)), text, text) for text in texts]
     paths = [os.fsdecode(text.encode("utf-8", "replace")) for text in texts]
     links = [page.link(text, path) for text, path in zip(texts, paths, strict=True)]
     rows = [{"check": t, "left": link, "log": page.verbatim(t)} for t, link in zip(texts, links, strict=True)]
-    return page.write_page(
-        folder / "gpu-check.html", texts[11], texts[12], [page.Section(tables.table(rows)), *sections]
-    )
+    sections.insert(0, page.Section(tables.table(rows)))
+    return page.write_page(folder / "gpu-check.html", texts[11], texts[12], sections)
 
 
 def list_page(folder, texts):
@@ -280,7 +272,9 @@ def built(texts, tmp_path_factory):
 
     def build(make):
         if make not in made:
-            made[make] = make(tmp_path_factory.mktemp("pages") / "a page", texts)
+            folder = tmp_path_factory.mktemp("pages") / "a page"
+            folder.mkdir()
+            made[make] = make(folder, texts)
         return made[make]
 
     return build
