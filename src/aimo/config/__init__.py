@@ -16,11 +16,11 @@ from aimo.config.reading import (
     read_values,
     set_key,
 )
-from aimo.config.training import Dpo, Grpo, Lora, Model, Optimization, Sft, Training
+from aimo.config.training import Dpo, Grpo, Lora, Model, Opd, Optimization, Sft, Training
 from aimo.inference.settings import Prompt
 
 __all__ = [
     "PROFILES", "ROOT", "RUNS", "Columns", "Data", "Distil", "Dpo", "Grpo", "Inference", "Lora", "Mixture",
-    "Model", "Optimization", "Profile", "Prompt", "Reject", "Set", "Sft", "Source", "Training",
+    "Model", "Opd", "Optimization", "Profile", "Prompt", "Reject", "Set", "Sft", "Source", "Training",
     "differing_keys", "dump", "find", "lasting_changes", "load", "locate", "parse", "read_values", "set_key",
 ]  # fmt: skip

@@ -13,7 +13,7 @@ from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
 from aimo.config.data import Data, Distil
-from aimo.config.training import Dpo, Grpo, Model, Sft, Training
+from aimo.config.training import Dpo, Grpo, Model, Opd, Sft, Training
 from aimo.inference import settings
 from aimo.inference.settings import NonNegative, Positive, Prompt, Settings, Share, strict
 
@@ -37,6 +37,7 @@ STAGES = {
         Stage("sft", "02_format_sft", "sft/model", "after format SFT", "#3b76b0", trains_on="sft"),
         Stage("grpo", "03_grpo", "grpo/model", "after GRPO", "#e1812c", trains_on="grpo"),
         Stage("dpo", "03b_dpo", "dpo/model", "after DPO", "#8172b3", trains_on="grpo"),
+        Stage("opd", "03c_opd", "opd/model", "after OPD", "#4f9d69", trains_on="grpo"),
         Stage("inference", "04_inference", "submission.parquet", "inference"),
     )
 }
@@ -108,6 +109,7 @@ class Profile:
     sft: Sft | None = None  # Supervised fine-tuning
     grpo: Grpo | None = None  # Reinforcement learning
     dpo: Dpo | None = None  # Preference optimisation
+    opd: Opd | None = None  # On-policy distillation
     inference: Inference = field(default_factory=Inference)  # How the test file is answered
     training: Training = field(default_factory=Training)  # Limits and logging of every trained stage
 
@@ -169,11 +171,13 @@ class Profile:
             if self.prompt.system and self.inference.system:
                 told = "the model is trained with prompt.system; remove one of the two"
                 raise ValueError(f"inference.system: {told}")
+        for stage in (self.grpo, self.opd):
+            if stage and stage.max_prompt_length + stage.max_completion_length > length:
+                told = "max_prompt_length + max_completion_length exceed model.max_length"
+                raise ValueError(f"{type(stage).__name__.lower()}: {told}")
         if not self.grpo:
             return self
 
-        if self.grpo.max_prompt_length + self.grpo.max_completion_length > length:
-            raise ValueError("grpo: max_prompt_length + max_completion_length exceed model.max_length")
         generation = self.grpo.generation
         if generation != "transformers" and self.model.load_in_4bit:
             told = "does not take four-bit weights; set model.load_in_4bit to false, or grpo.generation to"

@@ -227,7 +227,7 @@ def lasting_changes(old: Profile, new: Profile, redo: str | None = None) -> dict
         return {}
     may_change = ANY_TIME + [part for stage in later for part in (stage, f"{stage}.*")]
     may_change += FROM_A_STAGE_ON if redo else []
-    for stage in ("sft", "dpo"):  # another batch size is no change where the rows of a step stay
+    for stage in ("sft", "dpo", "opd"):  # another batch size is no change where the rows of a step stay
         a, b = getattr(old, stage), getattr(new, stage)
         steps = {x.batch_size * x.gradient_accumulation_steps for x in (a, b) if x}
         if a and b and len(steps) == 1:

@@ -161,6 +161,22 @@ class Dpo(Optimization):
     samples: AtLeast2 = 8  # Samples of each problem
 
 
+@dataclass(config=strict, kw_only=True)
+class Opd(Optimization):
+    """On-policy distillation: the model writes, and a stronger teacher grades every token of it."""
+
+    teacher: str  # A model folder or a hub id, with the vocabulary of the model that is trained
+    batch_size: Positive = 8  # Problems on one device at a time, each with one completion
+    divergence: Literal["reverse_kl", "jsd", "forward_kl"] = "reverse_kl"  # Of student and teacher at a token
+    max_prompt_length: Positive = 512  # Longer prompts are dropped, not cut
+    max_completion_length: Positive = 512  # Tokens; a completion is cut off there
+    temperature: Above0 = 1.0  # Of the completions, and of both distributions in the loss
+    top_p: Part = 1.0  # Sample from the likeliest tokens that together have this probability
+    scheduler: Scheduler = "constant"  # How the rate falls after the warm-up
+    generation: Literal["transformers", "vllm"] = "transformers"  # What samples: the model, or vLLM beside it
+    vllm_gpu_memory: Share = 0.3  # Share of the GPU's memory that vLLM takes beside student and teacher
+
+
 @dataclass(config=strict)
 class Training:
     """Limits of every trained stage, and where its figures and models go."""

@@ -180,8 +180,8 @@ def too_long(rows: pl.DataFrame, name: str, profile: Profile, tokenizer: Any) ->
     limits = [wanted.max_tokens]
     if wanted.overlong == "drop":
         limits.append(profile.model.max_length)
-    if name != "sft" and profile.grpo:
-        limits.append(profile.grpo.max_prompt_length)
+    if name != "sft":
+        limits += [stage.max_prompt_length for stage in (profile.grpo, profile.opd) if stage]
     limit: Any = min((tokens for tokens in limits if tokens is not None), default=None)
 
     def count(rows: pl.DataFrame) -> list[int]:

@@ -77,7 +77,8 @@ def stage_arguments(run: Run) -> Any:
     from aimo.train import compat  # imports TRL, after Unsloth
 
     stage, profile, section = run.stage, run.profile, getattr(run.profile, run.stage)
-    kind, model = getattr(compat.trl, f"{stage.upper()}Config"), profile.model
+    named = "Distillation" if stage == "opd" else stage.upper()
+    kind, model = getattr(compat.trl, f"{named}Config"), profile.model
     cuda, dtype = machine.computes_on_gpu(), choose_dtype(profile)[0]
     known, own = {f.name for f in fields(kind)}, {f.name for f in fields(section)}
     has_least_rate = section.scheduler == "cosine_with_min_lr"
@@ -136,7 +137,16 @@ def stage_arguments(run: Run) -> Any:
         }
         values |= {"vllm_server_base_url": section.vllm_server_url} if from_server else {}
     else:
-        values |= {"per_device_train_batch_size": section.batch_size, "max_length": model.max_length}
+        values |= {"per_device_train_batch_size": section.batch_size}
+    if stage == "opd":
+        values |= {
+            "beta": {"forward_kl": 0.0, "jsd": 0.5, "reverse_kl": 1.0}[section.divergence],
+            "use_vllm": section.generation == "vllm",
+            "vllm_gpu_memory_utilization": section.vllm_gpu_memory,
+            "vllm_max_model_length": model.max_length,
+        }
+    elif stage != "grpo":
+        values |= {"max_length": model.max_length}
     if stage == "sft":
         values |= {"completion_only_loss": True, "train_sampling_strategy": "random"}  # see sft.ByLength
         counted = "non_padding" if model.backend == "unsloth" else "no"

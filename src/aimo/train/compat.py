@@ -9,13 +9,16 @@ https://github.com/huggingface/transformers/blob/v5.17.0/src/transformers/traine
 https://github.com/vllm-project/vllm/blob/v0.31.0/vllm/v1/worker/worker_base.py
 """
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 import trl
 from accelerate.utils import gather_object
-from trl.trainer import grpo_trainer, utils
+from trl.trainer import distillation_trainer, grpo_trainer, utils
+
+from aimo.errors import AimoError
 
 
 def take_one_gpu(args: Any) -> None:
@@ -196,12 +199,59 @@ class PlainLogProbs:
         )
 
 
+def plain_divergence(
+    student: torch.Tensor,  # (B, T, h): hidden states at the completion tokens
+    teacher: torch.Tensor,  # (B, T, h')
+    student_head: torch.Tensor,  # (V, h)
+    teacher_head: torch.Tensor,  # (V, h')
+    mask: torch.Tensor,  # (B, T), 1 where a token counts
+    beta: float,
+    num_items_in_batch: Any = None,
+    student_lm_head_bias: torch.Tensor | None = None,
+    teacher_lm_head_bias: torch.Tensor | None = None,
+    temperature: float = 1.0,
+    **scales: Any,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return TRL's loss of distillation in plain PyTorch: the divergence, the summed entropy of the student
+    and the number of tokens.
+
+    `beta` 0 is KL(teacher || student), 1 KL(student || teacher), between them the generalised Jensen-Shannon
+    divergence. The heads of the families with a scale or a cap of their logits are Triton's alone.
+    """
+    if any(value not in (None, 1.0) for value in scales.values()):
+        raise AimoError("opd: a model that scales or caps its logits is distilled on a GPU only")
+
+    def log_probs(hidden: torch.Tensor, head: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        return (torch.nn.functional.linear(hidden, head, bias).float() / temperature).log_softmax(-1)
+
+    valid = mask.bool()
+    ours = log_probs(student[valid], student_head, student_lm_head_bias)  # (n, V)
+    theirs = log_probs(teacher[valid], teacher_head, teacher_lm_head_bias).detach()  # (n, V)
+
+    def kl(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+        return (p.exp() * (p - q)).sum()
+
+    if beta == 0:
+        divergence = kl(theirs, ours)
+    elif beta == 1:
+        divergence = kl(ours, theirs)
+    else:
+        mixed = torch.logaddexp(ours + math.log(1 - beta), theirs + math.log(beta))
+        divergence = beta * kl(theirs, mixed) + (1 - beta) * kl(ours, mixed)
+    count = valid.sum()
+    items = count.clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+    return divergence / items, -(ours.exp() * ours).sum().detach(), count
+
+
 def patch_trl() -> None:
-    """Let TRL's trainers run without Triton, that is, on a CPU, and GRPO generate with `ExactGeneration`.
+    """Let TRL's trainers run without Triton, that is, on a CPU, and generate with `ExactGeneration`.
 
     `trl.trainer.utils._ChunkedLogProbFunction` (TRL) is None without Triton, and the trainers call it
-    unchecked; Unsloth provides its own. GRPO's trainer makes a `grpo_trainer.VLLMGeneration`, by that name.
+    unchecked; Unsloth provides its own. `distillation_trainer._chunked_divergence_loss` (TRL) needs it too.
+    The trainers make a `VLLMGeneration`, by the name that their modules have for it.
     """
     if utils._ChunkedLogProbFunction is None:
         utils._ChunkedLogProbFunction = PlainLogProbs  # type: ignore[misc, assignment]
-    grpo_trainer.VLLMGeneration = ExactGeneration  # type: ignore[misc]
+    if not torch.cuda.is_available():
+        distillation_trainer._chunked_divergence_loss = plain_divergence  # type: ignore[assignment]
+    grpo_trainer.VLLMGeneration = distillation_trainer.VLLMGeneration = ExactGeneration  # type: ignore[misc]
