@@ -91,6 +91,7 @@ TABLES = [
     Table("## sft", config.Sft, "sft."),
     Table("## grpo", config.Grpo, "grpo."),
     Table("## dpo", config.Dpo, "dpo."),
+    Table("## opd", config.Opd, "opd."),
     Table("## inference", settings.Settings, "inference."),
     Table("### Questions of a run", config.Inference, "inference."),
     Table("### tags", settings.Tags, "inference.tags."),

@@ -9,13 +9,14 @@ from aimo.errors import AimoError
 from aimo.run import runs
 
 DPO = "dpo={learning_rate: 1.0e-3}"
+OPD = "opd={learning_rate: 1.0e-3, teacher: data/tiny-base}"
 
 
 def arguments(stage, folder, *overrides):
     """TRL's configuration of a stage of the tiny profile."""
     from aimo.train import arguments
 
-    profile = config.load("tiny", ["model.backend=transformers", DPO, *overrides])
+    profile = config.load("tiny", ["model.backend=transformers", DPO, OPD, *overrides])
     return arguments.stage_arguments(runs.Run(profile, folder, stage, 0.0))
 
 
@@ -34,6 +35,7 @@ def arguments(stage, folder, *overrides):
         ("grpo", "num_iterations", 2),
         ("grpo", "data_seed", 7),
         ("dpo", "loss_type", ["ipo"]),
+        ("opd", "repetition_penalty", 1.1),
     ],
 )
 def test_a_key_that_the_profile_has_not_goes_to_trl_over_what_we_fix(tmp_path, stage, key, value):
@@ -54,6 +56,8 @@ def test_a_key_that_the_profile_has_not_goes_to_trl_over_what_we_fix(tmp_path, s
         ("grpo", "per_device_train_batch_size", "set grpo.prompts_per_step instead"),
         ("dpo", "per_device_train_batch_size", "set dpo.batch_size instead"),
         ("grpo", "reward_weights", "set grpo.rewards instead"),
+        ("opd", "beta", "set opd.divergence instead"),
+        ("opd", "teacher_model_name_or_path", "set opd.teacher instead"),
         ("grpo", "vllm_server_port", "set grpo.vllm_server_url instead"),
         ("grpo", "warmup_ratio", "set grpo.warmup_ratio instead"),
         ("sft", "output_dir", "cannot be set: a stage writes into the run's folder"),

@@ -19,6 +19,7 @@ from conftest import MARKDOWN, ROOT, here
 from aimo import config
 from aimo.commands import run
 from aimo.config import reading
+from aimo.config.profile import TRAINED
 
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 ENGLISH = [page for page in PAGES if not ({"zh", "README.zh-CN.md"} & set(page.parts))]
@@ -82,7 +83,7 @@ def test_every_example_is_read(page):
         if language == "yaml":  # a part of a profile: what it needs besides is added
             values = dict(REST)
             for name, section in yaml.load(text, reading.Loader).items():
-                rate = {"learning_rate": 1e-5} if name in ("sft", "grpo", "dpo") else {}
+                rate = {"learning_rate": 1e-5} if name in TRAINED else {}
                 values[name] = rate | values.get(name, {}) | section if isinstance(section, dict) else section
             config.parse(values, page.name)
         elif language == "json":

@@ -526,7 +526,7 @@ def test_a_server_is_waited_for_and_ended_and_one_that_ends_early_is_told(tmp_pa
 @pytest.mark.parametrize(
     "wrong, told",
     [
-        ({"stage": "inference"}, "use one of sft, grpo, dpo"),
+        ({"stage": "inference"}, "use one of sft, grpo, dpo, opd"),
         ({"stage": "dpo"}, "has no dpo section"),
         ({"strategy": "zero1"}, "use one of ddp, fsdp, zero2, zero3"),
         ({"strategy": "zero3"}, "set grpo.probe_steps=null"),

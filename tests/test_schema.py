@@ -162,6 +162,7 @@ BASE = {
         "decontaminate": [{"source": "FOLDER/decontaminate.jsonl"}],
     },
     **{stage: {"learning_rate": 1e-3} for stage in ("sft", "grpo", "dpo")},
+    "opd": {"learning_rate": 1e-3, "teacher": str(TINY)},
     "inference": {"samples": 8, "max_tokens": 4000},
 }  # fmt: skip
 DISTIL = {"source": "FOLDER/sft.jsonl", "columns": COLUMNS, "api_addr": ["127.0.0.1:1"]}
@@ -297,7 +298,7 @@ def arguments_of(stage: str) -> Callable[[config.Profile, Path], Any]:
     return observe
 
 
-SFT_ARGS, GRPO_ARGS, DPO_ARGS = map(arguments_of, ("sft", "grpo", "dpo"))
+SFT_ARGS, GRPO_ARGS, DPO_ARGS, OPD_ARGS = map(arguments_of, ("sft", "grpo", "dpo", "opd"))
 
 
 def rewards(profile: config.Profile, folder: Path) -> Any:
@@ -400,7 +401,7 @@ def trained(stage: str) -> Callable[[config.Profile, Path], Any]:
             model, own = models.load_model(TINY, profile), models.load_tokenizer(TINY, profile)
             rest = [made["sft_test"]] if stage == "sft" else []
             train = models.training_of(stage)
-            tables = made | {"dpo": pairs}
+            tables = made | {"dpo": pairs, "opd": made["grpo"]}
             run = runs.Run(profile, Path(name), stage, 0.0)
             train(model, own, tables[stage], run, *rest, made["grpo_test"])
             log, samples = (storage.read_lines(run.folder / f) for f in ("log.jsonl", "samples.jsonl"))
@@ -411,7 +412,20 @@ def trained(stage: str) -> Callable[[config.Profile, Path], Any]:
     return observe
 
 
-SFT_RUN, GRPO_RUN, DPO_RUN = map(trained, ("sft", "grpo", "dpo"))
+SFT_RUN, GRPO_RUN, DPO_RUN, OPD_RUN = map(trained, ("sft", "grpo", "dpo", "opd"))
+
+
+def taught(profile: config.Profile, folder: Path) -> Any:
+    """Whether the teacher may grade the tiny base."""
+    from transformers import AutoModelForCausalLM
+
+    from aimo.train import models, opd
+
+    student = AutoModelForCausalLM.from_pretrained(TINY)
+    try:
+        return opd.check_teacher(Path(profile.opd.teacher), student, models.load_tokenizer(TINY, profile))
+    except AimoError as e:
+        return str(e)
 
 
 def limits(profile: config.Profile, folder: Path) -> Any:
@@ -580,13 +594,14 @@ class Case:
     @property
     def slow(self) -> bool:
         """Whether it trains, or loads vLLM."""
-        return self.observe in (SFT_RUN, GRPO_RUN, DPO_RUN, vllm, tool_use)
+        return self.observe in (SFT_RUN, GRPO_RUN, DPO_RUN, OPD_RUN, vllm, tool_use)
 
 
 OVERLONG = {"grpo.rewards": {"soft_overlong_punishment": {"max_completion_len": 60, "soft_punish_cache": 50}}}
 OWN_CALLS = {"prompt.template": "model", "prompt.prefill": False, "inference.tool_parser": "hermes"}
-SHORT = {f"{stage}.max_steps": 2 for stage in ("sft", "grpo", "dpo")}
+SHORT = {f"{stage}.max_steps": 2 for stage in ("sft", "grpo", "dpo", "opd")}
 SHORT |= {"sft.batch_size": 2, "dpo.batch_size": 2, "grpo.prompts_per_step": 1}
+SHORT |= {"opd.batch_size": 2, "opd.max_completion_length": 8}
 SHORT |= {"grpo.num_generations": 2, "grpo.max_completion_length": 8}
 FEW_TOKENS = {"model.max_length": 150, "grpo.max_prompt_length": 100, "grpo.max_completion_length": 50}
 CORRUPT = {".source": "-corrupt.jsonl", ".corrupt_lines": "skip"}
@@ -676,6 +691,10 @@ CASES = [
     *stage("dpo", DPO_ARGS, DPO_RUN),
     *of("dpo", paired, problems=None, samples=None),
     Case("dpo.*", DPO_ARGS),
+    *stage("opd", OPD_ARGS, OPD_RUN),
+    Case("opd.teacher", taught, str(TINY.with_name("tiny-tools"))),
+    Case("opd.max_prompt_length", rows, 200),
+    Case("opd.*", OPD_ARGS),
     *of("inference", questions, test="FOLDER/test.csv", test_rows=None),
     Case("inference.tags.think_start", asked, "<b>", {"inference.thinking": False}),
     Case("inference.tags.*", asked, "<b>"),

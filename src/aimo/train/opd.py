@@ -24,7 +24,7 @@ import torch
 import trl
 from accelerate.utils import set_seed
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from aimo.data.prepare import Rows
 from aimo.errors import AimoError
@@ -79,23 +79,20 @@ def check_teacher(folder: Path, model: Any, tokenizer: Any) -> None:
             f"opd.teacher: {folder.name} has another vocabulary: token {i} is {token!r} here and {held!r} "
             f"there, and {len(apart) - 1:,} more differ; {remedy}"
         )
-    config = AutoModelForCausalLM.from_pretrained(folder, device_map="meta").config  # reads no weights
+    config = AutoConfig.from_pretrained(folder)
     sizes = [c.get_text_config().vocab_size for c in (model.config, config)]
     if sizes[0] != sizes[1]:
         raise AimoError(
             f"opd.teacher: {folder.name} scores {sizes[1]:,} tokens and the student {sizes[0]:,}; {remedy}"
         )
-    ends = {theirs.eos_token_id, *_as_list(config.eos_token_id)}
+    listed = config.eos_token_id
+    ends = {theirs.eos_token_id, *(listed if isinstance(listed, list) else [listed])}
     if tokenizer.eos_token_id not in ends:
         end, named = tokenizer.eos_token, ", ".join(repr(theirs.decode([i])) for i in sorted(ends - {None}))
         raise AimoError(
             f"opd.teacher: {folder.name} ends a turn with {named}, the student with {end!r}; set "
             "prompt.eos_token to the teacher's, or take another teacher"
         )
-
-
-def _as_list(ids: Any) -> list[int]:
-    return ids if isinstance(ids, list) else [] if ids is None else [ids]
 
 
 def load_teacher(folder: Path, run: Run) -> Any:
