@@ -1,4 +1,4 @@
-"""On-policy distillation beside GRPO on the tiny profile: GRPO's model teaches the SFT model that it came from.
+"""On-policy distillation beside GRPO on the tiny profile: GRPO's model teaches the SFT model.
 
     python benchmarks/opd.py [--seed 0 …] [--steps 20] [--json FILE]
 

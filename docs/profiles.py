@@ -58,7 +58,7 @@ With `grpo` and without `sft`, GRPO starts from the base; `dpo` starts from the 
 it.
 
 *Reaches* says what a key changes: `tests/test_schema.py` sets every key to another value and looks there. A
-name after "TRL:" is a field of its SFTConfig, GRPOConfig or DPOConfig. *Elsewhere* is what other projects
+name after "TRL:" is a field of its SFTConfig, GRPOConfig, DPOConfig or DistillationConfig. *Elsewhere* is what other projects
 call the key (`src/aimo/config/aliases.yaml`); the error message answers to these names. `docs/profiles.py`
 writes this page from the dataclasses in `src/aimo/config`.
 """
@@ -127,6 +127,8 @@ LOOKS: dict[Any, str] = {
     schema.SFT_RUN: "the training",
     schema.GRPO_RUN: "the training",
     schema.DPO_RUN: "the training",
+    schema.OPD_RUN: "the training",
+    schema.taught: "the check of the teacher",
     schema.limits: "when a stage stops",
     schema.sampled: "the problems of GRPO",
     schema.paired: "the pairs of DPO",
@@ -264,7 +266,7 @@ def reaches(key: str, folder: Path) -> str:
         return ""
     if key.endswith(".trl"):
         return "TRL: the same names"
-    if case.observe in (schema.SFT_ARGS, schema.GRPO_ARGS, schema.DPO_ARGS):
+    if case.observe in (schema.SFT_ARGS, schema.GRPO_ARGS, schema.DPO_ARGS, schema.OPD_ARGS):
         return "TRL: " + ", ".join(f"`{name}`" for name in changed(key, case, folder))
     return LOOKS[case.observe]
 

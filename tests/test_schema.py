@@ -757,7 +757,7 @@ def test_a_key_changes_what_it_names(key, folder):
     check(key, folder)
 
 
-@pytest.mark.parametrize("look", [rows, SFT_ARGS, GRPO_ARGS, DPO_ARGS, asked])
+@pytest.mark.parametrize("look", [rows, SFT_ARGS, GRPO_ARGS, DPO_ARGS, OPD_ARGS, asked])
 def test_the_seed_reaches_every_stage(look, folder):
     values = fill(BASE, folder)
     seen = [look(config.parse(values | {"seed": seed}, "walk"), folder) for seed in (0, 0, 1)]
