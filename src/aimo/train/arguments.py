@@ -27,8 +27,7 @@ RENAMED = {
     "eval_strategy": "sft.eval_steps",
     "train_sampling_strategy": "sft.group_by_length",
     "reward_weights": "grpo.rewards",
-    "teacher_model_name_or_path": "opd.teacher",
-    "use_vllm": "{stage}.generation",
+    "use_vllm": "grpo.generation",
     "vllm_mode": "grpo.generation",
     "vllm_server_base_url": "grpo.vllm_server_url",
     "vllm_server_host": "grpo.vllm_server_url",
@@ -85,6 +84,9 @@ def stage_arguments(run: Run) -> Any:
     has_least_rate = section.scheduler == "cosine_with_min_lr"
     instead = RENAMED | {key: f"{{stage}}.{key}" for key in own}
     instead |= {"per_device_train_batch_size": "grpo.prompts_per_step"} if stage == "grpo" else {}
+    if stage == "opd":
+        instead |= {"beta": "opd.divergence", "use_vllm": "opd.generation"}
+        instead |= {"teacher_model_name_or_path": "opd.teacher"}
     instead |= {"lr_scheduler_kwargs": "{stage}.min_lr_rate"} if has_least_rate else {}
     for key in section.trl:
         where = f"{stage}.trl.{key}"
