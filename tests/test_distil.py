@@ -10,11 +10,13 @@ from types import SimpleNamespace
 
 import model_server
 import pytest
-from conftest import AIMO, aimo, here, wait_for
+from conftest import AIMO, TINY, aimo, here, wait_for
 
+from aimo import config
 from aimo.config import Distil, Source
 from aimo.data import distil
 from aimo.errors import AimoError
+from aimo.run import runs
 
 
 def reply(text="The answer is \\boxed{2}.", message=(), choice=(), model="teacher", **other):
@@ -68,12 +70,15 @@ def short_pauses(monkeypatch):
     monkeypatch.setattr("aimo.data.model_servers.FIRST_PAUSE_S", 0.05)
 
 
+def problems_file(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
 @pytest.fixture
 def problems(tmp_path):
     rows = [{"problem": f"What is {i} + 1?", "answer": i + 1} for i in range(6)]
-    path = tmp_path / "problems.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    return problems_file(tmp_path / "problems.jsonl", rows)
 
 
 def sampled(problems, *servers, out="out.jsonl", **keys):
@@ -332,13 +337,39 @@ def test_built_in_problems_and_mixtures_are_distilled_without_repeats(problems):
 def test_columns_are_chosen_and_problems_told_apart_by_the_uuid_column(problems):
     path, out = problems.parent / "other.jsonl", problems.parent / "out.jsonl"
     rows = [{"q": "1 + 1?", "uuid": "a"}, {"q": "1 + 1?", "uuid": "b"}, {"q": "2 + 1?", "uuid": "b"}]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    problems_file(path, rows)
     options = ["--dataset-name", path, "--prompt-column", "q", "--uuid-column", "uuid", "--output-file", out]
     options += ["--num-generations", 1, "--set", "distil.columns.answer=null"]
     with serving() as server:
         done = here("distil", *options, "--set", "distil.input_price=3e5", "--api-addr", server.address)
     assert done.returncode == 0 and names(records(out)) == [("1 + 1?", 0), ("1 + 1?", 0)]
     assert "2 of 2 samples, 30 tokens, " in done.stdout and "cost 6.00" in done.stdout
+
+
+def test_a_run_serves_its_teacher_where_no_server_is_named_and_keeps_what_is_right(tmp_path, monkeypatch):
+    asked = []
+    answers = serving(lambda body, n: reply(f"so \\boxed{{{n % 2}}}", model=TINY.name), model=TINY.name)
+
+    @contextmanager
+    def serve(folder, settings, seed, log):
+        asked.append((folder, seed, log.parent.name))
+        with answers as server:
+            yield f"http://{server.address}", None
+
+    monkeypatch.setattr(distil.vllm_process, "serving", serve)
+    source = problems_file(tmp_path / "bits.jsonl", [{"problem": f"{i}?", "answer": 1} for i in range(4)])
+    keys = [
+        f"model.base={TINY}",
+        "seed=3",
+        f"distil.source={source}",
+        "distil.rows=null",
+        "distil.reject.pass_rate=[0.0, 1.0]",
+    ]
+    run = runs.Run(config.load("tiny-distil", keys), tmp_path, "distil", 0.0)
+    tally, found = distil.distil_in_run(run), distil.reject_in_run(run)
+    assert asked == [(TINY, 3, "distil")] and tally.done == 32
+    assert len(found.kept) > 0 and len(found.kept) == len(records(tmp_path / "distil/kept.jsonl"))
+    assert json.loads((run.folder / "samples.settings.json").read_text())["weights"]
 
 
 def test_the_file_is_pushed_with_a_card(problems, monkeypatch):
