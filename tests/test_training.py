@@ -868,22 +868,31 @@ def test_a_float32_head_over_tied_embeddings_takes_all_weights_and_is_refused_wi
 
 
 @trains
-def test_a_loss_that_is_not_finite_stops_at_once_and_names_step_batch_and_checkpoint(
-    tmp_path, sets, monkeypatch
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_a_loss_or_gradient_that_is_not_finite_stops_at_once_and_names_step_batch_and_checkpoint(
+    tmp_path, sets, monkeypatch, what
 ):
+    from accelerate import Accelerator
     from trl import SFTTrainer
 
-    measure = SFTTrainer.compute_loss
+    measure, clip, clipped = SFTTrainer.compute_loss, Accelerator.clip_grad_norm_, []
 
-    def poisoned(self, model, inputs, *args, **kwargs):
+    def broken_loss(self, model, inputs, *args, **kwargs):
         loss = measure(self, model, inputs, *args, **kwargs)
         return loss * float("nan") if self.state.global_step == 3 else loss
 
-    monkeypatch.setattr(SFTTrainer, "compute_loss", poisoned)
+    def broken_norm(self, *args, **kwargs):
+        clipped.append(clip(self, *args, **kwargs))
+        return clipped[-1] * float("nan") if len(clipped) == 4 else clipped[-1]
+
+    if what == "loss":
+        monkeypatch.setattr(SFTTrainer, "compute_loss", broken_loss)
+    else:
+        monkeypatch.setattr(Accelerator, "clip_grad_norm_", broken_norm)
     with pytest.raises(AimoError) as e:
         train(small(), sets, tmp_path)
     told = str(e.value)
-    for part in ("loss is nan at step 4", "in the batch of '", "checkpoint-2", "learning_rate 0.001"):
+    for part in (f"{what} is nan at step 4", "in the batch of '", "checkpoint-2", "learning_rate 0.001"):
         assert part in told
     assert "\n" not in told and not (tmp_path / "sft/trained").exists()
 

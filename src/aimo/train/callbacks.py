@@ -1,15 +1,13 @@
-"""What happens beside training: the record of each step, limits of time and disk, probes, broken losses, and
-the checkpoints that training continues from.
+"""What happens beside training: the record of each step, limits of time and disk, probes, and the
+checkpoints that training continues from.
 
 Import this module after Unsloth.
 """
 
 import functools
-import math
 import os
 import shutil
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +24,6 @@ from aimo.errors import AimoError
 from aimo.inference.judge import are_correct, is_well_formed
 from aimo.inference.settings import Settings
 from aimo.inference.storage import append_lines, read_json, write_json, write_lines
-from aimo.run import runs
 from aimo.run.runs import SESSION_END, SESSION_OVER, Run, newest_first, step_of
 from aimo.train import models
 
@@ -159,43 +156,6 @@ class Probe(TrainerCallback):
             "probe/format": sum(is_well_formed(prompt, text) for text in texts) / len(texts),
             "probe/length": sum(len(tokenizer.encode(text)) for text in texts) / len(texts),
         }
-
-
-@dataclass(eq=False)
-class Finite(TrainerCallback):
-    """Stops at the first loss or gradient that is not finite. The trainer calls `check_loss` with each
-    loss."""
-
-    trainer: Any
-    run: Run
-    row: Sequence[int] = ()  # token ids of the first row of the last batch
-
-    def check_loss(self, loss: float, row: Sequence[int]) -> None:
-        self.row = row
-        self.check("loss", loss, self.trainer.state.global_step + 1)
-
-    def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if not args.fp16:  # there the trainer itself skips steps whose gradient overflows
-            self.check("gradient", float(state.log_history[-1].get("grad_norm", 0.0)), state.global_step)
-
-    def check(self, what: str, value: float, step: int) -> None:
-        """Raise AimoError for a value that is not finite: the batch, likely causes, what to set, and the last
-        good checkpoint."""
-        if math.isfinite(value):
-            return
-        text = self.trainer.processing_class.decode(self.row, skip_special_tokens=True)
-        batch, stage, profile = " ".join(text.split())[:80], self.run.stage, self.run.profile
-        rate = getattr(profile, stage).learning_rate
-        causes = f"{stage}.learning_rate {rate:g} is too high, or a row is broken"
-        change: dict[str, Any] = {f"{stage}.learning_rate": rate / 4}
-        if profile.model.dtype == "float16":
-            causes, change = f"float16 overflows, or {causes}", {"model.dtype": "float32"}
-        good = newest_first(self.run.folder)
-        kept = f"the last good checkpoint is {good[0]}" if good else "no checkpoint was written yet"
-        raise AimoError(
-            f"{stage}: the {what} is {value} at step {step}, in the batch of {batch!r}; {causes}; "
-            f"{kept}; {runs.continue_with(self.run.dir, profile, stage, change)}"
-        )
 
 
 # ---- Checkpoints

@@ -7,6 +7,7 @@ Unsloth, which replaces TRL's classes.
 
 import contextlib
 import gc
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,20 +54,50 @@ class Seeded:
 
 
 class Shared(compat.OrderHook):
-    """The part that the three trainers share: the order of rows, and a check of each loss."""
+    """The part that the three trainers share: the order of rows, and an end at the first loss or gradient
+    that is not finite."""
 
-    on_loss: Any = None  # called with each loss and the token ids of the batch's first row; raises to stop
+    run: Run
+    args: Any
+    state: Any
+    processing_class: Any
+    first_row: Any = ()  # token ids of the newest batch's first row
 
     def order_rows(self, sampler: Any) -> Any:
         return Seeded(sampler, self)
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         result = super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[misc]
-        if self.on_loss:
-            loss = result[0] if isinstance(result, tuple) else result
-            ids = inputs.get("input_ids", inputs.get("prompt_ids"))  # (rows, tokens)
-            self.on_loss(float(loss.detach()), [] if ids is None else ids[0])
+        ids = inputs.get("input_ids", inputs.get("prompt_ids"))  # (rows, tokens)
+        self.first_row = () if ids is None else ids[0]
+        loss = result[0] if isinstance(result, tuple) else result
+        self.check_finite("loss", float(loss.detach()), self.state.global_step + 1)
         return result
+
+    def log(self, logs: dict[str, float], *args: Any) -> None:
+        super().log(logs, *args)  # type: ignore[misc]
+        if not self.args.fp16:  # there the trainer itself skips steps whose gradient overflows
+            self.check_finite("gradient", float(logs.get("grad_norm", 0.0)), self.state.global_step)
+
+    def check_finite(self, what: str, value: float, step: int) -> None:
+        """Raise AimoError for a value that is not finite: the batch, likely causes, what to set, and the last
+        good checkpoint."""
+        if math.isfinite(value):
+            return
+        stage, profile = self.run.stage, self.run.profile
+        text = self.processing_class.decode(self.first_row, skip_special_tokens=True)
+        batch = " ".join(text.split())[:80]
+        rate = getattr(profile, stage).learning_rate
+        causes = f"{stage}.learning_rate {rate:g} is too high, or a row is broken"
+        change: dict[str, Any] = {f"{stage}.learning_rate": rate / 4}
+        if profile.model.dtype == "float16":
+            causes, change = f"float16 overflows, or {causes}", {"model.dtype": "float32"}
+        good = runs.newest_first(self.run.folder)
+        kept = f"the last good checkpoint is {good[0]}" if good else "no checkpoint was written yet"
+        raise AimoError(
+            f"{stage}: the {what} is {value} at step {step}, in the batch of {batch!r}; {causes}; {kept}; "
+            f"{runs.continue_with(self.run.dir, profile, stage, change)}"
+        )
 
     def log_apart(self, figures: dict[str, float]) -> None:
         """Log a separate record. TRL's `log` would add the figures of the step so far, and clear them."""
@@ -96,6 +127,7 @@ def make_trainer(kind: Any, run: Run, **given: Any) -> Any:
             if weight.requires_grad and weight.dtype != torch.float32:
                 weight.data = weight.data.float()
     trainer.remove_callback(PrinterCallback)
+    trainer.run = run
     return trainer
 
 
@@ -119,13 +151,11 @@ def fit(trainer: Any, run: Run, probe: Rows | None) -> Log:
         raise AimoError(f"{stage}: {rows} rows do not make a step, which takes {needed}; {remedy}")
 
     model = trainer.accelerator.unwrap_model(trainer.model)
-    limits, finite = callbacks.Budgets(run), callbacks.Finite(trainer, run)
-    trainer.on_loss = finite.check_loss
+    limits = callbacks.Budgets(run)
     trainer.add_callback(limits)
     if probe and getattr(run.profile, stage).probe_steps:
         trainer.add_callback(callbacks.Probe(trainer, run, probe))
     trainer.add_callback(callbacks.Record(run))
-    trainer.add_callback(finite)
 
     with args.main_process_first(local=False):  # it removes what is incomplete
         checkpoint = callbacks.last_checkpoint(folder)
