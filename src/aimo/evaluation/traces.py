@@ -34,32 +34,24 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Attempt:
-    """A sample of public traces of which only figures were kept."""
-
-    tokens: Annotated[float, Field(ge=0, le=1e9)]
-    answer: Vote
-    entropy: float | None = None
-
-
-KINDS: dict[str, TypeAdapter[Any]] = {
-    "samples": TypeAdapter(Annotated[list[Text], Field(min_length=1)]),
-    "attempts": TypeAdapter(Annotated[list[Attempt], Field(min_length=1)]),
-}  # what a line of public traces holds, by its key
-
-
-@dataclass(frozen=True)
 class RecordedSample:
     """A recorded sample as a rule sees it."""
 
-    tokens: float  # until it ends
+    tokens: Annotated[float, Field(ge=0, le=1e9)]  # until it ends
     answer: Vote
-    pace: float = 1.0  # tokens a unit of wall time: 1 where no time was recorded
+    pace: Annotated[float, Field(gt=0)] = 1.0  # tokens a unit of wall time: 1 where no time was recorded
     printed: tuple[int | None, ...] = ()  # the answers that its programs printed
     logprob: float | None = None  # these four as in `aimo.inference.sample.Sample`
     tail_logprob: float | None = None
     entropy: float | None = None
     tail_entropy: float | None = None
+
+
+# What a line of public traces holds, by its key.
+KINDS: dict[str, TypeAdapter[Any]] = {
+    "samples": TypeAdapter(Annotated[list[Text], Field(min_length=1)]),
+    "attempts": TypeAdapter(Annotated[list[RecordedSample], Field(min_length=1)]),
+}
 
 
 @dataclass(frozen=True)
@@ -132,9 +124,8 @@ def public(path: Path, golds: Mapping[str, int]) -> Iterator[RecordedQuestion]:
             texts = [sample.text for sample in samples]
             yield RecordedQuestion(gold, [*map(as_peers, texts)], [*map(as_ours, texts)], name)
         else:
-            peer = [RecordedSample(one.tokens, one.answer, entropy=one.entropy) for one in samples]
-            ours = [replace(one, answer=answers.to_integer(str(one.answer))) for one in peer]
-            yield RecordedQuestion(gold, peer, ours, name)
+            ours = [replace(one, answer=answers.to_integer(str(one.answer))) for one in samples]
+            yield RecordedQuestion(gold, samples, ours, name)
 
 
 def as_peers(text: str) -> RecordedSample:
