@@ -81,7 +81,7 @@ def test_as_many_completions_as_are_said_to_tell_do_tell(compared):
     gained, told = np.stack([rates, rates + found.passes.value])[:, :, None], []
     for seed in range(200):
         rate = (np.random.default_rng(seed).random((2, 60, needed)) < gained).mean(axis=2)
-        told.append(scores.difference_interval(rate[1], rate[0]).low > 0)
+        told.append(scores.mean_interval(rate[1] - rate[0]).low > 0)
     assert 0.65 < np.mean(told) < 0.9
 
 

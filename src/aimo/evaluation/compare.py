@@ -17,7 +17,7 @@ import numpy as np
 from aimo.errors import AimoError
 from aimo.evaluation.completions import EvaluationHeader
 from aimo.evaluation.evaluate import make_folder, read_evaluation, row_of
-from aimo.evaluation.scores import Interval, Scores, difference_interval, ratio_interval
+from aimo.evaluation.scores import Interval, Scores, mean_interval, ratio_interval
 from aimo.inference.settings import ASKED
 from aimo.inference.storage import write_json
 from aimo.report import pages
@@ -127,10 +127,10 @@ def compare_scores(a: Scores, b: Scores) -> Comparison:
     """Compare two models on the same questions, by as many completions as both have."""
     k = min(a.samples, b.samples)
     a, b = a.first(k), b.first(k)
-    passes = difference_interval(b.right.mean(axis=1), a.right.mean(axis=1))
+    passes = mean_interval(b.right.mean(axis=1) - a.right.mean(axis=1))
     tokens = ratio_interval(b.tokens, a.tokens)
     if k > 1:
-        return Comparison(a, b, passes, difference_interval(b.votes(), a.votes()), tokens, None)
+        return Comparison(a, b, passes, mean_interval(b.votes() - a.votes()), tokens, None)
     p = mcnemar(int((b.right & ~a.right).sum()), int((a.right & ~b.right).sum()))
     return Comparison(a, b, passes, None, tokens, p)
 

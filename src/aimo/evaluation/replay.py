@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from aimo.errors import AimoError
-from aimo.evaluation.scores import Interval, difference_interval, ratio_interval
+from aimo.evaluation.scores import Interval, mean_interval, ratio_interval
 from aimo.evaluation.traces import RecordedQuestion, RecordedSample, Traces, Vote
 from aimo.inference import voting
 from aimo.inference.voting import State, Step, Stop
@@ -231,7 +231,7 @@ def compare_rules(
     for rule, one in zip(compared, measured, strict=True):
         accuracy, tokens, wall = (float(values.mean()) for values in one)
         intervals = (
-            difference_interval(one.accuracy, ours.accuracy, seed),
+            mean_interval(one.accuracy - ours.accuracy, seed),
             ratio_interval(ours.tokens, one.tokens, seed),
             ratio_interval(ours.wall, one.wall, seed),
         )

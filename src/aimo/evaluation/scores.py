@@ -296,11 +296,8 @@ def ratio_interval(values: ArrayLike, baseline: ArrayLike, seed: int = 0) -> Int
 
 
 def mean_interval(values: ArrayLike, seed: int = 0) -> Interval:
+    """Return the mean of (n,) values, one a question: a measurement, or the difference of two."""
     return ratio_interval(values, np.ones_like(values), seed)
-
-
-def difference_interval(values: ArrayLike, baseline: ArrayLike, seed: int = 0) -> Interval:
-    return mean_interval(np.subtract(values, baseline), seed)
 
 
 def share_interval(values: ArrayLike, seed: int = 0) -> Interval:
