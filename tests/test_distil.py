@@ -200,7 +200,7 @@ def test_one_failed_sample_costs_that_sample_alone_and_is_asked_for_again(proble
 
 
 def too_late(body, n):
-    time.sleep(1)
+    time.sleep(1.5)
     return reply()
 
 
@@ -209,13 +209,15 @@ def says(text, status=200):
 
 
 FAULTS = {
-    "slow": (too_late, r"no reply within 0\.2 s"),
+    "slow": (too_late, r"no reply within 0\.7 s"),
     "broken JSON": (says('{"choices": [{"mess'), "holds no completion: {"),
     "no choice": (lambda body, n: reply(choices=[]), "holds no completion"),
     "an error": (says('{"error": {"message": "overloaded"}}'), "overloaded"),
     "null": (says('{"choices": null}'), "holds no completion"),
     "a page": (says("<html>Bad gateway</html>"), "Bad gateway"),
     "a list": (says("[1]"), "holds no completion"),
+    "endless usage": (lambda body, n: reply(usage={"prompt_tokens": float("inf")}), "holds no completion"),
+    "deep JSON": (says("[" * 100_000), "holds no completion"),
     "text of another type": (lambda body, n: reply(7), "holds no completion"),
     "cut": (lambda body, n: ("{", 200, {"Content-Length": 1000}), "the reply was cut off"),
     "without an end": (lambda body, n: reply(choice={"finish_reason": None}), "without a finish_reason"),
@@ -228,7 +230,7 @@ FAULTS = {
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_bad_reply_is_no_sample_and_named(name, problems):
     bad, said = FAULTS[name]
-    keys = {"retries": 0, "timeout": 0.2 if name == "slow" else 5.0}
+    keys = {"retries": 0, "timeout": 0.7 if name == "slow" else 5.0}
     with serving(bad) as server, pytest.raises(AimoError, match=f"every sample failed: .*{said}"):
         sampled(problems, server, **keys)
     assert (problems.parent / "out.jsonl").read_text() == ""

@@ -176,7 +176,7 @@ class Servers:
             model = str(value.get("model") or self.model)
             if not all(isinstance(part, str) for part in (text, thought, reply.finish_reason)):
                 raise TypeError("a text of another type")
-        except (ValueError, LookupError, TypeError, AttributeError):
+        except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
             raise SampleError(f"the reply holds no completion: {beginning(content)}") from None
         if not model.startswith(str(self.model)):  # a date may follow the name
             raise AimoError(
