@@ -12,14 +12,14 @@ from test_evaluate import DONE, header
 
 from aimo.config import RUNS
 from aimo.evaluation import benchmarks, compare, evaluate, scores
-from aimo.evaluation.completions import File
+from aimo.evaluation.completions import CompletionFile
 
 
 def make(folder, right, **changes):
     """An evaluation's folder from (n, k) verdicts."""
     questions = [benchmarks.Question(f"q{i}", f"What is {i}?", str(i)) for i in range(len(right))]
     folder.mkdir()
-    with File(folder / "x.jsonl", header(questions, **changes)) as file:
+    with CompletionFile(folder / "x.jsonl", header(questions, **changes)) as file:
         for i, group in enumerate(right):
             for n, ok in enumerate(group):
                 text = f"<SOLUTION>{i if ok else -1}</SOLUTION>"

@@ -23,7 +23,7 @@ from aimo.data import builtin
 from aimo.errors import AimoError, EngineError
 from aimo.evaluation import benchmarks, completions, evaluate, scores, submission
 from aimo.evaluation.benchmarks import Question
-from aimo.evaluation.completions import EvaluationHeader, File, Trace
+from aimo.evaluation.completions import CompletionFile, EvaluationHeader, Trace
 from aimo.inference import model_folder, solver
 from aimo.inference.model_folder import fingerprint, identity, is_same_model
 from aimo.inference.server import Server
@@ -193,10 +193,10 @@ def test_the_benchmarks_sampling_goes_over_the_models_and_the_command_lines_over
     ],
 )
 def test_a_file_made_otherwise_is_not_gone_on_with(tmp_path, before, now, named):
-    File(tmp_path / "x.jsonl", replace(header(), **before)).close()
+    CompletionFile(tmp_path / "x.jsonl", replace(header(), **before)).close()
     with pytest.raises(AimoError, match=f"{named}.*; take another --run-dir"):
-        File(tmp_path / "x.jsonl", replace(header(), **now))
-    File(tmp_path / "x.jsonl", header()).close()  # scored again, without servers
+        CompletionFile(tmp_path / "x.jsonl", replace(header(), **now))
+    CompletionFile(tmp_path / "x.jsonl", header()).close()  # scored again, without servers
 
 
 @pytest.mark.parametrize("model, same", [("tiny-base", True), ("tiny-base+trained", False)])
@@ -207,10 +207,10 @@ def test_a_folder_of_aimo_1_0_1_is_gone_on_with_unless_its_weights_may_be_an_ada
     del values["settings"]["vllm"]
     path = write_rows(tmp_path / "x.jsonl", {"evaluation": values})
     if same:
-        File(path, replace(header(), weights=now)).close()
+        CompletionFile(path, replace(header(), weights=now)).close()
     else:
         with pytest.raises(AimoError, match="weights was"):
-            File(path, replace(header(), weights=now))
+            CompletionFile(path, replace(header(), weights=now))
 
 
 @pytest.fixture(scope="module")
@@ -286,7 +286,7 @@ def test_an_engine_that_hangs_ends_an_evaluation_in_one_line_and_costs_nothing_t
     monkeypatch.setattr(solver, "HANG_S", 0.3)
     monkeypatch.setattr(solver, "HEALTH_CHECK_S", 0.1)
     sampler = Scripted(lambda number, _: "\\boxed{4}\x03" if number < 4 else asyncio.sleep(1000))
-    file = File(tmp_path / "x.jsonl", header())
+    file = CompletionFile(tmp_path / "x.jsonl", header())
     with pytest.raises(EngineError, match=r"engine failed: .*wrote nothing for 0 s; run the same command"):
         completions.sample_file(sampler, file, 2, lambda: None)
     assert len(completions.read_completions(tmp_path / "x.jsonl")[1]) == 4
@@ -583,12 +583,12 @@ def test_evaluate_agrees_with_the_roads_figures_to_the_sample_also_after_an_inte
         if next(steps) == 30:
             raise AimoError("enough")
 
-    with File(tmp_path / "heldout.jsonl", head) as file:
+    with CompletionFile(tmp_path / "heldout.jsonl", head) as file:
         with pytest.raises(AimoError, match="completions are kept"):
             completions.sample_file(engine, file, 4, stop_after_30)
         kept = dict(file.traces)
     assert 30 <= len(kept) < 80
-    with File(tmp_path / "heldout.jsonl", head) as file:
+    with CompletionFile(tmp_path / "heldout.jsonl", head) as file:
         completions.sample_file(engine, file, 4, lambda: None)
     assert all(file.traces[key] == trace for key, trace in kept.items())
     ours = scores.score(head, list(file.traces.values()))

@@ -66,7 +66,7 @@ class Trace:
 HEADER, TRACE = TypeAdapter(EvaluationHeader), TypeAdapter(Trace)
 
 
-class File(SampleFile):
+class CompletionFile(SampleFile):
     """A file of completions, locked and open for more of them; a context manager."""
 
     def __init__(self, path: Path, header: EvaluationHeader):
@@ -136,7 +136,7 @@ def read_completions(path: Path) -> tuple[EvaluationHeader, list[Trace]]:
     return header, traces
 
 
-def sample_file(sampler: Sampler, file: File, num_samples: int, step: Callable[[], None]) -> None:
+def sample_file(sampler: Sampler, file: CompletionFile, num_samples: int, step: Callable[[], None]) -> None:
     """Sample what is missing of `num_samples` completions for each question; `step` is called after each.
 
     A completion depends on seed, problem and its index alone, as in `scores.sample_rows`, but for rare last

@@ -124,7 +124,7 @@ def evaluate_model(
 
 def sample_missing(
     wanted: Wanted, questions: dict[str, Any], start: Callable[[Settings], Sampler], folder: Path
-) -> dict[str, completions.File]:
+) -> dict[str, completions.CompletionFile]:
     """Sample the completions that are missing; return the closed files by benchmark."""
     sampler, files = None, {}
     with ExitStack() as stack:
@@ -136,7 +136,7 @@ def sample_missing(
                 wanted.name, wanted.weights, name, wanted.seed, settings.asked, 0, asked
             )
             if path.exists():
-                with completions.File(path, header) as files[name]:
+                with completions.CompletionFile(path, header) as files[name]:
                     if not files[name].missing(settings.samples):
                         continue
             if sampler is None:
@@ -147,7 +147,7 @@ def sample_missing(
             header = replace(header, context=sampler.max_length, served=served)
             total = settings.samples * len(asked)
             with (
-                completions.File(path, header) as files[name],
+                completions.CompletionFile(path, header) as files[name],
                 counting(name, total, total - len(files[name].missing(settings.samples))) as step,
             ):
                 completions.sample_file(sampler, files[name], settings.samples, step)
