@@ -20,13 +20,14 @@
 profile = "tiny-distil"  # a name in notebooks/profiles, or a path to a YAML file
 run_dir = None  # the folder of the run; None is runs/PROFILE
 overrides = []  # keys of the profile to change, each as KEY=VALUE
+redo = False  # True does this stage again from its start
 
 # %%
 from aimo.data import distil
 from aimo.report import pages, plots, tables
 from aimo.run import runs
 
-run = runs.begin("distil", profile, run_dir, overrides)
+run = runs.begin("distil", profile, run_dir, overrides, redo)
 
 # %% [markdown]
 # ## Ask

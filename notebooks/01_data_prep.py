@@ -23,6 +23,7 @@
 profile = "tiny"  # a name in notebooks/profiles, or a path to a YAML file
 run_dir = None  # the folder of the run; None is runs/PROFILE
 overrides = []  # keys of the profile to change, each as KEY=VALUE
+redo = False  # True does this stage again from its start
 
 # %%
 from aimo.data import prepare
@@ -30,7 +31,7 @@ from aimo.report import tables
 from aimo.run import runs
 from aimo.train import models
 
-run = runs.begin("data", profile, run_dir, overrides)
+run = runs.begin("data", profile, run_dir, overrides, redo)
 tokenizer = models.load_tokenizer(run.start_model(), run.profile)
 
 # %% [markdown]

@@ -20,6 +20,7 @@
 profile = "tiny"  # a name in notebooks/profiles, or a path to a YAML file
 run_dir = None  # the folder of the run; None is runs/PROFILE
 overrides = []  # keys of the profile to change, each as KEY=VALUE
+redo = False  # True does this stage again from its start
 
 # %%
 from aimo.data import prepare
@@ -27,7 +28,7 @@ from aimo.evaluation.scores import within_pass_rate
 from aimo.report import plots, tables
 from aimo.run import runs
 
-run = runs.begin("grpo", profile, run_dir, overrides)
+run = runs.begin("grpo", profile, run_dir, overrides, redo)
 rows = prepare.read_set(run.dir / "data", "grpo")
 probe = prepare.read_set(run.dir / "data", "grpo_test")
 examples = prepare.read_set(run.dir / "data", "heldout")[:4]

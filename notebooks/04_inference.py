@@ -20,6 +20,7 @@
 profile = "tiny"  # a name in notebooks/profiles, or a path to a YAML file
 run_dir = None  # the folder of the run; None is runs/PROFILE
 overrides = []  # keys of the profile to change, each as KEY=VALUE
+redo = False  # True does this stage again from its start
 
 # %%
 from aimo.data import prepare
@@ -28,7 +29,7 @@ from aimo.inference.engine import Engine
 from aimo.report import plots, tables
 from aimo.run import runs
 
-run = runs.begin("inference", profile, run_dir, overrides)
+run = runs.begin("inference", profile, run_dir, overrides, redo)
 heldout = prepare.read_set(run.dir / "data", "heldout")
 engine = Engine(run.start_model(), run.solver_settings(), seed=run.profile.seed)
 

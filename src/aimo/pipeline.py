@@ -25,7 +25,6 @@ from aimo.errors import AimoError, StageError, explain_exit
 from aimo.inference import local, startup
 from aimo.inference.errors import one_line
 from aimo.inference.settings import Texts, check_parameters
-from aimo.inference.storage import write_json
 from aimo.inference.vllm_process import check_arguments, stderr_to
 from aimo.report import pages
 from aimo.run import runs
@@ -69,7 +68,11 @@ def run_profile(
             told = f"{free / 1e6:.0f} MB free, a run needs {needed / 1e6:.0f} MB"
             raise AimoError(f"run folder {folder}: {told}; free some, or take another --run-dir")
         if redo:
-            forget(folder, redo, checkpoint)
+            if checkpoint:
+                from aimo.train.callbacks import keep_until  # loads torch, which no other start needs
+
+                keep_until(folder / redo, checkpoint)
+            runs.forget(folder, redo, keep=bool(checkpoint))
         last = resolved.stages.index(until) if until else len(resolved.stages) - 1
         with Display(folder, resolved) as display:
             for stage in resolved.stages[: last + 1]:
@@ -173,22 +176,6 @@ def execute_stage(stage: str, folder: Path) -> None:
         told = f"{e.strerror or e} in {folder}; fix that and run again, it continues there"
         raise AimoError(f"stage {stage}: {told}") from None
     pages.write_notebook(executed)
-
-
-def forget(folder: Path, redo: str, checkpoint: str) -> None:
-    """Remove what the stages from `redo` on have made, but for checkpoints up to the one that is named."""
-    recorded = read_metrics(folder)
-    for stage in list(STAGES)[list(STAGES).index(redo) :]:
-        if stage == redo and checkpoint:
-            from aimo.train.callbacks import keep_until  # loads torch, which no other start needs
-
-            keep_until(folder / stage, checkpoint)
-        else:
-            shutil.rmtree(folder / stage, ignore_errors=True)
-        recorded["stages"].pop(stage, None)
-    for path in [*folder.glob("submission.*"), folder / "report.html"]:
-        path.unlink(missing_ok=True)
-    write_json(folder / "metrics.json", recorded)
 
 
 @check_parameters

@@ -16,6 +16,7 @@ import logging
 import os
 import re
 import shlex
+import shutil
 import sys
 import time
 import warnings
@@ -89,11 +90,18 @@ class Run:
 
 
 @check_parameters
-def begin(stage: str, profile: str, run_dir: str | Path | None = None, overrides: Texts | None = None) -> Run:
+def begin(
+    stage: str,
+    profile: str,
+    run_dir: str | Path | None = None,
+    overrides: Texts | None = None,
+    redo: bool = False,
+) -> Run:
     """The first call of a notebook: read the profile, check the stages before, open the folder.
 
-    `run_dir` is runs/PROFILE when not given. AimoError when an earlier stage has not been done, when the
-    profile is not the folder's, or when another process works in the folder.
+    `run_dir` is runs/PROFILE when not given. `redo` does the stage again from its start, with settings that
+    may have changed, and forgets the stages after it. AimoError when an earlier stage has not been done,
+    when the profile is not the folder's, or when another process works in the folder.
     """
     quiet()
     started = time.time()
@@ -113,7 +121,11 @@ def begin(stage: str, profile: str, run_dir: str | Path | None = None, overrides
                 f"stage {stage} needs {product}, which stage {earlier} makes: run "
                 f"notebooks/{STAGES[earlier].notebook}.ipynb first, or everything with `{command}`"
             )
-    open_folder(folder, resolved)
+    open_folder(folder, resolved, stage if redo else None)
+    if redo:
+        forget(folder, stage)
+    if by_hand():
+        show_one_line_when_stopped()
     return Run(resolved, folder, stage, started)
 
 
@@ -138,12 +150,12 @@ def open_folder(folder: Path, profile: Profile, redo: str | None = None) -> None
             stages = reversed(profile.stages)  # the last one from which no other stage would change
             stage = next(name for name in stages if not config.lasting_changes(old, profile, name))
             points = [stage, *(f"{stage}/{path.name}" for path in newest_first(folder / stage)[:1])]
-            again = " or ".join(f"--from {point}" for point in points)
+            again = "do it again with " + " or ".join(f"--from {point}" for point in points)
             if by_hand():
-                again = f"`aimo run --run-dir {shlex.quote(str(folder))}` and {again}"
+                again = f"set redo = True in notebooks/{STAGES[stage].notebook}.ipynb to do that stage again"
             raise AimoError(
                 f"run folder {folder} was made with another profile: {keys}; take another "
-                f"{option('run_dir')}, or do it again with {again}"
+                f"{option('run_dir')}, or {again}"
             )
         (folder / "notebooks").mkdir(parents=True, exist_ok=True)
         lock(folder)
@@ -153,6 +165,18 @@ def open_folder(folder: Path, profile: Profile, redo: str | None = None) -> None
         raise AimoError(
             f"run folder {folder}: {e.strerror or e}; free or unlock it, or take another {option('run_dir')}"
         ) from None
+
+
+def forget(folder: Path, redo: str, keep: bool = False) -> None:
+    """Remove what the stages from `redo` on have made; `keep` keeps the folder of `redo` itself."""
+    recorded, names = read_metrics(folder), list(STAGES)
+    for stage in names[names.index(redo) :]:
+        if stage != redo or not keep:
+            shutil.rmtree(folder / stage, ignore_errors=True)
+        recorded["stages"].pop(stage, None)
+    for path in [*folder.glob("submission.*"), folder / "report.html"]:
+        path.unlink(missing_ok=True)
+    write_json(folder / "metrics.json", recorded)
 
 
 def continue_with(folder: Path, profile: Profile, stage: str, changes: dict[str, Any]) -> str:
@@ -188,6 +212,17 @@ def by_hand() -> bool:
     """Return whether this process is a notebook that a person started, not `aimo`."""
     kernel = sys.modules.get("ipykernel.kernelapp")  # other packages import it too, and start no kernel
     return bool(kernel and kernel.IPKernelApp.initialized()) and not set(held_above()) - {*map(str, _locks)}
+
+
+def show_one_line_when_stopped() -> None:
+    """Let a cell that is interrupted say so in one line, without the frames of the libraries it was in."""
+    from IPython import get_ipython
+
+    def told(shell: Any, kind: Any, error: Any, frames: Any, tb_offset: Any = None) -> list[str]:
+        print("Stopped. Run the cell again; what was saved is kept.")
+        return []
+
+    get_ipython().set_custom_exc((KeyboardInterrupt,), told)
 
 
 def option(name: str) -> str:

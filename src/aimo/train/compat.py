@@ -78,6 +78,7 @@ class GrpoHook(trl.GRPOTrainer):
     train_dataset: Any
     num_generations: Any
     chosen_rewards: Any
+    doing: Any  # takes what a step does now
 
     def _generate_and_score_completions(self, inputs: Any) -> Any:
         self.rows, self.chosen_rewards, self.all_rewards = inputs, None, []  # type: ignore[var-annotated]
@@ -88,6 +89,7 @@ class GrpoHook(trl.GRPOTrainer):
         return batch
 
     def _generate(self, prompts: Any) -> Any:
+        self.doing(f"sampling {len(prompts)} completions")
         chosen = self.choose(self.rows) if self.model.training else None
         if chosen is None:
             return super()._generate(prompts)
@@ -103,6 +105,7 @@ class GrpoHook(trl.GRPOTrainer):
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Any:
         if self.chosen_rewards is not None:
             return self.chosen_rewards
+        self.doing("scoring")
         self.all_rewards.append(super()._calculate_rewards(*args, **kwargs))
         return self.all_rewards[-1]
 

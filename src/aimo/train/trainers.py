@@ -66,7 +66,11 @@ class Shared(compat.OrderHook):
     def order_rows(self, sampler: Any) -> Any:
         return Seeded(sampler, self)
 
+    def doing(self, what: str) -> None:
+        """Take what a slow step does now, for a display."""
+
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        self.doing("training")
         result = super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[misc]
         ids = inputs.get("input_ids", inputs.get("prompt_ids"))  # (rows, tokens)
         self.first_row = () if ids is None else ids[0]
@@ -156,6 +160,10 @@ def fit(trainer: Any, run: Run, probe: Rows | None) -> Log:
     if probe and getattr(run.profile, stage).probe_steps:
         trainer.add_callback(callbacks.Probe(trainer, run, probe))
     trainer.add_callback(callbacks.Record(run))
+    if runs.by_hand():
+        from aimo.train.live import Live  # a display, where a person looks
+
+        trainer.add_callback(Live(run, trainer))
 
     with args.main_process_first(local=False):  # it removes what is incomplete
         checkpoint = callbacks.last_checkpoint(folder)
@@ -175,6 +183,15 @@ def fit(trainer: Any, run: Run, probe: Rows | None) -> Log:
     try:
         with contextlib.suppress(callbacks.AlreadyTrained):
             trainer.train(resume_from_checkpoint=checkpoint)
+    except KeyboardInterrupt:
+        if not runs.by_hand():
+            raise
+        trainer.accelerator.free_memory(trainer.optimizer, trainer.lr_scheduler)
+        trainer.optimizer = trainer.lr_scheduler = None
+        again = "run the notebook again: no checkpoint was saved yet"
+        if saved := callbacks.last_checkpoint(folder):
+            again = f"run the cell again to continue from step {runs.step_of(Path(saved))}"
+        raise AimoError(f"{stage}: stopped after step {trainer.state.global_step}; {again}") from None
     except RuntimeError as e:  # torch.OutOfMemoryError is one
         if not any(words in str(e) for words in ("out of memory", "not enough memory")):
             raise

@@ -1,0 +1,118 @@
+"""A notebook by hand: training shows itself, stops with one line, goes on, and can be done again."""
+
+import json
+import re
+import time
+
+import pytest
+from conftest import ROOT
+from jupyter_client.manager import start_new_kernel
+
+FEW = ["data.sft.rows=64", "data.grpo.rows=8", "data.heldout.rows=4", "data.grpo.test_split=0"]
+FEW += ["sft.max_steps=40", "sft.save_steps=4", "sft.batch_size=2", "grpo=null", "model.backend=transformers"]
+
+
+class Notebook:
+    """A notebook whose code cells are run one by one in a kernel, as a browser does."""
+
+    def __init__(self, name, **parameters):
+        cells = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text())["cells"]
+        self.cells = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+        self.cells[0] += "\n" + "\n".join(f"{key} = {value!r}" for key, value in parameters.items())
+        self.manager, self.client = start_new_kernel(cwd=str(ROOT / "notebooks"))
+
+    def close(self):
+        self.client.stop_channels()
+        self.manager.shutdown_kernel(now=True)
+
+    def run(self, code, stop_when=None):
+        """The messages of a cell; `stop_when` sees each, and interrupts the kernel when it says so."""
+        sent, found = self.client.execute(code), []
+        while True:
+            message = self.client.get_iopub_msg(timeout=300)
+            if message["parent_header"].get("msg_id") != sent:
+                continue
+            kind, content = message["msg_type"], message["content"]
+            if kind == "status" and content["execution_state"] == "idle":
+                return found
+            found.append((kind, content))
+            if stop_when and stop_when(kind, content):
+                stop_when = None
+                self.manager.interrupt_kernel()
+
+    def upto(self, part):
+        """Run the cells before the first one that holds `part`; return that one."""
+        for cell in self.cells:
+            if part in cell:
+                return cell
+            assert not errors(self.run(cell)), cell
+        raise AssertionError(f"no cell holds {part}")
+
+
+def errors(messages):
+    return [content for kind, content in messages if kind == "error"]
+
+
+def texts(messages):
+    """What the updated displays of a cell showed, one after the other."""
+    return [c["data"].get("text/html", "") for kind, c in messages if kind == "update_display_data"]
+
+
+@pytest.mark.train
+def test_a_training_cell_shows_itself_stops_in_one_line_goes_on_and_is_done_again(tmp_path):
+    folder = str(tmp_path / "run")
+    opened = []
+
+    def notebook(name, **more):
+        opened.append(Notebook(name, run_dir=folder, overrides=FEW, **more))
+        return opened[-1]
+
+    try:
+        data = notebook("01_data_prep")
+        for cell in data.cells:
+            assert not errors(data.run(cell))
+        data.close()
+
+        sft = notebook("02_format_sft")
+        cell = sft.upto("train_sft(")
+        seen = []
+
+        def after_ten(kind, content):
+            if kind == "update_display_data" and (found := re.search(r"step (\d+) of 40", str(content))):
+                seen.append(int(found[1]))
+            return bool(seen) and seen[-1] >= 10
+
+        messages = sft.run(cell, after_ten)
+        (error,) = errors(messages)
+        assert len(error["traceback"]) == 1 and "\n" not in error["traceback"][0]
+        stopped, going_on = map(int, re.findall(r"step (\d+)", error["evalue"]))
+        assert 10 <= stopped <= 40 and stopped - 4 <= going_on <= stopped
+        assert seen == sorted(seen) and len(set(seen)) > 3, "the bar does not move"
+
+        messages = sft.run(cell)
+        assert not errors(messages)
+        assert f"Continuing from checkpoint-{going_on}." in str(messages)
+        assert "step 40 of 40" in str(texts(messages))
+        for rest in sft.cells[sft.cells.index(cell) + 1 :]:
+            assert not errors(sft.run(rest))
+
+        # Another learning rate: refused in one line that says what to set here, which does it.
+        changed = sft.cells[0] + "\noverrides = [*overrides, 'sft.learning_rate=5e-4']"
+        sft.run(changed)
+        begin = next(cell for cell in sft.cells if "runs.begin(" in cell)
+        (error,) = errors(sft.run(begin))
+        assert "redo = True" in error["evalue"] and len(error["traceback"]) == 1
+        sft.run("redo = True")
+        assert not errors(sft.run(begin))
+        assert not (tmp_path / "run" / "sft" / "model").exists()
+
+        (message,) = [c for k, c in sft.run("import time\ntime.sleep(60)", slept()) if k == "stream"]
+        assert message["text"].count("\n") == 1 and "Stopped" in message["text"]
+    finally:
+        for one in opened:
+            one.close()
+
+
+def slept():
+    begun = time.monotonic()
+    return lambda kind, content: time.monotonic() - begun >= 0
