@@ -1,6 +1,8 @@
 """The kernels: built from the sources; the submission alone in an empty folder."""
 
+import contextlib
 import inspect
+import io
 import json
 import re
 import shutil
@@ -21,7 +23,7 @@ from aimo.inference.settings import Settings
 from aimo.kaggle import kernels
 
 BUILT = ROOT / "kernels" / "submission" / "aimo-submission.ipynb"
-KERNELS = ["wheels", "train", "submission", "evaluate"]
+KERNELS = ["probe", "wheels", "train", "submission", "evaluate"]
 
 
 def parameters(notebook):
@@ -37,7 +39,7 @@ def test_the_committed_kernel_is_what_the_sources_build(name, tmp_path):
     assert fresh.read_bytes() == built.read_bytes(), "run `aimo kernel build`"
 
 
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("name", KERNELS[1:])  # the probe ships nothing
 def test_a_kernel_shows_its_settings_first_and_folds_the_files_that_it_ships(name):
     path = next((kernels.FOLDER / name).glob("*.ipynb"))
     assert path.stat().st_size <= 1_000_000 and str(ROOT) not in path.read_text()
@@ -86,7 +88,7 @@ def test_a_profile_that_trains_stands_whole_in_train_and_another_has_no_use_ther
 
 @pytest.mark.parametrize("name", ["../kernels/submission", "submission/", ".", "", "nothing"])
 def test_a_kernel_is_a_folder_of_kernels(name, tmp_path):
-    with pytest.raises(AimoError, match="use one of wheels, train, submission, evaluate"):
+    with pytest.raises(AimoError, match="use one of probe, wheels, train, submission, evaluate"):
         kernels.build_kernel(name, tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -169,3 +171,12 @@ def test_evaluate_scores_files_by_the_competition_s_points_and_leaves_a_page_and
     for name in ("made-easy", "aimo3-reference"):
         for number in (1, 2):
             assert (working / f"{name}.journal-{number}.jsonl").read_text().count('"answer"')
+
+
+def test_the_probe_says_what_a_machine_without_a_gpu_has(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))  # no nvidia-smi
+    script = (kernels.FOLDER / "probe" / "aimo-probe.py").read_text()
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        exec(script, {})
+    assert "no GPU" in out.getvalue() and re.search(r"gpt-oss-120b.*does not fit", out.getvalue())

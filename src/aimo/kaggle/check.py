@@ -32,7 +32,8 @@ KEYS = {
 }
 TYPE_OF = {key: kind for kind, keys in KEYS.items() for key in keys.split()}
 # The GPUs of each machine that vLLM's wheels run on, by Kaggle's name.
-GPUS = {"NvidiaTeslaT4": 2, "NvidiaL4": 4, "NvidiaL4X1": 1, "NvidiaH100": 1, "NvidiaTeslaA100": 1}
+GPUS = {"NvidiaTeslaT4": 2, "NvidiaL4": 4}
+GPUS |= {"NvidiaL4X1": 1, "NvidiaH100": 1, "NvidiaTeslaA100": 1, "NvidiaRtxPro6000": 1}
 # What Kaggle's addresses and its command line put before a name.
 PREFIXES = ("datasets", "models", "notebooks", "kernels", "code", "competitions", "c")
 SLUG = r"[a-z0-9]+(?:-[a-z0-9]+)*"
@@ -120,13 +121,13 @@ def check_metadata(metadata: dict[str, Any]) -> Iterator[str]:
     if metadata.get("enable_tpu"):
         yield "enable_tpu: vLLM's CUDA wheels do not run on a TPU; set enable_gpu and a machine_shape"
     if shape == "NvidiaTeslaP100":
-        yield "machine_shape NvidiaTeslaP100: its first CUDA call fails in Kaggle's image; take NvidiaTeslaT4"
+        yield "machine_shape NvidiaTeslaP100: Kaggle has retired it, and gives a T4; take NvidiaTeslaT4"
     elif shape and shape not in GPUS:
         yield f"machine_shape {shape!r} is unknown; take one of {', '.join(GPUS)}"
     elif shape and not gpu:
         yield f"machine_shape {shape} without enable_gpu: set it to true"
     elif gpu and not shape:
-        yield f"enable_gpu without machine_shape may give a P100; take one of {', '.join(GPUS)}"
+        yield f"enable_gpu without machine_shape gives what Kaggle chooses; take one of {', '.join(GPUS)}"
 
 
 def is_source(key: str, source: str) -> bool:

@@ -41,6 +41,7 @@ class Kernel:
 DATA = ("src/aimo/config/aliases.yaml", "src/aimo/data/*.yaml", "src/aimo/report/page.jinja")
 ROAD = (*DATA, "notebooks/0[123]*.ipynb", "notebooks/profiles/*.jinja")
 KERNELS = {
+    "probe": Kernel((), internet=False, gpu=True, attaches=()),
     "wheels": Kernel(("requirements.txt",), internet=True, gpu=False, attaches=()),
     "train": Kernel(ROAD, internet=True, gpu=True, attaches=("wheels",), profile="kaggle-h100"),
     "submission": Kernel((), internet=False, gpu=True, attaches=("model", "wheels", "competition")),
