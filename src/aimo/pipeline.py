@@ -27,6 +27,7 @@ from aimo.inference.errors import one_line
 from aimo.inference.settings import Texts, check_parameters
 from aimo.inference.vllm_process import check_arguments, stderr_to
 from aimo.report import pages
+from aimo.rewards.own import try_rewards
 from aimo.run import runs
 from aimo.run.progress import Display
 from aimo.run.runs import is_finished, read_metrics
@@ -97,7 +98,8 @@ def run_profile(
 
 
 def check_run(profile: Profile, folder: Path, from_stage: str | None, until: str | None) -> None:
-    """Check stages, checkpoint, notebooks, test file and vLLM's arguments before anything is written."""
+    """Check stages, checkpoint, notebooks, the user's rewards, test file and vLLM's arguments before anything
+    is written."""
     redo, _, checkpoint = (from_stage or "").partition("/")
     stages = profile.stages
     for option, given, stage in (("--from", from_stage, redo), ("--until", until, until)):
@@ -121,6 +123,8 @@ def check_run(profile: Profile, folder: Path, from_stage: str | None, until: str
             raise AimoError(f"{path}: {told}")
     if profile.inference.test:
         local.read_questions(config.locate(profile.inference.test))
+    if profile.grpo:
+        try_rewards(profile.grpo.rewards)
     if profile.inference.vllm:
         check_arguments(profile.inference.vllm)
 

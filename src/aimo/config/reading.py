@@ -19,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from aimo.config.profile import TRAINED, Profile
 from aimo.errors import AimoError, explain
 from aimo.inference.startup import find_input
+from aimo.rewards.table import with_texts
 
 ROOT = Path(__file__).parents[3]
 RUNS = Path(os.environ.get("AIMO_RUNS") or ROOT / "runs").absolute()  # if no other folder is given
@@ -116,6 +117,13 @@ def read_values(profile: str | Path, overrides: list[str] | None = None) -> dict
         raise AimoError(f"profile {path}: expected keys and values; start from {PROFILES / 'tiny.yaml'}")
     for override in overrides or []:
         set_key(values, override)
+    grpo = values.get("grpo")
+    if isinstance(grpo, dict) and isinstance(given := grpo.get("rewards"), dict):
+        try:  # a path starts at the profile's folder, the current one or the repository
+            folders = [path.absolute().parent, Path.cwd(), ROOT]
+            values["grpo"] = grpo | {"rewards": with_texts(given, folders)}
+        except ValueError as e:
+            raise AimoError(f"profile {path.stem}: grpo.rewards.{e}") from None
     return {"profile": path.stem} | values
 
 
@@ -203,8 +211,20 @@ def meanings(section: type) -> dict[str, str]:
     return found
 
 
+class Dumper(yaml.SafeDumper):
+    """YAML in which a text of several lines stands as it is."""
+
+
+def dump_text(dumper: Dumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+Dumper.add_representer(str, dump_text)
+
+
 def dump(profile: Profile) -> str:
-    return yaml.safe_dump(asdict(profile), sort_keys=False, allow_unicode=True)  # type: ignore[call-overload]
+    values = asdict(profile)  # type: ignore[call-overload]
+    return str(yaml.dump(values, Dumper=Dumper, sort_keys=False, allow_unicode=True))
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

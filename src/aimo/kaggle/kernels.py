@@ -96,8 +96,10 @@ def build_kernel(name: str, out: Path | None = None, profile: str | None = None)
         if "profile" in tags:
             used, text = profile or kernel.profile, ""
             if used:
-                config.load(used)  # checks it
+                loaded = config.load(used)  # checks it
                 text = config.find(used).read_text(encoding="utf-8-sig")
+                if loaded.grpo and any(hasattr(reward, "code") for reward in loaded.grpo.rewards.values()):
+                    text = config.dump(loaded)  # with the text of the user's rewards
             cell.source = f"%%writefile profile.yaml\n{text.rstrip()}"
         cell.source = cell.source.replace("settings = {}", f"settings = {{\n{settings}}}")
         cells.append(cell)

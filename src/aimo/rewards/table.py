@@ -1,6 +1,7 @@
 """The table of rewards: a row each, with the name in a profile, the function and its options."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, ValidationError
@@ -8,7 +9,7 @@ from pydantic.dataclasses import dataclass
 
 from aimo.errors import AimoError, explain
 from aimo.inference.settings import NonNegative, Positive, Prompt, strict
-from aimo.rewards import code, math
+from aimo.rewards import code, math, own
 from aimo.rewards.math import RewardFunc, bind
 
 
@@ -82,6 +83,13 @@ class CodeFormat(Reward):
     language: str = "python"  # Such as python or cpp
 
 
+@dataclass(config=strict)
+class OwnReward(Reward):
+    """`PATH.py:FUNCTION`: the file's text, which is read when the profile is."""
+
+    code: str = ""
+
+
 class Row(NamedTuple):
     """A reward: a function that takes its options as keywords, or a factory that makes it from them."""
 
@@ -129,35 +137,69 @@ OPEN_R1_OPTIONS = {
 def read_rewards(values: Mapping[str, Any]) -> dict[str, Reward]:
     """Return the options of `{name: weight}` or `{name: {weight: …, option: …}}`.
 
-    ValueError for an unknown name or option, with the known ones, and for an impossible value.
+    `PATH.py:FUNCTION` is a function of the user's. ValueError for an unknown name or option, with the known
+    ones, and for an impossible value.
     """
-    read = {}
-    for name, value in values.items():
-        if name not in REWARDS:
-            raise ValueError(f"{name}: reward {name!r} is unknown; use one of {', '.join(REWARDS)}")
+    read: dict[str, Reward] = {}
+    logged: dict[str, str] = {}  # TRL's figures are named by the functions
+    for name, value in with_texts(values, [Path.cwd()]).items():
+        if not (row := row_of(name)):
+            others = f"{', '.join(REWARDS)}, or ./FILE.py:FUNCTION"
+            raise ValueError(f"{name}: reward {name!r} is unknown; use one of {others}")
         options = vars(value) if isinstance(value, Reward) else value
         if not isinstance(options, dict):
             options = {"weight": value}
-        known = ["weight", *REWARDS[name].option_names]
+        known = ["weight", *row.option_names]
         if unknown := options.keys() - set(known):
             named = ", ".join(map(repr, sorted(unknown)))
             raise ValueError(f"{name}: no option {named}; it has {', '.join(known)}")
         try:
-            read[name] = REWARDS[name].options(**options)
+            read[name] = setting = row.options(**options)
         except ValidationError as e:
             raise ValueError(f"{name}." + "; ".join(explain(error) for error in e.errors())) from None
+        function = getattr(row.function, "__name__", name)
+        if isinstance(setting, OwnReward):
+            own.check_text(name, setting.code)
+            function = name.rpartition(":")[2]
+        if other := logged.get(function):
+            raise ValueError(f"{name}: {other} has the same function's name; give it another")
+        logged[function] = name
     return read
+
+
+def row_of(name: str) -> Row | None:
+    """Return the row of a reward; None for an unknown one."""
+    return REWARDS.get(name) or (Row(own.load_function, OwnReward) if own.NAME.fullmatch(name) else None)
+
+
+def with_texts(values: Mapping[str, Any], folders: list[Path]) -> dict[str, Any]:
+    """Return rewards in which each file of the user's is named without its folder and has its text.
+
+    Files are looked for in `folders`. ValueError for one that is not there, or two with the same name.
+    """
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(name, str) and name not in REWARDS and own.NAME.fullmatch(name):
+            options = vars(value) if isinstance(value, Reward) else value
+            options = dict(options) if isinstance(options, dict) else {"weight": value}
+            if not options.get("code"):
+                options["code"] = own.read_text(name, folders)
+            name, value = own.name_of(name), options
+        if name in found:
+            raise ValueError(f"{name}: two files have this name; rename one")
+        found[name] = value
+    return found
 
 
 def get_reward_funcs(names: Any, prompt: Prompt | None = None, **options: Any) -> list[RewardFunc]:
     """Return the named rewards, with their options and a profile's tags (None: Open-R1's layout).
 
     `names`: a list, whose rewards take what they know of `options`; a mapping such as a profile's
-    `grpo.rewards`; or Open-R1's script arguments. AimoError for an unknown reward or a wrong option, with
-    the known ones.
+    `grpo.rewards`; or Open-R1's script arguments. A function in a file gets TRL's arguments alone. AimoError
+    for an unknown reward or a wrong option, with the known ones.
     """
     listed = getattr(names, "reward_funcs", names)
-    known = {name: REWARDS[name].option_names if name in REWARDS else [] for name in listed}
+    known = {name: REWARDS[name].option_names if name in REWARDS else list[str]() for name in listed}
     if isinstance(names, Mapping):
         chosen = dict(names)
     elif names is listed:  # what no reward knows goes to all, which refuse it
@@ -179,8 +221,11 @@ def get_reward_funcs(names: Any, prompt: Prompt | None = None, **options: Any) -
         raise AimoError(f"rewards: {e}") from None
     functions = []
     for name, setting in settings.items():
+        if isinstance(setting, OwnReward):
+            functions.append(own.load_function(name, setting.code))
+            continue
         row = REWARDS[name]
-        own = {option: getattr(setting, option) for option in row.option_names}
-        made = row.function(**own) if row.is_factory else row.function
-        functions.append(bind(made, **({} if row.is_factory else own), prompt=prompt))
+        bound = {option: getattr(setting, option) for option in row.option_names}
+        made = row.function(**bound) if row.is_factory else row.function
+        functions.append(bind(made, **({} if row.is_factory else bound), prompt=prompt))
     return functions

@@ -32,6 +32,7 @@ from aimo.inference.settings import Settings, Texts, check_parameters
 from aimo.inference.startup import collect_less
 from aimo.inference.storage import read_json, write_json, write_whole
 from aimo.inference.vllm_process import is_verbose
+from aimo.rewards.own import try_rewards
 from aimo.run import hub
 
 # Environment variables: the folders, one a line, that this process or one above it has locked; and the time,
@@ -112,6 +113,8 @@ def begin(
     os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(ROOT / "unsloth_compiled_cache"))
     if stage not in resolved.stages:
         raise AimoError(f"profile {profile} has no {stage} section; add one, or leave this stage out")
+    if resolved.grpo and stage in ("data", "grpo"):
+        try_rewards(resolved.grpo.rewards)
     folder = run_folder(run_dir, resolved)
     for earlier in resolved.stages[: resolved.stages.index(stage)]:
         product = folder / STAGES[earlier].product
@@ -146,7 +149,11 @@ def open_folder(folder: Path, profile: Profile, redo: str | None = None) -> None
     try:
         old = config.load(saved) if saved.exists() else None
         if old and (changed := config.lasting_changes(old, profile, redo)):
-            keys = ", ".join(f"{key} (was {a!r}, now {b!r})" for key, (a, b) in changed.items())
+            told = {
+                key: "its text differs" if "\n" in f"{a}{b}" else f"was {a!r}, now {b!r}"
+                for key, (a, b) in changed.items()
+            }
+            keys = ", ".join(f"{key} ({how})" for key, how in told.items())
             stages = reversed(profile.stages)  # the last one from which no other stage would change
             stage = next(name for name in stages if not config.lasting_changes(old, profile, name))
             points = [stage, *(f"{stage}/{path.name}" for path in newest_first(folder / stage)[:1])]
