@@ -676,6 +676,7 @@ CASES = [
     *stage("grpo", GRPO_ARGS, GRPO_RUN),
     *of("grpo", GRPO_ARGS, generation="vllm_server", gradient_accumulation_steps=2),
     Case("grpo.vllm_server_url", GRPO_ARGS, "http://localhost:1", {"grpo.generation": "vllm_server"}),
+    Case("grpo.degenerate", GRPO_ARGS, "penalty"),
     Case("grpo.max_resample", GRPO_RUN, 2, SHORT),
     Case("grpo.sample_steps", GRPO_RUN, 1, SHORT),
     Case("grpo.pass_rate", sampled),

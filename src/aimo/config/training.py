@@ -110,6 +110,10 @@ class Grpo(Optimization):
     loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo"] = "dapo"
     beta: From0 = 0.0  # Weight of the KL divergence from the model that the stage starts from
     mask_truncated_completions: bool = False  # Leave completions that were cut off out of the loss
+    # Completions that the solver would end because they repeat themselves or count on: mask leaves their
+    # tokens out of the loss, penalty takes 1 off their reward, null only counts them (`degenerate` in
+    # log.jsonl)
+    degenerate: Literal["mask", "penalty"] | None = None
     # Train on groups with signal only, from at most this many times as many prompts as a step has (DAPO's
     # dynamic sampling): 1 samples no more than before and leaves the others out; null trains on all
     max_resample: Positive | None = None

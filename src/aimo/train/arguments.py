@@ -132,7 +132,10 @@ def stage_arguments(run: Run) -> Any:
         from_server = section.generation == "vllm_server"
         values |= {
             "per_device_train_batch_size": in_pass,
-            "reward_weights": [reward.weight for reward in section.rewards.values()],
+            "reward_weights": [
+                *(reward.weight for reward in section.rewards.values()),
+                *[1.0] * (section.degenerate == "penalty"),
+            ],
             "use_vllm": section.generation != "transformers",
             "vllm_mode": "server" if from_server else "colocate",
             "vllm_gpu_memory_utilization": section.vllm_gpu_memory,

@@ -56,7 +56,7 @@ def pack_tokens(dataset: Any, args: Any) -> Any:
 Sampled = tuple[tuple[Any, ...], torch.Tensor]
 """A completion: (its row of the data set, prompt and reply as messages, prompt ids, completion ids, mask of
 the ids that the policy sampled, log-probabilities), and its reward by each function (functions,)."""
-COMPLETION_IDS = 4  # where they stand
+COMPLETION_IDS, MASK = 4, 5  # where they stand
 
 
 class GrpoHook(trl.GRPOTrainer):
@@ -71,6 +71,10 @@ class GrpoHook(trl.GRPOTrainer):
 
     choose: Any  # (inputs): what all processes train on in this step, [Sampled] in whole groups; None: as TRL
     figures: Any  # (rewards): what to log in place of TRL's figures, from all that was sampled for the step
+    masks: (
+        Any  # (replies, completion_ids, mask): the tokens of each completion that count in the loss, or None
+    )
+    signal: Any  # (rewards): whether the group of each completion has signal
     log_probs: Any  # (compute, input_ids, attention_mask, logits_to_keep): what TRL's `compute` returns
     model: Any
     args: Any
@@ -86,13 +90,20 @@ class GrpoHook(trl.GRPOTrainer):
         if self.model.training:
             for name, value in self.figures(torch.cat(self.all_rewards)).items():
                 self._metrics["train"][name][-1:] = [value]
+            # TRL divides a rounded difference by a deviation that is rounded too, and AdamW scales it up.
+            rewards = self.all_rewards[-1] if self.chosen_rewards is None else self.chosen_rewards
+            own = self.signal(rewards)[self.accelerator.process_index * len(self.rows) :][: len(self.rows)]
+            batch["advantages"] = batch["advantages"] * own.to(batch["advantages"].device)
         return batch
 
     def _generate(self, prompts: Any) -> Any:
         self.doing(f"sampling {len(prompts)} completions")
         chosen = self.choose(self.rows) if self.model.training else None
         if chosen is None:
-            return super()._generate(prompts)
+            ids, completion_ids, mask, replies, *more = super()._generate(prompts)
+            if self.model.training:
+                mask = self.masks(replies, completion_ids, mask)
+            return ids, completion_ids, mask, replies, *more
         rows, rewards = zip(*chosen, strict=True)
         self.chosen_rewards = torch.stack(rewards).to(self.accelerator.device)  # (completions, functions)
         share = len(rows) // self.accelerator.num_processes
@@ -120,6 +131,7 @@ class GrpoHook(trl.GRPOTrainer):
             for environment, row in zip(self.environments, inputs, strict=True):
                 environment.reset(**row)
         ids, completion_ids, mask, replies, logps, *_ = super()._generate(prompts)
+        mask = self.masks(replies, completion_ids, mask)
         rewards = self._calculate_rewards(inputs, prompts, replies, completion_ids).cpu()
         if environments:
             self.environments, self._batch_environments = environments, names

@@ -36,7 +36,7 @@ from trl.trainer.utils import nanstd
 from aimo import rewards
 from aimo.data.prepare import Rows
 from aimo.errors import AimoError
-from aimo.inference import vllm_process
+from aimo.inference import vllm_process, voting
 from aimo.inference.storage import append_lines, read_lines, write_lines
 from aimo.run.runs import Run
 from aimo.train import arguments, compat, tool_use
@@ -45,6 +45,8 @@ from aimo.train.trainers import Log, Shared, fit, make_trainer
 SAMPLES_KEPT = 4  # completions of a step, in samples.jsonl
 DIFFERENCE = "sampling/sampling_logp_difference/mean"
 BOUND = "sampling/sampling_logp_difference/bound"
+CHECK = 1000  # characters between two looks for degenerate output, as the solver takes
+EQUAL = 1e-5  # rewards that differ by less are equal but for rounding
 LEAST_BOUND = 0.02  # nats that count as rounding. bfloat16 beside float32 on the tiny base: 0.001 to 0.004
 
 
@@ -67,10 +69,13 @@ def train_grpo(model: Any, tokenizer: Any, rows: Rows, run: Run, probe: Rows | N
         model=model,
         args=args,
         train_dataset=Dataset.from_list(rows),
-        reward_funcs=list(rewards.get_reward_funcs(grpo.rewards, profile.prompt)),
+        reward_funcs=[
+            *rewards.get_reward_funcs(grpo.rewards, profile.prompt),
+            *[degenerate_reward] * (grpo.degenerate == "penalty"),
+        ],
         **{"processing_class": tokenizer} | tool_use.trainer_arguments(profile, model, tokenizer, args),
     )
-    trainer.max_resample = grpo.max_resample
+    trainer.max_resample, trainer.degenerate = grpo.max_resample, grpo.degenerate
     if samples_here:
         set_seed(args.seed, device_specific=True)  # vLLM has set another in this process
     trainer.add_callback(Mismatch())
@@ -81,11 +86,25 @@ def train_grpo(model: Any, tokenizer: Any, rows: Rows, run: Run, probe: Rows | N
     return fit(trainer, run, probe)
 
 
+def is_degenerate(text: str) -> bool:
+    """Return whether the solver would end a completion somewhere because it repeats itself or counts on."""
+    places = [*range(CHECK, len(text), CHECK), len(text)]
+    parts = (text[max(0, place - voting.WINDOW) : place] for place in places)
+    return any(voting.is_repeating(part) or voting.is_counting(part) for part in parts)
+
+
+def degenerate_reward(completions: list[Any], **_: Any) -> list[float]:
+    """Return the penalty (n,) of `grpo.degenerate`: -1 for what the solver would end, else 0."""
+    return [-float(is_degenerate(rewards.text_of(completion))) for completion in completions]
+
+
 class GrpoTrainer(Shared, compat.GrpoHook):
     """TRL's GRPO with dynamic sampling (DAPO, Yu et al. 2025) where `max_resample` is set, and less padding
     on a CPU."""
 
     max_resample: int | None = None  # times the prompts of a step may be tried, to fill it with signal
+    degenerate: str | None = None  # `mask` leaves degenerate completions out of the loss
+    found_degenerate = 0  # in this process, in this step
 
     def choose(self, inputs: list[dict[str, Any]]) -> list[compat.Sampled] | None:
         """Return the step's groups with signal, from as many prompts as it takes; None without
@@ -129,9 +148,31 @@ class GrpoTrainer(Shared, compat.GrpoHook):
         total = self.total(torch.stack([rewards for _, rewards in group]))  # (G,)
         ends = {*self.eos_token_ids, self.processing_class.pad_token_id}
         counts = [
-            not self.mask_truncated_completions or row[compat.COMPLETION_IDS][-1] in ends for row, _ in group
+            (row[compat.MASK] is None or any(row[compat.MASK]))
+            and (not self.mask_truncated_completions or row[compat.COMPLETION_IDS][-1] in ends)
+            for row, _ in group
         ]
-        return bool(((total - total.nanmean()).abs() > 1e-5)[counts].any())
+        return bool(((total - total.nanmean()).abs() > EQUAL)[counts].any())
+
+    def signal(self, rewards: torch.Tensor) -> torch.Tensor:
+        """Return (completions,) whether the rewards of each one's group differ by more than rounding."""
+        apiece = self.multi_objective_aggregation == "normalize_then_sum"  # each function's own differences
+        values = rewards if apiece else self.total(rewards).unsqueeze(1)
+        groups = values.view(-1, self.num_generations, values.shape[1])  # (groups, G, functions or 1)
+        apart = ((groups - groups.nanmean(1, keepdim=True)).abs() > EQUAL).any(2).any(1)
+        return apart.repeat_interleave(self.num_generations)
+
+    def masks(self, replies: list[Any], completion_ids: list[list[int]], mask: Any) -> Any:
+        """Return which tokens of each completion count in the loss; None for all. Counts degenerate ones.
+
+        A masked token is left out of TRL's sum over tokens and of the number that the sum is divided by.
+        """
+        found = [is_degenerate(rewards.text_of(reply)) for reply in replies]
+        self.found_degenerate += sum(found)
+        if self.degenerate != "mask":
+            return mask
+        mask = mask or [[1] * len(ids) for ids in completion_ids]
+        return [[0] * len(row) if bad else row for row, bad in zip(mask, found, strict=True)]
 
     def total(self, rewards: torch.Tensor) -> torch.Tensor:
         """Return the weighted sum (completions,) of rewards (completions, functions); NaN without any."""
@@ -140,7 +181,7 @@ class GrpoTrainer(Shared, compat.GrpoHook):
 
     def figures(self, rewards: torch.Tensor) -> dict[str, float]:
         """Return means and deviations of `rewards` (completions, functions), the share of groups with equal
-        rewards, and the number of groups.
+        rewards, and the numbers of degenerate completions and of groups.
 
         TRL 1.15 misses groups of equal rewards whose mean is rounded, such as 0.2.
         """
@@ -149,7 +190,9 @@ class GrpoTrainer(Shared, compat.GrpoHook):
         found = {"reward": total.nanmean(), "reward_std": nanstd(total)}
         for name, values in zip(self.reward_func_names, rewards.T, strict=True):
             found |= {f"rewards/{name}/mean": values.nanmean(), f"rewards/{name}/std": nanstd(values)}
-        found["frac_reward_zero_std"] = (groups.amax(1) - groups.amin(1) < 1e-5).float().mean()
+        found["frac_reward_zero_std"] = (groups.amax(1) - groups.amin(1) < EQUAL).float().mean()
+        counted = torch.tensor(self.found_degenerate, device=self.accelerator.device)
+        found["degenerate"], self.found_degenerate = self.accelerator.gather(counted).sum(), 0
         return {name: value.item() for name, value in found.items()} | {"groups/tried": len(groups)}
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
