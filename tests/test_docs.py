@@ -9,6 +9,7 @@ import shlex
 import tomllib
 from collections import Counter
 from functools import cache
+from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 import pytest
@@ -20,6 +21,7 @@ from aimo import config
 from aimo.commands import run
 from aimo.config import reading
 from aimo.config.profile import TRAINED
+from aimo.rewards.own import try_rewards
 
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 ENGLISH = [page for page in PAGES if not ({"zh", "README.zh-CN.md"} & set(page.parts))]
@@ -77,7 +79,10 @@ REST = {"profile": "part", "model": {"base": "data/tiny-base", "max_length": 131
 
 
 @each(PAGES)
-def test_every_example_is_read(page):
+def test_every_example_is_read(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where a profile finds the page's own reward
+    own = [text for language, text in fences(page) if language == "python" and "def short(" in text]
+    Path("my.py").write_text("".join(own))
     for language, text in fences(page):
         assert language in LANGUAGES, f"a fence of {language}; output and messages go into text"
         if language == "yaml":  # a part of a profile: what it needs besides is added
@@ -85,7 +90,8 @@ def test_every_example_is_read(page):
             for name, section in yaml.load(text, reading.Loader).items():
                 rate = {"learning_rate": 1e-5} if name in TRAINED else {}
                 values[name] = rate | values.get(name, {}) | section if isinstance(section, dict) else section
-            config.parse(values, page.name)
+            profile = config.parse(values, page.name)
+            try_rewards(profile.grpo.rewards if profile.grpo else {})
         elif language == "json":
             json.loads(text)
         elif language == "python":
