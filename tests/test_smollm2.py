@@ -12,10 +12,13 @@ from collections import namedtuple
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, here
 
+from aimo import config
 from aimo.errors import AimoError
+from aimo.inference import vllm_process
 from aimo.inference.model_folder import read_tokenizer
+from aimo.inference.settings import resolve_settings
 
 MAKE = ROOT / "data" / "smollm2" / "make.py"
 # llama.cpp names a tokenizer by the hash of the ids that it gives to this text (convert_hf_to_gguf.py,
@@ -111,3 +114,55 @@ def test_a_tokenizer_whose_end_begins_a_turn_is_refused_by_name(smollm2, tmp_pat
     with pytest.raises(AimoError, match=r"its eos_token '<\|im_start\|>' begins a turn") as e:
         read_tokenizer(tmp_path)
     assert str(tmp_path) in str(e.value) and "\n" not in str(e.value)
+
+
+PROMPT = [{"role": "user", "content": "What is 12 + 1?"}]
+ASKED = (
+    "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+    "<|im_start|>user\nWhat is 12 + 1?<|im_end|>\n<|im_start|>assistant\n<think>"
+)
+
+
+@pytest.mark.slow  # loads TRL
+def test_the_end_of_a_turn_is_learned_although_it_pads(smollm2):
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+    from aimo.train.models import load_tokenizer
+    from aimo.train.sft import tokenize
+
+    tokenizer = load_tokenizer(smollm2, config.load("smollm2"))
+    replies = [f"<think>{thought}</think>\\boxed{{13}}" for thought in ("12 + 1 = 13", "13")]
+    talks = [{"prompt": PROMPT, "completion": [{"role": "assistant", "content": text}]} for text in replies]
+    rows, labelled = tokenize(talks, tokenizer), []
+    asked = tokenizer.apply_chat_template(PROMPT, add_generation_prompt=True, return_dict=False)
+    assert tokenizer.decode(asked) == ASKED
+    assert all(row["input_ids"][: len(asked)] == asked for row in rows)
+    for row in rows:
+        pairs = zip(row["input_ids"], row["completion_mask"], strict=True)
+        labelled.append({"input_ids": row["input_ids"], "labels": [i if on else -100 for i, on in pairs]})
+    batch = DataCollatorForLanguageModeling(tokenizer.pad_token_id)(labelled)
+    for ids, labels, reply in zip(batch["input_ids"], batch["labels"], replies, strict=True):
+        learned = tokenizer.decode(ids[labels != -100])
+        assert learned == reply.removeprefix("<think>") + "<|im_end|>\n"
+    assert batch["input_ids"][1, -1] == tokenizer.eos_token_id and batch["labels"][1, -1] == -100
+
+
+@pytest.mark.engine
+def test_a_served_model_answers_and_is_measured(smollm2, tmp_path):
+    with (
+        vllm_process.serving(
+            smollm2, resolve_settings(smollm2, {"max_length": 1024}), log=tmp_path / "vllm.log"
+        ) as (url, _),
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("OPENAI_API_KEY", "none")
+        at = ["--server", url, "--set", "inference.max_tokens=32", "--set", "inference.max_length=1024"]
+        solved = here("solve", "--model", smollm2, *at, "--samples", "4", "What is 2 + 3?")
+        assert solved.returncode == 0 and "<|im" not in solved.stdout, solved.stderr
+        question = {"problem": "What is 2 + 3?", "answer": 5}
+        (tmp_path / "sums.jsonl").write_text(json.dumps(question) + "\n")
+        told = ["--benchmarks", tmp_path / "sums.jsonl", "--samples", "4", "--run-dir", tmp_path / "out"]
+        measured = here("evaluate", smollm2, *told, *at)
+        assert measured.returncode == 0, measured.stderr
+        kept = (tmp_path / "out" / "sums.jsonl").read_text()
+        assert kept.count("\n") == 5 and "<|im" not in kept.split("\n", 1)[1]

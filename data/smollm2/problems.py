@@ -16,7 +16,7 @@ import typer
 from aimo.data.builtin import Split, WordProblem, drawn
 from aimo.inference.storage import write_lines
 
-SFT, GRPO, HELDOUT = 800, 1200, 100  # rows
+SFT, GRPO, HELDOUT = 1000, 1200, 100  # rows
 
 NAMES = ("Anna", "Ben", "Clara", "David", "Emma", "Frank", "Grace", "Henry", "Lily", "Tom")
 THINGS = ("apples", "books", "cakes", "pens", "toys", "cups", "eggs", "stamps", "cards", "shells")
