@@ -17,7 +17,7 @@
 # - **heldout**: problems that no stage trains on; they measure every model.
 #
 # Every answer must be an integer, as in the olympiad, unless the profile says otherwise. A problem is in
-# one set only.
+# one set only, but where `sft` and `grpo` take all rows of one source.
 
 # %% tags=["parameters"]
 profile = "tiny"  # a name in notebooks/profiles, or a path to a YAML file

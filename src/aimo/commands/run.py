@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from aimo.commands import data, kaggle, measure, options
+from aimo.commands import data, init, kaggle, measure, options
 from aimo.commands.options import arg, opt
 from aimo.config.profile import STAGES
 from aimo.errors import AimoError, EngineError, StageError
@@ -204,6 +204,7 @@ def serve(
         print("ended")
 
 
+app.command("init")(init.init_command)
 data_commands.command("pack")(data.pack)
 app.command("distil")(data.distil_command)
 app.command("reject")(data.reject_command)

@@ -136,7 +136,12 @@ def clean_sets(sets: Sets, profile: Profile, tokenizer: Any) -> Sets:
                 outside = ~pl.col(column).is_between(*limits).fill_null(False)
                 drop(outside, f"{what} is not within {limits[0]} to {limits[1]}")
 
+        # SFT shares the source that GRPO takes whole, which would leave it nothing.
+        grpo = profile.data.grpo if profile.data and name == "sft" else None
+        shared = grpo and not grpo.mixture and is_same_source(grpo, wanted)
         for earlier in earlier_sets:
+            if shared and earlier == "grpo":
+                continue
             known = pl.col("key").is_in(sets.rows[earlier]["key"].implode())
             drop(known, f"same text as in {earlier}")
         earlier_sets.append(name)
@@ -168,6 +173,19 @@ def clean_sets(sets: Sets, profile: Profile, tokenizer: Any) -> Sets:
             drop(near, "nearly the same text as another")
         sets.check(name)
     return sets
+
+
+def is_same_source(a: Set, b: Set) -> bool:
+    """Return whether two sets read all rows of one source, built-in problems aside."""
+    same = all(getattr(a, key) == getattr(b, key) for key in ("source", "subset", "split", "revision"))
+    return same and a.source != "builtin" and a.rows is None and a.weight == 1
+
+
+def told(sets: Sets, name: str) -> str:
+    """Return in a line how many rows of a set were read and kept, and why the others were dropped."""
+    reasons = ", ".join(f"{n:,} {reason}" for reason, n in sets.dropped[name].items())
+    kept = f"{len(sets.rows[name]):,} of {sets.read[name]:,} rows kept"
+    return f"{kept}; dropped: {reasons}" if reasons else kept
 
 
 def too_long(rows: pl.DataFrame, name: str, profile: Profile, tokenizer: Any) -> tuple[pl.Series, int | None]:
