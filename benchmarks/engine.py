@@ -31,6 +31,7 @@ from transformers import AutoTokenizer
 from aimo.config import ROOT
 from aimo.data import builtin
 from aimo.inference import vllm_process
+from aimo.inference.answer_kinds import Integer
 from aimo.inference.engine import Engine
 from aimo.inference.sampling import sample_seed
 from aimo.inference.settings import resolve_settings
@@ -52,14 +53,13 @@ def bare(engine: Engine, problem: str, samples: int) -> int:
 def streams(engine: Engine, problem: str, samples: int) -> int:
     """The solver with all samples at once and a vote that never ends early; returns the tokens generated."""
     never = Policy(in_flight=samples, max_error=0, futile_error=math.inf, overlong=math.inf)
-    return sum(
-        sample.tokens for sample in solve_problem(engine, problem, samples, 0, 99999, policy=never).samples
-    )
+    found = solve_problem(engine, problem, samples, Integer(0, 99999), policy=never)
+    return sum(sample.tokens for sample in found.samples)
 
 
 def voted(engine: Engine, problem: str, samples: int) -> int:
     """The solver with its own stop rules; returns the tokens generated."""
-    return sum(sample.tokens for sample in solve_problem(engine, problem, samples, 0, 99999).samples)
+    return sum(sample.tokens for sample in solve_problem(engine, problem, samples, Integer(0, 99999)).samples)
 
 
 # Each set of engine arguments is measured in a process of its own, which frees the GPU's memory.

@@ -39,6 +39,7 @@ from aimo import config
 from aimo.config import ROOT, RUNS, Profile
 from aimo.config.profile import TRAINED
 from aimo.inference import storage
+from aimo.inference.answer_kinds import Integer
 from aimo.run import machine, runs
 
 TINY, TOOLS = ROOT / "data" / "tiny-base", ROOT / "data" / "tiny-tools"
@@ -462,7 +463,7 @@ def respawn(folder: Path) -> None:
         time.sleep(0.2)
     engine.close()
     with engine.respawn() as again:
-        print(solve_problem(again, PROBLEM, 4, 0, 99999).answer)
+        print(solve_problem(again, PROBLEM, 4, Integer(0, 99999)).answer)
 
 
 STEPS = {step.__name__: step for step in (compare, forget, kernel, serve, respawn)}

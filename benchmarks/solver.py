@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from aimo.inference import sample
+from aimo.inference.answer_kinds import Integer
 from aimo.inference.sample import AskedProblem, RunningSample
 from aimo.inference.sampling import Completion
 from aimo.inference.sandbox import Output
@@ -100,7 +101,7 @@ class Stream:
 def measure(tokens: int, tools: bool, programs: bool) -> float:
     """Return the microseconds for each token of a sample."""
     sampler = Stream(write(tokens, programs), tools)
-    running = RunningSample(AskedProblem(sampler, "?", 0, 0, 999), 0, 0.0, tools)  # type: ignore[arg-type]
+    running = RunningSample(AskedProblem(sampler, "?", 0, Integer(0, 999)), 0, 0.0, tools)  # type: ignore[arg-type]
     begun = time.perf_counter()
     written = asyncio.run(running.run())
     seconds = time.perf_counter() - begun

@@ -48,9 +48,10 @@ class Scripted:
         self.requests, self.respawned, self.prompts = itertools.count(), 0, []
 
     async def sample(self, prompt, seed, settings, until=None):
-        self.prompts.append(self.tokenizer.decode(prompt))
+        asked = self.tokenizer.decode(prompt)
+        self.prompts.append(asked)
         await asyncio.sleep(0)
-        text = self.write(next(self.requests), self.prompts[-1])
+        text = self.write(next(self.requests), asked)
         if asyncio.iscoroutine(text):
             text = await text
         finished, text = text.endswith("\x03"), text.removesuffix("\x03")

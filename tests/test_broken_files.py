@@ -100,7 +100,7 @@ def test_a_broken_file_of_samples_is_refused_in_one_line_or_replayed(tmp_path, k
 @pytest.mark.parametrize(
     "content, told",
     [
-        (b"id,answer\nq,2\nr,\n", "the answer of 'r' is ''; give it an integer"),
+        (b"id,answer\nq,2\nr,\n", "the answer of 'r' is ''; give it one"),
         (b"id,reply\nq,2\n", "has no column 'answer'"),
         (b"", "golds.csv"),
         (b"id,answer\nq," + b"1" * 5000, "golds.csv"),

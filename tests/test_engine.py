@@ -9,6 +9,7 @@ from conftest import TINY
 
 from aimo.data import builtin
 from aimo.errors import AimoError
+from aimo.inference.answer_kinds import Integer
 from aimo.inference.engine import Engine
 from aimo.inference.settings import Settings, resolve_settings
 from aimo.inference.solver import solve_problem
@@ -49,9 +50,9 @@ def limited(engine, tmp_path_factory):
 
 def test_the_context_shrinks_to_what_memory_holds(limited):
     assert limited.max_length == 384 and limited.streams < 16
-    s = solve_problem(limited, QUESTIONS[0], num_samples=12, low=0, high=99999, policy=EXACT)
+    s = solve_problem(limited, QUESTIONS[0], num_samples=12, kind=Integer(0, 99999), policy=EXACT)
     assert s.votes and not s.note
-    assert "do not fit" in solve_problem(limited, "1 + " * 400, num_samples=2, low=0, high=9).note
+    assert "do not fit" in solve_problem(limited, "1 + " * 400, num_samples=2, kind=Integer(0, 9)).note
 
 
 def test_arguments_of_the_profile_go_over_the_folders_and_speculation_changes_no_greedy_text(limited, engine):
@@ -139,7 +140,7 @@ def test_a_completion_ends_with_its_stop_text_and_one_likeliest_token_is_greedy(
 @pytest.mark.parametrize("weight", ["logprob", "tail_entropy", "ties", "length"])
 def test_votes_weigh_by_what_the_settings_say(engine, monkeypatch, weight):
     monkeypatch.setattr(engine, "settings", replace(engine.settings, weight=weight))
-    s = solve_problem(engine, QUESTIONS[0], num_samples=8, low=0, high=99999, policy=EXACT)
+    s = solve_problem(engine, QUESTIONS[0], num_samples=8, kind=Integer(0, 99999), policy=EXACT)
     weights = [sample.weight for sample in s.ended if sample.answer is not None]
     assert weights and all(0 < w <= 1 for w in weights) and len(set(weights)) > 1
     known = {}
@@ -178,7 +179,7 @@ def test_log_probabilities_and_entropies_are_the_models_own(engine):
 
 def test_an_answer_from_the_statement_counts_half_where_that_is_asked(engine, monkeypatch):
     monkeypatch.setattr(engine, "settings", replace(engine.settings, discount_trivial=True))
-    solved = [solve_problem(engine, q, 8, 0, 99999, policy=EXACT) for q in QUESTIONS]
+    solved = [solve_problem(engine, q, 8, Integer(0, 99999), policy=EXACT) for q in QUESTIONS]
     weights = {sample.answer: sample.weight for solution in solved for sample in solution.ended}
     assert {weight for answer, weight in weights.items() if answer in (0, 1)} <= {0.5}
     assert set(weights.values()) == {0.5, 1.0}

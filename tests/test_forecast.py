@@ -64,4 +64,5 @@ def test_the_command_prints_the_chances_and_the_runs_that_tell_a_point_from_luck
     file = shared / "traces" / "aimo3_gpt_oss_120b_attempts.jsonl"
     done = here("forecast", file, "--competition", "aimo3", "--runs", "2", "--draws", "20")
     assert "10 questions recorded" in done.stdout and "a gain of one point needs 46 runs" in done.stdout
-    refused("forecast", file, "--competition", "aimo9", told=["aimo9: there are aimo1, aimo2, aimo3"])
+    told = "'aimo9' is unknown: use one of aimo1, aimo2, aimo3"
+    refused("forecast", file, "--competition", "aimo9", told=[told])

@@ -14,6 +14,7 @@ import pytest
 
 from aimo.errors import AimoError
 from aimo.inference import chat_format, harmony, voting
+from aimo.inference.answer_kinds import Integer
 from aimo.inference.answers import extract
 from aimo.inference.sample import End
 from aimo.inference.sampling import Completion
@@ -403,7 +404,7 @@ def served(gpt_oss):
 def ask(served, model, samples, tools):
     served.model = model
     served.sampler.settings = replace(served.sampler.settings, tools=tools, max_tokens=400)
-    return solve_problem(served.sampler, "What is 6 x 7?", samples, 0, 999, policy=EXACT)
+    return solve_problem(served.sampler, "What is 6 x 7?", samples, Integer(0, 999), policy=EXACT)
 
 
 @pytest.mark.slow
@@ -441,7 +442,7 @@ def test_a_random_model_of_the_architecture_is_sampled_over_turns_in_vllm(gpt_os
     settings = resolve_settings(gpt_oss, {"tools": 1.0, "max_tokens": 200, "tool_turns": 4})
     assert settings.format == "harmony" and settings.tags == HARMONY
     with Engine(gpt_oss, settings) as engine:
-        s = solve_problem(engine, "What is 6 x 7?", num_samples=16, low=0, high=999, policy=EXACT)
+        s = solve_problem(engine, "What is 6 x 7?", num_samples=16, kind=Integer(0, 999), policy=EXACT)
     assert len(s.ended) == 16 and "engine" not in s.note
     assert sum(sample.malformed for sample in s.ended) > 16  # it knows no format
     assert sum(sample.turns for sample in s.ended) > 16 and any(sample.turns == 4 for sample in s.ended)

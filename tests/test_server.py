@@ -6,6 +6,7 @@ import pytest
 from conftest import TINY, aimo
 
 from aimo.errors import AimoError
+from aimo.inference.answer_kinds import Integer
 from aimo.inference.server import Server
 from aimo.inference.settings import resolve_settings
 from aimo.inference.solver import solve_problem
@@ -24,7 +25,7 @@ def url(tmp_path_factory):
 
 def test_the_solver_votes_with_a_server_as_with_the_engine(url):
     with Server([url, f"{url}/v1"], TINY) as server:
-        s = solve_problem(server, EASY, num_samples=16, low=0, high=99999)
+        s = solve_problem(server, EASY, num_samples=16, kind=Integer(0, 99999))
         assert s.votes and s.answer == max(s.votes, key=lambda a: (s.votes[a], -a)) and not s.note
         assert all(0 < c.tokens <= server.settings.max_tokens for c in s.ended)
 

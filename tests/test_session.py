@@ -111,7 +111,7 @@ def test_files_of_both_competitions_and_benchmarks_are_asked_in_the_chosen_one_s
         for name in ("aimo2/reference.csv", "aimo3/reference.csv", "benchmarks/aime25.jsonl"):
             table, left_out = submission.read_problems(shared / name, rules)
             assert {"id", column, "answer"} <= set(table.columns) and len(table) + left_out in (10, 30)
-            assert all(0 <= int(answer) <= rules.high for answer in table["answer"])
+            assert all(0 <= int(answer) <= rules.answer.high for answer in table["answer"])
     table, left_out = submission.read_problems(shared / "benchmarks" / "math500.jsonl", COMPETITIONS["aimo3"])
     assert len(table) > 250 and left_out > 100 and len(table) + left_out == 500
 

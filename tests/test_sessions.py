@@ -9,6 +9,7 @@ import pytest
 from conftest import wait_for
 from scripted import Scripted
 
+from aimo.inference.answer_kinds import Integer
 from aimo.inference.sample import End
 from aimo.inference.sandbox import Programs
 from aimo.inference.solver import solve_problem
@@ -93,7 +94,7 @@ def test_a_program_is_run_however_it_is_written_or_the_model_is_told(call):
         return "So \\boxed{42}\x03" if "```output" in prompt else f"Let us see. {call}"
 
     sampler = Scripted(write, tools=1.0)
-    solution = solve_problem(sampler, "6 x 7", 1, 0, 999)
+    solution = solve_problem(sampler, "6 x 7", 1, Integer(0, 999))
     assert solution.answer == 42 and solution.samples[0].turns == 1, solution
     assert PROGRAMS[call] in prompts[1].split("```output")[1]
 
@@ -106,19 +107,21 @@ def test_blocks_that_are_no_programs_are_not_run():
         "I could call <tool_call>.",
     ):
         said = f"{text} So \\boxed{{7}}\x03"
-        solution = solve_problem(Scripted(lambda *_: said, tools=1.0), "Q", 1, 0, 9)  # noqa: B023
+        solution = solve_problem(Scripted(lambda *_: said, tools=1.0), "Q", 1, Integer(0, 9))  # noqa: B023
         assert solution.answer == 7 and solution.samples[0].turns == 0
 
 
 def test_a_finished_sample_without_an_answer_is_asked_for_it():
     write = lambda number, prompt: "42}" if prompt.endswith("\\boxed{") else "I am done.\x03"  # noqa: E731
-    solution = solve_problem(Scripted(write), "6 x 7", 1, 0, 999)
+    solution = solve_problem(Scripted(write), "6 x 7", 1, Integer(0, 999))
     assert solution.answer == 42 and solution.samples[0].end is End.FINISHED
 
 
 def test_a_sample_ends_at_its_last_box_when_it_counts_and_not_before():
     steps = "</think>Step 1: $\\boxed{5}$ " + "and then " * 50 + "in total \\boxed{42}\x03"
-    assert solve_problem(Scripted(lambda *_: steps), "Q", 4, 0, 999).votes == {42: 4}
+    assert solve_problem(Scripted(lambda *_: steps), "Q", 4, Integer(0, 999)).votes == {42: 4}
     counting = "".join(f"gcd(594,{n})={math.gcd(594, n)}, " for n in range(102, 4000))
-    [sample] = solve_problem(Scripted(lambda *_: counting, max_tokens=60_000), "Q", 1, 0, 999).samples
+    [sample] = solve_problem(
+        Scripted(lambda *_: counting, max_tokens=60_000), "Q", 1, Integer(0, 999)
+    ).samples
     assert sample.end is End.REPETITION and sample.tokens < 20_000 < len(counting)

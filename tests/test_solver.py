@@ -14,10 +14,11 @@ from scripted import Scripted
 
 from aimo.data import builtin
 from aimo.inference import sample, solver
+from aimo.inference.answer_kinds import Integer
 from aimo.inference.chat_format import FencedBlocks
 from aimo.inference.sample import AskedProblem, End, RunningSample
 from aimo.inference.settings import Settings, Tags
-from aimo.inference.solver import FALLBACK, MAX_SHARES, MIN_SHARE, divide_time, next_budget, solve_problem
+from aimo.inference.solver import MAX_SHARES, MIN_SHARE, divide_time, next_budget, solve_problem
 from aimo.inference.voting import EXACT, Policy, Stop, error_bound, evidence
 
 CALL = '<tool_call>{"name": "python", "arguments": {"code": "CODE"}}</tool_call>'
@@ -25,19 +26,19 @@ EASY = "A shop sells pens for 3 dollars and books for 4 dollars. How much do 2 p
 
 
 def test_a_vote_counts_only_finished_samples_and_answers_in_range(engine):
-    s = solve_problem(engine, EASY, num_samples=16, low=0, high=99999)
+    s = solve_problem(engine, EASY, num_samples=16, kind=Integer(0, 99999))
     assert len(s.samples) == 16 and 1 <= len(s.ended) <= 16
     assert s.votes and s.votes.total() <= len(s.ended)
     assert s.answer == max(s.votes, key=lambda a: (s.votes[a], -a))
     assert all(0 <= a <= 99999 for a in s.votes) and not s.note
-    s = solve_problem(engine, EASY, num_samples=4, low=-9, high=-1)
-    assert s.answer == FALLBACK and not s.votes
-    assert "none of 4 completions held an answer from -9 to -1" in s.note
+    s = solve_problem(engine, EASY, num_samples=4, kind=Integer(-9, -1))
+    assert s.answer == -1 and not s.votes
+    assert "none of 4 completions held an integer from -9 to -1" in s.note
 
 
 def test_the_same_seed_gives_the_same_vote_and_another_seed_other_samples(engine):
     def texts(seed):
-        s = solve_problem(engine, EASY, 8, 0, 99999, seed, policy=EXACT)
+        s = solve_problem(engine, EASY, 8, Integer(0, 99999), seed, policy=EXACT)
         return {sample.index: sample.text for sample in s.ended}
 
     first, again, other = texts(1), texts(1), texts(2)
@@ -62,7 +63,7 @@ def test_a_decided_vote_stops_the_rest(engine, monkeypatch):
 
     monkeypatch.setattr(engine, "sample", sample)
     for p in builtin.generate(10, "heldout", 3):
-        s = solve_problem(engine, p.problem, 32, 0, 99999, policy=replace(EXACT, in_flight=32))
+        s = solve_problem(engine, p.problem, 32, Integer(0, 99999), policy=replace(EXACT, in_flight=32))
         first, *others = [n for _, n in s.votes.most_common()] or [0]
         remaining = len(s.samples) - len(s.ended)
         stopped += remaining
@@ -74,7 +75,7 @@ def test_a_decided_vote_stops_the_rest(engine, monkeypatch):
 def test_a_settled_vote_starts_no_more_samples(engine):
     stops = Counter()
     for p in builtin.generate(10, "heldout", 4):
-        s = solve_problem(engine, p.problem, num_samples=64, low=0, high=99999)
+        s = solve_problem(engine, p.problem, num_samples=64, kind=Integer(0, 99999))
         stops[s.stop] += 1
         if s.stop is Stop.SETTLED:
             assert error_bound(*evidence(s.votes, s.votes)) <= Policy().max_error and len(s.samples) < 64
@@ -85,14 +86,14 @@ def test_a_sample_ends_at_its_first_complete_answer(engine, monkeypatch):
     """The tiny base ends a text right after its answer, so another answer tag makes it end much earlier."""
     tags = Tags(answer_start=" = ", answer_end="\n")
     monkeypatch.setattr(engine, "settings", replace(engine.settings, tags=tags, thinking=False))
-    s = solve_problem(engine, EASY, num_samples=16, low=0, high=99999, policy=EXACT)
+    s = solve_problem(engine, EASY, num_samples=16, kind=Integer(0, 99999), policy=EXACT)
     cut = [c.text for c in s.samples if c.end is End.ANSWERED]
     assert cut and all(len(text.split("\n")) <= 3 for text in cut)
 
 
 def test_a_sample_out_of_tokens_is_forced_to_answer(engine, monkeypatch):
     monkeypatch.setattr(engine, "settings", replace(engine.settings, max_tokens=3))
-    s = solve_problem(engine, EASY, num_samples=8, low=0, high=99999)
+    s = solve_problem(engine, EASY, num_samples=8, kind=Integer(0, 99999))
     assert all(engine.settings.tags.think_end in c.text for c in s.ended) and s.votes.total() >= 4
     c = engine.run(engine.sample(engine.encode(EASY), 0, Settings(max_tokens=3)))
     assert c.tokens <= 3 and not c.finished
@@ -100,8 +101,8 @@ def test_a_sample_out_of_tokens_is_forced_to_answer(engine, monkeypatch):
 
 @pytest.mark.parametrize("problem, told", [("", "empty"), ("  \n", "empty"), ("1 + " * 3000, "do not fit")])
 def test_a_problem_that_cannot_be_asked_gets_the_fallback_and_the_reason(engine, problem, told):
-    s = solve_problem(engine, problem, num_samples=4, low=0, high=999)
-    assert (s.answer, s.samples, s.stop) == (FALLBACK, [], None) and told in s.note
+    s = solve_problem(engine, problem, num_samples=4, kind=Integer(0, 999))
+    assert (s.answer, s.samples, s.stop) == (0, [], None) and told in s.note
 
 
 def test_a_question_out_of_time_answers_with_what_it_has(engine, monkeypatch):
@@ -119,13 +120,13 @@ def test_a_question_out_of_time_answers_with_what_it_has(engine, monkeypatch):
     monkeypatch.setattr(engine, "sample", endless)
     # The solver's clock alone is ahead once all four have written: the seconds for forced answers are real.
     monkeypatch.setattr(solver, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + late))
-    s = solve_problem(engine, EASY, num_samples=4, low=0, high=999, budget_s=50.0)
+    s = solve_problem(engine, EASY, num_samples=4, kind=Integer(0, 999), budget_s=50.0)
     assert s.stop is Stop.DEADLINE and s.note == "time ran out"
     assert len(s.samples) == 4 and {c.end for c in s.samples} == {End.TIME} and s.votes
 
 
 def test_a_sample_is_recorded_as_it_grows_and_when_another_server_begins_its_turn_again():
-    problem = AskedProblem(Scripted(None, tags=Tags()), EASY, 0, 0, 999)
+    problem = AskedProblem(Scripted(None, tags=Tags()), EASY, 0, Integer(0, 999))
     sample = RunningSample(problem, 0, 0.0, with_tools=False)
     assert not sample.update("2 * 3 = 6 and ", [5] * 9)
     assert not sample.update("2 * 4", [5] * 3) and not sample.update("2 * 4 = 8 and ", [5] * 9)

@@ -190,7 +190,7 @@ def test_the_start_up_counts_against_the_time_limit_except_where_a_person_works(
     sampler = types.SimpleNamespace(settings=types.SimpleNamespace(samples=1), close=lambda: None)
     monkeypatch.setattr(gateway, "start_engine", lambda *_: sampler)
     left = []
-    monkeypatch.setattr(gateway, "solve_problem", lambda *arguments, **_: left.append(arguments[6]))
+    monkeypatch.setattr(gateway, "solve_problem", lambda *arguments, **_: left.append(arguments[5]))
     gateway.serve_submission("aimo3", str(TINY), "", 1000.0, {})
     monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
     gateway.serve_submission("aimo3", str(TINY), "", 1000.0, {})
@@ -231,7 +231,7 @@ def test_a_wrong_setting_of_the_kernel_is_named_before_anything_starts(monkeypat
     assert not (tmp_path / "settings.json").exists()
 
 
-@pytest.mark.parametrize("where", COMPETITIONS["aimo2"].inputs)
+@pytest.mark.parametrize("where", COMPETITIONS["aimo2"].folders)
 def test_kaggles_package_is_found_in_both_places_it_may_lie(monkeypatch, tmp_path, where):
     package = tmp_path / where / "kaggle_evaluation"
     package.mkdir(parents=True)

@@ -11,6 +11,7 @@ from conftest import TINY
 
 from aimo.errors import AimoError
 from aimo.inference import sandbox
+from aimo.inference.answer_kinds import Integer
 from aimo.inference.model_folder import read_tokenizer
 from aimo.inference.sample import AskedProblem
 from aimo.inference.sampling import Completion
@@ -46,7 +47,7 @@ def serving():
 
 def ask(engine, samples=1):
     """The solution of a question whose answer is asked of all samples."""
-    return solve_problem(engine, "What is 6 x 7?", num_samples=samples, low=0, high=999, policy=EXACT)
+    return solve_problem(engine, "What is 6 x 7?", num_samples=samples, kind=Integer(0, 999), policy=EXACT)
 
 
 def then(first, later, read="```output"):
@@ -142,7 +143,7 @@ def test_the_prompt_of_a_question_is_encoded_once_and_no_sample_changes_that_of_
 ):
     engine = with_calls(serving(str))
     engine.settings = replace(engine.settings, tool_parser=parser)
-    problem = AskedProblem(engine, "What is 6 x 7?", 0, 0, 999)
+    problem = AskedProblem(engine, "What is 6 x 7?", 0, Integer(0, 999))
     first = problem.begin(0, with_tools=True)
     prompt = first.prompt()
     monkeypatch.setattr(engine.tokenizer, "apply_chat_template", None)

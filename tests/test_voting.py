@@ -15,6 +15,7 @@ from conftest import ROOT
 from aimo.evaluation import replay, traces
 from aimo.evaluation.traces import RecordedQuestion, RecordedSample
 from aimo.inference import answers, solver, voting
+from aimo.inference.answer_kinds import Integer
 from aimo.inference.sample import End, Sample
 from aimo.inference.settings import Settings, Tags
 from aimo.inference.voting import Policy, State, Stop, next_step
@@ -175,7 +176,7 @@ def test_a_solver_settles_equally_unsure_votes_as_soon_as_sure_ones():
     """The evidence is relative: an entropy of 0.7 would make half a vote of each."""
     sampler = SimpleNamespace(settings=Settings(weight="tail_entropy"))
     unsure = [Sample(i, "", 9, End.ANSWERED, 2, 0.5, tail_entropy=0.7) for i in range(4)]
-    problem = solver.AskedProblem(sampler, "?", 0, 0, 9)
+    problem = solver.AskedProblem(sampler, "?", 0, Integer(0, 9))
     question = solver.Solver(problem, solver.Solution(samples=unsure), print)
     assert voting.next_step(question.state(12, math.inf)).stop is Stop.SETTLED
     question.solution.samples.pop()

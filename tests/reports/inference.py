@@ -2,6 +2,7 @@
 
 from scripted import Scripted
 
+from aimo.inference.answer_kinds import Integer
 from aimo.inference.sample import End
 from aimo.inference.solver import solve_problem
 
@@ -14,7 +15,7 @@ def answered(call, expected):
         prompts.append(prompt)
         return "So \\boxed{42}\x03" if "```output" in prompt else call + "\x03"
 
-    solution = solve_problem(Scripted(write, tools=1.0), "6 x 7", 1, 0, 999)
+    solution = solve_problem(Scripted(write, tools=1.0), "6 x 7", 1, Integer(0, 999))
     assert solution.answer == 42 and solution.samples[0].turns == 1
     assert expected in prompts[1].split("```output")[1]
 
@@ -37,7 +38,7 @@ def F05v(case, request):
 
 
 def F08(case, request):
-    assert solve_problem(Scripted(lambda *_: case["input"] + "\x03"), "Q", 4, 0, 999).votes == {
+    assert solve_problem(Scripted(lambda *_: case["input"] + "\x03"), "Q", 4, Integer(0, 999)).votes == {
         int(case["expected"]): 4
     }
 
@@ -48,9 +49,11 @@ def G01(case, request):
     def text(count):
         return ", ".join(f"gcd(594,{n})={gcd(594, n)}" for n in range(102, 102 + count))
 
-    [runaway] = solve_problem(Scripted(lambda *_: text(3500), max_tokens=60_000), "Q", 1, 0, 999).samples
+    [runaway] = solve_problem(
+        Scripted(lambda *_: text(3500), max_tokens=60_000), "Q", 1, Integer(0, 999)
+    ).samples
     assert runaway.end is End.REPETITION and runaway.tokens < 20_000
-    honest = solve_problem(Scripted(lambda *_: text(40) + " so \\boxed{6}\x03"), "Q", 1, 0, 999)
+    honest = solve_problem(Scripted(lambda *_: text(40) + " so \\boxed{6}\x03"), "Q", 1, Integer(0, 999))
     assert honest.answer == 6 and honest.samples[0].end is not End.REPETITION
 
 

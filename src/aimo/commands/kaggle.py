@@ -47,7 +47,7 @@ def login_check(dry_run: DryRun = False) -> None:
 
 @app.command()
 def data(
-    competition: Annotated[str, arg("aimo1, aimo2, aimo3, or Kaggle's slug.")],
+    competition: Annotated[str, arg("aimo1, aimo2, aimo3, Kaggle's slug, or a YAML file.")],
     inputs: Annotated[
         Path | None, opt("Instead of /kaggle/input, or data/kaggle without that folder.", "--to")
     ] = None,
@@ -175,7 +175,7 @@ def submit(
     message: Annotated[str, opt("What Kaggle shows beside the score.")],
     number: Number = None,
     competition: Annotated[
-        str | None, opt("aimo1, aimo2, aimo3 or a slug; the kernel's own if not given.")
+        str | None, opt("aimo1, aimo2, aimo3, a slug or a YAML file; the kernel's own if not given.")
     ] = None,
     dry_run: DryRun = False,
 ) -> None:
@@ -188,7 +188,7 @@ def submit(
 
 @app.command()
 def scores(
-    competition: Annotated[str, arg("aimo1, aimo2, aimo3, or Kaggle's slug.")] = "aimo3",
+    competition: Annotated[str, arg("aimo1, aimo2, aimo3, Kaggle's slug, or a YAML file.")] = "aimo3",
     dry_run: DryRun = False,
 ) -> None:
     """Print the submissions to a competition with their scores, and what made them."""

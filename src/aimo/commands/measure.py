@@ -11,7 +11,7 @@ from aimo.config import read_values
 from aimo.errors import AimoError
 from aimo.evaluation import traces
 from aimo.evaluation.benchmarks import find_benchmark
-from aimo.inference.competitions import COMPETITIONS
+from aimo.inference.competitions import find_competition
 from aimo.inference.model_folder import check_model_folder, read_adapter
 from aimo.inference.storage import write_json
 
@@ -60,7 +60,7 @@ def replay(
 
 def forecast(
     files: Journals,
-    competition: Annotated[str, opt("aimo1, aimo2 or aimo3.")] = "aimo3",
+    competition: Annotated[str, opt("aimo1, aimo2, aimo3, or a YAML file.")] = "aimo3",
     runs: Annotated[int, opt("How often each question is asked.", min=1)] = 2,
     policy: Annotated[str, opt("A rule, as for `aimo replay`.")] = "ours",
     answers: options.Golds = None,
@@ -71,12 +71,11 @@ def forecast(
     """Forecast the score of a competition from recorded samples, and how many runs tell a gain from luck."""
     from aimo.evaluation import forecast, replay  # draw with matplotlib
 
-    if competition not in COMPETITIONS:
-        raise AimoError(f"--competition {competition}: there are {', '.join(COMPETITIONS)}")
+    rules = find_competition(competition)
     for one in traces.read_traces(files, traces.read_gold_file(answers) if answers else {}):
         chances = forecast.chances_of(one.questions, replay.parse_rule(policy), samples, draws, seed)
         print(f"{one.name}: {len(one.questions)} questions recorded, {policy}, {samples} samples")
-        forecast.show_forecast(forecast.forecast_score(chances, runs, COMPETITIONS[competition].questions))
+        forecast.show_forecast(forecast.forecast_score(chances, runs, rules.questions))
 
 
 def evaluate_command(

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from aimo.commands import competition as competition_commands
 from aimo.commands import data, init, kaggle, measure, options
 from aimo.commands.options import arg, opt
 from aimo.config.profile import STAGES
@@ -33,11 +34,13 @@ Exit codes: 0 done, 1 a stage or the engine failed, 2 something that you can fix
 # The heads of columns that would not fit in 80.
 HEADS = {"mean_tokens": "tokens", "samples_per_second": "samples/s", "mean_loss": "loss"}
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+ANSWERING = "submission", "evaluate"  # the kernels that answer a competition
 kernel = typer.Typer(no_args_is_help=True, help="Build Kaggle kernels.")
 data_commands = typer.Typer(no_args_is_help=True, help="Prepare data before training.")
 app.add_typer(kernel, name="kernel")
 app.add_typer(data_commands, name="data")
 app.add_typer(kaggle.app, name="kaggle")
+app.add_typer(competition_commands.app, name="competition")
 
 
 def show_version(wanted: bool) -> None:
@@ -133,7 +136,9 @@ def solve(
     ] = None,
     test: Annotated[str | None, opt("A CSV with id and problem (or question).")] = None,
     out: Annotated[str | None, opt("A .csv or .parquet file for the answers.")] = None,
-    competition: Annotated[str | None, opt("aimo1, aimo2 or aimo3; else seen from TEST.")] = None,
+    competition: Annotated[
+        str | None, opt("aimo1, aimo2, aimo3, or a YAML file; else seen from TEST.")
+    ] = None,
     profile: options.Over = None,
     set_: options.Setting = None,
     samples: Annotated[int | None, opt("Samples of a question; 1 of a PROBLEM if not given.", min=1)] = None,
@@ -219,10 +224,13 @@ def build(
     names: Annotated[list[str] | None, arg("Folders of kernels/; all of them if none is given.")] = None,
     profile: Annotated[str | None, opt("A profile whose settings the kernels get.")] = None,
     out: Annotated[Path | None, opt("Another folder for the notebooks.")] = None,
+    competition: Annotated[
+        str | None, opt("The competition that they answer: a name, or a YAML file.")
+    ] = None,
 ) -> None:
     """Build the self-contained notebooks of kernels from the sources."""
-    for name in names or kernels.kernels_of(profile):
-        print(kernels.build_kernel(name, out, profile))
+    for name in names or ([*ANSWERING] if competition else kernels.kernels_of(profile)):
+        print(kernels.build_kernel(name, out, profile, competition))
 
 
 @kernel.command()

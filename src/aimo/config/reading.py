@@ -19,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from aimo.config.profile import TRAINED, Profile
 from aimo.errors import AimoError, explain
 from aimo.inference.startup import find_input
+from aimo.inference.yaml_files import load_yaml, read_yaml
 from aimo.rewards.table import with_texts
 
 ROOT = Path(__file__).parents[3]
@@ -26,7 +27,6 @@ RUNS = Path(os.environ.get("AIMO_RUNS") or ROOT / "runs").absolute()  # if no ot
 PROFILES = ROOT / "notebooks" / "profiles"
 # What other projects call a setting, and what the error message answers.
 ALIASES = yaml.load(Path(__file__).with_name("aliases.yaml").read_text(), yaml.CSafeLoader)
-DEEPEST, MOST = 50, 100_000  # nested values, and values with every YAML alias written out
 # Keys that change no stage's result: a run goes on with other values.
 ANY_TIME = [
     "profile", "training.*", "*.save_steps", "*.trl.save_total_limit", "model.gradient_checkpointing",
@@ -35,47 +35,6 @@ ANY_TIME = [
 ]  # fmt: skip
 # Keys of all stages that may change with `--from`: what was trained before keeps its values.
 FROM_A_STAGE_ON = ["model.max_length", "model.dtype", "model.load_in_4bit", "model.attention"]
-
-
-class Loader(yaml.CSafeLoader):
-    """YAML in which `5e-6` is a number, a date is a text, and a repeated key is an error."""
-
-    yaml_implicit_resolvers = {  # noqa: RUF012
-        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for name in names:
-            if names.count(name) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"{name!r} occurs twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
-def load_yaml(text: str) -> Any:
-    """Return the value of a YAML text. Raises YAMLError, also for one that is too deep or too large."""
-    sizes: dict[str | None, int] = {}
-    nested: list[tuple[str | None, int]] = [(None, 0)]  # anchor, and values so far
-    for event in yaml.parse(text, Loader):
-        (anchor, count), size = nested[-1], 0
-        if isinstance(event, yaml.CollectionStartEvent):
-            nested.append((event.anchor, 1))
-        elif isinstance(event, yaml.CollectionEndEvent):
-            nested.pop()
-            sizes[anchor], size = count, count
-        elif isinstance(event, yaml.AliasEvent | yaml.ScalarEvent):
-            size = sizes.get(event.anchor, 1) if isinstance(event, yaml.AliasEvent) else 1
-        if size:
-            nested[-1] = nested[-1][0], nested[-1][1] + size
-        if len(nested) > DEEPEST or nested[-1][1] > MOST:
-            raise yaml.YAMLError(f"it is nested more than {DEEPEST} deep, or holds more than {MOST:,} values")
-    return yaml.load(text, Loader)
 
 
 def locate(path: str) -> Path:
@@ -105,16 +64,7 @@ def load(profile: str | Path, overrides: list[str] | None = None) -> Profile:
 def read_values(profile: str | Path, overrides: list[str] | None = None) -> dict[str, Any]:
     """Return the values of a profile's file with the overrides, not yet checked."""
     path = find(profile)
-    try:
-        values = load_yaml(path.read_text(encoding="utf-8-sig"))
-    except UnicodeDecodeError as e:
-        raise AimoError(f"profile {path}: not UTF-8 at byte {e.start}; save it as UTF-8") from None
-    except OSError as e:
-        raise AimoError(f"profile {path}: {e.strerror}; make it readable") from None
-    except yaml.YAMLError as e:
-        raise AimoError(f"profile {path}: not valid YAML: {' '.join(str(e).split())}") from None
-    if not isinstance(values, dict):
-        raise AimoError(f"profile {path}: expected keys and values; start from {PROFILES / 'tiny.yaml'}")
+    values = read_yaml(path, "profile", f"start from {PROFILES / 'tiny.yaml'}")
     for override in overrides or []:
         set_key(values, override)
     grpo = values.get("grpo")

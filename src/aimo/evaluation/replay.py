@@ -159,7 +159,7 @@ def replay_order(
     """Return whether a rule is right on one order of a question's samples, its tokens and its wall time."""
     samples = question.ours if rule.is_ours else question.peer
     answer, tokens, wall = play([samples[i] for i in order[: rule.samples]], rule, budget)[1]
-    return answer == question.gold, tokens, wall
+    return question.is_right(answer), tokens, wall
 
 
 class Measured(NamedTuple):

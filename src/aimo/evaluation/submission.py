@@ -17,6 +17,7 @@ import polars as pl
 from aimo.config import locate
 from aimo.data import builtin
 from aimo.inference import answers, competitions, gateway, local, startup
+from aimo.inference.answer_kinds import Integer
 from aimo.inference.competitions import Competition
 from aimo.inference.engine import Engine, Supervisor
 from aimo.inference.errors import AimoError
@@ -46,13 +47,13 @@ def evaluate_submission(
     after each file. Raises AimoError for wrong arguments before anything starts, and when the engine does
     not start.
     """
-    rules = competitions.find_competition(competition)
+    rules = competitions.find_competition(competition, asks=True)
     check_model_folder(model)
     resolved = resolve_settings(model, settings)
     gateway.check_installed(resolved)
     if not files:
         raise AimoError("files: name at least one file of problems with answers")
-    problems = {file: read_problems(Path(file), rules) for file in files}
+    problems = {file: read_problems(Path(file), rules, competition) for file in files}
     total = sum(len(table) for table, _ in problems.values())
     weights = identity(model, adapter)
     folder = Path.cwd()  # the engine loads in a thread
@@ -68,7 +69,8 @@ def evaluate_submission(
 
             def open_journal(number: int, name: str = name) -> Journal:
                 path = folder / f"{name}.journal-{number}.jsonl"
-                return Journal(path, model, competition, settings, weights, seed + number - 1)
+                known = competitions.name_of(competition)
+                return Journal(path, model, known, settings, weights, seed + number - 1, kind=rules.answer)
 
             limit_s = left_s * len(table) / total
             passes = gateway.answer_table(supervisor, table, rules, limit_s, seed, open_journal)
@@ -79,8 +81,10 @@ def evaluate_submission(
                 {
                     "file": name,
                     "questions": len(golds),
-                    "score": competitions.points_of(rules, golds, given),
-                    "right in each pass": [sum(one[q] == gold for q, gold in golds.items()) for one in given],
+                    "score": competitions.score_of(rules, golds, given),
+                    "right in each pass": [
+                        sum(rules.answer.equal(gold, one[q]) for q, gold in golds.items()) for one in given
+                    ],
                     "fallbacks": sum(not solution.votes for solution in solutions),
                     "seconds": round(sum(solution.seconds for solution in solutions), 1),
                     "slowest": round(max(solution.seconds for solution in solutions), 1),
@@ -92,33 +96,34 @@ def evaluate_submission(
                 records = solution_records(table, rules, golds, one.solutions)
                 sections.append(Section(plots.votes(records), f"{name}, pass {number}"))
                 sections.append(Section(tables.answers(records)))
-            write_scores(folder, competition, model, rows, sections)
+            write_scores(folder, competition, rules, model, rows, sections)
             print(json.dumps(rows[-1]), flush=True)
     finally:
         supervisor.close()
     return rows
 
 
-def read_problems(path: Path, rules: Competition) -> tuple[pl.DataFrame, int]:
+def read_problems(path: Path, rules: Competition, competition: str = "aimo3") -> tuple[pl.DataFrame, int]:
     """Return a file's problems that the competition could ask, and how many it could not.
 
-    It asks only problems whose answer is an integer in its range. Raises AimoError naming the fault.
+    It asks only problems whose answer is one that it takes. Raises AimoError naming the fault.
     """
-    kind, table = local.read_questions(path)
+    # A file of integers may be laid out as that of another AIMO.
+    kind, table = local.read_questions(path, None if isinstance(rules.answer, Integer) else competition)
     if "answer" not in table.columns:
         raise AimoError(f"file {path} has no column 'answer'; it needs id, problem and answer")
     askable = [competitions.is_valid(answer, rules) for answer in table["answer"]]
-    columns = {competitions.COMPETITIONS[kind].problem_column: rules.problem_column}
+    columns = {competitions.find_competition(kind).problem_column: rules.problem_column}
     kept = table.filter(askable).rename(columns)
     if kept.is_empty():
-        raise AimoError(f"file {path}: no answer is an integer from 0 to {rules.high}; take another file")
+        raise AimoError(f"file {path}: no answer is {rules.answer}; take another file")
     return kept, len(table) - len(kept)
 
 
 def solution_records(
     table: pl.DataFrame,
     rules: Competition,
-    golds: Mapping[str, int | None],
+    golds: Mapping[str, Any],
     solutions: Mapping[str, Solution],
 ) -> list[dict[str, Any]]:
     """Return the solution of each question of a table as JSON, for the tables and plots of the report.
@@ -151,11 +156,18 @@ def solution_records(
 
 
 def write_scores(
-    folder: Path, competition: str, model: str, rows: list[dict[str, Any]], sections: Sequence[Section]
+    folder: Path,
+    competition: str,
+    rules: Competition,
+    model: str,
+    rows: list[dict[str, Any]],
+    sections: Sequence[Section],
 ) -> None:
     write_json(folder / "evaluation.json", rows)
-    points = ", ".join(f"{value:g}" for value in competitions.COMPETITIONS[competition].points)
-    lead = f"{model}, asked as the submission would be. Points of a question by its right answers: {points}."
+    points = ", ".join(f"{value:g}" for value in rules.points)
+    scored = f"Points of a question by its right answers: {points}."
+    scored = scored if rules.scoring == "points" else f"Scored by {rules.scoring}."
+    lead = f"{model}, asked as the submission would be. {scored}"
     head = Section(tables.table([{key: str(value) for key, value in row.items()} for row in rows]), "Scores")
     page.write_page(folder / "evaluation.html", f"Evaluation for {competition}", lead, [head, *sections])
 

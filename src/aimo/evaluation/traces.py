@@ -18,11 +18,12 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from aimo.errors import AimoError, explain
 from aimo.inference import answers, files, journal, voting
+from aimo.inference.answer_kinds import INTEGER, LONGEST, AnswerKind
 from aimo.inference.sample import COUNT_EVERY, End, Sample
 
 CHARACTERS = 3.2  # a token, where a trace has texts alone
 CHECK = 256  # characters between two looks for repetition
-Vote = int | str | None
+Vote = int | float | str | None
 REMEDY = "give a journal of the solver, or traces with `samples` or `attempts` a line"
 
 
@@ -40,7 +41,7 @@ class RecordedSample:
     tokens: Annotated[float, Field(ge=0, le=1e9)]  # until it ends
     answer: Vote
     pace: Annotated[float, Field(gt=0)] = 1.0  # tokens a unit of wall time: 1 where no time was recorded
-    printed: tuple[int | None, ...] = ()  # the answers that its programs printed
+    printed: tuple[Vote, ...] = ()  # the answers that its programs printed
     logprob: float | None = None  # these four as in `aimo.inference.sample.Sample`
     tail_logprob: float | None = None
     entropy: float | None = None
@@ -58,10 +59,14 @@ KINDS: dict[str, TypeAdapter[Any]] = {
 class RecordedQuestion:
     """A question's recorded samples in one order, as the peers read them and as we read them."""
 
-    gold: int
+    gold: Any
     peer: Sequence[RecordedSample]  # read to their end
     ours: Sequence[RecordedSample]  # until their first final answer or degenerate repetition
     id: str = ""
+    kind: AnswerKind = INTEGER
+
+    def is_right(self, answer: Vote) -> bool:
+        return answer is not None and self.kind.equal(self.gold, answer)
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,7 @@ class Traces:
     stopped: int = 0  # samples stopped before they ended: without a vote, with the tokens that they wrote
 
 
-def read_traces(paths: Sequence[Path], golds: Mapping[str, int] | None = None) -> list[Traces]:
+def read_traces(paths: Sequence[Path], golds: Mapping[str, int | str] | None = None) -> list[Traces]:
     """Return all that the files hold; `golds` by question go over those of the files.
 
     Raises AimoError for a line that is cut off, has unknown fields or is of another model than the journals
@@ -109,10 +114,10 @@ def lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise AimoError(f"{path}, line {number}: cut off; {remedy}") from None
 
 
-def public(path: Path, golds: Mapping[str, int]) -> Iterator[RecordedQuestion]:
+def public(path: Path, golds: Mapping[str, int | str]) -> Iterator[RecordedQuestion]:
     for number, row in lines(path):
         name, where = str(row.get("id", number)), f"{path}, line {number}"
-        gold = golds.get(name, answers.to_integer(str(row.get("answer"))))
+        gold = answers.to_integer(str(golds.get(name, row.get("answer"))))
         if gold is None:
             raise AimoError(f"{where}: question {name} has no integer as its answer; correct it")
         key = "attempts" if "attempts" in row and "samples" not in row else "samples"
@@ -155,27 +160,30 @@ def as_ours(text: str) -> RecordedSample:
     return RecordedSample(end / CHARACTERS, answer if final else read(text))
 
 
-def pool_journals(paths: Sequence[Path], golds: Mapping[str, int]) -> Traces:
+def pool_journals(paths: Sequence[Path], golds: Mapping[str, int | str]) -> Traces:
     """Return the samples of journals of one model and its settings, by question."""
     header, stopped = None, 0
+    kind: AnswerKind = INTEGER
     by_question: dict[str, list[RecordedSample]] = {}
     for path in paths:
         for number, row in lines(path):
             where = f"{path}, line {number}"
             try:
-                entry = journal.parse_line(row)
+                entry = journal.parse_line(row, kind)
             except ValueError as e:
                 remedy = f"another version of aimo wrote it: replay with that, or delete it: sed -i {number}d"
                 raise AimoError(f"{where}: {e}; {remedy} {path}") from None
             if isinstance(entry, journal.JournalHeader):
                 if header and (difference := entry.differs(header)):
                     raise AimoError(f"{where}: {difference}; replay them apart")
-                header = entry
+                header, kind = entry, entry.kind
             elif isinstance(one := entry.value, Sample):
                 seconds = one.end_s - one.begin_s
                 pace = max(1, one.tokens) / seconds if seconds > 0 else 1.0
+                # A vote goes under the first of its equals: what programs printed does too.
+                printed = tuple(p if p is None else kind.group(p, [one.answer]) for p in one.printed)
                 confidence = one.logprob, one.tail_logprob, one.entropy, one.tail_entropy
-                sample = RecordedSample(one.tokens, one.answer, pace, tuple(one.printed), *confidence)
+                sample = RecordedSample(one.tokens, one.answer, pace, printed, *confidence)
                 by_question.setdefault(entry.id, []).append(sample)
                 stopped += one.end is End.STOPPED
     if without := sorted(by_question.keys() - golds.keys()):
@@ -183,19 +191,23 @@ def pool_journals(paths: Sequence[Path], golds: Mapping[str, int]) -> Traces:
     if not by_question:
         raise AimoError(f"{paths[0]}: no sample has ended in it; give another journal")
     ordered = sorted(by_question.items())
-    questions = [RecordedQuestion(golds[name], samples, samples, name) for name, samples in ordered]
+    read = answers.to_integer if kind.type is int else kind.gold
+    values = {name: read(str(golds[name])) for name in by_question}
+    if wrong := next((name for name, gold in values.items() if gold is None), None):
+        raise AimoError(f"--answers: the answer of {wrong!r} is {golds[wrong]!r}; give it {kind}")
+    questions = [RecordedQuestion(values[name], one, one, name, kind) for name, one in ordered]
     name = Path(header.model).name if header else ""
     return Traces(name or paths[0].stem, questions, "seconds", stopped)
 
 
-def read_gold_file(path: Path) -> dict[str, int]:
+def read_gold_file(path: Path) -> dict[str, int | str]:
     """Return the gold answers of a file with the columns id and answer. AimoError when it has not."""
     table = files.read_texts(path, "--answers ")
     if missing := [name for name in ("id", "answer") if name not in table.columns]:
         raise AimoError(f"--answers {path} has no column {missing[0]!r}; it needs id and answer")
-    golds = {}
+    golds: dict[str, int | str] = {}
     for name, answer in table.select("id", "answer").iter_rows():
-        if (gold := answers.to_integer(answer)) is None:
-            raise AimoError(f"--answers {path}: the answer of {name!r} is {answer!r}; give it an integer")
-        golds[name] = gold
+        if not answer or len(answer) > LONGEST:
+            raise AimoError(f"--answers {path}: the answer of {name!r} is {answer!r}; give it one")
+        golds[name] = int(answer) if answer.isdecimal() and str(int(answer)) == answer else answer
     return golds

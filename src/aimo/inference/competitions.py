@@ -1,41 +1,114 @@
-"""The AIMO competitions: their rules, their test files, their score."""
+"""Competitions: their rules, their test files, their score. Each is a YAML file, here or a user's own.
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+slug: my-competition            # its name in Kaggle's addresses
+inputs: {id: row_id, problem: question, options: [a, b, c, d]}
+answer: {kind: choice, letters: ABCD}
+rules: Put one letter from A to D in \\boxed{}.
+artefact: {kind: csv, id: row_id, answer: prediction}
+scoring: accuracy
+"""
+
+import difflib
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import field, fields
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import polars as pl
+from pydantic import Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
-from aimo.inference.errors import AimoError, listed
+from aimo.inference import files
+from aimo.inference.answer_kinds import Choice, Integer, Kind, Nemotron, Number, Text
+from aimo.inference.errors import AimoError, explain, listed
+from aimo.inference.settings import Positive, Tag, strict
+from aimo.inference.yaml_files import read_yaml
 
 HOUR_S = 3600.0
+FOLDER = Path(__file__).with_suffix("")
+Seconds = Annotated[float, Field(gt=0)]
+Slug = Annotated[str, Field(pattern="^[a-z0-9]+(-[a-z0-9]+)*$")]
 
 
-@dataclass(frozen=True)
+@dataclass(config=strict, frozen=True)
+class Inputs:
+    """The columns of a test file."""
+
+    id: Tag = "id"
+    problem: Tag = "problem"
+    options: tuple[Tag, ...] = ()  # those of a choice's options, in the order of its letters
+    test: Tag = "test.csv"  # its name among the competition's files
+
+
+@dataclass(config=strict, frozen=True)
+class Artefact:
+    """What is submitted: answers through an inference server, a file of answers, or a LoRA adapter."""
+
+    kind: Literal["server", "csv", "parquet", "adapter"]
+    server: str | None = None  # module and class in `kaggle_evaluation`
+    id: Tag = "id"  # the columns of the file
+    answer: Tag = "answer"
+
+    def __post_init__(self) -> None:
+        if (self.kind == "server") != (self.server is not None):
+            raise ValueError("server: MODULE.CLASS of kaggle_evaluation goes with kind: server alone")
+        if self.kind == "server" and (self.id, self.answer) != ("id", "answer"):
+            raise ValueError("id, answer: a server's rows have the columns id and answer; leave the keys out")
+        if self.id == self.answer:
+            raise ValueError(f"id, answer: two columns cannot both be named {self.id}")
+
+    @property
+    def file(self) -> str:
+        return {"csv": "submission.csv", "adapter": "submission.zip"}.get(self.kind, "submission.parquet")
+
+
+@dataclass(config=strict, frozen=True)
 class Competition:
     """The rules of one competition."""
 
-    slug: str  # its name in Kaggle's addresses
-    problem_column: str
-    high: int  # an answer is an integer from 0 to this
-    rules: str  # the sentence on its answers, which prompts may hold as `{rules}`
-    accelerators: tuple[str, ...]  # the GPUs that a submission may use, by Kaggle's name
-    # Module and class of its inference server in `kaggle_evaluation`; None: it takes a CSV of answers.
-    server: str | None = None
-    submission: str = "submission.parquet"
-    questions: int = 50  # that a rerun is expected to ask
-    modulus: int | None = None  # what a result is reduced by where the problem does not say so
+    slug: Slug  # its name in Kaggle's addresses
+    answer: Kind
+    rules: Tag  # the sentence on its answers, which prompts may hold as `{rules}`
+    artefact: Artefact
+    inputs: Inputs = field(default_factory=Inputs)
+    accelerators: tuple[Tag, ...] = ()  # the GPUs that a submission may use, by Kaggle's name; none: any
+    scoring: Literal["points", "accuracy", "tolerance", "nemotron"] = "points"
     # The points of a question by the number of its right answers, one for each pass over the questions.
     points: tuple[float, ...] = (0.0, 1.0)
-    session_s: float = 5 * HOUR_S  # of a submission's notebook with a GPU
-    # From the notebook's start, until its server must answer; None: it has no server.
-    start_limit_s: float | None = 900.0
-    answer_limit_s: float | None = None  # that Kaggle allows for one answer
+    questions: Positive = 50  # that a rerun is expected to ask
+    session_s: Seconds = 5 * HOUR_S  # of a submission's notebook with a GPU
+    # From the notebook's start, until its server must answer; without a server it says nothing.
+    start_limit_s: Seconds | None = 900.0
+    answer_limit_s: Seconds | None = None  # that Kaggle allows for one answer
+
+    def __post_init__(self) -> None:
+        options, kind = self.inputs.options, self.answer
+        if options and not (isinstance(kind, Choice) and len(kind.letters) == len(options)):
+            raise ValueError(f"inputs.options: {len(options)} columns need a choice of as many letters")
+        if options and self.server:
+            raise ValueError("inputs.options: a server sends id and problem alone; leave the options out")
+        if (self.scoring, isinstance(kind, Number)) in (("tolerance", False), ("accuracy", True)):
+            raise ValueError(f"scoring {self.scoring} does not go with answer.kind {kind.kind}")
+        if len(self.points) < 2:
+            raise ValueError("points: give those of no and of one right answer, such as [0, 1]")
+        if self.passes > 1 and self.scoring != "points":
+            raise ValueError(f"points: scoring {self.scoring} asks a question once; leave the key out")
 
     @property
-    def inputs(self) -> tuple[str, str]:
+    def folders(self) -> tuple[str, str]:
         """The folders of its files among a notebook's inputs: up to 2025, and since 2026."""
         return self.slug, f"competitions/{self.slug}"
+
+    @property
+    def problem_column(self) -> str:
+        return self.inputs.problem
+
+    @property
+    def server(self) -> str | None:
+        """Module and class of its inference server in `kaggle_evaluation`; None: it takes a file."""
+        return self.artefact.server
 
     @property
     def passes(self) -> int:
@@ -43,84 +116,209 @@ class Competition:
         return len(self.points) - 1
 
 
-COMPETITIONS = {
-    "aimo1": Competition(
-        slug="ai-mathematical-olympiad-prize",
-        problem_column="problem",
-        high=999,
-        rules="The answer is an integer from 0 to 999: the result modulo 1000, whether the problem says so "
-        "or not. Put this one integer in \\boxed{}.",
-        accelerators=("NvidiaTeslaT4",),
-        submission="submission.csv",
-        modulus=1000,
-        session_s=9 * HOUR_S,
-        start_limit_s=None,
-    ),
-    "aimo2": Competition(
-        slug="ai-mathematical-olympiad-progress-prize-2",
-        problem_column="question",
-        high=999,
-        rules="The answer is an integer from 0 to 999. If the problem names a modulus, the answer is the "
-        "remainder. Put this one integer in \\boxed{}.",
-        accelerators=("NvidiaTeslaT4", "NvidiaL4"),
-        server="aimo_2_inference_server.AIMO2InferenceServer",
-        answer_limit_s=HOUR_S / 2,
-    ),
-    "aimo3": Competition(
-        slug="ai-mathematical-olympiad-progress-prize-3",
-        problem_column="problem",
-        high=99999,
-        rules="The answer is an integer from 0 to 99999. If the problem names a modulus, the answer is the "
-        "remainder. Put this one integer in \\boxed{}.",
-        accelerators=("NvidiaTeslaT4", "NvidiaL4", "NvidiaH100"),
-        server="aimo_3_inference_server.AIMO3InferenceServer",
-        points=(0.0, 0.5, 1.0),
-    ),
-}
+COMPETITION = TypeAdapter(Competition)
+SECTIONS = {"inputs": Inputs, "artefact": Artefact}
+KINDS: dict[str, Any] = {kind.kind: kind for kind in (Integer, Number, Choice, Text, Nemotron)}
 
 
-def find_competition(name: str) -> Competition:
-    """Return a competition by its name. Raises AimoError when there is none."""
-    if name not in COMPETITIONS:
-        raise AimoError(f"competition {name!r} is unknown: use one of {', '.join(COMPETITIONS)}")
-    return COMPETITIONS[name]
+def read_competition(path: Path) -> Competition:
+    """Read a competition's file. AimoError names every key that is unknown, missing or impossible."""
+    values = read_yaml(path, "competition", "start from docs/competitions.md")
+    try:
+        return COMPETITION.validate_json(json.dumps(values, default=str))
+    except ValidationError as e:
+        told = []
+        for error in e.errors():
+            place = error["loc"]
+            if len(place) > 1 and place[0] == "answer":  # the kind stands in the place too
+                section: Any = KINDS.get(str(place[1]), Integer)
+                place = place[0], *place[2:]
+            else:
+                section = SECTIONS.get(str(place[0]), Competition) if len(place) > 1 else Competition
+            found = {"loc": place, "type": error["type"], "msg": error["msg"], "input": error["input"]}
+            if error["type"].startswith("union_tag"):
+                given = values["answer"].get("kind") if isinstance(values.get("answer"), dict) else None
+                close = difflib.get_close_matches(str(given), KINDS, n=1)
+                told.append(
+                    f"answer.kind: should be one of {', '.join(KINDS)}, not {given!r}"
+                    + (f"; did you mean {close[0]}?" if close else "")
+                )
+            else:
+                told.append(explain(found, [one.name for one in fields(section)]))
+        raise AimoError(f"competition {path}: {'; '.join(told)}") from None
+    except (TypeError, ValueError) as e:  # a key that is no text, a list that holds itself
+        raise AimoError(f"competition {path}: {e}; use plain keys and values") from None
+
+
+COMPETITIONS = {path.stem: read_competition(path) for path in sorted(FOLDER.glob("*.yaml"))}
+
+
+def find_competition(name: str, asks: bool = False) -> Competition:
+    """Return a competition by its name or its file; AimoError when there is none.
+
+    `asks`: AimoError also where it takes no answers.
+    """
+    if name in COMPETITIONS:
+        rules = COMPETITIONS[name]
+    elif name.endswith((".yaml", ".yml")):
+        rules = read_competition(Path(name))
+    else:
+        known = ", ".join(COMPETITIONS)
+        raise AimoError(f"competition {name!r} is unknown: use one of {known}, or a path to a .yaml file")
+    if asks and rules.artefact.kind == "adapter":
+        raise AimoError(f"competition {name}: it takes an adapter, no answers; there is nothing to solve")
+    return rules
+
+
+def name_of(competition: str) -> str:
+    """Return what journals and pages call a competition: its name, or that of its file."""
+    return competition if competition in COMPETITIONS else Path(competition).stem
 
 
 def check_questions(table: pl.DataFrame, path: str | Path, competition: str) -> None:
     """Raise AimoError for a test file without ids, problems or rows."""
-    has = f"test file {path} has"
-    for column in ("id", COMPETITIONS[competition].problem_column):
+    has, inputs = f"test file {path} has", find_competition(competition).inputs
+    for column in (inputs.id, inputs.problem, *inputs.options):
         if column not in table.columns:
             there = listed(table.columns)
             raise AimoError(f"{has} no column {column!r}, only {there}; {competition} needs it")
     if table.is_empty():
         raise AimoError(f"{has} no rows; it needs one for each question")
-    if ((ids := table["id"]) == "").any():
+    if ((ids := table[inputs.id]) == "").any():
         raise AimoError(f"{has} a row without an id; give every question its own")
     if (twice := ids.filter(ids.is_duplicated())).len():
         raise AimoError(f"{has} the id {twice[0]!r} twice; give every question its own")
 
 
-def known_answers(table: pl.DataFrame, rules: Competition) -> dict[str, int]:
+def pose(table: pl.DataFrame, path: str | Path, competition: str) -> pl.DataFrame:
+    """Return a checked test file as it is asked: its ids as `id`, its options below their problem."""
+    check_questions(table, path, competition)
+    rules = find_competition(competition)
+    inputs, column = rules.inputs, pl.col(rules.problem_column)
+    if inputs.id != "id":
+        table = table.drop("id", strict=False).rename({inputs.id: "id"})
+    for i, (name, letter) in enumerate(
+        zip(inputs.options, getattr(rules.answer, "letters", ""), strict=False)
+    ):
+        line = pl.lit("\n" if i else "\n\n") + pl.lit(f"{letter}. ") + pl.col(name)
+        given = (pl.col(name) != "") & pl.col(name).is_not_null()
+        table = table.with_columns(column + pl.when(given).then(line).otherwise(pl.lit("")))
+    return table
+
+
+def known_answers(table: pl.DataFrame, rules: Competition) -> dict[str, Any]:
     """Return the known answers of a table by id. AimoError for one that the competition does not take."""
     found = {}
     for question_id, answer in table.select("id", "answer").rows() if "answer" in table.columns else ():
         if not is_valid(answer, rules):
             raise AimoError(
-                f"question {question_id}: its known answer {answer!r} is no integer from 0 to {rules.high}; "
+                f"question {question_id}: its known answer {answer!r} is no {rules.answer.noun}; "
                 "correct it, or leave the column `answer` out"
             )
-        found[question_id] = int(answer)
+        found[question_id] = rules.answer.gold(answer)
     return found
 
 
 def is_valid(answer: str, rules: Competition) -> bool:
     """Return whether a text is an answer that the competition takes."""
-    return answer.isascii() and answer.isdecimal() and int(answer) <= rules.high
+    return rules.answer.gold(answer) is not None
 
 
-def points_of(rules: Competition, golds: Mapping[str, int], passes: Sequence[Mapping[str, int]]) -> float:
-    """Return the points of all questions with a known answer, given the answers of each pass by id."""
+# The score, as the host counts it
+
+Golds = Mapping[str, Any]
+Passes = Sequence[Mapping[str, Any]]
+
+
+def points_of(rules: Competition, golds: Golds, passes: Passes) -> float:
+    """Return the points of all questions with a known answer, given the answers of each pass by id.
+
+    AIMO's score: a question counts by how many of its answers are right; those of AIMO 3 are two.
+    """
+    equal = rules.answer.equal
     return sum(
-        rules.points[[answers[name] for answers in passes].count(gold)] for name, gold in golds.items()
+        rules.points[sum(equal(gold, answers[name]) for answers in passes)] for name, gold in golds.items()
     )
+
+
+def accuracy(rules: Competition, golds: Golds, passes: Passes) -> float:
+    """Return the share of questions whose answer equals the known one, as the kind of answer says."""
+    return sum(rules.answer.equal(gold, passes[0][name]) for name, gold in golds.items()) / len(golds)
+
+
+def tolerance(rules: Competition, golds: Golds, passes: Passes) -> float:
+    """Return the share of questions whose number is near the known one.
+
+    That is within `absolute`, or within `relative` times the known number, whichever allows more.
+    """
+    kind: Any = rules.answer
+    near = (
+        abs(passes[0][name] - gold) <= max(kind.absolute, kind.relative * abs(gold))
+        for name, gold in golds.items()
+    )
+    return sum(near) / len(golds)
+
+
+def nemotron(rules: Competition, golds: Golds, passes: Passes) -> float:
+    """Return the share of questions that the Nemotron challenge's metric counts as right.
+
+    A known answer of 0s and 1s takes the same text alone; another takes a number within a relative 1e-2 or an
+    absolute 1e-5, else the same text in any case.
+    """
+    equal = Nemotron().equal
+    return sum(equal(str(gold), str(passes[0][name])) for name, gold in golds.items()) / len(golds)
+
+
+METRICS: dict[str, Callable[[Competition, Golds, Passes], float]] = {
+    "points": points_of,
+    "accuracy": accuracy,
+    "tolerance": tolerance,
+    "nemotron": nemotron,
+}
+
+
+def score_of(rules: Competition, golds: Golds, passes: Passes) -> float:
+    """Return the score of answers by the competition's metric."""
+    return METRICS[rules.scoring](rules, golds, passes)
+
+
+def describe_score(rules: Competition, golds: Golds, passes: Passes) -> str:
+    """Return the score in words."""
+    found = score_of(rules, golds, passes)
+    if rules.scoring == "points":
+        return f"{found:g} of {len(golds)}, in {len(passes)} passes"
+    return f"{found:.4f}, the {rules.scoring} of {len(golds)} questions"
+
+
+def score_file(rules: Competition, submission: Path, known: Path) -> str:
+    """Return the score of a file of answers in words, as the host would count it.
+
+    `known` has the right answers in a column `answer` or the artefact's. AimoError for a file that the host
+    would refuse: other columns or ids, or an answer of another kind.
+    """
+    artefact, columns = rules.artefact, (rules.artefact.id, rules.artefact.answer)
+    given = files.read_texts(submission, "submission ")
+    if given.columns != list(columns):
+        there = listed(given.columns)
+        raise AimoError(f"submission {submission} has the columns {there}; it needs {', '.join(columns)}")
+    right = files.read_texts(known, "answers ")
+    id_ = next((name for name in (artefact.id, rules.inputs.id, "id") if name in right.columns), None)
+    answer = next((name for name in ("answer", artefact.answer) if name in right.columns), None)
+    if id_ is None or answer is None:
+        raise AimoError(f"answers {known}: it has {listed(right.columns)}; it needs {artefact.id} and answer")
+    table = right.select(pl.col(id_).alias("id"), pl.col(answer).alias("answer"))
+    golds, found = known_answers(table, rules), {}
+    if not golds:
+        raise AimoError(f"answers {known} has no rows; give the right answers")
+    counts = Counter(given[artefact.id].to_list())
+    wrong = [f"lacks {name}" for name in golds if name not in counts]
+    wrong += [f"has {name}, which is not asked" for name in counts if name not in golds]
+    wrong += [f"has {name} twice" for name, count in counts.items() if count > 1]
+    if wrong:
+        raise AimoError(f"submission {submission} {wrong[0]}; write a row for each question")
+    for name, text in given.select(columns).rows():
+        value = rules.answer.gold(text or "")
+        if value is None and rules.answer.fallback != "":
+            raise AimoError(f"submission {submission}: {name} has {text!r}, no {rules.answer.noun}")
+        found[name] = "" if value is None else value
+    return describe_score(rules, golds, [found])

@@ -21,13 +21,14 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from aimo.inference import startup
+from aimo.inference.answer_kinds import Value
 from aimo.inference.competitions import (
-    COMPETITIONS,
     Competition,
-    check_questions,
+    describe_score,
     find_competition,
     known_answers,
-    points_of,
+    name_of,
+    pose,
 )
 from aimo.inference.engine import Engine, Supervisor
 from aimo.inference.errors import AimoError, one_line, say
@@ -36,7 +37,7 @@ from aimo.inference.model_folder import check_model_folder, identity
 from aimo.inference.plan import plan_for_this_machine
 from aimo.inference.sample import Sample
 from aimo.inference.settings import Settings, check_parameters, resolve_settings
-from aimo.inference.solver import FALLBACK, Solution, next_budget, solve_problem
+from aimo.inference.solver import Solution, next_budget, solve_problem
 from aimo.inference.storage import write_whole
 from aimo.inference.vllm_process import is_verbose, set_environment, stderr_to
 from aimo.inference.voting import Stop
@@ -114,9 +115,9 @@ def make_predict(
 
     def predict(id_: Any, problem: Any) -> pl.DataFrame:
         begun, question_id, text = time.monotonic(), "", ""
-        budget, solution = rules.answer_limit_s, Solution()
+        budget, solution = rules.answer_limit_s, Solution(rules.answer.fallback)
 
-        def keep(entry: Sample | int) -> None:
+        def keep(entry: Sample | Value) -> None:
             with surviving("the journal"):
                 kept.add(question_id, text, entry)
 
@@ -130,6 +131,8 @@ def make_predict(
         schedule.asked += 1
         with surviving("the journal"):
             solution = kept.recall(question_id, text)
+            if solution.stop is not Stop.KNOWN:
+                solution.answer = rules.answer.fallback
         with surviving("the question"):
             for attempt in range(0 if solution.stop is Stop.KNOWN else ATTEMPTS):
                 sampler, patience = None, left()
@@ -140,8 +143,8 @@ def make_predict(
                 try:
                     sampler = supervisor.get(patience)
                     solve_problem(
-                        sampler, text, sampler.settings.samples, 0, rules.high, seed, left(),
-                        solution=solution, keep=keep, rules=rules.rules, modulus=rules.modulus,
+                        sampler, text, sampler.settings.samples, rules.answer, seed, left(),
+                        solution=solution, keep=keep, rules=rules.rules,
                     )  # fmt: skip
                 except TimeoutError as e:
                     state = "hung" if sampler else "was not ready"
@@ -161,7 +164,8 @@ def make_predict(
             if schedule.asked == 1 and schedule.limit_s is not None:
                 print(f"first answer: {time.monotonic() - startup.STARTED:.1f} s after the start", flush=True)
             print(f"[{schedule.progress()}] {question_id}: {solution.explain()}", flush=True)
-        return pl.DataFrame({"id": [question_id], "answer": [solution.answer]})
+        column = pl.Series("answer", [solution.answer], rules.answer.column)
+        return pl.DataFrame({"id": [question_id], "answer": column})
 
     return predict
 
@@ -171,7 +175,7 @@ def make_predict(
 
 def ask_each(
     predict: Predict, table: pl.DataFrame, rules: Competition, seed: int = 0
-) -> Iterator[tuple[str, int]]:
+) -> Iterator[tuple[str, Value]]:
     """Ask each question of a table in random order, one a call, and yield (id, answer).
 
     Raises AimoError for a reply that Kaggle would not accept.
@@ -187,17 +191,22 @@ def ask_each(
                 f"question {question_id}: predict must return one row of id and answer, not {reply!r}"
             )
         found_id, answer = reply.row(0)
-        if str(found_id) != question_id or not isinstance(answer, int) or not 0 <= answer <= rules.high:
+        if str(found_id) != question_id or not rules.answer.accepts(answer):
             raise AimoError(
-                f"question {question_id}: predict returned {found_id!r}, {answer!r}; "
-                f"an integer from 0 to {rules.high} is valid"
+                f"question {question_id}: predict returned {found_id!r}, {answer!r}; {rules.answer} is valid"
             )
         yield question_id, answer
 
 
-def write_answers(out: Path, ids: Iterable[str], answers: Mapping[str, int]) -> None:
+def write_answers(
+    out: Path, ids: Iterable[str], answers: Mapping[str, Value], rules: Competition, fill: bool = False
+) -> None:
+    """Write answers in the columns of a competition's artefact; `fill`: the others with the fallback."""
+    if fill:
+        answers = {question_id: answers.get(question_id, rules.answer.fallback) for question_id in ids}
     rows = [(question_id, answers[question_id]) for question_id in ids if question_id in answers]
-    table = pl.DataFrame(rows, {"id": pl.String, "answer": pl.Int64}, orient="row")
+    columns = {rules.artefact.id: pl.String, rules.artefact.answer: rules.answer.column}
+    table = pl.DataFrame(rows, columns, orient="row")
     content = io.BytesIO()
     table.write_csv(content) if out.suffix == ".csv" else table.write_parquet(content)
     write_whole(out, content.getvalue())
@@ -208,9 +217,9 @@ def write_settings(settings: Settings, path: Path) -> None:
     write_whole(path, settings.to_json())
 
 
-def report_fallbacks(solutions: Mapping[str, Solution]) -> None:
+def report_fallbacks(solutions: Mapping[str, Solution], rules: Competition) -> None:
     fallbacks = sum(not solution.votes for solution in solutions.values())
-    say(f"{len(solutions)} questions answered, {fallbacks} with the fallback {FALLBACK}")
+    say(f"{len(solutions)} questions answered, {fallbacks} with the fallback {rules.answer.fallback}")
     for question_id, solution in solutions.items():
         if solution.note:
             say(f"  {question_id}: {solution.note}")
@@ -221,11 +230,11 @@ def report_fallbacks(solutions: Mapping[str, Solution]) -> None:
 
 def kaggle_server(competition: str, inputs: Path = startup.INPUTS) -> Any:
     """Return Kaggle's inference server class of a competition, or None without `kaggle_evaluation`."""
-    rules = COMPETITIONS[competition]
+    rules = find_competition(competition)
     if rules.server is None:
         return None
     module, _, name = rules.server.partition(".")
-    sys.path.extend(str(inputs / folder) for folder in rules.inputs)
+    sys.path.extend(str(inputs / folder) for folder in rules.folders)
     try:
         return getattr(importlib.import_module(f"kaggle_evaluation.{module}"), name)
     except ImportError:
@@ -256,7 +265,7 @@ def start_engine(model: str, settings: Settings, seed: int, adapter: str | None)
 class Pass(NamedTuple):
     """One pass over a table of questions: answers and solutions by id."""
 
-    answers: dict[str, int]
+    answers: dict[str, Value]
     solutions: dict[str, Solution]
 
 
@@ -268,11 +277,13 @@ def answer_table(
     seed: int,
     open_journal: Callable[[int], Journal],
     started: float | None = None,
+    keep: Callable[[dict[str, Value]], None] = lambda answers: None,
 ) -> list[Pass]:
     """Answer a table through `ask_each`, in as many passes as its answers are scored by.
 
     A table without answers is asked once. Passes share `limit_s` seconds from `started` on (None: from now).
-    Each has a seed and a journal that the others do not (`open_journal` takes its number, from 1).
+    Each has a seed and a journal that the others do not (`open_journal` takes its number, from 1). `keep`
+    gets the answers of the first pass, before its first question and after each.
     """
     started = time.monotonic() if started is None else started
     count = rules.passes if "answer" in table.columns else 1
@@ -284,7 +295,14 @@ def answer_table(
         schedule = Schedule(rules, limit_s / count, len(table), started=own_start)
         solutions: dict[str, Solution] = {}
         predict = make_predict(schedule, supervisor, seed + number - 1, solutions, open_journal(number))
-        passes.append(Pass(dict(ask_each(predict, table, rules, seed + number - 1)), solutions))
+        given: dict[str, Value] = {}
+        passes.append(Pass(given, solutions))
+        if number == 1:
+            keep(given)
+        for question_id, answer in ask_each(predict, table, rules, seed + number - 1):
+            given[question_id] = answer
+            if number == 1:
+                keep(given)
     return passes
 
 
@@ -304,7 +322,7 @@ def serve_submission(
     Returns the solutions by id, of the first pass. Raises AimoError for wrong arguments before anything
     starts, and for a model that vLLM does not load; in a rerun the questions get the fallback instead.
     """
-    rules = find_competition(competition)
+    rules = find_competition(competition, asks=True)
     rerun = bool(os.getenv("KAGGLE_IS_COMPETITION_RERUN")) and rules.server is not None
     server_class = kaggle_server(competition)
     if rerun and server_class is None:
@@ -318,9 +336,9 @@ def serve_submission(
             table = pl.read_csv(test_csv, infer_schema=False).fill_null("").rename(str.strip)
         except (OSError, pl.exceptions.PolarsError) as e:
             raise AimoError(f"test file {test_csv}: {one_line(e)}; give a CSV in UTF-8") from None
-        check_questions(table, test_csv, competition)
+        table = pose(table, test_csv, competition)
         golds = known_answers(table, rules)
-    if rules.start_limit_s is not None:
+    if rules.server and rules.start_limit_s is not None:
         took = time.monotonic() - startup.STARTED
         said = f"the server is ready {took:.0f} s after the start; Kaggle's gateway waits"
         said = f"{said} {rules.start_limit_s:.0f} s for it"
@@ -340,7 +358,11 @@ def serve_submission(
         weights = ""
         with contextlib.suppress(OSError, AimoError):  # of a broken folder, which does not load either
             weights = identity(model, adapter)
-        return Journal(folder / name, model, competition, settings, weights, seed + number - 1)
+        known = name_of(competition)
+        return Journal(folder / name, model, known, settings, weights, seed + number - 1, kind=rules.answer)
+
+    def keep(answers: dict[str, Value]) -> None:  # whole after each question, for a session that dies
+        write_answers(folder / rules.artefact.file, table["id"], answers, rules, fill=True)
 
     supervisor = Supervisor(load)
     solutions: dict[str, Solution] = {}
@@ -348,8 +370,8 @@ def serve_submission(
         if not os.getenv("KAGGLE_IS_COMPETITION_RERUN"):
             supervisor.get()  # a trial run ends with a model that does not load, a rerun takes fallbacks
         if not rerun and (server_class is None or golds):
-            passes = answer_table(supervisor, table, rules, time_limit_s, seed, open_journal, startup.begun())
-            write_answers(Path(rules.submission), table["id"], passes[0].answers)
+            given = supervisor, table, rules, time_limit_s, seed, open_journal
+            passes = answer_table(*given, startup.begun(), keep)
             solutions = passes[0].solutions
         else:
             schedule = Schedule(rules, time_limit_s, len(table) or None, started=startup.begun())
@@ -357,8 +379,7 @@ def serve_submission(
             server.serve() if rerun else server.run_local_gateway((str(test_csv),))
     finally:
         supervisor.close()
-    report_fallbacks(solutions)
+    report_fallbacks(solutions, rules)
     if golds:
-        found = points_of(rules, golds, [one.answers for one in passes])
-        say(f"score: {found:g} of {len(golds)}, in {len(passes)} passes")
+        say(f"score: {describe_score(rules, golds, [one.answers for one in passes])}")
     return solutions

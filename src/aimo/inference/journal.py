@@ -17,6 +17,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from aimo.inference.answer_kinds import INTEGER, KIND, AnswerKind, Kind, Value
 from aimo.inference.errors import AimoError, explain, one_line, say
 from aimo.inference.sample import End, Sample
 from aimo.inference.settings import ASKED, CHANGING
@@ -37,17 +38,28 @@ class JournalHeader:
     settings: dict[str, Any] = field(default_factory=dict)
     weights: str = ""  # the model's identity; aimo 1.0.1 did not record it
     seed: int | None = None
+    # The kind of the answers, as JSON. None: integers, as of all AIMO competitions and of aimo 1.0.1.
+    answer: dict[str, Any] | None = None
+
+    @property
+    def kind(self) -> Kind:
+        """The kind of the answers that follow. ValueError where it is none."""
+        return INTEGER if self.answer is None else KIND.validate_json(json.dumps(self.answer))
+
+    def to_json(self) -> dict[str, Any]:
+        return {key: value for key, value in asdict(self).items() if key != "answer" or value is not None}
 
     def differs(self, other: "JournalHeader") -> str:
         """Say in what this header differs from another; samples of several seeds go together."""
-        for name in ("model", "competition", "settings", "weights"):
+        for name in ("model", "competition", "settings", "weights", "answer"):
             if getattr(self, name) != getattr(other, name):
                 return f"{name} {getattr(self, name)} is another than {getattr(other, name)}"
         return ""
 
     def compared(self) -> dict[str, Any]:
         settings, vllm = self.settings, self.settings.get("vllm", {})
-        named = {"competition": self.competition, "weights": self.weights, "seed": self.seed}
+        named: dict[str, Any] = {"competition": self.competition, "weights": self.weights, "seed": self.seed}
+        named |= {} if self.answer is None else {"answer": self.answer}
         changing = {f"vllm.{key}": vllm.get(key) for key in CHANGING}
         return named | {key: settings[key] for key in COMPARED if key in settings} | changing
 
@@ -58,22 +70,30 @@ class Entry:
 
     key: str  # identifies question and model
     id: str
-    value: Sample | int
+    value: Sample | Value
 
 
 HEADER, SAMPLE, ENTRY = TypeAdapter(JournalHeader), TypeAdapter(Sample), TypeAdapter(Entry)
 
 
-def parse_line(line: Mapping[str, Any]) -> JournalHeader | Entry:
-    """Return what a line of a journal holds. Raises ValueError that names what is missing or not known."""
+def parse_line(line: Mapping[str, Any], kind: AnswerKind = INTEGER) -> JournalHeader | Entry:
+    """Return what a line of a journal holds, with answers of a kind.
+
+    Raises ValueError that names what is missing or not known.
+    """
     try:
-        for key, kind in ("journal", JournalHeader), ("sample", Sample):
-            known = {part.name for part in fields(kind)}  # type: ignore[arg-type]
+        for key, part in ("journal", JournalHeader), ("sample", Sample):
+            known = {one.name for one in fields(part)}  # type: ignore[arg-type]
             if key in line and (unknown := sorted(line[key].keys() - known)):
                 raise ValueError(f"unknown field {unknown[0]}")
         if "journal" in line:
-            return HEADER.validate_python(line["journal"])
+            header = HEADER.validate_python(line["journal"])
+            _ = header.kind  # raises where it is none
+            return header
         value = line["answer"] if "answer" in line else SAMPLE.validate_python(line["sample"])
+        held = [value.answer, *value.printed] if isinstance(value, Sample) else [value]
+        if odd := [one for one in held if one is not None and type(one) is not kind.type]:
+            raise ValueError(f"{'sample.' * isinstance(value, Sample)}answer: {odd[0]!r} is no {kind.noun}")
         return ENTRY.validate_python({"key": line["key"], "id": line["id"], "value": value})
     except ValidationError as e:
         raise ValueError(explain(e.errors()[0])) from None
@@ -95,6 +115,7 @@ class Journal:
         weights: str = "",
         seed: int | None = None,
         other: str = "",
+        kind: Kind = INTEGER,
     ):
         """Read what an earlier start with the same model and settings left.
 
@@ -104,7 +125,8 @@ class Journal:
         """
         self.path = path
         values = json.loads(json.dumps(settings or {}, default=str))
-        self.header = JournalHeader(model, competition, values, weights, seed)
+        written = None if kind.type is int else json.loads(KIND.dump_json(kind))
+        self.header = JournalHeader(model, competition, values, weights, seed, written)
         self.found: dict[str, Solution] = {}  # what is known, by the key of the question
         self.last: JournalHeader | None = None  # the file's last header
         self.fault: AimoError | None = None  # why something could not be written
@@ -121,7 +143,7 @@ class Journal:
             try:
                 if isinstance(line, str):  # what is wrong with it
                     raise ValueError(line)
-                entry = parse_line(line)
+                entry = parse_line(line, self.last.kind if self.last else INTEGER)
             except ValueError as e:
                 if self.file:
                     remedy = f"remove the line, or take another {self.file.other}"
@@ -153,14 +175,14 @@ class Journal:
         """Return what is known of a question; `stop` is KNOWN when it was answered."""
         return self.found.get(self.key(question_id, problem)) or Solution()
 
-    def add(self, question_id: str, problem: str, entry: Sample | int) -> None:
+    def add(self, question_id: str, problem: str, entry: Sample | Value) -> None:
         """Write a sample or an answer. What cannot be written is in `fault`, or printed: no answer fails."""
         if self.path is None:
             return
         value = {"sample": asdict(entry)} if isinstance(entry, Sample) else {"answer": entry}
         lines: list[dict[str, Any]] = [{"key": self.key(question_id, problem), "id": question_id} | value]
         if self.last is None or (self.last != self.header and not self.file):
-            lines.insert(0, {"journal": asdict(self.header)})
+            lines.insert(0, {"journal": self.header.to_json()})
         try:
             if self.file:
                 for line in lines:

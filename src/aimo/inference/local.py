@@ -7,7 +7,8 @@ from pathlib import Path
 import polars as pl
 
 from aimo.inference import answers, files
-from aimo.inference.competitions import COMPETITIONS, check_questions, find_competition
+from aimo.inference.answer_kinds import Value
+from aimo.inference.competitions import find_competition, name_of, pose
 from aimo.inference.engine import Supervisor
 from aimo.inference.errors import AimoError, EngineError, one_line
 from aimo.inference.gateway import (
@@ -33,16 +34,15 @@ REFRESH_S = 0.1  # between two looks at what a sample has written for a person
 def read_questions(test_file: str | Path, competition: str | None = None) -> tuple[str, pl.DataFrame]:
     """Return a test file's competition, and its table of texts: `id`, the problem column, perhaps `answer`.
 
-    Without a `competition`, the problem column decides: `question` is aimo2, `problem` is aimo3. Raises
-    AimoError naming the fault.
+    Options stand below their problem. Without a `competition`, the problem column decides: `question` is
+    aimo2, `problem` is aimo3. Raises AimoError naming the fault.
     """
     if competition is not None:
-        find_competition(competition)
+        find_competition(competition, asks=True)
     table = files.read_texts(test_file, "test file ")
     if competition is None:
         competition = "aimo2" if "question" in table.columns and "problem" not in table.columns else "aimo3"
-    check_questions(table, test_file, competition)
-    return competition, table
+    return competition, pose(table, test_file, competition)
 
 
 def answer_file(
@@ -64,11 +64,13 @@ def answer_file(
     competition, table = read_questions(test_file, competition)
     settings = asdict(sampler.settings) | {"context": sampler.max_length}
     path = journal_beside(out)
-    journal = Journal(path, str(sampler.model), competition, settings, sampler.identity, seed, other)
+    rules, name = find_competition(competition), name_of(competition)
+    kind = rules.answer
+    journal = Journal(path, str(sampler.model), name, settings, sampler.identity, seed, other, kind)
     solutions: dict[str, Solution] = {}
-    given: dict[str, int] = {}
+    given: dict[str, Value] = {}
     supervisor = Supervisor(sampler.respawn, sampler, PATIENCE_S)
-    schedule = Schedule(COMPETITIONS[competition], None, len(table))
+    schedule = Schedule(rules, None, len(table))
     predict = make_predict(schedule, supervisor, seed, solutions, journal)
 
     def so_far() -> str:
@@ -77,12 +79,12 @@ def answer_file(
 
     try:
         write_settings(sampler.settings, out.with_suffix(".settings.json"))
-        for question_id, answer in ask_each(predict, table, schedule.rules, seed):
+        for question_id, answer in ask_each(predict, table, rules, seed):
             if journal.fault:
                 raise AimoError(f"{so_far()}; {journal.fault}")
             if not solutions[question_id].is_lost:
                 given[question_id] = answer
-                write_answers(out, table["id"], given)
+                write_answers(out, table["id"], given, rules)
             elif supervisor.has_given_up:
                 break
     except KeyboardInterrupt:
@@ -92,7 +94,7 @@ def answer_file(
     finally:
         supervisor.close()
         journal.close()
-    report_fallbacks(solutions)
+    report_fallbacks(solutions, rules)
     if lost := [solution for solution in solutions.values() if solution.is_lost]:
         remedy = "start the engine or servers again and repeat the command"
         raise EngineError(f"{so_far()}: {lost[-1].note}; {remedy}")

@@ -8,8 +8,10 @@ import math
 import time
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from typing import Any
 
 from aimo.inference import answers, chat_format, prompts, voting
+from aimo.inference.answer_kinds import AnswerKind, Value
 from aimo.inference.sampling import MIN_TOKENS, Completion, Sampler, sample_seed
 from aimo.inference.sandbox import Programs
 
@@ -40,14 +42,14 @@ class Sample:
     text: str
     tokens: int
     end: End
-    answer: int | None = None
+    answer: Value | None = None
     weight: float = 1.0  # of its vote
     begin_s: float = 0.0  # from the question on
     end_s: float = 0.0
     seed: int = 0
     turns: int = 0  # programs that were run
     errors: int = 0  # programs that failed
-    printed: list[int | None] = field(default_factory=list)  # the answer in each program's last line
+    printed: list[Value | None] = field(default_factory=list)  # the answer in each program's last line
     malformed: int = 0  # faults of format that were survived, such as a call to an unknown tool
     # Mean log-probability and mean entropy in nats, of all tokens and of the last TAIL; None: not measured.
     logprob: float | None = None
@@ -63,11 +65,9 @@ class AskedProblem:
     sampler: Sampler
     text: str
     seed: int
-    # An answer is an integer within low…high. None: it may be anything, and the model alone ends a sample.
-    low: int | None = None
-    high: int | None = None
+    kind: AnswerKind | None = None  # None: an answer may be anything, and the model alone ends a sample
     rules: str = ""  # the competition's sentence on its answers
-    modulus: int | None = None  # a larger result is reduced by it
+    known: list[Value] = field(default_factory=list)  # one of each group of equal answers, the first
     # The conversations that samples begin with, by variant of the prompt, with and without tools.
     begun: dict[tuple[int, bool], chat_format.Conversation] = field(default_factory=dict)
 
@@ -90,13 +90,18 @@ class AskedProblem:
             return f"the problem's {tokens} tokens do not fit the model's {limit}"
         return ""
 
-    def read(self, text: str) -> int | None:
-        """Return the answer in a text, or None when there is none within low…high."""
-        return None if self.low is None else self.to_answer(answers.extract(text, self.sampler.settings.tags))
+    def read(self, text: str) -> Any:
+        """Return the answer in a text, or None when there is none of the kind."""
+        kind = self.kind
+        return kind.read(kind.find(text, self.sampler.settings.tags)) if kind else None
 
-    def to_answer(self, answer: str | None) -> int | None:
-        """Return the integer within low…high that an answer states, reduced by the modulus, or None."""
-        return None if self.low is None else answers.to_integer(answer, self.low, self.high, self.modulus)
+    def group(self, answer: Any, known: list[Any]) -> Any:
+        """Return the first of the known answers that equals an answer; else itself, which is known then."""
+        if self.kind is None or self.kind.is_exact or answer is None:
+            return answer
+        if (first := self.kind.group(answer, known)) is answer:
+            known.append(answer)
+        return first
 
 
 class RunningSample:
@@ -108,7 +113,7 @@ class RunningSample:
         self.seed = sample_seed(problem.seed, problem.text, index)
         self.talk = problem.begin(index, with_tools)
         self.prompt = self.turn_prompt = self.talk.prompt()  # token ids of the first prompt, and this turn's
-        self.results: list[int | None] = []  # the last line that each program printed, as an integer
+        self.results: list[Value | None] = []  # the answer in the last line that each program printed
         self.errors = 0  # programs that failed
         self.earlier = Completion("", [], False)  # the turns before this one
         self.message_begin = 0  # where in the text the model's present message begins
@@ -143,10 +148,13 @@ class RunningSample:
             self.end = End.FINISHED
         elif self.end is None:
             self.end = End.TOKENS
-        found = answers.extract(completion.text, self.settings.tags)
-        has_answer = found if self.problem.low is None else self.problem.to_answer(found) is not None
-        if self.end in (End.FINISHED, End.TOKENS) and not has_answer:
-            return await self.force_answer()
+        if self.end in (End.FINISHED, End.TOKENS):
+            if self.problem.kind is None:
+                has_answer = answers.extract(completion.text, self.settings.tags) is not None
+            else:
+                has_answer = self.problem.read(completion.text) is not None
+            if not has_answer:
+                return await self.force_answer()
         return completion
 
     async def run(self) -> Completion:
@@ -173,7 +181,7 @@ class RunningSample:
                 self.heard, self.runs_program = time.monotonic(), False
                 self.errors += not result.ok
                 last_line = (result.shown.splitlines() or [""])[-1]
-                self.results.append(self.problem.to_answer(last_line))
+                self.results.append(self.problem.kind.read(last_line) if self.problem.kind else None)
                 self.talk.reply(call, result.shown)
                 self.earlier += self.turn
 
@@ -227,12 +235,12 @@ class RunningSample:
 
     def record(self, completion: Completion, end_s: float) -> Sample:
         """Return the sample that has ended with a completion, with its vote and its weight."""
-        answer, weight = self.problem.read(completion.text), 1.0
+        answer, weight = self.problem.group(self.problem.read(completion.text), self.problem.known), 1.0
         if answer is not None and self.with_tools:
-            weight = voting.by_tools(answer, self.results)
+            weight = voting.by_tools(answer, [self.problem.group(one, [answer]) for one in self.results])
         elif answer is None and self.results:
             # Its last program printed an answer that the sample did not come to state.
-            answer = self.results[-1]
+            answer = self.problem.group(self.results[-1], self.problem.known)
             weight = 1.0 if answer is None else 0.5
         if answer is not None and self.settings.discount_trivial:
             weight *= voting.by_prior(answer, self.problem.text)

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from aimo.inference import voting
+from aimo.inference.answer_kinds import AnswerKind, Value
 from aimo.inference.errors import one_line
 from aimo.inference.sample import AskedProblem, End, RunningSample, Sample
 from aimo.inference.sampling import Completion, Sampler
 from aimo.inference.sandbox import has_sandbox
 from aimo.inference.voting import Stop
 
-FALLBACK = 0  # the answer of a question without votes
 HEALTH_CHECK_S = 2.0  # between two checks of the engine: samples of a dead one may wait for ever
 HANG_S = 60.0  # without a token from any sample: the engine hangs
 IN_A_ROW = 4  # samples that fail one after the other, until none runs: the engine failed, not the samples
@@ -32,7 +32,7 @@ MARGIN_S = 120  # of a Kaggle session, reserved for the gateway to finish
 class Solution:
     """A question's voted answer and how it came about."""
 
-    answer: int = FALLBACK
+    answer: Value = 0  # without votes the fallback of its kind
     samples: list[Sample] = field(default_factory=list)  # all that were started
     seconds: float = 0.0
     stop: Stop | None = None  # why sampling ended; None when the question could not be asked
@@ -49,7 +49,7 @@ class Solution:
         return voting.tally((sample.answer, sample.weight) for sample in self.ended)
 
     @property
-    def votes(self) -> Counter[int]:
+    def votes(self) -> Counter[Any]:
         """The number of samples by answer."""
         return voting.count(sample.answer for sample in self.ended)
 
@@ -80,25 +80,24 @@ def solve_problem(
     sampler: Sampler,
     problem: str,
     num_samples: int,
-    low: int,
-    high: int,
+    kind: AnswerKind,
     seed: int = 0,
     budget_s: float | None = None,
     policy: voting.Policy = voting.POLICY,
     solution: Solution | None = None,
     keep: Callable[[Sample], None] = lambda sample: None,
     rules: str = "",
-    modulus: int | None = None,
 ) -> Solution:
-    """Answer a problem with an integer within low…high, from at most `num_samples` samples in `budget_s`.
+    """Answer a problem with an answer of a kind, from at most `num_samples` samples in `budget_s`.
 
-    `rules` is the competition's sentence on its answers; results are reduced by `modulus`. Continues a
-    `solution` that an earlier engine left; `keep` gets each sample as it ends or is stopped. When a vote
-    counts as settled depends on timing, with `voting.EXACT` it does not. Raises TimeoutError when the engine
-    does not return within OVERTIME_S after the budget.
+    `rules` is the competition's sentence on its answers. Continues a `solution` that an earlier engine left;
+    `keep` gets each sample as it ends or is stopped. When a vote counts as settled depends on timing, with
+    `voting.EXACT` it does not. Raises TimeoutError when the engine does not return within OVERTIME_S after
+    the budget.
     """
-    solution = solution or Solution()
-    solver = Solver(AskedProblem(sampler, problem, seed, low, high, rules, modulus), solution, keep)
+    solution = solution or Solution(kind.fallback)
+    known = list(dict.fromkeys(sample.answer for sample in solution.ended if sample.answer is not None))
+    solver = Solver(AskedProblem(sampler, problem, seed, kind, rules, known), solution, keep)
     budget = math.inf if budget_s is None else budget_s
     timeout = None if budget_s is None else budget_s + OVERTIME_S
     before = solution.seconds
@@ -109,7 +108,7 @@ def solve_problem(
         if rows := solution.tally:
             solution.answer = rows[0].answer
         elif solution.ended or not solution.note:
-            reason = f"none of {len(solution.ended)} completions held an answer from {low} to {high}"
+            reason = f"none of {len(solution.ended)} completions held {kind}"
             solution.note = ", ".join(filter(None, [solution.note, reason]))
     return solution
 

@@ -61,14 +61,14 @@ class Policy:
 class State:
     """What is known of a question between two events."""
 
-    votes: Counter[int]
+    votes: Counter[Any]
     ended: int = 0  # samples that ended, with or without an answer, cut ones included
     running: int = 0
     left: int = 0  # samples that may still be started
     longest: float = 0  # tokens of the longest sample that ended, cut ones excluded
     time_left: float = math.inf  # seconds until the deadline
     time_each: float = 0  # seconds that a new sample is expected to take
-    weights: Mapping[int, float] | None = None  # of the votes for each answer in total; None: 1 for each
+    weights: Mapping[Any, float] | None = None  # of the votes for each answer in total; None: 1 for each
     max_weight: float = 1.0  # the largest weight of a vote
 
 
@@ -112,13 +112,13 @@ def next_step(state: State, policy: Policy = POLICY) -> Step:
     return Step(start=start, limit=policy.overlong * state.longest if half_ended else math.inf)
 
 
-def is_decided(votes: Mapping[int, float], remaining: float) -> bool:
+def is_decided(votes: Mapping[Any, float], remaining: float) -> bool:
     """Return whether further votes of `remaining` weight in total can neither change nor tie the leader."""
     first, second, *_ = [*sorted(votes.values(), reverse=True), 0, 0]
     return first > second + remaining
 
 
-def evidence(votes: Counter[int], weights: Mapping[int, float]) -> tuple[int, list[int]]:
+def evidence(votes: Counter[Any], weights: Mapping[Any, float]) -> tuple[int, list[int]]:
     """Return whole votes for the leader by weight, and for each of its rivals.
 
     Number or weight counts, whichever is less favourable to the leader: a vote of weight 2 is still one
@@ -160,25 +160,25 @@ def votes_to_settle(first: int, rivals: Collection[int], max_error: float) -> fl
 class VoteRow:
     """One answer of a vote: the number of its votes, their total weight, and its share of all weight."""
 
-    answer: int
+    answer: Any
     votes: int
     weight: float
     share: float
 
 
-def ranked(weights: Mapping[int, float], votes: Mapping[int, float] = MappingProxyType({})) -> list[int]:
+def ranked(weights: Mapping[Any, float], votes: Mapping[Any, float] = MappingProxyType({})) -> list[Any]:
     """Return the answers, the winner first: by weight, then by votes, then the smallest. The rule on ties."""
     return sorted(weights, key=lambda answer: (-weights[answer], -votes.get(answer, 0), answer))
 
 
-def leader(weights: Mapping[int, float], votes: Mapping[int, float] = MappingProxyType({})) -> int | None:
+def leader(weights: Mapping[Any, float], votes: Mapping[Any, float] = MappingProxyType({})) -> Any:
     """Return the winner; None without votes."""
     return next(iter(ranked(weights, votes)), None)
 
 
-def tally(pairs: Iterable[tuple[int | None, float]]) -> list[VoteRow]:
+def tally(pairs: Iterable[tuple[Any, float]]) -> list[VoteRow]:
     """Count a vote from (answer, weight) pairs: one row for each answer, in the order of `ranked`."""
-    weights: dict[int, list[float]] = {}
+    weights: dict[Any, list[float]] = {}
     for answer, weight in pairs:
         if answer is not None:
             weights.setdefault(answer, []).append(weight)
@@ -189,7 +189,7 @@ def tally(pairs: Iterable[tuple[int | None, float]]) -> list[VoteRow]:
     return [VoteRow(a, votes[a], sums[a], sums[a] / total) for a in ranked(sums, votes)]
 
 
-def count(votes: Iterable[int | None]) -> Counter[int]:
+def count(votes: Iterable[Any]) -> Counter[Any]:
     """Return the votes of the samples that have an answer."""
     return Counter(vote for vote in votes if vote is not None)
 
@@ -201,12 +201,12 @@ def maj_at(votes: Sequence[int | None], gold: int, k: int, rng: random.Random, d
     return sum(leader(count(rng.sample(votes, k))) == gold for _ in range(draws)) / draws
 
 
-def by_tools(answer: object, results: Collection[int | None]) -> float:
+def by_tools(answer: object, results: Collection[Any]) -> float:
     """Weigh a completion with tools: 2 when a program printed its answer, 0.5 when none did, else 1."""
     return 2.0 if answer in results else 0.5 if results else 1.0
 
 
-def by_prior(answer: int, problem: str) -> float:
+def by_prior(answer: object, problem: str) -> float:
     """Weigh an answer: 0.5 when it is trivial, that is 0, 1 or a number of the problem; otherwise 1."""
     numbers = re.findall(r"\d+", re.sub(r"(?<=\d)(?:,|\{,\})(?=\d{3})", "", problem))
     return 0.5 if answer in {0, 1, *map(int, numbers)} else 1.0
@@ -245,7 +245,7 @@ class AnswerWatch:
 
     def __init__(
         self,
-        read: Callable[[str], int | None],  # the answer in a text, or None
+        read: Callable[[str], Any],  # the answer in a text, or None
         tags: Tags = answers.DEFAULT_TAGS,
         thinking: bool = False,
         before: str = "",  # the part of the message that does not grow any more
@@ -258,7 +258,7 @@ class AnswerWatch:
         self.settled = self.box = 0  # up to here all marks are known, and the last whole box ended there
         self.unread: set[int] = set()  # places up to which no answer can be read
 
-    def find(self, turn: str) -> tuple[int, int] | None:
+    def find(self, turn: str) -> tuple[int, Any] | None:
         """Return where the message has given its final answer, in characters, and the answer; or None.
 
         `turn` is what follows `before`, longer at each call.
@@ -269,7 +269,7 @@ class AnswerWatch:
             inside = place - len(self.before)
             return turn[inside:] if inside >= 0 else self.before[place:] + turn
 
-        def answer_at(place: int) -> int | None:
+        def answer_at(place: int) -> Any:
             if place in self.unread:
                 return None
             answer = self.read(since(max(0, self.begin))[: place - max(0, self.begin)])
@@ -310,8 +310,8 @@ class AnswerWatch:
 
 
 def final_answer(
-    text: str, read: Callable[[str], int | None], tags: Tags = answers.DEFAULT_TAGS, thinking: bool = False
-) -> tuple[int, int] | None:
+    text: str, read: Callable[[str], Any], tags: Tags = answers.DEFAULT_TAGS, thinking: bool = False
+) -> tuple[int, Any] | None:
     """Return where a text has given its final answer, in characters, and the answer; or None."""
     return AnswerWatch(read, tags, thinking).find(text)
 

@@ -15,7 +15,7 @@ from aimo import config
 from aimo.config import ROOT, RUNS
 from aimo.errors import AimoError
 from aimo.inference import startup
-from aimo.inference.competitions import COMPETITIONS, HOUR_S
+from aimo.inference.competitions import COMPETITIONS, HOUR_S, Competition, find_competition
 from aimo.inference.settings import list_of_texts, validate_settings
 from aimo.inference.storage import read_json
 from aimo.kaggle.kernels import FOLDER, KERNELS, Kernel
@@ -90,7 +90,8 @@ def check_kernel(name: str) -> list[str]:
             faults.append(f"code_file {code.name} has {size:,} bytes; Kaggle takes {LARGEST:,}")
         if kernel := KERNELS.get(code.stem.removeprefix("aimo-")):
             parameters, profile = read_notebook(code)
-            faults += [*check_needs(kernel, metadata, parameters), *check_wheels(metadata)]
+            rules = shipped_competition(code, str(parameters.get("competition")))
+            faults += [*check_needs(kernel, metadata, parameters, rules), *check_wheels(metadata)]
             faults += check_machine(metadata.get("machine_shape"), parameters, profile)
     except AimoError as e:
         faults.append(str(e))
@@ -147,7 +148,8 @@ def source_of(text: str, parts: int) -> str:
 
 def slug_of(competition: str) -> str:
     """Return the slug of aimo1, aimo2 or aimo3, of an address, or the slug itself; AimoError for another."""
-    slug = COMPETITIONS[competition].slug if competition in COMPETITIONS else source_of(competition, 1)
+    own = competition in COMPETITIONS or competition.endswith((".yaml", ".yml"))
+    slug = find_competition(competition).slug if own else source_of(competition, 1)
     if not re.fullmatch(SLUG, slug):
         known = ", ".join(COMPETITIONS)
         raise AimoError(f"competition {competition!r}: write {known} or the slug of its address")
@@ -165,7 +167,24 @@ def is_in(named: tuple[str, str], source: tuple[str, str]) -> bool:
     return len(owners) < 2 and f"{named[1]}/".lower().startswith(f"{source[1]}/".lower())
 
 
-def check_needs(kernel: Kernel, metadata: dict[str, Any], parameters: dict[str, Any]) -> Iterator[str]:
+def shipped_competition(code: Path, name: str) -> Competition | None:
+    """Return the competition of a name: the package's, or what a notebook ships; None without one."""
+    if name in COMPETITIONS:
+        return COMPETITIONS[name]
+    place = f"src/aimo/inference/competitions/{name}.yaml"
+    for cell in read_json(code, "make it again with `aimo kernel build`").get("cells", []):
+        head, _, text = "".join(cell.get("source", "")).partition("\n")
+        if head == f"%%writefile {place}":
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder, f"{name}.yaml")
+                path.write_text(text)
+                return find_competition(str(path))
+    return None
+
+
+def check_needs(
+    kernel: Kernel, metadata: dict[str, Any], parameters: dict[str, Any], competition: Competition | None
+) -> Iterator[str]:
     """Yield what a kernel lacks of what the table, its parameters and its competition ask for."""
     internet = metadata.get("enable_internet", True)
     if internet and not kernel.internet:
@@ -190,14 +209,13 @@ def check_needs(kernel: Kernel, metadata: dict[str, Any], parameters: dict[str, 
                 yield f"{key} {path!r} is not among what is attached, {places}"
 
     longest, name = LONGEST_S, parameters.get("competition")
-    competition = COMPETITIONS.get(str(name))
     if competition is None and "competition" in parameters:
         yield f"competition {name!r} is unknown; take one of {', '.join(COMPETITIONS)}"
     if competition and "competition" in kernel.attaches:
         longest, shape = competition.session_s, metadata.get("machine_shape")
         if competition.slug not in metadata.get("competition_sources", []):
             yield f"competition_sources lack {competition.slug}"
-        if shape in GPUS and shape not in competition.accelerators:
+        if shape in GPUS and shape not in (competition.accelerators or GPUS):
             allowed = ", ".join(competition.accelerators)
             yield f"machine_shape {shape} is not allowed in {name}; take one of {allowed}"
     for key in ("time_limit_s", "session_s"):

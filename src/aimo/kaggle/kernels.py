@@ -20,6 +20,7 @@ from aimo import config
 from aimo.config import ROOT
 from aimo.config.reading import meanings
 from aimo.errors import AimoError
+from aimo.inference.competitions import COMPETITIONS, find_competition, name_of
 from aimo.inference.settings import Settings
 from aimo.inference.storage import read_json
 
@@ -66,11 +67,14 @@ others = filter(None, [os.environ.get("PYTHONPATH")])
 os.environ["PYTHONPATH"] = os.pathsep.join([sys.path[0], *others])  # of processes that this one starts'''
 
 
-def build_kernel(name: str, out: Path | None = None, profile: str | None = None) -> Path:
+def build_kernel(
+    name: str, out: Path | None = None, profile: str | None = None, competition: str | None = None
+) -> Path:
     """Write the notebook of the kernel `name` to its folder, or to `out`, and return its path.
 
-    The `inference` section of a `profile` stands in its settings, or the whole of it. The same sources give
-    the same bytes. AimoError for a profile that the kernel has no use for.
+    The `inference` section of a `profile` stands in its settings, or the whole of it. A `competition`, a name
+    or a YAML file, is the one that it answers; it ships the file. The same sources give the same bytes.
+    AimoError for a profile or a competition that the kernel has no use for.
     """
     import jupytext  # half a second, which no other command should pay
 
@@ -82,12 +86,22 @@ def build_kernel(name: str, out: Path | None = None, profile: str | None = None)
     path = (out or template.parent) / f"{template.stem}.ipynb"
     if not path.parent.is_dir():
         raise AimoError(f"--out {out}: no such folder; make it first")
+    rules, known = None, ""
+    if competition:
+        rules, known = find_competition(competition, asks=True), name_of(competition)
+        if "competition" not in kernel.attaches and name != "evaluate":
+            raise AimoError(f"kernel {name} has no use for a competition; it goes into submission, evaluate")
+        if competition != known and known in COMPETITIONS:
+            raise AimoError(f"competition {competition}: the package has one named {known}; rename the file")
     settings = describe_settings(config.load(profile).inference.written if profile else {})
     code, cells = nbformat.v4.new_code_cell, []
     for cell in jupytext.reads(template.read_text(), "py:percent").cells:
         tags = cell.metadata.get("tags", [])
         if "package" in tags:  # a cell that makes folders, and a folded one for each file
             files = {str(file.relative_to(ROOT)): file.read_text() for file in shipped(name)}
+            if competition and competition != known:
+                path_of = f"src/aimo/inference/competitions/{known}.yaml"
+                files = {path_of: Path(competition).read_text(encoding="utf-8-sig")} | files
             folders = "\n".join(sorted({str(Path(file).parent) for file in files}))
             cells.append(code(MAKE_FOLDERS.replace("FOLDERS", folders), metadata=FOLDED))
             for file, text in files.items():
@@ -101,6 +115,10 @@ def build_kernel(name: str, out: Path | None = None, profile: str | None = None)
                 if loaded.grpo and any(hasattr(reward, "code") for reward in loaded.grpo.rewards.values()):
                     text = config.dump(loaded)  # with the text of the user's rewards
             cell.source = f"%%writefile profile.yaml\n{text.rstrip()}"
+        if rules and "parameters" in tags:
+            cell.source = re.sub(r'(?m)^competition = "\w+".*', f'competition = "{known}"', cell.source)
+            place = f'test_csv = "/kaggle/input/{rules.slug}/{rules.inputs.test}"'
+            cell.source = re.sub(r'(?m)^test_csv = ".*"', place, cell.source)
         cell.source = cell.source.replace("settings = {}", f"settings = {{\n{settings}}}")
         cells.append(cell)
     prose = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
@@ -150,6 +168,7 @@ def shipped(name: str) -> list[Path]:
             entered.add(path)
             for module in imported(path):
                 enter(module)
+            found.extend(sorted(path.with_suffix("").glob("*.yaml")))  # its data, which it reads as it loads
             found.append(path)
 
     enter(template_of(name))

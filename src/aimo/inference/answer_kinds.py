@@ -1,0 +1,265 @@
+# ruff: noqa: RUF001 (answers hold such signs)
+r"""Kinds of answers: an integer, a number, a choice or a text, each with its reader and its own equality.
+
+A kind reads a text into a value, which is what votes, journals and submissions hold. Values that are equal by
+the kind's rule are one group of a vote, which goes under the first of them (`group`).
+"""
+
+import math
+import re
+from collections.abc import Iterable
+from typing import Annotated, Any, ClassVar, Literal
+
+import polars as pl
+from pydantic import Field, TypeAdapter
+from pydantic.dataclasses import dataclass
+
+from aimo.inference import answers, expressions
+from aimo.inference.settings import NonNegative, Positive, Tags, strict
+
+Value = int | float | str
+LONGEST = 500  # characters of a text
+FLOAT = re.compile(r"[-+]?(?:\d{1,30}\.?\d{0,30}|\.\d{1,30})(?:[eE][-+]?\d{1,3})?")
+DECIMAL = re.compile(r"-?[0-9]{1,18}")
+Tolerance = Annotated[float, Field(ge=0, lt=1e300)]
+
+
+class AnswerKind:
+    """What all kinds share. Without an override, equal values are equal answers."""
+
+    type: ClassVar[Any] = str
+    column: ClassVar[Any] = pl.String  # of the values in a submission
+    is_exact: ClassVar[bool] = True  # whether equal values alone are equal answers
+
+    @property
+    def noun(self) -> str:
+        """What a value is, for messages."""
+        raise NotImplementedError
+
+    @property
+    def fallback(self) -> Any:
+        """The answer of a question without votes."""
+        return ""
+
+    def __str__(self) -> str:
+        return f"{'an' if self.noun[0] in 'aeio' else 'a'} {self.noun}"
+
+    def find(self, completion: str, tags: Tags = answers.DEFAULT_TAGS) -> str | None:
+        """Return the text of a completion's final answer, or None."""
+        return answers.extract(completion, tags)
+
+    def read(self, text: str | None) -> Any:
+        """Return the value that a text states, or None."""
+        raise NotImplementedError
+
+    def gold(self, text: str) -> Any:
+        """Return the value of a known answer, or None where it is none of the kind."""
+        return self.read(text)
+
+    def equal(self, a: Any, b: Any) -> bool:
+        return bool(a == b)
+
+    def group(self, value: Any, known: Iterable[Any]) -> Any:
+        """Return the first of the known values that equals a value, else the value itself."""
+        return value if self.is_exact else next((one for one in known if self.equal(one, value)), value)
+
+    def accepts(self, value: Any) -> bool:
+        """Return whether a value may stand in a submission."""
+        return isinstance(value, self.type) and self.read(str(value)) is not None
+
+
+@dataclass(config=strict, frozen=True)
+class Integer(AnswerKind):
+    """An integer within low…high; a larger result is reduced by the modulus first."""
+
+    type: ClassVar[Any] = int
+    column: ClassVar[Any] = pl.Int64
+
+    low: int = 0
+    high: int = 99999
+    modulus: Positive | None = None
+    kind: Literal["integer"] = "integer"
+
+    def __post_init__(self) -> None:
+        if self.low > self.high:
+            raise ValueError(f"low {self.low} is above high {self.high}")
+
+    @property
+    def noun(self) -> str:
+        return f"integer from {self.low} to {self.high}"
+
+    @property
+    def fallback(self) -> int:
+        return max(self.low, min(0, self.high))
+
+    def read(self, text: str | None) -> int | None:
+        return answers.to_integer(text, self.low, self.high, self.modulus)
+
+    def gold(self, text: str) -> int | None:
+        return int(text) if DECIMAL.fullmatch(text) and self.accepts(int(text)) else None
+
+    def accepts(self, value: Any) -> bool:
+        return type(value) is int and self.low <= value <= self.high
+
+
+@dataclass(config=strict, frozen=True)
+class Number(AnswerKind):
+    """A real number. Equal are those within a relative tolerance, or an absolute one."""
+
+    type: ClassVar[Any] = float
+    column: ClassVar[Any] = pl.Float64
+    is_exact: ClassVar[bool] = False
+
+    relative: Tolerance = 0.0
+    absolute: Tolerance = 0.0
+    decimals: NonNegative | None = None  # that an answer is rounded to
+    kind: Literal["number"] = "number"
+
+    @property
+    def noun(self) -> str:
+        return "number"
+
+    @property
+    def fallback(self) -> float:
+        return 0.0
+
+    def read(self, text: str | None) -> float | None:
+        found = None if text is None else to_real(text)
+        return found if found is None or self.decimals is None else round(found, self.decimals) + 0.0
+
+    def equal(self, a: Any, b: Any) -> bool:
+        return math.isclose(a, b, rel_tol=min(self.relative, 1 - 1e-9), abs_tol=self.absolute)
+
+    def accepts(self, value: Any) -> bool:
+        return type(value) is float and math.isfinite(value)
+
+
+def to_real(text: str) -> float | None:
+    r"""Return the real number that an answer states, such as `2.5e-3`, `1{,}024.5` or `\frac{\pi}{2}`."""
+    text = text.strip()
+    try:
+        if FLOAT.fullmatch(text):
+            found: Any = float(text)
+        elif (found := expressions.compute(text)) is None and len(text) <= answers.LONGEST:
+            plain = expressions.canonical(text)
+            found = expressions.number(plain)
+            if found is None and len(both := expressions.values(plain.rpartition("=")[2])) == 2:
+                a, b = map(complex, both)  # at two points: equal where no name is left
+                is_real = abs(a.imag) < 1e-12 * max(1.0, abs(a)) and abs(a - b) <= 1e-12 * max(1.0, abs(a))
+                found = a.real if is_real else None
+        found = None if found is None else float(found)
+    except (ArithmeticError, ValueError):
+        return None
+    return found if found is not None and math.isfinite(found) else None
+
+
+@dataclass(config=strict, frozen=True)
+class Choice(AnswerKind):
+    """A letter, or several letters in the alphabet's order."""
+
+    letters: Annotated[str, Field(pattern="^[A-Z]{2,26}$")] = "ABCD"
+    several: bool = False  # whether an answer may have more than one
+    kind: Literal["choice"] = "choice"
+
+    def __post_init__(self) -> None:
+        if len(set(self.letters)) < len(self.letters):
+            raise ValueError(f"letters {self.letters} has a letter twice")
+
+    @property
+    def noun(self) -> str:
+        return f"{'choice of letters' if self.several else 'letter'} of {self.letters}"
+
+    @property
+    def fallback(self) -> str:
+        return self.letters[0]
+
+    def read(self, text: str | None) -> str | None:
+        text = text or ""
+        label = expressions.read_choice(text)[0]
+        bare = re.sub(rf"{expressions.TEXT}|\\[ ,;:!()\[\]]|[{{}}$*()\[\]]", " ", text)
+        joined = re.sub(r"[\s,;&/.、，]+|\band\b|\bor\b|和", "", bare)
+        found = label or (joined.upper() if joined.isascii() and joined.isalpha() else "")
+        if not set(found) <= set(self.letters) or not found or (len(found) > 1 and not self.several):
+            return None
+        return "".join(sorted(set(found)))
+
+
+@dataclass(config=strict, frozen=True)
+class Text(AnswerKind):
+    """A short text. Equal are those that are the same but for spaces, or for capitals too."""
+
+    is_exact: ClassVar[bool] = False
+
+    spaces: bool = False  # whether they tell texts apart; those at both ends never do
+    case: bool = True  # whether capitals tell texts apart
+    kind: Literal["text"] = "text"
+
+    @property
+    def noun(self) -> str:
+        return "text"
+
+    def read(self, text: str | None) -> str | None:
+        plain = (text or "").strip().strip("$").strip()
+        while found := re.fullmatch(rf"{expressions.TEXT}\{{([^{{}}]*)\}}[.。]?", plain):
+            plain = found[1].strip()
+        plain = re.sub(r"\\([_%&#$ ])", r"\1", plain)
+        if not self.spaces:
+            plain = " ".join(plain.split())
+        return plain if 0 < len(plain) <= LONGEST else None
+
+    def gold(self, text: str) -> str | None:
+        return text.strip() or None
+
+    def equal(self, a: Any, b: Any) -> bool:
+        a, b = (text.strip() if self.spaces else " ".join(text.split()) for text in (a, b))
+        return bool(a == b if self.case else a.casefold() == b.casefold())
+
+    def accepts(self, value: Any) -> bool:
+        return isinstance(value, str)
+
+
+@dataclass(config=strict, frozen=True)
+class Nemotron(AnswerKind):
+    """What the metric of the NVIDIA Nemotron Model Reasoning Challenge reads and takes as equal."""
+
+    is_exact: ClassVar[bool] = False
+
+    kind: Literal["nemotron"] = "nemotron"
+
+    @property
+    def noun(self) -> str:
+        return "text"
+
+    def find(self, completion: str, tags: Tags = answers.DEFAULT_TAGS) -> str | None:
+        r"""Return the text after the last filled `\boxed{`, up to the last brace before the next box.
+
+        Without a box, what the last "final answer is" line states, else the last number, else the last line.
+        """
+        boxes = completion.split("\\boxed{")[1:]
+        filled = [part[: part.rfind("}")] if "}" in part else part for part in boxes]
+        if boxes:
+            return next((text.strip() for text in reversed(filled) if text.strip()), "")
+        for phrase in (r"the final answer is:\s*", r"final answer is:\s*", r"final answer\s*[:：]\s*"):
+            if said := re.findall(phrase + r"([^\n]+)", completion, re.IGNORECASE):
+                return str(said[-1]).strip()
+        numbers = re.findall(r"-?\d+(?:\.\d+)?", completion)
+        lines = [line.strip() for line in completion.splitlines() if line.strip()]
+        return next(iter([*numbers[-1:], *lines[-1:]]), None)
+
+    def read(self, text: str | None) -> str | None:
+        return (text or "").strip() or None
+
+    def equal(self, a: Any, b: Any) -> bool:
+        """Return whether an answer `b` counts for the gold answer `a`."""
+        a, b = a.strip().lower(), b.strip().lower()
+        if not re.fullmatch("[01]+", a):
+            try:
+                return math.isclose(float(a), float(b), rel_tol=1e-2, abs_tol=1e-5)
+            except ValueError:
+                pass
+        return bool(a == b)
+
+
+Kind = Annotated[Integer | Number | Choice | Text | Nemotron, Field(discriminator="kind")]
+KIND: TypeAdapter[Any] = TypeAdapter(Kind)
+INTEGER = Integer()

@@ -1,0 +1,475 @@
+"""Competitions as YAML files: kinds of answers, their votes, artefacts, scores; what a bad file is told."""
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import polars as pl
+import pytest
+from conftest import ROOT, TINY, here
+from scripted import Scripted
+
+from aimo.errors import AimoError
+from aimo.evaluation import replay, traces
+from aimo.inference import competitions, gateway
+from aimo.inference.answer_kinds import Choice, Integer, Nemotron, Number, Text
+from aimo.inference.competitions import COMPETITIONS, METRICS, find_competition, read_competition
+from aimo.inference.journal import Journal
+from aimo.inference.local import answer_file, journal_beside
+from aimo.inference.solver import solve_problem
+from aimo.inference.voting import EXACT
+from aimo.kaggle import kernels
+from aimo.kaggle.check import check_kernel
+
+FLOATS = """
+slug: how-far-is-it
+inputs: {id: row_id, problem: question}
+answer: {kind: number, relative: 0.01, absolute: 0.001}
+rules: Put one number in \\boxed{}.
+artefact: {kind: csv, id: row_id, answer: prediction}
+scoring: tolerance
+"""
+LETTERS = """
+slug: which-is-it
+inputs: {id: row_id, problem: question, options: [a, b, c, d]}
+answer: {kind: choice, letters: ABCD}
+rules: Put one letter from A to D in \\boxed{}.
+artefact: {kind: csv, id: row_id, answer: prediction}
+scoring: accuracy
+"""
+TEXTS = """
+slug: what-is-it
+inputs: {id: row_id, problem: question}
+answer: {kind: text, case: false}
+rules: Put one word in \\boxed{}.
+artefact: {kind: csv, id: row_id, answer: prediction}
+scoring: accuracy
+"""
+# A competition, its test file, what samples say in turn, and the answers: all but the last are right.
+THREE = {
+    "floats": (
+        FLOATS,
+        "row_id,question,answer\n7,how far?,3.14159\n8,how long?,1024.5\n9,how old?,5\n",
+        {
+            "how far": ["\\boxed{3.14}", "\\boxed{3.1416}", "\\boxed{2}", "\\boxed{\\pi}"],
+            "how long": ["\\boxed{1{,}024.5}", "\\boxed{7}", "\\boxed{1.0245e3}", "so \\boxed{1024}"],
+            "how old": ["none", "\\boxed{4}", "\\boxed{4.0}", "\\boxed{5}"],
+        },
+        [3.14159, 1024.5, 4.0],
+    ),
+    "letters": (
+        LETTERS,
+        "row_id,question,a,b,c,d,answer\n7,which?,1,2,3,4,B\n8,what?,5,6,7,,C\n9,who?,x,y,z,w,D\n",
+        {
+            "which": ["\\boxed{B}", "\\boxed{\\text{(B)}}", "\\boxed{A}", "The answer is B."],
+            "what": ["\\boxed{C. 7}", "\\boxed{c}", "\\boxed{A}", "\\boxed{E}"],
+            "who": ["\\boxed{A}", "\\boxed{A, B}", "\\boxed{A}", "\\boxed{D}"],
+        },
+        ["B", "C", "A"],
+    ),
+    "texts": (
+        TEXTS,
+        "row_id,question,answer\n7,colour?,Dark red\n8,animal?,cat\n9,metal?,iron\n",
+        {
+            "colour": ["\\boxed{dark red}", "\\boxed{\\text{Dark  Red}}", "\\boxed{blue}", "none"],
+            "animal": ["\\boxed{Cat}", "\\boxed{dog}", "\\boxed{cat}", "\\boxed{\\text{cat}}"],
+            "metal": ["\\boxed{gold}", "\\boxed{iron}", "\\boxed{Gold}", "none"],
+        },
+        ["dark red", "cat", "gold"],
+    ),
+}
+
+
+def script(replies):
+    """A sampler whose samples say a question's replies in turn."""
+    counts = dict.fromkeys(replies, 0)
+
+    def write(_, prompt):
+        if prompt.endswith("\\boxed{"):  # an answer that is forced
+            return "}\x03"
+        key = next(key for key in replies if key in prompt)
+        said = replies[key][counts[key] % len(replies[key])]
+        counts[key] += 1
+        return f"</think>{said}\x03"
+
+    sampler = Scripted(write, samples=4)
+    sampler.identity = "scripted"
+    return sampler
+
+
+def laid_out(tmp_path, name):
+    """The files of a competition: its rules, its test file, and what samples say."""
+    rules, test, replies, expected = THREE[name]
+    (tmp_path / f"{name}.yaml").write_text(rules)
+    (tmp_path / "test.csv").write_text(test)
+    return tmp_path / f"{name}.yaml", tmp_path / "test.csv", script(replies), expected
+
+
+def is_near(found, expected):
+    if isinstance(expected, float):
+        return abs(float(found) - expected) <= 0.01 * expected
+    return found.casefold() == expected.casefold()
+
+
+@pytest.mark.parametrize("name", THREE)
+def test_a_competition_of_ten_lines_goes_from_questions_to_a_file_that_its_metric_scores(tmp_path, name):
+    rules, test, sampler, expected = laid_out(tmp_path, name)
+    out = tmp_path / "submission.csv"
+    solutions = answer_file(sampler, test, out, 0, str(rules))
+    table = pl.read_csv(out, infer_schema=False)
+    assert table.columns == ["row_id", "prediction"] and table["row_id"].to_list() == ["7", "8", "9"]
+    assert all(map(is_near, table["prediction"], expected))
+    assert max(solutions["7"].votes.values()) > 1, "equal answers are one group"
+    done = here("competition", "score", str(rules), str(out), str(test))
+    assert done.returncode == 0 and "score: 0.6667" in done.stdout
+    # Started again it asks nothing; the journal replays with the competition's equality.
+    assert answer_file(script({}), test, out, 0, str(rules)).keys() == solutions.keys()
+    golds = dict(pl.read_csv(test, infer_schema=False)["row_id", "answer"].rows())
+    (read,) = traces.read_traces([journal_beside(out)], golds)
+    shares = {
+        q.id: replay.replay_order(q, range(len(q.ours)), replay.parse_rule("all"))[0] for q in read.questions
+    }
+    assert shares == {"7": True, "8": True, "9": False}
+
+
+KERNEL = """
+import sys
+sys.path.insert(0, "src")
+sys.path.append(sys.argv[1])
+import json
+from scripted import Scripted
+from aimo.inference import gateway, competitions
+assert competitions.__file__.startswith(sys.argv[2]), competitions.__file__
+said = json.loads(sys.argv[6])
+def write(_, prompt):
+    key = next(key for key in said if key in prompt)
+    if prompt.endswith("\\\\boxed{"):  # an answer that is forced
+        return "}\\x03"
+    said[key].append(said[key].pop(0))
+    return f"</think>{said[key][-1]}\\x03"
+gateway.start_engine = lambda *_: Scripted(write, samples=4)
+gateway.check_installed = lambda settings: None
+gateway.serve_submission(sys.argv[3], sys.argv[4], sys.argv[5], 600.0, {"samples": 4})
+"""
+
+
+@pytest.mark.parametrize("name", THREE)
+def test_the_kernel_ships_the_competition_and_answers_in_an_empty_folder_as_on_kaggle(tmp_path, name):
+    rules, test, _, expected = laid_out(tmp_path, name)
+    built = kernels.build_kernel("submission", tmp_path, competition=str(rules))
+    cells = [cell.source for cell in nbformat.read(built, 4).cells]
+    slug = read_competition(rules).slug
+    assert f'competition = "{name}"' in cells[2] and f"/kaggle/input/{slug}/test.csv" in cells[2]
+    working, inputs = tmp_path / "working", tmp_path / "input" / slug
+    inputs.mkdir(parents=True)
+    test.rename(inputs / "test.csv")
+    for source in cells:
+        if source.startswith("%%writefile "):
+            head, _, text = source.partition("\n")
+            file = working / head.removeprefix("%%writefile ")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text)
+    given = [
+        str(ROOT / "tests"),
+        str(working),
+        name,
+        str(TINY),
+        str(inputs / "test.csv"),
+        json.dumps(THREE[name][2]),
+    ]
+    done = subprocess.run([sys.executable, "-c", KERNEL, *given], cwd=working, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    table = pl.read_csv(working / "submission.csv", infer_schema=False)
+    assert table.columns == ["row_id", "prediction"] and all(map(is_near, table["prediction"], expected))
+    assert f"score: 0.6667, the {read_competition(rules).scoring} of 3 questions" in done.stdout
+
+
+def test_a_session_that_dies_leaves_a_whole_file(tmp_path, monkeypatch):
+    rules, test, sampler, _ = laid_out(tmp_path, "letters")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(gateway, "start_engine", lambda *_: sampler)
+    monkeypatch.setattr(gateway, "check_installed", lambda settings: None)
+    seen = []
+
+    def ask_each(predict, table, *_):
+        for question_id, answer in real(predict, table, *_):
+            seen.append(pl.read_csv("submission.csv", infer_schema=False)["prediction"].to_list())
+            yield question_id, answer
+
+    real = gateway.ask_each
+    monkeypatch.setattr(gateway, "ask_each", ask_each)
+    gateway.serve_submission(str(rules), str(TINY), str(test), 600.0, {"samples": 4})
+    assert seen[0] == ["A", "A", "A"] and all(len(row) == 3 for row in seen)
+    assert pl.read_csv("submission.csv")["prediction"].to_list() == ["B", "C", "A"]
+
+
+# Kinds
+
+
+@pytest.mark.parametrize(
+    "kind, answers, votes",
+    [
+        (Integer(0, 999), ["8", "1007", "7", "7.0"], {7: 2, 8: 1}),
+        (Integer(0, 999, 1000), ["7", "1007", "-993", "8"], {7: 3, 8: 1}),
+        (Number(relative=0.01), ["100", "100.5", "99.6", "90"], {100.0: 3, 90.0: 1}),
+        (Number(absolute=0.5), ["0", "0.4", "-0.4", "2"], {0.0: 3, 2.0: 1}),
+        (Number(decimals=1), ["0.14", "0.11", "\\frac{1}{10}", "0.2"], {0.1: 3, 0.2: 1}),
+        (Number(), ["1", "1.0", "1e0", "1.0001"], {1.0: 3, 1.0001: 1}),
+        (Choice("ABCD"), ["A", "\\text{A}", "(A)", "E"], {"A": 3}),
+        (Choice("ABCD", several=True), ["A, C", "CA", "C and A", "B"], {"AC": 3, "B": 1}),
+        (Text(), ["a b", "a  b", "A b", "\\text{a b}"], {"a b": 3, "A b": 1}),
+        (Text(case=False), ["a b", "a  b", "A B", "c"], {"a b": 3, "c": 1}),
+        (Text(spaces=True), ["a b", "a  b", "a b", "ab"], {"a b": 2, "a  b": 1, "ab": 1}),
+    ],
+)
+def test_votes_are_grouped_by_the_kind_s_equality(kind, answers, votes):
+    sampler = script({"Q": [f"\\boxed{{{answer}}}" for answer in answers]})
+    solution = solve_problem(sampler, "Q", 4, kind, policy=EXACT)
+    assert dict(solution.votes) == votes
+    assert solution.answer == max(votes, key=votes.__getitem__) and kind.accepts(solution.answer)
+
+
+def test_what_a_program_printed_counts_for_an_equal_answer():
+    sampler = script({"Q": ["x"]})
+    problem = gateway.solve_problem.__globals__["AskedProblem"](sampler, "Q", 0, Number(relative=0.01))
+    assert problem.group(3.14, problem.known) == 3.14 and problem.group(3.1416, problem.known) == 3.14
+    assert problem.known == [3.14]
+
+
+@pytest.mark.parametrize(
+    "kind, text",
+    [
+        (Integer(0, 9), "10"),
+        (Integer(0, 9), "1/2"),
+        (Number(), "x"),
+        (Number(), "10^{400}"),
+        (Number(), "2x"),
+        (Number(), "3, 4"),
+        (Choice("AB"), "C"),
+        (Choice("AB"), "A, B"),
+        (Choice("AB"), ""),
+        (Text(), "  "),
+        (Text(), "x" * 501),
+    ],
+)
+def test_what_is_none_of_the_kind_has_no_vote(kind, text):
+    assert kind.read(text) is None
+
+
+def test_journals_hold_each_kind_and_refuse_another(tmp_path):
+    for kind, value, other in (Number(0.1), 2.5, "B"), (Choice(), "B", 2.5), (Text(), "B", 1):
+        path = tmp_path / f"{kind.kind}.jsonl"
+        with_kind = {"competition": "own", "other": "--out", "kind": kind}
+        journal = Journal(path, "m", **with_kind)
+        journal.add("q", "?", value)
+        journal.close()
+        journal = Journal(path, "m", **with_kind)
+        assert journal.recall("q", "?").answer == value
+        journal.close()
+        path.write_text(path.read_text().replace(json.dumps(value), json.dumps(other)))
+        with pytest.raises(AimoError, match=rf"line 2: answer: {other!r} is no {kind.noun}"):
+            Journal(path, "m", **with_kind)
+    header = {"model": "m", "competition": "aimo3", "settings": {}, "weights": "", "seed": None}
+    path = tmp_path / "aimo3.jsonl"
+    Journal(path, "m", "aimo3").add("q", "?", 7)
+    assert json.loads(path.read_text().splitlines()[0]) == {"journal": header}, "as in 1.0.1"
+
+
+# Scores
+
+
+def with_metric(name, **answer):
+    text = FLOATS.replace("scoring: tolerance", f"scoring: {name}")
+    return (
+        text
+        if not answer
+        else text.replace("{kind: number, relative: 0.01, absolute: 0.001}", json.dumps(answer))
+    )
+
+
+def scored(tmp_path, text, golds, passes):
+    (tmp_path / "rules.yaml").write_text(text)
+    rules = find_competition(str(tmp_path / "rules.yaml"))
+    return METRICS[rules.scoring](rules, golds, passes)
+
+
+def test_points_count_right_answers_by_passes():
+    golds = {"a": 1, "b": 2, "c": 3}
+    passes = [{"a": 1, "b": 2, "c": 0}, {"a": 1, "b": 0, "c": 0}]
+    assert competitions.score_of(COMPETITIONS["aimo3"], golds, passes) == 1.5
+    assert competitions.score_of(COMPETITIONS["aimo2"], golds, passes[:1]) == 2
+
+
+def test_accuracy_is_a_share_by_the_kind_s_equality(tmp_path):
+    text = with_metric("accuracy", kind="text", case=False)
+    assert scored(tmp_path, text, {"a": "Cat", "b": "dog"}, [{"a": "cat", "b": "cat"}]) == 0.5
+
+
+@pytest.mark.parametrize(
+    "gold, answer, right", [(100, 101, 1), (100, 101.1, 0), (0, 0.001, 1), (0, 0.002, 0), (-5, 5, 0)]
+)
+def test_tolerance_is_relative_to_the_known_number_or_absolute(tmp_path, gold, answer, right):
+    assert scored(tmp_path, FLOATS, {"a": float(gold)}, [{"a": float(answer)}]) == right
+
+
+@pytest.mark.parametrize(
+    "gold, answer, right",
+    [
+        ("1011", "1011", 1),
+        ("1011", "01011", 0),
+        ("1011", "1011.0", 0),
+        ("0", "0.000001", 0),
+        ("24.64", "24.8", 1),
+        ("24.64", "25", 0),
+        ("0.0", "0.000009", 1),
+        ("0.0", "0.00002", 0),
+        ("100", "101", 0),
+        ("200", "201", 1),
+        ("1e3", " 1000 ", 1),
+        ("XLVII", "xlvii", 1),
+        ("a b", "a  b", 0),
+        ("7", "seven", 0),
+    ],
+)
+def test_the_nemotron_metric_takes_bits_as_texts_numbers_as_near_and_texts_in_any_case(gold, answer, right):
+    rules = COMPETITIONS["nemotron-reasoning"]
+    assert competitions.score_of(rules, {"a": gold}, [{"a": answer}]) == right
+
+
+@pytest.mark.parametrize(
+    "completion, answer",
+    [
+        ("\\boxed{1} then \\boxed{2}", "2"),
+        ("\\boxed{1} then \\boxed{ }", "1"),
+        ("\\boxed{}52} is it", "}52"),
+        ("\\boxed{\\frac{1}{2}} so {yes} it is", "\\frac{1}{2}} so {yes"),
+        ("\\boxed{cut off", "cut off"),
+        ("\\boxed{}", ""),
+        ("The final answer is: 7 cats\nand 8", "7 cats"),
+        ("final answer: no\nFinal Answer: yes", "yes"),
+        ("The final answer is: 3\nFinal answer is: 5", "3"),
+        ("I count 3, then -4.50 of them", "-4.50"),
+        ("a\n\n  b c \n", "b c"),
+        ("", None),
+    ],
+)
+def test_the_nemotron_reader_takes_the_last_filled_box_then_a_phrase_a_number_a_line(completion, answer):
+    assert Nemotron().find(completion) == answer
+
+
+# Files
+
+
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        (("scoring: tolerance", "scorring: tolerance"), "scorring: unknown key, did you mean scoring?"),
+        (("relative", "relativ"), "answer.relativ: unknown key, did you mean relative?"),
+        (("problem: question", "problm: question"), "inputs.problm: unknown key, did you mean problem?"),
+        (("kind: csv", "kind: cvs"), "artefact.kind: should be 'server', .* or 'adapter', not 'cvs'"),
+        (("kind: number", "kind: nummber"), "answer.kind: .* not 'nummber'; did you mean number"),
+        (("kind: number, ", ""), "answer.kind: should be one of"),
+        (("slug: how-far-is-it\n", ""), "slug: missing"),
+        (("slug: how-far-is-it", "slug: How Far"), "slug: String should match pattern"),
+        (("relative: 0.01", "relative: much"), "answer.relative: should be a valid number, not 'much'"),
+        (("relative: 0.01", "relative: -1"), "answer.relative: should be greater than or equal to 0, not -1"),
+        (("scoring: tolerance", "scoring: accuracy"), "scoring accuracy does not go with answer.kind number"),
+        (("kind: csv, ", "kind: server, "), "artefact.server: MODULE.CLASS"),
+        (("kind: csv, id: row_id, ", "kind: csv, id: prediction, "), "cannot both be named prediction"),
+        (("question}", "question, options: [a, b]}"), "inputs.options: 2 columns need a choice"),
+        (("scoring: tolerance", "points: [0, 0.5, 1]\nscoring: tolerance"), "points: scoring tolerance asks"),
+        (("slug:", "slug: a\nslug:"), "not valid YAML"),
+        ((FLOATS, "a list"), "expected keys and values"),
+        ((FLOATS, "{1: 2}"), "slug: missing"),
+    ],
+)
+def test_a_bad_file_is_told_in_one_line_which_key_is_wrong(tmp_path, change, told):
+    path = tmp_path / "mine.yaml"
+    path.write_text(FLOATS.replace(*change))
+    with pytest.raises(AimoError, match=told) as e:
+        read_competition(path)
+    assert "\n" not in str(e.value) and str(path) in str(e.value)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["competition", "check"],
+        ["solve", "--model", "m", "--test", "t.csv", "--out", "o.csv", "--competition"],
+    ],
+)
+def test_a_bad_file_ends_a_command_with_exit_code_2(tmp_path, command):
+    path = tmp_path / "mine.yaml"
+    path.write_text(FLOATS.replace("relative", "relativ"))
+    done = here(*command, str(path))
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "did you mean relative" in done.stderr
+    done = here(*command, "aimo9")
+    assert done.returncode == 2 and "or a path to a .yaml file" in done.stderr
+
+
+def test_check_says_what_is_asked_taken_and_submitted(tmp_path):
+    rules, test, *_ = laid_out(tmp_path, "letters")
+    done = here("competition", "check", str(rules), "--test", str(test))
+    assert done.returncode == 0
+    for told in (
+        "letter of ABCD, else 'A'",
+        "submission.csv with row_id, prediction",
+        "3 questions, 3 known",
+    ):
+        assert told in done.stdout
+    assert done.stdout.endswith("which?\n\nA. 1\nB. 2\nC. 3\nD. 4\n")
+    test.write_text(test.read_text().replace(",C\n", ",E\n"))
+    done = here("competition", "check", str(rules), "--test", str(test))
+    assert done.returncode == 2 and "question 8: its known answer 'E' is no letter of ABCD" in done.stderr
+
+
+def test_an_adapter_is_not_answered(tmp_path):
+    (tmp_path / "t.csv").write_text("id,prompt\n1,x\n")
+    given = "--model", "m", "--test", str(tmp_path / "t.csv"), "--out", str(tmp_path / "o.csv")
+    done = here("solve", *given, "--competition", "nemotron-reasoning")
+    assert done.returncode == 2 and "it takes an adapter" in done.stderr
+    with pytest.raises(AimoError, match="it takes an adapter"):
+        kernels.build_kernel("submission", tmp_path, competition="nemotron-reasoning")
+
+
+@pytest.mark.parametrize(
+    "text, told",
+    [
+        ("id,prediction\n7,1\n", "has the columns id, prediction; it needs row_id, prediction"),
+        ("row_id,prediction\n7,1\n8,1\n", "lacks 9"),
+        ("row_id,prediction\n7,1\n8,1\n9,1\n10,1\n", "has 10, which is not asked"),
+        ("row_id,prediction\n7,1\n8,1\n9,1\n9,1\n", "has 9 twice"),
+        ("row_id,prediction\n7,1\n8,1\n9,far\n", "9 has 'far', no number"),
+    ],
+)
+def test_a_file_that_the_host_would_refuse_is_not_scored(tmp_path, text, told):
+    rules, test, *_ = laid_out(tmp_path, "floats")
+    (tmp_path / "s.csv").write_text(text)
+    with pytest.raises(AimoError, match=told):
+        competitions.score_file(read_competition(rules), tmp_path / "s.csv", test)
+
+
+def test_a_kernel_with_a_competition_of_its_own_is_checked_by_its_rules(tmp_path):
+    rules = tmp_path / "mine.yaml"
+    rules.write_text(FLOATS + "accelerators: [NvidiaTeslaT4]\nsession_s: 1000\n")
+    kernels.build_kernel("submission", tmp_path, competition=str(rules))
+    metadata = json.loads((kernels.FOLDER / "submission" / "kernel-metadata.json").read_text())
+    (tmp_path / "kernel-metadata.json").write_text(
+        json.dumps(metadata | {"code_file": "aimo-submission.ipynb"})
+    )
+    faults = "; ".join(check_kernel(str(tmp_path)))
+    assert "competition_sources lack how-far-is-it" in faults and "not within the session's 1000 s" in faults
+    assert "unknown" not in faults
+    (tmp_path / "aimo3.yaml").write_text(FLOATS)
+    with pytest.raises(AimoError, match="the package has one named aimo3; rename the file"):
+        kernels.build_kernel("submission", tmp_path, competition=str(tmp_path / "aimo3.yaml"))
+
+
+def test_integers_are_grouped_without_a_search(monkeypatch):
+    monkeypatch.setattr(Integer, "equal", None)
+    sampler = script({"Q": [f"\\boxed{{{random.Random(i).randrange(9)}}}" for i in range(4)]})
+    assert solve_problem(sampler, "Q", 4, Integer(0, 99999), policy=EXACT).votes
+    assert Path(competitions.FOLDER).is_dir()
