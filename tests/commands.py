@@ -102,7 +102,8 @@ def check_aimo(arguments: list[str]) -> None:
     rules = given.get("policy") or []
     for rule in [rules] if isinstance(rules, str) else rules:
         replay.parse_rule(rule)
-    assert given.get("competition") in (None, *COMPETITIONS), given["competition"]
+    wanted = given.get("competition") or "aimo3"
+    assert wanted in COMPETITIONS or wanted.endswith(".yaml"), wanted
     if names[0] == "kernel" or names == ["kaggle", "push"]:
         wanted = given.get("names") or [given.get("name") or given.get("kernel")]
         assert not set(wanted) - {*KERNELS, None}, wanted

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import nbformat
 import polars as pl
 import pytest
+from commands import fences
 from conftest import ROOT, TINY, here
 from scripted import Scripted
 
@@ -204,6 +206,32 @@ def test_a_session_that_dies_leaves_a_whole_file(tmp_path, monkeypatch):
     gateway.serve_submission(str(rules), str(TINY), str(test), 600.0, {"samples": 4})
     assert seen[0] == ["A", "A", "A"] and all(len(row) == 3 for row in seen)
     assert pl.read_csv("submission.csv")["prediction"].to_list() == ["B", "C", "A"]
+
+
+def test_the_page_s_own_competition_is_checked_answered_scored_and_built_by_its_commands(
+    tmp_path, monkeypatch
+):
+    """The commands of docs/competitions.md, with scripted samples in place of the model."""
+    page = ROOT / "docs" / "competitions.md"
+    (rules,) = [text for language, text in fences(page) if language == "yaml"]
+    monkeypatch.chdir(tmp_path)
+    Path("which-is-it.yaml").write_text(rules)
+    _, test, replies, _ = THREE["letters"]
+    Path("test.csv").write_text(test)
+    Path("golds.csv").write_text("id,answer\n7,B\n8,C\n9,D\n")
+    Path("kernels/submission").mkdir(parents=True)
+    lines = [line for language, text in fences(page) if language == "bash" for line in text.splitlines()]
+    ran = 0
+    for _, *words in map(shlex.split, lines):
+        if words[0] == "solve":
+            options = dict(zip(words[1::2], words[2::2], strict=True))
+            given = options["--test"], Path(options["--out"]), 0, options["--competition"]
+            answer_file(script(replies), *given)
+        elif words[0] in ("competition", "forecast") or words[:2] == ["kernel", "build"]:
+            done = here(*words)
+            assert done.returncode == 0, done.stderr
+            ran += 1
+    assert ran == 4
 
 
 # Kinds

@@ -19,9 +19,9 @@ from conftest import MARKDOWN, ROOT, here
 
 from aimo import config
 from aimo.commands import run
-from aimo.config import reading
 from aimo.config.profile import TRAINED
 from aimo.inference import yaml_files
+from aimo.inference.competitions import COMPETITION
 from aimo.rewards.own import try_rewards
 
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
@@ -87,8 +87,11 @@ def test_every_example_is_read(page, tmp_path, monkeypatch):
     for language, text in fences(page):
         assert language in LANGUAGES, f"a fence of {language}; output and messages go into text"
         if language == "yaml":  # a part of a profile: what it needs besides is added
-            values = dict(REST)
-            for name, section in yaml.load(text, yaml_files.Loader).items():
+            values, written = dict(REST), yaml.load(text, yaml_files.Loader)
+            if "slug" in written:
+                COMPETITION.validate_json(json.dumps(written))
+                continue
+            for name, section in written.items():
                 rate = {"learning_rate": 1e-5} if name in TRAINED else {}
                 values[name] = rate | values.get(name, {}) | section if isinstance(section, dict) else section
             profile = config.parse(values, page.name)
