@@ -26,7 +26,7 @@ redo = False  # True does this stage again from its start
 from aimo.data import prepare
 from aimo.evaluation import evaluate, submission
 from aimo.inference.engine import Engine
-from aimo.report import plots, tables
+from aimo.report import pages, plots, tables
 from aimo.run import runs
 
 run = runs.begin("inference", profile, run_dir, overrides, redo)
@@ -76,3 +76,4 @@ tables.closest_votes(solutions)
 # %%
 engine.close()
 run.finish(models=figures, **submission.count_right(solutions))
+pages.write_by_hand(run.dir)

@@ -1,8 +1,10 @@
 """A notebook by hand: training shows itself, stops with one line, goes on, and can be done again."""
 
 import json
+import os
 import re
 import time
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -111,6 +113,85 @@ def test_a_training_cell_shows_itself_stops_in_one_line_goes_on_and_is_done_agai
     finally:
         for one in opened:
             one.close()
+
+
+SAMPLING = """
+import asyncio, sys
+sys.path.insert(0, TESTS)
+from scripted import Scripted
+from aimo.evaluation.scores import sample_rows
+from aimo.inference.settings import Prompt
+from aimo.run import runs
+
+run = runs.begin("data", "tiny", RUN)
+rows = [{"prompt": [{"role": "user", "content": f"<b>{i}</b>"}], "answer": str(i % 2)} for i in range(8)]
+
+async def write(number, prompt):
+    await asyncio.sleep(0.2 * (number % 16))
+    return "<end_working_out><SOLUTION>1</SOLUTION>\x03"
+
+engine = Scripted(write)
+engine.encode = engine.tokenizer.encode
+
+def measure():
+    return sample_rows(engine, rows, Prompt(), 2, 0, run.progress)
+"""
+
+
+def test_sampling_shows_a_bar_with_pass_at_1_so_far_below_the_cell_that_a_person_runs(tmp_path):
+    notebook = Notebook("01_data_prep")
+    try:
+        begin = SAMPLING.replace("TESTS", repr(str(ROOT / "tests"))).replace("RUN", repr(str(tmp_path / "r")))
+        assert not errors(notebook.run(begin))
+        for _ in range(2):  # each time below its own cell
+            messages = notebook.run("measured = measure()")
+            assert not errors(messages)
+            shown = texts(messages)
+            steps = [int(found[1]) for text in shown if (found := re.search(r"data: (\d+) of 16", text))]
+            assert len(steps) >= 3 and steps == sorted(set(steps))
+            assert any("left; pass@1 0." in text and " so far</div>" in text for text in shown)
+            assert shown[-1] == "", "the bar goes when all is done"
+        (printed,) = [c for k, c in notebook.run("print(measured.metrics()['pass@1'])") if k == "stream"]
+        assert printed["text"] == "0.5\n"
+    finally:
+        notebook.close()
+
+
+AGAIN = """
+from aimo.inference import engine
+from aimo.report import pages
+from aimo.run import runs
+
+class Fake:
+    def close(self):
+        print("closed")
+
+old = Fake()
+engine.STARTED.add(old)
+"""
+
+
+def test_a_notebook_by_hand_says_where_it_works_and_with_what_and_leaves_a_report():
+    folder = Path(os.environ["AIMO_RUNS"]) / "live-by-hand"
+    notebook = Notebook("01_data_prep")
+
+    def printed(code):
+        messages = notebook.run(code)
+        assert not errors(messages)
+        return "".join(c["text"] for k, c in messages if k == "stream")
+
+    try:
+        notebook.run(AGAIN)
+        # A relative folder starts at the repository, not at the notebook's own folder.
+        begin = f"run = runs.begin('data', 'tiny', {os.path.relpath(folder, ROOT)!r})"
+        said = printed(begin)
+        assert f"run: {os.path.normpath(folder)}" in said and "heldout: {split: heldout, rows: 200}" in said
+        assert "closed" in said, "an engine of this cell, run before, would keep its memory"
+        said = printed("run.finish(rows=1)\npages.write_by_hand(run.dir)")
+        assert "report.html" in said and (folder / "report.html").is_file()
+        assert "live-by-hand/report.html" in (folder.parent / "index.html").read_text()
+    finally:
+        notebook.close()
 
 
 def slept():

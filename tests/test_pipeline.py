@@ -84,7 +84,9 @@ def test_every_stage_leaves_its_notebook_its_page_and_its_product(small_run):
 
 def test_the_report_is_one_page_that_needs_nothing_else(small_run):
     page = (small_run / "report.html").read_text()
-    assert not re.search(r"(src|href)=['\"](?!data:)", page)
+    links = re.findall(r"(?:src|href)=['\"](?!data:)([^'\"]*)", page)
+    assert all((small_run / link.partition("#")[0]).is_file() for link in links)
+    assert {"./notebooks/03_grpo.html", "./report.html#training-grpo"} <= set(links)
     for part in ("after format SFT", "after GRPO", "One completion", "The test file", "Settings", "Versions"):
         assert part in page
     assert "num_generations: 4" in page and page.count("data:image/png") >= 4

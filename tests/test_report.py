@@ -73,7 +73,7 @@ LABELS = ["base, prompted in the format", "0.75", "said by base"]
         ({"heldout": True, "solutions": [ANSWERED]}, [*HELDOUT, *TEST, *RECORD], ["q&lt;1&gt;", "0.625"]),
         (
             {"trained": ["sft", "grpo", "dpo"], "heldout": True, "solutions": [ANSWERED, EMPTY]},
-            [*HELDOUT, "Training: dpo", "Training: grpo", "Training: sft", *TEST, *RECORD],
+            [*HELDOUT, "Training: sft", "Training: grpo", "Training: dpo", *TEST, *RECORD],
             [
                 *LABELS, "after DPO", "the problem is empty",
                 "2 questions: 1 of 1 known answers right, 1 answered with the fallback.",
@@ -90,7 +90,11 @@ def test_the_report_shows_what_the_run_has_made_and_leaves_out_the_rest(tmp_path
         and "q<1>" not in text
         and ("after DPO" in text) == ("dpo" in parts.get("trained", ()))
     )
-    assert not re.search(r"(src|href)=['\"](?!data:)", text) and "<script src" not in text
+    linked = re.findall(r'href="./report.html#([^"]*)">(.*?)</a>', text)
+    assert [title for _, title in linked] == sections
+    assert all(f'<a id="{anchor}"></a>' in text for anchor, _ in linked)
+    loaded = r"(src|href)=['\"](?!data:|\./report.html#)"
+    assert not re.search(loaded, text) and "<script src" not in text
 
 
 def test_without_held_out_problems_the_notebook_says_so():

@@ -33,6 +33,9 @@ def test_every_page_loads_nothing_from_elsewhere_and_has_the_blocks_that_github_
             r"<(?:script|link|img|iframe)[^>]*(?:src|href)=\"?(https?:[^\" >]+)", page.read_text()
         )
         assert loaded == [], page.name
+    for page in site.rglob("*.html"):
+        language = "zh" if page.parent.name == "zh" else "en"
+        assert f'<html lang="{language}"' in page.read_text(), page
     kinds = ("blockquote", "h1", "h2", "h3", "img", "li", "pre", "table", "td")
     for page in PAGES:
         shown = re.search(r"<article.*</article>", (site / page).with_suffix(".html").read_text(), re.DOTALL)[

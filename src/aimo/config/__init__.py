@@ -6,6 +6,7 @@ from aimo.config.reading import (
     PROFILES,
     ROOT,
     RUNS,
+    describe,
     differing_keys,
     dump,
     find,
@@ -22,5 +23,6 @@ from aimo.inference.settings import Prompt
 __all__ = [
     "PROFILES", "ROOT", "RUNS", "Columns", "Data", "Distil", "Dpo", "Grpo", "Inference", "Lora", "Mixture",
     "Model", "Opd", "Optimization", "Profile", "Prompt", "Reject", "Set", "Sft", "Source", "Training",
-    "differing_keys", "dump", "find", "lasting_changes", "load", "locate", "parse", "read_values", "set_key",
+    "describe", "differing_keys", "dump", "find", "lasting_changes", "load", "locate", "parse",
+    "read_values", "set_key",
 ]  # fmt: skip

@@ -9,7 +9,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, is_dataclass
+from dataclasses import MISSING, asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -175,6 +175,28 @@ Dumper.add_representer(str, dump_text)
 def dump(profile: Profile) -> str:
     values = asdict(profile)  # type: ignore[call-overload]
     return str(yaml.dump(values, Dumper=Dumper, sort_keys=False, allow_unicode=True))
+
+
+def describe(profile: Profile, stage: str) -> str:
+    """Return the keys of a stage's section that are not at their defaults, in a few lines of YAML."""
+
+    def written(value: Any) -> Any:
+        if isinstance(value, list):
+            return [written(one) for one in value]
+        if isinstance(value, dict):
+            return {key: written(one) for key, one in value.items()}
+        if not is_dataclass(value):
+            return value
+        found = {}
+        for one in fields(value):
+            usual = one.default if one.default_factory is MISSING else one.default_factory()
+            if getattr(value, one.name) != usual and one.name != "code":  # the text of a user's reward
+                found[one.name] = written(getattr(value, one.name))
+        return found
+
+    section = {stage: written(getattr(profile, stage))}
+    text = yaml.safe_dump(section, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100)
+    return f"{text.rstrip()}\n(docs/profiles.md has the defaults of all other keys)"
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -94,7 +94,7 @@ def distil_in_run(run: Run) -> Tally:
             wanted, weights = replace(wanted, api_addr=[url], model=folder.name), identity(folder)
 
         def report(tally: Tally) -> None:
-            run.progress(tally.known + tally.done + tally.failed.total(), tally.samples)
+            run.progress(tally.known + tally.done + tally.failed.total(), tally.samples, str(tally))
 
         seed, tags = run.profile.seed, run.profile.prompt.tags
         return distil(wanted, run.folder / "samples.jsonl", seed, report, tags, weights)

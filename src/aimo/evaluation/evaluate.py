@@ -307,8 +307,8 @@ def evaluate_models(engine: Engine, run: Run, rows: list[dict[str, Any]]) -> dic
     for i, (name, folder) in enumerate(models.items()):
         engine.load_weights(folder)
 
-        def progress(done: int, total: int, before: int = i) -> None:
-            run.progress(before * total + done, len(models) * total)
+        def progress(done: int, total: int, note: str, before: int = i, model: str = name) -> None:
+            run.progress(before * total + done, len(models) * total, f"{model} {note}")
 
         samples = engine.settings.samples
         found[name] = scores.sample_rows(engine, rows, prompt, samples, profile.seed, progress)

@@ -7,6 +7,7 @@ Everything follows from the completions, so a file can be scored again without a
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -28,10 +29,11 @@ from aimo.inference.sampling import Completion, Sampler, sample_seed
 from aimo.inference.settings import Prompt, Tags
 from aimo.inference.storage import read_json, write_json
 from aimo.run.progress import counting
-from aimo.run.runs import Run
+from aimo.run.runs import Run, by_hand
 
 LEVEL = 0.95
 RESAMPLES = 2000
+LEAST_S = 0.5  # between two reports of progress
 Votes = list[int | None]
 
 
@@ -202,31 +204,47 @@ def sample_rows(
     prompt: Prompt,
     num_samples: int,
     seed: int,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
 ) -> Scores:
     """Sample n rows (`prompt`, `answer`) `num_samples` times each, with the engine's current weights.
 
-    `progress` gets the number of completions that have ended, and of all. The same seed gives the same
+    `progress` gets the number of completions that have ended, that of all, and where a person looks pass@1 so
+    far. The same seed gives the same
     samples, whatever the order of the rows. AimoError before sampling when a row has no answer.
     """
     if without := sum(row["answer"] in (None, "") for row in rows):
         raise AimoError(f"{without} of {len(rows)} problems have no answer to judge by; leave them out")
     questions = [Question(str(i), r["prompt"][-1]["content"], str(r["answer"])) for i, r in enumerate(rows)]
-    total, done = len(rows) * num_samples, 0
+    total, done, due = len(rows) * num_samples, 0, 0.0
+    ended: list[tuple[int, str]] = []  # row and text of completions that are not judged yet
+    shares: list[list[bool]] = [[] for _ in rows]
 
-    async def sample(ids: list[int], sample_seed: int) -> Completion:
-        nonlocal done
+    def so_far() -> str:
+        if not by_hand():
+            return ""
+        texts, golds = [text for _, text in ended], [questions[row].answer for row, _ in ended]
+        for (row, _), right in zip(ended, judge.are_correct(texts, golds, prompt), strict=True):
+            shares[row].append(right is True)
+        ended.clear()
+        one = share_interval([sum(each) / len(each) for each in shares if each])
+        return f"pass@1 {one.value:.3f} ({one.low:.3f} to {one.high:.3f}) so far"
+
+    async def sample(row: int, ids: list[int], sample_seed: int) -> Completion:
+        nonlocal done, due
         completion = await engine.sample(ids, sample_seed, engine.settings)
         done += 1
-        if progress and (done % 64 == 0 or done == total):
-            progress(done, total)
+        ended.append((row, completion.text))
+        if progress and (done == total or time.monotonic() > due):
+            began = time.monotonic()
+            progress(done, total, so_far())
+            due = time.monotonic() + max(LEAST_S, 20 * (time.monotonic() - began))
         return completion
 
     async def sample_all() -> list[Completion]:
         streams = []
-        for question in questions:
+        for row, question in enumerate(questions):
             ids = engine.encode(question.problem)
-            streams += [sample(ids, sample_seed(seed, question.problem, i)) for i in range(num_samples)]
+            streams += [sample(row, ids, sample_seed(seed, question.problem, i)) for i in range(num_samples)]
         return await asyncio.gather(*streams)
 
     header = EvaluationHeader("", "", "held-out problems", seed, {"tags": asdict(prompt.tags)}, 0, questions)

@@ -14,6 +14,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from threading import Thread
 from typing import Any
+from weakref import WeakSet
 
 from aimo.inference import harmony, prompts
 from aimo.inference.chat_format import FolderSampler
@@ -32,6 +33,7 @@ from aimo.inference.vllm_process import (
 
 CLOSE_S = 30  # for a failed engine to release its memory
 RETRY_S = 2  # between two attempts to load
+STARTED: "WeakSet[Engine]" = WeakSet()  # engines of this process, which a notebook run again closes
 UNKNOWN_MODEL = re.compile("architecture|model type|quantization method", re.IGNORECASE)
 
 
@@ -75,6 +77,7 @@ class Engine(FolderSampler):
         prompts.check_length(self.encode("1 + 1?"), min(limits))
         self.loop = BackgroundLoop()
         self.start()
+        STARTED.add(self)
         planned = self.llm.vllm_config
         self.max_length = min(*limits, planned.model_config.max_model_len)
         kv_tokens = planned.cache_config.kv_cache_size_tokens * planned.parallel_config.data_parallel_size

@@ -7,6 +7,7 @@ and run no script but the one of `page.jinja`, which sorts tables.
 import base64
 import hashlib
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -58,7 +59,11 @@ class Section:
 
     view: Html | None
     title: str = ""
-    lead: str = ""
+    lead: str | Html = ""
+
+    @property
+    def anchor(self) -> str:
+        return "-".join(re.findall(r"\w+", self.title.lower()))
 
 
 def render(source: str, **values: Any) -> Html:
@@ -87,9 +92,12 @@ def link(label: str, path: str) -> Html:
     return render('<a href="./{{ path }}">{{ label }}</a>', path=quote(os.fsencode(path)), label=label)
 
 
-def write_page(path: Path, title: str, lead: str, sections: Iterable[Section]) -> Path:
-    """Write a page and return its path. AimoError when it cannot be written."""
-    page = render(PAGE, title=title, lead=lead, sections=sections, policy=POLICY)
+def write_page(
+    path: Path, title: str, lead: str, sections: Iterable[Section], contents: bool = False
+) -> Path:
+    """Write a page, with links to its sections if `contents`. AimoError when it cannot be written."""
+    itself = quote(path.name) if contents else ""
+    page = render(PAGE, title=title, lead=lead, sections=list(sections), policy=POLICY, contents=itself)
     try:
         write_whole(path, page)
     except OSError as e:

@@ -16,6 +16,7 @@ from aimo.inference.storage import read_json, read_lines, write_json
 from aimo.report import mathematics, page, plots, tables
 from aimo.report.page import Html, Section, write_page
 from aimo.run import machine
+from aimo.run.runs import by_hand
 from aimo.run.runs import figures as figures_of
 
 # What kind a page is, by its file's name.
@@ -81,7 +82,7 @@ def write_run(folder: Path) -> Path:
             if samples := read("inference/samples.json"):
                 view = tables.completions(samples["rows"], **samples["texts"])
                 add(view, "Completions", "One completion of each model for the same held-out problems.")
-        for name in reversed(TRAINED):
+        for name in TRAINED:
             if log := read(f"{name}/log.jsonl"):
                 mean, bound = f"{plots.MISMATCH}/mean", f"{plots.MISMATCH}/bound"
                 apart = [str(row["step"]) for row in log if mean in row and row[mean] > row[bound]]
@@ -99,12 +100,27 @@ def write_run(folder: Path) -> Path:
             add(tables.closest_votes(solutions), lead="Completions of the closest votes.")
             if settings := read("submission.settings.json"):
                 sections.append(settings_section(settings, "Inference settings"))
-    add(tables.table(times), "Time and training")
+    parts = [
+        *sorted(folder.glob("notebooks/*.html")),
+        folder / "distillation.html",
+        folder / "data/README.md",
+    ]
+    names = [str(part.relative_to(folder)) for part in parts if part.exists()]
+    links = [page.link(name, name) for name in names]
+    told = page.render("Of this run: {{ links | join(', ') }}.", links=links) if links else ""
+    add(tables.table(times), "Time and training", told)
     versions = [{"package": name, "version": version} for name, version in machine.versions().items()]
     add(tables.table(versions), "Versions")
     add(page.verbatim((folder / "profile.yaml").read_text(errors="replace")), "Settings")
     lead = f"{date.today()}, seed {seed}, {machine.device()}"
-    return write_page(folder / "report.html", title, lead, sections)
+    return write_page(folder / "report.html", title, lead, sections, contents=True)
+
+
+def write_by_hand(folder: Path) -> None:
+    """Write the report of a run and list it in runs/index.html, after a notebook that a person runs."""
+    if by_hand():
+        print(f"report: {write_run(folder)}")
+        write_index(folder)
 
 
 def write_notebook(executed: Path) -> Path:

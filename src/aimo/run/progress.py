@@ -4,6 +4,7 @@ Where there is no terminal, a plain line at most every PLAIN_S seconds.
 """
 
 import contextlib
+import html
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from aimo.errors import AimoError
 from aimo.inference.storage import read_json
 
 PLAIN_S = 20
+BAR_S = 0.5  # between two drawings of a bar in a notebook
 
 
 @contextmanager
@@ -61,6 +63,29 @@ def changing_line(first: str) -> Iterator[Callable[[str], None]]:
                 print(line, flush=True)
 
         yield show
+
+
+class CellBar:
+    """A bar below the cell of a notebook that a person runs; it goes when all is done."""
+
+    def __init__(self, label: str, done: int):
+        from IPython.display import HTML, display  # a second, which no other start needs
+
+        self.html, self.handle = HTML, display(HTML(""), display_id=True)
+        self.label, self.first, self.began, self.drawn = label, done, time.monotonic(), 0.0
+        self.done = done
+
+    def show(self, done: int, total: int, note: str = "") -> None:
+        self.done, now = done, time.monotonic()
+        if now - self.drawn < BAR_S and done < total:
+            return
+        self.drawn, left = now, ""
+        if done > self.first:
+            seconds = (now - self.began) / (done - self.first) * (total - done)
+            left = f", {seconds // 60:.0f} min {seconds % 60:.0f} s left"
+        bar = f"<progress max='{total}' value='{done}' style='width:40%;vertical-align:middle'></progress>"
+        told = html.escape(f"{self.label}: {done:,} of {total:,}{left}{'; ' * bool(note)}{note}")
+        self.handle.update(self.html(f"<div>{bar} {told}</div>" if done < total else ""))
 
 
 class Display:

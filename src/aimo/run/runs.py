@@ -34,6 +34,7 @@ from aimo.inference.storage import read_json, write_json, write_whole
 from aimo.inference.vllm_process import is_verbose
 from aimo.rewards.own import try_rewards
 from aimo.run import hub
+from aimo.run.progress import CellBar
 
 # Environment variables: the folders, one a line, that this process or one above it has locked; and the time,
 # on the monotonic clock, before which a stage stops and saves.
@@ -73,8 +74,17 @@ class Run:
         """Return how the model that this stage starts from is asked."""
         return self.profile.solver_settings(self.start_model())
 
-    def progress(self, step: int, total: int) -> None:
+    def progress(self, step: int, total: int, note: str = "", bar: bool = True) -> None:
+        """Tell how far the stage is: `aimo run`, and a `bar` with a note where a person runs the notebook."""
         write_json(self.dir / "progress.json", {"stage": self.stage, "step": step, "total": total})
+        if bar and by_hand():
+            from IPython import get_ipython
+
+            cell = get_ipython().execution_count
+            if cell not in _bars or step < _bars[cell].done:
+                _bars.clear()
+                _bars[cell] = CellBar(self.stage, step)
+            _bars[cell].show(step, total, note)
 
     def data_hash(self) -> dict[str, str]:
         """Return the hash of the data that this run trains on, from its card."""
@@ -129,12 +139,21 @@ def begin(
         forget(folder, stage)
     if by_hand():
         show_one_line_when_stopped()
+        if engines := sys.modules.get("aimo.inference.engine"):  # of this cell, when it ran before
+            for engine in list(engines.STARTED):
+                engine.close()
+        print(f"run: {folder}\n{config.describe(resolved, stage)}")
     return Run(resolved, folder, stage, started)
 
 
 def run_folder(run_dir: str | Path | None, profile: Profile) -> Path:
-    """Return a run's folder as an absolute path; runs/PROFILE when `run_dir` is not given."""
-    folder = Path(run_dir).absolute() if run_dir else RUNS / profile.profile
+    """Return a run's folder as an absolute path; runs/PROFILE when `run_dir` is not given.
+
+    A relative one starts at the current folder; in a notebook, whose own folder that is, at the repository.
+    """
+    folder = RUNS / profile.profile
+    if run_dir:
+        folder = Path(os.path.normpath(ROOT / run_dir)) if by_hand() else Path(run_dir).absolute()
     if re.search(r"[\x00-\x1f\x7f]", str(folder)):  # a line break would begin a command in a Slurm script
         raise AimoError(f"{option('run_dir')} {str(folder)!r} has a control character; take another folder")
     return folder
@@ -238,6 +257,7 @@ def option(name: str) -> str:
 
 
 _locks: dict[Path, TextIO] = {}
+_bars: dict[int, CellBar] = {}  # of the cell that runs, by its number
 
 
 def held_above() -> list[str]:

@@ -36,7 +36,7 @@ class Record(TrainerCallback):
     """Writes each logged record as a line of log.jsonl, with seconds, tokens per second and GPU memory."""
 
     def __init__(self, run: Run):
-        self.path, self.progress = run.folder / "log.jsonl", run.progress
+        self.path, self.progress = run.folder / "log.jsonl", functools.partial(run.progress, bar=False)
         self.started = time.monotonic()
         self.seconds_before = 0.0  # of training, up to the checkpoint that training continues from
         self.last: tuple[float, float] | None = None  # time and tokens of the record before

@@ -21,6 +21,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from aimo.data.prepare import Rows
 from aimo.errors import AimoError
+from aimo.report import pages
 from aimo.run import machine, runs
 from aimo.run.runs import Run
 from aimo.train import arguments, callbacks, compat, models
@@ -284,4 +285,5 @@ def finish(run: Run, tokenizer: Any, log: Log, **more: Any) -> dict[str, Any]:
     models.save_model(run, tokenizer, figures | run.data_hash())
     models.push_trained(run)
     run.finish(**figures)
+    pages.write_by_hand(run.dir)
     return figures
