@@ -81,4 +81,5 @@ tables.training_text(ready, tokenizer)
 
 # %%
 digest = prepare.write_sets(ready, sets, run.profile, run.folder)
-run.finish(sha256=digest, **{f"{name}_rows": len(ready[name]) for name in ready})
+kept = prepare.told(sets)
+run.finish(sha256=digest, kept=kept, **{f"{name}_rows": len(ready[name]) for name in ready})

@@ -67,3 +67,13 @@ def test_what_cannot_be_a_profile_is_refused(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("*.yaml"))
     done = here("init", "odd.csv", "--prompt-column", "text", "--answer-column", "key")
     assert done.returncode == 0 and config.load("odd.yaml").data.grpo.columns.problem == "text"
+
+
+@pytest.mark.slow
+def test_a_run_prints_the_rows_that_it_kept_and_dropped(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "my.csv", ("problem", "answer", "solution"), rows())
+    said = here("init", "my.csv").stdout.splitlines()[:3]
+    done = here("run", "--profile", "my.yaml", "--run-dir", "run", "--until", "data")
+    assert done.returncode == 0, done
+    assert done.stdout.splitlines()[2:5] == said and "same text as in heldout" in said[1]

@@ -85,6 +85,8 @@ def run_profile(
                 if not (record := read_metrics(folder)["stages"].get(stage)):
                     raise AimoError(f"stage {stage}: {folder} was removed; run the same command again")
                 display.finish(stage, f"finished in {record['seconds']:.0f} s")
+                for name, line in record.get("kept", {}).items() if stage == "data" else ():
+                    display.tell(f"{name}: {line}")
         pages.write_run(folder)
         pages.write_index(folder)
     finally:

@@ -134,8 +134,8 @@ def init_command(
         if before - sum(map(len, kept.rows.values())) <= before // 10:
             break
     write_whole(out, text)
-    for name in names:
-        print(f"{name}: {prepare.told(kept, name)}")
+    for name, line in prepare.told(kept).items():
+        print(f"{name}: {line}")
     if not has_solutions:
         print("sft: left out, as there are no worked solutions; name their column with --solution-column")
     command = shlex.join(["aimo", "run", "--profile", str(out)])

@@ -181,11 +181,14 @@ def is_same_source(a: Set, b: Set) -> bool:
     return same and a.source != "builtin" and a.rows is None and a.weight == 1
 
 
-def told(sets: Sets, name: str) -> str:
-    """Return in a line how many rows of a set were read and kept, and why the others were dropped."""
-    reasons = ", ".join(f"{n:,} {reason}" for reason, n in sets.dropped[name].items())
-    kept = f"{len(sets.rows[name]):,} of {sets.read[name]:,} rows kept"
-    return f"{kept}; dropped: {reasons}" if reasons else kept
+def told(sets: Sets) -> dict[str, str]:
+    """Return in a line for each set how many rows were read and kept, and why the others were dropped."""
+    found = {}
+    for name, rows in sets.rows.items():
+        reasons = ", ".join(f"{n:,} {reason}" for reason, n in sets.dropped[name].items() if n)
+        found[name] = f"{len(rows):,} of {sets.read[name]:,} rows kept"
+        found[name] += f"; dropped: {reasons}" * bool(reasons)
+    return found
 
 
 def too_long(rows: pl.DataFrame, name: str, profile: Profile, tokenizer: Any) -> tuple[pl.Series, int | None]:

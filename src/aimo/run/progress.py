@@ -127,6 +127,10 @@ class Display:
         self.bars.stop_task(self.tasks[stage])
         self.say(f"{stage}: {note}")
 
+    def tell(self, line: str) -> None:
+        """Print a line that stays, above the bars."""
+        self.bars.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
     def say(self, line: str) -> None:
         if self.plain:
             print(line, flush=True)
