@@ -15,7 +15,7 @@ from conftest import ROOT, TINY, here
 from scripted import Scripted
 
 from aimo.errors import AimoError
-from aimo.evaluation import replay, traces
+from aimo.evaluation import replay, submission, traces
 from aimo.inference import competitions, gateway
 from aimo.inference.answer_kinds import Choice, Integer, Nemotron, Number, Text
 from aimo.inference.competitions import COMPETITIONS, METRICS, find_competition, read_competition
@@ -234,6 +234,17 @@ def test_the_page_s_own_competition_is_checked_answered_scored_and_built_by_its_
     assert ran == 4
 
 
+@pytest.mark.parametrize("kind, kept", [("integer, low: 1, high: 9", 1), ("number", 2), ("text", 3)])
+def test_files_of_the_kernel_evaluate_have_the_layout_and_answers_of_its_competition(tmp_path, kind, kept):
+    scoring = {"number": "tolerance"}.get(kind, "accuracy")
+    text = FLOATS.replace("kind: number, relative: 0.01, absolute: 0.001", f"kind: {kind}")
+    (tmp_path / "mine.yaml").write_text(text.replace("scoring: tolerance", f"scoring: {scoring}"))
+    (tmp_path / "t.csv").write_text("row_id,question,answer\na,x,5\nb,y,0.5\nc,z,red\n")
+    rules = read_competition(tmp_path / "mine.yaml")
+    table, left_out = submission.read_problems(tmp_path / "t.csv", rules, str(tmp_path / "mine.yaml"))
+    assert (len(table), left_out) == (kept, 3 - kept) and table.columns == ["id", "question", "answer"]
+
+
 # Kinds
 
 
@@ -409,6 +420,10 @@ def test_the_nemotron_reader_takes_the_last_filled_box_then_a_phrase_a_number_a_
         (("kind: csv, id: row_id, ", "kind: csv, id: prediction, "), "cannot both be named prediction"),
         (("question}", "question, options: [a, b]}"), "inputs.options: 2 columns need a choice"),
         (("scoring: tolerance", "points: [0, 0.5, 1]\nscoring: tolerance"), "points: scoring tolerance asks"),
+        (
+            ("problem: question", "problem: row_id"),
+            "inputs.id, problem, options: two columns cannot both be row_id",
+        ),
         (("slug:", "slug: a\nslug:"), "not valid YAML"),
         ((FLOATS, "a list"), "expected keys and values"),
         ((FLOATS, "{1: 2}"), "slug: missing"),

@@ -17,7 +17,6 @@ import polars as pl
 from aimo.config import locate
 from aimo.data import builtin
 from aimo.inference import answers, competitions, gateway, local, startup
-from aimo.inference.answer_kinds import Integer
 from aimo.inference.competitions import Competition
 from aimo.inference.engine import Engine, Supervisor
 from aimo.inference.errors import AimoError
@@ -29,6 +28,8 @@ from aimo.inference.storage import write_json
 from aimo.report import page, plots, tables
 from aimo.report.page import Section
 from aimo.run.runs import Run
+
+AIMO = "aimo1", "aimo2", "aimo3"
 
 
 @check_parameters
@@ -108,8 +109,8 @@ def read_problems(path: Path, rules: Competition, competition: str = "aimo3") ->
 
     It asks only problems whose answer is one that it takes. Raises AimoError naming the fault.
     """
-    # A file of integers may be laid out as that of another AIMO.
-    kind, table = local.read_questions(path, None if isinstance(rules.answer, Integer) else competition)
+    # A file for one AIMO may be laid out as that of another.
+    kind, table = local.read_questions(path, None if competition in AIMO else competition)
     if "answer" not in table.columns:
         raise AimoError(f"file {path} has no column 'answer'; it needs id, problem and answer")
     askable = [competitions.is_valid(answer, rules) for answer in table["answer"]]

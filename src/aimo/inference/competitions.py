@@ -41,6 +41,11 @@ class Inputs:
     options: tuple[Tag, ...] = ()  # those of a choice's options, in the order of its letters
     test: Tag = "test.csv"  # its name among the competition's files
 
+    def __post_init__(self) -> None:
+        names = [self.id, self.problem, *self.options]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"id, problem, options: two columns cannot both be {twice}")
+
 
 @dataclass(config=strict, frozen=True)
 class Artefact:

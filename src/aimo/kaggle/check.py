@@ -210,7 +210,8 @@ def check_needs(
 
     longest, name = LONGEST_S, parameters.get("competition")
     if competition is None and "competition" in parameters:
-        yield f"competition {name!r} is unknown; take one of {', '.join(COMPETITIONS)}"
+        known = ", ".join(COMPETITIONS)
+        yield f"competition {name!r} is unknown; take one of {known}, or build with --competition FILE.yaml"
     if competition and "competition" in kernel.attaches:
         longest, shape = competition.session_s, metadata.get("machine_shape")
         if competition.slug not in metadata.get("competition_sources", []):
