@@ -20,11 +20,12 @@ from aimo.inference import competitions, gateway
 from aimo.inference.answer_kinds import Choice, Integer, Nemotron, Number, Text
 from aimo.inference.competitions import COMPETITIONS, METRICS, find_competition, read_competition
 from aimo.inference.journal import Journal
-from aimo.inference.local import answer_file, journal_beside
+from aimo.inference.local import answer_file, journal_beside, read_questions
 from aimo.inference.solver import solve_problem
 from aimo.inference.voting import EXACT
 from aimo.kaggle import kernels
 from aimo.kaggle.check import check_kernel
+from aimo.report import plots, tables
 
 FLOATS = """
 slug: how-far-is-it
@@ -127,6 +128,13 @@ def test_a_competition_of_ten_lines_goes_from_questions_to_a_file_that_its_metri
     assert max(solutions["7"].votes.values()) > 1, "equal answers are one group"
     done = here("competition", "score", str(rules), str(out), str(test))
     assert done.returncode == 0 and "score: 0.6667" in done.stdout
+    # The page of an evaluation shows each kind.
+    _, asked = read_questions(test, str(rules))
+    read = read_competition(rules)
+    records = submission.solution_records(asked, read, competitions.known_answers(asked, read), solutions)
+    assert "svg" in str(plots.votes(records)) or "img" in str(plots.votes(records))
+    rights = [str(one.get("equal", one["gold"])) == str(one["answer"]) for one in records]
+    assert rights == [True, True, False] and str(tables.answers(records)).count("<tr") == 4
     # Started again it asks nothing; the journal replays with the competition's equality.
     assert answer_file(script({}), test, out, 0, str(rules)).keys() == solutions.keys()
     golds = dict(pl.read_csv(test, infer_schema=False)["row_id", "answer"].rows())

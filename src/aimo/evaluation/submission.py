@@ -134,12 +134,17 @@ def solution_records(
     records = []
     for id_, problem in table.select("id", rules.problem_column).rows():
         solution = solutions[id_]
+        gold = golds.get(id_)
+        voted = [solution.answer, *(row.answer for row in solution.tally)]
+        equal = [] if gold is None else [answer for answer in voted if rules.answer.equal(gold, answer)]
+        # The answer of the vote that equals the gold one, where it is written otherwise.
+        otherwise = {"equal": equal[0]} if equal and equal[0] != gold else {}
         text_of = {sample.answer: sample.text for sample in reversed(solution.ended)}
         records.append(
             {
                 "id": id_,
                 "problem": problem,
-                "gold": golds.get(id_),
+                "gold": gold,
                 "answer": solution.answer,
                 "votes": {str(row.answer): row.votes for row in solution.tally},
                 "tally": [asdict(row) for row in solution.tally],
@@ -152,6 +157,7 @@ def solution_records(
                     for sample in solution.samples
                 ],
             }
+            | otherwise
         )
     return records
 

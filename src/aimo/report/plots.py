@@ -166,8 +166,8 @@ def votes(solutions: list[dict[str, Any]], limit: int = 200) -> Html:
     figure, (ax,) = panels(1, columns=1, width=9, height=0.6 + 0.42 * len(solutions))
     ax.grid(False)
     for row, solution in enumerate(solutions):
-        gold, start = solution["gold"], 0
-        largest_first = sorted(solution["votes"].items(), key=lambda item: (-item[1], int(item[0])))
+        gold, start = solution.get("equal", solution["gold"]), 0  # as the vote has it
+        largest_first = sorted(solution["votes"].items(), key=lambda x: (-x[1], len(x[0]), x[0]))
         for rank, (answer, count) in enumerate(largest_first):
             colour = OTHER
             if gold is not None and str(gold) == answer:
