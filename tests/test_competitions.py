@@ -182,6 +182,8 @@ def test_the_kernel_ships_the_competition_and_answers_in_an_empty_folder_as_on_k
             file = working / head.removeprefix("%%writefile ")
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(text)
+    shipped = {path.stem for path in (working / "src/aimo/inference/competitions").iterdir()}
+    assert shipped == {*COMPETITIONS, name}
     given = [
         str(ROOT / "tests"),
         str(working),
