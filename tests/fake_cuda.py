@@ -111,7 +111,7 @@ def row(profile, config, fake):
         with mock.patch("torch.cuda.is_available", return_value=True):
             arguments = vllm_process.engine_arguments(Path(folder), settings, 0)
         arguments |= {"skip_tokenizer_init": True}
-        planned = AsyncEngineArgs(**arguments).create_engine_config(UsageContext.ENGINE_CONTEXT)
+        planned = AsyncEngineArgs(**arguments).create_engine_config(UsageContext.OPENAI_API_SERVER)
     graphs, scheduler = planned.compilation_config, planned.scheduler_config
     backend = planned.attention_config.backend
     if backend is None:
