@@ -133,6 +133,7 @@ def settings_of(name):
     profile = config.load(name)
     lacks = {"sft", "grpo"} - set(profile.stages)
     here = [setting for setting in HERE if setting.split(".")[0] not in lacks]
+    here += ["prompt.template=plain"] if profile.prompt.template == "model" else []  # that of another model
     here += [] if "grpo" in lacks else ["dpo={learning_rate: 1.0e-6}"]
     return here if profile.model.dtype == "float32" else [*here, "model.dtype=bfloat16"]
 

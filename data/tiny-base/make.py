@@ -32,6 +32,7 @@ from aimo.inference import prompts
 from aimo.inference.engine import Engine
 from aimo.run import machine
 from aimo.run.runs import quiet
+from aimo.train.models import chat_template
 
 VOCABULARY = 768
 CONTEXT = 1024
@@ -66,7 +67,7 @@ def train(out: Path, seed: int = 0, steps: int = STEPS) -> dict[str, float]:
     prompt = Prompt()
     texts = [p.problem + "\n" + p.solution for p in generate(5000, "train", seed)]
     tags = [prompt.think_start, prompt.think_end, prompt.answer_start, prompt.answer_end]
-    tokenizer = build_tokenizer(texts, tags, str(prompts.chat_template(prompt, None)))
+    tokenizer = build_tokenizer(texts, tags, str(chat_template(prompt, None)))
     rng = random.Random(seed)
     examples = (write(tokenizer, p, rng) for p in stream("train", seed))
     return fit(out, tokenizer, examples, seed, steps, BATCH)
