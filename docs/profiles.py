@@ -130,6 +130,7 @@ LOOKS: dict[Any, str] = {
     schema.OPD_RUN: "the training",
     schema.taught: "the check of the teacher",
     schema.limits: "when a stage stops",
+    schema.served_model: "the check of the saved model",
     schema.sampled: "the problems of GRPO",
     schema.paired: "the pairs of DPO",
     schema.asked: "requests and votes",

@@ -448,6 +448,26 @@ def limits(profile: config.Profile, folder: Path) -> Any:
     return found
 
 
+def served_model(profile: config.Profile, folder: Path) -> Any:
+    """Whether a saved model whose log-probabilities differ stops the stage."""
+    import torch
+
+    from aimo.train import served
+
+    with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
+        run = runs.Run(profile, Path(name), "sft", 0.0)
+        talk = {"prompt": [], "reply": "1", "ids": [1], "log_probs": [-1.0]}
+        storage.write_json(run.folder / "served.json", {"dtype": "float32", "talks": [talk]})
+        model = types.SimpleNamespace(dtype=torch.float32)
+        patch.setattr(served.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: model)
+        patch.setattr(served, "read_tokenizer", lambda *_: None)
+        patch.setattr(served, "log_probs", lambda *_: [([1], torch.tensor([-2.0]))])
+        try:
+            return served.check(run)
+        except AimoError:
+            return "refused"
+
+
 def tool_use(profile: config.Profile, folder: Path) -> Any:
     """What GRPO's trainer takes besides, so that completions run Python."""
     from aimo.train import models, tool_use
@@ -712,6 +732,7 @@ CASES = [
         "inference", asked, weight="logprob", thinking=False, chat_template_kwargs={"enable_thinking": False}
     ),
     Case("inference.*", asked),
+    Case("training.served_bound", served_model),
     Case("training.log_to", SFT_ARGS, "tensorboard"),
     *of("training", limits, time_limit_s=60, disk_gb=0.5),
     Case("training.push_*", pushed, "me/model"),

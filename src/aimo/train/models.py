@@ -245,8 +245,9 @@ def training_of(stage: str) -> Callable[..., list[dict[str, Any]]]:
     return getattr(importlib.import_module(f"aimo.train.{stage}"), f"train_{stage}")  # type: ignore[no-any-return]
 
 
-def complete(model: Any, tokenizer: Any, rows: Rows, max_tokens: int) -> list[str]:
-    """Return the most likely completion of each row's prompt; [] for no rows."""
+def complete(model: Any, tokenizer: Any, rows: Rows, max_tokens: int, do_sample: bool = False) -> list[str]:
+    """Return the most likely completion of each row's prompt, or a sampled one; [] for no rows."""
+    sampling = {"temperature": 1.0, "top_k": 0, "top_p": 1.0} if do_sample else {}
     asked = [row["prompt"] for row in rows]
     texts = tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False) if rows else []
     longest = max((len(tokenizer.encode(text, add_special_tokens=False)) for text in texts), default=0)
@@ -265,7 +266,11 @@ def complete(model: Any, tokenizer: Any, rows: Rows, max_tokens: int) -> list[st
         ).to(model.device)  # (size, prompt length)
         with torch.no_grad():
             out = model.generate(
-                **batch, max_new_tokens=max_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id
+                **batch,
+                max_new_tokens=max_tokens,
+                pad_token_id=tokenizer.pad_token_id,
+                do_sample=do_sample,
+                **sampling,
             )  # (size, prompt length + new tokens)
         replies = out[:, batch["input_ids"].shape[1] :]
         completions += tokenizer.batch_decode(replies, skip_special_tokens=True)

@@ -24,7 +24,7 @@ from aimo.errors import AimoError
 from aimo.report import pages
 from aimo.run import machine, runs
 from aimo.run.runs import Run
-from aimo.train import arguments, callbacks, compat, models
+from aimo.train import arguments, callbacks, compat, models, served
 
 Log = list[dict[str, Any]]
 
@@ -201,6 +201,8 @@ def fit(trainer: Any, run: Run, probe: Rows | None) -> Log:
     if limits.reason:
         print(f"Stopped at step {state.global_step} of {state.max_steps}, before {limits.reason}.")
     callbacks.save_trained(trainer, folder)
+    if trainer.is_world_process_zero():
+        served.remember(model, trainer.processing_class, run, probe)
 
     # A sample is a row; for GRPO a completion, trained on or not. Seconds include probes and checkpoints.
     log = state.log_history
@@ -277,12 +279,14 @@ def summary(log: Log) -> dict[str, Any]:
 
 
 def finish(run: Run, tokenizer: Any, log: Log, **more: Any) -> dict[str, Any]:
-    """Save the model, push it where the profile says, and record the stage as finished.
+    """Save the model, check that it computes what was trained, push it where the profile says, and record the
+    stage as finished.
 
     Returns the recorded figures, `more` among them.
     """
     figures = more | summary(log)
     models.save_model(run, tokenizer, figures | run.data_hash())
+    figures |= served.check(run)
     models.push_trained(run)
     run.finish(**figures)
     pages.write_by_hand(run.dir)
