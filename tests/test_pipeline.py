@@ -190,7 +190,8 @@ def test_a_notebook_gives_a_remedy_that_works_in_a_notebook(tmp_path, monkeypatc
     assert f"process {os.getpid()} is working in it" in told and "another run_dir" in told
     runs.unlock(folder)
     monkeypatch.setattr(runs, "by_hand", lambda: True)
-    with pytest.raises(AimoError, match=r"seed \(was 0, now 5\).*another run_dir.*redo = True in notebooks/01"):
+    told = r"seed \(was 0, now 5\).*another run_dir.*redo = True in notebooks/01"
+    with pytest.raises(AimoError, match=told):
         runs.open_folder(folder, config.load("tiny", ["seed=5"]))
 
 
