@@ -12,13 +12,14 @@ from collections import namedtuple
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT, here
+from conftest import ROOT, aimo, here, settings
 
 from aimo import config
 from aimo.errors import AimoError
 from aimo.inference import vllm_process
 from aimo.inference.model_folder import read_tokenizer
 from aimo.inference.settings import resolve_settings
+from aimo.inference.storage import read_lines
 
 MAKE = ROOT / "data" / "smollm2" / "make.py"
 # llama.cpp names a tokenizer by the hash of the ids that it gives to this text (convert_hf_to_gguf.py,
@@ -166,3 +167,22 @@ def test_a_served_model_answers_and_is_measured(smollm2, tmp_path):
         assert measured.returncode == 0, measured.stderr
         kept = (tmp_path / "out" / "sums.jsonl").read_text()
         assert kept.count("\n") == 5 and "<|im" not in kept.split("\n", 1)[1]
+
+
+@pytest.mark.train
+def test_the_road_with_a_real_model(smollm2, tmp_path, monkeypatch):
+    """Two steps of SFT and one of GRPO with vLLM, merged, measured and asked."""
+    monkeypatch.delenv("PYTEST_CURRENT_TEST")  # a kernel that sees it has no descriptor for vLLM's output
+    subprocess.run([sys.executable, MAKE.with_name("problems.py")], check=True)
+    few = ["sft.max_steps=2", "sft.batch_size=4", "grpo.max_steps=1", "grpo.prompts_per_step=2"]
+    few += ["grpo.num_generations=4", "grpo.gradient_accumulation_steps=1", "grpo.max_completion_length=16"]
+    few += ["data.heldout.rows=4", "inference.samples=2", "inference.test_rows=2", "inference.max_tokens=16"]
+    done = aimo("run", "--profile", "smollm2", "--run-dir", str(tmp_path), *settings(few))
+    assert done.returncode == 0, done.stderr
+    (step,) = [record for record in read_lines(tmp_path / "grpo" / "log.jsonl") if "reward" in record]
+    assert step["sampling/sampling_logp_difference/mean"] < 0.1, "vLLM samples with the weights of SFT"
+    figures = json.loads((tmp_path / "metrics.json").read_text())["stages"]["inference"]
+    assert set(figures["models"]) == {"base", "sft", "grpo"} and figures["questions"] == 2
+    for stage in ("sft", "grpo"):
+        tokenizer = read_tokenizer(tmp_path / stage / "model")
+        assert tokenizer.apply_chat_template(PROMPT, add_generation_prompt=True, tokenize=False) == ASKED
