@@ -416,10 +416,10 @@ def test_the_nemotron_reader_takes_the_last_filled_box_then_a_phrase_a_number_a_
     "change, told",
     [
         (("scoring: tolerance", "scorring: tolerance"), "scorring: unknown key, did you mean scoring?"),
-        (("relative", "relativ"), "answer.relativ: unknown key, did you mean relative?"),
+        (("relative", "relatve"), "answer.relatve: unknown key, did you mean relative?"),
         (("problem: question", "problm: question"), "inputs.problm: unknown key, did you mean problem?"),
         (("kind: csv", "kind: cvs"), "artefact.kind: should be 'server', .* or 'adapter', not 'cvs'"),
-        (("kind: number", "kind: nummber"), "answer.kind: .* not 'nummber'; did you mean number"),
+        (("kind: number", "kind: numbxer"), "answer.kind: .* not 'numbxer'; did you mean number"),
         (("kind: number, ", ""), "answer.kind: should be one of"),
         (("slug: how-far-is-it\n", ""), "slug: missing"),
         (("slug: how-far-is-it", "slug: How Far"), "slug: String should match pattern"),
@@ -456,7 +456,7 @@ def test_a_bad_file_is_told_in_one_line_which_key_is_wrong(tmp_path, change, tol
 )
 def test_a_bad_file_ends_a_command_with_exit_code_2(tmp_path, command):
     path = tmp_path / "mine.yaml"
-    path.write_text(FLOATS.replace("relative", "relativ"))
+    path.write_text(FLOATS.replace("relative", "relatve"))
     done = here(*command, str(path))
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "did you mean relative" in done.stderr
     done = here(*command, "aimo9")
@@ -502,7 +502,7 @@ def test_a_file_that_the_host_would_refuse_is_not_scored(tmp_path, text, told):
     rules, test, *_ = laid_out(tmp_path, "floats")
     (tmp_path / "s.csv").write_text(text)
     with pytest.raises(AimoError, match=told):
-        competitions.score_file(read_competition(rules), tmp_path / "s.csv", test)
+        submission.score_file(read_competition(rules), tmp_path / "s.csv", test)
 
 
 def test_a_kernel_with_a_competition_of_its_own_is_checked_by_its_rules(tmp_path):

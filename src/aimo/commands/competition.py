@@ -45,6 +45,6 @@ def score(
     answers: Annotated[Path, arg("A file with the right answers, in a column `answer`.")],
 ) -> None:
     """Score a file of answers by the competition's metric."""
-    print(
-        f"score: {competitions.score_file(competitions.find_competition(competition), submission, answers)}"
-    )
+    from aimo.evaluation.submission import score_file  # draws, which `aimo --help` does not wait for
+
+    print(f"score: {score_file(competitions.find_competition(competition), submission, answers)}")

@@ -7,6 +7,7 @@ its points: evaluation.html, evaluation.json, and a journal of each pass, which 
 
 import json
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,10 +17,10 @@ import polars as pl
 
 from aimo.config import locate
 from aimo.data import builtin
-from aimo.inference import answers, competitions, gateway, local, startup
+from aimo.inference import answers, competitions, files, gateway, local, startup
 from aimo.inference.competitions import Competition
 from aimo.inference.engine import Engine, Supervisor
-from aimo.inference.errors import AimoError
+from aimo.inference.errors import AimoError, listed
 from aimo.inference.journal import Journal
 from aimo.inference.model_folder import check_model_folder, identity
 from aimo.inference.settings import Texts, check_parameters, resolve_settings
@@ -219,3 +220,37 @@ def count_right(solutions: list[dict[str, Any]]) -> dict[str, int]:
         "correct": sum(s["answer"] == s["gold"] for s in known),
         "fallbacks": sum(not s["votes"] for s in solutions),
     }
+
+
+def score_file(rules: Competition, submission: Path, known: Path) -> str:
+    """Return the score of a file of answers in words, as the host would count it.
+
+    `known` has the right answers in a column `answer` or the artefact's. AimoError for a file that the host
+    would refuse: other columns or ids, or an answer of another kind.
+    """
+    artefact, columns = rules.artefact, (rules.artefact.id, rules.artefact.answer)
+    given = files.read_texts(submission, "submission ")
+    if given.columns != list(columns):
+        there = listed(given.columns)
+        raise AimoError(f"submission {submission} has the columns {there}; it needs {', '.join(columns)}")
+    right = files.read_texts(known, "answers ")
+    id_ = next((name for name in (artefact.id, rules.inputs.id, "id") if name in right.columns), None)
+    answer = next((name for name in ("answer", artefact.answer) if name in right.columns), None)
+    if id_ is None or answer is None:
+        raise AimoError(f"answers {known}: it has {listed(right.columns)}; it needs {artefact.id} and answer")
+    table = right.select(pl.col(id_).alias("id"), pl.col(answer).alias("answer"))
+    golds, found = competitions.known_answers(table, rules), {}
+    if not golds:
+        raise AimoError(f"answers {known} has no rows; give the right answers")
+    counts = Counter(given[artefact.id].to_list())
+    wrong = [f"lacks {name}" for name in golds if name not in counts]
+    wrong += [f"has {name}, which is not asked" for name in counts if name not in golds]
+    wrong += [f"has {name} twice" for name, count in counts.items() if count > 1]
+    if wrong:
+        raise AimoError(f"submission {submission} {wrong[0]}; write a row for each question")
+    for name, text in given.select(columns).rows():
+        value = rules.answer.gold(text or "")
+        if value is None and rules.answer.fallback != "":
+            raise AimoError(f"submission {submission}: {name} has {text!r}, no {rules.answer.noun}")
+        found[name] = "" if value is None else value
+    return competitions.describe_score(rules, golds, [found])

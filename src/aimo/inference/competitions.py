@@ -10,7 +10,6 @@ scoring: accuracy
 
 import difflib
 import json
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field, fields
 from pathlib import Path
@@ -20,7 +19,6 @@ import polars as pl
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from aimo.inference import files
 from aimo.inference.answer_kinds import Choice, Integer, Kind, Nemotron, Number, Text
 from aimo.inference.errors import AimoError, explain, listed
 from aimo.inference.settings import Positive, Tag, strict
@@ -293,37 +291,3 @@ def describe_score(rules: Competition, golds: Golds, passes: Passes) -> str:
     if rules.scoring == "points":
         return f"{found:g} of {len(golds)}, in {len(passes)} passes"
     return f"{found:.4f}, the {rules.scoring} of {len(golds)} questions"
-
-
-def score_file(rules: Competition, submission: Path, known: Path) -> str:
-    """Return the score of a file of answers in words, as the host would count it.
-
-    `known` has the right answers in a column `answer` or the artefact's. AimoError for a file that the host
-    would refuse: other columns or ids, or an answer of another kind.
-    """
-    artefact, columns = rules.artefact, (rules.artefact.id, rules.artefact.answer)
-    given = files.read_texts(submission, "submission ")
-    if given.columns != list(columns):
-        there = listed(given.columns)
-        raise AimoError(f"submission {submission} has the columns {there}; it needs {', '.join(columns)}")
-    right = files.read_texts(known, "answers ")
-    id_ = next((name for name in (artefact.id, rules.inputs.id, "id") if name in right.columns), None)
-    answer = next((name for name in ("answer", artefact.answer) if name in right.columns), None)
-    if id_ is None or answer is None:
-        raise AimoError(f"answers {known}: it has {listed(right.columns)}; it needs {artefact.id} and answer")
-    table = right.select(pl.col(id_).alias("id"), pl.col(answer).alias("answer"))
-    golds, found = known_answers(table, rules), {}
-    if not golds:
-        raise AimoError(f"answers {known} has no rows; give the right answers")
-    counts = Counter(given[artefact.id].to_list())
-    wrong = [f"lacks {name}" for name in golds if name not in counts]
-    wrong += [f"has {name}, which is not asked" for name in counts if name not in golds]
-    wrong += [f"has {name} twice" for name, count in counts.items() if count > 1]
-    if wrong:
-        raise AimoError(f"submission {submission} {wrong[0]}; write a row for each question")
-    for name, text in given.select(columns).rows():
-        value = rules.answer.gold(text or "")
-        if value is None and rules.answer.fallback != "":
-            raise AimoError(f"submission {submission}: {name} has {text!r}, no {rules.answer.noun}")
-        found[name] = "" if value is None else value
-    return describe_score(rules, golds, [found])
