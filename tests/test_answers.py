@@ -18,6 +18,7 @@ from aimo.evaluation import scores
 from aimo.evaluation.benchmarks import Question
 from aimo.evaluation.completions import EvaluationHeader, Trace
 from aimo.inference import judge
+from aimo.inference.answer_kinds import Integer
 from aimo.inference.answers import extract, to_integer
 from aimo.inference.expressions import canonical
 from aimo.inference.judge import are_correct, is_correct, same
@@ -129,7 +130,7 @@ def test_reward_figure_and_vote_read_one_answer_alike(gold):
     found = scores.score(header, [Trace(str(i), 0, 0, text, 1, True, 0, 1) for i, text in enumerate(texts)])
     assert found.right[:, 0].tolist() == wanted
     ballots = [scores.ballot(str(gold), *pair)[1][0] for pair in zip(found.answers, found.right, strict=True)]
-    problem = AskedProblem(SimpleNamespace(settings=Settings()), "?", 0, -(10**18), 10**18)
+    problem = AskedProblem(SimpleNamespace(settings=Settings()), "?", 0, Integer(-(10**18), 10**18))
     assert [problem.read(text) for text in texts] == ballots == integers
 
 

@@ -14,7 +14,7 @@ import yaml
 from conftest import TINY
 
 from aimo import config
-from aimo.config.reading import Loader
+from aimo.inference.yaml_files import Loader
 from aimo.run import runs
 
 RECIPES = sorted(

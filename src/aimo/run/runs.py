@@ -176,12 +176,12 @@ def open_folder(folder: Path, profile: Profile, redo: str | None = None) -> None
             stages = reversed(profile.stages)  # the last one from which no other stage would change
             stage = next(name for name in stages if not config.lasting_changes(old, profile, name))
             points = [stage, *(f"{stage}/{path.name}" for path in newest_first(folder / stage)[:1])]
-            again = "do it again with " + " or ".join(f"--from {point}" for point in points)
+            again = " or ".join(f"--from {point}" for point in points)
             if by_hand():
-                again = f"set redo = True in notebooks/{STAGES[stage].notebook}.ipynb to do that stage again"
+                again = f"redo = True in notebooks/{STAGES[stage].notebook}.ipynb"
             raise AimoError(
                 f"run folder {folder} was made with another profile: {keys}; take another "
-                f"{option('run_dir')}, or {again}"
+                f"{option('run_dir')}, or do it again with {again}"
             )
         (folder / "notebooks").mkdir(parents=True, exist_ok=True)
         lock(folder)
