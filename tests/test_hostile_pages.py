@@ -17,6 +17,7 @@ from test_report import ANSWERED, EMPTY, make_run
 
 from aimo.evaluation import replay, submission
 from aimo.evaluation.scores import Interval
+from aimo.inference.competitions import COMPETITIONS
 from aimo.report import mathematics, page, pages, plots, tables
 
 SECRET = "the-canary-of-a-token-file"
@@ -178,7 +179,7 @@ def kaggle_page(folder, texts):
     solutions = [ANSWERED | dict.fromkeys(("id", "problem", "note", "gold", "stop"), text) for text in texts]
     views = [page.Section(plots.votes(solutions), texts[12]), page.Section(tables.answers(solutions))]
     rows = [{"file": text, "score": text} for text in texts]
-    submission.write_scores(folder, "aimo3", texts[11], rows, views)
+    submission.write_scores(folder, "aimo3", COMPETITIONS["aimo3"], texts[11], rows, views)
     return folder / "evaluation.html"
 
 

@@ -20,6 +20,7 @@ import polars as pl
 import typer
 from tokenizers import Regex
 
+from aimo.inference.answer_kinds import Integer
 from aimo.inference.engine import Engine
 from aimo.inference.sample import AskedProblem as Asked
 from aimo.inference.sample import RunningSample
@@ -141,7 +142,7 @@ def pass_at_1(
     """The share of SAMPLES samples of each problem that are right."""
     golds, streams = [], []
     for p in asked:
-        problem = Asked(sampler, p.problem, seed, 0, 99999)
+        problem = Asked(sampler, p.problem, seed, Integer(0, 99999))
         for index in range(SAMPLES):
             golds.append(int(p.outputs()[-1]))
             streams.append(RunningSample(problem, index, 0.0, with_tools))
