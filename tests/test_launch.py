@@ -354,7 +354,7 @@ def test_a_line_break_in_a_path_is_no_line_of_the_script(tmp_path, monkeypatch, 
         run_job(job(run_dir=str(tmp_path / "run")), slurm=True, dry_run=True)
 
 
-SRUN = r"""printf "%s\n" "$@" >> "$SHOWN"
+SRUN = r"""printf "%s\n" "$@" > "$SHOWN.$$"
 [[ $* == *" bash -c "* ]] && exec bash -c "${@: -1}"
 exit 0
 """
@@ -373,7 +373,7 @@ def test_a_path_reaches_every_command_as_it_is(tmp_path, capsys, name):
     path = programs(tmp_path / "bin", srun=SRUN, scontrol="echo 127.0.0.1\n", curl="")
     env = os.environ | {"PATH": path, "SLURM_JOB_ID": "7", "SHOWN": str(shown), "SLURM_JOB_NODELIST": "x"}
     subprocess.run(["bash"], input=f"{script}\nwait", text=True, env=env, cwd=tmp_path, check=True)
-    words = shown.read_text().split("\n")
+    words = "\n".join(path.read_text() for path in tmp_path.glob("shown.*")).split("\n")
     assert words[words.index("--run-dir") + 1] == str(folder)
     assert words[words.index("--host") + 1] == "127.0.0.1", "on the node that trains too, it is its own"
     assert words[words.index("--model") + 1] == str(folder / "sft" / "model")
