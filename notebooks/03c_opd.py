@@ -27,7 +27,7 @@ from aimo.run import runs
 
 run = runs.begin("opd", profile, run_dir, overrides, redo)
 rows = prepare.read_set(run.dir / "data", "grpo")
-probe = prepare.set_aside(run.dir / "data", "grpo")
+probe = prepare.read_set(run.dir / "data", "grpo_test")
 examples = prepare.read_set(run.dir / "data", "heldout")[:4]
 
 # %% [markdown]
