@@ -244,9 +244,14 @@ def points_of(rules: Competition, golds: Golds, passes: Passes) -> float:
     )
 
 
+def share_right(is_right: Callable[[Any, Any], bool], golds: Golds, passes: Passes) -> float:
+    """Return the share of questions whose answer is right beside the known one."""
+    return sum(is_right(gold, passes[0][name]) for name, gold in golds.items()) / len(golds)
+
+
 def accuracy(rules: Competition, golds: Golds, passes: Passes) -> float:
     """Return the share of questions whose answer equals the known one, as the kind of answer says."""
-    return sum(rules.answer.equal(gold, passes[0][name]) for name, gold in golds.items()) / len(golds)
+    return share_right(rules.answer.equal, golds, passes)
 
 
 def tolerance(rules: Competition, golds: Golds, passes: Passes) -> float:
@@ -255,11 +260,11 @@ def tolerance(rules: Competition, golds: Golds, passes: Passes) -> float:
     That is within `absolute`, or within `relative` times the known number, whichever allows more.
     """
     kind: Any = rules.answer
-    near = (
-        abs(passes[0][name] - gold) <= max(kind.absolute, kind.relative * abs(gold))
-        for name, gold in golds.items()
-    )
-    return sum(near) / len(golds)
+
+    def is_near(gold: float, answer: float) -> bool:
+        return bool(abs(answer - gold) <= max(kind.absolute, kind.relative * abs(gold)))
+
+    return share_right(is_near, golds, passes)
 
 
 def nemotron(rules: Competition, golds: Golds, passes: Passes) -> float:
@@ -269,7 +274,7 @@ def nemotron(rules: Competition, golds: Golds, passes: Passes) -> float:
     absolute 1e-5, else the same text in any case.
     """
     equal = Nemotron().equal
-    return sum(equal(str(gold), str(passes[0][name])) for name, gold in golds.items()) / len(golds)
+    return share_right(lambda gold, answer: equal(str(gold), str(answer)), golds, passes)
 
 
 METRICS: dict[str, Callable[[Competition, Golds, Passes], float]] = {
