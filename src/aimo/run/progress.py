@@ -79,13 +79,20 @@ class CellBar:
         self.done, now = done, time.monotonic()
         if now - self.drawn < BAR_S and done < total:
             return
-        self.drawn, left = now, ""
-        if done > self.first:
-            seconds = (now - self.began) / (done - self.first) * (total - done)
-            left = f", {seconds // 60:.0f} min {seconds % 60:.0f} s left"
-        bar = f"<progress max='{total}' value='{done}' style='width:40%;vertical-align:middle'></progress>"
-        told = html.escape(f"{self.label}: {done:,} of {total:,}{left}{'; ' * bool(note)}{note}")
-        self.handle.update(self.html(f"<div>{bar} {told}</div>" if done < total else ""))
+        self.drawn = now
+        shown = bar_of(f"{self.label}:", done, total, self.first, self.began, note) if done < total else ""
+        self.handle.update(self.html(shown))
+
+
+def bar_of(label: str, done: int, total: int, first: int, began: float, note: str = "") -> str:
+    """Return a bar as HTML, with the time left by the steps since `first`, done at `began` (monotonic)."""
+    left = ""
+    if done > first:
+        seconds = (time.monotonic() - began) / (done - first) * (total - done)
+        left = f", {seconds // 60:.0f} min {seconds % 60:.0f} s left"
+    bar = f"<progress max='{total}' value='{done}' style='width:40%;vertical-align:middle'></progress>"
+    told = html.escape(f"{label} {done:,} of {total:,}{left}{'; ' * bool(note)}{note}")
+    return f"<div>{bar} {told}</div>"
 
 
 class Display:

@@ -6,19 +6,16 @@ Unattended, under papermill, nothing is drawn: the cell's last line leaves one p
 import time
 from typing import Any
 
-from IPython.display import display
+from IPython.display import HTML, display
 from transformers import TrainerCallback
 
 from aimo.report import page, plots, tables
+from aimo.run.progress import bar_of
 from aimo.run.runs import Run
 from aimo.train import compat, tool_use
 
 LEAST_S = 2.0  # between two drawings
 SHARE = 0.05  # of the time may go into drawing
-BAR = (
-    "<div><progress max='{{ total }}' value='{{ step }}' style='width:40%;vertical-align:middle'></progress> "
-    "{{ stage }}: step {{ step }} of {{ total }}{{ left }}{{ speed }}{{ doing }}</div>"
-)
 
 
 class Live(TrainerCallback):
@@ -46,19 +43,16 @@ class Live(TrainerCallback):
         self.show_bar(state.global_step)
 
     def show_bar(self, step: int) -> None:
-        self.step, done, left = step, step - self.first, ""
-        if done:
-            seconds = (time.monotonic() - self.began) / done * (self.total - step)
-            left = f", {seconds // 60:.0f} min {seconds % 60:.0f} s left"
-        doing = f"; {self.phase}" if self.phase and step < self.total else ""
-        values = {"stage": self.run.stage, "step": step, "total": self.total, "left": left}
-        self.bar.update(page.render(BAR, **values, speed=self.speed, doing=doing))
+        self.step = step
+        note = "; ".join(filter(None, [self.speed, self.phase if step < self.total else ""]))
+        label = f"{self.run.stage}: step"
+        self.bar.update(HTML(bar_of(label, step, self.total, self.first, self.began, note)))
 
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Draw the log so far, at most every two seconds and a twentieth of the time."""
         now, record = time.monotonic(), state.log_history[-1]
         if speed := record.get("tokens_per_second"):
-            self.speed = f", {speed:,.0f} tokens/s"
+            self.speed = f"{speed:,.0f} tokens/s"
         if now - self.drawn < max(LEAST_S, self.cost / SHARE) or len(state.log_history) < 2:
             return
         shown = plots.training([r for r in state.log_history if "step" in r])
