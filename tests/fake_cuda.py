@@ -3,7 +3,6 @@
 The platform is a fake; the engine arguments are the package's, and all that is printed is vLLM's choice.
 """
 
-import contextlib
 import importlib.machinery
 import json
 import os
@@ -152,10 +151,6 @@ def main() -> None:
         profile, machine = pair.split("@")
         capability, name, memory = GPUS[machine]
         loaded = config.load(profile)
-        with contextlib.suppress(AttributeError):
-            import vllm.platforms
-
-            vllm.platforms.current_platform.has_device_capability.cache_clear()
         try:
             found[pair] = row(loaded, CONFIGS[loaded.model.base], fake)
         except Exception as e:
