@@ -19,16 +19,13 @@ One step of TRL's trainer, with our changes:
 Import this module after Unsloth, which replaces TRL's classes.
 """
 
-import functools
 import math
 import random
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import set_seed
 from datasets import Dataset
-from peft.tuners.lora import LoraLayer
 from torch.nn.functional import pad
 from transformers import TrainerCallback
 from trl.trainer.utils import nanstd
@@ -36,11 +33,11 @@ from trl.trainer.utils import nanstd
 from aimo import rewards
 from aimo.data.prepare import Rows
 from aimo.errors import AimoError
-from aimo.inference import vllm_process, voting
+from aimo.inference import voting
 from aimo.inference.storage import append_lines, read_lines, write_lines
 from aimo.run.runs import Run
 from aimo.train import arguments, compat, tool_use
-from aimo.train.trainers import Log, Shared, fit, make_trainer
+from aimo.train.trainers import Log, Shared, fit, make_sampling_trainer
 
 SAMPLES_KEPT = 4  # completions of a step, in samples.jsonl
 DIFFERENCE = "sampling/sampling_logp_difference/mean"
@@ -60,10 +57,7 @@ def train_grpo(model: Any, tokenizer: Any, rows: Rows, run: Run, probe: Rows | N
             "grpo.trl.cast_lm_head_to_fp32: TRL does not cast the head of a model with adapters and tied "
             "embeddings; leave it out, or set model.lora to null"
         )
-    samples_here = grpo.generation == "vllm"
-    if samples_here:
-        vllm_process.set_environment()
-    trainer = make_trainer(
+    trainer = make_sampling_trainer(
         GrpoTrainer,
         run,
         model=model,
@@ -76,13 +70,8 @@ def train_grpo(model: Any, tokenizer: Any, rows: Rows, run: Run, probe: Rows | N
         **{"processing_class": tokenizer} | tool_use.trainer_arguments(profile, model, tokenizer, args),
     )
     trainer.max_resample, trainer.degenerate = grpo.max_resample, grpo.degenerate
-    if samples_here:
-        set_seed(args.seed, device_specific=True)  # vLLM has set another in this process
     trainer.add_callback(Mismatch())
     trainer.add_callback(Samples(trainer, run.folder, grpo.sample_steps))
-    # On a GPU, vLLM and Unsloth make it unnecessary; a model that will be sharded is on the CPU until then.
-    if args.device.type == "cpu" and profile.model.lora:
-        merge_to_generate(model)
     return fit(trainer, run, probe)
 
 
@@ -227,31 +216,6 @@ class GrpoTrainer(Shared, compat.GrpoHook):
             None if entropies[0] is None else torch.cat(entropies)[back],
             None if aux_losses[0] is None else torch.stack(aux_losses).mean(),
         )
-
-
-def merge_to_generate(model: Any) -> None:
-    """Let a model generate with its adapters merged in, a third of the matrix products.
-
-    Afterwards the weights are bit for bit what they were.
-    """
-    generate = model.generate
-
-    @functools.wraps(generate)
-    def merged(*args: Any, **kwargs: Any) -> Any:
-        layers: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]
-        weights = [layer.get_base_layer().weight.data for layer in layers]
-        try:
-            with torch.no_grad():
-                for layer, weight in zip(layers, weights, strict=True):
-                    layer.get_base_layer().weight.data = weight.clone()
-                    layer.merge()
-            return generate(*args, **kwargs)
-        finally:
-            for layer, weight in zip(layers, weights, strict=True):
-                layer.get_base_layer().weight.data = weight
-                layer.merged_adapters.clear()
-
-    model.generate = merged
 
 
 class Samples(TrainerCallback):

@@ -22,19 +22,16 @@ from typing import Any
 
 import torch
 import trl
-from accelerate.utils import set_seed
 from datasets import Dataset
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from aimo.data.prepare import Rows
 from aimo.errors import AimoError
-from aimo.inference import vllm_process
 from aimo.inference.model_folder import check_model_folder
 from aimo.run import hub
 from aimo.run.runs import Run
 from aimo.train import arguments
-from aimo.train.grpo import merge_to_generate
-from aimo.train.trainers import Log, Shared, fit, make_trainer
+from aimo.train.trainers import Log, Shared, fit, make_sampling_trainer
 
 
 class OpdTrainer(Shared, trl.DistillationTrainer):
@@ -49,9 +46,7 @@ def train_opd(model: Any, tokenizer: Any, rows: Rows, run: Run, probe: Rows | No
     folder = Path(hub.local_folder(opd.teacher))
     check_model_folder(folder)
     check_teacher(folder, model, tokenizer)
-    if opd.generation == "vllm":
-        vllm_process.set_environment()
-    trainer = make_trainer(
+    trainer = make_sampling_trainer(
         OpdTrainer,
         run,
         model=model,
@@ -60,10 +55,6 @@ def train_opd(model: Any, tokenizer: Any, rows: Rows, run: Run, probe: Rows | No
         train_dataset=Dataset.from_list([{"prompt": row["prompt"]} for row in rows]),
         processing_class=tokenizer,
     )
-    if opd.generation == "vllm":
-        set_seed(args.seed, device_specific=True)  # vLLM has set another in this process
-    elif args.device.type == "cpu" and run.profile.model.lora:
-        merge_to_generate(model)
     return fit(trainer, run, probe)
 
 

@@ -6,6 +6,7 @@ Unsloth, which replaces TRL's classes.
 """
 
 import contextlib
+import functools
 import gc
 import math
 import os
@@ -16,11 +17,14 @@ from typing import Any
 import torch
 import trl
 from accelerate import PartialState
+from accelerate.utils import set_seed
+from peft.tuners.lora import LoraLayer
 from transformers import PrinterCallback, Trainer
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from aimo.data.prepare import Rows
 from aimo.errors import AimoError
+from aimo.inference import vllm_process
 from aimo.report import pages
 from aimo.run import machine, runs
 from aimo.run.runs import Run
@@ -134,6 +138,45 @@ def make_trainer(kind: Any, run: Run, **given: Any) -> Any:
     trainer.remove_callback(PrinterCallback)
     trainer.run = run
     return trainer
+
+
+def make_sampling_trainer(kind: Any, run: Run, **given: Any) -> Any:
+    """Return a trainer that samples completions: from vLLM in this process, a server, or the model itself."""
+    args, by_vllm = given["args"], getattr(run.profile, run.stage).generation == "vllm"
+    if by_vllm:
+        vllm_process.set_environment()
+    trainer = make_trainer(kind, run, **given)
+    if by_vllm:
+        set_seed(args.seed, device_specific=True)  # vLLM has set another in this process
+    # On a GPU, vLLM and Unsloth make it unnecessary; a model that will be sharded is on the CPU until then.
+    if args.device.type == "cpu" and run.profile.model.lora:
+        merge_to_generate(given["model"])
+    return trainer
+
+
+def merge_to_generate(model: Any) -> None:
+    """Let a model generate with its adapters merged in, a third of the matrix products.
+
+    Afterwards the weights are bit for bit what they were.
+    """
+    generate = model.generate
+
+    @functools.wraps(generate)
+    def merged(*args: Any, **kwargs: Any) -> Any:
+        layers: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]
+        weights = [layer.get_base_layer().weight.data for layer in layers]
+        try:
+            with torch.no_grad():
+                for layer, weight in zip(layers, weights, strict=True):
+                    layer.get_base_layer().weight.data = weight.clone()
+                    layer.merge()
+            return generate(*args, **kwargs)
+        finally:
+            for layer, weight in zip(layers, weights, strict=True):
+                layer.get_base_layer().weight.data = weight
+                layer.merged_adapters.clear()
+
+    model.generate = merged
 
 
 def fit(trainer: Any, run: Run, probe: Rows | None) -> Log:
