@@ -315,9 +315,10 @@ def test_advice_in_a_launched_process_keeps_its_command(monkeypatch, tmp_path):
 def test_a_model_that_waits_on_the_cpu_for_its_gpus_takes_no_shortcut_of_the_cpu(monkeypatch, tmp_path):
     import torch
 
-    from aimo.train import grpo
+    from aimo.train import grpo, trainers
 
-    monkeypatch.setattr(grpo, "make_trainer", lambda *_, **__: SimpleNamespace(add_callback=lambda _: None))
+    plain = SimpleNamespace(add_callback=lambda _: None)
+    monkeypatch.setattr(trainers, "make_trainer", lambda *_, **__: plain)
     monkeypatch.setattr(grpo, "fit", lambda *_: None)
     for device, merged in (("cpu", True), ("cuda", False)):
         args = SimpleNamespace(device=torch.device(device), cast_lm_head_to_fp32=False)
