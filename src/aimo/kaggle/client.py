@@ -7,7 +7,7 @@ a request in place of sending it in a dry run. What Kaggle took from here is rec
     {"did": "push", "kernel": "me/aimo-submission", "version": 5, "models": ["me/aimo/…/3"], …}
     {"did": "submit", "ref": 41, "competition": "…", "kernel": "me/aimo-submission", "version": 5, …}
 
-Written for kaggle 2.2.4 and kagglesdk 0.1.38, with these private names: `get_access_token_from_env`,
+Written for kaggle 2.2.5 and kagglesdk 0.1.38, with these private names: `get_access_token_from_env`,
 `KaggleHttpClient._init_session` and `_session`, `ResumableUploadContext._file_uploads`.
 """
 
