@@ -49,7 +49,7 @@ GREEK = SYMBOLS | {
     for _, case, _, name in [unicodedata.name(chr(code)).replace("FINAL ", "").split(" ")[:4]]
 }
 SIGNS = {r"\div": "/", r"\in": "=", r"\equiv": "≡", r"\approx": "≈", r"\gt": ">", r"\lt": "<"}
-SIGNS |= dict.fromkeys((r"\ge", r"\geq", r"\geqslant", ">="), "≥")
+SIGNS |= dict.fromkeys((r"\ne", r"\neq"), "≠") | dict.fromkeys((r"\ge", r"\geq", r"\geqslant", ">="), "≥")
 SIGNS |= {r"\langle": "(", r"\rangle": ")"} | dict.fromkeys((r"\le", r"\leq", r"\leqslant", "<="), "≤")
 ROOTS = {"√": r"\sqrt", "∛": r"\sqrt[3]", "∜": r"\sqrt[4]"}
 
@@ -74,6 +74,10 @@ NOTATION: Rewrites = [  # from what people type to LaTeX
     (rf"{TEXT}\{{\s*([ei])\s*\}}", r"\1"),
     (r"\\c?dots(?![a-z])|\\ldots(?![a-z])|\.{3,}", r"\\ldots "),
     (r"\\[dtc]frac(?![a-z])", r"\\frac"),
+    (r"\\[dt]?binom ?(?:(\d) ?(\d)|(?=\{))", lambda m: rf"\binom{{{m[1]}}}{{{m[2]}}}" if m[1] else r"\binom"),
+    (r"\{([^{}]*)\\choose(?![a-z])([^{}]*)\}", r"\\binom{\1}{\2}"),
+    (r"\\overline\{ ?([A-Z]{2}) ?\}", r"\1"),  # a segment, by its ends
+    (r"\\[lr][vV]ert(?![a-z])", "|"),
     (r"\{([^{}]*)\\over(?![a-z])([^{}]*)\}", r"\\frac{\1}{\2}"),
     (r"(?<![a-z\\])(ln|log|sin|cos|tan|cot|sec|csc)(?![a-z])", r"\\\1"),
     (rf"\\?(?<![a-z])sqrt\s*(?:\\left)?\({INNER}(?:\\right)?\)", r"\\sqrt{\1}"),
@@ -91,7 +95,7 @@ REWRITES: Rewrites = [  # from LaTeX to its canonical form
     (r"(?<=\d)(?<!\d{4})(?:\{,\}|,\\!)(?:\\[,!]|\s)*(?=\d{3}(?!\d))", ""),
     (r"\\!\s*|\\[,;: ]|~|\\(?:left|right|displaystyle|q?quad)(?![a-z])|\\?[$€£]|\\[()\[\]]", ""),
     (
-        r"\\(?:[lr]angle|div|in|equiv|approx|[gl](?:t|e|eq|eqslant))(?![a-z])|[<>]=",
+        r"\\(?:[lr]angle|div|in|equiv|approx|neq?|[gl](?:t|e|eq|eqslant))(?![a-z])|[<>]=",
         lambda m: SIGNS[m[0]],
     ),
     # A subscript is the same with and without braces. Of several digits without braces, LaTeX takes the
@@ -111,8 +115,11 @@ REWRITES: Rewrites = [  # from LaTeX to its canonical form
     (r"(?:\^ ?(?:\{\s*\\circ\s*\}|\\circ(?![a-z])|o\Z)|\\degrees?(?![a-z])) ?(?:[CF]\Z)?", ""),
     (r"\*\*", "^"),
     (r"\\(?:cdot|times|ast)(?![a-z])", "*"),
+    (r"\\varnothing(?![a-z])|\A\\\{\\\}\Z", r"\\emptyset"),
+    (rf"\A\s*(?:{TEXT}\{{\s*)?(?:[Tt]here (?:is|are) )?[Nn]o (?:real )?solutions?[\s.}}]*\Z", r"\\emptyset"),
     (r"\\pi(?![a-z])|(?<![A-Za-z\\])pi(?![A-Za-z])", "π"),
-    (r"\+?(?:\\infty(?![a-z])|infinity)", "ꝏ"),  # a letter to Python, so it can be part of an expression
+    # A letter to Python, so it can be part of an expression.
+    (r"\+?(?:\\infty(?![a-z])|(?<![A-Za-z\\])inf(?:inity)?(?![A-Za-z]))", "ꝏ"),
     (rf",?\s*(?:{TEXT}\{{\s*(?:and|or)\s*\}}|(?<![A-Za-z])(?:and|or)(?![A-Za-z]))\s*", ","),
     (r"\s+(?!\w)|(?<!\w)\s+|\.\s*\Z", ""),
 ]
@@ -199,7 +206,7 @@ UNIT = re.compile(
     r"|(?<=\d) ((?:(?:an?|per) )?(?:[A-Za-z][a-z]{3,}|[ckm]m|k?m/[hs]|kg|lbs?|ft|mph|min|sec|day"
     r"|cup|egg|men|USD|EUR)\b[A-Za-z .]*)(?:\^\{?[23]\}?)?\Z"
 )
-FUNCTION = r"(?:fact|binom|sqrt|root|log)(?=\()"
+FUNCTION = r"(?:fact|binom|sqrt|root|log|abs|floor|ceil|gcd|lcm)(?=\()"
 NOT_ARITHMETIC = re.compile(
     r"[^\w+\-*/()., ]|_|,\)|[A-Za-z]{4}|sin|cos|tan|cot|sec|csc|log|ln|exp|mod|[fghFGHPQ]\(|\w \d|[^\W\d]\d"
     r"|\d{4}-\d?\d-\d"  # a date
@@ -245,7 +252,7 @@ def number(text: str) -> Fraction | None:
     text = re.sub(r"(?<=\d) [mgshLNJWV]\Z", "", text)  # a unit, where "5x" would be a product
     modulus = MODULUS.search(text)
     stated = text[: modulus.start()] if modulus else text
-    if len(parts(stated)) != 1 or re.search("[<>≤≥]|\\\\neq", stated):
+    if len(parts(stated)) != 1 or re.search("[<>≤≥≠]", stated):
         return None
     sides = re.split("[=≡≈]", stated)
     found = [exact_value(side) for side in sides]
@@ -322,6 +329,9 @@ def python_of(text: str) -> str | None:
         text = re.sub(logarithm, lambda m: f"log({m[2] or m[3] or m[4]},{m[1]})", text)
         text = re.sub(r"\^\{([^{}]*)\}", r"**(\1)", text)
     text = text.replace("^", "**").replace("{", "(").replace("}", ")")
+    text = re.sub(r"\|([^|]+)\|", r"abs(\1)", text)
+    text = re.sub(r"\\l(floor|ceil) ?((?:(?!\\[lr](?:floor|ceil)).)+)\\r\1", r"\1(\2)", text)
+    text = re.sub(rf"(?:\\|{TEXT}\()(gcd|lcm)\)?(?=\()", r"\1", text)
     text = re.sub(r"(?<![\w.)])(\d+)!(?!!)", r"fact(\1)", text)
     # Decimals become exact fractions: a float would round a long one to an integer that it is not.
     text = re.sub(r"(\d*)\.(\d+)", lambda m: f"({m[1]}{m[2]}//1{'0' * len(m[2])})", text.removesuffix("."))
@@ -388,6 +398,18 @@ def natural(n: Number) -> int:
     return int(n)
 
 
+def rounded(how: Callable[[Fraction], int], n: Number) -> Fraction:
+    if not isinstance(n, Fraction):
+        raise ValueError("the two random values of a name say nothing about it rounded")
+    return Fraction(how(n))
+
+
+def common(how: Callable[..., int], *ns: Number) -> Fraction:
+    if not all(isinstance(n, Fraction) and n.denominator == 1 for n in ns):
+        raise ValueError("not integers")
+    return Fraction(how(*map(int, ns)))  # type: ignore[arg-type]
+
+
 OPERATORS: dict[type, Callable[..., Number]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
     ast.FloorDiv: operator.truediv, ast.MatMult: lambda a, b: complex(a * b), ast.Pow: power,
@@ -395,6 +417,11 @@ OPERATORS: dict[type, Callable[..., Number]] = {
 FUNCTIONS: dict[str, Callable[..., Number]] = {
     "fact": lambda n: Fraction(math.factorial(natural(n))),
     "binom": lambda n, k: Fraction(math.comb(natural(n), natural(k))),
+    "abs": lambda value: Fraction(abs(value)) if isinstance(value, Fraction) else complex(abs(value)),
+    "floor": partial(rounded, math.floor),
+    "ceil": partial(rounded, math.ceil),
+    "gcd": partial(common, math.gcd),
+    "lcm": partial(common, math.lcm),
     "log": lambda value, base: cmath.log(complex(value), complex(base)),
     "sqrt": root,
     "root": root,

@@ -216,6 +216,9 @@ def interval(text: str) -> str:
     """Return the interval or union that inequalities of one name state; other texts unchanged."""
     found = []
     for part in parts(text) or [""]:
+        if apart := re.fullmatch(r"[A-Za-z](?:_\{\w\})?≠([^<>≤≥≠]+)", part):
+            found += [f"(-ꝏ,{apart[1]})", f"({apart[1]},ꝏ)"]
+            continue
         left_to_right = re.fullmatch(r"([^<>≤≥]*[<>≤≥])?[^<>≤≥]+[<>≤≥][^<>≤≥]*", part)
         if left_to_right and not re.search("[<≤]", part):  # turn "x > 2" round
             part = "".join(reversed(re.split("([<>≤≥])", part.translate(FLIPPED))))
@@ -233,6 +236,9 @@ def same_expression(answer: str, gold: str) -> bool | None:
         numbers_alone = same(answer.rstrip("\\%"), gold.rstrip("\\%"))
         if numbers_alone or answer[-1] == gold[-1]:
             return numbers_alone
+        one, other = (exact_value(text.rstrip("\\%")) for text in (answer, gold))
+        if one is not None and other is not None:  # 50% and 0.5
+            return one == other * 100 if answer.endswith("%") else one * 100 == other
     x, y = values(answer), values(gold)
     if x and y:
         verdicts = {close(a, b, "." in answer + gold) for a, b in zip(x, y, strict=True)}
