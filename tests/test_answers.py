@@ -62,7 +62,10 @@ FOUND = [
     ("The answer is 42. I am sure that this answer is correct.", "42"),
     ("The answer is 3:30 p.m. at last.", "3:30 p.m. at last"),
     ("The answer is $f(x) = x$, where x is real.", "$f(x) = x$"), ("Answer: 42 (mod 100)", "42 (mod 100)"),
-    ("Answer: 12\n\n#### Verification\nIt is right.", "12"),
+    ("Answer: 12\n\n#### Verification\nIt is right.", "12"), ("Give your answer to the nearest ten.", None),
+    ("ANSWER IS 42", "42"), ("The final result is 42.", "42"), ("La respuesta final es 42.", "42"),
+    ("Die Antwort lautet 42.", "42"), ("Risposta: 42", "42"), ("الجواب: 42", "42"), ("Đáp án: 42", "42"),
+    ("So \x08oxed{\x0crac{84}{2}}", r"\frac{84}{2}"), ("so boxed{42}", "42"), ("unboxed{41}, #### 42", "42"),
 ]  # fmt: skip
 
 
@@ -81,6 +84,8 @@ INTEGERS = {  # what an answer reads as
     r"\textcolor{red}{42}": 42, r"\sqrt(16)": 4, r"\sqrt{2}\sqrt{8}": 4, r"\log_2 8": 3, r"1{,}024": 1024,
     r"\lfloor 2.5\rfloor": 2, r"\left\lceil\frac{5}{2}\right\rceil": 3, r"\left|-3\right|": 3,
     r"\gcd(12, 18)": 6, r"\text{lcm}(4,6)": 12, r"\binom52": 10, r"\dbinom{5}{2}": 10, r"{5 \choose 2}": 10,
+    r"\underline{42}": 42, r"\bf 42": 42, '"42"': 42, r"\#42": 42, r"42_{10}": 42, r"42\text{,}000": 42000,
+    r"\text{The number is }42": 42, "٤٢": 42, "४२": 42, "\x0crac{84}{2}": 42, "6\times 7": 42,
     r"\frac{84}{2} = 42": 42, "42": 42, " $1{,}024$ ": 1024, "12,345": 12345, "1,234,567": 1234567,
     "42.0": 42, "12345678901234567.0": 12345678901234567, "0.5*4": 2, ".5*4": 2, "-7": -7, "\u22123": -3,
     "x = 5": 5, "x_{1} = 12": 12, "007": 7, "2^{10}": 1024, "2^10": 1024, "10^{3}-1": 999, "-2^2": -4,

@@ -13,20 +13,47 @@ DEFAULT_TAGS = Tags()
 PUBLIC_THINK_ENDS = tuple(tags.think_end for tags in PUBLIC)  # data has them, whatever the profile's tags
 BRACE, DIGITS = re.compile(r"[{}]"), re.compile(r"-?\d+")
 LONGEST = 5000  # characters of a box
-BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?![A-Za-z])\s*")
+BOX = re.compile(r"(?:\\(?:boxed|fbox|framebox)|(?<![\w\\])boxed(?=\{))(?![A-Za-z])\s*")
 EMPTY = re.compile(
     r"(?:\\(?:[lc]?dots|text\w*|math\w+|q?quad|square|Box|phantom)(?![a-z])|\\[ ,;:!]|[\s{}.$?_~…])*"
 )
 BETWEEN = re.compile(  # boxes of one list: "x = \boxed{3}, \boxed{5} and y = \boxed{7}"
     r"(?:\s(?!\s*\n)|[$,;&]|\\[()\[\],;: ]|\\q?quad|\\text\{\s*(?:and|or)\s*\}|and|or|[a-zA-Z](?:_\w)? ?=)*"
 )
-ASCII_WORDS = ("nswer", "A:", "####", "NSWER", "Respuesta", "Antwort")
-WORDS = (*ASCII_WORDS, "答", "Réponse", "Ответ", "답")
+ASCII_WORDS = (
+    "nswer",
+    "A:",
+    "####",
+    "NSWER",
+    "inal result",
+    "espuesta",
+    "esposta",
+    "isposta",
+    "Antwo",
+    "Cevap",
+)
+ASCII_WORDS += ("Jawaban",)
+WORDS = (
+    *ASCII_WORDS,
+    "答",
+    "éponse",
+    "Ответ",
+    "답",
+    "Odpowiedź",
+    "Đáp án",
+    "الجواب",
+    "الإجابة",
+    "उत्तर",
+    "คำตอบ",
+)
 PHRASE = re.compile(
     r"####(?=[ \t]*[^A-Za-z\s#]|[ \t]*[\w.-]+\s*\Z)|^A:"
-    r"|(?:\b(?:[Aa]nswers?|ANSWERS?)\b|答案|答え|^答|Respuesta|Réponse|Antwort|Ответ|정답|^답)"
+    r"|(?:\b(?:[Aa]nswers?|ANSWERS?|[Ff]inal result)\b|答案|答え|^答|Ответ|정답|^답|الجواب|الإجابة|उत्तर|คำตอบ"
+    r"|[Rr](?:espuesta|éponse|esposta|isposta)(?: finale?| correcta?)?|Antwoo?r[td]|Cevap|Odpowiedź|Jawaban"
+    r"|Đáp án)"
     r"(?:[ \t]+(?:to|of|for)\b[^.\n]{0,80}?)?[*_}$ \t]*"
-    r"(?:(?:is|are|was|(?:will|must|should|would) be|equals)\b[ \t]*:?|[:：=→]|[是为為は]\s*[:：]?"
+    r"(?:(?<![A-Za-z])(?:is|IS|are|was|es|est|[éè]|ist|lautet|(?:will|must|should|would) be|equals)\b[ \t]*:?"
+    r"|[:：=→]|[是为為は]\s*[:：]?"
     r"|[*_ \t]*$)",
     re.MULTILINE,
 )
@@ -57,6 +84,8 @@ def extract(completion: str, tags: Tags = DEFAULT_TAGS) -> str | None:
     without a clause that explains it. Boxes in one list are one answer, `3, 5, 7`. Text after the thought
     takes precedence over text inside it.
     """
+    if "\x08" in completion or "\x0c" in completion:
+        completion = expressions.restore_backslashes(completion)
     after = 0
     for end in (tags.think_end, *PUBLIC_THINK_ENDS):
         if end in completion:

@@ -38,7 +38,8 @@ PLAIN = re.compile(r"-?(?:[0-9]{1,18}|[0-9]{1,3}(?:,[0-9]{3}){1,5})(\.[0-9]{1,30
 SYMBOLS = str.maketrans({
     **dict.fromkeys("−‐‑‒–—―﹣", "-"), **dict.fromkeys("·⋅∙", r"\cdot "), **dict.fromkeys("÷⁄∕", "/"),
     **dict.fromkeys("≤⩽", r"\leq "), **dict.fromkeys("≥⩾", r"\geq "), **dict.fromkeys("°º", r"^\circ "),
-    **dict.fromkeys("′’", "'"), "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}",
+    **dict.fromkeys("′’‘", "'"), **dict.fromkeys("“”„", '"'),
+    "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}",
     "ℚ": r"\mathbb{Q}", "×": r"\times ", "≠": r"\neq ", "≈": r"\approx ", "≡": r"\equiv ",
     "∞": r"\infty ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "±": r"\pm ", "∅": r"\emptyset ",
     "…": r"\ldots ", "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⟨": "(", "⟩": ")",
@@ -63,6 +64,9 @@ def repeating(found: re.Match[str]) -> str:
     return rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
 
 
+EATEN = [(r"\x08(?=[a-z])", r"\\b"), (r"\x0c(?=[a-z])", r"\\f"), (r"\x0b(?=[a-z])", r"\\v")]
+# A tab and a return are also space between words.
+EATEN += [(r"\t(?=ext|imes|heta|au|frac|an\b)", r"\\t"), (r"\r(?=ight|angle|floor|ceil)", r"\\r")]
 Rewrites = list[tuple[str, str | Callable[[re.Match[str]], str]]]
 INNER = r"((?:[^()]|\([^()]*\))*?)"  # brackets that hold at most one more pair
 NOTATION: Rewrites = [  # from what people type to LaTeX
@@ -70,7 +74,14 @@ NOTATION: Rewrites = [  # from what people type to LaTeX
     (r"(?<=[\w)}])\s*\*\*\s*(\d+|[a-z]|\([^()]*\))", r"^{\1}"),
     (r"\*", r"\\cdot "),
     (r"\\(?:phantom|hspace|vspace|tag|label|(?:text)?color)\*?\{[^{}]*\}", ""),
-    (r"\\(?:boldsymbol|bm|mathbf|mathsf|mathit)\{([^{}]*)\}", r"\1"),
+    (r"\\(?:boldsymbol|bm|math(?:bf|sf|it|tt)|text(?:tt|sf|sc)|emph|underline)\{([^{}]*)\}", r"\1"),
+    (
+        r"\\(?:tt|bf|rm|it|sf|(?:script)?small|[lL]arge|LARGE|[hH]uge|(?:text|script)style|therefore|blacksquare|qed)"
+        r"(?![A-Za-z])|\\#",
+        "",
+    ),
+    (r"(?<=\d)\\text\{,\}(?=\d{3})", ","),
+    (r"\A\s*([\"'`])(.*)\1\s*\Z", r"\2"),
     (rf"{TEXT}\{{\s*([ei])\s*\}}", r"\1"),
     (r"\\c?dots(?![a-z])|\\ldots(?![a-z])|\.{3,}", r"\\ldots "),
     (r"\\[dtc]frac(?![a-z])", r"\\frac"),
@@ -108,6 +119,7 @@ REWRITES: Rewrites = [  # from LaTeX to its canonical form
         lambda m: f"{m[1]}_{{{base}}}" if (base := NUMBER_WORDS.get(m[2].lower())) else m[0],
     ),
     (r"_([A-Za-z]|\d(?!\d))", r"_{\1}"),
+    (r"(?<![A-Za-z\d])(\d+)_\{10\}", r"\1"),
     (  # commas between thousands go, commas in brackets stay
         r"(?:[(\[]|\\\{).*|(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])",
         lambda m: m[0].replace(",", "") if m[0][0].isdigit() else m[0],
@@ -131,12 +143,22 @@ TO_LATEX, TO_CANONICAL = (
 compatible = partial(unicodedata.normalize, "NFKC")
 
 
+def restore_backslashes(text: str) -> str:
+    r"""Return a text whose LaTeX JSON or Python has read (backspace for the `\b` of `\boxed`) as it was."""
+    for read, meant in EATEN:
+        text = re.sub(read, meant, text)
+    return text
+
+
 @lru_cache(maxsize=100_000)
 def to_latex(text: str) -> str:
     r"""Return an answer in ASCII LaTeX: `\frac{1}{2}` for `½`, `\frac{1}{3}` for `0.\overline{3}`."""
+    if not text.isprintable():
+        text = restore_backslashes(text)
     if not text.isascii():
         thousands = r"(?<=\d)[\u00a0\u2002-\u200a\u202f](?=\d{3}(?!\d))"
         text = re.sub(rf"{thousands}|[\u200b-\u200f\u2060\ufeff]", "", text)
+        text = re.sub(r"[^\W\D]", lambda m: str(int(m[0])), text)  # digits of any script
         text = re.sub(r"[⁰¹²³⁴-⁹⁺⁻ⁿ]+", lambda m: f"^{{{compatible(m[0])}}}", text)
         text = re.sub(r"[₀-₉]+", lambda m: f"_{{{compatible(m[0])}}}", text)
         vulgar = r"[\u00bc-\u00be\u2150-\u215e]"
@@ -246,7 +268,7 @@ def number(text: str) -> Fraction | None:
     if only := re.fullmatch(r"(.*=)?\\\{(.+)\\\}", text):
         text = only[2]  # a set of one
     text = re.sub(rf"\A{TEXT}\{{([^{{}}]*)\}}\Z", r"\1", text.rstrip(";"))
-    text = re.sub(rf"\A{TEXT}\{{[^{{}}]*(?:answer is|[:=]) ?\}}", "", text)
+    text = re.sub(rf"\A{TEXT}\{{[^{{}}]*(?:[Aa]nswer|\b(?:is|are)|[:=]) ?\}}", "", text)
     text = re.sub(rf",? ?{TEXT}\{{ ?(?:\(|,|(?:where|since|because|for|if|as)\b)[^{{}}]*\}}.*\Z", "", text)
     text = re.sub(rf"(?:\\?%|(?:{TEXT}\{{)? ?per ?cent(?:age)?\}}?)\Z", "", text)
     text = re.sub(r"(?<=\d) [mgshLNJWV]\Z", "", text)  # a unit, where "5x" would be a product
