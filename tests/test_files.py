@@ -1,5 +1,6 @@
 """Reading tables from the files that users bring."""
 
+import bz2
 import datetime
 import decimal
 import gzip
@@ -10,7 +11,10 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
+from aimo.config import Source
+from aimo.data import sources
 from aimo.errors import AimoError
+from aimo.evaluation.benchmarks import read_benchmark
 from aimo.inference import files
 from aimo.inference.local import read_questions
 
@@ -65,6 +69,7 @@ FORMS = {
     "no_name.jsonl": gzip.compress(lines(ROWS).encode()),
     "a.jsonl.zst": zstd(lines(ROWS).encode()),
     "a.csv.zst": zstd(CSV.encode()),
+    "a.csv.bz2": bz2.compress(CSV.encode()),
     "a.json.gz": gzip.compress(json.dumps(ROWS).encode()),
     "a.parquet.gz": gzip.compress(written(TABLE, "parquet")),
 }
@@ -117,6 +122,23 @@ def test_a_file_that_is_no_table_is_refused_by_name_in_one_line(tmp_path, name, 
     with pytest.raises(AimoError) as e:
         files.read_all(tmp_path / name, "file ")
     assert told in str(e.value) and str(tmp_path / name) in str(e.value) and "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    "name, content, told",
+    [
+        ("a.xlsx", b"PK\x03\x04", "an Excel sheet; unpack it, or save"),
+        ("a.pkl", b"\x80\x04.", "no table by its name"),
+    ],
+)
+def test_a_file_of_another_kind_is_named_wherever_it_is_given(tmp_path, name, content, told):
+    (tmp_path / name).write_bytes(content)
+    source = Source(str(tmp_path / name))
+    with pytest.raises(AimoError, match=f"{name} is .*{told}"):
+        sources.load_source(source, seed=0, where="data.grpo")
+    with pytest.raises(AimoError, match=name) as e:
+        read_benchmark(str(tmp_path / name))
+    assert "there is no benchmark" not in str(e.value)
 
 
 @pytest.mark.parametrize("rows", [200, files.CHUNK + 1])

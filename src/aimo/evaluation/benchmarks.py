@@ -83,7 +83,7 @@ def find_benchmark(name: str) -> Benchmark:
     """Return the benchmark of a name, or of a path to a file. AimoError when there is none."""
     if name in BENCHMARKS:
         return BENCHMARKS[name]
-    if files.kind_of(Path(name)) or Path(name).is_dir():
+    if files.kind_of(Path(name)) or Path(name).exists():
         return Benchmark(name, 4, subject="subject", level="level")
     close = difflib.get_close_matches(name, BENCHMARKS, n=1)
     hint = f"did you mean {close[0]}?" if close else f"take one of {', '.join(BENCHMARKS)}, or a file's path"

@@ -26,7 +26,7 @@ KINDS = {
     ".csv": ".csv", ".tsv": ".csv", ".json": ".json", ".jsonl": ".jsonl", ".ndjson": ".jsonl",
     ".parquet": ".parquet", ".arrow": ".arrow", ".feather": ".arrow", ".ipc": ".arrow",
 }  # fmt: skip
-PACKED = (".gz", ".zst")
+PACKED = (".gz", ".bz2", ".zst")
 PEEK = 1000  # rows that tell the columns
 CHUNK = 50_000  # rows that are Python objects at one time
 # Stems of .json files that describe a data set.
@@ -47,7 +47,6 @@ OTHERS = {
     b"\xd0\xcf\x11\xe0": "an Excel sheet; save it as CSV",
     b"7z\xbc\xaf": "a 7z archive; unpack it",
     b"\xfd7zxz": "an xz archive; unpack it",
-    b"bzh": "a bzip2 archive; unpack it",
     b"%pdf": "a PDF; save its rows as CSV",
 }
 WORDS = {pl.String: "text", pl.List(pl.String): "lists"}
@@ -87,9 +86,17 @@ def tables_of(paths: Iterable[Path]) -> list[Path]:
     return others or [path for path in found if not METADATA.fullmatch(stem_of(path))]
 
 
+def other_kind(head: bytes) -> str | None:
+    return next((what for sign, what in OTHERS.items() if head.lstrip().lower().startswith(sign)), None)
+
+
 def one_kind(where: str, path: Path, found: Collection[str | None]) -> AimoError:
     names = ", ".join(sorted(filter(None, found))) or "none"
     kinds = ", ".join(dict.fromkeys(KINDS.values()))
+    if path.is_file():
+        with path.open("rb") as file:
+            what = other_kind(file.read(64)) or f"no table by its name; save or rename it as one of {kinds}"
+        return AimoError(f"{where}{path} is {what}")
     return AimoError(f"{where}{path} must hold files of one kind ({kinds}); found {names}; name one file")
 
 
@@ -193,10 +200,11 @@ class TableFile:
         self.skipped += 1
 
     def open(self) -> IO[bytes]:
-        """Open the file, through gzip or zstd where it begins so."""
+        """Open the file, through gzip, bzip2 or zstd where it begins so."""
         with self.path.open("rb") as file:
             head = file.read(4)
-        packing = "gzip" if head[:2] == b"\x1f\x8b" else "zstd" if head == b"\x28\xb5\x2f\xfd" else None
+        signs = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\x28\xb5\x2f\xfd": "zstd"}
+        packing = next((name for sign, name in signs.items() if head.startswith(sign)), None)
         if packing is None:
             return self.path.open("rb")
         import pyarrow  # a tenth of a second, which few files need
@@ -213,8 +221,8 @@ class TableFile:
             if not head.decode(encoding, "replace").strip():
                 need = "a row for each problem, below the names of the columns"
                 raise AimoError(f"{named} is empty; it needs {need}")
-            if other := [what for sign, what in OTHERS.items() if head.lstrip().lower().startswith(sign)]:
-                raise AimoError(f"{named} is {other[0]}")
+            if other := other_kind(head):
+                raise AimoError(f"{named} is {other}")
             if head.startswith((b"PAR1", b"ARROW1", b"\xff\xff\xff\xff")):
                 return stacked(list(self.binary(head)))
             if kind in (".parquet", ".arrow"):
