@@ -63,24 +63,36 @@ def test_arguments_of_the_profile_go_over_the_folders_and_speculation_changes_no
     assert greedy(limited) == greedy(engine)
 
 
-def test_an_adapter_on_its_base_says_what_the_merged_model_says(tmp_path, engine):
+def test_an_adapter_on_its_base_computes_what_was_trained_and_what_the_merged_model_does(tmp_path, engine):
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
+
+    from aimo import config
+    from aimo.evaluation.served import EXACT, check_engine
+    from aimo.run.runs import Run
+    from aimo.train import served
 
     torch.manual_seed(0)
     model = get_peft_model(
         AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32),
         LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False),
     )
+    stage = Run(config.load("tiny", ["grpo=null"]), tmp_path, "sft", 0.0)
+    rows = [{"prompt": [{"role": "user", "content": question}]} for question in QUESTIONS]
+    served.remember(model, engine.tokenizer, stage, rows)
     model.save_pretrained(tmp_path / "adapter")
     model.merge_and_unload().save_pretrained(tmp_path / "merged")
     copy_tokenizer(tmp_path / "merged")
     with Engine(TINY, adapter=tmp_path / "adapter") as adapted:
         texts = greedy(adapted)
+        assert check_engine(adapted, stage.folder) < EXACT
     before = greedy(engine)
+    with pytest.raises(AimoError, match="in vLLM is not the model that was trained: its weights are not"):
+        check_engine(engine, stage.folder)
     engine.load_weights(tmp_path / "merged")
     merged = greedy(engine)
+    assert check_engine(engine, stage.folder) < EXACT
     engine.load_weights(TINY)
     assert before == greedy(engine) != texts == merged
 

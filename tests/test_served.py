@@ -5,20 +5,21 @@ from conftest import TINY
 
 from aimo import config
 from aimo.errors import AimoError
+from aimo.evaluation.served import compare
 from aimo.run import runs
 
 
-@pytest.fixture(scope="module")
-def stage(tmp_path_factory):
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def stage(request, tmp_path_factory):
     """A stage as training leaves it, its tokenizer, and a function that trains another adapter there."""
     import torch
 
     from aimo.train import models, served
 
-    profile = config.load("tiny", ["model.backend=transformers", "inference.max_tokens=8"])
-    run = runs.Run(profile, tmp_path_factory.mktemp("run"), "sft", 0.0)
-    model, tokenizer = models.load_model(TINY, profile), models.load_tokenizer(TINY, profile)
-    rows = [{"prompt": [{"role": "user", "content": f"What is {i} + 1?"}]} for i in range(4)]
+    settings = [f"model.dtype={request.param}", "model.backend=transformers", "inference.max_tokens=8"]
+    run = runs.Run(config.load("tiny", settings), tmp_path_factory.mktemp("run"), "sft", 0.0)
+    model, tokenizer = models.load_model(TINY, run.profile), models.load_tokenizer(TINY, run.profile)
+    rows = [{"prompt": [{"role": "user", "content": f"What is {i} + 1?"}]} for i in range(16)]
 
     def train(seed):
         torch.manual_seed(seed)
@@ -30,7 +31,9 @@ def stage(tmp_path_factory):
     train(0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(served, "TOKENS", 12)
+        before = {name: weight.clone() for name, weight in model.named_parameters()}
         served.remember(model, tokenizer, run, rows)
+        assert all(weight.equal(before[name]) for name, weight in model.named_parameters())
     return run, tokenizer, train
 
 
@@ -46,11 +49,19 @@ def other_dtype(folder, train):
     import torch
     from transformers import AutoModelForCausalLM
 
-    AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+    model.to(torch.bfloat16 if model.dtype == torch.float32 else torch.float16).save_pretrained(folder)
 
 
 def other_adapter(folder, train):
     train(1)
+
+
+def no_adapter(folder, train):
+    from transformers import AutoModelForCausalLM
+
+    saved = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+    AutoModelForCausalLM.from_pretrained(TINY, dtype=saved.dtype).save_pretrained(folder)
 
 
 @pytest.mark.parametrize(
@@ -58,8 +69,9 @@ def other_adapter(folder, train):
     [
         (None, None),
         (other_template, "chat template makes other tokens"),
-        (other_dtype, "its weights are bfloat16, and the stage computed in float32"),
+        (other_dtype, "its weights are b?float16, and the stage computed in b?float"),
         (other_adapter, "not those of the trained adapter"),
+        (no_adapter, "not those of the trained adapter"),
     ],
 )
 def test_what_is_served_is_what_was_trained_or_the_stage_stops_with_the_reason(stage, change, told):
@@ -79,6 +91,35 @@ def test_what_is_served_is_what_was_trained_or_the_stage_stops_with_the_reason(s
         served.check(run)
     assert "\n" not in str(e.value) and "training.served_bound" in str(e.value)
     train(0)
+
+
+@pytest.mark.parametrize(
+    "changed, noise, bound, told",
+    [  # nats that training changed, and that the server's rounding adds
+        (0.3, 0.02, None, None),
+        (0.3, 0.5, None, "differ by"),  # more than rounding explains
+        (0.3, 0.5, 2.0, None),  # and more than that is allowed
+        (0.0, 0.02, None, None),  # nothing was trained: nothing can be told apart
+        (-0.08, 0.02, None, "not those of the trained adapter"),  # within the bound, and without the adapter
+    ],
+)
+def test_what_counts_as_rounding_is_measured_and_a_small_adapter_is_told_from_none(
+    changed, noise, bound, told
+):
+    import random
+
+    draw, rounding = random.Random(0), 0.03
+    start = [draw.gauss(-1, 0.5) for _ in range(2000)]
+    trained = [value + draw.gauss(0, abs(changed)) for value in start]
+    merged = [value + draw.gauss(0, rounding) for value in trained]
+    served = [value + draw.gauss(0, noise) for value in (start if changed < 0 else merged)]
+    talk = {"ids": [1, 2], "log_probs": trained, "merged": merged, "start": start}
+    arguments = {"dtype": "bfloat16", "talks": [talk]}, [([1, 2], served)], "bfloat16", "sft: it", bound
+    if not told:
+        assert compare(*arguments) == pytest.approx(noise * 0.8, rel=0.1)
+        return
+    with pytest.raises(AimoError, match=told):
+        compare(*arguments)
 
 
 def test_without_held_out_problems_nothing_is_compared(tmp_path):

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from aimo.config import read_values, set_key
 from aimo.errors import AimoError
+from aimo.evaluation import served
 from aimo.inference.engine import Engine
 from aimo.inference.model_folder import check_model_folder
 from aimo.inference.settings import resolve_settings
@@ -45,12 +46,22 @@ Golds = Annotated[Path | None, opt("A CSV with id and answer, for files that do 
 def start(
     model: str | Path, layers: list[dict[str, Any]], seed: int, server: list[str] | None, adapter: str | None
 ) -> Any:
-    """Return the servers of a model, or else an engine, with layers over the folder's settings."""
+    """Return the servers of a model, or else an engine, with layers over the folder's settings.
+
+    AimoError when vLLM with a stage's adapter does not compute what the stage has trained.
+    """
     quiet()
     check_model_folder(model)
     settings = resolve_settings(model, *layers)
     if not server:
-        return Engine(model, settings, seed=seed, adapter=adapter)
+        engine = Engine(model, settings, seed=seed, adapter=adapter)
+        try:
+            if adapter:
+                served.check_engine(engine, Path(adapter).parent)
+        except AimoError:
+            engine.close()
+            raise
+        return engine
     from aimo.inference.server import Server  # loads openai
 
     return Server(server, model, settings)

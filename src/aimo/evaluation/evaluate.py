@@ -23,7 +23,7 @@ from rich.table import Table
 
 from aimo.config import RUNS
 from aimo.errors import AimoError
-from aimo.evaluation import benchmarks, completions, scores
+from aimo.evaluation import benchmarks, completions, scores, served
 from aimo.evaluation.scores import Scores
 from aimo.inference.engine import Engine
 from aimo.inference.model_folder import identity
@@ -293,6 +293,7 @@ def evaluate_models(engine: Engine, run: Run, rows: list[dict[str, Any]]) -> dic
     """Evaluate the base and each trained model on n held-out rows, one after the other in the same engine.
 
     Writes majority.json and samples.json for the report; without rows there is nothing to evaluate or write.
+    AimoError when vLLM does not compute what a stage has trained.
     """
     kept = {name: run.folder / f"{name}.json" for name in ("majority", "samples")}
     for path in kept.values():
@@ -306,6 +307,7 @@ def evaluate_models(engine: Engine, run: Run, rows: list[dict[str, Any]]) -> dic
     found: dict[str, Scores] = {}
     for i, (name, folder) in enumerate(models.items()):
         engine.load_weights(folder)
+        served.check_engine(engine, run.dir / name, profile.training.served_bound)
 
         def progress(done: int, total: int, note: str, before: int = i, model: str = name) -> None:
             run.progress(before * total + done, len(models) * total, f"{model} {note}")

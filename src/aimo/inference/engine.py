@@ -186,6 +186,16 @@ class Engine(FolderSampler):
         written.text = text
         return written
 
+    async def log_probs(self, prompt: list[int], completion: list[int]) -> list[float]:
+        """Return the log-probability (n,) of each token of a completion after its prompt."""
+        from vllm.sampling_params import SamplingParams
+
+        params = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
+        request, tokens = str(next(self.requests)), {"prompt_token_ids": prompt + completion}
+        async for output in self.llm.generate(tokens, params, request, lora_request=self.lora):
+            rows = output.prompt_logprobs[len(prompt) :]
+        return [row[token].logprob for row, token in zip(rows, completion, strict=True)]
+
 
 def sampling_parameters(
     settings: Settings, seed: int, room: int, streamed: bool = False, keep_special: bool = False

@@ -9,7 +9,7 @@ import importlib
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -278,6 +278,26 @@ def complete(model: Any, tokenizer: Any, rows: Rows, max_tokens: int, do_sample:
     if was_training and hasattr(model, "for_training"):  # Unsloth's generate turned checkpointing off
         model.for_training(use_gradient_checkpointing=checkpointing)
     return completions
+
+
+@contextlib.contextmanager
+def merged(model: Any) -> Iterator[None]:
+    """Let a model compute with its adapters merged in. Afterwards the weights are bit for bit what they were,
+    from a copy in the host's memory."""
+    from peft.tuners.lora import LoraLayer  # after Unsloth
+
+    layers: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    weights = [layer.get_base_layer().weight.data for layer in layers]
+    kept = [weight.to("cpu", copy=True) for weight in weights]
+    try:
+        with torch.no_grad():
+            for layer in layers:
+                layer.merge()
+        yield
+    finally:
+        for layer, weight, copy in zip(layers, weights, kept, strict=True):
+            layer.get_base_layer().weight.data = weight.copy_(copy)
+            layer.merged_adapters.clear()
 
 
 def check_adapter(adapter: Path, base: Path) -> None:

@@ -18,7 +18,6 @@ import torch
 import trl
 from accelerate import PartialState
 from accelerate.utils import set_seed
-from peft.tuners.lora import LoraLayer
 from transformers import PrinterCallback, Trainer
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
@@ -155,26 +154,13 @@ def make_sampling_trainer(kind: Any, run: Run, **given: Any) -> Any:
 
 
 def merge_to_generate(model: Any) -> None:
-    """Let a model generate with its adapters merged in, a third of the matrix products.
-
-    Afterwards the weights are bit for bit what they were.
-    """
+    """Let a model generate with its adapters merged in, a third of the matrix products."""
     generate = model.generate
 
     @functools.wraps(generate)
     def merged(*args: Any, **kwargs: Any) -> Any:
-        layers: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]
-        weights = [layer.get_base_layer().weight.data for layer in layers]
-        try:
-            with torch.no_grad():
-                for layer, weight in zip(layers, weights, strict=True):
-                    layer.get_base_layer().weight.data = weight.clone()
-                    layer.merge()
+        with models.merged(model):
             return generate(*args, **kwargs)
-        finally:
-            for layer, weight in zip(layers, weights, strict=True):
-                layer.get_base_layer().weight.data = weight
-                layer.merged_adapters.clear()
 
     model.generate = merged
 

@@ -1,0 +1,110 @@
+"""Whether what is served is what was trained: log-probabilities of the same tokens, side by side.
+
+A trained stage keeps in served.json what its model wrote to held-out problems (`train.served`), with the
+log-probabilities of each reply's n tokens three times: as trained (`log_probs`), with the adapter merged into
+the weights (`merged`), and without the adapter (`start`). Whoever serves the model reads the same tokens and
+compares: another chat template, number type or adapter shows at once.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from aimo.errors import AimoError
+from aimo.inference.engine import Engine
+from aimo.inference.storage import read_json
+
+Reading = tuple[list[int], Sequence[float]]
+"""Token ids of a prompt, and the log-probabilities (n,) of the tokens of its reply."""
+# Nats between two log-probabilities, on average, that are rounding. In 16 bits the trainer's own model moves
+# when its adapter is merged: another honest computation may move it `TIMES` as far.
+EXACT, ROUNDED, TIMES = 0.0005, 0.01, 3
+FOUR_BITS = 0.5  # the adapter was trained on rounded weights, and is merged into exact ones
+ASKED_FOR = {"dtype", "quantization", "kv_cache_dtype"}  # vLLM's arguments that change what it computes
+REMEDY = "run the stage again, or raise training.served_bound"
+
+
+def read_kept(stage: Path) -> dict[str, Any]:
+    """Return the served.json of a stage's folder; {} where it kept none."""
+    path = stage / "served.json"
+    kept = read_json(path, f"remove {path}, and run the stage again") if path.exists() else {}
+    return kept if kept.get("talks") else {}
+
+
+def compare(
+    kept: dict[str, Any],
+    found: Sequence[Reading],
+    served_in: str,
+    what: str,
+    bound: float | None = None,
+    remedy: str = REMEDY,
+) -> float:
+    """Return the mean difference of the log-probabilities that were `found` from those of training, in nats.
+
+    AimoError where it is above `bound` (None: what rounding explains), the number type is another, or the
+    served model is nearer to the one that training started from. It names `what` is served, and the cause.
+    """
+    talks, trained_in = kept["talks"], kept["dtype"]
+    if any(
+        talk["ids"] != ids or len(talk["log_probs"]) != len(values)
+        for talk, (ids, values) in zip(talks, found, strict=True)
+    ):
+        cause = "its tokenizer or chat template makes other tokens of the same conversation"
+        raise AimoError(f"{what} is not the model that was trained: {cause}; {remedy}")
+
+    def joined(key: str) -> list[float]:
+        return [value for talk in talks for value in talk.get(key) or talk["log_probs"]]
+
+    def apart(a: list[float], b: list[float], power: int = 1) -> float:
+        return fmean(abs(x - y) ** power for x, y in zip(a, b, strict=True))
+
+    served = [value for _, values in found for value in values]  # (tokens,)
+    trained, merged, start = map(joined, ("log_probs", "merged", "start"))
+    difference, rounding, learnt = apart(served, merged), apart(trained, merged), apart(trained, start)
+    allowed = bound
+    if allowed is None:
+        allowed = EXACT if trained_in == "float32" else max(ROUNDED, TIMES * rounding)
+        allowed = FOUR_BITS if kept.get("four_bits") else allowed
+    # An adapter that changed less than rounding does is not told from none.
+    told_apart = bound is None and learnt > rounding
+    lost = told_apart and apart(served, trained, power=2) > apart(served, start, power=2)
+    if served_in != trained_in:
+        cause = f"its weights are {served_in}, and the stage computed in {trained_in}"
+    elif difference > allowed or lost:
+        cause = "its weights are not those of the trained adapter and the model that it began with"
+    else:
+        return difference
+    raise AimoError(
+        f"{what} is not the model that was trained: {cause}; the log-probabilities of {len(served):,} tokens "
+        f"differ by {difference:.3g} on average, {allowed:.3g} is allowed, and training changed them by "
+        f"{learnt:.3g}; {remedy}"
+    )
+
+
+def check_engine(engine: Engine, stage: Path, bound: float | None = None) -> float | None:
+    """Return how far vLLM's log-probabilities are from those of the `stage` whose merged folder or adapter
+    the engine serves; None where the stage kept none, or vLLM was asked to compute other numbers.
+
+    AimoError as `compare`.
+    """
+    kept = read_kept(stage)
+    if not kept or ASKED_FOR & engine.settings.vllm.keys():
+        return None
+    tokenizer, talks = engine.tokenizer, kept["talks"]
+    asked = tokenizer.apply_chat_template(
+        [talk["prompt"] for talk in talks], add_generation_prompt=True, tokenize=False
+    )
+    texts = [*asked, *(talk["reply"] for talk in talks)]
+    ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    pairs = list(zip(ids[: len(talks)], ids[len(talks) :], strict=True))
+
+    async def read() -> list[Reading]:
+        values = await asyncio.gather(*(engine.log_probs(*pair) for pair in pairs))
+        return [(prompt, found) for (prompt, _), found in zip(pairs, values, strict=True)]
+
+    served_in = str(engine.llm.vllm_config.model_config.dtype).removeprefix("torch.")
+    remedy = "serve it on the model that its stage began with" if engine.adapter else REMEDY
+    what = f"{stage.name}: {engine.adapter or engine.model} in vLLM"
+    return compare(kept, engine.run(read()), served_in, what, bound, remedy)
