@@ -20,7 +20,7 @@ EMPTY = re.compile(
 BETWEEN = re.compile(  # boxes of one list: "x = \boxed{3}, \boxed{5} and y = \boxed{7}"
     r"(?:\s(?!\s*\n)|[$,;&]|\\[()\[\],;: ]|\\q?quad|\\text\{\s*(?:and|or)\s*\}|and|or|[a-zA-Z](?:_\w)? ?=)*"
 )
-ASCII_WORDS = (
+ASCII_WORDS: tuple[str, ...] = (
     "nswer",
     "A:",
     "####",
@@ -29,10 +29,8 @@ ASCII_WORDS = (
     "espuesta",
     "esposta",
     "isposta",
-    "Antwo",
-    "Cevap",
 )
-ASCII_WORDS += ("Jawaban",)
+ASCII_WORDS += ("Antwo", "Cevap", "Jawaban")
 WORDS = (
     *ASCII_WORDS,
     "答",
