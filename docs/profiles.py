@@ -76,7 +76,7 @@ class Table(NamedTuple):
 TRAINS = "Of every stage that trains. Where the table of a stage has a key too, its default holds there."
 ENTRIES = "Of the sets, of `distil`, and of each entry of `mixture` and of `data.decontaminate`."
 TABLES = [
-    Table("## profile", config.Profile, "", "The first level: two keys, and the sections."),
+    Table("## profile", config.Profile, "", "The first level: three keys, and the sections."),
     Table("## model", config.Model, "model."),
     Table("### lora", config.Lora, "model.lora."),
     Table("## prompt", config.Prompt, "prompt.", "Besides the four keys of [tags](#tags)."),

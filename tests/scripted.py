@@ -62,6 +62,9 @@ class Scripted:
                 return Completion(whole[:end], ids[:end], False)
         return Completion(whole, ids, finished and whole == text)
 
+    def encode(self, problem: str) -> list[int]:
+        return self.tokenizer.encode(problem)
+
     def run(self, coroutine, timeout=None):
         return self.loop.run(coroutine, timeout)
 

@@ -5,19 +5,25 @@ import random
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
 import polars as pl
 import pytest
+import yaml
 from commands import fences
 from conftest import ROOT, TINY, here
 from scripted import Scripted
 
+from aimo import config
+from aimo.data import prepare
 from aimo.errors import AimoError
-from aimo.evaluation import replay, submission, traces
+from aimo.evaluation import evaluate, replay, scores, submission, traces
+from aimo.evaluation.benchmarks import Question
+from aimo.evaluation.completions import EvaluationHeader, Trace
 from aimo.inference import competitions, gateway
-from aimo.inference.answer_kinds import Choice, Integer, Nemotron, Number, Text
+from aimo.inference.answer_kinds import Choice, Integer, Latex, Nemotron, Number, Text
 from aimo.inference.competitions import COMPETITIONS, METRICS, find_competition, read_competition
 from aimo.inference.journal import Journal
 from aimo.inference.local import answer_file, journal_beside, read_questions
@@ -26,6 +32,8 @@ from aimo.inference.voting import EXACT
 from aimo.kaggle import kernels
 from aimo.kaggle.check import check_kernel
 from aimo.report import plots, tables
+from aimo.rewards import get_reward_funcs
+from aimo.run import runs
 
 FLOATS = """
 slug: how-far-is-it
@@ -145,7 +153,94 @@ def test_a_competition_of_ten_lines_goes_from_questions_to_a_file_that_its_metri
     assert shares == {"7": True, "8": True, "9": False}
 
 
+@pytest.mark.parametrize(
+    "name, extra, dropped",
+    [
+        ("floats", "10,how heavy?,a lot\n", "answer is no number"),
+        ("letters", "10,where?,p,q,r,s,E\n", "answer is no letter of ABCD"),
+        ("texts", "10,tree?,\n", "no answer"),
+    ],
+)
+def test_a_profile_s_competition_decides_which_rows_stay_what_is_right_and_what_is_written(
+    tmp_path, name, extra, dropped
+):
+    """Notebooks 01 and 04, with scripted samples in place of the model."""
+    rules, test, sampler, expected = laid_out(tmp_path, name)
+    (tmp_path / "train.csv").write_text(THREE[name][1].replace("?", "??") + extra)
+    (tmp_path / "p.yaml").write_text(
+        f"model: {{base: {TINY}}}\ncompetition: {rules.name}\nsft: null\n"
+        f"data: {{grpo: {{source: {tmp_path / 'train.csv'}}}, heldout: {{source: {test}}}}}\n"
+        f"inference: {{test: {test}, samples: 4}}\n"
+    )
+    profile = config.load(tmp_path / "p.yaml")
+    sets = prepare.clean_sets(prepare.load_sets(profile), profile, None)
+    assert sets.dropped["grpo"] == {dropped: 1} and not sets.dropped["heldout"]
+    ready = prepare.format_sets(sets, profile)
+    golds = pl.read_csv(test, infer_schema=False)["answer"].to_list()
+    assert ready["grpo"]["answer"].to_list() == ready["heldout"]["answer"].to_list() == golds
+    asked = ready["grpo"]["prompt"][0][-1]["content"]
+    assert asked.endswith("\n\nA. 1\nB. 2\nC. 3\nD. 4") if name == "letters" else asked.endswith("??")
+    # What GRPO rewards and what is measured is right by the competition's equality.
+    boxes = [f"\\boxed{{{said}}}" for said in expected]
+    (reward,) = get_reward_funcs({"accuracy": 1.0}, profile.prompt, profile.answer_kind)
+    assert reward(completions=boxes, answer=golds) == [1.0, 1.0, 0.0]
+    rows = ready["heldout"].to_dicts()
+    measured = scores.sample_rows(sampler, rows, profile.prompt, 4, 0, rules=profile.rules)
+    shares = {"floats": [3, 3, 1], "letters": [3, 2, 1], "texts": [2, 3, 1]}[name]
+    assert measured.right.sum(axis=1).tolist() == shares and measured.votes().tolist() == [1, 1, 0]
+    run = runs.Run(profile, tmp_path / "run", "inference", 0.0)
+    run.dir.mkdir()
+    records = submission.answer_test_file(script(THREE[name][2]), run)
+    assert submission.count_right(records)["correct"] == 2
+    assert runs.answers_of(run.dir) == run.dir / "submission.csv"
+    assert all(
+        map(is_near, pl.read_csv(run.dir / "submission.csv", infer_schema=False)["prediction"], expected)
+    )
+    assert (
+        config.load(tmp_path / "p.yaml").rules
+        == config.parse(yaml.safe_load(config.dump(profile)), "again").rules
+    ), "a run's folder keeps the rules, not the path"
+
+
+@pytest.mark.parametrize("name", THREE)
+def test_evaluate_asks_a_competition_s_file_and_judges_by_its_equality(tmp_path, name):
+    rules, test, sampler, _ = laid_out(tmp_path, name)
+    layers = [{"samples": 4, "user": "{problem} {rules}"}]
+    wanted = evaluate.Wanted(TINY, "m", [str(test)], layers, competition=str(rules))
+    sampler.settings = wanted.settings(str(test))
+    found = evaluate.evaluate_model(wanted, lambda settings: sampler, tmp_path / "run")["test"]
+    assert found.votes().tolist() == [1, 1, 0] and found.header.kind == read_competition(rules).answer
+    assert read_competition(rules).rules in sampler.prompts[0]
+    again = evaluate.read_evaluation(tmp_path / "run")[1]["test"]
+    assert again.right.tolist() == found.right.tolist() and again.ballots == found.ballots
+    with pytest.raises(AimoError, match=r"answer was .* and is now None"):
+        evaluate.evaluate_model(replace(wanted, competition=None), lambda _: sampler, tmp_path / "run")
+
+
+def test_what_states_the_right_answer_and_is_not_read_is_counted_and_shown(tmp_path, capsys):
+    asked = [Question(letter, "?", "42") for letter in "abcdef"]
+    texts = [
+        "We see 42 at once.",
+        "\\boxed{Tom has 42 of them}",
+        "\\boxed{41}, not 42",
+        "It is 42.5",
+        "\\boxed{42}",
+    ]
+    texts += ["It is 42.\n\nNo idea."]
+    header = EvaluationHeader("m", "w", "x", 0, {}, 1024, asked)
+    traces = [Trace(q.id, 0, 0, text, 1, True, 0.0, 1.0) for q, text in zip(asked, texts, strict=True)]
+    found = scores.score(header, traces)
+    assert found.unread[:, 0].tolist() == [True, True, False, False, False, False]
+    assert scores.figures_of(found)["unread"] == pytest.approx(2 / 6)
+    assert not scores.score(header, [replace(one, finished=False) for one in traces]).unread[0, 0]
+    evaluate.write_results(evaluate.Wanted(TINY, "m", [], []), {"x": found}, {}, tmp_path, False)
+    assert "right answers that were not read" in (tmp_path / "evaluation.html").read_text()
+    evaluate.show_scores({"x": found})
+    assert "x: 2 wrong completions state the right answer" in capsys.readouterr().out
+
+
 KERNEL = """
+import os
 import sys
 sys.path.insert(0, "src")
 sys.path.append(sys.argv[1])
@@ -154,7 +249,9 @@ from scripted import Scripted
 from aimo.inference import gateway, competitions
 assert competitions.__file__.startswith(sys.argv[2]), competitions.__file__
 said = json.loads(sys.argv[6])
-def write(_, prompt):
+def write(number, prompt):
+    if number == int(sys.argv[7]):
+        os.kill(os.getpid(), 9)
     key = next(key for key in said if key in prompt)
     if prompt.endswith("\\\\boxed{"):  # an answer that is forced
         return "}\\x03"
@@ -184,18 +281,20 @@ def test_the_kernel_ships_the_competition_and_answers_in_an_empty_folder_as_on_k
             file.write_text(text)
     shipped = {path.stem for path in (working / "src/aimo/inference/competitions").iterdir()}
     assert shipped == {*COMPETITIONS, name}
-    given = [
-        str(ROOT / "tests"),
-        str(working),
-        name,
-        str(TINY),
-        str(inputs / "test.csv"),
-        json.dumps(THREE[name][2]),
-    ]
-    done = subprocess.run([sys.executable, "-c", KERNEL, *given], cwd=working, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    table = pl.read_csv(working / "submission.csv", infer_schema=False)
-    assert table.columns == ["row_id", "prediction"] and all(map(is_near, table["prediction"], expected))
+    places = str(ROOT / "tests"), str(working), name, str(TINY), str(inputs / "test.csv")
+    given = [sys.executable, "-c", KERNEL, *places, json.dumps(THREE[name][2])]
+
+    def answered(kill_at):
+        done = subprocess.run([*given, str(kill_at)], cwd=working, capture_output=True, text=True)
+        table = pl.read_csv(working / "submission.csv", infer_schema=False)
+        assert table.columns == ["row_id", "prediction"] and len(table) == 3, "it is whole at any time"
+        return done, [is_near(*pair) for pair in zip(table["prediction"], expected, strict=True)]
+
+    killed, right = answered(kill_at=7)
+    assert killed.returncode == -9 and 0 < sum(right) < 3, (killed.stderr[-2000:], right)
+    done, right = answered(kill_at=-1)
+    assert done.returncode == 0 and all(right), done.stderr[-2000:]
+    assert "from the journal" in done.stdout
     assert f"score: 0.6667, the {read_competition(rules).scoring} of 3 questions" in done.stdout
 
 
@@ -269,6 +368,8 @@ def test_files_of_the_kernel_evaluate_have_the_layout_and_answers_of_its_competi
         (Number(), ["1", "1.0", "1e0", "1.0001"], {1.0: 3, 1.0001: 1}),
         (Choice("ABCD"), ["A", "\\text{A}", "(A)", "E"], {"A": 3}),
         (Choice("ABCD", several=True), ["A, C", "CA", "C and A", "B"], {"AC": 3, "B": 1}),
+        (Latex(), ["x", r"\frac{1}{2}", "0.5", r"\dfrac12"], {r"\frac{1}{2}": 3, "x": 1}),
+        (Latex(), ["x^2", "(x+1)^2", "x^2+2x+1", "1+x(x+2)"], {"(x+1)^2": 3, "x^2": 1}),  # by algebra
         (Text(), ["a b", "a  b", "A b", "\\text{a b}"], {"a b": 3, "A b": 1}),
         (Text(case=False), ["a b", "a  b", "A B", "c"], {"a b": 3, "c": 1}),
         (Text(spaces=True), ["a b", "a  b", "a b", "ab"], {"a b": 2, "a  b": 1, "ab": 1}),
@@ -300,6 +401,7 @@ def test_what_a_program_printed_counts_for_an_equal_answer():
         (Choice("AB"), "C"),
         (Choice("AB"), "A, B"),
         (Choice("AB"), ""),
+        (Latex(), "$ $"),
         (Text(), "  "),
         (Text(), "x" * 501),
     ],
@@ -309,7 +411,8 @@ def test_what_is_none_of_the_kind_has_no_vote(kind, text):
 
 
 def test_journals_hold_each_kind_and_refuse_another(tmp_path):
-    for kind, value, other in (Number(0.1), 2.5, "B"), (Choice(), "B", 2.5), (Text(), "B", 1):
+    kinds = (Number(0.1), 2.5, "B"), (Choice(), "B", 2.5), (Text(), "B", 1), (Latex(), "x^2", 2)
+    for kind, value, other in kinds:
         path = tmp_path / f"{kind.kind}.jsonl"
         with_kind = {"competition": "own", "other": "--out", "kind": kind}
         journal = Journal(path, "m", **with_kind)
@@ -519,6 +622,14 @@ def test_a_kernel_with_a_competition_of_its_own_is_checked_by_its_rules(tmp_path
     (tmp_path / "aimo3.yaml").write_text(FLOATS)
     with pytest.raises(AimoError, match="the package has one named aimo3; rename the file"):
         kernels.build_kernel("submission", tmp_path, competition=str(tmp_path / "aimo3.yaml"))
+
+
+def test_a_kernel_ships_the_judge_for_answers_in_latex_alone(tmp_path):
+    for name, text in ("mine", with_metric("accuracy", kind="latex")), ("other", TEXTS):
+        (tmp_path / f"{name}.yaml").write_text(text)
+        built = kernels.build_kernel("submission", tmp_path, competition=str(tmp_path / f"{name}.yaml"))
+        assert ("inference/judge.py" in built.read_text()) == (name == "mine")
+    assert competitions.score_of(read_competition(tmp_path / "mine.yaml"), {"a": "1/2"}, [{"a": "0.5"}]) == 1
 
 
 def test_integers_are_grouped_without_a_search(monkeypatch):

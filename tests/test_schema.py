@@ -225,10 +225,10 @@ def rows(profile: config.Profile, folder: Path) -> Any:
     """The rows that notebook 01 writes."""
     from aimo.data import prepare, sources
 
-    def load_once(source, seed, where, load=sources.load_source):
-        known = repr(source), seed, where
+    def load_once(source, seed, where, rules=None, load=sources.load_source):
+        known = repr(source), seed, where, repr(rules)
         if known not in LOADED:
-            LOADED[known] = load(source, seed, where)
+            LOADED[known] = load(source, seed, where, rules)
         return deepcopy(LOADED[known])
 
     with pytest.MonkeyPatch.context() as patch:
@@ -631,6 +631,8 @@ BOUNDS = {"data.sft.drop": ["multiple_choice"], "data.sft.pass_rate": [0.2, 0.8]
 VARIANT = {"inference.variants": [{"share": 0.5, "user": "?{problem}"}]}
 TOOLS = {"inference.tools": 1.0, "inference.tool_turns": 3}
 MOST = {"sft": 330, "grpo": 630, "heldout": 912}
+SMALL_ANSWERS = {"slug": "small", "answer": {"kind": "integer", "high": 300}, "rules": "Small."}
+SMALL_ANSWERS |= {"artefact": {"kind": "csv"}}
 SFT_ONLY = ("overlong", "traces", "verbatim", "empty_thoughts")
 
 
@@ -670,6 +672,7 @@ CASES = [
     Case("model.lora.*", adapters),
     *of("model", loading, backend=None, dtype="bfloat16", load_in_4bit=None, attention="eager"),
     Case("seed", SFT_ARGS),
+    Case("competition", rows, SMALL_ANSWERS),
     *of("prompt", chat, template="chatml", eos_token="</SOLUTION>", prefill=None),
     Case("prompt.*", chat, "<a>"),
     *(Case(f"data.{name}.{key}", None) for name in ("grpo", "heldout") for key in SFT_ONLY),

@@ -23,6 +23,7 @@ from aimo.config import ROOT, RUNS, Profile
 from aimo.config.profile import STAGES
 from aimo.errors import AimoError, StageError, explain_exit
 from aimo.inference import local, startup
+from aimo.inference.competitions import COMPETITIONS, find_competition
 from aimo.inference.errors import one_line
 from aimo.inference.settings import Texts, check_parameters
 from aimo.inference.vllm_process import check_arguments, stderr_to
@@ -42,6 +43,7 @@ def run_profile(
     overrides: list[str] | None = None,
     *,
     test: str | None = None,
+    competition: str | None = None,
     from_stage: str | None = None,
     until: str | None = None,
 ) -> Path:
@@ -55,6 +57,10 @@ def run_profile(
     overrides = list(overrides or [])
     if test is not None:
         overrides.append(f"inference.test={json.dumps(str(Path(test).absolute()), ensure_ascii=False)}")
+    if competition is not None:
+        find_competition(competition, asks=True)
+        named = competition if competition in COMPETITIONS else str(Path(competition).absolute())
+        overrides.append(f"competition={json.dumps(named, ensure_ascii=False)}")
     resolved = config.load(profile, overrides)
     redo, _, checkpoint = (from_stage or "").partition("/")
     folder = runs.run_folder(run_dir, resolved)
@@ -91,8 +97,8 @@ def run_profile(
         pages.write_index(folder)
     finally:
         runs.unlock(folder)
-    submission = folder / STAGES["inference"].product
-    if submission.exists() and folder.parent == RUNS:
+    submission = runs.answers_of(folder)
+    if submission and folder.parent == RUNS:
         published = RUNS.parent / "submission" / folder.name
         published.mkdir(parents=True, exist_ok=True)
         shutil.copy(submission, published)
@@ -124,7 +130,9 @@ def check_run(profile: Profile, folder: Path, from_stage: str | None, until: str
             told = f"{count} of its cells have the tag `parameters`, and one should; restore the file"
             raise AimoError(f"{path}: {told}")
     if profile.inference.test:
-        local.read_questions(config.locate(profile.inference.test))
+        local.read_questions(config.locate(profile.inference.test), profile.rules)
+    elif profile.rules and profile.rules.answer.type is not int:
+        raise AimoError(f"competition {profile.rules.slug} needs its test file: give --test FILE")
     if profile.grpo:
         try_rewards(profile.grpo.rewards)
     if profile.inference.vllm:

@@ -95,6 +95,9 @@ def evaluate_command(
     server: options.Servers = None,
     adapter: options.Adapter = None,
     vllm: options.EngineArguments = None,
+    competition: Annotated[
+        str | None, opt("A competition's name or YAML file, whose layout and equality the files have.")
+    ] = None,
     card_data: Annotated[
         bool, opt("Download the data sets that the model's card names, for leakage.", "--card-data")
     ] = False,
@@ -115,7 +118,8 @@ def evaluate_command(
     trained = Path(adapter) if adapter else None
     name = evaluate.name_of(model) + (f"+{evaluate.name_of(trained)}" if trained else "")
     tracker = (read_values(profile).get("training") or {}).get("log_to", "none") if profile else "none"
-    wanted = evaluate.Wanted(model, name, asked, layers, data, rows, seed, trained, tracker, card_data)
+    sampled = rows, seed, trained, tracker, card_data, competition
+    wanted = evaluate.Wanted(model, name, asked, layers, data, *sampled)
     folder = evaluate.evaluation_folder(name, run_dir)
 
     def sampler(settings: Any) -> Any:

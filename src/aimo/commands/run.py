@@ -23,7 +23,7 @@ from aimo.inference.storage import KEPT, NO_ROOM, SampleFile
 from aimo.kaggle import kernels
 from aimo.kaggle.check import check_kernel
 from aimo.run import hub, machine
-from aimo.run.runs import figures
+from aimo.run.runs import answers_of, figures
 
 HELP = """From a base model to an AI Mathematical Olympiad submission: data, SFT, GRPO, DPO, voted inference.
 
@@ -74,12 +74,16 @@ def run_command(
     test: Annotated[
         str | None, opt("A CSV of questions to answer, with id and problem (or question).")
     ] = None,
+    competition: Annotated[
+        str | None, opt("aimo1, aimo2, aimo3, or a YAML file, whose answers data, rewards and votes have.")
+    ] = None,
 ) -> None:
     """Do the stages of a profile that are not finished yet, and write the report."""
     try:
         from aimo import pipeline  # loads papermill
 
-        folder = pipeline.run_profile(profile, run_dir, set_, test=test, from_stage=from_, until=until)
+        asked = {"test": test, "competition": competition}
+        folder = pipeline.run_profile(profile, run_dir, set_, from_stage=from_, until=until, **asked)
     except KeyboardInterrupt:
         raise AimoError("interrupted; run the same command again to continue") from None
     if rows := figures(folder):  # what was measured of each model, and what training it took
@@ -91,8 +95,8 @@ def run_command(
             cells = {HEADS.get(key, key): f"{row[key]:.3g}" if key in row else "" for key in columns}
             table.append({"": name} | cells)
         options.show_rows(table)
-    if (folder / STAGES["inference"].product).exists():
-        print(f"submission: {folder / STAGES['inference'].product}")
+    if submission := answers_of(folder):
+        print(f"submission: {submission}")
     print(f"report:     {folder / 'report.html'}")
 
 

@@ -14,7 +14,10 @@ from pydantic.dataclasses import dataclass
 
 from aimo.config.data import Data, Distil
 from aimo.config.training import Dpo, Grpo, Model, Opd, Sft, Training
+from aimo.errors import AimoError
 from aimo.inference import settings
+from aimo.inference.answer_kinds import AnswerKind
+from aimo.inference.competitions import Competition, parse_competition
 from aimo.inference.settings import NonNegative, Positive, Prompt, Settings, Share, strict
 
 
@@ -103,6 +106,10 @@ class Profile:
     profile: str  # The profile's name; the file's name without `.yaml` when it is left out
     model: Model  # The base model
     seed: NonNegative = 0  # Every random choice of a run follows from it
+    # What is answered, by name, by a YAML file or its keys: its answers are kept in `data`, rewarded,
+    # measured, voted on and submitted by its rules. Null: integers, and aimo2 or aimo3 as a test file's
+    # columns say
+    competition: dict[str, Any] | None = None
     prompt: Prompt = field(default_factory=Prompt)  # Tags, system prompt and chat template
     distil: Distil | None = None  # Completions of a teacher, for `data.sft: {source: distil}`
     data: Data | None = None  # The sets to train and measure on. Needed by every stage that trains.
@@ -112,6 +119,16 @@ class Profile:
     opd: Opd | None = None  # On-policy distillation
     inference: Inference = field(default_factory=Inference)  # How the test file is answered
     training: Training = field(default_factory=Training)  # Limits and logging of every trained stage
+
+    @property
+    def rules(self) -> Competition | None:
+        """The competition's rules."""
+        return parse_competition(self.competition, "competition") if self.competition else None
+
+    @property
+    def answer_kind(self) -> AnswerKind | None:
+        """What counts as an answer, and which are equal; None: the judge says."""
+        return self.rules.answer if self.rules else None
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -139,6 +156,10 @@ class Profile:
     @model_validator(mode="after")
     def check(self) -> "Profile":
         """Refuse what no section can see alone."""
+        try:
+            _ = self.rules
+        except AimoError as e:
+            raise ValueError(str(e)) from None
         if not PLAIN_NAME.fullmatch(self.profile) or self.profile in ("index.html", "README.md"):
             told = "cannot name the run's folder; take a name such as my-run"
             raise ValueError(f"profile: {self.profile!r} {told}")

@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from aimo.config.profile import TRAINED, Profile
 from aimo.errors import AimoError, explain
+from aimo.inference.competitions import find_competition
 from aimo.inference.startup import find_input
 from aimo.inference.yaml_files import load_yaml, read_yaml
 from aimo.rewards.table import with_texts
@@ -67,10 +68,14 @@ def read_values(profile: str | Path, overrides: list[str] | None = None) -> dict
     values = read_yaml(path, "profile", f"start from {PROFILES / 'tiny.yaml'}")
     for override in overrides or []:
         set_key(values, override)
+    folders = [path.absolute().parent, Path.cwd(), ROOT]  # where a path may start
+    if isinstance(named := values.get("competition"), str):
+        there = (folder / named for folder in folders if (folder / named).is_file())
+        rules = find_competition(str(next(there, named)))
+        values["competition"] = asdict(rules)  # type: ignore[call-overload]
     grpo = values.get("grpo")
     if isinstance(grpo, dict) and isinstance(given := grpo.get("rewards"), dict):
-        try:  # a path starts at the profile's folder, the current one or the repository
-            folders = [path.absolute().parent, Path.cwd(), ROOT]
+        try:
             values["grpo"] = grpo | {"rewards": with_texts(given, folders)}
         except ValueError as e:
             raise AimoError(f"profile {path.stem}: grpo.rewards.{e}") from None

@@ -25,6 +25,7 @@ from aimo.data import prepare, sources
 from aimo.data.model_servers import SampleError, Servers
 from aimo.errors import AimoError
 from aimo.inference import vllm_process
+from aimo.inference.answer_kinds import AnswerKind
 from aimo.inference.model_folder import identity
 from aimo.inference.sampling import BackgroundLoop, sample_seed
 from aimo.inference.settings import PUBLIC, Tags, resolve_settings
@@ -259,14 +260,17 @@ def reject_in_run(run: Run) -> Rejection:
     assert run.profile.distil
     source = Source(str(run.folder / "samples.jsonl"), preset="aimo distil")
     rows, _ = sources.load_source(source, run.profile.seed, "distil")
-    found = reject(rows, run.profile.distil.reject, run.profile.prompt.tags)
+    found = reject(rows, run.profile.distil.reject, run.profile.prompt.tags, run.profile.answer_kind)
     write_kept(found.kept, run.dir / STAGES["distil"].product)
     return found
 
 
-def reject(rows: pl.DataFrame, wanted: Reject, tags: Tags = PUBLIC[0]) -> Rejection:
+def reject(
+    rows: pl.DataFrame, wanted: Reject, tags: Tags = PUBLIC[0], kind: AnswerKind | None = None
+) -> Rejection:
     """Judge the completions of a source's rows (`aimo.data.sources`), and choose among the right ones.
 
+    A competition's `kind` of answers says which are right.
     A completion that a column marks as wrong or unfinished is not kept, whatever its answer. AimoError when
     no row has a gold answer, or none is kept.
     """
@@ -274,7 +278,7 @@ def reject(rows: pl.DataFrame, wanted: Reject, tags: Tags = PUBLIC[0]) -> Reject
         raise AimoError("reject: no row has a gold answer to judge by; name its column with --answer-column")
     found = rows.select(pl.col("solution").fill_null("") != "").to_series()
     rows = rows.filter(found & rows["problem"].is_not_null())
-    own, right = prepare.judge_solutions(rows, tags)
+    own, right = prepare.judge_solutions(rows, tags, kind=kind)
     key = prepare.key(rows["problem"])
     rows = rows.with_columns(key=key, own=own, right=right & rows["correct"].fill_null(True))
     rows = rows.with_columns(

@@ -23,6 +23,7 @@ from aimo.config.profile import STAGES
 from aimo.data import decontaminate, sources
 from aimo.errors import AimoError
 from aimo.inference import prompts
+from aimo.inference.answer_kinds import AnswerKind
 from aimo.inference.answers import extract, to_integer
 from aimo.inference.files import CHUNK
 from aimo.inference.judge import are_equal
@@ -98,7 +99,7 @@ def load_sets(profile: Profile, run_dir: Path | None = None) -> Sets:
     sets = Sets()
     for name, wanted in sets_of(profile).items():
         wanted = replace(located(wanted), mixture=[located(part) for part in wanted.mixture])
-        sets.rows[name], notes = sources.load_mixture(wanted, profile.seed, f"data.{name}")
+        sets.rows[name], notes = sources.load_mixture(wanted, profile.seed, f"data.{name}", profile.rules)
         sets.dropped[name], sets.repaired[name] = notes.dropped, notes.repaired
         sets.read[name] = len(sets.rows[name]) + sets.dropped[name].total()
         sets.check(name)
@@ -107,7 +108,7 @@ def load_sets(profile: Profile, run_dir: Path | None = None) -> Sets:
 
 def clean_sets(sets: Sets, profile: Profile, tokenizer: Any) -> Sets:
     """Drop the rows that cannot be used, and those that the profile does not want."""
-    tags, earlier_sets = profile.prompt, list[str]()
+    tags, kind, earlier_sets = profile.prompt, profile.answer_kind, list[str]()
     for name, wanted in sets_of(profile).items():
         drop, change = partial(sets.drop, name), partial(sets.change, name)
 
@@ -125,9 +126,13 @@ def clean_sets(sets: Sets, profile: Profile, tokenizer: Any) -> Sets:
             drop(IS_PROOF, "proof")
 
         # The gold answer, of which the final answer alone stays, and the pass rate.
-        change(*read_answers(sets.rows[name]["answer"], tags))
+        change(*read_answers(sets.rows[name]["answer"], tags, kind))
         by_answer = pl.col("verification_info").is_null()  # and not by test cases
-        if wanted.integer_answers:
+        if kind:
+            given = pl.col("answer").fill_null("") != ""
+            taken = mapped(sets.rows[name]["answer"], lambda text: kind.gold(text) is not None, pl.Boolean)
+            drop(by_answer & given & ~taken.fill_null(False), f"answer is no {kind.noun}")
+        elif wanted.integer_answers:
             drop(by_answer & pl.col("integer").is_null(), "answer is not an integer")
         drop(by_answer & (pl.col("answer").fill_null("") == ""), "no answer")
         bounds = (("integer", "answer", wanted.answer_range), ("pass_rate", "pass rate", wanted.pass_rate))
@@ -149,7 +154,7 @@ def clean_sets(sets: Sets, profile: Profile, tokenizer: Any) -> Sets:
         # The worked solution, which becomes a thought unless it is verbatim.
         if name == "sft":
             unjudged = pl.col("correct").is_null() & (pl.col("answer").fill_null("") != "")
-            own, right = judge_solutions(sets.rows[name], tags, unjudged)
+            own, right = judge_solutions(sets.rows[name], tags, unjudged, kind)
             drop(own.is_not_null() & ~right, "solution ends in another answer")
             if not wanted.verbatim:
                 change(solution=thoughts(sets.rows[name]["solution"]))
@@ -262,35 +267,46 @@ def mapped(values: pl.Series, function: Callable[[str], Any], kind: Any) -> pl.S
     return per_chunk(values, map_part)
 
 
-def read_answers(texts: pl.Series, tags: Tags) -> list[pl.Series]:
+def read_answers(texts: pl.Series, tags: Tags, kind: AnswerKind | None = None) -> list[pl.Series]:
     """(n,) the final `answer` of each text, and (n,) its `integer` of at most 18 digits, else null.
 
-    An answer that is such an integer is written as one; other answers are unchanged.
+    An answer that is such an integer is written as one; other answers are unchanged. Of a competition's
+    `kind`, a text that is no answer itself may end in one.
     """
 
     def integer_of(answer: str) -> int | None:
         number = to_integer(answer)
         return number if number is not None and abs(number) < 10**18 else None
 
-    answer = mapped(texts, lambda text: (extract(text, tags) or text).strip(), pl.String)
+    def final(text: str) -> str:
+        is_bare = kind is not None and kind.gold(text.strip()) is not None
+        return (text if is_bare else extract(text, tags) or text).strip()
+
+    answer = mapped(texts, final, pl.String)
+    if kind and kind.type is not int:
+        return [answer, pl.repeat(None, len(answer), dtype=pl.Int64, eager=True).alias("integer")]
     integer = mapped(answer, integer_of, pl.Int64)
     written = pl.select(pl.coalesce(integer.cast(pl.String), answer)).to_series()
     return [written.alias("answer"), integer.alias("integer")]
 
 
-def judge_solutions(rows: pl.DataFrame, tags: Tags, judged: pl.Expr = ANY) -> tuple[pl.Series, pl.Series]:
+def judge_solutions(
+    rows: pl.DataFrame, tags: Tags, judged: pl.Expr = ANY, kind: AnswerKind | None = None
+) -> tuple[pl.Series, pl.Series]:
     """(n,) the final answer of each `solution` that is `judged`; (n,) whether it is the gold `answer`.
 
+    A competition's `kind` finds and compares the answers.
     A solution without a final answer, such as a derivation in prose, has null, and is not right.
     """
     own: list[str | None] = []
     right: list[bool] = []
     for part in rows.iter_slices(CHUNK):
         texts = part.select(pl.when(judged).then(pl.col("solution"))).to_series()
-        found = [None if text is None else extract(text, tags) for text in texts]
+        find = kind.find if kind else extract
+        found = [None if text is None else find(text, tags) for text in texts]
         pairs = {i: pair for i, pair in enumerate(zip(found, part["answer"], strict=True)) if all(pair)}
         answers, golds = zip(*pairs.values(), strict=True) if pairs else ((), ())
-        verdicts = dict(zip(pairs, are_equal(answers, golds), strict=True))
+        verdicts = dict(zip(pairs, are_equal(answers, golds, kind), strict=True))
         own += found
         right += [verdicts.get(i) is True for i in range(len(found))]
     return pl.Series(own, dtype=pl.String), pl.Series(right, dtype=pl.Boolean)

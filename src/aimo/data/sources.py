@@ -7,7 +7,7 @@ by `datasets`, hub ids, built-in problems, and mixtures of all these. A set must
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ from aimo.config import Columns, Mixture, Set, Source, locate
 from aimo.data import builtin, conversations
 from aimo.errors import AimoError
 from aimo.inference import files
+from aimo.inference.competitions import Competition, with_options
 from aimo.inference.files import Table
 
 T = TypeVar("T")
@@ -65,17 +66,20 @@ class Notes:
     repaired: Counter[str] = field(default_factory=Counter)  # texts that were changed or are odd, by how
 
 
-def load_mixture(wanted: Mixture, seed: int, where: str) -> tuple[pl.DataFrame, Notes]:
+def load_mixture(
+    wanted: Mixture, seed: int, where: str, rules: Competition | None = None
+) -> tuple[pl.DataFrame, Notes]:
     """Return the rows of a set with the columns of SCHEMA, and what was left out and repaired.
 
-    `where` is the set's key in the profile, for errors. The parts of a mixture are shuffled together
+    A file may be laid out as the test file of a competition with `rules`. `where` is the set's key in the
+    profile, for errors. The parts of a mixture are shuffled together
     (Open-R1's dataset mixtures); in a `Set`, sources with a worked solution do not mix with others.
     """
     if not wanted.mixture:
-        return load_source(wanted, seed, where)
+        return load_source(wanted, seed, where, rules)
     parts, notes, solved = [], Notes(), dict[bool, str]()
     for i, source in enumerate(wanted.mixture):
-        rows, found = load_source(source, seed, f"{where}.mixture.{i}")
+        rows, found = load_source(source, seed, f"{where}.mixture.{i}", rules)
         parts.append(rows)
         notes.dropped += found.dropped
         notes.repaired += found.repaired
@@ -88,7 +92,9 @@ def load_mixture(wanted: Mixture, seed: int, where: str) -> tuple[pl.DataFrame, 
     return pl.concat(parts).sample(fraction=1.0, shuffle=True, seed=seed), notes
 
 
-def load_source(source: Source, seed: int, where: str) -> tuple[pl.DataFrame, Notes]:
+def load_source(
+    source: Source, seed: int, where: str, rules: Competition | None = None
+) -> tuple[pl.DataFrame, Notes]:
     """Return one source's rows with the columns of SCHEMA, and what was left out and repaired.
 
     AimoError names the file, subset, split or column that is not there.
@@ -102,7 +108,7 @@ def load_source(source: Source, seed: int, where: str) -> tuple[pl.DataFrame, No
         rows = pl.DataFrame(told, ["problem", "answer", "solution"], orient="row")
     else:
         preset = preset_of(source, where)
-        table, roles = read_columns(source, preset, where)
+        table, roles = read_columns(source, preset, where, rules)
         notes.dropped += Counter({"corrupt line": table.skipped})
         notes.repaired += table.repaired
         if preset.order:
@@ -153,8 +159,13 @@ def roles_of(columns: Columns, have: Collection[str], imitated: bool = False) ->
     return {role: column for role, column in named.items() if column and role not in unused}
 
 
-def read_columns(source: Source, preset: Preset, where: str) -> tuple[Table, dict[str, str]]:
-    """Return the mapped columns of a source as they are, and role to column."""
+def read_columns(
+    source: Source, preset: Preset, where: str, rules: Competition | None = None
+) -> tuple[Table, dict[str, str]]:
+    """Return the mapped columns of a source as they are, and role to column.
+
+    Where it has the columns of a competition's options, they stand below the problem.
+    """
     path, dataset = locate(source.source), None
     name, place, skip = source.source, f"{where}.source: ", source.corrupt_lines == "skip"
     hint = f", or set {where}.corrupt_lines: skip"
@@ -172,8 +183,12 @@ def read_columns(source: Source, preset: Preset, where: str) -> tuple[Table, dic
         found = files_of(path, source, preset, where)
         name = str(found[0])
         have = files.read_tables(found, place, limit=files.PEEK, skip=skip, hint=hint).columns
-    roles = roles_of(source.columns or preset.columns, have, where.startswith("data.sft"))
-    wanted = [*roles.values(), *preset.order]
+    columns = source.columns or preset.columns
+    if rules and columns.problem == Columns().problem and rules.inputs.problem in have:
+        columns = replace(columns, problem=rules.inputs.problem)
+    roles = roles_of(columns, have, where.startswith("data.sft"))
+    options = rules.inputs.options if rules and {*rules.inputs.options} <= {*have} else ()
+    wanted = [*roles.values(), *preset.order, *options]
     if dataset is None:
         table = files.read_tables(found, place, wanted, skip=skip, hint=hint)
         have = [*have, *table.columns]
@@ -190,8 +205,10 @@ def read_columns(source: Source, preset: Preset, where: str) -> tuple[Table, dic
         )
     if dataset is not None:
         kept = {*wanted, *(key.split(".")[0] for key in wanted)}
-        columns = dataset.select_columns([column for column in dataset.column_names if column in kept])
-        table = files.from_frame(columns.to_polars(), wanted)
+        mapped = dataset.select_columns([column for column in dataset.column_names if column in kept])
+        table = files.from_frame(mapped.to_polars(), wanted)
+    if rules and options:
+        table.rows = with_options(table.rows, roles["problem"], rules)
     return table, roles
 
 

@@ -20,6 +20,7 @@ from aimo.config import Columns, Source
 from aimo.data import conversations, decontaminate, sources
 from aimo.errors import AimoError, EngineError
 from aimo.inference import files
+from aimo.inference.competitions import find_competition, known_answers, pose
 from aimo.inference.settings import Settings
 from aimo.inference.storage import read_json
 
@@ -27,6 +28,7 @@ from aimo.inference.storage import read_json
 SAMPLING = {"temperature": 0.6, "top_p": 0.95, "max_tokens": 32768}
 # The user message for a model that boxes its answers and has no aimo.json.
 BOXED = "{problem}\n\nPlease reason step by step, and put your final answer within \\boxed{}."
+RULES = "{problem}\n\nPlease reason step by step. {rules}"  # the same, for a competition's questions
 LEAKED_WORDS = 8  # as in decontamination
 LIGHTEVAL_TAKES = (
     "dtype", "tensor_parallel_size", "data_parallel_size", "pipeline_parallel_size", "enable_prefix_caching",
@@ -90,11 +92,16 @@ def find_benchmark(name: str) -> Benchmark:
     raise AimoError(f"--benchmarks: there is no benchmark {name!r}; {hint}")
 
 
-def read_benchmark(name: str, data: Path | None = None, rows: int | None = None) -> list[Question]:
+def read_benchmark(
+    name: str, data: Path | None = None, rows: int | None = None, competition: str | None = None
+) -> list[Question]:
     """Return the first `rows` questions of a benchmark, from a file of the folder `data` or from the hub.
 
-    AimoError when it cannot be had, or when a problem or an answer is missing.
+    A file's path may be laid out as the test file of a `competition`. AimoError when the benchmark cannot be
+    had, when a problem or an answer is missing, or when the competition does not take an answer.
     """
+    if competition:
+        return read_competition_file(name, rows, competition)
     benchmark, path = find_benchmark(name), None
     if name not in BENCHMARKS:
         path = Path(name)
@@ -156,6 +163,19 @@ def read_benchmark(name: str, data: Path | None = None, rows: int | None = None)
     if len({question.id for question in found}) < len(found):
         raise AimoError(f"{where}: two rows have the same id; make them different")
     return found
+
+
+def read_competition_file(name: str, rows: int | None, competition: str) -> list[Question]:
+    """Return the questions of a file that is laid out as a competition's test file, with known answers."""
+    if name in BENCHMARKS or not Path(name).is_file():
+        raise AimoError(f"--benchmarks {name}: --competition takes a file in the layout of its test file")
+    rules = find_competition(competition)
+    table = pose(files.read_texts(name, "benchmark "), name, competition)
+    table = table.head(rows or len(table))
+    if "answer" not in table.columns:
+        raise AimoError(f"benchmark {name}: it has no column 'answer'; add the known answers")
+    known_answers(table, rules)
+    return [Question(*row) for row in table.select("id", rules.problem_column, "answer").rows()]
 
 
 # lighteval, which is no dependency: we call its command

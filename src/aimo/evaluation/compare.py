@@ -114,6 +114,8 @@ def check_headers(headers: list[EvaluationHeader], allowed: Collection[str] = ()
             raise AimoError(
                 f"{names}: their questions differ; evaluate both on one file with the same --rows"
             )
+        if first.answer != other.answer:
+            raise AimoError(f"{names}: answers are judged by two rules; evaluate both with one --competition")
         mine, theirs = limited(first), limited(other)
         for key in (*ASKED, "context"):  # but for what an older version did not record
             if key in mine and key in theirs and mine[key] != theirs[key] and key not in allowed:

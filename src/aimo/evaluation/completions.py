@@ -17,6 +17,7 @@ from pydantic import TypeAdapter
 from aimo.errors import AimoError, EngineError
 from aimo.evaluation.benchmarks import Question
 from aimo.inference import solver
+from aimo.inference.answer_kinds import Kind, read_kind
 from aimo.inference.errors import one_line
 from aimo.inference.model_folder import is_same_model
 from aimo.inference.sample import AskedProblem, RunningSample
@@ -42,6 +43,15 @@ class EvaluationHeader:
     context: int  # tokens of prompt and completion that the engine allows; 0 before there is one
     questions: list[Question]
     served: str = ""  # what servers call the model; empty for an engine, and before they are asked
+    # The kind of the answers, as JSON, and the sentence on them, of a competition. None: any, as the judge
+    # finds them equal.
+    answer: dict[str, Any] | None = None
+    rules: str = ""
+
+    @property
+    def kind(self) -> Kind | None:
+        """The kind of the answers. ValueError where it is none."""
+        return None if self.answer is None else read_kind(self.answer)
 
     def is_of(self, weights: str) -> bool:
         """Return whether the completions are of the model with this identity."""
@@ -85,6 +95,7 @@ class CompletionFile(SampleFile):
                 self.header, found = read_completions(path)
                 before, now = (
                     {"benchmark": one.benchmark, "weights": one.weights, "seed": one.seed, **one.settings}
+                    | {"answer": one.answer, "rules": one.rules}
                     # 0 and "" are not known yet
                     | {key: value for key in ("context", "served") if (value := getattr(one, key))}
                     for one in (self.header, header)
@@ -119,6 +130,7 @@ def read_completions(path: Path) -> tuple[EvaluationHeader, list[Trace]]:
                 raise ValueError(value)
             if header is None:
                 header = HEADER.validate_python(value["evaluation"])
+                _ = header.kind  # raises where it is none
                 validate_settings(header.settings, f"{path}, line {number}", AGAIN)
                 if not (known := {question.id for question in header.questions}):
                     raise ValueError("it asks no question")
@@ -144,7 +156,9 @@ def sample_file(sampler: Sampler, file: CompletionFile, num_samples: int, step: 
     by then is kept.
     """
     header, settings = file.header, sampler.settings
-    problems = {q.id: AskedProblem(sampler, q.problem, header.seed) for q in header.questions}
+    problems = {
+        q.id: AskedProblem(sampler, q.problem, header.seed, rules=header.rules) for q in header.questions
+    }
     too_long = {id_ for id_, problem in problems.items() if problem.fault()}
     begun = time.monotonic()
     before = max((trace.end_s for trace in file.traces.values()), default=0.0)

@@ -25,6 +25,8 @@ from aimo.config import RUNS
 from aimo.errors import AimoError
 from aimo.evaluation import benchmarks, completions, scores, served
 from aimo.evaluation.scores import Scores
+from aimo.inference.answer_kinds import write_kind
+from aimo.inference.competitions import Competition, find_competition
 from aimo.inference.engine import Engine
 from aimo.inference.model_folder import identity
 from aimo.inference.sampling import Sampler
@@ -52,6 +54,12 @@ class Wanted:
     adapter: Path | None = None
     log_to: str = "none"  # a tracker that gets the figures too, as in a profile's `training.log_to`
     card_data: bool = False  # whether the training sets that the model's card names may be downloaded
+    competition: str | None = None  # whose files these are, and whose equality judges the answers
+
+    @cached_property
+    def asked(self) -> Competition | None:
+        """The competition's rules."""
+        return find_competition(self.competition) if self.competition else None
 
     @cached_property
     def weights(self) -> str:
@@ -67,7 +75,7 @@ class Wanted:
         layer: dict[str, Any] = benchmarks.SAMPLING | {"samples": benchmark.samples}
         boxes = guess_tags(self.model).answer_start.startswith("\\boxed")
         if boxes and not (self.model / SETTINGS).exists():
-            layer["user"] = benchmarks.BOXED
+            layer["user"] = benchmarks.RULES if self.asked else benchmarks.BOXED
         settings = resolve_settings(self.model, layer, *self.layers)
         if settings.temperature == 0 and not any("samples" in given for given in self.layers):
             return replace(settings, samples=1)  # all would be equal
@@ -90,7 +98,8 @@ def evaluate_model(
             asked = wanted.model, benchmark, wanted.settings(name), folder / name, wanted.seed
             tasks[name] = benchmarks.lighteval_command(*asked)
         else:
-            questions[name] = benchmarks.read_benchmark(name, wanted.data, wanted.rows)
+            given = wanted.data, wanted.rows, wanted.competition
+            questions[name] = benchmarks.read_benchmark(name, *given)
     if tasks and not shutil.which("lighteval"):
         raise AimoError(
             "gpqa and lcb need lighteval, which is not installed; install it apart (`uv tool install "
@@ -135,6 +144,8 @@ def sample_missing(
             header = completions.EvaluationHeader(
                 wanted.name, wanted.weights, name, wanted.seed, settings.asked, 0, asked
             )
+            if rules := wanted.asked:
+                header = replace(header, answer=write_kind(rules.answer), rules=rules.rules)
             if path.exists():
                 with completions.CompletionFile(path, header) as files[name]:
                     if not files[name].missing(settings.samples):
@@ -170,8 +181,9 @@ def write_results(
     }
     if with_audit:
         record["audit"] = {name: scores.disagreements(one) for name, one in found.items()}
+    unread = {name: scores.unread_rows(one) for name, one in found.items() if one.unread.any()}
     write_json(folder / FIGURES, record)
-    shown: dict[str, Any] = {"questions": {}, "settings": {}, "curves": {}}
+    shown: dict[str, Any] = {"questions": {}, "settings": {}, "curves": {}, "unread": unread}
     for name, one in found.items():
         sizes = scores.vote_sizes(one.samples)
         shown["questions"][name] = [row_of(one, i) for i in range(len(one.right))]
@@ -283,6 +295,9 @@ def show_scores(found: dict[str, Scores]) -> None:
         )  # fmt: skip
         if one.unreadable:
             print(f"{name}: gold answers that cannot be read, counted as wrong: {', '.join(one.unreadable)}")
+        if count := int(one.unread.sum()):
+            told = "wrong completions state the right answer, which was not read as theirs; the page has them"
+            print(f"{name}: {count} {told}")
     Console(width=110).print(table)
 
 
@@ -313,7 +328,8 @@ def evaluate_models(engine: Engine, run: Run, rows: list[dict[str, Any]]) -> dic
             run.progress(before * total + done, len(models) * total, f"{model} {note}")
 
         samples = engine.settings.samples
-        found[name] = scores.sample_rows(engine, rows, prompt, samples, profile.seed, progress)
+        asked = rows, prompt, samples, profile.seed, progress, profile.rules
+        found[name] = scores.sample_rows(engine, *asked)
     write_json(kept["majority"], {name: one.vote_curve() for name, one in found.items()})
     texts = {name: [group[0].text for group in one.traces[:SHOWN]] for name, one in found.items()}
     write_json(kept["samples"], {"rows": rows[:SHOWN], "texts": texts})

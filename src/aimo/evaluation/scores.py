@@ -7,6 +7,7 @@ Everything follows from the completions, so a file can be scored again without a
 import asyncio
 import logging
 import random
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -23,6 +24,8 @@ from aimo.errors import AimoError
 from aimo.evaluation.benchmarks import Question
 from aimo.evaluation.completions import EvaluationHeader, Trace
 from aimo.inference import answers, judge, voting
+from aimo.inference.answer_kinds import AnswerKind, write_kind
+from aimo.inference.competitions import Competition
 from aimo.inference.engine import Engine
 from aimo.inference.expressions import canonical
 from aimo.inference.sampling import Completion, Sampler, sample_seed
@@ -34,6 +37,7 @@ from aimo.run.runs import Run, by_hand
 LEVEL = 0.95
 RESAMPLES = 2000
 LEAST_S = 0.5  # between two reports of progress
+CLOSING = 300  # characters at the end of a completion that may state its answer in passing
 Votes = list[int | None]
 
 
@@ -46,6 +50,7 @@ class Scores:
     answers: list[list[str | None]]  # (n, k); None: no answer
     right: NDArray[np.bool_]  # (n, k)
     unreadable: list[str]  # questions whose gold answer the judge cannot read; they count as wrong
+    unread: NDArray[np.bool_]  # (n, k) wrong ones that hold the gold answer where none, or another, was read
     well_formed: float = 0.0  # the share of completions that keep to the format; `sample_rows` sets it
 
     @property
@@ -60,12 +65,14 @@ class Scores:
     @cached_property
     def ballots(self) -> list[tuple[int, Votes]]:
         groups = zip(self.header.questions, self.answers, self.right, strict=True)
-        return [ballot(question.answer, found, right) for question, found, right in groups]
+        kind = self.header.kind
+        return [ballot(question.answer, found, right, kind) for question, found, right in groups]
 
     def first(self, k: int) -> "Scores":
         """Return the scores of the first k completions of each question."""
         traces, found = ([group[:k] for group in rows] for rows in (self.traces, self.answers))
-        return replace(self, traces=traces, answers=found, right=self.right[:, :k])  # type: ignore[arg-type]
+        cut = {"right": self.right[:, :k], "unread": self.unread[:, :k]}
+        return replace(self, traces=traces, answers=found, **cut)  # type: ignore[arg-type]
 
     def majority(self, k: int, rng: random.Random | None = None) -> NDArray[np.float64]:
         """Return (n,) the probability that the vote of k of a question's completions is right."""
@@ -107,21 +114,51 @@ def score(header: EvaluationHeader, traces: Sequence[Trace]) -> Scores:
     if not k:
         raise AimoError(f"{header.benchmark}: a question has no completion; run `aimo evaluate` to its end")
     groups = [group[:k] for group in by_question.values()]
-    tags = Tags(**header.settings.get("tags", {}))
-    found = [[answers.extract(trace.text, tags) for trace in group] for group in groups]
+    tags, kind = Tags(**header.settings.get("tags", {})), header.kind
+    find = kind.find if kind else answers.extract
+    found = [[find(trace.text, tags) for trace in group] for group in groups]
     golds = [question.answer for question in header.questions for _ in range(k)]
-    verdicts = judge.are_equal([answer for group in found for answer in group], golds)
+    verdicts = judge.are_equal([answer for group in found for answer in group], golds, kind)
     rows = [verdicts[i : i + k] for i in range(0, len(verdicts), k)]
     unreadable = [question.id for question, row in zip(header.questions, rows, strict=True) if None in row]
     right = np.array([[verdict is True for verdict in row] for row in rows])
-    return Scores(header, groups, found, right, unreadable)
+    asked = zip(header.questions, groups, found, right, strict=True)
+    unread = [
+        [not ok and holds(trace, answer, question.answer) for trace, answer, ok in zip(*row, strict=True)]
+        for question, *row in asked
+    ]
+    return Scores(header, groups, found, right, unreadable, np.array(unread))
 
 
-def ballot(gold: str, found: Sequence[str | None], right: Sequence[bool]) -> tuple[int, Votes]:
+def holds(trace: Trace, answer: str | None, gold: str) -> bool:
+    """Return whether a wrong completion states the gold answer, which was not read as its answer.
+
+    It stands alone in what was read, beside words and no other number (`42 or so`). Where nothing was read,
+    it stands in the last paragraph of a completion that came to its end.
+    """
+    alone = re.compile(rf"(?<![\w.\\]){re.escape(gold.strip())}(?!\w|\.\d)")
+    if answer is None:
+        closing = trace.text.rstrip().rpartition("\n\n")[2][-CLOSING:]
+        return bool(trace.finished and gold.strip() and alone.search(closing))
+    rest, count = alone.subn("", answer)
+    return count > 0 and not re.search(r"\d", rest)
+
+
+def ballot(
+    gold: str, found: Sequence[str | None], right: Sequence[bool], kind: AnswerKind | None = None
+) -> tuple[int, Votes]:
     """Return the gold answer and a question's answers as numbers: equal answers are equal, None has no vote.
 
-    Where the gold answer is an integer, others than integers have no vote, as in the solver.
+    Where the gold answer is an integer, others than integers have no vote, as in the solver; with a `kind`,
+    those that are none of it.
     """
+    if kind and not kind.is_slow:
+        firsts, places = [kind.gold(gold)], list[int | None]()  # one of each group of equal values
+        for value in [None if answer is None else kind.read(answer) for answer in found]:
+            equal = [i for i, one in enumerate(firsts) if None not in (one, value) and kind.equal(one, value)]
+            places.append(None if value is None else equal[0] if equal else len(firsts))
+            firsts += [value] * (value is not None and not equal)
+        return 0, places
     number = answers.to_integer(gold)
     if number is not None:
         return number, [answers.to_integer(answer) for answer in found]
@@ -159,6 +196,7 @@ def figures_of(scores: Scores) -> dict[str, Any]:
         "seconds": round(max(trace.end_s for trace in flat), 1),
         "cut_off": sum(not trace.finished for trace in flat) / len(flat),
         "no_answer": sum(answer is None for group in scores.answers for answer in group) / len(flat),
+        "unread": float(scores.unread.mean()),
         "unreadable": scores.unreadable,
     }
     for name in ("subject", "level"):
@@ -169,6 +207,20 @@ def figures_of(scores: Scores) -> dict[str, Any]:
                 label: {"questions": len(group), "pass@1": spread(group)} for label, group in groups.items()
             }
     return figures
+
+
+def unread_rows(scores: Scores) -> list[dict[str, Any]]:
+    """Return each wrong completion that states the right answer: what was read of it, and its end."""
+    return [
+        {
+            "question": question.id,
+            "gold": question.answer,
+            "read": scores.answers[i][j] or "none",
+            "end": scores.traces[i][j].text[-120:],
+        }
+        for i, question in enumerate(scores.header.questions)
+        for j in np.flatnonzero(scores.unread[i])
+    ]
 
 
 def disagreements(scores: Scores) -> list[dict[str, Any]]:
@@ -205,12 +257,13 @@ def sample_rows(
     num_samples: int,
     seed: int,
     progress: Callable[[int, int, str], None] | None = None,
+    rules: Competition | None = None,
 ) -> Scores:
     """Sample n rows (`prompt`, `answer`) `num_samples` times each, with the engine's current weights.
 
     `progress` gets the number of completions that have ended, that of all, and where a person looks pass@1 so
-    far. The same seed gives the same
-    samples, whatever the order of the rows. AimoError before sampling when a row has no answer.
+    far. The same seed gives the same samples, whatever the order of the rows. A competition's `rules` say
+    what is right. AimoError before sampling when a row has no answer.
     """
     if without := sum(row["answer"] in (None, "") for row in rows):
         raise AimoError(f"{without} of {len(rows)} problems have no answer to judge by; leave them out")
@@ -223,7 +276,8 @@ def sample_rows(
         if not by_hand():
             return ""
         texts, golds = [text for _, text in ended], [questions[row].answer for row, _ in ended]
-        for (row, _), right in zip(ended, judge.are_correct(texts, golds, prompt), strict=True):
+        kind = rules.answer if rules else None
+        for (row, _), right in zip(ended, judge.are_correct(texts, golds, prompt, kind), strict=True):
             shares[row].append(right is True)
         ended.clear()
         one = share_interval([sum(each) / len(each) for each in shares if each])
@@ -248,6 +302,8 @@ def sample_rows(
         return await asyncio.gather(*streams)
 
     header = EvaluationHeader("", "", "held-out problems", seed, {"tags": asdict(prompt.tags)}, 0, questions)
+    if rules:
+        header = replace(header, answer=write_kind(rules.answer))
     traces = [
         Trace(str(n // num_samples), n % num_samples, 0, one.text, one.tokens, one.finished, 0.0, 0.0)
         for n, one in enumerate(engine.run(sample_all()))
@@ -272,7 +328,8 @@ def within_pass_rate(
     if not tried.exists():
         settings, seed = run.profile.solver_settings(model), run.profile.seed
         with Engine(model, settings, seed=seed) as engine:
-            found = sample_rows(engine, rows, run.profile.prompt, grpo.pass_rate_samples, seed, run.progress)
+            asked = rows, run.profile.prompt, grpo.pass_rate_samples, seed
+            found = sample_rows(engine, *asked, run.progress, run.profile.rules)
         write_json(tried, found.pass_rates())
     rates = read_json(tried, "remove it, and the problems are sampled again", list)
     kept = [row for row, rate in zip(rows, rates, strict=True) if low <= rate <= high]

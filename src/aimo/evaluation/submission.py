@@ -186,16 +186,19 @@ def write_scores(
 def answer_test_file(engine: Engine, run: Run) -> list[dict[str, Any]]:
     """Answer the run's test file through the local gateway; return a record of each question, in its order.
 
-    Writes submission.parquet, and solutions.json for the report.
+    Writes the file that the competition takes, submission.parquet without one, and solutions.json for the
+    report.
     """
     test_csv = test_file(run)
-    competition, table = local.read_questions(test_csv)
-    out = run.dir / "submission.parquet"
+    competition, table = local.read_questions(test_csv, run.profile.rules)
+    rules = competitions.find_competition(competition)
     # What an earlier model or other settings left in the run's journal is not taken, and kept.
-    solutions = local.answer_file(engine, test_csv, out, run.profile.seed, other="")
+    answering = engine, test_csv, run.dir / rules.artefact.file, run.profile.seed, run.profile.rules
+    solutions = local.answer_file(*answering, other="")
     known = table.select("id", "answer").rows() if "answer" in table.columns else []
-    golds = {id_: answers.to_integer(answer) for id_, answer in known}
-    records = solution_records(table, competitions.COMPETITIONS[competition], golds, solutions)
+    read = rules.answer.gold if run.profile.rules else answers.to_integer
+    golds = {id_: read(answer) for id_, answer in known}
+    records = solution_records(table, rules, golds, solutions)
     write_json(run.folder / "solutions.json", records)
     return records
 
@@ -204,9 +207,15 @@ def test_file(run: Run) -> Path:
     """Return the profile's test file, or write one of built-in held-out problems in AIMO 3's layout."""
     if run.profile.inference.test:
         return locate(run.profile.inference.test)
-    path = run.folder / "test.csv"
+    path, rules = run.folder / "test.csv", run.profile.rules
+    if rules and rules.answer.type is not int:
+        raise AimoError(f"inference.test: {rules.slug} needs a test file; the built-in one asks for integers")
+    inputs = rules.inputs if rules else competitions.Inputs()
     drawn = builtin.generate(run.profile.inference.test_rows, "heldout", run.profile.seed + 1)
-    rows = [{"id": f"{p.family}-{i}", "problem": p.problem, "answer": p.answer} for i, p in enumerate(drawn)]
+    rows = [
+        {inputs.id: f"{p.family}-{i}", inputs.problem: p.problem, "answer": p.answer}
+        for i, p in enumerate(drawn)
+    ]
     pl.DataFrame(rows).write_csv(path)
     return path
 
@@ -217,7 +226,7 @@ def count_right(solutions: list[dict[str, Any]]) -> dict[str, int]:
     return {
         "questions": len(solutions),
         "known": len(known),
-        "correct": sum(s["answer"] == s["gold"] for s in known),
+        "correct": sum(s["answer"] == s.get("equal", s["gold"]) for s in known),
         "fallbacks": sum(not s["votes"] for s in solutions),
     }
 

@@ -1,10 +1,12 @@
 # ruff: noqa: RUF001 (answers hold such signs)
-r"""Kinds of answers: an integer, a number, a choice or a text, each with its reader and its own equality.
+r"""Kinds of answers: an integer, a number, a choice, a text or LaTeX, each with its reader and its equality.
 
 A kind reads a text into a value, which is what votes, journals and submissions hold. Values that are equal by
 the kind's rule are one group of a vote, which goes under the first of them (`group`).
 """
 
+import importlib
+import json
 import math
 import re
 from collections.abc import Iterable
@@ -30,6 +32,7 @@ class AnswerKind:
     type: ClassVar[Any] = str
     column: ClassVar[Any] = pl.String  # of the values in a submission
     is_exact: ClassVar[bool] = True  # whether equal values alone are equal answers
+    is_slow: ClassVar[bool] = False  # whether equality may take seconds
 
     @property
     def noun(self) -> str:
@@ -219,6 +222,36 @@ class Text(AnswerKind):
 
 
 @dataclass(config=strict, frozen=True)
+class Latex(AnswerKind):
+    """A mathematical answer of any form. Equal are those that the judge finds equal."""
+
+    is_exact: ClassVar[bool] = False
+    is_slow: ClassVar[bool] = True
+
+    kind: Literal["latex"] = "latex"
+
+    @property
+    def noun(self) -> str:
+        return "answer in LaTeX"
+
+    def read(self, text: str | None) -> str | None:
+        plain = (text or "").strip().strip("$").strip()
+        return plain if re.search(r"\w", plain) and len(plain) <= LONGEST else None
+
+    def equal(self, a: Any, b: Any) -> bool:
+        return self.group(b, [a]) is a
+
+    def group(self, value: Any, known: Iterable[Any]) -> Any:
+        firsts = list(known)
+        # By its name, because kernels ship the judge for this kind alone.
+        judge = importlib.import_module("aimo.inference.judge")
+        verdicts = judge.are_equal([value] * len(firsts), firsts)
+        pairs = zip(firsts, verdicts, strict=True)
+        # The judge may not read a gold answer: then equal texts are equal.
+        return next((one for one, same in pairs if same or (same is None and one == value)), value)
+
+
+@dataclass(config=strict, frozen=True)
 class Nemotron(AnswerKind):
     """What the metric of the NVIDIA Nemotron Model Reasoning Challenge reads and takes as equal."""
 
@@ -260,6 +293,16 @@ class Nemotron(AnswerKind):
         return bool(a == b)
 
 
-Kind = Annotated[Integer | Number | Choice | Text | Nemotron, Field(discriminator="kind")]
+Kind = Annotated[Integer | Number | Choice | Text | Latex | Nemotron, Field(discriminator="kind")]
 KIND: TypeAdapter[Any] = TypeAdapter(Kind)
 INTEGER = Integer()
+
+
+def read_kind(written: dict[str, Any]) -> Any:
+    """Return the kind that a file's header names; ValueError where it names none."""
+    return KIND.validate_json(json.dumps(written))
+
+
+def write_kind(kind: AnswerKind) -> dict[str, Any]:
+    """Return a kind as a file's header names it."""
+    return dict(json.loads(KIND.dump_json(kind)))

@@ -19,7 +19,7 @@ import polars as pl
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from aimo.inference.answer_kinds import Choice, Integer, Kind, Nemotron, Number, Text
+from aimo.inference.answer_kinds import Choice, Integer, Kind, Latex, Nemotron, Number, Text
 from aimo.inference.errors import AimoError, explain, listed
 from aimo.inference.settings import Positive, Tag, strict
 from aimo.inference.yaml_files import read_yaml
@@ -121,12 +121,18 @@ class Competition:
 
 COMPETITION = TypeAdapter(Competition)
 SECTIONS = {"inputs": Inputs, "artefact": Artefact}
-KINDS: dict[str, Any] = {kind.kind: kind for kind in (Integer, Number, Choice, Text, Nemotron)}
+KINDS: dict[str, Any] = {kind.kind: kind for kind in (Integer, Number, Choice, Text, Latex, Nemotron)}
 
 
 def read_competition(path: Path) -> Competition:
     """Read a competition's file. AimoError names every key that is unknown, missing or impossible."""
-    values = read_yaml(path, "competition", "start from docs/competitions.md")
+    return parse_competition(
+        read_yaml(path, "competition", "start from docs/competitions.md"), f"competition {path}"
+    )
+
+
+def parse_competition(values: dict[str, Any], where: str) -> Competition:
+    """Return the rules that keys and values state. AimoError names every key that is wrong, `where` first."""
     try:
         return COMPETITION.validate_json(json.dumps(values, default=str))
     except ValidationError as e:
@@ -148,20 +154,22 @@ def read_competition(path: Path) -> Competition:
                 )
             else:
                 told.append(explain(found, [one.name for one in fields(section)]))
-        raise AimoError(f"competition {path}: {'; '.join(told)}") from None
+        raise AimoError(f"{where}: {'; '.join(told)}") from None
     except (TypeError, ValueError) as e:  # a key that is no text, a list that holds itself
-        raise AimoError(f"competition {path}: {e}; use plain keys and values") from None
+        raise AimoError(f"{where}: {e}; use plain keys and values") from None
 
 
 COMPETITIONS = {path.stem: read_competition(path) for path in sorted(FOLDER.glob("*.yaml"))}
 
 
-def find_competition(name: str, asks: bool = False) -> Competition:
+def find_competition(name: str | Competition, asks: bool = False) -> Competition:
     """Return a competition by its name or its file; AimoError when there is none.
 
     `asks`: AimoError also where it takes no answers.
     """
-    if name in COMPETITIONS:
+    if isinstance(name, Competition):
+        rules, name = name, name_of(name)
+    elif name in COMPETITIONS:
         rules = COMPETITIONS[name]
     elif name.endswith((".yaml", ".yml")):
         rules = read_competition(Path(name))
@@ -173,18 +181,21 @@ def find_competition(name: str, asks: bool = False) -> Competition:
     return rules
 
 
-def name_of(competition: str) -> str:
-    """Return what journals and pages call a competition: its name, or that of its file."""
+def name_of(competition: str | Competition) -> str:
+    """Return what journals and pages call a competition: its name, or that of its file; else its slug."""
+    if isinstance(competition, Competition):
+        known = (name for name, rules in COMPETITIONS.items() if rules == competition)
+        return next(known, competition.slug)
     return competition if competition in COMPETITIONS else Path(competition).stem
 
 
-def check_questions(table: pl.DataFrame, path: str | Path, competition: str) -> None:
+def check_questions(table: pl.DataFrame, path: str | Path, competition: str | Competition) -> None:
     """Raise AimoError for a test file without ids, problems or rows."""
     has, inputs = f"test file {path} has", find_competition(competition).inputs
     for column in (inputs.id, inputs.problem, *inputs.options):
         if column not in table.columns:
             there = listed(table.columns)
-            raise AimoError(f"{has} no column {column!r}, only {there}; {competition} needs it")
+            raise AimoError(f"{has} no column {column!r}, only {there}; {name_of(competition)} needs it")
     if table.is_empty():
         raise AimoError(f"{has} no rows; it needs one for each question")
     if ((ids := table[inputs.id]) == "").any():
@@ -193,19 +204,22 @@ def check_questions(table: pl.DataFrame, path: str | Path, competition: str) -> 
         raise AimoError(f"{has} the id {twice[0]!r} twice; give every question its own")
 
 
-def pose(table: pl.DataFrame, path: str | Path, competition: str) -> pl.DataFrame:
+def pose(table: pl.DataFrame, path: str | Path, competition: str | Competition) -> pl.DataFrame:
     """Return a checked test file as it is asked: its ids as `id`, its options below their problem."""
     check_questions(table, path, competition)
     rules = find_competition(competition)
-    inputs, column = rules.inputs, pl.col(rules.problem_column)
-    if inputs.id != "id":
-        table = table.drop("id", strict=False).rename({inputs.id: "id"})
-    for i, (name, letter) in enumerate(
-        zip(inputs.options, getattr(rules.answer, "letters", ""), strict=False)
-    ):
+    if rules.inputs.id != "id":
+        table = table.drop("id", strict=False).rename({rules.inputs.id: "id"})
+    return with_options(table, rules.problem_column, rules)
+
+
+def with_options(table: pl.DataFrame, problem: str, rules: Competition) -> pl.DataFrame:
+    """Return a table whose column `problem` has the options of a choice below it, each after its letter."""
+    letters = getattr(rules.answer, "letters", "")
+    for i, (name, letter) in enumerate(zip(rules.inputs.options, letters, strict=False)):
         line = pl.lit("\n" if i else "\n\n") + pl.lit(f"{letter}. ") + pl.col(name)
         given = (pl.col(name) != "") & pl.col(name).is_not_null()
-        table = table.with_columns(column + pl.when(given).then(line).otherwise(pl.lit("")))
+        table = table.with_columns(pl.col(problem) + pl.when(given).then(line).otherwise(pl.lit("")))
     return table
 
 

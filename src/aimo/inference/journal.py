@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from aimo.inference.answer_kinds import INTEGER, KIND, AnswerKind, Kind, Value
+from aimo.inference.answer_kinds import INTEGER, AnswerKind, Kind, Value, read_kind, write_kind
 from aimo.inference.errors import AimoError, explain, one_line, say
 from aimo.inference.sample import End, Sample
 from aimo.inference.settings import ASKED, CHANGING
@@ -44,7 +44,7 @@ class JournalHeader:
     @property
     def kind(self) -> Kind:
         """The kind of the answers that follow. ValueError where it is none."""
-        return INTEGER if self.answer is None else KIND.validate_json(json.dumps(self.answer))
+        return INTEGER if self.answer is None else read_kind(self.answer)  # type: ignore[no-any-return]
 
     def to_json(self) -> dict[str, Any]:
         return {key: value for key, value in asdict(self).items() if key != "answer" or value is not None}
@@ -125,7 +125,7 @@ class Journal:
         """
         self.path = path
         values = json.loads(json.dumps(settings or {}, default=str))
-        written = None if kind.type is int else json.loads(KIND.dump_json(kind))
+        written = None if kind.type is int else write_kind(kind)
         self.header = JournalHeader(model, competition, values, weights, seed, written)
         self.found: dict[str, Solution] = {}  # what is known, by the key of the question
         self.last: JournalHeader | None = None  # the file's last header

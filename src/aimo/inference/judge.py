@@ -22,6 +22,7 @@ from functools import cache, lru_cache
 from typing import Any
 
 from aimo.inference import expressions
+from aimo.inference.answer_kinds import AnswerKind
 from aimo.inference.answers import DEFAULT_TAGS, extract
 from aimo.inference.expressions import TEXT, canonical, compute, exact_value, parts, read_choice, values
 from aimo.inference.settings import Prompt, Tags
@@ -30,13 +31,21 @@ TIME_LIMIT_S = 5.0  # wall time of one answer in math-verify
 WORKERS = min(4, len(os.sched_getaffinity(0)))
 
 
-def are_equal(answers: Sequence[str | None], golds: Sequence[str | int]) -> list[bool | None]:
+def are_equal(
+    answers: Sequence[str | None], golds: Sequence[str | int], kind: AnswerKind | None = None
+) -> list[bool | None]:
     """Return whether each of n answers equals its gold answer; False for no answer.
 
-    None where the gold answer cannot be read. Pairs that need math-verify run side by side in WORKERS
-    processes; a pair that exceeds TIME_LIMIT_S or the memory is wrong. The first such pair costs a second, in
-    which the workers import sympy.
+    A `kind` reads and compares them by its own rule. None where the gold answer cannot be read. Pairs that
+    need math-verify run side by side in WORKERS processes; a pair that exceeds TIME_LIMIT_S or the memory is
+    wrong. The first such pair costs a second, in which the workers import sympy.
     """
+    if kind and not kind.is_slow:  # the judge is the rule of the slow one
+        told: list[bool | None] = []
+        for answer, known in zip(answers, golds, strict=True):
+            value, gold = kind.read(answer), kind.gold(str(known))
+            told.append(None if gold is None else value is not None and kind.equal(gold, value))
+        return told
     pairs = [(answer, str(gold).strip()) for answer, gold in zip(answers, golds, strict=True)]
     verdicts = [quick_verdict(answer, gold) for answer, gold in pairs]
     hard: dict[tuple[str, str], list[int]] = {}  # pairs that need algebra, and their places
@@ -54,10 +63,14 @@ def are_equal(answers: Sequence[str | None], golds: Sequence[str | int]) -> list
 
 
 def are_correct(
-    completions: Sequence[str], golds: Sequence[str | int], tags: Tags = DEFAULT_TAGS
+    completions: Sequence[str],
+    golds: Sequence[str | int],
+    tags: Tags = DEFAULT_TAGS,
+    kind: AnswerKind | None = None,
 ) -> list[bool | None]:
     """Return whether each of n completions gives its gold answer; None where that cannot be read."""
-    return are_equal([extract(completion, tags) for completion in completions], golds)
+    find = kind.find if kind else extract
+    return are_equal([find(completion, tags) for completion in completions], golds, kind)
 
 
 def is_correct(completion: str, gold: str | int, tags: Tags = DEFAULT_TAGS) -> bool | None:

@@ -1,14 +1,15 @@
 """Ask a model on this machine: one problem aloud (`ask`), or the questions of a test file (`answer_file`)."""
 
 import asyncio
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
 import polars as pl
 
 from aimo.inference import answers, files
-from aimo.inference.answer_kinds import Value
-from aimo.inference.competitions import find_competition, name_of, pose
+from aimo.inference.answer_kinds import Latex, Value
+from aimo.inference.competitions import Competition, find_competition, name_of, pose
 from aimo.inference.engine import Supervisor
 from aimo.inference.errors import AimoError, EngineError, one_line
 from aimo.inference.gateway import (
@@ -20,7 +21,6 @@ from aimo.inference.gateway import (
     write_settings,
 )
 from aimo.inference.journal import Journal
-from aimo.inference.judge import are_equal
 from aimo.inference.sample import AskedProblem, RunningSample
 from aimo.inference.sampling import Sampler
 from aimo.inference.sandbox import has_sandbox
@@ -31,7 +31,9 @@ PATIENCE_S = 150  # that `answer_file` waits for an engine, or for a model serve
 REFRESH_S = 0.1  # between two looks at what a sample has written for a person
 
 
-def read_questions(test_file: str | Path, competition: str | None = None) -> tuple[str, pl.DataFrame]:
+def read_questions(
+    test_file: str | Path, competition: str | Competition | None = None
+) -> tuple[str | Competition, pl.DataFrame]:
     """Return a test file's competition, and its table of texts: `id`, the problem column, perhaps `answer`.
 
     Options stand below their problem. Without a `competition`, the problem column decides: `question` is
@@ -50,7 +52,7 @@ def answer_file(
     test_file: str | Path,
     out: Path,
     seed: int,
-    competition: str | None = None,
+    competition: str | Competition | None = None,
     other: str = "--out",
 ) -> dict[str, Solution]:
     """Answer a test file through `ask_each`; write the answers to `out`, a .csv or .parquet file.
@@ -120,19 +122,15 @@ def ask(sampler: Sampler, text: str, seed: int = 0) -> str:
         texts = sampler.run(sample_aloud(problem))
     except Exception as e:  # the engine's own kinds
         raise EngineError(f"the problem could not be answered: {one_line(e)}") from None
-    groups: list[list[str]] = []  # of equal answers, such as 1/2 and 0.5
+    groups: Counter[str] = Counter()  # of equal answers, such as 1/2 and 0.5, by the first
     for answer in filter(None, (answers.extract(text, sampler.settings.tags) for text in texts)):
-        equal = are_equal([answer] * len(groups), [group[0] for group in groups])
-        if True in equal:
-            groups[equal.index(True)].append(answer)
-        else:
-            groups.append([answer])
+        groups[Latex().group(answer, groups)] += 1
     if not groups:
         raise EngineError(f"{len(texts)} samples hold no answer; give more --samples or inference.max_tokens")
-    groups.sort(key=len, reverse=True)
+    ranked = groups.most_common()
     if len(texts) > 1:
-        print(*(f"{len(group)} of {len(texts)}: {group[0]}" for group in groups), "", sep="\n")
-    return groups[0][0]
+        print(*(f"{count} of {len(texts)}: {answer}" for answer, count in ranked), "", sep="\n")
+    return ranked[0][0]
 
 
 async def sample_aloud(problem: AskedProblem) -> list[str]:

@@ -70,6 +70,7 @@ class AskedProblem:
     known: list[Value] = field(default_factory=list)  # one of each group of equal answers, the first
     # The conversations that samples begin with, by variant of the prompt, with and without tools.
     begun: dict[tuple[int, bool], chat_format.Conversation] = field(default_factory=dict)
+    grouping: asyncio.Lock = field(default_factory=asyncio.Lock)  # one sample at a time, where it takes long
 
     def begin(self, index: int, with_tools: bool) -> chat_format.Conversation:
         """Return a sample's conversation; a prompt is encoded once for all samples that share it."""

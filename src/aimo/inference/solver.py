@@ -199,7 +199,11 @@ class Solver:
     async def finish(self, sample: RunningSample, work: Awaitable[Completion]) -> Sample:
         """Return the record of a sample once its work has ended: without a vote where that raises."""
         try:
-            return sample.record(await work, self.now())
+            completion = await work
+            if not (self.problem.kind and self.problem.kind.is_slow):
+                return sample.record(completion, self.now())
+            async with self.problem.grouping:
+                return await asyncio.to_thread(sample.record, completion, self.now())
         except GeneratorExit:
             raise
         except BaseException as e:  # the loop's thread would end with SystemExit

@@ -25,6 +25,7 @@ from aimo.inference.settings import Settings
 from aimo.inference.storage import read_json
 
 FOLDER = ROOT / "kernels"
+JUDGE = ROOT / "src/aimo/inference/judge.py"  # of answers in LaTeX, which calls math-verify
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,8 @@ def build_kernel(
     for cell in jupytext.reads(template.read_text(), "py:percent").cells:
         tags = cell.metadata.get("tags", [])
         if "package" in tags:  # a cell that makes folders, and a folded one for each file
-            files = {str(file.relative_to(ROOT)): file.read_text() for file in shipped(name)}
+            judge = [JUDGE] if rules and rules.answer.is_slow else []
+            files = {str(file.relative_to(ROOT)): file.read_text() for file in [*judge, *shipped(name)]}
             if competition and competition != known:
                 path_of = f"src/aimo/inference/competitions/{known}.yaml"
                 files = {path_of: Path(competition).read_text(encoding="utf-8-sig")} | files
@@ -112,8 +114,9 @@ def build_kernel(
             if used:
                 loaded = config.load(used)  # checks it
                 text = config.find(used).read_text(encoding="utf-8-sig")
-                if loaded.grpo and any(hasattr(reward, "code") for reward in loaded.grpo.rewards.values()):
-                    text = config.dump(loaded)  # with the text of the user's rewards
+                own = loaded.grpo and any(hasattr(one, "code") for one in loaded.grpo.rewards.values())
+                if own or loaded.competition:
+                    text = config.dump(loaded)  # with the text of the user's rewards, and the rules
             cell.source = f"%%writefile profile.yaml\n{text.rstrip()}"
         if rules and "parameters" in tags:
             cell.source = re.sub(r'(?m)^competition = "\w+".*', f'competition = "{known}"', cell.source)

@@ -188,7 +188,7 @@ def write_evaluation(folder: Path, found: dict[str, Any]) -> Path:
                 row[{"samples": "k"}.get(key, key)] = value
             elif key == "mean_tokens":
                 row["tokens"] = f"{value[0]:,.0f}"
-            elif key in ("cut_off", "no_answer"):
+            elif key in ("cut_off", "no_answer") or (key == "unread" and value):
                 row[f"{key.replace('_', ' ')}, %"] = f"{100 * value:.1f}"
             elif key == "lighteval":
                 row |= {metric: float(share) for metric, share in value.items()}
@@ -240,6 +240,8 @@ def write_evaluation(folder: Path, found: dict[str, Any]) -> Path:
         ]
         lead = "Runs of eight words of a question that also stand in the model's training data."
         sections.append(Section(tables.table(leaks), "Leakage", lead))
+    for name, rows in found["unread"].items():
+        sections.append(Section(tables.table(rows), f"{name}: right answers that were not read"))
     for name, rows in found.get("audit", {}).items():
         view = tables.table(rows) if rows else tables.note("math-verify gives the same verdicts.")
         sections.append(Section(view, f"{name}: verdicts that math-verify does not share"))

@@ -13,6 +13,7 @@ from functools import partial, update_wrapper
 from typing import Any
 
 from aimo.errors import AimoError
+from aimo.inference.answer_kinds import AnswerKind
 from aimo.inference.answers import DEFAULT_TAGS, extract, tagged
 from aimo.inference.judge import are_correct, is_well_formed
 from aimo.inference.settings import Prompt
@@ -43,11 +44,20 @@ def read_golds(solution: Column, answer: Column = None, **_: Any) -> list[str]:
 
 
 def verdicts(
-    completions: Texts, solution: Column, prompt: Layout = None, **columns: Any
+    completions: Texts,
+    solution: Column,
+    prompt: Layout = None,
+    answer_kind: AnswerKind | None = None,
+    **columns: Any,
 ) -> list[bool | None]:
-    """Return whether each of n completions is right; None where the gold answer cannot be read."""
-    golds = read_golds(solution, **columns)
-    return are_correct([text_of(c) for c in completions], golds, prompt or DEFAULT_TAGS)
+    """Return whether each of n completions is right; None where the gold answer cannot be read.
+
+    `answer_kind` is that of a profile's competition, whose rows have the bare answers.
+    """
+    texts, tags = [text_of(c) for c in completions], prompt or DEFAULT_TAGS
+    if answer_kind and (golds := columns.get("answer")):
+        return are_correct(texts, golds, tags, answer_kind)
+    return are_correct(texts, read_golds(solution, **columns), tags)
 
 
 def bind(function: RewardFunc, *args: Any, **options: Any) -> RewardFunc:

@@ -8,6 +8,7 @@ from pydantic import Field, ValidationError
 from pydantic.dataclasses import dataclass
 
 from aimo.errors import AimoError, explain
+from aimo.inference.answer_kinds import AnswerKind
 from aimo.inference.settings import NonNegative, Positive, Prompt, strict
 from aimo.rewards import code, math, own
 from aimo.rewards.math import RewardFunc, bind
@@ -191,9 +192,12 @@ def with_texts(values: Mapping[str, Any], folders: list[Path]) -> dict[str, Any]
     return found
 
 
-def get_reward_funcs(names: Any, prompt: Prompt | None = None, **options: Any) -> list[RewardFunc]:
+def get_reward_funcs(
+    names: Any, prompt: Prompt | None = None, kind: AnswerKind | None = None, **options: Any
+) -> list[RewardFunc]:
     """Return the named rewards, with their options and a profile's tags (None: Open-R1's layout).
 
+    `kind` is the kind of answers of a profile's competition, which says what is right.
     `names`: a list, whose rewards take what they know of `options`; a mapping such as a profile's
     `grpo.rewards`; or Open-R1's script arguments. A function in a file gets TRL's arguments alone. AimoError
     for an unknown reward or a wrong option, with the known ones.
@@ -227,5 +231,6 @@ def get_reward_funcs(names: Any, prompt: Prompt | None = None, **options: Any) -
         row = REWARDS[name]
         bound = {option: getattr(setting, option) for option in row.option_names}
         made = row.function(**bound) if row.is_factory else row.function
-        functions.append(bind(made, **({} if row.is_factory else bound), prompt=prompt))
+        judged = {} if kind is None else {"answer_kind": kind}
+        functions.append(bind(made, **({} if row.is_factory else bound), prompt=prompt, **judged))
     return functions

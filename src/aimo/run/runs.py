@@ -4,7 +4,7 @@
     RUN/notebooks/            executed notebooks and their HTML
     RUN/STAGE/                what each stage makes: rows, checkpoints and model, evaluation and answers
     RUN/metrics.json          the record of each finished stage
-    RUN/submission.parquet    the answers; the settings they were made with in submission.settings.json
+    RUN/submission.parquet    the answers, or submission.csv; their settings in submission.settings.json
     RUN/report.html, RUN/lock
 
 A stage is finished when metrics.json has its record. `Run.finish`, the last call of each notebook, writes it.
@@ -324,7 +324,14 @@ def read_metrics(folder: Path) -> dict[str, Any]:
 
 def is_finished(folder: Path, stage: str) -> bool:
     """Return whether a stage is recorded as finished, and what it made is still there."""
-    return stage in read_metrics(folder)["stages"] and (folder / STAGES[stage].product).exists()
+    product = answers_of(folder) if stage == "inference" else folder / STAGES[stage].product
+    return stage in read_metrics(folder)["stages"] and product is not None and product.exists()
+
+
+def answers_of(folder: Path) -> Path | None:
+    """Return a run's file of answers, as its competition takes it; None before there is one."""
+    files = (folder / f"submission{kind}" for kind in (".parquet", ".csv"))
+    return next((path for path in files if path.exists()), None)
 
 
 def figures(folder: Path) -> dict[str, dict[str, Any]]:

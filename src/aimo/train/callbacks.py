@@ -150,7 +150,8 @@ class Probe(TrainerCallback):
         tokenizer = self.trainer.processing_class
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
         texts = models.complete(model, tokenizer, self.rows, max_tokens)
-        verdicts = are_correct(texts, [row["answer"] for row in self.rows], prompt.tags)
+        golds, kind = [row["answer"] for row in self.rows], self.run.profile.answer_kind
+        verdicts = are_correct(texts, golds, prompt.tags, kind)
         return {
             "probe/accuracy": sum(verdict is True for verdict in verdicts) / len(texts),
             "probe/format": sum(is_well_formed(prompt, text) for text in texts) / len(texts),

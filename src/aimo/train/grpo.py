@@ -64,7 +64,7 @@ def train_grpo(model: Any, tokenizer: Any, rows: Rows, run: Run, probe: Rows | N
         args=args,
         train_dataset=Dataset.from_list(rows),
         reward_funcs=[
-            *rewards.get_reward_funcs(grpo.rewards, profile.prompt),
+            *rewards.get_reward_funcs(grpo.rewards, profile.prompt, profile.answer_kind),
             *[degenerate_reward] * (grpo.degenerate == "penalty"),
         ],
         **{"processing_class": tokenizer} | tool_use.trainer_arguments(profile, model, tokenizer, args),
