@@ -50,6 +50,8 @@ def find(profile: str | Path) -> Path:
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
         told = f"does not exist: use one of {known}, or a path to a .yaml file"
+        if os.path.exists(profile):
+            told = f"is no .yaml file; save it as one, or use one of {known}"
         raise AimoError(f"profile {str(profile)!r} {told}")
     return path
 
