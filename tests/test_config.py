@@ -75,7 +75,7 @@ def test_a_profile_may_be_named_as_people_name_files(tmp_path, name):
 
 def test_a_file_that_is_no_profile_is_not_said_to_be_missing(tmp_path):
     (tmp_path / "profile.json").write_text("{}")
-    with pytest.raises(AimoError, match="profile.json' is no .yaml file; save it as one"):
+    with pytest.raises(AimoError, match=r"profile\.json' is no \.yaml file; save it as one"):
         config.load(tmp_path / "profile.json")
 
 
