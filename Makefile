@@ -24,6 +24,8 @@ setup: .venv/.installed ## install the lock file that fits this machine (CPU or 
 	@$(PIP) '$(TORCH)' 2>/dev/null || { $(PIP) "$$(grep '^uv==' $(LOCK))" && .venv/bin/uv pip install -q --python .venv/bin/python --no-deps --torch-backend $(if $(findstring cpu,$(TORCH)),cpu,auto) '$(TORCH)'; }
 	@$(PIP) -r $(LOCK)
 	@$(PIP) --no-build-isolation -e .
+	@# Notebooks that were run show no change, and are committed without their outputs.
+	@git config filter.notebook.clean 'python3 docs/clean.py' 2>/dev/null || true
 	@touch $@
 
 demo: setup ## the notebooks from problems to a submission, on a laptop CPU
@@ -49,7 +51,7 @@ run: setup ## make run PROFILE=qwen3-4b
 
 jupyter: setup ## the notebooks in JupyterLab
 	@# Jupyter refuses root, which containers and Kaggle's image use, unless it is told to run.
-	.venv/bin/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks
+	.venv/bin/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --LabApp.default_url=/lab/tree/notebooks/01_data_prep.ipynb
 
 sync: setup ## make each notebook's .ipynb and .py equal again
 	.venv/bin/jupytext --sync notebooks/*.py

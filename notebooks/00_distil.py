@@ -1,7 +1,7 @@
 # ---
 # jupyter:
 #   kernelspec:
-#     display_name: Python 3
+#     display_name: Python 3 (ipykernel)
 #     language: python
 #     name: python3
 # ---
@@ -24,6 +24,7 @@ redo = False  # True does this stage again from its start
 
 # %%
 from aimo.data import distil
+from aimo.evaluation.scores import SoFar
 from aimo.report import pages, plots, tables
 from aimo.run import runs
 
@@ -35,7 +36,7 @@ run = runs.begin("distil", profile, run_dir, overrides, redo)
 # missing.
 
 # %%
-tally = distil.distil_in_run(run)
+tally = distil.distil_in_run(run, SoFar(run.profile.prompt.tags))
 print(tally)
 
 # %% [markdown]
@@ -66,3 +67,4 @@ run.finish(
     tokens=tally.completion_tokens,
     pass_rate=found.problems["pass_rate"].mean(),
 )
+pages.write_by_hand(run.dir)

@@ -1,7 +1,7 @@
 # ---
 # jupyter:
 #   kernelspec:
-#     display_name: Python 3
+#     display_name: Python 3 (ipykernel)
 #     language: python
 #     name: python3
 # ---
@@ -27,7 +27,7 @@ redo = False  # True does this stage again from its start
 
 # %%
 from aimo.data import prepare
-from aimo.report import tables
+from aimo.report import pages, tables
 from aimo.run import runs
 from aimo.train import models
 
@@ -83,3 +83,4 @@ tables.training_text(ready, tokenizer)
 digest = prepare.write_sets(ready, sets, run.profile, run.folder)
 kept = prepare.told(sets)
 run.finish(sha256=digest, kept=kept, **{f"{name}_rows": len(ready[name]) for name in ready})
+pages.write_by_hand(run.dir)

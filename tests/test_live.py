@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, wait_for
 from jupyter_client.manager import start_new_kernel
 
 FEW = ["data.sft.rows=64", "data.grpo.rows=8", "data.heldout.rows=4", "data.grpo.test_split=0"]
@@ -193,6 +193,26 @@ def test_a_notebook_by_hand_says_where_it_works_and_with_what_and_leaves_a_repor
         assert "live-by-hand/report.html" in (folder.parent / "index.html").read_text()
     finally:
         notebook.close()
+
+
+def test_a_cell_that_works_in_a_run_keeps_others_out_and_its_end_does_not(tmp_path):
+    begin = f"from aimo.run import runs\nrun = runs.begin('data', 'tiny', {str(tmp_path / 'run')!r})"
+    one, two = (Notebook("01_data_prep") for _ in range(2))
+    try:
+        assert not errors(one.run(begin)) and not errors(one.run("run.folder")) and not errors(two.run(begin))
+        (error,) = errors(one.run("run.folder"))  # the other one may have done its stage again
+        assert "has worked in it since; run this notebook's cells again" in error["evalue"]
+        assert len(error["traceback"]) == 1
+        assert not errors(one.run(begin))
+        one.client.execute(f"run.folder\nopen({str(tmp_path / 'x')!r}, 'w')\nimport time\ntime.sleep(60)")
+        wait_for((tmp_path / "x").exists)
+        (error,) = errors(two.run(begin))
+        assert "is working in it; wait for it" in error["evalue"] and len(error["traceback"]) == 1
+        one.manager.interrupt_kernel()
+        wait_for(lambda: not errors(two.run(begin)), 20)
+    finally:
+        one.close()
+        two.close()
 
 
 def slept():

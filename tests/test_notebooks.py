@@ -1,6 +1,8 @@
 """The notebooks: those of the table of stages, paired, without outputs, with one cell of parameters."""
 
 import json
+import shutil
+import subprocess
 
 import jupytext
 import pytest
@@ -23,6 +25,40 @@ def test_a_stages_notebook_is_equal_to_its_script():
 
 @pytest.mark.parametrize("path", [*NOTEBOOKS, *(ROOT / "kernels").glob("*/*.ipynb")], ids=lambda p: p.stem)
 def test_a_committed_notebook_has_no_outputs_and_one_parameters_cell(path):
-    cells = json.loads(path.read_text())["cells"]
+    # As the next commit has it; outside of a checkout, as it is.
+    added = git(ROOT, "show", f":{path.relative_to(ROOT)}")
+    cells = json.loads(added.stdout if added.returncode == 0 else path.read_text())["cells"]
     assert not any(c.get("outputs") or c.get("execution_count") for c in cells)
     assert sum("parameters" in c["metadata"].get("tags", []) for c in cells) == 1
+
+
+def git(folder, *arguments):
+    command = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(folder), *arguments]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_git_sees_no_change_in_a_notebook_that_was_run(tmp_path):
+    for name in (".gitattributes", "docs/clean.py", "notebooks/02_format_sft.ipynb"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    git(tmp_path, "init", "-q")
+    setup = [line for line in (ROOT / "Makefile").read_text().splitlines() if "git config filter" in line]
+    subprocess.run(["sh", "-c", setup[0].strip().removeprefix("@")], cwd=tmp_path, check=True)
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-qm", "x")
+    path = tmp_path / "notebooks/02_format_sft.ipynb"
+    notebook = json.loads(path.read_text())
+    for cell in notebook["cells"]:
+        cell["metadata"] |= {"editable": True, "vscode": {"languageId": "python"}}
+        if cell["cell_type"] == "code":
+            cell |= {
+                "execution_count": 3,
+                "outputs": [{"output_type": "stream", "name": "stdout", "text": "x"}],
+            }
+    notebook["metadata"] |= {"kernelspec": {"display_name": ".venv", "name": "python3"}, "language_info": {}}
+    path.write_text(json.dumps(notebook))
+    assert git(tmp_path, "add", ".").returncode == 0
+    assert git(tmp_path, "status", "--porcelain").stdout == ""
+    notebook["cells"][0]["source"] = "# Another title"
+    path.write_text(json.dumps(notebook))
+    assert git(tmp_path, "diff", "--stat").stdout.count("|") == 1, "a change of the text is one"

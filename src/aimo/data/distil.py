@@ -76,11 +76,13 @@ class Tally:
 
 
 Report = Callable[[Tally], None]
+Heard = Callable[[str, str, str], None]
 
 
-def distil_in_run(run: Run) -> Tally:
+def distil_in_run(run: Run, so_far: Any = None) -> Tally:
     """As `distil`, for a run: into its folder, with its seed, tags and progress.
 
+    `so_far` has `add`, which takes problem, answer and completion of each sample; it is shown with the bar.
     vLLM serves the teacher here where `distil.api_addr` is empty.
     """
     wanted, weights = run.profile.distil, ""
@@ -95,26 +97,35 @@ def distil_in_run(run: Run) -> Tally:
             wanted, weights = replace(wanted, api_addr=[url], model=folder.name), identity(folder)
 
         def report(tally: Tally) -> None:
-            run.progress(tally.known + tally.done + tally.failed.total(), tally.samples, str(tally))
+            note = "; ".join(filter(None, [str(tally), str(so_far or "")]))
+            run.progress(tally.known + tally.done + tally.failed.total(), tally.samples, note)
 
         seed, tags = run.profile.seed, run.profile.prompt.tags
-        return distil(wanted, run.folder / "samples.jsonl", seed, report, tags, weights)
+        heard = [so_far.add] if so_far else []
+        return distil(wanted, run.folder / "samples.jsonl", seed, report, tags, weights, *heard)
 
 
 def distil(
-    wanted: Distil, out: Path, seed: int, report: Report, tags: Tags = PUBLIC[0], weights: str = ""
+    wanted: Distil,
+    out: Path,
+    seed: int,
+    report: Report,
+    tags: Tags = PUBLIC[0],
+    weights: str = "",
+    heard: Heard = lambda problem, answer, completion: None,
 ) -> Tally:
     """Ask for every sample that the file does not have yet, and return what was done.
 
     `report` is called twice a second. `tags` enclose the thought in `generation`. `weights` identifies a
-    teacher that is served here; other teachers are known by their name. One failed sample costs that sample
-    alone. AimoError when every sample fails, no server answers any more, or the disk is full; what is written
-    stays. The memory is that of the problems, whatever the number of samples.
+    teacher that is served here; other teachers are known by their name. `heard` gets problem, answer and
+    completion of each sample whose answer is known. One failed sample costs that sample alone. AimoError when
+    every sample fails, no server answers any more, or the disk is full; what is written stays. The memory is
+    that of the problems, whatever the number of samples.
     """
     rows = distilled_problems(wanted, seed)
     loop = BackgroundLoop()
     try:
-        return loop.run(ask_all(wanted, rows, out, seed, report, tags, weights))
+        return loop.run(ask_all(wanted, rows, out, seed, report, tags, weights, heard))
     except KeyboardInterrupt:
         raise AimoError("interrupted; run the same command again to continue") from None
     finally:
@@ -133,7 +144,14 @@ def distilled_problems(wanted: Distil, seed: int) -> pl.DataFrame:
 
 
 async def ask_all(
-    wanted: Distil, rows: pl.DataFrame, out: Path, seed: int, report: Report, tags: Tags, weights: str
+    wanted: Distil,
+    rows: pl.DataFrame,
+    out: Path,
+    seed: int,
+    report: Report,
+    tags: Tags,
+    weights: str,
+    heard: Heard,
 ) -> Tally:
     """Ask for the missing samples, `max_concurrent` at a time, and append each to the file as it ends."""
     limits = (wanted.max_concurrent, wanted.timeout, wanted.retries)
@@ -196,6 +214,8 @@ async def ask_all(
                         | {key: getattr(reply, key) for key in ("prompt_tokens", "completion_tokens")}
                         | {"model": servers.model, "seed": body["seed"]}
                     )
+                    if known["answer"]:
+                        heard(known["problem"], known["answer"], text)
                     tally.done += 1
                     tally.failures_in_a_row = 0
                     tally.prompt_tokens += reply.prompt_tokens

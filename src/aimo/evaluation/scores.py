@@ -250,6 +250,33 @@ def disagreements(scores: Scores) -> list[dict[str, Any]]:
 # Rows of a run's sets: held-out problems, and those that a stage trains on
 
 
+class SoFar:
+    """pass@1 of the completions that have ended, with its interval, for a person who looks."""
+
+    def __init__(self, tags: Tags, kind: AnswerKind | None = None):
+        self.tags, self.kind, self.due, self.line = tags, kind, 0.0, ""
+        self.ended: list[tuple[str, str, str]] = []  # problem, gold and completion, not judged yet
+        self.right: dict[str, list[bool]] = {}  # by problem
+
+    def add(self, problem: str, gold: str, completion: str) -> None:
+        self.ended.append((problem, gold, completion))
+
+    def __str__(self) -> str:
+        """Judge what has ended since, at most every half second and in a twentieth of the time."""
+        began = time.monotonic()
+        if began < self.due or not self.ended or not by_hand():
+            return self.line
+        problems, golds, completions = zip(*self.ended, strict=True)
+        verdicts = judge.are_correct(completions, golds, self.tags, self.kind)
+        for problem, right in zip(problems, verdicts, strict=True):
+            self.right.setdefault(problem, []).append(right is True)
+        self.ended.clear()
+        one = share_interval([sum(each) / len(each) for each in self.right.values()])
+        self.line = f"pass@1 {one.value:.3f} ({one.low:.3f} to {one.high:.3f}) so far"
+        self.due = time.monotonic() + max(LEAST_S, 20 * (time.monotonic() - began))
+        return self.line
+
+
 def sample_rows(
     engine: Sampler,
     rows: list[dict[str, Any]],
@@ -261,37 +288,24 @@ def sample_rows(
 ) -> Scores:
     """Sample n rows (`prompt`, `answer`) `num_samples` times each, with the engine's current weights.
 
-    `progress` gets the number of completions that have ended, that of all, and where a person looks pass@1 so
-    far. The same seed gives the same samples, whatever the order of the rows. A competition's `rules` say
-    what is right. AimoError before sampling when a row has no answer.
+    `progress` gets the number of completions that have ended, that of all, and `SoFar`. The same seed gives
+    the same samples, whatever the order of the rows. A competition's `rules` say what is right. AimoError
+    before sampling when a row has no answer.
     """
     if without := sum(row["answer"] in (None, "") for row in rows):
         raise AimoError(f"{without} of {len(rows)} problems have no answer to judge by; leave them out")
     questions = [Question(str(i), r["prompt"][-1]["content"], str(r["answer"])) for i, r in enumerate(rows)]
-    total, done, due = len(rows) * num_samples, 0, 0.0
-    ended: list[tuple[int, str]] = []  # row and text of completions that are not judged yet
-    shares: list[list[bool]] = [[] for _ in rows]
-
-    def so_far() -> str:
-        if not by_hand():
-            return ""
-        texts, golds = [text for _, text in ended], [questions[row].answer for row, _ in ended]
-        kind = rules.answer if rules else None
-        for (row, _), right in zip(ended, judge.are_correct(texts, golds, prompt, kind), strict=True):
-            shares[row].append(right is True)
-        ended.clear()
-        one = share_interval([sum(each) / len(each) for each in shares if each])
-        return f"pass@1 {one.value:.3f} ({one.low:.3f} to {one.high:.3f}) so far"
+    kind = rules.answer if rules else None
+    total, done, due, so_far = len(rows) * num_samples, 0, 0.0, SoFar(prompt, kind)
 
     async def sample(row: int, ids: list[int], sample_seed: int) -> Completion:
         nonlocal done, due
         completion = await engine.sample(ids, sample_seed, engine.settings)
         done += 1
-        ended.append((row, completion.text))
+        so_far.add(str(row), questions[row].answer, completion.text)
         if progress and (done == total or time.monotonic() > due):
-            began = time.monotonic()
-            progress(done, total, so_far())
-            due = time.monotonic() + max(LEAST_S, 20 * (time.monotonic() - began))
+            progress(done, total, str(so_far))
+            due = time.monotonic() + LEAST_S
         return completion
 
     async def sample_all() -> list[Completion]:

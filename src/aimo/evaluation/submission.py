@@ -192,9 +192,17 @@ def answer_test_file(engine: Engine, run: Run) -> list[dict[str, Any]]:
     test_csv = test_file(run)
     competition, table = local.read_questions(test_csv, run.profile.rules)
     rules = competitions.find_competition(competition)
+    asked: dict[str, None] = {}
+
+    def heard(question_id: str, solution: Solution) -> None:
+        asked[question_id] = None
+        votes = ", ".join(f"{answer}: {count}" for answer, count in solution.votes.most_common(3))
+        run.progress(len(asked) - 1, len(table), f"{question_id}: {votes or 'no'} votes")
+
     # What an earlier model or other settings left in the run's journal is not taken, and kept.
     answering = engine, test_csv, run.dir / rules.artefact.file, run.profile.seed, run.profile.rules
-    solutions = local.answer_file(*answering, other="")
+    solutions = local.answer_file(*answering, other="", heard=heard)
+    run.progress(len(table), len(table))
     known = table.select("id", "answer").rows() if "answer" in table.columns else []
     read = rules.answer.gold if run.profile.rules else answers.to_integer
     golds = {id_: read(answer) for id_, answer in known}

@@ -90,12 +90,14 @@ def make_predict(
     seed: int = 0,
     solutions: dict[str, Solution] | None = None,
     journal: Journal | None = None,
+    heard: Callable[[str, Solution], None] = lambda question_id, solution: None,
 ) -> Predict:
     """Return the function that Kaggle's gateway calls for each question.
 
     It takes two Series of length 1 (id, problem) and returns one row of `id` and `answer`. It raises nothing
     but a person's KeyboardInterrupt: whatever else goes wrong, the row holds what was voted by then, else the
-    fallback answer, and the reason is printed. `solutions` collects what was found, by id.
+    fallback answer, and the reason is printed. `solutions` collects what was found, by id;
+    `heard` is told of a question whenever one of its samples has ended.
     """
     found = {} if solutions is None else solutions
     kept, rules = journal or Journal(), schedule.rules
@@ -120,6 +122,8 @@ def make_predict(
         def keep(entry: Sample | Value) -> None:
             with surviving("the journal"):
                 kept.add(question_id, text, entry)
+            with surviving("the display"):
+                heard(question_id, solution)
 
         def left() -> float | None:
             return None if budget is None else max(1.0, budget - (time.monotonic() - begun))

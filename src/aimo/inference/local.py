@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -54,14 +55,16 @@ def answer_file(
     seed: int,
     competition: str | Competition | None = None,
     other: str = "--out",
+    heard: Callable[[str, Solution], None] = lambda question_id, solution: None,
 ) -> dict[str, Solution]:
     """Answer a test file through `ask_each`; write the answers to `out`, a .csv or .parquet file.
 
     Rows are in the file's order; beside them are the settings and every sample (`out` with the suffix
     .settings.json, and `journal_beside`). Started again, it continues from them; with `other`, the option
     that names another `out`, AimoError when they are another model's, or have other settings.
-    A failed engine is replaced. Returns the solutions by id. When it is interrupted, the disk is full, or no
-    engine can be started any more, the answers so far are written and AimoError or EngineError says so.
+    `heard` is told of a question whenever one of its samples has ended. A failed engine is replaced. Returns
+    the solutions by id. When it is interrupted, the disk is full, or no engine can be started any more, the
+    answers so far are written and AimoError or EngineError says so.
     """
     competition, table = read_questions(test_file, competition)
     settings = asdict(sampler.settings) | {"context": sampler.max_length}
@@ -73,7 +76,7 @@ def answer_file(
     given: dict[str, Value] = {}
     supervisor = Supervisor(sampler.respawn, sampler, PATIENCE_S)
     schedule = Schedule(rules, None, len(table))
-    predict = make_predict(schedule, supervisor, seed, solutions, journal)
+    predict = make_predict(schedule, supervisor, seed, solutions, journal, heard)
 
     def so_far() -> str:
         where = f", in {out}" if given else ""

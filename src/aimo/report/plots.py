@@ -87,21 +87,40 @@ def curve(ax: Any, ks: list[int], values: Any, colour: str, name: str) -> None:
 
 def training(log: list[dict[str, Any]]) -> Html:
     """Draw a stage's log by step, a panel for each figure: faint as logged, bold as moving average."""
-    logged = {key for record in log for key in record}
+    return by_step({"": log})
+
+
+def by_step(logs: dict[str, list[dict[str, Any]]]) -> Html:
+    """Draw the logs of a stage by step as `training` does; of several runs, what at least two have."""
+    logged = {key for log in logs.values() for record in log for key in record}
     rewards = sorted(key for key in logged if key.startswith("rewards/") and key.endswith("/mean"))
     wanted = PANELS | {"each reward": rewards if len(rewards) > 1 else []}
+    several = len(logs) > 1
+    if several:  # one figure in a panel, and a colour for each run
+        logged = {key for key in logged if sum(any(key in r for r in log) for log in logs.values()) > 1}
+        wanted = {
+            title if key == keys[0] and title != "each reward" else key: [key]
+            for title, keys in wanted.items()
+            for key in keys
+        }
     shown = {title: keys for title, keys in wanted.items() if logged & {*keys}}
     figure, grid = panels(len(shown), columns=3, width=3.7, height=2.3)
     for ax, (title, wanted_keys) in zip(grid, shown.items(), strict=True):
-        keys = [key for key in wanted_keys if key in logged]
-        for key, colour in zip(keys, CURVES, strict=False):
-            records = [record for record in log if key in record]
+        series = [(*run, *key) for run in enumerate(logs) for key in enumerate(wanted_keys)]
+        series = [one for one in series if any(one[3] in record for record in logs[one[1]])]
+        for number, run, place, key in series:
+            colour = CURVES[(number + place) % len(CURVES)]
+            records = [record for record in logs[run] if key in record]
             steps, values = ([record[name] for record in records] for name in ("step", key))
             name = key.removeprefix("rewards/").removesuffix("/mean")
             if key.startswith("sampling/"):
                 name = key.rpartition("/")[2]
+            name = label(run) if several else name
             if key.startswith(("probe/", "eval_")):  # these are rare: points and no average
                 ax.plot(steps, values, "o-", color=colour, ms=3, lw=1.2, label=name)
+                continue
+            if key == "learning_rate":  # known exactly
+                ax.plot(steps, values, color=colour, lw=1.8, label=name)
                 continue
             averages, total, norm = [], 0.0, 0.0
             for value in values:  # an exponential moving average, corrected for its start at zero
@@ -109,16 +128,19 @@ def training(log: list[dict[str, Any]]) -> Html:
                 averages.append(total / norm)
             ax.plot(steps, values, color=colour, lw=0.7, alpha=0.4)
             ax.plot(steps, averages, color=colour, lw=1.8, label=name)
-            if key == "reward":
+            if key == "reward" and not several:
                 low, high = ([r["reward"] + sign * r["reward_std"] / 2 for r in records] for sign in (-1, 1))
                 ax.fill_between(steps, low, high, color=colour, alpha=0.12, lw=0)
-        if len(keys) > 1:
+        if len(series) > 1:
             ax.legend(frameon=False, fontsize=7)
         ax.set_title(title, fontsize=9)
         ax.tick_params(labelsize=8)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        bottom, top = min(0, ax.get_ylim()[0]), ax.get_ylim()[1]
-        ax.set_ylim(*(0, 1.05) if "share" in title else (bottom, top + 0.04 * (top - bottom)))
+        bottom, top = ax.get_ylim()
+        if "share" in title:
+            ax.set_ylim(0, 1.05)
+        elif 0 < bottom < (top - bottom) / 2:  # zero is near
+            ax.set_ylim(0, top)
     return image(figure)
 
 

@@ -55,7 +55,13 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        """The folder of this stage, which is created."""
+        """The folder of this stage, which is created.
+
+        By hand, the cell that asks for it holds the run's lock to its end: AimoError when another process
+        works in the run, or has done so since `begin`.
+        """
+        if by_hand():
+            lock(self.dir, again=True)
         folder = self.dir / self.stage
         folder.mkdir(exist_ok=True)
         return folder
@@ -138,7 +144,7 @@ def begin(
     if redo:
         forget(folder, stage)
     if by_hand():
-        show_one_line_when_stopped()
+        get_ready_for_cells()
         if engines := sys.modules.get("aimo.inference.engine"):  # of this cell, when it ran before
             for engine in list(engines.STARTED):
                 engine.close()
@@ -240,15 +246,18 @@ def by_hand() -> bool:
     return bool(kernel and kernel.IPKernelApp.initialized()) and not set(held_above()) - {*map(str, _locks)}
 
 
-def show_one_line_when_stopped() -> None:
-    """Let a cell that is interrupted say so in one line, without the frames of the libraries it was in."""
+def get_ready_for_cells() -> None:
+    """Let a cell that is interrupted say so in one line, without the frames of the libraries it was in, and
+    let each cell free the locks that it took."""
     from IPython import get_ipython
 
     def told(shell: Any, kind: Any, error: Any, frames: Any, tb_offset: Any = None) -> list[str]:
         print("Stopped. Run the cell again; what was saved is kept.")
         return []
 
-    get_ipython().set_custom_exc((KeyboardInterrupt,), told)
+    shell = get_ipython()
+    shell.set_custom_exc((KeyboardInterrupt,), told)
+    shell.events.register("post_run_cell", unlock_all)  # once, however often it is registered
 
 
 def option(name: str) -> str:
@@ -264,10 +273,11 @@ def held_above() -> list[str]:
     return os.environ.get(LOCKED, "").splitlines()  # by this process or one above it
 
 
-def lock(folder: Path) -> None:
+def lock(folder: Path, again: bool = False) -> None:
     """Keep other processes out of a run's folder until `unlock` or this process's end.
 
-    A process may hold several; its children may work in them. AimoError names the process that holds one.
+    A process may hold several; its children may work in them. AimoError names the process that holds one, or,
+    to lock it `again`, the one that has held it since.
     """
     if folder in _locks or str(folder) in held_above():
         return
@@ -282,6 +292,13 @@ def lock(folder: Path) -> None:
         ) from None
     except OSError as e:
         raise AimoError(f"{folder}: {e.strerror}; take another {option('run_dir')}") from None
+    file.seek(0)
+    if again and (last := file.read().strip()) != str(os.getpid()):
+        file.close()
+        raise AimoError(
+            f"run folder {folder}: process {last} has worked in it since; run this notebook's cells again "
+            "from the first one"
+        )
     file.truncate(0)
     print(os.getpid(), file=file, flush=True)
     _locks[folder] = file
@@ -299,6 +316,12 @@ def unlock(folder: Path) -> None:
         with _locks.pop(folder) as file:
             fcntl.flock(file, fcntl.LOCK_UN)  # processes that were forked have it open too
         os.environ[LOCKED] = "\n".join(name for name in held_above() if name != str(folder))
+
+
+def unlock_all(_: Any = None) -> None:
+    """Unlock every folder that this process holds, when a cell has ended."""
+    for folder in [*_locks]:
+        unlock(folder)
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
