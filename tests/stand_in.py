@@ -65,6 +65,7 @@ class Kaggle:
     def __init__(self):
         self.requests, self.wrong, self.submissions = [], [], []
         self.kernels, self.blobs, self.models, self.datasets = {}, {}, {}, {}
+        self.competitions = {}  # what each says `about` itself, its pages and its files
         self.faults = defaultdict(list)
         self.script, self.invalid = {}, {}  # of the next version of a kernel
         self.left, self.user = 5, "me"
@@ -185,7 +186,27 @@ class Kaggle:
         self.datasets[f"{request.owner_slug}/{request.dataset_slug}"].append(self.stored(request.body.files))
         return {"status": "ok"}
 
+    def GetCompetition(self, request):
+        return {"ref": request.competition_name} | self.competitions[request.competition_name]["about"]
+
+    def ListCompetitionPages(self, request):
+        pages = self.competitions[request.competition_name]["pages"]
+        return {"pages": [{"name": name, "content": content} for name, content in pages.items()]}
+
+    def ListDataFiles(self, request):
+        files = self.competitions[request.competition_name]["files"]
+        return self.page(request, "files", [{"name": n, "totalBytes": len(d)} for n, d in files.items()])
+
+    def DownloadDataFile(self, request):
+        return self.competitions[request.competition_name]["files"][request.file_name]
+
     def DownloadDataFiles(self, request):
+        if own := self.competitions.get(request.competition_name):
+            archive = io.BytesIO()
+            with zipfile.ZipFile(archive, "w") as file:
+                for name, data in own["files"].items():
+                    file.writestr(name, data)
+            return archive.getvalue()
         if not request.competition_name.startswith("ai-math"):
             raise LookupError("Competition not found")
         server = "class AIMO3InferenceServer: pass\n"

@@ -1,15 +1,44 @@
-"""`aimo competition check` and `score`: a competition's file, and a file of answers as the host counts it."""
+"""`aimo competition new`, `check` and `score`: a competition's file, and answers as the host counts them."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from aimo.commands.options import arg, opt
+from aimo.commands.options import arg, check_folder, opt
+from aimo.errors import AimoError
 from aimo.inference import competitions, local
+from aimo.inference.storage import write_whole
 
-app = typer.Typer(no_args_is_help=True, help="Competitions: check a file of rules, score a file of answers.")
+app = typer.Typer(
+    no_args_is_help=True, help="Competitions: draft and check a file of rules, score a file of answers."
+)
 Rules = Annotated[str, arg("aimo1, aimo2, aimo3, another name, or a YAML file.")]
+
+
+@app.command()
+def new(
+    competition: Annotated[str, arg("Its slug or its address on kaggle.com.")],
+    out: Annotated[Path | None, opt("The file; SLUG.yaml if not given.")] = None,
+    dry_run: Annotated[bool, opt("Print each request and send none.", "--dry-run")] = False,
+) -> None:
+    """Draft a competition's file from its pages and data on Kaggle; `# ?` marks what they do not say."""
+    from aimo.kaggle import client  # Kaggle's package signs in when it is imported
+    from aimo.kaggle.check import slug_of
+    from aimo.kaggle.competition import UNSURE, draft_competition
+
+    path = out or Path(f"{slug_of(competition)}.yaml")
+    check_folder("--out", path)
+    if path.exists():
+        raise AimoError(f"--out {path}: it exists; remove it, or name another file")
+    with client.sign_in(dry_run) as api:
+        text = draft_competition(api, competition)
+    if not dry_run:
+        write_whole(path, text)
+        unsure = sum(UNSURE in line for line in text.splitlines()[1:])
+        print(
+            f"{path}: {unsure} lines are marked {UNSURE}; look at them, then `aimo competition check {path}`"
+        )
 
 
 @app.command()
@@ -28,6 +57,12 @@ def check(
     print(f"takes: {rules.answer}, else {rules.answer.fallback!r}")
     print(f"submits: {artefact.file}{columns}{through}")
     print(f"scored by: {rules.scoring}")
+    if Path(competition).is_file():
+        lines = Path(competition).read_text(encoding="utf-8-sig").splitlines()
+        if marked := [
+            str(number) for number, line in enumerate(lines, 1) if "# ?" in line and line[0] != "#"
+        ]:
+            print(f"not certain yet: the lines with `# ?` ({', '.join(marked)}); look, and remove the mark")
     if artefact.kind == "adapter":
         print("`aimo solve` answers nothing for it: it takes an adapter")
     if test:
