@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import polars as pl
 import pytest
+import yaml
 from conftest import ROOT, TINY, here
 from model_server import serving
 from scripted import Scripted
@@ -180,6 +181,20 @@ def test_the_benchmarks_sampling_goes_over_the_models_and_the_command_lines_over
 
 
 # Completions
+
+
+def test_a_whole_set_of_matharena_leaves_its_figure_in_the_hubs_format(tmp_path):
+    asked = [Question("a", "2 + 2?", "4")]
+    found = scores.score(
+        replace(header(asked), benchmark="cmimc25"), [replace(DONE, text="<SOLUTION>4</SOLUTION>")]
+    )
+    for rows, name in (None, "cmimc25"), (1, "smt25"), (None, "gsm8k"):
+        wanted = evaluate.Wanted(TINY, "m", [], [], rows=rows)
+        evaluate.write_results(wanted, {name: found}, {}, tmp_path, False)
+    (path,) = (tmp_path / ".eval_results").iterdir()
+    (entry,) = yaml.safe_load(path.read_text())
+    assert path.name == "cmimc25.yaml" and entry["value"] == 100.0 and "k = 1" in entry["notes"]
+    assert entry["dataset"] == {"id": "MathArena/cmimc_2025", "task_id": "MathArena/cmimc_2025"}
 
 
 @pytest.mark.parametrize(

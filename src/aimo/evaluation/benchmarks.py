@@ -59,6 +59,13 @@ BENCHMARKS = {
     "math500": Benchmark("HuggingFaceH4/MATH-500", 4, split="test", subject="subject", level="level"),
     "amc23": Benchmark("math-ai/amc23", 16, problem="question", split="test"),
     "hmmt25": Benchmark("MathArena/hmmt_feb_2025", 16, subject="problem_type"),
+    "hmmt_nov25": Benchmark("MathArena/hmmt_nov_2025", 16, subject="problem_type"),
+    "hmmt26": Benchmark("MathArena/hmmt_feb_2026", 16, subject="problem_type"),
+    "brumo25": Benchmark("MathArena/brumo_2025", 16, subject="problem_type"),
+    "smt25": Benchmark("MathArena/smt_2025", 16, subject="problem_type"),
+    "cmimc25": Benchmark("MathArena/cmimc_2025", 16, subject="problem_type"),
+    "apex25": Benchmark("MathArena/apex_2025", 16),
+    "apex_shortlist": Benchmark("MathArena/apex-shortlist", 16),
     "olympiadbench": Benchmark(
         "Hothan/OlympiadBench", 4, "question", "final_answer", "OE_TO_maths_en_COMP", subject="subfield"
     ),
@@ -244,6 +251,24 @@ def beside_published(
             figures = {name: values.get(name, "") for name in shown}
             rows.append({"model": model, "kind": "published"} | figures | {"source": number})
     return rows, named
+
+
+def hub_results(figures: Mapping[str, dict[str, Any]], notes: str) -> dict[str, str]:
+    """Return the text of `.eval_results/NAME.yaml` for the hub, by benchmark, of those with a board there.
+
+    https://huggingface.co/docs/hub/eval-results; MathArena's sets name their task as the set (`eval.yaml`).
+    """
+    from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml  # half a second
+
+    found = {}
+    for name, row in figures.items():
+        source = BENCHMARKS[name].source if name in BENCHMARKS else ""
+        if source.startswith("MathArena/") and "pass@1" in row:
+            value = round(100 * row["pass@1"][0], 2)
+            told = f"pass@1 in percent, k = {row['samples']}; {notes}"
+            entry = EvalResultEntry(dataset_id=source, task_id=source, value=value, notes=told)
+            found[name] = yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False)
+    return found
 
 
 # Leakage: runs of eight words of a question that stand in the data that the model was trained on

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from aimo.inference.engine import Engine
 from aimo.inference.model_folder import identity
 from aimo.inference.sampling import Sampler
 from aimo.inference.settings import SETTINGS, Settings, guess_tags, resolve_settings
-from aimo.inference.storage import KEPT, read_json, write_json
+from aimo.inference.storage import KEPT, read_json, write_json, write_whole
 from aimo.report import pages
 from aimo.run.progress import counting
 from aimo.run.runs import Run, lock, unlock
@@ -192,6 +193,10 @@ def write_results(
             "pass@k": {k: float(scores.pass_at(one.right, k).mean()) for k in sizes},
             "maj@k": {k: float(one.majority(k).mean()) for k in sizes},
         }
+    whole = {name: row for name, row in figures.items() if wanted.rows is None}
+    for name, text in benchmarks.hub_results(whole, f"aimo {version('aimo')}").items():
+        (folder / ".eval_results").mkdir(exist_ok=True)
+        write_whole(folder / ".eval_results" / f"{name}.yaml", text)
     published = benchmarks.beside_published({wanted.name: measured})
     pages.write_evaluation(folder, record | shown | {"published": published})
     track(wanted.log_to, folder, wanted.name, figures)
