@@ -61,6 +61,9 @@ SHORT = [
     "grpo.max_steps=3",
     "grpo.max_prompt_length=700",
     "grpo.max_completion_length=32",
+    "opd.max_steps=3",
+    "opd.max_prompt_length=700",
+    "opd.max_completion_length=32",
 ]
 SMALL = [
     "model.max_length=1024",
@@ -69,6 +72,8 @@ SMALL = [
     "grpo.prompts_per_step=2",
     "grpo.num_generations=4",
     "grpo.gradient_accumulation_steps=1",
+    "opd.batch_size=2",
+    "opd.gradient_accumulation_steps=1",
 ]
 # Keys with values that a CPU does not run, or not with all weights, and the value that takes their place.
 GPU_ONLY: dict[str, tuple[list[Any], str]] = {
@@ -77,6 +82,7 @@ GPU_ONLY: dict[str, tuple[list[Any], str]] = {
     "sft.optimizer": (["adamw_8bit", "paged_adamw_8bit"], "adamw_torch"),
     "grpo.optimizer": (["adamw_8bit", "paged_adamw_8bit"], "adamw_torch"),
     "grpo.generation": (["vllm"], "transformers"),
+    "opd.generation": (["vllm"], "transformers"),
 }
 # Keys with a value that needs a package, and the value that takes its place where that is missing.
 PACKAGES = {
@@ -178,6 +184,8 @@ def features(work: Path, here: Here) -> Iterator[Check]:
     yield check
     pairs = "dpo={learning_rate: 1.0e-5, problems: 20, max_steps: 3}"
     yield train(work, "dpo", [*plain, "sft=null", "grpo.max_steps=1", pairs], alone=True)
+    taught = f"opd={{teacher: {TINY}, learning_rate: 1.0e-4, max_steps: 3, batch_size: 8}}"
+    yield train(work, "opd", [*plain, "sft=null", "grpo=null", taught], alone=True)
     tools = [*options(["inference.tools=1.0", "inference.samples=4"]), "What is 2**30 % 1007?"]
     yield Check(
         "tools", [[AIMO, "solve", "--model", str(TOOLS), *tools]], hint="run `aimo doctor`: its sandbox"
@@ -226,10 +234,13 @@ def profiles(work: Path, here: Here) -> Iterator[Check]:
         elif profile.trained:
             replaced = list(replacements(profile, here))
             settings += [*SHORT, *([] if here.gpus else SMALL), *replaced]
+            if profile.opd:  # random weights of its own architecture, with its vocabulary, teach it
+                settings.append(f"opd.teacher={model_folder(work, base)}")
             if profile.grpo and here.gpus:  # a step needs that many rows, a tenth of which is for probes
                 rows = max(64, 2 * profile.grpo.prompts_per_step)
                 settings.append(f"data.grpo={{source: builtin, rows: {rows}, test_split: 0.1}}")
-            with_vllm = bool(here.gpus and profile.grpo and profile.grpo.generation == "vllm")
+            sampling = [stage.generation for stage in (profile.grpo, profile.opd) if stage]
+            with_vllm = bool(here.gpus and "vllm" in sampling)
             check = train(work, name, settings, profile=path.stem, base=base, alone=with_vllm)
             check.note = with_(replaced)
             yield check
@@ -304,7 +315,7 @@ def train(
     """Return the check of each stage of a profile that trains, in a process of its own."""
     stages = {
         *config.load(profile).stages,
-        *(key.split("=")[0] for key in settings if key.startswith("dpo=")),
+        *(key.split("=")[0] for key in settings if key.startswith(("dpo=", "opd="))),
     }
     settings = [key for key in settings if re.split(r"[.=]", key)[0] not in {*TRAINED} - stages]
     resolved, folder = config.load(profile, settings), work / name

@@ -6,9 +6,12 @@ import shutil
 
 import pytest
 from conftest import TINY
+from model_server import Handler, on_loopback
 
 from aimo import config
 from aimo.errors import AimoError
+from aimo.inference import startup, vllm_process
+from aimo.inference.settings import Settings
 from aimo.run import runs
 
 
@@ -84,35 +87,138 @@ def test_a_teacher_that_ends_a_turn_with_another_token_is_refused(tmp_path):
         opd.check_teacher(TINY, model, tokenizer)
 
 
-@pytest.mark.train
-def test_a_student_comes_nearer_to_its_teacher_and_resumes_with_equal_losses(tmp_path):
+def test_a_teacher_that_does_not_fit_beside_the_student_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    from aimo.train import opd
+
+    section = f"opd={{teacher: {TINY}, learning_rate: 1.0e-3}}"
+    run = runs.Run(config.load("tiny", [section, "model.dtype=bfloat16"]), tmp_path, "opd", 0.0)
+    size = (TINY / "model.safetensors").stat().st_size / 2  # read in 16 bits
+    monkeypatch.setattr(startup, "available_memory", lambda: int(1.02 * size))
+    assert opd.load_teacher(TINY, run).dtype.itemsize == 2
+    monkeypatch.setattr(startup, "available_memory", lambda: int(0.98 * size))
+    with pytest.raises(
+        AimoError, match=r"opd.teacher: tiny-base takes 0.0 GB beside the student, .*a smaller"
+    ):
+        opd.load_teacher(TINY, run)
+
+
+def answer_as(change):
+    """A server's handler: vLLM with the tiny base as far as a check asks, with a `change` of its answers."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
+    right = {
+        "room": 1024,
+        "tokens": [40, 41, tokenizer.eos_token_id],
+        "status": 200,
+        "rows": lambda ids: None,
+    }
+    right |= {"text": lambda i: tokenizer.decode([i])}
+    wrong = right | change
+
+    class Teacher(Handler):
+        def do_GET(self):
+            self.reply(json.dumps({"data": [{"id": "m", "max_model_len": wrong["room"]}]}))
+
+        def do_POST(self):
+            asked = self.asked()
+            if self.path == "/tokenize":
+                return self.reply(json.dumps({"tokens": wrong["tokens"]}))
+            if wrong["status"] != 200:
+                return self.send_error(wrong["status"], "Token id 41 is out of vocabulary")
+            assert self.path == "/v1/completions" and asked["prompt_logprobs"] == 0
+            one = [{str(i): {"logprob": -1.0, "decoded_token": wrong["text"](i)}} for i in asked["prompt"]]
+            rows = [None, *one[1:]] if "rows" not in change else change["rows"]
+            return self.reply(json.dumps({"choices": [{"prompt_logprobs": rows}]}))
+
+    return Teacher
+
+
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        ({}, None),
+        ({"rows": None}, "returns no log-probabilities of a prompt's tokens; serve the teacher with"),
+        ({"text": lambda i: f"{i}"}, "another vocabulary: token 0 is "),
+        ({"status": 400}, "answers HTTP 400 to what vLLM takes: .*out of vocabulary"),
+        ({"tokens": [40, 41]}, "ends a turn with .*; set prompt.eos_token"),
+        ({"tokens": []}, "ends a turn with"),
+        ({"room": 1023}, "a context of 1,023 tokens, and prompt and completion take up to 1,024"),
+    ],
+)
+def test_a_server_that_cannot_grade_is_refused(change, told):
+    from transformers import AutoTokenizer
+
+    from aimo.train import opd
+
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
+    section = {"learning_rate": 1e-3, "max_prompt_length": 512, "max_completion_length": 511}
+    with on_loopback(answer_as(change)) as address:
+        asked = config.training.Opd(teacher=address, **section)
+        if not told:
+            return opd.check_server(asked, tokenizer)
+        with pytest.raises(AimoError, match=told) as refused:
+            opd.check_server(asked, tokenizer)
+    assert str(refused.value).startswith(f"opd.teacher: {address}") and "\n" not in str(refused.value)
+
+
+def test_no_server_and_a_temperature_that_a_server_does_not_know_are_refused():
+    from transformers import AutoTokenizer
+
+    from aimo.train import opd
+
+    asked = config.training.Opd(teacher="http://127.0.0.1:9", learning_rate=1e-3)
+    with pytest.raises(AimoError, match=r"127.0.0.1:9.* does not answer"):
+        opd.check_server(asked, AutoTokenizer.from_pretrained(TINY))
+    with pytest.raises(AimoError, match=r"opd.temperature: 0.7: a server's log-probabilities"):
+        config.load("tiny", ["opd={teacher: http://a, learning_rate: 1.0e-3, temperature: 0.7}"])
+
+
+def train_student(folder, teacher, **more):
+    """Train a disturbed tiny base for 12 steps, from the last checkpoint in the folder; return the losses."""
+    import torch
+
     from aimo.train import models, opd
 
-    section = (
-        f"opd={{teacher: {TINY}, learning_rate: 1.0e-3, batch_size: 8, max_steps: 12, save_steps: 6, "
-        "max_prompt_length: 128, max_completion_length: 24}"
-    )
-    profile = config.load("tiny", [section, "model.backend=transformers"])
+    section = {"teacher": str(teacher), "learning_rate": 1e-3, "batch_size": 8, "max_steps": 12} | more
+    section |= {"save_steps": 6, "max_prompt_length": 128, "max_completion_length": 24}
+    profile = config.load("tiny", [f"opd={json.dumps(section)}", "model.backend=transformers"])
     rows = [
         {"prompt": [{"role": "user", "content": f"What is {i} + {i}?"}], "answer": "1"} for i in range(64)
     ]
+    folder.mkdir(exist_ok=True)
+    model, tokenizer = models.load_model(TINY, profile), models.load_tokenizer(TINY, profile)
+    with torch.no_grad():  # a student that is not the teacher
+        torch.manual_seed(0)
+        for name, weight in model.named_parameters():
+            if not weight.requires_grad and "proj" in name:
+                weight.add_(0.4 * weight.std() * torch.randn_like(weight))
+    log = opd.train_opd(model, tokenizer, rows, runs.Run(profile, folder, "opd", 0.0))
+    return [record["loss"] for record in log if "loss" in record]
 
-    def train(folder):
-        import torch
 
-        folder.mkdir(exist_ok=True)
-        run = runs.Run(profile, folder, "opd", 0.0)
-        model, tokenizer = models.load_model(TINY, profile), models.load_tokenizer(TINY, profile)
-        with torch.no_grad():  # a student that is not the teacher
-            torch.manual_seed(0)
-            for name, weight in model.named_parameters():
-                if not weight.requires_grad and "proj" in name:
-                    weight.add_(0.4 * weight.std() * torch.randn_like(weight))
-        return [r["loss"] for r in opd.train_opd(model, tokenizer, rows, run) if "loss" in r]
-
-    losses = train(tmp_path / "whole")
+@pytest.mark.train
+def test_a_student_comes_nearer_to_its_teacher_and_resumes_with_equal_losses(tmp_path):
+    losses = train_student(tmp_path / "whole", TINY)
     assert len(losses) == 12 and losses[-1] < 0.8 * losses[0]
     shutil.copytree(tmp_path / "whole", tmp_path / "killed")
     for left in "checkpoint-12", "trained":
         shutil.rmtree(tmp_path / "killed" / "opd" / left)
-    assert train(tmp_path / "killed")[-6:] == pytest.approx(losses[-6:], rel=1e-4)
+    assert train_student(tmp_path / "killed", TINY)[-6:] == pytest.approx(losses[-6:], rel=1e-4)
+
+
+@pytest.mark.engine
+def test_a_student_comes_nearer_to_a_teacher_behind_vllm_and_a_server_that_ends_is_one_line(tmp_path):
+    with vllm_process.serving(TINY, Settings(max_length=256), log=tmp_path / "log") as (address, _):
+        for divergence in ("forward_kl", "reverse_kl"):
+            losses = train_student(tmp_path / divergence, address, divergence=divergence)
+            assert len(losses) == 12 and sum(losses[-4:]) < 0.8 * sum(losses[:4])
+    shutil.rmtree(tmp_path / "reverse_kl")
+    with on_loopback(answer_as({"rows": None})) as address, pytest.MonkeyPatch.context() as patch:
+        from aimo.train import opd
+
+        patch.setattr(opd, "check_server", lambda *_: None)
+        with pytest.raises(
+            AimoError, match=r"opd.teacher: http.* did not grade step 1: .*run the same command"
+        ):
+            train_student(tmp_path / "reverse_kl", address)

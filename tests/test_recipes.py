@@ -52,6 +52,15 @@ SMALL = {
         "optimizer": "adamw_torch",
         "generation": "transformers",
     },
+    "opd": {
+        "teacher": str(TINY),
+        "max_steps": 1,
+        "batch_size": 2,
+        "gradient_accumulation_steps": 1,
+        "max_prompt_length": 600,
+        "max_completion_length": 24,
+        "generation": "transformers",
+    },
 }
 
 
@@ -117,6 +126,7 @@ def rows_like(hub):
                     {"language": "python", "test_cases": [{"input": "", "output": answer}]}
                 ),
             },
+            "zwhe99/DeepMath-103K": {"question": problem, "final_answer": answer},
             "RabotniKuma/Fast-Math-R1-SFT": {"problem": problem, "answer": answer, "generation": trace},
         }
         yield layouts.get(hub, {"problem": problem, "answer": answer})
@@ -231,9 +241,10 @@ def test_a_recipe_scaled_down_trains_its_stages_into_a_model(tmp_path, name, one
     sets = prepare.decontaminate_sets(prepare.clean_sets(prepare.load_sets(p), p, tokenizer), p)
     ready = {part: rows.to_dicts() for part, rows in prepare.format_sets(sets, p).items()}
     enough = {"sft": 12, "grpo": 6}  # of a set that both stages share, SFT has the larger part
-    assert all(len(ready[stage]) >= enough[stage] for stage in p.trained) and not sets.contaminated
+    rows = {stage: ready[config.profile.TRAINED[stage].trains_on] for stage in p.trained}
+    assert all(len(rows[stage]) >= enough.get(stage, 6) for stage in p.trained) and not sets.contaminated
     asked = tokenizer.apply_chat_template(
-        ready[p.trained_before("inference")][0]["prompt"], add_generation_prompt=True, tokenize=False
+        rows[p.trained_before("inference")][0]["prompt"], add_generation_prompt=True, tokenize=False
     )
     assert asked.endswith(p.prompt.think_start) == p.prompt.prefill
     told = [row["completion"][0]["content"] for row in ready.get("sft", ())]
@@ -243,7 +254,7 @@ def test_a_recipe_scaled_down_trains_its_stages_into_a_model(tmp_path, name, one
     for stage in p.trained:
         run = runs.Run(p, tmp_path, stage, 0.0)
         model, tokenizer = models.load_model(start, p), models.load_tokenizer(start, p)
-        log = models.training_of(stage)(model, tokenizer, ready[stage], run, probe=ready.get("grpo_test"))
+        log = models.training_of(stage)(model, tokenizer, rows[stage], run, probe=ready.get("grpo_test"))
         steps = [record for record in log if "loss" in record]
         assert [record["step"] for record in steps] == [1]
         models.save_model(run, tokenizer, trainers.summary(log))

@@ -70,7 +70,7 @@ def test_a_stage_that_the_session_s_end_stopped_goes_on_and_one_that_its_profile
 def test_a_profile_that_trains_nothing_is_refused_before_anything_is_copied(tmp_path):
     profile = tmp_path / "public.yaml"
     profile.write_text(f"model: {{base: {TINY}}}\n")
-    with pytest.raises(AimoError, match="profile public trains nothing; give one with sft, grpo or dpo"):
+    with pytest.raises(AimoError, match="profile public trains nothing; give one with sft, grpo, dpo or opd"):
         pipeline.train_in_session(str(profile), [], 100, tmp_path / "run", tmp_path)
     assert not (tmp_path / "run").exists()
 

@@ -208,7 +208,7 @@ def train_in_session(
     """
     resolved = config.load(profile, list(overrides))
     if not resolved.trained:
-        raise AimoError(f"profile {resolved.profile} trains nothing; give one with sft, grpo or dpo")
+        raise AimoError(f"profile {resolved.profile} trains nothing; give one with sft, grpo, dpo or opd")
     end = startup.STARTED + limit_s
     os.environ[runs.SESSION_END] = str(end)
     bring(folder, resolved.profile, inputs)

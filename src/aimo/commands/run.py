@@ -102,7 +102,7 @@ def run_command(
 
 @app.command("launch")
 def launch_command(
-    stage: Annotated[str, arg("sft, grpo or dpo.")],
+    stage: Annotated[str, arg("sft, grpo, dpo or opd.")],
     profile: options.Profile,
     gpus: Annotated[int | None, opt("GPUs of each node; all of this machine if not given.", min=1)] = None,
     cpu: Annotated[int | None, opt("So many CPU processes in place of GPUs, to try it.", min=1)] = None,

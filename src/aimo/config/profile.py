@@ -196,13 +196,14 @@ class Profile:
             if stage and stage.max_prompt_length + stage.max_completion_length > length:
                 told = "max_prompt_length + max_completion_length exceed model.max_length"
                 raise ValueError(f"{type(stage).__name__.lower()}: {told}")
+            if stage and stage.generation != "transformers" and self.model.load_in_4bit:
+                key = f"{type(stage).__name__.lower()}.generation"
+                told = f"does not take four-bit weights; set model.load_in_4bit to false, or {key} to"
+                raise ValueError(f"{key}: {stage.generation} {told} transformers")
         if not self.grpo:
             return self
 
         generation = self.grpo.generation
-        if generation != "transformers" and self.model.load_in_4bit:
-            told = "does not take four-bit weights; set model.load_in_4bit to false, or grpo.generation to"
-            raise ValueError(f"grpo.generation: {generation} {told} transformers")
         if generation == "vllm" and self.model.backend == "unsloth" and self.model.lora is None:
             told = "Unsloth does not sample all weights with vLLM; set model.backend to transformers, or"
             raise ValueError(f"grpo.generation: vllm: {told} grpo.generation to transformers, or model.lora")

@@ -169,7 +169,8 @@ class Dpo(Optimization):
 class Opd(Optimization):
     """On-policy distillation: the model writes, and a stronger teacher grades every token of it."""
 
-    teacher: str  # A model folder or a hub id, with the vocabulary of the model that is trained
+    # A model folder, a hub id, or a server of vLLM's (http://…), with the vocabulary of the trained model
+    teacher: str
     batch_size: Positive = 8  # Problems on one device at a time, each with one completion
     divergence: Literal["reverse_kl", "jsd", "forward_kl"] = "reverse_kl"  # Of student and teacher at a token
     max_prompt_length: Positive = 512  # Longer prompts are dropped, not cut
@@ -179,6 +180,17 @@ class Opd(Optimization):
     scheduler: Scheduler = "constant"  # How the rate falls after the warm-up
     generation: Literal["transformers", "vllm"] = "transformers"  # What samples: the model, or vLLM beside it
     vllm_gpu_memory: Share = 0.3  # Share of the GPU's memory that vLLM takes beside student and teacher
+
+    @property
+    def asks_server(self) -> bool:
+        return self.teacher.startswith(("http://", "https://"))
+
+    @model_validator(mode="after")
+    def check(self) -> "Opd":
+        if self.asks_server and self.temperature != 1:
+            told = "a server's log-probabilities are those of temperature 1; set it to 1, or name a model"
+            raise ValueError(f"temperature: {self.temperature:g}: {told} folder in opd.teacher")
+        return self
 
 
 @dataclass(config=strict)

@@ -242,7 +242,7 @@ def check_machine(shape: str | None, parameters: dict[str, Any], text: str | Non
         if shape == "NvidiaTeslaT4" and profile.model.dtype == "bfloat16":
             yield f"profile {profile.profile}: model.dtype bfloat16 does not run on a T4"
         if not profile.trained:
-            yield f"profile {profile.profile} trains nothing; build with one that has sft, grpo or dpo"
+            yield f"profile {profile.profile} trains nothing; build with one that has sft, grpo, dpo or opd"
 
 
 def check_wheels(metadata: dict[str, Any]) -> Iterator[str]:

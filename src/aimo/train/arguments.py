@@ -66,6 +66,7 @@ UNSLOTHS = {
     "bf16_full_eval": "it acts on evaluations outside training, and no stage has one",
     "fp16_full_eval": "the same",
 }
+SERVED_TOP_K = 20  # likeliest tokens of a teacher behind a server: vLLM sends no more unless told
 
 
 def stage_arguments(run: Run) -> Any:
@@ -79,6 +80,8 @@ def stage_arguments(run: Run) -> Any:
     stage, profile, section = run.stage, run.profile, getattr(run.profile, run.stage)
     named = "Distillation" if stage == "opd" else stage.upper()
     kind, model = getattr(compat.trl, f"{named}Config"), profile.model
+    if stage == "opd" and section.asks_server:
+        kind = compat.server_distillation()[1]
     cuda, dtype = machine.computes_on_gpu(), choose_dtype(profile)[0]
     known, own = {f.name for f in fields(kind)}, {f.name for f in fields(section)}
     has_least_rate = section.scheduler == "cosine_with_min_lr"
@@ -86,7 +89,7 @@ def stage_arguments(run: Run) -> Any:
     instead |= {"per_device_train_batch_size": "grpo.prompts_per_step"} if stage == "grpo" else {}
     if stage == "opd":
         instead |= {"beta": "opd.divergence", "use_vllm": "opd.generation"}
-        instead |= {"teacher_model_name_or_path": "opd.teacher"}
+        instead |= dict.fromkeys(["teacher_model_name_or_path", "teacher_model_server_url"], "opd.teacher")
     instead |= {"lr_scheduler_kwargs": "{stage}.min_lr_rate"} if has_least_rate else {}
     for key in section.trl:
         where = f"{stage}.trl.{key}"
@@ -122,12 +125,12 @@ def stage_arguments(run: Run) -> Any:
         "disable_tqdm": True,
     }
     values |= {key: value for key in own & known if (value := getattr(section, key)) is not None}
+    if getattr(section, "generation", None) == "vllm" and model.lora is None and not cuda:
+        raise AimoError(
+            f"{stage}.generation: on a CPU vLLM keeps the output layer it started with; "
+            f"set model.lora, or {stage}.generation to transformers"
+        )
     if stage == "grpo":
-        if section.generation == "vllm" and model.lora is None and not cuda:
-            raise AimoError(
-                "grpo.generation: on a CPU vLLM keeps the output layer it started with; "
-                "set model.lora, or grpo.generation to transformers"
-            )
         in_pass = completions_per_pass(section, int(os.environ.get("WORLD_SIZE", 1)))
         from_server = section.generation == "vllm_server"
         values |= {
@@ -151,6 +154,9 @@ def stage_arguments(run: Run) -> Any:
             "vllm_gpu_memory_utilization": section.vllm_gpu_memory,
             "vllm_max_model_length": model.max_length,
         }
+        if section.asks_server:
+            top_k = SERVED_TOP_K if section.divergence == "forward_kl" else 1  # TRL takes no more for others
+            values |= {"teacher_model_server_url": section.teacher, "loss_top_k": top_k}
     elif stage != "grpo":
         values |= {"max_length": model.max_length}
     if stage == "sft":

@@ -10,6 +10,7 @@ https://github.com/vllm-project/vllm/blob/v0.31.0/vllm/v1/worker/worker_base.py
 """
 
 import math
+import os
 from types import SimpleNamespace
 from typing import Any
 
@@ -181,6 +182,17 @@ class ExactGeneration(grpo_trainer.VLLMGeneration):
             super().sync_weights()
         for parameter, data in self.frozen:
             parameter.data.copy_(data)
+
+
+def server_distillation() -> tuple[Any, Any]:
+    """Return TRL's trainer and configuration for a teacher behind a server.
+
+    `trl.experimental.server_distillation` (TRL): an experiment, which warns when it is imported.
+    """
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    from trl.experimental import server_distillation as found
+
+    return found.ServerDistillationTrainer, found.ServerDistillationConfig
 
 
 class PlainLogProbs:

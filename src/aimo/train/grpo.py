@@ -184,14 +184,6 @@ class GrpoTrainer(Shared, compat.GrpoHook):
         found["degenerate"], self.found_degenerate = self.accelerator.gather(counted).sum(), 0
         return {name: value.item() for name, value in found.items()} | {"groups/tried": len(groups)}
 
-    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        self.batch_ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
-        return super().compute_loss(model, inputs, *args, **kwargs)
-
-    def floating_point_ops(self, inputs: Any) -> int:
-        """Return those of training on the last batch, without generation. TRL finds 0: `inputs` are texts."""
-        return super().floating_point_ops({"input_ids": self.batch_ids})
-
     def log_probs(self, compute: Any, input_ids: Any, attention_mask: Any, logits_to_keep: int) -> Any:
         """Return TRL's log-probabilities and entropies (rows, logits_to_keep) and its auxiliary loss.
 

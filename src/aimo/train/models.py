@@ -240,8 +240,8 @@ def load_with_peft(folder: Path, profile: Profile) -> Any:
 
 
 def training_of(stage: str) -> Callable[..., list[dict[str, Any]]]:
-    """Return `train_sft`, `train_grpo` or `train_dpo`. Their modules import TRL, so call this after
-    `load_model`."""
+    """Return `train_sft`, `train_grpo`, `train_dpo` or `train_opd`. Their modules import TRL, so call this
+    after `load_model`."""
     return getattr(importlib.import_module(f"aimo.train.{stage}"), f"train_{stage}")  # type: ignore[no-any-return]
 
 

@@ -66,6 +66,7 @@ class Shared(compat.OrderHook):
     state: Any
     processing_class: Any
     first_row: Any = ()  # token ids of the newest batch's first row
+    sampled_ids: Any = None  # those of the newest batch, of a stage that samples what it trains on
 
     def order_rows(self, sampler: Any) -> Any:
         return Seeded(sampler, self)
@@ -75,12 +76,20 @@ class Shared(compat.OrderHook):
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         self.doing("training")
+        if "completion_ids" in inputs:
+            self.sampled_ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
         result = super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[misc]
         ids = inputs.get("input_ids", inputs.get("prompt_ids"))  # (rows, tokens)
         self.first_row = () if ids is None else ids[0]
         loss = result[0] if isinstance(result, tuple) else result
         self.check_finite("loss", float(loss.detach()), self.state.global_step + 1)
         return result
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Return those of training on a batch. TRL finds 0 where it samples the batch, as `inputs` are texts:
+        those of the last batch count."""
+        inputs = inputs if self.sampled_ids is None else {"input_ids": self.sampled_ids}
+        return int(super().floating_point_ops(inputs))  # type: ignore[misc]
 
     def log(self, logs: dict[str, float], *args: Any) -> None:
         super().log(logs, *args)  # type: ignore[misc]
@@ -257,22 +266,25 @@ def out_of_memory(run: Run, step: int) -> str:
     The first advice keeps the rows of a step, and so what is learned.
     """
     stage, profile = run.stage, run.profile
-    section, grpo, length = getattr(profile, stage), profile.grpo, profile.model.max_length
+    section, length = getattr(profile, stage), profile.model.max_length
     steps, options = section.gradient_accumulation_steps, []
     assert length
     if stage == "grpo":
         in_parts = section.prompts_per_step * section.num_generations // int(os.environ.get("WORLD_SIZE", 1))
         more = next((n for n in range(2 * steps, in_parts + 1) if in_parts % n == 0), None)
         options += [{"grpo.gradient_accumulation_steps": more}] if more else []
-        options.append({"grpo.max_completion_length": max(1, section.max_completion_length // 2)})
     else:
         size = section.batch_size
         less = max((n for n in range(1, size // 2 + 1) if size % n == 0), default=size)
         split = {f"{stage}.batch_size": less, f"{stage}.gradient_accumulation_steps": steps * size // less}
         options += [split] if less < size else []
-        least = grpo.max_prompt_length + grpo.max_completion_length if grpo else 1
+    sampling = [one for one in (profile.grpo, profile.opd) if one]
+    if stage in ("grpo", "opd"):
+        options.append({f"{stage}.max_completion_length": max(1, section.max_completion_length // 2)})
+    else:
+        least = max((one.max_prompt_length + one.max_completion_length for one in sampling), default=1)
         options += [{"model.max_length": max(least, length // 2)}] if least < length else []
-    samples_with_vllm = grpo is not None and grpo.generation != "transformers"
+    samples_with_vllm = any(one.generation != "transformers" for one in sampling)
     frozen = profile.model.lora is not None and not profile.model.load_in_4bit
     if frozen and machine.computes_on_gpu() and not samples_with_vllm and not arguments.is_sharded():
         options.append({"model.load_in_4bit": True})
@@ -280,7 +292,8 @@ def out_of_memory(run: Run, step: int) -> str:
     for changes in options:
         with contextlib.suppress(AimoError):  # a reward, say, may count on the longer completions
             return told + runs.continue_with(run.dir, profile, stage, changes)
-    return told + "take a smaller model.base, or a device with more memory"
+    smaller = "model.base or opd.teacher" if stage == "opd" else "model.base"
+    return told + f"take a smaller {smaller}, or a device with more memory"
 
 
 def leave_group() -> bool:
