@@ -44,6 +44,21 @@ tokenizer = models.load_tokenizer(start, run.profile)
 before = models.complete(model, tokenizer, examples, run.solver_settings().max_tokens)
 
 # %% [markdown]
+# ## The least likely tokens
+# A token that the model finds very unlikely moves it most, and is often a slip: a leap, a typo, another
+# format. `data.sft.min_logprob` drops the solutions with a token below it. Without it, nothing is dropped,
+# and this looks at the first 256.
+
+# %%
+from aimo.train import sft, trainers  # after the model: Unsloth replaces TRL's classes
+
+worst = sft.worst_tokens(model, tokenizer, rows, run)
+plots.worst_tokens(worst, sft.min_logprob(run))
+
+# %%
+tables.worst_tokens(rows, worst)
+
+# %% [markdown]
 # ## Train
 # The loss is the mean negative log-likelihood of the completions' tokens; the prompts' tokens do not count.
 # A base that never saw the tags starts high and falls fast. The tiny base saw them and starts low: the rest
@@ -51,8 +66,6 @@ before = models.complete(model, tokenizer, examples, run.solver_settings().max_t
 # end of an epoch may show as a spike. The probe is the accuracy on problems that no stage trains on.
 
 # %%
-from aimo.train import sft, trainers  # after the model: Unsloth replaces TRL's classes
-
 log = sft.train_sft(model, tokenizer, rows, run, test, probe)
 plots.training(log)
 

@@ -49,7 +49,7 @@ SMALL = [
     "inference.test_rows=4",
 ]
 # Files that import the same large packages, which takes ten seconds: `make fast` has them in one process.
-TRL = ["arguments", "placement", "schema", "training", "trl_compat"]
+TRL = ["arguments", "opd", "placement", "schema", "served", "training", "trl_compat", "worst_tokens"]
 TRANSFORMERS = ["data", "engine", "evaluate", "extending", "kills", "prompts", "public_models", "tiny_base"]
 MATH_VERIFY = ["answers", "compare", "hostile_pages", "rejection", "rewards", "server_faults"]
 MORE = ["conversations", "public_reports", "startup"]

@@ -458,10 +458,10 @@ def served_model(profile: config.Profile, folder: Path) -> Any:
         run = runs.Run(profile, Path(name), "sft", 0.0)
         talk = {"prompt": [], "reply": "1", "ids": [1], "log_probs": [-1.0]}
         storage.write_json(run.folder / "served.json", {"dtype": "float32", "talks": [talk]})
-        model = types.SimpleNamespace(dtype=torch.float32)
+        model = types.SimpleNamespace(dtype=torch.float32, to=lambda device: None)
         patch.setattr(served.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: model)
         patch.setattr(served, "read_tokenizer", lambda *_: None)
-        patch.setattr(served, "log_probs", lambda *_: [([1], torch.tensor([-2.0]))])
+        patch.setattr(served, "log_probs", lambda *_: [([1], [-2.0])])
         try:
             return served.check(run)
         except AimoError:
@@ -633,7 +633,7 @@ TOOLS = {"inference.tools": 1.0, "inference.tool_turns": 3}
 MOST = {"sft": 330, "grpo": 630, "heldout": 912}
 SMALL_ANSWERS = {"slug": "small", "answer": {"kind": "integer", "high": 300}, "rules": "Small."}
 SMALL_ANSWERS |= {"artefact": {"kind": "csv"}}
-SFT_ONLY = ("overlong", "traces", "verbatim", "empty_thoughts")
+SFT_ONLY = ("overlong", "traces", "verbatim", "empty_thoughts", "min_logprob")
 
 
 def of(section: str, look: Any, **values: Any) -> list[Case]:
@@ -690,6 +690,7 @@ CASES = [
     *(of(f"data.{name}", rows, answer_range=[0, most])[0] for name, most in MOST.items()),
     *of("data.*", rows, max_tokens=120, language="en", drop=["multiple_choice"]),
     Case("data.sft.verbatim", rows, given={"prompt.prefill": False}),
+    Case("data.sft.min_logprob", SFT_RUN, -3.0, SHORT),
     Case("data.ngram", rows, 30),
     Case("data.*", rows),
     *stage("sft", SFT_ARGS, SFT_RUN),

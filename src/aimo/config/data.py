@@ -102,6 +102,9 @@ class Set(Mixture):
     traces: Literal["first", "shortest", "all"] = "first"
     verbatim: bool = False  # SFT only: a solution is a whole completion, with tags and answer
     empty_thoughts: Share = 0.0  # SFT only: the share of rows with no thought, so that GRPO finds one
+    # SFT only: drop solutions with a token whose log-probability under the model to train is below this, in
+    # nats; -0.69 is a probability of a half
+    min_logprob: Annotated[float, Field(le=0)] | None = None
 
     @model_validator(mode="after")
     def check_set(self) -> "Set":
@@ -126,7 +129,7 @@ class Data:
 
     @model_validator(mode="after")
     def check_keys(self) -> "Data":
-        of_solutions = ["overlong", "traces", "verbatim", "empty_thoughts"]
+        of_solutions = ["overlong", "traces", "verbatim", "empty_thoughts", "min_logprob"]
         for name, keys in ("grpo", of_solutions), ("heldout", [*of_solutions, "test_split"]):
             for key in fields(Set):  # type: ignore[arg-type]
                 chosen = getattr(self, name)

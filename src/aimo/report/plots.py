@@ -156,6 +156,21 @@ def pass_rates(rates: list[float], bounds: tuple[float, float] | None) -> Html:
     return image(figure)
 
 
+def worst_tokens(worst: list[dict[str, Any]], least: float | None) -> Html:
+    """Draw how many solutions have which log-probability of their least likely token; `least` is the bound
+    below which they are dropped."""
+    figure, (ax,) = panels(1, columns=1, width=9, height=2.4)
+    values = [token["log_prob"] for token in worst]
+    _, edges, bars = ax.hist(values, bins=40, color=RIGHT if least is None else OTHER)
+    for bar, edge in zip(bars, edges, strict=False):
+        if least is not None and edge >= least:
+            bar.set_color(RIGHT)
+    if least is not None:
+        ax.axvline(least, color=GREY, lw=1)
+    ax.set(xlabel="log-probability of the least likely token (green: kept)", ylabel="solutions")
+    return image(figure)
+
+
 def accuracy(models: dict[str, dict[str, Any]], majority: dict[str, dict[Any, float]]) -> Html:
     """Draw pass@1 (pale) and maj@k of each model, and the accuracy of the vote by its number of samples.
 

@@ -102,6 +102,18 @@ def samples(path: Path, limit: int = 12) -> Html:
     return table(lines)
 
 
+def worst_tokens(rows: list[dict[str, Any]], worst: list[dict[str, Any]], limit: int = 5) -> Html:
+    """Show the solutions whose least likely token the model finds least likely."""
+    order = sorted(range(len(worst)), key=lambda i: worst[i]["log_prob"])[:limit]
+    return table(
+        [
+            {"log-probability": worst[i]["log_prob"], "token": worst[i]["token"]}
+            | {"problem": rows[i]["prompt"][-1]["content"], "solution": rows[i]["completion"][-1]["content"]}
+            for i in order
+        ]
+    )
+
+
 def preferences(rows: list[dict[str, Any]]) -> Html:
     """Show the number of DPO pairs of each kind, and the first pair of each."""
     first = {row["kind"]: row for row in reversed(rows)}

@@ -28,12 +28,14 @@ from datasets import Dataset, load_from_disk
 from aimo.data import prepare
 from aimo.data.prepare import Rows
 from aimo.errors import AimoError
+from aimo.inference.storage import read_json, write_json
 from aimo.run import hub
 from aimo.run.runs import Run
-from aimo.train import arguments, compat, models
+from aimo.train import arguments, compat, models, served
 from aimo.train.trainers import Log, Shared, fit, make_trainer, rows_per_step
 
 POOL = 50  # steps whose rows are sorted by length together
+LOOKED_AT = 256  # rows whose least likely token is shown where none is dropped for it
 
 
 def train_sft(
@@ -41,11 +43,24 @@ def train_sft(
 ) -> Log:
     """Fine-tune the model on `prompt` and `completion` rows; return the records of `trainers.fit`.
 
-    Rows longer than `model.max_length` are cut there. The loss on `test` rows is logged every
-    `sft.eval_steps`; `probe` rows (`prompt`, `answer`) are answered every `sft.probe_steps`.
+    `data.sft.min_logprob` drops rows with a token that the model finds less likely. Rows longer than
+    `model.max_length` are cut there. The loss on `test` rows is logged every `sft.eval_steps`; `probe` rows
+    (`prompt`, `answer`) are answered every `sft.probe_steps`.
     """
     sft, args = run.profile.sft, arguments.stage_arguments(run)
     assert sft
+    if (least := min_logprob(run)) is not None:
+        with args.main_process_first(local=False):
+            worst = worst_tokens(model, tokenizer, rows, run)
+        kept = [row for row, token in zip(rows, worst, strict=True) if token["log_prob"] >= least]
+        if not kept:
+            best = max(token["log_prob"] for token in worst)
+            raise AimoError(
+                f"data.sft.min_logprob: {least:g} is above the least likely token of every solution, of "
+                f"which the best has {best:.3g}; lower it"
+            )
+        print(f"{len(kept):,} of {len(rows):,} solutions have no token below {least:g}.")
+        rows = kept
 
     def token_rows(rows: Rows) -> Dataset:
         """Return the rows' token ids, cut where TRL cuts them: Unsloth leaves tokenised rows as they are."""
@@ -70,6 +85,47 @@ def train_sft(
         )
     trainer.by_length = sft.group_by_length and not sft.packing
     return fit(trainer, run, probe)
+
+
+# ---- The least likely token
+
+
+def min_logprob(run: Run) -> float | None:
+    data = run.profile.data
+    return data.sft.min_logprob if data and data.sft else None
+
+
+def worst_tokens(model: Any, tokenizer: Any, rows: Rows, run: Run) -> Rows:
+    """Return the least likely token of each row's completion under the model as it is before training:
+    `log_prob` in nats, and `token`, its text.
+
+    Of all rows where `data.sft.min_logprob` is set, else of the first ones. The stage's folder keeps them for
+    its next start, by a hash of the rows. A token that the trainer cuts off counts too.
+    """
+    path = run.folder / "worst_tokens.json"
+    rows = rows if min_logprob(run) is not None else rows[:LOOKED_AT]
+    digest = hashlib.sha256(json.dumps([[row["prompt"], row["completion"]] for row in rows]).encode())
+    remedy = f"remove {path}, and run the stage again"
+    if path.exists() and (known := read_json(path, remedy))["rows"] == digest.hexdigest():
+        return known["tokens"]  # type: ignore[no-any-return]
+    if arguments.is_sharded():
+        raise AimoError(
+            "data.sft.min_logprob: no process holds the whole model to read the solutions with; take "
+            "--strategy ddp or zero2, or set it to null"
+        )
+    talks = []
+    for row in rows:
+        asked = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=False)
+        whole = tokenizer.apply_chat_template(row["prompt"] + row["completion"], tokenize=False)
+        talks.append({"prompt": row["prompt"], "reply": whole[len(asked) :]})
+    found = []
+    read = served.log_probs(model, tokenizer, talks, arguments.choose_dtype(run.profile)[0])
+    for talk, (_, values) in zip(talks, read, strict=True):
+        worst = min(range(len(values)), key=values.__getitem__)
+        ids = tokenizer(talk["reply"], add_special_tokens=False)["input_ids"]
+        found.append({"log_prob": values[worst], "token": tokenizer.decode([ids[worst]])})
+    write_json(path, {"rows": digest.hexdigest(), "tokens": found})
+    return found
 
 
 # ---- Token ids
@@ -140,6 +196,10 @@ def pack_rows(run: Run, push_to_hub: str | None = None) -> None:
     assert profile.sft and length
     if not profile.sft.packing:
         raise AimoError("sft.packing: false packs nothing; add --set sft.packing=true")
+    if min_logprob(run) is not None:
+        raise AimoError(
+            "data.sft.min_logprob: the model chooses the rows when the stage starts; set it to null to pack"
+        )
     args = arguments.stage_arguments(run)
     tokenizer = models.load_tokenizer(run.start_model(), profile)
     tokens = read_or_tokenize(prepare.read_set(run.dir / "data", "sft"), tokenizer, args, run.folder)

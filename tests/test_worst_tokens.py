@@ -1,0 +1,86 @@
+"""Choose by the worst token: solutions with a token that the model finds unlikely are shown, and dropped."""
+
+import pytest
+from conftest import TINY
+
+from aimo import config
+from aimo.errors import AimoError
+from aimo.run import runs
+
+BEGIN = "<start_working_out>"  # the prompt ends with it
+REPLIES = [
+    f"{BEGIN}{thought}<end_working_out><SOLUTION>4</SOLUTION>" for thought in ("", "Elephants!", "2 + 2 = 4")
+]
+ROWS = [
+    {
+        "prompt": [{"role": "user", "content": f"What is {i} + 2?"}],
+        "completion": [{"role": "assistant", "content": text}],
+    }
+    for i, text in enumerate(REPLIES, 2)
+]
+
+
+@pytest.fixture(scope="module")
+def base():
+    from aimo.train import models
+
+    profile = config.load("tiny", ["model.backend=transformers"])
+    return models.load_model(TINY, profile), models.load_tokenizer(TINY, profile)
+
+
+def run_with(folder, *settings):
+    profile = config.load("tiny", ["model.backend=transformers", "sft.max_steps=1", *settings])
+    return runs.Run(profile, folder, "sft", 0.0)
+
+
+def test_the_least_likely_token_is_the_one_that_the_model_gives_the_least_log_probability(base, tmp_path):
+    import torch
+
+    from aimo.train import sft
+
+    model, tokenizer = base
+    found = sft.worst_tokens(model, tokenizer, ROWS, run_with(tmp_path))
+    for row, token in zip(ROWS, found, strict=True):
+        asked = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=False)
+        reply = row["completion"][0]["content"].removeprefix(BEGIN) + tokenizer.eos_token
+        prompt, ids = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (asked, reply))
+        with torch.no_grad():
+            values = model(torch.tensor([prompt + ids])).logits[0].log_softmax(-1)
+        each = [values[len(prompt) + i - 1, one].item() for i, one in enumerate(ids)]
+        assert token["log_prob"] == pytest.approx(min(each), abs=1e-4)
+        assert token["token"] == tokenizer.decode([ids[each.index(min(each))]])
+    assert min(found, key=lambda token: token["log_prob"]) == found[1], "elephants are likely"
+
+
+def test_a_bound_drops_solutions_before_training_and_the_next_start_reads_no_model(
+    base, tmp_path, monkeypatch, capsys
+):
+    from aimo.train import served, sft
+
+    model, tokenizer = base
+    worst = [token["log_prob"] for token in sft.worst_tokens(model, tokenizer, ROWS, run_with(tmp_path))]
+    monkeypatch.setattr(served, "log_probs", lambda *_: pytest.fail("the model reads the rows again"))
+
+    def trains_on(rows, *_):
+        assert rows == [ROWS[0], ROWS[2]]
+        raise InterruptedError
+
+    monkeypatch.setattr(sft, "read_or_tokenize", trains_on)
+    with pytest.raises(InterruptedError):
+        sft.train_sft(model, tokenizer, ROWS, run_with(tmp_path, f"data.sft.min_logprob={worst[1] + 0.01}"))
+    assert "2 of 3 solutions have no token below" in capsys.readouterr().out
+    with pytest.raises(AimoError, match=r"data.sft.min_logprob: 0 is above the least likely token of every"):
+        sft.train_sft(model, tokenizer, ROWS, run_with(tmp_path, "data.sft.min_logprob=0"))
+
+
+def test_other_rows_are_read_and_packing_without_the_model_is_refused(base, tmp_path):
+    from aimo.train import sft
+
+    model, tokenizer = base
+    run = run_with(tmp_path, "data.sft.min_logprob=-5", "sft.packing=true")
+    assert len(sft.worst_tokens(model, tokenizer, ROWS, run)) == 3
+    assert len(sft.worst_tokens(model, tokenizer, ROWS[:2], run)) == 2
+    with pytest.raises(AimoError, match=r"data.sft.min_logprob: the model chooses the rows"):
+        sft.pack_rows(run)
+    with pytest.raises(AimoError, match=r"data.grpo.min_logprob: has no effect on this set"):
+        run_with(tmp_path, "data.grpo.min_logprob=-5")
