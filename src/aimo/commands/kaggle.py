@@ -170,6 +170,23 @@ def push_dataset_command(
 
 
 @app.command()
+def pack(
+    run: Annotated[str, arg("A run, by name or path; RUN/STAGE for a stage before the last.")],
+    competition: Annotated[str, opt("A competition that takes an adapter: its name, or a YAML file.")],
+    questions: Annotated[
+        Path | None, opt("Questions with answers to forecast by; the run's held-out ones if not given.")
+    ] = None,
+    serve: Annotated[bool, opt("Whether vLLM serves base and adapter first.", "--serve/--no-serve")] = True,
+) -> None:
+    """Check a run's adapter, forecast its score as the host serves it, and pack it as submission.zip."""
+    from aimo.run.runs import quiet
+    from aimo.train.pack import pack_run  # loads torch
+
+    quiet()
+    print(*pack_run(run, competition, questions, serve), sep="\n")
+
+
+@app.command()
 def submit(
     kernel: Kernel,
     message: Annotated[str, opt("What Kaggle shows beside the score.")],

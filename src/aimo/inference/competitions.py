@@ -21,7 +21,7 @@ from pydantic.dataclasses import dataclass
 
 from aimo.inference.answer_kinds import Choice, Integer, Kind, Latex, Nemotron, Number, Text
 from aimo.inference.errors import AimoError, explain, listed
-from aimo.inference.settings import Positive, Tag, strict
+from aimo.inference.settings import Positive, Tag, strict, validate_settings
 from aimo.inference.yaml_files import read_yaml
 
 HOUR_S = 3600.0
@@ -46,6 +46,24 @@ class Inputs:
 
 
 @dataclass(config=strict, frozen=True)
+class Lora:
+    """The adapter that a host takes, and how it serves it."""
+
+    bases: Annotated[tuple[Tag, ...], Field(min_length=1)]  # the model that it is for, by each of its names
+    rank: Positive  # the largest
+    targets: tuple[Tag, ...]  # the modules that may have weights, by the last part of their names
+    dtypes: tuple[Tag, ...] = ("float32", "bfloat16", "float16")  # of the weights
+    size_mb: Positive | None = None  # the archive's largest size; None: the host names none
+    serving: dict[str, Any] = field(default_factory=dict)  # settings of `inference`, as the host has them
+
+    def __post_init__(self) -> None:
+        try:
+            validate_settings(self.serving, "serving", "correct the value")
+        except AimoError as e:
+            raise ValueError(str(e)) from None
+
+
+@dataclass(config=strict, frozen=True)
 class Artefact:
     """What is submitted: answers through an inference server, a file of answers, or a LoRA adapter."""
 
@@ -53,10 +71,13 @@ class Artefact:
     server: str | None = None  # module and class in `kaggle_evaluation`
     id: Tag = "id"  # the columns of the file
     answer: Tag = "answer"
+    lora: Lora | None = None
 
     def __post_init__(self) -> None:
         if (self.kind == "server") != (self.server is not None):
             raise ValueError("server: MODULE.CLASS of kaggle_evaluation goes with kind: server alone")
+        if (self.kind == "adapter") != (self.lora is not None):
+            raise ValueError("lora: what the host takes goes with kind: adapter, and with no other")
         if self.kind == "server" and (self.id, self.answer) != ("id", "answer"):
             raise ValueError("id, answer: a server's rows have the columns id and answer; leave the keys out")
         if self.id == self.answer:
@@ -120,7 +141,7 @@ class Competition:
 
 
 COMPETITION = TypeAdapter(Competition)
-SECTIONS = {"inputs": Inputs, "artefact": Artefact}
+SECTIONS = {"inputs": Inputs, "artefact": Artefact, "artefact.lora": Lora}
 KINDS: dict[str, Any] = {kind.kind: kind for kind in (Integer, Number, Choice, Text, Latex, Nemotron)}
 
 
@@ -143,7 +164,7 @@ def parse_competition(values: dict[str, Any], where: str) -> Competition:
                 section: Any = KINDS.get(str(place[1]), Integer)
                 place = place[0], *place[2:]
             else:
-                section = SECTIONS.get(str(place[0]), Competition) if len(place) > 1 else Competition
+                section = SECTIONS.get(".".join(map(str, place[:-1])), Competition)
             found = {"loc": place, "type": error["type"], "msg": error["msg"], "input": error["input"]}
             if error["type"].startswith("union_tag"):
                 given = values["answer"].get("kind") if isinstance(values.get("answer"), dict) else None

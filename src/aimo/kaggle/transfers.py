@@ -22,8 +22,7 @@ from kagglesdk.datasets.types import dataset_api_service as of_datasets
 from kagglesdk.models.types import model_api_service as of_models
 from kagglesdk.models.types.model_enums import ModelFramework
 
-from aimo import config
-from aimo.config import ROOT, RUNS, Profile
+from aimo.config import ROOT, Profile
 from aimo.config.profile import STAGES
 from aimo.errors import AimoError
 from aimo.inference.errors import one_line
@@ -33,6 +32,7 @@ from aimo.kaggle import client
 from aimo.kaggle.check import slug_of, source_of
 from aimo.kaggle.client import Api, check_reply, filled
 from aimo.run import hub
+from aimo.run.runs import find_run
 
 INPUTS = Path("/kaggle/input")
 METADATA = "dataset-metadata.json"
@@ -47,11 +47,7 @@ def push_run(api: Api, run: str, to: str | None, license_name: str) -> str:
     `to` is owner/model/framework/variation: the profile's `training.push_to_kaggle` or else
     USER/aimo-PROFILE/transformers/default, if not given.
     """
-    run_dir = next((path for path in (Path(run), RUNS / run) if (path / "profile.yaml").is_file()), None)
-    if run_dir is None:
-        told = f"there is no {Path(run) / 'profile.yaml'}; name a folder of runs/, or its path"
-        raise AimoError(f"run {run}: {told}")
-    profile = config.load(str(run_dir / "profile.yaml"))
+    run_dir, profile = find_run(run)
     if not profile.trained:
         raise AimoError(f"run {run}: profile {profile.profile} trains no model, so there is none to push")
     usual = profile.training.push_to_kaggle or f"{api.user}/aimo-{profile.profile}/transformers/default"

@@ -165,6 +165,15 @@ def run_folder(run_dir: str | Path | None, profile: Profile) -> Path:
     return folder
 
 
+def find_run(run: str) -> tuple[Path, Profile]:
+    """Return the folder of a run (a name in runs/, or a path) and its profile. AimoError if there is none."""
+    folder = next((path for path in (Path(run), RUNS / run) if (path / "profile.yaml").is_file()), None)
+    if folder is None:
+        told = f"there is no {Path(run) / 'profile.yaml'}; name a folder of runs/, or its path"
+        raise AimoError(f"run {run}: {told}")
+    return folder, config.load(str(folder / "profile.yaml"))
+
+
 def open_folder(folder: Path, profile: Profile, redo: str | None = None) -> None:
     """Create and lock the run's folder, or check that its profile is this one.
 

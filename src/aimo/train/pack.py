@@ -1,0 +1,299 @@
+"""An adapter as a submission: checked against what the host takes, served as the host does, then packed.
+
+    RUN/STAGE/trained       the adapter, as training left it
+    RUN/STAGE/pack.json     what was compared and forecast
+    RUN/submission.zip      adapter_config.json and adapter_model.safetensors, the weights byte for byte
+
+Nothing is written before everything is checked. One vLLM engine scores base and adapter with the host's
+sampling, prompt and metric. It also gives the tokens that the stage kept (`train.served`) log-probabilities,
+which must be the trainer's: what was trained is what is served.
+"""
+
+import asyncio
+import json
+import re
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from aimo.config import locate
+from aimo.config.profile import TRAINED
+from aimo.data import prepare
+from aimo.errors import AimoError
+from aimo.evaluation.scores import mean_interval, share_interval
+from aimo.inference import competitions, files
+from aimo.inference.competitions import Competition, Lora
+from aimo.inference.engine import Engine
+from aimo.inference.model_folder import read_adapter, read_tokenizer
+from aimo.inference.settings import resolve_settings
+from aimo.inference.storage import read_json, write_json
+from aimo.run.runs import Run, find_run, lock, unlock
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
+DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
+# What vLLM 0.31 does not serve, or would serve with another scale, by PEFT's names.
+UNSERVED = (
+    "bias", "use_dora", "modules_to_save", "rank_pattern", "alpha_pattern", "target_parameters", "lora_bias",
+)  # fmt: skip
+# Over the settings of the base's folder, which the host does not read.
+NEUTRAL = {"system": "", "temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "stop": [], "tools": 0.0}
+
+
+def pack_run(named: str, competition: str, questions: Path | None, serve: bool) -> list[str]:
+    """Check, serve and pack the adapter of RUN or RUN/STAGE; return what to tell, a line each.
+
+    Without a stage it is the last that trained. Without a file of `questions` the score is forecast on the
+    run's held-out problems. `serve` False neither compares nor forecasts. AimoError, before anything is
+    written, for what the host would not take.
+    """
+    rules = competitions.find_competition(competition)
+    lora = rules.artefact.lora
+    if lora is None:
+        raise AimoError(f"competition {competition}: it takes answers and no adapter; see `aimo solve`")
+    before, _, last = named.rstrip("/").rpartition("/")
+    folder, profile = find_run(before if last in TRAINED else named)
+    stage = last if last in TRAINED else next(reversed(profile.trained), "")
+    if stage not in profile.trained or not (folder / stage / "trained" / CONFIG).exists():
+        raise AimoError(f"run {named}: no stage of it has trained an adapter; train with model.lora")
+    lock(folder)
+    try:
+        run = Run(profile, folder, stage, time.time())
+        adapter = run.folder / "trained"
+        base = run.models()["base"] if serve else locate(profile.model.base)
+        told = [f"adapter: {check_adapter_file(lora, adapter, run, base)}"]
+        record: dict[str, Any] = {"competition": competition}
+        if serve:
+            table = read_table(rules, competition, run, questions)
+            settings = resolve_settings(base, NEUTRAL, lora.serving)
+            with Engine(base, settings, seed=profile.seed, adapter=adapter) as engine:
+                record["served"] = compare(engine, run)
+                told += [f"served: {tell(record['served'])}", *other_format(engine, run)]
+                record["forecast"] = found = forecast(engine, rules, table)
+            scores = [f"{name} {at:.3f} ({low:.3f} to {high:.3f})" for name, (at, low, high) in found.items()]
+            told.append(f"forecast: {', '.join(scores)} on {len(table)} questions, by {rules.scoring}")
+        out = folder / rules.artefact.file
+        write_archive(adapter, lora, out)
+        write_json(run.folder / "pack.json", record)
+    finally:
+        unlock(folder)
+    return [*told, f"submission: {out}, {out.stat().st_size / 1e6:.1f} MB"]
+
+
+# What the host takes
+
+
+def check_adapter_file(lora: Lora, adapter: Path, run: Run, base: Path) -> str:
+    """Return an adapter in words. AimoError for one that the host would not take, or would serve wrongly."""
+    read_adapter(adapter)
+    path, weights, own = adapter / CONFIG, adapter / WEIGHTS, run.profile.model.base
+    again = f"train stage {run.stage} again"
+    config = read_json(path, again)
+    rank, under = config["r"], config.get("base_model_name_or_path") or own
+
+    # The base is the competition's, and the stage starts from it.
+    if not is_one_of(lora.bases, own):
+        raise AimoError(f"{path}: its base is {own}, and the host serves {lora.bases[0]}; train on that")
+    if earlier := run.profile.trained_before(run.stage):
+        told = f"it continues {earlier}/model, and the host serves {lora.bases[0]}"
+        raise AimoError(f"{path}: {told}; pack {run.dir / earlier}, or train {run.stage} alone")
+    if not is_one_of(lora.bases, under):
+        raise AimoError(f"{path}: it is for the base {under}, and the host serves {lora.bases[0]}; {again}")
+    if rank > lora.rank:
+        told = f"its rank is {rank}, and the host takes {lora.rank} at most"
+        raise AimoError(f"{path}: {told}; train with --set model.lora.rank={lora.rank}")
+    unserved = {key: config[key] for key in UNSERVED if config.get(key) not in (None, False, "none", [], {})}
+    for key, value in unserved.items():
+        raise AimoError(f"{path}: {key} is {value!r}, which vLLM does not serve; train without it")
+
+    if not weights.is_file():
+        raise AimoError(f"{weights}: it is missing; {again}")
+    with safe_open(weights, "np") as file:
+        slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (the file is no mapping)
+        shapes = {key: one.get_shape() for key, one in slices.items()}
+        dtypes = sorted({DTYPES.get(one.get_dtype(), one.get_dtype()) for one in slices.values()})
+    if odd := next((key for key in shapes if not KEY.fullmatch(key)), None if shapes else "nothing"):
+        raise AimoError(f"{weights}: it holds {odd}, no weight of LoRA that vLLM reads; {again}")
+    known = base_shapes(base) if base.is_dir() else {}
+    for module in sorted({KEY.sub(r"\1", key) for key in shapes}):
+        target = module.rpartition(".")[2]
+        if target not in lora.targets:
+            told = f"{module} has weights, and the host takes those of {', '.join(lora.targets)}"
+            raise AimoError(f"{weights}: {told}; leave {target} out of model.lora.target_modules")
+        a, b = (shapes.get(f"base_model.model.{module}.lora_{half}.weight", [0, 0]) for half in "AB")
+        if [a[0], b[1]] != [rank, rank]:
+            told = f"the halves of {module} have the ranks {a[0]} and {b[1]}, and {CONFIG} says {rank}"
+            raise AimoError(f"{weights}: {told}; {again}")
+        if known and known.get(inside(module)) != [b[0], a[1]]:
+            told = f"{module} is for {b[0]} x {a[1]} weights, which the base {base} does not have there"
+            raise AimoError(f"{weights}: {told}; train on that base")
+    if odd := next((dtype for dtype in dtypes if dtype not in lora.dtypes), None):
+        told = f"it has {odd} weights, and the host takes {', '.join(lora.dtypes)}"
+        raise AimoError(f"{weights}: {told}; set model.dtype to one of them, and {again}")
+    size = (path.stat().st_size + weights.stat().st_size) / 1e6
+    if lora.size_mb and size > lora.size_mb:
+        told = f"it has {size:.1f} MB, and the host takes {lora.size_mb}"
+        raise AimoError(f"adapter {adapter}: {told}; train a smaller rank or fewer modules of model.lora")
+    return f"rank {rank} for {own}, {len(shapes)} tensors, {', '.join(dtypes)}, {size:.1f} MB"
+
+
+def is_one_of(names: tuple[str, ...], model: str) -> bool:
+    """Return whether a path or hub id, also one in the hub's cache, has one of some models' names in it."""
+    parts = {part.rpartition("--")[2] for part in Path(model.lower()).parts}
+    return any(Path(name.lower()).name in parts for name in names)
+
+
+def base_shapes(base: Path) -> dict[str, list[int]]:
+    """Return the shapes of a model folder's weights by the module's name inside the layers."""
+    shapes = {}
+    for path in sorted(base.glob("*.safetensors")):
+        with safe_open(path, "np") as file:
+            for key in file.keys():  # noqa: SIM118
+                shapes[inside(key.removesuffix(".weight"))] = file.get_slice(key).get_shape()
+    if "lm_head" not in shapes:  # it is the embedding
+        shapes["lm_head"] = next((s for key, s in shapes.items() if key.endswith("embed_tokens")), [])
+    return shapes
+
+
+def inside(module: str) -> str:
+    """Return a module's name from `layers` on: what stands before differs between libraries."""
+    return re.sub(r"^.*?\.(?=layers\.)", "", module)
+
+
+# What is served
+
+
+def compare(engine: Engine, run: Run) -> dict[str, float]:
+    """Return how far vLLM's log-probabilities of the kept tokens are from the trainer's, in nats on average:
+    those of `adapter` and `base`; also the number of `tokens`, and what is `allowed`. {} if none were kept.
+
+    AimoError where the adapter's are further than `training.served_bound`.
+    """
+    path = run.folder / "served.json"
+    kept = read_json(path, "remove it") if path.exists() else {}
+    if not (talks := kept.get("talks")):
+        return {}
+    from vllm import SamplingParams
+
+    from aimo.train import served  # imports torch, which a check does not need
+
+    tokenizer = read_tokenizer(run.folder / "model")
+    replies = [tokenizer(talk["reply"], add_special_tokens=False)["input_ids"] for talk in talks]
+    params = SamplingParams(max_tokens=1, prompt_logprobs=0, temperature=0.0)
+
+    async def read(ids: list[int], begin: int, lora: Any) -> list[float]:
+        outputs = engine.llm.generate(
+            {"prompt_token_ids": ids}, params, str(next(engine.requests)), lora_request=lora
+        )
+        (output,) = [output async for output in outputs]
+        return [output.prompt_logprobs[i][ids[i]].logprob for i in range(begin, len(ids))]
+
+    async def read_all(lora: Any) -> list[list[float]]:
+        asked = [(talk["ids"] + reply, len(talk["ids"])) for talk, reply in zip(talks, replies, strict=True)]
+        return await asyncio.gather(*(read(ids, begin, lora) for ids, begin in asked))
+
+    theirs = [value for talk in talks for value in talk["log_probs"]]
+    if len(theirs) != sum(map(len, replies)):
+        raise AimoError(f"{path}: its replies have other tokens now; train stage {run.stage} again")
+    allowed = run.profile.training.served_bound or served.BOUNDS[kept["dtype"]]
+    found = {"tokens": len(theirs), "allowed": allowed}
+    for name, lora in ("adapter", engine.lora), ("base", None):
+        ours = [value for values in engine.run(read_all(lora)) for value in values]
+        found[name] = sum(abs(a - b) for a, b in zip(ours, theirs, strict=True)) / len(theirs)
+    if found["adapter"] > found["allowed"]:
+        raise AimoError(
+            f"adapter {run.folder / 'trained'}: vLLM does not serve what was trained: {tell(found)} "
+            f"(training.served_bound); train stage {run.stage} again"
+        )
+    return found
+
+
+def tell(found: dict[str, float]) -> str:
+    """Return a comparison in words."""
+    if not found:
+        return "not compared, because the stage kept no log-probabilities (served.json)"
+    return (
+        f"the log-probabilities of {found['tokens']} tokens are {found['adapter']:.2g} from the trainer's on "
+        f"average, {found['base']:.2g} without the adapter, and {found['allowed']:g} is allowed"
+    )
+
+
+def other_format(engine: Engine, run: Run) -> list[str]:
+    """Return, as lines to tell, where the host asks differently from training."""
+    path, below = run.folder / "served.json", engine.settings.user.partition("{problem}")[2]
+    talks = read_json(path, "remove it").get("talks", []) if path.exists() else []
+    options = {"add_generation_prompt": True, "tokenize": False} | engine.settings.chat_template_kwargs
+    told = []
+    for talk in talks:
+        shown = engine.tokenizer.apply_chat_template(talk["prompt"], **options)
+        if engine.tokenizer.encode(shown, add_special_tokens=False) != talk["ids"]:
+            remedy = "set prompt.template=model, prompt.system='' and prompt.prefill=false"
+            told += [f"format: the host asks with the base's own chat template, training did not; {remedy}"]
+        if not talk["prompt"][-1]["content"].endswith(below):
+            told += [f"format: the host writes {below.strip()!r} below a problem, the training data do not"]
+    return list(dict.fromkeys(told))
+
+
+# The forecast
+
+
+def read_table(
+    rules: Competition, competition: str, run: Run, path: Path | None
+) -> list[tuple[str, str, Any]]:
+    """Return id, problem and known answer of a file's questions, or of the run's held-out problems."""
+    if path:
+        table = competitions.pose(files.read_texts(path, "questions "), path, competition)
+        golds = competitions.known_answers(table, rules)
+        found = [(i, text, golds.get(i)) for i, text in table.select("id", rules.problem_column).rows()]
+    else:
+        below = rules.artefact.lora.serving.get("user", "") if rules.artefact.lora else ""
+        rows = prepare.read_set(run.dir / "data", "heldout")
+        texts = [row["prompt"][-1]["content"].removesuffix(below.partition("{problem}")[2]) for row in rows]
+        found = [
+            (str(i), text, rules.answer.gold(str(row["answer"])))
+            for i, (text, row) in enumerate(zip(texts, rows, strict=True))
+        ]
+    if not (known := [one for one in found if one[2] is not None]):
+        where = f"questions {path}" if path else f"run {run.dir}: its held-out set"
+        raise AimoError(f"{where} has no known answers to forecast a score by; give a file by --questions")
+    return known
+
+
+def forecast(
+    engine: Engine, rules: Competition, table: list[tuple[str, str, Any]]
+) -> dict[str, tuple[float, float, float]]:
+    """Return the scores of `base` and `adapter`, a question, and the `gain`, each with its 95 % interval."""
+    settings, kind, adapter = engine.settings, rules.answer, engine.lora
+
+    def score(id_: str, gold: Any, text: str) -> float:
+        answer = kind.read(kind.find(text, settings.tags))
+        return 0.0 if answer is None else competitions.score_of(rules, {id_: gold}, [{id_: answer}])
+
+    async def answer_all() -> list[str]:
+        streams = [engine.sample(engine.encode(text), engine.seed, settings) for _, text, _ in table]
+        return [one.text for one in await asyncio.gather(*streams)]
+
+    found: dict[str, list[float]] = {}
+    for name, engine.lora in ("base", None), ("adapter", adapter):
+        texts = engine.run(answer_all())
+        found[name] = [score(id_, gold, text) for (id_, _, gold), text in zip(table, texts, strict=True)]
+    gains = [after - before for before, after in zip(found["base"], found["adapter"], strict=True)]
+    intervals = {name: share_interval(values) for name, values in found.items()}
+    intervals["gain"] = mean_interval(gains)
+    return {name: (one.value, one.low, one.high) for name, one in intervals.items()}
+
+
+def write_archive(adapter: Path, lora: Lora, out: Path) -> None:
+    """Write the two files of an adapter as one archive, with the base by the host's name for it."""
+    config = read_json(adapter / CONFIG, "train the stage again") | {"base_model_name_or_path": lora.bases[0]}
+    partial = out.with_name(f".{out.name}.partial")
+    try:
+        with zipfile.ZipFile(partial, "w") as archive:
+            archive.writestr(zipfile.ZipInfo(CONFIG), json.dumps(config, indent=2) + "\n")
+            archive.write(adapter / WEIGHTS, WEIGHTS)
+        partial.replace(out)
+    finally:
+        partial.unlink(missing_ok=True)
