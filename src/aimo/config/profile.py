@@ -81,6 +81,7 @@ class SettingsSection:
     weight: settings.Weight | None = None
     confidence: bool | None = None
     discount_trivial: bool | None = None
+    proofs: settings.Proofs | None = None
     gpu_memory: Share | None = None
     vllm: dict[str, Any] | None = None
 

@@ -245,6 +245,8 @@ def score_file(rules: Competition, submission: Path, known: Path) -> str:
     `known` has the right answers in a column `answer` or the artefact's. AimoError for a file that the host
     would refuse: other columns or ids, or an answer of another kind.
     """
+    if rules.scoring == "marks":
+        raise AimoError(f"competition {rules.slug}: people mark its proofs, and nothing here does; read them")
     artefact, columns = rules.artefact, (rules.artefact.id, rules.artefact.answer)
     given = files.read_texts(submission, "submission ")
     if given.columns != list(columns):

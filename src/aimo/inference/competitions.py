@@ -19,7 +19,7 @@ import polars as pl
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from aimo.inference.answer_kinds import Choice, Integer, Kind, Latex, Nemotron, Number, Text
+from aimo.inference.answer_kinds import Choice, Integer, Kind, Latex, Nemotron, Number, Proof, Text
 from aimo.inference.errors import AimoError, explain, listed
 from aimo.inference.settings import Positive, Tag, strict, validate_settings
 from aimo.inference.yaml_files import read_yaml
@@ -65,9 +65,9 @@ class Lora:
 
 @dataclass(config=strict, frozen=True)
 class Artefact:
-    """What is submitted: answers through an inference server, a file of answers, or a LoRA adapter."""
+    """What is submitted: answers through a server, a file of answers or of texts, or a LoRA adapter."""
 
-    kind: Literal["server", "csv", "parquet", "adapter"]
+    kind: Literal["server", "csv", "parquet", "text", "adapter"]
     server: str | None = None  # module and class in `kaggle_evaluation`
     id: Tag = "id"  # the columns of the file
     answer: Tag = "answer"
@@ -85,7 +85,8 @@ class Artefact:
 
     @property
     def file(self) -> str:
-        return {"csv": "submission.csv", "adapter": "submission.zip"}.get(self.kind, "submission.parquet")
+        names = {"csv": "submission.csv", "text": "submission.csv", "adapter": "submission.zip"}
+        return names.get(self.kind, "submission.parquet")
 
 
 @dataclass(config=strict, frozen=True)
@@ -98,7 +99,7 @@ class Competition:
     artefact: Artefact
     inputs: Inputs = field(default_factory=Inputs)
     accelerators: tuple[Tag, ...] = ()  # the GPUs that a submission may use, by Kaggle's name; none: any
-    scoring: Literal["points", "accuracy", "tolerance", "nemotron"] = "points"
+    scoring: Literal["points", "accuracy", "tolerance", "nemotron", "marks"] = "points"
     # The points of a question by the number of its right answers, one for each pass over the questions.
     points: tuple[float, ...] = (0.0, 1.0)
     questions: Positive = 50  # that a rerun is expected to ask
@@ -113,6 +114,10 @@ class Competition:
             raise ValueError(f"inputs.options: {len(options)} columns need a choice of as many letters")
         if options and self.server:
             raise ValueError("inputs.options: a server sends id and problem alone; leave the options out")
+        if isinstance(kind, Proof) != (self.scoring == "marks"):
+            raise ValueError("scoring: marks goes with answer.kind proof, and with no other")
+        if self.artefact.kind == "text" and not isinstance(kind, Proof | Text):
+            raise ValueError(f"artefact.kind: text does not go with answer.kind {kind.kind}; take csv")
         if (self.scoring, isinstance(kind, Number)) in (("tolerance", False), ("accuracy", True)):
             raise ValueError(f"scoring {self.scoring} does not go with answer.kind {kind.kind}")
         if len(self.points) < 2:
@@ -142,7 +147,8 @@ class Competition:
 
 COMPETITION = TypeAdapter(Competition)
 SECTIONS = {"inputs": Inputs, "artefact": Artefact, "artefact.lora": Lora}
-KINDS: dict[str, Any] = {kind.kind: kind for kind in (Integer, Number, Choice, Text, Latex, Nemotron)}
+TYPES = (Integer, Number, Choice, Text, Latex, Nemotron, Proof)
+KINDS: dict[str, Any] = {kind.kind: kind for kind in TYPES}
 
 
 def read_competition(path: Path) -> Competition:
@@ -245,8 +251,10 @@ def with_options(table: pl.DataFrame, problem: str, rules: Competition) -> pl.Da
 
 
 def known_answers(table: pl.DataFrame, rules: Competition) -> dict[str, Any]:
-    """Return the known answers of a table by id. AimoError for one that the competition does not take."""
-    found = {}
+    """Return the known answers of a table by id: none of proofs. AimoError for one that is not taken."""
+    found: dict[str, Any] = {}
+    if rules.scoring == "marks":
+        return found
     for question_id, answer in table.select("id", "answer").rows() if "answer" in table.columns else ():
         if not is_valid(answer, rules):
             raise AimoError(

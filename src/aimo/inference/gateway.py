@@ -15,13 +15,14 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import polars as pl
 
 from aimo.inference import startup
-from aimo.inference.answer_kinds import Value
+from aimo.inference.answer_kinds import Proof, Value
 from aimo.inference.competitions import (
     Competition,
     describe_score,
@@ -35,6 +36,7 @@ from aimo.inference.errors import AimoError, one_line, say
 from aimo.inference.journal import Journal
 from aimo.inference.model_folder import check_model_folder, identity
 from aimo.inference.plan import plan_for_this_machine
+from aimo.inference.proofs import prove_problem
 from aimo.inference.sample import Sample
 from aimo.inference.settings import Settings, check_parameters, resolve_settings
 from aimo.inference.solver import Solution, next_budget, solve_problem
@@ -146,8 +148,12 @@ def make_predict(
                     say(f"{solution.note}; the question is asked again")
                 try:
                     sampler = supervisor.get(patience)
-                    solve_problem(
-                        sampler, text, sampler.settings.samples, rules.answer, seed, left(),
+                    count = sampler.settings.samples
+                    answer: Callable[..., Solution] = partial(solve_problem, num_samples=count)
+                    if isinstance(rules.answer, Proof):
+                        answer = prove_problem
+                    answer(
+                        sampler, text, kind=rules.answer, seed=seed, budget_s=left(),
                         solution=solution, keep=keep, rules=rules.rules,
                     )  # fmt: skip
                 except TimeoutError as e:

@@ -25,7 +25,14 @@ from aimo.inference.solver import Solution
 from aimo.inference.storage import SampleFile, append_lines, iterate_lines
 from aimo.inference.voting import Stop
 
-COMPARED = (*ASKED, "context", "samples", "weight", "discount_trivial")  # settings that decide an answer
+COMPARED = (
+    *ASKED,
+    "context",
+    "samples",
+    "weight",
+    "discount_trivial",
+    "proofs",
+)  # settings that decide an answer
 
 
 @dataclass(frozen=True)
@@ -179,7 +186,9 @@ class Journal:
         """Write a sample or an answer. What cannot be written is in `fault`, or printed: no answer fails."""
         if self.path is None:
             return
-        value = {"sample": asdict(entry)} if isinstance(entry, Sample) else {"answer": entry}
+        value: dict[str, Any] = {"answer": entry}
+        if isinstance(entry, Sample):
+            value = {"sample": {k: v for k, v in asdict(entry).items() if k != "role" or v}}
         lines: list[dict[str, Any]] = [{"key": self.key(question_id, problem), "id": question_id} | value]
         if self.last is None or (self.last != self.header and not self.file):
             lines.insert(0, {"journal": self.header.to_json()})

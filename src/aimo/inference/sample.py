@@ -56,6 +56,7 @@ class Sample:
     tail_logprob: float | None = None
     entropy: float | None = None
     tail_entropy: float | None = None
+    role: str = ""  # of proofs: `prove`, `verify 3`, `refine 3`, `select 3,5`, with the samples it is about
 
 
 @dataclass(frozen=True)

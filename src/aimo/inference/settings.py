@@ -101,6 +101,44 @@ class Variant:
 
 
 @dataclass(config=strict, frozen=True)
+class Proofs:
+    """The four roles of one model that proves: counts, tokens, and prompts, which may all hold `{rules}`."""
+
+    # Time of a problem. Null: what the session has for it.
+    seconds: Annotated[float, Field(gt=0)] | None = None
+    provers: Positive = 6  # How many proofs are written
+    verifiers: NonNegative = 3  # How often each proof is graded, from 0 to 7
+    refiners: NonNegative = 3  # How many of the best proofs are written again, with what was objected to
+    selectors: NonNegative = 5  # How many votes choose among the best
+    proof_tokens: Positive = 65536  # Tokens of a proof, with its thought
+    verdict_tokens: Positive = 16384  # Tokens of a grading, and of a vote
+    closing_tokens: Positive = 4096  # Tokens to write a proof down when its thought has been cut
+    # The prompt for a proof, with `{problem}`
+    prove: User = (
+        "Prove this as in a mathematical olympiad: completely, each step with its reason. If you cannot "
+        "prove it all, write what you can prove. {rules}\n\n{problem}"
+    )
+    # The prompt for a grading, with `{proof}`
+    verify: Annotated[str, Field(pattern=r"\{proof\}")] = (
+        "Mark this proof as the strictest examiner of a mathematical olympiad. Check each step. List every "
+        "error and every gap, with its sentence. Then put the mark in \\boxed{}: 7 for a complete "
+        "proof, 6 for one with a small gap, 1 for real progress, 0 for none.\n\n"
+        "Problem:\n\n{problem}\n\nProof:\n\n{proof}"
+    )
+    # The prompt for another version of a proof, with `{objections}`
+    refine: Annotated[str, Field(pattern=r"\{objections\}")] = (
+        "Examiners marked this proof. Where they are right, repair it; where a step cannot be saved, prove "
+        "it in another way. Write the whole proof, and nothing about the examiners. {rules}\n\n"
+        "Problem:\n\n{problem}\n\nProof:\n\n{proof}\n\nExaminers:\n\n{objections}"
+    )
+    # The prompt for a vote, with `{proofs}`
+    select: Annotated[str, Field(pattern=r"\{proofs\}")] = (
+        "These are proofs of one problem. Find the errors and gaps of each. Then put the number of the proof "
+        "to which an examiner would give most marks in \\boxed{}.\n\nProblem:\n\n{problem}\n\n{proofs}"
+    )
+
+
+@dataclass(config=strict, frozen=True)
 class Settings:
     """Prompt, sampling, tools, votes and vLLM's arguments: all that the engine and the solver read."""
 
@@ -142,6 +180,8 @@ class Settings:
     # `aimo replay`. Costs 0.2 ms of a core for each token.
     confidence: bool = False
     discount_trivial: bool = False  # Whether 0, 1 and the numbers of the statement count half
+    # How proofs are written, where a competition asks for them. Null: six provers, and so on.
+    proofs: Proofs | None = None
     gpu_memory: Share = 0.9  # Share of the GPU's memory that vLLM takes; on a CPU it takes 1 GiB
     # vLLM's engine arguments by its own names: tensor_parallel_size, kv_cache_dtype, speculative_config …
     vllm: dict[str, Any] = field(default_factory=dict)
@@ -257,7 +297,7 @@ def validate_settings(values: Mapping[str, Any], where: str, remedy: str) -> Set
     except (TypeError, RecursionError) as e:  # a set, bytes, an object: nothing that JSON has
         raise AimoError(f"{where}: {e}; {remedy}") from None
     except ValidationError as e:
-        known = {f.name for section in (Settings, Tags) for f in fields(section)}
+        known = {f.name for section in (Settings, Tags, Proofs) for f in fields(section)}
         found = "; ".join(explain(error, known) for error in e.errors())
         raise AimoError(f"{where}: {found}; {remedy}") from None
     for way in ("tensor", "pipeline", "data"):

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import textwrap
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection
@@ -37,6 +38,7 @@ class Solution:
     seconds: float = 0.0
     stop: Stop | None = None  # why sampling ended; None when the question could not be asked
     note: str = ""  # why the answer is the fallback or the vote is incomplete; empty when neither
+    how: str = ""  # how a proof was chosen
 
     @property
     def ended(self) -> list[Sample]:
@@ -63,17 +65,20 @@ class Solution:
 
     def explain(self) -> str:
         ended, rows = self.ended, self.tally
-        vote = f"{rows[0].votes} of {len(ended)} votes, {rows[0].share:.0%} of their weight" if rows else ""
+        vote = self.how
+        if rows and not ended[0].role:
+            vote = f"{rows[0].votes} of {len(ended)} votes, {rows[0].share:.0%} of their weight"
         stopped = len(self.samples) - len(ended)
         parts = [
-            vote or "fallback",
+            vote if rows or vote else "fallback",
             self.stop,
             f"{stopped} stopped early" if stopped else "",
             f"{sum(sample.tokens for sample in self.samples):,} tokens",
             f"{self.seconds:.1f} s",
             self.note,
         ]
-        return f"{self.answer} ({', '.join(part for part in parts if part)})"
+        shown = textwrap.shorten(str(self.answer), 60, placeholder=" …")
+        return f"{shown} ({', '.join(part for part in parts if part)})"
 
 
 def solve_problem(

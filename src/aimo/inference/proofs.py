@@ -1,0 +1,290 @@
+"""A proof of a problem, by one model in four roles, within a budget of time.
+
+    prove     several proofs are written, each with its thought
+    verify    each proof is marked several times, from 0 to 7, with what is objected to
+    refine    the best that are not perfect are written again, with the objections, and marked too
+    select    votes choose one of the best
+
+A step may use the time up to its share of the budget; what it saves is the next one's. A call that runs into
+it is cut: the thought of a proof is closed, and the proof written down in the time reserved for that. A proof
+that degenerates into repetition is dropped.
+
+All that is known are the solution's samples, each with its role: after a death, another engine goes on with
+what is missing. `choose` finds a text among them at any time: the selected proof, else the one with the best
+mark, else one without, else one that was cut, the end of a thought, or the fallback.
+"""
+
+import asyncio
+import copy
+import itertools
+import math
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from typing import Any
+
+from aimo.inference import answers, harmony
+from aimo.inference.answer_kinds import Integer, Proof
+from aimo.inference.errors import EngineError, one_line
+from aimo.inference.sample import AskedProblem, End, RunningSample, Sample
+from aimo.inference.sampling import Completion, Sampler
+from aimo.inference.settings import Proofs
+from aimo.inference.solver import HEALTH_CHECK_S, OVERTIME_S, Solution, Solver, cancel
+from aimo.inference.voting import Stop
+
+# Shares of the budget by which the steps end; the rest is a margin.
+PROVED, VERIFIED, REFINED, VERIFIED_AGAIN, SELECTED = 0.45, 0.62, 0.82, 0.92, 0.98
+CLOSING = 0.2  # of a step's time, reserved for closing what is cut
+FULL = 7  # the best mark
+MARK = Integer(0, FULL)
+UNMARKED = FULL / 2  # what a proof without marks counts as
+NEAR, FINALISTS = 1.0, 4  # how near the best mark a proof stands that is voted on, and how many are
+OBJECTION = 6000  # characters of a verifier's text, its end, that a refiner reads
+THOUGHT = 3000  # characters of a thought, its end, that stand for a proof
+
+
+def prove_problem(
+    sampler: Sampler,
+    problem: str,
+    kind: Proof,
+    seed: int = 0,
+    budget_s: float | None = None,
+    solution: Solution | None = None,
+    keep: Callable[[Sample], None] = lambda sample: None,
+    rules: str = "",
+) -> Solution:
+    """Prove a problem in `budget_s` seconds, or in those of the settings if they are fewer.
+
+    The rest is as in `solver.solve_problem`: it continues a `solution`, `keep` gets each sample, TimeoutError
+    when the engine does not return. The solution has a text, whatever happens.
+    """
+    solution = solution or Solution(kind.fallback)
+    prover = Prover(AskedProblem(sampler, problem, seed, rules=rules), kind, solution, keep)
+    budget = min(math.inf if budget_s is None else budget_s, prover.proofs.seconds or math.inf)
+    before = solution.seconds
+    try:
+        sampler.run(prover.run(budget), None if budget == math.inf else budget + OVERTIME_S)
+    finally:
+        for sample in list(prover.running.values()):  # of an engine that died or hangs
+            prover.add(prover.in_role(sample, sample.cut(End.STOPPED, prover.now())))
+        solution.seconds = before + time.monotonic() - prover.begun
+        solution.answer, solution.how = prover.choose()
+    return solution
+
+
+class Prover(Solver):
+    """One problem while it is proved, on the sampler's event loop."""
+
+    def __init__(
+        self, problem: AskedProblem, kind: Proof, solution: Solution, keep: Callable[[Sample], None]
+    ):
+        super().__init__(problem, solution, keep)
+        settings = self.sampler.settings
+        self.kind, self.proofs = kind, settings.proofs or Proofs()
+        self.roles: dict[int, tuple[str, bool]] = {}  # the role, and whether it begins in a thought
+        self.numbers = itertools.count(1 + max((sample.index for sample in solution.samples), default=-1))
+        self.bare = copy.copy(self.sampler)  # the same model, asked with the prompts of roles
+        tags = replace(settings.tags, answer_start="\\boxed{", answer_end="}")
+        self.bare.settings = replace(settings, user="{problem}", variants=[], stop=[], tools=0.0, tags=tags)
+
+    async def run(self, budget_s: float) -> None:  # type: ignore[override]
+        """Take the steps until a proof is chosen or the time is over, and record why that ended."""
+        solution = self.solution
+        solution.stop, solution.note = None, ""
+        try:
+            if fault := self.problem.fault():
+                solution.note = fault
+                return
+            for _ in range(2):  # once more for what was dropped
+                more = self.proofs.provers - sum(sample.role == "prove" for sample in self.ranked())
+                await self.ask([("prove", self.prompt("prove"))] * more, self.begun + PROVED * budget_s)
+            await self.verify(self.begun + VERIFIED * budget_s)
+            await self.refine(self.begun + REFINED * budget_s)
+            await self.verify(self.begun + VERIFIED_AGAIN * budget_s)
+            await self.select(self.begun + SELECTED * budget_s)
+            over = time.monotonic() > self.begun + SELECTED * budget_s
+            solution.stop = Stop.DEADLINE if over else Stop.EXHAUSTED
+            solution.note = f"{len(self.lost)} calls failed: {self.fault}" if self.lost else ""
+        except (asyncio.CancelledError, GeneratorExit):
+            raise
+        except BaseException as e:  # the loop's thread would end with SystemExit
+            solution.fail(str(e) if isinstance(e, EngineError) else one_line(e))
+        finally:
+            await cancel(self.running)
+
+    async def verify(self, end: float) -> None:
+        asked = []
+        for proof in self.ranked():
+            role = f"verify {proof.index}"
+            more = self.proofs.verifiers - len(self.of_role(role))
+            asked += [(role, self.prompt("verify", proof=proof.answer))] * more
+        await self.ask(asked, end, MARK)
+
+    async def refine(self, end: float) -> None:
+        asked = []
+        for proof in self.ranked()[: self.proofs.refiners]:
+            role, fault = f"refine {proof.index}", self.kind.fault(str(proof.answer))
+            verdicts = self.of_role(f"verify {proof.index}")
+            told = [(self.final_text(verdict.text, False) or "")[-OBJECTION:] for verdict in verdicts]
+            told += [f"Its form: {fault}."] * bool(fault)
+            perfect = not fault and self.mark(proof) in (None, FULL)
+            if not perfect and not self.of_role(role):
+                objections = "\n\n".join(f"{i}. {text}" for i, text in enumerate(told, 1))
+                asked.append((role, self.prompt("refine", proof=proof.answer, objections=objections)))
+        await self.ask(asked, end)
+
+    async def select(self, end: float) -> None:
+        ranked = self.ranked()
+        best = self.rank(ranked[0])[0] if ranked else 0.0
+        near = [proof for proof in ranked if self.rank(proof)[0] >= best - NEAR][:FINALISTS]
+        asked = []
+        for number in range(len(self.of_role("select")), self.proofs.selectors if len(near) > 1 else 0):
+            first = number % len(near)  # each is the first of some
+            shown = near[first:] + near[:first]
+            proofs = "\n\n".join(f"Proof {i}:\n\n{proof.answer}" for i, proof in enumerate(shown, 1))
+            indices = ",".join(str(proof.index) for proof in shown)
+            asked.append((f"select {indices}", self.prompt("select", proofs=proofs)))
+        await self.ask(asked, end, Integer(1, max(1, len(near))))
+
+    # Calls
+
+    async def ask(self, asked: list[tuple[str, str]], end: float, kind: Integer | None = None) -> None:
+        """Let the model answer prompts, each in a role, until a moment, and record what it wrote.
+
+        With a `kind` it answers with one, which is forced where it is cut; without, it writes proofs.
+        """
+        if (left := end - time.monotonic()) <= 0:
+            return
+        for role, text in asked:
+            problem = AskedProblem(self.bare, text, self.problem.seed, kind, self.problem.rules)
+            if problem.fault():  # it does not fit the context
+                continue
+            sample = RunningSample(problem, next(self.numbers), self.now(), with_tools=False)
+            tokens, room = self.proofs.verdict_tokens, self.bare.max_length - len(sample.prompt)
+            if kind is None:
+                tokens = min(self.proofs.proof_tokens, room - self.closing(sample))
+            sample.settings = replace(sample.settings, max_tokens=tokens)
+            self.roles[sample.index] = role, sample.talk.thinks()
+            self.begin(sample, sample.answer() if kind else self.write(sample))
+        await asyncio.sleep(0)  # all begin, also where no time is left
+        await self.wait(end - CLOSING * left if left < math.inf else end)
+        for sample in await self.stop_all():
+            if sample.text:
+                sample.end = End.TIME
+                self.begin(sample, sample.force_answer() if kind else self.close(sample))
+        await asyncio.sleep(0)
+        await self.wait(end)
+        for sample in await self.stop_all():
+            self.add(self.in_role(sample, sample.cut(End.TIME, self.now())))
+
+    def begin(self, sample: RunningSample, work: Coroutine[Any, Any, Completion]) -> None:
+        self.running[asyncio.create_task(self.finish(sample, work))] = sample
+
+    async def write(self, sample: RunningSample) -> Completion:
+        completion = await sample.run()
+        sample.end = sample.end or (End.FINISHED if completion.finished else End.TOKENS)
+        return await self.close(sample) if sample.end is End.TOKENS else completion
+
+    async def close(self, sample: RunningSample) -> Completion:
+        """Close the thought of a sample that was cut, and let it write its proof down."""
+        end, turn, text = sample.end, sample.turn, sample.text
+        ending = sample.talk.forced_ending(text[sample.message_begin :], sample.thinking)
+        ending = ending.removesuffix(harmony.ANSWER)
+        ending = ending if ending.strip() else ""  # it was cut inside its proof
+        added = self.sampler.tokenizer.encode(ending, add_special_tokens=False)
+        sample.talk.ids, sample.talk.text = [*sample.turn_prompt, *turn.token_ids, *added], text + ending
+        sample.earlier += replace(turn, text="")
+        tokens = sample.earlier.tokens + self.closing(sample)
+        sample.settings, sample.end = replace(sample.settings, max_tokens=tokens), None
+        completion = await sample.run()
+        sample.end = sample.end or end
+        return completion
+
+    def closing(self, sample: RunningSample) -> int:
+        return min(self.proofs.closing_tokens, (self.bare.max_length - len(sample.prompt)) // 4)
+
+    async def wait(self, end: float) -> None:
+        """Take what ends until a moment. EngineError when the engine counts as failed."""
+        while self.running and (left := end - time.monotonic()) > 0:
+            ended, _ = await asyncio.wait(
+                self.running, timeout=min(left, HEALTH_CHECK_S), return_when=asyncio.FIRST_COMPLETED
+            )
+            for task in ended:
+                self.take(self.in_role(self.running.pop(task), task.result()))
+            if failure := self.failure():
+                raise EngineError(failure)
+
+    async def stop_all(self) -> list[RunningSample]:
+        """Stop what runs, and return it; what has ended meanwhile is taken."""
+        await cancel(self.running)
+        running, self.running = self.running, {}
+        for task, sample in running.items():
+            if task.done() and not task.cancelled():
+                self.take(self.in_role(sample, task.result()))
+        return [sample for task, sample in running.items() if not task.done() or task.cancelled()]
+
+    def prompt(self, role: str, **parts: Any) -> str:
+        known = {"problem": self.problem.text, "rules": self.problem.rules} | parts
+        return re.sub(r"\{(\w+)\}", lambda m: str(known.get(m[1], m[0])), getattr(self.proofs, role))
+
+    # What is known
+
+    def in_role(self, sample: RunningSample, record: Sample) -> Sample:
+        """Return a record with its role; a proof that did not degenerate is its answer."""
+        role, thinks = self.roles[sample.index]
+        is_proof = role.startswith(("prove", "refine")) and record.end not in (End.REPETITION, End.FAILED)
+        return replace(record, role=role, answer=self.final_text(record.text, thinks) if is_proof else None)
+
+    def final_text(self, text: str, thinks: bool) -> str | None:
+        """Return what follows the thought of a text; None where it ends inside its thought."""
+        tags = self.sampler.settings.tags
+        ends = [end for end in (tags.think_end, *answers.PUBLIC_THINK_ENDS) if end in text]
+        if not ends and (thinks or text.lstrip().startswith(tags.think_start)):
+            return None
+        proof = text[max((text.rfind(end) + len(end) for end in ends), default=0) :]
+        for tag in (tags.answer_start, tags.answer_end):
+            proof = proof.replace(tag, "") if tag.startswith("<") else proof
+        return self.kind.read(re.split(r"<\|\w+\|>", proof)[0])
+
+    def of_role(self, role: str) -> list[Sample]:
+        return [sample for sample in self.solution.ended if f"{sample.role} ".startswith(f"{role} ")]
+
+    def ranked(self) -> list[Sample]:
+        """Return the proofs that differ, the best first."""
+        first = {sample.answer: sample for sample in reversed(self.solution.ended) if sample.answer}
+        return sorted(first.values(), key=self.rank, reverse=True)
+
+    def rank(self, proof: Sample) -> tuple[float, bool, int]:
+        mark, fault = self.mark(proof), self.kind.fault(str(proof.answer))
+        return (UNMARKED if mark is None else mark) - 2 * bool(fault), proof.end is End.FINISHED, -proof.index
+
+    def mark(self, proof: Sample) -> float | None:
+        """Return the mean of a proof's marks; None without any."""
+        read = [MARK.read(MARK.find(verdict.text)) for verdict in self.of_role(f"verify {proof.index}")]
+        marks = [mark for mark in read if mark is not None]
+        return sum(marks) / len(marks) if marks else None
+
+    def choose(self) -> tuple[str, str]:
+        """Return the text to submit, and how it was found."""
+        votes = Counter[int]()
+        for sample in self.of_role("select"):
+            shown, kind = sample.role.split()[1].split(","), Integer(1, 1 + sample.role.count(","))
+            if number := kind.read(kind.find(sample.text)):
+                votes[int(shown[number - 1])] += 1
+        if ranked := self.ranked():
+            best = max(ranked, key=lambda proof: (votes[proof.index], self.rank(proof)))
+            mark = self.mark(best)
+            how = [f"{votes[best.index]} of {votes.total()} votes"] if votes else []
+            how += ["not marked" if mark is None else f"marked {mark:.1f} of {FULL}"]
+            how += ["cut off"] if best.end in (End.TIME, End.TOKENS) else []
+            return self.kind.fit(str(best.answer)), ", ".join(how)
+        tried = [sample for sample in self.solution.samples if sample.role.startswith(("prove", "refine"))]
+        if partial := [str(sample.answer) for sample in tried if sample.answer]:
+            return self.kind.fit(max(partial, key=len)), "cut off"
+        thoughts = [sample.text for sample in tried if sample.end is not End.REPETITION]
+        said = re.sub(r"<[^<>\n]{1,40}>", "", max(thoughts, key=len, default=""))
+        if said := self.kind.read(said[-THOUGHT:]) or "":
+            return self.kind.fit(f"Not finished.\n\n{said}"), "the end of a thought"
+        return self.kind.fallback, ""

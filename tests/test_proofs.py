@@ -1,0 +1,302 @@
+"""Proofs: what each role is asked, what is cut, closed, dropped and chosen; deaths, hangs, no time at all."""
+
+import asyncio
+import itertools
+import json
+import re
+import time
+
+import polars as pl
+import pytest
+from conftest import TINY, here, refused
+from scripted import Scripted
+
+from aimo.evaluation import submission
+from aimo.inference import gateway, proofs, solver
+from aimo.inference.answer_kinds import PAGE, Proof
+from aimo.inference.competitions import COMPETITIONS, find_competition
+from aimo.inference.journal import Journal
+from aimo.inference.local import answer_file, journal_beside
+from aimo.inference.proofs import prove_problem
+from aimo.inference.sample import End
+from aimo.inference.settings import Proofs
+from aimo.inference.storage import write_whole
+from aimo.inference.voting import Stop
+
+KIND = Proof(pages=5)
+ROLES = {
+    "prove": "Prove this",
+    "verify": "Mark this",
+    "refine": "Examiners marked",
+    "select": "These are proofs",
+}
+LONG = " ".join(str(n * n) for n in range(4000))
+
+
+def role_of(prompt):
+    return next(role for role, begin in ROLES.items() if f"user: {begin}" in prompt)
+
+
+def scripted(thinking=False, counts=None, **said):
+    """A sampler whose roles say texts in turn, or what a function makes of their prompt."""
+    turns = {role: itertools.cycle(texts) for role, texts in said.items() if isinstance(texts, list)}
+
+    def write(_, prompt):
+        if prompt.endswith("\\boxed{"):
+            return "0}\x03"
+        role = role_of(prompt)
+        return next(turns[role]) if role in turns else said[role](prompt)
+
+    few = {"provers": 2, "verifiers": 1, "refiners": 1, "selectors": 1} | (counts or {})
+    sampler = Scripted(write, proofs=Proofs(**few), thinking=thinking)
+    sampler.identity = "scripted"
+    return sampler
+
+
+def asked(sampler):
+    return [role_of(prompt) for prompt in sampler.prompts]
+
+
+GOOD = {
+    "prove": ["Bad proof.\x03", "Fair proof.\x03"],
+    "verify": lambda prompt: (
+        f"Gap. \\boxed{{{7 if 'Better' in prompt else 6 if 'Fair' in prompt else 1}}}\x03"
+    ),
+    "refine": ["Better proof.\x03"],
+    "select": lambda prompt: (
+        f"\\boxed{{{re.search(r'Proof (.): *.. *Better', prompt.replace(chr(10), ' '))[1]}}}\x03"
+    ),
+}
+
+
+def test_one_model_proves_verifies_refines_and_selects():
+    sampler, kept = scripted(**GOOD), []
+    solution = prove_problem(sampler, "Prove 1 = 1.", KIND, keep=kept.append, rules="On five pages.")
+    assert solution.answer == "Better proof." and solution.stop is Stop.EXHAUSTED
+    assert solution.how == "1 of 1 votes, marked 7.0 of 7"
+    assert asked(sampler) == ["prove"] * 2 + ["verify"] * 2 + ["refine", "verify", "select"]
+    assert [sample.role for sample in kept] == [
+        "prove", "prove", "verify 0", "verify 1", "refine 1", "verify 4", "select 4,1",
+    ]  # fmt: skip
+    refining = next(prompt for prompt in sampler.prompts if role_of(prompt) == "refine")
+    assert "Fair proof." in refining and "1. Gap. \\boxed{6}" in refining and "On five pages." in refining
+    assert "Better proof. (1 of 1 votes, marked 7.0 of 7, exhausted" in solution.explain()
+
+
+def test_a_perfect_proof_is_not_refined_and_a_single_one_not_voted_on():
+    sampler = scripted(prove=["A.\x03", "A.\x03"], verify=["\\boxed{7}\x03"])
+    assert prove_problem(sampler, "?", KIND).answer == "A."
+    assert set(asked(sampler)) == {"prove", "verify"}
+
+
+def test_a_thought_that_uses_up_its_tokens_is_closed_and_its_proof_saved():
+    def write(prompt):
+        return "Written down.\x03" if "</think>" in prompt else LONG
+
+    sampler = scripted(True, {"provers": 1, "proof_tokens": 500, "verifiers": 0}, prove=write)
+    solution = prove_problem(sampler, "?", KIND)
+    assert solution.answer == "Written down." and solution.samples[0].end is End.TOKENS
+    assert sampler.prompts[1].endswith("\n</think>\n\n") and LONG[:400] in sampler.prompts[1]
+    assert solution.how == "not marked, cut off"
+
+
+def test_a_proof_that_is_cut_inside_goes_on_and_stays_as_it_is():
+    def write(prompt):
+        return " second half.\x03" if "First half" in prompt else "t</think>First half," + " " * 500
+
+    sampler = scripted(True, {"provers": 1, "proof_tokens": 20, "verifiers": 0}, prove=write)
+    assert re.fullmatch(r"First half,? +second half\.", prove_problem(sampler, "?", KIND).answer)
+
+
+class Streaming(Scripted):
+    """Writes a beginning at once, and goes on only when the thought is closed."""
+
+    async def sample(self, prompt, seed, settings, until=None):
+        text = self.tokenizer.decode(prompt)
+        if role_of(text) == "prove" and "</think>" not in text:
+            self.prompts.append(text)
+            until("I think", self.tokenizer.encode("I think"))
+            await asyncio.sleep(60)
+        return await super().sample(prompt, seed, settings, until)
+
+
+def test_a_call_is_cut_by_the_time_and_its_thought_closed():
+    sampler = Streaming(
+        lambda *_: "Saved.\x03", proofs=Proofs(provers=2, verifiers=0, refiners=0), thinking=True
+    )
+    begun = time.monotonic()
+    solution = prove_problem(sampler, "?", KIND, budget_s=1.0)
+    assert time.monotonic() - begun < 3 and solution.answer == "Saved."
+    assert solution.samples[0].end is End.TIME and "I think" in sampler.prompts[-1]
+
+
+def test_repetition_is_dropped_and_asked_again_once():
+    loop = "We go round. " * 3000
+    sampler = scripted(prove=[loop, "Sound.\x03", "Also sound.\x03"], counts={"verifiers": 0, "selectors": 0})
+    solution = prove_problem(sampler, "?", KIND)
+    assert solution.samples[0].end is End.REPETITION and solution.samples[0].answer is None
+    assert solution.answer == "Sound." and len(sampler.prompts) == 3
+
+
+@pytest.mark.parametrize(
+    "said, answer, how",
+    [
+        (["Only a thought"], "Not finished.\n\nOnly a thought", "the end of a thought"),
+        (["\x03"], "No proof was found.", ""),
+        (["round and round " * 3000], "No proof was found.", ""),
+    ],
+)
+def test_there_is_always_a_text(said, answer, how):
+    counts = {"provers": 1, "closing_tokens": 1, "proof_tokens": 40000}
+    solution = prove_problem(scripted(True, counts, prove=said), "?", KIND)
+    assert (solution.answer, solution.how) == (answer, how) and KIND.accepts(solution.answer)
+
+
+def test_no_time_at_all_gives_the_fallback_at_once():
+    sampler, begun = scripted(**GOOD), time.monotonic()
+    solution = prove_problem(sampler, "?", KIND, budget_s=0.0)
+    assert solution.answer == KIND.fallback and not sampler.prompts and time.monotonic() - begun < 1
+    assert solution.stop is Stop.DEADLINE
+
+
+def test_a_budget_of_the_profile_bounds_a_problem():
+    sampler = scripted(counts={"seconds": 0.5}, **GOOD)
+    sampler.write = lambda *_: asyncio.sleep(60)
+    begun = time.monotonic()
+    assert prove_problem(sampler, "?", KIND).answer == KIND.fallback and time.monotonic() - begun < 5
+
+
+def test_another_engine_goes_on_with_what_a_dead_one_left():
+    dying = scripted(**GOOD)
+    write = dying.write
+
+    def die(number, prompt):
+        if role_of(prompt) == "verify":
+            dying.has_died = True
+            raise RuntimeError("the device is gone")
+        return write(number, prompt)
+
+    dying.write = die
+    solution = prove_problem(dying, "?", KIND)
+    assert (
+        solution.stop is Stop.FAILED
+        and solution.answer == "Bad proof."
+        and solution.note == "the engine died"
+    )
+    other = scripted(**GOOD)
+    assert prove_problem(other, "?", KIND, solution=solution).answer == "Better proof."
+    assert "prove" not in asked(other), "the proofs of the first engine are used"
+
+
+def test_an_engine_that_hangs_is_left_with_the_proof_that_it_had_written(monkeypatch):
+    monkeypatch.setattr(solver, "HANG_S", 0.2)
+    monkeypatch.setattr(proofs, "HEALTH_CHECK_S", 0.1)
+
+    class Hanging(Scripted):
+        async def sample(self, prompt, seed, settings, until=None):
+            said = "thought</think>Half a proof"
+            until(said, self.tokenizer.encode(said))
+            await asyncio.sleep(60)
+
+    solution = prove_problem(Hanging(None, proofs=Proofs(provers=1), thinking=True), "?", KIND, budget_s=30.0)
+    assert solution.stop is Stop.FAILED and "wrote nothing" in solution.note
+    assert (solution.answer, solution.how) == ("Half a proof", "cut off")
+
+
+def test_a_loop_that_never_returns_is_left_too(monkeypatch):
+    monkeypatch.setattr(proofs, "OVERTIME_S", 0.3)
+    sampler = scripted(prove=lambda _: time.sleep(2) or "Late.\x03")
+    solution = solver.Solution(KIND.fallback)
+    with pytest.raises(TimeoutError):
+        prove_problem(sampler, "?", KIND, budget_s=0.2, solution=solution)
+    assert KIND.accepts(solution.answer)
+
+
+# Form
+
+
+@pytest.mark.parametrize(
+    "text, fault",
+    [
+        ("Let $x$ be.\n\n$$x = 1$$\n\n\\begin{align}x\\end{align} It costs \\$5. `$` ```", ""),
+        ("x" * (5 * PAGE + 1), "it has 5.0 pages, and 5 are allowed"),
+        ("so <think> it", "<think> stands in it"),
+        ("done<|im_end|>", "<|im_end|> stands in it"),
+        ("```\ncode", "a fenced block is not closed"),
+        ("Let $x be.", "a formula between $ is not closed"),
+        ("$$x$", "a formula between $ is not closed"),
+        ("\\begin{align} x", "\\begin{align} is not closed"),
+        ("\\begin{a}\\begin{b}\\end{a}\\end{b}", "\\end{a} closes nothing"),
+        ("x \\end{a}", "\\end{a} closes nothing"),
+    ],
+)
+def test_length_and_markdown_are_checked(text, fault):
+    assert KIND.fault(text) == fault
+
+
+def test_a_proof_that_is_too_long_ends_with_a_paragraph():
+    text = "\n\n".join(["Step $x$ holds."] * 2000)
+    cut = KIND.fit(text)
+    assert len(cut) <= 5 * PAGE and cut.endswith("holds.") and not KIND.fault(cut) and KIND.accepts(cut)
+    assert not KIND.accepts(text) and len(KIND.fit("x" * 99999)) == 5 * PAGE
+
+
+def test_a_fault_of_form_is_an_objection_and_ranks_below():
+    sampler = scripted(
+        prove=["Let $x be.\x03", "Let x be.\x03"],
+        verify=lambda prompt: f"\\boxed{{{7 if '$x be' in prompt else 6}}}\x03",
+        refine=lambda prompt: "Let $x$ be.\x03",
+        counts={"refiners": 2, "selectors": 0},
+    )
+    prove_problem(sampler, "?", KIND)
+    assert any("Its form: a formula between $ is not closed." in prompt for prompt in sampler.prompts)
+
+
+# A competition that takes proofs
+
+
+def test_a_competition_of_proofs_is_answered_whole_after_every_problem(tmp_path, monkeypatch):
+    test, out, seen = tmp_path / "test.csv", tmp_path / "submission.csv", []
+    test.write_text("id,problem\na,Prove A.\nb,Prove B.\n")
+
+    def keep(path, content):
+        seen.append(path)
+        write_whole(path, content)
+
+    monkeypatch.setattr(gateway, "write_whole", keep)
+    sampler = scripted(**GOOD | {"prove": ['Bad "proof",\nof lines.\x03', "Fair proof.\x03"]})
+    answer_file(sampler, test, out, 0, "proof-pilot")
+    assert seen[1:] == [out, out]
+    table = pl.read_csv(out)
+    assert table.columns == ["id", "prediction"] and table["prediction"].to_list() == ["Better proof."] * 2
+    lines = [json.loads(line) for line in journal_beside(out).read_text().splitlines()]
+    assert lines[0]["journal"]["answer"] == {"pages": 5, "kind": "proof"}
+    assert {line["sample"]["role"].split()[0] for line in lines if "sample" in line} == set(ROLES)
+    assert answer_file(scripted(), test, out, 0, "proof-pilot").keys() == {"a", "b"}, "asks nothing again"
+
+
+def test_a_journal_of_a_killed_run_is_gone_on_with(tmp_path):
+    path, problem = tmp_path / "j.jsonl", "Prove A."
+    journal = Journal(path, "m", kind=KIND)
+    first = prove_problem(scripted(**GOOD), problem, KIND, keep=lambda one: journal.add("a", problem, one))
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(lines[:4]) + "\n")  # two proofs and a mark
+    solution, sampler = Journal(path, "m", kind=KIND).recall("a", problem), scripted(**GOOD)
+    assert prove_problem(sampler, problem, KIND, solution=solution).answer == first.answer
+    assert asked(sampler) == ["verify", "refine", "verify", "select"]
+
+
+def test_proofs_are_not_scored_here(tmp_path):
+    rules = COMPETITIONS["proof-pilot"]
+    assert find_competition("proof-pilot", asks=True).artefact.file == "submission.csv"
+    with pytest.raises(Exception, match="people mark its proofs"):
+        submission.score_file(rules, tmp_path / "s.csv", tmp_path / "a.csv")
+    done = here("competition", "check", "proof-pilot")
+    assert "takes: a proof of at most 5 pages, else 'No proof was found.'" in done.stdout
+    (tmp_path / "mine.yaml").write_text(
+        "slug: a\nanswer: {kind: proof}\nrules: r\nartefact: {kind: csv}\nscoring: accuracy\n"
+    )
+    refused(
+        "competition", "check", tmp_path / "mine.yaml", told=["scoring: marks goes with answer.kind proof"]
+    )
+    assert TINY.is_dir()
