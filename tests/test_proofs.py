@@ -134,7 +134,8 @@ def test_repetition_is_dropped_and_asked_again_once():
     loop = "We go round. " * 3000
     sampler = scripted(prove=[loop, "Sound.\x03", "Also sound.\x03"], counts={"verifiers": 0, "selectors": 0})
     solution = prove_problem(sampler, "?", KIND)
-    assert solution.samples[0].end is End.REPETITION and solution.samples[0].answer is None
+    first = min(solution.samples, key=lambda sample: sample.index)
+    assert first.end is End.REPETITION and first.answer is None
     assert solution.answer == "Sound." and len(sampler.prompts) == 3
 
 

@@ -179,8 +179,8 @@ def pack(
     serve: Annotated[bool, opt("Whether vLLM serves base and adapter first.", "--serve/--no-serve")] = True,
 ) -> None:
     """Check a run's adapter, forecast its score as the host serves it, and pack it as submission.zip."""
+    from aimo.evaluation.pack import pack_run  # loads numpy
     from aimo.run.runs import quiet
-    from aimo.train.pack import pack_run  # loads torch
 
     quiet()
     print(*pack_run(run, competition, questions, serve), sep="\n")

@@ -348,9 +348,7 @@ class Proof(AnswerKind):
         return isinstance(value, str) and bool(value.strip()) and self.fit(value) == value
 
 
-Kind = Annotated[
-    Integer | Number | Choice | Text | Latex | Nemotron | Proof, Field(discriminator="kind")
-]
+Kind = Annotated[Integer | Number | Choice | Text | Latex | Nemotron | Proof, Field(discriminator="kind")]
 KIND: TypeAdapter[Any] = TypeAdapter(Kind)
 INTEGER = Integer()
 

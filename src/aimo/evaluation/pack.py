@@ -5,7 +5,7 @@
     RUN/submission.zip      adapter_config.json and adapter_model.safetensors, the weights byte for byte
 
 Nothing is written before everything is checked. One vLLM engine scores base and adapter with the host's
-sampling, prompt and metric. It also gives the tokens that the stage kept (`train.served`) log-probabilities,
+sampling, prompt and metric. It also gives log-probabilities to the tokens that the stage kept (`served`),
 which must be the trainer's: what was trained is what is served.
 """
 
@@ -23,11 +23,12 @@ from aimo.config import locate
 from aimo.config.profile import TRAINED
 from aimo.data import prepare
 from aimo.errors import AimoError
+from aimo.evaluation import served
 from aimo.evaluation.scores import mean_interval, share_interval
 from aimo.inference import competitions, files
 from aimo.inference.competitions import Competition, Lora
 from aimo.inference.engine import Engine
-from aimo.inference.model_folder import read_adapter, read_tokenizer
+from aimo.inference.model_folder import read_adapter
 from aimo.inference.settings import resolve_settings
 from aimo.inference.storage import read_json, write_json
 from aimo.run.runs import Run, find_run, lock, unlock
@@ -70,8 +71,13 @@ def pack_run(named: str, competition: str, questions: Path | None, serve: bool) 
             table = read_table(rules, competition, run, questions)
             settings = resolve_settings(base, NEUTRAL, lora.serving)
             with Engine(base, settings, seed=profile.seed, adapter=adapter) as engine:
-                record["served"] = compare(engine, run)
-                told += [f"served: {tell(record['served'])}", *other_format(engine, run)]
+                told += check_format(engine, run)
+                apart = served.check_engine(engine, run.folder, profile.training.served_bound)
+                record["served_difference"] = apart
+                words = "not compared with training: the stage kept no log-probabilities (served.json)"
+                if apart is not None:
+                    words = f"log-probabilities differ from those of training by {apart:.2g} on average"
+                told.append(f"served: {words}")
                 record["forecast"] = found = forecast(engine, rules, table)
             scores = [f"{name} {at:.3f} ({low:.3f} to {high:.3f})" for name, (at, low, high) in found.items()]
             told.append(f"forecast: {', '.join(scores)} on {len(table)} questions, by {rules.scoring}")
@@ -166,75 +172,23 @@ def inside(module: str) -> str:
 # What is served
 
 
-def compare(engine: Engine, run: Run) -> dict[str, float]:
-    """Return how far vLLM's log-probabilities of the kept tokens are from the trainer's, in nats on average:
-    those of `adapter` and `base`; also the number of `tokens`, and what is `allowed`. {} if none were kept.
+def check_format(engine: Engine, run: Run) -> list[str]:
+    """Return, as a line to tell, where the host's user message is another than training's.
 
-    AimoError where the adapter's are further than `training.served_bound`.
+    AimoError where its chat template is: what was trained would not be asked for.
     """
-    path = run.folder / "served.json"
-    kept = read_json(path, "remove it") if path.exists() else {}
-    if not (talks := kept.get("talks")):
-        return {}
-    from vllm import SamplingParams
-
-    from aimo.train import served  # imports torch, which a check does not need
-
-    tokenizer = read_tokenizer(run.folder / "model")
-    replies = [tokenizer(talk["reply"], add_special_tokens=False)["input_ids"] for talk in talks]
-    params = SamplingParams(max_tokens=1, prompt_logprobs=0, temperature=0.0)
-
-    async def read(ids: list[int], begin: int, lora: Any) -> list[float]:
-        outputs = engine.llm.generate(
-            {"prompt_token_ids": ids}, params, str(next(engine.requests)), lora_request=lora
-        )
-        (output,) = [output async for output in outputs]
-        return [output.prompt_logprobs[i][ids[i]].logprob for i in range(begin, len(ids))]
-
-    async def read_all(lora: Any) -> list[list[float]]:
-        asked = [(talk["ids"] + reply, len(talk["ids"])) for talk, reply in zip(talks, replies, strict=True)]
-        return await asyncio.gather(*(read(ids, begin, lora) for ids, begin in asked))
-
-    theirs = [value for talk in talks for value in talk["log_probs"]]
-    if len(theirs) != sum(map(len, replies)):
-        raise AimoError(f"{path}: its replies have other tokens now; train stage {run.stage} again")
-    allowed = run.profile.training.served_bound or served.BOUNDS[kept["dtype"]]
-    found = {"tokens": len(theirs), "allowed": allowed}
-    for name, lora in ("adapter", engine.lora), ("base", None):
-        ours = [value for values in engine.run(read_all(lora)) for value in values]
-        found[name] = sum(abs(a - b) for a, b in zip(ours, theirs, strict=True)) / len(theirs)
-    if found["adapter"] > found["allowed"]:
-        raise AimoError(
-            f"adapter {run.folder / 'trained'}: vLLM does not serve what was trained: {tell(found)} "
-            f"(training.served_bound); train stage {run.stage} again"
-        )
-    return found
-
-
-def tell(found: dict[str, float]) -> str:
-    """Return a comparison in words."""
-    if not found:
-        return "not compared, because the stage kept no log-probabilities (served.json)"
-    return (
-        f"the log-probabilities of {found['tokens']} tokens are {found['adapter']:.2g} from the trainer's on "
-        f"average, {found['base']:.2g} without the adapter, and {found['allowed']:g} is allowed"
-    )
-
-
-def other_format(engine: Engine, run: Run) -> list[str]:
-    """Return, as lines to tell, where the host asks differently from training."""
-    path, below = run.folder / "served.json", engine.settings.user.partition("{problem}")[2]
-    talks = read_json(path, "remove it").get("talks", []) if path.exists() else []
     options = {"add_generation_prompt": True, "tokenize": False} | engine.settings.chat_template_kwargs
-    told = []
-    for talk in talks:
+    below, told = engine.settings.user.partition("{problem}")[2], set()
+    for talk in served.read_kept(run.folder).get("talks", []):
         shown = engine.tokenizer.apply_chat_template(talk["prompt"], **options)
         if engine.tokenizer.encode(shown, add_special_tokens=False) != talk["ids"]:
-            remedy = "set prompt.template=model, prompt.system='' and prompt.prefill=false"
-            told += [f"format: the host asks with the base's own chat template, training did not; {remedy}"]
+            raise AimoError(
+                f"{run.stage}: the host asks with the chat template of {engine.model.name}, training with "
+                "another; train with prompt.template=model, prompt.system='' and prompt.prefill=false"
+            )
         if not talk["prompt"][-1]["content"].endswith(below):
-            told += [f"format: the host writes {below.strip()!r} below a problem, the training data do not"]
-    return list(dict.fromkeys(told))
+            told.add(f"format: the host writes {below.strip()!r} below a problem, the training data do not")
+    return sorted(told)
 
 
 # The forecast
