@@ -96,14 +96,15 @@ TABLES = [
     Table("### Questions of a run", config.Inference, "inference."),
     Table("### tags", settings.Tags, "inference.tags."),
     Table("### variants", settings.Variant, "inference.variants.", "Of each entry of the list."),
+    Table("### proofs", settings.Proofs, "inference.proofs.", "Of competitions that ask for proofs."),
     Table("## training", config.Training, "training."),
 ]
 HEADS = ("key", "type", "default", "meaning", "reaches", "elsewhere")
 
 UNITS = {
     "tokens": "max_length max_tokens max_prompt_length max_completion_length max_len max_completion_len "
-    "soft_punish_cache",
-    "seconds": "timeout tool_seconds time_limit_s",
+    "soft_punish_cache proof_tokens verdict_tokens closing_tokens",
+    "seconds": "timeout tool_seconds time_limit_s seconds",
     "steps": "max_steps save_steps probe_steps eval_steps sample_steps",
     "GB": "disk_gb",
     "per million tokens": "input_price output_price",
@@ -123,6 +124,7 @@ LOOKS: dict[Any, str] = {
     schema.tool_use: "GRPO's trainer",
     schema.rewards: "the reward",
     schema.contests: "the reward",
+    schema.proved: "calls of proofs",
     schema.processes: "programs at a time",
     schema.SFT_RUN: "the training",
     schema.GRPO_RUN: "the training",

@@ -1,31 +1,24 @@
 """An adapter as a submission: what the host takes, what vLLM serves of it, and the archive."""
 
 import json
+import re
+import shlex
 import shutil
 import zipfile
 
 import numpy as np
 import pytest
-from conftest import TINY, here, refused
+from conftest import ROOT, TINY, here, refused
 from safetensors.numpy import load_file, save_file
 
 from aimo import config
 from aimo.inference.competitions import COMPETITIONS
 
-RULES = """
-slug: tiny-reasoning
-answer: {kind: nemotron}
-rules: Put the final answer in \\boxed{}.
-artefact:
-  kind: adapter
-  lora:
-    bases: [tiny-base]
-    rank: 8
-    targets: [q_proj, v_proj]
-    size_mb: 1
-    serving: {temperature: 0.0, max_tokens: 24, max_length: 256}
-scoring: nemotron
-"""
+PAGE = (ROOT / "docs/competitions.md").read_text().partition("\n## An adapter")[2].partition("\n## ")[0]
+(OF_PAGE,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+TARGETS = re.search(r"targets: .*", OF_PAGE)[0]
+RULES = OF_PAGE.replace("rank: 32", "rank: 8").replace(TARGETS, "targets: [q_proj, v_proj]")
+RULES = RULES.replace("size_mb: 20", "size_mb: 1")
 SFT = ["grpo=null", "model.backend=transformers", "model.lora.rank=8"]
 
 
@@ -99,6 +92,15 @@ def test_an_adapter_is_packed_byte_for_byte_for_the_host_s_base(made):
         assert packed["base_model_name_or_path"] == "tiny-base" and packed["r"] == 8
         trained = made / "sft/trained/adapter_model.safetensors"
         assert archive.read("adapter_model.safetensors") == trained.read_bytes()
+
+
+def test_the_page_s_command_packs_what_its_rules_take(made):
+    (command,) = re.findall(r"^aimo (kaggle pack .*)$", PAGE, re.MULTILINE)
+    (made.parent / "tiny.yaml").write_text(OF_PAGE)
+    (made.parent / "runs").mkdir()
+    made.rename(made.parent / "runs/adapter")
+    done = here(*shlex.split(command), "--no-serve")
+    assert done.returncode == 0 and "submission: runs/adapter/submission.zip" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -177,3 +179,42 @@ def test_a_wrong_key_of_the_adapter_is_named(tmp_path, change, told):
 def test_another_competition_takes_no_adapter(made):
     refused("kaggle", "pack", made, "--competition", "aimo3", told=["aimo3: it takes answers and no adapter"])
     assert COMPETITIONS["nemotron-reasoning"].artefact.lora.serving["max_tokens"] == 7680
+
+
+@pytest.mark.engine
+def test_vllm_serves_what_was_trained_and_the_score_is_forecast(made):
+    """An adapter of the tiny base as SFT leaves it; then another in its place."""
+    import polars as pl
+    import torch
+
+    from aimo.run import runs
+    from aimo.train import models, served
+
+    profile = config.load("tiny", [*SFT, "model.lora.target_modules=[q_proj,v_proj]"])
+    (made / "profile.yaml").write_text(config.dump(profile))
+    rows = [
+        {"prompt": [{"role": "user", "content": f"What is {i} + 1?"}], "answer": str(i + 1)} for i in range(8)
+    ]
+    (made / "data").mkdir()
+    pl.DataFrame(rows).write_parquet(made / "data/heldout.parquet")
+    run = runs.Run(profile, made, "sft", 0.0)
+    model, tokenizer = models.load_model(TINY, profile), models.load_tokenizer(TINY, profile)
+
+    def train(seed):
+        torch.manual_seed(seed)
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.data.normal_(std=0.1)
+        model.save_pretrained(made / "sft/trained")
+
+    train(0)
+    served.remember(model, tokenizer, run, None)
+    done = here("kaggle", "pack", made, "--competition", "tiny.yaml")
+    assert done.returncode == 0, done.stderr
+    record = json.loads((made / "sft/pack.json").read_text())
+    assert record["served_difference"] < 1e-4 and set(record["forecast"]) == {"base", "adapter", "gain"}
+    assert "on 8 questions, by nemotron" in done.stdout and (made / "submission.zip").exists()
+    (made / "submission.zip").unlink()
+    train(1)
+    refused("kaggle", "pack", made, "--competition", "tiny.yaml", told=["is not the model that was trained"])
+    assert not (made / "submission.zip").exists()

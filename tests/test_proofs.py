@@ -4,11 +4,16 @@ import asyncio
 import itertools
 import json
 import re
+import shlex
+import subprocess
+import sys
 import time
+from dataclasses import replace
 
+import nbformat
 import polars as pl
 import pytest
-from conftest import TINY, here, refused
+from conftest import ROOT, TINY, here, refused
 from scripted import Scripted
 
 from aimo.evaluation import submission
@@ -75,8 +80,8 @@ def test_one_model_proves_verifies_refines_and_selects():
     assert solution.answer == "Better proof." and solution.stop is Stop.EXHAUSTED
     assert solution.how == "1 of 1 votes, marked 7.0 of 7"
     assert asked(sampler) == ["prove"] * 2 + ["verify"] * 2 + ["refine", "verify", "select"]
-    assert [sample.role for sample in kept] == [
-        "prove", "prove", "verify 0", "verify 1", "refine 1", "verify 4", "select 4,1",
+    assert sorted(sample.role for sample in kept) == [
+        "prove", "prove", "refine 1", "select 4,1", "verify 0", "verify 1", "verify 4",
     ]  # fmt: skip
     refining = next(prompt for prompt in sampler.prompts if role_of(prompt) == "refine")
     assert "Fair proof." in refining and "1. Gap. \\boxed{6}" in refining and "On five pages." in refining
@@ -301,3 +306,55 @@ def test_proofs_are_not_scored_here(tmp_path):
         "competition", "check", tmp_path / "mine.yaml", told=["scoring: marks goes with answer.kind proof"]
     )
     assert TINY.is_dir()
+
+
+KERNEL = """
+import sys
+sys.path.insert(0, "src")
+sys.path.append(sys.argv[1])
+from scripted import Scripted
+from aimo.inference import gateway, proofs
+assert proofs.__file__.startswith(sys.argv[2]), proofs.__file__
+gateway.start_engine = lambda *_: Scripted(lambda _, prompt: "Proved, \\\\boxed{7}\\x03")
+gateway.check_installed = lambda settings: None
+gateway.serve_submission("proof-pilot", sys.argv[3], "test.csv", 60.0, {})
+"""
+
+
+def test_the_page_s_kernel_proves_in_an_empty_folder_and_writes_its_file(tmp_path, monkeypatch):
+    page = (ROOT / "docs/competitions.md").read_text().partition("\n## Proofs")[2]
+    (command,) = re.findall(r"^aimo (kernel build .*)$", page, re.MULTILINE)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "kernels/submission").mkdir(parents=True)
+    assert here(*shlex.split(command)).returncode == 0
+    cells = [cell.source for cell in nbformat.read("kernels/submission/aimo-submission.ipynb", 4).cells]
+    assert 'competition = "proof-pilot"' in cells[2] and "'proof_tokens': 98304" in "".join(cells)
+    for source in cells:
+        if source.startswith("%%writefile "):
+            head, _, text = source.partition("\n")
+            file = tmp_path / head.removeprefix("%%writefile ")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text)
+    (tmp_path / "test.csv").write_text("id,problem,answer\na,Prove A.,a reference\nb,Prove B.,\n")
+    given = [str(ROOT / "tests"), str(tmp_path), str(TINY)]
+    done = subprocess.run([sys.executable, "-c", KERNEL, *given], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    table = pl.read_csv("submission.csv")
+    assert table.rows() == [("a", "Proved, \\boxed{7}"), ("b", "Proved, \\boxed{7}")]
+    assert "marked 7.0 of 7" in done.stdout and "score" not in done.stdout
+
+
+def test_the_tiny_base_proves_under_vllm(engine, tmp_path, monkeypatch):
+    """The mechanics with a real engine: thoughts are cut and closed, and a text comes whatever it says."""
+    few = Proofs(
+        provers=2, verifiers=1, refiners=1, selectors=1, proof_tokens=48, verdict_tokens=32,
+        closing_tokens=16, prove="{problem}", verify="{proof} ok?", refine="{problem} {objections}",
+        select="{proofs} 1?",
+    )  # fmt: skip
+    monkeypatch.setattr(engine, "settings", replace(engine.settings, proofs=few))
+    test, out = tmp_path / "test.csv", tmp_path / "submission.csv"
+    test.write_text("id,problem\na,What is 3 + 4?\nb,What is 17 + 25?\n")
+    solutions = answer_file(engine, test, out, 0, "proof-pilot")
+    assert pl.read_csv(out)["prediction"].map_elements(KIND.accepts, pl.Boolean).to_list() == [True, True]
+    roles = {sample.role.split()[0] for one in solutions.values() for sample in one.samples}
+    assert {"prove", "verify"} <= roles and all(one.stop is Stop.EXHAUSTED for one in solutions.values())

@@ -17,7 +17,7 @@ import types
 import typing
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import dataclass, field, fields, is_dataclass
 from fnmatch import fnmatch
 from functools import cache, partial
@@ -560,6 +560,37 @@ def asked(profile: config.Profile, folder: Path) -> Any:
     return [sorted(map(str, BODIES)), [(s.text, s.end, s.answer, s.weight) for s in samples]]
 
 
+def proved(profile: config.Profile, folder: Path) -> Any:
+    """What each role of a proof is asked and for how many tokens, and how long it may take."""
+    from scripted import Scripted
+
+    from aimo.inference import proofs
+    from aimo.inference.answer_kinds import Proof
+
+    asked = []
+
+    class Counted(Scripted):
+        async def sample(self, prompt, seed, settings, until=None):
+            text, this = self.tokenizer.decode(prompt), copy(self)
+            asked.append([text, settings.max_tokens])
+            said = (
+                f"It is so, {seed}. " * 40 if "Prove" in text else f"Proof {seed}, \\boxed{{{seed % 6}}}\x03"
+            )
+            this.write = lambda *_: said
+            return await Scripted.sample(this, prompt, seed, settings, until)
+
+    sampler = Counted(None)
+    sampler.settings = profile.solver_settings(TINY)
+    with pytest.MonkeyPatch.context() as patch:
+        budgets = []
+        run = proofs.Prover.run
+        patch.setattr(
+            proofs.Prover, "run", lambda self, budget: [budgets.append(budget), run(self, budget)][1]
+        )
+        proofs.prove_problem(sampler, "?", Proof())
+    return [budgets, sorted(map(str, asked))]
+
+
 def questions(profile: config.Profile, folder: Path) -> Any:
     """The questions that notebook 04 answers."""
     from aimo.evaluation import submission
@@ -629,6 +660,7 @@ FEW_TOKENS |= {f"{stage}.max_completion_length": 50 for stage in ("grpo", "opd")
 CORRUPT = {".source": "-corrupt.jsonl", ".corrupt_lines": "skip"}
 BOUNDS = {"data.sft.drop": ["multiple_choice"], "data.sft.pass_rate": [0.2, 0.8]}
 VARIANT = {"inference.variants": [{"share": 0.5, "user": "?{problem}"}]}
+FEW_PROOFS = {"inference.proofs.proof_tokens": 200}
 TOOLS = {"inference.tools": 1.0, "inference.tool_turns": 3}
 MOST = {"sft": 330, "grpo": 630, "heldout": 912}
 SMALL_ANSWERS = {"slug": "small", "answer": {"kind": "integer", "high": 300}, "rules": "Small."}
@@ -728,6 +760,12 @@ CASES = [
     Case("inference.variants.share", asked, 0.25, VARIANT),
     Case("inference.variants.*", asked, "{problem} Think.", {"inference.variants": [{"share": 0.5}]}),
     *of("inference", vllm, vllm={"max_num_seqs": 7}, gpu_memory=None, tool_parser="hermes"),
+    Case("inference.proofs.prove", proved, "So {problem}"),
+    Case("inference.proofs.verify", proved, "So {proof}"),
+    Case("inference.proofs.refine", proved, "So {objections}"),
+    Case("inference.proofs.select", proved, "So {proofs}"),
+    Case("inference.proofs.*_tokens", proved, 300, FEW_PROOFS),
+    Case("inference.proofs.*", proved, 2),
     Case("inference.tools", asked, 0.0, TOOLS),
     Case("inference.tool_seconds", asked, 0.2, TOOLS),
     Case("inference.tool_turns", asked, 1, TOOLS),

@@ -26,7 +26,7 @@ from aimo.errors import AimoError
 from aimo.evaluation import served
 from aimo.evaluation.scores import mean_interval, share_interval
 from aimo.inference import competitions, files
-from aimo.inference.competitions import Competition, Lora
+from aimo.inference.competitions import AdapterRules, Competition
 from aimo.inference.engine import Engine
 from aimo.inference.model_folder import read_adapter
 from aimo.inference.settings import resolve_settings
@@ -92,7 +92,7 @@ def pack_run(named: str, competition: str, questions: Path | None, serve: bool) 
 # What the host takes
 
 
-def check_adapter_file(lora: Lora, adapter: Path, run: Run, base: Path) -> str:
+def check_adapter_file(lora: AdapterRules, adapter: Path, run: Run, base: Path) -> str:
     """Return an adapter in words. AimoError for one that the host would not take, or would serve wrongly."""
     read_adapter(adapter)
     path, weights, own = adapter / CONFIG, adapter / WEIGHTS, run.profile.model.base
@@ -240,7 +240,7 @@ def forecast(
     return {name: (one.value, one.low, one.high) for name, one in intervals.items()}
 
 
-def write_archive(adapter: Path, lora: Lora, out: Path) -> None:
+def write_archive(adapter: Path, lora: AdapterRules, out: Path) -> None:
     """Write the two files of an adapter as one archive, with the base by the host's name for it."""
     config = read_json(adapter / CONFIG, "train the stage again") | {"base_model_name_or_path": lora.bases[0]}
     partial = out.with_name(f".{out.name}.partial")

@@ -33,6 +33,7 @@ class AnswerKind:
     column: ClassVar[Any] = pl.String  # of the values in a submission
     is_exact: ClassVar[bool] = True  # whether equal values alone are equal answers
     is_slow: ClassVar[bool] = False  # whether equality may take seconds
+    modules: ClassVar[tuple[str, ...]] = ()  # of inference, which kernels ship for this kind alone
 
     @property
     def noun(self) -> str:
@@ -227,6 +228,7 @@ class Latex(AnswerKind):
 
     is_exact: ClassVar[bool] = False
     is_slow: ClassVar[bool] = True
+    modules: ClassVar[tuple[str, ...]] = ("judge",)
 
     kind: Literal["latex"] = "latex"
 
@@ -243,7 +245,7 @@ class Latex(AnswerKind):
 
     def group(self, value: Any, known: Iterable[Any]) -> Any:
         firsts = list(known)
-        # By its name, because kernels ship the judge for this kind alone.
+        # By its name: it is one of `modules`.
         judge = importlib.import_module("aimo.inference.judge")
         verdicts = judge.are_equal([value] * len(firsts), firsts)
         pairs = zip(firsts, verdicts, strict=True)
@@ -301,6 +303,8 @@ LEFT_OVER = re.compile(r"</?think>|<\|\w+\|>")
 @dataclass(config=strict, frozen=True)
 class Proof(AnswerKind):
     """A proof in Markdown with LaTeX, of at most so many pages. No two are equal, and none is known."""
+
+    modules: ClassVar[tuple[str, ...]] = ("proofs",)
 
     pages: Positive | None = None
     kind: Literal["proof"] = "proof"

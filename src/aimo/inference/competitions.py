@@ -46,7 +46,7 @@ class Inputs:
 
 
 @dataclass(config=strict, frozen=True)
-class Lora:
+class AdapterRules:
     """The adapter that a host takes, and how it serves it."""
 
     bases: Annotated[tuple[Tag, ...], Field(min_length=1)]  # the model that it is for, by each of its names
@@ -71,7 +71,7 @@ class Artefact:
     server: str | None = None  # module and class in `kaggle_evaluation`
     id: Tag = "id"  # the columns of the file
     answer: Tag = "answer"
-    lora: Lora | None = None
+    lora: AdapterRules | None = None
 
     def __post_init__(self) -> None:
         if (self.kind == "server") != (self.server is not None):
@@ -146,7 +146,7 @@ class Competition:
 
 
 COMPETITION = TypeAdapter(Competition)
-SECTIONS = {"inputs": Inputs, "artefact": Artefact, "artefact.lora": Lora}
+SECTIONS = {"inputs": Inputs, "artefact": Artefact, "artefact.lora": AdapterRules}
 TYPES = (Integer, Number, Choice, Text, Latex, Nemotron, Proof)
 KINDS: dict[str, Any] = {kind.kind: kind for kind in TYPES}
 

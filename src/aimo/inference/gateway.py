@@ -36,7 +36,6 @@ from aimo.inference.errors import AimoError, one_line, say
 from aimo.inference.journal import Journal
 from aimo.inference.model_folder import check_model_folder, identity
 from aimo.inference.plan import plan_for_this_machine
-from aimo.inference.proofs import prove_problem
 from aimo.inference.sample import Sample
 from aimo.inference.settings import Settings, check_parameters, resolve_settings
 from aimo.inference.solver import Solution, next_budget, solve_problem
@@ -150,8 +149,8 @@ def make_predict(
                     sampler = supervisor.get(patience)
                     count = sampler.settings.samples
                     answer: Callable[..., Solution] = partial(solve_problem, num_samples=count)
-                    if isinstance(rules.answer, Proof):
-                        answer = prove_problem
+                    if isinstance(rules.answer, Proof):  # by its name: it is one of its `modules`
+                        answer = importlib.import_module("aimo.inference.proofs").prove_problem
                     answer(
                         sampler, text, kind=rules.answer, seed=seed, budget_s=left(),
                         solution=solution, keep=keep, rules=rules.rules,

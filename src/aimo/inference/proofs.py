@@ -248,12 +248,15 @@ class Prover(Solver):
             proof = proof.replace(tag, "") if tag.startswith("<") else proof
         return self.kind.read(re.split(r"<\|\w+\|>", proof)[0])
 
+    def known(self) -> list[Sample]:
+        return sorted(self.solution.ended, key=lambda sample: sample.index)  # whatever came first
+
     def of_role(self, role: str) -> list[Sample]:
-        return [sample for sample in self.solution.ended if f"{sample.role} ".startswith(f"{role} ")]
+        return [sample for sample in self.known() if f"{sample.role} ".startswith(f"{role} ")]
 
     def ranked(self) -> list[Sample]:
         """Return the proofs that differ, the best first."""
-        first = {sample.answer: sample for sample in reversed(self.solution.ended) if sample.answer}
+        first = {sample.answer: sample for sample in reversed(self.known()) if sample.answer}
         return sorted(first.values(), key=self.rank, reverse=True)
 
     def rank(self, proof: Sample) -> tuple[float, bool, int]:

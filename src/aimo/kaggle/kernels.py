@@ -25,7 +25,6 @@ from aimo.inference.settings import Settings
 from aimo.inference.storage import read_json
 
 FOLDER = ROOT / "kernels"
-JUDGE = ROOT / "src/aimo/inference/judge.py"  # of answers in LaTeX, which calls math-verify
 
 
 @dataclass(frozen=True)
@@ -99,8 +98,10 @@ def build_kernel(
     for cell in jupytext.reads(template.read_text(), "py:percent").cells:
         tags = cell.metadata.get("tags", [])
         if "package" in tags:  # a cell that makes folders, and a folded one for each file
-            judge = [JUDGE] if rules and rules.answer.is_slow else []
-            files = {str(file.relative_to(ROOT)): file.read_text() for file in [*judge, *shipped(name)]}
+            own = (
+                [ROOT / f"src/aimo/inference/{module}.py" for module in rules.answer.modules] if rules else []
+            )
+            files = {str(file.relative_to(ROOT)): file.read_text() for file in [*own, *shipped(name)]}
             if competition and competition != known:
                 path_of = f"src/aimo/inference/competitions/{known}.yaml"
                 files = {path_of: Path(competition).read_text(encoding="utf-8-sig")} | files
