@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -147,14 +146,15 @@ def make_predict(
                     say(f"{solution.note}; the question is asked again")
                 try:
                     sampler = supervisor.get(patience)
-                    count = sampler.settings.samples
-                    answer: Callable[..., Solution] = partial(solve_problem, num_samples=count)
-                    if isinstance(rules.answer, Proof):  # by its name: it is one of its `modules`
-                        answer = importlib.import_module("aimo.inference.proofs").prove_problem
-                    answer(
-                        sampler, text, kind=rules.answer, seed=seed, budget_s=left(),
-                        solution=solution, keep=keep, rules=rules.rules,
-                    )  # fmt: skip
+                    kind, told = rules.answer, rules.rules
+                    if isinstance(kind, Proof):  # by its name: it is one of its `modules`
+                        proofs = importlib.import_module("aimo.inference.proofs")
+                        proofs.prove_problem(sampler, text, kind, seed, left(), solution, keep, told)
+                    else:
+                        solve_problem(
+                            sampler, text, sampler.settings.samples, kind, seed, left(),
+                            solution=solution, keep=keep, rules=told,
+                        )  # fmt: skip
                 except TimeoutError as e:
                     state = "hung" if sampler else "was not ready"
                     solution.fail(f"the engine {state} within {patience:.0f} s" if patience else one_line(e))

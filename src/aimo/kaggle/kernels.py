@@ -98,10 +98,9 @@ def build_kernel(
     for cell in jupytext.reads(template.read_text(), "py:percent").cells:
         tags = cell.metadata.get("tags", [])
         if "package" in tags:  # a cell that makes folders, and a folded one for each file
-            own = (
-                [ROOT / f"src/aimo/inference/{module}.py" for module in rules.answer.modules] if rules else []
-            )
-            files = {str(file.relative_to(ROOT)): file.read_text() for file in [*own, *shipped(name)]}
+            names = rules.answer.modules if rules else ()
+            apart = [ROOT / f"src/aimo/inference/{module}.py" for module in names]
+            files = {str(file.relative_to(ROOT)): file.read_text() for file in [*apart, *shipped(name)]}
             if competition and competition != known:
                 path_of = f"src/aimo/inference/competitions/{known}.yaml"
                 files = {path_of: Path(competition).read_text(encoding="utf-8-sig")} | files
