@@ -2,13 +2,16 @@
 
 Each kernel is a folder of kernels/: kernel-metadata.json, the template (a py:percent notebook) and beside
 it the notebook that is built. In the template, the cell with the tag `package` becomes one cell for each file
-that the kernel ships, `settings = {}` the settings of a profile, and the cell with the tag `profile` the
-profile's file.
+that the kernel ships, or one with all of them; `settings = {}` becomes the settings of a profile, and the
+cell with the tag `profile` the profile's file.
 """
 
 import ast
+import base64
+import io
 import pprint
 import re
+import tarfile
 import textwrap
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,6 +38,7 @@ class Kernel:
     internet: bool
     gpu: bool
     attaches: tuple[str, ...]  # model, wheels, competition
+    packed: bool = False  # the files as one archive: as text they come near the most that Kaggle takes
     profile: str | None = None  # whose file the cell with the tag `profile` holds, if no other is given
 
 
@@ -44,7 +48,7 @@ ROAD = (*DATA, "notebooks/0[123]*.ipynb", "notebooks/profiles/*.jinja")
 KERNELS = {
     "probe": Kernel((), internet=False, gpu=True, attaches=()),
     "wheels": Kernel(("requirements.txt",), internet=True, gpu=False, attaches=()),
-    "train": Kernel(ROAD, internet=True, gpu=True, attaches=("wheels",), profile="kaggle-h100"),
+    "train": Kernel(ROAD, internet=True, gpu=True, attaches=("wheels",), packed=True, profile="kaggle-h100"),
     "submission": Kernel((), internet=False, gpu=True, attaches=("model", "wheels", "competition")),
     "evaluate": Kernel(DATA, internet=False, gpu=True, attaches=("model", "wheels")),
 }
@@ -54,17 +58,30 @@ FOLDED = {  # the metadata of a cell that Kaggle and Jupyter show folded
     "jupyter": {"source_hidden": True, "outputs_hidden": True},
 }
 MAKE_FOLDERS = '''\
-import os
-import sys
 from pathlib import Path
 
 folders = """
 FOLDERS"""
 for folder in folders.split():
     Path(folder).mkdir(parents=True, exist_ok=True)
-sys.path.insert(0, str(Path("src").absolute()))
+'''
+UNPACK = '''\
+import base64
+import io
+import tarfile
+
+package = """
+PACKAGE"""  # a tar archive, in base85
+with tarfile.open(fileobj=io.BytesIO(base64.b85decode(package.replace("\\n", "")))) as files:
+    files.extractall(filter="data")
+'''
+FIND_PACKAGE = """
+import os
+import sys
+
+sys.path.insert(0, os.path.abspath("src"))
 others = filter(None, [os.environ.get("PYTHONPATH")])
-os.environ["PYTHONPATH"] = os.pathsep.join([sys.path[0], *others])  # of processes that this one starts'''
+os.environ["PYTHONPATH"] = os.pathsep.join([sys.path[0], *others])  # of processes that this one starts"""
 
 
 def build_kernel(
@@ -104,8 +121,12 @@ def build_kernel(
             if competition and competition != known:
                 path_of = f"src/aimo/inference/competitions/{known}.yaml"
                 files = {path_of: Path(competition).read_text(encoding="utf-8-sig")} | files
+            if kernel.packed:
+                lines = "\n".join(textwrap.wrap(base64.b85encode(packed(files)).decode(), 110))
+                cells.append(code(UNPACK.replace("PACKAGE", lines) + FIND_PACKAGE, metadata=FOLDED))
+                continue
             folders = "\n".join(sorted({str(Path(file).parent) for file in files}))
-            cells.append(code(MAKE_FOLDERS.replace("FOLDERS", folders), metadata=FOLDED))
+            cells.append(code(MAKE_FOLDERS.replace("FOLDERS", folders) + FIND_PACKAGE, metadata=FOLDED))
             for file, text in files.items():
                 cells.append(code(f"%%writefile {file}\n{text.rstrip()}", metadata=FOLDED))
             continue
@@ -135,6 +156,18 @@ def build_kernel(
     # One string for each cell, as a list of lines would make the notebook a quarter larger.
     nbformat.write(made, path, split_lines=False)
     return path
+
+
+def packed(files: dict[str, str]) -> bytes:
+    """Return a tar archive of texts by path; bzip2, whose releases all write the same bytes."""
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w:bz2") as archive:
+        for file, text in files.items():
+            content = text.encode()
+            entry = tarfile.TarInfo(file)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    return made.getvalue()
 
 
 def template_of(name: str) -> Path:
