@@ -226,6 +226,9 @@ class Kaggle:
         self.submissions.insert(0, row | {"status": "COMPLETE", "publicScore": "41.5"})
         return {"ref": ref, "message": "Successfully submitted"}
 
+    def GetSubmission(self, request):
+        return next(row for row in self.submissions if row["ref"] == request.ref)
+
     def ListSubmissions(self, request):
         return self.page(request, "submissions", self.submissions)
 

@@ -72,15 +72,18 @@ def push(
     source: Annotated[
         str | None, opt("OWNER/MODEL/FRAMEWORK/VARIATION/VERSION in place of the attached one.", "--model")
     ] = None,
+    no_run: Annotated[bool, opt("Save the version, and do not run it.", "--no-run")] = False,
     start_within: Annotated[int, opt("Minutes that it may wait for a machine.", min=1)] = 120,
     to: Annotated[Path | None, opt("Where the output goes; runs/kaggle/SLUG/N if not given.")] = None,
     dry_run: DryRun = False,
 ) -> None:
     """Check and push a kernel, which Kaggle then runs. Exit code 1 when the run failed."""
+    if wait and no_run:
+        raise AimoError("--wait goes without --no-run: a version that does not run has no end")
     if faults := check_kernel(kernel):
         raise AimoError(f"kernel {kernel}: {'; '.join(faults)}")
     with connected(dry_run) as (api, _, versions):
-        version, metadata = versions.push_kernel(api, kernel, source)
+        version, metadata = versions.push_kernel(api, kernel, source, no_run)
         if dry_run:
             return
         print(f"pushed {version}: https://www.kaggle.com/code/{version.ref}")
@@ -194,13 +197,14 @@ def submit(
     competition: Annotated[
         str | None, opt("aimo1, aimo2, aimo3, a slug or a YAML file; the kernel's own if not given.")
     ] = None,
+    wait: Annotated[bool, opt("Wait for the score.", "--wait")] = False,
     dry_run: DryRun = False,
 ) -> None:
     """Submit a complete version of a kernel that left answers."""
     with connected(dry_run) as (api, _, versions):
-        ref = versions.submit_version(api, kernel, number, message, competition)
+        ref, score = versions.submit_version(api, kernel, number, message, competition, wait)
         if not dry_run:
-            print(f"submission {ref}; see `aimo kaggle scores`")
+            print(f"submission {ref}" + (f": public score {score}" if wait else "; see `aimo kaggle scores`"))
 
 
 @app.command()
@@ -208,10 +212,26 @@ def scores(
     competition: Annotated[str, arg("aimo1, aimo2, aimo3, Kaggle's slug, or a YAML file.")] = "aimo3",
     dry_run: DryRun = False,
 ) -> None:
-    """Print the submissions to a competition with their scores, and what made them."""
-    with connected(dry_run) as (api, _, versions):
-        rows = versions.list_scores(api, competition)
-    if rows:
-        show_rows(rows)
+    """Print the submissions to a competition beside their models' hold-out figures, and what made them."""
+    with connected(dry_run) as (api, _, _):
+        from aimo.kaggle.scores import write_table
+
+        found, told = write_table(api, competition)
+    if found:
+        show_rows([one.row() for one in found])
+        print(*told, sep="\n")
     elif not dry_run:
-        print("no submissions yet")
+        print("no submissions yet", *told[1:], sep="\n")
+
+
+@app.command()
+def choose(
+    competition: Annotated[str, arg("aimo1, aimo2, aimo3, Kaggle's slug, or a YAML file.")] = "aimo3",
+    count: Annotated[int, opt("How many final submissions the competition takes.", min=1)] = 2,
+) -> None:
+    """Name the final submissions by their models' hold-out figures, and say how sure that is."""
+    with connected(False) as (api, _, _):
+        from aimo.kaggle.check import slug_of
+        from aimo.kaggle.scores import choose_submissions, list_submissions
+
+        print(*choose_submissions(list_submissions(api, slug_of(competition)), count), sep="\n")

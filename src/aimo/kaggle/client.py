@@ -8,7 +8,7 @@ a request in place of sending it in a dry run. What Kaggle took from here is rec
     {"did": "submit", "ref": 41, "competition": "…", "kernel": "me/aimo-submission", "version": 5, …}
 
 Written for kaggle 2.2.5 and kagglesdk 0.1.38, with these private names: `get_access_token_from_env`,
-`KaggleHttpClient._init_session` and `_session`, `ResumableUploadContext._file_uploads`.
+`KaggleHttpClient._init_session` and `_session`, `ResumableUploadContext._file_uploads`, `_poll_submission`.
 """
 
 import contextlib
@@ -137,13 +137,19 @@ class Api(KaggleApi):  # type: ignore[misc]
             yield
             return
         with ResumableUploadContext() as uploads:
-            self.upload_files(body, None, str(folder), kind, uploads, quiet=True, dir_mode=folders)
+            fault = None
+            try:
+                self.upload_files(body, None, str(folder), kind, uploads, quiet=True, dir_mode=folders)
+            except ValueError as e:  # since kaggle 2.2.5, of the first file that does not arrive
+                fault = e
             failed = [upload for upload in uploads._file_uploads if not upload.upload_complete]
             for upload in failed:
                 upload.cleanup()  # or else the next call goes on with an upload that Kaggle has given up
             if names := ", ".join(Path(upload.path).name for upload in failed):  # Kaggle would do without
                 told = "did not arrive, so no version was made; give the same command again"
                 raise AimoError(f"{folder}: {names} {told}")
+            if fault:
+                raise fault
             yield
 
 

@@ -1,4 +1,4 @@
-"""A kernel's versions on Kaggle: push, follow, bring the output here, submit, and list the scores."""
+"""A kernel's versions on Kaggle: push, follow, bring the output here, and submit."""
 
 import contextlib
 import json
@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import polars as pl
 import requests
-from kagglesdk.competitions.types.competition_api_service import ApiListSubmissionsRequest
 from kagglesdk.kernels.types import kernels_api_service as of_kernels
 from kagglesdk.kernels.types.kernels_enums import KernelWorkerStatus as State
 
@@ -20,12 +19,13 @@ from aimo.inference.errors import one_line
 from aimo.inference.storage import read_json, write_whole
 from aimo.kaggle import transfers
 from aimo.kaggle.check import FORMS, OUTPUT, PLACEHOLDER, is_in, is_source, kernel_folder, slug_of, source_of
-from aimo.kaggle.client import Api, add_record, check_reply, find_record
+from aimo.kaggle.client import Api, add_record, check_reply
 from aimo.kaggle.kernels import FOLDER
 
 WAITING = (State.QUEUED, State.NEW_SCRIPT)
 ENDED = (State.COMPLETE, State.ERROR, State.CANCEL_ACKNOWLEDGED)
 POLL_S = 20.0  # between two looks at a version's status
+SCORE_POLL_S = 60  # the longest time between two looks at a submission
 LAST_LINES = 20  # of the log of a version that failed
 ANSWERS = ("submission.parquet", "submission.csv")
 
@@ -51,9 +51,12 @@ def read_metadata(folder: Path, owner: str) -> dict[str, Any]:
     return dict(json.loads(text.replace(PLACEHOLDER, owner)))
 
 
-def push_kernel(api: Api, name: str, model: str | None = None) -> tuple[Version, dict[str, Any]]:
+def push_kernel(
+    api: Api, name: str, model: str | None = None, no_run: bool = False
+) -> tuple[Version, dict[str, Any]]:
     """Push a kernel that `check_kernel` has passed, which Kaggle then runs; return its version and metadata.
 
+    With `no_run` Kaggle saves the version only.
     `model` (owner/model/framework/variation/version) takes the place of the model that the metadata attach,
     in the notebook too. AimoError when Kaggle refuses the kernel, or takes it without one of its inputs.
     """
@@ -80,7 +83,7 @@ def push_kernel(api: Api, name: str, model: str | None = None) -> tuple[Version,
     with tempfile.TemporaryDirectory() as copy:
         Path(copy, code.name).write_text(text)
         Path(copy, "kernel-metadata.json").write_text(json.dumps(metadata | {"code_file": code.name}))
-        answer = api.kernels_push(copy)
+        answer = api.kernels_push(copy, no_run=True) if no_run else api.kernels_push(copy)
     check_reply(f"kernel {metadata['id']}", answer)
     version = Version(metadata["id"], answer.version_number)
     kinds = ("dataset", "competition", "kernel", "model")
@@ -206,8 +209,11 @@ def download_output(api: Api, version: Version, to: Path | None = None) -> Path:
     return folder
 
 
-def submit_version(api: Api, kernel: str, number: int | None, message: str, competition: str | None) -> int:
-    """Submit a version of a kernel (the last one if no number is given) and return the submission's number.
+def submit_version(
+    api: Api, kernel: str, number: int | None, message: str, competition: str | None, wait: bool = False
+) -> tuple[int, str]:
+    """Submit a version of a kernel (the last one if no number is given); return the submission's number and,
+    with `wait`, its public score.
 
     The competition is the kernel's, if no other is named. AimoError when the version is not complete, left
     no answers, or no submission is left for today.
@@ -233,27 +239,11 @@ def submit_version(api: Api, kernel: str, number: int | None, message: str, comp
         raise AimoError(f"competition {slug}: {told}")
     answer = api.competition_submit_code(answers, message, slug, version.ref, version.number, quiet=True)
     if api.dry_run:
-        return 0
+        return 0, ""
     if not answer.ref:
         reason = answer.message or "no reason given"
         raise AimoError(f"competition {slug}: {version} was not taken ({reason})")
     made = {"kernel": version.ref, "version": version.number, "message": message}
     add_record("submit", ref=answer.ref, competition=slug, **made)
-    return int(answer.ref)
-
-
-def list_scores(api: Api, competition: str) -> list[dict[str, Any]]:
-    """Return a row for each submission to a competition, with what made it where that is recorded."""
-    rows = []
-    for answer in api.pages(ApiListSubmissionsRequest, competition_name=slug_of(competition)):
-        for submission in answer.submissions:
-            submitted = find_record("submit", ref=submission.ref)
-            pushed = find_record("push", kernel=submitted.get("kernel"), version=submitted.get("version"))
-            models = (find_record("model", model=model) for model in pushed.get("models", []))
-            made = next(filter(None, models), {}) | pushed | submitted  # the first known model's run
-            date = f"{submission.date:%Y-%m-%d %H:%M}" if submission.date else ""
-            score = submission.public_score or submission.status.name.lower()
-            row = {"date": date, "ref": submission.ref, "public score": score}
-            row |= {key: made.get(key, "") for key in ("kernel", "version", "run", "profile")}
-            rows.append(row | {"message": submission.description})
-    return rows
+    scored = api._poll_submission(answer.ref, 0, SCORE_POLL_S) if wait else None  # raises where it failed
+    return int(answer.ref), scored.public_score if scored else ""

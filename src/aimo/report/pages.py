@@ -20,7 +20,7 @@ from aimo.run.runs import by_hand
 from aimo.run.runs import figures as figures_of
 
 # What kind a page is, by its file's name.
-KINDS = {f"{kind}.html": kind for kind in ("evaluation", "comparison", "distillation", "rehearsal")}
+KINDS = {f"{kind}.html": kind for kind in ("evaluation", "comparison", "distillation", "rehearsal", "scores")}
 KINDS |= {"report.html": "run", "gpu-check.html": "GPU check"}
 # What a run's page shows of the record of each stage.
 SPEEDS = ["train_seconds", "samples_per_second", "steps_per_second", "total_flos"]

@@ -1,0 +1,97 @@
+"""`aimo kaggle scores` and `choose`: submissions beside their models' hold-out figures."""
+
+import json
+import re
+
+import polars as pl
+import pytest
+
+from aimo import config
+
+pytest_plugins = ["stand_in"]
+AIMO3 = "ai-mathematical-olympiad-progress-prize-3"
+
+
+@pytest.fixture
+def submitted(kaggle, tmp_path, monkeypatch):
+    """Record a submission of a new run with a figure on n held-out problems, and its public score."""
+    from aimo.kaggle import client, scores
+
+    monkeypatch.setattr(scores, "RUNS", tmp_path / "pages")
+    monkeypatch.setattr(scores.pages.write_index, "__defaults__", (tmp_path / "pages",))
+
+    def submit(name, share, public, n=100, problems="the same", notes=""):
+        run, ref = tmp_path / "runs" / name, 100 + len(kaggle.submissions)
+        (run / "data").mkdir(parents=True, exist_ok=True)
+        (run / "profile.yaml").write_text(config.dump(config.load("tiny")))
+        pl.DataFrame({"prompt": [problems]}).write_parquet(run / "data/heldout.parquet")
+        stages = {
+            "data": {"heldout_rows": n},
+            "inference": {"models": {"base": {}, "grpo": {"maj@16": share}}},
+        }
+        (run / "metrics.json").write_text(json.dumps({"stages": stages}))
+        (run / "NOTES.md").write_text(notes)
+        kernel = {"kernel": "me/aimo-submission", "version": ref}
+        client.add_record("model", model=f"me/{name}/transformers/default/1", run=str(run), profile="tiny")
+        client.add_record("push", models=[f"me/{name}/transformers/default/1"], **kernel)
+        client.add_record("submit", ref=ref, **kernel)
+        row = {"ref": ref, "status": "COMPLETE", "publicScore": public, "description": f"try {name}"}
+        kaggle.submissions.insert(0, row | {"date": f"2026-11-{10 + len(kaggle.submissions)}T10:00:00Z"})
+        return ref
+
+    return submit
+
+
+def test_the_table_has_hold_out_public_score_correlation_limits_deadline_and_notes(
+    kaggle, aimo, submitted, tmp_path
+):
+    kaggle.competitions[AIMO3] = {"about": {"deadline": "2099-01-02T23:59:00Z"}, "pages": {}, "files": {}}
+    kaggle.left = 3
+    for i, (share, public) in enumerate([(0.5, "20"), (0.6, "26"), (0.7, "28"), (0.8, "33")]):
+        submitted(f"run-{i}", share, public, notes="# Longer thoughts\n\nmore" if i == 3 else "\n")
+    kaggle.submissions.insert(0, {"ref": 7, "status": "PENDING", "description": "by hand"})
+    code, out, err = aimo("scores")
+    assert code == 0, err
+    (row,) = (line for line in out.splitlines() if " 103 " in line)
+    cells = [cell.strip() for cell in row.strip("│").split("│")]
+    assert cells[1:5] == ["103", "33", "0.800 (0.711 to 0.867)", "maj@16"], "Wilson's interval of 80 of 100"
+    assert cells[5:] == [
+        "me/aimo-submission", "103", str(tmp_path / "runs/run-3"), "tiny", "try run-3", "Longer thoughts",
+    ]  # fmt: skip
+    assert "hold-out and public score of 4 submissions: correlation 0.98 (95 % interval 0.43 to 1.00)" in out
+    assert "submissions left today: 3 (2 made); deadline: 2099-01-02 23:59 UTC, in 26" in out
+    page = (tmp_path / "pages" / f"kaggle-{AIMO3}" / "scores.html").read_text()
+    assert "0.800 (0.711 to 0.867)" in page and "correlation 0.98" in page and "by hand" in page
+    assert "correlation 0.98" in (tmp_path / "pages" / "index.html").read_text()
+
+
+def test_few_submissions_and_those_without_a_run_say_that_there_is_no_correlation(kaggle, aimo, submitted):
+    submitted("one", 0.5, "20")
+    submitted("two", 0.6, "")
+    out = aimo("scores")[1]
+    assert "1 submissions have a hold-out and a public score; a correlation needs 4 different ones" in out
+    assert "deadline: unknown" in out
+
+
+def test_choose_takes_the_best_hold_out_of_each_run_and_says_how_sure_that_is(kaggle, aimo, submitted):
+    submitted("good", 0.80, "31")
+    submitted("lucky", 0.60, "40")  # the best of the public scores
+    submitted("better", 0.90, "30")
+    submitted("better", 0.90, "29")  # again, of the same run
+    submitted("other", 0.99, "10", problems="others")
+    code, out, err = aimo("choose", "--count", "2")
+    assert code == 0, err
+    lines = out.splitlines()
+    assert lines[0].startswith("1. submission 103, ") and "public score 29; among the best 2 of 3" in lines[0]
+    assert lines[1].startswith("2. submission 100, ") and lines[2].startswith("not chosen: 101, ")
+    chances = [int(re.search(r"chance of (\d+)%", line)[1]) for line in lines[:3]]
+    assert chances[0] > 99 and chances[1] > 98 and chances[2] < 2, chances
+    assert lines[3] == "about 79 held-out problems would tell the last chosen one from the next"
+    assert "not compared, as they were measured on other problems: 104" in lines[4]
+    code, out, _ = aimo("choose", "--count", "1")
+    chances = [int(re.search(r"chance of (\d+)%", line)[1]) for line in out.splitlines()[:3]]
+    assert 95 < chances[0] < 99 and sum(chances) in (99, 100, 101), "0.9 and 0.8 of 100 are not far apart"
+
+
+def test_choose_without_a_hold_out_is_one_line(kaggle, refused):
+    assert "no submission has a hold-out figure" in refused("choose")
