@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, TINY, here, refused
 from test_evaluate import DONE, header
+from test_report import make_run
 
 from aimo.config import RUNS
 from aimo.evaluation import benchmarks, compare, evaluate, scores
@@ -128,3 +129,37 @@ def test_a_comparison_without_a_folder_goes_where_the_tests_runs_are(tmp_path):
     assert not RUNS.is_relative_to(ROOT)
     for names in (["a"], ["a", "a"], ["a", "none"]):
         refused("compare", *(tmp_path / name for name in names), told=[])
+
+
+def test_a_page_has_each_completion_and_says_which_votes_flipped_since_the_evaluation_before(tmp_path):
+    before = np.array([[True, True, False], [False, False, False], [True, True, True]])
+    after = np.array([[True, False, False], [True, True, False], [True, True, True]])
+    make(tmp_path / "before", before)
+    assert "flipped since" not in (tmp_path / "before/evaluation.html").read_text()
+    make(tmp_path / "after", after)
+    text = (tmp_path / "after/evaluation.html").read_text()
+    assert text.count('<details class="right">') == after.sum()
+    assert text.count('<details class="wrong">') == (~after).sum()
+    assert "The votes of 2 questions have flipped since before" in text
+    assert re.findall("now right|now wrong", text) == ["now wrong", "now right"]
+    assert "Beside published figures" not in text, "nobody else was asked these questions"
+    make(tmp_path / "others", np.ones((4, 3), bool))  # other questions have no evaluation before them
+    assert "flipped since" not in (tmp_path / "others/evaluation.html").read_text()
+
+    # A run's report has the models side by side, first the questions that flipped.
+    found = {name: make(tmp_path / name, right) for name, right in (("base", before), ("sft", after))}
+    rows = evaluate.kept_questions(found)
+    assert [(row["id"], row["flipped"]) for row in rows] == [
+        ("q0", "sft: now wrong"), ("q1", "sft: now right"), ("q2", ""),
+    ]  # fmt: skip
+    assert [c["right"] for c in rows[1]["sides"]["sft"]["completions"]] == [True, True, False]
+
+
+def test_runs_are_compared_by_their_curves(tmp_path):
+    for name in ("a", "b"):
+        make_run(tmp_path / name, ["sft", "grpo"], heldout=name == "b")
+    done = here("compare", tmp_path / "a", tmp_path / "b", "--run-dir", tmp_path / "c")
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "c/comparison.html").read_text()
+    assert re.findall("<h2>(.*?)</h2>", text) == ["Figures", "Training: sft", "Training: grpo"]
+    refused("compare", tmp_path / "a", tmp_path / "a", told=["different names"])

@@ -86,7 +86,7 @@ ATTRIBUTES = {
     "fence", "form", "href", "http-equiv", "lang", "largeop", "linethickness", "mathbackground", "mathcolor",
     "mathsize", "mathvariant", "maxsize", "minsize", "movablelimits", "name", "notation", "rel", "rowlines",
     "rowspacing", "scriptlevel", "separator", "src", "stretchy", "style", "symmetric", "width", "height",
-    "depth", "voffset", "lspace", "rspace", "charset", "accent", "accentunder", "id",
+    "title", "depth", "voffset", "lspace", "rspace", "charset", "accent", "accentunder", "id",
 }  # fmt: skip
 
 
@@ -154,9 +154,13 @@ def run_pages(folder, texts):
     ]  # fmt: skip
     run = make_run(folder, heldout=True, solutions=[ANSWERED])
     (run / "inference/solutions.json").write_text(json.dumps(solutions))
-    rows = [{"prompt": [{"role": "user", "content": text}], "answer": text} for text in texts]
-    samples = {"rows": rows, "texts": {text: texts for text in (texts[0], texts[11], "$a")}}
-    (run / "inference/samples.json").write_text(json.dumps(samples))
+    sides = [{text: asked(text), "b": asked(text)} for text in texts]
+    rows = [asked(text) | {"sides": side, "flipped": text} for text, side in zip(texts, sides, strict=True)]
+    (run / "inference/samples.json").write_text(json.dumps({"questions": rows, "of": texts[11]}))
+    (run / "grpo").mkdir()
+    (run / "grpo/log.jsonl").write_text(json.dumps({"step": 1, "loss": 0.5}) + "\n")
+    probed = [asked(text) | {"answer": text, "text": text, "step": text} for text in texts]
+    (run / "grpo/probes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in probed))
     (run / "submission.settings.json").write_text(json.dumps({text: text for text in texts}))
     (run / "profile.yaml").write_bytes("\n".join(texts).encode("utf-8", "surrogatepass"))
     metrics = json.loads((run / "metrics.json").read_text())
@@ -171,7 +175,7 @@ def asked(text):
     """A question with two completions that are all the same text."""
     completions = [{"right": ok, "answer": text, "text": text} for ok in (True, False)]
     named = dict.fromkeys(("id", "problem", "gold"), text)
-    return named | {"right": 0.5, "tokens": 3.0, "completions": completions}
+    return named | {"right": 0.5, "vote": True, "tokens": 3.0, "completions": completions}
 
 
 def kaggle_page(folder, texts):
@@ -200,6 +204,8 @@ def evaluation_page(folder, texts):
         "questions": {text: [asked(text)] for text in texts},
         "settings": {text: text for text in texts},
         "curves": {text: {"pass@k": {1: 0.5, 2: 0.6}} for text in texts[11::16]},
+        "unread": {text: [{text: text}] for text in texts[:12]},
+        "since": {text: (text, [False]) for text in texts},
     }
     return pages.write_evaluation(folder, found)
 

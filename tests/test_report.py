@@ -133,3 +133,13 @@ def test_the_training_text_shows_the_target_of_each_set_that_there_is(name, row,
     rows = pl.DataFrame([{"prompt": [{"role": "user", "content": "2 + 2?"}]} | row])
     cells = re.findall(r"<td.*?>(.*?)</td>", tables.training_text({name: rows}, Tokenizer()))
     assert cells[:3] == [name, "&lt;user&gt;2 + 2?&lt;model&gt;", target]
+
+
+def test_grpos_report_has_the_same_problems_at_each_probe(tmp_path):
+    run = make_run(tmp_path / "run", ["grpo"])
+    line = {"id": 0, "problem": "2 + 2?", "gold": "4", "answer": "5", "text": "It is 5."}
+    lines = [line | {"step": step, "right": step > 0} for step in (0, 30)]
+    (run / "grpo/probes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text = pages.write_run(run).read_text()
+    assert '<details class="wrong"><summary title="wrong: 5">0</summary>' in text
+    assert '<details class="right"><summary title="right: 5">30</summary>' in text

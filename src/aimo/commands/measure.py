@@ -134,16 +134,21 @@ def evaluate_command(
 
 
 def compare(
-    runs: Annotated[list[Path], arg("Folders of `aimo evaluate`; the first is the baseline.")],
+    runs: Annotated[list[Path], arg("Folders of `aimo evaluate`, the baseline first, or of `aimo run`.")],
     differ: Annotated[
         list[str] | None, opt("A setting that may differ because its effect is compared; repeat.")
     ] = None,
     run_dir: Annotated[str | None, opt("The comparison's folder; runs/compare-RUN-RUN if not given.")] = None,
 ) -> None:
-    """Compare models on the same questions, and say whether the difference is more than luck."""
+    """Compare models on the same questions, and say whether the difference is more than luck.
+
+    Of runs, draw the curves of their training over each other.
+    """
     from aimo.evaluation import compare, evaluate  # draw with matplotlib
 
     folder = evaluate.evaluation_folder("-".join(path.name for path in runs), run_dir, "compare")
-    print(
-        *compare.compare_folders(runs, differ or [], folder), f"page: {folder / 'comparison.html'}", sep="\n"
-    )
+    if all((path / "profile.yaml").exists() for path in runs):
+        lines = compare.compare_runs(runs, folder)
+    else:
+        lines = compare.compare_folders(runs, differ or [], folder)
+    print(*lines, f"page: {folder / 'comparison.html'}", sep="\n")

@@ -235,8 +235,11 @@ def beside_published(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return a row for each model and source with its figures in percent, and the numbered sources.
 
-    `measured` maps our models to pass@1 by benchmark; what has no figure is "not run".
+    `measured` maps our models to pass@1 by benchmark; what has no figure is "not run". Nothing where only
+    questions of one's own were measured.
     """
+    if not any(name in BENCHMARKS for values in measured.values() for name in values):
+        return [], []
     entries = yaml.safe_load(Path(__file__).with_name("published.yaml").read_text(encoding="utf-8"))
     all_values = [*measured.values(), *(values for entry in entries for values in entry["values"].values())]
     shown = [name for name in BENCHMARKS if any(name in values for values in all_values)]

@@ -14,13 +14,15 @@ from typing import Any
 
 import numpy as np
 
+from aimo.config.profile import TRAINED
 from aimo.errors import AimoError
 from aimo.evaluation.completions import EvaluationHeader
 from aimo.evaluation.evaluate import make_folder, read_evaluation, row_of
 from aimo.evaluation.scores import Interval, Scores, mean_interval, ratio_interval
 from aimo.inference.settings import ASKED
-from aimo.inference.storage import write_json
+from aimo.inference.storage import read_lines, write_json
 from aimo.report import pages
+from aimo.run.runs import figures
 
 LEVEL, POWER = 0.05, 0.8  # of a test
 
@@ -92,6 +94,32 @@ def compare_folders(folders: list[Path], allowed: Collection[str], folder: Path)
     pages.write_comparison(folder, shown)
     pages.write_index(folder)
     return verdicts
+
+
+def compare_runs(folders: list[Path], folder: Path) -> list[str]:
+    """Draw the curves of several runs over each other, write comparison.json and its page; return a line with
+    pass@1 of each model that more than one has. AimoError for fewer than two names."""
+    runs = {path.name: path for path in folders}
+    if len(runs) < 2:
+        raise AimoError("compare takes two or more runs with different names")
+    found = {name: figures(path) for name, path in runs.items()}
+    rows = [{"run": name, "model": m} | row for name, models in found.items() for m, row in models.items()]
+    logs: dict[str, dict[str, Any]] = {}
+    for stage in TRAINED:
+        read = {name: read_lines(run / stage / "log.jsonl") for name, run in runs.items()}
+        if len(trained := {name: log for name, log in read.items() if log}) > 1:
+            logs[stage] = trained
+    lines = []
+    for model in dict.fromkeys(row["model"] for row in rows):
+        measured = {row["run"]: row["pass@1"] for row in rows if row["model"] == model and "pass@1" in row}
+        if len(measured) > 1:
+            told = ", ".join(f"{name} {value:.3f}" for name, value in measured.items())
+            lines.append(f"{model}, pass@1: {told}")
+    make_folder(folder)
+    write_json(folder / "comparison.json", {"headline": "; ".join(lines), "figures": rows})
+    pages.write_runs(folder, rows, logs)
+    pages.write_index(folder)
+    return lines
 
 
 def in_points(difference: Interval, form: str = "{} ({} to {})") -> str:

@@ -12,10 +12,12 @@ import shlex
 import shutil
 import tempfile
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from hashlib import sha256
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,7 @@ from aimo.run.progress import counting
 from aimo.run.runs import Run, lock, unlock
 
 FIGURES = "evaluation.json"
-SHOWN = 4  # held-out rows whose first completion by each model is kept for the report
+SHOWN = 50  # held-out problems whose completions by each model are kept for the report
 
 
 @dataclass(frozen=True)
@@ -183,11 +185,14 @@ def write_results(
     if with_audit:
         record["audit"] = {name: scores.disagreements(one) for name, one in found.items()}
     unread = {name: scores.unread_rows(one) for name, one in found.items() if one.unread.any()}
-    write_json(folder / FIGURES, record)
-    shown: dict[str, Any] = {"questions": {}, "settings": {}, "curves": {}, "unread": unread}
+    record["votes"] = {}
+    shown: dict[str, Any] = {"questions": {}, "settings": {}, "curves": {}, "unread": unread, "since": {}}
     for name, one in found.items():
         sizes = scores.vote_sizes(one.samples)
-        shown["questions"][name] = [row_of(one, i) for i in range(len(one.right))]
+        votes, digest = (one.votes() > 0.5).tolist(), sha256(repr(one.header.questions).encode())
+        record["votes"][name] = {"questions": digest.hexdigest(), "right": votes}
+        shown["questions"][name] = [row_of(one, i) | {"vote": vote} for i, vote in enumerate(votes)]
+        shown["since"] |= votes_before(folder, name, record["votes"][name]["questions"])
         shown["settings"][name] = one.header.settings | {"context": one.header.context}
         shown["curves"][name] = {
             "pass@k": {k: float(scores.pass_at(one.right, k).mean()) for k in sizes},
@@ -197,6 +202,7 @@ def write_results(
     for name, text in benchmarks.hub_results(whole, f"aimo {version('aimo')}").items():
         (folder / ".eval_results").mkdir(exist_ok=True)
         write_whole(folder / ".eval_results" / f"{name}.yaml", text)
+    write_json(folder / FIGURES, record)
     published = benchmarks.beside_published({wanted.name: measured})
     pages.write_evaluation(folder, record | shown | {"published": published})
     track(wanted.log_to, folder, wanted.name, figures)
@@ -204,17 +210,29 @@ def write_results(
 
 
 def row_of(one: Scores, i: int) -> dict[str, Any]:
-    """Return the i-th question with its pass rate, and a right and a wrong completion if it has them."""
-    question, right = one.header.questions[i], one.right[i].tolist()
-    shown = dict(reversed(list(zip(right, zip(one.traces[i], one.answers[i], strict=True), strict=True))))
+    """Return the i-th question with its pass rate and its completions."""
+    question = one.header.questions[i]
+    completions = zip(one.right[i].tolist(), one.answers[i], one.traces[i], strict=True)
     return {
         "id": question.id,
         "problem": question.problem,
         "gold": question.answer,
         "right": float(one.right[i].mean()),
         "tokens": float(one.tokens[i]),
-        "completions": [{"right": ok, "answer": a, "text": t.text} for ok, (t, a) in shown.items()],
+        "completions": [{"right": ok, "answer": a, "text": t.text} for ok, a, t in completions],
     }
+
+
+def votes_before(folder: Path, benchmark: str, questions: str) -> dict[str, tuple[str, list[bool]]]:
+    """Return, by benchmark, the name and the votes of the newest evaluation beside `folder` of the same
+    questions; {} without one."""
+    others = [path for path in folder.parent.glob(f"*/{FIGURES}") if path.parent != folder]
+    for path in sorted(others, key=lambda path: path.stat().st_mtime, reverse=True):
+        with suppress(AimoError, LookupError, TypeError):  # another's broken file, or one of version 1.0.1
+            voted = read_json(path, "")["votes"][benchmark]
+            if voted["questions"] == questions:
+                return {benchmark: (path.parent.name, voted["right"])}
+    return {}
 
 
 def track(to: str, folder: Path, name: str, figures: dict[str, dict[str, Any]]) -> None:
@@ -336,8 +354,31 @@ def evaluate_models(engine: Engine, run: Run, rows: list[dict[str, Any]]) -> dic
         asked = rows, prompt, samples, profile.seed, progress, profile.rules
         found[name] = scores.sample_rows(engine, *asked)
     write_json(kept["majority"], {name: one.vote_curve() for name, one in found.items()})
-    texts = {name: [group[0].text for group in one.traces[:SHOWN]] for name, one in found.items()}
-    write_json(kept["samples"], {"rows": rows[:SHOWN], "texts": texts})
+    write_json(kept["samples"], {"questions": kept_questions(found), "of": len(rows)})
     figures = {name: one.metrics() for name, one in found.items()}
     track(profile.training.log_to, run.folder, profile.profile, figures)
     return found
+
+
+def kept_questions(found: dict[str, Scores]) -> list[dict[str, Any]]:
+    """Return SHOWN of n questions with the completions of each model, those first whose vote has `flipped`
+    from a model to the next."""
+    votes = {name: (one.votes() > 0.5).tolist() for name, one in found.items()}
+    rows = []
+    for i in range(len(next(iter(votes.values())))):
+        changes = ((name, pages.flipped(votes[a][i], votes[name][i])) for a, name in pairwise(votes))
+        told = ", ".join(f"{name}: {change}" for name, change in changes if change)
+        rows.append((told, i))
+    rows.sort(key=lambda row: not row[0])  # stable
+    shown = []
+    most = pages.shown_of(SHOWN * sum(one.samples for one in found.values()))
+    for told, i in rows[:SHOWN]:
+        sides = {name: row_of(one, i) for name, one in found.items()}
+        first = next(iter(sides.values()))
+        for side in sides.values():
+            for completion in side["completions"]:
+                completion["text"] = pages.cut(completion["text"], most)
+        shown.append(
+            {key: first[key] for key in ("id", "problem", "gold")} | {"flipped": told, "sides": sides}
+        )
+    return shown

@@ -25,8 +25,15 @@ KINDS |= {"report.html": "run", "gpu-check.html": "GPU check"}
 # What a run's page shows of the record of each stage.
 SPEEDS = ["train_seconds", "samples_per_second", "steps_per_second", "total_flos"]
 RECORD = ["seconds", "steps", "mean_loss", *SPEEDS]
-SHOWN = 6000  # characters of a completion
+SHOWN, LEAST_SHOWN = 6000, 300  # characters of a completion
+BUDGET = 2_000_000  # characters of all completions in a page, where that leaves LEAST_SHOWN for each
 SHOWN_PROBLEMS = 50  # of a distillation
+GRID = (
+    '<div class="grid">{% for one in squares %}<details class="{{ one.kind }}">'
+    '<summary title="{{ one.told }}">{{ one.mark }}</summary><div>{{ one.text }}</div>'
+    "</details>{% endfor %}</div>"
+)
+SQUARES = "A square for each completion: green is right, red is wrong, and a click unfolds it."
 COLOURS = {"measured": plots.RIGHT, "published": "#3b76b0", "not run": plots.GREY}
 
 
@@ -80,8 +87,14 @@ def write_run(folder: Path) -> Path:
             if majority := read("inference/majority.json"):
                 add(plots.accuracy(models, majority))
             if samples := read("inference/samples.json"):
-                view = tables.completions(samples["rows"], **samples["texts"])
-                add(view, "Completions", "One completion of each model for the same held-out problems.")
+                if "questions" in samples:
+                    count = len(samples["questions"])
+                    lead = f"{count} of {samples['of']} held-out problems, first those whose vote flipped"
+                    lead = f"{lead} from a model to the next. {SQUARES}"
+                    add(beside(samples["questions"]), "Completions", lead)
+                else:  # of version 1.0.1
+                    view = tables.completions(samples["rows"], **samples["texts"])
+                    add(view, "Completions", "One completion of each model for the same held-out problems.")
         for name in TRAINED:
             if log := read(f"{name}/log.jsonl"):
                 mean, bound = f"{plots.MISMATCH}/mean", f"{plots.MISMATCH}/bound"
@@ -89,6 +102,13 @@ def write_run(folder: Path) -> Path:
                 told = f"vLLM may have had the weights of an earlier step at: {', '.join(apart)}"
                 told = f"{told} (docs/troubleshooting.md)." if apart else ""
                 add(plots.training(log), f"Training: {name}", told)
+                by_problem: dict[str, list[dict[str, Any]]] = {}
+                for line in read(f"{name}/probes.jsonl"):
+                    by_problem.setdefault(line["problem"], []).append(line)
+                probed = [asked(lines[0]) | {"by step": grid(lines)} for lines in by_problem.values()]
+                if probed:
+                    lead = "The same problems as training went on; a square has the step of its completion."
+                    add(tables.table(probed), lead=lead)
         if solutions := read("inference/solutions.json", list):
             score = stages["inference"]
             known = f"{score['correct']} of {score['known']} known answers right, " if score["known"] else ""
@@ -160,23 +180,59 @@ def asked(row: dict[str, Any]) -> dict[str, Any]:
     return {"id": row["id"], "problem": problem, "gold": gold}
 
 
-def unfolding(completions: list[dict[str, Any]]) -> Html:
-    """Return completions that unfold, each below its verdict and its answer."""
-    parts = []
+def shown_of(completions: int) -> int:
+    """Return how many characters a page shows of each of so many completions."""
+    return max(LEAST_SHOWN, min(SHOWN, BUDGET // max(1, completions)))
+
+
+def cut(text: str, most: int) -> str:
+    """Return a text of about so many characters at most: its beginning and its end."""
+    if len(text) <= most:
+        return text
+    half = most // 2
+    return f"{text[:half]}\n\n… {len(text) - 2 * half:,} characters left out …\n\n{text[-half:]}"
+
+
+def grid(completions: list[dict[str, Any]], most: int = SHOWN) -> Html:
+    """Return a square for each completion, green if it is right and red if not, which unfolds its text.
+
+    A square has the completion's `step` where it has one. The first right and the first wrong text have their
+    formulas set.
+    """
+    squares, seen = [], set()
     for one in completions:
-        text = one["text"]
-        if len(text) > SHOWN:
-            left_out = f"\n\n… {len(text) - SHOWN:,} characters left out …\n\n"
-            text = text[: SHOWN // 2] + left_out + text[-SHOWN // 2 :]
-        summary = f"{'right' if one['right'] else 'wrong'}: {one['answer'] or 'no answer'}"
-        parts.append(page.fold(summary, mathematics.text(text)))
-    return page.join(parts)
+        text = cut(one["text"], most)
+        kind = "right" if one["right"] else "wrong"
+        told = f"{kind}: {one['answer'] or 'no answer'}"
+        set_as = mathematics.text(text) if kind not in seen else text
+        seen.add(kind)
+        mark = one.get("step", "✓" if one["right"] else "✗")
+        squares.append({"kind": kind, "mark": mark, "told": told, "text": page.join([told, "\n\n", set_as])})
+    return page.render(GRID, squares=squares)
+
+
+def beside(rows: list[dict[str, Any]]) -> Html:
+    """Return questions with what several models made of each (`sides`, by name)."""
+    most = shown_of(sum(len(side["completions"]) for row in rows for side in row["sides"].values()))
+    shown = []
+    for row in rows:
+        shown.append(asked(row) | ({"flipped": row["flipped"]} if "flipped" in row else {}))
+        for name, side in row["sides"].items():
+            shown[-1][f"{name}, %"] = f"{100 * side['right']:.0f}"
+            shown[-1][name] = grid(side["completions"], most)
+    return tables.table(shown)
+
+
+def flipped(before: bool, now: bool) -> str:
+    """Return how a question's vote has changed; "" where it has not."""
+    return "" if before == now else "now right" if now else "now wrong"
 
 
 def write_evaluation(folder: Path, found: dict[str, Any]) -> Path:
     """Write `evaluation.html` into an evaluation's folder and return its path.
 
-    `found` is evaluation.json's object with `questions`, `curves`, `settings` and `published` rows.
+    `found` is evaluation.json's object with `questions`, `curves`, `settings` and `published` rows, and
+    `since`: by benchmark, the name of the evaluation before and whether its votes were right.
     """
     rows, groups = [], []
     for name, figures in found["benchmarks"].items():
@@ -217,14 +273,16 @@ def write_evaluation(folder: Path, found: dict[str, Any]) -> Path:
             shown=f"{value:.1f}" if isinstance(value, float) else value,
         )
 
-    rows, sources = found["published"]
+    rows, sources = found["published"]  # none for questions that nobody else was asked
     marked = [{key: badge(value, row["kind"]) for key, value in row.items()} for row in rows]
     lead = (
         "pass@1 in percent. measured: measured here, published: published by others, with their own "
         "settings, not run: not run here."
     )
-    sections.append(Section(tables.table(marked), "Beside published figures", lead))
-    sections += [Section(tables.table(sources)), *groups]
+    if rows:
+        sections.append(Section(tables.table(marked), "Beside published figures", lead))
+        sections.append(Section(tables.table(sources)))
+    sections += groups
     if found["leakage"]:
         leaks = [
             {"benchmark": name, "share of its text, %": "not checked", "why": checked["why"]}
@@ -246,13 +304,19 @@ def write_evaluation(folder: Path, found: dict[str, Any]) -> Path:
         view = tables.table(rows) if rows else tables.note("math-verify gives the same verdicts.")
         sections.append(Section(view, f"{name}: verdicts that math-verify does not share"))
     for name, rows in found["questions"].items():
-        questions = [
-            asked(row)
-            | {"right, %": f"{100 * row['right']:.0f}", "tokens": f"{row['tokens']:,.0f}"}
-            | {"completions": unfolding(row["completions"])}
-            for row in rows
-        ]
-        lead = "One right and one wrong completion of each unfold."
+        most, questions = shown_of(sum(len(row["completions"]) for row in rows)), []
+        since, before = found["since"].get(name, ("", []))
+        for i, row in enumerate(rows):
+            questions.append(
+                asked(row)
+                | {"right, %": f"{100 * row['right']:.0f}", "tokens": f"{row['tokens']:,.0f}"}
+                | ({f"since {since}": flipped(before[i], row["vote"])} if since else {})
+                | {"completions": grid(row["completions"], most)}
+            )
+        lead = SQUARES
+        if since:
+            count = sum(bool(flipped(*pair)) for pair in zip(before, (r["vote"] for r in rows), strict=True))
+            lead += f" The votes of {count} questions have flipped since {since}, the evaluation before this."
         sections.append(Section(tables.table(questions), f"{name}: questions", lead))
     sections.append(settings_section(found["settings"], "Settings"))
     day = f"{date.today()}, {machine.device()}"
@@ -268,16 +332,21 @@ def write_comparison(folder: Path, found: dict[str, Any]) -> Path:
     lead = "95 % intervals over questions, in points."
     sections.append(Section(tables.table(found["differences"]), "Differences", lead))
     for pair, flips in found["flips"].items():
-        rows = []
-        for flip in flips:
-            rows.append(asked(flip))
-            for name, side in flip["sides"].items():
-                rows[-1][f"{name}, %"] = f"{100 * side['right']:.0f}"
-                rows[-1][name] = unfolding(side["completions"])
-        lead = "Questions whose vote is right for one and wrong for the other; completions unfold."
-        view = tables.table(rows) if rows else tables.note("None.")
-        sections.append(Section(view, f"{pair}: {len(rows)} questions flipped", lead))
+        lead = "Questions whose vote is right for one and wrong for the other; a click unfolds a completion."
+        view = beside(flips) if flips else tables.note("None.")
+        sections.append(Section(view, f"{pair}: {len(flips)} questions flipped", lead))
     return write_page(folder / "comparison.html", found["title"], str(date.today()), sections)
+
+
+def write_runs(folder: Path, rows: list[dict[str, Any]], logs: dict[str, dict[str, Any]]) -> Path:
+    """Write `comparison.html` of runs into a folder and return its path.
+
+    `rows` have the figures of each run's models; `logs` are the logs of each stage by run.
+    """
+    sections = [Section(tables.table(rows), "Figures")]
+    sections += [Section(plots.by_step(of_runs), f"Training: {stage}") for stage, of_runs in logs.items()]
+    title = f"Runs: {', '.join(dict.fromkeys(row['run'] for row in rows))}"
+    return write_page(folder / "comparison.html", title, str(date.today()), sections)
 
 
 def write_distillation(path: Path, source: str, found: Any, bounds: tuple[float, float]) -> Path:

@@ -21,11 +21,14 @@ from transformers import TrainerCallback
 
 from aimo.data.prepare import Rows
 from aimo.errors import AimoError
+from aimo.inference.answers import extract
 from aimo.inference.judge import are_correct, is_well_formed
 from aimo.inference.settings import Settings
-from aimo.inference.storage import append_lines, read_json, write_json, write_lines
+from aimo.inference.storage import append_lines, read_json, read_lines, write_json, write_lines
 from aimo.run.runs import SESSION_END, SESSION_OVER, Run, newest_first, step_of
 from aimo.train import models
+
+PROBES, PROBED = "probes.jsonl", 8  # the first completions of each probe
 
 
 class AlreadyTrained(Exception):
@@ -122,11 +125,15 @@ class Probe(TrainerCallback):
     rows: Rows  # with `prompt` and `answer`
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Probe the model that training starts from."""
+        """Probe the model that training starts from; drop what was kept after the checkpoint."""
+        path = self.run.folder / PROBES
+        if state.is_world_process_zero:
+            kept = [line for line in read_lines(path) if line["step"] <= state.global_step]
+            write_lines(path, kept if state.global_step else [])
         if state.global_step == 0:
             if state.is_world_process_zero:
                 keep_best(self.run.folder, step=0)
-            self.trainer.log_apart(self.probe())
+            self.trainer.log_apart(self.probe(0))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Probe, and save the model to `best` if none before was better."""
@@ -134,7 +141,7 @@ class Probe(TrainerCallback):
         if state.global_step % getattr(self.run.profile, self.run.stage).probe_steps and not is_last:
             return
         earlier = [r["probe/accuracy"] for r in state.log_history if r["step"] and "probe/accuracy" in r]
-        figures = self.probe()
+        figures = self.probe(state.global_step)
         self.trainer.log_apart(figures)
         control.should_log = True  # the call above cleared it, and the step's record is still to come
         if figures["probe/accuracy"] >= max(earlier, default=0.0):
@@ -143,8 +150,11 @@ class Probe(TrainerCallback):
             if state.is_world_process_zero:
                 write_json(best / "probe.json", {"step": state.global_step} | figures)
 
-    def probe(self) -> dict[str, float]:
-        """Return the shares of right and of well-formed completions, and their mean length in tokens."""
+    def probe(self, step: int) -> dict[str, float]:
+        """Return the shares of right and of well-formed completions, and their mean length in tokens.
+
+        The first completions are kept for the report.
+        """
         grpo, solver, prompt = self.run.profile.grpo, self.run.profile.inference, self.run.profile.prompt
         max_tokens = grpo.max_completion_length if grpo else solver.max_tokens or Settings.max_tokens
         tokenizer = self.trainer.processing_class
@@ -152,6 +162,13 @@ class Probe(TrainerCallback):
         texts = models.complete(model, tokenizer, self.rows, max_tokens)
         golds, kind = [row["answer"] for row in self.rows], self.run.profile.answer_kind
         verdicts = are_correct(texts, golds, prompt.tags, kind)
+        if self.trainer.is_world_process_zero():
+            lines = []
+            for i, (row, text, verdict) in enumerate(zip(self.rows, texts, verdicts, strict=True)):
+                asked = {"id": i, "problem": row["prompt"][-1]["content"], "gold": str(row["answer"])}
+                found = {"right": verdict is True, "answer": extract(text, prompt.tags), "text": text}
+                lines.append({"step": step} | asked | found)
+            append_lines(self.run.folder / PROBES, lines[:PROBED])
         return {
             "probe/accuracy": sum(verdict is True for verdict in verdicts) / len(texts),
             "probe/format": sum(is_well_formed(prompt, text) for text in texts) / len(texts),
