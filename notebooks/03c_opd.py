@@ -14,6 +14,17 @@
 # its tokens, and needs a fraction of the steps, but ends at the teacher. A run has this stage when its
 # profile has an `opd` section.
 
+# %%
+# Kaggle and Colab open this notebook alone: bring the rest. Elsewhere it is there, and this does nothing.
+import importlib.util
+import runpy
+import subprocess
+
+if importlib.util.find_spec("aimo") is None:
+    clone = "git clone -q --depth 1 https://github.com/OWNER/aimo aimo-source"
+    subprocess.run(f"test -d aimo-source || {clone}", shell=True, check=True)
+    runpy.run_path("aimo-source/src/aimo/run/online.py")
+
 # %% tags=["parameters"]
 profile = "tiny"  # a name in notebooks/profiles, or a path to a YAML file
 run_dir = None  # the folder of the run; None is runs/PROFILE

@@ -21,7 +21,7 @@ class Notebook:
     def __init__(self, name, **parameters):
         cells = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text())["cells"]
         self.cells = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-        self.cells[0] += "\n" + "\n".join(f"{key} = {value!r}" for key, value in parameters.items())
+        self.cells[1] += "\n" + "\n".join(f"{key} = {value!r}" for key, value in parameters.items())
         self.manager, self.client = start_new_kernel(cwd=str(ROOT / "notebooks"))
 
     def close(self):
@@ -100,7 +100,7 @@ def test_a_training_cell_shows_itself_stops_in_one_line_goes_on_and_is_done_agai
             assert not errors(sft.run(rest))
 
         # Another learning rate: refused in one line that says what to set here, which does it.
-        changed = sft.cells[0] + "\noverrides = [*overrides, 'sft.learning_rate=5e-4']"
+        changed = sft.cells[1] + "\noverrides = [*overrides, 'sft.learning_rate=5e-4']"
         sft.run(changed)
         begin = next(cell for cell in sft.cells if "runs.begin(" in cell)
         (error,) = errors(sft.run(begin))

@@ -1,8 +1,11 @@
 """The notebooks: those of the table of stages, paired, without outputs, with one cell of parameters."""
 
 import json
+import os
+import runpy
 import shutil
 import subprocess
+import sys
 
 import jupytext
 import pytest
@@ -62,3 +65,36 @@ def test_git_sees_no_change_in_a_notebook_that_was_run(tmp_path):
     notebook["cells"][0]["source"] = "# Another title"
     path.write_text(json.dumps(notebook))
     assert git(tmp_path, "diff", "--stat").stdout.count("|") == 1, "a change of the text is one"
+
+
+def test_every_notebook_begins_with_the_same_cell_for_editors_that_open_it_alone():
+    first = {next(c.source for c in jupytext.read(path).cells if c.cell_type == "code") for path in NOTEBOOKS}
+    (cell,) = first
+    before = set(sys.path)
+    exec(cell, {})
+    assert set(sys.path) == before, "where aimo is installed, the cell does nothing"
+    assert (ROOT / cell.rpartition("aimo-source/")[2].split('"')[0]).is_file()
+
+
+@pytest.mark.parametrize(
+    ("gpus", "lock"), [("GPU 0: NVIDIA L4", "requirements.txt"), ("", "requirements-cpu.txt")]
+)
+def test_an_editors_image_gets_the_locked_packages_for_its_gpu(gpus, lock, tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def run(command, **_):
+        asked.append(command)
+        if command[0] == "nvidia-smi" and not gpus:
+            raise FileNotFoundError
+        return subprocess.CompletedProcess(command, 0, stdout=gpus)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv("PYTHONPATH", "")
+    runpy.run_path(str(ROOT / "src/aimo/run/online.py"))
+    assert asked[-1][-1] == str(ROOT / lock) and "--no-deps" in asked[-1]
+    assert sys.path[0] == os.environ["PYTHONPATH"] == str(ROOT / "src") and os.getcwd() == str(
+        ROOT / "notebooks"
+    )
+    assert lock in capsys.readouterr().out
