@@ -16,8 +16,8 @@ from aimo.evaluation import benchmarks, compare, evaluate, scores
 from aimo.evaluation.completions import CompletionFile
 
 
-def make(folder, right, **changes):
-    """An evaluation's folder from (n, k) verdicts."""
+def make(folder, right, page=True, **changes):
+    """An evaluation's folder from (n, k) verdicts; without its page, which takes a second, if so wanted."""
     questions = [benchmarks.Question(f"q{i}", f"What is {i}?", str(i)) for i in range(len(right))]
     folder.mkdir()
     with CompletionFile(folder / "x.jsonl", header(questions, **changes)) as file:
@@ -26,7 +26,10 @@ def make(folder, right, **changes):
                 text = f"<SOLUTION>{i if ok else -1}</SOLUTION>"
                 file.add(replace(DONE, id=f"q{i}", index=n, text=text, tokens=10 + 5 * bool(ok)))
     found = {"x": scores.score(file.header, list(file.traces.values()))}
-    evaluate.write_results(evaluate.Wanted(TINY, folder.name, ["x"], []), found, {}, folder, False)
+    if page:
+        evaluate.write_results(evaluate.Wanted(TINY, folder.name, ["x"], []), found, {}, folder, False)
+    else:
+        (folder / "evaluation.json").write_text('{"benchmarks": {"x": {}}}')
     return found["x"]
 
 
@@ -56,6 +59,42 @@ def test_a_clear_gain_is_real_and_no_gain_is_not(tmp_path):
     a, b = (evaluate.read_evaluation(folder)[1]["x"] for folder in folders[:2])
     flips = len(compare.compare_scores(a, b).flips())
     assert f"x: a and b: {flips} questions flipped" in page and "x: a and c: 0 questions" in page
+
+
+def test_the_correction_is_that_of_benjamini_and_hochbergs_own_example():
+    """The 15 p-values of their paper, of which they take four at 0.05 (three by Bonferroni)."""
+    p = [0.0001, 0.0004, 0.0019, 0.0095, 0.0201, 0.0278, 0.0298, 0.0344, 0.0459]
+    p += [0.3240, 0.4262, 0.5719, 0.6528, 0.7590, 1.0]
+    corrected = scores.benjamini_hochberg(p[::-1])[::-1]
+    assert [q < 0.05 for q in corrected] == [True] * 4 + [False] * 11 and corrected == sorted(corrected)
+    assert corrected[3] == pytest.approx(0.0095 * 15 / 4) and corrected[-1] == 1.0
+    assert scores.benjamini_hochberg([0.04]) == [0.04] and scores.benjamini_hochberg([]) == []
+
+
+def test_random_signs_agree_with_all_signs():
+    given = np.array([0.5, 0.25, -0.25, 0.5, 0.125, 0.0, 0.75, 0.25])
+    whole = [abs(np.dot(signs, given)) >= given.sum() - 1e-9 for signs in product((-1, 1), repeat=8)]
+    assert scores.sign_flip(given) == pytest.approx(np.mean(whole), abs=0.01)
+    assert scores.sign_flip(np.zeros(5)) == 1.0
+
+
+def test_among_many_models_a_difference_that_one_alone_would_show_may_be_luck(tmp_path):
+    """Twelve models that are equal to the baseline, of which luck makes one look better, and one that is."""
+    rng = np.random.default_rng(41)
+    rates = rng.uniform(0.3, 0.7, 40)
+    models = {f"m{i:02}": rng.random((40, 4)) < rates[:, None] for i in range(13)}
+    models["good"] = rng.random((40, 4)) < np.clip(rates + 0.35, 0, 1)[:, None]
+    for name, right in models.items():
+        make(tmp_path / name, right, page=False)
+    said = compare.compare_folders([tmp_path / name for name in models], [], tmp_path / "all")
+    (lucky,) = (line for line in said if "which may be luck: of 13 comparisons" in line)
+    assert "x: m" in lucky and re.search(r"p = 0\.0[0-4]\d*, corrected 0\.[1-9]", lucky)
+    assert "x: good is better" in said[-1] and "more than luck, also among 13 comparisons" in said[-1]
+    name = re.match(r"x: (m\d+)", lucky)[1]
+    alone = compare.compare_folders([tmp_path / "m00", tmp_path / name], [], tmp_path / "two")
+    assert "more than luck." in alone[0]
+    rows = json.loads((tmp_path / "all/comparison.json").read_text())["differences"]
+    assert sum(row["is real"] == "yes" for row in rows) == 1 and "p, corrected for 13" in rows[0]
 
 
 def test_mcnemar_counts_the_outcomes_at_least_as_uneven():

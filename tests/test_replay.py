@@ -177,6 +177,8 @@ def test_the_command_prints_the_rules_and_writes_json_and_a_plot(tmp_path, share
     assert {"ours", "4 of 8", "all:ties", "ours:entropy"} <= {row["rule"] for row in rows}
     assert rows[0]["accuracy"] == 0.9 and plot.stat().st_size > 10_000
     again = here("replay", file, "--draws", 5)
+    assert "no rule differs from ours in accuracy by more than luck among" in done.stdout
+    assert all(row["p"] <= row["corrected"] <= 1 for row in rows)
     assert again.stdout == done.stdout and "86e8e5" not in done.stdout, "it is wrong under every rule"
     assert "ours max_error=0.2" in here("replay", file, "--draws", 2, "--policy", "ours max_error=0.2").stdout
 

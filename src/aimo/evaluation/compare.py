@@ -5,7 +5,7 @@ not blur it. Evaluations with other questions or settings are refused.
 """
 
 from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from math import ceil, comb
 from pathlib import Path
@@ -18,7 +18,14 @@ from aimo.config.profile import TRAINED
 from aimo.errors import AimoError
 from aimo.evaluation.completions import EvaluationHeader
 from aimo.evaluation.evaluate import make_folder, read_evaluation, row_of
-from aimo.evaluation.scores import Interval, Scores, mean_interval, ratio_interval
+from aimo.evaluation.scores import (
+    Interval,
+    Scores,
+    benjamini_hochberg,
+    mean_interval,
+    ratio_interval,
+    sign_flip,
+)
 from aimo.inference.settings import ASKED
 from aimo.inference.storage import read_lines, write_json
 from aimo.report import pages
@@ -37,9 +44,17 @@ class Comparison:
     votes: Interval | None  # difference in maj@k; None for one completion of each question
     tokens: Interval  # b's mean tokens divided by a's
     mcnemar: float | None  # the p-value of McNemar's exact test; None for several completions of a question
+    p: float  # of the difference: McNemar's, or that of random signs
+    tests: int = 1  # comparisons that are made at once
+    corrected: float = 0.0  # p for so many
 
     @property
     def is_real(self) -> bool:
+        return self.would_be_alone and self.corrected < LEVEL
+
+    @property
+    def would_be_alone(self) -> bool:
+        """Whether it is more than luck, were it the only comparison."""
         if self.mcnemar is not None:
             return self.mcnemar < LEVEL
         return self.passes.low > 0 or self.passes.high < 0
@@ -67,8 +82,11 @@ def compare_folders(folders: list[Path], allowed: Collection[str], folder: Path)
         check_headers([scores[name].header for scores in runs.values()], allowed)
     verdicts, differences = [], []
     flips: dict[str, list[dict[str, Any]]] = {}
-    for name, (b, scores) in product(common, others):
-        found = compare_scores(baseline[name], scores[name])
+    pairs = list(product(common, others))
+    compared = [compare_scores(baseline[name], scores[name]) for name, (_, scores) in pairs]
+    corrected = benjamini_hochberg([one.p for one in compared])
+    for (name, (b, _)), one, q in zip(pairs, compared, corrected, strict=True):
+        found = replace(one, tests=len(pairs), corrected=q)
         verdicts.append(f"{name}: {verdict(found, a, b)}")
         k, tokens = found.a.samples, found.tokens
         row = {"benchmark": name, "model": b, "against": a, "questions": len(found.a.right), "k": k}
@@ -77,6 +95,8 @@ def compare_folders(folders: list[Path], allowed: Collection[str], folder: Path)
             row[f"maj@{k}"] = in_points(found.votes)
         if found.mcnemar is not None:
             row["McNemar's p"] = f"{found.mcnemar:.2g}"
+        if found.tests > 1:
+            row |= {"p": f"{found.p:.2g}", f"p, corrected for {found.tests}": f"{found.corrected:.2g}"}
         row["tokens, ratio"] = f"{tokens.value:.2f} ({tokens.low:.2f} to {tokens.high:.2f})"
         row["is real"] = "yes" if found.is_real else "open"
         differences.append(row)
@@ -160,9 +180,10 @@ def compare_scores(a: Scores, b: Scores) -> Comparison:
     passes = mean_interval(b.right.mean(axis=1) - a.right.mean(axis=1))
     tokens = ratio_interval(b.tokens, a.tokens)
     if k > 1:
-        return Comparison(a, b, passes, mean_interval(b.votes() - a.votes()), tokens, None)
+        p = sign_flip(b.right.mean(axis=1) - a.right.mean(axis=1))
+        return Comparison(a, b, passes, mean_interval(b.votes() - a.votes()), tokens, None, p)
     p = mcnemar(int((b.right & ~a.right).sum()), int((a.right & ~b.right).sum()))
-    return Comparison(a, b, passes, None, tokens, p)
+    return Comparison(a, b, passes, None, tokens, p, p)
 
 
 def mcnemar(gained: int, lost: int) -> float:
@@ -177,9 +198,14 @@ def verdict(found: Comparison, a: str, b: str) -> str:
     bounds = in_points(found.passes, "95 % interval {1} to {2}")
     if found.mcnemar is not None:
         bounds += f", McNemar p = {found.mcnemar:.2g}"
-    if found.is_real:
+    if found.would_be_alone:
         kind = "better" if points > 0 else "worse"
-        return f"{b} is {kind} than {a} by {abs(points):.1f} points of pass@1 ({bounds}): more than luck."
+        said = f"{b} is {kind} than {a} by {abs(points):.1f} points of pass@1 ({bounds})"
+        if found.is_real:
+            many = f", also among {found.tests} comparisons" if found.tests > 1 else ""
+            return f"{said}: more than luck{many}."
+        one = f"of {found.tests} comparisons one or another looks like this by chance"
+        return f"{said}, which may be luck: {one} (p = {found.p:.2g}, corrected {found.corrected:.2g})."
     return f"{b} against {a}: {points:+.1f} points of pass@1 ({bounds}) may be luck. {what_would_tell(found)}"
 
 

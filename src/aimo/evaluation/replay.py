@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from aimo.errors import AimoError
-from aimo.evaluation.scores import Interval, mean_interval, ratio_interval
+from aimo.evaluation.scores import Interval, benjamini_hochberg, mean_interval, ratio_interval, sign_flip
 from aimo.evaluation.traces import RecordedQuestion, RecordedSample, Traces, Vote
 from aimo.inference import voting
 from aimo.inference.voting import State, Step, Stop
@@ -31,6 +31,7 @@ OURS = "ours"
 STOPS = (OURS, "all", "4 of 8", "4 of 16", "5 of 15", "10 ended of 12")
 WEIGHTS = ("programs", "length", "logprob", "tail_logprob", "entropy", "tail_entropy", "ties")
 SHOWN = 5  # questions that flipped
+LEVEL = 0.05  # of a test
 GRAMMAR = (
     f"a rule is STOP or STOP:WEIGHT; STOP is ours, ours KEY=VALUE …, all, N of K, or N ended of K; "
     f"WEIGHT is equal, {', '.join(WEIGHTS)}"
@@ -210,6 +211,8 @@ class Figures:
     # Questions that one of both answers right in most orders and the other does not, with the shares of
     # orders that ours and this rule answer right.
     flipped: dict[str, tuple[float, float]]
+    p: float = 1.0  # of the difference in accuracy, by random signs
+    corrected: float = 1.0  # for all rules of the file (Benjamini-Hochberg)
 
 
 def compare_rules(
@@ -228,7 +231,9 @@ def compare_rules(
     compared = [parse_rule(OURS), *(rule for rule in rules or defaults(traces) if rule.name != OURS)]
     measured = measure(traces.questions, compared, draws, seed, samples, budget)
     ours, found = measured[0], []
-    for rule, one in zip(compared, measured, strict=True):
+    chances = [sign_flip(one.accuracy - ours.accuracy, seed) for one in measured[1:]]
+    corrected = [1.0, *benjamini_hochberg(chances)]
+    for rule, one, p, q in zip(compared, measured, [1.0, *chances], corrected, strict=True):
         accuracy, tokens, wall = (float(values.mean()) for values in one)
         intervals = (
             mean_interval(one.accuracy - ours.accuracy, seed),
@@ -239,7 +244,8 @@ def compare_rules(
             traces.questions[i].id: (float(ours.accuracy[i]), float(one.accuracy[i]))
             for i in np.flatnonzero((one.accuracy > 0.5) != (ours.accuracy > 0.5))
         }
-        found.append(Figures(traces.name, traces.unit, rule.name, accuracy, tokens, wall, *intervals, flips))
+        figures = rule.name, accuracy, tokens, wall, *intervals
+        found.append(Figures(traces.name, traces.unit, *figures, flips, p, q))
     return found
 
 
@@ -285,6 +291,17 @@ def plot_rules(figures: Sequence[Figures], to: Path) -> None:
     plots.save(canvas, to, dpi=110)
 
 
+def judge_rules(figures: Sequence[Figures]) -> str:
+    """Say which rules differ from ours in accuracy by more than luck, given how many are compared."""
+    count = len(figures) - 1
+    real = [one.rule for one in figures if one.corrected < LEVEL]
+    differ = "differ" if len(real) > 1 else "differs"
+    told = f"{differ} from ours in accuracy by more than luck among {count} (Benjamini-Hochberg)"
+    said = f"{', '.join(real) or 'no rule'} {told}"
+    lost = [one.rule for one in figures if one.p < LEVEL <= one.corrected]
+    return f"{said}; alone {', '.join(lost)} would" if lost else said
+
+
 def show_rules(traces: Traces, figures: Sequence[Figures]) -> None:
 
     def text(interval: Interval, form: str) -> str:  # + 0 makes -0.0 a 0.0
@@ -300,6 +317,7 @@ def show_rules(traces: Traces, figures: Sequence[Figures]) -> None:
         table.add_row(row.rule, f"{row.accuracy:.3f}", text(row.difference, "+.3f"), *tokens, *wall)
     Console(width=120).print(table)
     print(f"wall in {traces.unit}")
+    print(judge_rules(figures))
     if traces.stopped:
         print(f"{traces.stopped} samples were stopped early: without a vote, and no longer than they ran")
     for row in figures:

@@ -36,6 +36,7 @@ from aimo.run.runs import Run, by_hand
 
 LEVEL = 0.95
 RESAMPLES = 2000
+FLIPS = 10_000
 LEAST_S = 0.5  # between two reports of progress
 CLOSING = 300  # characters at the end of a completion that may state its answer in passing
 Votes = list[int | None]
@@ -387,6 +388,32 @@ def ratio_interval(values: ArrayLike, baseline: ArrayLike, seed: int = 0) -> Int
 def mean_interval(values: ArrayLike, seed: int = 0) -> Interval:
     """Return the mean of (n,) values, one a question: a measurement, or the difference of two."""
     return ratio_interval(values, np.ones_like(values), seed)
+
+
+def sign_flip(differences: ArrayLike, seed: int = 0) -> float:
+    """Return the two-sided p-value of (n,) paired differences: how often random signs give as large a mean.
+
+    Fisher's randomisation test with FLIPS draws, which assumes no distribution.
+    """
+    given = np.asarray(differences, float)
+    given = given[given != 0]
+    rng, as_large = np.random.default_rng(seed), 0
+    for _ in range(FLIPS // 1000):  # the memory is that of a thousand draws
+        sums = (rng.integers(2, size=(1000, len(given))) * 2 - 1) @ given
+        as_large += int((np.abs(sums) >= abs(given.sum()) - 1e-9).sum())
+    return (1 + as_large) / (1 + FLIPS)
+
+
+def benjamini_hochberg(p: Sequence[float]) -> list[float]:
+    """Return the p-values of m tests corrected for their number (Benjamini and Hochberg 1995).
+
+    Taking those below 0.05 as real makes on average at most one in twenty of them a false discovery.
+    """
+    order = sorted(range(len(p)), key=lambda i: -p[i])
+    corrected, least = [0.0] * len(p), 1.0
+    for rank, i in zip(range(len(p), 0, -1), order, strict=True):
+        corrected[i] = least = min(least, p[i] * len(p) / rank)
+    return corrected
 
 
 def share_interval(values: ArrayLike, seed: int = 0) -> Interval:
