@@ -58,6 +58,19 @@ SMALL = [
     "grpo.probe_steps=8",
     "grpo.num_generations=8",
 ]
+ADAPTER = """
+slug: tiny-reasoning
+answer: {kind: nemotron}
+rules: Put the final answer in \\boxed{}.
+artefact:
+  kind: adapter
+  lora:
+    bases: [aimo-tiny-base]
+    rank: 32
+    targets: [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj]
+scoring: nemotron
+"""
+FEW_PROOFS = ("provers=2", "verifiers=1", "refiners=1", "selectors=1", "proof_tokens=96", "verdict_tokens=48")
 # The commands as they are, but for Kaggle's address, and for where the records and outputs go. A status is
 # looked at each second in place of each twenty. The wheels of a small set do not cover all imports, so the
 # check of a kernel does not see them.
@@ -359,6 +372,15 @@ def rehearse(out: Path) -> str:
     seconds = round(time.monotonic() - begun, 1)
     run.rows.append({"step": "the hidden problems, twice", "command": "(Kaggle)", "seconds": seconds})
     run.step("scores", "kaggle", "scores")
+    # The other artefacts: an adapter, and texts.
+    (out / "adapter.yaml").write_text(ADAPTER)
+    pack = ("kaggle", "pack", str(report / "2" / "run" / "sft"), "--competition", str(out / "adapter.yaml"))
+    run.step("adapter", *pack, "--no-serve", leaves=report / "2" / "run" / "submission.zip")
+    given = ("--test", str(out / "kaggle" / "public.csv"), "--out", str(out / "submission.csv"))
+    few = [part for value in FEW_PROOFS for part in ("--set", f"inference.proofs.{value}")]
+    trained = str(report / "2" / "run" / "grpo" / "model")
+    proofs = ("solve", "--model", trained, *given, "--competition", "proof-pilot", *few)
+    run.step("proofs", *proofs, leaves=out / "submission.csv")
     if wrong := run.host.wrong:
         sys.exit(f"requests that Kaggle would refuse: {wrong}")
     score = run.host.submissions[0]["publicScore"]

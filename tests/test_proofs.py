@@ -16,6 +16,7 @@ import pytest
 from conftest import ROOT, TINY, here, refused
 from scripted import Scripted
 
+from aimo.errors import AimoError
 from aimo.evaluation import submission
 from aimo.inference import gateway, proofs, solver
 from aimo.inference.answer_kinds import PAGE, Proof
@@ -295,8 +296,12 @@ def test_a_journal_of_a_killed_run_is_gone_on_with(tmp_path):
 def test_proofs_are_not_scored_here(tmp_path):
     rules = COMPETITIONS["proof-pilot"]
     assert find_competition("proof-pilot", asks=True).artefact.file == "submission.csv"
-    with pytest.raises(Exception, match="people mark its proofs"):
+    with pytest.raises(AimoError, match="people mark its proofs"):
         submission.score_file(rules, tmp_path / "s.csv", tmp_path / "a.csv")
+    with pytest.raises(AimoError, match="people mark its proofs"):
+        submission.evaluate_submission("proof-pilot", str(TINY), ["a.csv"], 60.0, {})
+    Journal(tmp_path / "j.jsonl", "m", kind=KIND).add("a", "?", "A proof.")
+    refused("replay", tmp_path / "j.jsonl", told=["line 1: it has proofs, on which no samples vote"])
     done = here("competition", "check", "proof-pilot")
     assert "takes: a proof of at most 5 pages, else 'No proof was found.'" in done.stdout
     (tmp_path / "mine.yaml").write_text(
@@ -305,7 +310,6 @@ def test_proofs_are_not_scored_here(tmp_path):
     refused(
         "competition", "check", tmp_path / "mine.yaml", told=["scoring: marks goes with answer.kind proof"]
     )
-    assert TINY.is_dir()
 
 
 KERNEL = """

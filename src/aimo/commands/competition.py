@@ -56,6 +56,8 @@ def check(
     print(f"asks: {inputs.problem} of {inputs.id}{options}, {rules.passes} times")
     print(f"takes: {rules.answer}, else {rules.answer.fallback!r}")
     print(f"submits: {artefact.file}{columns}{through}")
+    if lora := artefact.lora:
+        print(f"adapter: rank {lora.rank} at most for {lora.bases[0]}, on {', '.join(lora.targets)}")
     print(f"scored by: {rules.scoring}")
     if Path(competition).is_file():
         lines = Path(competition).read_text(encoding="utf-8-sig").splitlines()

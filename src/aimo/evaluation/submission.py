@@ -50,6 +50,7 @@ def evaluate_submission(
     not start.
     """
     rules = competitions.find_competition(competition, asks=True)
+    competitions.check_scored(rules)
     check_model_folder(model)
     resolved = resolve_settings(model, settings)
     gateway.check_installed(resolved)
@@ -245,8 +246,7 @@ def score_file(rules: Competition, submission: Path, known: Path) -> str:
     `known` has the right answers in a column `answer` or the artefact's. AimoError for a file that the host
     would refuse: other columns or ids, or an answer of another kind.
     """
-    if rules.scoring == "marks":
-        raise AimoError(f"competition {rules.slug}: people mark its proofs, and nothing here does; read them")
+    competitions.check_scored(rules)
     artefact, columns = rules.artefact, (rules.artefact.id, rules.artefact.answer)
     given = files.read_texts(submission, "submission ")
     if given.columns != list(columns):

@@ -18,7 +18,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from aimo.errors import AimoError, explain
 from aimo.inference import answers, files, journal, voting
-from aimo.inference.answer_kinds import INTEGER, LONGEST, AnswerKind
+from aimo.inference.answer_kinds import INTEGER, LONGEST, AnswerKind, Proof
 from aimo.inference.sample import COUNT_EVERY, End, Sample
 
 CHARACTERS = 3.2  # a token, where a trace has texts alone
@@ -177,6 +177,8 @@ def pool_journals(paths: Sequence[Path], golds: Mapping[str, int | str]) -> Trac
                 if header and (difference := entry.differs(header)):
                     raise AimoError(f"{where}: {difference}; replay them apart")
                 header, kind = entry, entry.kind
+                if isinstance(kind, Proof):
+                    raise AimoError(f"{where}: it has proofs, on which no samples vote; give another journal")
             elif isinstance(one := entry.value, Sample):
                 seconds = one.end_s - one.begin_s
                 pace = max(1, one.tokens) / seconds if seconds > 0 else 1.0

@@ -328,6 +328,12 @@ METRICS: dict[str, Callable[[Competition, Golds, Passes], float]] = {
 }
 
 
+def check_scored(rules: Competition) -> None:
+    """Raise AimoError for a competition that no metric scores."""
+    if rules.scoring == "marks":
+        raise AimoError(f"competition {rules.slug}: people mark its proofs, and nothing here does; read them")
+
+
 def score_of(rules: Competition, golds: Golds, passes: Passes) -> float:
     """Return the score of answers by the competition's metric."""
     return METRICS[rules.scoring](rules, golds, passes)
