@@ -89,6 +89,20 @@ def test_one_model_proves_verifies_refines_and_selects():
     assert "Better proof. (1 of 1 votes, marked 7.0 of 7, exhausted" in solution.explain()
 
 
+def test_votes_go_before_marks_among_those_near_the_best():
+    sampler = scripted(
+        prove=["Fair.\x03", "Good.\x03", "Bad.\x03"],
+        verify=lambda prompt: f"\\boxed{{{7 if 'Good' in prompt else 6 if 'Fair' in prompt else 1}}}\x03",
+        select=lambda prompt: f"\\boxed{{{1 if prompt.find('Fair') < prompt.find('Good') else 2}}}\x03",
+        counts={"provers": 3, "refiners": 0, "selectors": 3},
+    )
+    solution = prove_problem(sampler, "?", KIND)
+    assert (solution.answer, solution.how) == ("Fair.", "3 of 3 votes, marked 6.0 of 7")
+    shown = [prompt for prompt in sampler.prompts if role_of(prompt) == "select"]
+    assert len({prompt.find("Fair") < prompt.find("Good") for prompt in shown}) == 2, "each is first in some"
+    assert not any("Bad." in prompt for prompt in shown)
+
+
 def test_a_perfect_proof_is_not_refined_and_a_single_one_not_voted_on():
     sampler = scripted(prove=["A.\x03", "A.\x03"], verify=["\\boxed{7}\x03"])
     assert prove_problem(sampler, "?", KIND).answer == "A."
@@ -255,7 +269,7 @@ def test_a_fault_of_form_is_an_objection_and_ranks_below():
         refine=lambda prompt: "Let $x$ be.\x03",
         counts={"refiners": 2, "selectors": 0},
     )
-    prove_problem(sampler, "?", KIND)
+    assert prove_problem(sampler, "?", KIND).answer in ("Let x be.", "Let $x$ be.")
     assert any("Its form: a formula between $ is not closed." in prompt for prompt in sampler.prompts)
 
 
