@@ -11,6 +11,7 @@ import pytest
 from conftest import TINY
 
 from aimo import config
+from aimo.inference.storage import read_json
 from aimo.run import runs
 
 G = 4  # completions of a group
@@ -71,8 +72,11 @@ def step(loaded, tmp_path, monkeypatch):
         batch = trainer._generate_and_score_completions([row for row in rows for _ in range(G)])
         loss = trainer.compute_loss(model, batch)
         loss.backward()
+        weights = sum(float(w.grad.norm()) for w in model.parameters() if w.grad is not None)
         model.zero_grad()
-        return SimpleNamespace(batch=batch, loss=loss.item(), grad=seen[-1].grad, trainer=trainer)
+        return SimpleNamespace(
+            batch=batch, loss=loss.item(), grad=seen[-1].grad, trainer=trainer, weights=weights
+        )
 
     return step
 
@@ -142,6 +146,27 @@ def test_degenerate_completions_are_counted_masked_or_penalised(step, found):
     if found == "penalty":
         assert functions[-1](completions=[LOOP, [{"role": "assistant", "content": "It is 3."}]]) == [-1.0, 0]
         assert made.batch["advantages"][2] < made.batch["advantages"][3] < 0
+
+
+@pytest.mark.parametrize("loss", ["dapo", "grpo", "bnpo"])
+@pytest.mark.parametrize("at_once", [10_000, 40], ids=["one part", "a part a line"])
+def test_a_prompt_computed_once_for_its_group_gives_the_same_loss_and_gradient(
+    step, monkeypatch, loss, at_once
+):
+    from aimo.train import compat, grpo
+
+    def made():
+        return step(replies(5, 17, 9, 4, 36, 8, 5, 3), SCORES, f"grpo.loss_type={loss}")
+
+    plain = made()
+    monkeypatch.setattr(compat, "LOGITS", 1)
+    monkeypatch.setattr(grpo, "TOKENS", at_once)
+    packed = made()
+    assert read_json(plain.trainer.run.dir / "progress.json")["note"] == "training"
+    assert plain.trainer.packs is None and packed.trainer.packs is True
+    assert packed.loss == pytest.approx(plain.loss, rel=1e-5)
+    assert (packed.grad - plain.grad).abs().max() < 1e-4 * plain.grad.abs().max()
+    assert packed.weights == pytest.approx(plain.weights, rel=1e-3) and plain.weights > 0
 
 
 def test_what_is_degenerate_is_what_the_solver_ends():

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import time
 from pathlib import Path
 
 import nbformat
@@ -233,3 +234,18 @@ def test_a_broken_record_is_told_in_one_line(tmp_path, text):
     with pytest.raises(AimoError, match=r"metrics.json: .*; restore it, or remove it") as e:
         read_metrics(tmp_path)
     assert "\n" not in str(e.value)
+
+
+def test_a_slow_first_step_says_what_it_does_now(tmp_path, monkeypatch, capfd):
+    from aimo.run import progress
+
+    monkeypatch.setattr(progress, "PLAIN_S", 0)
+    profile = config.load("tiny")
+    with progress.Display(tmp_path, profile) as display:
+        display.start("grpo")
+        runs.Run(profile, tmp_path, "grpo", 0.0).progress(0, 60, "sampling 64 completions")
+        end, shown = time.monotonic() + 20, ""
+        while "sampling" not in shown and time.monotonic() < end:
+            time.sleep(0.1)
+            shown += capfd.readouterr().out
+    assert re.search(r"grpo: 0 of 60, sampling 64 completions, \d+ s so far\n", shown)

@@ -87,16 +87,20 @@ def test_the_heading_names_the_versions_that_are_installed(path):
         assert version(package) in heading, f"look over {path.name} for {package} {version(package)}"
 
 
-def test_the_plain_loss_is_cross_entropy_with_its_gradient():
+@pytest.mark.parametrize("at_once", [1 << 23, 22], ids=["whole", "in parts"])
+def test_the_plain_loss_is_cross_entropy_with_its_gradient(at_once, monkeypatch):
     import torch
 
-    from aimo.train.compat import PlainLogProbs
+    from aimo.train import compat
+
+    monkeypatch.setattr(compat, "LOGITS", at_once)
+    outputs = "entropy", "log_sum_sq_probs", "mean_logits", "is_top1"
 
     torch.manual_seed(0)
     hidden = torch.randn(5, 8, requires_grad=True)
     weight, targets = torch.randn(11, 8), torch.tensor([0, 3, 10, 7, 7])
-    chosen, entropy, log_square, mean, top = PlainLogProbs.apply(
-        hidden, weight, None, targets, 0.7, 1024, None, 1.0, ()
+    chosen, entropy, log_square, mean, top = compat.PlainLogProbs.apply(
+        hidden, weight, None, targets, 0.7, 1024, None, 1.0, outputs
     )
     logits = hidden @ weight.T / 0.7
     expected = torch.nn.functional.cross_entropy(logits, targets, reduction="none")

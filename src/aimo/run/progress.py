@@ -148,14 +148,18 @@ class Display:
         while not self.stopped.wait(0.5):
             with contextlib.suppress(AimoError, KeyError):
                 state = read_json(self.file, "")
-                stage, step, total = state["stage"], state["step"], state["total"]
+                stage, step, total, doing = (state[key] for key in ("stage", "step", "total", "note"))
                 if stage != self.stage:
                     continue
-                self.bars.update(self.tasks[stage], completed=step, total=total, note=f"{step} of {total}")
+                note = f"{step} of {total}" + f", {doing}" * bool(doing)
+                self.bars.update(self.tasks[stage], completed=step, total=total, note=note)
                 if first is None or first[0] != stage or step < first[1]:
                     first = (stage, step, time.time())
-                elif step > first[1] and time.time() - said > PLAIN_S:
+                elif time.time() - said > PLAIN_S:
                     said = time.time()
-                    left = (said - first[2]) / (step - first[1]) * (total - step)
-                    spent = f"{said - self.started:.0f} s so far, about {left:.0f} s left"
-                    self.say(f"{stage}: {step} of {total}, {spent}")
+                    spent = f"{said - self.started:.0f} s so far"
+                    if step > first[1]:
+                        spent += (
+                            f", about {(said - first[2]) / (step - first[1]) * (total - step):.0f} s left"
+                        )
+                    self.say(f"{stage}: {note}, {spent}")

@@ -81,8 +81,9 @@ class Run:
         return self.profile.solver_settings(self.start_model())
 
     def progress(self, step: int, total: int, note: str = "", bar: bool = True) -> None:
-        """Tell how far the stage is: `aimo run`, and a `bar` with a note where a person runs the notebook."""
-        write_json(self.dir / "progress.json", {"stage": self.stage, "step": step, "total": total})
+        """Tell how far the stage is, with a note: `aimo run`, and a `bar` where a person runs it."""
+        state = {"stage": self.stage, "step": step, "total": total, "note": note}
+        write_json(self.dir / "progress.json", state)
         if bar and by_hand():
             from IPython import get_ipython
 

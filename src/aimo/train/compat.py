@@ -9,6 +9,7 @@ https://github.com/huggingface/transformers/blob/v5.17.0/src/transformers/traine
 https://github.com/vllm-project/vllm/blob/v0.31.0/vllm/v1/worker/worker_base.py
 """
 
+import functools
 import math
 import os
 from types import SimpleNamespace
@@ -17,6 +18,8 @@ from typing import Any
 import torch
 import trl
 from accelerate.utils import gather_object
+from torch.utils.checkpoint import checkpoint
+from trl.generation import vllm_generation
 from trl.trainer import distillation_trainer, grpo_trainer, utils
 
 from aimo.errors import AimoError
@@ -76,7 +79,7 @@ class GrpoHook(trl.GRPOTrainer):
         Any  # (replies, completion_ids, mask): the tokens of each completion that count in the loss, or None
     )
     signal: Any  # (rewards): whether the group of each completion has signal
-    log_probs: Any  # (compute, input_ids, attention_mask, logits_to_keep): what TRL's `compute` returns
+    log_probs: Any  # (compute, packed, ids, mask, logits_to_keep): what TRL's `compute` returns
     model: Any
     args: Any
     processing_class: Any
@@ -147,7 +150,17 @@ class GrpoHook(trl.GRPOTrainer):
         def compute(input_ids: Any, attention_mask: Any, logits_to_keep: int) -> Any:
             return of_rows(model, input_ids, attention_mask, logits_to_keep, *args, **kwargs)
 
-        return self.log_probs(compute, input_ids, attention_mask, logits_to_keep)
+        def packed(input_ids: Any, position_ids: Any, mask: Any, targets: Any) -> tuple[Any, Any]:
+            with self.accelerator.autocast():
+                found = model(
+                    input_ids=input_ids, position_ids=position_ids, attention_mask=mask,
+                    shift_labels=targets, fused_lm_head=True,
+                )  # fmt: skip
+            return found.log_probs, found.entropy
+
+        more = {k for k, v in kwargs.items() if v is not None and v is not False}  # images, auxiliary losses
+        can_pack = packed if more <= {"batch_size", "compute_entropy"} else None
+        return self.log_probs(compute, can_pack, input_ids, attention_mask, logits_to_keep)
 
 
 def last_completions(trainer: Any) -> dict[str, Any]:
@@ -195,6 +208,9 @@ def server_distillation() -> tuple[Any, Any]:
     return found.ServerDistillationTrainer, found.ServerDistillationConfig
 
 
+LOGITS = 1 << 23  # that stand at once on a CPU: more are computed in parts, and again for their gradient
+
+
 class PlainLogProbs:
     """TRL's loss kernel in plain PyTorch."""
 
@@ -208,22 +224,35 @@ class PlainLogProbs:
         _chunk_size: int,
         softcap: float | None,
         scale: float,
-        _outputs: Any,
-    ) -> tuple[torch.Tensor, ...]:
+        outputs: tuple[str, ...],
+    ) -> tuple[torch.Tensor | None, ...]:
         """Return the target's log-probability, the entropy, the log of the summed squared probabilities, the
-        mean logit, and whether the target is the likeliest token, each (n,)."""
-        logits = torch.nn.functional.linear(hidden, weight, bias).float() * scale  # (n, vocabulary)
-        if softcap:
-            logits = softcap * torch.tanh(logits / softcap)
-        logits = logits / temperature
-        log_p = logits.log_softmax(-1)
-        return (
-            log_p.gather(-1, targets.unsqueeze(-1)).squeeze(-1),
-            -(log_p.exp() * log_p).sum(-1),
-            (2 * log_p).logsumexp(-1),
-            logits.mean(-1),
-            logits.argmax(-1) == targets,
-        )
+        mean logit, and whether the target is the likeliest token, each (n,); None for those that `outputs`
+        does not name."""
+
+        def of_part(hidden: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+            logits = torch.nn.functional.linear(hidden, weight, bias).float() * scale  # (part, vocabulary)
+            if softcap:
+                logits = softcap * torch.tanh(logits / softcap)
+            logits = logits / temperature
+            log_p = logits.log_softmax(-1)
+            more = {
+                "entropy": lambda: -(log_p.exp() * log_p).sum(-1),
+                "log_sum_sq_probs": lambda: (2 * log_p).logsumexp(-1),
+                "mean_logits": lambda: logits.mean(-1),
+                "is_top1": lambda: logits.argmax(-1) == targets,
+            }
+            chosen = log_p.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+            return chosen, *(compute() if name in outputs else None for name, compute in more.items())
+
+        size = max(1, LOGITS // len(weight))  # tokens of a part
+        if len(hidden) <= size:
+            return of_part(hidden, targets)
+        parts = [
+            checkpoint(of_part, *part, use_reentrant=False, preserve_rng_state=False)
+            for part in zip(hidden.split(size), targets.split(size), strict=True)
+        ]
+        return tuple(None if v[0] is None else torch.cat(v) for v in zip(*parts, strict=True))
 
 
 def plain_divergence(
@@ -275,10 +304,15 @@ def patch_trl() -> None:
 
     `trl.trainer.utils._ChunkedLogProbFunction` (TRL) is None without Triton, and the trainers call it
     unchecked; Unsloth provides its own. `distillation_trainer._chunked_divergence_loss` (TRL) needs it too.
-    The trainers make a `VLLMGeneration`, by the name that their modules have for it.
+    The trainers make a `VLLMGeneration`, by the name that their modules have for it. On a CPU, vLLM would
+    compile for a minute and keep prompts in blocks of 128 tokens, of which only whole ones are shared by the
+    samples of a group; TRL passes no such argument to `LLM`.
     """
     if utils._ChunkedLogProbFunction is None:
         utils._ChunkedLogProbFunction = PlainLogProbs  # type: ignore[misc, assignment]
     if not torch.cuda.is_available():
+        if start := getattr(vllm_generation, "LLM", None):
+            on_cpu = functools.partial(start, enforce_eager=True, block_size=32)
+            vllm_generation.LLM = on_cpu  # type: ignore[misc, assignment]
         distillation_trainer._chunked_divergence_loss = plain_divergence  # type: ignore[assignment]
     grpo_trainer.VLLMGeneration = distillation_trainer.VLLMGeneration = ExactGeneration  # type: ignore[misc]

@@ -65,14 +65,19 @@ class Shared(compat.OrderHook):
     args: Any
     state: Any
     processing_class: Any
+    is_world_process_zero: Any
     first_row: Any = ()  # token ids of the newest batch's first row
     sampled_ids: Any = None  # those of the newest batch, of a stage that samples what it trains on
+    phase = ""  # what it does now
 
     def order_rows(self, sampler: Any) -> Any:
         return Seeded(sampler, self)
 
     def doing(self, what: str) -> None:
-        """Take what a slow step does now, for a display."""
+        """Tell what a slow step does now."""
+        if what != self.phase and self.is_world_process_zero():
+            self.phase = what
+            self.run.progress(self.state.global_step, self.state.max_steps, what, bar=False)
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         self.doing("training")
