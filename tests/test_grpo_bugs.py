@@ -162,7 +162,7 @@ def test_a_prompt_computed_once_for_its_group_gives_the_same_loss_and_gradient(
     monkeypatch.setattr(compat, "LOGITS", 1)
     monkeypatch.setattr(grpo, "TOKENS", at_once)
     packed = made()
-    assert read_json(plain.trainer.run.dir / "progress.json")["note"] == "training"
+    assert read_json(plain.trainer.run.dir / "progress.json", "")["note"] == "training"
     assert plain.trainer.packs is None and packed.trainer.packs is True
     assert packed.loss == pytest.approx(plain.loss, rel=1e-5)
     assert (packed.grad - plain.grad).abs().max() < 1e-4 * plain.grad.abs().max()
