@@ -253,3 +253,12 @@ def test_anchors_and_merges_are_taken(tmp_path):
     text = "model: {base: data/tiny-base}\nx: &x {temperature: 0.5}\ninference: {<<: *x, top_p: 0.9}\n"
     (tmp_path / "p.yaml").write_text(text)
     assert config.read_values(tmp_path / "p.yaml")["inference"] == {"temperature": 0.5, "top_p": 0.9}
+
+
+def test_a_profile_is_found_from_the_current_folder_and_from_the_repository(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # as a notebook's own folder
+    assert config.load("notebooks/profiles/tiny.yaml").profile == "tiny"
+    (tmp_path / "mine.yaml").write_text(
+        config.find("tiny").read_text().replace("profile: tiny", "profile: mine")
+    )
+    assert config.load("mine.yaml").profile == "mine"

@@ -46,7 +46,8 @@ def locate(path: str) -> Path:
 
 def find(profile: str | Path) -> Path:
     """Return the file of a profile, given by name (`tiny`) or path (`my.yaml`). AimoError without one."""
-    path = Path(profile) if str(profile).endswith((".yaml", ".yml")) else PROFILES / f"{profile}.yaml"
+    is_path = str(profile).endswith((".yaml", ".yml"))
+    path = locate(str(profile)) if is_path else PROFILES / f"{profile}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
         told = f"does not exist: use one of {known}, or a path to a .yaml file"
