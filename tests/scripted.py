@@ -72,5 +72,11 @@ class Scripted:
         self.respawned += 1
         return self
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
     def close(self):
         pass

@@ -3,6 +3,7 @@
 import json
 import random
 import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,7 +17,8 @@ from commands import fences
 from conftest import ROOT, TINY, here
 from scripted import Scripted
 
-from aimo import config
+from aimo import config, pipeline
+from aimo.commands import options
 from aimo.data import prepare
 from aimo.errors import AimoError
 from aimo.evaluation import evaluate, replay, scores, submission, traces
@@ -35,6 +37,7 @@ from aimo.report import plots, tables
 from aimo.rewards import get_reward_funcs
 from aimo.run import runs
 
+pytest_plugins = ["stand_in"]
 FLOATS = """
 slug: how-far-is-it
 inputs: {id: row_id, problem: question}
@@ -317,31 +320,70 @@ def test_a_session_that_dies_leaves_a_whole_file(tmp_path, monkeypatch):
     assert pl.read_csv("submission.csv")["prediction"].to_list() == ["B", "C", "A"]
 
 
-def test_the_page_s_own_competition_is_checked_answered_scored_and_built_by_its_commands(
-    tmp_path, monkeypatch
-):
-    """The commands of docs/competitions.md, with scripted samples in place of the model."""
+def test_the_page_s_commands_lead_from_an_address_to_a_scored_submission(kaggle, tmp_path, monkeypatch):
+    """Each command of the journey, with the stand-in for Kaggle, and scripted samples in place of models."""
+    text = (ROOT / "docs" / "competitions.md").read_text().partition("## The keys")[0]
+    (tmp_path / "page.md").write_text(text)
+    (rules,) = [fence for language, fence in fences(tmp_path / "page.md") if language == "yaml"]
     monkeypatch.chdir(tmp_path)
-    page = Path("page.md")  # without adapters and proofs (test_pack, test_proofs)
-    page.write_text((ROOT / "docs/competitions.md").read_text().partition("\n## An adapter")[0])
-    (rules,) = [text for language, text in fences(page) if language == "yaml"]
-    Path("which-is-it.yaml").write_text(rules)
     _, test, replies, _ = THREE["letters"]
+    hidden = "".join(line.rpartition(",")[0] + "\n" for line in test.splitlines())
+    sample = b"row_id,prediction\n7,A\n8,A\n9,A\n"
+    kaggle.competitions["which-is-it"] = {
+        "about": {"title": "Which is it?", "evaluationMetric": "Accuracy", "maxDailySubmissions": 5},
+        "pages": {"code": "GPU Notebooks run for at most 9 hours, on a T4 x 2."},
+        "files": {"test.csv": hidden.encode(), "sample_submission.csv": sample},
+    }
     Path("test.csv").write_text(test)
     Path("golds.csv").write_text("id,answer\n7,B\n8,C\n9,D\n")
-    Path("kernels/submission").mkdir(parents=True)
-    lines = [line for language, text in fences(page) if language == "bash" for line in text.splitlines()]
-    ran = 0
+
+    def run_stage(stage, folder):  # in place of the notebook
+        run = runs.begin(stage, str(folder / "profile.yaml"), folder)
+        run.finish(**submission.count_right(submission.answer_test_file(script(replies), run)))
+
+    monkeypatch.setattr(pipeline, "execute_stage", run_stage)
+    monkeypatch.setattr(options, "start", lambda *_: script(replies))
+    tables_of = {}
+    lines = [
+        line
+        for language, fence in fences(tmp_path / "page.md")
+        if language == "bash"
+        for line in fence.splitlines()
+    ]
     for _, *words in map(shlex.split, lines):
-        if words[0] == "solve":
-            options = dict(zip(words[1::2], words[2::2], strict=True))
-            given = options["--test"], Path(options["--out"]), 0, options["--competition"]
-            answer_file(script(replies), *given)
-        elif words[0] in ("competition", "forecast") or words[:2] == ["kernel", "build"]:
-            done = here(*words)
-            assert done.returncode == 0, done.stderr
-            ran += 1
-    assert ran == 4
+        if words == ["which-is-it"]:
+            Path("which-is-it").mkdir()
+            continue
+        words = [str(TINY) if word.startswith("runs/tiny/") else word for word in words]
+        if words[0] in ("run", "evaluate"):
+            words += ["--run-dir", str(tmp_path / words[0])]
+        if words[0] == "run":  # a model that is here
+            words += ["--set", f"model.base={TINY}", "--set", "inference.vllm=null"]
+        if words[:2] == ["kaggle", "push"]:
+            answers = Path("submission.csv").read_bytes()
+            kaggle.script = {"statuses": ["COMPLETE"], "files": {"submission.csv": answers}}
+        if words[:2] == ["kaggle", "choose"]:
+            words += ["--count", "1"]
+        done = here(*words)
+        told = done.stdout + done.stderr
+        if words[:2] == ["kaggle", "choose"]:
+            assert done.returncode == 2 and "no submission has a hold-out figure" in told
+            continue
+        assert done.returncode == 0, (words, told)
+        tables_of[" ".join(words[:2])] = told
+        if words[0] == "competition" and words[1] == "new":
+            drafted = read_competition(Path("which-is-it.yaml"))
+            written = competitions.parse_competition(yaml.safe_load(rules), "the page")
+            kept = {"rules": drafted.rules, "questions": drafted.questions}
+            assert replace(written, **kept) == drafted, "the draft lacks nothing but what the page says"
+            Path("which-is-it.yaml").write_text(rules)
+    assert "score: 0.6667" in tables_of["competition score"]
+    assert "no fault found" in tables_of["kernel check"]
+    assert kaggle.asked("CreateCodeSubmission")[0].competition_name == "which-is-it"
+    assert kaggle.asked("CreateCodeSubmission")[0].file_name == "submission.csv"
+    assert kaggle.asked("SaveKernel")[0].competition_data_sources == ["which-is-it"]
+    assert kaggle.asked("SaveKernel")[0].machine_shape == "NvidiaTeslaT4"
+    assert "submissions left today: 5" in tables_of["kaggle scores"] and "41.5" in tables_of["kaggle scores"]
 
 
 @pytest.mark.parametrize("kind, kept", [("integer, low: 1, high: 9", 1), ("number", 2), ("text", 3)])
@@ -612,14 +654,19 @@ def test_a_file_that_the_host_would_refuse_is_not_scored(tmp_path, text, told):
 def test_a_kernel_with_a_competition_of_its_own_is_checked_by_its_rules(tmp_path):
     rules = tmp_path / "mine.yaml"
     rules.write_text(FLOATS + "accelerators: [NvidiaTeslaT4]\nsession_s: 1000\n")
+    built = kernels.build_kernel("submission", tmp_path, competition=str(rules))
+    assert check_kernel(str(tmp_path)) == [], "its metadata have the slug, the machine and the hours"
+    assert "time_limit_s = 967" in built.read_text()
+    written = tmp_path / "kernel-metadata.json"
+    own = json.loads(written.read_text())
+    assert own["id"].endswith("/aimo-mine") and own["machine_shape"] == "NvidiaTeslaT4"
+    shutil.copyfile(kernels.FOLDER / "submission" / "kernel-metadata.json", written)
+    rules.write_text(rules.read_text().replace("1000", "900"))
     kernels.build_kernel("submission", tmp_path, competition=str(rules))
-    metadata = json.loads((kernels.FOLDER / "submission" / "kernel-metadata.json").read_text())
-    (tmp_path / "kernel-metadata.json").write_text(
-        json.dumps(metadata | {"code_file": "aimo-submission.ipynb"})
-    )
+    built.write_text(built.read_text().replace("time_limit_s = 870", "time_limit_s = 17400"))
     faults = "; ".join(check_kernel(str(tmp_path)))
-    assert "competition_sources lack how-far-is-it" in faults and "not within the session's 1000 s" in faults
-    assert "unknown" not in faults
+    assert "competition_sources lack how-far-is-it" in faults and "not within the session's 900 s" in faults
+    assert "machine_shape NvidiaH100 is not allowed in mine" in faults and "unknown" not in faults
     (tmp_path / "aimo3.yaml").write_text(FLOATS)
     with pytest.raises(AimoError, match="the package has one named aimo3; rename the file"):
         kernels.build_kernel("submission", tmp_path, competition=str(tmp_path / "aimo3.yaml"))

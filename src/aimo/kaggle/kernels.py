@@ -23,11 +23,12 @@ from aimo import config
 from aimo.config import ROOT
 from aimo.config.reading import meanings
 from aimo.errors import AimoError
-from aimo.inference.competitions import COMPETITIONS, find_competition, name_of
+from aimo.inference.competitions import COMPETITIONS, Competition, find_competition, name_of
 from aimo.inference.settings import Settings
-from aimo.inference.storage import read_json
+from aimo.inference.storage import read_json, write_json
 
 FOLDER = ROOT / "kernels"
+SPENT = 29 / 30  # of a session, in which its questions are answered
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,8 @@ def build_kernel(
     """Write the notebook of the kernel `name` to its folder, or to `out`, and return its path.
 
     The `inference` section of a `profile` stands in its settings, or the whole of it. A `competition`, a name
-    or a YAML file, is the one that it answers; it ships the file. The same sources give the same bytes.
+    or a YAML file, is the one that it answers; it ships the file, and `out` gets metadata with its slug and
+    machine where it has none. The same sources give the same bytes.
     AimoError for a profile or a competition that the kernel has no use for.
     """
     import jupytext  # half a second, which no other command should pay
@@ -143,6 +145,8 @@ def build_kernel(
             cell.source = re.sub(r'(?m)^competition = "\w+".*', f'competition = "{known}"', cell.source)
             place = f'test_csv = "/kaggle/input/{rules.slug}/{rules.inputs.test}"'
             cell.source = re.sub(r'(?m)^test_csv = ".*"', place, cell.source)
+            limit = f"time_limit_s = {SPENT * rules.session_s:.0f}  # of the session's {rules.session_s:.0f}"
+            cell.source = re.sub(r"(?m)^time_limit_s = .*", limit, cell.source)
         cell.source = cell.source.replace("settings = {}", f"settings = {{\n{settings}}}")
         cells.append(cell)
     prose = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
@@ -155,7 +159,22 @@ def build_kernel(
     made = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernelspec})
     # One string for each cell, as a list of lines would make the notebook a quarter larger.
     nbformat.write(made, path, split_lines=False)
+    if rules and out and "competition" in kernel.attaches:
+        write_metadata(path, template.parent, rules, known)
     return path
+
+
+def write_metadata(notebook: Path, template: Path, rules: Competition, known: str) -> None:
+    """Write the metadata of a kernel that answers another competition beside its notebook, if it has none."""
+    path = notebook.with_name("kernel-metadata.json")
+    if path.exists():
+        return
+    metadata = read_json(template / path.name, "restore the file")
+    owner, named = str(metadata["id"]).partition("/")[0], f"aimo-{re.sub('[^a-z0-9]+', '-', known.lower())}"
+    metadata |= {"id": f"{owner}/{named}", "title": named, "competition_sources": [rules.slug]}
+    if rules.accelerators and metadata["machine_shape"] not in rules.accelerators:
+        metadata["machine_shape"] = rules.accelerators[0]
+    write_json(path, metadata)
 
 
 def packed(files: dict[str, str]) -> bytes:
