@@ -24,6 +24,7 @@ from aimo import config
 from aimo.commands import run
 from aimo.config.profile import STAGES
 from aimo.inference import files, settings
+from aimo.kaggle.check import slug_of
 from aimo.kaggle.kernels import KERNELS
 
 FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
@@ -103,10 +104,11 @@ def check_aimo(arguments: list[str]) -> None:
     for rule in [rules] if isinstance(rules, str) else rules:
         replay.parse_rule(rule)
     wanted = given.get("competition") or "aimo3"
-    assert wanted in COMPETITIONS or wanted.endswith(".yaml"), wanted
+    by_address = names == ["competition", "new"] and slug_of(wanted)
+    assert wanted in COMPETITIONS or wanted.endswith(".yaml") or by_address, wanted
     if names[0] == "kernel" or names == ["kaggle", "push"]:
         wanted = given.get("names") or [given.get("name") or given.get("kernel")]
-        assert not set(wanted) - {*KERNELS, None}, wanted
+        assert all(name is None or name in KERNELS or Path(name).is_dir() for name in wanted), wanted
     for name in given.get("benchmarks", "").split(",") if names[0] == "evaluate" else ():
         assert name in benchmarks.BENCHMARKS or files.kind_of(Path(name)), name
 
