@@ -33,6 +33,8 @@ grpo.max_steps=2 grpo.prompts_per_step=2 grpo.max_completion_length=24 grpo.samp
 QUICK = [*SMALL, *FEW.split()]
 DOUBLE = [*QUICK, "sft.batch_size=8"]
 SERVED = "grpo.generation=vllm_server"
+OPD = f"opd={{teacher: {TINY}, learning_rate: 1.0e-3, batch_size: 2, max_steps: 2, max_prompt_length: 128, "
+OPD += "max_completion_length: 16, probe_steps: 2}"
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +145,19 @@ def test_grpo_in_two_processes_splits_the_completions_and_is_kept_when_asked_aga
     assert weights[0] != weights[1]
     assert here(*arguments).stdout == "grpo: finished before, kept\n"
     runs.unlock(folder)
+
+
+@pytest.mark.train
+def test_opd_in_two_processes_trains_probes_and_leaves_the_model_that_was_trained(prepared):
+    overrides = [*QUICK, "sft=null", "grpo=null", OPD]
+    done = aimo(*launch("opd", prepared, "--cpu", "2", overrides=overrides))
+    assert done.returncode == 0, done.stderr
+    log = read_lines(prepared / "opd/log.jsonl")
+    assert [r["step"] for r in log if "loss" in r] == [1, 2]
+    assert [r["step"] for r in log if "probe/accuracy" in r] == [0, 2]
+    figures = json.loads((prepared / "metrics.json").read_text())["stages"]["opd"]
+    assert figures["total_flos"] > 0 and figures["served_difference"] < 1e-4
+    assert (prepared / "opd/model/model.safetensors").exists()
 
 
 @pytest.mark.train
@@ -462,6 +477,11 @@ def test_a_dry_run_prints_the_command_with_the_configuration_of_trl(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_dry_run_of_opd_prints_one_command_with_its_section(capsys):
+    (line,) = printed(capsys, stage="opd", overrides=[OPD])
+    assert " -m aimo.train.launch opd " in line and OPD in line
+
+
 def test_a_dry_run_of_several_nodes_prints_a_command_for_each(capsys):
     first, second = printed(capsys, nodes=2)
     assert "--machine_rank 0 " in first and first.replace("--machine_rank 0", "--machine_rank 1") == second
@@ -528,6 +548,7 @@ def test_a_server_is_waited_for_and_ended_and_one_that_ends_early_is_told(tmp_pa
     [
         ({"stage": "inference"}, "use one of sft, grpo, dpo, opd"),
         ({"stage": "dpo"}, "has no dpo section"),
+        ({"stage": "opd", "strategy": "fsdp", "overrides": [OPD]}, "set opd.probe_steps=null"),
         ({"strategy": "zero1"}, "use one of ddp, fsdp, zero2, zero3"),
         ({"strategy": "zero3"}, "set grpo.probe_steps=null"),
         ({"strategy": "fsdp", "stage": "sft", "overrides": ["model.backend=unsloth"]}, "=transformers"),
