@@ -122,6 +122,17 @@ def test_what_counts_as_rounding_is_measured_and_a_small_adapter_is_told_from_no
         compare(*arguments)
 
 
+@pytest.mark.parametrize("apart, told", [(0.1, None), (0.3, "differ by 0.3 on average, 0.2 is allowed")])
+def test_all_weights_in_16_bits_have_a_wider_bound(apart, told):
+    kept = {"dtype": "bfloat16", "talks": [{"ids": [1], "log_probs": [-1.0, -2.0]}]}
+    arguments = kept, [([1], [-1 - apart, -2 + apart])], "bfloat16", "sft: it"
+    if not told:
+        assert compare(*arguments) == pytest.approx(apart)
+        return
+    with pytest.raises(AimoError, match=told):
+        compare(*arguments)
+
+
 def test_without_held_out_problems_nothing_is_compared(tmp_path):
     from aimo.train import served
 

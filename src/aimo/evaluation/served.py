@@ -20,7 +20,10 @@ Reading = tuple[list[int], Sequence[float]]
 """Token ids of a prompt, and the log-probabilities (n,) of the tokens of its reply."""
 # Nats between two log-probabilities, on average, that are rounding. In 16 bits the trainer's own model moves
 # when its adapter is merged: another honest computation may move it `TIMES` as far.
-EXACT, ROUNDED, TIMES = 0.0005, 0.01, 3
+EXACT, ROUNDED, TIMES = 0.0005, 0.02, 3
+ALL_WEIGHTS = (
+    0.2  # in 16 bits: they were trained in 32, and nothing says how far rounding them moves the model
+)
 FOUR_BITS = 0.5  # the adapter was trained on rounded weights, and is merged into exact ones
 ASKED_FOR = {"dtype", "quantization", "kv_cache_dtype"}  # vLLM's arguments that change what it computes
 REMEDY = "run the stage again, or raise training.served_bound"
@@ -65,7 +68,8 @@ def compare(
     difference, rounding, learnt = apart(served, merged), apart(trained, merged), apart(trained, start)
     allowed = bound
     if allowed is None:
-        allowed = EXACT if trained_in == "float32" else max(ROUNDED, TIMES * rounding)
+        in_16_bits = max(ROUNDED, TIMES * rounding) if "merged" in talks[0] else ALL_WEIGHTS
+        allowed = EXACT if trained_in == "float32" else in_16_bits
         allowed = FOUR_BITS if kept.get("four_bits") else allowed
     # An adapter that changed less than rounding does is not told from none.
     told_apart = bound is None and learnt > rounding
