@@ -31,7 +31,7 @@ from aimo.inference.sampling import BackgroundLoop, sample_seed
 from aimo.inference.settings import PUBLIC, Tags, resolve_settings
 from aimo.inference.storage import SampleFile, read_json, write_json
 from aimo.run import hub
-from aimo.run.runs import Run
+from aimo.run.runs import Run, again
 
 FAILURES = 100  # failed samples in a row that end the run
 REPORT_S = 0.5
@@ -127,7 +127,7 @@ def distil(
     try:
         return loop.run(ask_all(wanted, rows, out, seed, report, tags, weights, heard))
     except KeyboardInterrupt:
-        raise AimoError("interrupted; run the same command again to continue") from None
+        raise AimoError(f"interrupted; {again()} to continue") from None
     finally:
         loop.cancel_all()
         loop.stop()

@@ -28,7 +28,7 @@ from aimo.inference.solver import Solution
 from aimo.inference.storage import write_json
 from aimo.report import page, plots, tables
 from aimo.report.page import Section
-from aimo.run.runs import Run
+from aimo.run.runs import Run, again
 
 AIMO = "aimo1", "aimo2", "aimo3"
 
@@ -202,7 +202,7 @@ def answer_test_file(engine: Engine, run: Run) -> list[dict[str, Any]]:
 
     # What an earlier model or other settings left in the run's journal is not taken, and kept.
     answering = engine, test_csv, run.dir / rules.artefact.file, run.profile.seed, run.profile.rules
-    solutions = local.answer_file(*answering, other="", heard=heard)
+    solutions = local.answer_file(*answering, other="", heard=heard, again=again())
     run.progress(len(table), len(table))
     known = table.select("id", "answer").rows() if "answer" in table.columns else []
     read = rules.answer.gold if run.profile.rules else answers.to_integer

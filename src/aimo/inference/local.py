@@ -56,6 +56,7 @@ def answer_file(
     competition: str | Competition | None = None,
     other: str = "--out",
     heard: Callable[[str, Solution], None] = lambda question_id, solution: None,
+    again: str = AGAIN,
 ) -> dict[str, Solution]:
     """Answer a test file through `ask_each`; write the answers to `out`, a .csv or .parquet file.
 
@@ -63,8 +64,8 @@ def answer_file(
     .settings.json, and `journal_beside`). Started again, it continues from them; with `other`, the option
     that names another `out`, AimoError when they are another model's, or have other settings.
     `heard` is told of a question whenever one of its samples has ended. A failed engine is replaced. Returns
-    the solutions by id. When it is interrupted, the disk is full, or no engine can be started any more, the
-    answers so far are written and AimoError or EngineError says so.
+    the solutions by id. When it is interrupted (`again` says what continues), the disk is full, or no engine
+    can be started any more, the answers so far are written and AimoError or EngineError says so.
     """
     competition, table = read_questions(test_file, competition)
     settings = asdict(sampler.settings) | {"context": sampler.max_length}
@@ -93,7 +94,7 @@ def answer_file(
             elif supervisor.has_given_up:
                 break
     except KeyboardInterrupt:
-        raise AimoError(f"interrupted; {so_far()}; {AGAIN} to continue") from None
+        raise AimoError(f"interrupted; {so_far()}; {again} to continue") from None
     except OSError as e:
         raise AimoError(f"{so_far()}; {out}: {e.strerror}; {KEPT}") from None
     finally:

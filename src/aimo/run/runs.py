@@ -30,7 +30,7 @@ from aimo.config.profile import MODELS, STAGES
 from aimo.errors import AimoError
 from aimo.inference.settings import Settings, Texts, check_parameters
 from aimo.inference.startup import collect_less
-from aimo.inference.storage import read_json, write_json, write_whole
+from aimo.inference.storage import AGAIN, read_json, write_json, write_whole
 from aimo.inference.vllm_process import is_verbose
 from aimo.rewards.own import try_rewards
 from aimo.run import hub
@@ -273,6 +273,11 @@ def get_ready_for_cells() -> None:
 def option(name: str) -> str:
     """Return what sets a parameter where this process runs: a notebook's variable, or an option of `aimo`."""
     return name if by_hand() else f"--{name.replace('_', '-')}"
+
+
+def again() -> str:
+    """Return what continues where a person stopped it: the same cell, or the same command."""
+    return "run the cell again" if by_hand() else AGAIN
 
 
 _locks: dict[Path, TextIO] = {}
