@@ -5,10 +5,10 @@ import json
 import shutil
 
 import pytest
-from conftest import TINY
+from conftest import TINY, refused
 from model_server import Handler, on_loopback
 
-from aimo import config
+from aimo import config, pipeline
 from aimo.errors import AimoError
 from aimo.inference import startup, vllm_process
 from aimo.inference.settings import Settings
@@ -65,41 +65,51 @@ def swap(tokenizer):
     ],
 )
 def test_a_teacher_that_reads_other_tokens_is_refused(tmp_path, name, change, told):
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
-    from aimo.train import opd
+    from aimo.train import teacher
 
-    student = AutoModelForCausalLM.from_pretrained(TINY), AutoTokenizer.from_pretrained(TINY)
-    opd.check_teacher(TINY, *student)
-    with pytest.raises(AimoError, match=told) as refused:
-        opd.check_teacher(changed(tmp_path, name, change), *student)
-    assert "\n" not in str(refused.value) and "opd.teacher" in str(refused.value)
+    student = AutoTokenizer.from_pretrained(TINY), AutoConfig.from_pretrained(TINY)
+    assert teacher.check_teacher(str(TINY), *student) == TINY
+    with pytest.raises(AimoError, match=told) as e:
+        teacher.check_teacher(str(changed(tmp_path, name, change)), *student)
+    assert "\n" not in str(e.value) and "opd.teacher" in str(e.value)
 
 
 def test_a_teacher_that_ends_a_turn_with_another_token_is_refused(tmp_path):
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
-    from aimo.train import opd
+    from aimo.train import teacher
 
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(TINY), AutoTokenizer.from_pretrained(TINY)
+    student, tokenizer = AutoConfig.from_pretrained(TINY), AutoTokenizer.from_pretrained(TINY)
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(40)  # as prompt.eos_token sets it
     with pytest.raises(AimoError, match="ends a turn with"):
-        opd.check_teacher(TINY, model, tokenizer)
+        teacher.check_teacher(str(TINY), tokenizer, student)
+
+
+def test_a_wrong_teacher_is_refused_before_the_stages_that_come_first(tmp_path):
+    section = f"opd={{teacher: {TINY.with_name('tiny-tools')}, learning_rate: 1.0e-3}}"
+    command = ["run", "--profile", "tiny", "--run-dir", tmp_path / "run", "--set", section]
+    refused(*command, told=["opd.teacher: ", "has another vocabulary: token "])
+    assert not (tmp_path / "run").exists()
+    pipeline.check_run(config.load("tiny", [section]), tmp_path / "run", None, "grpo")
+    own = section.replace(str(TINY.with_name("tiny-tools")), str(tmp_path / "run/sft/model"))
+    pipeline.check_run(config.load("tiny", [own]), tmp_path / "run", None, None)
 
 
 def test_a_teacher_that_does_not_fit_beside_the_student_is_refused_before_it_is_read(tmp_path, monkeypatch):
-    from aimo.train import opd
+    from aimo.train import teacher
 
     section = f"opd={{teacher: {TINY}, learning_rate: 1.0e-3}}"
     run = runs.Run(config.load("tiny", [section, "model.dtype=bfloat16"]), tmp_path, "opd", 0.0)
     size = (TINY / "model.safetensors").stat().st_size / 2  # read in 16 bits
     monkeypatch.setattr(startup, "available_memory", lambda: int(1.02 * size))
-    assert opd.load_teacher(TINY, run).dtype.itemsize == 2
+    assert teacher.load_teacher(TINY, run).dtype.itemsize == 2
     monkeypatch.setattr(startup, "available_memory", lambda: int(0.98 * size))
     with pytest.raises(
         AimoError, match=r"opd.teacher: tiny-base takes 0.0 GB beside the student, .*a smaller"
     ):
-        opd.load_teacher(TINY, run)
+        teacher.load_teacher(TINY, run)
 
 
 def answer_as(change):
@@ -149,27 +159,27 @@ def answer_as(change):
 def test_a_server_that_cannot_grade_is_refused(change, told):
     from transformers import AutoTokenizer
 
-    from aimo.train import opd
+    from aimo.train import teacher
 
     tokenizer = AutoTokenizer.from_pretrained(TINY)
     section = {"learning_rate": 1e-3, "max_prompt_length": 512, "max_completion_length": 511}
     with on_loopback(answer_as(change)) as address:
         asked = config.training.Opd(teacher=address, **section)
         if not told:
-            return opd.check_server(asked, tokenizer)
-        with pytest.raises(AimoError, match=told) as refused:
-            opd.check_server(asked, tokenizer)
-    assert str(refused.value).startswith(f"opd.teacher: {address}") and "\n" not in str(refused.value)
+            return teacher.check_server(asked, tokenizer)
+        with pytest.raises(AimoError, match=told) as e:
+            teacher.check_server(asked, tokenizer)
+    assert str(e.value).startswith(f"opd.teacher: {address}") and "\n" not in str(e.value)
 
 
 def test_no_server_and_a_temperature_that_a_server_does_not_know_are_refused():
     from transformers import AutoTokenizer
 
-    from aimo.train import opd
+    from aimo.train import teacher
 
     asked = config.training.Opd(teacher="http://127.0.0.1:9", learning_rate=1e-3)
     with pytest.raises(AimoError, match=r"127.0.0.1:9.* does not answer"):
-        opd.check_server(asked, AutoTokenizer.from_pretrained(TINY))
+        teacher.check_server(asked, AutoTokenizer.from_pretrained(TINY))
     with pytest.raises(AimoError, match=r"opd.temperature: 0.7: a server's log-probabilities"):
         config.load("tiny", ["opd={teacher: http://a, learning_rate: 1.0e-3, temperature: 0.7}"])
 

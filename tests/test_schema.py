@@ -417,13 +417,10 @@ SFT_RUN, GRPO_RUN, DPO_RUN, OPD_RUN = map(trained, ("sft", "grpo", "dpo", "opd")
 
 def taught(profile: config.Profile, folder: Path) -> Any:
     """Whether the teacher may grade the tiny base."""
-    from transformers import AutoModelForCausalLM
+    from aimo.train import teacher
 
-    from aimo.train import models, opd
-
-    student = AutoModelForCausalLM.from_pretrained(TINY)
     try:
-        return opd.check_teacher(Path(profile.opd.teacher), student, models.load_tokenizer(TINY, profile))
+        return teacher.check_early(profile, folder)
     except AimoError as e:
         return str(e)
 

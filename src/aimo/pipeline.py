@@ -137,6 +137,11 @@ def check_run(profile: Profile, folder: Path, from_stage: str | None, until: str
         try_rewards(profile.grpo.rewards)
     if profile.inference.vllm:
         check_arguments(profile.inference.vllm)
+    last = stages.index(until) if until else len(stages)
+    if "opd" in stages[: last + 1] and not is_finished(folder, "opd"):
+        from aimo.train import teacher  # loads torch, which no other start needs
+
+        teacher.check_early(profile, folder)
 
 
 class JupyterKernel(AsyncKernelManager):

@@ -25,11 +25,11 @@ def refusals(message: str) -> Iterator[None]:
         raise AimoError(message.replace("REASON", reason)) from None
 
 
-def local_folder(base: str, revision: str | None = None) -> Path:
+def local_folder(base: str, revision: str | None = None, key: str = "model.base") -> Path:
     """Return the model folder of a path or hub id, downloaded if need be.
 
-    `revision` is a branch, tag or commit of the hub's repository. AimoError when there is no such model,
-    or when the folder holds an adapter.
+    `revision` is a branch, tag or commit of the hub's repository. AimoError, which names the `key` of the
+    profile, when there is no such model, or when the folder holds an adapter.
     """
     path = locate(base)
     if (adapter := path / "adapter_config.json").exists():
@@ -37,11 +37,11 @@ def local_folder(base: str, revision: str | None = None) -> Path:
         with contextlib.suppress(ValueError, KeyError, TypeError):
             trained_on = f" for {json.loads(adapter.read_text())['base_model_name_or_path']!r}"
         told = f"is an adapter{trained_on}, not a model; give a merged model, such as the `model` beside it"
-        raise AimoError(f"model.base: {base} {told}")
+        raise AimoError(f"{key}: {base} {told}")
     if path.is_dir():
         return path
     at = f" at revision {revision!r}" if revision else ""
-    with refusals(f"model.base: {base!r}{at} is no folder here and no model on the hub (REASON)"):
+    with refusals(f"{key}: {base!r}{at} is no folder here and no model on the hub (REASON)"):
         return Path(huggingface_hub.snapshot_download(base, revision=revision, ignore_patterns=OTHER_FORMATS))
 
 
