@@ -38,6 +38,8 @@ import machine
 from stand_in import Kaggle, Version
 
 from aimo.data import builtin
+from aimo.errors import AimoError
+from aimo.evaluation.submission import score_file
 from aimo.inference import competitions
 from aimo.inference.competitions import COMPETITIONS
 from aimo.kaggle import kernels
@@ -70,6 +72,8 @@ artefact:
     targets: [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj]
 scoring: nemotron
 """
+# Competitions that take a file: what their pages say of the metric. The rest is drafted from their data.
+FILES = {"csv": "An answer within 1 % of ours is right.", "parquet": "Accuracy."}
 FEW_PROOFS = ("provers=2", "verifiers=1", "refiners=1", "selectors=1", "proof_tokens=96", "verdict_tokens=48")
 # The commands as they are, but for Kaggle's address, and for where the records and outputs go. A status is
 # looked at each second in place of each twenty. The wheels of a small set do not cover all imports, so the
@@ -81,7 +85,8 @@ from kagglesdk import kaggle_env
 url, out = sys.argv[1:3]
 kaggle_env._env_to_endpoint[kaggle_env.KaggleEnv.PROD] = url
 from aimo.commands import run
-from aimo.kaggle import check, client, transfers, versions
+from aimo.kaggle import check, client, scores, transfers, versions
+scores.RUNS = Path(out)
 versions.POLL_S = transfers.LOOK_S = 1.0
 check.OUTPUT = Path(out, "unseen")
 versions.OUTPUT, client.RECORDS = Path(out, "output"), Path(out, "kaggle.jsonl")
@@ -164,8 +169,12 @@ class Host(Kaggle):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
         for slug in request.competition_data_sources:
-            rules = next(rules for rules in COMPETITIONS.values() if rules.slug == slug)
-            machine.attach_competition(self.machine / "input", rules, self.folder / "public.csv")
+            for name, data in self.competitions.get(slug, {}).get("files", {}).items():
+                path = self.machine / "input" / slug / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(data)
+            if slug == RULES.slug:
+                machine.attach_competition(self.machine / "input", RULES, self.folder / "public.csv")
 
     def DownloadDataFiles(self, request: Any) -> bytes:
         """The competition's public files."""
@@ -183,8 +192,30 @@ class Host(Kaggle):
         row = self.submissions[0]
         row |= {"status": "PENDING", "publicScore": ""}
         version = self.kernels[f"{request.kernel_owner}/{request.kernel_slug}"][request.kernel_version - 1]
-        threading.Thread(target=self.rerun, args=(version, row), daemon=True).start()
+        rerun = self.rerun if request.competition_name == RULES.slug else self.rerun_for_file
+        threading.Thread(target=rerun, args=(version, row), daemon=True).start()
         return taken
+
+    def rerun_for_file(self, version: Executed, row: dict[str, Any]) -> None:
+        """Answer the hidden problems in place of the public ones, and score the file as the host does."""
+        (slug,) = version.request.competition_data_sources
+        rules = competitions.read_competition(self.folder.parent / f"{slug}.yaml")
+        working = self.machine / "working"
+        with self.busy:
+            self.lay_out(version.request, self.inputs(version.request)[0])
+            hidden = (line.rpartition(",")[0] for line in self.hidden_csv.read_text().splitlines())
+            text = "\n".join(hidden).replace("id,problem", "row_id,question", 1)
+            (self.machine / "input" / slug / "test.csv").write_text(text)
+            ran = machine.run(
+                version.request.text, self.machine / "input", working, KAGGLE_IS_COMPETITION_RERUN="1"
+            )
+            try:
+                found = score_file(rules, working / rules.artefact.file, self.hidden_csv)
+            except AimoError as e:
+                row |= {"status": "ERROR", "errorDescription": str(e)}
+                return
+        state = "COMPLETE" if ran else "ERROR"
+        row |= {"status": state, "publicScore": found.split()[0].rstrip(",")}
 
     def rerun(self, version: Executed, row: dict[str, Any]) -> None:
         """Answer the hidden problems in the competition's passes, and score them."""
@@ -257,6 +288,16 @@ class Rehearsal:
         if done.returncode:
             sys.exit(f"step {what!r} failed with exit code {done.returncode}")
         return done.stdout
+
+    def await_score(self, what: str) -> None:
+        """Wait until Kaggle has scored the last submission."""
+        begun = time.monotonic()
+        while self.host.submissions[0]["status"] == "PENDING":
+            time.sleep(1)
+        seconds = round(time.monotonic() - begun, 1)
+        self.rows.append({"step": what, "command": "(Kaggle)", "seconds": seconds})
+        if self.host.submissions[0]["status"] == "ERROR":
+            sys.exit(f"{what}: {self.host.submissions[0]}")
 
     def link(self, path: Path) -> Any:
         """A link to what a step left."""
@@ -331,6 +372,37 @@ def lock_file(path: Path) -> Path:
     return path
 
 
+def submit_file(run: Rehearsal, kind: str, model: str) -> str:
+    """Go from a competition's address to the score of a file of answers; return it."""
+    import polars as pl
+
+    out, slug = run.out, f"tiny-{kind}"
+    asked = pl.read_csv(out / "kaggle" / "public.csv").rename({"id": "row_id", "problem": "question"})
+    sample = asked.select("row_id", prediction=pl.lit(7))
+    files = {"test.csv": io.BytesIO(), f"sample_submission.{kind}": io.BytesIO()}
+    asked.write_csv(files["test.csv"])
+    sample.write_csv(files[f"sample_submission.{kind}"]) if kind == "csv" else sample.write_parquet(
+        files[f"sample_submission.{kind}"]
+    )
+    run.host.competitions[slug] = {
+        "about": {"title": f"Answers in {kind}", "maxDailySubmissions": 5},
+        "pages": {"evaluation": FILES[kind], "code": "GPU Notebooks run for 9 hours."},
+        "files": {name: content.getvalue() for name, content in files.items()},
+    }
+    rules, folder = out / f"{slug}.yaml", out / "kernels" / slug
+    folder.mkdir()
+    run.step(f"{kind}: draft", "competition", "new", slug, "--out", str(rules), leaves=rules)
+    built = ("kernel", "build", "submission", "--profile", "tiny", "--competition", str(rules))
+    run.step(f"{kind}: kernel", *built, "--out", str(folder))
+    left = out / "output" / f"aimo-{slug}" / "1" / f"submission.{kind}"
+    run.step(f"{kind}: push", "kaggle", "push", str(folder), "--model", model, "--wait", leaves=left)
+    submitted = ("kaggle", "submit", f"aimo-{slug}", "--message", kind, "--competition", str(rules))
+    run.step(f"{kind}: submit", *submitted)
+    run.await_score(f"{kind}: the hidden problems")
+    run.step(f"{kind}: scores", "kaggle", "scores", str(rules))
+    return f"{kind} {run.host.submissions[0]['publicScore']}"
+
+
 def rehearse(out: Path) -> str:
     """Do all steps and return the line with the score."""
     folder = out / "kernels"
@@ -366,13 +438,11 @@ def rehearse(out: Path) -> str:
     left = out / "output" / "aimo-submission" / "1" / "submission.parquet"
     run.step("submission", *push, str(folder / "submission"), "--model", f"{model}/1", "--wait", leaves=left)
     run.step("submit", "kaggle", "submit", "aimo-submission", "--message", "dress rehearsal")
-    begun = time.monotonic()
-    while run.host.submissions[0]["status"] == "PENDING":
-        time.sleep(1)
-    seconds = round(time.monotonic() - begun, 1)
-    run.rows.append({"step": "the hidden problems, twice", "command": "(Kaggle)", "seconds": seconds})
+    run.await_score("the hidden problems, twice")
     run.step("scores", "kaggle", "scores")
-    # The other artefacts: an adapter, and texts.
+    score = run.host.submissions[0]["publicScore"]
+    # The other artefacts: files of answers, an adapter, and texts.
+    others = [submit_file(run, kind, f"{model}/1") for kind in FILES]
     (out / "adapter.yaml").write_text(ADAPTER)
     pack = ("kaggle", "pack", str(report / "2" / "run" / "sft"), "--competition", str(out / "adapter.yaml"))
     run.step("adapter", *pack, "--no-serve", leaves=report / "2" / "run" / "submission.zip")
@@ -383,11 +453,10 @@ def rehearse(out: Path) -> str:
     run.step("proofs", *proofs, leaves=out / "submission.csv")
     if wrong := run.host.wrong:
         sys.exit(f"requests that Kaggle would refuse: {wrong}")
-    score = run.host.submissions[0]["publicScore"]
-    said = f"Score: {score or 'none'} of 10."
+    said = f"Score: {score or 'none'} of 10. Files: {', '.join(others)}."
     run.write(said)
     run.host.close()
-    if not score:
+    if not score or not all(others):
         sys.exit(f"the submission failed: {run.host.submissions[0]}")
     return said
 

@@ -93,5 +93,23 @@ def test_choose_takes_the_best_hold_out_of_each_run_and_says_how_sure_that_is(ka
     assert 95 < chances[0] < 99 and sum(chances) in (99, 100, 101), "0.9 and 0.8 of 100 are not far apart"
 
 
+def test_a_run_that_measured_nothing_has_the_figure_of_the_kernel_evaluate(kaggle, aimo, submitted, tmp_path):
+    from aimo.kaggle import client
+
+    submitted("trained-there", 0.5, "20")
+    (tmp_path / "runs/trained-there/metrics.json").write_text('{"stages": {"data": {"heldout_rows": 9}}}')
+    model = "me/trained-there/transformers/default/1"
+    client.add_record("push", kernel="me/aimo-evaluate", version=3, models=[model])
+    client.add_record("push", kernel="me/aimo-evaluate", version=4, models=["you/other/transformers/b/1"])
+    assert "0.75" not in aimo("scores")[1], "its output is not here yet"
+    folder = tmp_path / "output" / "aimo-evaluate" / "3"
+    folder.mkdir(parents=True)
+    rows = [{"file": name, "questions": 10, "right in each pass": [8, 7]} for name in ("a", "b")]
+    (folder / "evaluation.json").write_text(json.dumps(rows))
+    out = aimo("scores")[1]
+    assert "0.750 (0.531 to 0.888)" in out and " vote " in out
+    assert "vote 0.750 (0.531 to 0.888) of 20 held-out problems" in aimo("choose", "--count", "1")[1]
+
+
 def test_choose_without_a_hold_out_is_one_line(kaggle, refused):
     assert "no submission has a hold-out figure" in refused("choose")

@@ -1,7 +1,8 @@
 """The competitor's table: each submission beside what its model reached on held-out problems; and a choice.
 
 The hold-out figure is that of the last model of the run that made it: the share of the run's held-out
-problems whose vote is right, with Wilson's 95 % interval (1927).
+problems whose vote is right, with Wilson's 95 % interval (1927). A run that measured none, as on Kaggle, has
+that of the kernel `evaluate`, where its output was downloaded.
 """
 
 import contextlib
@@ -20,7 +21,8 @@ from kagglesdk.competitions.types import competition_api_service as of_competiti
 from aimo import config
 from aimo.config import ROOT, RUNS
 from aimo.errors import AimoError
-from aimo.inference.storage import write_json
+from aimo.inference.storage import read_json, read_lines, write_json
+from aimo.kaggle import client, versions
 from aimo.kaggle.check import slug_of
 from aimo.kaggle.client import Api, find_record
 from aimo.report import page, pages, tables
@@ -83,7 +85,8 @@ def list_submissions(api: Api, slug: str) -> list[Submission]:
             made = next(filter(None, models), {}) | pushed | submitted  # the first known model's run
             folder = ROOT / made["run"] if made.get("run") else None
             score = one.public_score or one.status.name.lower()
-            held, notes = (held_out(folder), first_note(folder)) if folder else (None, "")
+            held = (held_out(folder) if folder else None) or evaluated(pushed.get("models", []))
+            notes = first_note(folder) if folder else ""
             found.append(Submission(one.ref, one.date, score, one.description, made, held, notes))
     return found
 
@@ -100,6 +103,22 @@ def held_out(folder: Path) -> HeldOut | None:
     if not votes or not n:
         return None
     return HeldOut(votes[0], figures[votes[0]], n, hashlib.sha256(problems.read_bytes()).hexdigest())
+
+
+def evaluated(models: list[str]) -> HeldOut | None:
+    """Return what the last kernel `evaluate` with one of these models found, if its output is here."""
+    for line in reversed(read_lines(client.RECORDS)):
+        if line["did"] != "push" or not {*models} & {*line.get("models", [])}:
+            continue
+        slug, number = str(line["kernel"]).rpartition("/")[2], str(line["version"])
+        path = versions.OUTPUT / slug / number / "evaluation.json"
+        if path.is_file():
+            rows = read_json(path, "download the output again", list)
+            n = sum(row["questions"] for row in rows)
+            right = sum(statistics.mean(row["right in each pass"]) for row in rows)
+            files = ", ".join(f"{row['file']} ({row['questions']})" for row in rows)
+            return HeldOut("vote", right / n, n, files) if n else None
+    return None
 
 
 def first_note(folder: Path) -> str:
@@ -163,7 +182,7 @@ def choose_submissions(submissions: list[Submission], count: int) -> list[str]:
     by_run: dict[str, Submission] = {}
     for one in submissions:
         if one.held and one.score != "error":
-            by_run.setdefault(str(one.made["run"]), one)
+            by_run.setdefault(str(one.made.get("run") or one.made.get("models")), one)
     exams = [one.held.problems for one in by_run.values() if one.held]
     if not exams:
         raise AimoError("no submission has a hold-out figure: push the model of a run whose data has heldout")
@@ -182,7 +201,7 @@ def choose_submissions(submissions: list[Submission], count: int) -> list[str]:
         named = f"{place}. submission {one.ref}" if place <= count else f"not chosen: {one.ref}"
         figure = f"{held.figure} {held} of {held.n} held-out problems, public score {one.score}"
         sure = f"among the best {count} of {len(ranked)} with a chance of {chance:.0%}"
-        lines.append(f"{named}, {one.made['run']}: {figure}; {sure}")
+        lines.append(f"{named}, {one.made.get('run', 'no run')}: {figure}; {sure}")
     if len(ranked) > count:
         (last, _), (next_, _) = ranked[count - 1], ranked[count]
         noise = last.share * (1 - last.share) + next_.share * (1 - next_.share)
@@ -192,6 +211,6 @@ def choose_submissions(submissions: list[Submission], count: int) -> list[str]:
             told = f"about {needed:,} held-out problems would tell the last chosen one from the next"
         lines.append(told)
     if left_out := [one for one in by_run.values() if one.held and one.held.problems != exam]:
-        named = ", ".join(f"{one.ref} ({one.made['run']})" for one in left_out)
+        named = ", ".join(f"{one.ref} ({one.made.get('run', 'no run')})" for one in left_out)
         lines.append(f"not compared, as they were measured on other problems: {named}")
     return lines
