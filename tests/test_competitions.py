@@ -301,6 +301,21 @@ def test_the_kernel_ships_the_competition_and_answers_in_an_empty_folder_as_on_k
     assert f"score: 0.6667, the {read_competition(rules).scoring} of 3 questions" in done.stdout
 
 
+def test_a_file_may_have_other_columns_and_in_parquet_ids_that_are_integers(tmp_path):
+    rules, test, sampler, _ = laid_out(tmp_path, "letters")
+    others = "answer: prediction, others: {language: en, version: 2}}"
+    rules.write_text(LETTERS.replace("kind: csv", "kind: parquet").replace("answer: prediction}", others))
+    answer_file(sampler, test, tmp_path / "submission.parquet", 0, str(rules))
+    table = pl.read_parquet(tmp_path / "submission.parquet")
+    assert table.rows() == [(7, "B", "en", 2), (8, "C", "en", 2), (9, "A", "en", 2)]
+    assert table.columns == ["row_id", "prediction", "language", "version"]
+    assert "0.6667" in submission.score_file(read_competition(rules), tmp_path / "submission.parquet", test)
+    assert "with row_id, prediction, language, version" in here("competition", "check", rules).stdout
+    test.write_text(test.read_text().replace("\n7,", "\n07,"))
+    answer_file(script(THREE["letters"][2]), test, tmp_path / "again.parquet", 0, str(rules))
+    assert pl.read_parquet(tmp_path / "again.parquet")["row_id"].to_list() == ["07", "8", "9"]
+
+
 def test_a_session_that_dies_leaves_a_whole_file(tmp_path, monkeypatch):
     rules, test, sampler, _ = laid_out(tmp_path, "letters")
     monkeypatch.chdir(tmp_path)

@@ -51,7 +51,7 @@ def packed(data):
             [
                 "inputs: {id: id, problem: stem, test: test.parquet.csv}",
                 "answer: {kind: number, relative: 0.05}  # ? seen: 3.14, -2e5",
-                "artefact: {kind: csv, id: id, answer: answer}  # ? sample submission: id, answer, language",
+                "artefact: {kind: csv, id: id, answer: answer, others: {language: en}}  # ?",
                 "scoring: tolerance  # ?",
                 "accelerators: []  # ?",
                 "session_s: 32400  # ? no hours are named",

@@ -50,7 +50,8 @@ def check(
     rules = competitions.find_competition(competition)
     inputs, artefact = rules.inputs, rules.artefact
     options = f", options {', '.join(inputs.options)}" if inputs.options else ""
-    columns = "" if artefact.kind == "adapter" else f" with {artefact.id}, {artefact.answer}"
+    named = ", ".join([artefact.id, artefact.answer, *artefact.others])
+    columns = "" if artefact.kind == "adapter" else f" with {named}"
     through = f" through {artefact.server}" if artefact.server else ""
     print(f"competition: {competitions.name_of(competition)}, {rules.slug}")
     print(f"asks: {inputs.problem} of {inputs.id}{options}, {rules.passes} times")

@@ -248,10 +248,11 @@ def score_file(rules: Competition, submission: Path, known: Path) -> str:
     """
     competitions.check_scored(rules)
     artefact, columns = rules.artefact, (rules.artefact.id, rules.artefact.answer)
+    written = [*columns, *artefact.others]
     given = files.read_texts(submission, "submission ")
-    if given.columns != list(columns):
+    if given.columns != written:
         there = listed(given.columns)
-        raise AimoError(f"submission {submission} has the columns {there}; it needs {', '.join(columns)}")
+        raise AimoError(f"submission {submission} has the columns {there}; it needs {', '.join(written)}")
     right = files.read_texts(known, "answers ")
     id_ = next((name for name in (artefact.id, rules.inputs.id, "id") if name in right.columns), None)
     answer = next((name for name in ("answer", artefact.answer) if name in right.columns), None)

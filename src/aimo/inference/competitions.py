@@ -71,6 +71,7 @@ class Artefact:
     server: str | None = None  # module and class in `kaggle_evaluation`
     id: Tag = "id"  # the columns of the file
     answer: Tag = "answer"
+    others: dict[Tag, str | int | float] = field(default_factory=dict)  # columns after these, and their value
     lora: AdapterRules | None = None
 
     def __post_init__(self) -> None:
@@ -80,8 +81,11 @@ class Artefact:
             raise ValueError("lora: what the host takes goes with kind: adapter, and with no other")
         if self.kind == "server" and (self.id, self.answer) != ("id", "answer"):
             raise ValueError("id, answer: a server's rows have the columns id and answer; leave the keys out")
-        if self.id == self.answer:
-            raise ValueError(f"id, answer: two columns cannot both be named {self.id}")
+        if self.others and self.kind not in ("csv", "parquet"):
+            raise ValueError("others: goes with kind: csv and parquet alone; leave the key out")
+        names = [self.id, self.answer, *self.others]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"id, answer, others: two columns cannot both be named {twice}")
 
     @property
     def file(self) -> str:

@@ -210,12 +210,20 @@ def ask_each(
 def write_answers(
     out: Path, ids: Iterable[str], answers: Mapping[str, Value], rules: Competition, fill: bool = False
 ) -> None:
-    """Write answers in the columns of a competition's artefact; `fill`: the others with the fallback."""
+    """Write answers in the columns of a competition's artefact; `fill`: the others with the fallback.
+
+    In a file of its own kind that holds types, ids that are integers are written as such.
+    """
     if fill:
         answers = {question_id: answers.get(question_id, rules.answer.fallback) for question_id in ids}
     rows = [(question_id, answers[question_id]) for question_id in ids if question_id in answers]
     columns = {rules.artefact.id: pl.String, rules.artefact.answer: rules.answer.column}
-    table = pl.DataFrame(rows, columns, orient="row")
+    table = pl.DataFrame(rows, columns, orient="row").with_columns(
+        pl.lit(value).alias(name) for name, value in rules.artefact.others.items()
+    )
+    id_ = rules.artefact.id
+    if rules.artefact.kind == "parquet" and table[id_].str.contains(r"^(0|-?[1-9]\d{0,17})$").all():
+        table = table.with_columns(pl.col(id_).cast(pl.Int64))
     content = io.BytesIO()
     table.write_csv(content) if out.suffix == ".csv" else table.write_parquet(content)
     write_whole(out, content.getvalue())

@@ -102,6 +102,7 @@ def draft_competition(api: Api, competition: str) -> str:
     else:
         id_, value = given.columns[:2] if len(given.columns) > 1 else ("id", "answer")
         artefact = {"kind": Path(sample or "x.csv").suffix[1:], "id": id_, "answer": value}
+        artefact |= {"others": given[0, 2:].to_dicts()[0]} if len(given.columns) > 2 and len(given) else {}
     is_sure = bool(code and called) if server else len(given.columns) == 2
     machines = [name for name, pattern in MACHINES.items() if re.search(pattern, pages)]
     hours = r"(\d+(?:\.\d+)?)[\s-]*hours?"
