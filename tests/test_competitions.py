@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -154,6 +155,33 @@ def test_a_competition_of_ten_lines_goes_from_questions_to_a_file_that_its_metri
         q.id: replay.replay_order(q, range(len(q.ours)), replay.parse_rule("all"))[0] for q in read.questions
     }
     assert shares == {"7": True, "8": True, "9": False}
+
+
+@pytest.mark.parametrize("name", THREE)
+def test_public_traces_and_journals_of_two_sessions_are_replayed_by_the_competition_s_equality(
+    tmp_path, name
+):
+    rules, test, *_ = laid_out(tmp_path, name)
+    golds = dict(pl.read_csv(test, infer_schema=False)["row_id", "answer"].rows())
+    said = zip(golds.items(), THREE[name][2].values(), strict=True)
+    rows = [
+        {"id": id_, "answer": gold, "samples": [{"text": text} for text in texts]}
+        for (id_, gold), texts in said
+    ]
+    (tmp_path / "public.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (read,) = traces.read_traces([tmp_path / "public.jsonl"], None, read_competition(rules).answer)
+    right = [replay.replay_order(q, range(4), replay.parse_rule("all"))[0] for q in read.questions]
+    assert right == [True, True, False]
+    done = here("replay", tmp_path / "public.jsonl", "--competition", rules, "--draws", "2")
+    assert done.returncode == 0 and "public: 3 questions" in done.stdout
+    assert here("forecast", tmp_path / "public.jsonl", "--competition", rules, "--draws", "2").returncode == 0
+    # Two sessions, whose first answers are written in two ways.
+    for session in (1, 2):
+        turned = {key: texts[session:] + texts[:session] for key, texts in THREE[name][2].items()}
+        answer_file(script(turned), test, tmp_path / f"s{session}.csv", session, str(rules))
+    (read,) = traces.read_traces([tmp_path / f"s{session}.journal.jsonl" for session in (1, 2)], golds)
+    votes = Counter(sample.answer for sample in read.questions[0].ours)
+    assert max(votes.values()) >= 4, "equal answers of both sessions are one group"
 
 
 @pytest.mark.parametrize(

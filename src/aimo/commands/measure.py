@@ -11,6 +11,7 @@ from aimo.config import read_values
 from aimo.errors import AimoError
 from aimo.evaluation import traces
 from aimo.evaluation.benchmarks import find_benchmark
+from aimo.inference.answer_kinds import INTEGER
 from aimo.inference.competitions import find_competition
 from aimo.inference.model_folder import check_model_folder, read_adapter
 from aimo.inference.storage import write_json
@@ -34,6 +35,9 @@ def replay(
     budget: Annotated[
         float, opt("Wall time of a question at most: seconds, or tokens of a sample.", min=0)
     ] = math.inf,
+    competition: Annotated[
+        str | None, opt("A competition's name or YAML file, whose answers public traces hold.")
+    ] = None,
     to: Annotated[Path | None, opt("Write the figures here too.", "--json")] = None,
     plot: Annotated[Path | None, opt("Draw accuracy against tokens here.")] = None,
 ) -> None:
@@ -44,7 +48,8 @@ def replay(
     options.check_folder("--plot", plot)
     rules = [replay.parse_rule(name) for name in policy or []]
     figures = []
-    for one in traces.read_traces(files, traces.read_gold_file(answers) if answers else {}):
+    kind = find_competition(competition).answer if competition else INTEGER
+    for one in traces.read_traces(files, traces.read_gold_file(answers) if answers else {}, kind):
         rows = replay.compare_rules(one, rules, draws, seed, samples, budget)
         replay.show_rules(one, rows)
         figures += rows
@@ -61,7 +66,9 @@ def replay(
 def forecast(
     files: Journals,
     competition: Annotated[str, opt("aimo1, aimo2, aimo3, or a YAML file.")] = "aimo3",
-    runs: Annotated[int, opt("How often each question is asked.", min=1)] = 2,
+    runs: Annotated[
+        int | None, opt("How often each question is asked; as the competition does.", min=1)
+    ] = None,
     policy: Annotated[str, opt("A rule, as for `aimo replay`.")] = "ours",
     answers: options.Golds = None,
     samples: Annotated[int, opt("Samples of a question.", min=1)] = 16,
@@ -72,10 +79,11 @@ def forecast(
     from aimo.evaluation import forecast, replay  # draw with matplotlib
 
     rules = find_competition(competition)
-    for one in traces.read_traces(files, traces.read_gold_file(answers) if answers else {}):
+    given = traces.read_gold_file(answers) if answers else {}
+    for one in traces.read_traces(files, given, rules.answer):
         chances = forecast.chances_of(one.questions, replay.parse_rule(policy), samples, draws, seed)
         print(f"{one.name}: {len(one.questions)} questions recorded, {policy}, {samples} samples")
-        forecast.show_forecast(forecast.forecast_score(chances, runs, rules.questions))
+        forecast.show_forecast(forecast.forecast_score(chances, runs or rules.passes, rules.questions))
 
 
 def evaluate_command(

@@ -9,7 +9,7 @@ The keys of a line tell the formats apart (JSON lines, a question each but for t
 import json
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -79,9 +79,12 @@ class Traces:
     stopped: int = 0  # samples stopped before they ended: without a vote, with the tokens that they wrote
 
 
-def read_traces(paths: Sequence[Path], golds: Mapping[str, int | str] | None = None) -> list[Traces]:
+def read_traces(
+    paths: Sequence[Path], golds: Mapping[str, int | str] | None = None, kind: AnswerKind = INTEGER
+) -> list[Traces]:
     """Return all that the files hold; `golds` by question go over those of the files.
 
+    `kind` is that of the answers in public traces; a journal names its own.
     Raises AimoError for a line that is cut off, has unknown fields or is of another model than the journals
     before it, and for a question without a gold answer.
     """
@@ -89,7 +92,7 @@ def read_traces(paths: Sequence[Path], golds: Mapping[str, int | str] | None = N
     for path in paths:
         first = next(lines(path), (0, {}))[1]
         if "samples" in first or "attempts" in first:
-            traces.append(Traces(path.stem, list(public(path, golds or {}))))
+            traces.append(Traces(path.stem, list(public(path, golds or {}, kind))))
         elif "key" in first or "journal" in first:
             journals.append(path)
         else:
@@ -114,12 +117,24 @@ def lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise AimoError(f"{path}, line {number}: cut off; {remedy}") from None
 
 
-def public(path: Path, golds: Mapping[str, int | str]) -> Iterator[RecordedQuestion]:
+def public(path: Path, golds: Mapping[str, int | str], kind: AnswerKind) -> Iterator[RecordedQuestion]:
+    is_integer = kind.type is int  # of any size
+    read, find = (answers.to_integer, answers.extract) if is_integer else (kind.read, kind.find)
     for number, row in lines(path):
         name, where = str(row.get("id", number)), f"{path}, line {number}"
-        gold = answers.to_integer(str(golds.get(name, row.get("answer"))))
+        given = str(golds.get(name, row.get("answer")))
+        gold = answers.to_integer(given) if is_integer else kind.gold(given)
         if gold is None:
-            raise AimoError(f"{where}: question {name} has no integer as its answer; correct it")
+            noun = "integer" if is_integer else kind.noun
+            raise AimoError(f"{where}: question {name} has no {noun} as its answer; correct it")
+        firsts = [gold]  # one of each group of equal answers
+
+        def vote(text: str | None, firsts: list[Any] = firsts) -> Any:
+            value = read(text)
+            first = value if value is None else kind.group(value, firsts)
+            firsts.extend([first] * (first is value and value is not None and not kind.is_exact))
+            return first
+
         key = "attempts" if "attempts" in row and "samples" not in row else "samples"
         try:
             samples = KINDS[key].validate_python(row.get(key))
@@ -127,29 +142,35 @@ def public(path: Path, golds: Mapping[str, int | str]) -> Iterator[RecordedQuest
             raise AimoError(f"{where}: {key}.{explain(e.errors()[0])}; {REMEDY}") from None
         if key == "samples":
             texts = [sample.text for sample in samples]
-            yield RecordedQuestion(gold, [*map(as_peers, texts)], [*map(as_ours, texts)], name)
+            peers = [as_peers(text, vote, find) for text in texts]
+            ours = [as_ours(text, vote, find) for text in texts]
+            yield RecordedQuestion(gold, peers, ours, name, kind)
         else:
-            ours = [replace(one, answer=answers.to_integer(str(one.answer))) for one in samples]
-            yield RecordedQuestion(gold, samples, ours, name)
+            ours = [replace(one, answer=vote(str(one.answer))) for one in samples]
+            yield RecordedQuestion(gold, samples if is_integer else ours, ours, name, kind)
 
 
-def as_peers(text: str) -> RecordedSample:
+def as_peers(
+    text: str, vote: Callable[[str | None], Any], find: Callable[[str], str | None]
+) -> RecordedSample:
     """Read a completion to its end: its answer, else the last number in its last 200 characters.
 
     The labels of the traces were made in the same way.
     """
-    found = answers.extract(text)
+    found = find(text)
     if found is None:
         found = (re.findall(r"-?\d+(?:\.\d+)?", text[-200:]) or [None])[-1]
-    number = answers.to_integer(found)
-    return RecordedSample(len(text) / CHARACTERS, found if number is None else number)
+    value = vote(found)
+    return RecordedSample(len(text) / CHARACTERS, found if value is None else value)
 
 
-def as_ours(text: str) -> RecordedSample:
+def as_ours(
+    text: str, vote: Callable[[str | None], Any], find: Callable[[str], str | None]
+) -> RecordedSample:
     """Read a completion to its final answer, or to where it degenerates."""
 
-    def read(text: str) -> int | None:
-        return answers.to_integer(answers.extract(text))
+    def read(part: str) -> Any:
+        return vote(find(part))
 
     final = voting.final_answer(text, read)
     end, answer = final or (len(text), None)
@@ -185,7 +206,13 @@ def pool_journals(paths: Sequence[Path], golds: Mapping[str, int | str]) -> Trac
                 # A vote goes under the first of its equals: what programs printed does too.
                 printed = tuple(p if p is None else kind.group(p, [one.answer]) for p in one.printed)
                 confidence = one.logprob, one.tail_logprob, one.entropy, one.tail_entropy
-                sample = RecordedSample(one.tokens, one.answer, pace, printed, *confidence)
+                # Each session has firsts of its own.
+                firsts = [
+                    sample.answer for sample in by_question.get(entry.id, ()) if sample.answer is not None
+                ]
+                answer = one.answer if one.answer is None else kind.group(one.answer, dict.fromkeys(firsts))
+                printed = tuple(p if p is None else kind.group(p, [answer]) for p in printed)
+                sample = RecordedSample(one.tokens, answer, pace, printed, *confidence)
                 by_question.setdefault(entry.id, []).append(sample)
                 stopped += one.end is End.STOPPED
     if without := sorted(by_question.keys() - golds.keys()):
