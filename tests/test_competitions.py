@@ -20,7 +20,8 @@ from scripted import Scripted
 
 from aimo import config, pipeline
 from aimo.commands import options
-from aimo.data import prepare
+from aimo.config import Distil
+from aimo.data import distil, prepare
 from aimo.errors import AimoError
 from aimo.evaluation import evaluate, replay, scores, submission, traces
 from aimo.evaluation.benchmarks import Question
@@ -219,6 +220,9 @@ def test_a_profile_s_competition_decides_which_rows_stay_what_is_right_and_what_
     measured = scores.sample_rows(sampler, rows, profile.prompt, 4, 0, rules=profile.rules)
     shares = {"floats": [3, 3, 1], "letters": [3, 2, 1], "texts": [2, 3, 1]}[name]
     assert measured.right.sum(axis=1).tolist() == shares and measured.votes().tolist() == [1, 1, 0]
+    if name == "letters":  # a teacher sees the options too
+        asked = distil.distilled_problems(Distil(source=str(test)), 0, profile.rules)["problem"][0]
+        assert asked.endswith("A. 1\nB. 2\nC. 3\nD. 4")
     run = runs.Run(profile, tmp_path / "run", "inference", 0.0)
     run.dir.mkdir()
     records = submission.answer_test_file(script(THREE[name][2]), run)

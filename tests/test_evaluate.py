@@ -521,6 +521,17 @@ def test_pass_rates_and_pairs_are_of_any_answer(public_model, a_run, monkeypatch
     run = a_run("dpo", "dpo={learning_rate: 1e-6, samples: 2}")
     (pair,) = dpo.sample_pairs(public_model, ROWS, run)
     assert "3.5" in pair["chosen"][0]["content"] and "4" in pair["rejected"][0]["content"]
+    # Of a competition, by its equality: 4 is within 20 % of 3.5, and no completion is wrong.
+    near = {"slug": "near", "answer": {"kind": "number", "relative": 0.2}, "rules": "A number."}
+    near |= {"artefact": {"kind": "csv"}, "scoring": "tolerance"}
+    given = f"competition={json.dumps(near)}"
+    run = a_run("grpo", "grpo.pass_rate=[0.2, 1]", "grpo.pass_rate_samples=2", given)
+    (run.folder / "pass_rates.json").unlink(missing_ok=True)
+    assert scores.within_pass_rate(public_model, ROWS, run)[1] == [1.0, 1.0, 0.0]
+    run = a_run("dpo", "dpo={learning_rate: 1e-6, samples: 2}", given)
+    (run.folder / "pairs.json").unlink(missing_ok=True)
+    with pytest.raises(AimoError, match="none of 3 problems gave a right and a worse completion"):
+        dpo.sample_pairs(public_model, ROWS, run)
 
 
 # Leakage and published figures

@@ -26,6 +26,7 @@ from aimo.data.model_servers import SampleError, Servers
 from aimo.errors import AimoError
 from aimo.inference import vllm_process
 from aimo.inference.answer_kinds import AnswerKind
+from aimo.inference.competitions import Competition
 from aimo.inference.model_folder import identity
 from aimo.inference.sampling import BackgroundLoop, sample_seed
 from aimo.inference.settings import PUBLIC, Tags, resolve_settings
@@ -101,8 +102,9 @@ def distil_in_run(run: Run, so_far: Any = None) -> Tally:
             run.progress(tally.known + tally.done + tally.failed.total(), tally.samples, note)
 
         seed, tags = run.profile.seed, run.profile.prompt.tags
-        heard = [so_far.add] if so_far else []
-        return distil(wanted, run.folder / "samples.jsonl", seed, report, tags, weights, *heard)
+        options: dict[str, Any] = {"heard": so_far.add} if so_far else {}
+        given = wanted, run.folder / "samples.jsonl", seed, report, tags, weights
+        return distil(*given, rules=run.profile.rules, **options)
 
 
 def distil(
@@ -113,16 +115,18 @@ def distil(
     tags: Tags = PUBLIC[0],
     weights: str = "",
     heard: Heard = lambda problem, answer, completion: None,
+    rules: Competition | None = None,
 ) -> Tally:
     """Ask for every sample that the file does not have yet, and return what was done.
 
     `report` is called twice a second. `tags` enclose the thought in `generation`. `weights` identifies a
     teacher that is served here; other teachers are known by their name. `heard` gets problem, answer and
-    completion of each sample whose answer is known. One failed sample costs that sample alone. AimoError when
+    completion of each sample whose answer is known. A file may be laid out as the test file of a competition
+    with `rules`. One failed sample costs that sample alone. AimoError when
     every sample fails, no server answers any more, or the disk is full; what is written stays. The memory is
     that of the problems, whatever the number of samples.
     """
-    rows = distilled_problems(wanted, seed)
+    rows = distilled_problems(wanted, seed, rules)
     loop = BackgroundLoop()
     try:
         return loop.run(ask_all(wanted, rows, out, seed, report, tags, weights, heard))
@@ -133,9 +137,9 @@ def distil(
         loop.stop()
 
 
-def distilled_problems(wanted: Distil, seed: int) -> pl.DataFrame:
+def distilled_problems(wanted: Distil, seed: int, rules: Competition | None = None) -> pl.DataFrame:
     """Return the problems of a source or mixture: one row for each different `id`, or else text."""
-    rows, _ = sources.load_mixture(wanted, seed, "distil")
+    rows, _ = sources.load_mixture(wanted, seed, "distil", rules)
     rows = rows.with_columns(id=pl.coalesce("id", "problem")).select("id", "problem", "answer", "source")
     rows = rows.drop_nulls("problem").unique("id", keep="first", maintain_order=True)
     if rows.is_empty():

@@ -35,7 +35,8 @@ def sample_pairs(model: Any, rows: Rows, run: Run) -> Rows:
         return read_json(kept, "remove it, and the problems are sampled again", list)  # type: ignore[no-any-return]
     rows, seed = rows[: dpo.problems], run.profile.seed
     with Engine(model, run.profile.solver_settings(model), seed=seed) as engine:
-        found = sample_rows(engine, rows, run.profile.prompt, dpo.samples, seed, run.progress)
+        asked = rows, run.profile.prompt, dpo.samples, seed, run.progress
+        found = sample_rows(engine, *asked, run.profile.rules)
     pairs = []
     for row, group, right in zip(rows, found.traces, found.right.tolist(), strict=True):
         pairs += pair_up(row["prompt"], group, right, run.profile)
