@@ -47,7 +47,7 @@ run = runs.begin("distil", profile, run_dir, overrides, redo)
 # missing.
 
 # %%
-tally = distil.distil_in_run(run, SoFar(run.profile.prompt.tags))
+tally = distil.distil_in_run(run, SoFar(run.profile.prompt.tags, run.profile.answer_kind))
 print(tally)
 
 # %% [markdown]

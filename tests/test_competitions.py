@@ -32,7 +32,7 @@ from aimo.inference.competitions import COMPETITIONS, METRICS, find_competition,
 from aimo.inference.journal import Journal
 from aimo.inference.local import answer_file, journal_beside, read_questions
 from aimo.inference.solver import solve_problem
-from aimo.inference.voting import EXACT
+from aimo.inference.voting import EXACT, maj_at
 from aimo.kaggle import kernels
 from aimo.kaggle.check import check_kernel
 from aimo.report import plots, tables
@@ -250,6 +250,15 @@ def test_evaluate_asks_a_competition_s_file_and_judges_by_its_equality(tmp_path,
     assert again.right.tolist() == found.right.tolist() and again.ballots == found.ballots
     with pytest.raises(AimoError, match=r"answer was .* and is now None"):
         evaluate.evaluate_model(replace(wanted, competition=None), lambda _: sampler, tmp_path / "run")
+
+
+def test_a_vote_that_is_tied_goes_to_the_smallest_answer_right_or_wrong_and_near_groups_are_right():
+    kind = Number(relative=0.01)
+    rights, votes = scores.ballot("100", ["100.8", "99.2", "50", None, "50.1", "far"], [True] * 6, kind)
+    assert (rights, votes) == ([100.8, 99.2], [100.8, 99.2, 50.0, None, 50.0, None])
+    tied = scores.ballot("100", ["100", "50"], [True, False], kind)
+    assert maj_at(tied[1], tied[0], 2, random.Random(0)) == 0, "50 is smaller, as in the solver"
+    assert scores.ballot("100", ["50"], [False], kind)[0] == []
 
 
 def test_what_states_the_right_answer_and_is_not_read_is_counted_and_shown(tmp_path, capsys):

@@ -49,8 +49,9 @@ def averages(questions, rules, draws, seed):
 
 def test_the_vote_of_one_sample_is_pass_at_1_and_the_vote_of_all_is_the_leader():
     votes, r = [4, 4, 4, 9, None, 9, 1, 2], random.Random(0)
-    assert abs(voting.maj_at(votes, 4, 1, r, draws=4000) - 3 / 8) < 0.04
-    assert (voting.maj_at(votes, 4, 8, r), voting.maj_at(votes, 9, 8, r)) == (1.0, 0.0)
+    assert abs(voting.maj_at(votes, [4], 1, r, draws=4000) - 3 / 8) < 0.04
+    assert (voting.maj_at(votes, [4], 8, r), voting.maj_at(votes, [9], 8, r)) == (1.0, 0.0)
+    assert voting.maj_at([None, None], [], 2, r) == 0.0, "no vote is not right"
 
 
 def test_a_tally_explains_the_vote_and_does_not_depend_on_the_order_of_arrival():

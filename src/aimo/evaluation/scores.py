@@ -39,7 +39,6 @@ RESAMPLES = 2000
 FLIPS = 10_000
 LEAST_S = 0.5  # between two reports of progress
 CLOSING = 300  # characters at the end of a completion that may state its answer in passing
-Votes = list[int | None]
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class Scores:
         return np.array([np.mean([trace.tokens for trace in group]) for group in self.traces])
 
     @cached_property
-    def ballots(self) -> list[tuple[int, Votes]]:
+    def ballots(self) -> list[tuple[list[Any], list[Any]]]:
         groups = zip(self.header.questions, self.answers, self.right, strict=True)
         kind = self.header.kind
         return [ballot(question.answer, found, right, kind) for question, found, right in groups]
@@ -78,7 +77,7 @@ class Scores:
     def majority(self, k: int, rng: random.Random | None = None) -> NDArray[np.float64]:
         """Return (n,) the probability that the vote of k of a question's completions is right."""
         rng = rng or random.Random(self.header.seed)
-        return np.array([voting.maj_at(votes, gold, k, rng) for gold, votes in self.ballots])
+        return np.array([voting.maj_at(votes, rights, k, rng) for rights, votes in self.ballots])
 
     def votes(self) -> NDArray[np.float64]:
         """Return (n,) whether the vote of all k completions of a question is right."""
@@ -147,27 +146,26 @@ def holds(trace: Trace, answer: str | None, gold: str) -> bool:
 
 def ballot(
     gold: str, found: Sequence[str | None], right: Sequence[bool], kind: AnswerKind | None = None
-) -> tuple[int, Votes]:
-    """Return the gold answer and a question's answers as numbers: equal answers are equal, None has no vote.
+) -> tuple[list[Any], list[Any]]:
+    """Return the right votes and the votes of a question's answers: equal answers are equal, None has none.
 
     Where the gold answer is an integer, others than integers have no vote, as in the solver; with a `kind`,
-    those that are none of it.
+    those that are none of it, and a vote is the first of its equals.
     """
     if kind and not kind.is_slow:
-        firsts, places = [kind.gold(gold)], list[int | None]()  # one of each group of equal values
-        for value in [None if answer is None else kind.read(answer) for answer in found]:
-            equal = [i for i, one in enumerate(firsts) if None not in (one, value) and kind.equal(one, value)]
-            places.append(None if value is None else equal[0] if equal else len(firsts))
-            firsts += [value] * (value is not None and not equal)
-        return 0, places
+        target, firsts, given = kind.gold(gold), list[Any](), list[Any]()
+        for value in (None if answer is None else kind.read(answer) for answer in found):
+            given.append(None if value is None else kind.group(value, firsts))
+            firsts += [value] * (value is not None and value not in firsts and given[-1] is value)
+        return [one for one in firsts if target is not None and kind.equal(target, one)], given
     number = answers.to_integer(gold)
     if number is not None:
-        return number, [answers.to_integer(answer) for answer in found]
+        return [number], [answers.to_integer(answer) for answer in found]
     known: dict[str, int] = {}
     pairs = zip(found, right, strict=True)
     names = [gold if ok else None if answer is None else canonical(answer) for answer, ok in pairs]
     votes = [None if name is None else known.setdefault(name, len(known)) for name in names]
-    return known.get(gold, -1), votes
+    return [known[gold]] if gold in known else [], votes
 
 
 def pass_at(right: NDArray[np.bool_], k: int) -> NDArray[np.float64]:

@@ -194,11 +194,16 @@ def count(votes: Iterable[Any]) -> Counter[Any]:
     return Counter(vote for vote in votes if vote is not None)
 
 
-def maj_at(votes: Sequence[int | None], gold: int, k: int, rng: random.Random, draws: int = 20) -> float:
-    """Return the probability that the vote of `k` of these samples, or all, is right, over random draws."""
+def maj_at(
+    votes: Sequence[Any], rights: Collection[Any], k: int, rng: random.Random, draws: int = 20
+) -> float:
+    """Return the probability that the vote of `k` of these samples, or all, is one of the right answers.
+
+    Over random draws of the samples.
+    """
     if k >= len(votes):
-        return float(leader(count(votes)) == gold)
-    return sum(leader(count(rng.sample(votes, k))) == gold for _ in range(draws)) / draws
+        return float(leader(count(votes)) in rights)
+    return sum(leader(count(rng.sample(votes, k))) in rights for _ in range(draws)) / draws
 
 
 def by_tools(answer: object, results: Collection[Any]) -> float:
