@@ -252,6 +252,53 @@ def test_vllm_samples_with_the_weights_of_the_step_before_and_one_that_it_did_no
         assert again[step]["loss"] == pytest.approx(whole[step]["loss"], abs=1e-3)  # vLLM rounds
 
 
+PROBING = """
+import json, runpy
+from pathlib import Path
+from aimo.train import callbacks
+
+probe = callbacks.Probe.probe
+
+def both(self):
+    found = {"vllm": probe(self)}
+    answer = vars(self.trainer.model).pop("answer")
+    found["transformers"] = probe(self)
+    self.trainer.model.answer = answer
+    with Path("PATH").open("a") as file:
+        print(json.dumps(found), file=file)
+    return found["vllm"]
+
+callbacks.Probe.probe = both
+runpy.run_module("aimo.train.launch", run_name="__main__")
+"""
+
+
+@pytest.mark.engine
+@pytest.mark.train
+def test_probes_by_the_vllm_that_samples_say_what_transformers_says(prepared, tmp_path):
+    """On a CPU vLLM computes in bfloat16. The base's first token is nearly a tie, so vLLM's is held against
+    the base in bfloat16; what was trained is sure of itself."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from aimo.data import prepare
+    from aimo.train import models
+
+    overrides = [*QUICK, *WITH_VLLM.split(), "grpo.probe_steps=1", "grpo.max_completion_length=60"]
+    overrides.append("grpo.max_steps=2")
+    process_of("grpo", prepared, overrides, PROBING.replace("PATH", str(tmp_path / "probes")))
+    start, *trained = read_lines(tmp_path / "probes")
+    rows, tokenizer = prepare.read_set(prepared / "data", "grpo_test"), AutoTokenizer.from_pretrained(TINY)
+    texts = models.complete(
+        AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.bfloat16), tokenizer, rows, 60
+    )
+    length = sum(len(tokenizer.encode(text)) for text in texts) / len(texts)
+    assert start["vllm"]["probe/length"] == pytest.approx(length, rel=0.1)
+    assert len(trained) == 2 and trained[1]["vllm"] != start["vllm"], "vLLM has the weights of the step"
+    for probe in trained:
+        assert probe["vllm"] == pytest.approx(probe["transformers"], abs=0.11, rel=0.1)
+
+
 # ---- Slurm
 
 

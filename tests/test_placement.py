@@ -71,6 +71,12 @@ def loaded(monkeypatch):
     model = torch.nn.Linear(1, 1)
     model.device, model.dtype = torch.device("cpu"), torch.float32
 
+    def generate(asked, params, use_tqdm):
+        calls.asked, calls.params = asked, params
+        return [SimpleNamespace(outputs=[SimpleNamespace(token_ids=[5, 6])]) for _ in asked]
+
+    model.vllm_engine = SimpleNamespace(generate=generate)
+
     def transformers(folder, **keywords):
         calls.transformers = keywords
         return model
@@ -107,6 +113,20 @@ def test_unsloth_is_silent_but_vllm_finds_a_file_descriptor_while_it_loads(gpus,
     assert loaded.unsloth["float32_mixed_precision"], "all weights are trained in float32"
 
 
+def test_texts_before_training_come_from_the_vllm_that_unsloth_started(gpus, loaded):
+    from transformers import AutoTokenizer
+
+    from aimo.train import models
+
+    model, tokenizer = load("model.backend=unsloth", with_vllm=True), AutoTokenizer.from_pretrained(TINY)
+    rows = [{"prompt": [{"role": "user", "content": "1 + 1?"}]}] * 2
+    assert models.complete(model, tokenizer, rows, 7) == [tokenizer.decode([5, 6])] * 2
+    asked = tokenizer.apply_chat_template(rows[0]["prompt"], add_generation_prompt=True, return_dict=False)
+    assert loaded.asked == [{"prompt_token_ids": asked}] * 2
+    assert (loaded.params.temperature, loaded.params.max_tokens) == (0.0, 7)
+    assert loaded.params.stop_token_ids == [tokenizer.eos_token_id]
+
+
 # ---- GPU and number type of each process
 
 
@@ -125,6 +145,20 @@ def test_a_model_is_loaded_on_the_gpu_of_its_process_and_trained_weights_in_floa
     assert loaded.transformers["dtype"] == kept and loaded.transformers["device_map"] == device
     load(f"model.dtype={dtype}")
     assert loaded.transformers["dtype"] == getattr(torch, dtype), "weights that are frozen"
+
+
+@pytest.mark.parametrize("how, kept", [("zero3", "bfloat16"), ("zero2", "bfloat16"), ("ddp", "float32")])
+def test_adapters_have_the_bases_type_under_deepspeed_which_refuses_another_and_float32_without(
+    monkeypatch, how, kept
+):
+    import torch
+
+    from aimo.train import models
+
+    launched(monkeypatch, how)
+    model = models.load_with_peft(TINY, profile("model.dtype=bfloat16"))
+    trained = {weight.dtype for weight in model.parameters() if weight.requires_grad}
+    assert model.dtype == torch.bfloat16 and trained == {getattr(torch, kept)}
 
 
 def test_float32_weights_compute_in_the_type_of_the_profile_before_training_too(loaded):
@@ -321,7 +355,7 @@ def test_a_model_that_waits_on_the_cpu_for_its_gpus_takes_no_shortcut_of_the_cpu
     monkeypatch.setattr(trainers, "make_trainer", lambda *_, **__: plain)
     monkeypatch.setattr(grpo, "fit", lambda *_: None)
     for device, merged in (("cpu", True), ("cuda", False)):
-        args = SimpleNamespace(device=torch.device(device), cast_lm_head_to_fp32=False)
+        args = SimpleNamespace(device=torch.device(device), cast_lm_head_to_fp32=False, use_vllm=False)
         monkeypatch.setattr(grpo.arguments, "stage_arguments", lambda *_, args=args: args)
         model = SimpleNamespace(generate=print)
         grpo.train_grpo(model, None, [{"prompt": "1?"}], runs.Run(profile(), tmp_path, "grpo", 0.0))

@@ -527,6 +527,57 @@ def test_a_model_generates_with_its_adapters_merged_and_gets_its_weights_back_to
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
 
 
+def test_vllm_gets_to_the_bit_what_trl_would_send_and_frozen_weights_once(monkeypatch):
+    """On a GPU; the model has adapters on two kinds of layers of seven, and the rest is frozen."""
+    import copy
+    from contextlib import nullcontext
+
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+    from trl.generation.vllm_generation import VLLMGeneration
+
+    from aimo.train import compat
+
+    torch.manual_seed(0)
+    adapters = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.bfloat16), adapters)
+    frozen = {name: w.clone() for name, w in model.named_parameters() if not w.requires_grad}
+    sent = {}
+
+    def receive(weights):
+        sent.update((name, weight.clone()) for name, weight in weights)
+
+    def generation(kind, model):
+        made = object.__new__(kind)
+        made.model, made.mode, made.enable_sleep_mode = model, "colocate", False
+        made.accelerator = SimpleNamespace(device=torch.device("cuda"), is_main_process=True)
+        made._dist = SimpleNamespace(is_fsdp=False, is_zero3=False, gather_params=lambda _: nullcontext())
+        engine = SimpleNamespace(model=SimpleNamespace(load_weights=receive))
+        engine = SimpleNamespace(driver_worker=SimpleNamespace(model_runner=engine))
+        made.llm = SimpleNamespace(
+            llm_engine=SimpleNamespace(model_executor=engine), reset_prefix_cache=lambda: None
+        )
+        return made
+
+    ours, moved = generation(compat.ExactGeneration, model), []
+    for step in range(3):
+        sent.clear()
+        generation(VLLMGeneration, copy.deepcopy(model)).sync_weights()
+        wanted = dict(sent)
+        sent.clear()
+        ours.sync_weights()
+        assert sent.keys() == wanted.keys() if step == 0 else sent.keys() < wanted.keys()
+        assert all(torch.equal(weight, wanted[name]) for name, weight in sent.items())
+        assert all(torch.equal(weight, frozen[n]) for n, weight in model.named_parameters() if n in frozen)
+        moved.append(sum(weight.nbytes for weight in sent.values()))
+        for name, weight in model.named_parameters():
+            weight.data += 0.1 if "lora" in name else 0.0
+    left = {name for name in wanted if name not in sent}
+    assert {name.split(".")[-2] for name in sent} == {"q_proj", "v_proj"} and left
+    assert moved[1] == moved[2] < 0.2 * moved[0]
+
+
 # ---- Token ids, packed rows on disk
 
 

@@ -12,12 +12,14 @@ https://github.com/vllm-project/vllm/blob/v0.31.0/vllm/v1/worker/worker_base.py
 import functools
 import math
 import os
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 import trl
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, is_peft_model
+from peft.tuners.lora import LoraLayer
 from torch.utils.checkpoint import checkpoint
 from trl.generation import vllm_generation
 from trl.trainer import distillation_trainer, grpo_trainer, utils
@@ -173,28 +175,73 @@ def last_completions(trainer: Any) -> dict[str, Any]:
 
 
 class ExactGeneration(grpo_trainer.VLLMGeneration):
-    """TRL's generation with vLLM; the frozen weights stay what they are, to the bit.
+    """TRL's generation with vLLM; the frozen weights stay what they are, to the bit, and vLLM in this process
+    gets them once.
 
     TRL merges the adapters into them for vLLM and subtracts them again, which rounds: the errors of all steps
-    add up, and no checkpoint has them. `VLLMGeneration._iter_named_params` (TRL): TRL hands vLLM one weight
-    at a time; on a CPU, vLLM has packed its weights and its worker takes all of them or none.
+    add up, and no checkpoint has them. `VLLMGeneration._iter_named_params` (TRL) yields what vLLM gets, one
+    weight at a time; on a CPU, vLLM has packed its weights and its worker takes all of them or none.
     """
 
-    frozen: list[tuple[Any, torch.Tensor]] | None = None  # parameters, each with a copy in the host's memory
+    has_frozen = False  # vLLM has the weights that training does not change
 
     def sync_weights(self) -> None:
         """Give vLLM the trainer's weights, and forget what it computed with the old ones."""
-        if self.frozen is None:
-            frozen = [parameter for parameter in self.model.parameters() if not parameter.requires_grad]
-            self.frozen = [(parameter, parameter.data.to("cpu", copy=True)) for parameter in frozen]
+        sharded = self.model.parameters() if self._dist.is_fsdp else []  # there TRL merges in place
+        kept = [(weight, weight.data.to("cpu", copy=True)) for weight in sharded if not weight.requires_grad]
         if self.mode == "colocate" and self.accelerator.device.type == "cpu":
             worker = self.llm.llm_engine.model_executor.driver_worker
             worker.reload_weights(weights_iterator=self._iter_named_params())
             self.llm.reset_prefix_cache()
         else:
             super().sync_weights()
-        for parameter, data in self.frozen:
-            parameter.data.copy_(data)
+            # A server, and an engine that slept, may hold anything.
+            self.has_frozen = self.mode == "colocate" and not self.enable_sleep_mode
+        for weight, data in kept:
+            weight.data.copy_(data)
+
+    def _iter_named_params(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield each weight under the name that vLLM has for it, with the adapters merged into a copy."""
+        model: Any = self.model
+        if not is_peft_model(model) or self._dist.is_fsdp or self._dist.is_zero3:
+            yield from super()._iter_named_params()
+            return
+        layers: list[Any] = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
+        adapted = {layer.get_base_layer().weight: layer for layer in layers}
+        for name, weight in model.named_parameters():
+            if model.prefix in name or "original_module" in name:
+                continue
+            name = name.removeprefix("base_model.model.").replace(".base_layer", "")
+            name = self._fix_param_name_to_vllm(name, ["modules_to_save.default."])
+            if layer := adapted.get(weight):
+                frozen, weight.data = weight.data, weight.data.clone()
+                with torch.no_grad():
+                    layer.merge()
+                merged, weight.data = weight.data, frozen
+                layer.merged_adapters.clear()
+                yield name, merged
+            elif weight.requires_grad or not self.has_frozen:
+                yield name, weight.data
+
+    def answer(self, prompts: list[list[int]], max_tokens: int, end: int) -> list[list[int]] | None:
+        """Return the likeliest completion of each prompt, both as token ids; `end` ends one. None when a
+        prompt fills the context. Each process writes a share, and all of them call this."""
+        if max(map(len, prompts)) >= (self.max_model_length or math.inf):
+            return None
+        count, index = self.accelerator.num_processes, self.accelerator.process_index
+        share = -(-len(prompts) // count)
+        own = (prompts + prompts[-1:] * count)[index * share :][:share]  # every process has as many
+        greedy: dict[str, Any] = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
+        greedy |= {"repetition_penalty": 1.0, "max_completion_length": max_tokens}
+        greedy["generation_kwargs"] = {"stop_token_ids": [end]}
+        before = {name: getattr(self, name) for name in greedy}
+        self.sync_weights()
+        vars(self).update(greedy)
+        try:
+            _, completions, *_ = self.generate(own, None, 1)
+        finally:
+            vars(self).update(before)
+        return gather_object(completions)[: len(prompts)]  # type: ignore[no-any-return]
 
 
 def server_distillation() -> tuple[Any, Any]:

@@ -85,7 +85,7 @@ def train_stage(
     more = {"test": prepare.read_set(data, "sft_test")} if name == "sft" else {}
     more["probe"] = prepare.read_set(data, "grpo_test")
     log = models.training_of(name)(model, tokenizer, rows, run, **more)
-    del sharding
+    del sharding, model  # what holds the process group
     from aimo.train import trainers  # after Unsloth
 
     if trainers.leave_group():

@@ -5,6 +5,7 @@ TRL: whatever imports those comes after it.
 """
 
 import contextlib
+import functools
 import importlib
 import os
 import shutil
@@ -178,9 +179,26 @@ def load_model(folder: Path, profile: Profile, with_vllm: bool = False) -> Any:
         )
         if lora is None:
             return model
-        return loader.get_peft_model(
+        adapted = loader.get_peft_model(
             model, r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.target_modules, **shared
         )
+    if with_vllm:  # until its trainer is made; the adapters are new and change nothing
+        adapted.answer = functools.partial(answer_by, model.vllm_engine, settings.max_length)
+    return adapted
+
+
+def answer_by(
+    llm: Any, context: int | None, prompts: list[list[int]], max_tokens: int, end: int
+) -> list[list[int]] | None:
+    """Return the likeliest completion of each prompt by Unsloth's vLLM, both as token ids; None when a prompt
+    fills the context."""
+    from vllm import SamplingParams
+
+    if context and max(map(len, prompts)) >= context:
+        return None
+    greedy = SamplingParams(temperature=0.0, max_tokens=max_tokens, stop_token_ids=[end])
+    asked = [{"prompt_token_ids": ids} for ids in prompts]
+    return [output.outputs[0].token_ids for output in llm.generate(asked, greedy, use_tqdm=False)]
 
 
 def import_unsloth() -> Any:
@@ -246,11 +264,21 @@ def training_of(stage: str) -> Callable[..., list[dict[str, Any]]]:
 
 
 def complete(model: Any, tokenizer: Any, rows: Rows, max_tokens: int, do_sample: bool = False) -> list[str]:
-    """Return the most likely completion of each row's prompt, or a sampled one; [] for no rows."""
+    """Return the most likely completion of each row's prompt, or a sampled one; [] for no rows.
+
+    Where vLLM samples beside the trainer, it writes the most likely ones too.
+    """
+    if not rows:
+        return []
     sampling = {"temperature": 1.0, "top_k": 0, "top_p": 1.0} if do_sample else {}
     asked = [row["prompt"] for row in rows]
-    texts = tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False) if rows else []
-    longest = max((len(tokenizer.encode(text, add_special_tokens=False)) for text in texts), default=0)
+    texts = tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
+    ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    if not do_sample and hasattr(model, "answer"):
+        replies = model.answer(ids, max_tokens, tokenizer.eos_token_id)
+        if replies is not None:
+            return tokenizer.batch_decode(replies, skip_special_tokens=True)  # type: ignore[no-any-return]
+    longest = max(map(len, ids))
     size = max(1, TOKENS_AT_ONCE // (longest + max_tokens))
     marks = (getattr(module, "gradient_checkpointing", False) for module in model.modules())
     checkpointing, was_training = next(filter(None, marks), False), model.training

@@ -161,6 +161,8 @@ def make_sampling_trainer(kind: Any, run: Run, **given: Any) -> Any:
     trainer = make_trainer(kind, run, **given)
     if by_vllm:
         set_seed(args.seed, device_specific=True)  # vLLM has set another in this process
+    if args.use_vllm:
+        given["model"].answer = trainer.vllm_generation.answer  # what `models.complete` asks
     # On a GPU, vLLM and Unsloth make it unnecessary; a model that will be sharded is on the CPU until then.
     if args.device.type == "cpu" and run.profile.model.lora:
         merge_to_generate(given["model"])
