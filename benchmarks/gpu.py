@@ -75,6 +75,8 @@ SMALL = [
     "opd.batch_size=2",
     "opd.gradient_accumulation_steps=1",
 ]
+# A checkpoint of all weights in float32 has 12 bytes for each: 8 GB for two layers of a 7B model.
+UNSAVED = [f'{stage}.trl.save_strategy="no"' for stage in TRAINED]
 # Keys with values that a CPU does not run, or not with all weights, and the value that takes their place.
 GPU_ONLY: dict[str, tuple[list[Any], str]] = {
     "model.load_in_4bit": ([True], "false"),
@@ -172,7 +174,7 @@ def first(work: Path, here: Here) -> Iterator[Check]:
 
 
 def features(work: Path, here: Here) -> Iterator[Check]:
-    """An adapter, DPO, tools, a stage that resumes, a server, an engine that dies; gpt-oss and AWQ."""
+    """An adapter, DPO, OPD, tools, a stage that resumes, a server, an engine that dies; gpt-oss and AWQ."""
     plain = numbers("transformers", "bf16") if here.capability >= 8 else numbers("transformers", "fp16")
     check = train(work, "adapter", [*plain, "grpo=null"])
     adapter = str(work / "adapter" / "sft" / "trained")
@@ -222,7 +224,7 @@ def backends(work: Path, here: Here) -> Iterator[Check]:
 
 
 def profiles(work: Path, here: Here) -> Iterator[Check]:
-    """Three steps of the stages of each trained profile, and an answer with each public model's."""
+    """Three steps of each stage of the profiles that train, no checkpoints; an answer with the others."""
     for path in sorted(config.PROFILES.glob("*.yaml")):
         profile, name = config.load(path.stem), f"profile-{path.stem}"
         base = profile.model.base
@@ -233,7 +235,7 @@ def profiles(work: Path, here: Here) -> Iterator[Check]:
                 yield Check(name, [], why)
         elif profile.trained:
             replaced = list(replacements(profile, here))
-            settings += [*SHORT, *([] if here.gpus else SMALL), *replaced]
+            settings += [*SHORT, *UNSAVED, *([] if here.gpus else SMALL), *replaced]
             if profile.opd:  # random weights of its own architecture, with its vocabulary, teach it
                 settings.append(f"opd.teacher={model_folder(work, base)}")
             if profile.grpo and here.gpus:  # a step needs that many rows, a tenth of which is for probes
@@ -260,7 +262,8 @@ def profiles(work: Path, here: Here) -> Iterator[Check]:
                 and str(arguments.get("kv_cache_dtype", "")).startswith("fp8")
             ):
                 lacks = f"its fp8 cache needs compute capability 8.9, and this GPU has {here.capability}"
-            yield Check(name, [asked], lacks, base, note=with_(vllm))
+            hint = "--set inference.vllm={} tells whether one of the profile's engine arguments is at fault"
+            yield Check(name, [asked], lacks, base, note=with_(vllm), hint=hint)
 
 
 def launches(work: Path, here: Here) -> Iterator[Check]:
@@ -313,10 +316,8 @@ def train(
     work: Path, name: str, settings: list[str], lacks: str = "", profile: str = "tiny", **more: Any
 ) -> Check:
     """Return the check of each stage of a profile that trains, in a process of its own."""
-    stages = {
-        *config.load(profile).stages,
-        *(key.split("=")[0] for key in settings if key.startswith(("dpo=", "opd="))),
-    }
+    own = {key.split("=")[0] for key in settings if key.startswith(("dpo=", "opd="))}
+    stages = {*config.load(profile).stages, *own}
     settings = [key for key in settings if re.split(r"[.=]", key)[0] not in {*TRAINED} - stages]
     resolved, folder = config.load(profile, settings), work / name
     given = ["--profile", profile, "--run-dir", str(folder), *options(settings)]

@@ -104,10 +104,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "Qwen/Qwen3-1.7B": dense(
         "qwen3", 28, 2048, 6144, 16, 8, max_position_embeddings=40960, tie_word_embeddings=True
     ),
-    "Qwen/Qwen3-1.7B-Base": dense(
+    "unsloth/Qwen3-1.7B-Base": dense(
         "qwen3", 28, 2048, 6144, 16, 8, max_position_embeddings=32768, tie_word_embeddings=True
     ),
-    "unsloth/Qwen3-1.7B-Base": dense(
+    "Qwen/Qwen3-1.7B-Base": dense(
         "qwen3", 28, 2048, 6144, 16, 8, max_position_embeddings=32768, tie_word_embeddings=True
     ),
     "unsloth/Qwen3-4B-Base": dense(

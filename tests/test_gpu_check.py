@@ -48,6 +48,7 @@ def test_every_profile_has_a_row_on_every_machine_and_what_is_left_out_says_why(
         own = config.load(path.stem).model.base.startswith("data/")
         assert own or f"profile-{path.stem}" in checks
     assert all(check.commands or check.lacks for check in checks.values())
+    assert [name for name, check in checks.items() if check.commands and not check.hint] == []
     left = {name for name, check in checks.items() if check.lacks}
     assert ("unsloth-4bit" in left) == (gpus == 0)
     assert ("unsloth-bf16" in left) == (capability < 8)
@@ -63,6 +64,58 @@ def test_every_step_of_grpo_has_its_rows_and_engines_run_alone(gpu, tmp_path, ma
             assert data.rows * (1 - data.test_split) >= grpo.prompts_per_step, check.name
             assert check.alone or grpo.generation == "transformers"
         assert check.alone or not any("solve" in command for command in check.commands)
+
+
+@pytest.fixture(scope="module")
+def gigabytes(gpu):
+    """The size of a base's two layers of full width, in GB at two bytes for each weight."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {"openai/gpt-oss-120b": 6.0, "casperhansen/deepseek-r1-distill-qwen-14b-awq": 3.5}  # quantised
+
+    def size(base):
+        if base in gpu.CONFIGS and base not in sizes:
+            two = gpu.CONFIGS[base] | {"num_hidden_layers": 2, "vocab_size": 32768}
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**two))
+            sizes[base] = 2 * model.num_parameters() / 1e9
+        return sizes.get(base, 0.01)
+
+    return size
+
+
+@pytest.mark.parametrize("machine", ["T4", "4090", "A100", "8 x H100"])
+def test_what_lies_on_the_disk_at_a_time_is_little_and_what_most_need_is_done_in_ten_minutes(
+    gpu, gigabytes, tmp_path, machine
+):
+    checks = [check for check in listed(gpu, tmp_path, machine).values() if not check.lacks]
+
+    def left(check):  # by each stage: the model, in float32 what was trained and the best of it, a checkpoint
+        profile, bytes_each = check.profile, 0
+        for stage in profile.trained if profile else ():
+            saves = getattr(profile, stage).trl.get("save_strategy") != "no"
+            bytes_each += 2 if profile.model.lora else 2 + 4 + 4 + 12 * saves
+        return gigabytes(check.base) / 2 * bytes_each
+
+    jobs, peak = gpu.Here(*MACHINES[machine]).jobs, 0.0
+    for i, check in enumerate(checks):
+        lie = {c.base for c in checks[: i + 1]} & {c.base for c in checks[i:]}
+        side_by_side = [check] if check.alone else [c for c in checks[i : i + jobs] if not c.alone]
+        peak = max(peak, sum(map(gigabytes, lie)) + sum(map(left, side_by_side)))
+    assert peak < 30, f"{peak:.0f} GB"
+    # A process that trains takes half a minute, mostly to import and to save; an engine a minute.
+    serial = {
+        make.__name__: sum(
+            30 if "aimo.train.launch" in command else 60
+            for check in make(tmp_path, gpu.Here(*MACHINES[machine]))
+            for command in check.commands
+            if not check.lacks
+        )
+        for make in gpu.MAKERS
+    }
+    assert serial["first"] < 600 - gpu.LEAST_S
+    assert sum(serial.values()) < 45 * 60, "docs/training.md says --minutes 45"
 
 
 def test_what_a_machine_cannot_run_is_replaced_and_told(gpu, tmp_path):
@@ -113,6 +166,27 @@ def test_a_check_that_hangs_is_ended_with_what_it_started(gpu, tmp_path):
     assert told == "not done after 1 s" and time.monotonic() - begun < 60
     left = subprocess.run(["ps", "axww", "-o", "args"], capture_output=True, text=True).stdout
     assert "time.sleep(601.5)" not in left
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_check_that_hangs_fails_on_the_page_which_is_printed_where_the_disk_is_full(
+    gpu, tmp_path, monkeypatch, full
+):
+    checks = [gpu.Check("hangs", [python("import time; time.sleep(60)")])]
+    monkeypatch.setattr(gpu, "MAKERS", [lambda *_: checks])
+    monkeypatch.setattr(gpu, "LEAST_S", 0)
+    if full:
+        monkeypatch.setattr(gpu, "report", lambda *_: lost())
+    with pytest.raises(SystemExit if full else typer.Exit) as ended:
+        gpu.main(run_dir=tmp_path, minutes=0.02)
+    if full:
+        assert str(ended.value).startswith("hangs: failed not done after 1 s") and "make room" in str(
+            ended.value
+        )
+    else:
+        assert (
+            ended.value.exit_code == 1 and "not done after 1 s" in (tmp_path / "gpu-check.html").read_text()
+        )
 
 
 def test_without_time_a_check_is_skipped_and_a_failed_one_stays_failed(gpu, tmp_path, monkeypatch):
