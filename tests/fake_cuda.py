@@ -1,4 +1,6 @@
-"""vLLM 0.31's own configuration of the profiles, as on GPUs that are not there: `python tests/fake_cuda.py`.
+"""vLLM 0.31's own configuration of the profiles, as on GPUs that are not there.
+
+    python tests/fake_cuda.py [--json]
 
 The platform is a fake; the engine arguments are the package's, and all that is printed is vLLM's choice.
 """
@@ -22,6 +24,16 @@ GPUS = {  # compute capability, name, bytes
     "RTX 4090": ((8, 9), "NVIDIA GeForce RTX 4090", 25_300_000_000),
     "A100": ((8, 0), "NVIDIA A100-SXM4-80GB", 84_974_239_744),
     "T4": ((7, 5), "Tesla T4", 15_828_320_256),
+}
+PAIRS = {  # each profile that answers with a public model, and what it runs on
+    "aimo3-gpt-oss-120b": ("H100", "RTX PRO 6000"),
+    "aimo3-gpt-oss-20b": ("RTX 4090",),
+    "aimo2-r1-14b-awq": ("4 x L4",),
+    "qwen3-30b-a3b-thinking": ("H100", "RTX PRO 6000"),
+    "qwen3-1.7b": ("T4", "A100"),
+    "kaggle-t4": ("T4",),
+    "kaggle-h100": ("H100", "RTX PRO 6000"),
+    "qwen3-4b": ("RTX 4090",),
 }
 FLASHINFER = ("decode", "prefill", "utils", "cascade", "autotuner", "comm")
 capability = name = memory = None
@@ -137,7 +149,7 @@ def row(profile, config, fake):
 
 
 def main() -> None:
-    """Print a JSON object for each pair of a profile and a machine named as arguments, `profile@machine`."""
+    """Print the table of `PAIRS` in Markdown, or as JSON, an object for each `profile@machine`."""
     global capability, name, memory
     sys.path.insert(0, str(ROOT / "benchmarks"))
     out, sys.stdout = sys.stdout, sys.stderr
@@ -147,18 +159,18 @@ def main() -> None:
     from aimo import config
 
     found = {}
-    for pair in sys.argv[1:]:
-        profile, machine = pair.split("@")
+    for profile, machine in [(profile, machine) for profile, several in PAIRS.items() for machine in several]:
         capability, name, memory = GPUS[machine]
         loaded = config.load(profile)
-        try:
-            found[pair] = row(loaded, CONFIGS[loaded.model.base], fake)
-        except Exception as e:
-            import traceback
-
-            traceback.print_exc()
-            found[pair] = f"{type(e).__name__}: {e}"
-    print(json.dumps(found, indent=1), file=out)
+        found[f"{profile}@{machine}"] = row(loaded, CONFIGS[loaded.model.base], fake)
+    if "--json" in sys.argv:
+        print(json.dumps(found), file=out)
+        return
+    columns = ["profile", "GPU", *next(iter(found.values()))]
+    rows = [columns, ["---"] * len(columns)]
+    rows += [[*pair.split("@"), *map(str, chosen.values())] for pair, chosen in found.items()]
+    for cells in rows:
+        print(f"| {' | '.join(cells)} |", file=out)
 
 
 if __name__ == "__main__":

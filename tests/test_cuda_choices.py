@@ -1,12 +1,14 @@
-"""What vLLM would run each inference profile with on its GPUs, and what fits there, without a GPU."""
+"""What vLLM would run each profile with on its GPUs, and what fits there, without a GPU."""
 
 import json
+import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, TINY
 
 from aimo import config
 
@@ -17,42 +19,111 @@ CHOICES = {
     "aimo3-gpt-oss-20b@RTX 4090": (16, 2048, 32, "TRITON_ATTN", "auto", "bfloat16", "gpt_oss_mxfp4"),
     "aimo2-r1-14b-awq@4 x L4": (256, 2048, 512, "TRITON_ATTN", "fp8", "float16", "auto_awq"),
     "qwen3-30b-a3b-thinking@H100": (1024, 8192, 512, "FLASH_ATTN", "fp8_e4m3", "bfloat16", None),
+    "qwen3-30b-a3b-thinking@RTX PRO 6000": (1024, 8192, 512, "TRITON_ATTN", "fp8_e4m3", "bfloat16", None),
     "qwen3-1.7b@T4": (256, 2048, 512, "TRITON_ATTN", "auto", "float16", None),
+    "qwen3-1.7b@A100": (256, 2048, 512, "FLASH_ATTN", "auto", "float16", None),
     "kaggle-t4@T4": (256, 2048, 512, "TRITON_ATTN", "auto", "float16", None),
     "kaggle-h100@H100": (1024, 8192, 512, "FLASH_ATTN", "auto", "bfloat16", None),
+    "kaggle-h100@RTX PRO 6000": (1024, 8192, 512, "FLASH_ATTN", "auto", "bfloat16", None),
+    "qwen3-4b@RTX 4090": (256, 2048, 512, "FLASH_ATTN", "auto", "bfloat16", None),
 }
 
 
 @pytest.fixture(scope="module")
 def chosen(tmp_path_factory):
-    command = [sys.executable, str(Path(__file__).with_name("fake_cuda.py")), *CHOICES]
+    command = [sys.executable, str(Path(__file__).with_name("fake_cuda.py")), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path_factory.mktemp("cuda"))
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pair", CHOICES)
-def test_vllm_chooses_for_each_profile_and_gpu_what_the_table_says(chosen, pair):
-    assert chosen[pair] == dict(zip(COLUMNS, CHOICES[pair], strict=True))
+def test_vllm_chooses_for_each_profile_and_gpu_what_the_table_says(chosen):
+    """No profile ends at FlashInfer, which compiles, on a machine without nvcc."""
+    assert chosen == {pair: dict(zip(COLUMNS, row, strict=True)) for pair, row in CHOICES.items()}
+    page = (ROOT / "docs/notes/gpu.md").read_text()
+    for pair, row in CHOICES.items():
+        assert f"| {' | '.join([*pair.split('@'), *map(str, row)])} |" in page, pair
+
+
+def test_where_there_is_nvcc_vllm_chooses_how_an_fp8_cache_is_read(monkeypatch):
+    from vllm import platforms
+
+    from aimo.inference.settings import Settings
+    from aimo.inference.vllm_process import engine_arguments
+
+    def chosen(capability, dtype="fp8", **more):
+        monkeypatch.setattr(platforms.current_platform, "get_device_capability", lambda: capability)
+        settings = Settings(vllm={"kv_cache_dtype": dtype, **more})
+        return engine_arguments(TINY, settings, 0).get("attention_backend")
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setenv("CUDA_HOME", "/nowhere")
+    monkeypatch.setattr("shutil.which", lambda *_: None)
+    assert chosen((12, 0)) == chosen((8, 9)) == "TRITON_ATTN" and chosen((9, 0)) is None
+    assert chosen((12, 0), "auto") is None and chosen((12, 0), attention_backend="FLASHINFER") == "FLASHINFER"
+    monkeypatch.setattr("shutil.which", lambda *_: "/usr/bin/nvcc")
+    assert chosen((12, 0)) is None
+
+
+def test_an_engine_has_an_hour_to_start_unless_the_user_says_otherwise(monkeypatch):
+    from aimo.inference.vllm_process import set_environment
+
+    monkeypatch.setattr("os.environ", {})
+    set_environment()
+    assert os.environ["VLLM_ENGINE_READY_TIMEOUT_S"] == "3600", "65 GB at 100 MB/s take eleven minutes"
+    monkeypatch.setattr("os.environ", {"VLLM_ENGINE_READY_TIMEOUT_S": "60"})
+    set_environment()
+    assert os.environ["VLLM_ENGINE_READY_TIMEOUT_S"] == "60"
 
 
 @pytest.mark.slow
-def test_no_profile_ends_at_flashinfer_which_compiles_where_there_is_no_nvcc(chosen):
-    assert not [pair for pair, row in chosen.items() if row["backend"] == "FLASHINFER"]
+def test_the_engine_asks_vllm_for_the_batch_of_a_server(monkeypatch):
+    """On a large GPU that is 1,024 sequences and 8,192 tokens; a program's engine gets 128 and 2,048."""
+    from aimo.errors import AimoError
+    from aimo.inference.engine import Engine
+
+    def begin(arguments, usage_context):
+        raise ValueError(f"asked as {usage_context.name}")
+
+    monkeypatch.setattr("vllm.v1.engine.async_llm.AsyncLLM.from_engine_args", begin)
+    with pytest.raises(AimoError, match="asked as OPENAI_API_SERVER"):
+        Engine(TINY)
 
 
-def test_the_plan_of_gpt_oss_is_what_its_logs_say(monkeypatch):
-    """Loaded, gpt-oss-120b takes 64.38 GiB with Triton's experts and 65.97 with Marlin's; its file, 60.8."""
+@pytest.fixture
+def public(monkeypatch):
+    """The script with the public models' config.json."""
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    from public_models import CONFIGS
+    import public_models
 
+    return public_models
+
+
+# Profile, share of the GPU, its file in GiB; streams at once, and the weights once they are loaded, in GiB.
+# gpt-oss-120b takes 64.38 with Triton's experts and 65.97 with Marlin's.
+LOGGED = [
+    ("aimo3-gpt-oss-120b", 0.96, 60.8, 13, (64.38, 65.97)),
+    ("qwen3-30b-a3b-thinking", 0.9, 56.87, 6, (56.8, 56.9)),
+    ("qwen3-30b-a3b-thinking", 0.95, 56.87, 8, (56.8, 56.9)),
+]
+
+
+@pytest.mark.parametrize("name, share, file, streams, weights", LOGGED)
+def test_a_plan_for_an_h100_says_what_public_logs_say(public, name, share, file, streams, weights):
     from aimo.inference.plan import make_plan
     from aimo.inference.settings import Settings
 
-    settings = Settings(**config.load("aimo3-gpt-oss-120b").inference.written)
-    plan = make_plan(CONFIGS["openai/gpt-oss-120b"], int(60.8 * 2**30), [85_029_158_912], settings)
-    assert 64.38 < plan.weights / 2**30 < 65.97
+    profile = config.load(name)
+    settings = Settings(**profile.inference.written | {"gpu_memory": share})
+    found = public.CONFIGS[profile.model.base]
+    plan = make_plan(found, int(file * 2**30), [85_029_158_912], settings)
+    assert weights[0] < plan.weights / 2**30 < weights[1] and plan.streams == streams
+    # A token of fp8 cache: 18,432 bytes in the 18 layers of gpt-oss that see all; each of 18 others keeps
+    # 128 tokens and those of one step.
+    token = {"openai/gpt-oss-120b": 18_432, "Qwen/Qwen3-30B-A3B-Thinking-2507": 49_152}[profile.model.base]
+    sliding = found.get("layer_types", []).count("sliding_attention") * (128 + 8192) * 1024
+    assert plan.cache / plan.kv_tokens == pytest.approx(token + sliding / 131072, rel=1e-3)
 
 
 # GPUs, GiB of each, and the strategy, as the profiles and docs/recipes.md say.
@@ -62,64 +133,110 @@ CARDS = {
     "qwen3-4b": (1, 24, "ddp"),
     "qwen2.5-1.5b-openr1": (1, 80, "ddp"),
     "autodl-1.5b": (1, 80, "ddp"),
+    "r1-distill-1.5b": (1, 80, "ddp"),
+    "opd-qwen3-1.7b": (1, 80, "ddp"),
+    "code-grpo-1.5b": (8, 80, "zero2"),
+    "simple-rl-7b": (8, 80, "zero3"),
     "openr1-distill-7b": (8, 80, "zero3"),
     "openr1-qwen-7b": (8, 80, "zero3"),
     "fast-math-r1-14b": (8, 141, "zero3"),
 }
 
 
+def test_every_profile_that_trains_a_public_model_has_a_card():
+    every = {path.stem: config.load(path.stem) for path in config.PROFILES.glob("*.yaml")}
+    assert {n for n, p in every.items() if p.trained and not p.model.base.startswith("data/")} == {*CARDS}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CARDS)
-def test_the_longest_rows_of_sft_fit_beside_weights_and_states(name, monkeypatch):
+@pytest.mark.parametrize("name, stage", [(n, s) for n in CARDS for s in ("sft", "grpo", "opd")])
+def test_the_longest_rows_fit_beside_weights_states_and_vllm(name, stage, public):
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    from public_models import CONFIGS
+    from aimo.train import arguments
 
     profile = config.load(name)
-    model, sft, (gpus, gib, strategy) = profile.model, profile.sft, CARDS[name]
+    model, section, (gpus, gib, strategy) = profile.model, getattr(profile, stage), CARDS[name]
+    if not section:
+        return
     with torch.device("meta"):  # at full depth, without memory
-        described = AutoConfig.for_model(**CONFIGS[model.base])
+        described = AutoConfig.for_model(**public.CONFIGS[model.base])
         count = AutoModelForCausalLM.from_config(described).num_parameters()
-    bits8 = "8bit" in sft.optimizer
-    states = 4 + (2 if bits8 else 8)  # gradients and AdamW's moments of a float32 weight
-    if model.lora:
-        rank, linear = model.lora.rank, described.num_hidden_layers * 7
-        adapter = linear * rank * (described.hidden_size + described.intermediate_size)
-        held = count * (0.6 if model.load_in_4bit else 2) + adapter * (4 + states)
-    else:
-        held = count * (4 + states) / (gpus if strategy == "zero3" else 1)
-    tokens = model.max_length * (1 if sft.packing else sft.batch_size)
     width, layers = described.hidden_size, described.num_hidden_layers
-    checkpoints = 2 * tokens * width * layers
+    split, unsloth = gpus if strategy == "zero3" else 1, model.backend == "unsloth"
+    states = 6 if "8bit" in section.optimizer else 12  # a float32 weight's gradient and AdamW's two moments
+    if model.lora:
+        adapter = layers * 7 * model.lora.rank * (width + described.intermediate_size)
+        held = count * (0.6 if model.load_in_4bit else 2) + adapter * (4 + states)
+    elif strategy == "zero2":
+        held = count * (2 + (4 + states) / gpus)
+    else:
+        held = count * (4 + states) / split
+    if stage == "grpo":
+        rows = arguments.completions_per_pass(section, gpus)
+        tokens = rows * (section.max_prompt_length + section.max_completion_length)
+        if section.generation == "vllm":
+            held += section.vllm_gpu_memory * gib * 2**30
+            held -= 2 * count if unsloth else 0  # both have the same weights
+        logits = 0  # TRL and Unsloth compute them in pieces
+    elif stage == "opd":
+        tokens, logits = section.batch_size * (section.max_prompt_length + section.max_completion_length), 0
+        held += section.vllm_gpu_memory * gib * 2**30 + 16.4e9  # the teacher has 8.2 billion weights
+    else:
+        tokens = model.max_length * (1 if section.packing else section.batch_size)
+        chunked = section.use_liger_kernel or unsloth
+        logits = 0 if chunked else 10 * tokens * described.vocab_size
+    inputs = 0 if unsloth else 2 * tokens * width * layers  # of the layers; Unsloth moves them to the host
     # One layer computed again: attention's five rows of the width, the MLP's three, forward and backward.
     layer = 2 * 2 * tokens * (5 * width + 3 * described.intermediate_size)
-    logits = 0 if sft.use_liger_kernel or model.backend == "unsloth" else 10 * tokens * described.vocab_size
-    needed = (held + checkpoints + layer + logits) / 2**30
-    assert needed < 0.92 * gib, f"{name} needs {needed:.1f} of {gib} GiB"
+    needed = (held + inputs + layer + logits) / 2**30
+    assert needed < 0.92 * gib, f"{name} {stage} needs {needed:.1f} of {gib} GiB"
 
 
-@pytest.mark.slow
-def test_random_awq_weights_run_and_a_random_gpt_oss_is_planned(tmp_path, monkeypatch):
-    import torch
-    from conftest import TINY
+@pytest.fixture
+def random_model(public, tmp_path, monkeypatch):
+    """A folder of narrow random weights, as the model's own are quantised."""
     from transformers import AutoTokenizer
 
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    from public_models import make_model
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
 
+    def make(base):
+        public.make_model(base, tmp_path / "model", AutoTokenizer.from_pretrained(TINY), wide=False)
+        return tmp_path / "model"
+
+    return make
+
+
+@pytest.mark.engine
+def test_random_awq_weights_write(random_model):
     from aimo.inference.engine import Engine
     from aimo.inference.plan import plan_for_this_machine
-    from aimo.inference.settings import Settings, resolve_settings
+    from aimo.inference.settings import Settings
 
-    tokenizer = AutoTokenizer.from_pretrained(TINY)
-    make_model("openai/gpt-oss-20b", tmp_path / "gpt-oss", tokenizer, wide=False)
-    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
-    plan = plan_for_this_machine(tmp_path / "gpt-oss", resolve_settings(tmp_path / "gpt-oss"))
-    assert plan.context and plan.streams
-    make_model("casperhansen/deepseek-r1-distill-qwen-14b-awq", tmp_path / "awq", tokenizer, wide=False)
-    assert not torch.cuda.is_available()
-    with Engine(tmp_path / "awq", Settings(max_tokens=8, max_length=512)) as engine:
-        prompt = engine.encode("1 + 1?")
-        assert engine.run(engine.sample(prompt, 0, engine.settings)).tokens == 8
+    model, settings = random_model("casperhansen/deepseek-r1-distill-qwen-14b-awq"), Settings(max_tokens=8)
+    assert plan_for_this_machine(model, settings).streams
+    with Engine(model, replace(settings, max_length=512)) as engine:
+        assert engine.run(engine.sample(engine.encode("1 + 1?"), 0, engine.settings)).tokens == 8
+
+
+@pytest.mark.engine
+def test_a_random_gpt_oss_is_checked_planned_and_asked_and_vllm_reads_its_mxfp4(
+    random_model, shared, monkeypatch
+):
+    """A CPU has no kernel for MXFP4 experts, and vLLM says so once it has read the configuration."""
+    from aimo.errors import AimoError
+    from aimo.inference.engine import Engine
+    from aimo.inference.harmony import load_harmony
+    from aimo.inference.model_folder import check_model_folder
+    from aimo.inference.plan import plan_for_this_machine
+    from aimo.inference.settings import resolve_settings
+
+    monkeypatch.setenv("TIKTOKEN_ENCODINGS_BASE", str(shared / "harmony"))
+    model = random_model("openai/gpt-oss-20b")
+    check_model_folder(model)
+    settings = resolve_settings(model)
+    assert settings.format == "harmony" and plan_for_this_machine(model, settings).streams
+    assert load_harmony(model).encode("<|start|>", allowed_special="all") == [200006]
+    with pytest.raises(AimoError, match=r"(?i)mxfp4"):
+        Engine(model, settings)

@@ -67,6 +67,7 @@ def engine_arguments(
     AimoError when vLLM has no such argument, a setting of ours replaces it, or the adapter is at fault.
     """
     import torch
+    from vllm.platforms import current_platform
 
     check_arguments(settings.vllm)
     config = read_json(model / "config.json", REMEDY)
@@ -87,6 +88,13 @@ def engine_arguments(
         "distributed_executor_backend": ONE_PROCESS if on_cpu and not split else None,
         "disable_log_stats": True,
     }
+    if not on_cpu and str(settings.vllm.get("kv_cache_dtype")).startswith("fp8"):
+        # FlashAttention reads such a cache on compute capability 9.0 alone. vLLM's next choice is FlashInfer,
+        # which compiles with nvcc.
+        cuda = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+        capability = current_platform.get_device_capability()
+        if not (capability == (9, 0) or shutil.which("nvcc") or Path(cuda, "bin", "nvcc").exists()):
+            ours["attention_backend"] = "TRITON_ATTN"
     return ours | settings.vllm | (read_adapter(adapter) if adapter else {})
 
 
