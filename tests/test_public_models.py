@@ -58,11 +58,19 @@ def profile(public_model, tmp_path_factory):
 
 @pytest.mark.engine
 def test_notebook_04_asks_a_public_model_as_its_profile_says_and_reads_right_answers(profile, tmp_path):
-    done = aimo("run", "--profile", str(profile), "--run-dir", str(tmp_path / "run"))
+    rules = tmp_path / "mine.yaml"
+    rules.write_text(
+        "slug: mine\ninputs: {id: row_id, problem: question}\nanswer: {kind: integer, high: 99999}\n"
+        "rules: One integer.\nartefact: {kind: csv, id: row_id, answer: prediction}\n"
+    )
+    run_dir, competition = ["--run-dir", str(tmp_path / "run")], ["--competition", str(rules)]
+    done = aimo("run", "--profile", str(profile), *run_dir, *competition)
     assert done.returncode == 0, done.stderr
+    assert f"submission: {tmp_path / 'run/submission.csv'}" in done.stdout
     record = json.loads((tmp_path / "run/metrics.json").read_text())["stages"]
     assert list(record) == ["inference"] and record["inference"]["correct"] >= 8
-    assert len(pl.read_parquet(tmp_path / "run/submission.parquet")) == 12
+    table = pl.read_csv(tmp_path / "run/submission.csv")
+    assert table.columns == ["row_id", "prediction"] and len(table) == 12
     assert not (tmp_path / "run/data").exists()
     assert "12 questions" in (tmp_path / "run/report.html").read_text()
     used = json.loads((tmp_path / "run/submission.settings.json").read_text())
