@@ -213,9 +213,9 @@ def test_a_profile_s_competition_decides_which_rows_stay_what_is_right_and_what_
     asked = ready["grpo"]["prompt"][0][-1]["content"]
     assert asked.endswith("\n\nA. 1\nB. 2\nC. 3\nD. 4") if name == "letters" else asked.endswith("??")
     # What GRPO rewards and what is measured is right by the competition's equality.
-    boxes = [f"\\boxed{{{said}}}" for said in expected]
+    firsts = [texts[0] for texts in THREE[name][2].values()]
     (reward,) = get_reward_funcs({"accuracy": 1.0}, profile.prompt, profile.answer_kind)
-    assert reward(completions=boxes, answer=golds) == [1.0, 1.0, 0.0]
+    assert reward(completions=firsts, answer=golds) == [1.0, 1.0, 0.0]
     rows = ready["heldout"].to_dicts()
     measured = scores.sample_rows(sampler, rows, profile.prompt, 4, 0, rules=profile.rules)
     shares = {"floats": [3, 3, 1], "letters": [3, 2, 1], "texts": [2, 3, 1]}[name]
@@ -262,7 +262,7 @@ def test_a_vote_that_is_tied_goes_to_the_smallest_answer_right_or_wrong_and_near
 
 
 def test_what_states_the_right_answer_and_is_not_read_is_counted_and_shown(tmp_path, capsys):
-    asked = [Question(letter, "?", "42") for letter in "abcdef"]
+    asked = [Question(letter, "?", "42") for letter in "abcdefg"]
     texts = [
         "We see 42 at once.",
         "\\boxed{Tom has 42 of them}",
@@ -270,12 +270,12 @@ def test_what_states_the_right_answer_and_is_not_read_is_counted_and_shown(tmp_p
         "It is 42.5",
         "\\boxed{42}",
     ]
-    texts += ["It is 42.\n\nNo idea."]
+    texts += ["It is 42.\n\nNo idea.", "\\boxed{41, 42}"]
     header = EvaluationHeader("m", "w", "x", 0, {}, 1024, asked)
     traces = [Trace(q.id, 0, 0, text, 1, True, 0.0, 1.0) for q, text in zip(asked, texts, strict=True)]
     found = scores.score(header, traces)
-    assert found.unread[:, 0].tolist() == [True, True, False, False, False, False]
-    assert scores.figures_of(found)["unread"] == pytest.approx(2 / 6)
+    assert found.unread[:, 0].tolist() == [True, True, *[False] * 5]
+    assert scores.figures_of(found)["unread"] == pytest.approx(2 / 7)
     assert not scores.score(header, [replace(one, finished=False) for one in traces]).unread[0, 0]
     evaluate.write_results(evaluate.Wanted(TINY, "m", [], []), {"x": found}, {}, tmp_path, False)
     assert "right answers that were not read" in (tmp_path / "evaluation.html").read_text()
