@@ -68,7 +68,7 @@ def test_a_broken_evaluation_is_refused_by_compare_in_one_line(tmp_path, monkeyp
         with suppress(Compared):
             compare.compare_folders([tmp_path / "a", tmp_path / "b"], [], tmp_path / "c")
 
-    refused, of = each_break(tmp_path / "b" / name, line, read, 29)
+    refused, of = each_break(tmp_path / "b" / name, line, read, 11)
     assert refused > of / 10
 
 

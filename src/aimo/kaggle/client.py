@@ -125,6 +125,10 @@ class Api(KaggleApi):  # type: ignore[misc]
                 ) from None
             time.sleep(pause)
 
+    def wait_for_score(self, ref: int, pause_s: float) -> str:
+        """Return a submission's public score once Kaggle has it; the client raises where it failed."""
+        return str(self._poll_submission(ref, 0, pause_s).public_score)
+
     @contextlib.contextmanager
     def uploaded(self, body: Any, folder: Path, kind: Any, folders: str = "skip") -> Iterator[None]:
         """Upload a folder's files and put their tokens into `body`, for the request that is made inside.

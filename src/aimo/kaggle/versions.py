@@ -245,5 +245,4 @@ def submit_version(
         raise AimoError(f"competition {slug}: {version} was not taken ({reason})")
     made = {"kernel": version.ref, "version": version.number, "message": message}
     add_record("submit", ref=answer.ref, competition=slug, **made)
-    scored = api._poll_submission(answer.ref, 0, SCORE_POLL_S) if wait else None  # raises where it failed
-    return int(answer.ref), scored.public_score if scored else ""
+    return int(answer.ref), api.wait_for_score(answer.ref, SCORE_POLL_S) if wait else ""
