@@ -35,7 +35,7 @@ def test_it_does_inference_alone_and_vllm_has_its_arguments(name):
     assert {key: parsed[key] for key in arguments} == arguments, "vLLM's own parser takes other values"
 
 
-@pytest.mark.parametrize("competition", [c for c, rules in COMPETITIONS.items() if rules.answer.kind != "proof"])
+@pytest.mark.parametrize("competition", [c for c in COMPETITIONS if COMPETITIONS[c].answer.kind != "proof"])
 @pytest.mark.parametrize("name", [name for name, profile in PUBLIC.items() if not profile.competition])
 def test_each_sample_reads_the_problem_the_competitions_rules_and_where_the_answer_goes(name, competition):
     settings = validate_settings(PUBLIC[name].inference.written, name, "correct it")
