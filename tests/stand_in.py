@@ -17,6 +17,7 @@ import zipfile
 from base64 import b64encode
 from collections import defaultdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import polars as pl
 import pytest
@@ -228,6 +229,18 @@ class Kaggle:
 
     def GetSubmission(self, request):
         return next(row for row in self.submissions if row["ref"] == request.ref)
+
+    def StartSubmissionUpload(self, request):
+        return self.StartBlobUpload(
+            SimpleNamespace(name=request.file_name, content_length=request.content_length)
+        )
+
+    def CreateSubmission(self, request):
+        blob = self.blobs[request.blob_file_tokens]
+        ref = 100 + len(self.submissions)
+        row = {"ref": ref, "description": request.submission_description, "fileName": blob["name"]}
+        self.submissions.insert(0, row | {"status": "COMPLETE", "publicScore": "0.5"})
+        return {"ref": ref, "message": "Successfully submitted"}
 
     def ListSubmissions(self, request):
         return self.page(request, "submissions", self.submissions)

@@ -111,5 +111,37 @@ def test_a_run_that_measured_nothing_has_the_figure_of_the_kernel_evaluate(kaggl
     assert "vote 0.750 (0.531 to 0.888) of 20 held-out problems" in aimo("choose", "--count", "1")[1]
 
 
+def test_a_file_is_uploaded_where_its_competition_would_take_it_and_stands_with_its_run(
+    kaggle, aimo, refused, submitted, tmp_path
+):
+    submitted("by-file", 0.75, "")  # a run
+    kaggle.submissions.clear()
+    rules, file = tmp_path / "mine.yaml", tmp_path / "runs/by-file/submission.csv"
+    rules.write_text(
+        "slug: mine\nanswer: {kind: choice}\nrules: A letter.\nscoring: accuracy\n"
+        "artefact: {kind: csv, id: row_id, answer: prediction}\n"
+    )
+    file.write_text("row_id,prediction\n1,A\n2,E\n")
+    message = ["--message", "first", "--competition", rules]
+    assert "2 has 'E', no letter of ABCD" in refused("submit", file, *message)
+    assert "--competition is missing" in refused("submit", file, "--message", "m")
+    file.write_text("row_id,prediction\n1,A\n2,B\n")
+    assert "takes a file submission.csv; rename it" in refused(
+        "submit", file.rename(tmp_path / "a.csv"), *message
+    )
+    (tmp_path / "a.csv").rename(file)
+    code, out, err = aimo("submit", file, *message, "--dry-run")
+    assert code == 0 and "PUT submission.csv, 26 bytes" in out and not kaggle.asked("CreateSubmission")
+    kaggle.left = 0
+    assert "no submission is left" in refused("submit", file, *message)
+    kaggle.left = 1
+    code, out, err = aimo("submit", file, *message)
+    assert (code, out) == (0, "submission 100; see `aimo kaggle scores`\n"), err
+    (request,) = kaggle.asked("CreateSubmission")
+    assert kaggle.blobs[request.blob_file_tokens]["data"] == file.read_bytes()
+    row = next(line for line in aimo("scores", rules)[1].splitlines() if " 100 " in line)
+    assert "0.750 (" in row and "by-file" in row and "first" in row
+
+
 def test_choose_without_a_hold_out_is_one_line(kaggle, refused):
     assert "no submission has a hold-out figure" in refused("choose")

@@ -9,6 +9,7 @@ import typer
 
 from aimo.commands.options import arg, opt, show_rows
 from aimo.errors import AimoError
+from aimo.inference.competitions import COMPETITIONS, find_competition, name_of
 from aimo.kaggle.check import check_kernel
 
 HELP = "From the repository to Kaggle and back: push, follow, submit, scores."
@@ -191,7 +192,9 @@ def pack(
 
 @app.command()
 def submit(
-    kernel: Kernel,
+    kernel: Annotated[
+        str, arg("A folder of kernels/, OWNER/SLUG, or a SLUG of the token's user; or a file to upload.")
+    ],
     message: Annotated[str, opt("What Kaggle shows beside the score.")],
     number: Number = None,
     competition: Annotated[
@@ -200,11 +203,32 @@ def submit(
     wait: Annotated[bool, opt("Wait for the score.", "--wait")] = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Submit a complete version of a kernel that left answers."""
+    """Submit a complete version of a kernel that left answers; or a file, where uploads are taken."""
+    path = Path(kernel)
+    if path.is_file():
+        if not competition:
+            raise AimoError(f"--competition is missing: name the one that takes {kernel}")
+        check_file(path, competition)
     with connected(dry_run) as (api, _, versions):
-        ref, score = versions.submit_version(api, kernel, number, message, competition, wait)
+        if path.is_file():
+            ref, score = versions.submit_file(api, path, message, str(competition), wait)
+        else:
+            ref, score = versions.submit_version(api, kernel, number, message, competition, wait)
         if not dry_run:
             print(f"submission {ref}" + (f": public score {score}" if wait else "; see `aimo kaggle scores`"))
+
+
+def check_file(path: Path, competition: str) -> None:
+    """Refuse a file of answers that the competition would, where its rules are known."""
+    if competition not in COMPETITIONS and not competition.endswith((".yaml", ".yml")):
+        return
+    rules = find_competition(competition)
+    if path.name != rules.artefact.file:
+        raise AimoError(f"{path}: {name_of(competition)} takes a file {rules.artefact.file}; rename it")
+    if rules.artefact.kind != "adapter":
+        from aimo.evaluation.submission import read_submission  # draws with matplotlib
+
+        read_submission(rules, path)
 
 
 @app.command()

@@ -240,37 +240,46 @@ def count_right(solutions: list[dict[str, Any]]) -> dict[str, int]:
     }
 
 
+def read_submission(rules: Competition, path: Path) -> dict[str, Any]:
+    """Return the answers of a file by id. AimoError for one that the host would refuse.
+
+    That is another name or other columns, an id twice, or an answer of another kind.
+    """
+    artefact, columns = rules.artefact, (rules.artefact.id, rules.artefact.answer)
+    given = files.read_texts(path, "submission ")
+    if given.columns != (written := [*columns, *artefact.others]):
+        there = listed(given.columns)
+        raise AimoError(f"submission {path} has the columns {there}; it needs {', '.join(written)}")
+    counts, found = Counter(given[artefact.id].to_list()), {}
+    if twice := next((name for name, count in counts.items() if count > 1), None):
+        raise AimoError(f"submission {path} has {twice} twice; write a row for each question")
+    for name, text in given.select(columns).rows():
+        value = rules.answer.gold(text or "")
+        if value is None and rules.answer.fallback != "":
+            raise AimoError(f"submission {path}: {name} has {text!r}, no {rules.answer.noun}")
+        found[name] = "" if value is None else value
+    return found
+
+
 def score_file(rules: Competition, submission: Path, known: Path) -> str:
     """Return the score of a file of answers in words, as the host would count it.
 
     `known` has the right answers in a column `answer` or the artefact's. AimoError for a file that the host
-    would refuse: other columns or ids, or an answer of another kind.
+    would refuse (`read_submission`), also for other ids.
     """
     competitions.check_scored(rules)
-    artefact, columns = rules.artefact, (rules.artefact.id, rules.artefact.answer)
-    written = [*columns, *artefact.others]
-    given = files.read_texts(submission, "submission ")
-    if given.columns != written:
-        there = listed(given.columns)
-        raise AimoError(f"submission {submission} has the columns {there}; it needs {', '.join(written)}")
+    artefact, found = rules.artefact, read_submission(rules, submission)
     right = files.read_texts(known, "answers ")
     id_ = next((name for name in (artefact.id, rules.inputs.id, "id") if name in right.columns), None)
     answer = next((name for name in ("answer", artefact.answer) if name in right.columns), None)
     if id_ is None or answer is None:
         raise AimoError(f"answers {known}: it has {listed(right.columns)}; it needs {artefact.id} and answer")
     table = right.select(pl.col(id_).alias("id"), pl.col(answer).alias("answer"))
-    golds, found = competitions.known_answers(table, rules), {}
+    golds = competitions.known_answers(table, rules)
     if not golds:
         raise AimoError(f"answers {known} has no rows; give the right answers")
-    counts = Counter(given[artefact.id].to_list())
-    wrong = [f"lacks {name}" for name in golds if name not in counts]
-    wrong += [f"has {name}, which is not asked" for name in counts if name not in golds]
-    wrong += [f"has {name} twice" for name, count in counts.items() if count > 1]
+    wrong = [f"lacks {name}" for name in golds if name not in found]
+    wrong += [f"has {name}, which is not asked" for name in found if name not in golds]
     if wrong:
         raise AimoError(f"submission {submission} {wrong[0]}; write a row for each question")
-    for name, text in given.select(columns).rows():
-        value = rules.answer.gold(text or "")
-        if value is None and rules.answer.fallback != "":
-            raise AimoError(f"submission {submission}: {name} has {text!r}, no {rules.answer.noun}")
-        found[name] = "" if value is None else value
     return competitions.describe_score(rules, golds, [found])

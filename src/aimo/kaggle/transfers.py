@@ -55,6 +55,20 @@ def push_run(api: Api, run: str, to: str | None, license_name: str) -> str:
     return push_version(api, folder, to or usual, profile, run_dir, license_name)
 
 
+def recorded(run_dir: Path) -> Path:
+    """Return a run's folder as records have it: relative to the repository where it lies inside."""
+    run = run_dir.resolve()
+    return run.relative_to(ROOT) if run.is_relative_to(ROOT) else run
+
+
+def run_of(folder: Path) -> dict[str, str]:
+    """Return the run and the profile of a run's folder as records have them; nothing of another folder."""
+    if not (folder / "profile.yaml").is_file():
+        return {}
+    _, profile = find_run(str(folder))
+    return {"run": str(recorded(folder)), "profile": profile.profile}
+
+
 def push_version(
     api: Api, folder: Path, target: str, profile: Profile, run_dir: Path, license_name: str = "Apache 2.0"
 ) -> str:
@@ -76,8 +90,7 @@ def push_version(
         told = f"has folders in it, which are not pushed: move {', '.join(inner)} out"
         raise AimoError(f"model folder {folder} {told}")
     files = {path.name: path for path in sorted(folder.iterdir())}
-    run = run_dir.resolve()  # as it stands in the record: relative to the repository where it lies inside
-    run = run.relative_to(ROOT) if run.is_relative_to(ROOT) else run
+    run = recorded(run_dir)
     notes = f"profile {profile.profile}, run {run}"
 
     model: dict[str, Any] = {"owner_slug": owner, "model_slug": slug}

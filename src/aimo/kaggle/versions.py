@@ -233,16 +233,38 @@ def submit_version(
             named = ", ".join(attached) or "none"
             raise AimoError(f"{version} has {named} as competitions; name one with --competition")
         slug = attached[0]
+    check_limits(api, slug)
+    answer = api.competition_submit_code(answers, message, slug, version.ref, version.number, quiet=True)
+    made = {"kernel": version.ref, "version": version.number, "message": message}
+    return taken(api, slug, answer, str(version), made, wait)
+
+
+def submit_file(api: Api, path: Path, message: str, competition: str, wait: bool = False) -> tuple[int, str]:
+    """Submit a file, as `submit_version` does a version; a run's own is recorded with the run."""
+    slug = slug_of(competition)
+    check_limits(api, slug)
+    if api.dry_run:
+        print(f"PUT {path.name}, {path.stat().st_size:,} bytes")
+        return 0, ""
+    answer = api.competition_submit(str(path), message, slug, quiet=True)
+    made = {"file": path.name, "message": message} | transfers.run_of(path.parent)
+    return taken(api, slug, answer, str(path), made, wait)
+
+
+def check_limits(api: Api, slug: str) -> None:
+    """Raise AimoError when no submission is left for today."""
     limits = api.competition_get_submission_limits(slug)
     if not api.dry_run and limits.num_allowed_now <= 0:
         told = f"no submission is left ({limits.num_today} made today); wait for 0:00 UTC"
         raise AimoError(f"competition {slug}: {told}")
-    answer = api.competition_submit_code(answers, message, slug, version.ref, version.number, quiet=True)
+
+
+def taken(api: Api, slug: str, answer: Any, what: str, made: dict[str, Any], wait: bool) -> tuple[int, str]:
+    """Record a submission that Kaggle has taken; return its number and, with `wait`, its public score."""
     if api.dry_run:
         return 0, ""
     if not answer.ref:
         reason = answer.message or "no reason given"
-        raise AimoError(f"competition {slug}: {version} was not taken ({reason})")
-    made = {"kernel": version.ref, "version": version.number, "message": message}
+        raise AimoError(f"competition {slug}: {what} was not taken ({reason})")
     add_record("submit", ref=answer.ref, competition=slug, **made)
     return int(answer.ref), api.wait_for_score(answer.ref, SCORE_POLL_S) if wait else ""
