@@ -46,6 +46,7 @@ TINY, TOOLS = ROOT / "data" / "tiny-base", ROOT / "data" / "tiny-tools"
 AIMO = str(Path(sys.executable).with_name("aimo"))
 PROBLEM = "What area of a 7 by 12 wall is not covered by a 4 by 3 door?"
 LEAST_S = 20  # a check that would get less time does not begin
+FAIR_S = 120  # one that is cut off with less is not judged
 AGAIN_S = 60  # and a failed one with less does not run again
 # What the tokenizer of a public model would tell.
 PUBLIC_TAGS = (
@@ -516,7 +517,7 @@ def run(check: Check, work: Path, logs: Path, here: Here, end: float) -> None:
     """Make what a check needs, run its commands, write down how it went, and remove what it left."""
     begun, folder = time.monotonic(), work / check.name
     if end - begun < LEAST_S:
-        check.note = f"the time was over: take --only {check.name}, or more --minutes"
+        check.note = "the time was over: take more --minutes, or --only and the check's name"
         return
     check.state, reason = "failed", ""
     try:
@@ -528,6 +529,8 @@ def run(check: Check, work: Path, logs: Path, here: Here, end: float) -> None:
         for command in check.commands:
             left = min(end - time.monotonic(), 300)
             if reason := error_of(command, logs / f"{check.name}.log", folder, here, left):
+                if left < FAIR_S and reason.startswith("not done"):
+                    check.state, reason = "skipped", f"{reason}, when the time was over"
                 break
         else:
             check.figures, check.state = check.look(), "passed"
@@ -535,7 +538,8 @@ def run(check: Check, work: Path, logs: Path, here: Here, end: float) -> None:
         reason = f"{type(e).__name__}: {' '.join(str(e).split())}"[:300]
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    tried = f"try: {check.hint}" if reason and check.hint else ""
+    again = f"take --only {check.name}" if check.state == "skipped" else f"try: {check.hint}"
+    tried = again if reason and check.hint else ""
     check.note = "; ".join(filter(None, [reason, tried, check.note]))
     check.seconds = time.monotonic() - begun
 
@@ -617,8 +621,12 @@ def report(checks: list[Check], folder: Path) -> dict[str, Any]:
         found = [check for check in checks if check.state == state]
         counts[state] = len(found)
         rows = [shown(check, folder) for check in found]
+        if state == "skipped":  # many for one reason
+            reasons = dict.fromkeys(check.note for check in found)
+            named = {why: [check.name for check in found if check.note == why] for why in reasons}
+            rows = [{"why": why, "checks": ", ".join(names)} for why, names in named.items()]
         if rows:
-            sections.append(page.Section(tables.table(rows), f"{state.capitalize()}: {len(rows)}"))
+            sections.append(page.Section(tables.table(rows), f"{state.capitalize()}: {len(found)}"))
     versions = [{"package": name, "version": version} for name, version in machine.versions().items()]
     sections.append(page.Section(tables.table(versions), "Versions"))
     page.write_page(
@@ -640,7 +648,8 @@ def shown(check: Check, folder: Path) -> dict[str, Any]:
     from aimo.report import page
 
     figures = ", ".join(f"{name} {value:.4g}" for name, value in check.figures.items())
-    row = {"check": check.name, "seconds": round(check.seconds), "figures": figures, "note": check.note}
+    row = {"check": check.name, "seconds": round(check.seconds), "figures": figures}
+    row |= {"note": check.note} if check.note else {}
     if check.state == "failed":
         log = folder / "logs" / f"{check.name}.log"
         end = "\n".join(log.read_text().splitlines()[-40:]) if log.exists() else ""

@@ -168,6 +168,13 @@ def test_a_check_that_hangs_is_ended_with_what_it_started(gpu, tmp_path):
     assert "time.sleep(601.5)" not in left
 
 
+def test_a_check_that_the_end_cuts_off_early_is_not_judged(gpu, tmp_path, monkeypatch):
+    check = gpu.Check("long", [python("import time; time.sleep(60)")], hint="x")
+    monkeypatch.setattr(gpu, "LEAST_S", 0)
+    gpu.run(check, tmp_path, tmp_path, gpu.Here(0), time.monotonic() + 1)
+    assert check.state == "skipped" and "the time was over; take --only long" in check.note
+
+
 @pytest.mark.parametrize("full", [False, True])
 def test_a_check_that_hangs_fails_on_the_page_which_is_printed_where_the_disk_is_full(
     gpu, tmp_path, monkeypatch, full
@@ -175,6 +182,7 @@ def test_a_check_that_hangs_fails_on_the_page_which_is_printed_where_the_disk_is
     checks = [gpu.Check("hangs", [python("import time; time.sleep(60)")])]
     monkeypatch.setattr(gpu, "MAKERS", [lambda *_: checks])
     monkeypatch.setattr(gpu, "LEAST_S", 0)
+    monkeypatch.setattr(gpu, "FAIR_S", 0)
     if full:
         monkeypatch.setattr(gpu, "report", lambda *_: lost())
     with pytest.raises(SystemExit if full else typer.Exit) as ended:
@@ -192,7 +200,7 @@ def test_a_check_that_hangs_fails_on_the_page_which_is_printed_where_the_disk_is
 def test_without_time_a_check_is_skipped_and_a_failed_one_stays_failed(gpu, tmp_path, monkeypatch):
     late = gpu.Check("late", [python("pass")])
     gpu.run(late, tmp_path, tmp_path, gpu.Here(0), time.monotonic())
-    assert late.state == "skipped" and "--only late" in late.note
+    assert late.state == "skipped" and "more --minutes" in late.note
     monkeypatch.setattr(gpu.Here, "jobs", 2)
     broken = gpu.Check("broken", [python("raise ValueError('x')")], alone=False)
     gpu.run_all([broken], tmp_path, tmp_path, gpu.Here(0), (gpu.LEAST_S + 5) / 60)
