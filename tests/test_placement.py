@@ -362,6 +362,26 @@ def test_a_model_that_waits_on_the_cpu_for_its_gpus_takes_no_shortcut_of_the_cpu
         assert (model.generate is not print) == merged
 
 
+def test_a_second_training_lets_go_of_the_first_ones_vllm_before_it_starts_another(monkeypatch, tmp_path):
+    from aimo.train import grpo, trainers
+
+    model = SimpleNamespace(generate=print)
+    engines = []
+
+    def make(*_, **given):
+        assert not hasattr(model, "answer"), "two engines hold memory"
+        engines.append(SimpleNamespace(answer=lambda *_: engines))
+        return SimpleNamespace(add_callback=lambda _: None, vllm_generation=engines[-1])
+
+    monkeypatch.setattr(trainers, "make_trainer", make)
+    monkeypatch.setattr(grpo, "fit", lambda *_: None)
+    args = SimpleNamespace(device=SimpleNamespace(type="cuda"), cast_lm_head_to_fp32=False, use_vllm=True)
+    monkeypatch.setattr(grpo.arguments, "stage_arguments", lambda *_: args)
+    for _ in range(2):
+        grpo.train_grpo(model, None, [{"prompt": "1?"}], runs.Run(profile(), tmp_path, "grpo", 0.0))
+        assert model.answer is engines[-1].answer
+
+
 # ---- a GPU that torch cannot use
 
 

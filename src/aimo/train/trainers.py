@@ -158,6 +158,8 @@ def make_sampling_trainer(kind: Any, run: Run, **given: Any) -> Any:
     args, by_vllm = given["args"], getattr(run.profile, run.stage).generation == "vllm"
     if by_vllm:
         vllm_process.set_environment()
+    if vars(given["model"]).pop("answer", None):  # by a vLLM of an interrupted training, which holds memory
+        gc.collect()
     trainer = make_trainer(kind, run, **given)
     if by_vllm:
         set_seed(args.seed, device_specific=True)  # vLLM has set another in this process
