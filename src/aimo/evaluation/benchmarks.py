@@ -72,6 +72,7 @@ BENCHMARKS = {
     "gsm8k": Benchmark("openai/gsm8k", 4, "question", "answer", "main", "test"),
     "aimo2": Benchmark("reference.csv", 16, problem="question"),
     "aimo3": Benchmark("reference.csv", 16),
+    "proof_pilot": Benchmark("reference.csv", 16),
     "gpqa": Benchmark("Idavidrein/gpqa", 8, task="gpqa:diamond"),
     "lcb": Benchmark("lighteval/code_generation_lite", 16, task="lcb:codegeneration"),
 }
