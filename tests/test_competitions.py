@@ -728,6 +728,20 @@ def test_a_kernel_with_a_competition_of_its_own_is_checked_by_its_rules(tmp_path
         kernels.build_kernel("submission", tmp_path, competition=str(tmp_path / "aimo3.yaml"))
 
 
+def test_a_kernel_built_for_a_profile_answers_the_profile_s_competition(tmp_path):
+    rules = tmp_path / "mine.yaml"
+    rules.write_text(FLOATS)
+    (tmp_path / "p.yaml").write_text(f"model: {{base: {TINY}}}\ncompetition: mine.yaml\n")
+    built = kernels.build_kernel("submission", tmp_path, profile=str(tmp_path / "p.yaml"))
+    cells = [cell.source for cell in nbformat.read(built, 4).cells]
+    assert 'competition = "how-far-is-it"' in cells[2] and "/kaggle/input/how-far-is-it/test.csv" in cells[2]
+    (shipped,) = (cell.partition("\n")[2] for cell in cells if "competitions/how-far-is-it.yaml" in cell[:90])
+    assert competitions.parse_competition(yaml.safe_load(shipped), "it") == read_competition(rules)
+    assert check_kernel(str(tmp_path)) == []
+    trained = kernels.build_kernel("evaluate", tmp_path, profile=str(tmp_path / "p.yaml"))
+    assert 'competition = "how-far-is-it"' in trained.read_text().replace('\\"', '"')
+
+
 def test_a_kernel_ships_the_judge_for_answers_in_latex_alone(tmp_path):
     for name, text in ("mine", with_metric("accuracy", kind="latex")), ("other", TEXTS):
         (tmp_path / f"{name}.yaml").write_text(text)

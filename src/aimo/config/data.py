@@ -86,7 +86,8 @@ class Set(Mixture):
     """One of the three sets: a source or a mixture of several, and which of its rows are kept."""
 
     test_split: BelowOne = 0.0  # Set this share aside, to evaluate on in training
-    integer_answers: bool = True  # Drop rows whose answer is not an integer, as the olympiad's are
+    # Drop rows whose answer is not an integer, as the olympiad's are; a `competition` decides instead
+    integer_answers: bool = True
     answer_range: tuple[int, int] | None = None  # Drop rows whose answer lies outside, such as [0, 99999]
     max_tokens: Positive | None = None  # Drop rows of more tokens: the prompt's; in SFT with the completion's
     # SFT only: rows longer than `model.max_length` are dropped, or kept for the trainer to cut

@@ -9,6 +9,7 @@ cell with the tag `profile` the profile's file.
 import ast
 import base64
 import io
+import json
 import pprint
 import re
 import tarfile
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import yaml
 
 from aimo import config
 from aimo.config import ROOT
@@ -91,8 +93,8 @@ def build_kernel(
     """Write the notebook of the kernel `name` to its folder, or to `out`, and return its path.
 
     The `inference` section of a `profile` stands in its settings, or the whole of it. A `competition`, a name
-    or a YAML file, is the one that it answers; it ships the file, and `out` gets metadata with its slug and
-    machine where it has none. The same sources give the same bytes.
+    or a YAML file, is the one that it answers, else that of the profile; it ships the file, and `out` gets
+    metadata with its slug and machine where it has none. The same sources give the same bytes.
     AimoError for a profile or a competition that the kernel has no use for.
     """
     import jupytext  # half a second, which no other command should pay
@@ -105,12 +107,13 @@ def build_kernel(
     path = (out or template.parent) / f"{template.stem}.ipynb"
     if not path.parent.is_dir():
         raise AimoError(f"--out {out}: no such folder; make it first")
-    rules, known = None, ""
-    if competition:
-        rules, known = find_competition(competition, asks=True), name_of(competition)
-        if "competition" not in kernel.attaches and name != "evaluate":
-            raise AimoError(f"kernel {name} has no use for a competition; it goes into submission, evaluate")
-        if competition != known and known in COMPETITIONS:
+    rules, known, answers = None, "", "competition" in kernel.attaches or name == "evaluate"
+    if competition and not answers:
+        raise AimoError(f"kernel {name} has no use for a competition; it goes into submission, evaluate")
+    given = competition or (config.load(profile).rules if profile and answers else None)
+    if given:
+        rules, known = find_competition(given, asks=True), name_of(given)
+        if known in COMPETITIONS and COMPETITIONS[known] != rules:
             raise AimoError(f"competition {competition}: the package has one named {known}; rename the file")
     settings = describe_settings(config.load(profile).inference.written if profile else {})
     code, cells = nbformat.v4.new_code_cell, []
@@ -120,9 +123,10 @@ def build_kernel(
             names = rules.answer.modules if rules else ()
             apart = [ROOT / f"src/aimo/inference/{module}.py" for module in names]
             files = {str(file.relative_to(ROOT)): file.read_text() for file in [*apart, *shipped(name)]}
-            if competition and competition != known:
+            if rules and known not in COMPETITIONS:
                 path_of = f"src/aimo/inference/competitions/{known}.yaml"
-                files = {path_of: Path(competition).read_text(encoding="utf-8-sig")} | files
+                written = Path(competition).read_text(encoding="utf-8-sig") if competition else dump(rules)
+                files = {path_of: written} | files
             if kernel.packed:
                 lines = "\n".join(textwrap.wrap(base64.b85encode(packed(files)).decode(), 110))
                 cells.append(code(UNPACK.replace("PACKAGE", lines) + FIND_PACKAGE, metadata=FOLDED))
@@ -162,6 +166,11 @@ def build_kernel(
     if rules and out and "competition" in kernel.attaches:
         write_metadata(path, template.parent, rules, known)
     return path
+
+
+def dump(rules: Competition) -> str:
+    """Return the rules of a profile's competition as its file has them."""
+    return str(yaml.safe_dump(json.loads(json.dumps(asdict(rules))), sort_keys=False))
 
 
 def write_metadata(notebook: Path, template: Path, rules: Competition, known: str) -> None:
