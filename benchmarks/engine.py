@@ -4,8 +4,8 @@
     python benchmarks/engine.py --gpu [--model FOLDER] [--streams 8 …] [--tokens 1024] [--json FILE]
 
 The bare engine gets all requests of a question at once and returns whole texts; nothing is read while it
-writes, stopped or voted. The solver gets the same prompts and seeds. All ways answer one question after
-another, in turns, and the best round counts.
+writes, stopped or voted. It is measured without seeds too. The solver gets the same prompts and seeds. All
+ways answer one question after another, in turns, and the best round counts.
 
 With `--gpu`, the engine alone with each set of arguments that may make gpt-oss faster on one GPU: its seconds
 to start, to a first token, and tokens per second of so many streams at once. Without a model folder it is
@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,15 +40,21 @@ from aimo.inference.solver import solve_problem
 from aimo.inference.voting import Policy
 
 
-def bare(engine: Engine, problem: str, samples: int) -> int:
+def bare(engine: Engine, problem: str, samples: int, seeded: bool = True) -> int:
     """All samples of a question at once, as whole texts; returns the tokens generated."""
+    settings = replace(engine.settings, seeded=seeded)
 
     async def gather() -> int:
         prompt = engine.encode(problem)
-        streams = (engine.sample(prompt, sample_seed(0, problem, i), engine.settings) for i in range(samples))
+        streams = (engine.sample(prompt, sample_seed(0, problem, i), settings) for i in range(samples))
         return sum(completion.tokens for completion in await asyncio.gather(*streams))
 
     return engine.run(gather())
+
+
+def unseeded(engine: Engine, problem: str, samples: int) -> int:
+    """The same without seeds."""
+    return bare(engine, problem, samples, seeded=False)
 
 
 def streams(engine: Engine, problem: str, samples: int) -> int:
@@ -159,7 +166,12 @@ def main(
         return compare_arguments(model, counts or [8, 12, 16], tokens, to)
     model = model or ROOT / "data" / "tiny-base"
     texts = [p.problem for p in builtin.generate(questions, "heldout", 0)]
-    ways = {"bare engine": bare, "solver's streams": streams, "solver's vote": voted}
+    ways = {
+        "bare engine": bare,
+        "without seeds": unseeded,
+        "solver's streams": streams,
+        "solver's vote": voted,
+    }
     best: dict[str, dict[str, Any]] = {}
     with Engine(model) as engine:
         bare(engine, texts[0], samples)  # vLLM compiles during the first requests

@@ -3,8 +3,11 @@
 TRL's trainer on the tiny base makes tensors and losses of completions that the tests write themselves.
 """
 
+import re
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -167,6 +170,20 @@ def test_a_prompt_computed_once_for_its_group_gives_the_same_loss_and_gradient(
     assert packed.loss == pytest.approx(plain.loss, rel=1e-5)
     assert (packed.grad - plain.grad).abs().max() < 1e-4 * plain.grad.abs().max()
     assert packed.weights == pytest.approx(plain.weights, rel=1e-3) and plain.weights > 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc gives memory back")
+def test_memory_that_a_step_has_freed_in_pieces_goes_back_to_the_system(loaded):
+    from aimo.train.callbacks import Trim
+
+    def resident():
+        return int(re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024  # MB
+
+    pieces = [bytearray(60_000) for _ in range(4000)]  # 240 MB, below the size that glibc maps apart
+    del pieces[::2]
+    before = resident()
+    Trim().on_step_end(None, None, None)
+    assert before - resident() > 80 and pieces
 
 
 def test_what_is_degenerate_is_what_the_solver_ends():

@@ -763,6 +763,7 @@ CASES = [
     Case("inference.proofs.select", proved, "So {proofs}"),
     Case("inference.proofs.*_tokens", proved, 300, FEW_PROOFS),
     Case("inference.proofs.*", proved, 2),
+    Case("inference.seeded", asked, False),
     Case("inference.tools", asked, 0.0, TOOLS),
     Case("inference.tool_seconds", asked, 0.2, TOOLS),
     Case("inference.tool_turns", asked, 1, TOOLS),

@@ -11,15 +11,19 @@ import sys
 from collections import namedtuple
 from types import SimpleNamespace
 
+import machine
+import polars as pl
 import pytest
 from conftest import ROOT, aimo, here, settings
 
 from aimo import config
 from aimo.errors import AimoError
 from aimo.inference import vllm_process
+from aimo.inference.competitions import COMPETITIONS
 from aimo.inference.model_folder import read_tokenizer
 from aimo.inference.settings import resolve_settings
 from aimo.inference.storage import read_lines
+from aimo.kaggle import kernels
 
 MAKE = ROOT / "data" / "smollm2" / "make.py"
 # llama.cpp names a tokenizer by the hash of the ids that it gives to this text (convert_hf_to_gguf.py,
@@ -167,6 +171,39 @@ def test_a_served_model_answers_and_is_measured(smollm2, tmp_path):
         assert measured.returncode == 0, measured.stderr
         kept = (tmp_path / "out" / "sums.jsonl").read_text()
         assert kept.count("\n") == 5 and "<|im" not in kept.split("\n", 1)[1]
+
+
+@pytest.mark.engine
+def test_the_submission_kernel_answers_with_it(smollm2, tmp_path):
+    """In an empty folder without network, asked by a gateway over gRPC."""
+    profile, test_csv, inputs = tmp_path / "real.yaml", tmp_path / "test.csv", tmp_path / "input"
+    inference = {"samples": 4, "max_tokens": 48, "max_length": 512}
+    profile.write_text(json.dumps({"model": {"base": str(smollm2)}, "inference": inference}))
+    text = kernels.build_kernel("submission", tmp_path, str(profile)).read_text()
+    asked = {"a": "What is 2 + 3?", "b": "", "c": "x + " * 600}
+    pl.DataFrame({"id": list(asked), "problem": list(asked.values())}).write_csv(test_csv)
+    shutil.copytree(smollm2, inputs / "model")
+    rules = COMPETITIONS["aimo3"]
+    folder, out = machine.attach_competition(inputs, rules, test_csv), tmp_path / "submission.parquet"
+    given = {"competition": "aimo3", "model": str(inputs / "model"), "test_csv": str(folder / "test.csv")}
+    ran, told = machine.rerun(text, inputs, tmp_path / "working", folder, test_csv, out, given)
+    assert ran and told == "submission written", ran.log[-20:]
+    answers = dict(pl.read_parquet(out)["id", "answer"].rows())
+    assert answers.keys() == asked.keys() and all(0 <= value <= 99999 for value in answers.values())
+    assert answers["b"] == answers["c"] == 0, "an empty problem and one that is too long"
+
+
+@pytest.mark.train
+def test_unsloth_trains_it_too(smollm2, tmp_path, monkeypatch):
+    monkeypatch.delenv("PYTEST_CURRENT_TEST")
+    subprocess.run([sys.executable, MAKE.with_name("problems.py")], check=True)
+    few = ["model.backend=unsloth", "sft.max_steps=2", "sft.batch_size=4", "data.heldout.rows=4"]
+    done = aimo("run", "--profile", "smollm2", "--until", "sft", "--run-dir", str(tmp_path), *settings(few))
+    assert done.returncode == 0, done.stderr
+    first, last = [r["loss"] for r in read_lines(tmp_path / "sft" / "log.jsonl") if "loss" in r]
+    assert last < first
+    tokenizer = read_tokenizer(tmp_path / "sft" / "model")
+    assert tokenizer.apply_chat_template(PROMPT, add_generation_prompt=True, tokenize=False) == ASKED
 
 
 @pytest.mark.train

@@ -69,6 +69,7 @@ class SettingsSection:
     top_p: settings.TopP | None = None
     min_p: Share | None = None
     top_k: NonNegative | None = None
+    seeded: bool | None = None
     stop: list[settings.Tag] | None = None
     max_tokens: Positive | None = None
     max_length: Positive | None = None

@@ -211,7 +211,7 @@ def sampling_parameters(
         max_tokens=min(settings.max_tokens, room),
         stop=settings.stop,
         include_stop_str_in_output=bool(settings.stop),  # it may be the tag that closes the answer
-        seed=seed,
+        seed=seed if settings.seeded else None,
         logprobs=settings.top_logprobs,
         skip_special_tokens=not keep_special,
         stop_token_ids=harmony.STOP if settings.format == "harmony" else None,

@@ -164,7 +164,7 @@ class Server(FolderSampler):
             temperature=settings.temperature,
             top_p=settings.top_p,
             max_tokens=min(settings.max_tokens, self.max_length - len(prompt)),
-            seed=seed,
+            seed=seed if settings.seeded else None,
             stream=True,
             extra_body={
                 "min_p": settings.min_p,

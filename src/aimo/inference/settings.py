@@ -159,6 +159,9 @@ class Settings:
     top_p: TopP = 1.0  # Sample from the likeliest tokens that together have this probability
     min_p: Share = 0.0  # Sample from tokens that are at least this share as likely as the likeliest
     top_k: NonNegative = 0  # Sample from so many likeliest tokens; 0 from all
+    # Whether each sample has a seed of its own: asked again it says the same, but for rounding. false lets
+    # vLLM draw for all samples at once, which is faster where the vocabulary is large (docs/solver.md).
+    seeded: bool = True
     # Texts that end a completion, besides the model's own end of a turn
     stop: list[Tag] = field(default_factory=list)
     max_tokens: Positive = 16384  # Tokens of one sample; the context may hold fewer

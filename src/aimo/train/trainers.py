@@ -165,6 +165,8 @@ def make_sampling_trainer(kind: Any, run: Run, **given: Any) -> Any:
         set_seed(args.seed, device_specific=True)  # vLLM has set another in this process
     if args.use_vllm:
         given["model"].answer = trainer.vllm_generation.answer  # what `models.complete` asks
+    if args.device.type == "cpu":
+        trainer.add_callback(callbacks.Trim())
     # On a GPU, vLLM and Unsloth make it unnecessary; a model that will be sharded is on the CPU until then.
     if args.device.type == "cpu" and run.profile.model.lora:
         merge_to_generate(given["model"])
