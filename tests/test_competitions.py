@@ -357,6 +357,20 @@ def test_a_file_may_have_other_columns_and_in_parquet_ids_that_are_integers(tmp_
     assert pl.read_parquet(tmp_path / "again.parquet")["row_id"].to_list() == ["07", "8", "9"]
 
 
+def test_a_kernel_s_test_file_may_be_parquet_with_types_of_its_own(tmp_path, monkeypatch):
+    rules, test, sampler, _ = laid_out(tmp_path, "letters")
+    table = pl.read_csv(test).drop("answer").with_columns(tags=pl.lit([1, 2]))
+    table.write_parquet(tmp_path / "test.parquet")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(gateway, "start_engine", lambda *_: sampler)
+    monkeypatch.setattr(gateway, "check_installed", lambda settings: None)
+    gateway.serve_submission(str(rules), str(TINY), "test.parquet", 600.0, {"samples": 4})
+    assert pl.read_csv("submission.csv").rows() == [(7, "B"), (8, "C"), (9, "A")]
+    Path("broken.parquet").write_text("row_id")
+    with pytest.raises(AimoError, match=r"test file broken.parquet: .*; give a CSV in UTF-8, or a Parquet"):
+        gateway.serve_submission(str(rules), str(TINY), "broken.parquet", 600.0, {"samples": 4})
+
+
 def test_a_session_that_dies_leaves_a_whole_file(tmp_path, monkeypatch):
     rules, test, sampler, _ = laid_out(tmp_path, "letters")
     monkeypatch.chdir(tmp_path)

@@ -350,9 +350,15 @@ def serve_submission(
         check_model_folder(model)
         check_installed(resolve_settings(model, settings))
         try:
-            table = pl.read_csv(test_csv, infer_schema=False).fill_null("").rename(str.strip)
+            if test_csv.endswith(".parquet"):
+                columns = [one for one in pl.read_parquet(test_csv) if not one.dtype.is_nested()]
+                table = pl.DataFrame([one.cast(pl.String) for one in columns])
+            else:
+                table = pl.read_csv(test_csv, infer_schema=False)
+            table = table.fill_null("").rename(str.strip)
         except (OSError, pl.exceptions.PolarsError) as e:
-            raise AimoError(f"test file {test_csv}: {one_line(e)}; give a CSV in UTF-8") from None
+            told = "give a CSV in UTF-8, or a Parquet file"
+            raise AimoError(f"test file {test_csv}: {one_line(e)}; {told}") from None
         table = pose(table, test_csv, competition)
         golds = known_answers(table, rules)
     if rules.server and rules.start_limit_s is not None:

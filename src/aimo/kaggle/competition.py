@@ -62,7 +62,7 @@ def draft_competition(api: Api, competition: str) -> str:
         found = [name for name in sizes if re.search(pattern, name, re.IGNORECASE)]
         return min(found, key=len, default="")
 
-    test, sample = shortest(r"test[^/]*\.(csv|parquet|jsonl?)$"), shortest(r"submission[^/]*\.(csv|parquet)$")
+    test, sample = shortest(r"test[^/]*\.(csv|parquet)$"), shortest(r"submission[^/]*\.(csv|parquet)$")
     train, server = shortest(r"(train|reference)[^/]*\.(csv|parquet)$"), shortest(r"\w_inference_server\.py$")
     with tempfile.TemporaryDirectory() as folder:
 
