@@ -405,7 +405,6 @@ def test_the_page_s_commands_lead_from_an_address_to_a_scored_submission(kaggle,
         "files": {"test.csv": hidden.encode(), "sample_submission.csv": sample},
     }
     Path("test.csv").write_text(test)
-    Path("golds.csv").write_text("id,answer\n7,B\n8,C\n9,D\n")
 
     def run_stage(stage, folder):  # in place of the notebook
         run = runs.begin(stage, str(folder / "profile.yaml"), folder)

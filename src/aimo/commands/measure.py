@@ -48,8 +48,9 @@ def replay(
     options.check_folder("--plot", plot)
     rules = [replay.parse_rule(name) for name in policy or []]
     figures = []
-    kind = find_competition(competition).answer if competition else INTEGER
-    for one in traces.read_traces(files, traces.read_gold_file(answers) if answers else {}, kind):
+    asked = find_competition(competition) if competition else None
+    golds = traces.read_gold_file(answers, asked) if answers else {}
+    for one in traces.read_traces(files, golds, asked.answer if asked else INTEGER):
         rows = replay.compare_rules(one, rules, draws, seed, samples, budget)
         replay.show_rules(one, rows)
         figures += rows
@@ -79,8 +80,8 @@ def forecast(
     from aimo.evaluation import forecast, replay  # draw with matplotlib
 
     rules = find_competition(competition)
-    given = traces.read_gold_file(answers) if answers else {}
-    for one in traces.read_traces(files, given, rules.answer):
+    golds = traces.read_gold_file(answers, rules) if answers else {}
+    for one in traces.read_traces(files, golds, rules.answer):
         chances = forecast.chances_of(one.questions, replay.parse_rule(policy), samples, draws, seed)
         print(f"{one.name}: {len(one.questions)} questions recorded, {policy}, {samples} samples")
         forecast.show_forecast(forecast.forecast_score(chances, runs or rules.passes, rules.questions))

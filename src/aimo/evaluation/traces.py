@@ -19,6 +19,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from aimo.errors import AimoError, explain
 from aimo.inference import answers, files, journal, voting
 from aimo.inference.answer_kinds import INTEGER, LONGEST, AnswerKind, Proof
+from aimo.inference.competitions import Competition
 from aimo.inference.sample import COUNT_EVERY, End, Sample
 
 CHARACTERS = 3.2  # a token, where a trace has texts alone
@@ -229,9 +230,14 @@ def pool_journals(paths: Sequence[Path], golds: Mapping[str, int | str]) -> Trac
     return Traces(name or paths[0].stem, questions, "seconds", stopped)
 
 
-def read_gold_file(path: Path) -> dict[str, int | str]:
-    """Return the gold answers of a file with the columns id and answer. AimoError when it has not."""
+def read_gold_file(path: Path, rules: Competition | None = None) -> dict[str, int | str]:
+    """Return the gold answers of a file with the columns id and answer. AimoError when it has not.
+
+    The ids may stand in the column of a competition's test file.
+    """
     table = files.read_texts(path, "--answers ")
+    if rules and "id" not in table.columns and rules.inputs.id in table.columns:
+        table = table.rename({rules.inputs.id: "id"})
     if missing := [name for name in ("id", "answer") if name not in table.columns]:
         raise AimoError(f"--answers {path} has no column {missing[0]!r}; it needs id and answer")
     golds: dict[str, int | str] = {}
