@@ -87,6 +87,16 @@ def test_a_teacher_that_ends_a_turn_with_another_token_is_refused(tmp_path):
         teacher.check_teacher(str(TINY), tokenizer, student)
 
 
+def test_an_adapter_does_not_teach(tmp_path):
+    from aimo.train import teacher
+
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "it"}')
+    with pytest.raises(
+        AimoError, match=r"opd.teacher: .* is an adapter for 'it', not a model; give a merged"
+    ):
+        teacher.check_teacher(str(tmp_path), None, None)
+
+
 def test_a_wrong_teacher_is_refused_before_the_stages_that_come_first(tmp_path):
     section = f"opd={{teacher: {TINY.with_name('tiny-tools')}, learning_rate: 1.0e-3}}"
     command = ["run", "--profile", "tiny", "--run-dir", tmp_path / "run", "--set", section]
