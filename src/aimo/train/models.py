@@ -314,7 +314,7 @@ def merged(model: Any) -> Iterator[None]:
     from a copy in the host's memory."""
     from peft.tuners.lora import LoraLayer  # after Unsloth
 
-    layers: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    layers: list[Any] = [m for m in model.modules() if isinstance(m, LoraLayer) and not m.merged]
     weights = [layer.get_base_layer().weight.data for layer in layers]
     kept = [weight.to("cpu", copy=True) for weight in weights]
     try:

@@ -5,6 +5,7 @@ log-probability that it gives each token. `check` loads the saved folder as its 
 tokenizer, chat template and number type, and reads the same conversations (`evaluation.served`).
 """
 
+import contextlib
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from aimo.run import machine
 from aimo.run.runs import Run
 from aimo.train import arguments, models
 
-ROWS, TOKENS = 64, 32  # held-out problems, and tokens that are written to each
+ROWS, TOKENS = 64, 16  # held-out problems, and tokens that are written to each
 PIECE = 1024  # tokens whose log-probabilities are computed at once
 
 
@@ -56,24 +57,24 @@ def remember(model: Any, tokenizer: Any, run: Run, probe: Rows | None) -> None:
         path.unlink(missing_ok=True)
         return
     dtype, settings = arguments.choose_dtype(run.profile)[0], run.profile.model
-    with torch.random.fork_rng():
-        torch.manual_seed(run.profile.seed)
-        replies = models.complete(model, tokenizer, rows, TOKENS, do_sample=True)
-    talks = [
-        {"prompt": row["prompt"], "reply": reply} for row, reply in zip(rows, replies, strict=True) if reply
-    ]
+    talks: Rows = []
 
     def keep(key: str) -> None:
         for talk, (ids, values) in zip(talks, log_probs(model, tokenizer, talks, dtype), strict=True):
             talk |= {"ids": ids, key: values}
 
+    # Adapters of a four-bit model are merged into other weights than the trainer's.
+    can_merge = settings.lora and not settings.load_in_4bit
+    with torch.random.fork_rng(), models.merged(model) if can_merge else contextlib.nullcontext():
+        torch.manual_seed(run.profile.seed)
+        replies = models.complete(model, tokenizer, rows, TOKENS, do_sample=True)
+        talks += [{"prompt": row["prompt"], "reply": r} for row, r in zip(rows, replies, strict=True) if r]
+        if can_merge:
+            keep("merged")
     keep("log_probs")
     if settings.lora:
         with model.disable_adapter():
             keep("start")
-    if settings.lora and not settings.load_in_4bit:  # those are merged into other weights than the trainer's
-        with models.merged(model):
-            keep("merged")
     write_json(path, {"dtype": dtype, "four_bits": settings.load_in_4bit, "talks": talks})
 
 
