@@ -141,6 +141,16 @@ def test_a_file_is_uploaded_where_its_competition_would_take_it_and_stands_with_
     assert kaggle.blobs[request.blob_file_tokens]["data"] == file.read_bytes()
     row = next(line for line in aimo("scores", rules)[1].splitlines() if " 100 " in line)
     assert "0.750 (" in row and "by-file" in row and "first" in row
+    # An adapter: beside its forecast, as `aimo kaggle pack` left it.
+    stage = file.parent / "sft"
+    stage.mkdir()
+    forecast = {"base": [0.1, 0.0, 0.2], "adapter": [0.6, 0.5, 0.7]}
+    packed = {"competition": "nemotron-reasoning", "forecast": forecast, "questions": 50}
+    (stage / "pack.json").write_text(json.dumps(packed))
+    (archive := file.with_name("submission.zip")).write_bytes(b"PK")
+    assert aimo("submit", archive, "--message", "adapter", "--competition", "nemotron-reasoning")[0] == 0
+    row = next(line for line in aimo("scores", "nemotron-reasoning")[1].splitlines() if " 101 " in line)
+    assert "0.600 (0.462 to 0.724)" in row and "forecast" in row and "by-file" in row
 
 
 def test_choose_without_a_hold_out_is_one_line(kaggle, refused):

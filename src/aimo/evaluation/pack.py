@@ -79,6 +79,7 @@ def pack_run(named: str, competition: str, questions: Path | None, serve: bool) 
                     words = f"log-probabilities differ from those of training by {apart:.2g} on average"
                 told.append(f"served: {words}")
                 record["forecast"] = found = forecast(engine, rules, table)
+                record["questions"] = len(table)
             scores = [f"{name} {at:.3f} ({low:.3f} to {high:.3f})" for name, (at, low, high) in found.items()]
             told.append(f"forecast: {', '.join(scores)} on {len(table)} questions, by {rules.scoring}")
         out = folder / rules.artefact.file

@@ -86,6 +86,8 @@ def list_submissions(api: Api, slug: str) -> list[Submission]:
             folder = ROOT / made["run"] if made.get("run") else None
             score = one.public_score or one.status.name.lower()
             held = (held_out(folder) if folder else None) or evaluated(pushed.get("models", []))
+            if folder and made.get("file") == "submission.zip":
+                held = forecast_of(folder)
             notes = first_note(folder) if folder else ""
             found.append(Submission(one.ref, one.date, score, one.description, made, held, notes))
     return found
@@ -103,6 +105,16 @@ def held_out(folder: Path) -> HeldOut | None:
     if not votes or not n:
         return None
     return HeldOut(votes[0], figures[votes[0]], n, hashlib.sha256(problems.read_bytes()).hexdigest())
+
+
+def forecast_of(folder: Path) -> HeldOut | None:
+    """Return what `aimo kaggle pack` forecast of a run's last packed adapter, by the host's metric."""
+    packed = sorted(folder.glob("*/pack.json"), key=lambda path: path.stat().st_mtime)
+    record = read_json(packed[-1], "pack the adapter again") if packed else {}
+    if not record.get("forecast") or not record.get("questions"):
+        return None
+    share, n = record["forecast"]["adapter"][0], record["questions"]
+    return HeldOut("forecast", share, n, f"{record['competition']}, {n} questions")
 
 
 def evaluated(models: list[str]) -> HeldOut | None:
