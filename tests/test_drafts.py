@@ -59,8 +59,8 @@ def packed(data):
         ),
         (  # integers through a server
             {
-                "test.csv": b"id,problem\n1,how many?\n",
-                "reference.csv": b"id,problem,answer\n1,x,500000\n",
+                "test.csv": b"id,problem,a,b\n1,how many?,2,3\n",
+                "reference.csv": b"id,problem,a,b,answer\n1,x,2,3,500000\n",
                 "kaggle_evaluation/which_inference_server.py": SERVER,
             },
             {"code": "GPU Notebooks run for 5 hours on an H100."},

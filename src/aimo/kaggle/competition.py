@@ -21,6 +21,7 @@ from kagglesdk.competitions.types.competition_api_service import (
     ApiListDataFilesRequest,
 )
 
+from aimo.errors import AimoError
 from aimo.inference import files
 from aimo.inference.competitions import HOUR_S, parse_competition
 from aimo.inference.yaml_files import load_yaml
@@ -81,6 +82,8 @@ def draft_competition(api: Api, competition: str) -> str:
     asked, given = (tables.get(name, pl.DataFrame()) for name in (test, sample))
     inputs, unused = inputs_of(asked, given.columns)
     inputs |= {"test": name} if (name := Path(test).name) not in ("", "test.csv") else {}
+    if server:  # which sends the problem alone
+        inputs.pop("options", None)
     known = tables.get(train, given)
     named = [name for name in (*given.columns[1:2], *ANSWERS) if name in known.columns]
     values = [value.strip() for value in known[named[0]] if value.strip()] if named else []
@@ -110,7 +113,7 @@ def draft_competition(api: Api, competition: str) -> str:
     deadline = f"{about.deadline:%Y-%m-%d %H:%M} UTC" if about.deadline else "unknown"
     text = "\n".join(
         [
-            f"# {about.title}, drafted from its pages and data. Look at what stands behind question marks.",
+            f"# {' '.join(about.title.split())}, drafted from its pages and data: see to each question mark",
             f"# Deadline {deadline}; {about.max_daily_submissions} submissions a day",
             *about_files(),
             f"slug: {slug}",
@@ -132,7 +135,10 @@ def draft_competition(api: Api, competition: str) -> str:
             ),
         ]
     )
-    parse_competition(load_yaml(text), f"the draft of {slug}")
+    try:
+        parse_competition(load_yaml(text), f"the draft of {slug}")
+    except AimoError as e:
+        raise AimoError(f"{e}; write the file by hand, as docs/competitions.md says") from None
     return f"{text}\n"
 
 
