@@ -237,6 +237,22 @@ def test_a_profile_s_competition_decides_which_rows_stay_what_is_right_and_what_
     ), "a run's folder keeps the rules, not the path"
 
 
+def test_the_answer_of_a_solution_or_a_box_is_the_gold_answer_of_a_competition_s_kind(tmp_path):
+    (tmp_path / "mine.yaml").write_text(TEXTS)
+    rows = [("a", "It has spots.\nSo \\boxed{Dark red}."), ("b", "x \\boxed{blue} y")]
+    pl.DataFrame(rows, ["problem", "solution"], orient="row").write_parquet(tmp_path / "solved.parquet")
+    boxed = [("a", "\\boxed{Dark red}"), ("b", "blue")]
+    pl.DataFrame(boxed, ["problem", "answer"], orient="row").write_parquet(tmp_path / "boxed.parquet")
+    for file, columns in ("solved", "{answer: null, solution: solution}"), ("boxed", "{}"):
+        source = f"{{source: {tmp_path}/{file}.parquet, columns: {columns}}}"
+        (tmp_path / "p.yaml").write_text(
+            f"model: {{base: {TINY}}}\ncompetition: mine.yaml\ndata: {{grpo: {source}}}"
+        )
+        profile = config.load(tmp_path / "p.yaml")
+        sets = prepare.clean_sets(prepare.load_sets(profile), profile, None)
+        assert sets.rows["grpo"]["answer"].to_list() == ["Dark red", "blue"], file
+
+
 @pytest.mark.parametrize("name", THREE)
 def test_evaluate_asks_a_competition_s_file_and_judges_by_its_equality(tmp_path, name):
     rules, test, sampler, _ = laid_out(tmp_path, name)

@@ -126,6 +126,14 @@ def clean_sets(sets: Sets, profile: Profile, tokenizer: Any) -> Sets:
             drop(IS_PROOF, "proof")
 
         # The gold answer, of which the final answer alone stays, and the pass rate.
+        if kind:  # where the solution is all that there is, the answer that it ends in
+            same = (
+                sets.rows[name].select((pl.col("answer") == pl.col("solution")).fill_null(False)).to_series()
+            )
+            stated = mapped(
+                sets.rows[name].filter(same)["answer"], lambda text: kind.find(text, tags), pl.String
+            )
+            change(sets.rows[name]["answer"].scatter(same.arg_true(), stated))
         change(*read_answers(sets.rows[name]["answer"], tags, kind))
         by_answer = pl.col("verification_info").is_null()  # and not by test cases
         if kind:
@@ -279,12 +287,13 @@ def read_answers(texts: pl.Series, tags: Tags, kind: AnswerKind | None = None) -
         return number if number is not None and abs(number) < 10**18 else None
 
     def final(text: str) -> str:
-        is_bare = kind is not None and kind.gold(text.strip()) is not None
+        is_bare = kind is not None and "\\boxed" not in text and kind.gold(text.strip()) is not None
         return (text if is_bare else extract(text, tags) or text).strip()
 
     answer = mapped(texts, final, pl.String)
     if kind and kind.type is not int:
-        return [answer, pl.repeat(None, len(answer), dtype=pl.Int64, eager=True).alias("integer")]
+        none = pl.repeat(None, len(answer), dtype=pl.Int64, eager=True)
+        return [answer.alias("answer"), none.alias("integer")]
     integer = mapped(answer, integer_of, pl.Int64)
     written = pl.select(pl.coalesce(integer.cast(pl.String), answer)).to_series()
     return [written.alias("answer"), integer.alias("integer")]
