@@ -127,13 +127,13 @@ def clean_sets(sets: Sets, profile: Profile, tokenizer: Any) -> Sets:
 
         # The gold answer, of which the final answer alone stays, and the pass rate.
         if kind:  # where the solution is all that there is, the answer that it ends in
-            same = (
+            solved = (
                 sets.rows[name].select((pl.col("answer") == pl.col("solution")).fill_null(False)).to_series()
             )
             stated = mapped(
-                sets.rows[name].filter(same)["answer"], lambda text: kind.find(text, tags), pl.String
+                sets.rows[name].filter(solved)["answer"], lambda text: kind.find(text, tags), pl.String
             )
-            change(sets.rows[name]["answer"].scatter(same.arg_true(), stated))
+            change(sets.rows[name]["answer"].scatter(solved.arg_true(), stated))
         change(*read_answers(sets.rows[name]["answer"], tags, kind))
         by_answer = pl.col("verification_info").is_null()  # and not by test cases
         if kind:
