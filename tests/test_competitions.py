@@ -253,6 +253,12 @@ def test_the_answer_of_a_solution_or_a_box_is_the_gold_answer_of_a_competition_s
         assert sets.rows["grpo"]["answer"].to_list() == ["Dark red", "blue"], file
 
 
+def test_the_letters_of_gold_answers_are_written_alone():
+    texts = pl.Series(["b", "(B)", "B. red", "\\boxed{\\text{C}}", "E"])
+    answers, integers = prepare.read_answers(texts, config.load("tiny").prompt, Choice("ABCD"))
+    assert answers.to_list() == ["B", "B", "B", "C", "E"] and integers.null_count() == 5
+
+
 @pytest.mark.parametrize("name", THREE)
 def test_evaluate_asks_a_competition_s_file_and_judges_by_its_equality(tmp_path, name):
     rules, test, sampler, _ = laid_out(tmp_path, name)

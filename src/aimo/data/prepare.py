@@ -287,8 +287,11 @@ def read_answers(texts: pl.Series, tags: Tags, kind: AnswerKind | None = None) -
         return number if number is not None and abs(number) < 10**18 else None
 
     def final(text: str) -> str:
-        is_bare = kind is not None and "\\boxed" not in text and kind.gold(text.strip()) is not None
-        return (text if is_bare else extract(text, tags) or text).strip()
+        value = kind.gold(text.strip()) if kind and "\\boxed" not in text else None
+        if value is None:
+            text = extract(text, tags) or text
+            value = kind.gold(text.strip()) if kind else None
+        return str(value) if kind and kind.is_exact and value is not None else text.strip()
 
     answer = mapped(texts, final, pl.String)
     if kind and kind.type is not int:
