@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from importlib.metadata import version
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, TINY
 
 PACKAGE = ROOT / "src" / "aimo"
 COMPAT = {  # modules that may, and the packages whose versions their heading names
@@ -112,3 +112,38 @@ def test_the_plain_loss_is_cross_entropy_with_its_gradient(at_once, monkeypatch)
     assert torch.equal(top, logits.argmax(-1) == targets)
     (gradient,) = torch.autograd.grad(-chosen.sum(), hidden)
     assert torch.allclose(gradient, (distribution.probs - torch.eye(11)[targets]) @ weight / 0.7, atol=1e-5)
+
+
+def test_completions_are_counted_while_they_end_and_stay_what_they_are(monkeypatch):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from aimo.train import live
+
+    monkeypatch.setattr(live, "COUNT_S", 0.0)
+    told = []
+    display = live.Live.__new__(live.Live)  # without a trainer
+    display.doing = told.append
+    model, tokenizer = (kind.from_pretrained(TINY) for kind in (AutoModelForCausalLM, AutoTokenizer))
+    prompts = tokenizer(["1 + 1 ="] * 16, return_tensors="pt")
+
+    def sample():
+        torch.manual_seed(0)
+        return model.generate(**prompts, max_new_tokens=60, do_sample=True)
+
+    before = sample()
+    for _ in range(2):  # a cell that runs twice
+        display.count(model, display.by_transformers)
+    assert torch.equal(sample(), before)
+    counts = [int(re.fullmatch(r"sampling, (\d+) of 16 completions ended", line)[1]) for line in told]
+    assert counts == sorted(counts) and counts[0] == 0 and counts[-1] > 8 and len(counts) <= 60
+
+    told.clear()
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    bar = display.by_vllm(None)["use_tqdm"]
+    assert list(bar(range(3), desc="Rendering prompts")) == [0, 1, 2] and not told
+    processed = bar(total=4, desc="Processed prompts", dynamic_ncols=True, postfix="")
+    processed.update(4)
+    assert processed.format_dict["elapsed"] > 0  # vLLM divides by it
+    processed.close()
+    assert told[-1] == "sampling, 4 of 4 completions ended"

@@ -3,11 +3,16 @@
 Unattended, under papermill, nothing is drawn: the cell's last line leaves one plot.
 """
 
+import functools
+import io
 import time
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from IPython.display import HTML, display
-from transformers import TrainerCallback
+from tqdm import tqdm
+from transformers import StoppingCriteria, TrainerCallback
 
 from aimo.report import page, plots, tables
 from aimo.run.progress import bar_of
@@ -16,6 +21,35 @@ from aimo.train import compat, tool_use
 
 LEAST_S = 2.0  # between two drawings
 SHARE = 0.05  # of the time may go into drawing
+COUNT_S = 0.5  # between two counts of completions
+
+
+class Ended(StoppingCriteria):
+    """Counts the completions of a batch that have ended, for `tell`; it stops none."""
+
+    def __init__(self, ends: Any, tell: Callable[[int, int], None]):
+        self.ends, self.tell, self.told = torch.tensor(ends), tell, time.monotonic()
+        self.ended: Any = False
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        last = input_ids[:, -1]  # (completions,)
+        self.ended = self.ended | torch.isin(last, self.ends.to(last.device))
+        if time.monotonic() - self.told > COUNT_S:  # each look waits for the device
+            self.told = time.monotonic()
+            self.tell(int(self.ended.sum()), len(last))
+        return torch.zeros_like(last, dtype=torch.bool)
+
+
+class EndedBar(tqdm):  # type: ignore[type-arg]
+    """vLLM's bar, whose count `tell` gets."""
+
+    def __init__(self, *args: Any, tell: Callable[[int, int], None], **more: Any):
+        self.tell = tell
+        super().__init__(*args, **more)
+
+    def display(self, *_: Any, **__: Any) -> None:
+        if self.desc.startswith("Processed"):  # not the bar of prompts
+            self.tell(self.n, self.total)
 
 
 class Live(TrainerCallback):
@@ -27,6 +61,9 @@ class Live(TrainerCallback):
         self.first = self.step = self.total = 0
         self.speed, self.phase, self.cost = "", "", 0.0
         trainer.doing = self.doing
+        self.count(trainer.accelerator.unwrap_model(trainer.model), self.by_transformers)
+        if vllm := getattr(getattr(trainer, "vllm_generation", None), "llm", None):  # in this process
+            self.count(vllm, self.by_vllm)
         self.bar, self.below = (display(page.Html(""), display_id=True) for _ in range(2))
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -38,6 +75,26 @@ class Live(TrainerCallback):
         if what != self.phase:
             self.phase = what
             self.show_bar(self.step)
+
+    def sampled(self, done: int, total: int) -> None:
+        self.doing(f"sampling, {done} of {total} completions ended")
+
+    def count(self, engine: Any, keywords: Callable[..., dict[str, Any]]) -> None:
+        """Let `engine.generate` take further keywords, which count the completions that have ended."""
+        uncounted = engine.__dict__.setdefault("uncounted", engine.generate)  # once, if the cell runs again
+
+        @functools.wraps(uncounted)
+        def generate(*args: Any, **given: Any) -> Any:
+            return uncounted(*args, **given | keywords(engine, **given))
+
+        engine.generate = generate
+
+    def by_transformers(self, model: Any, **given: Any) -> dict[str, Any]:
+        config = given.get("generation_config") or model.generation_config
+        return {"stopping_criteria": [Ended(config.eos_token_id, self.sampled)]}
+
+    def by_vllm(self, _: Any, **given: Any) -> dict[str, Any]:
+        return {"use_tqdm": functools.partial(EndedBar, tell=self.sampled, file=io.StringIO(), disable=False)}
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.show_bar(state.global_step)
