@@ -209,7 +209,7 @@ def random_model(public, tmp_path, monkeypatch):
 
 
 @pytest.mark.engine
-def test_random_awq_weights_write(random_model):
+def test_a_model_with_random_awq_weights_generates(random_model):
     from aimo.inference.engine import Engine
     from aimo.inference.plan import plan_for_this_machine
     from aimo.inference.settings import Settings
