@@ -122,6 +122,15 @@ def test_a_teacher_that_does_not_fit_beside_the_student_is_refused_before_it_is_
         teacher.load_teacher(TINY, run)
 
 
+def test_when_memory_runs_out_a_step_is_split_and_then_its_completions_are_shorter(tmp_path):
+    from aimo.train.trainers import out_of_memory
+
+    for size, advice in ((8, "opd.batch_size=4"), (1, "opd.max_completion_length=256")):
+        section = f"opd={{teacher: {TINY}, learning_rate: 1.0e-3, batch_size: {size}}}"
+        told = out_of_memory(runs.Run(config.load("tiny", [section]), tmp_path, "opd", 0.0), 3)
+        assert told.startswith("opd: out of memory at step 3; ") and f"--set {advice}" in told
+
+
 def answer_as(change):
     """A server's handler: vLLM with the tiny base as far as a check asks, with a `change` of its answers."""
     from transformers import AutoTokenizer

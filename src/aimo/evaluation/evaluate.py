@@ -345,7 +345,9 @@ def evaluate_models(engine: Engine, run: Run, rows: list[dict[str, Any]]) -> dic
     found: dict[str, Scores] = {}
     for i, (name, folder) in enumerate(models.items()):
         engine.load_weights(folder)
-        served.check_engine(engine, run.dir / name, profile.training.served_bound)
+        apart = served.check_engine(engine, run.dir / name, profile.training.served_bound)
+        if apart is not None:
+            print(f"{name}: vLLM's log-probabilities are {apart:.2g} from those of training, on average.")
 
         def progress(done: int, total: int, note: str, before: int = i, model: str = name) -> None:
             run.progress(before * total + done, len(models) * total, f"{model} {note}")
