@@ -253,6 +253,34 @@ def test_the_answer_of_a_solution_or_a_box_is_the_gold_answer_of_a_competition_s
         assert sets.rows["grpo"]["answer"].to_list() == ["Dark red", "blue"], file
 
 
+def test_a_run_for_a_competition_that_takes_an_adapter_measures_and_answers_nothing(tmp_path):
+    (tmp_path / "p.yaml").write_text(
+        f"model: {{base: {TINY}}}\ncompetition: nemotron-reasoning\n"
+        "data: {heldout: {source: builtin, rows: 4, split: heldout}}\n"
+    )
+    profile = config.load(tmp_path / "p.yaml")
+    pipeline.check_run(profile, tmp_path / "run", None, None)
+    run = runs.begin("data", str(tmp_path / "p.yaml"), tmp_path / "run")
+    sets = prepare.clean_sets(prepare.load_sets(profile), profile, None)
+    ready = prepare.format_sets(sets, profile)
+    run.finish(sha256=prepare.write_sets(ready, sets, profile, run.folder))
+    run = runs.begin("inference", str(tmp_path / "p.yaml"), tmp_path / "run")
+    solutions = submission.answer_test_file(script({}), run)
+    shown = [
+        plots.votes(solutions),
+        plots.cost(solutions),
+        plots.timelines(solutions),
+        tables.answers(solutions),
+    ]
+    assert solutions == [] and "No question was asked" in str(shown[0]) and "img" not in str(shown)
+    run.finish(models={}, **submission.count_right(solutions))
+    assert runs.is_finished(tmp_path / "run", "inference") and runs.answers_of(tmp_path / "run") is None
+    assert not list((tmp_path / "run").glob("submission.*"))
+    # Answers that were removed are made again.
+    (run.folder / "solutions.json").write_text('[{"id": "a"}]')
+    assert not runs.is_finished(tmp_path / "run", "inference")
+
+
 def test_the_letters_of_gold_answers_are_written_alone():
     texts = pl.Series(["b", "(B)", "B. red", "\\boxed{\\text{C}}", "E"])
     answers, integers = prepare.read_answers(texts, config.load("tiny").prompt, Choice("ABCD"))

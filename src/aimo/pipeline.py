@@ -58,7 +58,7 @@ def run_profile(
     if test is not None:
         overrides.append(f"inference.test={json.dumps(str(Path(test).absolute()), ensure_ascii=False)}")
     if competition is not None:
-        find_competition(competition, asks=True)
+        find_competition(competition)
         named = competition if competition in COMPETITIONS else str(Path(competition).absolute())
         overrides.append(f"competition={json.dumps(named, ensure_ascii=False)}")
     resolved = config.load(profile, overrides)
@@ -129,9 +129,12 @@ def check_run(profile: Profile, folder: Path, from_stage: str | None, until: str
         if count != 1:  # papermill would run the notebook with its own parameters
             told = f"{count} of its cells have the tag `parameters`, and one should; restore the file"
             raise AimoError(f"{path}: {told}")
-    if profile.inference.test:
+    asks = (
+        not profile.rules or profile.rules.artefact.kind != "adapter"
+    )  # which is measured on held-out problems
+    if profile.inference.test and asks:
         local.read_questions(config.locate(profile.inference.test), profile.rules)
-    elif profile.rules and profile.rules.answer.type is not int:
+    elif profile.rules and asks and profile.rules.answer.type is not int:
         raise AimoError(f"competition {profile.rules.slug} needs its test file: give --test FILE")
     if profile.grpo:
         try_rewards(profile.grpo.rewards)

@@ -59,7 +59,8 @@ def read_yaml(path: Path, what: str, remedy: str) -> dict[str, Any]:
     except UnicodeDecodeError as e:
         raise AimoError(f"{what} {path}: not UTF-8 at byte {e.start}; save it as UTF-8") from None
     except OSError as e:
-        raise AimoError(f"{what} {path}: {e.strerror}; make it readable") from None
+        told = "give its path" if isinstance(e, FileNotFoundError) else "make it readable"
+        raise AimoError(f"{what} {path}: {e.strerror}; {told}") from None
     except yaml.YAMLError as e:
         raise AimoError(f"{what} {path}: not valid YAML: {' '.join(str(e).split())}") from None
     if not isinstance(values, dict):

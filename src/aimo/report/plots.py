@@ -199,7 +199,8 @@ def votes(solutions: list[dict[str, Any]], limit: int = 200) -> Html:
 
     Green is right, red is wrong, grey is unknown or outvoted.
     """
-    solutions = solutions[:limit]
+    if not (solutions := solutions[:limit]):
+        return note("No question was asked.")
     figure, (ax,) = panels(1, columns=1, width=9, height=0.6 + 0.42 * len(solutions))
     ax.grid(False)
     for row, solution in enumerate(solutions):
@@ -262,10 +263,13 @@ def timelines(solutions: list[dict[str, Any]], limit: int = 12) -> Html:
 
 def cost(solutions: list[dict[str, Any]]) -> Html:
     """Draw seconds and tokens of each question by its difficulty: the share of votes against its answer."""
+    if not solutions:
+        return note("No question was asked.")
     figure, grid = panels(2, columns=2, width=4.5, height=2.8)
     kinds: dict[str, list[dict[str, Any]]] = {"right": [], "wrong": [], "unknown": []}
     for s in solutions:
-        kinds["unknown" if s["gold"] is None else "right" if s["gold"] == s["answer"] else "wrong"].append(s)
+        is_right = s.get("equal", s["gold"]) == s["answer"]
+        kinds["unknown" if s["gold"] is None else "right" if is_right else "wrong"].append(s)
     for (kind, chosen), colour in zip(kinds.items(), (RIGHT, WRONG, GREY), strict=True):
         if chosen:
             against = [  # (chosen,) the share of a question's votes that are against its answer

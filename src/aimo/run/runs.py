@@ -134,7 +134,7 @@ def begin(
         try_rewards(resolved.grpo.rewards)
     folder = run_folder(run_dir, resolved)
     for earlier in resolved.stages[: resolved.stages.index(stage)]:
-        product = folder / STAGES[earlier].product
+        product = product_of(folder, earlier)
         if not product.exists():
             command = shlex.join(["aimo", "run", "--profile", profile, "--run-dir", str(folder)])
             raise AimoError(
@@ -362,8 +362,17 @@ def read_metrics(folder: Path) -> dict[str, Any]:
 
 def is_finished(folder: Path, stage: str) -> bool:
     """Return whether a stage is recorded as finished, and what it made is still there."""
-    product = answers_of(folder) if stage == "inference" else folder / STAGES[stage].product
-    return stage in read_metrics(folder)["stages"] and product is not None and product.exists()
+    return stage in read_metrics(folder)["stages"] and product_of(folder, stage).exists()
+
+
+def product_of(folder: Path, stage: str) -> Path:
+    """Return the last thing that a stage makes: of inference the answers, or the record that it made none."""
+    usual, record = folder / STAGES[stage].product, folder / "inference" / "solutions.json"
+    if stage != "inference":
+        return usual
+    if record.exists() and record.read_text().strip() == "[]":  # a competition that takes an adapter
+        return record
+    return answers_of(folder) or usual
 
 
 def answers_of(folder: Path) -> Path | None:
