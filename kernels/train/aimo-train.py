@@ -24,8 +24,8 @@ session_s = 41400  # 11 h 30 min of the 12 h: the rest is for merging and saving
 
 # %% [markdown]
 # ## The package
-# The modules of `aimo` and its notebooks as an archive in a folded cell, written by `aimo kernel build`: change
-# them in the repository.
+# The modules of `aimo` and its notebooks as an archive in a folded cell, written by `aimo kernel build`:
+# change them in the repository.
 
 # %% tags=["package"]
 
