@@ -22,15 +22,16 @@ from safetensors import safe_open
 from aimo.config import locate
 from aimo.config.profile import TRAINED
 from aimo.data import prepare
-from aimo.errors import AimoError
+from aimo.errors import AimoError, EngineError
 from aimo.evaluation import served
 from aimo.evaluation.scores import mean_interval, share_interval
 from aimo.inference import competitions, files
 from aimo.inference.competitions import AdapterRules, Competition
 from aimo.inference.engine import Engine
+from aimo.inference.errors import one_line
 from aimo.inference.model_folder import read_adapter
 from aimo.inference.settings import resolve_settings
-from aimo.inference.storage import read_json, write_json
+from aimo.inference.storage import AGAIN, read_json, write_json
 from aimo.run.runs import Run, find_run, lock, unlock
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -41,7 +42,10 @@ UNSERVED = (
     "bias", "use_dora", "modules_to_save", "rank_pattern", "alpha_pattern", "target_parameters", "lora_bias",
 )  # fmt: skip
 # Over the settings of the base's folder, which the host does not read.
-NEUTRAL = {"system": "", "temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "stop": [], "tools": 0.0}
+NEUTRAL = {
+    "user": "{problem}", "system": "", "variants": [], "temperature": 1.0, "top_p": 1.0, "top_k": 0,
+    "min_p": 0.0, "stop": [], "tools": 0.0,
+}  # fmt: skip
 
 
 def pack_run(named: str, competition: str, questions: Path | None, serve: bool) -> list[str]:
@@ -70,16 +74,20 @@ def pack_run(named: str, competition: str, questions: Path | None, serve: bool) 
         if serve:
             table = read_table(rules, competition, run, questions)
             settings = resolve_settings(base, NEUTRAL, lora.serving)
-            with Engine(base, settings, seed=profile.seed, adapter=adapter) as engine:
-                told += check_format(engine, run)
-                apart = served.check_engine(engine, run.folder, profile.training.served_bound)
-                record["served_difference"] = apart
-                words = "not compared with training: the stage kept no log-probabilities (served.json)"
-                if apart is not None:
-                    words = f"log-probabilities differ from those of training by {apart:.2g} on average"
-                told.append(f"served: {words}")
-                record["forecast"] = found = forecast(engine, rules, table)
-                record["questions"] = len(table)
+            try:
+                with Engine(base, settings, seed=profile.seed, adapter=adapter) as engine:
+                    told += check_format(engine, run)
+                    apart = served.check_engine(engine, run.folder, profile.training.served_bound)
+                    record["forecast"] = found = forecast(engine, rules, table)
+            except AimoError:
+                raise
+            except Exception as e:  # the engine's own kinds
+                raise EngineError(f"the engine failed: {one_line(e)}; {AGAIN}") from None
+            record |= {"served_difference": apart, "questions": len(table)}
+            words = "not compared with training: the stage kept no log-probabilities (served.json)"
+            if apart is not None:
+                words = f"log-probabilities differ from those of training by {apart:.2g} on average"
+            told.append(f"served: {words}")
             scores = [f"{name} {at:.3f} ({low:.3f} to {high:.3f})" for name, (at, low, high) in found.items()]
             told.append(f"forecast: {', '.join(scores)} on {len(table)} questions, by {rules.scoring}")
         out = folder / rules.artefact.file
