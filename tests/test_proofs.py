@@ -21,11 +21,12 @@ from aimo.evaluation import submission
 from aimo.inference import gateway, proofs, solver
 from aimo.inference.answer_kinds import PAGE, Proof
 from aimo.inference.competitions import COMPETITIONS, find_competition
+from aimo.inference.harmony import ANSWER, Harmony
 from aimo.inference.journal import Journal
 from aimo.inference.local import answer_file, journal_beside
 from aimo.inference.proofs import prove_problem
 from aimo.inference.sample import End
-from aimo.inference.settings import Proofs
+from aimo.inference.settings import HARMONY, Proofs, Tags
 from aimo.inference.storage import write_whole
 from aimo.inference.voting import Stop
 
@@ -118,6 +119,22 @@ def test_a_thought_that_uses_up_its_tokens_is_closed_and_its_proof_saved():
     assert solution.answer == "Written down." and solution.samples[0].end is End.TOKENS
     assert sampler.prompts[1].endswith("\n</think>\n\n") and LONG[:400] in sampler.prompts[1]
     assert solution.how == "not marked, cut off"
+
+
+@pytest.mark.parametrize(
+    "tags, said",
+    [
+        (Tags(), "t<end_working_out><SOLUTION>Proof.</SOLUTION>\x03"),
+        (Tags(), "t</think>Proof.<|im_end|>\x03"),
+        (HARMONY, f"{HARMONY.think_start}t<|end|><|start|>assistant{HARMONY.think_end}Proof.<|return|>\x03"),
+    ],
+)
+def test_a_proof_is_what_follows_the_thought_in_each_format(tags, said):
+    sampler = scripted(True, {"provers": 1, "verifiers": 0}, prove=[said])
+    sampler.settings = replace(sampler.settings, tags=tags)
+    assert prove_problem(sampler, "?", KIND).answer == "Proof."
+    closing = Harmony.forced_ending(None, f"{HARMONY.think_start}t", True).removesuffix(ANSWER)
+    assert closing == f"<|end|><|start|>assistant{HARMONY.think_end}", "what closes a thought of gpt-oss"
 
 
 def test_a_proof_that_is_cut_inside_goes_on_and_stays_as_it_is():
