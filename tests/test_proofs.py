@@ -390,6 +390,6 @@ def test_the_tiny_base_proves_under_vllm(engine, tmp_path, monkeypatch):
     test, out = tmp_path / "test.csv", tmp_path / "submission.csv"
     test.write_text("id,problem\na,What is 3 + 4?\nb,What is 17 + 25?\n")
     solutions = answer_file(engine, test, out, 0, "proof-pilot")
-    assert pl.read_csv(out)["prediction"].map_elements(KIND.accepts, pl.Boolean).to_list() == [True, True]
+    assert all(map(KIND.accepts, pl.read_csv(out, infer_schema=False)["prediction"]))
     roles = {sample.role.split()[0] for one in solutions.values() for sample in one.samples}
     assert {"prove", "verify"} <= roles and all(one.stop is Stop.EXHAUSTED for one in solutions.values())
