@@ -21,6 +21,7 @@ from aimo.run.runs import Run
 from aimo.train import arguments, models
 
 ROWS, TOKENS = 64, 16  # held-out problems, and tokens that are written to each
+PART = 16  # of those problems, answered at once
 PIECE = 1024  # tokens whose log-probabilities are computed at once
 
 
@@ -67,8 +68,10 @@ def remember(model: Any, tokenizer: Any, run: Run, probe: Rows | None) -> None:
     can_merge = settings.lora and not settings.load_in_4bit
     with torch.random.fork_rng(), models.merged(model) if can_merge else contextlib.nullcontext():
         torch.manual_seed(run.profile.seed)
-        replies = models.complete(model, tokenizer, rows, TOKENS, do_sample=True)
-        talks += [{"prompt": row["prompt"], "reply": r} for row, r in zip(rows, replies, strict=True) if r]
+        for first in range(0, len(rows), PART):
+            part = rows[first : first + PART]
+            replies = models.complete(model, tokenizer, part, TOKENS, do_sample=True)
+            talks += [{"prompt": row["prompt"], "reply": r} for row, r in zip(part, replies, strict=True) if r]
         if can_merge:
             keep("merged")
     keep("log_probs")
