@@ -70,8 +70,9 @@ def remember(model: Any, tokenizer: Any, run: Run, probe: Rows | None) -> None:
         torch.manual_seed(run.profile.seed)
         for first in range(0, len(rows), PART):
             part = rows[first : first + PART]
-            replies = models.complete(model, tokenizer, part, TOKENS, do_sample=True)
-            talks += [{"prompt": row["prompt"], "reply": r} for row, r in zip(part, replies, strict=True) if r]
+            texts = models.complete(model, tokenizer, part, TOKENS, do_sample=True)
+            replies = zip(part, texts, strict=True)
+            talks += [{"prompt": row["prompt"], "reply": text} for row, text in replies if text]
         if can_merge:
             keep("merged")
     keep("log_probs")
