@@ -194,19 +194,6 @@ def test_the_submission_kernel_answers_with_it(smollm2, tmp_path):
 
 
 @pytest.mark.train
-def test_unsloth_trains_it_too(smollm2, tmp_path, monkeypatch):
-    monkeypatch.delenv("PYTEST_CURRENT_TEST")
-    subprocess.run([sys.executable, MAKE.with_name("problems.py")], check=True)
-    few = ["model.backend=unsloth", "sft.max_steps=2", "sft.batch_size=4", "data.heldout.rows=4"]
-    done = aimo("run", "--profile", "smollm2", "--until", "sft", "--run-dir", str(tmp_path), *settings(few))
-    assert done.returncode == 0, done.stderr
-    first, last = [r["loss"] for r in read_lines(tmp_path / "sft" / "log.jsonl") if "loss" in r]
-    assert last < first
-    tokenizer = read_tokenizer(tmp_path / "sft" / "model")
-    assert tokenizer.apply_chat_template(PROMPT, add_generation_prompt=True, tokenize=False) == ASKED
-
-
-@pytest.mark.train
 def test_the_road_with_a_real_model(smollm2, tmp_path, monkeypatch):
     """Two steps of SFT and one of GRPO with vLLM, merged, measured and asked."""
     monkeypatch.delenv("PYTEST_CURRENT_TEST")  # a kernel that sees it has no descriptor for vLLM's output
