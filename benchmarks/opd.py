@@ -1,9 +1,10 @@
 """On-policy distillation beside GRPO on the tiny profile: GRPO's model teaches the SFT model.
 
-    python benchmarks/opd.py [--seed 0 …] [--set KEY=VALUE …] [--json FILE]
+    python benchmarks/opd.py [--seed 0 …] [--set KEY=VALUE …] [--folder FOLDER] [--json FILE]
 
 For each seed SFT, then GRPO; then OPD of the same SFT model with GRPO's model as the teacher. Figures are
 those of 200 held-out problems; seconds are the stage's own, sampling included. `--set` changes OPD.
+`--folder` keeps the runs: started again, it continues where it stopped.
 """
 
 import json
@@ -24,23 +25,22 @@ OPD |= {"max_prompt_length": 128, "max_completion_length": 48}
 KEYS = ("format", "pass@1", "maj@16")
 
 
-def train(seed: int, changed: list[str]) -> list[dict[str, Any]]:
+def train(seed: int, changed: list[str], folder: Path) -> list[dict[str, Any]]:
     """Return a row for each model of a seed: base, SFT, GRPO, OPD."""
-    with tempfile.TemporaryDirectory() as name:
-        folder, found = Path(name), []
-        taught = pipeline.run_profile("tiny", str(folder / "grpo"), [f"seed={seed}"])
-        section = {"teacher": str(taught / "grpo" / "model")} | OPD
-        overrides = [f"seed={seed}", f"model.base={taught / 'sft' / 'model'}", "sft=null", "data.sft=null"]
-        overrides += ["grpo=null", f"opd={json.dumps(section)}", *changed]
-        student = pipeline.run_profile("tiny", str(folder / "opd"), overrides)
-        for run, models in (taught, ("base", "sft", "grpo")), (student, ("opd",)):
-            figures, metrics = runs.figures(run), runs.read_metrics(run)["stages"]
-            for model in models:
-                stage = metrics.get(model, {})
-                seconds, rate = stage.get("train_seconds", 0.0), stage.get("samples_per_second", 0.0)
-                row = {"seed": seed, "model": model} | {key: figures[model][key] for key in KEYS}
-                found.append(row | {"seconds": seconds, "completions": round(seconds * rate)})
-        return found
+    taught = pipeline.run_profile("tiny", str(folder / f"grpo-{seed}"), [f"seed={seed}"])
+    section = {"teacher": str(taught / "grpo" / "model")} | OPD
+    overrides = [f"seed={seed}", f"model.base={taught / 'sft' / 'model'}", "sft=null", "data.sft=null"]
+    overrides += ["grpo=null", f"opd={json.dumps(section)}", *changed]
+    student = pipeline.run_profile("tiny", str(folder / f"opd-{seed}"), overrides)
+    found = []
+    for run, models in (taught, ("base", "sft", "grpo")), (student, ("opd",)):
+        figures, metrics = runs.figures(run), runs.read_metrics(run)["stages"]
+        for model in models:
+            stage = metrics.get(model, {})
+            seconds, rate = stage.get("train_seconds", 0.0), stage.get("samples_per_second", 0.0)
+            row = {"seed": seed, "model": model} | {key: figures[model][key] for key in KEYS}
+            found.append(row | {"seconds": seconds, "completions": round(seconds * rate)})
+    return found
 
 
 def main(
@@ -48,10 +48,13 @@ def main(
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Change a key of OPD's run; repeat.")
     ] = None,
+    folder: Annotated[Path | None, typer.Option(help="Keep the runs here.")] = None,
     to: Annotated[Path | None, typer.Option("--json", help="Write the figures here too.")] = None,
 ) -> None:
     """Train both ways from each seed's SFT model and print their figures."""
-    rows = [row for seed in seeds or [0, 1, 2] for row in train(seed, set_ or [])]
+    with tempfile.TemporaryDirectory() as made:
+        where = folder or Path(made)
+        rows = [row for seed in seeds or [0, 1, 2] for row in train(seed, set_ or [], where)]
     table = Table("seed", "model", *KEYS, "stage s", "completions")
     for row in rows:
         sampled = f"{row['completions']:,}" if row["model"] in ("grpo", "opd") else ""
