@@ -164,6 +164,8 @@ def test_a_prompt_computed_once_for_its_group_gives_the_same_loss_and_gradient(
     plain = made()
     monkeypatch.setattr(compat, "LOGITS", 1)
     monkeypatch.setattr(grpo, "TOKENS", at_once)
+    assert made().trainer.packs is None, "a short prompt is not worth a long line"
+    monkeypatch.setattr(grpo, "SHARED", 1.0)
     packed = made()
     assert read_json(plain.trainer.run.dir / "progress.json", "")["note"] == "training"
     assert plain.trainer.packs is None and packed.trainer.packs is True

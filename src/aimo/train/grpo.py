@@ -46,6 +46,7 @@ BOUND = "sampling/sampling_logp_difference/bound"
 CHECK = 1000  # characters between two looks for degenerate output, as the solver takes
 EQUAL = 1e-5  # rewards that differ by less are equal but for rounding
 TOKENS = 1024  # whose activations stand at once on a CPU, with a large vocabulary: 1.5 GB of SmolLM2-135M
+SHARED = 0.5  # of a step's tokens: where more are left with shared prompts, the longer lines cost more
 SAME = 0.1  # nats: a mask that is not followed moves log-probabilities by more, rounding by less
 LEAST_BOUND = 0.02  # nats that count as rounding. bfloat16 beside float32 on the tiny base: 0.001 to 0.004
 
@@ -193,14 +194,16 @@ class GrpoTrainer(Shared, compat.GrpoHook):
     ) -> Any:
         """Return TRL's log-probabilities and entropies (rows, logits_to_keep) and its auxiliary loss.
 
-        On a CPU, compute up to four parts, each padded to its own longest row only; of a large vocabulary
-        `of_groups`.
+        On a CPU, compute up to four parts, each padded to its own longest row only; of a large vocabulary and
+        prompts that are long beside their completions, `of_groups`.
         """
         if input_ids.device.type != "cpu":
             return compute(input_ids, attention_mask, logits_to_keep)
         rows, width = input_ids.shape  # prompts are padded on their left and completions on their right
-        config = self.model.config.get_text_config()
-        if packed and rows * logits_to_keep * config.vocab_size > compat.LOGITS and self.packs is not False:
+        seen, prompts = attention_mask.sum(), attention_mask[:, : width - logits_to_keep].sum()
+        shared = float(1 - prompts / seen * (1 - 1 / self.num_generations))  # of the tokens, if prompts are
+        large = rows * logits_to_keep * self.model.config.get_text_config().vocab_size > compat.LOGITS
+        if packed and large and shared < SHARED and self.packs is not False:
             found = self.of_groups(compute, packed, input_ids, attention_mask, logits_to_keep)
             if found:
                 return *found, None
