@@ -64,10 +64,10 @@ before = models.complete(model, tokenizer, examples, run.solver_settings().max_t
 from aimo.train import sft, trainers  # after the model: Unsloth replaces TRL's classes
 
 worst = sft.worst_tokens(model, tokenizer, rows, run)
-plots.worst_tokens(worst, sft.min_logprob(run))
+plots.plot_worst_tokens(worst, sft.min_logprob(run))
 
 # %%
-tables.worst_tokens(rows, worst)
+tables.worst_tokens_of_solutions(rows, worst)
 
 # %% [markdown]
 # ## Train

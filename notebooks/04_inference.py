@@ -55,7 +55,7 @@ figures = {name: evaluation.metrics() for name, evaluation in evaluations.items(
 tables.evaluation(figures)
 
 # %%
-plots.accuracy(figures, {name: evaluation.vote_curve() for name, evaluation in evaluations.items()})
+plots.plot_accuracy(figures, {name: evaluation.vote_curve() for name, evaluation in evaluations.items()})
 
 # %% [markdown]
 # ## The test file

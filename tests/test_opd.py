@@ -186,9 +186,9 @@ def test_a_server_that_cannot_grade_is_refused(change, told):
     with on_loopback(answer_as(change)) as address:
         asked = config.training.Opd(teacher=address, **section)
         if not told:
-            return teacher.check_server(asked, tokenizer)
+            return teacher.check_teacher_server(asked, tokenizer)
         with pytest.raises(AimoError, match=told) as e:
-            teacher.check_server(asked, tokenizer)
+            teacher.check_teacher_server(asked, tokenizer)
     assert str(e.value).startswith(f"opd.teacher: {address}") and "\n" not in str(e.value)
 
 
@@ -199,7 +199,7 @@ def test_no_server_and_a_temperature_that_a_server_does_not_know_are_refused():
 
     asked = config.training.Opd(teacher="http://127.0.0.1:9", learning_rate=1e-3)
     with pytest.raises(AimoError, match=r"127.0.0.1:9.* does not answer"):
-        teacher.check_server(asked, AutoTokenizer.from_pretrained(TINY))
+        teacher.check_teacher_server(asked, AutoTokenizer.from_pretrained(TINY))
     with pytest.raises(AimoError, match=r"opd.temperature: 0.7: a server's log-probabilities"):
         config.load("tiny", ["opd={teacher: http://a, learning_rate: 1.0e-3, temperature: 0.7}"])
 

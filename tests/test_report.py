@@ -99,7 +99,7 @@ def test_the_report_shows_what_the_run_has_made_and_leaves_out_the_rest(tmp_path
 
 def test_without_held_out_problems_the_notebook_says_so():
     assert "no held-out problems" in tables.evaluation({})
-    assert "No model was measured" in plots.accuracy({}, {})
+    assert "No model was measured" in plots.plot_accuracy({}, {})
 
 
 def test_a_table_has_a_column_for_every_key_and_a_cell_for_every_row():

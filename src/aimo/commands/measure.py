@@ -125,7 +125,7 @@ def evaluate_command(
     if adapter:
         read_adapter(adapter)
     trained = Path(adapter) if adapter else None
-    name = evaluate.name_of(model) + (f"+{evaluate.name_of(trained)}" if trained else "")
+    name = evaluate.model_name(model) + (f"+{evaluate.model_name(trained)}" if trained else "")
     tracker = (read_values(profile).get("training") or {}).get("log_to", "none") if profile else "none"
     sampled = rows, seed, trained, tracker, card_data, competition
     wanted = evaluate.Wanted(model, name, asked, layers, data, *sampled)

@@ -229,7 +229,7 @@ def read_dataset(path: Path, source: Source, preset: Preset, where: str) -> Any:
     except Exception:  # pyarrow and datasets raise many kinds
         raise AimoError(f"{where}.source: {path} cannot be read; save it again with save_to_disk") from None
     splits = saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
-    return choose(splits, source.split, (preset.split, "train"), f"{where}.split", path)
+    return choose_part(splits, source.split, (preset.split, "train"), f"{where}.split", path)
 
 
 def why_not(error: Exception, source: Source, subset: str | None, split: str) -> str:
@@ -294,15 +294,15 @@ def files_of(path: Path, source: Source, preset: Preset, where: str) -> Sequence
 
     found = [path] if path.is_file() else []
     if subsets:
-        splits = choose(subsets, source.subset, (preset.subset, "default"), f"{where}.subset", path)
-        found = choose(splits, source.split, (preset.split, "train"), f"{where}.split", path)
+        splits = choose_part(subsets, source.subset, (preset.subset, "default"), f"{where}.subset", path)
+        found = choose_part(splits, source.split, (preset.split, "train"), f"{where}.split", path)
     kinds = {files.kind_of(file) for file in found}
     if len(kinds) != 1 or None in kinds:
         raise files.one_kind(f"{where}.source: ", path, kinds)
     return found
 
 
-def choose(
+def choose_part(
     options: Mapping[str, T], wanted: str | None, usual: Sequence[str | None], key: str, path: Path
 ) -> T:
     """Return the option that a profile wants; else the first usual one that is there, or the only one.

@@ -17,7 +17,7 @@ import numpy as np
 from aimo.config.profile import TRAINED
 from aimo.errors import AimoError
 from aimo.evaluation.completions import EvaluationHeader
-from aimo.evaluation.evaluate import make_folder, read_evaluation, row_of
+from aimo.evaluation.evaluate import make_folder, question_row, read_evaluation
 from aimo.evaluation.scores import (
     Interval,
     Scores,
@@ -102,7 +102,7 @@ def compare_folders(folders: list[Path], allowed: Collection[str], folder: Path)
         differences.append(row)
         pair = flips[f"{name}: {a} and {b}"] = []
         for i in found.flips():
-            sides = {a: row_of(found.a, i), b: row_of(found.b, i)}
+            sides = {a: question_row(found.a, i), b: question_row(found.b, i)}
             pair.append(sides[a] | {"sides": sides})
     make_folder(folder)
     try:

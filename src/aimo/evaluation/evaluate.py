@@ -191,7 +191,7 @@ def write_results(
         sizes = scores.vote_sizes(one.samples)
         votes, digest = (one.votes() > 0.5).tolist(), sha256(repr(one.header.questions).encode())
         record["votes"][name] = {"questions": digest.hexdigest(), "right": votes}
-        shown["questions"][name] = [row_of(one, i) | {"vote": vote} for i, vote in enumerate(votes)]
+        shown["questions"][name] = [question_row(one, i) | {"vote": vote} for i, vote in enumerate(votes)]
         shown["since"] |= votes_before(folder, name, record["votes"][name]["questions"])
         shown["settings"][name] = one.header.settings | {"context": one.header.context}
         shown["curves"][name] = {
@@ -209,7 +209,7 @@ def write_results(
     pages.write_index(folder)
 
 
-def row_of(one: Scores, i: int) -> dict[str, Any]:
+def question_row(one: Scores, i: int) -> dict[str, Any]:
     """Return the i-th question with its pass rate and its completions."""
     question = one.header.questions[i]
     completions = zip(one.right[i].tolist(), one.answers[i], one.traces[i], strict=True)
@@ -281,7 +281,7 @@ def evaluation_folder(name: str, run_dir: str | None, kind: str = "evaluate") ->
     return Path(run_dir).absolute() if run_dir else RUNS / f"{kind}-{name}"
 
 
-def name_of(model: Path) -> str:
+def model_name(model: Path) -> str:
     """Return a short name of a model folder or an adapter; RUN-STAGE for a stage's own."""
     path = model.absolute()
     own = path.name in ("model", "trained") and len(path.parts) > 3
@@ -375,7 +375,7 @@ def kept_questions(found: dict[str, Scores]) -> list[dict[str, Any]]:
     shown = []
     most = pages.shown_of(SHOWN * sum(one.samples for one in found.values()))
     for told, i in rows[:SHOWN]:
-        sides = {name: row_of(one, i) for name, one in found.items()}
+        sides = {name: question_row(one, i) for name, one in found.items()}
         first = next(iter(sides.values()))
         for side in sides.values():
             for completion in side["completions"]:

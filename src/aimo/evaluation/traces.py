@@ -29,7 +29,7 @@ REMEDY = "give a journal of the solver, or traces with `samples` or `attempts` a
 
 
 @dataclass(frozen=True)
-class Text:
+class RecordedText:
     """A sample of public traces, kept whole."""
 
     text: str
@@ -51,7 +51,7 @@ class RecordedSample:
 
 # What a line of public traces holds, by its key.
 KINDS: dict[str, TypeAdapter[Any]] = {
-    "samples": TypeAdapter(Annotated[list[Text], Field(min_length=1)]),
+    "samples": TypeAdapter(Annotated[list[RecordedText], Field(min_length=1)]),
     "attempts": TypeAdapter(Annotated[list[RecordedSample], Field(min_length=1)]),
 }
 

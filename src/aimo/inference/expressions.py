@@ -426,7 +426,7 @@ def rounded(how: Callable[[Fraction], int], n: Number) -> Fraction:
     return Fraction(how(n))
 
 
-def common(how: Callable[..., int], *ns: Number) -> Fraction:
+def of_integers(how: Callable[..., int], *ns: Number) -> Fraction:
     if not all(isinstance(n, Fraction) and n.denominator == 1 for n in ns):
         raise ValueError("not integers")
     return Fraction(how(*map(int, ns)))  # type: ignore[arg-type]
@@ -442,8 +442,8 @@ FUNCTIONS: dict[str, Callable[..., Number]] = {
     "abs": lambda value: Fraction(abs(value)) if isinstance(value, Fraction) else complex(abs(value)),
     "floor": partial(rounded, math.floor),
     "ceil": partial(rounded, math.ceil),
-    "gcd": partial(common, math.gcd),
-    "lcm": partial(common, math.lcm),
+    "gcd": partial(of_integers, math.gcd),
+    "lcm": partial(of_integers, math.lcm),
     "log": lambda value, base: cmath.log(complex(value), complex(base)),
     "sqrt": root,
     "root": root,

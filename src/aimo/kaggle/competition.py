@@ -87,7 +87,7 @@ def draft_competition(api: Api, competition: str) -> str:
     known = tables.get(train, given)
     named = [name for name in (*given.columns[1:2], *ANSWERS) if name in known.columns]
     values = [value.strip() for value in known[named[0]] if value.strip()] if named else []
-    kind, scoring, rules = answer_of(values, len(inputs.get("options", ())), pages)
+    kind, scoring, rules = guess_answer(values, len(inputs.get("options", ())), pages)
 
     def about_files() -> Iterator[str]:
         for name, size in sorted(sizes.items())[:20]:
@@ -165,7 +165,7 @@ def inputs_of(asked: pl.DataFrame, submitted: list[str]) -> tuple[dict[str, Any]
     return inputs | ({"options": options} if options else {}), ", ".join(unused)
 
 
-def answer_of(values: list[str], options: int, said: str) -> tuple[dict[str, Any], str, str]:
+def guess_answer(values: list[str], options: int, said: str) -> tuple[dict[str, Any], str, str]:
     """Return the kind of answers, the scoring and the sentence for prompts, from known answers and pages."""
     letters = sorted({value.upper() for value in values if re.fullmatch("[A-Za-z]", value)})
     if options or (letters and len(letters) == len({value.upper() for value in values})):

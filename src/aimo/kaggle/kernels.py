@@ -125,7 +125,11 @@ def build_kernel(
             files = {str(file.relative_to(ROOT)): file.read_text() for file in [*apart, *shipped(name)]}
             if rules and known not in COMPETITIONS:
                 path_of = f"src/aimo/inference/competitions/{known}.yaml"
-                written = Path(competition).read_text(encoding="utf-8-sig") if competition else dump(rules)
+                written = (
+                    Path(competition).read_text(encoding="utf-8-sig")
+                    if competition
+                    else dump_competition(rules)
+                )
                 files = {path_of: written} | files
             if kernel.packed:
                 lines = "\n".join(textwrap.wrap(base64.b85encode(packed(files)).decode(), 110))
@@ -168,7 +172,7 @@ def build_kernel(
     return path
 
 
-def dump(rules: Competition) -> str:
+def dump_competition(rules: Competition) -> str:
     """Return the rules of a profile's competition as its file has them."""
     return str(yaml.safe_dump(json.loads(json.dumps(asdict(rules))), sort_keys=False))
 

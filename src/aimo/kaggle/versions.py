@@ -233,7 +233,7 @@ def submit_version(
             named = ", ".join(attached) or "none"
             raise AimoError(f"{version} has {named} as competitions; name one with --competition")
         slug = attached[0]
-    check_limits(api, slug)
+    check_submissions_left(api, slug)
     answer = api.competition_submit_code(answers, message, slug, version.ref, version.number, quiet=True)
     made = {"kernel": version.ref, "version": version.number, "message": message}
     return taken(api, slug, answer, str(version), made, wait)
@@ -242,7 +242,7 @@ def submit_version(
 def submit_file(api: Api, path: Path, message: str, competition: str, wait: bool = False) -> tuple[int, str]:
     """Submit a file, as `submit_version` does a version; a run's own is recorded with the run."""
     slug = slug_of(competition)
-    check_limits(api, slug)
+    check_submissions_left(api, slug)
     if api.dry_run:
         print(f"PUT {path.name}, {path.stat().st_size:,} bytes")
         return 0, ""
@@ -251,7 +251,7 @@ def submit_file(api: Api, path: Path, message: str, competition: str, wait: bool
     return taken(api, slug, answer, str(path), made, wait)
 
 
-def check_limits(api: Api, slug: str) -> None:
+def check_submissions_left(api: Api, slug: str) -> None:
     """Raise AimoError when no submission is left for today."""
     limits = api.competition_get_submission_limits(slug)
     if not api.dry_run and limits.num_allowed_now <= 0:

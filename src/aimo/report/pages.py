@@ -85,7 +85,7 @@ def write_run(folder: Path) -> Path:
             shares = "well-formed completions (format), right ones (pass@1) and right votes of k (maj@k)"
             add(view, "Held-out problems", f"Shares of {shares}.")
             if majority := read("inference/majority.json"):
-                add(plots.accuracy(models, majority))
+                add(plots.plot_accuracy(models, majority))
             if samples := read("inference/samples.json"):
                 if "questions" in samples:
                     count = len(samples["questions"])

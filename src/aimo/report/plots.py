@@ -156,7 +156,7 @@ def pass_rates(rates: list[float], bounds: tuple[float, float] | None) -> Html:
     return image(figure)
 
 
-def worst_tokens(worst: list[dict[str, Any]], least: float | None) -> Html:
+def plot_worst_tokens(worst: list[dict[str, Any]], least: float | None) -> Html:
     """Draw how many solutions have which log-probability of their least likely token; `least` is the bound
     below which they are dropped."""
     figure, (ax,) = panels(1, columns=1, width=9, height=2.4)
@@ -171,7 +171,7 @@ def worst_tokens(worst: list[dict[str, Any]], least: float | None) -> Html:
     return image(figure)
 
 
-def accuracy(models: dict[str, dict[str, Any]], majority: dict[str, dict[Any, float]]) -> Html:
+def plot_accuracy(models: dict[str, dict[str, Any]], majority: dict[str, dict[Any, float]]) -> Html:
     """Draw pass@1 (pale) and maj@k of each model, and the accuracy of the vote by its number of samples.
 
     `models` maps a model's name to its figures, `majority` to its accuracy by number of samples.

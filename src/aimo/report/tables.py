@@ -102,7 +102,9 @@ def samples(path: Path, limit: int = 12) -> Html:
     return table(lines)
 
 
-def worst_tokens(rows: list[dict[str, Any]], worst: list[dict[str, Any]], limit: int = 5) -> Html:
+def worst_tokens_of_solutions(
+    rows: list[dict[str, Any]], worst: list[dict[str, Any]], limit: int = 5
+) -> Html:
     """Show the solutions whose least likely token the model finds least likely."""
     order = sorted(range(len(worst)), key=lambda i: worst[i]["log_prob"])[:limit]
     return table(

@@ -24,7 +24,7 @@ FURTHER = ("trainer_state", "log_extra", "log_metric")
 EXAMPLE = "def short(completions, **columns)"
 
 
-def name_of(name: str) -> str:
+def name_in_file(name: str) -> str:
     """Return the name without its folders; ValueError for a text that names no function of a file."""
     if not (found := NAME.fullmatch(name)):
         raise ValueError(name)

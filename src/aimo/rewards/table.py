@@ -185,7 +185,7 @@ def with_texts(values: Mapping[str, Any], folders: list[Path]) -> dict[str, Any]
             options = dict(options) if isinstance(options, dict) else {"weight": value}
             if not options.get("code"):
                 options["code"] = own.read_text(name, folders)
-            name, value = own.name_of(name), options
+            name, value = own.name_in_file(name), options
         if name in found:
             raise ValueError(f"{name}: two files have this name; rename one")
         found[name] = value

@@ -30,7 +30,7 @@ from aimo.errors import AimoError
 from aimo.inference.server import reason
 from aimo.run.runs import Run
 from aimo.train import arguments, compat
-from aimo.train.teacher import check_server, check_teacher, load_teacher
+from aimo.train.teacher import check_teacher, check_teacher_server, load_teacher
 from aimo.train.trainers import Log, Shared, fit, make_sampling_trainer
 
 
@@ -62,7 +62,7 @@ def train_opd(model: Any, tokenizer: Any, rows: Rows, run: Run, probe: Rows | No
     kind: Any = OpdTrainer
     given: dict[str, Any] = {"model": model, "args": args, "processing_class": tokenizer}
     if opd.asks_server:
-        check_server(opd, tokenizer)
+        check_teacher_server(opd, tokenizer)
         kind = ServerOpdTrainer
     else:
         given["teacher_model"] = load_teacher(check_teacher(opd.teacher, tokenizer, model.config), run)

@@ -35,7 +35,7 @@ def check_early(profile: Profile, run_dir: Path) -> None:
         return
     folder, tokenizer = config.locate(opd.teacher), models.load_tokenizer(base, profile)
     if opd.asks_server:
-        check_server(opd, tokenizer)
+        check_teacher_server(opd, tokenizer)
     elif folder.is_dir() and not folder.absolute().is_relative_to(run_dir.absolute()):
         check_teacher(opd.teacher, tokenizer, AutoConfig.from_pretrained(base))
 
@@ -98,7 +98,7 @@ def load_teacher(folder: Path, run: Run) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval().requires_grad_(False)
 
 
-def check_server(opd: Opd, tokenizer: Any) -> None:
+def check_teacher_server(opd: Opd, tokenizer: Any) -> None:
     """Refuse a server that cannot grade what the student writes: it sends no log-probabilities, has other
     tokens, ends a turn with another, or has no room for the longest completion."""
     loop, client = BackgroundLoop(), open_client(opd.teacher, 0)
