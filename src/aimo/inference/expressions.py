@@ -64,9 +64,15 @@ def repeating(found: re.Match[str]) -> str:
     return rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
 
 
-EATEN = [(r"\x08(?=[a-z])", r"\\b"), (r"\x0c(?=[a-z])", r"\\f"), (r"\x0b(?=[a-z])", r"\\v")]
-# A tab and a return are also space between words.
-EATEN += [(r"\t(?=ext|imes|heta|au|frac|an\b)", r"\\t"), (r"\r(?=ight|angle|floor|ceil)", r"\\r")]
+ESCAPES = {"\x07": "a", "\b": "b", "\t": "t", "\n": "n", "\v": "v", "\f": "f", "\r": "r"}
+# What follows the first letter of commands that no word begins with; \a, \b, \v and \f stand in no text.
+EATEN = re.compile(
+    "[\x07\b\v\f](?=[A-Za-z]{2})"
+    "|\t(?=(?:imes|heta|ext(?:bf|it|rm)?|frac|riangle|ilde|herefore|binom)(?![a-z]))"
+    "|\t(?=(?:an|o|au) ?[\\\\({^_])"
+    "|\n(?=(?:eq|abla|otin)(?![a-z.]))"
+    "|\r(?=(?:ight|ightarrow|ho|angle|floor|ceil)(?![a-z]))"
+)
 Rewrites = list[tuple[str, str | Callable[[re.Match[str]], str]]]
 INNER = r"((?:[^()]|\([^()]*\))*?)"  # brackets that hold at most one more pair
 NOTATION: Rewrites = [  # from what people type to LaTeX
@@ -144,9 +150,12 @@ compatible = partial(unicodedata.normalize, "NFKC")
 
 
 def restore_backslashes(text: str) -> str:
-    r"""Return a text whose LaTeX JSON or Python has read (backspace for the `\b` of `\boxed`) as it was."""
-    for read, meant in EATEN:
-        text = re.sub(read, meant, text)
+    r"""Return a text with its LaTeX as it was.
+
+    JSON and Python take the backslash and the first letter of `\frac` for a control character.
+    """
+    for _ in range(2):  # the second time beside what the first put back, as in \to \theta
+        text = EATEN.sub(lambda found: "\\" + ESCAPES[found[0]], text)
     return text
 
 

@@ -21,6 +21,7 @@ import polars as pl
 from polars.exceptions import PanicException, PolarsError
 
 from aimo.inference.errors import AimoError, listed
+from aimo.inference.expressions import restore_backslashes
 
 KINDS = {
     ".csv": ".csv", ".tsv": ".csv", ".json": ".json", ".jsonl": ".jsonl", ".ndjson": ".jsonl",
@@ -367,15 +368,6 @@ def rows_in(value: Any, named: str) -> list[dict[str, Any]] | None:
 
 # What pandas and others write for a missing value.
 MISSING = ["", "NaN", "nan", "-nan", "<NA>", "#N/A", "N/A", "n/a", "None", "NULL", "null"]
-ESCAPES = {"\x07": "a", "\b": "b", "\t": "t", "\n": "n", "\v": "v", "\f": "f", "\r": "r"}
-# What follows the first letter of commands that no word begins with; \a, \b, \v and \f stand in no text.
-EATEN = re.compile(
-    "[\x07\b\v\f](?=[A-Za-z]{2})"
-    "|\t(?=(?:imes|heta|ext(?:bf|it|rm)?|frac|riangle|ilde|herefore|binom)(?![a-z]))"
-    "|\t(?=(?:an|o|au) ?[\\\\({^_])"
-    "|\n(?=(?:eq|abla|otin)(?![a-z.]))"
-    "|\r(?=(?:ight|ightarrow|ho|angle|floor|ceil)(?![a-z]))"
-)
 CONTROL = "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]"
 SUSPECT = f"{CONTROL}|\t[a-z]|\n(?:eq|abla|otin)|\r[a-z]"
 
@@ -451,16 +443,7 @@ def from_frame(frame: pl.DataFrame, wanted: Collection[str] | None = None) -> Ta
 
 
 def cleaned(table: Table) -> Table:
-    """Return a table with null for what stands for a missing value, and the backslashes of LaTeX put back.
-
-    JSON and Python take the backslash and the first letter of \\frac for a control character.
-    """
-
-    def restored(text: str) -> str:
-        for _ in range(2):  # the second time beside what the first put back, as in \to \theta
-            text = EATEN.sub(lambda found: "\\" + ESCAPES[found[0]], text)
-        return text
-
+    """Return a table with null for what stands for a missing value, and the backslashes of LaTeX put back."""
     text = pl.col(pl.String)
     table.rows = table.rows.with_columns(pl.when(~text.is_in(MISSING)).then(text))
     for column in table.rows:
@@ -471,7 +454,10 @@ def cleaned(table: Table) -> Table:
         places = odd.fill_null(False).arg_true()
         old = column.gather(places).to_list()
         new = [
-            [e and restored(e) for e in cell] if isinstance(cell, list) else restored(cell) for cell in old
+            [e and restore_backslashes(e) for e in cell]
+            if isinstance(cell, list)
+            else restore_backslashes(cell)
+            for cell in old
         ]
         changed = sum(a != b for a, b in zip(old, new, strict=True))
         left = sum(bool(re.search(CONTROL, "".join(filter(None, cell or "")))) for cell in new)
