@@ -122,6 +122,14 @@ def test_what_counts_as_rounding_is_measured_and_a_small_adapter_is_told_from_no
         compare(*arguments)
 
 
+def test_vllms_own_rounding_stops_no_stage_that_learnt_little_in_16_bits():
+    talk = {"ids": [1], "log_probs": [-1.0, -2.0], "merged": [-1.0, -2.0], "start": [-1.01, -2.01]}
+    arguments = {"dtype": "bfloat16", "talks": [talk]}, [([1], [-1.05, -2.04])], "bfloat16", "sft: it"
+    assert compare(*arguments, kernels=0.1) == pytest.approx(0.045)
+    with pytest.raises(AimoError, match="not those of the trained adapter"):
+        compare(*arguments)
+
+
 @pytest.mark.parametrize("apart, told", [(0.1, None), (0.3, "differ by 0.3 on average, 0.2 is allowed")])
 def test_all_weights_in_16_bits_have_a_wider_bound(apart, told):
     kept = {"dtype": "bfloat16", "talks": [{"ids": [1], "log_probs": [-1.0, -2.0]}]}

@@ -201,7 +201,7 @@ class Training:
     disk_gb: Above0 | None = None  # What the run's folder may take; a stage stops and saves before
     # How far the log-probabilities of the served model may be from those of the trained one, in nats on
     # average. Null takes what rounding explains: 0.0005 in float32, in 16 bits three times what merging the
-    # adapter moves them (at least 0.02; 0.2 without an adapter), 0.5 with four-bit weights
+    # adapter moves them (at least 0.02, in vLLM 0.1; 0.2 without an adapter), 0.5 with four-bit weights
     served_bound: Above0 | None = None
     # Where the figures of each step go besides the run's folder
     log_to: Literal["none", "tensorboard", "trackio", "wandb"] = "none"
