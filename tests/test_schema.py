@@ -525,7 +525,8 @@ def server() -> Any:
 
     def complete(body):
         BODIES.append(body)
-        text = REPLIES[body["seed"] % len(REPLIES)].replace("6", str(body["seed"] % 1000))
+        seed = body.get("seed") or 0  # none where samples are not seeded
+        text = REPLIES[seed % len(REPLIES)].replace("6", str(seed % 1000))
         words = {"token_logprobs": [-0.5], "top_logprobs": [{"a": -0.5, "b": -1.0}]}
         choice = {"index": 0, "text": text, "finish_reason": "stop", "logprobs": words}
         return [choice | {"token_ids": [5] * len(text)}]
