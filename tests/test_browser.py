@@ -1,0 +1,136 @@
+"""Notebooks in JupyterLab and a real browser, as a person uses them."""
+
+import contextlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+from browser import Lab
+from conftest import AIMO, ROOT, settings, wait_for
+
+from aimo.inference.storage import read_lines
+
+FEW = ["data.sft.rows=64", "data.grpo.rows=8", "data.heldout.rows=4", "data.grpo.test_split=0"]
+FEW += ["sft.max_steps=120", "sft.save_steps=10", "sft.batch_size=16"]
+FEW += ["grpo=null", "model.backend=transformers"]
+STEP = re.compile(r"sft: step (\d+) of 120")
+
+pytestmark = pytest.mark.train
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run whose SFT was done by `aimo run`, without a stop."""
+    folder = tmp_path_factory.mktemp("unstopped") / "run"
+    command = ["run", "--profile", "tiny", "--run-dir", str(folder), "--until", "sft", *settings(FEW)]
+    subprocess.run([str(AIMO), *command], check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    with contextlib.closing(Lab(tmp_path_factory.mktemp("lab"))) as lab:
+        yield lab
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    """A copy of the run with its data and without its SFT."""
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder, ignore=shutil.ignore_patterns("sft", "report.html", "*.ipynb"))
+    metrics = json.loads((folder / "metrics.json").read_text())
+    del metrics["stages"]["sft"]
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    return folder
+
+
+def is_one_line(text):
+    return len(text.strip().splitlines()) == 1 and "Traceback" not in text
+
+
+def test_training_shows_itself_stops_goes_on_and_takes_a_change(lab, run, trained):
+    notebook = lab.open("02_format_sft", "story", run_dir=str(run), overrides=FEW)
+    for part in ("profile =", "runs.begin(", "models.load_model(", "sft.worst_tokens("):
+        notebook.run(part)
+
+    # The bar and the plots change while the cell runs; the square stops it with one line.
+    cell = notebook.start("sft.train_sft(")
+    steps, plots = set(), set()
+
+    def has_changed():
+        steps.update(map(int, STEP.findall(notebook.shows(cell))))
+        plots.update(notebook.plots(cell))
+        assert "*" in notebook.prompt(cell), "the cell ended before the bar and the plots had changed"
+        return len(steps) > 3 and len(plots) > 1
+
+    wait_for(has_changed, 200)
+    notebook.stop()
+    said = notebook.wait(cell)
+    (line,) = [line for line in said.splitlines() if "stopped after step" in line]
+    stopped, going_on = map(int, re.findall(r"step (\d+)", line))
+    assert stopped >= max(steps) and stopped - 10 <= going_on <= stopped < 120
+    assert "Traceback" not in said and "site-packages" not in said
+    assert len(notebook.plots(cell)) == 1, "the plots so far are gone"
+
+    # Run again, twice, and to the end: the figures are those of a run that nobody stopped.
+    assert f"Continuing from checkpoint-{going_on}." in notebook.run("sft.train_sft(")
+    assert "Traceback" not in notebook.run("sft.train_sft(") and len(notebook.plots(cell)) == 1
+    for part in ("after = models.complete(", "trainers.finish(", "trainers.finish("):
+        assert "Traceback" not in notebook.run(part)
+    losses = [[r["loss"] for r in read_lines(x / "sft/log.jsonl") if "loss" in r] for x in (run, trained)]
+    assert len(losses[0]) == 120 and losses[0] == losses[1]
+    models = [(x / "sft/model/model.safetensors").read_bytes() for x in (run, trained)]
+    assert models[0] == models[1]
+    assert (run / "report.html").exists()
+
+    # Another value: one line that says what to set here, which does it.
+    notebook.write("profile =", "overrides = [*overrides, 'sft.learning_rate=5e-4']")
+    notebook.run("profile =")
+    said = notebook.run("runs.begin(")
+    assert is_one_line(said) and "sft.learning_rate" in said and "redo = True" in said
+    notebook.write("profile =", "redo = True")
+    notebook.run("profile =")
+    assert "learning_rate: 0.0005" in notebook.run("runs.begin(")
+    assert not (run / "sft/model").exists()
+
+
+def test_saving_a_notebook_that_was_run_changes_nothing_that_git_sees(lab):
+    notebook = lab.open("01_data_prep", "01_data_prep")
+    notebook.run("profile =")
+    notebook.page.keyboard.press("Control+s")
+    saved = lab.folder / "01_data_prep.ipynb"
+    wait_for(lambda: '"execution_count": 1' in saved.read_text(), 30)
+    clean = [sys.executable, str(ROOT / "docs/clean.py")]
+    cleaned = subprocess.run(clean, input=saved.read_bytes(), capture_output=True, check=True).stdout
+    assert cleaned == (ROOT / "notebooks/01_data_prep.ipynb").read_bytes()
+    assert saved.with_suffix(".py").read_bytes() == (ROOT / "notebooks/01_data_prep.py").read_bytes()
+
+
+def test_two_notebooks_of_a_run_take_turns(lab, run, tmp_path):
+    one, two = (lab.open("02_format_sft", name, run_dir=str(run), overrides=FEW) for name in ("one", "two"))
+    for notebook in (one, two):  # a notebook whose cells have ended keeps no other out
+        notebook.run("profile =")
+        assert f"run: {run}" in notebook.run("runs.begin(")
+    one.run("runs.begin(")
+    one.run("models.load_model(")
+    one.run("sft.worst_tokens(")
+    cell = one.start("sft.train_sft(")
+    wait_for(lambda: STEP.search(one.shows(cell)), 100)
+    said = two.run("runs.begin(")
+    assert is_one_line(said) and "is working in it" in said
+    one.stop()
+    assert "stopped after step" in one.wait(cell)
+    assert f"run: {run}" in two.run("runs.begin(")
+
+    # The other one may have done the stage again meanwhile: what this one has in memory no longer fits.
+    said = one.run("sft.train_sft(")
+    assert is_one_line(said) and "has worked in it since" in said and "again from the first one" in said
+    assert f"run: {run}" in one.run("runs.begin(")
+
+    two.write("profile =", f"run_dir = {str(tmp_path / 'other')!r}")
+    two.run("profile =")
+    said = two.run("runs.begin(")
+    assert is_one_line(said) and "run notebooks/01_data_prep.ipynb first" in said
