@@ -259,10 +259,10 @@ from aimo.train import callbacks
 
 probe = callbacks.Probe.probe
 
-def both(self):
-    found = {"vllm": probe(self)}
+def both(self, step):
+    found = {"vllm": probe(self, step)}
     answer = vars(self.trainer.model).pop("answer")
-    found["transformers"] = probe(self)
+    found["transformers"] = probe(self, step)
     self.trainer.model.answer = answer
     with Path("PATH").open("a") as file:
         print(json.dumps(found), file=file)

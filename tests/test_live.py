@@ -11,7 +11,7 @@ from conftest import ROOT, wait_for
 from jupyter_client.manager import start_new_kernel
 
 FEW = ["data.sft.rows=64", "data.grpo.rows=8", "data.heldout.rows=4", "data.grpo.test_split=0"]
-FEW += ["sft.max_steps=40", "sft.save_steps=4", "sft.batch_size=16"]
+FEW += ["sft.max_steps=120", "sft.save_steps=4", "sft.batch_size=16"]
 FEW += ["grpo=null", "model.backend=transformers"]
 
 
@@ -81,7 +81,7 @@ def test_a_training_cell_shows_itself_stops_in_one_line_goes_on_and_is_done_agai
         seen = []
 
         def after_ten(kind, content):
-            if kind == "update_display_data" and (found := re.search(r"step (\d+) of 40", str(content))):
+            if kind == "update_display_data" and (found := re.search(r"step (\d+) of 120", str(content))):
                 seen.append(int(found[1]))
             return bool(seen) and seen[-1] >= 10
 
@@ -89,13 +89,13 @@ def test_a_training_cell_shows_itself_stops_in_one_line_goes_on_and_is_done_agai
         (error,) = errors(messages)
         assert len(error["traceback"]) == 1 and "\n" not in error["traceback"][0]
         stopped, going_on = map(int, re.findall(r"step (\d+)", error["evalue"]))
-        assert 10 <= stopped <= 40 and stopped - 4 <= going_on <= stopped
+        assert 10 <= stopped <= 120 and stopped - 4 <= going_on <= stopped
         assert seen == sorted(seen) and len(set(seen)) > 3, "the bar does not move"
 
         messages = sft.run(cell)
         assert not errors(messages)
         assert f"Continuing from checkpoint-{going_on}." in str(messages)
-        assert "step 40 of 40" in str(texts(messages))
+        assert "step 120 of 120" in str(texts(messages))
         for rest in sft.cells[sft.cells.index(cell) + 1 :]:
             assert not errors(sft.run(rest))
 

@@ -249,7 +249,7 @@ def test_a_student_comes_nearer_to_a_teacher_behind_vllm_and_a_server_that_ends_
     with on_loopback(answer_as({"rows": None})) as address, pytest.MonkeyPatch.context() as patch:
         from aimo.train import opd
 
-        patch.setattr(opd, "check_server", lambda *_: None)
+        patch.setattr(opd, "check_teacher_server", lambda *_: None)
         with pytest.raises(
             AimoError, match=r"opd.teacher: http.* did not grade step 1: .*run the same command"
         ):

@@ -52,7 +52,7 @@ columns = {"sft": ["completion"], "grpo": ["answer"], "dpo": ["chosen", "rejecte
 for name, settings in json.loads(sys.argv[2]).items():
     profile = config.load(name, settings)
     tokenizer = models.load_tokenizer(base, profile)
-    for stage in profile.trained:
+    for stage in kinds.keys() & set(profile.trained):  # Unsloth has no trainer of OPD
         more = {"train_dataset": Dataset.from_list([{n: row[n] for n in ["prompt", *columns[stage]]}] * 4)}
         if stage == "grpo":
             more["reward_funcs"] = list(rewards.get_reward_funcs(profile.grpo.rewards, profile.prompt))
