@@ -7,7 +7,8 @@ import sys
 import pytest
 from conftest import TINY
 
-from aimo import pipeline
+from aimo import config, pipeline
+from aimo.config.profile import STAGES
 from aimo.errors import AimoError
 from aimo.evaluation import submission
 from aimo.inference.competitions import COMPETITIONS
@@ -65,6 +66,27 @@ def test_a_stage_that_the_session_s_end_stopped_goes_on_and_one_that_its_profile
     made = pipeline.train_in_session("tiny", [], 1e9, folder, tmp_path)
     again = [("sft/checkpoint-12", "sft")], folder / "sft" / "model"
     assert (asked, made) == (again if stopped == SESSION_OVER else ([(None, "grpo")], folder / "grpo/model"))
+
+
+def test_a_kernel_that_trains_needs_the_notebooks_of_its_stages_alone(tmp_path, monkeypatch):
+    shipped = [path for path in kernels.shipped("train") if path.suffix == ".ipynb"]
+    for path in shipped:
+        copy = tmp_path / path.relative_to(kernels.ROOT)
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+    profile = config.load("tiny")
+    monkeypatch.setattr(pipeline, "ROOT", tmp_path)
+    pipeline.check_run(profile, tmp_path / "run", None, profile.trained[-1])
+    with pytest.raises(AimoError, match=r"04_inference\.ipynb: it is no notebook"):
+        pipeline.check_run(profile, tmp_path / "run", None, None)
+
+
+def test_a_kernel_that_trains_ships_the_notebook_of_each_stage_of_each_profile():
+    shipped = {path.stem for path in kernels.shipped("train")}
+    profiles = [config.load(path.stem) for path in config.PROFILES.glob("*.yaml")]
+    for profile in profiles:
+        stages = profile.stages[: profile.stages.index(profile.trained[-1]) + 1] if profile.trained else ()
+        assert {STAGES[stage].notebook for stage in stages} <= shipped, profile.profile
 
 
 def test_a_profile_that_trains_nothing_is_refused_before_anything_is_copied(tmp_path):

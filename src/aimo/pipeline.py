@@ -119,7 +119,8 @@ def check_run(profile: Profile, folder: Path, from_stage: str | None, until: str
     if checkpoint and not (folder / redo / checkpoint).is_dir():
         there = ", ".join(sorted(path.name for path in (folder / redo).glob("checkpoint-*"))) or "none"
         raise AimoError(f"--from {from_stage!r}: no such checkpoint in {folder / redo}; there are: {there}")
-    for stage in stages:
+    done = stages[: stages.index(until) + 1 if until else None]
+    for stage in done:  # a kernel that trains ships no other notebooks
         path = ROOT / "notebooks" / f"{STAGES[stage].notebook}.ipynb"
         try:
             cells = nbformat.read(path, 4).cells
@@ -129,9 +130,8 @@ def check_run(profile: Profile, folder: Path, from_stage: str | None, until: str
         if count != 1:  # papermill would run the notebook with its own parameters
             told = f"{count} of its cells have the tag `parameters`, and one should; restore the file"
             raise AimoError(f"{path}: {told}")
-    asks = (
-        not profile.rules or profile.rules.artefact.kind != "adapter"
-    )  # which is measured on held-out problems
+    # An adapter is measured on held-out problems.
+    asks = not profile.rules or profile.rules.artefact.kind != "adapter"
     if profile.inference.test and asks:
         local.read_questions(config.locate(profile.inference.test), profile.rules)
     elif profile.rules and asks and profile.rules.answer.type is not int:
@@ -140,8 +140,7 @@ def check_run(profile: Profile, folder: Path, from_stage: str | None, until: str
         try_rewards(profile.grpo.rewards)
     if profile.inference.vllm:
         check_arguments(profile.inference.vllm)
-    last = stages.index(until) if until else len(stages)
-    if "opd" in stages[: last + 1] and not is_finished(folder, "opd"):
+    if "opd" in done and not is_finished(folder, "opd"):
         from aimo.train import teacher  # loads torch, which no other start needs
 
         teacher.check_early(profile, folder)

@@ -47,7 +47,7 @@ class Kernel:
 
 # Modules read these as they load.
 DATA = ("src/aimo/config/aliases.yaml", "src/aimo/data/*.yaml", "src/aimo/report/page.jinja")
-ROAD = (*DATA, "notebooks/0[123]*.ipynb", "notebooks/profiles/*.jinja")
+ROAD = (*DATA, "notebooks/0[0-3]*.ipynb", "notebooks/profiles/*.jinja")
 KERNELS = {
     "probe": Kernel((), internet=False, gpu=True, attaches=()),
     "wheels": Kernel(("requirements.txt",), internet=True, gpu=False, attaches=()),
