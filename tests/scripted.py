@@ -80,3 +80,13 @@ class Scripted:
 
     def close(self):
         pass
+
+
+def write_shipped(cells, folder):
+    """Write the files that a kernel's cells ship into a folder, as Jupyter does."""
+    for source in cells:
+        if source.startswith("%%writefile "):
+            head, _, text = source.partition("\n")
+            file = folder / head.removeprefix("%%writefile ")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text)

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from commands import fences
 from conftest import ROOT, TINY, here
-from scripted import Scripted
+from scripted import Scripted, write_shipped
 
 from aimo import config, pipeline
 from aimo.commands import options
@@ -367,12 +367,7 @@ def test_the_kernel_ships_the_competition_and_answers_in_an_empty_folder_as_on_k
     working, inputs = tmp_path / "working", tmp_path / "input" / slug
     inputs.mkdir(parents=True)
     test.rename(inputs / "test.csv")
-    for source in cells:
-        if source.startswith("%%writefile "):
-            head, _, text = source.partition("\n")
-            file = working / head.removeprefix("%%writefile ")
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(text)
+    write_shipped(cells, working)
     shipped = {path.stem for path in (working / "src/aimo/inference/competitions").iterdir()}
     assert shipped == {*COMPETITIONS, name}
     places = str(ROOT / "tests"), str(working), name, str(TINY), str(inputs / "test.csv")

@@ -14,7 +14,7 @@ import nbformat
 import polars as pl
 import pytest
 from conftest import ROOT, TINY, here, refused
-from scripted import Scripted
+from scripted import Scripted, write_shipped
 
 from aimo.errors import AimoError
 from aimo.evaluation import submission
@@ -364,12 +364,7 @@ def test_the_page_s_kernel_proves_in_an_empty_folder_and_writes_its_file(tmp_pat
     assert here(*shlex.split(command)).returncode == 0
     cells = [cell.source for cell in nbformat.read("kernels/submission/aimo-submission.ipynb", 4).cells]
     assert 'competition = "proof-pilot"' in cells[2] and "'proof_tokens': 98304" in "".join(cells)
-    for source in cells:
-        if source.startswith("%%writefile "):
-            head, _, text = source.partition("\n")
-            file = tmp_path / head.removeprefix("%%writefile ")
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(text)
+    write_shipped(cells, tmp_path)
     (tmp_path / "test.csv").write_text("id,problem,answer\na,Prove A.,a reference\nb,Prove B.,\n")
     given = [str(ROOT / "tests"), str(tmp_path), str(TINY)]
     done = subprocess.run([sys.executable, "-c", KERNEL, *given], capture_output=True, text=True)

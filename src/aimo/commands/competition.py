@@ -25,7 +25,7 @@ def new(
     """Draft a competition's file from its pages and data on Kaggle; `# ?` marks what they do not say."""
     from aimo.kaggle import client  # Kaggle's package signs in when it is imported
     from aimo.kaggle.check import slug_of
-    from aimo.kaggle.competition import UNSURE, draft_competition
+    from aimo.kaggle.competition import draft_competition
 
     path = out or Path(f"{slug_of(competition)}.yaml")
     check_folder("--out", path)
@@ -35,10 +35,14 @@ def new(
         text = draft_competition(api, competition)
     if not dry_run:
         write_whole(path, text)
-        unsure = sum(UNSURE in line for line in text.splitlines()[1:])
-        print(
-            f"{path}: {unsure} lines are marked {UNSURE}; look at them, then `aimo competition check {path}`"
-        )
+        told = f"{len(unsure_lines(text))} lines are marked {competitions.UNSURE}"
+        print(f"{path}: {told}; look at them, then `aimo competition check {path}`")
+
+
+def unsure_lines(text: str) -> list[str]:
+    """Return the numbers of the lines of a draft that a person has to look at."""
+    lines = enumerate(text.splitlines(), 1)
+    return [str(number) for number, line in lines if competitions.UNSURE in line and line[0] != "#"]
 
 
 @app.command()
@@ -60,12 +64,9 @@ def check(
     if lora := artefact.lora:
         print(f"adapter: rank {lora.rank} at most for {lora.bases[0]}, on {', '.join(lora.targets)}")
     print(f"scored by: {rules.scoring}")
-    if Path(competition).is_file():
-        lines = Path(competition).read_text(encoding="utf-8-sig").splitlines()
-        if marked := [
-            str(number) for number, line in enumerate(lines, 1) if "# ?" in line and line[0] != "#"
-        ]:
-            print(f"not certain yet: the lines with `# ?` ({', '.join(marked)}); look, and remove the mark")
+    path = Path(competition)
+    if marked := unsure_lines(path.read_text(encoding="utf-8-sig")) if path.is_file() else []:
+        print(f"not certain yet: the lines with `# ?` ({', '.join(marked)}); look, and remove the mark")
     if artefact.kind == "adapter":
         print("`aimo solve` answers nothing for it: it takes an adapter")
     if test:

@@ -19,6 +19,7 @@ from aimo.errors import AimoError
 from aimo.evaluation.completions import EvaluationHeader
 from aimo.evaluation.evaluate import make_folder, question_row, read_evaluation
 from aimo.evaluation.scores import (
+    SIGNIFICANCE,
     Interval,
     Scores,
     benjamini_hochberg,
@@ -31,7 +32,7 @@ from aimo.inference.storage import read_lines, write_json
 from aimo.report import pages
 from aimo.run.runs import figures
 
-LEVEL, POWER = 0.05, 0.8  # of a test
+POWER = 0.8  # of a test
 
 
 @dataclass(frozen=True)
@@ -50,13 +51,13 @@ class Comparison:
 
     @property
     def is_real(self) -> bool:
-        return self.would_be_alone and self.corrected < LEVEL
+        return self.would_be_alone and self.corrected < SIGNIFICANCE
 
     @property
     def would_be_alone(self) -> bool:
         """Whether it is more than luck, were it the only comparison."""
         if self.mcnemar is not None:
-            return self.mcnemar < LEVEL
+            return self.mcnemar < SIGNIFICANCE
         return self.passes.low > 0 or self.passes.high < 0
 
     def flips(self) -> list[int]:
@@ -218,7 +219,8 @@ def what_would_tell(found: Comparison) -> str:
     if found.passes.value == 0:
         return "No number of completions would show a difference of nothing."
     z = NormalDist().inv_cdf
-    wanted = (found.passes.value / (z(1 - LEVEL / 2) + z(POWER))) ** 2  # the variance at which it shows
+    # The variance at which it shows.
+    wanted = (found.passes.value / (z(1 - SIGNIFICANCE / 2) + z(POWER))) ** 2
     rates = [scores.right.mean(axis=1) for scores in (found.a, found.b)]
     total = float(np.var(rates[1] - rates[0], ddof=1)) if n > 1 else 0.0
     within = sum(float(np.mean(rate * (1 - rate))) for rate in rates) * k / (k - 1) if k > 1 else 0.0

@@ -19,7 +19,14 @@ from rich.console import Console
 from rich.table import Table
 
 from aimo.errors import AimoError
-from aimo.evaluation.scores import Interval, benjamini_hochberg, mean_interval, ratio_interval, sign_flip
+from aimo.evaluation.scores import (
+    SIGNIFICANCE,
+    Interval,
+    benjamini_hochberg,
+    mean_interval,
+    ratio_interval,
+    sign_flip,
+)
 from aimo.evaluation.traces import RecordedQuestion, RecordedSample, Traces, Vote
 from aimo.inference import voting
 from aimo.inference.voting import State, Step, Stop
@@ -31,7 +38,6 @@ OURS = "ours"
 STOPS = (OURS, "all", "4 of 8", "4 of 16", "5 of 15", "10 ended of 12")
 WEIGHTS = ("programs", "length", "logprob", "tail_logprob", "entropy", "tail_entropy", "ties")
 SHOWN = 5  # questions that flipped
-LEVEL = 0.05  # of a test
 GRAMMAR = (
     f"a rule is STOP or STOP:WEIGHT; STOP is ours, ours KEY=VALUE …, all, N of K, or N ended of K; "
     f"WEIGHT is equal, {', '.join(WEIGHTS)}"
@@ -294,11 +300,11 @@ def plot_rules(figures: Sequence[Figures], to: Path) -> None:
 def judge_rules(figures: Sequence[Figures]) -> str:
     """Say which rules differ from ours in accuracy by more than luck, given how many are compared."""
     count = len(figures) - 1
-    real = [one.rule for one in figures if one.corrected < LEVEL]
+    real = [one.rule for one in figures if one.corrected < SIGNIFICANCE]
     differ = "differ" if len(real) > 1 else "differs"
     told = f"{differ} from ours in accuracy by more than luck among {count} (Benjamini-Hochberg)"
     said = f"{', '.join(real) or 'no rule'} {told}"
-    lost = [one.rule for one in figures if one.p < LEVEL <= one.corrected]
+    lost = [one.rule for one in figures if one.p < SIGNIFICANCE <= one.corrected]
     return f"{said}; alone {', '.join(lost)} would" if lost else said
 
 

@@ -35,6 +35,7 @@ from aimo.run.progress import counting
 from aimo.run.runs import Run, by_hand
 
 LEVEL = 0.95
+SIGNIFICANCE = 0.05  # of a test
 RESAMPLES = 2000
 FLIPS = 10_000
 LEAST_S = 0.5  # between two reports of progress

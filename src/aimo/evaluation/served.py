@@ -52,6 +52,7 @@ def compare(
     `kernels`: what the served model's own rounding explains in 16 bits.
     """
     talks, trained_in = kept["talks"], kept["dtype"]
+    kernels = 0.0 if trained_in == "float32" else kernels
     if any(
         talk["ids"] != ids or len(talk["log_probs"]) != len(values)
         for talk, (ids, values) in zip(talks, found, strict=True)
@@ -74,7 +75,7 @@ def compare(
         allowed = EXACT if trained_in == "float32" else max(in_16_bits, kernels)
         allowed = FOUR_BITS if kept.get("four_bits") else allowed
     # An adapter that changed less than rounding does is not told from none.
-    told_apart = bound is None and learnt > (rounding if trained_in == "float32" else max(rounding, kernels))
+    told_apart = bound is None and learnt > max(rounding, kernels)
     lost = told_apart and apart(served, trained, power=2) > apart(served, start, power=2)
     if served_in != trained_in:
         cause = f"its weights are {served_in}, and the stage computed in {trained_in}"

@@ -20,30 +20,13 @@ EMPTY = re.compile(
 BETWEEN = re.compile(  # boxes of one list: "x = \boxed{3}, \boxed{5} and y = \boxed{7}"
     r"(?:\s(?!\s*\n)|[$,;&]|\\[()\[\],;: ]|\\q?quad|\\text\{\s*(?:and|or)\s*\}|and|or|[a-zA-Z](?:_\w)? ?=)*"
 )
-ASCII_WORDS: tuple[str, ...] = (
-    "nswer",
-    "A:",
-    "####",
-    "NSWER",
-    "inal result",
-    "espuesta",
-    "esposta",
-    "isposta",
-)
-ASCII_WORDS += ("Antwo", "Cevap", "Jawaban")
+ASCII_WORDS = (
+    "nswer", "A:", "####", "NSWER", "inal result", "espuesta", "esposta", "isposta", "Antwo", "Cevap",
+    "Jawaban",
+)  # fmt: skip
 WORDS = (
-    *ASCII_WORDS,
-    "答",
-    "éponse",
-    "Ответ",
-    "답",
-    "Odpowiedź",
-    "Đáp án",
-    "الجواب",
-    "الإجابة",
-    "उत्तर",
-    "คำตอบ",
-)
+    *ASCII_WORDS, "答", "éponse", "Ответ", "답", "Odpowiedź", "Đáp án", "الجواب", "الإجابة", "उत्तर", "คำตอบ",
+)  # fmt: skip
 PHRASE = re.compile(
     r"####(?=[ \t]*[^A-Za-z\s#]|[ \t]*[\w.-]+\s*\Z)|^A:"
     r"|(?:\b(?:[Aa]nswers?|ANSWERS?|[Ff]inal result)\b|答案|答え|^答|Ответ|정답|^답|الجواب|الإجابة|उत्तर|คำตอบ"

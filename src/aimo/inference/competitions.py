@@ -25,6 +25,7 @@ from aimo.inference.settings import Positive, Tag, strict, validate_settings
 from aimo.inference.yaml_files import read_yaml
 
 HOUR_S = 3600.0
+UNSURE = "# ?"  # ends a line of a draft that a person has to look at
 FOLDER = Path(__file__).with_suffix("")
 Seconds = Annotated[float, Field(gt=0)]
 Slug = Annotated[str, Field(pattern="^[a-z0-9]+(-[a-z0-9]+)*$")]

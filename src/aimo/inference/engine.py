@@ -192,11 +192,9 @@ class Engine(FolderSampler):
         from vllm.sampling_params import SamplingParams
 
         async def ask(tokens: list[int], **options: Any) -> Any:
-            params, request = (
-                SamplingParams(max_tokens=1, detokenize=False, **options),
-                str(next(self.requests)),
-            )
-            asked = self.llm.generate({"prompt_token_ids": tokens}, params, request, lora_request=self.lora)
+            params = SamplingParams(max_tokens=1, detokenize=False, **options)
+            request = {"request_id": str(next(self.requests)), "lora_request": self.lora}
+            asked = self.llm.generate({"prompt_token_ids": tokens}, params, **request)
             return [output async for output in asked][-1]
 
         async def one(place: int) -> float:
@@ -204,9 +202,7 @@ class Engine(FolderSampler):
             output = await ask(prompt + completion[:place], logprobs=0, allowed_token_ids=[token])
             return float(output.outputs[0].logprobs[0][token].logprob)
 
-        if (
-            self.lora
-        ):  # under an adapter, vLLM 0.31's last layer takes one token a request, so no whole prompt
+        if self.lora:  # then vLLM 0.31's last layer takes one token a request, and no whole prompt
             return list(await asyncio.gather(*map(one, range(len(completion)))))
         rows = (await ask(prompt + completion, prompt_logprobs=0)).prompt_logprobs[len(prompt) :]
         return [row[token].logprob for row, token in zip(rows, completion, strict=True)]

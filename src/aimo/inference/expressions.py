@@ -423,10 +423,16 @@ def root(a: Number, n: Number = 2) -> Number:
     return complex(a) ** (1 / complex(n))
 
 
-def natural(n: Number) -> int:
-    if not (isinstance(n, Fraction) and n.denominator == 1 and 0 <= n <= 3000):
-        raise ValueError("not a small natural number")
+def whole(n: Number) -> int:
+    if not (isinstance(n, Fraction) and n.denominator == 1):
+        raise ValueError("not an integer")
     return int(n)
+
+
+def natural(n: Number) -> int:
+    if not 0 <= whole(n) <= 3000:
+        raise ValueError("not a small natural number")
+    return whole(n)
 
 
 def rounded(how: Callable[[Fraction], int], n: Number) -> Fraction:
@@ -436,9 +442,7 @@ def rounded(how: Callable[[Fraction], int], n: Number) -> Fraction:
 
 
 def of_integers(how: Callable[..., int], *ns: Number) -> Fraction:
-    if not all(isinstance(n, Fraction) and n.denominator == 1 for n in ns):
-        raise ValueError("not integers")
-    return Fraction(how(*map(int, ns)))  # type: ignore[arg-type]
+    return Fraction(how(*map(whole, ns)))
 
 
 OPERATORS: dict[type, Callable[..., Number]] = {

@@ -25,14 +25,8 @@ from aimo.inference.solver import Solution
 from aimo.inference.storage import SampleFile, append_lines, iterate_lines
 from aimo.inference.voting import Stop
 
-COMPARED = (
-    *ASKED,
-    "context",
-    "samples",
-    "weight",
-    "discount_trivial",
-    "proofs",
-)  # settings that decide an answer
+# Settings that decide an answer.
+COMPARED = (*ASKED, "context", "samples", "weight", "discount_trivial", "proofs")
 
 
 @dataclass(frozen=True)

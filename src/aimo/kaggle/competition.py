@@ -23,13 +23,12 @@ from kagglesdk.competitions.types.competition_api_service import (
 
 from aimo.errors import AimoError
 from aimo.inference import files
-from aimo.inference.competitions import HOUR_S, parse_competition
+from aimo.inference.competitions import HOUR_S, UNSURE, parse_competition
 from aimo.inference.yaml_files import load_yaml
 from aimo.kaggle import transfers
 from aimo.kaggle.check import slug_of
 from aimo.kaggle.client import Api
 
-UNSURE = "# ?"
 LARGEST = 200e6  # bytes of a file that is downloaded to see its columns
 PROBLEMS, ANSWERS = ("problem", "question", "prompt", "query"), ("answer", "label", "target")
 OPTION = re.compile(r"(?:option|choice|answer)?[ _]?([a-z]|[1-9])", re.IGNORECASE)
