@@ -55,7 +55,6 @@ def make_run(folder, trained=(), heldout=False, solutions=()):
 
 RECORD = ["Time and training", "Versions", "Settings"]
 TEST = ["The test file", "Inference settings"]
-HELDOUT = ["Held-out problems", "Completions"]
 LABELS = ["base, prompted in the format", "0.75", "said by base"]
 
 
@@ -66,14 +65,17 @@ LABELS = ["base, prompted in the format", "0.75", "said by base"]
         ({"trained": ["sft"]}, ["Training: sft", *RECORD], ["8.5"]),
         (
             {"trained": ["grpo"], "heldout": True},
-            [*HELDOUT, "Training: grpo", *RECORD],
+            ["Held-out problems", "Training: grpo", "Completions", *RECORD],
             [*LABELS, "after GRPO", "said by grpo"],
         ),
         ({"solutions": [ANSWERED | {"gold": None}, EMPTY]}, [*TEST, *RECORD], ["2 questions: 1 answered"]),
-        ({"heldout": True, "solutions": [ANSWERED]}, [*HELDOUT, *TEST, *RECORD], ["q&lt;1&gt;", "0.625"]),
+        ({"heldout": True, "solutions": [ANSWERED]}, ["Held-out problems", *TEST, "Completions", *RECORD], ["q&lt;1&gt;", "0.625"]),
         (
             {"trained": ["sft", "grpo", "dpo"], "heldout": True, "solutions": [ANSWERED, EMPTY]},
-            [*HELDOUT, "Training: sft", "Training: grpo", "Training: dpo", *TEST, *RECORD],
+            [
+                "Held-out problems", "Training: sft", "Training: grpo", "Training: dpo", *TEST,
+                "Completions", *RECORD,
+            ],
             [
                 *LABELS, "after DPO", "the problem is empty",
                 "2 questions: 1 of 1 known answers right, 1 answered with the fallback.",

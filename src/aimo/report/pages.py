@@ -33,6 +33,12 @@ GRID = (
     '<summary title="{{ one.told }}">{{ one.mark }}</summary><div>{{ one.text }}</div>'
     "</details>{% endfor %}</div>"
 )
+QUESTIONS = (
+    '{% for one in rows %}<div class="question"><div><span>{{ one.id }}.</span> {{ one.problem }}'
+    "<p>answer {{ one.gold }}{% if one.flipped %}; {{ one.flipped }}{% endif %}</p></div><div>"
+    '{% for side, squares in one.sides %}<div class="side"><span>{{ side }}</span>{{ squares }}</div>'
+    "{% endfor %}</div></div>{% endfor %}"
+)
 SQUARES = "A square for each completion: green is right, red is wrong, and a click unfolds it."
 COLOURS = {"measured": plots.RIGHT, "published": "#3b76b0", "not run": plots.GREY}
 
@@ -86,15 +92,6 @@ def write_run(folder: Path) -> Path:
             add(view, "Held-out problems", f"Shares of {shares}.")
             if majority := read("inference/majority.json"):
                 add(plots.plot_accuracy(models, majority))
-            if samples := read("inference/samples.json"):
-                if "questions" in samples:
-                    count = len(samples["questions"])
-                    lead = f"{count} of {samples['of']} held-out problems, first those whose vote flipped"
-                    lead = f"{lead} from a model to the next. {SQUARES}"
-                    add(beside(samples["questions"]), "Completions", lead)
-                else:  # of version 1.0.1
-                    view = tables.completions(samples["rows"], **samples["texts"])
-                    add(view, "Completions", "One completion of each model for the same held-out problems.")
         for name in TRAINED:
             if log := read(f"{name}/log.jsonl"):
                 mean, bound = f"{plots.MISMATCH}/mean", f"{plots.MISMATCH}/bound"
@@ -102,13 +99,13 @@ def write_run(folder: Path) -> Path:
                 told = f"vLLM may have had the weights of an earlier step at: {', '.join(apart)}"
                 told = f"{told} (docs/troubleshooting.md)." if apart else ""
                 add(plots.training(log), f"Training: {name}", told)
-                by_problem: dict[str, list[dict[str, Any]]] = {}
+                probed: dict[str, dict[str, Any]] = {}
                 for line in read(f"{name}/probes.jsonl"):
-                    by_problem.setdefault(line["problem"], []).append(line)
-                probed = [asked(lines[0]) | {"by step": grid(lines)} for lines in by_problem.values()]
+                    row = probed.setdefault(line["problem"], line | {"sides": {"": {"completions": []}}})
+                    row["sides"][""]["completions"].append(line)
                 if probed:
-                    lead = "The same problems as training went on; a square has the step of its completion."
-                    add(tables.table(probed), lead=lead)
+                    told = f"{len(probed)} problems as training went on: a square has the step"
+                    add(page.fold(f"{told} of its completion.", beside([*probed.values()])))
         if solutions := read("inference/solutions.json", list):
             score = stages["inference"]
             known = f"{score['correct']} of {score['known']} known answers right, " if score["known"] else ""
@@ -120,6 +117,14 @@ def write_run(folder: Path) -> Path:
             add(tables.closest_votes(solutions), lead="Completions of the closest votes.")
             if settings := read("submission.settings.json"):
                 sections.append(settings_section(settings, "Inference settings"))
+        if models and (samples := read("inference/samples.json")):
+            if "questions" in samples:
+                told = f"{len(samples['questions'])} of {samples['of']} held-out problems, first those whose"
+                told = f"{told} vote flipped from a model to the next"
+                add(page.fold(told, beside(samples["questions"])), "Completions", SQUARES)
+            else:  # of version 1.0.1
+                view = tables.completions(samples["rows"], **samples["texts"])
+                add(view, "Completions", "One completion of each model for the same held-out problems.")
     parts = [
         *sorted(folder.glob("notebooks/*.html")),
         folder / "distillation.html",
@@ -216,11 +221,12 @@ def beside(rows: list[dict[str, Any]]) -> Html:
     most = shown_of(sum(len(side["completions"]) for row in rows for side in row["sides"].values()))
     shown = []
     for row in rows:
-        shown.append(asked(row) | ({"flipped": row["flipped"]} if "flipped" in row else {}))
+        sides = []
         for name, side in row["sides"].items():
-            shown[-1][f"{name}, %"] = f"{100 * side['right']:.0f}"
-            shown[-1][name] = grid(side["completions"], most)
-    return tables.table(shown)
+            told = f"{name} {100 * side['right']:.0f} %" if "right" in side else name
+            sides.append((told, grid(side["completions"], most)))
+        shown.append(asked(row) | {"flipped": row.get("flipped"), "sides": sides})
+    return page.render(QUESTIONS, rows=shown)
 
 
 def flipped(before: bool, now: bool) -> str:
