@@ -5,10 +5,12 @@ import io
 from collections import Counter
 from typing import Any
 
+import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, PercentFormatter
+from PIL import Image
 
 from aimo.config.profile import TRAINED
 from aimo.report.page import Html, render
@@ -16,6 +18,12 @@ from aimo.report.tables import note
 
 RIGHT, WRONG, OTHER, GREY = "#3a923a", "#c44e52", "#d5d9de", "#8a94a0"
 INK, RULE = "#334", "#667"
+DPI, COLOURS = 130, 64  # of a picture
+PICTURES = (  # a wide one scrolls on a phone, the others stand below each other
+    '<div class="wide"><div style="display:flex;flex-wrap:wrap">{% for data in pictures %}<img style="'
+    "width:{{ share }}%;max-width:{{ width }}px;min-width:{{ '38em' if width > 800 else 'min(100%,20em)' }};"
+    'margin-bottom:6px" src="data:image/png;base64,{{ data }}">{% endfor %}</div></div>'
+)
 CURVES = ("#e1812c", "#3b76b0", "#3a923a", "#8a94a0", "#c44e52", "#8172b3")
 MISMATCH = "sampling/sampling_logp_difference"
 RATIO = "sampling/importance_sampling_ratio"
@@ -46,14 +54,13 @@ def panels(count: int, columns: int, width: float, height: float) -> tuple[Figur
     columns = min(columns, count)
     rows = -(-count // columns)
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
-    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
+    tiles = figure.subfigures(rows, columns, squeeze=False).flat
+    grid = [tile.subplots() for tile in [*tiles][:count]]
     for ax in grid:
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(axis="y", color="#eceff3")
         ax.set_axisbelow(True)
-    for ax in grid[count:]:
-        ax.axis("off")
-    return figure, grid[:count]
+    return figure, grid
 
 
 def save(figure: Figure, to: Any, **how: Any) -> None:
@@ -71,11 +78,16 @@ def label(name: Any, most: int = 40) -> str:
 
 
 def image(figure: Figure) -> Html:
-    """Return a figure as a PNG inside the page."""
-    buffer = io.BytesIO()
-    save(figure, buffer, format="png", dpi=130, bbox_inches="tight")
-    view = '<div class="wide"><img style="max-width:100%" src="data:image/png;base64,{{ data }}"></div>'
-    return render(view, data=base64.b64encode(buffer.getvalue()).decode())
+    """Return each panel of a figure as a PNG inside the page, side by side where there is room."""
+    save(figure, drawn := io.BytesIO(), format="rgba", dpi=DPI)
+    across, up = (int(inches * DPI) for inches in figure.get_size_inches())
+    whole = Image.frombytes("RGBA", (across, up), drawn.getvalue()).convert("RGB").quantize(COLOURS)
+    pictures = []
+    for tile in (tile for tile in figure.subfigs if tile.axes):
+        left, low, width, height = (np.array(tile.bbox.bounds) * DPI / figure.dpi).astype(int).tolist()
+        whole.crop((left, up - low - height, left + width, up - low)).save(png := io.BytesIO(), "png")
+        pictures.append(base64.b64encode(png.getvalue()).decode())
+    return render(PICTURES, pictures=pictures, width=width, share=100 * width // across)
 
 
 def curve(ax: Any, ks: list[int], values: Any, colour: str, name: str) -> None:
