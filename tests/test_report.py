@@ -69,7 +69,11 @@ LABELS = ["base, prompted in the format", "0.75", "said by base"]
             [*LABELS, "after GRPO", "said by grpo"],
         ),
         ({"solutions": [ANSWERED | {"gold": None}, EMPTY]}, [*TEST, *RECORD], ["2 questions: 1 answered"]),
-        ({"heldout": True, "solutions": [ANSWERED]}, ["Held-out problems", *TEST, "Completions", *RECORD], ["q&lt;1&gt;", "0.625"]),
+        (
+            {"heldout": True, "solutions": [ANSWERED]},
+            ["Held-out problems", *TEST, "Completions", *RECORD],
+            ["q&lt;1&gt;", "0.625"],
+        ),
         (
             {"trained": ["sft", "grpo", "dpo"], "heldout": True, "solutions": [ANSWERED, EMPTY]},
             [

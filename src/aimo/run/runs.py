@@ -257,16 +257,21 @@ def by_hand() -> bool:
 
 
 def get_ready_for_cells() -> None:
-    """Let a cell that is interrupted say so in one line, without the frames of the libraries it was in, and
+    """Let a cell that is interrupted, or needs one that was not run, say so in one line without frames, and
     let each cell free the locks that it took."""
     from IPython import get_ipython
 
     def told(shell: Any, kind: Any, error: Any, frames: Any, tb_offset: Any = None) -> list[str]:
-        print("Stopped. Run the cell again; what was saved is kept.")
+        if kind is KeyboardInterrupt:
+            print("Stopped. Run the cell again; what was saved is kept.")
+        elif frames.tb_next and frames.tb_next.tb_next:  # a name that a function lacks
+            shell.showtraceback((kind, error, frames))
+        else:
+            print(f"{error}: run this notebook's cells from the first one on.")
         return []
 
     shell = get_ipython()
-    shell.set_custom_exc((KeyboardInterrupt,), told)
+    shell.set_custom_exc((KeyboardInterrupt, NameError), told)
     shell.events.register("post_run_cell", unlock_all)  # once, however often it is registered
 
 
