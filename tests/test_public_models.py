@@ -1,15 +1,19 @@
 """The profiles of public models: they parse, vLLM takes their arguments, and their prompts read well."""
 
 import json
+import shutil
 
 import polars as pl
 import pytest
-from conftest import aimo
+from conftest import TINY, aimo
 
 from aimo import config
+from aimo.errors import AimoError
 from aimo.inference import prompts
 from aimo.inference.competitions import COMPETITIONS
+from aimo.inference.model_folder import read_tokenizer
 from aimo.inference.settings import validate_settings
+from aimo.inference.vllm_process import tokenizer_argument
 
 EASY = "What area of a 7 by 12 wall is not covered by a 4 by 3 door?"
 """A problem of a family that the tiny base is nearly always right about; the answer is 72."""
@@ -45,6 +49,51 @@ def test_each_sample_reads_the_problem_the_competitions_rules_and_where_the_answ
         text = f"{one.system}\n{one.user}".replace("{rules}", rules).replace("{problem}", "What is 1 + 1?")
         assert "What is 1 + 1?" in text and rules in text and "\\boxed{}" in text
         assert "{" not in text.replace("\\boxed{}", "")
+
+
+def test_a_tokenizer_is_its_files_whatever_class_they_name(tmp_path):
+    """Transformers 5 builds a Llama's from the vocabulary: DeepSeek-R1-Distill-Llama's loses all spaces."""
+    from transformers import AutoTokenizer
+
+    folder, as_llama = shutil.copytree(TINY, tmp_path / "model"), {"tokenizer_class": "LlamaTokenizerFast"}
+    for name, change in {"config.json": {"model_type": "llama"}, "tokenizer_config.json": as_llama}.items():
+        (folder / name).write_text(json.dumps(json.loads((folder / name).read_text()) | change))
+    ids = AutoTokenizer.from_pretrained(TINY).encode(EASY)
+    assert AutoTokenizer.from_pretrained(folder).encode(EASY) != ids
+    ours = read_tokenizer(folder)
+    assert ours.encode(EASY) == ids
+    given = tokenizer_argument(folder, ours)["tokenizer"]
+    assert AutoTokenizer.from_pretrained(given).encode(EASY) == ids
+    assert tokenizer_argument(TINY, read_tokenizer(TINY)) == {}
+
+
+def byte_level(folder, tokens=10_001, numbers=(), split=()):
+    """Write a byte-level tokenizer of letters, digits and `numbers`."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = [*pre_tokenizers.ByteLevel.alphabet(), *numbers]
+    named = [*alphabet, *(f"<{chr(0x4E00 + i)}>" for i in range(tokens - len(alphabet)))]
+    backend = Tokenizer(models.BPE({token: i for i, token in enumerate(named)}, []))
+    parts = [*split, pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    backend.pre_tokenizer = pre_tokenizers.Sequence(parts)
+    PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(folder)
+    return folder
+
+
+def test_numbers_that_are_not_split_as_the_vocabulary_was_are_refused(tmp_path):
+    from tokenizers import Regex, pre_tokenizers
+
+    for apart in [], [pre_tokenizers.Digits(individual_digits=False)]:
+        broken = byte_level(tmp_path / f"broken{len(apart)}", split=apart)
+        with pytest.raises(AimoError, match=r"does not split numbers .* the model's own tokenizer files$"):
+            read_tokenizer(broken)
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    right = {"numbers": ["12"]}, {"tokens": 5000}, {"split": [digits]}
+    for i, kind in enumerate((*right, {"split": [pre_tokenizers.Split(Regex(r"\d"), "isolated")]})):
+        read_tokenizer(byte_level(tmp_path / str(i), **kind))
+    (broken / "aimo.json").write_text("{}")
+    read_tokenizer(broken)  # trained here
 
 
 @pytest.fixture(scope="module")

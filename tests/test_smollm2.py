@@ -95,6 +95,7 @@ def test_without_hub_and_index_it_ends_with_2_and_one_line(tmp_path):
 def test_its_tokenizer_gives_the_published_ids_and_reads_any_text_back(smollm2):
     tokenizer = read_tokenizer(smollm2)
     assert hashlib.sha256(str(tokenizer.encode(TEXT)).encode()).hexdigest() == SMOLLM
+    assert tokenizer.tokenize("\n\n55") == ["ĊĊ", "5", "5"], "not as its class, which forgets the digits"
     assert tokenizer.eos_token == tokenizer.pad_token == "<|im_end|>"
     assert len(tokenizer.all_special_ids) == 17 or len(tokenizer.added_tokens_decoder) == 17
     for token in tokenizer.added_tokens_decoder.values():
@@ -110,15 +111,23 @@ def test_its_tokenizer_gives_the_published_ids_and_reads_any_text_back(smollm2):
 
 
 @pytest.mark.slow
-def test_a_tokenizer_whose_end_begins_a_turn_is_refused_by_name(smollm2, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "key", "right", "wrong", "told"),
+    [
+        ("tokenizer_config.json", "eos_token", '"<|im_end|>"', '"<|im_start|>"', "begins a turn"),
+        ("tokenizer.json", "individual_digits", "true", "false", "into digits"),
+    ],
+)
+def test_a_converters_tokenizer_is_refused_by_name(smollm2, tmp_path, name, key, right, wrong, told):
     """As Transformers makes it of the GGUF file."""
-    for path in smollm2.glob("token*"):
-        shutil.copy(path, tmp_path)
-    path = tmp_path / "tokenizer_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token": "<|im_start|>"}))
-    with pytest.raises(AimoError, match=r"its eos_token '<\|im_start\|>' begins a turn") as e:
-        read_tokenizer(tmp_path)
-    assert str(tmp_path) in str(e.value) and "\n" not in str(e.value)
+    for path in [*smollm2.glob("*.json"), smollm2 / "model.safetensors"]:
+        (tmp_path / path.name).symlink_to(path)
+    text = (smollm2 / name).read_text().replace(f'"{key}": {right}', f'"{key}": {wrong}')
+    (tmp_path / name).unlink()
+    (tmp_path / name).write_text(text)
+    done = here("solve", "--model", tmp_path, "1 + 1?")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert f"model {tmp_path}: its " in done.stderr and told in done.stderr
 
 
 PROMPT = [{"role": "user", "content": "What is 12 + 1?"}]

@@ -30,6 +30,7 @@ from aimo.inference.vllm_process import (
     is_verbose,
     set_environment,
     stderr_to,
+    tokenizer_argument,
 )
 
 CLOSE_S = 30  # for a failed engine to release its memory
@@ -73,6 +74,7 @@ class Engine(FolderSampler):
             self.arguments = engine_arguments(self.model, settings, seed, adapter)
             self.lora = LoRARequest("adapter", 1, str(adapter)) if adapter else None
             self.read_folder(model, settings)
+            self.arguments = tokenizer_argument(self.model, self.tokenizer) | self.arguments
         self.requests = itertools.count()
         limits = [limit for limit in (settings.max_length, position_limit(self.model)) if limit]
         prompts.check_length(self.encode("1 + 1?"), min(limits))

@@ -6,6 +6,7 @@ Faults are found here in milliseconds; vLLM finds them after half a minute, in a
 import contextlib
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ WEIGHTS = ("*.safetensors", "*.bin")
 TEXT_FILES = ("config.json", "tokenizer*", "chat_template*", "vocab*", "merges.txt", "special_tokens*")
 WHOLE = 64 << 20  # bytes of the largest file that is read whole to identify it
 BLOCK = 1 << 14  # bytes that are read of each tensor of a larger one
+LARGE = 10_000  # tokens: so large a vocabulary has numbers of two digits, unless they were split
+NUMBER = re.compile("Ġ?[0-9]{2,}")
+PROBE = "In 2023, it's\n\n55 + 1,234.5  x_1 = \\frac{12}{7}  77;\n\tTHE end."
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # those that vLLM has kernels for
 
 
@@ -148,11 +152,14 @@ def read_tokenizer(model: str | Path, **options: Any) -> Any:
 
     Its chat template is a text, several by name of which one is the `default`, or None.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+    written = Path(model) / "tokenizer.json"
     try:
         # Unless told, Transformers asks at the terminal whether to trust code in the folder.
         tokenizer = AutoTokenizer.from_pretrained(model, **{"trust_remote_code": False} | options)
+        if written.exists() and is_rebuilt(tokenizer, written):
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(model, **options)
     except Exception as e:  # the tokenizers library raises bare Exceptions
         if "trust_remote_code" in str(e):
             raise AimoError(
@@ -184,4 +191,33 @@ def read_tokenizer(model: str | Path, **options: Any) -> Any:
             "have it, so no reply would end; name the token that ends a turn in tokenizer_config.json, or "
             "take the model's own tokenizer files"
         )
+    vocabulary = tokenizer.get_vocab()
+    pieces = getattr(getattr(tokenizer, "backend_tokenizer", None), "pre_tokenizer", None)
+    if (
+        len(vocabulary) > LARGE
+        and pieces
+        and [text for text, _ in pieces.pre_tokenize_str(" 55")] in (["Ġ55"], ["Ġ", "55"])
+        and not any(map(NUMBER.fullmatch, vocabulary))
+        and not (Path(model) / "aimo.json").exists()  # it was trained so
+    ):
+        raise AimoError(
+            f"model {model}: its tokenizer.json does not split numbers into digits, as its vocabulary, which "
+            "has no number of two, was made to (GGUF converters leave it out); take the model's own "
+            "tokenizer files"
+        )
     return tokenizer
+
+
+def is_rebuilt(tokenizer: Any, written: Path) -> bool:
+    """Whether Transformers 5 gives other tokens than a folder's tokenizer.json.
+
+    Some of its classes build a family's usual tokenizer from the vocabulary alone. `LlamaTokenizer` thus
+    strips all spaces for DeepSeek-Math and DeepSeek-R1-Distill-Llama (huggingface/transformers#45488).
+    """
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    if type(tokenizer) is PreTrainedTokenizerFast or not hasattr(tokenizer, "backend_tokenizer"):
+        return False
+    ids = tokenizer.encode(PROBE, add_special_tokens=False)
+    return bool(ids != Tokenizer.from_file(str(written)).encode(PROBE, add_special_tokens=False).ids)

@@ -27,7 +27,7 @@ from typing import IO, Any
 
 from aimo.inference import process_guard
 from aimo.inference.errors import AimoError, EngineError, explain_exit, redact
-from aimo.inference.model_folder import REMEDY, check_model_folder, read_adapter
+from aimo.inference.model_folder import REMEDY, check_model_folder, read_adapter, read_tokenizer
 from aimo.inference.plan import position_limit, yarn_overrides
 from aimo.inference.settings import Settings
 from aimo.inference.storage import read_json
@@ -38,6 +38,9 @@ OWN_ARGUMENTS = {
     "seed": "seed",
     "gpu_memory_utilization": "inference.gpu_memory",
 }
+# Classes of tokenizer_config.json with which Transformers takes tokenizer.json as it is.
+PLAIN_CLASSES = (None, "PreTrainedTokenizer", "PreTrainedTokenizerFast", "TokenizersBackend")
+KEPT: list[Any] = []  # folders that last as long as this process
 # On a CPU, vLLM's own choice for `uni` is one process more, which costs ten seconds and 600 MB.
 ONE_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 
@@ -111,6 +114,19 @@ def check_arguments(arguments: dict[str, Any]) -> None:
         raise AimoError(f"inference.vllm: {key} is not an engine argument of vLLM; {hint}")
 
 
+def tokenizer_argument(model: Path, tokenizer: Any) -> dict[str, str]:
+    """Return vLLM's argument for a folder's `tokenizer` where Transformers would give vLLM another one."""
+    from transformers import PreTrainedTokenizerFast
+
+    path = model / "tokenizer_config.json"
+    named = read_json(path, REMEDY).get("tokenizer_class") if path.exists() else None
+    if named in PLAIN_CLASSES or type(tokenizer) is not PreTrainedTokenizerFast:
+        return {}
+    KEPT.append(tempfile.TemporaryDirectory(prefix="aimo-tokenizer-"))
+    tokenizer.save_pretrained(KEPT[-1].name)
+    return {"tokenizer": KEPT[-1].name}
+
+
 # ---- servers ----
 
 
@@ -138,7 +154,8 @@ def server_command(model: Path, settings: Settings, seed: int, host: str, port: 
     """Return the command of a server with the arguments that the engine in this process would get."""
     import torch
 
-    arguments = engine_arguments(model, settings, seed)
+    tokenizer = read_tokenizer(model, trust_remote_code=settings.vllm.get("trust_remote_code", False))
+    arguments = tokenizer_argument(model, tokenizer) | engine_arguments(model, settings, seed)
     arguments |= {"host": host, "port": port, "served_model_name": model.name}
     del arguments["model"], arguments["disable_log_stats"]
     # The CPU build lacks the metadata that `vllm serve` asks for: there the server's module is started.
