@@ -5,6 +5,7 @@ Unattended, under papermill, nothing is drawn: the cell's last line leaves one p
 
 import functools
 import io
+import signal
 import time
 from collections.abc import Callable
 from typing import Any
@@ -59,7 +60,7 @@ class Live(TrainerCallback):
         self.run, self.trainer = run, trainer
         self.began = self.drawn = time.monotonic()
         self.first = self.step = self.total = 0
-        self.speed, self.phase, self.cost = "", "", 0.0
+        self.speed, self.phase, self.cost, self.interrupted = "", "", 0.0, False
         trainer.doing = self.doing
         self.count(trainer.accelerator.unwrap_model(trainer.model), self.by_transformers)
         if vllm := getattr(getattr(trainer, "vllm_generation", None), "llm", None):  # in this process
@@ -68,7 +69,13 @@ class Live(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.began, self.first, self.total = time.monotonic(), state.global_step, state.max_steps
+        signal.signal(signal.SIGINT, self.interrupt)  # until the cell ends, when Jupyter sets its own again
         self.show_bar(state.global_step)
+
+    def interrupt(self, number: int, frame: Any) -> None:
+        """Stop here; where the exception is swallowed, as in a finaliser, the end of the step raises it."""
+        self.interrupted = True
+        signal.default_int_handler(number, frame)
 
     def doing(self, what: str) -> None:
         """Say what a slow step does now."""
@@ -98,6 +105,8 @@ class Live(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.show_bar(state.global_step)
+        if self.interrupted:
+            raise KeyboardInterrupt
 
     def show_bar(self, step: int) -> None:
         self.step = step
