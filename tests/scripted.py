@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -84,9 +85,10 @@ class Scripted:
 
 def write_shipped(cells, folder):
     """Write the files that a kernel's cells ship into a folder, as Jupyter does."""
+    folder.mkdir(exist_ok=True)
     for source in cells:
-        if source.startswith("%%writefile "):
+        if source.startswith("import base64"):
+            subprocess.run([sys.executable, "-"], input=source, text=True, cwd=folder, check=True)
+        elif source.startswith("%%writefile "):
             head, _, text = source.partition("\n")
-            file = folder / head.removeprefix("%%writefile ")
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(text)
+            (folder / head.removeprefix("%%writefile ")).write_text(text)

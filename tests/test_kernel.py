@@ -13,6 +13,7 @@ import nbformat
 import polars as pl
 import pytest
 from conftest import TINY
+from scripted import write_shipped
 
 from aimo import config
 from aimo.config import ROOT
@@ -24,6 +25,7 @@ from aimo.kaggle import kernels
 
 BUILT = ROOT / "kernels" / "submission" / "aimo-submission.ipynb"
 KERNELS = ["probe", "wheels", "train", "submission", "evaluate"]
+SIZES = {"wheels": 50, "train": 400, "submission": 200, "evaluate": 300}  # the most, in KB
 
 
 def parameters(notebook):
@@ -39,18 +41,35 @@ def test_the_committed_kernel_is_what_the_sources_build(name, tmp_path):
     assert fresh.read_bytes() == built.read_bytes(), "run `aimo kernel build`"
 
 
-@pytest.mark.parametrize("name", KERNELS[1:])  # the probe ships nothing
-def test_a_kernel_shows_its_settings_first_and_folds_the_files_that_it_ships(name):
-    path = next((kernels.FOLDER / name).glob("*.ipynb"))
-    assert path.stat().st_size <= 1_000_000 and str(ROOT) not in path.read_text()
+@pytest.mark.parametrize("name", SIZES)
+def test_a_kernel_shows_its_settings_first_and_folds_the_files_that_it_ships(name, tmp_path):
+    path = kernels.build_kernel(name, tmp_path)
+    assert path.stat().st_size <= 1000 * SIZES[name] and str(ROOT) not in path.read_text()
     first, *cells = nbformat.read(path, 4).cells
     links = re.findall(r"\(#([^)]+)\)", first.source.splitlines()[-1])
     headings = [c.source.splitlines()[0] for c in cells if c.cell_type == "markdown"]
     assert links == [text.removeprefix("## ").replace(" ", "-") for text in headings]
-    shipped = [c for c in cells if re.match("%%writefile (src|requirements)|import base64", c.source)]
-    assert shipped and all(c.metadata["_kg_hide-input"] for c in shipped)
+    archive, *files = [c for c in cells if re.match("%%writefile (src|requirements)|import base64", c.source)]
+    assert all(c.metadata["_kg_hide-input"] for c in (archive, *files))
     shown = next(c for c in cells if c.cell_type == "code" and "_kg_hide-input" not in c.metadata)
-    assert cells.index(shown) < cells.index(shipped[0]) and "parameters" in shown.metadata.tags
+    assert cells.index(shown) < cells.index(archive) and "parameters" in shown.metadata.tags
+    modules = {re.match(r"%%writefile \S*?([\w-]+)\.", c.source)[1] for c in files}
+    changed = {
+        "settings",
+        "prompts",
+        "answers",
+        "sampling",
+        "sample",
+        "voting",
+        "solver",
+        "gateway",
+        *COMPETITIONS,
+    }
+    assert modules == {"train": set(), "wheels": {"requirements"}}.get(name, changed)
+    write_shipped([c.source for c in (archive, *files)], tmp_path / "working")
+    for file in kernels.shipped(name):
+        text = (tmp_path / "working" / file.relative_to(ROOT)).read_text()
+        assert text.rstrip() == file.read_text().rstrip()
 
 
 def test_its_parameters_are_those_that_serve_takes():

@@ -25,7 +25,8 @@ settings = {}
 
 # %% [markdown]
 # ## The package
-# The modules of `aimo` in folded cells, written by `aimo kernel build`: change them in the repository.
+# The modules of `aimo` in folded cells, written by `aimo kernel build`: an archive, then those that decide an
+# answer, to read and to change.
 
 # %% tags=["package"]
 

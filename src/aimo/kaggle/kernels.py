@@ -1,9 +1,9 @@
 """The table of Kaggle kernels, and how one is built: a self-contained notebook from a template and sources.
 
 Each kernel is a folder of kernels/: kernel-metadata.json, the template (a py:percent notebook) and beside
-it the notebook that is built. In the template, the cell with the tag `package` becomes one cell for each file
-that the kernel ships, or one with all of them; `settings = {}` becomes the settings of a profile, and the
-cell with the tag `profile` the profile's file.
+it the notebook that is built. In the template, the cell with the tag `package` becomes an archive of what the
+kernel ships, and a cell for each file that a competitor reads and changes; `settings = {}` becomes the
+settings of a profile, and the cell with the tag `profile` the profile's file.
 """
 
 import ast
@@ -41,50 +41,46 @@ class Kernel:
     internet: bool
     gpu: bool
     attaches: tuple[str, ...]  # model, wheels, competition
-    packed: bool = False  # the files as one archive: as text they come near the most that Kaggle takes
+    shown: str = ""  # a pattern of those that have a cell each; all others are one archive
     profile: str | None = None  # whose file the cell with the tag `profile` holds, if no other is given
 
 
 # Modules read these as they load.
 DATA = ("src/aimo/config/aliases.yaml", "src/aimo/data/*.yaml", "src/aimo/report/page.jinja")
 ROAD = (*DATA, "notebooks/0[0-3]*.ipynb", "notebooks/profiles/*.jinja")
+ANSWERING = (  # what decides an answer
+    r"src/aimo/inference/(competitions/.+\.yaml"
+    r"|(settings|prompts|answers|sampling|sample|voting|solver|proofs|gateway)\.py)"
+)
 KERNELS = {
     "probe": Kernel((), internet=False, gpu=True, attaches=()),
-    "wheels": Kernel(("requirements.txt",), internet=True, gpu=False, attaches=()),
-    "train": Kernel(ROAD, internet=True, gpu=True, attaches=("wheels",), packed=True, profile="kaggle-h100"),
-    "submission": Kernel((), internet=False, gpu=True, attaches=("model", "wheels", "competition")),
-    "evaluate": Kernel(DATA, internet=False, gpu=True, attaches=("model", "wheels")),
+    "wheels": Kernel(("requirements.txt",), internet=True, gpu=False, attaches=(), shown=".+txt"),
+    "train": Kernel(ROAD, internet=True, gpu=True, attaches=("wheels",), profile="kaggle-h100"),
+    "submission": Kernel(
+        (), internet=False, gpu=True, attaches=("model", "wheels", "competition"), shown=ANSWERING
+    ),
+    "evaluate": Kernel(DATA, internet=False, gpu=True, attaches=("model", "wheels"), shown=ANSWERING),
 }
 FOLDED = {  # the metadata of a cell that Kaggle and Jupyter show folded
     "_kg_hide-input": True,
     "_kg_hide-output": True,
     "jupyter": {"source_hidden": True, "outputs_hidden": True},
 }
-MAKE_FOLDERS = '''\
-from pathlib import Path
-
-folders = """
-FOLDERS"""
-for folder in folders.split():
-    Path(folder).mkdir(parents=True, exist_ok=True)
-'''
 UNPACK = '''\
 import base64
 import io
+import os
+import sys
 import tarfile
 
+FILES
 package = """
 PACKAGE"""  # a tar archive, in base85
 with tarfile.open(fileobj=io.BytesIO(base64.b85decode(package.replace("\\n", "")))) as files:
     files.extractall(filter="data")
-'''
-FIND_PACKAGE = """
-import os
-import sys
-
 sys.path.insert(0, os.path.abspath("src"))
 others = filter(None, [os.environ.get("PYTHONPATH")])
-os.environ["PYTHONPATH"] = os.pathsep.join([sys.path[0], *others])  # of processes that this one starts"""
+os.environ["PYTHONPATH"] = os.pathsep.join([sys.path[0], *others])  # of processes that this one starts'''
 
 
 def build_kernel(
@@ -119,7 +115,7 @@ def build_kernel(
     code, cells = nbformat.v4.new_code_cell, []
     for cell in jupytext.reads(template.read_text(), "py:percent").cells:
         tags = cell.metadata.get("tags", [])
-        if "package" in tags:  # a cell that makes folders, and a folded one for each file
+        if "package" in tags:
             names = rules.answer.modules if rules else ()
             apart = [ROOT / f"src/aimo/inference/{module}.py" for module in names]
             files = {str(file.relative_to(ROOT)): file.read_text() for file in [*apart, *shipped(name)]}
@@ -131,14 +127,10 @@ def build_kernel(
                     else dump_competition(rules)
                 )
                 files = {path_of: written} | files
-            if kernel.packed:
-                lines = "\n".join(textwrap.wrap(base64.b85encode(packed(files)).decode(), 110))
-                cells.append(code(UNPACK.replace("PACKAGE", lines) + FIND_PACKAGE, metadata=FOLDED))
-                continue
-            folders = "\n".join(sorted({str(Path(file).parent) for file in files}))
-            cells.append(code(MAKE_FOLDERS.replace("FOLDERS", folders) + FIND_PACKAGE, metadata=FOLDED))
-            for file, text in files.items():
-                cells.append(code(f"%%writefile {file}\n{text.rstrip()}", metadata=FOLDED))
+            shown = [file for file in files if re.fullmatch(kernel.shown, file)]
+            cells.append(code(unpack_cell(files, shown), metadata=FOLDED))
+            for file in shown:
+                cells.append(code(f"%%writefile {file}\n{files[file].rstrip()}", metadata=FOLDED))
             continue
         if "profile" in tags:
             used, text = profile or kernel.profile, ""
@@ -190,16 +182,26 @@ def write_metadata(notebook: Path, template: Path, rules: Competition, known: st
     write_json(path, metadata)
 
 
-def packed(files: dict[str, str]) -> bytes:
-    """Return a tar archive of texts by path; bzip2, whose releases all write the same bytes."""
+def unpack_cell(files: dict[str, str], shown: list[str]) -> str:
+    """Return the code that writes files, texts by path, but for those that are shown: of these the folders.
+
+    The archive is of bzip2, whose releases all write the same bytes.
+    """
     made = io.BytesIO()
+    hidden = {file: text for file, text in files.items() if file not in shown}
     with tarfile.open(fileobj=made, mode="w:bz2") as archive:
-        for file, text in files.items():
+        for file, text in hidden.items():
             content = text.encode()
             entry = tarfile.TarInfo(file)
             entry.size = len(content)
             archive.addfile(entry, io.BytesIO(content))
-    return made.getvalue()
+        for folder in sorted({str(Path(file).parent) for file in shown} - {"."}):
+            entry = tarfile.TarInfo(folder)
+            entry.type, entry.mode = tarfile.DIRTYPE, 0o755
+            archive.addfile(entry)
+    named = textwrap.wrap(", ".join(hidden), 110, initial_indent="# ", subsequent_indent="# ")
+    lines = re.findall(".{1,110}", base64.b85encode(made.getvalue()).decode())
+    return UNPACK.replace("FILES", "\n".join(named)).replace("PACKAGE", "\n".join(lines))
 
 
 def template_of(name: str) -> Path:
