@@ -40,8 +40,8 @@ class Notebook:
         self.client.stop_channels()
         self.manager.shutdown_kernel(now=True)
 
-    def run(self, code, see=None):
-        """The messages of a cell; `see` gets each when it comes."""
+    def run(self, code, stop_when=None):
+        """The messages of a cell; `stop_when` sees each, and interrupts the kernel when it says so."""
         sent, found = self.client.execute(code), []
         while True:
             message = self.client.get_iopub_msg(timeout=300)
@@ -51,8 +51,9 @@ class Notebook:
             if kind == "status" and content["execution_state"] == "idle":
                 return found
             found.append((kind, content))
-            if see:
-                see(kind, content)
+            if stop_when and stop_when(kind, content):
+                stop_when = None
+                self.manager.interrupt_kernel()
 
     def upto(self, part):
         """Run the cells before the first one that holds `part`; return that one."""
