@@ -1,1 +1,31 @@
 """From a base model to an AI Mathematical Olympiad submission."""
+
+import importlib.util
+import sys
+from types import ModuleType
+from typing import Any
+
+
+class Late(ModuleType):
+    """A module whose code runs when one of its names is first used, not when it is imported."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # what `inspect` and `warnings` ask of every module
+            raise AttributeError(name)
+        self.__class__ = ModuleType  # type: ignore[assignment]
+        assert self.__spec__ and self.__spec__.loader
+        self.__spec__.loader.exec_module(self)
+        return getattr(self, name)
+
+
+def load_late(package: str, *names: str) -> None:
+    """Make these modules of a package late, so that others import them at their top (`from aimo.train import
+    models`) and wait neither for torch in `aimo --help` nor load TRL before Unsloth, which patches it."""
+    for name in names:
+        full = f"{package}.{name}"
+        spec = importlib.util.find_spec(full)
+        if full not in sys.modules and spec:  # a kernel ships those that it uses
+            module = importlib.util.module_from_spec(spec)
+            module.__class__ = Late
+            sys.modules[full] = module
+            setattr(sys.modules[package], name, module)

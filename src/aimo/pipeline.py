@@ -32,6 +32,7 @@ from aimo.rewards.own import try_rewards
 from aimo.run import runs
 from aimo.run.progress import Display
 from aimo.run.runs import is_finished, read_metrics
+from aimo.train import callbacks, teacher
 
 # No stage is begun in this last part of a session: it would load a model and train a step or two.
 LAST_PART = 0.1
@@ -76,9 +77,7 @@ def run_profile(
             raise AimoError(f"run folder {folder}: {told}; free some, or take another --run-dir")
         if redo:
             if checkpoint:
-                from aimo.train.callbacks import keep_until  # loads torch, which no other start needs
-
-                keep_until(folder / redo, checkpoint)
+                callbacks.keep_until(folder / redo, checkpoint)
             runs.forget(folder, redo, keep=bool(checkpoint))
         last = resolved.stages.index(until) if until else len(resolved.stages) - 1
         with Display(folder, resolved) as display:
@@ -141,8 +140,6 @@ def check_run(profile: Profile, folder: Path, from_stage: str | None, until: str
     if profile.inference.vllm:
         check_arguments(profile.inference.vllm)
     if "opd" in done and not is_finished(folder, "opd"):
-        from aimo.train import teacher  # loads torch, which no other start needs
-
         teacher.check_early(profile, folder)
 
 

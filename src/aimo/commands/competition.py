@@ -7,8 +7,12 @@ import typer
 
 from aimo.commands.options import arg, check_folder, opt
 from aimo.errors import AimoError
+from aimo.evaluation import submission as submission_file
 from aimo.inference import competitions, local
 from aimo.inference.storage import write_whole
+from aimo.kaggle import client
+from aimo.kaggle import competition as drafts
+from aimo.kaggle.check import slug_of
 
 app = typer.Typer(
     no_args_is_help=True, help="Competitions: draft and check a file of rules, score a file of answers."
@@ -23,16 +27,12 @@ def new(
     dry_run: Annotated[bool, opt("Print each request and send none.", "--dry-run")] = False,
 ) -> None:
     """Draft a competition's file from its pages and data on Kaggle; `# ?` marks what they do not say."""
-    from aimo.kaggle import client  # Kaggle's package signs in when it is imported
-    from aimo.kaggle.check import slug_of
-    from aimo.kaggle.competition import draft_competition
-
     path = out or Path(f"{slug_of(competition)}.yaml")
     check_folder("--out", path)
     if path.exists():
         raise AimoError(f"--out {path}: it exists; remove it, or name another file")
     with client.sign_in(dry_run) as api:
-        text = draft_competition(api, competition)
+        text = drafts.draft_competition(api, competition)
     if not dry_run:
         write_whole(path, text)
         told = f"{len(unsure_lines(text))} lines are marked {competitions.UNSURE}"
@@ -45,8 +45,8 @@ def unsure_lines(text: str) -> list[str]:
     return [str(number) for number, line in lines if competitions.UNSURE in line and line[0] != "#"]
 
 
-@app.command()
-def check(
+@app.command("check")
+def check_competition(
     competition: Rules,
     test: Annotated[Path | None, opt("A test file; its first question is printed as it is asked.")] = None,
 ) -> None:
@@ -77,13 +77,12 @@ def check(
         print(table[rules.problem_column][0])
 
 
-@app.command()
-def score(
+@app.command("score")
+def score_command(
     competition: Rules,
     submission: Annotated[Path, arg("The file that would be submitted.")],
     answers: Annotated[Path, arg("A file with the right answers, in a column `answer`.")],
 ) -> None:
     """Score a file of answers by the competition's metric."""
-    from aimo.evaluation.submission import score_file  # draws, which `aimo --help` does not wait for
-
-    print(f"score: {score_file(competitions.find_competition(competition), submission, answers)}")
+    rules = competitions.find_competition(competition)
+    print(f"score: {submission_file.score_file(rules, submission, answers)}")

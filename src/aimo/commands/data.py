@@ -10,12 +10,14 @@ import typer
 from aimo import config
 from aimo.commands.options import Key, Profile, RunDir, arg, opt
 from aimo.config import Distil, Prompt, Reject, Source, read_values, set_key
-from aimo.data import sources
+from aimo.data import distil, sources
 from aimo.data.sources import PRESETS
 from aimo.errors import AimoError
 from aimo.inference.settings import PUBLIC
+from aimo.report import pages
 from aimo.run import runs
 from aimo.run.progress import changing_line
+from aimo.train import sft
 
 # Options of `aimo distil` that have another name than their key in the section `distil`.
 NAMED = {
@@ -53,8 +55,6 @@ def distil_command(
     push_to_hub: Annotated[str | None, opt("Push the file and its card to this dataset, owner/name.")] = None,
 ) -> None:
     """Let a teacher behind OpenAI-compatible servers answer problems, several times each."""
-    from aimo.data import distil  # loads openai
-
     values = read_values(profile, set_) if profile else {}
     asked = values["distil"] = values.get("distil") or {}
     for override in [] if profile else set_ or []:
@@ -94,8 +94,6 @@ def reject_command(
     page: Annotated[Path | None, opt("Write a page of what was kept here.")] = None,
 ) -> None:
     """Keep the right and finished completions of a set, judged by their answers."""
-    from aimo.data import distil  # loads openai
-
     if out.suffix not in (".jsonl", ".parquet"):
         raise AimoError(f"--out {out}: takes a .jsonl or a .parquet file")
     options = {"max_per_problem": max_per_problem, "prefer": prefer, "pass_rate": pass_rate}
@@ -112,12 +110,10 @@ def reject_command(
     distil.write_kept(found.kept, out)
     print(f"{found}: {out}")
     if page:
-        from aimo.report import pages  # draws with matplotlib
-
         print(f"page: {pages.write_distillation(page, source, found, wanted.pass_rate)}")
 
 
-def pack(
+def pack_command(
     profile: Profile,
     run_dir: RunDir = None,
     set_: Annotated[list[str] | None, opt("Change a key, such as sft.packing=true.", "--set")] = None,
@@ -125,6 +121,4 @@ def pack(
 ) -> None:
     """Tokenise and pack a run's SFT set before training, which then finds it."""
     run = runs.begin("sft", profile, run_dir, set_)
-    from aimo.train.sft import pack_rows  # loads TRL
-
-    pack_rows(run, push_to_hub)
+    sft.pack_rows(run, push_to_hub)

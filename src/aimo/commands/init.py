@@ -17,6 +17,7 @@ from aimo.errors import AimoError
 from aimo.inference import files
 from aimo.inference.storage import write_whole
 from aimo.run import hub, runs
+from aimo.train import models
 
 LEAST = 4  # problems: of fewer, none can be held out
 PROFILE = """\
@@ -110,8 +111,6 @@ def init_command(
         "sort_keys": False,
     }
     lines = [f"  {name}: {yaml.safe_dump(of_set, **flow).strip()}" for name, of_set in sets.items()]
-
-    from aimo.train import models  # loads torch
 
     runs.quiet()
     for ngram in (8, 30):  # problems of one family share phrases

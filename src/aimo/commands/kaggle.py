@@ -9,8 +9,12 @@ import typer
 
 from aimo.commands.options import arg, opt, show_rows
 from aimo.errors import AimoError
+from aimo.evaluation import pack, submission
 from aimo.inference.competitions import COMPETITIONS, find_competition, name_of
-from aimo.kaggle.check import check_kernel
+from aimo.kaggle import client, transfers, versions
+from aimo.kaggle import scores as submissions
+from aimo.kaggle.check import check_kernel, slug_of
+from aimo.run.runs import quiet
 
 HELP = "From the repository to Kaggle and back: push, follow, submit, scores."
 app = typer.Typer(no_args_is_help=True, help=HELP)
@@ -28,8 +32,6 @@ License = Annotated[str, opt("The licence, by Kaggle's name, of what is created.
 @contextmanager
 def connected(dry_run: bool) -> Iterator[tuple[Any, Any, Any]]:
     """Sign in; give the client, and the modules that ask it for transfers and for versions of kernels."""
-    from aimo.kaggle import client, transfers, versions  # Kaggle's package signs in when it is imported
-
     with client.sign_in(dry_run) as api:
         yield api, transfers, versions
 
@@ -173,8 +175,8 @@ def push_dataset_command(
             print(f"dataset: {ref}")
 
 
-@app.command()
-def pack(
+@app.command("pack")
+def pack_command(
     run: Annotated[str, arg("A run, by name or path; RUN/STAGE for a stage before the last.")],
     competition: Annotated[str, opt("A competition that takes an adapter: its name, or a YAML file.")],
     questions: Annotated[
@@ -183,11 +185,8 @@ def pack(
     serve: Annotated[bool, opt("Whether vLLM serves base and adapter first.", "--serve/--no-serve")] = True,
 ) -> None:
     """Check a run's adapter, forecast its score as the host serves it, and pack it as submission.zip."""
-    from aimo.evaluation.pack import pack_run  # loads numpy
-    from aimo.run.runs import quiet
-
     quiet()
-    print(*pack_run(run, competition, questions, serve), sep="\n")
+    print(*pack.pack_run(run, competition, questions, serve), sep="\n")
 
 
 @app.command()
@@ -226,9 +225,7 @@ def check_file(path: Path, competition: str) -> None:
     if path.name != rules.artefact.file:
         raise AimoError(f"{path}: {name_of(competition)} takes a file {rules.artefact.file}; rename it")
     if rules.artefact.kind != "adapter":
-        from aimo.evaluation.submission import read_submission  # draws with matplotlib
-
-        read_submission(rules, path)
+        submission.read_submission(rules, path)
 
 
 @app.command()
@@ -238,9 +235,7 @@ def scores(
 ) -> None:
     """Print the submissions to a competition beside their models' hold-out figures, and what made them."""
     with connected(dry_run) as (api, _, _):
-        from aimo.kaggle.scores import write_table
-
-        found, told = write_table(api, competition)
+        found, told = submissions.write_table(api, competition)
     if found:
         show_rows([one.row() for one in found])
         print(*told, sep="\n")
@@ -255,7 +250,5 @@ def choose(
 ) -> None:
     """Name the final submissions by their models' hold-out figures, and say how sure that is."""
     with connected(False) as (api, _, _):
-        from aimo.kaggle.check import slug_of
-        from aimo.kaggle.scores import choose_submissions, list_submissions
-
-        print(*choose_submissions(list_submissions(api, slug_of(competition)), count), sep="\n")
+        found = submissions.list_submissions(api, slug_of(competition))
+        print(*submissions.choose_submissions(found, count), sep="\n")

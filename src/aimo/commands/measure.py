@@ -9,8 +9,8 @@ from aimo.commands import options
 from aimo.commands.options import arg, opt
 from aimo.config import read_values
 from aimo.errors import AimoError
-from aimo.evaluation import traces
-from aimo.evaluation.benchmarks import find_benchmark
+from aimo.evaluation import benchmarks as benchmark_sets
+from aimo.evaluation import compare, evaluate, forecast, replay, traces
 from aimo.inference.answer_kinds import INTEGER
 from aimo.inference.competitions import find_competition
 from aimo.inference.model_folder import check_model_folder, read_adapter
@@ -19,7 +19,7 @@ from aimo.inference.storage import write_json
 Journals = Annotated[list[Path], arg("Journals of the solver, or public traces.")]
 
 
-def replay(
+def replay_command(
     files: Journals,
     policy: Annotated[
         list[str] | None,
@@ -42,8 +42,6 @@ def replay(
     plot: Annotated[Path | None, opt("Draw accuracy against tokens here.")] = None,
 ) -> None:
     """Compare rules of voting, stopping and time on recorded samples, without a model."""
-    from aimo.evaluation import replay  # draws with matplotlib
-
     options.check_folder("--json", to)
     options.check_folder("--plot", plot)
     rules = [replay.parse_rule(name) for name in policy or []]
@@ -64,7 +62,7 @@ def replay(
             raise AimoError(f"{option} {path}: {reason}; take a file that can be written") from None
 
 
-def forecast(
+def forecast_command(
     files: Journals,
     competition: Annotated[str, opt("aimo1, aimo2, aimo3, or a YAML file.")] = "aimo3",
     runs: Annotated[
@@ -77,8 +75,6 @@ def forecast(
     seed: options.Seed = 0,
 ) -> None:
     """Forecast the score of a competition from recorded samples, and how many runs tell a gain from luck."""
-    from aimo.evaluation import forecast, replay  # draw with matplotlib
-
     rules = find_competition(competition)
     golds = traces.read_gold_file(answers, rules) if answers else {}
     for one in traces.read_traces(files, golds, rules.answer):
@@ -113,14 +109,12 @@ def evaluate_command(
     audit: Annotated[bool, opt("List the verdicts that math-verify does not share.", "--audit")] = False,
 ) -> None:
     """Measure a model on benchmarks; started again, it goes on, and what is complete is scored again."""
-    from aimo.evaluation import evaluate  # draws with matplotlib
-
     layers = list(options.solver_settings(profile, set_, samples, vllm))
     options.check_server(server, adapter, layers[1])
     check_model_folder(model)
     asked = benchmarks.split(",")
     given = "--adapter" if adapter else "--server"
-    if (adapter or server) and any(find_benchmark(benchmark).task for benchmark in asked):
+    if (adapter or server) and any(benchmark_sets.find_benchmark(benchmark).task for benchmark in asked):
         raise AimoError(f"{given}: lighteval, which asks gpqa and lcb, takes none; leave them out")
     if adapter:
         read_adapter(adapter)
@@ -142,7 +136,7 @@ def evaluate_command(
     print(f"page: {folder / 'evaluation.html'}")
 
 
-def compare(
+def compare_command(
     runs: Annotated[list[Path], arg("Folders of `aimo evaluate`, the baseline first, or of `aimo run`.")],
     differ: Annotated[
         list[str] | None, opt("A setting that may differ because its effect is compared; repeat.")
@@ -153,8 +147,6 @@ def compare(
 
     Of runs, draw the curves of their training over each other.
     """
-    from aimo.evaluation import compare, evaluate  # draw with matplotlib
-
     folder = evaluate.evaluation_folder("-".join(path.name for path in runs), run_dir, "compare")
     if all((path / "profile.yaml").exists() for path in runs):
         lines = compare.compare_runs(runs, folder)

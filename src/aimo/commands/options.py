@@ -10,6 +10,7 @@ from rich.table import Table
 from aimo.config import read_values, set_key
 from aimo.errors import AimoError
 from aimo.evaluation import served
+from aimo.inference import server as servers
 from aimo.inference.engine import Engine
 from aimo.inference.model_folder import check_model_folder
 from aimo.inference.settings import resolve_settings
@@ -62,9 +63,7 @@ def start(
             engine.close()
             raise
         return engine
-    from aimo.inference.server import Server  # loads openai
-
-    return Server(server, model, settings)
+    return servers.Server(server, model, settings)
 
 
 def check_server(server: list[str] | None, adapter: str | None, settings: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from aimo import pipeline
 from aimo.commands import competition as competition_commands
 from aimo.commands import data, init, kaggle, measure, options
 from aimo.commands.options import arg, opt
@@ -24,6 +25,7 @@ from aimo.kaggle import kernels
 from aimo.kaggle.check import check_kernel
 from aimo.run import hub, machine
 from aimo.run.runs import answers_of, figures
+from aimo.train import launch
 
 HELP = """From a base model to an AI Mathematical Olympiad submission: data, SFT, GRPO, DPO, voted inference.
 
@@ -80,8 +82,6 @@ def run_command(
 ) -> None:
     """Do the stages of a profile that are not finished yet, and write the report."""
     try:
-        from aimo import pipeline  # loads papermill
-
         asked = {"test": test, "competition": competition}
         folder = pipeline.run_profile(profile, run_dir, set_, from_stage=from_, until=until, **asked)
     except KeyboardInterrupt:
@@ -117,8 +117,6 @@ def launch_command(
     set_: options.Key = None,
 ) -> None:
     """Train a stage in several processes, under `accelerate launch` or in a Slurm job."""
-    from aimo.train import launch  # loads matplotlib
-
     if cpu and (gpus or slurm):
         raise AimoError("--cpu goes with neither --gpus nor --slurm: it tries a stage on this machine")
     devices = cpu or gpus or (0 if slurm else launch.gpus())
@@ -214,13 +212,13 @@ def serve(
 
 
 app.command("init")(init.init_command)
-data_commands.command("pack")(data.pack)
+data_commands.command("pack")(data.pack_command)
 app.command("distil")(data.distil_command)
 app.command("reject")(data.reject_command)
-app.command("replay")(measure.replay)
-app.command("forecast")(measure.forecast)
+app.command("replay")(measure.replay_command)
+app.command("forecast")(measure.forecast_command)
 app.command("evaluate")(measure.evaluate_command)
-app.command("compare")(measure.compare)
+app.command("compare")(measure.compare_command)
 
 
 @kernel.command()
@@ -237,8 +235,8 @@ def build(
         print(kernels.build_kernel(name, out, profile, competition))
 
 
-@kernel.command()
-def check(name: Annotated[str, arg("A folder of kernels/, or a path.")]) -> None:
+@kernel.command("check")
+def check_command(name: Annotated[str, arg("A folder of kernels/, or a path.")]) -> None:
     """Find what Kaggle would refuse of a kernel, or what would fail an hour after its push."""
     if faults := check_kernel(name):
         raise AimoError(f"kernel {name}: {'; '.join(faults)}")

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import datasets
+import huggingface_hub
 import polars as pl
 import yaml
 
@@ -125,8 +127,6 @@ def read_benchmark(
     if path:
         table = files.read_all(path, "benchmark ")
     else:
-        import datasets  # heavy
-
         subset, split = benchmark.subset, benchmark.split
         try:
             table = files.from_frame(datasets.load_dataset(benchmark.source, subset, split=split).to_polars())
@@ -262,16 +262,18 @@ def hub_results(figures: Mapping[str, dict[str, Any]], notes: str) -> dict[str, 
 
     https://huggingface.co/docs/hub/eval-results; MathArena's sets name their task as the set (`eval.yaml`).
     """
-    from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml  # half a second
-
     found = {}
     for name, row in figures.items():
         source = BENCHMARKS[name].source if name in BENCHMARKS else ""
         if source.startswith("MathArena/") and "pass@1" in row:
             value = round(100 * row["pass@1"][0], 2)
             told = f"pass@1 in percent, k = {row['samples']}; {notes}"
-            entry = EvalResultEntry(dataset_id=source, task_id=source, value=value, notes=told)
-            found[name] = yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False)
+            entry = huggingface_hub.EvalResultEntry(
+                dataset_id=source, task_id=source, value=value, notes=told
+            )
+            found[name] = yaml.safe_dump(
+                huggingface_hub.eval_result_entries_to_yaml([entry]), sort_keys=False
+            )
     return found
 
 
@@ -326,8 +328,6 @@ def training_texts(model: Path, download: bool) -> tuple[str, pl.Series]:
     card = model / "README.md"
     if tables or not card.is_file():
         return ", ".join(f"{run.parent.name}/data/{path.name}" for path in tables), pl.concat(texts)
-    import huggingface_hub  # half a second
-
     try:
         listed = huggingface_hub.ModelCard.load(card).data.datasets or []
     except Exception as e:  # yaml raises many kinds
@@ -336,8 +336,6 @@ def training_texts(model: Path, download: bool) -> tuple[str, pl.Series]:
     named = [listed] if isinstance(listed, str) else [str(name) for name in listed]
     if not named:
         return "", pl.concat(texts)
-    import datasets  # heavy
-
     places: tuple[Any, ...] = (datasets.config, huggingface_hub.constants)
     before = [place.HF_HUB_OFFLINE for place in places]
     try:

@@ -18,6 +18,7 @@ from statistics import NormalDist
 from typing import Any
 
 import numpy as np
+from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
 from numpy.typing import ArrayLike, NDArray
 
 from aimo.errors import AimoError
@@ -228,8 +229,6 @@ def disagreements(scores: Scores) -> list[dict[str, Any]]:
 
     math-verify reads the whole completion, as lighteval and TRL use it: up to a tenth of a second each.
     """
-    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify  # imports sympy
-
     logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # it logs each completion that it gives up
     configs = [LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig()]
     found: dict[tuple[str, str | None, bool], dict[str, Any]] = {}

@@ -69,8 +69,7 @@ class Harmony:
 
         It has no date: a problem has the same prompt tomorrow. AimoError for arguments that Harmony lacks.
         """
-        import openai_harmony as harmony
-
+        harmony = library()
         self.encoding, self.with_tools, self.text = sampler.encoding, with_tools, ""
         settings, setting = sampler.settings, "inference.chat_template_kwargs"
         for name in settings.chat_template_kwargs.keys() - {"reasoning_effort"}:
@@ -120,8 +119,7 @@ class Harmony:
 
     def reply(self, call: Call, output: str) -> None:
         """Continue after the output of a call: what the model wrote stays, token by token, analysis too."""
-        import openai_harmony as harmony
-
+        harmony = library()
         tool = harmony.Author.new(harmony.Role.TOOL, "python")
         result = harmony.Message.from_author_and_content(tool, output or "[no output]")
         shown = self.encoding.render(result.with_channel(call.channel).with_recipient("assistant"))
@@ -189,15 +187,19 @@ def decode_ids(encoding: Any, ids: Iterable[int]) -> str:
     return encoding.decode([token for token in ids if 0 <= token < TOKENS])
 
 
+def library() -> Any:
+    import openai_harmony  # a tenth of a second, which other models than gpt-oss do not take
+
+    return openai_harmony
+
+
 # The vocabulary
 
 
 @functools.cache
 def load_harmony(model: str | Path) -> Any:
     """Return openai_harmony's encoding of gpt-oss, offline. AimoError when there is no vocabulary."""
-    import openai_harmony as harmony
-
-    given = os.environ.get(FOLDER)
+    harmony, given = library(), os.environ.get(FOLDER)
     with tempfile.TemporaryDirectory(prefix="aimo-harmony-") as made:
         os.environ[FOLDER] = str(find_vocabulary(Path(model), given, Path(made)).parent)
         try:

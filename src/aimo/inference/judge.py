@@ -12,6 +12,7 @@ import json
 import os
 import queue
 import re
+import resource
 import select
 import subprocess
 import sys
@@ -386,19 +387,19 @@ def free_workers(_pid: int) -> "queue.Queue[Any]":
 
 def answer_requests() -> None:
     """Run a worker's loop: one JSON line [answer, gold] in, one JSON verdict out."""
-    import resource  # what follows is loaded in worker processes alone
-
+    import math_verify  # with sympy half a second, which only workers wait for
     import sympy
-    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse
-    from math_verify import verify as equal
 
     resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
-    configs = [LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig()]
+    configs = [
+        math_verify.LatexExtractionConfig(boxed_match_priority=0),
+        math_verify.ExprExtractionConfig(),
+    ]
 
     @lru_cache(maxsize=10_000)
     def read_gold(gold: str) -> list[Any]:
         for text in (f"${gold}$", gold):
-            found = parse(text, parsing_timeout=None)
+            found = math_verify.parse(text, parsing_timeout=None)
             if any(not isinstance(part, str) for part in found):  # text alone is what it falls back to
                 return found
         return []
@@ -408,8 +409,9 @@ def answer_requests() -> None:
             return None
         if not answer:
             return False
-        found = parse(f"\\boxed{{{answer}}}", extraction_config=configs, parsing_timeout=None)
-        if not (found and equal(target, found, timeout_seconds=None)):
+        boxed = f"\\boxed{{{answer}}}"
+        found = math_verify.parse(boxed, extraction_config=configs, parsing_timeout=None)
+        if not (found and math_verify.verify(target, found, timeout_seconds=None)):
             return False
         a, b = target[0], found[0]
         if any(not isinstance(x, sympy.Expr) or x.free_symbols or x.atoms(sympy.Float) for x in (a, b)):

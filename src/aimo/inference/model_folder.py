@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
+
 from aimo.inference.errors import AimoError
 from aimo.inference.storage import read_json
 
@@ -120,8 +122,6 @@ def fingerprint(folder: Path) -> str:
 
 def tied_embedding(model: Path) -> bytes | None:
     """Return a digest of a model's embedding where its output layer is the same weights, else None."""
-    from safetensors import safe_open
-
     if not read_json(model / "config.json", REMEDY).get("tie_word_embeddings"):
         return None
     for path in sorted(model.glob("*.safetensors")):

@@ -9,6 +9,8 @@ from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
+import nbformat
+
 from aimo.config import RUNS
 from aimo.config.profile import STAGES, TRAINED
 from aimo.errors import AimoError
@@ -150,8 +152,7 @@ def write_by_hand(folder: Path) -> None:
 
 def write_notebook(executed: Path) -> Path:
     """Write an executed notebook, with its tables and pictures, as a page beside it; return its path."""
-    import nbformat  # with nbconvert a second
-    from nbconvert import HTMLExporter
+    from nbconvert import HTMLExporter  # half a second, in the pipeline alone
 
     notebook = nbformat.read(executed, 4)
     for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):

@@ -16,6 +16,7 @@ from aimo.config import Grpo, Profile
 from aimo.errors import AimoError
 from aimo.run import machine
 from aimo.run.runs import Run
+from aimo.train import compat
 
 # TRL's name of a key, and the key of the profile; {stage} stands for the stage.
 RENAMED = {
@@ -75,8 +76,6 @@ def stage_arguments(run: Run) -> Any:
     AimoError names a key under `STAGE.trl` that TRL does not know, that has its own key here, or that TRL
     refuses.
     """
-    from aimo.train import compat  # imports TRL, after Unsloth
-
     stage, profile, section = run.stage, run.profile, getattr(run.profile, run.stage)
     named = "Distillation" if stage == "opd" else stage.upper()
     kind, model = getattr(compat.trl, f"{named}Config"), profile.model

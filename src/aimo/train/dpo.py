@@ -5,7 +5,9 @@ to a long right one or to a wrong one. After the second place of AIMO 2 (imagina
 shortened its model's answers in this way.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from datasets import Dataset
 
 from aimo.config import Profile
 from aimo.data.prepare import Rows
@@ -15,10 +17,7 @@ from aimo.evaluation.scores import sample_rows
 from aimo.inference.engine import Engine
 from aimo.inference.storage import read_json, write_json
 from aimo.run.runs import Run
-from aimo.train import arguments
-
-if TYPE_CHECKING:
-    from aimo.train.trainers import Log
+from aimo.train import arguments, trainers
 
 LONGER = 1.5  # times as long as the shortest must a right completion be to be rejected
 
@@ -68,16 +67,12 @@ def pair_up(prompt: list[dict[str, str]], group: list[Trace], right: list[bool],
     return [{"prompt": prompt, "chosen": chosen, "rejected": reply(w), "kind": kind} for kind, w in worse]
 
 
-def train_dpo(model: Any, tokenizer: Any, pairs: Rows, run: Run, probe: Rows | None = None) -> "Log":
+def train_dpo(model: Any, tokenizer: Any, pairs: Rows, run: Run, probe: Rows | None = None) -> "trainers.Log":
     """Train the model to prefer `chosen` to `rejected`; return the records of `trainers.fit`.
 
     The loss of a pair is -log sigmoid(beta * (r(chosen) - r(rejected))), where r(y) is the log-probability of
     y under the policy less that under the reference, the model that training starts from.
     """
-    from datasets import Dataset
-
-    from aimo.train import trainers  # imports TRL, after Unsloth; pairs are sampled before that
-
     columns = ("prompt", "chosen", "rejected")
     trainer = trainers.make_trainer(
         trainers.DpoTrainer,

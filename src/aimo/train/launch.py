@@ -29,12 +29,12 @@ from aimo.config import Profile
 from aimo.config.profile import STAGES, TRAINED
 from aimo.data import prepare
 from aimo.errors import AimoError, StageError, explain_exit
-from aimo.evaluation.scores import within_pass_rate
+from aimo.evaluation import scores
 from aimo.inference import vllm_process
 from aimo.inference.errors import redact
 from aimo.inference.storage import write_whole
 from aimo.run import progress, runs
-from aimo.train import arguments
+from aimo.train import arguments, dpo, models, trainers
 
 # Strategies, and TRL's accelerate configurations for them.
 CONFIGS = {"ddp": "multi_gpu", "fsdp": "fsdp2", "zero2": "zero2", "zero3": "zero3"}
@@ -60,8 +60,6 @@ def train_stage(
 
     `only_sample` ends before training, with what vLLM samples for the rows in the stage's folder.
     """
-    from aimo.train import dpo, models  # they load torch, and `aimo launch` itself does not need it
-
     if int(os.environ.get("RANK", 0)):  # the main process has locked the run's folder for all
         os.environ[runs.LOCKED] = str(runs.run_folder(run_dir, config.load(profile, overrides)))
     run = runs.begin(name, profile, run_dir, overrides)
@@ -72,7 +70,7 @@ def train_stage(
     assert trains_on
     rows = prepare.read_set(data, trains_on)
     if name == "grpo":
-        rows, _ = within_pass_rate(start, rows, run)
+        rows, _ = scores.within_pass_rate(start, rows, run)
     if name == "dpo":
         rows = dpo.sample_pairs(start, rows, run)
     if only_sample:
@@ -86,8 +84,6 @@ def train_stage(
     more["probe"] = prepare.read_set(data, "grpo_test")
     log = models.training_of(name)(model, tokenizer, rows, run, **more)
     del sharding, model  # what holds the process group
-    from aimo.train import trainers  # after Unsloth
-
     if trainers.leave_group():
         trainers.finish(run, tokenizer, log)
 

@@ -24,6 +24,7 @@ from aimo.inference import prompts
 from aimo.inference.model_folder import read_tokenizer
 from aimo.inference.settings import SETTINGS, Prompt
 from aimo.inference.storage import read_json, write_whole
+from aimo.kaggle import client, transfers
 from aimo.run import hub, machine
 from aimo.run.runs import Run
 from aimo.train import arguments
@@ -400,8 +401,6 @@ def push_trained(run: Run) -> None:
     if to.push_to_hub:
         hub.push_model(folder, to.push_to_hub)
     if to.push_to_kaggle:
-        from aimo.kaggle import client, transfers  # the client signs in when it is imported
-
         try:
             with client.sign_in() as api:
                 transfers.push_version(api, folder, to.push_to_kaggle, run.profile, run.dir)

@@ -27,7 +27,7 @@ from aimo.inference import vllm_process
 from aimo.report import pages
 from aimo.run import machine, runs
 from aimo.run.runs import Run
-from aimo.train import arguments, callbacks, compat, models, served
+from aimo.train import arguments, callbacks, compat, live, models, served
 
 Log = list[dict[str, Any]]
 
@@ -211,9 +211,7 @@ def fit(trainer: Any, run: Run, probe: Rows | None) -> Log:
         trainer.add_callback(callbacks.Probe(trainer, run, probe))
     trainer.add_callback(callbacks.Record(run))
     if runs.by_hand():
-        from aimo.train.live import Live  # a display, where a person looks
-
-        trainer.add_callback(Live(run, trainer))
+        trainer.add_callback(live.Live(run, trainer))
 
     with args.main_process_first(local=False):  # it removes what is incomplete
         checkpoint = callbacks.last_checkpoint(folder)
