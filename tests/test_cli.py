@@ -147,6 +147,19 @@ def test_sigterm_during_inference_ends_a_run_in_one_line_and_leaves_no_process_b
     assert end_of(process, started) == {"code": 2, "stderr": INTERRUPTED, "left": []}
 
 
+def test_help_lists_every_command_and_loads_no_library_that_takes_a_second():
+    code = "import inspect, sys; from aimo.commands.run import app; inspect.stack(); heavy = sys.argv.pop()\n"
+    code += "try: app()\nfinally: print({name.partition('.')[0] for name in sys.modules} & {*heavy.split()})"
+    heavy = "torch transformers vllm trl datasets matplotlib IPython openai kaggle papermill nbconvert"
+    command = [sys.executable, "-c", code, "--help", heavy]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    commands = (
+        "run launch solve serve init distil reject replay forecast evaluate compare doctor kernel kaggle"
+    )
+    assert not [name for name in commands.split() if f" {name} " not in shown]
+    assert shown.endswith("set()\n"), shown[-200:]
+
+
 @pytest.mark.slow  # imports every package
 def test_the_doctor_finds_every_package_at_the_version_of_the_lock():
     done = aimo("doctor")

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import yaml
+from rensa import RMinHash, RMinHashLSH
 
 from aimo.config import Profile, Set, Source
 from aimo.config.profile import STAGES
@@ -352,8 +353,6 @@ def near_duplicates(problems: pl.Series, threshold: float, seed: int) -> pl.Seri
     MinHash finds the candidates, and each is compared. Problems that differ in a number are different
     problems.
     """
-    from rensa import RMinHash, RMinHashLSH
-
     # 64 hashes in 16 bands of 4: a pair at a Jaccard of 0.8 meets in some band with a chance of 0.9998.
     index = RMinHashLSH(threshold, 64, 16)
 
