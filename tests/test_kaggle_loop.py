@@ -343,7 +343,7 @@ def test_only_a_complete_version_with_answers_is_submitted(kaggle, aimo, refused
     aimo("push", "submission")
     kaggle.script = {"statuses": ["COMPLETE"], "files": {"notes.txt": b""}}
     aimo("push", "submission")
-    kaggle.script = {"statuses": ["COMPLETE"]}
+    kaggle.script = {"statuses": ["COMPLETE"], "files": {"submission.zip": b""}}
     aimo("push", "submission")
     assert "version 1 is running, not complete" in refused("submit", "submission", "--version", "1", *message)
     assert "no submission.parquet, only notes.txt" in refused("submit", KERNEL, "--version", "2", *message)
@@ -352,7 +352,8 @@ def test_only_a_complete_version_with_answers_is_submitted(kaggle, aimo, refused
     kaggle.left = 1
     assert not kaggle.asked("CreateCodeSubmission")
     assert aimo("submit", "aimo-submission", *message)[0] == 0
-    assert kaggle.asked("CreateCodeSubmission")[0].kernel_version == 3
+    (sent,) = kaggle.asked("CreateCodeSubmission")
+    assert (sent.kernel_version, sent.file_name) == (3, "submission.zip")
 
 
 def test_scores_name_the_last_run_that_made_a_model_and_none_of_submissions_made_elsewhere(kaggle, aimo):

@@ -141,16 +141,16 @@ def test_a_file_is_uploaded_where_its_competition_would_take_it_and_stands_with_
     assert kaggle.blobs[request.blob_file_tokens]["data"] == file.read_bytes()
     row = next(line for line in aimo("scores", rules)[1].splitlines() if " 100 " in line)
     assert "0.750 (" in row and "by-file" in row and "first" in row
-    # An adapter: beside its forecast, as `aimo kaggle pack` left it.
-    stage = file.parent / "sft"
-    stage.mkdir()
-    forecast = {"base": [0.1, 0.0, 0.2], "adapter": [0.6, 0.5, 0.7]}
-    packed = {"competition": "nemotron-reasoning", "forecast": forecast, "questions": 50}
-    (stage / "pack.json").write_text(json.dumps(packed))
-    (archive := file.with_name("submission.zip")).write_bytes(b"PK")
-    assert aimo("submit", archive, "--message", "adapter", "--competition", "nemotron-reasoning")[0] == 0
-    row = next(line for line in aimo("scores", "nemotron-reasoning")[1].splitlines() if " 101 " in line)
-    assert "0.600 (0.462 to 0.724)" in row and "forecast" in row and "by-file" in row
+    # A text: proofs may have faults of form, and no more pages than are allowed.
+    message = ["--message", "proofs", "--competition", "proof-pilot"]
+    file.write_text("id,prediction\na,Let $x be.\nb," + "x" * 20_000 + "\n")
+    line = refused("submit", file, *message)
+    assert line.endswith(f"b has '{'x' * 40}', no proof of at most 5 pages; correct it")
+    file.write_text('id,prediction\na,Let $x be.\nb,"By\ncases."\n')
+    kaggle.left = 1
+    assert aimo("submit", file, *message)[1].startswith(
+        "a: a formula between $ is not closed\nsubmission 101"
+    )
 
 
 def test_choose_without_a_hold_out_is_one_line(kaggle, refused):

@@ -10,6 +10,7 @@ import typer
 from aimo.commands.options import arg, opt, show_rows
 from aimo.errors import AimoError
 from aimo.evaluation import pack, submission
+from aimo.inference.answer_kinds import Proof
 from aimo.inference.competitions import COMPETITIONS, find_competition, name_of
 from aimo.kaggle import client, transfers, versions
 from aimo.kaggle import scores as submissions
@@ -218,14 +219,18 @@ def submit(
 
 
 def check_file(path: Path, competition: str) -> None:
-    """Refuse a file of answers that the competition would, where its rules are known."""
+    """Refuse a file that the competition would, where its rules are known; print what mars a proof."""
     if competition not in COMPETITIONS and not competition.endswith((".yaml", ".yml")):
         return
     rules = find_competition(competition)
     if path.name != rules.artefact.file:
         raise AimoError(f"{path}: {name_of(competition)} takes a file {rules.artefact.file}; rename it")
-    if rules.artefact.kind != "adapter":
-        submission.read_submission(rules, path)
+    if rules.artefact.lora:
+        print(f"adapter: {pack.check_archive(rules.artefact.lora, path)}")
+        return
+    for name, answer in submission.read_submission(rules, path).items():
+        if isinstance(rules.answer, Proof) and (fault := rules.answer.fault(answer)):
+            print(f"{name}: {fault}")
 
 
 @app.command()

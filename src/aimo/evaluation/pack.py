@@ -1,8 +1,8 @@
 """An adapter as a submission: checked against what the host takes, served as the host does, then packed.
 
-    RUN/STAGE/trained       the adapter, as training left it
+    RUN/STAGE/trained       the adapter, as training left it; those of stages in a row are joined into one
     RUN/STAGE/pack.json     what was compared and forecast
-    RUN/submission.zip      adapter_config.json and adapter_model.safetensors, the weights byte for byte
+    RUN/submission.zip      adapter_config.json and adapter_model.safetensors; of one stage byte for byte
 
 Nothing is written before everything is checked. One vLLM engine scores base and adapter with the host's
 sampling, prompt and metric. It also gives log-probabilities to the tokens that the stage kept (`served`),
@@ -12,13 +12,16 @@ which must be the trainer's: what was trained is what is served.
 import asyncio
 import json
 import re
+import tempfile
 import time
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
 
+from aimo import config
 from aimo.config import locate
 from aimo.config.profile import TRAINED
 from aimo.data import prepare
@@ -28,7 +31,7 @@ from aimo.evaluation.scores import mean_interval, share_interval
 from aimo.inference import competitions, files
 from aimo.inference.competitions import AdapterRules, Competition
 from aimo.inference.engine import Engine
-from aimo.inference.errors import one_line
+from aimo.inference.errors import listed, one_line
 from aimo.inference.model_folder import read_adapter
 from aimo.inference.settings import resolve_settings
 from aimo.inference.storage import AGAIN, read_json, write_json
@@ -64,20 +67,26 @@ def pack_run(named: str, competition: str, questions: Path | None, serve: bool) 
     stage = last if last in TRAINED else next(reversed(profile.trained), "")
     if stage not in profile.trained or not (folder / stage / "trained" / CONFIG).exists():
         raise AimoError(f"run {named}: no stage of it has trained an adapter; train with model.lora")
+    if not is_one_of(lora.bases, profile.model.base):
+        trained_on = f"its base is {profile.model.base}, and the host serves {lora.bases[0]}"
+        raise AimoError(f"run {named}: {trained_on}; train on that")
     lock(folder)
+    joined = tempfile.TemporaryDirectory(prefix=".joined-", dir=folder)
     try:
         run = Run(profile, folder, stage, time.time())
-        adapter = run.folder / "trained"
         base = run.models()["base"] if serve else locate(profile.model.base)
-        told = [f"adapter: {check_adapter_file(lora, adapter, run, base)}"]
+        adapter = join_adapters(lora, run, Path(joined.name))
+        told = [f"adapter: {check_adapter_file(lora, adapter, base, f'train stage {stage} again')}"]
         record: dict[str, Any] = {"competition": competition}
         if serve:
             table = read_table(rules, competition, run, questions)
             settings = resolve_settings(base, NEUTRAL, lora.serving)
+            alone = f"train {stage} alone, or set model.dtype=float32"  # the merged model was rounded
+            remedy = served.REMEDY if adapter.parent == run.folder else alone
             try:
                 with Engine(base, settings, seed=profile.seed, adapter=adapter) as engine:
                     told += check_format(engine, run)
-                    apart = served.check_engine(engine, run.folder, profile.training.served_bound)
+                    apart = served.check_engine(engine, run.folder, profile.training.served_bound, remedy)
                     record["forecast"] = found = forecast(engine, rules, table)
             except AimoError:
                 raise
@@ -94,6 +103,7 @@ def pack_run(named: str, competition: str, questions: Path | None, serve: bool) 
         write_archive(adapter, lora, out)
         write_json(run.folder / "pack.json", record)
     finally:
+        joined.cleanup()
         unlock(folder)
     return [*told, f"submission: {out}, {out.stat().st_size / 1e6:.1f} MB"]
 
@@ -101,38 +111,43 @@ def pack_run(named: str, competition: str, questions: Path | None, serve: bool) 
 # What the host takes
 
 
-def check_adapter_file(lora: AdapterRules, adapter: Path, run: Run, base: Path) -> str:
-    """Return an adapter in words. AimoError for one that the host would not take, or would serve wrongly."""
-    read_adapter(adapter)
-    path, weights, own = adapter / CONFIG, adapter / WEIGHTS, run.profile.model.base
-    again = f"train stage {run.stage} again"
-    config = read_json(path, again)
-    rank, under = config["r"], config.get("base_model_name_or_path") or own
+def check_archive(lora: AdapterRules, path: Path) -> str:
+    """Return the adapter of an archive in words. AimoError for one that the host would not take.
 
-    # The base is the competition's, and the stage starts from it.
-    if not is_one_of(lora.bases, own):
-        raise AimoError(f"{path}: its base is {own}, and the host serves {lora.bases[0]}; train on that")
-    if earlier := run.profile.trained_before(run.stage):
-        told = f"it continues {earlier}/model, and the host serves {lora.bases[0]}"
-        raise AimoError(f"{path}: {told}; pack {run.dir / earlier}, or train {run.stage} alone")
+    In a run's folder, its weights are compared with those of the run's base.
+    """
+    again, profile = "make it with `aimo kaggle pack`", path.with_name("profile.yaml")
+    try:
+        with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            if sorted(names := archive.namelist()) != [CONFIG, WEIGHTS]:
+                told = f"it holds {listed(names)}, and the host takes {CONFIG} and {WEIGHTS}"
+                raise AimoError(f"{path}: {told}; {again}")
+            archive.extractall(folder)
+            base = locate(config.load(profile).model.base) if profile.is_file() else None
+            try:
+                return check_adapter_file(lora, Path(folder), base, again)
+            except AimoError as e:
+                raise AimoError(str(e).replace(folder, str(path))) from None
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, OSError) as e:
+        raise AimoError(f"{path}: it is no whole archive ({one_line(e)}); {again}") from None
+
+
+def check_adapter_file(lora: AdapterRules, adapter: Path, base: Path | None, again: str) -> str:
+    """Return an adapter in words. AimoError for one that the host would not take, or would serve wrongly."""
+    path, weights, said = adapter / CONFIG, adapter / WEIGHTS, read_config(adapter, again)
+    rank, under = said["r"], str(said.get("base_model_name_or_path"))
     if not is_one_of(lora.bases, under):
         raise AimoError(f"{path}: it is for the base {under}, and the host serves {lora.bases[0]}; {again}")
     if rank > lora.rank:
         told = f"its rank is {rank}, and the host takes {lora.rank} at most"
         raise AimoError(f"{path}: {told}; train with --set model.lora.rank={lora.rank}")
-    unserved = {key: config[key] for key in UNSERVED if config.get(key) not in (None, False, "none", [], {})}
-    for key, value in unserved.items():
-        raise AimoError(f"{path}: {key} is {value!r}, which vLLM does not serve; train without it")
-
-    if not weights.is_file():
-        raise AimoError(f"{weights}: it is missing; {again}")
     with safe_open(weights, "np") as file:
         slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (the file is no mapping)
         shapes = {key: one.get_shape() for key, one in slices.items()}
         dtypes = sorted({DTYPES.get(one.get_dtype(), one.get_dtype()) for one in slices.values()})
     if odd := next((key for key in shapes if not KEY.fullmatch(key)), None if shapes else "nothing"):
         raise AimoError(f"{weights}: it holds {odd}, no weight of LoRA that vLLM reads; {again}")
-    known = base_shapes(base) if base.is_dir() else {}
+    known = base_shapes(base) if base and base.is_dir() else {}
     for module in sorted({KEY.sub(r"\1", key) for key in shapes}):
         target = module.rpartition(".")[2]
         if target not in lora.targets:
@@ -152,7 +167,60 @@ def check_adapter_file(lora: AdapterRules, adapter: Path, run: Run, base: Path) 
     if lora.size_mb and size > lora.size_mb:
         told = f"it has {size:.1f} MB, and the host takes {lora.size_mb}"
         raise AimoError(f"adapter {adapter}: {told}; train a smaller rank or fewer modules of model.lora")
-    return f"rank {rank} for {own}, {len(shapes)} tensors, {', '.join(dtypes)}, {size:.1f} MB"
+    return f"rank {rank} for {lora.bases[0]}, {len(shapes)} tensors, {', '.join(dtypes)}, {size:.1f} MB"
+
+
+def read_config(adapter: Path, again: str) -> dict[str, Any]:
+    """Return an adapter's configuration. AimoError where it is broken, or vLLM would serve it wrongly."""
+    read_adapter(adapter)
+    path, weights = adapter / CONFIG, adapter / WEIGHTS
+    said: dict[str, Any] = read_json(path, again)
+    for key in UNSERVED:
+        if (value := said.get(key)) not in (None, False, "none", [], {}):
+            raise AimoError(f"{path}: {key} is {value!r}, which vLLM does not serve; train without it")
+    if not weights.is_file():
+        raise AimoError(f"{weights}: it is missing; {again}")
+    return said
+
+
+def join_adapters(lora: AdapterRules, run: Run, out: Path) -> Path:
+    """Return the folder of a stage's adapter on the base: with earlier stages `out`, where they are joined.
+
+    A stage that starts from a merged model adds B2 A2 to W + B1 A1. That is W + [B1 B2] [A1; A2]: ranks add
+    up, as in PEFT's `add_weighted_adapter` with `cat`, which needs the base in memory.
+    """
+    stages = run.profile.trained[: run.profile.trained.index(run.stage) + 1]
+    folders = [run.dir / name / "trained" for name in stages]
+    if without := next((folder for folder in folders if not (folder / CONFIG).exists()), None):
+        told = f"no adapter is there, and {run.stage} starts from the model of that stage"
+        raise AimoError(f"{without}: {told}; train with model.lora, or {run.stage} alone")
+    if len(folders) == 1:
+        return folders[0]
+
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    found = [read_config(folder, f"train stage {folder.parent.name} again") for folder in folders]
+    parts, ranks = [load_file(folder / WEIGHTS) for folder in folders], [one["r"] for one in found]
+    if sum(ranks) > lora.rank:
+        told = f"the ranks of {' and '.join(stages)} add up to {sum(ranks)}, and the host takes {lora.rank}"
+        raise AimoError(f"run {run.dir}: {told}; train with --set model.lora.rank={lora.rank // len(ranks)}")
+    weights = {}
+    for key in sorted(set().union(*parts)):
+        axis, halves = int(".lora_B." in key), []  # A: (rank, in), B: (out, rank)
+        like = next(part[key] for part in parts if key in part)
+        for part, one in zip(parts, found, strict=True):
+            scale = one["lora_alpha"] / (one["r"] ** 0.5 if one.get("use_rslora") else one["r"])
+            shape = [*like.shape]
+            shape[axis] = one["r"]
+            half = part.get(key, like.new_zeros(shape))  # a module that the stage did not train
+            halves.append(half if axis else half * scale)
+        weights[key] = torch.cat(halves, axis).contiguous()
+    save_file(weights, out / WEIGHTS)
+    modules = sorted({key.split(".")[-3] for key in weights})
+    scaled = {"r": sum(ranks), "lora_alpha": sum(ranks), "use_rslora": False, "target_modules": modules}
+    write_json(out / CONFIG, found[0] | scaled)
+    return out
 
 
 def is_one_of(names: tuple[str, ...], model: str) -> bool:

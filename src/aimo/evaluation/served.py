@@ -90,7 +90,9 @@ def compare(
     )
 
 
-def check_engine(engine: Engine, stage: Path, bound: float | None = None) -> float | None:
+def check_engine(
+    engine: Engine, stage: Path, bound: float | None = None, remedy: str | None = None
+) -> float | None:
     """Return how far vLLM's log-probabilities are from those of the `stage` whose merged folder or adapter
     the engine serves; None where the stage kept none, or vLLM was asked to compute other numbers.
 
@@ -111,6 +113,6 @@ def check_engine(engine: Engine, stage: Path, bound: float | None = None) -> flo
         return [(prompt, await engine.log_probs(prompt, reply)) for prompt, reply in pairs]
 
     served_in = str(engine.llm.vllm_config.model_config.dtype).removeprefix("torch.")
-    remedy = "serve it on the model that its stage began with" if engine.adapter else REMEDY
+    remedy = remedy or ("serve it on the model that its stage began with" if engine.adapter else REMEDY)
     what = f"{stage.name}: {engine.adapter or engine.model} in vLLM"
     return compare(kept, engine.run(read()), served_in, what, bound, remedy, IN_VLLM)

@@ -258,9 +258,12 @@ def read_submission(rules: Competition, path: Path) -> dict[str, Any]:
         raise AimoError(f"submission {path} has {twice} twice; write a row for each question")
     for name, text in given.select(columns).rows():
         value = rules.answer.gold(text or "")
-        if value is None and rules.answer.fallback != "":
-            raise AimoError(f"submission {path}: {name} has {text!r}, no {rules.answer.noun}")
-        found[name] = "" if value is None else value
+        if value is None and rules.answer.fallback == "":
+            value = ""
+        elif value is None or not rules.answer.accepts(value):
+            shown = f"{text or '':.40}"
+            raise AimoError(f"submission {path}: {name} has {shown!r}, no {rules.answer.noun}; correct it")
+        found[name] = value
     return found
 
 

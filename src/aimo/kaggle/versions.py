@@ -27,7 +27,7 @@ ENDED = (State.COMPLETE, State.ERROR, State.CANCEL_ACKNOWLEDGED)
 POLL_S = 20.0  # between two looks at a version's status
 SCORE_POLL_S = 60  # the longest time between two looks at a submission
 LAST_LINES = 20  # of the log of a version that failed
-ANSWERS = ("submission.parquet", "submission.csv")
+ANSWERS = ("submission.parquet", "submission.csv", "submission.zip")
 
 
 class Version(NamedTuple):
