@@ -319,7 +319,7 @@ def nemotron(rules: Competition, golds: Golds, passes: Passes) -> float:
     """Return the share of questions that the Nemotron challenge's metric counts as right.
 
     A known answer of 0s and 1s takes the same text alone; another takes a number within a relative 1e-2 or an
-    absolute 1e-5, else the same text in any case.
+    absolute 1e-5, else the same text in any case (kaggle.com/code/metric/nvidia-nemotron-metric, version 15).
     """
     equal = Nemotron().equal
     return share_right(lambda gold, answer: equal(str(gold), str(answer)), golds, passes)
