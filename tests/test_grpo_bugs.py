@@ -217,14 +217,17 @@ def test_a_tools_output_is_masked_where_it_stands_though_its_text_tokenises_othe
 
 
 @pytest.mark.parametrize("processes, steps", [(1, 1), (1, 8), (2, 1), (2, 4), (4, 2)])
-@pytest.mark.parametrize("every, least", [(3, 7), (41, 1)])  # with 8 parts, a single group does not do
-def test_a_group_with_one_right_completion_is_never_split(processes, steps, every, least):
+@pytest.mark.parametrize(
+    "wanted, every, least",
+    [(8, 3, 7), (8, 41, 1), (6, 3, 5)],  # with 8 parts, a single group does not do; 4 processes share 6
+)
+def test_a_group_with_one_right_completion_is_never_split(processes, steps, wanted, every, least):
     """Processes that sample together, each its share of the rows, take the same whole groups."""
     import torch
 
     from aimo.train.grpo import GrpoTrainer
 
-    one, none, wanted = [1.0, 0.0, 0.0, 0.0], [0.0] * G, 8
+    one, none = [1.0, 0.0, 0.0, 0.0], [0.0] * G
     problems = [{"prompt": str(i)} for i in range(40)]
     asked, together = {}, threading.Barrier(processes, timeout=20)
 

@@ -25,7 +25,7 @@ ALL_WEIGHTS = 0.2
 # In 16 bits: vLLM's kernels round elsewhere than the trainer's (0.046 for SmolLM2-135M in bfloat16 on a CPU).
 IN_VLLM = 0.1
 FOUR_BITS = 0.5  # the adapter was trained on rounded weights, and is merged into exact ones
-ASKED_FOR = {"dtype", "quantization", "kv_cache_dtype"}  # vLLM's arguments that change what it computes
+ASKED_FOR = {"quantization", "kv_cache_dtype"}  # vLLM's arguments that change what it computes, as `dtype` does
 REMEDY = "run the stage again, or raise training.served_bound"
 
 
@@ -98,21 +98,22 @@ def check_engine(
 
     AimoError as `compare`.
     """
-    kept = read_kept(stage)
-    if not kept or ASKED_FOR & engine.settings.vllm.keys():
+    kept, asked = read_kept(stage), engine.settings.vllm
+    served_in = str(engine.llm.vllm_config.model_config.dtype).removeprefix("torch.")
+    if not kept or ASKED_FOR & asked.keys() or ("dtype" in asked and served_in != kept["dtype"]):
         return None
     tokenizer, talks = engine.tokenizer, kept["talks"]
-    asked = tokenizer.apply_chat_template(
+    prompts = tokenizer.apply_chat_template(
         [talk["prompt"] for talk in talks], add_generation_prompt=True, tokenize=False
     )
-    texts = [*asked, *(talk["reply"] for talk in talks)]
+    texts = [*prompts, *(talk["reply"] for talk in talks)]
     ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
     pairs = list(zip(ids[: len(talks)], ids[len(talks) :], strict=True))
 
     async def read() -> list[Reading]:  # one by one: with an adapter, vLLM 0.31 mixes up the rows of several
         return [(prompt, await engine.log_probs(prompt, reply)) for prompt, reply in pairs]
 
-    served_in = str(engine.llm.vllm_config.model_config.dtype).removeprefix("torch.")
-    remedy = remedy or ("serve it on the model that its stage began with" if engine.adapter else REMEDY)
+    if engine.adapter and not remedy:
+        remedy = f"serve it on the model that its stage began with, in {kept['dtype']} (vLLM's dtype)"
     what = f"{stage.name}: {engine.adapter or engine.model} in vLLM"
-    return compare(kept, engine.run(read()), served_in, what, bound, remedy, IN_VLLM)
+    return compare(kept, engine.run(read()), served_in, what, bound, remedy or REMEDY, IN_VLLM)
