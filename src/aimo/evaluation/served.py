@@ -25,7 +25,10 @@ ALL_WEIGHTS = 0.2
 # In 16 bits: vLLM's kernels round elsewhere than the trainer's (0.046 for SmolLM2-135M in bfloat16 on a CPU).
 IN_VLLM = 0.1
 FOUR_BITS = 0.5  # the adapter was trained on rounded weights, and is merged into exact ones
-ASKED_FOR = {"quantization", "kv_cache_dtype"}  # vLLM's arguments that change what it computes, as `dtype` does
+ASKED_FOR = {
+    "quantization",
+    "kv_cache_dtype",
+}  # vLLM's arguments that change what it computes, as `dtype` does
 REMEDY = "run the stage again, or raise training.served_bound"
 
 
@@ -34,6 +37,18 @@ def read_kept(stage: Path) -> dict[str, Any]:
     path = stage / "served.json"
     kept = read_json(path, f"remove {path}, and run the stage again") if path.exists() else {}
     return kept if kept.get("talks") else {}
+
+
+def encode(tokenizer: Any, talks: Sequence[dict[str, Any]]) -> list[tuple[list[int], list[int]]]:
+    """Return the token ids of each talk's `prompt`, as a model is asked, and of its `reply`.
+
+    They are encoded apart, as in training and generation.
+    """
+    asked = [talk["prompt"] for talk in talks]
+    prompts = tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
+    texts = [*prompts, *(talk["reply"] for talk in talks)]
+    ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return list(zip(ids[: len(talks)], ids[len(talks) :], strict=True))
 
 
 def compare(
@@ -102,13 +117,7 @@ def check_engine(
     served_in = str(engine.llm.vllm_config.model_config.dtype).removeprefix("torch.")
     if not kept or ASKED_FOR & asked.keys() or ("dtype" in asked and served_in != kept["dtype"]):
         return None
-    tokenizer, talks = engine.tokenizer, kept["talks"]
-    prompts = tokenizer.apply_chat_template(
-        [talk["prompt"] for talk in talks], add_generation_prompt=True, tokenize=False
-    )
-    texts = [*prompts, *(talk["reply"] for talk in talks)]
-    ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    pairs = list(zip(ids[: len(talks)], ids[len(talks) :], strict=True))
+    pairs = encode(engine.tokenizer, kept["talks"])
 
     async def read() -> list[Reading]:  # one by one: with an adapter, vLLM 0.31 mixes up the rows of several
         return [(prompt, await engine.log_probs(prompt, reply)) for prompt, reply in pairs]

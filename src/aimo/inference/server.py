@@ -51,13 +51,13 @@ async def served_models(client: AsyncOpenAI) -> list[Any]:
     """Return the models that a server has. AimoError when it does not answer."""
     try:
         models = (await client.with_options(max_retries=0).models.list(timeout=CONNECT_S)).data
-        if not all(isinstance(model.id, str) for model in models):
+        if not (models and all(isinstance(model.id, str) for model in models)):
             raise ValueError("its list of models has none with a name")
         return models
     except (OpenAIError, AttributeError, TypeError, ValueError) as e:
         raise AimoError(
             f"server {address(client)} does not answer like `vllm serve`: {reason(e)}; "
-            "start it, correct the address (api_addr), or set OPENAI_API_KEY"
+            "start it, correct its address, or set OPENAI_API_KEY"
         ) from None
 
 

@@ -6,6 +6,7 @@ tokenizer, chat template and number type, and reads the same conversations (`eva
 """
 
 import contextlib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from aimo.data import prepare
 from aimo.data.prepare import Rows
-from aimo.evaluation.served import compare, read_kept
+from aimo.evaluation.served import Reading, compare, encode, read_kept
 from aimo.inference.model_folder import read_tokenizer
 from aimo.inference.storage import write_json
 from aimo.run import machine
@@ -25,19 +26,13 @@ PART = 16  # of those problems, answered at once
 PIECE = 1024  # tokens whose log-probabilities are computed at once
 
 
-def log_probs(model: Any, tokenizer: Any, talks: Rows, dtype: str) -> list[tuple[list[int], list[float]]]:
-    """Return the token ids of each talk's `prompt`, and the log-probabilities (n,) of its `reply`'s tokens.
-
-    Both are encoded apart, as in training and generation.
-    """
-    found = []
+def log_probs(model: Any, pairs: Sequence[tuple[list[int], list[int]]], dtype: str) -> list[Reading]:
+    """Return the prompts of pairs of prompt and reply, both token ids, and the log-probabilities (n,) of each
+    reply's tokens, computed in `dtype`."""
+    found: list[Reading] = []
     was_training, compute = model.training, getattr(torch, dtype)
     model.eval()
-    asked = tokenizer.apply_chat_template(
-        [talk["prompt"] for talk in talks], add_generation_prompt=True, tokenize=False
-    )
-    for text, talk in zip(asked, talks, strict=True):
-        prompt, reply = (tokenizer(t, add_special_tokens=False)["input_ids"] for t in (text, talk["reply"]))
+    for prompt, reply in pairs:
         row = torch.tensor([prompt + reply], device=model.device)  # (1, prompt + n)
         with torch.no_grad(), torch.autocast(model.device.type, compute, enabled=dtype != "float32"):
             logits = model(input_ids=row).logits[0, len(prompt) - 1 : -1]  # (n, vocabulary)
@@ -61,7 +56,8 @@ def remember(model: Any, tokenizer: Any, run: Run, probe: Rows | None) -> None:
     talks: Rows = []
 
     def keep(key: str) -> None:
-        for talk, (ids, values) in zip(talks, log_probs(model, tokenizer, talks, dtype), strict=True):
+        read = log_probs(model, encode(tokenizer, talks), dtype)
+        for talk, (ids, values) in zip(talks, read, strict=True):
             talk |= {"ids": ids, key: values}
 
     # Adapters of a four-bit model are merged into other weights than the trainer's.
@@ -98,6 +94,6 @@ def check(run: Run) -> dict[str, float]:
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
     model.to(device)
     saved_in = str(model.dtype).removeprefix("torch.")
-    found = log_probs(model, read_tokenizer(folder), kept["talks"], saved_in)
+    found = log_probs(model, encode(read_tokenizer(folder), kept["talks"]), saved_in)
     difference = compare(kept, found, saved_in, f"{run.stage}: {folder}", run.profile.training.served_bound)
     return {"served_difference": round(difference, 6)}

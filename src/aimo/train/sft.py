@@ -113,17 +113,11 @@ def worst_tokens(model: Any, tokenizer: Any, rows: Rows, run: Run) -> Rows:
             "data.sft.min_logprob: no process holds the whole model to read the solutions with; take "
             "--strategy ddp or zero2, or set it to null"
         )
-    talks = []
-    for row in rows:
-        asked = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=False)
-        whole = tokenizer.apply_chat_template(row["prompt"] + row["completion"], tokenize=False)
-        talks.append({"prompt": row["prompt"], "reply": whole[len(asked) :]})
-    found = []
-    read = served.log_probs(model, tokenizer, talks, arguments.choose_dtype(run.profile)[0])
-    for talk, (_, values) in zip(talks, read, strict=True):
+    pairs, found = encode(rows, tokenizer), []
+    read = served.log_probs(model, pairs, arguments.choose_dtype(run.profile)[0])
+    for (_, reply), (_, values) in zip(pairs, read, strict=True):
         worst = min(range(len(values)), key=values.__getitem__)
-        ids = tokenizer(talk["reply"], add_special_tokens=False)["input_ids"]
-        found.append({"log_prob": values[worst], "token": tokenizer.decode([ids[worst]])})
+        found.append({"log_prob": values[worst], "token": tokenizer.decode([reply[worst]])})
     write_json(path, {"rows": digest.hexdigest(), "tokens": found})
     return found
 
@@ -131,28 +125,34 @@ def worst_tokens(model: Any, tokenizer: Any, rows: Rows, run: Run) -> Rows:
 # ---- Token ids
 
 
-def tokenize(rows: Rows, tokenizer: Any, num_proc: int | None = None) -> Dataset:
-    """Return rows of `input_ids` (n,) and `completion_mask` (n,), 1 on the completion.
+def encode(rows: Rows, tokenizer: Any) -> list[tuple[list[int], list[int]]]:
+    """Return the token ids of each row's prompt and completion.
 
-    Prompt and completion are encoded apart, so that the prompt's tokens are those of generation. In one text,
-    the end of a prompt may merge with what follows (`>` and `a` into `>a`), and the model would be trained
-    on tokens that it never sees when it is asked.
+    They are encoded apart, so that the prompt's tokens are those of generation. In one text, the end of a
+    prompt may merge with what follows (`>` and `a` into `>a`), and the model would be trained on tokens that
+    it never sees when it is asked.
     """
+    prompts, talks = [r["prompt"] for r in rows], [r["prompt"] + r["completion"] for r in rows]
+    asked = tokenizer.apply_chat_template(prompts, add_generation_prompt=True, tokenize=False)
+    whole = tokenizer.apply_chat_template(talks, tokenize=False)
+    replies = [text[len(prompt) :] for prompt, text in zip(asked, whole, strict=True)]
+    ids = tokenizer(asked + replies, add_special_tokens=False)["input_ids"]
+    return list(zip(ids[: len(rows)], ids[len(rows) :], strict=True))
 
-    def encode(batch: dict[str, list[Any]]) -> dict[str, list[list[int]]]:
-        talks = [p + c for p, c in zip(batch["prompt"], batch["completion"], strict=True)]
-        asked = tokenizer.apply_chat_template(batch["prompt"], add_generation_prompt=True, tokenize=False)
-        whole = tokenizer.apply_chat_template(talks, tokenize=False)
-        replies = [text[len(prompt) :] for prompt, text in zip(asked, whole, strict=True)]
-        prompt_ids = tokenizer(asked, add_special_tokens=False)["input_ids"]
-        reply_ids = tokenizer(replies, add_special_tokens=False)["input_ids"]
-        pairs = list(zip(prompt_ids, reply_ids, strict=True))
+
+def tokenize(rows: Rows, tokenizer: Any, num_proc: int | None = None) -> Dataset:
+    """Return rows of `input_ids` (n,) and `completion_mask` (n,), 1 on the completion."""
+
+    def to_columns(batch: dict[str, list[Any]]) -> dict[str, list[list[int]]]:
+        pairs = encode(
+            [dict(zip(batch, row, strict=True)) for row in zip(*batch.values(), strict=True)], tokenizer
+        )
         masks = [[0] * len(prompt) + [1] * len(reply) for prompt, reply in pairs]
         return {"input_ids": [prompt + reply for prompt, reply in pairs], "completion_mask": masks}
 
     columns = ["prompt", "completion"]
     dataset = Dataset.from_list([{column: row[column] for column in columns} for row in rows])
-    return dataset.map(encode, batched=True, num_proc=num_proc, remove_columns=columns)
+    return dataset.map(to_columns, batched=True, num_proc=num_proc, remove_columns=columns)
 
 
 def lengths_of(dataset: Any) -> Any:

@@ -34,9 +34,10 @@ def check_early(profile: Profile, run_dir: Path) -> None:
     if not opd or not base.is_dir():
         return
     folder, tokenizer = config.locate(opd.teacher), models.load_tokenizer(base, profile)
+    is_path = folder.is_dir() or opd.teacher.count("/") > 1  # a hub id has one
     if opd.asks_server:
         check_teacher_server(opd, tokenizer)
-    elif folder.is_dir() and not folder.absolute().is_relative_to(run_dir.absolute()):
+    elif is_path and not folder.absolute().is_relative_to(run_dir.absolute()):
         check_teacher(opd.teacher, tokenizer, AutoConfig.from_pretrained(base))
 
 
@@ -118,7 +119,10 @@ def check_teacher_server(opd: Opd, tokenizer: Any) -> None:
 
     async def check() -> None:
         nonlocal name
-        served = (await served_models(client))[0]
+        try:
+            served = (await served_models(client))[0]
+        except AimoError as e:
+            raise AimoError(f"opd.teacher: {e}") from None
         name, room = served.id, getattr(served, "max_model_len", None) or IDS
         longest = opd.max_prompt_length + opd.max_completion_length + 1
         if longest > room:
@@ -153,7 +157,8 @@ def check_teacher_server(opd: Opd, tokenizer: Any) -> None:
         talk = [*prompts.as_prompt("1 + 1?"), {"role": "assistant", "content": "2"}]
         root = address(client).removesuffix("/v1")
         turn = await ask(f"{root}/tokenize", messages=talk, add_generation_prompt=False)
-        last = turn.get("tokens", [])[-4:]  # the end of the turn, and a line break after it in some families
+        shown = turn.get("tokens") if isinstance(turn, dict) else None
+        last = shown[-4:] if isinstance(shown, list) else []  # some families end it in a line break too
         if tokenizer.eos_token_id not in last:
             raise AimoError(
                 f"{told} ends a turn with {tokenizer.decode(last)!r}, the student with "
