@@ -54,6 +54,19 @@ TRANSFORMERS = ["data", "engine", "evaluate", "extending", "kills", "prompts", "
 MATH_VERIFY = ["answers", "compare", "hostile_pages", "rejection", "rewards", "server_faults"]
 MORE = ["conversations", "public_reports", "startup"]
 TOGETHER = {"trl": TRL, "transformers": TRANSFORMERS + MATH_VERIFY + MORE}
+# Files whose slow tests take longest, the longest first.
+LONGEST = [
+    "smollm2",
+    "launch",
+    "kills",
+    "pipeline",
+    "serving",
+    "stages",
+    "engine",
+    "faults",
+    "cli",
+    "unsloth",
+]
 # Fixtures that are made once in each process of pytest-xdist that needs them, and what that makes a test.
 ONCE = {"engine": "engine", "small_run": "train"}
 
@@ -77,7 +90,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if any(item.get_closest_marker(name) for name in ("engine", "train")):
             item.add_marker("slow")
     # Recipes come last, as Unsloth, once imported, changes how the tests after it train.
-    order = {"test_pipeline": -3, "test_launch": -2, "test_stages": -1, "test_recipes": 1}
+    order = {f"test_{name}": -i for i, name in enumerate(reversed(LONGEST), 1)} | {"test_recipes": 1}
     items.sort(key=lambda item: order.get(item.path.stem, 0))
 
 

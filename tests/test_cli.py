@@ -10,7 +10,6 @@ import sys
 import time
 from importlib import metadata
 
-import polars as pl
 import psutil
 import pytest
 from conftest import AIMO, SMALL, TINY, aimo, here, refused, settings, wait_for
@@ -64,21 +63,6 @@ def test_a_model_folder_that_is_not_whole_is_refused_by_name(tmp_path, missing, 
     test.write_text("id,problem\n1,x\n")
     arguments = ["--model", str(model), "--test", str(test), "--out", str(tmp_path / "o.csv")]
     refused("solve", *arguments, told=[str(model), told])
-
-
-@pytest.mark.engine
-def test_solve_answers_a_csv_with_fallbacks_reported(tmp_path):
-    (tmp_path / "t.csv").write_text(
-        'id,question\nfirst,"What is the mean of 3, 4 and 5?"\nempty,\nlong,' + "x + " * 2000 + "\n"
-    )
-    arguments = ["--model", str(TINY), "--test", str(tmp_path / "t.csv"), "--samples", "4"]
-    refused("solve", *arguments, "--out", str(tmp_path / "o.txt"), told=["o.txt", ".parquet"])
-    done = aimo("solve", *arguments, "--out", str(tmp_path / "o.csv"))
-    assert done.returncode == 0 and done.stderr == "", done.stderr
-    assert "3 questions answered, 2 with the fallback 0" in done.stdout
-    assert "the problem is empty" in done.stdout
-    table = pl.read_csv(tmp_path / "o.csv")
-    assert list(table["id"]) == ["first", "empty", "long"] and table["answer"].is_between(0, 999).all()
 
 
 def below(process: subprocess.Popen) -> list[psutil.Process]:

@@ -312,41 +312,37 @@ def start(arguments):
 
 
 @pytest.mark.slow  # starts the commands again and again
-@pytest.mark.parametrize("name, sign", [*((name, signal.SIGKILL) for name in ALL), ("solve", signal.SIGTERM)])
-def test_a_command_killed_at_random_moments_ends_with_equal_answers(
-    name, sign, model, tmp_path, command, right
-):
-    expected, moments = right(name), random.Random(f"{name} {sign}")
+@pytest.mark.parametrize("name", ALL)
+def test_a_command_killed_at_random_moments_ends_with_equal_answers(name, model, tmp_path, command, right):
+    expected, moments = right(name), random.Random(name)
     arguments = command(name, tmp_path)
     for _ in range(2):
         model.do(None, NEVER, pause=0.05)
         process, wanted = start(arguments), moments.randint(1, 12)
         wait_for(lambda p=process, n=wanted: model.asked >= n or p.poll() is not None)
         time.sleep(0.05 * moments.random())
-        process.send_signal(sign)
+        process.kill()
         _, err = process.communicate(timeout=60)
-        assert process.returncode in (0, -sign, 2 if sign is signal.SIGTERM else 0)
-        assert err.count("\n") <= 1 and "Traceback" not in err, err
+        assert process.returncode in (0, -signal.SIGKILL) and err == ""
     assert run(arguments)[0] == 0
     assert result(name, tmp_path) == expected and len(samples(name, tmp_path)) == 24
 
 
 @pytest.mark.engine
-@pytest.mark.parametrize("name", ["solve", "evaluate"])
-def test_with_an_engine_a_killed_command_ends_with_equal_answers(name, tmp_path, command):
+def test_with_an_engine_a_killed_command_ends_with_equal_answers(tmp_path, command):
     """Without temperature, so that no sample depends on what else is sampled at the time."""
     expected, killed = tmp_path / "expected", tmp_path / "killed"
-    without_server = {one: command(name, one)[:-2] for one in (expected, killed)}
+    without_server = {one: command("solve", one)[:-2] for one in (expected, killed)}
     arguments = {one: [*asked, "--set", "inference.temperature=0"] for one, asked in without_server.items()}
     process = start(arguments[killed])
-    wait_for(lambda: len(read_lines(killed / FILES[name])) > 3 or process.poll() is not None)
+    wait_for(lambda: len(read_lines(killed / FILES["solve"])) > 3 or process.poll() is not None)
     process.kill()
     process.communicate()
-    kept = samples(name, killed)
+    kept = samples("solve", killed)
     for one in (expected, killed):
         assert run(arguments[one])[0] == 0
-    assert result(name, killed) == result(name, expected)
-    assert all(row in samples(name, killed) for row in kept)
+    assert result("solve", killed) == result("solve", expected)
+    assert all(row in samples("solve", killed) for row in kept)
 
 
 @pytest.mark.slow  # a run's first stage, as a process
@@ -356,24 +352,20 @@ def test_a_run_that_is_hit_in_a_stage_ends_in_one_line_and_the_same_command_make
     data = ["--profile", "tiny", "--until", "data", "--set", "data.sft.rows=100"]
     assert aimo("run", *data, "--run-dir", str(tmp_path / "right")).returncode == 0
     disk = full_disk("99m")
-    for what in ("full", "removed", "sigterm"):
-        arguments = ["run", *data, "--run-dir", str(disk / "run")]
+    arguments = ["run", *data, "--run-dir", str(disk / "run")]
+    for what in ("removed", "full"):
         process = start(arguments)
         wait_for(lambda: (disk / "run/notebooks").exists(), 60)
-        if what == "full":
+        if what == "removed":
+            shutil.rmtree(disk / "run", ignore_errors=True)
+        else:
             with (disk / "rest").open("wb", 0) as rest, contextlib.suppress(OSError):
                 while True:
                     rest.write(bytes(1 << 16))
-        elif what == "removed":
-            shutil.rmtree(disk / "run", ignore_errors=True)
-        else:
-            process.terminate()
         err = process.communicate(timeout=120)[1]
-        told = "" if what == "sigterm" and process.returncode == -signal.SIGTERM else "aimo: "
-        assert process.returncode and len(err.splitlines()) <= 1 and err.startswith(told), err
-        (disk / "rest").unlink(missing_ok=True)
-        assert aimo(*arguments).returncode == 0
-        for name in ("sft", "grpo", "heldout"):
-            made, wanted = (folder / f"data/{name}.parquet" for folder in (disk / "run", tmp_path / "right"))
-            assert made.read_bytes() == wanted.read_bytes()
-        shutil.rmtree(disk / "run")
+        assert process.returncode and err.startswith("aimo: ") and err.count("\n") == 1, err
+    (disk / "rest").unlink()
+    assert aimo(*arguments).returncode == 0
+    for name in ("sft", "grpo", "heldout"):
+        made, wanted = (folder / f"data/{name}.parquet" for folder in (disk / "run", tmp_path / "right"))
+        assert made.read_bytes() == wanted.read_bytes()

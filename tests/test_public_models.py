@@ -15,8 +15,6 @@ from aimo.inference.model_folder import read_tokenizer
 from aimo.inference.settings import validate_settings
 from aimo.inference.vllm_process import tokenizer_argument
 
-EASY = "What area of a 7 by 12 wall is not covered by a 4 by 3 door?"
-"""A problem of a family that the tiny base is nearly always right about; the answer is 72."""
 PUBLIC = {
     name: profile
     for name in sorted(path.stem for path in config.PROFILES.glob("*.yaml"))
@@ -125,13 +123,3 @@ def test_notebook_04_asks_a_public_model_as_its_profile_says_and_reads_right_ans
     used = json.loads((tmp_path / "run/submission.settings.json").read_text())
     assert (used["temperature"], used["top_p"], used["top_k"]) == (0.6, 0.95, 20), "the folder's own"
     assert (used["user"], used["tags"]["think_end"]) == ("Q: {problem}", "</think>")
-
-
-@pytest.mark.engine
-def test_solve_asks_a_public_model_as_its_profile_says_and_reads_the_right_answer(profile, public_model):
-    arguments = ["--profile", str(profile), "--samples", "16", "--set", "inference.temperature=0.8"]
-    done = aimo("solve", "--model", str(public_model), *arguments, EASY)
-    assert done.returncode == 0 and done.stderr == "", done.stderr
-    lines = done.stdout.splitlines()
-    assert "</think>$\\boxed{" in done.stdout and lines[-1] == "72"
-    assert any(line.endswith(" of 16: 72") for line in lines)

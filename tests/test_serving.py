@@ -1,22 +1,28 @@
-"""`aimo serve` with the tiny base, and a distillation from it."""
+"""`aimo serve` with the tiny base: who may ask it, and how it ends."""
 
 import fcntl
 import json
+import math
 import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
 from conftest import AIMO, TINY, aimo, left_of, refused, wait_for
+from test_opd import train_student
 
 from aimo.errors import AimoError, EngineError
 from aimo.inference import vllm_process
+from aimo.inference.answer_kinds import Integer
 from aimo.inference.model_folder import read_tokenizer
+from aimo.inference.server import Server
 from aimo.inference.settings import resolve_settings
+from aimo.inference.solver import solve_problem
 
 
 @pytest.mark.engine  # it imports vLLM
@@ -217,28 +223,72 @@ def test_ctrl_c_ends_every_process_of_a_server(tmp_path):
     assert psutil.wait_procs(below, timeout=5)[1] == []
 
 
-@pytest.mark.engine
-def test_a_served_model_is_distilled_from_and_ctrl_c_leaves_nothing(tmp_path):
-    log = (tmp_path / "stdout").open("w+")
-    command = ["serve", str(TINY), "--port", "0", "--log", str(tmp_path / "vllm.log")]
-    server = subprocess.Popen([AIMO, *command], stdout=log, stderr=log)
+# ---- A real server; the last test ends it
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """`aimo serve` with the tiny base: its address, its process and what it says."""
+    folder = tmp_path_factory.mktemp("served")
+    command = ["serve", str(TINY), "--port", "0", "--log", str(folder / "vllm.log")]
+    with (folder / "stdout").open("w") as out:
+        server = subprocess.Popen([AIMO, *command], stdout=out, stderr=out)
     try:
-        said = Path(log.name).read_text
+        said = (folder / "stdout").read_text
         wait_for(lambda: "is ready at" in said() or server.poll() is not None)
-        assert server.poll() is None, (said(), (tmp_path / "vllm.log").read_text()[-2000:])
-        below = psutil.Process(server.pid).children(recursive=True)
-        address = said().split("ready at ")[1].split(";")[0]
-        out, kept = tmp_path / "out.jsonl", tmp_path / "kept.jsonl"
-        profile = ["--profile", "tiny-distil", "--set", "distil.rows=20"]
-        asked = aimo("distil", *profile, "--api-addr", address, "--output-file", str(out))
-        assert asked.returncode == 0, asked.stderr
-        rows = [json.loads(line) for line in out.read_text().splitlines()]
-        assert len(rows) == 160 and {row["model"] for row in rows} == {"tiny-base"}
-        assert all(row["generation"].startswith("<start_working_out>") for row in rows if row["complete"])
-        done = aimo("reject", str(out), "--out", str(kept), "--profile", "tiny-distil")
-        assert done.returncode == 0 and "completions of 20 problems" in done.stdout, done.stderr
-        server.send_signal(signal.SIGINT)
-        assert server.wait(60) == 0 and said().endswith("ended\n")
-        assert psutil.wait_procs(below, timeout=5)[1] == []
+        assert server.poll() is None, (said(), (folder / "vllm.log").read_text()[-2000:])
+        yield said().split("ready at ")[1].split(";")[0], server, said
     finally:
         server.kill()
+
+
+EASY = "A shop sells pens for 3 dollars and books for 4 dollars. How much do 2 pens and 5 books cost?"
+
+
+@pytest.mark.engine
+def test_the_solver_votes_with_a_server_as_with_the_engine(served):
+    with Server([served[0], f"{served[0]}/v1"], TINY) as server:
+        s = solve_problem(server, EASY, num_samples=16, kind=Integer(0, 99999))
+        assert s.votes and s.answer == max(s.votes, key=lambda a: (s.votes[a], -a)) and not s.note
+        assert all(0 < c.tokens <= server.settings.max_tokens for c in s.ended)
+
+
+@pytest.mark.engine
+def test_top_k_stop_texts_and_token_ids_work_as_in_the_engine(served):
+    settings = replace(resolve_settings(TINY), top_k=1, stop=["<SOLUTION>"], max_tokens=60)
+    with Server([served[0]], TINY, settings) as server:
+        one, other = (server.run(server.sample(server.encode(EASY), seed, settings)) for seed in (1, 2))
+        assert server.tokenizer.decode(one.token_ids) == one.text == other.text
+    assert one.finished and one.text.endswith("<end_working_out><SOLUTION>")
+
+
+def test_a_server_that_is_not_there_is_named():
+    with pytest.raises(AimoError, match=r"http://127\.0\.0\.1:9/v1 does not answer"):
+        Server(["http://127.0.0.1:9"], TINY)
+
+
+@pytest.mark.engine
+def test_a_student_comes_nearer_to_a_teacher_behind_vllm(served, tmp_path):
+    # Reverse, the loss is of the sampled token and all others: less than the divergence, and as noisy as the
+    # sample, so that it need not fall where the divergence does.
+    for divergence, most in ("forward_kl", 0.7), ("reverse_kl", 0.92):
+        losses, before, after = train_student(tmp_path / divergence, served[0], divergence=divergence)
+        assert len(losses) == 12 and all(map(math.isfinite, losses)) and after < most * before
+
+
+@pytest.mark.engine
+def test_a_served_model_is_distilled_from_and_ctrl_c_leaves_nothing(served, tmp_path):
+    address, server, said = served
+    below = psutil.Process(server.pid).children(recursive=True)
+    out, kept = tmp_path / "out.jsonl", tmp_path / "kept.jsonl"
+    profile = ["--profile", "tiny-distil", "--set", "distil.rows=8"]
+    asked = aimo("distil", *profile, "--api-addr", address, "--output-file", str(out))
+    assert asked.returncode == 0, asked.stderr
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert len(rows) == 64 and {row["model"] for row in rows} == {"tiny-base"}
+    assert all(row["generation"].startswith("<start_working_out>") for row in rows if row["complete"])
+    done = aimo("reject", str(out), "--out", str(kept), "--profile", "tiny-distil")
+    assert done.returncode == 0 and "completions of 8 problems" in done.stdout, done.stderr
+    server.send_signal(signal.SIGINT)
+    assert server.wait(60) == 0 and said().endswith("ended\n")
+    assert psutil.wait_procs(below, timeout=5)[1] == []

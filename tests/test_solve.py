@@ -114,6 +114,18 @@ def test_rows_are_in_the_order_of_the_file_and_progress_is_shown(solve):
     assert "[1/6, about " in done.stdout and "[6/6, about 0 s left]" in done.stdout
 
 
+def test_questions_that_cannot_be_asked_get_the_fallback_and_are_counted(tmp_path):
+    rows = 'id,question\nfirst,"3, 4 and 5?"\nempty,\nlong,' + "x + " * 2000 + "\n"
+    (tmp_path / "t.csv").write_text(rows)
+    done = ask(
+        ModelServer(replies=[["\\boxed{4}"]]), "--test", tmp_path / "t.csv", "--out", tmp_path / "a.csv"
+    )
+    assert done.returncode == 0 and done.stderr == ""
+    assert "3 questions answered, 2 with the fallback 0" in done.stdout
+    assert "the problem is empty" in done.stdout and "do not fit" in done.stdout
+    assert answers(tmp_path) == [("first", "4"), ("empty", "0"), ("long", "0")]
+
+
 def test_settings_of_profile_and_command_line_go_over_those_of_the_model_and_are_kept(solve, tmp_path):
     profile = tmp_path / "mine.yaml"
     profile.write_text("inference: {temperature: 0.3, top_p: 0.8, samples: 9, test_rows: 3, tags: null}\n")
