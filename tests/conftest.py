@@ -55,18 +55,7 @@ MATH_VERIFY = ["answers", "compare", "hostile_pages", "rejection", "rewards", "s
 MORE = ["conversations", "public_reports", "startup"]
 TOGETHER = {"trl": TRL, "transformers": TRANSFORMERS + MATH_VERIFY + MORE}
 # Files whose slow tests take longest, the longest first.
-LONGEST = [
-    "smollm2",
-    "launch",
-    "kills",
-    "pipeline",
-    "serving",
-    "stages",
-    "engine",
-    "faults",
-    "cli",
-    "unsloth",
-]
+LONGEST = ["smollm2", "launch", "kills", "pipeline", "serving", "stages", "engine", "faults", "cli"]
 # Fixtures that are made once in each process of pytest-xdist that needs them, and what that makes a test.
 ONCE = {"engine": "engine", "small_run": "train"}
 

@@ -117,9 +117,8 @@ def test_rows_are_in_the_order_of_the_file_and_progress_is_shown(solve):
 def test_questions_that_cannot_be_asked_get_the_fallback_and_are_counted(tmp_path):
     rows = 'id,question\nfirst,"3, 4 and 5?"\nempty,\nlong,' + "x + " * 2000 + "\n"
     (tmp_path / "t.csv").write_text(rows)
-    done = ask(
-        ModelServer(replies=[["\\boxed{4}"]]), "--test", tmp_path / "t.csv", "--out", tmp_path / "a.csv"
-    )
+    files = ["--test", tmp_path / "t.csv", "--out", tmp_path / "a.csv"]
+    done = ask(ModelServer(replies=[["\\boxed{4}"]]), *files)
     assert done.returncode == 0 and done.stderr == ""
     assert "3 questions answered, 2 with the fallback 0" in done.stdout
     assert "the problem is empty" in done.stdout and "do not fit" in done.stdout

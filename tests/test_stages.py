@@ -40,17 +40,13 @@ GRPO += ["sft=null", "data.sft=null", "data.heldout=null"]
 
 
 @pytest.mark.train
-def test_sft_alone_with_all_weights_is_trained_evaluated_and_reported_and_shows_its_progress(tmp_path):
+def test_sft_alone_trains_all_weights_into_a_plain_model_and_shows_its_progress(tmp_path):
     """In a folder that is named relative to the current one, as in the README."""
     arguments = ["run", "--profile", "tiny", "--run-dir", "run", *settings(KIND + SFT)]
-    shown = on_a_terminal([str(AIMO), *arguments], tmp_path)
+    shown = on_a_terminal([str(AIMO), *arguments, "--until", "sft"], tmp_path)
     folder = tmp_path / "run"
     assert re.search(r"\d of 2\b", shown), "no progress of SFT's two steps"
-    assert list(figures(folder)) == ["base", "sft"] and "pass@1" in figures(folder)["sft"]
-    assert list(read_metrics(folder)["stages"]) == ["data", "sft", "inference"]
-    assert len(pl.read_parquet(folder / "submission.parquet")) == 2
-    page = (folder / "report.html").read_text()
-    assert "after format SFT" in page and "after GRPO" not in page
+    assert list(read_metrics(folder)["stages"]) == ["data", "sft"]
     base, trained = (TINY / "model.safetensors"), (folder / "sft/model/model.safetensors")
     assert base.read_bytes() != trained.read_bytes()
     assert abs(base.stat().st_size - trained.stat().st_size) < 5000, "not a plain, merged model"
