@@ -1,8 +1,6 @@
 """`aimo distil` against a server on loopback that behaves well or badly."""
 
 import json
-import signal
-import subprocess
 import threading
 import time
 from contextlib import contextmanager
@@ -10,7 +8,7 @@ from types import SimpleNamespace
 
 import model_server
 import pytest
-from conftest import AIMO, TINY, aimo, here, wait_for
+from conftest import TINY, here, wait_for
 
 from aimo import config
 from aimo.config import Distil, Source
@@ -130,43 +128,6 @@ def test_started_again_it_repairs_a_cut_last_line_and_asks_for_what_is_missing_a
         assert (tally.known, tally.done, len(server.bodies) - asked) == (7, 5, 5) and names(rows) == EVERY
         tally, rows = sampled(problems, server, num_generations=3)
         assert (tally.known, tally.done, len(rows)) == (12, 6, 18)
-
-
-@pytest.mark.slow  # starts the command again and again
-@pytest.mark.parametrize("sign, status", [(signal.SIGKILL, -9), (signal.SIGINT, 2)])
-def test_a_run_that_was_ended_goes_on_without_losing_or_repeating_a_sample(problems, sign, status):
-    out = problems.parent / "out.jsonl"
-    options = ["--dataset-name", str(problems), "--output-file", str(out), "--num-generations", "40"]
-    with serving(delay=0.02) as server:
-        command = ["distil", *options, "--api-addr", server.address, "--max-concurrent", "5"]
-        process = subprocess.Popen([AIMO, *command])
-        while not out.exists() or out.stat().st_size < 5000:
-            assert process.poll() is None
-            time.sleep(0.01)
-        process.send_signal(sign)
-        assert process.wait(10) == status
-        server.delay = 0
-        done = aimo(*command)
-    assert done.returncode == 0 and "240 of 240 samples" in done.stdout, done.stderr
-    assert len(names(records(out))) == len(set(names(records(out)))) == 240
-
-
-def test_two_writers_on_one_file_are_refused(problems):
-    refused = threading.Event()
-
-    def wait(body, n):
-        assert refused.wait(10)
-        return reply()
-
-    with serving(wait) as server:
-        first = threading.Thread(target=sampled, args=(problems, server))
-        first.start()
-        wait_for(lambda: server.bodies, 10)
-        with pytest.raises(AimoError, match=r"out\.jsonl: another process is writing to it"):
-            sampled(problems, server)
-        refused.set()
-        first.join()
-    assert names(records(problems.parent / "out.jsonl")) == EVERY
 
 
 def test_a_file_of_other_settings_is_refused_by_the_key(problems):
@@ -291,21 +252,6 @@ def test_a_key_that_is_refused_ends_the_run(problems, monkeypatch):
     with refusing as server, pytest.raises(AimoError, match=r"HTTP 401: bad key.*OPENAI_API_KEY"):
         sampled(problems, server)
     assert server.headers[0]["Authorization"] == "Bearer sk-1"
-
-
-@pytest.mark.slow  # starts the command again and again
-def test_a_disk_that_fills_keeps_what_is_whole(problems):
-    out = problems.parent / "out.jsonl"
-    with serving() as server:
-        command = f"{AIMO} distil --dataset-name {problems} --output-file {out} --api-addr {server.address}"
-        limited = ["bash", "-c", f"ulimit -f 2; {command}"]
-        done = subprocess.run(limited, capture_output=True, text=True, timeout=60)
-        assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
-        assert "File too large; what came before is kept: make room" in done.stderr
-        assert 0 < len(records(out)) < 24
-        done = aimo(*command.split()[1:])
-    assert done.returncode == 0, done.stderr
-    assert len(set(names(records(out)))) == len(records(out)) == 24
 
 
 PARTS = [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "So "}, {"text": "\\boxed{2}."}]

@@ -72,15 +72,6 @@ def test_samples_of_another_model_or_other_settings_are_left_out(tmp_path, capsy
     assert Journal(tmp_path / "j", "m", "aimo3").recall("q", "1 + 1?").samples == [SAMPLE]
 
 
-def test_a_cut_line_costs_no_other_line(tmp_path):
-    path = tmp_path / "j"
-    kept(path, SAMPLE)
-    path.write_text(path.read_text() + '{"key": "k", "sam')
-    Journal(path, "m", "aimo3").add("q", "1 + 1?", 2)
-    solution = Journal(path, "m", "aimo3").recall("q", "1 + 1?")
-    assert (solution.answer, solution.samples) == (2, [SAMPLE])
-
-
 @pytest.mark.parametrize("bad", ["\xff", "[1]", '{"key": 1}', '{"journal": []}', "", "{" * 9000])
 def test_a_broken_line_is_left_out_of_a_kernels_journal_and_named_to_a_user(tmp_path, capsys, bad):
     path = tmp_path / "j"

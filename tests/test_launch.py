@@ -523,11 +523,6 @@ def test_a_dry_run_prints_the_command_with_the_configuration_of_trl(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_dry_run_of_opd_prints_one_command_with_its_section(capsys):
-    (line,) = printed(capsys, stage="opd", overrides=[OPD])
-    assert " -m aimo.train.launch opd " in line and OPD in line
-
-
 def test_a_dry_run_of_several_nodes_prints_a_command_for_each(capsys):
     first, second = printed(capsys, nodes=2)
     assert "--machine_rank 0 " in first and first.replace("--machine_rank 0", "--machine_rank 1") == second

@@ -3,7 +3,6 @@
 import json
 import shutil
 
-import conftest
 import pytest
 from conftest import TINY
 
@@ -79,10 +78,3 @@ def test_a_model_that_vllm_does_not_know_ends_a_trial_run_and_leaves_no_answers(
 def test_a_broken_adapter_configuration_is_named(tmp_path, text):
     (tmp_path / "adapter_config.json").write_text(text)
     refused(lambda: read_adapter(tmp_path), "adapter_config.json", "PEFT")
-
-
-def test_the_command_line_refuses_a_broken_folder_in_one_line(folder, tmp_path):
-    (folder / "tokenizer.json").write_text("{")
-    (tmp_path / "test.csv").write_text("id,problem\n1,What is 1 + 1?\n")
-    arguments = ["--model", folder, "--test", tmp_path / "test.csv", "--out", tmp_path / "a.csv"]
-    conftest.refused("solve", *arguments, told=["tokenizer.json"])

@@ -100,12 +100,6 @@ def test_a_sample_out_of_tokens_is_forced_to_answer(engine, monkeypatch):
     assert c.tokens <= 3 and not c.finished
 
 
-@pytest.mark.parametrize("problem, told", [("", "empty"), ("  \n", "empty"), ("1 + " * 3000, "do not fit")])
-def test_a_problem_that_cannot_be_asked_gets_the_fallback_and_the_reason(engine, problem, told):
-    s = solve_problem(engine, problem, num_samples=4, kind=Integer(0, 999))
-    assert (s.answer, s.samples, s.stop) == (0, [], None) and told in s.note
-
-
 def test_a_question_out_of_time_answers_with_what_it_has(engine, monkeypatch):
     """The samples would go on for ever: none ends by itself, and only the budget ends the question."""
     real, late = engine.sample, 0.0

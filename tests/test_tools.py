@@ -55,18 +55,6 @@ def then(first, later, read="```output"):
     return lambda prompt: later if read in prompt else first
 
 
-def test_a_program_runs_and_its_output_is_read(serving):
-    said = then(PROGRAM + "unread", "so it is <SOLUTION>42</SOLUTION>", "```output\n42")
-    s = ask(serving(said), 4)
-    assert s.answer == 42 and all("unread" not in c.text and "```output\n42\n```" in c.text for c in s.ended)
-
-
-def test_variables_are_kept_from_block_to_block(serving):
-    more = then("```python\nx = 7\n```", "```python\nprint(x + 2)\n```")
-    said = serving(lambda prompt: then(more(prompt), "<SOLUTION>9</SOLUTION>", "```output\n9")(prompt))
-    assert ask(said, 2).answer == 9
-
-
 def test_an_answer_that_its_own_program_contradicts_counts_less(serving):
     turn = iter(range(100))
 

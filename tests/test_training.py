@@ -334,15 +334,6 @@ def test_a_run_killed_at_any_step_ends_with_the_losses_of_an_uninterrupted_one(
 
 
 @trains
-def test_continuing_from_a_named_checkpoint_ends_in_the_same_losses(sft, sets, tmp_path):
-    run = shutil.copytree(sft.run, tmp_path / "again")
-    keep_until(run / "sft", "checkpoint-4")
-    again, _, _ = train(sft.p, sets, run)
-    assert losses(again) == pytest.approx(losses(sft.log), abs=1e-5)
-    assert (run / "sft/checkpoint-6").exists() and (run / "sft/trained").exists()
-
-
-@trains
 @pytest.mark.parametrize("stage, last", [("sft", 6), ("grpo", 2)])
 def test_a_stage_that_was_trained_to_its_end_is_saved_as_it_was_and_not_trained_on(
     tmp_path, sets, monkeypatch, stage, last
@@ -399,37 +390,6 @@ def test_a_model_that_an_interrupted_training_changed_is_not_trained_on_from_the
 
 
 # ---- GRPO's samples
-
-
-@trains
-def test_a_completion_may_hold_any_separator_of_lines(tmp_path, sets, monkeypatch):
-    from aimo.train import grpo
-
-    odd = "a\u2028b\u0085c\u2029d\x1c\ve\rf\ud800"
-    last = grpo.compat.last_completions
-
-    def with_separators(trainer):
-        logs = last(trainer)
-        return logs | {"completion": [[{"role": "assistant", "content": odd}] for _ in logs["completion"]]}
-
-    p = small(*SHORT, "grpo.max_steps=2", "grpo.save_steps=1", "grpo.sample_steps=1")
-    with monkeypatch.context() as m:
-        m.setattr(grpo.compat, "last_completions", with_separators)
-        train(p, sets, tmp_path, "grpo")
-    shutil.rmtree(tmp_path / "grpo/checkpoint-2")
-    assert summary(train(p, sets, tmp_path, "grpo")[0])["steps"] == 2, "resumed from its samples"
-    lines = read_lines(tmp_path / "grpo/samples.jsonl")
-    assert {line["step"] for line in lines} == {1, 2} and lines[0]["completion"] == odd
-
-
-@trains
-@pytest.mark.parametrize("temperature, silent", [(0.01, {1.0}), (1.0, {0.0, 0.5})])
-def test_a_group_of_equal_rewards_counts_as_one_without_signal(tmp_path, sets, temperature, silent):
-    shape = ["grpo.num_generations=16", "grpo.max_steps=2", "grpo.probe_steps=null"]
-    log, _, _ = train(small(*shape, f"grpo.temperature={temperature}"), sets, tmp_path, "grpo")
-    steps = [record for record in log if "loss" in record]
-    assert {record["frac_reward_zero_std"] for record in steps} <= silent
-    assert len(steps) == 2 and all(record["reward"] > 0 for record in steps)
 
 
 @trains
@@ -946,21 +906,6 @@ def test_a_loss_or_gradient_that_is_not_finite_stops_at_once_and_names_step_batc
     for part in (f"{what} is nan at step 4", "in the batch of '", "checkpoint-2", "learning_rate 0.001"):
         assert part in told
     assert "\n" not in told and not (tmp_path / "sft/trained").exists()
-
-
-@trains
-def test_out_of_memory_in_grpo_names_the_setting_to_lower(tmp_path, sets, monkeypatch):
-    import torch
-    import trl
-
-    def full(*_, **__):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(trl.GRPOTrainer, "compute_loss", full)
-    with pytest.raises(
-        AimoError, match=r"grpo: out of memory at step 1; .*grpo\.gradient_accumulation_steps=2"
-    ):
-        train(small(*SHORT), sets, tmp_path, "grpo")
 
 
 @trains
