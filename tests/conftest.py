@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -148,17 +149,18 @@ def wait_for(condition: Callable[[], object], timeout: float = 300) -> None:
         time.sleep(0.2)
 
 
-def left_of(processes: list[psutil.Process]) -> list[psutil.Process]:
-    """Return the processes that still run after five seconds; not those that nobody has waited for."""
+def is_alive(process: psutil.Process) -> bool:
+    """Whether a process runs; one that has ended and that nobody has waited for does not."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
-    def runs(process: psutil.Process) -> bool:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-        return False
 
+def left_of(processes: list[psutil.Process], seconds: float = 5) -> list[psutil.Process]:
+    """Return the processes that still run after some seconds."""
     with contextlib.suppress(AssertionError):
-        wait_for(lambda: not any(map(runs, processes)), 5)
-    return [process for process in processes if runs(process)]
+        wait_for(lambda: not any(map(is_alive, processes)), seconds)
+    return [process for process in processes if is_alive(process)]
 
 
 @pytest.fixture(scope="session")
@@ -177,6 +179,17 @@ def engine() -> Iterator:
 
     with Engine(TINY) as engine:
         yield engine
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """So small a model gains nothing from several threads, and on a busy machine they wait for each other."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 PUBLIC_TEMPLATE = """\
@@ -211,6 +224,25 @@ def public_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sampling = {"temperature": 0.6, "top_p": 0.95, "top_k": 20, "eos_token_id": 0}
     (folder / "generation_config.json").write_text(json.dumps(sampling))
     return folder
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A hub that takes what is pushed: the repository, and the content of each file."""
+    pushed: dict[str, Any] = {}
+
+    class Hub:
+        def create_repo(self, repo: str, **more: Any) -> None:
+            pushed["repo"] = repo, more["repo_type"], more["private"]
+
+        def create_commit(self, repo: str, parts: list[Any], **more: Any) -> SimpleNamespace:
+            for part in parts:
+                given = part.path_or_fileobj
+                pushed[part.path_in_repo] = given if isinstance(given, bytes) else Path(given).read_bytes()
+            return SimpleNamespace(commit_url=f"hub/{repo}")
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    return pushed
 
 
 @pytest.fixture(scope="session")

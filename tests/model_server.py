@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,6 +14,9 @@ class Server(ThreadingHTTPServer):
 
     request_queue_size = 64
 
+    def handle_error(self, *_: Any) -> None:
+        """A client that leaves is no news."""
+
 
 class Handler(BaseHTTPRequestHandler):
     """A quiet handler that reads a request's JSON and replies with a text."""
@@ -23,10 +27,11 @@ class Handler(BaseHTTPRequestHandler):
     def asked(self) -> Any:
         return json.loads(self.rfile.read(int(self.headers["Content-Length"])))
 
-    def reply(self, text: str) -> None:
+    def reply(self, text: str, status: int = 200, headers: dict[str, Any] | None = None) -> None:
         content = text.encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(content)))
+        self.send_response(status)
+        for name, value in ({"Content-Length": len(content)} | (headers or {})).items():
+            self.send_header(name, str(value))
         self.end_headers()
         self.wfile.write(content)
 
@@ -36,21 +41,77 @@ def on_loopback(handler: type[Handler]) -> Iterator[str]:
     """The address of a server that answers by a handler."""
     http = Server(("127.0.0.1", 0), handler)
     threading.Thread(target=http.serve_forever, args=[0.02], daemon=True).start()  # looks for shutdown often
-    yield f"http://127.0.0.1:{http.server_port}"
-    http.shutdown()
+    try:
+        yield f"http://127.0.0.1:{http.server_port}"
+    finally:
+        http.shutdown()
+        http.server_close()
+
+
+class Stand:
+    """A model server that answers by `behave(body, n)` of the n-th completion, and keeps what it is asked.
+
+    An answer is a dict, which becomes JSON, a text, (text, status, headers), or None: the connection is cut.
+    """
+
+    def __init__(self, behave: Callable[[dict, int], Any], model: str | None, max_length: int, delay: float):
+        self.behave, self.model, self.max_length, self.delay = behave, model, max_length, delay
+        self.bodies: list[dict] = []
+        self.paths: list[str] = []
+        self.keys: list[str | None] = []  # of every request
+        self.times: list[float] = []
+        self.url, self.in_flight, self.most = "", 0, 0
+
+    @property
+    def address(self) -> str:
+        return self.url.removeprefix("http://")
+
+    def handler(self) -> type[Handler]:
+        stand, lock = self, threading.Lock()
+
+        class Model(Handler):
+            def do_GET(self):
+                stand.keys.append(self.headers["Authorization"])
+                served = {"id": stand.model, "max_model_len": stand.max_length}
+                self.reply(json.dumps({"data": [served] if stand.model else []}))
+
+            def do_POST(self):
+                body = self.asked()
+                with lock:
+                    n = len(stand.bodies)
+                    stand.bodies.append(body)
+                    stand.paths.append(self.path)
+                    stand.keys.append(self.headers["Authorization"])
+                    stand.times.append(time.monotonic())
+                    stand.in_flight += 1
+                    stand.most = max(stand.most, stand.in_flight)
+                time.sleep(stand.delay)
+                answer = stand.behave(body, n)
+                with lock:
+                    stand.in_flight -= 1
+                if answer is not None:
+                    answer = json.dumps(answer) if isinstance(answer, dict) else answer
+                    self.reply(*((answer,) if isinstance(answer, str) else answer))
+
+        return Model
+
+
+@contextmanager
+def standing(
+    behave: Callable[[dict, int], Any], model: str | None = "m", max_length: int = 1024, delay: float = 0.0
+) -> Iterator[Stand]:
+    """A `Stand` at its address."""
+    stand = Stand(behave, model, max_length, delay)
+    with on_loopback(stand.handler()) as stand.url:
+        yield stand
 
 
 @contextmanager
 def serving(complete: Callable[[dict], list[dict]], max_length: int) -> Iterator[str]:
     """The model server's address. `complete` takes a request and returns the choices that are streamed."""
 
-    class Model(Handler):
-        def do_GET(self):
-            self.reply(json.dumps({"data": [{"id": "m", "max_model_len": max_length}]}))
+    def stream(body: dict, n: int) -> str:
+        return "".join(f"data: {json.dumps({'choices': [choice]})}\n\n" for choice in complete(body))
 
-        def do_POST(self):
-            choices = complete(self.asked())
-            self.reply("".join(f"data: {json.dumps({'choices': [choice]})}\n\n" for choice in choices))
-
-    with on_loopback(Model) as address:
-        yield address
+    with standing(stream, max_length=max_length) as stand:
+        yield stand.url

@@ -1,6 +1,5 @@
 """The command line: one line for a mistake, an exit code for each kind of failure, no process left behind."""
 
-import contextlib
 import json
 import os
 import shutil
@@ -12,7 +11,7 @@ from importlib import metadata
 
 import psutil
 import pytest
-from conftest import AIMO, SMALL, TINY, aimo, here, refused, settings, wait_for
+from conftest import AIMO, SMALL, TINY, aimo, here, left_of, refused, settings, wait_for
 
 
 @pytest.mark.parametrize(
@@ -73,14 +72,7 @@ def below(process: subprocess.Popen) -> list[psutil.Process]:
 def end_of(process: subprocess.Popen, started: list[psutil.Process]) -> dict:
     """How a command ended, and which of the processes it had started are left 10 s later."""
     _, stderr = process.communicate(timeout=120)
-    _, alive = psutil.wait_procs(started, timeout=10)
-    left = []
-    for one in alive:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if one.status() != psutil.STATUS_ZOMBIE:
-                left.append(" ".join(one.cmdline()))
-                one.kill()
-    return {"code": process.returncode, "stderr": stderr, "left": left}
+    return {"code": process.returncode, "stderr": stderr, "left": left_of(started, 10)}
 
 
 INTERRUPTED = "aimo: interrupted; run the same command again to continue\n"

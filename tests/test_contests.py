@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import polars as pl
 import pytest
 from conftest import wait_for
-from model_server import Handler, on_loopback
+from model_server import standing
 
 from aimo.errors import AimoError
 from aimo.inference import sandbox
@@ -197,17 +197,10 @@ def test_generated_tests_are_added_where_they_are_here(tmp_path, monkeypatch):
 @pytest.fixture
 def piston(monkeypatch):
     """A stand-in for Piston's servers: keeps what it is asked, and answers `reply(request)`."""
-    stand = SimpleNamespace(asked=[], reply=lambda request: {"run": {"code": 0, "stdout": "1\n"}})
-
-    class Piston(Handler):
-        def do_POST(self):
-            assert self.path == "/api/v2/execute"
-            stand.asked.append(self.asked())
-            self.reply(json.dumps(stand.reply(stand.asked[-1])))
-
     monkeypatch.setattr(code, "PAUSE_S", 0.01)
-    with on_loopback(Piston) as address:
-        stand.url = f"{address}/api/v2"
+    with standing(lambda request, _: stand.reply(request)) as stand:
+        stand.reply = lambda request: {"run": {"code": 0, "stdout": "1\n"}}
+        stand.url += "/api/v2"
         monkeypatch.setenv("PISTON_ENDPOINTS", stand.url)
         code.servers.cache_clear()
         yield stand
@@ -221,7 +214,8 @@ def files(request):
 def test_codeforces_is_asked_as_open_r1_asks(piston):
     given = columns(CF | {"generated_checker": "print(1)", "official_tests": CF["official_tests"][:1]})
     assert cf_code_reward([block(SUM)], **given) == [1.1]
-    (asked,) = piston.asked
+    (asked,) = piston.bodies
+    assert piston.paths == ["/api/v2/execute"]
     config = "TIME_LIMIT=10.0\nMEMORY_LIMIT=256.0\nINPUT_MODE=stdio"
     assert files(asked) == {
         "main.cpp": f"{SUM}\n",
@@ -232,13 +226,13 @@ def test_codeforces_is_asked_as_open_r1_asks(piston):
     }
     assert (asked["language"], asked["version"], asked["run_timeout"]) == ("c++17", "*", 20000)
     cf_code_reward([block("x", "python")], **given | {"language": ["python"]})
-    assert piston.asked[-1]["language"] == "cf_python3" and "main.python" in files(piston.asked[-1])
+    assert piston.bodies[-1]["language"] == "cf_python3" and "main.python" in files(piston.bodies[-1])
 
 
 def test_ioi_is_asked_as_open_r1_asks_and_its_score_may_be_a_part(piston):
     piston.reply = lambda request: {"run": {"stdout": "0.333" if "4 5" in str(request) else "1", "code": 0}}
     assert ioi_code_reward([block("long add")], **columns(IOI)) == [0.33]
-    asked = piston.asked[0]
+    asked = piston.bodies[0]
     assert (asked["language"], asked["run_timeout"], asked["run_memory_limit"]) == (
         "cms_ioi",
         13000,
@@ -256,7 +250,7 @@ def test_after_a_failed_batch_no_more_tests_run(piston, size, requests):
     piston.reply = lambda request: {"run": {"code": 0, "stdout": "0" if "3 2" in str(request) else "1"}}
     options = {"scoring_mode": "pass_fail", "test_batch_size": size}
     assert cf_code_reward([block(SUM)], **options, **columns(CF)) == [0.0]
-    assert len(piston.asked) == requests
+    assert len(piston.bodies) == requests
 
 
 @pytest.mark.parametrize(

@@ -298,17 +298,8 @@ def test_gsm8k_by_profile_alone(tokenizer, shared):
     assert not rows["solution"].str.contains("<<|####").any()
 
 
-@pytest.mark.parametrize(
-    "content, told",
-    [
-        ("{oops\n", "line 1 is not a JSON object"),
-        ('{"question": "Q", "reply": "no number"}\n', "1 answer is not an integer"),
-        ('{"question": "Q"}\n', "no column 'reply'"),
-    ],
-)
-def test_a_bad_set_is_refused_by_name_in_one_line(tmp_path, tokenizer, content, told):
-    path = tmp_path / "rows.jsonl"
-    path.write_text(content)
-    with pytest.raises(AimoError) as e:
-        prepared(tiny(sft={"source": str(path), "columns": WORKED}), tokenizer)
-    assert told in str(e.value) and "data.sft" in str(e.value) and "\n" not in str(e.value)
+def test_a_set_of_which_no_row_is_left_is_refused_in_one_line_with_the_reasons(tmp_path, tokenizer):
+    (tmp_path / "rows.jsonl").write_text('{"question": "Q", "reply": "no number"}\n')
+    with pytest.raises(AimoError, match=r"^data\.sft.*1 answer is not an integer.*") as e:
+        prepared(tiny(sft={"source": str(tmp_path / "rows.jsonl"), "columns": WORKED}), tokenizer)
+    assert "\n" not in str(e.value)

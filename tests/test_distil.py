@@ -4,11 +4,10 @@ import json
 import threading
 import time
 from contextlib import contextmanager
-from types import SimpleNamespace
 
-import model_server
 import pytest
 from conftest import TINY, here, wait_for
+from model_server import standing
 
 from aimo import config
 from aimo.config import Distil, Source
@@ -23,44 +22,9 @@ def reply(text="The answer is \\boxed{2}.", message=(), choice=(), model="teache
     return {"model": model, "choices": [choice], "usage": usage} | other
 
 
-@contextmanager
 def serving(behave=lambda body, n: reply(), model="teacher", delay=0.0):
-    """A server that answers with `behave(body, n)` of the n-th request: JSON, or (text, status, headers)."""
-    server = SimpleNamespace(behave=behave, model=model, delay=delay, in_flight=0, most=0)
-    server.bodies, server.headers, server.times, lock = [], [], [], threading.Lock()
-
-    class Model(model_server.Handler):
-        def do_GET(self):
-            self.reply(json.dumps({"data": [{"id": server.model}]}))
-
-        def do_POST(self):
-            body = self.asked()
-            with lock:
-                n = len(server.bodies)
-                server.bodies.append(body)
-                server.headers.append(self.headers)
-                server.times.append(time.monotonic())
-                server.in_flight += 1
-                server.most = max(server.most, server.in_flight)
-            time.sleep(server.delay)
-            answer = server.behave(body, n)
-            with lock:
-                server.in_flight -= 1
-            text, status, headers = (json.dumps(answer), 200, {}) if isinstance(answer, dict) else answer
-            self.send_response(status)
-            for name, value in ({"Content-Length": len(text)} | headers).items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(text.encode())
-
-    http = model_server.Server(("127.0.0.1", 0), Model)
-    threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True).start()
-    server.address = f"127.0.0.1:{http.server_port}"
-    try:
-        yield server
-    finally:
-        http.shutdown()
-        http.server_close()
+    """A server that answers with `behave(body, n)` of the n-th request."""
+    return standing(behave, model, delay=delay)
 
 
 @pytest.fixture(autouse=True)
@@ -251,7 +215,7 @@ def test_a_key_that_is_refused_ends_the_run(problems, monkeypatch):
     refusing = serving(says("bad key", 401))
     with refusing as server, pytest.raises(AimoError, match=r"HTTP 401: bad key.*OPENAI_API_KEY"):
         sampled(problems, server)
-    assert server.headers[0]["Authorization"] == "Bearer sk-1"
+    assert server.keys[-1] == "Bearer sk-1"
 
 
 PARTS = [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "So "}, {"text": "\\boxed{2}."}]
@@ -302,7 +266,7 @@ def test_a_run_serves_its_teacher_where_no_server_is_named_and_keeps_what_is_rig
     def serve(folder, settings, seed, log):
         asked.append((folder, seed, log.parent.name))
         with answers as server:
-            yield f"http://{server.address}", None
+            yield server.url, None
 
     monkeypatch.setattr(distil.vllm_process, "serving", serve)
     source = problems_file(tmp_path / "bits.jsonl", [{"problem": f"{i}?", "answer": 1} for i in range(4)])
@@ -320,22 +284,11 @@ def test_a_run_serves_its_teacher_where_no_server_is_named_and_keeps_what_is_rig
     assert json.loads((run.folder / "samples.settings.json").read_text())["weights"]
 
 
-def test_the_file_is_pushed_with_a_card(problems, monkeypatch):
-    pushed = {}
-
-    class Hub:
-        def create_repo(self, repo, **more):
-            pushed["repo"] = repo, more["repo_type"], more["private"]
-
-        def create_commit(self, repo, parts, **more):
-            pushed["files"] = {part.path_in_repo: part.path_or_fileobj for part in parts}
-            return type("Commit", (), {"commit_url": f"hub/{repo}"})
-
-    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+def test_the_file_is_pushed_with_a_card(problems, hub):
     with serving() as server:
         tally, _ = sampled(problems, server)
     out = problems.parent / "out.jsonl"
     assert distil.push_samples(out, "me/traces", Distil(str(problems)), tally) == "hub/me/traces"
-    assert pushed["repo"] == ("me/traces", "dataset", True) and pushed["files"]["train.jsonl"] == str(out)
-    card = pushed["files"]["README.md"].decode()
+    assert hub["repo"] == ("me/traces", "dataset", True) and hub["train.jsonl"] == out.read_bytes()
+    card = hub["README.md"].decode()
     assert "data_files: train.jsonl" in card and "Completions of teacher" in card and "12 of 12" in card

@@ -25,7 +25,7 @@ from aimo.errors import AimoError, EngineError
 from aimo.evaluation import benchmarks, completions, evaluate, scores, submission
 from aimo.evaluation.benchmarks import Question
 from aimo.evaluation.completions import CompletionFile, EvaluationHeader, Trace
-from aimo.inference import model_folder, solver
+from aimo.inference import model_folder, solver, storage
 from aimo.inference.model_folder import fingerprint, identity, is_same_model
 from aimo.inference.server import Server
 from aimo.inference.settings import Prompt, resolve_settings
@@ -75,7 +75,7 @@ def aimo_evaluate(tmp_path):
 
 def write_rows(path, *rows):
     """JSON lines."""
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    storage.write_lines(path, rows)
     return path
 
 

@@ -17,9 +17,9 @@ from functools import cache
 
 import pytest
 from conftest import AIMO, TINY, aimo, here, wait_for
-from model_server import Handler, Server
+from model_server import standing
 
-from aimo.inference.storage import read_lines
+from aimo.inference.storage import read_lines, write_lines
 
 ALL = ["solve", "evaluate", "distil"]
 FILES = {"solve": "a.journal.jsonl", "evaluate": "zero.jsonl", "distil": "out.jsonl"}
@@ -32,45 +32,33 @@ class Model:
     def __init__(self):
         self.one_at_a_time = threading.Lock()
         self.be_quiet()
-        outer = self
-
-        class Replies(Handler):
-            def do_GET(self):
-                self.reply(json.dumps({"data": [{"id": "m", "max_model_len": 1024}]}))
-
-            def do_POST(self):
-                body = self.asked()
-                with outer.one_at_a_time:  # all wait for what is done
-                    outer.asked += 1
-                    if outer.asked == outer.at:
-                        outer.what()
-                time.sleep(outer.pause)
-                text = f"<SOLUTION>{body['seed'] % 3}</SOLUTION>"
-                if "messages" in body:
-                    choice = {"message": {"content": text}, "finish_reason": "stop"}
-                    usage = {"prompt_tokens": 1, "completion_tokens": 1}
-                    self.reply(json.dumps({"model": "m", "choices": [choice], "usage": usage}))
-                else:
-                    choice = {"text": text, "token_ids": [5] * 7, "finish_reason": "stop"}
-                    self.reply(f"data: {json.dumps({'choices': [choice]})}\n\n")
-
-        self.http = Server(("127.0.0.1", 0), Replies)
-        self.http.handle_error = lambda *_: None  # a client that leaves is no news
-        self.url = f"http://127.0.0.1:{self.http.server_port}"
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
 
     def be_quiet(self):
-        self.asked, self.at, self.what, self.pause = 0, NEVER, None, 0.0
+        self.do(None, NEVER, 0.0)
 
     def do(self, what, at, pause=0.01):
         self.asked, self.at, self.what, self.pause = 0, at, what, pause
+
+    def behave(self, body, _):
+        with self.one_at_a_time:  # all wait for what is done
+            self.asked += 1
+            if self.asked == self.at:
+                self.what()
+        time.sleep(self.pause)
+        text = f"<SOLUTION>{body['seed'] % 3}</SOLUTION>"
+        if "messages" in body:
+            choice = {"message": {"content": text}, "finish_reason": "stop"}
+            return {"model": "m", "choices": [choice], "usage": {"prompt_tokens": 1, "completion_tokens": 1}}
+        choice = {"text": text, "token_ids": [5] * 7, "finish_reason": "stop"}
+        return f"data: {json.dumps({'choices': [choice]})}\n\n"
 
 
 @pytest.fixture(scope="module")
 def model():
     stand_in = Model()
-    yield stand_in
-    stand_in.http.shutdown()
+    with standing(stand_in.behave) as stand:
+        stand_in.url = stand.url
+        yield stand_in
 
 
 @pytest.fixture(autouse=True)
@@ -87,7 +75,7 @@ def inputs(tmp_path_factory):
     """Eight problems as a test file and as a benchmark."""
     folder = tmp_path_factory.mktemp("inputs")
     rows = [{"id": f"q{i}", "problem": f"What is {i} + 1?", "answer": str(i + 1)} for i in range(8)]
-    (folder / "zero.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_lines(folder / "zero.jsonl", rows)
     lines = "".join(f"{row['id']},{row['problem']}\n" for row in rows)
     (folder / "test.csv").write_text(f"id,problem\n{lines}")
     (folder / "folder.csv").mkdir()
@@ -217,10 +205,9 @@ def remount(folder, option):
     subprocess.run(["mount", "-o", f"remount,{option}", str(folder)], check=True)
 
 
-@pytest.mark.parametrize("size", [pytest.param(4096, marks=pytest.mark.slow), 8192])
 @pytest.mark.parametrize("name", ALL)
-def test_a_full_disk_is_told_in_one_line_and_the_same_command_continues(name, size, full_disk, fails):
-    folder = full_disk(size)
+def test_a_full_disk_is_told_in_one_line_and_the_same_command_continues(name, full_disk, fails):
+    folder = full_disk(8192)
     err = fails(name, folder, after=lambda: remount(folder, "size=16m"))
     assert "No space left on device" in err and "make room" in err and len(samples(name, folder)) == 24
 
@@ -234,10 +221,9 @@ def small_files(size):
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.parametrize("size", [600, pytest.param(2000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ALL)
-def test_a_file_that_may_not_grow_is_as_a_full_disk(name, size, tmp_path, fails):
-    assert "File too large" in fails(name, tmp_path, small_files(size))
+def test_a_file_that_may_not_grow_is_as_a_full_disk(name, tmp_path, fails):
+    assert "File too large" in fails(name, tmp_path, small_files(600))
 
 
 @pytest.mark.parametrize("name", ["solve", "evaluate"])

@@ -126,8 +126,6 @@ def test_only_the_main_process_prints_and_writes_and_rows_are_tokenized_once(two
     assert log.count("Continuing from checkpoint-") == log.count("Training in float32") == 1
     assert "Tokenizing" not in log and len(list(two.folder.glob("sft/tokens/*"))) == 2
     assert "Aborted" not in log and "terminate called" not in log
-    steps = [record["step"] for record in read_lines(two.folder / "sft/log.jsonl") if "loss" in record]
-    assert steps == list(range(1, STEPS + 1))
 
 
 @pytest.mark.train

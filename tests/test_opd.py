@@ -7,7 +7,7 @@ from statistics import fmean
 
 import pytest
 from conftest import TINY, refused
-from model_server import Handler, on_loopback
+from model_server import standing
 
 from aimo import config, pipeline
 from aimo.errors import AimoError
@@ -134,38 +134,24 @@ def test_when_memory_runs_out_a_step_is_split_and_then_its_completions_are_short
         assert told.startswith("opd: out of memory at step 3; ") and f"--set {advice}" in told
 
 
-def answer_as(change):
-    """A server's handler: vLLM with the tiny base as far as a check asks, with a `change` of its answers."""
+def teacher_server(**change):
+    """A server: vLLM with the tiny base as far as a check asks, with other answers to some of it."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(TINY)
-    right = {
-        "room": 1024,
-        "tokens": [40, 41, tokenizer.eos_token_id],
-        "turn": None,
-        "status": 200,
-        "rows": lambda ids: None,
-    }
-    right |= {"text": lambda i: tokenizer.decode([i])}
-    wrong = right | change
 
-    class Teacher(Handler):
-        def do_GET(self):
-            served = [{"id": "m", "max_model_len": wrong["room"]}]
-            self.reply(json.dumps({"data": served if wrong["room"] else []}))
+    def answer(body, _):
+        if "prompt_logprobs" not in body:  # /tokenize
+            turn = {"tokens": change.get("tokens", [40, 41, tokenizer.eos_token_id])}
+            return json.dumps(change.get("turn", turn))
+        if "status" in change:
+            return "Token id 41 is out of vocabulary", change["status"], {}
+        text = change.get("text", lambda i: tokenizer.decode([i]))
+        one = [{str(i): {"logprob": -1.0, "decoded_token": text(i)}} for i in body["prompt"]]
+        return {"choices": [{"prompt_logprobs": change.get("rows", [None, *one[1:]])}]}
 
-        def do_POST(self):
-            asked = self.asked()
-            if self.path == "/tokenize":
-                return self.reply(json.dumps(wrong["turn"] or {"tokens": wrong["tokens"]}))
-            if wrong["status"] != 200:
-                return self.send_error(wrong["status"], "Token id 41 is out of vocabulary")
-            assert self.path == "/v1/completions" and asked["prompt_logprobs"] == 0
-            one = [{str(i): {"logprob": -1.0, "decoded_token": wrong["text"](i)}} for i in asked["prompt"]]
-            rows = [None, *one[1:]] if "rows" not in change else change["rows"]
-            return self.reply(json.dumps({"choices": [{"prompt_logprobs": rows}]}))
-
-    return Teacher
+    room = change.get("room", 1024)
+    return standing(answer, "m" if room else None, room)
 
 
 @pytest.mark.parametrize(
@@ -189,15 +175,14 @@ def test_a_server_that_cannot_grade_is_refused(change, told):
 
     tokenizer = AutoTokenizer.from_pretrained(TINY)
     section = {"learning_rate": 1e-3, "max_prompt_length": 512, "max_completion_length": 511}
-    with on_loopback(answer_as(change)) as address:
-        asked = config.training.Opd(teacher=address, **section)
+    with teacher_server(**change) as server:
+        asked = config.training.Opd(teacher=server.url, **section)
         if not told:
             return teacher.check_teacher_server(asked, tokenizer)
         with pytest.raises(AimoError, match=told) as e:
             teacher.check_teacher_server(asked, tokenizer)
-    assert str(e.value).startswith(("opd.teacher: server ", f"opd.teacher: {address}")) and "\n" not in str(
-        e.value
-    )
+    said = str(e.value)
+    assert said.startswith(("opd.teacher: server ", f"opd.teacher: {server.url}")) and "\n" not in said
 
 
 def test_no_server_and_a_temperature_that_a_server_does_not_know_are_refused():
@@ -269,5 +254,5 @@ def test_a_teachers_server_that_ends_in_training_is_told_in_one_line(tmp_path, m
 
     monkeypatch.setattr(opd, "check_teacher_server", lambda *_: None)
     told = r"opd.teacher: http.* did not grade step 1: .*run the same command"
-    with on_loopback(answer_as({"rows": None})) as address, pytest.raises(AimoError, match=told):
-        train_student(tmp_path / "run", address, divergence="reverse_kl")
+    with teacher_server(rows=None) as server, pytest.raises(AimoError, match=told):
+        train_student(tmp_path / "run", server.url, divergence="reverse_kl")

@@ -1,5 +1,6 @@
 """However the process that started an engine dies, vLLM's processes end with it."""
 
+import contextlib
 import itertools
 import json
 import subprocess
@@ -7,7 +8,7 @@ import time
 
 import psutil
 import pytest
-from conftest import AIMO, TINY
+from conftest import AIMO, TINY, is_alive, left_of
 
 pytestmark = pytest.mark.engine
 INFERENCE_ALONE = {"profile": "alone", "model": {"base": str(TINY)}, "inference": {"test_rows": 1}}
@@ -18,21 +19,10 @@ def tree(pid):
     return psutil.Process(pid).children(recursive=True)
 
 
-def is_alive(process):
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
 def has_engine(pid):
     """Whether an engine below a process has got so far as to give its process a name."""
-    for process in tree(pid):
-        try:
-            if "VLLM::EngineCore" in " ".join(process.cmdline()):
-                return True
-        except psutil.NoSuchProcess:
-            pass
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return any("VLLM::EngineCore" in " ".join(process.cmdline()) for process in tree(pid))
     return False
 
 
@@ -66,9 +56,7 @@ def survivors(tmp_path_factory):
                     found[name] = tree(process.pid)
                     process.kill()
             time.sleep(0.2)
-        end = time.time() + 30
-        while any(map(is_alive, itertools.chain(*found.values()))) and time.time() < end:
-            time.sleep(0.2)
+        left_of([*itertools.chain(*found.values())], 30)
         return {name: [p for p in processes if is_alive(p)] for name, processes in found.items()}
     finally:
         client.stop_channels()

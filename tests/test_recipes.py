@@ -14,6 +14,7 @@ import yaml
 from conftest import TINY
 
 from aimo import config
+from aimo.inference.storage import write_lines
 from aimo.inference.yaml_files import Loader
 from aimo.run import runs
 
@@ -24,55 +25,19 @@ RECIPES = sorted(
 )
 DOCS = config.ROOT / "docs" / "recipes.md"
 # What a CPU or the tiny base cannot do, and what takes long; everything else stays as the recipe has it.
-SMALL = {
-    "model": {
-        "base": str(TINY),
-        "max_length": 700,
-        "dtype": "auto",
-        "load_in_4bit": False,
-        "attention": "sdpa",
-    },
-    "prompt": {"eos_token": None},
-    "sft": {
-        "max_steps": 1,
-        "batch_size": 2,
-        "gradient_accumulation_steps": 1,
-        "optimizer": "adamw_torch",
-        "use_liger_kernel": False,
-        "packing": False,  # Unsloth, once imported, packs nothing on a CPU
-        "packing_strategy": "bfd",
-    },
-    "grpo": {
-        "max_steps": 1,
-        "prompts_per_step": 2,
-        "num_generations": 4,
-        "gradient_accumulation_steps": 1,
-        "max_prompt_length": 600,
-        "max_completion_length": 24,
-        "optimizer": "adamw_torch",
-        "generation": "transformers",
-    },
-    "opd": {
-        "teacher": str(TINY),
-        "max_steps": 1,
-        "batch_size": 2,
-        "gradient_accumulation_steps": 1,
-        "max_prompt_length": 600,
-        "max_completion_length": 24,
-        "generation": "transformers",
-    },
-}
-
-
-@pytest.fixture(scope="module")
-def one_thread():
-    """So small a model gains nothing from several threads, and on a busy machine they wait for each other."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+SMALL = yaml.safe_load(f"""
+model: {{base: {TINY}, max_length: 700, dtype: auto, load_in_4bit: false, attention: sdpa}}
+prompt: {{eos_token: null}}
+sft:  # Unsloth, once imported, packs nothing on a CPU
+  {{max_steps: 1, batch_size: 2, gradient_accumulation_steps: 1, optimizer: adamw_torch,
+   use_liger_kernel: false, packing: false, packing_strategy: bfd}}
+grpo:
+  {{max_steps: 1, prompts_per_step: 2, num_generations: 4, gradient_accumulation_steps: 1,
+   max_prompt_length: 600, max_completion_length: 24, optimizer: adamw_torch, generation: transformers}}
+opd:
+  {{teacher: {TINY}, max_steps: 1, batch_size: 2, gradient_accumulation_steps: 1, max_prompt_length: 600,
+   max_completion_length: 24, generation: transformers}}
+""")
 
 
 def scaled(name, folder):
@@ -87,7 +52,7 @@ def scaled(name, folder):
     for source in sets + values["data"]["decontaminate"]:
         hub = source["source"]
         path = folder / f"{hub.replace('/', '--')}.jsonl"
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows_like(hub)))
+        write_lines(path, list(rows_like(hub)))
         for key in ("split", "subset"):  # one file has none
             source.pop(key, None)
         source |= {"source": str(path), "preset": hub if hub in PRESETS else None} | (
@@ -102,33 +67,27 @@ def rows_like(hub):
         problem, answer = f"In {hub}, what is {i} plus {i + 1}?", str(2 * i + 1)
         trace = f"<think>\n{i} + {i + 1} = {answer}\n</think>\n\nIt is \\boxed{{{answer}}}."
         chat = [{"role": "user", "content": problem}, {"role": "assistant", "content": trace}]
+        cases = [{"input": "", "output": answer}]
         layouts = {
             "open-r1/OpenR1-Math-220k": {
-                "problem": problem,
-                "answer": answer,
-                "generations": ["<think>\nWRONG", trace],
-                "question_type": "math-word-problem",
-                "correctness_math_verify": [False, True],
+                "problem": problem, "answer": answer, "generations": ["<think>\nWRONG", trace],
+                "question_type": "math-word-problem", "correctness_math_verify": [False, True],
                 "is_reasoning_complete": [True, True],
             },
             "open-r1/Mixture-of-Thoughts": {"messages": chat},
             "open-r1/DAPO-Math-17k-Processed": {"prompt": problem, "solution": answer},
             "unsloth/OpenMathReasoning-mini": {
-                "problem": problem,
-                "expected_answer": answer,
-                "generated_solution": trace,
+                "problem": problem, "expected_answer": answer, "generated_solution": trace,
                 "pass_rate_72b_tir": "0.5",
             },
             "DigitalLearningGmbH/MATH-lighteval": {"problem": problem, "solution": trace},
             "open-r1/verifiable-coding-problems-python": {
                 "problem_statement": problem,
-                "verification_info": json.dumps(
-                    {"language": "python", "test_cases": [{"input": "", "output": answer}]}
-                ),
+                "verification_info": json.dumps({"language": "python", "test_cases": cases}),
             },
             "zwhe99/DeepMath-103K": {"question": problem, "final_answer": answer},
             "RabotniKuma/Fast-Math-R1-SFT": {"problem": problem, "answer": answer, "generation": trace},
-        }
+        }  # fmt: skip
         yield layouts.get(hub, {"problem": problem, "answer": answer})
 
 

@@ -237,14 +237,6 @@ def test_every_reward_keeps_its_public_name_and_can_be_pickled():
         assert pickle.loads(pickle.dumps(f)).__name__ == f.__name__
 
 
-@pytest.mark.slow  # it imports TRL's trainers
-def test_trl_logs_a_reward_under_its_functions_name():
-    from trl.trainer.utils import get_callable_name
-
-    for f in get_reward_funcs(list(REWARDS), Prompt()):
-        assert get_callable_name(f) == f.__name__
-
-
 def test_a_profiles_defaults_are_those_of_the_functions():
     for name, row in REWARDS.items():
         parameters = inspect.signature(row.function).parameters

@@ -143,11 +143,6 @@ def problem(i: int, what: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def write(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
 FOLDER = "FOLDER"  # stands in values for the folder of the files
 COLUMNS = {"solution": "generations"} | {name: name for name in ("correct", "complete", "kind", "pass_rate")}
 BASE = {
@@ -182,10 +177,11 @@ def folder(tmp_path_factory) -> Path:
     rows["other"] = [problem(i, "pears") for i in range(100, 120)]
     (folder / "test.csv").write_text("id,problem\na,What is 1 + 1?\n")
     for name, table in rows.items():
-        write(folder / f"{name}.jsonl", table)
+        storage.write_lines(folder / f"{name}.jsonl", table)
         for i, (split, subset) in enumerate((("train", "one"), ("test", "two"))):
-            write(folder / f"{name}-split/{split}.jsonl", table[i::2])
-            write(folder / f"{name}-subset/{subset}/train.jsonl", table[i::2])
+            for path in (f"{name}-split/{split}.jsonl", f"{name}-subset/{subset}/train.jsonl"):
+                (folder / path).parent.mkdir(parents=True, exist_ok=True)
+                storage.write_lines(folder / path, table[i::2])
         (folder / f"{name}-corrupt.jsonl").write_text((folder / f"{name}.jsonl").read_text() + "{")
     return folder
 

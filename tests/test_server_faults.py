@@ -3,9 +3,9 @@
 import json
 from contextlib import ExitStack
 
-import model_server
 import pytest
 from conftest import TINY
+from model_server import standing
 
 from aimo.errors import AimoError
 from aimo.inference import server
@@ -32,62 +32,37 @@ BAD = {
     "a page": "<html><body>Bad gateway</body></html>",
     "nothing": "",
     "broken JSON": "data: {]\n\n",
-    "HTTP 500": (500, {}, "oops"),
-    "HTTP 503": (503, {"Retry-After": "0"}, "busy"),
-    "HTTP 429": (429, {"Retry-After": "0"}, "slow down"),
+    "HTTP 500": ("oops", 500, {}),
+    "HTTP 503": ("busy", 503, {"Retry-After": "0"}),
+    "HTTP 429": ("slow down", 429, {"Retry-After": "0"}),
     "a cut connection": None,
 }
 
 
-class Stand:
-    """A server that sends its replies in order, the last one again and again."""
-
-    def __init__(self):
-        self.replies, self.requests, self.keys = [WHOLE], [], []
-
-    def handler(self):
-        stand = self
-
-        class Model(model_server.Handler):
-            def do_GET(self):
-                stand.keys.append(self.headers["Authorization"])
-                self.reply(json.dumps({"data": [{"id": "m", "max_model_len": 1000}]}))
-
-            def do_POST(self):
-                stand.keys.append(self.headers["Authorization"])
-                stand.requests.append(self.asked())
-                reply = stand.replies.pop(0) if len(stand.replies) > 1 else stand.replies[0]
-                if isinstance(reply, str):
-                    self.reply(reply)
-                elif reply is not None:
-                    status, headers, text = reply
-                    self.send_response(status)
-                    for name, value in {"Content-Length": str(len(text)), **headers}.items():
-                        self.send_header(name, value)
-                    self.end_headers()
-                    self.wfile.write(text.encode())
-
-        return Model
-
-
 @pytest.fixture(scope="module")
 def stands():
-    """Two servers with their addresses, and a client of the first and of both."""
+    """Two servers that send their replies in order, the last one again; a client of the first and of both."""
+
+    def next_reply(of):
+        return lambda body, n: of.replies.pop(0) if len(of.replies) > 1 else of.replies[0]
+
     with ExitStack() as started:
-        both = [Stand(), Stand()]
-        urls = [started.enter_context(model_server.on_loopback(one.handler())) for one in both]
-        yield both, urls, [started.enter_context(Server(urls[:count], TINY)) for count in (1, 2)]
+        both = [started.enter_context(standing(None)) for _ in range(2)]
+        for one in both:
+            one.behave = next_reply(one)
+        urls = [one.url for one in both]
+        yield both, [started.enter_context(Server(urls[:count], TINY)) for count in (1, 2)]
 
 
 @pytest.fixture
 def serving(stands, monkeypatch):
     """Let servers give these replies. Returns a client of them, and the first server."""
     monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
-    both, _, clients = stands
+    both, clients = stands
 
     def start(*replies):
         for stand, own in zip(both, replies, strict=False):
-            stand.replies, stand.requests, stand.keys = own, [], []
+            stand.replies, stand.bodies, stand.keys = own, [], []
         return clients[len(replies) - 1], both[0]
 
     return start
@@ -101,11 +76,11 @@ def sample(client):
 def test_a_reply_that_is_no_stream_is_asked_for_again_and_a_server_of_such_told_in_one_line(serving, fault):
     client, stand = serving([BAD[fault], WHOLE])
     found = sample(client)
-    assert (found.text, found.token_ids, found.finished) == ("42", [1, 2], True) and len(stand.requests) == 2
+    assert (found.text, found.token_ids, found.finished) == ("42", [1, 2], True) and len(stand.bodies) == 2
     client, stand = serving([BAD[fault]])
     with pytest.raises(AimoError, match=r"server http://127.*look at the servers' logs") as e:
         sample(client)
-    assert "\n" not in str(e.value) and 2 <= len(stand.requests) <= server.TRIES * (server.RETRIES + 1)
+    assert "\n" not in str(e.value) and 2 <= len(stand.bodies) <= server.TRIES * (server.RETRIES + 1)
 
 
 def test_of_two_servers_the_one_in_health_answers_and_null_texts_are_empty(serving):
@@ -115,15 +90,15 @@ def test_of_two_servers_the_one_in_health_answers_and_null_texts_are_empty(servi
 
 
 def test_a_request_that_is_refused_is_not_repeated(serving):
-    client, stand = serving([(400, JSON, '{"error": {"message": "too long"}}')])
+    client, stand = serving([('{"error": {"message": "too long"}}', 400, JSON)])
     with pytest.raises(AimoError, match="too long"):
         sample(client)
-    assert len(stand.requests) == 1
+    assert len(stand.bodies) == 1
 
 
 def test_the_key_of_the_environment_is_sent_without_its_line_break(serving, stands, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", " sk-key\n")
     _, stand = serving([WHOLE])
-    with Server(stands[1][:1], TINY) as client:
+    with Server([stand.url], TINY) as client:
         sample(client)
     assert stand.keys == ["Bearer sk-key"] * 2

@@ -68,7 +68,6 @@ class ModelServer:
 
         self.http = model_server.Server(("127.0.0.1", port), Handler)
         self.http.daemon_threads, self.http.block_on_close = True, False
-        self.http.handle_error = lambda *_: None  # a client that leaves is no news
         self.url = f"http://127.0.0.1:{self.http.server_port}"
         threading.Thread(target=self.http.serve_forever, daemon=True).start()
 

@@ -1,4 +1,4 @@
-"""The private names of other libraries that two modules use (`make lint`: no other one) do what they should."""
+"""The private names of other libraries do what they should; two modules alone use them (`make lint`)."""
 
 import ast
 import re

@@ -61,24 +61,22 @@ def G02(case, request):
     """In place of a stream, and in place of a chat completion, both counted as faults and asked for again."""
     import test_distil
     import test_server_faults
-    from aiohttp import web
     from conftest import TINY
-    from model_server import on_loopback
+    from model_server import standing
 
     from aimo.inference.server import Server
 
     body = case["input"].split(" in place")[0]
-    stand = test_server_faults.Stand()
-    stand.replies = [body, test_server_faults.WHOLE]
-    with on_loopback(stand.handler()) as url, Server([url], TINY) as client:
-        assert test_server_faults.sample(client).text == "42" and len(stand.requests) == 2
+    replies = [body, test_server_faults.WHOLE]
+    with standing(lambda _, n: replies[n]) as stand, Server([stand.url], TINY) as client:
+        assert test_server_faults.sample(client).text == "42" and len(stand.bodies) == 2
     problems = request.getfixturevalue("tmp_path") / "problems.jsonl"
     problems.write_text('{"problem": "1 + 1?", "answer": "2"}\n')
     asked = []
 
     def answer(sent, number):
         asked.append(number)
-        return test_distil.reply() if len(asked) > 1 else web.Response(text=body)
+        return test_distil.reply() if len(asked) > 1 else body
 
     with test_distil.serving(answer) as server:
         tally, rows = test_distil.sampled(problems, server, retries=1)
