@@ -15,6 +15,7 @@ from aimo.inference.settings import Settings, resolve_settings
 from aimo.inference.solver import solve_problem
 from aimo.inference.vllm_process import ONE_PROCESS, check_arguments, engine_arguments
 from aimo.inference.voting import EXACT
+from aimo.train import served
 
 QUESTIONS = [p.problem for p in builtin.generate(6, "heldout", 5)]
 GREEDY = Settings(temperature=0, max_tokens=48)
@@ -71,7 +72,6 @@ def test_an_adapter_on_its_base_computes_what_was_trained_and_what_the_merged_mo
     from aimo import config
     from aimo.evaluation.served import EXACT, check_engine
     from aimo.run.runs import Run
-    from aimo.train import served
 
     torch.manual_seed(0)
     model = get_peft_model(

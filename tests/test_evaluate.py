@@ -30,6 +30,7 @@ from aimo.inference.model_folder import fingerprint, identity, is_same_model
 from aimo.inference.server import Server
 from aimo.inference.settings import Prompt, resolve_settings
 from aimo.run import runs
+from aimo.train import dpo
 
 QUESTIONS = [
     Question("a", "What is 2 + 2?", "4", "sums", "1"),
@@ -510,8 +511,6 @@ def test_held_out_problems_may_have_any_answer_and_a_public_model_its_own_format
 
 
 def test_pass_rates_and_pairs_are_of_any_answer(public_model, a_run, monkeypatch):
-    from aimo.train import dpo
-
     for module in (scores, dpo):
         monkeypatch.setattr(module, "Engine", lambda *_, **__: Model(public_model, SAMPLED))
     run = a_run("grpo", "grpo.pass_rate=[0.2, 0.8]", "grpo.pass_rate_samples=2")

@@ -14,8 +14,10 @@ import pytest
 from conftest import TINY
 
 from aimo import config
+from aimo.inference import voting
 from aimo.inference.storage import read_json
 from aimo.run import runs
+from aimo.train import compat, grpo, models
 
 G = 4  # completions of a group
 LOOP = "So we try again, and it is 12, which is not what we want; hence we go back. " * 200
@@ -27,8 +29,6 @@ grpo.max_resample=null grpo.probe_steps=null grpo.rewards={{"accuracy":1.0}}
 
 @pytest.fixture(scope="module")
 def loaded():
-    from aimo.train import models
-
     profile = config.load("tiny", KEYS.split())
     return models.load_model(TINY, profile), models.load_tokenizer(TINY, profile)
 
@@ -38,8 +38,6 @@ def step(loaded, tmp_path, monkeypatch):
     """Makes one step's batch, and its loss with the gradient of every token's log-probability."""
     import torch
     from trl import GRPOTrainer
-
-    from aimo.train import grpo
 
     model, tokenizer = loaded
     monkeypatch.setattr(grpo, "fit", lambda trainer, *_: trainer)
@@ -156,8 +154,6 @@ def test_degenerate_completions_are_counted_masked_or_penalised(step, found):
 def test_a_prompt_computed_once_for_its_group_gives_the_same_loss_and_gradient(
     step, monkeypatch, loss, at_once
 ):
-    from aimo.train import compat, grpo
-
     def made():
         return step(replies(5, 17, 9, 4, 36, 8, 5, 3), SCORES, f"grpo.loss_type={loss}")
 
@@ -189,7 +185,6 @@ def test_memory_that_a_step_has_freed_in_pieces_goes_back_to_the_system(loaded):
 
 
 def test_what_is_degenerate_is_what_the_solver_ends():
-    from aimo.inference import voting
     from aimo.train.grpo import is_degenerate
 
     counting = "".join(f"We check n = {i}: it is not a solution, so we go on. " for i in range(800))

@@ -20,9 +20,12 @@ import pytest
 from conftest import AIMO, SMALL, TINY, aimo, here, left_of, refused, settings, wait_for
 
 from aimo import config
+from aimo.data import prepare
 from aimo.errors import AimoError, EngineError, StageError
+from aimo.inference import vllm_process
 from aimo.inference.storage import read_lines
 from aimo.run import runs
+from aimo.train import models
 
 STEPS = 10
 FEW = """
@@ -40,8 +43,6 @@ OPD += "max_completion_length: 16, probe_steps: 2}"
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     """What the data stage leaves; each run has a copy."""
-    from aimo.data import prepare
-    from aimo.train import models
 
     p = config.load("tiny", QUICK)
     run = runs.Run(p, tmp_path_factory.mktemp("data"), "data", time.time())
@@ -277,9 +278,6 @@ def test_probes_by_the_vllm_that_samples_say_what_transformers_says(prepared, tm
     the base in bfloat16; what was trained is sure of itself."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from aimo.data import prepare
-    from aimo.train import models
 
     overrides = [*QUICK, *WITH_VLLM.split(), "grpo.probe_steps=1", "grpo.max_completion_length=60"]
     overrides.append("grpo.max_steps=2")
@@ -566,7 +564,6 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 
 
 def test_a_server_is_waited_for_and_ended_and_one_that_ends_early_is_told(tmp_path):
-    from aimo.inference import vllm_process
     from aimo.train import launch
 
     port, log = vllm_process.free_port("127.0.0.1", 0), tmp_path / "vllm.log"

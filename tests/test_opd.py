@@ -13,6 +13,7 @@ from aimo import config, pipeline
 from aimo.errors import AimoError
 from aimo.inference import startup
 from aimo.run import runs
+from aimo.train import models, opd
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
@@ -204,7 +205,6 @@ def train_student(folder, teacher, **more):
     from transformers import AutoModelForCausalLM
 
     from aimo.evaluation.served import encode
-    from aimo.train import models, opd
 
     section = {"teacher": str(teacher), "learning_rate": 1e-3, "batch_size": 8, "max_steps": 12} | more
     section |= {"save_steps": 6, "max_prompt_length": 128, "max_completion_length": 24}
@@ -250,8 +250,6 @@ def test_a_student_comes_nearer_to_its_teacher_and_resumes_with_equal_losses(tmp
 
 @pytest.mark.train
 def test_a_teachers_server_that_ends_in_training_is_told_in_one_line(tmp_path, monkeypatch):
-    from aimo.train import opd
-
     monkeypatch.setattr(opd, "check_teacher_server", lambda *_: None)
     told = r"opd.teacher: http.* did not grade step 1: .*run the same command"
     with teacher_server(rows=None) as server, pytest.raises(AimoError, match=told):

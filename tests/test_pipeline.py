@@ -14,10 +14,10 @@ import polars as pl
 import pytest
 from conftest import ROOT, SMALL, here, refused, settings
 
-from aimo import config
+from aimo import config, pipeline
 from aimo.errors import AimoError
 from aimo.inference.storage import read_lines
-from aimo.run import runs
+from aimo.run import progress, runs
 from aimo.run.runs import figures, read_metrics
 
 RUN = ["run", "--profile", "tiny", *settings(SMALL)]
@@ -174,8 +174,6 @@ def refused_notebook(stem: str, folder: Path, **parameters: object) -> str:
 
 @pytest.mark.parametrize("name", ["it's.csv", 'a "b" $HOME #1: [x].csv', "试验😀.csv", "a\\b.csv"])
 def test_a_test_file_may_have_any_name(tmp_path, name):
-    from aimo import pipeline
-
     with pytest.raises(AimoError) as e:
         pipeline.run_profile("tiny", str(tmp_path / "run"), test=str(tmp_path / name))
     assert str(tmp_path / name) in str(e.value), "the file is looked for under its own name"
@@ -244,8 +242,6 @@ def test_a_broken_record_is_told_in_one_line(tmp_path, text):
 
 
 def test_a_slow_first_step_says_what_it_does_now(tmp_path, monkeypatch, capfd):
-    from aimo.run import progress
-
     monkeypatch.setattr(progress, "PLAIN_S", 0)
     profile = config.load("tiny")
     with progress.Display(tmp_path, profile) as display:

@@ -15,6 +15,7 @@ from aimo.inference.model_folder import read_tokenizer
 from aimo.inference.settings import validate_settings
 from aimo.inference.vllm_process import tokenizer_argument
 
+EASY = "What area of a 7 by 12 wall is not covered by a 4 by 3 door?"
 PUBLIC = {
     name: profile
     for name in sorted(path.stem for path in config.PROFILES.glob("*.yaml"))

@@ -13,10 +13,12 @@ import pytest
 import yaml
 from conftest import TINY
 
-from aimo import config
+from aimo import config, rewards
+from aimo.data import prepare
 from aimo.inference.storage import write_lines
 from aimo.inference.yaml_files import Loader
 from aimo.run import runs
+from aimo.train import launch, models, trainers
 
 RECIPES = sorted(
     path.stem
@@ -127,8 +129,6 @@ def test_on_24_gb_a_step_has_as_many_tokens_and_completions_as_on_80():
     "path", [DOCS, *(config.PROFILES / f"{name}.yaml" for name in RECIPES)], ids=lambda path: path.stem
 )
 def test_every_documented_command_is_accepted(path):
-    from aimo.train import launch
-
     for words in commands_of(path):
         given = {word: words[i + 1] for i, word in enumerate(words[:-1]) if word.startswith("--")}
         overrides = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
@@ -186,14 +186,9 @@ def test_each_difference_from_the_source_stands_in_the_docs_and_nothing_else_doe
 @pytest.mark.train
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_scaled_down_trains_its_stages_into_a_model(tmp_path, name, one_thread):
-    from aimo.train import models
-
     models.import_unsloth()
 
-    from aimo import rewards
-    from aimo.data import prepare
     from aimo.inference.judge import is_well_formed
-    from aimo.train import trainers
 
     p = scaled(name, tmp_path)
     tokenizer = models.load_tokenizer(TINY, p)

@@ -10,6 +10,7 @@ from aimo import config
 from aimo.config import Reject
 from aimo.data import distil, prepare, sources
 from aimo.errors import AimoError
+from aimo.report import pages
 
 
 def rows(*samples):
@@ -134,8 +135,6 @@ def test_the_source_distil_is_what_the_stage_has_kept(tmp_path):
 @pytest.mark.slow
 def test_the_page_of_a_distillation_works_in_a_browser(tmp_path):
     from test_pages import check
-
-    from aimo.report import pages
 
     texts = ["so $1 + 1 = 2$ and \\boxed{2}", "\\boxed{2}", "\\boxed{3}"]
     asked = ((f"{i} $+ 1$?", "2", text, None) for i in range(3) for text in texts)

@@ -30,10 +30,13 @@ from conftest import TINY
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from aimo import config
+from aimo.data import distil, prepare
 from aimo.errors import AimoError
-from aimo.inference import storage
+from aimo.evaluation import submission
+from aimo.inference import competitions, gateway, proofs, storage, tool_calls, vllm_process, voting
 from aimo.rewards import REWARDS
 from aimo.run import runs
+from aimo.train import arguments, dpo, models, served, teacher
 
 # Other values of a key, tried in this order; a key that takes none of them needs a value in its case.
 CANDIDATES = [True, False, 3, 2, 0.5, 0.25, -0.75, [0.2, 0.8], [0, 40]]
@@ -219,7 +222,7 @@ LOADED: dict[tuple[str, int, str], Any] = {}  # most profiles of the walk have m
 
 def rows(profile: config.Profile, folder: Path) -> Any:
     """The rows that notebook 01 writes."""
-    from aimo.data import prepare, sources
+    from aimo.data import sources
 
     def load_once(source, seed, where, rules=None, load=sources.load_source):
         known = repr(source), seed, where, repr(rules)
@@ -243,7 +246,7 @@ def downloads(profile: config.Profile, folder: Path) -> Any:
 
 def distilled(profile: config.Profile, folder: Path) -> Any:
     """What the servers of a teacher are asked, what it costs, and what is kept."""
-    from aimo.data import distil, model_servers, sources
+    from aimo.data import model_servers, sources
 
     given, asked = [], []
 
@@ -276,7 +279,6 @@ def distilled(profile: config.Profile, folder: Path) -> Any:
 
 def chat(profile: config.Profile, folder: Path) -> Any:
     """A prompt as the model reads it, and the rows."""
-    from aimo.train import models
 
     own = models.load_tokenizer(TINY, profile)
     asked = own.apply_chat_template([{"role": "user", "content": "1 + 1?"}], add_generation_prompt=True)
@@ -287,8 +289,6 @@ def arguments_of(stage: str) -> Callable[[config.Profile, Path], Any]:
     """TRL's configuration of a stage."""
 
     def observe(profile: config.Profile, folder: Path) -> Any:
-        from aimo.train import arguments
-
         return arguments.stage_arguments(runs.Run(profile, folder, stage, 0.0)).to_dict()
 
     return observe
@@ -351,8 +351,6 @@ def loading(profile: config.Profile, folder: Path) -> Any:
     """What Unsloth or Transformers is told to load where there is a GPU; the call does not get there."""
     import peft  # noqa: F401 (before there seems to be a GPU)
 
-    from aimo.train import models
-
     unsloth = types.ModuleType("unsloth")
     unsloth.FastLanguageModel = types.SimpleNamespace(from_pretrained=capture)  # type: ignore[attr-defined]
     with pytest.MonkeyPatch.context() as patch:
@@ -371,7 +369,6 @@ def processes(profile: config.Profile, folder: Path) -> Any:
 
 def adapters(profile: config.Profile, folder: Path) -> Any:
     """The adapters of a loaded model."""
-    from aimo.train import models
 
     return vars(models.load_model(TINY, profile).peft_config["default"])
 
@@ -388,8 +385,6 @@ def trained(stage: str) -> Callable[[config.Profile, Path], Any]:
     """What a training of two steps leaves: the order of its losses and evaluations, and the samples kept."""
 
     def observe(profile: config.Profile, folder: Path) -> Any:
-        from aimo.train import models
-
         made = rows(profile, folder)
         reply = [{"role": "assistant", "content": "<SOLUTION>1</SOLUTION>"}]
         pairs = [{**row, "chosen": reply, "rejected": reply[:1]} for row in made["grpo"]]
@@ -413,7 +408,6 @@ SFT_RUN, GRPO_RUN, DPO_RUN, OPD_RUN = map(trained, ("sft", "grpo", "dpo", "opd")
 
 def taught(profile: config.Profile, folder: Path) -> Any:
     """Whether the teacher may grade the tiny base."""
-    from aimo.train import teacher
 
     try:
         return teacher.check_early(profile, folder)
@@ -445,8 +439,6 @@ def served_model(profile: config.Profile, folder: Path) -> Any:
     """Whether a saved model whose log-probabilities differ stops the stage."""
     import torch
 
-    from aimo.train import served
-
     with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
         run = runs.Run(profile, Path(name), "sft", 0.0)
         talk = {"prompt": [], "reply": "1", "ids": [1], "log_probs": [-1.0]}
@@ -463,7 +455,7 @@ def served_model(profile: config.Profile, folder: Path) -> Any:
 
 def tool_use(profile: config.Profile, folder: Path) -> Any:
     """What GRPO's trainer takes besides, so that completions run Python."""
-    from aimo.train import models, tool_use
+    from aimo.train import tool_use
 
     tools = TINY.with_name("tiny-tools")
     made = types.SimpleNamespace(name_or_path=str(tools)), types.SimpleNamespace(eos_token_id=0)
@@ -474,7 +466,6 @@ def tool_use(profile: config.Profile, folder: Path) -> Any:
 
 def pushed(profile: config.Profile, folder: Path) -> Any:
     """Where a finished model goes: what the hub's client is asked, what is said without Kaggle's token."""
-    from aimo.train import models
 
     calls = []
 
@@ -533,7 +524,6 @@ def server() -> Any:
 
 def asked(profile: config.Profile, folder: Path) -> Any:
     """What a model server is asked for one question, and what the solver makes of its replies."""
-    from aimo.inference import competitions, gateway, voting
     from aimo.inference.engine import Supervisor
     from aimo.inference.server import Server
 
@@ -558,7 +548,6 @@ def proved(profile: config.Profile, folder: Path) -> Any:
     """What each role of a proof is asked and for how many tokens, and how long it may take."""
     from scripted import Scripted
 
-    from aimo.inference import proofs
     from aimo.inference.answer_kinds import Proof
 
     asked = []
@@ -587,7 +576,6 @@ def proved(profile: config.Profile, folder: Path) -> Any:
 
 def questions(profile: config.Profile, folder: Path) -> Any:
     """The questions that notebook 04 answers."""
-    from aimo.evaluation import submission
 
     with tempfile.TemporaryDirectory() as name:
         return submission.test_file(runs.Run(profile, Path(name), "inference", 0.0)).read_text()
@@ -595,7 +583,7 @@ def questions(profile: config.Profile, folder: Path) -> Any:
 
 def vllm(profile: config.Profile, folder: Path) -> Any:
     """What vLLM is given: the engine's arguments and a stream's parameters."""
-    from aimo.inference import engine, tool_calls, vllm_process
+    from aimo.inference import engine
 
     settings = profile.solver_settings(TINY)
     parser = tool_calls.find_tool_parser(settings.tool_parser, tokenizer())
@@ -616,7 +604,6 @@ def sampled(profile: config.Profile, folder: Path) -> Any:
 
 def paired(profile: config.Profile, folder: Path) -> Any:
     """How many completions are sampled for DPO."""
-    from aimo.train import dpo
 
     with tempfile.TemporaryDirectory() as name:
         with suppress(AimoError):  # no pairs

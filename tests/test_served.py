@@ -7,6 +7,7 @@ from aimo import config
 from aimo.errors import AimoError
 from aimo.evaluation.served import compare
 from aimo.run import runs
+from aimo.train import models
 
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
@@ -14,7 +15,7 @@ def stage(request, tmp_path_factory):
     """A stage as training leaves it, its tokenizer, and a function that trains another adapter there."""
     import torch
 
-    from aimo.train import models, served
+    from aimo.train import served
 
     settings = [f"model.dtype={request.param}", "model.backend=transformers", "inference.max_tokens=8"]
     run = runs.Run(config.load("tiny", settings), tmp_path_factory.mktemp("run"), "sft", 0.0)
@@ -75,7 +76,7 @@ def no_adapter(folder, train):
     ],
 )
 def test_what_is_served_is_what_was_trained_or_the_stage_stops_with_the_reason(stage, change, told):
-    from aimo.train import models, served
+    from aimo.train import served
 
     run, tokenizer, train = stage
     folder = run.folder / "model"

@@ -10,8 +10,10 @@ from conftest import ROOT
 
 from aimo import config
 from aimo.errors import AimoError
+from aimo.inference import sandbox
 from aimo.inference.storage import read_lines
 from aimo.run import runs
+from aimo.train import grpo, models, tool_use
 
 TOOLS = ROOT / "data" / "tiny-tools"
 CALL = '<tool_call>\n{"name": "python", "arguments": {"code": "x = 6 * 7\\nx"}}\n</tool_call>'
@@ -68,7 +70,6 @@ class TestBeforeTraining:
     @pytest.fixture
     def given(self, tokenizer):
         """What GRPO's trainer takes for a profile, and its configuration."""
-        from aimo.train import tool_use
 
         def given(*overrides, **grpo):
             eos, args = SimpleNamespace(eos_token_id=0), SimpleNamespace()
@@ -86,8 +87,6 @@ class TestBeforeTraining:
         assert "\n" not in str(e.value)
 
     def test_a_machine_that_confines_nothing_is_refused(self, given, monkeypatch):
-        from aimo.inference import sandbox
-
         monkeypatch.setattr(sys, "executable", "/there/is/no/python")
         sandbox._server.close()
         for cached in sandbox.check_limits, sandbox.has_sandbox:
@@ -139,7 +138,6 @@ class TestBeforeTraining:
 @pytest.mark.train
 def test_programs_run_and_what_they_print_has_no_part_in_the_gradient(tmp_path, monkeypatch):
     """Two runs of two steps: in each the gradient of every token's log-probability, and equal figures."""
-    from aimo.train import grpo, models
 
     stream = runpy.run_path(str(TOOLS / "problems.py"))["stream_programmed"]
     drawn = islice(stream("train", 1), 16)

@@ -11,9 +11,11 @@ import pytest
 from conftest import TINY, here, settings
 
 from aimo import config
+from aimo.data import prepare
 from aimo.errors import AimoError
 from aimo.inference.storage import read_lines
 from aimo.run import runs
+from aimo.train import callbacks, compat, dpo, grpo, models, trainers
 
 trains = pytest.mark.train
 SHORT = ["grpo.max_steps=1", "grpo.probe_steps=null", "grpo.max_completion_length=16"]
@@ -42,14 +44,10 @@ def names(folder):
 
 
 def keep_until(folder, name):
-    from aimo.train import callbacks
-
     callbacks.keep_until(folder, name)
 
 
 def last_checkpoint(folder):
-    from aimo.train import callbacks
-
     return callbacks.last_checkpoint(folder)
 
 
@@ -88,8 +86,6 @@ def test_the_best_model_probed_stays_when_it_was_probed_before_the_named_checkpo
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "[" * 5000])
 def test_a_file_of_a_stage_that_was_cut_off_is_one_line(tmp_path, text):
-    from aimo.train import dpo
-
     checkpoint(tmp_path, 50)
     (tmp_path / "best").mkdir()
     (tmp_path / "best/probe.json").write_text(text)
@@ -163,8 +159,6 @@ def small(*overrides):
 @pytest.fixture(scope="module")
 def sets(one_thread):
     """The tiny profile's data, few of them."""
-    from aimo.data import prepare
-    from aimo.train import models
 
     p = small()
     prepared = prepare.clean_sets(prepare.load_sets(p), p, models.load_tokenizer(TINY, p))
@@ -172,14 +166,11 @@ def sets(one_thread):
 
 
 def loaded(p, start=TINY):
-    from aimo.train import models
-
     return models.load_model(start, p), models.load_tokenizer(start, p)
 
 
 def train(p, sets, folder, stage="sft", start=TINY):
     """A stage of the run in `folder`, as its notebook does it: its log, the model and the tokenizer."""
-    from aimo.train import models
 
     folder.mkdir(exist_ok=True)
     model, tokenizer = loaded(p, start)
@@ -190,7 +181,7 @@ def train(p, sets, folder, stage="sft", start=TINY):
 
 def built(p, rows, folder, stage):
     """A stage's trainer as it is before its first step, its model and tokenizer."""
-    from aimo.train import grpo, sft
+    from aimo.train import sft
 
     with pytest.MonkeyPatch.context() as m:
         for module in (grpo, sft):
@@ -203,14 +194,10 @@ def losses(log):
 
 
 def summary(log):
-    from aimo.train import trainers
-
     return trainers.summary(log)
 
 
 def complete(*arguments):
-    from aimo.train import models
-
     return models.complete(*arguments)
 
 
@@ -226,7 +213,6 @@ def plain_model(folder, adapter=None):
 @pytest.fixture(scope="module")
 def sft(sets, tmp_path_factory):
     """A small SFT with an evaluation, TensorBoard and a saved model; its folder is read only."""
-    from aimo.train import models
 
     run = tmp_path_factory.mktemp("run")
     p = small("sft.learning_rate=0.01", "sft.eval_steps=3", "training.log_to=tensorboard")
@@ -292,8 +278,6 @@ def test_weights_cut_off_in_a_checkpoint_make_it_incomplete(sft, tmp_path, capsy
 def test_a_run_killed_at_any_step_ends_with_the_losses_of_an_uninterrupted_one(
     tmp_path, sets, monkeypatch, stage, steps, rows
 ):
-    from aimo.train import callbacks
-
     # With dynamic sampling, which draws further prompts.
     rate, sampling = "grpo.learning_rate=0.001", ["grpo.probe_steps=null", "grpo.max_resample=2"]
     p, few = small(f"{stage}.max_steps={steps}", rate, *sampling), sets | {stage: sets[stage][:rows]}
@@ -324,8 +308,6 @@ def test_a_run_killed_at_any_step_ends_with_the_losses_of_an_uninterrupted_one(
 def test_a_stage_that_was_trained_to_its_end_is_saved_as_it_was_and_not_trained_on(
     tmp_path, sets, monkeypatch, stage, last
 ):
-    from aimo.train import callbacks
-
     p, folder, kept = (
         small("grpo.learning_rate=0.01", "grpo.max_steps=2"),
         tmp_path / stage,
@@ -348,7 +330,7 @@ def test_a_stage_that_was_trained_to_its_end_is_saved_as_it_was_and_not_trained_
 def test_a_model_that_an_interrupted_training_changed_is_not_trained_on_from_there(
     tmp_path, sets, monkeypatch
 ):
-    from aimo.train import callbacks, sft
+    from aimo.train import sft
 
     p = small("sft.save_steps=4")
     run = runs.Run(p, tmp_path, "sft", time.time())
@@ -483,8 +465,6 @@ def test_vllm_gets_to_the_bit_what_trl_would_send_and_frozen_weights_once(monkey
     from transformers import AutoModelForCausalLM
     from trl.generation.vllm_generation import VLLMGeneration
 
-    from aimo.train import compat
-
     torch.manual_seed(0)
     adapters = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.bfloat16), adapters)
@@ -533,8 +513,6 @@ def row(text, question="What is 12 + 1?"):
 
 
 def tokenizer_of(*overrides):
-    from aimo.train import models
-
     return models.load_tokenizer(TINY, config.load("tiny", list(overrides)))
 
 
@@ -642,8 +620,6 @@ def test_packed_rows_are_pushed_as_parquet(run_dir, hub):
 
 @trains
 def test_training_takes_the_rows_that_were_packed_and_packs_the_same_ones(run_dir):
-    from aimo.data import prepare
-
     def dataset(folder):
         rows = prepare.read_set(folder / "data", "sft")
         return built(config.load("tiny", LONG), rows, folder, "sft")[0].train_dataset
@@ -671,7 +647,6 @@ def sft_dataset(p, rows, folder):
 
 def tokens_of(rows, p):
     """Each row's token ids and labels, by the tokenizer alone."""
-    from aimo.train import models
     from aimo.train.sft import tokenize
 
     return [

@@ -7,6 +7,8 @@ from importlib.metadata import version
 import pytest
 from conftest import ROOT, TINY
 
+from aimo.train import compat, live
+
 PACKAGE = ROOT / "src" / "aimo"
 COMPAT = {  # modules that may, and the packages whose versions their heading names
     PACKAGE / "train" / "compat.py": ("trl", "transformers"),
@@ -24,8 +26,6 @@ def test_the_heading_names_the_versions_that_are_installed(path):
 @pytest.mark.parametrize("at_once", [1 << 23, 22], ids=["whole", "in parts"])
 def test_the_plain_loss_is_cross_entropy_with_its_gradient(at_once, monkeypatch):
     import torch
-
-    from aimo.train import compat
 
     monkeypatch.setattr(compat, "LOGITS", at_once)
     outputs = "entropy", "log_sum_sq_probs", "mean_logits", "is_top1"
@@ -51,8 +51,6 @@ def test_the_plain_loss_is_cross_entropy_with_its_gradient(at_once, monkeypatch)
 def test_completions_are_counted_while_they_end_and_stay_what_they_are(monkeypatch):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from aimo.train import live
 
     monkeypatch.setattr(live, "COUNT_S", 0.0)
     told = []

@@ -6,6 +6,7 @@ from conftest import TINY
 from aimo import config
 from aimo.errors import AimoError
 from aimo.run import runs
+from aimo.train import models, served, sft
 
 BEGIN = "<start_working_out>"  # the prompt ends with it
 REPLIES = [
@@ -22,8 +23,6 @@ ROWS = [
 
 @pytest.fixture(scope="module")
 def base():
-    from aimo.train import models
-
     profile = config.load("tiny", ["model.backend=transformers"])
     return models.load_model(TINY, profile), models.load_tokenizer(TINY, profile)
 
@@ -35,8 +34,6 @@ def run_with(folder, *settings):
 
 def test_the_least_likely_token_is_the_one_that_the_model_gives_the_least_log_probability(base, tmp_path):
     import torch
-
-    from aimo.train import sft
 
     model, tokenizer = base
     found = sft.worst_tokens(model, tokenizer, ROWS, run_with(tmp_path))
@@ -55,8 +52,6 @@ def test_the_least_likely_token_is_the_one_that_the_model_gives_the_least_log_pr
 def test_a_bound_drops_solutions_before_training_and_the_next_start_reads_no_model(
     base, tmp_path, monkeypatch, capsys
 ):
-    from aimo.train import served, sft
-
     model, tokenizer = base
     worst = [token["log_prob"] for token in sft.worst_tokens(model, tokenizer, ROWS, run_with(tmp_path))]
     monkeypatch.setattr(served, "log_probs", lambda *_: pytest.fail("the model reads the rows again"))
@@ -74,8 +69,6 @@ def test_a_bound_drops_solutions_before_training_and_the_next_start_reads_no_mod
 
 
 def test_other_rows_are_read_and_packing_without_the_model_is_refused(base, tmp_path):
-    from aimo.train import sft
-
     model, tokenizer = base
     run = run_with(tmp_path, "data.sft.min_logprob=-5", "sft.packing=true")
     assert len(sft.worst_tokens(model, tokenizer, ROWS, run)) == 3
