@@ -25,7 +25,8 @@ from aimo.errors import AimoError, EngineError, StageError
 from aimo.inference import vllm_process
 from aimo.inference.storage import read_lines
 from aimo.run import runs
-from aimo.train import models
+from aimo.train import launch, models
+from aimo.train.launch import Job, launch_job, strategy_of
 
 STEPS = 10
 FEW = """
@@ -61,7 +62,7 @@ def losses(folder: Path) -> dict[int, float]:
     return {record["step"]: record["loss"] for record in records if "loss" in record}
 
 
-def launch(stage: str, folder: Path, *arguments: str, overrides: list[str] = QUICK) -> list[str]:
+def asked(stage: str, folder: Path, *arguments: str, overrides: list[str] = QUICK) -> list[str]:
     return ["launch", stage, "--profile", "tiny", "--run-dir", str(folder), *arguments, *settings(overrides)]
 
 
@@ -87,7 +88,7 @@ def two(data, tmp_path_factory) -> SimpleNamespace:
     """SFT in two processes, each with half the batch: interrupted with Ctrl-C, then started again to its
     end."""
     folder = shutil.copytree(data, tmp_path_factory.mktemp("two") / "run/data").parent
-    command = launch("sft", folder, "--cpu", "2")
+    command = asked("sft", folder, "--cpu", "2")
     process = subprocess.Popen(
         [str(AIMO), *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -131,7 +132,7 @@ def test_only_the_main_process_prints_and_writes_and_rows_are_tokenized_once(two
 
 @pytest.mark.train
 def test_grpo_in_two_processes_splits_the_completions_and_is_kept_when_asked_again(two):
-    folder, arguments = two.folder, launch("grpo", two.folder, "--cpu", "2")
+    folder, arguments = two.folder, asked("grpo", two.folder, "--cpu", "2")
     done = aimo(*arguments)
     assert done.returncode == 0, done.stderr
     log = read_lines(folder / "grpo/log.jsonl")
@@ -149,7 +150,7 @@ def test_grpo_in_two_processes_splits_the_completions_and_is_kept_when_asked_aga
 @pytest.mark.train
 def test_opd_in_two_processes_trains_probes_and_leaves_the_model_that_was_trained(prepared):
     overrides = [*QUICK, "sft=null", "grpo=null", OPD]
-    done = aimo(*launch("opd", prepared, "--cpu", "2", overrides=overrides))
+    done = aimo(*asked("opd", prepared, "--cpu", "2", overrides=overrides))
     assert done.returncode == 0, done.stderr
     log = read_lines(prepared / "opd/log.jsonl")
     assert [r["step"] for r in log if "loss" in r] == [1, 2]
@@ -164,7 +165,7 @@ def test_what_a_process_refuses_is_told_in_its_own_line(prepared, tmp_path):
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter/adapter_config.json").write_text("{}")
     base = f"model.base={tmp_path / 'adapter'}"
-    done = aimo(*launch("sft", prepared, "--cpu", "2", overrides=[*QUICK, base]))
+    done = aimo(*asked("sft", prepared, "--cpu", "2", overrides=[*QUICK, base]))
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith(f"aimo: model.base: {tmp_path / 'adapter'} is an adapter")
     assert done.stderr.count("\n") == 1
@@ -175,7 +176,7 @@ def test_a_killed_launch_leaves_no_rank_and_the_folder_stays_locked_until_the_la
     prepared, tmp_path
 ):
     with (tmp_path / "out").open("w") as output:
-        command = [str(AIMO), *launch("sft", prepared, "--cpu", "2")]
+        command = [str(AIMO), *asked("sft", prepared, "--cpu", "2")]
         process = subprocess.Popen(command, stdout=output, stderr=output)
 
     def tree() -> list[psutil.Process]:  # aimo's guard, accelerate and two ranks
@@ -314,7 +315,7 @@ wait
 
 @pytest.mark.train
 def test_the_slurm_script_trains_on_two_nodes_what_one_process_trains(one, prepared, tmp_path):
-    done = here(*launch("sft", prepared, "--gpus", "1", "--nodes", "2", "--slurm"))
+    done = here(*asked("sft", prepared, "--gpus", "1", "--nodes", "2", "--slurm"))
     runs.unlock(prepared)
     script = prepared / "slurm/sft.slurm"
     assert done.stdout == f"sbatch {script}\n"
@@ -330,27 +331,19 @@ def test_the_slurm_script_trains_on_two_nodes_what_one_process_trains(one, prepa
 
 
 def job(stage="grpo", overrides=(), strategy="ddp", devices=8, nodes=1, cpu=False, run_dir="run", **more):
-    from aimo.train.launch import Job
-
     every = ["model.backend=transformers", *overrides]
     return Job(stage, "tiny", run_dir, every, strategy, devices, nodes, cpu, **more)
 
 
-def run_job(*arguments, **more) -> None:
-    from aimo.train.launch import launch_job
-
-    launch_job(*arguments, **more)
-
-
 def printed(capsys, **more) -> list[str]:
     """The commands of a dry run."""
-    run_job(job(**more), dry_run=True)
+    launch_job(job(**more), dry_run=True)
     return capsys.readouterr().out.splitlines()
 
 
 def written(capsys, tmp_path, **more) -> str:
     """The Slurm script of a dry run, which bash can read."""
-    run_job(job(run_dir=str(tmp_path / "a run"), **more), slurm=True, dry_run=True)
+    launch_job(job(run_dir=str(tmp_path / "a run"), **more), slurm=True, dry_run=True)
     text = capsys.readouterr().out
     script = text.rsplit("sbatch ", 1)[0]
     assert subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True).stderr == ""
@@ -404,11 +397,11 @@ def test_grpos_server_keeps_its_gpus_and_answers_at_one_address_alone(tmp_path, 
 @pytest.mark.parametrize("name", ["a\nb", "a\rb", "a\tb", "a\x1bb"])
 def test_a_line_break_in_a_path_is_no_line_of_the_script(tmp_path, monkeypatch, name):
     with pytest.raises(AimoError, match="has a control character; take another folder"):
-        run_job(job(run_dir=str(tmp_path / name)), slurm=True, dry_run=True)
+        launch_job(job(run_dir=str(tmp_path / name)), slurm=True, dry_run=True)
     (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path / name)
     with pytest.raises(AimoError, match="has a control character"):
-        run_job(job(run_dir=str(tmp_path / "run")), slurm=True, dry_run=True)
+        launch_job(job(run_dir=str(tmp_path / "run")), slurm=True, dry_run=True)
 
 
 SRUN = r"""printf "%s\n" "$@" > "$SHOWN.$$"
@@ -420,7 +413,9 @@ exit 0
 @pytest.mark.parametrize("name", ["a b", "a$HOME", "a'b", 'a"b', "a;touch x", "a$(touch x)`touch x`", "50%j"])
 def test_a_path_reaches_every_command_as_it_is(tmp_path, capsys, name):
     folder, shown = tmp_path / name / "run", tmp_path / "shown"
-    run_job(job(run_dir=str(folder), overrides=[SERVED], serve_gpus=2, devices=4), slurm=True, dry_run=True)
+    launch_job(
+        job(run_dir=str(folder), overrides=[SERVED], serve_gpus=2, devices=4), slurm=True, dry_run=True
+    )
     script, _, told = capsys.readouterr().out.rpartition("sbatch ")
     assert shlex.split(told) == [str(folder / "slurm" / "grpo.slurm")]
     outputs = [line for line in script.splitlines() if line.startswith("#SBATCH --output=")]
@@ -442,12 +437,12 @@ def test_a_path_reaches_every_command_as_it_is(tmp_path, capsys, name):
 
 def accelerates(line: str) -> tuple[Any, dict[str, str]]:
     """A printed command as accelerate reads it: its arguments, and the variables of each process."""
-    from accelerate.commands import launch
+    from accelerate.commands import launch as accelerate
     from accelerate.utils.launch import prepare_deepspeed_cmd_env
 
     words = shlex.split(line)
     words = words[words.index("accelerate.commands.launch") + 1 :]
-    parsed, *_ = launch._validate_launch_command(launch.launch_command_parser().parse_args(words))
+    parsed, *_ = accelerate._validate_launch_command(accelerate.launch_command_parser().parse_args(words))
     parsed.deepspeed_fields_from_accelerate_config = ""  # of its file's own; accelerate fills it in later
     return parsed, prepare_deepspeed_cmd_env(parsed)[1] if parsed.use_deepspeed else {}
 
@@ -483,8 +478,6 @@ def test_zero_keeps_on_the_host_what_was_asked_for(capsys, strategy, offload, de
 def test_a_file_of_accelerates_takes_the_place_of_trls_and_says_the_strategy(
     tmp_path, capsys, text, strategy
 ):
-    from aimo.train.launch import strategy_of
-
     file = tmp_path / "my own.yaml"
     if text:
         file.write_text(text)
@@ -564,8 +557,6 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 
 
 def test_a_server_is_waited_for_and_ended_and_one_that_ends_early_is_told(tmp_path):
-    from aimo.train import launch
-
     port, log = vllm_process.free_port("127.0.0.1", 0), tmp_path / "vllm.log"
     command, health = [sys.executable, "-c", ANSWERS, str(port)], f"http://127.0.0.1:{port}/health/"
     with vllm_process.answering(command, health, log, "the policy"):
@@ -609,24 +600,22 @@ def test_a_server_is_waited_for_and_ended_and_one_that_ends_early_is_told(tmp_pa
 )
 def test_what_cannot_be_launched_is_refused_in_one_line_with_the_remedy(wrong, told, tmp_path):
     with pytest.raises(AimoError) as e:
-        run_job(job(run_dir=str(tmp_path / "run"), **wrong))
+        launch_job(job(run_dir=str(tmp_path / "run"), **wrong))
     assert told in str(e.value) and "\n" not in str(e.value) and not (tmp_path / "run").exists()
 
 
 def test_a_slurm_script_that_is_refused_leaves_nothing_behind(tmp_path):
     with pytest.raises(AimoError, match="stage grpo needs"):
-        run_job(job(run_dir=str(tmp_path / "run")), slurm=True)
+        launch_job(job(run_dir=str(tmp_path / "run")), slurm=True)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_zero_needs_deepspeed(tmp_path, monkeypatch):
-    from aimo.train import launch
-
     monkeypatch.setattr(launch, "gpus", lambda: 8)
     if importlib.util.find_spec("deepspeed"):
         pytest.skip("deepspeed is installed")
     with pytest.raises(AimoError, match=r"--strategy zero2 needs a package that .*: pip install deepspeed"):
-        run_job(job("sft", strategy="zero2", run_dir=str(tmp_path)))
+        launch_job(job("sft", strategy="zero2", run_dir=str(tmp_path)))
 
 
 @pytest.mark.parametrize(
