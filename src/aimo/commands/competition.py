@@ -10,9 +10,8 @@ from aimo.errors import AimoError
 from aimo.evaluation import submission as submission_file
 from aimo.inference import competitions, local
 from aimo.inference.storage import write_whole
-from aimo.kaggle import client
+from aimo.kaggle import check, client
 from aimo.kaggle import competition as drafts
-from aimo.kaggle.check import slug_of
 
 app = typer.Typer(
     no_args_is_help=True, help="Competitions: draft and check a file of rules, score a file of answers."
@@ -27,7 +26,7 @@ def new(
     dry_run: Annotated[bool, opt("Print each request and send none.", "--dry-run")] = False,
 ) -> None:
     """Draft a competition's file from its pages and data on Kaggle; `# ?` marks what they do not say."""
-    path = out or Path(f"{slug_of(competition)}.yaml")
+    path = out or Path(f"{check.slug_of(competition)}.yaml")
     check_folder("--out", path)
     if path.exists():
         raise AimoError(f"--out {path}: it exists; remove it, or name another file")

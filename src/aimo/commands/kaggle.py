@@ -12,9 +12,8 @@ from aimo.errors import AimoError
 from aimo.evaluation import pack, submission
 from aimo.inference.answer_kinds import Proof
 from aimo.inference.competitions import COMPETITIONS, find_competition, name_of
-from aimo.kaggle import client, transfers, versions
+from aimo.kaggle import check, client, transfers, versions
 from aimo.kaggle import scores as submissions
-from aimo.kaggle.check import check_kernel, slug_of
 from aimo.run.runs import quiet
 
 HELP = "From the repository to Kaggle and back: push, follow, submit, scores."
@@ -84,7 +83,7 @@ def push(
     """Check and push a kernel, which Kaggle then runs. Exit code 1 when the run failed."""
     if wait and no_run:
         raise AimoError("--wait goes without --no-run: a version that does not run has no end")
-    if faults := check_kernel(kernel):
+    if faults := check.check_kernel(kernel):
         raise AimoError(f"kernel {kernel}: {'; '.join(faults)}")
     with connected(dry_run) as (api, _, versions):
         version, metadata = versions.push_kernel(api, kernel, source, no_run)
@@ -255,5 +254,5 @@ def choose(
 ) -> None:
     """Name the final submissions by their models' hold-out figures, and say how sure that is."""
     with connected(False) as (api, _, _):
-        found = submissions.list_submissions(api, slug_of(competition))
+        found = submissions.list_submissions(api, check.slug_of(competition))
         print(*submissions.choose_submissions(found, count), sep="\n")

@@ -93,15 +93,15 @@ class Engine(FolderSampler):
     def start(self) -> None:
         """Start vLLM's processes. AimoError with the first error in its log when they fail to start."""
         with stderr_to(self.log):
-            from vllm.engine.arg_utils import AsyncEngineArgs
+            from vllm import AsyncEngineArgs, AsyncLLMEngine
             from vllm.usage.usage_lib import UsageContext
-            from vllm.v1.engine.async_llm import AsyncLLM
 
             async def load() -> Any:
                 arguments = AsyncEngineArgs(**self.arguments | {"model": str(self.model)})
                 with ending_with_this_thread():  # the loop's, which lives as long as the engine does
                     # A library's defaults are 128 sequences and 2,048 tokens a step.
-                    return AsyncLLM.from_engine_args(arguments, usage_context=UsageContext.OPENAI_API_SERVER)
+                    usage = UsageContext.OPENAI_API_SERVER
+                    return AsyncLLMEngine.from_engine_args(arguments, usage_context=usage)
 
             try:
                 self.llm = self.loop.run(load())

@@ -183,6 +183,12 @@ def stacked(tables: Sequence[Table]) -> Table:
 # ---- one file, in chunks ----
 
 
+def arrow() -> Any:
+    import pyarrow.parquet  # a tenth of a second, which few files need
+
+    return pyarrow
+
+
 @dataclass
 class TableFile:
     """A file that is read."""
@@ -208,9 +214,7 @@ class TableFile:
         packing = next((name for sign, name in signs.items() if head.startswith(sign)), None)
         if packing is None:
             return self.path.open("rb")
-        import pyarrow  # a tenth of a second, which few files need
-
-        return pyarrow.input_stream(str(self.path), compression=packing)  # type: ignore[no-any-return]
+        return arrow().input_stream(str(self.path), compression=packing)  # type: ignore[no-any-return]
 
     def read(self) -> Table:
         named, kind = self.named, kind_of(self.path)
@@ -251,8 +255,7 @@ class TableFile:
 
     def binary(self, head: bytes) -> Iterator[Table]:
         """Read Parquet, or Arrow as a file or a stream. pyarrow: polars panics on a damaged file."""
-        import pyarrow.parquet
-
+        pyarrow = arrow()
         with self.open() as stream:
             source = stream if stream.seekable() else io.BytesIO(stream.read())
             is_parquet = head.startswith(b"PAR1")

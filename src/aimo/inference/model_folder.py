@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
+from tokenizers import Tokenizer
 
 from aimo.inference.errors import AimoError
 from aimo.inference.storage import read_json
@@ -158,7 +159,9 @@ def read_tokenizer(model: str | Path, **options: Any) -> Any:
     try:
         # Unless told, Transformers asks at the terminal whether to trust code in the folder.
         tokenizer = AutoTokenizer.from_pretrained(model, **{"trust_remote_code": False} | options)
-        if written.exists() and is_rebuilt(tokenizer, written):
+        kind, is_fast = type(tokenizer), hasattr(tokenizer, "backend_tokenizer")
+        may_differ = is_fast and kind is not PreTrainedTokenizerFast and written.exists()
+        if may_differ and is_rebuilt(tokenizer, written):
             tokenizer = PreTrainedTokenizerFast.from_pretrained(model, **options)
     except Exception as e:  # the tokenizers library raises bare Exceptions
         if "trust_remote_code" in str(e):
@@ -214,10 +217,5 @@ def is_rebuilt(tokenizer: Any, written: Path) -> bool:
     Some of its classes build a family's usual tokenizer from the vocabulary alone. `LlamaTokenizer` thus
     strips all spaces for DeepSeek-Math and DeepSeek-R1-Distill-Llama (huggingface/transformers#45488).
     """
-    from tokenizers import Tokenizer
-    from transformers import PreTrainedTokenizerFast
-
-    if type(tokenizer) is PreTrainedTokenizerFast or not hasattr(tokenizer, "backend_tokenizer"):
-        return False
     ids = tokenizer.encode(PROBE, add_special_tokens=False)
     return bool(ids != Tokenizer.from_file(str(written)).encode(PROBE, add_special_tokens=False).ids)

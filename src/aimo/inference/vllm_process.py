@@ -69,13 +69,12 @@ def engine_arguments(
 
     AimoError when vLLM has no such argument, a setting of ours replaces it, or the adapter is at fault.
     """
-    import torch
     from vllm.platforms import current_platform
 
     check_arguments(settings.vllm)
     config = read_json(model / "config.json", REMEDY)
     float32 = (config.get("dtype") or config.get("torch_dtype")) == "float32"
-    on_cpu = not torch.cuda.is_available()
+    on_cpu = not sees_gpu()
     split = any(settings.vllm.get(f"{way}_parallel_size", 1) > 1 for way in ("tensor", "pipeline"))
     ours: dict[str, Any] = {
         "model": str(model),
@@ -99,6 +98,12 @@ def engine_arguments(
         if not (capability == (9, 0) or shutil.which("nvcc") or Path(cuda, "bin", "nvcc").exists()):
             ours["attention_backend"] = "TRITON_ATTN"
     return ours | settings.vllm | (read_adapter(adapter) if adapter else {})
+
+
+def sees_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def check_arguments(arguments: dict[str, Any]) -> None:
@@ -152,14 +157,12 @@ def serving(
 
 def server_command(model: Path, settings: Settings, seed: int, host: str, port: int) -> list[str]:
     """Return the command of a server with the arguments that the engine in this process would get."""
-    import torch
-
     tokenizer = read_tokenizer(model, trust_remote_code=settings.vllm.get("trust_remote_code", False))
     arguments = tokenizer_argument(model, tokenizer) | engine_arguments(model, settings, seed)
     arguments |= {"host": host, "port": port, "served_model_name": model.name}
     del arguments["model"], arguments["disable_log_stats"]
     # The CPU build lacks the metadata that `vllm serve` asks for: there the server's module is started.
-    vllm = shutil.which("vllm", path=str(Path(sys.executable).parent)) if torch.cuda.is_available() else None
+    vllm = shutil.which("vllm", path=str(Path(sys.executable).parent)) if sees_gpu() else None
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", f"--model={model}"]
     if vllm:
         command = [vllm, "serve", str(model)]

@@ -2,5 +2,5 @@
 
 from aimo import load_late
 
-# Kaggle's package signs in when it is loaded.
-load_late(__name__, "client", "competition", "scores", "transfers", "versions")
+# Kaggle's package, which signs in when it is loaded, or jupytext.
+load_late(__name__, "check", "client", "competition", "kernels", "scores", "transfers", "versions")

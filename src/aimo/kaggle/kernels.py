@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import jupytext
 import nbformat
 import yaml
 
@@ -93,8 +94,6 @@ def build_kernel(
     metadata with its slug and machine where it has none. The same sources give the same bytes.
     AimoError for a profile or a competition that the kernel has no use for.
     """
-    import jupytext  # half a second, which no other command should pay
-
     if name not in KERNELS:
         raise AimoError(f"kernel {name!r} does not exist: use one of {', '.join(KERNELS)}")
     if name not in (fitting := kernels_of(profile)):

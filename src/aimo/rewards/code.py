@@ -141,13 +141,12 @@ except subprocess.TimeoutExpired:
 
 
 def in_morph() -> Run:
-    from morphcloud.api import MorphCloudClient  # only if it is chosen
-    from morphcloud.sandbox import Sandbox
+    from morphcloud import api, sandbox  # only if it is chosen
 
-    client = MorphCloudClient()
+    client = api.MorphCloudClient()
 
     def run(program: str, given: str) -> str | None:
-        box = Sandbox.new(client=client, ttl_seconds=90)
+        box = sandbox.Sandbox.new(client=client, ttl_seconds=90)
         try:
             script = MORPH_SCRIPT.format(code=program, given=given, limit=TIME_LIMIT_S)
             printed = (box.run_code(script, language="python").stdout or "null").strip()

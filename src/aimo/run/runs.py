@@ -85,9 +85,7 @@ class Run:
         state = {"stage": self.stage, "step": step, "total": total, "note": note}
         write_json(self.dir / "progress.json", state)
         if bar and by_hand():
-            from IPython import get_ipython
-
-            cell = get_ipython().execution_count
+            cell = shell().execution_count
             if cell not in _bars or step < _bars[cell].done:
                 _bars.clear()
                 _bars[cell] = CellBar(self.stage, step)
@@ -256,23 +254,27 @@ def by_hand() -> bool:
     return bool(kernel and kernel.IPKernelApp.initialized()) and not set(held_above()) - {*map(str, _locks)}
 
 
+def shell() -> Any:
+    from IPython import get_ipython  # loaded where a person runs a notebook
+
+    return get_ipython()
+
+
 def get_ready_for_cells() -> None:
     """Let a cell that is interrupted, or needs one that was not run, say so in one line without frames, and
     let each cell free the locks that it took."""
-    from IPython import get_ipython
 
-    def told(shell: Any, kind: Any, error: Any, frames: Any, tb_offset: Any = None) -> list[str]:
+    def told(cells: Any, kind: Any, error: Any, frames: Any, tb_offset: Any = None) -> list[str]:
         if kind is KeyboardInterrupt:
             print("Stopped. Run the cell again; what was saved is kept.")
         elif frames.tb_next and frames.tb_next.tb_next:  # a name that a function lacks
-            shell.showtraceback((kind, error, frames))
+            cells.showtraceback((kind, error, frames))
         else:
             print(f"{error}: run this notebook's cells from the first one on.")
         return []
 
-    shell = get_ipython()
-    shell.set_custom_exc((KeyboardInterrupt, NameError), told)
-    shell.events.register("post_run_cell", unlock_all)  # once, however often it is registered
+    shell().set_custom_exc((KeyboardInterrupt, NameError), told)
+    shell().events.register("post_run_cell", unlock_all)  # once, however often it is registered
 
 
 def option(name: str) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import ModelCard, ModelCardData
 
 from aimo import config
 from aimo.config import Profile
@@ -219,11 +220,17 @@ def import_unsloth() -> Any:
     return unsloth
 
 
-def load_with_peft(folder: Path, profile: Profile) -> Any:
-    """Return what `load_model` does without Unsloth."""
-    import peft  # both after Unsloth
+def after_unsloth() -> tuple[Any, Any]:
+    """Return PEFT and Transformers: Unsloth patches them only if it is imported first."""
+    import peft
     import transformers
 
+    return peft, transformers
+
+
+def load_with_peft(folder: Path, profile: Profile) -> Any:
+    """Return what `load_model` does without Unsloth."""
+    peft, transformers = after_unsloth()
     settings, lora = profile.model, profile.model.lora
     compute = getattr(torch, arguments.choose_dtype(profile)[0])
     four_bits = transformers.BitsAndBytesConfig(
@@ -313,9 +320,8 @@ def complete(model: Any, tokenizer: Any, rows: Rows, max_tokens: int, do_sample:
 def merged(model: Any) -> Iterator[None]:
     """Let a model compute with its adapters merged in. Afterwards the weights are bit for bit what they were,
     from a copy in the host's memory."""
-    from peft.tuners.lora import LoraLayer  # after Unsloth
-
-    layers: list[Any] = [m for m in model.modules() if isinstance(m, LoraLayer) and not m.merged]
+    kind = after_unsloth()[0].tuners.lora.LoraLayer
+    layers: list[Any] = [m for m in model.modules() if isinstance(m, kind) and not m.merged]
     weights = [layer.get_base_layer().weight.data for layer in layers]
     kept = [weight.to("cpu", copy=True) for weight in weights]
     try:
@@ -352,10 +358,7 @@ def save_model(run: Run, tokenizer: Any, figures: dict[str, Any]) -> None:
     solver's settings (aimo.json) and a model card with `figures`. It is written whole or not at all. An
     adapter stays in `trained`.
     """
-    import peft  # all after Unsloth
-    import transformers
-    from huggingface_hub import ModelCard, ModelCardData
-
+    peft, transformers = after_unsloth()
     profile, base = run.profile, run.start_model()
     trained, folder = run.folder / "trained", run.folder / "model"
     is_adapter = (trained / "adapter_config.json").exists()
