@@ -20,9 +20,9 @@ from conftest import MARKDOWN, ROOT, here
 from aimo import config
 from aimo.commands import run
 from aimo.config.profile import TRAINED
-from aimo.inference import yaml_files
+from aimo.inference import storage
 from aimo.inference.competitions import COMPETITION
-from aimo.rewards.own import try_rewards
+from aimo.rewards.table import try_rewards
 
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 ENGLISH = [page for page in PAGES if not ({"zh", "README.zh-CN.md"} & set(page.parts))]
@@ -87,7 +87,7 @@ def test_every_example_is_read(page, tmp_path, monkeypatch):
     for language, text in fences(page):
         assert language in LANGUAGES, f"a fence of {language}; output and messages go into text"
         if language == "yaml":  # a part of a profile: what it needs besides is added
-            values, written = dict(REST), yaml.load(text, yaml_files.Loader)
+            values, written = dict(REST), yaml.load(text, storage.Loader)
             if "slug" in written:
                 COMPETITION.validate_json(json.dumps(written))
                 continue

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import here, refused
 
-from aimo.evaluation import forecast as lab
+from aimo.evaluation import replay as lab
 from aimo.evaluation.replay import parse_rule
 from aimo.evaluation.traces import RecordedQuestion, RecordedSample
 

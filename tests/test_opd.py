@@ -177,7 +177,7 @@ def test_a_server_that_cannot_grade_is_refused(change, told):
     tokenizer = AutoTokenizer.from_pretrained(TINY)
     section = {"learning_rate": 1e-3, "max_prompt_length": 512, "max_completion_length": 511}
     with teacher_server(**change) as server:
-        asked = config.training.Opd(teacher=server.url, **section)
+        asked = config.Opd(teacher=server.url, **section)
         if not told:
             return teacher.check_teacher_server(asked, tokenizer)
         with pytest.raises(AimoError, match=told) as e:
@@ -191,7 +191,7 @@ def test_no_server_and_a_temperature_that_a_server_does_not_know_are_refused():
 
     from aimo.train import teacher
 
-    asked = config.training.Opd(teacher="http://127.0.0.1:9", learning_rate=1e-3)
+    asked = config.Opd(teacher="http://127.0.0.1:9", learning_rate=1e-3)
     with pytest.raises(AimoError, match=r"127.0.0.1:9.* does not answer"):
         teacher.check_teacher_server(asked, AutoTokenizer.from_pretrained(TINY))
     with pytest.raises(AimoError, match=r"opd.temperature: 0.7: a server's log-probabilities"):

@@ -10,7 +10,7 @@ from aimo import config
 from aimo.errors import AimoError
 from aimo.kaggle import kernels
 from aimo.rewards import get_reward_funcs
-from aimo.rewards.own import try_rewards
+from aimo.rewards.table import try_rewards
 from aimo.run import runs
 
 SHORT = '''\

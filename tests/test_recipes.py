@@ -15,8 +15,7 @@ from conftest import TINY
 
 from aimo import config, rewards
 from aimo.data import prepare
-from aimo.inference.storage import write_lines
-from aimo.inference.yaml_files import Loader
+from aimo.inference.storage import Loader, write_lines
 from aimo.run import runs
 from aimo.train import launch, models, trainers
 

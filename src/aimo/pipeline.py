@@ -28,7 +28,7 @@ from aimo.inference.errors import one_line
 from aimo.inference.settings import Texts, check_parameters
 from aimo.inference.vllm_process import check_arguments, stderr_to
 from aimo.report import pages
-from aimo.rewards.own import try_rewards
+from aimo.rewards.table import try_rewards
 from aimo.run import runs
 from aimo.run.progress import Display
 from aimo.run.runs import is_finished, read_metrics

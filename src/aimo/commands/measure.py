@@ -10,7 +10,7 @@ from aimo.commands.options import arg, opt
 from aimo.config import read_values
 from aimo.errors import AimoError
 from aimo.evaluation import benchmarks as benchmark_sets
-from aimo.evaluation import compare, evaluate, forecast, replay, traces
+from aimo.evaluation import compare, evaluate, replay, traces
 from aimo.inference.answer_kinds import INTEGER
 from aimo.inference.competitions import find_competition
 from aimo.inference.model_folder import check_model_folder, read_adapter
@@ -78,9 +78,9 @@ def forecast_command(
     rules = find_competition(competition)
     golds = traces.read_gold_file(answers, rules) if answers else {}
     for one in traces.read_traces(files, golds, rules.answer):
-        chances = forecast.chances_of(one.questions, replay.parse_rule(policy), samples, draws, seed)
+        chances = replay.chances_of(one.questions, replay.parse_rule(policy), samples, draws, seed)
         print(f"{one.name}: {len(one.questions)} questions recorded, {policy}, {samples} samples")
-        forecast.show_forecast(forecast.forecast_score(chances, runs or rules.passes, rules.questions))
+        replay.show_forecast(replay.forecast_score(chances, runs or rules.passes, rules.questions))
 
 
 def evaluate_command(

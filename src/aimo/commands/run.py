@@ -11,8 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from aimo import pipeline
-from aimo.commands import competition as competition_commands
-from aimo.commands import data, init, kaggle, measure, options
+from aimo.commands import data, kaggle, measure, options
 from aimo.commands.options import arg, opt
 from aimo.config.profile import STAGES
 from aimo.errors import AimoError, EngineError, StageError
@@ -41,7 +40,7 @@ data_commands = typer.Typer(no_args_is_help=True, help="Prepare data before trai
 app.add_typer(kernel, name="kernel")
 app.add_typer(data_commands, name="data")
 app.add_typer(kaggle.app, name="kaggle")
-app.add_typer(competition_commands.app, name="competition")
+app.add_typer(kaggle.competition_app, name="competition")
 
 
 def show_version(wanted: bool) -> None:
@@ -210,8 +209,8 @@ def serve(
         print("ended")
 
 
-app.command("init")(init.init_command)
-data_commands.command("pack")(data.pack_command)
+app.command("init")(data.init_command)
+data_commands.command("pack")(data.pack_set_command)
 app.command("distil")(data.distil_command)
 app.command("reject")(data.reject_command)
 app.command("replay")(measure.replay_command)

@@ -1,7 +1,7 @@
 """Profiles: one YAML file holds every setting of a run, read into typed dataclasses."""
 
 from aimo.config.data import Columns, Data, Distil, Mixture, Reject, Set, Source
-from aimo.config.profile import Inference, Profile
+from aimo.config.profile import Dpo, Grpo, Inference, Lora, Model, Opd, Optimization, Profile, Sft, Training
 from aimo.config.reading import (
     PROFILES,
     ROOT,
@@ -17,7 +17,6 @@ from aimo.config.reading import (
     read_values,
     set_key,
 )
-from aimo.config.training import Dpo, Grpo, Lora, Model, Opd, Optimization, Sft, Training
 from aimo.inference.settings import Prompt
 
 __all__ = [

@@ -20,7 +20,7 @@ from aimo.config.profile import TRAINED, Profile
 from aimo.errors import AimoError, explain
 from aimo.inference.competitions import find_competition
 from aimo.inference.startup import find_input
-from aimo.inference.yaml_files import load_yaml, read_yaml
+from aimo.inference.storage import load_yaml, read_yaml
 from aimo.rewards.table import with_texts
 
 ROOT = Path(__file__).parents[3]

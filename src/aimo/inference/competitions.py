@@ -22,7 +22,7 @@ from pydantic.dataclasses import dataclass
 from aimo.inference.answer_kinds import Choice, Integer, Kind, Latex, Nemotron, Number, Proof, Text
 from aimo.inference.errors import AimoError, explain, listed
 from aimo.inference.settings import Positive, Tag, strict, validate_settings
-from aimo.inference.yaml_files import read_yaml
+from aimo.inference.storage import read_yaml
 
 HOUR_S = 3600.0
 UNSURE = "# ?"  # ends a line of a draft that a person has to look at

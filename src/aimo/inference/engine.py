@@ -17,11 +17,11 @@ from threading import Thread
 from typing import Any
 from weakref import WeakSet
 
-from aimo.inference import harmony, prompts
+from aimo.inference import harmony, prompts, voting
 from aimo.inference.chat_format import FolderSampler
 from aimo.inference.errors import AimoError, one_line, say
 from aimo.inference.model_folder import check_model_folder, identity, tied_embedding
-from aimo.inference.plan import count_streams, position_limit
+from aimo.inference.plan import position_limit
 from aimo.inference.sampling import BackgroundLoop, Completion, Sampler, Until, entropy_of, result_of
 from aimo.inference.settings import Settings, resolve_settings
 from aimo.inference.vllm_process import (
@@ -84,7 +84,7 @@ class Engine(FolderSampler):
         planned = self.llm.vllm_config
         self.max_length = min(*limits, planned.model_config.max_model_len)
         kv_tokens = planned.cache_config.kv_cache_size_tokens * planned.parallel_config.data_parallel_size
-        self.streams = count_streams(kv_tokens, self.max_length, settings)
+        self.streams = voting.count_streams(kv_tokens, self.max_length, settings)
         say(
             f"vLLM: {self.model.name}, context {self.max_length:,} tokens, "
             f"KV cache of {kv_tokens:,}: {self.streams:,} streams at once"

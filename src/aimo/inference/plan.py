@@ -12,6 +12,7 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
+from aimo.inference import voting
 from aimo.inference.errors import AimoError, one_line
 from aimo.inference.model_folder import REMEDY
 from aimo.inference.settings import Settings
@@ -29,7 +30,6 @@ NUMBERS = [
 # Kinds of rope scaling whose config.json says the extended length.
 ALREADY_SCALED = ("default", "llama3", "su", "deepseek_yarn", "deepseek_llama_scaling")
 RESERVED = 3 << 30  # bytes of a GPU, about, for vLLM's activations and CUDA graphs
-PROMPT = 512  # tokens that are planned for a prompt where what follows it is limited
 BATCH = 8192  # tokens of one step: vLLM keeps them until it drops what a sliding window has left behind
 
 
@@ -123,18 +123,8 @@ def divide(
         limit = limit * 15 // 16  # vLLM finds the exact length
     kv_tokens = replicas * int(cache / size(limit) * limit) if limit else 0
     context = min(limit, settings.max_length or limit)
-    streams = count_streams(kv_tokens, context, settings) if context else 0
+    streams = voting.count_streams(kv_tokens, context, settings) if context else 0
     return Plan(weights // shards, cache, context, kv_tokens, streams)
-
-
-def count_streams(kv_tokens: int, context: int, settings: Settings) -> int:
-    """Return how many samples run at the same time in a KV cache of `kv_tokens`.
-
-    Most end long before their limit: half of it is planned for each, and vLLM makes room for more. The limit
-    is the context, or what a prompt and `max_tokens` take; with tools, what programs print comes on top.
-    """
-    longest = context if settings.tools else min(context, PROMPT + settings.max_tokens)
-    return max(1, 2 * kv_tokens // longest)
 
 
 def language_model(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from types import MappingProxyType
 from typing import Any
 
 from aimo.inference import answers
-from aimo.inference.settings import PUBLIC, Tags
+from aimo.inference.settings import PUBLIC, Settings, Tags
 
 TIE = 1e-6  # the weight of an entropy beside a vote
 CONCLUSION = 300  # characters at most of the last paragraph of a thought, which may state its answer
@@ -42,7 +42,9 @@ class Stop(StrEnum):
     KNOWN = "known"  # the journal had the answer
 
 
-# When to stop
+PROMPT = 512  # tokens that are planned for a prompt where what follows it is limited
+
+# When to stop, and how many run at once
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,16 @@ class Step:
 
 POLICY = Policy()
 EXACT = Policy(max_error=0, futile_error=math.inf)  # stops only when nothing can change the vote any more
+
+
+def count_streams(kv_tokens: int, context: int, settings: Settings) -> int:
+    """Return how many samples run at the same time in a KV cache of `kv_tokens`.
+
+    Most end long before their limit: half of it is planned for each, and vLLM makes room for more. The limit
+    is the context, or what a prompt and `max_tokens` take; with tools, what programs print comes on top.
+    """
+    longest = context if settings.tools else min(context, PROMPT + settings.max_tokens)
+    return max(1, 2 * kv_tokens // longest)
 
 
 def next_step(state: State, policy: Policy = POLICY) -> Step:

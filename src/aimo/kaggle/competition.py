@@ -24,7 +24,7 @@ from kagglesdk.competitions.types.competition_api_service import (
 from aimo.errors import AimoError
 from aimo.inference import files
 from aimo.inference.competitions import HOUR_S, UNSURE, parse_competition
-from aimo.inference.yaml_files import load_yaml
+from aimo.inference.storage import load_yaml
 from aimo.kaggle import transfers
 from aimo.kaggle.check import slug_of
 from aimo.kaggle.client import Api

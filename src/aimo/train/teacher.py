@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from aimo import config
 from aimo.config import Profile
-from aimo.config.training import Opd
+from aimo.config.profile import Opd
 from aimo.errors import AimoError
 from aimo.inference import prompts, startup
 from aimo.inference.model_folder import check_model_folder, read_tokenizer
