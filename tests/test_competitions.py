@@ -4,8 +4,6 @@ import json
 import random
 import shlex
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +14,7 @@ import pytest
 import yaml
 from commands import fences
 from conftest import ROOT, TINY, here
-from scripted import Scripted, write_shipped
+from scripted import Scripted, run_shipped, write_shipped
 
 from aimo import config, pipeline
 from aimo.commands import options
@@ -40,30 +38,20 @@ from aimo.rewards import get_reward_funcs
 from aimo.run import runs
 
 pytest_plugins = ["stand_in"]
-FLOATS = """
-slug: how-far-is-it
-inputs: {id: row_id, problem: question}
-answer: {kind: number, relative: 0.01, absolute: 0.001}
-rules: Put one number in \\boxed{}.
-artefact: {kind: csv, id: row_id, answer: prediction}
-scoring: tolerance
-"""
-LETTERS = """
-slug: which-is-it
-inputs: {id: row_id, problem: question, options: [a, b, c, d]}
-answer: {kind: choice, letters: ABCD}
-rules: Put one letter from A to D in \\boxed{}.
-artefact: {kind: csv, id: row_id, answer: prediction}
-scoring: accuracy
-"""
-TEXTS = """
-slug: what-is-it
-inputs: {id: row_id, problem: question}
-answer: {kind: text, case: false}
-rules: Put one word in \\boxed{}.
-artefact: {kind: csv, id: row_id, answer: prediction}
-scoring: accuracy
-"""
+
+
+def rules_of(slug, answer, scoring, options=""):
+    """The text of a competition's file."""
+    return (
+        f"slug: {slug}\ninputs: {{id: row_id, problem: question{options}}}\nanswer: {{kind: {answer}}}\n"
+        "rules: Put the answer in \\boxed{}.\n"
+        f"artefact: {{kind: csv, id: row_id, answer: prediction}}\nscoring: {scoring}\n"
+    )
+
+
+FLOATS = rules_of("how-far-is-it", "number, relative: 0.01, absolute: 0.001", "tolerance")
+LETTERS = rules_of("which-is-it", "choice, letters: ABCD", "accuracy", ", options: [a, b, c, d]")
+TEXTS = rules_of("what-is-it", "text, case: false", "accuracy")
 # A competition, its test file, what samples say in turn, and the answers: all but the last are right.
 THREE = {
     "floats": (
@@ -266,12 +254,7 @@ def test_a_run_for_a_competition_that_takes_an_adapter_measures_and_answers_noth
     run.finish(sha256=prepare.write_sets(ready, sets, profile, run.folder))
     run = runs.begin("inference", str(tmp_path / "p.yaml"), tmp_path / "run")
     solutions = submission.answer_test_file(script({}), run)
-    shown = [
-        plots.votes(solutions),
-        plots.cost(solutions),
-        plots.timelines(solutions),
-        tables.answers(solutions),
-    ]
+    shown = [show(solutions) for show in (plots.votes, plots.cost, plots.timelines, tables.answers)]
     assert solutions == [] and "No question was asked" in str(shown[0]) and "img" not in str(shown)
     run.finish(models={}, **submission.count_right(solutions))
     assert runs.is_finished(tmp_path / "run", "inference") and runs.answers_of(tmp_path / "run") is None
@@ -313,14 +296,8 @@ def test_a_vote_that_is_tied_goes_to_the_smallest_answer_right_or_wrong_and_near
 
 def test_what_states_the_right_answer_and_is_not_read_is_counted_and_shown(tmp_path, capsys):
     asked = [Question(letter, "?", "42") for letter in "abcdefg"]
-    texts = [
-        "We see 42 at once.",
-        "\\boxed{Tom has 42 of them}",
-        "\\boxed{41}, not 42",
-        "It is 42.5",
-        "\\boxed{42}",
-    ]
-    texts += ["It is 42.\n\nNo idea.", "\\boxed{41, 42}"]
+    texts = ["We see 42 at once.", "\\boxed{Tom has 42 of them}", "\\boxed{41}, not 42", "It is 42.5"]
+    texts += ["\\boxed{42}", "It is 42.\n\nNo idea.", "\\boxed{41, 42}"]
     header = EvaluationHeader("m", "w", "x", 0, {}, 1024, asked)
     traces = [Trace(q.id, 0, 0, text, 1, True, 0.0, 1.0) for q, text in zip(asked, texts, strict=True)]
     found = scores.score(header, traces)
@@ -333,33 +310,6 @@ def test_what_states_the_right_answer_and_is_not_read_is_counted_and_shown(tmp_p
     assert "x: 2 wrong completions state the right answer" in capsys.readouterr().out
 
 
-KERNEL = """
-import json, os, sys
-sys.path.insert(0, "src")
-sys.path.append(sys.argv[1])
-from scripted import Scripted
-from aimo.inference import gateway, competitions
-assert competitions.__file__.startswith(sys.argv[2]), competitions.__file__
-said, (event, left) = json.loads(sys.argv[6]), sys.argv[7].split()
-left = int(left)
-def watch(name, given):  # of Python's audit events, those that touch the file of answers
-    global left
-    if name == event and "submission" in str(given[0]):
-        left -= 1
-        if left == 0:
-            os.kill(os.getpid(), 9)
-sys.addaudithook(watch)
-def write(_, prompt):
-    watch("ask", ["submission"])
-    key = next(key for key in said if key in prompt)
-    if prompt.endswith("\\\\boxed{"):  # an answer that is forced
-        return "}\\x03"
-    said[key].append(said[key].pop(0))
-    return f"</think>{said[key][-1]}\\x03"
-gateway.start_engine = lambda *_: Scripted(write, samples=4)
-gateway.check_installed = lambda settings: None
-gateway.serve_submission(sys.argv[3], sys.argv[4], sys.argv[5], 600.0, {"samples": 4})
-"""
 AT_ANY_POINT = ["ask 1", "open 3", "os.rename 3"]  # the first sample, before and after a file is written
 
 
@@ -387,11 +337,9 @@ def test_the_kernel_ships_the_competition_and_leaves_a_whole_file_at_any_death_a
     write_shipped(cells, working)
     shipped = {path.stem for path in (working / "src/aimo/inference/competitions").iterdir()}
     assert shipped == {*COMPETITIONS, name}
-    places = str(ROOT / "tests"), str(working), name, str(TINY), str(inputs / "test.csv")
-    given = [sys.executable, "-c", KERNEL, *places, json.dumps(THREE[name][2])]
 
     def answered(kill):
-        done = subprocess.run([*given, kill], cwd=working, capture_output=True, text=True)
+        done = run_shipped(working, name, inputs / "test.csv", THREE[name][2], kill)
         out = working / f"submission.{kind}"
         table = pl.read_csv(out) if kind == "csv" else pl.read_parquet(out)
         assert table.columns == ["row_id", "prediction"] and table["row_id"].to_list() == [7, 8, 9]
@@ -504,8 +452,7 @@ def test_the_page_s_commands_lead_from_an_address_to_a_scored_submission(kaggle,
 @pytest.mark.parametrize("kind, kept", [("integer, low: 1, high: 9", 1), ("number", 2), ("text", 3)])
 def test_files_of_the_kernel_evaluate_have_the_layout_and_answers_of_its_competition(tmp_path, kind, kept):
     scoring = {"number": "tolerance"}.get(kind, "accuracy")
-    text = FLOATS.replace("kind: number, relative: 0.01, absolute: 0.001", f"kind: {kind}")
-    (tmp_path / "mine.yaml").write_text(text.replace("scoring: tolerance", f"scoring: {scoring}"))
+    (tmp_path / "mine.yaml").write_text(rules_of("a", kind, scoring))
     (tmp_path / "t.csv").write_text("row_id,question,answer\na,x,5\nb,y,0.5\nc,z,red\n")
     rules = read_competition(tmp_path / "mine.yaml")
     table, left_out = submission.read_problems(tmp_path / "t.csv", rules, str(tmp_path / "mine.yaml"))
@@ -548,24 +495,17 @@ def test_what_a_program_printed_counts_for_an_equal_answer():
 
 
 @pytest.mark.parametrize(
-    "kind, text",
+    "kind, texts",
     [
-        (Integer(0, 9), "10"),
-        (Integer(0, 9), "1/2"),
-        (Number(), "x"),
-        (Number(), "10^{400}"),
-        (Number(), "2x"),
-        (Number(), "3, 4"),
-        (Choice("AB"), "C"),
-        (Choice("AB"), "A, B"),
-        (Choice("AB"), ""),
-        (Latex(), "$ $"),
-        (Text(), "  "),
-        (Text(), "x" * 501),
+        (Integer(0, 9), ["10", "1/2"]),
+        (Number(), ["x", "10^{400}", "2x", "3, 4"]),
+        (Choice("AB"), ["C", "A, B", ""]),
+        (Latex(), ["$ $"]),
+        (Text(), ["  ", "x" * 501]),
     ],
 )
-def test_what_is_none_of_the_kind_has_no_vote(kind, text):
-    assert kind.read(text) is None
+def test_what_is_none_of_the_kind_has_no_vote(kind, texts):
+    assert not any(kind.read(text) is not None for text in texts)
 
 
 def test_journals_hold_each_kind_and_refuse_another(tmp_path):
@@ -591,15 +531,6 @@ def test_journals_hold_each_kind_and_refuse_another(tmp_path):
 # Scores
 
 
-def with_metric(name, **answer):
-    text = FLOATS.replace("scoring: tolerance", f"scoring: {name}")
-    return (
-        text
-        if not answer
-        else text.replace("{kind: number, relative: 0.01, absolute: 0.001}", json.dumps(answer))
-    )
-
-
 def scored(tmp_path, text, golds, passes):
     (tmp_path / "rules.yaml").write_text(text)
     rules = find_competition(str(tmp_path / "rules.yaml"))
@@ -614,7 +545,7 @@ def test_points_count_right_answers_by_passes():
 
 
 def test_accuracy_is_a_share_by_the_kind_s_equality(tmp_path):
-    text = with_metric("accuracy", kind="text", case=False)
+    text = TEXTS
     assert scored(tmp_path, text, {"a": "Cat", "b": "dog"}, [{"a": "cat", "b": "cat"}]) == 0.5
 
 
@@ -628,22 +559,12 @@ def test_tolerance_is_relative_to_the_known_number_or_absolute(tmp_path, gold, a
 @pytest.mark.parametrize(
     "gold, answer, right",
     [
-        ("1011", "1011", 1),
-        ("1011", "01011", 0),
-        ("1011", "1011.0", 0),
-        ("0", "0.000001", 0),
-        ("24.64", "24.8", 1),
-        ("24.64", "25", 0),
-        ("0.0", "0.000009", 1),
-        ("0.0", "0.00002", 0),
-        ("100", "101", 0),
-        ("200", "201", 1),
-        ("1e3", " 1000 ", 1),
-        ("XLVII", "xlvii", 1),
-        ("a b", "a  b", 0),
-        ("7", "seven", 0),
+        ("1011", "1011", 1), ("1011", "01011", 0), ("1011", "1011.0", 0), ("0", "0.000001", 0),
+        ("24.64", "24.8", 1), ("24.64", "25", 0), ("0.0", "0.000009", 1), ("0.0", "0.00002", 0),
+        ("100", "101", 0), ("200", "201", 1), ("1e3", " 1000 ", 1),
+        ("XLVII", "xlvii", 1), ("a b", "a  b", 0), ("7", "seven", 0),
     ],
-)
+)  # fmt: skip
 def test_the_nemotron_metric_takes_bits_as_texts_numbers_as_near_and_texts_in_any_case(gold, answer, right):
     rules = COMPETITIONS["nemotron-reasoning"]
     assert competitions.score_of(rules, {"a": gold}, [{"a": answer}]) == right
@@ -728,12 +649,8 @@ def test_check_says_what_is_asked_taken_and_submitted(tmp_path):
     rules, test, *_ = laid_out(tmp_path, "letters")
     done = here("competition", "check", str(rules), "--test", str(test))
     assert done.returncode == 0
-    for told in (
-        "letter of ABCD, else 'A'",
-        "submission.csv with row_id, prediction",
-        "3 questions, 3 known",
-    ):
-        assert told in done.stdout
+    takes, submits = "letter of ABCD, else 'A'", "submission.csv with row_id, prediction"
+    assert all(told in done.stdout for told in (takes, submits, "3 questions, 3 known"))
     assert done.stdout.endswith("which?\n\nA. 1\nB. 2\nC. 3\nD. 4\n")
     test.write_text(test.read_text().replace(",C\n", ",E\n"))
     done = here("competition", "check", str(rules), "--test", str(test))
@@ -802,7 +719,7 @@ def test_a_kernel_built_for_a_profile_answers_the_profile_s_competition(tmp_path
 
 
 def test_a_kernel_ships_the_judge_for_answers_in_latex_alone(tmp_path):
-    for name, text in ("mine", with_metric("accuracy", kind="latex")), ("other", TEXTS):
+    for name, text in ("mine", rules_of("a", "latex", "accuracy")), ("other", TEXTS):
         (tmp_path / f"{name}.yaml").write_text(text)
         built = kernels.build_kernel("submission", tmp_path, competition=str(tmp_path / f"{name}.yaml"))
         assert ("inference/judge.py" in built.read_text()) == (name == "mine")

@@ -5,8 +5,6 @@ import itertools
 import json
 import re
 import shlex
-import subprocess
-import sys
 import time
 from dataclasses import replace
 
@@ -14,7 +12,7 @@ import nbformat
 import polars as pl
 import pytest
 from conftest import ROOT, TINY, here, refused
-from scripted import Scripted, write_shipped
+from scripted import Scripted, run_shipped, write_shipped
 
 from aimo.errors import AimoError
 from aimo.evaluation import submission
@@ -343,19 +341,6 @@ def test_proofs_are_not_scored_here(tmp_path):
     )
 
 
-KERNEL = """
-import sys
-sys.path.insert(0, "src")
-sys.path.append(sys.argv[1])
-from scripted import Scripted
-from aimo.inference import gateway, proofs
-assert proofs.__file__.startswith(sys.argv[2]), proofs.__file__
-gateway.start_engine = lambda *_: Scripted(lambda _, prompt: "Proved, \\\\boxed{7}\\x03")
-gateway.check_installed = lambda settings: None
-gateway.serve_submission("proof-pilot", sys.argv[3], "test.csv", 60.0, {})
-"""
-
-
 def test_the_page_s_kernel_proves_in_an_empty_folder_and_writes_its_file(tmp_path, monkeypatch):
     page = (ROOT / "docs/competitions.md").read_text().partition("\n## Proofs")[2]
     (command,) = re.findall(r"^aimo (kernel build .*)$", page, re.MULTILINE)
@@ -366,8 +351,7 @@ def test_the_page_s_kernel_proves_in_an_empty_folder_and_writes_its_file(tmp_pat
     assert 'competition = "proof-pilot"' in cells[2] and "'proof_tokens': 98304" in "".join(cells)
     write_shipped(cells, tmp_path)
     (tmp_path / "test.csv").write_text("id,problem,answer\na,Prove A.,a reference\nb,Prove B.,\n")
-    given = [str(ROOT / "tests"), str(tmp_path), str(TINY)]
-    done = subprocess.run([sys.executable, "-c", KERNEL, *given], capture_output=True, text=True)
+    done = run_shipped(tmp_path, "proof-pilot", "test.csv", {"": ["Proved, \\boxed{7}"]})
     assert done.returncode == 0, done.stderr[-2000:]
     table = pl.read_csv("submission.csv")
     assert table.rows() == [("a", "Proved, \\boxed{7}"), ("b", "Proved, \\boxed{7}")]
