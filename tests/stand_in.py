@@ -31,6 +31,15 @@ SUBMISSION = io.BytesIO()
 pl.DataFrame({"id": ["a", "b"], "answer": [1, 2]}).write_parquet(SUBMISSION)
 
 
+def zipped(files):
+    """A zip file of contents by name."""
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return made.getvalue()
+
+
 def typed(service: str, name: str, body: dict):
     """A request's body as the client's type. Fails on an unknown field, a wrong type or a changed value."""
     package, _, service = service.partition(".")  # kernels.KernelsApiService
@@ -44,6 +53,10 @@ def typed(service: str, name: str, body: dict):
             setattr(request, field.field_name, getattr(read, field.field_name))
     assert request.to_dict() == body, f"{name}: {body} is read as {request.to_dict()}"
     return request
+
+
+def sizes(files, key="size"):
+    return [{"name": name, key: len(content)} for name, content in files.items()]
 
 
 class Version:
@@ -113,7 +126,7 @@ class Kaggle:
         return {"status": version.status(), "failureMessage": version.failure}
 
     def ListKernelFiles(self, request):
-        return self.listed(request, self.version(request).files)
+        return self.page(request, "files", sizes(self.version(request).files))
 
     def ListKernelSessionOutput(self, request):
         version = self.version(request)
@@ -122,9 +135,6 @@ class Kaggle:
         log = json.dumps([{"stream_name": "stdout", "time": 1, "data": f"{line}\n"} for line in version.log])
         files = [{"url": f"{place}/{name}", "fileName": name} for name in version.files]
         return self.page(request, "files", files) | {"log": log}
-
-    def listed(self, request, files):
-        return self.page(request, "files", [{"name": n, "size": len(d)} for n, d in files.items()])
 
     def page(self, request, key, rows, size=2):
         """Two rows of a list, as Kaggle never sends a long one whole."""
@@ -169,15 +179,14 @@ class Kaggle:
         return {"id": 3}
 
     def ListModelInstanceVersionFiles(self, request):
-        return self.listed(request, self.variation(request)[request.version_number - 1])
+        return self.page(request, "files", sizes(self.variation(request)[request.version_number - 1]))
 
     def DownloadModelInstanceVersion(self, request):
         return self.variation(request)[request.version_number - 1][request.path]
 
     def ListDatasetFiles(self, request):
         files = self.datasets[f"{request.owner_slug}/{request.dataset_slug}"][-1]
-        rows = [{"name": name, "totalBytes": len(data)} for name, data in files.items()]
-        return self.page(request, "datasetFiles", rows)
+        return self.page(request, "datasetFiles", sizes(files, "totalBytes"))
 
     def CreateDataset(self, request):
         self.datasets[f"{request.owner_slug}/{request.slug}"] = [self.stored(request.files)]
@@ -196,36 +205,37 @@ class Kaggle:
 
     def ListDataFiles(self, request):
         files = self.competitions[request.competition_name]["files"]
-        return self.page(request, "files", [{"name": n, "totalBytes": len(d)} for n, d in files.items()])
+        return self.page(request, "files", sizes(files, "totalBytes"))
 
     def DownloadDataFile(self, request):
         return self.competitions[request.competition_name]["files"][request.file_name]
 
     def DownloadDataFiles(self, request):
         if own := self.competitions.get(request.competition_name):
-            archive = io.BytesIO()
-            with zipfile.ZipFile(archive, "w") as file:
-                for name, data in own["files"].items():
-                    file.writestr(name, data)
-            return archive.getvalue()
+            return zipped(own["files"])
         if not request.competition_name.startswith("ai-math"):
             raise LookupError("Competition not found")
         server = "class AIMO3InferenceServer: pass\n"
-        files = {"test.csv": "id,problem\na,$1+1$\n", "kaggle_evaluation/__init__.py": ""}
-        archive = io.BytesIO()
-        with zipfile.ZipFile(archive, "w") as file:
-            for name, text in (files | {"kaggle_evaluation/aimo_3_inference_server.py": server}).items():
-                file.writestr(name, text)
-        return archive.getvalue()
+        package = {"__init__.py": "", "aimo_3_inference_server.py": server}
+        return zipped(
+            {"test.csv": "id,problem\na,$1+1$\n"}
+            | {f"kaggle_evaluation/{name}": text for name, text in package.items()}
+        )
 
     def GetSubmissionLimits(self, request):
         return {"numAllowedNow": self.left, "numToday": 5 - self.left}
 
-    def CreateCodeSubmission(self, request):
+    def submitted(self, request, score, **row):
         ref = 100 + len(self.submissions)
-        row = {"ref": ref, "description": request.submission_description, "date": "2026-11-24T10:00:00Z"}
-        self.submissions.insert(0, row | {"status": "COMPLETE", "publicScore": "41.5"})
+        row |= {"ref": ref, "description": request.submission_description, "date": "2026-11-24T10:00:00Z"}
+        self.submissions.insert(0, row | {"status": "COMPLETE", "publicScore": score})
         return {"ref": ref, "message": "Successfully submitted"}
+
+    def CreateCodeSubmission(self, request):
+        return self.submitted(request, "41.5")
+
+    def CreateSubmission(self, request):
+        return self.submitted(request, "0.5", fileName=self.blobs[request.blob_file_tokens]["name"])
 
     def GetSubmission(self, request):
         return next(row for row in self.submissions if row["ref"] == request.ref)
@@ -234,13 +244,6 @@ class Kaggle:
         return self.StartBlobUpload(
             SimpleNamespace(name=request.file_name, content_length=request.content_length)
         )
-
-    def CreateSubmission(self, request):
-        blob = self.blobs[request.blob_file_tokens]
-        ref = 100 + len(self.submissions)
-        row = {"ref": ref, "description": request.submission_description, "fileName": blob["name"]}
-        self.submissions.insert(0, row | {"status": "COMPLETE", "publicScore": "0.5"})
-        return {"ref": ref, "message": "Successfully submitted"}
 
     def ListSubmissions(self, request):
         return self.page(request, "submissions", self.submissions)

@@ -1,24 +1,14 @@
 """`aimo competition new`: a file of rules from a competition's pages and data."""
 
-import io
-import zipfile
-
 import pytest
 from conftest import here
+from stand_in import zipped
 
 from aimo.inference.competitions import read_competition
 
 pytest_plugins = ["stand_in"]
 ABOUT = {"title": "Which is it?", "deadline": "2026-12-31T23:59:00Z", "maxDailySubmissions": 3}
 SERVER = b"class WhichInferenceServer: pass\n"
-
-
-def packed(data):
-    """A file as Kaggle sends a large one."""
-    archive = io.BytesIO()
-    with zipfile.ZipFile(archive, "w") as file:
-        file.writestr("any", data)
-    return archive.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -44,7 +34,7 @@ def packed(data):
         (  # numbers within a tolerance, answers in another file; a large one comes packed
             {
                 "data/test.parquet.csv": b"id,stem\n1,how far is it from here to there?\n",
-                "train.csv": packed(b"id,stem,answer\n1,how?,3.14\n2,what?,-2e5\n"),
+                "train.csv": zipped({"any": b"id,stem,answer\n1,how?,3.14\n2,what?,-2e5\n"}),
                 "sample_submission.csv": b"id,answer,language\n1,0,en\n",
             },
             {"evaluation": "An answer within 5 % of ours is right."},

@@ -1,10 +1,9 @@
 """What a user of `aimo kaggle` can get wrong, or Kaggle can refuse: one line with the remedy, exit code 2."""
 
-import io
 import json
-import zipfile
 
 import pytest
+from stand_in import zipped
 
 from aimo.errors import AimoError
 
@@ -90,9 +89,8 @@ def test_a_token_is_taken_without_what_copying_put_around_it_and_the_gpu_time_is
     path = str(token_file("elsewhere", "good-token\r\n")) if token == "FILE" else token
     monkeypatch.setenv("KAGGLE_API_TOKEN", path)
     code, out, err = aimo("login-check")
-    assert code == 0 and f"signed in as me, with {path if token == 'FILE' else 'KAGGLE_API_TOKEN'}" in out, (
-        err
-    )
+    assert code == 0, err
+    assert f"signed in as me, with {path if token == 'FILE' else 'KAGGLE_API_TOKEN'}" in out
     assert "GPU: 20.0 of 30.0 hours left until 2026-11-28" in out
 
 
@@ -162,20 +160,16 @@ def test_what_is_no_answer_of_kaggle_s_is_an_error(kaggle, refused):
     assert "the connection to Kaggle broke" in refused("login-check")
 
 
-def zipped(names, encrypted=False):
-    """A zip file of small files; marked as encrypted if wanted."""
-    made = io.BytesIO()
-    with zipfile.ZipFile(made, "w") as file:
-        for name in names:
-            file.writestr(name, b"data")
-    data = bytearray(made.getvalue())
-    if encrypted:
-        data[6] |= 1
-        data[data.index(b"PK\1\2") + 8] |= 1
-    return bytes(data)
+def encrypted(data):
+    """A zip file that is marked as encrypted."""
+    marked = bytearray(data)
+    for place in (6, data.index(b"PK\1\2") + 8):
+        marked[place] |= 1
+    return bytes(marked)
 
 
-BROKEN = [zipped([]), zipped(["a"], encrypted=True), b"", b"<html>", zipped(["a", "b"])[:-30]]
+ONE, TWO = zipped({"a": b"data"}), zipped({"a": b"data", "b": b"data"})
+BROKEN = [zipped({}), encrypted(ONE), b"", b"<html>", TWO[:-30]]
 
 
 @pytest.mark.parametrize("sent", BROKEN, ids=["empty", "encrypted", "nothing", "a page", "cut off"])
