@@ -7,7 +7,6 @@ import tempfile
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -371,12 +370,6 @@ def test_scores_name_the_last_run_that_made_a_model_and_none_of_submissions_made
     assert "by hand 8" in others[0] and "by hand 9" in others[1] and "runs/" not in "".join(others)
 
 
-needs_2_2_5 = pytest.mark.skipif(
-    version("kaggle") < "2.2.5", reason="kaggle 2.2.5 brought --no-run and the wait for a score"
-)
-
-
-@needs_2_2_5
 def test_a_version_that_is_only_saved_is_no_run_and_a_submission_is_waited_for(
     kaggle, aimo, refused, monkeypatch
 ):
@@ -399,7 +392,7 @@ def test_a_version_that_is_only_saved_is_no_run_and_a_submission_is_waited_for(
         return answer
 
     kaggle.CreateCodeSubmission = pending
-    monkeypatch.setattr(client.Api, "_adaptive_sleep", slept, raising=False)
+    monkeypatch.setattr(client.Api, "_adaptive_sleep", slept)
     code, out, err = aimo("submit", "submission", "--message", "m", "--wait")
     assert code == 0 and out.endswith("submission 100: public score 41.5\n") and looks == ["PENDING"], err
     looks += ["", ""]

@@ -83,7 +83,7 @@ def push_kernel(
     with tempfile.TemporaryDirectory() as copy:
         Path(copy, code.name).write_text(text)
         Path(copy, "kernel-metadata.json").write_text(json.dumps(metadata | {"code_file": code.name}))
-        answer = api.kernels_push(copy, no_run=True) if no_run else api.kernels_push(copy)
+        answer = api.kernels_push(copy, no_run=no_run)
     check_reply(f"kernel {metadata['id']}", answer)
     version = Version(metadata["id"], answer.version_number)
     kinds = ("dataset", "competition", "kernel", "model")
