@@ -9,7 +9,7 @@ PIP := .venv/bin/pip install -qq --no-deps
 # Where a container sets this, each process would compile the sources and pytest rewrite every test again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo smollm2 demo-real fast test run jupyter online sync lint docs lock kernels push bench rehearsal gpu-check
+.PHONY: help setup demo smollm2 demo-real fast test run jupyter online pictures sync lint docs lock kernels push bench rehearsal gpu-check
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 10
@@ -53,8 +53,11 @@ jupyter: setup ## the notebooks in JupyterLab
 	@# Jupyter refuses root, which containers and Kaggle's image use, unless it is told to run.
 	.venv/bin/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --LabApp.default_url=/lab/tree/notebooks/01_data_prep.ipynb
 
-online: ## write the address of git's origin where Kaggle's and Colab's editors and the badges need it
-	sed -i "s#https://github.com/OWNER/aimo#$$(git remote get-url origin | sed 's#^git@github.com:#https://github.com/#; s#\.git$$##')#" notebooks/*.py notebooks/*.ipynb README*.md
+online: ## write the GitHub repository of git's origin where Kaggle's and Colab's editors and the badges need it
+	sed -i "s#/OWNER/aimo\b#/$$(git remote get-url origin | sed -E 's#.*github\.com[:/]##; s#\.git$$##')#" notebooks/*.py notebooks/*.ipynb README*.md docs/notebooks.md
+
+pictures: setup ## the pictures of the notebooks in docs/, from JupyterLab in a browser, in about ten minutes
+	.venv/bin/python docs/pictures.py
 
 sync: setup ## make each notebook's .ipynb and .py equal again
 	.venv/bin/jupytext --sync notebooks/*.py

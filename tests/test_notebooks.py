@@ -76,6 +76,19 @@ def test_every_notebook_begins_with_the_same_cell_for_editors_that_open_it_alone
     assert (ROOT / cell.rpartition("aimo-source/")[2].split('"')[0]).is_file()
 
 
+@pytest.mark.parametrize("origin", ["git@github.com:me/mine.git", "https://github.com/me/mine"])
+def test_a_fork_writes_its_address_where_editors_and_badges_need_it(origin, tmp_path):
+    texts = [*NOTEBOOKS, *(ROOT / "notebooks").glob("*.py"), ROOT / "docs/notebooks.md"]
+    for path in (ROOT / "Makefile", *ROOT.glob("README*.md"), *texts):
+        (tmp_path / path.relative_to(ROOT)).parent.mkdir(exist_ok=True)
+        shutil.copy(path, tmp_path / path.relative_to(ROOT))
+    git(tmp_path, "init", "-q")
+    git(tmp_path, "remote", "add", "origin", origin)
+    subprocess.run(["make", "-s", "-C", str(tmp_path), "online"], check=True)
+    for text in (tmp_path.joinpath(path.relative_to(ROOT)).read_text() for path in texts):
+        assert "OWNER/aimo" not in text and "https://github.com/me/mine" in text
+
+
 @pytest.mark.parametrize(
     ("gpus", "lock"), [("GPU 0: NVIDIA L4", "requirements.txt"), ("", "requirements-cpu.txt")]
 )
