@@ -22,47 +22,50 @@ PLAIN_S = 20
 BAR_S = 0.5  # between two drawings of a bar in a notebook
 
 
+def seldom() -> Callable[[str], None]:
+    """Return a print for where there is no terminal: it skips what comes within PLAIN_S seconds."""
+    said = time.time()
+
+    def say(line: str) -> None:
+        nonlocal said
+        if time.time() - said > PLAIN_S:
+            said = time.time()
+            print(line, flush=True)
+
+    return say
+
+
+def seconds_left(done: int, total: int, first: int, began: float) -> float:
+    """Return the seconds left by the steps since `first`, done at `began` on the monotonic clock."""
+    return (time.monotonic() - began) / max(1, done - first) * (total - done)
+
+
 @contextmanager
 def counting(label: str, total: int, done: int = 0) -> Iterator[Callable[[], None]]:
     """Show a count from `done` to `total` with the time left; what it gives is called once for each step."""
-    columns = (
-        "{task.description}",
-        rich.BarColumn(),
-        rich.MofNCompleteColumn(),
-        rich.TimeRemainingColumn(),
-    )
-    began = said = time.time()
-    before = done
+    bar, counted = rich.BarColumn(), rich.MofNCompleteColumn()
+    before, began, say = done, time.monotonic(), seldom()
 
     def step() -> None:
-        nonlocal done, said
+        nonlocal done
         done += 1
-        bar.advance(task)
-        if bar.disable and time.time() - said > PLAIN_S:
-            said = time.time()
-            left = (said - began) / (done - before) * (total - done)
-            print(f"{label}: {done:,} of {total:,}, about {left:.0f} s left", flush=True)
+        shown.advance(task)
+        if shown.disable:
+            left = seconds_left(done, total, before, began)
+            say(f"{label}: {done:,} of {total:,}, about {left:.0f} s left")
 
-    with rich.Progress(*columns) as bar:
-        bar.disable = not bar.console.is_terminal
-        task = bar.add_task(label, total=total, completed=done)
+    with rich.Progress("{task.description}", bar, counted, rich.TimeRemainingColumn()) as shown:
+        shown.disable = not shown.console.is_terminal
+        task = shown.add_task(label, total=total, completed=done)
         yield step
 
 
 @contextmanager
 def changing_line(first: str) -> Iterator[Callable[[str], None]]:
     """Show a line that changes; what it gives takes the new one."""
-    console, said = Console(), time.time()
+    console, say = Console(), seldom()
     with console.status(first) as status:
-
-        def show(line: str) -> None:
-            nonlocal said
-            status.update(line)
-            if not console.is_terminal and time.time() - said > PLAIN_S:
-                said = time.time()
-                print(line, flush=True)
-
-        yield show
+        yield status.update if console.is_terminal else say
 
 
 class CellBar:
@@ -88,8 +91,8 @@ def bar_of(label: str, done: int, total: int, first: int, began: float, note: st
     """Return a bar as HTML, with the time left by the steps since `first`, done at `began` (monotonic)."""
     left = ""
     if done > first:
-        seconds = (time.monotonic() - began) / (done - first) * (total - done)
-        left = f", {seconds // 60:.0f} min {seconds % 60:.0f} s left"
+        minutes, seconds = divmod(seconds_left(done, total, first, began), 60)
+        left = f", {minutes:.0f} min {seconds:.0f} s left"
     bar = f"<progress max='{total}' value='{done}' style='width:40%;vertical-align:middle'></progress>"
     told = html.escape(f"{label} {done:,} of {total:,}{left}{'; ' * bool(note)}{note}")
     return f"<div>{bar} {told}</div>"
@@ -143,8 +146,7 @@ class Display:
             print(line, flush=True)
 
     def watch(self) -> None:
-        first: tuple[str, int, float] | None = None
-        said = time.time()
+        first, say = ("", 0, 0.0), seldom()  # the stage, and the step and the time at which it was first seen
         while not self.stopped.wait(0.5):
             with contextlib.suppress(AimoError, KeyError):
                 state = read_json(self.file, "")
@@ -153,13 +155,8 @@ class Display:
                     continue
                 note = f"{step} of {total}" + f", {doing}" * bool(doing)
                 self.bars.update(self.tasks[stage], completed=step, total=total, note=note)
-                if first is None or first[0] != stage or step < first[1]:
-                    first = (stage, step, time.time())
-                elif time.time() - said > PLAIN_S:
-                    said = time.time()
-                    spent = f"{said - self.started:.0f} s so far"
-                    if step > first[1]:
-                        spent += (
-                            f", about {(said - first[2]) / (step - first[1]) * (total - step):.0f} s left"
-                        )
-                    self.say(f"{stage}: {note}, {spent}")
+                if first[0] != stage or step < first[1]:
+                    first = stage, step, time.monotonic()
+                elif self.plain:
+                    left = f", about {seconds_left(step, total, *first[1:]):.0f} s left" * (step > first[1])
+                    say(f"{stage}: {note}, {time.time() - self.started:.0f} s so far{left}")
