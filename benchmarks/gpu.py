@@ -627,8 +627,7 @@ def report(checks: list[Check], folder: Path) -> dict[str, Any]:
             rows = [{"why": why, "checks": ", ".join(names)} for why, names in named.items()]
         if rows:
             sections.append(page.Section(tables.table(rows), f"{state.capitalize()}: {len(found)}"))
-    versions = [{"package": name, "version": version} for name, version in machine.versions().items()]
-    sections.append(page.Section(tables.table(versions), "Versions"))
+    sections.append(page.Section(tables.pairs(machine.versions(), "package", "version"), "Versions"))
     page.write_page(
         folder / "gpu-check.html", "aimo: GPU check", f"{date.today()}, {machine.device()}", sections
     )

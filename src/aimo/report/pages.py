@@ -24,7 +24,8 @@ from aimo.run.runs import figures as figures_of
 # What kind a page is, by its file's name.
 KINDS = {f"{kind}.html": kind for kind in ("evaluation", "comparison", "distillation", "rehearsal", "scores")}
 KINDS |= {"report.html": "run", "gpu-check.html": "GPU check"}
-# What a run's page shows of the record of each stage.
+# What a run's page shows of the record of each stage, and links to.
+PARTS = "data/README.md", "distillation.html", "notebooks/*.html"
 SPEEDS = ["train_seconds", "samples_per_second", "steps_per_second", "total_flos"]
 RECORD = ["seconds", "steps", "mean_loss", *SPEEDS]
 SHOWN, LEAST_SHOWN = 6000, 300  # characters of a completion
@@ -127,17 +128,11 @@ def write_run(folder: Path) -> Path:
             else:  # of version 1.0.1
                 view = tables.completions(samples["rows"], **samples["texts"])
                 add(view, "Completions", "One completion of each model for the same held-out problems.")
-    parts = [
-        *sorted(folder.glob("notebooks/*.html")),
-        folder / "distillation.html",
-        folder / "data/README.md",
-    ]
-    names = [str(part.relative_to(folder)) for part in parts if part.exists()]
-    links = [page.link(name, name) for name in names]
+    parts = sorted(path for part in PARTS for path in folder.glob(part))
+    links = [page.link(name, name) for name in (str(path.relative_to(folder)) for path in parts)]
     told = page.render("Of this run: {{ links | join(', ') }}.", links=links) if links else ""
     add(tables.table(times), "Time and training", told)
-    versions = [{"package": name, "version": version} for name, version in machine.versions().items()]
-    add(tables.table(versions), "Versions")
+    add(tables.pairs(machine.versions(), "package", "version"), "Versions")
     add(page.verbatim((folder / "profile.yaml").read_text(errors="replace")), "Settings")
     lead = f"{date.today()}, seed {seed}, {machine.device()}"
     return write_page(folder / "report.html", title, lead, sections, contents=True)
@@ -362,9 +357,8 @@ def write_distillation(path: Path, source: str, found: Any, bounds: tuple[float,
     `found` is `aimo.data.distil.Rejection`; `bounds` are the pass rates that were kept.
     """
     rates = found.problems["pass_rate"]
-    counts: list[dict[str, Any]] = [{"completions": "kept", "": len(found.kept)}]
-    for reason, count in found.dropped.items():
-        counts.append({"completions": mathematics.text(f"dropped: {reason}"), "": count})
+    counts = {"kept": len(found.kept)}
+    counts |= {mathematics.text(f"dropped: {reason}"): count for reason, count in found.dropped.items()}
     texts = dict(found.kept.group_by("problem").agg("generation").iter_rows())
     rows = []
     for row in found.problems.head(SHOWN_PROBLEMS).iter_rows(named=True):
@@ -383,7 +377,7 @@ def write_distillation(path: Path, source: str, found: Any, bounds: tuple[float,
         )
     lead = "The share of a problem's completions that are right and finished."
     sections = [
-        Section(tables.table(counts), "Kept", f"Of {len(found.problems):,} problems."),
+        Section(tables.pairs(counts, "completions", ""), "Kept", f"Of {len(found.problems):,} problems."),
         Section(plots.pass_rates(rates.to_list(), bounds), "Pass rates", lead),
         Section(tables.table(rows), "Problems", f"The first {len(rows):,}."),
     ]

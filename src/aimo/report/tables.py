@@ -39,6 +39,11 @@ def table(rows: Sequence[dict[str, Any]]) -> Html:
     return render(TABLE, columns=columns, rows=cells)
 
 
+def pairs(values: dict[str, Any], name: str, value: str) -> Html:
+    """Return a table of two columns, a row for each key."""
+    return table([{name: key, value: one} for key, one in values.items()])
+
+
 def note(text: str) -> Html:
     """Return a sentence in place of a table or plot that has nothing to show."""
     return render("<p>{{ text }}</p>", text=text)
