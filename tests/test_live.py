@@ -13,7 +13,6 @@ import pytest
 from conftest import ROOT, wait_for
 from jupyter_client.manager import start_new_kernel
 
-
 FEW = ["data.sft.rows=64", "data.grpo.rows=8", "data.heldout.rows=4", "data.grpo.test_split=0"]
 FEW += ["sft.max_steps=120", "sft.save_steps=4", "sft.batch_size=16"]
 FEW += ["grpo=null", "model.backend=transformers"]
