@@ -286,18 +286,14 @@ def write_evaluation(folder: Path, found: dict[str, Any]) -> Path:
         sections.append(Section(tables.table(sources)))
     sections += groups
     if found["leakage"]:
-        leaks = [
-            {"benchmark": name, "share of its text, %": "not checked", "why": checked["why"]}
-            if "why" in checked
-            else {
-                "benchmark": name,
-                "share of its text, %": f"{100 * checked['share']:.2f}",
-                "questions with any": len(checked["found"]),
-                "training texts": checked["texts"],
-                "data": checked["data"],
-            }
-            for name, checked in found["leakage"].items()
-        ]
+        leaks: list[dict[str, Any]] = []
+        for name, checked in found["leakage"].items():
+            leaks.append({"benchmark": name, "share of its text, %": "not checked"})
+            if "why" not in checked:
+                leaks[-1]["share of its text, %"] = f"{100 * checked['share']:.2f}"
+                leaks[-1]["questions with any"] = len(checked["found"])
+            kept = {"texts": "training texts", "data": "data", "why": "why"}
+            leaks[-1] |= {shown: checked[key] for key, shown in kept.items() if key in checked}
         lead = "Runs of eight words of a question that also stand in the model's training data."
         sections.append(Section(tables.table(leaks), "Leakage", lead))
     for name, rows in found["unread"].items():

@@ -104,10 +104,9 @@ def training(log: list[dict[str, Any]]) -> Html:
 
 def by_step(logs: dict[str, list[dict[str, Any]]]) -> Html:
     """Draw the logs of a stage by step as `training` does; of several runs, what at least two have."""
-    logged = {key for log in logs.values() for record in log for key in record}
+    logged, several = {key for log in logs.values() for record in log for key in record}, len(logs) > 1
     rewards = sorted(key for key in logged if key.startswith("rewards/") and key.endswith("/mean"))
     wanted = PANELS | {"each reward": rewards if len(rewards) > 1 else []}
-    several = len(logs) > 1
     if several:  # one figure in a panel, and a colour for each run
         logged = {key for key in logged if sum(any(key in r for r in log) for log in logs.values()) > 1}
         wanted = {
@@ -125,17 +124,15 @@ def by_step(logs: dict[str, list[dict[str, Any]]]) -> Html:
             records = [record for record in logs[run] if key in record]
             steps, values = ([record[name] for record in records] for name in ("step", key))
             name = key.removeprefix("rewards/").removesuffix("/mean")
-            if key.startswith("sampling/"):
-                name = key.rpartition("/")[2]
+            name = key.rpartition("/")[2] if key.startswith("sampling/") else name
             name = label(run) if several else name
             if key.startswith(("probe/", "eval_")):  # these are rare: points and no average
                 ax.plot(steps, values, "o-", color=colour, ms=3, lw=1.2, label=name)
                 continue
-            if key == "learning_rate":  # known exactly
-                ax.plot(steps, values, color=colour, lw=1.8, label=name)
-                continue
             averages, total, norm = [], 0.0, 0.0
             for value in values:  # an exponential moving average, corrected for its start at zero
+                if key == "learning_rate":  # known exactly
+                    total, norm = 0.0, 0.0
                 total, norm = 0.85 * total + 0.15 * value, 0.85 * norm + 0.15
                 averages.append(total / norm)
             ax.plot(steps, values, color=colour, lw=0.7, alpha=0.4)
@@ -160,8 +157,7 @@ def pass_rates(rates: list[float], bounds: tuple[float, float] | None) -> Html:
     """Draw how many problems have which pass rate; those within `bounds` are trained on."""
     if bounds is None:
         return note("The profile has no grpo.pass_rate: all problems are trained on.")
-    figure, (ax,) = panels(1, columns=1, width=9, height=2.4)
-    found = Counter(rates)
+    figure, (ax,), found = *panels(1, columns=1, width=9, height=2.4), Counter(rates)
     colours = [RIGHT if bounds[0] <= rate <= bounds[1] else OTHER for rate in found]
     ax.bar(list(found), list(found.values()), width=0.8 / max(2, len(found)), color=colours)
     ax.set(xlabel="share of samples that were right (green: kept)", ylabel="problems", xlim=(-0.1, 1.1))
@@ -172,11 +168,9 @@ def plot_worst_tokens(worst: list[dict[str, Any]], least: float | None) -> Html:
     """Draw how many solutions have which log-probability of their least likely token; `least` is the bound
     below which they are dropped."""
     figure, (ax,) = panels(1, columns=1, width=9, height=2.4)
-    values = [token["log_prob"] for token in worst]
-    _, edges, bars = ax.hist(values, bins=40, color=RIGHT if least is None else OTHER)
+    _, edges, bars = ax.hist([token["log_prob"] for token in worst], bins=40)
     for bar, edge in zip(bars, edges, strict=False):
-        if least is not None and edge >= least:
-            bar.set_color(RIGHT)
+        bar.set_color(RIGHT if least is None or edge >= least else OTHER)
     if least is not None:
         ax.axvline(least, color=GREY, lw=1)
     ax.set(xlabel="log-probability of the least likely token (green: kept)", ylabel="solutions")
@@ -219,17 +213,12 @@ def votes(solutions: list[dict[str, Any]], limit: int = 200) -> Html:
         gold, start = solution.get("equal", solution["gold"]), 0  # as the vote has it
         largest_first = sorted(solution["votes"].items(), key=lambda x: (-x[1], len(x[0]), x[0]))
         for rank, (answer, count) in enumerate(largest_first):
-            colour = OTHER
-            if gold is not None and str(gold) == answer:
-                colour = RIGHT
-            elif gold is not None and rank == 0:
-                colour = WRONG
+            judged = RIGHT if str(gold) == answer else WRONG if rank == 0 else OTHER
+            colour = OTHER if gold is None else judged
             ax.barh(row, count, left=start, color=colour, edgecolor="white")
             if count > 1 or rank == 0:
-                ink = INK if colour == OTHER else "white"
-                ax.text(
-                    start + count / 2, row, label(answer), ha="center", va="center", fontsize=8, color=ink
-                )
+                how = {"ha": "center", "va": "center", "color": INK if colour == OTHER else "white"}
+                ax.text(start + count / 2, row, label(answer), fontsize=8, **how)
             start += count
         if not solution["votes"]:
             why = label(solution["note"] or "no votes", 100)
@@ -255,12 +244,10 @@ def timelines(solutions: list[dict[str, Any]], limit: int = 12) -> Html:
         ax.grid(False)
         for i, sample in enumerate(sorted(solution["samples"], key=lambda sample: sample["index"])):
             answer, begin, end = sample["answer"], sample["begin_s"], sample["end_s"]
-            stopped = sample["end"] == "stopped"
-            colour, text = "#aab2bc", label(answer)
+            stopped, text = sample["end"] == "stopped", label(answer)
+            colour = RIGHT if answer == solution["answer"] else "#aab2bc"
             if answer is None:
                 colour, text = OTHER, "" if stopped else "•"
-            elif answer == solution["answer"]:
-                colour = RIGHT
             ax.barh(i, end - begin, left=begin, color=colour, alpha=0.35 if stopped else 1)
             ax.text(end, i, f" {text}", va="center", fontsize=6, color=INK)
         end = max(sample["end_s"] for sample in solution["samples"])
