@@ -33,6 +33,8 @@ for (const details of document.querySelectorAll("details")) {
   details.firstChild.click()
   if (!details.open || !details.lastChild.offsetHeight) problems.push("no unfolding")
 }
+for (const one of document.querySelectorAll(".question, .question > div"))
+  if (one.scrollWidth > one.clientWidth) problems.push("a question is cut at the right")
 count.details = document.querySelectorAll("details").length
 count.tables = document.querySelectorAll("table.aimo").length
 count.formulas = [...document.querySelectorAll("math")].filter(m => m.namespaceURI.endsWith("MathML")).length
