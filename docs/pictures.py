@@ -12,6 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
+PICTURES = ROOT / "docs/pictures"
 sys.path.insert(0, str(ROOT / "tests"))
 from browser import BrowserNotebook, Lab  # noqa: E402
 from conftest import wait_for  # noqa: E402
@@ -36,16 +37,17 @@ def keep(notebook: BrowserNotebook, cell: object, name: str) -> None:
     """Write what a reader sees with a cell at the top."""
     cell.evaluate("cell => cell.scrollIntoView()")
     picture = Image.open(io.BytesIO(notebook.page.locator(".jp-NotebookPanel").screenshot()))
-    picture.convert("RGB").save(ROOT / "docs/pictures" / f"{name}.webp", quality=60, method=6)
+    picture.convert("RGB").save(PICTURES / f"{name}.webp", quality=60, method=6)
 
 
 def is_halfway(notebook: BrowserNotebook, cell: object) -> bool:
     """Return whether a cell's bar says so, or it has ended."""
-    found = re.findall(r"(\d[\d,]*) of (\d[\d,]*)", notebook.shows(cell))
+    found = re.findall(r": (?:step )?(\d[\d,]*) of (\d[\d,]*)", notebook.shows(cell))
     counts = [[int(number.replace(",", "")) for number in pair] for pair in found]
     return "*" not in notebook.prompt(cell) or any(2 * done >= total for done, total in counts)
 
 
+PICTURES.mkdir(exist_ok=True)
 with tempfile.TemporaryDirectory() as folder:
     lab = Lab(Path(folder))
     for name, (works, done) in SHOWN.items():
@@ -53,9 +55,9 @@ with tempfile.TemporaryDirectory() as folder:
         given = {"profile": "tiny-distil"} if run == "distil" else {}
         notebook = lab.open(name, name, run_dir=f"{folder}/{run}", overrides=few, **given)
         notebook.page.keyboard.press("Control+b")
-        for cell in notebook.cells.all():
-            notebook.start(cell)
-            if works in cell.inner_text():
+        for code in notebook.codes:
+            cell = notebook.start(max(code, key=len).strip())
+            if works in "".join(code):
                 wait_for(lambda notebook=notebook, cell=cell: is_halfway(notebook, cell))
                 keep(notebook, cell, f"{name}-works")
             print(f"{name}: {notebook.wait(cell)[-200:]}", flush=True)

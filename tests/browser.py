@@ -94,14 +94,15 @@ class Lab:
         page.set_default_timeout(120_000)
         page.goto(f"http://127.0.0.1:{self.port}/lab/workspaces/{to}/tree/notebooks/{to}.ipynb")
         page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]")
-        return BrowserNotebook(page)
+        return BrowserNotebook(page, [cell["source"] for cell in notebook["cells"] if "outputs" in cell])
 
 
 class BrowserNotebook:
     """A notebook in JupyterLab, used by mouse and keyboard."""
 
-    def __init__(self, page: Any):
-        self.page, self.cells = page, page.locator(".jp-Notebook .jp-CodeCell")
+    def __init__(self, page: Any, codes: list[list[str]]):
+        self.page, self.codes = page, codes  # the lines of each code cell
+        self.cells = page.locator(".jp-Notebook .jp-CodeCell")
 
     def find(self, part: str) -> Any:
         """The first code cell that holds a text."""
