@@ -97,6 +97,30 @@ def test_an_adapter_on_its_base_computes_what_was_trained_and_what_the_merged_mo
     assert before == greedy(engine) != texts == merged
 
 
+def test_an_adapter_that_was_trained_in_bfloat16_is_served_in_it(tmp_path, engine):
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    from aimo import config
+    from aimo.evaluation.served import IN_VLLM, check_engine
+    from aimo.run.runs import Run
+    from aimo.train import served
+
+    torch.manual_seed(0)
+    adapters = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+    base = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.bfloat16)
+    model, settings = get_peft_model(base, adapters), replace(engine.settings, vllm={"dtype": "bfloat16"})
+    stage = Run(config.load("tiny", ["grpo=null", "model.dtype=bfloat16"]), tmp_path, "sft", 0.0)
+    rows = [{"prompt": [{"role": "user", "content": question}]} for question in QUESTIONS]
+    served.remember(model, engine.tokenizer, stage, rows)
+    model.save_pretrained(tmp_path / "adapter")
+    with Engine(TINY, settings, adapter=tmp_path / "adapter") as adapted:
+        assert check_engine(adapted, stage.folder) < IN_VLLM / 2
+    with pytest.raises(AimoError, match="its weights are float32, and the stage computed in bfloat16"):
+        check_engine(engine, stage.folder)
+
+
 def test_weights_with_another_embedding_say_what_they_say_alone(tmp_path, engine):
     """With all weights trained, the embedding differs too, which is the tiny base's output layer."""
     import torch

@@ -8,8 +8,10 @@ compares: another chat template, number type or adapter shows at once.
 
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from aimo.errors import AimoError
 from aimo.inference.engine import Engine
@@ -24,6 +26,7 @@ EXACT, ROUNDED, TIMES = 0.0005, 0.02, 3
 ALL_WEIGHTS = 0.2
 # In 16 bits: vLLM's kernels round elsewhere than the trainer's (0.046 for SmolLM2-135M in bfloat16 on a CPU).
 IN_VLLM = 0.1
+SURE = 5  # standard errors
 FOUR_BITS = 0.5  # the adapter was trained on rounded weights, and is merged into exact ones
 ASKED_FOR = {
     "quantization",
@@ -63,7 +66,7 @@ def compare(
     """Return the mean difference of the log-probabilities that were `found` from those of training, in nats.
 
     AimoError where it is above `bound` (None: what rounding explains), the number type is another, or the
-    served model is nearer to the one that training started from. It names `what` is served, and the cause.
+    served model surely has less than half of what training changed. It names `what` is served, and the cause.
     `kernels`: what the served model's own rounding explains in 16 bits.
     """
     talks, trained_in = kept["talks"], kept["dtype"]
@@ -75,33 +78,34 @@ def compare(
         cause = "its tokenizer or chat template makes other tokens of the same conversation"
         raise AimoError(f"{what} is not the model that was trained: {cause}; {remedy}")
 
-    def joined(key: str) -> list[float]:
-        return [value for talk in talks for value in talk.get(key) or talk["log_probs"]]
+    def joined(key: str) -> NDArray[np.float64]:  # (tokens,)
+        return np.array([value for talk in talks for value in talk.get(key) or talk["log_probs"]])
 
-    def apart(a: list[float], b: list[float], power: int = 1) -> float:
-        return fmean(abs(x - y) ** power for x, y in zip(a, b, strict=True))
-
-    served = [value for _, values in found for value in values]  # (tokens,)
+    served = np.array([value for _, values in found for value in values])
     trained, merged, start = map(joined, ("log_probs", "merged", "start"))
-    difference, rounding, learnt = apart(served, merged), apart(trained, merged), apart(trained, start)
+    difference, rounding = np.abs(served - merged).mean(), np.abs(trained - merged).mean()
     allowed = bound
     if allowed is None:
         in_16_bits = max(ROUNDED, TIMES * rounding) if "merged" in talks[0] else ALL_WEIGHTS
         allowed = EXACT if trained_in == "float32" else max(in_16_bits, kernels)
         allowed = FOUR_BITS if kept.get("four_bits") else allowed
-    # An adapter that changed less than rounding does is not told from none.
-    told_apart = bound is None and learnt > max(rounding, kernels)
-    lost = told_apart and apart(served, trained, power=2) > apart(served, start, power=2)
+    # Least squares of served = start + share (trained - start) + rounding: the share is 1 for what was
+    # trained, 0 for the model that training began with, and about 0 for another adapter.
+    learnt, moved, lost = trained - start, served - start, False
+    if bound is None and learnt.any():
+        share = (learnt @ moved) / (learnt @ learnt)
+        error = (moved - share * learnt).std() / np.linalg.norm(learnt)
+        lost = bool(share + SURE * error < 0.5)
     if served_in != trained_in:
         cause = f"its weights are {served_in}, and the stage computed in {trained_in}"
     elif difference > allowed or lost:
         cause = "its weights are not those of the trained adapter and the model that it began with"
     else:
-        return difference
+        return float(difference)
     raise AimoError(
         f"{what} is not the model that was trained: {cause}; the log-probabilities of {len(served):,} tokens "
         f"differ by {difference:.3g} on average, {allowed:.3g} is allowed, and training changed them by "
-        f"{learnt:.3g}; {remedy}"
+        f"{np.abs(learnt).mean():.3g}; {remedy}"
     )
 
 

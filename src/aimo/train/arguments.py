@@ -129,35 +129,31 @@ def stage_arguments(run: Run) -> Any:
             f"{stage}.generation: on a CPU vLLM keeps the output layer it started with; "
             f"set model.lora, or {stage}.generation to transformers"
         )
-    if stage == "grpo":
-        in_pass = completions_per_pass(section, int(os.environ.get("WORLD_SIZE", 1)))
-        from_server = section.generation == "vllm_server"
+    if stage in ("grpo", "opd"):
         values |= {
-            "per_device_train_batch_size": in_pass,
-            "reward_weights": [
-                *(reward.weight for reward in section.rewards.values()),
-                *[1.0] * (section.degenerate == "penalty"),
-            ],
             "use_vllm": section.generation != "transformers",
-            "vllm_mode": "server" if from_server else "colocate",
             "vllm_gpu_memory_utilization": section.vllm_gpu_memory,
             "vllm_max_model_length": model.max_length,
+        }
+    else:
+        values |= {"max_length": model.max_length}
+    if stage == "grpo":
+        from_server = section.generation == "vllm_server"
+        weights = [reward.weight for reward in section.rewards.values()]
+        processes = int(os.environ.get("WORLD_SIZE", 1))
+        values |= {
+            "per_device_train_batch_size": completions_per_pass(section, processes),
+            "reward_weights": weights + [1.0] * (section.degenerate == "penalty"),
+            "vllm_mode": "server" if from_server else "colocate",
         }
         values |= {"vllm_server_base_url": section.vllm_server_url} if from_server else {}
     else:
         values |= {"per_device_train_batch_size": section.batch_size}
     if stage == "opd":
-        values |= {
-            "beta": {"forward_kl": 0.0, "jsd": 0.5, "reverse_kl": 1.0}[section.divergence],
-            "use_vllm": section.generation == "vllm",
-            "vllm_gpu_memory_utilization": section.vllm_gpu_memory,
-            "vllm_max_model_length": model.max_length,
-        }
+        values |= {"beta": {"forward_kl": 0.0, "jsd": 0.5, "reverse_kl": 1.0}[section.divergence]}
         if section.asks_server:
             top_k = SERVED_TOP_K if section.divergence == "forward_kl" else 1  # TRL takes no more for others
             values |= {"teacher_model_server_url": section.teacher, "loss_top_k": top_k}
-    elif stage != "grpo":
-        values |= {"max_length": model.max_length}
     if stage == "sft":
         values |= {"completion_only_loss": True, "train_sampling_strategy": "random"}  # see sft.ByLength
         counted = "non_padding" if model.backend == "unsloth" else "no"

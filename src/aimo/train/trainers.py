@@ -169,20 +169,15 @@ def make_sampling_trainer(kind: Any, run: Run, **given: Any) -> Any:
         trainer.add_callback(callbacks.Trim())
     # On a GPU, vLLM and Unsloth make it unnecessary; a model that will be sharded is on the CPU until then.
     if args.device.type == "cpu" and run.profile.model.lora:
-        merge_to_generate(given["model"])
+        model, generate = given["model"], given["model"].generate
+
+        @functools.wraps(generate)
+        def merged(*args: Any, **kwargs: Any) -> Any:  # a third of the matrix products
+            with models.merged(model):
+                return generate(*args, **kwargs)
+
+        model.generate = merged
     return trainer
-
-
-def merge_to_generate(model: Any) -> None:
-    """Let a model generate with its adapters merged in, a third of the matrix products."""
-    generate = model.generate
-
-    @functools.wraps(generate)
-    def merged(*args: Any, **kwargs: Any) -> Any:
-        with models.merged(model):
-            return generate(*args, **kwargs)
-
-    model.generate = merged
 
 
 def fit(trainer: Any, run: Run, probe: Rows | None) -> Log:
