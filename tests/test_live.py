@@ -169,6 +169,11 @@ def test_a_notebook_by_hand_says_where_it_works_and_with_what_and_leaves_a_repor
     folder = Path(os.environ["AIMO_RUNS"]) / "live-by-hand"
     notebook = start()
     notebook.run(AGAIN)
+    # One line, no frames: a first cell that is refused, and a cell whose name none has made; not a function's.
+    (error,) = errors(notebook.run("run = runs.begin('data', 'lacking')"))
+    assert "lacking" in error["evalue"] and len(error["traceback"]) == 1
+    said = notebook.printed("run.folder")
+    assert said == "name 'run' is not defined: run this notebook's cells from the first one on.\n"
     # A relative folder starts at the repository, not at the notebook's own folder.
     said = notebook.printed(f"run = runs.begin('data', 'tiny', {os.path.relpath(folder, ROOT)!r})")
     assert f"run: {os.path.normpath(folder)}" in said and "heldout: {split: heldout, rows: 200}" in said
@@ -177,11 +182,8 @@ def test_a_notebook_by_hand_says_where_it_works_and_with_what_and_leaves_a_repor
     assert "report.html" in said and (folder / "report.html").is_file()
     assert "live-by-hand/report.html" in (folder.parent / "index.html").read_text()
 
-    # One line, no frames: a cell that is stopped, and one whose name no cell has made; not a function's own.
     said = notebook.printed("import time\ntime.sleep(60)", stop=True)
     assert said == "Stopped. Run the cell again; what was saved is kept.\n"
-    said = notebook.printed("model.train()")
-    assert said == "name 'model' is not defined: run this notebook's cells from the first one on.\n"
     (error,) = errors(notebook.run("def f():\n    return lacking\nf()"))
     assert len(error["traceback"]) > 1
 

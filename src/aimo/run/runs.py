@@ -120,6 +120,8 @@ def begin(
     when the profile is not the folder's, or when another process works in the folder.
     """
     quiet()
+    if by_hand():
+        get_ready_for_cells()
     started = time.time()
     resolved = config.load(profile, overrides)
     if resolved.training.cache_dir:
@@ -143,7 +145,6 @@ def begin(
     if redo:
         forget(folder, stage)
     if by_hand():
-        get_ready_for_cells()
         if engines := sys.modules.get("aimo.inference.engine"):  # of this cell, when it ran before
             for engine in list(engines.STARTED):
                 engine.close()
