@@ -1,13 +1,16 @@
 """Write docs/pictures/: each notebook in JupyterLab, while it works and when it is done (`make pictures`).
 
-Runs all of them on tiny models, with few steps, in about five minutes.
+Runs all of them on tiny models, with few steps, in about five minutes. Writes docs/report.png too, where
+`make demo` has left its report.
 """
 
+import contextlib
 import io
 import re
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -33,14 +36,17 @@ SHOWN = {  # of a notebook: the cell that works, and the one at the top of the p
 }
 
 
-def keep(notebook: BrowserNotebook, cell: object, name: str) -> None:
+def keep(notebook: BrowserNotebook, cell: Any, name: str) -> None:
     """Write what a reader sees with a cell at the top."""
     cell.evaluate("cell => cell.scrollIntoView()")
-    picture = Image.open(io.BytesIO(notebook.page.locator(".jp-NotebookPanel").screenshot()))
-    picture.convert("RGB").save(PICTURES / f"{name}.webp", quality=60, method=6)
+    shown(notebook.page.locator(".jp-NotebookPanel")).save(PICTURES / f"{name}.webp", quality=60, method=6)
 
 
-def is_halfway(notebook: BrowserNotebook, cell: object) -> bool:
+def shown(part: Any) -> Image.Image:
+    return Image.open(io.BytesIO(part.screenshot())).convert("RGB")
+
+
+def is_halfway(notebook: BrowserNotebook, cell: Any) -> bool:
     """Return whether a cell's bar says so, or it has ended."""
     found = re.findall(r": (?:step )?(\d[\d,]*) of (\d[\d,]*)", notebook.shows(cell))
     counts = [[int(number.replace(",", "")) for number in pair] for pair in found]
@@ -48,8 +54,7 @@ def is_halfway(notebook: BrowserNotebook, cell: object) -> bool:
 
 
 PICTURES.mkdir(exist_ok=True)
-with tempfile.TemporaryDirectory() as folder:
-    lab = Lab(Path(folder))
+with tempfile.TemporaryDirectory() as folder, contextlib.closing(Lab(Path(folder))) as lab:
     for name, (works, done) in SHOWN.items():
         few, run = (DISTIL, "distil") if name.startswith("00") else (FEW, "run")
         given = {"profile": "tiny-distil"} if run == "distil" else {}
@@ -63,4 +68,7 @@ with tempfile.TemporaryDirectory() as folder:
             print(f"{name}: {notebook.wait(cell)[-200:]}", flush=True)
         keep(notebook, notebook.find(done), f"{name}-done")
         lab.end_kernels()
-    lab.close()
+    if (report := ROOT / "runs/tiny/report.html").exists():
+        page = lab.browser.new_page(viewport={"width": 1050, "height": 1420})
+        page.goto(report.as_uri())
+        shown(page).quantize(64).save(ROOT / "docs/report.png", optimize=True)
