@@ -27,6 +27,7 @@ from aimo.inference.sample import End
 from aimo.inference.settings import HARMONY, Proofs, Tags
 from aimo.inference.storage import write_whole
 from aimo.inference.voting import Stop
+from aimo.kaggle import kernels
 
 KIND = Proof(pages=5)
 ROLES = {
@@ -331,6 +332,14 @@ def test_proofs_are_not_scored_here(tmp_path):
         submission.evaluate_submission("proof-pilot", str(TINY), ["a.csv"], 60.0, {})
     Journal(tmp_path / "j.jsonl", "m", kind=KIND).add("a", "?", "A proof.")
     refused("replay", tmp_path / "j.jsonl", told=["line 1: it has proofs, on which no samples vote"])
+    given, out = ["--competition", "proof-pilot"], ["--out", tmp_path]
+    refused("evaluate", TINY, *given, "--benchmarks", "a.csv", told=["people mark its proofs"])
+    refused("kernel", "build", "evaluate", *given, *out, told=["has no use for competition proof-pilot"])
+    (tmp_path / "t.csv").write_text("id,problem\na,Prove.\n")
+    run = ["run", "--profile", "tiny", *given, "--test", tmp_path / "t.csv", "--run-dir", tmp_path / "run"]
+    refused(*run, told=["data.heldout: nothing here marks the proofs of"])
+    refused(*run, "--set", "data.heldout=null", told=["grpo.rewards.accuracy: nothing here marks the proofs"])
+    assert kernels.kernels_of("proof-pilot") == kernels.kernels_of(None, "proof-pilot") == ["submission"]
     done = here("competition", "check", "proof-pilot")
     assert "takes: a proof of at most 5 pages, else 'No proof was found.'" in done.stdout
     (tmp_path / "mine.yaml").write_text(

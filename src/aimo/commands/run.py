@@ -34,7 +34,6 @@ Exit codes: 0 done, 1 a stage or the engine failed, 2 something that you can fix
 # The heads of columns that would not fit in 80.
 HEADS = {"mean_tokens": "tokens", "samples_per_second": "samples/s", "mean_loss": "loss"}
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-ANSWERING = "submission", "evaluate"  # the kernels that answer a competition
 kernel = typer.Typer(no_args_is_help=True, help="Build Kaggle kernels.")
 data_commands = typer.Typer(no_args_is_help=True, help="Prepare data before training.")
 app.add_typer(kernel, name="kernel")
@@ -229,7 +228,7 @@ def build(
     ] = None,
 ) -> None:
     """Build the self-contained notebooks of kernels from the sources."""
-    for name in names or ([*ANSWERING] if competition else kernels.kernels_of(profile)):
+    for name in names or kernels.kernels_of(profile, competition):
         print(kernels.build_kernel(name, out, profile, competition))
 
 

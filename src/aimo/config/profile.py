@@ -372,6 +372,10 @@ class Profile:
         if self.trained:
             self.model.max_length = length
         sources = [part.source for rows in sets.values() if rows for part in rows.mixture or [rows]]
+        judged = {"data.heldout": sets["heldout"], "dpo": self.dpo}
+        judged["grpo.rewards.accuracy"] = self.grpo and "accuracy" in self.grpo.rewards
+        if self.rules and self.rules.scoring == "marks" and (key := next(filter(judged.get, judged), None)):
+            raise ValueError(f"{key}: nothing here marks the proofs of {self.rules.slug}; leave it out")
         if "distil" in sources and not self.distil:
             raise ValueError("data: the source distil needs a section distil; add it, or name another source")
         aside = "such as 0.02"

@@ -29,7 +29,7 @@ from aimo.errors import AimoError
 from aimo.evaluation import benchmarks, completions, scores, served
 from aimo.evaluation.scores import Scores
 from aimo.inference.answer_kinds import write_kind
-from aimo.inference.competitions import Competition, find_competition
+from aimo.inference.competitions import Competition, check_scored, find_competition
 from aimo.inference.engine import Engine
 from aimo.inference.model_folder import identity
 from aimo.inference.sampling import Sampler
@@ -58,6 +58,10 @@ class Wanted:
     log_to: str = "none"  # a tracker that gets the figures too, as in a profile's `training.log_to`
     card_data: bool = False  # whether the training sets that the model's card names may be downloaded
     competition: str | None = None  # whose files these are, and whose equality judges the answers
+
+    def __post_init__(self) -> None:
+        if self.asked:
+            check_scored(self.asked)
 
     @cached_property
     def asked(self) -> Competition | None:

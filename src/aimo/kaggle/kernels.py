@@ -49,7 +49,8 @@ class Kernel:
 # Modules read these as they load.
 DATA = ("src/aimo/config/aliases.yaml", "src/aimo/data/*.yaml", "src/aimo/report/page.jinja")
 ROAD = (*DATA, "notebooks/0[0-3]*.ipynb", "notebooks/profiles/*.jinja")
-ANSWERING = (  # what decides an answer
+ANSWERING = "submission", "evaluate"  # the kernels that answer a competition
+READABLE = (  # what decides an answer
     r"src/aimo/inference/(competitions/.+\.yaml"
     r"|(settings|prompts|answers|sampling|sample|voting|solver|proofs|gateway)\.py)"
 )
@@ -58,9 +59,9 @@ KERNELS = {
     "wheels": Kernel(("requirements.txt",), internet=True, gpu=False, attaches=(), shown=".+txt"),
     "train": Kernel(ROAD, internet=True, gpu=True, attaches=("wheels",), profile="kaggle-h100"),
     "submission": Kernel(
-        (), internet=False, gpu=True, attaches=("model", "wheels", "competition"), shown=ANSWERING
+        (), internet=False, gpu=True, attaches=("model", "wheels", "competition"), shown=READABLE
     ),
-    "evaluate": Kernel(DATA, internet=False, gpu=True, attaches=("model", "wheels"), shown=ANSWERING),
+    "evaluate": Kernel(DATA, internet=False, gpu=True, attaches=("model", "wheels"), shown=READABLE),
 }
 FOLDED = {  # the metadata of a cell that Kaggle and Jupyter show folded
     "_kg_hide-input": True,
@@ -96,16 +97,15 @@ def build_kernel(
     """
     if name not in KERNELS:
         raise AimoError(f"kernel {name!r} does not exist: use one of {', '.join(KERNELS)}")
-    if name not in (fitting := kernels_of(profile)):
-        raise AimoError(f"kernel {name} has no use for profile {profile}; it goes into {', '.join(fitting)}")
+    if name not in (fitting := kernels_of(profile, competition)):
+        what = f"competition {competition}" if competition else f"profile {profile}"
+        raise AimoError(f"kernel {name} has no use for {what}; it goes into {', '.join(fitting)}")
     template, kernel = template_of(name), KERNELS[name]
     path = (out or template.parent) / f"{template.stem}.ipynb"
     if not path.parent.is_dir():
         raise AimoError(f"--out {out}: no such folder; make it first")
-    rules, known, answers = None, "", "competition" in kernel.attaches or name == "evaluate"
-    if competition and not answers:
-        raise AimoError(f"kernel {name} has no use for a competition; it goes into submission, evaluate")
-    given = competition or (config.load(profile).rules if profile and answers else None)
+    rules, known = None, ""
+    given = competition or (config.load(profile).rules if profile and name in ANSWERING else None)
     if given:
         rules, known = find_competition(given, asks=True), name_of(given)
         if known in COMPETITIONS and COMPETITIONS[known] != rules:
@@ -212,16 +212,20 @@ def template_of(name: str) -> Path:
     return template
 
 
-def kernels_of(profile: str | None) -> list[str]:
-    """Return the kernels that have a place for a profile's settings; all of them without one.
+def kernels_of(profile: str | None, competition: str | None = None) -> list[str]:
+    """Return the kernels that have a place for a profile's settings, and answer a competition.
 
-    A profile that trains nothing has no place in `train`.
+    A profile that trains nothing has no place in `train`, proofs, which nothing scores, none in `evaluate`.
     """
-    if profile is None:
-        return list(KERNELS)
-    places = ["settings = {}", *(['tags=["profile"]'] if config.load(profile).trained else [])]
-    texts = {name: template_of(name).read_text() for name in KERNELS}
-    return [name for name, text in texts.items() if any(place in text for place in places)]
+    found, rules = list(KERNELS), find_competition(competition) if competition else None
+    if profile:
+        loaded = config.load(profile)
+        places = ["settings = {}", *(['tags=["profile"]'] if loaded.trained else [])]
+        found = [name for name in found if any(one in template_of(name).read_text() for one in places)]
+        rules = rules or loaded.rules
+    if competition:
+        found = [name for name in found if name in ANSWERING]
+    return [name for name in found if not (name == "evaluate" and rules and rules.scoring == "marks")]
 
 
 def shipped(name: str) -> list[Path]:
