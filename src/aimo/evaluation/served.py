@@ -118,8 +118,10 @@ def check_engine(
     AimoError as `compare`.
     """
     kept, asked = read_kept(stage), engine.settings.vllm
+    if not kept or ASKED_FOR & asked.keys():
+        return None
     served_in = str(engine.llm.vllm_config.model_config.dtype).removeprefix("torch.")
-    if not kept or ASKED_FOR & asked.keys() or ("dtype" in asked and served_in != kept["dtype"]):
+    if "dtype" in asked and served_in != kept["dtype"]:
         return None
     pairs = encode(engine.tokenizer, kept["talks"])
 
