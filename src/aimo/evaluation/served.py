@@ -42,7 +42,7 @@ def read_kept(stage: Path) -> dict[str, Any]:
     return kept if kept.get("talks") else {}
 
 
-def encode(tokenizer: Any, talks: Sequence[dict[str, Any]]) -> list[tuple[list[int], list[int]]]:
+def encode_talks(tokenizer: Any, talks: Sequence[dict[str, Any]]) -> list[tuple[list[int], list[int]]]:
     """Return the token ids of each talk's `prompt`, as a model is asked, and of its `reply`.
 
     They are encoded apart, as in training and generation.
@@ -123,7 +123,7 @@ def check_engine(
     served_in = str(engine.llm.vllm_config.model_config.dtype).removeprefix("torch.")
     if "dtype" in asked and served_in != kept["dtype"]:
         return None
-    pairs = encode(engine.tokenizer, kept["talks"])
+    pairs = encode_talks(engine.tokenizer, kept["talks"])
 
     async def read() -> list[Reading]:  # one by one: with an adapter, vLLM 0.31 mixes up the rows of several
         return [(prompt, await engine.log_probs(prompt, reply)) for prompt, reply in pairs]

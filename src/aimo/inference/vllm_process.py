@@ -121,11 +121,9 @@ def check_arguments(arguments: dict[str, Any]) -> None:
 
 def tokenizer_argument(model: Path, tokenizer: Any) -> dict[str, str]:
     """Return vLLM's argument for a folder's `tokenizer` where Transformers would give vLLM another one."""
-    from transformers import PreTrainedTokenizerFast
-
     path = model / "tokenizer_config.json"
     named = read_json(path, REMEDY).get("tokenizer_class") if path.exists() else None
-    if named in PLAIN_CLASSES or type(tokenizer) is not PreTrainedTokenizerFast:
+    if named in PLAIN_CLASSES or type(tokenizer).__name__ not in PLAIN_CLASSES:
         return {}
     KEPT.append(tempfile.TemporaryDirectory(prefix="aimo-tokenizer-"))
     tokenizer.save_pretrained(KEPT[-1].name)

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from aimo.config import ROOT
 from aimo.errors import AimoError
@@ -42,10 +43,15 @@ def driver() -> str:
     return (nvidia_smi("--query-gpu=driver_version", "--format=csv,noheader") or "").partition("\n")[0]
 
 
+def load_torch() -> Any:
+    import torch  # seconds, which `aimo --help` and a login node do not wait for
+
+    return torch
+
+
 def computes_on_gpu() -> bool:
     """Return whether torch uses a GPU; AimoError for one that it cannot use and that was not hidden."""
-    import torch
-
+    torch = load_torch()
     if torch.cuda.is_available():
         return True
     if os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1") and has_gpu():
@@ -59,10 +65,9 @@ def computes_on_gpu() -> bool:
 
 
 def device() -> str:
-    import torch
-
+    torch = load_torch()
     if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
+        return str(torch.cuda.get_device_name())
     return f"CPU, {torch.get_num_threads()} threads, {platform.machine()}"
 
 

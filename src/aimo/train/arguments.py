@@ -210,8 +210,7 @@ def completions_per_pass(grpo: Grpo, processes: int) -> int:
 
 def choose_dtype(profile: Profile) -> tuple[str, str]:
     """Return the number type to compute in, and why."""
-    import torch  # `aimo launch` reads this module and does not wait for torch
-
+    torch = machine.load_torch()
     wanted, cuda = profile.model.dtype, machine.computes_on_gpu()
     if wanted == "float16" and not cuda:
         raise AimoError("model.dtype: float16 cannot be trained on a CPU; set it to auto")

@@ -33,7 +33,7 @@ from aimo.evaluation import scores
 from aimo.inference import vllm_process
 from aimo.inference.errors import redact
 from aimo.inference.storage import write_whole
-from aimo.run import progress, runs
+from aimo.run import machine, progress, runs
 from aimo.train import arguments, dpo, models, trainers
 
 # Strategies, and TRL's accelerate configurations for them.
@@ -336,9 +336,7 @@ def launch_job(job: Job, slurm: bool = False, dry_run: bool = False) -> None:
 
 def gpus() -> int:
     """Return how many GPUs this machine has."""
-    import torch  # only where GPUs are counted: a login node waits for nothing
-
-    return torch.cuda.device_count()
+    return int(machine.load_torch().cuda.device_count())
 
 
 def follow(

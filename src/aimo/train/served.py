@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from aimo.data import prepare
 from aimo.data.prepare import Rows
-from aimo.evaluation.served import Reading, compare, encode, read_kept
+from aimo.evaluation.served import Reading, compare, encode_talks, read_kept
 from aimo.inference.model_folder import read_tokenizer
 from aimo.inference.storage import write_json
 from aimo.run import machine
@@ -56,7 +56,7 @@ def remember(model: Any, tokenizer: Any, run: Run, probe: Rows | None) -> None:
     talks: Rows = []
 
     def keep(key: str) -> None:
-        read = log_probs(model, encode(tokenizer, talks), dtype)
+        read = log_probs(model, encode_talks(tokenizer, talks), dtype)
         for talk, (ids, values) in zip(talks, read, strict=True):
             talk |= {"ids": ids, key: values}
 
@@ -94,6 +94,6 @@ def check(run: Run) -> dict[str, float]:
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
     model.to(device)
     saved_in = str(model.dtype).removeprefix("torch.")
-    found = log_probs(model, encode(read_tokenizer(folder), kept["talks"]), saved_in)
+    found = log_probs(model, encode_talks(read_tokenizer(folder), kept["talks"]), saved_in)
     difference = compare(kept, found, saved_in, f"{run.stage}: {folder}", run.profile.training.served_bound)
     return {"served_difference": round(difference, 6)}
