@@ -18,7 +18,7 @@ from test_report import ANSWERED, EMPTY, make_run
 from aimo.evaluation import replay, submission
 from aimo.evaluation.scores import Interval
 from aimo.inference.competitions import COMPETITIONS
-from aimo.report import mathematics, page, pages, plots, tables
+from aimo.report import page, pages, plots, tables
 
 SECRET = "the-canary-of-a-token-file"
 OWNED = "document.documentElement.dataset.owned=1"
@@ -229,7 +229,7 @@ def distillation_page(folder, texts):
 
 def notebook_page(folder, texts):
     """An executed notebook, with the texts in tables, prints, values and a traceback."""
-    view = page.join([tables.table([{text: text} for text in texts]), *map(mathematics.text, texts)])
+    view = page.join([tables.table([{text: text} for text in texts]), *map(page.as_mathematics, texts)])
     safe = [text.encode("utf-8", "replace").decode() for text in texts]
     shown = view._repr_html_().encode("utf-8", "replace").decode()
     outputs = [v4.new_output("execute_result", {"text/html": shown})]

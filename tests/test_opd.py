@@ -68,34 +68,28 @@ def swap(tokenizer):
 def test_a_teacher_that_reads_other_tokens_is_refused(tmp_path, name, change, told):
     from transformers import AutoConfig, AutoTokenizer
 
-    from aimo.train import teacher
-
     student = AutoTokenizer.from_pretrained(TINY), AutoConfig.from_pretrained(TINY)
-    assert teacher.check_teacher(str(TINY), *student) == TINY
+    assert opd.check_teacher(str(TINY), *student) == TINY
     with pytest.raises(AimoError, match=told) as e:
-        teacher.check_teacher(str(changed(tmp_path, name, change)), *student)
+        opd.check_teacher(str(changed(tmp_path, name, change)), *student)
     assert "\n" not in str(e.value) and "opd.teacher" in str(e.value)
 
 
 def test_a_teacher_that_ends_a_turn_with_another_token_is_refused(tmp_path):
     from transformers import AutoConfig, AutoTokenizer
 
-    from aimo.train import teacher
-
     student, tokenizer = AutoConfig.from_pretrained(TINY), AutoTokenizer.from_pretrained(TINY)
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(40)  # as prompt.eos_token sets it
     with pytest.raises(AimoError, match="ends a turn with"):
-        teacher.check_teacher(str(TINY), tokenizer, student)
+        opd.check_teacher(str(TINY), tokenizer, student)
 
 
 def test_an_adapter_does_not_teach(tmp_path):
-    from aimo.train import teacher
-
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "it"}')
     with pytest.raises(
         AimoError, match=r"opd.teacher: .* is an adapter for 'it', not a model; give a merged"
     ):
-        teacher.check_teacher(str(tmp_path), None, None)
+        opd.check_teacher(str(tmp_path), None, None)
 
 
 def test_a_wrong_teacher_is_refused_before_the_stages_that_come_first(tmp_path):
@@ -112,18 +106,16 @@ def test_a_wrong_teacher_is_refused_before_the_stages_that_come_first(tmp_path):
 
 
 def test_a_teacher_that_does_not_fit_beside_the_student_is_refused_before_it_is_read(tmp_path, monkeypatch):
-    from aimo.train import teacher
-
     section = f"opd={{teacher: {TINY}, learning_rate: 1.0e-3}}"
     run = runs.Run(config.load("tiny", [section, "model.dtype=bfloat16"]), tmp_path, "opd", 0.0)
     size = (TINY / "model.safetensors").stat().st_size / 2  # read in 16 bits
     monkeypatch.setattr(startup, "available_memory", lambda: int(1.02 * size))
-    assert teacher.load_teacher(TINY, run).dtype.itemsize == 2
+    assert opd.load_teacher(TINY, run).dtype.itemsize == 2
     monkeypatch.setattr(startup, "available_memory", lambda: int(0.98 * size))
     with pytest.raises(
         AimoError, match=r"opd.teacher: tiny-base takes 0.0 GB beside the student, .*a smaller"
     ):
-        teacher.load_teacher(TINY, run)
+        opd.load_teacher(TINY, run)
 
 
 def test_when_memory_runs_out_a_step_is_split_and_then_its_completions_are_shorter(tmp_path):
@@ -172,16 +164,14 @@ def teacher_server(**change):
 def test_a_server_that_cannot_grade_is_refused(change, told):
     from transformers import AutoTokenizer
 
-    from aimo.train import teacher
-
     tokenizer = AutoTokenizer.from_pretrained(TINY)
     section = {"learning_rate": 1e-3, "max_prompt_length": 512, "max_completion_length": 511}
     with teacher_server(**change) as server:
         asked = config.Opd(teacher=server.url, **section)
         if not told:
-            return teacher.check_teacher_server(asked, tokenizer)
+            return opd.check_teacher_server(asked, tokenizer)
         with pytest.raises(AimoError, match=told) as e:
-            teacher.check_teacher_server(asked, tokenizer)
+            opd.check_teacher_server(asked, tokenizer)
     said = str(e.value)
     assert said.startswith(("opd.teacher: server ", f"opd.teacher: {server.url}")) and "\n" not in said
 
@@ -189,11 +179,9 @@ def test_a_server_that_cannot_grade_is_refused(change, told):
 def test_no_server_and_a_temperature_that_a_server_does_not_know_are_refused():
     from transformers import AutoTokenizer
 
-    from aimo.train import teacher
-
     asked = config.Opd(teacher="http://127.0.0.1:9", learning_rate=1e-3)
     with pytest.raises(AimoError, match=r"127.0.0.1:9.* does not answer"):
-        teacher.check_teacher_server(asked, AutoTokenizer.from_pretrained(TINY))
+        opd.check_teacher_server(asked, AutoTokenizer.from_pretrained(TINY))
     with pytest.raises(AimoError, match=r"opd.temperature: 0.7: a server's log-probabilities"):
         config.load("tiny", ["opd={teacher: http://a, learning_rate: 1.0e-3, temperature: 0.7}"])
 

@@ -36,7 +36,7 @@ from aimo.evaluation import submission
 from aimo.inference import competitions, gateway, proofs, storage, tool_calls, vllm_process, voting
 from aimo.rewards import REWARDS
 from aimo.run import runs
-from aimo.train import arguments, dpo, models, served, teacher
+from aimo.train import arguments, dpo, grpo, models, opd, served
 
 # Other values of a key, tried in this order; a key that takes none of them needs a value in its case.
 CANDIDATES = [True, False, 3, 2, 0.5, 0.25, -0.75, [0.2, 0.8], [0, 40]]
@@ -410,7 +410,7 @@ def taught(profile: config.Profile, folder: Path) -> Any:
     """Whether the teacher may grade the tiny base."""
 
     try:
-        return teacher.check_early(profile, folder)
+        return opd.check_early(profile, folder)
     except AimoError as e:
         return str(e)
 
@@ -456,13 +456,11 @@ def served_model(profile: config.Profile, folder: Path) -> Any:
 
 def tool_use(profile: config.Profile, folder: Path) -> Any:
     """What GRPO's trainer takes besides, so that completions run Python."""
-    from aimo.train import tool_use
-
     tools = TINY.with_name("tiny-tools")
     made = types.SimpleNamespace(name_or_path=str(tools)), types.SimpleNamespace(eos_token_id=0)
     model = types.SimpleNamespace(config=made[0], generation_config=made[1])
     tokenizer = models.load_tokenizer(tools, profile)
-    return sorted(tool_use.trainer_arguments(profile, model, tokenizer, types.SimpleNamespace()))
+    return sorted(grpo.trainer_arguments(profile, model, tokenizer, types.SimpleNamespace()))
 
 
 def pushed(profile: config.Profile, folder: Path) -> Any:

@@ -13,7 +13,7 @@ from aimo.errors import AimoError
 from aimo.inference import sandbox
 from aimo.inference.storage import read_lines
 from aimo.run import runs
-from aimo.train import grpo, models, tool_use
+from aimo.train import grpo, models
 
 TOOLS = ROOT / "data" / "tiny-tools"
 CALL = '<tool_call>\n{"name": "python", "arguments": {"code": "x = 6 * 7\\nx"}}\n</tool_call>'
@@ -71,10 +71,10 @@ class TestBeforeTraining:
     def given(self, tokenizer):
         """What GRPO's trainer takes for a profile, and its configuration."""
 
-        def given(*overrides, **grpo):
+        def given(*overrides, **section):
             eos, args = SimpleNamespace(eos_token_id=0), SimpleNamespace()
             model = SimpleNamespace(config=SimpleNamespace(name_or_path=str(TOOLS)), generation_config=eos)
-            return tool_use.trainer_arguments(profile(*overrides, **grpo), model, tokenizer, args), args
+            return grpo.trainer_arguments(profile(*overrides, **section), model, tokenizer, args), args
 
         return given
 

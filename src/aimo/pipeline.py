@@ -32,7 +32,7 @@ from aimo.rewards.table import try_rewards
 from aimo.run import runs
 from aimo.run.progress import Display
 from aimo.run.runs import is_finished, read_metrics
-from aimo.train import callbacks, teacher
+from aimo.train import callbacks, opd
 
 # No stage is begun in this last part of a session: it would load a model and train a step or two.
 LAST_PART = 0.1
@@ -140,7 +140,7 @@ def check_run(profile: Profile, folder: Path, from_stage: str | None, until: str
     if profile.inference.vllm:
         check_arguments(profile.inference.vllm)
     if "opd" in done and not is_finished(folder, "opd"):
-        teacher.check_early(profile, folder)
+        opd.check_early(profile, folder)
 
 
 class JupyterKernel(AsyncKernelManager):

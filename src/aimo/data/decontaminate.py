@@ -1,12 +1,13 @@
-"""Find training problems that share words with evaluation problems: Open-R1's n-gram test, by hash.
+"""Find problems that share words: with evaluation problems, by Open-R1's n-gram test, or with each other.
 
-The test is from s1 (2025). Paraphrases and translations share no words and are not found.
+The test, here by hash, is from s1 (2025). Paraphrases and translations share no words and are not found.
 """
 
 import re
 
 import numpy as np
 import polars as pl
+from rensa import RMinHash, RMinHashLSH
 
 CHUNK = 50_000  # rows at a time: the words of more would fill the memory
 MARKUP = re.compile(r"\\(?:left|right|[a-z]?frac|text\w*|math\w+|displaystyle|quad|[,;:! ])|[^\w+*/=<>^-]|_")
@@ -85,3 +86,34 @@ def gram_hashes(texts: pl.Series, n: int) -> tuple[np.ndarray, np.ndarray]:
         total = total * np.uint64(0x9E3779B97F4A7C15) + word[i : i + last]
     inside = row[:last] == row[n - 1 :]
     return row[:last][inside], total[inside]
+
+
+def near_duplicates(problems: pl.Series, threshold: float, seed: int) -> pl.Series:
+    """(n,) whether an earlier problem shares `threshold` of the word triples (Jaccard) and all numbers.
+
+    MinHash finds the candidates, and each is compared. Problems that differ in a number are different
+    problems.
+    """
+    # 64 hashes in 16 bands of 4: a pair at a Jaccard of 0.8 meets in some band with a chance of 0.9998.
+    index = RMinHashLSH(threshold, 64, 16)
+
+    def is_near(text: str, other: str) -> bool:
+        if sorted(re.findall(r"\d+", text)) != sorted(re.findall(r"\d+", other)):
+            return False
+        mine, theirs = shingles(text), shingles(other)
+        return len(mine & theirs) >= threshold * len(mine | theirs)
+
+    near = []
+    for i, text in enumerate(problems):
+        sketch = RMinHash(64, seed)
+        sketch.update(list(shingles(text)))
+        near.append(any(is_near(text, problems[j]) for j in index.query(sketch)))
+        if not near[-1]:
+            index.insert(i, sketch)
+    return pl.Series(near, dtype=pl.Boolean)
+
+
+def shingles(text: str) -> set[str]:
+    """Return the word triples of a text, without case, LaTeX markup and punctuation; or its few words."""
+    words = normalise(text, near=True).split()
+    return set(grams(words, 3)) or {" ".join(words)}

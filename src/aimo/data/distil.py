@@ -21,7 +21,7 @@ import yaml
 
 from aimo.config import Distil, Reject, Source
 from aimo.config.profile import STAGES
-from aimo.data import prepare, sources
+from aimo.data import decontaminate, prepare, sources
 from aimo.data.model_servers import SampleError, Servers
 from aimo.errors import AimoError
 from aimo.inference import vllm_process
@@ -348,7 +348,7 @@ def preference_ranks(rows: pl.DataFrame, prefer: str) -> pl.Series:
     places = [0] * len(rows)
     groups = rows.with_row_index().sort(length).group_by("key", maintain_order=True)
     for indices, texts in groups.agg("index", "solution").select("index", "solution").iter_rows():
-        triples = [prepare.shingles(text) for text in texts]
+        triples = [decontaminate.shingles(text) for text in texts]
         left, nearest, next_one = list(range(len(texts))), [0.0] * len(texts), 0
         for place in range(1, len(texts) + 1):
             places[indices[next_one]] = place

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 import yaml
-from rensa import RMinHash, RMinHashLSH
 
 from aimo.config import Profile, Set, Source
 from aimo.config.profile import STAGES
@@ -183,7 +182,9 @@ def clean_sets(sets: Sets, profile: Profile, tokenizer: Any) -> Sets:
             same = ["key", "solution"] if wanted.traces == "all" else ["key"]
             drop(~pl.struct(same).is_first_distinct(), "duplicate")
         if wanted.near_duplicates:
-            near = near_duplicates(sets.rows[name]["problem"], wanted.near_duplicates, profile.seed)
+            near = decontaminate.near_duplicates(
+                sets.rows[name]["problem"], wanted.near_duplicates, profile.seed
+            )
             drop(near, "nearly the same text as another")
         sets.check(name)
     return sets
@@ -345,37 +346,6 @@ def thoughts(solutions: pl.Series) -> pl.Series:
         return text.str.replace(r"\n####[^\n]*$", "").str.strip_chars()
 
     return per_chunk(solutions, bare)
-
-
-def near_duplicates(problems: pl.Series, threshold: float, seed: int) -> pl.Series:
-    """(n,) whether an earlier problem shares `threshold` of the word triples (Jaccard) and all numbers.
-
-    MinHash finds the candidates, and each is compared. Problems that differ in a number are different
-    problems.
-    """
-    # 64 hashes in 16 bands of 4: a pair at a Jaccard of 0.8 meets in some band with a chance of 0.9998.
-    index = RMinHashLSH(threshold, 64, 16)
-
-    def is_near(text: str, other: str) -> bool:
-        if sorted(re.findall(r"\d+", text)) != sorted(re.findall(r"\d+", other)):
-            return False
-        mine, theirs = shingles(text), shingles(other)
-        return len(mine & theirs) >= threshold * len(mine | theirs)
-
-    near = []
-    for i, text in enumerate(problems):
-        sketch = RMinHash(64, seed)
-        sketch.update(list(shingles(text)))
-        near.append(any(is_near(text, problems[j]) for j in index.query(sketch)))
-        if not near[-1]:
-            index.insert(i, sketch)
-    return pl.Series(near, dtype=pl.Boolean)
-
-
-def shingles(text: str) -> set[str]:
-    """Return the word triples of a text, without case, LaTeX markup and punctuation; or its few words."""
-    words = decontaminate.normalise(text, near=True).split()
-    return set(decontaminate.grams(words, 3)) or {" ".join(words)}
 
 
 # ---- what is made of clean sets ----

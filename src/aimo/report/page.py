@@ -6,6 +6,7 @@ and run no script but the one of `page.jinja`, which sorts tables.
 
 import base64
 import hashlib
+import html
 import os
 import re
 from collections.abc import Iterable
@@ -14,8 +15,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
+from xml.etree.ElementTree import tostring
 
 from jinja2 import Environment, StrictUndefined
+from latex2mathml.converter import convert_to_element
 
 from aimo.errors import AimoError
 from aimo.inference.storage import write_whole
@@ -103,3 +106,50 @@ def write_page(
     except OSError as e:
         raise AimoError(f"page {path}: {e.strerror}; make room or unlock its folder, and run again") from None
     return path
+
+
+# ---- LaTeX as MathML, which browsers set without a script or another file
+#
+# What `latex2mathml` cannot convert stays as it is written, and so do text commands outside of formulas.
+
+FORMULA = re.compile(
+    r"\$\$(.{1,2000}?)\$\$|\\\[(.{1,2000}?)\\\]|\\\((.{1,2000}?)\\\)"
+    r"|\$(?!\s)((?:[^$\n\\]|\\.){1,600}?)(?<!\s)\$(?!\d)",
+    re.DOTALL,
+)
+MACROS = re.compile(r"\\(?:re)?new|\\[egx]?def|\\let|\\provide|\\Declare")  # they could expand without end
+FOREIGN = {"class", "style", "href", "xmlns"}
+# A word of an attribute: a name, a colour, or a length of two digits, which cannot cover the page.
+VALUE = re.compile(r"[a-z-]+|#[\da-f]{3,8}|[+-]?\d{0,2}(?:\.\d+)?[a-z]{0,2}", re.IGNORECASE)
+
+
+def as_mathematics(content: str) -> Html:
+    r"""Return a text whose `$…$`, `$$…$$`, `\(…\)` and `\[…\]` are set as mathematics."""
+    parts, end = [], 0
+    for found in FORMULA.finditer(content):
+        parts += [content[end : found.start()], formula(next(filter(None, found.groups())))]
+        end = found.end()
+    return join([*parts, content[end:]])
+
+
+def as_answer(content: str) -> Html:
+    """Return an answer: a formula if it has LaTeX and no dollars of its own, else a text."""
+    is_formula = re.search(r"[\\^_]", content) and "$" not in content and len(content) <= 2000
+    return formula(content) if is_formula else as_mathematics(content)
+
+
+@lru_cache(maxsize=10_000)
+def formula(latex: str) -> Html:
+    """Return a formula as MathML without links and styles; its LaTeX where it cannot be converted."""
+    try:
+        if MACROS.search(latex):
+            raise ValueError("it defines macros")
+        tree = convert_to_element(latex)
+        for node in tree.iter():
+            node.text = html.unescape(node.text or "")  # the converter writes entities
+            for name, value in [*node.attrib.items()]:
+                if name in FOREIGN or not all(map(VALUE.fullmatch, value.split())):
+                    del node.attrib[name]
+        return Html(tostring(tree, encoding="unicode", short_empty_elements=False))
+    except Exception:  # the converter raises many kinds
+        return render("<code>{{ latex }}</code>", latex=latex)

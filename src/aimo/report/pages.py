@@ -15,7 +15,7 @@ from aimo.config import RUNS
 from aimo.config.profile import STAGES, TRAINED
 from aimo.errors import AimoError
 from aimo.inference.storage import read_json, read_lines, write_json
-from aimo.report import mathematics, page, plots, tables
+from aimo.report import page, plots, tables
 from aimo.report.page import Html, Section, write_page
 from aimo.run import machine
 from aimo.run.runs import by_hand
@@ -177,7 +177,7 @@ def percent(figure: list[float]) -> str:
 
 def asked(row: dict[str, Any]) -> dict[str, Any]:
     """Return the cells that say which question a row is of."""
-    problem, gold = mathematics.text(row["problem"]), mathematics.answer(row["gold"])
+    problem, gold = page.as_mathematics(row["problem"]), page.as_answer(row["gold"])
     return {"id": row["id"], "problem": problem, "gold": gold}
 
 
@@ -205,7 +205,7 @@ def grid(completions: list[dict[str, Any]], most: int = SHOWN) -> Html:
         text = cut(one["text"], most)
         kind = "right" if one["right"] else "wrong"
         told = f"{kind}: {one['answer'] or 'no answer'}"
-        set_as = mathematics.text(text) if kind not in seen else text
+        set_as = page.as_mathematics(text) if kind not in seen else text
         seen.add(kind)
         mark = one.get("step", "✓" if one["right"] else "✗")
         squares.append({"kind": kind, "mark": mark, "told": told, "text": page.join([told, "\n\n", set_as])})
@@ -354,18 +354,18 @@ def write_distillation(path: Path, source: str, found: Any, bounds: tuple[float,
     """
     rates = found.problems["pass_rate"]
     counts = {"kept": len(found.kept)}
-    counts |= {mathematics.text(f"dropped: {reason}"): count for reason, count in found.dropped.items()}
+    counts |= {page.as_mathematics(f"dropped: {reason}"): count for reason, count in found.dropped.items()}
     texts = dict(found.kept.group_by("problem").agg("generation").iter_rows())
     rows = []
     for row in found.problems.head(SHOWN_PROBLEMS).iter_rows(named=True):
         kept = [
-            page.fold(f"{len(text):,} characters", mathematics.text(text))
+            page.fold(f"{len(text):,} characters", page.as_mathematics(text))
             for text in texts.get(row["problem"], [])
         ]
         rows.append(
             {
-                "problem": mathematics.text(row["problem"]),
-                "gold": mathematics.answer(row["answer"] or ""),
+                "problem": page.as_mathematics(row["problem"]),
+                "gold": page.as_answer(row["answer"] or ""),
                 "right, %": f"{100 * row['pass_rate']:.0f}",
                 "samples": row["samples"],
                 "kept": page.join(kept) or "none",

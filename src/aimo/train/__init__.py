@@ -4,4 +4,4 @@ from aimo import load_late
 
 # They load torch, and TRL, which Unsloth has to come before.
 load_late(__name__, "callbacks", "compat", "dpo", "grpo", "live", "models", "opd")
-load_late(__name__, "served", "sft", "teacher", "trainers")
+load_late(__name__, "served", "sft", "trainers")

@@ -19,7 +19,9 @@ One step of TRL's trainer, with our changes:
 Import this module after Unsloth, which replaces TRL's classes.
 """
 
+import copy
 import math
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -32,12 +34,17 @@ from transformers import TrainerCallback
 from trl.trainer.utils import nanstd
 
 from aimo import rewards
+from aimo.config import Profile
 from aimo.data.prepare import Rows
 from aimo.errors import AimoError
 from aimo.inference import voting
+from aimo.inference.prompts import escape_special_tokens
+from aimo.inference.sampling import Completion
+from aimo.inference.sandbox import Programs, has_sandbox
 from aimo.inference.storage import append_lines, read_lines, write_lines
+from aimo.inference.tool_calls import PYTHON, find_tool_call, find_tool_parser
 from aimo.run.runs import Run
-from aimo.train import arguments, compat, tool_use
+from aimo.train import arguments, compat
 from aimo.train.trainers import Log, Shared, fit, make_sampling_trainer
 
 SAMPLES_KEPT = 4  # completions of a step, in samples.jsonl
@@ -71,7 +78,7 @@ def train_grpo(model: Any, tokenizer: Any, rows: Rows, run: Run, probe: Rows | N
             *rewards.get_reward_funcs(grpo.rewards, profile.prompt, profile.answer_kind),
             *[degenerate_reward] * (grpo.degenerate == "penalty"),
         ],
-        **{"processing_class": tokenizer} | tool_use.trainer_arguments(profile, model, tokenizer, args),
+        **{"processing_class": tokenizer} | trainer_arguments(profile, model, tokenizer, args),
     )
     trainer.max_resample, trainer.degenerate = grpo.max_resample, grpo.degenerate
     trainer.add_callback(Mismatch())
@@ -299,7 +306,7 @@ class Samples(TrainerCallback):
         lines = []
         for i in range(-min(SAMPLES_KEPT, len(logs["completion"])), 0):
             line = {"step": state.global_step, "problem": rewards.text_of(logs["prompt"][i])}
-            line |= {"completion": tool_use.transcript(logs["completion"][i])}
+            line |= {"completion": transcript(logs["completion"][i])}
             line |= {name: values[i] for name, values in logs["rewards"].items()}
             lines.append(line | {"advantage": logs["advantages"][i]})
         append_lines(self.path, lines)
@@ -327,3 +334,82 @@ class Mismatch(TrainerCallback):
                 f"{now:.3f} on average, by {start:.3f} at the start. vLLM may sample with the weights of an "
                 "earlier step: docs/troubleshooting.md."
             )
+
+
+# ---- Completions that run Python (`grpo.tools`): the solver's sandbox and tool calls, in TRL's rollouts
+#
+# A completion is a conversation: the turns that the model writes are trained on, and what its programs print
+# is outside the loss (TRL's `tool_mask`). Rewards read the last turn; lengths are those of the whole
+# conversation. TRL runs the programs of a step one after another, each for at most `inference.tool_seconds`;
+# whether a slow one ends in time depends on the machine. Out of scope: fenced blocks and Harmony, which are
+# no tool calls to TRL.
+
+
+class ToolSession:
+    """The programs of one completion: an environment of TRL's, whose public methods are tools."""
+
+    def __init__(self, tokenizer: Any, seconds: float):
+        self._tokenizer, self._seconds, self._programs = tokenizer, seconds, Programs(seconds)
+
+    def reset(self, **row: Any) -> None:
+        """Begin a completion of a row, without variables."""
+        self._programs.close()
+        self._programs = Programs(self._seconds)
+
+    def python(self, code: str) -> str:
+        return escape_special_tokens(self._tokenizer, self._programs.run(code).shown)
+
+    python.__doc__ = f"{PYTHON['function']['description']}\n\nArgs:\n    code: The program."
+    del python.__annotations__["return"]  # the solver says nothing of it
+
+
+def trainer_arguments(profile: Profile, model: Any, tokenizer: Any, args: Any) -> dict[str, Any]:
+    """Return what TRL's GRPOTrainer takes so that completions run Python; nothing without `grpo.tools`.
+
+    Sets the number of a completion's calls in `args`. AimoError when the parser does not fit the model, or
+    nothing can be confined here.
+    """
+    if not (profile.grpo and profile.grpo.tools):
+        return {}
+    settings = profile.solver_settings(model.config.name_or_path)
+    parser = find_tool_parser(settings.tool_parser, tokenizer)
+    if not has_sandbox():
+        raise AimoError("grpo.tools: programs cannot be confined on this machine; set it to false")
+    own = model.generation_config.eos_token_id
+    ends = {
+        tokenizer.eos_token_id,
+        *(own if isinstance(own, list) else [own]),
+    }  # of a turn, as TRL takes them
+
+    def parse_response(ids: list[int], prefix: list[int] | None = None) -> dict[str, Any]:
+        """Read a turn as the solver does: its first call, if it has ended."""
+        finished = bool(ids) and ids[-1] in ends
+        call = find_tool_call(
+            parser, Completion(tokenizer.decode(ids[:-1] if finished else ids), ids, finished)
+        )
+        if call is None:
+            return {"role": "assistant", "content": tokenizer.decode(ids, skip_special_tokens=True)}
+        function = {"name": "python", "arguments": {"code": call.code}}
+        return call.message | {"tool_calls": [{"type": "function", "function": function}]}
+
+    args.max_tool_calling_iterations = settings.tool_turns
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # of environments: TRL is pinned
+    asked = copy.copy(tokenizer)  # Transformers would save the template of responses with the model
+    asked.response_template, asked.parse_response = {}, parse_response
+    return {
+        "processing_class": asked,
+        "environment_factory": lambda: ToolSession(tokenizer, settings.tool_seconds),
+    }
+
+
+def transcript(messages: list[dict[str, Any]]) -> str:
+    """Return a completion for a person to read: its turns, its programs and what they printed."""
+    text = ""
+    for message in messages:
+        if message["role"] == "tool":
+            text += f"```output\n{message['content']}\n```\n"
+            continue
+        text += message["content"]
+        for call in message.get("tool_calls", []):
+            text += f"\n```python\n{call['function']['arguments']['code']}\n```\n"
+    return text

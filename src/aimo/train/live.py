@@ -18,7 +18,7 @@ from transformers import StoppingCriteria, TrainerCallback
 from aimo.report import page, plots, tables
 from aimo.run.progress import bar_of
 from aimo.run.runs import Run
-from aimo.train import compat, tool_use
+from aimo.train import compat, grpo
 
 LEAST_S = 2.0  # between two drawings
 SHARE = 0.05  # of the time may go into drawing
@@ -132,7 +132,7 @@ class Live(TrainerCallback):
         """Return two completions of the last group with their rewards."""
         logs = compat.last_completions(self.trainer)
         rows = [
-            {"completion": tool_use.transcript(logs["completion"][i])[-600:]}
+            {"completion": grpo.transcript(logs["completion"][i])[-600:]}
             | {name: f"{values[i]:.2f}" for name, values in logs["rewards"].items()}
             for i in range(-min(2, len(logs["completion"])), 0)
         ]

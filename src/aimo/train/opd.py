@@ -20,18 +20,31 @@ GRPO learns one number from a completion, OPD one from each of its tokens; but i
 same vocabulary, and ends at the teacher. Import this module after Unsloth, which replaces TRL's classes.
 """
 
+import json
+from pathlib import Path
 from typing import Any
 
+import torch
 import trl
 from datasets import Dataset
+from openai import APIStatusError, OpenAIError
+from transformers import AutoConfig, AutoModelForCausalLM
 
+from aimo import config
+from aimo.config import Profile
+from aimo.config.profile import Opd
 from aimo.data.prepare import Rows
 from aimo.errors import AimoError
-from aimo.inference.server import reason
+from aimo.inference import prompts, startup
+from aimo.inference.model_folder import check_model_folder, read_tokenizer
+from aimo.inference.sampling import BackgroundLoop
+from aimo.inference.server import address, open_client, reason, served_models
+from aimo.run import hub, machine
 from aimo.run.runs import Run
-from aimo.train import arguments, compat
-from aimo.train.teacher import check_teacher, check_teacher_server, load_teacher
+from aimo.train import arguments, compat, models
 from aimo.train.trainers import Log, Shared, fit, make_sampling_trainer
+
+IDS = 512  # token ids that a server is asked about at once
 
 
 class OpdTrainer(Shared, trl.DistillationTrainer):
@@ -68,3 +81,154 @@ def train_opd(model: Any, tokenizer: Any, rows: Rows, run: Run, probe: Rows | No
         given["teacher_model"] = load_teacher(check_teacher(opd.teacher, tokenizer, model.config), run)
     given["train_dataset"] = Dataset.from_list([{"prompt": row["prompt"]} for row in rows])
     return fit(make_sampling_trainer(kind, run, **given), run, probe)
+
+
+# ---- Who may teach: a model whose tokens and end of turn are the student's, and that fits beside it, or a
+# server of such a model
+
+
+def check_early(profile: Profile, run_dir: Path) -> None:
+    """Refuse a teacher before the stages that come first, as far as that needs no download.
+
+    A teacher in the run's own folder may be made by a stage before.
+    """
+    opd, base = profile.opd, config.locate(profile.model.base)
+    if not opd or not base.is_dir():
+        return
+    folder, tokenizer = config.locate(opd.teacher), models.load_tokenizer(base, profile)
+    is_path = folder.is_dir() or opd.teacher.count("/") > 1  # a hub id has one
+    if opd.asks_server:
+        check_teacher_server(opd, tokenizer)
+    elif is_path and not folder.absolute().is_relative_to(run_dir.absolute()):
+        check_teacher(opd.teacher, tokenizer, AutoConfig.from_pretrained(base))
+
+
+def check_teacher(name: str, tokenizer: Any, student: Any) -> Path:
+    """Return the folder of a teacher, a path or a hub id. AimoError for one whose token ids or end of turn
+    are others: it would grade texts that nobody wrote.
+
+    `student` is the configuration of the model that is trained.
+    """
+    folder = hub.local_folder(name, key="opd.teacher")
+    check_model_folder(folder)
+    theirs = read_tokenizer(folder)
+    ours, other = tokenizer.get_vocab(), theirs.get_vocab()
+    remedy = "take a teacher of the student's family in opd.teacher"
+    if apart := sorted((i, token) for token, i in ours.items() if other.get(token) != i):
+        i, token = apart[0]
+        held = theirs.convert_ids_to_tokens(i) if i < len(theirs) else "nothing"
+        raise AimoError(
+            f"opd.teacher: {name} has another vocabulary: token {i} is {token!r} here and {held!r} "
+            f"there, and {len(apart) - 1:,} more differ; {remedy}"
+        )
+    teacher = AutoConfig.from_pretrained(folder)
+    sizes = [each.get_text_config().vocab_size for each in (student, teacher)]
+    if sizes[0] != sizes[1]:
+        raise AimoError(
+            f"opd.teacher: {name} scores {sizes[1]:,} tokens and the student {sizes[0]:,}; {remedy}"
+        )
+    listed = teacher.eos_token_id
+    ends = {theirs.eos_token_id, *(listed if isinstance(listed, list) else [listed])}
+    if tokenizer.eos_token_id not in ends:
+        end, named = tokenizer.eos_token, ", ".join(repr(theirs.decode([i])) for i in sorted(ends - {None}))
+        raise AimoError(
+            f"opd.teacher: {name} ends a turn with {named}, the student with {end!r}; set "
+            "prompt.eos_token to the teacher's, or take another teacher"
+        )
+    return folder
+
+
+def load_teacher(folder: Path, run: Run) -> Any:
+    """Return the teacher on the training device, frozen, in the number type that the stage computes in.
+
+    AimoError when it does not fit beside the student.
+    """
+    dtype = getattr(torch, arguments.choose_dtype(run.profile)[0])
+    stored = getattr(torch, str(AutoConfig.from_pretrained(folder).dtype or "float32").removeprefix("torch."))
+    needed = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    needed = needed * dtype.itemsize // stored.itemsize
+    if machine.computes_on_gpu() and not arguments.is_sharded():
+        torch.cuda.empty_cache()
+        free, where = torch.cuda.mem_get_info()[0], "GPU"
+    else:
+        free, where = startup.available_memory(), "machine"
+    if needed > free:
+        raise AimoError(
+            f"opd.teacher: {folder.name} takes {needed / 1e9:.1f} GB beside the student, and the {where} has "
+            f"{free / 1e9:.1f} GB free; take a smaller teacher, one behind a server (http://…), or set "
+            "model.load_in_4bit for the student"
+        )
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval().requires_grad_(False)
+
+
+def check_teacher_server(opd: Opd, tokenizer: Any) -> None:
+    """Refuse a server that cannot grade what the student writes: it sends no log-probabilities, has other
+    tokens, ends a turn with another, or has no room for the longest completion."""
+    loop, client = BackgroundLoop(), open_client(opd.teacher, 0)
+    name, told = "", f"opd.teacher: {address(client)}"
+
+    async def ask(path: str, **body: Any) -> Any:
+        try:
+            return json.loads(await client.post(path, cast_to=str, body={"model": name, **body}))
+        except APIStatusError as e:
+            said = " ".join(e.response.text.split())[:200]
+            raise AimoError(
+                f"{told} answers HTTP {e.status_code} to what vLLM takes: {said}; serve the teacher with "
+                "`vllm serve`, or `aimo serve`"
+            ) from None
+        except (OpenAIError, ValueError) as e:
+            raise AimoError(f"{told} gave no answer: {reason(e)}; start it again") from None
+
+    async def check() -> None:
+        nonlocal name
+        try:
+            served = (await served_models(client))[0]
+        except AimoError as e:
+            raise AimoError(f"opd.teacher: {e}") from None
+        name, room = served.id, getattr(served, "max_model_len", None) or IDS
+        longest = opd.max_prompt_length + opd.max_completion_length + 1
+        if longest > room:
+            raise AimoError(
+                f"{told} has a context of {room:,} tokens, and prompt and completion take up to {longest:,}; "
+                "serve it with a longer one (max_model_len), or lower opd.max_completion_length"
+            )
+        ours = {i: tokenizer.decode([i]) for i in sorted(tokenizer.get_vocab().values())}
+        ids, apart = list(ours), []
+        for begin in range(0, len(ids), min(IDS, room - 2)):
+            part = ids[begin : begin + min(IDS, room - 2)]
+            prompt = [part[0], *part]  # nothing grades a first token
+            answer = await ask("/completions", prompt=prompt, max_tokens=1, prompt_logprobs=0)
+            try:
+                graded = answer["choices"][0]["prompt_logprobs"][1:]
+                theirs = [row[str(i)]["decoded_token"] for i, row in zip(part, graded, strict=True)]
+            except (LookupError, TypeError, ValueError):
+                raise AimoError(
+                    f"{told} returns no log-probabilities of a prompt's tokens; serve the teacher with "
+                    "`vllm serve`, or `aimo serve`"
+                ) from None
+            whole = [
+                (i, text) for i, text in zip(part, theirs, strict=True) if "\ufffd" not in ours[i] + text
+            ]
+            apart += [(i, text) for i, text in whole if text != ours[i]]  # the others are parts of a letter
+        if apart:
+            i, text = apart[0]
+            raise AimoError(
+                f"{told} has another vocabulary: token {i} is {ours[i]!r} here and {text!r} there, and "
+                f"{len(apart) - 1:,} more differ; take a teacher of the student's family in opd.teacher"
+            )
+        talk = [*prompts.as_prompt("1 + 1?"), {"role": "assistant", "content": "2"}]
+        root = address(client).removesuffix("/v1")
+        turn = await ask(f"{root}/tokenize", messages=talk, add_generation_prompt=False)
+        shown = turn.get("tokens") if isinstance(turn, dict) else None
+        last = shown[-4:] if isinstance(shown, list) else []  # some families end it in a line break too
+        if tokenizer.eos_token_id not in last:
+            raise AimoError(
+                f"{told} ends a turn with {tokenizer.decode(last)!r}, the student with "
+                f"{tokenizer.eos_token!r}; set prompt.eos_token to the teacher's, or take another teacher"
+            )
+
+    try:
+        loop.run(check())
+    finally:
+        loop.run(client.close())
+        loop.stop()
