@@ -13,7 +13,7 @@ from test_compare import make
 from test_report import ANSWERED, EMPTY, make_run
 
 from aimo.evaluation import compare
-from aimo.report import mathematics, page, tables
+from aimo.report import page, tables
 from aimo.report import pages as written
 
 CHECKS = """<pre id="checked"></pre><script>
@@ -105,8 +105,8 @@ def test_a_folder_elsewhere_is_not_listed(tmp_path, pages):
 
 def test_formulas_are_set_as_mathematics_and_the_rest_is_escaped():
     text = r"Let $x^2 < 4$ and \[ \frac{1}{2} \] cost $5 and $10, <b>now</b>."
-    found = mathematics.text(text)
+    found = page.as_mathematics(text)
     assert found.count("<math") == 2 and "<mfrac>" in found and "<msup>" in found
     assert "cost $5 and $10, &lt;b&gt;now&lt;/b&gt;." in found
-    assert mathematics.answer(r"\frac{1}{2}").startswith("<math")
-    assert mathematics.answer("42") == "42"
+    assert page.as_answer(r"\frac{1}{2}").startswith("<math")
+    assert page.as_answer("42") == "42"

@@ -1,9 +1,7 @@
 """`aimo kaggle …` and `aimo competition …`: arguments to one call, and a line on what it did."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -32,17 +30,10 @@ DryRun = Annotated[bool, opt("Print each request and send none.", "--dry-run")]
 License = Annotated[str, opt("The licence, by Kaggle's name, of what is created.", "--license")]
 
 
-@contextmanager
-def connected(dry_run: bool) -> Iterator[tuple[Any, Any, Any]]:
-    """Sign in; give the client, and the modules that ask it for transfers and for versions of kernels."""
-    with client.sign_in(dry_run) as api:
-        yield api, transfers, versions
-
-
 @app.command("login-check")
 def login_check(dry_run: DryRun = False) -> None:
     """Print whose token is used, and what is left of the week's GPU time."""
-    with connected(dry_run) as (api, _, _):
+    with client.sign_in(dry_run) as api:
         quota = api.quota_view()
         print(f"signed in as {api.user}, with {api.token_source}")
         if gpu := quota.gpu_quota:
@@ -60,7 +51,7 @@ def data(
     dry_run: DryRun = False,
 ) -> None:
     """Download and unpack a competition's data, with its kaggle_evaluation."""
-    with connected(dry_run) as (api, transfers, _):
+    with client.sign_in(dry_run) as api:
         folder = transfers.download_competition(api, competition, inputs)
         if folder is None:
             return
@@ -88,7 +79,7 @@ def push(
         raise AimoError("--wait goes without --no-run: a version that does not run has no end")
     if faults := check.check_kernel(kernel):
         raise AimoError(f"kernel {kernel}: {'; '.join(faults)}")
-    with connected(dry_run) as (api, _, versions):
+    with client.sign_in(dry_run) as api:
         version, metadata = versions.push_kernel(api, kernel, source, no_run)
         if dry_run:
             return
@@ -107,7 +98,7 @@ def push(
 @app.command()
 def status(kernel: Kernel, number: Number = None, dry_run: DryRun = False) -> None:
     """Print how far a version of a kernel is."""
-    with connected(dry_run) as (api, _, versions):
+    with client.sign_in(dry_run) as api:
         version, _ = versions.find_version(api, kernel, number)
         state, message = versions.ask_state(api, version)
         if not dry_run:
@@ -117,7 +108,7 @@ def status(kernel: Kernel, number: Number = None, dry_run: DryRun = False) -> No
 @app.command()
 def logs(kernel: Kernel, number: Number = None, dry_run: DryRun = False) -> None:
     """Print a version's log, as it comes while it runs."""
-    with connected(dry_run) as (api, _, versions):
+    with client.sign_in(dry_run) as api:
         version, _ = versions.find_version(api, kernel, number)
         state, _ = versions.ask_state(api, version)
         if state == versions.State.RUNNING:
@@ -136,7 +127,7 @@ def output(
     dry_run: DryRun = False,
 ) -> None:
     """Download a version's output and log, and compare each file with what Kaggle lists."""
-    with connected(dry_run) as (api, _, versions):
+    with client.sign_in(dry_run) as api:
         folder = versions.download_output(api, versions.find_version(api, kernel, number)[0], to)
         if not dry_run:
             print(f"output: {folder}")
@@ -156,7 +147,7 @@ def push_model_command(
     dry_run: DryRun = False,
 ) -> None:
     """Push a run's last model as a new version, and compare sizes and hashes with what Kaggle then has."""
-    with connected(dry_run) as (api, transfers, _):
+    with client.sign_in(dry_run) as api:
         source = transfers.push_run(api, run, to, license_name)
         if not dry_run:
             print(f"model: {source}")
@@ -172,7 +163,7 @@ def push_dataset_command(
     dry_run: DryRun = False,
 ) -> None:
     """Push a folder as a new version of a private dataset, and compare it with what Kaggle then lists."""
-    with connected(dry_run) as (api, transfers, _):
+    with client.sign_in(dry_run) as api:
         ref = transfers.push_folder(api, folder, name, license_name)
         if not dry_run:
             print(f"dataset: {ref}")
@@ -211,7 +202,7 @@ def submit(
         if not competition:
             raise AimoError(f"--competition is missing: name the one that takes {kernel}")
         check_file(path, competition)
-    with connected(dry_run) as (api, _, versions):
+    with client.sign_in(dry_run) as api:
         if path.is_file():
             ref, score = versions.submit_file(api, path, message, str(competition), wait)
         else:
@@ -241,7 +232,7 @@ def scores(
     dry_run: DryRun = False,
 ) -> None:
     """Print the submissions to a competition beside their models' hold-out figures, and what made them."""
-    with connected(dry_run) as (api, _, _):
+    with client.sign_in(dry_run) as api:
         found, told = submissions.write_table(api, competition)
     if found:
         show_rows([one.row() for one in found])
@@ -256,7 +247,7 @@ def choose(
     count: Annotated[int, opt("How many final submissions the competition takes.", min=1)] = 2,
 ) -> None:
     """Name the final submissions by their models' hold-out figures, and say how sure that is."""
-    with connected(False) as (api, _, _):
+    with client.sign_in(False) as api:
         found = submissions.list_submissions(api, check.slug_of(competition))
         print(*submissions.choose_submissions(found, count), sep="\n")
 
