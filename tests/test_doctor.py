@@ -30,6 +30,7 @@ def test_a_missing_and_a_mismatched_package_are_named_with_the_remedy(monkeypatc
 NVIDIA_SMI = """#!/bin/sh
 case "$1" in
 --query-gpu=memory*) echo "81559 MiB"; echo "81559 MiB";;
+--query-gpu=compute_cap*) echo 12.0; echo 7.0;;
 --query-gpu=driver*) echo 570.86; echo 570.86;;
 *) echo "| NVIDIA-SMI 570.86    Driver Version: 570.86    CUDA Version: 12.8 |";;
 esac
@@ -49,5 +50,9 @@ def test_the_gpus_the_driver_the_compiler_and_what_is_built_with_it_are_shown(mo
     device = rows["device"]  # the GPU, which torch cannot use
     assert device["wanted"] == "NVIDIA GPU" and "driver 570.86 is too old for CUDA 13.0" in device["remedy"]
     assert rows["GPU memory"]["found"] == "81559 MiB, 81559 MiB"
+    capability = rows["compute capability"]
+    assert capability["found"] == "12.0, 7.0" and "CUDA 13 has no code for it" in capability["remedy"], (
+        "a V100"
+    )
     assert rows["driver"]["found"] == "570.86, CUDA 12.8" and rows["nvcc"]["found"] == f"{tmp_path}/nvcc"
     assert rows["flash-attn"].keys() == rows["deepspeed"].keys() and "liger-kernel" in rows

@@ -49,6 +49,9 @@ def test_every_profile_has_a_row_on_every_machine_and_what_is_left_out_says_why(
         assert own or f"profile-{path.stem}" in checks
     assert all(check.commands or check.lacks for check in checks.values())
     assert [name for name, check in checks.items() if check.commands and not check.hint] == []
+    first = ["unsloth-bf16", "transformers-vllm", "unsloth-vllm", "solver-speed", "submission-kernel"]
+    last = [name.startswith(("profile-", "launch-", "vllm-server")) for name in checks]
+    assert [*checks][:5] == first and last == sorted(last), "what most users need comes first"
     left = {name for name, check in checks.items() if check.lacks}
     assert ("unsloth-4bit" in left) == (gpus == 0)
     assert ("unsloth-bf16" in left) == (capability < 8)

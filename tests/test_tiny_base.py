@@ -1,10 +1,21 @@
 """The tiny base as it is in the repository, and how it is made."""
 
+import json
 import random
 import runpy
 
 import pytest
 from conftest import TINY
+
+
+@pytest.mark.parametrize("model", [TINY, TINY.with_name("tiny-tools")])
+def test_padding_ends_no_text(model):
+    """On a GPU, Unsloth does not load it otherwise, or leaves the end of a text out of the loss of GRPO."""
+    from transformers import AutoTokenizer
+
+    tokenizer, config = AutoTokenizer.from_pretrained(model), json.loads((model / "config.json").read_text())
+    assert tokenizer.pad_token_id != tokenizer.eos_token_id and tokenizer.pad_token_id < config["vocab_size"]
+    assert tokenizer.decode(tokenizer.encode("ÿ, 中: 2² ÷ 4 ≤ 1")) == "ÿ, 中: 2² ÷ 4 ≤ 1"
 
 
 @pytest.mark.parametrize("way", ["Answer: ", "= ", "<end_working_out>"])

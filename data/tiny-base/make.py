@@ -163,7 +163,8 @@ def build_tokenizer(
 ) -> PreTrainedTokenizerFast:
     """A byte-level BPE, so that any text can be encoded, with one token for each tag.
 
-    No token goes across `pieces`. The first of the `special` tokens ends a text, the last is padding.
+    No token goes across `pieces`. The first of the `special` tokens ends a text, the last is padding; of one
+    token alone, `<pad>` is padding, in the place of a byte that UTF-8 never has.
     """
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
@@ -182,6 +183,10 @@ def build_tokenizer(
             show_progress=False,
         ),
     )
+    if len(special) == 1:  # Unsloth refuses padding that ends a text, too
+        bpe = Tokenizer.from_str(bpe.to_str().replace('"ÿ":', '"<pad>":'))
+        bpe.add_special_tokens(["<pad>"])
+        special = *special, "<pad>"
     bpe.add_tokens([AddedToken(tag, normalized=False) for tag in tags])
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe,

@@ -114,6 +114,10 @@ def diagnose() -> list[dict[str, str]]:
     if memory is not None:
         cuda = re.search(r"CUDA Version: ([\d.]+)", nvidia_smi() or "")
         add("GPU memory", ", ".join(memory.splitlines()), "any")
+        ages = (nvidia_smi("--query-gpu=compute_cap", "--format=csv,noheader") or "unknown").splitlines()
+        good = ages == ["unknown"] or min(map(float, ages)) >= 7.5
+        remedy = "CUDA 13 has no code for it: take a T4 or a newer GPU"
+        add("compute capability", ", ".join(ages), "7.5 or newer", good, remedy)
         add("driver", f"{driver()}, CUDA {cuda[1] if cuda else 'unknown'}", "any")
         add("nvcc", shutil.which("nvcc") or "none", "to build flash-attn and deepspeed")
     for name, use in OPTIONAL.items():

@@ -59,6 +59,14 @@ def pack_tokens(dataset: Any, args: Any) -> Any:
     return trl.SFTTrainer._prepare_dataset(trainer, dataset, unused, args, True, None, "train")
 
 
+def goes_around(trainer: Any) -> bool:
+    """Return whether a trainer is one that Unsloth generates on a GPU.
+
+    Its `compute_loss` of SFT and GRPO (unsloth 2026.10.9) goes around TRL's.
+    """
+    return any(kind.__name__.startswith("Unsloth") for kind in type(trainer).__mro__)
+
+
 Sampled = tuple[tuple[Any, ...], torch.Tensor]
 """A completion: (its row of the data set, prompt and reply as messages, prompt ids, completion ids, mask of
 the ids that the policy sampled, log-probabilities), and its reward by each function (functions,)."""
@@ -89,6 +97,20 @@ class GrpoHook(trl.GRPOTrainer):
     num_generations: Any
     chosen_rewards: Any
     doing: Any  # takes what a step does now
+
+    def __init__(self, *args: Any, **given: Any) -> None:
+        """Make a trainer. Unsloth's leaves the padding token out of the loss, also where it ends a text."""
+        tokenizer = given["processing_class"]
+        if goes_around(self) and tokenizer.pad_token_id == tokenizer.eos_token_id:
+            from unsloth_zoo.pad_token import fix_pad_token  # takes a reserved token in its place
+
+            fix_pad_token(tokenizer, model_config=given["model"].config, allow_add=False)
+            if tokenizer.pad_token_id == tokenizer.eos_token_id:
+                raise AimoError(
+                    f"grpo: the tokenizer pads with {tokenizer.eos_token!r}, which ends a completion, and "
+                    "Unsloth would not train on it; set model.backend to transformers"
+                )
+        super().__init__(*args, **given)
 
     def _generate_and_score_completions(self, inputs: Any) -> Any:
         self.rows, self.chosen_rewards, self.all_rewards = inputs, None, []  # type: ignore[var-annotated]
