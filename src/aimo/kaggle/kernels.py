@@ -120,12 +120,8 @@ def build_kernel(
             files = {str(file.relative_to(ROOT)): file.read_text() for file in [*apart, *shipped(name)]}
             if rules and known not in COMPETITIONS:
                 path_of = f"src/aimo/inference/competitions/{known}.yaml"
-                written = (
-                    Path(competition).read_text(encoding="utf-8-sig")
-                    if competition
-                    else dump_competition(rules)
-                )
-                files = {path_of: written} | files
+                text = Path(competition).read_text("utf-8-sig") if competition else dump_competition(rules)
+                files = {path_of: text} | files
             shown = [file for file in files if re.fullmatch(kernel.shown, file)]
             cells.append(code(unpack_cell(files, shown), metadata=FOLDED))
             for file in shown:
@@ -182,22 +178,17 @@ def write_metadata(notebook: Path, template: Path, rules: Competition, known: st
 
 
 def unpack_cell(files: dict[str, str], shown: list[str]) -> str:
-    """Return the code that writes files, texts by path, but for those that are shown: of these the folders.
+    """Return the code that writes files, texts by path; those that are shown empty, for their own cells.
 
     The archive is of bzip2, whose releases all write the same bytes.
     """
-    made = io.BytesIO()
-    hidden = {file: text for file, text in files.items() if file not in shown}
+    made, hidden = io.BytesIO(), [file for file in files if file not in shown]
     with tarfile.open(fileobj=made, mode="w:bz2") as archive:
-        for file, text in hidden.items():
-            content = text.encode()
+        for file, text in files.items():
+            content = text.encode() if file in hidden else b""
             entry = tarfile.TarInfo(file)
             entry.size = len(content)
             archive.addfile(entry, io.BytesIO(content))
-        for folder in sorted({str(Path(file).parent) for file in shown} - {"."}):
-            entry = tarfile.TarInfo(folder)
-            entry.type, entry.mode = tarfile.DIRTYPE, 0o755
-            archive.addfile(entry)
     named = textwrap.wrap(", ".join(hidden), 110, initial_indent="# ", subsequent_indent="# ")
     lines = re.findall(".{1,110}", base64.b85encode(made.getvalue()).decode())
     return UNPACK.replace("FILES", "\n".join(named)).replace("PACKAGE", "\n".join(lines))
