@@ -26,7 +26,7 @@ from aimo.evaluation.benchmarks import Question
 from aimo.evaluation.completions import EvaluationHeader, Trace
 from aimo.inference import competitions, gateway
 from aimo.inference.answer_kinds import Choice, Integer, Latex, Nemotron, Number, Text
-from aimo.inference.competitions import COMPETITIONS, METRICS, find_competition, read_competition
+from aimo.inference.competitions import COMPETITIONS, find_competition, read_competition, score_of
 from aimo.inference.journal import Journal
 from aimo.inference.local import answer_file, journal_beside, read_questions
 from aimo.inference.solver import solve_problem
@@ -534,7 +534,7 @@ def test_journals_hold_each_kind_and_refuse_another(tmp_path):
 def scored(tmp_path, text, golds, passes):
     (tmp_path / "rules.yaml").write_text(text)
     rules = find_competition(str(tmp_path / "rules.yaml"))
-    return METRICS[rules.scoring](rules, golds, passes)
+    return score_of(rules, golds, passes)
 
 
 def test_points_count_right_answers_by_passes():

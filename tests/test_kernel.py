@@ -123,7 +123,7 @@ def test_it_answers_with_a_public_model_alone_in_an_empty_folder(
     profile.write_text(json.dumps({"model": {"base": str(public_model)}, "inference": inference}))
     text = kernels.build_kernel("submission", tmp_path, str(profile)).read_text()
     rules, test_csv, inputs = COMPETITIONS[competition], tmp_path / "test.csv", tmp_path / "input"
-    column = rules.problem_column
+    column = rules.inputs.problem
     questions = [
         {"id": "first", column: "What area of a 7 by 12 wall is not covered by a 4 by 3 door?"},
         {"id": "empty", column: ""},

@@ -27,7 +27,7 @@ def write(path, text):
 def accepted(reply, id_, competition):
     """What the gateway takes a reply of `predict` for."""
     rules = COMPETITIONS[competition]
-    return next(ask_each(lambda *_: reply, pl.DataFrame({"id": [id_], rules.problem_column: ["x"]}), rules))
+    return next(ask_each(lambda *_: reply, pl.DataFrame({"id": [id_], rules.inputs.problem: ["x"]}), rules))
 
 
 @pytest.mark.parametrize(

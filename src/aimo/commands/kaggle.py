@@ -314,7 +314,7 @@ def check_competition(
         _, table = local.read_questions(test, competition)
         golds = competitions.known_answers(table, rules)
         print(f"test file: {len(table)} questions, {len(golds)} known answers; the first:")
-        print(table[rules.problem_column][0])
+        print(table[rules.inputs.problem][0])
 
 
 @competition_app.command("score")

@@ -183,7 +183,7 @@ def read_competition_file(name: str, rows: int | None, competition: str) -> list
     if "answer" not in table.columns:
         raise AimoError(f"benchmark {name}: it has no column 'answer'; add the known answers")
     known_answers(table, rules)
-    return [Question(*row) for row in table.select("id", rules.problem_column, "answer").rows()]
+    return [Question(*row) for row in table.select("id", rules.inputs.problem, "answer").rows()]
 
 
 # lighteval, which is no dependency: we call its command

@@ -278,7 +278,7 @@ def read_table(
     if path:
         table = competitions.pose(files.read_texts(path, "questions "), path, competition)
         golds = competitions.known_answers(table, rules)
-        found = [(i, text, golds.get(i)) for i, text in table.select("id", rules.problem_column).rows()]
+        found = [(i, text, golds.get(i)) for i, text in table.select("id", rules.inputs.problem).rows()]
     else:
         below = rules.artefact.lora.serving.get("user", "") if rules.artefact.lora else ""
         rows = prepare.read_set(run.dir / "data", "heldout")

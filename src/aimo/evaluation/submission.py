@@ -116,7 +116,7 @@ def read_problems(path: Path, rules: Competition, competition: str = "aimo3") ->
     if "answer" not in table.columns:
         raise AimoError(f"file {path} has no column 'answer'; it needs id, problem and answer")
     askable = [competitions.is_valid(answer, rules) for answer in table["answer"]]
-    columns = {competitions.find_competition(kind).problem_column: rules.problem_column}
+    columns = {competitions.find_competition(kind).inputs.problem: rules.inputs.problem}
     kept = table.filter(askable).rename(columns)
     if kept.is_empty():
         raise AimoError(f"file {path}: no answer is {rules.answer}; take another file")
@@ -134,7 +134,7 @@ def solution_records(
     It has the vote, the samples, and a sample's text for each of the two leading answers.
     """
     records = []
-    for id_, problem in table.select("id", rules.problem_column).rows():
+    for id_, problem in table.select("id", rules.inputs.problem).rows():
         solution = solutions[id_]
         gold = golds.get(id_)
         voted = [solution.answer, *(row.answer for row in solution.tally)]

@@ -10,7 +10,7 @@ scoring: accuracy
 
 import difflib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -117,7 +117,7 @@ class Competition:
         options, kind = self.inputs.options, self.answer
         if options and not (isinstance(kind, Choice) and len(kind.letters) == len(options)):
             raise ValueError(f"inputs.options: {len(options)} columns need a choice of as many letters")
-        if options and self.server:
+        if options and self.artefact.server:
             raise ValueError("inputs.options: a server sends id and problem alone; leave the options out")
         if isinstance(kind, Proof) != (self.scoring == "marks"):
             raise ValueError("scoring: marks goes with answer.kind proof, and with no other")
@@ -134,15 +134,6 @@ class Competition:
     def folders(self) -> tuple[str, str]:
         """The folders of its files among a notebook's inputs: up to 2025, and since 2026."""
         return self.slug, f"competitions/{self.slug}"
-
-    @property
-    def problem_column(self) -> str:
-        return self.inputs.problem
-
-    @property
-    def server(self) -> str | None:
-        """Module and class of its inference server in `kaggle_evaluation`; None: it takes a file."""
-        return self.artefact.server
 
     @property
     def passes(self) -> int:
@@ -242,7 +233,7 @@ def pose(table: pl.DataFrame, path: str | Path, competition: str | Competition) 
     rules = find_competition(competition)
     if rules.inputs.id != "id":
         table = table.drop("id", strict=False).rename({rules.inputs.id: "id"})
-    return with_options(table, rules.problem_column, rules)
+    return with_options(table, rules.inputs.problem, rules)
 
 
 def with_options(table: pl.DataFrame, problem: str, rules: Competition) -> pl.DataFrame:
@@ -281,58 +272,6 @@ Golds = Mapping[str, Any]
 Passes = Sequence[Mapping[str, Any]]
 
 
-def points_of(rules: Competition, golds: Golds, passes: Passes) -> float:
-    """Return the points of all questions with a known answer, given the answers of each pass by id.
-
-    AIMO's score: a question counts by how many of its answers are right; those of AIMO 3 are two.
-    """
-    equal = rules.answer.equal
-    return sum(
-        rules.points[sum(equal(gold, answers[name]) for answers in passes)] for name, gold in golds.items()
-    )
-
-
-def share_right(is_right: Callable[[Any, Any], bool], golds: Golds, passes: Passes) -> float:
-    """Return the share of questions whose answer is right beside the known one."""
-    return sum(is_right(gold, passes[0][name]) for name, gold in golds.items()) / len(golds)
-
-
-def accuracy(rules: Competition, golds: Golds, passes: Passes) -> float:
-    """Return the share of questions whose answer equals the known one, as the kind of answer says."""
-    return share_right(rules.answer.equal, golds, passes)
-
-
-def tolerance(rules: Competition, golds: Golds, passes: Passes) -> float:
-    """Return the share of questions whose number is near the known one.
-
-    That is within `absolute`, or within `relative` times the known number, whichever allows more.
-    """
-    kind: Any = rules.answer
-
-    def is_near(gold: float, answer: float) -> bool:
-        return bool(abs(answer - gold) <= max(kind.absolute, kind.relative * abs(gold)))
-
-    return share_right(is_near, golds, passes)
-
-
-def nemotron(rules: Competition, golds: Golds, passes: Passes) -> float:
-    """Return the share of questions that the Nemotron challenge's metric counts as right.
-
-    A known answer of 0s and 1s takes the same text alone; another takes a number within a relative 1e-2 or an
-    absolute 1e-5, else the same text in any case (kaggle.com/code/metric/nvidia-nemotron-metric, version 15).
-    """
-    equal = Nemotron().equal
-    return share_right(lambda gold, answer: equal(str(gold), str(answer)), golds, passes)
-
-
-METRICS: dict[str, Callable[[Competition, Golds, Passes], float]] = {
-    "points": points_of,
-    "accuracy": accuracy,
-    "tolerance": tolerance,
-    "nemotron": nemotron,
-}
-
-
 def check_scored(rules: Competition) -> None:
     """Raise AimoError for a competition that no metric scores."""
     if rules.scoring == "marks":
@@ -340,8 +279,27 @@ def check_scored(rules: Competition) -> None:
 
 
 def score_of(rules: Competition, golds: Golds, passes: Passes) -> float:
-    """Return the score of answers by the competition's metric."""
-    return METRICS[rules.scoring](rules, golds, passes)
+    """Return the score of answers by the competition's metric: points, or the share of right answers.
+
+    `points`, AIMO's: a question counts by how many of its answers are right; those of AIMO 3 are two.
+    `accuracy`: right is what equals the known answer, as the kind of answer says. `tolerance`: a number
+    within `absolute`, or within `relative` times the known one, whichever allows more. `nemotron`: the same
+    text where the known answer is of 0s and 1s, else a number within a relative 1e-2 or an absolute 1e-5, or
+    the same text in any case (kaggle.com/code/metric/nvidia-nemotron-metric, version 15).
+    """
+    kind: Any = rules.answer
+    if rules.scoring == "points":
+        rights = (sum(kind.equal(gold, given[name]) for given in passes) for name, gold in golds.items())
+        return sum(rules.points[count] for count in rights)
+
+    def is_right(gold: Any, answer: Any) -> bool:
+        if rules.scoring == "tolerance":
+            return bool(abs(answer - gold) <= max(kind.absolute, kind.relative * abs(gold)))
+        if rules.scoring == "nemotron":
+            return Nemotron().equal(str(gold), str(answer))
+        return bool(kind.equal(gold, answer))
+
+    return sum(is_right(gold, passes[0][name]) for name, gold in golds.items()) / len(golds)
 
 
 def describe_score(rules: Competition, golds: Golds, passes: Passes) -> str:

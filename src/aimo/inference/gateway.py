@@ -189,10 +189,10 @@ def ask_each(
 
     Raises AimoError for a reply that Kaggle would not accept.
     """
-    rows = table.select("id", rules.problem_column).rows()
+    rows = table.select("id", rules.inputs.problem).rows()
     random.Random(seed).shuffle(rows)
     for question_id, text in rows:
-        reply: Any = predict(pl.Series("id", [question_id]), pl.Series(rules.problem_column, [text]))
+        reply: Any = predict(pl.Series("id", [question_id]), pl.Series(rules.inputs.problem, [text]))
         if type(reply).__module__.startswith("pandas"):
             reply = pl.from_pandas(reply)
         if not isinstance(reply, pl.DataFrame) or reply.columns != ["id", "answer"] or len(reply) != 1:
@@ -248,9 +248,9 @@ def report_fallbacks(solutions: Mapping[str, Solution], rules: Competition) -> N
 def kaggle_server(competition: str, inputs: Path = startup.INPUTS) -> Any:
     """Return Kaggle's inference server class of a competition, or None without `kaggle_evaluation`."""
     rules = find_competition(competition)
-    if rules.server is None:
+    if rules.artefact.server is None:
         return None
-    module, _, name = rules.server.partition(".")
+    module, _, name = rules.artefact.server.partition(".")
     sys.path.extend(str(inputs / folder) for folder in rules.folders)
     try:
         return getattr(importlib.import_module(f"kaggle_evaluation.{module}"), name)
@@ -340,7 +340,7 @@ def serve_submission(
     starts, and for a model that vLLM does not load; in a rerun the questions get the fallback instead.
     """
     rules = find_competition(competition, asks=True)
-    rerun = bool(os.getenv("KAGGLE_IS_COMPETITION_RERUN")) and rules.server is not None
+    rerun = bool(os.getenv("KAGGLE_IS_COMPETITION_RERUN")) and rules.artefact.server is not None
     server_class = kaggle_server(competition)
     if rerun and server_class is None:
         raise AimoError("kaggle_evaluation is not among the inputs; add the competition to them")
@@ -361,7 +361,7 @@ def serve_submission(
             raise AimoError(f"test file {test_csv}: {one_line(e)}; {told}") from None
         table = pose(table, test_csv, competition)
         golds = known_answers(table, rules)
-    if rules.server and rules.start_limit_s is not None:
+    if rules.artefact.server and rules.start_limit_s is not None:
         took = time.monotonic() - startup.STARTED
         said = f"the server is ready {took:.0f} s after the start; Kaggle's gateway waits"
         said = f"{said} {rules.start_limit_s:.0f} s for it"
