@@ -364,8 +364,8 @@ def kaggle(tmp_path, monkeypatch):
     (tmp_path / "tmp").mkdir()
     from aimo.kaggle import client, transfers, versions
 
-    stand.requests.clear()  # importing the client signs in
     monkeypatch.setattr(client.KaggleApi, "config", str(tmp_path / "kaggle.json"))
+    stand.requests.clear()  # the client signs in when it is first used
     monkeypatch.setattr(client, "PAUSE_S", 0.01)
     monkeypatch.setattr(client, "LIMITED_PAUSE_S", 0.01)
     monkeypatch.setattr(transfers, "ROOT", tmp_path / "repository")  # run paths in records stay absolute

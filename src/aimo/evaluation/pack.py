@@ -10,6 +10,7 @@ which must be the trainer's: what was trained is what is served.
 """
 
 import asyncio
+import contextlib
 import json
 import re
 import tempfile
@@ -70,12 +71,13 @@ def pack_run(named: str, competition: str, questions: Path | None, serve: bool) 
     if not is_one_of(lora.bases, profile.model.base):
         trained_on = f"its base is {profile.model.base}, and the host serves {lora.bases[0]}"
         raise AimoError(f"run {named}: {trained_on}; train on that")
-    lock(folder)
-    joined = tempfile.TemporaryDirectory(prefix=".joined-", dir=folder)
-    try:
+    with contextlib.ExitStack() as ending:
+        lock(folder)
+        ending.callback(unlock, folder)
+        joined = ending.enter_context(tempfile.TemporaryDirectory(prefix=".joined-", dir=folder))
         run = Run(profile, folder, stage, time.time())
         base = run.models()["base"] if serve else locate(profile.model.base)
-        adapter = join_adapters(lora, run, Path(joined.name))
+        adapter = join_adapters(lora, run, Path(joined))
         told = [f"adapter: {check_adapter_file(lora, adapter, base, f'train stage {stage} again')}"]
         record: dict[str, Any] = {"competition": competition}
         if serve:
@@ -102,9 +104,6 @@ def pack_run(named: str, competition: str, questions: Path | None, serve: bool) 
         out = folder / rules.artefact.file
         write_archive(adapter, lora, out)
         write_json(run.folder / "pack.json", record)
-    finally:
-        joined.cleanup()
-        unlock(folder)
     return [*told, f"submission: {out}, {out.stat().st_size / 1e6:.1f} MB"]
 
 
