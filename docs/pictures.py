@@ -60,6 +60,7 @@ with tempfile.TemporaryDirectory() as folder, contextlib.closing(Lab(Path(folder
         given = {"profile": "tiny-distil"} if run == "distil" else {}
         notebook = lab.open(name, name, run_dir=f"{folder}/{run}", overrides=few, **given)
         notebook.page.keyboard.press("Control+b")
+        notebook.page.set_viewport_size({"width": 1200, "height": 1400 if name == "03_grpo" else 950})
         for code in notebook.codes:
             cell = notebook.start(max(code, key=len).strip())
             if works in "".join(code):

@@ -53,6 +53,9 @@ class Lab:
         self.folder = folder / "notebooks"
         self.folder.mkdir(parents=True)
         shutil.copy(ROOT / "pyproject.toml", folder)  # which notebooks are pairs
+        news = folder / "CONFIG/lab/user-settings/@jupyterlab/apputils-extension"
+        news.mkdir(parents=True)  # or each page asks whether it may fetch them
+        (news / "notification.jupyterlab-settings").write_text('{"fetchNews": "false"}')
         own = {f"JUPYTER_{name}_DIR": str(folder / name) for name in ("CONFIG", "DATA", "RUNTIME")}
         options = ["--no-browser", "--allow-root", "--IdentityProvider.token=", f"--port={self.port}"]
         options += [f"--ServerApp.root_dir={folder}", "--LabApp.news_url=None"]

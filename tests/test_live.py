@@ -111,6 +111,8 @@ def test_a_training_cell_shows_itself_stops_in_one_line_and_goes_on(start, tmp_p
     messages = sft.run(before[place])
     assert not errors(messages) and f"Continuing from checkpoint-{going_on}." in str(messages)
     assert "step 120 of 120" in str(texts(messages))
+    sft.run("from aimo.train import live\nlive.COUNT_S = 0")
+    assert texts(sft.run(before[place + 1])) == [], "a cell that samples later shows training's bar again"
 
 
 SAMPLING = """

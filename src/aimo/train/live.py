@@ -60,7 +60,8 @@ class Live(TrainerCallback):
         self.run, self.trainer = run, trainer
         self.began = self.drawn = time.monotonic()
         self.first = self.step = self.total = 0
-        self.speed, self.phase, self.cost, self.interrupted = "", "", 0.0, False
+        self.speed, self.phase, self.cost = "", "", 0.0
+        self.interrupted = self.ended = False
         trainer.doing = self.doing
         self.count(trainer.accelerator.unwrap_model(trainer.model), self.by_transformers)
         if vllm := getattr(getattr(trainer, "vllm_generation", None), "llm", None):  # in this process
@@ -79,7 +80,7 @@ class Live(TrainerCallback):
 
     def doing(self, what: str) -> None:
         """Say what a slow step does now."""
-        if what != self.phase:
+        if what != self.phase and not self.ended:  # a later cell may sample too
             self.phase = what
             self.show_bar(self.step)
 
@@ -139,5 +140,6 @@ class Live(TrainerCallback):
         return tables.table(rows)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.ended = True
         self.bar.update(page.Html(""))
         self.below.update(page.Html(""))
