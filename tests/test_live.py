@@ -171,7 +171,7 @@ def test_a_notebook_by_hand_says_where_it_works_and_with_what_and_leaves_a_repor
     folder = Path(os.environ["AIMO_RUNS"]) / "live-by-hand"
     notebook = start()
     notebook.run(AGAIN)
-    # One line, no frames: a first cell that is refused, a cell whose name none has made; not a function's own.
+    # One line, no frames: a first cell that is refused, a cell whose name none has made; not a function's.
     (error,) = errors(notebook.run("run = runs.begin('data', 'lacking')"))
     assert "lacking" in error["evalue"] and len(error["traceback"]) == 1
     said = notebook.printed("run.folder")

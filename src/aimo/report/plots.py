@@ -116,6 +116,8 @@ def by_step(logs: dict[str, list[dict[str, Any]]]) -> Html:
         }
     shown = {title: keys for title, keys in wanted.items() if logged & {*keys}}
     figure, grid = panels(len(shown), columns=3, width=3.7, height=2.3)
+    all_steps = [record["step"] for log in logs.values() for record in log]
+    room = 0.2 + 0.04 * (max(all_steps) - min(all_steps))
     for ax, (title, wanted_keys) in zip(grid, shown.items(), strict=True):
         series = [(*run, *key) for run in enumerate(logs) for key in enumerate(wanted_keys)]
         series = [one for one in series if any(one[3] in record for record in logs[one[1]])]
@@ -145,6 +147,7 @@ def by_step(logs: dict[str, list[dict[str, Any]]]) -> Html:
         ax.set_title(title, fontsize=9)
         ax.tick_params(labelsize=8)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.set_xlim(min(all_steps) - room, max(all_steps) + room)
         bottom, top = ax.get_ylim()
         if "share" in title:
             ax.set_ylim(0, 1.05)
