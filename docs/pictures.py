@@ -72,4 +72,4 @@ with tempfile.TemporaryDirectory() as folder, contextlib.closing(Lab(Path(folder
     if (report := ROOT / "runs/tiny/report.html").exists():
         page = lab.browser.new_page(viewport={"width": 1050, "height": 1420})
         page.goto(report.as_uri())
-        shown(page).quantize(64).save(ROOT / "docs/report.png", optimize=True)
+        shown(page).quantize(64, Image.Quantize.MAXCOVERAGE).save(ROOT / "docs/report.png", optimize=True)

@@ -1,10 +1,14 @@
 """The report of each kind of run, from folders as the stages leave them; the notebooks' tables."""
 
+import base64
+import io
 import json
 import re
 
+import numpy as np
 import polars as pl
 import pytest
+from PIL import Image
 
 from aimo.report import pages, plots, tables
 
@@ -139,6 +143,15 @@ def test_the_training_text_shows_the_target_of_each_set_that_there_is(name, row,
     rows = pl.DataFrame([{"prompt": [{"role": "user", "content": "2 + 2?"}]} | row])
     cells = re.findall(r"<td.*?>(.*?)</td>", tables.training_text({name: rows}, Tokenizer()))
     assert cells[:3] == [name, "&lt;user&gt;2 + 2?&lt;model&gt;", target]
+
+
+def test_a_single_point_keeps_its_colour():
+    log = [{"step": 0, "probe/accuracy": 0.5, "probe/format": 1.0}]
+    log += [{"step": step, "loss": 1 / step, "grad_norm": 0.1 * step} for step in range(1, 9)]
+    found = [base64.b64decode(data) for data in re.findall(r"base64,([^\"]+)", plots.training(log))]
+    probe = np.asarray(Image.open(io.BytesIO(found[1])).convert("RGB")).astype(int)
+    assert len(found) == 3 and (probe[..., 2] - probe[..., 0] > 100).any(), "the format's blue"
+    assert (probe[..., 0] - probe[..., 2] > 100).any(), "the accuracy's orange"
 
 
 def test_grpos_report_has_the_same_problems_at_each_probe(tmp_path):

@@ -81,7 +81,8 @@ def image(figure: Figure) -> Html:
     """Return each panel of a figure as a PNG inside the page, side by side where there is room."""
     save(figure, drawn := io.BytesIO(), format="rgba", dpi=DPI)
     across, up = (int(inches * DPI) for inches in figure.get_size_inches())
-    whole = Image.frombytes("RGBA", (across, up), drawn.getvalue()).convert("RGB").quantize(COLOURS)
+    whole = Image.frombytes("RGBA", (across, up), drawn.getvalue()).convert("RGB")
+    whole = whole.quantize(COLOURS, Image.Quantize.MAXCOVERAGE)  # keeps the colour of a single point
     pictures = []
     for tile in (tile for tile in figure.subfigs if tile.axes):
         left, low, width, height = (np.array(tile.bbox.bounds) * DPI / figure.dpi).astype(int).tolist()
