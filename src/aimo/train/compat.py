@@ -85,9 +85,7 @@ class GrpoHook(trl.GRPOTrainer):
 
     choose: Any  # (inputs): what all processes train on in this step, [Sampled] in whole groups; None: as TRL
     figures: Any  # (rewards): what to log in place of TRL's figures, from all that was sampled for the step
-    masks: (
-        Any  # (replies, completion_ids, mask): the tokens of each completion that count in the loss, or None
-    )
+    masks: Any  # (replies, completion_ids, mask): the tokens that count in the loss, or None
     signal: Any  # (rewards): whether the group of each completion has signal
     log_probs: Any  # (compute, packed, ids, mask, logits_to_keep): what TRL's `compute` returns
     model: Any

@@ -376,17 +376,13 @@ def trainer_arguments(profile: Profile, model: Any, tokenizer: Any, args: Any) -
     if not has_sandbox():
         raise AimoError("grpo.tools: programs cannot be confined on this machine; set it to false")
     own = model.generation_config.eos_token_id
-    ends = {
-        tokenizer.eos_token_id,
-        *(own if isinstance(own, list) else [own]),
-    }  # of a turn, as TRL takes them
+    ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}  # as TRL takes them
 
     def parse_response(ids: list[int], prefix: list[int] | None = None) -> dict[str, Any]:
         """Read a turn as the solver does: its first call, if it has ended."""
         finished = bool(ids) and ids[-1] in ends
-        call = find_tool_call(
-            parser, Completion(tokenizer.decode(ids[:-1] if finished else ids), ids, finished)
-        )
+        written = Completion(tokenizer.decode(ids[:-1] if finished else ids), ids, finished)
+        call = find_tool_call(parser, written)
         if call is None:
             return {"role": "assistant", "content": tokenizer.decode(ids, skip_special_tokens=True)}
         function = {"name": "python", "arguments": {"code": call.code}}

@@ -144,9 +144,8 @@ class Job:
         configuration = Path(self.accelerate).absolute() if self.accelerate else trls_own
         meet = "--main_process_port 0"  # any that is free
         if self.nodes > 1:
-            meet = (
-                f'--machine_rank {rank} --main_process_ip "$MASTER_ADDR" --main_process_port "$MASTER_PORT"'
-            )
+            meet = f'--machine_rank {rank} --main_process_ip "$MASTER_ADDR"'
+            meet += ' --main_process_port "$MASTER_PORT"'
         offload = " --offload_optimizer_device cpu" if self.offload else ""
         offload += " --offload_param_device cpu" if self.offload == "all" else ""
         return (

@@ -44,6 +44,11 @@ from aimo.run.runs import Run
 from aimo.train import arguments, compat, models
 from aimo.train.trainers import Log, Shared, fit, make_sampling_trainer
 
+FAMILY = "take a teacher of the student's family in opd.teacher"
+OTHER = (
+    f"has another vocabulary: token {{}} is {{!r}} here and {{!r}} there, and {{:,}} more differ; {FAMILY}"
+)
+SERVE = "serve the teacher with `vllm serve`, or `aimo serve`"
 IDS = 512  # token ids that a server is asked about at once
 
 
@@ -113,19 +118,15 @@ def check_teacher(name: str, tokenizer: Any, student: Any) -> Path:
     check_model_folder(folder)
     theirs = read_tokenizer(folder)
     ours, other = tokenizer.get_vocab(), theirs.get_vocab()
-    remedy = "take a teacher of the student's family in opd.teacher"
     if apart := sorted((i, token) for token, i in ours.items() if other.get(token) != i):
         i, token = apart[0]
         held = theirs.convert_ids_to_tokens(i) if i < len(theirs) else "nothing"
-        raise AimoError(
-            f"opd.teacher: {name} has another vocabulary: token {i} is {token!r} here and {held!r} "
-            f"there, and {len(apart) - 1:,} more differ; {remedy}"
-        )
+        raise AimoError(f"opd.teacher: {name} {OTHER.format(i, token, held, len(apart) - 1)}")
     teacher = AutoConfig.from_pretrained(folder)
     sizes = [each.get_text_config().vocab_size for each in (student, teacher)]
     if sizes[0] != sizes[1]:
         raise AimoError(
-            f"opd.teacher: {name} scores {sizes[1]:,} tokens and the student {sizes[0]:,}; {remedy}"
+            f"opd.teacher: {name} scores {sizes[1]:,} tokens and the student {sizes[0]:,}; {FAMILY}"
         )
     listed = teacher.eos_token_id
     ends = {theirs.eos_token_id, *(listed if isinstance(listed, list) else [listed])}
@@ -173,8 +174,7 @@ def check_teacher_server(opd: Opd, tokenizer: Any) -> None:
         except APIStatusError as e:
             said = " ".join(e.response.text.split())[:200]
             raise AimoError(
-                f"{told} answers HTTP {e.status_code} to what vLLM takes: {said}; serve the teacher with "
-                "`vllm serve`, or `aimo serve`"
+                f"{told} answers HTTP {e.status_code} to what vLLM takes: {said}; {SERVE}"
             ) from None
         except (OpenAIError, ValueError) as e:
             raise AimoError(f"{told} gave no answer: {reason(e)}; start it again") from None
@@ -203,19 +203,12 @@ def check_teacher_server(opd: Opd, tokenizer: Any) -> None:
                 theirs = [row[str(i)]["decoded_token"] for i, row in zip(part, graded, strict=True)]
             except (LookupError, TypeError, ValueError):
                 raise AimoError(
-                    f"{told} returns no log-probabilities of a prompt's tokens; serve the teacher with "
-                    "`vllm serve`, or `aimo serve`"
+                    f"{told} returns no log-probabilities of a prompt's tokens; {SERVE}"
                 ) from None
-            whole = [
-                (i, text) for i, text in zip(part, theirs, strict=True) if "\ufffd" not in ours[i] + text
-            ]
-            apart += [(i, text) for i, text in whole if text != ours[i]]  # the others are parts of a letter
+            pairs = ((i, ours[i], text) for i, text in zip(part, theirs, strict=True))
+            apart += [(i, a, b) for i, a, b in pairs if a != b and "\ufffd" not in a + b]  # parts of a letter
         if apart:
-            i, text = apart[0]
-            raise AimoError(
-                f"{told} has another vocabulary: token {i} is {ours[i]!r} here and {text!r} there, and "
-                f"{len(apart) - 1:,} more differ; take a teacher of the student's family in opd.teacher"
-            )
+            raise AimoError(f"{told} {OTHER.format(*apart[0], len(apart) - 1)}")
         talk = [*prompts.as_prompt("1 + 1?"), {"role": "assistant", "content": "2"}]
         root = address(client).removesuffix("/v1")
         turn = await ask(f"{root}/tokenize", messages=talk, add_generation_prompt=False)
