@@ -649,7 +649,10 @@ def test_check_says_what_is_asked_taken_and_submitted(tmp_path):
     rules, test, *_ = laid_out(tmp_path, "letters")
     done = here("competition", "check", str(rules), "--test", str(test))
     assert done.returncode == 0
-    takes, submits = "letter of ABCD, else 'A'", "submission.csv with row_id, prediction"
+    takes, submits = (
+        "letter of ABCD, else 'A'; letters ABCD, several False",
+        "submission.csv with row_id, prediction",
+    )
     assert all(told in done.stdout for told in (takes, submits, "3 questions, 3 known"))
     assert done.stdout.endswith("which?\n\nA. 1\nB. 2\nC. 3\nD. 4\n")
     test.write_text(test.read_text().replace(",C\n", ",E\n"))

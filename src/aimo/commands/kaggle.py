@@ -9,7 +9,7 @@ from aimo.commands.options import arg, check_folder, opt, show_rows
 from aimo.errors import AimoError
 from aimo.evaluation import pack, submission
 from aimo.inference import competitions, local
-from aimo.inference.answer_kinds import Proof
+from aimo.inference.answer_kinds import Proof, write_kind
 from aimo.inference.competitions import COMPETITIONS, find_competition, name_of
 from aimo.inference.storage import write_whole
 from aimo.kaggle import check, client, transfers, versions
@@ -298,8 +298,10 @@ def check_competition(
     columns = "" if artefact.kind == "adapter" else f" with {named}"
     through = f" through {artefact.server}" if artefact.server else ""
     print(f"competition: {competitions.name_of(competition)}, {rules.slug}")
-    print(f"asks: {inputs.problem} of {inputs.id}{options}, {rules.passes} times")
-    print(f"takes: {rules.answer}, else {rules.answer.fallback!r}")
+    keys = ", ".join(f"{key} {value}" for key, value in write_kind(rules.answer).items() if value is not None)
+    asked = "once" if rules.passes == 1 else f"{rules.passes} times"
+    print(f"asks: {inputs.problem} of {inputs.id}{options}, {asked}")
+    print(f"takes: {rules.answer}, else {rules.answer.fallback!r}; {keys}")
     print(f"submits: {artefact.file}{columns}{through}")
     if lora := artefact.lora:
         print(f"adapter: rank {lora.rank} at most for {lora.bases[0]}, on {', '.join(lora.targets)}")
