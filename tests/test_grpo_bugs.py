@@ -3,6 +3,7 @@
 TRL's trainer on the tiny base makes tensors and losses of completions that the tests write themselves.
 """
 
+import contextlib
 import re
 import sys
 import threading
@@ -38,12 +39,13 @@ def step(loaded, tmp_path, monkeypatch):
     """Makes one step's batch, and its loss with the gradient of every token's log-probability."""
     import torch
     from trl import GRPOTrainer
+    from trl.trainer.utils import shuffle_sequence_dict
 
     model, tokenizer = loaded
     monkeypatch.setattr(grpo, "fit", lambda trainer, *_: trainer)
     rows = [{"prompt": [{"role": "user", "content": f"What is {i} + 1?"}], "answer": "1"} for i in (2, 30)]
 
-    def step(completions, scores, *overrides):
+    def step(completions, scores, *overrides, with_vllm=False):
         """`completions`: (text of the reply, its token ids, the mask of tools or None) of two groups."""
         profile = config.load("tiny", [*KEYS.split(), *overrides])
         trainer = grpo.train_grpo(model, tokenizer, rows, runs.Run(profile, tmp_path, "grpo", 0.0))
@@ -52,17 +54,23 @@ def step(loaded, tmp_path, monkeypatch):
         def generate(self, prompts):
             replies = [[{"role": "assistant", "content": text}] for text in texts]
             asked = [tokenizer.apply_chat_template(p, return_dict=False) for p in prompts]
-            return asked, ids, None if masks[0] is None else masks, replies, None, {}, None, []
+            logps = [[-2.0] * len(row) for row in ids] if with_vllm else None
+            return asked, ids, None if masks[0] is None else masks, replies, logps, {}, None, []
 
         def score(self, *_):
             return torch.tensor(scores, dtype=torch.float32).view(len(scores), -1)
 
-        seen = []
+        seen, computed = [], []
         log_probs = trainer.log_probs
 
-        def kept(*given):
-            values = log_probs(*given)
-            values[0].retain_grad()
+        def kept(compute, packed, *given):
+            def counted(*rows, **more):
+                computed.append(len(rows[0]))
+                return compute(*rows, **more)
+
+            values = log_probs(counted, packed, *given)
+            if values[0].requires_grad:
+                values[0].retain_grad()
             seen.append(values[0])
             return values
 
@@ -70,14 +78,17 @@ def step(loaded, tmp_path, monkeypatch):
         monkeypatch.setattr(GRPOTrainer, "_calculate_rewards", score)
         trainer.log_probs, trainer.current_gradient_accumulation_steps = kept, 1
         model.train()
+        trainer.use_vllm = with_vllm
         batch = trainer._generate_and_score_completions([row for row in rows for _ in range(G)])
+        if with_vllm:
+            torch.manual_seed(1)
+            batch = shuffle_sequence_dict(batch)
         loss = trainer.compute_loss(model, batch)
         loss.backward()
         weights = sum(float(w.grad.norm()) for w in model.parameters() if w.grad is not None)
         model.zero_grad()
-        return SimpleNamespace(
-            batch=batch, loss=loss.item(), grad=seen[-1].grad, trainer=trainer, weights=weights
-        )
+        found = {"batch": batch, "loss": loss.item(), "grad": seen[-1].grad, "trainer": trainer}
+        return SimpleNamespace(weights=weights, computed=sum(computed), **found)
 
     return step
 
@@ -168,6 +179,53 @@ def test_a_prompt_computed_once_for_its_group_gives_the_same_loss_and_gradient(
     assert packed.loss == pytest.approx(plain.loss, rel=1e-5)
     assert (packed.grad - plain.grad).abs().max() < 1e-4 * plain.grad.abs().max()
     assert packed.weights == pytest.approx(plain.weights, rel=1e-3) and plain.weights > 0
+
+
+@pytest.mark.parametrize(("shared", "computed"), [(0.5, 14), (1.0, 4)], ids=["rows", "groups"])
+def test_what_vllms_samples_are_compared_with_is_computed_once_for_the_loss_too(
+    step, monkeypatch, shared, computed
+):
+    """Of 8 rows, 6 are computed again for their gradient; a group's line is compared with its rows once."""
+    from aimo.train import compat, grpo
+
+    def made():
+        return step(replies(5, 17, 9, 4, 36, 8, 5, 3), SCORES, with_vllm=True)
+
+    plain = made()
+    monkeypatch.setattr(compat, "LOGITS", 1)
+    monkeypatch.setattr(grpo, "TOKENS", 100)
+    monkeypatch.setattr(grpo, "SHARED", shared)
+    once = made()
+    assert (plain.computed, once.computed, once.trainer.kept) == (16, computed, None)
+    assert once.loss == pytest.approx(plain.loss, rel=1e-5)
+    assert (once.grad - plain.grad).abs().max() < 1e-4 * plain.grad.abs().max()
+    assert once.weights == pytest.approx(plain.weights, rel=1e-3) and plain.weights > 0
+
+
+def test_what_an_adapter_reads_is_kept_in_16_bits_alone(tmp_path, monkeypatch):
+    import torch
+
+    from aimo.train import compat, grpo, models
+
+    profile = config.load("tiny", [*KEYS.split(), "model.dtype=bfloat16"])
+    model, tokenizer = models.load_model(TINY, profile), models.load_tokenizer(TINY, profile)
+    monkeypatch.setattr(grpo, "fit", lambda trainer, *_: trainer)
+    rows = [{"prompt": [{"role": "user", "content": "What is 2 + 1?"}], "answer": "3"}] * 2
+    trainer = grpo.train_grpo(model, tokenizer, rows, runs.Run(profile, tmp_path, "grpo", 0.0))
+
+    def computed():
+        kept = {}
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda x: kept.setdefault(x.untyped_storage().data_ptr(), x), lambda x: x
+        ):
+            ids = torch.arange(40, 104).view(2, 32)
+            found = trainer._get_per_token_logps_and_entropies(model, ids, torch.ones_like(ids), 24)
+        return found[0], sum(x.untyped_storage().nbytes() for x in kept.values())
+
+    ours, least = computed()
+    monkeypatch.setattr(compat, "disable_input_dtype_casting", lambda *_: contextlib.nullcontext())
+    theirs, most = computed()
+    assert torch.equal(ours, theirs) and least < 0.95 * most
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc gives memory back")

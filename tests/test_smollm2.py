@@ -209,7 +209,8 @@ def test_the_road_with_a_real_model(smollm2, tmp_path, monkeypatch):
     subprocess.run([sys.executable, MAKE.with_name("problems.py")], check=True)
     few = ["sft.max_steps=2", "sft.batch_size=4", "grpo.max_steps=1", "grpo.prompts_per_step=2"]
     few += ["grpo.num_generations=4", "grpo.gradient_accumulation_steps=1", "grpo.max_completion_length=16"]
-    few += ["data.heldout.rows=4", "inference.samples=2", "inference.test_rows=2", "inference.max_tokens=16"]
+    few += ["data.sft.rows=16", "data.grpo.rows=16", "data.heldout.rows=4"]
+    few += ["inference.samples=2", "inference.test_rows=2", "inference.max_tokens=16"]
     done = aimo("run", "--profile", "smollm2", "--run-dir", str(tmp_path), *settings(few))
     assert done.returncode == 0, done.stderr
     (step,) = [record for record in read_lines(tmp_path / "grpo" / "log.jsonl") if "reward" in record]

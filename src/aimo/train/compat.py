@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import trl
 from accelerate.utils import gather_object, is_peft_model
+from peft.helpers import disable_input_dtype_casting
 from peft.tuners.lora import LoraLayer
 from torch.utils.checkpoint import checkpoint
 from trl.generation import vllm_generation
@@ -94,6 +95,7 @@ class GrpoHook(trl.GRPOTrainer):
     train_dataset: Any
     num_generations: Any
     chosen_rewards: Any
+    kept: Any  # between the sampling of a step and its loss
     doing: Any  # takes what a step does now
 
     def __init__(self, *args: Any, **given: Any) -> None:
@@ -112,6 +114,7 @@ class GrpoHook(trl.GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: Any) -> Any:
         self.rows, self.chosen_rewards, self.all_rewards = inputs, None, []  # type: ignore[var-annotated]
+        self.kept = None
         batch = super()._generate_and_score_completions(inputs)
         if self.model.training:
             for name, value in self.figures(torch.cat(self.all_rewards)).items():
@@ -167,13 +170,16 @@ class GrpoHook(trl.GRPOTrainer):
     def _get_per_token_logps_and_entropies(
         self, model: Any, input_ids: Any, attention_mask: Any, logits_to_keep: int, *args: Any, **kwargs: Any
     ) -> Any:
-        of_rows = super()._get_per_token_logps_and_entropies
+        of_rows, on_cpu = super()._get_per_token_logps_and_entropies, self.accelerator.device.type == "cpu"
+        # PEFT casts what an adapter reads to the adapter's float32, and autocast casts it back, to the bit.
+        uncast = functools.partial(disable_input_dtype_casting, model, on_cpu and self.args.bf16)
 
-        def compute(input_ids: Any, attention_mask: Any, logits_to_keep: int) -> Any:
-            return of_rows(model, input_ids, attention_mask, logits_to_keep, *args, **kwargs)
+        def compute(input_ids: Any, attention_mask: Any, logits_to_keep: int, **more: Any) -> Any:
+            with uncast():
+                return of_rows(model, input_ids, attention_mask, logits_to_keep, *args, **kwargs | more)
 
         def packed(input_ids: Any, position_ids: Any, mask: Any, targets: Any) -> tuple[Any, Any]:
-            with self.accelerator.autocast():
+            with uncast(), self.accelerator.autocast():
                 found = model(
                     input_ids=input_ids, position_ids=position_ids, attention_mask=mask,
                     shift_labels=targets, fused_lm_head=True,

@@ -20,6 +20,7 @@ Import this module after Unsloth, which replaces TRL's classes.
 """
 
 import copy
+import functools
 import math
 import os
 import random
@@ -52,7 +53,7 @@ DIFFERENCE = "sampling/sampling_logp_difference/mean"
 BOUND = "sampling/sampling_logp_difference/bound"
 CHECK = 1000  # characters between two looks for degenerate output, as the solver takes
 EQUAL = 1e-5  # rewards that differ by less are equal but for rounding
-TOKENS = 1024  # whose activations stand at once on a CPU, with a large vocabulary: 1.5 GB of SmolLM2-135M
+TOKENS = 512  # whose activations stand at once on a CPU, with a large vocabulary: 0.4 GB of SmolLM2-135M
 SHARED = 0.5  # of a step's tokens: where more are left with shared prompts, the longer lines cost more
 SAME = 0.1  # nats: a mask that is not followed moves log-probabilities by more, rounding by less
 LEAST_BOUND = 0.02  # nats that count as rounding. bfloat16 beside float32 on the tiny base: 0.001 to 0.004
@@ -105,6 +106,7 @@ class GrpoTrainer(Shared, compat.GrpoHook):
     max_resample: int | None = None  # times the prompts of a step may be tried, to fill it with signal
     degenerate: str | None = None  # `mask` leaves degenerate completions out of the loss
     found_degenerate = 0  # in this process, in this step
+    kept: Any = None  # rows and their log-probabilities with their gradient, from before the loss
     packs: bool | None = None  # whether the model computes a prompt once for its group; None: not known yet
 
     def choose(self, inputs: list[dict[str, Any]]) -> list[compat.Sampled] | None:
@@ -201,27 +203,57 @@ class GrpoTrainer(Shared, compat.GrpoHook):
     ) -> Any:
         """Return TRL's log-probabilities and entropies (rows, logits_to_keep) and its auxiliary loss.
 
-        On a CPU, compute up to four parts, each padded to its own longest row only; of a large vocabulary and
-        prompts that are long beside their completions, `of_groups`.
+        On a CPU, compute parts, each padded to its own longest row only; of a large vocabulary and prompts
+        that are long beside their completions, `of_groups`. With vLLM, TRL asks for the same values before
+        the loss and in it: those of a large vocabulary are computed once.
         """
         if input_ids.device.type != "cpu":
             return compute(input_ids, attention_mask, logits_to_keep)
         rows, width = input_ids.shape  # prompts are padded on their left and completions on their right
+        asked = torch.cat([input_ids * attention_mask, attention_mask], 1)  # (rows, 2 * width)
+        with_gradient, training = torch.is_grad_enabled(), self.model.training
+        if with_gradient and self.kept:
+            (before, found), self.kept = self.kept, None
+            same = (asked.unsqueeze(1) == before).all(2)  # (rows, rows): they were shuffled meanwhile
+            if packed and same.any(1).all():
+                at = same.int().argmax(1)
+                return found[0][at], found[1][at], None
         seen, prompts = attention_mask.sum(), attention_mask[:, : width - logits_to_keep].sum()
         shared = float(1 - prompts / seen * (1 - 1 / self.num_generations))  # of the tokens, if prompts are
         large = rows * logits_to_keep * self.model.config.get_text_config().vocab_size > compat.LOGITS
-        if packed and large and shared < SHARED and self.packs is not False:
-            found = self.of_groups(compute, packed, input_ids, attention_mask, logits_to_keep)
-            if found:
-                return *found, None
+        alone = self.accelerator.num_processes == self.args.steps_per_generation == 1
+        first = self.use_vllm and self.vllm_importance_sampling_correction and self.kept is None
+        keeps = bool(large and packed and alone and first and training and not with_gradient)
+        with torch.set_grad_enabled(with_gradient or keeps):
+            found = None
+            if packed and large and shared < SHARED and self.packs is not False:
+                found = self.of_groups(compute, packed, input_ids, attention_mask, logits_to_keep)
+            if found is None:
+                every = functools.partial(compute, compute_entropy=True) if keeps else compute
+                found = self.of_rows(every, input_ids, attention_mask, logits_to_keep, large)
+        if keeps:
+            self.kept = asked, found
+            found = [None if values is None else values.detach() for values in found]
+        return found
+
+    def of_rows(
+        self, compute: Any, input_ids: Any, attention_mask: Any, logits_to_keep: int, large: bool
+    ) -> Any:
+        """Return what `log_probs` does, of up to four parts; with a large vocabulary of parts of at most
+        TOKENS, of which only the last keeps its activations."""
+        rows, width = input_ids.shape
         begins = attention_mask.argmax(1)  # (rows,)
         ends = (width - attention_mask.flip(1).argmax(1)).clamp(min=width - logits_to_keep + 1)  # (rows,)
-        order = ends.argsort()
-        parts = []
-        for part in order.split(max(8, -(-rows // 4))):
+        order, parts = ends.argsort(), []
+        split = order.split(max(1, TOKENS // width) if large else max(8, -(-rows // 4)))
+        for part in split:
             begin, end = int(begins[part].min()), int(ends[part].max())
             ids, mask, cut = input_ids[part, begin:end], attention_mask[part, begin:end], width - end
-            values = compute(ids, mask, logits_to_keep - cut)  # (part, logits_to_keep - cut), twice
+            given = ids, mask, logits_to_keep - cut
+            if large and part is not split[-1]:
+                values = checkpoint(compute, *given, use_reentrant=False)
+            else:
+                values = compute(*given)  # (part, logits_to_keep - cut), twice
             parts.append([*(None if v is None else pad(v, (0, cut)) for v in values[:2]), values[2]])
         logps, entropies, aux_losses = zip(*parts, strict=True)
         back = order.argsort()
@@ -233,9 +265,9 @@ class GrpoTrainer(Shared, compat.GrpoHook):
 
     def of_groups(
         self, compute: Any, packed: Any, input_ids: Any, attention_mask: Any, logits_to_keep: int
-    ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Return log-probabilities and entropies (rows, logits_to_keep), each prompt computed once for all of
-        its completions. None for a model that takes masks in another way, which the shortest line shows.
+    ) -> tuple[torch.Tensor, torch.Tensor, None] | None:
+        """Return what `log_probs` does, each prompt computed once for all of its completions. None for a
+        model that takes masks in another way, which the shortest line shows.
 
         A line is a prompt and its completions. Each begins with the prompt's last token again, sees the
         prompt and itself, and has the positions that it would have alone:
@@ -284,7 +316,7 @@ class GrpoTrainer(Shared, compat.GrpoHook):
         values = [values_of(part, again=part is not parts[-1]) for part in parts]
         places, *found = map(torch.cat, zip(*values, strict=True))
         at = [v.new_zeros(rows * logits_to_keep).index_copy(0, places, v) for v in found]
-        return at[0].view(rows, -1), at[1].view(rows, -1)
+        return at[0].view(rows, -1), at[1].view(rows, -1), None
 
 
 class Samples(TrainerCallback):
