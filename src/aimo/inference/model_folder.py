@@ -159,10 +159,13 @@ def read_tokenizer(model: str | Path, **options: Any) -> Any:
     try:
         # Unless told, Transformers asks at the terminal whether to trust code in the folder.
         tokenizer = AutoTokenizer.from_pretrained(model, **{"trust_remote_code": False} | options)
-        kind, is_fast = type(tokenizer), hasattr(tokenizer, "backend_tokenizer")
-        may_differ = is_fast and kind is not PreTrainedTokenizerFast and written.exists()
-        if may_differ and is_rebuilt(tokenizer, written):
-            tokenizer = PreTrainedTokenizerFast.from_pretrained(model, **options)
+        fast = isinstance(tokenizer, PreTrainedTokenizerFast)
+        if fast and type(tokenizer) is not PreTrainedTokenizerFast and written.exists():
+            # Classes of Transformers 5 build a family's usual tokenizer from the vocabulary alone: a Llama's
+            # strips all spaces for DeepSeek-R1-Distill-Llama (huggingface/transformers#45488).
+            ids = Tokenizer.from_file(str(written)).encode(PROBE, add_special_tokens=False).ids
+            if ids != tokenizer.encode(PROBE, add_special_tokens=False):
+                tokenizer = PreTrainedTokenizerFast.from_pretrained(model, **options)
     except Exception as e:  # the tokenizers library raises bare Exceptions
         if "trust_remote_code" in str(e):
             raise AimoError(
@@ -194,12 +197,11 @@ def read_tokenizer(model: str | Path, **options: Any) -> Any:
             "have it, so no reply would end; name the token that ends a turn in tokenizer_config.json, or "
             "take the model's own tokenizer files"
         )
-    vocabulary = tokenizer.get_vocab()
-    pieces = getattr(getattr(tokenizer, "backend_tokenizer", None), "pre_tokenizer", None)
+    vocabulary, splitter = tokenizer.get_vocab(), tokenizer.backend_tokenizer.pre_tokenizer if fast else None
     if (
         len(vocabulary) > LARGE
-        and pieces
-        and [text for text, _ in pieces.pre_tokenize_str(" 55")] in (["Ġ55"], ["Ġ", "55"])
+        and splitter
+        and [text for text, _ in splitter.pre_tokenize_str(" 55")] in (["Ġ55"], ["Ġ", "55"])
         and not any(map(NUMBER.fullmatch, vocabulary))
         and not (Path(model) / "aimo.json").exists()  # it was trained so
     ):
@@ -209,13 +211,3 @@ def read_tokenizer(model: str | Path, **options: Any) -> Any:
             "tokenizer files"
         )
     return tokenizer
-
-
-def is_rebuilt(tokenizer: Any, written: Path) -> bool:
-    """Whether Transformers 5 gives other tokens than a folder's tokenizer.json.
-
-    Some of its classes build a family's usual tokenizer from the vocabulary alone. `LlamaTokenizer` thus
-    strips all spaces for DeepSeek-Math and DeepSeek-R1-Distill-Llama (huggingface/transformers#45488).
-    """
-    ids = tokenizer.encode(PROBE, add_special_tokens=False)
-    return bool(ids != Tokenizer.from_file(str(written)).encode(PROBE, add_special_tokens=False).ids)
