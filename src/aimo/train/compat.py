@@ -318,9 +318,9 @@ class PlainLogProbs:
             chosen = log_p.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
             return chosen, *(compute() if name in outputs else None for name, compute in more.items())
 
-        size = max(1, LOGITS // len(weight))  # tokens of a part
-        if len(hidden) <= size:
+        if len(hidden) * len(weight) <= LOGITS:
             return of_part(hidden, targets)
+        size = max(1, LOGITS // 2 // len(weight))  # tokens of a part
         parts = [
             checkpoint(of_part, *part, use_reentrant=False, preserve_rng_state=False)
             for part in zip(hidden.split(size), targets.split(size), strict=True)
