@@ -58,34 +58,24 @@ SHORT = [
     "data.heldout={source: builtin, split: heldout, rows: 8}",
     "data.decontaminate=[]",
     "prompt.eos_token=null",  # the tiny base's tokenizer has its own
-    "sft.max_steps=3",
-    "grpo.max_steps=3",
-    "grpo.max_prompt_length=700",
-    "grpo.max_completion_length=32",
-    "opd.max_steps=3",
-    "opd.max_prompt_length=700",
-    "opd.max_completion_length=32",
+    *(f"{stage}.max_steps=3" for stage in ("sft", "grpo", "opd")),
+    *(
+        f"{stage}.max_{part}"
+        for stage in ("grpo", "opd")
+        for part in ("prompt_length=700", "completion_length=32")
+    ),
 ]
-SMALL = [
-    "model.max_length=1024",
-    "sft.batch_size=2",
-    "sft.gradient_accumulation_steps=1",
-    "grpo.prompts_per_step=2",
-    "grpo.num_generations=4",
-    "grpo.gradient_accumulation_steps=1",
-    "opd.batch_size=2",
-    "opd.gradient_accumulation_steps=1",
-]
+SMALL = ["model.max_length=1024", "grpo.prompts_per_step=2", "grpo.num_generations=4"]
+SMALL += ["sft.batch_size=2", "opd.batch_size=2"]
+SMALL += [f"{stage}.gradient_accumulation_steps=1" for stage in ("sft", "grpo", "opd")]
 # A checkpoint of all weights in float32 has 12 bytes for each: 8 GB for two layers of a 7B model.
 UNSAVED = [f'{stage}.trl.save_strategy="no"' for stage in TRAINED]
 # Keys with values that a CPU does not run, or not with all weights, and the value that takes their place.
 GPU_ONLY: dict[str, tuple[list[Any], str]] = {
     "model.load_in_4bit": ([True], "false"),
     "model.dtype": (["float16"], "auto"),
-    "sft.optimizer": (["adamw_8bit", "paged_adamw_8bit"], "adamw_torch"),
-    "grpo.optimizer": (["adamw_8bit", "paged_adamw_8bit"], "adamw_torch"),
-    "grpo.generation": (["vllm"], "transformers"),
-    "opd.generation": (["vllm"], "transformers"),
+    **{f"{s}.optimizer": (["adamw_8bit", "paged_adamw_8bit"], "adamw_torch") for s in ("sft", "grpo")},
+    **{f"{s}.generation": (["vllm"], "transformers") for s in ("grpo", "opd")},
 }
 # Keys with a value that needs a package, and the value that takes its place where that is missing.
 PACKAGES = {
@@ -120,9 +110,8 @@ class Check:
     alone: bool = True  # it measures, or an engine of vLLM watches the GPU's memory
     hint: str = ""  # what to try when it fails
     note: str = ""
-    look: Callable[[], dict[str, Any]] = (
-        dict  # the figures of what it left; raises where something is missing
-    )
+    # Returns the figures of what it left; raises where something is missing.
+    look: Callable[[], dict[str, Any]] = dict
     state: str = "skipped"
     seconds: float = 0.0
     figures: dict[str, Any] = field(default_factory=dict)
@@ -147,12 +136,9 @@ def first(work: Path, here: Here) -> Iterator[Check]:
     yield sampled_by_vllm(work, here, "unsloth")
     speed = [sys.executable, str(Path(__file__).with_name("engine.py")), "--questions", "10", "--rounds", "1"]
     figures = work / "solver-speed" / "figures.json"
-    yield Check(
-        "solver-speed",
-        [[*speed, "--json", str(figures)]],
-        look=lambda: {row["way"]: row["tokens_per_second"] for row in read_figures(figures)["ways"]},
-        hint="run `aimo doctor`; --vllm enforce_eager=true tells whether CUDA graphs are at fault",
-    )
+    hint = "run `aimo doctor`; --vllm enforce_eager=true tells whether CUDA graphs are at fault"
+    look = functools.partial(rates, figures, "ways", "way")
+    yield Check("solver-speed", [[*speed, "--json", str(figures)]], look=look, hint=hint)
     folder = work / "submission-kernel"
     parameters = {"competition": "aimo3", "model": TINY, "test_csv": "test.csv", "time_limit_s": 3000}
     command = [sys.executable, "-m", "papermill", "aimo-submission.ipynb", "out.ipynb"]
@@ -205,7 +191,7 @@ def features(work: Path, here: Here) -> Iterator[Check]:
         model, figures = model_folder(work, base), work / name / "figures.json"
         command = [sys.executable, str(speed), "--gpu", "--model", str(model), "--json", str(figures)]
         command += [] if here.gpus else ["--tokens", "32", "--streams", "2"]
-        look = functools.partial(variants, figures)
+        look = functools.partial(rates, figures, "variants", "arguments")
         hint = "take the next row of the table that started: its arguments go under inference.vllm"
         yield Check(name, [command], lacks, base, look=look, hint=hint)
 
@@ -255,13 +241,10 @@ def profiles(work: Path, here: Here) -> Iterator[Check]:
             asked += [*options([*settings, PUBLIC_TAGS]), PROBLEM]
             arguments, lacks = profile.inference.vllm or {}, ""
             parallel = arguments.get("tensor_parallel_size", 1)
+            fp8 = str(arguments.get("kv_cache_dtype", "")).startswith("fp8")
             if here.gpus and here.gpus < parallel:
                 lacks = f"needs {parallel} GPUs"
-            elif (
-                here.gpus
-                and here.capability < 8.9
-                and str(arguments.get("kv_cache_dtype", "")).startswith("fp8")
-            ):
+            elif here.gpus and here.capability < 8.9 and fp8:
                 lacks = f"its fp8 cache needs compute capability 8.9, and this GPU has {here.capability}"
             hint = "--set inference.vllm={} tells whether one of the profile's engine arguments is at fault"
             yield Check(name, [asked], lacks, base, note=with_(vllm), hint=hint)
@@ -400,10 +383,10 @@ def answers(folder: Path) -> dict[str, Any]:
     return {"answers": len(rows)}
 
 
-def variants(file: Path) -> dict[str, Any]:
-    """Return the tokens per second of each set of engine arguments that started."""
-    rows = read_figures(file)["variants"]
-    found = {row["arguments"]: row["tokens_per_second"] for row in rows if "tokens_per_second" in row}
+def rates(file: Path, part: str, name: str) -> dict[str, Any]:
+    """Return the tokens per second of each way, or each set of engine arguments that started."""
+    rows = read_figures(file)[part]
+    found = {row[name]: row["tokens_per_second"] for row in rows if "tokens_per_second" in row}
     if not found:
         raise ValueError(rows[0]["error"])
     return found
@@ -504,12 +487,8 @@ def run_all(checks: list[Check], work: Path, logs: Path, here: Here, minutes: fl
                 for _ in pool.map(run_one, group):
                     progress.advance(task)
         for check in checks:
-            if (
-                check.state == "failed"
-                and not check.alone
-                and here.jobs > 1
-                and end - time.monotonic() > AGAIN_S
-            ):
+            was_beside_others = here.jobs > 1 and not check.alone
+            if check.state == "failed" and was_beside_others and end - time.monotonic() > AGAIN_S:
                 run_one(check)
 
 
@@ -582,14 +561,8 @@ def error_of(command: list[str], log: Path, work: Path, here: Here, limit: float
     }
     with log.open("a") as output:
         print(f"$ {shlex.join(command)}", file=output, flush=True)
-        process = subprocess.Popen(
-            command,
-            stdout=output,
-            stderr=output,
-            env=os.environ | env,
-            cwd=work,
-            start_new_session=True,
-        )
+        to: dict[str, Any] = {"stdout": output, "stderr": output, "start_new_session": True}
+        process = subprocess.Popen(command, env=os.environ | env, cwd=work, **to)
     try:
         if process.wait(limit) == 0:
             return ""

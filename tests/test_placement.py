@@ -253,20 +253,15 @@ class Asked:
         self.training, self.layer.gradient_checkpointing = True, use_gradient_checkpointing
 
 
-def probed(max_tokens, rows=50):
+def test_a_probe_leaves_checkpointing_on_and_answers_no_more_tokens_at_once_than_fit_beside_vllm():
     from aimo.train import models
 
-    model, tokenizer = Asked(), models.load_tokenizer(TINY, profile())
-    prompts = [{"prompt": [{"role": "user", "content": "1 + 1?" * (i % 3 + 1)}]} for i in range(rows)]
-    return model, models.complete(model, tokenizer, prompts, max_tokens)
-
-
-def test_a_probe_leaves_checkpointing_on_and_answers_no_more_tokens_at_once_than_fit_beside_vllm():
-    long, texts = probed(5120)
+    tokenizer, long, short = models.load_tokenizer(TINY, profile()), Asked(), Asked()
+    rows = [{"prompt": [{"role": "user", "content": "1 + 1?" * (i % 3 + 1)}]} for i in range(50)]
+    texts, again = (models.complete(model, tokenizer, rows, n) for model, n in ((long, 5120), (short, 80)))
     assert long.layer.gradient_checkpointing == "unsloth" and long.training
     assert len(texts) == sum(long.batches) == 50
     assert max(long.batches) * 5120 < 2**15 and len(long.batches) < 12
-    short, again = probed(80)
     assert short.batches == [50], "short answers are one batch"
     assert [text[:3] for text in texts] == [text[:3] for text in again]
 
@@ -346,39 +341,40 @@ def test_advice_in_a_launched_process_keeps_its_command(monkeypatch, tmp_path):
     assert "`aimo launch` again with `--set sft.batch_size=" in told and "4bit" not in told
 
 
-def test_a_model_that_waits_on_the_cpu_for_its_gpus_takes_no_shortcut_of_the_cpu(monkeypatch, tmp_path):
-    import torch
-
+@pytest.fixture
+def train_grpo(monkeypatch, tmp_path):
+    """GRPO of a model on a device, with `make` in place of TRL's trainer; nothing trains."""
     from aimo.train import grpo, trainers
 
-    plain = SimpleNamespace(add_callback=lambda _: None)
-    monkeypatch.setattr(trainers, "make_trainer", lambda *_, **__: plain)
-    monkeypatch.setattr(grpo, "fit", lambda *_: None)
-    for device, merged in (("cpu", True), ("cuda", False)):
-        args = SimpleNamespace(device=torch.device(device), cast_lm_head_to_fp32=False, use_vllm=False)
-        monkeypatch.setattr(grpo.arguments, "stage_arguments", lambda *_, args=args: args)
-        model = SimpleNamespace(generate=print)
+    def train(model, device, make, use_vllm=False):
+        args = SimpleNamespace(
+            device=SimpleNamespace(type=device), cast_lm_head_to_fp32=False, use_vllm=use_vllm
+        )
+        monkeypatch.setattr(trainers, "make_trainer", make)
+        monkeypatch.setattr(grpo, "fit", lambda *_: None)
+        monkeypatch.setattr(grpo.arguments, "stage_arguments", lambda *_: args)
         grpo.train_grpo(model, None, [{"prompt": "1?"}], runs.Run(profile(), tmp_path, "grpo", 0.0))
-        assert (model.generate is not print) == merged
+
+    return train
 
 
-def test_a_second_training_lets_go_of_the_first_ones_vllm_before_it_starts_another(monkeypatch, tmp_path):
-    from aimo.train import grpo, trainers
-
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_model_that_waits_on_the_cpu_for_its_gpus_takes_no_shortcut_of_the_cpu(train_grpo, device):
     model = SimpleNamespace(generate=print)
-    engines = []
+    train_grpo(model, device, lambda *_, **__: SimpleNamespace(add_callback=lambda _: None))
+    assert (model.generate is not print) == (device == "cpu")
+
+
+def test_a_second_training_lets_go_of_the_first_ones_vllm_before_it_starts_another(train_grpo):
+    model, engines = SimpleNamespace(generate=print), []
 
     def make(*_, **given):
         assert not hasattr(model, "answer"), "two engines hold memory"
         engines.append(SimpleNamespace(answer=lambda *_: engines))
         return SimpleNamespace(add_callback=lambda _: None, vllm_generation=engines[-1])
 
-    monkeypatch.setattr(trainers, "make_trainer", make)
-    monkeypatch.setattr(grpo, "fit", lambda *_: None)
-    args = SimpleNamespace(device=SimpleNamespace(type="cuda"), cast_lm_head_to_fp32=False, use_vllm=True)
-    monkeypatch.setattr(grpo.arguments, "stage_arguments", lambda *_: args)
     for _ in range(2):
-        grpo.train_grpo(model, None, [{"prompt": "1?"}], runs.Run(profile(), tmp_path, "grpo", 0.0))
+        train_grpo(model, "cuda", make, use_vllm=True)
         assert model.answer is engines[-1].answer
 
 
