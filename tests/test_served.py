@@ -140,6 +140,15 @@ def test_in_vllm_a_weak_adapter_in_16_bits_is_told_from_none_and_from_another(se
         compare(*arguments, kernels=0.1)
 
 
+def test_a_merge_in_16_bits_that_loses_an_adapter_of_less_than_a_last_bit_stops_no_stage():
+    draw = random.Random(0)
+    start = [draw.gauss(-1, 0.5) for _ in range(600)]
+    trained = [value + draw.gauss(0, 0.002) for value in start]
+    talk = {"ids": [1], "log_probs": trained, "merged": start, "start": start}
+    arguments = {"dtype": "bfloat16", "talks": [talk]}, [([1], start)], "bfloat16", "sft: it"
+    assert compare(*arguments) == 0
+
+
 @pytest.mark.parametrize("apart, told", [(0.1, None), (0.3, "differ by 0.3 on average, 0.2 is allowed")])
 def test_all_weights_in_16_bits_have_a_wider_bound(apart, told):
     kept = {"dtype": "bfloat16", "talks": [{"ids": [1], "log_probs": [-1.0, -2.0]}]}
