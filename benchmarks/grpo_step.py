@@ -4,10 +4,12 @@
 
 `make smollm2` makes the model and its problems. Each side trains in a process of its own, with completions
 of exactly so many tokens. `before` keeps all logits and activations of a step, computes each prompt for each
-of its completions, and starts vLLM as TRL does. The first step, which loads, is left out. Seconds are the
-step's on the clock and those that it computed; memory is the largest that the process took.
+of its completions and each log-probability twice, and starts vLLM as TRL does. The first step, which loads,
+is left out. Seconds are the step's on the clock and those that it computed; memory is the largest that the
+process took.
 """
 
+import contextlib
 import json
 import resource
 import subprocess
@@ -54,6 +56,7 @@ def train(side: str, steps: int, overrides: list[str]) -> None:
             compat.vllm_generation.LLM = as_trl_has_it
 
         compat.LOGITS, compat.patch_trl = sys.maxsize, patch_all_but_vllm
+        compat.disable_input_dtype_casting = lambda *_: contextlib.nullcontext()
     marks: list[tuple[float, float]] = []
     with tempfile.TemporaryDirectory() as folder:
         models.training_of("grpo")(model, tokenizer, rows, Timed(profile, Path(folder), "grpo", time.time()))
