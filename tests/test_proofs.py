@@ -338,7 +338,11 @@ def test_proofs_are_not_scored_here(tmp_path):
     (tmp_path / "t.csv").write_text("id,problem\na,Prove.\n")
     run = ["run", "--profile", "tiny", *given, "--test", tmp_path / "t.csv", "--run-dir", tmp_path / "run"]
     refused(*run, told=["data.heldout: nothing here marks the proofs of"])
-    refused(*run, "--set", "data.heldout=null", told=["grpo.rewards.accuracy: nothing here marks the proofs"])
+    run += ["--set", "data.heldout=null"]
+    refused(*run, told=["grpo.probe_steps: nothing here marks the proofs"])
+    refused(
+        *run, "--set", "grpo.probe_steps=null", told=["grpo.rewards.accuracy: nothing here marks the proofs"]
+    )
     assert kernels.kernels_of("proof-pilot") == kernels.kernels_of(None, "proof-pilot") == ["submission"]
     done = here("competition", "check", "proof-pilot")
     assert "takes: a proof of at most 5 pages, else 'No proof was found.'" in done.stdout

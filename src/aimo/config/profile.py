@@ -19,7 +19,7 @@ from aimo.inference import settings
 from aimo.inference.answer_kinds import AnswerKind
 from aimo.inference.competitions import Competition, parse_competition
 from aimo.inference.settings import NonNegative, Positive, Prompt, Rate, Settings, Share, strict
-from aimo.rewards import Reward, read_rewards
+from aimo.rewards import BY_ANSWER, Reward, read_rewards
 
 
 class Stage(NamedTuple):
@@ -372,8 +372,11 @@ class Profile:
         if self.trained:
             self.model.max_length = length
         sources = [part.source for rows in sets.values() if rows for part in rows.mixture or [rows]]
-        judged = {"data.heldout": sets["heldout"], "dpo": self.dpo}
-        judged["grpo.rewards.accuracy"] = self.grpo and "accuracy" in self.grpo.rewards
+        judged: dict[str, Any] = {"data.heldout": sets["heldout"], "dpo": self.dpo}
+        judged |= {f"{name}.probe_steps": getattr(self, name).probe_steps for name in self.trained}
+        if self.grpo:
+            judged |= {f"grpo.rewards.{name}": name in self.grpo.rewards for name in BY_ANSWER}
+            judged["grpo.pass_rate"] = self.grpo.pass_rate
         if self.rules and self.rules.scoring == "marks" and (key := next(filter(judged.get, judged), None)):
             raise ValueError(f"{key}: nothing here marks the proofs of {self.rules.slug}; leave it out")
         if "distil" in sources and not self.distil:

@@ -28,4 +28,4 @@ from aimo.rewards.math import (
     tag_count_reward,
     text_of,
 )
-from aimo.rewards.table import REWARDS, Reward, get_reward_funcs, read_rewards
+from aimo.rewards.table import BY_ANSWER, REWARDS, Reward, get_reward_funcs, read_rewards

@@ -140,6 +140,8 @@ REWARDS = {
     "code_format": Row(math.get_code_format_reward, CodeFormat, True),
 }
 
+BY_ANSWER = "accuracy", "length", "check_answer", "check_numbers", "cosine"  # rewards of a known answer
+
 # Options that Open-R1's script arguments name in their own way; the others are `REWARD_OPTION` or `OPTION`.
 OPEN_R1_OPTIONS = {
     "ngram_size": "repetition_n_grams",
