@@ -253,9 +253,8 @@ def track(to: str, folder: Path, name: str, figures: dict[str, dict[str, Any]]) 
         if isinstance(value, int | float) or (isinstance(value, list) and len(value) == 3)
     }
     if to == "tensorboard":
-        from torch.utils.tensorboard import SummaryWriter  # imports torch
-
-        with SummaryWriter(str(folder / "tensorboard")) as writer:
+        board = importlib.import_module("torch.utils.tensorboard")
+        with board.SummaryWriter(str(folder / "tensorboard")) as writer:
             for key, number in flat.items():
                 writer.add_scalar(key, number)
         return

@@ -36,6 +36,7 @@ from aimo.inference.errors import listed, one_line
 from aimo.inference.model_folder import read_adapter
 from aimo.inference.settings import resolve_settings
 from aimo.inference.storage import AGAIN, read_json, write_json
+from aimo.run import machine
 from aimo.run.runs import Run, find_run, lock, unlock
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -196,7 +197,7 @@ def join_adapters(lora: AdapterRules, run: Run, out: Path) -> Path:
     if len(folders) == 1:
         return folders[0]
 
-    import torch
+    torch = machine.load_torch()
     from safetensors.torch import load_file, save_file
 
     found = [read_config(folder, f"train stage {folder.parent.name} again") for folder in folders]

@@ -9,7 +9,6 @@ import atexit
 import ctypes
 import errno
 import gc
-import importlib
 import json
 import linecache
 import os
@@ -48,10 +47,13 @@ def delete(folder: str) -> None:
 
 def serve_forks(root: str) -> None:
     """Fork a process for each request, until the caller closes the socket at file descriptor 0."""
-    for name in ("numpy.random", "sympy", "networkx"):  # what programs import takes a second, once
-        with suppress(ImportError):
-            importlib.import_module(name)
-    sys.modules["numpy"].random.seed(0)
+    import numpy.random  # what programs import takes a second, once
+    import sympy  # noqa: F401
+
+    with suppress(ImportError):
+        import networkx  # noqa: F401
+
+    numpy.random.seed(0)
     sys.path.pop(0)
     sys.dont_write_bytecode = True
     LIBC.prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: what a program leaves behind becomes a child of this
