@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from importlib import metadata
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -134,6 +135,34 @@ def test_help_lists_every_command_and_loads_no_library_that_takes_a_second():
     )
     assert not [name for name in commands.split() if f" {name} " not in shown]
     assert shown.endswith("set()\n"), shown[-200:]
+
+
+def test_a_late_module_runs_at_its_first_use_once_and_again_after_an_interrupt(tmp_path, monkeypatch):
+    package = tmp_path / "tardy"
+    package.mkdir()
+    (package / "__init__.py").write_text("from aimo import load_late\nload_late(__name__, 'one', 'lacking')")
+    (package / "one.py").write_text("import runs\nruns.count()\nvalue = 7")
+    counted = []
+
+    def count():
+        counted.append(1)
+        if len(counted) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "runs", SimpleNamespace(count=count))
+    monkeypatch.syspath_prepend(tmp_path)
+    from tardy import one
+
+    assert not counted and not hasattr(one, "__path__") and one.__name__ == "tardy.one"
+    with pytest.raises(KeyboardInterrupt):
+        _ = one.value
+    from tardy.one import value
+
+    assert value == one.value == 7 and len(counted) == 2
+    with pytest.raises(ImportError):
+        from tardy import lacking  # noqa: F401
+    for name in ("tardy", "tardy.one"):
+        del sys.modules[name]
 
 
 @pytest.mark.slow  # imports every package

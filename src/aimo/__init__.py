@@ -14,7 +14,11 @@ class Late(ModuleType):
             raise AttributeError(name)
         self.__class__ = ModuleType  # type: ignore[assignment]
         assert self.__spec__ and self.__spec__.loader
-        self.__spec__.loader.exec_module(self)
+        try:
+            self.__spec__.loader.exec_module(self)
+        except BaseException:  # such as Ctrl-C in a cell: the next use tries again, as an import does
+            self.__class__ = Late
+            raise
         return getattr(self, name)
 
 
