@@ -19,33 +19,19 @@ from aimo.rewards import cf_code_reward, code, get_reward_funcs, ioi_code_reward
 SUM = "#include <iostream>\nint main() { long a, b; std::cin >> a >> b; std::cout << a + b << '\\n'; }"
 PRODUCT = SUM.replace("a + b", "a * b")
 CF = {
-    "id": "1/A",
+    "id": "1/A", "language": "cpp", "time_limit": 10.0, "memory_limit": 256.0, "input_mode": "stdio",
     "official_tests": [{"input": f"{n} 2", "output": f"{n + 2}"} for n in (2, 3, 4, 5)],
-    "time_limit": 10.0,
-    "memory_limit": 256.0,
-    "input_mode": "stdio",
     "generated_checker": None,
-    "language": "cpp",
-}
+}  # fmt: skip
+GRADER = """#include <iostream>
+#include "Add.h"
+int main() { long a, b; std::cin >> a >> b; std::cout << add(a, b); }"""
 IOI = {
-    "id": "Add",
-    "year": 2024,
-    "subtask": "01",
-    "score": 20,
-    "score_precision": 2,
-    "test_names": ["a", "b"],
-    "test_cases": [["1 2", "3"], ["4 5", "9"]],
-    "time_limit": 10.0,
-    "memory_limit": 256 << 20,
-    "grader_files": [
-        ["graders/Add.h", "long add(long, long);"],
-        [
-            "graders/grader.cpp",
-            '#include <iostream>\n#include "Add.h"\n'
-            "int main() { long a, b; std::cin >> a >> b; std::cout << add(a, b); }",
-        ],
-    ],
-}
+    "id": "Add", "year": 2024, "subtask": "01", "score": 20, "score_precision": 2,
+    "test_names": ["a", "b"], "test_cases": [["1 2", "3"], ["4 5", "9"]],
+    "time_limit": 10.0, "memory_limit": 256 << 20,
+    "grader_files": [["graders/Add.h", "long add(long, long);"], ["graders/grader.cpp", GRADER]],
+}  # fmt: skip
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 
 
@@ -147,9 +133,8 @@ def test_a_python_program_is_run_as_well_and_a_row_that_cannot_be_judged_is_not_
 @pytest.mark.parametrize("size", [1, 3, -1])
 def test_a_scoring_mode_says_what_a_part_is_worth_however_many_tests_run_at_a_time(mode, half, size):
     options = {"scoring_mode": mode, "test_batch_size": size}
-    assert cf("print(5)", language="python", options=options) == [
-        half
-    ]  # the first test fails, the second passes
+    # The first test fails, the second passes.
+    assert cf("print(5)", language="python", options=options) == [half]
 
 
 def test_a_checker_decides_where_a_problem_has_one():
@@ -233,11 +218,8 @@ def test_ioi_is_asked_as_open_r1_asks_and_its_score_may_be_a_part(piston):
     piston.reply = lambda request: {"run": {"stdout": "0.333" if "4 5" in str(request) else "1", "code": 0}}
     assert ioi_code_reward([block("long add")], **columns(IOI)) == [0.33]
     asked = piston.bodies[0]
-    assert (asked["language"], asked["run_timeout"], asked["run_memory_limit"]) == (
-        "cms_ioi",
-        13000,
-        256 << 20,
-    )
+    limits = asked["run_timeout"], asked["run_memory_limit"]
+    assert asked["language"] == "cms_ioi" and limits == (13000, 256 << 20)
     sent = files(asked)
     assert sent.keys() == {
         "graders/add.cpp", "graders/Add.h", "graders/grader.cpp", "input.txt", "correct_output.txt"
@@ -290,16 +272,8 @@ def test_a_request_that_the_server_refuses_is_named(piston):
 
 def test_a_row_may_be_in_the_column_that_the_data_stage_keeps_and_one_of_another_kind_is_not_scored(piston):
     odd = [CF | {"official_tests": tests} for tests in (5, [{"input": "1"}], ["x"])]
-    info = [
-        json.dumps(CF),
-        CF,
-        json.dumps({"language": "python", "test_cases": []}),
-        None,
-        "{",
-        "[5]",
-        5,
-        *odd,
-    ]
+    empty = json.dumps({"language": "python", "test_cases": []})
+    info = [json.dumps(CF), CF, empty, None, "{", "[5]", 5, *odd]
     rewards = cf_code_reward([block(SUM)] * len(info), verification_info=info)
     assert rewards == [1.1, 1.1] + [None] * 8
 

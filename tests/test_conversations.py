@@ -109,10 +109,8 @@ def test_conversations_that_are_all_left_out_end_in_one_line(tmp_path, tokenizer
 
 
 def test_a_conversation_under_another_name_is_refused_with_the_key_to_set(tmp_path):
-    path, told = (
-        tmp_path / "rows.jsonl",
-        r"columns\.problem: .* no column 'problem'; it has dialog: .*\.messages",
-    )
+    path = tmp_path / "rows.jsonl"
+    told = r"columns\.problem: .* no column 'problem'; it has dialog: .*\.messages"
     with pytest.raises(AimoError, match=told):
         load(path, {"dialog": TALK})
     assert load(path, columns=Columns(messages="dialog"))[0] == [(ASK, REPLY)]

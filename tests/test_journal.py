@@ -13,24 +13,9 @@ from aimo.inference.storage import read_lines
 from aimo.inference.voting import Stop
 
 SAMPLE = Sample(
-    index=3,
-    text="2 \u2028 x",
-    tokens=7,
-    end=End.ANSWERED,
-    answer=2,
-    weight=0.5,
-    begin_s=1.0,
-    end_s=3.5,
-    seed=11,
-    turns=2,
-    errors=1,
-    printed=[None, 2],
-    malformed=1,
-    logprob=-0.2,
-    tail_logprob=-0.1,
-    entropy=0.4,
-    tail_entropy=0.3,
-)
+    3, "2 \u2028 x", 7, End.ANSWERED, 2, 0.5, begin_s=1.0, end_s=3.5, seed=11, turns=2, errors=1,
+    printed=[None, 2], malformed=1, logprob=-0.2, tail_logprob=-0.1, entropy=0.4, tail_entropy=0.3,
+)  # fmt: skip
 STOPPED = replace(SAMPLE, index=4, end=End.STOPPED, answer=None)
 
 

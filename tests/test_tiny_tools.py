@@ -69,11 +69,8 @@ def tool_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
 
 @pytest.mark.engine
 def test_with_the_sandbox_it_is_right_and_without_tools_it_guesses(tool_engine):
-
-    drawn, make = (
-        list(islice(PROBLEMS.stream_programmed("heldout", 1), 30)),
-        runpy.run_path(str(TOOLS / "make.py")),
-    )
+    drawn = list(islice(PROBLEMS.stream_programmed("heldout", 1), 30))
+    make = runpy.run_path(str(TOOLS / "make.py"))
     with_tools, without = (make["pass_at_1"](tool_engine, drawn, 0, tools) for tools in (True, False))
     assert with_tools >= without + 0.3
 

@@ -293,13 +293,9 @@ def test_a_run_killed_at_any_step_ends_with_the_losses_of_an_uninterrupted_one(
 def test_a_stage_that_was_trained_to_its_end_is_saved_as_it_was_and_not_trained_on(
     tmp_path, sets, monkeypatch, stage, last
 ):
-    p, folder, kept = (
-        small("grpo.learning_rate=0.01", "grpo.max_steps=2"),
-        tmp_path / stage,
-        tmp_path / "kept",
-    )
+    p, folder = small("grpo.learning_rate=0.01", "grpo.max_steps=2"), tmp_path / stage
     first, _, _ = train(p, sets, tmp_path, stage)
-    shutil.copytree(folder / "trained", kept)
+    kept = shutil.copytree(folder / "trained", tmp_path / "kept")
     with monkeypatch.context() as m:
         m.setattr(callbacks, "save_trained", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):

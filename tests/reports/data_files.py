@@ -85,9 +85,7 @@ def B07v(case, request):
     path = write(folder(request) / "mine.jsonl", {"id": "a", "problem": problem, "answer": 4})
     assert benchmarks.read_benchmark(str(path))[0].problem == problem
     assert submission.read_problems(path, COMPETITIONS["aimo3"])[0]["problem"].to_list() == [problem]
-    assert (
-        read_questions(path)[1]["problem"].to_list() == [problem] == [row["problem"] for row in load(path)[0]]
-    )
+    assert read_questions(path)[1]["problem"].to_list() == [problem] == [load(path)[0][0]["problem"]]
 
 
 def B08(case, request):
