@@ -41,11 +41,9 @@ def on_loopback(handler: type[Handler]) -> Iterator[str]:
     """The address of a server that answers by a handler."""
     http = Server(("127.0.0.1", 0), handler)
     threading.Thread(target=http.serve_forever, args=[0.02], daemon=True).start()  # looks for shutdown often
-    try:
-        yield f"http://127.0.0.1:{http.server_port}"
-    finally:
-        http.shutdown()
-        http.server_close()
+    yield f"http://127.0.0.1:{http.server_port}"
+    http.shutdown()  # not in a `finally`: one that lives as long as its process would wait for it for ever
+    http.server_close()
 
 
 class Stand:
