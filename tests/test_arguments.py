@@ -122,6 +122,11 @@ def test_what_cannot_be_done_here_is_refused_with_the_remedy(tmp_path, override,
     assert told in str(e.value) and "\n" not in str(e.value)
 
 
+@pytest.mark.parametrize("given", ["http://host:8000", "http://host:8000/v1", "http://host:8000/v1/"])
+def test_a_teachers_server_may_be_named_as_aimo_serve_prints_it(tmp_path, given):
+    assert arguments("opd", tmp_path, f"opd.teacher={given}").teacher_model_server_url == "http://host:8000"
+
+
 def test_a_value_that_trl_refuses_is_told_in_one_line(tmp_path):
     with pytest.raises(AimoError, match=r"^sft: .*eval") as e:
         arguments("sft", tmp_path, "sft.trl={load_best_model_at_end: true, save_strategy: steps}")

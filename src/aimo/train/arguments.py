@@ -153,7 +153,8 @@ def stage_arguments(run: Run) -> Any:
         values |= {"beta": {"forward_kl": 0.0, "jsd": 0.5, "reverse_kl": 1.0}[section.divergence]}
         if section.asks_server:
             top_k = SERVED_TOP_K if section.divergence == "forward_kl" else 1  # TRL takes no more for others
-            values |= {"teacher_model_server_url": section.teacher, "loss_top_k": top_k}
+            url = section.teacher.rstrip("/").removesuffix("/v1")  # TRL asks for /health beside it
+            values |= {"teacher_model_server_url": url, "loss_top_k": top_k}
     if stage == "sft":
         values |= {"completion_only_loss": True, "train_sampling_strategy": "random"}  # see sft.ByLength
         counted = "non_padding" if model.backend == "unsloth" else "no"
