@@ -446,7 +446,7 @@ def served_model(profile: config.Profile, folder: Path) -> Any:
         model = types.SimpleNamespace(dtype=torch.float32, to=lambda device: None)
         patch.setattr(served.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: model)
         patch.setattr(served, "read_tokenizer", lambda *_: None)
-        patch.setattr(served, "encode", lambda *_: None)
+        patch.setattr(served, "encode_talks", lambda *_: None)
         patch.setattr(served, "log_probs", lambda *_: [([1], [-2.0])])
         try:
             return served.check(run)
