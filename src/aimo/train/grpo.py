@@ -210,13 +210,12 @@ class GrpoTrainer(Shared, compat.GrpoHook):
         if input_ids.device.type != "cpu":
             return compute(input_ids, attention_mask, logits_to_keep)
         rows, width = input_ids.shape  # prompts are padded on their left and completions on their right
-        asked = torch.cat([input_ids * attention_mask, attention_mask], 1)  # (rows, 2 * width)
+        asked = list(map(tuple, torch.cat([input_ids * attention_mask, attention_mask], 1).tolist()))
         with_gradient, training = torch.is_grad_enabled(), self.model.training
         if with_gradient and self.kept:
-            (before, found), self.kept = self.kept, None
-            same = (asked.unsqueeze(1) == before).all(2)  # (rows, rows): they were shuffled meanwhile
-            if packed and same.any(1).all():
-                at = same.int().argmax(1)
+            (places, found), self.kept = self.kept, None
+            at = [places.get(row) for row in asked]  # they were shuffled meanwhile
+            if packed and None not in at:
                 return found[0][at], found[1][at], None
         seen, prompts = attention_mask.sum(), attention_mask[:, : width - logits_to_keep].sum()
         shared = float(1 - prompts / seen * (1 - 1 / self.num_generations))  # of the tokens, if prompts are
@@ -232,7 +231,7 @@ class GrpoTrainer(Shared, compat.GrpoHook):
                 every = functools.partial(compute, compute_entropy=True) if keeps else compute
                 found = self.of_rows(every, input_ids, attention_mask, logits_to_keep, large)
         if keeps:
-            self.kept = asked, found
+            self.kept = {row: i for i, row in enumerate(asked)}, found
             found = [None if values is None else values.detach() for values in found]
         return found
 
