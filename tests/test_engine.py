@@ -10,7 +10,7 @@ from conftest import TINY
 from aimo.data import builtin
 from aimo.errors import AimoError
 from aimo.inference.answer_kinds import Integer
-from aimo.inference.engine import Engine
+from aimo.inference.engine import Engine, sampling_parameters
 from aimo.inference.settings import Settings, resolve_settings
 from aimo.inference.solver import solve_problem
 from aimo.inference.vllm_process import ONE_PROCESS, check_arguments, engine_arguments
@@ -162,6 +162,14 @@ def test_a_model_in_one_part_runs_in_the_engines_own_process_on_a_cpu(monkeypatc
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     arguments = engine_arguments(TINY, Settings(vllm=vllm), 0)
     assert arguments["distributed_executor_backend"] == chosen
+
+
+def test_a_streams_parameters_are_the_settings_and_end_with_the_context():
+    settings = Settings(temperature=0.3, top_p=0.8, top_k=7, min_p=0.1, max_tokens=50)
+    given = sampling_parameters(settings, seed=5, room=40)
+    assert (given.temperature, given.top_p, given.top_k, given.min_p) == (0.3, 0.8, 7, 0.1)
+    assert (given.max_tokens, given.seed) == (40, 5)
+    assert sampling_parameters(replace(settings, seeded=False), seed=5, room=40).seed is None
 
 
 def test_a_completion_ends_with_its_stop_text_and_one_likeliest_token_is_greedy(engine):
