@@ -192,7 +192,7 @@ def train_student(folder, teacher, **more):
     import torch
     from transformers import AutoModelForCausalLM
 
-    from aimo.evaluation.served import encode
+    from aimo.evaluation.served import encode_talks
 
     section = {"teacher": str(teacher), "learning_rate": 1e-3, "batch_size": 8, "max_steps": 12} | more
     section |= {"save_steps": 6, "max_prompt_length": 128, "max_completion_length": 24}
@@ -214,7 +214,7 @@ def train_student(folder, teacher, **more):
         torch.manual_seed(0)
         texts, found = models.complete(model, tokenizer, rows, 24, do_sample=True), []
         talks = [row | {"reply": text} for row, text in zip(rows, texts, strict=True)]
-        for prompt, reply in encode(tokenizer, talks):
+        for prompt, reply in encode_talks(tokenizer, talks):
             with torch.no_grad():
                 logits = (each(torch.tensor([prompt + reply])).logits[0] for each in (model, base))
                 p, q = (values[len(prompt) - 1 : -1].log_softmax(-1) for values in logits)
@@ -237,8 +237,9 @@ def test_a_student_comes_nearer_to_its_teacher_and_resumes_with_equal_losses(tmp
 
 
 @pytest.mark.train
-def test_a_teachers_server_that_ends_in_training_is_told_in_one_line(tmp_path, monkeypatch):
+@pytest.mark.parametrize("change", [{"rows": None}, {"rows": [None, {}]}, {"status": 500}])
+def test_a_teachers_server_that_ends_in_training_is_told_in_one_line(tmp_path, monkeypatch, change):
     monkeypatch.setattr(opd, "check_teacher_server", lambda *_: None)
     told = r"opd.teacher: http.* did not grade step 1: .*run the same command"
-    with teacher_server(rows=None) as server, pytest.raises(AimoError, match=told):
+    with teacher_server(**change) as server, pytest.raises(AimoError, match=told):
         train_student(tmp_path / "run", server.url, divergence="reverse_kl")

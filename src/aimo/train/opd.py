@@ -63,7 +63,7 @@ class ServerOpdTrainer(Shared, compat.server_distillation()[0]):  # type: ignore
         try:
             return super().compute_loss(*args, **kwargs)
         except Exception as e:  # TRL raises bare ones for what a server answers
-            if type(e) is not Exception and not isinstance(e, OSError | ValueError):
+            if type(e) is not Exception and not isinstance(e, OSError | ValueError | TypeError | LookupError):
                 raise
             raise AimoError(
                 f"opd.teacher: {self.args.teacher_model_server_url} did not grade step "
