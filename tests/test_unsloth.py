@@ -10,15 +10,26 @@ from conftest import TINY
 from aimo import config
 
 ON_GPU = """
-import os
+import functools, os
 os.environ["UNSLOTH_ALLOW_CPU"] = "1"
 from aimo.train import models
 models.import_unsloth()
 os.environ["UNSLOTH_ALLOW_CPU"] = "0"
 from unsloth.models.rl import PatchFastRL
 PatchFastRL()
+from unsloth.models.vision import FastBaseModel
+load = models.load_with_peft
+
+def load_as_unsloth(folder, profile):
+    model = load(folder, profile)
+    for name in ("for_training", "for_inference"):
+        setattr(model, name, functools.partial(getattr(FastBaseModel, name), model))
+    return model
+
+models.load_with_peft = load_as_unsloth
 """
-"""Unsloth as it is on a GPU: its own trainers and configurations in TRL's place."""
+"""Unsloth as it is on a GPU: its own trainers and configurations in TRL's place, and the two methods that its
+loader gives to a model."""
 INHERIT = """
 import inspect
 from aimo.train import compat, grpo, sft, trainers
@@ -31,25 +42,31 @@ base = next(base for base in grpo.GrpoTrainer.__mro__ if base.__name__ == "Unslo
 theirs = inspect.signature(getattr(base, name)).parameters
 assert list(theirs)[:5] == list(inspect.signature(getattr(compat.GrpoHook, name)).parameters)[:5]
 """
-BUILD = """
+COMMON = """
 import json, sys
 from pathlib import Path
+import torch
 from aimo import config, rewards
-from datasets import Dataset
 from aimo.run import runs
 from aimo.train import arguments, grpo, models, sft, trainers
+
+kinds = {"sft": sft.SftTrainer, "grpo": grpo.GrpoTrainer, "dpo": trainers.DpoTrainer}
+base, given, found = Path(sys.argv[1]), json.loads(sys.argv[2]), {}
+
+def say(text):
+    return [{"role": "assistant", "content": text}]
+"""
+BUILD = """
+from datasets import Dataset
 
 def plain(thing):
     kept = {name: value for name, value in vars(thing).items() if name != "reward_funcs"}
     return {n: v for n, v in kept.items() if isinstance(v, (bool, int, float, str, list, dict, type(None)))}
 
-kinds = {"sft": sft.SftTrainer, "grpo": grpo.GrpoTrainer, "dpo": trainers.DpoTrainer}
-found, base = {}, Path(sys.argv[1])
-reply = [{"role": "assistant", "content": "2"}]
-row = {"prompt": [{"role": "user", "content": "1 + 1?"}], "answer": "2", "completion": reply}
-row |= {"chosen": reply, "rejected": reply}
+row = {"prompt": [{"role": "user", "content": "1 + 1?"}], "answer": "2"}
+row |= dict.fromkeys(["completion", "chosen", "rejected"], say("2"))
 columns = {"sft": ["completion"], "grpo": ["answer"], "dpo": ["chosen", "rejected"]}
-for name, settings in json.loads(sys.argv[2]).items():
+for name, settings in given.items():
     profile = config.load(name, settings)
     tokenizer = models.load_tokenizer(base, profile)
     for stage in kinds.keys() & set(profile.trained):  # Unsloth has no trainer of OPD
@@ -72,34 +89,35 @@ print()
 print(json.dumps(found, default=str))
 """
 RUN = """
-import json, sys
-from pathlib import Path
-import torch
-from aimo import config
-from aimo.run import runs
-from aimo.train import models, sft
-
-few = ["sft.max_steps=3", "sft.batch_size=4", "sft.learning_rate=0.01", "sft.probe_steps=3"]
-profile = config.load("tiny", few)
-base, run = Path(sys.argv[1]), runs.Run(profile, Path(), "sft", 0.0)
 torch.set_num_threads(1)
-model, tokenizer = models.load_with_peft(base, profile), models.load_tokenizer(base, profile)
+profile = config.load("tiny", given)
+tokenizer = models.load_tokenizer(base, profile)
+tokenizer.pad_token = tokenizer.eos_token  # as many public models have it
+opening = profile.prompt.think_start
 rows = [
-    {
-        "prompt": [{"role": "user", "content": f"What is {i} + {i}?"}],
-        "completion": [{"role": "assistant", "content": f"<start_working_out>{2 * i}"}],
-        "answer": str(2 * i),
-    }
+    {"prompt": [{"role": "user", "content": f"What is {i} + {i}?"}], "answer": str(2 * i)}
+    | {"completion": say(f"{opening}{2 * i}"), "chosen": say(f"{2 * i}"), "rejected": say(f"{i}, or {2 * i}")}
     for i in range(12)
 ]
-log = sft.train_sft(model, tokenizer, rows, run, probe=rows[:2])
-kinds = [kind.__name__ for kind in sft.SftTrainer.__mro__]
-trained = sorted(path.name for path in (run.folder / "trained").iterdir())
+rows[3]["completion"] = say(opening + "1 + 1 = 2, " * 9)
+for stage, kind in kinds.items():
+    run = runs.Run(profile, Path(), stage, 0.0)
+    models.training_of(stage)(models.load_with_peft(base, profile), tokenizer, rows, run, probe=rows[:2])
+    lines = map(json.loads, (run.folder / "log.jsonl").open())
+    saved = sorted(path.name for path in (run.folder / "trained").iterdir())
+    mro = [base.__name__ for base in kind.__mro__]
+    found[stage] = {"kinds": mro, "saved": saved, "log": [line for line in lines if "loss" in line]}
 print()
-steps = [json.loads(line) for line in (run.folder / "log.jsonl").open()]
-keys = [sorted(record) for record in steps if "loss" in record][-1]
-print(json.dumps([kinds, [record["loss"] for record in log if "loss" in record], trained, keys]))
+print(json.dumps(found))
 """
+THREE_STEPS = [
+    "model.dtype=float32",
+    "model.max_length=24",
+    "sft={learning_rate: 1.0e-2, max_steps: 3, batch_size: 4, probe_steps: 3}",
+    "dpo={learning_rate: 1.0e-3, max_steps: 3, batch_size: 4, gradient_accumulation_steps: 1}",
+    *("grpo.max_steps=3", "grpo.probe_steps=null", "grpo.prompts_per_step=2", "grpo.num_generations=4"),
+    *("grpo.max_prompt_length=16", "grpo.max_completion_length=8", "grpo.generation=transformers"),
+]
 HERE = [
     f"model.base={TINY}",
     "model.load_in_4bit=false",
@@ -158,17 +176,37 @@ def built(tmp_path_factory):
     """The values of TRL's trainers and of Unsloth's, by profile and stage."""
     names = [path.stem for path in config.PROFILES.glob("*.yaml") if config.load(path.stem).trained]
     settings = json.dumps({name: settings_of(name) for name in names})
-    return outputs_of(tmp_path_factory.mktemp("built"), [BUILD, ON_GPU + INHERIT + BUILD], settings)
+    return outputs_of(
+        tmp_path_factory.mktemp("built"), [COMMON + BUILD, ON_GPU + INHERIT + COMMON + BUILD], settings
+    )
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """Three steps of SFT, GRPO and DPO by TRL's trainers, and by those that Unsloth generates for a GPU."""
+    return outputs_of(
+        tmp_path_factory.mktemp("ran"), [COMMON + RUN, ON_GPU + COMMON + RUN], json.dumps(THREE_STEPS)
+    )
+
+
+@pytest.mark.train  # a minute
+@pytest.mark.parametrize("stage", ["sft", "grpo", "dpo"])
+def test_unsloths_own_trainers_log_the_losses_and_figures_of_trls(ran, stage):
+    plain, theirs = (side[stage] for side in ran)
+    assert theirs["kinds"].index("Shared") < theirs["kinds"].index(f"Unsloth{stage.upper()}Trainer")
+    assert theirs["saved"] == plain["saved"] and len(plain["log"]) == 3
+    for a, b in zip(plain["log"], theirs["log"], strict=True):
+        assert b.keys() == a.keys() >= {"loss", "num_tokens", "entropy"}
+        assert b["num_tokens"] == a["num_tokens"]
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-3, abs=1e-4)
+        assert b["entropy"] == pytest.approx(a["entropy"], rel=0.3 if stage == "grpo" else 1e-3)
 
 
 @pytest.mark.train
-def test_unsloths_own_sft_trainer_trains_with_the_losses_of_trls(tmp_path):
-    (_, plain, trained, logged), (kinds, losses, saved, keys) = outputs_of(tmp_path, [RUN, ON_GPU + RUN])
-    assert kinds.index("Shared") < kinds.index("UnslothSFTTrainer")
-    assert len(losses) == 3 and losses == pytest.approx(plain, rel=1e-3) and losses[2] < losses[0]
-    assert saved == trained
-    # Its loss goes around TRL's, which has the logits that entropy and accuracy need.
-    assert {*logged} - {*keys} <= {"entropy", "mean_token_accuracy"} and "tokens_per_second" in keys
+def test_a_tokenised_row_is_cut_though_unsloth_does_not_cut_it(ran):
+    """Three steps see each row once: eleven have 9 or 10 tokens, one has 63, and `model.max_length` is 24."""
+    for side in ran:
+        assert side["sft"]["log"][-1]["num_tokens"] <= 24 + 11 * 10
 
 
 def differing(built, part):

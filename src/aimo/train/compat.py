@@ -63,9 +63,41 @@ def pack_tokens(dataset: Any, args: Any) -> Any:
 def goes_around(trainer: Any) -> bool:
     """Return whether a trainer is one that Unsloth generates on a GPU.
 
-    Its `compute_loss` of SFT and GRPO (unsloth 2026.10.9) goes around TRL's.
+    Its `compute_loss` of SFT and GRPO (unsloth 2026.10.9) goes around TRL's, which logs the entropy. The
+    hooks below log it there, of the first pass of a step.
     """
     return any(kind.__name__.startswith("Unsloth") for kind in type(trainer).__mro__)
+
+
+class SftHook(trl.SFTTrainer):
+    """TRL's SFT, with its figures from Unsloth's trainer too: entropy and token accuracy.
+
+    The model that TRL has given a `fused_lm_head` computes them, here from the hidden states of the loss.
+    """
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        figures = self._metrics["train" if model.training else "eval"]
+        if not goes_around(self) or figures.get("entropy"):
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        unwrapped, states = self.accelerator.unwrap_model(model), []  # type: ignore[var-annotated]
+        decoder = unwrapped.get_decoder()
+        hook = decoder.register_forward_hook(lambda _, _given, found: states.append(found))
+        result = super().compute_loss(model, inputs, *args, **kwargs)
+        hook.remove()
+        if not states:  # a forward pass of another make
+            return result
+        own = vars(decoder).get("forward")
+        decoder.forward = lambda *_, **__: states[0]  # (rows, tokens, h): once is enough
+        with torch.no_grad():
+            found = unwrapped(**inputs, fused_lm_head=True)
+        del decoder.forward
+        if own:
+            decoder.forward = own
+        sums = torch.stack([found.entropy.sum(), found.is_top1.sum(), found.label_mask.sum()])
+        entropy, right, count = self.accelerator.reduce(sums).tolist()
+        figures["entropy"] = [entropy / max(1, count)]
+        figures["mean_token_accuracy"] = [right / max(1, count)]
+        return result
 
 
 Sampled = tuple[tuple[Any, ...], torch.Tensor]
@@ -148,6 +180,33 @@ class GrpoHook(trl.GRPOTrainer):
         self.doing("scoring")
         self.all_rewards.append(super()._calculate_rewards(*args, **kwargs))
         return self.all_rewards[-1]
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return the loss. With Unsloth's, log TRL's figures; the entropy is the mean of -log p of the tokens
+        that the policy sampled."""
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        if not goes_around(self):
+            return loss
+        figures = self._metrics["train" if self.model.training else "eval"]
+        for name in ["completion_length", *["kl"] * (self.beta == 0)]:  # which TRL does not have
+            figures.pop(name, None)
+        if figures.get("entropy"):
+            return loss
+        prompts, seen = inputs["prompt_ids"], inputs["prompt_mask"]
+        mask, tools, logps = (
+            inputs.get(f"{n}") for n in ("completion_mask", "tool_mask", "old_per_token_logps")
+        )
+        if logps is None:  # vLLM did not sample
+            ids = torch.cat([prompts, inputs["completion_ids"]], 1)
+            asked = model, ids, torch.cat([seen, mask], 1), mask.shape[1]
+            logps = self._get_per_token_logps_and_entropies(*asked)[0]
+        # Unsloth moves each prompt's padding behind the completion.
+        begins = logps.shape[1] - mask.shape[1] - (seen == 0).sum(1, keepdim=True)  # (rows, 1)
+        logps = logps.gather(1, begins + torch.arange(mask.shape[1], device=mask.device))
+        mask = mask if tools is None else mask * tools
+        sums = self.accelerator.reduce(torch.stack([-(logps * mask).sum(), mask.sum()]))
+        figures["entropy"] = [(sums[0] / sums[1].clamp(min=1)).item()]
+        return loss
 
     def sample(self, inputs: list[dict[str, Any]]) -> list[Sampled]:
         """Sample and score one completion for each row of each process, for no more rows than a step has;

@@ -207,7 +207,7 @@ class GrpoTrainer(Shared, compat.GrpoHook):
         that are long beside their completions, `of_groups`. With vLLM, TRL asks for the same values before
         the loss and in it: those of a large vocabulary are computed once.
         """
-        if input_ids.device.type != "cpu":
+        if input_ids.device.type != "cpu" or compat.goes_around(self):
             return compute(input_ids, attention_mask, logits_to_keep)
         rows, width = input_ids.shape  # prompts are padded on their left and completions on their right
         asked = list(map(tuple, torch.cat([input_ids * attention_mask, attention_mask], 1).tolist()))

@@ -220,7 +220,7 @@ def pack_rows(run: Run, push_to_hub: str | None = None) -> None:
 # ---- Order of rows
 
 
-class SftTrainer(Shared, trl.SFTTrainer):
+class SftTrainer(Shared, compat.SftHook):
     """TRL's SFT; with `by_length`, a step holds rows of similar length."""
 
     by_length = False
