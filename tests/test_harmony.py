@@ -16,6 +16,7 @@ from aimo.errors import AimoError
 from aimo.inference import chat_format, harmony, voting
 from aimo.inference.answer_kinds import Integer
 from aimo.inference.answers import extract
+from aimo.inference.engine import Engine
 from aimo.inference.sample import End
 from aimo.inference.sampling import Completion
 from aimo.inference.server import Server
@@ -437,8 +438,6 @@ def test_a_sample_that_is_cut_or_calls_a_tool_it_may_not_is_forced_to_answer(ser
 
 @pytest.mark.engine
 def test_a_random_model_of_the_architecture_is_sampled_over_turns_in_vllm(gpt_oss):
-    from aimo.inference.engine import Engine
-
     settings = resolve_settings(gpt_oss, {"tools": 1.0, "max_tokens": 200, "tool_turns": 4})
     assert settings.format == "harmony" and settings.tags == HARMONY
     with Engine(gpt_oss, settings) as engine:

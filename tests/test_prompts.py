@@ -8,6 +8,7 @@ from conftest import TINY
 from aimo import config
 from aimo.errors import AimoError
 from aimo.inference import chat_format, prompts
+from aimo.inference.engine import Engine
 from aimo.inference.judge import is_well_formed
 from aimo.inference.model_folder import read_tokenizer
 from aimo.inference.settings import Settings, Variant, resolve_settings
@@ -326,8 +327,6 @@ def test_special_tokens_stay_in_the_text_where_something_that_is_read_is_made_of
 
 
 def test_prompts_longer_than_the_context_are_refused_before_anything_is_loaded(public_model):
-    from aimo.inference.engine import Engine
-
     with pytest.raises(AimoError, match=r"a prompt takes \d+ of the context's 1024 tokens") as e:
         Engine(public_model, resolve_settings(public_model, {"system": "Think hard. " * 300}))
     assert "inference.system" in str(e.value) and "\n" not in str(e.value)

@@ -13,7 +13,7 @@ from aimo.inference import prompts
 from aimo.inference.competitions import COMPETITIONS
 from aimo.inference.model_folder import read_tokenizer
 from aimo.inference.settings import validate_settings
-from aimo.inference.vllm_process import tokenizer_argument
+from aimo.inference.vllm_process import check_arguments, tokenizer_argument
 
 EASY = "What area of a 7 by 12 wall is not covered by a 4 by 3 door?"
 PUBLIC = {
@@ -27,8 +27,6 @@ PUBLIC = {
 def test_it_does_inference_alone_and_vllm_has_its_arguments(name):
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.utils.argparse_utils import FlexibleArgumentParser
-
-    from aimo.inference.vllm_process import check_arguments
 
     assert PUBLIC[name].stages == ("inference",)
     arguments = PUBLIC[name].inference.vllm or {}

@@ -34,6 +34,9 @@ from aimo.data import distil, prepare
 from aimo.errors import AimoError
 from aimo.evaluation import submission
 from aimo.inference import competitions, gateway, proofs, storage, tool_calls, vllm_process, voting
+from aimo.inference.answer_kinds import Proof
+from aimo.inference.engine import Supervisor
+from aimo.inference.server import Server
 from aimo.rewards import REWARDS
 from aimo.run import runs
 from aimo.train import arguments, dpo, grpo, models, opd, served
@@ -523,8 +526,6 @@ def server() -> Any:
 
 def asked(profile: config.Profile, folder: Path) -> Any:
     """What a model server is asked for one question, and what the solver makes of its replies."""
-    from aimo.inference.engine import Supervisor
-    from aimo.inference.server import Server
 
     BODIES.clear()
     solutions: dict[str, Any] = {}
@@ -546,8 +547,6 @@ def asked(profile: config.Profile, folder: Path) -> Any:
 def proved(profile: config.Profile, folder: Path) -> Any:
     """What each role of a proof is asked and for how many tokens, and how long it may take."""
     from scripted import Scripted
-
-    from aimo.inference.answer_kinds import Proof
 
     asked = []
 

@@ -7,6 +7,8 @@ import runpy
 import pytest
 from conftest import TINY
 
+from aimo.data.builtin import generate
+
 
 @pytest.mark.parametrize("model", [TINY, TINY.with_name("tiny-tools")])
 def test_padding_ends_no_text(model):
@@ -21,8 +23,6 @@ def test_padding_ends_no_text(model):
 @pytest.mark.parametrize("way", ["Answer: ", "= ", "<end_working_out>"])
 def test_its_training_texts_hold_the_problem_and_its_answer_in_every_way(way):
     from transformers import AutoTokenizer
-
-    from aimo.data.builtin import generate
 
     tokenizer, rng, seen = AutoTokenizer.from_pretrained(TINY), random.Random(0), 0
     write = runpy.run_path(str(TINY / "make.py"))["write"]

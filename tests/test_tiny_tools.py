@@ -12,6 +12,14 @@ from types import SimpleNamespace
 import pytest
 from conftest import ROOT
 
+from aimo.inference.chat_format import ToolCalls
+from aimo.inference.engine import Engine
+from aimo.inference.model_folder import read_tokenizer
+from aimo.inference.sampling import Completion
+from aimo.inference.sandbox import Session
+from aimo.inference.settings import resolve_settings
+from aimo.inference.tool_calls import find_tool_parser
+
 TOOLS = ROOT / "data" / "tiny-tools"
 PROBLEMS = SimpleNamespace(**runpy.run_path(str(TOOLS / "problems.py")))
 CALL = '<tool_call>\n{"name": "python", "arguments": {"code": "1 + 1"}}\n</tool_call>'
@@ -19,8 +27,6 @@ BLOCK = "\n```python\n1 + 1\n```"
 
 
 def test_a_problem_has_the_answer_that_its_programs_print_in_a_session():
-    from aimo.inference.sandbox import Session
-
     drawn = list(islice(PROBLEMS.stream_programmed("heldout", 0), 30))
     assert {p.family for p in drawn} == PROBLEMS.PROGRAMMED.keys()
     for p in drawn:
@@ -30,12 +36,6 @@ def test_a_problem_has_the_answer_that_its_programs_print_in_a_session():
 
 @pytest.mark.slow  # loads vLLM's parsers
 def test_what_it_is_trained_on_is_what_a_conversation_asks_and_reads():
-    from aimo.inference.chat_format import ToolCalls
-    from aimo.inference.model_folder import read_tokenizer
-    from aimo.inference.sampling import Completion
-    from aimo.inference.settings import resolve_settings
-    from aimo.inference.tool_calls import find_tool_parser
-
     tokenizer, make = read_tokenizer(TOOLS), runpy.run_path(str(TOOLS / "make.py"))
     parser = find_tool_parser("hermes", tokenizer)
     sampler = SimpleNamespace(tokenizer=tokenizer, settings=resolve_settings(TOOLS), tool_parser=parser)
@@ -56,8 +56,6 @@ def test_what_it_is_trained_on_is_what_a_conversation_asks_and_reads():
 @pytest.fixture(scope="module")
 def tool_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
     """The model in vLLM, which counts what it has cached, with room for a long context."""
-    from aimo.inference.engine import Engine
-    from aimo.inference.settings import resolve_settings
 
     folder = tmp_path_factory.mktemp("tools") / "tiny-tools"
     shutil.copytree(TOOLS, folder)
@@ -84,7 +82,6 @@ def test_a_long_conversation_finds_what_came_before_in_the_prefix_cache(
     from vllm.v1.metrics.reader import get_metrics_snapshot
 
     from aimo.inference import chat_format
-    from aimo.inference.sampling import Completion
 
     def counters() -> tuple[float, float]:
         values = {metric.name: metric.value for metric in get_metrics_snapshot() if "prefix" in metric.name}

@@ -12,6 +12,7 @@ from aimo import config
 from aimo.errors import AimoError
 from aimo.inference import sandbox
 from aimo.inference.storage import read_lines
+from aimo.inference.tool_calls import PYTHON
 from aimo.run import runs
 from aimo.train import grpo, models
 
@@ -97,8 +98,6 @@ class TestBeforeTraining:
 
     def test_the_model_is_offered_what_the_solver_offers_and_its_calls_are_limited_alike(self, given):
         from transformers.utils import get_json_schema
-
-        from aimo.inference.tool_calls import PYTHON
 
         more, args = given("inference.tool_turns=3")
         assert args.max_tool_calling_iterations == 3

@@ -13,6 +13,7 @@ from conftest import TINY, here, settings
 from aimo import config
 from aimo.data import prepare
 from aimo.errors import AimoError
+from aimo.inference.sampling import Completion
 from aimo.inference.storage import read_lines
 from aimo.run import runs
 from aimo.train import callbacks, compat, dpo, grpo, models, trainers
@@ -734,7 +735,6 @@ PROMPT = [{"role": "user", "content": "Q"}]
 
 def pairs(*group, prefill="true"):
     """The pairs of completions given as (text, tokens, right), a fourth value: cut off."""
-    from aimo.inference.sampling import Completion
     from aimo.train.dpo import pair_up
 
     p = config.load("tiny", [f"prompt.prefill={prefill}"])
