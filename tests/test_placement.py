@@ -130,23 +130,6 @@ def test_texts_before_training_come_from_the_vllm_that_unsloth_started(gpus, loa
 # ---- GPU and number type of each process
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize(
-    "how, device", [("alone", {"": 0}), ("ddp", {"": 3}), ("zero2", {"": 3}), ("fsdp", None), ("zero3", None)]
-)
-def test_a_model_is_loaded_on_the_gpu_of_its_process_and_trained_weights_in_float32_unless_deepspeed_copies(
-    gpus, loaded, monkeypatch, how, device, dtype
-):
-    import torch
-
-    launched(monkeypatch, how)
-    load("model.lora=null", f"model.dtype={dtype}")
-    kept = getattr(torch, dtype) if how.startswith("zero") else torch.float32
-    assert loaded.transformers["dtype"] == kept and loaded.transformers["device_map"] == device
-    load(f"model.dtype={dtype}")
-    assert loaded.transformers["dtype"] == getattr(torch, dtype), "weights that are frozen"
-
-
 @pytest.mark.parametrize("how, kept", [("zero3", "bfloat16"), ("zero2", "bfloat16"), ("ddp", "float32")])
 def test_adapters_have_the_bases_type_under_deepspeed_which_refuses_another_and_float32_without(
     monkeypatch, how, kept

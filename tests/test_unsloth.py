@@ -32,11 +32,7 @@ models.load_with_peft = load_as_unsloth
 loader gives to a model."""
 INHERIT = """
 import inspect
-from aimo.train import compat, grpo, sft, trainers
-for ours in (sft.SftTrainer, grpo.GrpoTrainer, trainers.DpoTrainer):
-    names = [base.__name__ for base in ours.__mro__]
-    stage = ours.__name__.replace("Trainer", "").upper()
-    assert names.index("Shared") < names.index(f"Unsloth{stage}Trainer")
+from aimo.train import compat, grpo
 name = "_get_per_token_logps_and_entropies"
 base = next(base for base in grpo.GrpoTrainer.__mro__ if base.__name__ == "UnslothGRPOTrainer")
 theirs = inspect.signature(getattr(base, name)).parameters
