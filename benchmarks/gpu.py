@@ -165,7 +165,9 @@ def features(work: Path, here: Here) -> Iterator[Check]:
     plain = numbers("transformers", "bf16") if here.capability >= 8 else numbers("transformers", "fp16")
     check = train(work, "adapter", [*plain, "grpo=null"])
     adapter = str(work / "adapter" / "sft" / "trained")
-    check.commands.append([AIMO, "solve", "--model", str(TINY), "--adapter", adapter, PROBLEM])
+    number = "bfloat16" if here.capability >= 8 else "float16"  # the base is stored in float32
+    asked = ["--adapter", adapter, "--vllm", f"dtype={number}", PROBLEM]
+    check.commands.append([AIMO, "solve", "--model", str(TINY), *asked])
     check.alone, check.hint = True, "serve the merged model instead: `aimo solve --model RUN/sft/model`"
     yield check
     check = train(work, "resume", [*plain, "grpo=null", "sft.save_steps=1"])

@@ -52,6 +52,10 @@ def test_every_profile_has_a_row_on_every_machine_and_what_is_left_out_says_why(
     first = ["unsloth-bf16", "transformers-vllm", "unsloth-vllm", "solver-speed", "submission-kernel"]
     last = [name.startswith(("profile-", "launch-", "vllm-server")) for name in checks]
     assert [*checks][:5] == first and last == sorted(last), "what most users need comes first"
+    trained_in = checks["adapter"].profile.model.dtype
+    assert f"dtype={trained_in}" in checks["adapter"].commands[-1], (
+        "an adapter is served in the type of training"
+    )
     left = {name for name, check in checks.items() if check.lacks}
     assert ("unsloth-4bit" in left) == (gpus == 0)
     assert ("unsloth-bf16" in left) == (capability < 8)
