@@ -1,5 +1,6 @@
 """The kernels: built from the sources; the submission alone in an empty folder."""
 
+import ast
 import contextlib
 import inspect
 import io
@@ -52,6 +53,10 @@ def test_a_kernel_shows_its_settings_first_and_folds_the_files_that_it_ships(nam
     archive, *files = [c for c in cells if re.match("%%writefile (src|requirements)|import base64", c.source)]
     assert all(c.metadata["_kg_hide-input"] for c in (archive, *files))
     shown = next(c for c in cells if c.cell_type == "code" and "_kg_hide-input" not in c.metadata)
+    parameters = {}
+    exec(shown.source, {}, parameters)
+    nodes = [node for node in ast.walk(ast.parse(archive.source)) if isinstance(node, ast.Name)]
+    assert not {node.id for node in nodes if isinstance(node.ctx, ast.Store)} & {*parameters}, "they stay"
     assert cells.index(shown) < cells.index(archive) and "parameters" in shown.metadata.tags
     modules = {re.match(r"%%writefile \S*?([\w-]+)\.", c.source)[1] for c in files}
     changed = {

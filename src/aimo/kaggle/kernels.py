@@ -78,8 +78,8 @@ import tarfile
 FILES
 package = """
 PACKAGE"""  # a tar archive, in base85
-with tarfile.open(fileobj=io.BytesIO(base64.b85decode(package.replace("\\n", "")))) as files:
-    files.extractall(filter="data")
+with tarfile.open(fileobj=io.BytesIO(base64.b85decode(package.replace("\\n", "")))) as archive:
+    archive.extractall(filter="data")
 sys.path.insert(0, os.path.abspath("src"))
 others = filter(None, [os.environ.get("PYTHONPATH")])
 os.environ["PYTHONPATH"] = os.pathsep.join([sys.path[0], *others])  # of processes that this one starts'''
