@@ -35,7 +35,7 @@ redo = False  # True does this stage again from its start
 
 # %%
 from aimo.data import prepare
-from aimo.evaluation.scores import within_pass_rate
+from aimo.evaluation import scores
 from aimo.report import plots, tables
 from aimo.run import runs
 
@@ -52,7 +52,7 @@ start = run.start_model()
 # bounds are left out.
 
 # %%
-rows, rates = within_pass_rate(start, rows, run)
+rows, rates = scores.within_pass_rate(start, rows, run)
 plots.pass_rates(rates, run.profile.grpo.pass_rate)
 
 # %% [markdown]

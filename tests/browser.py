@@ -139,6 +139,11 @@ class BrowserNotebook:
         """Run a cell, or the one that holds a text, to its end; return what it shows."""
         return self.wait(self.start(which))
 
+    def tells(self, which: str, text: str) -> None:
+        """Run a cell, which shows a text; a busy browser draws it later than the cell ends."""
+        self.wait(cell := self.start(which))
+        wait_for(lambda: text in self.shows(cell), 30)
+
     def shows(self, cell: Any) -> str:
         return "\n".join(cell.locator(".jp-OutputArea-output").all_inner_texts())
 

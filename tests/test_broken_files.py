@@ -14,7 +14,7 @@ from test_report import ANSWERED, make_run
 
 from aimo.errors import AimoError
 from aimo.evaluation import compare, replay, traces
-from aimo.report import pages
+from aimo.report import page, pages
 
 OTHERS = ("text", None, [], {}, [[1]], -1, 1e300, "\ud800")
 
@@ -121,7 +121,7 @@ def test_golds_are_read_as_all_tables_are(tmp_path, content, told):
 )
 def test_a_broken_file_of_a_run_is_named_by_its_report(tmp_path, monkeypatch, name):
     run = make_run(tmp_path / "run", ["sft"], heldout=True, solutions=[ANSWERED])
-    monkeypatch.setattr("aimo.report.plots.save", lambda *_, **__: None)  # drawing takes the time
+    monkeypatch.setattr("aimo.report.plots.image", lambda _: page.Html(""))  # drawing takes the time
     path = run / ("sft/log.jsonl" if name == "log" else name)
     refused, of = each_break(path, 0 if name == "log" else None, lambda: pages.write_run(run), 9)
     assert refused > of / 10

@@ -263,8 +263,9 @@ def test_weights_cut_off_in_a_checkpoint_make_it_incomplete(sft, tmp_path, capsy
 def test_a_run_killed_at_any_step_ends_with_the_losses_of_an_uninterrupted_one(
     tmp_path, sets, monkeypatch, stage, steps, rows
 ):
-    # With dynamic sampling, which draws further prompts.
+    # With dynamic sampling, which draws further prompts, and a reference.
     rate, sampling = "grpo.learning_rate=0.001", ["grpo.probe_steps=null", "grpo.max_resample=2"]
+    sampling += ["grpo.beta=0.1"]
     p, few = small(f"{stage}.max_steps={steps}", rate, *sampling), sets | {stage: sets[stage][:rows]}
     whole, _, _ = train(p, few, tmp_path / "whole", stage)
     broken, last = tmp_path / "broken", random.randint(1, steps - 1)
@@ -765,13 +766,32 @@ def test_a_reply_has_the_opening_tag_that_its_prompt_ends_in():
 
 
 @trains
-def test_dpo_comes_to_prefer_what_was_chosen(tmp_path, sets):
-    p = small("dpo={learning_rate: 1.0e-3, batch_size: 4, max_steps: 6}")
+def test_dpo_comes_to_prefer_what_was_chosen_also_if_its_cell_is_stopped_and_run_again(
+    tmp_path, sets, monkeypatch
+):
+    p = small("dpo={learning_rate: 1.0e-3, batch_size: 4, max_steps: 6, save_steps: 2}")
     no = [{"role": "assistant", "content": "<start_working_out>no"}]
     rows = [{"prompt": r["prompt"], "chosen": r["completion"], "rejected": no} for r in sets["sft"]]
     log, _, _ = train(p, sets | {"pairs": rows}, tmp_path, "dpo")
     steps = [record for record in log if "loss" in record]
     assert steps[-1]["rewards/margins"] > steps[0]["rewards/margins"] and losses(log)[-1] < losses(log)[0]
+
+    def stop(self, args, state, control, **_):
+        if state.global_step == 3:
+            raise KeyboardInterrupt
+
+    (tmp_path / "stopped").mkdir()
+    run = runs.Run(p, tmp_path / "stopped", "dpo", time.time())
+    asked = *loaded(p), rows, run
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+        m.setattr(callbacks.Budgets, "on_step_end", stop)
+        dpo.train_dpo(*asked)
+    again = [record for record in dpo.train_dpo(*asked) if "loss" in record]  # the model in memory
+    for last in (6, 4):  # another process
+        (run.folder / f"checkpoint-{last}").rename(tmp_path / f"{last}")
+    anew = [record for record in dpo.train_dpo(*loaded(p), rows, run) if "loss" in record]
+    for name in ("loss", "rewards/margins"):
+        assert [[record[name] for record in log] for log in (again, anew)] == 2 * [[r[name] for r in steps]]
 
 
 @trains

@@ -79,9 +79,9 @@ def label(name: Any, most: int = 40) -> str:
 
 def image(figure: Figure) -> Html:
     """Return each panel of a figure as a PNG inside the page, side by side where there is room."""
-    save(figure, drawn := io.BytesIO(), format="rgba", dpi=DPI)
-    across, up = (int(inches * DPI) for inches in figure.get_size_inches())
-    whole = Image.frombytes("RGBA", (across, up), drawn.getvalue()).convert("RGB")
+    save(figure, drawn := io.BytesIO(), dpi=DPI)
+    whole = Image.open(drawn).convert("RGB")
+    across, up = whole.size
     whole = whole.quantize(COLOURS, Image.Quantize.MAXCOVERAGE)  # keeps the colour of a single point
     pictures = []
     for tile in (tile for tile in figure.subfigs if tile.axes):

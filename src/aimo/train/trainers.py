@@ -10,6 +10,7 @@ import functools
 import gc
 import math
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ FIGURES = [
     *("loss", "reward", "eval_loss", "probe/accuracy", "mean_loss"),
     *("train_seconds", "samples_per_second", "steps_per_second", "total_flos"),
 ]
+
+REFERENCE = "ref"  # TRL's name for its copy of an adapter
 
 
 class Seeded:
@@ -142,6 +145,10 @@ def make_trainer(kind: Any, run: Run, **given: Any) -> Any:
         trainer = kind(**given)
     except ValueError as e:
         raise AimoError(f"{run.stage}: {' '.join(str(e).split())}") from None
+    # TRL copies a given adapter as the reference. Ours begins without effect: the reference is the base.
+    # And of a checkpoint with a copy, Transformers 5.17 reads the copy alone.
+    if REFERENCE in getattr(given["model"], "peft_config", ()):
+        given["model"].delete_adapter(REFERENCE)
     # TRL casts the adapters of a four-bit model to bfloat16, where they lose small steps, and the scaler of
     # float16 training refuses them. DeepSpeed casts and copies by itself.
     if not arguments.with_deepspeed():
@@ -212,6 +219,9 @@ def fit(trainer: Any, run: Run, probe: Rows | None) -> Log:
         checkpoint = callbacks.last_checkpoint(folder)
         if checkpoint and trainer.is_world_process_zero():
             callbacks.keep_best(folder, runs.step_of(Path(checkpoint)))
+            shutil.rmtree(
+                Path(checkpoint, REFERENCE), ignore_errors=True
+            )  # of aimo 1.0.1: see `make_trainer`
     if checkpoint:
         models.check_adapter(Path(checkpoint), Path(model.config.name_or_path))
         callbacks.accept_cpu_index()
