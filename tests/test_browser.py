@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 from browser import Lab
@@ -88,7 +89,8 @@ def test_training_shows_itself_stops_goes_on_and_takes_a_change(lab, run, traine
     def has_changed():
         steps.update(map(int, STEP.findall(notebook.shows(cell))))
         plots.add(tuple(notebook.plots(cell)))
-        pace.write_text(str(max(steps, default=0) + 2))
+        pace.write_text(str(min(20, max(steps, default=0) + 1)))  # of 24
+        time.sleep(0.7)  # drawing takes as long as steps
         return len(steps) > 5 and len(plots) > 2  # no plot, one, another
 
     wait_for(has_changed, 300)
