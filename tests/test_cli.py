@@ -140,8 +140,9 @@ def test_help_lists_every_command_and_loads_no_library_that_takes_a_second():
 def test_a_late_module_runs_at_its_first_use_once_and_again_after_an_interrupt(tmp_path, monkeypatch):
     package = tmp_path / "tardy"
     package.mkdir()
-    (package / "__init__.py").write_text("from aimo import load_late\nload_late(__name__, 'one', 'lacking')")
+    (package / "__init__.py").write_text("from aimo import load_late\nload_late(__name__, 'one', 'two', 'lacking')")
     (package / "one.py").write_text("import runs\nruns.count()\nvalue = 7")
+    (package / "two.py").write_text("value, other = 7, 8")
     counted = []
 
     def count():
@@ -159,9 +160,13 @@ def test_a_late_module_runs_at_its_first_use_once_and_again_after_an_interrupt(t
     from tardy.one import value
 
     assert value == one.value == 7 and len(counted) == 2
+    from tardy import two
+
+    two.value = 9  # what is set before the first use stays
+    assert (two.value, two.other) == (9, 8)
     with pytest.raises(ImportError):
         from tardy import lacking  # noqa: F401
-    for name in ("tardy", "tardy.one"):
+    for name in ("tardy", "tardy.one", "tardy.two"):
         del sys.modules[name]
 
 

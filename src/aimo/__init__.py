@@ -21,6 +21,11 @@ class Late(ModuleType):
             raise
         return getattr(self, name)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not name.startswith("__"):
+            getattr(self, name, None)  # the module's code, run later, would write over the value
+        super().__setattr__(name, value)
+
 
 def load_late(package: str, *names: str) -> None:
     """Make these modules of a package late, so that others import them at their top (`from aimo.train import
