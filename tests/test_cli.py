@@ -140,7 +140,9 @@ def test_help_lists_every_command_and_loads_no_library_that_takes_a_second():
 def test_a_late_module_runs_at_its_first_use_once_and_again_after_an_interrupt(tmp_path, monkeypatch):
     package = tmp_path / "tardy"
     package.mkdir()
-    (package / "__init__.py").write_text("from aimo import load_late\nload_late(__name__, 'one', 'two', 'lacking')")
+    (package / "__init__.py").write_text(
+        "from aimo import load_late\nload_late(__name__, 'one', 'two', 'lacking')"
+    )
     (package / "one.py").write_text("import runs\nruns.count()\nvalue = 7")
     (package / "two.py").write_text("value, other = 7, 8")
     counted = []

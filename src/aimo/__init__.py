@@ -24,7 +24,7 @@ class Late(ModuleType):
     def __setattr__(self, name: str, value: Any) -> None:
         if not name.startswith("__"):
             getattr(self, name, None)  # the module's code, run later, would write over the value
-        super().__setattr__(name, value)
+        ModuleType.__setattr__(self, name, value)  # the class may have changed
 
 
 def load_late(package: str, *names: str) -> None:
