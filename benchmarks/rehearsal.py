@@ -235,7 +235,7 @@ class Host(Kaggle):
                 return
             passes.append(dict(pl.read_parquet(out)["id", "answer"].rows()))
         table = pl.read_csv(self.hidden_csv, infer_schema=False)
-        found = competitions.points_of(RULES, competitions.known_answers(table, RULES), passes)
+        found = competitions.score_of(RULES, competitions.known_answers(table, RULES), passes)
         row |= {"status": "COMPLETE", "publicScore": f"{found:g}"}
 
 
