@@ -76,8 +76,9 @@ import sys
 import tarfile
 
 FILES
+# as a tar archive, in base85
 package = """
-PACKAGE"""  # a tar archive, in base85
+PACKAGE"""
 with tarfile.open(fileobj=io.BytesIO(base64.b85decode(package.replace("\\n", "")))) as archive:
     archive.extractall(filter="data")
 sys.path.insert(0, os.path.abspath("src"))
@@ -190,7 +191,7 @@ def unpack_cell(files: dict[str, str], shown: list[str]) -> str:
             entry.size = len(content)
             archive.addfile(entry, io.BytesIO(content))
     named = textwrap.wrap(", ".join(hidden), 110, initial_indent="# ", subsequent_indent="# ")
-    lines = re.findall(".{1,110}", base64.b85encode(made.getvalue()).decode())
+    lines = re.findall(".{1,107}", base64.b85encode(made.getvalue()).decode())
     return UNPACK.replace("FILES", "\n".join(named)).replace("PACKAGE", "\n".join(lines))
 
 
