@@ -28,10 +28,7 @@ ALL_WEIGHTS = 0.2
 IN_VLLM = 0.1
 SURE = 5  # standard errors
 FOUR_BITS = 0.5  # the adapter was trained on rounded weights, and is merged into exact ones
-ASKED_FOR = {
-    "quantization",
-    "kv_cache_dtype",
-}  # vLLM's arguments that change what it computes, as `dtype` does
+ASKED_FOR = {"quantization", "kv_cache_dtype"}  # vLLM's arguments that change what it computes, as dtype does
 REMEDY = "run the stage again, or raise training.served_bound"
 
 
