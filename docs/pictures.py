@@ -1,6 +1,6 @@
 """Write docs/pictures/: each notebook in JupyterLab, while it works and when it is done (`make pictures`).
 
-Runs all of them on tiny models, with few steps, in about five minutes. Writes docs/report.png too, where
+Runs all of them on tiny models, with few steps, in about ten minutes. Writes docs/report.png too, where
 `make demo` has left its report.
 """
 
