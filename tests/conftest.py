@@ -106,6 +106,15 @@ def fresh_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(startup, "STARTED", time.monotonic())
 
 
+@pytest.fixture(scope="module", autouse=True)
+def unlocked() -> Iterator[None]:
+    """A file's tests leave no locked folder: later notebooks would think that `aimo run` has started them."""
+    yield
+    if runs := sys.modules.get("aimo.run.runs"):
+        runs.unlock_all()
+        os.environ.pop(runs.LOCKED, None)
+
+
 def settings(values: list[str]) -> list[str]:
     """Values as `--set` arguments."""
     return [part for value in values for part in ("--set", value)]

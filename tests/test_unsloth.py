@@ -1,6 +1,7 @@
 """Unsloth's trainers, which it generates for a GPU, are built and held against TRL's, for every profile."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -158,8 +159,9 @@ def outputs_of(folder, codes, *arguments):
     for i, code in enumerate(codes):
         (cwd := folder / str(i)).mkdir()
         command = [sys.executable, "-c", code, str(TINY), *arguments]
+        how = {"cwd": cwd, "env": os.environ | {"CI": "true"}}  # where PyTorch raises more than elsewhere
         processes.append(
-            subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            subprocess.Popen(command, **how, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         )
     outputs = [process.communicate() for process in processes]
     for process, (_, stderr) in zip(processes, outputs, strict=True):

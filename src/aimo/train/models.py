@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import ModelCard, ModelCardData
+from torch._functorch import config as compiling
 
 from aimo import config
 from aimo.config import Profile
@@ -208,6 +209,7 @@ def import_unsloth() -> Any:
 
     Unsloth loads `vllm._C`. In vLLM for CPUs that is built for AVX-512 and bfloat16, and ends a process with
     SIGILL where there is only AVX2: vLLM loads the build that fits first, and no other is found after it.
+    It also compiles losses with memory planning, whose views PyTorch reports: as an error where CI is set.
     """
     from vllm.platforms import current_platform  # the command line imports this module and starts no vLLM
 
@@ -215,6 +217,7 @@ def import_unsloth() -> Any:
         current_platform.import_kernels()
         # None makes Python say that there is no such module.
         sys.modules.setdefault("vllm._C", None)  # type: ignore[arg-type]
+    compiling.error_on_custom_op_aliasing = False  # it warns
     with contextlib.redirect_stdout(NOWHERE):
         import unsloth  # only where the profile asks for it: it patches the other libraries
     return unsloth
