@@ -49,6 +49,7 @@ def write_rows(gsm8k: Path, exams: list[str], count: int, to: Path) -> None:
 def prepare_all(rows: Path, benchmarks: list[Path], folder: Path) -> None:
     """Prepare the rows as the SFT set of the tiny profile, and print the figures as JSON."""
     profile = config.load("tiny")
+    assert profile.data
     columns = config.Columns(solution="solution")
     profile.data.sft = config.Set(str(rows), columns=columns)
     profile.data.decontaminate = [config.Source(str(path)) for path in benchmarks]

@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 from aiohttp import web
@@ -25,7 +26,7 @@ from aiohttp import web
 TEXT = "We add the two numbers step by step. " * 20 + "\\boxed{42}"
 
 
-def serve(port, latency: float) -> None:
+def serve(port: Any, latency: float) -> None:
     """A server that answers each request after `latency` seconds, however many there are."""
 
     async def models(_: web.Request) -> web.Response:
@@ -50,7 +51,7 @@ def serve(port, latency: float) -> None:
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0, backlog=4096)
         await site.start()
-        port.value = site._server.sockets[0].getsockname()[1]
+        port.value = runner.addresses[0][1]
         await asyncio.Event().wait()
 
     asyncio.run(run())
@@ -168,7 +169,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write the figures here too")
     args = parser.parse_args()
-    figures = {}
+    figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         figures |= throughput(Path(folder), args.problems, args.concurrent, args.latency)
     with tempfile.TemporaryDirectory() as folder:

@@ -310,7 +310,8 @@ def train(
     commands = [[sys.executable, "-m", "aimo.train.launch", stage, *given] for stage in resolved.trained]
     hint = "model.backend=transformers, model.dtype and model.attention=sdpa tell whose fault it is"
     look = functools.partial(trained, folder, resolved)
-    return Check(name, commands, lacks, profile=resolved, look=look, **{"alone": False, "hint": hint} | more)
+    usual: dict[str, Any] = {"alone": False, "hint": hint}
+    return Check(name, commands, lacks, profile=resolved, look=look, **usual | more)
 
 
 def replacements(profile: Profile, here: Here) -> Iterator[str]:

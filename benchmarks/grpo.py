@@ -123,7 +123,7 @@ def grpo(folder: Path, overrides: list[str]) -> None:
             if mark is not None and step > mark:  # the record of a step is written after it
                 raise Reached
 
-    models.complete = timed
+    models.complete = timed  # type: ignore[assignment]
     with tempfile.TemporaryDirectory() as made:
         run = UntilMark(profile, Path(made), "grpo", time.time())
         log = run.folder / "log.jsonl"

@@ -53,10 +53,10 @@ def train(side: str, steps: int, overrides: list[str]) -> None:
 
         def patch_all_but_vllm() -> None:
             patch()
-            compat.vllm_generation.LLM = as_trl_has_it
+            compat.vllm_generation.LLM = as_trl_has_it  # type: ignore[misc]
 
         compat.LOGITS, compat.patch_trl = sys.maxsize, patch_all_but_vllm
-        compat.disable_input_dtype_casting = lambda *_: contextlib.nullcontext()
+        compat.disable_input_dtype_casting = lambda *_: contextlib.nullcontext()  # type: ignore
     marks: list[tuple[float, float]] = []
     with tempfile.TemporaryDirectory() as folder:
         models.training_of("grpo")(model, tokenizer, rows, Timed(profile, Path(folder), "grpo", time.time()))

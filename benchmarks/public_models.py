@@ -215,8 +215,7 @@ def awq(config: dict[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
     for layer in range(config["num_hidden_layers"]):
         for name, (rows, columns) in shapes.items():
             at = f"model.layers.{layer}.{name}_proj"
-            bits = torch.iinfo(torch.int32)
-            whole = {"dtype": torch.int32, "low": bits.min, "high": bits.max}
-            yield f"{at}.qweight", torch.randint(size=(rows, columns // 8), **whole)
+            bits, packed = torch.iinfo(torch.int32), (rows, columns // 8)
+            yield f"{at}.qweight", torch.randint(bits.min, bits.max, packed, dtype=torch.int32)
             yield f"{at}.qzeros", torch.full((rows // group, columns // 8), 0x77777777, dtype=torch.int32)
             yield f"{at}.scales", torch.full((rows // group, columns), 0.002, dtype=torch.float16)

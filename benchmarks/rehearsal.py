@@ -141,7 +141,8 @@ class Host(Kaggle):
 
     def inputs(self, request: Any) -> tuple[dict[str, bytes], dict[str, list[str]]]:
         """What a kernel has attached, by its path below /kaggle/input; and what does not exist, by kind."""
-        found, lost = {}, {}
+        found: dict[str, bytes] = {}
+        lost: dict[str, list[str]] = {}
         for kind in ("model", "dataset", "kernel"):
             for source in getattr(request, f"{kind}_data_sources"):
                 try:

@@ -131,7 +131,7 @@ def plain_grpo(model: Any, tokenizer: Any, rows: Any, profile: Any, settings: di
         max_completion_length=section.max_completion_length,
         temperature=section.temperature,
     )
-    functions = rewards.get_reward_funcs(section.rewards, profile.prompt)
+    functions: Any = rewards.get_reward_funcs(section.rewards, profile.prompt)
     return GRPOTrainer(
         model, functions, args, train_dataset=rows, processing_class=tokenizer, peft_config=lora(profile)
     )
@@ -171,7 +171,7 @@ def child(side: str, stage: str, profile_name: str, overrides: list[str]) -> Non
         marks = {"ours": ours, "plain": plain}[side](stage, profile, Path(folder))
     (begin, first), (end, last) = marks[1], marks[-1]
     done = last - first
-    if stage == "grpo":
+    if stage == "grpo" and profile.grpo:
         done = (len(marks) - 2) * profile.grpo.prompts_per_step * profile.grpo.num_generations
     memory = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
     print(json.dumps({"rate": done / (end - begin), "gpu_gib": memory}))

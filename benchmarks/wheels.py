@@ -82,7 +82,7 @@ def submit(out: Path, test_csv: Path, model: Path) -> list[str]:
     machine.attach_competition(inputs, rules, test_csv)
     python = out / "fresh" / "bin" / "python"
     subprocess.run([sys.executable, "-m", "venv", out / "fresh"], check=True)
-    wheels = ["--no-index", "--find-links", inputs / "aimo-wheels" / "wheels", "ipykernel"]
+    wheels: list[str | Path] = ["--no-index", "--find-links", inputs / "aimo-wheels" / "wheels", "ipykernel"]
     subprocess.run([python, "-m", "pip", "-q", "--isolated", "install", *wheels], check=True)
     kernel = out / "jupyter" / "kernels" / "python3"
     kernel.mkdir(parents=True)

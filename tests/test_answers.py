@@ -21,7 +21,7 @@ from aimo.inference import judge
 from aimo.inference.answer_kinds import Integer
 from aimo.inference.answers import extract, to_integer
 from aimo.inference.expressions import canonical
-from aimo.inference.judge import are_correct, is_correct, same
+from aimo.inference.judge import are_correct, same
 from aimo.inference.sample import AskedProblem
 from aimo.inference.settings import Settings, Tags
 
@@ -31,7 +31,7 @@ def test_the_tags_of_the_profile_are_honoured_and_so_are_the_ends_of_thoughts_of
     tags = Tags(think_end="[done]", answer_start="[[", answer_end="]]")
     assert extract("[[12]]", tags) == "12"
     thought = rf"\boxed{{5}} it is. {end} The answer is 6."  # it holds only a draft
-    assert extract(thought, tags) == "6" and is_correct("draft [[5]]" + thought, "6", tags) is True
+    assert extract(thought, tags) == "6" and are_correct(["draft [[5]]" + thought], ["6"], tags) == [True]
     assert extract(thought) == ("5" if end == "[done]" else "6")
 
 
@@ -200,7 +200,7 @@ JUDGED = [  # answer (None: there is none), gold answer, verdict
 
 @pytest.mark.parametrize("answer, gold, right", JUDGED)
 def test_an_answer_is_right_when_it_means_the_gold_answer(answer, gold, right):
-    assert is_correct("no answer" if answer is None else rf"\boxed{{{answer}}}", gold) is right
+    assert are_correct(["no answer" if answer is None else rf"\boxed{{{answer}}}"], [gold]) == [right]
 
 
 EQUAL = [
@@ -284,10 +284,8 @@ def test_what_is_decided_without_algebra_is_decided_as_math_verify_decides(share
 def test_many_at_once_are_judged_as_one_by_one_and_an_unreadable_gold_gives_none():
     completions = [rf"\boxed{{{a}}}" for a in ("1", r"\frac{1}{3}", r"\frac{2}{6}", "x", "7")]
     golds = ["1", r"\frac{1}{3}", r"\frac{1}{3}", r"\frac{1}{3}", ""]
-    assert are_correct(completions, golds) == [
-        is_correct(c, g) for c, g in zip(completions, golds, strict=True)
-    ]
-    assert are_correct(completions, golds) == [True, True, True, False, None]
+    one_by_one = [are_correct([c], [g])[0] for c, g in zip(completions, golds, strict=True)]
+    assert are_correct(completions, golds) == one_by_one == [True, True, True, False, None]
 
 
 HOSTILE = [
@@ -315,6 +313,6 @@ def test_a_hostile_completion_gets_no_reward_and_does_not_stop_the_run_in_any_th
         assert are_correct(HOSTILE, [r"\frac{1}{2}"] * len(HOSTILE)) == [False] * len(HOSTILE)
         assert in_a_thread.result() == [False] * len(HOSTILE)
     # The workers are there again, for any thread.
-    assert is_correct(r"\boxed{\cot x}", r"\frac{1}{\tan x}") is True
+    assert are_correct([r"\boxed{\cot x}"], [r"\frac{1}{\tan x}"]) == [True]
     with ThreadPoolExecutor(1) as pool:
-        assert pool.submit(is_correct, r"\boxed{\sec x}", r"\frac{1}{\cos x}").result() is True
+        assert pool.submit(are_correct, [r"\boxed{\sec x}"], [r"\frac{1}{\cos x}"]).result() == [True]

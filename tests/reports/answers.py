@@ -1,7 +1,7 @@
 """Public reports of the area: answers."""
 
 from aimo.inference.answers import extract, to_integer
-from aimo.inference.judge import are_equal, is_correct
+from aimo.inference.judge import are_correct, are_equal
 
 
 def equal(*pairs):
@@ -36,7 +36,8 @@ A10v = compared(" against ", True, True)
 
 
 def A04(case, request):
-    assert is_correct(*case["input"].split("   gold ")) is True
+    completion, gold = case["input"].split("   gold ")
+    assert are_correct([completion], [gold]) == [True]
 
 
 def A08(case, request):
@@ -61,18 +62,18 @@ def A12(case, request):
 
 
 def A19(case, request):
-    assert to_integer(extract(case["input"])) == 16 and is_correct(case["input"], "16")
+    assert to_integer(extract(case["input"])) == 16 and are_correct([case["input"]], ["16"]) == [True]
 
 
 def A23v(case, request):
     text = case["input"].split(" for ")[0]
-    assert [is_correct(text, gold) for gold in ("7", "A", "8", "B")] == [True, True, False, False]
+    assert are_correct([text] * 4, ["7", "A", "8", "B"]) == [True, True, False, False]
 
 
 def A24(case, request):
     for text in case["input"].split("; "):
         number = to_integer(extract(text))
-        assert number in (42, 1024) and is_correct(text, str(number))
+        assert number in (42, 1024) and are_correct([text], [number]) == [True]
 
 
 def A25(case, request):

@@ -74,11 +74,6 @@ def are_correct(
     return are_equal([find(completion, tags) for completion in completions], golds, kind)
 
 
-def is_correct(completion: str, gold: str | int, tags: Tags = DEFAULT_TAGS) -> bool | None:
-    """Return `are_correct` of one completion."""
-    return are_correct([completion], [gold], tags)[0]
-
-
 def is_well_formed(prompt: Prompt, completion: str) -> bool:
     """Return whether a completion is one thought, then one answer, then nothing.
 
