@@ -23,7 +23,7 @@ from aimo.inference import sample
 from aimo.inference.answer_kinds import Integer
 from aimo.inference.sample import AskedProblem, RunningSample
 from aimo.inference.sampling import Completion
-from aimo.inference.sandbox import Output
+from aimo.inference.sandbox import Result
 from aimo.inference.settings import PUBLIC, Settings
 
 TOKENS = 4_000, 16_000, 64_000
@@ -53,8 +53,8 @@ class NoPrograms:
     def __init__(self, seconds: float):
         pass
 
-    def run(self, code: str) -> Output:
-        return Output("42", True)
+    def run(self, code: str) -> Result:
+        return Result("42")
 
     def close(self) -> None:
         pass

@@ -1,6 +1,6 @@
-"""vLLM 0.31's own configuration of the profiles, as on GPUs that are not there.
+"""vLLM 0.31's own configuration of profiles, as on GPUs that are not there, in JSON.
 
-    python tests/fake_cuda.py [--json]
+    python tests/fake_cuda.py PROFILE@GPU …
 
 The platform is a fake; the engine arguments are the package's, and all that is printed is vLLM's choice.
 """
@@ -24,16 +24,6 @@ GPUS = {  # compute capability, name, bytes
     "RTX 4090": ((8, 9), "NVIDIA GeForce RTX 4090", 25_300_000_000),
     "A100": ((8, 0), "NVIDIA A100-SXM4-80GB", 84_974_239_744),
     "T4": ((7, 5), "Tesla T4", 15_828_320_256),
-}
-PAIRS = {  # each profile that answers with a public model, and what it runs on
-    "aimo3-gpt-oss-120b": ("H100", "RTX PRO 6000"),
-    "aimo3-gpt-oss-20b": ("RTX 4090",),
-    "aimo2-r1-14b-awq": ("4 x L4",),
-    "qwen3-30b-a3b-thinking": ("H100", "RTX PRO 6000"),
-    "qwen3-1.7b": ("T4", "A100"),
-    "kaggle-t4": ("T4",),
-    "kaggle-h100": ("H100", "RTX PRO 6000"),
-    "qwen3-4b": ("RTX 4090",),
 }
 FLASHINFER = ("decode", "prefill", "utils", "cascade", "autotuner", "comm")
 capability = name = memory = None
@@ -65,38 +55,21 @@ def pretend() -> type:
     from vllm.platforms.interface import DeviceCapability
 
     library = torch.library.Library("_C", "FRAGMENT")
-    library.define("cutlass_scaled_mm_supports_block_fp8(int capability) -> bool")
-    library.define("cutlass_scaled_mm_supports_fp8(int capability) -> bool")
-    library.define("cutlass_group_gemm_supported(int capability) -> bool")
     for operator, least in (
         ("cutlass_scaled_mm_supports_block_fp8", 90),
         ("cutlass_scaled_mm_supports_fp8", 89),
         ("cutlass_group_gemm_supported", 90),
     ):
+        library.define(f"{operator}(int capability) -> bool")
         library.impl(operator, lambda value, least=least: value >= least, "CompositeExplicitAutograd")
 
     class Fake(vllm.platforms.cuda.CudaPlatformBase):
         kept = library  # a library is gone with its last reference
-
-        @classmethod
-        def get_device_capability(cls, device_id=0):
-            return DeviceCapability(*capability)
-
-        @classmethod
-        def get_device_name(cls, device_id=0):
-            return name
-
-        @classmethod
-        def get_device_total_memory(cls, device_id=0):
-            return memory
-
-        @classmethod
-        def is_fully_connected(cls, ids):
-            return False
-
-        @classmethod
-        def device_count(cls):
-            return 4
+        get_device_capability = classmethod(lambda cls, device_id=0: DeviceCapability(*capability))
+        get_device_name = classmethod(lambda cls, device_id=0: name)
+        get_device_total_memory = classmethod(lambda cls, device_id=0: memory)
+        is_fully_connected = classmethod(lambda cls, ids: False)
+        device_count = classmethod(lambda cls: 4)
 
     vllm.platforms._current_platform = Fake()
     return Fake
@@ -153,7 +126,7 @@ def row(profile, config, fake):
 
 
 def main() -> None:
-    """Print the table of `PAIRS` in Markdown, or as JSON, an object for each `profile@machine`."""
+    """Print an object for each `profile@machine` of the command line."""
     global capability, name, memory
     sys.path.insert(0, str(ROOT / "benchmarks"))
     out, sys.stdout = sys.stdout, sys.stderr
@@ -163,18 +136,12 @@ def main() -> None:
     from aimo import config
 
     found = {}
-    for profile, machine in [(profile, machine) for profile, several in PAIRS.items() for machine in several]:
+    for pair in sys.argv[1:]:
+        profile, machine = pair.split("@")
         capability, name, memory = GPUS[machine]
         loaded = config.load(profile)
-        found[f"{profile}@{machine}"] = row(loaded, CONFIGS[loaded.model.base], fake)
-    if "--json" in sys.argv:
-        print(json.dumps(found), file=out)
-        return
-    columns = ["profile", "GPU", *next(iter(found.values()))]
-    rows = [columns, ["---"] * len(columns)]
-    rows += [[*pair.split("@"), *map(str, chosen.values())] for pair, chosen in found.items()]
-    for cells in rows:
-        print(f"| {' | '.join(cells)} |", file=out)
+        found[pair] = row(loaded, CONFIGS[loaded.model.base], fake)
+    print(json.dumps(found), file=out)
 
 
 if __name__ == "__main__":

@@ -1,97 +1,184 @@
-"""Tool-integrated reasoning: the real solver and sandbox, with a server that writes what a test needs."""
+"""The programs of samples: which are run, what the model reads of their output, how a sample ends."""
 
+import math
+import re
 import sys
-from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import replace
+import threading
+import time
 
-import model_server
 import pytest
-from conftest import TINY
+from conftest import TINY, wait_for
+from scripted import Scripted
 
 from aimo.errors import AimoError
 from aimo.inference import sandbox
 from aimo.inference.answer_kinds import Integer
 from aimo.inference.model_folder import read_tokenizer
-from aimo.inference.sample import AskedProblem
+from aimo.inference.sample import AskedProblem, End
 from aimo.inference.sampling import Completion
-from aimo.inference.server import Server
+from aimo.inference.sandbox import Programs
 from aimo.inference.solver import solve_problem
 from aimo.inference.tool_calls import find_tool_parser
 from aimo.inference.voting import EXACT
 
-pytestmark = pytest.mark.slow  # loads transformers and vLLM's parsers, and runs programs
+SECONDS = 30.0  # no program here comes near it
 PROGRAM = "Let us compute.\n```python\nprint(6 * 7)\n```\n"
+ANSWER = "So \\boxed{42}\x03"
 
 
-@pytest.fixture
-def serving():
-    """Start a server whose model is a function from the prompt's text to its completion."""
-    with ExitStack() as started:
-
-        def start(model: Callable[[str], str]) -> Server:
-            def complete(body):
-                text = model(engine.tokenizer.decode(body["prompt"]))
-                pieces = [text[i : i + 5] for i in range(0, len(text), 5)]
-                choices = [{"text": p, "finish_reason": None, "token_ids": [1]} for p in pieces]
-                return [*choices, {"text": "", "finish_reason": "stop"}]
-
-            url = started.enter_context(model_server.serving(complete, 1000))
-            engine = Server([url], TINY)
-            started.callback(engine.close)
-            engine.settings = replace(engine.settings, tools=1.0, max_tokens=400)
-            return engine
-
-        yield start
-
-
-def ask(engine, samples=1):
+def ask(sampler, samples=1):
     """The solution of a question whose answer is asked of all samples."""
-    return solve_problem(engine, "What is 6 x 7?", num_samples=samples, kind=Integer(0, 999), policy=EXACT)
+    return solve_problem(sampler, "What is 6 x 7?", samples, Integer(0, 999), policy=EXACT)
 
 
-def then(first, later, read="```output"):
+def then(first, later, read="```output", **settings):
     """A model that writes something, and something else once it has read an output."""
-    return lambda prompt: later if read in prompt else first
+    return Scripted(lambda _, prompt: later if read in prompt else first, **{"tools": 1.0} | settings)
 
 
-def test_an_answer_that_its_own_program_contradicts_counts_less(serving):
+def test_variables_live_on_in_a_sample_and_in_no_other_and_long_output_is_cut_in_the_middle():
+    one, other = Programs(SECONDS), Programs(SECONDS)
+    one.run("x = 7")
+    assert one.run("x").shown == "7"
+    failed = other.run("print('before')\nx")
+    assert failed.shown.startswith("before") and "NameError" in failed.shown and not failed.ok
+    for library in ("numpy", "sympy", "mpmath", "networkx"):  # that the prompt says are installed
+        assert one.run(f"import {library}; {library}.__name__").shown == f"'{library}'"
+    shown = one.run("print('a' * 5000 + 'b' * 5000)").shown
+    assert re.fullmatch(r"a{2000}\n\[… 6,001 characters left out …\]\nb{1999}", shown)
+    one.close()
+    other.close()
+
+
+def test_closing_returns_at_once_and_ends_a_running_program():
+    sample, outputs = Programs(SECONDS), []
+    thread = threading.Thread(target=lambda: outputs.append(sample.run("import time; time.sleep(25)")))
+    thread.start()
+    wait_for(lambda: sample.session, 10)
+    begun = time.monotonic()
+    sample.close()
+    thread.join(15)
+    assert outputs and not outputs[0].ok and time.monotonic() - begun < 15
+
+
+def called(code, form='{{"name": "python", "arguments": {{"code": "{}"}}}}\n'):
+    """A call as Qwen writes it, with whatever the model puts into its JSON."""
+    return f"<tool_call>\n{form.format(code)}</tool_call>\x03"
+
+
+PROGRAMS = {
+    "```python\nprint(6 * 7)\n```": "42",
+    "```python3\nprint(6 * 7)\n```": "42",
+    "```Python\nprint(6 * 7)\n```": "42",
+    "```python \t\nprint(6 * 7)\n```": "42",
+    "```python\r\nx = 6\r\nprint(x * 7)\r\n```\r\n": "42",
+    "~~~python\nprint(6 * 7)\n~~~\n": "42",
+    "````py\nprint(6 * 7)\n````": "42",
+    "```{.python}\nprint(6 * 7)\n```": "42",
+    "```tool_code\nprint(6 * 7)\n```": "42",
+    "```python\nprint(6 * 7)```\n and so on": "42",
+    "1. We compute\n   ```python\n   x = 6\n   print(x * 7)\n   ```\n": "42",
+    "```python\nprint('```')\nprint(6 * 7)\n```": "42",
+    "```python\nprint(6 * 7)\x03": "42",  # ends before the fence does
+    called("print(6 * 7)"): "42",
+    called("x = 6 * 7\nprint(x)"): "42",
+    called(r"x = 6 * 7\nprint(x)"): "42",
+    called("print(len(r'\\alpha \\frac\\d') * 3)"): "42",
+    called("import re\\nprint(''.join(re.findall(r'\\d', 'a4b2')))"): "42",
+    called('print("4" + "2")'): "42",
+    called("print('</tool_call>' and 42)"): "42",
+    called("print(6 * 7)").replace("}}", "}"): "42",
+    called("print(6 * 7)", '{{"code": "{0}"}}\n{{"code": "print(1)"}}'): "42",
+    called("print(6 * 7)", '{{"name": "python", "arguments": "{{\\"code\\": \\"{0}\\"}}"}}'): "42",
+    called("print(6 * 7)", "<function=python>\n<parameter=code>\n{0}\n</parameter>\n</function>\n"): "42",
+    '{"name": "python", "arguments": {"code": "print(6 * 7)"}}\x03': "42",
+    called("print(6 * 7)", "{{'name': 'python', 'arguments': {{'code': '{0}'}}}}"): "42",
+    called("print(6 * 7)", '{{"name": "python", "arguments": {{"code": "{0}",}},}}'): "42",
+    called("print(6 * 7)", '```json\n{{"name": "python", "arguments": {{"code": "{0}"}}}}\n```\n'): "42",
+    called("print(6 * 7)", "```python\n{0}\n```\n"): "42",
+    called("print(6 * 7)", '{{"function": {{"name": "python", "arguments": {{"code": "{0}"}}}}}}'): "42",
+    called("", "{{'name': python}}{0}"): "SyntaxError",
+    called("", '{{"name": "python"}}{0}'): "TypeError",
+    "```python\nprint(len(str(3**20000)))\n```": "9543",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("call", PROGRAMS)
+def test_a_program_is_run_however_it_is_written_or_the_model_is_told(call):
+    """As blocks, or as calls of a model that was asked for blocks; both end a turn."""
+    sampler = then(f"Let us see. {call}", ANSWER)
+    solution = ask(sampler)
+    assert solution.answer == 42 and solution.samples[0].turns == 1, solution
+    assert PROGRAMS[call] in sampler.prompts[1].split("```output")[1]
+
+
+@pytest.mark.parametrize(
+    "text", ["```pycon\n>>> 1\n```", "```json\n{}\n```", "```\nprint(1)\n```", "I could call <tool_call>."]
+)
+def test_blocks_that_are_no_programs_are_not_run(text):
+    solution = ask(then(f"{text} So \\boxed{{7}}\x03", ""))
+    assert solution.answer == 7 and solution.samples[0].turns == 0
+
+
+def test_a_finished_sample_without_an_answer_is_asked_for_it():
+    solution = ask(then("I am done.\x03", "42}", read="\\boxed{"))
+    assert solution.answer == 42 and solution.samples[0].end is End.FINISHED
+
+
+def test_a_sample_ends_at_its_last_box_when_it_counts_and_not_before():
+    steps = "</think>Step 1: $\\boxed{5}$ " + "and then " * 50 + "in total \\boxed{42}\x03"
+    assert ask(then(steps, ""), 4).votes == {42: 4}
+    counting = "".join(f"gcd(594,{n})={math.gcd(594, n)}, " for n in range(102, 4000))
+    [sample] = ask(then(counting, "", max_tokens=60_000)).samples
+    assert sample.end is End.REPETITION and sample.tokens < 20_000 < len(counting)
+
+
+def test_an_answer_that_its_own_program_contradicts_counts_less():
     turn = iter(range(100))
 
-    def model(prompt):
+    def write(_, prompt):
         if "```output" in prompt:
-            return "<SOLUTION>41</SOLUTION>" if "wild" in prompt else "<SOLUTION>42</SOLUTION>"
+            return "So \\boxed{41}\x03" if "wild" in prompt else ANSWER
         return ("wild guess " if next(turn) else "") + PROGRAM  # three of four: none can be stopped early
 
-    s = ask(serving(model), 4)
+    s = ask(Scripted(write, tools=1.0), 4)
     assert {sample.answer: sample.weight for sample in s.ended} == {41: 0.5, 42: 2.0} and s.answer == 42
 
 
-def test_a_program_that_found_the_answer_is_a_vote_when_the_sample_says_none(serving):
-    s = ask(serving(then(PROGRAM, "I am lost.")), 2)
-    assert s.answer == 42 and {c.weight for c in s.ended} == {0.5}
+def test_a_program_that_found_the_answer_is_a_vote_when_the_sample_says_none():
+    s = ask(then(PROGRAM, "I am lost.\x03"), 2)
+    assert s.answer == 42 and {sample.weight for sample in s.ended} == {0.5}
 
 
-def test_a_program_that_never_ends_costs_its_turn_only(serving):
-    engine = serving(then("```python\nwhile True: pass\n```", "<SOLUTION>7</SOLUTION>"))
-    engine.settings = replace(engine.settings, tool_seconds=1.0)
-    s = ask(engine)
-    assert s.answer == 7 and "time" in s.ended[0].text.split("```output")[1]
+def test_a_program_that_never_ends_costs_its_turn_only():
+    s = ask(then("```python\nwhile True: pass\n```", ANSWER, tool_seconds=1.0))
+    assert s.answer == 42 and "time" in s.ended[0].text.split("```output")[1]
 
 
-def test_no_more_blocks_run_than_the_profile_says(serving):
-    engine = serving(lambda prompt: PROGRAM)
-    engine.settings = replace(engine.settings, tool_turns=2)
-    s = ask(engine)
+def test_no_more_programs_run_than_the_profile_says_in_no_more_samples():
+    s = ask(then(PROGRAM, PROGRAM, tool_turns=2))
     assert s.ended[0].turns == s.ended[0].text.count("```output") == 2
-    assert "<SOLUTION>" in s.ended[0].text  # the answer is forced in place of the third
+    assert "\\boxed{" in s.ended[0].text, "the answer is forced in place of the third"
+    s = ask(then(PROGRAM + "\\boxed{1}\x03", ANSWER, tools=0.25), 8)
+    assert sum("```output" in sample.text for sample in s.ended) <= 2
 
 
-def test_only_the_share_of_samples_has_tools(serving):
-    engine = serving(then(PROGRAM + "<SOLUTION>1</SOLUTION>", "<SOLUTION>42</SOLUTION>"))
-    engine.settings = replace(engine.settings, tools=0.25)
-    assert sum("```output" in c.text for c in ask(engine, 8).ended) <= 2
+def test_without_a_sandbox_samples_continue_without_programs(monkeypatch, capsys):
+    sampler = then(PROGRAM, ANSWER)
+    assert ask(sampler).answer == 42
+    monkeypatch.setattr(sys, "executable", "/there/is/no/python")
+    sandbox._server.close()
+    s = ask(sampler, 2)
+    assert s.answer == 42 and not s.note and "fork server does not start" in s.samples[0].text
+    for cached in sandbox.check_limits, sandbox.has_sandbox, sandbox.note_fault:
+        cached.cache_clear()
+    s = ask(sampler, 2)
+    assert "samples go on without tools" in capsys.readouterr().out
+    assert all("```output" not in sample.text for sample in s.samples)
+    sandbox.has_sandbox.cache_clear()
 
+
+# ---- A model's own tool calls
 
 HERMES = (
     "{% for tool in tools or [] %}tool: {{ tool['function']['name'] }}\n{% endfor %}"
@@ -101,81 +188,61 @@ HERMES = (
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 CALL = 'I compute.<tool_call>{"name": "python", "arguments": {"code": "x = 6 * 7\\nprint(x)"}}</tool_call>'
-CALL_AND_OUTPUT = '"x = 6 * 7\\nprint(x)"}}</tool_call><tool>42<assistant>'
 
 
-def with_calls(engine):
-    """An engine whose model has tool calls of its own."""
-    engine.tokenizer.chat_template = HERMES
-    engine.settings = replace(engine.settings, tool_parser="hermes")
-    engine.tool_parser = find_tool_parser("hermes", engine.tokenizer)
-    return engine
+@pytest.fixture
+def tiny():
+    """Let a scripted model read and write the tokens of the tiny base, with a template that offers tools."""
+
+    def change(sampler):
+        sampler.tokenizer = read_tokenizer(TINY)
+        sampler.tokenizer.chat_template = HERMES
+        sampler.tool_parser = find_tool_parser(sampler.settings.tool_parser, sampler.tokenizer)
+        return sampler
+
+    return change
 
 
-def test_a_model_calls_python_in_its_own_format_and_reads_the_output_as_a_turn_of_the_tool(serving):
-    prompts = []
-
-    def model(prompt):
-        prompts.append(prompt)
-        return "so it is <SOLUTION>42</SOLUTION>" if "<tool>42" in prompt else CALL
-
-    s = ask(with_calls(serving(model)), 2)
+@pytest.mark.slow  # it loads vLLM's parsers
+def test_a_model_calls_python_in_its_own_format_and_reads_the_output_as_a_turn_of_the_tool(tiny):
+    sampler = tiny(then(CALL + "\x03", ANSWER, read="<tool>42", tool_parser="hermes"))
+    s = ask(sampler, 2)
     assert s.answer == 42 and {sample.weight for sample in s.ended} == {2.0}
-    assert all(prompt.startswith("tool: python\n<user>What is 6 x 7?") for prompt in prompts)
-    assert "<assistant>I compute.<tool_call>" in prompts[-1] and CALL_AND_OUTPUT in prompts[-1]
+    assert all(prompt.startswith("tool: python\n<user>What is 6 x 7?") for prompt in sampler.prompts)
+    read = '<assistant>I compute.<tool_call>{"name": "python", "arguments": {"code": '
+    assert f'{read}"x = 6 * 7\\nprint(x)"}}}}</tool_call><tool>42<assistant>' in sampler.prompts[-1]
+    for arguments in ('{"program": "1"}', '"print(1)"', '{"code": 7}'):
+        call = f'<tool_call>{{"name": "python", "arguments": {arguments}}}</tool_call>\x03'
+        answered = ask(tiny(then(call, ANSWER, read="<tool>", tool_parser="hermes")))
+        assert answered.answer == 42, "a call that is not one of python is answered, and the sample goes on"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parser", ["hermes", None])
 def test_the_prompt_of_a_question_is_encoded_once_and_no_sample_changes_that_of_another(
-    serving, parser, monkeypatch
+    tiny, parser, monkeypatch
 ):
-    engine = with_calls(serving(str))
-    engine.settings = replace(engine.settings, tool_parser=parser)
-    problem = AskedProblem(engine, "What is 6 x 7?", 0, Integer(0, 999))
+    sampler = tiny(then("", "", tool_parser=parser))
+    problem = AskedProblem(sampler, "What is 6 x 7?", 0, Integer(0, 999))
     first = problem.begin(0, with_tools=True)
     prompt = first.prompt()
-    monkeypatch.setattr(engine.tokenizer, "apply_chat_template", None)
+    monkeypatch.setattr(sampler.tokenizer, "apply_chat_template", None)
     second = problem.begin(1, with_tools=True)
     monkeypatch.undo()
     turn = CALL if parser else PROGRAM
-    first.reply(first.find_call(Completion(turn, engine.tokenizer.encode(turn), True)), "42")
+    first.reply(first.find_call(Completion(turn, sampler.tokenizer.encode(turn), True)), "42")
     assert first.prompt()[: len(prompt)] == prompt != first.prompt() and first.text
     assert second.prompt() == prompt == problem.begin(2, with_tools=True).prompt() and not second.text
 
 
-@pytest.mark.parametrize("arguments", ['{"program": "1"}', '"print(1)"', '{"code": 7}'])
-def test_a_call_that_is_not_one_of_python_is_answered_and_the_sample_goes_on(serving, arguments):
-    call = f'<tool_call>{{"name": "python", "arguments": {arguments}}}</tool_call>'
-    assert ask(with_calls(serving(then(call, "<SOLUTION>7</SOLUTION>", "<tool>")))).answer == 7
+@pytest.mark.slow
+def test_what_a_program_prints_cannot_end_the_turn(tiny):
+    sampler = tiny(then("```python\nprint('<|endoftext|>' * 3)\n```", ANSWER))
+    assert ask(sampler).answer == 42 and sampler.tokenizer.eos_token == "<|endoftext|>"
+    assert "<|endoftext|>" not in sampler.prompts[-1].split("```output")[1]
 
 
-def test_what_a_program_prints_cannot_end_the_turn(serving):
-    prompts = []
-
-    def model(prompt):
-        prompts.append(prompt)
-        return then("```python\nprint('<|endoftext|>' * 3)\n```", "<SOLUTION>7</SOLUTION>")(prompt)
-
-    engine = serving(model)
-    assert ask(engine).answer == 7 and engine.tokenizer.eos_token == "<|endoftext|>"
-    assert "<|endoftext|>" not in prompts[-1].split("```output")[1]
-
-
-def test_without_a_sandbox_samples_continue_without_programs(serving, monkeypatch, capsys):
-    engine = serving(then(PROGRAM, "<SOLUTION>7</SOLUTION>"))
-    assert ask(engine).answer == 7
-    monkeypatch.setattr(sys, "executable", "/there/is/no/python")
-    sandbox._server.close()
-    s = ask(engine, 2)
-    assert s.answer == 7 and not s.note and "fork server does not start" in s.samples[0].text
-    for cached in sandbox.check_limits, sandbox.has_sandbox, sandbox.note_fault:
-        cached.cache_clear()
-    s = ask(engine, 2)
-    assert "samples go on without tools" in capsys.readouterr().out
-    assert all("```output" not in sample.text for sample in s.samples)
-    sandbox.has_sandbox.cache_clear()
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("parser", "template", "told"),
     [

@@ -27,7 +27,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 from aimo.inference.errors import SandboxError, one_line, say
 from aimo.inference.sandbox_worker import ERROR_CHARS, TOKEN, delete
@@ -67,6 +67,11 @@ class Result:
     def ok(self) -> bool:
         """Whether the code ran to its end."""
         return not self.error
+
+    @property
+    def shown(self) -> str:
+        """What a model reads of it."""
+        return (self.stdout + self.error).strip()
 
 
 DEFAULT = Limits()
@@ -222,13 +227,6 @@ def note_fault(fault: str) -> None:
 # ---- the programs of samples ----
 
 
-class Output(NamedTuple):
-    """What a sample's program did."""
-
-    shown: str  # what it printed, followed by its error if it raised one
-    ok: bool  # whether it ran to its end
-
-
 class Programs:
     """The programs of one sample, which may take `seconds` each; variables stay from one to the next.
 
@@ -240,14 +238,13 @@ class Programs:
         self.seconds = seconds
         self.session: Session | None = None
 
-    def run(self, code: str) -> Output:
+    def run(self, code: str) -> Result:
         try:
             self.session = self.session or Session(Limits(self.seconds, output_chars=SHOWN_CHARS))
-            result = self.session.run(code)
+            return self.session.run(code)
         except Exception as e:
             note_fault(one_line(e))
-            return Output(f"{one_line(e)}; continue without programs", ok=False)
-        return Output((result.stdout + result.error).strip(), result.ok)
+            return Result("", f"{one_line(e)}; continue without programs")
 
     def close(self) -> None:
         """End the session, and a program that runs; return at once."""

@@ -103,36 +103,34 @@ def read_ahead(model: str | Path) -> Thread:
     Stops as soon as the memory that processes leave would not hold all of them. Never raises: an engine reads
     them too. Returns the thread that ends with the last one.
     """
-    files = sorted(Path(model).glob("*.safetensors"))
-    counts, notes = [0] * READERS, set()
-
-    def read(reader: int, blocks: list[tuple[Path, int]], total: int) -> None:
-        try:
-            for file, begin in blocks[reader::READERS]:
-                if available_memory() < total:
-                    notes.add(f"; the memory does not hold all {total / 1e9:.1f} GB")
-                    return
-                with file.open("rb", buffering=0) as opened:
-                    opened.seek(begin)
-                    counts[reader] += len(opened.read(BLOCK))
-        except OSError as e:
-            notes.add(f"; {one_line(e)}")
 
     def work() -> None:
-        begun = time.monotonic()
+        begun, counts, notes = time.monotonic(), [0] * READERS, set()
         try:
-            sizes = {file: file.stat().st_size for file in files}
+            sizes = {file: file.stat().st_size for file in sorted(Path(model).glob("*.safetensors"))}
         except OSError as e:
             return say(f"weights: not read ahead ({one_line(e)})")
         blocks = [(file, begin) for file, size in sizes.items() for begin in range(0, size, BLOCK)]
-        given = blocks, sum(sizes.values())
-        readers = [Thread(target=read, args=(reader, *given), daemon=True) for reader in range(READERS)]
+        total = sum(sizes.values())
+
+        def read(reader: int) -> None:
+            try:
+                for file, begin in blocks[reader::READERS]:
+                    if available_memory() < total:
+                        notes.add(f"; the memory does not hold all {total / 1e9:.1f} GB")
+                        return
+                    with file.open("rb", buffering=0) as opened:
+                        opened.seek(begin)
+                        counts[reader] += len(opened.read(BLOCK))
+            except OSError as e:
+                notes.add(f"; {one_line(e)}")
+
+        readers = [Thread(target=read, args=[reader], daemon=True) for reader in range(READERS)]
         for reader in readers:
             reader.start()
         for reader in readers:
             reader.join()
-        seconds = time.monotonic() - begun
-        note = "".join(sorted(notes))
+        seconds, note = time.monotonic() - begun, "".join(sorted(notes))
         say(f"weights: {sum(counts) / 1e9:.3g} GB read into the page cache, {seconds:.1f} s{note}")
 
     thread = Thread(target=work, daemon=True)

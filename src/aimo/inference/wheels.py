@@ -4,7 +4,6 @@
 Harmony's vocabulary.
 """
 
-import contextlib
 import email.parser
 import hashlib
 import os
@@ -14,9 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +25,6 @@ from aimo.inference.startup import MANIFEST, step
 from aimo.inference.storage import write_json
 
 VOCABULARY = "o200k_base.tiktoken"
-PRINT_S = 20  # seconds between two lines on how far pip is
 
 
 def collect(requirements: str | Path, out: str | Path = ".") -> dict[str, Any]:
@@ -45,9 +41,7 @@ def collect(requirements: str | Path, out: str | Path = ".") -> dict[str, Any]:
     folder = out / "wheels"
     shutil.rmtree(folder, ignore_errors=True)
     with step("collect"):
-        total = len(re.findall(r"^[\w.-]+(?:\[.*\])?==", lock.read_text(), re.MULTILINE))
-        arguments = ["wheel", "--no-deps", "-r", str(lock), "-w", str(folder)]
-        run_pip(arguments, f"requirements {lock}", total, lambda said: said.count("Collecting "))
+        run_pip(["wheel", "--no-deps", "-r", str(lock), "-w", str(folder)], f"requirements {lock}")
     with step("manifest"):
         wheels = [describe_wheel(path) for path in sorted(folder.glob("*.whl"))]
         manifest = {
@@ -69,10 +63,7 @@ def collect(requirements: str | Path, out: str | Path = ".") -> dict[str, Any]:
             python = fresh / "bin" / "python"
             alone = ["--no-index", "--no-deps", "--no-cache-dir", "--no-compile", "--require-hashes"]
             arguments = ["--isolated", "--python", str(python), "install", *alone]
-            done = "lib/*/site-packages/*.dist-info"
-            what = f"wheels in {folder}"
-            arguments += ["--find-links", str(folder), "-r", str(hashed)]
-            run_pip(arguments, what, len(wheels), lambda _: len([*fresh.glob(done)]))
+            run_pip([*arguments, "--find-links", str(folder), "-r", str(hashed)], f"wheels in {folder}")
         if any(wheel["name"] == "oss-harmony" for wheel in wheels):
             with step("vocabulary"):
                 add_vocabulary(out, python)
@@ -82,25 +73,15 @@ def collect(requirements: str | Path, out: str | Path = ".") -> dict[str, Any]:
     return manifest
 
 
-def run_pip(arguments: list[str], what: str, total: int, count: Callable[[str], int]) -> None:
-    """Run pip; print now and then how many of `total` packages `count` finds done, from what pip has said.
-
-    AimoError with pip's first error.
-    """
-    begun = time.monotonic()
-    with tempfile.NamedTemporaryFile("w+") as log:
-        said = Path(log.name)
-        with subprocess.Popen([sys.executable, "-m", "pip", *arguments], stdout=log, stderr=log) as process:
-            while process.poll() is None:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(PRINT_S)
-                    break
-                done = count(said.read_text())
-                left = (time.monotonic() - begun) / max(1, done) * max(0, total - done)
-                about = f", about {left / 60:.0f} min left" if done else ""
-                print(f"{done} of at most {total} packages{about}", flush=True)
-        lines = [line.strip() for line in said.read_text().splitlines()]
-    if process.returncode:
+def run_pip(arguments: list[str], what: str) -> None:
+    """Run pip and print what it collects. AimoError with its first error."""
+    command, lines = [sys.executable, "-m", "pip", *arguments], []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as pip:
+        for line in pip.stdout or ():
+            lines.append(line.strip())
+            if line.startswith("Collecting "):
+                print(line, end="", flush=True)
+    if pip.returncode:
         # pip tells a release that does not exist with all that do: the line after it is shorter.
         errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
         reason = min(errors or lines[-1:] or ["pip says nothing"], key=len)[:300]
