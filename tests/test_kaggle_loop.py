@@ -210,9 +210,8 @@ def test_a_run_that_never_starts_is_given_up_and_stays_queued(kaggle, refused, m
     from aimo.kaggle import versions
 
     kaggle.script = {"statuses": ["QUEUED"]}
-    follow = versions.follow_version
-    monkeypatch.setattr(versions, "follow_version", lambda *a: follow(*a[:3], 0.05))
-    assert "has not started within" in refused("push", "submission", "--wait", "--start-within", "1")
+    monkeypatch.setattr(versions, "START_WITHIN_S", 0.05)
+    assert "has not started within" in refused("push", "submission", "--wait")
     assert len(kaggle.asked("GetKernelSessionStatus")) > 1
     assert kaggle.kernels[KERNEL][0].status() == "QUEUED"
 

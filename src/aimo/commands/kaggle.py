@@ -25,9 +25,9 @@ app.add_typer(model, name="model")
 app.add_typer(dataset, name="dataset")
 
 Kernel = Annotated[str, arg("A folder of kernels/, OWNER/SLUG, or a SLUG of the token's user.")]
+Competition = Annotated[str, arg("aimo1, aimo2, aimo3, Kaggle's slug, or a YAML file.")]
 Number = Annotated[int | None, opt("A version; the last if not given.", "--version", min=1)]
 DryRun = Annotated[bool, opt("Print each request and send none.", "--dry-run")]
-License = Annotated[str, opt("The licence, by Kaggle's name, of what is created.", "--license")]
 
 
 @app.command("login-check")
@@ -44,7 +44,7 @@ def login_check(dry_run: DryRun = False) -> None:
 
 @app.command()
 def data(
-    competition: Annotated[str, arg("aimo1, aimo2, aimo3, Kaggle's slug, or a YAML file.")],
+    competition: Competition,
     inputs: Annotated[
         Path | None, opt("Instead of /kaggle/input, or data/kaggle without that folder.", "--to")
     ] = None,
@@ -53,8 +53,6 @@ def data(
     """Download and unpack a competition's data, with its kaggle_evaluation."""
     with client.sign_in(dry_run) as api:
         folder = transfers.download_competition(api, competition, inputs)
-        if folder is None:
-            return
         print(f"data: {folder}")
         if not (folder / "kaggle_evaluation").is_dir():
             print("it holds no kaggle_evaluation")
@@ -70,8 +68,6 @@ def push(
         str | None, opt("OWNER/MODEL/FRAMEWORK/VARIATION/VERSION in place of the attached one.", "--model")
     ] = None,
     no_run: Annotated[bool, opt("Save the version, and do not run it.", "--no-run")] = False,
-    start_within: Annotated[int, opt("Minutes that it may wait for a machine.", min=1)] = 120,
-    to: Annotated[Path | None, opt("Where the output goes; runs/kaggle/SLUG/N if not given.")] = None,
     dry_run: DryRun = False,
 ) -> None:
     """Check and push a kernel, which Kaggle then runs. Exit code 1 when the run failed."""
@@ -81,18 +77,16 @@ def push(
         raise AimoError(f"kernel {kernel}: {'; '.join(faults)}")
     with client.sign_in(dry_run) as api:
         version, metadata = versions.push_kernel(api, kernel, source, no_run)
-        if dry_run:
-            return
         print(f"pushed {version}: https://www.kaggle.com/code/{version.ref}")
         if wait:
             try:
-                versions.follow_version(api, version, metadata, start_within * 60)
+                versions.follow_version(api, version, metadata)
             except KeyboardInterrupt:
                 raise AimoError(
                     f"interrupted; {version} goes on at Kaggle: `aimo kaggle status {version.ref}`, then "
                     f"`aimo kaggle output {version.ref}`"
                 ) from None
-            print(f"output: {versions.download_output(api, version, to)}")
+            print(f"output: {versions.download_output(api, version)}")
 
 
 @app.command()
@@ -101,8 +95,8 @@ def status(kernel: Kernel, number: Number = None, dry_run: DryRun = False) -> No
     with client.sign_in(dry_run) as api:
         version, _ = versions.find_version(api, kernel, number)
         state, message = versions.ask_state(api, version)
-        if not dry_run:
-            print(f"{version}: {state.name.lower()}" + (f", {message}" if message else ""))
+        api.end_dry_run()
+        print(f"{version}: {state.name.lower()}" + (f", {message}" if message else ""))
 
 
 @app.command()
@@ -115,22 +109,17 @@ def logs(kernel: Kernel, number: Number = None, dry_run: DryRun = False) -> None
             versions.follow_log(api, version)
         elif lines := versions.read_log(api, version):
             print("\n".join(lines))
-        elif not dry_run:
+        else:
+            api.end_dry_run()
             print(f"{version} is {state.name.lower()} and has no log yet")
 
 
 @app.command()
-def output(
-    kernel: Kernel,
-    number: Number = None,
-    to: Annotated[Path | None, opt("Another folder than runs/kaggle/SLUG/N.")] = None,
-    dry_run: DryRun = False,
-) -> None:
-    """Download a version's output and log, and compare each file with what Kaggle lists."""
+def output(kernel: Kernel, number: Number = None, dry_run: DryRun = False) -> None:
+    """Download a version's output and log to runs/kaggle, and compare each file with what Kaggle lists."""
     with client.sign_in(dry_run) as api:
-        folder = versions.download_output(api, versions.find_version(api, kernel, number)[0], to)
-        if not dry_run:
-            print(f"output: {folder}")
+        version, _ = versions.find_version(api, kernel, number)
+        print(f"output: {versions.download_output(api, version)}")
 
 
 @model.command("push")
@@ -143,14 +132,11 @@ def push_model_command(
             "USER/aimo-PROFILE/transformers/default."
         ),
     ] = None,
-    license_name: License = "Apache 2.0",
     dry_run: DryRun = False,
 ) -> None:
     """Push a run's last model as a new version, and compare sizes and hashes with what Kaggle then has."""
     with client.sign_in(dry_run) as api:
-        source = transfers.push_run(api, run, to, license_name)
-        if not dry_run:
-            print(f"model: {source}")
+        print(f"model: {transfers.push_run(api, run, to)}")
 
 
 @dataset.command("push")
@@ -159,14 +145,11 @@ def push_dataset_command(
     name: Annotated[
         str | None, opt("SLUG or OWNER/SLUG; dataset-metadata.json's or the folder's if not given.")
     ] = None,
-    license_name: License = "other",
     dry_run: DryRun = False,
 ) -> None:
     """Push a folder as a new version of a private dataset, and compare it with what Kaggle then lists."""
     with client.sign_in(dry_run) as api:
-        ref = transfers.push_folder(api, folder, name, license_name)
-        if not dry_run:
-            print(f"dataset: {ref}")
+        print(f"dataset: {transfers.push_folder(api, folder, name)}")
 
 
 @app.command("pack")
@@ -207,8 +190,7 @@ def submit(
             ref, score = versions.submit_file(api, path, message, str(competition), wait)
         else:
             ref, score = versions.submit_version(api, kernel, number, message, competition, wait)
-        if not dry_run:
-            print(f"submission {ref}" + (f": public score {score}" if wait else "; see `aimo kaggle scores`"))
+        print(f"submission {ref}" + (f": public score {score}" if wait else "; see `aimo kaggle scores`"))
 
 
 def check_file(path: Path, competition: str) -> None:
@@ -228,22 +210,20 @@ def check_file(path: Path, competition: str) -> None:
 
 @app.command()
 def scores(
-    competition: Annotated[str, arg("aimo1, aimo2, aimo3, Kaggle's slug, or a YAML file.")] = "aimo3",
+    competition: Competition = "aimo3",
     dry_run: DryRun = False,
 ) -> None:
     """Print the submissions to a competition beside their models' hold-out figures, and what made them."""
     with client.sign_in(dry_run) as api:
         found, told = submissions.write_table(api, competition)
-    if found:
-        show_rows([one.row() for one in found])
-        print(*told, sep="\n")
-    elif not dry_run:
-        print("no submissions yet", *told[1:], sep="\n")
+        if found:
+            show_rows([one.row() for one in found])
+        print(*(told if found else ["no submissions yet", *told[1:]]), sep="\n")
 
 
 @app.command()
 def choose(
-    competition: Annotated[str, arg("aimo1, aimo2, aimo3, Kaggle's slug, or a YAML file.")] = "aimo3",
+    competition: Competition = "aimo3",
     count: Annotated[int, opt("How many final submissions the competition takes.", min=1)] = 2,
 ) -> None:
     """Name the final submissions by their models' hold-out figures, and say how sure that is."""
@@ -264,7 +244,7 @@ Rules = Annotated[str, arg("aimo1, aimo2, aimo3, another name, or a YAML file.")
 def new(
     competition: Annotated[str, arg("Its slug or its address on kaggle.com.")],
     out: Annotated[Path | None, opt("The file; SLUG.yaml if not given.")] = None,
-    dry_run: Annotated[bool, opt("Print each request and send none.", "--dry-run")] = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Draft a competition's file from its pages and data on Kaggle; `# ?` marks what they do not say."""
     path = out or Path(f"{check.slug_of(competition)}.yaml")
@@ -273,7 +253,6 @@ def new(
         raise AimoError(f"--out {path}: it exists; remove it, or name another file")
     with client.sign_in(dry_run) as api:
         text = drafts.draft_competition(api, competition)
-    if not dry_run:
         write_whole(path, text)
         told = f"{len(unsure_lines(text))} lines are marked {competitions.UNSURE}"
         print(f"{path}: {told}; look at them, then `aimo competition check {path}`")
@@ -292,25 +271,21 @@ def check_competition(
 ) -> None:
     """Check a competition's file, and say what it asks, takes and submits."""
     rules = competitions.find_competition(competition)
-    inputs, artefact = rules.inputs, rules.artefact
-    options = f", options {', '.join(inputs.options)}" if inputs.options else ""
-    named = ", ".join([artefact.id, artefact.answer, *artefact.others])
-    columns = "" if artefact.kind == "adapter" else f" with {named}"
-    through = f" through {artefact.server}" if artefact.server else ""
-    print(f"competition: {competitions.name_of(competition)}, {rules.slug}")
+    inputs, artefact, lora = rules.inputs, rules.artefact, rules.artefact.lora
+    holds = f"with {', '.join([artefact.id, artefact.answer, *artefact.others])}"
+    if lora:
+        holds = f"a LoRA adapter of {lora.bases[0]}, of rank {lora.rank} at most"
     keys = ", ".join(f"{key} {value}" for key, value in write_kind(rules.answer).items() if value is not None)
-    asked = "once" if rules.passes == 1 else f"{rules.passes} times"
-    print(f"asks: {inputs.problem} of {inputs.id}{options}, {asked}")
+    print(f"competition: {competitions.name_of(competition)}, {rules.slug}")
+    options = f", options {', '.join(inputs.options)}" if inputs.options else ""
+    print(f"asks: {inputs.problem} of {inputs.id}{options}")
     print(f"takes: {rules.answer}, else {rules.answer.fallback!r}; {keys}")
-    print(f"submits: {artefact.file}{columns}{through}")
-    if lora := artefact.lora:
-        print(f"adapter: rank {lora.rank} at most for {lora.bases[0]}, on {', '.join(lora.targets)}")
-    print(f"scored by: {rules.scoring}")
+    through = f", through {artefact.server}" if artefact.server else ""
+    print(f"submits: {artefact.file} {holds}{through}")
+    print(f"scored by: {rules.scoring}; passes over the questions: {rules.passes}")
     path = Path(competition)
     if marked := unsure_lines(path.read_text(encoding="utf-8-sig")) if path.is_file() else []:
         print(f"not certain yet: the lines with `# ?` ({', '.join(marked)}); look, and remove the mark")
-    if artefact.kind == "adapter":
-        print("`aimo solve` answers nothing for it: it takes an adapter")
     if test:
         competitions.find_competition(competition, asks=True)
         _, table = local.read_questions(test, competition)

@@ -119,12 +119,8 @@ def check_metadata(metadata: dict[str, Any]) -> Iterator[str]:
                 yield f"{key}: {source!r} should be {form}" + (f": {meant}" if is_source(key, meant) else "")
 
     shape, gpu = metadata.get("machine_shape"), metadata.get("enable_gpu")
-    if metadata.get("enable_tpu"):
-        yield "enable_tpu: vLLM's CUDA wheels do not run on a TPU; set enable_gpu and a machine_shape"
-    if shape == "NvidiaTeslaP100":
-        yield "machine_shape NvidiaTeslaP100: Kaggle has retired it, and gives a T4; take NvidiaTeslaT4"
-    elif shape and shape not in GPUS:
-        yield f"machine_shape {shape!r} is unknown; take one of {', '.join(GPUS)}"
+    if shape and shape not in GPUS:
+        yield f"machine_shape {shape} is retired or unknown; take one of {', '.join(GPUS)}"
     elif shape and not gpu:
         yield f"machine_shape {shape} without enable_gpu: set it to true"
     elif gpu and not shape:

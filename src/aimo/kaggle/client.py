@@ -49,6 +49,10 @@ LONGEST_PAUSE_S = 3600.0  # a rate limit that lasts longer is a quota
 REPEATABLE = ("Get", "List", "Download", "Introspect", "Start")  # such requests change nothing a user sees
 
 
+class DryRunEnds(Exception):
+    """A dry run has printed what could be known of its requests."""
+
+
 class Api(KaggleApi):  # type: ignore[misc]
     """Kaggle's client with each request under `call`."""
 
@@ -96,16 +100,26 @@ class Api(KaggleApi):  # type: ignore[misc]
             yield answer
             token = {"page_token": answer.next_page_token} if answer.next_page_token else None
 
+    def end_dry_run(self) -> None:
+        """End a dry run where Kaggle's answers are needed to go on."""
+        if self.dry_run:
+            raise DryRunEnds
+
     def call(self, send: Any, service: str, name: str, request: Any, response_type: Any) -> Any:
-        """Send one request and return its answer; in a dry run print it and return an empty answer."""
+        """Send one request and return its answer.
+
+        A dry run prints it in place of that: one that asks has an empty answer, another ends the dry run.
+        """
+        repeatable = name.startswith(REPEATABLE)
         if self.dry_run and name != "IntrospectToken":
             fields = request.to_dict()
             for key, value in fields.items():
                 if isinstance(value, str) and len(value) > 200:
                     fields[key] = f"{value[:60]} … ({len(value):,} characters)"
             print(f"{name} {json.dumps(fields, indent=2, ensure_ascii=False)}")
+            if not name.startswith(("Get", "List")):
+                raise DryRunEnds
             return response_type()
-        repeatable = name.startswith(REPEATABLE)
         for attempt in itertools.count(1):
             try:
                 return send(service, name, request, response_type)
@@ -138,8 +152,7 @@ class Api(KaggleApi):  # type: ignore[misc]
         if self.dry_run:
             for path in sorted(folder.iterdir()):
                 print(f"PUT {path.name}, {path.stat().st_size:,} bytes")
-            yield
-            return
+            yield  # to the request that ends the dry run
         with ResumableUploadContext() as uploads:
             fault = None
             try:
@@ -181,43 +194,37 @@ def rate_limit(error: requests.RequestException) -> float | None:
 
 def find_token() -> tuple[str | None, str]:
     """Return the token, None where it is a user's name and key, and where it is: a file or a variable."""
-    for name in ("KAGGLE_API_TOKEN", "KAGGLE_USERNAME", "KAGGLE_KEY"):
-        if name in os.environ:
-            os.environ[name] = os.environ[name].strip().strip("'\"")
-    variable = os.environ.get("KAGGLE_API_TOKEN", "")
-    named = os.path.expanduser(variable)
-    places = [Path(named)] if os.path.isfile(named) else []
-    is_token = bool(variable) and not places
-    if is_token and variable.startswith(("/", "~", ".")):
+    variables = ("KAGGLE_API_TOKEN", "KAGGLE_USERNAME", "KAGGLE_KEY")
+    os.environ |= {name: os.environ[name].strip().strip("'\"") for name in variables if name in os.environ}
+    token, name, key = (os.environ.get(variable) for variable in variables)
+    home, pair = Path("~/.kaggle").expanduser(), Path(Api.config)
+    places = [home / "access_token", home / "access_token.txt", pair, home / "credentials.json"]
+    if token and os.path.isfile(named := os.path.expanduser(token)):
+        token, places = None, [Path(named), *places]
+    elif token and token.startswith(("/", "~", ".")):
         told = "is a path, and there is no such file: put a token there, from"
         raise AimoError(f"KAGGLE_API_TOKEN {told} {TOKENS}")
-    home, pair = Path("~/.kaggle").expanduser(), Path(Api.config)
-    places = [*places, home / "access_token", home / "access_token.txt", pair, home / "credentials.json"]
     files = [path for path in places if path.is_file()]
     for path in files:
         mode = stat.S_IMODE(path.stat().st_mode)
         if mode & 0o077:
             raise AimoError(f"token file {path} is open to others (mode {mode:o}): run `chmod 600 {path}`")
-    source, again, is_key = "KAGGLE_API_TOKEN", f"make another at {TOKENS}", False
-    if is_token:
-        token = variable
+    if token:
+        source, is_key = "KAGGLE_API_TOKEN", False
     elif files and files[0].name == "credentials.json":  # of OAuth
         return None, str(files[0])
-    elif files and files[0] == pair:
-        values, source, is_key = read_json(pair, again), str(pair), True
-        token = values.get("key")
-        if not isinstance(values.get("username"), str) or not isinstance(token, str):
-            raise AimoError(f"{pair}: it lacks a username or a key; {again}")
     elif files:
-        token, source = files[0].read_text("utf-8-sig", errors="replace").strip(), str(files[0])
-    elif os.environ.get("KAGGLE_USERNAME") and os.environ.get("KAGGLE_KEY"):
-        token, source, is_key = os.environ["KAGGLE_KEY"], "KAGGLE_USERNAME and KAGGLE_KEY", True
+        source, is_key = str(files[0]), files[0] == pair
+        text = files[0].read_text("utf-8-sig", errors="replace").strip()
+        token = read_json(pair, f"make another at {TOKENS}").get("key") if is_key else text
+    elif name and key:
+        token, source, is_key = key, "KAGGLE_USERNAME and KAGGLE_KEY", True
     else:
         raise AimoError(
             f"there is no Kaggle token: make one at {TOKENS}, put it into ~/.kaggle/access_token and run "
             "`chmod 600 ~/.kaggle/access_token`, or set KAGGLE_API_TOKEN"
         )
-    if not re.fullmatch(r"[!-~]+", token):  # no header can hold it
+    if not isinstance(token, str) or not re.fullmatch(r"[!-~]+", token):  # no header can hold it
         told = "is empty or has a character that no token has, such as a curly quote or a space"
         raise AimoError(f"the token in {source} {told}: copy it again from {TOKENS}")
     return None if is_key else token, source
@@ -239,7 +246,8 @@ def sign_in(dry_run: bool = False) -> Iterator[Api]:
         except SystemExit:
             told = f"Kaggle does not accept the token in {source}: make another at {TOKENS}"
             raise AimoError(told) from None
-        yield api
+        with contextlib.suppress(DryRunEnds):
+            yield api
     except requests.RequestException as e:
         raise explain_failure(e) from None
     except ValueError as e:  # the client's own checks, and an answer that is no JSON
@@ -276,6 +284,8 @@ def status_of(error: requests.RequestException) -> tuple[int | None, str]:
 def explain_failure(error: requests.RequestException) -> AimoError:
     thing, (code, text) = getattr(error, "thing", "Kaggle"), status_of(error)
     said = redact(" ".join(text.split()))[:200]
+    if code == 401:
+        return AimoError(f"Kaggle does not accept the token ({said}): make another at {TOKENS}")
     unsure = "whether it arrived is not known: look before you do it again"
     remedy = unsure if getattr(error, "unsure", False) else "check the network and try again"
     told = {
@@ -285,8 +295,6 @@ def explain_failure(error: requests.RequestException) -> AimoError:
         409: f"the name is taken ({said}); take another",
         429: f"a limit of Kaggle's is used up ({said}); try again later",
     }.get(code, f"Kaggle refuses it ({code}: {said})")
-    if code == 401:
-        return AimoError(f"Kaggle does not accept the token ({said}): make another at {TOKENS}")
     if code == 403 and "rules" in said.lower():
         told = f"accept its rules on its page of kaggle.com first ({said})"
     if code and code >= 500:

@@ -43,7 +43,7 @@ MACHINES = {
 
 
 def draft_competition(api: Api, competition: str) -> str:
-    """Return the text of a competition's file, by its slug or address; empty in a dry run.
+    """Return the text of a competition's file, by its slug or address.
 
     It is valid. AimoError where Kaggle has no such competition, or its rules are not accepted.
     """
@@ -52,8 +52,7 @@ def draft_competition(api: Api, competition: str) -> str:
     answer = api.ask(ApiListCompetitionPagesRequest, competition_name=slug)
     listed = api.pages(ApiListDataFilesRequest, competition_name=slug)
     sizes = {file.name: file.total_bytes for page in listed for file in page.files}
-    if api.dry_run:
-        return ""
+    api.end_dry_run()
     metric = about.evaluation_metric or ""
     pages = " ".join(re.sub(r"<[^>]+>|[*_`]", " ", page.content) for page in answer.pages)
     pages = " ".join([metric, *pages.split()])

@@ -10,7 +10,7 @@ import hashlib
 import statistics
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from math import atanh, ceil, sqrt, tanh
+from math import atanh, sqrt, tanh
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -158,14 +158,13 @@ def correlation(submissions: list[Submission]) -> str:
 def write_table(api: Api, competition: str) -> tuple[list[Submission], list[str]]:
     """Return the submissions to a competition, and what to know beside them; write both as a page.
 
-    It is runs/kaggle-SLUG/scores.html. In a dry run nothing is returned or written.
+    It is runs/kaggle-SLUG/scores.html.
     """
     slug = slug_of(competition)
     found = list_submissions(api, slug)
     limits = api.find(of_competitions.ApiGetSubmissionLimitsRequest, competition_name=slug)
     about = api.find(of_competitions.ApiGetCompetitionRequest, competition_name=slug)
-    if api.dry_run:
-        return [], []
+    api.end_dry_run()
     left = "unknown" if limits is None else f"{limits.num_allowed_now} ({limits.num_today} made)"
     deadline = "unknown"
     if about and about.deadline:
@@ -214,14 +213,6 @@ def choose_submissions(submissions: list[Submission], count: int) -> list[str]:
         figure = f"{held.figure} {held} of {held.n} held-out problems, public score {one.score}"
         sure = f"among the best {count} of {len(ranked)} with a chance of {chance:.0%}"
         lines.append(f"{named}, {one.made.get('run', 'no run')}: {figure}; {sure}")
-    if len(ranked) > count:
-        (last, _), (next_, _) = ranked[count - 1], ranked[count]
-        noise = last.share * (1 - last.share) + next_.share * (1 - next_.share)
-        told = "the last chosen one and the next are equal: no number of problems would tell"
-        if gap := last.share - next_.share:
-            needed = ceil(noise * ((Z + NormalDist().inv_cdf(0.8)) / gap) ** 2)
-            told = f"about {needed:,} held-out problems would tell the last chosen one from the next"
-        lines.append(told)
     if left_out := [one for one in by_run.values() if one.held and one.held.problems != exam]:
         named = ", ".join(f"{one.ref} ({one.made.get('run', 'no run')})" for one in left_out)
         lines.append(f"not compared, as they were measured on other problems: {named}")

@@ -41,7 +41,7 @@ CHUNK = 1 << 20  # bytes
 AGAIN = "give the same command again"
 
 
-def push_run(api: Api, run: str, to: str | None, license_name: str) -> str:
+def push_run(api: Api, run: str, to: str | None) -> str:
     """Push the last model of a run as `push_version` does, and return its source.
 
     `to` is owner/model/framework/variation: the profile's `training.push_to_kaggle` or else
@@ -52,7 +52,7 @@ def push_run(api: Api, run: str, to: str | None, license_name: str) -> str:
         raise AimoError(f"run {run}: profile {profile.profile} trains no model, so there is none to push")
     usual = profile.training.push_to_kaggle or f"{api.user}/aimo-{profile.profile}/transformers/default"
     folder = run_dir / STAGES[profile.trained[-1]].product
-    return push_version(api, folder, to or usual, profile, run_dir, license_name)
+    return push_version(api, folder, to or usual, profile, run_dir)
 
 
 def recorded(run_dir: Path) -> Path:
@@ -69,9 +69,7 @@ def run_of(folder: Path) -> dict[str, str]:
     return {"run": str(recorded(folder)), "profile": profile.profile}
 
 
-def push_version(
-    api: Api, folder: Path, target: str, profile: Profile, run_dir: Path, license_name: str = "Apache 2.0"
-) -> str:
+def push_version(api: Api, folder: Path, target: str, profile: Profile, run_dir: Path) -> str:
     """Push a run's model as a new version of owner/model/framework/variation; return that with its number.
 
     Model and variation are created, private and with the model's card, where there are none. AimoError when
@@ -101,7 +99,7 @@ def push_version(
         if api.find(of_models.ApiGetModelRequest, **model) is None:
             about = {"owner_slug": owner, "slug": slug, "title": slug, "description": card}
             check_reply(target, api.ask(of_models.ApiCreateModelRequest, is_private=True, **about))
-        about = {"instance_slug": variation, "framework": framework, "license_name": license_name}
+        about = {"instance_slug": variation, "framework": framework, "license_name": "Apache 2.0"}
         kind = of_models.ApiCreateModelInstanceRequestBody
         body = filled(kind, overview=card, fine_tunable=True, **about)
         request = filled(of_models.ApiCreateModelInstanceRequest, **model, body=body)
@@ -110,8 +108,6 @@ def push_version(
         request = filled(of_models.ApiCreateModelInstanceVersionRequest, **named, body=body)
     with api.uploaded(body, folder, ApiBlobType.MODEL):
         check_reply(target, api.ask(request))
-    if api.dry_run:
-        return f"{target}/VERSION"
 
     named["version_number"] = (before.version_number if before else 0) + 1
     source = f"{target}/{named['version_number']}"
@@ -129,7 +125,7 @@ def push_version(
     return source
 
 
-def push_folder(api: Api, folder: Path, name: str | None, license_name: str) -> str:
+def push_folder(api: Api, folder: Path, name: str | None) -> str:
     """Push a folder as a new version of a private dataset, which is created if need be; return OWNER/SLUG.
 
     The name is `name` or that of dataset-metadata.json in the folder, or else the folder's. A sub-folder is
@@ -150,16 +146,15 @@ def push_folder(api: Api, folder: Path, name: str | None, license_name: str) -> 
     if api.find(of_datasets.ApiListDatasetFilesRequest, **named) is None:
         about = {"owner_slug": owner, "slug": slug, "title": str(metadata.get("title", slug))}
         kind = of_datasets.ApiCreateDatasetRequest
-        body = request = filled(kind, license_name=license_name, is_private=True, **about)
+        body = request = filled(kind, license_name="other", is_private=True, **about)
     else:
         notes = time.strftime("%Y-%m-%d %H:%M")
         body = filled(of_datasets.ApiCreateDatasetVersionRequestBody, version_notes=notes)
         request = filled(of_datasets.ApiCreateDatasetVersionRequest, **named, body=body)
     with api.uploaded(body, folder, ApiBlobType.DATASET, folders="zip"):
         check_reply(f"dataset {owner}/{slug}", api.ask(request))
-    if not api.dry_run:
-        files = {path.relative_to(folder).as_posix(): path for path in found}
-        compare_listing(api, f"dataset {owner}/{slug}", files, of_datasets.ApiListDatasetFilesRequest, named)
+    files = {path.relative_to(folder).as_posix(): path for path in found}
+    compare_listing(api, f"dataset {owner}/{slug}", files, of_datasets.ApiListDatasetFilesRequest, named)
     return f"{owner}/{slug}"
 
 
@@ -190,17 +185,16 @@ def compare_listing(
         time.sleep(LOOK_S)
 
 
-def download_competition(api: Api, competition: str, inputs: Path | None = None) -> Path | None:
+def download_competition(api: Api, competition: str, inputs: Path | None = None) -> Path:
     """Download a competition's files and unpack them into `inputs`/SLUG, as on Kaggle; return that folder.
 
     `competition` is aimo1, aimo2, aimo3 or a slug. `inputs` is /kaggle/input, or data/kaggle where that
-    cannot be written. None in a dry run.
+    cannot be written.
     """
     slug = slug_of(competition)
     request = functools.partial(api.ask, ApiDownloadDataFilesRequest, competition_name=slug)
     if api.dry_run:
-        request()
-        return None
+        request()  # which ends it, before a folder is made
     folder = (inputs or (INPUTS if os.access(INPUTS, os.W_OK) else ROOT / "data" / "kaggle")) / slug
     archive, fresh, old = (folder.with_name(f"{slug}.{name}") for name in ("zip", "partial", "old"))
     save_download(request, archive)

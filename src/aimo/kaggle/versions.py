@@ -25,6 +25,7 @@ from aimo.kaggle.kernels import FOLDER
 WAITING = (State.QUEUED, State.NEW_SCRIPT)
 ENDED = (State.COMPLETE, State.ERROR, State.CANCEL_ACKNOWLEDGED)
 POLL_S = 20.0  # between two looks at a version's status
+START_WITHIN_S = 7200.0  # a version that waits longer for a machine is no longer followed
 SCORE_POLL_S = 60  # the longest time between two looks at a submission
 LAST_LINES = 20  # of the log of a version that failed
 ANSWERS = ("submission.parquet", "submission.csv", "submission.zip")
@@ -93,9 +94,8 @@ def push_kernel(
             f"kernel {version} runs without inputs that Kaggle does not know: {named}; push or rename them, "
             "then push the kernel again"
         )
-    if not api.dry_run:
-        models = metadata.get("model_sources", [])
-        add_record("push", kernel=version.ref, version=version.number, models=models)
+    models = metadata.get("model_sources", [])
+    add_record("push", kernel=version.ref, version=version.number, models=models)
     return version, metadata
 
 
@@ -118,7 +118,7 @@ def ask_state(api: Api, version: Version) -> tuple[State, str]:
     return answer.status, " ".join(answer.failure_message.split())
 
 
-def follow_version(api: Api, version: Version, metadata: dict[str, Any], start_within_s: float) -> None:
+def follow_version(api: Api, version: Version, metadata: dict[str, Any]) -> None:
     """Print a version's changes of status and its log until it has ended; StageError when it failed."""
     began, seen, last = time.monotonic(), 0, None
     while True:
@@ -137,10 +137,10 @@ def follow_version(api: Api, version: Version, metadata: dict[str, Any], start_w
             seen = follow_log(api, version, seen)
         if state in ENDED:
             break
-        if state in WAITING and time.monotonic() - began > start_within_s:
+        if state in WAITING and time.monotonic() - began > START_WITHIN_S:
             raise AimoError(
-                f"{version} has not started within {start_within_s / 60:.0f} minutes; it stays queued: look "
-                f"with `aimo kaggle status {version.ref}`, or give --start-within more"
+                f"{version} has not started within {START_WITHIN_S / 3600:.0f} hours; it stays queued: look "
+                f"with `aimo kaggle status {version.ref}`"
             )
         time.sleep(POLL_S)
     if state != State.COMPLETE:
@@ -173,17 +173,16 @@ def list_output(api: Api, version: Version) -> dict[str, int]:
     return {file.name: file.size for answer in answers for file in answer.files}
 
 
-def download_output(api: Api, version: Version, to: Path | None = None) -> Path:
-    """Download a version's output and log and return their folder, runs/kaggle/SLUG/NUMBER if none is given.
+def download_output(api: Api, version: Version) -> Path:
+    """Download a version's output and log and return their folder, runs/kaggle/SLUG/NUMBER.
 
     What is already there in the size that Kaggle lists is kept. AimoError for a file that is missing or of
     another size, and for a submission that is no table of answers.
     """
     _, slug, label = version.fields().values()
-    folder, sizes = to or OUTPUT / slug / label, list_output(api, version)
+    folder, sizes = OUTPUT / slug / label, list_output(api, version)
     answers = list(api.pages(of_kernels.ApiListKernelSessionOutputRequest, **version.fields()))
-    if api.dry_run:
-        return folder
+    api.end_dry_run()
     if not sizes and not answers[0].log:
         raise AimoError(f"{version} has no output yet; see `aimo kaggle status`")
     urls = {file.file_name: file.url for answer in answers for file in answer.files}
@@ -245,7 +244,7 @@ def submit_file(api: Api, path: Path, message: str, competition: str, wait: bool
     check_submissions_left(api, slug)
     if api.dry_run:
         print(f"PUT {path.name}, {path.stat().st_size:,} bytes")
-        return 0, ""
+    api.end_dry_run()
     answer = api.competition_submit(str(path), message, slug, quiet=True)
     made = {"file": path.name, "message": message} | transfers.run_of(path.parent)
     return taken(api, slug, answer, str(path), made, wait)
@@ -261,8 +260,6 @@ def check_submissions_left(api: Api, slug: str) -> None:
 
 def taken(api: Api, slug: str, answer: Any, what: str, made: dict[str, Any], wait: bool) -> tuple[int, str]:
     """Record a submission that Kaggle has taken; return its number and, with `wait`, its public score."""
-    if api.dry_run:
-        return 0, ""
     if not answer.ref:
         reason = answer.message or "no reason given"
         raise AimoError(f"competition {slug}: {what} was not taken ({reason})")
