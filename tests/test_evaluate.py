@@ -4,8 +4,8 @@ import asyncio
 import itertools
 import json
 import os
-import re
 import shutil
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 import pytest
 import yaml
-from conftest import ROOT, TINY, here
+from conftest import TINY, here
 from model_server import serving
 from scripted import Scripted
 
@@ -97,14 +97,6 @@ def test_every_benchmark_of_the_table_can_be_read_from_files(shared, name, count
     assert benchmarks.read_benchmark(name, folder, 3) == found[:3]
 
 
-def test_the_documented_table_is_the_table():
-    text = (ROOT / "docs/evaluation.md").read_text()
-    for name, benchmark in benchmarks.BENCHMARKS.items():
-        [row] = [line for line in text.splitlines() if line.startswith("|") and f"`{name}`" in line]
-        *_, source, samples, _ = row.split("|")
-        assert benchmark.source in source and str(benchmark.samples) == samples.split()[0].strip(",")
-
-
 def test_a_file_whose_prompts_are_conversations_is_a_benchmark(tmp_path):
     talk = [{"role": "system", "content": "Think."}, {"role": "user", "content": "2 + 2?"}]
     write_rows(tmp_path / "dapo.jsonl", {"prompt": talk[1:], "reward_model": {"ground_truth": "4"}})
@@ -115,20 +107,18 @@ def test_a_file_whose_prompts_are_conversations_is_a_benchmark(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content, message",
+    "rows, message",
     [
-        ('{"problem": "2 + 2?"}', "no column 'answer'"),
-        ('{"problem": "2 + 2?", "answer": "4"}\n{"problem": "3?", "answer": null}', "row 2 has no answer"),
-        ('{"problem": "", "answer": "4"}', "row 1 has no problem"),
-        ('{"id": 1, "problem": "a", "answer": "4"}\n{"id": 1, "problem": "b", "answer": "4"}', "the same id"),
-        ("no json", "line 1 is not a JSON object"),
-        ('{"problem": "2 + 2?", "answer": {"value": "4"}}', "holds objects in 'answer'"),
-        ('{"problem": {"text": "2 + 2?"}, "answer": "4"}', "row 1 holds an object in 'problem'"),
+        ([{"problem": "2 + 2?"}], "no column 'answer'"),
+        ([{"problem": "2?", "answer": "4"}, {"problem": "3?", "answer": None}], "row 2 has no answer"),
+        ([{"problem": "", "answer": "4"}], "row 1 has no problem"),
+        ([{"id": 1, "problem": problem, "answer": "4"} for problem in "ab"], "the same id"),
+        ([{"problem": "2 + 2?", "answer": {"value": "4"}}], "holds objects in 'answer'"),
+        ([{"problem": {"text": "2 + 2?"}, "answer": "4"}], "row 1 holds an object in 'problem'"),
     ],
 )
-def test_a_file_that_cannot_be_a_benchmark_is_refused_with_the_row(aimo_evaluate, tmp_path, content, message):
-    path = tmp_path / "mine.jsonl"
-    path.write_text(content)
+def test_a_file_that_cannot_be_a_benchmark_is_refused_with_the_row(aimo_evaluate, tmp_path, rows, message):
+    path = write_rows(tmp_path / "mine.jsonl", *rows)
     done = aimo_evaluate(path)
     assert message in done.err and str(path) in done.err and not (tmp_path / "run").exists()
 
@@ -139,7 +129,6 @@ def test_a_file_that_cannot_be_a_benchmark_is_refused_with_the_row(aimo_evaluate
         (["aime42"], "did you mean aime26?"),
         (["mine.jsonl"], "mine.jsonl does not exist"),
         (["aime24,gpqa"], "lighteval vllm"),
-        (["gpqa", "--vllm", "kv_cache_dtype=fp8"], "vllm.kv_cache_dtype: lighteval"),
         (["gpqa", "--adapter", "a"], "--adapter: lighteval"),
         (["gsm8k", "--adapter", "a"], "adapter a: no adapter_config.json"),
         (["gsm8k", "--set", "inference.temprature=1"], "did you mean temperature?"),
@@ -185,10 +174,7 @@ def test_the_benchmarks_sampling_goes_over_the_models_and_the_command_lines_over
 
 
 def test_a_whole_set_of_matharena_leaves_its_figure_in_the_hubs_format(tmp_path):
-    asked = [Question("a", "2 + 2?", "4")]
-    found = scores.score(
-        replace(header(asked), benchmark="cmimc25"), [replace(DONE, text="<SOLUTION>4</SOLUTION>")]
-    )
+    found = scored([["4"]], QUESTIONS[:1])
     for rows, name in (None, "cmimc25"), (1, "smt25"), (None, "gsm8k"):
         wanted = evaluate.Wanted(TINY, "m", [], [], rows=rows)
         evaluate.write_results(wanted, {name: found}, {}, tmp_path, False)
@@ -215,18 +201,14 @@ def test_a_file_made_otherwise_is_not_gone_on_with(tmp_path, before, now, named)
     CompletionFile(tmp_path / "x.jsonl", header()).close()  # scored again, without servers
 
 
-@pytest.mark.parametrize("model, same", [("tiny-base", True), ("tiny-base+trained", False)])
-def test_a_folder_of_aimo_1_0_1_is_gone_on_with_unless_its_weights_may_be_an_adapters(tmp_path, model, same):
-    old, now = replace(header(), model=model, weights=fingerprint(TINY)), identity(TINY)
-    assert old.is_of(now) is same
-    values = {k: v for k, v in asdict(old).items() if k != "served"}
-    del values["settings"]["vllm"]
-    path = write_rows(tmp_path / "x.jsonl", {"evaluation": values})
-    if same:
-        CompletionFile(path, replace(header(), weights=now)).close()
-    else:
-        with pytest.raises(AimoError, match="weights was"):
-            CompletionFile(path, replace(header(), weights=now))
+def test_a_folder_of_aimo_1_0_1_is_gone_on_with_unless_its_weights_may_be_an_adapters(tmp_path):
+    now = replace(header(), weights=identity(TINY))
+    for model in "tiny-base", "tiny-base+trained":
+        old = asdict(replace(header(), model=model, weights=fingerprint(TINY)))
+        del old["served"], old["settings"]["vllm"]
+        path = write_rows(tmp_path / f"{model}.jsonl", {"evaluation": old})
+        with pytest.raises(AimoError, match="weights was") if "+" in model else nullcontext():
+            CompletionFile(path, now).close()
 
 
 @pytest.fixture(scope="module")
@@ -443,14 +425,10 @@ def test_a_roads_figures_are_shares_of_completions_and_of_problems_and_follow_th
     assert curves[0] == curves[1] != curves[2]
 
 
-@pytest.mark.parametrize("known", [0, 2])
-def test_the_score_counts_only_known_answers(known):
-    solutions = [
-        {"answer": 7, "gold": 7 if known else None, "votes": {"7": 3}},
-        {"answer": 0, "gold": 5 if known else None, "votes": {}},
-        {"answer": 0, "gold": None, "votes": {}},
-    ]
-    expected = {"questions": 3, "known": known, "correct": known // 2, "fallbacks": 2}
+def test_the_score_counts_only_known_answers():
+    answered = [(7, 7, {"7": 3}), (0, 5, {}), (0, None, {})]
+    solutions = [{"answer": answer, "gold": gold, "votes": votes} for answer, gold, votes in answered]
+    expected = {"questions": 3, "known": 2, "correct": 1, "fallbacks": 2}
     assert submission.count_right(solutions) == expected
 
 
@@ -472,15 +450,6 @@ class Model(Scripted):
         self.settings = resolve_settings(folder, {"samples": 2})
 
     def load_weights(self, folder):
-        pass
-
-    def encode(self, problem):
-        return [1]
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
         pass
 
 
@@ -578,9 +547,8 @@ def test_leakage_asks_nobody_for_sets_that_a_card_names_unless_told_to(tmp_path,
         return benchmarks.check_leakage(card.parent, {"x": [Question("q", text, "3")]}, download)["x"]
 
     assert leakage(rows)["share"] == 1
-    for named in ("someone/unknown", "unknown", "buckets/some/one", "7"):
-        why = leakage(named)["why"]
-        assert named in why and "--card-data" in why and asked == []
+    why = leakage("someone/unknown")["why"]
+    assert "someone/unknown" in why and "--card-data" in why and asked == []
     assert leakage("someone/known").get("share") == 1 and asked == []
     assert not datasets.config.HF_HUB_OFFLINE and not huggingface_hub.constants.HF_HUB_OFFLINE
     assert "someone/unknown" in leakage("someone/unknown", download=True)["why"] and asked
@@ -591,7 +559,6 @@ def test_what_is_measured_published_and_not_run_is_told_apart():
     assert rows[0]["kind"] == "measured" and rows[0]["aime24"] == 12.0 and rows[0]["math500"] == "not run"
     assert {row["kind"] for row in rows[1:]} == {"published"}
     assert any(row["math500"] == 90.0 and "MindSpore" in row["model"] for row in rows)
-    assert all(re.fullmatch(r"20\d\d-\d\d-\d\d", source["date"]) and source["source"] for source in sources)
     assert {row["source"] for row in rows[1:]} == {source["number"] for source in sources}
 
 

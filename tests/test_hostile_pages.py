@@ -15,10 +15,7 @@ from model_server import Handler, on_loopback
 from nbformat import v4
 from test_report import ANSWERED, EMPTY, make_run
 
-from aimo.evaluation import replay, submission
-from aimo.evaluation.scores import Interval
-from aimo.inference.competitions import COMPETITIONS
-from aimo.report import page, pages, plots, tables
+from aimo.report import page, pages, tables
 
 SECRET = "the-canary-of-a-token-file"
 OWNED = "document.documentElement.dataset.owned=1"
@@ -178,15 +175,6 @@ def asked(text):
     return named | {"right": 0.5, "vote": True, "tokens": 3.0, "completions": completions}
 
 
-def kaggle_page(folder, texts):
-    """The page of Kaggle's evaluation kernel."""
-    solutions = [ANSWERED | dict.fromkeys(("id", "problem", "note", "gold", "stop"), text) for text in texts]
-    views = [page.Section(plots.votes(solutions), texts[12]), page.Section(tables.answers(solutions))]
-    rows = [{"file": text, "score": text} for text in texts]
-    submission.write_scores(folder, "aimo3", COMPETITIONS["aimo3"], texts[11], rows, views)
-    return folder / "evaluation.html"
-
-
 def evaluation_page(folder, texts):
     """The page of an evaluation, with the texts as benchmarks, subjects, models, sources and all else."""
     figures = {"questions": 2, "samples": 2, "pass@1": [0.5, 0.4, 0.6], "mean_tokens": [3.0, 2.0, 4.0]}
@@ -246,16 +234,6 @@ def notebook_page(folder, texts):
     return pages.write_notebook(executed)
 
 
-def checks_page(folder, texts):
-    """A page of the GPU check and the rehearsal: logs that unfold, links to what was left."""
-    sections = [page.Section(page.fold(text, page.verbatim(text)), text, text) for text in texts]
-    paths = [os.fsdecode(text.encode("utf-8", "replace")) for text in texts]
-    links = [page.link(text, path) for text, path in zip(texts, paths, strict=True)]
-    rows = [{"check": t, "left": link, "log": page.verbatim(t)} for t, link in zip(texts, links, strict=True)]
-    sections.insert(0, page.Section(tables.table(rows)))
-    return page.write_page(folder / "gpu-check.html", texts[11], texts[12], sections)
-
-
 def list_page(folder, texts):
     """The list of runs whose folders and headlines are the texts."""
     for number, text in enumerate(texts):
@@ -268,8 +246,8 @@ def list_page(folder, texts):
     return folder / "index.html"
 
 
-DRAWN = [run_pages, kaggle_page, notebook_page]  # plots and nbconvert take seconds
-BUILDERS = [*DRAWN, evaluation_page, comparison_page, distillation_page, checks_page, list_page]
+DRAWN = [run_pages, notebook_page]  # plots and nbconvert take seconds
+BUILDERS = [*DRAWN, evaluation_page, comparison_page, distillation_page, list_page]
 
 
 @pytest.fixture(scope="module")
@@ -319,16 +297,3 @@ def test_the_browser_would_have_read_asked_and_run(tmp_path, texts, canary):
     assert "data-owned" in re.search(r"<html[^>]*>", dom)[0]
     assert {"/fetched", "/image.png", "/script.js"} <= set(canary.requests)
     canary.requests.clear()
-
-
-@pytest.mark.slow  # draws each text with matplotlib
-def test_a_plot_of_rules_and_files_takes_any_name(tmp_path, texts):
-    one = Interval(1.0, 1.0, 1.0)
-    figures = [
-        replay.Figures(text, "tokens", f"ours {text}", 0.5, number, 1.0, one, one, one, {})
-        for number, text in enumerate(texts[::4], 1)
-    ]
-    replay.plot_rules(figures, tmp_path / "plot.svg")
-    found = Found((tmp_path / "plot.svg").read_text())
-    assert not {"script", "image", "a", "foreignobject", "iframe"} & {tag for tag, _ in found.elements}
-    assert all(attributes.get("xlink:href", "#").startswith("#") for _, attributes in found.elements)

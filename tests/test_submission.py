@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 import types
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -20,7 +21,7 @@ from aimo.inference.local import read_questions
 
 
 def write(path, text):
-    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    path.write_text(text)
     return path
 
 
@@ -34,26 +35,20 @@ def accepted(reply, id_, competition):
     "text, told",
     [
         (None, "does not exist"),
-        ("", "is empty"),
         ("id,problem\n", "no rows"),
         ("name,problem\n1,x\n", "no column 'id'"),
         ("id,text\n1,x\n", "no column 'problem'"),
         ("id,problem\na,x\na,y\n", "the id 'a' twice"),
         ("id,problem\n,x\n", "without an id"),
-        ("id,problem,problem\na,x,y\n", "the column 'problem' twice"),
-        ("id,problem\na,x\nb,Let a, b be 1.\n", "line 3: 3 values for 2 columns"),
-        ('id,problem\na,"x\n', "a quote is missing or misplaced in the row up to line 2"),
-        ("id,problem\na,é\n".encode("latin-1"), "not text in UTF-8"),
     ],
 )
-def test_a_bad_test_file_is_refused_by_name_in_one_line_of_our_own(tmp_path, text, told):
+def test_a_file_that_cannot_be_asked_is_refused_by_name_in_one_line(tmp_path, text, told):
     path = tmp_path / "test.csv"
     if text is not None:
         write(path, text)
     with pytest.raises(AimoError) as e:
         read_questions(path)
     assert told in str(e.value) and str(path) in str(e.value) and "\n" not in str(e.value)
-    assert "polars" not in str(e.value) and "schema" not in str(e.value)
 
 
 def test_texts_are_read_as_they_are_written(tmp_path):
@@ -132,103 +127,105 @@ def kaggle_package(monkeypatch, number):
 
 
 @pytest.fixture
-def rerun(monkeypatch, tmp_path):
+def serve(monkeypatch, tmp_path):
+    """Serve a test file with these bytes or this text, or none, in a folder of its own. Nothing is loaded."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(gateway, "start_engine", lambda *_: types.SimpleNamespace(close=lambda: None))
+
+    def serve(competition, content=None, model=TINY, limit_s=100.0, **settings):
+        if content is not None:
+            Path("t.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
+        return gateway.serve_submission(competition, str(model), "t.csv", limit_s, settings)
+
+    return serve
+
+
+@pytest.fixture
+def rerun(monkeypatch):
     kaggle_package(monkeypatch, 3)
     monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
-    monkeypatch.chdir(tmp_path)
 
 
-def test_in_a_rerun_kaggles_own_server_is_served_and_every_row_is_valid(rerun, tmp_path):
+def no_engine(*_):
+    raise AimoError("no engine")
+
+
+def test_in_a_rerun_kaggles_own_server_is_served_and_every_row_is_valid(rerun, monkeypatch, tmp_path):
     # A model that is not there must cost its answers, not the submission.
+    monkeypatch.chdir(tmp_path)
     solutions = gateway.serve_submission("aimo3", str(tmp_path / "nothing"), "", 100.0, {})
     assert FakeServer.last.rows == [("a", 0), ("b", 0), ("c", 0)]
     assert all("no such folder" in s.note for s in solutions.values())
 
 
-def test_in_a_rerun_the_server_starts_before_the_engine_has_loaded(rerun, monkeypatch):
+def test_in_a_rerun_the_server_starts_before_the_engine_has_loaded(rerun, serve, monkeypatch):
     serving, loaded_first = threading.Event(), []
 
     def start_engine(*_):
         loaded_first.append(not serving.wait(20))
-        raise AimoError("no engine")
+        no_engine()
 
     monkeypatch.setattr(gateway, "start_engine", start_engine)
     monkeypatch.setattr(FakeServer, "serve", lambda self: (serving.set(), self.predict(["a"], ["1 + 1?"])))
-    solutions = gateway.serve_submission("aimo3", str(TINY), "", 100.0, {})
-    assert not any(loaded_first) and solutions["a"].note == "no engine"
+    assert serve("aimo3")["a"].note == "no engine" and not any(loaded_first)
 
 
-def test_outside_a_rerun_what_is_not_installed_is_named_at_once(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    path = write(tmp_path / "t.csv", "id,problem\n1,x\n")
+def test_outside_a_rerun_what_is_not_installed_is_named_at_once(serve, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(gateway, "Supervisor", None)
     with pytest.raises(AimoError, match=r"^vllm not installed.*attach"):
-        gateway.serve_submission("aimo3", str(TINY), str(path), 100.0, {})
+        serve("aimo3", "id,problem\n1,x\n")
 
 
-def test_a_competition_without_a_server_takes_a_csv_in_the_order_of_its_test_file(monkeypatch, tmp_path):
+def test_a_competition_without_a_server_takes_a_csv_in_the_order_of_its_test_file(serve, monkeypatch):
     """A rerun without an engine has the fallback for each question; a trial run ends with the reason."""
-    monkeypatch.chdir(tmp_path)
-    path = write(tmp_path / "t.csv", "id,problem\n" + "".join(f"q{i},{i} + 1?\n" for i in range(12)))
-
-    def start_engine(*_):
-        raise AimoError("no engine")
-
-    monkeypatch.setattr(gateway, "start_engine", start_engine)
+    text = "id,problem\n" + "".join(f"q{i},{i} + 1?\n" for i in range(12))
+    monkeypatch.setattr(gateway, "start_engine", no_engine)
     with pytest.raises(AimoError, match=r"^no engine$"):
-        gateway.serve_submission("aimo1", str(TINY), str(path), 100.0, {})
-    assert not (tmp_path / "submission.csv").exists()
+        serve("aimo1", text)
+    assert not Path("submission.csv").exists()
     monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
-    gateway.serve_submission("aimo1", str(TINY), str(path), 100.0, {})
+    serve("aimo1", text)
     rows = "".join(f"q{i},0\n" for i in range(12))
-    assert (tmp_path / "submission.csv").read_text() == f"id,answer\n{rows}"
+    assert Path("submission.csv").read_text() == f"id,answer\n{rows}"
 
 
-def test_the_start_up_counts_against_the_time_limit_except_where_a_person_works(rerun, monkeypatch):
+def test_the_start_up_counts_against_the_time_limit_except_where_a_person_works(rerun, serve, monkeypatch):
     monkeypatch.setattr(startup, "STARTED", time.monotonic() - 700)
     sampler = types.SimpleNamespace(settings=types.SimpleNamespace(samples=1), close=lambda: None)
     monkeypatch.setattr(gateway, "start_engine", lambda *_: sampler)
     left = []
     monkeypatch.setattr(gateway, "solve_problem", lambda *arguments, **_: left.append(arguments[5]))
-    gateway.serve_submission("aimo3", str(TINY), "", 1000.0, {})
+    serve("aimo3", limit_s=1000.0)
     monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
-    gateway.serve_submission("aimo3", str(TINY), "", 1000.0, {})
+    serve("aimo3", limit_s=1000.0)
     assert sum(left[:3]) < 60 < sum(left[3:]), "of 50 questions"
 
 
 @pytest.mark.parametrize(
-    "content, told",
+    "content, competition, settings, told",
     [
-        (b"id,problem\na,x\na,y\n", "has the id 'a' twice"),
-        (b"id,question\na,x\n", "has no column 'problem', only id, question; aimo3 needs it"),
-        ("id,problem\na,\u00e9\n".encode("latin-1"), "give a CSV in UTF-8"),
-        (b"id,problem\na,x,y\n", "give a CSV in UTF-8"),
-        (b"", "give a CSV in UTF-8"),
-        (None, "give a CSV in UTF-8"),
+        ("id,problem\na,x\na,y\n", "aimo3", {}, "t.csv has the id 'a' twice"),
+        ("id,question\na,x\n", "aimo3", {}, "has no column 'problem', only id, question; aimo3 needs it"),
+        ("id,problem\na,\u00e9\n".encode("latin-1"), "aimo3", {}, "t.csv: .*give a CSV in UTF-8"),
+        ("id,problem\na,x,y\n", "aimo3", {}, "t.csv: .*give a CSV in UTF-8"),
+        (None, "aimo3", {}, "t.csv: .*give a CSV in UTF-8"),
+        ("", "aimo9", {}, "competition 'aimo9' is unknown: use one of aimo1, aimo2, aimo3"),
+        ("id,problem\n1,x\n", "aimo3", {"temprature": 1.0}, "temprature"),
+        ("id,problem\n1,x\n", "aimo3", {"samples": 0}, "samples"),
+        *(
+            (f"id,question,answer\nq,x,{answer}\n", "aimo2", {}, f"question q: .* '{answer}' is no integer")
+            for answer in ("", "-1", "1/2", "1000", "x")
+        ),
     ],
 )
-def test_a_test_file_of_the_kernel_that_cannot_be_asked_is_named_in_one_line(
-    tmp_path, monkeypatch, content, told
+def test_what_is_wrong_with_a_kernels_parameters_is_named_in_one_line_before_anything_starts(
+    serve, monkeypatch, content, competition, settings, told
 ):
     monkeypatch.setattr(gateway, "Supervisor", None)
-    if content is not None:
-        (tmp_path / "t.csv").write_bytes(content)
-    with pytest.raises(AimoError, match=told) as e:
-        gateway.serve_submission("aimo3", str(TINY), str(tmp_path / "t.csv"), 100.0, {})
-    assert "t.csv" in str(e.value) and "\n" not in str(e.value)
-    with pytest.raises(AimoError, match="competition 'aimo9' is unknown: use one of aimo1, aimo2, aimo3"):
-        gateway.serve_submission("aimo9", str(TINY), str(tmp_path / "t.csv"), 100.0, {})
-
-
-def test_a_wrong_setting_of_the_kernel_is_named_before_anything_starts(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    path = write(tmp_path / "t.csv", "id,problem\n1,x\n")
-    monkeypatch.setattr(gateway, "Supervisor", None)
-    for wrong, told in [({"temprature": 1.0}, "temprature"), ({"samples": 0}, "samples")]:
-        with pytest.raises(AimoError, match=told):
-            gateway.serve_submission("aimo3", str(TINY), str(path), 100.0, wrong)
-    assert not (tmp_path / "settings.json").exists()
+    with pytest.raises(AimoError, match=f"{told}.*$"):  # `.` is no line's end
+        serve(competition, content, **settings)
+    assert not Path("settings.json").exists()
 
 
 @pytest.mark.parametrize("where", COMPETITIONS["aimo2"].folders)
@@ -243,77 +240,67 @@ def test_kaggles_package_is_found_in_both_places_it_may_lie(monkeypatch, tmp_pat
         del sys.modules[name]
 
 
-def test_outside_a_rerun_kaggles_own_gateway_is_preferred(monkeypatch, tmp_path):
+def test_outside_a_rerun_kaggles_own_gateway_is_preferred(serve, monkeypatch):
     kaggle_package(monkeypatch, 2)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(gateway, "start_engine", lambda *_: types.SimpleNamespace(close=lambda: None))
-    path = write(tmp_path / "t.csv", "id,question\n1,x\n")
-    gateway.serve_submission("aimo2", str(TINY), str(path), 100.0, {})
-    assert FakeServer.last.paths == (str(path),)
+    serve("aimo2", "id,question\n1,x\n")
+    assert FakeServer.last.paths == ("t.csv",)
 
 
 TEN = "id,problem,answer\n" + "".join(f"q{i},text {i},{i}\n" for i in range(10))
 
 
-def play(monkeypatch, tmp_path, competition, answer, text=TEN):
+@pytest.fixture
+def play(serve, monkeypatch):
     """Serve a test file with an `answer` to question i of pass n; returns the questions asked, by pass."""
-    asked = [[]]
 
-    def make_predict(schedule, supervisor, seed, solutions, journal):
-        done = asked[-1]
-        asked.append([])
+    def play(competition, answer, text=TEN):
+        asked = []
 
-        def predict(id_, problem):
-            done.append((id_[0], len(id_), len(problem), schedule.limit_s))
-            return pl.DataFrame({"id": id_, "answer": [answer(int(id_[0][1:]), len(asked) - 1)]})
+        def make_predict(schedule, supervisor, seed, solutions, journal):
+            done, number = [], len(asked) + 1
+            asked.append(done)
 
-        return predict
+            def predict(id_, problem):
+                done.append((id_[0], len(id_), len(problem), schedule.limit_s))
+                return pl.DataFrame({"id": id_, "answer": [answer(int(id_[0][1:]), number)]})
 
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(gateway, "make_predict", make_predict)
-    monkeypatch.setattr(gateway, "start_engine", lambda *_: types.SimpleNamespace(close=lambda: None))
-    gateway.serve_submission(competition, str(TINY), str(write(tmp_path / "t.csv", text)), 100.0, {})
-    return asked[:-1]
+            return predict
+
+        monkeypatch.setattr(gateway, "make_predict", make_predict)
+        serve(competition, text)
+        return asked
+
+    return play
 
 
-def test_aimo3_is_answered_twice_and_scores_one_for_two_right_answers_and_half_for_one(
-    monkeypatch, tmp_path, capsys
-):
+def test_aimo3_is_answered_twice_and_scores_one_for_two_right_answers_and_half_for_one(play, capsys):
     """Questions below 6 are right in both passes, those below 9 in the second alone."""
-    asked = play(monkeypatch, tmp_path, "aimo3", lambda i, n: i if i < 6 or (n == 2 and i < 9) else 99)
+    asked = play("aimo3", lambda i, n: i if i < 6 or (n == 2 and i < 9) else 99)
     first, second = ([name for name, *_ in one] for one in asked)
     assert sorted(first) == sorted(second) == [f"q{i}" for i in range(10)]
     assert first != second and first != sorted(first)
     assert {row[1:] for one in asked for row in one} == {(1, 1, 50.0)}  # one question, half of the time
     assert "score: 7.5 of 10, in 2 passes" in capsys.readouterr().out
-    answers = pl.read_parquet(tmp_path / "submission.parquet")
+    answers = pl.read_parquet("submission.parquet")
     assert answers.rows() == [(f"q{i}", i if i < 6 else 99) for i in range(10)]
 
 
-def test_aimo2_is_answered_once_and_a_file_without_answers_is_not_scored(monkeypatch, tmp_path, capsys):
-    questions = TEN.replace("problem", "question")
-    assert len(play(monkeypatch, tmp_path, "aimo2", lambda i, n: i % 8, questions)) == 1
+def test_aimo2_is_answered_once_and_a_file_without_answers_is_not_scored(play, capsys):
+    assert len(play("aimo2", lambda i, n: i % 8, TEN.replace("problem", "question"))) == 1
     assert "score: 8 of 10, in 1 passes" in capsys.readouterr().out
     without = "id,problem\n" + "".join(f"q{i},text\n" for i in range(3))
-    assert [len(one) for one in play(monkeypatch, tmp_path, "aimo3", lambda i, n: i, without)] == [3]
+    assert [len(one) for one in play("aimo3", lambda i, n: i, without)] == [3]
     assert "score" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("answer", ["", "-1", "1/2", "1000", "x"])
-def test_a_known_answer_that_the_competition_does_not_take_is_named(monkeypatch, tmp_path, answer):
-    text = f"id,question,answer\nq,x,{answer}\n"
-    with pytest.raises(AimoError, match=f"question q: .* '{answer}' is no integer from 0 to 999"):
-        play(monkeypatch, tmp_path, "aimo2", None, text)
-
-
 def test_a_start_up_longer_than_kaggles_gateway_waits_is_refused_before_the_first_question(
-    monkeypatch, tmp_path, capsys
+    play, monkeypatch, capsys
 ):
     rules = dataclasses.replace(COMPETITIONS["aimo3"], start_limit_s=0.5)
     monkeypatch.setitem(COMPETITIONS, "aimo3", rules)
     monkeypatch.setattr(startup, "STARTED", time.monotonic() - 2)
     with pytest.raises(AimoError, match=r"ready 2 s after .*Kaggle's gateway waits 0 s.*wheels"):
-        play(monkeypatch, tmp_path, "aimo3", None)
+        play("aimo3", None)
     monkeypatch.setattr(startup, "STARTED", time.monotonic())
-    play(monkeypatch, tmp_path, "aimo3", lambda i, n: i)
+    play("aimo3", lambda i, n: i)
     assert "the server is ready 0 s after the start" in capsys.readouterr().out

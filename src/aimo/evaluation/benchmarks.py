@@ -32,10 +32,6 @@ SAMPLING = {"temperature": 0.6, "top_p": 0.95, "max_tokens": 32768}
 BOXED = "{problem}\n\nPlease reason step by step, and put your final answer within \\boxed{}."
 RULES = "{problem}\n\nPlease reason step by step. {rules}"  # the same, for a competition's questions
 LEAKED_WORDS = 8  # as in decontamination
-LIGHTEVAL_TAKES = (
-    "dtype", "tensor_parallel_size", "data_parallel_size", "pipeline_parallel_size", "enable_prefix_caching",
-    "max_num_seqs", "max_num_batched_tokens", "quantization", "load_format", "trust_remote_code",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -192,15 +188,7 @@ def read_competition_file(name: str, rows: int | None, competition: str) -> list
 def lighteval_command(
     model: Path, benchmark: Benchmark, settings: Settings, folder: Path, seed: int
 ) -> list[str]:
-    """Return lighteval's command for a benchmark, with the settings that our engine would have.
-
-    AimoError for an argument of vLLM that lighteval (0.13.0) does not take.
-    """
-    if others := [key for key in settings.vllm if key not in LIGHTEVAL_TAKES]:
-        raise AimoError(
-            f"inference.vllm.{others[0]}: lighteval, which asks gpqa and lcb, takes only "
-            f"{', '.join(LIGHTEVAL_TAKES)}; leave it out, or leave them out"
-        )
+    """Return lighteval's command for a benchmark, with the settings that our engine would have."""
     arguments = {
         "model_name": model,
         "max_model_length": settings.max_length or settings.max_tokens,
@@ -292,50 +280,40 @@ def check_leakage(
         data, texts = training_texts(model, download)
     except AimoError as e:
         return {name: {"why": str(e)} for name in asked}
-    if not len(texts):
-        why = "neither a run's data beside the model nor `datasets` in its card"
-        return {name: {"why": why} for name in asked}
     checked = {}
     for name, questions in asked.items():
         shares = decontaminate.shares([question.problem for question in questions], texts, LEAKED_WORDS)
         pairs = zip(questions, shares, strict=True)
         found = {question.id: round(share, 4) for question, share in pairs if share}
-        checked[name] = {
-            "data": data,
-            "texts": len(texts),
-            "share": sum(shares) / len(shares),
-            "found": found,
-        }
+        share = sum(shares) / len(shares)
+        checked[name] = {"data": data, "texts": len(texts), "share": share, "found": found}
     return checked
 
 
 def training_texts(model: Path, download: bool) -> tuple[str, pl.Series]:
     """Return where a model's training data is, and its problems with their solutions.
 
-    The data is that of the run that trained it, or the `datasets` of its card. Without either the series is
-    empty. AimoError names the sets of the card that are not here, unless they may be downloaded.
+    The data is that of the run that trained it, or the `datasets` of its card. AimoError where neither is
+    known, and for a set of the card that is not here, unless it may be downloaded.
     """
-    run, texts = model.absolute().parent.parent / "data", [pl.Series([], dtype=pl.String)]
+    run, card, texts = model.absolute().parent.parent / "data", model / "README.md", []
 
-    def add(problems: pl.Series, solutions: pl.Series) -> None:
-        texts.append(problems.fill_null("") + "\n" + solutions.fill_null(""))
+    def add(rows: pl.DataFrame, *columns: pl.Expr) -> None:
+        texts.append(rows.select(pl.concat_str(columns, separator="\n", ignore_nulls=True)).to_series())
 
-    tables = [path for path in sorted(run.glob("*.parquet")) if path.stem in ("sft", "grpo")]
-    for rows in map(pl.read_parquet, tables):
-        columns = [name for name in ("prompt", "completion") if name in rows]
-        said = [rows[name].list.last().struct.field("content") for name in columns]
-        add(*said) if len(said) == 2 else texts.append(said[0])
-    card = model / "README.md"
-    if tables or not card.is_file():
+    if tables := [path for name in ("grpo", "sft") if (path := run / f"{name}.parquet").is_file()]:
+        for rows in map(pl.read_parquet, tables):
+            turns = [pl.col(name).list.last() for name in ("prompt", "completion") if name in rows]
+            add(rows, *(turn.struct.field("content") for turn in turns))
         return ", ".join(f"{run.parent.name}/data/{path.name}" for path in tables), pl.concat(texts)
     try:
-        listed = huggingface_hub.ModelCard.load(card).data.datasets or []
+        listed = huggingface_hub.ModelCard.load(card).data.datasets if card.is_file() else None
     except Exception as e:  # yaml raises many kinds
         reason = " ".join(str(e).split())[:100]
         raise AimoError(f"{card}: its header cannot be read ({reason})") from None
-    named = [listed] if isinstance(listed, str) else [str(name) for name in listed]
+    named = [listed] if isinstance(listed, str) else [str(name) for name in listed or ()]
     if not named:
-        return "", pl.concat(texts)
+        raise AimoError("neither a run's data beside the model nor `datasets` in its card")
     places: tuple[Any, ...] = (datasets.config, huggingface_hub.constants)
     before = [place.HF_HUB_OFFLINE for place in places]
     try:
@@ -348,7 +326,7 @@ def training_texts(model: Path, download: bool) -> tuple[str, pl.Series]:
                 if download or not isinstance(e.__context__, OSError):  # it is here and of no use
                     raise
                 raise AimoError(f"{name} of the model's card is not here; --card-data downloads it") from None
-            add(rows["problem"], rows["solution"])
+            add(rows, pl.col("problem"), pl.col("solution"))
     finally:
         for place, value in zip(places, before, strict=True):
             place.HF_HUB_OFFLINE = value

@@ -53,6 +53,12 @@ class EvaluationHeader:
         """The kind of the answers. ValueError where it is none."""
         return None if self.answer is None else read_kind(self.answer)
 
+    def compared(self) -> dict[str, Any]:
+        """Return what must be equal of completions in one file; what is not known yet is left out."""
+        known = {key: value for key in ("context", "served") if (value := getattr(self, key))}
+        named = {"benchmark": self.benchmark, "weights": self.weights, "seed": self.seed}
+        return named | self.settings | {"answer": self.answer, "rules": self.rules} | known
+
     def is_of(self, weights: str) -> bool:
         """Return whether the completions are of the model with this identity."""
         told_apart = "-" in self.weights or "+" not in self.model  # 1.0.1 gave an adapter its base's weights
@@ -93,16 +99,10 @@ class CompletionFile(SampleFile):
                 self.append({"evaluation": asdict(header)})
             else:
                 self.header, found = read_completions(path)
-                before, now = (
-                    {"benchmark": one.benchmark, "weights": one.weights, "seed": one.seed, **one.settings}
-                    | {"answer": one.answer, "rules": one.rules}
-                    # 0 and "" are not known yet
-                    | {key: value for key in ("context", "served") if (value := getattr(one, key))}
-                    for one in (self.header, header)
-                )
+                before = self.header.compared()
                 if self.header.is_of(header.weights):
                     before["weights"] = header.weights
-                self.check(before, now)
+                self.check(before, header.compared())
                 if self.header.questions != header.questions:
                     raise AimoError(f"{path} was made with other questions; take another --run-dir")
         except BaseException:
@@ -112,7 +112,7 @@ class CompletionFile(SampleFile):
 
     def missing(self, num_samples: int) -> list[tuple[str, int]]:
         """Return what is missing of `num_samples` completions for each question, first ones first."""
-        wanted = [(question.id, n) for n in range(num_samples) for question in self.header.questions]
+        wanted = ((question.id, n) for n in range(num_samples) for question in self.header.questions)
         return [which for which in wanted if which not in self.traces]
 
     def add(self, trace: Trace) -> None:
@@ -170,10 +170,11 @@ def sample_file(sampler: Sampler, file: CompletionFile, num_samples: int, step: 
         async with sandboxes if with_tools else contextlib.nullcontext(), slots:
             began = time.monotonic()
             problem, seed = problems[id_], sample_seed(header.seed, problems[id_].text, index)
-            completion = Completion("", [], False)
-            if id_ not in too_long and with_tools:
+            if id_ in too_long:
+                completion = Completion("", [], False)
+            elif with_tools:
                 completion = await RunningSample(problem, index, 0.0, True).run()
-            elif id_ not in too_long:
+            else:
                 prompt = problem.begin(index, with_tools=False).prompt()
                 completion = await sampler.sample(prompt, seed, settings)
             times = [round(before + moment - begun, 3) for moment in (began, time.monotonic())]

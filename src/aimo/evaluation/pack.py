@@ -22,8 +22,6 @@ from typing import Any
 
 from safetensors import safe_open
 
-from aimo import config
-from aimo.config import locate
 from aimo.config.profile import TRAINED
 from aimo.data import prepare
 from aimo.errors import AimoError, EngineError
@@ -77,12 +75,11 @@ def pack_run(named: str, competition: str, questions: Path | None, serve: bool) 
         ending.callback(unlock, folder)
         joined = ending.enter_context(tempfile.TemporaryDirectory(prefix=".joined-", dir=folder))
         run = Run(profile, folder, stage, time.time())
-        base = run.models()["base"] if serve else locate(profile.model.base)
         adapter = join_adapters(lora, run, Path(joined))
-        told = [f"adapter: {check_adapter_file(lora, adapter, base, f'train stage {stage} again')}"]
+        told = [f"adapter: {check_adapter_file(lora, adapter, f'train stage {stage} again')}"]
         record: dict[str, Any] = {"competition": competition}
         if serve:
-            table = read_table(rules, competition, run, questions)
+            base, table = run.models()["base"], read_table(rules, competition, run, questions)
             settings = resolve_settings(base, NEUTRAL, lora.serving)
             alone = f"train {stage} alone, or set model.dtype=float32"  # the merged model was rounded
             remedy = served.REMEDY if adapter.parent == run.folder else alone
@@ -112,27 +109,23 @@ def pack_run(named: str, competition: str, questions: Path | None, serve: bool) 
 
 
 def check_archive(lora: AdapterRules, path: Path) -> str:
-    """Return the adapter of an archive in words. AimoError for one that the host would not take.
-
-    In a run's folder, its weights are compared with those of the run's base.
-    """
-    again, profile = "make it with `aimo kaggle pack`", path.with_name("profile.yaml")
+    """Return the adapter of an archive in words. AimoError for one that the host would not take."""
+    again = "make it with `aimo kaggle pack`"
     try:
         with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory(dir=path.parent) as folder:
             if sorted(names := archive.namelist()) != [CONFIG, WEIGHTS]:
                 told = f"it holds {listed(names)}, and the host takes {CONFIG} and {WEIGHTS}"
                 raise AimoError(f"{path}: {told}; {again}")
             archive.extractall(folder)
-            base = locate(config.load(profile).model.base) if profile.is_file() else None
             try:
-                return check_adapter_file(lora, Path(folder), base, again)
+                return check_adapter_file(lora, Path(folder), again)
             except AimoError as e:
                 raise AimoError(str(e).replace(folder, str(path))) from None
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, OSError) as e:
         raise AimoError(f"{path}: it is no whole archive ({one_line(e)}); {again}") from None
 
 
-def check_adapter_file(lora: AdapterRules, adapter: Path, base: Path | None, again: str) -> str:
+def check_adapter_file(lora: AdapterRules, adapter: Path, again: str) -> str:
     """Return an adapter in words. AimoError for one that the host would not take, or would serve wrongly."""
     path, weights, said = adapter / CONFIG, adapter / WEIGHTS, read_config(adapter, again)
     rank, under = said["r"], str(said.get("base_model_name_or_path"))
@@ -147,7 +140,6 @@ def check_adapter_file(lora: AdapterRules, adapter: Path, base: Path | None, aga
         dtypes = sorted({DTYPES.get(one.get_dtype(), one.get_dtype()) for one in slices.values()})
     if odd := next((key for key in shapes if not KEY.fullmatch(key)), None if shapes else "nothing"):
         raise AimoError(f"{weights}: it holds {odd}, no weight of LoRA that vLLM reads; {again}")
-    known = base_shapes(base) if base and base.is_dir() else {}
     for module in sorted({KEY.sub(r"\1", key) for key in shapes}):
         target = module.rpartition(".")[2]
         if target not in lora.targets:
@@ -157,9 +149,6 @@ def check_adapter_file(lora: AdapterRules, adapter: Path, base: Path | None, aga
         if [a[0], b[1]] != [rank, rank]:
             told = f"the halves of {module} have the ranks {a[0]} and {b[1]}, and {CONFIG} says {rank}"
             raise AimoError(f"{weights}: {told}; {again}")
-        if known and known.get(inside(module)) != [b[0], a[1]]:
-            told = f"{module} is for {b[0]} x {a[1]} weights, which the base {base} does not have there"
-            raise AimoError(f"{weights}: {told}; train on that base")
     if odd := next((dtype for dtype in dtypes if dtype not in lora.dtypes), None):
         told = f"it has {odd} weights, and the host takes {', '.join(lora.dtypes)}"
         raise AimoError(f"{weights}: {told}; set model.dtype to one of them, and {again}")
@@ -227,23 +216,6 @@ def is_one_of(names: tuple[str, ...], model: str) -> bool:
     """Return whether a path or hub id, also one in the hub's cache, has one of some models' names in it."""
     parts = {part.rpartition("--")[2] for part in Path(model.lower()).parts}
     return any(Path(name.lower()).name in parts for name in names)
-
-
-def base_shapes(base: Path) -> dict[str, list[int]]:
-    """Return the shapes of a model folder's weights by the module's name inside the layers."""
-    shapes = {}
-    for path in sorted(base.glob("*.safetensors")):
-        with safe_open(path, "np") as file:
-            for key in file.keys():  # noqa: SIM118
-                shapes[inside(key.removesuffix(".weight"))] = file.get_slice(key).get_shape()
-    if "lm_head" not in shapes:  # it is the embedding
-        shapes["lm_head"] = next((s for key, s in shapes.items() if key.endswith("embed_tokens")), [])
-    return shapes
-
-
-def inside(module: str) -> str:
-    """Return a module's name from `layers` on: what stands before differs between libraries."""
-    return re.sub(r"^.*?\.(?=layers\.)", "", module)
 
 
 # What is served
