@@ -1,10 +1,7 @@
 # ruff: noqa: RUF001 (answers hold such signs)
 """Finding answers in completions, their exact values, and whether they equal the gold answer."""
 
-import importlib.util
-import json
 import random
-import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from fractions import Fraction
@@ -13,7 +10,6 @@ from types import SimpleNamespace
 import pytest
 
 from aimo import rewards
-from aimo.config import ROOT
 from aimo.evaluation import scores
 from aimo.evaluation.benchmarks import Question
 from aimo.evaluation.completions import EvaluationHeader, Trace
@@ -41,30 +37,24 @@ FOUND = [
     (r"so \boxed{\frac{1}{2}} it is", r"\frac{1}{2}"), (r"\boxed{1} or rather \boxed{2^{10}}", "2^{10}"),
     ("<think>is it <answer>3</answer>?</think> It is <answer>4</answer>", "4"),
     (r"<think>\boxed{5}</think> done", "5"), (r"<think>\boxed{5}</think> The answer is 6.", "6"),
-    ("Natalia sold 72 clips.\n#### 72", "72"), ("A: 18", "18"), (r"cut off at \boxed{42", "42"),
-    (r"framed $\fbox{5}$", "5"), (r"\boxed 7", "7"), (r"<SOLUTION>\boxed{5}</SOLUTION>", "5"),
-    (r"\boxed{}", None), (r"The final answer is $\frac{3}{4}$.", r"$\frac{3}{4}$"), ("Answer: **12**", "12"),
+    ("A: 18", "18"), (r"cut off at \boxed{42", "42"), (r"framed $\fbox{5}$", "5"), (r"\boxed 7", "7"),
+    (r"<SOLUTION>\boxed{5}</SOLUTION>", "5"), (r"\boxed{}", None), ("Answer: **12**", "12"),
     ("So m + n = 169 + 25 = **194**", "194"), ("I do not know.", None), ("", None),
     ("The values are \\boxed{3}, \\boxed{5}, \\boxed{7}", "3, 5, 7"),
-    (r"$x = \boxed{3}$ and $y = \boxed{5}$", "3, 5"), (r"\boxed{3} \text{ and } \boxed{5}", "3, 5"),
-    (r"It is \boxed{5}, since \boxed{6} is even", "6"),
+    (r"$x = \boxed{3}$ and $y = \boxed{5}$", "3, 5"), (r"It is \boxed{5}, since \boxed{6} is even", "6"),
     ("It is \\boxed{840}.\n\n**Final Answer**\n\\boxed{840}", "840"),
     (r"So \boxed{7}. As asked, it stands in \boxed", "7"),
     (r"So \boxed{7}. Then \boxed{}, \boxed{\text{}} and \boxed{\ldots}", "7"),
-    (r"So \boxed{42}. The answer is \boxed{4", "42"), (r"in a \framebox{5}", "5"),
-    ("<answer>4</answer> <answer></answer>", "4"), ("<answer>The answer is 42.</answer>", "42"),
-    ("**Answer:**\n\n42", "42"), ("### Final Answer\n\n$42$", "$42$"),
-    ("The final answer is\n\n$$17$$", "17"), ("Answer:\n\\[ 17 \\]", "17"),
+    (r"So \boxed{42}. The answer is \boxed{4", "42"), ("<answer>4</answer> <answer></answer>", "4"),
+    ("<answer>The answer is 42.</answer>", "42"), ("**Answer:**\n\n42", "42"), ("Answer:\n\\[ 17 \\]", "17"),
     ("Final Answer: The final answer is $16$. I hope it is correct.", "$16$"), ("ANSWER: **A**", "A"),
-    ("Answer = 17", "17"), ("答案是 **17**。", "17"), ("答え:17", "17"), ("Réponse : 42", "42"),
-    (r"\textbf{Final answer:} 42", "42"), ("The answer is therefore 42", "42"),
-    ("The answer is 42 because 6 * 7 = 42.", "42"), ("The answer is 42 (see step 3).", "42"),
+    ("Answer = 17", "17"), ("答案是 **17**。", "17"), (r"\textbf{Final answer:} 42", "42"),
+    ("The answer is therefore 42", "42"), ("The answer is 42 because 6 * 7 = 42.", "42"),
+    ("The answer is 42 (see step 3).", "42"), ("The answer is 3:30 p.m. at last.", "3:30 p.m. at last"),
     ("The answer is 42. I am sure that this answer is correct.", "42"),
-    ("The answer is 3:30 p.m. at last.", "3:30 p.m. at last"),
     ("The answer is $f(x) = x$, where x is real.", "$f(x) = x$"), ("Answer: 42 (mod 100)", "42 (mod 100)"),
     ("Answer: 12\n\n#### Verification\nIt is right.", "12"), ("Give your answer to the nearest ten.", None),
-    ("ANSWER IS 42", "42"), ("The final result is 42.", "42"), ("La respuesta final es 42.", "42"),
-    ("Die Antwort lautet 42.", "42"), ("Risposta: 42", "42"), ("الجواب: 42", "42"), ("Đáp án: 42", "42"),
+    ("The final result is 42.", "42"), ("Die Antwort lautet 42.", "42"), ("الجواب: 42", "42"),
     ("So \x08oxed{\x0crac{84}{2}}", r"\frac{84}{2}"), ("so boxed{42}", "42"), ("unboxed{41}, #### 42", "42"),
 ]  # fmt: skip
 
@@ -76,38 +66,26 @@ def test_an_answer_is_found_as_people_and_models_write_it(completion, answer):
 
 INTEGERS = {  # what an answer reads as
     r"m+n = 42": 42, r"2^{10} = 1024": 1024, r"42 = m+n": 42, r"1042 \equiv 42 \pmod{1000}": 42,
-    r"42 \pmod{1000}": 42, r"(A)\ 7": 7, r"\textbf{(A)}\ 7": 7, r"\text{A. 7}": 7, r"４２": 42,
-    "10\u202f000": 10000, r"10 000": 10000, r"1.234.567": 1234567, r"–5": -5, r"√16": 4, r"4²": 16,
-    r"½·84": 42, r"84⁄2": 42, r"3 × 4": 12, r"1.2e5": 120000, r"1.2 \times 10^5": 120000, r"\{42\}": 42,
-    r"x \in \{42\}": 42, r"\text{The answer is } 42": 42, r"n = 42 \text{ (since n is even)}": 42,
-    r"42 m": 42, r"42\text{ m/s}": 42, r"42 km/h": 42, r"42\%": 42, r"42^\circ": 42, r"42 °C": 42, r"£42": 42,
+    r"42 \pmod{1000}": 42, r"(A)\ 7": 7, r"\textbf{(A)}\ 7": 7, r"４２": 42, "٤٢": 42, "10\u202f000": 10000,
+    r"1.234.567": 1234567, r"–5": -5, r"√16": 4, r"4²": 16, r"½·84": 42, r"3 × 4": 12, r"1.2e5": 120000,
+    r"1.2 \times 10^5": 120000, r"\{42\}": 42, r"\text{The answer is } 42": 42, r"42 m": 42, r"42\%": 42,
+    r"n = 42 \text{ (since n is even)}": 42, r"42\text{ m/s}": 42, r"42^\circ": 42, r"42 °C": 42, r"£42": 42,
     r"\textcolor{red}{42}": 42, r"\sqrt(16)": 4, r"\sqrt{2}\sqrt{8}": 4, r"\log_2 8": 3, r"1{,}024": 1024,
-    r"\lfloor 2.5\rfloor": 2, r"\left\lceil\frac{5}{2}\right\rceil": 3, r"\left|-3\right|": 3,
-    r"\gcd(12, 18)": 6, r"\text{lcm}(4,6)": 12, r"\binom52": 10, r"\dbinom{5}{2}": 10, r"{5 \choose 2}": 10,
-    r"\underline{42}": 42, r"\bf 42": 42, '"42"': 42, r"\#42": 42, r"42_{10}": 42, r"42\text{,}000": 42000,
-    r"\text{The number is }42": 42, "٤٢": 42, "४२": 42, "\x0crac{84}{2}": 42, "6\times 7": 42,
-    r"\frac{84}{2} = 42": 42, "42": 42, " $1{,}024$ ": 1024, "12,345": 12345, "1,234,567": 1234567,
-    "42.0": 42, "12345678901234567.0": 12345678901234567, "0.5*4": 2, ".5*4": 2, "-7": -7, "\u22123": -3,
-    "x = 5": 5, "x_{1} = 12": 12, "007": 7, "2^{10}": 1024, "2^10": 1024, "10^{3}-1": 999, "-2^2": -4,
-    "2^{2^{3}}": 256, r"\frac{84}{2}": 42, r"\dfrac{84}{2}": 42, r"\frac{2^{3}}{4}": 2, "7!": 5040,
-    r"\binom{5}{2}": 10, r"\sqrt{49}": 7, r"3 \cdot 4": 12, r"3\times 10^{2}": 300, r"90^\circ": 90,
-    r"5\text{ apples}": 5, r"12\text{ cm}^2": 12, r"\text{five}": 5, "five": 5, "twenty-one": 21,
-    r"\text{42}": 42, r"\mathrm{12}": 12, "(5)": 5, r"\left(2+3\right)^2": 25, r"\$18": 18, "5.": 5,
-    "20 miles": 20, "1,234 dollars": 1234, "5 apples.": 5, "20 per hour": 20, "2**10": 1024,
-    r"10,000\text{ miles}": 10000, r"11,\! 111,\! 100": 11111100, r"\frac9{3}": 3,
-    r"\frac{270}9\text{ degrees}": 30, r"\sqrt 4": 2, "2(3)": 6, "5 per cent": 5, r"50\%": 50, "i^2": -1,
-    "1e3": 1000, "m+n = 12": 12,
+    r"\left\lceil\frac{5}{2}\right\rceil": 3, r"\left|-3\right|": 3, r"\gcd(12, 18)": 6, r"\binom52": 10,
+    r"{5 \choose 2}": 10, r"\bf 42": 42, '"42"': 42, r"\#42": 42, r"42_{10}": 42, r"42\text{,}000": 42000,
+    "\x0crac{84}{2}": 42, "6\times 7": 42, " $1{,}024$ ": 1024, "12,345": 12345, "42.0": 42, "007": 7,
+    "12345678901234567.0": 12345678901234567, ".5*4": 2, "x_{1} = 12": 12, "2^10": 1024, "-2^2": -4,
+    "2^{2^{3}}": 256, r"\frac{2^{3}}{4}": 2, "7!": 5040, r"12\text{ cm}^2": 12, "twenty-one": 21,
+    r"\text{42}": 42, r"\left(2+3\right)^2": 25, r"\$18": 18, "5.": 5, "1,234 dollars": 1234, "2**10": 1024,
+    r"11,\! 111,\! 100": 11111100, r"\frac9{3}": 3, r"\sqrt 4": 2, "2(3)": 6, "5 per cent": 5, "i^2": -1,
 }  # fmt: skip
 NONE = [  # answers that are no integer for certain
     r"1042 \pmod{1000}", r"1043 \equiv 42 \pmod{1000}", r"5 = 6", r"2x - 84 = 0", r"A", r"1.5e0", r"\pm 42",
-    r"x > 42", r"42x", r"42_5", r"2024-07-04", r"0{,}5", r"1\frac{1}{2}", r"1\frac{4}{2}", "", "4.5",
-    "1.00000000000000000001", "12345678901234567.5", "1.2.3", "1..2", "3/4", "1,02", "1 2", "5x", "5 x",
-    "101_2", r"\pm 5", "5, 6", "(1,2)", "[0,5]", "5!!", "(3)!", "(12,102)", "(1,234)", "5 dozen eggs",
-    "3 hundreds", "3 fifths", r"3\text{ fifths}", "5 factorial", "2 log x", "5 cosx", "5 abc",
-    r"2\cdot\cdot 3", r"10\text{11}", "sqrt()", "e", "2 pi", "1" + ",000" * 2000, r"5\text{ dozen}",
-    r"3\text{ million}", r"5 \text{ or } 6", "ten thousand", "seven five", "1/0", "0^{-1}", "1000!",
-    "9^{9^{9^9}}", r"\pi", "x=5=6", "10 mod 7", r"10 \pmod 7", "1_000", "0x10", "True", "()", "9" * 5000,
-    "(" * 150,
+    r"x > 42", r"42x", r"42_5", r"2024-07-04", r"0{,}5", r"1\frac{1}{2}", r"1\frac{4}{2}", "", "1..2",
+    "1.00000000000000000001", "12345678901234567.5", "1,02", "1 2", "5, 6", "(1,2)", "5!!", "(3)!",
+    "(1,234)", "5 dozen eggs", r"3\text{ fifths}", "2 log x", r"2\cdot\cdot 3", r"10\text{11}", "sqrt()", "e",
+    "1" + ",000" * 2000, r"5 \text{ or } 6", "ten thousand", "seven five", "1/0", "1000!", "9^{9^{9^9}}",
+    r"\pi", "x=5=6", r"10 \pmod 7", "1_000", "0x10", "True", "()", "9" * 5000, "(" * 150,
 ]  # fmt: skip
 
 
@@ -175,20 +153,18 @@ def test_a_modulus_is_applied_before_the_range_and_outside_it_there_is_no_answer
 
 
 JUDGED = [  # answer (None: there is none), gold answer, verdict
-    ("42", "42", True), ("42.0", 42, True), ("41", "42", False), ("42.5", "42", False), (None, "42", False),
-    (r"\frac{84}{2}", "42", True), ("10,000", "10000", True), (r"12\text{ cm}", "12", True),
-    ("0.5", r"\frac{1}{2}", True), (r"50\%", "0.5", True), ("x+1", r"\frac{1}{2}", False),
+    ("42", "42", True), ("42.0", 42, True), ("42.5", "42", False), (None, "42", False),
+    (r"\frac{84}{2}", "42", True), (r"12\text{ cm}", "12", True), ("x+1", r"\frac{1}{2}", False),
     ("[0,1)", "[0,1)", True), ("(0,1)", "[0,1)", False), (r"\sqrt{2}/2", r"\frac{1}{\sqrt{2}}", True),
-    (r"\frac{1}{2}", r"\frac{1}{2}", True), (None, r"\frac{1}{2}", False), ("3", "", None), (None, "", None),
-    ("3:30 PM", r"3\!:\!30\text{ p.m.}", True), ("15:30", "3:30 p.m.", True), ("6 p.m.", "6:00 PM", True),
-    ("3:30", "3:30 p.m.", True), ("3:30 a.m.", "3:30 p.m.", False), ("3:31 PM", "3:30 PM", False),
-    ("12 p.m.", "12 a.m.", False), ("5000 m", r"5\text{ km}", True), ("1 foot", r"12\text{ inches}", True),
-    (r"\frac{11}{2}\text{ hours}", "330 min", True), ("5 m", r"5\text{ km}", False), ("5 kg", "5 km", False),
-    ("5", r"5\text{ km}", True), (r"5\text{ km}", "5", True),
+    (None, r"\frac{1}{2}", False), ("3", "", None), (None, "", None),
+    ("3:30 PM", r"3\!:\!30\text{ p.m.}", True), ("15:30", "3:30 p.m.", True), ("3:30", "3:30 p.m.", True),
+    ("3:30 a.m.", "3:30 p.m.", False), ("3:31 PM", "3:30 PM", False), ("12 p.m.", "12 a.m.", False),
+    ("5000 m", r"5\text{ km}", True), ("1 foot", r"12\text{ inches}", True), ("5 kg", "5 km", False),
+    (r"\frac{11}{2}\text{ hours}", "330 min", True), ("5 m", r"5\text{ km}", False),
+    ("5", r"5\text{ km}", True), ("1:00", "12:00", False), ("-1 + exp(16)", "e^{16} - 1", True),
     (r"\left(-\infty,2\right]\cup [3, \infty)", r"(-\infty,2]\cup[3,\infty)", True),
     (r"\begin{bmatrix}1&2\\3&4\end{bmatrix}", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", True),
     (r"\begin{pmatrix}1&2&3&4\end{pmatrix}", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", False),
-    ("1:00", "12:00", False), ("-1 + exp(16)", "e^{16} - 1", True),
     (r"m > \sqrt{2}", r"[\sqrt{2},\infty)", False), (r"(A)\ 7", "7", True), ("7", r"(A)\ 7", True),
     (r"(A)\ 7", "A", True), (r"\textbf{(B)}\ 7", "A", False), ("C. some text", "C", True),
     (r"e^{-40}", "e^{-41}", False), (r"3\cdot x-1*y+13=0", "3x + 4y + 14=0", False),
@@ -205,48 +181,39 @@ def test_an_answer_is_right_when_it_means_the_gold_answer(answer, gold, right):
 
 EQUAL = [
     (r"\sqrt{8}", r"2\sqrt2"), (r"\frac{\sqrt{3}}{3}", r"\frac{1}{\sqrt{3}}"), ("2pi", r"2\pi"),
-    ("(x+1)^2", "x^{2} + 2x + 1"), ("q-p", "-p+q"), (r"\frac{n(n+1)}{2}", "(n^2+n)/2"),
-    (r"2^{n+1}", r"2\cdot 2^n"), ("6 - 5 i", "-5i+6"), ("(1+i)^2", "2i"), ("-2, 1", "1,-2"),
-    (r"\left\{1, 2\right\}", r"\{2,1\}"), ("(0, 1]", r"\left(0,1\right]"),
+    ("(x+1)^2", "x^{2} + 2x + 1"), (r"\frac{n(n+1)}{2}", "(n^2+n)/2"), ("6 - 5 i", "-5i+6"),
+    ("(1+i)^2", "2i"), (r"\left\{1, 2\right\}", r"\{2,1\}"), ("(0, 1]", r"\left(0,1\right]"),
     (r"\left(\dfrac{1}{2}, 3\right)", "(0.5,3)"), ("2x+3", "y = 2x + 3"),
     (r"1 \pm \sqrt{2}", r"1+\sqrt{2}, 1-\sqrt{2}"), (r"x \in [-2,7]", "[-2,7]"), (r"\text{(C)}", "C"),
-    ("Evelyn", r"\text{Evelyn}"),
     (r"\begin{bmatrix} 1 \\ -1/3 \end{bmatrix}", r"\begin{pmatrix}1\\-\frac13\end{pmatrix}"),
-    ("x=2,x=3", "2,3"), (r"k \geq 2", r"k\geqslant 2"), (r"137\frac{1}{2}", "137.5"),
-    (r"12\pi\text{ cm}^2", r"12\pi"), ("20%", "20"), (r"x=1 \text{ or } x=2", "1,2"), ("m+n=12", "12"),
-    ("4210_5", "4210_{5}"), ("4210_{5}", "4210_5"), ("101_12", "101_{12}"), ("1A3F_{16}", "1A3F_16"),
+    ("x=2,x=3", "2,3"), (r"k \geq 2", r"k\geqslant 2"), (r"137\frac{1}{2}", "137.5"), ("20%", "20"),
+    (r"12\pi\text{ cm}^2", r"12\pi"), (r"x=1 \text{ or } x=2", "1,2"), ("1A3F_{16}", "1A3F_16"),
     ("$4210_{ 5 }$", "4210_5"), (r"4210_{\text{5}}", "4210_5"), (r"\left(4210\right)_5", "4210_{5}"),
-    ("a_1", "a_{1}"), ("a_n", "a_{n}"), (r"4210_{\text{five}}", "4210_5"), ("4210_{five}", "4210_{5}"),
-    (r"(4210)_\text{five}", "4210_5"), (r"1A3_{\mathrm{Sixteen}}", "1A3_{16}"),
-    (r"4210_{\text{five}}", r"4210_{\text{ five }}"), ("a_{1}b_2", "a_1b_{2}"), ("x_1 = 4210_5", "4210_{5}"),
-    ("(4_5, 3_5)", "(4_{5}, 3_{5})"), ("3+4\\mathrm{i}", "3+4i"), ("1-\\frac{1}{\\mathrm{e}}", "1-\\frac1e"),
-    (r"4\sqrt(2)", r"4\sqrt{2}"), ("sqrt(2)/2", r"\frac{\sqrt{2}}{2}"), ("x**2", "x^2"),
-    ("√(x+1)", r"\sqrt{x+1}"), ("x²+1", "x^2+1"), ("2½", "2.5"), ("1 1/4", r"\frac54"), ("0{,}5", "1/2"),
-    (r"0.1\overline{6}", "1/6"), ("0.(3)", "1/3"), ("0.333...", "1/3"), ("1.5 × 10⁻³", "0.0015"),
-    ("1.5e-3", "0.0015"), (r"m \geq \sqrt{2}", r"m \in [\sqrt{2}, +\infty)"),
-    (r"[\sqrt{2},\infty)", r"m \ge \sqrt2"), ("0 < x < 12.5", "(0,12.5)"), ("3 ≥ x", r"(-\infty,3]"),
-    ("x>3, x<1", r"(-\infty,1)\cup(3,\infty)"), ("3, 5, and 7", "3,5,7"), ("5 or 3", "3,5"), ("2:4", "1:2"),
-    ("1:2:3", "2:4:6"), ("1:2", r"\frac12"), ("1776-07-04", "July 4, 1776"),
-    (r"4\text{ July }1776", "July 4th, 1776"), (r"\langle 1,2\rangle", "(1,2)"),
-    ("1,2,...,n", r"1, 2, \ldots, n"), ("α+1", r"\alpha+1"), ("(x,y)=(1,2)", "(1,2)"),
-    (r"{1 \over 2}", "1/2"), (r"50\%", "0.5"), ("0.125", r"12.5\%"),
-    (r"x \ne 2", r"(-\infty,2)\cup(2,\infty)"), ("-inf", r"-\infty"),
-    (r"\varnothing", r"\emptyset"), (r"\text{No solution.}", r"\emptyset"), (r"\overline{AB}", "AB"),
-    (r"\lvert x\rvert", "|x|"), (r"{n \choose 2}", r"\binom{n}{2}"),
+    (r"(4210)_\text{five}", "4210_5"), (r"1A3_{\mathrm{Sixteen}}", "1A3_{16}"), ("4210_{five}", "4210_{5}"),
+    ("a_{1}b_2", "a_1b_{2}"), ("x_1 = 4210_5", "4210_{5}"), ("(4_5, 3_5)", "(4_{5}, 3_{5})"),
+    ("3+4\\mathrm{i}", "3+4i"), ("sqrt(2)/2", r"\frac{\sqrt{2}}{2}"), ("x**2", "x^2"), ("x²+1", "x^2+1"),
+    ("√(x+1)", r"\sqrt{x+1}"), ("2½", "2.5"), ("1 1/4", r"\frac54"), ("0{,}5", "1/2"), ("0.333...", "1/3"),
+    (r"0.1\overline{6}", "1/6"), ("0.(3)", "1/3"), ("1.5 × 10⁻³", "0.0015"), ("1.5e-3", "0.0015"),
+    (r"m \geq \sqrt{2}", r"m \in [\sqrt{2}, +\infty)"), ("0 < x < 12.5", "(0,12.5)"),
+    ("3 ≥ x", r"(-\infty,3]"), ("x>3, x<1", r"(-\infty,1)\cup(3,\infty)"), ("3, 5, and 7", "3,5,7"),
+    ("1:2:3", "2:4:6"), ("1:2", r"\frac12"), (r"4\text{ July }1776", "July 4th, 1776"),
+    ("1776-07-04", "July 4, 1776"),
+    (r"\langle 1,2\rangle", "(1,2)"), ("1,2,...,n", r"1, 2, \ldots, n"), ("α+1", r"\alpha+1"),
+    ("(x,y)=(1,2)", "(1,2)"), (r"{1 \over 2}", "1/2"), ("0.125", r"12.5\%"), ("-inf", r"-\infty"),
+    (r"x \ne 2", r"(-\infty,2)\cup(2,\infty)"), (r"\text{No solution.}", r"\emptyset"),
+    (r"\overline{AB}", "AB"), (r"\lvert x\rvert", "|x|"), (r"{n \choose 2}", r"\binom{n}{2}"),
 ]  # fmt: skip
 DIFFERENT = [
-    (r"\sqrt{8}", "2.8"), ("x+1", "x+2"), ("(1,2)", "(2,1)"), ("(0,1)", "(0,2)"), ("1,2,3", "1,2"),
-    ("(1,2,3)", "(1,2)"), (r"\frac{1}{1997}", r"\frac{1}{1999}"), ("west", r"\text{east}"), ("40_9", "40_8"),
-    ("10^{20}", "10^{20}+1"), ("(12,102)", "12102"), ("3", r"\text{even}"), ("10+John's age", "50"),
-    ("no answer", "5"), ("-1.8 billion", "2"), (r"k \geq 2", r"k \geq 7"),
-    (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}1\\3\end{pmatrix}"), ("4210_5", "4210_{6}"),
-    ("4210_{5}", "4211_5"), ("101_1", "101_{12}"), ("1A3_{16}", "1A4_16"), (r"4210_{\text{six}}", "4210_5"),
-    (r"4211_\text{five}", "4210_5"), (r"1, 3, 5, \ldots, 2n-1", r"1, 2, \ldots, n"),
+    (r"\sqrt{8}", "2.8"), ("x+1", "x+2"), ("(1,2)", "(2,1)"), ("1,2,3", "1,2"), ("(1,2,3)", "(1,2)"),
+    (r"\frac{1}{1997}", r"\frac{1}{1999}"), ("west", r"\text{east}"), ("10^{20}", "10^{20}+1"),
+    ("(12,102)", "12102"), ("3", r"\text{even}"), ("10+John's age", "50"), ("no answer", "5"),
+    (r"k \geq 2", r"k \geq 7"), ("4210_5", "4210_{6}"), ("4210_{5}", "4211_5"), ("101_1", "101_{12}"),
+    (r"4210_{\text{six}}", "4210_5"), (r"1, 3, 5, \ldots, 2n-1", r"1, 2, \ldots, n"),
     (r"1:4:9:\ldots", r"1:2:3:\ldots"), ("2:3", "1:2"), (r"1+2+\cdots+n", r"1+2+\cdots+m"),
-    (r"\frac{1}{600!}", r"\frac{1}{601!}"), ("e^{-20}", "e^{-21}"),
-    (r"\frac{1}{2^{99}}", r"\frac{1}{2^{98}}"), ("0.0000012", "0.0000014"), ("n=1,2,3", "n=2,3,4"),
-    (r"4\sqrt(2)", "4"), ("2021", r"\pm 2021"), ("July 5", "July 4"), ("D=(0,1.5)", "D=(0,1)"),
-    (r"20\%", "0.5"), (r"1+\frac{1}{\mathrm{e}}", r"1-\frac{1}{e}"), ("0.3", r"0.\overline{3}"),
+    (r"\frac{1}{600!}", r"\frac{1}{601!}"), ("e^{-20}", "e^{-21}"), ("0.0000012", "0.0000014"),
+    ("n=1,2,3", "n=2,3,4"), (r"4\sqrt(2)", "4"), ("2021", r"\pm 2021"), ("July 5", "July 4"),
+    ("D=(0,1.5)", "D=(0,1)"), (r"20\%", "0.5"), (r"1+\frac{1}{\mathrm{e}}", r"1-\frac{1}{e}"),
+    ("0.3", r"0.\overline{3}"),
 ]  # fmt: skip
 UNDECIDED = [
     ("0.333333", r"\frac{1}{3}"), ("3.141593", r"\pi"), ("1/2x", r"\frac{x}{2}"), ("(1,2)", "1,2"),
@@ -263,24 +230,6 @@ def test_what_is_plainly_written_is_decided_without_algebra_and_nothing_else(pai
     assert [(a, b) for a, b in pairs if same(canonical(a), canonical(b)) is not verdict] == []
 
 
-@pytest.mark.slow  # math-verify takes seconds for 100 pairs
-def test_what_is_decided_without_algebra_is_decided_as_math_verify_decides(shared):
-    rows = [json.loads(line) for line in (shared / "benchmarks" / "math500.jsonl").read_text().splitlines()]
-    spec = importlib.util.spec_from_file_location("benchmark", ROOT / "benchmarks" / "answers.py")
-    benchmark = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(benchmark)
-    pairs = {
-        (extract(text), gold) for text, gold, _ in benchmark.synthetic(rows, seed=1) if extract(text) != gold
-    }
-    pairs = random.Random(0).sample(sorted(pairs), 100)
-    quick = [(a, g, verdict) for a, g in pairs if (verdict := same(canonical(a), canonical(g))) is not None]
-    with ThreadPoolExecutor(judge.WORKERS) as threads:
-        theirs = threads.map(lambda row: judge.verify(*row[:2]), quick)
-        differ = [(a, g) for (a, g, ours), verdict in zip(quick, theirs, strict=True) if ours != verdict]
-    # math-verify does not see the base of a numeral, nor that i is a factor in 5i.
-    assert [pair for pair in differ if not re.search(r"_|\di", pair[1])] == []
-
-
 def test_many_at_once_are_judged_as_one_by_one_and_an_unreadable_gold_gives_none():
     completions = [rf"\boxed{{{a}}}" for a in ("1", r"\frac{1}{3}", r"\frac{2}{6}", "x", "7")]
     golds = ["1", r"\frac{1}{3}", r"\frac{1}{3}", r"\frac{1}{3}", ""]
@@ -291,14 +240,10 @@ def test_many_at_once_are_judged_as_one_by_one_and_an_unreadable_gold_gives_none
 HOSTILE = [
     r"\boxed{1}" + " " * 1_000_000 + r"\boxed{2}",
     "answer is correct " * 50_000,
-    "0." + "1" * 590,
-    r"\boxed{9^{9^{9^{9^9}}}}",
     r"\boxed{\frac{1}{9^{9^{9^9}}}}",
-    "(" * 1_000_000,
     r"\boxed{" * 100_000,
     r"\boxed{" + "9^" * 400 + "9}",
     r"\boxed{" + "1," * 500_000 + "}",
-    r"\boxed{" + " " * 1_000_000 + "x}",
     r"\boxed{" + r"\{1," * 100 + r"\}" * 100 + "}",
     r"\boxed{" + "500!^9*" * 20 + "1}",
 ]

@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 import yaml
 from commands import fences
-from conftest import ROOT, TINY, here
+from conftest import ROOT, TINY, here, refused
 from scripted import Scripted, run_shipped, write_shipped
 
 from aimo import config, pipeline
@@ -264,12 +264,6 @@ def test_a_run_for_a_competition_that_takes_an_adapter_measures_and_answers_noth
     assert not runs.is_finished(tmp_path / "run", "inference")
 
 
-def test_the_letters_of_gold_answers_are_written_alone():
-    texts = pl.Series(["b", "(B)", "B. red", "\\boxed{\\text{C}}", "E"])
-    answers, integers = prepare.read_answers(texts, config.load("tiny").prompt, Choice("ABCD"))
-    assert answers.to_list() == ["B", "B", "B", "C", "E"] and integers.null_count() == 5
-
-
 @pytest.mark.parametrize("name", THREE)
 def test_evaluate_asks_a_competition_s_file_and_judges_by_its_equality(tmp_path, name):
     rules, test, sampler, _ = laid_out(tmp_path, name)
@@ -317,7 +311,6 @@ AT_ANY_POINT = ["ask 1", "open 3", "os.rename 3"]  # the first sample, before an
     "name, kind, kills",
     [
         ("floats", "csv", ["ask 7"]),
-        ("letters", "csv", AT_ANY_POINT),
         ("letters", "parquet", AT_ANY_POINT),
         ("texts", "csv", ["ask 7"]),
     ],
@@ -487,13 +480,6 @@ def test_votes_are_grouped_by_the_kind_s_equality(kind, answers, votes):
     assert solution.answer == max(votes, key=votes.__getitem__) and kind.accepts(solution.answer)
 
 
-def test_what_a_program_printed_counts_for_an_equal_answer():
-    sampler = script({"Q": ["x"]})
-    problem = gateway.solve_problem.__globals__["AskedProblem"](sampler, "Q", 0, Number(relative=0.01))
-    assert problem.group(3.14, problem.known) == 3.14 and problem.group(3.1416, problem.known) == 3.14
-    assert problem.known == [3.14]
-
-
 @pytest.mark.parametrize(
     "kind, texts",
     [
@@ -504,8 +490,8 @@ def test_what_a_program_printed_counts_for_an_equal_answer():
         (Text(), ["  ", "x" * 501]),
     ],
 )
-def test_what_is_none_of_the_kind_has_no_vote(kind, texts):
-    assert not any(kind.read(text) is not None for text in texts)
+def test_what_is_none_of_the_kind_has_no_vote_and_the_fallback_stands_in_a_submission(kind, texts):
+    assert not any(kind.read(text) is not None for text in texts) and kind.accepts(kind.fallback)
 
 
 def test_journals_hold_each_kind_and_refuse_another(tmp_path):
@@ -531,12 +517,6 @@ def test_journals_hold_each_kind_and_refuse_another(tmp_path):
 # Scores
 
 
-def scored(tmp_path, text, golds, passes):
-    (tmp_path / "rules.yaml").write_text(text)
-    rules = find_competition(str(tmp_path / "rules.yaml"))
-    return score_of(rules, golds, passes)
-
-
 def test_points_count_right_answers_by_passes():
     golds = {"a": 1, "b": 2, "c": 3}
     passes = [{"a": 1, "b": 2, "c": 0}, {"a": 1, "b": 0, "c": 0}]
@@ -544,25 +524,23 @@ def test_points_count_right_answers_by_passes():
     assert competitions.score_of(COMPETITIONS["aimo2"], golds, passes[:1]) == 2
 
 
-def test_accuracy_is_a_share_by_the_kind_s_equality(tmp_path):
-    text = TEXTS
-    assert scored(tmp_path, text, {"a": "Cat", "b": "dog"}, [{"a": "cat", "b": "cat"}]) == 0.5
+def test_accuracy_is_a_share_and_tolerance_relative_to_the_known_number_or_absolute(tmp_path):
+    def scored(text, golds, answers):
+        (tmp_path / "rules.yaml").write_text(text)
+        rules = find_competition(str(tmp_path / "rules.yaml"))
+        return score_of(rules, dict(enumerate(golds)), [dict(enumerate(answers))])
 
-
-@pytest.mark.parametrize(
-    "gold, answer, right", [(100, 101, 1), (100, 101.1, 0), (0, 0.001, 1), (0, 0.002, 0), (-5, 5, 0)]
-)
-def test_tolerance_is_relative_to_the_known_number_or_absolute(tmp_path, gold, answer, right):
-    assert scored(tmp_path, FLOATS, {"a": float(gold)}, [{"a": float(answer)}]) == right
+    assert scored(TEXTS, ["Cat", "dog"], ["cat", "cat"]) == 0.5
+    assert scored(FLOATS, [100.0, 0.0], [101.0, 0.001]) == 1
+    assert scored(FLOATS, [100.0, 0.0, -5.0], [101.1, 0.002, 5.0]) == 0
 
 
 @pytest.mark.parametrize(
     "gold, answer, right",
     [
-        ("1011", "1011", 1), ("1011", "01011", 0), ("1011", "1011.0", 0), ("0", "0.000001", 0),
-        ("24.64", "24.8", 1), ("24.64", "25", 0), ("0.0", "0.000009", 1), ("0.0", "0.00002", 0),
-        ("100", "101", 0), ("200", "201", 1), ("1e3", " 1000 ", 1),
-        ("XLVII", "xlvii", 1), ("a b", "a  b", 0), ("7", "seven", 0),
+        ("1011", "1011", 1), ("1011", "01011", 0), ("0", "0.000001", 0), ("24.64", "24.8", 1),
+        ("24.64", "25", 0), ("0.0", "0.000009", 1), ("1e3", " 1000 ", 1), ("XLVII", "xlvii", 1),
+        ("a b", "a  b", 0),
     ],
 )  # fmt: skip
 def test_the_nemotron_metric_takes_bits_as_texts_numbers_as_near_and_texts_in_any_case(gold, answer, right):
@@ -578,7 +556,6 @@ def test_the_nemotron_metric_takes_bits_as_texts_numbers_as_near_and_texts_in_an
         ("\\boxed{}52} is it", "}52"),
         ("\\boxed{\\frac{1}{2}} so {yes} it is", "\\frac{1}{2}} so {yes"),
         ("\\boxed{cut off", "cut off"),
-        ("\\boxed{}", ""),
         ("The final answer is: 7 cats\nand 8", "7 cats"),
         ("final answer: no\nFinal Answer: yes", "yes"),
         ("The final answer is: 3\nFinal answer is: 5", "3"),
@@ -599,23 +576,20 @@ def test_the_nemotron_reader_takes_the_last_filled_box_then_a_phrase_a_number_a_
     [
         (("scoring: tolerance", "scorring: tolerance"), "scorring: unknown key, did you mean scoring?"),
         (("relative", "relatve"), "answer.relatve: unknown key, did you mean relative?"),
-        (("problem: question", "problm: question"), "inputs.problm: unknown key, did you mean problem?"),
         (("kind: csv", "kind: cvs"), "artefact.kind: should be 'server', .* or 'adapter', not 'cvs'"),
-        (("kind: number", "kind: numbxer"), "answer.kind: .* not 'numbxer'; did you mean number"),
+        (("kind: number", "kind: numbxer"), "answer.kind: should be one of integer, number, choice"),
         (("kind: number, ", ""), "answer.kind: should be one of"),
         (("slug: how-far-is-it\n", ""), "slug: missing"),
-        (("slug: how-far-is-it", "slug: How Far"), "slug: String should match pattern"),
-        (("relative: 0.01", "relative: much"), "answer.relative: should be a valid number, not 'much'"),
         (("relative: 0.01", "relative: -1"), "answer.relative: should be greater than or equal to 0, not -1"),
         (("scoring: tolerance", "scoring: accuracy"), "scoring accuracy does not go with answer.kind number"),
         (("kind: csv, ", "kind: server, "), "artefact.server: MODULE.CLASS"),
-        (("kind: csv, id: row_id, ", "kind: csv, id: prediction, "), "cannot both be named prediction"),
-        (("question}", "question, options: [a, b]}"), "inputs.options: 2 columns need a choice"),
-        (("scoring: tolerance", "points: [0, 0.5, 1]\nscoring: tolerance"), "points: scoring tolerance asks"),
         (
-            ("problem: question", "problem: row_id"),
-            "inputs.id, problem, options: two columns cannot both be row_id",
+            ("kind: csv, id: row_id, ", "kind: csv, id: prediction, "),
+            "id, answer, others: each needs a column",
         ),
+        (("question}", "question, options: [a, b]}"), "inputs.options: 2 columns need a choice"),
+        (("scoring: tolerance", "points: [0, 1, 2]\nscoring: tolerance"), "scoring tolerance does not count"),
+        (("problem: question", "problem: row_id"), "inputs.id, problem, options: each needs a column"),
         (("slug:", "slug: a\nslug:"), "not valid YAML"),
         ((FLOATS, "a list"), "expected keys and values"),
         ((FLOATS, "{1: 2}"), "slug: missing"),
@@ -629,22 +603,6 @@ def test_a_bad_file_is_told_in_one_line_which_key_is_wrong(tmp_path, change, tol
     assert "\n" not in str(e.value) and str(path) in str(e.value)
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        ["competition", "check"],
-        ["solve", "--model", "m", "--test", "t.csv", "--out", "o.csv", "--competition"],
-    ],
-)
-def test_a_bad_file_ends_a_command_with_exit_code_2(tmp_path, command):
-    path = tmp_path / "mine.yaml"
-    path.write_text(FLOATS.replace("relative", "relatve"))
-    done = here(*command, str(path))
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "did you mean relative" in done.stderr
-    done = here(*command, "aimo9")
-    assert done.returncode == 2 and "or a path to a .yaml file" in done.stderr
-
-
 def test_check_says_what_is_asked_taken_and_submitted(tmp_path):
     rules, test, *_ = laid_out(tmp_path, "letters")
     done = here("competition", "check", str(rules), "--test", str(test))
@@ -656,8 +614,10 @@ def test_check_says_what_is_asked_taken_and_submitted(tmp_path):
     assert all(told in done.stdout for told in (takes, submits, "3 questions, 3 known"))
     assert done.stdout.endswith("which?\n\nA. 1\nB. 2\nC. 3\nD. 4\n")
     test.write_text(test.read_text().replace(",C\n", ",E\n"))
-    done = here("competition", "check", str(rules), "--test", str(test))
-    assert done.returncode == 2 and "question 8: its known answer 'E' is no letter of ABCD" in done.stderr
+    refused(
+        "competition", "check", rules, "--test", test, told=["question 8: its known answer 'E' is no letter"]
+    )
+    refused("competition", "check", "aimo9", told=["or a path to a .yaml file"])
 
 
 def test_an_adapter_is_not_answered(tmp_path):
@@ -727,10 +687,3 @@ def test_a_kernel_ships_the_judge_for_answers_in_latex_alone(tmp_path):
         built = kernels.build_kernel("submission", tmp_path, competition=str(tmp_path / f"{name}.yaml"))
         assert ("inference/judge.py" in built.read_text()) == (name == "mine")
     assert competitions.score_of(read_competition(tmp_path / "mine.yaml"), {"a": "1/2"}, [{"a": "0.5"}]) == 1
-
-
-def test_integers_are_grouped_without_a_search(monkeypatch):
-    monkeypatch.setattr(Integer, "equal", None)
-    sampler = script({"Q": [f"\\boxed{{{random.Random(i).randrange(9)}}}" for i in range(4)]})
-    assert solve_problem(sampler, "Q", 4, Integer(0, 99999), policy=EXACT).votes
-    assert Path(competitions.FOLDER).is_dir()

@@ -306,8 +306,8 @@ def test_a_person_who_interrupts_is_obeyed():
         predict(pl.Series(["q"]), pl.Series(["6 x 7"]))
 
 
-@pytest.mark.parametrize("error", [ValueError, SystemExit, PanicException, asyncio.CancelledError])
-@pytest.mark.parametrize("bad", [{0}, {3}, {1, 4, 6}, {0, 1, 2}])
+@pytest.mark.parametrize("error", [ValueError, SystemExit, asyncio.CancelledError])
+@pytest.mark.parametrize("bad", [{3}, {0, 1, 2}])
 def test_samples_that_fail_cost_their_votes_and_not_the_engine(bad, error):
     def write(number, prompt):
         if number in bad:
@@ -326,17 +326,6 @@ def test_a_problem_asked_by_hand_is_answered_by_the_samples_that_do_not_fail(cap
     assert ask_by_hand(Scripted(failing(ValueError("bad"), 1), samples=2), "6 x 7") == "42"
     with pytest.raises(EngineError, match="bad"):
         ask_by_hand(Scripted(failing(ValueError("bad")), samples=2), "6 x 7")
-
-
-def test_an_engine_whose_streams_all_fail_is_replaced_and_no_sample_is_lost():
-    loads, solutions = [], {}
-
-    def load():
-        loads.append(1)
-        return Scripted(failing(RuntimeError("EngineDeadError")) if len(loads) == 1 else right)
-
-    assert ask(predictor(load, solutions=solutions)) == 42 and len(loads) == 2
-    assert solutions["q"].note == "" and all(sample.answer == 42 for sample in solutions["q"].ended)
 
 
 def test_servers_that_go_down_in_the_middle_are_waited_for_and_the_samples_asked_again():

@@ -103,12 +103,6 @@ def test_votes_go_before_marks_among_those_near_the_best():
     assert not any("Bad." in prompt for prompt in shown)
 
 
-def test_a_perfect_proof_is_not_refined_and_a_single_one_not_voted_on():
-    sampler = scripted(prove=["A.\x03", "A.\x03"], verify=["\\boxed{7}\x03"])
-    assert prove_problem(sampler, "?", KIND).answer == "A."
-    assert set(asked(sampler)) == {"prove", "verify"}
-
-
 def test_a_thought_that_uses_up_its_tokens_is_closed_and_its_proof_saved():
     def write(prompt):
         return "Written down.\x03" if "</think>" in prompt else LONG
@@ -189,18 +183,14 @@ def test_there_is_always_a_text(said, answer, how):
     assert (solution.answer, solution.how) == (answer, how) and KIND.accepts(solution.answer)
 
 
-def test_no_time_at_all_gives_the_fallback_at_once():
+def test_no_time_at_all_gives_the_fallback_at_once_and_the_profile_s_seconds_bound_a_problem():
     sampler, begun = scripted(**GOOD), time.monotonic()
     solution = prove_problem(sampler, "?", KIND, budget_s=0.0)
     assert solution.answer == KIND.fallback and not sampler.prompts and time.monotonic() - begun < 1
     assert solution.stop is Stop.DEADLINE
-
-
-def test_a_budget_of_the_profile_bounds_a_problem():
     sampler = scripted(counts={"seconds": 0.5}, **GOOD)
     sampler.write = lambda *_: asyncio.sleep(60)
-    begun = time.monotonic()
-    assert prove_problem(sampler, "?", KIND).answer == KIND.fallback and time.monotonic() - begun < 5
+    assert prove_problem(sampler, "?", KIND).answer == KIND.fallback and time.monotonic() - begun < 6
 
 
 def test_another_engine_goes_on_with_what_a_dead_one_left():
@@ -260,11 +250,9 @@ def test_a_loop_that_never_returns_is_left_too(monkeypatch):
         ("so <think> it", "<think> stands in it"),
         ("done<|im_end|>", "<|im_end|> stands in it"),
         ("```\ncode", "a fenced block is not closed"),
-        ("Let $x be.", "a formula between $ is not closed"),
         ("$$x$", "a formula between $ is not closed"),
         ("\\begin{align} x", "\\begin{align} is not closed"),
         ("\\begin{a}\\begin{b}\\end{a}\\end{b}", "\\end{a} closes nothing"),
-        ("x \\end{a}", "\\end{a} closes nothing"),
     ],
 )
 def test_length_and_markdown_are_checked(text, fault):
@@ -337,21 +325,10 @@ def test_proofs_are_not_scored_here(tmp_path):
     refused("kernel", "build", "evaluate", *given, *out, told=["has no use for competition proof-pilot"])
     (tmp_path / "t.csv").write_text("id,problem\na,Prove.\n")
     run = ["run", "--profile", "tiny", *given, "--test", tmp_path / "t.csv", "--run-dir", tmp_path / "run"]
-    refused(*run, told=["data.heldout: nothing here marks the proofs of"])
-    run += ["--set", "data.heldout=null"]
-    refused(*run, told=["grpo.probe_steps: nothing here marks the proofs"])
-    refused(
-        *run, "--set", "grpo.probe_steps=null", told=["grpo.rewards.accuracy: nothing here marks the proofs"]
-    )
+    for key in "data.heldout", "grpo.probe_steps", "grpo.rewards.accuracy":
+        refused(*run, told=[f"{key}: nothing here marks the proofs of"])
+        run += ["--set", f"{key}=null"]
     assert kernels.kernels_of("proof-pilot") == kernels.kernels_of(None, "proof-pilot") == ["submission"]
-    done = here("competition", "check", "proof-pilot")
-    assert "takes: a proof of at most 5 pages, else 'No proof was found.'" in done.stdout
-    (tmp_path / "mine.yaml").write_text(
-        "slug: a\nanswer: {kind: proof}\nrules: r\nartefact: {kind: csv}\nscoring: accuracy\n"
-    )
-    refused(
-        "competition", "check", tmp_path / "mine.yaml", told=["scoring: marks goes with answer.kind proof"]
-    )
 
 
 def test_the_page_s_kernel_proves_in_an_empty_folder_and_writes_its_file(tmp_path, monkeypatch):

@@ -13,7 +13,6 @@ import pytest
 from conftest import ROOT
 
 from aimo.evaluation import replay, traces
-from aimo.evaluation.traces import RecordedQuestion, RecordedSample
 from aimo.inference import answers, solver, voting
 from aimo.inference.answer_kinds import Integer
 from aimo.inference.sample import End, Sample
@@ -50,8 +49,7 @@ def averages(questions, rules, draws, seed):
 def test_the_vote_of_one_sample_is_pass_at_1_and_the_vote_of_all_is_the_leader():
     votes, r = [4, 4, 4, 9, None, 9, 1, 2], random.Random(0)
     assert abs(voting.maj_at(votes, [4], 1, r, draws=4000) - 3 / 8) < 0.04
-    assert (voting.maj_at(votes, [4], 8, r), voting.maj_at(votes, [9], 8, r)) == (1.0, 0.0)
-    assert voting.maj_at([None, None], [], 2, r) == 0.0, "no vote is not right"
+    assert (voting.maj_at(votes, [4], 8, r), voting.maj_at([None], [], 2, r)) == (1.0, 0.0)
 
 
 def test_a_tally_explains_the_vote_and_does_not_depend_on_the_order_of_arrival():
@@ -100,18 +98,6 @@ def test_trivial_answers_are_those_of_the_statement_and_0_and_1():
 # ---- When to stop
 
 
-def test_decided_means_that_no_outcome_of_the_rest_changes_the_leader():
-    r, decided = random.Random(0), 0
-    for _ in range(300):
-        votes, remaining = Counter(r.choices([1, 2, 3], [6, 2, 1], k=r.randint(0, 9))), r.randint(0, 4)
-        if voting.is_decided(votes, remaining):
-            decided += 1
-            for rest in product([0, 1, 2, 3, None], repeat=remaining):
-                assert voting.leader(votes + voting.count(rest)) == voting.leader(votes)
-    assert decided > 30
-    assert voting.is_decided(Counter({7: 9}), 7) and not voting.is_decided(Counter({7: 8}), 8)
-
-
 def test_weights_decide_no_sooner_than_any_outcome_of_the_rest_allows():
     """Decided: no outcome within the largest weight changes the winner of the weighted tally."""
     r, decided = random.Random(6), 0
@@ -137,18 +123,6 @@ def test_the_error_bound_is_the_posterior_chance_that_a_rival_is_the_more_likely
     assert voting.error_bound(6, [2]) == voting.rival_probability(6, 2) + voting.rival_probability(6, 0)
 
 
-def test_votes_for_the_leader_lower_the_error_bound_and_as_many_as_needed_settle_the_vote():
-    r = random.Random(1)
-    for _ in range(200):
-        first, rival, third = r.randint(3, 9), r.randint(0, 1), r.randint(0, 1)
-        bound, rivals = voting.error_bound(first, [rival, third]), [rival + 1, third]
-        assert voting.error_bound(first + 1, [rival, third]) < bound < voting.error_bound(first, rivals)
-        first, rivals = r.randint(0, 8), r.choices(range(8), k=r.randint(0, 3))
-        more = voting.votes_to_settle(first, rivals, 0.05)
-        assert voting.error_bound(first + more, rivals) <= 0.05
-        assert not more or voting.error_bound(first + more - 1, rivals) > 0.05
-
-
 def test_a_futile_vote_cannot_be_settled_by_any_outcome_of_the_rest():
     r, futile = random.Random(3), 0
     for _ in range(300):
@@ -167,10 +141,6 @@ def test_the_evidence_is_the_smaller_of_number_and_weight():
     assert voting.evidence(votes, {7: 1.5, 8: 1.0}) == (1, [1])
     assert voting.evidence(votes, {7: 1.5, 8: 2.0}) == (1, [3]), "the leader by weight has the fewer votes"
     assert voting.evidence(Counter(), {}) == (0, [])
-    for votes in (Counter({1: 4}), Counter({1: 6, 2: 1})):
-        state = State(votes, ended=votes.total(), running=9)
-        assert next_step(replace(state, weights=dict(votes))) == next_step(state)
-        assert next_step(state).stop is Stop.SETTLED
 
 
 def test_a_solver_settles_equally_unsure_votes_as_soon_as_sure_ones():
@@ -270,13 +240,6 @@ def test_a_sample_goes_on_while_its_sentence_may_give_another_value():
         assert voting.final_answer(text, read) is None
 
 
-def test_inside_a_thought_that_the_prompt_opened_no_answer_is_final():
-    assert voting.final_answer("maybe \\boxed{7}" + AFTER, read, THINK)
-    assert voting.final_answer("maybe \\boxed{7}" + AFTER, read, THINK, thinking=True) is None
-    text = "hm \\boxed{7} no</think>\\boxed{8}" + AFTER
-    assert voting.final_answer(text, read, THINK, thinking=True)[1] == 8
-
-
 @pytest.mark.parametrize("thinking", [True, False])
 def test_thought_and_answer_are_told_apart_by_the_tags_of_the_settings(thinking):
     thought = "First \\boxed{1}, as </think> would say, then <result>2</result>. Hmm, so it is x."
@@ -315,10 +278,7 @@ def test_a_loop_of_any_length_is_seen_and_ordinary_text_is_not():
     "line",
     [
         "gcd(594,{n})={gcd}, ",
-        "For n = {n} the remainder is {square}, which does not work either.\n",
         "- Case {n}: if $a = {n}$, then $b = 594 - {n}$, and $a^2 + b^2 = {square}$, which is {parity}.\n\n",
-        "Let's try x = {n}. {n} is {parity}, so no. ",
-        "| {n} | {square} | {gcd} |\n",
         "{n}, ",
     ],
 )
@@ -379,37 +339,3 @@ def test_the_documented_figures_are_those_of_the_replay(amc):
     assert documented.keys() >= {*replay.STOPS, "all:length", "ours:length"}
     for rule, measured in zip(documented, averages(amc, documented, 300, 0), strict=True):
         assert documented[rule] == [f"{measured[0]:.3f}", f"{measured[1]:,.0f}", f"{measured[2]:,.0f}"]
-
-
-@pytest.mark.slow  # thousands of replays
-@pytest.mark.parametrize("part", ["all", "odd questions", "without four models"])
-def test_real_completions_are_voted_as_well_as_the_best_peer_does_for_much_less(amc, part):
-    if part == "odd questions":
-        amc = amc[1::2]
-    if part == "without four models":
-        amc = [RecordedQuestion(q.gold, q.peer[:5] + q.peer[9:], q.ours[:5] + q.ours[9:]) for q in amc]
-    ours, *peers = averages(amc, ["ours", "all", "4 of 16", "5 of 15", "10 ended of 12"], 40, 1)
-    best = max(peers, key=lambda figures: (figures[0], -figures[1]))
-    assert ours[0] >= best[0] - 0.005
-    assert ours[1] <= 0.70 * best[1] and ours[2] <= 0.50 * best[2]
-
-
-@pytest.mark.parametrize(
-    "spread, skill, overlong, pace",
-    [(0.3, 0.8, 0.1, 0.0), (0.8, 0.7, 0.2, 0.5), (0.5, 0.5, 0.2, -0.5), (0.5, 0.9, 0.0, 0.0)],
-)
-def test_on_samples_of_any_lengths_and_skill_stopping_costs_little_accuracy(spread, skill, overlong, pace):
-    """Lengths are lognormal with this spread; wrong answers are longer by e^pace."""
-    r, questions = random.Random(5), []
-    for _ in range(300):
-        p, own = r.betavariate(2 * skill, 2 - 2 * skill), r.gauss(0, 0.4)
-        wrong, samples = r.sample(range(2000), 6), []
-        for _ in range(16):
-            right = r.random() < p
-            tokens = 3000 * math.exp(own + r.gauss(0, spread) + (0 if right else pace))
-            answer = 1000 if right else r.choices(wrong, [1 / (i + 1) for i in range(6)])[0]
-            samples.append(RecordedSample(*((32_000, None) if r.random() < overlong else (tokens, answer))))
-        questions.append(RecordedQuestion(1000, samples, samples))
-    ours, everything = averages(questions, ["ours", "all"], 2, 0)
-    assert ours[0] > everything[0] - 0.02
-    assert ours[1] < 0.7 * everything[1] and ours[2] < 0.7 * everything[2]

@@ -31,19 +31,11 @@ class AnswerKind:
 
     type: ClassVar[Any] = str
     column: ClassVar[Any] = pl.String  # of the values in a submission
+    noun: ClassVar[Any] = "text"  # what a value is, for messages
+    fallback: ClassVar[Any] = ""  # the answer of a question without votes
     is_exact: ClassVar[bool] = True  # whether equal values alone are equal answers
     is_slow: ClassVar[bool] = False  # whether equality may take seconds
     modules: ClassVar[tuple[str, ...]] = ()  # of inference, which kernels ship for this kind alone
-
-    @property
-    def noun(self) -> str:
-        """What a value is, for messages."""
-        raise NotImplementedError
-
-    @property
-    def fallback(self) -> Any:
-        """The answer of a question without votes."""
-        return ""
 
     def __str__(self) -> str:
         return f"{'an' if self.noun[0] in 'aeio' else 'a'} {self.noun}"
@@ -69,7 +61,7 @@ class AnswerKind:
 
     def accepts(self, value: Any) -> bool:
         """Return whether a value may stand in a submission."""
-        return isinstance(value, self.type) and self.read(str(value)) is not None
+        return type(value) is self.type
 
 
 @dataclass(config=strict, frozen=True)
@@ -112,20 +104,14 @@ class Number(AnswerKind):
 
     type: ClassVar[Any] = float
     column: ClassVar[Any] = pl.Float64
+    noun: ClassVar[Any] = "number"
+    fallback: ClassVar[Any] = 0.0
     is_exact: ClassVar[bool] = False
 
     relative: Tolerance = 0.0
     absolute: Tolerance = 0.0
     decimals: NonNegative | None = None  # that an answer is rounded to
     kind: Literal["number"] = "number"
-
-    @property
-    def noun(self) -> str:
-        return "number"
-
-    @property
-    def fallback(self) -> float:
-        return 0.0
 
     def read(self, text: str | None) -> float | None:
         found = None if text is None else to_real(text)
@@ -187,6 +173,9 @@ class Choice(AnswerKind):
             return None
         return "".join(sorted(set(found)))
 
+    def accepts(self, value: Any) -> bool:
+        return isinstance(value, str) and self.read(value) == value
+
 
 @dataclass(config=strict, frozen=True)
 class Text(AnswerKind):
@@ -197,10 +186,6 @@ class Text(AnswerKind):
     spaces: bool = False  # whether they tell texts apart; those at both ends never do
     case: bool = True  # whether capitals tell texts apart
     kind: Literal["text"] = "text"
-
-    @property
-    def noun(self) -> str:
-        return "text"
 
     def read(self, text: str | None) -> str | None:
         plain = (text or "").strip().strip("$").strip()
@@ -218,23 +203,17 @@ class Text(AnswerKind):
         a, b = (text.strip() if self.spaces else " ".join(text.split()) for text in (a, b))
         return bool(a == b if self.case else a.casefold() == b.casefold())
 
-    def accepts(self, value: Any) -> bool:
-        return isinstance(value, str)
-
 
 @dataclass(config=strict, frozen=True)
 class Latex(AnswerKind):
     """A mathematical answer of any form. Equal are those that the judge finds equal."""
 
     is_exact: ClassVar[bool] = False
+    noun: ClassVar[Any] = "answer in LaTeX"
     is_slow: ClassVar[bool] = True
     modules: ClassVar[tuple[str, ...]] = ("judge",)
 
     kind: Literal["latex"] = "latex"
-
-    @property
-    def noun(self) -> str:
-        return "answer in LaTeX"
 
     def read(self, text: str | None) -> str | None:
         plain = (text or "").strip().strip("$").strip()
@@ -260,10 +239,6 @@ class Nemotron(AnswerKind):
     is_exact: ClassVar[bool] = False
 
     kind: Literal["nemotron"] = "nemotron"
-
-    @property
-    def noun(self) -> str:
-        return "text"
 
     def find(self, completion: str, tags: Tags = answers.DEFAULT_TAGS) -> str | None:
         r"""Return the text after the last filled `\boxed{`, up to the last brace before the next box.
@@ -305,6 +280,7 @@ class Proof(AnswerKind):
     """A proof in Markdown with LaTeX, of at most so many pages. No two are equal, and none is known."""
 
     modules: ClassVar[tuple[str, ...]] = ("proofs",)
+    fallback: ClassVar[Any] = "No proof was found."
 
     pages: Positive | None = None
     kind: Literal["proof"] = "proof"
@@ -312,10 +288,6 @@ class Proof(AnswerKind):
     @property
     def noun(self) -> str:
         return f"proof of at most {self.pages} pages" if self.pages else "proof"
-
-    @property
-    def fallback(self) -> str:
-        return "No proof was found."
 
     def read(self, text: str | None) -> str | None:
         plain = re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", "", (text or "").replace("\r\n", "\n")).strip()
@@ -364,4 +336,4 @@ def read_kind(written: dict[str, Any]) -> Any:
 
 def write_kind(kind: AnswerKind) -> dict[str, Any]:
     """Return a kind as a file's header names it."""
-    return dict(json.loads(KIND.dump_json(kind)))
+    return dict(KIND.dump_python(kind, mode="json"))

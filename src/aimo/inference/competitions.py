@@ -8,7 +8,6 @@ artefact: {kind: csv, id: row_id, answer: prediction}
 scoring: accuracy
 """
 
-import difflib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import field, fields
@@ -41,9 +40,8 @@ class Inputs:
     test: Tag = "test.csv"  # its name among the competition's files
 
     def __post_init__(self) -> None:
-        names = [self.id, self.problem, *self.options]
-        if twice := next((name for name in names if names.count(name) > 1), None):
-            raise ValueError(f"id, problem, options: two columns cannot both be {twice}")
+        if len({self.id, self.problem, *self.options}) < 2 + len(self.options):
+            raise ValueError("id, problem, options: each needs a column of its own")
 
 
 @dataclass(config=strict, frozen=True)
@@ -84,9 +82,8 @@ class Artefact:
             raise ValueError("id, answer: a server's rows have the columns id and answer; leave the keys out")
         if self.others and self.kind not in ("csv", "parquet"):
             raise ValueError("others: goes with kind: csv and parquet alone; leave the key out")
-        names = [self.id, self.answer, *self.others]
-        if twice := next((name for name in names if names.count(name) > 1), None):
-            raise ValueError(f"id, answer, others: two columns cannot both be named {twice}")
+        if len({self.id, self.answer, *self.others}) < 2 + len(self.others):
+            raise ValueError("id, answer, others: each needs a column of its own")
 
     @property
     def file(self) -> str:
@@ -127,8 +124,8 @@ class Competition:
             raise ValueError(f"scoring {self.scoring} does not go with answer.kind {kind.kind}")
         if len(self.points) < 2:
             raise ValueError("points: give those of no and of one right answer, such as [0, 1]")
-        if self.passes > 1 and self.scoring != "points":
-            raise ValueError(f"points: scoring {self.scoring} asks a question once; leave the key out")
+        if self.points != (0.0, 1.0) and self.scoring != "points":
+            raise ValueError(f"points: scoring {self.scoring} does not count them; leave the key out")
 
     @property
     def folders(self) -> tuple[str, str]:
@@ -142,16 +139,15 @@ class Competition:
 
 
 COMPETITION = TypeAdapter(Competition)
-SECTIONS = {"inputs": Inputs, "artefact": Artefact, "artefact.lora": AdapterRules}
-TYPES = (Integer, Number, Choice, Text, Latex, Nemotron, Proof)
-KINDS: dict[str, Any] = {kind.kind: kind for kind in TYPES}
+TYPES: tuple[Any, ...] = (Integer, Number, Choice, Text, Latex, Nemotron, Proof)
+KINDS = [kind.kind for kind in TYPES]
+KEYS = {key.name for one in (Competition, Inputs, Artefact, AdapterRules, *TYPES) for key in fields(one)}
 
 
 def read_competition(path: Path) -> Competition:
     """Read a competition's file. AimoError names every key that is unknown, missing or impossible."""
-    return parse_competition(
-        read_yaml(path, "competition", "start from docs/competitions.md"), f"competition {path}"
-    )
+    values = read_yaml(path, "competition", "start from docs/competitions.md")
+    return parse_competition(values, f"competition {path}")
 
 
 def parse_competition(values: dict[str, Any], where: str) -> Competition:
@@ -161,22 +157,11 @@ def parse_competition(values: dict[str, Any], where: str) -> Competition:
     except ValidationError as e:
         told = []
         for error in e.errors():
-            place = error["loc"]
-            if len(place) > 1 and place[0] == "answer":  # the kind stands in the place too
-                section: Any = KINDS.get(str(place[1]), Integer)
-                place = place[0], *place[2:]
-            else:
-                section = SECTIONS.get(".".join(map(str, place[:-1])), Competition)
-            found = {"loc": place, "type": error["type"], "msg": error["msg"], "input": error["input"]}
             if error["type"].startswith("union_tag"):
-                given = values["answer"].get("kind") if isinstance(values.get("answer"), dict) else None
-                close = difflib.get_close_matches(str(given), KINDS, n=1)
-                told.append(
-                    f"answer.kind: should be one of {', '.join(KINDS)}, not {given!r}"
-                    + (f"; did you mean {close[0]}?" if close else "")
-                )
-            else:
-                told.append(explain(found, [one.name for one in fields(section)]))
+                told.append(f"answer.kind: should be one of {', '.join(KINDS)}")
+            else:  # in the place of an answer's key stands its kind too
+                place = [part for part in error["loc"] if part not in KINDS]
+                told.append(explain({**error, "loc": place}, KEYS))
         raise AimoError(f"{where}: {'; '.join(told)}") from None
     except (TypeError, ValueError) as e:  # a key that is no text, a list that holds itself
         raise AimoError(f"{where}: {e}; use plain keys and values") from None
@@ -212,9 +197,13 @@ def name_of(competition: str | Competition) -> str:
     return competition if competition in COMPETITIONS else Path(competition).stem
 
 
-def check_questions(table: pl.DataFrame, path: str | Path, competition: str | Competition) -> None:
-    """Raise AimoError for a test file without ids, problems or rows."""
-    has, inputs = f"test file {path} has", find_competition(competition).inputs
+def pose(table: pl.DataFrame, path: str | Path, competition: str | Competition) -> pl.DataFrame:
+    """Return a test file as it is asked: its ids as `id`, its options below their problem.
+
+    AimoError for one without ids, problems or rows.
+    """
+    rules = find_competition(competition)
+    has, inputs = f"test file {path} has", rules.inputs
     for column in (inputs.id, inputs.problem, *inputs.options):
         if column not in table.columns:
             there = listed(table.columns)
@@ -225,15 +214,9 @@ def check_questions(table: pl.DataFrame, path: str | Path, competition: str | Co
         raise AimoError(f"{has} a row without an id; give every question its own")
     if (twice := ids.filter(ids.is_duplicated())).len():
         raise AimoError(f"{has} the id {twice[0]!r} twice; give every question its own")
-
-
-def pose(table: pl.DataFrame, path: str | Path, competition: str | Competition) -> pl.DataFrame:
-    """Return a checked test file as it is asked: its ids as `id`, its options below their problem."""
-    check_questions(table, path, competition)
-    rules = find_competition(competition)
-    if rules.inputs.id != "id":
-        table = table.drop("id", strict=False).rename({rules.inputs.id: "id"})
-    return with_options(table, rules.inputs.problem, rules)
+    if inputs.id != "id":
+        table = table.drop("id", strict=False).rename({inputs.id: "id"})
+    return with_options(table, inputs.problem, rules)
 
 
 def with_options(table: pl.DataFrame, problem: str, rules: Competition) -> pl.DataFrame:
@@ -249,21 +232,16 @@ def with_options(table: pl.DataFrame, problem: str, rules: Competition) -> pl.Da
 def known_answers(table: pl.DataFrame, rules: Competition) -> dict[str, Any]:
     """Return the known answers of a table by id: none of proofs. AimoError for one that is not taken."""
     found: dict[str, Any] = {}
-    if rules.scoring == "marks":
+    if rules.scoring == "marks" or "answer" not in table.columns:
         return found
-    for question_id, answer in table.select("id", "answer").rows() if "answer" in table.columns else ():
-        if not is_valid(answer, rules):
+    for question_id, answer in table.select("id", "answer").rows():
+        if (gold := rules.answer.gold(answer)) is None:
             raise AimoError(
                 f"question {question_id}: its known answer {answer!r} is no {rules.answer.noun}; "
                 "correct it, or leave the column `answer` out"
             )
-        found[question_id] = rules.answer.gold(answer)
+        found[question_id] = gold
     return found
-
-
-def is_valid(answer: str, rules: Competition) -> bool:
-    """Return whether a text is an answer that the competition takes."""
-    return rules.answer.gold(answer) is not None
 
 
 # The score, as the host counts it
@@ -288,9 +266,6 @@ def score_of(rules: Competition, golds: Golds, passes: Passes) -> float:
     the same text in any case (kaggle.com/code/metric/nvidia-nemotron-metric, version 15).
     """
     kind: Any = rules.answer
-    if rules.scoring == "points":
-        rights = (sum(kind.equal(gold, given[name]) for given in passes) for name, gold in golds.items())
-        return sum(rules.points[count] for count in rights)
 
     def is_right(gold: Any, answer: Any) -> bool:
         if rules.scoring == "tolerance":
@@ -299,7 +274,8 @@ def score_of(rules: Competition, golds: Golds, passes: Passes) -> float:
             return Nemotron().equal(str(gold), str(answer))
         return bool(kind.equal(gold, answer))
 
-    return sum(is_right(gold, passes[0][name]) for name, gold in golds.items()) / len(golds)
+    rights = [sum(is_right(gold, given[name]) for given in passes) for name, gold in golds.items()]
+    return sum(rules.points[count] for count in rights) / (1 if rules.scoring == "points" else len(golds))
 
 
 def describe_score(rules: Competition, golds: Golds, passes: Passes) -> str:

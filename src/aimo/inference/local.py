@@ -8,7 +8,7 @@ from pathlib import Path
 
 import polars as pl
 
-from aimo.inference import answers, files
+from aimo.inference import files
 from aimo.inference.answer_kinds import Latex, Value
 from aimo.inference.competitions import Competition, find_competition, name_of, pose
 from aimo.inference.engine import Supervisor
@@ -119,7 +119,7 @@ def ask(sampler: Sampler, text: str, seed: int = 0) -> str:
     settings give any of them tools. Raises AimoError when the problem cannot be asked, EngineError when the
     engine fails or no sample holds an answer.
     """
-    problem = AskedProblem(sampler, text, seed)
+    problem = AskedProblem(sampler, text, seed, Latex())
     if fault := problem.fault():
         raise AimoError(f"{fault}; ask another")
     try:
@@ -127,7 +127,7 @@ def ask(sampler: Sampler, text: str, seed: int = 0) -> str:
     except Exception as e:  # the engine's own kinds
         raise EngineError(f"the problem could not be answered: {one_line(e)}") from None
     groups: Counter[str] = Counter()  # of equal answers, such as 1/2 and 0.5, by the first
-    for answer in filter(None, (answers.extract(text, sampler.settings.tags) for text in texts)):
+    for answer in filter(None, map(problem.read, texts)):
         groups[Latex().group(answer, groups)] += 1
     if not groups:
         raise EngineError(f"{len(texts)} samples hold no answer; give more --samples or inference.max_tokens")

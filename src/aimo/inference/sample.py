@@ -8,9 +8,11 @@ import math
 import time
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any
+from typing import Any, ClassVar
 
-from aimo.inference import answers, chat_format, prompts, voting
+from pydantic import ConfigDict
+
+from aimo.inference import chat_format, prompts, voting
 from aimo.inference.answer_kinds import AnswerKind, Value
 from aimo.inference.sampling import MIN_TOKENS, Completion, Sampler, sample_seed
 from aimo.inference.sandbox import Programs
@@ -57,6 +59,7 @@ class Sample:
     entropy: float | None = None
     tail_entropy: float | None = None
     role: str = ""  # of proofs: `prove`, `verify 3`, `refine 3`, `select 3,5`, with the samples it is about
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")  # of a journal's lines
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class AskedProblem:
     sampler: Sampler
     text: str
     seed: int
-    kind: AnswerKind | None = None  # None: an answer may be anything, and the model alone ends a sample
+    kind: AnswerKind | None = None  # None: there is no answer to find, and the model alone ends a sample
     rules: str = ""  # the competition's sentence on its answers
     known: list[Value] = field(default_factory=list)  # one of each group of equal answers, the first
     # The conversations that samples begin with, by variant of the prompt, with and without tools.
@@ -150,13 +153,9 @@ class RunningSample:
             self.end = End.FINISHED
         elif self.end is None:
             self.end = End.TOKENS
-        if self.end in (End.FINISHED, End.TOKENS):
-            if self.problem.kind is None:
-                has_answer = answers.extract(completion.text, self.settings.tags) is not None
-            else:
-                has_answer = self.problem.read(completion.text) is not None
-            if not has_answer:
-                return await self.force_answer()
+        may_lack = self.end in (End.FINISHED, End.TOKENS)
+        if may_lack and self.problem.read(completion.text) is None:
+            return await self.force_answer()
         return completion
 
     async def run(self) -> Completion:
