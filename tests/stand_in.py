@@ -420,7 +420,6 @@ def words(request):
     """The words of a command, with the folder of a finished run in place of RUN."""
 
     def split(command):
-        run = str(request.getfixturevalue("run_dir")) if "RUN" in command else ""
-        return [run if part == "RUN" else part for part in command.split()]
+        return [request.getfixturevalue("run_dir") if part == "RUN" else part for part in command.split()]
 
     return split

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +20,6 @@ from conftest import AIMO, SMALL, TINY, aimo, here, left_of, refused, settings, 
         (["--profile", "nano"], ["'nano'", "tiny"]),
         (["--profile", "tiny", "--set", "grpo.max_stepz=5"], ["grpo.max_stepz", "max_steps"]),
         (["--profile", "tiny", "--from", "train"], ["'train'", "data, sft, grpo, inference"]),
-        (["--profile", "tiny", "--from", ""], ["''", "data, sft, grpo, inference"]),
         (["--profile", "tiny", "--from", "dpo"], ["'dpo'", "data, sft, grpo, inference"]),
         (["--profile", "tiny", "--until", "train"], ["--until 'train'", "data, sft, grpo, inference"]),
         (["--profile", "tiny", "--from", "grpo", "--until", "sft"], ["--until 'sft'", "--from 'grpo'"]),
@@ -50,19 +48,8 @@ def test_the_version_and_a_page_of_help_for_users_are_printed():
     assert wrong.returncode == 2 and wrong.stderr.startswith("aimo: profile 'nano' does not exist")
 
 
-WHOLE = [("model.safetensors", "weights"), ("tokenizer.json", "tokenizer"), ("config.json", "config.json")]
-
-
-@pytest.mark.parametrize("missing, told", [*WHOLE, (None, "no such folder")])
-def test_a_model_folder_that_is_not_whole_is_refused_by_name(tmp_path, missing, told):
-    model = tmp_path / "model"
-    if missing:
-        shutil.copytree(TINY, model)
-        (model / missing).unlink()
-    test = tmp_path / "t.csv"
-    test.write_text("id,problem\n1,x\n")
-    arguments = ["--model", str(model), "--test", str(test), "--out", str(tmp_path / "o.csv")]
-    refused("solve", *arguments, told=[str(model), told])
+def test_a_model_folder_is_checked_before_it_is_loaded(tmp_path):
+    refused("solve", "--model", tmp_path / "none", "6 x 7", told=[str(tmp_path / "none"), "no such folder"])
 
 
 def below(process: subprocess.Popen) -> list[psutil.Process]:
