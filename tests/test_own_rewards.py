@@ -86,24 +86,10 @@ def test_the_file_is_found_beside_the_profile_or_in_the_current_folder(mine, tmp
     ("text", "told"),
     [
         (None, ["no file", "my.py", "correct the path"]),
-        ("def short(completions, **columns:\n", ["my.py", "line 1"]),
-        ("def long(completions, **columns): ...\n", ["no function short", "it has long"]),
-        ("def short(texts, **columns): ...\n", ["should take completions", "def short(completions"]),
-        ("def short(completions): ...\n", ["as keywords", "def short(completions"]),
-        ("def short(completions, /, **columns): ...\n", ["should take completions"]),
-        ("def short(completions, gold, **columns): ...\n", ["needs gold", "answer"]),
-    ],
-)
-def test_a_file_that_holds_no_such_reward_is_refused_when_the_profile_is_read(mine, text, told):
-    (mine.parent / "my.py").unlink()
-    if text is not None:
-        (mine.parent / "my.py").write_text(text)
-    refused("run", "--profile", mine, "--run-dir", "run", told=["my.py:short", *told])
-
-
-@pytest.mark.parametrize(
-    ("text", "told"),
-    [
+        ("def short(completions, **columns:\n", ["raises SyntaxError", "my.py, line 1"]),
+        ("def long(completions, **columns): ...\n", ["no function short", "write def short(completions"]),
+        ("def short(completions): ...\n", ["raises TypeError", "unexpected keyword argument"]),
+        ("def short(completions, gold, **columns): ...\n", ["raises TypeError", "'gold'"]),
         ("import nothing_of_this_name\n{}    ...\n", ["raises ModuleNotFoundError", "in line 1 of my.py"]),
         ("{}    return [1 / 0 for _ in completions]\n", ["raises ZeroDivisionError", "in line 3 of my.py"]),
         ("{}    return [c[-1]['content'].split()[0] == '4' for c in completions]\n", ["IndexError"]),
@@ -113,7 +99,10 @@ def test_a_file_that_holds_no_such_reward_is_refused_when_the_profile_is_read(mi
     ],
 )
 def test_a_reward_that_fails_is_told_in_one_line_before_the_first_stage(mine, tmp_path, text, told):
-    (mine.parent / "my.py").write_text(text.replace("{}", "\ndef short(completions, **columns):\n"))
+    (mine.parent / "my.py").unlink()
+    if text is not None:
+        text = text.replace("{}", "\ndef short(completions, **columns):\n")
+        (mine.parent / "my.py").write_text(text)
     refused("run", "--profile", mine, "--run-dir", "run", told=["my.py:short", *told])
     assert not (tmp_path / "run").exists()
     with pytest.raises(AimoError, match=r"my\.py:short"):

@@ -222,7 +222,7 @@ def test_code_names_a_missing_column_or_package():
     for provider, package in ("e2b", "e2b-code-interpreter"), ("morph", "morphcloud==0.1.67"):
         if importlib.util.find_spec(package.partition("==")[0].replace("-", "_")) is None:
             with pytest.raises(AimoError, match=f"pip install {package}"):
-                rewards.code_reward(["x"], verification_info=[INFO], provider_type=provider)
+                rewards.code_reward(["```python\nx\n```"], verification_info=[INFO], provider_type=provider)
 
 
 def test_every_reward_keeps_its_public_name_and_can_be_pickled():

@@ -7,6 +7,7 @@ from aimo.config.reading import (
     PROFILES,
     ROOT,
     RUNS,
+    changed,
     describe,
     differing_keys,
     dump,

@@ -3,7 +3,7 @@
 from dataclasses import field, fields
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from aimo.inference.settings import NonNegative, Positive, Rate, Share, strict
@@ -14,10 +14,14 @@ BelowOne = Annotated[float, Field(ge=0, lt=1)]
 Part = Annotated[float, Field(gt=0, le=1)]
 
 
-def check_bounds(section: Any, *keys: str) -> None:
-    for key in keys:
-        if (bounds := getattr(section, key)) and bounds[0] > bounds[1]:
-            raise ValueError(f"{key}: {bounds[0]} is above {bounds[1]}; write the smaller one first")
+def check_bounds(bounds: Any) -> Any:
+    if bounds[0] > bounds[1]:
+        raise ValueError(f"{bounds[0]} is above {bounds[1]}; write the smaller one first")
+    return bounds
+
+
+Integers = Annotated[tuple[int, int], AfterValidator(check_bounds)]
+PassRates = Annotated[tuple[Share, Share], AfterValidator(check_bounds)]
 
 
 @dataclass(config=strict)
@@ -74,10 +78,9 @@ class Mixture(Source):
 
     @model_validator(mode="after")
     def check_mixture(self) -> "Mixture":
-        for key in fields(Source):  # type: ignore[arg-type]
-            if self.mixture and getattr(self, key.name) != key.default:
-                told = f"a set has either a source or a mixture; put {key.name} into the mixture"
-                raise ValueError(f"mixture: {told}")
+        for key in fields(Source) if self.mixture else ():  # type: ignore[arg-type]
+            if getattr(self, key.name) != key.default:
+                raise ValueError(f"{key.name}: a set has a source or a mixture; put it into the mixture")
         return self
 
 
@@ -88,7 +91,7 @@ class Set(Mixture):
     test_split: BelowOne = 0.0  # Set this share aside, to evaluate on in training
     # Drop rows whose answer is not an integer, as the olympiad's are; a `competition` decides instead
     integer_answers: bool = True
-    answer_range: tuple[int, int] | None = None  # Drop rows whose answer lies outside, such as [0, 99999]
+    answer_range: Integers | None = None  # Drop rows whose answer lies outside, such as [0, 99999]
     max_tokens: Positive | None = None  # Drop rows of more tokens: the prompt's; in SFT with the completion's
     # SFT only: rows longer than `model.max_length` are dropped, or kept for the trainer to cut
     overlong: Literal["drop", "truncate"] = "drop"
@@ -98,7 +101,7 @@ class Set(Mixture):
     drop: list[Literal["multiple_choice", "proof"]] = field(default_factory=list)
     # Drop problems with such a share of another's word triples and its numbers
     near_duplicates: Rate | None = None
-    pass_rate: tuple[float, float] | None = None  # Keep problems with a `columns.pass_rate` within bounds
+    pass_rate: PassRates | None = None  # Keep problems with a `columns.pass_rate` within bounds
     # SFT only: which solution to keep where a problem has several right ones
     traces: Literal["first", "shortest", "all"] = "first"
     verbatim: bool = False  # SFT only: a solution is a whole completion, with tags and answer
@@ -111,7 +114,6 @@ class Set(Mixture):
     def check_set(self) -> "Set":
         if self.verbatim and self.empty_thoughts:
             raise ValueError("empty_thoughts: a verbatim solution brings its thought; leave one of them out")
-        check_bounds(self, "answer_range", "pass_rate")
         return self
 
 
@@ -149,12 +151,7 @@ class Reject:
     prefer: Literal["first", "shorter", "diverse"] = "first"
     # Keep problems whose share of right completions lies within these bounds; ones that the teacher always
     # solves teach little
-    pass_rate: tuple[Share, Share] = (0.0, 1.0)
-
-    @model_validator(mode="after")
-    def check(self) -> "Reject":
-        check_bounds(self, "pass_rate")
-        return self
+    pass_rate: PassRates = (0.0, 1.0)
 
 
 @dataclass(config=strict)

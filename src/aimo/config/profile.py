@@ -6,6 +6,7 @@ training into TRL's configuration; keys that only TRL needs go under `trl`.
 """
 
 import re
+from collections.abc import Iterator
 from dataclasses import asdict, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -13,7 +14,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import AfterValidator, Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from aimo.config.data import Above0, Data, Distil, From0, Part
+from aimo.config.data import Above0, Data, Distil, From0, Part, PassRates
 from aimo.errors import AimoError
 from aimo.inference import settings
 from aimo.inference.answer_kinds import AnswerKind
@@ -159,7 +160,7 @@ class Grpo(Optimization):
     # dynamic sampling): 1 samples no more than before and leaves the others out; null trains on all
     max_resample: Positive | None = None
     # Before training, keep problems whose share of right samples lies within these bounds
-    pass_rate: tuple[float, float] | None = None
+    pass_rate: PassRates | None = None
     pass_rate_samples: AtLeast2 = 8  # Samples of each problem for `pass_rate`
     # Reward functions (docs/rewards.md), each with a weight, or with a weight and options: `cosine: {weight:
     # 0.5, max_len: 2000}`
@@ -184,14 +185,14 @@ class Grpo(Optimization):
                 f"gradient_accumulation_steps: {self.gradient_accumulation_steps} does not divide the "
                 f"{self.prompts_per_step} x {self.num_generations} completions of a step"
             )
-        overlong = self.rewards.get("soft_overlong_punishment")
-        if not overlong:
-            return self
-        if overlong.max_completion_len - overlong.soft_punish_cache >= self.max_completion_length:
+        punished = self.rewards.get("soft_overlong_punishment")
+        if (
+            punished
+            and self.max_completion_length <= punished.max_completion_len - punished.soft_punish_cache
+        ):
             raise ValueError(
-                f"rewards.soft_overlong_punishment: starts beyond {overlong.max_completion_len} - "
-                f"{overlong.soft_punish_cache} tokens, which no completion reaches; set max_completion_len "
-                f"to max_completion_length, {self.max_completion_length}"
+                "rewards.soft_overlong_punishment: no completion is so long; set max_completion_len to "
+                f"max_completion_length, {self.max_completion_length}"
             )
         return self
 
@@ -229,8 +230,10 @@ class Opd(Optimization):
     @model_validator(mode="after")
     def check(self) -> "Opd":
         if self.asks_server and self.temperature != 1:
-            told = "a server's log-probabilities are those of temperature 1; set it to 1, or name a model"
-            raise ValueError(f"temperature: {self.temperature:g}: {told} folder in opd.teacher")
+            raise ValueError(
+                "temperature: a server's log-probabilities are those of temperature 1; set it to 1, or name "
+                "a model folder in opd.teacher"
+            )
         return self
 
 
@@ -359,76 +362,69 @@ class Profile:
 
     @model_validator(mode="after")
     def check(self) -> "Profile":
-        """Refuse what no section can see alone."""
+        if self.trained and self.model.max_length is None:
+            self.model.max_length = TRAINED_LENGTH
+        if fault := next(self.faults(), None):
+            raise ValueError(fault)
+        return self
+
+    def faults(self) -> Iterator[str]:
+        """Yield what no section can see alone."""
         try:
-            _ = self.rules
+            rules = self.rules
         except AimoError as e:
-            raise ValueError(str(e)) from None
+            yield str(e)
+            return
         if not PLAIN_NAME.fullmatch(self.profile) or self.profile in ("index.html", "README.md"):
-            told = "cannot name the run's folder; take a name such as my-run"
-            raise ValueError(f"profile: {self.profile!r} {told}")
-        length = self.model.max_length or TRAINED_LENGTH
+            yield f"profile: {self.profile!r} cannot name the run's folder; take a name such as my-run"
         sets = {name: getattr(self.data, name, None) for name in ("sft", "grpo", "heldout")}
-        if self.trained:
-            self.model.max_length = length
-        sources = [part.source for rows in sets.values() if rows for part in rows.mixture or [rows]]
         judged: dict[str, Any] = {"data.heldout": sets["heldout"], "dpo": self.dpo}
         judged |= {f"{name}.probe_steps": getattr(self, name).probe_steps for name in self.trained}
         if self.grpo:
             judged |= {f"grpo.rewards.{name}": name in self.grpo.rewards for name in BY_ANSWER}
             judged["grpo.pass_rate"] = self.grpo.pass_rate
-        if self.rules and self.rules.scoring == "marks" and (key := next(filter(judged.get, judged), None)):
-            raise ValueError(f"{key}: nothing here marks the proofs of {self.rules.slug}; leave it out")
+        if rules and rules.scoring == "marks" and (key := next(filter(judged.get, judged), None)):
+            yield f"{key}: nothing here marks the proofs of {rules.slug}; leave it out"
+
+        sources = [part.source for rows in sets.values() if rows for part in rows.mixture or [rows]]
         if "distil" in sources and not self.distil:
-            raise ValueError("data: the source distil needs a section distil; add it, or name another source")
-        aside = "such as 0.02"
+            yield "data: the source distil needs a section distil; add it, or name another source"
+        aside = {name: bool(rows and rows.test_split) for name, rows in sets.items()}
         for name in self.trained:
-            rows = str(TRAINED[name].trains_on)
-            if not sets[rows]:
-                told = f"trains on data.{rows}, which is missing; add it, or set {name} to null"
-                raise ValueError(f"{name}: {told}")
-            if getattr(self, name).probe_steps and not (sets["grpo"] and sets["grpo"].test_split):
-                told = "a probe needs problems that are not trained on; set data.grpo.test_split"
-                raise ValueError(f"{name}.probe_steps: {told}, {aside}")
-        if self.sft and self.sft.eval_steps and not (sets["sft"] and sets["sft"].test_split):
-            told = "an evaluation needs rows that are not trained on; set data.sft.test_split"
-            raise ValueError(f"sft.eval_steps: {told}, {aside}")
+            needed = str(TRAINED[name].trains_on)
+            if not sets[needed]:
+                yield f"{name}: trains on data.{needed}, which is missing; add it, or set {name} to null"
+            if getattr(self, name).probe_steps and not aside["grpo"]:
+                yield f"{name}.probe_steps: needs problems that are not trained on; set data.grpo.test_split"
+        if self.sft and self.sft.eval_steps and not aside["sft"]:
+            yield "sft.eval_steps: needs rows that are not trained on; set data.sft.test_split"
+
         if self.trained:  # the model is asked as it was trained
             asked = {"tags": asdict(self.prompt.tags)}
             prompt = asked | {"system": self.prompt.system}
             inference = settings.merge(asked, self.inference.written)
             for section, values in ("prompt", prompt), ("inference", inference):
                 if found := settings.contradiction(settings.validate_settings(values, section, "correct it")):
-                    raise ValueError(f"{section}.{found}")
+                    yield f"{section}.{found}"
             if self.prompt.system and self.inference.system:
-                told = "the model is trained with prompt.system; remove one of the two"
-                raise ValueError(f"inference.system: {told}")
-        for stage in (self.grpo, self.opd):
-            if stage and stage.max_prompt_length + stage.max_completion_length > length:
-                told = "max_prompt_length + max_completion_length exceed model.max_length"
-                raise ValueError(f"{type(stage).__name__.lower()}: {told}")
-            if stage and stage.generation != "transformers" and self.model.load_in_4bit:
-                key = f"{type(stage).__name__.lower()}.generation"
-                told = f"does not take four-bit weights; set model.load_in_4bit to false, or {key} to"
-                raise ValueError(f"{key}: {stage.generation} {told} transformers")
+                yield "inference.system: the model is trained with prompt.system; remove one of the two"
+        for name, stage in ("grpo", self.grpo), ("opd", self.opd):
+            if not stage:
+                continue
+            if stage.max_prompt_length + stage.max_completion_length > (self.model.max_length or 0):
+                yield f"{name}: max_prompt_length + max_completion_length exceed model.max_length"
+            if stage.generation != "transformers" and self.model.load_in_4bit:
+                yield f"{name}.generation: vLLM takes no four-bit weights; set model.load_in_4bit to false"
         if not self.grpo:
-            return self
-
-        generation = self.grpo.generation
-        if generation == "vllm" and self.model.backend == "unsloth" and self.model.lora is None:
-            told = "Unsloth does not sample all weights with vLLM; set model.backend to transformers, or"
-            raise ValueError(f"grpo.generation: vllm: {told} grpo.generation to transformers, or model.lora")
-        if self.grpo.tools:
-            if self.prompt.template in ("plain", "chatml"):
-                told = "offers no tools; set prompt.template to model, or a Jinja file that does"
-                raise ValueError(f"grpo.tools: the template {self.prompt.template} {told}")
-            if self.inference.tool_parser is None:
-                told = "inference.tool_parser is null, and fenced blocks are no tool calls to TRL; set it to"
-                raise ValueError(
-                    f"grpo.tools: {told} the parser of the model's family, such as hermes for Qwen"
-                )
-            for key in "probe_steps", "pass_rate":
-                if getattr(self.grpo, key) is not None:
-                    told = "samples without tools; set it to null, or grpo.tools to false"
-                    raise ValueError(f"grpo.{key}: {told}")
-        return self
+            return
+        all_weights = self.model.backend == "unsloth" and self.model.lora is None
+        if self.grpo.generation == "vllm" and all_weights:
+            yield "grpo.generation: Unsloth samples adapters alone in vLLM; set model.backend to another"
+        template = self.prompt.template
+        if self.grpo.tools and template in ("plain", "chatml"):
+            yield f"grpo.tools: the template {template} offers no tools; set prompt.template to model"
+        if self.grpo.tools and self.inference.tool_parser is None:
+            yield "grpo.tools: inference.tool_parser is null, and fenced blocks are no calls to TRL; set it"
+        for key in ("probe_steps", "pass_rate") if self.grpo.tools else ():
+            if getattr(self.grpo, key) is not None:
+                yield f"grpo.{key}: samples without tools; set it to null, or grpo.tools to false"

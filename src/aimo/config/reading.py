@@ -9,7 +9,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import MISSING, asdict, fields, is_dataclass
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -50,10 +50,8 @@ def find(profile: str | Path) -> Path:
     path = locate(str(profile)) if is_path else PROFILES / f"{profile}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
-        told = f"does not exist: use one of {known}, or a path to a .yaml file"
-        if os.path.exists(profile):
-            told = f"is no .yaml file; save it as one, or use one of {known}"
-        raise AimoError(f"profile {str(profile)!r} {told}")
+        fault = "is no .yaml file; save it as one" if os.path.exists(profile) else "does not exist"
+        raise AimoError(f"profile {str(profile)!r} {fault}: use one of {known}, or a path to a .yaml file")
     return path
 
 
@@ -130,12 +128,15 @@ def suggest(key: str) -> str:
     if name in ALIASES["needless"]:
         return f", leave it out: {ALIASES['needless'][name]}"
     ours = ALIASES["keys"].get(name, name).split()
-    here = [f"{section}.{candidate}" for candidate in ours if f"{section}.{candidate}" in known]
-    anywhere = [other for other in known if other in ours or other.rpartition(".")[2] in ours]
-    nearer = (f"{section}.", f"data.{section}.")
-    anywhere = [other for other in anywhere if other.startswith(nearer)] or anywhere
-    anywhere = [other for other in anywhere if ".mixture." not in other] or anywhere
-    if found := here[:1] or anywhere:
+
+    def distance(other: str) -> tuple[bool, ...]:
+        place = other.rpartition(".")[0]
+        is_near = f"{place}.".startswith((f"{section}.", f"data.{section}."))
+        return place != section, not is_near, ".mixture." in other
+
+    if found := [other for other in known if other in ours or other.rpartition(".")[2] in ours]:
+        nearest = min(map(distance, found))
+        found = [other for other in found if distance(other) == nearest]
         if found[0].endswith((".trl", ".vllm", ".chat_template_kwargs")):
             return f", put it under {found[0]}"
         return f", it is called {', '.join(found)} here"
@@ -154,17 +155,13 @@ def keys(section: type = Profile, prefix: str = "") -> Iterator[str]:
 
 
 def meanings(section: type) -> dict[str, str]:
-    """Return what a dataclass's source says of each of its keys: beside it, above it, or below it."""
+    """Return what a dataclass's source says of each of its keys: beside it or above it."""
     source = inspect.getsource(section)
     lines, found = source.splitlines(), {}
     (declared,) = ast.parse(source).body
-    for key, after in itertools.zip_longest(body := declared.body, body[1:]):  # type: ignore[attr-defined]
-        if not isinstance(key, ast.AnnAssign):
-            continue
+    for key in (part for part in declared.body if isinstance(part, ast.AnnAssign)):  # type: ignore[attr-defined]
         before = itertools.takewhile(lambda line: line.startswith("    # "), lines[key.lineno - 2 :: -1])
         said = [*reversed([line[6:] for line in before]), lines[key.end_lineno - 1].partition("  # ")[2]]  # type: ignore[operator]
-        if isinstance(after, ast.Expr):
-            said = [after.value.value]  # type: ignore[attr-defined]
         found[key.target.id] = re.sub(r"[^.…]$", r"\g<0>.", " ".join(" ".join(said).split()))  # type: ignore[union-attr]
     return found
 
@@ -185,25 +182,21 @@ def dump(profile: Profile) -> str:
     return str(yaml.dump(values, Dumper=Dumper, sort_keys=False, allow_unicode=True))
 
 
+def changed(section: Any) -> dict[str, Any]:
+    """Return the keys of a section that are not at their defaults."""
+    values: dict[str, Any] = TypeAdapter(type(section)).dump_python(
+        section, mode="json", exclude_defaults=True
+    )
+    return values
+
+
 def describe(profile: Profile, stage: str) -> str:
     """Return the keys of a stage's section that are not at their defaults, in a few lines of YAML."""
-
-    def written(value: Any) -> Any:
-        if isinstance(value, list):
-            return [written(one) for one in value]
-        if isinstance(value, dict):
-            return {key: written(one) for key, one in value.items()}
-        if not is_dataclass(value):
-            return value
-        found = {}
-        for one in fields(value):
-            usual = one.default if one.default_factory is MISSING else one.default_factory()
-            if getattr(value, one.name) != usual and one.name != "code":  # the text of a user's reward
-                found[one.name] = written(getattr(value, one.name))
-        return found
-
-    section = {stage: written(getattr(profile, stage))}
-    text = yaml.safe_dump(section, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100)
+    values = changed(getattr(profile, stage))
+    for reward in values.get("rewards", {}).values():
+        reward.pop("code", None)  # the text of a user's reward
+    flow: dict[str, Any] = {"default_flow_style": None, "width": 100}
+    text = yaml.safe_dump({stage: values}, sort_keys=False, allow_unicode=True, **flow)
     return f"{text.rstrip()}\n(docs/profiles.md has the defaults of all other keys)"
 
 

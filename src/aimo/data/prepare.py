@@ -9,7 +9,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 import yaml
 
-from aimo.config import Profile, Set, Source
+from aimo.config import Profile, Set, changed
 from aimo.config.profile import STAGES
 from aimo.data import decontaminate, sources
 from aimo.errors import AimoError
@@ -126,19 +126,16 @@ def clean_sets(sets: Sets, profile: Profile, tokenizer: Any) -> Sets:
             drop(IS_PROOF, "proof")
 
         # The gold answer, of which the final answer alone stays, and the pass rate.
+        answers = sets.rows[name]["answer"]
         if kind:  # where the solution is all that there is, the answer that it ends in
-            solved = (
-                sets.rows[name].select((pl.col("answer") == pl.col("solution")).fill_null(False)).to_series()
-            )
-            stated = mapped(
-                sets.rows[name].filter(solved)["answer"], lambda text: kind.find(text, tags), pl.String
-            )
-            change(sets.rows[name]["answer"].scatter(solved.arg_true(), stated))
-        change(*read_answers(sets.rows[name]["answer"], tags, kind))
+            solved = (answers == sets.rows[name]["solution"]).fill_null(False)
+            stated = map_texts(answers.filter(solved), lambda text: kind.find(text, tags), pl.String)
+            answers = answers.scatter(solved.arg_true(), stated)
+        change(*read_answers(answers, tags, kind))
         by_answer = pl.col("verification_info").is_null()  # and not by test cases
         if kind:
             given = pl.col("answer").fill_null("") != ""
-            taken = mapped(sets.rows[name]["answer"], lambda text: kind.gold(text) is not None, pl.Boolean)
+            taken = map_texts(sets.rows[name]["answer"], lambda text: kind.gold(text) is not None, pl.Boolean)
             drop(by_answer & given & ~taken.fill_null(False), f"answer is no {kind.noun}")
         elif wanted.integer_answers:
             drop(by_answer & pl.col("integer").is_null(), "answer is not an integer")
@@ -151,12 +148,10 @@ def clean_sets(sets: Sets, profile: Profile, tokenizer: Any) -> Sets:
 
         # SFT shares the source that GRPO takes whole, which would leave it nothing.
         grpo = profile.data.grpo if profile.data and name == "sft" else None
-        shared = grpo and not grpo.mixture and is_same_source(grpo, wanted)
         for earlier in earlier_sets:
-            if shared and earlier == "grpo":
-                continue
-            known = pl.col("key").is_in(sets.rows[earlier]["key"].implode())
-            drop(known, f"same text as in {earlier}")
+            if not (earlier == "grpo" and grpo and is_same_source(grpo, wanted)):
+                known = pl.col("key").is_in(sets.rows[earlier]["key"].implode())
+                drop(known, f"same text as in {earlier}")
         earlier_sets.append(name)
 
         # The worked solution, which becomes a thought unless it is verbatim.
@@ -191,9 +186,9 @@ def clean_sets(sets: Sets, profile: Profile, tokenizer: Any) -> Sets:
 
 
 def is_same_source(a: Set, b: Set) -> bool:
-    """Return whether two sets read all rows of one source, built-in problems aside."""
+    """Return whether two sets read one source, of which `a` takes all rows; not the built-in problems."""
     same = all(getattr(a, key) == getattr(b, key) for key in ("source", "subset", "split", "revision"))
-    return same and a.source != "builtin" and a.rows is None and a.weight == 1
+    return same and a.source != "builtin" and not a.mixture and a.rows is None and a.weight == 1
 
 
 def told(sets: Sets) -> dict[str, str]:
@@ -235,16 +230,15 @@ def too_long(rows: pl.DataFrame, name: str, profile: Profile, tokenizer: Any) ->
     # A text has no more tokens than bytes, so most rows are judged by their bytes.
     texts = ["problem", "solution", "answer"] if name == "sft" else ["problem"]
     around = count(pl.DataFrame({"problem": [""], "solution": [""], "answer": [""]}))[0] + 8  # tags, template
-    sizes = [rows[column].str.len_bytes().fill_null(0).cast(pl.Int64) for column in texts]
-    tokens = rows.select(sum(sizes, start=pl.lit(around))).to_series()
+    sizes = [pl.col(column).str.len_bytes().fill_null(0).cast(pl.Int64) for column in texts]
+    tokens = rows.select(pl.sum_horizontal(around, *sizes)).to_series()
     unknown = tokens > -1
     if wanted.token_quantile is None:
         unknown = (tokens > limit) & (tokens < BYTES_A_TOKEN * limit)
     places = unknown.arg_true()
-    found: list[int] = []
     for start in range(0, len(places), BATCH):
-        found += count(rows[places[start : start + BATCH]])
-    tokens = tokens.scatter(places, found) if found else tokens
+        part = places[start : start + BATCH]
+        tokens = tokens.scatter(part, count(rows[part]))
     if wanted.token_quantile is not None:
         quantile = int(tokens.quantile(wanted.token_quantile, "lower") or 0)
         limit = min(limit or quantile, quantile)
@@ -268,13 +262,9 @@ def per_chunk(values: pl.Series, function: Callable[[pl.Series], pl.Series]) -> 
     return pl.concat([function(values[start : start + CHUNK]) for start in starts])
 
 
-def mapped(values: pl.Series, function: Callable[[str], Any], kind: Any) -> pl.Series:
+def map_texts(values: pl.Series, function: Callable[[str], Any], kind: Any) -> pl.Series:
     """(n,) a Python function of each text, null for null."""
-
-    def map_part(part: pl.Series) -> pl.Series:
-        return pl.Series([None if text is None else function(text) for text in part], dtype=kind)
-
-    return per_chunk(values, map_part)
+    return values.map_elements(function, return_dtype=kind)
 
 
 def read_answers(texts: pl.Series, tags: Tags, kind: AnswerKind | None = None) -> list[pl.Series]:
@@ -295,11 +285,11 @@ def read_answers(texts: pl.Series, tags: Tags, kind: AnswerKind | None = None) -
             value = kind.gold(text.strip()) if kind else None
         return str(value) if kind and kind.is_exact and value is not None else text.strip()
 
-    answer = mapped(texts, final, pl.String)
+    answer = map_texts(texts, final, pl.String)
     if kind and kind.type is not int:
         none = pl.repeat(None, len(answer), dtype=pl.Int64, eager=True)
         return [answer.alias("answer"), none.alias("integer")]
-    integer = mapped(answer, integer_of, pl.Int64)
+    integer = map_texts(answer, integer_of, pl.Int64)
     written = pl.select(pl.coalesce(integer.cast(pl.String), answer)).to_series()
     return [written.alias("answer"), integer.alias("integer")]
 
@@ -335,7 +325,7 @@ def in_other_language(problems: pl.Series, language: str) -> pl.Series:
         enough = len(words.split()) >= WORDS_TO_TELL or not words.isascii()
         return enough and classify(words[:1000])[0] != language
 
-    return mapped(problems, differs, pl.Boolean)
+    return map_texts(problems, differs, pl.Boolean)
 
 
 def thoughts(solutions: pl.Series) -> pl.Series:
@@ -433,14 +423,6 @@ def write_sets(ready: dict[str, pl.DataFrame], sets: Sets, profile: Profile, fol
         pl.concat([*rows.iter_slices(CHUNK)] or [rows], rechunk=False).write_parquet(unfinished)
         digest.update(unfinished.read_bytes())
         unfinished.rename(folder / f"{name}.parquet")
-
-    def changed(source: Source) -> dict[str, Any]:
-        """Return the keys of a source that are not at their defaults."""
-        plain = type(source)("")
-        found = {k: v for k, v in asdict(source).items() if v != getattr(plain, k)}  # type: ignore[call-overload]
-        if isinstance(source, Set) and source.mixture:
-            found |= {"source": "mixture", "mixture": [changed(part) for part in source.mixture]}
-        return found
 
     assert profile.data
     lines, settings = ["| set | step | rows |", "| --- | --- | --- |"], dict[str, Any]()

@@ -1,7 +1,7 @@
 """Read the sources that a profile names, whatever their columns are called, into tables of the same columns.
 
-Files (`aimo.inference.files`), folders of them as Kaggle attaches or as copied from the hub, folders saved
-by `datasets`, hub ids, built-in problems, and mixtures of all these. A set must fit into memory.
+Files (`aimo.inference.files`), folders of them as Kaggle attaches, as copied from the hub or as saved by
+`datasets`, hub ids, built-in problems, and mixtures of all these. A set must fit into memory.
 """
 
 import re
@@ -40,6 +40,7 @@ NAMES = {
 }  # fmt: skip
 SPLITS = {"train", "training", "test", "testing", "validation", "valid", "val", "dev", "eval", "evaluation"}
 SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}")
+CACHED = re.compile(r"cache-\w+\.arrow")  # what `datasets` leaves in a folder that it saved
 
 
 @dataclass(frozen=True)
@@ -173,10 +174,12 @@ def read_columns(
         raise AimoError(f"{where}.revision: {path} is a local folder or file; leave the key out")
     if not path.exists() and (files.kind_of(path) or name.startswith(("/", "."))):
         raise AimoError(f"{where}.source: {path} does not exist")
-    if not path.exists() or any((path / file).exists() for file in ("state.json", "dataset_dict.json")):
-        dataset = read_dataset(path, source, preset, where)
+    if not path.exists():
+        subset, split = source.subset or preset.subset, source.split or preset.split or "train"
+        dataset = from_hub(name, subset, split, f"{where}.source", source.revision)
 
     # The first rows tell the columns; then those alone are read that have a role.
+    found: Sequence[Path] = ()
     if dataset is not None:
         have = files.from_frame(dataset.select(range(min(len(dataset), files.PEEK))).to_polars()).columns
     else:
@@ -212,39 +215,18 @@ def read_columns(
     return table, roles
 
 
-def read_dataset(path: Path, source: Source, preset: Preset, where: str) -> Any:
-    """Return the split of a folder that `datasets` saved, or of the hub, downloaded if need be."""
+def from_hub(name: str, subset: str | None, split: str, where: str, revision: str | None = None) -> Any:
+    """Return the split of a dataset of the hub, downloaded if need be."""
     import datasets  # loads pandas
 
-    if not path.exists():
-        subset, split = source.subset or preset.subset, source.split or preset.split or "train"
-        try:
-            return datasets.load_dataset(source.source, subset, split=split, revision=source.revision)
-        except Exception as e:  # the hub client and datasets raise many kinds
-            raise AimoError(f"{where}.{why_not(e, source, subset, split)}") from None
-    if source.subset:
-        raise AimoError(f"{where}.subset: {path} was saved without subsets; leave the key out")
     try:
-        saved = datasets.load_from_disk(str(path))
-    except Exception:  # pyarrow and datasets raise many kinds
-        raise AimoError(f"{where}.source: {path} cannot be read; save it again with save_to_disk") from None
-    splits = saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
-    return choose_part(splits, source.split, (preset.split, "train"), f"{where}.split", path)
-
-
-def why_not(error: Exception, source: Source, subset: str | None, split: str) -> str:
-    """Return why the hub does not give a dataset, and the remedy, after the key of the profile."""
-    name, said = repr(source.source), str(error)
-    if "BuilderConfig" in said or "Config name is missing" in said:
-        return f"subset: {name} has no subset {subset!r} on the hub, or has several; see its page"
-    if "Unknown split" in said:
-        return f"split: {name} has no split {split!r} on the hub; see its page"
-    if source.revision and "revision" in said.lower():
-        return f"revision: {name} has no revision {source.revision!r} on the hub, or no such dataset is there"
-    return (
-        f"source: {name} is no file here and no dataset that the hub gives; check the name and the "
-        "network, and set HF_TOKEN for a private or gated one"
-    )
+        return datasets.load_dataset(name, subset, split=split, revision=revision)
+    except Exception:  # the hub client and datasets raise many kinds
+        raise AimoError(
+            f"{where}: {name!r} is no file here, and the hub does not give it (subset {subset}, split "
+            f"{split}, revision {revision}); check these and the network, and set HF_TOKEN for a private or "
+            "gated one"
+        ) from None
 
 
 def files_of(path: Path, source: Source, preset: Preset, where: str) -> Sequence[Path]:
@@ -265,24 +247,20 @@ def files_of(path: Path, source: Source, preset: Preset, where: str) -> Sequence
         header = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
         try:
             for config in (yaml.safe_load(header[1]) or {}).get("configs") or [] if header else []:
-                if "data_files" not in config:
-                    continue
-                declared = config["data_files"]  # a pattern, a list of them, a mapping, or a list of mappings
+                declared = config.get("data_files", {})  # a pattern, patterns, a mapping, or a list of these
                 if isinstance(declared, list) and all(isinstance(part, dict) for part in declared):
-                    declared = {part.get("split", "train"): part["path"] for part in declared}
-                prefix = f"{config['data_dir']}/" if "data_dir" in config else ""
+                    declared = {part["split"]: part["path"] for part in declared}
+                folder = path / config.get("data_dir", "")
                 for part, paths in (declared if isinstance(declared, dict) else {"train": declared}).items():
-                    patterns = [
-                        prefix + pattern for pattern in ([paths] if isinstance(paths, str) else paths)
-                    ]
-                    matches = {file for p in patterns for file in path.glob(p.removeprefix("./"))}
+                    patterns = [paths] if isinstance(paths, str) else paths
+                    matches = {file for p in patterns for file in folder.glob(p.removeprefix("./"))}
                     subsets.setdefault(config["config_name"], {})[part] = files.tables_of(matches)
         except (yaml.YAMLError, AttributeError, KeyError, TypeError):
             fault = f"{readme}: the `configs` of its header cannot be read; correct the header"
             raise AimoError(fault) from None
     if path.is_dir() and not subsets:
         known = SPLITS | {source.split or "train"}
-        for file in files.tables_of(path.rglob("*")):
+        for file in files.tables_of(file for file in path.rglob("*") if not CACHED.fullmatch(file.name)):
             folders, stem = file.relative_to(path).parts[:-1], files.stem_of(file)
             shard = SHARD.fullmatch(stem)
             part = shard[1] if shard else "train"

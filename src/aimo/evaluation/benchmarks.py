@@ -123,12 +123,11 @@ def read_benchmark(
     if path:
         table = files.read_all(path, "benchmark ")
     else:
-        subset, split = benchmark.subset, benchmark.split
         try:
-            table = files.from_frame(datasets.load_dataset(benchmark.source, subset, split=split).to_polars())
-        except Exception as e:  # the hub client and datasets raise many kinds
-            reason = sources.why_not(e, Source(benchmark.source), subset, split)
-            raise AimoError(f"{where}: {reason}, or give --data FOLDER with {name}.jsonl") from None
+            given = sources.from_hub(benchmark.source, benchmark.subset, benchmark.split, where)
+        except AimoError as e:
+            raise AimoError(f"{e}, or give --data FOLDER with {name}.jsonl") from None
+        table = files.from_frame(given.to_polars())
     usual, columns = sources.roles_of(Columns(), table.columns), {}
     for role, column in {"problem": benchmark.problem, "answer": benchmark.answer}.items():
         if column not in table.rows.columns:

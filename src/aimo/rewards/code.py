@@ -83,16 +83,8 @@ def code_reward(
         results = sandbox.run_scripts(jobs, limits, num_parallel)
         outputs = iter([result.stdout if result.ok else None for result in results])
     elif provider_type in SERVICES:
-        connect, package = SERVICES[provider_type]
-        try:
-            run = connect()
-        except (ImportError, ValueError) as e:  # ValueError: Morph's client has no key
-            raise AimoError(
-                f"rewards: provider_type {provider_type}: {e}; pip install {package}, set "
-                f"{provider_type.upper()}_API_KEY, or use local"
-            ) from None
         with ThreadPoolExecutor(num_parallel) as pool:
-            outputs = iter(list(pool.map(lambda job: run(*job), jobs)))
+            outputs = iter(list(pool.map(lambda job: in_service(provider_type, *job), jobs)))
     else:
         known = ", ".join(["local", *SERVICES])
         raise AimoError(f"rewards: code has no provider_type {provider_type!r}; use {known} or a function")
@@ -112,55 +104,49 @@ def binary_code_reward(completions: Texts, **columns: Any) -> Rewards:
     return [None if share is None else float(share == 1.0) for share in code_reward(completions, **columns)]
 
 
-Run = Callable[[str, str], str | None]  # a program and its input to what it prints, None for a failure
-
-
-def in_e2b() -> Run:
-    from e2b_code_interpreter import CommandExitException, Sandbox, TimeoutException  # only if it is chosen
-
-    def run(program: str, given: str) -> str | None:
-        with Sandbox.create() as box:
-            box.files.write("program.py", program)
-            box.files.write("input", given)
-            try:
-                printed: str = box.commands.run("python3 program.py < input", timeout=TIME_LIMIT_S).stdout
-                return printed
-            except (CommandExitException, TimeoutException):
-                return None
-
-    return run
-
-
-MORPH_SCRIPT = """import json, subprocess
+# What a service runs: the program and its input, within the limit; its last line is what the program printed.
+SCRIPT = """import json, subprocess
 try:
-    command = ["python3", "-c", {code!r}]
+    command = ["python3", "-c", {program!r}]
     done = subprocess.run(command, input={given!r}, capture_output=True, text=True, timeout={limit})
     print(json.dumps(None if done.returncode else done.stdout))
 except subprocess.TimeoutExpired:
     print("null")"""
 
 
-def in_morph() -> Run:
+def in_e2b(script: str) -> str:
+    from e2b_code_interpreter import Sandbox  # only if it is chosen
+
+    with Sandbox.create() as box:
+        return "".join(box.run_code(script).logs.stdout)
+
+
+def in_morph(script: str) -> str:
     from morphcloud import api, sandbox  # only if it is chosen
 
-    client = api.MorphCloudClient()
-
-    def run(program: str, given: str) -> str | None:
-        box = sandbox.Sandbox.new(client=client, ttl_seconds=90)
-        try:
-            script = MORPH_SCRIPT.format(code=program, given=given, limit=TIME_LIMIT_S)
-            printed = (box.run_code(script, language="python").stdout or "null").strip()
-            result: str | None = json.loads(printed.splitlines()[-1])
-            return result
-        finally:
-            box.close()
-            box.shutdown()
-
-    return run
+    box = sandbox.Sandbox.new(client=api.MorphCloudClient(), ttl_seconds=90)
+    try:
+        return str(box.run_code(script, language="python").stdout or "")
+    finally:
+        box.close()
+        box.shutdown()
 
 
 # Each with the package of its client; MorphCloud's later versions have no sandbox.
 SERVICES = {"e2b": (in_e2b, "e2b-code-interpreter"), "morph": (in_morph, "morphcloud==0.1.67")}
+
+
+def in_service(name: str, program: str, given: str) -> str | None:
+    """Return what a program prints in a service; None for a failure."""
+    run, package = SERVICES[name]
+    try:
+        printed = run(SCRIPT.format(program=program, given=given, limit=TIME_LIMIT_S))
+    except (ImportError, ValueError) as e:  # ValueError: Morph's client has no key
+        remedy = f"pip install {package}, set {name.upper()}_API_KEY, or use local"
+        raise AimoError(f"rewards: provider_type {name}: {e}; {remedy}") from None
+    result: str | None = json.loads((printed.strip() or "null").splitlines()[-1])
+    return result
+
 
 # ---- contests ----
 
@@ -185,18 +171,15 @@ def ioi_code_reward(
     """The lowest score of the last C++ block on a subtask's tests, 0 to 1, as IOI scores a subtask.
 
     0 without a block. Columns: `id`, `test_names`, `time_limit` (s), `memory_limit` (bytes), `grader_files`
-    and `score_precision`; the tests are `test_cases` (pairs, or a mapping by name), or of the hub's
-    open-r1/ioi-test-cases by `year`. None for a row without tests, and with provider `local` for a task with
-    a checker or manager.
+    and `score_precision`; the tests are `test_cases` (pairs), or of the hub's open-r1/ioi-test-cases by
+    `year`. None for a row without tests, and with provider `local` for a task with a checker or manager.
     """
 
     def score(row: dict[str, Any], text: str) -> float | None:
-        names, cases = row.get("test_names") or [], row.get("test_cases")
+        cases = row.get("test_cases")
         if cases is None:
             of_year = tests_of_year(row["year"])
-            cases = [of_year[row["id"], name] for name in names]
-        elif isinstance(cases, dict):
-            cases = [cases[name] for name in names]
+            cases = [of_year[row["id"], name] for name in row["test_names"]]
         try:
             tests = [(given, expected) for given, expected in cases]
             graders = {name: content for name, content in row["grader_files"] if content}

@@ -4,7 +4,6 @@ A reward of one's own is a function in a file, which a profile names as `PATH.py
 part of the profile, and so of the run's folder, of the kernel and of the model's card.
 """
 
-import ast
 import re
 import sys
 import traceback
@@ -25,10 +24,6 @@ from aimo.rewards import code, math
 from aimo.rewards.math import RewardFunc, Rewards, bind
 
 OWN = re.compile(r"(.+\.py):(\w+)")
-# What TRL passes as keywords; `verification_info` where the rows have it.
-COLUMNS = ("completions", "prompts", "completion_ids", "answer", "verification_info")
-FURTHER = ("trainer_state", "log_extra", "log_metric")
-EXAMPLE = "def short(completions, **columns)"
 
 
 @dataclass(config=strict)
@@ -163,7 +158,8 @@ def read_rewards(values: Mapping[str, Any]) -> dict[str, Reward]:
     read: dict[str, Reward] = {}
     logged: dict[str, str] = {}  # TRL's figures are named by the functions
     for name, value in with_texts(values, [Path.cwd()]).items():
-        if not (row := row_of(name)):
+        own = OWN.fullmatch(name)
+        if not (row := Row(load_function, OwnReward) if own else REWARDS.get(name)):
             others = f"{', '.join(REWARDS)}, or ./FILE.py:FUNCTION"
             raise ValueError(f"{name}: reward {name!r} is unknown; use one of {others}")
         options = vars(value) if isinstance(value, Reward) else value
@@ -174,22 +170,14 @@ def read_rewards(values: Mapping[str, Any]) -> dict[str, Reward]:
             named = ", ".join(map(repr, sorted(unknown)))
             raise ValueError(f"{name}: no option {named}; it has {', '.join(known)}")
         try:
-            read[name] = setting = row.options(**options)
+            read[name] = row.options(**options)
         except ValidationError as e:
             raise ValueError(f"{name}." + "; ".join(explain(error) for error in e.errors())) from None
-        function = getattr(row.function, "__name__", name)
-        if isinstance(setting, OwnReward):
-            check_text(name, setting.code)
-            function = name.rpartition(":")[2]
+        function = own[2] if own else getattr(row.function, "__name__", name)
         if other := logged.get(function):
             raise ValueError(f"{name}: {other} has the same function's name; give it another")
         logged[function] = name
     return read
-
-
-def row_of(name: str) -> Row | None:
-    """Return the row of a reward; None for an unknown one."""
-    return REWARDS.get(name) or (Row(load_function, OwnReward) if OWN.fullmatch(name) else None)
 
 
 def with_texts(values: Mapping[str, Any], folders: list[Path]) -> dict[str, Any]:
@@ -199,16 +187,26 @@ def with_texts(values: Mapping[str, Any], folders: list[Path]) -> dict[str, Any]
     """
     found: dict[str, Any] = {}
     for name, value in values.items():
-        if isinstance(name, str) and name not in REWARDS and OWN.fullmatch(name):
+        if isinstance(name, str) and (own := OWN.fullmatch(name)):
             options = vars(value) if isinstance(value, Reward) else value
             options = dict(options) if isinstance(options, dict) else {"weight": value}
-            if not options.get("code"):
-                options["code"] = read_text(name, folders)
-            name, value = name_in_file(name), options
+            options["code"] = options.get("code") or read_text(name, Path(own[1]).expanduser(), folders)
+            name, value = f"{Path(own[1]).name}:{own[2]}", options
         if name in found:
             raise ValueError(f"{name}: two files have this name; rename one")
         found[name] = value
     return found
+
+
+def read_text(name: str, path: Path, folders: Sequence[Path]) -> str:
+    found = next((folder / path for folder in folders if (folder / path).is_file()), None)
+    if found is None:
+        places = " or ".join(dict.fromkeys(map(str, folders)))
+        raise ValueError(f"{name}: there is no file {path} in {places}; correct the path")
+    try:
+        return found.read_text(encoding="utf-8-sig").rstrip() + "\n"
+    except (OSError, UnicodeDecodeError) as e:
+        raise ValueError(f"{name}: {found} cannot be read ({e}); save it as UTF-8") from None
 
 
 def get_reward_funcs(
@@ -258,52 +256,6 @@ def get_reward_funcs(
 # ---- A reward of one's own
 
 
-def name_in_file(name: str) -> str:
-    """Return the name without its folders; ValueError for a text that names no function of a file."""
-    if not (found := OWN.fullmatch(name)):
-        raise ValueError(name)
-    return f"{Path(found[1]).name}:{found[2]}"
-
-
-def read_text(name: str, folders: Sequence[Path]) -> str:
-    """Return the text of a reward's file, looked for in `folders`. ValueError says what is missing."""
-    path = Path(OWN.fullmatch(name)[1]).expanduser()  # type: ignore[index]
-    found = next((folder / path for folder in folders if (folder / path).is_file()), None)
-    if found is None:
-        places = "" if path.is_absolute() else f" in {' or '.join(map(str, dict.fromkeys(folders)))}"
-        raise ValueError(f"{name}: there is no file {path}{places}; correct the path")
-    try:
-        return found.read_text(encoding="utf-8-sig").rstrip() + "\n"
-    except (OSError, UnicodeDecodeError) as e:
-        raise ValueError(f"{name}: {found} cannot be read ({e}); save it as UTF-8") from None
-
-
-def check_text(name: str, code: str) -> None:
-    """Raise ValueError for a text without the function, or with one that TRL cannot call. Runs nothing."""
-    file, function = name.rsplit(":", 1)
-    try:
-        body = ast.parse(code).body
-    except (SyntaxError, ValueError) as e:
-        where = f" at line {e.lineno}" if isinstance(e, SyntaxError) else ""
-        raise ValueError(f"{name}: {file} is no Python{where} ({e.args[0]}); correct it") from None
-    functions = {node.name: node.args for node in body if isinstance(node, ast.FunctionDef)}
-    if function not in functions:
-        there = f"it has {', '.join(functions)}" if functions else "it has none"
-        raise ValueError(f"{name}: {file} has no function {function} ({there}); write {EXAMPLE} in it")
-    args = functions[function]
-    places = [*args.posonlyargs, *args.args]
-    needed = [arg.arg for arg in places[: len(places) - len(args.defaults)]]
-    needed += [arg.arg for arg, d in zip(args.kwonlyargs, args.kw_defaults, strict=True) if d is None]
-    if "completions" not in needed or args.posonlyargs or not args.kwarg:
-        raise ValueError(
-            f"{name}: {function} should take completions, and the other columns as keywords: {EXAMPLE}"
-        )
-    if unknown := [arg for arg in needed if arg not in (*COLUMNS, *FURTHER)]:
-        raise ValueError(
-            f"{name}: {function} needs {unknown[0]}, which no row has; it may take {', '.join(COLUMNS)}"
-        )
-
-
 def load_function(name: str, code: str) -> RewardFunc:
     """Run a file's text and return its function, under its name; AimoError when that fails.
 
@@ -321,9 +273,12 @@ def load_function(name: str, code: str) -> RewardFunc:
     sys.modules[module.__name__] = module  # dataclasses look for it
     try:
         exec(compile(code, file, "exec"), module.__dict__)
-        own = getattr(module, function)
     except Exception as e:  # whatever the user's file raises
         raise told(e) from None
+    own = module.__dict__.get(function)
+    if not callable(own):
+        example = f"def {function}(completions, **columns)"
+        raise AimoError(f"grpo.rewards.{name}: {file} has no function {function}; write {example} in it")
 
     @wraps(own)
     def reward(completions: Any, **columns: Any) -> Rewards:
@@ -362,6 +317,5 @@ def try_rewards(rewards: Mapping[str, Any]) -> None:
     }
     for name, reward in rewards.items():
         if code := getattr(reward, "code", None):
-            tests = "verification_info" in code
-            own = load_function(name, code)
-            own(**columns | ({"verification_info": ['{"test_cases": []}'] * 2} if tests else {}))
+            tests = {"verification_info": ['{"test_cases": []}'] * 2} if "verification_info" in code else {}
+            load_function(name, code)(**columns, **tests)
