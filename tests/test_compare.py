@@ -106,7 +106,7 @@ def test_mcnemar_counts_the_outcomes_at_least_as_uneven():
 
 def test_one_completion_of_each_question_is_tested_by_mcnemar(compared):
     found = compared([[False]] * 6 + [[True]] * 20, [[True]] * 26)
-    assert found.mcnemar == pytest.approx(2 / 64) and found.votes is None and found.is_real
+    assert found.p == pytest.approx(2 / 64) and found.votes is None and found.is_real
     assert "McNemar p = 0.031" in compare.verdict(found, "a", "b")
 
 

@@ -268,7 +268,7 @@ def test_a_run_for_a_competition_that_takes_an_adapter_measures_and_answers_noth
 def test_evaluate_asks_a_competition_s_file_and_judges_by_its_equality(tmp_path, name):
     rules, test, sampler, _ = laid_out(tmp_path, name)
     layers = [{"samples": 4, "user": "{problem} {rules}"}]
-    wanted = evaluate.Wanted(TINY, "m", [str(test)], layers, competition=str(rules))
+    wanted = evaluate.Wanted(TINY, "m", [str(test)], layers, rules=read_competition(rules))
     sampler.settings = wanted.settings(str(test))
     found = evaluate.evaluate_model(wanted, lambda settings: sampler, tmp_path / "run")["test"]
     assert found.votes().tolist() == [1, 1, 0] and found.header.kind == read_competition(rules).answer
@@ -276,7 +276,7 @@ def test_evaluate_asks_a_competition_s_file_and_judges_by_its_equality(tmp_path,
     again = evaluate.read_evaluation(tmp_path / "run")[1]["test"]
     assert again.right.tolist() == found.right.tolist() and again.ballots == found.ballots
     with pytest.raises(AimoError, match=r"answer was .* and is now None"):
-        evaluate.evaluate_model(replace(wanted, competition=None), lambda _: sampler, tmp_path / "run")
+        evaluate.evaluate_model(replace(wanted, rules=None), lambda _: sampler, tmp_path / "run")
 
 
 def test_a_vote_that_is_tied_goes_to_the_smallest_answer_right_or_wrong_and_near_groups_are_right():

@@ -418,7 +418,6 @@ def integers(*golds):
 def test_a_roads_figures_are_shares_of_completions_and_of_problems_and_follow_the_seed():
     found = scored([[1, 1, 3, None], [2, 3, 3, None]], integers(1, 2))
     assert found.metrics() == {"format": 0.0, "pass@1": 3 / 8, "maj@4": 1 / 2, "mean_tokens": 11.5}
-    assert found.pass_rates() == [0.5, 0.25]
     curve = scored([[1, 1, 1, 3, 3, None]], integers(1)).vote_curve()
     assert list(curve) == [1, 2, 4, 6] and curve[6] == 1.0 and 0 < curve[1] < 1
     curves = [scored([[1, 3] * 8] * 5, integers(*[1] * 5), seed).vote_curve() for seed in (0, 0, 1)]

@@ -121,7 +121,8 @@ def evaluate_command(
     trained = Path(adapter) if adapter else None
     name = evaluate.model_name(model) + (f"+{evaluate.model_name(trained)}" if trained else "")
     tracker = (read_values(profile).get("training") or {}).get("log_to", "none") if profile else "none"
-    sampled = rows, seed, trained, tracker, card_data, competition
+    rules = find_competition(competition) if competition else None
+    sampled = rows, seed, trained, tracker, card_data, rules
     wanted = evaluate.Wanted(model, name, asked, layers, data, *sampled)
     folder = evaluate.evaluation_folder(name, run_dir)
 

@@ -22,7 +22,7 @@ from aimo.config import Columns, Source
 from aimo.data import conversations, decontaminate, sources
 from aimo.errors import AimoError, EngineError
 from aimo.inference import files
-from aimo.inference.competitions import find_competition, known_answers, pose
+from aimo.inference.competitions import Competition, check_scored, known_answers, pose
 from aimo.inference.settings import Settings
 from aimo.inference.storage import read_json
 
@@ -99,15 +99,15 @@ def find_benchmark(name: str) -> Benchmark:
 
 
 def read_benchmark(
-    name: str, data: Path | None = None, rows: int | None = None, competition: str | None = None
+    name: str, data: Path | None = None, rows: int | None = None, rules: Competition | None = None
 ) -> list[Question]:
     """Return the first `rows` questions of a benchmark, from a file of the folder `data` or from the hub.
 
-    A file's path may be laid out as the test file of a `competition`. AimoError when the benchmark cannot be
-    had, when a problem or an answer is missing, or when the competition does not take an answer.
+    With a competition's `rules` it is a file in the layout of its test file. AimoError when the benchmark
+    cannot be had, when a problem or an answer is missing, or when the competition does not take an answer.
     """
-    if competition:
-        return read_competition_file(name, rows, competition)
+    if rules:
+        return read_competition_file(name, rows, rules)
     benchmark, path = find_benchmark(name), None
     if name not in BENCHMARKS:
         path = Path(name)
@@ -168,12 +168,12 @@ def read_benchmark(
     return found
 
 
-def read_competition_file(name: str, rows: int | None, competition: str) -> list[Question]:
+def read_competition_file(name: str, rows: int | None, rules: Competition) -> list[Question]:
     """Return the questions of a file that is laid out as a competition's test file, with known answers."""
+    check_scored(rules)
     if name in BENCHMARKS or not Path(name).is_file():
         raise AimoError(f"--benchmarks {name}: --competition takes a file in the layout of its test file")
-    rules = find_competition(competition)
-    table = pose(files.read_texts(name, "benchmark "), name, competition)
+    table = pose(files.read_texts(name, "benchmark "), name, rules)
     table = table.head(rows or len(table))
     if "answer" not in table.columns:
         raise AimoError(f"benchmark {name}: it has no column 'answer'; add the known answers")

@@ -44,8 +44,7 @@ class Comparison:
     passes: Interval  # difference in pass@1
     votes: Interval | None  # difference in maj@k; None for one completion of each question
     tokens: Interval  # b's mean tokens divided by a's
-    mcnemar: float | None  # the p-value of McNemar's exact test; None for several completions of a question
-    p: float  # of the difference: McNemar's, or that of random signs
+    p: float  # of the difference: McNemar's for one completion of each question, else that of random signs
     tests: int = 1  # comparisons that are made at once
     corrected: float = 0.0  # p for so many
 
@@ -56,8 +55,8 @@ class Comparison:
     @property
     def would_be_alone(self) -> bool:
         """Whether it is more than luck, were it the only comparison."""
-        if self.mcnemar is not None:
-            return self.mcnemar < SIGNIFICANCE
+        if self.a.samples == 1:
+            return self.p < SIGNIFICANCE
         return self.passes.low > 0 or self.passes.high < 0
 
     def flips(self) -> list[int]:
@@ -92,10 +91,7 @@ def compare_folders(folders: list[Path], allowed: Collection[str], folder: Path)
         k, tokens = found.a.samples, found.tokens
         row = {"benchmark": name, "model": b, "against": a, "questions": len(found.a.right), "k": k}
         row["pass@1"] = in_points(found.passes)
-        if found.votes:
-            row[f"maj@{k}"] = in_points(found.votes)
-        if found.mcnemar is not None:
-            row["McNemar's p"] = f"{found.mcnemar:.2g}"
+        row |= {f"maj@{k}": in_points(found.votes)} if found.votes else {"McNemar's p": f"{found.p:.2g}"}
         if found.tests > 1:
             row |= {"p": f"{found.p:.2g}", f"p, corrected for {found.tests}": f"{found.corrected:.2g}"}
         row["tokens, ratio"] = f"{tokens.value:.2f} ({tokens.low:.2f} to {tokens.high:.2f})"
@@ -105,16 +101,20 @@ def compare_folders(folders: list[Path], allowed: Collection[str], folder: Path)
         for i in found.flips():
             sides = {a: question_row(found.a, i), b: question_row(found.b, i)}
             pair.append(sides[a] | {"sides": sides})
-    make_folder(folder)
-    try:
-        write_json(folder / "comparison.json", {"headline": " ".join(verdicts), "differences": differences})
-    except OSError as e:
-        raise AimoError(f"--run-dir {folder}: {e.strerror}; make room, or take another") from None
+    write_record(folder, {"headline": " ".join(verdicts), "differences": differences})
     title = f"Comparison: {', '.join(runs)}"
     shown = {"title": title, "verdicts": verdicts, "differences": differences, "flips": flips}
     pages.write_comparison(folder, shown)
     pages.write_index(folder)
     return verdicts
+
+
+def write_record(folder: Path, record: dict[str, Any]) -> None:
+    make_folder(folder)
+    try:
+        write_json(folder / "comparison.json", record)
+    except OSError as e:
+        raise AimoError(f"--run-dir {folder}: {e.strerror}; make room, or take another") from None
 
 
 def compare_runs(folders: list[Path], folder: Path) -> list[str]:
@@ -136,8 +136,7 @@ def compare_runs(folders: list[Path], folder: Path) -> list[str]:
         if len(measured) > 1:
             told = ", ".join(f"{name} {value:.3f}" for name, value in measured.items())
             lines.append(f"{model}, pass@1: {told}")
-    make_folder(folder)
-    write_json(folder / "comparison.json", {"headline": "; ".join(lines), "figures": rows})
+    write_record(folder, {"headline": "; ".join(lines), "figures": rows})
     pages.write_runs(folder, rows, logs)
     pages.write_index(folder)
     return lines
@@ -182,9 +181,9 @@ def compare_scores(a: Scores, b: Scores) -> Comparison:
     tokens = ratio_interval(b.tokens, a.tokens)
     if k > 1:
         p = sign_flip(b.right.mean(axis=1) - a.right.mean(axis=1))
-        return Comparison(a, b, passes, mean_interval(b.votes() - a.votes()), tokens, None, p)
+        return Comparison(a, b, passes, mean_interval(b.votes() - a.votes()), tokens, p)
     p = mcnemar(int((b.right & ~a.right).sum()), int((a.right & ~b.right).sum()))
-    return Comparison(a, b, passes, None, tokens, p, p)
+    return Comparison(a, b, passes, None, tokens, p)
 
 
 def mcnemar(gained: int, lost: int) -> float:
@@ -197,8 +196,8 @@ def verdict(found: Comparison, a: str, b: str) -> str:
     """Say whether b is better than a, and what would tell if that is open."""
     points = 100 * found.passes.value
     bounds = in_points(found.passes, "95 % interval {1} to {2}")
-    if found.mcnemar is not None:
-        bounds += f", McNemar p = {found.mcnemar:.2g}"
+    if found.a.samples == 1:
+        bounds += f", McNemar p = {found.p:.2g}"
     if found.would_be_alone:
         kind = "better" if points > 0 else "worse"
         said = f"{b} is {kind} than {a} by {abs(points):.1f} points of pass@1 ({bounds})"

@@ -29,7 +29,7 @@ from aimo.errors import AimoError
 from aimo.evaluation import benchmarks, completions, scores, served
 from aimo.evaluation.scores import Scores
 from aimo.inference.answer_kinds import write_kind
-from aimo.inference.competitions import Competition, check_scored, find_competition
+from aimo.inference.competitions import Competition
 from aimo.inference.engine import Engine
 from aimo.inference.model_folder import identity
 from aimo.inference.sampling import Sampler
@@ -57,16 +57,7 @@ class Wanted:
     adapter: Path | None = None
     log_to: str = "none"  # a tracker that gets the figures too, as in a profile's `training.log_to`
     card_data: bool = False  # whether the training sets that the model's card names may be downloaded
-    competition: str | None = None  # whose files these are, and whose equality judges the answers
-
-    def __post_init__(self) -> None:
-        if self.asked:
-            check_scored(self.asked)
-
-    @cached_property
-    def asked(self) -> Competition | None:
-        """The competition's rules."""
-        return find_competition(self.competition) if self.competition else None
+    rules: Competition | None = None  # of whose competition these files are, and which judge the answers
 
     @cached_property
     def weights(self) -> str:
@@ -82,7 +73,7 @@ class Wanted:
         layer: dict[str, Any] = benchmarks.SAMPLING | {"samples": benchmark.samples}
         boxes = guess_tags(self.model).answer_start.startswith("\\boxed")
         if boxes and not (self.model / SETTINGS).exists():
-            layer["user"] = benchmarks.RULES if self.asked else benchmarks.BOXED
+            layer["user"] = benchmarks.RULES if self.rules else benchmarks.BOXED
         settings = resolve_settings(self.model, layer, *self.layers)
         if settings.temperature == 0 and not any("samples" in given for given in self.layers):
             return replace(settings, samples=1)  # all would be equal
@@ -105,8 +96,7 @@ def evaluate_model(
             asked = wanted.model, benchmark, wanted.settings(name), folder / name, wanted.seed
             tasks[name] = benchmarks.lighteval_command(*asked)
         else:
-            given = wanted.data, wanted.rows, wanted.competition
-            questions[name] = benchmarks.read_benchmark(name, *given)
+            questions[name] = benchmarks.read_benchmark(name, wanted.data, wanted.rows, wanted.rules)
     if tasks and not shutil.which("lighteval"):
         raise AimoError(
             "gpqa and lcb need lighteval, which is not installed; install it apart (`uv tool install "
@@ -151,7 +141,7 @@ def sample_missing(
             header = completions.EvaluationHeader(
                 wanted.name, wanted.weights, name, wanted.seed, settings.asked, 0, asked
             )
-            if rules := wanted.asked:
+            if rules := wanted.rules:
                 header = replace(header, answer=write_kind(rules.answer), rules=rules.rules)
             if path.exists():
                 with completions.CompletionFile(path, header) as files[name]:

@@ -12,7 +12,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import astuple, dataclass, fields, replace
 from functools import reduce
 from math import comb
 from pathlib import Path
@@ -197,9 +197,9 @@ def measure(
     rng = random.Random(seed)
     figures = np.zeros((len(rules), 3, len(questions)))
     for n, question in enumerate(questions):
-        available = len(question.ours)
-        count = min(available, samples or available)
-        orders = Counter(tuple(rng.sample(range(available), count)) for _ in range(draws))
+        available = range(len(question.ours))
+        count = min(len(available), samples or len(available))
+        orders = Counter(tuple(rng.sample(available, count)) for _ in range(draws))
         for order, times in orders.items():
             for r, rule in enumerate(rules):
                 figures[r, :, n] += times * np.array(replay_order(question, order, rule, budget))
@@ -316,8 +316,7 @@ def judge_rules(figures: Sequence[Figures]) -> str:
 def show_rules(traces: Traces, figures: Sequence[Figures]) -> None:
 
     def text(interval: Interval, form: str) -> str:  # + 0 makes -0.0 a 0.0
-        bounds = interval.value, interval.low, interval.high
-        value, low, high = (f"{round(x, 3) + 0:{form}}" for x in bounds)
+        value, low, high = (f"{round(x, 3) + 0:{form}}" for x in astuple(interval))
         return f"{value} ({low} to {high})"
 
     title = f"{traces.name}: {len(traces.questions)} questions, 95 % intervals over questions"
@@ -342,18 +341,8 @@ def show_rules(traces: Traces, figures: Sequence[Figures]) -> None:
 
 # ---- The score of a day
 #
-# A day asks `questions` questions `runs` times each; a question scores the share of its runs that are right:
-# in AIMO 3 (two runs) both right give 1 and one right gives 0.5. Assumptions:
-#
-# - p_q, the chance that one run answers question q, is the share of `draws` replays that are right, each of
-#   which draws samples with replacement from those recorded of q. With few recorded samples this p_q is too
-#   near 0 or 1, and the forecast is too narrow.
-# - Given its p_q, a run is independent of the others: right runs of q are binomial(runs, p_q).
-# - When as many questions were recorded as the day asks, the day asks these. Otherwise each of its questions
-#   is drawn at random, with replacement, from the recorded ones.
-#
-# The score's distribution is the convolution of the questions' distributions, exact given p_q. Time, which a
-# rule may run out of, has no part in it (docs/solver.md, the time bank).
+# A day asks `questions` questions `runs` times each; a question scores the share of its runs that are right.
+# docs/voting.md has the assumptions.
 
 LEVEL, POWER = 0.05, 0.8
 LEAST_SHOWN = 0.001  # chance of a score
@@ -384,7 +373,10 @@ class Forecast:
 def chances_of(
     questions: Sequence[RecordedQuestion], rule: Rule, samples: int = 16, draws: int = 300, seed: int = 0
 ) -> list[float]:
-    """Return (n,) the chance that one run of a rule, with so many samples, is right on each question."""
+    """Return (n,) the chance p_q that one run of a rule is right on each question.
+
+    Each of `draws` replays draws `samples` with replacement from those recorded.
+    """
     rng = random.Random(seed)
     found = []
     for question in questions:
@@ -395,8 +387,12 @@ def chances_of(
 
 
 def forecast_score(rates: Sequence[float], runs: int, questions: int) -> Forecast:
-    """Forecast a day of `questions` questions with the chances `rates` (m,) of the recorded ones."""
-    rights = range(runs + 1)  # of a question, binomial
+    """Forecast a day of `questions` questions with the chances `rates` (m,) of the recorded ones.
+
+    It asks these when there are as many; otherwise each is drawn from them. Exact, given the chances: the
+    convolution of the questions' distributions.
+    """
+    rights = range(runs + 1)  # of a question, binomial: given p_q, runs are independent
     each = np.array([[comb(runs, k) * p**k * (1 - p) ** (runs - k) for k in rights] for p in rates])
     chances = reduce(np.convolve, each if len(rates) == questions else [each.mean(axis=0)] * questions)
     variance = np.mean([rate * (1 - rate) for rate in rates]) * questions
@@ -407,7 +403,7 @@ def runs_to_tell(deviation: float, gain: float = 1.0) -> int:
     """Return how many runs each of two settings needs to tell a gain in points from luck.
 
     n = 2 ((z(0.975) + z(0.8)) deviation / gain)^2: a two-sided test of two means at the level of 0.05 finds
-    the gain with a probability of 0.8. Scores are taken as normal, of equal deviation, on the same questions.
+    the gain with a probability of 0.8.
     """
     z = NormalDist().inv_cdf
     return max(1, int(np.ceil(2 * ((z(1 - LEVEL / 2) + z(POWER)) * deviation / gain) ** 2)))

@@ -90,10 +90,6 @@ class Scores:
         rng = random.Random(self.header.seed)
         return {k: float(self.majority(k, rng).mean()) for k in vote_sizes(self.samples)}
 
-    def pass_rates(self) -> list[float]:
-        """Return (n,) the share of each question's completions that are right."""
-        return self.right.mean(axis=1).tolist()  # type: ignore[no-any-return]
-
     def metrics(self) -> dict[str, float]:
         """Return what notebook 04 shows of a model."""
         return {
@@ -343,7 +339,7 @@ def within_pass_rate(
         with Engine(model, settings, seed=seed) as engine:
             asked = rows, run.profile.prompt, grpo.pass_rate_samples, seed
             found = sample_rows(engine, *asked, run.progress, run.profile.rules)
-        write_json(tried, found.pass_rates())
+        write_json(tried, found.right.mean(axis=1).tolist())
     rates = read_json(tried, "remove it, and the problems are sampled again", list)
     kept = [row for row, rate in zip(rows, rates, strict=True) if low <= rate <= high]
     if not kept:
