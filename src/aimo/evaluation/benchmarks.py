@@ -1,8 +1,7 @@
 """Benchmarks: where the problems come from, how they are asked and sampled, and what surrounds their figures.
 
 A file takes the place of the hub's data set: `NAME.jsonl` or `NAME/SPLIT.jsonl` (or another kind of
-`aimo.inference.files`) in a folder, or a path instead of a name. lighteval asks and scores GPQA Diamond and
-LiveCodeBench. A page shows published figures (`published.yaml`) and leakage beside what was measured.
+`aimo.inference.files`) in a folder, or a path instead of a name.
 """
 
 import difflib

@@ -67,10 +67,7 @@ class Comparison:
 
 
 def compare_folders(folders: list[Path], allowed: Collection[str], folder: Path) -> list[str]:
-    """Compare evaluations with the first of them, write comparison.json and its page; return the verdicts.
-
-    AimoError when they have no benchmark in common, or were made with other questions or settings.
-    """
+    """Compare evaluations with the first of them, write comparison.json and its page; return the verdicts."""
     runs = {path.name: read_evaluation(path)[1] for path in folders}
     if len(runs) < 2:
         raise AimoError("compare takes two or more folders of `aimo evaluate` with different names")

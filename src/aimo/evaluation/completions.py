@@ -86,11 +86,7 @@ class CompletionFile(SampleFile):
     """A file of completions, locked and open for more of them; a context manager."""
 
     def __init__(self, path: Path, header: EvaluationHeader):
-        """Read what is there, or begin the file.
-
-        AimoError when other settings or questions than the header's made the file, when it cannot be written,
-        or when another process writes it.
-        """
+        """Read what is there, or begin the file. AimoError when it was made with another header."""
         super().__init__(path, "--run-dir")
         self.header = header
         found: list[Trace] = []

@@ -64,15 +64,11 @@ class Wanted:
         return identity(self.model, self.adapter)
 
     def settings(self, name: str) -> Settings:
-        """Return the settings that the model is asked with on a benchmark.
-
-        A model without settings of its own (aimo.json) that boxes its answers is asked with the benchmark's
-        prompt.
-        """
+        """Return the settings that the model is asked with on a benchmark."""
         benchmark = benchmarks.find_benchmark(name)
         layer: dict[str, Any] = benchmarks.SAMPLING | {"samples": benchmark.samples}
         boxes = guess_tags(self.model).answer_start.startswith("\\boxed")
-        if boxes and not (self.model / SETTINGS).exists():
+        if boxes and not (self.model / SETTINGS).exists():  # others have a prompt of their own
             layer["user"] = benchmarks.RULES if self.rules else benchmarks.BOXED
         settings = resolve_settings(self.model, layer, *self.layers)
         if settings.temperature == 0 and not any("samples" in given for given in self.layers):
@@ -282,10 +278,7 @@ def model_name(model: Path) -> str:
 
 
 def read_evaluation(folder: Path) -> tuple[dict[str, Any], dict[str, Scores]]:
-    """Return evaluation.json of an evaluation's folder, and the scores by benchmark.
-
-    AimoError when the folder holds none, or a broken one.
-    """
+    """Return evaluation.json of a folder, and the scores by benchmark. AimoError for none or a broken one."""
     path = folder / FIGURES
     if not path.exists():
         raise AimoError(f"{folder}: it holds no finished evaluation; make one with `aimo evaluate`")
@@ -323,8 +316,8 @@ def show_scores(found: dict[str, Scores]) -> None:
 def evaluate_models(engine: Engine, run: Run, rows: list[dict[str, Any]]) -> dict[str, Scores]:
     """Evaluate the base and each trained model on n held-out rows, one after the other in the same engine.
 
-    Writes majority.json and samples.json for the report; without rows there is nothing to evaluate or write.
-    AimoError when vLLM does not compute what a stage has trained.
+    Writes majority.json and samples.json for the report. AimoError when vLLM does not compute what a stage
+    has trained.
     """
     kept = {name: run.folder / f"{name}.json" for name in ("majority", "samples")}
     for path in kept.values():

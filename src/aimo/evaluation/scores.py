@@ -101,10 +101,7 @@ class Scores:
 
 
 def score(header: EvaluationHeader, traces: Sequence[Trace]) -> Scores:
-    """Judge the completions of a file, as many of each question as all questions have.
-
-    AimoError when a question has none.
-    """
+    """Judge the completions of a file, as many of each question as all questions have; AimoError for none."""
     by_question: dict[str, list[Trace]] = {question.id: [] for question in header.questions}
     for trace in sorted(traces, key=lambda trace: trace.index):
         by_question[trace.id].append(trace)
@@ -399,10 +396,7 @@ def sign_flip(differences: ArrayLike, seed: int = 0) -> float:
 
 
 def benjamini_hochberg(p: Sequence[float]) -> list[float]:
-    """Return the p-values of m tests corrected for their number (Benjamini and Hochberg 1995).
-
-    Taking those below 0.05 as real makes on average at most one in twenty of them a false discovery.
-    """
+    """Return the p-values of m tests corrected for their number (Benjamini and Hochberg 1995)."""
     order = sorted(range(len(p)), key=lambda i: -p[i])
     corrected, least = [0.0] * len(p), 1.0
     for rank, i in zip(range(len(p), 0, -1), order, strict=True):

@@ -40,10 +40,7 @@ def read_kept(stage: Path) -> dict[str, Any]:
 
 
 def encode_talks(tokenizer: Any, talks: Sequence[dict[str, Any]]) -> list[tuple[list[int], list[int]]]:
-    """Return the token ids of each talk's `prompt`, as a model is asked, and of its `reply`.
-
-    They are encoded apart, as in training and generation.
-    """
+    """Return the token ids of each talk's `prompt` and, encoded apart as in training, of its `reply`."""
     asked = [talk["prompt"] for talk in talks]
     prompts = tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
     texts = [*prompts, *(talk["reply"] for talk in talks)]

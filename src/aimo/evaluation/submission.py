@@ -107,10 +107,7 @@ def evaluate_submission(
 
 
 def read_problems(path: Path, rules: Competition, competition: str = "aimo3") -> tuple[pl.DataFrame, int]:
-    """Return a file's problems that the competition could ask, and how many it could not.
-
-    It asks only problems whose answer is one that it takes. Raises AimoError naming the fault.
-    """
+    """Return a file's problems whose answer the competition takes, and how many others it has."""
     # A file for one AIMO may be laid out as that of another.
     kind, table = local.read_questions(path, None if competition in AIMO else competition)
     if "answer" not in table.columns:
@@ -129,10 +126,7 @@ def solution_records(
     golds: Mapping[str, Any],
     solutions: Mapping[str, Solution],
 ) -> list[dict[str, Any]]:
-    """Return the solution of each question of a table as JSON, for the tables and plots of the report.
-
-    It has the vote, the samples, and a sample's text for each of the two leading answers.
-    """
+    """Return the solution of each question of a table as JSON, for the tables and plots of the report."""
     records = []
     for id_, problem in table.select("id", rules.inputs.problem).rows():
         solution = solutions[id_]
@@ -244,10 +238,7 @@ def count_right(solutions: list[dict[str, Any]]) -> dict[str, int]:
 
 
 def read_submission(rules: Competition, path: Path) -> dict[str, Any]:
-    """Return the answers of a file by id. AimoError for one that the host would refuse.
-
-    That is another name or other columns, an id twice, or an answer of another kind.
-    """
+    """Return the answers of a file by id. AimoError for one that the host would refuse."""
     artefact, columns = rules.artefact, (rules.artefact.id, rules.artefact.answer)
     given = files.read_texts(path, "submission ")
     if given.columns != (written := [*columns, *artefact.others]):
@@ -270,8 +261,7 @@ def read_submission(rules: Competition, path: Path) -> dict[str, Any]:
 def score_file(rules: Competition, submission: Path, known: Path) -> str:
     """Return the score of a file of answers in words, as the host would count it.
 
-    `known` has the right answers in a column `answer` or the artefact's. AimoError for a file that the host
-    would refuse (`read_submission`), also for other ids.
+    `known` has the right answers in a column `answer` or the artefact's.
     """
     competitions.check_scored(rules)
     artefact, found = rules.artefact, read_submission(rules, submission)

@@ -154,10 +154,8 @@ def public(path: Path, golds: Mapping[str, int | str], kind: AnswerKind) -> Iter
 def as_peers(
     text: str, vote: Callable[[str | None], Any], find: Callable[[str], str | None]
 ) -> RecordedSample:
-    """Read a completion to its end: its answer, else the last number in its last 200 characters.
-
-    The labels of the traces were made in the same way.
-    """
+    """Read a completion to its end: its answer, else the last number in its last 200 characters, by which the
+    traces were labelled."""
     found = find(text)
     if found is None:
         found = (re.findall(r"-?\d+(?:\.\d+)?", text[-200:]) or [None])[-1]
@@ -231,10 +229,7 @@ def pool_journals(paths: Sequence[Path], golds: Mapping[str, int | str]) -> Trac
 
 
 def read_gold_file(path: Path, rules: Competition | None = None) -> dict[str, int | str]:
-    """Return the gold answers of a file with the columns id and answer. AimoError when it has not.
-
-    The ids may stand in the column of a competition's test file.
-    """
+    """Return the gold answers of a file with the columns id, or that of a competition's ids, and answer."""
     table = files.read_texts(path, "--answers ")
     if rules and "id" not in table.columns and rules.inputs.id in table.columns:
         table = table.rename({rules.inputs.id: "id"})

@@ -41,10 +41,8 @@ compiled = lru_cache(
 
 
 class Html(str):
-    """HTML in which all text from outside is escaped; notebooks show it, and templates take it as it is.
-
-    `render` makes it. Whatever a str's methods make of it is a str again, which is escaped again.
-    """
+    """HTML that `render` has made, with all text from outside escaped. Whatever a str's methods make of it is
+    a str again, which is escaped again."""
 
     def __html__(self) -> str:
         return self

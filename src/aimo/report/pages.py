@@ -73,10 +73,7 @@ def settings_section(settings: Any, title: str) -> Section:
 
 
 def write_run(folder: Path) -> Path:
-    """Write `report.html` of a run's folder from what lies there, and return its path.
-
-    What the run has not made is left out. AimoError for a file that is cut off or holds something else.
-    """
+    """Write `report.html` of a run's folder from what lies there, and return its path."""
     sections: list[Section] = []
 
     def add(view: Html, title: str = "", lead: str = "") -> None:
@@ -197,8 +194,7 @@ def cut(text: str, most: int) -> str:
 def grid(completions: list[dict[str, Any]], most: int = SHOWN) -> Html:
     """Return a square for each completion, green if it is right and red if not, which unfolds its text.
 
-    A square has the completion's `step` where it has one. The first right and the first wrong text have their
-    formulas set.
+    The first right and the first wrong text have their formulas set.
     """
     squares, seen = [], set()
     for one in completions:
@@ -337,10 +333,7 @@ def write_comparison(folder: Path, found: dict[str, Any]) -> Path:
 
 
 def write_runs(folder: Path, rows: list[dict[str, Any]], logs: dict[str, dict[str, Any]]) -> Path:
-    """Write `comparison.html` of runs into a folder and return its path.
-
-    `rows` have the figures of each run's models; `logs` are the logs of each stage by run.
-    """
+    """Write `comparison.html` of runs from the figures of their models and the logs of each stage by run."""
     sections = [Section(tables.table(rows), "Figures")]
     sections += [Section(plots.by_step(of_runs), f"Training: {stage}") for stage, of_runs in logs.items()]
     title = f"Runs: {', '.join(dict.fromkeys(row['run'] for row in rows))}"
@@ -390,10 +383,7 @@ def write_distillation(path: Path, source: str, found: Any, bounds: tuple[float,
 
 
 def write_index(folder: Path, runs: Path = RUNS) -> None:
-    """Write runs/index.html anew after a page in `folder` was written; nothing to do for a folder elsewhere.
-
-    The newest page comes first. AimoError when it cannot be written.
-    """
+    """Write runs/index.html anew after a page in `folder` was written; none for a folder elsewhere."""
     if folder.absolute().parent != runs:
         return
     lock = os.open(runs, os.O_RDONLY)

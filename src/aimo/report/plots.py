@@ -182,10 +182,7 @@ def plot_worst_tokens(worst: list[dict[str, Any]], least: float | None) -> Html:
 
 
 def plot_accuracy(models: dict[str, dict[str, Any]], majority: dict[str, dict[Any, float]]) -> Html:
-    """Draw pass@1 (pale) and maj@k of each model, and the accuracy of the vote by its number of samples.
-
-    `models` maps a model's name to its figures, `majority` to its accuracy by number of samples.
-    """
+    """Draw pass@1 (pale) and maj@k of each model, and the accuracy of the vote by its number of samples."""
     if not models:
         return note("No model was measured.")
     colours = {name: TRAINED[name].colour if name in TRAINED else GREY for name in {**models, **majority}}
@@ -205,10 +202,7 @@ def plot_accuracy(models: dict[str, dict[str, Any]], majority: dict[str, dict[An
 
 
 def votes(solutions: list[dict[str, Any]], limit: int = 200) -> Html:
-    """Draw the votes of the first `limit` questions as bars, a part for each answer, the largest first.
-
-    Green is right, red is wrong, grey is unknown or outvoted.
-    """
+    """Draw the first questions' votes as bars: green is right, red wrong, grey unknown or outvoted."""
     if not (solutions := solutions[:limit]):
         return note("No question was asked.")
     figure, (ax,) = panels(1, columns=1, width=9, height=0.6 + 0.42 * len(solutions))
