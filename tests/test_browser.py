@@ -16,12 +16,13 @@ from aimo.inference.storage import read_lines
 FEW = ["data.sft.rows=64", "data.grpo.rows=8", "data.heldout.rows=4", "data.grpo.test_split=0"]
 FEW += ["sft.max_steps=24", "sft.save_steps=4", "sft.batch_size=16"]
 FEW += ["grpo=null", "model.backend=transformers"]
-STEP = re.compile(r"sft: step (\d+) of 24")
+STEP = re.compile(r"sft: (\d+) of 24")
 # Training waits for the browser, however busy the machine is: a file has the steps that it may do, all drawn.
 PACE = """
 import pathlib, time
+from aimo.run import progress
 from aimo.train import live
-live.LEAST_S, live.SHARE = 0, float("inf")  # each step draws
+live.LEAST_S, live.SHARE, progress.BAR_S = 0, float("inf"), 0  # each step draws
 
 def wait(self, args, state, control, **_):
     while state.global_step >= int(pathlib.Path(FILE).read_text() or 0):

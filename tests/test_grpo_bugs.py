@@ -18,7 +18,7 @@ from aimo import config
 from aimo.inference import voting
 from aimo.inference.storage import read_json
 from aimo.run import runs
-from aimo.train import compat, grpo, models
+from aimo.train import callbacks, compat, grpo, models
 
 G = 4  # completions of a group
 LOOP = "So we try again, and it is 12, which is not what we want; hence we go back. " * 200
@@ -104,12 +104,15 @@ def replies(*lengths, text="It is 3."):
 SCORES = [1.0, 0.1, 0.0, 0.0, 0.0, 1.0, 1.0, 0.3]
 
 
-@pytest.mark.parametrize("loss", ["dapo", "cispo"])
-def test_a_masked_completions_tokens_count_neither_above_nor_below(step, loss):
+@pytest.mark.parametrize("loss, cut_off", [("dapo", False), ("cispo", False), ("dapo", True)])
+def test_a_masked_completions_tokens_count_neither_above_nor_below(step, loss, cut_off):
+    mask = "grpo.mask_truncated_completions=true" if cut_off else "grpo.degenerate=mask"
+
     def masked(length):
         completions = replies(5, 7, 9, 4, 6, 8, 5, 3)
-        completions[2] = (LOOP, list(range(40, 40 + length)), None)
-        return step(completions, SCORES, f"grpo.loss_type={loss}", "grpo.degenerate=mask", WIDE)
+        text, end = ("It is", 42) if cut_off else (LOOP, 0)
+        completions[2] = (text, [*range(40, 39 + length), end], None)
+        return step(completions, SCORES, f"grpo.loss_type={loss}", mask, WIDE)
 
     short, long = masked(4), masked(30)
     counted = 5 + 7 + 4 + 6 + 8 + 5 + 3
@@ -120,17 +123,6 @@ def test_a_masked_completions_tokens_count_neither_above_nor_below(step, loss):
         advantage = float(long.batch["advantages"][row])
         assert long.grad[row, :length].tolist() == pytest.approx([-advantage / counted] * length, rel=1e-4)
         assert not long.grad[row, length:].any()
-
-
-def test_a_completion_that_was_cut_off_is_masked_alike(step):
-    def masked(length):
-        completions = replies(5, 7, 9, 4, 6, 8, 5, 3)
-        completions[1] = ("It is", list(range(40, 40 + length)), None)
-        return step(completions, SCORES, "grpo.mask_truncated_completions=true")
-
-    short, long = masked(2), masked(20)
-    assert short.loss == pytest.approx(long.loss, rel=1e-5)
-    assert short.batch["num_items_in_batch"] == long.batch["num_items_in_batch"] == 5 + 9 + 4 + 6 + 8 + 5 + 3
 
 
 @pytest.mark.parametrize("noise", [0.0, 1e-7, 1e-6])
@@ -160,43 +152,33 @@ def test_degenerate_completions_are_counted_masked_or_penalised(step, found):
         assert made.batch["advantages"][2] < made.batch["advantages"][3] < 0
 
 
-@pytest.mark.parametrize("loss", ["dapo", "grpo", "bnpo"])
-@pytest.mark.parametrize("at_once", [10_000, 40], ids=["one part", "a part a line"])
-def test_a_prompt_computed_once_for_its_group_gives_the_same_loss_and_gradient(
-    step, monkeypatch, loss, at_once
+@pytest.mark.parametrize(
+    "loss, with_vllm, shared, at_once, computed",
+    [
+        *[("dapo", False, 1.0, 10_000, 4), ("grpo", False, 1.0, 40, 4), ("bnpo", False, 1.0, 40, 4)],
+        *[
+            ("dapo", True, 1.0, 100, 4),
+            ("dapo", True, 0.5, 100, 14),
+        ],  # short prompts are not worth it
+    ],
+)
+def test_a_prompt_computed_once_for_its_group_and_for_vllm_gives_the_same_loss_and_gradient(
+    step, monkeypatch, loss, with_vllm, shared, at_once, computed
 ):
+    """A group's line is compared with its rows once. Of 8 rows, 6 are computed again for their gradient."""
+
     def made():
-        return step(replies(5, 17, 9, 4, 36, 8, 5, 3), SCORES, f"grpo.loss_type={loss}")
+        completions = replies(5, 17, 9, 4, 36, 8, 5, 3)
+        return step(completions, SCORES, f"grpo.loss_type={loss}", with_vllm=with_vllm)
 
     plain = made()
+    assert read_json(plain.trainer.run.dir / "progress.json", "")["note"] == "training"
     monkeypatch.setattr(compat, "LOGITS", 1)
     monkeypatch.setattr(grpo, "TOKENS", at_once)
-    assert made().trainer.packs is None, "a short prompt is not worth a long line"
-    monkeypatch.setattr(grpo, "SHARED", 1.0)
-    packed = made()
-    assert read_json(plain.trainer.run.dir / "progress.json", "")["note"] == "training"
-    assert plain.trainer.packs is None and packed.trainer.packs is True
-    assert packed.loss == pytest.approx(plain.loss, rel=1e-5)
-    assert (packed.grad - plain.grad).abs().max() < 1e-4 * plain.grad.abs().max()
-    assert packed.weights == pytest.approx(plain.weights, rel=1e-3) and plain.weights > 0
-
-
-@pytest.mark.parametrize(("shared", "computed"), [(0.5, 14), (1.0, 4)], ids=["rows", "groups"])
-def test_what_vllms_samples_are_compared_with_is_computed_once_for_the_loss_too(
-    step, monkeypatch, shared, computed
-):
-    """Of 8 rows, 6 are computed again for their gradient; a group's line is compared with its rows once."""
-    from aimo.train import compat, grpo
-
-    def made():
-        return step(replies(5, 17, 9, 4, 36, 8, 5, 3), SCORES, with_vllm=True)
-
-    plain = made()
-    monkeypatch.setattr(compat, "LOGITS", 1)
-    monkeypatch.setattr(grpo, "TOKENS", 100)
     monkeypatch.setattr(grpo, "SHARED", shared)
     once = made()
-    assert (plain.computed, once.computed, once.trainer.kept) == (16, computed, None)
+    assert plain.trainer.packs is None and once.trainer.packs is (True if shared == 1 else None)
+    assert (plain.computed, once.computed, once.trainer.kept) == (8 * (1 + with_vllm), computed, None)
     assert once.loss == pytest.approx(plain.loss, rel=1e-5)
     assert (once.grad - plain.grad).abs().max() < 1e-4 * plain.grad.abs().max()
     assert once.weights == pytest.approx(plain.weights, rel=1e-3) and plain.weights > 0
@@ -204,8 +186,6 @@ def test_what_vllms_samples_are_compared_with_is_computed_once_for_the_loss_too(
 
 def test_what_an_adapter_reads_is_kept_in_16_bits_alone(tmp_path, monkeypatch):
     import torch
-
-    from aimo.train import compat, grpo, models
 
     profile = config.load("tiny", [*KEYS.split(), "model.dtype=bfloat16"])
     model, tokenizer = models.load_model(TINY, profile), models.load_tokenizer(TINY, profile)
@@ -230,27 +210,23 @@ def test_what_an_adapter_reads_is_kept_in_16_bits_alone(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc gives memory back")
 def test_memory_that_a_step_has_freed_in_pieces_goes_back_to_the_system(loaded):
-    from aimo.train.callbacks import Trim
-
     def resident():
         return int(re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024  # MB
 
     pieces = [bytearray(60_000) for _ in range(4000)]  # 240 MB, below the size that glibc maps apart
     del pieces[::2]
     before = resident()
-    Trim().on_step_end(None, None, None)
+    callbacks.Trim().on_step_end(None, None, None)
     assert before - resident() > 80 and pieces
 
 
 def test_what_is_degenerate_is_what_the_solver_ends():
-    from aimo.train.grpo import is_degenerate
-
     counting = "".join(f"We check n = {i}: it is not a solution, so we go on. " for i in range(800))
     assert voting.is_repeating(LOOP) and voting.is_counting(counting)
     for text in (LOOP, counting, LOOP + "The answer is 3. " + "Words that differ " * 3):
-        assert is_degenerate(text)
-    assert not is_degenerate(" ".join(f"{i * i * 7919 % 10007:x}" for i in range(4000)))
-    assert not is_degenerate("")
+        assert grpo.is_degenerate(text)
+    assert not grpo.is_degenerate(" ".join(f"{i * i * 7919 % 10007:x}" for i in range(4000)))
+    assert not grpo.is_degenerate("")
 
 
 def test_a_tools_output_is_masked_where_it_stands_though_its_text_tokenises_otherwise(loaded, step):
@@ -278,13 +254,11 @@ def test_a_group_with_one_right_completion_is_never_split(processes, steps, want
     """Processes that sample together, each its share of the rows, take the same whole groups."""
     import torch
 
-    from aimo.train.grpo import GrpoTrainer
-
     one, none = [1.0, 0.0, 0.0, 0.0], [0.0] * G
     problems = [{"prompt": str(i)} for i in range(40)]
     asked, together = {}, threading.Barrier(processes, timeout=20)
 
-    class Process(GrpoTrainer):
+    class Process(grpo.GrpoTrainer):
         def __init__(self, index):
             self.index, self.max_resample, self.num_generations = index, 3, G
             self.train_dataset, self.mask_truncated_completions = problems, False

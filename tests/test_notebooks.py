@@ -76,12 +76,6 @@ def test_every_notebook_begins_with_the_same_cell_for_editors_that_open_it_alone
     assert (ROOT / cell.rpartition("aimo-source/")[2].split('"')[0]).is_file()
 
 
-def test_every_notebook_has_its_two_small_pictures_in_the_docs():
-    page = (ROOT / "docs/notebooks.md").read_text()
-    for name in (f"pictures/{path.stem}-{when}.webp" for path in NOTEBOOKS for when in ("works", "done")):
-        assert f"({name})" in page and (ROOT / "docs" / name).stat().st_size <= 100_000, "run `make pictures`"
-
-
 @pytest.mark.parametrize("origin", ["git@github.com:me/mine.git", "https://github.com/me/mine"])
 def test_a_fork_writes_its_address_where_editors_and_badges_need_it(origin, tmp_path):
     texts = [*NOTEBOOKS, *(ROOT / "notebooks").glob("*.py"), ROOT / "docs/notebooks.md"]

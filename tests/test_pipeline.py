@@ -3,7 +3,6 @@
 import contextlib
 import fcntl
 import json
-import os
 import re
 import shutil
 import time
@@ -12,7 +11,7 @@ from pathlib import Path
 import nbformat
 import polars as pl
 import pytest
-from conftest import ROOT, SMALL, here, refused, settings
+from conftest import SMALL, here, refused, settings
 
 from aimo import config, pipeline
 from aimo.errors import AimoError
@@ -161,17 +160,6 @@ def test_a_stage_continues_from_a_named_checkpoint_to_the_same_losses(small_run,
     assert not any((folder / name).exists() for name in ("grpo", "inference", "submission.parquet"))
 
 
-def refused_notebook(stem: str, folder: Path, **parameters: object) -> str:
-    """The message of the AimoError that a notebook, started by hand, ends in."""
-    import papermill
-
-    notebook, out = ROOT / "notebooks" / f"{stem}.ipynb", folder / "out.ipynb"
-    with pytest.raises(papermill.PapermillExecutionError) as e:
-        papermill.execute_notebook(notebook, out, parameters, cwd=folder, progress_bar=False)
-    assert e.value.ename == "AimoError"
-    return e.value.evalue
-
-
 @pytest.mark.parametrize("name", ["it's.csv", 'a "b" $HOME #1: [x].csv', "试验😀.csv", "a\\b.csv"])
 def test_a_test_file_may_have_any_name(tmp_path, name):
     with pytest.raises(AimoError) as e:
@@ -187,18 +175,13 @@ def test_a_stage_begun_too_early_names_the_missing_one_and_the_command(tmp_path,
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.slow  # starts a notebook's kernel
 def test_a_notebook_gives_a_remedy_that_works_in_a_notebook(tmp_path, monkeypatch):
-    folder = tmp_path / "run"
-    runs.open_folder(folder, config.load("tiny"))
-    monkeypatch.delenv(runs.LOCKED)  # the notebook is none of the processes that may share the lock
-    told = refused_notebook("01_data_prep", tmp_path, run_dir=str(folder))
-    assert f"process {os.getpid()} is working in it" in told and "another run_dir" in told
-    runs.unlock(folder)
+    runs.open_folder(tmp_path, config.load("tiny"))
+    runs.unlock(tmp_path)
     monkeypatch.setattr(runs, "by_hand", lambda: True)
     told = r"seed \(was 0, now 5\).*another run_dir.*redo = True in notebooks/01"
     with pytest.raises(AimoError, match=told):
-        runs.open_folder(folder, config.load("tiny", ["seed=5"]))
+        runs.open_folder(tmp_path, config.load("tiny", ["seed=5"]))
 
 
 def hands(folder: Path) -> bool:

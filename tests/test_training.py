@@ -10,16 +10,15 @@ from types import SimpleNamespace
 import pytest
 from conftest import TINY, here, settings
 
-from aimo import config
+from aimo import config, pipeline
 from aimo.data import prepare
 from aimo.errors import AimoError
 from aimo.inference.sampling import Completion
 from aimo.inference.storage import read_lines
-from aimo.run import runs
+from aimo.run import machine, runs
 from aimo.train import callbacks, compat, dpo, grpo, models, trainers
 
 trains = pytest.mark.train
-SHORT = ["grpo.max_steps=1", "grpo.probe_steps=null", "grpo.max_completion_length=16"]
 
 
 @pytest.fixture(autouse=True)
@@ -31,12 +30,17 @@ def without_unsloths_marks(monkeypatch):
 # ---- Checkpoints and the order of rows, without training
 
 
-def checkpoint(folder, step, state=None):
-    """A checkpoint's folder, with this text as its state; "" leaves it out."""
+def checkpoint(folder, step, state=None, lacking=0):
+    """A checkpoint's folder: its state is this text ("" leaves it out), its weights lack some bytes."""
+    import torch
+    from safetensors.torch import save
+
     path = folder / f"checkpoint-{step}"
     path.mkdir(parents=True)
     if state != "":
         (path / "trainer_state.json").write_text(state or json.dumps({"global_step": step}))
+    weights = save({"weight": torch.zeros(9)})
+    (path / "adapter_model.safetensors").write_bytes(weights[: len(weights) - lacking])
     return path
 
 
@@ -46,58 +50,49 @@ def names(folder):
 
 def test_a_checkpoint_cut_off_while_it_was_written_is_removed_and_the_one_before_is_used(tmp_path, capsys):
     assert callbacks.last_checkpoint(tmp_path) is None
-    for step, state in ((50, None), (100, None), (150, '{"global_st'), (200, "")):
-        checkpoint(tmp_path, step, state)
+    checkpoint(tmp_path, 50)
+    checkpoint(tmp_path, 100)
+    checkpoint(tmp_path, 150, '{"global_st')
+    checkpoint(tmp_path, 200, "")
+    checkpoint(tmp_path, 250, lacking=1)
     assert callbacks.last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-100")
     assert names(tmp_path) == ["checkpoint-100", "checkpoint-50"]
     assert "checkpoint-150 was not written to its end" in capsys.readouterr().out
 
 
-def test_a_stage_can_continue_from_a_named_checkpoint(tmp_path):
-    for step in (50, 100, 150):
-        checkpoint(tmp_path, step)
-    for product in ("trained", "model"):
-        (tmp_path / product).mkdir()
-    with pytest.raises(AimoError, match="checkpoints there: checkpoint-150, checkpoint-100, checkpoint-50"):
-        callbacks.keep_until(tmp_path, "checkpoint-70")
-    assert len(names(tmp_path)) == 5
-    callbacks.keep_until(tmp_path, "checkpoint-100")
-    assert names(tmp_path) == ["checkpoint-100", "checkpoint-50"]
-
-
 @pytest.mark.parametrize("place", ["best", "trained"])
 @pytest.mark.parametrize("step, kept", [(75, ["best"]), (125, [])])
-def test_the_best_model_probed_stays_when_it_was_probed_before_the_named_checkpoint(
+def test_a_stage_continues_from_a_named_checkpoint_with_the_best_model_probed_until_then(
     tmp_path, place, step, kept
 ):
-    checkpoint(tmp_path, 100)
-    (tmp_path / place).mkdir()
-    (tmp_path / place / "probe.json").write_text(json.dumps({"step": step, "probe/accuracy": 0.5}))
-    callbacks.keep_until(tmp_path, "checkpoint-100")
-    assert names(tmp_path) == [*kept, "checkpoint-100"]
+    for number in (50, 100, 150):
+        checkpoint(tmp_path / "sft", number)
+    for product in (place, "model"):
+        (tmp_path / "sft" / product).mkdir()
+    (tmp_path / "sft" / place / "probe.json").write_text(json.dumps({"step": step, "probe/accuracy": 0.5}))
+    for wrong in ("checkpoint-70", "../sft/checkpoint-50"):
+        told = "no such checkpoint in .*; there are: checkpoint-150, checkpoint-100, checkpoint-50"
+        with pytest.raises(AimoError, match=told):
+            pipeline.check_run(config.load("tiny"), tmp_path, f"sft/{wrong}", None)
+    callbacks.keep_until(tmp_path / "sft", "checkpoint-100")
+    assert names(tmp_path / "sft") == [*kept, "checkpoint-100", "checkpoint-50"]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "[" * 5000])
 def test_a_file_of_a_stage_that_was_cut_off_is_one_line(tmp_path, text):
+    run = SimpleNamespace(profile=SimpleNamespace(dpo=True), folder=tmp_path)
     checkpoint(tmp_path, 50)
     (tmp_path / "best").mkdir()
     (tmp_path / "best/probe.json").write_text(text)
-    (tmp_path / "pairs.json").write_text(text.replace("[]", "{}"))
-    run = SimpleNamespace(profile=SimpleNamespace(dpo=True), folder=tmp_path)
-    with pytest.raises(AimoError, match=r"^[^\n]*remove [^\n]*$"):
-        callbacks.keep_until(tmp_path, "checkpoint-50")
-    with pytest.raises(AimoError, match=r"^[^\n]*remove [^\n]*$"):
-        dpo.sample_pairs(None, [], run)
-
-
-@pytest.mark.parametrize("text", ['{"base_model', "[]", "{}"])
-def test_a_broken_configuration_of_an_adapter_is_told_in_one_line(tmp_path, text):
-    from aimo.train.models import check_adapter
-
-    (tmp_path / "adapter_config.json").write_text(text)
-    with pytest.raises(AimoError, match=r"adapter_config\.json: it ") as e:
-        check_adapter(tmp_path, TINY)
-    assert "\n" not in str(e.value)
+    for name in ("pairs.json", "adapter_config.json"):
+        (tmp_path / name).write_text(text.replace("[]", "{}"))
+    for read in (
+        lambda: callbacks.keep_until(tmp_path, "checkpoint-50"),
+        lambda: dpo.sample_pairs(None, [], run),
+        lambda: models.check_adapter(tmp_path, TINY),
+    ):
+        with pytest.raises(AimoError, match=r"^[^\n]*remove [^\n]*$"):
+            read()
 
 
 def test_rows_of_a_step_are_of_like_length_the_longest_first_and_every_row_comes_once():
@@ -249,16 +244,6 @@ def test_an_adapter_is_no_base_and_continues_on_no_other(sft, sets, tmp_path):
 
 
 @trains
-def test_weights_cut_off_in_a_checkpoint_make_it_incomplete(sft, tmp_path, capsys):
-    for name in ("checkpoint-4", "checkpoint-6"):
-        shutil.copytree(sft.folder / name, tmp_path / name)
-    weights = tmp_path / "checkpoint-6/adapter_model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:1000])
-    assert callbacks.last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
-    assert "checkpoint-6 was not written to its end" in capsys.readouterr().out
-
-
-@trains
 @pytest.mark.parametrize("stage, steps, rows", [("sft", 8, 13), ("grpo", 5, 5)])  # epochs end within a step
 def test_a_run_killed_at_any_step_ends_with_the_losses_of_an_uninterrupted_one(
     tmp_path, sets, monkeypatch, stage, steps, rows
@@ -269,15 +254,13 @@ def test_a_run_killed_at_any_step_ends_with_the_losses_of_an_uninterrupted_one(
     p, few = small(f"{stage}.max_steps={steps}", rate, *sampling), sets | {stage: sets[stage][:rows]}
     whole, _, _ = train(p, few, tmp_path / "whole", stage)
     broken, last = tmp_path / "broken", random.randint(1, steps - 1)
-    report = callbacks.Record.on_step_end
 
     def killed(self, args, state, control, **more):
-        report(self, args, state, control, **more)
         if state.global_step == last:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
-        m.setattr(callbacks.Record, "on_step_end", killed)
+        m.setattr(callbacks.Budgets, "on_step_end", killed)
         train(p, few, broken, stage)
     again, _, _ = train(p, few, broken, stage)
     assert losses(again) == pytest.approx(losses(whole), abs=1e-5), f"killed at step {last}"
@@ -310,34 +293,22 @@ def test_a_stage_that_was_trained_to_its_end_is_saved_as_it_was_and_not_trained_
 
 
 @trains
-def test_a_model_that_an_interrupted_training_changed_is_not_trained_on_from_there(
+def test_a_model_that_an_interrupted_training_changed_is_not_trained_on_without_a_checkpoint(
     tmp_path, sets, monkeypatch
 ):
     from aimo.train import sft
 
+    def stop(self, args, state, control, **_):
+        if state.global_step == 2:
+            raise KeyboardInterrupt
+
     p = small("sft.save_steps=4")
-    run = runs.Run(p, tmp_path, "sft", time.time())
-
-    def interrupt_at(last):
-        def interrupted(self, args, state, control, **more):
-            if state.global_step == last:
-                raise KeyboardInterrupt
-
-        monkeypatch.setattr(callbacks.Budgets, "on_step_end", interrupted)
-
-    for last in (2, 5):
-        model, tokenizer = loaded(p)
-        interrupt_at(last)
-        with pytest.raises(KeyboardInterrupt):
-            sft.train_sft(model, tokenizer, sets["sft"], run)
-        if last == 2:  # no checkpoint was written
-            with pytest.raises(AimoError, match=r"the model in memory has been trained on.* load it") as e:
-                sft.train_sft(model, tokenizer, sets["sft"], run)
-            assert "\n" not in str(e.value)
-    interrupt_at(None)
-    again = sft.train_sft(model, tokenizer, sets["sft"], run)
-    whole, _, _ = train(p, sets, tmp_path / "whole")
-    assert losses(again) == pytest.approx(losses(whole), abs=1e-5), "from checkpoint 4, in the same kernel"
+    monkeypatch.setattr(callbacks.Budgets, "on_step_end", stop)
+    asked = *loaded(p), sets["sft"], runs.Run(p, tmp_path, "sft", time.time())
+    with pytest.raises(KeyboardInterrupt):
+        sft.train_sft(*asked)
+    with pytest.raises(AimoError, match=r"the model in memory has been trained on.* load it[^\n]*$"):
+        sft.train_sft(*asked)
 
 
 # ---- GRPO's samples
@@ -515,9 +486,7 @@ def test_what_is_trained_begins_with_the_tokens_of_generation_even_where_a_tag_m
     assert as_one_text[: len(asked)] != asked, "this tag does not merge with what follows"
 
 
-@pytest.fixture
-def made(monkeypatch, tmp_path):
-    """Reads or makes token ids in one folder; returns them and by how many processes they were made."""
+def test_rows_are_tokenized_once_and_again_when_rows_or_template_change(monkeypatch, tmp_path, capsys):
     from datasets import Dataset
 
     from aimo.train import arguments, sft
@@ -528,18 +497,14 @@ def made(monkeypatch, tmp_path):
         processes.append(num_proc or 1)
         return map_rows(self, *arguments, num_proc=num_proc, **more)
 
-    monkeypatch.setattr(Dataset, "map", counted)
-
-    def make(rows, tokenizer, *overrides):
+    def made(rows, tokenizer, *overrides):
+        """The token ids, and by how many processes they were made."""
         profile = config.load("tiny", ["model.backend=transformers", *overrides])
         args = arguments.stage_arguments(runs.Run(profile, tmp_path, "sft", 0.0))
         processes.clear()
         return list(sft.read_or_tokenize(rows, tokenizer, args, tmp_path)["input_ids"]), sum(processes)
 
-    return make
-
-
-def test_rows_are_tokenized_once_and_again_when_rows_or_template_change(made, capsys):
+    monkeypatch.setattr(Dataset, "map", counted)
     rows, tokenizer = [row(f"{i} apples") for i in range(40)], tokenizer_of()
     first, count = made(rows, tokenizer)
     assert count == 1 and capsys.readouterr().out.startswith("Tokenizing 40 rows.\nTokenized in ")
@@ -548,7 +513,6 @@ def test_rows_are_tokenized_once_and_again_when_rows_or_template_change(made, ca
     assert count == 1 and other[:-1] == first[:-1] and other[-1] != first[-1]
     system, count = made(rows, tokenizer_of("prompt.system=Think."))
     assert count == 1 and system != first
-    assert made(rows, tokenizer) == (first, 0)
     two, count = made(rows[::-1], tokenizer, "sft.trl={dataset_num_proc: 2}")
     assert two == first[::-1] and count == 2
 
@@ -581,24 +545,24 @@ def pack(run_dir, *more):
     return run_dir.parent / done.stdout.split("full: ")[1].split("\n")[0]
 
 
-def test_packed_rows_are_kept_and_made_again_only_when_a_row_changes(run_dir):
+def test_packed_rows_are_pushed_and_kept_until_a_row_changes(run_dir, monkeypatch):
     import polars as pl
+    from datasets import Dataset
 
-    kept = pack(run_dir)
+    kept, pushed = pack(run_dir), []
     made = kept.stat().st_mtime_ns
-    assert pack(run_dir) == kept and kept.stat().st_mtime_ns == made
+
+    def push(self, repo, private):
+        pushed.append((repo, private))
+        assert max(map(len, self["input_ids"])) <= 64
+        return SimpleNamespace(commit_url="hub/packed")
+
+    monkeypatch.setattr(Dataset, "push_to_hub", push)
+    assert pack(run_dir, "--push-to-hub", "me/packed") == kept and kept.stat().st_mtime_ns == made
+    assert pushed == [("me/packed", True)]
     rows = pl.read_parquet(run_dir / "data/sft.parquet")
     rows[::-1].write_parquet(run_dir / "data/sft.parquet")
     assert pack(run_dir) != kept
-
-
-def test_packed_rows_are_pushed_as_parquet(run_dir, hub):
-    import polars as pl
-
-    pack(run_dir, "--push-to-hub", "me/packed")
-    assert hub["repo"][0] == "me/packed" and b"packing_strategy" in hub["README.md"]
-    rows = pl.read_parquet(hub["train.parquet"])
-    assert rows["input_ids"].list.len().max() <= 64 and "seq_lengths" in rows.columns
 
 
 @trains
@@ -620,14 +584,6 @@ def test_training_takes_the_rows_that_were_packed_and_packs_the_same_ones(run_di
 # ---- Long rows and packing
 
 
-def sft_dataset(p, rows, folder):
-    """What TRL trains on, as (token ids, labels) of each row, and the trainer's batches."""
-    trainer, *_ = built(p, rows, folder, "sft")
-    dataset = trainer.train_dataset
-    pairs = list(zip(dataset["input_ids"], dataset["labels"], strict=True))
-    return pairs, list(trainer.get_train_dataloader())
-
-
 def tokens_of(rows, p):
     """Each row's token ids and labels, by the tokenizer alone."""
     from aimo.train.sft import tokenize
@@ -646,31 +602,11 @@ def test_rows_longer_than_the_context_are_cut_there_and_dropped_only_without_a_t
     limit = sorted(prompts)[10]  # some prompts alone fill it
     assert limit < max(len(ids) for ids, _ in whole)
     p = small(f"model.max_length={limit}", "grpo.max_prompt_length=1", "grpo.max_completion_length=1")
-    trained, _ = sft_dataset(p, rows, tmp_path)
+    dataset = built(p, rows, tmp_path, "sft")[0].train_dataset
+    trained = list(zip(dataset["input_ids"], dataset["labels"], strict=True))
     expected = [(ids[:limit], labels[:limit]) for ids, labels in whole]
     kept = [pair for pair in expected if any(label != -100 for label in pair[1])]
     assert 0 < len(kept) < len(rows) and trained == kept
-
-
-@trains
-@pytest.mark.parametrize("strategy", ["bfd", "wrapped"])
-def test_packed_rows_hold_every_token_with_its_label_once(sets, tmp_path, strategy):
-    rows, limit = sets["sft"][:20], 100
-    keys = [f"model.max_length={limit}", "sft.packing=true", f"sft.packing_strategy={strategy}"]
-    p = small(*keys, "grpo.max_prompt_length=50", "grpo.max_completion_length=50")
-    whole = [list(zip(*pair, strict=True)) for pair in tokens_of(rows, p)]
-    packed, batches = sft_dataset(p, rows, tmp_path)
-    assert all(len(ids) == len(labels) <= limit for ids, labels in packed) and len(packed) < len(rows)
-    joined = [token for pair in packed for token in zip(*pair, strict=True)]
-    if strategy == "wrapped":  # one text, cut every `limit` tokens
-        assert joined == [token for row in whole for token in row]
-        assert all(len(ids) == limit for ids, _ in packed[:-1])
-        assert sum(int(batch["attention_mask"].sum()) for batch in batches) == len(joined)
-    else:
-        assert sorted(joined) == sorted(token for row in whole for token in row[:limit])
-        assert sum(batch["input_ids"].numel() for batch in batches) == len(joined), "padding"
-        starts = sum(int((batch["position_ids"] == 0).sum()) for batch in batches)
-        assert starts == len(rows), "each example has positions of its own"
 
 
 @trains
@@ -701,16 +637,7 @@ def test_packing_that_unsloth_would_leave_out_is_refused(sets, tmp_path, monkeyp
         train(small("sft.packing=true"), sets, tmp_path)
 
 
-@trains
-def test_the_loss_is_on_the_completion_or_by_a_key_of_trl_on_the_prompt_too(sets, tmp_path):
-    rows = sets["sft"][:4]
-    ids = [ids for ids, _ in tokens_of(rows, small())]
-    masked, _ = sft_dataset(small(), rows, tmp_path / "a")
-    whole, _ = sft_dataset(small("sft.trl={completion_only_loss: false}"), rows, tmp_path / "b")
-    assert masked == tokens_of(rows, small()) and whole == list(zip(ids, ids, strict=True))
-
-
-# ---- Probes, DPO, losses
+# ---- Probes, DPO
 
 
 @trains
@@ -731,23 +658,10 @@ def test_probes_are_logged_and_the_best_model_probed_is_what_is_kept(tmp_path, s
     assert figures["probe_accuracy"] == round(probes[4], 4) and figures["total_flos"] > 0
 
 
-PROMPT = [{"role": "user", "content": "Q"}]
-
-
-def pairs(*group, prefill="true"):
-    """The pairs of completions given as (text, tokens, right), a fourth value: cut off."""
-    from aimo.train.dpo import pair_up
-
-    p = config.load("tiny", [f"prompt.prefill={prefill}"])
-    completions = [Completion(text, [0] * tokens, not cut) for text, tokens, _, *cut in group]
-    found = pair_up(PROMPT, completions, [right for _, _, right, *_ in group], p)
-    assert all(row["prompt"] == PROMPT for row in found)
-    return [(row["kind"], row["chosen"][0]["content"], row["rejected"][0]["content"]) for row in found]
-
-
+@pytest.mark.parametrize("opening", ["", "<start_working_out>"])
 @pytest.mark.parametrize(
     "group, expected",
-    [
+    [  # completions as (text, tokens, right), a fourth value: cut off
         ([("a", 10, True), ("b", 30, True)], [("long", "a", "b")]),
         ([("a", 10, True), ("b", 12, True)], []),
         ([("a", 10, True), ("b", 30, False), ("c", 20, False)], [("wrong", "a", "b")]),
@@ -757,12 +671,17 @@ def pairs(*group, prefill="true"):
         ([], []),
     ],
 )
-def test_the_shortest_right_completion_is_preferred_to_a_long_one_and_to_a_wrong_one(group, expected):
-    assert pairs(*group, prefill="false") == expected
-
-
-def test_a_reply_has_the_opening_tag_that_its_prompt_ends_in():
-    assert pairs(("a", 1, True), ("b", 9, True)) == [("long", "<start_working_out>a", "<start_working_out>b")]
+def test_the_shortest_right_completion_is_preferred_to_a_long_one_and_to_a_wrong_one(
+    group, expected, opening
+):
+    """Each reply begins with the tag that its prompt ends in."""
+    prompt = [{"role": "user", "content": "Q"}]
+    completions = [Completion(text, [0] * tokens, not cut) for text, tokens, _, *cut in group]
+    profile = config.load("tiny", [f"prompt.prefill={json.dumps(bool(opening))}"])
+    found = dpo.pair_up(prompt, completions, [right for _, _, right, *_ in group], profile)
+    assert all(row["prompt"] == prompt for row in found)
+    told = [(row["kind"], row["chosen"][0]["content"], row["rejected"][0]["content"]) for row in found]
+    assert told == [(kind, opening + chosen, opening + rejected) for kind, chosen, rejected in expected]
 
 
 @trains
@@ -794,14 +713,6 @@ def test_dpo_comes_to_prefer_what_was_chosen_also_if_its_cell_is_stopped_and_run
         assert [[record[name] for record in log] for log in (again, anew)] == 2 * [[r[name] for r in steps]]
 
 
-@trains
-@pytest.mark.parametrize("loss", ["grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo"])
-def test_every_loss_of_trl_trains(tmp_path, sets, loss):
-    level = ["grpo.trl={importance_sampling_level: sequence}"] if loss == "luspo" else []
-    p = small(f"grpo.loss_type={loss}", *SHORT, *level)
-    assert len(losses(train(p, sets, tmp_path, "grpo")[0])) == 1
-
-
 # ---- Failures
 
 
@@ -818,15 +729,6 @@ def test_rows_too_few_for_a_step_are_refused_in_one_line(tmp_path, sets, stage, 
     with pytest.raises(AimoError, match=told) as e:
         train(small(*keys), sets | {stage: sets[stage][:5]}, tmp_path, stage)
     assert "\n" not in str(e.value) and not list(tmp_path.rglob("trained"))
-
-
-@trains
-def test_a_float32_head_over_tied_embeddings_takes_all_weights_and_is_refused_with_adapters(tmp_path, sets):
-    head = "grpo.trl={cast_lm_head_to_fp32: true}"
-    with pytest.raises(AimoError, match=r"grpo\.trl\.cast_lm_head_to_fp32: .*set model\.lora to null"):
-        train(small(*SHORT, head), sets, tmp_path / "adapters", "grpo")
-    log, _, _ = train(small(*SHORT, head, "model.lora=null"), sets, tmp_path / "all", "grpo")
-    assert len(losses(log)) == 1
 
 
 @trains
@@ -882,39 +784,18 @@ def test_the_advice_when_memory_runs_out_continues_the_run_with_the_same_losses(
     assert losses(again) == pytest.approx(losses(whole), rel=1e-3)
 
 
-ENDLESS = ["sft.max_steps=100000", "sft.save_steps=100000"]
-
-
-@trains
-def test_a_stage_stops_and_saves_before_its_time_limit(tmp_path, sets):
-    started = time.monotonic()
-    log, _, _ = train(small("training.time_limit_s=2", *ENDLESS), sets, tmp_path)
-    assert time.monotonic() - started < 20 and 0 < len(losses(log)) < 100000
-    last = max(record["step"] for record in log)
-    assert callbacks.last_checkpoint(tmp_path / "sft") == str(tmp_path / f"sft/checkpoint-{last}")
-    assert (tmp_path / "sft/trained").exists()
-
-
 @trains
 def test_a_stage_stops_before_the_session_ends_with_a_checkpoint_to_go_on_from(tmp_path, sets, monkeypatch):
+    p = small("sft.max_steps=100000", "sft.save_steps=100000")
     monkeypatch.setenv(runs.SESSION_END, str(time.monotonic() + 3))
-    first = trainers.summary(train(small(*ENDLESS), sets, tmp_path)[0])
+    first = trainers.summary(train(p, sets, tmp_path)[0])
     assert 0 < first["steps"] < 100000 and first["stopped"] == runs.SESSION_OVER
     assert callbacks.last_checkpoint(tmp_path / "sft") == str(tmp_path / f"sft/checkpoint-{first['steps']}")
-    second = trainers.summary(train(small(*ENDLESS), sets, tmp_path)[0])  # the session is over: one step more
+    second = trainers.summary(train(p, sets, tmp_path)[0])  # the session is over: one step more
     assert second["steps"] == first["steps"] + 1
 
 
-@trains
-def test_a_stage_stops_before_its_disk_budget(tmp_path, sets):
-    log, _, _ = train(small("training.disk_gb=0.001"), sets, tmp_path)
-    assert len(losses(log)) == 2 and (tmp_path / "sft/trained").exists()
-
-
-def test_four_bit_weights_need_a_gpu():
-    import torch
-
-    if torch.cuda.is_available():
-        pytest.skip("needs a machine without a GPU")
+def test_four_bit_weights_need_a_gpu(monkeypatch):
+    monkeypatch.setattr(machine, "computes_on_gpu", lambda: False)
     with pytest.raises(AimoError, match="need a GPU"):
         loaded(small("model.load_in_4bit=true"))

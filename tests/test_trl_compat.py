@@ -3,6 +3,7 @@
 import ast
 import re
 from importlib.metadata import version
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT, TINY
@@ -55,7 +56,7 @@ def test_completions_are_counted_while_they_end_and_stay_what_they_are(monkeypat
     monkeypatch.setattr(live, "COUNT_S", 0.0)
     told = []
     display = live.Live.__new__(live.Live)  # without a trainer
-    display.doing = told.append
+    display.trainer, display.ended = SimpleNamespace(doing=told.append), False
     model, tokenizer = (kind.from_pretrained(TINY) for kind in (AutoModelForCausalLM, AutoTokenizer))
     prompts = tokenizer(["1 + 1 ="] * 16, return_tensors="pt")
 
@@ -79,3 +80,15 @@ def test_completions_are_counted_while_they_end_and_stay_what_they_are(monkeypat
     assert processed.format_dict["elapsed"] > 0  # vLLM divides by it
     processed.close()
     assert told[-1] == "sampling, 4 of 4 completions ended"
+    display.ended = True
+    display.sampled(5, 5)
+    assert "5" not in told[-1], "a cell that samples later shows training's bar again"
+
+
+def test_a_stop_that_python_swallows_as_in_a_finaliser_is_raised_at_the_end_of_the_step():
+    display = live.Live.__new__(live.Live)
+    display.interrupted = False
+    display.on_step_end(None, None, None)
+    for stop in (lambda: display.interrupt(2, None), lambda: display.on_step_end(None, None, None)):
+        with pytest.raises(KeyboardInterrupt):
+            stop()

@@ -31,14 +31,6 @@ models.load_with_peft = load_as_unsloth
 """
 """Unsloth as it is on a GPU: its own trainers and configurations in TRL's place, and the two methods that its
 loader gives to a model."""
-INHERIT = """
-import inspect
-from aimo.train import compat, grpo
-name = "_get_per_token_logps_and_entropies"
-base = next(base for base in grpo.GrpoTrainer.__mro__ if base.__name__ == "UnslothGRPOTrainer")
-theirs = inspect.signature(getattr(base, name)).parameters
-assert list(theirs)[:5] == list(inspect.signature(getattr(compat.GrpoHook, name)).parameters)[:5]
-"""
 COMMON = """
 import json, sys
 from pathlib import Path
@@ -153,12 +145,12 @@ def settings_of(name):
     return here if profile.model.dtype == "float32" else [*here, "model.dtype=bfloat16"]
 
 
-def outputs_of(folder, codes, *arguments):
-    """What programs print in their last line, as JSON; they run side by side."""
+def outputs_of(folder, code, given):
+    """What a program prints in its last line, as JSON, without Unsloth and with it, side by side."""
     processes = []
-    for i, code in enumerate(codes):
-        (cwd := folder / str(i)).mkdir()
-        command = [sys.executable, "-c", code, str(TINY), *arguments]
+    for before in ("", ON_GPU):
+        command = [sys.executable, "-c", before + code, str(TINY), given]
+        (cwd := folder / str(len(processes))).mkdir()
         how = {"cwd": cwd, "env": os.environ | {"CI": "true"}}  # where PyTorch raises more than elsewhere
         processes.append(
             subprocess.Popen(command, **how, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -174,17 +166,13 @@ def built(tmp_path_factory):
     """The values of TRL's trainers and of Unsloth's, by profile and stage."""
     names = [path.stem for path in config.PROFILES.glob("*.yaml") if config.load(path.stem).trained]
     settings = json.dumps({name: settings_of(name) for name in names})
-    return outputs_of(
-        tmp_path_factory.mktemp("built"), [COMMON + BUILD, ON_GPU + INHERIT + COMMON + BUILD], settings
-    )
+    return outputs_of(tmp_path_factory.mktemp("built"), COMMON + BUILD, settings)
 
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
     """Three steps of SFT, GRPO and DPO by TRL's trainers, and by those that Unsloth generates for a GPU."""
-    return outputs_of(
-        tmp_path_factory.mktemp("ran"), [COMMON + RUN, ON_GPU + COMMON + RUN], json.dumps(THREE_STEPS)
-    )
+    return outputs_of(tmp_path_factory.mktemp("ran"), COMMON + RUN, json.dumps(THREE_STEPS))
 
 
 @pytest.mark.train  # a minute

@@ -115,8 +115,8 @@ def check_run(profile: Profile, folder: Path, from_stage: str | None, until: str
             raise AimoError(f"{option} {given!r} {told}")
     if redo and until and stages.index(until) < stages.index(redo):
         raise AimoError(f"--until {until!r} comes before --from {from_stage!r}; take a later stage")
-    if checkpoint and not (folder / redo / checkpoint).is_dir():
-        there = ", ".join(sorted(path.name for path in (folder / redo).glob("checkpoint-*"))) or "none"
+    if checkpoint and checkpoint not in (found := [path.name for path in runs.newest_first(folder / redo)]):
+        there = ", ".join(found) or "none"
         raise AimoError(f"--from {from_stage!r}: no such checkpoint in {folder / redo}; there are: {there}")
     done = stages[: stages.index(until) + 1 if until else None]
     for stage in done:  # a kernel that trains ships no other notebooks

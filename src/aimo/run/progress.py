@@ -79,23 +79,17 @@ class CellBar:
         self.done = done
 
     def show(self, done: int, total: int, note: str = "") -> None:
-        self.done, now = done, time.monotonic()
-        if now - self.drawn < BAR_S and done < total:
+        """Draw the bar, at most every BAR_S seconds, or when another note comes in the same step."""
+        before, self.done, now = self.done, done, time.monotonic()
+        if now - self.drawn < BAR_S and before != done < total:
             return
-        self.drawn = now
-        shown = bar_of(f"{self.label}:", done, total, self.first, self.began, note) if done < total else ""
-        self.handle.update(self.html(shown))
-
-
-def bar_of(label: str, done: int, total: int, first: int, began: float, note: str = "") -> str:
-    """Return a bar as HTML, with the time left by the steps since `first`, done at `began` (monotonic)."""
-    left = ""
-    if done > first:
-        minutes, seconds = divmod(seconds_left(done, total, first, began), 60)
-        left = f", {minutes:.0f} min {seconds:.0f} s left"
-    bar = f"<progress max='{total}' value='{done}' style='width:40%;vertical-align:middle'></progress>"
-    told = html.escape(f"{label} {done:,} of {total:,}{left}{'; ' * bool(note)}{note}")
-    return f"<div>{bar} {told}</div>"
+        self.drawn, left = now, ""
+        if done > self.first:
+            minutes, seconds = divmod(seconds_left(done, total, self.first, self.began), 60)
+            left = f", {minutes:.0f} min {seconds:.0f} s left"
+        bar = f"<progress max='{total}' value='{done}' style='width:40%;vertical-align:middle'></progress>"
+        told = html.escape(f"{self.label}: {done:,} of {total:,}{left}{'; ' * bool(note)}{note}")
+        self.handle.update(self.html(f"<div>{bar} {told}</div>" if done < total else ""))
 
 
 class Display:

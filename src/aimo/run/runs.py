@@ -80,11 +80,11 @@ class Run:
         """Return how the model that this stage starts from is asked."""
         return self.profile.solver_settings(self.start_model())
 
-    def progress(self, step: int, total: int, note: str = "", bar: bool = True) -> None:
-        """Tell how far the stage is, with a note: `aimo run`, and a `bar` where a person runs it."""
+    def progress(self, step: int, total: int, note: str = "") -> None:
+        """Tell how far the stage is, with a note: `aimo run`, and a bar where a person runs it."""
         state = {"stage": self.stage, "step": step, "total": total, "note": note}
         write_json(self.dir / "progress.json", state)
-        if bar and by_hand():
+        if by_hand():
             cell = shell().execution_count
             if cell not in _bars or step < _bars[cell].done:
                 _bars.clear()

@@ -40,8 +40,7 @@ class Record(TrainerCallback):
     """Writes each logged record as a line of log.jsonl, with seconds, tokens per second and GPU memory."""
 
     def __init__(self, run: Run):
-        self.path, self.progress = run.folder / "log.jsonl", functools.partial(run.progress, bar=False)
-        self.started = time.monotonic()
+        self.path, self.started = run.folder / "log.jsonl", time.monotonic()
         self.seconds_before = 0.0  # of training, up to the checkpoint that training continues from
         self.last: tuple[float, float] | None = None  # time and tokens of the record before
 
@@ -68,10 +67,6 @@ class Record(TrainerCallback):
             record["gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
         if state.is_world_process_zero:
             append_lines(self.path, [record])
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.is_world_process_zero:
-            self.progress(state.global_step, state.max_steps)
 
 
 class Trim(TrainerCallback):
@@ -219,17 +214,12 @@ def accept_cpu_index() -> None:
 
 
 def keep_until(folder: Path, name: str) -> None:
-    """Remove what a stage made after its checkpoint `name`, so that training continues from there.
-
-    AimoError lists the checkpoints in the folder when this one is not among them.
-    """
-    found = [checkpoint.name for checkpoint in newest_first(folder)]
-    if name not in found:
-        there = ", ".join(found) or "none"
-        raise AimoError(f"{folder.name}/{name} is not in {folder}; checkpoints there: {there}")
-    for later in found[: found.index(name)]:
-        shutil.rmtree(folder / later)
-    keep_best(folder, step_of(folder / name))
+    """Remove what a stage made after its checkpoint `name`, so that training continues from there."""
+    step = step_of(folder / name)
+    for checkpoint in newest_first(folder):
+        if step_of(checkpoint) > step:
+            shutil.rmtree(checkpoint)
+    keep_best(folder, step)
     for product in ("trained", "model"):
         shutil.rmtree(folder / product, ignore_errors=True)
 

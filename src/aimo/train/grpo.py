@@ -64,11 +64,6 @@ def train_grpo(model: Any, tokenizer: Any, rows: Rows, run: Run, probe: Rows | N
     `trainers.fit`. `probe` rows (`prompt`, `answer`) are answered every `grpo.probe_steps`."""
     profile, grpo, args = run.profile, run.profile.grpo, arguments.stage_arguments(run)
     assert grpo
-    if args.cast_lm_head_to_fp32 and profile.model.lora and model.config.tie_word_embeddings:
-        raise AimoError(  # TRL 1.15 looks for the tied head in the adapters
-            "grpo.trl.cast_lm_head_to_fp32: TRL does not cast the head of a model with adapters and tied "
-            "embeddings; leave it out, or set model.lora to null"
-        )
     trainer = make_sampling_trainer(
         GrpoTrainer,
         run,

@@ -163,7 +163,7 @@ class Job:
         return None
 
     def visible(self, first: int, end: int) -> str:
-        """Return what a command begins with that may use the GPUs from `first` on, before `end`."""
+        """Return what a command begins with that may use the GPUs from `first` to before `end`."""
         if self.cpu:
             return "env CUDA_VISIBLE_DEVICES= "
         shared = ",".join(map(str, range(first, end)))
@@ -334,7 +334,6 @@ def launch_job(job: Job, slurm: bool = False, dry_run: bool = False) -> None:
 
 
 def gpus() -> int:
-    """Return how many GPUs this machine has."""
     return int(machine.load_torch().cuda.device_count())
 
 

@@ -1,4 +1,5 @@
-"""Training that shows itself in a notebook: a bar, the plots so far, and what GRPO samples.
+"""Training that shows itself in a notebook: under the bar of `run.progress` the plots so far, and what GRPO
+samples.
 
 Unattended, under papermill, nothing is drawn: the cell's last line leaves one plot.
 """
@@ -11,12 +12,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from IPython.display import HTML, display
+from IPython.display import display
 from tqdm import tqdm
 from transformers import StoppingCriteria, TrainerCallback
 
 from aimo.report import page, plots, tables
-from aimo.run.progress import bar_of
 from aimo.run.runs import Run
 from aimo.train import compat, grpo
 
@@ -54,38 +54,31 @@ class EndedBar(tqdm):  # type: ignore[type-arg]
 
 
 class Live(TrainerCallback):
-    """The display below a cell that trains. It goes when training ends, and stays when it is stopped."""
+    """The plots below a cell that trains. They go when training ends, and stay when it is stopped."""
+
+    below: Any
 
     def __init__(self, run: Run, trainer: Any):
         self.run, self.trainer = run, trainer
-        self.began = self.drawn = time.monotonic()
-        self.first = self.step = self.total = 0
-        self.speed, self.phase, self.cost = "", "", 0.0
+        self.drawn, self.cost = time.monotonic(), 0.0
         self.interrupted = self.ended = False
-        trainer.doing = self.doing
         self.count(trainer.accelerator.unwrap_model(trainer.model), self.by_transformers)
         if vllm := getattr(getattr(trainer, "vllm_generation", None), "llm", None):  # in this process
             self.count(vllm, self.by_vllm)
-        self.bar, self.below = (display(page.Html(""), display_id=True) for _ in range(2))
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.began, self.first, self.total = time.monotonic(), state.global_step, state.max_steps
         signal.signal(signal.SIGINT, self.interrupt)  # until the cell ends, when Jupyter sets its own again
-        self.show_bar(state.global_step)
+        self.trainer.tell()
+        self.below = display(page.Html(""), display_id=True)
 
     def interrupt(self, number: int, frame: Any) -> None:
         """Stop here; where the exception is swallowed, as in a finaliser, the end of the step raises it."""
         self.interrupted = True
         signal.default_int_handler(number, frame)
 
-    def doing(self, what: str) -> None:
-        """Say what a slow step does now."""
-        if what != self.phase and not self.ended:  # a later cell may sample too
-            self.phase = what
-            self.show_bar(self.step)
-
     def sampled(self, done: int, total: int) -> None:
-        self.doing(f"sampling, {done} of {total} completions ended")
+        if not self.ended:  # a later cell may sample too
+            self.trainer.doing(f"sampling, {done} of {total} completions ended")
 
     def count(self, engine: Any, keywords: Callable[..., dict[str, Any]]) -> None:
         """Let `engine.generate` take further keywords, which count the completions that have ended."""
@@ -105,21 +98,12 @@ class Live(TrainerCallback):
         return {"use_tqdm": functools.partial(EndedBar, tell=self.sampled, file=io.StringIO(), disable=False)}
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.show_bar(state.global_step)
         if self.interrupted:
             raise KeyboardInterrupt
 
-    def show_bar(self, step: int) -> None:
-        self.step = step
-        note = "; ".join(filter(None, [self.speed, self.phase if step < self.total else ""]))
-        label = f"{self.run.stage}: step"
-        self.bar.update(HTML(bar_of(label, step, self.total, self.first, self.began, note)))
-
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Draw the log so far, at most every two seconds and a twentieth of the time."""
-        now, record = time.monotonic(), state.log_history[-1]
-        if speed := record.get("tokens_per_second"):
-            self.speed = f"{speed:,.0f} tokens/s"
+        now = time.monotonic()
         if now - self.drawn < max(LEAST_S, self.cost / SHARE) or len(state.log_history) < 2:
             return
         shown = plots.training([r for r in state.log_history if "step" in r])
@@ -141,5 +125,4 @@ class Live(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.ended = True
-        self.bar.update(page.Html(""))
         self.below.update(page.Html(""))

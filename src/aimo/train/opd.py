@@ -171,13 +171,9 @@ def check_teacher_server(opd: Opd, tokenizer: Any) -> None:
     async def ask(path: str, **body: Any) -> Any:
         try:
             return json.loads(await client.post(path, cast_to=str, body={"model": name, **body}))
-        except APIStatusError as e:
-            said = " ".join(e.response.text.split())[:200]
-            raise AimoError(
-                f"{told} answers HTTP {e.status_code} to what vLLM takes: {said}; {SERVE}"
-            ) from None
         except (OpenAIError, ValueError) as e:
-            raise AimoError(f"{told} gave no answer: {reason(e)}; start it again") from None
+            said = " ".join(e.response.text.split())[:200] if isinstance(e, APIStatusError) else ""
+            raise AimoError(f"{told} does not answer as vLLM does: {said or reason(e)}; {SERVE}") from None
 
     async def check() -> None:
         nonlocal name

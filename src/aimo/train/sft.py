@@ -22,7 +22,6 @@ from typing import Any
 
 import pyarrow.compute as pc
 import torch
-import trl
 from datasets import Dataset, load_from_disk
 
 from aimo.data import prepare
@@ -189,8 +188,7 @@ def pack_rows(run: Run, push_to_hub: str | None = None) -> None:
     """Tokenise and pack a run's SFT set as training would, print where, and push it to a dataset if asked.
 
     `datasets` keeps the packed rows beside the token ids, under a hash of what made them: every process of a
-    job, and every later start, maps the same files. Made on a machine without a GPU, they spare the others
-    the work: copy the run's folder there. Rows that Unsloth packs on a GPU have another hash.
+    job, and every later start, maps the same files. Rows that Unsloth packs on a GPU have another hash.
     """
     profile, length = run.profile, run.profile.model.max_length
     assert profile.sft and length
@@ -208,13 +206,8 @@ def pack_rows(run: Run, push_to_hub: str | None = None) -> None:
     said = f"{len(tokens):,} rows in {len(packed):,} of {length:,} tokens, {full:.1%} full"
     print(f"{said}: {packed.cache_files[0]['filename']}")
     if push_to_hub:
-        keys = ("max_length", "packing_strategy", "shuffle_dataset", "seed")
-        made_by = json.dumps({key: getattr(args, key) for key in keys} | {"trl": trl.__version__})
-        card = f"# Packed rows of the profile {profile.profile}\n\n{said}.\n\n```json\n{made_by}\n```\n"
-        with tempfile.TemporaryDirectory() as name:
-            path = Path(name) / "train.parquet"
-            packed.to_parquet(path)
-            print(hub.push_dataset(push_to_hub, {"README.md": card.encode(), "train.parquet": path}))
+        with hub.refusals(f"--push-to-hub: dataset {push_to_hub!r} was refused (REASON); check HF_TOKEN"):
+            print(packed.push_to_hub(push_to_hub, private=True).commit_url)
 
 
 # ---- Order of rows

@@ -71,16 +71,21 @@ class Shared(compat.OrderHook):
     is_world_process_zero: Any
     first_row: Any = ()  # token ids of the newest batch's first row
     sampled_ids: Any = None  # those of the newest batch, of a stage that samples what it trains on
-    phase = ""  # what it does now
+    phase = speed = ""  # what it does now, and its tokens per second
 
     def order_rows(self, sampler: Any) -> Any:
         return Seeded(sampler, self)
 
     def doing(self, what: str) -> None:
         """Tell what a slow step does now."""
-        if what != self.phase and self.is_world_process_zero():
+        if what != self.phase:
             self.phase = what
-            self.run.progress(self.state.global_step, self.state.max_steps, what, bar=False)
+            self.tell()
+
+    def tell(self) -> None:
+        if self.is_world_process_zero():
+            note = ", ".join(filter(None, [self.phase, self.speed]))
+            self.run.progress(self.state.global_step, self.state.max_steps, note)
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         self.doing("training")
@@ -101,6 +106,9 @@ class Shared(compat.OrderHook):
 
     def log(self, logs: dict[str, float], *args: Any) -> None:
         super().log(logs, *args)  # type: ignore[misc]
+        if rate := self.state.log_history[-1].get("tokens_per_second"):
+            self.speed = f"{rate:,.0f} tokens/s"
+        self.tell()
         if not self.args.fp16:  # there the trainer itself skips steps whose gradient overflows
             self.check_finite("gradient", float(logs.get("grad_norm", 0.0)), self.state.global_step)
 
