@@ -38,7 +38,7 @@ model:
 
 data:
 {sets}
-  ngram: {ngram}                   # drop training rows that share so many words in a row with a held-out one
+  ngram: 30                   # drop training rows that share so many words in a row with a held-out one
 {sft}
 grpo:
   learning_rate: 1.0e-3
@@ -82,61 +82,41 @@ def init_command(
     if out.exists():
         raise AimoError(f"{out}: it exists; remove it, or name another with --out")
 
-    have = files.read_tables([path], "").columns
+    table = files.read_tables([path], "")
+    count = table.rows.height
+    if count < LEAST:
+        raise AimoError(f"{source}: {count} rows; a profile needs at least {LEAST}")
     given = {"problem": prompt_column, "answer": answer_column, "solution": solution_column}
-    roles = roles_of(Columns(**{role: name for role, name in given.items() if name}), have, imitated=True)
+    named = Columns(**{role: name for role, name in given.items() if name})
+    roles = roles_of(named, table.columns, imitated=True)
     option = {"problem": "--prompt-column", "answer": "--answer-column", "solution": "--solution-column"}
     for role, column in roles.items():
-        if column not in have:
-            told = f"no column {column!r} of {role}s; it has {files.listed(have)}"
+        if column not in table.columns:
+            told = f"no column {column!r} of {role}s; it has {files.listed(table.columns)}"
             raise AimoError(f"{source}: {told}: name one with {option.get(role, '--prompt-column')}")
-    columns = {role: name for role, name in roles.items() if role != name} | (
-        {} if "answer" in roles else {"answer": None}
-    )
-    values = {"columns": columns} if columns else {}
+    columns: dict[str, str | None] = {role: name for role, name in roles.items() if role != name}
+    if "answer" not in roles:
+        columns["answer"] = None
     has_solutions = "solution" in roles or "messages" in roles
 
-    # All rows once, to see what they are; then as the profile has them.
+    values = {"columns": columns} if columns else {}
     whole: dict[str, Any] = {"source": str(path), **values, "integer_answers": False}
-    first = {"profile": out.stem, "model": {"base": base}, "data": {"heldout": whole}}
-    rows = prepare.load_sets(config.parse(first, str(source))).rows["heldout"]
-    if len(rows) < LEAST:
-        raise AimoError(f"{source}: {len(rows)} rows; a profile needs at least {LEAST}")
-    profile = config.parse(first, str(source))
-    integers = prepare.read_answers(rows["answer"], profile.prompt)[1]
-    if integers.null_count() == rows["answer"].null_count():
-        del whole["integer_answers"]
     names = ["sft"] * has_solutions + ["grpo", "heldout"]
-    held_out = {"rows": min(100, max(2, len(rows) // 5))}
+    held_out = {"rows": min(100, max(2, count // 5))}
     sets = {name: whole | (held_out if name == "heldout" else {}) for name in names}
-    flow: dict[str, Any] = {
-        "default_flow_style": True,
-        "width": 10_000,
-        "allow_unicode": True,
-        "sort_keys": False,
-    }
+    flow: Any = {"default_flow_style": True, "width": 10_000, "allow_unicode": True, "sort_keys": False}
     lines = [f"  {name}: {yaml.safe_dump(of_set, **flow).strip()}" for name, of_set in sets.items()]
+    small = max(2, min(8, count // 2))
+    text = PROFILE.format(
+        file=path.name, name=json.dumps(out.stem, ensure_ascii=False), base=json.dumps(base),
+        sets="\n".join(lines), prompts=small, sft=SFT.format(batch=small) if has_solutions else "",
+    )  # fmt: skip
 
     runs.quiet()
-    for ngram in (8, 30):  # problems of one family share phrases
-        small = max(2, min(8, len(rows) // 2))
-        text = PROFILE.format(
-            file=path.name, name=json.dumps(out.stem, ensure_ascii=False), base=json.dumps(base),
-            sets="\n".join(lines), ngram=ngram, prompts=small,
-            sft=SFT.format(batch=small) if has_solutions else "",
-        )  # fmt: skip
-        profile = config.parse(config.reading.load_yaml(text), f"profile {out.stem}")
-        tokenizer = models.load_tokenizer(hub.local_folder(base, None), profile)
-        kept = prepare.clean_sets(prepare.load_sets(profile), profile, tokenizer)
-        before = sum(map(len, kept.rows.values()))
-        try:
-            kept = prepare.decontaminate_sets(kept, profile)
-        except AimoError:
-            if ngram == 8:
-                continue
-            raise
-        if before - sum(map(len, kept.rows.values())) <= before // 10:
-            break
+    profile = config.parse(config.reading.load_yaml(text), f"profile {out.stem}")
+    tokenizer = models.load_tokenizer(hub.local_folder(base, None), profile)
+    kept = prepare.clean_sets(prepare.load_sets(profile), profile, tokenizer)
+    kept = prepare.decontaminate_sets(kept, profile)
     write_whole(out, text)
     for name, line in prepare.told(kept).items():
         print(f"{name}: {line}")

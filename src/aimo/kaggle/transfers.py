@@ -3,7 +3,6 @@
 An upload is compared with what Kaggle has afterwards; a download is complete or does not exist.
 """
 
-import errno
 import functools
 import hashlib
 import os
@@ -202,7 +201,6 @@ def download_competition(api: Api, competition: str, inputs: Path | None = None)
     shutil.rmtree(fresh, ignore_errors=True)
     try:
         with zipfile.ZipFile(archive) as file:
-            check_space(fresh, sum(entry.file_size for entry in file.infolist()))
             file.extractall(fresh)
         if not fresh.is_dir():
             raise zipfile.BadZipFile("it is empty")
@@ -212,8 +210,8 @@ def download_competition(api: Api, competition: str, inputs: Path | None = None)
         fresh.rename(folder)
         shutil.rmtree(old, ignore_errors=True)
     except OSError as e:
-        reason = e.strerror or e
-        raise AimoError(f"{folder}: {reason}; free some space or take another --to; {AGAIN}") from None
+        told = f"{e.strerror or e}; free some space or take another --to, then {AGAIN}"
+        raise AimoError(f"{folder}: {told}") from None
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as e:  # of an encrypted one
         raise AimoError(f"{archive.name}: it is no zip file that opens ({one_line(e)}); {AGAIN}") from None
     finally:
@@ -237,7 +235,6 @@ def save_download(request: Callable[[], requests.Response], path: Path, size: in
                     response.raise_for_status()
                     length = response.headers.get("Content-Length")
                     expected = size if size is not None else int(length) if length else None
-                    check_space(path, expected or 0)
                     with partial.open("wb") as file:
                         for chunk in response.iter_content(CHUNK):
                             file.write(chunk)
@@ -253,10 +250,7 @@ def save_download(request: Callable[[], requests.Response], path: Path, size: in
             raise
         if isinstance(e, requests.RequestException):
             raise AimoError(f"{path.name}: {one_line(e)}; {AGAIN}") from None
-        if e.errno in (errno.ENOSPC, errno.EDQUOT):
-            said = f"the disk is full; free some space and {AGAIN}; it keeps what is complete"
-            raise AimoError(f"{path}: {said}") from None
-        raise AimoError(f"{path}: {e.strerror or e}") from None
+        raise AimoError(f"{path}: {e.strerror or e}; free some space, then {AGAIN}") from None
     if expected is not None and written != expected:
         partial.unlink()
         raise AimoError(f"{path.name}: {written:,} bytes came of {expected:,}; {AGAIN}")
@@ -266,9 +260,3 @@ def save_download(request: Callable[[], requests.Response], path: Path, size: in
 def fetch(url: str) -> Callable[[], requests.Response]:
     """Return a request for a signed address, which takes no token."""
     return lambda: requests.get(url, stream=True, timeout=client.TIMEOUT_S)
-
-
-def check_space(path: Path, size: int) -> None:
-    """Raise OSError before the download begins when the disk has no room for it."""
-    if shutil.disk_usage(path.parent).free < size:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
