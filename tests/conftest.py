@@ -242,7 +242,11 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     class Hub:
         def create_repo(self, repo: str, **more: Any) -> None:
-            pushed["repo"] = repo, more["repo_type"], more["private"]
+            pushed["repo"] = repo, more.get("repo_type", "model"), more["private"]
+
+        def upload_folder(self, repo_id: str, folder_path: str) -> str:
+            pushed.update({path.name: path.read_bytes() for path in Path(folder_path).iterdir()})
+            return f"hub/{repo_id}"
 
         def create_commit(self, repo: str, parts: list[Any], **more: Any) -> SimpleNamespace:
             for part in parts:

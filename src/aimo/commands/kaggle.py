@@ -45,9 +45,7 @@ def login_check(dry_run: DryRun = False) -> None:
 @app.command()
 def data(
     competition: Competition,
-    inputs: Annotated[
-        Path | None, opt("Instead of /kaggle/input, or data/kaggle without that folder.", "--to")
-    ] = None,
+    inputs: Annotated[Path | None, opt("/kaggle/input, or data/kaggle without it.", "--to")] = None,
     dry_run: DryRun = False,
 ) -> None:
     """Download and unpack a competition's data, with its kaggle_evaluation."""
@@ -64,9 +62,7 @@ def data(
 def push(
     kernel: Annotated[str, arg("A folder of kernels/, or a path.")],
     wait: Annotated[bool, opt("Follow it to its end and download its output.", "--wait")] = False,
-    source: Annotated[
-        str | None, opt("OWNER/MODEL/FRAMEWORK/VARIATION/VERSION in place of the attached one.", "--model")
-    ] = None,
+    source: Annotated[str | None, opt("The model to attach, OWNER/…/VERSION.", "--model")] = None,
     no_run: Annotated[bool, opt("Save the version, and do not run it.", "--no-run")] = False,
     dry_run: DryRun = False,
 ) -> None:
@@ -125,13 +121,7 @@ def output(kernel: Kernel, number: Number = None, dry_run: DryRun = False) -> No
 @model.command("push")
 def push_model_command(
     run: Annotated[str, arg("A run: a name in runs/, or a path.")],
-    to: Annotated[
-        str | None,
-        opt(
-            "OWNER/MODEL/FRAMEWORK/VARIATION; the profile's training.push_to_kaggle, or else "
-            "USER/aimo-PROFILE/transformers/default."
-        ),
-    ] = None,
+    to: Annotated[str | None, opt("OWNER/MODEL/FRAMEWORK/VARIATION, if the profile names none.")] = None,
     dry_run: DryRun = False,
 ) -> None:
     """Push a run's last model as a new version, and compare sizes and hashes with what Kaggle then has."""
@@ -142,9 +132,7 @@ def push_model_command(
 @dataset.command("push")
 def push_dataset_command(
     folder: Annotated[Path, arg("The folder, such as one of wheels.")],
-    name: Annotated[
-        str | None, opt("SLUG or OWNER/SLUG; dataset-metadata.json's or the folder's if not given.")
-    ] = None,
+    name: Annotated[str | None, opt("SLUG or OWNER/SLUG, in place of the folder's.")] = None,
     dry_run: DryRun = False,
 ) -> None:
     """Push a folder as a new version of a private dataset, and compare it with what Kaggle then lists."""
@@ -156,9 +144,7 @@ def push_dataset_command(
 def pack_adapter_command(
     run: Annotated[str, arg("A run, by name or path; RUN/STAGE for a stage before the last.")],
     competition: Annotated[str, opt("A competition that takes an adapter: its name, or a YAML file.")],
-    questions: Annotated[
-        Path | None, opt("Questions with answers to forecast by; the run's held-out ones if not given.")
-    ] = None,
+    questions: Annotated[Path | None, opt("To forecast by, in place of the held-out ones.")] = None,
     serve: Annotated[bool, opt("Whether vLLM serves base and adapter first.", "--serve/--no-serve")] = True,
 ) -> None:
     """Check a run's adapter, forecast its score as the host serves it, and pack it as submission.zip."""
@@ -168,14 +154,10 @@ def pack_adapter_command(
 
 @app.command()
 def submit(
-    kernel: Annotated[
-        str, arg("A folder of kernels/, OWNER/SLUG, or a SLUG of the token's user; or a file to upload.")
-    ],
+    kernel: Annotated[str, arg("As for `status`; or a file to upload.")],
     message: Annotated[str, opt("What Kaggle shows beside the score.")],
     number: Number = None,
-    competition: Annotated[
-        str | None, opt("aimo1, aimo2, aimo3, a slug or a YAML file; the kernel's own if not given.")
-    ] = None,
+    competition: Annotated[str | None, opt("In place of the kernel's: its name, slug or file.")] = None,
     wait: Annotated[bool, opt("Wait for the score.", "--wait")] = False,
     dry_run: DryRun = False,
 ) -> None:
@@ -234,9 +216,7 @@ def choose(
 
 # ---- aimo competition
 
-competition_app = typer.Typer(
-    no_args_is_help=True, help="Competitions: draft and check a file of rules, score a file of answers."
-)
+competition_app = typer.Typer(no_args_is_help=True, help="Draft and check rules, score a file of answers.")
 Rules = Annotated[str, arg("aimo1, aimo2, aimo3, another name, or a YAML file.")]
 
 

@@ -16,28 +16,19 @@ from aimo.inference.competitions import find_competition
 from aimo.inference.model_folder import check_model_folder, read_adapter
 from aimo.inference.storage import write_json
 
+RULE = "A rule: 'ours max_error=0.1', '4 of 8', '10 ended of 12', 'all:entropy'; all that fit if none."
 Journals = Annotated[list[Path], arg("Journals of the solver, or public traces.")]
 
 
 def replay_command(
     files: Journals,
-    policy: Annotated[
-        list[str] | None,
-        opt(
-            "A rule, such as 'ours max_error=0.1', '4 of 8', '10 ended of 12' or 'all:entropy'; repeat. "
-            "All that the files hold if not given."
-        ),
-    ] = None,
+    policy: Annotated[list[str] | None, opt(RULE)] = None,
     answers: options.Golds = None,
     draws: Annotated[int, opt("Random orders of each question.", min=1)] = 300,
     seed: options.Seed = 0,
-    samples: Annotated[int | None, opt("Draw only so many of each question's samples.", min=1)] = None,
-    budget: Annotated[
-        float, opt("Wall time of a question at most: seconds, or tokens of a sample.", min=0)
-    ] = math.inf,
-    competition: Annotated[
-        str | None, opt("A competition's name or YAML file, whose answers public traces hold.")
-    ] = None,
+    samples: options.Samples = None,
+    budget: Annotated[float, opt("Of a question, in seconds or in tokens of a sample.", min=0)] = math.inf,
+    competition: options.Competition = None,
     to: Annotated[Path | None, opt("Write the figures here too.", "--json")] = None,
     plot: Annotated[Path | None, opt("Draw accuracy against tokens here.")] = None,
 ) -> None:
@@ -65,9 +56,7 @@ def replay_command(
 def forecast_command(
     files: Journals,
     competition: Annotated[str, opt("aimo1, aimo2, aimo3, or a YAML file.")] = "aimo3",
-    runs: Annotated[
-        int | None, opt("How often each question is asked; as the competition does.", min=1)
-    ] = None,
+    runs: Annotated[int | None, opt("Passes over the questions, if not the competition's.", min=1)] = None,
     policy: Annotated[str, opt("A rule, as for `aimo replay`.")] = "ours",
     answers: options.Golds = None,
     samples: Annotated[int, opt("Samples of a question.", min=1)] = 16,
@@ -85,14 +74,10 @@ def forecast_command(
 
 def evaluate_command(
     model: Annotated[Path, arg("A model folder.")],
-    benchmarks: Annotated[
-        str, opt("Names, such as aime24,math500, or paths to files with problems and answers.")
-    ],
+    benchmarks: Annotated[str, opt("Names, such as aime24,math500, or files of problems and answers.")],
     data: Annotated[Path | None, opt("A folder of NAME.jsonl in place of the hub.")] = None,
     run_dir: Annotated[str | None, opt("The evaluation's folder; runs/evaluate-MODEL if not given.")] = None,
-    samples: Annotated[
-        int | None, opt("Completions of a question, in place of the benchmark's.", min=1)
-    ] = None,
+    samples: options.Samples = None,
     rows: Annotated[int | None, opt("Only the first questions of each.", min=1)] = None,
     seed: options.Seed = 0,
     profile: options.Over = None,
@@ -100,12 +85,8 @@ def evaluate_command(
     server: options.Servers = None,
     adapter: options.Adapter = None,
     vllm: options.EngineArguments = None,
-    competition: Annotated[
-        str | None, opt("A competition's name or YAML file, whose layout and equality the files have.")
-    ] = None,
-    card_data: Annotated[
-        bool, opt("Download the data sets that the model's card names, for leakage.", "--card-data")
-    ] = False,
+    competition: options.Competition = None,
+    card_data: Annotated[bool, opt("Look for leaks in the card's data, too.", "--card-data")] = False,
     audit: Annotated[bool, opt("List the verdicts that math-verify does not share.", "--audit")] = False,
 ) -> None:
     """Measure a model on benchmarks; started again, it goes on, and what is complete is scored again."""
@@ -139,9 +120,7 @@ def evaluate_command(
 
 def compare_command(
     runs: Annotated[list[Path], arg("Folders of `aimo evaluate`, the baseline first, or of `aimo run`.")],
-    differ: Annotated[
-        list[str] | None, opt("A setting that may differ because its effect is compared; repeat.")
-    ] = None,
+    differ: Annotated[list[str] | None, opt("A setting whose effect is compared; repeat.")] = None,
     run_dir: Annotated[str | None, opt("The comparison's folder; runs/compare-RUN-RUN if not given.")] = None,
 ) -> None:
     """Compare models on the same questions, and say whether the difference is more than luck.

@@ -33,14 +33,12 @@ Seed = Annotated[int, typer.Option(min=0)]
 Key = Annotated[list[str] | None, opt("Change a key, such as grpo.max_steps=50; repeat.", "--set")]
 Setting = Annotated[list[str] | None, opt("Change a setting, such as inference.temperature=0.6.", "--set")]
 Over = Annotated[str | None, opt("A profile whose inference section goes over the settings.", "--profile")]
-Servers = Annotated[
-    list[str] | None, opt("A running `vllm serve` of the model, in place of an engine; repeat.")
-]
+Test = Annotated[str | None, opt("A CSV of questions, with id and problem (or question).")]
+Competition = Annotated[str | None, opt("Whose answers these are: aimo3, another name, or a YAML file.")]
+Samples = Annotated[int | None, opt("Samples of each question.", min=1)]
+Servers = Annotated[list[str] | None, opt("The model's `vllm serve`, in place of an engine; repeat.")]
 Adapter = Annotated[str | None, opt("A folder with a LoRA adapter for the model.")]
-EngineArguments = Annotated[
-    list[str] | None,
-    opt("vLLM's own, such as tensor_parallel_size=2 or reasoning_parser=deepseek_r1; repeat."),
-]
+EngineArguments = Annotated[list[str] | None, opt("vLLM's own, such as tensor_parallel_size=2; repeat.")]
 Golds = Annotated[Path | None, opt("A CSV with id and answer, for files that do not hold them.")]
 
 

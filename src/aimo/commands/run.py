@@ -31,6 +31,7 @@ Start with `aimo run --profile tiny`, which takes minutes on a CPU.
 `aimo COMMAND --help` lists the options of a command.
 Exit codes: 0 done, 1 a stage or the engine failed, 2 something that you can fix, explained in one line.
 """
+AGAIN = f"Do this stage again ({', '.join(STAGES)}) and those after it, or go on from sft/checkpoint-50."
 # The heads of columns that would not fit in 80.
 HEADS = {"mean_tokens": "tokens", "samples_per_second": "samples/s", "mean_loss": "loss"}
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -60,22 +61,11 @@ def common(
 def run_command(
     profile: options.Profile,
     run_dir: options.RunDir = None,
-    from_: Annotated[
-        str | None,
-        opt(
-            f"Do this stage and those after it again ({', '.join(STAGES)}), or continue from a "
-            "checkpoint, such as sft/checkpoint-50.",
-            "--from",
-        ),
-    ] = None,
+    from_: Annotated[str | None, opt(AGAIN, "--from")] = None,
     until: Annotated[str | None, opt("End after this stage.")] = None,
     set_: options.Key = None,
-    test: Annotated[
-        str | None, opt("A CSV of questions to answer, with id and problem (or question).")
-    ] = None,
-    competition: Annotated[
-        str | None, opt("aimo1, aimo2, aimo3, or a YAML file, whose answers data, rewards and votes have.")
-    ] = None,
+    test: options.Test = None,
+    competition: options.Competition = None,
 ) -> None:
     """Do the stages of a profile that are not finished yet, and write the report."""
     try:
@@ -130,17 +120,13 @@ def launch_command(
 @app.command()
 def solve(
     model: Annotated[str, opt("A model folder.")],
-    problem: Annotated[
-        str | None, arg("One problem, with any answer; it is printed as it is written.")
-    ] = None,
-    test: Annotated[str | None, opt("A CSV with id and problem (or question).")] = None,
+    problem: Annotated[str | None, arg("One problem; its answer is printed as it is written.")] = None,
+    test: options.Test = None,
     out: Annotated[str | None, opt("A .csv or .parquet file for the answers.")] = None,
-    competition: Annotated[
-        str | None, opt("aimo1, aimo2, aimo3, or a YAML file; else seen from TEST.")
-    ] = None,
+    competition: options.Competition = None,
     profile: options.Over = None,
     set_: options.Setting = None,
-    samples: Annotated[int | None, opt("Samples of a question; 1 of a PROBLEM if not given.", min=1)] = None,
+    samples: options.Samples = None,
     seed: options.Seed = 0,
     server: options.Servers = None,
     adapter: options.Adapter = None,
@@ -223,9 +209,7 @@ def build(
     names: Annotated[list[str] | None, arg("Folders of kernels/; all of them if none is given.")] = None,
     profile: Annotated[str | None, opt("A profile whose settings the kernels get.")] = None,
     out: Annotated[Path | None, opt("Another folder for the notebooks.")] = None,
-    competition: Annotated[
-        str | None, opt("The competition that they answer: a name, or a YAML file.")
-    ] = None,
+    competition: options.Competition = None,
 ) -> None:
     """Build the self-contained notebooks of kernels from the sources."""
     for name in names or kernels.kernels_of(profile, competition):
