@@ -64,24 +64,30 @@ def test_arguments_of_the_profile_go_over_the_folders_and_speculation_changes_no
     assert greedy(limited) == greedy(engine)
 
 
-def test_an_adapter_on_its_base_computes_what_was_trained_and_what_the_merged_model_does(tmp_path, engine):
+def adapt(folder, tokenizer, dtype):
+    """A stage that has trained an adapter of the tiny base, and the model with it."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
     from aimo import config
-    from aimo.evaluation.served import EXACT, check_engine
     from aimo.run.runs import Run
 
     torch.manual_seed(0)
-    model = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32),
-        LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False),
-    )
-    stage = Run(config.load("tiny", ["grpo=null"]), tmp_path, "sft", 0.0)
+    base = AutoModelForCausalLM.from_pretrained(TINY, dtype=dtype)
+    adapters = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+    model = get_peft_model(base, adapters)
+    stage = Run(config.load("tiny", ["grpo=null", f"model.dtype={dtype}"]), folder, "sft", 0.0)
     rows = [{"prompt": [{"role": "user", "content": question}]} for question in QUESTIONS]
-    served.remember(model, engine.tokenizer, stage, rows)
-    model.save_pretrained(tmp_path / "adapter")
+    served.remember(model, tokenizer, stage, rows)
+    model.save_pretrained(folder / "adapter")
+    return stage, model
+
+
+def test_an_adapter_on_its_base_computes_what_was_trained_and_what_the_merged_model_does(tmp_path, engine):
+    from aimo.evaluation.served import EXACT, check_engine
+
+    stage, model = adapt(tmp_path, engine.tokenizer, "float32")
     model.merge_and_unload().save_pretrained(tmp_path / "merged")
     copy_tokenizer(tmp_path / "merged")
     with Engine(TINY, adapter=tmp_path / "adapter") as adapted:
@@ -98,23 +104,10 @@ def test_an_adapter_on_its_base_computes_what_was_trained_and_what_the_merged_mo
 
 
 def test_an_adapter_that_was_trained_in_bfloat16_is_served_in_it(tmp_path, engine):
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    from aimo import config
     from aimo.evaluation.served import IN_VLLM, check_engine
-    from aimo.run.runs import Run
-    from aimo.train import served
 
-    torch.manual_seed(0)
-    adapters = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
-    base = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.bfloat16)
-    model, settings = get_peft_model(base, adapters), replace(engine.settings, vllm={"dtype": "bfloat16"})
-    stage = Run(config.load("tiny", ["grpo=null", "model.dtype=bfloat16"]), tmp_path, "sft", 0.0)
-    rows = [{"prompt": [{"role": "user", "content": question}]} for question in QUESTIONS]
-    served.remember(model, engine.tokenizer, stage, rows)
-    model.save_pretrained(tmp_path / "adapter")
+    stage, _ = adapt(tmp_path, engine.tokenizer, "bfloat16")
+    settings = replace(engine.settings, vllm={"dtype": "bfloat16"})
     with Engine(TINY, settings, adapter=tmp_path / "adapter") as adapted:
         assert check_engine(adapted, stage.folder) < IN_VLLM / 2
     with pytest.raises(AimoError, match="its weights are float32, and the stage computed in bfloat16"):
@@ -138,11 +131,6 @@ def test_weights_with_another_embedding_say_what_they_say_alone(tmp_path, engine
     engine.load_weights(tmp_path)
     assert greedy(engine) == after != before
     engine.load_weights(TINY)
-
-
-def test_a_folder_without_an_adapter_is_named(tmp_path):
-    with pytest.raises(AimoError, match=r"no adapter_config\.json there"):
-        Engine(TINY, adapter=tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,8 @@
 """gpt-oss's format: beside the library's own rendering and parsing, on broken streams, and in vLLM."""
 
 import base64
-import hashlib
 import json
 import random
-import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -294,9 +292,9 @@ def test_a_forced_answer_closes_what_is_open(encoding, written, ending):
 # The vocabulary
 
 
-@pytest.mark.parametrize("where", ["given", "model", "inputs"])
-def test_another_vocabulary_is_refused_by_its_hash(tmp_path, monkeypatch, where):
-    (tmp_path / where).mkdir()
+@pytest.mark.parametrize("where", ["given", "model", "inputs/datasets/owner/harmony"])
+def test_a_vocabulary_is_found_and_another_refused_by_its_hash(tmp_path, monkeypatch, where):
+    (tmp_path / where).mkdir(parents=True)
     (tmp_path / where / harmony.FILE).write_bytes(base64.b64encode(b"a") + b" 0\n")
     monkeypatch.setattr(harmony, "INPUTS", tmp_path / "inputs")
     if where == "given":
@@ -327,21 +325,6 @@ def test_a_tokenizers_tokens_are_written_with_their_bytes_and_ranks(tmp_path):
     file = tmp_path / "tokenizer.json"
     file.write_text(json.dumps({"model": {"vocab": {"\u0120b": 1, "a": 0, "<|start|>": harmony.START}}}))
     assert harmony.vocabulary_of(file) == b"YQ== 0\nIGI= 1\n"
-
-
-def test_it_is_found_among_kaggles_inputs(tmp_path, monkeypatch, shared):
-    attached = tmp_path / "inputs/datasets/owner/harmony"
-    shutil.copytree(shared / "harmony", attached)
-    monkeypatch.setattr(harmony, "INPUTS", tmp_path / "inputs")
-    assert harmony.find_vocabulary(tmp_path, None, tmp_path) == attached / harmony.FILE
-
-
-@pytest.mark.slow  # writes a tokenizer of 200,000 tokens
-def test_it_is_made_from_the_models_own_tokenizer(gpt_oss, tmp_path, monkeypatch):
-    monkeypatch.setattr(harmony, "INPUTS", tmp_path)
-    file = harmony.find_vocabulary(gpt_oss, None, tmp_path)
-    assert file.parent == tmp_path and hashlib.sha256(file.read_bytes()).hexdigest() == harmony.SHA256
-    assert harmony.load_harmony(gpt_oss).encode("2 + 2")
 
 
 # In the solver
@@ -386,7 +369,10 @@ def gpt_oss(tmp_path_factory, encoding, shared):
 
 @pytest.fixture(scope="module")
 def served(gpt_oss):
-    """A server's sampler of gpt-oss, and its model: a function from the prompt to the text of its turn."""
+    """A server's sampler of gpt-oss, and its model: a function from the prompt to the text of its turn.
+
+    The vocabulary is made from the model's own tokenizer.
+    """
     served = SimpleNamespace()
 
     def complete(body):

@@ -25,9 +25,8 @@ def refused(call, *told):
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json"])
-@pytest.mark.parametrize("text", ['{"a": ', "[1, 2]", "\x00"])
-def test_a_broken_json_file_is_named_with_the_remedy(folder, name, text):
-    (folder / name).write_text(text)
+def test_a_broken_json_file_is_named_with_the_remedy(folder, name):
+    (folder / name).write_text('{"a": ')
     refused(lambda: check_model_folder(folder), name, "save it again")
 
 
@@ -74,7 +73,8 @@ def test_a_model_that_vllm_does_not_know_ends_a_trial_run_and_leaves_no_answers(
     assert not (tmp_path / "submission.parquet").exists()
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"r": "8"}', '{"r": 0}'])
-def test_a_broken_adapter_configuration_is_named(tmp_path, text):
-    (tmp_path / "adapter_config.json").write_text(text)
+@pytest.mark.parametrize("text", [None, "{", "[]", "{}", '{"r": "8"}', '{"r": 0}'])
+def test_a_missing_or_broken_adapter_configuration_is_named(tmp_path, text):
+    if text:
+        (tmp_path / "adapter_config.json").write_text(text)
     refused(lambda: read_adapter(tmp_path), "adapter_config.json", "PEFT")

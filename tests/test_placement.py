@@ -192,61 +192,41 @@ def test_a_notebook_takes_one_gpu_and_says_how_to_train_on_those_that_it_leaves(
 
     load()
     assert ("takes one of the 2 GPUs; `aimo launch`" in capsys.readouterr().out) == (gpus == 2)
-    p = profile("dpo={learning_rate: 1.0e-3}")
-    for stage in ("sft", "grpo", "dpo"):
-        assert arguments.stage_arguments(runs.Run(p, tmp_path, stage, 0.0)).n_gpu == 1
+    for stage in ("sft", "grpo"):
+        assert arguments.stage_arguments(runs.Run(profile(), tmp_path, stage, 0.0)).n_gpu == 1
 
 
 # ---- completions of a probe
 
 
-class Asked:
-    """A model that says how often it was asked, and turns checkpointing off as Unsloth's `generate` does.
-
-    `unsloth_fast_generate`, models/llama.py of unsloth 2026.10.9.
-    """
-
-    def __init__(self):
-        import torch
-
-        self.layer = torch.nn.Linear(1, 1)
-        self.layer.gradient_checkpointing = "unsloth"
-        self.training, self.device, self.batches = True, torch.device("cpu"), []
-
-    def modules(self):
-        return [self, self.layer]
-
-    def train(self, mode=True):
-        self.training = mode
-
-    def eval(self):
-        self.train(False)
-
-    def generate(self, input_ids, max_new_tokens, **_):
-        import torch
-
-        self.batches.append(len(input_ids))
-        mode, was_training = self.layer.gradient_checkpointing, self.training
-        self.layer.gradient_checkpointing = self.training = False
-        if was_training:
-            self.for_training(mode)
-        return torch.cat([input_ids, torch.full((len(input_ids), max_new_tokens), 7)], dim=1)
-
-    def for_training(self, use_gradient_checkpointing):
-        self.training, self.layer.gradient_checkpointing = True, use_gradient_checkpointing
-
-
 def test_a_probe_leaves_checkpointing_on_and_answers_no_more_tokens_at_once_than_fit_beside_vllm():
+    import torch
+
     from aimo.train import models
 
-    tokenizer, long, short = models.load_tokenizer(TINY, profile()), Asked(), Asked()
+    class Asked(torch.nn.Linear):
+        """Its `generate` turns checkpointing off, as Unsloth 2026.10.9's `unsloth_fast_generate` does."""
+
+        device, gradient_checkpointing = torch.device("cpu"), "unsloth"
+
+        def for_training(self, use_gradient_checkpointing):
+            self.training, self.gradient_checkpointing = True, use_gradient_checkpointing
+
+        def generate(self, input_ids, max_new_tokens, **_):
+            batches.append(len(input_ids))
+            self.gradient_checkpointing = False
+            return torch.nn.functional.pad(input_ids, (0, max_new_tokens), value=7)
+
+    tokenizer, model = models.load_tokenizer(TINY, profile()), Asked(1, 1)
     rows = [{"prompt": [{"role": "user", "content": "1 + 1?" * (i % 3 + 1)}]} for i in range(50)]
-    texts, again = (models.complete(model, tokenizer, rows, n) for model, n in ((long, 5120), (short, 80)))
-    assert long.layer.gradient_checkpointing == "unsloth" and long.training
-    assert len(texts) == sum(long.batches) == 50
-    assert max(long.batches) * 5120 < 2**15 and len(long.batches) < 12
-    assert short.batches == [50], "short answers are one batch"
-    assert [text[:3] for text in texts] == [text[:3] for text in again]
+    batches = []
+    long = models.complete(model, tokenizer, rows, 5120)
+    assert model.gradient_checkpointing == "unsloth" and model.training
+    assert len(long) == sum(batches) == 50 and max(batches) * 5120 < 2**15 and len(batches) < 12
+    batches = []
+    short = models.complete(model, tokenizer, rows, 80)
+    assert batches == [50], "short answers are one batch"
+    assert [text[:3] for text in long] == [text[:3] for text in short]
 
 
 # ---- combinations that these versions cannot run

@@ -118,16 +118,6 @@ def gpt_oss(memory=(H100,), weights=65_000_000_000, **vllm):
     return make_plan(GPT_OSS, weights, memory, settings)
 
 
-def test_a_plan_counts_a_sliding_window_once_and_a_full_layer_for_all_tokens():
-    found = gpt_oss()
-    cache = int(0.96 * H100) - 65_000_000_000 - (3 << 30)
-    # 1,024 bytes a token and layer: 8 heads of 64, key and value, one byte each.
-    stream = 1024 * 18 * (131072 + 128 + 8192)
-    assert (found.cache, found.context, found.kv_tokens) == (cache, 65536, int(cache / stream * 131072))
-    assert found.streams == 2 * found.kv_tokens // 65536
-    assert gpt_oss(kv_cache_dtype="auto").kv_tokens == pytest.approx(found.kv_tokens / 2, abs=1)
-
-
 def test_short_answers_have_more_streams_and_programs_count_to_the_context():
     config, memory = GPT_OSS | {"quantization_config": None}, [H100]
     streams = {

@@ -1,4 +1,4 @@
-"""The tiny tool model as it is in the repository: real tool calls, in vLLM and the sandbox."""
+"""The tiny models as they are in the repository, and how they are made."""
 
 import json
 import random
@@ -10,9 +10,10 @@ from itertools import islice
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, TINY
 
-from aimo.inference.chat_format import ToolCalls
+from aimo.data.builtin import generate
+from aimo.inference.chat_format import ToolCalls, begin_conversation
 from aimo.inference.engine import Engine
 from aimo.inference.model_folder import read_tokenizer
 from aimo.inference.sampling import Completion
@@ -24,6 +25,44 @@ TOOLS = ROOT / "data" / "tiny-tools"
 PROBLEMS = SimpleNamespace(**runpy.run_path(str(TOOLS / "problems.py")))
 CALL = '<tool_call>\n{"name": "python", "arguments": {"code": "1 + 1"}}\n</tool_call>'
 BLOCK = "\n```python\n1 + 1\n```"
+
+
+@pytest.mark.parametrize("model", [TINY, TOOLS])
+def test_padding_ends_no_text(model):
+    """On a GPU, Unsloth does not load it otherwise, or leaves the end of a text out of the loss of GRPO."""
+    from transformers import AutoTokenizer
+
+    tokenizer, config = AutoTokenizer.from_pretrained(model), json.loads((model / "config.json").read_text())
+    assert tokenizer.pad_token_id != tokenizer.eos_token_id and tokenizer.pad_token_id < config["vocab_size"]
+    assert tokenizer.decode(tokenizer.encode("ÿ, 中: 2² ÷ 4 ≤ 1")) == "ÿ, 中: 2² ÷ 4 ≤ 1"
+
+
+@pytest.mark.parametrize("way", ["Answer: ", "= ", "<end_working_out>"])
+def test_its_training_texts_hold_the_problem_and_its_answer_in_every_way(way):
+    from transformers import AutoTokenizer
+
+    tokenizer, rng, seen = AutoTokenizer.from_pretrained(TINY), random.Random(0), 0
+    write = runpy.run_path(str(TINY / "make.py"))["write"]
+    for p in generate(60, "train", 0):
+        (question, _), (reply, _) = write(tokenizer, p, rng)
+        text = tokenizer.decode(reply)
+        assert tokenizer.decode(question).startswith(p.problem) and str(p.answer) in text
+        assert reply[-1] == tokenizer.eos_token_id
+        seen += way in text
+    assert seen > 5
+
+
+@pytest.mark.train
+def test_the_same_seed_trains_the_same_model_and_another_seed_another(tmp_path):
+    train, weights = runpy.run_path(str(TINY / "make.py"))["train"], []
+    train.__globals__["BATCH"] = 8
+    for i, seed in enumerate((1, 1, 2)):
+        train(tmp_path / str(i), seed=seed, steps=2)
+        weights.append((tmp_path / str(i) / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1] != weights[2]
+
+
+# ---- The tool model
 
 
 def test_a_problem_has_the_answer_that_its_programs_print_in_a_session():
@@ -56,7 +95,6 @@ def test_what_it_is_trained_on_is_what_a_conversation_asks_and_reads():
 @pytest.fixture(scope="module")
 def tool_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
     """The model in vLLM, which counts what it has cached, with room for a long context."""
-
     folder = tmp_path_factory.mktemp("tools") / "tiny-tools"
     shutil.copytree(TOOLS, folder)
     config = json.loads((folder / "config.json").read_text())
@@ -81,8 +119,6 @@ def test_a_long_conversation_finds_what_came_before_in_the_prefix_cache(
     """Each turn is what the model writes, then a call; the cache counts from the second turn on."""
     from vllm.v1.metrics.reader import get_metrics_snapshot
 
-    from aimo.inference import chat_format
-
     def counters() -> tuple[float, float]:
         values = {metric.name: metric.value for metric in get_metrics_snapshot() if "prefix" in metric.name}
         return values["vllm:prefix_cache_hits"], values["vllm:prefix_cache_queries"]
@@ -90,9 +126,7 @@ def test_a_long_conversation_finds_what_came_before_in_the_prefix_cache(
     settings = replace(tool_engine.settings, tool_parser=parser, max_tokens=24)
     monkeypatch.setattr(tool_engine, "settings", settings)
     monkeypatch.setattr(tool_engine, "keeps_special_tokens", parser is not None)
-    talk = chat_format.begin_conversation(
-        tool_engine, f"{parser} " + "What is 6 x 7? " * 450, with_tools=True
-    )
+    talk = begin_conversation(tool_engine, f"{parser} " + "What is 6 x 7? " * 450, with_tools=True)
     # A character a token: a model may write other tokens than its text would be encoded in.
     written = [token for part in (*call, ending) for token in tool_engine.tokenizer.encode(part)]
     rates = []
