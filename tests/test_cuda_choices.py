@@ -11,6 +11,9 @@ import pytest
 from conftest import ROOT, TINY
 
 from aimo import config
+from aimo.errors import AimoError
+from aimo.inference.plan import make_plan, plan_for_this_machine
+from aimo.inference.settings import Settings, resolve_settings
 
 COLUMNS = ("sequences", "batch", "graphs", "backend", "cache", "dtype", "quantisation")
 CHOICES = {
@@ -45,7 +48,6 @@ def test_vllm_chooses_for_each_profile_and_gpu_what_the_table_says(tmp_path):
 def test_where_there_is_nvcc_vllm_chooses_how_an_fp8_cache_is_read(monkeypatch):
     from vllm import platforms
 
-    from aimo.inference.settings import Settings
     from aimo.inference.vllm_process import engine_arguments
 
     def chosen(capability, dtype="fp8", **more):
@@ -76,7 +78,6 @@ def test_an_engine_has_an_hour_to_start_unless_the_user_says_otherwise(monkeypat
 @pytest.mark.slow
 def test_the_engine_asks_vllm_for_the_batch_of_a_server(monkeypatch):
     """On a large GPU that is 1,024 sequences and 8,192 tokens; a program's engine gets 128 and 2,048."""
-    from aimo.errors import AimoError
     from aimo.inference.engine import Engine
 
     def begin(arguments, usage_context):
@@ -107,9 +108,6 @@ LOGGED = [
 
 @pytest.mark.parametrize("name, share, file, streams, weights", LOGGED)
 def test_a_plan_for_an_h100_says_what_public_logs_say(public, name, share, file, streams, weights):
-    from aimo.inference.plan import make_plan
-    from aimo.inference.settings import Settings
-
     profile = config.load(name)
     settings = Settings(**profile.inference.written | {"gpu_memory": share})
     found = public.CONFIGS[profile.model.base]
@@ -120,6 +118,66 @@ def test_a_plan_for_an_h100_says_what_public_logs_say(public, name, share, file,
     token = {"openai/gpt-oss-120b": 18_432, "Qwen/Qwen3-30B-A3B-Thinking-2507": 49_152}[profile.model.base]
     sliding = found.get("layer_types", []).count("sliding_attention") * (128 + 8192) * 1024
     assert plan.cache / plan.kv_tokens == pytest.approx(token + sliding / 131072, rel=1e-3)
+
+
+H100 = 85_000_000_000
+QWEN3 = {"model_type": "qwen3", "hidden_size": 2560, "num_hidden_layers": 36, "num_attention_heads": 32}
+
+
+@pytest.fixture
+def gpt_oss(public):
+    """Plan gpt-oss-120b on GPUs."""
+
+    def plan(memory=(H100,), weights=65_000_000_000, **vllm):
+        settings = Settings(gpu_memory=0.96, max_length=65536, max_tokens=65536, vllm=vllm)
+        return make_plan(public.CONFIGS["openai/gpt-oss-120b"], weights, memory, settings)
+
+    return plan
+
+
+def test_short_answers_have_more_streams_and_programs_count_to_the_context():
+    streams = {
+        (tools, tokens): make_plan(QWEN3, 1, [H100], Settings(max_tokens=tokens, tools=tools)).streams
+        for tools in (0.0, 0.5)
+        for tokens in (256, 10**6)
+    }
+    assert streams[0.0, 256] > 40 * streams[0.0, 10**6]
+    assert streams[0.5, 256] == streams[0.5, 10**6] == streams[0.0, 10**6]
+
+
+def test_a_plan_shares_the_weights_among_gpus_and_replicas_have_caches_of_their_own(gpt_oss):
+    one, four = gpt_oss(), gpt_oss([H100] * 4, tensor_parallel_size=4)
+    assert four.weights == one.weights // 4 and four.kv_tokens > 8 * one.kv_tokens
+    eight = gpt_oss([H100] * 8, tensor_parallel_size=4, data_parallel_size=2)
+    assert eight.kv_tokens == 2 * four.kv_tokens
+    with pytest.raises(AimoError, match="need 4 GPUs and there are 2"):
+        gpt_oss([H100] * 2, tensor_parallel_size=4)
+
+
+def test_a_plan_shortens_the_context_to_what_fits_and_says_when_nothing_does(gpt_oss):
+    short = gpt_oss(weights=73_000_000_000)
+    assert 0 < short.context < 65536 and short.streams >= 1
+    nothing = gpt_oss([16 << 30])
+    assert nothing.context == nothing.streams == 0 and "quantised" in str(nothing)
+    assert "\n" not in str(nothing)
+
+
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        ({"kv_lora_rank": 512}, "plan: none for an architecture"),
+        ({"layer_types": ["linear_attention"] * 36}, "plan: none for layers"),
+        ({"max_position_embeddings": "many"}, r"config\.json"),
+        ({"model_type": "new", "max_position_embeddings": "32768"}, r"config\.json"),
+        ({"model_type": "new", "num_attention_heads": "8"}, r"config\.json"),
+        ({"model_type": "new", "rope_scaling": {"type": "yarn", "factor": "four"}}, r"config\.json"),
+        ({"model_type": "new", "rope_scaling": "yarn"}, r"config\.json"),
+    ],
+)
+def test_other_kinds_of_attention_and_a_text_for_a_number_are_refused_in_one_line(change, told):
+    with pytest.raises(AimoError, match=told) as e:
+        make_plan(QWEN3 | change, 1, [H100], Settings())
+    assert "\n" not in str(e.value) and len(str(e.value)) < 400
 
 
 # GPUs, GiB of each, and the strategy, as the profiles and docs/recipes.md say.
@@ -207,8 +265,6 @@ def random_model(public, tmp_path, monkeypatch):
 @pytest.mark.engine
 def test_a_model_with_random_awq_weights_generates(random_model):
     from aimo.inference.engine import Engine
-    from aimo.inference.plan import plan_for_this_machine
-    from aimo.inference.settings import Settings
 
     model, settings = random_model("casperhansen/deepseek-r1-distill-qwen-14b-awq"), Settings(max_tokens=8)
     assert plan_for_this_machine(model, settings).streams
@@ -221,12 +277,9 @@ def test_a_random_gpt_oss_is_checked_planned_and_asked_and_vllm_reads_its_mxfp4(
     random_model, shared, monkeypatch
 ):
     """A CPU has no kernel for MXFP4 experts, and vLLM says so once it has read the configuration."""
-    from aimo.errors import AimoError
     from aimo.inference.engine import Engine
     from aimo.inference.harmony import load_harmony
     from aimo.inference.model_folder import check_model_folder
-    from aimo.inference.plan import plan_for_this_machine
-    from aimo.inference.settings import resolve_settings
 
     monkeypatch.setenv("TIKTOKEN_ENCODINGS_BASE", str(shared / "harmony"))
     model = random_model("openai/gpt-oss-20b")
