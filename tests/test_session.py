@@ -26,6 +26,16 @@ def left_behind(folder):
     return folder
 
 
+def ship(kernel, folder):
+    """Copy what a kernel ships into a folder; return its paths there."""
+    copies = []
+    for path in kernels.shipped(kernel):
+        copies.append(folder / path.relative_to(kernels.ROOT))
+        copies[-1].parent.mkdir(parents=True, exist_ok=True)
+        copies[-1].write_bytes(path.read_bytes())
+    return copies
+
+
 @pytest.mark.parametrize("place", ["aimo-train/run", "notebooks/me/aimo-train/run"])
 def test_a_run_among_the_inputs_is_copied_to_where_it_can_be_written(tmp_path, place, capsys):
     before = left_behind(tmp_path / "input" / place)
@@ -68,25 +78,17 @@ def test_a_stage_that_the_session_s_end_stopped_goes_on_and_one_that_its_profile
     assert (asked, made) == (again if stopped == SESSION_OVER else ([(None, "grpo")], folder / "grpo/model"))
 
 
-def test_a_kernel_that_trains_needs_the_notebooks_of_its_stages_alone(tmp_path, monkeypatch):
-    shipped = [path for path in kernels.shipped("train") if path.suffix == ".ipynb"]
-    for path in shipped:
-        copy = tmp_path / path.relative_to(kernels.ROOT)
-        copy.parent.mkdir(exist_ok=True)
-        copy.write_bytes(path.read_bytes())
-    profile = config.load("tiny")
+def test_a_kernel_that_trains_ships_the_notebooks_of_its_stages_and_needs_no_others(tmp_path, monkeypatch):
+    shipped = {path.stem for path in ship("train", tmp_path)}
     monkeypatch.setattr(pipeline, "ROOT", tmp_path)
+    for path in config.PROFILES.glob("*.yaml"):
+        if (profile := config.load(path.stem)).trained:
+            stages = profile.stages[: profile.stages.index(profile.trained[-1]) + 1]
+            assert {STAGES[stage].notebook for stage in stages} <= shipped, profile.profile
+    profile = config.load("tiny")
     pipeline.check_run(profile, tmp_path / "run", None, profile.trained[-1])
     with pytest.raises(AimoError, match=r"04_inference\.ipynb: it is no notebook"):
         pipeline.check_run(profile, tmp_path / "run", None, None)
-
-
-def test_a_kernel_that_trains_ships_the_notebook_of_each_stage_of_each_profile():
-    shipped = {path.stem for path in kernels.shipped("train")}
-    profiles = [config.load(path.stem) for path in config.PROFILES.glob("*.yaml")]
-    for profile in profiles:
-        stages = profile.stages[: profile.stages.index(profile.trained[-1]) + 1] if profile.trained else ()
-        assert {STAGES[stage].notebook for stage in stages} <= shipped, profile.profile
 
 
 def test_a_profile_that_trains_nothing_is_refused_before_anything_is_copied(tmp_path):
@@ -100,18 +102,11 @@ def test_a_profile_that_trains_nothing_is_refused_before_anything_is_copied(tmp_
 # ---- Files of problems
 
 
-def write(path, text):
-    path.write_text(text)
-    return path
-
-
 @pytest.mark.parametrize(
     "name, text, told",
     [
-        ("none.jsonl", None, "does not exist"),
         ("none.csv", None, "does not exist"),
         ("cut.jsonl", '{"id": 1, "problem": "x", "answer": 1}\n{"id"', "line 2 is not a JSON object"),
-        ("list.jsonl", "[1]\n", "row 1 is not a JSON object"),
         ("few.csv", "id,problem\n1,x\n", "has no column 'answer'"),
         ("few.jsonl", '{"id": 1, "answer": 1}\n', "has no column 'problem'"),
         ("words.csv", "id,problem,answer\n1,x,one half\n", "no answer is an integer from 0 to 99999"),
@@ -121,7 +116,7 @@ def write(path, text):
 def test_a_bad_file_of_problems_is_named_with_the_remedy(tmp_path, name, text, told):
     path = tmp_path / name
     if text is not None:
-        write(path, text)
+        path.write_text(text)
     with pytest.raises(AimoError) as e:
         submission.read_problems(path, COMPETITIONS["aimo3"])
     assert told in str(e.value) and str(path) in str(e.value) and "\n" not in str(e.value)
@@ -142,7 +137,6 @@ def test_files_of_both_competitions_and_benchmarks_are_asked_in_the_chosen_one_s
 @pytest.mark.parametrize(
     "name, module",
     [
-        ("submission", "aimo.inference.gateway"),
         ("wheels", "aimo.inference.wheels"),
         ("submission", "aimo.inference.gateway, aimo.inference.startup"),
         ("evaluate", "aimo.evaluation.submission"),
@@ -150,10 +144,7 @@ def test_files_of_both_competitions_and_benchmarks_are_asked_in_the_chosen_one_s
     ],
 )
 def test_what_a_kernel_ships_imports_without_the_repository(tmp_path, name, module):
-    for path in kernels.shipped(name):
-        copy = tmp_path / path.relative_to(kernels.ROOT)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_bytes(path.read_bytes())
+    ship(name, tmp_path)
     code = f"import {module}; print(aimo.__file__)"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env={"PYTHONPATH": "src"}

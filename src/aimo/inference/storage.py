@@ -8,6 +8,7 @@ import contextlib
 import errno
 import fcntl
 import json
+import mmap
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -22,7 +23,6 @@ AGAIN = "run the same command again"
 # Errors of a disk that is full or may not be written to.
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 KEPT = f"what came before is kept: make room or unlock the folder, and {AGAIN}"
-BLOCK = 1 << 16  # bytes of one read for the end of a file
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -128,15 +128,12 @@ class LineFile:
         self.file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             fcntl.flock(self.file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            end = self.size = os.fstat(self.file).st_size
-            while self.size:  # back to the last "\n"
-                start = max(0, self.size - BLOCK)
-                if (found := os.pread(self.file, self.size - start, start).rfind(b"\n")) >= 0:
-                    self.size = start + found + 1
-                    break
-                self.size = start
-            if self.size < end:
-                os.ftruncate(self.file, self.size)
+            self.size = 0
+            if end := os.fstat(self.file).st_size:
+                with mmap.mmap(self.file, 0, access=mmap.ACCESS_READ) as content:
+                    self.size = content.rfind(b"\n") + 1
+                if self.size < end:
+                    os.ftruncate(self.file, self.size)
         except BlockingIOError:
             os.close(self.file)
             busy = "another process is writing to it; wait for it"
