@@ -456,8 +456,7 @@ def test_the_arguments_of_every_profile_compute_in_the_type_that_its_gpu_has(
     from aimo.train import arguments
 
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: bf16)
-    without = ["sft.use_liger_kernel=false"] if config.load(name).sft else []
-    p = config.load(name, without)
+    p = config.load(name, ["sft.use_liger_kernel=false"] if config.load(name).sft else [])
     wanted = {"auto": "bfloat16" if bf16 else "float16"}.get(p.model.dtype, p.model.dtype)
     for stage in p.trained:
         args = arguments.stage_arguments(runs.Run(p, tmp_path, stage, 0.0))
