@@ -1,5 +1,6 @@
 """`aimo kernel check`: what Kaggle would refuse of a kernel, or what would fail an hour after its push."""
 
+import functools
 import json
 
 import pytest
@@ -20,24 +21,21 @@ settings = {{"vllm": {{}}}}
 H100, T4 = {"machine_shape": "NvidiaH100"}, {"machine_shape": "NvidiaTeslaT4"}
 
 
+def kernel_with(folder, metadata=None, parameters=PARAMETERS, name="submission", tag="parameters"):
+    """Write a kernel like one of ours with other metadata and parameters; returns its folder."""
+    asked = json.loads((FOLDER / name / "kernel-metadata.json").read_text()) | (metadata or {})
+    texts = {tag: parameters}
+    if name == "train":
+        texts |= {"profile": f"%%writefile profile.yaml\n{config.find('tiny').read_text()}"}
+    cells = [{"cell_type": "code", "metadata": {"tags": [k]}, "source": text} for k, text in texts.items()]
+    (folder / "kernel-metadata.json").write_text(json.dumps(asked))
+    (folder / f"aimo-{name}.ipynb").write_text(json.dumps({"cells": cells}))
+    return str(folder)
+
+
 @pytest.fixture
 def kernel(tmp_path):
-    """Write a kernel like one of ours with other metadata and parameters."""
-
-    def write(metadata=None, parameters=PARAMETERS, name="submission"):
-        asked = json.loads((FOLDER / name / "kernel-metadata.json").read_text()) | (metadata or {})
-        texts = {"parameters": parameters}
-        if name == "train":
-            texts |= {"profile": f"%%writefile profile.yaml\n{config.find('tiny').read_text()}"}
-        cells = [
-            {"cell_type": "code", "metadata": {"tags": [tag]}, "source": text.splitlines(True)}
-            for tag, text in texts.items()
-        ]
-        (tmp_path / "kernel-metadata.json").write_text(json.dumps(asked))
-        (tmp_path / f"aimo-{name}.ipynb").write_text(json.dumps({"cells": cells}))
-        return str(tmp_path)
-
-    return write
+    return functools.partial(kernel_with, tmp_path)
 
 
 def with_vllm(arguments):

@@ -2,10 +2,10 @@
 
 import importlib
 import json
-import shutil
 from pathlib import Path
 
 import jupytext
+from test_kaggle_check import kernel_with
 
 from aimo.inference import startup
 from aimo.kaggle.check import check_kernel, source_of
@@ -55,42 +55,30 @@ def D02v(case, request):
     assert kaggle.requests == []
 
 
-def kernel_with(tmp_path, metadata=None, parameters=None, tag="parameters"):
-    """A copy of the kernel `submission` with other metadata or another cell of parameters."""
-    folder = tmp_path / "kernel"
-    shutil.copytree(FOLDER / "submission", folder, dirs_exist_ok=True)
-    path = folder / "kernel-metadata.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | (metadata or {})))
-    notebook = folder / "aimo-submission.ipynb"
-    content = json.loads(notebook.read_text())
-    for cell in content["cells"]:
-        if "parameters" in cell["metadata"].get("tags", []):
-            cell["metadata"]["tags"] = [tag]
-            cell["source"] = parameters if parameters is not None else cell["source"]
-    notebook.write_text(json.dumps(content))
-    return str(folder)
+def faults_of(request, *changed, **more):
+    return check_kernel(kernel_with(request.getfixturevalue("tmp_path"), *changed, **more))
 
 
 def D05(case, request):
     (address,) = json.loads(case["input"].partition(": ")[2])
-    (fault,) = check_kernel(kernel_with(request.getfixturevalue("tmp_path"), {"dataset_sources": [address]}))
+    (fault,) = faults_of(request, {"dataset_sources": [address]})
     assert "should be OWNER/SLUG" in fault and "me/my-problems" in fault
     assert source_of(address, 2) == "me/my-problems"
 
 
 def D06v(case, request):
-    (fault,) = check_kernel(kernel_with(request.getfixturevalue("tmp_path"), tag="other"))
+    (fault,) = faults_of(request, tag="other")
     assert "has no cell with the tag `parameters`" in fault
 
 
 def D07(case, request):
     parameters = "\n".join(part.strip() for part in case["input"].split(";"))
-    faults = check_kernel(kernel_with(request.getfixturevalue("tmp_path"), parameters=parameters))
+    faults = faults_of(request, parameters=parameters)
     assert len(faults) == 2
     assert "model '/kaggle/input/other-model" in faults[0] and "time_limit_s 99999" in faults[1]
 
 
 def D08(case, request):
     magic = case["input"].removesuffix(" in the cell")
-    (fault,) = check_kernel(kernel_with(request.getfixturevalue("tmp_path"), parameters=f"seed = 0\n{magic}"))
+    (fault,) = faults_of(request, parameters=f"seed = 0\n{magic}")
     assert magic in fault and "line 2" in fault and "\n" not in fault

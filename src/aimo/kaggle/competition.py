@@ -8,7 +8,6 @@ import functools
 import re
 import tempfile
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,52 +86,38 @@ def draft_competition(api: Api, competition: str) -> str:
     values = [value.strip() for value in known[named[0]] if value.strip()] if named else []
     kind, scoring, rules = guess_answer(values, len(inputs.get("options", ())), pages)
 
-    def about_files() -> Iterator[str]:
-        for name, size in sorted(sizes.items())[:20]:
-            rows = (
-                f", {len(tables[name]):,} rows of {', '.join(tables[name].columns)}" if name in tables else ""
-            )
-            yield f"# {name}: {size:,} bytes{rows}"
-
+    called = re.search(r"class (\w+InferenceServer)", code)
+    id_, value = given.columns[:2] if len(given.columns) > 1 else ("id", "answer")
+    artefact: dict[str, Any] = {"kind": Path(sample or "x.csv").suffix[1:], "id": id_, "answer": value}
+    if len(given.columns) > 2 and len(given):
+        artefact["others"] = given[0, 2:].to_dicts()[0]
     if server:
-        called = re.search(r"class (\w+InferenceServer)", code)
-        artefact: dict[str, Any] = {
-            "kind": "server",
-            "server": f"{Path(server).stem}.{called[1] if called else 'Server'}",
-        }
-    else:
-        id_, value = given.columns[:2] if len(given.columns) > 1 else ("id", "answer")
-        artefact = {"kind": Path(sample or "x.csv").suffix[1:], "id": id_, "answer": value}
-        artefact |= {"others": given[0, 2:].to_dicts()[0]} if len(given.columns) > 2 and len(given) else {}
-    is_sure = bool(code and called) if server else len(given.columns) == 2
+        name = called[1] if called else "Server"
+        artefact = {"kind": "server", "server": f"{Path(server).stem}.{name}"}
+    is_sure = bool(called) if server else len(given.columns) == 2
     machines = [name for name, pattern in MACHINES.items() if re.search(pattern, pages)]
     hours = r"(\d+(?:\.\d+)?)[\s-]*hours?"
     gpu = re.search(rf"GPU\D{{0,40}}?{hours}", pages, re.IGNORECASE) or re.search(hours, pages)
     deadline = f"{about.deadline:%Y-%m-%d %H:%M} UTC" if about.deadline else "unknown"
-    text = "\n".join(
-        [
-            f"# {' '.join(about.title.split())}, drafted from its pages and data: see to each question mark",
-            f"# Deadline {deadline}; {about.max_daily_submissions} submissions a day",
-            *about_files(),
-            f"slug: {slug}",
-            line("inputs", inputs, f"not used: {unused}" if unused else "" if test else "no test file"),
-            line("answer", kind, f"seen: {', '.join(values[:3]) or 'no answer'}"),
-            line("rules", rules, "the sentence for prompts"),
-            line(
-                "artefact",
-                artefact,
-                "" if is_sure else f"sample submission: {', '.join(given.columns) or 'none'}",
-            ),
-            line("scoring", scoring, f"metric: {metric or 'not named'}"),
-            line("accelerators", machines, "those that the pages name"),
-            line("questions", len(asked) or 50, "rows of the public test file"),
-            line(
-                "session_s",
-                round(float(gpu[1] if gpu else 9) * HOUR_S),
-                "" if gpu else "no hours are named",
-            ),
-        ]
-    )
+    seen = ", ".join(values[:3]) or "no answer"
+    submitted = f"sample submission: {', '.join(given.columns) or 'none'}"
+    keys = {  # each with its value, and what makes that uncertain
+        "inputs": (inputs, f"not used: {unused}" if unused else "" if test else "no test file"),
+        "answer": (kind, f"seen: {seen}"),
+        "rules": (rules, "the sentence for prompts"),
+        "artefact": (artefact, "" if is_sure else submitted),
+        "scoring": (scoring, f"metric: {metric or 'not named'}"),
+        "accelerators": (machines, "those that the pages name"),
+        "questions": (len(asked) or 50, "rows of the public test file"),
+        "session_s": (round(float(gpu[1] if gpu else 9) * HOUR_S), "" if gpu else "no hours are named"),
+    }
+    lines = [f"# {' '.join(about.title.split())}, drafted from its pages and data: see to each question mark"]
+    lines.append(f"# Deadline {deadline}; {about.max_daily_submissions} submissions a day")
+    for name, size in sorted(sizes.items())[:20]:
+        table = tables.get(name)
+        rows = f", {len(table):,} rows of {', '.join(table.columns)}" if table is not None else ""
+        lines.append(f"# {name}: {size:,} bytes{rows}")
+    text = "\n".join([*lines, f"slug: {slug}", *(line(key, *of) for key, of in keys.items())])
     try:
         parse_competition(load_yaml(text), f"the draft of {slug}")
     except AimoError as e:
