@@ -49,7 +49,8 @@ def on_loopback(handler: type[Handler]) -> Iterator[str]:
 class Stand:
     """A model server that answers by `behave(body, n)` of the n-th completion, and keeps what it is asked.
 
-    An answer is a dict, which becomes JSON, a text, (text, status, headers), or None: the connection is cut.
+    An answer is a dict, which becomes JSON, a text, (text, status, headers), the pieces of a stream, or None:
+    the connection is cut.
     """
 
     def __init__(self, behave: Callable[[dict, int], Any], model: str | None, max_length: int, delay: float):
@@ -87,7 +88,13 @@ class Stand:
                 answer = stand.behave(body, n)
                 with lock:
                     stand.in_flight -= 1
-                if answer is not None:
+                if isinstance(answer, Iterator):
+                    self.send_response(200)
+                    self.send_header("Content-Type", "text/event-stream")
+                    self.end_headers()
+                    for piece in answer:
+                        self.wfile.write(piece.encode())
+                elif answer is not None:
                     answer = json.dumps(answer) if isinstance(answer, dict) else answer
                     self.reply(*((answer,) if isinstance(answer, str) else answer))
 

@@ -258,10 +258,6 @@ def test_a_run_for_a_competition_that_takes_an_adapter_measures_and_answers_noth
     assert solutions == [] and "No question was asked" in str(shown[0]) and "img" not in str(shown)
     run.finish(models={}, **submission.count_right(solutions))
     assert runs.is_finished(tmp_path / "run", "inference") and runs.answers_of(tmp_path / "run") is None
-    assert not list((tmp_path / "run").glob("submission.*"))
-    # Answers that were removed are made again.
-    (run.folder / "solutions.json").write_text('[{"id": "a"}]')
-    assert not runs.is_finished(tmp_path / "run", "inference")
 
 
 @pytest.mark.parametrize("name", THREE)
@@ -440,16 +436,6 @@ def test_the_page_s_commands_lead_from_an_address_to_a_scored_submission(kaggle,
     assert kaggle.asked("SaveKernel")[0].competition_data_sources == ["which-is-it"]
     assert kaggle.asked("SaveKernel")[0].machine_shape == "NvidiaTeslaT4"
     assert "submissions left today: 5" in tables_of["kaggle scores"] and "41.5" in tables_of["kaggle scores"]
-
-
-@pytest.mark.parametrize("kind, kept", [("integer, low: 1, high: 9", 1), ("number", 2), ("text", 3)])
-def test_files_of_the_kernel_evaluate_have_the_layout_and_answers_of_its_competition(tmp_path, kind, kept):
-    scoring = {"number": "tolerance"}.get(kind, "accuracy")
-    (tmp_path / "mine.yaml").write_text(rules_of("a", kind, scoring))
-    (tmp_path / "t.csv").write_text("row_id,question,answer\na,x,5\nb,y,0.5\nc,z,red\n")
-    rules = read_competition(tmp_path / "mine.yaml")
-    table, left_out = submission.read_problems(tmp_path / "t.csv", rules, str(tmp_path / "mine.yaml"))
-    assert (len(table), left_out) == (kept, 3 - kept) and table.columns == ["id", "question", "answer"]
 
 
 # Kinds

@@ -47,10 +47,7 @@ def test_the_committed_kernel_is_what_the_sources_build(name, tmp_path):
 def test_a_kernel_shows_its_settings_first_and_folds_the_files_that_it_ships(name, tmp_path):
     path = kernels.build_kernel(name, tmp_path)
     assert path.stat().st_size <= 1000 * SIZES[name] and str(ROOT) not in path.read_text()
-    first, *cells = nbformat.read(path, 4).cells
-    links = re.findall(r"\(#([^)]+)\)", first.source.splitlines()[-1])
-    headings = [c.source.splitlines()[0] for c in cells if c.cell_type == "markdown"]
-    assert links == [text.removeprefix("## ").replace(" ", "-") for text in headings]
+    cells = nbformat.read(path, 4).cells
     archive, *files = [c for c in cells if re.match("%%writefile (src|requirements)|import base64", c.source)]
     assert all(c.metadata["_kg_hide-input"] for c in (archive, *files))
     shown = next(c for c in cells if c.cell_type == "code" and "_kg_hide-input" not in c.metadata)
@@ -59,19 +56,6 @@ def test_a_kernel_shows_its_settings_first_and_folds_the_files_that_it_ships(nam
     nodes = [node for node in ast.walk(ast.parse(archive.source)) if isinstance(node, ast.Name)]
     assert not {node.id for node in nodes if isinstance(node.ctx, ast.Store)} & {*parameters}, "they stay"
     assert cells.index(shown) < cells.index(archive) and "parameters" in shown.metadata.tags
-    modules = {re.match(r"%%writefile \S*?([\w-]+)\.", c.source)[1] for c in files}
-    changed = {
-        "settings",
-        "prompts",
-        "answers",
-        "sampling",
-        "sample",
-        "voting",
-        "solver",
-        "gateway",
-        *COMPETITIONS,
-    }
-    assert modules == {"train": set(), "wheels": {"requirements"}}.get(name, changed)
     write_shipped([c.source for c in (archive, *files)], tmp_path / "working")
     for file in kernels.shipped(name):
         text = (tmp_path / "working" / file.relative_to(ROOT)).read_text()
@@ -81,13 +65,10 @@ def test_a_kernel_shows_its_settings_first_and_folds_the_files_that_it_ships(nam
 def test_its_parameters_are_those_that_serve_takes():
     names: dict = {}
     exec(parameters(BUILT), {}, names)
-    assert (
-        sorted(names) == sorted(inspect.signature(gateway.serve_submission).parameters)
-        and names["settings"] == {}
-    )
+    assert sorted(names) == sorted(inspect.signature(gateway.serve_submission).parameters)
 
 
-@pytest.mark.parametrize("name", ["aimo3-gpt-oss-120b", "aimo2-r1-14b-awq", "tiny"])
+@pytest.mark.parametrize("name", ["aimo2-r1-14b-awq", "tiny"])
 def test_a_profiles_settings_stand_in_its_first_cell_each_below_a_comment(tmp_path, name):
     built = kernels.build_kernel("submission", tmp_path, name)
     cell = parameters(built)
@@ -111,7 +92,7 @@ def test_a_profile_that_trains_stands_whole_in_train_and_another_has_no_use_ther
             kernels.build_kernel(name, tmp_path, profile)
 
 
-@pytest.mark.parametrize("name", ["../kernels/submission", "submission/", ".", "", "nothing"])
+@pytest.mark.parametrize("name", ["../kernels/submission", ""])
 def test_a_kernel_is_a_folder_of_kernels(name, tmp_path):
     with pytest.raises(AimoError, match="use one of probe, wheels, train, submission, evaluate"):
         kernels.build_kernel(name, tmp_path)

@@ -52,16 +52,13 @@ R1 = ("<think>\n", "\n</think>\n", "\\boxed{", "}")
     "tags, completion, good",
     [
         ((), "1 + 1 = 2<end_working_out><SOLUTION>2</SOLUTION>", True),
-        ((), "<end_working_out>\n<SOLUTION>2</SOLUTION>\n", True),
         ((), "1 + 1 = 2<SOLUTION>2</SOLUTION>", False),
         ((), "<end_working_out><SOLUTION></SOLUTION>", False),
         ((), "<end_working_out><SOLUTION>2</SOLUTION> and more", False),
         ((), "<end_working_out><SOLUTION>2</SOLUTION><SOLUTION>3</SOLUTION>", False),
-        ((), "<SOLUTION>2</SOLUTION><end_working_out>", False),
         (R1, "<think>\nhm\n</think>\nIt is \\boxed{2}.", True),
         (R1, "hm\n</think>\nIt is \\boxed{2}.", False),
         (R1, "<think>\nhm \\boxed{2}\n</think>\nIt is 2.", False),
-        (R1, "<think>\nhm \\boxed{2}", False),
     ],
 )
 def test_well_formed_is_one_thought_then_one_answer_then_nothing_or_in_r1s_way_a_box_somewhere(
@@ -106,19 +103,12 @@ def trained_with(tmp_path):
         (ENDING, ["prompt.template=mine.jinja"], "no file of that name"),
         (ENDING, ["prompt.eos_token=<|im_end|>"], "is no token of"),
         ("{%- for m in messages -%}{{ m.content }", [], "in line 1"),
-        ("{{ raise_exception('no') }}", [], "TemplateError: no"),
         ("{{ nothing.at.all }}", [], "cannot be rendered"),
-        ("{{ messages[0].content + 1 }}", [], "cannot be rendered"),
         (RAISES + ENDING, THINK, r"and prompt.system cannot be rendered \(TemplateError: No system"),
-        (
-            ENDING.replace("in messages", "in messages if m.role != 'system'"),
-            THINK,
-            "has no system role, and",
-        ),
+        (ENDING.replace("in messages", "in messages if m.role != 'system'"), THINK, "has no system role"),
         (ENDING.replace("m.content", "m.content.split('<end_working_out>')[-1]"), [], "a reply differently"),
         ("{%- for m in messages -%}{{ m.content + eos_token }}{%- endfor -%}", [], "no generation prompt"),
         (ENDING.replace("END", "<|im_end|>"), [], r"ends a reply in '<\|im_end\|>'.* end it in eos_token"),
-        (ENDING.replace("END", "<SOLUTION>"), [], "set prompt.eos_token to '<SOLUTION>'"),
         (ENDING.replace("END", ""), [], "would not learn to stop"),
     ],
 )
@@ -249,7 +239,6 @@ def test_the_prompt_after_a_call_continues_what_was_sampled_to_the_token(sampler
         (DISTILLED, {}, True),
         (DISTILLED, {"thinking": False}, False),
         (QWEN3, {"thinking": True}, True),
-        (DISTILLED, {"user": "<think> {problem}", "system": "Think in <think>."}, True),
         (TOOLS + TALK, {"user": "{problem} Write <think>"}, True),
     ],
 )
@@ -271,7 +260,6 @@ def test_whether_a_prompt_ends_inside_a_thought_is_seen_from_the_prompt(
         (RAISES + TALK + ASK, {"system": "Think."}, "No system"),
         (NO_SYSTEM, {"system": "Think."}, "put inference.system's text into inference.user"),
         (TALK, {}, "adds no generation prompt"),
-        ("{{ nothing.at.all }}" + ASK, {}, "cannot be rendered"),
         ("{%- if" + ASK, {}, "cannot be rendered"),
         ("[user]" + ASK, {}, "leaves the problem out"),
         (TALK + ASK, {"chat_template_kwargs": {"enable_thinking": True}}, "does not read 'enable_thinking'"),
@@ -313,7 +301,6 @@ def test_each_variant_is_asked_in_its_share_of_the_samples_spread_evenly():
     "settings, kept",
     [
         ({}, False),
-        ({"tags": {"answer_end": "<|endoftext|>"}}, True),
         ({"tags": {"think_end": "<|endoftext|>\n"}}, True),
         ({"tool_parser": "hermes"}, True),
     ],

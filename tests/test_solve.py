@@ -3,7 +3,6 @@
 import itertools
 import json
 import signal
-import socket
 import subprocess
 import threading
 import time
@@ -20,62 +19,43 @@ IDS = [f"q{i}" for i in (3, 1, 4, 0, 5, 2)]
 RIGHT = [(i, "7") for i in IDS]
 
 
-class ModelServer:
-    """Speaks as `vllm serve` does, with a reply for each request in turn.
+class ModelServer(model_server.Stand):
+    """Streams a reply to each request in turn.
 
     After `streams` completions it dies in the middle of one, or hangs. After the first piece of a reply it
     waits for `go_on`.
     """
 
     def __init__(self, streams=10**9, hangs=False, port=0, replies=(PIECES,), ids=True):
-        self.left, self.hangs, self.dead = streams, hangs, False
+        super().__init__(self.answer, "m", max_length=1000, delay=0.0)
+        self.left, self.hangs, self.dead, self.ids = streams, hangs, False, ids
         self.replies, self.go_on = itertools.cycle(replies), threading.Event()
         self.go_on.set()
-        outer = self
-
-        class Handler(model_server.Handler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self):
-                self.reply(json.dumps({"data": [{"id": "m", "max_model_len": 1000}]}))
-
-            def do_POST(self):
-                outer.asked = self.asked()
-                outer.left -= 1
-                fails = outer.left < 0
-                if not outer.dead:
-                    self.send_response(200)
-                    self.send_header("Content-Type", "text/event-stream")
-                    self.send_header("Transfer-Encoding", "chunked")
-                    self.end_headers()
-                    for i, piece in enumerate(next(outer.replies)[: 1 if fails else None], 1):
-                        self.event(
-                            {"text": piece, "finish_reason": None} | ({"token_ids": [i]} if ids else {})
-                        )
-                        outer.go_on.wait()
-                if fails and outer.hangs:
-                    time.sleep(1000)
-                if fails or outer.dead:
-                    outer.die()
-                    self.close_connection = True
-                    return self.connection.shutdown(socket.SHUT_RDWR)
-                self.event({"text": "", "finish_reason": "stop"})
-                self.wfile.write(b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n")
-
-            def event(self, choice):
-                data = f"data: {json.dumps({'choices': [{'index': 0} | choice]})}\n\n".encode()
-                self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
-
-        self.http = model_server.Server(("127.0.0.1", port), Handler)
-        self.http.daemon_threads, self.http.block_on_close = True, False
+        self.http = model_server.Server(("127.0.0.1", port), self.handler())
         self.url = f"http://127.0.0.1:{self.http.server_port}"
         threading.Thread(target=self.http.serve_forever, daemon=True).start()
 
-    def die(self):
-        if not self.dead:
+    def answer(self, body, n):
+        self.left -= 1
+        return None if self.dead else self.stream(fails=self.left < 0)
+
+    def stream(self, fails):
+        for i, piece in enumerate(next(self.replies)[: 1 if fails else None], 1):
+            yield self.event(
+                {"text": piece, "finish_reason": None} | ({"token_ids": [i]} if self.ids else {})
+            )
+            self.go_on.wait()
+        if fails and self.hangs:
+            time.sleep(1000)
+        if not fails:
+            yield self.event({"text": "", "finish_reason": "stop"}) + "data: [DONE]\n\n"
+        elif not self.dead:
             self.dead = True
             self.http.shutdown()
             self.http.server_close()
+
+    def event(self, choice):
+        return f"data: {json.dumps({'choices': [{'index': 0} | choice]})}\n\n"
 
 
 def arguments(folder, *servers):
@@ -132,7 +112,7 @@ def test_settings_of_profile_and_command_line_go_over_those_of_the_model_and_are
     kept = json.loads((tmp_path / "a.settings.json").read_text())
     found = {key: kept[key] for key in ("temperature", "top_p", "samples", "min_p")}
     assert done.returncode == 0 and found == {"temperature": 0.6, "top_p": 0.8, "samples": 2, "min_p": 0.0}
-    assert (server.asked["temperature"], server.asked["top_p"]) == (0.6, 0.8)
+    assert (server.bodies[-1]["temperature"], server.bodies[-1]["top_p"]) == (0.6, 0.8)
     assert "temperature: 0.6" in done.stdout
 
 
@@ -159,7 +139,7 @@ def test_the_rules_of_a_competition_that_is_named_are_sent_and_kept(solve):
     done, rows = solve(server, options=options)
     assert done.returncode == 0
     assert rows == [(i, "234") for i in IDS], "AIMO 1's answers are remainders modulo 1000"
-    said = AutoTokenizer.from_pretrained(TINY).decode(server.asked["prompt"]).replace(" ", "")
+    said = AutoTokenizer.from_pretrained(TINY).decode(server.bodies[-1]["prompt"]).replace(" ", "")
     assert "0to999:theresultmodulo1000" in said
 
 

@@ -72,15 +72,6 @@ def test_a_decided_vote_stops_the_rest(engine, monkeypatch):
     assert engine.run(is_idle()), "streams were left running"
 
 
-def test_a_sample_ends_at_its_first_complete_answer(engine, monkeypatch):
-    """The tiny base ends a text right after its answer, so another answer tag makes it end much earlier."""
-    tags = Tags(answer_start=" = ", answer_end="\n")
-    monkeypatch.setattr(engine, "settings", replace(engine.settings, tags=tags, thinking=False))
-    s = solve_problem(engine, EASY, num_samples=16, kind=Integer(0, 99999), policy=EXACT)
-    cut = [c.text for c in s.samples if c.end is End.ANSWERED]
-    assert cut and all(len(text.split("\n")) <= 3 for text in cut)
-
-
 def test_a_sample_out_of_tokens_is_forced_to_answer(engine, monkeypatch):
     monkeypatch.setattr(engine, "settings", replace(engine.settings, max_tokens=3))
     s = solve_problem(engine, EASY, num_samples=8, kind=Integer(0, 99999))

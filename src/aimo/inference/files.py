@@ -345,18 +345,12 @@ def rows_in(value: Any, named: str) -> list[dict[str, Any]] | None:
         held = {key: entry for key, entry in value.items() if key in ROWS_UNDER and isinstance(entry, list)}
         inner = [entry for entry in value.values() if isinstance(entry, dict)]
         sizes = {len(entry) if isinstance(entry, list) else -1 for entry in value.values()}
-        if {"columns", "data"} <= value.keys() and sizes != {-1}:  # pandas, orient="split"
-            value = [dict(zip(value["columns"], row, strict=False)) for row in value["data"]]
-        elif len(held) == 1:
+        if len(held) == 1:
             value = next(iter(held.values()))
         elif len(sizes) == 1 and sizes != {-1} and not held:
             value = [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)]
         elif inner and len(inner) == len(value) and all(key.isdigit() for key in chain(*inner)):
-            value = [{name: value[name].get(key) for name in value} for key in inner[0]]  # orient="columns"
-        elif inner and len(inner) == len(value) and len(value) > 1:
-            value = [{"id": key} | row for key, row in value.items()]  # orient="index"
-        elif held:
-            raise AimoError(f"{named} holds several tables ({', '.join(held)}); keep one of them in the file")
+            value = [{name: value[name].get(key) for name in value} for key in inner[0]]  # as pandas writes
         else:
             value = [value]
     if not isinstance(value, list):
@@ -456,12 +450,9 @@ def cleaned(table: Table) -> Table:
             odd = column.list.eval(pl.element().str.contains(SUSPECT)).list.any()
         places = odd.fill_null(False).arg_true()
         old = column.gather(places).to_list()
-        new = [
-            [e and restore_backslashes(e) for e in cell]
-            if isinstance(cell, list)
-            else restore_backslashes(cell)
-            for cell in old
-        ]
+        texts = ([cell] if isinstance(cell, str) else cell for cell in old)
+        whole = [[text and restore_backslashes(text) for text in cell] for cell in texts]
+        new = whole if column.dtype != pl.String else [text for [text] in whole]
         changed = sum(a != b for a, b in zip(old, new, strict=True))
         left = sum(bool(re.search(CONTROL, "".join(filter(None, cell or "")))) for cell in new)
         table.repaired += Counter(

@@ -8,19 +8,11 @@ from pathlib import Path
 
 import polars as pl
 
-from aimo.inference import files
+from aimo.inference import files, gateway
 from aimo.inference.answer_kinds import Latex, Value
 from aimo.inference.competitions import Competition, find_competition, name_of, pose
 from aimo.inference.engine import Supervisor
 from aimo.inference.errors import AimoError, EngineError, one_line
-from aimo.inference.gateway import (
-    Schedule,
-    ask_each,
-    make_predict,
-    report_fallbacks,
-    write_answers,
-    write_settings,
-)
 from aimo.inference.journal import Journal
 from aimo.inference.sample import AskedProblem, RunningSample
 from aimo.inference.sampling import Sampler
@@ -71,26 +63,25 @@ def answer_file(
     settings = asdict(sampler.settings) | {"context": sampler.max_length}
     path = journal_beside(out)
     rules, name = find_competition(competition), name_of(competition)
-    kind = rules.answer
-    journal = Journal(path, str(sampler.model), name, settings, sampler.identity, seed, other, kind)
+    journal = Journal(path, str(sampler.model), name, settings, sampler.identity, seed, other, rules.answer)
     solutions: dict[str, Solution] = {}
     given: dict[str, Value] = {}
     supervisor = Supervisor(sampler.respawn, sampler, PATIENCE_S)
-    schedule = Schedule(rules, None, len(table))
-    predict = make_predict(schedule, supervisor, seed, solutions, journal, heard)
+    schedule = gateway.Schedule(rules, None, len(table))
+    predict = gateway.make_predict(schedule, supervisor, seed, solutions, journal, heard)
 
     def so_far() -> str:
         where = f", in {out}" if given else ""
         return f"{len(given)} of {len(table)} questions are answered{where}"
 
     try:
-        write_settings(sampler.settings, out.with_suffix(".settings.json"))
-        for question_id, answer in ask_each(predict, table, rules, seed):
+        gateway.write_settings(sampler.settings, out.with_suffix(".settings.json"))
+        for question_id, answer in gateway.ask_each(predict, table, rules, seed):
             if journal.fault:
                 raise AimoError(f"{so_far()}; {journal.fault}")
             if not solutions[question_id].is_lost:
                 given[question_id] = answer
-                write_answers(out, table["id"], given, rules)
+                gateway.write_answers(out, table["id"], given, rules)
             elif supervisor.has_given_up:
                 break
     except KeyboardInterrupt:
@@ -100,7 +91,7 @@ def answer_file(
     finally:
         supervisor.close()
         journal.close()
-    report_fallbacks(solutions, rules)
+    gateway.report_fallbacks(solutions, rules)
     if lost := [solution for solution in solutions.values() if solution.is_lost]:
         remedy = "start the engine or servers again and repeat the command"
         raise EngineError(f"{so_far()}: {lost[-1].note}; {remedy}")

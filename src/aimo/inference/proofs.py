@@ -15,13 +15,14 @@ mark, else one without, else one that was cut, the end of a thought, or the fall
 """
 
 import asyncio
+import contextlib
 import copy
 import itertools
 import math
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -31,7 +32,7 @@ from aimo.inference.errors import EngineError, one_line
 from aimo.inference.sample import AskedProblem, End, RunningSample, Sample
 from aimo.inference.sampling import Completion, Sampler
 from aimo.inference.settings import Proofs
-from aimo.inference.solver import HEALTH_CHECK_S, OVERTIME_S, Solution, Solver, cancel
+from aimo.inference.solver import FORCED_ANSWER_S, HEALTH_CHECK_S, OVERTIME_S, Solution, Solver, cancel
 from aimo.inference.voting import Stop
 
 # Shares of the budget by which the steps end; the rest is a margin.
@@ -167,25 +168,35 @@ class Prover(Solver):
                 tokens = min(self.proofs.proof_tokens, room - self.closing(sample))
             sample.settings = replace(sample.settings, max_tokens=tokens)
             self.roles[sample.index] = role, sample.talk.thinks()
-            self.begin(sample, sample.answer() if kind else self.write(sample))
-        await asyncio.sleep(0)  # all begin, also where no time is left
-        await self.wait(end - CLOSING * left if left < math.inf else end)
-        for sample in await self.stop_all():
-            if sample.text:
-                sample.end = End.TIME
-                self.begin(sample, sample.force_answer() if kind else self.close(sample))
-        await asyncio.sleep(0)
-        await self.wait(end)
-        for sample in await self.stop_all():
-            self.add(self.in_role(sample, sample.cut(End.TIME, self.now())))
+            work = self.call(sample, end - CLOSING * left if left < math.inf else end, end)
+            self.running[asyncio.create_task(self.finish(sample, work))] = sample
+        while self.running and time.monotonic() < end + FORCED_ANSWER_S:  # a dead engine releases nothing
+            ended, _ = await asyncio.wait(
+                self.running, timeout=HEALTH_CHECK_S, return_when=asyncio.FIRST_COMPLETED
+            )
+            for task in ended:
+                self.take(self.in_role(self.running.pop(task), task.result()))
+            if failure := self.failure():
+                raise EngineError(failure)
 
-    def begin(self, sample: RunningSample, work: Coroutine[Any, Any, Completion]) -> None:
-        self.running[asyncio.create_task(self.finish(sample, work))] = sample
-
-    async def write(self, sample: RunningSample) -> Completion:
-        completion = await sample.run()
-        sample.end = sample.end or (End.FINISHED if completion.finished else End.TOKENS)
-        return await self.close(sample) if sample.end is End.TOKENS else completion
+    async def call(self, sample: RunningSample, cut: float, end: float) -> Completion:
+        """Let a sample answer or write its proof; one that is cut at a moment has until `end` to close."""
+        closes = self.close if sample.problem.kind is None else RunningSample.force_answer
+        try:
+            async with asyncio.timeout(cut - time.monotonic()):
+                if sample.problem.kind:
+                    return await sample.answer()
+                completion = await sample.run()
+                sample.end = sample.end or (End.FINISHED if completion.finished else End.TOKENS)
+                return await self.close(sample) if sample.end is End.TOKENS else completion
+        except TimeoutError:
+            sample.end = End.TIME
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(end - time.monotonic()):
+                if sample.text:
+                    return await closes(sample)
+        sample.end = End.TIME
+        return replace(sample.earlier + sample.turn, text=sample.text)
 
     async def close(self, sample: RunningSample) -> Completion:
         """Close the thought of a sample that was cut, and let it write its proof down."""
@@ -204,26 +215,6 @@ class Prover(Solver):
 
     def closing(self, sample: RunningSample) -> int:
         return min(self.proofs.closing_tokens, (self.bare.max_length - len(sample.prompt)) // 4)
-
-    async def wait(self, end: float) -> None:
-        """Take what ends until a moment. EngineError when the engine counts as failed."""
-        while self.running and (left := end - time.monotonic()) > 0:
-            ended, _ = await asyncio.wait(
-                self.running, timeout=min(left, HEALTH_CHECK_S), return_when=asyncio.FIRST_COMPLETED
-            )
-            for task in ended:
-                self.take(self.in_role(self.running.pop(task), task.result()))
-            if failure := self.failure():
-                raise EngineError(failure)
-
-    async def stop_all(self) -> list[RunningSample]:
-        """Stop what runs, and return it; what has ended meanwhile is taken."""
-        await cancel(self.running)
-        running, self.running = self.running, {}
-        for task, sample in running.items():
-            if task.done() and not task.cancelled():
-                self.take(self.in_role(sample, task.result()))
-        return [sample for task, sample in running.items() if not task.done() or task.cancelled()]
 
     def prompt(self, role: str, **parts: Any) -> str:
         known = {"problem": self.problem.text, "rules": self.problem.rules} | parts
