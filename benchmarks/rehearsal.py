@@ -12,8 +12,6 @@ It differs from Kaggle in that the machine has no GPU and has all packages insta
 checks a small set of them only.
 """
 
-import ast
-import csv
 import io
 import json
 import os
@@ -29,6 +27,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
+import polars as pl
 import typer
 
 from aimo.config import ROOT, RUNS
@@ -220,8 +219,6 @@ class Host(Kaggle):
 
     def rerun(self, version: Executed, row: dict[str, Any]) -> None:
         """Answer the hidden problems in the competition's passes, and score them."""
-        import polars as pl
-
         passes = []
         text, inputs = version.request.text, self.machine / "input"
         for number in range(1, RULES.passes + 1):
@@ -327,11 +324,11 @@ def empty(folder: Path) -> None:
 def write_problems(path: Path, seed: int, rows: int = 10, answers: bool = True) -> Path:
     """Write built-in problems as a test file in AIMO 3's layout."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["id", "problem", *(["answer"] if answers else [])])
-        for i, problem in enumerate(builtin.generate(rows, "heldout", seed)):
-            writer.writerow([f"{seed}-{i}", problem.problem, *([problem.answer] if answers else [])])
+    problems = enumerate(builtin.generate(rows, "heldout", seed))
+    table = pl.DataFrame(
+        [{"id": f"{seed}-{i}", "problem": p.problem, "answer": p.answer} for i, p in problems]
+    )
+    table.select("id", "problem", *["answer"] * answers).write_csv(path)
     return path
 
 
@@ -347,21 +344,10 @@ def kernel_folder(out: Path, name: str, parameters: dict[str, Any], **metadata: 
     notebook = json.loads(path.read_text())
     for cell in notebook["cells"]:
         if "parameters" in cell["metadata"].get("tags", []):
-            cell["source"] = assign("".join(cell["source"]), parameters)
+            changed = [f"\n{key} = {value!r}" for key, value in parameters.items()]
+            cell["source"] = "".join([*cell["source"], *changed])
     path.write_text(json.dumps(notebook))
     return folder
-
-
-def assign(source: str, parameters: dict[str, Any]) -> str:
-    """A cell's source with other values for some of its constants."""
-    for node in reversed(ast.parse(source).body):
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            name = node.targets[0].id
-            if name in parameters:
-                lines = source.splitlines()
-                lines[node.lineno - 1 : node.end_lineno] = [f"{name} = {parameters[name]!r}"]
-                source = "\n".join(lines)
-    return source
 
 
 def lock_file(path: Path) -> Path:
@@ -375,20 +361,14 @@ def lock_file(path: Path) -> Path:
 
 def submit_file(run: Rehearsal, kind: str, model: str) -> str:
     """Go from a competition's address to the score of a file of answers; return it."""
-    import polars as pl
-
-    out, slug = run.out, f"tiny-{kind}"
+    out, slug, sample = run.out, f"tiny-{kind}", io.BytesIO()
     asked = pl.read_csv(out / "kaggle" / "public.csv").rename({"id": "row_id", "problem": "question"})
-    sample = asked.select("row_id", prediction=pl.lit(7))
-    files = {"test.csv": io.BytesIO(), f"sample_submission.{kind}": io.BytesIO()}
-    asked.write_csv(files["test.csv"])
-    sample.write_csv(files[f"sample_submission.{kind}"]) if kind == "csv" else sample.write_parquet(
-        files[f"sample_submission.{kind}"]
-    )
+    given = asked.select("row_id", prediction=pl.lit(7))
+    given.write_csv(sample) if kind == "csv" else given.write_parquet(sample)
     run.host.competitions[slug] = {
         "about": {"title": f"Answers in {kind}", "maxDailySubmissions": 5},
         "pages": {"evaluation": FILES[kind], "code": "GPU Notebooks run for 9 hours."},
-        "files": {name: content.getvalue() for name, content in files.items()},
+        "files": {"test.csv": asked.write_csv().encode(), f"sample_submission.{kind}": sample.getvalue()},
     }
     rules, folder = out / f"{slug}.yaml", out / "kernels" / slug
     folder.mkdir()

@@ -25,44 +25,6 @@ from aimo.run.progress import changing_line
 from aimo.train import models, sft
 
 LEAST = 4  # problems: of fewer, none can be held out
-PROFILE = """\
-# The problems of {file} on a laptop's CPU, written by `aimo init`. Every key: docs/profiles.md.
-profile: {name}
-seed: 0
-
-model:
-  base: {base}
-  backend: transformers
-  max_length: 1024            # longer rows are dropped
-  dtype: float32
-
-data:
-{sets}
-  ngram: 30                   # drop training rows that share so many words in a row with a held-out one
-{sft}
-grpo:
-  learning_rate: 1.0e-3
-  max_steps: 30
-  prompts_per_step: {prompts}
-  num_generations: 8
-  max_resample: 1
-  max_prompt_length: 512
-  max_completion_length: 256
-  rewards: {{accuracy: 1.0, format: 0.2}}
-  save_steps: 10
-
-inference:
-  test_rows: 4
-  samples: 8
-  max_tokens: 256
-"""
-SFT = """
-sft:
-  learning_rate: 1.0e-3
-  epochs: 2
-  batch_size: {batch}
-  save_steps: 50
-"""
 
 
 def init_command(
@@ -99,25 +61,37 @@ def init_command(
         columns["answer"] = None
     has_solutions = "solution" in roles or "messages" in roles
 
-    values = {"columns": columns} if columns else {}
-    whole: dict[str, Any] = {"source": str(path), **values, "integer_answers": False}
-    names = ["sft"] * has_solutions + ["grpo", "heldout"]
-    held_out = {"rows": min(100, max(2, count // 5))}
-    sets = {name: whole | (held_out if name == "heldout" else {}) for name in names}
-    flow: Any = {"default_flow_style": True, "width": 10_000, "allow_unicode": True, "sort_keys": False}
-    lines = [f"  {name}: {yaml.safe_dump(of_set, **flow).strip()}" for name, of_set in sets.items()]
-    small = max(2, min(8, count // 2))
-    text = PROFILE.format(
-        file=path.name, name=json.dumps(out.stem, ensure_ascii=False), base=json.dumps(base),
-        sets="\n".join(lines), prompts=small, sft=SFT.format(batch=small) if has_solutions else "",
-    )  # fmt: skip
+    whole: dict[str, Any] = {"source": str(path), "integer_answers": False}
+    whole |= {"columns": columns} if columns else {}
+    small, rate = max(2, min(8, count // 2)), {"learning_rate": 1e-3}
+    values: dict[str, Any] = {
+        "profile": out.stem,
+        "seed": 0,
+        "model": {"base": base, "backend": "transformers", "max_length": 1024, "dtype": "float32"},
+        "data": {
+            "sft": whole,
+            "grpo": whole,
+            "heldout": whole | {"rows": min(100, max(2, count // 5))},
+            "ngram": 30,  # words in a row: fewer are shared by problems of one family
+        },
+        "sft": rate | {"epochs": 2, "batch_size": small, "save_steps": 50},
+        "grpo": rate
+        | {"max_steps": 30, "prompts_per_step": small, "num_generations": 8, "max_resample": 1}
+        | {"max_prompt_length": 512, "max_completion_length": 256, "save_steps": 10}
+        | {"rewards": {"accuracy": 1.0, "format": 0.2}},
+        "inference": {"test_rows": 4, "samples": 8, "max_tokens": 256},
+    }
+    if not has_solutions:
+        del values["sft"], values["data"]["sft"]
 
     runs.quiet()
-    profile = config.parse(config.reading.load_yaml(text), f"profile {out.stem}")
+    profile = config.parse(values, f"profile {out.stem}")
     tokenizer = models.load_tokenizer(hub.local_folder(base, None), profile)
     kept = prepare.clean_sets(prepare.load_sets(profile), profile, tokenizer)
     kept = prepare.decontaminate_sets(kept, profile)
-    write_whole(out, text)
+    head = f"# The problems of {path.name}, by `aimo init`. Every key: docs/profiles.md.\n"
+    written = json.loads(json.dumps(values))  # without YAML's marks of what stands twice
+    write_whole(out, head + yaml.safe_dump(written, sort_keys=False, allow_unicode=True, width=1000))
     for name, line in prepare.told(kept).items():
         print(f"{name}: {line}")
     if not has_solutions:

@@ -7,9 +7,9 @@ import math
 import operator
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from aimo import config
 from aimo.config import ROOT, RUNS
@@ -20,6 +20,7 @@ from aimo.inference.settings import list_of_texts, validate_settings
 from aimo.inference.storage import read_json
 from aimo.kaggle.kernels import FOLDER, KERNELS, Kernel
 
+T = TypeVar("T")
 OUTPUT = RUNS / "kaggle"  # where the outputs of versions are downloaded to
 PLACEHOLDER = "INSERT_YOUR_KAGGLE_NAME"  # stands for the owner in a metadata file, until a push
 # The keys of kernel-metadata.json by the type of their value.
@@ -89,10 +90,13 @@ def check_kernel(name: str) -> list[str]:
         if (size := code.stat().st_size) > LARGEST:
             faults.append(f"code_file {code.name} has {size:,} bytes; Kaggle takes {LARGEST:,}")
         if kernel := KERNELS.get(code.stem.removeprefix("aimo-")):
-            parameters, profile = read_notebook(code)
-            rules = shipped_competition(code, str(parameters.get("competition")))
+            parameters, written = read_notebook(code)
+            name = str(parameters.get("competition"))
+            rules, own = COMPETITIONS.get(name), written.get(f"src/aimo/inference/competitions/{name}.yaml")
+            if own:
+                rules = load_text(own, name, lambda path: find_competition(str(path)))
             faults += [*check_needs(kernel, metadata, parameters, rules), *check_wheels(metadata)]
-            faults += check_machine(metadata.get("machine_shape"), parameters, profile)
+            faults += check_machine(metadata.get("machine_shape"), parameters, written.get("profile.yaml"))
     except AimoError as e:
         faults.append(str(e))
     return faults
@@ -163,19 +167,12 @@ def is_in(named: tuple[str, str], source: tuple[str, str]) -> bool:
     return len(owners) < 2 and f"{named[1]}/".lower().startswith(f"{source[1]}/".lower())
 
 
-def shipped_competition(code: Path, name: str) -> Competition | None:
-    """Return the competition of a name: the package's, or what a notebook ships; None without one."""
-    if name in COMPETITIONS:
-        return COMPETITIONS[name]
-    place = f"src/aimo/inference/competitions/{name}.yaml"
-    for cell in read_json(code, "make it again with `aimo kernel build`").get("cells", []):
-        head, _, text = "".join(cell.get("source", "")).partition("\n")
-        if head == f"%%writefile {place}":
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder, f"{name}.yaml")
-                path.write_text(text)
-                return find_competition(str(path))
-    return None
+def load_text(text: str, name: str, load: Callable[[Path], T]) -> T:
+    """Return what `load` makes of a text as a YAML file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, f"{name}.yaml")
+        path.write_text(text)
+        return load(path)
 
 
 def check_needs(
@@ -232,9 +229,7 @@ def check_machine(shape: str | None, parameters: dict[str, Any], text: str | Non
             yield f"settings: vllm {key} {value} does not run on a T4"
     overrides = list_of_texts(parameters.get("overrides") or [])
     if text:
-        with tempfile.TemporaryDirectory() as folder:
-            Path(folder, "profile.yaml").write_text(text)
-            profile = config.load(Path(folder, "profile.yaml"), overrides)
+        profile = load_text(text, "profile", lambda path: config.load(path, overrides))
         if shape == "NvidiaTeslaT4" and profile.model.dtype == "bfloat16":
             yield f"profile {profile.profile}: model.dtype bfloat16 does not run on a T4"
         if not profile.trained:
@@ -254,25 +249,29 @@ def check_wheels(metadata: dict[str, Any]) -> Iterator[str]:
                 yield f"no wheel of {slug} holds {lacking} ({newest}); run the kernel `wheels` again"
 
 
-def read_notebook(code: Path) -> tuple[dict[str, Any], str | None]:
-    """Return the constants that a notebook's cell with the tag `parameters` sets, and the profile it writes.
+def read_notebook(code: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return what a notebook's cell with the tag `parameters` sets, and the files that its cells write.
 
     AimoError for what is no notebook, one without that cell, and a cell that is not plain Python.
     """
     again = "make it again with `aimo kernel build`"
     cells = read_json(code, again).get("cells")
     try:
-        sources = {tag: "".join(cell["source"]) for cell in cells for tag in cell["metadata"].get("tags", [])}
+        sources = ["".join(cell["source"]) for cell in cells]
+        tags = [cell["metadata"].get("tags", []) for cell in cells]
+        place = next((i for i, tag in enumerate(tags) if "parameters" in tag), None)
     except (TypeError, AttributeError, KeyError):
         raise AimoError(f"code_file {code.name} is no notebook; {again}") from None
-    if "parameters" not in sources:
+    if place is None:
         raise AimoError(f"code_file {code.name} has no cell with the tag `parameters`; {again}")
+    heads = (source.partition("\n") for source in sources)
+    written = {head.split()[-1]: text for head, _, text in heads if head.startswith("%%writefile ")}
     try:
-        assigned = ast.parse(sources["parameters"]).body
+        assigned = ast.parse(sources[place]).body
     except SyntaxError as e:
         raise AimoError(
             f"code_file {code.name}: its cell of parameters is not plain Python at line {e.lineno}, "
-            f"{(e.text or '').strip()!r}; correct it, or move what is no assignment to another cell"
+            f"{(e.text or '').strip()!r}; leave only assignments in it"
         ) from None
     found: dict[str, Any] = {}
 
@@ -288,5 +287,4 @@ def read_notebook(code: Path) -> tuple[dict[str, Any], str | None]:
             for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
                 with contextlib.suppress(ValueError, TypeError, ArithmeticError):
                     found.update({target.id: constant(node.value)} if isinstance(target, ast.Name) else {})
-    profile = sources.get("profile")
-    return found, profile.partition("\n")[2] if profile else None
+    return found, written

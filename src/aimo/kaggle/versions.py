@@ -8,14 +8,12 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import polars as pl
 import requests
 from kagglesdk.kernels.types import kernels_api_service as of_kernels
 from kagglesdk.kernels.types.kernels_enums import KernelWorkerStatus as State
 
 from aimo.errors import AimoError, StageError
 from aimo.inference import startup
-from aimo.inference.errors import one_line
 from aimo.inference.storage import read_json, write_whole
 from aimo.kaggle import transfers
 from aimo.kaggle.check import FORMS, OUTPUT, PLACEHOLDER, is_in, is_source, kernel_folder, slug_of, source_of
@@ -177,7 +175,7 @@ def download_output(api: Api, version: Version) -> Path:
     """Download a version's output and log and return their folder, runs/kaggle/SLUG/NUMBER.
 
     What is already there in the size that Kaggle lists is kept. AimoError for a file that is missing or of
-    another size, and for a submission that is no table of answers.
+    another size.
     """
     _, slug, label = version.fields().values()
     folder, sizes = OUTPUT / slug / label, list_output(api, version)
@@ -197,14 +195,6 @@ def download_output(api: Api, version: Version) -> Path:
         if not path.is_file() or path.stat().st_size != sizes.get(name):
             transfers.save_download(transfers.fetch(url), path, sizes.get(name))
     write_whole(folder / f"{slug}.log", "\n".join(read_log(api, version, answers[0].log)) + "\n")
-    submission = folder / ANSWERS[0]
-    if submission.exists():
-        try:
-            columns = set(pl.read_parquet_schema(submission))
-        except (pl.exceptions.PolarsError, OSError) as e:
-            raise AimoError(f"{submission} is no parquet file ({one_line(e, 100)})") from None
-        if len(columns) < 2:
-            raise AimoError(f"{submission} has the column {', '.join(columns)} alone, and no answers")
     return folder
 
 
