@@ -10,7 +10,7 @@ import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 
 import polars as pl
@@ -74,17 +74,6 @@ def own(engine):
 
 
 @pytest.mark.engine
-def test_an_engine_that_is_killed_is_started_again_and_the_question_answered(own, expected):
-    """As the kernel does when memory runs out."""
-    first = own.get()
-    for process in own.processes():
-        process.kill()
-    predict = predictor(own)
-    assert [ask(predict, question_id=f"q{i}") for i in range(2)] == [expected, expected]
-    assert own.get(0) is not first
-
-
-@pytest.mark.engine
 def test_an_engine_that_hangs_is_replaced_and_the_samples_that_ended_are_kept(
     own, expected, monkeypatch, tmp_path
 ):
@@ -135,25 +124,6 @@ def test_an_engine_without_memory_gives_fallbacks_with_the_reason(capsys):
     assert ask(predictor(lambda: Engine(TINY, settings), 60.0, 1)) == 0
     said = next(line for line in capsys.readouterr().out.splitlines() if "vLLM did not start with" in line)
     assert "ValueError" in said and "memory" in said and "all that it wrote is in " in said
-
-
-def test_a_kernel_restarted_in_the_middle_of_a_question_asks_only_for_the_samples_it_lacks(
-    tmp_path, engine, monkeypatch
-):
-    path = tmp_path / "journal.jsonl"
-    monkeypatch.setattr(gateway, "solve_problem", partial(solver.solve_problem, policy=voting.EXACT))
-    answer = ask(predictor(lambda: engine, journal=Journal(path, "m")))
-    lines = [line for line in path.read_text().splitlines() if "sample" in line]
-    path.write_text("\n".join(lines[:4]) + "\n")
-    seeds, real = [], engine.sample
-    monkeypatch.setattr(
-        engine, "sample", lambda prompt, seed, *more: (seeds.append(seed), real(prompt, seed, *more))[1]
-    )
-    solutions = {}
-    assert ask(predictor(lambda: engine, solutions=solutions, journal=Journal(path, "m"))) == answer
-    assert len(seeds) == len(set(seeds)) <= engine.settings.samples - 4
-    known = [json.loads(line)["sample"] for line in lines[:4]]
-    assert [asdict(sample) for sample in solutions["q"].samples[:4]] == [{"role": ""} | one for one in known]
 
 
 def test_special_tokens_in_a_question_are_escaped(engine):

@@ -1,6 +1,5 @@
 """What the journal keeps of a sample, and what a kernel that starts again takes from it."""
 
-import shutil
 from dataclasses import asdict, replace
 
 import pytest
@@ -102,16 +101,6 @@ def test_a_user_is_told_what_differs_and_nothing_is_lost(tmp_path, other, told):
         users(tmp_path / "j", **other)
     assert (tmp_path / "j").read_bytes() == before
     users(tmp_path / "j").close()
-
-
-def test_a_second_writer_is_refused_and_a_removed_folder_told_when_a_sample_ends(tmp_path):
-    path = tmp_path / "folder" / "j"
-    first = users(path)
-    with pytest.raises(AimoError, match=r"another process is writing to it; .*another --out"):
-        users(path)
-    shutil.rmtree(path.parent)
-    first.add("q", "1 + 1?", SAMPLE)
-    assert "it was removed; run the same command again" in str(first.fault)
 
 
 def test_a_kernels_journal_that_cannot_be_written_is_told_and_raises_nothing(tmp_path, capsys):

@@ -1,7 +1,7 @@
 """The solver's settings: a model folder's are defaults, a profile and the command line go over them."""
 
 import json
-from dataclasses import asdict, fields
+from dataclasses import fields
 
 import pytest
 
@@ -46,6 +46,8 @@ def test_tags_of_a_public_model_are_those_of_its_template(tmp_path, template, th
         ({"temperature": "hot"}, "temperature"),
         ({"tool_seconds": 3600}, "tool_seconds"),
         ({"tags": {"think_end": ""}}, "think_end"),
+        ({"variants": [{"share": 0.6}, {"share": 0.6}]}, "more than 1 in all"),
+        ({"variants": [{"share": 0.5, "user": "Solve it."}]}, "variants.0.user: .*problem"),
     ],
 )
 def test_a_wrong_setting_is_named_in_one_line_in_a_folder_and_in_a_layer(tmp_path, values, told):
@@ -56,11 +58,20 @@ def test_a_wrong_setting_is_named_in_one_line_in_a_folder_and_in_a_layer(tmp_pat
         assert "\n" not in str(e.value)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", ""])
-def test_a_broken_aimo_json_is_named_with_the_remedy(tmp_path, text):
-    (tmp_path / "aimo.json").write_text(text)
-    with pytest.raises(AimoError, match=r"aimo\.json.*delete it to take the defaults"):
+@pytest.mark.parametrize(
+    "name, text, told",
+    [
+        ("aimo.json", "{", "delete it to take the defaults"),
+        ("aimo.json", "[]", "delete it to take the defaults"),
+        ("generation_config.json", "{", "repair the file, or delete it"),
+        ("generation_config.json", '{"top_k": -5}', "top_k.*repair the file, or delete it"),
+    ],
+)
+def test_a_broken_file_of_a_folder_is_named_with_the_remedy(tmp_path, name, text, told):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(AimoError, match=rf"{name}.*{told}") as e:
         resolve_settings(tmp_path)
+    assert "\n" not in str(e.value)
 
 
 def test_a_folders_own_sampling_is_the_default_below_its_aimo_json_and_every_layer(tmp_path):
@@ -77,51 +88,10 @@ def sampling(settings):
 
 
 @pytest.mark.parametrize(
-    "text, told", [('{"top_k": -5}', "top_k"), ('{"top_p": "a"}', "top_p"), ("{", "JSON")]
-)
-def test_a_generation_config_that_cannot_be_used_is_named_with_the_remedy(tmp_path, text, told):
-    (tmp_path / "generation_config.json").write_text(text)
-    with pytest.raises(AimoError, match=rf"generation_config\.json.*{told}.*repair the file, or delete") as e:
-        resolve_settings(tmp_path)
-    assert "\n" not in str(e.value)
-
-
-BOXED = {"think_start": "<think>", "think_end": "</think>", "answer_start": "\\boxed{", "answer_end": "}"}
-OTHER = [{"share": 0.5, "system": "Use <SOLUTION>x</SOLUTION>."}]
-
-
-@pytest.mark.parametrize(
-    "layer, told",
-    [
-        ({"tags": asdict(Tags()), "system": "Put it in \\boxed{}."}, "inference.system asks for .boxed"),
-        ({"tags": BOXED, "user": "{problem} Write <ANSWER>x</ANSWER>."}, "inference.user asks for </ANSWER>"),
-        ({"tags": BOXED, "variants": OTHER}, "inference.variants.0.system asks for </SOLUTION>"),
-        ({"variants": [{"share": 0.6}, {"share": 0.6}]}, "more than 1 in all"),
-        ({"user": "Solve it."}, "user: .*problem"),
-        ({"variants": [{"share": 0.5, "user": "Solve it."}]}, "variants.0.user: .*problem"),
-    ],
-)
-def test_prompts_that_contradict_the_tags_or_leave_the_problem_out_are_refused_in_one_line(
-    tmp_path, layer, told
-):
-    with pytest.raises(AimoError, match=told) as e:
-        resolve_settings(tmp_path, layer)
-    assert "\n" not in str(e.value)
-
-
-def test_prompts_that_ask_for_what_is_read_are_accepted(tmp_path):
-    prompts = {"system": "Think in <think></think>.", "user": "{problem} Put it in \\boxed{}. {rules}"}
-    assert resolve_settings(tmp_path, {"tags": BOXED} | prompts).system == prompts["system"]
-    tagged = "Think. <end_working_out> <SOLUTION>x</SOLUTION>, or <answer>x</answer>"
-    assert resolve_settings(tmp_path, {"tags": asdict(Tags()), "system": tagged}).system == tagged
-
-
-@pytest.mark.parametrize(
     "overrides, told",
     [
-        (["inference.system=Put it in \\boxed{}."], "inference.system asks for .boxed"),
-        (["prompt.system=Put it in \\boxed{}."], "prompt.system asks for .boxed"),
         (["prompt.system=Think.", "inference.system=Work it out."], "trained with prompt.system"),
+        (["inference.variants=[{share: 0.6}, {share: 0.6}]"], "inference: variants: .* more than 1"),
     ],
 )
 def test_a_profile_that_trains_is_refused_before_it_trains(overrides, told):

@@ -24,17 +24,6 @@ CALL = '<tool_call>{"name": "python", "arguments": {"code": "CODE"}}</tool_call>
 EASY = "A shop sells pens for 3 dollars and books for 4 dollars. How much do 2 pens and 5 books cost?"
 
 
-def test_a_vote_counts_only_finished_samples_and_answers_in_range(engine):
-    s = solve_problem(engine, EASY, num_samples=16, kind=Integer(0, 99999))
-    assert len(s.samples) == 16 and 1 <= len(s.ended) <= 16
-    assert s.votes and s.votes.total() <= len(s.ended)
-    assert s.answer == max(s.votes, key=lambda a: (s.votes[a], -a))
-    assert all(0 <= a <= 99999 for a in s.votes) and not s.note
-    s = solve_problem(engine, EASY, num_samples=4, kind=Integer(-9, -1))
-    assert s.answer == -1 and not s.votes
-    assert "none of 4 completions held an integer from -9 to -1" in s.note
-
-
 def test_the_same_seed_gives_the_same_vote_and_another_seed_other_samples(engine):
     def texts(seed):
         s = solve_problem(engine, EASY, 8, Integer(0, 99999), seed, policy=EXACT)

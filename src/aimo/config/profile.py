@@ -400,12 +400,7 @@ class Profile:
             yield "sft.eval_steps: needs rows that are not trained on; set data.sft.test_split"
 
         if self.trained:  # the model is asked as it was trained
-            asked = {"tags": asdict(self.prompt.tags)}
-            prompt = asked | {"system": self.prompt.system}
-            inference = settings.merge(asked, self.inference.written)
-            for section, values in ("prompt", prompt), ("inference", inference):
-                if found := settings.contradiction(settings.validate_settings(values, section, "correct it")):
-                    yield f"{section}.{found}"
+            settings.validate_settings(self.inference.written, "inference", "correct it")
             if self.prompt.system and self.inference.system:
                 yield "inference.system: the model is trained with prompt.system; remove one of the two"
         for name, stage in ("grpo", self.grpo), ("opd", self.opd):

@@ -423,26 +423,22 @@ def root(a: Number, n: Number = 2) -> Number:
     return complex(a) ** (1 / complex(n))
 
 
+def exact(n: Number) -> Fraction:
+    if not isinstance(n, Fraction):
+        raise ValueError("the two random values of a name say nothing about it rounded")
+    return n
+
+
 def whole(n: Number) -> int:
-    if not (isinstance(n, Fraction) and n.denominator == 1):
+    if exact(n).denominator != 1:
         raise ValueError("not an integer")
-    return int(n)
+    return int(exact(n))
 
 
 def natural(n: Number) -> int:
     if not 0 <= whole(n) <= 3000:
         raise ValueError("not a small natural number")
     return whole(n)
-
-
-def rounded(how: Callable[[Fraction], int], n: Number) -> Fraction:
-    if not isinstance(n, Fraction):
-        raise ValueError("the two random values of a name say nothing about it rounded")
-    return Fraction(how(n))
-
-
-def of_integers(how: Callable[..., int], *ns: Number) -> Fraction:
-    return Fraction(how(*map(whole, ns)))
 
 
 OPERATORS: dict[type, Callable[..., Number]] = {
@@ -453,10 +449,10 @@ FUNCTIONS: dict[str, Callable[..., Number]] = {
     "fact": lambda n: Fraction(math.factorial(natural(n))),
     "binom": lambda n, k: Fraction(math.comb(natural(n), natural(k))),
     "abs": lambda value: Fraction(abs(value)) if isinstance(value, Fraction) else complex(abs(value)),
-    "floor": partial(rounded, math.floor),
-    "ceil": partial(rounded, math.ceil),
-    "gcd": partial(of_integers, math.gcd),
-    "lcm": partial(of_integers, math.lcm),
+    "floor": lambda n: Fraction(math.floor(exact(n))),
+    "ceil": lambda n: Fraction(math.ceil(exact(n))),
+    "gcd": lambda *ns: Fraction(math.gcd(*map(whole, ns))),
+    "lcm": lambda *ns: Fraction(math.lcm(*map(whole, ns))),
     "log": lambda value, base: cmath.log(complex(value), complex(base)),
     "sqrt": root,
     "root": root,

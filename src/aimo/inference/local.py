@@ -1,7 +1,7 @@
 """Ask a model on this machine: one problem aloud (`ask`), or the questions of a test file (`answer_file`)."""
 
 import asyncio
-from collections import Counter
+import math
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -14,11 +14,11 @@ from aimo.inference.competitions import Competition, find_competition, name_of, 
 from aimo.inference.engine import Supervisor
 from aimo.inference.errors import AimoError, EngineError, one_line
 from aimo.inference.journal import Journal
-from aimo.inference.sample import AskedProblem, RunningSample
+from aimo.inference.sample import AskedProblem
 from aimo.inference.sampling import Sampler
-from aimo.inference.sandbox import has_sandbox
-from aimo.inference.solver import Solution, cancel
+from aimo.inference.solver import Solution, Solver
 from aimo.inference.storage import AGAIN, KEPT
+from aimo.inference.voting import POLICY, Stop
 
 PATIENCE_S = 150  # that `answer_file` waits for an engine, or for a model server that was restarted
 REFRESH_S = 0.1  # between two looks at what a sample has written for a person
@@ -106,54 +106,45 @@ def journal_beside(out: Path) -> Path:
 def ask(sampler: Sampler, text: str, seed: int = 0) -> str:
     """Print the first of `settings.samples` samples as it is written, then the vote if there are several.
 
-    Returns the answer that most samples gave, among equals the earliest; all samples run Python if the
-    settings give any of them tools. Raises AimoError when the problem cannot be asked, EngineError when the
-    engine fails or no sample holds an answer.
+    Returns the voted answer; all samples run Python if the settings give any of them tools. Raises AimoError
+    when the problem cannot be asked, EngineError when the engine fails or no sample holds an answer.
     """
-    problem = AskedProblem(sampler, text, seed, Latex())
-    if fault := problem.fault():
+    solution = Solution()
+    solver = Solver(AskedProblem(sampler, text, seed, Latex()), solution, keep=lambda sample: None)
+    solver.tools = math.ceil(solver.tools)
+    if fault := solver.problem.fault():
         raise AimoError(f"{fault}; ask another")
     try:
-        texts = sampler.run(sample_aloud(problem))
+        sampler.run(solve_aloud(solver))
     except Exception as e:  # the engine's own kinds
-        raise EngineError(f"the problem could not be answered: {one_line(e)}") from None
-    groups: Counter[str] = Counter()  # of equal answers, such as 1/2 and 0.5, by the first
-    for answer in filter(None, map(problem.read, texts)):
-        groups[Latex().group(answer, groups)] += 1
-    if not groups:
-        raise EngineError(f"{len(texts)} samples hold no answer; give more --samples or inference.max_tokens")
-    ranked = groups.most_common()
-    if len(texts) > 1:
-        print(*(f"{count} of {len(texts)}: {answer}" for answer, count in ranked), "", sep="\n")
-    return ranked[0][0]
+        solution.fail(one_line(e))
+    if solution.stop is Stop.FAILED:
+        raise EngineError(f"the problem could not be answered: {solution.note}")
+    rows, count = solution.tally, len(solution.ended)
+    if not rows:
+        raise EngineError(f"{count} samples hold no answer; give more --samples or inference.max_tokens")
+    if count > 1:
+        print(*(f"{row.votes} of {count}: {row.answer}" for row in rows), "", sep="\n")
+    return str(rows[0].answer)
 
 
-async def sample_aloud(problem: AskedProblem) -> list[str]:
-    """Print the first sample as it grows; return the texts of all that did not fail."""
-    settings = problem.sampler.settings
-    tools = settings.tools > 0 and has_sandbox()
-    samples = [RunningSample(problem, index, 0.0, tools) for index in range(settings.samples)]
-    tasks = [asyncio.create_task(sample.answer()) for sample in samples]
-    shown = ""
+async def solve_aloud(solver: Solver) -> None:
+    """Solve a problem, and print its first sample as it grows."""
+    num_samples, shown = solver.sampler.settings.samples, ""
+    task = asyncio.create_task(solver.run(num_samples, math.inf, POLICY))
 
-    def show(text: str) -> None:
+    def show() -> None:
         nonlocal shown
+        samples = [*solver.solution.samples, *solver.running.values()]
+        text = next((sample.text for sample in samples if sample.index == 0), "")
         if not text.startswith(shown):  # a turn may lose what it wrote last
             shown = next(shown[:same] for same in range(len(shown), -1, -1) if text.startswith(shown[:same]))
             print()
         print(text[len(shown) :], end="", flush=True)
         shown = text
 
-    try:
-        while not tasks[0].done():
-            await asyncio.wait(tasks[:1], timeout=REFRESH_S)
-            show(samples[0].text)
-        if not tasks[0].exception():
-            show(f"{tasks[0].result().text}\n\n")
-        ended = await asyncio.gather(*tasks, return_exceptions=True)
-        faults = [one for one in ended if isinstance(one, BaseException)]
-        if len(faults) == len(ended):
-            raise faults[0]
-        return [one.text for one in ended if not isinstance(one, BaseException)]
-    finally:
-        await cancel([task for task in tasks if not task.done()])
+    while not task.done():
+        await asyncio.wait([task], timeout=REFRESH_S)
+        show()
+    await task
+    print("\n")

@@ -9,7 +9,6 @@ import contextlib
 import functools
 import inspect
 import json
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, field, fields
 from pathlib import Path
@@ -189,6 +188,12 @@ class Settings:
     # vLLM's engine arguments by its own names: tensor_parallel_size, kv_cache_dtype, speculative_config …
     vllm: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if sum(other.share for other in self.variants) > 1:
+            raise ValueError("variants: their shares are more than 1 in all; lower them")
+        if self.format == "harmony" and self.tool_parser:
+            raise ValueError(f"tool_parser: {self.tool_parser} does not read Harmony's calls; set it to null")
+
     @property
     def top_logprobs(self) -> int | None:
         """How many log-probabilities of each token vLLM returns, for `weight` and `confidence`."""
@@ -246,8 +251,6 @@ def resolve_settings(model: str | Path, *layers: Mapping[str, Any]) -> Settings:
     for layer in layers:
         values = merge(values, layer)
     settings = validate_settings(values, "settings", "correct the value")
-    if found := contradiction(settings):
-        raise AimoError(f"inference.{found}")
     if settings.format == "harmony" and not is_harmony:
         raise AimoError(
             f"inference.format: harmony is gpt-oss's, and model {model} is another; set it to chat"
@@ -269,27 +272,6 @@ def merge(values: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]
         if isinstance(value, Mapping) and isinstance(values.get(key), Mapping):
             merged[key] = {**values[key], **value}
     return merged
-
-
-def contradiction(settings: Settings) -> str:
-    """Return what in the prompts contradicts the tags or other prompts, with the remedy; else nothing."""
-    tags = settings.tags
-    read = {tag.strip() for tag in asdict(tags).values()} | {"</answer>", "</think>"}
-    read |= {"\\boxed"} if "{" in tags.answer_start else set()
-    if sum(other.share for other in settings.variants) > 1:
-        return "variants: their shares are more than 1 in all; lower them"
-    if settings.format == "harmony" and settings.tool_parser:
-        return f"tool_parser: {settings.tool_parser} does not read the calls of Harmony; set it to null"
-    prompts = {"system": settings.system, "user": settings.user}
-    for i, other in enumerate(settings.variants):
-        prompts |= {f"variants.{i}.system": other.system, f"variants.{i}.user": other.user}
-    for key, text in prompts.items():
-        if asked := set(re.findall(r"</[\w-]+>|\\boxed\b", text)) - read:
-            return (
-                f"{key} asks for {asked.pop()}, and inference.tags read "
-                f"{tags.answer_start}…{tags.answer_end}; let both say the same"
-            )
-    return ""
 
 
 def validate_settings(values: Mapping[str, Any], where: str, remedy: str) -> Settings:
