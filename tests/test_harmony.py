@@ -248,7 +248,7 @@ def test_the_format_is_taken_for_gpt_oss_alone_and_without_a_parser(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "gpt_oss"}')
     settings = resolve_settings(tmp_path)
     assert settings.format == "harmony" and settings.tags == HARMONY
-    with pytest.raises(AimoError, match="tool_parser: openai does not read Harmony.s calls; set"):
+    with pytest.raises(AimoError, match="tool_parser: openai does not read Harmony's calls; set"):
         resolve_settings(tmp_path, {"tool_parser": "openai"})
     assert resolve_settings(tmp_path, {"format": "chat", "tool_parser": "openai"}).format == "chat"
     (tmp_path / "config.json").write_text('{"model_type": "qwen3"}')

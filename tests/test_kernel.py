@@ -144,11 +144,8 @@ def test_it_answers_with_a_public_model_alone_in_an_empty_folder(
     said = machine.printed(working)
     assert "5 questions answered" in said and "empty" in said and "do not fit" in said
     assert "temperature: 0.9" in said
-    steps = ["wheels", "imports", "import of vLLM", "plan", "start of the engine", "first answer"]
-    places = [re.search(rf"^{name}: .*\d", said, re.MULTILINE) for name in steps]
-    begins = [place.start() for place in places if place]
-    assert len(begins) == len(steps) and begins == sorted(begins)
-    assert re.search(r"^weights: 0\.\d+ GB read into the page cache, \d+\.\d s$", said, re.MULTILINE)
+    steps = "wheels", "imports", "weights", "import of vLLM", "plan", "start of the engine", "first answer"
+    assert all(re.search(rf"^{name}: .*\d", said, re.MULTILINE) for name in steps)
     assert not machine.printed(working, "stderr")
 
 

@@ -1,7 +1,6 @@
 """The solver with the real engine and the tiny base, its own cost, and the time of a whole notebook."""
 
 import asyncio
-import random
 import runpy
 import time
 from dataclasses import replace
@@ -17,7 +16,7 @@ from aimo.inference.answer_kinds import Integer
 from aimo.inference.chat_format import FencedBlocks
 from aimo.inference.sample import AskedProblem, End, RunningSample
 from aimo.inference.settings import Settings, Tags
-from aimo.inference.solver import MAX_SHARES, MIN_SHARE, divide_time, next_budget, solve_problem
+from aimo.inference.solver import MAX_SHARES, divide_time, next_budget, solve_problem
 from aimo.inference.voting import EXACT, Stop
 
 CALL = '<tool_call>{"name": "python", "arguments": {"code": "CODE"}}</tool_call>'
@@ -121,17 +120,6 @@ def test_a_token_of_a_long_sample_costs_no_more_than_one_of_a_short_one(tools, p
 
 
 # ---- The time of a whole notebook
-
-
-@pytest.mark.parametrize("seed", range(50))
-def test_no_day_runs_over_and_every_question_gets_its_minimum(seed):
-    rng = random.Random(seed)
-    left, questions = rng.uniform(10, 20000), rng.randint(1, 100)
-    least = MIN_SHARE * left / questions
-    for i in range(questions):
-        allowed = divide_time(left, questions - i, least)
-        assert least - 1e-6 <= allowed <= left + 1e-6
-        left -= allowed * rng.choice([0, 0.1, 1, 1])
 
 
 def test_what_easy_questions_save_goes_to_hard_ones_and_more_than_expected_are_planned_for():
