@@ -14,7 +14,7 @@ from aimo.inference.competitions import Competition, find_competition, name_of, 
 from aimo.inference.engine import Supervisor
 from aimo.inference.errors import AimoError, EngineError, one_line
 from aimo.inference.journal import Journal
-from aimo.inference.sample import AskedProblem
+from aimo.inference.sample import AskedProblem, RunningSample, Sample
 from aimo.inference.sampling import Sampler
 from aimo.inference.solver import Solution, Solver
 from aimo.inference.storage import AGAIN, KEPT
@@ -135,7 +135,7 @@ async def solve_aloud(solver: Solver) -> None:
 
     def show() -> None:
         nonlocal shown
-        samples = [*solver.solution.samples, *solver.running.values()]
+        samples: list[Sample | RunningSample] = [*solver.solution.samples, *solver.running.values()]
         text = next((sample.text for sample in samples if sample.index == 0), "")
         if not text.startswith(shown):  # a turn may lose what it wrote last
             shown = next(shown[:same] for same in range(len(shown), -1, -1) if text.startswith(shown[:same]))
