@@ -7,16 +7,16 @@ environment (`offline/sitecustomize.py`). A rerun has a gateway in another proce
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 from conftest import ROOT
+
+from aimo.inference.vllm_process import free_port
 
 HERE = Path(__file__).parent
 NOTEBOOK = "__notebook__.ipynb"
@@ -32,12 +32,6 @@ class Ran:
 
     def __bool__(self):
         return self.code == 0
-
-
-def free_port():
-    with closing(socket.socket()) as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 def attach_competition(inputs, competition, test_csv):
@@ -103,7 +97,7 @@ def rerun(text, inputs, working, folder, hidden_csv, out, parameters=None, patie
     The gateway is a process of its own that waits for the server and writes the answers to `out`. Returns the
     run, and the gateway's last line.
     """
-    port = free_port()
+    port = free_port("127.0.0.1", 0)
     gateway = subprocess.Popen(
         [sys.executable, "-m", "kaggle_evaluation.gateway", hidden_csv, out, str(port), str(patience_s)],
         cwd=folder,

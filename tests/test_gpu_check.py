@@ -150,6 +150,9 @@ def test_a_failure_costs_one_row_with_its_reason_and_the_exit_code(gpu, tmp_path
         gpu.Check("full disk", [python("pass")], look=lost),
         gpu.Check("no model", [], base="nobody/knows"),
         gpu.Check("passes", [python("open('left', 'w')")], look=lambda: {"tokens/s": 12.5}),
+        gpu.Check(
+            "finds no other's files", [python("import os; os.path.exists('../passes') and os.abort()")]
+        ),
         gpu.Check("left out", [], "needs a GPU"),
     ]
     monkeypatch.setattr(gpu, "MAKERS", [lambda *_: checks])
@@ -157,7 +160,7 @@ def test_a_failure_costs_one_row_with_its_reason_and_the_exit_code(gpu, tmp_path
         gpu.main(run_dir=tmp_path, to=tmp_path / "copy.json")
     assert ended.value.exit_code == 1
     result = json.loads((tmp_path / "copy.json").read_text())
-    assert result["headline"] == "5 failed, 1 passed, 1 skipped"
+    assert result["headline"] == "5 failed, 2 passed, 1 skipped"
     rows = {row["name"]: row for row in result["checks"]}
     assert rows["raises"]["note"] == "ValueError: the cause; try: another way"
     assert "num_tokens" in rows["no key"]["note"] and "No space" in rows["full disk"]["note"]
@@ -204,13 +207,6 @@ def test_what_the_end_cuts_off_is_not_judged_and_a_failed_check_stays_failed(gpu
     long = gpu.Check("long", [python(WAIT)], hint="x")
     gpu.run(long, tmp_path, tmp_path, here, time.monotonic() + 1)
     assert long.state == "skipped" and "the time was over; take --only long" in long.note
-
-
-def test_what_a_check_leaves_is_removed_as_it_ends(gpu, tmp_path):
-    check = gpu.Check("big", [python("open('weights', 'w')")])
-    (tmp_path / "logs").mkdir()
-    gpu.run_all([check], tmp_path, tmp_path / "logs", gpu.Here(0), 1)
-    assert check.state == "passed" and [path.name for path in tmp_path.iterdir()] == ["logs"]
 
 
 @pytest.mark.train

@@ -28,14 +28,11 @@ def weights(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_all_weights_are_read_ahead_and_nothing_else(weights, capsys):
+def test_weights_alone_are_read_ahead_while_the_memory_holds_all_of_them(weights, capsys, monkeypatch):
     before = bytes_read()
     startup.read_ahead(weights).join()
     assert 6_291_456 <= bytes_read() - before < 9_000_000
     assert "0.00629 GB read into the page cache" in capsys.readouterr().out
-
-
-def test_reading_ahead_stops_when_the_memory_would_not_hold_the_weights(weights, capsys, monkeypatch):
     left = iter([7e6, 7e6, *[6e6] * 100])
     monkeypatch.setattr(startup, "available_memory", lambda: next(left))
     startup.read_ahead(weights).join()

@@ -101,8 +101,6 @@ class Server(FolderSampler):
                     limits.append(getattr(served, "max_model_len", None) or 4096)
                 except AimoError as e:
                     faults.append(e)
-                except IndexError:
-                    faults.append(AimoError(f"server {address(client)} has no model; start it with one"))
             if faults and (need_all or not names):
                 raise faults[0]
             if len(names) > 1:
