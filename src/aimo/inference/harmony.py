@@ -198,41 +198,34 @@ def library() -> Any:
 
 @functools.cache
 def load_harmony(model: str | Path) -> Any:
-    """Return openai_harmony's encoding of gpt-oss, offline. AimoError when there is no vocabulary."""
+    """Return openai_harmony's encoding of gpt-oss, offline.
+
+    The vocabulary file is in the folder that TIKTOKEN_ENCODINGS_BASE names, or in the model folder, or made
+    from its tokenizer.json, or among Kaggle's inputs. AimoError when there is none, or one with another hash.
+    """
     harmony, given = library(), os.environ.get(FOLDER)
+    file = Path(given or model) / FILE
+    if given and not file.is_file():
+        raise AimoError(f"{FOLDER}: {given} holds no {FILE}; {REMEDY}")
     with tempfile.TemporaryDirectory(prefix="aimo-harmony-") as made:
-        os.environ[FOLDER] = str(find_vocabulary(Path(model), given, Path(made)).parent)
+        if not file.is_file():
+            content = vocabulary_of(Path(model) / "tokenizer.json")
+            if hashlib.sha256(content).hexdigest() == SHA256:
+                file = Path(made) / FILE
+                file.write_bytes(content)
+            elif not (file := next(INPUTS.rglob(FILE), file)).is_file():
+                raise AimoError(
+                    f"model {model}: no {FILE} there, and its tokenizer.json is not gpt-oss's; {REMEDY}"
+                )
+        found = hashlib.sha256(file.read_bytes()).hexdigest()
+        if found != SHA256:
+            raise AimoError(f"{file}: has SHA-256 {found[:16]}…, gpt-oss's has {SHA256[:16]}…; {REMEDY}")
+        os.environ[FOLDER] = str(file.parent)
         try:
             return harmony.load_harmony_encoding(harmony.HarmonyEncodingName.HARMONY_GPT_OSS)
         finally:
             del os.environ[FOLDER]
             os.environ |= {FOLDER: given} if given else {}
-
-
-def find_vocabulary(model: Path, given: str | None, made: Path) -> Path:
-    """Return the vocabulary file: in the folder that TIKTOKEN_ENCODINGS_BASE gave, or in the model folder, or
-    made from its tokenizer.json in the folder `made`, or among Kaggle's inputs.
-
-    AimoError when there is none, or one with another hash.
-    """
-    file = Path(given or model) / FILE
-    if given and not file.is_file():
-        raise AimoError(f"{FOLDER}: {given} holds no {FILE}; {REMEDY}")
-    if not file.is_file():
-        content = vocabulary_of(model / "tokenizer.json")
-        if hashlib.sha256(content).hexdigest() == SHA256:
-            (made / FILE).write_bytes(content)
-            return made / FILE
-        attached = next(INPUTS.rglob(FILE), None)
-        if attached is None:
-            raise AimoError(
-                f"model {model}: no {FILE} there, and its tokenizer.json is not gpt-oss's; {REMEDY}"
-            )
-        file = attached
-    found = hashlib.sha256(file.read_bytes()).hexdigest()
-    if found != SHA256:
-        raise AimoError(f"{file}: has SHA-256 {found[:16]}…, gpt-oss's has {SHA256[:16]}…; {REMEDY}")
-    return file
 
 
 def vocabulary_of(tokenizer: Path) -> bytes:
