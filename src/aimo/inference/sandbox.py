@@ -36,10 +36,17 @@ GRACE_S = 0.5  # seconds that an interrupted program has to end before its proce
 MAX_OUTPUT = 16 << 20  # bytes of output at which a call is stopped: reading them costs the caller too
 SHOWN_CHARS = 4000  # of a program's output that the model reads
 OPEN = "AIMO_SANDBOX"  # the variable that lets programs run where a limit is missing: `open`, or `strict`
-REMEDIES = {
-    **dict.fromkeys(("no network", "no processes", "no signals"), "install libseccomp2"),
-    **dict.fromkeys(("no reading outside", "no writing outside"), "use Linux 5.13 or later with Landlock"),
-    **dict.fromkeys(("file size", "memory"), "use a container that allows setrlimit"),
+SECCOMP, LANDLOCK = "install libseccomp2", "use Linux 5.13 or later with Landlock"
+RLIMIT = "use a container that allows setrlimit"
+# Each limit: a program that exceeds it, with a {file} of the caller's, and the remedy where it succeeds.
+ATTEMPTS = {
+    "no network": ("import socket; socket.socket()", SECCOMP),
+    "no processes": ("import os; os.fork() or os._exit(0)", SECCOMP),
+    "no signals": ("import os; os.kill(os.getppid(), 0)", SECCOMP),
+    "no reading outside": ("open({file!r})", LANDLOCK),
+    "no writing outside": ("open({file!r}, 'a')", LANDLOCK),
+    "file size": ("open('file', 'wb').truncate((1 << 20) + 1)", RLIMIT),
+    "memory": ("bytearray(128 << 20)", RLIMIT),
 }
 
 
@@ -164,21 +171,13 @@ def enforced() -> dict[str, bool]:
         raise SandboxError(f"sandbox: no process could be confined: {error.splitlines()[-1]}")
     with tempfile.NamedTemporaryFile() as file:
         os.chmod(file.name, 0o644)
-        attempts = {
-            "no network": "import socket; socket.socket()",
-            "no processes": "import os; os.fork() or os._exit(0)",
-            "no signals": "import os; os.kill(os.getppid(), 0)",
-            "no reading outside": f"open({file.name!r})",
-            "no writing outside": f"open({file.name!r}, 'a')",
-            "file size": "open('file', 'wb').truncate((1 << 20) + 1)",
-            "memory": "bytearray(128 << 20)",
-        }
-        return {what: not _run(attempt, "", small, {}).ok for what, attempt in attempts.items()}
+        programs = {what: attempt.format(file=file.name) for what, (attempt, _) in ATTEMPTS.items()}
+        return {what: not _run(program, "", small, {}).ok for what, program in programs.items()}
 
 
 def remedy(lacking: Iterable[str]) -> str:
     """Return how to make a machine enforce the limits that it lacks, or to run programs without them."""
-    ways = "; ".join(dict.fromkeys(REMEDIES[what] for what in lacking))
+    ways = "; ".join(dict.fromkeys(ATTEMPTS[what][1] for what in lacking))
     return f"{ways}; or set {OPEN}=open to run programs of a model without"
 
 
