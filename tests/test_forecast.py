@@ -7,7 +7,7 @@ import statistics
 
 import numpy as np
 import pytest
-from conftest import here, refused
+from conftest import here
 
 from aimo.evaluation import replay as lab
 from aimo.evaluation.replay import parse_rule
@@ -24,7 +24,6 @@ def test_the_chances_of_scores_are_those_of_all_outcomes(runs):
         chances[sum(outcome)] += math.prod(rate if right else 1 - rate for right, rate in each)
     assert found.chances == pytest.approx(chances)
     assert list(found.scores[:3]) == [0, 1 / runs, 2 / runs] and found.mean == pytest.approx(sum(rates))
-    assert found.at_least()[0] == pytest.approx(1) and found.at_least()[-1] == found.chances[-1]
     assert found.luck == pytest.approx(lab.forecast_score(rates, 1, len(rates)).deviation)
 
 
@@ -64,5 +63,3 @@ def test_the_command_prints_the_chances_and_the_runs_that_tell_a_point_from_luck
     file = shared / "traces" / "aimo3_gpt_oss_120b_attempts.jsonl"
     done = here("forecast", file, "--competition", "aimo3", "--runs", "2", "--draws", "20")
     assert "10 questions recorded" in done.stdout and "a gain of one point needs 46 runs" in done.stdout
-    told = "'aimo9' is unknown: use one of aimo1, aimo2, aimo3"
-    refused("forecast", file, "--competition", "aimo9", told=[told])

@@ -42,14 +42,6 @@ def test_a_ratio_of_equal_measurements_is_certain_and_of_pairs_narrower_than_of_
     assert paired.low < 0.5 < paired.high and paired.high - paired.low < (apart.high - apart.low) / 4
 
 
-def test_intervals_narrow_with_the_root_of_the_questions_and_depend_on_the_seed_alone():
-    rng = np.random.default_rng(2)
-    few, many = rng.random(50), rng.random(5000)
-    assert scores.mean_interval(few, 3) == scores.mean_interval(few, 3)
-    widths = [found.high - found.low for found in (scores.mean_interval(few), scores.mean_interval(many))]
-    assert 7 < widths[0] / widths[1] < 14
-
-
 def test_all_right_or_all_wrong_leaves_the_exact_bound():
     nothing = scores.share_interval(np.zeros(30))
     assert nothing.value == nothing.low == 0 and 0.05 < nothing.high < 0.12  # about 3.7 / 30

@@ -79,17 +79,17 @@ def test_a_rule_makes_of_samples_an_answer_tokens_and_wall_time(samples, rule, b
 
 
 @pytest.mark.parametrize(
-    "weight, sure, unsure",
+    "weight, field, unsure, sure",
     [
-        ("logprob", {"logprob": -0.1}, {"logprob": -2.0}),
-        ("tail_logprob", {"tail_logprob": -0.1}, {"tail_logprob": -2.0}),
-        ("entropy", {"entropy": 0.1}, {"entropy": 2.0}),
-        ("tail_entropy", {"tail_entropy": 0.1}, {"tail_entropy": 2.0}),
-        ("programs", {"printed": (9,)}, {"printed": (8,)}),
+        ("logprob", "logprob", -2.0, -0.1),
+        ("tail_logprob", "tail_logprob", -2.0, -0.1),
+        ("entropy", "entropy", 2.0, 0.1),
+        ("tail_entropy", "tail_entropy", 2.0, 0.1),
+        ("programs", "printed", (8,), (9,)),
     ],
 )
-def test_a_weight_lets_one_sure_sample_outvote_two_unsure_ones_or_tie_them(weight, sure, unsure):
-    samples = [RecordedSample(10, 4, **unsure)] * 2 + [RecordedSample(10, 9, **sure)]
+def test_a_weight_lets_one_sure_sample_outvote_two_unsure_ones_or_tie_them(weight, field, unsure, sure):
+    samples = [RecordedSample(10, 4, **{field: unsure})] * 2 + [RecordedSample(10, 9, **{field: sure})]
     assert play(samples, "all")[1].answer == 4
     assert play(samples, f"all:{weight}")[1].answer == 9
 
@@ -146,13 +146,11 @@ def test_two_early_answers_that_agree_are_not_believed(shared):
 def test_a_journal_and_the_public_formats_are_read_alike(tmp_path, shared):
     question = next(q for q in gpt_oss(shared).questions if q.id == "dd7f5e")
     samples = [
-        Sample(i, "", s.tokens, End.FINISHED, s.answer, end_s=s.tokens / 50, entropy=s.entropy)
+        ("dd7f5e", Sample(i, "", s.tokens, End.FINISHED, s.answer, end_s=s.tokens / 50, entropy=s.entropy))
         for i, s in enumerate(question.ours)
     ]
-    parts = samples[:3], samples[3:]
-    files = [
-        write_journal(tmp_path / f"{n}.jsonl", [("dd7f5e", s) for s in part]) for n, part in enumerate(parts)
-    ]
+    parts = {"a.jsonl": samples[:3], "b.jsonl": samples[3:]}
+    files = [write_journal(tmp_path / name, part) for name, part in parts.items()]
     pooled = traces.read_traces(files, {"dd7f5e": 160})[0]
     assert pooled.name == "m" and pooled.unit == "seconds" and len(pooled.questions) == 1
     ours = replay.compare_rules(pooled, draws=5)[0]
@@ -194,7 +192,6 @@ GOOD = json.dumps(KEY | {"sample": asdict(Sample(0, "", 5, End.FINISHED, 3))})
         (GOOD.replace('"tokens"', '"colour"'), "line 1: tokens: missing; another version of aimo"),
         (GOOD.replace('"tokens": 5', '"tokens": "many"'), "line 1: tokens: should be a valid integer"),
         (GOOD.replace('"tokens": 5, ', ""), "line 1: tokens: missing"),
-        (GOOD.replace('"key": "k", ', '"key2": "k", '), "not a file of samples"),
         (f'{{"journal": {{"model": "m", "mood": 1}}}}\n{GOOD}', "line 1: mood: unknown key"),
         (f'{{"journal": {{"model": "a"}}}}\n{GOOD}\n{{"journal": {{"model": "b"}}}}', "line 3: model b is"),
         ('{"journal": {"model": "a"}}', "no sample has ended in it"),
@@ -202,7 +199,6 @@ GOOD = json.dumps(KEY | {"sample": asdict(Sample(0, "", 5, End.FINISHED, 3))})
         ('{"id": "q", "answer": "x", "samples": []}', "question q has no integer as its answer"),
         ('{"id": "q", "answer": 1, "samples": [{"txt": ""}]}', "line 1: samples.0.text: missing"),
         ("[1]", "line 1: not an object"),
-        ("", "not a file of samples"),
     ],
 )
 def test_a_file_that_cannot_be_replayed_is_refused_in_one_line_with_the_remedy(tmp_path, text, named):
@@ -217,12 +213,9 @@ def test_a_file_that_cannot_be_replayed_is_refused_in_one_line_with_the_remedy(t
     "arguments, named",
     [
         (["no.jsonl"], "no.jsonl: No such file"),
-        (["FOLDER"], "Is a directory"),
         (["JOURNAL"], "question q has no answer; give --answers CSV"),
         (["JOURNAL", "--answers", "JOURNAL"], "has no column 'answer'"),
-        (["JOURNAL", "--answers", "no.csv"], "no.csv"),
-        (["JOURNAL", "--policy", "most"], "'most': a rule is STOP or STOP:WEIGHT"),
-        (["JOURNAL", "--policy", "all:hope"], "'all:hope': a rule is"),
+        (["JOURNAL", "--policy", "all:hope"], "'all:hope': a rule is STOP or STOP:WEIGHT"),
         (["JOURNAL", "--policy", "ours speed=3"], "ours has the keys in_flight, max_error"),
         (["JOURNAL", "--answers", "GOLDS", "--policy", "all:logprob"], "no logprob recorded; record it with"),
         (["JOURNAL", "--answers", "GOLDS", "--json", "no/folder/a.json"], "no/folder"),
