@@ -261,32 +261,25 @@ def test_an_evaluation_goes_on_where_it_stopped_and_scoring_again_asks_nobody(
     assert all(row["ours"] != row["math-verify"] for row in again.audit["zero"])
 
 
-def test_a_server_that_goes_down_costs_nothing_that_has_ended(
-    aimo_evaluate, monkeypatch, tmp_path, small_benchmark
-):
-    count = itertools.count()
+@pytest.mark.parametrize(
+    "fails, error, told",
+    [
+        (AimoError("all are down"), AimoError, "all are down; 4 completions are kept in .*run the same"),
+        (ValueError("CUDA"), EngineError, "the engine failed: .*CUDA; run the same command"),
+        (None, EngineError, "engine failed: .*wrote nothing for 0 s; run the same command"),  # it hangs
+    ],
+)
+def test_servers_and_engines_that_fail_cost_nothing_that_has_ended(monkeypatch, tmp_path, fails, error, told):
+    def write(number, _):
+        if number >= 4 and fails:
+            raise fails
+        return "\\boxed{4}\x03" if number < 4 else asyncio.sleep(1000)
 
-    def complete(request):
-        if next(count) >= 5:
-            raise ConnectionError  # the stand-in closes the connection
-        return [{"text": "<SOLUTION>0</SOLUTION>", "token_ids": [5], "finish_reason": "stop"}]
-
-    monkeypatch.setattr(completions, "IN_FLIGHT", 1)
-    with serving(complete, 1024) as url:
-        done = aimo_evaluate(small_benchmark, "--samples", 2, "--server", url)
-    assert "5 completions are kept" in done.err and "run the same command again" in done.err
-    assert len(completions.read_completions(tmp_path / "run/zero.jsonl")[1]) == 5
-
-
-def test_an_engine_that_hangs_ends_an_evaluation_in_one_line_and_costs_nothing_that_has_ended(
-    monkeypatch, tmp_path
-):
     monkeypatch.setattr(solver, "HANG_S", 0.3)
     monkeypatch.setattr(solver, "HEALTH_CHECK_S", 0.1)
-    sampler = Scripted(lambda number, _: "\\boxed{4}\x03" if number < 4 else asyncio.sleep(1000))
-    file = CompletionFile(tmp_path / "x.jsonl", header())
-    with pytest.raises(EngineError, match=r"engine failed: .*wrote nothing for 0 s; run the same command"):
-        completions.sample_file(sampler, file, 2, lambda: None)
+    monkeypatch.setattr(completions, "IN_FLIGHT", 1)
+    with CompletionFile(tmp_path / "x.jsonl", header()) as file, pytest.raises(error, match=told):
+        completions.sample_file(Scripted(write), file, 2, lambda: None)
     assert len(completions.read_completions(tmp_path / "x.jsonl")[1]) == 4
 
 
@@ -319,17 +312,11 @@ def adapter(tmp_path_factory):
     return folder
 
 
-def test_another_benchmark_joins_those_of_the_folder_and_another_model_does_not(
-    aimo_evaluate, tmp_path, model_server, small_benchmark
-):
+def test_another_benchmark_joins_those_of_the_folder(aimo_evaluate, model_server, small_benchmark):
     other = write_rows(small_benchmark.with_name("other.jsonl"), {"problem": "0?", "answer": "0"})
-    options = ["--samples", 2, "--server", model_server[0]]
-    aimo_evaluate(small_benchmark, *options)
-    done = aimo_evaluate(other, *options)
+    for benchmark in small_benchmark, other:
+        done = aimo_evaluate(benchmark, "--samples", 2, "--server", model_server[0])
     assert set(done.benchmarks) == set(done.leakage) == {"zero", "other"}
-    trained = shutil.copytree(TINY, tmp_path / TINY.name)
-    change_weights(trained / "model.safetensors")
-    assert "holds completions of other weights" in aimo_evaluate(other, *options, model=trained).err
 
 
 def test_a_model_is_known_by_its_content_and_not_by_its_place(tmp_path, adapter):

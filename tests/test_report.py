@@ -65,7 +65,6 @@ LABELS = ["base, prompted in the format", "0.75", "said by base"]
 @pytest.mark.parametrize(
     "parts, sections, shown",
     [
-        ({}, RECORD, []),
         ({"trained": ["sft"]}, ["Training: sft", *RECORD], ["8.5"]),
         (
             {"trained": ["grpo"], "heldout": True},
@@ -74,18 +73,10 @@ LABELS = ["base, prompted in the format", "0.75", "said by base"]
         ),
         ({"solutions": [ANSWERED | {"gold": None}, EMPTY]}, [*TEST, *RECORD], ["2 questions: 1 answered"]),
         (
-            {"heldout": True, "solutions": [ANSWERED]},
-            ["Held-out problems", *TEST, "Completions", *RECORD],
-            ["q&lt;1&gt;", "0.625"],
-        ),
-        (
-            {"trained": ["sft", "grpo", "dpo"], "heldout": True, "solutions": [ANSWERED, EMPTY]},
+            {"trained": ["sft", "dpo"], "heldout": True, "solutions": [ANSWERED, EMPTY]},
+            ["Held-out problems", "Training: sft", "Training: dpo", *TEST, "Completions", *RECORD],
             [
-                "Held-out problems", "Training: sft", "Training: grpo", "Training: dpo", *TEST,
-                "Completions", *RECORD,
-            ],
-            [
-                *LABELS, "after DPO", "the problem is empty",
+                *LABELS, "after DPO", "the problem is empty", "q&lt;1&gt;", "0.625",
                 "2 questions: 1 of 1 known answers right, 1 answered with the fallback.",
             ],
         ),
