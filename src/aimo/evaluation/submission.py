@@ -8,7 +8,7 @@ its points: evaluation.html, evaluation.json, and a journal of each pass, which 
 import json
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,9 @@ def evaluate_submission(
     supervisor = Supervisor(lambda: gateway.start_engine(model, resolved, seed, adapter))
     rows: list[dict[str, Any]] = []
     sections: list[Section] = []
+    title, scored = f"Evaluation for {competition}", f"Scored by {rules.scoring}"
+    if rules.scoring == "points":
+        scored = f"Points of a question by its right answers: {', '.join(f'{x:g}' for x in rules.points)}"
     try:
         supervisor.get()
         left_s = time_limit_s - (time.monotonic() - startup.begun())
@@ -99,7 +102,11 @@ def evaluate_submission(
                 records = solution_records(table, rules, golds, one.solutions)
                 sections.append(Section(plots.votes(records), f"{name}, pass {number}"))
                 sections.append(Section(tables.answers(records)))
-            write_scores(folder, competition, rules, model, rows, sections)
+            write_json(folder / "evaluation.json", rows)
+            figures = [{key: str(value) for key, value in row.items()} for row in rows]
+            shown = [Section(tables.table(figures), "Scores"), *sections]
+            lead = f"{model}, asked as the submission would be. {scored}."
+            page.write_page(folder / "evaluation.html", title, lead, shown)
             print(json.dumps(rows[-1]), flush=True)
     finally:
         supervisor.close()
@@ -156,23 +163,6 @@ def solution_records(
             | otherwise
         )
     return records
-
-
-def write_scores(
-    folder: Path,
-    competition: str,
-    rules: Competition,
-    model: str,
-    rows: list[dict[str, Any]],
-    sections: Sequence[Section],
-) -> None:
-    write_json(folder / "evaluation.json", rows)
-    points = ", ".join(f"{value:g}" for value in rules.points)
-    scored = f"Points of a question by its right answers: {points}."
-    scored = scored if rules.scoring == "points" else f"Scored by {rules.scoring}."
-    lead = f"{model}, asked as the submission would be. {scored}"
-    head = Section(tables.table([{key: str(value) for key, value in row.items()} for row in rows]), "Scores")
-    page.write_page(folder / "evaluation.html", f"Evaluation for {competition}", lead, [head, *sections])
 
 
 # Notebook 04
