@@ -11,6 +11,7 @@ which must be the trainer's: what was trained is what is served.
 
 import asyncio
 import contextlib
+import io
 import json
 import re
 import tempfile
@@ -33,7 +34,7 @@ from aimo.inference.engine import Engine
 from aimo.inference.errors import listed, one_line
 from aimo.inference.model_folder import read_adapter
 from aimo.inference.settings import resolve_settings
-from aimo.inference.storage import AGAIN, read_json, write_json
+from aimo.inference.storage import AGAIN, read_json, write_json, write_whole
 from aimo.run import machine
 from aimo.run.runs import Run, find_run, lock, unlock
 
@@ -292,11 +293,8 @@ def forecast(
 def write_archive(adapter: Path, lora: AdapterRules, out: Path) -> None:
     """Write the two files of an adapter as one archive, with the base by the host's name for it."""
     config = read_json(adapter / CONFIG, "train the stage again") | {"base_model_name_or_path": lora.bases[0]}
-    partial = out.with_name(f".{out.name}.partial")
-    try:
-        with zipfile.ZipFile(partial, "w") as archive:
-            archive.writestr(zipfile.ZipInfo(CONFIG), json.dumps(config, indent=2) + "\n")
-            archive.write(adapter / WEIGHTS, WEIGHTS)
-        partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        archive.writestr(zipfile.ZipInfo(CONFIG), json.dumps(config, indent=2) + "\n")
+        archive.write(adapter / WEIGHTS, WEIGHTS)
+    write_whole(out, content.getvalue())
