@@ -83,18 +83,14 @@ def write_rows(path, *rows):
 # Benchmarks
 
 
-@pytest.mark.parametrize(
-    "name, count",
-    [
-        ("aime24", 30), ("aime25", 30), ("aime26", 30), ("math500", 500), ("amc23", 40), ("hmmt25", 30),
-        ("olympiadbench", 675), ("gsm8k", 1319), ("aimo2", 10), ("aimo3", 10),
-    ],
-)  # fmt: skip
-def test_every_benchmark_of_the_table_can_be_read_from_files(shared, name, count):
-    folder = shared if name in ("aimo2", "aimo3", "gsm8k") else shared / "benchmarks"
-    found = benchmarks.read_benchmark(name, folder)
-    assert len(found) == count and all(q.problem and q.answer and "####" not in q.answer for q in found)
-    assert benchmarks.read_benchmark(name, folder, 3) == found[:3]
+def test_benchmarks_of_the_table_can_be_read_from_files(shared):
+    counts = {"aime24": 30, "aime25": 30, "aime26": 30, "math500": 500, "amc23": 40, "hmmt25": 30}
+    counts |= {"olympiadbench": 675, "gsm8k": 1319, "aimo2": 10, "aimo3": 10}
+    for name, count in counts.items():
+        folder = shared if name in ("aimo2", "aimo3", "gsm8k") else shared / "benchmarks"
+        found = benchmarks.read_benchmark(name, folder)
+        assert len(found) == count and all(q.problem and q.answer and "####" not in q.answer for q in found)
+        assert benchmarks.read_benchmark(name, folder, 3) == found[:3]
 
 
 def test_a_file_whose_prompts_are_conversations_is_a_benchmark(tmp_path):
