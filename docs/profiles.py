@@ -57,8 +57,8 @@ inference: {test: my.csv, samples: 16, max_tokens: 96}
 With `grpo` and without `sft`, GRPO starts from the base; `dpo` starts from the last model trained before
 it.
 
-*Reaches* says what a key changes: `tests/test_schema.py` sets every key to another value and looks there. A
-name after "TRL:" is a field of its SFTConfig, GRPOConfig, DPOConfig or DistillationConfig. *Elsewhere* is
+*Reaches* says what a key changes: `tests/test_schema.py` sets every key to another value and looks there, or
+names the test that does. A name after "TRL:" is a field of its SFTConfig, GRPOConfig, DPOConfig or DistillationConfig. *Elsewhere* is
 what other projects call the key (`src/aimo/config/aliases.yaml`); the error message answers to these names.
 `docs/profiles.py` writes this page from the dataclasses in `src/aimo/config`.
 """
@@ -121,24 +121,16 @@ LOOKS: dict[Any, str] = {
     schema.loading: "how the model is loaded",
     schema.adapters: "PEFT's adapters",
     schema.base_model: "which base is taken",
-    schema.tool_use: "GRPO's trainer",
     schema.rewards: "the reward",
-    schema.contests: "the reward",
     schema.proved: "calls of proofs",
-    schema.processes: "programs at a time",
     schema.SFT_RUN: "the training",
     schema.GRPO_RUN: "the training",
     schema.DPO_RUN: "the training",
     schema.OPD_RUN: "the training",
-    schema.taught: "the check of the teacher",
-    schema.limits: "when a stage stops",
     schema.served_model: "the check of the saved model",
-    schema.sampled: "the problems of GRPO",
-    schema.paired: "the pairs of DPO",
     schema.asked: "requests and votes",
     schema.questions: "the questions",
     schema.vllm: "vLLM",
-    schema.pushed: "where a model goes",
     schema.hub_cache: "the hub's client",
 }
 WORDS = {
@@ -271,7 +263,7 @@ def reaches(key: str, folder: Path) -> str:
         return "TRL: the same names"
     if case.observe in (schema.SFT_ARGS, schema.GRPO_ARGS, schema.DPO_ARGS, schema.OPD_ARGS):
         return "TRL: " + ", ".join(f"`{name}`" for name in changed(key, case, folder))
-    return LOOKS[case.observe]
+    return case.observe.partition(": ")[0] if isinstance(case.observe, str) else LOOKS[case.observe]
 
 
 def changed(key: str, case: Any, folder: Path) -> list[str]:

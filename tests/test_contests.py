@@ -5,7 +5,6 @@ import resource
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import polars as pl
 import pytest
@@ -14,7 +13,7 @@ from model_server import standing
 
 from aimo.errors import AimoError
 from aimo.inference import sandbox
-from aimo.rewards import cf_code_reward, code, get_reward_funcs, ioi_code_reward
+from aimo.rewards import cf_code_reward, code, ioi_code_reward
 
 SUM = "#include <iostream>\nint main() { long a, b; std::cin >> a >> b; std::cout << a + b << '\\n'; }"
 PRODUCT = SUM.replace("a + b", "a * b")
@@ -281,14 +280,3 @@ def test_a_row_may_be_in_the_column_that_the_data_stage_keeps_and_one_of_another
 def test_a_row_without_its_columns_is_named():
     with pytest.raises(AimoError, match="cf_code needs a column `official_tests`"):
         cf_code_reward([block(SUM)], language=["cpp"])
-
-
-def test_the_options_of_open_r1s_scripts_reach_them():
-    arguments = SimpleNamespace(
-        reward_funcs=["ioi_code", "cf_code"], code_eval_test_batch_size=4, code_eval_scoring_mode="partial",
-        code_provider="e2b", ioi_provider="piston",
-    )  # fmt: skip
-    ioi, codeforces = get_reward_funcs(arguments)
-    assert (ioi.__name__, codeforces.__name__) == ("ioi_code_reward", "cf_code_reward")
-    assert ioi.keywords["test_batch_size"] == codeforces.keywords["test_batch_size"] == 4
-    assert codeforces.keywords["scoring_mode"] == "partial" and ioi.keywords["provider_type"] == "piston"

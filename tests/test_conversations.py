@@ -102,12 +102,6 @@ def test_a_thought_in_its_own_field_is_trained_and_the_card_counts_the_rest(tmp_
     assert "| sft | read from" in card and "rows.jsonl | 3 |" in card
 
 
-def test_conversations_that_are_all_left_out_end_in_one_line(tmp_path, tokenizer):  # noqa: F811
-    (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": LEFT_OUT["with calls of tools"]}) + "\n")
-    with pytest.raises(AimoError, match=r"data\.sft: no row is left \(1 conversation with calls of tools\)"):
-        prepared(config.load("tiny", [f"data.sft={{source: {tmp_path / 'rows.jsonl'}}}"]), tokenizer)
-
-
 def test_a_conversation_under_another_name_is_refused_with_the_key_to_set(tmp_path):
     path = tmp_path / "rows.jsonl"
     told = r"columns\.problem: .* no column 'problem'; it has dialog: .*\.messages"

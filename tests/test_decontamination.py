@@ -30,14 +30,6 @@ def test_eight_words_in_a_row_are_contamination_and_seven_are_not():
     assert rows(problems, {"exam": [EXAM]}) == [0, 2]
 
 
-def test_the_overlap_is_reported():
-    found = find_overlaps(
-        pl.Series([f"A riddle. {EXAM}"]),
-        {"other": ["Nothing of the kind is in here, not even nearly so."], "exam": [EXAM]},
-    )
-    assert found.rows() == [(0, "exam", "let n be the number of ways to")]
-
-
 @pytest.mark.parametrize("seed", range(5))
 def test_verdicts_are_those_of_the_definition(seed):
     rng = random.Random(seed)
@@ -65,9 +57,4 @@ def test_short_problems_count_as_a_whole_when_near():
 
 
 def test_without_benchmarks_no_row_is_contaminated():
-    assert (
-        rows(["a b c d e f g h i"], {})
-        == rows([], {"exam": [EXAM]})
-        == rows(["", " "], {"exam": ["", "short"]})
-        == []
-    )
+    assert rows(["a b c d e f g h i"], {}) == rows([], {"exam": [EXAM]}) == rows([""], {"exam": [""]}) == []

@@ -257,18 +257,23 @@ def test_options_reach_the_rewards_that_have_them():
 
 def test_open_r1_script_arguments_are_understood():
     arguments = SimpleNamespace(
-        reward_funcs=["cosine", "repetition_penalty", "soft_overlong_punishment", "code_format", "code"],
+        reward_funcs=[
+            "cosine", "repetition_penalty", "soft_overlong_punishment", "code_format", "code", "ioi_code",
+            "cf_code",
+        ],
         cosine_max_len=10, cosine_min_value_correct=0.0, repetition_n_grams=1, repetition_max_penalty=-2.0,
         max_completion_len=10,
         soft_punish_cache=5, code_language="cpp", parallel_code_exec_per_proc=3, code_provider="e2b",
-        output_dir="x",
+        code_eval_test_batch_size=4, code_eval_scoring_mode="partial", ioi_provider="local", output_dir="x",
     )  # fmt: skip
-    cosine, repetition, overlong, code_format, code = get_reward_funcs(arguments)
+    cosine, repetition, overlong, code_format, code, ioi, codeforces = get_reward_funcs(arguments)
     assert cosine(["The answer is 4"], ["4"]) == [0.0]
     assert repetition(["so so"]) == [-1.0]
     assert overlong(completion_ids=[[0] * 9]) == [-0.8]
     assert code_format([OPEN_R1.replace("4", "```cpp\n4```")]) == [1.0]
     assert code.keywords == {"num_parallel": 3, "provider_type": "e2b", "prompt": None}
+    assert ioi.keywords == {"test_batch_size": 4, "provider_type": "local", "prompt": None}
+    assert codeforces.keywords["scoring_mode"] == "partial" and codeforces.keywords["test_batch_size"] == 4
 
 
 @pytest.mark.parametrize(

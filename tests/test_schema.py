@@ -8,7 +8,6 @@ rows, the chat template, a reward, a file. The first case whose pattern fits a k
 import importlib.util
 import json
 import math
-import os
 import re
 import subprocess
 import sys
@@ -16,7 +15,7 @@ import tempfile
 import types
 import typing
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from copy import copy, deepcopy
 from dataclasses import dataclass, field, fields, is_dataclass
 from fnmatch import fnmatch
@@ -37,9 +36,9 @@ from aimo.inference import competitions, gateway, proofs, storage, tool_calls, v
 from aimo.inference.answer_kinds import Proof
 from aimo.inference.engine import Supervisor
 from aimo.inference.server import Server
-from aimo.rewards import REWARDS
+from aimo.rewards import REWARDS, get_reward_funcs
 from aimo.run import runs
-from aimo.train import arguments, dpo, grpo, models, opd, served
+from aimo.train import arguments, models, served
 
 # Other values of a key, tried in this order; a key that takes none of them needs a value in its case.
 CANDIDATES = [True, False, 3, 2, 0.5, 0.25, -0.75, [0.2, 0.8], [0, 40]]
@@ -248,14 +247,12 @@ def downloads(profile: config.Profile, folder: Path) -> Any:
 
 
 def distilled(profile: config.Profile, folder: Path) -> Any:
-    """What the servers of a teacher are asked, what it costs, and what is kept."""
-    from aimo.data import model_servers, sources
+    """What the servers of a teacher are asked, and what it costs."""
+    from aimo.data import model_servers
 
     given, asked = [], []
 
     class Teacher(model_servers.Servers):
-        """Some completions are wrong, and some are cut off."""
-
         def __init__(self, urls, model, *limits):
             given.append((urls, model, *limits))
             self.loads, self.model = [], model or "teacher"
@@ -265,19 +262,14 @@ def distilled(profile: config.Profile, folder: Path) -> Any:
 
         async def ask(self, body):
             asked.append(json.dumps(body))
-            number, seed = int(re.search(r"\d+", body["messages"][-1]["content"])[0]), body["seed"]
-            gold = 3 * number + (seed % 5 == 0)
-            text = f"{'So it is ' * (seed % 3)}{number} + {2 * number} = \\boxed{{{gold}}}"
-            return model_servers.Reply(text, "", "length" if seed % 7 == 0 else "stop", 10, 20)
+            return model_servers.Reply("So it is \\boxed{1}.", "", "stop", 10, 20)
 
     with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
         patch.setattr(distil, "Servers", Teacher)
         patch.setattr("datasets.load_dataset", capture)
         out = Path(name) / "samples.jsonl"
         tally = distil.distil(profile.distil, out, profile.seed, lambda tally: None)
-        rows, _ = sources.load_source(config.Source(str(out), preset="aimo distil"), 0, "distil")
-    kept, *_ = distil.reject(rows.sort("problem", "solution", descending=True), profile.distil.reject)
-    return [given, sorted(asked), tally.cost, kept.to_dicts()]
+    return [given, sorted(asked), tally.cost]
 
 
 def chat(profile: config.Profile, folder: Path) -> Any:
@@ -301,53 +293,10 @@ SFT_ARGS, GRPO_ARGS, DPO_ARGS, OPD_ARGS = map(arguments_of, ("sft", "grpo", "dpo
 
 
 def rewards(profile: config.Profile, folder: Path) -> Any:
-    """The rewards of some completions, and their weights in TRL's configuration."""
-    from aimo.rewards import get_reward_funcs
-
-    texts = [
-        "<think>\n" + "word " * 6 + "</think>\n<SOLUTION>4</SOLUTION>",
-        "1 2 " * 40,
-        "```python\nprint(1)\n```",
-        "so <end_working_out><SOLUTION>```python\nprint(1)\n```</SOLUTION>",
-    ]
-    columns = {"answer": ["4"] * 4, "verification_info": [TESTS] * 4}
-    columns |= {"completions": texts, "prompts": texts, "completion_ids": [[0] * len(text) for text in texts]}
+    """The rewards with the options that they are bound to, and their weights in TRL's configuration."""
     functions = get_reward_funcs(profile.grpo.rewards, profile.prompt)
-    return [[function(**columns) for function in functions], GRPO_ARGS(profile, folder)["reward_weights"]]
-
-
-def contests(profile: config.Profile, folder: Path) -> Any:
-    """What Piston's servers are asked and how many tests run at a time, with the rewards of a program."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    from aimo.rewards import code, get_reward_funcs
-
-    asked, sizes = [], []
-
-    def pool(size):
-        sizes.append(size)
-        return ThreadPoolExecutor(size)
-
-    def post(url, json, timeout):
-        asked.append(str(json["files"]))
-        passes = str(int("first" in asked[-1]))
-        return types.SimpleNamespace(json=lambda: {"run": {"code": 0, "stdout": passes}})
-
-    tests = [["first", "1"], ["second", "1"], ["third", "1"]]
-    row = {
-        "id": "a", "test_names": ["a", "b", "c"], "test_cases": tests, "grader_files": [], "language": "cpp",
-        "official_tests": [{"input": given, "output": expected} for given, expected in tests],
-        "time_limit": 1, "memory_limit": 64, "input_mode": "stdio", "completions": "```cpp\nint x;\n```",
-    }  # fmt: skip
-    functions = get_reward_funcs(profile.grpo.rewards, profile.prompt)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PISTON_ENDPOINTS", "http://piston")
-        patch.setattr("requests.post", post)
-        patch.setattr(code, "ThreadPoolExecutor", pool)
-        code.servers.cache_clear()
-        scores = [function(**{key: [value] for key, value in row.items()}) for function in functions]
-        code.servers.cache_clear()
-    return [scores, sizes, sorted(asked), GRPO_ARGS(profile, folder)["reward_weights"]]
+    bound = [(function.__name__, function.args, function.keywords) for function in functions]
+    return [bound, GRPO_ARGS(profile, folder)["reward_weights"]]
 
 
 def loading(profile: config.Profile, folder: Path) -> Any:
@@ -361,13 +310,6 @@ def loading(profile: config.Profile, folder: Path) -> Any:
         places = {"torch.cuda.is_available": lambda: True}
         places["transformers.AutoModelForCausalLM.from_pretrained"] = capture
         return captured(lambda: models.load_model(TINY, profile), **places)
-
-
-def processes(profile: config.Profile, folder: Path) -> Any:
-    """How many programs run at a time."""
-    return captured(
-        lambda: rewards(profile, folder), **{"aimo.inference.sandbox.ThreadPoolExecutor": capture}
-    )
 
 
 def adapters(profile: config.Profile, folder: Path) -> Any:
@@ -384,8 +326,8 @@ def base_model(profile: config.Profile, folder: Path) -> Any:
         return run.start_model()
 
 
-def trained(stage: str) -> Callable[[config.Profile, Path], Any]:
-    """What a training of two steps leaves: the order of its losses and evaluations, and the samples kept."""
+def built(stage: str) -> Callable[[config.Profile, Path], Any]:
+    """A stage's trainer before its first step: its rows, what orders and tries them, and who watches."""
 
     def observe(profile: config.Profile, folder: Path) -> Any:
         made = rows(profile, folder)
@@ -397,94 +339,34 @@ def trained(stage: str) -> Callable[[config.Profile, Path], Any]:
             train = models.training_of(stage)
             tables = made | {"dpo": pairs, "opd": made["grpo"]}
             run = runs.Run(profile, Path(name), stage, 0.0)
-            train(model, own, tables[stage], run, *rest, made["grpo_test"])
-            log, samples = (storage.read_lines(run.folder / f) for f in ("log.jsonl", "samples.jsonl"))
-        figures = "step", "loss", "groups/tried"
-        kinds = [(*map(line.get, figures), "probe/accuracy" in line) for line in log]
-        return [kinds, [line["step"] for line in samples]]
+            given = tables[stage], run, *rest, made["grpo_test"]
+            (((trainer,), _),) = captured(
+                lambda: train(model, own, *given), **{"transformers.Trainer.train": capture}
+            )
+        watching = [
+            (type(one).__name__, {name: value for name, value in vars(one).items() if type(value) is int})
+            for one in trainer.callback_handler.callbacks
+        ]
+        chosen = [getattr(trainer, name, None) for name in ("by_length", "max_resample")]
+        return [len(trainer.train_dataset), chosen, watching]
 
     return observe
 
 
-SFT_RUN, GRPO_RUN, DPO_RUN, OPD_RUN = map(trained, ("sft", "grpo", "dpo", "opd"))
-
-
-def taught(profile: config.Profile, folder: Path) -> Any:
-    """Whether the teacher may grade the tiny base."""
-
-    try:
-        return opd.check_early(profile, folder)
-    except AimoError as e:
-        return str(e)
-
-
-def limits(profile: config.Profile, folder: Path) -> Any:
-    """Whether a stage stops after an hour and after a gigabyte."""
-    from transformers import TrainerControl, TrainerState
-
-    from aimo.train.callbacks import Budgets
-
-    found = []
-    with tempfile.TemporaryDirectory() as name:
-        weights = Path(name) / "sft/checkpoint-2/model.safetensors"
-        weights.parent.mkdir(parents=True)
-        weights.touch()
-        os.truncate(weights, 10**9)
-        for event in ("on_step_end", "on_save"):
-            watching, control = Budgets(runs.Run(profile, Path(name), "sft", 0.0)), TrainerControl()
-            watching.started -= 3600
-            getattr(watching, event)(None, TrainerState(global_step=2), control)
-            found.append(control.should_training_stop)
-    return found
+SFT_RUN, GRPO_RUN, DPO_RUN, OPD_RUN = map(built, ("sft", "grpo", "dpo", "opd"))
 
 
 def served_model(profile: config.Profile, folder: Path) -> Any:
-    """Whether a saved model whose log-probabilities differ stops the stage."""
-    import torch
-
-    with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
-        run = runs.Run(profile, Path(name), "sft", 0.0)
-        talk = {"prompt": [], "reply": "1", "ids": [1], "log_probs": [-1.0]}
-        storage.write_json(run.folder / "served.json", {"dtype": "float32", "talks": [talk]})
-        model = types.SimpleNamespace(dtype=torch.float32, to=lambda device: None)
-        patch.setattr(served.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: model)
-        patch.setattr(served, "read_tokenizer", lambda *_: None)
-        patch.setattr(served, "encode_talks", lambda *_: None)
-        patch.setattr(served, "log_probs", lambda *_: [([1], [-2.0])])
-        try:
-            return served.check(run)
-        except AimoError:
-            return "refused"
-
-
-def tool_use(profile: config.Profile, folder: Path) -> Any:
-    """What GRPO's trainer takes besides, so that completions run Python."""
-    tools = TINY.with_name("tiny-tools")
-    made = types.SimpleNamespace(name_or_path=str(tools)), types.SimpleNamespace(eos_token_id=0)
-    model = types.SimpleNamespace(config=made[0], generation_config=made[1])
-    tokenizer = models.load_tokenizer(tools, profile)
-    return sorted(grpo.trainer_arguments(profile, model, tokenizer, types.SimpleNamespace()))
-
-
-def pushed(profile: config.Profile, folder: Path) -> Any:
-    """Where a finished model goes: what the hub's client is asked, what is said without Kaggle's token."""
-
-    calls = []
-
-    class Client:
-        def __getattr__(self, name):
-            return lambda *args, **keys: calls.append([name, args, keys])
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("huggingface_hub.HfApi", Client)
-        patch.setenv("HOME", str(folder))
-        for name in [name for name in os.environ if name.startswith("KAGGLE_")]:
-            patch.delenv(name)
-        try:
-            models.push_trained(runs.Run(profile, folder, "grpo", 0.0))
-        except AimoError as e:
-            calls.append(str(e))
-    return calls
+    """How far a saved model's log-probabilities may be from the trained one's."""
+    model = types.SimpleNamespace(dtype="torch.float32", to=lambda device: None)
+    places = {
+        "read_kept": lambda _: {"talks": []}, "read_tokenizer": lambda _: None, "log_probs": lambda *_: [],
+        "AutoModelForCausalLM.from_pretrained": lambda *_, **__: model, "compare": capture,
+    }  # fmt: skip
+    run = runs.Run(profile, folder, "sft", 0.0)
+    return captured(
+        lambda: served.check(run), **{f"aimo.train.served.{name}": of for name, of in places.items()}
+    )
 
 
 def hub_cache(profile: config.Profile, folder: Path) -> Any:
@@ -589,26 +471,6 @@ def vllm(profile: config.Profile, folder: Path) -> Any:
     return [vllm_process.engine_arguments(TINY, settings, profile.seed), repr(parameters), parser]
 
 
-def sampled(profile: config.Profile, folder: Path) -> Any:
-    """What is sampled before GRPO, and what of it is kept."""
-    from aimo.evaluation.scores import within_pass_rate
-
-    with tempfile.TemporaryDirectory() as name:
-        run = runs.Run(profile, Path(name), "grpo", 0.0)
-        kept = within_pass_rate(TINY, rows(profile, folder)["grpo"], run)
-        progress = Path(name) / "progress.json"
-        return [kept, progress.exists() and progress.read_text()]
-
-
-def paired(profile: config.Profile, folder: Path) -> Any:
-    """How many completions are sampled for DPO."""
-
-    with tempfile.TemporaryDirectory() as name:
-        with suppress(AimoError):  # no pairs
-            dpo.sample_pairs(TINY, rows(profile, folder)["grpo"], runs.Run(profile, Path(name), "dpo", 0.0))
-        return json.loads((Path(name) / "progress.json").read_text())["total"]
-
-
 # ---- the cases ----
 
 
@@ -617,18 +479,18 @@ class Case:
     """Where the keys that fit a pattern show."""
 
     keys: str
-    observe: Callable[[config.Profile, Path], Any] | None  # None: it would do nothing there and is refused
+    # None: it would do nothing there and is refused. A text: what it reaches, and the test that sets it.
+    observe: Callable[[config.Profile, Path], Any] | str | None
     value: Any = None  # another one, where the type does not tell it; `*`: the last part of the key
     given: dict[str, Any] = field(default_factory=dict)  # other keys that make this one count
 
     @property
     def slow(self) -> bool:
         """Whether it trains, or loads vLLM."""
-        return self.observe in (SFT_RUN, GRPO_RUN, DPO_RUN, OPD_RUN, vllm, tool_use)
+        return self.observe in (SFT_RUN, GRPO_RUN, DPO_RUN, OPD_RUN, vllm)
 
 
 OVERLONG = {"grpo.rewards": {"soft_overlong_punishment": {"max_completion_len": 60, "soft_punish_cache": 50}}}
-OWN_CALLS = {"prompt.template": "model", "prompt.prefill": False, "inference.tool_parser": "hermes"}
 SHORT = {f"{stage}.max_steps": 2 for stage in ("sft", "grpo", "dpo", "opd")}
 SHORT |= {"sft.batch_size": 2, "dpo.batch_size": 2, "grpo.prompts_per_step": 1}
 SHORT |= {"opd.batch_size": 2, "opd.max_completion_length": 8}
@@ -690,8 +552,7 @@ CASES = [
     Case("data.heldout.test_split", None),
     *sources("distil", distilled, distilled),
     *of("distil", distilled, api_addr=["127.0.0.1:2"], model="teacher-2", system="Think."),
-    *of("distil.reject", distilled, max_per_problem=1, pass_rate=[0.2, 0.8]),
-    Case("distil.reject.prefer", distilled, "shorter", {"distil.reject": {"max_per_problem": 1}}),
+    Case("distil.reject.*", "what is kept: test_rejection"),
     Case("distil.prompt_template", distilled, "{prompt}?"),
     Case("distil.columns.id", distilled, "other_kind"),
     Case("distil.*", distilled),
@@ -714,23 +575,19 @@ CASES = [
     Case("grpo.degenerate", GRPO_ARGS, "penalty"),
     Case("grpo.max_resample", GRPO_RUN, 2, SHORT),
     Case("grpo.sample_steps", GRPO_RUN, 1, SHORT),
-    Case("grpo.pass_rate", sampled),
-    Case("grpo.pass_rate_samples", sampled, given={"grpo.pass_rate": [0.0, 1.0]}),
-    Case("grpo.tools", tool_use, True, OWN_CALLS),
+    Case("grpo.pass_rate*", "the problems of GRPO: test_evaluate"),
+    Case("grpo.tools", "GRPO's trainer: test_tool_use"),
     Case("grpo.max_prompt_length", rows, 200),
     Case("grpo.rewards", rewards, {"format": 1.0}),
-    Case("grpo.rewards.*.num_parallel", processes),
-    Case("grpo.rewards.ioi_code.*", contests),
-    Case("grpo.rewards.cf_code.*", contests),
     Case("grpo.rewards.code_format.language", rewards, "cpp"),
     Case("grpo.rewards.soft_overlong_punishment.*", rewards, given=OVERLONG),
     Case("grpo.rewards.*", rewards),
     Case("grpo.*", GRPO_ARGS),
     *stage("dpo", DPO_ARGS, DPO_RUN),
-    *of("dpo", paired, problems=None, samples=None),
+    *of("dpo", "the pairs of DPO: test_stages", problems=None, samples=None),
     Case("dpo.*", DPO_ARGS),
     *stage("opd", OPD_ARGS, OPD_RUN),
-    Case("opd.teacher", taught, str(TINY.with_name("tiny-tools"))),
+    Case("opd.teacher", "the check of the teacher: test_opd"),
     Case("opd.max_prompt_length", rows, 200),
     Case("opd.*", OPD_ARGS),
     *of("inference", questions, test="FOLDER/test.csv", test_rows=None),
@@ -756,8 +613,8 @@ CASES = [
     Case("inference.*", asked),
     Case("training.served_bound", served_model),
     Case("training.log_to", SFT_ARGS, "tensorboard"),
-    *of("training", limits, time_limit_s=60, disk_gb=0.5),
-    Case("training.push_*", pushed, "me/model"),
+    *of("training", "when a stage stops: test_training", time_limit_s=60, disk_gb=0.5),
+    Case("training.push_*", "where a model goes: test_push"),
     Case("training.cache_dir", hub_cache, FOLDER),
 ]
 
@@ -790,52 +647,27 @@ def case_of(key: str) -> Case | None:
     return next((case for case in CASES if fnmatch(key, case.keys)), None)
 
 
-def keys_of(samples: bool) -> list[Any]:
-    """Keys as parameters, those that need the engine or those that do not; what trains is marked."""
-    cases = {key: case_of(key) or Case(key, None) for key in KEYS}
-    marks = {False: [], True: [pytest.mark.train]}
-    chosen = {key: case for key, case in cases.items() if (case.observe in (sampled, paired)) == samples}
-    return [pytest.param(key, marks=marks[case.slow]) for key, case in chosen.items()]
-
-
-@pytest.mark.parametrize("key", keys_of(samples=False))
-def test_a_key_changes_what_it_names(key, folder):
-    check(key, folder)
-
-
-@pytest.mark.parametrize("look", [rows, SFT_ARGS, GRPO_ARGS, DPO_ARGS, OPD_ARGS, asked])
-def test_the_seed_reaches_every_stage(look, folder):
-    values = fill(BASE, folder)
-    seen = [look(config.parse(values | {"seed": seed}, "walk"), folder) for seed in (0, 0, 1)]
-    assert seen[0] == seen[1] != seen[2]
-
-
-def test_every_sample_of_a_question_has_a_seed_of_its_own(folder):
-    asked(config.parse(fill(BASE, folder), "walk"), folder)
-    first = min((body["prompt"] for body in BODIES), key=len)  # others are asked again, to force an answer
-    seeds = [body["seed"] for body in BODIES if body["prompt"] == first]
-    assert len(set(seeds)) == len(seeds) == 8
-
-
-@pytest.mark.parametrize("key", keys_of(samples=True))
-def test_a_key_changes_what_is_sampled_before_training(key, folder, engine, monkeypatch):
-    for module in ("evaluation.scores", "train.dpo"):
-        monkeypatch.setattr(f"aimo.{module}.Engine", lambda *_, **__: nullcontext(engine))
-    check(key, folder)
-
-
 SEEN: dict[tuple[Any, str], Any] = {}  # what was seen, by what looked and at which profile
+STEADY: set[Any] = {hub_cache}  # what saw the same when it looked twice; a process takes a second
+WALK = [
+    pytest.param(key, marks=[pytest.mark.train] * bool((case := case_of(key)) and case.slow)) for key in KEYS
+]
 
 
-def check(key: str, folder: Path) -> None:
-    """Look at the profile, and at it with another value of a key; at what does not change twice."""
+@pytest.mark.parametrize("key", WALK)
+def test_a_key_changes_what_it_names(key, folder):
     case = case_of(key)
     assert case, f"{key}: no case says what it changes"
+    name = key.rpartition(".")[2]
+    if isinstance(case.observe, str):
+        test = Path(__file__).with_name(f"{case.observe.rpartition(' ')[2]}.py")
+        assert re.search(rf"\b{name}\b", test.read_text()), f"{key}: {test.name} does not set it"
+        return
     values = prepared(key, case, folder)
     before = config.parse(values, "walk")
     value = other(KEYS[key], get(before, key)) if case.value is None else fill(case.value, folder)
     if isinstance(value, str):
-        value = value.replace("*", key.rpartition(".")[2])
+        value = value.replace("*", name)
     put(values, key, value)
     if case.observe is None:
         with pytest.raises(AimoError, match=f"{key}: has no effect"):
@@ -858,7 +690,18 @@ def check(key: str, folder: Path) -> None:
     assert seen(config.parse(values, "walk")) != SEEN[known], f"{key}: {value!r} changes nothing"
 
 
-STEADY: set[Any] = {hub_cache}  # what saw the same when it looked twice; a process takes a second
+@pytest.mark.parametrize("look", [rows, SFT_ARGS, GRPO_ARGS, DPO_ARGS, OPD_ARGS, asked])
+def test_the_seed_reaches_every_stage(look, folder):
+    values = fill(BASE, folder)
+    seen = [look(config.parse(values | {"seed": seed}, "walk"), folder) for seed in (0, 0, 1)]
+    assert seen[0] == seen[1] != seen[2]
+
+
+def test_every_sample_of_a_question_has_a_seed_of_its_own(folder):
+    asked(config.parse(fill(BASE, folder), "walk"), folder)
+    first = min((body["prompt"] for body in BODIES), key=len)  # others are asked again, to force an answer
+    seeds = [body["seed"] for body in BODIES if body["prompt"] == first]
+    assert len(set(seeds)) == len(seeds) == 8
 
 
 def test_the_page_of_all_keys_says_what_the_dataclasses_and_this_walk_say():

@@ -100,11 +100,13 @@ def test_a_preset_reads_its_sets_columns(tmp_path, name):
         assert rows[0]["pass_rate"] == 0.71875
 
 
-def test_a_trace_without_a_flag_of_its_own_is_not_right(tmp_path):
+@pytest.mark.parametrize("flags", [([True], [True]), ("yes", "yes")])
+def test_a_trace_without_a_flag_of_its_own_is_not_right(tmp_path, flags):
     path = tmp_path / "rows.jsonl"
-    lines = [{"p": "P", "a": 1, "s": ["x", "y"], "ok": [True]}, {"p": "Q", "a": 2, "s": ["z"], "ok": [True]}]
+    given = zip("PQ", (["x", "y"], ["z"]), flags, strict=True)
+    lines = [{"problem": p, "answer": 1, "s": traces, "ok": flag} for p, traces, flag in given]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    rows, _ = load(path, columns=Columns(problem="p", answer="a", solution="s", correct="ok"))
+    rows, _ = load(path, columns=Columns(solution="s", correct="ok"))
     assert [(r["solution"], r["correct"]) for r in rows] == [("x", False), ("y", False), ("z", True)]
 
 
@@ -227,7 +229,6 @@ def test_a_corrupt_line_is_refused_or_counted(tmp_path):
     [
         ("none.jsonl", None, "does not exist"),
         ("other.jsonl", '{"a": 1}\n', "no column 'problem'; it has a"),
-        ("broken.parquet", "PAR1", "cannot be read"),
         ("nested.jsonl", '{"problem": [["deep"]], "answer": 1}\n', "not text"),
     ],
 )
@@ -252,13 +253,6 @@ def test_a_column_that_does_not_fit_its_role_is_refused_by_the_key(tmp_path, row
     (tmp_path / "rows.jsonl").write_text(json.dumps({"problem": "P", "answer": 1} | row) + "\n")
     with pytest.raises(AimoError, match=rf"^data\.sft\..*{told}"):
         load(tmp_path / "rows.jsonl", **keys)
-
-
-def test_one_verdict_beside_a_list_of_traces_is_that_of_a_single_trace(tmp_path):
-    lines = [{"problem": p, "answer": 1, "s": s, "ok": "yes"} for p, s in (("P", ["x"]), ("Q", ["y", "z"]))]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    rows, _ = load(tmp_path / "rows.jsonl", columns=Columns(solution="s", correct="ok"))
-    assert [(r["solution"], r["correct"]) for r in rows] == [("x", True), ("y", False), ("z", False)]
 
 
 def test_a_folder_without_data_and_an_unknown_preset_are_refused(tmp_path):

@@ -1,8 +1,6 @@
 """Ask OpenAI-compatible servers for chat completions, many at a time, and give way when they are busy."""
 
 import asyncio
-import contextlib
-import email.utils
 import json
 import random
 import time
@@ -154,7 +152,8 @@ class Servers:
         except APIStatusError as e:
             status, shown = e.status_code, beginning(e.response.text)
             if status in BUSY:
-                wait = retry_after(e.response.headers.get("Retry-After"))
+                asked = e.response.headers.get("Retry-After", "")
+                wait = float(asked) if asked.replace(".", "", 1).isdecimal() else 0.0  # a date is left out
                 raise SampleError(f"HTTP {status}", busy=True, wait=wait) from None
             if status in WRONG:
                 raise AimoError(
@@ -188,15 +187,6 @@ class Servers:
         if not (reply.text or reply.reasoning):
             raise SampleError("the completion is empty")
         return reply
-
-
-def retry_after(header: str | None) -> float:
-    """Return the seconds of a Retry-After header, a number or a date; 0 for anything else."""
-    with contextlib.suppress(ValueError):
-        return max(0.0, float(header or 0))
-    with contextlib.suppress(ValueError):
-        return max(0.0, email.utils.parsedate_to_datetime(str(header)).timestamp() - time.time())
-    return 0.0
 
 
 def beginning(text: str) -> str:

@@ -38,6 +38,9 @@ NAMES = {
     "messages": ("messages", "conversations", "conversation"),
     "solution": ("solution", "completion", "response", "output", "generation"),
 }  # fmt: skip
+# What else than texts a role takes.
+FITTING = dict.fromkeys(("answer", "solution", "correct", "complete"), "lists")
+FITTING |= dict.fromkeys(("messages", "verification_info"), "objects")
 SPLITS = {"train", "training", "test", "testing", "validation", "valid", "val", "dev", "eval", "evaluation"}
 SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}")
 CACHED = re.compile(r"cache-\w+\.arrow")  # what `datasets` leaves in a folder that it saved
@@ -115,9 +118,8 @@ def load_source(
         if preset.order:
             table.rows = table.rows.sort(pl.col(preset.order).str.zfill(20))
         rows = standard(table, roles, source.source, notes, where)
-    here = [pl.col(c).cast(t) for c, t in SCHEMA.items() if c in rows.columns]
-    missing = [pl.lit(None, t).alias(c) for c, t in SCHEMA.items() if c not in rows.columns]
-    rows = rows.select(*here, *missing).with_columns(source=pl.lit(source.source)).select(list(SCHEMA))
+    rows = rows.with_columns(source=pl.lit(source.source))
+    rows = rows.match_to_schema(SCHEMA, missing_columns="insert", extra_columns="ignore")
     share = int(len(rows) * source.weight)
     keep = min(share, source.rows or share)
     return (rows.sample(keep, seed=seed, shuffle=True) if keep < len(rows) else rows), notes
@@ -322,12 +324,8 @@ def standard(table: Table, roles: dict[str, str], name: str, notes: Notes, where
 
     talks = [role for role in ("messages", "problem", "solution") if role in roles and is_talk(role)]
     for role, column in roles.items():
-        kind = "objects" * (column in table.nested) or "lists" * (rows[role].dtype != pl.String)
-        fitting = ("answer", "solution", "correct", "complete")
-        if kind and role not in (
-            *talks,
-            *(fitting if kind == "lists" else ("messages", "verification_info")),
-        ):
+        kind = "objects" if column in table.nested else None if rows[role].dtype == pl.String else "lists"
+        if kind not in (None, FITTING.get(role)) and role not in talks:
             keys = [key for key in table.columns if key.startswith(f"{column}.")]
             remedy = f"name a key of these ({', '.join(keys)})" if keys else "name a column of texts"
             raise AimoError(f"{where}.columns.{role}: {name} holds {kind} in {column!r}, not text; {remedy}")
@@ -344,17 +342,14 @@ def standard(table: Table, roles: dict[str, str], name: str, notes: Notes, where
 
     # A row for each of the solutions in a list, with its own flags; all are unknown if one is missing.
     flags = [role for role in ("correct", "complete") if role in roles]
-    if isinstance(rows.schema.get("solution"), pl.List):
-        number = pl.col("solution").list.len()
-        unknown = pl.lit("").repeat_by(number)
-        one = [flag for flag in flags if rows[flag].dtype == pl.String]  # verdict, not a list of them
-        rows = rows.with_columns(pl.when(pl.col(f).is_not_null()).then(pl.concat_list(f)) for f in one)
-        whole = [pl.when(pl.col(f).list.len() == number).then(pl.col(f)).otherwise(unknown) for f in flags]
-        rows = rows.with_columns(whole).explode("solution", *flags)
+    listed = ["solution"] * isinstance(rows.schema.get("solution"), pl.List)
+    number = pl.col("solution").list.len() if listed else pl.lit(1)
     for flag in flags:
-        if rows[flag].dtype == pl.List:  # beside one solution, a list must hold one verdict
-            only = pl.when(pl.col(flag).list.len() == 1).then(pl.col(flag).list.first())
-            rows = rows.with_columns(only.alias(flag))
+        verdicts = pl.concat_list(flag) if rows[flag].dtype == pl.String else pl.col(flag)
+        unknown = pl.lit("").repeat_by(number)
+        rows = rows.with_columns(pl.when(verdicts.list.len() == number).then(verdicts).otherwise(unknown))
+    if listed or flags:
+        rows = rows.explode(*listed, *flags)
     if flags:
         said_yes = pl.col(flags).cast(pl.String).str.to_lowercase().is_in(["true", "yes", "1"])
         passed = pl.all_horizontal(said_yes.fill_null(False))
