@@ -58,8 +58,9 @@ With `grpo` and without `sft`, GRPO starts from the base; `dpo` starts from the 
 it.
 
 *Reaches* says what a key changes: `tests/test_schema.py` sets every key to another value and looks there, or
-names the test that does. A name after "TRL:" is a field of its SFTConfig, GRPOConfig, DPOConfig or DistillationConfig. *Elsewhere* is
-what other projects call the key (`src/aimo/config/aliases.yaml`); the error message answers to these names.
+names the test that does. A name after "TRL:" is a field of its SFTConfig, GRPOConfig, DPOConfig or
+DistillationConfig. *Elsewhere* is what other projects call the key (`src/aimo/config/aliases.yaml`); the
+error message answers to these names.
 `docs/profiles.py` writes this page from the dataclasses in `src/aimo/config`.
 """
 

@@ -138,7 +138,7 @@ def test_overlong_completions_are_punished_as_by_trl():
 def test_the_repetition_penalty_is_the_share_of_repeated_word_ngrams():
     reward = rewards.get_repetition_penalty_reward(ngram_size=2, max_penalty=-1.0)
     assert reward(["a b c d", "So so so SO so", "so", ""], language=["fr"] * 4) == [0.0, -0.75, 0.0, 0.0]
-    with pytest.raises(ValueError, match="should not be positive"):
+    with pytest.raises(ValueError, match=r"max_penalty 1\.0 should not be positive"):
         rewards.get_repetition_penalty_reward(2, 1.0)
     with pytest.raises(ValueError, match="fr"):
         rewards.get_repetition_penalty_reward(2, -1.0, "fr")
@@ -271,8 +271,8 @@ def test_open_r1_script_arguments_are_understood():
     assert repetition(["so so"]) == [-1.0]
     assert overlong(completion_ids=[[0] * 9]) == [-0.8]
     assert code_format([OPEN_R1.replace("4", "```cpp\n4```")]) == [1.0]
-    assert code.keywords == {"num_parallel": 3, "provider_type": "e2b", "prompt": None}
-    assert ioi.keywords == {"test_batch_size": 4, "provider_type": "local", "prompt": None}
+    assert code.keywords["num_parallel"] == 3 and code.keywords["provider_type"] == "e2b"
+    assert ioi.keywords["test_batch_size"] == 4 and ioi.keywords["provider_type"] == "local"
     assert codeforces.keywords["scoring_mode"] == "partial" and codeforces.keywords["test_batch_size"] == 4
 
 
@@ -285,7 +285,7 @@ def test_open_r1_script_arguments_are_understood():
         ({"cosine": {"max_lenn": 3}}, ["cosine", "'max_lenn'", "max_len", "min_value_wrong"]),
         ({"cosine": {"max_len": 0}}, ["cosine.max_len", "greater than 0"]),
         ({"cosine": {"max_len": "long"}}, ["cosine.max_len", "integer", "'long'"]),
-        ({"repetition_penalty": {"max_penalty": 1.0}}, ["repetition_penalty.max_penalty", "equal to 0"]),
+        ({"repetition_penalty": {"max_penalty": 1.0}}, ["repetition_penalty.max_penalty", "not be positive"]),
         ({"code": {"provider_type": "piston"}}, ["code.provider_type", "local", "morph", "'piston'"]),
         ({"format": "much"}, ["format.weight", "number", "'much'"]),
     ],
@@ -308,7 +308,7 @@ def test_a_profile_gives_a_weight_or_a_weight_and_options():
     given = "{accuracy: 5, cosine: {weight: 0.5, max_len: 40}, length: {}}"
     read = config.load("tiny", [f"grpo.rewards={given}"]).grpo.rewards.values()
     assert [(r.weight, getattr(r, "max_len", None)) for r in read] == [(5, None), (0.5, 40), (1, None)]
-    with pytest.raises(AimoError, match=r"soft_overlong_punishment.*max_completion_length, 80"):
+    with pytest.raises(AimoError, match=r"soft_overlong_punishment.*max_completion_len to 80"):
         config.load("tiny", ["grpo.rewards={soft_overlong_punishment: 1}"])
     with pytest.raises(AimoError, match=r"grpo.rewards.*at least 1"):
         config.load("tiny", ["grpo.rewards={}"])

@@ -295,7 +295,7 @@ SFT_ARGS, GRPO_ARGS, DPO_ARGS, OPD_ARGS = map(arguments_of, ("sft", "grpo", "dpo
 def rewards(profile: config.Profile, folder: Path) -> Any:
     """The rewards with the options that they are bound to, and their weights in TRL's configuration."""
     functions = get_reward_funcs(profile.grpo.rewards, profile.prompt)
-    bound = [(function.__name__, function.args, function.keywords) for function in functions]
+    bound = [(function.__name__, repr(function.func), function.keywords) for function in functions]
     return [bound, GRPO_ARGS(profile, folder)["reward_weights"]]
 
 

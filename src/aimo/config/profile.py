@@ -181,19 +181,15 @@ class Grpo(Optimization):
     @model_validator(mode="after")
     def check(self) -> "Grpo":
         if (self.prompts_per_step * self.num_generations) % self.gradient_accumulation_steps:
-            raise ValueError(
-                f"gradient_accumulation_steps: {self.gradient_accumulation_steps} does not divide the "
-                f"{self.prompts_per_step} x {self.num_generations} completions of a step"
+            told = (
+                f"does not divide the {self.prompts_per_step} x {self.num_generations} completions of a step"
             )
-        punished = self.rewards.get("soft_overlong_punishment")
-        if (
-            punished
-            and self.max_completion_length <= punished.max_completion_len - punished.soft_punish_cache
-        ):
-            raise ValueError(
-                "rewards.soft_overlong_punishment: no completion is so long; set max_completion_len to "
-                f"max_completion_length, {self.max_completion_length}"
-            )
+            raise ValueError(f"gradient_accumulation_steps: {self.gradient_accumulation_steps} {told}")
+        if punished := self.rewards.get("soft_overlong_punishment"):
+            begins = punished.max_completion_len - punished.soft_punish_cache
+            if begins >= self.max_completion_length:
+                told = f"begins at {begins} tokens; set max_completion_len to {self.max_completion_length}"
+                raise ValueError(f"rewards.soft_overlong_punishment: {told}, max_completion_length")
         return self
 
 
@@ -231,8 +227,7 @@ class Opd(Optimization):
     def check(self) -> "Opd":
         if self.asks_server and self.temperature != 1:
             raise ValueError(
-                "temperature: a server's log-probabilities are those of temperature 1; set it to 1, or name "
-                "a model folder in opd.teacher"
+                "temperature: a server's log-probabilities are those of temperature 1; set it to 1"
             )
         return self
 

@@ -87,9 +87,7 @@ class Servers:
                     raise AimoError(f"{has}; name one with model")
                 names.add(self.model or found[0])
             if len(names) > 1:
-                raise AimoError(
-                    f"the servers have different models: {', '.join(sorted(names))}; give those of one"
-                )
+                raise AimoError(f"the servers have different models: {', '.join(sorted(names))}; give one's")
             self.model = names.pop()
         except BaseException:
             await self.__aexit__()
@@ -130,10 +128,9 @@ class Servers:
                 now, first = time.monotonic(), self.loads[0]
                 down = [s.down_since is not None and now - s.down_since > self.timeout for s in self.loads]
                 if e.busy and all(down):
-                    raise AimoError(
-                        f"server {address(first.client)}: {first.fault}, and no server has answered for "
-                        f"{self.timeout:g} s; start it, and run the same command again to continue"
-                    ) from None
+                    fault = f"{first.fault}, and no server has answered for {self.timeout:g} s"
+                    remedy = "start it, and run the same command again to continue"
+                    raise AimoError(f"server {address(first.client)}: {fault}; {remedy}") from None
             finally:
                 load.in_flight -= 1
 
@@ -142,9 +139,8 @@ class Servers:
             async with asyncio.timeout(self.timeout):
                 content = await client.post("/chat/completions", cast_to=str, body=body)
         except TimeoutError:
-            raise SampleError(
-                f"no reply within {self.timeout:g} s; raise timeout, or lower max_concurrent"
-            ) from None
+            told = f"no reply within {self.timeout:g} s; raise timeout, or lower max_concurrent"
+            raise SampleError(told) from None
         except APIConnectionError as e:
             if type(e.__cause__).__name__ in ("ConnectError", "ConnectTimeout"):  # of httpx or httpx2
                 raise SampleError(f"cannot be reached ({reason(e)})", busy=True) from None
@@ -156,10 +152,9 @@ class Servers:
                 wait = float(asked) if asked.replace(".", "", 1).isdecimal() else 0.0  # a date is left out
                 raise SampleError(f"HTTP {status}", busy=True, wait=wait) from None
             if status in WRONG:
-                raise AimoError(
-                    f"server {address(client)} answers HTTP {status}: {shown}; correct api_addr or model, or "
-                    "set OPENAI_API_KEY"
-                ) from None
+                remedy = "correct api_addr or model, or set OPENAI_API_KEY"
+                told = f"server {address(client)} answers HTTP {status}: {shown}; {remedy}"
+                raise AimoError(told) from None
             later = status >= 500 or status == 408
             raise SampleError(f"HTTP {status}: {shown}", rest=status >= 500, again=later) from None
         try:
@@ -178,10 +173,8 @@ class Servers:
         except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
             raise SampleError(f"the reply holds no completion: {beginning(content)}") from None
         if not model.startswith(str(self.model)):  # a date may follow the name
-            raise AimoError(
-                f"server {address(client)} answers with the model {model!r}, not {self.model!r}; correct "
-                "model, or the server; no completion of it was kept"
-            )
+            told = f"answers with the model {model!r}, not {self.model!r}; correct model, or the server"
+            raise AimoError(f"server {address(client)} {told}")
         if not reply.finish_reason:
             raise SampleError("the reply ends without a finish_reason")
         if not (reply.text or reply.reasoning):

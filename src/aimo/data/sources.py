@@ -89,10 +89,10 @@ def load_mixture(
         notes.repaired += found.repaired
         solved.setdefault(rows["solution"].null_count() < len(rows), source.source)
     if isinstance(wanted, Set) and len(solved) == 2:
-        raise AimoError(
-            f"{where}.mixture: {solved[True]} has the column solution and {solved[False]} has not; "
-            "map columns.solution in both or in none"
+        told = (
+            f"{solved[True]} has the column solution and {solved[False]} has not; map it in both or in none"
         )
+        raise AimoError(f"{where}.mixture: {told}")
     return pl.concat(parts).sample(fraction=1.0, shuffle=True, seed=seed), notes
 
 
@@ -200,14 +200,12 @@ def read_columns(
     for role, column in roles.items():
         if column not in have:
             talk = f", or a conversation as {where}.columns.messages" if role == "problem" else ""
-            raise AimoError(
-                f"{where}.columns.{role}: {name} has no column {column!r}; it has "
-                f"{files.listed(dict.fromkeys(have))}: name one{talk}"
+            told = (
+                f"{name} has no column {column!r}; it has {files.listed(dict.fromkeys(have))}: name one{talk}"
             )
+            raise AimoError(f"{where}.columns.{role}: {told}")
     if unsorted := [column for column in preset.order if column not in have]:
-        raise AimoError(
-            f"{where}.preset: {name} has no column {unsorted[0]!r}; set columns in place of preset"
-        )
+        raise AimoError(f"{where}.preset: {name} has no column {unsorted[0]!r}; set columns instead")
     if dataset is not None:
         kept = {*wanted, *(key.split(".")[0] for key in wanted)}
         mapped = dataset.select_columns([column for column in dataset.column_names if column in kept])
@@ -224,11 +222,10 @@ def from_hub(name: str, subset: str | None, split: str, where: str, revision: st
     try:
         return datasets.load_dataset(name, subset, split=split, revision=revision)
     except Exception:  # the hub client and datasets raise many kinds
-        raise AimoError(
-            f"{where}: {name!r} is no file here, and the hub does not give it (subset {subset}, split "
-            f"{split}, revision {revision}); check these and the network, and set HF_TOKEN for a private or "
-            "gated one"
-        ) from None
+        asked = f"subset {subset}, split {split}, revision {revision}"
+        told = f"{name!r} is no file here, and the hub does not give it ({asked})"
+        remedy = "check these and the network, and set HF_TOKEN for a private or gated one"
+        raise AimoError(f"{where}: {told}; {remedy}") from None
 
 
 def files_of(path: Path, source: Source, preset: Preset, where: str) -> Sequence[Path]:

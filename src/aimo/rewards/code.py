@@ -350,9 +350,9 @@ def in_piston(
         finally:
             servers().put(server)
     else:
+        remedy = "start one (Open-R1's slurm/piston), or set provider_type to local"
         raise AimoError(
-            f"rewards: no Piston server runs {runs_in} ({' '.join(fault.split())[:200]}); "
-            "start one (Open-R1's slurm/piston), or set provider_type to local"
+            f"rewards: no Piston server runs {runs_in} ({' '.join(fault.split())[:200]}); {remedy}"
         )
     if reply.get("compile", {}).get("code"):
         raise DoesNotCompile
@@ -369,10 +369,8 @@ def servers() -> "queue.Queue[str]":
     listed = os.environ.get("PISTON_ENDPOINTS", "").split(",")
     addresses = [address.strip().rstrip("/") for address in listed if address.strip()]
     if not addresses:
-        raise AimoError(
-            "rewards: provider_type piston needs PISTON_ENDPOINTS, such as http://host:2000/api/v2; set it, "
-            "or set provider_type to local"
-        )
+        example = "PISTON_ENDPOINTS (http://host:2000/api/v2)"
+        raise AimoError(f"rewards: piston needs {example}; set it, or set provider_type to local")
     found: queue.Queue[str] = queue.Queue()
     for address in addresses * int(os.environ.get("PISTON_MAX_REQUESTS_PER_ENDPOINT", "1")):
         found.put(address)
@@ -421,10 +419,7 @@ def compiled(files: tuple[tuple[str, str], ...]) -> bytes:
         return base64.b64decode(result.stdout)
     if files == TRIVIAL:
         said = " ".join((result.stdout + result.error).split())
-        raise AimoError(
-            f"rewards: provider_type local needs g++ for C++, and it fails in the sandbox ({said}); "
-            "install it, or set up piston"
-        )
+        raise AimoError(f"rewards: local needs g++ for C++, which fails in the sandbox ({said}); install it")
     compiled(TRIVIAL)
     raise DoesNotCompile
 

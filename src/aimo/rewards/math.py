@@ -9,14 +9,17 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from functools import partial, update_wrapper
-from typing import Any
+from dataclasses import field
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator
+from pydantic.dataclasses import dataclass
 
 from aimo.errors import AimoError
 from aimo.inference.answer_kinds import AnswerKind
 from aimo.inference.answers import DEFAULT_TAGS, extract, tagged
 from aimo.inference.judge import are_correct, is_well_formed
-from aimo.inference.settings import Prompt
+from aimo.inference.settings import NonNegative, Positive, Prompt, strict
 
 Texts = Sequence[str | list[dict[str, str]]]  # n completions: texts, or conversations that end in them
 Column = Sequence[Any] | None  # n values, one a completion
@@ -60,12 +63,11 @@ def verdicts(
     return are_correct(texts, read_golds(solution, **columns), tags)
 
 
-def bind(function: RewardFunc, *args: Any, **options: Any) -> RewardFunc:
-    """Return a partial that keeps the function's name, which TRL logs, and can be pickled.
+@dataclass(config=strict)
+class Reward:
+    """Any reward; those without a class of their own have no other option."""
 
-    Options are positional where a row may have a column of the same name.
-    """
-    return update_wrapper(partial(function, *args, **options), function)
+    weight: float = field(default=1.0, kw_only=True)  # What it is multiplied by before rewards are added
 
 
 # ---- the right answer, and the completion's length ----
@@ -95,28 +97,30 @@ def len_reward(completions: Texts, solution: Column = None, prompts: Column = No
     return rewards
 
 
-def get_cosine_scaled_reward(
-    min_value_wrong: float = -1.0, max_value_wrong: float = -0.5,
-    min_value_correct: float = 0.5, max_value_correct: float = 1.0, max_len: int = 1000,
-) -> RewardFunc:  # fmt: skip
+@dataclass(config=strict)
+class Cosine(Reward):
     """Right answers earn less, and wrong ones lose less, the longer they are (arXiv 2502.03373, C.1).
 
-    The reward follows half a cosine from length 0 to `max_len`, in tokens; None as in `accuracy`.
+    The reward follows half a cosine from length 0 to `max_len`; None as in `accuracy`.
     """
-    right, wrong = (max_value_correct, min_value_correct), (min_value_wrong, max_value_wrong)
-    return bind(cosine_scaled_reward, right, wrong, max_len)
 
+    min_value_wrong: float = -1.0  # Short and wrong
+    max_value_wrong: float = -0.5  # Long and wrong
+    min_value_correct: float = 0.5  # Long and right
+    max_value_correct: float = 1.0  # Short and right
+    max_len: Positive = 1000  # In tokens
+    __name__ = "cosine_scaled_reward"
 
-def cosine_scaled_reward(
-    correct: Any, wrong: Any, max_len: int, /, completions: Texts, solution: Column = None, **columns: Any
-) -> Rewards:
-    rewards: Rewards = []
-    sizes = lengths(completions, **columns)
-    for right, size in zip(verdicts(completions, solution, **columns), sizes, strict=True):
-        short, long = correct if right else wrong
-        share = (1 + math.cos(math.pi * min(size / max_len, 1))) / 2
-        rewards.append(None if right is None else long + (short - long) * share)
-    return rewards
+    def __call__(self, completions: Texts, solution: Column = None, **columns: Any) -> Rewards:
+        rewards: Rewards = []
+        sizes = lengths(completions, **columns)
+        for right, size in zip(verdicts(completions, solution, **columns), sizes, strict=True):
+            short, long = self.min_value_wrong, self.max_value_wrong
+            if right:
+                short, long = self.max_value_correct, self.min_value_correct
+            share = (1 + math.cos(math.pi * min(size / self.max_len, 1))) / 2
+            rewards.append(None if right is None else long + (short - long) * share)
+        return rewards
 
 
 # ---- the format: tags around the thought and the answer ----
@@ -147,21 +151,22 @@ def tag_count_reward(completions: Texts, prompt: Layout = None, **_: Any) -> Rew
     return [sum(text.count(tag) == 1 for tag in tags) / 4 for text in texts]
 
 
-def get_code_format_reward(language: str = "python") -> RewardFunc:
-    """`format`, with a fenced block of `language` in the answer; a row's own `language` goes first."""
-    return bind(code_format_reward, language)
+@dataclass(config=strict)
+class CodeFormat(Reward):
+    """`format`, with a fenced block of a language in the answer; a row's own `language` goes first."""
 
+    language: str = "python"  # Of rows that have none, such as python or cpp
+    __name__ = "code_format_reward"
 
-def code_format_reward(
-    default: str, /, completions: Texts, language: Column = None, prompt: Layout = None, **_: Any
-) -> Rewards:
-    rewards: Rewards = []
-    for completion, name in zip(completions, language or [default] * len(completions), strict=True):
-        answer = answer_of(text_of(completion), prompt) or ""
-        rewards.append(
-            float(bool(re.search(rf"```{re.escape(str(name or default))}.*?```", answer, re.DOTALL)))
-        )
-    return rewards
+    def __call__(
+        self, completions: Texts, language: Column = None, prompt: Layout = None, **_: Any
+    ) -> Rewards:
+        rewards: Rewards = []
+        for completion, name in zip(completions, language or [None] * len(completions), strict=True):
+            block = rf"```{re.escape(str(name or self.language))}.*?```"
+            answer = answer_of(text_of(completion), prompt) or ""
+            rewards.append(float(bool(re.search(block, answer, re.DOTALL))))
+        return rewards
 
 
 # ---- the text: numbered steps, repeated words, and tokens beyond a limit ----
@@ -174,51 +179,59 @@ def reasoning_steps_reward(completions: Texts, **_: Any) -> Rewards:
     return [min(1.0, len(STEP.findall(text_of(c))) / 3) for c in completions]
 
 
-def get_repetition_penalty_reward(
-    ngram_size: int = 3, max_penalty: float = -1.0, language: str = "en"
-) -> RewardFunc:
-    """`max_penalty` times the share of n-grams that are repeats (arXiv 2502.03373, C.2).
-
-    Spaces separate words in English (en), jieba in Chinese (zh). ValueError for a positive penalty and for
-    another language.
-    """
+def check_penalty(max_penalty: float) -> float:
     if max_penalty > 0:
         raise ValueError(f"max_penalty {max_penalty} should not be positive")
-    if language not in ("en", "zh"):
-        raise ValueError(f"language {language!r} is unknown: repetition_penalty splits en and zh")
-    return bind(repetition_penalty_reward, ngram_size, max_penalty, language)
+    return max_penalty
 
 
-def repetition_penalty_reward(
-    ngram_size: int, max_penalty: float, spoken: str, /, completions: Texts, **_: Any
-) -> Rewards:
-    texts = [text_of(c) for c in completions]
-    if spoken == "en":
-        split = [text.lower().split() for text in texts]
-    else:
-        import jieba  # takes a second to load its dictionary
+@dataclass(config=strict)
+class RepetitionPenalty(Reward):
+    """`max_penalty` times the share of n-grams that are repeats (arXiv 2502.03373, C.2)."""
 
-        jieba.setLogLevel("WARNING")
-        split = [jieba.lcut(text) for text in texts]
-    ngrams = [list(zip(*(words[i:] for i in range(ngram_size)), strict=False)) for words in split]
-    return [(len(set(n)) / len(n) - 1) * -max_penalty if n else 0.0 for n in ngrams]
+    ngram_size: Positive = 3  # Words in a row that count as repeated
+    max_penalty: Annotated[
+        float, AfterValidator(check_penalty)
+    ] = -1.0  # What repetition alone earns; 0 or less
+    language: Literal["en", "zh"] = "en"  # How words are separated: by spaces, or for Chinese by jieba
+    __name__ = "repetition_penalty_reward"
+
+    def __call__(self, completions: Texts, **_: Any) -> Rewards:
+        texts = [text_of(c) for c in completions]
+        if self.language == "en":
+            split = [text.lower().split() for text in texts]
+        else:
+            import jieba  # takes a second to load its dictionary
+
+            jieba.setLogLevel("WARNING")
+            split = [jieba.lcut(text) for text in texts]
+        ngrams = [list(zip(*(words[i:] for i in range(self.ngram_size)), strict=False)) for words in split]
+        return [(len(set(n)) / len(n) - 1) * -self.max_penalty if n else 0.0 for n in ngrams]
 
 
-def get_soft_overlong_punishment(max_completion_len: int, soft_punish_cache: int) -> RewardFunc:
-    """0, and down to -1 over the last `soft_punish_cache` tokens of `max_completion_len` (DAPO, eq. 13).
+@dataclass(config=strict)
+class SoftOverlongPunishment(Reward):
+    """TRL's: 0, and down to -1 over the last tokens of `max_completion_len` (DAPO, eq. 13).
 
-    TRL's function; it counts characters where there are no token ids.
+    Characters count where there are no token ids.
     """
-    return bind(soft_overlong_punishment_reward, max_completion_len, soft_punish_cache)
+
+    max_completion_len: Positive = 16384  # Where it reaches -1
+    soft_punish_cache: NonNegative = 4096  # How long before that it begins
+    __name__ = "soft_overlong_punishment_reward"
+
+    def __call__(self, completion_ids: Column = None, completions: Texts = (), **_: Any) -> Rewards:
+        from trl.rewards import get_soft_overlong_punishment
+
+        counted: Any = [text_of(c) for c in completions] if completion_ids is None else completion_ids
+        return get_soft_overlong_punishment(self.max_completion_len, self.soft_punish_cache)(counted)
 
 
-def soft_overlong_punishment_reward(
-    longest: int, cache: int, /, completion_ids: Column = None, completions: Texts = (), **_: Any
-) -> Rewards:
-    from trl.rewards import get_soft_overlong_punishment
-
-    counted: Any = [text_of(c) for c in completions] if completion_ids is None else completion_ids
-    return get_soft_overlong_punishment(longest, cache)(counted)
+# Open-R1's names of what makes these rewards.
+get_cosine_scaled_reward = Cosine
+get_code_format_reward = CodeFormat
+get_repetition_penalty_reward = RepetitionPenalty
+get_soft_overlong_punishment = SoftOverlongPunishment
 
 
 # ---- Unsloth's Qwen3-4B-Base recipe, with the scores of its notebook ----

@@ -8,7 +8,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from functools import wraps
+from functools import partial, update_wrapper, wraps
 from numbers import Real
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -19,46 +19,11 @@ from pydantic.dataclasses import dataclass
 
 from aimo.errors import AimoError, explain
 from aimo.inference.answer_kinds import AnswerKind
-from aimo.inference.settings import NonNegative, Positive, Prompt, strict
+from aimo.inference.settings import Positive, Prompt, strict
 from aimo.rewards import code, math
-from aimo.rewards.math import RewardFunc, Rewards, bind
+from aimo.rewards.math import Reward, RewardFunc, Rewards
 
 OWN = re.compile(r"(.+\.py):(\w+)")
-
-
-@dataclass(config=strict)
-class Reward:
-    """Any reward; those without a class below have no other option."""
-
-    weight: float = 1.0  # What the reward is multiplied by before rewards are added
-
-
-@dataclass(config=strict)
-class Cosine(Reward):
-    """`cosine`: the rewards of right and wrong answers at length 0 and at `max_len`."""
-
-    min_value_wrong: float = -1.0  # Short and wrong
-    max_value_wrong: float = -0.5  # Long and wrong
-    min_value_correct: float = 0.5  # Long and right
-    max_value_correct: float = 1.0  # Short and right
-    max_len: Positive = 1000  # In tokens
-
-
-@dataclass(config=strict)
-class RepetitionPenalty(Reward):
-    """`repetition_penalty`: a share of `max_penalty`."""
-
-    ngram_size: Positive = 3  # Words in a row that count as repeated
-    max_penalty: Annotated[float, Field(le=0)] = -1.0  # The reward of nothing but repetition
-    language: Literal["en", "zh"] = "en"  # How words are separated: by spaces, or for Chinese by jieba
-
-
-@dataclass(config=strict)
-class SoftOverlongPunishment(Reward):
-    """`soft_overlong_punishment`: where it begins and where it reaches -1, in tokens."""
-
-    max_completion_len: Positive = 16384  # Where it reaches -1
-    soft_punish_cache: NonNegative = 4096  # How long before that it begins
 
 
 @dataclass(config=strict)
@@ -90,13 +55,6 @@ class CfCode(IoiCode):
 
 
 @dataclass(config=strict)
-class CodeFormat(Reward):
-    """`code_format`: the language of rows that have no `language`."""
-
-    language: str = "python"  # Such as python or cpp
-
-
-@dataclass(config=strict)
 class OwnReward(Reward):
     """`PATH.py:FUNCTION`: the file's text, which is read when the profile is."""
 
@@ -104,11 +62,10 @@ class OwnReward(Reward):
 
 
 class Row(NamedTuple):
-    """A reward: a function that takes its options as keywords, or a factory that makes it from them."""
+    """A reward: a function that takes its options as keywords, or the class of its options, called itself."""
 
     function: Callable[..., Any]
     options: type[Reward] = Reward
-    is_factory: bool = False
 
     @property
     def option_names(self) -> list[str]:
@@ -125,14 +82,14 @@ REWARDS = {
     "format_approximate": Row(math.match_format_approximately),
     "check_answer": Row(math.check_answer),
     "check_numbers": Row(math.check_numbers),
-    "cosine": Row(math.get_cosine_scaled_reward, Cosine, True),
-    "repetition_penalty": Row(math.get_repetition_penalty_reward, RepetitionPenalty, True),
-    "soft_overlong_punishment": Row(math.get_soft_overlong_punishment, SoftOverlongPunishment, True),
+    "cosine": Row(math.Cosine, math.Cosine),
+    "repetition_penalty": Row(math.RepetitionPenalty, math.RepetitionPenalty),
+    "soft_overlong_punishment": Row(math.SoftOverlongPunishment, math.SoftOverlongPunishment),
     "code": Row(code.code_reward, Code),
     "binary_code": Row(code.binary_code_reward, Code),
     "ioi_code": Row(code.ioi_code_reward, IoiCode),
     "cf_code": Row(code.cf_code_reward, CfCode),
-    "code_format": Row(math.get_code_format_reward, CodeFormat, True),
+    "code_format": Row(math.CodeFormat, math.CodeFormat),
 }
 
 BY_ANSWER = "accuracy", "length", "check_answer", "check_numbers", "cosine"  # rewards of a known answer
@@ -173,7 +130,8 @@ def read_rewards(values: Mapping[str, Any]) -> dict[str, Reward]:
             read[name] = row.options(**options)
         except ValidationError as e:
             raise ValueError(f"{name}." + "; ".join(explain(error) for error in e.errors())) from None
-        function = own[2] if own else getattr(row.function, "__name__", name)
+        made = read[name] if row.function is row.options else row.function
+        function = own[2] if own else getattr(made, "__name__", name)
         if other := logged.get(function):
             raise ValueError(f"{name}: {other} has the same function's name; give it another")
         logged[function] = name
@@ -245,11 +203,11 @@ def get_reward_funcs(
         if isinstance(setting, OwnReward):
             functions.append(load_function(name, setting.code))
             continue
-        row = REWARDS[name]
-        bound = {option: getattr(setting, option) for option in row.option_names}
-        made = row.function(**bound) if row.is_factory else row.function
-        judged = {} if kind is None else {"answer_kind": kind}
-        functions.append(bind(made, **({} if row.is_factory else bound), prompt=prompt, **judged))
+        made: Any = setting
+        row, bound = REWARDS[name], {"prompt": prompt, "answer_kind": kind}
+        if row.function is not row.options:
+            made, bound = row.function, bound | {key: getattr(setting, key) for key in row.option_names}
+        functions.append(update_wrapper(partial(made, **bound), made))  # with its name, which TRL logs
     return functions
 
 
