@@ -217,6 +217,16 @@ grpo.save_steps=2 grpo.trl.save_total_limit=9 grpo.prompts_per_step=4
 """
 
 
+# Another run takes the port that TRL has found free.
+TAKEN = """
+import socket
+from trl.trainer import utils
+
+taken = socket.create_server(("", 0))
+utils._find_free_port = lambda: taken.getsockname()[1]
+"""
+
+
 @pytest.mark.engine
 @pytest.mark.train
 def test_vllm_samples_with_the_weights_of_the_step_before_and_one_that_it_did_not_get_is_flagged(prepared):
@@ -232,7 +242,7 @@ def test_vllm_samples_with_the_weights_of_the_step_before_and_one_that_it_did_no
         above = [r["step"] for r in log if r[f"{measured}/mean"] > r[f"{measured}/bound"]]
         return log, above, done.stdout
 
-    whole, above, told = steps(SKIPPING)
+    whole, above, told = steps(TAKEN + SKIPPING)
     assert above == [5], [record[f"{measured}/mean"] for record in whole]
     assert told.count("the weights of an earlier step") == 1 and "Step 5: " in told
     for left in ("checkpoint-4", "checkpoint-6", "model", "trained"):

@@ -210,13 +210,17 @@ def test_the_road_with_a_real_model(smollm2, tmp_path, monkeypatch):
     few = ["sft.max_steps=2", "sft.batch_size=4", "grpo.max_steps=1", "grpo.prompts_per_step=2"]
     few += ["grpo.num_generations=4", "grpo.gradient_accumulation_steps=1", "grpo.max_completion_length=16"]
     few += ["data.sft.rows=16", "data.grpo.rows=16", "data.heldout.rows=4"]
+    few += ["grpo.rewards={repetition_penalty: {ngram_size: 1}}"]  # two steps of SFT find no right answer
     few += ["inference.samples=2", "inference.test_rows=2", "inference.max_tokens=16"]
     done = aimo("run", "--profile", "smollm2", "--run-dir", str(tmp_path), *settings(few))
     assert done.returncode == 0, done.stderr
     (step,) = [record for record in read_lines(tmp_path / "grpo" / "log.jsonl") if "reward" in record]
     assert step["sampling/sampling_logp_difference/mean"] < 0.1, "vLLM samples with the weights of SFT"
+    assert step["reward_std"] > 0 and step["grad_norm"] > 0
     figures = json.loads((tmp_path / "metrics.json").read_text())["stages"]["inference"]
     assert set(figures["models"]) == {"base", "sft", "grpo"} and figures["questions"] == 2
     for stage in ("sft", "grpo"):
         tokenizer = read_tokenizer(tmp_path / stage / "model")
         assert tokenizer.apply_chat_template(PROMPT, add_generation_prompt=True, tokenize=False) == ASKED
+    sft, grpo = ((tmp_path / stage / "model" / "model.safetensors").read_bytes() for stage in ("sft", "grpo"))
+    assert len(sft) == len(grpo) and sft != grpo, "the adapter of GRPO is merged"

@@ -173,6 +173,8 @@ def make_sampling_trainer(kind: Any, run: Run, **given: Any) -> Any:
     args, by_vllm = given["args"], getattr(run.profile, run.stage).generation == "vllm"
     if by_vllm:
         vllm_process.set_environment()
+        if os.environ.get("MASTER_PORT", "0") == "0":  # TRL would take 29500, as another run may meanwhile
+            os.environ["MASTER_PORT"] = str(vllm_process.free_port("127.0.0.1", 0))
     if vars(given["model"]).pop("answer", None):  # by a vLLM of an interrupted training, which holds memory
         gc.collect()
     trainer = make_trainer(kind, run, **given)
