@@ -9,27 +9,24 @@ from aimo.run import runs
 from aimo.train import models, served, sft
 
 BEGIN = "<start_working_out>"  # the prompt ends with it
-REPLIES = [
-    f"{BEGIN}{thought}<end_working_out><SOLUTION>4</SOLUTION>" for thought in ("", "Elephants!", "2 + 2 = 4")
-]
+END = "<end_working_out><SOLUTION>4</SOLUTION>"
 ROWS = [
     {
-        "prompt": [{"role": "user", "content": f"What is {i} + 2?"}],
-        "completion": [{"role": "assistant", "content": text}],
+        "prompt": [{"role": "user", "content": "What is 2 + 2?"}],
+        "completion": [{"role": "assistant", "content": BEGIN + thought + END}],
     }
-    for i, text in enumerate(REPLIES, 2)
+    for thought in ("", "Elephants!", "2 + 2 = 4")
 ]
+
+
+def run_with(folder, *settings):
+    return runs.Run(config.load("tiny", ["model.backend=transformers", *settings]), folder, "sft", 0.0)
 
 
 @pytest.fixture(scope="module")
 def base():
     profile = config.load("tiny", ["model.backend=transformers"])
     return models.load_model(TINY, profile), models.load_tokenizer(TINY, profile)
-
-
-def run_with(folder, *settings):
-    profile = config.load("tiny", ["model.backend=transformers", "sft.max_steps=1", *settings])
-    return runs.Run(profile, folder, "sft", 0.0)
 
 
 def test_the_least_likely_token_is_the_one_that_the_model_gives_the_least_log_probability(base, tmp_path):

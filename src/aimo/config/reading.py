@@ -132,7 +132,7 @@ def suggest(key: str) -> str:
     def distance(other: str) -> tuple[bool, ...]:
         place = other.rpartition(".")[0]
         is_near = f"{place}.".startswith((f"{section}.", f"data.{section}."))
-        return place != section, not is_near, ".mixture." in other
+        return place != section, not is_near, ".mixture." in other, place == "inference"
 
     if found := [other for other in known if other in ours or other.rpartition(".")[2] in ours]:
         nearest = min(map(distance, found))

@@ -1,8 +1,7 @@
 """TRL's configuration of a stage, made from the profile, and the device and number type it trains with.
 
-A key of a stage's section that TRL has too is passed on by its name; `RENAMED` lists keys with another name
-here, `REFUSED` keys that cannot be set. Any other key under `STAGE.trl` goes to TRL as it is, over our fixed
-values. Import Unsloth first: it replaces TRL's classes.
+A key of a stage's section that TRL has too is passed on by its name. Any other key under `STAGE.trl` goes to
+TRL as it is, over our fixed values, but for `TAKEN`. Import Unsloth first: it replaces TRL's classes.
 """
 
 import difflib
@@ -13,50 +12,22 @@ from dataclasses import fields
 from typing import Any
 
 from aimo.config import Grpo, Profile
+from aimo.config.reading import suggest
 from aimo.errors import AimoError
 from aimo.run import machine
 from aimo.run.runs import Run
 from aimo.train import compat
 
-# TRL's name of a key, and the key of the profile; {stage} stands for the stage.
-RENAMED = {
-    "num_train_epochs": "{stage}.epochs",
-    "lr_scheduler_type": "{stage}.scheduler",
-    "warmup_steps": "{stage}.warmup_ratio",
-    "optim": "{stage}.optimizer",
-    "per_device_train_batch_size": "{stage}.batch_size",
-    "eval_strategy": "sft.eval_steps",
-    "train_sampling_strategy": "sft.group_by_length",
-    "reward_weights": "grpo.rewards",
-    "use_vllm": "grpo.generation",
-    "vllm_mode": "grpo.generation",
-    "vllm_server_base_url": "grpo.vllm_server_url",
-    "vllm_server_host": "grpo.vllm_server_url",
-    "vllm_server_port": "grpo.vllm_server_url",
-    "vllm_gpu_memory_utilization": "grpo.vllm_gpu_memory",
-    "vllm_max_model_length": "model.max_length",
-    "max_tool_calling_iterations": "inference.tool_turns",
-    "max_length": "model.max_length",
-    "bf16": "model.dtype",
-    "fp16": "model.dtype",
-    "gradient_checkpointing": "model.gradient_checkpointing",
-    "seed": "seed",
-    "report_to": "training.log_to",
-    "push_to_hub": "training.push_to_hub",
-    "hub_model_id": "training.push_to_hub",
-    "chat_template_path": "prompt.template",
-    "eos_token": "prompt.eos_token",
-}
-# Why a key of TRL's cannot be set, and what to do instead.
-REFUSED = {
-    "output_dir": "a stage writes into the run's folder; choose that with --run-dir",
-    "resume_from_checkpoint": "a stage goes on from its last checkpoint, or --from {stage}/checkpoint-N",
-    "model_init_kwargs": "the model is loaded before; its settings are under model",
-    "dataset_text_field": "rows have a prompt and a completion, not one text; choose columns under data",
-    "use_cpu": "the GPU is used where there is one; set CUDA_VISIBLE_DEVICES= to hide it",
-    "do_train": "TRL's trainers do not read it",
-    "do_eval": "TRL's trainers do not read it; set sft.eval_steps",
-    "do_predict": "TRL's trainers do not read it",
+# Keys of TRL's that follow from other keys, or that no stage can have; `aliases.yaml` says what to set.
+# Transformers reads `do_train` and its like nowhere.
+TAKEN = {
+    *("num_train_epochs", "lr_scheduler_type", "warmup_steps", "optim", "per_device_train_batch_size"),
+    *("max_length", "bf16", "fp16", "gradient_checkpointing", "seed", "use_cpu", "output_dir", "report_to"),
+    *("eval_strategy", "train_sampling_strategy", "reward_weights", "max_tool_calling_iterations"),
+    *("use_vllm", "vllm_mode", "vllm_server_base_url", "vllm_server_host", "vllm_server_port"),
+    *("vllm_max_model_length", "vllm_gpu_memory_utilization", "chat_template_path", "eos_token"),
+    *("push_to_hub", "hub_model_id", "resume_from_checkpoint", "model_init_kwargs", "dataset_text_field"),
+    *("do_train", "do_eval", "do_predict", "teacher_model_name_or_path", "teacher_model_server_url"),
 }
 # Keys of TRL's that keep the value of Unsloth's configuration where it differs from TRL's, and why.
 UNSLOTHS = {
@@ -84,18 +55,12 @@ def stage_arguments(run: Run) -> Any:
     cuda, dtype = machine.computes_on_gpu(), choose_dtype(profile)[0]
     known, own = {f.name for f in fields(kind)}, {f.name for f in fields(section)}
     has_least_rate = section.scheduler == "cosine_with_min_lr"
-    instead = RENAMED | {key: f"{{stage}}.{key}" for key in own}
-    instead |= {"per_device_train_batch_size": "grpo.prompts_per_step"} if stage == "grpo" else {}
-    if stage == "opd":
-        instead |= {"beta": "opd.divergence", "use_vllm": "opd.generation"}
-        instead |= dict.fromkeys(["teacher_model_name_or_path", "teacher_model_server_url"], "opd.teacher")
-    instead |= {"lr_scheduler_kwargs": "{stage}.min_lr_rate"} if has_least_rate else {}
+    taken = TAKEN | own | ({"lr_scheduler_kwargs"} if has_least_rate else set())
+    taken |= {"beta"} if stage == "opd" else set()
     for key in section.trl:
         where = f"{stage}.trl.{key}"
-        if key in instead:
-            raise AimoError(f"{where}: set {instead[key].format(stage=stage)} instead")
-        if key in REFUSED:
-            raise AimoError(f"{where} cannot be set: {REFUSED[key].format(stage=stage)}")
+        if key in taken:
+            raise AimoError(f"{where} cannot be set there{suggest(f'{stage}.{key}')}")
         if key not in known:
             close = "".join(f", did you mean {c}?" for c in difflib.get_close_matches(key, known, n=1))
             raise AimoError(f"{where}: {kind.__name__} has no such key{close}")

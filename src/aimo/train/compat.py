@@ -27,6 +27,9 @@ from trl.trainer import distillation_trainer, grpo_trainer, utils
 
 from aimo.errors import AimoError
 
+BEFORE_TRLS: Any = object  # the base of what stands before TRL's class, whose names it uses
+GRPO: Any = trl.GRPOTrainer
+
 
 def take_one_gpu(args: Any) -> None:
     """Let a process that trains alone take one GPU, however many it sees.
@@ -37,17 +40,15 @@ def take_one_gpu(args: Any) -> None:
     args._n_gpu = min(args.n_gpu, 1)
 
 
-class OrderHook:
-    """A base of a trainer, before TRL's class: lets it choose the order of its rows.
+class OrderHook(BEFORE_TRLS):
+    """A base of a trainer: `order_rows` takes its sampler and returns the one to use.
 
     `Trainer._get_train_sampler` (Transformers; TRL's GRPOTrainer overrides it): the public
     `get_train_dataloader` builds the sampler and prepares the loader for several processes in one step.
     """
 
-    order_rows: Any  # (sampler): the one to use in place of the trainer's own
-
     def _get_train_sampler(self, dataset: Any = None) -> Any:
-        return self.order_rows(super()._get_train_sampler(dataset))  # type: ignore[misc]
+        return self.order_rows(super()._get_train_sampler(dataset))
 
 
 def pack_tokens(dataset: Any, args: Any) -> Any:
@@ -106,8 +107,8 @@ the ids that the policy sampled, log-probabilities), and its reward by each func
 COMPLETION_IDS, MASK = 4, 5  # where they stand
 
 
-class GrpoHook(trl.GRPOTrainer):
-    """TRL's GRPO with three methods to override: what a step trains on, its figures, its log-probabilities.
+class GrpoHook(GRPO):
+    """TRL's GRPO, which calls `choose`, `figures`, `masks`, `signal` and `log_probs` of `grpo.GrpoTrainer`.
 
     `GRPOTrainer._generate_and_score_completions` (TRL) samples with `_generate`, scores with
     `_calculate_rewards` and makes tensors of all rows. Rows are exchanged between the two, so that masks,
@@ -116,19 +117,9 @@ class GrpoHook(trl.GRPOTrainer):
     log-probabilities of the policy, the old policy and the reference; nothing public stands before the loss.
     """
 
-    choose: Any  # (inputs): what all processes train on in this step, [Sampled] in whole groups; None: as TRL
-    figures: Any  # (rewards): what to log in place of TRL's figures, from all that was sampled for the step
-    masks: Any  # (replies, completion_ids, mask): the tokens that count in the loss, or None
-    signal: Any  # (rewards): whether the group of each completion has signal
-    log_probs: Any  # (compute, packed, ids, mask, logits_to_keep): what TRL's `compute` returns
-    model: Any
-    args: Any
-    processing_class: Any
-    train_dataset: Any
-    num_generations: Any
     chosen_rewards: Any
-    kept: Any  # between the sampling of a step and its loss
-    doing: Any  # takes what a step does now
+    environments: Any
+    _batch_environments: Any
 
     def __init__(self, *args: Any, **given: Any) -> None:
         """Make a trainer. Unsloth's leaves the padding token out of the loss, also where it ends a text."""
@@ -145,8 +136,8 @@ class GrpoHook(trl.GRPOTrainer):
         super().__init__(*args, **given)
 
     def _generate_and_score_completions(self, inputs: Any) -> Any:
-        self.rows, self.chosen_rewards, self.all_rewards = inputs, None, []  # type: ignore[var-annotated]
-        self.kept = None
+        self.rows, self.chosen_rewards, self.kept = inputs, None, None
+        self.all_rewards: list[torch.Tensor] = []
         batch = super()._generate_and_score_completions(inputs)
         if self.model.training:
             for name, value in self.figures(torch.cat(self.all_rewards)).items():
@@ -193,9 +184,8 @@ class GrpoHook(trl.GRPOTrainer):
         if figures.get("entropy"):
             return loss
         prompts, seen = inputs["prompt_ids"], inputs["prompt_mask"]
-        mask, tools, logps = (
-            inputs.get(f"{n}") for n in ("completion_mask", "tool_mask", "old_per_token_logps")
-        )
+        mask, tools = inputs["completion_mask"], inputs.get("tool_mask")
+        logps = inputs.get("old_per_token_logps")
         if logps is None:  # vLLM did not sample
             ids = torch.cat([prompts, inputs["completion_ids"]], 1)
             asked = model, ids, torch.cat([seen, mask], 1), mask.shape[1]

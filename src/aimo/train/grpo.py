@@ -328,14 +328,19 @@ class Samples(TrainerCallback):
         due = state.global_step == 1 or state.global_step % self.every == 0
         if not (due and state.is_world_process_zero):
             return
-        logs = compat.last_completions(self.trainer)
-        lines = []
-        for i in range(-min(SAMPLES_KEPT, len(logs["completion"])), 0):
-            line = {"step": state.global_step, "problem": rewards.text_of(logs["prompt"][i])}
-            line |= {"completion": transcript(logs["completion"][i])}
-            line |= {name: values[i] for name, values in logs["rewards"].items()}
-            lines.append(line | {"advantage": logs["advantages"][i]})
-        append_lines(self.path, lines)
+        samples = last_samples(self.trainer, SAMPLES_KEPT)
+        append_lines(self.path, [{"step": state.global_step} | sample for sample in samples])
+
+
+def last_samples(trainer: Any, count: int) -> Rows:
+    """Return the newest completions with their problems, rewards and advantages."""
+    logs = compat.last_completions(trainer)
+    return [
+        {"problem": rewards.text_of(logs["prompt"][i]), "completion": transcript(logs["completion"][i])}
+        | {name: values[i] for name, values in logs["rewards"].items()}
+        | {"advantage": logs["advantages"][i]}
+        for i in range(-min(count, len(logs["completion"])), 0)
+    ]
 
 
 class Mismatch(TrainerCallback):

@@ -18,7 +18,7 @@ from transformers import StoppingCriteria, TrainerCallback
 
 from aimo.report import page, plots, tables
 from aimo.run.runs import Run
-from aimo.train import compat, grpo
+from aimo.train import grpo
 
 LEAST_S = 2.0  # between two drawings
 SHARE = 0.05  # of the time may go into drawing
@@ -108,20 +108,10 @@ class Live(TrainerCallback):
             return
         shown = plots.training([r for r in state.log_history if "step" in r])
         if self.run.stage == "grpo":
-            shown = page.join([shown, self.samples()])
+            shown = page.join([shown, tables.table(grpo.last_samples(self.trainer, 2))])
         self.below.update(shown)
         self.drawn = time.monotonic()
         self.cost = self.drawn - now
-
-    def samples(self) -> page.Html:
-        """Return two completions of the last group with their rewards."""
-        logs = compat.last_completions(self.trainer)
-        rows = [
-            {"completion": grpo.transcript(logs["completion"][i])[-600:]}
-            | {name: f"{values[i]:.2f}" for name, values in logs["rewards"].items()}
-            for i in range(-min(2, len(logs["completion"])), 0)
-        ]
-        return tables.table(rows)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.ended = True

@@ -232,7 +232,7 @@ def after_unsloth() -> tuple[Any, Any]:
 
 
 def load_with_peft(folder: Path, profile: Profile) -> Any:
-    """Return what `load_model` does without Unsloth."""
+    """Return what `load_model` does, without Unsloth."""
     peft, transformers = after_unsloth()
     settings, lora = profile.model, profile.model.lora
     compute = getattr(torch, arguments.choose_dtype(profile)[0])

@@ -61,14 +61,9 @@ class Seeded:
 
 
 class Shared(compat.OrderHook):
-    """The part that the three trainers share: the order of rows, and an end at the first loss or gradient
-    that is not finite."""
+    """The part that the trainers share: the order of rows, and an end at the first loss or gradient that is
+    not finite. `make_trainer` sets `run`."""
 
-    run: Run
-    args: Any
-    state: Any
-    processing_class: Any
-    is_world_process_zero: Any
     first_row: Any = ()  # token ids of the newest batch's first row
     sampled_ids: Any = None  # those of the newest batch, of a stage that samples what it trains on
     phase = speed = ""  # what it does now, and its tokens per second
@@ -91,7 +86,7 @@ class Shared(compat.OrderHook):
         self.doing("training")
         if "completion_ids" in inputs:
             self.sampled_ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
-        result = super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[misc]
+        result = super().compute_loss(model, inputs, *args, **kwargs)
         ids = inputs.get("input_ids", inputs.get("prompt_ids"))  # (rows, tokens)
         self.first_row = () if ids is None else ids[0]
         loss = result[0] if isinstance(result, tuple) else result
@@ -102,10 +97,10 @@ class Shared(compat.OrderHook):
         """Return those of training on a batch. TRL finds 0 where it samples the batch, as `inputs` are texts:
         those of the last batch count."""
         inputs = inputs if self.sampled_ids is None else {"input_ids": self.sampled_ids}
-        return int(super().floating_point_ops(inputs))  # type: ignore[misc]
+        return int(super().floating_point_ops(inputs))
 
     def log(self, logs: dict[str, float], *args: Any) -> None:
-        super().log(logs, *args)  # type: ignore[misc]
+        super().log(logs, *args)
         if rate := self.state.log_history[-1].get("tokens_per_second"):
             self.speed = f"{rate:,.0f} tokens/s"
         self.tell()
@@ -134,7 +129,7 @@ class Shared(compat.OrderHook):
 
     def log_apart(self, figures: dict[str, float]) -> None:
         """Log a separate record. TRL's `log` would add the figures of the step so far, and clear them."""
-        Trainer.log(self, figures)  # type: ignore[arg-type]
+        Trainer.log(self, figures)
 
 
 class DpoTrainer(Shared, trl.DPOTrainer):
