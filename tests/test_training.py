@@ -181,15 +181,6 @@ def losses(log):
     return [record["loss"] for record in log if "loss" in record]
 
 
-def plain_model(folder, adapter=None):
-    """A saved model, with an adapter on it."""
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    return PeftModel.from_pretrained(model, str(adapter)) if adapter else model
-
-
 @pytest.fixture(scope="module")
 def sft(sets, tmp_path_factory):
     """A small SFT with an evaluation, TensorBoard and a saved model; its folder is read only."""
@@ -202,13 +193,9 @@ def sft(sets, tmp_path_factory):
 
 
 @trains
-def test_the_merged_model_has_the_completions_of_base_and_adapter_and_a_card_that_the_hub_reads(sft, sets):
+def test_a_saved_model_has_a_card_that_the_hub_reads(sft):
     from huggingface_hub import ModelCard
 
-    every = (plain_model(sft.folder / "model"), plain_model(TINY, sft.folder / "trained"), sft.model)
-    texts = [models.complete(model, sft.tokenizer, sets["heldout"], 60) for model in every]
-    assert texts[0] == texts[1] == texts[2]
-    assert texts[0] != models.complete(plain_model(TINY), sft.tokenizer, sets["heldout"], 60)
     card = ModelCard.load(sft.folder / "model/README.md")
     assert card.data.library_name == "transformers" and card.data.tags == ["aimo", "trl"]
     assert card.data.base_model is None, "a folder is no model of the hub"
@@ -409,10 +396,11 @@ def test_a_model_generates_with_its_adapters_merged_and_gets_its_weights_back_to
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
 
 
-def test_vllm_gets_to_the_bit_what_trl_would_send_and_frozen_weights_once(monkeypatch):
+def test_vllm_gets_to_the_bit_what_trl_would_send_and_frozen_weights_once():
     """On a GPU; the model has adapters on two kinds of layers of seven, and the rest is frozen."""
     import copy
     from contextlib import nullcontext
+    from unittest.mock import MagicMock
 
     import torch
     from peft import LoraConfig, get_peft_model
@@ -425,19 +413,13 @@ def test_vllm_gets_to_the_bit_what_trl_would_send_and_frozen_weights_once(monkey
     frozen = {name: w.clone() for name, w in model.named_parameters() if not w.requires_grad}
     sent = {}
 
-    def receive(weights):
-        sent.update((name, weight.clone()) for name, weight in weights)
-
     def generation(kind, model):
         made = object.__new__(kind)
-        made.model, made.mode, made.enable_sleep_mode = model, "colocate", False
+        made.model, made.mode, made.enable_sleep_mode, made.llm = model, "colocate", False, MagicMock()
         made.accelerator = SimpleNamespace(device=torch.device("cuda"), is_main_process=True)
         made._dist = SimpleNamespace(is_fsdp=False, is_zero3=False, gather_params=lambda _: nullcontext())
-        engine = SimpleNamespace(model=SimpleNamespace(load_weights=receive))
-        engine = SimpleNamespace(driver_worker=SimpleNamespace(model_runner=engine))
-        made.llm = SimpleNamespace(
-            llm_engine=SimpleNamespace(model_executor=engine), reset_prefix_cache=lambda: None
-        )
+        runner = made.llm.llm_engine.model_executor.driver_worker.model_runner
+        runner.model.load_weights = lambda weights: sent.update((name, w.clone()) for name, w in weights)
         return made
 
     ours, moved = generation(compat.ExactGeneration, model), []
@@ -453,8 +435,7 @@ def test_vllm_gets_to_the_bit_what_trl_would_send_and_frozen_weights_once(monkey
         moved.append(sum(weight.nbytes for weight in sent.values()))
         for name, weight in model.named_parameters():
             weight.data += 0.1 if "lora" in name else 0.0
-    left = {name for name in wanted if name not in sent}
-    assert {name.split(".")[-2] for name in sent} == {"q_proj", "v_proj"} and left
+    assert {name.split(".")[-2] for name in sent} == {"q_proj", "v_proj"}
     assert moved[1] == moved[2] < 0.2 * moved[0]
 
 
@@ -642,13 +623,17 @@ def test_packing_that_unsloth_would_leave_out_is_refused(sets, tmp_path, monkeyp
 
 @trains
 def test_probes_are_logged_and_the_best_model_probed_is_what_is_kept(tmp_path, sets):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
     p = small("grpo.learning_rate=0.02", "grpo.max_completion_length=30")
     log, model, tokenizer = train(p, sets, tmp_path, "grpo")
     probes = {r["step"]: r["probe/accuracy"] for r in log if "probe/accuracy" in r}
     assert list(probes) == [0, 2, 4]
     kept = json.loads((tmp_path / "grpo/trained/probe.json").read_text())
     assert kept["probe/accuracy"] == max(probes[2], probes[4]) == probes[kept["step"]]
-    apart = plain_model(TINY, tmp_path / "grpo/trained")
+    base = AutoModelForCausalLM.from_pretrained(TINY)
+    apart = PeftModel.from_pretrained(base, str(tmp_path / "grpo/trained"))
     answered = [models.complete(m, tokenizer, sets["heldout"], 30) for m in (model, apart)]
     assert answered[0] == answered[1], "the model in memory is another than the one that was kept"
     lines = read_lines(tmp_path / "grpo/samples.jsonl")

@@ -26,7 +26,7 @@ OPTIONAL = {
 
 
 def nvidia_smi(*arguments: str) -> str | None:
-    """Return what `nvidia-smi` prints; None without the tool or a GPU."""
+    """Return what it prints; None without the tool or a GPU."""
     if not shutil.which("nvidia-smi"):
         return None
     done = subprocess.run(["nvidia-smi", *arguments], capture_output=True, text=True)
@@ -39,7 +39,6 @@ def has_gpu() -> bool:
 
 
 def driver() -> str:
-    """Return the version of the NVIDIA driver; empty without a GPU."""
     return (nvidia_smi("--query-gpu=driver_version", "--format=csv,noheader") or "").partition("\n")[0]
 
 

@@ -62,7 +62,6 @@ def counting(label: str, total: int, done: int = 0) -> Iterator[Callable[[], Non
 
 @contextmanager
 def changing_line(first: str) -> Iterator[Callable[[str], None]]:
-    """Show a line that changes; what it gives takes the new one."""
     console, say = Console(), seldom()
     with console.status(first) as status:
         yield status.update if console.is_terminal else say
@@ -132,7 +131,6 @@ class Display:
         self.say(f"{stage}: {note}")
 
     def tell(self, line: str) -> None:
-        """Print a line that stays, above the bars."""
         self.bars.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def say(self, line: str) -> None:

@@ -77,7 +77,6 @@ class Run:
         return self.dir / STAGES[earlier].product if earlier else self.models()["base"]
 
     def solver_settings(self) -> Settings:
-        """Return how the model that this stage starts from is asked."""
         return self.profile.solver_settings(self.start_model())
 
     def progress(self, step: int, total: int, note: str = "") -> None:
@@ -92,7 +91,7 @@ class Run:
             _bars[cell].show(step, total, note)
 
     def data_hash(self) -> dict[str, str]:
-        """Return the hash of the data that this run trains on, from its card."""
+        """Return the hash of the data, from its card."""
         found = re.search(r"`([0-9a-f]{64})`", (self.dir / STAGES["data"].product).read_text())
         return {"data_sha256": found[1]} if found else {}
 
@@ -153,10 +152,8 @@ def begin(
 
 
 def run_folder(run_dir: str | Path | None, profile: Profile) -> Path:
-    """Return a run's folder as an absolute path; runs/PROFILE when `run_dir` is not given.
-
-    A relative one starts at the current folder; in a notebook, whose own folder that is, at the repository.
-    """
+    """Return a run's folder as an absolute path. A relative one starts at the current folder; in a notebook,
+    whose own folder that is, at the repository."""
     folder = RUNS / profile.profile
     if run_dir:
         folder = Path(os.path.normpath(ROOT / run_dir)) if by_hand() else Path(run_dir).absolute()
@@ -334,7 +331,6 @@ def held(folder: Path) -> list[int]:
 
 
 def unlock(folder: Path) -> None:
-    """Let other processes work in the folder again; nothing to do where another process has locked it."""
     if folder in _locks:
         with _locks.pop(folder) as file:
             fcntl.flock(file, fcntl.LOCK_UN)  # processes that were forked have it open too
@@ -342,7 +338,6 @@ def unlock(folder: Path) -> None:
 
 
 def unlock_all(_: Any = None) -> None:
-    """Unlock every folder that this process holds, when a cell has ended."""
     for folder in [*_locks]:
         unlock(folder)
 
@@ -369,7 +364,6 @@ def read_metrics(folder: Path) -> dict[str, Any]:
 
 
 def is_finished(folder: Path, stage: str) -> bool:
-    """Return whether a stage is recorded as finished, and what it made is still there."""
     return stage in read_metrics(folder)["stages"] and product_of(folder, stage).exists()
 
 

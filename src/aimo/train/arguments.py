@@ -151,15 +151,13 @@ def stage_arguments(run: Run) -> Any:
 
 
 def require_package(package: str, key: str) -> None:
-    """Refuse a key whose package is not installed."""
     if importlib.util.find_spec(package) is None:
         name = package.replace("_", "-")
         raise AimoError(f"{key} needs a package that is not installed: pip install {name}")
 
 
 def completions_per_pass(grpo: Grpo, processes: int) -> int:
-    """Return GRPO's completions in one forward pass of a process: a step's, split over processes and
-    accumulation steps."""
+    """Return GRPO's completions in one forward pass of a process."""
     completions = grpo.prompts_per_step * grpo.num_generations
     parts = processes * grpo.gradient_accumulation_steps
     if completions % parts:

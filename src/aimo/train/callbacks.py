@@ -116,8 +116,7 @@ class Budgets(TrainerCallback):
 
 
 def main_process_says(decision: bool) -> bool:
-    """Return the main process's decision in all processes, which read different clocks, and the disk at
-    different times."""
+    """Return the main process's decision in all processes, whose clocks and looks at the disk differ."""
     return broadcast_object_list([decision])[0]
 
 
@@ -156,10 +155,7 @@ class Probe(TrainerCallback):
                 write_json(best / "probe.json", {"step": state.global_step} | figures)
 
     def probe(self, step: int) -> dict[str, float]:
-        """Return the shares of right and of well-formed completions, and their mean length in tokens.
-
-        The first completions are kept for the report.
-        """
+        """Return the shares of right and of well-formed completions, and their mean length in tokens."""
         grpo, solver, prompt = self.run.profile.grpo, self.run.profile.inference, self.run.profile.prompt
         max_tokens = grpo.max_completion_length if grpo else solver.max_tokens or Settings.max_tokens
         tokenizer = self.trainer.processing_class
@@ -185,8 +181,7 @@ class Probe(TrainerCallback):
 
 
 def last_checkpoint(folder: Path) -> str | None:
-    """Return the newest complete checkpoint. Remove and name newer ones that were cut off while they were
-    written."""
+    """Return the newest complete checkpoint; remove and name newer ones that were cut off."""
     for checkpoint in newest_first(folder):
         try:
             read_json(checkpoint / "trainer_state.json", "")  # the trainer writes this file last
@@ -235,8 +230,7 @@ def keep_best(folder: Path, step: int) -> None:
 
 
 def save_trained(trainer: Any, folder: Path) -> None:
-    """Leave the adapter or the weights in `trained`: the best model probed, if any, which memory then has
-    too."""
+    """Leave the adapter or the weights in `trained`: the best model probed, if any, then in memory too."""
     best, trained = folder / "best", folder / "trained"
     if not main_process_says((best / "probe.json").exists()):
         trainer.save_model(str(trained))

@@ -173,8 +173,7 @@ class GrpoHook(GRPO):
         return self.all_rewards[-1]
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """Return the loss. With Unsloth's, log TRL's figures; the entropy is the mean of -log p of the tokens
-        that the policy sampled."""
+        """With Unsloth's, log TRL's figures; the entropy is the mean of -log p of the sampled tokens."""
         loss = super().compute_loss(model, inputs, *args, **kwargs)
         if not goes_around(self):
             return loss
@@ -261,7 +260,6 @@ class ExactGeneration(grpo_trainer.VLLMGeneration):
     has_frozen = False  # vLLM has the weights that training does not change
 
     def sync_weights(self) -> None:
-        """Give vLLM the trainer's weights, and forget what it computed with the old ones."""
         sharded = self.model.parameters() if self._dist.is_fsdp else []  # there TRL merges in place
         kept = [(weight, weight.data.to("cpu", copy=True)) for weight in sharded if not weight.requires_grad]
         if self.mode == "colocate" and self.accelerator.device.type == "cpu":

@@ -83,7 +83,7 @@ def train_grpo(model: Any, tokenizer: Any, rows: Rows, run: Run, probe: Rows | N
 
 
 def is_degenerate(text: str) -> bool:
-    """Return whether the solver would end a completion somewhere because it repeats itself or counts on."""
+    """Return whether the solver would end a completion because it repeats itself or counts on."""
     places = [*range(CHECK, len(text), CHECK), len(text)]
     parts = (text[max(0, place - voting.WINDOW) : place] for place in places)
     return any(voting.is_repeating(part) or voting.is_counting(part) for part in parts)
@@ -142,7 +142,7 @@ class GrpoTrainer(Shared, compat.GrpoHook):
         return [completion for group in groups[:count] for completion in group]
 
     def has_signal(self, group: list[compat.Sampled]) -> bool:
-        """Whether a completion that counts in the loss is better or worse than the mean of its group."""
+        """Return whether a completion that counts in the loss is off the mean of its group."""
         total = self.total(torch.stack([rewards for _, rewards in group]))  # (G,)
         ends = {*self.eos_token_ids, self.processing_class.pad_token_id}
         counts = [
@@ -383,7 +383,6 @@ class ToolSession:
         self._tokenizer, self._seconds, self._programs = tokenizer, seconds, Programs(seconds)
 
     def reset(self, **row: Any) -> None:
-        """Begin a completion of a row, without variables."""
         self._programs.close()
         self._programs = Programs(self._seconds)
 

@@ -131,7 +131,6 @@ class Job:
 
     @property
     def processes(self) -> int:
-        """How many processes train."""
         return (self.devices - self.serve_gpus) * self.nodes
 
     def train(self, rank: str = "0") -> str:
@@ -163,7 +162,7 @@ class Job:
         return None
 
     def visible(self, first: int, end: int) -> str:
-        """Return what a command begins with that may use the GPUs from `first` to before `end`."""
+        """Return the beginning of a command that uses the GPUs from `first` to before `end`."""
         if self.cpu:
             return "env CUDA_VISIBLE_DEVICES= "
         shared = ",".join(map(str, range(first, end)))
@@ -190,8 +189,7 @@ class Job:
     def served_in(self, profile: Profile) -> tuple[int, int]:
         """Return into how many parts the server splits the model, and how many copies of them it holds.
 
-        vLLM splits between attention heads. GPUs that are left hold more copies of a mixture of experts; of
-        a dense model a server holds one, and TRL asks one server.
+        vLLM splits between attention heads. Of a dense model a server holds one copy.
         """
         gpus, described = self.serve_gpus or self.devices, config.locate(profile.model.base) / "config.json"
         if not described.exists():
@@ -202,7 +200,6 @@ class Job:
         return shards, gpus // shards if has_experts else 1
 
     def worker(self) -> str:
-        """Return the arguments of each process."""
         profile = str(Path(self.profile).absolute()) if self.profile.endswith(".yaml") else self.profile
         words = ["-m", "aimo.train.launch", self.stage, "--profile", profile]
         words += ["--run-dir", str(Path(self.run_dir).absolute())] if self.run_dir else []

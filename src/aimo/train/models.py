@@ -48,10 +48,7 @@ Templates = str | dict[str, str]  # a tokenizer's chat template, or several by n
 
 
 def load_tokenizer(folder: Path, profile: Profile) -> Any:
-    """Return the tokenizer with the profile's chat template and end-of-turn token, padding on the left.
-
-    AimoError when they do not fit it.
-    """
+    """Return the tokenizer with the profile's chat template and end-of-turn token, padding on the left."""
     tokenizer, wanted = read_tokenizer(folder, padding_side="left"), profile.prompt.eos_token
     if wanted is not None:
         if wanted not in tokenizer.get_vocab():
@@ -269,8 +266,7 @@ def load_with_peft(folder: Path, profile: Profile) -> Any:
 
 
 def training_of(stage: str) -> Callable[..., list[dict[str, Any]]]:
-    """Return `train_sft`, `train_grpo`, `train_dpo` or `train_opd`. Their modules import TRL, so call this
-    after `load_model`."""
+    """Return a stage's function, such as `train_sft`. Its module imports TRL: `load_model` comes first."""
     return getattr(importlib.import_module(f"aimo.train.{stage}"), f"train_{stage}")  # type: ignore[no-any-return]
 
 

@@ -48,6 +48,7 @@ FAMILY = "take a teacher of the student's family in opd.teacher"
 OTHER = (
     f"has another vocabulary: token {{}} is {{!r}} here and {{!r}} there, and {{:,}} more differ; {FAMILY}"
 )
+END = "ends a turn with {}, the student with {!r}; set prompt.eos_token to the teacher's, or take another"
 SERVE = "serve the teacher with `vllm serve`, or `aimo serve`"
 IDS = 512  # token ids that a server is asked about at once
 
@@ -131,19 +132,13 @@ def check_teacher(name: str, tokenizer: Any, student: Any) -> Path:
     listed = teacher.eos_token_id
     ends = {theirs.eos_token_id, *(listed if isinstance(listed, list) else [listed])}
     if tokenizer.eos_token_id not in ends:
-        end, named = tokenizer.eos_token, ", ".join(repr(theirs.decode([i])) for i in sorted(ends - {None}))
-        raise AimoError(
-            f"opd.teacher: {name} ends a turn with {named}, the student with {end!r}; set "
-            "prompt.eos_token to the teacher's, or take another teacher"
-        )
+        named = ", ".join(repr(theirs.decode([i])) for i in sorted(ends - {None}))
+        raise AimoError(f"opd.teacher: {name} {END.format(named, tokenizer.eos_token)}")
     return folder
 
 
 def load_teacher(folder: Path, run: Run) -> Any:
-    """Return the teacher on the training device, frozen, in the number type that the stage computes in.
-
-    AimoError when it does not fit beside the student.
-    """
+    """Return the frozen teacher in the number type of the stage, if it fits beside the student."""
     dtype = getattr(torch, arguments.choose_dtype(run.profile)[0])
     stored = getattr(torch, str(AutoConfig.from_pretrained(folder).dtype or "float32").removeprefix("torch."))
     needed = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
@@ -211,10 +206,7 @@ def check_teacher_server(opd: Opd, tokenizer: Any) -> None:
         shown = turn.get("tokens") if isinstance(turn, dict) else None
         last = shown[-4:] if isinstance(shown, list) else []  # some families end it in a line break too
         if tokenizer.eos_token_id not in last:
-            raise AimoError(
-                f"{told} ends a turn with {tokenizer.decode(last)!r}, the student with "
-                f"{tokenizer.eos_token!r}; set prompt.eos_token to the teacher's, or take another teacher"
-            )
+            raise AimoError(f"{told} {END.format(repr(tokenizer.decode(last)), tokenizer.eos_token)}")
 
     try:
         loop.run(check())

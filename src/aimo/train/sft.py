@@ -155,7 +155,7 @@ def tokenize(rows: Rows, tokenizer: Any, num_proc: int | None = None) -> Dataset
 
 
 def lengths_of(dataset: Any) -> Any:
-    """Return the rows' numbers of tokens, an Arrow array."""
+    """Return the rows' numbers of tokens, in Arrow."""
     return pc.list_value_length(dataset.with_format("arrow")[:]["input_ids"])
 
 

@@ -72,7 +72,6 @@ class Shared(compat.OrderHook):
         return Seeded(sampler, self)
 
     def doing(self, what: str) -> None:
-        """Tell what a slow step does now."""
         if what != self.phase:
             self.phase = what
             self.tell()
@@ -316,10 +315,7 @@ def out_of_memory(run: Run, step: int) -> str:
 
 
 def leave_group() -> bool:
-    """Leave the process group after training. Returns True in the main process, which continues alone.
-
-    Within the group a merge would be sharded, and the others' wait for it would time out.
-    """
+    """Leave the process group, in which a merge would be sharded; return whether this is the main process."""
     state = PartialState()
     state.wait_for_everyone()
     gc.collect()  # the trainer, in cycles, holds DistributedDataParallel, and that the group
@@ -341,10 +337,7 @@ def summary(log: Log) -> dict[str, Any]:
 
 def finish(run: Run, tokenizer: Any, log: Log, **more: Any) -> dict[str, Any]:
     """Save the model, check that it computes what was trained, push it where the profile says, and record the
-    stage as finished.
-
-    Returns the recorded figures, `more` among them.
-    """
+    stage as finished. Return the recorded figures, `more` among them."""
     figures = more | summary(log)
     models.save_model(run, tokenizer, figures | run.data_hash())
     figures |= served.check(run)
