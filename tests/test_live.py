@@ -3,10 +3,9 @@
 `test_browser` trains in one, where there is a browser.
 """
 
-import contextlib
 import os
 import re
-import time
+import threading
 from pathlib import Path
 
 import pytest
@@ -14,45 +13,30 @@ from conftest import ROOT
 from jupyter_client.manager import start_new_kernel
 
 
-class Kernel:
-    """A notebook's kernel, which runs one cell after the other."""
-
-    def __init__(self):
-        self.manager, self.client = start_new_kernel(cwd=str(ROOT / "notebooks"))
-
-    def close(self):
-        self.client.stop_channels()
-        self.manager.shutdown_kernel(now=True)
-
-    def run(self, code, stop=False):
-        """The messages of a cell, which may be interrupted when it begins."""
-        sent, found = self.client.execute(code), []
-        while True:
-            message = self.client.get_iopub_msg(timeout=300)
-            if message["parent_header"].get("msg_id") != sent:
-                continue
-            kind, content = message["msg_type"], message["content"]
-            if kind == "status" and content["execution_state"] == "idle":
-                return found
-            found.append((kind, content))
-            if stop and kind == "execute_input":
-                time.sleep(1)
-                self.manager.interrupt_kernel()
-
-    def printed(self, code, **how):
-        messages = self.run(code, **how)
-        assert not errors(messages)
-        return "".join(content["text"] for kind, content in messages if kind == "stream")
-
-
 @pytest.fixture
-def notebook():
-    with contextlib.closing(Kernel()) as kernel:
-        yield kernel
+def cell():
+    """Runs a cell in a notebook's kernel, and stops it if asked to; returns its messages."""
+    manager, client = start_new_kernel(cwd=str(ROOT / "notebooks"))
+
+    def run(code, stop=False):
+        found = []
+        if stop:
+            threading.Timer(2, manager.interrupt_kernel).start()
+        client.execute_interactive(code, timeout=300, output_hook=found.append)
+        return [(message["msg_type"], message["content"]) for message in found]
+
+    yield run
+    client.stop_channels()
+    manager.shutdown_kernel(now=True)
 
 
 def errors(messages):
     return [content for kind, content in messages if kind == "error"]
+
+
+def printed(messages):
+    assert not errors(messages)
+    return "".join(content["text"] for kind, content in messages if kind == "stream")
 
 
 SAMPLING = """
@@ -78,18 +62,18 @@ def measure():
 """
 
 
-def test_sampling_shows_a_bar_with_pass_at_1_so_far_below_the_cell_that_a_person_runs(notebook, tmp_path):
+def test_sampling_shows_a_bar_with_pass_at_1_so_far_below_the_cell_that_a_person_runs(cell, tmp_path):
     begin = SAMPLING.replace("TESTS", repr(str(ROOT / "tests"))).replace("RUN", repr(str(tmp_path / "r")))
-    assert not errors(notebook.run(begin))
+    assert not errors(cell(begin))
     for _ in range(2):  # each time below its own cell
-        messages = notebook.run("measured = measure()")
+        messages = cell("measured = measure()")
         assert not errors(messages)
         shown = [c["data"]["text/html"] for kind, c in messages if kind == "update_display_data"]
         steps = [int(found[1]) for text in shown if (found := re.search(r"data: (\d+) of 16", text))]
         assert len(steps) >= 3 and steps == sorted(set(steps))
         assert any("left; pass@1 0." in text and " so far</div>" in text for text in shown)
         assert shown[-1] == "", "the bar goes when all is done"
-    assert notebook.printed("print(measured.metrics()['pass@1'])") == "0.5\n"
+    assert printed(cell("print(measured.metrics()['pass@1'])")) == "0.5\n"
 
 
 AGAIN = """
@@ -106,23 +90,23 @@ engine.STARTED.add(old)
 """
 
 
-def test_a_notebook_by_hand_says_where_it_works_and_with_what_and_leaves_a_report(notebook):
+def test_a_notebook_by_hand_says_where_it_works_and_with_what_and_leaves_a_report(cell):
     folder = Path(os.environ["AIMO_RUNS"]) / "live-by-hand"
-    notebook.run(AGAIN)
+    cell(AGAIN)
     # One line, no frames: a first cell that is refused, a cell whose name none has made; not a function's.
-    (error,) = errors(notebook.run("run = runs.begin('data', 'lacking')"))
+    (error,) = errors(cell("run = runs.begin('data', 'lacking')"))
     assert "lacking" in error["evalue"] and len(error["traceback"]) == 1
-    said = notebook.printed("run.folder")
+    said = printed(cell("run.folder"))
     assert said == "name 'run' is not defined: run this notebook's cells from the first one on.\n"
     # A relative folder starts at the repository, not at the notebook's own folder.
-    said = notebook.printed(f"run = runs.begin('data', 'tiny', {os.path.relpath(folder, ROOT)!r})")
+    said = printed(cell(f"run = runs.begin('data', 'tiny', {os.path.relpath(folder, ROOT)!r})"))
     assert f"run: {os.path.normpath(folder)}" in said and "heldout: {split: heldout, rows: 200}" in said
     assert "closed" in said, "an engine of this cell, run before, would keep its memory"
-    said = notebook.printed("run.finish(rows=1)\npages.write_by_hand(run.dir)")
+    said = printed(cell("run.finish(rows=1)\npages.write_by_hand(run.dir)"))
     assert "report.html" in said and (folder / "report.html").is_file()
     assert "live-by-hand/report.html" in (folder.parent / "index.html").read_text()
 
-    said = notebook.printed("import time\ntime.sleep(60)", stop=True)
+    said = printed(cell("import time\ntime.sleep(60)", stop=True))
     assert said == "Stopped. Run the cell again; what was saved is kept.\n"
-    (error,) = errors(notebook.run("def f():\n    return lacking\nf()"))
+    (error,) = errors(cell("def f():\n    return lacking\nf()"))
     assert len(error["traceback"]) > 1
