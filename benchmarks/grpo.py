@@ -118,7 +118,7 @@ def grpo(folder: Path, overrides: list[str]) -> None:
         return next((r["step"] for r in read_lines(log) if r.get("probe/accuracy", 0) >= MARK), None)
 
     class UntilMark(runs.Run):
-        def progress(self, step: int, total: int, note: str = "", bar: bool = True) -> None:
+        def progress(self, step: int, total: int, note: str = "") -> None:
             mark = reached()
             if mark is not None and step > mark:  # the record of a step is written after it
                 raise Reached

@@ -38,8 +38,8 @@ def train(side: str, steps: int, overrides: list[str]) -> None:
     from aimo.train import compat, models
 
     class Timed(runs.Run):
-        def progress(self, step: int, total: int, note: str = "", bar: bool = True) -> None:
-            if not note:  # with one, a step goes on
+        def progress(self, step: int, total: int, note: str = "") -> None:
+            if step > len(marks):
                 marks.append((time.perf_counter(), time.process_time()))
 
     runs.quiet()
