@@ -1,6 +1,7 @@
 """Trained stages on the tiny base: losses, resuming, probes, limits, and what is reported when it fails."""
 
 import json
+import os
 import random
 import shutil
 import time
@@ -767,6 +768,26 @@ def test_the_advice_when_memory_runs_out_continues_the_run_with_the_same_losses(
         train(p, sets, run)
     again, _, _ = train(apply(str(e.value), run), sets, run)
     assert losses(again) == pytest.approx(losses(whole), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "limit, event, told",
+    [
+        ("training.time_limit_s=60", "on_step_end", "the time limit of 60 s"),
+        ("training.disk_gb=0.5", "on_save", "the disk budget of 0.5 GB"),
+    ],
+)
+def test_a_stage_stops_before_its_limit_of_time_or_disk(tmp_path, limit, event, told):
+    from transformers import TrainerControl, TrainerState
+
+    weights = checkpoint(tmp_path / "sft", 2) / "adapter_model.safetensors"
+    os.truncate(weights, 3 * 10**8)  # another checkpoint like it would pass half a gigabyte
+    for profile, reason in ((small(), ""), (small(limit), told)):
+        watching, control = callbacks.Budgets(runs.Run(profile, tmp_path, "sft", 0.0)), TrainerControl()
+        watching.started -= 59
+        watching.last_step -= 1
+        getattr(watching, event)(None, TrainerState(global_step=2), control)
+        assert (control.should_training_stop, watching.reason) == (bool(reason), reason)
 
 
 @trains

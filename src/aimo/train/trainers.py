@@ -223,9 +223,8 @@ def fit(trainer: Any, run: Run, probe: Rows | None) -> Log:
         checkpoint = callbacks.last_checkpoint(folder)
         if checkpoint and trainer.is_world_process_zero():
             callbacks.keep_best(folder, runs.step_of(Path(checkpoint)))
-            shutil.rmtree(
-                Path(checkpoint, REFERENCE), ignore_errors=True
-            )  # of aimo 1.0.1: see `make_trainer`
+            theirs = Path(checkpoint, REFERENCE)  # of aimo 1.0.1: see `make_trainer`
+            shutil.rmtree(theirs, ignore_errors=True)
     if checkpoint:
         models.check_adapter(Path(checkpoint), Path(model.config.name_or_path))
         callbacks.accept_cpu_index()
