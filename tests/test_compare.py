@@ -27,7 +27,7 @@ def make(folder, right, page=True, **changes):
                 file.add(replace(DONE, id=f"q{i}", index=n, text=text, tokens=10 + 5 * bool(ok)))
     found = {"x": scores.score(file.header, list(file.traces.values()))}
     if page:
-        evaluate.write_results(evaluate.Wanted(TINY, folder.name, ["x"], []), found, {}, folder, False)
+        evaluate.write_results(evaluate.Wanted(TINY, folder.name, ["x"], []), found, {}, folder)
     else:
         (folder / "evaluation.json").write_text('{"benchmarks": {"x": {}}}')
     return found["x"]

@@ -294,7 +294,7 @@ def test_what_states_the_right_answer_and_is_not_read_is_counted_and_shown(tmp_p
     assert found.unread[:, 0].tolist() == [True, True, *[False] * 5]
     assert scores.figures_of(found)["unread"] == pytest.approx(2 / 7)
     assert not scores.score(header, [replace(one, finished=False) for one in traces]).unread[0, 0]
-    evaluate.write_results(evaluate.Wanted(TINY, "m", [], []), {"x": found}, {}, tmp_path, False)
+    evaluate.write_results(evaluate.Wanted(TINY, "m", [], []), {"x": found}, {}, tmp_path)
     assert "right answers that were not read" in (tmp_path / "evaluation.html").read_text()
     evaluate.show_scores({"x": found})
     assert "x: 2 wrong completions state the right answer" in capsys.readouterr().out

@@ -103,7 +103,7 @@ def evaluate_command(
     name = evaluate.model_name(model) + (f"+{evaluate.model_name(trained)}" if trained else "")
     tracker = (read_values(profile).get("training") or {}).get("log_to", "none") if profile else "none"
     rules = find_competition(competition) if competition else None
-    sampled = rows, seed, trained, tracker, card_data, rules
+    sampled = rows, seed, trained, tracker, card_data, rules, audit
     wanted = evaluate.Wanted(model, name, asked, layers, data, *sampled)
     folder = evaluate.evaluation_folder(name, run_dir)
 
@@ -111,7 +111,7 @@ def evaluate_command(
         return options.start(model, [asdict(settings)], seed, server, adapter)
 
     try:
-        evaluate.show_scores(evaluate.evaluate_model(wanted, sampler, folder, audit))
+        evaluate.show_scores(evaluate.evaluate_model(wanted, sampler, folder))
     except KeyboardInterrupt:
         told = f"what has ended is kept in {folder}, run the same command again to go on"
         raise AimoError(f"interrupted; {told}") from None

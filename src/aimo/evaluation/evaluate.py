@@ -58,6 +58,7 @@ class Wanted:
     log_to: str = "none"  # a tracker that gets the figures too, as in a profile's `training.log_to`
     card_data: bool = False  # whether the training sets that the model's card names may be downloaded
     rules: Competition | None = None  # of whose competition these files are, and which judge the answers
+    audit: bool = False  # whether math-verify judges the completions too
 
     @cached_property
     def weights(self) -> str:
@@ -76,9 +77,7 @@ class Wanted:
         return settings
 
 
-def evaluate_model(
-    wanted: Wanted, start: Callable[[Settings], Sampler], folder: Path, with_audit: bool = False
-) -> dict[str, Scores]:
+def evaluate_model(wanted: Wanted, start: Callable[[Settings], Sampler], folder: Path) -> dict[str, Scores]:
     """Sample what is missing, score everything, and write figures and page; return the scores by benchmark.
 
     What the folder already has of other benchmarks is scored and shown too. `start` starts the engine, or
@@ -116,7 +115,7 @@ def evaluate_model(
         sampled = sample_missing(wanted, questions, start, folder)
         others |= {name: benchmarks.run_lighteval(command, folder / name) for name, command in tasks.items()}
         found |= {name: scores.score(one.header, list(one.traces.values())) for name, one in sampled.items()}
-        write_results(wanted, found, others, folder, with_audit)
+        write_results(wanted, found, others, folder)
     except OSError as e:
         raise AimoError(f"{folder}: {e.strerror}; {KEPT}") from None
     finally:
@@ -158,9 +157,7 @@ def sample_missing(
     return files
 
 
-def write_results(
-    wanted: Wanted, found: dict[str, Scores], others: dict[str, Any], folder: Path, with_audit: bool
-) -> None:
+def write_results(wanted: Wanted, found: dict[str, Scores], others: dict[str, Any], folder: Path) -> None:
     """Write evaluation.json and its page, tell the tracker, and list the page in runs/index.html."""
     figures: dict[str, Any] = {name: scores.figures_of(one) for name, one in found.items()}
     measured = {name: round(100 * figures[name]["pass@1"][0], 1) for name in found}
@@ -172,7 +169,7 @@ def write_results(
         "benchmarks": figures | others,
         "leakage": benchmarks.check_leakage(wanted.adapter or wanted.model, asked, wanted.card_data),
     }
-    if with_audit:
+    if wanted.audit:
         record["audit"] = {name: scores.disagreements(one) for name, one in found.items()}
     unread = {name: scores.unread_rows(one) for name, one in found.items() if one.unread.any()}
     record["votes"] = {}
