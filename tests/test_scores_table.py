@@ -132,6 +132,8 @@ def test_a_file_is_uploaded_where_its_competition_would_take_it_and_stands_with_
     kaggle.left = 0
     assert "no submission is left" in refused("submit", file, *message)
     kaggle.left = 1
+    assert "PUT submission.csv" in aimo("submit", file, *message, "--dry-run")[1]
+    assert not kaggle.asked("CreateSubmission")
     code, out, err = aimo("submit", file, *message)
     assert (code, out) == (0, "submission 100; see `aimo kaggle scores`\n"), err
     (request,) = kaggle.asked("CreateSubmission")
