@@ -116,7 +116,6 @@ UNITS = {
 }
 LOOKS: dict[Any, str] = {
     schema.rows: "the rows",
-    schema.downloads: "the download",
     schema.distilled: "requests and what is kept",
     schema.chat: "prompts and rows",
     schema.loading: "how the model is loaded",
@@ -124,6 +123,7 @@ LOOKS: dict[Any, str] = {
     schema.base_model: "which base is taken",
     schema.rewards: "the reward",
     schema.proved: "calls of proofs",
+    schema.limits: "when a stage stops",
     schema.SFT_RUN: "the training",
     schema.GRPO_RUN: "the training",
     schema.DPO_RUN: "the training",

@@ -223,6 +223,10 @@ def test_rows_that_share_words_with_a_benchmark_are_dropped_and_shown(tmp_path, 
     assert sets.dropped["sft"] == {"shares words with an evaluation set": 1}
     shown = {"set": "sft", "problem": f"Hard. {text} Find n.", "benchmark": str(exam)}
     assert sets.contaminated == [shown | {"overlap": "let n be the number of ways to"}]
+    exam.write_text(f"problem,answer\n{text.replace(' ', ' $ ')},1\n")
+    for keys, dropped in (({}, 0), ({"near_ngrams": True}, 1), ({"near_ngrams": True, "ngram": 30}, 0)):
+        sets = prepared(tiny(sft=source, decontaminate=[{"source": str(exam)}], **keys), tokenizer)
+        assert sets.dropped["sft"].total() == dropped
 
 
 def test_held_out_problems_of_a_file_decontaminate_too(tokenizer, shared):
@@ -242,6 +246,14 @@ def test_the_share_of_empty_thoughts_is_the_profiles(tokenizer):
     texts = [row[0]["content"] for row in prepare.format_sets(prepared(p, tokenizer), p)["sft"]["completion"]]
     empty = sum(text.startswith(p.prompt.think_start + p.prompt.think_end) for text in texts) / len(texts)
     assert abs(empty - p.data.sft.empty_thoughts) < 0.05
+
+
+def test_a_verbatim_solution_is_the_whole_completion(tmp_path, tokenizer):
+    said = "<start_working_out>one<end_working_out>\n<SOLUTION>1</SOLUTION>"
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(PLAIN | {"answer": 1, "solution": said}) + "\n")
+    p = tiny(sft={"source": str(path), "verbatim": True})
+    assert prepare.format_sets(prepared(p, tokenizer), p)["sft"]["completion"][0][0]["content"] == said
 
 
 def test_an_answer_in_a_box_keeps_its_braces(tokenizer):
@@ -283,17 +295,6 @@ def test_a_test_split_shares_no_problem_with_what_is_left(tokenizer):
     ready = prepare.format_sets(sets, p)
     left, aside = ({row[0]["content"] for row in ready[name]["prompt"]} for name in ("sft", "sft_test"))
     assert not left & aside and len(aside) == round(0.2 * len(left | aside))
-
-
-def test_gsm8k_by_profile_alone(tokenizer, shared):
-    path = shared / "gsm8k/train.jsonl"
-    columns = {"problem": "question", "answer": "answer", "solution": "answer"}
-    sets = prepared(tiny(sft={"source": str(path), "columns": columns}), tokenizer)
-    golds = [json.loads(line)["answer"].split("####")[1] for line in path.read_text().splitlines()]
-    rows = sets.rows["sft"]
-    assert sets.read["sft"] == 7473 and len(rows) > 7000
-    assert set(rows["answer"]) <= {str(int(gold.replace(",", ""))) for gold in golds}
-    assert not rows["solution"].str.contains("<<|####").any()
 
 
 def test_a_set_of_which_no_row_is_left_is_refused_in_one_line_with_the_reasons(tmp_path, tokenizer):

@@ -10,7 +10,7 @@ from conftest import TINY, here, wait_for
 from model_server import standing
 
 from aimo import config
-from aimo.config import Distil, Source
+from aimo.config import Columns, Distil, Source
 from aimo.data import distil
 from aimo.errors import AimoError
 from aimo.run import runs
@@ -244,6 +244,8 @@ def test_built_in_problems_and_mixtures_are_distilled_without_repeats(problems):
     parts = [Source(rows=5), Source(str(problems)), Source(str(problems))]
     rows = distil.distilled_problems(Distil(mixture=parts), 0)
     assert len(rows) == 11 and (rows["source"] == "builtin").sum() == 5
+    rows = distil.distilled_problems(Distil(str(problems), columns=Columns(id="answer")), 0)
+    assert rows["id"].to_list() == rows["answer"].to_list()
 
 
 def test_columns_are_chosen_and_problems_told_apart_by_the_uuid_column(problems):

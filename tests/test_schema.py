@@ -8,6 +8,7 @@ rows, the chat template, a reward, a file. The first case whose pattern fits a k
 import importlib.util
 import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -32,7 +33,7 @@ from aimo import config
 from aimo.data import distil, prepare
 from aimo.errors import AimoError
 from aimo.evaluation import submission
-from aimo.inference import competitions, gateway, proofs, storage, tool_calls, vllm_process, voting
+from aimo.inference import competitions, gateway, proofs, tool_calls, vllm_process, voting
 from aimo.inference.answer_kinds import Proof
 from aimo.inference.engine import Supervisor
 from aimo.inference.server import Server
@@ -64,6 +65,9 @@ def keys(section: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield prefix + name, hints[name]
 
 
+SOURCES = re.compile(
+    r"(data\.(grpo|heldout)|distil)\.(" + "|".join(f.name for f in fields(config.Mixture)) + r")\b"
+)
 KEYS = {
     key: hint
     for section, prefix in [
@@ -71,10 +75,9 @@ KEYS = {
         *((row.options, f"grpo.rewards.{name}.") for name, row in REWARDS.items()),
     ]
     for key, hint in keys(section, prefix)
-    # Columns say how a file is made, and all of them count in data.sft alone.
-    if ".columns." not in key or key.startswith("data.sft.columns.")
+    # Sources are read alike everywhere: their keys count in data.sft alone.
+    if not SOURCES.match(key) and ".mixture." not in key and not key.startswith("data.decontaminate.")
 }
-KEYS["distil.columns.id"] = KEYS.pop("data.sft.columns.id")
 
 
 def literals(hint: Any) -> list[Any]:
@@ -110,84 +113,32 @@ def get(section: Any, key: str) -> Any:
     return section
 
 
-# ---- the profile that is walked: every section, on small files of its own ----
+# ---- the profile that is walked: every section ----
 
 
-TESTS = {"language": "python", "test_cases": [{"input": "", "output": "1"}]}
-
-
-def problem(i: int, what: str) -> dict[str, Any]:
-    """A row with a column for each role, and another for most (`other_...`). Some rows are unusual."""
-    first = i % 100
-    n = i - 1 if first == 4 else i  # two problems of nearly the same text
-    answer = "x + 1" if first == 5 else str(3 * n)
-    text = (
-        f"A merchant sold {n} {what} on market day number {7 * n} and {2 * n} more in the evening. How many?"
-    )
-    if first == 1:
-        text = f"Le marchand a vendu {n} pommes ce jour-là et {2 * n} de plus le soir, dit-il."
-    if first == 2:
-        text += f" {n}: count all {n} again." * 20
-    if first == 4:
-        text = text.replace("A merchant", "The merchant")
-    short = f"It is {n} + {2 * n} = {3 * n}."
-    long = f"First {n}, then {2 * n} more, so that {n} + {2 * n} = {3 * n}."
-    asked = {"role": "user", "content": f"{text} (asked)"}
-    return {
-        "problem": text, "other_problem": f"{text} (other)", "answer": answer, "other_answer": f"1{answer}",
-        "generations": [f"{long} \\boxed{{{answer}}}", f"{short} \\boxed{{{answer}}}"],
-        "other_solution": [short, long], "correct": [i % 4 > 0, True], "other_correct": [True, i % 3 > 0],
-        "complete": [i % 5 > 0, True], "other_complete": [True, i % 2 > 0],
-        "kind": "math-word-problem" if first != 6 else "MCQ",
-        "other_kind": "MCQ" if first == 7 else "math-word-problem",
-        "pass_rate": first / 20, "other_pass_rate": 0.5, "other_verification_info": json.dumps(TESTS),
-        "other_messages": [asked, {"role": "assistant", "content": long}],
-        # What presets call it.
-        "question": f"{text} (question)", "solution": f"{long}\n#### {answer}", "solution_is_valid": "Yes",
-        "problem_is_valid": "Yes", "question_type": "math-word-problem",
-    }  # fmt: skip
-
-
-FOLDER = "FOLDER"  # stands in values for the folder of the files
-COLUMNS = {"solution": "generations"} | {name: name for name in ("correct", "complete", "kind", "pass_rate")}
+FOLDER = "FOLDER"  # stands in values for a folder
 BASE = {
     "profile": "walk",
     "model": {
         "base": str(TINY), "backend": "transformers", "max_length": 1024, "dtype": "float32", "lora": {},
     },
     "data": {
-        "sft": {"source": "FOLDER/sft.jsonl", "columns": COLUMNS, "test_split": 0.1},
-        "grpo": {"source": "FOLDER/grpo.jsonl", "columns": COLUMNS, "test_split": 0.1},
-        "heldout": {"source": "FOLDER/heldout.jsonl", "columns": COLUMNS},
-        "decontaminate": [{"source": "FOLDER/decontaminate.jsonl"}],
+        "sft": {"rows": 20, "test_split": 0.1},
+        "grpo": {"rows": 20, "test_split": 0.1},
+        "heldout": {"rows": 10, "split": "heldout"},
     },
+    "distil": {"rows": 3, "api_addr": ["127.0.0.1:1"], "input_price": 1.0, "output_price": 2.0},
     **{stage: {"learning_rate": 1e-3} for stage in ("sft", "grpo", "dpo")},
     "opd": {"learning_rate": 1e-3, "teacher": str(TINY)},
     "inference": {"samples": 8, "max_tokens": 4000},
 }  # fmt: skip
-DISTIL = {"source": "FOLDER/sft.jsonl", "columns": COLUMNS, "api_addr": ["127.0.0.1:1"]}
-DISTIL |= {"input_price": 1.0, "output_price": 2.0}
 
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory) -> Path:
-    """The files that BASE and the cases name."""
+    """A folder with a test file."""
     folder = tmp_path_factory.mktemp("schema")
-    sets = {"sft": range(100, 120), "grpo": range(200, 220), "heldout": range(300, 310)}
-    rows = {name: [problem(i, "apples") for i in numbers] for name, numbers in sets.items()}
-    # Some of what is trained on, once by `problem` and once by the other columns.
-    first, *known = [row for name in ("sft", "grpo") for row in rows[name][8:12]]
-    hidden = first["problem"].replace("A merchant sold", "A merchant,, sold").replace(" ", " \\, ")
-    rows["decontaminate"] = [*known, first | {"problem": hidden}]
-    rows["other"] = [problem(i, "pears") for i in range(100, 120)]
     (folder / "test.csv").write_text("id,problem\na,What is 1 + 1?\n")
-    for name, table in rows.items():
-        storage.write_lines(folder / f"{name}.jsonl", table)
-        for i, (split, subset) in enumerate((("train", "one"), ("test", "two"))):
-            for path in (f"{name}-split/{split}.jsonl", f"{name}-subset/{subset}/train.jsonl"):
-                (folder / path).parent.mkdir(parents=True, exist_ok=True)
-                storage.write_lines(folder / path, table[i::2])
-        (folder / f"{name}-corrupt.jsonl").write_text((folder / f"{name}.jsonl").read_text() + "{")
     return folder
 
 
@@ -219,31 +170,11 @@ def tokenizer():
     return AutoTokenizer.from_pretrained(TINY)
 
 
-LOADED: dict[tuple[str, int, str], Any] = {}  # most profiles of the walk have most sources in common
-
-
 def rows(profile: config.Profile, folder: Path) -> Any:
     """The rows that notebook 01 writes."""
-    from aimo.data import sources
-
-    def load_once(source, seed, where, rules=None, load=sources.load_source):
-        known = repr(source), seed, where, repr(rules)
-        if known not in LOADED:
-            LOADED[known] = load(source, seed, where, rules)
-        return deepcopy(LOADED[known])
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sources, "load_source", load_once)
-        sets = prepare.clean_sets(prepare.load_sets(profile), profile, tokenizer())
-        ready = prepare.format_sets(prepare.decontaminate_sets(sets, profile), profile)
+    sets = prepare.clean_sets(prepare.load_sets(profile), profile, tokenizer())
+    ready = prepare.format_sets(prepare.decontaminate_sets(sets, profile), profile)
     return {name: table.to_dicts() for name, table in ready.items()}
-
-
-def downloads(profile: config.Profile, folder: Path) -> Any:
-    """What the hub's client is asked for; the error has it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("datasets.load_dataset", capture)
-        return rows(profile, folder)
 
 
 def distilled(profile: config.Profile, folder: Path) -> Any:
@@ -266,7 +197,6 @@ def distilled(profile: config.Profile, folder: Path) -> Any:
 
     with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
         patch.setattr(distil, "Servers", Teacher)
-        patch.setattr("datasets.load_dataset", capture)
         out = Path(name) / "samples.jsonl"
         tally = distil.distil(profile.distil, out, profile.seed, lambda tally: None)
     return [given, sorted(asked), tally.cost]
@@ -356,12 +286,33 @@ def built(stage: str) -> Callable[[config.Profile, Path], Any]:
 SFT_RUN, GRPO_RUN, DPO_RUN, OPD_RUN = map(built, ("sft", "grpo", "dpo", "opd"))
 
 
+def limits(profile: config.Profile, folder: Path) -> Any:
+    """Whether a stage stops after an hour and after a gigabyte."""
+    from transformers import TrainerControl, TrainerState
+
+    from aimo.train.callbacks import Budgets
+
+    found = []
+    with tempfile.TemporaryDirectory() as name:
+        weights = Path(name) / "sft/checkpoint-2/model.safetensors"
+        weights.parent.mkdir(parents=True)
+        weights.touch()
+        os.truncate(weights, 10**9)
+        for event in ("on_step_end", "on_save"):
+            watching, control = Budgets(runs.Run(profile, Path(name), "sft", 0.0)), TrainerControl()
+            watching.started -= 3600
+            getattr(watching, event)(None, TrainerState(global_step=2), control)
+            found.append(control.should_training_stop)
+    return found
+
+
 def served_model(profile: config.Profile, folder: Path) -> Any:
     """How far a saved model's log-probabilities may be from the trained one's."""
     model = types.SimpleNamespace(dtype="torch.float32", to=lambda device: None)
     places = {
         "read_kept": lambda _: {"talks": []}, "read_tokenizer": lambda _: None, "log_probs": lambda *_: [],
-        "AutoModelForCausalLM.from_pretrained": lambda *_, **__: model, "compare": capture,
+        "AutoModelForCausalLM.from_pretrained": lambda *_, **__: model, "encode_talks": lambda *_: [],
+        "compare": capture,
     }  # fmt: skip
     run = runs.Run(profile, folder, "sft", 0.0)
     return captured(
@@ -371,7 +322,7 @@ def served_model(profile: config.Profile, folder: Path) -> Any:
 
 def hub_cache(profile: config.Profile, folder: Path) -> Any:
     """Where the hub's client keeps what it downloads, in a process that begins a stage."""
-    code = "import sys; from aimo.run import runs; runs.begin('data', *sys.argv[1:])\n"
+    code = "import sys; from aimo.run import runs; runs.begin('distil', *sys.argv[1:])\n"
     code += "from huggingface_hub import constants; print(constants.HF_HUB_CACHE)"
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "walk.yaml"
@@ -495,16 +446,10 @@ SHORT = {f"{stage}.max_steps": 2 for stage in ("sft", "grpo", "dpo", "opd")}
 SHORT |= {"sft.batch_size": 2, "dpo.batch_size": 2, "grpo.prompts_per_step": 1}
 SHORT |= {"opd.batch_size": 2, "opd.max_completion_length": 8}
 SHORT |= {"grpo.num_generations": 2, "grpo.max_completion_length": 8}
-FEW_TOKENS = {"model.max_length": 150}
-FEW_TOKENS |= {f"{stage}.max_prompt_length": 100 for stage in ("grpo", "opd")}
-FEW_TOKENS |= {f"{stage}.max_completion_length": 50 for stage in ("grpo", "opd")}
-CORRUPT = {".source": "-corrupt.jsonl", ".corrupt_lines": "skip"}
-BOUNDS = {"data.sft.drop": ["multiple_choice"], "data.sft.pass_rate": [0.2, 0.8]}
 VARIANT = {"inference.variants": [{"share": 0.5, "user": "?{problem}"}]}
 FEW_PROOFS = {"inference.proofs.proof_tokens": 200}
 TOOLS = {"inference.tools": 1.0, "inference.tool_turns": 3}
-MOST = {"sft": 330, "grpo": 630, "heldout": 912}
-SMALL_ANSWERS = {"slug": "small", "answer": {"kind": "integer", "high": 300}, "rules": "Small."}
+SMALL_ANSWERS = {"slug": "small", "answer": {"kind": "integer", "high": 30}, "rules": "Small."}
 SMALL_ANSWERS |= {"artefact": {"kind": "csv"}}
 SFT_ONLY = ("overlong", "traces", "verbatim", "empty_thoughts", "min_logprob")
 
@@ -512,18 +457,6 @@ SFT_ONLY = ("overlong", "traces", "verbatim", "empty_thoughts", "min_logprob")
 def of(section: str, look: Any, **values: Any) -> list[Case]:
     """Keys of a section that are seen in one place."""
     return [Case(f"{section}.{key}", look, value) for key, value in values.items()]
-
-
-def sources(section: str, look: Any, download: Any) -> list[Case]:
-    """The keys of a source."""
-    return [
-        Case(f"{section}*.source", look, "FOLDER/other.jsonl"),
-        Case(f"{section}*.preset", look, "AI-MO/NuminaMath-1.5", {".columns": None, ".preset": "GAIR/LIMO"}),
-        Case(f"{section}*.subset", look, "two", {".source": "-subset", ".subset": "one"}),
-        Case(f"{section}*.split", look, "test", {".source": "-split"}),
-        Case(f"{section}*.corrupt_lines", look, "refuse", CORRUPT),
-        Case(f"{section}*.revision", download, "v2", {".source": "some/set"}),
-    ]
 
 
 def stage(name: str, look: Any, run: Any) -> list[Case]:
@@ -550,21 +483,13 @@ CASES = [
     Case("prompt.*", chat, "<a>"),
     *(Case(f"data.{name}.{key}", None) for name in ("grpo", "heldout") for key in SFT_ONLY),
     Case("data.heldout.test_split", None),
-    *sources("distil", distilled, distilled),
     *of("distil", distilled, api_addr=["127.0.0.1:2"], model="teacher-2", system="Think."),
     Case("distil.reject.*", "what is kept: test_rejection"),
     Case("distil.prompt_template", distilled, "{prompt}?"),
-    Case("distil.columns.id", distilled, "other_kind"),
     Case("distil.*", distilled),
-    Case("data.sft.overlong", rows, given=FEW_TOKENS),
-    *sources("data", rows, downloads),
-    Case("data.sft.columns.*", rows, "other_*", BOUNDS),
-    *(of(f"data.{name}", rows, answer_range=[0, most])[0] for name, most in MOST.items()),
-    *of("data.*", rows, max_tokens=120, language="en", drop=["multiple_choice"]),
-    Case("data.sft.verbatim", rows, given={"prompt.prefill": False}),
-    Case("data.sft.min_logprob", SFT_RUN, -3.0, SHORT),
-    Case("data.ngram", rows, 30),
-    Case("data.*", rows),
+    Case("data.sft.columns.id", "what is distilled: test_distil"),
+    Case("data.sft.min_logprob", "the rows: test_worst_tokens"),
+    Case("data.*", "the rows: test_data test_sources"),
     *stage("sft", SFT_ARGS, SFT_RUN),
     Case("sft.packing_strategy", SFT_ARGS, given={"sft.packing": True}),
     Case("sft.group_by_length", SFT_RUN, given=SHORT),
@@ -577,7 +502,7 @@ CASES = [
     Case("grpo.sample_steps", GRPO_RUN, 1, SHORT),
     Case("grpo.pass_rate*", "the problems of GRPO: test_evaluate"),
     Case("grpo.tools", "GRPO's trainer: test_tool_use"),
-    Case("grpo.max_prompt_length", rows, 200),
+    Case("grpo.max_prompt_length", rows, 20),
     Case("grpo.rewards", rewards, {"format": 1.0}),
     Case("grpo.rewards.code_format.language", rewards, "cpp"),
     Case("grpo.rewards.soft_overlong_punishment.*", rewards, given=OVERLONG),
@@ -588,7 +513,7 @@ CASES = [
     Case("dpo.*", DPO_ARGS),
     *stage("opd", OPD_ARGS, OPD_RUN),
     Case("opd.teacher", "the check of the teacher: test_opd"),
-    Case("opd.max_prompt_length", rows, 200),
+    Case("opd.max_prompt_length", rows, 20),
     Case("opd.*", OPD_ARGS),
     *of("inference", questions, test="FOLDER/test.csv", test_rows=None),
     Case("inference.tags.think_start", asked, "<b>", {"inference.thinking": False}),
@@ -613,7 +538,7 @@ CASES = [
     Case("inference.*", asked),
     Case("training.served_bound", served_model),
     Case("training.log_to", SFT_ARGS, "tensorboard"),
-    *of("training", "when a stage stops: test_training", time_limit_s=60, disk_gb=0.5),
+    *of("training", limits, time_limit_s=60, disk_gb=0.5),
     Case("training.push_*", "where a model goes: test_push"),
     Case("training.cache_dir", hub_cache, FOLDER),
 ]
@@ -627,19 +552,10 @@ def fill(value: Any, folder: Path) -> Any:
 def prepared(key: str, case: Case, folder: Path) -> dict[str, Any]:
     """The profile's values in which `key` counts."""
     values = deepcopy(BASE)
-    section = key.rpartition(".")[0]
-    top, *rest = key.split(".")
-    if top == "distil":
-        values["distil"] = deepcopy(DISTIL)
-    if ".mixture." in key:  # in place of a source
-        chosen = values["distil"] if top == "distil" else values["data"][rest[0]]
-        chosen["mixture"] = [{part: chosen.pop(part) for part in ("source", "columns")}]
     if key.startswith("grpo.rewards."):  # case.given may say more
-        values["grpo"]["rewards"] = {rest[1]: {}}
+        values["grpo"]["rewards"] = {key.split(".")[2]: {}}
     for name, value in case.given.items():
-        if name == ".source" and value[0] == "-":
-            value = f"FOLDER/{'sft' if top == 'distil' else rest[0]}{value}"
-        put(values, section + name if name.startswith(".") else name, value)
+        put(values, name, value)
     return fill(values, folder)
 
 
@@ -660,8 +576,11 @@ def test_a_key_changes_what_it_names(key, folder):
     assert case, f"{key}: no case says what it changes"
     name = key.rpartition(".")[2]
     if isinstance(case.observe, str):
-        test = Path(__file__).with_name(f"{case.observe.rpartition(' ')[2]}.py")
-        assert re.search(rf"\b{name}\b", test.read_text()), f"{key}: {test.name} does not set it"
+        texts = [
+            Path(__file__).with_name(f"{test}.py").read_text()
+            for test in re.findall(r"\btest_\w+", case.observe)
+        ]
+        assert re.search(rf"\b{name}\b", "".join(texts)), f"{key}: {case.observe} does not set it"
         return
     values = prepared(key, case, folder)
     before = config.parse(values, "walk")
