@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import AIMO, TINY, aimo, left_of, refused, wait_for
+from model_server import standing
 from test_opd import train_student
 
 from aimo.errors import AimoError, EngineError
@@ -263,9 +264,11 @@ def test_top_k_stop_texts_and_token_ids_work_as_in_the_engine(served):
     assert one.finished and one.text.endswith("<end_working_out><SOLUTION>")
 
 
-def test_a_server_that_is_not_there_is_named():
+def test_a_server_that_is_not_there_or_has_no_model_is_named():
     with pytest.raises(AimoError, match=r"http://127\.0\.0\.1:9/v1 does not answer"):
         Server(["http://127.0.0.1:9"], TINY)
+    with standing(None, model=None) as empty, pytest.raises(AimoError, match="list of models has none"):
+        Server([empty.url], TINY)
 
 
 @pytest.mark.engine
