@@ -16,7 +16,7 @@ from scripted import Scripted, run_shipped, write_shipped
 
 from aimo.errors import AimoError
 from aimo.evaluation import submission
-from aimo.inference import gateway, proofs, solver
+from aimo.inference import gateway, solver
 from aimo.inference.answer_kinds import PAGE, Proof
 from aimo.inference.competitions import COMPETITIONS, find_competition
 from aimo.inference.harmony import ANSWER, Harmony
@@ -217,7 +217,7 @@ def test_another_engine_goes_on_with_what_a_dead_one_left():
 
 def test_an_engine_that_hangs_is_left_with_the_proof_that_it_had_written(monkeypatch):
     monkeypatch.setattr(solver, "HANG_S", 0.2)
-    monkeypatch.setattr(proofs, "HEALTH_CHECK_S", 0.1)
+    monkeypatch.setattr(solver, "HEALTH_CHECK_S", 0.1)
 
     class Hanging(Scripted):
         async def sample(self, prompt, seed, settings, until=None):
@@ -231,7 +231,7 @@ def test_an_engine_that_hangs_is_left_with_the_proof_that_it_had_written(monkeyp
 
 
 def test_a_loop_that_never_returns_is_left_too(monkeypatch):
-    monkeypatch.setattr(proofs, "OVERTIME_S", 0.3)
+    monkeypatch.setattr(solver, "OVERTIME_S", 0.3)
     sampler = scripted(prove=lambda _: time.sleep(2) or "Late.\x03")
     solution = solver.Solution(KIND.fallback)
     with pytest.raises(TimeoutError):

@@ -2,16 +2,14 @@
 
 import asyncio
 import runpy
-import time
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
 from scripted import Scripted
 
 from aimo.data import builtin
-from aimo.inference import sample, solver
+from aimo.inference import sample
 from aimo.inference.answer_kinds import Integer
 from aimo.inference.chat_format import FencedBlocks
 from aimo.inference.sample import AskedProblem, End, RunningSample
@@ -68,24 +66,20 @@ def test_a_sample_out_of_tokens_is_forced_to_answer(engine, monkeypatch):
     assert c.tokens <= 3 and not c.finished
 
 
-def test_a_question_out_of_time_answers_with_what_it_has(engine, monkeypatch):
-    """The samples would go on for ever: none ends by itself, and only the budget ends the question."""
-    real, late = engine.sample, 0.0
+class Endless(Scripted):
+    """Only a forced answer ends by itself."""
 
-    async def endless(prompt, seed, settings, until=None):
-        nonlocal late
-        if settings.max_tokens < 100:  # of a forced answer
-            return await real(prompt, seed, settings, until)
-        until("<start_working_out>Wait, I have to think about it.", [5] * 8)
-        late += 45 / 4
+    async def sample(self, prompt, seed, settings, until=None):
+        if settings.max_tokens < 100:
+            return await super().sample(prompt, seed, settings, until)
+        until("Wait, I have to think about it.", [5] * 8)
         await asyncio.sleep(1000)
 
-    monkeypatch.setattr(engine, "sample", endless)
-    # The solver's clock alone is ahead once all four have written: the seconds for forced answers are real.
-    monkeypatch.setattr(solver, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + late))
-    s = solve_problem(engine, EASY, num_samples=4, kind=Integer(0, 999), budget_s=50.0)
-    assert s.stop is Stop.DEADLINE and s.note == "time ran out"
-    assert len(s.samples) == 4 and {c.end for c in s.samples} == {End.TIME} and s.votes
+
+def test_a_question_out_of_time_answers_with_what_it_has():
+    s = solve_problem(Endless(lambda *_: "26}"), EASY, 4, Integer(0, 999), budget_s=1.0)
+    assert s.stop is Stop.DEADLINE and s.note == "time ran out" and 0.8 < s.seconds < 2
+    assert {c.end for c in s.samples} == {End.TIME} and s.votes == {26: 4}
 
 
 def test_a_sample_is_recorded_as_it_grows_and_when_another_server_begins_its_turn_again():

@@ -18,7 +18,7 @@ from aimo.inference.sample import AskedProblem, RunningSample, Sample
 from aimo.inference.sampling import Sampler
 from aimo.inference.solver import Solution, Solver
 from aimo.inference.storage import AGAIN, KEPT
-from aimo.inference.voting import POLICY, Stop
+from aimo.inference.voting import Stop
 
 PATIENCE_S = 150  # that `answer_file` waits for an engine, or for a model server that was restarted
 REFRESH_S = 0.1  # between two looks at what a sample has written for a person
@@ -110,9 +110,10 @@ def ask(sampler: Sampler, text: str, seed: int = 0) -> str:
     when the problem cannot be asked, EngineError when the engine fails or no sample holds an answer.
     """
     solution = Solution()
-    solver = Solver(AskedProblem(sampler, text, seed, Latex()), solution, keep=lambda sample: None)
+    problem = AskedProblem(sampler, text, seed, Latex())
+    solver = Solver(problem, solution, lambda sample: None, sampler.settings.samples)
     solver.tools = math.ceil(solver.tools)
-    if fault := solver.problem.fault():
+    if fault := problem.fault():
         raise AimoError(f"{fault}; ask another")
     try:
         sampler.run(solve_aloud(solver))
@@ -130,8 +131,7 @@ def ask(sampler: Sampler, text: str, seed: int = 0) -> str:
 
 async def solve_aloud(solver: Solver) -> None:
     """Solve a problem, and print its first sample as it grows."""
-    num_samples, shown = solver.sampler.settings.samples, ""
-    task = asyncio.create_task(solver.run(num_samples, math.inf, POLICY))
+    task, shown = asyncio.create_task(solver.run(math.inf)), ""
 
     def show() -> None:
         nonlocal shown

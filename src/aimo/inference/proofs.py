@@ -14,8 +14,6 @@ what is missing. `choose` finds a text among them at any time: the selected proo
 mark, else one without, else one that was cut, the end of a thought, or the fallback.
 """
 
-import asyncio
-import contextlib
 import copy
 import itertools
 import math
@@ -24,15 +22,15 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from aimo.inference import answers, harmony
 from aimo.inference.answer_kinds import Integer, Proof
-from aimo.inference.errors import EngineError, one_line
 from aimo.inference.sample import AskedProblem, End, RunningSample, Sample
 from aimo.inference.sampling import Completion, Sampler
 from aimo.inference.settings import Proofs
-from aimo.inference.solver import FORCED_ANSWER_S, HEALTH_CHECK_S, OVERTIME_S, Solution, Solver, cancel
+from aimo.inference.solver import FORCED_ANSWER_S, Solution, Solver
 from aimo.inference.voting import Stop
 
 # Shares of the budget by which the steps end; the rest is a margin.
@@ -63,16 +61,7 @@ def prove_problem(
     """
     solution = solution or Solution(kind.fallback)
     prover = Prover(AskedProblem(sampler, problem, seed, rules=rules), kind, solution, keep)
-    budget = min(math.inf if budget_s is None else budget_s, prover.proofs.seconds or math.inf)
-    before = solution.seconds
-    try:
-        sampler.run(prover.run(budget), None if budget == math.inf else budget + OVERTIME_S)
-    finally:
-        for sample in list(prover.running.values()):  # of an engine that died or hangs
-            prover.add(prover.in_role(sample, sample.cut(End.STOPPED, prover.now())))
-        solution.seconds = before + time.monotonic() - prover.begun
-        solution.answer, solution.how = prover.choose()
-    return solution
+    return prover.solve(min(math.inf if budget_s is None else budget_s, prover.proofs.seconds or math.inf))
 
 
 class Prover(Solver):
@@ -90,30 +79,22 @@ class Prover(Solver):
         tags = replace(settings.tags, answer_start="\\boxed{", answer_end="}")
         self.bare.settings = replace(settings, user="{problem}", variants=[], stop=[], tools=0.0, tags=tags)
 
-    async def run(self, budget_s: float) -> None:  # type: ignore[override]
-        """Take the steps until a proof is chosen or the time is over, and record why that ended."""
-        solution = self.solution
-        solution.stop, solution.note = None, ""
-        try:
-            if fault := self.problem.fault():
-                solution.note = fault
-                return
-            for _ in range(2):  # once more for what was dropped
-                more = self.proofs.provers - sum(sample.role == "prove" for sample in self.ranked())
-                await self.ask([("prove", self.prompt("prove"))] * more, self.begun + PROVED * budget_s)
-            await self.verify(self.begun + VERIFIED * budget_s)
-            await self.refine(self.begun + REFINED * budget_s)
-            await self.verify(self.begun + VERIFIED_AGAIN * budget_s)
-            await self.select(self.begun + SELECTED * budget_s)
-            over = time.monotonic() > self.begun + SELECTED * budget_s
-            solution.stop = Stop.DEADLINE if over else Stop.EXHAUSTED
-            solution.note = f"{len(self.lost)} calls failed: {self.fault}" if self.lost else ""
-        except (asyncio.CancelledError, GeneratorExit):
-            raise
-        except BaseException as e:  # the loop's thread would end with SystemExit
-            solution.fail(str(e) if isinstance(e, EngineError) else one_line(e))
-        finally:
-            await cancel(self.running)
+    async def take_steps(self, budget_s: float) -> None:
+        for _ in range(2):  # once more for what was dropped
+            more = self.proofs.provers - sum(sample.role == "prove" for sample in self.ranked())
+            await self.ask([("prove", self.prompt("prove"))] * more, self.begun + PROVED * budget_s)
+        await self.verify(self.begun + VERIFIED * budget_s)
+        await self.refine(self.begun + REFINED * budget_s)
+        await self.verify(self.begun + VERIFIED_AGAIN * budget_s)
+        await self.select(self.begun + SELECTED * budget_s)
+        over = time.monotonic() > self.begun + SELECTED * budget_s
+        self.solution.stop = Stop.DEADLINE if over else Stop.EXHAUSTED
+        self.solution.note = f"{len(self.lost)} calls failed: {self.fault}" if self.lost else ""
+
+    def conclude(self) -> None:
+        for sample in list(self.running.values()):  # of an engine that died or hangs
+            self.add(sample.cut(End.STOPPED, self.now()))
+        self.solution.answer, self.solution.how = self.choose()
 
     async def verify(self, end: float) -> None:
         asked = []
@@ -158,6 +139,7 @@ class Prover(Solver):
         """
         if (left := end - time.monotonic()) <= 0:
             return
+        cut = end - CLOSING * left if left < math.inf else end
         for role, text in asked:
             problem = AskedProblem(self.bare, text, self.problem.seed, kind, self.problem.rules)
             if problem.fault():  # it does not fit the context
@@ -168,35 +150,18 @@ class Prover(Solver):
                 tokens = min(self.proofs.proof_tokens, room - self.closing(sample))
             sample.settings = replace(sample.settings, max_tokens=tokens)
             self.roles[sample.index] = role, sample.talk.thinks()
-            work = self.call(sample, end - CLOSING * left if left < math.inf else end, end)
-            self.running[asyncio.create_task(self.finish(sample, work))] = sample
+            if kind:
+                self.begin(sample, sample.answer(cut, end))
+            else:
+                work, close = partial(self.write, sample), partial(self.close, sample)
+                self.begin(sample, sample.within(cut, end, work, close))
         while self.running and time.monotonic() < end + FORCED_ANSWER_S:  # a dead engine releases nothing
-            ended, _ = await asyncio.wait(
-                self.running, timeout=HEALTH_CHECK_S, return_when=asyncio.FIRST_COMPLETED
-            )
-            for task in ended:
-                self.take(self.in_role(self.running.pop(task), task.result()))
-            if failure := self.failure():
-                raise EngineError(failure)
+            await self.take_ended(math.inf)
 
-    async def call(self, sample: RunningSample, cut: float, end: float) -> Completion:
-        """Let a sample answer or write its proof; one that is cut at a moment has until `end` to close."""
-        closes = self.close if sample.problem.kind is None else RunningSample.force_answer
-        try:
-            async with asyncio.timeout(cut - time.monotonic()):
-                if sample.problem.kind:
-                    return await sample.answer()
-                completion = await sample.run()
-                sample.end = sample.end or (End.FINISHED if completion.finished else End.TOKENS)
-                return await self.close(sample) if sample.end is End.TOKENS else completion
-        except TimeoutError:
-            sample.end = End.TIME
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(end - time.monotonic()):
-                if sample.text:
-                    return await closes(sample)
-        sample.end = End.TIME
-        return replace(sample.earlier + sample.turn, text=sample.text)
+    async def write(self, sample: RunningSample) -> Completion:
+        completion = await sample.run()
+        sample.end = sample.end or (End.FINISHED if completion.finished else End.TOKENS)
+        return await self.close(sample) if sample.end is End.TOKENS else completion
 
     async def close(self, sample: RunningSample) -> Completion:
         """Close the thought of a sample that was cut, and let it write its proof down."""
@@ -222,11 +187,12 @@ class Prover(Solver):
 
     # What is known
 
-    def in_role(self, sample: RunningSample, record: Sample) -> Sample:
-        """Return a record with its role; a proof that did not degenerate is its answer."""
+    def add(self, sample: Sample) -> None:
+        """Record a sample with its role; a proof that did not degenerate is its answer."""
         role, thinks = self.roles[sample.index]
-        is_proof = role.startswith(("prove", "refine")) and record.end not in (End.REPETITION, End.FAILED)
-        return replace(record, role=role, answer=self.final_text(record.text, thinks) if is_proof else None)
+        is_proof = role.startswith(("prove", "refine")) and sample.end is not End.REPETITION
+        answer = self.final_text(sample.text, thinks) if is_proof else None
+        super().add(replace(sample, role=role, answer=answer))
 
     def final_text(self, text: str, thinks: bool) -> str | None:
         """Return what follows the thought of a text; None where it ends inside its thought."""

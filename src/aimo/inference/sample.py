@@ -6,6 +6,7 @@ import copy
 import io
 import math
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, ClassVar
@@ -17,6 +18,7 @@ from aimo.inference.answer_kinds import AnswerKind, Value
 from aimo.inference.sampling import MIN_TOKENS, Completion, Sampler, sample_seed
 from aimo.inference.sandbox import Programs
 
+Work = Callable[[], Awaitable[Completion]]
 FORCED_ANSWER_TOKENS = 24
 CHECK_EVERY = 64  # characters between two checks whether a sample is over
 COUNT_EVERY = 1024  # characters between two checks whether it counts without end, which take longer
@@ -109,6 +111,10 @@ class AskedProblem:
         return first
 
 
+def timeout_at(moment: float) -> asyncio.Timeout:
+    return asyncio.timeout(None if moment == math.inf else moment - time.monotonic())
+
+
 class RunningSample:
     """A sample while it runs. `answer` samples it to its end; `record` and `cut` make it a `Sample`."""
 
@@ -146,8 +152,27 @@ class RunningSample:
         """Whether another program may run."""
         return self.with_tools and not self.end and len(self.results) < self.settings.tool_turns
 
-    async def answer(self) -> Completion:
-        """Sample to the end, and force an answer where the model has given none."""
+    async def answer(self, cut: float = math.inf, end: float = math.inf) -> Completion:
+        """Sample to the end, and force an answer where the model has given none (`within`)."""
+        return await self.within(cut, end, self.answer_in_time, self.force_answer)
+
+    async def within(self, cut: float, end: float, work: Work, close: Work) -> Completion:
+        """Let the sample work until it is cut at a moment; then it has until `end` to close what it wrote."""
+        try:
+            async with timeout_at(cut) as limit:
+                return await work()
+        except TimeoutError:
+            if not limit.expired():
+                raise
+        self.end = End.TIME
+        with contextlib.suppress(TimeoutError):
+            async with timeout_at(end):
+                if self.text:
+                    return await close()
+        self.end = End.TIME
+        return replace(self.earlier + self.turn, text=self.text)
+
+    async def answer_in_time(self) -> Completion:
         completion = await self.run()
         if completion.finished:
             self.end = End.FINISHED

@@ -5,13 +5,13 @@ import math
 import textwrap
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Coroutine
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from aimo.inference import voting
 from aimo.inference.answer_kinds import AnswerKind, Value
-from aimo.inference.errors import one_line
+from aimo.inference.errors import EngineError, one_line
 from aimo.inference.sample import AskedProblem, End, RunningSample, Sample
 from aimo.inference.sampling import Completion, Sampler
 from aimo.inference.sandbox import has_sandbox
@@ -102,28 +102,25 @@ def solve_problem(
     """
     solution = solution or Solution(kind.fallback)
     known = list(dict.fromkeys(sample.answer for sample in solution.ended if sample.answer is not None))
-    solver = Solver(AskedProblem(sampler, problem, seed, kind, rules, known), solution, keep)
-    budget = math.inf if budget_s is None else budget_s
-    timeout = None if budget_s is None else budget_s + OVERTIME_S
-    before = solution.seconds
-    try:
-        sampler.run(solver.run(num_samples, budget, policy), timeout)
-    finally:
-        solution.seconds = before + time.monotonic() - solver.begun
-        if rows := solution.tally:
-            solution.answer = rows[0].answer
-        elif solution.ended or not solution.note:
-            reason = f"none of {len(solution.ended)} completions held {kind}"
-            solution.note = ", ".join(filter(None, [solution.note, reason]))
-    return solution
+    asked = AskedProblem(sampler, problem, seed, kind, rules, known)
+    solver = Solver(asked, solution, keep, num_samples, policy)
+    return solver.solve(math.inf if budget_s is None else budget_s)
 
 
 class Solver:
     """One problem while it is solved, on the sampler's event loop."""
 
-    def __init__(self, problem: AskedProblem, solution: Solution, keep: Callable[[Sample], None]):
+    def __init__(
+        self,
+        problem: AskedProblem,
+        solution: Solution,
+        keep: Callable[[Sample], None],
+        num_samples: int = 0,
+        policy: voting.Policy = voting.POLICY,
+    ):
         self.problem, self.sampler = problem, problem.sampler
         self.solution, self.keep = solution, keep
+        self.num_samples, self.policy = num_samples, policy
         tools = problem.sampler.settings.tools
         self.tools = tools if tools and has_sandbox() else 0.0  # the share of samples with tools
         self.running: dict[asyncio.Task[Sample], RunningSample] = {}
@@ -132,56 +129,86 @@ class Solver:
         self.fault, self.in_a_row = "", 0  # the last error; samples that failed since one ended well
         self.begun, self.earlier = time.monotonic(), solution.seconds
 
-    async def run(self, num_samples: int, budget_s: float, policy: voting.Policy) -> None:
-        """Sample until the vote needs no more or the time is over, and record it in the solution."""
+    def solve(self, budget_s: float) -> Solution:
+        """Return the solution, which is complete too where the engine does not return: TimeoutError then."""
+        try:
+            self.sampler.run(self.run(budget_s), None if budget_s == math.inf else budget_s + OVERTIME_S)
+        finally:
+            self.solution.seconds = self.now()
+            self.conclude()
+        return self.solution
+
+    async def run(self, budget_s: float) -> None:
+        """Take the steps of the solution, and record why that ended."""
         solution = self.solution
-        solution.stop = None
+        solution.stop, solution.note = None, ""
         try:
-            solution.note = self.problem.fault()
-        except BaseException as e:  # a tokenizer or a template does not take this problem, or panics
-            solution.note = one_line(e)
-        if solution.note:
-            return
-        policy = replace(policy, in_flight=min(policy.in_flight, self.sampler.streams))
-        reserve = min(0.1 * budget_s, FORCED_ANSWER_S)
-        deadline = self.begun + budget_s - reserve
-        known = {sample.index for sample in solution.samples}
-        todo = [index for index in range(num_samples) if index not in known]
-        try:
-            while (step := voting.next_step(self.state(len(todo), deadline), policy)).stop is None:
-                for index in todo[: step.start]:  # a wave
-                    # Spread evenly: every second sample has tools at a share of a half.
-                    with_tools = int((index + 1) * self.tools) > int(index * self.tools)
-                    sample = RunningSample(self.problem, index, self.now(), with_tools)
-                    self.running[asyncio.create_task(self.finish(sample, sample.answer()))] = sample
-                del todo[: step.start]
-                for sample in self.running.values():
-                    sample.limit = step.limit
-                wait = max(0.0, min(deadline - time.monotonic(), HEALTH_CHECK_S))
-                ended, _ = await asyncio.wait(self.running, timeout=wait, return_when=asyncio.FIRST_COMPLETED)
-                for task in ended:
-                    del self.running[task]
-                for record in sorted((task.result() for task in ended), key=lambda record: record.end_s):
-                    self.take(record)
-                if failure := self.failure():
-                    return solution.fail(failure)
-            solution.stop = step.stop
-            if step.stop is Stop.DEADLINE:
-                if not solution.ended and not any(sample.text for sample in self.running.values()):
-                    return solution.fail(self.fault or "the engine wrote nothing")
-                solution.note = "time ran out"
-                await self.force_answers(reserve)
-            for record in [*self.lost, *(s.cut(End.STOPPED, self.now()) for s in self.running.values())]:
-                self.add(record)
-            if self.lost:
-                note = f"{len(self.lost)} samples failed: {self.fault}"
-                solution.note = ", ".join(filter(None, [solution.note, note]))
+            try:
+                solution.note = self.problem.fault()
+            except BaseException as e:  # a tokenizer or a template does not take this problem, or panics
+                solution.note = one_line(e)
+            if not solution.note:
+                await self.take_steps(budget_s)
         except (asyncio.CancelledError, GeneratorExit):
             raise
         except BaseException as e:  # the loop's thread would end with SystemExit
             solution.fail(one_line(e))
         finally:
             await cancel(self.running)
+
+    async def take_steps(self, budget_s: float) -> None:
+        """Sample until the vote needs no more or the time is over."""
+        solution, policy = self.solution, self.policy
+        policy = replace(policy, in_flight=min(policy.in_flight, self.sampler.streams))
+        end = self.begun + budget_s
+        deadline = end - min(0.1 * budget_s, FORCED_ANSWER_S)
+        known = {sample.index for sample in solution.samples}
+        todo = [index for index in range(self.num_samples) if index not in known]
+        while (step := voting.next_step(self.state(len(todo), deadline), policy)).stop is None:
+            for index in todo[: step.start]:  # a wave
+                # Spread evenly: every second sample has tools at a share of a half.
+                with_tools = int((index + 1) * self.tools) > int(index * self.tools)
+                sample = RunningSample(self.problem, index, self.now(), with_tools)
+                self.begin(sample, sample.answer(deadline, end))
+            del todo[: step.start]
+            for sample in self.running.values():
+                sample.limit = step.limit
+            await self.take_ended(deadline)
+        solution.stop = step.stop
+        if step.stop is Stop.DEADLINE:
+            while self.running and time.monotonic() < end:
+                await self.take_ended(end)
+            if not solution.ended:
+                raise EngineError(self.fault or "the engine wrote nothing")
+            solution.note = "time ran out"
+        for record in [*self.lost, *(s.cut(End.STOPPED, self.now()) for s in self.running.values())]:
+            self.add(record)
+        if self.lost:
+            note = f"{len(self.lost)} samples failed: {self.fault}"
+            solution.note = ", ".join(filter(None, [solution.note, note]))
+
+    def conclude(self) -> None:
+        """Record the vote, whatever ended the samples."""
+        solution = self.solution
+        if rows := solution.tally:
+            solution.answer = rows[0].answer
+        elif solution.ended or not solution.note:
+            reason = f"none of {len(solution.ended)} completions held {self.problem.kind}"
+            solution.note = ", ".join(filter(None, [solution.note, reason]))
+
+    def begin(self, sample: RunningSample, work: Coroutine[Any, Any, Completion]) -> None:
+        self.running[asyncio.create_task(self.finish(sample, work))] = sample
+
+    async def take_ended(self, end: float) -> None:
+        """Take the samples that end next, until a moment at most. EngineError when the engine has failed."""
+        wait = max(0.0, min(end - time.monotonic(), HEALTH_CHECK_S))
+        ended, _ = await asyncio.wait(self.running, timeout=wait, return_when=asyncio.FIRST_COMPLETED)
+        for task in ended:
+            del self.running[task]
+        for record in sorted((task.result() for task in ended), key=lambda record: record.end_s):
+            self.take(record)
+        if failure := self.failure():
+            raise EngineError(failure)
 
     def state(self, left: int, deadline: float) -> voting.State:
         """Return what is known now, with `left` samples not started yet."""
@@ -221,9 +248,10 @@ class Solver:
     def take(self, sample: Sample) -> None:
         if sample.end is End.FAILED:
             self.in_a_row += 1
-            return self.lost.append(sample)
-        self.in_a_row = 0
-        self.add(sample)
+            self.lost.append(sample)
+        elif sample.text or sample.end is not End.TIME:  # what has written nothing in time may be asked again
+            self.in_a_row = 0
+            self.add(sample)
 
     def add(self, sample: Sample) -> None:
         self.solution.samples.append(sample)
@@ -241,19 +269,6 @@ class Solver:
             if sample.runs_program or time.monotonic() - sample.heard <= patience:
                 return ""
         return f"the engine wrote nothing for {HANG_S:.0f} s" if self.running else ""
-
-    async def force_answers(self, seconds: float) -> None:
-        samples = [sample for sample in self.running.values() if sample.text]
-        await cancel(self.running)
-        self.running.clear()
-        for sample in samples:
-            sample.end = End.TIME
-        forced = [asyncio.create_task(self.finish(sample, sample.force_answer())) for sample in samples]
-        if forced:
-            done, late = await asyncio.wait(forced, timeout=seconds)
-            await cancel(late)
-            for task in done:
-                self.take(task.result())
 
     def now(self) -> float:
         return self.earlier + time.monotonic() - self.begun
