@@ -171,10 +171,7 @@ COMPETITIONS = {path.stem: read_competition(path) for path in sorted(FOLDER.glob
 
 
 def find_competition(name: str | Competition, asks: bool = False) -> Competition:
-    """Return a competition by its name or its file; AimoError when there is none.
-
-    `asks`: AimoError also where it takes no answers.
-    """
+    """Return a competition by its name or its file; AimoError for none, with `asks` for adapters too."""
     if isinstance(name, Competition):
         rules, name = name, name_of(name)
     elif name in COMPETITIONS:
@@ -261,9 +258,8 @@ def score_of(rules: Competition, golds: Golds, passes: Passes) -> float:
 
     `points`, AIMO's: a question counts by how many of its answers are right; those of AIMO 3 are two.
     `accuracy`: right is what equals the known answer, as the kind of answer says. `tolerance`: a number
-    within `absolute`, or within `relative` times the known one, whichever allows more. `nemotron`: the same
-    text where the known answer is of 0s and 1s, else a number within a relative 1e-2 or an absolute 1e-5, or
-    the same text in any case (kaggle.com/code/metric/nvidia-nemotron-metric, version 15).
+    within `absolute`, or within `relative` times the known one, whichever allows more. `nemotron`: what
+    `Nemotron` takes as equal.
     """
     kind: Any = rules.answer
 

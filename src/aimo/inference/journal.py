@@ -79,10 +79,7 @@ HEADER, SAMPLE, ENTRY = TypeAdapter(JournalHeader), TypeAdapter(Sample), TypeAda
 
 
 def parse_line(line: Mapping[str, Any], kind: AnswerKind = INTEGER) -> JournalHeader | Entry:
-    """Return what a line of a journal holds, with answers of a kind.
-
-    Raises ValueError that names what is missing or not known.
-    """
+    """Return what a line of a journal holds, with answers of a kind. ValueError names what is wrong in it."""
     try:
         if "journal" in line:
             header = HEADER.validate_python(line["journal"])

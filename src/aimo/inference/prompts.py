@@ -21,10 +21,7 @@ PLAIN = (
 def apply_template(
     tokenizer: Any, talks: list[tuple[list[dict[str, str]], bool]], what: str, remedy: str, /, **options: Any
 ) -> list[str]:
-    """Return conversations as the chat template shows them, each with or without a generation prompt.
-
-    AimoError when it cannot be rendered.
-    """
+    """Return conversations as the chat template shows them, each with or without a generation prompt."""
     try:
         return [
             tokenizer.apply_chat_template(talk, add_generation_prompt=asks, tokenize=False, **options)
@@ -82,10 +79,7 @@ def as_completion(prompt: Prompt, thought: str, answer: int | str) -> list[dict[
 
 
 def as_messages(settings: Settings, problem: str, index: int = 0, rules: str = "") -> list[dict[str, str]]:
-    """Return the conversation that asks `problem` of the `index`-th sample, as the settings say.
-
-    `rules`, the competition's sentence on its answers, stands where the settings put it.
-    """
+    """Return the conversation that asks `problem` of the `index`-th sample, by a competition's `rules`."""
     asked = variant(settings, index)
     user = asked.user.replace("{rules}", rules).replace("{problem}", problem).strip()
     system = asked.system.replace("{rules}", rules).strip()

@@ -15,6 +15,7 @@ from pydantic import ConfigDict
 
 from aimo.inference import chat_format, prompts, voting
 from aimo.inference.answer_kinds import AnswerKind, Value
+from aimo.inference.errors import one_line
 from aimo.inference.sampling import MIN_TOKENS, Completion, Sampler, sample_seed
 from aimo.inference.sandbox import Programs
 
@@ -88,11 +89,14 @@ class AskedProblem:
         return copy.copy(self.begun[key])
 
     def fault(self) -> str:
-        """Return why the problem cannot be asked; empty when it can. Raises where the chat template does."""
+        """Return why the problem cannot be asked; empty when it can."""
         if not self.text.strip():
             return "the problem is empty"
-        self.begin(0, with_tools=self.sampler.settings.tools > 0)
-        tokens, limit = len(self.begin(0, with_tools=False).prompt()), self.sampler.max_length
+        try:
+            self.begin(0, with_tools=self.sampler.settings.tools > 0)
+            tokens, limit = len(self.begin(0, with_tools=False).prompt()), self.sampler.max_length
+        except BaseException as e:  # a tokenizer or a template does not take this problem, or panics
+            return one_line(e)
         if tokens + MIN_TOKENS > limit:
             return f"the problem's {tokens} tokens do not fit the model's {limit}"
         return ""

@@ -141,12 +141,8 @@ class Solver:
     async def run(self, budget_s: float) -> None:
         """Take the steps of the solution, and record why that ended."""
         solution = self.solution
-        solution.stop, solution.note = None, ""
+        solution.stop, solution.note = None, self.problem.fault()
         try:
-            try:
-                solution.note = self.problem.fault()
-            except BaseException as e:  # a tokenizer or a template does not take this problem, or panics
-                solution.note = one_line(e)
             if not solution.note:
                 await self.take_steps(budget_s)
         except (asyncio.CancelledError, GeneratorExit):

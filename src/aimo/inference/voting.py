@@ -207,10 +207,7 @@ def count(votes: Iterable[Any]) -> Counter[Any]:
 def maj_at(
     votes: Sequence[Any], rights: Collection[Any], k: int, rng: random.Random, draws: int = 20
 ) -> float:
-    """Return the probability that the vote of `k` of these samples, or all, is one of the right answers.
-
-    Over random draws of the samples.
-    """
+    """Return the share of random draws of `k` samples, or all, whose vote is one of the right answers."""
     if k >= len(votes):
         return float(leader(count(votes)) in rights)
     return sum(leader(count(rng.sample(votes, k))) in rights for _ in range(draws)) / draws
