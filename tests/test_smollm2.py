@@ -202,25 +202,45 @@ def test_the_submission_kernel_answers_with_it(smollm2, tmp_path):
     assert answers["b"] == answers["c"] == 0, "an empty problem and one that is too long"
 
 
-@pytest.mark.train
-def test_the_road_with_a_real_model(smollm2, tmp_path, monkeypatch):
-    """Two steps of SFT and one of GRPO with vLLM, merged, measured and asked."""
-    monkeypatch.delenv("PYTEST_CURRENT_TEST")  # a kernel that sees it has no descriptor for vLLM's output
+FEW = [
+    *("sft.max_steps=2", "sft.batch_size=4", "grpo.max_steps=1", "grpo.prompts_per_step=2"),
+    *("grpo.num_generations=4", "grpo.gradient_accumulation_steps=1", "grpo.max_completion_length=16"),
+    "grpo.rewards={repetition_penalty: {ngram_size: 1}}",  # two steps of SFT find no right answer
+    *("data.sft.rows=16", "data.grpo.rows=16", "data.heldout.rows=4"),
+    *("inference.samples=2", "inference.test_rows=2", "inference.max_tokens=16"),
+]
+
+
+@pytest.fixture(scope="module")
+def road(smollm2, tmp_path_factory):
+    """A run of two steps of SFT and one of GRPO with vLLM, merged, measured and asked."""
     subprocess.run([sys.executable, MAKE.with_name("problems.py")], check=True)
-    few = ["sft.max_steps=2", "sft.batch_size=4", "grpo.max_steps=1", "grpo.prompts_per_step=2"]
-    few += ["grpo.num_generations=4", "grpo.gradient_accumulation_steps=1", "grpo.max_completion_length=16"]
-    few += ["data.sft.rows=16", "data.grpo.rows=16", "data.heldout.rows=4"]
-    few += ["grpo.rewards={repetition_penalty: {ngram_size: 1}}"]  # two steps of SFT find no right answer
-    few += ["inference.samples=2", "inference.test_rows=2", "inference.max_tokens=16"]
-    done = aimo("run", "--profile", "smollm2", "--run-dir", str(tmp_path), *settings(few))
+    folder = tmp_path_factory.mktemp("road")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("PYTEST_CURRENT_TEST")  # a kernel that sees it has no descriptor for vLLM's output
+        done = aimo("run", "--profile", "smollm2", "--run-dir", str(folder), *settings(FEW))
     assert done.returncode == 0, done.stderr
-    (step,) = [record for record in read_lines(tmp_path / "grpo" / "log.jsonl") if "reward" in record]
+    return folder
+
+
+@pytest.mark.train
+def test_the_road_with_a_real_model(road):
+    (step,) = [record for record in read_lines(road / "grpo" / "log.jsonl") if "reward" in record]
     assert step["sampling/sampling_logp_difference/mean"] < 0.1, "vLLM samples with the weights of SFT"
     assert step["reward_std"] > 0 and step["grad_norm"] > 0
-    figures = json.loads((tmp_path / "metrics.json").read_text())["stages"]["inference"]
+    figures = json.loads((road / "metrics.json").read_text())["stages"]["inference"]
     assert set(figures["models"]) == {"base", "sft", "grpo"} and figures["questions"] == 2
     for stage in ("sft", "grpo"):
-        tokenizer = read_tokenizer(tmp_path / stage / "model")
+        tokenizer = read_tokenizer(road / stage / "model")
         assert tokenizer.apply_chat_template(PROMPT, add_generation_prompt=True, tokenize=False) == ASKED
-    sft, grpo = ((tmp_path / stage / "model" / "model.safetensors").read_bytes() for stage in ("sft", "grpo"))
+    sft, grpo = ((road / stage / "model" / "model.safetensors").read_bytes() for stage in ("sft", "grpo"))
     assert len(sft) == len(grpo) and sft != grpo, "the adapter of GRPO is merged"
+
+
+@pytest.mark.train
+def test_unsloth_trains_it_as_transformers_does(road, tmp_path):
+    few = [*FEW, "model.backend=unsloth"]
+    done = aimo("run", "--profile", "smollm2", "--until", "sft", "--run-dir", str(tmp_path), *settings(few))
+    assert done.returncode == 0, done.stderr
+    losses = [[r["loss"] for r in read_lines(x / "sft/log.jsonl") if "loss" in r] for x in (road, tmp_path)]
+    assert len(losses[0]) == 2 and losses[1] == pytest.approx(losses[0], abs=0.02)  # bfloat16
