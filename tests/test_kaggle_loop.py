@@ -19,6 +19,9 @@ MODEL = "me/aimo-tiny/transformers/default"
 
 
 def test_the_loop_from_a_model_to_a_score_joined_with_what_made_it(kaggle, aimo, run_dir, tmp_path):
+    from aimo.kaggle import client
+
+    client.add_record("model", model=f"{MODEL}/1", run="runs/before", profile="of a model that was deleted")
     code, out, err = aimo("model", "push", run_dir)
     assert (code, out) == (0, f"model: {MODEL}/1\n"), err
     code, out, err = aimo("push", "submission", "--model", f"{MODEL}/1", "--wait")

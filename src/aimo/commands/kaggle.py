@@ -169,10 +169,9 @@ def submit(
         check_file(path, competition)
     with client.sign_in(dry_run) as api:
         if path.is_file():
-            ref, score = versions.submit_file(api, path, message, str(competition), wait)
+            print(versions.submit_file(api, path, message, str(competition), wait))
         else:
-            ref, score = versions.submit_version(api, kernel, number, message, competition, wait)
-        print(f"submission {ref}" + (f": public score {score}" if wait else "; see `aimo kaggle scores`"))
+            print(versions.submit_version(api, kernel, number, message, competition, wait))
 
 
 def check_file(path: Path, competition: str) -> None:

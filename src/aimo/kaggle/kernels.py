@@ -121,7 +121,8 @@ def build_kernel(
             files = {str(file.relative_to(ROOT)): file.read_text() for file in [*apart, *shipped(name)]}
             if rules and known not in COMPETITIONS:
                 path_of = f"src/aimo/inference/competitions/{known}.yaml"
-                text = Path(competition).read_text("utf-8-sig") if competition else dump_competition(rules)
+                as_file = yaml.safe_dump(json.loads(json.dumps(asdict(rules))), sort_keys=False)
+                text = Path(competition).read_text("utf-8-sig") if competition else str(as_file)
                 files = {path_of: text} | files
             shown = [file for file in files if re.fullmatch(kernel.shown, file)]
             cells.append(code(unpack_cell(files, shown), metadata=FOLDED))
@@ -158,11 +159,6 @@ def build_kernel(
     if rules and out and "competition" in kernel.attaches:
         write_metadata(path, template.parent, rules, known)
     return path
-
-
-def dump_competition(rules: Competition) -> str:
-    """Return the rules of a profile's competition as its file has them."""
-    return str(yaml.safe_dump(json.loads(json.dumps(asdict(rules))), sort_keys=False))
 
 
 def write_metadata(notebook: Path, template: Path, rules: Competition, known: str) -> None:

@@ -200,9 +200,9 @@ def download_output(api: Api, version: Version) -> Path:
 
 def submit_version(
     api: Api, kernel: str, number: int | None, message: str, competition: str | None, wait: bool = False
-) -> tuple[int, str]:
-    """Submit a version of a kernel (the last one if no number is given); return the submission's number and,
-    with `wait`, its public score.
+) -> str:
+    """Submit a version of a kernel (the last one if no number is given); return a line with the submission's
+    number and, with `wait`, its public score.
 
     The competition is the kernel's, if no other is named. AimoError when the version is not complete, left
     no answers, or no submission is left for today.
@@ -228,7 +228,7 @@ def submit_version(
     return taken(api, slug, answer, str(version), made, wait)
 
 
-def submit_file(api: Api, path: Path, message: str, competition: str, wait: bool = False) -> tuple[int, str]:
+def submit_file(api: Api, path: Path, message: str, competition: str, wait: bool = False) -> str:
     """Submit a file, as `submit_version` does a version; a run's own is recorded with the run."""
     slug = slug_of(competition)
     check_submissions_left(api, slug)
@@ -248,10 +248,11 @@ def check_submissions_left(api: Api, slug: str) -> None:
         raise AimoError(f"competition {slug}: {told}")
 
 
-def taken(api: Api, slug: str, answer: Any, what: str, made: dict[str, Any], wait: bool) -> tuple[int, str]:
-    """Record a submission that Kaggle has taken; return its number and, with `wait`, its public score."""
+def taken(api: Api, slug: str, answer: Any, what: str, made: dict[str, Any], wait: bool) -> str:
+    """Record a submission that Kaggle has taken; return a line on it."""
     if not answer.ref:
         reason = answer.message or "no reason given"
         raise AimoError(f"competition {slug}: {what} was not taken ({reason})")
     add_record("submit", ref=answer.ref, competition=slug, **made)
-    return int(answer.ref), api.wait_for_score(answer.ref, SCORE_POLL_S) if wait else ""
+    score = f": public score {api.wait_for_score(answer.ref, SCORE_POLL_S)}" if wait else ""
+    return f"submission {answer.ref}{score or '; see `aimo kaggle scores`'}"
