@@ -17,7 +17,7 @@ from aimo.errors import AimoError
 from aimo.inference.sampling import Completion
 from aimo.inference.storage import read_lines
 from aimo.run import machine, runs
-from aimo.train import callbacks, compat, dpo, grpo, models, trainers
+from aimo.train import arguments, callbacks, compat, dpo, grpo, models, sft, trainers
 
 trains = pytest.mark.train
 
@@ -99,10 +99,8 @@ def test_a_file_of_a_stage_that_was_cut_off_is_one_line(tmp_path, text):
 def test_rows_of_a_step_are_of_like_length_the_longest_first_and_every_row_comes_once():
     import torch
 
-    from aimo.train.sft import ByLength
-
     lengths = [10 + row * row % 977 for row in range(100)]
-    sampler = ByLength(lengths, rows_per_step=8)
+    sampler = sft.ByLength(lengths, rows_per_step=8)
     for seed in range(5):
         sampler.generator = torch.Generator().manual_seed(seed)
         order = list(sampler)
@@ -117,12 +115,10 @@ def test_rows_of_a_step_are_of_like_length_the_longest_first_and_every_row_comes
 def test_the_order_of_rows_follows_the_seed_and_the_epoch():
     from torch.utils.data import RandomSampler
 
-    from aimo.train.trainers import Seeded
-
     def order(seed, epoch, data_seed=None):
         args = SimpleNamespace(seed=seed, data_seed=data_seed)
         trainer = SimpleNamespace(args=args, state=SimpleNamespace(epoch=epoch))
-        return list(Seeded(RandomSampler(range(100)), trainer))
+        return list(trainers.Seeded(RandomSampler(range(100)), trainer))
 
     assert order(0, None) == order(0, 0) == order(3, 0, data_seed=0)
     assert order(0, 0) != order(0, 1.0) != order(0, 2.0)
@@ -170,8 +166,6 @@ def train(p, sets, folder, stage="sft", start=TINY):
 
 def built(p, rows, folder, stage):
     """A stage's trainer as it is before its first step, its model and tokenizer."""
-    from aimo.train import sft
-
     with pytest.MonkeyPatch.context() as m:
         for module in (grpo, sft):
             m.setattr(module, "fit", lambda trainer, *_: trainer)
@@ -182,8 +176,18 @@ def losses(log):
     return [record["loss"] for record in log if "loss" in record]
 
 
+def stop_at(last, patch):
+    """Let a person stop every training after a step."""
+
+    def stop(self, args, state, control, **_):
+        if state.global_step == last:
+            raise KeyboardInterrupt
+
+    patch.setattr(callbacks.Budgets, "on_step_end", stop)
+
+
 @pytest.fixture(scope="module")
-def sft(sets, tmp_path_factory):
+def done(sets, tmp_path_factory):
     """A small SFT with an evaluation, TensorBoard and a saved model; its folder is read only."""
 
     run = tmp_path_factory.mktemp("run")
@@ -194,37 +198,33 @@ def sft(sets, tmp_path_factory):
 
 
 @trains
-def test_a_saved_model_has_a_card_that_the_hub_reads(sft):
+def test_a_stage_has_its_mean_loss_its_speed_its_operations_its_evaluations_and_a_card_for_the_hub(done):
     from huggingface_hub import ModelCard
 
-    card = ModelCard.load(sft.folder / "model/README.md")
+    card = ModelCard.load(done.folder / "model/README.md")
     assert card.data.library_name == "transformers" and card.data.tags == ["aimo", "trl"]
     assert card.data.base_model is None, "a folder is no model of the hub"
     assert "learning_rate: 0.01" in card.text and "| steps | 6 |" in card.text
-
-
-@trains
-def test_a_stage_has_its_mean_loss_its_speed_its_operations_and_its_evaluations_logged(sft):
-    figures = trainers.summary(sft.log)
-    assert figures["steps"] == 6 and figures["loss"] == round(losses(sft.log)[-1], 4)
-    assert figures["mean_loss"] == pytest.approx(sum(losses(sft.log)) / 6, abs=1e-4)
+    figures = trainers.summary(done.log)
+    assert figures["steps"] == 6 and figures["loss"] == round(losses(done.log)[-1], 4)
+    assert figures["mean_loss"] == pytest.approx(sum(losses(done.log)) / 6, abs=1e-4)
     assert figures["samples_per_second"] == pytest.approx(4 * figures["steps_per_second"], rel=0.01)
     assert figures["steps_per_second"] * figures["train_seconds"] == pytest.approx(6, rel=0.01)
     # Six operations a parameter and token, forward and backward; the embedding is not counted.
-    tokens = max(record.get("num_tokens", 0) for record in sft.log)
-    parameters = sum(weight.numel() for weight in sft.model.parameters())
+    tokens = max(record.get("num_tokens", 0) for record in done.log)
+    parameters = sum(weight.numel() for weight in done.model.parameters())
     assert 0.5 < figures["total_flos"] / (6 * parameters * tokens) < 2
-    assert [record["step"] for record in sft.log if "eval_loss" in record] == [3, 6]
-    assert list(sft.run.rglob("events.out.tfevents.*"))
+    assert [record["step"] for record in done.log if "eval_loss" in record] == [3, 6]
+    assert list(done.run.rglob("events.out.tfevents.*"))
 
 
 @trains
-def test_an_adapter_is_no_base_and_continues_on_no_other(sft, sets, tmp_path):
+def test_an_adapter_is_no_base_and_continues_on_no_other(done, sets, tmp_path):
     from aimo.run import hub
 
     with pytest.raises(AimoError, match=r"is an adapter for .*, not a model"):
-        hub.local_folder(str(sft.folder / "trained"))
-    shutil.copytree(sft.folder / "checkpoint-6", tmp_path / "sft/checkpoint-6")
+        hub.local_folder(str(done.folder / "trained"))
+    shutil.copytree(done.folder / "checkpoint-6", tmp_path / "sft/checkpoint-6")
     other = shutil.copytree(TINY, tmp_path / "another-base")
     told = r"checkpoint-6 is an adapter for .*tiny-base, not for .*another-base"
     with pytest.raises(AimoError, match=told):
@@ -242,13 +242,8 @@ def test_a_run_killed_at_any_step_ends_with_the_losses_of_an_uninterrupted_one(
     p, few = small(f"{stage}.max_steps={steps}", rate, *sampling), sets | {stage: sets[stage][:rows]}
     whole, _, _ = train(p, few, tmp_path / "whole", stage)
     broken, last = tmp_path / "broken", random.randint(1, steps - 1)
-
-    def killed(self, args, state, control, **more):
-        if state.global_step == last:
-            raise KeyboardInterrupt
-
     with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
-        m.setattr(callbacks.Budgets, "on_step_end", killed)
+        stop_at(last, m)
         train(p, few, broken, stage)
     again, _, _ = train(p, few, broken, stage)
     assert losses(again) == pytest.approx(losses(whole), abs=1e-5), f"killed at step {last}"
@@ -264,15 +259,11 @@ def test_a_run_killed_at_any_step_ends_with_the_losses_of_an_uninterrupted_one(
 @trains
 @pytest.mark.parametrize("stage, last", [("sft", 6), ("grpo", 2)])
 def test_a_stage_that_was_trained_to_its_end_is_saved_as_it_was_and_not_trained_on(
-    tmp_path, sets, monkeypatch, stage, last
+    tmp_path, sets, stage, last
 ):
     p, folder = small("grpo.learning_rate=0.01", "grpo.max_steps=2"), tmp_path / stage
-    first, _, _ = train(p, sets, tmp_path, stage)
+    first, *_ = train(p, sets, tmp_path, stage)
     kept = shutil.copytree(folder / "trained", tmp_path / "kept")
-    with monkeypatch.context() as m:
-        m.setattr(callbacks, "save_trained", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            train(p, sets, tmp_path, stage)
     again, *_ = train(p, sets, tmp_path, stage)
     assert losses(again) == losses(first) and max(record["step"] for record in again) == last
     for file in kept.glob("*.safetensors"):
@@ -284,14 +275,8 @@ def test_a_stage_that_was_trained_to_its_end_is_saved_as_it_was_and_not_trained_
 def test_a_model_that_an_interrupted_training_changed_is_not_trained_on_without_a_checkpoint(
     tmp_path, sets, monkeypatch
 ):
-    from aimo.train import sft
-
-    def stop(self, args, state, control, **_):
-        if state.global_step == 2:
-            raise KeyboardInterrupt
-
     p = small("sft.save_steps=4")
-    monkeypatch.setattr(callbacks.Budgets, "on_step_end", stop)
+    stop_at(2, monkeypatch)
     asked = *loaded(p), sets["sft"], runs.Run(p, tmp_path, "sft", time.time())
     with pytest.raises(KeyboardInterrupt):
         sft.train_sft(*asked)
@@ -453,12 +438,10 @@ def tokenizer_of(*overrides):
 
 
 def test_what_is_trained_begins_with_the_tokens_of_generation_even_where_a_tag_merges_with_what_follows():
-    from aimo.train.sft import tokenize
-
     tokenizer = tokenizer_of("prompt.think_start=tog", "prompt.think_end=/")
     talk = row("together 13/<SOLUTION>13</SOLUTION>")
     asked = tokenizer.apply_chat_template(talk["prompt"], add_generation_prompt=True, return_dict=False)
-    (trained,) = tokenize([talk], tokenizer)
+    (trained,) = sft.tokenize([talk], tokenizer)
     replied = len(trained["input_ids"]) - len(asked)
     assert trained["input_ids"][: len(asked)] == asked
     assert trained["completion_mask"] == [0] * len(asked) + [1] * replied
@@ -470,8 +453,6 @@ def test_what_is_trained_begins_with_the_tokens_of_generation_even_where_a_tag_m
 
 def test_rows_are_tokenized_once_and_again_when_rows_or_template_change(monkeypatch, tmp_path, capsys):
     from datasets import Dataset
-
-    from aimo.train import arguments, sft
 
     processes, map_rows = [], Dataset.map
 
@@ -568,11 +549,9 @@ def test_training_takes_the_rows_that_were_packed_and_packs_the_same_ones(run_di
 
 def tokens_of(rows, p):
     """Each row's token ids and labels, by the tokenizer alone."""
-    from aimo.train.sft import tokenize
-
     return [
         (row["input_ids"], [i if m else -100 for i, m in zip(*row.values(), strict=True)])
-        for row in tokenize(rows, models.load_tokenizer(TINY, p))
+        for row in sft.tokenize(rows, models.load_tokenizer(TINY, p))
     ]
 
 
@@ -607,8 +586,6 @@ def test_packed_rows_do_not_see_each_other_but_wrapped_ones_do(tmp_path, sets):
 
 @trains
 def test_packing_that_unsloth_would_leave_out_is_refused(sets, tmp_path, monkeypatch):
-    from aimo.train import sft
-
     class Unpacked(sft.SftTrainer):
         def __init__(self, *, args, **keywords):
             args.packing = False  # as Unsloth's trainer does, with a line in the log
@@ -681,15 +658,11 @@ def test_dpo_comes_to_prefer_what_was_chosen_also_if_its_cell_is_stopped_and_run
     steps = [record for record in log if "loss" in record]
     assert steps[-1]["rewards/margins"] > steps[0]["rewards/margins"] and losses(log)[-1] < losses(log)[0]
 
-    def stop(self, args, state, control, **_):
-        if state.global_step == 3:
-            raise KeyboardInterrupt
-
     (tmp_path / "stopped").mkdir()
     run = runs.Run(p, tmp_path / "stopped", "dpo", time.time())
     asked = *loaded(p), rows, run
     with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
-        m.setattr(callbacks.Budgets, "on_step_end", stop)
+        stop_at(3, m)
         dpo.train_dpo(*asked)
     again = [record for record in dpo.train_dpo(*asked) if "loss" in record]  # the model in memory
     for last in (6, 4):  # another process
