@@ -42,11 +42,8 @@ SERVED_TOP_K = 20  # likeliest tokens of a teacher behind a server: vLLM sends n
 
 
 def stage_arguments(run: Run) -> Any:
-    """Return TRL's SFTConfig, GRPOConfig or DPOConfig of a stage.
-
-    AimoError names a key under `STAGE.trl` that TRL does not know, that has its own key here, or that TRL
-    refuses.
-    """
+    """Return TRL's configuration of a stage. AimoError names a key under `STAGE.trl` that cannot be set, or
+    what TRL refuses."""
     stage, profile, section = run.stage, run.profile, getattr(run.profile, run.stage)
     named = "Distillation" if stage == "opd" else stage.upper()
     kind, model = getattr(compat.trl, f"{named}Config"), profile.model
@@ -54,9 +51,10 @@ def stage_arguments(run: Run) -> Any:
         kind = compat.server_distillation()[1]
     cuda, dtype = machine.computes_on_gpu(), choose_dtype(profile)[0]
     known, own = {f.name for f in fields(kind)}, {f.name for f in fields(section)}
-    has_least_rate = section.scheduler == "cosine_with_min_lr"
-    taken = TAKEN | own | ({"lr_scheduler_kwargs"} if has_least_rate else set())
-    taken |= {"beta"} if stage == "opd" else set()
+    taken = TAKEN | own | ({"beta"} if stage == "opd" else set())
+    least_rate = {}
+    if section.scheduler == "cosine_with_min_lr":
+        taken, least_rate = taken | {"lr_scheduler_kwargs"}, {"min_lr_rate": section.min_lr_rate}
     for key in section.trl:
         where = f"{stage}.trl.{key}"
         if key in taken:
@@ -72,7 +70,7 @@ def stage_arguments(run: Run) -> Any:
         "output_dir": str(run.folder),
         "num_train_epochs": section.epochs,
         "lr_scheduler_type": section.scheduler,
-        "lr_scheduler_kwargs": {"min_lr_rate": section.min_lr_rate} if has_least_rate else {},
+        "lr_scheduler_kwargs": least_rate,
         "warmup_steps": section.warmup_ratio,  # below 1, Transformers takes it as a share of all steps
         "optim": section.optimizer,
         "save_total_limit": 2,
@@ -103,15 +101,15 @@ def stage_arguments(run: Run) -> Any:
     else:
         values |= {"max_length": model.max_length}
     if stage == "grpo":
-        from_server = section.generation == "vllm_server"
         weights = [reward.weight for reward in section.rewards.values()]
-        processes = int(os.environ.get("WORLD_SIZE", 1))
         values |= {
-            "per_device_train_batch_size": completions_per_pass(section, processes),
+            "per_device_train_batch_size": completions_per_pass(
+                section, int(os.environ.get("WORLD_SIZE", 1))
+            ),
             "reward_weights": weights + [1.0] * (section.degenerate == "penalty"),
-            "vllm_mode": "server" if from_server else "colocate",
         }
-        values |= {"vllm_server_base_url": section.vllm_server_url} if from_server else {}
+        if section.generation == "vllm_server":
+            values |= {"vllm_mode": "server", "vllm_server_base_url": section.vllm_server_url}
     else:
         values |= {"per_device_train_batch_size": section.batch_size}
     if stage == "opd":

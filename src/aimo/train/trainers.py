@@ -78,7 +78,7 @@ class Shared(compat.OrderHook):
 
     def tell(self) -> None:
         if self.is_world_process_zero():
-            note = ", ".join(filter(None, [self.phase, self.speed]))
+            note = self.speed if self.speed and self.phase == "training" else self.phase
             self.run.progress(self.state.global_step, self.state.max_steps, note)
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
