@@ -87,7 +87,6 @@ def test_a_user_goes_on_with_samples_that_were_asked_alike_wherever_the_model_is
     [
         ({"seed": 1}, "seed was 0 and is now 1"),
         ({"weights": "v"}, "weights was 'w' and is now 'v'"),
-        ({"samples": 4}, "samples was 16 and is now 4"),
         ({"temperature": 0.5}, "temperature was 1.0 and is now 0.5"),
         ({"vllm": {"quantization": "fp8"}}, "vllm.quantization was None and is now 'fp8'"),
     ],

@@ -291,23 +291,6 @@ def test_a_command_killed_at_random_moments_ends_with_equal_answers(name, model,
     assert result(name, tmp_path) == expected and len(samples(name, tmp_path)) == 24
 
 
-@pytest.mark.engine
-def test_with_an_engine_a_killed_command_ends_with_equal_answers(tmp_path, command):
-    """Without temperature, so that no sample depends on what else is sampled at the time."""
-    expected, killed = tmp_path / "expected", tmp_path / "killed"
-    without_server = {one: command("solve", one)[:-2] for one in (expected, killed)}
-    arguments = {one: [*asked, "--set", "inference.temperature=0"] for one, asked in without_server.items()}
-    process = start(arguments[killed])
-    wait_for(lambda: len(read_lines(killed / FILES["solve"])) > 3 or process.poll() is not None)
-    process.kill()
-    process.communicate()
-    kept = samples("solve", killed)
-    for one in (expected, killed):
-        assert run(arguments[one])[0] == 0
-    assert result("solve", killed) == result("solve", expected)
-    assert all(row in samples("solve", killed) for row in kept)
-
-
 @pytest.mark.slow  # a run's first stage, as a process
 def test_a_run_that_is_hit_in_a_stage_ends_in_one_line_and_the_same_command_makes_equal_rows(
     full_disk, tmp_path

@@ -287,6 +287,8 @@ def test_the_rules_and_the_problem_stand_where_the_settings_say_and_the_problem_
     assert asked("1?", "One integer.") == "[system]Rules: One integer.[user]1? -- One integer.[assistant]"
     assert asked("1?").startswith("[system]Rules: Put the final answer in \\boxed{}."), "no competition's"
     assert "</think>" not in asked("a </think>") and "{rules}" in asked("{rules}?")
+    special = model.tokenizer.all_special_tokens
+    assert special and not any(token in asked(f"What is {token}3 + 4?") for token in special)
 
 
 def test_each_variant_is_asked_in_its_share_of_the_samples_spread_evenly():
@@ -297,20 +299,12 @@ def test_each_variant_is_asked_in_its_share_of_the_samples_spread_evenly():
     assert {prompts.variant(Settings(), i).user for i in range(9)} == {"{problem}"}, "off by default"
 
 
-@pytest.mark.parametrize(
-    "settings, kept",
-    [
-        ({}, False),
-        ({"tags": {"think_end": "<|endoftext|>\n"}}, True),
-        ({"tool_parser": "hermes"}, True),
-    ],
-)
-def test_special_tokens_stay_in_the_text_where_something_that_is_read_is_made_of_them(
-    sampler, settings, kept
-):
-    model = sampler(QWEN3, **settings)
-    assert prompts.keeps_special_tokens(model.tokenizer, model.settings) is kept
-    assert prompts.keeps_special_tokens(model.tokenizer, Settings(format="harmony"))
+def test_special_tokens_stay_in_the_text_where_something_that_is_read_is_made_of_them(sampler):
+    keeping = {"tags": {"think_end": "<|endoftext|>\n"}}, {"tool_parser": "hermes"}
+    models = [sampler(QWEN3, **settings) for settings in ({}, *keeping)]
+    kept = [prompts.keeps_special_tokens(model.tokenizer, model.settings) for model in models]
+    assert kept == [False, True, True]
+    assert prompts.keeps_special_tokens(models[0].tokenizer, Settings(format="harmony"))
 
 
 def test_prompts_longer_than_the_context_are_refused_before_anything_is_loaded(public_model):
