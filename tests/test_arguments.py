@@ -22,13 +22,9 @@ def arguments(stage, folder, *overrides):
     "stage, key, value",
     [
         ("sft", "completion_only_loss", False),
-        ("sft", "logging_steps", 10),
         ("sft", "save_total_limit", 5),
         ("sft", "lr_scheduler_kwargs", {"num_cycles": 2}),
-        ("sft", "run_name", "mine"),
-        ("sft", "disable_tqdm", False),
         ("sft", "eval_packing", False),
-        ("sft", "per_device_eval_batch_size", 3),
         ("grpo", "logging_nan_inf_filter", True),
         ("grpo", "num_iterations", 2),
         ("grpo", "data_seed", 7),

@@ -122,18 +122,14 @@ def test_a_compiler_that_does_not_run_here_is_named_and_no_program_is_to_blame(m
     code.compiled.cache_clear()
 
 
-def test_a_python_program_is_run_as_well_and_a_row_that_cannot_be_judged_is_not_scored():
-    adds = "a, b = map(int, input().split())\nprint(a + b)"
-    assert cf(adds, "print(4)", language="python") == [1.1, 0.025]
-    assert cf(adds, language="rust") == cf(adds, official_tests=[]) == [None]
-
-
 @pytest.mark.parametrize(("mode", "half"), [("pass_fail", 0.0), ("partial", 0.25), ("weighted_sum", 0.025)])
 @pytest.mark.parametrize("size", [1, 3, -1])
 def test_a_scoring_mode_says_what_a_part_is_worth_however_many_tests_run_at_a_time(mode, half, size):
     options = {"scoring_mode": mode, "test_batch_size": size}
     # The first test fails, the second passes.
     assert cf("print(5)", language="python", options=options) == [half]
+    adds = "a, b = map(int, input().split())\nprint(a + b)"
+    assert cf(adds, language="rust") == cf(adds, official_tests=[]) == [None]
 
 
 def test_a_checker_decides_where_a_problem_has_one():
@@ -255,18 +251,14 @@ def test_an_overloaded_server_is_asked_again_and_one_that_is_down_is_left_for_an
     assert cf_code_reward([block(SUM)], **given) == [1.1]
 
 
-@pytest.mark.parametrize("addresses", ["", "http://127.0.0.1:1/api/v2"])
-def test_without_a_server_one_line_says_what_to_do(piston, monkeypatch, addresses):
-    monkeypatch.setenv("PISTON_ENDPOINTS", addresses)
+@pytest.mark.parametrize("addresses", ["", "http://127.0.0.1:1/api/v2", None])
+def test_without_a_server_that_runs_it_one_line_says_what_to_do(piston, monkeypatch, addresses):
+    piston.reply = lambda request: {"message": "c++17-* runtime is unknown"}
+    if addresses is not None:
+        monkeypatch.setenv("PISTON_ENDPOINTS", addresses)
     with pytest.raises(AimoError, match=r"rewards: .*iston.* provider_type to local") as e:
         cf_code_reward([block(SUM)], **columns(CF))
-    assert "\n" not in str(e.value)
-
-
-def test_a_request_that_the_server_refuses_is_named(piston):
-    piston.reply = lambda request: {"message": "c++17-* runtime is unknown"}
-    with pytest.raises(AimoError, match=r"c\+\+17-\* runtime is unknown"):
-        cf_code_reward([block(SUM)], **columns(CF))
+    assert "\n" not in str(e.value) and (addresses is not None or "runtime is unknown" in str(e.value))
 
 
 def test_a_row_may_be_in_the_column_that_the_data_stage_keeps_and_one_of_another_kind_is_not_scored(piston):
@@ -275,8 +267,5 @@ def test_a_row_may_be_in_the_column_that_the_data_stage_keeps_and_one_of_another
     info = [json.dumps(CF), CF, empty, None, "{", "[5]", 5, *odd]
     rewards = cf_code_reward([block(SUM)] * len(info), verification_info=info)
     assert rewards == [1.1, 1.1] + [None] * 8
-
-
-def test_a_row_without_its_columns_is_named():
     with pytest.raises(AimoError, match="cf_code needs a column `official_tests`"):
         cf_code_reward([block(SUM)], language=["cpp"])

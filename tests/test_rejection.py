@@ -57,6 +57,7 @@ def test_a_cap_takes_the_first_the_shortest_or_the_most_different():
     assert kept(table, max_per_problem=2, prefer="shorter") == [texts[0], texts[2]]
     different = "a different way, namely two pens \\boxed{2}"
     assert kept(of_sum(*texts[:2], different), max_per_problem=2, prefer="diverse")[1] == different
+    assert kept(of_sum(*texts[:1] * 3)) == texts[:1], "the same text is kept once"
 
 
 def test_problems_that_are_too_easy_or_too_hard_are_dropped():
@@ -65,10 +66,6 @@ def test_problems_that_are_too_easy_or_too_hard_are_dropped():
         *(("fair", "2", f"{i} \\boxed{{{i}}}", None) for i in range(4)),
     )
     assert distil.reject(table, Reject(pass_rate=(0.1, 0.9)))[0]["problem"].to_list() == ["fair"]
-
-
-def test_the_same_text_is_kept_once():
-    assert kept(of_sum(*["\\boxed{2}"] * 3)) == ["\\boxed{2}"]
 
 
 def test_a_set_without_answers_or_without_a_right_completion_is_refused():

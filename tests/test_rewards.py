@@ -253,6 +253,8 @@ def test_options_reach_the_rewards_that_have_them():
     assert (cosine(**columns), accuracy(**columns)) == ([0.0], [1.0])
     _, cosine = get_reward_funcs({"accuracy": 2.0, "cosine": {"weight": 0.5, "max_len": 20}})
     assert cosine(**columns) == pytest.approx([0.75])
+    with pytest.raises(AimoError, match=r"'max_lenn'.*max_len"):
+        get_reward_funcs(["cosine"], max_lenn=3)
 
 
 def test_open_r1_script_arguments_are_understood():
@@ -297,11 +299,6 @@ def test_an_unknown_reward_and_a_wrong_option_are_refused_by_name_with_the_known
         config.load("tiny", [f"grpo.rewards={json.dumps(wanted)}"])
     for message in (str(direct.value), str(from_profile.value)):
         assert "\n" not in message and all(part in message for part in told)
-
-
-def test_an_option_that_no_named_reward_has_is_refused():
-    with pytest.raises(AimoError, match=r"'max_lenn'.*max_len"):
-        get_reward_funcs(["cosine"], max_lenn=3)
 
 
 def test_a_profile_gives_a_weight_or_a_weight_and_options():

@@ -442,10 +442,6 @@ class Case:
 
 
 OVERLONG = {"grpo.rewards": {"soft_overlong_punishment": {"max_completion_len": 60, "soft_punish_cache": 50}}}
-SHORT = {f"{stage}.max_steps": 2 for stage in ("sft", "grpo", "dpo", "opd")}
-SHORT |= {"sft.batch_size": 2, "dpo.batch_size": 2, "grpo.prompts_per_step": 1}
-SHORT |= {"opd.batch_size": 2, "opd.max_completion_length": 8}
-SHORT |= {"grpo.num_generations": 2, "grpo.max_completion_length": 8}
 VARIANT = {"inference.variants": [{"share": 0.5, "user": "?{problem}"}]}
 FEW_PROOFS = {"inference.proofs.proof_tokens": 200}
 TOOLS = {"inference.tools": 1.0, "inference.tool_turns": 3}
@@ -464,7 +460,7 @@ def stage(name: str, look: Any, run: Any) -> list[Case]:
     return [
         Case(f"{name}.min_lr_rate", look, given={f"{name}.scheduler": "cosine_with_min_lr"}),
         Case(f"{name}.trl", look, {"adam_beta2": 0.9}),
-        Case(f"{name}.probe_steps", run, 1, SHORT),
+        Case(f"{name}.probe_steps", run, 1),
     ]
 
 
@@ -492,14 +488,14 @@ CASES = [
     Case("data.*", "the rows: test_data test_sources"),
     *stage("sft", SFT_ARGS, SFT_RUN),
     Case("sft.packing_strategy", SFT_ARGS, given={"sft.packing": True}),
-    Case("sft.group_by_length", SFT_RUN, given=SHORT),
+    Case("sft.group_by_length", SFT_RUN),
     Case("sft.*", SFT_ARGS),
     *stage("grpo", GRPO_ARGS, GRPO_RUN),
     *of("grpo", GRPO_ARGS, generation="vllm_server", gradient_accumulation_steps=2),
     Case("grpo.vllm_server_url", GRPO_ARGS, "http://localhost:1", {"grpo.generation": "vllm_server"}),
     Case("grpo.degenerate", GRPO_ARGS, "penalty"),
-    Case("grpo.max_resample", GRPO_RUN, 2, SHORT),
-    Case("grpo.sample_steps", GRPO_RUN, 1, SHORT),
+    Case("grpo.max_resample", GRPO_RUN, 2),
+    Case("grpo.sample_steps", GRPO_RUN, 1),
     Case("grpo.pass_rate*", "the problems of GRPO: test_evaluate"),
     Case("grpo.tools", "GRPO's trainer: test_tool_use"),
     Case("grpo.max_prompt_length", rows, 20),

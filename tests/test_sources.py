@@ -7,7 +7,6 @@ import polars as pl
 import pytest
 import yaml
 
-from aimo import config
 from aimo.config import Columns, Set, Source
 from aimo.data import sources
 from aimo.errors import AimoError
@@ -142,12 +141,7 @@ HEADERS = {
         {"config_name": name, "data_files": [{"split": "train", "path": f"{path.split('/')[0]}/train-*"}]}
         for name, path in OPENR1.items()
     ],
-    "mapping": [{"config_name": name, "data_files": {"train": [path]}} for name, path in OPENR1.items()],
     "pattern": [{"config_name": name, "data_files": path} for name, path in OPENR1.items()],
-    "folder": [
-        {"config_name": name, "data_dir": path.split("/")[0], "data_files": "train-*"}
-        for name, path in OPENR1.items()
-    ],
 }
 
 
@@ -208,9 +202,11 @@ def test_a_folder_saved_by_datasets_is_a_source(tmp_path):
     whole = datasets.Dataset.from_dict({"problem": ["P"], "answer": [7], "more": [1]})
     whole.save_to_disk(str(tmp_path / "one"))
     datasets.DatasetDict({"dev": whole}).save_to_disk(str(tmp_path / "many"))
-    assert load(tmp_path / "one")[0] == [
-        r | {"source": str(tmp_path / "one")} for r in load(tmp_path / "many", split="dev")[0]
-    ]
+    assert (
+        load(tmp_path / "one", split="train")[0]
+        == load(tmp_path / "one")[0]
+        == [r | {"source": str(tmp_path / "one")} for r in load(tmp_path / "many", split="dev")[0]]
+    )
     with pytest.raises(AimoError, match=r"data\.sft\.split: .*many has no 'test'; it has dev"):
         load(tmp_path / "many", split="test")
 
@@ -289,13 +285,6 @@ def test_a_mixture_of_unequal_columns_is_refused_by_name(tmp_path):
         sources.load_mixture(
             Set(mixture=[Source(str(a), columns=Columns(solution="work")), Source(str(b))]), 0, "data.sft"
         )
-
-
-def test_a_set_has_a_source_or_a_mixture(tmp_path):
-    values = yaml.safe_load((config.PROFILES / "tiny.yaml").read_text())
-    values["data"]["sft"] = {"source": "a.csv", "mixture": [{"source": "b.csv"}]}
-    with pytest.raises(AimoError, match="source: a set has a source or a mixture"):
-        config.parse(values, "profile")
 
 
 @pytest.mark.parametrize("answer", ["answer", "Final_Answer", None])

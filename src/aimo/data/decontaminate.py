@@ -68,7 +68,6 @@ def shares(texts: list[str], training: pl.Series, n: int = 8) -> list[float]:
 
 
 def grams(words: list[str], n: int) -> list[str]:
-    """Return all runs of `n` words."""
     return [" ".join(words[i : i + n]) for i in range(len(words) - n + 1)]
 
 

@@ -183,5 +183,4 @@ class Servers:
 
 
 def beginning(text: str) -> str:
-    """Return the beginning of a reply, on one line."""
     return " ".join(text[:200].split()) or "nothing"

@@ -60,18 +60,15 @@ class Sets:
     contaminated: list[dict[str, str]] = field(default_factory=list)
 
     def drop(self, name: str, where: pl.Expr | pl.Series, reason: str) -> None:
-        """Drop the rows of a set `where` true, and count them."""
         before = len(self.rows[name])
         self.rows[name] = self.rows[name].remove(where)
         if before > len(self.rows[name]):
             self.dropped[name][reason] += before - len(self.rows[name])
 
     def change(self, name: str, *columns: pl.Expr | pl.Series, **named: pl.Series) -> None:
-        """Add or replace columns of a set."""
         self.rows[name] = self.rows[name].with_columns(*columns, **named)
 
     def check(self, name: str) -> None:
-        """Refuse a set without rows."""
         if self.rows[name].is_empty():
             counts = ", ".join(f"{n} {reason}" for reason, n in self.dropped[name].items())
             why = counts or "the source is empty"

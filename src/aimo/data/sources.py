@@ -249,10 +249,9 @@ def files_of(path: Path, source: Source, preset: Preset, where: str) -> Sequence
                 declared = config.get("data_files", {})  # a pattern, patterns, a mapping, or a list of these
                 if isinstance(declared, list) and all(isinstance(part, dict) for part in declared):
                     declared = {part["split"]: part["path"] for part in declared}
-                folder = path / config.get("data_dir", "")
                 for part, paths in (declared if isinstance(declared, dict) else {"train": declared}).items():
                     patterns = [paths] if isinstance(paths, str) else paths
-                    matches = {file for p in patterns for file in folder.glob(p.removeprefix("./"))}
+                    matches = {file for p in patterns for file in path.glob(p.removeprefix("./"))}
                     subsets.setdefault(config["config_name"], {})[part] = files.tables_of(matches)
         except (yaml.YAMLError, AttributeError, KeyError, TypeError):
             fault = f"{readme}: the `configs` of its header cannot be read; correct the header"
@@ -262,7 +261,7 @@ def files_of(path: Path, source: Source, preset: Preset, where: str) -> Sequence
         for file in files.tables_of(file for file in path.rglob("*") if not CACHED.fullmatch(file.name)):
             folders, stem = file.relative_to(path).parts[:-1], files.stem_of(file)
             shard = SHARD.fullmatch(stem)
-            part = shard[1] if shard else "train"
+            part = shard[1] if shard and shard[1] != "data" else "train"
             for name in (*folders, stem):
                 words = re.split(r"[^a-z0-9]+", name.lower())
                 part = next((word for word in words if word in known), part)
