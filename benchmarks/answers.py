@@ -32,7 +32,6 @@ Sample = tuple[str, str, bool]  # completion, gold, label
 
 
 def trl(completions: list[str], golds: list[str]) -> list[Any]:
-    """TRL's reward as it is."""
     return accuracy_reward(
         [[{"role": "assistant", "content": c}] for c in completions], [f"${gold}$" for gold in golds]
     )
@@ -61,12 +60,10 @@ CHECKERS: dict[str, Checker] = {"aimo": judge.are_correct, "trl": trl, "open-r1"
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSON lines file."""
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def labelled(rows: list[dict[str, Any]]) -> list[Sample]:
-    """The completions of a trace file."""
     return [(s["text"], str(row["answer"]), bool(s["correct"])) for row in rows for s in row["samples"]]
 
 

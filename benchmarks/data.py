@@ -76,7 +76,6 @@ def open_r1(texts: list[str], benchmarks: dict[str, list[str]]) -> list[bool]:
 
 
 def word_grams(text: str) -> list[str]:
-    """The word 8-grams of a lower-case text."""
     words = " ".join(text.lower().strip().split()).split()
     return [" ".join(words[i : i + 8]) for i in range(len(words) - 7)]
 

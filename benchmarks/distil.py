@@ -91,7 +91,6 @@ def write_problems(folder: Path, count: int) -> None:
 
 
 def lines(folder: Path) -> int:
-    """How many lines the file has."""
     out = folder / "out.jsonl"
     if not out.exists():
         return 0

@@ -53,7 +53,6 @@ def bare(engine: Engine, problem: str, samples: int, seeded: bool = True) -> int
 
 
 def unseeded(engine: Engine, problem: str, samples: int) -> int:
-    """The same without seeds."""
     return bare(engine, problem, samples, seeded=False)
 
 

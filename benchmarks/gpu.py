@@ -619,7 +619,6 @@ def report(checks: list[Check], folder: Path) -> dict[str, Any]:
 
 
 def shown(check: Check, folder: Path) -> dict[str, Any]:
-    """Return a check as a row of the page."""
     from aimo.report import page
 
     figures = ", ".join(f"{name} {value:.4g}" for name, value in check.figures.items())

@@ -65,7 +65,7 @@ SETTINGS = {
 
 
 class Reached(Exception):
-    """The mark was reached."""
+    pass
 
 
 def load(base: Path | None, overrides: list[str]) -> tuple[Any, ...]:
@@ -148,7 +148,6 @@ def child(stage: str, folder: str, seed: int, overrides: list[str]) -> str:
 
 
 def measure(seed: int, sides: dict[str, list[str]]) -> list[dict[str, Any]]:
-    """What each side took from one model."""
     with tempfile.TemporaryDirectory() as folder:
         child("sft", folder, seed, [])
         found = [json.loads(child("grpo", folder, seed, overrides)) for overrides in sides.values()]

@@ -100,7 +100,6 @@ class Executed(Version):
     state = "QUEUED"
 
     def status(self) -> str:
-        """How far it is."""
         return self.state
 
 
@@ -116,7 +115,6 @@ class Host(Kaggle):
         self.busy = threading.Lock()
 
     def SaveKernel(self, request: Any) -> dict[str, Any]:
-        """Take a version and run it."""
         versions = self.kernels.setdefault(request.slug, [])
         inputs, lost = self.inputs(request)
         version = Executed(request, {"log": [], "files": {}})
@@ -177,7 +175,6 @@ class Host(Kaggle):
                 machine.attach_competition(self.machine / "input", RULES, self.folder / "public.csv")
 
     def DownloadDataFiles(self, request: Any) -> bytes:
-        """The competition's public files."""
         archive = io.BytesIO()
         with zipfile.ZipFile(archive, "w") as file:
             file.write(self.folder / "public.csv", "test.csv")
@@ -288,7 +285,6 @@ class Rehearsal:
         return done.stdout
 
     def await_score(self, what: str) -> None:
-        """Wait until Kaggle has scored the last submission."""
         begun = time.monotonic()
         while self.host.submissions[0]["status"] == "PENDING":
             time.sleep(1)
@@ -298,12 +294,10 @@ class Rehearsal:
             sys.exit(f"{what}: {self.host.submissions[0]}")
 
     def link(self, path: Path) -> Any:
-        """A link to what a step left."""
         name = str(path.relative_to(self.out))
         return page.link(name, name)
 
     def write(self, score: str = "") -> None:
-        """Write the page."""
         seconds = sum(row["seconds"] for row in self.rows)
         lead = f"{len(self.rows)} steps in {seconds / 60:.1f} minutes. {score}"
         head = Section(tables.table(self.rows))

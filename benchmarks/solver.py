@@ -32,7 +32,6 @@ PROGRAM = ["```", "python", "\n", "print", "(", "6", " * ", "7", ")\n", "```", "
 
 
 def write(tokens: int, programs: bool) -> list[str]:
-    """Return the tokens of a sample."""
     rng = random.Random(0)
     pieces: list[str] = []
     while len(pieces) < tokens:
@@ -97,7 +96,6 @@ class Stream:
 
 
 def measure(tokens: int, tools: bool, programs: bool) -> float:
-    """Return the microseconds for each token of a sample."""
     sampler = Stream(write(tokens, programs), tools)
     running = RunningSample(AskedProblem(sampler, "?", 0, Integer(0, 999)), 0, 0.0, tools)  # type: ignore[arg-type]
     begun = time.process_time()

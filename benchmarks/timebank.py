@@ -62,13 +62,11 @@ class Day:
 
 
 def faults(rng: random.Random) -> tuple[dict[int, float], int | None]:
-    """The stalls and the death of a day."""
     stalls = {rng.randrange(QUESTIONS): rng.uniform(60, 600) for _ in range(rng.randrange(3))}
     return stalls, rng.randrange(QUESTIONS) if rng.random() < 0.2 else None
 
 
 def recorded_day(pool: list[RecordedQuestion], seed: int) -> Day:
-    """A day of recorded completions."""
     rng = random.Random(seed)
     questions = rng.choices(pool, k=QUESTIONS)
     limit_s = rng.uniform(0.5, 2.0) * 9000 + START_S

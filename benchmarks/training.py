@@ -25,7 +25,6 @@ Marks = list[tuple[float, float]]  # after each step: the time in seconds, the t
 
 
 def training_rows(stage: str, profile: Any, tokenizer: Any) -> list[dict[str, Any]]:
-    """The rows that the stage trains on."""
     from aimo.data import prepare
 
     sets = prepare.clean_sets(prepare.load_sets(profile), profile, tokenizer)
@@ -33,7 +32,6 @@ def training_rows(stage: str, profile: Any, tokenizer: Any) -> list[dict[str, An
 
 
 def ours(stage: str, profile: Any, folder: Path) -> Marks:
-    """Train with our functions."""
     from aimo.inference.storage import read_lines
     from aimo.run import hub, runs
     from aimo.train import models
@@ -105,7 +103,6 @@ def shared_settings(section: Any, profile: Any, dtype: str) -> dict[str, Any]:
 
 
 def plain_sft(model: Any, tokenizer: Any, rows: Any, profile: Any, settings: dict[str, Any]) -> Any:
-    """TRL's SFT trainer."""
     from trl import SFTConfig, SFTTrainer
 
     args = SFTConfig(
@@ -118,7 +115,6 @@ def plain_sft(model: Any, tokenizer: Any, rows: Any, profile: Any, settings: dic
 
 
 def plain_grpo(model: Any, tokenizer: Any, rows: Any, profile: Any, settings: dict[str, Any]) -> Any:
-    """TRL's GRPO trainer."""
     from trl import GRPOConfig, GRPOTrainer
 
     from aimo import rewards

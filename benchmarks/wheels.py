@@ -96,7 +96,6 @@ def submit(out: Path, test_csv: Path, model: Path) -> list[str]:
 
 
 def read(name: str) -> str:
-    """The text of a built kernel."""
     return (ROOT / "kernels" / name / f"aimo-{name}.ipynb").read_text()
 
 

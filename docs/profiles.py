@@ -145,20 +145,17 @@ WORDS = {
 
 
 def main() -> None:
-    """Write the page."""
     quiet()
     PAGE.write_text(page(), encoding="utf-8")
 
 
 def page() -> str:
-    """The page."""
     with tempfile.TemporaryDirectory() as name:
         parts = [INTRO, *(section(table, Path(name)) for table in TABLES), rewards(Path(name))]
     return "\n".join(parts)
 
 
 def section(table: Table, folder: Path) -> str:
-    """A heading and the table of a dataclass's own keys."""
     names = own_keys(table.section)
     rows = [row(table.section, key, table.prefix + key, folder) for key in names]
     text = [table.text] if table.text else []
@@ -166,7 +163,6 @@ def section(table: Table, folder: Path) -> str:
 
 
 def rewards(folder: Path) -> str:
-    """The options of rewards, a row each."""
     rows = []
     for name, reward in REWARDS.items():
         for option in ("weight", *reward.option_names) if name == "accuracy" else reward.option_names:
@@ -177,13 +173,11 @@ def rewards(folder: Path) -> str:
 
 
 def as_table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """A Markdown table."""
     lines = [list(heads), ["---" for _ in heads], *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def row(section: type, key: str, dotted: str, folder: Path) -> list[str]:
-    """What the table says of a key."""
     (chosen,) = (f for f in fields(section) if f.name == key)
     hint = get_type_hints(section, include_extras=True)[key]
     unit = next((unit for unit, names in UNITS.items() if key in names.split()), "")
@@ -199,7 +193,6 @@ def own_keys(section: type) -> list[str]:
 
 
 def words(hint: Any) -> str:
-    """A type in words."""
     origin, parts = get_origin(hint), get_args(hint)
     if origin is Annotated:
         return bounded(words(parts[0]), list(constraints(parts[1:])))
@@ -224,13 +217,11 @@ def anchor(section: Any) -> str:
 
 
 def constraints(metadata: Iterable[Any]) -> Iterator[Any]:
-    """What `Annotated` says of a value."""
     for item in metadata:
         yield from item.metadata if isinstance(item, FieldInfo) else ()
 
 
 def bounded(word: str, limits: list[Any]) -> str:
-    """A word with its bounds."""
     signs = {"gt": "> ", "ge": "≥ ", "lt": "< ", "le": "≤ "}
     found = [
         f"{signs[name]}{getattr(limit, name)}" for limit in limits for name in signs if hasattr(limit, name)

@@ -116,7 +116,6 @@ def unlocked() -> Iterator[None]:
 
 
 def settings(values: list[str]) -> list[str]:
-    """Values as `--set` arguments."""
     return [part for value in values for part in ("--set", value)]
 
 
@@ -151,7 +150,6 @@ def refused(*arguments: object, told: list[str]) -> None:
 
 
 def wait_for(condition: Callable[[], object], timeout: float = 300) -> None:
-    """Wait until a condition holds."""
     end = time.time() + timeout
     while not condition():
         assert time.time() < end, "timed out"

@@ -32,7 +32,6 @@ pl.DataFrame({"id": ["a", "b"], "answer": [1, 2]}).write_parquet(SUBMISSION)
 
 
 def zipped(files):
-    """A zip file of contents by name."""
     made = io.BytesIO()
     with zipfile.ZipFile(made, "w") as archive:
         for name, content in files.items():

@@ -4,6 +4,4 @@ from kaggle_evaluation.core import Server
 
 
 class AIMO2InferenceServer(Server):
-    """Asks `question`."""
-
     column = "question"

@@ -12,14 +12,12 @@ import polars as pl
 
 
 def pack(table):
-    """A table as bytes."""
     file = io.BytesIO()
     table.write_ipc(file)
     return file.getvalue()
 
 
 def unpack(data):
-    """The table in bytes."""
     return pl.read_ipc(io.BytesIO(data))
 
 
@@ -67,5 +65,4 @@ class Server:
         server.stop(1).wait()
 
     def run_local_gateway(self, data_paths):
-        """Play the gateway in this process."""
         ask_all(self.predict, data_paths[0], Path("submission.parquet"), self.column)
