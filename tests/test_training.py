@@ -222,7 +222,7 @@ def test_a_stage_has_its_mean_loss_its_speed_its_operations_its_evaluations_and_
 def test_an_adapter_is_no_base_and_continues_on_no_other(done, sets, tmp_path):
     from aimo.run import hub
 
-    with pytest.raises(AimoError, match=r"is an adapter for .*, not a model"):
+    with pytest.raises(AimoError, match="is an adapter, not a model; give a merged model"):
         hub.local_folder(str(done.folder / "trained"))
     shutil.copytree(done.folder / "checkpoint-6", tmp_path / "sft/checkpoint-6")
     other = shutil.copytree(TINY, tmp_path / "another-base")
@@ -470,7 +470,7 @@ def test_rows_are_tokenized_once_and_again_when_rows_or_template_change(monkeypa
     monkeypatch.setattr(Dataset, "map", counted)
     rows, tokenizer = [row(f"{i} apples") for i in range(40)], tokenizer_of()
     first, count = made(rows, tokenizer)
-    assert count == 1 and capsys.readouterr().out.startswith("Tokenizing 40 rows.\nTokenized in ")
+    assert count == 1 and capsys.readouterr().out == "Tokenizing 40 rows.\n"
     assert made(rows, tokenizer_of()) == (first, 0) and capsys.readouterr().out == ""
     other, count = made([*rows[:-1], row("40 pears")], tokenizer)
     assert count == 1 and other[:-1] == first[:-1] and other[-1] != first[-1]

@@ -1,7 +1,6 @@
 """Download base models from the Hugging Face hub, and push models and datasets to it."""
 
 import contextlib
-import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -32,11 +31,8 @@ def local_folder(base: str, revision: str | None = None, key: str = "model.base"
     profile, when there is no such model, or when the folder holds an adapter.
     """
     path = locate(base)
-    if (adapter := path / "adapter_config.json").exists():
-        trained_on = ""
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            trained_on = f" for {json.loads(adapter.read_text())['base_model_name_or_path']!r}"
-        told = f"is an adapter{trained_on}, not a model; give a merged model, such as the `model` beside it"
+    if (path / "adapter_config.json").exists():
+        told = "is an adapter, not a model; give a merged model, such as the `model` beside it"
         raise AimoError(f"{key}: {base} {told}")
     if path.is_dir():
         return path

@@ -15,7 +15,6 @@ import hashlib
 import itertools
 import json
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -175,12 +174,10 @@ def read_or_tokenize(rows: Rows, tokenizer: Any, args: Any, folder: Path) -> Dat
     cached = folder / "tokens" / digest.hexdigest()[:16]
     with args.main_process_first(local=False):
         if not cached.exists():
-            started = time.monotonic()
             print(f"Tokenizing {len(rows):,} rows.")
             partial = cached.with_suffix(".partial")
             tokenize(rows, tokenizer, args.dataset_num_proc).save_to_disk(partial)
             partial.rename(cached)
-            print(f"Tokenized in {time.monotonic() - started:.0f} s.")
     return load_from_disk(cached)
 
 
