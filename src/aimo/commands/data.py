@@ -102,23 +102,12 @@ def init_command(
         print("data/tiny-base shows in minutes that all works; --base takes a model that can learn them")
 
 
-# Options of `aimo distil` that have another name than their key in the section `distil`.
-NAMED = {
-    "dataset_name": "source",
-    "dataset_config": "subset",
-    "dataset_split": "split",
-    "prompt_column": "columns.problem",
-    "answer_column": "columns.answer",
-    "uuid_column": "columns.id",
-}
-
-
 def distil_command(
     context: typer.Context,
     output_file: Annotated[Path, opt("A .jsonl file; one that is there is continued.")],
-    dataset_name: Annotated[str | None, opt("A file, a folder, or a hub id.")] = None,
-    dataset_config: Annotated[str | None, opt("Its subset.")] = None,
-    dataset_split: Annotated[str | None, opt("Its split.")] = None,
+    source: Annotated[str | None, opt("A file, a folder, or a hub id.", "--dataset-name")] = None,
+    subset: Annotated[str | None, opt("Its subset.", "--dataset-config")] = None,
+    split: Annotated[str | None, opt("Its split.", "--dataset-split")] = None,
     prompt_column: Annotated[str | None, opt("Its problems; `problem`.")] = None,
     answer_column: Annotated[str | None, opt("Its gold answers; `answer`.")] = None,
     uuid_column: Annotated[str | None, opt("What tells problems apart; their text.")] = None,
@@ -142,13 +131,12 @@ def distil_command(
     asked = values["distil"] = values.get("distil") or {}
     for override in [] if profile else set_ or []:
         set_key(values, override)
-    if dataset_name in PRESETS and (prompt_column or answer_column or uuid_column):
-        asked["columns"] = asdict(PRESETS[dataset_name].columns)
+    given = {"problem": prompt_column, "answer": answer_column, "id": uuid_column}
+    if columns := {role: column for role, column in given.items() if column}:
+        usual = asdict(PRESETS[source].columns) if source in PRESETS else asked.get("columns") or {}
+        asked["columns"] = usual | columns
     keys = {key.name for key in fields(Distil)}  # type: ignore[arg-type]
-    for option, value in context.params.items():
-        key = NAMED.get(option, option)
-        if value is not None and key.partition(".")[0] in keys:
-            set_key(asked, f"{key}={json.dumps(value, ensure_ascii=False)}")
+    asked |= {key: value for key, value in context.params.items() if key in keys and value is not None}
     wanted = config.parse(asked, "distil", Distil)
     tags = config.parse(values.get("prompt") or {}, "prompt", Prompt).tags if profile else PUBLIC[0]
     if not wanted.api_addr:

@@ -45,7 +45,7 @@ def login_check(dry_run: DryRun = False) -> None:
 @app.command()
 def data(
     competition: Competition,
-    inputs: Annotated[Path | None, opt("/kaggle/input, or data/kaggle without it.", "--to")] = None,
+    inputs: Annotated[Path | None, opt("The folder of inputs; /kaggle/input or data/kaggle.", "--to")] = None,
     dry_run: DryRun = False,
 ) -> None:
     """Download and unpack a competition's data, with its kaggle_evaluation."""
