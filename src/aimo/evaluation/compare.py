@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, replace
 from itertools import product
 from math import ceil, comb
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from aimo.errors import AimoError
 from aimo.evaluation.completions import EvaluationHeader
 from aimo.evaluation.evaluate import make_folder, question_row, read_evaluation
 from aimo.evaluation.scores import (
+    FOUND,
     SIGNIFICANCE,
     Interval,
     Scores,
@@ -31,8 +31,6 @@ from aimo.inference.settings import ASKED
 from aimo.inference.storage import read_lines, write_json
 from aimo.report import pages
 from aimo.run.runs import figures
-
-POWER = 0.8  # of a test
 
 
 @dataclass(frozen=True)
@@ -214,9 +212,7 @@ def what_would_tell(found: Comparison) -> str:
     k, n = found.a.samples, len(found.a.right)
     if found.passes.value == 0:
         return "No number of completions would show a difference of nothing."
-    z = NormalDist().inv_cdf
-    # The variance at which it shows.
-    wanted = (found.passes.value / (z(1 - SIGNIFICANCE / 2) + z(POWER))) ** 2
+    wanted = (found.passes.value / FOUND) ** 2  # the variance at which it shows
     rates = [scores.right.mean(axis=1) for scores in (found.a, found.b)]
     total = float(np.var(rates[1] - rates[0], ddof=1)) if n > 1 else 0.0
     within = sum(float(np.mean(rate * (1 - rate))) for rate in rates) * k / (k - 1) if k > 1 else 0.0

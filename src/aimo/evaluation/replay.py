@@ -16,7 +16,6 @@ from dataclasses import astuple, dataclass, fields, replace
 from functools import reduce
 from math import comb
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +24,7 @@ from rich.table import Table
 
 from aimo.errors import AimoError
 from aimo.evaluation.scores import (
+    FOUND,
     SIGNIFICANCE,
     Interval,
     benjamini_hochberg,
@@ -344,7 +344,6 @@ def show_rules(traces: Traces, figures: Sequence[Figures]) -> None:
 # A day asks `questions` questions `runs` times each; a question scores the share of its runs that are right.
 # docs/voting.md has the assumptions.
 
-LEVEL, POWER = 0.05, 0.8
 LEAST_SHOWN = 0.001  # chance of a score
 FIELD_DEVIATION = 1.7  # of 21 runs of the baseline of AIMO 3's winners (mean 39.3 of 50)
 
@@ -405,8 +404,7 @@ def runs_to_tell(deviation: float, gain: float = 1.0) -> int:
     n = 2 ((z(0.975) + z(0.8)) deviation / gain)^2: a two-sided test of two means at the level of 0.05 finds
     the gain with a probability of 0.8.
     """
-    z = NormalDist().inv_cdf
-    return max(1, int(np.ceil(2 * ((z(1 - LEVEL / 2) + z(POWER)) * deviation / gain) ** 2)))
+    return max(1, int(np.ceil(2 * (FOUND * deviation / gain) ** 2)))
 
 
 def show_forecast(found: Forecast) -> None:

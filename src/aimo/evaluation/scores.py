@@ -36,7 +36,9 @@ from aimo.run.progress import counting
 from aimo.run.runs import Run, by_hand
 
 LEVEL = 0.95
-SIGNIFICANCE = 0.05  # of a test
+SIGNIFICANCE, POWER = 0.05, 0.8  # of a test
+# The standard errors by which a difference must exceed 0 for a two-sided test to find it with this power.
+FOUND = NormalDist().inv_cdf(1 - SIGNIFICANCE / 2) + NormalDist().inv_cdf(POWER)
 RESAMPLES = 2000
 FLIPS = 10_000
 LEAST_S = 0.5  # between two reports of progress

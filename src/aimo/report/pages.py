@@ -309,7 +309,7 @@ def write_evaluation(folder: Path, found: dict[str, Any]) -> Path:
             )
         lead = SQUARES
         if since:
-            count = sum(bool(flipped(*pair)) for pair in zip(before, (r["vote"] for r in rows), strict=True))
+            count = sum(bool(row[f"since {since}"]) for row in questions)
             lead += f" The votes of {count} questions have flipped since {since}, the evaluation before this."
         sections.append(Section(tables.table(questions), f"{name}: questions", lead))
     sections.append(settings_section(found["settings"], "Settings"))
