@@ -16,6 +16,7 @@ from aimo.data import builtin
 from aimo.errors import AimoError
 from aimo.evaluation import replay, traces
 from aimo.evaluation.traces import RecordedQuestion, RecordedSample, Traces
+from aimo.inference.answer_kinds import Number
 from aimo.inference.journal import Journal
 from aimo.inference.local import answer_file
 from aimo.inference.sample import End, Sample
@@ -165,6 +166,15 @@ def test_stopped_samples_run_as_long_as_they_did_and_have_no_vote(tmp_path):
     read = traces.read_traces([file], {"q": 3})[0]
     assert read.stopped == 1
     assert play(read.questions[0].ours, "all")[1] == (3, 50, 40)
+
+
+def test_what_programs_of_a_sample_without_an_answer_printed_is_read_by_any_equality(tmp_path):
+    journal = Journal(tmp_path / "journal.jsonl", kind=Number(relative=0.01))
+    for index, answer in enumerate([2.0, 2.01, None]):
+        journal.add("q", "1 + 1?", Sample(index, "", 9, End.FINISHED, answer, printed=(2.005, None)))
+    (question,) = traces.read_traces([tmp_path / "journal.jsonl"], {"q": "2"})[0].questions
+    assert [sample.answer for sample in question.ours] == [2.0, 2.0, None]
+    assert [sample.printed for sample in question.ours] == [(2.0, None)] * 2 + [(2.005, None)]
 
 
 def test_the_command_prints_the_rules_and_writes_json_and_a_plot(tmp_path, shared):

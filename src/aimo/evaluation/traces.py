@@ -9,7 +9,7 @@ The keys of a line tell the formats apart (JSON lines, a question each but for t
 import json
 import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -202,17 +202,15 @@ def pool_journals(paths: Sequence[Path], golds: Mapping[str, int | str]) -> Trac
             elif isinstance(one := entry.value, Sample):
                 seconds = one.end_s - one.begin_s
                 pace = max(1, one.tokens) / seconds if seconds > 0 else 1.0
-                # A vote goes under the first of its equals: what programs printed does too.
-                printed = tuple(p if p is None else kind.group(p, [one.answer]) for p in one.printed)
                 confidence = one.logprob, one.tail_logprob, one.entropy, one.tail_entropy
-                # Each session has firsts of its own.
-                firsts = [
-                    sample.answer for sample in by_question.get(entry.id, ()) if sample.answer is not None
-                ]
-                answer = one.answer if one.answer is None else kind.group(one.answer, dict.fromkeys(firsts))
-                printed = tuple(p if p is None else kind.group(p, [answer]) for p in printed)
-                sample = RecordedSample(one.tokens, answer, pace, printed, *confidence)
-                by_question.setdefault(entry.id, []).append(sample)
+                # A vote goes under the first of its equals, and so does what programs printed. Each session
+                # has firsts of its own.
+                samples = by_question.setdefault(entry.id, [])
+                answer = first_equal(kind, one.answer, (sample.answer for sample in samples))
+                printed = tuple(
+                    first_equal(kind, first_equal(kind, p, [one.answer]), [answer]) for p in one.printed
+                )
+                samples.append(RecordedSample(one.tokens, answer, pace, printed, *confidence))
                 stopped += one.end is End.STOPPED
     if without := sorted(by_question.keys() - golds.keys()):
         raise AimoError(f"question {without[0]} has no answer; give --answers CSV, with its id and answer")
@@ -226,6 +224,11 @@ def pool_journals(paths: Sequence[Path], golds: Mapping[str, int | str]) -> Trac
     questions = [RecordedQuestion(values[name], one, one, name, kind) for name, one in ordered]
     name = Path(header.model).name if header else ""
     return Traces(name or paths[0].stem, questions, "seconds", stopped)
+
+
+def first_equal(kind: AnswerKind, vote: Vote, firsts: Iterable[Vote]) -> Vote:
+    known = dict.fromkeys(first for first in firsts if first is not None)
+    return vote if vote is None else kind.group(vote, known)
 
 
 def read_gold_file(path: Path, rules: Competition | None = None) -> dict[str, int | str]:
