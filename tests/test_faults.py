@@ -231,12 +231,15 @@ def test_predict_returns_a_valid_row_whatever_fails(fault, monkeypatch):
     answer, change = FAULTS[fault]
     sampler = Scripted(change.get("write", right))
     sampler.tokenizer = change.get("tokenizer", sampler.tokenizer)
-    load = change.get("load", lambda: sampler)
+    loads, load = [], change.get("load", lambda: loads.append(1) or sampler)
     predict = predictor(load, journal=change.get("journal"))
     with monkeypatch.context() as patch:
         change.get("patch", lambda _: None)(patch)
         rows = [predict(pl.Series([f"q{i}"]), pl.Series(["What is \ufffd 6 x 7?"])) for i in range(2)]
     assert [row.rows() for row in rows] == [[("q0", answer)], [("q1", answer)]]
+    assert len(loads) <= 1 or fault.startswith(("every stream", "the vote")), (
+        "an engine in health was replaced"
+    )
 
 
 def test_a_restarted_kernel_answers_what_its_journal_knows_and_asks_for_nothing(tmp_path):

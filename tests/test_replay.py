@@ -199,7 +199,10 @@ GOOD = json.dumps(KEY | {"sample": asdict(Sample(0, "", 5, End.FINISHED, 3))})
     "text, named",
     [
         (f"{GOOD}\n{GOOD[:40]}", "line 2: cut off; delete the line: sed -i 2d"),
-        (GOOD.replace('"tokens"', '"colour"'), "line 1: tokens: missing; another version of aimo"),
+        (
+            GOOD.replace('"tokens": 5', '"tokens": 5, "colour": 5'),
+            "line 1: colour: unknown key; another version",
+        ),
         (GOOD.replace('"tokens": 5', '"tokens": "many"'), "line 1: tokens: should be a valid integer"),
         (GOOD.replace('"tokens": 5, ', ""), "line 1: tokens: missing"),
         (f'{{"journal": {{"model": "m", "mood": 1}}}}\n{GOOD}', "line 1: mood: unknown key"),
