@@ -146,6 +146,8 @@ def test_a_quota_that_is_used_up_is_not_waited_for(kaggle, refused, run_dir):
     kaggle.CreateDataset = lambda request: {"error": "Private dataset quota of 107.37 GB exceeded"}
     line = refused("dataset", "push", run_dir / "grpo", "--name", "aimo-data")
     assert "107.37 GB exceeded; delete what you no longer need on kaggle.com" in line
+    kaggle.CreateModelInstance = lambda request: {"error": "Slug is\nalready in use"}
+    assert "Kaggle refuses it: Slug is already in use" in refused("model", "push", run_dir)
     kaggle.invalid = {}
     kaggle.faults["SaveKernel"] = [(429, "Daily limit", {"Retry_After": "86400"})]
     assert "a limit of Kaggle's is used up (Daily limit)" in refused("push", "submission")
