@@ -34,6 +34,9 @@ from aimo.run import machine
 from aimo.run.runs import quiet
 from aimo.train.models import chat_template
 
+ABOUT = """\
+on the built-in problems of `aimo.data.builtin` alone. It has seen each kind of problem answered
+at once, worked out, and in tags; it can work a problem out, and does so only sometimes."""
 VOCABULARY = 768
 CONTEXT = 1024
 STEPS = 3000
@@ -59,7 +62,10 @@ def make(
     ]
     with Engine(out, seed=seed) as engine:
         heldout = sample_rows(engine, rows, Prompt(), 16, seed).metrics()
-    print(write_card(out, seed, steps, trained, heldout).read_text())
+    figures = "200 held-out problems, prompted in the tagged format, temperature 1, 16 samples each:\n\n"
+    figures += "| | |\n| --- | --- |\n"
+    figures += "".join(f"| {name} | {value:.3g} |\n" for name, value in heldout.items())
+    print(write_card("tiny-base", ABOUT, out, seed, steps, trained, figures))
 
 
 def train(out: Path, seed: int = 0, steps: int = STEPS) -> dict[str, float]:
@@ -134,23 +140,18 @@ def random_model(tokenizer: PreTrainedTokenizerFast, hidden: int) -> Qwen3ForCau
 
 
 def write_card(
-    out: Path, seed: int, steps: int, trained: dict[str, float], heldout: dict[str, float]
-) -> Path:
-    card = out / "README.md"
-    size = f"{trained['parameters'] / 1e6:.1f}"
-    figures = "".join(f"| {name} | {value:.3g} |\n" for name, value in heldout.items())
-    card.write_text(
-        "---\nlicense: apache-2.0\npipeline_tag: text-generation\n---\n\n# tiny-base\n\n"
-        f"A Qwen3 model of {size} million parameters, trained from random weights\n"
-        "on the built-in problems of `aimo.data.builtin` alone. It has seen each kind of problem answered\n"
-        "at once, worked out, and in tags; it can work a problem out, and does so only sometimes. It is\n"
-        "there for demonstration and tests.\n\n"
-        f"Made by `python data/tiny-base/make.py --seed {seed} --steps {steps}` in "
+    name: str, about: str, out: Path, seed: int, steps: int, trained: dict[str, float], figures: str
+) -> str:
+    """Write a model's card and return it: what it is, the command, the time, the loss and figures."""
+    card = (
+        f"---\nlicense: apache-2.0\npipeline_tag: text-generation\n---\n\n# {name}\n\n"
+        f"A Qwen3 model of {trained['parameters'] / 1e6:.1f} million parameters, trained from random\n"
+        f"weights {about}\nIt is there for demonstration and tests.\n\n"
+        f"Made by `python data/{name}/make.py --seed {seed} --steps {steps}` in "
         f"{trained['seconds'] / 60:.0f} minutes ({machine.device()}).\n"
-        f"Its loss at the end was {trained['loss']:.4f} on what follows the problem's text.\n\n"
-        "200 held-out problems, prompted in the tagged format, temperature 1, 16 samples each:\n\n"
-        f"| | |\n| --- | --- |\n{figures}"
+        f"Its loss at the end was {trained['loss']:.4f} on what the model writes.\n\n{figures}"
     )
+    (out / "README.md").write_text(card)
     return card
 
 

@@ -26,11 +26,14 @@ from aimo.inference.sample import AskedProblem as Asked
 from aimo.inference.sample import RunningSample
 from aimo.inference.sampling import Sampler
 from aimo.inference.storage import write_json
-from aimo.run import machine
 from aimo.run.runs import quiet
 
 problems = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("problems.py"))))
 tiny_base = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "tiny-base" / "make.py")))
+ABOUT = """\
+on the problems of `problems.py` alone. It calls Python in Qwen's format (vLLM's parser `hermes`),
+reads what its program prints and answers; without tools it answers at once, and guesses.
+`test.csv` has ten held-out problems."""
 STEPS = 450
 BATCH = 32
 # A two-digit number is one token, the same in a problem and a program: a space before it belongs to the word
@@ -73,7 +76,14 @@ def make(
     ]
     pl.DataFrame(rows).write_csv(out / "test.csv")
     with Engine(out, seed=seed) as engine:
-        print(write_card(out, seed, steps, trained, measure(engine)).read_text())
+        measured = measure(engine)
+    lines = "".join(f"| {' | '.join(f'{value:.3g}' for value in row)} |\n" for row in measured.iter_rows())
+    figures = (
+        f"pass@1 on {QUESTIONS} held-out problems of each seed, {SAMPLES} samples each, temperature 0.3\n"
+    )
+    figures += "(`python benchmarks/tools.py`):\n\n"
+    figures += f"| {' | '.join(measured.columns)} |\n|{' --- |' * measured.width}\n{lines}"
+    print(tiny_base.write_card("tiny-tools", ABOUT, out, seed, steps, trained, figures))
 
 
 def train(out: Path, seed: int, steps: int) -> dict[str, float]:
@@ -104,26 +114,6 @@ def write(p: problems.ProgrammedProblem, rng: random.Random) -> list[tuple[str, 
         parts.append((f"\n{HEAD}user\n{response}{END}\n{HEAD}assistant\n", False))
     parts.append((f"The answer is \\boxed{{{outputs[-1]}}}.{END}", True))
     return parts
-
-
-def write_card(out: Path, seed: int, steps: int, trained: dict[str, float], figures: pl.DataFrame) -> Path:
-    """Write the model card: the command, the time, pass@1 with and without tools. Returns its path."""
-    card = out / "README.md"
-    lines = "".join(f"| {' | '.join(f'{value:.3g}' for value in row)} |\n" for row in figures.iter_rows())
-    card.write_text(
-        "---\nlicense: apache-2.0\npipeline_tag: text-generation\n---\n\n# tiny-tools\n\n"
-        f"A Qwen3 model of {trained['parameters'] / 1e6:.1f} million parameters, trained from random\n"
-        "weights on the problems of `problems.py` alone. It calls Python in Qwen's format (vLLM's\n"
-        "parser `hermes`), reads what its program prints and answers; without tools it answers at once,\n"
-        "and guesses. It is there for demonstration and tests; `test.csv` has ten held-out problems.\n\n"
-        f"Made by `python data/tiny-tools/make.py --seed {seed} --steps {steps}` in "
-        f"{trained['seconds'] / 60:.0f} minutes ({machine.device()}).\n"
-        f"Its loss at the end was {trained['loss']:.4f} on what the model writes.\n\n"
-        f"pass@1 on {QUESTIONS} held-out problems of each seed, {SAMPLES} samples each, temperature 0.3\n"
-        "(`python benchmarks/tools.py`):\n\n"
-        f"| {' | '.join(figures.columns)} |\n|{' --- |' * figures.width}\n{lines}"
-    )
-    return card
 
 
 def measure(sampler: Sampler) -> pl.DataFrame:
