@@ -24,6 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 from aimo.errors import AimoError
 from aimo.evaluation.benchmarks import Question
 from aimo.evaluation.completions import EvaluationHeader, Trace
+from aimo.evaluation.traces import Firsts
 from aimo.inference import answers, judge, voting
 from aimo.inference.answer_kinds import AnswerKind, write_kind
 from aimo.inference.competitions import Competition
@@ -150,11 +151,9 @@ def ballot(
     those that are none of it, and a vote is the first of its equals.
     """
     if kind and not kind.is_slow:
-        target, firsts, given = kind.gold(gold), list[Any](), list[Any]()
-        for value in (None if answer is None else kind.read(answer) for answer in found):
-            given.append(None if value is None else kind.group(value, firsts))
-            firsts += [value] * (value is not None and value not in firsts and given[-1] is value)
-        return [one for one in firsts if target is not None and kind.equal(target, one)], given
+        target, firsts = kind.gold(gold), Firsts(kind)
+        given = [firsts.of(None if answer is None else kind.read(answer)) for answer in found]
+        return [one for one in firsts.known if target is not None and kind.equal(target, one)], given
     number = answers.to_integer(gold)
     if number is not None:
         return [number], [answers.to_integer(answer) for answer in found]

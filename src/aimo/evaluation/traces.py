@@ -80,6 +80,19 @@ class Traces:
     stopped: int = 0  # samples stopped before they ended: without a vote, with the tokens that they wrote
 
 
+class Firsts:
+    """Votes on a question: each goes under the first that equals it by the kind's rule."""
+
+    def __init__(self, kind: AnswerKind, known: Iterable[Any] = ()):
+        self.kind, self.known = kind, list(known)
+
+    def of(self, vote: Any) -> Any:
+        first = vote if vote is None else self.kind.group(vote, self.known)
+        if first is not None and first not in self.known:
+            self.known.append(first)
+        return first
+
+
 def read_traces(
     paths: Sequence[Path], golds: Mapping[str, int | str] | None = None, kind: AnswerKind = INTEGER
 ) -> list[Traces]:
@@ -128,13 +141,10 @@ def public(path: Path, golds: Mapping[str, int | str], kind: AnswerKind) -> Iter
         if gold is None:
             noun = "integer" if is_integer else kind.noun
             raise AimoError(f"{where}: question {name} has no {noun} as its answer; correct it")
-        firsts = [gold]  # one of each group of equal answers
+        firsts = Firsts(kind, [gold])
 
-        def vote(text: str | None, firsts: list[Any] = firsts) -> Any:
-            value = read(text)
-            first = value if value is None else kind.group(value, firsts)
-            firsts.extend([first] * (first is value and value is not None and not kind.is_exact))
-            return first
+        def vote(text: str | None, firsts: Firsts = firsts) -> Any:
+            return firsts.of(read(text))
 
         key = "attempts" if "attempts" in row and "samples" not in row else "samples"
         try:
@@ -185,6 +195,7 @@ def pool_journals(paths: Sequence[Path], golds: Mapping[str, int | str]) -> Trac
     header, stopped = None, 0
     kind: AnswerKind = INTEGER
     by_question: dict[str, list[RecordedSample]] = {}
+    firsts: dict[str, Firsts] = {}
     for path in paths:
         for number, row in lines(path):
             where = f"{path}, line {number}"
@@ -203,14 +214,13 @@ def pool_journals(paths: Sequence[Path], golds: Mapping[str, int | str]) -> Trac
                 seconds = one.end_s - one.begin_s
                 pace = max(1, one.tokens) / seconds if seconds > 0 else 1.0
                 confidence = one.logprob, one.tail_logprob, one.entropy, one.tail_entropy
-                # A vote goes under the first of its equals, and so does what programs printed. Each session
-                # has firsts of its own.
-                samples = by_question.setdefault(entry.id, [])
-                answer = first_equal(kind, one.answer, (sample.answer for sample in samples))
-                printed = tuple(
-                    first_equal(kind, first_equal(kind, p, [one.answer]), [answer]) for p in one.printed
-                )
-                samples.append(RecordedSample(one.tokens, answer, pace, printed, *confidence))
+                # Each session has firsts of its own. What programs printed goes under them too.
+                answer = firsts.setdefault(entry.id, Firsts(kind)).of(one.answer)
+                printed = tuple(one.printed)
+                for vote in (one.answer, answer) if answer is not None else ():
+                    printed = tuple(p if p is None else kind.group(p, [vote]) for p in printed)
+                sample = RecordedSample(one.tokens, answer, pace, printed, *confidence)
+                by_question.setdefault(entry.id, []).append(sample)
                 stopped += one.end is End.STOPPED
     if without := sorted(by_question.keys() - golds.keys()):
         raise AimoError(f"question {without[0]} has no answer; give --answers CSV, with its id and answer")
@@ -224,11 +234,6 @@ def pool_journals(paths: Sequence[Path], golds: Mapping[str, int | str]) -> Trac
     questions = [RecordedQuestion(values[name], one, one, name, kind) for name, one in ordered]
     name = Path(header.model).name if header else ""
     return Traces(name or paths[0].stem, questions, "seconds", stopped)
-
-
-def first_equal(kind: AnswerKind, vote: Vote, firsts: Iterable[Vote]) -> Vote:
-    known = dict.fromkeys(first for first in firsts if first is not None)
-    return vote if vote is None else kind.group(vote, known)
 
 
 def read_gold_file(path: Path, rules: Competition | None = None) -> dict[str, int | str]:
