@@ -78,12 +78,11 @@ def test_the_gateway_asks_each_question_once_in_another_order_and_checks_each_ro
     assert {f"q{a}": a for a in range(20)} == replies
 
 
-def test_the_gateway_takes_a_row_of_polars_or_pandas_and_refuses_what_would_end_a_submission():
-    row = pl.DataFrame({"id": ["q"], "answer": [5]})
-    assert accepted(row, "q", "aimo2") == accepted(row.to_pandas(), "q", "aimo2") == ("q", 5)
+def test_the_gateway_takes_a_row_and_refuses_what_would_end_a_submission():
+    assert accepted(pl.DataFrame({"id": ["q"], "answer": [5]}), "q", "aimo2") == ("q", 5)
     wrong = (["q"], [1000]), (["q"], [-1]), (["q"], [1.5]), (["other"], [1]), (["q", "q"], [1, 2])
     rows = [pl.DataFrame({"id": ids, "answer": answers}) for ids, answers in wrong]
-    for reply in (None, 7, pl.DataFrame({"answer": [1]}), *rows):
+    for reply in (None, 7, pl.DataFrame({"answer": [1]}), rows[0].clear(), *rows):
         with pytest.raises(AimoError, match="question q"):
             accepted(reply, "q", "aimo2")
 

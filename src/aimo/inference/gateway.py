@@ -189,22 +189,16 @@ def ask_each(
 
     Raises AimoError for a reply that Kaggle would not accept.
     """
-    rows = table.select("id", rules.inputs.problem).rows()
-    random.Random(seed).shuffle(rows)
-    for question_id, text in rows:
+    questions = table.select("id", rules.inputs.problem).rows()
+    random.Random(seed).shuffle(questions)
+    for question_id, text in questions:
         reply: Any = predict(pl.Series("id", [question_id]), pl.Series(rules.inputs.problem, [text]))
-        if type(reply).__module__.startswith("pandas"):
-            reply = pl.from_pandas(reply)
-        if not isinstance(reply, pl.DataFrame) or reply.columns != ["id", "answer"] or len(reply) != 1:
-            raise AimoError(
-                f"question {question_id}: predict must return one row of id and answer, not {reply!r}"
-            )
-        found_id, answer = reply.row(0)
-        if str(found_id) != question_id or not rules.answer.accepts(answer):
-            raise AimoError(
-                f"question {question_id}: predict returned {found_id!r}, {answer!r}; {rules.answer} is valid"
-            )
-        yield question_id, answer
+        has_columns = isinstance(reply, pl.DataFrame) and reply.columns == ["id", "answer"]
+        rows = reply.rows() if has_columns else []
+        if [row[0] for row in rows] != [question_id] or not rules.answer.accepts(rows[0][1]):
+            valid = f"one row of id and answer, {rules.answer}"
+            raise AimoError(f"question {question_id}: predict must return {valid}, not {rows or reply!r}")
+        yield question_id, rows[0][1]
 
 
 def write_answers(
