@@ -28,6 +28,7 @@ def test_every_shipped_profile_loads_and_is_named_like_its_file(path):
         ("grpo.max_completion_length=5000", ["max_prompt_length + max_", "exceed model.max_length"]),
         ("grpo.rewards={beauty: 1.0}", ["grpo.rewards", "'beauty'"]),
         ("data.sft.rows=null", ["data.sft", "rows"]),
+        ("data.grpo.pass_rate=[0.9, 0.1]", ["data.grpo.pass_rate", "write the smaller one first"]),
         ("data.sft.mixture=[{source: b.csv}]", ["data.sft", "a set has a source or a mixture"]),
         ("seed", ["KEY=VALUE"]),
         ("seed={a: 1, a: 2}", ["--set", "YAML"]),

@@ -116,6 +116,7 @@ def test_each_step_drops_its_kind_and_counts_it(tmp_path, tokenizer, keys, row, 
         ({"near_duplicates": 0.7}, {"problem": "Find the number of 2 apples."}),
         ({"language": "en"}, {"problem": "Find $\\sum_{i=1}^{n} i^2$."}),
         ({"answer_range": [0, 999]}, {"problem": "P", "answer": "0"}),
+        ({"max_tokens": 250}, LONG),  # of 300 bytes
         ({}, {"problem": "P", "solution": "By symmetry."}),  # no final answer to judge
         ({}, {"problem": "P", "solution": r"So \boxed{\frac{2}{2}}."}),
     ],

@@ -49,7 +49,7 @@ def test_a_function_in_a_file_is_a_reward_and_stays_with_the_run_and_the_kernel(
     assert list(profile.grpo.rewards) == ["accuracy", "my.py:short"]
     assert profile.grpo.rewards["my.py:short"].weight == 0.5
     assert get_reward_funcs(profile.grpo.rewards)[-1].__name__ == "short"  # what TRL logs it under
-    assert score(profile) == [1.0, 0.0]
+    assert score(profile) == [1.0, 0.0] and "LIMIT" not in config.describe(profile, "grpo")
 
     run = runs.begin("data", str(mine), tmp_path / "run")
     runs.unlock(run.dir)
@@ -74,6 +74,8 @@ def test_the_file_is_found_beside_the_profile_or_in_the_current_folder(mine, tmp
     given = ["grpo.rewards={./my.py:short: 1, other.py:short: {weight: 2}}"]
     with pytest.raises(AimoError, match=r"other.py:short: my.py:short has the same function's name"):
         config.load(str(mine), given)
+    with pytest.raises(AimoError, match="two files have this name"):
+        config.load(str(mine), ["grpo.rewards={my.py:short: 1, ./my.py:short: 1}"])
     profile = config.load(str(mine), ["grpo.rewards={other.py:short: {weight: 2}}"])
     assert score(profile) == [1.0, 1.0]
     (tmp_path / "my.py").write_text(SHORT.replace("LIMIT = 5", "LIMIT = 9"))

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import polars as pl
 import pytest
@@ -201,6 +202,9 @@ def test_a_folder_saved_by_datasets_is_a_source(tmp_path):
 
     whole = datasets.Dataset.from_dict({"problem": ["P"], "answer": [7], "more": [1]})
     whole.save_to_disk(str(tmp_path / "one"))
+    shutil.copy(
+        tmp_path / "one/data-00000-of-00001.arrow", tmp_path / "one/cache-0f.arrow"
+    )  # as `map` leaves
     datasets.DatasetDict({"dev": whole}).save_to_disk(str(tmp_path / "many"))
     assert (
         load(tmp_path / "one", split="train")[0]
