@@ -54,12 +54,9 @@ class ServerLoad:
     in_flight: int = 0
     pause: float = 0.0
     resumes: float = 0.0
-    down_since: float | None = None  # when the faults began that no answer has ended
-    fault: str = ""
 
-    def rest(self, fault: str, seconds: float) -> None:
+    def rest(self, seconds: float) -> None:
         now = time.monotonic()
-        self.fault, self.down_since = fault, self.down_since or now
         if now >= self.resumes:  # faults that come during a pause are of the same overload
             self.pause = min(LAST_PAUSE_S, 2 * self.pause or FIRST_PAUSE_S)
             self.limit = max(1.0, self.limit * 2 / 3)
@@ -73,22 +70,19 @@ class Servers:
     def __init__(self, urls: list[str], model: str | None, max_concurrent: int, timeout: float, retries: int):
         self.loads = [ServerLoad(open_client(url, 0), max_concurrent, max_concurrent) for url in urls]
         self.model, self.timeout, self.retries = model, timeout, retries
+        self.answered = time.monotonic()  # when a server last sent a completion
 
     async def __aenter__(self) -> Self:
         """Connect. AimoError when a server does not answer, or not all have the model (the only one)."""
         try:
-            names = set()
             for load in self.loads:
                 found = [model.id for model in await served_models(load.client)]
                 has = f"server {address(load.client)} has {', '.join(found[:5]) or 'no model'}"
-                if self.model and self.model not in found:
-                    raise AimoError(f"{has}, not {self.model!r}; correct model or api_addr")
-                if not self.model and len(found) != 1:
+                if self.model is None and len(found) != 1:
                     raise AimoError(f"{has}; name one with model")
-                names.add(self.model or found[0])
-            if len(names) > 1:
-                raise AimoError(f"the servers have different models: {', '.join(sorted(names))}; give one's")
-            self.model = names.pop()
+                self.model = self.model or found[0]
+                if self.model not in found:
+                    raise AimoError(f"{has}, not {self.model!r}; correct model or api_addr")
         except BaseException:
             await self.__aexit__()
             raise
@@ -116,21 +110,19 @@ class Servers:
             load.in_flight += 1
             try:
                 reply = await self.post(load.client, {"model": self.model, **body})
-                load.pause, load.down_since = 0.0, None
+                load.pause, self.answered = 0.0, time.monotonic()
                 load.limit = min(load.most, load.limit + 1 / load.limit)
                 return reply
             except SampleError as e:
                 if e.rest:
-                    load.rest(str(e), e.wait)
+                    load.rest(e.wait)
                 faults += not e.busy
                 if not e.again or faults > self.retries:
                     raise
-                now, first = time.monotonic(), self.loads[0]
-                down = [s.down_since is not None and now - s.down_since > self.timeout for s in self.loads]
-                if e.busy and all(down):
-                    fault = f"{first.fault}, and no server has answered for {self.timeout:g} s"
+                if e.busy and time.monotonic() - self.answered > self.timeout:
+                    fault = f"{e}, and no server has answered for {self.timeout:g} s"
                     remedy = "start it, and run the same command again to continue"
-                    raise AimoError(f"server {address(first.client)}: {fault}; {remedy}") from None
+                    raise AimoError(f"server {address(load.client)}: {fault}; {remedy}") from None
             finally:
                 load.in_flight -= 1
 

@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 import yaml
 
@@ -360,9 +359,8 @@ def decontaminate_sets(sets: Sets, profile: Profile) -> Sets:
         for row, benchmark, overlap in found.iter_rows():
             shared = {"set": name, "problem": problems[row], "benchmark": benchmark, "overlap": overlap}
             sets.contaminated.append(shared)
-        bad = np.zeros(len(problems), bool)
-        bad[found["row"].to_numpy()] = True
-        sets.drop(name, pl.Series(bad), "shares words with an evaluation set")
+        bad = pl.int_range(pl.len()).is_in(found["row"].implode())
+        sets.drop(name, bad, "shares words with an evaluation set")
         sets.check(name)
     return sets
 

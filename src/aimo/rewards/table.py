@@ -114,14 +114,11 @@ def read_rewards(values: Mapping[str, Any]) -> dict[str, Reward]:
     """
     read: dict[str, Reward] = {}
     logged: dict[str, str] = {}  # TRL's figures are named by the functions
-    for name, value in with_texts(values, [Path.cwd()]).items():
+    for name, options in with_texts(values, [Path.cwd()]).items():
         own = OWN.fullmatch(name)
         if not (row := Row(load_function, OwnReward) if own else REWARDS.get(name)):
             others = f"{', '.join(REWARDS)}, or ./FILE.py:FUNCTION"
             raise ValueError(f"{name}: reward {name!r} is unknown; use one of {others}")
-        options = vars(value) if isinstance(value, Reward) else value
-        if not isinstance(options, dict):
-            options = {"weight": value}
         known = ["weight", *row.option_names]
         if unknown := options.keys() - set(known):
             named = ", ".join(map(repr, sorted(unknown)))
@@ -138,21 +135,21 @@ def read_rewards(values: Mapping[str, Any]) -> dict[str, Reward]:
     return read
 
 
-def with_texts(values: Mapping[str, Any], folders: list[Path]) -> dict[str, Any]:
-    """Return rewards in which each file of the user's is named without its folder and has its text.
+def with_texts(values: Mapping[str, Any], folders: list[Path]) -> dict[str, dict[str, Any]]:
+    """Return the options of rewards; each file of the user's is named without its folder and has its text.
 
     Files are looked for in `folders`. ValueError for one that is not there, or two with the same name.
     """
-    found: dict[str, Any] = {}
+    found: dict[str, dict[str, Any]] = {}
     for name, value in values.items():
+        options = vars(value) if isinstance(value, Reward) else value
+        options = dict(options) if isinstance(options, dict) else {"weight": value}
         if isinstance(name, str) and (own := OWN.fullmatch(name)):
-            options = vars(value) if isinstance(value, Reward) else value
-            options = dict(options) if isinstance(options, dict) else {"weight": value}
             options["code"] = options.get("code") or read_text(name, Path(own[1]).expanduser(), folders)
-            name, value = f"{Path(own[1]).name}:{own[2]}", options
+            name = f"{Path(own[1]).name}:{own[2]}"
         if name in found:
             raise ValueError(f"{name}: two files have this name; rename one")
-        found[name] = value
+        found[name] = options
     return found
 
 
