@@ -247,7 +247,8 @@ def test_an_evaluation_goes_on_where_it_stopped_and_scoring_again_asks_nobody(
     right = [one.seed % 3 == 0 for one in kept]
     assert figures["pass@1"][0] == pytest.approx(np.mean(right), abs=1e-4)
     assert set(figures["by_subject"]) == {"a", "b"} and figures["mean_tokens"][0] == 7
-    # The profile's tracker has the figures too.
+    # The profile's tracker has the figures too, and no names of gold answers.
+    evaluate.track("tensorboard", tmp_path / "run", "m", {"other": {"unreadable": ["a", "b", "c"]}})
     events = EventAccumulator(str(tmp_path / "run/tensorboard"))
     events.Reload()
     [event] = events.Scalars("zero/pass@1")

@@ -229,12 +229,12 @@ def track(to: str, folder: Path, name: str, figures: dict[str, dict[str, Any]]) 
     """
     if to == "none":
         return
-    flat = {
-        f"{group}/{key}": float(value[0] if isinstance(value, list) else value)
+    firsts = {
+        f"{group}/{key}": value[0] if isinstance(value, list) and value else value
         for group, values in figures.items()
         for key, value in values.items()
-        if isinstance(value, int | float) or (isinstance(value, list) and len(value) == 3)
     }
+    flat = {key: float(value) for key, value in firsts.items() if isinstance(value, int | float)}
     if to == "tensorboard":
         board = importlib.import_module("torch.utils.tensorboard")
         with board.SummaryWriter(str(folder / "tensorboard")) as writer:
