@@ -61,8 +61,8 @@ def test_a_clear_gain_is_real_and_no_gain_is_not(tmp_path):
     a, b = (evaluate.read_evaluation(folder)[1]["x"] for folder in folders[:2])
     flips = len(compare.compare_scores(a, b).flips())
     assert f"x: a and b: {flips} questions flipped" in page and "x: a and c: 0 questions" in page
-    for names in (["a"], ["a", "a"], ["a", "none"]):
-        refused("compare", *(tmp_path / name for name in names), told=[])
+    for names, told in ((["a"], "different names"), (["a", "a", "b"], "different"), (["a", "none"], "none")):
+        refused("compare", *(tmp_path / name for name in names), told=[told])
 
 
 def test_the_correction_is_that_of_benjamini_and_hochbergs_own_example():

@@ -66,9 +66,7 @@ class Comparison:
 
 def compare_folders(folders: list[Path], allowed: Collection[str], folder: Path) -> list[str]:
     """Compare evaluations with the first of them, write comparison.json and its page; return the verdicts."""
-    runs = {path.name: read_evaluation(path)[1] for path in folders}
-    if len(runs) < 2:
-        raise AimoError("compare takes two or more folders of `aimo evaluate` with different names")
+    runs = {name: read_evaluation(path)[1] for name, path in by_name(folders).items()}
     (a, baseline), *others = runs.items()
     common = [name for name in baseline if all(name in scores for _, scores in others)]
     if not common:
@@ -104,6 +102,13 @@ def compare_folders(folders: list[Path], allowed: Collection[str], folder: Path)
     return verdicts
 
 
+def by_name(folders: list[Path]) -> dict[str, Path]:
+    named = {path.name: path for path in folders}
+    if len(named) < max(2, len(folders)):
+        raise AimoError("compare takes two or more folders with different names; rename those of one name")
+    return named
+
+
 def write_record(folder: Path, record: dict[str, Any]) -> None:
     make_folder(folder)
     try:
@@ -114,10 +119,8 @@ def write_record(folder: Path, record: dict[str, Any]) -> None:
 
 def compare_runs(folders: list[Path], folder: Path) -> list[str]:
     """Draw the curves of several runs over each other, write comparison.json and its page; return a line with
-    pass@1 of each model that more than one has. AimoError for fewer than two names."""
-    runs = {path.name: path for path in folders}
-    if len(runs) < 2:
-        raise AimoError("compare takes two or more runs with different names")
+    pass@1 of each model that more than one has."""
+    runs = by_name(folders)
     found = {name: figures(path) for name, path in runs.items()}
     rows = [{"run": name, "model": m} | row for name, models in found.items() for m, row in models.items()]
     logs: dict[str, dict[str, Any]] = {}
