@@ -80,7 +80,7 @@ def pack_run(named: str, competition: str, questions: Path | None, serve: bool) 
         told = [f"adapter: {check_adapter_file(lora, adapter, f'train stage {stage} again')}"]
         record: dict[str, Any] = {"competition": competition}
         if serve:
-            base, table = run.models()["base"], read_table(rules, competition, run, questions)
+            base, table = run.models()["base"], read_table(rules, run, questions)
             settings = resolve_settings(base, NEUTRAL, lora.serving)
             alone = f"train {stage} alone, or set model.dtype=float32"  # the merged model was rounded
             remedy = served.REMEDY if adapter.parent == run.folder else alone
@@ -244,12 +244,10 @@ def check_format(engine: Engine, run: Run) -> list[str]:
 # The forecast
 
 
-def read_table(
-    rules: Competition, competition: str, run: Run, path: Path | None
-) -> list[tuple[str, str, Any]]:
+def read_table(rules: Competition, run: Run, path: Path | None) -> list[tuple[str, str, Any]]:
     """Return id, problem and known answer of a file's questions, or of the run's held-out problems."""
     if path:
-        table = competitions.pose(files.read_texts(path, "questions "), path, competition)
+        table = competitions.pose(files.read_texts(path, "questions "), path, rules)
         golds = competitions.known_answers(table, rules)
         found = [(i, text, golds.get(i)) for i, text in table.select("id", rules.inputs.problem).rows()]
     else:
