@@ -124,6 +124,9 @@ def check_engine(
         return [(prompt, await engine.log_probs(prompt, reply)) for prompt, reply in pairs]
 
     if engine.adapter and not remedy:
-        remedy = f"serve it on the model that its stage began with, in {kept['dtype']} (vLLM's dtype)"
+        remedy = (
+            f"serve the merged {stage / 'model'}, or the adapter on the model that its stage began with, with "
+            f"the adapter's chat template, in {kept['dtype']} (vLLM's dtype)"
+        )
     what = f"{stage.name}: {engine.adapter or engine.model} in vLLM"
     return compare(kept, engine.run(read()), served_in, what, bound, remedy or REMEDY, IN_VLLM)
