@@ -119,7 +119,8 @@ def load_source(
             table.rows = table.rows.sort(pl.col(preset.order).str.zfill(20))
         rows = standard(table, roles, source.source, notes, where)
     rows = rows.with_columns(source=pl.lit(source.source))
-    rows = rows.match_to_schema(SCHEMA, missing_columns="insert", extra_columns="ignore")
+    held = {name: pl.col(name) if name in rows.columns else pl.lit(None) for name in SCHEMA}
+    rows = rows.select(column.cast(SCHEMA[name]).alias(name) for name, column in held.items())
     share = int(len(rows) * source.weight)
     keep = min(share, source.rows or share)
     return (rows.sample(keep, seed=seed, shuffle=True) if keep < len(rows) else rows), notes
