@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,6 +14,8 @@ from typing import Any
 import pytest
 import requests
 from conftest import ROOT, wait_for
+
+from aimo.inference.vllm_process import free_port, is_up
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking"
@@ -47,9 +48,7 @@ class Lab:
         playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
         if BROWSER is None:
             pytest.skip("needs chromium or google-chrome")
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port("127.0.0.1", 0)
         self.folder = folder / "notebooks"
         self.folder.mkdir(parents=True)
         shutil.copy(ROOT / "pyproject.toml", folder)  # which notebooks are pairs
@@ -65,12 +64,7 @@ class Lab:
         self.playwright = playwright.sync_playwright().start()
         flags = [flag for flag in HEADLESS if flag != "--headless"]
         self.browser = self.playwright.chromium.launch(executable_path=BROWSER, args=flags)
-        wait_for(self.answers, 60)
-
-    def answers(self) -> bool:
-        with contextlib.suppress(OSError):
-            return socket.create_connection(("127.0.0.1", self.port), 1).close() is None
-        return False
+        wait_for(lambda: is_up(f"http://127.0.0.1:{self.port}/api"), 60)
 
     def close(self) -> None:
         self.browser.close()
