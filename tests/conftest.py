@@ -52,7 +52,7 @@ SMALL = [
 # Files that import the same large packages, which takes ten seconds: `make fast` has them in one process.
 TRL = ["arguments", "opd", "placement", "schema", "served", "training", "trl_compat", "worst_tokens"]
 TRANSFORMERS = ["data", "engine", "evaluate", "extending", "kills", "prompts", "public_models", "tiny_models"]
-MATH_VERIFY = ["answers", "compare", "hostile_pages", "rejection", "rewards", "server_faults"]
+MATH_VERIFY = ["answers", "compare", "distil", "hostile_pages", "rewards", "server_faults"]
 MORE = ["conversations", "public_reports", "startup"]
 TOGETHER = {"trl": TRL, "transformers": TRANSFORMERS + MATH_VERIFY + MORE}
 # Files whose slow tests take longest, the longest first.

@@ -1,6 +1,10 @@
 """Preparing the sets: what each step drops and keeps, and what is saved."""
 
 import json
+import operator
+import random
+import re
+import zlib
 
 import polars as pl
 import pytest
@@ -8,7 +12,8 @@ import yaml
 from conftest import TINY
 
 from aimo import config
-from aimo.data import prepare
+from aimo.data import builtin, prepare
+from aimo.data.decontaminate import find_overlaps, grams
 from aimo.errors import AimoError
 from aimo.inference import model_folder
 
@@ -300,3 +305,100 @@ def test_a_set_of_which_no_row_is_left_is_refused_in_one_line_with_the_reasons(t
     with pytest.raises(AimoError, match=r"^data\.sft.*1 answer is not an integer.*") as e:
         prepared(tiny(sft={"source": str(tmp_path / "rows.jsonl"), "columns": WORKED}), tokenizer)
     assert "\n" not in str(e.value)
+
+
+# ---- decontamination: shared word n-grams, against their definition
+
+EXAM = "Let n be the number of ways to seat nine people at a round table so that no two of them quarrel."
+
+
+def overlapping(problems, benchmarks, **options):
+    return find_overlaps(pl.Series(problems, dtype=pl.String), benchmarks, **options)["row"].to_list()
+
+
+def by_definition(problem, benchmark, n=8):
+    """Whether a problem shares n words in a row with one of a benchmark, by the definition."""
+    known = {gram for text in benchmark for gram in grams(text.lower().split(), n)}
+    return any(gram in known for gram in grams(problem.lower().split(), n))
+
+
+def test_eight_words_in_a_row_are_contamination_and_seven_are_not():
+    words = EXAM.split()
+    problems = [
+        " ".join(["Ann", *words[3:11], "said"]),
+        " ".join(["Ann", *words[3:10], "said"]),
+        "LET N be\nthe  number of WAYS to seat",
+    ]
+    assert overlapping(problems, {"exam": [EXAM]}) == [0, 2]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_verdicts_are_those_of_the_definition(seed):
+    rng = random.Random(seed)
+    vocabulary = ["a", "the", "Sum", "of", "x\u00a0y", "İ", "ß", "$x^2$", "=", "\u3000", "\x1c", "数"]
+    texts = [" ".join(rng.choices(vocabulary, k=rng.randint(0, 30))) for _ in range(400)]
+    benchmark = texts[:40]
+    expected = [i for i, text in enumerate(texts[40:]) if by_definition(text, benchmark, 5)]
+    assert overlapping(texts[40:], {"b": benchmark}, n=5) == expected and 0 < len(expected) < 360
+
+
+def test_rows_beyond_the_first_chunk_are_found(monkeypatch):
+    monkeypatch.setattr("aimo.data.decontaminate.CHUNK", 3)
+    assert overlapping(["x"] * 7 + [EXAM, "y", EXAM], {"exam": [EXAM]}) == [7, 9]
+
+
+def test_near_matches_ignore_markup_and_punctuation():
+    exam = r"Find the sum of all $\frac{1}{n}$ for which, say, $n \leq 10$ holds."
+    copy = r"find the sum of all \( \dfrac 1 n \) for which say n \leq 10 holds"
+    assert overlapping([copy], {"exam": [exam]}) == [] and overlapping(
+        [copy], {"exam": [exam]}, near=True
+    ) == [0]
+
+
+def test_short_problems_count_as_a_whole_when_near():
+    assert overlapping(["What is 2 + 2?"], {"exam": ["What is 2 + 2?"]}) == []
+    assert overlapping(["What is 2 + 2?", "What is 2 + 2 - 1?"], {"exam": ["what is 2 + 2"]}, near=True) == [
+        0
+    ]
+
+
+def test_without_benchmarks_no_row_is_contaminated():
+    assert (
+        overlapping(["a b c d e f g h i"], {})
+        == overlapping([], {"exam": [EXAM]})
+        == overlapping([""], {"exam": [""]})
+        == []
+    )
+
+
+# ---- the built-in problems: true steps, even families, disjoint splits, the same ones in every version
+
+SIGNS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
+
+
+def test_every_step_is_true_and_the_last_one_gives_the_answer():
+    for p in builtin.generate(3000, "train", 1):
+        steps = p.solution.split("\n")
+        assert 2 <= len(steps) <= 6, p
+        for step in steps:
+            a, sign, b, figure = re.fullmatch(r"(\d+) ([-+*/]) (\d+) = (\d+)", step).groups()
+            assert SIGNS[sign](int(a), int(b)) == int(figure), p
+        assert int(figure) == p.answer, p
+
+
+def test_at_least_eight_families_are_drawn_about_evenly_and_no_text_twice():
+    drawn = builtin.generate(2000, "train", 0)
+    families = [p.family for p in drawn]
+    assert len({p.problem for p in drawn}) == 2000 and len(set(families)) >= 8
+    assert min(families.count(f) for f in set(families)) > 2000 / len(set(families)) / 2
+
+
+def test_train_and_heldout_share_no_text_whatever_the_seeds():
+    train = {p.problem for seed in range(3) for p in builtin.generate(3000, "train", seed)}
+    heldout = {p.problem for seed in range(3) for p in builtin.generate(500, "heldout", seed)}
+    assert not train & heldout
+
+
+def test_a_seed_gives_the_same_problems_in_every_version_and_another_gives_others():
+    drawn = [repr(builtin.generate(1000, "train", seed)).encode() for seed in (7, 8)]
+    assert zlib.crc32(drawn[0].replace(b"WordProblem", b"Problem")) == 2700548994 and drawn[0] != drawn[1]

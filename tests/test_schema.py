@@ -480,7 +480,7 @@ CASES = [
     *(Case(f"data.{name}.{key}", None) for name in ("grpo", "heldout") for key in SFT_ONLY),
     Case("data.heldout.test_split", None),
     *of("distil", distilled, api_addr=["127.0.0.1:2"], model="teacher-2", system="Think."),
-    Case("distil.reject.*", "what is kept: test_rejection"),
+    Case("distil.reject.*", "what is kept: test_distil"),
     Case("distil.prompt_template", distilled, "{prompt}?"),
     Case("distil.*", distilled),
     Case("data.sft.columns.id", "what is distilled: test_distil"),
