@@ -41,7 +41,8 @@ class Scripted:
     """A `Sampler`. `write` takes the number of the request and the prompt's text, and returns the completion
     (its last letter \\x03 where it ends by itself), raises, or is a coroutine function."""
 
-    model, streams, queue_s, written = "scripted", sys.maxsize, 0.0, 0
+    model = identity = "scripted"
+    streams, queue_s, written = sys.maxsize, 0.0, 0
     encoding = tool_parser = None
     has_died = False
     max_length = 100_000

@@ -99,9 +99,7 @@ def script(replies):
         counts[key] += 1
         return f"</think>{said}\x03"
 
-    sampler = Scripted(write, samples=4)
-    sampler.identity = "scripted"
-    return sampler
+    return Scripted(write, samples=4)
 
 
 def laid_out(tmp_path, name):

@@ -54,9 +54,7 @@ def scripted(thinking=False, counts=None, **said):
         return next(turns[role]) if role in turns else said[role](prompt)
 
     few = {"provers": 2, "verifiers": 1, "refiners": 1, "selectors": 1} | (counts or {})
-    sampler = Scripted(write, proofs=Proofs(**few), thinking=thinking)
-    sampler.identity = "scripted"
-    return sampler
+    return Scripted(write, proofs=Proofs(**few), thinking=thinking)
 
 
 def asked(sampler):
