@@ -125,13 +125,15 @@ def clean_sets(sets: Sets, profile: Profile, tokenizer: Any) -> Sets:
         answers = sets.rows[name]["answer"]
         if kind:  # where the solution is all that there is, the answer that it ends in
             solved = (answers == sets.rows[name]["solution"]).fill_null(False)
-            stated = map_texts(answers.filter(solved), lambda text: kind.find(text, tags), pl.String)
+            stated = answers.filter(solved).map_elements(lambda text: kind.find(text, tags), pl.String)
             answers = answers.scatter(solved.arg_true(), stated)
         change(*read_answers(answers, tags, kind))
         by_answer = pl.col("verification_info").is_null()  # and not by test cases
         if kind:
             given = pl.col("answer").fill_null("") != ""
-            taken = map_texts(sets.rows[name]["answer"], lambda text: kind.gold(text) is not None, pl.Boolean)
+            taken = sets.rows[name]["answer"].map_elements(
+                lambda text: kind.gold(text) is not None, pl.Boolean
+            )
             drop(by_answer & given & ~taken.fill_null(False), f"answer is no {kind.noun}")
         elif wanted.integer_answers:
             drop(by_answer & pl.col("integer").is_null(), "answer is not an integer")
@@ -258,11 +260,6 @@ def per_chunk(values: pl.Series, function: Callable[[pl.Series], pl.Series]) -> 
     return pl.concat([function(values[start : start + CHUNK]) for start in starts])
 
 
-def map_texts(values: pl.Series, function: Callable[[str], Any], kind: Any) -> pl.Series:
-    """(n,) a Python function of each text, null for null."""
-    return values.map_elements(function, return_dtype=kind)
-
-
 def read_answers(texts: pl.Series, tags: Tags, kind: AnswerKind | None = None) -> list[pl.Series]:
     """(n,) the final `answer` of each text, and (n,) its `integer` of at most 18 digits, else null.
 
@@ -281,12 +278,12 @@ def read_answers(texts: pl.Series, tags: Tags, kind: AnswerKind | None = None) -
             value = kind.gold(text.strip()) if kind else None
         return str(value) if kind and kind.is_exact and value is not None else text.strip()
 
-    answer = map_texts(texts, final, pl.String)
+    answer = texts.map_elements(final, pl.String)
     if kind and kind.type is not int:
         none = pl.repeat(None, len(answer), dtype=pl.Int64, eager=True)
         return [answer.alias("answer"), none.alias("integer")]
-    integer = map_texts(answer, integer_of, pl.Int64)
-    written = pl.select(pl.coalesce(integer.cast(pl.String), answer)).to_series()
+    integer = answer.map_elements(integer_of, pl.Int64)
+    written = answer.zip_with(integer.is_null(), integer.cast(pl.String))
     return [written.alias("answer"), integer.alias("integer")]
 
 
@@ -298,18 +295,13 @@ def judge_solutions(
     A competition's `kind` finds and compares the answers.
     A solution without a final answer, such as a derivation in prose, has null, and is not right.
     """
-    own: list[str | None] = []
-    right: list[bool] = []
-    for part in rows.iter_slices(CHUNK):
-        texts = part.select(pl.when(judged).then(pl.col("solution"))).to_series()
-        find = kind.find if kind else extract
-        found = [None if text is None else find(text, tags) for text in texts]
-        pairs = {i: pair for i, pair in enumerate(zip(found, part["answer"], strict=True)) if all(pair)}
-        answers, golds = zip(*pairs.values(), strict=True) if pairs else ((), ())
-        verdicts = dict(zip(pairs, are_equal(answers, golds, kind), strict=True))
-        own += found
-        right += [verdicts.get(i) is True for i in range(len(found))]
-    return pl.Series(own, dtype=pl.String), pl.Series(right, dtype=pl.Boolean)
+    find, golds = kind.find if kind else extract, rows["answer"]
+    texts = rows.select(pl.when(judged).then(pl.col("solution"))).to_series()
+    own = texts.map_elements(lambda text: find(text, tags), return_dtype=pl.String)
+    both = (own.fill_null("") != "") & (golds.fill_null("") != "")
+    verdicts = are_equal(own.filter(both).to_list(), golds.filter(both).to_list(), kind)
+    right = pl.repeat(False, len(rows), eager=True).scatter(both.arg_true(), [v is True for v in verdicts])
+    return own, right
 
 
 def in_other_language(problems: pl.Series, language: str) -> pl.Series:
@@ -321,7 +313,7 @@ def in_other_language(problems: pl.Series, language: str) -> pl.Series:
         enough = len(words.split()) >= WORDS_TO_TELL or not words.isascii()
         return enough and classify(words[:1000])[0] != language
 
-    return map_texts(problems, differs, pl.Boolean)
+    return problems.map_elements(differs, pl.Boolean)
 
 
 def thoughts(solutions: pl.Series) -> pl.Series:
