@@ -120,11 +120,13 @@ def by_step(logs: dict[str, list[dict[str, Any]]]) -> Html:
     all_steps = [record["step"] for log in logs.values() for record in log]
     room = 0.2 + 0.04 * (max(all_steps) - min(all_steps))
     for ax, (title, wanted_keys) in zip(grid, shown.items(), strict=True):
-        series = [(*run, *key) for run in enumerate(logs) for key in enumerate(wanted_keys)]
-        series = [one for one in series if any(one[3] in record for record in logs[one[1]])]
-        for number, run, place, key in series:
-            colour = CURVES[(number + place) % len(CURVES)]
-            records = [record for record in logs[run] if key in record]
+        series = [
+            (CURVES[(number + place) % len(CURVES)], run, key, records)
+            for number, (run, log) in enumerate(logs.items())
+            for place, key in enumerate(wanted_keys)
+            if (records := [record for record in log if key in record])
+        ]
+        for colour, run, key, records in series:
             steps, values = ([record[name] for record in records] for name in ("step", key))
             name = key.removeprefix("rewards/").removesuffix("/mean")
             name = key.rpartition("/")[2] if key.startswith("sampling/") else name
