@@ -114,6 +114,15 @@ def test_one_completion_of_each_question_is_tested_by_mcnemar(compared):
     assert "McNemar p = 0.031" in compare.verdict(found, "a", "b")
 
 
+def test_a_gain_on_three_questions_may_be_luck_however_clear(compared):
+    found = compared([[False] * 4] * 3, [[True] * 4] * 3)
+    found = replace(found, corrected=found.p)
+    assert found.would_be_alone and not found.is_real
+    assert "which may be luck: on so few questions random signs give as much" in compare.verdict(
+        found, "a", "b"
+    )
+
+
 def test_as_many_completions_as_are_said_to_tell_do_tell(compared):
     """With about the power of 0.8 that their number is made for, were the gain as large as it seemed."""
     rng = np.random.default_rng(5)

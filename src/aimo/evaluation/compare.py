@@ -203,6 +203,8 @@ def verdict(found: Comparison, a: str, b: str) -> str:
             many = f", also among {found.tests} comparisons" if found.tests > 1 else ""
             return f"{said}: more than luck{many}."
         one = f"of {found.tests} comparisons one or another looks like this by chance"
+        if found.tests == 1:
+            one = "on so few questions random signs give as much"
         return f"{said}, which may be luck: {one} (p = {found.p:.2g}, corrected {found.corrected:.2g})."
     return f"{b} against {a}: {points:+.1f} points of pass@1 ({bounds}) may be luck. {what_would_tell(found)}"
 
