@@ -172,9 +172,9 @@ def test_the_benchmarks_sampling_goes_over_the_models_and_the_command_lines_over
 
 def test_a_whole_set_of_matharena_leaves_its_figure_in_the_hubs_format(tmp_path):
     found = scored([["4"]], QUESTIONS[:1])
-    for rows, name in (None, "cmimc25"), (1, "smt25"), (None, "gsm8k"):
-        wanted = evaluate.Wanted(TINY, "m", [], [], rows=rows)
-        evaluate.write_results(wanted, {name: found}, {}, tmp_path)
+    for rows, asked in (None, "cmimc25"), (1, "smt25"), (None, "a/smt25.csv"):
+        wanted = evaluate.Wanted(TINY, "m", [asked], [], rows=rows)
+        evaluate.write_results(wanted, {Path(asked).stem: found}, {}, tmp_path)
     (path,) = (tmp_path / ".eval_results").iterdir()
     (entry,) = yaml.safe_load(path.read_text())
     assert path.name == "cmimc25.yaml" and entry["value"] == 100.0 and "k = 1" in entry["notes"]

@@ -185,7 +185,8 @@ def write_results(wanted: Wanted, found: dict[str, Scores], others: dict[str, An
             "pass@k": {k: float(scores.pass_at(one.right, k).mean()) for k in sizes},
             "maj@k": {k: float(one.majority(k).mean()) for k in sizes},
         }
-    whole = {name: row for name, row in figures.items() if wanted.rows is None}
+    # Not those of a file that has a benchmark's name.
+    whole = {name: figures[name] for name in wanted.benchmarks if name in figures and wanted.rows is None}
     for name, text in benchmarks.hub_results(whole, f"aimo {version('aimo')}").items():
         (folder / ".eval_results").mkdir(exist_ok=True)
         write_whole(folder / ".eval_results" / f"{name}.yaml", text)

@@ -125,8 +125,8 @@ def check_engine(
 
     if engine.adapter and not remedy:
         remedy = (
-            f"serve the merged {stage / 'model'}, or the adapter on the model that its stage began with, with "
-            f"the adapter's chat template, in {kept['dtype']} (vLLM's dtype)"
+            f"serve the merged {stage / 'model'}, or the adapter on the model that its stage began with, "
+            f"with the adapter's chat template, in {kept['dtype']} (vLLM's dtype)"
         )
     what = f"{stage.name}: {engine.adapter or engine.model} in vLLM"
     return compare(kept, engine.run(read()), served_in, what, bound, remedy or REMEDY, IN_VLLM)
