@@ -26,32 +26,29 @@ def find_overlaps(
     With `near`, a benchmark's problem of fewer than `n` words counts as a whole; Open-R1's test lets those
     through.
     """
-    lookups: dict[int, dict[str, str]] = {n: {}}  # by their words: what is looked up, and its benchmark
+    lookup: dict[str, str] = {}  # n words to the benchmark that has them
+    whole: dict[str, str] = {}  # the same of shorter texts
     for name, texts in benchmarks.items():
         for text in texts:
             words = normalise(text, near).split()
-            length = min(n, len(words)) if near else n
-            for gram in grams(words, length) if length else ():
-                lookups.setdefault(length, {}).setdefault(gram, name)
+            for gram in grams(words, n):
+                lookup.setdefault(gram, name)
+            if near and 0 < len(words) < n:
+                whole.setdefault(" ".join(words), name)
+    _, hashes = gram_hashes(pl.Series(list(lookup), dtype=pl.String), n)
     sieve = np.zeros(1 << 22, bool)  # excludes most hashes of most rows
+    sieve[hashes & (len(sieve) - 1)] = True
     found: list[tuple[int, str, str]] = []
-    for length, lookup in lookups.items():
-        _, hashes = gram_hashes(pl.Series(list(lookup), dtype=pl.String), length)
-        hashes = np.unique(hashes)
-        sieve[:] = False
-        sieve[hashes & (len(sieve) - 1)] = True
-        for start in range(0, len(problems) if lookup else 0, CHUNK):
-            part = [normalise(text, near) for text in problems[start : start + CHUNK]]
-            rows, mine = gram_hashes(pl.Series(part, dtype=pl.String), length)
-            sieved = np.flatnonzero(sieve[mine & (len(sieve) - 1)])
-            hits = sieved[np.isin(mine[sieved], hashes)]
-            for row in dict.fromkeys(rows[hits].tolist()):
-                words = part[row].split()
-                if length < n and len(words) != length:
-                    continue  # a short problem must be the whole text, not a part
-                # Hashes may collide.
-                if overlap := next((gram for gram in grams(words, length) if gram in lookup), None):
-                    found.append((start + row, lookup[overlap], overlap))
+    for start in range(0, len(problems) if lookup or whole else 0, CHUNK):
+        part = [normalise(text, near) for text in problems[start : start + CHUNK]]
+        found += [(start + row, whole[text], text) for row, text in enumerate(part) if text in whole]
+        rows, mine = gram_hashes(pl.Series(part, dtype=pl.String), n)
+        sieved = np.flatnonzero(sieve[mine & (len(sieve) - 1)])
+        hits = sieved[np.isin(mine[sieved], hashes)]
+        for row in dict.fromkeys(rows[hits].tolist()):
+            # Hashes may collide.
+            if overlap := next((gram for gram in grams(part[row].split(), n) if gram in lookup), None):
+                found.append((start + row, lookup[overlap], overlap))
     schema = {"row": pl.Int64, "benchmark": pl.String, "overlap": pl.String}
     return pl.DataFrame(sorted(found), schema, orient="row")
 
