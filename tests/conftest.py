@@ -53,7 +53,7 @@ SMALL = [
 TRL = ["arguments", "opd", "placement", "schema", "served", "training", "trl_compat", "worst_tokens"]
 TRANSFORMERS = ["data", "engine", "evaluate", "extending", "kills", "prompts", "public_models", "tiny_models"]
 MATH_VERIFY = ["answers", "compare", "distil", "hostile_pages", "rewards", "server_faults"]
-MORE = ["conversations", "public_reports", "startup"]
+MORE = ["sources", "public_reports", "startup"]
 TOGETHER = {"trl": TRL, "transformers": TRANSFORMERS + MATH_VERIFY + MORE}
 # Files whose slow tests take longest, the longest first.
 LONGEST = ["smollm2", "launch", "kills", "pipeline", "serving", "stages", "engine", "faults", "cli"]
