@@ -135,7 +135,7 @@ def compare_runs(folders: list[Path], folder: Path) -> list[str]:
             told = ", ".join(f"{name} {value:.3f}" for name, value in measured.items())
             lines.append(f"{model}, pass@1: {told}")
     write_record(folder, {"headline": "; ".join(lines), "figures": rows})
-    pages.write_runs(folder, rows, logs)
+    pages.write_runs(folder, runs, rows, logs)
     pages.write_index(folder)
     return lines
 

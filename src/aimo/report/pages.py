@@ -3,7 +3,7 @@
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import date, datetime
 from pathlib import Path
@@ -332,12 +332,13 @@ def write_comparison(folder: Path, found: dict[str, Any]) -> Path:
     return write_page(folder / "comparison.html", found["title"], str(date.today()), sections)
 
 
-def write_runs(folder: Path, rows: list[dict[str, Any]], logs: dict[str, dict[str, Any]]) -> Path:
+def write_runs(
+    folder: Path, names: Iterable[str], rows: list[dict[str, Any]], logs: dict[str, dict[str, Any]]
+) -> Path:
     """Write `comparison.html` of runs from the figures of their models and the logs of each stage by run."""
     sections = [Section(tables.table(rows), "Figures")]
     sections += [Section(plots.by_step(of_runs), f"Training: {stage}") for stage, of_runs in logs.items()]
-    title = f"Runs: {', '.join(dict.fromkeys(row['run'] for row in rows))}"
-    return write_page(folder / "comparison.html", title, str(date.today()), sections)
+    return write_page(folder / "comparison.html", f"Runs: {', '.join(names)}", str(date.today()), sections)
 
 
 def write_distillation(path: Path, source: str, found: Any, bounds: tuple[float, float]) -> Path:
