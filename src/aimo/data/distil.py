@@ -303,9 +303,8 @@ def reject(
     own, right = prepare.judge_solutions(rows, tags, kind=kind)
     key = prepare.key(rows["problem"])
     rows = rows.with_columns(key=key, own=own, right=right & rows["correct"].fill_null(True))
-    rows = rows.with_columns(
-        pass_rate=pl.col("right").mean().over("key"), samples=pl.len().over("key").cast(pl.Int64)
-    )
+    counted = {"pass_rate": pl.col("right").mean(), "samples": pl.len().cast(pl.Int64)}
+    rows = rows.with_columns(value.over("key").alias(name) for name, value in counted.items())
     about = ["problem", "answer", "pass_rate", "samples"]
     problems = rows.unique("key", keep="first", maintain_order=True).select(about)
     dropped = Counter({"no completion": int((~found).sum())})
@@ -338,11 +337,10 @@ def preference_ranks(rows: pl.DataFrame, prefer: str) -> pl.Series:
     `diverse` takes the shortest text, then always the one that shares the fewest word triples (Jaccard) with
     those before: n² / 2 comparisons for a problem.
     """
-    if prefer == "first":
-        return rows.select(pl.int_range(1, pl.len() + 1).over("key")).to_series()
     length = pl.col("solution").str.len_chars()
-    if prefer == "shorter":
-        return rows.select(length.rank("ordinal").over("key").cast(pl.Int64)).to_series()
+    if prefer != "diverse":
+        order = pl.int_range(pl.len()) if prefer == "first" else length
+        return rows.select(order.rank("ordinal").over("key").cast(pl.Int64)).to_series()
     places = [0] * len(rows)
     groups = rows.with_row_index().sort(length).group_by("key", maintain_order=True)
     for indices, texts in groups.agg("index", "solution").select("index", "solution").iter_rows():
