@@ -313,17 +313,6 @@ CONDITIONAL: list[tuple[Any, ...]] = [
 ]
 
 
-class _Comparison(ctypes.Structure):
-    """libseccomp's scmp_arg_cmp."""
-
-    _fields_ = (
-        ("argument", ctypes.c_uint),
-        ("how", ctypes.c_int),
-        ("a", ctypes.c_uint64),
-        ("b", ctypes.c_uint64),
-    )
-
-
 def syscall_filter(programs: bool) -> bytes:
     """Return the BPF program that allows SYSCALLS and CONDITIONAL; empty where libseccomp is not installed.
 
@@ -340,7 +329,7 @@ def syscall_filter(programs: bool) -> bytes:
     def add(name: str, action: int, *comparison: int) -> None:
         number = lib.seccomp_syscall_resolve_name(name.encode())
         if number >= 0:  # else this architecture has none of that name
-            compared = ctypes.byref(_Comparison(*comparison))
+            compared = struct.pack("IiQQ", *comparison) if comparison else None  # scmp_arg_cmp
             _check(lib.seccomp_rule_add_array(context, action, number, bool(comparison), compared))
 
     for name in f"{SYSCALLS} {STARTS_PROGRAMS if programs else ''}".split():
