@@ -33,18 +33,11 @@ def pretend() -> type:
     """Give vLLM a CUDA platform, without the compiled modules of its CUDA build."""
     for missing in ("_C_stable_libtorch", "_moe_C_stable_libtorch", "_qutlass_C"):
         sys.modules[f"vllm.{missing}"] = types.ModuleType(missing)
-    attention = types.ModuleType("vllm.vllm_flash_attn.flash_attn_interface")
-    for function in (
-        "compile_flash_attn_varlen_func_from_specs",
-        "flash_attn_varlen_func",
-        "get_scheduler_metadata",
-        "fa_version_unsupported_reason",
-    ):
-        setattr(attention, function, lambda *a, **k: None)
+    attention = mock.MagicMock()
     attention.is_fa_version_supported = lambda v: (
         (v == 3 and capability[0] == 9) or (v == 2 and capability[0] >= 8)
     )
-    sys.modules["vllm.vllm_flash_attn"] = sys.modules[attention.__name__] = attention
+    sys.modules["vllm.vllm_flash_attn"] = sys.modules["vllm.vllm_flash_attn.flash_attn_interface"] = attention
 
     for module in ("flashinfer", *(f"flashinfer.{part}" for part in FLASHINFER)):  # the CUDA build brings it
         sys.modules[module] = mock.MagicMock(__spec__=importlib.machinery.ModuleSpec(module, None))
