@@ -23,8 +23,17 @@ import pytest
 from markdown_it import MarkdownIt
 
 from aimo.inference import startup
+from aimo.inference.errors import AimoError
 
 startup.collect_less()
+
+
+def in_one_line(error: AimoError, *arguments: object) -> None:
+    Exception.__init__(error, *arguments)
+    assert "\n" not in str(error), error
+
+
+AimoError.__init__ = in_one_line  # whatever is told to a user, in every test
 
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "data" / "tiny-base"

@@ -49,8 +49,7 @@ def each_break(path, number, read, step=1):
         path.write_bytes(content)
         try:
             read()
-        except AimoError as e:
-            assert "\n" not in str(e), e
+        except AimoError:
             refused += 1
     path.write_bytes(original)
     read()

@@ -294,9 +294,8 @@ def test_a_vocabulary_is_found_and_another_refused_by_its_hash(tmp_path, monkeyp
     monkeypatch.setattr(harmony, "INPUTS", tmp_path / "inputs")
     if where == "given":
         monkeypatch.setenv("TIKTOKEN_ENCODINGS_BASE", str(tmp_path / "given"))
-    with pytest.raises(AimoError, match=rf"{where}/o200k_base.tiktoken: has SHA-256 .*; attach") as e:
+    with pytest.raises(AimoError, match=rf"{where}/o200k_base.tiktoken: has SHA-256 .*; attach"):
         harmony.load_harmony(tmp_path / "model")
-    assert "\n" not in str(e.value)
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def test_every_name_of_the_sources_is_answered_with_what_it_is_here(section):
         assert answer.startswith(answered), f"{key}: {answer or 'no answer'}"
     with pytest.raises(AimoError) as e:  # as a user meets it
         config.load("tiny", [f"{key}=1"])
-    assert reading.suggest(key) in str(e.value) and "\n" not in str(e.value)
+    assert reading.suggest(key) in str(e.value)
 
 
 def test_a_stages_data_are_those_that_it_trains_on():

@@ -244,7 +244,7 @@ def test_a_probe_leaves_checkpointing_on_and_answers_no_more_tokens_at_once_than
 def test_what_these_versions_cannot_run_is_refused_when_the_profile_is_read(overrides, told):
     with pytest.raises(AimoError) as e:
         profile(*overrides)
-    assert told in str(e.value) and "\n" not in str(e.value)
+    assert told in str(e.value)
 
 
 @pytest.mark.parametrize("is_smallest", [False, True])
@@ -362,9 +362,8 @@ def test_a_gpu_with_an_old_driver_is_named_and_not_silently_left_out(old_driver)
     import torch
 
     old_driver.setattr(torch.version, "cuda", "13.0")
-    with pytest.raises(AimoError, match=r"driver 470\.57 is too old for CUDA 13\.0: update it") as e:
+    with pytest.raises(AimoError, match=r"driver 470\.57 is too old for CUDA 13\.0: update it"):
         load()
-    assert "\n" not in str(e.value)
     old_driver.setattr(torch.version, "cuda", None)
     with pytest.raises(AimoError, match="run `make setup`"):
         machine.computes_on_gpu()

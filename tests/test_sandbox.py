@@ -490,7 +490,7 @@ def test_where_files_or_the_network_are_open_no_program_runs_unless_the_user_say
     for use in (lambda: run_script("print(1)"), lambda: run_scripts([("1", "")]), Session):
         with pytest.raises(SandboxError, match=f"{LACKING[lacking]}.*AIMO_SANDBOX=open") as e:
             use()
-        assert "\n" not in str(e.value) and lacking in str(e.value)
+        assert lacking in str(e.value)
     completion, case = "```python\nprint(1)\n```", {"input": "", "output": "1"}
     info = [{"language": "python", "test_cases": [case]}]
     with pytest.raises(SandboxError, match=LACKING[lacking]):

@@ -105,9 +105,8 @@ def test_a_release_that_this_python_cannot_have_is_named(index, tmp_path):
     wheel(index, "aimo_there")
     wheel(index, "aimo_old", tag="cp27-cp27m-win32")
     said = r"^requirements .*lock.txt: .*aimo-old==1.0.* for Python 3\.\d+\.\d+; change the lock file"
-    with pytest.raises(AimoError, match=said) as raised:
+    with pytest.raises(AimoError, match=said):
         collect(tmp_path, ["aimo-there==1.0", "aimo-old==1.0"])
-    assert "\n" not in str(raised.value)
     with pytest.raises(AimoError, match="no such file; give a lock file"):
         wheels.collect(tmp_path / "nothing.txt")
 
@@ -121,11 +120,8 @@ def test_harmony_s_vocabulary_is_added_and_one_that_cannot_be_had_is_named(tmp_p
     (tmp_path / "broken/o200k_base.tiktoken").write_bytes(added[:1000])
     for folder, reason in ("none", "No such file"), ("broken", "vocab"):
         monkeypatch.setenv("TIKTOKEN_ENCODINGS_BASE", str(tmp_path / folder))
-        with pytest.raises(
-            AimoError, match=rf"^vocabulary o200k.*{reason}.*; turn the internet on"
-        ) as raised:
+        with pytest.raises(AimoError, match=rf"^vocabulary o200k.*{reason}.*; turn the internet on"):
             wheels.add_vocabulary(tmp_path, Path(sys.executable))
-        assert "\n" not in str(raised.value)
 
 
 def test_only_wheels_that_are_not_installed_in_their_version_are_installed(tmp_path, elsewhere, capsys):
