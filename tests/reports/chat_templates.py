@@ -65,9 +65,8 @@ def C02v(case, request):
         "{{ no.such.name }}",
     ):
         path.write_text(text)
-        with pytest.raises(AimoError, match="cannot be rendered") as e:
+        with pytest.raises(AimoError, match="cannot be rendered"):
             models.load_tokenizer(TINY, config.load("tiny", [f"prompt.template={path}"]))
-        assert "\n" not in str(e.value)
 
 
 def C06v(case, request):
