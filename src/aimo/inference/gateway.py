@@ -197,7 +197,8 @@ def ask_each(
         rows = reply.rows() if has_columns else []
         if [row[0] for row in rows] != [question_id] or not rules.answer.accepts(rows[0][1]):
             valid = f"one row of id and answer, {rules.answer}"
-            raise AimoError(f"question {question_id}: predict must return {valid}, not {rows or reply!r}")
+            found = " ".join(repr(rows or reply).split())  # of a table, all its lines
+            raise AimoError(f"question {question_id}: predict must return {valid}, not {found}")
         yield question_id, rows[0][1]
 
 
