@@ -220,6 +220,11 @@ def test_ioi_is_asked_as_open_r1_asks_and_its_score_may_be_a_part(piston):
         "graders/add.cpp", "graders/Add.h", "graders/grader.cpp", "input.txt", "correct_output.txt"
     }  # fmt: skip
     assert sent["graders/add.cpp"].startswith('#include <bits/stdc++.h>\n#include "Add.h"\n')
+    piston.reply = lambda request: {"run": {"stdout": "0", "code": 0}}
+    for size in (1, 2):
+        piston.bodies.clear()
+        assert ioi_code_reward([block("long add")], test_batch_size=size, **columns(IOI)) == [0.0]
+        assert len(piston.bodies) == size
 
 
 @pytest.mark.parametrize(("size", "requests"), [(1, 2), (2, 2), (3, 3), (-1, 4)])
