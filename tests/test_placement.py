@@ -310,9 +310,7 @@ def train_grpo(monkeypatch, tmp_path):
     from aimo.train import grpo, trainers
 
     def train(model, device, make, use_vllm=False):
-        args = SimpleNamespace(
-            device=SimpleNamespace(type=device), cast_lm_head_to_fp32=False, use_vllm=use_vllm
-        )
+        args = SimpleNamespace(device=SimpleNamespace(type=device), use_vllm=use_vllm)
         monkeypatch.setattr(trainers, "make_trainer", make)
         monkeypatch.setattr(grpo, "fit", lambda *_: None)
         monkeypatch.setattr(grpo.arguments, "stage_arguments", lambda *_: args)
