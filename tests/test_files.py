@@ -58,6 +58,8 @@ FORMS = {
     "held.json": json.dumps({"version": 1, "data": ROWS}).encode(),
     "columns.json": json.dumps(COLUMNS).encode(),
     "pandas.json": json.dumps({name: dict(enumerate(cells)) for name, cells in COLUMNS.items()}).encode(),
+    "split.json": json.dumps({"columns": [*COLUMNS], "index": [0, 1], "data": TABLE.rows()}).encode(),
+    "index.json": json.dumps({i: row for i, row in enumerate(ROWS)}).encode(),
     "a.parquet": written(TABLE, "parquet"),
     "a.arrow": written(TABLE, "ipc"),
     "stream.arrow": written(TABLE, "ipc_stream"),

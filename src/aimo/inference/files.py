@@ -345,12 +345,16 @@ def rows_in(value: Any, named: str) -> list[dict[str, Any]] | None:
         held = {key: entry for key, entry in value.items() if key in ROWS_UNDER and isinstance(entry, list)}
         inner = [entry for entry in value.values() if isinstance(entry, dict)]
         sizes = {len(entry) if isinstance(entry, list) else -1 for entry in value.values()}
-        if len(held) == 1:
+        if {"columns", "data"} <= value.keys() and sizes != {-1}:  # pandas, orient="split"
+            value = [dict(zip(value["columns"], row, strict=False)) for row in value["data"]]
+        elif len(held) == 1:
             value = next(iter(held.values()))
         elif len(sizes) == 1 and sizes != {-1} and not held:
             value = [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)]
         elif inner and len(inner) == len(value) and all(key.isdigit() for key in chain(*inner)):
             value = [{name: value[name].get(key) for name in value} for key in inner[0]]  # as pandas writes
+        elif inner and len(inner) == len(value) and len(value) > 1:
+            value = [{"id": key} | row for key, row in value.items()]  # rows by their ids
         else:
             value = [value]
     if not isinstance(value, list):
