@@ -1,6 +1,6 @@
 """Answer checking beside TRL's and Open-R1's: completions per second and agreement with the labels.
 
-    python benchmarks/answers.py --traces FILE … --golds FILE …
+    python benchmarks/answers.py --traces FILE … --golds FILE … [--json FILE]
 
 A trace file has one problem a line: `answer` and `samples`, each with `text` and `correct`. A gold file
 has `problem` and `answer`; completions are made for those of its golds that are no integers. All three
@@ -152,6 +152,7 @@ def main(
         typer.Option(help="Problems with golds to make completions for; repeat for several."),
     ] = None,
     seed: int = 0,
+    to: Annotated[Path | None, typer.Option("--json", help="Write the figures here too.")] = None,
 ) -> None:
     """Measure all three checkers on each file."""
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it logs each completion that it gives up
@@ -161,6 +162,7 @@ def main(
         print(f"{name}: {time.perf_counter() - started:.1f} s for the first call")
     files = {path.name: labelled(read(path)) for path in traces or []}
     files |= {path.name: synthetic(read(path), seed) for path in golds or []}
+    results = []
     table = Table("file", "completions", "checker", "per second", "ours / theirs", "agreement")
     for file, samples in files.items():
         if not samples:
@@ -170,9 +172,12 @@ def main(
         figures, verdicts = measure(samples)
         print_differences(file, samples, verdicts)
         for row in figures:
+            results.append({"file": file, "completions": len(samples)} | row)
             rates = f"{row['per_second']:,.0f}", f"{row['ratio']:.1f}", f"{row['agreement']:.5f}"
             table.add_row(file, str(len(samples)), row["checker"], *rates)
     Console(width=110).print(table)
+    if to:
+        to.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

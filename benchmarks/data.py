@@ -1,6 +1,6 @@
 """Data preparation: rows per second and peak memory; decontamination beside Open-R1's algorithm.
 
-    python benchmarks/data.py --gsm8k TRAIN.jsonl --benchmark FILE … [--rows 200000]
+    python benchmarks/data.py --gsm8k TRAIN.jsonl --benchmark FILE … [--rows 200000] [--json FILE]
 
 Half of the rows are GSM8K's with other numbers, half are built-in problems; every thousandth ends with a
 problem of an evaluation set. A process of its own reads, cleans, decontaminates, formats and saves them.
@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import polars as pl
 import typer
@@ -84,6 +84,7 @@ def main(
     gsm8k: Annotated[Path, typer.Option(help="GSM8K's train.jsonl.")],
     benchmark: Annotated[list[Path], typer.Option(help="Repeat for several evaluation sets.")],
     rows: Annotated[int, typer.Option()] = 200_000,
+    to: Annotated[Path | None, typer.Option("--json", help="Write the figures here too.")] = None,
     child: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Measure the preparation, and both decontaminations."""
@@ -98,32 +99,47 @@ def main(
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         preparation = json.loads(done.stdout.splitlines()[-1])
         texts = pl.read_ndjson(path)["problem"]
-    table = Table("", "rows", "rows per second", "ours / theirs", "")
-    rate, peak = (
-        f"{preparation['rows'] / preparation['seconds']:,.0f}",
-        f"peak {preparation['peak_gib']:.2f} GiB",
-    )
-    table.add_row("preparation", f"{preparation['rows']:,}", rate, "", peak)
-    for row in compare(texts, exams):
-        table.add_row(*row)
-    Console(width=110).print(table)
+    preparation["rows_per_second"] = preparation["rows"] / preparation["seconds"]
+    results = {"preparation": preparation, "decontamination": compare(texts, exams)}
+    print_table(results)
+    if to:
+        to.write_text(json.dumps(results, indent=2) + "\n")
 
 
-def compare(texts: pl.Series, exams: dict[str, list[str]]) -> list[list[str]]:
-    """Rows of the table: both algorithms' speed on the same texts, and whether their verdicts differ."""
+def compare(texts: pl.Series, exams: dict[str, list[str]]) -> dict[str, Any]:
+    """Rows per second of both algorithms on the same texts, and whether their verdicts are the same."""
     started = time.perf_counter()
-    contaminated = set(decontaminate.find_overlaps(texts, exams)["row"].to_list())
+    found = decontaminate.find_overlaps(texts, exams)
     ours = len(texts) / (time.perf_counter() - started)
     sample = texts.to_list()
     started = time.perf_counter()
     verdicts = open_r1(sample, exams)
     theirs = len(sample) / (time.perf_counter() - started)
-    same = all((i in contaminated) == verdict for i, verdict in enumerate(verdicts))
-    rows, told = f"{len(texts):,}", "the same verdicts" if same else "OTHER VERDICTS"
-    return [
-        ["decontamination", rows, f"{ours:,.0f}", "", f"{len(contaminated):,} contaminated"],
-        ["Open-R1's decontamination", rows, f"{theirs:,.0f}", f"{ours / theirs:.1f}", told],
-    ]
+    contaminated = set(found["row"].to_list())
+    return {
+        "rows": len(texts),
+        "contaminated": len(contaminated),
+        "ours_per_second": ours,
+        "open_r1_per_second": theirs,
+        "ratio": ours / theirs,
+        "same_verdicts": all((i in contaminated) == verdict for i, verdict in enumerate(verdicts)),
+    }
+
+
+def print_table(results: dict[str, Any]) -> None:
+    """Print both figures."""
+    preparation, found = results["preparation"], results["decontamination"]
+    table = Table("", "rows", "rows per second", "ours / theirs", "")
+    rate = f"{preparation['rows_per_second']:,.0f}"
+    table.add_row(
+        "preparation", f"{preparation['rows']:,}", rate, "", f"peak {preparation['peak_gib']:.2f} GiB"
+    )
+    rows, contaminated = f"{found['rows']:,}", f"{found['contaminated']:,} contaminated"
+    table.add_row("decontamination", rows, f"{found['ours_per_second']:,.0f}", "", contaminated)
+    verdicts = "the same verdicts" if found["same_verdicts"] else "OTHER VERDICTS"
+    theirs = f"{found['open_r1_per_second']:,.0f}"
+    table.add_row("Open-R1's decontamination", rows, theirs, f"{found['ratio']:.1f}", verdicts)
+    Console(width=110).print(table)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ Prints how much of the server's ceiling it reaches, how its memory grows over th
 has each sample once after kills at random moments. Out of scope: a real model, whose speed varies.
 """
 
+import argparse
 import asyncio
 import contextlib
 import json
@@ -17,10 +18,9 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import psutil
-import typer
 from aiohttp import web
 
 TEXT = "We add the two numbers step by step. " * 20 + "\\boxed{42}"
@@ -129,7 +129,7 @@ def throughput(folder: Path, problems: int, concurrent: int, latency: float) -> 
     }
 
 
-def kill(folder: Path, count: int, problems: int, seed: int) -> dict[str, int]:
+def kills(folder: Path, count: int, problems: int, seed: int) -> dict[str, int]:
     """The samples of a file after kills with -9 at random moments while it is written."""
     write_problems(folder, problems)
     draw = random.Random(seed)
@@ -157,23 +157,27 @@ def kill(folder: Path, count: int, problems: int, seed: int) -> dict[str, int]:
     }
 
 
-def main(
-    problems: int = 100_000,
-    concurrent: int = 1000,
-    latency: Annotated[float, typer.Option(help="Seconds of each reply.")] = 2.0,
-    kills: int = 20,
-    kill_problems: int = 2000,
-    seed: int = 0,
-) -> None:
+def main() -> None:
     """Measure, and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--problems", type=int, default=100_000)
+    parser.add_argument("--concurrent", type=int, default=1000)
+    parser.add_argument("--latency", type=float, default=2.0, help="seconds of each reply")
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--kill-problems", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, help="write the figures here too")
+    args = parser.parse_args()
     figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
-        figures |= throughput(Path(folder), problems, concurrent, latency)
+        figures |= throughput(Path(folder), args.problems, args.concurrent, args.latency)
     with tempfile.TemporaryDirectory() as folder:
-        figures |= kill(Path(folder), kills, kill_problems, seed)
+        figures |= kills(Path(folder), args.kills, args.kill_problems, args.seed)
     for name, value in figures.items():
         print(f"{name:20} {value:,.3f}" if isinstance(value, float) else f"{name:20} {value:,}")
+    if args.json:
+        args.json.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    main()

@@ -1,6 +1,6 @@
 """GRPO until a probe reaches 0.95: seconds and completions of today's demo beside those of November 2026.
 
-    python benchmarks/grpo.py [--seed 0 …] [--set KEY=VALUE …] [--settings]
+    python benchmarks/grpo.py [--seed 0 …] [--set KEY=VALUE …] [--settings] [--json FILE]
 
 For each seed SFT trains one model with the tiny profile. Every side starts from it, in a process of its own.
 All answer the same 200 problems greedily every four steps. Seconds leave out the probes and the start.
@@ -158,6 +158,7 @@ def main(
     seeds: Annotated[list[int] | None, typer.Option("--seed", help="Repeat for several.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Change a key of ours; repeat.")] = None,
     settings: Annotated[bool, typer.Option(help="Compare ours with other settings.")] = False,
+    to: Annotated[Path | None, typer.Option("--json", help="Write the figures here too.")] = None,
     only: Annotated[str | None, typer.Option(hidden=True)] = None,
     folder: Annotated[Path, typer.Option(hidden=True)] = Path(),
 ) -> None:
@@ -165,24 +166,26 @@ def main(
     ours = set_ or []
     if only:
         return {"sft": sft, "grpo": grpo}[only](folder, ours)
-    sides = {"before": BEFORE, "ours": ours}
-    if settings:
-        sides = {"ours": ours} | {name: [*ours, *overrides] for name, overrides in SETTINGS.items()}
+    others = {name: [*ours, *overrides] for name, overrides in SETTINGS.items()}
+    sides = {"ours": ours} | others if settings else {"before": BEFORE, "ours": ours}
     rows = [row for seed in seeds or [0, 1, 2] for row in measure(seed, sides)]
     keys = ("steps", "completions", "seconds", "accuracy", "format")
     table = Table("settings", "seed", *keys)
     for row in rows:
         _, row["accuracy"], row["format"] = row["probes"][-1]
         table.add_row(row["side"], str(row["seed"]), *(f"{row[key]:,.4g}" for key in keys))
+    means = {
+        side: {key: mean(row[key] for row in rows if row["side"] == side) for key in keys} for side in sides
+    }
+    ratios = {
+        side: {key: found[key] / means[next(iter(sides))][key] for key in ("seconds", "completions")}
+        for side, found in means.items()
+    }
     Console(width=110).print(table)
-    first, *others = sides
-
-    def mean_of(side: str, key: str) -> float:
-        return mean(row[key] for row in rows if row["side"] == side)
-
-    for side in others:
-        ratios = {key: mean_of(side, key) / mean_of(first, key) for key in ("seconds", "completions")}
-        print(f"{side} / {first}: " + ", ".join(f"{key} {ratio:.2f}" for key, ratio in ratios.items()))
+    for side, ratio in list(ratios.items())[1:]:
+        print(f"{side} / {next(iter(sides))}: " + ", ".join(f"{key} {ratio[key]:.2f}" for key in ratio))
+    if to:
+        to.write_text(json.dumps({"rows": rows, "means": means, "ratios": ratios}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

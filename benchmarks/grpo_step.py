@@ -1,6 +1,6 @@
 """A step of GRPO with a real model on a CPU: seconds and memory of 24 November 2026 beside today's.
 
-    python benchmarks/grpo_step.py [--prompts 4] [--samples 8] [--tokens 150] [--steps 3]
+    python benchmarks/grpo_step.py [--prompts 4] [--samples 8] [--tokens 150] [--steps 3] [--json FILE]
 
 `make smollm2` makes the model and its problems. Each side trains in a process of its own, with completions
 of exactly so many tokens. `before` keeps all logits and activations of a step, computes each prompt for each
@@ -77,6 +77,7 @@ def main(
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Change a key of all sides; repeat.")
     ] = None,
+    to: Annotated[Path | None, typer.Option("--json", help="Write the figures here too.")] = None,
     only: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Train every side, and print the figures with their ratios to the first side's."""
@@ -99,6 +100,8 @@ def main(
         ratios = [value / rows["before"][key] for key, value in found.items()]
         table.add_row(side, *(f"{value:.1f}" for value in found.values()), *(f"{r:.2f}" for r in ratios))
     Console(width=110).print(table)
+    if to:
+        to.write_text(json.dumps(rows, indent=2) + "\n")
 
 
 if __name__ == "__main__":

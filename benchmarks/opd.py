@@ -1,6 +1,6 @@
 """On-policy distillation beside GRPO on the tiny profile: GRPO's model teaches the SFT model.
 
-    python benchmarks/opd.py [--seed 0 …] [--set KEY=VALUE …] [--folder FOLDER]
+    python benchmarks/opd.py [--seed 0 …] [--set KEY=VALUE …] [--folder FOLDER] [--json FILE]
 
 For each seed SFT, then GRPO, and at once OPD of the same SFT model with GRPO's model as the teacher. Then one
 engine asks each model the same 600 held-out problems. Seconds are the stage's own, sampling included. `--set`
@@ -57,6 +57,7 @@ def main(
         list[str] | None, typer.Option("--set", help="Change a key of OPD's run; repeat.")
     ] = None,
     folder: Annotated[Path | None, typer.Option(help="Keep the runs here.")] = None,
+    to: Annotated[Path | None, typer.Option("--json", help="Write the figures here too.")] = None,
 ) -> None:
     """Train both ways from each seed's SFT model and print their figures."""
     keys, rows, told = ("format", "pass@1", "maj@16"), [], []
@@ -74,6 +75,8 @@ def main(
             rows += found
     Console(width=110).print(table)
     print(*told, sep="\n")
+    if to:
+        to.write_text(json.dumps(rows, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """The whole pipeline with the tiny profile, once for each seed: the figures of each model beside the base's.
 
-    python benchmarks/road.py [--seed 0 …] [--set KEY=VALUE …]
+    python benchmarks/road.py [--seed 0 …] [--set KEY=VALUE …] [--json FILE]
 
 The figures are those of 200 held-out problems. Exits with 1 when a figure lies outside its bounds.
 """
 
+import json
 import tempfile
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -40,9 +42,10 @@ def main(
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Change a key of the profile; repeat.")
     ] = None,
+    to: Annotated[Path | None, typer.Option("--json", help="Write the figures here too.")] = None,
 ) -> None:
     """Run each seed and print its figures."""
-    missed = []
+    results, missed = [], []
     columns = ("format", "pass@1", "of base", "maj@16", "of base", "mean tokens", "seconds")
     table = Table("seed", "model", *columns)
     for seed in seeds or [0, 1, 2]:
@@ -53,12 +56,15 @@ def main(
             figures = {"seed": seed, "model": name} | models[name]
             for key in ("pass@1", "maj@16"):
                 figures[f"{key}_ratio"] = figures[key] / models["base"][key]
+            results.append(figures)
             keys = ("format", "pass@1", "pass@1_ratio", "maj@16", "maj@16_ratio")
             cells = [f"{figures[key]:.3f}" for key in keys] + [f"{figures['mean_tokens']:.1f}"]
             table.add_row(str(seed), name, *cells, f"{figures.get('seconds', 0):.0f}")
         missed += out_of_bounds(seed, models)
     Console(width=110).print(table)
     print("\n".join(missed) or "All figures are within their bounds.")
+    if to:
+        to.write_text(json.dumps(results, indent=2) + "\n")
     raise typer.Exit(bool(missed))
 
 

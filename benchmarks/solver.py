@@ -1,6 +1,6 @@
 """What the solver itself takes for each token of one sample, by the sample's length, without an engine.
 
-    python benchmarks/solver.py [--rounds 3]
+    python benchmarks/solver.py [--rounds 3] [--json FILE]
 
 A stand-in for the engine streams made-up reasoning with formulas, 3.6 characters a token, that comes to no
 answer. A row is a sample without tools, with tools that it does not use, and with a program every 1,000
@@ -8,9 +8,11 @@ tokens, whose run is left out. Figures are the best of the rounds, in microsecon
 """
 
 import asyncio
+import json
 import random
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -107,6 +109,7 @@ def measure(tokens: int, tools: bool, programs: bool) -> float:
 
 def main(
     rounds: Annotated[int, typer.Option(min=1, help="Measurements of each figure.")] = 3,
+    to: Annotated[Path | None, typer.Option("--json", help="Write the figures here too.")] = None,
 ) -> None:
     """Print the microseconds for each token."""
     sample.Programs = NoPrograms  # type: ignore[assignment, misc]
@@ -122,6 +125,8 @@ def main(
         figures[kind] = found
         table.add_row(kind, *(f"{value:.1f}" for value in found.values()))
     Console().print(table)
+    if to:
+        to.write_text(json.dumps({"us_per_token": figures}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The time bank beside the field's rule and equal shares: scores and overruns of simulated competition days.
 
-    python benchmarks/timebank.py --traces FILE … [--competitions 10000]
-    python benchmarks/timebank.py --attempts FILE [--competitions 10000]
+    python benchmarks/timebank.py --traces FILE … [--competitions 10000] [--json FILE]
+    python benchmarks/timebank.py --attempts FILE [--competitions 10000] [--json FILE]
 
 A day asks 50 questions in random order. On some days the engine stalls for minutes, and on one day in five it
 dies and restarts, which loses the running samples. The solver's rules (`voting.next_step`) decide when a
@@ -20,6 +20,7 @@ are (0.75 to 1.75, uniform). The recorded run stopped at four equal answers, so 
 missing.
 """
 
+import json
 import math
 import random
 import statistics
@@ -191,6 +192,7 @@ def main(
     ] = None,
     attempts: Annotated[Path | None, typer.Option(help="Recorded attempts of gpt-oss.")] = None,
     competitions: Annotated[int, typer.Option(min=1, help="Simulated days.")] = 10_000,
+    to: Annotated[Path | None, typer.Option("--json", help="Write the figures here too.")] = None,
 ) -> None:
     """Simulate all days with each policy."""
     if bool(traces) == bool(attempts):
@@ -205,7 +207,7 @@ def main(
     with ProcessPoolExecutor() as processes:
         parts = processes.map(simulate, [pool] * len(chunks), [make] * len(chunks), chunks)
         days = [day for part in track(parts, "days", len(chunks)) for day in part]
-    heads = (
+    table = Table(
         "policy",
         "mean score of 50",
         "ours minus theirs",
@@ -213,22 +215,35 @@ def main(
         "overruns",
         "latest end, s",
     )
-    table, ours = Table(*heads), [day["time bank"][0] for day in days]
+    ours = [day["time bank"][0] for day in days]
+    results = []
     for name in POLICIES:
         scores, ends = zip(*(day[name] for day in days), strict=True)
         gains = [own - score for own, score in zip(ours, scores, strict=True)]
-        error = 1.96 * statistics.pstdev(gains) / math.sqrt(len(gains))
-        behind, ahead = sum(gain < 0 for gain in gains), sum(gain > 0 for gain in gains)
+        mean = statistics.fmean(gains)
+        figures = {
+            "policy": name,
+            "score": statistics.fmean(scores),
+            "gain": mean,
+            "gain_error": 1.96 * statistics.pstdev(gains) / math.sqrt(len(gains)),
+            "behind": sum(gain < 0 for gain in gains),
+            "ahead": sum(gain > 0 for gain in gains),
+            "overruns": sum(end > 1e-6 for end in ends),
+            "latest_s": max(ends),
+        }
+        results.append(figures)
         table.add_row(
             name,
-            f"{statistics.fmean(scores):.2f}",
-            f"{statistics.fmean(gains):+.2f} ± {error:.2f}",
-            f"{behind:,} / {ahead:,}",
-            f"{sum(end > 1e-6 for end in ends):,}",
-            f"{max(ends):.1f}",
+            f"{figures['score']:.2f}",
+            f"{mean:+.2f} ± {figures['gain_error']:.2f}",
+            f"{figures['behind']:,} / {figures['ahead']:,}",
+            f"{figures['overruns']:,}",
+            f"{figures['latest_s']:.1f}",
         )
     Console(width=120).print(table)
     print("Latest end is in seconds after the day's limit; ± is a 95 % interval of the mean over days.")
+    if to:
+        to.write_text(json.dumps({"competitions": competitions, "policies": results}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

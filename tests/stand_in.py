@@ -307,9 +307,16 @@ class Handler(BaseHTTPRequestHandler):
         if self.fault(name):
             return
         try:
-            self.answer(200, getattr(kaggle, name)(request))
+            found = getattr(kaggle, name)(request)
         except LookupError as e:
             self.answer(404, {"code": 404, "message": f"not found: {e}"})
+            return
+        if isinstance(found, bytes):
+            token = f"file-{len(kaggle.blobs)}"
+            kaggle.blobs[token] = {"data": found}
+            self.answer(302, b"", Location=f"{kaggle.url}/blob/{token}")
+            return
+        self.answer(200, found)
 
     def do_PUT(self):
         kaggle, data = self.server.kaggle, self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -326,7 +333,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         kaggle, path = self.server.kaggle, self.path
-        if path.startswith("/output/"):
+        if path.startswith("/blob/"):
+            if not self.fault("GET blob"):
+                self.answer(200, kaggle.blobs[path.removeprefix("/blob/")]["data"])
+        elif path.startswith("/output/"):
             owner, slug, number, name = path.removeprefix("/output/").split("/", 3)
             if not self.fault(f"GET {name}"):
                 self.answer(200, kaggle.kernels[f"{owner}/{slug}"][int(number)].files[name])
