@@ -1,6 +1,6 @@
 """What only a GPU can show, in ten minutes: training, generation, merging, answering, each in a process.
 
-    python benchmarks/gpu.py [--only NAME …] [--minutes 10] [--run-dir FOLDER]
+    python benchmarks/gpu.py [--only NAME …] [--minutes 10] [--run-dir FOLDER] [--json FILE]
 
 What most users need comes first: SFT and GRPO on one GPU, the solver, the kernel; profiles and several
 processes come last. Nothing is downloaded: profiles run on random weights of their model's architecture, its
@@ -638,6 +638,7 @@ def main(
     only: Annotated[list[str] | None, typer.Option(help="A check, or how its name begins; repeat.")] = None,
     minutes: Annotated[float, typer.Option(help="Checks that would begin later are skipped.")] = 10,
     run_dir: Annotated[Path, typer.Option(help="For the page and the logs.")] = RUNS / "gpu-check",
+    to: Annotated[Path | None, typer.Option("--json", help="Write the figures here too.")] = None,
     step: Annotated[str | None, typer.Option(hidden=True)] = None,
     step_folder: Annotated[Path, typer.Option("--folder", hidden=True)] = Path(),
 ) -> None:
@@ -664,6 +665,8 @@ def main(
             except OSError as e:
                 told = "\n".join(f"{check.name}: {check.state} {check.note}" for check in chosen)
                 raise SystemExit(f"{told}\naimo: {folder}: {e}; make room, or take --run-dir") from None
+    if to:
+        storage.write_json(to, result)
     print(f"{result['headline']}; {folder / 'gpu-check.html'}")
     raise typer.Exit(any(check.state == "failed" for check in chosen))
 

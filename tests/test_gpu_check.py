@@ -153,9 +153,9 @@ def test_a_failure_costs_one_row_with_its_reason_and_the_exit_code(gpu, tmp_path
     ]
     monkeypatch.setattr(gpu, "MAKERS", [lambda *_: checks])
     with pytest.raises(typer.Exit) as ended:
-        gpu.main(run_dir=tmp_path)
+        gpu.main(run_dir=tmp_path, to=tmp_path / "copy.json")
     assert ended.value.exit_code == 1
-    result = json.loads((tmp_path / "gpu-check.json").read_text())
+    result = json.loads((tmp_path / "copy.json").read_text())
     assert result["headline"] == "5 failed, 2 passed, 1 skipped"
     rows = {row["name"]: row for row in result["checks"]}
     assert rows["raises"]["note"] == "ValueError: the cause; try: another way"
