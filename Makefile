@@ -39,10 +39,10 @@ demo-real: smollm2 ## the notebooks with SmolLM2-135M-Instruct, on a laptop CPU 
 	.venv/bin/aimo run --profile smollm2
 
 # One thread for each process of the tests: with more, they wait for each other's.
-fast: setup ## the tests without an engine and without training, in about 90 seconds
+fast: setup ## the tests without an engine and without training, in about 75 seconds
 	OMP_NUM_THREADS=1 .venv/bin/pytest -q -n 3 --dist loadfile -m "not slow"
 
-test: fast ## all tests, in about 15 minutes
+test: fast ## all tests, in about 13 minutes
 	@# Three processes, because engines wait while they start.
 	OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind .venv/bin/pytest -n 3 --dist loadfile --no-loadscope-reorder -m slow
 

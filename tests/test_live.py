@@ -12,6 +12,8 @@ import pytest
 from conftest import ROOT
 from jupyter_client.manager import start_new_kernel
 
+pytestmark = pytest.mark.slow  # starts kernels
+
 
 @pytest.fixture
 def cell():
