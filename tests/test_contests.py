@@ -157,6 +157,8 @@ def test_a_task_of_ioi_is_compiled_with_its_grader_and_scored_by_its_worst_test(
     assert ioi_code_reward([block(c) for c in codes], provider_type="local", **given) == [1.0, 0.0, 0.0]
     managed = IOI | {"grader_files": [*IOI["grader_files"], ["checker/checker.cpp", "int main() {}"]]}
     assert ioi_code_reward([block(codes[0])], provider_type="local", **columns(managed)) == [None]
+    untested = IOI | {"test_names": None, "test_cases": None}
+    assert ioi_code_reward([block(codes[0])], provider_type="local", **columns(untested)) == [None]
 
 
 def test_generated_tests_are_added_where_they_are_here(tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from aimo.inference.errors import AimoError, EngineError, one_line
 from aimo.inference.journal import Journal
 from aimo.inference.sample import AskedProblem, RunningSample, Sample
 from aimo.inference.sampling import Sampler
-from aimo.inference.solver import Solution, Solver
+from aimo.inference.solver import Solution, Solver, cancel
 from aimo.inference.storage import AGAIN, KEPT
 from aimo.inference.voting import Stop
 
@@ -143,8 +143,11 @@ async def solve_aloud(solver: Solver) -> None:
         print(text[len(shown) :], end="", flush=True)
         shown = text
 
-    while not task.done():
-        await asyncio.wait([task], timeout=REFRESH_S)
-        show()
-    await task
+    try:
+        while not task.done():
+            await asyncio.wait([task], timeout=REFRESH_S)
+            show()
+        await task
+    finally:  # also at Ctrl-C, which ends this coroutine alone
+        await cancel([task])
     print("\n")

@@ -176,10 +176,10 @@ def ioi_code_reward(
     """
 
     def score(row: dict[str, Any], text: str) -> float | None:
-        cases = row.get("test_cases")
+        names, cases = row.get("test_names") or [], row.get("test_cases")
         if cases is None:
-            of_year = tests_of_year(row["year"])
-            cases = [of_year[row["id"], name] for name in row["test_names"]]
+            of_year = tests_of_year(row["year"]) if names else {}
+            cases = [of_year[row["id"], name] for name in names]
         try:
             tests = [(given, expected) for given, expected in cases]
             graders = {name: content for name, content in row["grader_files"] if content}
