@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from aimo import config
-from aimo.data import builtin, decontaminate, prepare
+from aimo.data import decontaminate, prepare, sources
 from aimo.run import hub
 from aimo.train import models
 
@@ -34,10 +34,10 @@ from aimo.train import models
 def write_rows(gsm8k: Path, exams: list[str], count: int, to: Path) -> None:
     """Write `count` rows as a JSONL file: `problem`, `answer` and `solution`."""
     rng = random.Random(0)
-    sources = [json.loads(line) for line in gsm8k.read_text().splitlines()]
+    examples = [json.loads(line) for line in gsm8k.read_text().splitlines()]
     rows: list[dict[str, str]] = []
-    for i, drawn in enumerate(builtin.generate(count // 2, "train", "benchmark")):
-        source = rng.choice(sources)
+    for i, drawn in enumerate(sources.generate(count // 2, "train", "benchmark")):
+        source = rng.choice(examples)
         question = re.sub(r"\d+", lambda m: str(int(m[0]) + rng.randint(1, 900)), source["question"])
         if i % 500 == 0:
             question += " " + rng.choice(exams)

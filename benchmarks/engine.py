@@ -30,11 +30,11 @@ from rich.table import Table
 from transformers import AutoTokenizer
 
 from aimo.config import ROOT
-from aimo.data import builtin
+from aimo.data import sources
 from aimo.inference import vllm_process
-from aimo.inference.answer_kinds import Integer
+from aimo.inference.answers import Integer
 from aimo.inference.engine import Engine
-from aimo.inference.sampling import sample_seed
+from aimo.inference.prompts import sample_seed
 from aimo.inference.settings import resolve_settings
 from aimo.inference.solver import solve_problem
 from aimo.inference.voting import Policy
@@ -164,7 +164,7 @@ def main(
     if gpu:
         return compare_arguments(model, counts or [8, 12, 16], tokens, to)
     model = model or ROOT / "data" / "tiny-base"
-    texts = [p.problem for p in builtin.generate(questions, "heldout", 0)]
+    texts = [p.problem for p in sources.generate(questions, "heldout", 0)]
     ways = {
         "bare engine": bare,
         "without seeds": unseeded,

@@ -39,7 +39,7 @@ from aimo import config
 from aimo.config import ROOT, RUNS, Profile
 from aimo.config.profile import TRAINED
 from aimo.inference import storage
-from aimo.inference.answer_kinds import Integer
+from aimo.inference.answers import Integer
 from aimo.run import machine, runs
 
 TINY, TOOLS = ROOT / "data" / "tiny-base", ROOT / "data" / "tiny-tools"

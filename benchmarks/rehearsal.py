@@ -36,11 +36,11 @@ sys.path.insert(0, str(ROOT / "tests"))
 import machine
 from stand_in import Kaggle, Version
 
-from aimo.data import builtin
-from aimo.errors import AimoError
+from aimo.data import sources
 from aimo.evaluation.submission import score_file
 from aimo.inference import competitions
 from aimo.inference.competitions import COMPETITIONS
+from aimo.inference.errors import AimoError
 from aimo.kaggle import kernels
 from aimo.report import page, pages, tables
 from aimo.report.page import Section
@@ -84,9 +84,9 @@ from kagglesdk import kaggle_env
 url, out = sys.argv[1:3]
 kaggle_env._env_to_endpoint[kaggle_env.KaggleEnv.PROD] = url
 from aimo.commands import run
-from aimo.kaggle import check, client, scores, transfers, versions
-scores.RUNS = Path(out)
-versions.POLL_S = transfers.LOOK_S = 1.0
+from aimo.kaggle import check, client, competition, versions
+competition.RUNS = Path(out)
+versions.POLL_S = client.LOOK_S = 1.0
 check.OUTPUT = Path(out, "unseen")
 versions.OUTPUT, client.RECORDS = Path(out, "output"), Path(out, "kaggle.jsonl")
 sys.argv = ["aimo", *sys.argv[3:]]
@@ -318,7 +318,7 @@ def empty(folder: Path) -> None:
 def write_problems(path: Path, seed: int, rows: int = 10, answers: bool = True) -> Path:
     """Write built-in problems as a test file in AIMO 3's layout."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    problems = enumerate(builtin.generate(rows, "heldout", seed))
+    problems = enumerate(sources.generate(rows, "heldout", seed))
     table = pl.DataFrame(
         [{"id": f"{seed}-{i}", "problem": p.problem, "answer": p.answer} for i, p in problems]
     )

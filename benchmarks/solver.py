@@ -20,9 +20,9 @@ from rich.console import Console
 from rich.table import Table
 
 from aimo.inference import sample
-from aimo.inference.answer_kinds import Integer
+from aimo.inference.answers import Integer
+from aimo.inference.prompts import Completion
 from aimo.inference.sample import AskedProblem, RunningSample
-from aimo.inference.sampling import Completion
 from aimo.inference.sandbox import Result
 from aimo.inference.settings import PUBLIC, Settings
 

@@ -17,8 +17,8 @@ from pydantic.fields import FieldInfo
 
 from aimo import config
 from aimo.config import reading
-from aimo.errors import AimoError
 from aimo.inference import settings
+from aimo.inference.errors import AimoError
 from aimo.rewards import REWARDS
 from aimo.run.runs import quiet
 

@@ -23,7 +23,7 @@ import subprocess
 if importlib.util.find_spec("aimo") is None:
     clone = "git clone -q --depth 1 https://github.com/OWNER/aimo aimo-source"
     subprocess.run(f"test -d aimo-source || {clone}", shell=True, check=True)
-    runpy.run_path("aimo-source/src/aimo/run/online.py")
+    runpy.run_path("aimo-source/docs/online.py")
 
 # %% tags=["parameters"]
 profile = "tiny"  # a name in notebooks/profiles, or a path to a YAML file

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from aimo.inference.sampling import BackgroundLoop, Completion
+from aimo.inference.prompts import BackgroundLoop, Completion
 from aimo.inference.settings import Settings, Tags
 
 HERE = Path(__file__).parent

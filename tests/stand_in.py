@@ -361,18 +361,18 @@ def kaggle(tmp_path, monkeypatch):
     monkeypatch.setitem(kaggle_env._env_to_endpoint, kaggle_env.KaggleEnv.PROD, stand.url)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     (tmp_path / "tmp").mkdir()
-    from aimo.kaggle import client, transfers, versions
+    from aimo.kaggle import client, versions
 
     monkeypatch.setattr(client.KaggleApi, "config", str(tmp_path / "kaggle.json"))
     stand.requests.clear()  # the client signs in when it is first used
     monkeypatch.setattr(client, "PAUSE_S", 0.01)
     monkeypatch.setattr(client, "LIMITED_PAUSE_S", 0.01)
-    monkeypatch.setattr(transfers, "ROOT", tmp_path / "repository")  # run paths in records stay absolute
+    monkeypatch.setattr(client, "ROOT", tmp_path / "repository")  # run paths in records stay absolute
     monkeypatch.setattr(versions, "POLL_S", 0.01)
     monkeypatch.setattr(versions, "OUTPUT", tmp_path / "output")
     monkeypatch.setattr(client, "RECORDS", tmp_path / "runs" / "kaggle.jsonl")
-    monkeypatch.setattr(transfers, "LOOK_S", 0.01)
-    monkeypatch.setattr(transfers, "LISTED_WITHIN_S", 0.2)
+    monkeypatch.setattr(client, "LOOK_S", 0.01)
+    monkeypatch.setattr(client, "LISTED_WITHIN_S", 0.2)
     yield stand
     stand.close()
     assert stand.wrong == []

@@ -14,8 +14,7 @@ from aimo.evaluation import scores
 from aimo.evaluation.benchmarks import Question
 from aimo.evaluation.completions import EvaluationHeader, Trace
 from aimo.inference import judge
-from aimo.inference.answer_kinds import Integer
-from aimo.inference.answers import extract, to_integer
+from aimo.inference.answers import Integer, extract, to_integer
 from aimo.inference.expressions import canonical
 from aimo.inference.judge import are_correct, same
 from aimo.inference.sample import AskedProblem

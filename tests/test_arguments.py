@@ -3,7 +3,7 @@
 import pytest
 
 from aimo import config
-from aimo.errors import AimoError
+from aimo.inference.errors import AimoError
 from aimo.run import runs
 
 DPO = "dpo={learning_rate: 1.0e-3}"

@@ -12,8 +12,8 @@ from test_compare import make
 from test_replay import End, Sample, write_journal
 from test_report import ANSWERED, make_run
 
-from aimo.errors import AimoError
 from aimo.evaluation import compare, replay, traces
+from aimo.inference.errors import AimoError
 from aimo.report import page, pages
 
 OTHERS = ("text", None, [], {}, [[1]], -1, 1e300, "\ud800")

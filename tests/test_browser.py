@@ -21,14 +21,14 @@ STEP = re.compile(r"sft: (\d+) of 24")
 PACE = """
 import pathlib, time
 from aimo.run import progress
-from aimo.train import live
-live.LEAST_S, live.SHARE, progress.BAR_S = 0, float("inf"), 0  # each step draws
+from aimo.train import callbacks
+callbacks.LEAST_S, callbacks.SHARE, progress.BAR_S = 0, float("inf"), 0  # each step draws
 
 def wait(self, args, state, control, **_):
     while state.global_step >= int(pathlib.Path(FILE).read_text() or 0):
         time.sleep(0.02)
 
-live.Live.on_step_begin = wait
+callbacks.Live.on_step_begin = wait
 """
 
 pytestmark = pytest.mark.train

@@ -20,13 +20,13 @@ from aimo import config, pipeline
 from aimo.commands import options
 from aimo.config import Distil
 from aimo.data import distil, prepare
-from aimo.errors import AimoError
 from aimo.evaluation import evaluate, replay, scores, submission, traces
 from aimo.evaluation.benchmarks import Question
 from aimo.evaluation.completions import EvaluationHeader, Trace
 from aimo.inference import competitions, gateway
-from aimo.inference.answer_kinds import Choice, Integer, Latex, Nemotron, Number, Text
+from aimo.inference.answers import Choice, Integer, Latex, Nemotron, Number, Text
 from aimo.inference.competitions import COMPETITIONS, find_competition, read_competition, score_of
+from aimo.inference.errors import AimoError
 from aimo.inference.journal import Journal
 from aimo.inference.local import answer_file, journal_beside, read_questions
 from aimo.inference.solver import solve_problem

@@ -8,7 +8,7 @@ from conftest import TINY
 from aimo import config
 from aimo.config import reading
 from aimo.config.profile import TRAINED
-from aimo.errors import AimoError
+from aimo.inference.errors import AimoError
 
 
 @pytest.mark.parametrize("path", sorted(config.PROFILES.glob("*.yaml")), ids=lambda p: p.stem)

@@ -11,8 +11,8 @@ import pytest
 from conftest import wait_for
 from model_server import standing
 
-from aimo.errors import AimoError
 from aimo.inference import sandbox
+from aimo.inference.errors import AimoError
 from aimo.rewards import cf_code_reward, code, ioi_code_reward
 
 SUM = "#include <iostream>\nint main() { long a, b; std::cin >> a >> b; std::cout << a + b << '\\n'; }"

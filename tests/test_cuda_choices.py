@@ -11,9 +11,9 @@ import pytest
 from conftest import ROOT, TINY
 
 from aimo import config
-from aimo.errors import AimoError
-from aimo.inference.plan import make_plan, plan_for_this_machine
+from aimo.inference.errors import AimoError
 from aimo.inference.settings import Settings, resolve_settings
+from aimo.inference.vllm_process import make_plan, plan_for_this_machine
 
 COLUMNS = ("sequences", "batch", "graphs", "backend", "cache", "dtype", "quantisation")
 CHOICES = {

@@ -13,7 +13,7 @@ from model_server import standing
 from aimo import config
 from aimo.config import Columns, Distil, Reject, Source
 from aimo.data import distil, prepare, sources
-from aimo.errors import AimoError
+from aimo.inference.errors import AimoError
 from aimo.report import pages
 from aimo.run import runs
 

@@ -7,17 +7,17 @@ from pathlib import Path
 import pytest
 from conftest import TINY
 
-from aimo.data import builtin
-from aimo.errors import AimoError
-from aimo.inference.answer_kinds import Integer
+from aimo.data import sources
+from aimo.inference.answers import Integer
 from aimo.inference.engine import Engine, sampling_parameters
+from aimo.inference.errors import AimoError
 from aimo.inference.settings import Settings, resolve_settings
 from aimo.inference.solver import solve_problem
 from aimo.inference.vllm_process import ONE_PROCESS, check_arguments, engine_arguments
 from aimo.inference.voting import EXACT
-from aimo.train import served
+from aimo.train import trainers
 
-QUESTIONS = [p.problem for p in builtin.generate(6, "heldout", 5)]
+QUESTIONS = [p.problem for p in sources.generate(6, "heldout", 5)]
 GREEDY = Settings(temperature=0, max_tokens=48)
 
 
@@ -79,7 +79,7 @@ def adapt(folder, tokenizer, dtype):
     model = get_peft_model(base, adapters)
     stage = Run(config.load("tiny", ["grpo=null", f"model.dtype={dtype}"]), folder, "sft", 0.0)
     rows = [{"prompt": [{"role": "user", "content": question}]} for question in QUESTIONS]
-    served.remember(model, tokenizer, stage, rows)
+    trainers.remember(model, tokenizer, stage, rows)
     model.save_pretrained(folder / "adapter")
     return stage, model
 

@@ -21,12 +21,12 @@ from scripted import Scripted
 
 from aimo import config
 from aimo.commands import measure
-from aimo.data import builtin
-from aimo.errors import AimoError, EngineError
+from aimo.data import sources
 from aimo.evaluation import benchmarks, completions, evaluate, scores, submission
 from aimo.evaluation.benchmarks import Question
 from aimo.evaluation.completions import CompletionFile, EvaluationHeader, Trace
 from aimo.inference import model_folder, solver, storage
+from aimo.inference.errors import AimoError, EngineError
 from aimo.inference.model_folder import fingerprint, identity, is_same_model
 from aimo.inference.server import Server
 from aimo.inference.settings import Prompt, resolve_settings
@@ -539,7 +539,7 @@ def test_what_is_measured_published_and_not_run_is_told_apart():
 
 
 def test_evaluate_agrees_with_the_roads_figures_to_the_sample(tmp_path, model_server):
-    problems = builtin.generate(9, "heldout", "evaluate")
+    problems = sources.generate(9, "heldout", "evaluate")
     rows = [
         {"prompt": [{"role": "user", "content": p.problem}], "answer": str(i % 3)}
         for i, p in enumerate(problems)

@@ -18,10 +18,10 @@ import pytest
 from conftest import TINY
 from scripted import Scripted
 
-from aimo.errors import AimoError, EngineError
 from aimo.inference import gateway, sandbox, solver, voting
 from aimo.inference.competitions import COMPETITIONS
 from aimo.inference.engine import Engine, Supervisor
+from aimo.inference.errors import AimoError, EngineError
 from aimo.inference.gateway import Schedule, make_predict
 from aimo.inference.journal import Journal
 from aimo.inference.local import answer_file

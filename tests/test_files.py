@@ -14,9 +14,9 @@ import pytest
 
 from aimo.config import Source
 from aimo.data import sources
-from aimo.errors import AimoError
 from aimo.evaluation.benchmarks import read_benchmark
 from aimo.inference import files
+from aimo.inference.errors import AimoError
 from aimo.inference.local import read_questions
 
 TABLE = pl.DataFrame(

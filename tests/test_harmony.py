@@ -10,13 +10,12 @@ import model_server
 import openai_harmony as oh
 import pytest
 
-from aimo.errors import AimoError
 from aimo.inference import chat_format, harmony, voting
-from aimo.inference.answer_kinds import Integer
-from aimo.inference.answers import extract
+from aimo.inference.answers import Integer, extract
 from aimo.inference.engine import Engine
+from aimo.inference.errors import AimoError
+from aimo.inference.prompts import Completion
 from aimo.inference.sample import End
-from aimo.inference.sampling import Completion
 from aimo.inference.server import Server
 from aimo.inference.settings import HARMONY, Settings, Variant, resolve_settings
 from aimo.inference.solver import solve_problem

@@ -16,7 +16,7 @@ from test_docs import REST
 from aimo import config
 from aimo.commands import run
 from aimo.config import reading
-from aimo.errors import AimoError
+from aimo.inference.errors import AimoError
 
 # What the sources call their settings, by section.
 NAMES = yaml.safe_load(Path(__file__).with_name("names_of_others.yaml").read_text())

@@ -5,7 +5,7 @@ import json
 import pytest
 from stand_in import zipped
 
-from aimo.errors import AimoError
+from aimo.inference.errors import AimoError
 
 pytest_plugins = ["stand_in"]
 COMMANDS = {
@@ -197,7 +197,7 @@ def test_a_link_out_of_a_folder_is_not_uploaded(kaggle, refused, run_dir, link, 
 
 def test_no_error_shows_a_token_or_a_signed_address(kaggle, monkeypatch, tmp_path):
     from aimo.inference.errors import redact
-    from aimo.kaggle import transfers
+    from aimo.kaggle import client
 
     signed = "https://storage.example/a.bin?X-Goog-Signature=abc123&X-Goog-Date=5"
     for text in (f"404 for url: {signed}", f"exceeded with url: /a.bin?{signed.split('?')[1]} (Caused by"):
@@ -207,9 +207,9 @@ def test_no_error_shows_a_token_or_a_signed_address(kaggle, monkeypatch, tmp_pat
     monkeypatch.setenv("KAGGLE_KEY", "0123456789abcdef")
     assert "0123456789abcdef" not in redact("me:0123456789abcdef") and "//…@" in redact("http://me:pw@proxy/")
     closed = f"http://127.0.0.1:9/out?{signed.split('?')[1]}"
-    monkeypatch.setattr(transfers.client, "PAUSE_S", 0)
+    monkeypatch.setattr(client, "PAUSE_S", 0)
     with pytest.raises(AimoError) as e:
-        transfers.save_download(transfers.fetch(closed), tmp_path / "out")
+        client.save_download(client.fetch(closed), tmp_path / "out")
     assert "abc123" not in str(e.value)
 
 

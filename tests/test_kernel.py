@@ -18,9 +18,9 @@ from scripted import write_shipped
 
 from aimo import config
 from aimo.config import ROOT
-from aimo.errors import AimoError
 from aimo.inference import gateway
 from aimo.inference.competitions import COMPETITIONS
+from aimo.inference.errors import AimoError
 from aimo.inference.settings import Settings
 from aimo.kaggle import kernels
 

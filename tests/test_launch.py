@@ -22,7 +22,7 @@ from conftest import AIMO, SMALL, TINY, aimo, here, left_of, refused, settings, 
 
 from aimo import config
 from aimo.data import prepare
-from aimo.errors import AimoError, StageError
+from aimo.inference.errors import AimoError, StageError
 from aimo.inference.storage import read_lines
 from aimo.run import runs
 from aimo.train import launch, models

@@ -6,8 +6,8 @@ import shutil
 import pytest
 from conftest import TINY
 
-from aimo.errors import AimoError
 from aimo.inference import gateway
+from aimo.inference.errors import AimoError
 from aimo.inference.model_folder import check_model_folder, read_adapter
 
 

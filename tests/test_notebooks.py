@@ -105,7 +105,7 @@ def test_an_editors_image_gets_the_locked_packages_for_its_gpu(gpus, lock, tmp_p
     monkeypatch.setattr(subprocess, "run", run)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setenv("PYTHONPATH", "")
-    runpy.run_path(str(ROOT / "src/aimo/run/online.py"))
+    runpy.run_path(str(ROOT / "docs/online.py"))
     assert asked[-1][-1] == str(ROOT / lock) and "--no-deps" in asked[-1]
     assert sys.path[0] == os.environ["PYTHONPATH"] == str(ROOT / "src") and os.getcwd() == str(
         ROOT / "notebooks"

@@ -10,8 +10,8 @@ from conftest import TINY, refused
 from model_server import standing
 
 from aimo import config, pipeline
-from aimo.errors import AimoError
 from aimo.inference import startup
+from aimo.inference.errors import AimoError
 from aimo.run import runs
 from aimo.train import models, opd
 

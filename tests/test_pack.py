@@ -220,7 +220,7 @@ def test_vllm_serves_what_was_trained_and_the_score_is_forecast(made):
     import torch
 
     from aimo.run import runs
-    from aimo.train import models, served
+    from aimo.train import models, trainers
 
     profile = config.load(
         "tiny", [*SFT[1:], "model.lora.rank=4", "model.lora.target_modules=[q_proj,v_proj]"]
@@ -241,7 +241,7 @@ def test_vllm_serves_what_was_trained_and_the_score_is_forecast(made):
                 weight.data.normal_(std=0.1)
         model.save_pretrained(run.folder / "trained")
         if seed < 2:
-            served.remember(model, tokenizer, run, None)
+            trainers.remember(model, tokenizer, run, None)
             models.save_model(run, tokenizer, {})
 
     train("sft", TINY, 0)

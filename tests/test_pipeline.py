@@ -14,7 +14,7 @@ import pytest
 from conftest import SMALL, here, refused, settings
 
 from aimo import config, pipeline
-from aimo.errors import AimoError
+from aimo.inference.errors import AimoError
 from aimo.inference.storage import read_lines
 from aimo.run import progress, runs
 from aimo.run.runs import figures, read_metrics

@@ -14,7 +14,7 @@ import yaml
 from conftest import TINY
 
 from aimo import config
-from aimo.errors import AimoError
+from aimo.inference.errors import AimoError
 from aimo.run import machine, runs
 
 LAUNCHED = {

@@ -6,9 +6,9 @@ import pytest
 from conftest import TINY
 
 from aimo import config
-from aimo.errors import AimoError
 from aimo.inference import chat_format, prompts
 from aimo.inference.engine import Engine
+from aimo.inference.errors import AimoError
 from aimo.inference.judge import is_well_formed
 from aimo.inference.model_folder import read_tokenizer
 from aimo.inference.settings import Settings, Variant, resolve_settings

@@ -14,11 +14,11 @@ import pytest
 from conftest import ROOT, TINY, here, refused
 from scripted import Scripted, run_shipped, write_shipped
 
-from aimo.errors import AimoError
 from aimo.evaluation import submission
 from aimo.inference import gateway, solver
-from aimo.inference.answer_kinds import PAGE, Proof
+from aimo.inference.answers import PAGE, Proof
 from aimo.inference.competitions import COMPETITIONS, find_competition
+from aimo.inference.errors import AimoError
 from aimo.inference.harmony import ANSWER, Harmony
 from aimo.inference.journal import Journal
 from aimo.inference.local import answer_file, journal_beside

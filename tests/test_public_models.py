@@ -8,9 +8,9 @@ import pytest
 from conftest import TINY, aimo
 
 from aimo import config
-from aimo.errors import AimoError
 from aimo.inference import prompts
 from aimo.inference.competitions import COMPETITIONS
+from aimo.inference.errors import AimoError
 from aimo.inference.model_folder import read_tokenizer
 from aimo.inference.settings import validate_settings
 from aimo.inference.vllm_process import check_arguments, tokenizer_argument

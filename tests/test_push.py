@@ -3,7 +3,7 @@
 import pytest
 
 from aimo import config
-from aimo.errors import AimoError
+from aimo.inference.errors import AimoError
 from aimo.inference.storage import read_lines
 from aimo.run import runs
 from aimo.train import models

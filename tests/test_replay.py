@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from conftest import here, refused
 
-from aimo.data import builtin
-from aimo.errors import AimoError
+from aimo.data import sources
 from aimo.evaluation import replay, traces
 from aimo.evaluation.traces import RecordedQuestion, RecordedSample, Traces
-from aimo.inference.answer_kinds import Number
+from aimo.inference.answers import Number
+from aimo.inference.errors import AimoError
 from aimo.inference.journal import Journal
 from aimo.inference.local import answer_file
 from aimo.inference.sample import End, Sample
@@ -246,7 +246,7 @@ def test_wrong_arguments_are_one_line_and_exit_code_2(tmp_path, arguments, named
 def test_what_the_solver_journals_can_be_replayed(tmp_path, engine, monkeypatch):
     """From an answered file to the table of rules, confidences included."""
     monkeypatch.setattr(engine, "settings", replace(engine.settings, confidence=True))
-    problems = builtin.generate(4, "heldout", 5)
+    problems = sources.generate(4, "heldout", 5)
     rows = "".join(f'q{i},"{p.problem}",{p.answer}\n' for i, p in enumerate(problems))
     (tmp_path / "test.csv").write_text(f"id,problem,answer\n{rows}")
     solutions = answer_file(engine, tmp_path / "test.csv", tmp_path / "a.csv", 0)

@@ -16,7 +16,7 @@ import pytest
 from conftest import refused
 
 from aimo import config, rewards
-from aimo.errors import AimoError
+from aimo.inference.errors import AimoError
 from aimo.inference.settings import Prompt
 from aimo.kaggle import kernels
 from aimo.rewards import REWARDS, get_reward_funcs

@@ -18,9 +18,8 @@ from pathlib import Path
 import pytest
 from conftest import wait_for
 
-from aimo.errors import AimoError
 from aimo.inference import sandbox
-from aimo.inference.errors import SandboxError
+from aimo.inference.errors import AimoError, SandboxError
 from aimo.inference.sandbox import Limits, Session, run_script, run_scripts
 from aimo.rewards import code_reward
 from aimo.run import machine

@@ -31,15 +31,15 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from aimo import config
 from aimo.data import distil, prepare
-from aimo.errors import AimoError
 from aimo.evaluation import submission
 from aimo.inference import competitions, gateway, proofs, tool_calls, vllm_process, voting
-from aimo.inference.answer_kinds import Proof
+from aimo.inference.answers import Proof
 from aimo.inference.engine import Supervisor
+from aimo.inference.errors import AimoError
 from aimo.inference.server import Server
 from aimo.rewards import REWARDS, get_reward_funcs
 from aimo.run import runs
-from aimo.train import arguments, models, served
+from aimo.train import arguments, models, trainers
 
 # Other values of a key, tried in this order; a key that takes none of them needs a value in its case.
 CANDIDATES = [True, False, 3, 2, 0.5, 0.25, -0.75, [0.2, 0.8], [0, 40]]
@@ -316,7 +316,7 @@ def served_model(profile: config.Profile, folder: Path) -> Any:
     }  # fmt: skip
     run = runs.Run(profile, folder, "sft", 0.0)
     return captured(
-        lambda: served.check(run), **{f"aimo.train.served.{name}": of for name, of in places.items()}
+        lambda: trainers.check(run), **{f"aimo.train.trainers.{name}": of for name, of in places.items()}
     )
 
 

@@ -15,10 +15,10 @@ AIMO3 = "ai-mathematical-olympiad-progress-prize-3"
 @pytest.fixture
 def submitted(kaggle, tmp_path, monkeypatch):
     """Record a submission of a new run with a figure on n held-out problems, and its public score."""
-    from aimo.kaggle import client, scores
+    from aimo.kaggle import client, competition
 
-    monkeypatch.setattr(scores, "RUNS", tmp_path / "pages")
-    monkeypatch.setattr(scores.pages.write_index, "__defaults__", (tmp_path / "pages",))
+    monkeypatch.setattr(competition, "RUNS", tmp_path / "pages")
+    monkeypatch.setattr(competition.pages.write_index, "__defaults__", (tmp_path / "pages",))
 
     def submit(name, share, public, n=100, problems="the same", notes=""):
         run, ref = tmp_path / "runs" / name, 100 + len(kaggle.submissions)

@@ -6,10 +6,10 @@ import pytest
 from conftest import TINY
 
 from aimo import config
-from aimo.errors import AimoError
 from aimo.evaluation.served import compare
+from aimo.inference.errors import AimoError
 from aimo.run import runs
-from aimo.train import models, served
+from aimo.train import models, trainers
 
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
@@ -31,9 +31,9 @@ def stage(request, tmp_path_factory):
 
     train(0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(served, "TOKENS", 12)
+        patch.setattr(trainers, "TOKENS", 12)
         before = {name: weight.clone() for name, weight in model.named_parameters()}
-        served.remember(model, tokenizer, run, rows)
+        trainers.remember(model, tokenizer, run, rows)
         assert all(weight.equal(before[name]) for name, weight in model.named_parameters())
     return run, tokenizer, train
 
@@ -70,10 +70,10 @@ def test_what_is_served_is_what_was_trained_or_the_stage_stops_with_the_reason(s
     models.save_model(run, tokenizer, {})
     change(run.folder / "model", part)
     if not told:
-        assert served.check(run)["served_difference"] < 1e-4
+        assert trainers.check(run)["served_difference"] < 1e-4
         return
     with pytest.raises(AimoError, match=rf"^[^\n]*{told}[^\n]*training.served_bound[^\n]*$"):
-        served.check(run)
+        trainers.check(run)
 
 
 def compared(talk, values, **how):
@@ -136,5 +136,5 @@ def test_all_weights_in_16_bits_have_a_wider_bound():
 
 def test_without_held_out_problems_nothing_is_compared(tmp_path):
     run = runs.Run(config.load("tiny", []), tmp_path, "sft", 0.0)
-    served.remember(None, None, run, None)
-    assert served.check(run) == {}
+    trainers.remember(None, None, run, None)
+    assert trainers.check(run) == {}

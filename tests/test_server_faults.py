@@ -7,8 +7,8 @@ import pytest
 from conftest import TINY
 from model_server import standing
 
-from aimo.errors import AimoError
 from aimo.inference import server
+from aimo.inference.errors import AimoError
 from aimo.inference.server import Server
 from aimo.inference.settings import Settings
 

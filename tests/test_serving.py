@@ -17,9 +17,9 @@ from conftest import AIMO, TINY, aimo, left_of, refused, wait_for
 from model_server import standing
 from test_opd import train_student
 
-from aimo.errors import AimoError, EngineError
 from aimo.inference import vllm_process
-from aimo.inference.answer_kinds import Integer
+from aimo.inference.answers import Integer
+from aimo.inference.errors import AimoError, EngineError
 from aimo.inference.model_folder import read_tokenizer
 from aimo.inference.server import Server
 from aimo.inference.settings import resolve_settings

@@ -9,9 +9,9 @@ from conftest import TINY
 
 from aimo import config, pipeline
 from aimo.config.profile import STAGES
-from aimo.errors import AimoError
 from aimo.evaluation import submission
 from aimo.inference.competitions import COMPETITIONS
+from aimo.inference.errors import AimoError
 from aimo.kaggle import kernels
 from aimo.run.runs import SESSION_OVER
 
@@ -137,7 +137,7 @@ def test_files_of_both_competitions_and_benchmarks_are_asked_in_the_chosen_one_s
 @pytest.mark.parametrize(
     "name, module",
     [
-        ("wheels", "aimo.inference.wheels"),
+        ("wheels", "aimo.inference.startup"),
         ("submission", "aimo.inference.gateway, aimo.inference.startup"),
         ("evaluate", "aimo.evaluation.submission"),
         ("train", "aimo.pipeline, aimo.data.prepare, aimo.report.pages"),

@@ -7,7 +7,7 @@ import pytest
 
 from aimo import config
 from aimo.config.profile import SettingsSection
-from aimo.errors import AimoError
+from aimo.inference.errors import AimoError
 from aimo.inference.settings import Settings, Tags, resolve_settings
 
 

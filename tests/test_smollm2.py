@@ -17,9 +17,9 @@ import pytest
 from conftest import ROOT, aimo, here, settings
 
 from aimo import config
-from aimo.errors import AimoError
 from aimo.inference import vllm_process
 from aimo.inference.competitions import COMPETITIONS
+from aimo.inference.errors import AimoError
 from aimo.inference.model_folder import read_tokenizer
 from aimo.inference.settings import resolve_settings
 from aimo.inference.storage import read_lines

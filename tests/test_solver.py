@@ -8,9 +8,9 @@ import pytest
 from conftest import ROOT
 from scripted import Scripted
 
-from aimo.data import builtin
+from aimo.data import sources
 from aimo.inference import sample
-from aimo.inference.answer_kinds import Integer
+from aimo.inference.answers import Integer
 from aimo.inference.chat_format import FencedBlocks
 from aimo.inference.sample import AskedProblem, End, RunningSample
 from aimo.inference.settings import Settings, Tags
@@ -48,7 +48,7 @@ def test_a_decided_vote_stops_the_rest(engine, monkeypatch):
         return not engine.llm.output_processor.has_unfinished_requests()
 
     monkeypatch.setattr(engine, "sample", sample)
-    for p in builtin.generate(10, "heldout", 3):
+    for p in sources.generate(10, "heldout", 3):
         s = solve_problem(engine, p.problem, 32, Integer(0, 99999), policy=replace(EXACT, in_flight=32))
         first, *others = [n for _, n in s.votes.most_common()] or [0]
         remaining = len(s.samples) - len(s.ended)

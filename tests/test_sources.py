@@ -12,7 +12,7 @@ from test_data import saved, tokenizer  # noqa: F401 a fixture
 from aimo import config
 from aimo.config import Columns, Set, Source
 from aimo.data import sources
-from aimo.errors import AimoError
+from aimo.inference.errors import AimoError
 
 TALK = [
     {"role": "user", "content": "What is 6 x 7?"},

@@ -9,8 +9,8 @@ from conftest import ROOT, TINY
 
 from aimo import config
 from aimo.inference import startup
-from aimo.inference.plan import context_limit, language_model, plan_for_this_machine, yarn_overrides
 from aimo.inference.settings import Settings
+from aimo.inference.vllm_process import context_limit, language_model, plan_for_this_machine, yarn_overrides
 
 
 def bytes_read():

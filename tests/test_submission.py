@@ -12,10 +12,10 @@ import polars as pl
 import pytest
 from conftest import TINY
 
-from aimo.errors import AimoError
 from aimo.inference import gateway, startup
 from aimo.inference.competitions import COMPETITIONS
 from aimo.inference.engine import Supervisor
+from aimo.inference.errors import AimoError
 from aimo.inference.gateway import Schedule, ask_each, make_predict
 from aimo.inference.local import read_questions
 

@@ -12,11 +12,11 @@ from types import SimpleNamespace
 import pytest
 from conftest import ROOT, TINY
 
-from aimo.data.builtin import generate
+from aimo.data.sources import generate
 from aimo.inference.chat_format import ToolCalls, begin_conversation
 from aimo.inference.engine import Engine
 from aimo.inference.model_folder import read_tokenizer
-from aimo.inference.sampling import Completion
+from aimo.inference.prompts import Completion
 from aimo.inference.sandbox import Session
 from aimo.inference.settings import resolve_settings
 from aimo.inference.tool_calls import find_tool_parser

@@ -9,8 +9,8 @@ import pytest
 from conftest import ROOT
 
 from aimo import config
-from aimo.errors import AimoError
 from aimo.inference import sandbox
+from aimo.inference.errors import AimoError
 from aimo.inference.storage import read_lines
 from aimo.inference.tool_calls import PYTHON
 from aimo.run import runs

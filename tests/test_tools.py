@@ -10,12 +10,12 @@ import pytest
 from conftest import TINY, wait_for
 from scripted import Scripted
 
-from aimo.errors import AimoError
 from aimo.inference import sandbox
-from aimo.inference.answer_kinds import Integer
+from aimo.inference.answers import Integer
+from aimo.inference.errors import AimoError
 from aimo.inference.model_folder import read_tokenizer
+from aimo.inference.prompts import Completion
 from aimo.inference.sample import AskedProblem, End
-from aimo.inference.sampling import Completion
 from aimo.inference.sandbox import Programs
 from aimo.inference.solver import solve_problem
 from aimo.inference.tool_calls import find_tool_parser

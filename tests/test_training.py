@@ -13,8 +13,8 @@ from conftest import TINY, here, settings
 
 from aimo import config, pipeline
 from aimo.data import prepare
-from aimo.errors import AimoError
-from aimo.inference.sampling import Completion
+from aimo.inference.errors import AimoError
+from aimo.inference.prompts import Completion
 from aimo.inference.storage import read_lines
 from aimo.run import machine, runs
 from aimo.train import arguments, callbacks, compat, dpo, grpo, models, sft, trainers

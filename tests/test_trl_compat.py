@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from conftest import TINY
 
-from aimo.train import compat, live
+from aimo.train import callbacks, compat
 
 
 @pytest.mark.parametrize("at_once", [1 << 23, 22], ids=["whole", "in parts"])
@@ -38,9 +38,9 @@ def test_completions_are_counted_while_they_end_and_stay_what_they_are(monkeypat
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    monkeypatch.setattr(live, "COUNT_S", 0.0)
+    monkeypatch.setattr(callbacks, "COUNT_S", 0.0)
     told = []
-    display = live.Live.__new__(live.Live)  # without a trainer
+    display = callbacks.Live.__new__(callbacks.Live)  # without a trainer
     display.trainer, display.ended = SimpleNamespace(doing=told.append), False
     model, tokenizer = (kind.from_pretrained(TINY) for kind in (AutoModelForCausalLM, AutoTokenizer))
     prompts = tokenizer(["1 + 1 ="] * 16, return_tensors="pt")
@@ -71,7 +71,7 @@ def test_completions_are_counted_while_they_end_and_stay_what_they_are(monkeypat
 
 
 def test_a_stop_that_python_swallows_as_in_a_finaliser_is_raised_at_the_end_of_the_step():
-    display = live.Live.__new__(live.Live)
+    display = callbacks.Live.__new__(callbacks.Live)
     display.interrupted = False
     display.on_step_end(None, None, None)
     for stop in (lambda: display.interrupt(2, None), lambda: display.on_step_end(None, None, None)):

@@ -14,7 +14,7 @@ from conftest import ROOT
 
 from aimo.evaluation import replay, traces
 from aimo.inference import answers, solver, voting
-from aimo.inference.answer_kinds import Integer
+from aimo.inference.answers import Integer
 from aimo.inference.sample import End, Sample
 from aimo.inference.settings import Settings, Tags
 from aimo.inference.voting import Policy, State, Stop, next_step

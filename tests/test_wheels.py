@@ -12,8 +12,8 @@ import machine
 import pytest
 from conftest import ROOT
 
-from aimo.errors import AimoError
 from aimo.inference import harmony, startup, wheels
+from aimo.inference.errors import AimoError
 
 
 def wheel(folder, name, number="1.0", requires=(), tag="py3-none-any"):
@@ -160,6 +160,6 @@ def test_wheels_that_pip_would_refuse_are_left_out_by_name_and_the_rest_is_insta
 
 
 def test_imports_are_those_of_others(tmp_path):
-    (tmp_path / "a.py").write_text("import os, numpy as np\nfrom aimo.inference import plan\n")
+    (tmp_path / "a.py").write_text("import os, numpy as np\nfrom aimo.inference import journal\n")
     (tmp_path / "b.py").write_text("def f():\n    from vllm.lora import request\n")
     assert startup.imports(tmp_path.glob("*.py")) == ["numpy", "vllm"]

@@ -4,9 +4,9 @@ import pytest
 from conftest import TINY
 
 from aimo import config
-from aimo.errors import AimoError
+from aimo.inference.errors import AimoError
 from aimo.run import runs
-from aimo.train import models, served, sft
+from aimo.train import models, sft, trainers
 
 BEGIN = "<start_working_out>"  # the prompt ends with it
 END = "<end_working_out><SOLUTION>4</SOLUTION>"
@@ -51,7 +51,7 @@ def test_a_bound_drops_solutions_before_training_and_the_next_start_reads_no_mod
 ):
     model, tokenizer = base
     worst = [token["log_prob"] for token in sft.worst_tokens(model, tokenizer, ROWS, run_with(tmp_path))]
-    monkeypatch.setattr(served, "log_probs", lambda *_: pytest.fail("the model reads the rows again"))
+    monkeypatch.setattr(trainers, "log_probs", lambda *_: pytest.fail("the model reads the rows again"))
 
     def trains_on(rows, *_):
         assert rows == [ROWS[0], ROWS[2]]

@@ -19,8 +19,7 @@ from typing import Annotated, Any
 
 import typer
 
-from aimo.errors import AimoError
-from aimo.inference.errors import redact
+from aimo.inference.errors import AimoError, redact
 from aimo.inference.model_folder import check_model_folder
 from aimo.run.runs import quiet
 

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from aimo.data.builtin import Split, WordProblem, drawn
+from aimo.data.sources import Split, WordProblem, drawn
 from aimo.inference.storage import write_lines
 
 SFT, GRPO, HELDOUT = 560, 1200, 100  # rows

@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from aimo.config import Prompt
-from aimo.data.builtin import WordProblem, generate, stream
+from aimo.data.sources import WordProblem, generate, stream
 from aimo.evaluation.scores import sample_rows
 from aimo.inference import prompts
 from aimo.inference.engine import Engine
@@ -35,7 +35,7 @@ from aimo.run.runs import quiet
 from aimo.train.models import chat_template
 
 ABOUT = """\
-on the built-in problems of `aimo.data.builtin` alone. It has seen each kind of problem answered
+on the built-in problems of `aimo.data.sources` alone. It has seen each kind of problem answered
 at once, worked out, and in tags; it can work a problem out, and does so only sometimes."""
 VOCABULARY = 768
 CONTEXT = 1024

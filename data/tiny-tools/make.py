@@ -20,11 +20,11 @@ import polars as pl
 import typer
 from tokenizers import Regex
 
-from aimo.inference.answer_kinds import Integer
+from aimo.inference.answers import Integer
 from aimo.inference.engine import Engine
+from aimo.inference.prompts import Sampler
 from aimo.inference.sample import AskedProblem as Asked
 from aimo.inference.sample import RunningSample
-from aimo.inference.sampling import Sampler
 from aimo.inference.storage import write_json
 from aimo.run.runs import quiet
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from aimo.data.builtin import Split, drawn
+from aimo.data.sources import Split, drawn
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,9 @@ from nbclient.exceptions import DeadKernelError
 from aimo import config
 from aimo.config import ROOT, RUNS, Profile
 from aimo.config.profile import STAGES
-from aimo.errors import AimoError, StageError, explain_exit
 from aimo.inference import local, startup
 from aimo.inference.competitions import COMPETITIONS, find_competition
-from aimo.inference.errors import one_line
+from aimo.inference.errors import AimoError, StageError, explain_exit, one_line
 from aimo.inference.settings import Texts, check_parameters
 from aimo.inference.vllm_process import check_arguments, stderr_to
 from aimo.report import pages

@@ -7,11 +7,11 @@ import pytest
 from conftest import TINY
 
 from aimo import config
-from aimo.errors import AimoError
+from aimo.inference.errors import AimoError
 from aimo.inference.model_folder import read_tokenizer
-from aimo.inference.plan import context_limit, language_model
 from aimo.inference.prompts import check_template
 from aimo.inference.settings import Settings
+from aimo.inference.vllm_process import context_limit, language_model
 from aimo.train import models
 
 CHATML = (

@@ -8,9 +8,9 @@ import pytest
 
 from aimo.config import Columns, Source
 from aimo.data import sources
-from aimo.errors import AimoError
 from aimo.evaluation import benchmarks, submission
 from aimo.inference.competitions import COMPETITIONS
+from aimo.inference.errors import AimoError
 from aimo.inference.local import read_questions
 
 ROW = {"problem": "What is 6 x 7?", "answer": "42"}

@@ -2,7 +2,7 @@
 
 from scripted import Scripted
 
-from aimo.inference.answer_kinds import Integer
+from aimo.inference.answers import Integer
 from aimo.inference.sample import End
 from aimo.inference.solver import solve_problem
 

@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT
 
 from aimo import pipeline
-from aimo.errors import AimoError
+from aimo.inference.errors import AimoError
 from aimo.run import runs
 
 

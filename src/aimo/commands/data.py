@@ -15,8 +15,8 @@ from aimo.config import Columns, Distil, Prompt, Reject, Source, read_values, se
 from aimo.config.profile import PLAIN_NAME
 from aimo.data import distil, prepare, sources
 from aimo.data.sources import PRESETS, roles_of
-from aimo.errors import AimoError
 from aimo.inference import files
+from aimo.inference.errors import AimoError
 from aimo.inference.settings import PUBLIC
 from aimo.inference.storage import write_whole
 from aimo.report import pages

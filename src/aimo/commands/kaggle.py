@@ -6,15 +6,14 @@ from typing import Annotated
 import typer
 
 from aimo.commands.options import arg, check_folder, opt, show_rows
-from aimo.errors import AimoError
 from aimo.evaluation import pack, submission
 from aimo.inference import competitions, local
-from aimo.inference.answer_kinds import Proof, write_kind
+from aimo.inference.answers import Proof, write_kind
 from aimo.inference.competitions import COMPETITIONS, find_competition, name_of
+from aimo.inference.errors import AimoError
 from aimo.inference.storage import write_whole
-from aimo.kaggle import check, client, transfers, versions
-from aimo.kaggle import competition as drafts
-from aimo.kaggle import scores as submissions
+from aimo.kaggle import check, client, versions
+from aimo.kaggle import competition as competitions_there
 from aimo.run.runs import quiet
 
 HELP = "From the repository to Kaggle and back: push, follow, submit, scores."
@@ -50,11 +49,11 @@ def data(
 ) -> None:
     """Download and unpack a competition's data, with its kaggle_evaluation."""
     with client.sign_in(dry_run) as api:
-        folder = transfers.download_competition(api, competition, inputs)
+        folder = client.download_competition(api, competition, inputs)
         print(f"data: {folder}")
         if not (folder / "kaggle_evaluation").is_dir():
             print("it holds no kaggle_evaluation")
-        elif folder.parent != transfers.INPUTS:
+        elif folder.parent != client.INPUTS:
             print(f"the local gateway finds its kaggle_evaluation with KAGGLE_INPUT={folder.parent}")
 
 
@@ -126,7 +125,7 @@ def push_model_command(
 ) -> None:
     """Push a run's last model as a new version, and compare sizes and hashes with what Kaggle then has."""
     with client.sign_in(dry_run) as api:
-        print(f"model: {transfers.push_run(api, run, to)}")
+        print(f"model: {client.push_run(api, run, to)}")
 
 
 @dataset.command("push")
@@ -137,7 +136,7 @@ def push_dataset_command(
 ) -> None:
     """Push a folder as a new version of a private dataset, and compare it with what Kaggle then lists."""
     with client.sign_in(dry_run) as api:
-        print(f"dataset: {transfers.push_folder(api, folder, name)}")
+        print(f"dataset: {client.push_folder(api, folder, name)}")
 
 
 @app.command("pack")
@@ -196,7 +195,7 @@ def scores(
 ) -> None:
     """Print the submissions to a competition beside their models' hold-out figures, and what made them."""
     with client.sign_in(dry_run) as api:
-        found, told = submissions.write_table(api, competition)
+        found, told = competitions_there.write_table(api, competition)
         if found:
             show_rows([one.row() for one in found])
         print(*(told if found else ["no submissions yet", *told[1:]]), sep="\n")
@@ -209,8 +208,8 @@ def choose(
 ) -> None:
     """Name the final submissions by their models' hold-out figures, and say how sure that is."""
     with client.sign_in(False) as api:
-        found = submissions.list_submissions(api, check.slug_of(competition))
-        print(*submissions.choose_submissions(found, count), sep="\n")
+        found = competitions_there.list_submissions(api, check.slug_of(competition))
+        print(*competitions_there.choose_submissions(found, count), sep="\n")
 
 
 # ---- aimo competition
@@ -231,7 +230,7 @@ def new(
     if path.exists():
         raise AimoError(f"--out {path}: it exists; remove it, or name another file")
     with client.sign_in(dry_run) as api:
-        text = drafts.draft_competition(api, competition)
+        text = competitions_there.draft_competition(api, competition)
         write_whole(path, text)
         told = f"{len(unsure_lines(text))} lines are marked {competitions.UNSURE}"
         print(f"{path}: {told}; look at them, then `aimo competition check {path}`")

@@ -8,11 +8,11 @@ from typing import Annotated, Any
 from aimo.commands import options
 from aimo.commands.options import arg, opt
 from aimo.config import read_values
-from aimo.errors import AimoError
 from aimo.evaluation import benchmarks as benchmark_sets
 from aimo.evaluation import compare, evaluate, replay, traces
-from aimo.inference.answer_kinds import INTEGER
+from aimo.inference.answers import INTEGER
 from aimo.inference.competitions import find_competition
+from aimo.inference.errors import AimoError
 from aimo.inference.model_folder import check_model_folder, read_adapter
 from aimo.inference.storage import write_json
 

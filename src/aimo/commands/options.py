@@ -8,10 +8,10 @@ from rich.console import Console
 from rich.table import Table
 
 from aimo.config import read_values, set_key
-from aimo.errors import AimoError
 from aimo.evaluation import served
 from aimo.inference import server as servers
 from aimo.inference.engine import Engine
+from aimo.inference.errors import AimoError
 from aimo.inference.model_folder import check_model_folder
 from aimo.inference.settings import resolve_settings
 from aimo.run.runs import quiet

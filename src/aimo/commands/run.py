@@ -14,9 +14,8 @@ from aimo import pipeline
 from aimo.commands import data, kaggle, measure, options
 from aimo.commands.options import arg, opt
 from aimo.config.profile import STAGES
-from aimo.errors import AimoError, EngineError, StageError
 from aimo.inference import vllm_process
-from aimo.inference.errors import redact
+from aimo.inference.errors import AimoError, EngineError, StageError, redact
 from aimo.inference.local import answer_file, ask, journal_beside, read_questions
 from aimo.inference.settings import resolve_settings
 from aimo.inference.storage import KEPT, NO_ROOM, SampleFile

@@ -15,10 +15,10 @@ from pydantic import AfterValidator, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from aimo.config.data import Above0, Data, Distil, From0, Part, PassRates
-from aimo.errors import AimoError
 from aimo.inference import settings
-from aimo.inference.answer_kinds import AnswerKind
+from aimo.inference.answers import AnswerKind
 from aimo.inference.competitions import Competition, parse_competition
+from aimo.inference.errors import AimoError
 from aimo.inference.settings import NonNegative, Positive, Prompt, Rate, Settings, Share, strict
 from aimo.rewards import BY_ANSWER, Reward, read_rewards
 

@@ -17,8 +17,8 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from aimo.config.profile import TRAINED, Profile
-from aimo.errors import AimoError, explain
 from aimo.inference.competitions import find_competition
+from aimo.inference.errors import AimoError, explain
 from aimo.inference.startup import find_input
 from aimo.inference.storage import load_yaml, read_yaml
 from aimo.rewards.table import with_texts

@@ -23,12 +23,12 @@ from aimo.config import Distil, Reject, Source
 from aimo.config.profile import STAGES
 from aimo.data import decontaminate, prepare, sources
 from aimo.data.model_servers import SampleError, Servers
-from aimo.errors import AimoError
 from aimo.inference import vllm_process
-from aimo.inference.answer_kinds import AnswerKind
+from aimo.inference.answers import AnswerKind
 from aimo.inference.competitions import Competition
+from aimo.inference.errors import AimoError
 from aimo.inference.model_folder import identity
-from aimo.inference.sampling import BackgroundLoop, sample_seed
+from aimo.inference.prompts import BackgroundLoop, sample_seed
 from aimo.inference.settings import PUBLIC, Tags, resolve_settings
 from aimo.inference.storage import SampleFile, read_json, write_json
 from aimo.run import hub

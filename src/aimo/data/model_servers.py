@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from openai import APIConnectionError, APIStatusError, AsyncOpenAI
 
-from aimo.errors import AimoError
+from aimo.inference.errors import AimoError
 from aimo.inference.server import address, open_client, reason, served_models
 
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.5, 60.0

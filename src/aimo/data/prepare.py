@@ -20,10 +20,9 @@ import yaml
 from aimo.config import Profile, Set, changed
 from aimo.config.profile import STAGES
 from aimo.data import decontaminate, sources
-from aimo.errors import AimoError
 from aimo.inference import prompts
-from aimo.inference.answer_kinds import AnswerKind
-from aimo.inference.answers import extract, to_integer
+from aimo.inference.answers import AnswerKind, extract, to_integer
+from aimo.inference.errors import AimoError
 from aimo.inference.files import CHUNK
 from aimo.inference.judge import are_equal
 from aimo.inference.settings import Tags

@@ -19,9 +19,9 @@ import yaml
 
 from aimo.config import Columns, Source
 from aimo.data import conversations, decontaminate, sources
-from aimo.errors import AimoError, EngineError
 from aimo.inference import files
 from aimo.inference.competitions import Competition, check_scored, known_answers, pose
+from aimo.inference.errors import AimoError, EngineError
 from aimo.inference.settings import Settings
 from aimo.inference.storage import read_json
 

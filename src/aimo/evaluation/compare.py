@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from aimo.config.profile import TRAINED
-from aimo.errors import AimoError
 from aimo.evaluation.completions import EvaluationHeader
 from aimo.evaluation.evaluate import make_folder, question_row, read_evaluation
 from aimo.evaluation.scores import (
@@ -27,6 +26,7 @@ from aimo.evaluation.scores import (
     ratio_interval,
     sign_flip,
 )
+from aimo.inference.errors import AimoError
 from aimo.inference.settings import ASKED
 from aimo.inference.storage import read_lines, write_json
 from aimo.report import pages

@@ -14,14 +14,13 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from aimo.errors import AimoError, EngineError
 from aimo.evaluation.benchmarks import Question
 from aimo.inference import solver
-from aimo.inference.answer_kinds import Kind, read_kind
-from aimo.inference.errors import one_line
+from aimo.inference.answers import Kind, read_kind
+from aimo.inference.errors import AimoError, EngineError, one_line
 from aimo.inference.model_folder import is_same_model
+from aimo.inference.prompts import Completion, Sampler, sample_seed
 from aimo.inference.sample import AskedProblem, RunningSample
-from aimo.inference.sampling import Completion, Sampler, sample_seed
 from aimo.inference.sandbox import has_sandbox
 from aimo.inference.settings import validate_settings
 from aimo.inference.solver import cancel

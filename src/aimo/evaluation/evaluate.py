@@ -25,14 +25,14 @@ from rich.console import Console
 from rich.table import Table
 
 from aimo.config import RUNS
-from aimo.errors import AimoError
 from aimo.evaluation import benchmarks, completions, scores, served
 from aimo.evaluation.scores import Scores
-from aimo.inference.answer_kinds import write_kind
+from aimo.inference.answers import write_kind
 from aimo.inference.competitions import Competition
 from aimo.inference.engine import Engine
+from aimo.inference.errors import AimoError
 from aimo.inference.model_folder import identity
-from aimo.inference.sampling import Sampler
+from aimo.inference.prompts import Sampler
 from aimo.inference.settings import SETTINGS, Settings, guess_tags, resolve_settings
 from aimo.inference.storage import KEPT, read_json, write_json, write_whole
 from aimo.report import pages

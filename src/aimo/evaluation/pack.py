@@ -25,13 +25,12 @@ from safetensors import safe_open
 
 from aimo.config.profile import TRAINED
 from aimo.data import prepare
-from aimo.errors import AimoError, EngineError
 from aimo.evaluation import served
 from aimo.evaluation.scores import mean_interval, share_interval
 from aimo.inference import competitions, files
 from aimo.inference.competitions import AdapterRules, Competition
 from aimo.inference.engine import Engine
-from aimo.inference.errors import listed, one_line
+from aimo.inference.errors import AimoError, EngineError, listed, one_line
 from aimo.inference.model_folder import read_adapter
 from aimo.inference.settings import resolve_settings
 from aimo.inference.storage import AGAIN, read_json, write_json, write_whole

@@ -22,7 +22,6 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from aimo.errors import AimoError
 from aimo.evaluation.scores import (
     FOUND,
     SIGNIFICANCE,
@@ -34,6 +33,7 @@ from aimo.evaluation.scores import (
 )
 from aimo.evaluation.traces import RecordedQuestion, RecordedSample, Traces, Vote
 from aimo.inference import voting
+from aimo.inference.errors import AimoError
 from aimo.inference.voting import State, Step, Stop
 from aimo.report import plots
 

@@ -21,16 +21,16 @@ import numpy as np
 from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
 from numpy.typing import ArrayLike, NDArray
 
-from aimo.errors import AimoError
 from aimo.evaluation.benchmarks import Question
 from aimo.evaluation.completions import EvaluationHeader, Trace
 from aimo.evaluation.traces import Firsts
 from aimo.inference import answers, judge, voting
-from aimo.inference.answer_kinds import AnswerKind, write_kind
+from aimo.inference.answers import AnswerKind, write_kind
 from aimo.inference.competitions import Competition
 from aimo.inference.engine import Engine
+from aimo.inference.errors import AimoError
 from aimo.inference.expressions import canonical
-from aimo.inference.sampling import Completion, Sampler, sample_seed
+from aimo.inference.prompts import Completion, Sampler, sample_seed
 from aimo.inference.settings import Prompt, Tags
 from aimo.inference.storage import read_json, write_json
 from aimo.run.progress import counting

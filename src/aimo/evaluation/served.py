@@ -1,6 +1,6 @@
 """Whether what is served is what was trained: log-probabilities of the same tokens, side by side.
 
-A trained stage keeps in served.json what its model wrote to held-out problems (`train.served`), with the
+A trained stage keeps in served.json what its model wrote to held-out problems (`train.trainers`), with the
 log-probabilities of each reply's n tokens three times: as trained (`log_probs`), with the adapter merged into
 the weights (`merged`), and without the adapter (`start`). Whoever serves the model reads the same tokens and
 compares: another chat template, number type or adapter shows at once.
@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aimo.errors import AimoError
 from aimo.inference.engine import Engine
+from aimo.inference.errors import AimoError
 from aimo.inference.storage import read_json
 
 Reading = tuple[list[int], Sequence[float]]

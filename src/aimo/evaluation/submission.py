@@ -16,7 +16,7 @@ from typing import Any
 import polars as pl
 
 from aimo.config import locate
-from aimo.data import builtin
+from aimo.data import sources
 from aimo.inference import answers, competitions, files, gateway, local, startup
 from aimo.inference.competitions import Competition
 from aimo.inference.engine import Engine, Supervisor
@@ -207,7 +207,7 @@ def test_file(run: Run) -> Path:
     if rules and rules.answer.type is not int:
         raise AimoError(f"inference.test: {rules.slug} needs a test file; the built-in one asks for integers")
     inputs = rules.inputs if rules else competitions.Inputs()
-    drawn = builtin.generate(run.profile.inference.test_rows, "heldout", run.profile.seed + 1)
+    drawn = sources.generate(run.profile.inference.test_rows, "heldout", run.profile.seed + 1)
     rows = [
         {inputs.id: f"{p.family}-{i}", inputs.problem: p.problem, "answer": p.answer}
         for i, p in enumerate(drawn)

@@ -16,10 +16,10 @@ from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from aimo.errors import AimoError, explain
 from aimo.inference import answers, files, journal, voting
-from aimo.inference.answer_kinds import INTEGER, LONGEST, AnswerKind, Proof
+from aimo.inference.answers import INTEGER, LONGEST_TEXT, AnswerKind, Proof
 from aimo.inference.competitions import Competition
+from aimo.inference.errors import AimoError, explain
 from aimo.inference.sample import COUNT_EVERY, End, Sample
 
 CHARACTERS = 3.2  # a token, where a trace has texts alone
@@ -245,7 +245,7 @@ def read_gold_file(path: Path, rules: Competition | None = None) -> dict[str, in
         raise AimoError(f"--answers {path} has no column {missing[0]!r}; it needs id and answer")
     golds: dict[str, int | str] = {}
     for name, answer in table.select("id", "answer").iter_rows():
-        if not answer or len(answer) > LONGEST:
+        if not answer or len(answer) > LONGEST_TEXT:
             raise AimoError(f"--answers {path}: the answer of {name!r} is {answer!r}; give it one")
         golds[name] = int(answer) if answer.isdecimal() and str(int(answer)) == answer else answer
     return golds

@@ -4,10 +4,19 @@
 Rewards, figures and votes all read answers here.
 """
 
+import importlib
+import json
+import math
 import re
+from collections.abc import Iterable
+from typing import Annotated, Any, ClassVar, Literal
+
+import polars as pl
+from pydantic import Field, TypeAdapter
+from pydantic.dataclasses import dataclass
 
 from aimo.inference import expressions
-from aimo.inference.settings import PUBLIC, Tags
+from aimo.inference.settings import PUBLIC, NonNegative, Positive, Tags, strict
 
 DEFAULT_TAGS = Tags()
 PUBLIC_THINK_ENDS = tuple(tags.think_end for tags in PUBLIC)  # data has them, whatever the profile's tags
@@ -177,3 +186,323 @@ def to_integer(
     if modulus is not None:
         number %= modulus
     return number if (low is None or low <= number) and (high is None or number <= high) else None
+
+
+Value = int | float | str
+LONGEST_TEXT = 500  # characters of a text
+FLOAT = re.compile(r"[-+]?(?:\d{1,30}\.?\d{0,30}|\.\d{1,30})(?:[eE][-+]?\d{1,3})?")
+DECIMAL = re.compile(r"-?[0-9]{1,18}")
+Tolerance = Annotated[float, Field(ge=0, lt=1e300)]
+
+
+class AnswerKind:
+    """What all kinds share. Without an override, equal values are equal answers."""
+
+    type: ClassVar[Any] = str
+    column: ClassVar[Any] = pl.String  # of the values in a submission
+    noun: ClassVar[Any] = "text"  # what a value is, for messages
+    fallback: ClassVar[Any] = ""  # the answer of a question without votes
+    is_exact: ClassVar[bool] = True  # whether equal values alone are equal answers
+    is_slow: ClassVar[bool] = False  # whether equality may take seconds
+    modules: ClassVar[tuple[str, ...]] = ()  # of inference, which kernels ship for this kind alone
+
+    def __str__(self) -> str:
+        return f"{'an' if self.noun[0] in 'aeio' else 'a'} {self.noun}"
+
+    def find(self, completion: str, tags: Tags = DEFAULT_TAGS) -> str | None:
+        """Return the text of a completion's final answer, or None."""
+        return extract(completion, tags)
+
+    def read(self, text: str | None) -> Any:
+        """Return the value that a text states, or None."""
+        raise NotImplementedError
+
+    def gold(self, text: str) -> Any:
+        """Return the value of a known answer, or None where it is none of the kind."""
+        return self.read(text)
+
+    def equal(self, a: Any, b: Any) -> bool:
+        return bool(a == b)
+
+    def group(self, value: Any, known: Iterable[Any]) -> Any:
+        """Return the first of the known values that equals a value, else the value itself."""
+        return value if self.is_exact else next((one for one in known if self.equal(one, value)), value)
+
+    def accepts(self, value: Any) -> bool:
+        """Return whether a value may stand in a submission."""
+        return type(value) is self.type
+
+
+@dataclass(config=strict, frozen=True)
+class Integer(AnswerKind):
+    """An integer within low…high; a larger result is reduced by the modulus first."""
+
+    type: ClassVar[Any] = int
+    column: ClassVar[Any] = pl.Int64
+
+    low: int = 0
+    high: int = 99999
+    modulus: Positive | None = None
+    kind: Literal["integer"] = "integer"
+
+    def __post_init__(self) -> None:
+        if self.low > self.high:
+            raise ValueError(f"low {self.low} is above high {self.high}")
+
+    @property
+    def noun(self) -> str:
+        return f"integer from {self.low} to {self.high}"
+
+    @property
+    def fallback(self) -> int:
+        return max(self.low, min(0, self.high))
+
+    def read(self, text: str | None) -> int | None:
+        return to_integer(text, self.low, self.high, self.modulus)
+
+    def gold(self, text: str) -> int | None:
+        return int(text) if DECIMAL.fullmatch(text) and self.accepts(int(text)) else None
+
+    def accepts(self, value: Any) -> bool:
+        return type(value) is int and self.low <= value <= self.high
+
+
+@dataclass(config=strict, frozen=True)
+class Number(AnswerKind):
+    """A real number. Equal are those within a relative tolerance, or an absolute one."""
+
+    type: ClassVar[Any] = float
+    column: ClassVar[Any] = pl.Float64
+    noun: ClassVar[Any] = "number"
+    fallback: ClassVar[Any] = 0.0
+    is_exact: ClassVar[bool] = False
+
+    relative: Tolerance = 0.0
+    absolute: Tolerance = 0.0
+    decimals: NonNegative | None = None  # that an answer is rounded to
+    kind: Literal["number"] = "number"
+
+    def read(self, text: str | None) -> float | None:
+        found = None if text is None else to_real(text)
+        return found if found is None or self.decimals is None else round(found, self.decimals) + 0.0
+
+    def equal(self, a: Any, b: Any) -> bool:
+        return math.isclose(a, b, rel_tol=min(self.relative, 1 - 1e-9), abs_tol=self.absolute)
+
+    def accepts(self, value: Any) -> bool:
+        return type(value) is float and math.isfinite(value)
+
+
+def to_real(text: str) -> float | None:
+    r"""Return the real number that an answer states, such as `2.5e-3`, `1{,}024.5` or `\frac{\pi}{2}`."""
+    text = text.strip()
+    try:
+        if FLOAT.fullmatch(text):
+            found: Any = float(text)
+        elif (found := expressions.compute(text)) is None and len(text) <= LONGEST:
+            plain = expressions.canonical(text)
+            found = expressions.number(plain)
+            if found is None and len(both := expressions.values(plain.rpartition("=")[2])) == 2:
+                a, b = map(complex, both)  # at two points: equal where no name is left
+                is_real = abs(a.imag) < 1e-12 * max(1.0, abs(a)) and abs(a - b) <= 1e-12 * max(1.0, abs(a))
+                found = a.real if is_real else None
+        found = None if found is None else float(found)
+    except (ArithmeticError, ValueError):
+        return None
+    return found if found is not None and math.isfinite(found) else None
+
+
+@dataclass(config=strict, frozen=True)
+class Choice(AnswerKind):
+    """A letter, or several letters in the alphabet's order."""
+
+    letters: Annotated[str, Field(pattern="^[A-Z]{2,26}$")] = "ABCD"
+    several: bool = False  # whether an answer may have more than one
+    kind: Literal["choice"] = "choice"
+
+    @property
+    def noun(self) -> str:
+        return f"{'choice of letters' if self.several else 'letter'} of {self.letters}"
+
+    @property
+    def fallback(self) -> str:
+        return self.letters[0]
+
+    def read(self, text: str | None) -> str | None:
+        text = text or ""
+        label = expressions.read_choice(text)[0]
+        bare = re.sub(rf"{expressions.TEXT}|\\[ ,;:!()\[\]]|[{{}}$*()\[\]]", " ", text)
+        joined = re.sub(r"[\s,;&/.、，]+|\band\b|\bor\b|和", "", bare)
+        found = label or (joined.upper() if joined.isascii() and joined.isalpha() else "")
+        if not set(found) <= set(self.letters) or not found or (len(found) > 1 and not self.several):
+            return None
+        return "".join(sorted(set(found)))
+
+    def accepts(self, value: Any) -> bool:
+        return isinstance(value, str) and self.read(value) == value
+
+
+@dataclass(config=strict, frozen=True)
+class Text(AnswerKind):
+    """A short text. Equal are those that are the same but for spaces, or for capitals too."""
+
+    is_exact: ClassVar[bool] = False
+
+    spaces: bool = False  # whether they tell texts apart; those at both ends never do
+    case: bool = True  # whether capitals tell texts apart
+    kind: Literal["text"] = "text"
+
+    def read(self, text: str | None) -> str | None:
+        plain = (text or "").strip().strip("$").strip()
+        while found := re.fullmatch(rf"{expressions.TEXT}\{{([^{{}}]*)\}}[.。]?", plain):
+            plain = found[1].strip()
+        plain = re.sub(r"\\([_%&#$ ])", r"\1", plain)
+        if not self.spaces:
+            plain = " ".join(plain.split())
+        return plain if 0 < len(plain) <= LONGEST_TEXT else None
+
+    def gold(self, text: str) -> str | None:
+        return text.strip() or None
+
+    def equal(self, a: Any, b: Any) -> bool:
+        a, b = (text.strip() if self.spaces else " ".join(text.split()) for text in (a, b))
+        return bool(a == b if self.case else a.casefold() == b.casefold())
+
+
+@dataclass(config=strict, frozen=True)
+class Latex(AnswerKind):
+    """A mathematical answer of any form. Equal are those that the judge finds equal."""
+
+    is_exact: ClassVar[bool] = False
+    noun: ClassVar[Any] = "answer in LaTeX"
+    is_slow: ClassVar[bool] = True
+    modules: ClassVar[tuple[str, ...]] = ("judge",)
+
+    kind: Literal["latex"] = "latex"
+
+    def read(self, text: str | None) -> str | None:
+        plain = (text or "").strip().strip("$").strip()
+        return plain if re.search(r"\w", plain) and len(plain) <= LONGEST_TEXT else None
+
+    def equal(self, a: Any, b: Any) -> bool:
+        return self.group(b, [a]) is a
+
+    def group(self, value: Any, known: Iterable[Any]) -> Any:
+        firsts = list(known)
+        # By its name: it is one of `modules`.
+        judge = importlib.import_module("aimo.inference.judge")
+        verdicts = judge.are_equal([value] * len(firsts), firsts)
+        pairs = zip(firsts, verdicts, strict=True)
+        # The judge may not read a gold answer: then equal texts are equal.
+        return next((one for one, same in pairs if same or (same is None and one == value)), value)
+
+
+@dataclass(config=strict, frozen=True)
+class Nemotron(AnswerKind):
+    """What the metric of the NVIDIA Nemotron Model Reasoning Challenge reads and takes as equal."""
+
+    is_exact: ClassVar[bool] = False
+
+    kind: Literal["nemotron"] = "nemotron"
+
+    def find(self, completion: str, tags: Tags = DEFAULT_TAGS) -> str | None:
+        r"""Return the text after the last filled `\boxed{`, up to the last brace before the next box.
+
+        Without a box, what the last "final answer is" line states, else the last number, else the last line.
+        """
+        boxes = completion.split("\\boxed{")[1:]
+        filled = [part[: part.rfind("}")] if "}" in part else part for part in boxes]
+        if boxes:
+            return next((text.strip() for text in reversed(filled) if text.strip()), "")
+        for phrase in (r"the final answer is:\s*", r"final answer is:\s*", r"final answer\s*[:：]\s*"):
+            if said := re.findall(phrase + r"([^\n]+)", completion, re.IGNORECASE):
+                return str(said[-1]).strip()
+        numbers = re.findall(r"-?\d+(?:\.\d+)?", completion)
+        lines = [line.strip() for line in completion.splitlines() if line.strip()]
+        return next(iter([*numbers[-1:], *lines[-1:]]), None)
+
+    def read(self, text: str | None) -> str | None:
+        return (text or "").strip() or None
+
+    def equal(self, a: Any, b: Any) -> bool:
+        """Return whether an answer `b` counts for the gold answer `a`.
+
+        Bits are texts; numbers are near within a relative 1e-2 or an absolute 1e-5, texts equal in any case
+        (kaggle.com/code/metric/nvidia-nemotron-metric, version 15).
+        """
+        a, b = a.strip().lower(), b.strip().lower()
+        if not re.fullmatch("[01]+", a):
+            try:
+                return math.isclose(float(a), float(b), rel_tol=1e-2, abs_tol=1e-5)
+            except ValueError:
+                pass
+        return bool(a == b)
+
+
+PAGE = 3000  # characters of Markdown that a printed page holds, about
+BEGUN = re.compile(r"\\(begin|end)\{(\w+\*?)\}")
+LEFT_OVER = re.compile(r"</?think>|<\|\w+\|>")
+
+
+@dataclass(config=strict, frozen=True)
+class Proof(AnswerKind):
+    """A proof in Markdown with LaTeX, of at most so many pages. No two are equal, and none is known."""
+
+    modules: ClassVar[tuple[str, ...]] = ("proofs",)
+    fallback: ClassVar[Any] = "No proof was found."
+
+    pages: Positive | None = None
+    kind: Literal["proof"] = "proof"
+
+    @property
+    def noun(self) -> str:
+        return f"proof of at most {self.pages} pages" if self.pages else "proof"
+
+    def read(self, text: str | None) -> str | None:
+        plain = re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", "", (text or "").replace("\r\n", "\n")).strip()
+        return plain or None
+
+    def fault(self, text: str) -> str:
+        """Return what is wrong with the length or the Markdown of a proof; empty when nothing is."""
+        if self.pages and len(text) > self.pages * PAGE:
+            return f"it has {len(text) / PAGE:.1f} pages, and {self.pages} are allowed"
+        if found := LEFT_OVER.search(text):
+            return f"{found[0]} stands in it"
+        if len(re.findall(r"(?m)^ *```", text)) % 2:
+            return "a fenced block is not closed"
+        plain = re.sub(r"(?ms)^ *```.*?^ *```|`[^`\n]+`|\\[$\\]", "", text)
+        if plain.count("$$") % 2 or plain.replace("$$", "").count("$") % 2:
+            return "a formula between $ is not closed"
+        opened: list[str] = []
+        for which, name in BEGUN.findall(plain):
+            if which == "begin":
+                opened.append(name)
+            elif not opened or opened.pop() != name:
+                return f"\\end{{{name}}} closes nothing"
+        return f"\\begin{{{opened[-1]}}} is not closed" if opened else ""
+
+    def fit(self, text: str) -> str:
+        """Return a proof that fits its pages: one that is too long ends with the last paragraph that does."""
+        if not self.pages or len(text) <= self.pages * PAGE:
+            return text
+        paragraphs = text[: self.pages * PAGE].split("\n\n")
+        ends = ("\n\n".join(paragraphs[:n]) for n in range(len(paragraphs) - 1, 0, -1))
+        return next((one for one in ends if not self.fault(one)), text[: self.pages * PAGE])
+
+    def accepts(self, value: Any) -> bool:
+        return isinstance(value, str) and bool(value.strip()) and self.fit(value) == value
+
+
+Kind = Annotated[Integer | Number | Choice | Text | Latex | Nemotron | Proof, Field(discriminator="kind")]
+KIND: TypeAdapter[Any] = TypeAdapter(Kind)
+INTEGER = Integer()
+
+
+def read_kind(written: dict[str, Any]) -> Any:
+    """Return the kind that a file's header names; ValueError where it names none."""
+    return KIND.validate_json(json.dumps(written))
+
+
+def write_kind(kind: AnswerKind) -> dict[str, Any]:
+    """Return a kind as a file's header names it."""
+    return dict(KIND.dump_python(kind, mode="json"))

@@ -14,8 +14,7 @@ from aimo.inference import harmony, prompts, sandbox, tool_calls, voting
 from aimo.inference.errors import AimoError
 from aimo.inference.harmony import Harmony
 from aimo.inference.model_folder import read_tokenizer
-from aimo.inference.prompts import escape_special_tokens
-from aimo.inference.sampling import BackgroundLoop, Completion, Sampler
+from aimo.inference.prompts import BackgroundLoop, Completion, Sampler, escape_special_tokens
 from aimo.inference.settings import Settings
 from aimo.inference.tool_calls import PYTHON, Call
 

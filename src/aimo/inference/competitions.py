@@ -18,7 +18,7 @@ import polars as pl
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from aimo.inference.answer_kinds import Choice, Integer, Kind, Latex, Nemotron, Number, Proof, Text
+from aimo.inference.answers import Choice, Integer, Kind, Latex, Nemotron, Number, Proof, Text
 from aimo.inference.errors import AimoError, explain, listed
 from aimo.inference.settings import Positive, Tag, strict, validate_settings
 from aimo.inference.storage import read_yaml

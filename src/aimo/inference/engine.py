@@ -21,13 +21,13 @@ from aimo.inference import harmony, prompts, voting
 from aimo.inference.chat_format import FolderSampler
 from aimo.inference.errors import AimoError, one_line, say
 from aimo.inference.model_folder import check_model_folder, identity, tied_embedding
-from aimo.inference.plan import position_limit
-from aimo.inference.sampling import BackgroundLoop, Completion, Sampler, Until, entropy_of, result_of
+from aimo.inference.prompts import BackgroundLoop, Completion, Sampler, Until, entropy_of, result_of
 from aimo.inference.settings import Settings, resolve_settings
 from aimo.inference.vllm_process import (
     ending_with_this_thread,
     engine_arguments,
     is_verbose,
+    position_limit,
     set_environment,
     stderr_to,
     tokenizer_argument,

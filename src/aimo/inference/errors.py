@@ -21,6 +21,10 @@ class EngineError(AimoError):
     """The engine, or every model server, failed for good. Exit code 1."""
 
 
+class StageError(Exception):
+    """A stage failed for another reason: the message names it and where the traceback is. Exit code 1."""
+
+
 class SandboxError(AimoError):
     """The sandbox cannot run programs, now or on this machine; what needs none goes on."""
 

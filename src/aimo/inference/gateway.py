@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from aimo.inference import startup
-from aimo.inference.answer_kinds import Proof, Value
+from aimo.inference.answers import Proof, Value
 from aimo.inference.competitions import (
     Competition,
     describe_score,
@@ -34,12 +34,11 @@ from aimo.inference.engine import Engine, Supervisor
 from aimo.inference.errors import AimoError, one_line, say
 from aimo.inference.journal import Journal
 from aimo.inference.model_folder import check_model_folder, identity
-from aimo.inference.plan import plan_for_this_machine
 from aimo.inference.sample import Sample
 from aimo.inference.settings import Settings, check_parameters, resolve_settings
 from aimo.inference.solver import Solution, next_budget, solve_problem
 from aimo.inference.storage import write_whole
-from aimo.inference.vllm_process import is_verbose, set_environment, stderr_to
+from aimo.inference.vllm_process import is_verbose, plan_for_this_machine, set_environment, stderr_to
 from aimo.inference.voting import Stop
 
 ATTEMPTS = 3  # at a question, each with another engine

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from aimo.inference import prompts
 from aimo.inference.errors import AimoError
-from aimo.inference.sampling import Completion, Sampler
+from aimo.inference.prompts import Completion, Sampler
 from aimo.inference.tool_calls import Call, read_call
 
 START, MESSAGE, CHANNEL = 200006, 200008, 200005

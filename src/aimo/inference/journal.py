@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from aimo.inference.answer_kinds import INTEGER, AnswerKind, Kind, Value, read_kind, write_kind
+from aimo.inference.answers import INTEGER, AnswerKind, Kind, Value, read_kind, write_kind
 from aimo.inference.errors import AimoError, explain, one_line, say
 from aimo.inference.sample import End, Sample
 from aimo.inference.settings import ASKED, CHANGING

@@ -23,8 +23,7 @@ from functools import cache, lru_cache
 from typing import Any
 
 from aimo.inference import expressions
-from aimo.inference.answer_kinds import AnswerKind
-from aimo.inference.answers import DEFAULT_TAGS, extract
+from aimo.inference.answers import DEFAULT_TAGS, AnswerKind, extract
 from aimo.inference.expressions import TEXT, canonical, compute, exact_value, parts, read_choice, values
 from aimo.inference.settings import Prompt, Tags
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import polars as pl
 
 from aimo.inference import files, gateway
-from aimo.inference.answer_kinds import Latex, Value
+from aimo.inference.answers import Latex, Value
 from aimo.inference.competitions import Competition, find_competition, name_of, pose
 from aimo.inference.engine import Supervisor
 from aimo.inference.errors import AimoError, EngineError, one_line
 from aimo.inference.journal import Journal
+from aimo.inference.prompts import Sampler
 from aimo.inference.sample import AskedProblem, RunningSample, Sample
-from aimo.inference.sampling import Sampler
 from aimo.inference.solver import Solution, Solver, cancel
 from aimo.inference.storage import AGAIN, KEPT
 from aimo.inference.voting import Stop

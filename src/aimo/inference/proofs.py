@@ -26,9 +26,9 @@ from functools import partial
 from typing import Any
 
 from aimo.inference import answers, harmony
-from aimo.inference.answer_kinds import Integer, Proof
+from aimo.inference.answers import Integer, Proof
+from aimo.inference.prompts import Completion, Sampler
 from aimo.inference.sample import AskedProblem, End, RunningSample, Sample
-from aimo.inference.sampling import Completion, Sampler
 from aimo.inference.settings import Proofs
 from aimo.inference.solver import FORCED_ANSWER_S, Solution, Solver
 from aimo.inference.voting import Stop

@@ -14,9 +14,9 @@ from typing import Any, ClassVar
 from pydantic import ConfigDict
 
 from aimo.inference import chat_format, prompts, voting
-from aimo.inference.answer_kinds import AnswerKind, Value
+from aimo.inference.answers import AnswerKind, Value
 from aimo.inference.errors import one_line
-from aimo.inference.sampling import MIN_TOKENS, Completion, Sampler, sample_seed
+from aimo.inference.prompts import MIN_TOKENS, Completion, Sampler, sample_seed
 from aimo.inference.sandbox import Programs
 
 Work = Callable[[], Awaitable[Completion]]

@@ -25,7 +25,7 @@ from aimo.inference import harmony, prompts
 from aimo.inference.chat_format import FolderSampler
 from aimo.inference.errors import AimoError
 from aimo.inference.model_folder import check_model_folder, identity
-from aimo.inference.sampling import BackgroundLoop, Completion, Until, entropy_of
+from aimo.inference.prompts import BackgroundLoop, Completion, Until, entropy_of
 from aimo.inference.settings import Settings, resolve_settings
 
 CONNECT_S = 10.0

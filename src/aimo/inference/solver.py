@@ -10,10 +10,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from aimo.inference import voting
-from aimo.inference.answer_kinds import AnswerKind, Value
+from aimo.inference.answers import AnswerKind, Value
 from aimo.inference.errors import EngineError, one_line
+from aimo.inference.prompts import Completion, Sampler
 from aimo.inference.sample import AskedProblem, End, RunningSample, Sample
-from aimo.inference.sampling import Completion, Sampler
 from aimo.inference.sandbox import has_sandbox
 from aimo.inference.voting import Stop
 

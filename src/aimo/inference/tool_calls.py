@@ -15,8 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aimo.inference.errors import AimoError, one_line
-from aimo.inference.prompts import as_prompt
-from aimo.inference.sampling import Completion
+from aimo.inference.prompts import Completion, as_prompt
 
 # The tool, as chat templates and vLLM's parsers get it.
 PYTHON: dict[str, Any] = {

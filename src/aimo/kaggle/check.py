@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 
 from aimo import config
 from aimo.config import ROOT, RUNS
-from aimo.errors import AimoError
 from aimo.inference import startup
 from aimo.inference.competitions import COMPETITIONS, HOUR_S, Competition, find_competition
+from aimo.inference.errors import AimoError
 from aimo.inference.settings import list_of_texts, validate_settings
 from aimo.inference.storage import read_json
 from aimo.kaggle.kernels import FOLDER, KERNELS, Kernel

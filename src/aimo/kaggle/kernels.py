@@ -25,8 +25,8 @@ import yaml
 from aimo import config
 from aimo.config import ROOT
 from aimo.config.reading import meanings
-from aimo.errors import AimoError
 from aimo.inference.competitions import COMPETITIONS, Competition, find_competition, name_of
+from aimo.inference.errors import AimoError
 from aimo.inference.settings import Settings
 from aimo.inference.storage import read_json, write_json
 

@@ -12,10 +12,10 @@ import requests
 from kagglesdk.kernels.types import kernels_api_service as of_kernels
 from kagglesdk.kernels.types.kernels_enums import KernelWorkerStatus as State
 
-from aimo.errors import AimoError, StageError
 from aimo.inference import startup
+from aimo.inference.errors import AimoError, StageError
 from aimo.inference.storage import read_json, write_whole
-from aimo.kaggle import transfers
+from aimo.kaggle import client
 from aimo.kaggle.check import FORMS, OUTPUT, PLACEHOLDER, is_in, is_source, kernel_folder, slug_of, source_of
 from aimo.kaggle.client import Api, add_record, check_reply
 from aimo.kaggle.kernels import FOLDER
@@ -193,7 +193,7 @@ def download_output(api: Api, version: Version) -> Path:
             told = f"its output {name!r} would lie outside {folder}; it is not downloaded"
             raise AimoError(f"{version}: {told}")
         if not path.is_file() or path.stat().st_size != sizes.get(name):
-            transfers.save_download(transfers.fetch(url), path, sizes.get(name))
+            client.save_download(client.fetch(url), path, sizes.get(name))
     write_whole(folder / f"{slug}.log", "\n".join(read_log(api, version, answers[0].log)) + "\n")
     return folder
 
@@ -236,7 +236,7 @@ def submit_file(api: Api, path: Path, message: str, competition: str, wait: bool
         print(f"PUT {path.name}, {path.stat().st_size:,} bytes")
     api.end_dry_run()
     answer = api.competition_submit(str(path), message, slug, quiet=True)
-    made = {"file": path.name, "message": message} | transfers.run_of(path.parent)
+    made = {"file": path.name, "message": message} | client.run_of(path.parent)
     return taken(api, slug, answer, str(path), made, wait)
 
 

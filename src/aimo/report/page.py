@@ -20,7 +20,7 @@ from xml.etree.ElementTree import tostring
 from jinja2 import Environment, StrictUndefined
 from latex2mathml.converter import convert_to_element
 
-from aimo.errors import AimoError
+from aimo.inference.errors import AimoError
 from aimo.inference.storage import write_whole
 
 PAGE = Path(__file__).with_name("page.jinja").read_text(encoding="utf-8")

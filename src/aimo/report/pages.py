@@ -13,7 +13,7 @@ import nbformat
 
 from aimo.config import RUNS
 from aimo.config.profile import STAGES, TRAINED
-from aimo.errors import AimoError
+from aimo.inference.errors import AimoError
 from aimo.inference.storage import read_json, read_lines, write_json
 from aimo.report import page, plots, tables
 from aimo.report.page import Html, Section, write_page

@@ -23,8 +23,8 @@ from typing import Any, Literal
 import polars as pl
 import requests
 
-from aimo.errors import AimoError
 from aimo.inference import sandbox
+from aimo.inference.errors import AimoError
 from aimo.rewards.math import Column, Rewards, Texts, text_of
 
 TIME_LIMIT_S = 5.0  # wall time of a test case of `code`, as in Open-R1

@@ -15,9 +15,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator
 from pydantic.dataclasses import dataclass
 
-from aimo.errors import AimoError
-from aimo.inference.answer_kinds import AnswerKind
-from aimo.inference.answers import DEFAULT_TAGS, extract, tagged
+from aimo.inference.answers import DEFAULT_TAGS, AnswerKind, extract, tagged
+from aimo.inference.errors import AimoError
 from aimo.inference.judge import are_correct, is_well_formed
 from aimo.inference.settings import NonNegative, Positive, Prompt, strict
 

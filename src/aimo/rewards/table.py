@@ -17,8 +17,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import Field, ValidationError
 from pydantic.dataclasses import dataclass
 
-from aimo.errors import AimoError, explain
-from aimo.inference.answer_kinds import AnswerKind
+from aimo.inference.answers import AnswerKind
+from aimo.inference.errors import AimoError, explain
 from aimo.inference.settings import Positive, Prompt, strict
 from aimo.rewards import code, math
 from aimo.rewards.math import Reward, RewardFunc, Rewards

@@ -8,8 +8,7 @@ from pathlib import Path
 import huggingface_hub
 
 from aimo.config import locate
-from aimo.errors import AimoError
-from aimo.inference.errors import redact
+from aimo.inference.errors import AimoError, redact
 
 OTHER_FORMATS = ["original/*", "metal/*"]  # the same weights again, such as gpt-oss's
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from aimo.config import ROOT
-from aimo.errors import AimoError
 from aimo.inference import sandbox
+from aimo.inference.errors import AimoError
 
 # Those that a result depends on.
 PACKAGES = ["torch", "transformers", "trl", "peft", "unsloth", "datasets", "vllm", "math-verify", "jupytext"]

@@ -15,7 +15,7 @@ from rich import progress as rich
 from rich.console import Console
 
 from aimo.config import Profile
-from aimo.errors import AimoError
+from aimo.inference.errors import AimoError
 from aimo.inference.storage import read_json
 
 PLAIN_S = 20

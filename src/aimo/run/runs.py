@@ -27,7 +27,7 @@ from typing import Any, TextIO
 from aimo import config
 from aimo.config import ROOT, RUNS, Profile
 from aimo.config.profile import MODELS, STAGES
-from aimo.errors import AimoError
+from aimo.inference.errors import AimoError
 from aimo.inference.settings import Settings, Texts, check_parameters
 from aimo.inference.startup import collect_less
 from aimo.inference.storage import AGAIN, read_json, write_json, write_whole

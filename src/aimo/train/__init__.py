@@ -3,5 +3,4 @@
 from aimo import load_late
 
 # They load torch, and TRL, which Unsloth has to come before.
-load_late(__name__, "callbacks", "compat", "dpo", "grpo", "live", "models", "opd")
-load_late(__name__, "served", "sft", "trainers")
+load_late(__name__, "callbacks", "compat", "dpo", "grpo", "models", "opd", "sft", "trainers")

@@ -13,7 +13,7 @@ from typing import Any
 
 from aimo.config import Grpo, Profile
 from aimo.config.reading import suggest
-from aimo.errors import AimoError
+from aimo.inference.errors import AimoError
 from aimo.run import machine
 from aimo.run.runs import Run
 from aimo.train import compat

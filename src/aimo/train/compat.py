@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 from trl.generation import vllm_generation
 from trl.trainer import distillation_trainer, grpo_trainer, utils
 
-from aimo.errors import AimoError
+from aimo.inference.errors import AimoError
 
 BEFORE_TRLS: Any = object  # the base of what stands before TRL's class, whose names it uses
 GRPO: Any = trl.GRPOTrainer

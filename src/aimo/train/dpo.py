@@ -11,10 +11,10 @@ from datasets import Dataset
 
 from aimo.config import Profile
 from aimo.data.prepare import Rows
-from aimo.errors import AimoError
 from aimo.evaluation.completions import Trace
 from aimo.evaluation.scores import sample_rows
 from aimo.inference.engine import Engine
+from aimo.inference.errors import AimoError
 from aimo.inference.storage import read_json, write_json
 from aimo.run.runs import Run
 from aimo.train import arguments, trainers

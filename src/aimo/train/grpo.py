@@ -37,10 +37,9 @@ from trl.trainer.utils import nanstd
 from aimo import rewards
 from aimo.config import Profile
 from aimo.data.prepare import Rows
-from aimo.errors import AimoError
 from aimo.inference import voting
-from aimo.inference.prompts import escape_special_tokens
-from aimo.inference.sampling import Completion
+from aimo.inference.errors import AimoError
+from aimo.inference.prompts import Completion, escape_special_tokens
 from aimo.inference.sandbox import Programs, has_sandbox
 from aimo.inference.storage import append_lines, read_lines, write_lines
 from aimo.inference.tool_calls import PYTHON, find_tool_call, find_tool_parser

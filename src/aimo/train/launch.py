@@ -28,10 +28,9 @@ from aimo import config
 from aimo.config import Profile
 from aimo.config.profile import STAGES, TRAINED
 from aimo.data import prepare
-from aimo.errors import AimoError, StageError, explain_exit
 from aimo.evaluation import scores
 from aimo.inference import vllm_process
-from aimo.inference.errors import redact
+from aimo.inference.errors import AimoError, StageError, explain_exit, redact
 from aimo.inference.storage import write_whole
 from aimo.run import machine, progress, runs
 from aimo.train import arguments, dpo, models, trainers

@@ -21,12 +21,12 @@ from torch._functorch import config as compiling
 from aimo import config
 from aimo.config import Profile
 from aimo.data.prepare import Rows
-from aimo.errors import AimoError
 from aimo.inference import prompts
+from aimo.inference.errors import AimoError
 from aimo.inference.model_folder import read_tokenizer
 from aimo.inference.settings import SETTINGS, Prompt
 from aimo.inference.storage import read_json, write_whole
-from aimo.kaggle import client, transfers
+from aimo.kaggle import client
 from aimo.run import hub, machine
 from aimo.run.runs import Run
 from aimo.train import arguments
@@ -405,7 +405,7 @@ def push_trained(run: Run) -> None:
     if to.push_to_kaggle:
         try:
             with client.sign_in() as api:
-                transfers.push_version(api, folder, to.push_to_kaggle, run.profile, run.dir)
+                client.push_version(api, folder, to.push_to_kaggle, run.profile, run.dir)
         except AimoError as e:
             raise AimoError(
                 f"training.push_to_kaggle: {to.push_to_kaggle!r} was refused: {e}. "

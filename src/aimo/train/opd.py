@@ -34,10 +34,10 @@ from aimo import config
 from aimo.config import Profile
 from aimo.config.profile import Opd
 from aimo.data.prepare import Rows
-from aimo.errors import AimoError
 from aimo.inference import prompts, startup
+from aimo.inference.errors import AimoError
 from aimo.inference.model_folder import check_model_folder, read_tokenizer
-from aimo.inference.sampling import BackgroundLoop
+from aimo.inference.prompts import BackgroundLoop
 from aimo.inference.server import address, open_client, reason, served_models
 from aimo.run import hub, machine
 from aimo.run.runs import Run

@@ -25,11 +25,11 @@ from datasets import Dataset, load_from_disk
 
 from aimo.data import prepare
 from aimo.data.prepare import Rows
-from aimo.errors import AimoError
+from aimo.inference.errors import AimoError
 from aimo.inference.storage import read_json, write_json
 from aimo.run import hub
 from aimo.run.runs import Run
-from aimo.train import arguments, compat, models, served
+from aimo.train import arguments, compat, models, trainers
 from aimo.train.trainers import Log, Shared, fit, make_trainer, rows_per_step
 
 POOL = 50  # steps whose rows are sorted by length together
@@ -112,7 +112,7 @@ def worst_tokens(model: Any, tokenizer: Any, rows: Rows, run: Run) -> Rows:
             "--strategy ddp or zero2, or set it to null"
         )
     pairs, found = encode(rows, tokenizer), []
-    read = served.log_probs(model, pairs, arguments.choose_dtype(run.profile)[0])
+    read = trainers.log_probs(model, pairs, arguments.choose_dtype(run.profile)[0])
     for (_, reply), (_, values) in zip(pairs, read, strict=True):
         worst = min(range(len(values)), key=values.__getitem__)
         found.append({"log_prob": values[worst], "token": tokenizer.decode([reply[worst]])})

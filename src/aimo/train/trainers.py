@@ -11,7 +11,7 @@ import gc
 import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,20 @@ import torch
 import trl
 from accelerate import PartialState
 from accelerate.utils import set_seed
-from transformers import PrinterCallback, Trainer
+from transformers import AutoModelForCausalLM, PrinterCallback, Trainer
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+from aimo.data import prepare
 from aimo.data.prepare import Rows
-from aimo.errors import AimoError
+from aimo.evaluation.served import Reading, compare, encode_talks, read_kept
 from aimo.inference import vllm_process
+from aimo.inference.errors import AimoError
+from aimo.inference.model_folder import read_tokenizer
+from aimo.inference.storage import write_json
 from aimo.report import pages
 from aimo.run import machine, runs
 from aimo.run.runs import Run
-from aimo.train import arguments, callbacks, compat, live, models, served
+from aimo.train import arguments, callbacks, compat, models
 
 Log = list[dict[str, Any]]
 
@@ -217,7 +221,7 @@ def fit(trainer: Any, run: Run, probe: Rows | None) -> Log:
         trainer.add_callback(callbacks.Probe(trainer, run, probe))
     trainer.add_callback(callbacks.Record(run))
     if runs.by_hand():
-        trainer.add_callback(live.Live(run, trainer))
+        trainer.add_callback(callbacks.Live(run, trainer))
 
     with args.main_process_first(local=False):  # it removes what is incomplete
         checkpoint = callbacks.last_checkpoint(folder)
@@ -257,7 +261,7 @@ def fit(trainer: Any, run: Run, probe: Rows | None) -> Log:
         print(f"Stopped at step {state.global_step} of {state.max_steps}, before {limits.reason}.")
     callbacks.save_trained(trainer, folder)
     if trainer.is_world_process_zero():
-        served.remember(model, trainer.processing_class, run, probe)
+        remember(model, trainer.processing_class, run, probe)
 
     # A sample is a row; for GRPO a completion, trained on or not. Seconds include probes and checkpoints.
     log = state.log_history
@@ -339,8 +343,86 @@ def finish(run: Run, tokenizer: Any, log: Log, **more: Any) -> dict[str, Any]:
     stage as finished. Return the recorded figures, `more` among them."""
     figures = more | summary(log)
     models.save_model(run, tokenizer, figures | run.data_hash())
-    figures |= served.check(run)
+    figures |= check(run)
     models.push_trained(run)
     run.finish(**figures)
     pages.write_by_hand(run.dir)
     return figures
+
+
+ROWS, TOKENS = 64, 16  # held-out problems, and tokens that are written to each
+PART = 16  # of those problems, answered at once
+PIECE = 1024  # tokens whose log-probabilities are computed at once
+
+
+def log_probs(model: Any, pairs: Sequence[tuple[list[int], list[int]]], dtype: str) -> list[Reading]:
+    """Return the prompts of pairs of prompt and reply, both token ids, and the log-probabilities (n,) of each
+    reply's tokens, computed in `dtype`."""
+    found: list[Reading] = []
+    was_training, compute = model.training, getattr(torch, dtype)
+    model.eval()
+    for prompt, reply in pairs:
+        row = torch.tensor([prompt + reply], device=model.device)  # (1, prompt + n)
+        with torch.no_grad(), torch.autocast(model.device.type, compute, enabled=dtype != "float32"):
+            logits = model(input_ids=row).logits[0, len(prompt) - 1 : -1]  # (n, vocabulary)
+        ids = row[0, len(prompt) :, None]  # (n, 1)
+        pieces = zip(logits.split(PIECE), ids.split(PIECE), strict=True)
+        values = [part.float().log_softmax(-1).gather(-1, chosen)[:, 0] for part, chosen in pieces]
+        found.append((prompt, [round(value, 6) for value in torch.cat(values).tolist()]))
+    model.train(was_training)
+    return found
+
+
+def remember(model: Any, tokenizer: Any, run: Run, probe: Rows | None) -> None:
+    """Keep in json of the stage what the trained model writes to held-out problems, with its
+    log-probabilities; nothing where the run has none, or where each process has a part of the model."""
+    path = run.folder / "served.json"
+    rows = prepare.read_set(run.dir / "data", "heldout")[:ROWS] or (probe or [])[:ROWS]
+    if not rows or arguments.is_sharded():
+        path.unlink(missing_ok=True)
+        return
+    dtype, settings = arguments.choose_dtype(run.profile)[0], run.profile.model
+    talks: Rows = []
+
+    def keep(key: str) -> None:
+        read = log_probs(model, encode_talks(tokenizer, talks), dtype)
+        for talk, (ids, values) in zip(talks, read, strict=True):
+            talk |= {"ids": ids, key: values}
+
+    # Adapters of a four-bit model are merged into other weights than the trainer's.
+    can_merge = settings.lora and not settings.load_in_4bit
+    with torch.random.fork_rng(), models.merged(model) if can_merge else contextlib.nullcontext():
+        torch.manual_seed(run.profile.seed)
+        for first in range(0, len(rows), PART):
+            part = rows[first : first + PART]
+            texts = models.complete(model, tokenizer, part, TOKENS, do_sample=True)
+            replies = zip(part, texts, strict=True)
+            talks += [{"prompt": row["prompt"], "reply": text} for row, text in replies if text]
+        if can_merge:
+            keep("merged")
+    keep("log_probs")
+    if settings.lora:
+        with model.disable_adapter():
+            keep("start")
+    write_json(path, {"dtype": dtype, "four_bits": settings.load_in_4bit, "talks": talks})
+
+
+def check(run: Run) -> dict[str, float]:
+    """Return the mean difference of the log-probabilities of the saved model and of the trained one.
+
+    AimoError as `compare`. On a GPU with room for the folder it is read there.
+    """
+    folder, kept = run.folder / "model", read_kept(run.folder)
+    if not kept:
+        return {}
+    device = "cpu"
+    if machine.computes_on_gpu():
+        torch.cuda.empty_cache()
+        size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+        device = "cuda" if torch.cuda.mem_get_info()[0] > 1.2 * size else "cpu"
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+    model.to(device)
+    saved_in = str(model.dtype).removeprefix("torch.")
+    found = log_probs(model, encode_talks(read_tokenizer(folder), kept["talks"]), saved_in)
+    difference = compare(kept, found, saved_in, f"{run.stage}: {folder}", run.profile.training.served_bound)
+    return {"served_difference": round(difference, 6)}

@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[1]
 began = time.monotonic()
 try:
     found = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True).stdout
