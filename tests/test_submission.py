@@ -227,9 +227,9 @@ def test_what_is_wrong_with_a_kernels_parameters_is_named_in_one_line_before_any
     assert not Path("settings.json").exists()
 
 
-@pytest.mark.parametrize("where", COMPETITIONS["aimo2"].folders)
+@pytest.mark.parametrize("where", ["{}", "competitions/{}"])
 def test_kaggles_package_is_found_in_both_places_it_may_lie(monkeypatch, tmp_path, where):
-    package = tmp_path / where / "kaggle_evaluation"
+    package = tmp_path / where.format(COMPETITIONS["aimo2"].slug) / "kaggle_evaluation"
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
     (package / "aimo_2_inference_server.py").write_text("class AIMO2InferenceServer:\n    place = __file__\n")

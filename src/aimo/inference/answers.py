@@ -1,7 +1,8 @@
 # ruff: noqa: RUF001 (completions hold such signs)
-"""Find the final answer in a completion, and read it as an integer; `judge` says whether it is right.
+"""Answers, as rewards, figures and votes all read them: found in a completion, then read by their kind.
 
-Rewards, figures and votes all read answers here.
+`extract` finds the text of a completion's final answer, in tags, a box or a phrase. A competition's kind of
+answer (`Integer`, `Number`, …) reads the text's value, compares values, and says what may be submitted.
 """
 
 import importlib
@@ -11,7 +12,6 @@ import re
 from collections.abc import Iterable
 from typing import Annotated, Any, ClassVar, Literal
 
-import polars as pl
 from pydantic import Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
@@ -29,12 +29,9 @@ EMPTY = re.compile(
 BETWEEN = re.compile(  # boxes of one list: "x = \boxed{3}, \boxed{5} and y = \boxed{7}"
     r"(?:\s(?!\s*\n)|[$,;&]|\\[()\[\],;: ]|\\q?quad|\\text\{\s*(?:and|or)\s*\}|and|or|[a-zA-Z](?:_\w)? ?=)*"
 )
-ASCII_WORDS = (
+WORDS = (  # of PHRASE, which is ten times slower to search for
     "nswer", "A:", "####", "NSWER", "inal result", "espuesta", "esposta", "isposta", "Antwo", "Cevap",
-    "Jawaban",
-)  # fmt: skip
-WORDS = (
-    *ASCII_WORDS, "答", "éponse", "Ответ", "답", "Odpowiedź", "Đáp án", "الجواب", "الإجابة", "उत्तर", "คำตอบ",
+    "Jawaban", "答", "éponse", "Ответ", "답", "Odpowiedź", "Đáp án", "الجواب", "الإجابة", "उत्तर", "คำตอบ",
 )  # fmt: skip
 PHRASE = re.compile(
     r"####(?=[ \t]*[^A-Za-z\s#]|[ \t]*[\w.-]+\s*\Z)|^A:"
@@ -69,10 +66,9 @@ BOLD_END = re.compile(r"\*\*([^*\n]+)\*\*\.?\s*\Z")
 def extract(completion: str, tags: Tags = DEFAULT_TAGS) -> str | None:
     r"""Return the final answer of a completion, or None.
 
-    The last filled one of: the answer tags, `<answer>…</answer>`, `\boxed{…}` or `\fbox{…}` (balanced braces,
-    or cut off); failing those `#### x`, `A: x` or "the answer is x", with what stands on the next line, and
-    without a clause that explains it. Boxes in one list are one answer, `3, 5, 7`. Text after the thought
-    takes precedence over text inside it.
+    The text after the thought comes first, then the thought. In each: the last that is filled of the answer
+    tags, `<answer>…</answer>` and `\boxed{…}` (boxes in one list are one answer, `3, 5, 7`), else the last
+    `#### x`, `A: x` or "the answer is x", else what the text ends with in bold.
     """
     if "\x08" in completion or "\x0c" in completion:
         completion = expressions.restore_backslashes(completion)
@@ -91,7 +87,6 @@ def extract(completion: str, tags: Tags = DEFAULT_TAGS) -> str | None:
                 return inner[1] if inner else phrased(answer) or answer
         if phrase := phrased(text):
             return phrase
-        # What is in bold at the very end, behind the last equals sign.
         bold = BOLD_END.search(text, max(0, len(text) - 300)) if text.endswith(("*", "*.", "\n")) else None
         if bold and (end := bold[1].rsplit("=", 1)[-1].strip()):
             return end
@@ -100,9 +95,8 @@ def extract(completion: str, tags: Tags = DEFAULT_TAGS) -> str | None:
 
 def phrased(text: str) -> str | None:
     """Return what the last `####`, `A:` or "answer is" states: display maths, or a line's first clause."""
-    # A scan for plain words first, the last of them before all: the pattern itself is ten times slower.
-    near = max(map(text.rfind, ASCII_WORDS if text.isascii() else WORDS))
-    for begin in (max(0, near - 1), 0) if near >= 0 else ():
+    near = max(map(text.rfind, WORDS))
+    for begin in (max(0, near - 1), 0) if near >= 0 else ():  # from the last word, then from the start
         for phrase in reversed(list(PHRASE.finditer(text, begin))[-50:]):
             said = text[phrase.end() : phrase.end() + 1000]
             if bare := re.match(r" ?(-?\d+)(?:\n|\Z)", said):
@@ -139,7 +133,7 @@ def boxed(text: str) -> tuple[int, str] | None:
 
     Different boxes of one list are joined by commas. A box that is left open counts where none is closed.
     """
-    cut_off, last = None, None  # the box after the one in hand, as (position, contents)
+    cut_off, last = None, None  # `last`: the list after the box in hand, as (position, contents)
     for box in reversed(list(BOX.finditer(text))[-100:]) if "box" in text else ():
         begin = box.end()
         if not text.startswith("{", begin):  # \boxed 5
@@ -172,34 +166,27 @@ def closing_brace(text: str, start: int) -> int:
     return 0
 
 
-def to_integer(
-    answer: str | None, low: int | None = None, high: int | None = None, modulus: int | None = None
-) -> int | None:
-    r"""Return an answer as an integer within low…high, or None when it is not certain to be one.
+def to_integer(answer: str | None) -> int | None:
+    r"""Return an answer as an integer, or None when it is not certain to be one.
 
     Reads `1{,}024`, `2^{10}`, `\frac{84}{2}`, `42.0`, `7!`, `m+n = 42`, `5\text{ apples}`, `five`; gives None
-    for several values. With `modulus`, the value is reduced before the range is checked.
+    for several values.
     """
-    number = None if answer is None else expressions.integer(answer)
-    if number is None:
-        return None
-    if modulus is not None:
-        number %= modulus
-    return number if (low is None or low <= number) and (high is None or number <= high) else None
+    return None if answer is None else expressions.integer(answer)
 
+
+# Kinds of answers
 
 Value = int | float | str
 LONGEST_TEXT = 500  # characters of a text
 FLOAT = re.compile(r"[-+]?(?:\d{1,30}\.?\d{0,30}|\.\d{1,30})(?:[eE][-+]?\d{1,3})?")
-DECIMAL = re.compile(r"-?[0-9]{1,18}")
 Tolerance = Annotated[float, Field(ge=0, lt=1e300)]
 
 
 class AnswerKind:
     """What all kinds share. Without an override, equal values are equal answers."""
 
-    type: ClassVar[Any] = str
-    column: ClassVar[Any] = pl.String  # of the values in a submission
+    type: ClassVar[Any] = str  # of the values
     noun: ClassVar[Any] = "text"  # what a value is, for messages
     fallback: ClassVar[Any] = ""  # the answer of a question without votes
     is_exact: ClassVar[bool] = True  # whether equal values alone are equal answers
@@ -238,7 +225,6 @@ class Integer(AnswerKind):
     """An integer within low…high; a larger result is reduced by the modulus first."""
 
     type: ClassVar[Any] = int
-    column: ClassVar[Any] = pl.Int64
 
     low: int = 0
     high: int = 99999
@@ -258,10 +244,13 @@ class Integer(AnswerKind):
         return max(self.low, min(0, self.high))
 
     def read(self, text: str | None) -> int | None:
-        return to_integer(text, self.low, self.high, self.modulus)
+        number = to_integer(text)
+        if number is not None and self.modulus is not None:
+            number %= self.modulus
+        return number if self.accepts(number) else None
 
     def gold(self, text: str) -> int | None:
-        return int(text) if DECIMAL.fullmatch(text) and self.accepts(int(text)) else None
+        return int(text) if re.fullmatch("-?[0-9]{1,18}", text) and self.accepts(int(text)) else None
 
     def accepts(self, value: Any) -> bool:
         return type(value) is int and self.low <= value <= self.high
@@ -272,7 +261,6 @@ class Number(AnswerKind):
     """A real number. Equal are those within a relative tolerance, or an absolute one."""
 
     type: ClassVar[Any] = float
-    column: ClassVar[Any] = pl.Float64
     noun: ClassVar[Any] = "number"
     fallback: ClassVar[Any] = 0.0
     is_exact: ClassVar[bool] = False
@@ -283,33 +271,30 @@ class Number(AnswerKind):
     kind: Literal["number"] = "number"
 
     def read(self, text: str | None) -> float | None:
-        found = None if text is None else to_real(text)
-        return found if found is None or self.decimals is None else round(found, self.decimals) + 0.0
+        r"""Return the real number that a text states, such as `2.5e-3`, `1{,}024.5` or `\frac{\pi}{2}`."""
+        text = (text or "").strip()
+        try:
+            if FLOAT.fullmatch(text):
+                found: Any = float(text)
+            elif (found := expressions.compute(text)) is None and len(text) <= LONGEST:
+                plain = expressions.canonical(text)
+                found = expressions.number(plain)
+                if found is None and len(both := expressions.values(plain.rpartition("=")[2])) == 2:
+                    a, b = map(complex, both)  # at two points: equal where no name is left
+                    tiny = 1e-12 * max(1.0, abs(a))
+                    found = a.real if abs(a.imag) < tiny and abs(a - b) <= tiny else None
+            found = math.nan if found is None else float(found)
+        except (ArithmeticError, ValueError):
+            return None
+        if not math.isfinite(found):
+            return None
+        return found if self.decimals is None else float(round(found, self.decimals) + 0.0)
 
     def equal(self, a: Any, b: Any) -> bool:
         return math.isclose(a, b, rel_tol=min(self.relative, 1 - 1e-9), abs_tol=self.absolute)
 
     def accepts(self, value: Any) -> bool:
         return type(value) is float and math.isfinite(value)
-
-
-def to_real(text: str) -> float | None:
-    r"""Return the real number that an answer states, such as `2.5e-3`, `1{,}024.5` or `\frac{\pi}{2}`."""
-    text = text.strip()
-    try:
-        if FLOAT.fullmatch(text):
-            found: Any = float(text)
-        elif (found := expressions.compute(text)) is None and len(text) <= LONGEST:
-            plain = expressions.canonical(text)
-            found = expressions.number(plain)
-            if found is None and len(both := expressions.values(plain.rpartition("=")[2])) == 2:
-                a, b = map(complex, both)  # at two points: equal where no name is left
-                is_real = abs(a.imag) < 1e-12 * max(1.0, abs(a)) and abs(a - b) <= 1e-12 * max(1.0, abs(a))
-                found = a.real if is_real else None
-        found = None if found is None else float(found)
-    except (ArithmeticError, ValueError):
-        return None
-    return found if found is not None and math.isfinite(found) else None
 
 
 @dataclass(config=strict, frozen=True)
@@ -330,13 +315,11 @@ class Choice(AnswerKind):
 
     def read(self, text: str | None) -> str | None:
         text = text or ""
-        label = expressions.read_choice(text)[0]
         bare = re.sub(rf"{expressions.TEXT}|\\[ ,;:!()\[\]]|[{{}}$*()\[\]]", " ", text)
         joined = re.sub(r"[\s,;&/.、，]+|\band\b|\bor\b|和", "", bare)
-        found = label or (joined.upper() if joined.isascii() and joined.isalpha() else "")
-        if not set(found) <= set(self.letters) or not found or (len(found) > 1 and not self.several):
-            return None
-        return "".join(sorted(set(found)))
+        found = expressions.read_choice(text)[0] or (joined.upper() if joined.isascii() else "")
+        is_one = found and set(found) <= set(self.letters) and (len(found) == 1 or self.several)
+        return "".join(sorted(set(found))) if is_one else None
 
     def accepts(self, value: Any) -> bool:
         return isinstance(value, str) and self.read(value) == value
@@ -389,12 +372,10 @@ class Latex(AnswerKind):
 
     def group(self, value: Any, known: Iterable[Any]) -> Any:
         firsts = list(known)
-        # By its name: it is one of `modules`.
-        judge = importlib.import_module("aimo.inference.judge")
-        verdicts = judge.are_equal([value] * len(firsts), firsts)
-        pairs = zip(firsts, verdicts, strict=True)
-        # The judge may not read a gold answer: then equal texts are equal.
-        return next((one for one, same in pairs if same or (same is None and one == value)), value)
+        judge = importlib.import_module("aimo.inference.judge")  # not for all kernels: it is one of `modules`
+        verdicts = zip(firsts, judge.are_equal([value] * len(firsts), firsts), strict=True)
+        # Equal texts are equal also where the judge cannot read them.
+        return next((one for one, same in verdicts if same or (same is None and one == value)), value)
 
 
 @dataclass(config=strict, frozen=True)
@@ -425,10 +406,9 @@ class Nemotron(AnswerKind):
         return (text or "").strip() or None
 
     def equal(self, a: Any, b: Any) -> bool:
-        """Return whether an answer `b` counts for the gold answer `a`.
+        """Return whether an answer `b` counts for the gold answer `a`: bits are texts, numbers may be near.
 
-        Bits are texts; numbers are near within a relative 1e-2 or an absolute 1e-5, texts equal in any case
-        (kaggle.com/code/metric/nvidia-nemotron-metric, version 15).
+        As in kaggle.com/code/metric/nvidia-nemotron-metric, version 15.
         """
         a, b = a.strip().lower(), b.strip().lower()
         if not re.fullmatch("[01]+", a):
@@ -498,11 +478,11 @@ KIND: TypeAdapter[Any] = TypeAdapter(Kind)
 INTEGER = Integer()
 
 
-def read_kind(written: dict[str, Any]) -> Any:
-    """Return the kind that a file's header names; ValueError where it names none."""
-    return KIND.validate_json(json.dumps(written))
-
-
 def write_kind(kind: AnswerKind) -> dict[str, Any]:
-    """Return a kind as a file's header names it."""
+    """Return a kind as the header of a file names it."""
     return dict(KIND.dump_python(kind, mode="json"))
+
+
+def read_kind(written: dict[str, Any]) -> Any:
+    """Return the kind that a header names; ValueError where it names none."""
+    return KIND.validate_json(json.dumps(written))

@@ -128,13 +128,7 @@ class Competition:
             raise ValueError(f"points: scoring {self.scoring} does not count them; leave the key out")
 
     @property
-    def folders(self) -> tuple[str, str]:
-        """The folders of its files among a notebook's inputs: up to 2025, and since 2026."""
-        return self.slug, f"competitions/{self.slug}"
-
-    @property
-    def passes(self) -> int:
-        """How often its private questions are answered."""
+    def passes(self) -> int:  # over the private questions
         return len(self.points) - 1
 
 
@@ -188,10 +182,9 @@ def find_competition(name: str | Competition, asks: bool = False) -> Competition
 
 def name_of(competition: str | Competition) -> str:
     """Return what journals and pages call a competition: its name, or that of its file; else its slug."""
-    if isinstance(competition, Competition):
-        known = (name for name, rules in COMPETITIONS.items() if rules == competition)
-        return next(known, competition.slug)
-    return competition if competition in COMPETITIONS else Path(competition).stem
+    if isinstance(competition, str):
+        return competition if competition in COMPETITIONS else Path(competition).stem
+    return next((name for name, rules in COMPETITIONS.items() if rules == competition), competition.slug)
 
 
 def pose(table: pl.DataFrame, path: str | Path, competition: str | Competition) -> pl.DataFrame:
@@ -201,16 +194,16 @@ def pose(table: pl.DataFrame, path: str | Path, competition: str | Competition) 
     """
     rules = find_competition(competition)
     has, inputs = f"test file {path} has", rules.inputs
-    for column in (inputs.id, inputs.problem, *inputs.options):
-        if column not in table.columns:
-            there = listed(table.columns)
-            raise AimoError(f"{has} no column {column!r}, only {there}; {name_of(competition)} needs it")
+    wanted = inputs.id, inputs.problem, *inputs.options
+    if lacks := [column for column in wanted if column not in table.columns]:
+        there = listed(table.columns)
+        raise AimoError(f"{has} no column {lacks[0]!r}, only {there}; {name_of(competition)} needs it")
     if table.is_empty():
         raise AimoError(f"{has} no rows; it needs one for each question")
-    if ((ids := table[inputs.id]) == "").any():
-        raise AimoError(f"{has} a row without an id; give every question its own")
-    if (twice := ids.filter(ids.is_duplicated())).len():
-        raise AimoError(f"{has} the id {twice[0]!r} twice; give every question its own")
+    ids = table[inputs.id]
+    if wrong := ids.filter((ids == "") | ids.is_duplicated()).to_list():
+        what = f"the id {wrong[0]!r} twice" if wrong[0] else "a row without an id"
+        raise AimoError(f"{has} {what}; give every question its own")
     if inputs.id != "id":
         table = table.drop("id", strict=False).rename({inputs.id: "id"})
     return with_options(table, inputs.problem, rules)
@@ -243,7 +236,7 @@ def known_answers(table: pl.DataFrame, rules: Competition) -> dict[str, Any]:
 
 # The score, as the host counts it
 
-Golds = Mapping[str, Any]
+Golds = Mapping[str, Any]  # by id
 Passes = Sequence[Mapping[str, Any]]
 
 
@@ -254,28 +247,28 @@ def check_scored(rules: Competition) -> None:
 
 
 def score_of(rules: Competition, golds: Golds, passes: Passes) -> float:
-    """Return the score of answers by the competition's metric: points, or the share of right answers.
+    """Return the score of answers by the metric: points, as in AIMO, or the share of right answers.
 
-    `points`, AIMO's: a question counts by how many of its answers are right; those of AIMO 3 are two.
-    `accuracy`: right is what equals the known answer, as the kind of answer says. `tolerance`: a number
-    within `absolute`, or within `relative` times the known one, whichever allows more. `nemotron`: what
-    `Nemotron` takes as equal.
+    A question has the points of its number of right answers, one for each pass. Right is what the kind of
+    answer finds equal to the known answer; of `tolerance`, a number within `absolute`, or within `relative`
+    times the known one, whichever allows more.
     """
     kind: Any = rules.answer
-
-    def is_right(gold: Any, answer: Any) -> bool:
+    score = 0.0
+    for name, gold in golds.items():
+        answers = [given[name] for given in passes]
         if rules.scoring == "tolerance":
-            return bool(abs(answer - gold) <= max(kind.absolute, kind.relative * abs(gold)))
-        if rules.scoring == "nemotron":
-            return Nemotron().equal(str(gold), str(answer))
-        return bool(kind.equal(gold, answer))
-
-    rights = [sum(is_right(gold, given[name]) for given in passes) for name, gold in golds.items()]
-    return sum(rules.points[count] for count in rights) / (1 if rules.scoring == "points" else len(golds))
+            slack = max(kind.absolute, kind.relative * abs(gold))
+            right = [abs(answer - gold) <= slack for answer in answers]
+        elif rules.scoring == "nemotron":
+            right = [Nemotron().equal(str(gold), str(answer)) for answer in answers]
+        else:
+            right = [kind.equal(gold, answer) for answer in answers]
+        score += rules.points[sum(right)]
+    return score / (1 if rules.scoring == "points" else len(golds))
 
 
 def describe_score(rules: Competition, golds: Golds, passes: Passes) -> str:
-    """Return the score in words."""
     found = score_of(rules, golds, passes)
     if rules.scoring == "points":
         return f"{found:g} of {len(golds)}, in {len(passes)} passes"

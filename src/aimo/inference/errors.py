@@ -12,8 +12,7 @@ from typing import Any
 class AimoError(Exception):
     """An error that the user can fix: the message names the thing, the value and the remedy. Exit code 2."""
 
-    def _render_traceback_(self) -> list[str]:
-        """IPython's hook: a notebook shows the message alone."""
+    def _render_traceback_(self) -> list[str]:  # IPython's hook: a notebook shows the message alone
         return [f"AimoError: {redact(str(self))}"]
 
 
@@ -61,36 +60,33 @@ def listed(columns: Iterable[str]) -> str:
 
 
 def explain(error: Any, known: Collection[str] = ()) -> str:
-    """One pydantic error as `section.key: what is wrong`; for an unknown key, the closest `known` one."""
-    key = ".".join(str(part) for part in error["loc"])
-    match error["type"]:
-        case "unexpected_keyword_argument":
-            close = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
-            return f"{key}: unknown key" + (f", did you mean {close[0]}?" if close else "")
-        case "missing":
-            return f"{key}: missing"
-        case "value_error":
-            return (f"{key}." if key else "") + error["msg"].removeprefix("Value error, ")
-        case _:
-            message = error["msg"].replace("Input should be", "should be")
-            return f"{key}: {message}, not {error['input']!r}"
+    """Return a pydantic error as `section.key: what is wrong`, with the closest `known` key."""
+    key = ".".join(map(str, error["loc"]))
+    if error["type"] == "unexpected_keyword_argument":
+        close = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
+        return f"{key}: unknown key" + (f", did you mean {close[0]}?" if close else "")
+    if error["type"] == "missing":
+        return f"{key}: missing"
+    if error["type"] == "value_error":
+        return (f"{key}." if key else "") + error["msg"].removeprefix("Value error, ")
+    return f"{key}: {error['msg'].replace('Input should be', 'should be')}, not {error['input']!r}"
 
 
-# What a signal that ended a stage's process means, and what to do.
-REMEDIES = {
+COMPILED = "a fault in compiled code: another seed or model.backend=transformers may avoid it"
+CAUSES = {  # of a signal that ended a stage's process, with the remedy
     signal.SIGKILL: "most often because memory ran out: take smaller batches or a smaller model.max_length",
     signal.SIGFPE: "known of bfloat16 on some GPUs (docs/troubleshooting.md): try model.dtype=float32",
     signal.SIGILL: "compiled code for another CPU: try model.backend=transformers",
-    signal.SIGSEGV: "a fault in compiled code: another seed or model.backend=transformers may avoid it",
-    signal.SIGABRT: "compiled code gave up: another seed or model.backend=transformers may avoid it",
+    signal.SIGSEGV: COMPILED,
+    signal.SIGABRT: COMPILED,
     signal.SIGBUS: "no room in memory or on the disk it maps: look at `df`, and at /dev/shm in a container",
 }
 
 
 def explain_exit(status: int | None) -> str:
     """Return how a process ended (a negative status is a signal), the likely cause and the remedy."""
+    again = "run again, it continues from the last checkpoint"
     if status is None or status >= 0:
-        return f"ended with exit status {status}; run again, it continues from the last checkpoint"
-    cause = REMEDIES.get(signal.Signals(-status), "a signal from outside")
-    again = "Run again, it continues from the last checkpoint"
-    return f"was ended by {signal.Signals(-status).name}, {cause}. {again}"
+        return f"ended with exit status {status}; {again}"
+    cause = CAUSES.get(signal.Signals(-status), "a signal from outside")
+    return f"was ended by {signal.Signals(-status).name}, {cause}; {again}"

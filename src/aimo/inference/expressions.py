@@ -18,18 +18,17 @@ import unicodedata
 from collections.abc import Callable
 from fractions import Fraction
 from functools import cache, lru_cache, partial
+from typing import Any
 
 Number = Fraction | complex
 LONGEST = 400  # characters of an answer that is read without math-verify
-NUMBER_WORDS = {
-    word: number
-    for numbers, words in (
-        (range(20), "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
-         "fifteen sixteen seventeen eighteen nineteen"),
-        (range(20, 100, 10), "twenty thirty forty fifty sixty seventy eighty ninety"),
-    )
-    for number, word in zip(numbers, words.split(), strict=True)
-}  # fmt: skip
+ONES = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+    "seventeen eighteen nineteen"
+)
+TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
+NUMBER_WORDS = {word: n for n, word in enumerate(ONES.split())}
+NUMBER_WORDS |= {word: 10 * n for n, word in enumerate(TENS.split(), 2)}
 TEXT = r"\\(?:text|mathrm|textrm|textbf|mathbf|mbox|textit|operatorname)"
 PLAIN = re.compile(r"-?(?:[0-9]{1,18}|[0-9]{1,3}(?:,[0-9]{3}){1,5})(\.[0-9]{1,30})?")
 
@@ -82,10 +81,10 @@ NOTATION: Rewrites = [  # from what people type to LaTeX
     (r"\\(?:phantom|hspace|vspace|tag|label|(?:text)?color)\*?\{[^{}]*\}", ""),
     (r"\\(?:boldsymbol|bm|math(?:bf|sf|it|tt)|text(?:tt|sf|sc)|emph|underline)\{([^{}]*)\}", r"\1"),
     (
-        r"\\(?:tt|bf|rm|it|sf|(?:script)?small|[lL]arge|LARGE|[hH]uge|(?:text|script)style|therefore|blacksquare|qed)"
-        r"(?![A-Za-z])|\\#",
+        r"\\(?:tt|bf|rm|it|sf|(?:script)?small|[lL]arge|LARGE|[hH]uge|therefore|blacksquare)(?![A-Za-z])|\\#",
         "",
     ),
+    (r"\\(?:(?:text|script)style|qed)(?![A-Za-z])", ""),
     (r"(?<=\d)\\text\{,\}(?=\d{3})", ","),
     (r"\A\s*([\"'`])(.*)\1\s*\Z", r"\2"),
     (rf"{TEXT}\{{\s*([ei])\s*\}}", r"\1"),
@@ -150,10 +149,7 @@ compatible = partial(unicodedata.normalize, "NFKC")
 
 
 def restore_backslashes(text: str) -> str:
-    r"""Return a text with its LaTeX as it was.
-
-    JSON and Python take the backslash and the first letter of `\frac` for a control character.
-    """
+    r"""Return a text with the backslashes of LaTeX: JSON and Python take `\f` of `\frac` for an escape."""
     for _ in range(2):  # the second time beside what the first put back, as in \to \theta
         text = EATEN.sub(lambda found: "\\" + ESCAPES[found[0]], text)
     return text
@@ -191,14 +187,11 @@ def canonical(text: str) -> str:
 
 
 def read_choice(text: str) -> tuple[str, str]:
-    r"""Return the label of a choice and its content: ("A", "7") for `(A)\ 7`; ("", text) without a label.
-
-    A label alone is also the content.
-    """
+    r"""Return the label of a choice and its content, ("A", "7") for `(A)\ 7`; ("", text) without a label."""
     text = re.sub(rf"\A{TEXT}\{{([^{{}}]*)\}}\Z", r"\1", text)
     letter = rf"[\s$*]*(?:{TEXT}\{{)?\s*"
     if alone := re.fullmatch(rf"{letter}(?:(?:[Oo]ption|[Cc]hoice) )?\(?([A-J])\)?\s*\}}?[\s$*.]*", text):
-        return alone[1], text
+        return alone[1], text  # a label alone is also the content
     label = rf"{letter}(?:\(([A-J])\)|([A-J])[.):])\s*\}}?"
     space = r"(?:\\[ ,;:!]|\\q?quad(?![a-z])|~|\s|(?=[-\d$]))+"
     product = r"\\(?:cup|cap|cdot|times|to|in|subset)(?![a-z])|[+*/=^]"
@@ -314,8 +307,7 @@ def exact_value(text: str) -> Fraction | None:
 def values(text: str) -> tuple[Number, ...]:
     """Return a canonical answer's value at each of two points; () when it is not one plain expression.
 
-    Rational numbers are exact. An expression with another root, a name, or a product without a sign has
-    complex values.
+    Rational numbers are exact. Other roots, names, and products without a sign make it complex.
     """
     if words := re.fullmatch(rf"(?:{TEXT}\{{)?([A-Za-z]+)(?:[- ]([a-z]+))?\}}?", text):
         tens, ones = (NUMBER_WORDS.get((word or "zero").lower()) for word in words.groups())
@@ -397,11 +389,9 @@ def value_at(node: ast.AST, point: int) -> Number:
 
 @cache
 def value_of(name: str, point: int) -> complex:
-    """Return a constant, or a random number: positive at point 0, negative at point 1, as roots differ there.
-
-    A capital has the value of its small letter, as math-verify reads them.
-    """
-    random_value = (1, -1)[point] * random.Random(f"{name.lower()}{point}").uniform(0.3, 2)
+    """Return a constant, or a random number: positive at point 0, negative at point 1; roots differ there."""
+    seed = f"{name.lower()}{point}"  # math-verify reads a capital as its small letter
+    random_value = (1, -1)[point] * random.Random(seed).uniform(0.3, 2)
     return {"π": complex(math.pi), "e": complex(math.e), "i": 1j}.get(name, complex(random_value))
 
 
@@ -423,22 +413,10 @@ def root(a: Number, n: Number = 2) -> Number:
     return complex(a) ** (1 / complex(n))
 
 
-def exact(n: Number) -> Fraction:
-    if not isinstance(n, Fraction):
-        raise ValueError("the two random values of a name say nothing about it rounded")
-    return n
-
-
-def whole(n: Number) -> int:
-    if exact(n).denominator != 1:
-        raise ValueError("not an integer")
-    return int(exact(n))
-
-
-def natural(n: Number) -> int:
-    if not 0 <= whole(n) <= 3000:
-        raise ValueError("not a small natural number")
-    return whole(n)
+def whole(n: Any, most: float = math.inf) -> int:
+    if int(n) != n or n > most:
+        raise ValueError("not an integer, or too large")
+    return int(n)
 
 
 OPERATORS: dict[type, Callable[..., Number]] = {
@@ -446,13 +424,14 @@ OPERATORS: dict[type, Callable[..., Number]] = {
     ast.FloorDiv: operator.truediv, ast.MatMult: lambda a, b: complex(a * b), ast.Pow: power,
 }  # fmt: skip
 FUNCTIONS: dict[str, Callable[..., Number]] = {
-    "fact": lambda n: Fraction(math.factorial(natural(n))),
-    "binom": lambda n, k: Fraction(math.comb(natural(n), natural(k))),
-    "abs": lambda value: Fraction(abs(value)) if isinstance(value, Fraction) else complex(abs(value)),
-    "floor": lambda n: Fraction(math.floor(exact(n))),
-    "ceil": lambda n: Fraction(math.ceil(exact(n))),
+    # These raise TypeError for a complex number: the random values of a name say nothing about it rounded.
+    "fact": lambda n: Fraction(math.factorial(whole(n, 3000))),
+    "binom": lambda n, k: Fraction(math.comb(whole(n, 3000), whole(k, 3000))),
+    "floor": lambda n: Fraction(math.floor(n)),
+    "ceil": lambda n: Fraction(math.ceil(n)),
     "gcd": lambda *ns: Fraction(math.gcd(*map(whole, ns))),
     "lcm": lambda *ns: Fraction(math.lcm(*map(whole, ns))),
+    "abs": lambda value: Fraction(abs(value)) if isinstance(value, Fraction) else complex(abs(value)),
     "log": lambda value, base: cmath.log(complex(value), complex(base)),
     "sqrt": root,
     "root": root,

@@ -172,7 +172,7 @@ def make_predict(
             if schedule.asked == 1 and schedule.limit_s is not None:
                 print(f"first answer: {time.monotonic() - startup.STARTED:.1f} s after the start", flush=True)
             print(f"[{schedule.progress()}] {question_id}: {solution.explain()}", flush=True)
-        column = pl.Series("answer", [solution.answer], rules.answer.column)
+        column = pl.Series("answer", [solution.answer], rules.answer.type)
         return pl.DataFrame({"id": [question_id], "answer": column})
 
     return predict
@@ -211,7 +211,7 @@ def write_answers(
     if fill:
         answers = {question_id: answers.get(question_id, rules.answer.fallback) for question_id in ids}
     rows = [(question_id, answers[question_id]) for question_id in ids if question_id in answers]
-    columns = {rules.artefact.id: pl.String, rules.artefact.answer: rules.answer.column}
+    columns = {rules.artefact.id: pl.String, rules.artefact.answer: rules.answer.type}
     table = pl.DataFrame(rows, columns, orient="row").with_columns(
         pl.lit(value).alias(name) for name, value in rules.artefact.others.items()
     )
@@ -245,7 +245,7 @@ def kaggle_server(competition: str, inputs: Path = startup.INPUTS) -> Any:
     if rules.artefact.server is None:
         return None
     module, _, name = rules.artefact.server.partition(".")
-    sys.path.extend(str(inputs / folder) for folder in rules.folders)
+    sys.path.extend(str(inputs / folder) for folder in (rules.slug, f"competitions/{rules.slug}"))
     try:
         return getattr(importlib.import_module(f"kaggle_evaluation.{module}"), name)
     except ImportError:

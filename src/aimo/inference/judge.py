@@ -1,10 +1,9 @@
 # ruff: noqa: RUF001 (answers hold such signs)
 r"""Decide whether two answers are equal, and so whether a completion is right.
 
-Three steps, each for what the one before leaves open. `quick_verdict` compares integers and texts as they
-stand; `same` compares numbers, fractions, roots, tuples, sets, matrices, relations and words in microseconds;
-math-verify does the algebra. It runs in worker processes, each answer with a hard time limit, so that a
-completion can lose its reward but cannot stop the run.
+Three steps, each for what the one before leaves open. `quick_verdict` compares integers, texts and measures;
+`same` compares numbers, roots, tuples, sets, matrices, relations and words in microseconds; math-verify does
+the algebra, in worker processes with a time limit, so that no completion can stop the run.
 """
 
 import atexit
@@ -19,7 +18,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from typing import Any
 
 from aimo.inference import expressions
@@ -34,11 +33,10 @@ WORKERS = min(4, len(os.sched_getaffinity(0)))
 def are_equal(
     answers: Sequence[str | None], golds: Sequence[str | int], kind: AnswerKind | None = None
 ) -> list[bool | None]:
-    """Return whether each of n answers equals its gold answer; False for no answer.
+    """Return whether each of n answers equals its gold answer; None where that cannot be read.
 
-    A `kind` reads and compares them by its own rule. None where the gold answer cannot be read. Pairs that
-    need math-verify run side by side in WORKERS processes; a pair that exceeds TIME_LIMIT_S or the memory is
-    wrong. The first such pair costs a second, in which the workers import sympy.
+    A `kind` reads and compares them by its own rule. Pairs that need math-verify run side by side in WORKERS
+    processes, which takes a second at first, while they import sympy; a pair past TIME_LIMIT_S is wrong.
     """
     if kind and not kind.is_slow:  # the judge is the rule of the slow one
         told: list[bool | None] = []
@@ -48,18 +46,11 @@ def are_equal(
         return told
     pairs = [(answer, str(gold).strip()) for answer, gold in zip(answers, golds, strict=True)]
     verdicts = [quick_verdict(answer, gold) for answer, gold in pairs]
-    hard: dict[tuple[str, str], list[int]] = {}  # pairs that need algebra, and their places
-    for i, (answer, gold) in enumerate(pairs):
-        if verdicts[i] is None:
-            hard.setdefault((answer or "", gold), []).append(i)
-    if hard:
-        # A few pairs are not worth starting another process for.
-        with ThreadPoolExecutor(min(WORKERS, 1 + len(hard) // 8)) as threads:
-            found = threads.map(lambda pair: verify(*pair), hard)
-            for places, verdict in zip(hard.values(), found, strict=True):
-                for i in places:
-                    verdicts[i] = verdict
-    return verdicts
+    hard = list({pair for pair, verdict in zip(pairs, verdicts, strict=True) if verdict is None})
+    # A few pairs are not worth starting another process for.
+    with ThreadPoolExecutor(min(WORKERS, 1 + len(hard) // 8)) as threads:
+        found = dict(zip(hard, threads.map(lambda pair: verify(*pair), hard), strict=True))
+    return [found.get(pair, verdict) for pair, verdict in zip(pairs, verdicts, strict=True)]
 
 
 def are_correct(
@@ -74,10 +65,7 @@ def are_correct(
 
 
 def is_well_formed(prompt: Prompt, completion: str) -> bool:
-    """Return whether a completion is one thought, then one answer, then nothing.
-
-    The opening tag leads it, unless the prompt ends in that tag.
-    """
+    """Return whether a completion is one thought, after its tag or the prompt's, one answer, and no more."""
     if completion.startswith(prompt.think_start):
         completion = completion[len(prompt.think_start) :]
     elif not prompt.prefill:
@@ -106,8 +94,26 @@ def quick_verdict(answer: str | None, gold: str) -> bool | None:
     if wanted and not meant:
         return None if re.fullmatch(r"\W*[A-Ja-j]\W*", answer) else False
     a, b = canonical(rest), canonical(meant)
-    if (verdict := same_measure(a, b)) is not None:
-        return verdict
+    if re.search("[A-Za-z:]", b):  # a time of day, or a measure such as `5km`
+        plain = [re.sub(r"\s", "", re.sub(rf"{TEXT}\{{([^{{}}]*)\}}", r"\1", text)) for text in (a, b)]
+        if all(clocks := [CLOCK.fullmatch(text) for text in plain]):
+            minutes, hours = [], []
+            for hour, minute, half in (clock.groups() for clock in clocks if clock):
+                minutes.append(int(minute or 0))
+                # The hours of a day that are meant: two where the half of the day is not given.
+                own = 12 * (half.lower() == "p") + int(hour) % 12 if half else int(hour)
+                hours.append({own} if half or own > 12 else {own % 24, (own + 12) % 24})
+            if any(clock and clock[3] for clock in clocks):
+                return bool(hours[0] & hours[1]) and minutes[0] == minutes[1]
+            if all(clock and clock[2] for clock in clocks):
+                return plain[0] == plain[1]
+        sizes = []
+        for text in plain:
+            if (measure := MEASURE.fullmatch(text)) and (value := compute(measure[1])) is not None:
+                kind, scale = SCALES[measure[2]]
+                sizes.append((kind, value * scale))
+        if len(sizes) == 2:
+            return sizes[0] == sizes[1]
     if re.fullmatch(r"(?:\w(?:\(\w\))?=)?(?!.*per ?cent)[^=<>≤≥≡≈%]+", b):
         value = expressions.number(b)
         if value is not None and value.denominator == 1:
@@ -276,13 +282,13 @@ def close(a: expressions.Number, b: expressions.Number, decimal: bool) -> bool |
     if isinstance(a, Fraction) and isinstance(b, Fraction) and (a == b or not decimal):
         return a == b
     try:
-        difference, size = abs(complex(a) - complex(b)), abs(complex(a))
+        difference, size, other = abs(complex(a) - complex(b)), abs(complex(a)), abs(complex(b))
     except OverflowError:  # one overflows a float
         return False
     if difference <= size / 10**12:
         return True
-    tiny = max(size, abs(complex(b)))
-    return False if difference > (max(1, size) if tiny > 1e-3 else tiny) / 10**5 else None
+    largest = max(size, other)
+    return False if difference > (max(1, size) if largest > 1e-3 else largest) / 10**5 else None
 
 
 def words_of(text: str) -> str:
@@ -298,45 +304,18 @@ def date(text: str) -> list[str]:
     bare = re.sub(rf"{TEXT}|(?<=\d)(?:st|nd|rd|th)\b|\b(?:of|the)\b", " ", text.lower())
     words = re.findall(r"[a-z]+|\d+", bare)
     months = [MONTHS[word] for word in words if word in MONTHS]
-    numbers = [word for word in words if word.isdigit()]
-    if len(months) != 1 or len(numbers) not in (1, 2) or len(words) != 1 + len(numbers):
-        return []
-    return [str(months[0]), *sorted(str(int(word)) for word in numbers)]
-
-
-def same_measure(answer: str, gold: str) -> bool | None:
-    """Return whether two times of day, or measures such as `5km` and `5000m`, are equal; None for others."""
-    if not re.search("[A-Za-z:]", gold):
-        return None
-    a, b = (re.sub(r"\s", "", re.sub(rf"{TEXT}\{{([^{{}}]*)\}}", r"\1", text)) for text in (answer, gold))
-    if (one := CLOCK.fullmatch(a)) and (other := CLOCK.fullmatch(b)):
-        if one[3] or other[3]:
-            hours = [  # of a day that each may mean: two where the half of the day is not given
-                {hour % 12 + 12 * (half.lower() == "p")}
-                if half
-                else ({hour % 24, (hour + 12) % 24} if hour <= 12 else {hour})
-                for hour, half in ((int(clock[1]), clock[3]) for clock in (one, other))
-            ]
-            return bool(hours[0] & hours[1]) and int(one[2] or 0) == int(other[2] or 0)
-        if one[2] and other[2]:
-            return a == b
-    sizes = []
-    for text in (a, b):
-        match = MEASURE.fullmatch(text)
-        if match is None or (value := compute(match[1])) is None:
-            return None
-        kind, scale = SCALES[match[2]]
-        sizes.append((kind, value * scale))
-    return sizes[0] == sizes[1]
+    numbers = [str(int(word)) for word in words if word.isdigit()]
+    is_date = len(months) == 1 and len(numbers) in (1, 2) and len(words) == 1 + len(numbers)
+    return [str(months[0]), *sorted(numbers)] if is_date else []
 
 
 # With algebra: math-verify in worker processes
 
 
 @lru_cache(maxsize=100_000)
-def verify(answer: str, gold: str) -> bool | None:
+def verify(answer: str | None, gold: str) -> bool | None:
     """Return math-verify's verdict: False past the limits, None for a gold answer it cannot read."""
-    if len(answer) > 1000:  # no answer is that long, and parsing one is slow
+    if answer is None or len(answer) > 1000:  # no answer is that long, and parsing one is slow
         answer = ""
     asked = [expressions.to_latex(read_choice(text)[1]) for text in (answer, gold)]
     a, b = (re.fullmatch(r"\s*\$*\s*(\\?\w+(?:_\{?\w+\}?)?)\s*=([^=]+)", text) for text in asked)
@@ -350,10 +329,10 @@ def verify(answer: str, gold: str) -> bool | None:
     worker, reply = free.get(), b""
     try:
         if worker is None or worker.poll() is not None:
-            # A plain subprocess, because multiprocessing would import the caller's script again.
+            # Not by multiprocessing, which would import the caller's script again.
             command = [sys.executable, "-c", f"from {__name__} import answer_requests; answer_requests()"]
-            pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
-            worker = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=nowhere)
+            pipe = subprocess.PIPE
+            worker = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL)
             atexit.register(worker.kill)
             worker.stdout.readline()  # type: ignore[union-attr]  # once it has imported sympy
         worker.stdin.write(json.dumps(asked).encode() + b"\n")
@@ -385,26 +364,18 @@ def answer_requests() -> None:
     import sympy
 
     resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
-    configs = [
+    boxed, expression = (
         math_verify.LatexExtractionConfig(boxed_match_priority=0),
         math_verify.ExprExtractionConfig(),
-    ]
-
-    @lru_cache(maxsize=10_000)
-    def read_gold(gold: str) -> list[Any]:
-        for text in (f"${gold}$", gold):
-            found = math_verify.parse(text, parsing_timeout=None)
-            if any(not isinstance(part, str) for part in found):  # text alone is what it falls back to
-                return found
-        return []
+    )
+    read = lru_cache(maxsize=10_000)(partial(math_verify.parse, parsing_timeout=None))
 
     def verdict(answer: str, gold: str) -> bool | None:
-        if not (target := read_gold(gold)):
-            return None
-        if not answer:
-            return False
-        boxed = f"\\boxed{{{answer}}}"
-        found = math_verify.parse(boxed, extraction_config=configs, parsing_timeout=None)
+        golds = (read(text) for text in (f"${gold}$", gold))  # texts alone are what it falls back to
+        target = next((found for found in golds if any(not isinstance(part, str) for part in found)), None)
+        if not answer or not target:
+            return False if target else None
+        found = read(f"\\boxed{{{answer}}}", (boxed, expression))
         if not (found and math_verify.verify(target, found, timeout_seconds=None)):
             return False
         a, b = target[0], found[0]
