@@ -10,7 +10,7 @@ from conftest import ROOT, TINY
 from aimo import config
 from aimo.inference import startup
 from aimo.inference.settings import Settings
-from aimo.inference.vllm_process import context_limit, language_model, plan_for_this_machine, yarn_overrides
+from aimo.inference.vllm_process import context_limit, engine_arguments, plan_for_this_machine
 
 
 def bytes_read():
@@ -123,7 +123,7 @@ LENGTHS = {
 
 @pytest.mark.parametrize("config, limit", LENGTHS.values(), ids=LENGTHS)
 def test_the_context_is_read_from_a_nested_and_from_an_extended_configuration(config, limit):
-    assert context_limit(language_model(config)) == limit
+    assert context_limit(config) == limit
 
 
 @pytest.mark.slow
@@ -136,9 +136,8 @@ def test_the_context_is_the_one_that_vllm_takes(config, limit, tmp_path):
     model = shutil.copytree(TINY, tmp_path / "model")
     kinds = {"qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM", "phi3": "Phi3ForCausalLM"}
     (model / "config.json").write_text(json.dumps(config | {"architectures": [kinds[config["model_type"]]]}))
-    found = ModelConfig(
-        model=str(model), max_model_len=-1, dtype="float32", hf_overrides=yarn_overrides(config)
-    )
+    longer = engine_arguments(model, Settings(), 0)["hf_overrides"]
+    found = ModelConfig(model=str(model), max_model_len=-1, dtype="float32", hf_overrides=longer)
     assert found.max_model_len == limit
 
 

@@ -11,7 +11,15 @@ import time
 import pytest
 
 from aimo.inference.errors import AimoError
-from aimo.inference.storage import LineFile, append_lines, read_json, read_lines, write_lines, write_whole
+from aimo.inference.storage import (
+    LineFile,
+    SampleFile,
+    append_lines,
+    read_json,
+    read_lines,
+    write_lines,
+    write_whole,
+)
 
 # Characters at which str.splitlines would cut a line, and what UTF-8 cannot hold.
 TRICKY = ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\r", "\r\n", "\n", "\udc4d", "\x00", "é𝔽"]
@@ -49,9 +57,10 @@ def test_a_broken_json_file_is_named_with_the_remedy(tmp_path, bad):
 
 
 def test_a_second_writer_is_refused_while_the_first_writes(tmp_path):
-    with LineFile(tmp_path / "lines.jsonl"), pytest.raises(AimoError, match=r"another process.*--out"):
-        LineFile(tmp_path / "lines.jsonl", "another --out")
-    LineFile(tmp_path / "lines.jsonl").close()
+    path = tmp_path / "lines.jsonl"
+    with SampleFile(path, "--out"), pytest.raises(AimoError, match=r"another process.*--out"):
+        SampleFile(path, "--out")
+    SampleFile(path, "--out").close()
 
 
 def test_a_full_disk_leaves_the_lines_before_whole(tmp_path):

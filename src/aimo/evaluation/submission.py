@@ -81,8 +81,8 @@ def evaluate_submission(
             limit_s = left_s * len(table) / total
             passes = gateway.answer_table(supervisor, table, rules, limit_s, seed, open_journal)
             golds = competitions.known_answers(table, rules)
-            given = [one.answers for one in passes]
-            solutions = [solution for one in passes for solution in one.solutions.values()]
+            given = [answers for answers, _ in passes]
+            solutions = [solution for _, solved in passes for solution in solved.values()]
             rows.append(
                 {
                     "file": name,
@@ -98,8 +98,8 @@ def evaluate_submission(
                     "left out": left_out,
                 }
             )
-            for number, one in enumerate(passes, 1):
-                records = solution_records(table, rules, golds, one.solutions)
+            for number, (_, solved) in enumerate(passes, 1):
+                records = solution_records(table, rules, golds, solved)
                 sections.append(Section(plots.votes(records), f"{name}, pass {number}"))
                 sections.append(Section(tables.answers(records)))
             write_json(folder / "evaluation.json", rows)

@@ -20,14 +20,15 @@ from weakref import WeakSet
 from aimo.inference import harmony, prompts, voting
 from aimo.inference.chat_format import FolderSampler
 from aimo.inference.errors import AimoError, one_line, say
-from aimo.inference.model_folder import check_model_folder, identity, tied_embedding
+from aimo.inference.model_folder import REMEDY, check_model_folder, identity, tied_embedding
 from aimo.inference.prompts import BackgroundLoop, Completion, Sampler, Until, entropy_of, result_of
 from aimo.inference.settings import Settings, resolve_settings
+from aimo.inference.storage import read_json
 from aimo.inference.vllm_process import (
+    context_limit,
     ending_with_this_thread,
     engine_arguments,
     is_verbose,
-    position_limit,
     set_environment,
     stderr_to,
     tokenizer_argument,
@@ -58,9 +59,9 @@ class Engine(FolderSampler):
         the memory allow. Takes half a minute. AimoError when the folder, the adapter or an engine argument
         is at fault, or vLLM does not start.
         """
-        self.model, self.adapter, self.seed = Path(model), adapter, seed
         check_model_folder(model)
         settings = settings or resolve_settings(model)
+        self.model, self.adapter, self.seed, self.requests = Path(model), adapter, seed, itertools.count()
         self.log, note = None, ""
         if not is_verbose():
             handle, name = tempfile.mkstemp(prefix="vllm-", suffix=".log")
@@ -75,14 +76,14 @@ class Engine(FolderSampler):
             self.lora = LoRARequest("adapter", 1, str(adapter)) if adapter else None
             self.read_folder(model, settings)
             self.arguments = tokenizer_argument(self.model, self.tokenizer) | self.arguments
-        self.requests = itertools.count()
-        limits = [limit for limit in (settings.max_length, position_limit(self.model)) if limit]
-        prompts.check_length(self.encode("1 + 1?"), min(limits))
+        longest = context_limit(read_json(self.model / "config.json", REMEDY))
+        self.max_length = min(settings.max_length or longest, longest)
+        prompts.check_length(self.encode("1 + 1?"), self.max_length)
         self.loop = BackgroundLoop()
         self.start()
         STARTED.add(self)
         planned = self.llm.vllm_config
-        self.max_length = min(*limits, planned.model_config.max_model_len)
+        self.max_length = min(self.max_length, planned.model_config.max_model_len)
         kv_tokens = planned.cache_config.kv_cache_size_tokens * planned.parallel_config.data_parallel_size
         self.streams = voting.count_streams(kv_tokens, self.max_length, settings)
         say(
@@ -92,31 +93,32 @@ class Engine(FolderSampler):
 
     def start(self) -> None:
         """Start vLLM's processes. AimoError with the first error in its log when they fail to start."""
-        with stderr_to(self.log):
+
+        async def load() -> Any:
             from vllm import AsyncEngineArgs, AsyncLLMEngine
             from vllm.usage.usage_lib import UsageContext
 
-            async def load() -> Any:
-                arguments = AsyncEngineArgs(**self.arguments | {"model": str(self.model)})
-                with ending_with_this_thread():  # the loop's, which lives as long as the engine does
-                    # A library's defaults are 128 sequences and 2,048 tokens a step.
-                    usage = UsageContext.OPENAI_API_SERVER
-                    return AsyncLLMEngine.from_engine_args(arguments, usage_context=usage)
+            arguments = AsyncEngineArgs(**self.arguments | {"model": str(self.model)})
+            with ending_with_this_thread():  # the loop's, which lives as long as the engine does
+                # A library's defaults are 128 sequences and 2,048 tokens a step.
+                usage = UsageContext.OPENAI_API_SERVER
+                return AsyncLLMEngine.from_engine_args(arguments, usage_context=usage)
 
-            try:
+        try:
+            with stderr_to(self.log):
                 self.llm = self.loop.run(load())
-            except Exception as e:
-                self.loop.stop()
-                # vLLM's processes write the cause into the log; their error only says that there is one.
-                log = self.log.read_text() if self.log and "root cause" in str(e) else ""
-                text = " ".join(next(iter(re.findall(r"\b\w+Error: .+", log)), str(e)).split())
-                reason = re.sub(r"^\d+ validation errors? for \w+ Value error, ", "", text)[:200]
-                if UNKNOWN_MODEL.search(text):
-                    reason += "; take a model that this vLLM loads, or a newer vLLM"
-                where = f"in {self.log}" if self.log else "above"
-                raise AimoError(
-                    f"vLLM did not start with {self.model}: {reason}; all that it wrote is {where}"
-                ) from None
+        except Exception as e:
+            self.loop.stop()
+            # vLLM's processes write the cause into the log; their error only says that there is one.
+            log = self.log.read_text() if self.log and "root cause" in str(e) else ""
+            text = " ".join(next(iter(re.findall(r"\b\w+Error: .+", log)), str(e)).split())
+            reason = re.sub(r"^\d+ validation errors? for \w+ Value error, ", "", text)[:200]
+            if UNKNOWN_MODEL.search(text):
+                reason += "; take a model that this vLLM loads, or a newer vLLM"
+            where = f"in {self.log}" if self.log else "above"
+            raise AimoError(
+                f"vLLM did not start with {self.model}: {reason}; all that it wrote is {where}"
+            ) from None
 
     def close(self) -> None:
         if self.loop.is_running:
@@ -125,7 +127,6 @@ class Engine(FolderSampler):
             self.loop.stop()
 
     def stop(self) -> None:
-        """End vLLM's processes."""
         self.llm.shutdown()
         del self.llm  # vLLM's destructor would shut down again while Python exits, and log an error
 
@@ -143,7 +144,6 @@ class Engine(FolderSampler):
         return sum(state.detokenizer.num_output_tokens() for state in states)
 
     def respawn(self) -> "Engine":
-        """Return another engine like this one. Close this one first: it may hold the memory."""
         return Engine(self.model, self.settings, seed=self.seed, adapter=self.adapter)
 
     def load_weights(self, model: str | Path) -> None:
@@ -154,11 +154,10 @@ class Engine(FolderSampler):
             await self.llm.reset_prefix_cache()
 
         check_model_folder(model)
-        same = tied_embedding(self.model) == tied_embedding(Path(model))
-        if same:
+        before, self.model = self.model, Path(model)
+        if tied_embedding(before) == tied_embedding(self.model):
             self.run(load())
-        self.model = Path(model)
-        if not same:  # vLLM 0.31 keeps the old output layer where that is the embedding itself
+        else:  # vLLM 0.31 keeps the old output layer where that is the embedding itself
             self.stop()
             self.start()
 
@@ -240,8 +239,7 @@ class Supervisor:
     ) -> None:
         """Start loading, unless there is an `engine` to begin with, which its owner closes.
 
-        A load that fails is repeated for `patience_s` seconds: a model server that was restarted takes a
-        while to return.
+        A load that fails is repeated for `patience_s` seconds, in which a model server may return.
         """
         self.load, self.given, self.patience_s = load, engine, patience_s
         self.loaded: Future[Sampler] = Future()
@@ -272,15 +270,11 @@ class Supervisor:
         Thread(target=work, daemon=True).start()
 
     @property
-    def has_given_up(self) -> bool:
-        """Whether the last attempt to load an engine has failed."""
+    def has_given_up(self) -> bool:  # the last attempt to load has failed
         return self.loaded.done() and self.loaded.exception() is not None
 
     def get(self, timeout: float | None = None) -> Sampler:
-        """Return the engine, waiting at most `timeout` seconds; loading is tried again if it had failed.
-
-        Raises TimeoutError, or the error with which loading failed.
-        """
+        """Return the engine, loaded again if that had failed. TimeoutError, or the error of the load."""
         if self.has_given_up:
             self.start()
         return result_of(self.loaded, timeout)
@@ -291,6 +285,5 @@ class Supervisor:
             self.start(failed)
 
     def close(self) -> None:
-        """End the engine, if one was loaded."""
         if self.loaded.done() and not self.has_given_up and self.loaded.result() is not self.given:
             self.loaded.result().close()

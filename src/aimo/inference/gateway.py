@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import polars as pl
 
@@ -71,16 +71,27 @@ class Schedule:
         return min(limits, default=None)
 
     def progress(self) -> str:
-        """Return how many questions have been asked, and the minutes left: of the limit, or estimated."""
-        total = f"/{self.questions}" if self.questions else ""
+        """Return how many questions have been asked, and the time left: of the limit, or estimated."""
+        counted = f"{self.asked}/{self.questions}" if self.questions else f"{self.asked}"
         elapsed = time.monotonic() - self.started
         if self.limit_s is not None:
-            return f"{self.asked}{total}, {(self.limit_s - elapsed) / 60:.0f} min left"
+            return f"{counted}, {(self.limit_s - elapsed) / 60:.0f} min left"
         if self.questions is None:
-            return f"{self.asked}"
+            return counted
         left = elapsed / self.asked * (self.questions - self.asked)
-        about = f"{left:.0f} s" if left < 100 else f"{left / 60:.0f} min"
-        return f"{self.asked}{total}, about {about} left"
+        return f"{counted}, about {f'{left:.0f} s' if left < 100 else f'{left / 60:.0f} min'} left"
+
+
+@contextlib.contextmanager
+def surviving(what: str) -> Iterator[None]:
+    """Print what goes wrong in the block, as it would end the whole submission; a person may end it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise
+    except BaseException as e:
+        with contextlib.suppress(BaseException):
+            print(f"{what}: {one_line(e)}", flush=True)
 
 
 def make_predict(
@@ -100,16 +111,6 @@ def make_predict(
     """
     found = {} if solutions is None else solutions
     kept, rules = journal or Journal(), schedule.rules
-
-    @contextlib.contextmanager
-    def surviving(what: str) -> Iterator[None]:
-        try:
-            yield
-        except KeyboardInterrupt:
-            raise
-        except BaseException as e:  # it would end the whole submission
-            with contextlib.suppress(BaseException):
-                print(f"{what}: {one_line(e)}", flush=True)
 
     def value_of(given: Any) -> Any:  # a Series of length 1, of polars or pandas, or the value itself
         return given if given is None or isinstance(given, str | int) else next(iter(given))
@@ -150,10 +151,8 @@ def make_predict(
                         proofs = importlib.import_module("aimo.inference.proofs")
                         proofs.prove_problem(sampler, text, kind, seed, left(), solution, keep, told)
                     else:
-                        solve_problem(
-                            sampler, text, sampler.settings.samples, kind, seed, left(),
-                            solution=solution, keep=keep, rules=told,
-                        )  # fmt: skip
+                        asked = sampler, text, sampler.settings.samples, kind, seed, left()
+                        solve_problem(*asked, solution=solution, keep=keep, rules=told)
                 except TimeoutError as e:
                     state = "hung" if sampler else "was not ready"
                     solution.fail(f"the engine {state} within {patience:.0f} s" if patience else one_line(e))
@@ -206,10 +205,10 @@ def write_answers(
 ) -> None:
     """Write answers in the columns of a competition's artefact; `fill`: the others with the fallback.
 
-    In a file of its own kind that holds types, ids that are integers are written as such.
+    Parquet holds types: there, ids that are integers are written as such.
     """
     if fill:
-        answers = {question_id: answers.get(question_id, rules.answer.fallback) for question_id in ids}
+        answers = {question_id: rules.answer.fallback for question_id in ids} | {**answers}
     rows = [(question_id, answers[question_id]) for question_id in ids if question_id in answers]
     columns = {rules.artefact.id: pl.String, rules.artefact.answer: rules.answer.type}
     table = pl.DataFrame(rows, columns, orient="row").with_columns(
@@ -273,13 +272,6 @@ def start_engine(model: str, settings: Settings, seed: int, adapter: str | None)
         return Engine(model, settings, seed=seed, adapter=adapter)
 
 
-class Pass(NamedTuple):
-    """One pass over a table of questions: answers and solutions by id."""
-
-    answers: dict[str, Value]
-    solutions: dict[str, Solution]
-
-
 def answer_table(
     supervisor: Supervisor,
     table: pl.DataFrame,
@@ -289,12 +281,13 @@ def answer_table(
     open_journal: Callable[[int], Journal],
     started: float | None = None,
     keep: Callable[[dict[str, Value]], None] = lambda answers: None,
-) -> list[Pass]:
+) -> list[tuple[dict[str, Value], dict[str, Solution]]]:
     """Answer a table through `ask_each`, in as many passes as its answers are scored by.
 
     A table without answers is asked once. Passes share `limit_s` seconds from `started` on (None: from now).
     Each has a seed and a journal that the others do not (`open_journal` takes its number, from 1). `keep`
-    gets the answers of the first pass, before its first question and after each.
+    gets the answers of the first pass, before its first question and after each. Returns the answers and the
+    solutions of each pass, by id.
     """
     started = time.monotonic() if started is None else started
     count = rules.passes if "answer" in table.columns else 1
@@ -304,16 +297,14 @@ def answer_table(
             say(f"pass {number} of {count}")
         own_start = started + (number - 1) * limit_s / count  # what a pass saves, or loses, is the next one's
         schedule = Schedule(rules, limit_s / count, len(table), started=own_start)
+        answers: dict[str, Value] = {}
         solutions: dict[str, Solution] = {}
+        passes.append((answers, solutions))
         predict = make_predict(schedule, supervisor, seed + number - 1, solutions, open_journal(number))
-        given: dict[str, Value] = {}
-        passes.append(Pass(given, solutions))
-        if number == 1:
-            keep(given)
+        keep(passes[0][0])
         for question_id, answer in ask_each(predict, table, rules, seed + number - 1):
-            given[question_id] = answer
-            if number == 1:
-                keep(given)
+            answers[question_id] = answer
+            keep(passes[0][0])
     return passes
 
 
@@ -389,7 +380,7 @@ def serve_submission(
         if not rerun and (server_class is None or golds):
             given = supervisor, table, rules, time_limit_s, seed, open_journal
             passes = answer_table(*given, startup.begun(), keep)
-            solutions = passes[0].solutions
+            solutions = passes[0][1]
         else:
             schedule = Schedule(rules, time_limit_s, len(table) or None, started=startup.begun())
             server = server_class(make_predict(schedule, supervisor, seed, solutions, open_journal()))
@@ -398,5 +389,5 @@ def serve_submission(
         supervisor.close()
     report_fallbacks(solutions, rules)
     if golds:
-        say(f"score: {describe_score(rules, golds, [one.answers for one in passes])}")
+        say(f"score: {describe_score(rules, golds, [answers for answers, _ in passes])}")
     return solutions

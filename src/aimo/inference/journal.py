@@ -48,9 +48,6 @@ class JournalHeader:
         """The kind of the answers that follow. ValueError where it is none."""
         return INTEGER if self.answer is None else read_kind(self.answer)  # type: ignore[no-any-return]
 
-    def to_json(self) -> dict[str, Any]:
-        return {key: value for key, value in asdict(self).items() if key != "answer" or value is not None}
-
     def differs(self, other: "JournalHeader") -> str:
         """Say in what this header differs from another; samples of several seeds go together."""
         for name in ("model", "competition", "settings", "weights", "answer"):
@@ -78,9 +75,14 @@ class Entry:
 HEADER, SAMPLE, ENTRY = TypeAdapter(JournalHeader), TypeAdapter(Sample), TypeAdapter(Entry)
 
 
-def parse_line(line: Mapping[str, Any], kind: AnswerKind = INTEGER) -> JournalHeader | Entry:
-    """Return what a line of a journal holds, with answers of a kind. ValueError names what is wrong in it."""
+def parse_line(line: Mapping[str, Any] | str, kind: AnswerKind = INTEGER) -> JournalHeader | Entry:
+    """Return what a line of a journal holds, with answers of a kind.
+
+    ValueError names what is wrong in it; a text is what `iterate_lines` says of it.
+    """
     try:
+        if isinstance(line, str):
+            raise ValueError(line)
         if "journal" in line:
             header = HEADER.validate_python(line["journal"])
             _ = header.kind  # raises where it is none
@@ -99,7 +101,7 @@ def parse_line(line: Mapping[str, Any], kind: AnswerKind = INTEGER) -> JournalHe
 
 
 class Journal:
-    """The journal of a model; without a path it keeps nothing."""
+    """Answers and samples of earlier starts, and a file for new ones. Without a path it keeps nothing."""
 
     def __init__(
         self,
@@ -118,49 +120,43 @@ class Journal:
         being written; `other` names the option. A kernel has no choice: it leaves out lines that it cannot
         use, and says so.
         """
-        self.path = path
         values = json.loads(json.dumps(settings or {}, default=str))
         written = None if kind.type is int else write_kind(kind)
         self.header = JournalHeader(model, competition, values, weights, seed, written)
         self.found: dict[str, Solution] = {}  # what is known, by the key of the question
         self.last: JournalHeader | None = None  # the file's last header
         self.fault: AimoError | None = None  # why something could not be written
-        self.file = SampleFile(path, other) if path and other else None
+        self.path, self.file = path, SampleFile(path, other) if path and other else None
         try:
-            self.load()
+            strangers = 0
+            for number, line in iterate_lines(path) if path else ():
+                try:
+                    entry = parse_line(line, self.last.kind if self.last else INTEGER)
+                except ValueError as e:
+                    if self.file:
+                        remedy = f"remove the line, or take another {other}"
+                        raise AimoError(f"{path}, line {number}: {e}; {remedy}") from None
+                    say(f"{path}, line {number} is left out: {e}")
+                    continue
+                if isinstance(entry, JournalHeader):
+                    self.last = entry
+                    if self.file:
+                        self.file.check(entry.compared(), self.header.compared())
+                elif not self.file and self.last not in (None, self.header):
+                    strangers += 1
+                else:
+                    solution = self.found.setdefault(entry.key, Solution())
+                    if not isinstance(entry.value, Sample):
+                        solution.answer = entry.value
+                        solution.stop, solution.note = Stop.KNOWN, "from the journal"
+                    elif entry.value.end not in (End.STOPPED, End.FAILED):  # those may be sampled again
+                        solution.samples.append(entry.value)
+                        solution.seconds = max(solution.seconds, entry.value.end_s)
+            if strangers:
+                say(f"{path}: {strangers} lines of another model or other settings are left out")
         except BaseException:
             self.close()
             raise
-
-    def load(self) -> None:
-        strangers = 0
-        for number, line in iterate_lines(self.path) if self.path else ():
-            try:
-                if isinstance(line, str):  # what is wrong with it
-                    raise ValueError(line)
-                entry = parse_line(line, self.last.kind if self.last else INTEGER)
-            except ValueError as e:
-                if self.file:
-                    remedy = f"remove the line, or take another {self.file.other}"
-                    raise AimoError(f"{self.path}, line {number}: {e}; {remedy}") from None
-                say(f"{self.path}, line {number} is left out: {e}")
-                continue
-            if isinstance(entry, JournalHeader):
-                self.last = entry
-                if self.file:
-                    self.file.check(entry.compared(), self.header.compared())
-            elif not self.file and self.last not in (None, self.header):
-                strangers += 1
-            else:
-                solution = self.found.setdefault(entry.key, Solution())
-                if not isinstance(entry.value, Sample):
-                    solution.answer = entry.value
-                    solution.stop, solution.note = Stop.KNOWN, "from the journal"
-                elif entry.value.end not in (End.STOPPED, End.FAILED):  # those may be sampled again
-                    solution.samples.append(entry.value)
-                    solution.seconds = max(solution.seconds, entry.value.end_s)
-        if strangers:
-            say(f"{self.path}: {strangers} lines of another model or other settings are left out")
 
     def key(self, question_id: str, problem: str) -> str:
         model = self.header.weights or self.header.model
@@ -179,7 +175,8 @@ class Journal:
             value = {"sample": {k: v for k, v in asdict(entry).items() if k != "role" or v}}
         lines: list[dict[str, Any]] = [{"key": self.key(question_id, problem), "id": question_id} | value]
         if self.last is None or (self.last != self.header and not self.file):
-            lines.insert(0, {"journal": self.header.to_json()})
+            header = {k: v for k, v in asdict(self.header).items() if k != "answer" or v is not None}
+            lines.insert(0, {"journal": header})
         try:
             if self.file:
                 for line in lines:

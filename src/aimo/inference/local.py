@@ -99,7 +99,6 @@ def answer_file(
 
 
 def journal_beside(out: Path) -> Path:
-    """Return the file of the samples behind a file of answers."""
     return out.with_suffix(".journal.jsonl")
 
 
@@ -109,14 +108,36 @@ def ask(sampler: Sampler, text: str, seed: int = 0) -> str:
     Returns the voted answer; all samples run Python if the settings give any of them tools. Raises AimoError
     when the problem cannot be asked, EngineError when the engine fails or no sample holds an answer.
     """
-    solution = Solution()
+    solution, shown = Solution(), ""
     problem = AskedProblem(sampler, text, seed, Latex())
     solver = Solver(problem, solution, lambda sample: None, sampler.settings.samples)
     solver.tools = math.ceil(solver.tools)
     if fault := problem.fault():
         raise AimoError(f"{fault}; ask another")
+
+    def show() -> None:
+        nonlocal shown
+        samples: list[Sample | RunningSample] = [*solution.samples, *solver.running.values()]
+        text = next((sample.text for sample in samples if sample.index == 0), "")
+        if not text.startswith(shown):  # a turn may lose what it wrote last
+            shown = next(shown[:n] for n in range(len(shown), -1, -1) if text.startswith(shown[:n]))
+            print()
+        print(text[len(shown) :], end="", flush=True)
+        shown = text
+
+    async def solve_aloud() -> None:
+        task = asyncio.create_task(solver.run(math.inf))
+        try:
+            while not task.done():
+                await asyncio.wait([task], timeout=REFRESH_S)
+                show()
+            await task
+        finally:  # also at Ctrl-C, which ends this coroutine alone
+            await cancel([task])
+        print("\n")
+
     try:
-        sampler.run(solve_aloud(solver))
+        sampler.run(solve_aloud())
     except Exception as e:  # the engine's own kinds
         solution.fail(one_line(e))
     if solution.stop is Stop.FAILED:
@@ -127,27 +148,3 @@ def ask(sampler: Sampler, text: str, seed: int = 0) -> str:
     if count > 1:
         print(*(f"{row.votes} of {count}: {row.answer}" for row in rows), "", sep="\n")
     return str(rows[0].answer)
-
-
-async def solve_aloud(solver: Solver) -> None:
-    """Solve a problem, and print its first sample as it grows."""
-    task, shown = asyncio.create_task(solver.run(math.inf)), ""
-
-    def show() -> None:
-        nonlocal shown
-        samples: list[Sample | RunningSample] = [*solver.solution.samples, *solver.running.values()]
-        text = next((sample.text for sample in samples if sample.index == 0), "")
-        if not text.startswith(shown):  # a turn may lose what it wrote last
-            shown = next(shown[:same] for same in range(len(shown), -1, -1) if text.startswith(shown[:same]))
-            print()
-        print(text[len(shown) :], end="", flush=True)
-        shown = text
-
-    try:
-        while not task.done():
-            await asyncio.wait([task], timeout=REFRESH_S)
-            show()
-        await task
-    finally:  # also at Ctrl-C, which ends this coroutine alone
-        await cancel([task])
-    print("\n")

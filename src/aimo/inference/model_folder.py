@@ -23,7 +23,8 @@ NEEDED = {
     "weights (*.safetensors)": ["*.safetensors", "*.bin"],
     "a tokenizer (tokenizer.json)": ["tokenizer.json", "tokenizer.model", "vocab.json"],
 }
-JSON_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+INDEX = "model.safetensors.index.json"
+JSON_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", INDEX)
 WEIGHTS = ("*.safetensors", "*.bin")
 TEXT_FILES = ("config.json", "tokenizer*", "chat_template*", "vocab*", "merges.txt", "special_tokens*")
 WHOLE = 64 << 20  # bytes of the largest file that is read whole to identify it
@@ -41,28 +42,21 @@ def check_model_folder(model: str | Path) -> None:
         raise AimoError(f"model {model}: no such folder; give one that `aimo run` or `save_pretrained` wrote")
     lacks = [what for what, patterns in NEEDED.items() if not any(any(model.glob(p)) for p in patterns)]
     if lacks:
-        raise AimoError(
-            f"model {model}: {' and '.join(lacks)} missing; save the model and its tokenizer there"
-        )
+        told = " and ".join(lacks)
+        raise AimoError(f"model {model}: {told} missing; save the model and its tokenizer there")
     read = {name: read_json(model / name, REMEDY) for name in JSON_FILES if (model / name).exists()}
     if not read["config.json"].get("architectures"):
-        raise AimoError(
-            f"{model / 'config.json'}: names no `architectures`, so vLLM cannot load it; {REMEDY}"
-        )
-    for path in sorted(model.glob("*.safetensors")):
+        raise AimoError(f"{model}/config.json: names no `architectures`, so vLLM cannot load it; {REMEDY}")
+    for path in model.glob("*.safetensors"):
         tensor_spans(path)
-    index = model / "model.safetensors.index.json"
-    named = set(read_json(index, REMEDY).get("weight_map", {}).values()) if index.exists() else set()
+    named = set(read.get(INDEX, {}).get("weight_map", {}).values())
     if absent := sorted(name for name in named if not (model / name).exists()):
-        raise AimoError(f"{index}: names {', '.join(absent)}, not in the folder; {REMEDY}")
+        raise AimoError(f"{model / INDEX}: names {', '.join(absent)}, not in the folder; {REMEDY}")
 
 
 def tensor_spans(path: Path) -> list[tuple[int, int]]:
-    """Return where each tensor of a .safetensors file begins and ends. AimoError when the file is not whole.
-
-    The file is 8 bytes with the header's size, the header (a JSON object), then the tensors.
-    """
-    size = path.stat().st_size
+    """Return where each tensor of a .safetensors file begins and ends. AimoError when it is not whole."""
+    size = path.stat().st_size  # 8 bytes with the header's size, the header (a JSON object), then the tensors
     with path.open("rb") as file:
         begin = 8 + int.from_bytes(file.read(8), "little")
         header = file.read(begin - 8) if begin <= size else b""
@@ -78,16 +72,13 @@ def tensor_spans(path: Path) -> list[tuple[int, int]]:
 
 
 def identity(model: str | Path, adapter: str | Path | None = None) -> str:
-    """Return a digest of what a model says: weights, configuration, tokenizer, template and adapter.
-
-    Folders of equal content have one identity, wherever they are. Its first 16 digits are `fingerprint`'s.
-    """
+    """Return a digest of what a model says, wherever its folder is; it begins with the `fingerprint`."""
     said = f"{fingerprint(Path(model))}-{digest_of(Path(model), WEIGHTS + TEXT_FILES)}"
     return f"{said}+{digest_of(Path(adapter), (*WEIGHTS, 'adapter_config.json'))}" if adapter else said
 
 
 def is_same_model(recorded: str, now: str) -> bool:
-    """Return whether two identities are equal. One that aimo 1.0.1 recorded has only a base's weights."""
+    """Return whether two identities are equal; one that aimo 1.0.1 recorded has only a base's weights."""
     return recorded == now or ("+" not in now and recorded == now.partition("-")[0])
 
 
@@ -135,8 +126,10 @@ def tied_embedding(model: Path) -> bytes | None:
 
 def read_adapter(adapter: str | Path) -> dict[str, Any]:
     """Return vLLM's engine arguments for a LoRA adapter. AimoError when it is none, or broken."""
-    path = Path(adapter) / "adapter_config.json"
-    remedy = "give a folder that PEFT wrote, such as a stage's `trained`"
+    path, remedy = (
+        Path(adapter, "adapter_config.json"),
+        "give a folder that PEFT wrote, such as a stage's `trained`",
+    )
     if not path.is_file():
         raise AimoError(f"adapter {adapter}: no adapter_config.json there; {remedy}")
     rank = read_json(path, remedy).get("r")
@@ -149,7 +142,7 @@ def read_adapter(adapter: str | Path) -> dict[str, Any]:
 
 
 def read_tokenizer(model: str | Path, **options: Any) -> Any:
-    """Return a model folder's tokenizer. AimoError when it cannot be loaded.
+    """Return a model folder's tokenizer. AimoError when it cannot be loaded, or is one that does not fit.
 
     Its chat template is a text, several by name of which one is the `default`, or None.
     """
@@ -167,13 +160,15 @@ def read_tokenizer(model: str | Path, **options: Any) -> Any:
             if ids != tokenizer.encode(PROBE, add_special_tokens=False):
                 tokenizer = PreTrainedTokenizerFast.from_pretrained(model, **options)
     except Exception as e:  # the tokenizers library raises bare Exceptions
+        reason = f"cannot be loaded ({' '.join(str(e).split())[:200]}); {REMEDY}"
         if "trust_remote_code" in str(e):
-            raise AimoError(
-                f"model {model}: its tokenizer is code in the folder, which is not run; take one of "
-                "Transformers' own, or for inference set inference.vllm.trust_remote_code=true"
-            ) from None
-        reason = " ".join(str(e).split())[:200]
-        raise AimoError(f"model {model}: its tokenizer cannot be loaded ({reason}); {REMEDY}") from None
+            reason = (
+                "is code in the folder, which is not run; take one of Transformers' own, or for inference "
+                "set inference.vllm.trust_remote_code=true"
+            )
+        raise AimoError(f"model {model}: its tokenizer {reason}") from None
+
+    # The chat template.
     of_processor = Path(model) / "chat_template.json"  # Transformers reads it for images only
     if not tokenizer.chat_template and of_processor.exists():
         tokenizer.chat_template = read_json(of_processor, REMEDY).get("chat_template")
@@ -185,17 +180,18 @@ def read_tokenizer(model: str | Path, **options: Any) -> Any:
                 "rename one in tokenizer_config.json or additional_chat_templates"
             )
         tokenizer.chat_template = next(iter(templates.values()), None)
+
+    # What GGUF converters get wrong: the token that ends a turn, and how numbers are split.
     begin, turn = "", ""
     with contextlib.suppress(Exception):  # what a template cannot show is told where it is asked to
         talk = [{"role": "user", "content": "1 + 1?"}]
         shown: Any = tokenizer.apply_chat_template(talk, add_generation_prompt=True, tokenize=False)
         begin, _, turn = shown.partition("1 + 1?")
-    eos = tokenizer.eos_token or "\n"
+    eos, fault = tokenizer.eos_token or "\n", ""
     if begin.startswith(eos) and eos in turn.strip() and not turn.strip().startswith(eos):
-        raise AimoError(
-            f"model {model}: its eos_token {eos!r} begins a turn and ends none, as GGUF converters "
-            "have it, so no reply would end; name the token that ends a turn in tokenizer_config.json, or "
-            "take the model's own tokenizer files"
+        fault = (
+            f"its eos_token {eos!r} begins a turn and ends none, so no reply would end; name the token that "
+            "ends a turn in tokenizer_config.json"
         )
     vocabulary, splitter = tokenizer.get_vocab(), tokenizer.backend_tokenizer.pre_tokenizer if fast else None
     if (
@@ -205,9 +201,12 @@ def read_tokenizer(model: str | Path, **options: Any) -> Any:
         and not any(map(NUMBER.fullmatch, vocabulary))
         and not (Path(model) / "aimo.json").exists()  # it was trained so
     ):
+        fault = (
+            "its tokenizer.json does not split numbers into digits, as its vocabulary, which has no number "
+            "of two, was made to"
+        )
+    if fault:
         raise AimoError(
-            f"model {model}: its tokenizer.json does not split numbers into digits, as its vocabulary, which "
-            "has no number of two, was made to (GGUF converters leave it out); take the model's own "
-            "tokenizer files"
+            f"model {model}: {fault} (GGUF converters do that); take the model's own tokenizer files"
         )
     return tokenizer

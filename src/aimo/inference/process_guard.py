@@ -38,7 +38,7 @@ def guard(command: list[str]) -> int:
     for sign in (signal.SIGTERM, signal.SIGKILL):
         told: set[int] = set()
         end = time.monotonic() + END_S
-        while (left := below(os.getpid())) and time.monotonic() < end:
+        while (left := below()) and time.monotonic() < end:
             for pid in left - told:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, sign)
@@ -57,16 +57,16 @@ def reap() -> dict[int, int]:
     return found
 
 
-def below(process: int) -> set[int]:
-    """Return all processes below one."""
+def below() -> set[int]:
+    """Return all processes below this one."""
     parents = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):  # it has ended
             parents[int(path.parent.name)] = int(path.read_bytes().rpartition(b")")[2].split()[1])
-    found = {process}
+    found = {os.getpid()}
     while more := {pid for pid, parent in parents.items() if parent in found} - found:
         found |= more
-    return found - {process}
+    return found - {os.getpid()}
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ TRIES = 3  # at a stream that breaks off or is none, each at the next server
 
 
 def open_client(url: str, retries: int) -> AsyncOpenAI:
-    """Return a client of a server at HOST:PORT or a whole address. It sends the key OPENAI_API_KEY."""
+    """Return a client of a server at HOST:PORT or a whole address, which sends the key OPENAI_API_KEY."""
     whole = url if "://" in url else f"http://{url}"
     return AsyncOpenAI(
         base_url=whole.rstrip("/").removesuffix("/chat/completions").removesuffix("/v1") + "/v1",
@@ -92,8 +92,8 @@ class Server(FolderSampler):
         self.read_folder(model, settings or resolve_settings(model))
         self.loop = BackgroundLoop()
         self.clients = [open_client(url, RETRIES) for url in urls]
+        names, limits, faults = set(), [self.settings.max_length or sys.maxsize], []
         try:
-            names, limits, faults = set(), [self.settings.max_length or sys.maxsize], []
             for client in self.clients:
                 try:
                     served = self.run(served_models(client))[0]
@@ -104,17 +104,15 @@ class Server(FolderSampler):
             if faults and (need_all or not names):
                 raise faults[0]
             if len(names) > 1:
-                raise AimoError(
-                    f"the servers serve different models: {', '.join(sorted(names))}; give those of one"
-                )
+                told = ", ".join(sorted(names))
+                raise AimoError(f"the servers serve different models: {told}; give those of one")
             self.model, self.max_length = names.pop(), min(limits)
             prompts.check_length(self.encode("1 + 1?"), self.max_length)
         except AimoError:
             self.close()
             raise
 
-    def close(self) -> None:
-        """End the streams that run, and disconnect; the servers stay."""
+    def close(self) -> None:  # the servers stay
         if self.loop.is_running:
             self.loop.cancel_all()
             for client in self.clients:
@@ -126,7 +124,6 @@ class Server(FolderSampler):
         return f"{identity(self.folder)}@{self.model}"
 
     def respawn(self) -> "Server":
-        """Connect again to the servers that answer. AimoError when none does."""
         return Server(self.urls, self.folder, self.settings, need_all=False)
 
     async def sample(

@@ -38,8 +38,8 @@ READERS = 8  # threads: one alone does not use up the network that Kaggle's inpu
 def place_of(path: str, inputs: Path = INPUTS) -> tuple[str, str] | None:
     """Return the owner ("" if it is not named) and the place NAME/… of an input; None for another path.
 
-    An input is named by its path in either of Kaggle's layouts (/kaggle/input/NAME/… and
-    /kaggle/input/KIND/OWNER/NAME/…), by its address, or as OWNER/MODEL/FRAMEWORK/VARIATION/VERSION.
+    An input is named as /kaggle/input/NAME/… or /kaggle/input/KIND/OWNER/NAME/…, by its address, or as
+    OWNER/MODEL/FRAMEWORK/VARIATION/VERSION.
     """
     text = re.sub(r"[?#].*|/+$", "", path.strip())
     if re.fullmatch(r"(?!/)(?:[^/:]+/){4}\d+", text):
@@ -58,7 +58,7 @@ def place_of(path: str, inputs: Path = INPUTS) -> tuple[str, str] | None:
 def find_input(path: Any, inputs: Path = INPUTS) -> Any:
     """Return where an attached file or folder lies, in either of Kaggle's layouts; for a list, of each.
 
-    What is nowhere is returned as it is, after a line that says what is attached. Never raises.
+    Prints what is attached and returns the path as it is where it is not. Never raises.
     """
     if isinstance(path, list):
         return [find_input(one, inputs) for one in path]
@@ -101,7 +101,7 @@ def read_ahead(model: str | Path) -> Thread:
     """Read a model folder's weights into the page cache by READERS threads, and print how much was read.
 
     Stops as soon as the memory that processes leave would not hold all of them. Never raises: an engine reads
-    them too. Returns the thread that ends with the last one.
+    them too. Returns the thread that ends when all is read.
     """
 
     def work() -> None:
@@ -168,33 +168,32 @@ def install_wheels(modules: Collection[str] = (), inputs: Path = INPUTS) -> None
     for path in sorted(inputs.rglob("*.whl")):
         name, _, rest = path.stem.partition("-")
         found.setdefault(path, {"name": name.replace("_", "-").lower(), "version": rest.partition("-")[0]})
-    attached = [wheel | {"path": path} for path, wheel in found.items()]
 
     # Those for this Python. In another process: once pip is imported, setuptools refuses to be, and vLLM
     # imports it.
     code = "from pip._vendor.packaging.tags import sys_tags; print(*sys_tags())"
     accepted = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split()
-    fitting = []
-    for wheel in attached:
-        parts = [part.split(".") for part in wheel["path"].stem.split("-")[-3:]]  # PYTHON-ABI-PLATFORM
+    fitting: dict[str, dict[str, Any]] = {}
+    foreign = []
+    for path, wheel in found.items():
+        parts = [part.split(".") for part in path.stem.split("-")[-3:]]  # PYTHON-ABI-PLATFORM
         if {"-".join(tag) for tag in itertools.product(*parts)} & {*accepted}:
-            fitting.append(wheel)
+            fitting.setdefault(wheel["name"], wheel | {"path": path})
+        else:
+            foreign.append(wheel)
 
     # Those that hold the modules, and what they require.
-    by_name = {wheel["name"]: wheel for wheel in reversed(fitting)}
-    needs = {name: names for wheel in by_name.values() for name, names in wheel.get("requires", {}).items()}
-    todo = [
-        name
-        for name, wheel in by_name.items()
-        if not modules or {*modules} & {*wheel.get("modules", modules)}
-    ]
+    needs = {name: names for wheel in fitting.values() for name, names in wheel.get("requires", {}).items()}
+    holds = {name: {*wheel.get("modules", modules)} for name, wheel in fitting.items()}
+    todo = [name for name in fitting if not modules or holds[name] & {*modules}]
     wanted: set[str] = set()
     while todo:
         if (name := todo.pop()) not in wanted:
             wanted.add(name)
             todo += needs.get(name, [])
-    wheels = [wheel for name, wheel in by_name.items() if name in wanted]
+    wheels = [wheel for name, wheel in fitting.items() if name in wanted]
 
+    # Those that are not installed in their version, and are the files of their manifests.
     def is_installed(wheel: dict[str, Any]) -> bool:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             return importlib.metadata.version(wheel["name"]) == wheel["version"]
@@ -209,12 +208,10 @@ def install_wheels(modules: Collection[str] = (), inputs: Path = INPUTS) -> None
     missing = [wheel for wheel in wheels if not is_installed(wheel)]
     with ThreadPoolExecutor() as pool:
         intact = [wheel for wheel, same in zip(missing, pool.map(is_intact, missing), strict=True) if same]
-    say(f"wheels: {len(attached)} attached, {len(wheels)} needed, {len(missing)} to install")
-    left_out = {
-        f"not for Python {platform.python_version()}": [w for w in attached if w not in fitting],
-        "absent, or not the file of the manifest": [w for w in missing if w not in intact],
-    }
-    for reason, several in left_out.items():
+    say(f"wheels: {len(found)} attached, {len(wheels)} needed, {len(missing)} to install")
+    changed = [wheel for wheel in missing if wheel not in intact]
+    reasons = f"not for Python {platform.python_version()}", "absent, or not the file of the manifest"
+    for reason, several in zip(reasons, (foreign, changed), strict=True):
         if several:
             named = ", ".join(sorted(f"{wheel['name']} {wheel['version']}" for wheel in several))
             say(f"wheels: left out, {reason}: {named}")

@@ -44,7 +44,6 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file that is complete or absent."""
     write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
@@ -91,7 +90,6 @@ def iterate_records(path: Path, remedy: str = "remove the line") -> Iterator[dic
 
 
 def read_lines(path: Path, remedy: str = "remove the line") -> list[dict[str, Any]]:
-    """Return the records of a JSON-lines file, as `iterate_records`."""
     return list(iterate_records(path, remedy))
 
 
@@ -101,43 +99,33 @@ def to_line(value: Any) -> bytes:
 
 
 def write_lines(path: Path, records: list[dict[str, Any]]) -> None:
-    """Write a JSON-lines file that is complete or absent."""
     write_whole(path, b"".join(map(to_line, records)))
 
 
 def append_lines(path: Path, records: list[dict[str, Any]]) -> None:
     """Append records to a JSON-lines file that several processes may append to. Raises OSError."""
-    with LineFile(path, wait=True) as file:
+    with LineFile(path) as file:
         for record in records:
             file.append(record)
 
 
 class LineFile:
-    """A JSON-lines file that one process appends to; it is locked while open. A context manager.
+    """A JSON-lines file that one process appends to; it is locked while open, and others wait.
 
     Every line is whole, however the process ends; a power cut may lose what is not yet on the disk.
     """
 
-    def __init__(self, path: Path, other: str = "another file", wait: bool = False):
-        """Open or create the file and remove a last line that was cut off.
-
-        Raises OSError, and AimoError when another process has it open, naming the `other` choice, unless
-        told to `wait` for that process.
-        """
-        self.path = path
+    def __init__(self, path: Path, how: int = fcntl.LOCK_EX):
+        """Open or create the file and remove a last line that was cut off. Raises OSError."""
+        self.path, self.size = path, 0
         self.file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            self.size = 0
+            fcntl.flock(self.file, how)
             if end := os.fstat(self.file).st_size:
                 with mmap.mmap(self.file, 0, access=mmap.ACCESS_READ) as content:
                     self.size = content.rfind(b"\n") + 1
                 if self.size < end:
                     os.ftruncate(self.file, self.size)
-        except BlockingIOError:
-            os.close(self.file)
-            busy = "another process is writing to it; wait for it"
-            raise AimoError(f"{path}: {busy}, or take {other}") from None
         except OSError:
             os.close(self.file)
             raise
@@ -166,16 +154,22 @@ class LineFile:
 
 
 class SampleFile(LineFile):
-    """Samples that a command keeps as they end, and goes on with when it is started again."""
+    """Samples that a command keeps as they end, and goes on with when it is started again.
+
+    All errors are AimoErrors that name the option `other`, by which a user takes another file.
+    """
 
     def __init__(self, path: Path, other: str):
-        """Open the file, and make its folder, as LineFile. `other` is the option that names another file."""
+        """Open the file, and make its folder. AimoError too when another process has it open."""
+        self.other = other
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            super().__init__(path, f"another {other}")
+            super().__init__(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            busy = "another process is writing to it; wait for it"
+            raise AimoError(f"{path}: {busy}, or take another {other}") from None
         except OSError as e:
             raise AimoError(f"{path}: {e.strerror}; take another {other}") from None
-        self.other = other
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return iterate_records(self.path, f"remove the line, or take another {self.other}")
@@ -188,8 +182,7 @@ class SampleFile(LineFile):
             remedy = AGAIN if e.errno == errno.ENOENT else KEPT
             raise AimoError(f"{self.path}: {e.strerror}; {remedy}") from None
 
-    def close(self) -> None:
-        """Bring the file to the disk, close and unlock it."""
+    def close(self) -> None:  # not before all is on the disk
         with contextlib.suppress(OSError):
             os.fsync(self.file)
         super().close()

@@ -1,8 +1,11 @@
-"""The one place that configures, starts, watches and ends processes of vLLM.
+"""The one place that plans, configures, starts, watches and ends processes of vLLM.
 
-`engine_arguments` configures both the engine in this process and the server of `aimo serve`. vLLM 0.31's
-engine process does not notice that its parent was killed and keeps the GPU's memory. So servers and jobs of
-`aimo launch` run below a guard (`running`), and the engine starts within `ending_with_this_thread`.
+- `engine_arguments` configures both the engine in this process and the server of `aimo serve`. It needs the
+  context that a config.json allows (`context_limit`).
+- vLLM 0.31's engine process does not notice that its parent was killed, and keeps the GPU's memory. So
+  servers and jobs of `aimo launch` run below a guard (`running`), and the engine starts within
+  `ending_with_this_thread`.
+- `plan_for_this_machine` says before the start what should fit, so that a kernel can print it.
 """
 
 import contextlib
@@ -46,8 +49,7 @@ KEPT: list[Any] = []  # folders that last as long as this process
 ONE_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 
 
-def is_verbose() -> bool:
-    """Whether libraries may write what they like (AIMO_VERBOSE=1)."""
+def is_verbose() -> bool:  # whether libraries may write what they like
     return os.environ.get("AIMO_VERBOSE") == "1"
 
 
@@ -74,20 +76,26 @@ def engine_arguments(
 
     check_arguments(settings.vllm)
     config = read_json(model / "config.json", REMEDY)
+    text, limit = language_model(config), context_limit(config)
+    longer: dict[str, Any] = {}
+    if "yarn" in rope_of(text).values() and limit != text.get("max_position_embeddings"):
+        # vLLM 0.31 takes this key for the length that YaRN leads to, and would not go beyond the original.
+        longer = {"max_position_embeddings": limit}
+        longer = {"text_config": longer} if "text_config" in config else longer
     float32 = (config.get("dtype") or config.get("torch_dtype")) == "float32"
-    on_cpu = not sees_gpu()
+    on_cpu = not current_platform.is_cuda()
     split = any(settings.vllm.get(f"{way}_parallel_size", 1) > 1 for way in ("tensor", "pipeline"))
     ours: dict[str, Any] = {
         "model": str(model),
         "gpu_memory_utilization": settings.gpu_memory,
         "seed": seed,
         "max_model_len": -1,  # as long as fits into memory
-        "hf_overrides": yarn_overrides(config),
+        "hf_overrides": longer,
         "dtype": "float32" if float32 else "auto",  # `auto` would round 32-bit weights
         "enforce_eager": on_cpu,  # compiling takes a minute and gains nothing on a CPU
         # On a CPU, vLLM 0.31 dies when a prompt with a seed is prefilled in two parts.
         "enable_chunked_prefill": not on_cpu,
-        "max_num_batched_tokens": max(2048, position_limit(model)) if on_cpu else None,
+        "max_num_batched_tokens": max(2048, limit) if on_cpu else None,
         "distributed_executor_backend": ONE_PROCESS if on_cpu and not split else None,
         "disable_log_stats": True,
     }
@@ -99,12 +107,6 @@ def engine_arguments(
         if not (capability == (9, 0) or shutil.which("nvcc") or Path(cuda, "bin", "nvcc").exists()):
             ours["attention_backend"] = "TRITON_ATTN"
     return ours | settings.vllm | (read_adapter(adapter) if adapter else {})
-
-
-def sees_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
 
 
 def check_arguments(arguments: dict[str, Any]) -> None:
@@ -156,14 +158,16 @@ def serving(
 
 def server_command(model: Path, settings: Settings, seed: int, host: str, port: int) -> list[str]:
     """Return the command of a server with the arguments that the engine in this process would get."""
+    from vllm.platforms import current_platform
+
     tokenizer = read_tokenizer(model, trust_remote_code=settings.vllm.get("trust_remote_code", False))
     arguments = tokenizer_argument(model, tokenizer) | engine_arguments(model, settings, seed)
     arguments |= {"host": host, "port": port, "served_model_name": model.name}
     del arguments["model"], arguments["disable_log_stats"]
     # The CPU build lacks the metadata that `vllm serve` asks for: there the server's module is started.
-    vllm = shutil.which("vllm", path=str(Path(sys.executable).parent)) if sees_gpu() else None
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", f"--model={model}"]
-    if vllm:
+    vllm = shutil.which("vllm", path=str(Path(sys.executable).parent))
+    if vllm and current_platform.is_cuda():
         command = [vllm, "serve", str(model)]
     for key, value in arguments.items():
         name = key.replace("_", "-")
@@ -180,17 +184,15 @@ def answering(
 ) -> Iterator["subprocess.Popen[bytes]"]:
     """Run a model's server while the block runs, which begins when the address `health` answers.
 
-    The server appends to `log`; `keep` as in `running`. EngineError when it ends before it answers, with the
-    first error that it wrote.
+    The server appends to `log`; `keep` as in `running`. EngineError, with the first error that the server
+    wrote, when it ends before it answers.
     """
     with log.open("a") as output, running(command, output, keep) as process:
         while not is_up(health):
             if process.poll() is not None:
                 causes = re.findall(r"\b\w+Error: .+|error: .+", log.read_text(errors="replace"))
                 reason = redact(" ".join(causes[0].split())) if causes else explain_exit(process.returncode)
-                raise EngineError(
-                    f"vLLM did not serve {model}: {reason[:300]}; all that it wrote is in {log}"
-                )
+                raise EngineError(f"vLLM did not serve {model}: {reason[:300]}; its log is {log}")
             time.sleep(0.2)
         yield process
 
@@ -207,12 +209,9 @@ def free_port(host: str, port: int) -> int:
 
 
 def is_up(url: str) -> bool:
-    """Whether a server answers at an address."""
-    try:
-        with urllib.request.urlopen(url, timeout=2) as response:
-            return bool(response.status == 200)
-    except OSError:
-        return False
+    with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=2) as response:
+        return bool(response.status == 200)
+    return False
 
 
 # ---- processes that end with their starter ----
@@ -227,10 +226,13 @@ def running(
     They end too when this process does, however it ends. What they write goes to `output`. `keep` are
     descriptors, such as a lock's, that stay open until the last of them has ended.
     """
-    guarded = [sys.executable, "-I", "-S", process_guard.__file__, *command]
-    nothing = subprocess.DEVNULL
     process = subprocess.Popen(
-        guarded, stdin=nothing, stdout=output, stderr=output, start_new_session=True, pass_fds=keep
+        [sys.executable, "-I", "-S", process_guard.__file__, *command],
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        start_new_session=True,
+        pass_fds=keep,
     )
     try:
         yield process
@@ -289,19 +291,59 @@ def stderr_to(path: Path | None) -> Iterator[None]:
             os.close(saved)
 
 
+# ---- what fits ----
+
 # Keys in which a config.json says how long the context is.
 LENGTHS = [
     "max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "model_max_length",
     "max_target_positions", "max_sequence_length", "max_seq_length", "seq_len",
 ]  # fmt: skip
-NUMBERS = [
-    *LENGTHS, "head_dim", "hidden_size", "num_attention_heads", "num_hidden_layers", "num_key_value_heads",
-    "original_max_position_embeddings", "sliding_window",
-]  # fmt: skip
 # Kinds of rope scaling whose config.json says the extended length.
 ALREADY_SCALED = ("default", "llama3", "su", "deepseek_yarn", "deepseek_llama_scaling")
 RESERVED = 3 << 30  # bytes of a GPU, about, for vLLM's activations and CUDA graphs
 BATCH = 8192  # tokens of one step: vLLM keeps them until it drops what a sliding window has left behind
+
+
+def language_model(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a config.json says of the language model, with the defaults of its kind."""
+    from transformers import AutoConfig
+
+    whole = copy.deepcopy({**config})  # Transformers adds to what is nested
+    nested, kind = whole.get("text_config"), whole.pop("model_type", "")
+    text: dict[str, Any] = {**(nested if isinstance(nested, dict) else config)}
+    with contextlib.suppress(Exception):  # vLLM may know a kind that Transformers does not
+        text |= AutoConfig.for_model(kind, **whole).get_text_config().to_dict()
+    dtypes = [text.get("dtype"), text.get("torch_dtype"), config.get("dtype"), config.get("torch_dtype")]
+    return text | {"dtype": next(filter(None, dtypes), None)}
+
+
+def rope_of(text: Mapping[str, Any]) -> dict[str, Any]:
+    return text.get("rope_parameters") or text.get("rope_scaling") or {}
+
+
+def context_limit(config: Mapping[str, Any]) -> int:
+    """Return the longest context in tokens that a config.json allows, as vLLM 0.31 derives it.
+
+    vLLM needs the `hf_overrides` of `engine_arguments` for it. AimoError for a value of a wrong type.
+    """
+    text, factor = language_model(config), 1.0
+    try:
+        lengths = [text[key] for key in LENGTHS if text.get(key)]
+        limit, rope = text.get("model_max_length") or min(lengths, default=2048), rope_of(text)
+        for scaling in [rope, *(value for value in rope.values() if isinstance(value, dict))]:
+            kind = scaling.get("rope_type") or scaling.get("type") or "default"
+            if kind == "longrope":
+                return int(text.get("original_max_position_embeddings") or limit)
+            if kind == "yarn":
+                original = scaling.get("original_max_position_embeddings") or limit
+                limit = max(limit, scaling["factor"] * original)
+            elif kind not in ALREADY_SCALED and "gemma3" not in text.get("model_type", ""):
+                factor = scaling.get("factor") or 1.0  # one for all kinds of layers
+        return int(limit * factor)
+    except (AttributeError, KeyError, TypeError, ValueError) as e:
+        raise AimoError(
+            f"config.json: cannot read the length of the context ({one_line(e)}); {REMEDY}"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -335,51 +377,52 @@ def plan_for_this_machine(model: str | Path, settings: Settings) -> Plan:
     config = read_json(Path(model) / "config.json", REMEDY)
     weights = sum(file.stat().st_size for file in Path(model).glob("*.safetensors"))
     if not current_platform.is_cuda():
-        return divide(config, weights, int(os.environ["VLLM_CPU_KVCACHE_SPACE"]) << 30, settings)
+        cache = int(os.environ["VLLM_CPU_KVCACHE_SPACE"]) << 30
+        return make_plan(config, weights, [], settings, cache)
     gpus = range(current_platform.device_count())
     return make_plan(config, weights, [current_platform.get_device_total_memory(i) for i in gpus], settings)
 
 
-def make_plan(config: Mapping[str, Any], weights: int, memory: Sequence[int], settings: Settings) -> Plan:
-    """Return what fits into GPUs of `memory` bytes each, of a model of `weights` bytes with this config.json.
-
-    AimoError when there are fewer GPUs than `settings.vllm` wants, or the attention is out of scope.
-    """
-    sizes = [f"{kind}_parallel_size" for kind in ("tensor", "pipeline", "data")]
-    tensor, pipeline, replicas = (settings.vllm.get(size, 1) for size in sizes)
-    shards = tensor * pipeline
-    if shards * replicas > len(memory):
-        need = f"its parallel sizes need {shards * replicas} GPUs and there are {len(memory)}"
-        raise AimoError(f"vllm: {need}; lower {', '.join(sizes[:2])} or {sizes[2]}")
-    # vLLM pads the width of MXFP4 experts to a multiple of 256: gpt-oss-120b's file of 60.8 GiB takes 64.4.
-    if (config.get("quantization_config") or {}).get("quant_method") == "mxfp4":
-        weights = weights * (-(-config["intermediate_size"] // 256) * 256) // config["intermediate_size"]
-    cache = int(min(memory) * settings.gpu_memory) - weights // shards - RESERVED
-    return divide(config, weights, max(0, cache), settings, shards, replicas)
-
-
-def divide(
+def make_plan(
     config: Mapping[str, Any],
     weights: int,
-    cache: int,
+    memory: Sequence[int],
     settings: Settings,
-    shards: int = 1,
-    replicas: int = 1,
+    cache: int | None = None,
 ) -> Plan:
-    """Return how `cache` bytes of KV cache on each GPU are divided. AimoError as `make_plan`."""
-    config, arguments = language_model(config), settings.vllm
-    heads = config.get("num_attention_heads")
-    if not heads or "kv_lora_rank" in config:
-        raise AimoError("plan: none for an architecture without plain attention; vLLM measures it")
+    """Return what fits of a model of `weights` bytes with this config.json into GPUs of `memory` bytes each.
+
+    With `cache`, the bytes of a CPU's KV cache, there is no GPU. AimoError when there are fewer GPUs than
+    `settings.vllm` wants, or the attention is out of scope.
+    """
+    arguments, shards, replicas = settings.vllm, 1, 1
+    if cache is None:
+        sizes = [f"{kind}_parallel_size" for kind in ("tensor", "pipeline", "data")]
+        tensor, pipeline, replicas = (arguments.get(size, 1) for size in sizes)
+        shards = tensor * pipeline
+        if shards * replicas > len(memory):
+            need = f"its parallel sizes need {shards * replicas} GPUs and there are {len(memory)}"
+            raise AimoError(f"vllm: {need}; lower {', '.join(sizes[:2])} or {sizes[2]}")
+        # vLLM pads the width of MXFP4 experts to a multiple of 256: gpt-oss-120b's 60.8 GiB take 64.4.
+        if (config.get("quantization_config") or {}).get("quant_method") == "mxfp4":
+            width = config["intermediate_size"]
+            weights = weights * (-(-width // 256) * 256) // width
+        cache = max(0, int(min(memory) * settings.gpu_memory) - weights // shards - RESERVED)
+
     # Bytes of a token's key and value in one layer.
-    value_bytes = 4 if (arguments.get("dtype") or config.get("dtype")) == "float32" else 2
+    text = language_model(config)
+    heads = text.get("num_attention_heads")
+    if not heads or "kv_lora_rank" in text:
+        raise AimoError("plan: none for an architecture without plain attention; vLLM measures it")
+    value_bytes = 4 if (arguments.get("dtype") or text.get("dtype")) == "float32" else 2
     if arguments.get("kv_cache_dtype", "auto").startswith("fp8"):
         value_bytes = 1
-    head_dim = config.get("head_dim") or config["hidden_size"] // heads
-    per_token = 2 * (config.get("num_key_value_heads") or heads) * head_dim * value_bytes
+    head_dim = text.get("head_dim") or text["hidden_size"] // heads
+    per_token = 2 * (text.get("num_key_value_heads") or heads) * head_dim * value_bytes
+
     # How many tokens each layer keeps: those it looks back at, and those of one step.
-    seen = {"full_attention": inf, "sliding_attention": config.get("sliding_window") or inf}
-    kinds = config.get("layer_types") or ["full_attention"] * config["num_hidden_layers"]
+    seen = {"full_attention": inf, "sliding_attention": text.get("sliding_window") or inf}
+    kinds = text.get("layer_types") or ["full_attention"] * text["num_hidden_layers"]
     if unknown := sorted(set(kinds) - seen.keys()):
         raise AimoError(f"plan: none for layers of type {', '.join(unknown)}; vLLM measures them")
     kept = [seen[kind] + (arguments.get("max_num_batched_tokens") or BATCH) for kind in kinds]
@@ -396,68 +439,3 @@ def divide(
     context = min(limit, settings.max_length or limit)
     streams = voting.count_streams(kv_tokens, context, settings) if context else 0
     return Plan(weights // shards, cache, context, kv_tokens, streams)
-
-
-def language_model(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a config.json says of the language model, with the defaults of its kind.
-
-    AimoError for a value of the wrong type.
-    """
-    from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoConfig
-
-    whole = copy.deepcopy({**config})  # Transformers adds to what is nested
-    nested, kind = whole.get("text_config"), whole.pop("model_type", "")
-    text: dict[str, Any] = {**(nested if isinstance(nested, dict) else config)}
-    try:
-        text |= AutoConfig.for_model(kind, **whole).get_text_config().to_dict()
-    except StrictDataclassError as e:
-        raise AimoError(f"config.json: {one_line(e.__cause__ or e)}; {REMEDY}") from None
-    except Exception:  # vLLM may know a kind of model that Transformers does not
-        pass
-    for key in NUMBERS:
-        if not isinstance(text.get(key), int | float | None):
-            raise AimoError(f"config.json: {key} is {text[key]!r} and should be a number; {REMEDY}")
-    dtypes = [text.get("dtype"), text.get("torch_dtype"), config.get("dtype"), config.get("torch_dtype")]
-    return text | {"dtype": next(filter(None, dtypes), None)}
-
-
-def context_limit(text: Mapping[str, Any]) -> int:
-    """Return the longest context in tokens that a `language_model` allows, as vLLM 0.31 derives it.
-
-    vLLM needs `yarn_overrides` for it. AimoError for a rope scaling that says nothing.
-    """
-    lengths = [text[key] for key in LENGTHS if text.get(key)]
-    limit, factor = text.get("model_max_length") or min(lengths, default=2048), 1.0
-    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
-    try:
-        for scaling in [rope, *(value for value in rope.values() if isinstance(value, dict))]:
-            kind = scaling.get("rope_type") or scaling.get("type") or "default"
-            if kind == "longrope":
-                return int(text.get("original_max_position_embeddings") or limit)
-            if kind == "yarn":
-                original = scaling.get("original_max_position_embeddings") or limit
-                limit = max(limit, scaling["factor"] * original)
-            elif kind not in ALREADY_SCALED and "gemma3" not in text.get("model_type", ""):
-                factor = scaling.get("factor") or 1.0  # one for all kinds of layers
-        return int(limit * factor)
-    except (AttributeError, KeyError, TypeError, ValueError):
-        raise AimoError(f"config.json: cannot read the rope scaling {rope!r}; {REMEDY}") from None
-
-
-def position_limit(model: Path) -> int:
-    """Return the longest context in tokens that a model folder's config.json allows."""
-    return context_limit(language_model(read_json(model / "config.json", REMEDY)))
-
-
-def yarn_overrides(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return vLLM's `hf_overrides` of a config.json that gives YaRN a factor, and not the length it leads to.
-
-    vLLM 0.31 takes `max_position_embeddings` for that length, and would not go beyond the original one.
-    """
-    text = language_model(config)
-    limit, rope = context_limit(text), text.get("rope_parameters") or text.get("rope_scaling") or {}
-    if "yarn" not in rope.values() or limit == text.get("max_position_embeddings"):
-        return {}
-    longer = {"max_position_embeddings": limit}
-    return {"text_config": longer} if "text_config" in config else longer
