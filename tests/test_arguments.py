@@ -22,12 +22,9 @@ def arguments(stage, folder, *overrides):
     "stage, key, value",
     [
         ("sft", "completion_only_loss", False),
-        ("sft", "save_total_limit", 5),
         ("sft", "lr_scheduler_kwargs", {"num_cycles": 2}),
-        ("sft", "eval_packing", False),
         ("grpo", "logging_nan_inf_filter", True),
         ("grpo", "num_iterations", 2),
-        ("grpo", "data_seed", 7),
         ("dpo", "loss_type", ["ipo"]),
         ("opd", "repetition_penalty", 1.1),
     ],
@@ -41,39 +38,25 @@ def test_a_key_that_the_profile_has_not_goes_to_trl_over_what_we_fix(tmp_path, s
     "stage, key, told",
     [
         ("sft", "num_train_epochs", "it is called sft.epochs here"),
-        ("sft", "learning_rate", "it is called sft.learning_rate here"),
         ("grpo", "learning_rate", "it is called grpo.learning_rate here"),
-        ("sft", "packing_strategy", "it is called sft.packing_strategy here"),
-        ("sft", "train_sampling_strategy", "it is called sft.group_by_length here"),
         ("sft", "max_length", "it is called model.max_length here"),
-        ("sft", "bf16", "it is called model.dtype here"),
-        ("sft", "seed", "it is called seed here"),
-        ("grpo", "per_device_train_batch_size", "it is called grpo.prompts_per_step here"),
         ("dpo", "per_device_train_batch_size", "it is called dpo.batch_size here"),
-        ("grpo", "reward_weights", "it is called grpo.rewards here"),
         ("opd", "beta", "it is called opd.divergence here"),
-        ("opd", "use_vllm", "it is called opd.generation here"),
-        ("opd", "teacher_model_name_or_path", "it is called opd.teacher here"),
         ("grpo", "vllm_server_port", "it is called grpo.vllm_server_url here"),
-        ("grpo", "warmup_ratio", "it is called grpo.warmup_ratio here"),
-        ("sft", "output_dir", "use --run-dir instead"),
         ("sft", "resume_from_checkpoint", "use --from STAGE/checkpoint-N instead"),
-        ("sft", "model_init_kwargs", "use a key of model instead"),
         ("sft", "pakcing", "SFTConfig has no such key, did you mean packing"),
     ],
 )
 def test_a_key_that_would_be_ignored_is_refused_by_the_name_of_what_to_set(tmp_path, stage, key, told):
-    with pytest.raises(AimoError) as e:
+    with pytest.raises(AimoError, match=rf"^{stage}\.trl\.{key}.*{told}"):
         arguments(stage, tmp_path, f"{stage}.trl={{{key}: 1}}")
-    assert str(e.value).startswith(f"{stage}.trl.{key}") and told in str(e.value) and "\n" not in str(e.value)
 
 
 def test_every_key_that_cannot_be_set_has_an_answer():
     from aimo.config.reading import suggest
     from aimo.train.arguments import TAKEN
 
-    answers = (", it is called", ", use", ", leave it out")
-    assert all(suggest(f"sft.{key}").startswith(answers) for key in TAKEN)
+    assert all(suggest(f"sft.{key}").startswith((", it is called", ", use", ", leave")) for key in TAKEN)
 
 
 def test_the_least_rate_has_a_key_of_its_own_where_the_scheduler_has_one(tmp_path):
@@ -101,6 +84,7 @@ def test_a_step_has_the_same_rows_however_they_are_packed(tmp_path, attention, s
         ("sft.use_liger_kernel=true", "pip install liger-kernel"),
         ("training.log_to=wandb", "pip install wandb"),
         ("model.dtype=float16", "cannot be trained on a CPU"),
+        ("sft.trl={load_best_model_at_end: true, save_strategy: steps}", "sft: .*eval"),  # TRL's own words
     ],
 )
 def test_what_cannot_be_done_here_is_refused_with_the_remedy(tmp_path, override, told):
@@ -108,17 +92,10 @@ def test_what_cannot_be_done_here_is_refused_with_the_remedy(tmp_path, override,
 
     if torch.cuda.is_available() and "CPU" in told:
         pytest.skip("needs a machine without a GPU")
-    with pytest.raises(AimoError) as e:
+    with pytest.raises(AimoError, match=told):
         arguments("sft", tmp_path, override)
-    assert told in str(e.value) and "\n" not in str(e.value)
 
 
 @pytest.mark.parametrize("given", ["http://host:8000", "http://host:8000/v1", "http://host:8000/v1/"])
 def test_a_teachers_server_may_be_named_as_aimo_serve_prints_it(tmp_path, given):
     assert arguments("opd", tmp_path, f"opd.teacher={given}").teacher_model_server_url == "http://host:8000"
-
-
-def test_a_value_that_trl_refuses_is_told_in_one_line(tmp_path):
-    with pytest.raises(AimoError, match=r"^sft: .*eval") as e:
-        arguments("sft", tmp_path, "sft.trl={load_best_model_at_end: true, save_strategy: steps}")
-    assert "\n" not in str(e.value)

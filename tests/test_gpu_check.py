@@ -38,7 +38,7 @@ def listed(gpu, work, machine):
 
 
 @pytest.mark.parametrize("machine", MACHINES)
-def test_every_profile_has_a_row_and_every_step_of_grpo_too_and_what_is_left_out_says_why(
+def test_every_profile_has_a_row_that_makes_a_step_and_what_is_left_out_or_replaced_says_why(
     gpu, tmp_path, machine
 ):
     gpus, _, capability = MACHINES[machine]
@@ -46,18 +46,12 @@ def test_every_profile_has_a_row_and_every_step_of_grpo_too_and_what_is_left_out
     for path in config.PROFILES.glob("*.yaml"):
         own = config.load(path.stem).model.base.startswith("data/")
         assert own or f"profile-{path.stem}" in checks
-    assert all(check.commands or check.lacks for check in checks.values())
-    assert [name for name, check in checks.items() if check.commands and not check.hint] == []
+    assert all(check.hint if check.commands else check.lacks for check in checks.values())
     first = ["unsloth-bf16", "transformers-vllm", "unsloth-vllm", "solver-speed", "submission-kernel"]
     last = [name.startswith(("profile-", "launch-", "vllm-server")) for name in checks]
     assert [*checks][:5] == first and last == sorted(last), "what most users need comes first"
-    trained_in = checks["adapter"].profile.model.dtype
-    assert f"dtype={trained_in}" in checks["adapter"].commands[-1], (
-        "an adapter is served in the type of training"
-    )
     left = {name for name, check in checks.items() if check.lacks}
-    assert ("unsloth-4bit" in left) == (gpus == 0)
-    assert ("unsloth-bf16" in left) == (capability < 8)
+    assert ("unsloth-4bit" in left) == (gpus == 0) and ("unsloth-bf16" in left) == (capability < 8)
     assert ("vllm-server" in left) == ("launch-fsdp" in left) == (gpus < 2)
     assert ("profile-qwen3-30b-a3b-thinking" in left) == (gpus > 0 and capability < 8.9), "its fp8 cache"
     for check in checks.values():
@@ -66,45 +60,39 @@ def test_every_profile_has_a_row_and_every_step_of_grpo_too_and_what_is_left_out
             grpo, data = check.profile.grpo, check.profile.data.grpo
             assert data.rows * (1 - data.test_split) >= grpo.prompts_per_step, check.name
             assert check.alone or grpo.generation == "transformers"
-
-
-@pytest.fixture(scope="module")
-def gigabytes(gpu):
-    """The size of a base's two layers of full width, in GB at two bytes for each weight."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    sizes = {"openai/gpt-oss-120b": 6.0, "casperhansen/deepseek-r1-distill-qwen-14b-awq": 3.5}  # quantised
-
-    def size(base):
-        if base in gpu.CONFIGS and base not in sizes:
-            two = gpu.CONFIGS[base] | {"num_hidden_layers": 2, "vocab_size": 32768}
-            with torch.device("meta"):
-                model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**two))
-            sizes[base] = 2 * model.num_parameters() / 1e9
-        return sizes.get(base, 0.01)
-
-    return size
+    t4 = checks["profile-kaggle-t4"]
+    assert ("model.load_in_4bit=false" in t4.note and "model.dtype=auto" in t4.note) == (gpus == 0)
 
 
 @pytest.mark.parametrize("machine", ["T4", "4090", "A100", "8 x H100"])
 def test_what_lies_on_the_disk_at_a_time_is_little_and_what_most_need_is_done_in_ten_minutes(
-    gpu, gigabytes, tmp_path, machine
+    gpu, tmp_path, machine
 ):
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
     checks = [check for check in listed(gpu, tmp_path, machine).values() if not check.lacks]
+    sizes = {"openai/gpt-oss-120b": 6.0, "casperhansen/deepseek-r1-distill-qwen-14b-awq": 3.5}  # quantised
+    for base in {check.base for check in checks} - sizes.keys():
+        sizes[base] = 0.01
+        if base in gpu.CONFIGS:  # two layers of full width, in GB at two bytes for each weight
+            two = gpu.CONFIGS[base] | {"num_hidden_layers": 2, "vocab_size": 32768}
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**two))
+            sizes[base] = 2 * model.num_parameters() / 1e9
 
     def left(check):  # by each stage: the model, in float32 what was trained and the best of it, a checkpoint
         profile, bytes_each = check.profile, 0
         for stage in profile.trained if profile else ():
             saves = getattr(profile, stage).trl.get("save_strategy") != "no"
             bytes_each += 2 if profile.model.lora else 2 + 4 + 4 + 12 * saves
-        return gigabytes(check.base) / 2 * bytes_each
+        return sizes[check.base] / 2 * bytes_each
 
     jobs, peak = gpu.Here(*MACHINES[machine]).jobs, 0.0
     for i, check in enumerate(checks):
         lie = {c.base for c in checks[: i + 1]} & {c.base for c in checks[i:]}
         side_by_side = [check] if check.alone else [c for c in checks[i : i + jobs] if not c.alone]
-        peak = max(peak, sum(map(gigabytes, lie)) + sum(map(left, side_by_side)))
+        peak = max(peak, sum(sizes[base] for base in lie) + sum(map(left, side_by_side)))
     assert peak < 30, f"{peak:.0f} GB"
     # A process that trains takes half a minute, mostly to import and to save; an engine a minute.
     serial = {
@@ -118,13 +106,6 @@ def test_what_lies_on_the_disk_at_a_time_is_little_and_what_most_need_is_done_in
     }
     assert serial["first"] < 600 - gpu.LEAST_S
     assert sum(serial.values()) < 45 * 60, "docs/training.md says --minutes 45"
-
-
-def test_what_a_machine_cannot_run_is_replaced_and_told(gpu, tmp_path):
-    on_cpu = listed(gpu, tmp_path, "no GPU")["profile-kaggle-t4"]
-    assert "model.load_in_4bit=false" in on_cpu.note and "model.dtype=auto" in on_cpu.note
-    on_gpu = listed(gpu, tmp_path, "A100")["profile-kaggle-t4"]
-    assert on_gpu.profile.model.load_in_4bit and on_gpu.profile.model.dtype == "float16" and not on_gpu.note
 
 
 WAIT = "import time; time.sleep(60)"
@@ -142,13 +123,10 @@ def test_a_failure_costs_one_row_with_its_reason_and_the_exit_code(gpu, tmp_path
     checks = [
         gpu.Check("aborts", [python("import os; os.abort()"), python("raise SystemError('never reached')")]),
         gpu.Check("raises", [python("print('x'); raise ValueError('the cause')")], hint="another way"),
-        gpu.Check("no key", [python("pass")], look=lambda: {}["num_tokens"]),
         gpu.Check("full disk", [python("pass")], look=lost),
         gpu.Check("no model", [], base="nobody/knows"),
         gpu.Check("passes", [python("open('left', 'w')")], look=lambda: {"tokens/s": 12.5}),
-        gpu.Check(
-            "finds no other's files", [python("import os; os.path.exists('../passes') and os.abort()")]
-        ),
+        gpu.Check("finds no files", [python("import os; os.path.exists('../passes') and os.abort()")]),
         gpu.Check("left out", [], "needs a GPU"),
     ]
     monkeypatch.setattr(gpu, "MAKERS", [lambda *_: checks])
@@ -156,36 +134,29 @@ def test_a_failure_costs_one_row_with_its_reason_and_the_exit_code(gpu, tmp_path
         gpu.main(run_dir=tmp_path, to=tmp_path / "copy.json")
     assert ended.value.exit_code == 1
     result = json.loads((tmp_path / "copy.json").read_text())
-    assert result["headline"] == "5 failed, 2 passed, 1 skipped"
+    assert result["headline"] == "4 failed, 2 passed, 1 skipped"
     rows = {row["name"]: row for row in result["checks"]}
     assert rows["raises"]["note"] == "ValueError: the cause; try: another way"
-    assert "num_tokens" in rows["no key"]["note"] and "No space" in rows["full disk"]["note"]
-    assert "nobody/knows" in rows["no model"]["note"] and rows["left out"]["note"] == "needs a GPU"
+    assert "No space" in rows["full disk"]["note"] and "nobody/knows" in rows["no model"]["note"]
     assert rows["passes"]["figures"] == {"tokens/s": 12.5}
     page = (tmp_path / "gpu-check.html").read_text()
     assert all(text in page for text in ("aborts", "ValueError: the cause", "tokens/s 12.5", "needs a GPU"))
     assert "never reached" not in page
 
 
-def test_a_check_that_hangs_is_ended_with_what_it_started(gpu, tmp_path):
-    sleeps = f"import time; time.sleep(601.{os.getpid()})"
-    child = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {sleeps!r}])"
-    begun = time.monotonic()
-    told = gpu.error_of(python(child), tmp_path / "hangs.log", tmp_path, gpu.Here(0), 1.0)
-    assert told == "not done after 1 s" and time.monotonic() - begun < 60
-    assert sleeps not in subprocess.run(["ps", "axww", "-o", "args"], capture_output=True, text=True).stdout
-
-
-def test_a_check_that_hangs_fails_on_the_page_which_is_printed_where_the_disk_is_full(
+def test_a_check_that_hangs_is_ended_and_fails_on_the_page_which_is_printed_where_the_disk_is_full(
     gpu, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(gpu, "MAKERS", [lambda *_: [gpu.Check("hangs", [python(WAIT)])]])
+    sleeps = f"import time; time.sleep(601.{os.getpid()})"
+    child = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {sleeps!r}])"
+    monkeypatch.setattr(gpu, "MAKERS", [lambda *_: [gpu.Check("hangs", [python(child)])]])
     for least in "LEAST_S", "FAIR_S":
         monkeypatch.setattr(gpu, least, 0)
     with pytest.raises(typer.Exit) as ended:
         gpu.main(run_dir=tmp_path, minutes=0.02)
     assert ended.value.exit_code == 1
     assert "not done after 1 s" in (tmp_path / "gpu-check.html").read_text()
+    assert sleeps not in subprocess.run(["ps", "axww", "-o", "args"], capture_output=True, text=True).stdout
     monkeypatch.setattr(gpu, "report", lost)
     with pytest.raises(SystemExit, match=r"(?s)not done after 1 s.*make room"):
         gpu.main(run_dir=tmp_path, minutes=0.02)

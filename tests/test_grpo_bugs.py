@@ -3,12 +3,8 @@
 TRL's trainer on the tiny base makes tensors and losses of completions that the tests write themselves.
 """
 
-import contextlib
-import re
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -18,7 +14,7 @@ from aimo import config
 from aimo.inference import voting
 from aimo.inference.storage import read_json
 from aimo.run import runs
-from aimo.train import callbacks, compat, grpo, models
+from aimo.train import compat, grpo, models
 
 G = 4  # completions of a group
 LOOP = "So we try again, and it is 12, which is not what we want; hence we go back. " * 200
@@ -155,11 +151,10 @@ def test_degenerate_completions_are_counted_masked_or_penalised(step, found):
 @pytest.mark.parametrize(
     "loss, with_vllm, shared, at_once, computed",
     [
-        *[("dapo", False, 1.0, 10_000, 4), ("grpo", False, 1.0, 40, 4), ("bnpo", False, 1.0, 40, 4)],
-        *[
-            ("dapo", True, 1.0, 100, 4),
-            ("dapo", True, 0.5, 100, 14),
-        ],  # short prompts are not worth it
+        ("dapo", False, 1.0, 10_000, 4),
+        ("grpo", False, 1.0, 40, 4),
+        ("dapo", True, 1.0, 100, 4),
+        ("dapo", True, 0.5, 100, 14),  # short prompts are not worth it
     ],
 )
 def test_a_prompt_computed_once_for_its_group_and_for_vllm_gives_the_same_loss_and_gradient(
@@ -182,42 +177,6 @@ def test_a_prompt_computed_once_for_its_group_and_for_vllm_gives_the_same_loss_a
     assert once.loss == pytest.approx(plain.loss, rel=1e-5)
     assert (once.grad - plain.grad).abs().max() < 1e-4 * plain.grad.abs().max()
     assert once.weights == pytest.approx(plain.weights, rel=1e-3) and plain.weights > 0
-
-
-def test_what_an_adapter_reads_is_kept_in_16_bits_alone(tmp_path, monkeypatch):
-    import torch
-
-    profile = config.load("tiny", [*KEYS.split(), "model.dtype=bfloat16"])
-    model, tokenizer = models.load_model(TINY, profile), models.load_tokenizer(TINY, profile)
-    monkeypatch.setattr(grpo, "fit", lambda trainer, *_: trainer)
-    rows = [{"prompt": [{"role": "user", "content": "What is 2 + 1?"}], "answer": "3"}] * 2
-    trainer = grpo.train_grpo(model, tokenizer, rows, runs.Run(profile, tmp_path, "grpo", 0.0))
-
-    def computed():
-        kept = {}
-        with torch.autograd.graph.saved_tensors_hooks(
-            lambda x: kept.setdefault(x.untyped_storage().data_ptr(), x), lambda x: x
-        ):
-            ids = torch.arange(40, 104).view(2, 32)
-            found = trainer._get_per_token_logps_and_entropies(model, ids, torch.ones_like(ids), 24)
-        return found[0], sum(x.untyped_storage().nbytes() for x in kept.values())
-
-    ours, least = computed()
-    monkeypatch.setattr(compat, "disable_input_dtype_casting", lambda *_: contextlib.nullcontext())
-    theirs, most = computed()
-    assert torch.equal(ours, theirs) and least < 0.95 * most
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc gives memory back")
-def test_memory_that_a_step_has_freed_in_pieces_goes_back_to_the_system(loaded):
-    def resident():
-        return int(re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024  # MB
-
-    pieces = [bytearray(60_000) for _ in range(4000)]  # 240 MB, below the size that glibc maps apart
-    del pieces[::2]
-    before = resident()
-    callbacks.Trim().on_step_end(None, None, None)
-    assert before - resident() > 80 and pieces
 
 
 def test_what_is_degenerate_is_what_the_solver_ends():

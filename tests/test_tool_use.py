@@ -19,44 +19,32 @@ from aimo.train import grpo, models
 TOOLS = ROOT / "data" / "tiny-tools"
 CALL = '<tool_call>\n{"name": "python", "arguments": {"code": "x = 6 * 7\\nx"}}\n</tool_call>'
 TAGS = ["think_start=<think>", "think_end=</think>", "answer_start='\\boxed{'", "answer_end='}'"]
-GRPO = {
-    "tools": True,
-    "learning_rate": 1e-3,
-    "max_steps": 2,
-    "prompts_per_step": 2,
-    "num_generations": 8,
-    "max_resample": 2,
-    "max_prompt_length": 128,
-    "max_completion_length": 120,
-    "sample_steps": 1,
-}
+KEYS = """
+model.backend=transformers model.max_length=512 model.lora=null data.grpo.source=builtin data.grpo.rows=64
+prompt.template=model prompt.prefill=false inference.tool_parser=hermes grpo.tools=true
+grpo.learning_rate=0.001 grpo.max_steps=2 grpo.prompts_per_step=2 grpo.num_generations=8 grpo.max_resample=2
+grpo.max_prompt_length=128 grpo.max_completion_length=120 grpo.sample_steps=1
+"""
 
 
-def profile(*overrides, **grpo):
+def profile(*overrides):
     """The tiny tool model, trained with tools."""
-    model = ["model.backend=transformers", "model.max_length=512", "model.lora=null"]
-    data = ["data.grpo.source=builtin", "data.grpo.rows=64"]
-    prompt = [f"prompt.{key}" for key in ("template=model", "prefill=false", *TAGS)]
-    stage = [f"grpo.{key}={value}" for key, value in (GRPO | grpo).items()]
-    parser = ["inference.tool_parser=hermes"]
-    return config.load("tiny-tools", [*model, *data, *prompt, *parser, *stage, *overrides])
+    tags = [f"prompt.{tag}" for tag in TAGS]
+    return config.load("tiny-tools", [*KEYS.split(), *tags, *overrides])
 
 
-def refused(*overrides, **grpo):
-    """The one line that a profile is refused with."""
-    with pytest.raises(AimoError) as e:
-        profile(*overrides, **grpo)
-    return str(e.value)
-
-
-def test_what_cannot_sample_with_tools_is_refused():
-    aside = "data.grpo.test_split=0.1"
-    assert "grpo.probe_steps: samples without tools; set it to null" in refused(aside, probe_steps=10)
-    assert "grpo.pass_rate: samples without tools; set it to null" in refused(pass_rate="[0.1, 0.9]")
-    for template in ("plain", "chatml"):
-        told = refused(f"prompt.template={template}")
-        assert f"the template {template} offers no tools; set" in told
-    assert "grpo.tools: inference.tool_parser is null, and fenced" in refused("inference.tool_parser=null")
+@pytest.mark.parametrize(
+    "overrides, told",
+    [
+        (["data.grpo.test_split=0.1", "grpo.probe_steps=10"], "grpo.probe_steps: .* set it to null"),
+        (["grpo.pass_rate=[0.1, 0.9]"], "grpo.pass_rate: samples without tools; set it to null"),
+        (["prompt.template=plain"], "the template plain offers no tools; set"),
+        (["inference.tool_parser=null"], "grpo.tools: inference.tool_parser is null, and fenced"),
+    ],
+)
+def test_what_cannot_sample_with_tools_is_refused(overrides, told):
+    with pytest.raises(AimoError, match=told):
+        profile(*overrides)
 
 
 @pytest.mark.slow  # loads torch and vLLM's parsers
@@ -71,10 +59,10 @@ class TestBeforeTraining:
     def given(self, tokenizer):
         """What GRPO's trainer takes for a profile, and its configuration."""
 
-        def given(*overrides, **section):
+        def given(*overrides):
             eos, args = SimpleNamespace(eos_token_id=0), SimpleNamespace()
             model = SimpleNamespace(config=SimpleNamespace(name_or_path=str(TOOLS)), generation_config=eos)
-            return grpo.trainer_arguments(profile(*overrides, **section), model, tokenizer, args), args
+            return grpo.trainer_arguments(profile(*overrides), model, tokenizer, args), args
 
         return given
 
@@ -97,7 +85,7 @@ class TestBeforeTraining:
         more, args = given("inference.tool_turns=3")
         assert args.max_tool_calling_iterations == 3
         assert get_json_schema(more["environment_factory"]().python) == PYTHON
-        assert not given(tools=False)[0]
+        assert not given("grpo.tools=false")[0]
 
     def test_a_session_keeps_variables_within_a_completion_and_its_output_ends_no_turn(
         self, given, tokenizer
@@ -109,7 +97,7 @@ class TestBeforeTraining:
         session.reset(prompt="1 + 1?")
         assert "NameError" in session.python("x")
 
-    def test_a_turn_is_read_as_the_solver_reads_it(self, given, tokenizer, capfd):
+    def test_a_turn_is_read_as_the_solver_reads_it(self, given, tokenizer):
         from trl.chat_template_utils import parse_response
 
         more, _ = given()
@@ -122,11 +110,6 @@ class TestBeforeTraining:
         assert read(f"So{CALL}<|im_end|>") == read(f"So{CALL}{CALL}<|im_end|>") == called
         assert "tool_calls" not in read(CALL)  # it was cut off
         assert read("It is 42.<|im_end|>") == {"role": "assistant", "content": "It is 42."}
-        capfd.readouterr()
-        assert read(CALL.replace("}}", "") + "<|im_end|>")["tool_calls"] == [call], "braces are missing"
-        assert capfd.readouterr() == ("", "")  # vLLM's parser would print a traceback
-        unnamed = read(CALL.replace('"code"', '"program"') + "<|im_end|>")
-        assert "its argument is named code" in unnamed["tool_calls"][0]["function"]["arguments"]["code"]
 
 
 @pytest.mark.train
@@ -163,21 +146,15 @@ def test_programs_run_and_what_they_print_has_no_part_in_the_gradient(tmp_path, 
     tokenizer, log, samples = train("a")
     assert log[0]["tools/call_frequency"] > 0.5 and log[0]["tools/failure_frequency"] == 0
     assert any("```python\n" in s["completion"] and "```output\n" in s["completion"] for s in samples)
-    outputs = 0
+    outputs = ""
     for batch in batches:
         written = batch["completion_mask"].bool() & batch["tool_mask"].bool()
         assert not batch["logps"].grad[~written].any()
         signal = written & (batch["advantages"] != 0).unsqueeze(1)
         assert batch["logps"].grad[signal].all() and signal.any()
-        read = batch["completion_mask"].bool() & ~batch["tool_mask"].bool()
-        for ids, own, others in zip(batch["completion_ids"], written, read, strict=True):
-            assert "<tool_response>" not in tokenizer.decode(ids[own])
-            text = tokenizer.decode(ids[others])
-            turns = text.count("<tool_response>")
-            outputs += turns
-            begin, end = "\n<|im_start|>user\n<tool_response>\n", "\n<|im_start|>assistant\n"
-            assert text.startswith(begin) == text.endswith(end) == bool(turns)
-    assert outputs
+        assert "<tool_response>" not in tokenizer.decode(batch["completion_ids"][written])
+        outputs += tokenizer.decode(batch["completion_ids"][batch["completion_mask"].bool() & ~written])
+    assert "<tool_response>\n" in outputs
     again = train("b")[1]
     for figure in "loss", "reward", "grad_norm", "num_tokens", "tools/call_frequency":
         assert [record.get(figure) for record in log] == [record.get(figure) for record in again], figure

@@ -61,8 +61,9 @@ def test_a_checkpoint_cut_off_while_it_was_written_is_removed_and_the_one_before
     assert "checkpoint-150 was not written to its end" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("place", ["best", "trained"])
-@pytest.mark.parametrize("step, kept", [(75, ["best"]), (125, [])])
+@pytest.mark.parametrize(
+    "place, step, kept", [("best", 75, ["best"]), ("trained", 75, ["best"]), ("trained", 125, [])]
+)
 def test_a_stage_continues_from_a_named_checkpoint_with_the_best_model_probed_until_then(
     tmp_path, place, step, kept
 ):
@@ -72,28 +73,10 @@ def test_a_stage_continues_from_a_named_checkpoint_with_the_best_model_probed_un
         (tmp_path / "sft" / product).mkdir()
     (tmp_path / "sft" / place / "probe.json").write_text(json.dumps({"step": step, "probe/accuracy": 0.5}))
     for wrong in ("checkpoint-70", "../sft/checkpoint-50"):
-        told = "no such checkpoint in .*; there are: checkpoint-150, checkpoint-100, checkpoint-50"
-        with pytest.raises(AimoError, match=told):
+        with pytest.raises(AimoError, match=r"no such checkpoint in .*; there are: checkpoint-150"):
             pipeline.check_run(config.load("tiny"), tmp_path, f"sft/{wrong}", None)
     callbacks.keep_until(tmp_path / "sft", "checkpoint-100")
     assert names(tmp_path / "sft") == [*kept, "checkpoint-100", "checkpoint-50"]
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", "[" * 5000])
-def test_a_file_of_a_stage_that_was_cut_off_is_one_line(tmp_path, text):
-    run = SimpleNamespace(profile=SimpleNamespace(dpo=True), folder=tmp_path)
-    checkpoint(tmp_path, 50)
-    (tmp_path / "best").mkdir()
-    (tmp_path / "best/probe.json").write_text(text)
-    for name in ("pairs.json", "adapter_config.json"):
-        (tmp_path / name).write_text(text.replace("[]", "{}"))
-    for read in (
-        lambda: callbacks.keep_until(tmp_path, "checkpoint-50"),
-        lambda: dpo.sample_pairs(None, [], run),
-        lambda: models.check_adapter(tmp_path, TINY),
-    ):
-        with pytest.raises(AimoError, match=r"^[^\n]*remove [^\n]*$"):
-            read()
 
 
 def test_rows_of_a_step_are_of_like_length_the_longest_first_and_every_row_comes_once():
@@ -110,19 +93,6 @@ def test_rows_of_a_step_are_of_like_length_the_longest_first_and_every_row_comes
         assert padded < 1.2 * sum(lengths), "more padding than a fifth"
         means = [sum(step) for step in steps[1:-1]]
         assert means not in (sorted(means), sorted(means, reverse=True)), "the steps are sorted by length"
-
-
-def test_the_order_of_rows_follows_the_seed_and_the_epoch():
-    from torch.utils.data import RandomSampler
-
-    def order(seed, epoch, data_seed=None):
-        args = SimpleNamespace(seed=seed, data_seed=data_seed)
-        trainer = SimpleNamespace(args=args, state=SimpleNamespace(epoch=epoch))
-        return list(trainers.Seeded(RandomSampler(range(100)), trainer))
-
-    assert order(0, None) == order(0, 0) == order(3, 0, data_seed=0)
-    assert order(0, 0) != order(0, 1.0) != order(0, 2.0)
-    assert order(0, 1.0) == order(0, 1.35) != order(5, 1.0)
 
 
 # ---- Training
@@ -199,12 +169,8 @@ def done(sets, tmp_path_factory):
 
 @trains
 def test_a_stage_has_its_mean_loss_its_speed_its_operations_its_evaluations_and_a_card_for_the_hub(done):
-    from huggingface_hub import ModelCard
-
-    card = ModelCard.load(done.folder / "model/README.md")
-    assert card.data.library_name == "transformers" and card.data.tags == ["aimo", "trl"]
-    assert card.data.base_model is None, "a folder is no model of the hub"
-    assert "learning_rate: 0.01" in card.text and "| steps | 6 |" in card.text
+    card = (done.folder / "model/README.md").read_text()
+    assert "learning_rate: 0.01" in card and "| steps | 6 |" in card and "base_model" not in card
     figures = trainers.summary(done.log)
     assert figures["steps"] == 6 and figures["loss"] == round(losses(done.log)[-1], 4)
     assert figures["mean_loss"] == pytest.approx(sum(losses(done.log)) / 6, abs=1e-4)
@@ -219,15 +185,12 @@ def test_a_stage_has_its_mean_loss_its_speed_its_operations_its_evaluations_and_
 
 
 @trains
-def test_an_adapter_is_no_base_and_continues_on_no_other(done, sets, tmp_path):
-    from aimo.run import hub
-
-    with pytest.raises(AimoError, match="is an adapter, not a model; give a merged model"):
-        hub.local_folder(str(done.folder / "trained"))
+def test_an_adapter_continues_on_no_other_base(done, sets, tmp_path):
     shutil.copytree(done.folder / "checkpoint-6", tmp_path / "sft/checkpoint-6")
     other = shutil.copytree(TINY, tmp_path / "another-base")
-    told = r"checkpoint-6 is an adapter for .*tiny-base, not for .*another-base"
-    with pytest.raises(AimoError, match=told):
+    with pytest.raises(
+        AimoError, match=r"checkpoint-6 is an adapter for .*tiny-base, not for .*another-base"
+    ):
         train(small("sft.max_steps=8"), sets, tmp_path, start=other)
 
 
@@ -302,11 +265,9 @@ def test_a_step_trains_on_the_groups_with_signal_of_no_more_prompts_than_allowed
     cut_off = ["grpo.max_completion_length=24", "grpo.mask_truncated_completions=true"]
     log, _, _ = train(small(*shape, *cut_off, "grpo.max_resample=3"), sets, tmp_path, "grpo")
     steps = [record for record in log if "loss" in record]
-    tried, trained = [record["groups/tried"] for record in steps], 0
-    assert len(batches) == 2 * len(steps) and all(2 <= groups <= 6 for groups in tried)
-    assert any(groups > 2 for groups in tried), "every prompt had signal"
+    tried = [record["groups/tried"] for record in steps]
+    assert len(batches) == 2 * len(steps) and all(2 <= groups <= 6 for groups in tried) and max(tried) > 2
     for pair in zip(batches[::2], batches[1::2], strict=True):
-        assert len(pair[0]["advantages"]) == len(pair[1]["advantages"])
         groups = {}
         for batch in pair:
             for row, advantage in enumerate(batch["advantages"]):
@@ -314,72 +275,7 @@ def test_a_step_trains_on_the_groups_with_signal_of_no_more_prompts_than_allowed
                 prompt = tuple(batch["prompt_ids"][row][batch["prompt_mask"][row].bool()].tolist())
                 groups.setdefault(prompt, []).append(counts)
         assert all(any(group) and len(group) % 4 == 0 for group in groups.values()), groups
-        trained += len(groups)
-    shares = [record["frac_reward_zero_std"] * record["groups/tried"] for record in steps]
-    assert trained <= sum(tried) - sum(shares) and sum(shares) > 0
-
-
-@pytest.fixture(scope="module")
-def grpo_trainer(sets, tmp_path_factory):
-    """GRPO's trainer before its first step, with adapters that say something."""
-    import torch
-
-    trainer, model, tokenizer = built(small(), sets["grpo"], tmp_path_factory.mktemp("grpo"), "grpo")
-    torch.manual_seed(0)
-    for name, weight in model.named_parameters():
-        if "lora_B" in name:
-            weight.data.normal_(std=0.02)
-    return trainer, model, tokenizer
-
-
-@trains
-def test_log_probabilities_without_padding_are_those_with_it_and_so_are_their_gradients(grpo_trainer):
-    import torch
-    from trl import GRPOTrainer
-
-    trainer, model, tokenizer = grpo_trainer
-    asked, replied = 9, 40
-    rng = torch.Generator().manual_seed(0)
-    mask = torch.zeros(30, asked + replied, dtype=torch.long)
-    for row in mask:
-        left = torch.randint(0, asked, (1,), generator=rng)
-        right = torch.randint(0, replied, (1,), generator=rng)
-        row[left : asked + right] = 1  # of a completion that is masked as cut off, nothing
-    ids = torch.randint(5, 60, mask.shape, generator=rng) * mask + tokenizer.pad_token_id * (1 - mask)
-    shown, found, widths = mask[:, asked:].bool(), [], []
-    model.get_base_model().model.register_forward_pre_hook(
-        lambda module, args, kwargs: widths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
-    )
-    ours = trainer._get_per_token_logps_and_entropies
-    theirs = GRPOTrainer._get_per_token_logps_and_entropies.__get__(trainer)
-    for compute in (ours, theirs):
-        logps, entropies, _ = compute(model, ids, mask, replied, compute_entropy=True)
-        model.zero_grad()
-        logps[shown].sum().backward()
-        weights = [weight for weight in model.parameters() if weight.grad is not None]
-        gradients = torch.cat([weight.grad.flatten() for weight in weights])
-        assert logps.shape == entropies.shape == shown.shape
-        found.append((logps[shown].detach(), entropies[shown].detach(), gradients))
-    for mine, other in zip(*found, strict=True):
-        assert mine.abs().sum() > 1 and torch.allclose(mine, other, rtol=1e-3, atol=1e-4)
-    assert len(widths) == 5 and min(widths) < widths[-1] == asked + replied, "nothing was trimmed"
-
-
-@trains
-def test_a_model_generates_with_its_adapters_merged_and_gets_its_weights_back_to_the_bit(grpo_trainer, sets):
-    import torch
-    from peft.tuners.lora import LoraLayer
-
-    _, model, tokenizer = grpo_trainer
-    before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    merged, products = models.complete(model, tokenizer, sets["heldout"], 40), []
-    for layer in model.modules():
-        if isinstance(layer, LoraLayer):
-            layer.lora_A["default"].register_forward_hook(lambda *_: products.append(1))
-    assert models.complete(model, tokenizer, sets["heldout"], 40) == merged and not products
-    del model.generate
-    assert models.complete(model, tokenizer, sets["heldout"], 40) == merged and products
-    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+    assert any(record["frac_reward_zero_std"] > 0 for record in steps)
 
 
 def test_vllm_gets_to_the_bit_what_trl_would_send_and_frozen_weights_once():
@@ -451,7 +347,7 @@ def test_what_is_trained_begins_with_the_tokens_of_generation_even_where_a_tag_m
     assert as_one_text[: len(asked)] != asked, "this tag does not merge with what follows"
 
 
-def test_rows_are_tokenized_once_and_again_when_rows_or_template_change(monkeypatch, tmp_path, capsys):
+def test_rows_are_tokenized_once_and_again_when_rows_or_template_change(monkeypatch, tmp_path):
     from datasets import Dataset
 
     processes, map_rows = [], Dataset.map
@@ -470,78 +366,57 @@ def test_rows_are_tokenized_once_and_again_when_rows_or_template_change(monkeypa
     monkeypatch.setattr(Dataset, "map", counted)
     rows, tokenizer = [row(f"{i} apples") for i in range(40)], tokenizer_of()
     first, count = made(rows, tokenizer)
-    assert count == 1 and capsys.readouterr().out == "Tokenizing 40 rows.\n"
-    assert made(rows, tokenizer_of()) == (first, 0) and capsys.readouterr().out == ""
+    assert count == 1 and made(rows, tokenizer_of()) == (first, 0)
     other, count = made([*rows[:-1], row("40 pears")], tokenizer)
     assert count == 1 and other[:-1] == first[:-1] and other[-1] != first[-1]
-    system, count = made(rows, tokenizer_of("prompt.system=Think."))
-    assert count == 1 and system != first
-    two, count = made(rows[::-1], tokenizer, "sft.trl={dataset_num_proc: 2}")
-    assert two == first[::-1] and count == 2
+    assert made(rows, tokenizer_of("prompt.system=Think."))[1] == 1
+    assert made(rows[::-1], tokenizer, "sft.trl={dataset_num_proc: 2}") == (first[::-1], 2)
 
 
 LONG = ["sft.packing=true", "model.backend=transformers", "model.max_length=64", "grpo=null"]
 
 
-@pytest.fixture
-def run_dir(tmp_path):
-    """A run whose data are prepared."""
+@trains
+def test_rows_are_packed_once_pushed_trained_on_elsewhere_and_packed_again_when_a_row_changes(
+    tmp_path, monkeypatch
+):
     import polars as pl
+    from datasets import Dataset
 
-    folder = tmp_path / "run"
+    folder, pushed, overrides = tmp_path / "run", [], settings(LONG)
     runs.open_folder(folder, config.load("tiny", LONG))
     runs.unlock(folder)
     rows = [row(f"so {i}<end_working_out><SOLUTION>2</SOLUTION>", "What is 1 + 1?") for i in range(40)]
     (folder / "data").mkdir()
     pl.DataFrame(rows).write_parquet(folder / "data/sft.parquet")
     (folder / "data/README.md").touch()
-    return folder
 
+    def pack(*more):
+        """The file that the command prints, and when it was written."""
+        done = here("data", "pack", "--profile", "tiny", "--run-dir", folder, *overrides, *more)
+        runs.unlock(folder)
+        assert not done.returncode and "40 rows in " in done.stdout, done.stderr
+        kept = tmp_path / done.stdout.split("full: ")[1].split("\n")[0]
+        return kept.relative_to(folder), kept.stat().st_mtime_ns
 
-def pack(run_dir, *more):
-    """The file of the packed rows that `aimo data pack` prints."""
-    arguments = ["data", "pack", "--profile", "tiny", "--run-dir", str(run_dir), *settings(LONG)]
-    done = here(*arguments, *more)
-    runs.unlock(run_dir)
-    assert not done.returncode, done.stderr
-    assert "40 rows in " in done.stdout and "% full" in done.stdout
-    return run_dir.parent / done.stdout.split("full: ")[1].split("\n")[0]
-
-
-def test_packed_rows_are_pushed_and_kept_until_a_row_changes(run_dir, monkeypatch):
-    import polars as pl
-    from datasets import Dataset
-
-    kept, pushed = pack(run_dir), []
-    made = kept.stat().st_mtime_ns
+    def trained_on(folder):
+        return built(config.load("tiny", LONG), prepare.read_set(folder / "data", "sft"), folder, "sft")[0]
 
     def push(self, repo, private):
-        pushed.append((repo, private))
-        assert max(map(len, self["input_ids"])) <= 64
+        pushed.append((repo, private, max(map(len, self["input_ids"])) <= 64))
         return SimpleNamespace(commit_url="hub/packed")
 
+    alone = trained_on(shutil.copytree(folder, tmp_path / "alone")).train_dataset
+    kept, made = pack()
     monkeypatch.setattr(Dataset, "push_to_hub", push)
-    assert pack(run_dir, "--push-to-hub", "me/packed") == kept and kept.stat().st_mtime_ns == made
-    assert pushed == [("me/packed", True)]
-    rows = pl.read_parquet(run_dir / "data/sft.parquet")
-    rows[::-1].write_parquet(run_dir / "data/sft.parquet")
-    assert pack(run_dir) != kept
-
-
-@trains
-def test_training_takes_the_rows_that_were_packed_and_packs_the_same_ones(run_dir):
-    def dataset(folder):
-        rows = prepare.read_set(folder / "data", "sft")
-        return built(config.load("tiny", LONG), rows, folder, "sft")[0].train_dataset
-
-    alone = shutil.copytree(run_dir, run_dir.with_name("alone"))
-    kept = pack(run_dir)
-    made = kept.stat().st_mtime_ns
-    moved = run_dir.rename(run_dir.with_name("copied"))  # as to another machine
-    trained_on = dataset(moved)
-    assert trained_on.to_list() == dataset(alone).to_list()
-    assert [Path(file["filename"]).name for file in trained_on.cache_files] == [kept.name]
-    assert (moved / kept.relative_to(run_dir)).stat().st_mtime_ns == made
+    assert pack("--push-to-hub", "me/packed") == (kept, made) and pushed == [("me/packed", True, True)]
+    moved = shutil.copytree(folder, tmp_path / "copied")  # as to another machine
+    dataset = trained_on(moved).train_dataset
+    assert dataset.to_list() == alone.to_list()
+    assert [Path(file["filename"]).name for file in dataset.cache_files] == [kept.name]
+    assert (moved / kept).stat().st_mtime_ns == made
+    pl.DataFrame(rows[::-1]).write_parquet(folder / "data/sft.parquet")
+    assert pack()[0] != kept
 
 
 # ---- Long rows and packing
@@ -561,13 +436,11 @@ def test_rows_longer_than_the_context_are_cut_there_and_dropped_only_without_a_t
     whole = tokens_of(rows, small())
     prompts = [sum(label == -100 for label in labels) for _, labels in whole]
     limit = sorted(prompts)[10]  # some prompts alone fill it
-    assert limit < max(len(ids) for ids, _ in whole)
     p = small(f"model.max_length={limit}", "grpo.max_prompt_length=1", "grpo.max_completion_length=1")
     dataset = built(p, rows, tmp_path, "sft")[0].train_dataset
-    trained = list(zip(dataset["input_ids"], dataset["labels"], strict=True))
-    expected = [(ids[:limit], labels[:limit]) for ids, labels in whole]
-    kept = [pair for pair in expected if any(label != -100 for label in pair[1])]
-    assert 0 < len(kept) < len(rows) and trained == kept
+    expected = [(ids[:limit], labels[:limit]) for ids, labels in whole if set(labels[:limit]) != {-100}]
+    assert 0 < len(expected) < len(rows)
+    assert list(zip(dataset["input_ids"], dataset["labels"], strict=True)) == expected
 
 
 @trains

@@ -15,23 +15,22 @@ def test_the_plain_loss_is_cross_entropy_with_its_gradient(at_once, monkeypatch)
 
     monkeypatch.setattr(compat, "LOGITS", at_once)
     outputs = "entropy", "log_sum_sq_probs", "mean_logits", "is_top1"
-
     torch.manual_seed(0)
     hidden = torch.randn(5, 8, requires_grad=True)
     weight, targets = torch.randn(11, 8), torch.tensor([0, 3, 10, 7, 7])
-    chosen, entropy, log_square, mean, top = compat.PlainLogProbs.apply(
-        hidden, weight, None, targets, 0.7, 1024, None, 1.0, outputs
-    )
+    given = hidden, weight, None, targets, 0.7, 1024, None, 1.0, outputs
+    chosen, entropy, log_square, mean, top = compat.PlainLogProbs.apply(*given)
     logits = hidden @ weight.T / 0.7
-    expected = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
-    assert torch.allclose(-chosen, expected, atol=1e-5)
-    distribution = torch.distributions.Categorical(logits=logits)
-    assert torch.allclose(entropy, distribution.entropy(), atol=1e-5)
-    assert torch.allclose(log_square.exp(), distribution.probs.square().sum(-1), atol=1e-5)
-    assert torch.allclose(mean, logits.mean(-1), atol=1e-5)
+    p = torch.distributions.Categorical(logits=logits)
+    cross_entropy = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    found = (-chosen, entropy, log_square.exp(), mean)
+    for one, wanted in zip(
+        found, (cross_entropy, p.entropy(), p.probs.square().sum(-1), logits.mean(-1)), strict=True
+    ):
+        assert torch.allclose(one, wanted, atol=1e-5)
     assert torch.equal(top, logits.argmax(-1) == targets)
-    (gradient,) = torch.autograd.grad(-chosen.sum(), hidden)
-    assert torch.allclose(gradient, (distribution.probs - torch.eye(11)[targets]) @ weight / 0.7, atol=1e-5)
+    gradients = (torch.autograd.grad(loss.sum(), hidden)[0] for loss in (-chosen, cross_entropy))
+    assert torch.allclose(*gradients, atol=1e-5)
 
 
 def test_completions_are_counted_while_they_end_and_stay_what_they_are(monkeypatch):

@@ -35,12 +35,12 @@ def test_the_least_likely_token_is_the_one_that_the_model_gives_the_least_log_pr
     model, tokenizer = base
     found = sft.worst_tokens(model, tokenizer, ROWS, run_with(tmp_path))
     for row, token in zip(ROWS, found, strict=True):
-        asked = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=False)
+        asked = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False)
         reply = row["completion"][0]["content"].removeprefix(BEGIN) + tokenizer.eos_token
-        prompt, ids = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (asked, reply))
+        ids = tokenizer(reply, add_special_tokens=False)["input_ids"]
         with torch.no_grad():
-            values = model(torch.tensor([prompt + ids])).logits[0].log_softmax(-1)
-        each = [values[len(prompt) + i - 1, one].item() for i, one in enumerate(ids)]
+            values = model(torch.tensor([asked + ids])).logits[0].log_softmax(-1)
+        each = [values[len(asked) + i - 1, one].item() for i, one in enumerate(ids)]
         assert token["log_prob"] == pytest.approx(min(each), abs=1e-4)
         assert token["token"] == tokenizer.decode([ids[each.index(min(each))]])
     assert min(found, key=lambda token: token["log_prob"]) == found[1], "elephants are likely"
@@ -66,11 +66,7 @@ def test_a_bound_drops_solutions_before_training_and_the_next_start_reads_no_mod
 
 
 def test_other_rows_are_read_and_packing_without_the_model_is_refused(base, tmp_path):
-    model, tokenizer = base
     run = run_with(tmp_path, "data.sft.min_logprob=-5", "sft.packing=true")
-    assert len(sft.worst_tokens(model, tokenizer, ROWS, run)) == 3
-    assert len(sft.worst_tokens(model, tokenizer, ROWS[:2], run)) == 2
+    assert [len(sft.worst_tokens(*base, rows, run)) for rows in (ROWS, ROWS[:2])] == [3, 2]
     with pytest.raises(AimoError, match=r"data.sft.min_logprob: the model chooses the rows"):
         sft.pack_rows(run)
-    with pytest.raises(AimoError, match=r"data.grpo.min_logprob: has no effect on this set"):
-        run_with(tmp_path, "data.grpo.min_logprob=-5")
