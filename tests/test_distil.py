@@ -1,6 +1,7 @@
 """`aimo distil` against a server on loopback that behaves well or badly, and which completions are kept."""
 
 import json
+import re
 import threading
 import time
 from contextlib import contextmanager
@@ -11,10 +12,10 @@ from conftest import TINY, here, wait_for
 from model_server import standing
 
 from aimo import config
-from aimo.config import Columns, Distil, Reject, Source
+from aimo.config import Distil, Reject, Source
 from aimo.data import distil, prepare, sources
+from aimo.evaluation.scores import SoFar
 from aimo.inference.errors import AimoError
-from aimo.report import pages
 from aimo.run import runs
 
 
@@ -25,13 +26,7 @@ def reply(text="The answer is \\boxed{2}.", message=(), choice=(), model="teache
 
 
 def serving(behave=lambda body, n: reply(), model="teacher", delay=0.0):
-    """A server that answers with `behave(body, n)` of the n-th request."""
     return standing(behave, model, delay=delay)
-
-
-@pytest.fixture(autouse=True)
-def short_pauses(monkeypatch):
-    monkeypatch.setattr("aimo.data.model_servers.FIRST_PAUSE_S", 0.05)
 
 
 def problems_file(path, rows):
@@ -40,7 +35,8 @@ def problems_file(path, rows):
 
 
 @pytest.fixture
-def problems(tmp_path):
+def problems(tmp_path, monkeypatch):
+    monkeypatch.setattr(distil, "FIRST_PAUSE_S", 0.05)
     rows = [{"problem": f"What is {i} + 1?", "answer": i + 1} for i in range(6)]
     return problems_file(tmp_path / "problems.jsonl", rows)
 
@@ -59,6 +55,10 @@ def records(path):
 
 def names(rows):
     return sorted((row["problem"], row["sample"]) for row in rows)
+
+
+def says(text, status=200):
+    return lambda body, n: (text, status, {})
 
 
 EVERY = sorted((f"What is {i} + 1?", k) for i in range(6) for k in range(2))
@@ -124,14 +124,9 @@ def too_late(body, n):
     return reply()
 
 
-def says(text, status=200):
-    return lambda body, n: (text, status, {})
-
-
 FAULTS = {
     "slow": (too_late, r"no reply within 0\.7 s"),
     "broken JSON": (says('{"choices": [{"mess'), "holds no completion: {"),
-    "no choice": (lambda body, n: reply(choices=[]), "holds no completion"),
     "an error": (says('{"error": {"message": "overloaded"}}'), "overloaded"),
     "a page": (says("<html>Bad gateway</html>"), "Bad gateway"),
     "endless usage": (lambda body, n: reply(usage={"prompt_tokens": float("inf")}), "holds no completion"),
@@ -148,17 +143,17 @@ FAULTS = {
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_bad_reply_is_no_sample_and_named(name, problems):
     bad, said = FAULTS[name]
-    keys = {"retries": 0, "timeout": 0.7 if name == "slow" else 5.0}
-    with serving(bad) as server, pytest.raises(AimoError, match=f"every sample failed: .*{said}"):
-        sampled(problems, server, **keys)
-    assert (problems.parent / "out.jsonl").read_text() == ""
     with serving(lambda body, n: bad(body, n) if n % 2 else reply()) as server:
+        keys = {"retries": 0, "timeout": 0.7 if name == "slow" else 5.0}
         tally, rows = sampled(problems, server, max_concurrent=4, **keys)
-    assert tally.failed.total() == len(rows) == 6
+    assert tally.failed.total() == len(rows) == 6 and all(re.search(said, fault) for fault in tally.failed)
 
 
 def test_a_server_that_only_fails_is_not_asked_for_everything(problems):
     with serving(FAULTS["empty"][0]) as server:
+        with pytest.raises(AimoError, match="every sample failed: the completion is empty"):
+            sampled(problems, server, retries=0)
+        server.bodies.clear()
         with pytest.raises(AimoError, match="100 samples in a row failed: the completion is empty"):
             sampled(problems, server, num_generations=400, max_concurrent=3, retries=0)
         assert len(server.bodies) <= 102  # with two in flight
@@ -181,7 +176,7 @@ def test_a_server_that_goes_down_ends_the_run_and_loses_nothing(problems):
     assert len(records(out)) >= 4
 
 
-def test_a_server_that_is_not_there_or_has_another_model_is_refused(problems):
+def test_a_server_that_is_not_there_has_another_model_or_refuses_the_key_is_refused(problems, monkeypatch):
     with pytest.raises(AimoError, match=r"http://127\.0\.0\.1:9/v1 does not answer like `vllm serve`"):
         sampled(problems, "127.0.0.1:9")
     with serving(model="other") as server:
@@ -193,9 +188,6 @@ def test_a_server_that_is_not_there_or_has_another_model_is_refused(problems):
     with cheap as server, pytest.raises(AimoError, match="the model 'cheap', not 'teacher'"):
         sampled(problems, server, max_concurrent=1)
     assert len(records(problems.parent / "out.jsonl")) == 3
-
-
-def test_a_key_that_is_refused_ends_the_run(problems, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-1")
     refusing = serving(says("bad key", 401))
     with refusing as server, pytest.raises(AimoError, match=r"HTTP 401: bad key.*OPENAI_API_KEY"):
@@ -216,21 +208,19 @@ JOINED = "<think>\n1 + 1 = 2\n</think>\n\nSo \\boxed{2}."
         ("1 + 1 = 2</think>2", {}, "<think>1 + 1 = 2</think>2"),  # the prompt ended in the opening tag
     ],
 )
-@pytest.mark.parametrize("reason", ["stop", "length"])
 def test_a_thought_and_its_text_are_one_completion_which_says_whether_it_is_whole(
-    problems, text, message, written, reason
+    problems, text, message, written
 ):
-    with serving(lambda body, n: reply(text, message, {"finish_reason": reason})) as server:
+    ends = ["stop", "length"]
+    with serving(lambda body, n: reply(text, message, {"finish_reason": ends[n % 2]})) as server:
         _, rows = sampled(problems, server)
-    assert {(row["generation"], row["complete"]) for row in rows} == {(written, reason == "stop")}
+    assert {(row["generation"], row["complete"]) for row in rows} == {(written, True), (written, False)}
 
 
 def test_built_in_problems_and_mixtures_are_distilled_without_repeats(problems):
     parts = [Source(rows=5), Source(str(problems)), Source(str(problems))]
     rows = distil.distilled_problems(Distil(mixture=parts), 0)
     assert len(rows) == 11 and (rows["source"] == "builtin").sum() == 5
-    rows = distil.distilled_problems(Distil(str(problems), columns=Columns(id="answer")), 0)
-    assert rows["id"].to_list() == rows["answer"].to_list()
 
 
 def test_columns_are_chosen_and_problems_told_apart_by_the_uuid_column(problems):
@@ -260,7 +250,7 @@ def test_a_run_serves_its_teacher_where_no_server_is_named_and_keeps_what_is_rig
     keys = [f"model.base={TINY}", "seed=3", f"distil.source={source}", "distil.rows=null"]
     keys += ["distil.reject.pass_rate=[0.0, 1.0]"]
     run = runs.Run(config.load("tiny-distil", keys), tmp_path, "distil", 0.0)
-    tally, found = distil.distil_in_run(run), distil.reject_in_run(run)
+    tally, found = distil.distil_in_run(run, SoFar(run.profile.prompt.tags, None)), distil.reject_in_run(run)
     assert asked == [(TINY, 3, "distil")] and tally.done == 32
     assert len(found.kept) > 0 and len(found.kept) == len(records(tmp_path / "distil/kept.jsonl"))
     assert json.loads((run.folder / "samples.settings.json").read_text())["weights"]
@@ -337,20 +327,23 @@ def test_a_set_without_answers_or_without_a_right_completion_is_refused():
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
-def test_what_is_kept_is_a_source(tmp_path, suffix):
+def test_what_is_kept_is_a_source_and_shown_on_a_page(tmp_path, suffix):
     samples = [
         {"key": f"{i}", "sample": 0, "problem": f"{i} + 1?", "answer": str(i + 1), "complete": i < 4}
         | {"generation": f"\\boxed{{{max(2, i)}}}"}
         for i in range(6)
     ]
     out = tmp_path / f"kept.{suffix}"
-    done = here("reject", problems_file(tmp_path / "samples.jsonl", samples), "--out", out)
+    page = ["--page", tmp_path / "page.html"]
+    done = here("reject", problems_file(tmp_path / "samples.jsonl", samples), "--out", out, *page)
     assert done.returncode == 0, done.stderr
     assert "2 dropped: unfinished" in done.stdout and "1 kept, of 1 problems" in done.stdout
     rows, _ = sources.load_source(config.Source(str(out), preset="aimo reject"), 0, "data.sft")
     assert rows.select("problem", "answer", "solution", "correct", "pass_rate").rows() == [
         ("1 + 1?", "2", "\\boxed{2}", True, 1.0)
     ]
+    headline = json.loads((tmp_path / "page.json").read_text())["headline"]
+    assert headline.startswith("1 completions kept, pass rate 0.")
 
 
 def test_what_is_kept_does_not_depend_on_the_order_in_which_samples_ended(tmp_path):
@@ -388,16 +381,3 @@ def test_the_source_distil_is_what_the_stage_has_kept(tmp_path):
     assert loaded["solution"].to_list() == [tags] and loaded["correct"].to_list() == [True]
     with pytest.raises(AimoError, match="the source distil needs a section distil"):
         config.load("tiny", source[1:])
-
-
-@pytest.mark.slow
-def test_the_page_of_a_distillation_works_in_a_browser(tmp_path):
-    from test_pages import check
-
-    texts = ["so $1 + 1 = 2$ and \\boxed{2}", "\\boxed{2}", "\\boxed{3}"]
-    asked = ((f"{i} $+ 1$?", "2", text, None) for i in range(3) for text in texts)
-    found = distil.reject(judged(*asked), Reject())
-    count = check(pages.write_distillation(tmp_path / "page.html", "teacher", found, (0.0, 1.0)), 500)
-    assert not count["wide"] and count["tables"] == 2 and count["details"] == 6 and count["formulas"] >= 6
-    headline = json.loads((tmp_path / "page.json").read_text())["headline"]
-    assert headline == "6 completions kept, pass rate 0.667"

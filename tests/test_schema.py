@@ -179,21 +179,17 @@ def rows(profile: config.Profile, folder: Path) -> Any:
 
 def distilled(profile: config.Profile, folder: Path) -> Any:
     """What the servers of a teacher are asked, and what it costs."""
-    from aimo.data import model_servers
-
     given, asked = [], []
 
-    class Teacher(model_servers.Servers):
+    class Teacher(distil.Servers):
         def __init__(self, urls, model, *limits):
             given.append((urls, model, *limits))
             self.loads, self.model = [], model or "teacher"
 
-        async def __aenter__(self):
-            return self
-
         async def ask(self, body):
             asked.append(json.dumps(body))
-            return model_servers.Reply("So it is \\boxed{1}.", "", "stop", 10, 20)
+            said = {"text": "So it is \\boxed{1}.", "thought": "", "finish_reason": "stop"}
+            return said | {"prompt_tokens": 10, "completion_tokens": 20}
 
     with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
         patch.setattr(distil, "Servers", Teacher)

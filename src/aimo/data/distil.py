@@ -1,15 +1,17 @@
 """Distil a teacher: sample several completions of each problem, and keep the right ones.
 
-`distil` writes each sample to a .jsonl file as it ends; the same call continues the file. `reject` judges
-every completion by its final answer and chooses among the right ones.
+`distil` asks OpenAI-compatible servers and writes each sample to a .jsonl file as it ends; the same call
+continues the file. `reject` judges every completion by its final answer and chooses among the right ones.
 """
 
 import asyncio
 import contextlib
 import hashlib
+import json
+import random
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
@@ -18,17 +20,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 import yaml
+from openai import APIConnectionError, APIStatusError, AsyncOpenAI
 
 from aimo.config import Distil, Reject, Source
 from aimo.config.profile import STAGES
 from aimo.data import decontaminate, prepare, sources
-from aimo.data.model_servers import SampleError, Servers
 from aimo.inference import vllm_process
 from aimo.inference.answers import AnswerKind
 from aimo.inference.competitions import Competition
 from aimo.inference.errors import AimoError
 from aimo.inference.model_folder import identity
 from aimo.inference.prompts import BackgroundLoop, sample_seed
+from aimo.inference.server import address, open_client, reason, served_models
 from aimo.inference.settings import PUBLIC, Tags, resolve_settings
 from aimo.inference.storage import SampleFile, read_json, write_json
 from aimo.run import hub
@@ -36,8 +39,153 @@ from aimo.run.runs import Run, again
 
 FAILURES = 100  # failed samples in a row that end the run
 REPORT_S = 0.5
-# The keys of `distil` that determine a sample.
-SAMPLED_BY = ("model", "system", "prompt_template", "temperature", "top_p", "max_tokens")
+FIRST_PAUSE_S, LAST_PAUSE_S = 0.5, 60.0
+BUSY = (429, 503)
+WRONG = (401, 402, 403, 404)  # every other request would get them too: the key, the money, the address
+SAMPLING = ("temperature", "top_p", "max_tokens")
+SAMPLED_BY = ("model", "system", "prompt_template", *SAMPLING)  # the keys that determine a sample
+
+
+# ---- the servers of a teacher
+
+
+class SampleError(Exception):
+    """A request without a completion. `busy` is not the sample's fault; `rest` says that the server tires."""
+
+    def __init__(
+        self, fault: str, busy: bool = False, rest: bool = False, again: bool = True, wait: float = 0
+    ):
+        super().__init__(fault)
+        self.busy, self.rest, self.again, self.wait = busy, rest or busy, again, wait
+
+
+@dataclass
+class ServerLoad:
+    """One server, and how much it can take."""
+
+    client: AsyncOpenAI
+    limit: float  # requests at a time
+    in_flight: int = 0
+    pause: float = 0.0  # how long it last rested, in seconds
+    resumes: float = 0.0  # when it is asked again
+
+
+class Servers:
+    """Servers of one model. Which of them answers a request depends on timing.
+
+    A server that answers 429 or 503, fails or cannot be reached rests, for as long as its Retry-After says,
+    else twice as long each time. It then gets a third fewer requests at a time, and one more for every round
+    of answers (additive increase, multiplicative decrease, as in TCP).
+    """
+
+    def __init__(self, urls: list[str], model: str | None, max_concurrent: int, timeout: float, retries: int):
+        self.loads = [ServerLoad(open_client(url, 0), max_concurrent) for url in urls]
+        self.model, self.most, self.timeout, self.retries = model, max_concurrent, timeout, retries
+        self.answered = time.monotonic()  # when a server last sent a completion
+
+    async def connect(self) -> None:
+        """Ask each for its models. AimoError when one does not answer, or lacks the model (or has several)."""
+        for load in self.loads:
+            found = [model.id for model in await served_models(load.client)]
+            has = f"server {address(load.client)} has {', '.join(found[:5]) or 'no model'}"
+            if self.model is None and len(found) != 1:
+                raise AimoError(f"{has}; name one with model")
+            self.model = self.model or found[0]
+            if self.model not in found:
+                raise AimoError(f"{has}, not {self.model!r}; correct model or api_addr")
+
+    async def close(self) -> None:
+        for load in self.loads:
+            await load.client.close()
+
+    async def ask(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the reply to a chat request (`post`). SampleError when none came after all retries.
+
+        AimoError when a server refuses every request, is of another model, or none has answered for `timeout`
+        seconds.
+        """
+        faults = 0
+        while True:
+            now = time.monotonic()
+            ready = [load for load in self.loads if now >= load.resumes and load.in_flight < load.limit]
+            if not ready:  # look again at different times, so that of many that wait one is always near
+                await asyncio.sleep(random.uniform(0.05, 0.5))
+                continue
+            load = min(ready, key=lambda load: load.in_flight)
+            load.in_flight += 1
+            try:
+                reply = await self.post(load.client, {"model": self.model, **body})
+                load.pause, self.answered = 0.0, time.monotonic()
+                load.limit = min(self.most, load.limit + 1 / load.limit)
+                return reply
+            except SampleError as e:
+                now = time.monotonic()
+                if e.rest and now >= load.resumes:  # faults that come during a rest are of the same overload
+                    load.pause = min(LAST_PAUSE_S, 2 * load.pause or FIRST_PAUSE_S)
+                    load.limit = max(1.0, load.limit * 2 / 3)
+                    load.resumes = now + load.pause * random.uniform(0.5, 1)
+                load.resumes = max(load.resumes, now + e.wait)
+                faults += not e.busy
+                if not e.again or faults > self.retries:
+                    raise
+                if e.busy and now - self.answered > self.timeout:
+                    fault = f"{e}, and no server has answered for {self.timeout:g} s"
+                    remedy = "start it, and run the same command again to continue"
+                    raise AimoError(f"server {address(load.client)}: {fault}; {remedy}") from None
+            finally:
+                load.in_flight -= 1
+
+    async def post(self, client: AsyncOpenAI, body: dict[str, Any]) -> dict[str, Any]:
+        """Return `text`, `thought` (which the server may split off), `finish_reason` and the token counts."""
+        try:
+            async with asyncio.timeout(self.timeout):
+                content = await client.post("/chat/completions", cast_to=str, body=body)
+        except TimeoutError:
+            told = f"no reply within {self.timeout:g} s; raise timeout, or lower max_concurrent"
+            raise SampleError(told) from None
+        except APIConnectionError as e:
+            if type(e.__cause__).__name__ in ("ConnectError", "ConnectTimeout"):  # of httpx or httpx2
+                raise SampleError(f"cannot be reached ({reason(e)})", busy=True) from None
+            raise SampleError("the reply was cut off", rest=True) from None
+        except APIStatusError as e:
+            status, told = e.status_code, f"HTTP {e.status_code}: {beginning(e.response.text)}"
+            if status in BUSY:
+                asked = e.response.headers.get("Retry-After", "")
+                wait = float(asked) if asked.replace(".", "", 1).isdecimal() else 0.0  # a date is left out
+                raise SampleError(f"HTTP {status}", busy=True, wait=wait) from None
+            if status in WRONG:
+                remedy = "correct api_addr or model, or set OPENAI_API_KEY"
+                raise AimoError(f"server {address(client)} answers {told}; {remedy}") from None
+            raise SampleError(told, rest=status >= 500, again=status >= 500 or status == 408) from None
+        try:
+            value = json.loads(content)
+            choice, usage = value["choices"][0], value.get("usage") or {}
+            message, ended = choice["message"], choice["finish_reason"] or ""
+            text = message.get("content") or ""
+            if isinstance(text, list):  # of parts
+                text = "".join(part["text"] for part in text if part.get("type", "text") == "text")
+            thought = message.get("reasoning") or message.get("reasoning_content") or ""  # vLLM's, DeepSeek's
+            tokens = {key: int(usage.get(key) or 0) for key in ("prompt_tokens", "completion_tokens")}
+            model = str(value.get("model") or self.model)
+            if not all(isinstance(part, str) for part in (text, thought, ended)):
+                raise TypeError("a text of another type")
+        except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
+            raise SampleError(f"the reply holds no completion: {beginning(content)}") from None
+        if not model.startswith(str(self.model)):  # a date may follow the name
+            told = f"answers with the model {model!r}, not {self.model!r}; correct model, or the server"
+            raise AimoError(f"server {address(client)} {told}")
+        if not ended:
+            raise SampleError("the reply ends without a finish_reason")
+        if not (text or thought):
+            raise SampleError("the completion is empty")
+        return {"text": text, "thought": thought, "finish_reason": ended, **tokens}
+
+
+def beginning(text: str) -> str:
+    return " ".join(text[:200].split()) or "nothing"
+
+
+# ---- distil
 
 
 @dataclass
@@ -67,24 +215,18 @@ class Tally:
         return f"about {timedelta(seconds=round(seconds))} left" if ended else "time left not known yet"
 
     def __str__(self) -> str:
-        seconds = max(time.monotonic() - self.started, 1e-9)
-        parts = [f"{self.known + self.done:,} of {self.samples:,} samples"]
-        parts += [f"{self.failed.total():,} failed"] * bool(self.failed)
-        parts += [f"{self.prompt_tokens + self.completion_tokens:,} tokens"]
-        parts += [f"{self.completion_tokens / seconds:,.0f} tokens/s"]
-        parts += [f"cost {self.cost:,.2f}"] * any(self.prices)
-        return ", ".join(parts)
+        speed = self.completion_tokens / max(time.monotonic() - self.started, 1e-9)
+        failed = f", {self.failed.total():,} failed" if self.failed else ""
+        cost = f", cost {self.cost:,.2f}" if any(self.prices) else ""
+        tokens = f"{self.prompt_tokens + self.completion_tokens:,} tokens, {speed:,.0f} tokens/s"
+        return f"{self.known + self.done:,} of {self.samples:,} samples{failed}, {tokens}{cost}"
 
 
-Report = Callable[[Tally], None]
-Heard = Callable[[str, str, str], None]
-
-
-def distil_in_run(run: Run, so_far: Any = None) -> Tally:
+def distil_in_run(run: Run, so_far: Any) -> Tally:
     """As `distil`, for a run: into its folder, with its seed, tags and progress.
 
-    `so_far` has `add`, which takes problem, answer and completion of each sample; it is shown with the bar.
-    vLLM serves the teacher here where `distil.api_addr` is empty.
+    `so_far.add` gets problem, answer and completion of each sample; the bar shows `so_far`. vLLM serves the
+    teacher here where `distil.api_addr` is empty.
     """
     wanted, weights = run.profile.distil, ""
     assert wanted
@@ -98,23 +240,21 @@ def distil_in_run(run: Run, so_far: Any = None) -> Tally:
             wanted, weights = replace(wanted, api_addr=[url], model=folder.name), identity(folder)
 
         def report(tally: Tally) -> None:
-            note = "; ".join(filter(None, [str(tally), str(so_far or "")]))
+            note = "; ".join(filter(None, [str(tally), str(so_far)]))
             run.progress(tally.known + tally.done + tally.failed.total(), tally.samples, note)
 
-        seed, tags = run.profile.seed, run.profile.prompt.tags
-        options: dict[str, Any] = {"heard": so_far.add} if so_far else {}
-        given = wanted, run.folder / "samples.jsonl", seed, report, tags, weights
-        return distil(*given, rules=run.profile.rules, **options)
+        seed, tags, rules = run.profile.seed, run.profile.prompt.tags, run.profile.rules
+        return distil(wanted, run.folder / "samples.jsonl", seed, report, tags, weights, so_far.add, rules)
 
 
 def distil(
     wanted: Distil,
     out: Path,
     seed: int,
-    report: Report,
+    report: Callable[[Tally], None],
     tags: Tags = PUBLIC[0],
     weights: str = "",
-    heard: Heard = lambda problem, answer, completion: None,
+    heard: Callable[[str, str, str], None] = lambda problem, answer, completion: None,
     rules: Competition | None = None,
 ) -> Tally:
     """Ask for every sample that the file does not have yet, and return what was done.
@@ -122,44 +262,15 @@ def distil(
     `report` is called twice a second. `tags` enclose the thought in `generation`. `weights` identifies a
     teacher that is served here; other teachers are known by their name. `heard` gets problem, answer and
     completion of each sample whose answer is known. A file may be laid out as the test file of a competition
-    with `rules`. One failed sample costs that sample alone. AimoError when
-    every sample fails, no server answers any more, or the disk is full; what is written stays. The memory is
-    that of the problems, whatever the number of samples.
+    with `rules`. One failed sample costs that sample alone. AimoError when every sample fails, no server
+    answers any more, or the disk is full; what is written stays. The memory is that of the problems, whatever
+    the number of samples.
     """
     rows = distilled_problems(wanted, seed, rules)
-    loop = BackgroundLoop()
+    limits = wanted.max_concurrent, wanted.timeout, wanted.retries
+    loop, servers = BackgroundLoop(), Servers(wanted.api_addr, wanted.model, *limits)
     try:
-        return loop.run(ask_all(wanted, rows, out, seed, report, tags, weights, heard))
-    except KeyboardInterrupt:
-        raise AimoError(f"interrupted; {again()} to continue") from None
-    finally:
-        loop.cancel_all()
-        loop.stop()
-
-
-def distilled_problems(wanted: Distil, seed: int, rules: Competition | None = None) -> pl.DataFrame:
-    """Return the problems of a source or mixture: one row for each different `id`, or else text."""
-    rows, _ = sources.load_mixture(wanted, seed, "distil", rules)
-    rows = rows.with_columns(id=pl.coalesce("id", "problem")).select("id", "problem", "answer", "source")
-    rows = rows.drop_nulls("problem").unique("id", keep="first", maintain_order=True)
-    if rows.is_empty():
-        raise AimoError(f"distil: {wanted.source} holds no problem; look at its columns")
-    return rows
-
-
-async def ask_all(
-    wanted: Distil,
-    rows: pl.DataFrame,
-    out: Path,
-    seed: int,
-    report: Report,
-    tags: Tags,
-    weights: str,
-    heard: Heard,
-) -> Tally:
-    """Ask for the missing samples, `max_concurrent` at a time, and append each to the file as it ends."""
-    limits = (wanted.max_concurrent, wanted.timeout, wanted.retries)
-    async with Servers(wanted.api_addr, wanted.model, *limits) as servers:
+        loop.run(servers.connect())
         with SampleFile(out, "output_file") as file:
             # The settings that determine the samples stand beside them; others are refused.
             settings = {key: getattr(wanted, key) for key in SAMPLED_BY} | {"model": servers.model}
@@ -184,18 +295,11 @@ async def ask_all(
             left = int(missing.sum())
             tally = Tally(missing.size, missing.size - left, (wanted.input_price, wanted.output_price))
 
-            async def worker() -> None:
+            async def work() -> None:
                 for row, number in jobs:  # one iterator for all workers
-                    known = rows.row(row, named=True)
-                    prompt = wanted.prompt_template.replace("{prompt}", known["problem"])
-                    system = [{"role": "system", "content": wanted.system}] if wanted.system else []
-                    body: dict[str, Any] = {"messages": [*system, {"role": "user", "content": prompt}]}
-                    body |= {key: getattr(wanted, key) for key in ("temperature", "top_p", "max_tokens")}
-                    body["seed"] = sample_seed(seed, known["problem"], number)
+                    known = rows.drop("id").row(row, named=True)
                     try:
-                        reply = await servers.ask(body)
-                        if reply.text.strip().startswith(prompt.strip()) and not reply.reasoning:
-                            raise SampleError("the completion begins with the prompt; serve a chat model")
+                        sample = await sample_of(known["problem"], number, servers, wanted, seed, tags)
                     except SampleError as e:
                         tally.failed[str(e)[:200]] += 1
                         tally.failures_in_a_row += 1
@@ -203,40 +307,37 @@ async def ask_all(
                             fault = f"{FAILURES} samples in a row failed: {e}; look at the servers' logs"
                             raise AimoError(fault) from None
                         continue
-                    text = reply.text
-                    if reply.reasoning:
-                        thought = reply.reasoning.strip("\n")
-                        text = f"{tags.think_start}\n{thought}\n{tags.think_end}\n\n{text.lstrip()}"
-                    elif tags.think_end in text and tags.think_start not in text:  # the prompt ended in it
-                        text = tags.think_start + text
-                    del known["id"]
-                    file.append(
-                        {"key": keys[row], "sample": number, **known, "generation": text}
-                        | {"complete": reply.finish_reason == "stop", "finish_reason": reply.finish_reason}
-                        | {key: getattr(reply, key) for key in ("prompt_tokens", "completion_tokens")}
-                        | {"model": servers.model, "seed": body["seed"]}
-                    )
+                    file.append({"key": keys[row], "sample": number, **known, **sample})
                     if known["answer"]:
-                        heard(known["problem"], known["answer"], text)
+                        heard(known["problem"], known["answer"], sample["generation"])
                     tally.done += 1
                     tally.failures_in_a_row = 0
-                    tally.prompt_tokens += reply.prompt_tokens
-                    tally.completion_tokens += reply.completion_tokens
+                    tally.prompt_tokens += sample["prompt_tokens"]
+                    tally.completion_tokens += sample["completion_tokens"]
 
             async def watch() -> None:
                 while True:
                     report(tally)
                     await asyncio.sleep(REPORT_S)
 
-            watching = asyncio.create_task(watch())
-            try:
-                async with asyncio.TaskGroup() as group:
-                    for _ in range(min(wanted.max_concurrent, left)):
-                        group.create_task(worker())
-            except BaseExceptionGroup as e:
-                raise e.exceptions[0] from None
-            finally:
-                watching.cancel()
+            async def ask_all() -> None:
+                watching = asyncio.create_task(watch())
+                try:
+                    async with asyncio.TaskGroup() as group:
+                        for _ in range(min(wanted.max_concurrent, left)):
+                            group.create_task(work())
+                except BaseExceptionGroup as e:
+                    raise e.exceptions[0] from None
+                finally:
+                    watching.cancel()
+
+            loop.run(ask_all())
+    except KeyboardInterrupt:
+        raise AimoError(f"interrupted; {again()} to continue") from None
+    finally:
+        loop.cancel_all()
+        loop.run(servers.close())
+        loop.stop()
     report(tally)
     if tally.failed and not tally.done:
         fault = tally.failed.most_common(1)[0][0]
@@ -244,20 +345,52 @@ async def ask_all(
     return tally
 
 
+def distilled_problems(wanted: Distil, seed: int, rules: Competition | None = None) -> pl.DataFrame:
+    """Return the problems of a source or mixture: one row for each different `id`, or else text."""
+    rows = sources.load_mixture(wanted, seed, "distil", rules)[0]
+    rows = rows.with_columns(id=pl.coalesce("id", "problem")).select("id", "problem", "answer", "source")
+    rows = rows.drop_nulls("problem").unique("id", keep="first", maintain_order=True)
+    if rows.is_empty():
+        raise AimoError(f"distil: {wanted.source} holds no problem; look at its columns")
+    return rows
+
+
+async def sample_of(
+    problem: str, number: int, servers: Servers, wanted: Distil, seed: int, tags: Tags
+) -> dict[str, Any]:
+    """Return one completion of a problem, with thought and text in `generation`. SampleError without one."""
+    prompt = wanted.prompt_template.replace("{prompt}", problem)
+    system = [{"role": "system", "content": wanted.system}] if wanted.system else []
+    body: dict[str, Any] = {"messages": [*system, {"role": "user", "content": prompt}]}
+    body |= {key: getattr(wanted, key) for key in SAMPLING} | {"seed": sample_seed(seed, problem, number)}
+    reply = await servers.ask(body)
+    text, thought = reply.pop("text"), reply.pop("thought").strip("\n")
+    if text.strip().startswith(prompt.strip()) and not thought:
+        raise SampleError("the completion begins with the prompt; serve a chat model")
+    if thought:
+        text = f"{tags.think_start}\n{thought}\n{tags.think_end}\n\n{text.lstrip()}"
+    elif tags.think_end in text and tags.think_start not in text:  # the prompt ended in the opening tag
+        text = tags.think_start + text
+    complete = reply["finish_reason"] == "stop"  # else it was cut off
+    return {"generation": text, "complete": complete, **reply, "model": servers.model, "seed": body["seed"]}
+
+
 def push_samples(out: Path, repo: str, wanted: Distil, tally: Tally) -> str:
     """Push the file with a card to a dataset of the hub; return its address."""
     made = read_json(out.with_suffix(".settings.json"), "run `aimo distil` again")
-    configs = [{"config_name": "default", "data_files": "train.jsonl"}]
-    header = yaml.safe_dump({"configs": configs, "tags": ["aimo", "distilled"]}, sort_keys=False)
+    configs = {"config_name": "default", "data_files": "train.jsonl"}
+    header = yaml.safe_dump({"configs": [configs], "tags": ["aimo", "distilled"]}, sort_keys=False)
     origins = ", ".join(source.source for source in wanted.mixture or [wanted])
     counts = f"{tally.known + tally.done:,} of {tally.samples:,} samples, {wanted.num_generations} a problem"
-    card = (
-        f"---\n{header}---\n\n# Completions of {made['model']}\n\n"
+    text = (
         f"{counts}; problems from {origins}. Made by `aimo distil`. None is judged: `aimo reject` keeps the "
-        "right ones.\n\n"
-        f"```yaml\n{yaml.safe_dump(made, sort_keys=False, allow_unicode=True)}```\n"
     )
+    text += f"right ones.\n\n```yaml\n{yaml.safe_dump(made, sort_keys=False, allow_unicode=True)}```\n"
+    card = f"---\n{header}---\n\n# Completions of {made['model']}\n\n{text}"
     return hub.push_dataset(repo, {"README.md": card.encode(), "train.jsonl": out})
+
+
+# ---- reject
 
 
 class Rejection(NamedTuple):
@@ -292,22 +425,21 @@ def reject(
 ) -> Rejection:
     """Judge the completions of a source's rows (`aimo.data.sources`), and choose among the right ones.
 
-    A competition's `kind` of answers says which are right.
-    A completion that a column marks as wrong or unfinished is not kept, whatever its answer. AimoError when
-    no row has a gold answer, or none is kept.
+    A competition's `kind` of answers says which are right. A completion that a column marks as wrong or
+    unfinished is not kept, whatever its answer. AimoError when no row has a gold answer, or none is kept.
     """
     if rows["answer"].fill_null("").eq("").all():
         raise AimoError("reject: no row has a gold answer to judge by; name its column with --answer-column")
-    found = rows.select(pl.col("solution").fill_null("") != "").to_series()
-    rows = rows.filter(found & rows["problem"].is_not_null())
+    has_text = pl.col("solution").fill_null("") != ""
+    dropped = Counter({"no completion": len(rows.remove(has_text))})
+    rows = rows.filter(has_text & pl.col("problem").is_not_null())
     own, right = prepare.judge_solutions(rows, tags, kind=kind)
-    key = prepare.key(rows["problem"])
-    rows = rows.with_columns(key=key, own=own, right=right & rows["correct"].fill_null(True))
+    right &= rows["correct"].fill_null(True)
+    rows = rows.with_columns(key=prepare.key(rows["problem"]), own=own, right=right)
     counted = {"pass_rate": pl.col("right").mean(), "samples": pl.len().cast(pl.Int64)}
     rows = rows.with_columns(value.over("key").alias(name) for name, value in counted.items())
-    about = ["problem", "answer", "pass_rate", "samples"]
-    problems = rows.unique("key", keep="first", maintain_order=True).select(about)
-    dropped = Counter({"no completion": int((~found).sum())})
+    problems = rows.unique("key", keep="first", maintain_order=True)
+    problems = problems.select("problem", "answer", "pass_rate", "samples")
 
     def drop(where: pl.Expr, reason: str) -> None:
         nonlocal rows
@@ -320,15 +452,15 @@ def reject(
     drop(~pl.col("right"), "another answer")
     drop(~pl.col("pass_rate").is_between(*wanted.pass_rate), "pass rate of its problem")
     drop(~pl.struct("key", "solution").is_first_distinct(), "same text")
-    most = wanted.max_per_problem or len(rows)
-    rows = rows.with_columns(order=preference_ranks(rows, wanted.prefer))
-    drop(pl.col("order") > most, "more than max_per_problem")
+    if wanted.max_per_problem:
+        rows = rows.with_columns(place=preference_ranks(rows, wanted.prefer))
+        drop(pl.col("place") > wanted.max_per_problem, "more than max_per_problem")
     if rows.is_empty():
         counts = ", ".join(f"{n} {reason}" for reason, n in dropped.items() if n)
         raise AimoError(f"reject: no completion is kept ({counts}); look at the teacher and at pass_rate")
     rows = rows.with_columns(generation="solution", correct="right")
-    chosen = rows.select("problem", "answer", "generation", "correct", "pass_rate", "samples")
-    return Rejection(chosen, +dropped, problems)
+    kept = rows.select("problem", "answer", "generation", "correct", "pass_rate", "samples")
+    return Rejection(kept, +dropped, problems)
 
 
 def preference_ranks(rows: pl.DataFrame, prefer: str) -> pl.Series:

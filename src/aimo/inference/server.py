@@ -1,7 +1,7 @@
 """A client of OpenAI-compatible servers (`vllm serve`) that run elsewhere.
 
 `Server` is a `Sampler`: it streams completions of token ids for the solver. Settings and tokenizer come from
-the model's folder here. `aimo.data.model_servers` asks for whole chat completions.
+the model's folder here. `aimo.data.distil` asks for whole chat completions.
 """
 
 import itertools
