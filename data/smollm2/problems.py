@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from aimo.data.sources import Split, WordProblem, drawn
+from aimo.data.sources import Split, WordProblem, stream
 from aimo.inference.storage import write_lines
 
 SFT, GRPO, HELDOUT = 560, 1200, 100  # rows
@@ -112,7 +112,7 @@ def draw(r: random.Random) -> WordProblem:
 def generate(n: int, split: Split, seed: int | str) -> list[WordProblem]:
     """Return the first `n` different problems of a split."""
     unique: dict[str, WordProblem] = {}
-    for problem in drawn(split, seed, draw):
+    for problem in stream(split, seed, draw):
         unique.setdefault(problem.problem, problem)
         if len(unique) == n:
             break

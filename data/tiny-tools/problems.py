@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from aimo.data.sources import Split, drawn
+from aimo.data.sources import Split, stream
 
 
 @dataclass(frozen=True)
@@ -103,4 +103,4 @@ def stream_programmed(split: Split, seed: int) -> Iterator[ProgrammedProblem]:
             family, r.choice(texts).format(**named), [program.format(**named) for program in programs]
         )
 
-    return drawn(split, seed, draw)
+    return stream(split, seed, draw)

@@ -32,10 +32,6 @@ class Exchange(NamedTuple):
     fault: str | None = None
 
 
-class Fault(Exception):
-    """Why a conversation is not taken."""
-
-
 def turns(cell: str | None) -> list[dict[str, Any]] | None:
     """Return the turns that a cell of JSON, or of Python, holds; None where it holds another thing."""
     text = (cell or "").strip()
@@ -74,39 +70,33 @@ def exchange(prompt: str | None, reply: str | None = None) -> Exchange:
         if (prompt or "").lstrip().startswith(("[", "{")):
             return Exchange(fault="conversation that cannot be read")
         asked = [{"role": "user", "content": prompt}]
-    try:
-        said = [spoken(turn) for turn in asked + (answered or [])]
-    except Fault as e:
-        return Exchange(fault=f"conversation {e}")
-    match [turn for turn in said if turn[0] != "system"]:  # the profile has its own
+    said = []  # role and text of each turn
+    for turn in asked + (answered or []):
+        name = str(turn.get("role") or turn.get("from")).lower()
+        role = ROLES.get(name)
+        if role is None:
+            return Exchange(fault=f"conversation with the role {name[:40]!r}")
+        if role == "tool" or turn.get("tool_calls") or turn.get("function_call"):
+            return Exchange(fault="conversation with calls of tools")
+        if role == "system":  # the profile has its own
+            continue
+        content = next((turn[key] for key in ("content", "value", "text") if turn.get(key) is not None), "")
+        parts: list[Any] = content if isinstance(content, list) else [content]
+        parts = [part if isinstance(part, dict) else {"text": part} for part in parts]
+        for part in parts:
+            if part.get("text") is None and part.get("thinking") is None and part.get("type") != "text":
+                kind = str(part.get("type"))[:40]
+                return Exchange(fault=f"conversation with a part of the type {kind!r}")
+        text = "".join(str(part["text"]) for part in parts if part.get("text") is not None)
+        thoughts = [str(part["thinking"]) for part in parts if part.get("thinking")]
+        thoughts += [turn[key] for key in THOUGHTS if isinstance(turn.get(key), str) and turn[key].strip()]
+        if role == "assistant" and thoughts and thoughts[0].strip() not in text:
+            text = f"<think>\n{thoughts[0].strip()}\n</think>\n\n{text.lstrip()}"
+        said.append((role, text))
+    match said:
         case [("user", question)]:
             return Exchange(question, None if answered else reply)
         case [("user", question), ("assistant", text)]:
             return Exchange(question, reply if reply and answered is None else text)
-        case rest:
-            asks = any(role == "user" for role, _ in rest)
-            return Exchange(fault=f"conversation {'of several turns' if asks else 'without a question'}")
-
-
-def spoken(turn: dict[str, Any]) -> tuple[str, str]:
-    """Return role and text of a turn."""
-    name = str(turn.get("role") or turn.get("from")).lower()
-    role = ROLES.get(name)
-    if role is None:
-        raise Fault(f"with the role {name[:40]!r}")
-    if role == "tool" or turn.get("tool_calls") or turn.get("function_call"):
-        raise Fault("with calls of tools")
-    if role == "system":
-        return role, ""
-    content = next((turn[key] for key in ("content", "value", "text") if turn.get(key) is not None), "")
-    parts: list[Any] = content if isinstance(content, list) else [content]
-    parts = [part if isinstance(part, dict) else {"text": part} for part in parts]
-    for part in parts:
-        if part.get("text") is None and part.get("thinking") is None and part.get("type") != "text":
-            raise Fault(f"with a part of the type {str(part.get('type'))[:40]!r}")
-    text = "".join(str(part["text"]) for part in parts if part.get("text") is not None)
-    thoughts = [str(part["thinking"]) for part in parts if part.get("thinking")]
-    thoughts += [turn[key] for key in THOUGHTS if isinstance(turn.get(key), str) and turn[key].strip()]
-    if role == "assistant" and thoughts and thoughts[0].strip() not in text:
-        text = f"<think>\n{thoughts[0].strip()}\n</think>\n\n{text.lstrip()}"
-    return role, text
+    asks = any(role == "user" for role, _ in said)
+    return Exchange(fault=f"conversation {'of several turns' if asks else 'without a question'}")

@@ -84,7 +84,7 @@ class Servers:
         self.answered = time.monotonic()  # when a server last sent a completion
 
     async def connect(self) -> None:
-        """Ask each for its models. AimoError when one does not answer, or lacks the model (or has several)."""
+        """Ask each for its models. AimoError when one does not answer, or has not the one that is wanted."""
         for load in self.loads:
             found = [model.id for model in await served_models(load.client)]
             has = f"server {address(load.client)} has {', '.join(found[:5]) or 'no model'}"

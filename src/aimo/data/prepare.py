@@ -63,9 +63,6 @@ class Sets:
         if before > len(self.rows[name]):
             self.dropped[name][reason] += before - len(self.rows[name])
 
-    def change(self, name: str, *columns: pl.Expr | pl.Series, **named: pl.Series) -> None:
-        self.rows[name] = self.rows[name].with_columns(*columns, **named)
-
     def check(self, name: str) -> None:
         if self.rows[name].is_empty():
             counts = ", ".join(f"{n} {reason}" for reason, n in self.dropped[name].items())
@@ -103,18 +100,18 @@ def load_sets(profile: Profile, run_dir: Path | None = None) -> Sets:
 
 def clean_sets(sets: Sets, profile: Profile, tokenizer: Any) -> Sets:
     """Drop the rows that cannot be used, and those that the profile does not want."""
-    tags, kind, earlier_sets = profile.prompt, profile.answer_kind, list[str]()
+    tags, kind, earlier_sets = profile.prompt, profile.answer_kind, dict[str, Set]()
     for name, wanted in sets_of(profile).items():
-        drop, change = partial(sets.drop, name), partial(sets.change, name)
+        drop = partial(sets.drop, name)
 
         # The problem: its text, language and kind, and the verdict on its solution.
-        change(pl.col("problem").str.strip_chars())
-        change(key=key(sets.rows[name]["problem"]))
+        problems = sets.rows[name]["problem"].str.strip_chars()
+        sets.rows[name] = sets.rows[name].with_columns(problem=problems, key=key(problems))
         drop(pl.col("problem").fill_null("") == "", "no problem text")
         drop(~pl.col("correct").fill_null(True), "solution not right or not complete")
         if wanted.language:
-            other = in_other_language(sets.rows[name]["problem"], wanted.language)
-            drop(other, f"language is not {wanted.language}")
+            foreign = in_other_language(sets.rows[name]["problem"], wanted.language)
+            drop(foreign, f"language is not {wanted.language}")
         if "multiple_choice" in wanted.drop:
             drop(IS_MULTIPLE_CHOICE, "multiple choice")
         if "proof" in wanted.drop:
@@ -126,7 +123,7 @@ def clean_sets(sets: Sets, profile: Profile, tokenizer: Any) -> Sets:
             solved = (answers == sets.rows[name]["solution"]).fill_null(False)
             stated = answers.filter(solved).map_elements(lambda text: kind.find(text, tags), pl.String)
             answers = answers.scatter(solved.arg_true(), stated)
-        change(*read_answers(answers, tags, kind))
+        sets.rows[name] = sets.rows[name].with_columns(read_answers(answers, tags, kind))
         by_answer = pl.col("verification_info").is_null()  # and not by test cases
         if kind:
             given = pl.col("answer").fill_null("") != ""
@@ -143,13 +140,14 @@ def clean_sets(sets: Sets, profile: Profile, tokenizer: Any) -> Sets:
                 outside = ~pl.col(column).is_between(*limits).fill_null(False)
                 drop(outside, f"{what} is not within {limits[0]} to {limits[1]}")
 
-        # SFT shares the source that GRPO takes whole, which would leave it nothing.
-        grpo = profile.data.grpo if profile.data and name == "sft" else None
-        for earlier in earlier_sets:
-            if not (earlier == "grpo" and grpo and is_same_source(grpo, wanted)):
+        for earlier, other in earlier_sets.items():
+            # SFT shares the source that GRPO takes whole, which would leave it nothing.
+            origins = [(s.source, s.subset, s.split, s.revision) for s in (other, wanted)]
+            whole = other.source != "builtin" and not other.mixture and other.rows is None
+            if earlier != "grpo" or not whole or other.weight < 1 or origins[0] != origins[1]:
                 known = pl.col("key").is_in(sets.rows[earlier]["key"].implode())
                 drop(known, f"same text as in {earlier}")
-        earlier_sets.append(name)
+        earlier_sets[name] = wanted
 
         # The worked solution, which becomes a thought unless it is verbatim.
         if name == "sft":
@@ -157,7 +155,8 @@ def clean_sets(sets: Sets, profile: Profile, tokenizer: Any) -> Sets:
             own, right = judge_solutions(sets.rows[name], tags, unjudged, kind)
             drop(own.is_not_null() & ~right, "solution ends in another answer")
             if not wanted.verbatim:
-                change(solution=thoughts(sets.rows[name]["solution"]))
+                solutions = per_chunk(sets.rows[name]["solution"], bare_thoughts)
+                sets.rows[name] = sets.rows[name].with_columns(solution=solutions)
             elif tags.prefill:
                 begins = pl.col("solution").str.starts_with(tags.think_start).fill_null(False)
                 drop(~begins, f"does not start with {tags.think_start.strip()}")
@@ -174,18 +173,11 @@ def clean_sets(sets: Sets, profile: Profile, tokenizer: Any) -> Sets:
             same = ["key", "solution"] if wanted.traces == "all" else ["key"]
             drop(~pl.struct(same).is_first_distinct(), "duplicate")
         if wanted.near_duplicates:
-            near = decontaminate.near_duplicates(
-                sets.rows[name]["problem"], wanted.near_duplicates, profile.seed
-            )
+            problems = sets.rows[name]["problem"]
+            near = decontaminate.near_duplicates(problems, wanted.near_duplicates, profile.seed)
             drop(near, "nearly the same text as another")
         sets.check(name)
     return sets
-
-
-def is_same_source(a: Set, b: Set) -> bool:
-    """Return whether two sets read one source, of which `a` takes all rows; not the built-in problems."""
-    same = all(getattr(a, key) == getattr(b, key) for key in ("source", "subset", "split", "revision"))
-    return same and a.source != "builtin" and not a.mixture and a.rows is None and a.weight == 1
 
 
 def told(sets: Sets) -> dict[str, str]:
@@ -193,8 +185,8 @@ def told(sets: Sets) -> dict[str, str]:
     found = {}
     for name, rows in sets.rows.items():
         reasons = ", ".join(f"{n:,} {reason}" for reason, n in sets.dropped[name].items() if n)
-        found[name] = f"{len(rows):,} of {sets.read[name]:,} rows kept"
-        found[name] += f"; dropped: {reasons}" * bool(reasons)
+        kept = f"{len(rows):,} of {sets.read[name]:,} rows kept"
+        found[name] = f"{kept}; dropped: {reasons}" if reasons else kept
     return found
 
 
@@ -266,10 +258,6 @@ def read_answers(texts: pl.Series, tags: Tags, kind: AnswerKind | None = None) -
     `kind`, a text that is no answer itself may end in one.
     """
 
-    def integer_of(answer: str) -> int | None:
-        number = to_integer(answer)
-        return number if number is not None and abs(number) < 10**18 else None
-
     def final(text: str) -> str:
         value = kind.gold(text.strip()) if kind and "\\boxed" not in text else None
         if value is None:
@@ -277,13 +265,11 @@ def read_answers(texts: pl.Series, tags: Tags, kind: AnswerKind | None = None) -
             value = kind.gold(text.strip()) if kind else None
         return str(value) if kind and kind.is_exact and value is not None else text.strip()
 
-    answer = texts.map_elements(final, pl.String)
-    if kind and kind.type is not int:
-        none = pl.repeat(None, len(answer), dtype=pl.Int64, eager=True)
-        return [answer.alias("answer"), none.alias("integer")]
-    integer = answer.map_elements(integer_of, pl.Int64)
-    written = answer.zip_with(integer.is_null(), integer.cast(pl.String))
-    return [written.alias("answer"), integer.alias("integer")]
+    answers = texts.map_elements(final, pl.String)
+    found = [to_integer(answer) if not kind or kind.type is int else None for answer in answers]
+    small = [number if number is not None and abs(number) < 10**18 else None for number in found]
+    integers = pl.Series("integer", small, pl.Int64)
+    return [answers.zip_with(integers.is_null(), integers.cast(pl.String)).alias("answer"), integers]
 
 
 def judge_solutions(
@@ -291,8 +277,8 @@ def judge_solutions(
 ) -> tuple[pl.Series, pl.Series]:
     """(n,) the final answer of each `solution` that is `judged`; (n,) whether it is the gold `answer`.
 
-    A competition's `kind` finds and compares the answers.
-    A solution without a final answer, such as a derivation in prose, has null, and is not right.
+    A competition's `kind` finds and compares the answers. A solution without a final answer, such as a
+    derivation in prose, has null, and is not right.
     """
     find, golds = kind.find if kind else extract, rows["answer"]
     texts = rows.select(pl.when(judged).then(pl.col("solution"))).to_series()
@@ -315,14 +301,10 @@ def in_other_language(problems: pl.Series, language: str) -> pl.Series:
     return problems.map_elements(differs, pl.Boolean)
 
 
-def thoughts(solutions: pl.Series) -> pl.Series:
+def bare_thoughts(solutions: pl.Series) -> pl.Series:
     """(n,) worked solutions without the answer line, think tags and calculator marks of public sets."""
-
-    def bare(part: pl.Series) -> pl.Series:
-        text = part.str.replace_all(r"<<[^<>]*>>|</?think>", "").str.strip_chars()
-        return text.str.replace(r"\n####[^\n]*$", "").str.strip_chars()
-
-    return per_chunk(solutions, bare)
+    text = solutions.str.replace_all(r"<<[^<>]*>>|</?think>", "").str.strip_chars()
+    return text.str.replace(r"\n####[^\n]*$", "").str.strip_chars()
 
 
 # ---- what is made of clean sets ----
@@ -374,9 +356,8 @@ def format_sets(sets: Sets, profile: Profile) -> dict[str, pl.DataFrame]:
             completion = pl.col("solution")
             if not wanted.verbatim:  # thought and answer in their tags
                 rng = random.Random(profile.seed)
-                empty = pl.Series(
-                    [rng.random() < wanted.empty_thoughts for _ in range(len(rows))], dtype=pl.Boolean
-                )
+                chances = pl.Series([rng.random() for _ in range(len(rows))], dtype=pl.Float64)
+                empty = chances < wanted.empty_thoughts
                 work = pl.when(empty).then(pl.lit("")).otherwise(completion)
                 layout = prompts.as_completion(profile.prompt, "\0", "\0")[0]["content"]
                 before, between, after = map(pl.lit, layout.split("\0"))  # tags may have braces

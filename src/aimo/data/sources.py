@@ -1,7 +1,8 @@
 """Read the sources that a profile names, whatever their columns are called, into tables of the same columns.
 
 Files (`aimo.inference.files`), folders of them as Kaggle attaches, as copied from the hub or as saved by
-`datasets`, hub ids, built-in problems, and mixtures of all these. A set must fit into memory.
+`datasets`, hub ids, and mixtures of all these; a set must fit into memory. The built-in problems, which need
+no download, are word problems with worked solutions, drawn from the families of `builtin.yaml`.
 """
 
 import operator
@@ -10,7 +11,8 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -41,7 +43,7 @@ NAMES = {
     "messages": ("messages", "conversations", "conversation"),
     "solution": ("solution", "completion", "response", "output", "generation"),
 }  # fmt: skip
-# What else than texts a role takes.
+# What a role takes besides texts.
 FITTING = dict.fromkeys(("answer", "solution", "correct", "complete"), "lists")
 FITTING |= dict.fromkeys(("messages", "verification_info"), "objects")
 SPLITS = {"train", "training", "test", "testing", "validation", "valid", "val", "dev", "eval", "evaluation"}
@@ -79,8 +81,8 @@ def load_mixture(
     """Return the rows of a set with the columns of SCHEMA, and what was left out and repaired.
 
     A file may be laid out as the test file of a competition with `rules`. `where` is the set's key in the
-    profile, for errors. The parts of a mixture are shuffled together
-    (Open-R1's dataset mixtures); in a `Set`, sources with a worked solution do not mix with others.
+    profile, for errors. The parts of a mixture are shuffled together (Open-R1's dataset mixtures); in a
+    `Set`, sources with a worked solution do not mix with others.
     """
     if not wanted.mixture:
         return load_source(wanted, seed, where, rules)
@@ -92,10 +94,8 @@ def load_mixture(
         notes.repaired += found.repaired
         solved.setdefault(rows["solution"].null_count() < len(rows), source.source)
     if isinstance(wanted, Set) and len(solved) == 2:
-        told = (
-            f"{solved[True]} has the column solution and {solved[False]} has not; map it in both or in none"
-        )
-        raise AimoError(f"{where}.mixture: {told}")
+        told = f"{solved[True]} has the column solution and {solved[False]} has not"
+        raise AimoError(f"{where}.mixture: {told}; map it in both or in none")
     return pl.concat(parts).sample(fraction=1.0, shuffle=True, seed=seed), notes
 
 
@@ -108,9 +108,8 @@ def load_source(
     """
     notes = Notes()
     if source.source == "builtin":
-        assert source.rows is not None
         name = where.removeprefix("data.").split(".")[0]  # each set of a profile draws its own
-        drawn = generate(source.rows, source.split or "train", f"{name}-{seed}")  # type: ignore[arg-type]
+        drawn = generate(source.rows or 0, source.split or "train", f"{name}-{seed}")  # type: ignore[arg-type]
         told = [(p.problem, str(p.answer), p.solution) for p in drawn]
         rows = pl.DataFrame(told, ["problem", "answer", "solution"], orient="row")
     else:
@@ -145,7 +144,7 @@ def roles_of(columns: Columns, have: Collection[str], imitated: bool = False) ->
     """
     spelled = {name.strip().lower(): name for name in reversed(list(have))}
     usual = Columns()
-    named = {f.name: getattr(columns, f.name) for f in fields(columns)}  # type: ignore[arg-type]
+    named = asdict(columns)  # type: ignore[call-overload]
 
     def find(role: str) -> None:
         if named[role] == getattr(usual, role) and named[role] not in have:
@@ -173,25 +172,23 @@ def read_columns(
 
     Where it has the columns of a competition's options, they stand below the problem.
     """
-    path, dataset = locate(source.source), None
-    name, place, skip = source.source, f"{where}.source: ", source.corrupt_lines == "skip"
-    hint = f", or set {where}.corrupt_lines: skip"
-    if path.exists() and source.revision:
-        raise AimoError(f"{where}.revision: {path} is a local folder or file; leave the key out")
-    if not path.exists() and (files.kind_of(path) or name.startswith(("/", "."))):
+    path, name, dataset = locate(source.source), source.source, None
+    # The first rows tell the columns; then those alone are read that have a role.
+    if path.exists():
+        if source.revision:
+            raise AimoError(f"{where}.revision: {path} is a local folder or file; leave the key out")
+        found = files_of(path, source, preset, where)
+        hint = f", or set {where}.corrupt_lines: skip"
+        read = partial(
+            files.read_tables, found, f"{where}.source: ", skip=source.corrupt_lines == "skip", hint=hint
+        )
+        name, have = str(found[0]), read(limit=files.PEEK).columns
+    elif files.kind_of(path) or name.startswith(("/", ".")):
         raise AimoError(f"{where}.source: {path} does not exist")
-    if not path.exists():
+    else:
         subset, split = source.subset or preset.subset, source.split or preset.split or "train"
         dataset = from_hub(name, subset, split, f"{where}.source", source.revision)
-
-    # The first rows tell the columns; then those alone are read that have a role.
-    found: Sequence[Path] = ()
-    if dataset is not None:
         have = files.from_frame(dataset.select(range(min(len(dataset), files.PEEK))).to_polars()).columns
-    else:
-        found = files_of(path, source, preset, where)
-        name = str(found[0])
-        have = files.read_tables(found, place, limit=files.PEEK, skip=skip, hint=hint).columns
     columns = source.columns or preset.columns
     if rules and columns.problem == Columns().problem and rules.inputs.problem in have:
         columns = replace(columns, problem=rules.inputs.problem)
@@ -199,15 +196,13 @@ def read_columns(
     options = rules.inputs.options if rules and {*rules.inputs.options} <= {*have} else ()
     wanted = [*roles.values(), *preset.order, *options]
     if dataset is None:
-        table = files.read_tables(found, place, wanted, skip=skip, hint=hint)
+        table = read(wanted=wanted)
         have = [*have, *table.columns]
     for role, column in roles.items():
         if column not in have:
             talk = f", or a conversation as {where}.columns.messages" if role == "problem" else ""
-            told = (
-                f"{name} has no column {column!r}; it has {files.listed(dict.fromkeys(have))}: name one{talk}"
-            )
-            raise AimoError(f"{where}.columns.{role}: {told}")
+            known = f"it has {files.listed(dict.fromkeys(have))}: name one{talk}"
+            raise AimoError(f"{where}.columns.{role}: {name} has no column {column!r}; {known}")
     if unsorted := [column for column in preset.order if column not in have]:
         raise AimoError(f"{where}.preset: {name} has no column {unsorted[0]!r}; set columns instead")
     if dataset is not None:
@@ -227,9 +222,10 @@ def from_hub(name: str, subset: str | None, split: str, where: str, revision: st
         return datasets.load_dataset(name, subset, split=split, revision=revision)
     except Exception:  # the hub client and datasets raise many kinds
         asked = f"subset {subset}, split {split}, revision {revision}"
-        told = f"{name!r} is no file here, and the hub does not give it ({asked})"
-        remedy = "check these and the network, and set HF_TOKEN for a private or gated one"
-        raise AimoError(f"{where}: {told}; {remedy}") from None
+        raise AimoError(
+            f"{where}: {name!r} is no file here, and the hub does not give it ({asked}); check these and the "
+            "network, and set HF_TOKEN for a private or gated one"
+        ) from None
 
 
 def files_of(path: Path, source: Source, preset: Preset, where: str) -> Sequence[Path]:
@@ -285,17 +281,14 @@ def files_of(path: Path, source: Source, preset: Preset, where: str) -> Sequence
 def choose_part(
     options: Mapping[str, T], wanted: str | None, usual: Sequence[str | None], key: str, path: Path
 ) -> T:
-    """Return the option that a profile wants; else the first usual one that is there, or the only one.
-
-    AimoError names the key of the profile, the place, and what is there.
-    """
+    """Return the option that a profile's key wants; else the first usual one, or the only one."""
     known = ", ".join(options) or "none"
-    if wanted is not None and wanted not in options:
+    if wanted and wanted not in options:
         raise AimoError(f"{key}: {path} has no {wanted!r}; it has {known}")
-    taken = wanted or next((name for name in usual if name in options), None)
-    if taken is None and len(options) != 1:
-        raise AimoError(f"{key}: {path} has {known}; name one")
-    return options[taken or next(iter(options))]
+    for name in (wanted, *usual, *(options if len(options) == 1 else ())):
+        if name in options:
+            return options[str(name)]
+    raise AimoError(f"{key}: {path} has {known}; name one")
 
 
 def standard(table: Table, roles: dict[str, str], name: str, notes: Notes, where: str) -> pl.DataFrame:
@@ -306,8 +299,7 @@ def standard(table: Table, roles: dict[str, str], name: str, notes: Notes, where
     rows = table.rows.select(**{role: pl.col(column) for role, column in roles.items()})
 
     def is_talk(role: str) -> bool:
-        """Whether a column holds conversations, by its first cells."""
-        cells = rows[role]
+        cells = rows[role]  # of which the first ones tell
         return cells.dtype == pl.String and any(map(conversations.turns, cells.drop_nulls().head(10)))
 
     # Traces and verdicts, which a CSV has as lists in JSON.
@@ -357,11 +349,13 @@ def standard(table: Table, roles: dict[str, str], name: str, notes: Notes, where
         verdict = passed if "correct" in roles else pl.when(~passed).then(False)
         rows = rows.with_columns(correct=verdict)
     if "answer" not in roles and "solution" in rows.columns:
-        rows = rows.with_columns(answer=pl.col("solution"))
+        rows = rows.with_columns(answer="solution")
     if "pass_rate" in roles:
         rows = rows.with_columns(pl.col("pass_rate").cast(pl.Float64, strict=False))
     return rows
 
+
+# ---- built-in problems
 
 Split = Literal["train", "heldout"]
 WORDS, FAMILIES = yaml.safe_load(Path(__file__).with_name("builtin.yaml").read_text()).values()
@@ -425,7 +419,9 @@ def draw_problem(r: random.Random) -> WordProblem:
     return WordProblem(name, text, solution, answer)
 
 
-def drawn(split: Split, seed: int | str, draw: Callable[[random.Random], Any]) -> Iterator[Any]:
+def stream(
+    split: Split, seed: int | str, draw: Callable[[random.Random], Any] = draw_problem
+) -> Iterator[Any]:
     """Yield without end what `draw` makes whose `problem` is of the split.
 
     A problem is held out by a hash of its text, so no train problem is a held-out one, whatever the seeds.
@@ -437,13 +433,8 @@ def drawn(split: Split, seed: int | str, draw: Callable[[random.Random], Any]) -
             yield problem
 
 
-def stream(split: Split, seed: int | str) -> Iterator[WordProblem]:
-    """Yield problems of one split without end, families drawn evenly."""
-    return drawn(split, seed, draw_problem)
-
-
 def generate(n: int, split: Split, seed: int | str) -> list[WordProblem]:
-    """Return the first `n` problems of `stream` with different texts."""
+    """Return the first `n` built-in problems of a split with different texts."""
     unique: dict[str, WordProblem] = {}
     for problem in stream(split, seed):
         unique.setdefault(problem.problem, problem)
