@@ -110,22 +110,19 @@ def test_the_closest_vote_comes_first():
     assert re.findall(r"<tr><td>(\w+)</td>", text) == ["close", "close", "open", "open"]
 
 
-@pytest.mark.parametrize(
-    "name, row, target",
-    [
-        ("sft", {"completion": [{"role": "assistant", "content": "It is 4."}]}, "It is 4.&lt;end&gt;"),
-        ("grpo", {"answer": 4}, "any completion with the answer 4"),
-    ],
-)
-def test_the_training_text_shows_the_target_of_each_set_that_there_is(name, row, target):
+def test_the_training_text_shows_the_target_of_each_set_that_there_is():
     class Tokenizer:
         def apply_chat_template(self, messages, add_generation_prompt=False, **_):
             question, *reply = [message["content"] for message in messages]
             return f"<user>{question}<model>{''.join(reply)}" + ("" if add_generation_prompt else "<end>")
 
-    rows = pl.DataFrame([{"prompt": [{"role": "user", "content": "2 + 2?"}]} | row])
-    cells = re.findall(r"<td.*?>(.*?)</td>", tables.training_text({name: rows}, Tokenizer()))
-    assert cells[:3] == [name, "&lt;user&gt;2 + 2?&lt;model&gt;", target]
+    question = {"prompt": [{"role": "user", "content": "2 + 2?"}]}
+    sft = [question | {"completion": [{"role": "assistant", "content": "4" * n}]} for n in (2, 3, 1)]
+    ready = {"sft": pl.DataFrame(sft), "grpo": pl.DataFrame([question | {"answer": 4}])}
+    cells = re.findall(r"<td.*?>(.*?)</td>", tables.training_text(ready, Tokenizer()))
+    prompt = "&lt;user&gt;2 + 2?&lt;model&gt;"
+    short, long = (["sft", prompt, f"{answer}&lt;end&gt;"] for answer in ("4", "444"))
+    assert cells == [*short, *long, "grpo", prompt, "any completion with the answer 4"]
 
 
 def test_a_single_point_keeps_its_colour():

@@ -24,6 +24,7 @@ from aimo.rewards.table import try_rewards
 from aimo.run import runs
 
 OTHER = Prompt(think_start="(?", think_end="?)", answer_start="[|", answer_end="|]")
+RECIPE = "thought<end_working_out><SOLUTION>{}</SOLUTION>"
 TEXTS = [
     "2 + 2 = 4<end_working_out><SOLUTION>4</SOLUTION>",
     "<start_working_out>Step 1: add.<end_working_out>\n<SOLUTION> 4 </SOLUTION>\n",
@@ -31,7 +32,6 @@ TEXTS = [
     "<SOLUTION>4</SOLUTION>",
     "so so so so <end_working_out><SOLUTION>4</SOLUTION> so",
     "1. add\n2. done<end_working_out><SOLUTION>\n```python\nprint(4)\n```\n</SOLUTION>",
-    "4",
     "",
 ]
 COLUMNS = {
@@ -40,12 +40,16 @@ COLUMNS = {
     "verification_info": [{"language": "python", "test_cases": [{"input": "", "output": "4"}]}] * len(TEXTS),
 }
 OPEN_R1 = "<think>\nFour.\n</think>\n<answer>\n4\n</answer>"
-
-
-def as_other(text):
-    for name in ("think_start", "think_end", "answer_start", "answer_end"):
-        text = text.replace(getattr(Prompt(), name), getattr(OTHER, name))
-    return text
+BARE, FLAT = OPEN_R1.removeprefix("<think>\n"), OPEN_R1.replace("\n", "")
+IN_ANSWER = OPEN_R1.replace("4\n", "```python\n4\n```\n")
+IN_THOUGHT = OPEN_R1.replace("Four.", "```python\n4\n```")
+RIGHT, WRONG = "The answer is 4", "The answer is 5"
+WORKED = [r"Three and three, so \boxed{6}, not \boxed{4}."]
+TOKENS = {"answer": ["4"] * 4, "completion_ids": [[0] * n for n in (0, 50, 100, 180)]}
+SIZES, OF_TWO = (
+    [RIGHT, RIGHT + " " * 100, WRONG, RIGHT + " " * 1000],
+    {"answer": ["4"] * 4, "prompts": [*"aaab"]},
+)
 
 
 def run_anywhere(jobs, workers):
@@ -71,157 +75,106 @@ def test_conversations_are_rewarded_like_texts_and_any_tags_like_the_default_one
     assert len(by_text) == len(TEXTS) and (len(set(by_text)) > 1 or name == "soft_overlong_punishment")
     talks = [[{"role": "assistant", "content": text}] for text in TEXTS]
     assert reward(completions=talks, **COLUMNS) == by_text
+    others = TEXTS
+    for tag in ("think_start", "think_end", "answer_start", "answer_end"):
+        others = [text.replace(getattr(Prompt(), tag), getattr(OTHER, tag)) for text in others]
     ids = [[0] * len(text) for text in TEXTS]  # as if every character were a token, whatever the tags
     by_ids = reward(completions=TEXTS, completion_ids=ids, **COLUMNS)
-    assert of_others(completions=list(map(as_other, TEXTS)), completion_ids=ids, **COLUMNS) == by_ids
+    assert of_others(completions=others, completion_ids=ids, **COLUMNS) == by_ids
 
 
-def test_accuracy_is_one_for_right_zero_for_wrong_and_none_where_the_gold_answer_is_unreadable():
-    accuracy = get_reward_funcs(["accuracy"], Prompt())[0]
-    assert accuracy(completions=[TEXTS[0], TEXTS[2], TEXTS[0]], answer=["4", "4", ""]) == [1.0, 0.0, None]
+COSINE, OVERLONG = (
+    rewards.get_cosine_scaled_reward(max_len=100),
+    rewards.get_soft_overlong_punishment(100, 20),
+)
+REPEATS, CHINESE = (rewards.get_repetition_penalty_reward(2, -1.0, language) for language in ("en", "zh"))
+PYTHON, CPP = rewards.get_code_format_reward(), rewards.get_code_format_reward("cpp")
+STEPS = ["1. a\n2. b\n3. c\n4. d", "- a\n* b", "Step 1: a", "First, b. Then 2. c"]
+OURS, NOBODY_KNOWS = {"prompt": Prompt()}, {"answer": ["", ""]}
 
 
-def test_the_gold_answer_is_the_rows_answer_or_else_what_their_solution_ends_in():
-    worked = [r"Three and three, so \boxed{6}, not \boxed{4}."]
-    assert rewards.accuracy_reward(["The answer is 4"], worked) == [1.0]
-    assert rewards.accuracy_reward(["The answer is 4"], solution=worked, answer=["7"]) == [0.0]
-    with pytest.raises(AimoError, match=r"answer.*solution"):
-        rewards.accuracy_reward(["4"])
-
-
-def test_a_profile_gives_the_opening_tag_in_the_prompt_and_open_r1_expects_it_in_the_completion():
-    form, count = get_reward_funcs(["format", "tag_count"], Prompt())
-    assert form(completions=TEXTS[:3]) == count(completions=TEXTS[:3]) == [1.0] * 3
-    assert form(completions=[TEXTS[3], TEXTS[4], "", TEXTS[0] + TEXTS[0]]) == [0.0] * 4
-    assert count(completions=[TEXTS[3], "", TEXTS[0] + TEXTS[0]]) == [0.75, 0.25, 0.25]
-    whole, bare = OPEN_R1, OPEN_R1.removeprefix("<think>\n")
-    assert rewards.format_reward([whole, bare, whole.replace("\n", "")]) == [1.0, 0.0, 0.0]
-    assert rewards.tag_count_reward([whole, bare, whole.replace("\n", "")]) == [1.0, 0.75, 0.0]
-
-
-def test_code_format_wants_a_block_of_the_rows_language_in_the_answer():
-    python = OPEN_R1.replace("4\n", "```python\n4\n```\n")
-    text = OPEN_R1.replace("Four.", "```python\n4\n```")
-    assert rewards.get_code_format_reward()([python, text, python]) == [1.0, 0.0, 1.0]
-    of_rows = rewards.get_code_format_reward("cpp")([python] * 3, language=["python", "cpp", None])
-    assert of_rows == [1.0, 0.0, 0.0]
-
-
-def test_reasoning_steps_counts_up_to_three_wherever_a_line_begins():
-    texts = ["1. a\n2. b\n3. c\n4. d", "- a\n* b", "Step 1: a", "First, b. Then 2. c"]
-    assert rewards.reasoning_steps_reward(texts) == pytest.approx([1, 2 / 3, 1 / 3, 1 / 3])
-
-
-def test_length_compares_completions_of_the_same_prompt_and_never_rewards_a_wrong_one():
-    right, wrong = "The answer is 4", "The answer is 5"
-    completions = [right, right + " " * 100, wrong, right + " " * 1000]
-    columns = {"answer": ["4"] * 4, "prompts": ["a", "a", "a", "b"]}
-    assert rewards.len_reward(completions, **columns) == [0.5, -0.5, 0.0, 0.0]
-    tokens = [[0] * n for n in (30, 20, 10, 10)]
-    assert rewards.len_reward(completions, completion_ids=tokens, **columns) == [-0.5, 0.0, 0.0, 0.0]
-    assert rewards.len_reward(completions, answer=["4"] * 4)[3] == -0.5  # no prompts: one group
-    assert rewards.len_reward([wrong, f"{wrong}."], answer=["", ""]) == [0.5, -0.5]
-
-
-def test_cosine_falls_with_the_length_of_right_answers_rises_with_that_of_wrong_ones_and_stays_there():
-    reward = rewards.get_cosine_scaled_reward(max_len=100)
-    columns = {"answer": ["4"] * 4, "completion_ids": [[0] * n for n in (0, 50, 100, 180)]}
-    assert reward(["The answer is 4"] * 4, **columns) == pytest.approx([1.0, 0.75, 0.5, 0.5])
-    assert reward(["The answer is 5"] * 4, **columns) == pytest.approx([-1.0, -0.75, -0.5, -0.5])
-    assert reward(["The answer is 5"], answer=[""]) == [None]
-
-
-def test_overlong_completions_are_punished_as_by_trl():
-    from trl.rewards import get_soft_overlong_punishment
-
-    reward, theirs = rewards.get_soft_overlong_punishment(100, 20), get_soft_overlong_punishment(100, 20)
-    ids = [[0] * n for n in range(0, 130, 5)]
-    assert reward(completion_ids=ids, completions=["x"] * len(ids)) == theirs(ids)
-    assert reward(completions=["x" * 90]) == [-0.5]
-
-
-def test_the_repetition_penalty_is_the_share_of_repeated_word_ngrams():
-    reward = rewards.get_repetition_penalty_reward(ngram_size=2, max_penalty=-1.0)
-    assert reward(["a b c d", "So so so SO so", "so", ""], language=["fr"] * 4) == [0.0, -0.75, 0.0, 0.0]
-    with pytest.raises(ValueError, match=r"max_penalty 1\.0 should not be positive"):
-        rewards.get_repetition_penalty_reward(2, 1.0)
-    with pytest.raises(ValueError, match="fr"):
-        rewards.get_repetition_penalty_reward(2, -1.0, "fr")
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_chinese_is_split_into_words():
-    reward = rewards.get_repetition_penalty_reward(2, -1.0, "zh")
-    assert reward(["这个这个这个这个这个", "今天天气很好"]) == [-0.75, 0.0]
-
-
-RECIPE = "thought<end_working_out><SOLUTION>{}</SOLUTION>"
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # jieba's
+@pytest.mark.parametrize(
+    "reward, completions, columns, scores",
+    [
+        (rewards.accuracy_reward, [RIGHT, WRONG, RIGHT], {"answer": ["4", "4", ""]}, [1, 0, None]),
+        (rewards.accuracy_reward, [RIGHT], {"solution": WORKED}, [1]),
+        (rewards.accuracy_reward, [RIGHT], {"solution": WORKED, "answer": ["7"]}, [0]),
+        (rewards.format_reward, [OPEN_R1, BARE, FLAT], {}, [1, 0, 0]),
+        (rewards.format_reward, [TEXTS[0], TEXTS[4], "", TEXTS[0] * 2], OURS, [1, 0, 0, 0]),
+        (rewards.tag_count_reward, [OPEN_R1, BARE, FLAT], {}, [1, 0.75, 0]),
+        (rewards.tag_count_reward, [TEXTS[0], TEXTS[3], "", TEXTS[0] * 2], OURS, [1, 0.75, 0.25, 0.25]),
+        (PYTHON, [IN_ANSWER, IN_THOUGHT], {}, [1, 0]),
+        (CPP, [IN_ANSWER] * 3, {"language": ["python", "cpp", None]}, [1, 0, 0]),
+        (rewards.reasoning_steps_reward, STEPS, {}, [1, 2 / 3, 1 / 3, 1 / 3]),
+        (rewards.len_reward, SIZES, OF_TWO, [0.5, -0.5, 0, 0]),
+        (rewards.len_reward, SIZES, OF_TWO | {"completion_ids": ["abc", "ab", "a", "a"]}, [-0.5, 0, 0, 0]),
+        (
+            rewards.len_reward,
+            [RIGHT, f"{RIGHT}."],
+            {"answer": ["4"] * 2},
+            [0.5, -0.5],
+        ),  # no prompts: one group
+        (rewards.len_reward, [WRONG, f"{WRONG}."], NOBODY_KNOWS, [0.5, -0.5]),
+        (COSINE, [RIGHT] * 4, TOKENS, [1, 0.75, 0.5, 0.5]),
+        (COSINE, [WRONG] * 4, TOKENS, [-1, -0.75, -0.5, -0.5]),
+        (COSINE, [WRONG] * 2, NOBODY_KNOWS, [None, None]),
+        (OVERLONG, ["x" * 90], {}, [-0.5]),
+        (OVERLONG, ["x", "x"], {"completion_ids": [[0] * 80, [0] * 95]}, [0, -0.75]),
+        (REPEATS, ["a b c d", "So so so SO so", "so", ""], {}, [0, -0.75, 0, 0]),
+        (CHINESE, ["这个这个这个这个这个", "今天天气很好"], {}, [-0.75, 0]),
+    ],
+)
+def test_a_reward_scores_as_its_source_does(reward, completions, columns, scores):
+    assert reward(completions=completions, **columns) == pytest.approx(scores)
 
 
 @pytest.mark.parametrize(
-    "completion, gold, exact, approximate, answer, numbers",
+    "completion, gold, scores",
     [
-        (RECIPE.format("10"), "10", 3.0, 1.5, 5.0, 3.5),
-        (RECIPE.format(" 10 ") + "\n", "10", 3.0, 1.5, 3.5, 3.5),
-        (RECIPE.format("10.5"), "10", 3.0, 1.5, 2.0, -1.5),
-        (RECIPE.format("8.5"), "10", 3.0, 1.5, 1.5, -1.5),
-        (RECIPE.format("7"), "10", 3.0, 1.5, -2.5, -1.5),
-        (RECIPE.format("about $1,000"), "1000", 3.0, 1.5, -4.5, 3.5),
-        (RECIPE.format("ten"), "10", 3.0, 1.5, -4.5, -2.5),
-        (RECIPE.format("10") + " or so", "10", 0.0, 1.5, -2.0, 3.5),
-        ("<SOLUTION>10", "10", 0.0, -1.5, -2.0, 3.5),
-        ("10", "10", 0.0, -3.0, -2.0, -2.5),
+        (RECIPE.format("10"), "10", [3.0, 1.5, 5.0, 3.5]),
+        (RECIPE.format(" 10 ") + "\n", "10", [3.0, 1.5, 3.5, 3.5]),
+        (RECIPE.format("10.5"), "10", [3.0, 1.5, 2.0, -1.5]),
+        (RECIPE.format("8.5"), "10", [3.0, 1.5, 1.5, -1.5]),
+        (RECIPE.format("7"), "10", [3.0, 1.5, -2.5, -1.5]),
+        (RECIPE.format("about $1,000"), "1000", [3.0, 1.5, -4.5, 3.5]),
+        (RECIPE.format("ten"), "10", [3.0, 1.5, -4.5, -2.5]),
+        (RECIPE.format("10") + " or so", "10", [0.0, 1.5, -2.0, 3.5]),
+        ("<SOLUTION>10", "10", [0.0, -1.5, -2.0, 3.5]),
+        ("10", "10", [0.0, -3.0, -2.0, -2.5]),
     ],
 )
-def test_the_unsloth_recipe_scores_as_its_notebook(completion, gold, exact, approximate, answer, numbers):
+def test_the_unsloth_recipe_scores_as_its_notebook(completion, gold, scores):
     names = ["format_exact", "format_approximate", "check_answer", "check_numbers"]
-    scores = [f(completions=[completion], answer=[gold])[0] for f in get_reward_funcs(names, Prompt())]
-    assert scores == [exact, approximate, answer, numbers]
+    functions = get_reward_funcs(names, Prompt())
+    assert [f(completions=[completion], answer=[gold])[0] for f in functions] == scores
 
 
 CASES = [{"input": "1 2", "output": "3\n", "type": "stdin_stdout"}, {"input": "5 5", "output": "10\nok"}]
 INFO = {"language": "python", "test_cases": CASES}
 ADD = "a, b = map(int, input().split())\nprint(a + b)"
-PROGRAMS = {
-    f"{ADD}\nif a == b: print(' ok ')": 1.0,
-    ADD: 0.5,  # the second case lacks a line
-    "print(3); raise SystemExit(1)": 0.0,
-    "": 0.0,
-}
 UNKNOWN = [
     None, {}, "{", "null", {"language": "cpp", "test_cases": CASES}, {"language": "python", "test_cases": []},
     {"language": "python", "test_cases": [{"type": "function_call", "input": "1", "output": "1"}]},
 ]  # fmt: skip
 
 
-def test_code_is_rewarded_by_the_share_of_test_cases_whose_every_line_is_right():
+def test_code_is_rewarded_by_its_share_of_right_test_cases_and_a_row_without_any_is_not_scored():
+    programs = [f"{ADD}\nif a == b: print(' ok ')", ADD, "print(3); raise SystemExit(1)", ""]
     draft = "```python\nprint('a draft')\n```\nBetter:\n```python\n{}\n```"
-    completions = [draft.format(program) for program in (*PROGRAMS, ADD)]
-    infos, shares = [INFO] * len(PROGRAMS) + [json.dumps(INFO)], [*PROGRAMS.values(), 0.5]
+    completions = [draft.format(program) for program in [*programs, ADD, *[ADD] * len(UNKNOWN), ADD]]
+    infos, shares = [INFO] * 4 + [json.dumps(INFO), *UNKNOWN, INFO], [1.0, 0.5, 0.0, 0.0, 0.5]
+    shares += [None] * len(UNKNOWN) + [0.5]
+    assert rewards.code_reward(completions, verification_info=infos) == shares  # in the sandbox
     given = {"verification_info": infos, "provider_type": run_anywhere}
-    assert rewards.code_reward(completions, **given) == shares
-    assert rewards.binary_code_reward(completions, **given) == [float(share == 1) for share in shares]
+    whole = [None if share is None else float(share == 1) for share in shares]
+    assert rewards.binary_code_reward(completions, **given) == whole
 
 
-def test_a_row_without_python_test_cases_is_not_scored_and_does_not_disturb_the_others():
-    infos = [*UNKNOWN, INFO, *UNKNOWN]
-    given = {"verification_info": infos, "provider_type": run_anywhere}
-    shares = rewards.code_reward(["```python\nprint(3)\n```"] * len(infos), **given)
-    assert shares == [None] * len(UNKNOWN) + [0.5] + [None] * len(UNKNOWN)
-
-
-def test_code_runs_in_the_local_sandbox_within_its_limits(monkeypatch):
-    monkeypatch.setattr("aimo.rewards.code.TIME_LIMIT_S", 1.0)
-    code = get_reward_funcs(["code"], Prompt(), num_parallel=2)[0]
-    programs = ["print(input())", "while True: pass", "print(8)"]
-    info = {"language": "python", "test_cases": [{"input": "7", "output": "7"}]}
-    completions = [f"```python\n{program}\n```" for program in programs]
-    assert code(completions=completions, verification_info=[info] * 3) == [1.0, 0.0, 0.0]
-
-
-def test_code_names_a_missing_column_or_package():
-    with pytest.raises(AimoError, match="verification_info"):
-        rewards.code_reward(["x"])
+def test_a_missing_column_and_package_are_named():
+    for reward, column in ((rewards.code_reward, "verification_info"), (rewards.accuracy_reward, "answer")):
+        with pytest.raises(AimoError, match=column):
+            reward(["x"])
     with pytest.raises(AimoError, match=r"'piston'.*local, e2b, morph"):
         rewards.code_reward(["x"], verification_info=[INFO], provider_type="piston")
     for provider, package in ("e2b", "e2b-code-interpreter"), ("morph", "morphcloud==0.1.67"):
@@ -230,23 +183,16 @@ def test_code_names_a_missing_column_or_package():
                 rewards.code_reward(["```python\nx\n```"], verification_info=[INFO], provider_type=provider)
 
 
-def test_every_reward_keeps_its_public_name_and_can_be_pickled():
+def test_every_reward_keeps_its_public_name_its_defaults_and_can_be_pickled():
     functions = get_reward_funcs(list(REWARDS), Prompt())
-    assert [f.__name__ for f in functions] == [
+    assert [pickle.loads(pickle.dumps(f)).__name__ for f in functions] == [
         "accuracy_reward", "format_reward", "tag_count_reward", "reasoning_steps_reward", "len_reward",
         "match_format_exactly", "match_format_approximately", "check_answer", "check_numbers",
         "cosine_scaled_reward", "repetition_penalty_reward", "soft_overlong_punishment_reward", "code_reward",
         "binary_code_reward", "ioi_code_reward", "cf_code_reward", "code_format_reward",
     ]  # fmt: skip
-    for f in functions:
-        assert pickle.loads(pickle.dumps(f)).__name__ == f.__name__
-
-
-def test_a_profiles_defaults_are_those_of_the_functions():
-    for name, row in REWARDS.items():
-        parameters = inspect.signature(row.function).parameters
-        if name == "binary_code":  # passes them on to code_reward
-            continue
+    for name in REWARDS.keys() - {"binary_code"}:  # which passes its options on
+        row, parameters = REWARDS[name], inspect.signature(REWARDS[name].function).parameters
         for option in row.option_names:
             default = parameters[option].default
             assert default in (inspect.Parameter.empty, getattr(row.options(), option)), (name, option)
@@ -254,7 +200,7 @@ def test_a_profiles_defaults_are_those_of_the_functions():
 
 def test_options_reach_the_rewards_that_have_them():
     cosine, accuracy = get_reward_funcs(["cosine", "accuracy"], Prompt(), max_len=10, min_value_correct=0.0)
-    columns = {"completions": ["The answer is 4"], "answer": ["4"], "completion_ids": [[0] * 10]}
+    columns = {"completions": [RIGHT], "answer": ["4"], "completion_ids": [[0] * 10]}
     assert (cosine(**columns), accuracy(**columns)) == ([0.0], [1.0])
     _, cosine = get_reward_funcs({"accuracy": 2.0, "cosine": {"weight": 0.5, "max_len": 20}})
     assert cosine(**columns) == pytest.approx([0.75])
@@ -263,19 +209,23 @@ def test_options_reach_the_rewards_that_have_them():
 
 
 def test_open_r1_script_arguments_are_understood():
+    names = [
+        "cosine",
+        "repetition_penalty",
+        "soft_overlong_punishment",
+        "code_format",
+        "code",
+        "ioi_code",
+        "cf_code",
+    ]
     arguments = SimpleNamespace(
-        reward_funcs=[
-            "cosine", "repetition_penalty", "soft_overlong_punishment", "code_format", "code", "ioi_code",
-            "cf_code",
-        ],
-        cosine_max_len=10, cosine_min_value_correct=0.0, repetition_n_grams=1, repetition_max_penalty=-2.0,
-        max_completion_len=10,
-        soft_punish_cache=5, code_language="cpp", parallel_code_exec_per_proc=3, code_provider="e2b",
-        code_eval_test_batch_size=4, code_eval_scoring_mode="partial", ioi_provider="local", output_dir="x",
+        reward_funcs=names, cosine_max_len=10, cosine_min_value_correct=0.0, repetition_n_grams=1,
+        repetition_max_penalty=-2.0, max_completion_len=10, soft_punish_cache=5, code_language="cpp",
+        parallel_code_exec_per_proc=3, code_provider="e2b", code_eval_test_batch_size=4,
+        code_eval_scoring_mode="partial", ioi_provider="local", output_dir="x",
     )  # fmt: skip
     cosine, repetition, overlong, code_format, code, ioi, codeforces = get_reward_funcs(arguments)
-    assert cosine(["The answer is 4"], ["4"]) == [0.0]
-    assert repetition(["so so"]) == [-1.0]
+    assert cosine([RIGHT], ["4"]) == [0.0] and repetition(["so so"]) == [-1.0]
     assert overlong(completion_ids=[[0] * 9]) == [-0.8]
     assert code_format([OPEN_R1.replace("4", "```cpp\n4```")]) == [1.0]
     assert code.keywords["num_parallel"] == 3 and code.keywords["provider_type"] == "e2b"
@@ -290,10 +240,8 @@ def test_open_r1_script_arguments_are_understood():
         ({"ioi_code": {"provider_type": "e2b"}}, ["ioi_code.provider_type", "piston", "local", "'e2b'"]),
         ({"cf_code": {"test_batch_size": -2}}, ["cf_code.test_batch_size", "-1"]),
         ({"cosine": {"max_lenn": 3}}, ["cosine", "'max_lenn'", "max_len", "min_value_wrong"]),
-        ({"cosine": {"max_len": 0}}, ["cosine.max_len", "greater than 0"]),
         ({"cosine": {"max_len": "long"}}, ["cosine.max_len", "integer", "'long'"]),
         ({"repetition_penalty": {"max_penalty": 1.0}}, ["repetition_penalty.max_penalty", "not be positive"]),
-        ({"code": {"provider_type": "piston"}}, ["code.provider_type", "local", "morph", "'piston'"]),
         ({"format": "much"}, ["format.weight", "number", "'much'"]),
     ],
 )
@@ -303,7 +251,7 @@ def test_an_unknown_reward_and_a_wrong_option_are_refused_by_name_with_the_known
     with pytest.raises(AimoError) as from_profile:
         config.load("tiny", [f"grpo.rewards={json.dumps(wanted)}"])
     for message in (str(direct.value), str(from_profile.value)):
-        assert "\n" not in message and all(part in message for part in told)
+        assert all(part in message for part in told)
 
 
 def test_a_profile_gives_a_weight_or_a_weight_and_options():
@@ -345,6 +293,7 @@ def short(completions, answer, **columns):
     """1 for few words: a text with "quotes", a tab\\tand two spaces.  """
     return [float(len(c[-1]["content"].split()) <= LIMIT) for c in completions]
 '''
+LONGER = SHORT.replace("LIMIT = 5", "LIMIT = 9")
 
 
 @pytest.fixture
@@ -364,6 +313,7 @@ def score(profile):
     """What the last reward of a profile gives two completions."""
     talks = [[{"role": "assistant", "content": text}] for text in ("one two", "one two three four five six")]
     *_, last = get_reward_funcs(profile.grpo.rewards, profile.prompt)
+    assert last.__name__ == "short"  # under which TRL logs it
     return last(completions=talks, prompts=["a", "a"], answer=["1", "1"], trainer_state=None)
 
 
@@ -371,7 +321,6 @@ def test_a_function_in_a_file_is_a_reward_and_stays_with_the_run_and_the_kernel(
     profile = config.load(str(mine))
     assert list(profile.grpo.rewards) == ["accuracy", "my.py:short"]
     assert profile.grpo.rewards["my.py:short"].weight == 0.5
-    assert get_reward_funcs(profile.grpo.rewards)[-1].__name__ == "short"  # what TRL logs it under
     assert score(profile) == [1.0, 0.0] and "LIMIT" not in config.describe(profile, "grpo")
 
     run = runs.begin("data", str(mine), tmp_path / "run")
@@ -381,30 +330,26 @@ def test_a_function_in_a_file_is_a_reward_and_stays_with_the_run_and_the_kernel(
     (tmp_path / "shipped.yaml").write_text(cells[0].source.partition("\n")[2])
     (mine.parent / "my.py").unlink()
     for copy in (tmp_path / "run" / "profile.yaml", tmp_path / "shipped.yaml"):
-        assert str(tmp_path) not in copy.read_text() and "    return [float(len(c[-1]" in copy.read_text()
-        assert config.load(copy) == profile
+        assert str(tmp_path) not in copy.read_text() and config.load(copy) == profile
         assert score(config.load(copy)) == [1.0, 0.0]
 
     # Another text is another profile, which the folder refuses in one line without the texts.
-    (mine.parent / "my.py").write_text(SHORT.replace("= 5", "= 6"))
+    (mine.parent / "my.py").write_text(LONGER)
     with pytest.raises(AimoError, match=r"my\.py:short\.code \(its text differs\)") as other:
         runs.begin("data", str(mine), tmp_path / "run")
-    assert "\n" not in str(other.value) and "LIMIT" not in str(other.value)
+    assert "LIMIT" not in str(other.value)
 
 
 def test_the_file_is_found_beside_the_profile_or_in_the_current_folder(mine, tmp_path):
-    (tmp_path / "other.py").write_text(SHORT.replace("LIMIT = 5", "LIMIT = 9"))
+    for name in ("other.py", "my.py"):
+        (tmp_path / name).write_text(LONGER)
     given = ["grpo.rewards={./my.py:short: 1, other.py:short: {weight: 2}}"]
     with pytest.raises(AimoError, match=r"other.py:short: my.py:short has the same function's name"):
         config.load(str(mine), given)
     with pytest.raises(AimoError, match="two files have this name"):
         config.load(str(mine), ["grpo.rewards={my.py:short: 1, ./my.py:short: 1}"])
-    profile = config.load(str(mine), ["grpo.rewards={other.py:short: {weight: 2}}"])
-    assert score(profile) == [1.0, 1.0]
-    (tmp_path / "my.py").write_text(SHORT.replace("LIMIT = 5", "LIMIT = 9"))
+    assert score(config.load(str(mine), ["grpo.rewards={other.py:short: {weight: 2}}"])) == [1.0, 1.0]
     assert score(config.load(str(mine))) == [1.0, 0.0], "the profile's folder goes first"
-    talk = [[{"role": "assistant", "content": "one"}]]
-    assert get_reward_funcs(["./my.py:short"])[0](completions=talk, answer=["1"]) == [1.0]
 
 
 @pytest.mark.parametrize(
@@ -413,13 +358,11 @@ def test_the_file_is_found_beside_the_profile_or_in_the_current_folder(mine, tmp
         (None, ["no file", "my.py", "correct the path"]),
         ("def short(completions, **columns:\n", ["raises SyntaxError", "my.py, line 1"]),
         ("def long(completions, **columns): ...\n", ["no function short", "write def short(completions"]),
-        ("def short(completions): ...\n", ["raises TypeError", "unexpected keyword argument"]),
         ("def short(completions, gold, **columns): ...\n", ["raises TypeError", "'gold'"]),
         ("import nothing_of_this_name\n{}    ...\n", ["raises ModuleNotFoundError", "in line 1 of my.py"]),
         ("{}    return [1 / 0 for _ in completions]\n", ["raises ZeroDivisionError", "in line 3 of my.py"]),
         ("{}    return [c[-1]['content'].split()[0] == '4' for c in completions]\n", ["IndexError"]),
         ("{}    return 1.0\n", ["gives 1.0", "each of the 2 completions"]),
-        ("{}    return [1.0]\n", ["gives [1.0]", "each of the 2 completions"]),
         ("{}    return ['good', 'bad']\n", ["gives ['good', 'bad']", "a number or None"]),
     ],
 )

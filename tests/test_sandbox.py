@@ -22,7 +22,6 @@ from aimo.inference import sandbox
 from aimo.inference.errors import AimoError, SandboxError
 from aimo.inference.sandbox import Limits, Session, run_script, run_scripts
 from aimo.rewards import code_reward
-from aimo.run import machine
 
 HAS_LANDLOCK = ctypes.CDLL(None).syscall(444, None, 0, 1) > 0
 HAS_SECCOMP = ctypes.util.find_library("seccomp") is not None
@@ -496,8 +495,6 @@ def test_where_files_or_the_network_are_open_no_program_runs_unless_the_user_say
         code_reward([completion], verification_info=info)
     sandbox.has_sandbox.cache_clear()
     assert not sandbox.has_sandbox()
-    found, remedy = machine.diagnose_sandbox()
-    assert LACKING[lacking] in found and lacking in remedy
     monkeypatch.setenv("AIMO_SANDBOX", "open")
     assert code_reward([completion], verification_info=info) == [1.0]
     assert LACKING[lacking] in capsys.readouterr().out

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from browser import BROWSER, HEADLESS, browse
+from browser import browse
 from conftest import MARKDOWN, ROOT
 
 PAGES = sorted(path.relative_to(ROOT / "docs") for path in (ROOT / "docs").rglob("*.md"))
@@ -65,28 +65,3 @@ def test_every_page_fits_a_screen_and_a_phone_with_its_pictures_and_no_error(sit
     dom, said = browse(checks, "--allow-file-access-from-files", "--window-size=1300,900")
     found = json.loads(html.unescape(re.search(r'<pre id="checked">(.+?)</pre>', dom)[1]))
     assert said == [] and found == [f"{page} at {width} is drawn" for page, width in views]
-
-
-SEARCH = """<script>
-setInterval(() => {
-  const input = document.querySelector(".md-search__input")
-  const found = document.querySelectorAll(".md-search-result__item a").length
-  if (found) return console.log(`found ${found}`)
-  input.focus()
-  input.value = "tokenizer"
-  input.dispatchEvent(new Event("keyup", { bubbles: true }))
-}, 500)
-</script></body>"""
-
-
-@pytest.mark.slow
-def test_the_search_works_in_a_site_that_is_opened_from_a_folder(site):
-    if BROWSER is None:
-        pytest.skip("needs chromium or google-chrome")
-    page = site / "searched.html"
-    page.write_text((site / "data.html").read_text().replace("</body>", SEARCH))
-    command = ["timeout", "60", BROWSER, *HEADLESS, "--remote-debugging-port=0", page.as_uri()]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as browser:
-        said = next((line for line in browser.stderr if "CONSOLE" in line), "")
-        browser.terminate()
-    assert re.search(r"found [1-9]", said), said

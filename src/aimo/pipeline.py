@@ -1,8 +1,8 @@
 """The pipeline: papermill over the notebooks of a profile. Started again, it continues where it stopped.
 
 `run_profile` is `aimo run`. `train_in_session` is the kernel `train`, whose sessions end after some hours. A
-stage that a session's end stops is merged and reported as it is: there is a model to use. The next session
-finds the run's folder among its inputs and continues from the last checkpoint.
+stage that a session's end stops still leaves a merged model and a report. The next session finds the run's
+folder among its inputs and continues from the last checkpoint.
 """
 
 import json
@@ -49,10 +49,8 @@ def run_profile(
 ) -> Path:
     """Execute the stages that are not finished yet, then write the report; return the run's folder.
 
-    `from_stage` does this stage and those after it again; with a checkpoint, such as `sft/checkpoint-50`,
-    it continues from there. `until` ends after a stage.
-
-    Raises AimoError for what the user can fix, StageError for any other failure of a stage.
+    `from_stage` does this stage and those after it again; with a checkpoint, such as `sft/checkpoint-50`, it
+    continues from there. AimoError for what the user can fix, StageError for another failure of a stage.
     """
     overrides = list(overrides or [])
     if test is not None:
@@ -104,8 +102,7 @@ def run_profile(
 
 
 def check_run(profile: Profile, folder: Path, from_stage: str | None, until: str | None) -> None:
-    """Check stages, checkpoint, notebooks, the user's rewards, test file and vLLM's arguments before anything
-    is written."""
+    """Refuse, before anything is written, what would fail in a later stage."""
     redo, _, checkpoint = (from_stage or "").partition("/")
     stages = profile.stages
     for option, given, stage in (("--from", from_stage, redo), ("--until", until, until)):
@@ -126,8 +123,7 @@ def check_run(profile: Profile, folder: Path, from_stage: str | None, until: str
         except Exception as e:  # nbformat raises many kinds
             raise AimoError(f"{path}: it is no notebook ({one_line(e, 100)}); restore the file") from None
         if count != 1:  # papermill would run the notebook with its own parameters
-            told = f"{count} of its cells have the tag `parameters`, and one should; restore the file"
-            raise AimoError(f"{path}: {told}")
+            raise AimoError(f"{path}: {count} cells have the tag `parameters`, not one; restore the file")
     # An adapter is measured on held-out problems.
     asks = not profile.rules or profile.rules.artefact.kind != "adapter"
     if profile.inference.test and asks:
@@ -205,16 +201,24 @@ def train_in_session(
 ) -> Path | None:
     """Do the training stages of a profile, at most until `limit_s` seconds after the kernel's start.
 
-    Goes on from a run's folder among the `inputs`, if there is one, and returns the model folder of the last
-    stage done; None without one. Raises AimoError for a profile that trains nothing or is not that of the
-    folder, and as `run_profile`.
+    Continues a run's folder that an earlier session left among the `inputs`. Returns the model folder of the
+    last stage done, or None. AimoError for a profile that trains nothing, for two runs, and as `run_profile`.
     """
     resolved = config.load(profile, list(overrides))
     if not resolved.trained:
         raise AimoError(f"profile {resolved.profile} trains nothing; give one with sft, grpo, dpo or opd")
     end = startup.STARTED + limit_s
     os.environ[runs.SESSION_END] = str(end)
-    bring(folder, resolved.profile, inputs)
+    if not folder.exists():
+        found = sorted(path.parent for path in inputs.rglob(f"{folder.name}/profile.yaml"))
+        if len(found) > 1:
+            told = f"the inputs hold {len(found)} runs: {', '.join(map(str, found))}"
+            raise AimoError(f"{told}; attach the output of one version only")
+        for path in (path for run in found for path in sorted([run, *run.rglob("*")])):
+            to = folder / path.relative_to(found[0])  # without the modes: inputs are read-only
+            to.mkdir(parents=True) if path.is_dir() else shutil.copyfile(path, to)
+        how = f"continues {found[0]}" if found else "starts anew, as no run is attached"
+        print(f"{resolved.profile}: {how}")
     made = None
     for stage in resolved.stages[: resolved.stages.index(resolved.trained[-1]) + 1]:
         stopped_at = checkpoint_of(folder, stage)
@@ -231,26 +235,8 @@ def train_in_session(
     return made
 
 
-def bring(folder: Path, name: str, inputs: Path) -> None:
-    """Copy the folder that an earlier session left among the inputs, unless there is one here."""
-    if folder.exists():
-        return
-    found = sorted(path.parent for path in inputs.rglob(f"{folder.name}/profile.yaml"))
-    if len(found) > 1:
-        listed = ", ".join(map(str, found))
-        raise AimoError(f"the inputs hold {len(found)} runs: {listed}; attach the output of one version only")
-    if not found:
-        print(f"{name}: starts anew, as no run is attached")
-        return
-    folder.mkdir(parents=True)
-    for path in sorted(found[0].rglob("*")):  # without their modes: inputs are read-only
-        to = folder / path.relative_to(found[0])
-        to.mkdir(parents=True, exist_ok=True) if path.is_dir() else shutil.copyfile(path, to)
-    print(f"{name}: goes on with {found[0]}")
-
-
 def checkpoint_of(folder: Path, stage: str) -> str | None:
-    """Return the checkpoint from which a stage that a session's end stopped goes on."""
+    """Return the checkpoint from which a stage that a session's end stopped continues."""
     if read_metrics(folder)["stages"].get(stage, {}).get("stopped") != runs.SESSION_OVER:
         return None
     return f"{stage}/{runs.newest_first(folder / stage)[0].name}"

@@ -41,8 +41,8 @@ compiled = lru_cache(
 
 
 class Html(str):
-    """HTML that `render` has made, with all text from outside escaped. Whatever a str's methods make of it is
-    a str again, which is escaped again."""
+    """HTML from `render`, which has escaped all text from outside. What a str's methods return is a str, and
+    is escaped again."""
 
     def __html__(self) -> str:
         return self
@@ -73,17 +73,14 @@ def render(source: str, **values: Any) -> Html:
 
 
 def join(parts: Iterable[str]) -> Html:
-    """Return texts and HTML, one after the other."""
     return render("{{ parts | join }}", parts=list(parts))
 
 
 def verbatim(content: str) -> Html:
-    """Return a text as it is, in a panel."""
     return render("<pre>{{ content }}</pre>", content=content)
 
 
 def fold(summary: str, content: str) -> Html:
-    """Return what a click on its summary shows."""
     template = "<details><summary>{{ summary }}</summary><div>{{ content }}</div></details>"
     return render(template, summary=summary, content=content)
 

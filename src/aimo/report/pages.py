@@ -1,4 +1,4 @@
-"""Write each page: a run, its notebooks, an evaluation, a comparison, a distillation, and their list."""
+"""Write the pages of runs, notebooks, evaluations, comparisons and distillations, and the list of all."""
 
 import fcntl
 import json
@@ -43,14 +43,15 @@ QUESTIONS = (
     "{% endfor %}</div></div>{% endfor %}"
 )
 SQUARES = "A square for each completion: green is right, red is wrong, and a click unfolds it."
+BADGE = '<span style="color:{{ colour }};font-weight:600">{{ shown }}</span>'
 COLOURS = {"measured": plots.RIGHT, "published": "#3b76b0", "not run": plots.GREY}
 
 
 @contextmanager
 def reading(folder: Path) -> Iterator[Callable[..., Any]]:
-    """Yield a function that reads a folder's JSON and JSON lines that aimo wrote; None where there are none.
+    """Yield a function that reads JSON and JSON lines of a folder; None for a file that is not there.
 
-    What fails in the context because the last file holds something else becomes an AimoError that names it.
+    An error in the context, as the last file holds something else, becomes an AimoError that names the file.
     """
     path, remedy = folder, "remove it, and do what made it again"
 
@@ -73,7 +74,7 @@ def settings_section(settings: Any, title: str) -> Section:
 
 
 def write_run(folder: Path) -> Path:
-    """Write `report.html` of a run's folder from what lies there, and return its path."""
+    """Write `report.html` from what lies in a run's folder; return its path."""
     sections: list[Section] = []
 
     def add(view: Html, title: str = "", lead: str = "") -> None:
@@ -95,10 +96,9 @@ def write_run(folder: Path) -> Path:
         for name in TRAINED:
             if log := read(f"{name}/log.jsonl"):
                 mean, bound = f"{plots.MISMATCH}/mean", f"{plots.MISMATCH}/bound"
-                apart = [str(row["step"]) for row in log if mean in row and row[mean] > row[bound]]
-                told = f"vLLM may have had the weights of an earlier step at: {', '.join(apart)}"
-                told = f"{told} (docs/troubleshooting.md)." if apart else ""
-                add(plots.training(log), f"Training: {name}", told)
+                apart = ", ".join(str(row["step"]) for row in log if mean in row and row[mean] > row[bound])
+                told = f"vLLM may have had an earlier step's weights at: {apart} (docs/troubleshooting.md)."
+                add(plots.training(log), f"Training: {name}", told if apart else "")
                 probed: dict[str, dict[str, Any]] = {}
                 for line in read(f"{name}/probes.jsonl"):
                     row = probed.setdefault(line["problem"], line | {"sides": {"": {"completions": []}}})
@@ -119,8 +119,8 @@ def write_run(folder: Path) -> Path:
                 sections.append(settings_section(settings, "Inference settings"))
         if models and (samples := read("inference/samples.json")):
             if "questions" in samples:
-                told = f"{len(samples['questions'])} of {samples['of']} held-out problems, first those whose"
-                told = f"{told} vote flipped from a model to the next"
+                told = f"{len(samples['questions'])} of {samples['of']} held-out problems, first those whose "
+                told += "vote flipped from a model to the next"
                 add(page.fold(told, beside(samples["questions"])), "Completions", SQUARES)
             else:  # of version 1.0.1
                 view = tables.completions(samples["rows"], **samples["texts"])
@@ -136,20 +136,20 @@ def write_run(folder: Path) -> Path:
 
 
 def write_by_hand(folder: Path) -> None:
-    """Write the report of a run and list it in runs/index.html, after a notebook that a person runs."""
+    """Write and list the report of a run after a notebook that a person runs."""
     if by_hand():
         print(f"report: {write_run(folder)}")
         write_index(folder)
 
 
 def write_notebook(executed: Path) -> Path:
-    """Write an executed notebook, with its tables and pictures, as a page beside it; return its path."""
+    """Write an executed notebook as a page beside it; return its path."""
     from nbconvert import HTMLExporter  # half a second, in the pipeline alone
 
     notebook = nbformat.read(executed, 4)
+    shown = ("text/html", "image/png", "text/plain")  # no script, no widget
     for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
-        if "data" in output:  # no script, no widget
-            shown = ("text/html", "image/png", "text/plain")
+        if "data" in output:
             kept = {kind: output.data[kind] for kind in shown if kind in output.data}
             output.data = {"text/plain": ""} | kept
     exporter = HTMLExporter(
@@ -166,14 +166,12 @@ def write_notebook(executed: Path) -> Path:
 # Evaluations and comparisons
 
 
-def percent(figure: list[float]) -> str:
-    """Return a share with its interval, in percent."""
+def percent(figure: list[float]) -> str:  # a share and its interval
     value, low, high = (100 * number for number in figure)
     return f"{value:.1f} ({low:.1f} to {high:.1f})"
 
 
-def asked(row: dict[str, Any]) -> dict[str, Any]:
-    """Return the cells that say which question a row is of."""
+def asked(row: dict[str, Any]) -> dict[str, Any]:  # the cells that say which question a row is of
     problem, gold = page.as_mathematics(row["problem"]), page.as_answer(row["gold"])
     return {"id": row["id"], "problem": problem, "gold": gold}
 
@@ -209,37 +207,40 @@ def grid(completions: list[dict[str, Any]], most: int = SHOWN) -> Html:
 
 
 def beside(rows: list[dict[str, Any]]) -> Html:
-    """Return questions with what several models made of each (`sides`, by name)."""
+    """Return questions, each with the completions of several models (`sides`, by name)."""
     most = shown_of(sum(len(side["completions"]) for row in rows for side in row["sides"].values()))
     shown = []
     for row in rows:
-        sides = []
-        for name, side in row["sides"].items():
-            told = f"{name} {100 * side['right']:.0f} %" if "right" in side else name
-            sides.append((told, grid(side["completions"], most)))
+        sides = [
+            (
+                f"{name} {100 * side['right']:.0f} %" if "right" in side else name,
+                grid(side["completions"], most),
+            )
+            for name, side in row["sides"].items()
+        ]
         shown.append(asked(row) | {"flipped": row.get("flipped"), "sides": sides})
     return page.render(QUESTIONS, rows=shown)
 
 
 def flipped(before: bool, now: bool) -> str:
-    """Return how a question's vote has changed; "" where it has not."""
     return "" if before == now else "now right" if now else "now wrong"
 
 
 def write_evaluation(folder: Path, found: dict[str, Any]) -> Path:
-    """Write `evaluation.html` into an evaluation's folder and return its path.
+    """Write `evaluation.html` into an evaluation's folder; return its path.
 
     `found` is evaluation.json's object with `questions`, `curves`, `settings` and `published` rows, and
     `since`: by benchmark, the name of the evaluation before and whether its votes were right.
     """
     rows, groups = [], []
+    counts = {"questions": "questions", "samples": "k", "seconds": "seconds"}
     for name, figures in found["benchmarks"].items():
         row: dict[str, Any] = {"benchmark": name}
         for key, value in figures.items():
             if isinstance(value, list) and "@" in key:
                 row[f"{key.partition('@')[0]}@{'1' if key == 'pass@1' else 'k'}, %"] = percent(value)
-            elif key in ("questions", "samples", "seconds"):
-                row[{"samples": "k"}.get(key, key)] = value
+            elif key in counts:
+                row[counts[key]] = value
             elif key == "mean_tokens":
                 row["tokens"] = f"{value[0]:,.0f}"
             elif key in ("cut_off", "no_answer") or (key == "unread" and value):
@@ -247,11 +248,10 @@ def write_evaluation(folder: Path, found: dict[str, Any]) -> Path:
             elif key == "lighteval":
                 row |= {metric: float(share) for metric, share in value.items()}
             elif key.startswith("by_") and value:
-                by = key.removeprefix("by_")
-                group = [
-                    {by: label, "questions": one["questions"], "pass@1, %": percent(one["pass@1"])}
-                    for label, one in value.items()
-                ]
+                by, group = key.removeprefix("by_"), []
+                for label, one in value.items():
+                    figure = percent(one["pass@1"])
+                    group.append({by: label, "questions": one["questions"], "pass@1, %": figure})
                 groups.append(Section(tables.table(group), f"{name} by {by}"))
         rows.append(row)
     lead = (
@@ -261,32 +261,27 @@ def write_evaluation(folder: Path, found: dict[str, Any]) -> Path:
     sections = [Section(tables.table(rows), "Figures", lead)]
     if any(len(curve) > 1 for curves in found["curves"].values() for curve in curves.values()):
         sections.append(Section(plots.by_samples(found["curves"])))
-
-    def badge(value: Any, kind: str) -> Any:  # a figure in the colour of whose it is
-        if not isinstance(value, float) and value not in COLOURS:
-            return value
-        return page.render(
-            '<span style="color:{{ colour }};font-weight:600">{{ shown }}</span>',
-            colour=COLOURS.get(str(value), COLOURS[kind]),
-            shown=f"{value:.1f}" if isinstance(value, float) else value,
-        )
-
     rows, sources = found["published"]  # none for questions that nobody else was asked
-    marked = [{key: badge(value, row["kind"]) for key, value in row.items()} for row in rows]
+    for row in rows:
+        kind = row["kind"]  # each figure gets the colour of whose it is
+        for key, value in row.items():
+            if isinstance(value, float) or value in COLOURS:
+                shown = f"{value:.1f}" if isinstance(value, float) else value
+                row[key] = page.render(BADGE, colour=COLOURS.get(str(value), COLOURS[kind]), shown=shown)
     lead = (
         "pass@1 in percent. measured: measured here, published: published by others, with their own "
         "settings, not run: not run here."
     )
     if rows:
-        sections.append(Section(tables.table(marked), "Beside published figures", lead))
+        sections.append(Section(tables.table(rows), "Beside published figures", lead))
         sections.append(Section(tables.table(sources)))
     sections += groups
     if found["leakage"]:
         leaks: list[dict[str, Any]] = []
         for name, checked in found["leakage"].items():
-            leaks.append({"benchmark": name, "share of its text, %": "not checked"})
+            share = "not checked" if "why" in checked else f"{100 * checked['share']:.2f}"
+            leaks.append({"benchmark": name, "share of its text, %": share})
             if "why" not in checked:
-                leaks[-1]["share of its text, %"] = f"{100 * checked['share']:.2f}"
                 leaks[-1]["questions with any"] = len(checked["found"])
             kept = {"texts": "training texts", "data": "data", "why": "why"}
             leaks[-1] |= {shown: checked[key] for key, shown in kept.items() if key in checked}
@@ -301,12 +296,10 @@ def write_evaluation(folder: Path, found: dict[str, Any]) -> Path:
         most, questions = shown_of(sum(len(row["completions"]) for row in rows)), []
         since, before = found["since"].get(name, ("", []))
         for i, row in enumerate(rows):
-            questions.append(
-                asked(row)
-                | {"right, %": f"{100 * row['right']:.0f}", "tokens": f"{row['tokens']:,.0f}"}
-                | ({f"since {since}": flipped(before[i], row["vote"])} if since else {})
-                | {"completions": grid(row["completions"], most)}
-            )
+            cells = {"right, %": f"{100 * row['right']:.0f}", "tokens": f"{row['tokens']:,.0f}"}
+            if since:
+                cells[f"since {since}"] = flipped(before[i], row["vote"])
+            questions.append(asked(row) | cells | {"completions": grid(row["completions"], most)})
         lead = SQUARES
         if since:
             count = sum(bool(row[f"since {since}"]) for row in questions)
@@ -318,15 +311,15 @@ def write_evaluation(folder: Path, found: dict[str, Any]) -> Path:
 
 
 def write_comparison(folder: Path, found: dict[str, Any]) -> Path:
-    """Write `comparison.html` into a comparison's folder and return its path.
+    """Write `comparison.html` into a comparison's folder; return its path.
 
     `found` has `title`, `verdicts`, the rows `differences`, and `flips`: by pair, rows with two completions.
     """
     sections = [Section(None, lead=line) for line in found["verdicts"]]
     lead = "95 % intervals over questions, in points."
     sections.append(Section(tables.table(found["differences"]), "Differences", lead))
+    lead = "Questions whose vote is right for one and wrong for the other; a click unfolds a completion."
     for pair, flips in found["flips"].items():
-        lead = "Questions whose vote is right for one and wrong for the other; a click unfolds a completion."
         view = beside(flips) if flips else tables.note("None.")
         sections.append(Section(view, f"{pair}: {len(flips)} questions flipped", lead))
     return write_page(folder / "comparison.html", found["title"], str(date.today()), sections)
@@ -342,29 +335,22 @@ def write_runs(
 
 
 def write_distillation(path: Path, source: str, found: Any, bounds: tuple[float, float]) -> Path:
-    """Write the page, with its headline for the list of runs beside it; return its path.
-
-    `found` is `aimo.data.distil.Rejection`; `bounds` are the pass rates that were kept.
-    """
+    """Write the page of an `aimo.data.distil.Rejection`, with its headline for the list of runs beside it;
+    return its path. `bounds` are the pass rates that were kept."""
     rates = found.problems["pass_rate"]
     counts = {"kept": len(found.kept)}
     counts |= {page.as_mathematics(f"dropped: {reason}"): count for reason, count in found.dropped.items()}
     texts = dict(found.kept.group_by("problem").agg("generation").iter_rows())
     rows = []
     for row in found.problems.head(SHOWN_PROBLEMS).iter_rows(named=True):
-        kept = [
-            page.fold(f"{len(text):,} characters", page.as_mathematics(text))
-            for text in texts.get(row["problem"], [])
-        ]
-        rows.append(
-            {
-                "problem": page.as_mathematics(row["problem"]),
-                "gold": page.as_answer(row["answer"] or ""),
-                "right, %": f"{100 * row['pass_rate']:.0f}",
-                "samples": row["samples"],
-                "kept": page.join(kept) or "none",
-            }
-        )
+        kept = texts.get(row["problem"], [])
+        folded = [page.fold(f"{len(text):,} characters", page.as_mathematics(text)) for text in kept]
+        question = {
+            "problem": page.as_mathematics(row["problem"]),
+            "gold": page.as_answer(row["answer"] or ""),
+        }
+        figures = {"right, %": f"{100 * row['pass_rate']:.0f}", "samples": row["samples"]}
+        rows.append(question | figures | {"kept": page.join(folded) or "none"})
     lead = "The share of a problem's completions that are right and finished."
     sections = [
         Section(tables.pairs(counts, "completions", ""), "Kept", f"Of {len(found.problems):,} problems."),
@@ -394,15 +380,11 @@ def write_index(folder: Path, runs: Path = RUNS) -> None:
         for path in (path for name in KINDS for path in runs.glob(f"*/{name}")):
             with suppress(FileNotFoundError):  # a folder that is being removed
                 written[path] = path.stat().st_mtime
-        rows = [
-            {
-                "written": f"{datetime.fromtimestamp(written[path]):%Y-%m-%d %H:%M}",
-                "page": page.link(path.parent.name, str(path.relative_to(runs))),
-                "kind": KINDS[path.name],
-                "figures": headline(path),
-            }
-            for path in sorted(written, key=written.__getitem__, reverse=True)
-        ]
+        rows = []
+        for path in sorted(written, key=written.__getitem__, reverse=True):
+            day, name = f"{datetime.fromtimestamp(written[path]):%Y-%m-%d %H:%M}", str(path.relative_to(runs))
+            row = {"written": day, "page": page.link(path.parent.name, name), "kind": KINDS[path.name]}
+            rows.append(row | {"figures": headline(path)})
         view = tables.table(rows) if rows else tables.note("No run has a page yet.")
         lead = f"{len(rows)} pages, the newest first."
         write_page(runs / "index.html", "aimo: runs", lead, [Section(view)])

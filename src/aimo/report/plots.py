@@ -1,4 +1,4 @@
-"""Plots for the notebooks and the report: each function returns HTML that holds the image itself."""
+"""Plots for the notebooks and the report, as HTML that holds the image itself."""
 
 import base64
 import io
@@ -54,8 +54,7 @@ def panels(count: int, columns: int, width: float, height: float) -> tuple[Figur
     columns = min(columns, count)
     rows = -(-count // columns)
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
-    tiles = figure.subfigures(rows, columns, squeeze=False).flat
-    grid = [tile.subplots() for tile in [*tiles][:count]]
+    grid = [tile.subplots() for tile in figure.subfigures(rows, columns, squeeze=False).flat[:count]]
     for ax in grid:
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(axis="y", color="#eceff3")
@@ -99,12 +98,14 @@ def curve(ax: Any, ks: list[int], values: Any, colour: str, name: str) -> None:
 
 
 def training(log: list[dict[str, Any]]) -> Html:
-    """Draw a stage's log by step, a panel for each figure: faint as logged, bold as moving average."""
     return by_step({"": log})
 
 
 def by_step(logs: dict[str, list[dict[str, Any]]]) -> Html:
-    """Draw the logs of a stage by step as `training` does; of several runs, what at least two have."""
+    """Draw the logs of a stage by step, a panel for each figure: faint as logged, bold as moving average.
+
+    Of several runs, draw the figures that at least two have.
+    """
     logged, several = {key for log in logs.values() for record in log for key in record}, len(logs) > 1
     rewards = sorted(key for key in logged if key.startswith("rewards/") and key.endswith("/mean"))
     wanted = PANELS | {"each reward": rewards if len(rewards) > 1 else []}
@@ -119,14 +120,14 @@ def by_step(logs: dict[str, list[dict[str, Any]]]) -> Html:
     figure, grid = panels(len(shown), columns=3, width=3.7, height=2.3)
     all_steps = [record["step"] for log in logs.values() for record in log]
     room = 0.2 + 0.04 * (max(all_steps) - min(all_steps))
-    for ax, (title, wanted_keys) in zip(grid, shown.items(), strict=True):
-        series = [
-            (CURVES[(number + place) % len(CURVES)], run, key, records)
-            for number, (run, log) in enumerate(logs.items())
-            for place, key in enumerate(wanted_keys)
-            if (records := [record for record in log if key in record])
+    for ax, (title, keys) in zip(grid, shown.items(), strict=True):
+        drawn = [
+            (number + place, run, key) for number, run in enumerate(logs) for place, key in enumerate(keys)
         ]
-        for colour, run, key, records in series:
+        for place, run, key in drawn:
+            if not (records := [record for record in logs[run] if key in record]):
+                continue
+            colour = CURVES[place % len(CURVES)]
             steps, values = ([record[name] for record in records] for name in ("step", key))
             name = key.removeprefix("rewards/").removesuffix("/mean")
             name = key.rpartition("/")[2] if key.startswith("sampling/") else name
@@ -145,7 +146,7 @@ def by_step(logs: dict[str, list[dict[str, Any]]]) -> Html:
             if key == "reward" and not several:
                 low, high = ([r["reward"] + sign * r["reward_std"] / 2 for r in records] for sign in (-1, 1))
                 ax.fill_between(steps, low, high, color=colour, alpha=0.12, lw=0)
-        if len(series) > 1:
+        if len(ax.get_legend_handles_labels()[1]) > 1:
             ax.legend(frameon=False, fontsize=7)
         ax.set_title(title, fontsize=9)
         ax.tick_params(labelsize=8)
@@ -171,8 +172,8 @@ def pass_rates(rates: list[float], bounds: tuple[float, float] | None) -> Html:
 
 
 def plot_worst_tokens(worst: list[dict[str, Any]], least: float | None) -> Html:
-    """Draw how many solutions have which log-probability of their least likely token; `least` is the bound
-    below which they are dropped."""
+    """Draw how many solutions have which log-probability of their least likely token; those below `least`
+    are dropped."""
     figure, (ax,) = panels(1, columns=1, width=9, height=2.4)
     _, edges, bars = ax.hist([token["log_prob"] for token in worst], bins=40)
     for bar, edge in zip(bars, edges, strict=False):
@@ -187,7 +188,7 @@ def plot_accuracy(models: dict[str, dict[str, Any]], majority: dict[str, dict[An
     """Draw pass@1 (pale) and maj@k of each model, and the accuracy of the vote by its number of samples."""
     if not models:
         return note("No model was measured.")
-    colours = {name: TRAINED[name].colour if name in TRAINED else GREY for name in {**models, **majority}}
+    colours = {name: TRAINED[name].colour if name in TRAINED else GREY for name in models | majority}
     figure, (left, right) = panels(2, columns=2, width=4.5, height=3.2)
     for i, (name, figures) in enumerate(models.items()):
         vote = next((key for key in figures if key.startswith("maj@")), "pass@1")
@@ -213,12 +214,14 @@ def votes(solutions: list[dict[str, Any]], limit: int = 200) -> Html:
         gold, start = solution.get("equal", solution["gold"]), 0  # as the vote has it
         largest_first = sorted(solution["votes"].items(), key=lambda x: (-x[1], len(x[0]), x[0]))
         for rank, (answer, count) in enumerate(largest_first):
-            judged = RIGHT if str(gold) == answer else WRONG if rank == 0 else OTHER
-            colour = OTHER if gold is None else judged
+            is_wrong = gold is not None and rank == 0
+            colour = RIGHT if str(gold) == answer else WRONG if is_wrong else OTHER
             ax.barh(row, count, left=start, color=colour, edgecolor="white")
             if count > 1 or rank == 0:
-                how = {"ha": "center", "va": "center", "color": INK if colour == OTHER else "white"}
-                ax.text(start + count / 2, row, label(answer), fontsize=8, **how)
+                ink = INK if colour == OTHER else "white"
+                ax.text(
+                    start + count / 2, row, label(answer), fontsize=8, ha="center", va="center", color=ink
+                )
             start += count
         if not solution["votes"]:
             why = label(solution["note"] or "no votes", 100)
@@ -253,8 +256,7 @@ def timelines(solutions: list[dict[str, Any]], limit: int = 12) -> Html:
         end = max(sample["end_s"] for sample in solution["samples"])
         ax.axvline(end, color=RULE, ls="--", lw=0.8)
         ax.set_title(f"{label(solution['id'])}: {label(solution['answer'])}, {solution['stop']}", fontsize=9)
-        ax.set(yticks=[], xlim=(0, 1.15 * end))
-        ax.set_xlabel("seconds", fontsize=8)
+        ax.set(yticks=[], xlim=(0, 1.15 * end), xlabel="seconds")
         ax.invert_yaxis()
         ax.tick_params(labelsize=8)
     return image(figure)
@@ -265,18 +267,17 @@ def cost(solutions: list[dict[str, Any]]) -> Html:
     if not solutions:
         return note("No question was asked.")
     figure, grid = panels(2, columns=2, width=4.5, height=2.8)
-    kinds: dict[str, list[dict[str, Any]]] = {"right": [], "wrong": [], "unknown": []}
+    points: dict[tuple[str, str], list[tuple[float, float, int]]] = {}
     for s in solutions:
         is_right = s.get("equal", s["gold"]) == s["answer"]
-        kinds["unknown" if s["gold"] is None else "right" if is_right else "wrong"].append(s)
-    for (kind, chosen), colour in zip(kinds.items(), (RIGHT, WRONG, GREY), strict=True):
-        if chosen:
-            against = [  # (chosen,) the share of a question's votes that are against its answer
-                1 - s["votes"].get(str(s["answer"]), 0) / max(1, sum(s["votes"].values())) for s in chosen
-            ]
-            spent = [s["seconds"] for s in chosen], [sum(x["tokens"] for x in s["samples"]) for s in chosen]
-            for ax, values in zip(grid, spent, strict=True):
-                ax.plot(against, values, "o", color=colour, ms=5, alpha=0.7, label=kind)
+        kind = ("right", RIGHT) if is_right else ("wrong", WRONG)
+        against = 1 - s["votes"].get(str(s["answer"]), 0) / max(1, sum(s["votes"].values()))
+        point = against, s["seconds"], sum(sample["tokens"] for sample in s["samples"])
+        points.setdefault(("unknown", GREY) if s["gold"] is None else kind, []).append(point)
+    for (name, colour), chosen in points.items():
+        against, *spent = zip(*chosen, strict=True)
+        for ax, values in zip(grid, spent, strict=True):
+            ax.plot(against, values, "o", color=colour, ms=5, alpha=0.7, label=name)
     for ax, title in zip(grid, ("seconds by difficulty", "tokens by difficulty"), strict=True):
         top = 1.05 * ax.get_ylim()[1]
         ax.set(xlabel="share of votes against the answer", title=title, xlim=(-0.05, 1.05), ylim=(0, top))
@@ -291,6 +292,6 @@ def by_samples(benchmarks: dict[str, dict[str, dict[int, float]]]) -> Html:
         for (key, values), colour in zip(curves.items(), CURVES, strict=False):
             curve(ax, list(values), values.values(), colour, key)
         ax.set_title(label(name), fontsize=9)
-        ax.set_xlabel("completions", fontsize=8)
+        ax.set(xlabel="completions")
     grid[0].legend(frameon=False, fontsize=8)
     return image(figure)

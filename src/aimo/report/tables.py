@@ -1,4 +1,4 @@
-"""Tables for the notebooks and the report: each function returns HTML that needs no script or other file."""
+"""Tables for the notebooks and the report, as HTML that needs no script or other file."""
 
 import re
 import textwrap
@@ -19,19 +19,14 @@ TABLE = """\
 
 
 def table(rows: Sequence[dict[str, Any]]) -> Html:
-    """Return rows as a table with one column for each key.
-
-    Numbers are aligned to the right, and texts of more than 1,200 characters are shortened.
-    """
+    """Return rows as a table with one column for each key; texts are cut to 1,200 characters."""
 
     def cell(value: Any) -> tuple[str, str]:  # its class, and what it shows
         if isinstance(value, Html):
             return "prose" if len(re.sub("<[^>]*>", "", value)) > 30 else "", value
         if isinstance(value, int | float):
             return "number", f"{value:.3g}" if isinstance(value, float) else f"{value:,}"
-        text = str(value)
-        if len(text) > 1200:
-            text = textwrap.shorten(text, 1200)
+        text = str(value) if len(str(value)) <= 1200 else textwrap.shorten(str(value), 1200)
         return "text" if len(text) > 30 or "\n" in text else "", text
 
     columns = list(dict.fromkeys(key for row in rows for key in row))
@@ -40,12 +35,10 @@ def table(rows: Sequence[dict[str, Any]]) -> Html:
 
 
 def pairs(values: dict[str, Any], name: str, value: str) -> Html:
-    """Return a table of two columns, a row for each key."""
     return table([{name: key, value: one} for key, one in values.items()])
 
 
-def note(text: str) -> Html:
-    """Return a sentence in place of a table or plot that has nothing to show."""
+def note(text: str) -> Html:  # in place of a table or plot that has nothing to show
     return render("<p>{{ text }}</p>", text=text)
 
 
@@ -76,23 +69,20 @@ def shared_words(sets: Any, limit: int = 8) -> Html:
 def training_text(ready: dict[str, Any], tokenizer: Any) -> Html:
     """Show rows as the model sees them: a short and a long SFT example, and two GRPO problems.
 
-    `ready` maps a set's name to its formatted rows, a polars frame; sets that the profile lacks are left out.
+    `ready` maps the sets that the profile has to their formatted rows, polars frames.
     """
-    examples = []
-    if "sft" in ready:
-        rows = ready["sft"].head(20).to_dicts()
-        by_length = sorted(rows, key=lambda row: len(row["completion"][0]["content"]))
-        examples += [("sft", by_length[0]), ("sft", by_length[-1])]
-    if "grpo" in ready:
-        examples += [("grpo", row) for row in ready["grpo"].head(2).to_dicts()]
     shown = []
-    for name, row in examples:
-        prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=False)
-        target = f"any completion with the answer {row.get('answer')}"
-        if "completion" in row:
-            text = tokenizer.apply_chat_template(row["prompt"] + row["completion"], tokenize=False)
-            target = text[len(prompt) :]
-        shown.append({"set": name, "prompt": prompt, "target": target})
+    for name, frame in ready.items():
+        rows = frame.head(20 if name == "sft" else 2).to_dicts()
+        if name == "sft":
+            rows.sort(key=lambda row: len(row["completion"][0]["content"]))
+        for row in rows[:: max(1, len(rows) - 1)] if name in ("sft", "grpo") else ():
+            prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=False)
+            target = f"any completion with the answer {row.get('answer')}"
+            if "completion" in row:
+                text = tokenizer.apply_chat_template(row["prompt"] + row["completion"], tokenize=False)
+                target = text[len(prompt) :]
+            shown.append({"set": name, "prompt": prompt, "target": target})
     return table(shown)
 
 
@@ -102,9 +92,8 @@ def training_text(ready: dict[str, Any], tokenizer: Any) -> Html:
 def samples(path: Path, limit: int = 12) -> Html:
     """Show at most `limit` of GRPO's sample completions, with their rewards, spread over the steps."""
     lines = read_lines(path)
-    if len(lines) > limit:
-        lines = [lines[i * len(lines) // limit] for i in range(limit)]
-    return table(lines)
+    shown = min(limit, len(lines))
+    return table([lines[i * len(lines) // shown] for i in range(shown)])
 
 
 def worst_tokens_of_solutions(
@@ -148,10 +137,9 @@ def completions(rows: list[dict[str, Any]], **columns: list[str]) -> Html:
 
 
 def evaluation(models: dict[str, dict[str, Any]]) -> Html:
-    """Show the held-out figures of each model: `models` maps its name to its figures."""
-    if not models:
-        return note("The profile has no held-out problems.")
-    return table([{"model": MODELS[name]} | figures for name, figures in models.items()])
+    """Show the held-out figures of each model, by its name."""
+    rows = [{"model": MODELS[name]} | figures for name, figures in models.items()]
+    return table(rows) if rows else note("The profile has no held-out problems.")
 
 
 def answers(solutions: list[dict[str, Any]]) -> Html:
@@ -183,14 +171,13 @@ def closest_votes(solutions: list[dict[str, Any]], limit: int = 6) -> Html:
     """Show a completion of the leader and one of the runner-up, for the `limit` closest votes."""
 
     def margin(solution: dict[str, Any]) -> int:
-        counts = [*solution["votes"].values(), 0]
-        return counts[0] - counts[1]
+        counts = [*solution["votes"].values(), 0]  # the leader's first
+        return int(counts[0] - counts[1])
 
-    closest = sorted((s for s in solutions if s["texts"]), key=margin)[:limit]
-    return table(
-        [
-            {"id": s["id"], "answer": answer, "votes": s["votes"][answer], "one of its completions": text}
-            for s in closest
-            for answer, text in s["texts"].items()
-        ]
-    )
+    closest = sorted((s for s in solutions if s["texts"]), key=margin)
+    rows = [
+        {"id": s["id"], "answer": answer, "votes": s["votes"][answer], "one of its completions": text}
+        for s in closest[:limit]
+        for answer, text in s["texts"].items()
+    ]
+    return table(rows)

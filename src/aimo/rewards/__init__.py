@@ -5,13 +5,7 @@ layout, and those of Unsloth's recipe its tags. `get_reward_funcs` binds them to
 """
 
 # ruff: noqa: F401
-from aimo.rewards.code import (
-    binary_code_reward,
-    cf_code_reward,
-    code_reward,
-    extract_code,
-    ioi_code_reward,
-)
+from aimo.rewards.code import binary_code_reward, cf_code_reward, code_reward, extract_code, ioi_code_reward
 from aimo.rewards.math import (
     accuracy_reward,
     check_answer,

@@ -28,7 +28,16 @@ from aimo.inference.errors import AimoError
 from aimo.rewards.math import Column, Rewards, Texts, text_of
 
 TIME_LIMIT_S = 5.0  # wall time of a test case of `code`, as in Open-R1
-Test = tuple[str, str]  # a test's input and expected output
+# Services that run `code`, with the package of each client; MorphCloud's later versions have no sandbox.
+SERVICES = {"e2b": "e2b-code-interpreter", "morph": "morphcloud==0.1.67"}
+# What a service runs: the program and its input, within the limit; its last line is what the program printed.
+SCRIPT = """import json, subprocess
+try:
+    command = ["python3", "-c", {program!r}]
+    done = subprocess.run(command, input={given!r}, capture_output=True, text=True, timeout={limit})
+    print(json.dumps(None if done.returncode else done.stdout))
+except subprocess.TimeoutExpired:
+    print("null")"""
 
 
 def extract_code(completion: str, language: str = "python") -> str:
@@ -75,16 +84,17 @@ def code_reward(
         except (TypeError, KeyError, AttributeError):
             cases = []  # of another kind
         rows.append((extract_code(text_of(completion)), cases))
+
     jobs = [(program, given) for program, cases in rows if program for given, _ in cases]
     if callable(provider_type):
-        outputs = iter(provider_type(jobs, num_parallel))
+        printed = provider_type(jobs, num_parallel)
     elif provider_type == "local":
         limits = sandbox.Limits(seconds=TIME_LIMIT_S, output_chars=1_000_000)
         results = sandbox.run_scripts(jobs, limits, num_parallel)
-        outputs = iter([result.stdout if result.ok else None for result in results])
+        printed = [result.stdout if result.ok else None for result in results]
     elif provider_type in SERVICES:
         with ThreadPoolExecutor(num_parallel) as pool:
-            outputs = iter(list(pool.map(lambda job: in_service(provider_type, *job), jobs)))
+            printed = list(pool.map(lambda job: in_service(provider_type, *job), jobs))
     else:
         known = ", ".join(["local", *SERVICES])
         raise AimoError(f"rewards: code has no provider_type {provider_type!r}; use {known} or a function")
@@ -92,60 +102,42 @@ def code_reward(
     def lines(text: str | None) -> list[str] | None:
         return None if text is None else [line.strip() for line in text.strip().split("\n")]
 
-    rewards: Rewards = []
+    outputs, rewards = iter(printed), list[float | None]()
     for program, cases in rows:
         passed = sum(lines(next(outputs)) == lines(expected) for _, expected in cases) if program else 0
         rewards.append(passed / len(cases) if cases else None)
     return rewards
 
 
-def binary_code_reward(completions: Texts, **columns: Any) -> Rewards:
-    """1 where `code_reward` finds that all test cases pass, else 0."""
-    return [None if share is None else float(share == 1.0) for share in code_reward(completions, **columns)]
-
-
-# What a service runs: the program and its input, within the limit; its last line is what the program printed.
-SCRIPT = """import json, subprocess
-try:
-    command = ["python3", "-c", {program!r}]
-    done = subprocess.run(command, input={given!r}, capture_output=True, text=True, timeout={limit})
-    print(json.dumps(None if done.returncode else done.stdout))
-except subprocess.TimeoutExpired:
-    print("null")"""
-
-
-def in_e2b(script: str) -> str:
-    from e2b_code_interpreter import Sandbox  # only if it is chosen
-
-    with Sandbox.create() as box:
-        return "".join(box.run_code(script).logs.stdout)
-
-
-def in_morph(script: str) -> str:
-    from morphcloud import api, sandbox  # only if it is chosen
-
-    box = sandbox.Sandbox.new(client=api.MorphCloudClient(), ttl_seconds=90)
-    try:
-        return str(box.run_code(script, language="python").stdout or "")
-    finally:
-        box.close()
-        box.shutdown()
-
-
-# Each with the package of its client; MorphCloud's later versions have no sandbox.
-SERVICES = {"e2b": (in_e2b, "e2b-code-interpreter"), "morph": (in_morph, "morphcloud==0.1.67")}
-
-
 def in_service(name: str, program: str, given: str) -> str | None:
     """Return what a program prints in a service; None for a failure."""
-    run, package = SERVICES[name]
+    script = SCRIPT.format(program=program, given=given, limit=TIME_LIMIT_S)
     try:
-        printed = run(SCRIPT.format(program=program, given=given, limit=TIME_LIMIT_S))
+        if name == "e2b":
+            from e2b_code_interpreter import Sandbox  # only if it is chosen
+
+            with Sandbox.create() as e2b:
+                printed = "".join(e2b.run_code(script).logs.stdout)
+        else:
+            from morphcloud import api  # only if it is chosen
+            from morphcloud import sandbox as morph
+
+            box = morph.Sandbox.new(client=api.MorphCloudClient(), ttl_seconds=90)
+            try:
+                printed = str(box.run_code(script, language="python").stdout or "")
+            finally:
+                box.close()
+                box.shutdown()
     except (ImportError, ValueError) as e:  # ValueError: Morph's client has no key
-        remedy = f"pip install {package}, set {name.upper()}_API_KEY, or use local"
+        remedy = f"pip install {SERVICES[name]}, set {name.upper()}_API_KEY, or use local"
         raise AimoError(f"rewards: provider_type {name}: {e}; {remedy}") from None
     result: str | None = json.loads((printed.strip() or "null").splitlines()[-1])
     return result
+
+
+def binary_code_reward(completions: Texts, **columns: Any) -> Rewards:
+    """1 where `code_reward` finds that all test cases pass, else 0."""
+    return [None if share is None else float(share == 1.0) for share in code_reward(completions, **columns)]
 
 
 # ---- contests ----
@@ -154,8 +146,7 @@ AT_ONCE = 16  # completions that are scored at a time; PISTON_ENDPOINTS says wha
 NO_CODE, DOES_NOT_COMPILE = -1.0, -0.1  # of `cf_code`
 IOI, CPP, PYTHON = "cms_ioi", "c++17", "cf_python3"  # Piston's names of what runs a submission
 Judge = Literal["piston", "local"]
-
-
+Test = tuple[str, str]  # a test's input and expected output
 # A problem with the columns of open-r1/ioi or open-r1/codeforces; the files of a program for it by name, for
 # IOI the graders too; and what runs it.
 Submission = tuple[Mapping[str, Any], dict[str, str], str]
@@ -186,13 +177,11 @@ def ioi_code_reward(
         except (TypeError, ValueError):
             return None  # of another shape
         more = [name for name, _ in row["grader_files"] if "checker" in name or "manager" in name]
-        code = extract_code(text, "cpp")
         if not tests or (more and provider_type == "local"):
             return None
-        if not code.strip():
+        if not (code := extract_code(text, "cpp")).strip():
             return 0.0
-        program = {f"graders/{row['id'].lower()}.cpp": with_header(code, row["id"])}
-        files = program | graders
+        files = {f"graders/{row['id'].lower()}.cpp": with_header(code, row["id"])} | graders
         scores = judged((row, files, IOI), tests, test_batch_size, provider_type, to_the_end=False)
         return round(min(scores), row.get("score_precision", 2)) if scores else 0.0
 
@@ -225,13 +214,11 @@ def cf_code_reward(
             return None  # of another shape
         if not tests or language not in ("python", "cpp"):
             return None
-        code = extract_code(text, language)
-        if not code.strip():
+        if not (code := extract_code(text, language)).strip():
             return NO_CODE
         code = with_header(code) if patch_code and language == "cpp" else code
-        files, runs_in = {f"main.{language}": code}, CPP if language == "cpp" else PYTHON
-        to_the_end = scoring_mode != "pass_fail"
-        scores = judged((row, files, runs_in), tests, test_batch_size, provider_type, to_the_end)
+        submission = row, {f"main.{language}": code}, CPP if language == "cpp" else PYTHON
+        scores = judged(submission, tests, test_batch_size, provider_type, scoring_mode != "pass_fail")
         if scores is None:
             return DOES_NOT_COMPILE
         all_pass, share = float(scores.count(1.0) == len(tests)), scores.count(1.0) / len(tests)
@@ -319,13 +306,26 @@ def judged(
 TRIES, PAUSE_S = 5, 1.0  # of a request, each time at the next server, and the first pause between
 
 
+@functools.cache
+def servers() -> "queue.Queue[str]":
+    """Return the servers of PISTON_ENDPOINTS, each as often as it takes requests at a time."""
+    found: queue.Queue[str] = queue.Queue()
+    at_a_time = int(os.environ.get("PISTON_MAX_REQUESTS_PER_ENDPOINT", "1"))
+    for address in os.environ.get("PISTON_ENDPOINTS", "").split(",") * at_a_time:
+        if address.strip():
+            found.put(address.strip().rstrip("/"))
+    if found.empty():
+        example = "PISTON_ENDPOINTS (http://host:2000/api/v2)"
+        raise AimoError(f"rewards: piston needs {example}; set it, or set provider_type to local")
+    return found
+
+
 def in_piston(
     row: Mapping[str, Any], files: dict[str, str], runs_in: str, given: str, expected: str
 ) -> float:
     is_ioi = runs_in == IOI
     files = files | {"input.txt": given, "correct_output.txt": expected}
-    # Piston's scripts keep the problem's own limit.
-    timeout = row["time_limit"] + (3 if is_ioi else 10)
+    timeout = row["time_limit"] + (3 if is_ioi else 10)  # Piston's scripts keep the problem's own limit
     request = {"language": runs_in, "version": "*", "run_timeout": round(timeout * 1000)}
     if is_ioi:
         request["run_memory_limit"] = row["memory_limit"]
@@ -335,6 +335,7 @@ def in_piston(
         if row.get("generated_checker"):
             files["checker.py"] = row["generated_checker"]
     request["files"] = [{"name": name, "content": content} for name, content in files.items()]
+
     for attempt in range(TRIES):
         time.sleep(PAUSE_S * attempt)
         server = servers().get()
@@ -350,10 +351,10 @@ def in_piston(
         finally:
             servers().put(server)
     else:
+        said = f"no Piston server runs {runs_in} ({' '.join(fault.split())[:200]})"
         remedy = "start one (Open-R1's slurm/piston), or set provider_type to local"
-        raise AimoError(
-            f"rewards: no Piston server runs {runs_in} ({' '.join(fault.split())[:200]}); {remedy}"
-        )
+        raise AimoError(f"rewards: {said}; {remedy}")
+
     if reply.get("compile", {}).get("code"):
         raise DoesNotCompile
     try:
@@ -361,20 +362,6 @@ def in_piston(
     except ValueError:
         return 0.0
     return score if is_ioi else float(reply["run"]["code"] == 0 and score == 1)
-
-
-@functools.cache
-def servers() -> "queue.Queue[str]":
-    """Return the servers of PISTON_ENDPOINTS, each as often as it takes requests at a time."""
-    listed = os.environ.get("PISTON_ENDPOINTS", "").split(",")
-    addresses = [address.strip().rstrip("/") for address in listed if address.strip()]
-    if not addresses:
-        example = "PISTON_ENDPOINTS (http://host:2000/api/v2)"
-        raise AimoError(f"rewards: piston needs {example}; set it, or set provider_type to local")
-    found: queue.Queue[str] = queue.Queue()
-    for address in addresses * int(os.environ.get("PISTON_MAX_REQUESTS_PER_ENDPOINT", "1")):
-        found.put(address)
-    return found
 
 
 # ---- a contest's programs here ----
@@ -401,8 +388,7 @@ def here(row: Mapping[str, Any], files: dict[str, str], runs_in: str, given: str
     if runs_in == PYTHON:
         result = sandbox.run_script(files["main.python"], given, limits)
     else:
-        library = {"program.so": compiled(tuple(files.items()))}
-        result = sandbox.run_script(LOAD, given, limits, library)
+        result = sandbox.run_script(LOAD, given, limits, {"program.so": compiled(tuple(files.items()))})
     if not result.ok:
         return 0.0
     if not (checker := row.get("generated_checker")):

@@ -1,13 +1,13 @@
-"""The table of rewards: a row each, with the name in a profile, the function and its options.
+"""The table of rewards: for each, its name in a profile, the function and its options.
 
-A reward of one's own is a function in a file, which a profile names as `PATH.py:FUNCTION`. Its text becomes
+A user's own reward is a function in a file, which a profile names as `PATH.py:FUNCTION`. Its text becomes
 part of the profile, and so of the run's folder, of the kernel and of the model's card.
 """
 
 import re
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial, update_wrapper, wraps
 from numbers import Real
 from pathlib import Path
@@ -136,40 +136,37 @@ def read_rewards(values: Mapping[str, Any]) -> dict[str, Reward]:
 
 
 def with_texts(values: Mapping[str, Any], folders: list[Path]) -> dict[str, dict[str, Any]]:
-    """Return the options of rewards; each file of the user's is named without its folder and has its text.
-
-    Files are looked for in `folders`. ValueError for one that is not there, or two with the same name.
+    """Return the options of rewards. A user's file, sought in `folders`, is named without its folder and gets
+    its text. ValueError for a file that is not there, and for two with one name.
     """
     found: dict[str, dict[str, Any]] = {}
     for name, value in values.items():
         options = vars(value) if isinstance(value, Reward) else value
         options = dict(options) if isinstance(options, dict) else {"weight": value}
         if isinstance(name, str) and (own := OWN.fullmatch(name)):
-            options["code"] = options.get("code") or read_text(name, Path(own[1]).expanduser(), folders)
-            name = f"{Path(own[1]).name}:{own[2]}"
+            path = Path(own[1]).expanduser()
+            if not options.get("code"):
+                file = next((folder / path for folder in folders if (folder / path).is_file()), None)
+                if file is None:
+                    places = " or ".join(dict.fromkeys(map(str, folders)))
+                    raise ValueError(f"{name}: there is no file {path} in {places}; correct the path")
+                try:
+                    options["code"] = file.read_text(encoding="utf-8-sig").rstrip() + "\n"
+                except (OSError, UnicodeDecodeError) as e:
+                    raise ValueError(f"{name}: {file} cannot be read ({e}); save it as UTF-8") from None
+            name = f"{path.name}:{own[2]}"
         if name in found:
             raise ValueError(f"{name}: two files have this name; rename one")
         found[name] = options
     return found
 
 
-def read_text(name: str, path: Path, folders: Sequence[Path]) -> str:
-    found = next((folder / path for folder in folders if (folder / path).is_file()), None)
-    if found is None:
-        places = " or ".join(dict.fromkeys(map(str, folders)))
-        raise ValueError(f"{name}: there is no file {path} in {places}; correct the path")
-    try:
-        return found.read_text(encoding="utf-8-sig").rstrip() + "\n"
-    except (OSError, UnicodeDecodeError) as e:
-        raise ValueError(f"{name}: {found} cannot be read ({e}); save it as UTF-8") from None
-
-
 def get_reward_funcs(
     names: Any, prompt: Prompt | None = None, kind: AnswerKind | None = None, **options: Any
 ) -> list[RewardFunc]:
-    """Return the named rewards, with their options and a profile's tags (None: Open-R1's layout).
+    """Return the named rewards, with their options, a profile's tags (None: Open-R1's layout) and the kind of
+    answers of its competition.
 
-    `kind` is the kind of answers of a profile's competition, which says what is right.
     `names`: a list, whose rewards take what they know of `options`; a mapping such as a profile's
     `grpo.rewards`; or Open-R1's script arguments. A function in a file gets TRL's arguments alone. AimoError
     for an unknown reward or a wrong option, with the known ones.
@@ -208,7 +205,7 @@ def get_reward_funcs(
     return functions
 
 
-# ---- A reward of one's own
+# ---- a user's own reward ----
 
 
 def load_function(name: str, code: str) -> RewardFunc:
@@ -258,8 +255,6 @@ def load_function(name: str, code: str) -> RewardFunc:
 def try_rewards(rewards: Mapping[str, Any]) -> None:
     """Let the profile's own rewards score two completions, one of them empty; AimoError when one fails."""
 
-    def ignore(*_: Any) -> None: ...
-
     texts = ("Two and two are 4.", "")
     columns: dict[str, Any] = {
         "completions": [[{"role": "assistant", "content": text}] for text in texts],
@@ -267,8 +262,8 @@ def try_rewards(rewards: Mapping[str, Any]) -> None:
         "completion_ids": [[1, 2, 3], []],
         "answer": ["4", "4"],
         "trainer_state": SimpleNamespace(global_step=0, max_steps=1, epoch=0.0),
-        "log_extra": ignore,
-        "log_metric": ignore,
+        "log_extra": lambda *_: None,
+        "log_metric": lambda *_: None,
     }
     for name, reward in rewards.items():
         if code := getattr(reward, "code", None):

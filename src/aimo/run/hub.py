@@ -18,21 +18,19 @@ def refusals(message: str) -> Iterator[None]:
     """Raise AimoError for any error of the hub's client, with its first words in place of REASON."""
     try:
         yield
-    except Exception as e:  # it raises many kinds
-        reason = redact(" ".join(str(e).split()))[:200]
-        raise AimoError(message.replace("REASON", reason)) from None
+    except Exception as e:  # the client raises many kinds
+        raise AimoError(message.replace("REASON", redact(" ".join(str(e).split()))[:200])) from None
 
 
 def local_folder(base: str, revision: str | None = None, key: str = "model.base") -> Path:
-    """Return the model folder of a path or hub id, downloaded if need be.
+    """Return the model folder of a path or hub id, downloaded at a branch, tag or commit if need be.
 
-    `revision` is a branch, tag or commit of the hub's repository. AimoError, which names the `key` of the
-    profile, when there is no such model, or when the folder holds an adapter.
+    AimoError, which names the `key` of the profile, for no such model, or for an adapter.
     """
     path = locate(base)
     if (path / "adapter_config.json").exists():
-        told = "is an adapter, not a model; give a merged model, such as the `model` beside it"
-        raise AimoError(f"{key}: {base} {told}")
+        remedy = "give a merged model, such as the `model` beside it"
+        raise AimoError(f"{key}: {base} is an adapter, not a model; {remedy}")
     if path.is_dir():
         return path
     at = f" at revision {revision!r}" if revision else ""
@@ -52,17 +50,17 @@ def check_links(folder: Path) -> None:
 def push_model(folder: Path, repo: str) -> str:
     """Push a model folder to a private repository of the hub; return its address."""
     check_links(folder)
-    kept = f"check HF_TOKEN. The model is kept in {folder}"
-    with refusals(f"training.push_to_hub: {repo!r} was refused (REASON); {kept}"):
+    remedy = f"check HF_TOKEN. The model is kept in {folder}"
+    with refusals(f"training.push_to_hub: {repo!r} was refused (REASON); {remedy}"):
         api = huggingface_hub.HfApi()
         api.create_repo(repo, private=True, exist_ok=True)
         return str(api.upload_folder(repo_id=repo, folder_path=str(folder)))
 
 
 def push_dataset(repo: str, files: Mapping[str, Path | bytes]) -> str:
-    """Push files, by their path in it, to a private dataset of the hub, in one commit; return its address."""
-    kept = "check HF_TOKEN. Its files are kept here"
-    with refusals(f"--push-to-hub: dataset {repo!r} was refused (REASON); {kept}"):
+    """Push files, by their path in it, to a private dataset of the hub; return the commit's address."""
+    remedy = "check HF_TOKEN. Its files are kept here"
+    with refusals(f"--push-to-hub: dataset {repo!r} was refused (REASON); {remedy}"):
         api = huggingface_hub.HfApi()
         api.create_repo(repo, repo_type="dataset", private=True, exist_ok=True)
         parts = [huggingface_hub.CommitOperationAdd(path, part) for path, part in files.items()]

@@ -1,4 +1,4 @@
-"""The machine: its device, the versions that a result depends on, and what `aimo doctor` finds of it."""
+"""The machine: its device, the versions that a result depends on, and what `aimo doctor` finds."""
 
 import importlib.metadata
 import os
@@ -33,8 +33,7 @@ def nvidia_smi(*arguments: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def has_gpu() -> bool:
-    """Return whether there is an NVIDIA GPU: `make setup` picks its lock file in the same way."""
+def has_gpu() -> bool:  # `make setup` picks its lock file in the same way
     return nvidia_smi("-L") is not None
 
 
@@ -122,8 +121,13 @@ def diagnose() -> list[dict[str, str]]:
     for name, use in OPTIONAL.items():
         add(name, installed(name) or "none", f"only for {use}")
 
-    found, remedy = diagnose_sandbox()
-    add("sandbox", found, "for tools and code rewards", not remedy, remedy)
+    try:
+        lacking = [what for what, holds in sandbox.enforced().items() if not holds]
+        found = f"not enforced: {', '.join(lacking)}" if lacking else "all enforced"
+        remedy = sandbox.remedy(lacking)
+    except AimoError as e:
+        lacking, found, remedy = ["all"], "none", str(e)
+    add("sandbox", found, "for tools and code rewards", not lacking, remedy)
     there = (ROOT / "data" / "tiny-base" / "model.safetensors").exists()
     remedy = "`git checkout data/tiny-base`, or `python data/tiny-base/make.py`"
     add("tiny base", "present" if there else "missing", "present", there, remedy)
@@ -133,13 +137,3 @@ def diagnose() -> list[dict[str, str]]:
     token = any(map(os.getenv, ("KAGGLE_KEY", "KAGGLE_API_TOKEN"))) or any(file.exists() for file in files)
     add("kaggle token", "present" if token else "none", "only to push")
     return rows
-
-
-def diagnose_sandbox() -> tuple[str, str]:
-    """Return what the sandbox of programs enforces on this machine, and the remedy for what it does not."""
-    try:
-        lacking = [what for what, holds in sandbox.enforced().items() if not holds]
-    except AimoError as e:
-        return "none", str(e)
-    found = f"not enforced: {', '.join(lacking)}" if lacking else "all enforced"
-    return found, sandbox.remedy(lacking) if lacking else ""

@@ -1,14 +1,13 @@
-"""Progress on the screen: of a run, one line for each stage; of other long work, one line with its count.
+"""Progress on the screen: a line for each stage of a run, and one line with a count for other long work.
 
-Where there is no terminal, a plain line at most every PLAIN_S seconds.
+Where there is no terminal, print a plain line at most every PLAIN_S seconds.
 """
 
-import contextlib
 import html
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rich import progress as rich
@@ -42,9 +41,9 @@ def seconds_left(done: int, total: int, first: int, began: float) -> float:
 
 @contextmanager
 def counting(label: str, total: int, done: int = 0) -> Iterator[Callable[[], None]]:
-    """Show a count from `done` to `total` with the time left; what it gives is called once for each step."""
-    bar, counted = rich.BarColumn(), rich.MofNCompleteColumn()
+    """Show a count from `done` to `total` with the time left; yield what to call after each step."""
     before, began, say = done, time.monotonic(), seldom()
+    columns = "{task.description}", rich.BarColumn(), rich.MofNCompleteColumn(), rich.TimeRemainingColumn()
 
     def step() -> None:
         nonlocal done
@@ -54,7 +53,7 @@ def counting(label: str, total: int, done: int = 0) -> Iterator[Callable[[], Non
             left = seconds_left(done, total, before, began)
             say(f"{label}: {done:,} of {total:,}, about {left:.0f} s left")
 
-    with rich.Progress("{task.description}", bar, counted, rich.TimeRemainingColumn()) as shown:
+    with rich.Progress(*columns) as shown:
         shown.disable = not shown.console.is_terminal
         task = shown.add_task(label, total=total, completed=done)
         yield step
@@ -68,14 +67,14 @@ def changing_line(first: str) -> Iterator[Callable[[str], None]]:
 
 
 class CellBar:
-    """A bar below the cell of a notebook that a person runs; it goes when all is done."""
+    """A bar below the cell of a notebook that a person runs; it disappears when all is done."""
 
     def __init__(self, label: str, done: int):
         from IPython.display import HTML, display  # a second, which no other start needs
 
         self.html, self.handle = HTML, display(HTML(""), display_id=True)
-        self.label, self.first, self.began, self.drawn = label, done, time.monotonic(), 0.0
-        self.done = done
+        self.label, self.first, self.done = label, done, done
+        self.began, self.drawn = time.monotonic(), 0.0
 
     def show(self, done: int, total: int, note: str = "") -> None:
         """Draw the bar, at most every BAR_S seconds, or when another note comes in the same step."""
@@ -121,26 +120,24 @@ class Display:
         self.stage, self.started = stage, time.time()
         self.bars.start_task(self.tasks[stage])
         self.bars.update(self.tasks[stage], note="starting")
-        self.say(f"{stage}: started")
+        if self.plain:
+            self.tell(f"{stage}: started")
 
     def finish(self, stage: str, note: str) -> None:
         self.stage = None
         self.bars.start_task(self.tasks[stage])
         self.bars.update(self.tasks[stage], total=1, completed=1, note=note)
         self.bars.stop_task(self.tasks[stage])
-        self.say(f"{stage}: {note}")
+        if self.plain:
+            self.tell(f"{stage}: {note}")
 
     def tell(self, line: str) -> None:
         self.bars.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    def say(self, line: str) -> None:
-        if self.plain:
-            print(line, flush=True)
-
     def watch(self) -> None:
         first, say = ("", 0, 0.0), seldom()  # the stage, and the step and the time at which it was first seen
         while not self.stopped.wait(0.5):
-            with contextlib.suppress(AimoError, KeyError):
+            with suppress(AimoError, KeyError):
                 state = read_json(self.file, "")
                 stage, step, total, doing = (state[key] for key in ("stage", "step", "total", "note"))
                 if stage != self.stage:

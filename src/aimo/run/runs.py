@@ -57,8 +57,8 @@ class Run:
     def folder(self) -> Path:
         """The folder of this stage, which is created.
 
-        By hand, the cell that asks for it holds the run's lock to its end: AimoError when another process
-        works in the run, or has done so since `begin`.
+        By hand, a cell that asks for it holds the run's lock to its end; AimoError when another process works
+        in the run, or has done so since `begin`.
         """
         if by_hand():
             lock(self.dir, again=True)
@@ -67,12 +67,12 @@ class Run:
         return folder
 
     def models(self) -> dict[str, Path]:
-        """Return the folders of the base, downloaded if need be, and of each model that the stages train."""
+        """Return the folders of the base, downloaded if need be, and of each trained model."""
         base = hub.local_folder(self.profile.model.base, self.profile.model.revision)
         return {"base": base} | {name: self.dir / STAGES[name].product for name in self.profile.trained}
 
     def start_model(self) -> Path:
-        """Return the model that this stage starts from: the last one trained before it, or else the base."""
+        """Return the model that this stage starts from: the last one trained before it, or the base."""
         earlier = self.profile.trained_before(self.stage)
         return self.dir / STAGES[earlier].product if earlier else self.models()["base"]
 
@@ -80,7 +80,7 @@ class Run:
         return self.profile.solver_settings(self.start_model())
 
     def progress(self, step: int, total: int, note: str = "") -> None:
-        """Tell how far the stage is, with a note: `aimo run`, and a bar where a person runs it."""
+        """Tell `aimo run` how far the stage is, or draw a bar where a person runs it."""
         state = {"stage": self.stage, "step": step, "total": total, "note": note}
         write_json(self.dir / "progress.json", state)
         if by_hand():
@@ -90,13 +90,12 @@ class Run:
                 _bars[cell] = CellBar(self.stage, step)
             _bars[cell].show(step, total, note)
 
-    def data_hash(self) -> dict[str, str]:
-        """Return the hash of the data, from its card."""
+    def data_hash(self) -> dict[str, str]:  # from the data's card
         found = re.search(r"`([0-9a-f]{64})`", (self.dir / STAGES["data"].product).read_text())
         return {"data_sha256": found[1]} if found else {}
 
     def finish(self, **record: Any) -> None:
-        """Record the stage as finished, with its seconds and figures, in place of its record from before."""
+        """Record the stage as finished, with its seconds and figures."""
         recorded = read_metrics(self.dir)
         recorded["stages"][self.stage] = record | {"seconds": round(time.time() - self.started, 1)}
         names = {"profile": self.profile.profile, "seed": self.profile.seed}
@@ -152,8 +151,8 @@ def begin(
 
 
 def run_folder(run_dir: str | Path | None, profile: Profile) -> Path:
-    """Return a run's folder as an absolute path. A relative one starts at the current folder; in a notebook,
-    whose own folder that is, at the repository."""
+    """Return a run's folder, absolute. A relative one starts at the current folder, in a notebook at the
+    repository."""
     folder = RUNS / profile.profile
     if run_dir:
         folder = Path(os.path.normpath(ROOT / run_dir)) if by_hand() else Path(run_dir).absolute()
@@ -164,11 +163,11 @@ def run_folder(run_dir: str | Path | None, profile: Profile) -> Path:
 
 def find_run(run: str) -> tuple[Path, Profile]:
     """Return the folder of a run (a name in runs/, or a path) and its profile. AimoError if there is none."""
-    folder = next((path for path in (Path(run), RUNS / run) if (path / "profile.yaml").is_file()), None)
-    if folder is None:
-        told = f"there is no {Path(run) / 'profile.yaml'}; name a folder of runs/, or its path"
-        raise AimoError(f"run {run}: {told}")
-    return folder, config.load(str(folder / "profile.yaml"))
+    for folder in (Path(run), RUNS / run):
+        if (profile := folder / "profile.yaml").is_file():
+            return folder, config.load(str(profile))
+    told = f"there is no {Path(run) / 'profile.yaml'}; name a folder of runs/, or its path"
+    raise AimoError(f"run {run}: {told}")
 
 
 def open_folder(folder: Path, profile: Profile, redo: str | None = None) -> None:
@@ -180,29 +179,25 @@ def open_folder(folder: Path, profile: Profile, redo: str | None = None) -> None
     try:
         old = config.load(saved) if saved.exists() else None
         if old and (changed := config.lasting_changes(old, profile, redo)):
-            told = {
-                key: "its text differs" if "\n" in f"{a}{b}" else f"was {a!r}, now {b!r}"
+            keys = ", ".join(
+                f"{key} (its text differs)" if "\n" in f"{a}{b}" else f"{key} (was {a!r}, now {b!r})"
                 for key, (a, b) in changed.items()
-            }
-            keys = ", ".join(f"{key} ({how})" for key, how in told.items())
+            )
             stages = reversed(profile.stages)  # the last one from which no other stage would change
             stage = next(name for name in stages if not config.lasting_changes(old, profile, name))
             points = [stage, *(f"{stage}/{path.name}" for path in newest_first(folder / stage)[:1])]
             again = " or ".join(f"--from {point}" for point in points)
             if by_hand():
                 again = f"redo = True in notebooks/{STAGES[stage].notebook}.ipynb"
-            raise AimoError(
-                f"run folder {folder} was made with another profile: {keys}; take another "
-                f"{option('run_dir')}, or do it again with {again}"
-            )
+            told = f"take another {option('run_dir')}, or do it again with {again}"
+            raise AimoError(f"run folder {folder} was made with another profile: {keys}; {told}")
         (folder / "notebooks").mkdir(parents=True, exist_ok=True)
         lock(folder)
         if not old or config.differing_keys(old, profile):
             write_whole(saved, config.dump(profile))
     except OSError as e:
-        raise AimoError(
-            f"run folder {folder}: {e.strerror or e}; free or unlock it, or take another {option('run_dir')}"
-        ) from None
+        remedy = f"free or unlock it, or take another {option('run_dir')}"
+        raise AimoError(f"run folder {folder}: {e.strerror or e}; {remedy}") from None
 
 
 def forget(folder: Path, redo: str, keep: bool = False) -> None:
@@ -218,7 +213,7 @@ def forget(folder: Path, redo: str, keep: bool = False) -> None:
 
 
 def continue_with(folder: Path, profile: Profile, stage: str, changes: dict[str, Any]) -> str:
-    """Return what to do so that a stage of the run in `folder` goes on with other values of some keys."""
+    """Return how a user continues a stage of the run in `folder` with other values of some keys."""
     sets = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in changes.items()]
     values = asdict(profile)  # type: ignore[call-overload]
     for change in sets:
@@ -240,8 +235,7 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.split("-")[1])
 
 
-def newest_first(folder: Path) -> list[Path]:
-    """Return the checkpoints in a stage's folder."""
+def newest_first(folder: Path) -> list[Path]:  # the checkpoints of a stage
     found = [path for path in folder.glob("checkpoint-*") if path.name.split("-")[1].isdigit()]
     return sorted(found, key=step_of, reverse=True)
 
@@ -259,8 +253,8 @@ def shell() -> Any:
 
 
 def get_ready_for_cells() -> None:
-    """Let a cell that is interrupted, or needs one that was not run, say so in one line without frames, and
-    let each cell free the locks that it took."""
+    """Let a cell that is interrupted, or needs one that was not run, say so in one line without frames; let
+    each cell free the locks that it took."""
 
     def told(cells: Any, kind: Any, error: Any, frames: Any, tb_offset: Any = None) -> list[str]:
         if kind is KeyboardInterrupt:
@@ -276,12 +270,11 @@ def get_ready_for_cells() -> None:
 
 
 def option(name: str) -> str:
-    """Return what sets a parameter where this process runs: a notebook's variable, or an option of `aimo`."""
+    """Return what sets a parameter here: a notebook's variable, or an option of `aimo`."""
     return name if by_hand() else f"--{name.replace('_', '-')}"
 
 
-def again() -> str:
-    """Return what continues where a person stopped it: the same cell, or the same command."""
+def again() -> str:  # what continues where a person stopped it
     return "run the cell again" if by_hand() else AGAIN
 
 
@@ -306,19 +299,15 @@ def lock(folder: Path, again: bool = False) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.seek(0)
-        raise AimoError(
-            f"run folder {folder}: process {file.read().strip()} is working in it; wait for it or end it, "
-            f"or take another {option('run_dir')}"
-        ) from None
+        told = f"process {file.read().strip()} is working in it; wait for it or end it"
+        raise AimoError(f"run folder {folder}: {told}, or take another {option('run_dir')}") from None
     except OSError as e:
         raise AimoError(f"{folder}: {e.strerror}; take another {option('run_dir')}") from None
     file.seek(0)
     if again and (last := file.read().strip()) != str(os.getpid()):
         file.close()
-        raise AimoError(
-            f"run folder {folder}: process {last} has worked in it since; run this notebook's cells again "
-            "from the first one"
-        )
+        told = f"process {last} has worked in it since; run this notebook's cells again from the first one"
+        raise AimoError(f"run folder {folder}: {told}")
     file.truncate(0)
     print(os.getpid(), file=file, flush=True)
     _locks[folder] = file
@@ -326,7 +315,7 @@ def lock(folder: Path, again: bool = False) -> None:
 
 
 def held(folder: Path) -> list[int]:
-    """Return the descriptor of the folder's lock; a process that inherits it holds the lock too."""
+    """Return the descriptor of the folder's lock; a process that inherits the descriptor holds the lock."""
     return [_locks[folder].fileno()] if folder in _locks else []
 
 
@@ -369,16 +358,17 @@ def is_finished(folder: Path, stage: str) -> bool:
 
 def product_of(folder: Path, stage: str) -> Path:
     """Return the last thing that a stage makes: of inference the answers, or the record that it made none."""
-    usual, record = folder / STAGES[stage].product, folder / "inference" / "solutions.json"
-    if stage != "inference":
-        return usual
-    if record.exists() and record.read_text().strip() == "[]":  # a competition that takes an adapter
-        return record
-    return answers_of(folder) or usual
+    record = folder / "inference" / "solutions.json"
+    if stage == "inference":
+        if record.exists() and record.read_text().strip() == "[]":  # a competition that takes an adapter
+            return record
+        if answers := answers_of(folder):
+            return answers
+    return folder / STAGES[stage].product
 
 
 def answers_of(folder: Path) -> Path | None:
-    """Return a run's file of answers, as its competition takes it; None before there is one."""
+    """Return a run's file of answers; None before there is one."""
     files = (folder / f"submission{kind}" for kind in (".parquet", ".csv"))
     return next((path for path in files if path.exists()), None)
 
@@ -391,8 +381,8 @@ def figures(folder: Path) -> dict[str, dict[str, Any]]:
     return {name: row for name, row in rows.items() if row}
 
 
-# Libraries whose warnings `quiet` silences, and the variables that do it for their other notices and bars; a
-# user's own warnings and those of other libraries are shown.
+# Libraries whose warnings `quiet` silences, and variables that silence their notices and bars. A user's own
+# warnings and those of other libraries are shown.
 LIBRARIES = (
     "absl accelerate asyncio bitsandbytes compressed_tensors datasets deepspeed dill filelock flash_attn "
     "flashinfer fsspec gguf httpx huggingface_hub jieba jupyter_client kernels matplotlib mlflow "
@@ -409,10 +399,7 @@ SILENT = (
 
 
 def quiet() -> None:
-    """Silence the libraries' notices and progress bars, so that a notebook shows only its own output.
-
-    With AIMO_VERBOSE=1 in the environment, they stay. A process of ours also collects less garbage.
-    """
+    """Silence the libraries' notices and progress bars, unless AIMO_VERBOSE=1; collect less garbage."""
     collect_less()
     if is_verbose():
         return
