@@ -531,7 +531,7 @@ def test_leakage_asks_nobody_for_sets_that_a_card_names_unless_told_to(tmp_path,
 
 
 def test_what_is_measured_published_and_not_run_is_told_apart():
-    rows, sources = benchmarks.beside_published({"ours": {"aime24": 12.0}})
+    rows, sources = benchmarks.beside_published("ours", {"aime24": 12.0})
     assert rows[0]["kind"] == "measured" and rows[0]["aime24"] == 12.0 and rows[0]["math500"] == "not run"
     assert {row["kind"] for row in rows[1:]} == {"published"}
     assert any(row["math500"] == 90.0 and "MindSpore" in row["model"] for row in rows)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from aimo.commands.options import arg, check_folder, opt, show_rows
-from aimo.evaluation import pack, submission
+from aimo.evaluation import served, submission
 from aimo.inference import competitions, local
 from aimo.inference.answers import Proof, write_kind
 from aimo.inference.competitions import COMPETITIONS, find_competition, name_of
@@ -148,7 +148,7 @@ def pack_adapter_command(
 ) -> None:
     """Check a run's adapter, forecast its score as the host serves it, and pack it as submission.zip."""
     quiet()
-    print(*pack.pack_run(run, competition, questions, serve), sep="\n")
+    print(*served.pack_run(run, competition, questions, serve), sep="\n")
 
 
 @app.command()
@@ -181,7 +181,7 @@ def check_file(path: Path, competition: str) -> None:
     if path.name != rules.artefact.file:
         raise AimoError(f"{path}: {name_of(competition)} takes a file {rules.artefact.file}; rename it")
     if rules.artefact.lora:
-        print(f"adapter: {pack.check_archive(rules.artefact.lora, path)}")
+        print(f"adapter: {served.check_archive(rules.artefact.lora, path)}")
         return
     for name, answer in submission.read_submission(rules, path).items():
         if isinstance(rules.answer, Proof) and (fault := rules.answer.fault(answer)):

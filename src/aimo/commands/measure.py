@@ -128,8 +128,5 @@ def compare_command(
     Of runs, draw the curves of their training over each other.
     """
     folder = evaluate.evaluation_folder("-".join(path.name for path in runs), run_dir, "compare")
-    if all((path / "profile.yaml").exists() for path in runs):
-        lines = compare.compare_runs(runs, folder)
-    else:
-        lines = compare.compare_folders(runs, differ or [], folder)
+    lines = compare.compare_folders(runs, differ or [], folder)
     print(*lines, f"page: {folder / 'comparison.html'}", sep="\n")

@@ -4,6 +4,6 @@ from aimo import load_late
 
 # They load matplotlib, numpy, datasets.
 load_late(
-    *(__name__, "benchmarks", "compare", "completions", "evaluate", "pack", "replay", "scores"),
+    *(__name__, "benchmarks", "compare", "completions", "evaluate", "replay", "scores", "served"),
     "submission",
 )

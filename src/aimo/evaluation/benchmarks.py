@@ -19,8 +19,8 @@ import yaml
 
 from aimo.config import Columns, Source
 from aimo.data import conversations, decontaminate, sources
-from aimo.inference import files
-from aimo.inference.competitions import Competition, check_scored, known_answers, pose
+from aimo.inference import competitions, files
+from aimo.inference.competitions import Competition
 from aimo.inference.errors import AimoError, EngineError
 from aimo.inference.settings import Settings
 from aimo.inference.storage import read_json
@@ -106,7 +106,15 @@ def read_benchmark(
     cannot be had, when a problem or an answer is missing, or when the competition does not take an answer.
     """
     if rules:
-        return read_competition_file(name, rows, rules)
+        competitions.check_scored(rules)
+        if name in BENCHMARKS or not Path(name).is_file():
+            raise AimoError(f"--benchmarks {name}: --competition takes a file in the layout of its test file")
+        posed = competitions.pose(files.read_texts(name, "benchmark "), name, rules)[:rows]
+        if "answer" not in posed.columns:
+            raise AimoError(f"benchmark {name}: it has no column 'answer'; add the known answers")
+        competitions.known_answers(posed, rules)
+        return [Question(*row) for row in posed.select("id", rules.inputs.problem, "answer").rows()]
+
     benchmark, path = find_benchmark(name), None
     if name not in BENCHMARKS:
         path = Path(name)
@@ -116,9 +124,9 @@ def read_benchmark(
         ends = [kind + packing for packing in ("", *files.PACKED) for kind in files.KINDS]
         stems = (name, f"{name}/{benchmark.split}")
         path = next((p for stem in stems for end in ends if (p := data / f"{stem}{end}").is_file()), None)
+    where = f"benchmark {path or name}"
     if path and not path.exists():
         raise AimoError(f"--benchmarks: {path} does not exist; correct it, or give its folder with --data")
-    where = f"benchmark {path or name}"
     if path:
         table = files.read_all(path, "benchmark ")
     else:
@@ -142,8 +150,8 @@ def read_benchmark(
     def text(cell: str | list[str | None] | None) -> str:
         return ", ".join(filter(None, cell)) if isinstance(cell, list) else (cell or "").strip()
 
-    found = []
-    for i, row in enumerate(table.rows.head(rows or len(table.rows)).to_dicts()):
+    found: dict[str, Question] = {}
+    for i, row in enumerate(table.rows[:rows].to_dicts()):
         problem, answer = (text(row[columns[role]]) for role in ("problem", "answer"))
         fault = f"{where}: row {i + 1}"
         if conversations.turns(problem) is not None:
@@ -155,38 +163,23 @@ def read_benchmark(
             raise AimoError(f"{fault} holds an object in {columns['problem']!r}; write a text there")
         answer = answer.rpartition("####")[2].strip()
         if not problem or not answer:
-            missing = "answer" if problem else "problem"
-            raise AimoError(f"{fault} has no {missing}; add it, or leave the row out")
+            raise AimoError(
+                f"{fault} has no {'answer' if problem else 'problem'}; add it, or leave the row out"
+            )
         id_ = str(row.get("id") or f"{files.stem_of(Path(name))}-{i}")
+        if id_ in found:
+            raise AimoError(f"{fault} has the same id as another, {id_}; make them different")
         labels = [text(row.get(column or "")) for column in (benchmark.subject, benchmark.level)]
-        found.append(Question(id_, problem, answer, *labels))
+        found[id_] = Question(id_, problem, answer, *labels)
     if not found:
         raise AimoError(f"{where}: it has no rows; get it again")
-    if len({question.id for question in found}) < len(found):
-        raise AimoError(f"{where}: two rows have the same id; make them different")
-    return found
-
-
-def read_competition_file(name: str, rows: int | None, rules: Competition) -> list[Question]:
-    """Return the questions of a file that is laid out as a competition's test file, with known answers."""
-    check_scored(rules)
-    if name in BENCHMARKS or not Path(name).is_file():
-        raise AimoError(f"--benchmarks {name}: --competition takes a file in the layout of its test file")
-    table = pose(files.read_texts(name, "benchmark "), name, rules)
-    table = table.head(rows or len(table))
-    if "answer" not in table.columns:
-        raise AimoError(f"benchmark {name}: it has no column 'answer'; add the known answers")
-    known_answers(table, rules)
-    return [Question(*row) for row in table.select("id", rules.inputs.problem, "answer").rows()]
-
-
-# lighteval, which is no dependency: we call its command
+    return [*found.values()]
 
 
 def lighteval_command(
     model: Path, benchmark: Benchmark, settings: Settings, folder: Path, seed: int
 ) -> list[str]:
-    """Return lighteval's command for a benchmark, with the settings that our engine would have."""
+    """Return the command of lighteval, which is no dependency, with the settings of our engine."""
     arguments = {
         "model_name": model,
         "max_model_length": settings.max_length or settings.max_tokens,
@@ -203,64 +196,36 @@ def lighteval_command(
 def run_lighteval(command: list[str], folder: Path) -> dict[str, Any]:
     """Run lighteval and return its figures of one task. EngineError when it fails or leaves no results."""
     folder.mkdir(exist_ok=True)
-    done = subprocess.run(command, check=False)
+    code = subprocess.run(command, check=False).returncode
     results = sorted(folder.glob("results/**/results_*.json"), key=lambda path: path.stat().st_mtime)
-    if done.returncode or not results:
-        raise EngineError(
-            f"lighteval ended with {done.returncode}: its words are above, its files in {folder}"
-        )
+    if code or not results:
+        raise EngineError(f"lighteval ended with {code}: its words are above, its files in {folder}")
     found = read_json(results[-1], "run the same command again")["results"]
     figures: dict[str, Any] = next((row for task, row in found.items() if command[3] in task), {})
     return {"lighteval": figures, "command": shlex.join(command)}
 
 
-# Published figures
-
-
 def beside_published(
-    measured: dict[str, dict[str, float]],
+    model: str, measured: Mapping[str, float]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return a row for each model and source with its figures in percent, and the numbered sources.
+    """Return rows with the model's pass@1 in percent and the published ones, and the numbered sources.
 
-    `measured` maps our models to pass@1 by benchmark; what has no figure is "not run". Nothing where only
-    questions of one's own were measured.
+    What has no figure is "not run". Nothing where only questions of one's own were measured.
     """
-    if not any(name in BENCHMARKS for values in measured.values() for name in values):
+    if not measured.keys() & BENCHMARKS.keys():
         return [], []
     entries = yaml.safe_load(Path(__file__).with_name("published.yaml").read_text(encoding="utf-8"))
-    all_values = [*measured.values(), *(values for entry in entries for values in entry["values"].values())]
-    shown = [name for name in BENCHMARKS if any(name in values for values in all_values)]
-    rows: list[dict[str, Any]] = [
-        {"model": model, "kind": "measured"} | {name: values.get(name, "not run") for name in shown}
-        for model, values in measured.items()
-    ]
+    known = set(measured).union(*(values for entry in entries for values in entry["values"].values()))
+    shown = [name for name in BENCHMARKS if name in known]
+    rows: list[dict[str, Any]] = [{"model": model, "kind": "measured"}]
+    rows[0] |= {name: measured.get(name, "not run") for name in shown}
     named = []
     for number, entry in enumerate(entries, 1):
         named.append({"number": number, "source": entry["source"], "date": str(entry["date"])})
-        for model, values in entry["values"].items():
+        for other, values in entry["values"].items():
             figures = {name: values.get(name, "") for name in shown}
-            rows.append({"model": model, "kind": "published"} | figures | {"source": number})
+            rows.append({"model": other, "kind": "published"} | figures | {"source": number})
     return rows, named
-
-
-def hub_results(figures: Mapping[str, dict[str, Any]], notes: str) -> dict[str, str]:
-    """Return the text of `.eval_results/NAME.yaml` for the hub, by benchmark, of those with a board there.
-
-    https://huggingface.co/docs/hub/eval-results; MathArena's sets name their task as the set (`eval.yaml`).
-    """
-    found = {}
-    for name, row in figures.items():
-        source = BENCHMARKS[name].source if name in BENCHMARKS else ""
-        if source.startswith("MathArena/") and "pass@1" in row:
-            value = round(100 * row["pass@1"][0], 2)
-            told = f"pass@1 in percent, k = {row['samples']}; {notes}"
-            entry = huggingface_hub.EvalResultEntry(
-                dataset_id=source, task_id=source, value=value, notes=told
-            )
-            found[name] = yaml.safe_dump(
-                huggingface_hub.eval_result_entries_to_yaml([entry]), sort_keys=False
-            )
-    return found
 
 
 # Leakage: runs of eight words of a question that stand in the data that the model was trained on
@@ -281,8 +246,7 @@ def check_leakage(
     checked = {}
     for name, questions in asked.items():
         shares = decontaminate.shares([question.problem for question in questions], texts, LEAKED_WORDS)
-        pairs = zip(questions, shares, strict=True)
-        found = {question.id: round(share, 4) for question, share in pairs if share}
+        found = {one.id: round(share, 4) for one, share in zip(questions, shares, strict=True) if share}
         share = sum(shares) / len(shares)
         checked[name] = {"data": data, "texts": len(texts), "share": share, "found": found}
     return checked

@@ -4,7 +4,7 @@ Each question's difference is taken first, and the bootstrap draws questions, so
 not blur it. Evaluations with other questions or settings are refused.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from math import ceil, comb
@@ -14,23 +14,18 @@ from typing import Any
 import numpy as np
 
 from aimo.config.profile import TRAINED
+from aimo.evaluation import scores
 from aimo.evaluation.completions import EvaluationHeader
 from aimo.evaluation.evaluate import make_folder, question_row, read_evaluation
-from aimo.evaluation.scores import (
-    FOUND,
-    SIGNIFICANCE,
-    Interval,
-    Scores,
-    benjamini_hochberg,
-    mean_interval,
-    ratio_interval,
-    sign_flip,
-)
+from aimo.evaluation.scores import FOUND, SIGNIFICANCE, Interval, Scores, mean_interval
 from aimo.inference.errors import AimoError
 from aimo.inference.settings import ASKED
 from aimo.inference.storage import read_lines, write_json
 from aimo.report import pages
 from aimo.run.runs import figures
+
+# The lines to tell, comparison.json, and a function that writes the page into a folder.
+Compared = tuple[list[str], dict[str, Any], Callable[[Path], Path]]
 
 
 @dataclass(frozen=True)
@@ -47,15 +42,15 @@ class Comparison:
     corrected: float = 0.0  # p for so many
 
     @property
-    def is_real(self) -> bool:
-        return self.would_be_alone and self.corrected < SIGNIFICANCE
-
-    @property
     def would_be_alone(self) -> bool:
         """Whether it is more than luck, were it the only comparison."""
         if self.a.samples == 1:
             return self.p < SIGNIFICANCE
         return self.passes.low > 0 or self.passes.high < 0
+
+    @property
+    def is_real(self) -> bool:
+        return self.would_be_alone and self.corrected < SIGNIFICANCE
 
     def flips(self) -> list[int]:
         """Return the rows whose vote is right for one and wrong for the other, the largest changes first."""
@@ -65,19 +60,41 @@ class Comparison:
 
 
 def compare_folders(folders: list[Path], allowed: Collection[str], folder: Path) -> list[str]:
-    """Compare evaluations with the first of them, write comparison.json and its page; return the verdicts."""
-    runs = {name: read_evaluation(path)[1] for name, path in by_name(folders).items()}
+    """Compare evaluations with the first of them, or runs; write comparison.json and its page.
+
+    Returns the verdicts, or of runs a line with pass@1 of each model that more than one has. `allowed` are
+    the settings that may differ between evaluations.
+    """
+    named = {path.name: path for path in folders}
+    if len(named) < max(2, len(folders)):
+        raise AimoError("compare takes two or more folders with different names; rename those of one name")
+    if all((path / "profile.yaml").exists() for path in folders):
+        lines, record, page = of_runs(named)
+    else:
+        lines, record, page = of_evaluations(named, allowed)
+    make_folder(folder)
+    try:
+        write_json(folder / "comparison.json", record)
+    except OSError as e:
+        raise AimoError(f"--run-dir {folder}: {e.strerror}; make room, or take another") from None
+    page(folder)
+    pages.write_index(folder)
+    return lines
+
+
+def of_evaluations(named: dict[str, Path], allowed: Collection[str]) -> Compared:
+    runs = {name: read_evaluation(path)[1] for name, path in named.items()}
     (a, baseline), *others = runs.items()
-    common = [name for name in baseline if all(name in scores for _, scores in others)]
+    common = [name for name in baseline if all(name in other for _, other in others)]
     if not common:
         raise AimoError(f"{' and '.join(runs)} have no benchmark in common; evaluate the same ones")
-    for name in common:
-        check_headers([scores[name].header for scores in runs.values()], allowed)
+    pairs = list(product(common, others))
+    for name, (_, other) in pairs:
+        check_alike(baseline[name].header, other[name].header, allowed)
     verdicts, differences = [], []
     flips: dict[str, list[dict[str, Any]]] = {}
-    pairs = list(product(common, others))
-    compared = [compare_scores(baseline[name], scores[name]) for name, (_, scores) in pairs]
-    corrected = benjamini_hochberg([one.p for one in compared])
+    compared = [compare_scores(baseline[name], other[name]) for name, (_, other) in pairs]
+    corrected = scores.benjamini_hochberg([one.p for one in compared])
     for (name, (b, _)), one, q in zip(pairs, compared, corrected, strict=True):
         found = replace(one, tests=len(pairs), corrected=q)
         verdicts.append(f"{name}: {verdict(found, a, b)}")
@@ -90,42 +107,20 @@ def compare_folders(folders: list[Path], allowed: Collection[str], folder: Path)
         row["tokens, ratio"] = f"{tokens.value:.2f} ({tokens.low:.2f} to {tokens.high:.2f})"
         row["is real"] = "yes" if found.is_real else "open"
         differences.append(row)
-        pair = flips[f"{name}: {a} and {b}"] = []
-        for i in found.flips():
-            sides = {a: question_row(found.a, i), b: question_row(found.b, i)}
-            pair.append(sides[a] | {"sides": sides})
-    write_record(folder, {"headline": " ".join(verdicts), "differences": differences})
+        both = [{a: question_row(found.a, i), b: question_row(found.b, i)} for i in found.flips()]
+        flips[f"{name}: {a} and {b}"] = [sides[a] | {"sides": sides} for sides in both]
     title = f"Comparison: {', '.join(runs)}"
     shown = {"title": title, "verdicts": verdicts, "differences": differences, "flips": flips}
-    pages.write_comparison(folder, shown)
-    pages.write_index(folder)
-    return verdicts
+    record = {"headline": " ".join(verdicts), "differences": differences}
+    return verdicts, record, lambda folder: pages.write_comparison(folder, shown)
 
 
-def by_name(folders: list[Path]) -> dict[str, Path]:
-    named = {path.name: path for path in folders}
-    if len(named) < max(2, len(folders)):
-        raise AimoError("compare takes two or more folders with different names; rename those of one name")
-    return named
-
-
-def write_record(folder: Path, record: dict[str, Any]) -> None:
-    make_folder(folder)
-    try:
-        write_json(folder / "comparison.json", record)
-    except OSError as e:
-        raise AimoError(f"--run-dir {folder}: {e.strerror}; make room, or take another") from None
-
-
-def compare_runs(folders: list[Path], folder: Path) -> list[str]:
-    """Draw the curves of several runs over each other, write comparison.json and its page; return a line with
-    pass@1 of each model that more than one has."""
-    runs = by_name(folders)
-    found = {name: figures(path) for name, path in runs.items()}
+def of_runs(named: dict[str, Path]) -> Compared:
+    found = {name: figures(path) for name, path in named.items()}
     rows = [{"run": name, "model": m} | row for name, models in found.items() for m, row in models.items()]
-    logs: dict[str, dict[str, Any]] = {}
+    logs: dict[str, dict[str, Any]] = {}  # the curves of a stage, by run
     for stage in TRAINED:
-        read = {name: read_lines(run / stage / "log.jsonl") for name, run in runs.items()}
+        read = {name: read_lines(run / stage / "log.jsonl") for name, run in named.items()}
         if len(trained := {name: log for name, log in read.items() if log}) > 1:
             logs[stage] = trained
     lines = []
@@ -134,54 +129,43 @@ def compare_runs(folders: list[Path], folder: Path) -> list[str]:
         if len(measured) > 1:
             told = ", ".join(f"{name} {value:.3f}" for name, value in measured.items())
             lines.append(f"{model}, pass@1: {told}")
-    write_record(folder, {"headline": "; ".join(lines), "figures": rows})
-    pages.write_runs(folder, runs, rows, logs)
-    pages.write_index(folder)
-    return lines
+    record = {"headline": "; ".join(lines), "figures": rows}
+    return lines, record, lambda folder: pages.write_runs(folder, named, rows, logs)
 
 
 def in_points(difference: Interval, form: str = "{} ({} to {})") -> str:
     """Return a difference with its interval, in points of 100."""
-    numbers = (difference.value, difference.low, difference.high)
-    return form.format(*(f"{100 * number:+.1f}" for number in numbers))
+    return form.format(*(f"{100 * number:+.1f}" for number in asdict(difference).values()))
 
 
-def check_headers(headers: list[EvaluationHeader], allowed: Collection[str] = ()) -> None:
-    """Refuse headers of different questions, or of settings that differ and are not `allowed`."""
-
-    def limited(header: EvaluationHeader) -> dict[str, Any]:  # no more tokens than the context allows
-        settings = asdict(header) | header.settings
-        return settings | {"max_tokens": min(settings.get("max_tokens", header.context), header.context)}
-
-    first, *others = headers
-    for other in others:
-        names = f"{first.model} and {other.model} on {first.benchmark}"
-        if first.questions != other.questions:
+def check_alike(a: EvaluationHeader, b: EvaluationHeader, allowed: Collection[str]) -> None:
+    """Refuse evaluations of different questions, or with settings that differ and are not `allowed`."""
+    names = f"{a.model} and {b.model} on {a.benchmark}"
+    if a.questions != b.questions:
+        raise AimoError(f"{names}: their questions differ; evaluate both on one file with the same --rows")
+    if a.answer != b.answer:
+        raise AimoError(f"{names}: answers are judged by two rules; evaluate both with one --competition")
+    mine, theirs = ({"context": one.context} | one.settings for one in (a, b))
+    for one in (mine, theirs):  # no more tokens than the context allows
+        one["max_tokens"] = min(one.get("max_tokens", one["context"]), one["context"])
+    for key in (*ASKED, "context"):  # but for what an older version did not record
+        if key in mine and key in theirs and mine[key] != theirs[key] and key not in allowed:
             raise AimoError(
-                f"{names}: their questions differ; evaluate both on one file with the same --rows"
+                f"{names}: {key} is {mine[key]!r} for one and {theirs[key]!r} for the other; evaluate again "
+                f"with the same, or compare its effect with --differ {key}"
             )
-        if first.answer != other.answer:
-            raise AimoError(f"{names}: answers are judged by two rules; evaluate both with one --competition")
-        mine, theirs = limited(first), limited(other)
-        for key in (*ASKED, "context"):  # but for what an older version did not record
-            if key in mine and key in theirs and mine[key] != theirs[key] and key not in allowed:
-                raise AimoError(
-                    f"{names}: {key} is {mine[key]!r} for one and {theirs[key]!r} for the other; evaluate "
-                    f"again with the same, or compare its effect with --differ {key}"
-                )
 
 
 def compare_scores(a: Scores, b: Scores) -> Comparison:
     """Compare two models on the same questions, by as many completions as both have."""
     k = min(a.samples, b.samples)
     a, b = a.first(k), b.first(k)
-    passes = mean_interval(b.right.mean(axis=1) - a.right.mean(axis=1))
-    tokens = ratio_interval(b.tokens, a.tokens)
+    gains = b.right.mean(axis=1) - a.right.mean(axis=1)
+    passes, tokens = mean_interval(gains), scores.ratio_interval(b.tokens, a.tokens)
     if k > 1:
-        p = sign_flip(b.right.mean(axis=1) - a.right.mean(axis=1))
-        return Comparison(a, b, passes, mean_interval(b.votes() - a.votes()), tokens, p)
-    p = mcnemar(int((b.right & ~a.right).sum()), int((a.right & ~b.right).sum()))
-    return Comparison(a, b, passes, None, tokens, p)
+        votes = mean_interval(b.votes() - a.votes())
+        return Comparison(a, b, passes, votes, tokens, scores.sign_flip(gains))
+    return Comparison(a, b, passes, None, tokens, mcnemar(int((gains > 0).sum()), int((gains < 0).sum())))
 
 
 def mcnemar(gained: int, lost: int) -> float:
@@ -196,17 +180,18 @@ def verdict(found: Comparison, a: str, b: str) -> str:
     bounds = in_points(found.passes, "95 % interval {1} to {2}")
     if found.a.samples == 1:
         bounds += f", McNemar p = {found.p:.2g}"
-    if found.would_be_alone:
-        kind = "better" if points > 0 else "worse"
-        said = f"{b} is {kind} than {a} by {abs(points):.1f} points of pass@1 ({bounds})"
-        if found.is_real:
-            many = f", also among {found.tests} comparisons" if found.tests > 1 else ""
-            return f"{said}: more than luck{many}."
-        one = f"of {found.tests} comparisons one or another looks like this by chance"
-        if found.tests == 1:
-            one = "on so few questions random signs give as much"
-        return f"{said}, which may be luck: {one} (p = {found.p:.2g}, corrected {found.corrected:.2g})."
-    return f"{b} against {a}: {points:+.1f} points of pass@1 ({bounds}) may be luck. {what_would_tell(found)}"
+    if not found.would_be_alone:
+        open_ = f"{b} against {a}: {points:+.1f} points of pass@1 ({bounds}) may be luck."
+        return f"{open_} {what_would_tell(found)}"
+    kind = "better" if points > 0 else "worse"
+    said = f"{b} is {kind} than {a} by {abs(points):.1f} points of pass@1 ({bounds})"
+    if found.is_real:
+        many = f", also among {found.tests} comparisons" if found.tests > 1 else ""
+        return f"{said}: more than luck{many}."
+    one = f"of {found.tests} comparisons one or another looks like this by chance"
+    if found.tests == 1:
+        one = "on so few questions random signs give as much"
+    return f"{said}, which may be luck: {one} (p = {found.p:.2g}, corrected {found.corrected:.2g})."
 
 
 def what_would_tell(found: Comparison) -> str:
@@ -218,7 +203,7 @@ def what_would_tell(found: Comparison) -> str:
     if found.passes.value == 0:
         return "No number of completions would show a difference of nothing."
     wanted = (found.passes.value / FOUND) ** 2  # the variance at which it shows
-    rates = [scores.right.mean(axis=1) for scores in (found.a, found.b)]
+    rates = [one.right.mean(axis=1) for one in (found.a, found.b)]
     total = float(np.var(rates[1] - rates[0], ddof=1)) if n > 1 else 0.0
     within = sum(float(np.mean(rate * (1 - rate))) for rate in rates) * k / (k - 1) if k > 1 else 0.0
     between = max(0.0, total - within / k)

@@ -21,6 +21,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import yaml
+from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -127,17 +130,15 @@ def sample_missing(
     wanted: Wanted, questions: dict[str, Any], start: Callable[[Settings], Sampler], folder: Path
 ) -> dict[str, completions.CompletionFile]:
     """Sample the completions that are missing; return the closed files by benchmark."""
-    sampler, files = None, {}
+    sampler, files, rules = None, {}, wanted.rules
     with ExitStack() as stack:
         for benchmark, asked in questions.items():
             # Files and tables call a benchmark by its name in the table, or by its file's.
             name = benchmark if benchmark in benchmarks.BENCHMARKS else Path(benchmark).stem
             settings, path = wanted.settings(benchmark), folder / f"{name}.jsonl"
-            header = completions.EvaluationHeader(
-                wanted.name, wanted.weights, name, wanted.seed, settings.asked, 0, asked
-            )
-            if rules := wanted.rules:
-                header = replace(header, answer=write_kind(rules.answer), rules=rules.rules)
+            known = wanted.name, wanted.weights, name, wanted.seed, settings.asked, 0, asked
+            judged = (write_kind(rules.answer), rules.rules) if rules else (None, "")
+            header = completions.EvaluationHeader(*known, "", *judged)
             if path.exists():
                 with completions.CompletionFile(path, header) as files[name]:
                     if not files[name].missing(settings.samples):
@@ -148,12 +149,10 @@ def sample_missing(
             sampler.settings = settings
             served = "" if isinstance(sampler.model, Path) else sampler.model
             header = replace(header, context=sampler.max_length, served=served)
-            total = settings.samples * len(asked)
-            with (
-                completions.CompletionFile(path, header) as files[name],
-                counting(name, total, total - len(files[name].missing(settings.samples))) as step,
-            ):
-                completions.sample_file(sampler, files[name], settings.samples, step)
+            with completions.CompletionFile(path, header) as files[name]:
+                total, left = settings.samples * len(asked), len(files[name].missing(settings.samples))
+                with counting(name, total, total - left) as step:
+                    completions.sample_file(sampler, files[name], settings.samples, step)
     return files
 
 
@@ -171,27 +170,55 @@ def write_results(wanted: Wanted, found: dict[str, Scores], others: dict[str, An
     }
     if wanted.audit:
         record["audit"] = {name: scores.disagreements(one) for name, one in found.items()}
-    unread = {name: scores.unread_rows(one) for name, one in found.items() if one.unread.any()}
     record["votes"] = {}
-    shown: dict[str, Any] = {"questions": {}, "settings": {}, "curves": {}, "unread": unread, "since": {}}
+    published = benchmarks.beside_published(wanted.name, measured)
+    shown: dict[str, Any] = {"settings": {}, "curves": {}, "questions": {}, "unread": {}, "since": {}}
+    # The newest evaluation of the same questions beside this one: which votes have flipped since?
+    beside = [path for path in folder.parent.glob(f"*/{FIGURES}") if path.parent != folder]
+    beside.sort(key=lambda path: path.stat().st_mtime, reverse=True)
     for name, one in found.items():
-        sizes = scores.vote_sizes(one.samples)
-        votes, digest = (one.votes() > 0.5).tolist(), sha256(repr(one.header.questions).encode())
-        record["votes"][name] = {"questions": digest.hexdigest(), "right": votes}
-        shown["questions"][name] = [question_row(one, i) | {"vote": vote} for i, vote in enumerate(votes)]
-        shown["since"] |= votes_before(folder, name, record["votes"][name]["questions"])
+        votes, digest = (one.votes() > 0.5).tolist(), sha256(repr(asked[name]).encode()).hexdigest()
+        record["votes"][name] = {"questions": digest, "right": votes}
+        for path in beside:
+            with suppress(
+                AimoError, LookupError, TypeError
+            ):  # another's broken file, or one of version 1.0.1
+                voted = read_json(path, "")["votes"][name]
+                if voted["questions"] == digest:
+                    shown["since"][name] = path.parent.name, voted["right"]
+                    break
         shown["settings"][name] = one.header.settings | {"context": one.header.context}
+        shown["questions"][name] = [question_row(one, i) | {"vote": vote} for i, vote in enumerate(votes)]
+        sizes = scores.vote_sizes(one.samples)
         shown["curves"][name] = {
             "pass@k": {k: float(scores.pass_at(one.right, k).mean()) for k in sizes},
             "maj@k": {k: float(one.majority(k).mean()) for k in sizes},
         }
-    # Not those of a file that has a benchmark's name.
-    whole = {name: figures[name] for name in wanted.benchmarks if name in figures and wanted.rows is None}
-    for name, text in benchmarks.hub_results(whole, f"aimo {version('aimo')}").items():
-        (folder / ".eval_results").mkdir(exist_ok=True)
-        write_whole(folder / ".eval_results" / f"{name}.yaml", text)
+        if one.unread.any():  # wrong completions that state the right answer
+            shown["unread"][name] = [
+                {
+                    "question": asked[name][i].id,
+                    "gold": asked[name][i].answer,
+                    "read": one.answers[i][j] or "none",
+                    "end": one.traces[i][j].text[-120:],
+                }
+                for i, j in zip(*np.nonzero(one.unread), strict=True)
+            ]
+    # For the hub (huggingface.co/docs/hub/eval-results), whole benchmarks with a board there; not a file with
+    # a benchmark's name. MathArena's sets name their task as the set (`eval.yaml`).
+    for name in benchmarks.BENCHMARKS.keys() & figures.keys() & {*wanted.benchmarks}:
+        source, k = benchmarks.BENCHMARKS[name].source, found[name].samples
+        if source.startswith("MathArena/") and wanted.rows is None:
+            entry = EvalResultEntry(
+                dataset_id=source,
+                task_id=source,
+                value=round(100 * figures[name]["pass@1"][0], 2),
+                notes=f"pass@1 in percent, k = {k}; aimo {version('aimo')}",
+            )
+            (folder / ".eval_results").mkdir(exist_ok=True)
+            text = yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False)
+            write_whole(folder / ".eval_results" / f"{name}.yaml", text)
     write_json(folder / FIGURES, record)
-    published = benchmarks.beside_published({wanted.name: measured})
     pages.write_evaluation(folder, record | shown | {"published": published})
     track(wanted.log_to, folder, wanted.name, figures)
     pages.write_index(folder)
@@ -199,28 +226,18 @@ def write_results(wanted: Wanted, found: dict[str, Scores], others: dict[str, An
 
 def question_row(one: Scores, i: int) -> dict[str, Any]:
     """Return the i-th question with its pass rate and its completions."""
-    question = one.header.questions[i]
-    completions = zip(one.right[i].tolist(), one.answers[i], one.traces[i], strict=True)
+    question, group = (
+        one.header.questions[i],
+        zip(one.right[i].tolist(), one.answers[i], one.traces[i], strict=True),
+    )
     return {
         "id": question.id,
         "problem": question.problem,
         "gold": question.answer,
         "right": float(one.right[i].mean()),
         "tokens": float(one.tokens[i]),
-        "completions": [{"right": ok, "answer": a, "text": t.text} for ok, a, t in completions],
+        "completions": [{"right": ok, "answer": answer, "text": trace.text} for ok, answer, trace in group],
     }
-
-
-def votes_before(folder: Path, benchmark: str, questions: str) -> dict[str, tuple[str, list[bool]]]:
-    """Return, by benchmark, the name and the votes of the newest evaluation beside `folder` of the same
-    questions; {} without one."""
-    others = [path for path in folder.parent.glob(f"*/{FIGURES}") if path.parent != folder]
-    for path in sorted(others, key=lambda path: path.stat().st_mtime, reverse=True):
-        with suppress(AimoError, LookupError, TypeError):  # another's broken file, or one of version 1.0.1
-            voted = read_json(path, "")["votes"][benchmark]
-            if voted["questions"] == questions:
-                return {benchmark: (path.parent.name, voted["right"])}
-    return {}
 
 
 def track(to: str, folder: Path, name: str, figures: dict[str, dict[str, Any]]) -> None:
@@ -350,21 +367,17 @@ def kept_questions(found: dict[str, Scores]) -> list[dict[str, Any]]:
     """Return SHOWN of n questions with the completions of each model, those first whose vote has `flipped`
     from a model to the next."""
     votes = {name: (one.votes() > 0.5).tolist() for name, one in found.items()}
-    rows = []
+    told = []  # of each question
     for i in range(len(next(iter(votes.values())))):
         changes = ((name, pages.flipped(votes[a][i], votes[name][i])) for a, name in pairwise(votes))
-        told = ", ".join(f"{name}: {change}" for name, change in changes if change)
-        rows.append((told, i))
-    rows.sort(key=lambda row: not row[0])  # stable
+        told.append(", ".join(f"{name}: {change}" for name, change in changes if change))
     shown = []
     most = pages.shown_of(SHOWN * sum(one.samples for one in found.values()))
-    for told, i in rows[:SHOWN]:
+    for i in sorted(range(len(told)), key=lambda i: not told[i])[:SHOWN]:
         sides = {name: question_row(one, i) for name, one in found.items()}
+        for completion in (one for side in sides.values() for one in side["completions"]):
+            completion["text"] = pages.cut(completion["text"], most)
         first = next(iter(sides.values()))
-        for side in sides.values():
-            for completion in side["completions"]:
-                completion["text"] = pages.cut(completion["text"], most)
-        shown.append(
-            {key: first[key] for key in ("id", "problem", "gold")} | {"flipped": told, "sides": sides}
-        )
+        named = {key: first[key] for key in ("id", "problem", "gold")}
+        shown.append(named | {"flipped": told[i], "sides": sides})
     return shown

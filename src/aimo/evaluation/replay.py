@@ -16,21 +16,14 @@ from dataclasses import astuple, dataclass, fields, replace
 from functools import reduce
 from math import comb
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from aimo.evaluation.scores import (
-    FOUND,
-    SIGNIFICANCE,
-    Interval,
-    benjamini_hochberg,
-    mean_interval,
-    ratio_interval,
-    sign_flip,
-)
+from aimo.evaluation import scores
+from aimo.evaluation.scores import FOUND, SIGNIFICANCE, Interval
 from aimo.evaluation.traces import RecordedQuestion, RecordedSample, Traces, Vote
 from aimo.inference import voting
 from aimo.inference.errors import AimoError
@@ -43,10 +36,6 @@ OURS = "ours"
 STOPS = (OURS, "all", "4 of 8", "4 of 16", "5 of 15", "10 ended of 12")
 WEIGHTS = ("programs", "length", "logprob", "tail_logprob", "entropy", "tail_entropy", "ties")
 SHOWN = 5  # questions that flipped
-GRAMMAR = (
-    f"a rule is STOP or STOP:WEIGHT; STOP is ours, ours KEY=VALUE …, all, N of K, or N ended of K; "
-    f"WEIGHT is equal, {', '.join(WEIGHTS)}"
-)
 
 
 @dataclass(frozen=True)
@@ -64,22 +53,22 @@ def parse_rule(name: str) -> Rule:
     """Return the rule of a name such as `ours`, `ours max_error=0.1`, `4 of 8` or `all:entropy`."""
     stop, _, weight = (part.strip() for part in name.partition(":"))
     is_ours, *changes = stop.split() or [""]
-    if weight not in ("", "equal", *WEIGHTS):
-        raise AimoError(f"--policy {name!r}: {GRAMMAR}")
-    if is_ours == OURS:
+    found = re.fullmatch(r"all|(\d+)( ended)? of (\d+)", stop)
+    if weight not in ("", "equal", *WEIGHTS) or not (found or is_ours == OURS):
+        raise AimoError(
+            f"--policy {name!r}: a rule is STOP or STOP:WEIGHT; STOP is ours, ours KEY=VALUE …, all, N of K, "
+            f"or N ended of K; WEIGHT is equal, {', '.join(WEIGHTS)}"
+        )
+    if not found:
         types = {field.name: type(getattr(voting.POLICY, field.name)) for field in fields(voting.Policy)}
         try:
             pairs = dict(change.split("=") for change in changes)
             policy = replace(voting.POLICY, **{key: types[key](value) for key, value in pairs.items()})
         except (ValueError, KeyError):
-            raise AimoError(
-                f"--policy {name!r}: ours has the keys {', '.join(types)}, each with a number"
-            ) from None
+            told = f"ours has the keys {', '.join(types)}, each with a number"
+            raise AimoError(f"--policy {name!r}: {told}") from None
         # The solver always looks at what programs printed.
         return Rule(name, lambda state: voting.next_step(state, policy), None, weight or "programs", True)
-    found = re.fullmatch(r"all|(\d+)( ended)? of (\d+)", stop)
-    if not found:
-        raise AimoError(f"--policy {name!r}: {GRAMMAR}")
     needed, samples = (int(number) if number else None for number in (found[1], found[3]))
 
     def next_step(state: State) -> Step:
@@ -94,24 +83,16 @@ def parse_rule(name: str) -> Rule:
     return Rule(name, next_step, samples, weight or "equal")
 
 
-class Outcome(NamedTuple):
-    """What one rule made of one order of a question's samples."""
-
-    answer: Vote
-    tokens: float
-    wall: float
-
-
 def play(
     samples: Sequence[RecordedSample], rule: Rule, budget: float = math.inf
-) -> tuple[dict[int, Vote], Outcome]:
+) -> tuple[Vote, float, float]:
     """Replay samples in the order in which they are started, for `budget` units of wall time at most.
 
-    Returns the answers by sample in the order in which they ended, and the outcome.
+    Returns the rule's answer, the tokens that were written, and the wall time.
     """
     running: dict[int, float] = {}  # sample: the time of its start
     ends: dict[int, float] = {}  # sample: the time at which it ends unless it is cut
-    over: dict[int, Vote] = {}
+    over: dict[int, Vote] = {}  # sample: its answer, in the order in which they end
     votes: Counter[Any] = Counter()  # peers vote for texts too
     weights: dict[Any, float] = {}
     each: list[float] = []
@@ -120,23 +101,22 @@ def play(
     now = tokens = longest = 0.0
     fresh = 0
     while True:
-        left = len(samples) - fresh
         scale = 1.0 if rule.weight in ("equal", "programs") else voting.mean_one(each)
         scaled = {answer: weight * scale for answer, weight in weights.items()}
-        state = State(
-            votes, len(over), len(running), left, longest, budget - now, 0.0, scaled, max_weight * scale
+        counts = len(over), len(running), len(samples) - fresh
+        step = rule.next_step(
+            State(votes, *counts, longest, budget - now, weights=scaled, max_weight=max_weight * scale)
         )
-        step = rule.next_step(state)
         if step.stop:
             tokens += sum((now - start) * samples[i].pace for i, start in running.items())
             # Most weight wins, then most votes. Among equals ours takes the smallest answer; a peer the first
             # to end or, where it awaits all samples, the first to be started.
             if rule.is_ours:
-                return over, Outcome(voting.leader(weights, votes), tokens, now)
+                return voting.leader(weights, votes), tokens, now
             order = sorted(over) if rule.samples is None else over
             candidates = [over[i] for i in order if over[i] is not None]
             best = max(candidates, key=lambda answer: (weights[answer], votes[answer]), default=None)
-            return over, Outcome(best, tokens, now)
+            return best, tokens, now
         for i in range(fresh, fresh + step.start):
             running[i], ends[i] = now, now + samples[i].tokens / samples[i].pace
         fresh += step.start
@@ -170,16 +150,8 @@ def replay_order(
 ) -> tuple[bool, float, float]:
     """Return whether a rule is right on one order of a question's samples, its tokens and its wall time."""
     samples = question.ours if rule.is_ours else question.peer
-    answer, tokens, wall = play([samples[i] for i in order[: rule.samples]], rule, budget)[1]
+    answer, tokens, wall = play([samples[i] for i in order[: rule.samples]], rule, budget)
     return question.is_right(answer), tokens, wall
-
-
-class Measured(NamedTuple):
-    """What a rule made of n questions: (n,) means over the orders of each question."""
-
-    accuracy: np.ndarray
-    tokens: np.ndarray
-    wall: np.ndarray
 
 
 def measure(
@@ -189,10 +161,11 @@ def measure(
     seed: int = 0,
     samples: int | None = None,
     budget: float = math.inf,
-) -> list[Measured]:
-    """Replay `draws` random orders of each question, of `samples` of its samples or of all, with each rule.
+) -> np.ndarray:
+    """Return (rules, 3, n) each rule's accuracy, tokens and wall time on n questions.
 
-    An order that was drawn twice is replayed once. Costs a second for 120,000 samples.
+    They are means over `draws` random orders of a question's samples, of `samples` of them or of all. An
+    order that was drawn twice is replayed once. Costs a second for 120,000 samples.
     """
     rng = random.Random(seed)
     figures = np.zeros((len(rules), 3, len(questions)))
@@ -203,7 +176,7 @@ def measure(
         for order, times in orders.items():
             for r, rule in enumerate(rules):
                 figures[r, :, n] += times * np.array(replay_order(question, order, rule, budget))
-    return [Measured(*figure) for figure in figures / draws]
+    return figures / draws
 
 
 @dataclass(frozen=True)
@@ -234,46 +207,41 @@ def compare_rules(
     samples: int | None = None,
     budget: float = math.inf,
 ) -> list[Figures]:
-    """Measure our default and other rules on one file; without `rules`, all whose weights it has recorded."""
+    """Measure our default and other rules on one file.
+
+    Without `rules`, those are every stop rule, and every recorded weight on all samples and with our stop
+    rule. AimoError for a weight that the file has not recorded.
+    """
+    recorded = ["equal", "length"]
+    for weight in WEIGHTS:
+        name = {"programs": "printed", "ties": "entropy"}.get(weight, weight)
+        each = (sample for question in traces.questions for sample in question.ours)
+        if any(getattr(sample, name, None) not in (None, ()) for sample in each):
+            recorded.append(weight)
     for rule in rules:
-        if ":" in rule.name and not has_weight(traces, rule.weight):
+        if ":" in rule.name and rule.weight not in recorded:
             remedy = "record it with inference.confidence=true" if rule.weight != "programs" else "use tools"
             raise AimoError(f"--policy {rule.name!r}: {traces.name} has no {rule.weight} recorded; {remedy}")
-    compared = [parse_rule(OURS), *(rule for rule in rules or defaults(traces) if rule.name != OURS)]
+    weights = [weight for weight in WEIGHTS if weight in recorded]
+    names = [*STOPS, *(f"all:{weight}" for weight in weights)]
+    names += [f"ours:{'equal' if weight == 'programs' else weight}" for weight in weights]
+    compared = [parse_rule(OURS)]
+    compared += [rule for rule in rules or map(parse_rule, names) if rule.name != OURS]
     measured = measure(traces.questions, compared, draws, seed, samples, budget)
     ours, found = measured[0], []
-    chances = [sign_flip(one.accuracy - ours.accuracy, seed) for one in measured[1:]]
-    corrected = [1.0, *benjamini_hochberg(chances)]
+    chances = [scores.sign_flip(accuracy - ours[0], seed) for accuracy, _, _ in measured[1:]]
+    corrected = [1.0, *scores.benjamini_hochberg(chances)]
     for rule, one, p, q in zip(compared, measured, [1.0, *chances], corrected, strict=True):
         accuracy, tokens, wall = (float(values.mean()) for values in one)
-        intervals = (
-            mean_interval(one.accuracy - ours.accuracy, seed),
-            ratio_interval(ours.tokens, one.tokens, seed),
-            ratio_interval(ours.wall, one.wall, seed),
-        )
+        difference = scores.mean_interval(one[0] - ours[0], seed)
+        tokens_ratio, wall_ratio = (scores.ratio_interval(ours[i], one[i], seed) for i in (1, 2))
         flips = {
-            traces.questions[i].id: (float(ours.accuracy[i]), float(one.accuracy[i]))
-            for i in np.flatnonzero((one.accuracy > 0.5) != (ours.accuracy > 0.5))
+            traces.questions[i].id: (float(ours[0, i]), float(one[0, i]))
+            for i in np.flatnonzero((one[0] > 0.5) != (ours[0] > 0.5))
         }
-        figures = rule.name, accuracy, tokens, wall, *intervals
-        found.append(Figures(traces.name, traces.unit, *figures, flips, p, q))
+        means = rule.name, accuracy, tokens, wall, difference, tokens_ratio, wall_ratio
+        found.append(Figures(traces.name, traces.unit, *means, flips, p, q))
     return found
-
-
-def defaults(traces: Traces) -> list[Rule]:
-    """Return every stop rule, and every recorded weight on all samples and with our stop rule."""
-    weights = [weight for weight in WEIGHTS if has_weight(traces, weight)]
-    of_all = [f"all:{weight}" for weight in weights]
-    of_ours = [f"ours:{'equal' if weight == 'programs' else weight}" for weight in weights]
-    return [parse_rule(name) for name in (*STOPS, *of_all, *of_ours)]
-
-
-def has_weight(traces: Traces, weight: str) -> bool:
-    if weight in ("equal", "length"):
-        return True
-    name = {"programs": "printed", "ties": "entropy"}.get(weight, weight)
-    samples = (sample for question in traces.questions for sample in question.ours)
-    return any(getattr(sample, name) not in (None, ()) for sample in samples)
 
 
 def plot_rules(figures: Sequence[Figures], to: Path) -> None:
@@ -288,32 +256,17 @@ def plot_rules(figures: Sequence[Figures], to: Path) -> None:
         for place, rules in names.items():
             is_ours, left = OURS in rules, place[0] > middle  # its label stays within the panel
             panel.scatter(*place, s=40, color="tab:red" if is_ours else "tab:gray")
-            panel.annotate(
-                "\n".join(map(plots.label, rules)),
-                place,
-                (-6 if left else 6, 8 if is_ours else 0),
-                textcoords="offset points",
-                fontsize=8,
-                ha="right" if left else "left",
-                va="center",
-            )
+            offset = (-6 if left else 6, 8 if is_ours else 0)
+            align = {"ha": "right" if left else "left", "va": "center"}
+            text = "\n".join(map(plots.label, rules))
+            panel.annotate(text, place, offset, textcoords="offset points", fontsize=8, **align)
         panel.set(title=plots.label(file), xlabel="tokens a question", ylabel="accuracy")
         panel.margins(0.15)
     plots.save(canvas, to, dpi=110)
 
 
-def judge_rules(figures: Sequence[Figures]) -> str:
-    """Say which rules differ from ours in accuracy by more than luck, given how many are compared."""
-    count = len(figures) - 1
-    real = [one.rule for one in figures if one.corrected < SIGNIFICANCE]
-    differ = "differ" if len(real) > 1 else "differs"
-    told = f"{differ} from ours in accuracy by more than luck among {count} (Benjamini-Hochberg)"
-    said = f"{', '.join(real) or 'no rule'} {told}"
-    lost = [one.rule for one in figures if one.p < SIGNIFICANCE <= one.corrected]
-    return f"{said}; alone {', '.join(lost)} would" if lost else said
-
-
 def show_rules(traces: Traces, figures: Sequence[Figures]) -> None:
+    """Print the table, which rules differ from ours by more than luck, and the questions that flipped."""
 
     def text(interval: Interval, form: str) -> str:  # + 0 makes -0.0 a 0.0
         value, low, high = (f"{round(x, 3) + 0:{form}}" for x in astuple(interval))
@@ -327,7 +280,12 @@ def show_rules(traces: Traces, figures: Sequence[Figures]) -> None:
         table.add_row(row.rule, f"{row.accuracy:.3f}", text(row.difference, "+.3f"), *tokens, *wall)
     Console(width=120).print(table)
     print(f"wall in {traces.unit}")
-    print(judge_rules(figures))
+
+    real = [one.rule for one in figures if one.corrected < SIGNIFICANCE]
+    lost = [one.rule for one in figures if one.p < SIGNIFICANCE <= one.corrected]
+    differ = f"{', '.join(real) or 'no rule'} {'differ' if len(real) > 1 else 'differs'} from ours"
+    told = f"in accuracy by more than luck among {len(figures) - 1} (Benjamini-Hochberg)"
+    print(f"{differ} {told}" + (f"; alone {', '.join(lost)} would" if lost else ""))
     if traces.stopped:
         print(f"{traces.stopped} samples were stopped early: without a vote, and no longer than they ran")
     for row in figures:
@@ -354,19 +312,10 @@ class Forecast:
 
     scores: np.ndarray  # 0, 1 / runs, 2 / runs …
     chances: np.ndarray  # of each score
+    at_least: np.ndarray  # the chance of each score or a higher one
+    mean: float
+    deviation: float
     luck: float  # standard deviation of the score of one run on the same questions
-
-    @property
-    def mean(self) -> float:
-        return float(self.scores @ self.chances)
-
-    @property
-    def deviation(self) -> float:
-        return float(np.sqrt((self.scores - self.mean) ** 2 @ self.chances))
-
-    def at_least(self) -> np.ndarray:
-        """Return the chance of each score or a higher one."""
-        return self.chances[::-1].cumsum()[::-1]
 
 
 def chances_of(
@@ -394,8 +343,11 @@ def forecast_score(rates: Sequence[float], runs: int, questions: int) -> Forecas
     rights = range(runs + 1)  # of a question, binomial: given p_q, runs are independent
     each = np.array([[comb(runs, k) * p**k * (1 - p) ** (runs - k) for k in rights] for p in rates])
     chances = reduce(np.convolve, each if len(rates) == questions else [each.mean(axis=0)] * questions)
-    variance = np.mean([rate * (1 - rate) for rate in rates]) * questions
-    return Forecast(np.arange(len(chances)) / runs, chances, float(np.sqrt(variance)))
+    points = np.arange(len(chances)) / runs
+    mean = float(points @ chances)
+    deviation = float(np.sqrt((points - mean) ** 2 @ chances))
+    luck = float(np.sqrt(np.mean([rate * (1 - rate) for rate in rates]) * questions))
+    return Forecast(points, chances, chances[::-1].cumsum()[::-1], mean, deviation, luck)
 
 
 def runs_to_tell(deviation: float, gain: float = 1.0) -> int:
@@ -409,7 +361,7 @@ def runs_to_tell(deviation: float, gain: float = 1.0) -> int:
 
 def show_forecast(found: Forecast) -> None:
     table = Table("score", "chance", "at least")
-    for score, chance, more in zip(found.scores, found.chances, found.at_least(), strict=True):
+    for score, chance, more in zip(found.scores, found.chances, found.at_least, strict=True):
         if chance >= LEAST_SHOWN:
             table.add_row(f"{score:g}", f"{chance:.1%}", f"{more:.1%}")
     Console().print(table)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from itertools import chain
 from math import comb
 from pathlib import Path
 from statistics import NormalDist
@@ -69,15 +70,14 @@ class Scores:
 
     @cached_property
     def ballots(self) -> list[tuple[list[Any], list[Any]]]:
-        groups = zip(self.header.questions, self.answers, self.right, strict=True)
-        kind = self.header.kind
-        return [ballot(question.answer, found, right, kind) for question, found, right in groups]
+        kind, rows = self.header.kind, zip(self.header.questions, self.answers, self.right, strict=True)
+        return [ballot(question.answer, found, right, kind) for question, found, right in rows]
 
     def first(self, k: int) -> "Scores":
         """Return the scores of the first k completions of each question."""
-        traces, found = ([group[:k] for group in rows] for rows in (self.traces, self.answers))
-        cut = {"right": self.right[:, :k], "unread": self.unread[:, :k]}
-        return replace(self, traces=traces, answers=found, **cut)  # type: ignore[arg-type]
+        traces, found = [group[:k] for group in self.traces], [group[:k] for group in self.answers]
+        right, unread = self.right[:, :k], self.unread[:, :k]
+        return replace(self, traces=traces, answers=found, right=right, unread=unread)
 
     def majority(self, k: int, rng: random.Random | None = None) -> NDArray[np.float64]:
         """Return (n,) the probability that the vote of k of a question's completions is right."""
@@ -115,25 +115,18 @@ def score(header: EvaluationHeader, traces: Sequence[Trace]) -> Scores:
     tags, kind = Tags(**header.settings.get("tags", {})), header.kind
     find = kind.find if kind else answers.extract
     found = [[find(trace.text, tags) for trace in group] for group in groups]
-    golds = [question.answer for question in header.questions for _ in range(k)]
-    verdicts = judge.are_equal([answer for group in found for answer in group], golds, kind)
+    golds = [[question.answer] * k for question in header.questions]
+    verdicts = judge.are_equal([*chain(*found)], [*chain(*golds)], kind)
     rows = [verdicts[i : i + k] for i in range(0, len(verdicts), k)]
     unreadable = [question.id for question, row in zip(header.questions, rows, strict=True) if None in row]
     right = np.array([[verdict is True for verdict in row] for row in rows])
-    asked = zip(header.questions, groups, found, right, strict=True)
-    unread = [
-        [not ok and holds(trace, answer, question.answer) for trace, answer, ok in zip(*row, strict=True)]
-        for question, *row in asked
-    ]
-    return Scores(header, groups, found, right, unreadable, np.array(unread))
+    held = [[*map(holds, *row)] for row in zip(groups, found, golds, strict=True)]
+    return Scores(header, groups, found, right, unreadable, ~right & np.array(held))
 
 
 def holds(trace: Trace, answer: str | None, gold: str) -> bool:
-    """Return whether a wrong completion states the gold answer, which was not read as its answer.
-
-    It stands alone in what was read, beside words and no other number (`42 or so`). Where nothing was read,
-    it stands in the last paragraph of a completion that came to its end.
-    """
+    """Return whether a completion states the gold answer: alone in what was read, beside words and no other
+    number (`42 or so`), or, where nothing was read, in the last paragraph of one that came to its end."""
     alone = re.compile(rf"(?<![\w.\\]){re.escape(gold.strip())}(?!\w|\.\d)")
     if answer is None:
         closing = trace.text.rstrip().rpartition("\n\n")[2][-CLOSING:]
@@ -158,9 +151,10 @@ def ballot(
     if number is not None:
         return [number], [answers.to_integer(answer) for answer in found]
     known: dict[str, int] = {}
-    pairs = zip(found, right, strict=True)
-    names = [gold if ok else None if answer is None else canonical(answer) for answer, ok in pairs]
-    votes = [None if name is None else known.setdefault(name, len(known)) for name in names]
+    votes: list[int | None] = []
+    for answer, ok in zip(found, right, strict=True):
+        name = gold if ok else answer if answer is None else canonical(answer)
+        votes.append(None if name is None else known.setdefault(name, len(known)))
     return [known[gold]] if gold in known else [], votes
 
 
@@ -202,20 +196,6 @@ def figures_of(scores: Scores) -> dict[str, Any]:
                 label: {"questions": len(group), "pass@1": spread(group)} for label, group in groups.items()
             }
     return figures
-
-
-def unread_rows(scores: Scores) -> list[dict[str, Any]]:
-    """Return each wrong completion that states the right answer: what was read of it, and its end."""
-    return [
-        {
-            "question": question.id,
-            "gold": question.answer,
-            "read": scores.answers[i][j] or "none",
-            "end": scores.traces[i][j].text[-120:],
-        }
-        for i, question in enumerate(scores.header.questions)
-        for j in np.flatnonzero(scores.unread[i])
-    ]
 
 
 def disagreements(scores: Scores) -> list[dict[str, Any]]:
@@ -308,9 +288,9 @@ def sample_rows(
             streams += [sample(row, ids, sample_seed(seed, question.problem, i)) for i in range(num_samples)]
         return await asyncio.gather(*streams)
 
-    header = EvaluationHeader("", "", "held-out problems", seed, {"tags": asdict(prompt.tags)}, 0, questions)
-    if rules:
-        header = replace(header, answer=write_kind(rules.answer))
+    asked = {"tags": asdict(prompt.tags)}, 0, questions
+    answer = write_kind(rules.answer) if rules else None
+    header = EvaluationHeader("", "", "held-out problems", seed, *asked, answer=answer)
     traces = [
         Trace(str(n // num_samples), n % num_samples, 0, one.text, one.tokens, one.finished, 0.0, 0.0)
         for n, one in enumerate(engine.run(sample_all()))

@@ -83,31 +83,31 @@ def evaluate_submission(
             golds = competitions.known_answers(table, rules)
             given = [answers for answers, _ in passes]
             solutions = [solution for _, solved in passes for solution in solved.values()]
-            rows.append(
-                {
-                    "file": name,
-                    "questions": len(golds),
-                    "score": competitions.score_of(rules, golds, given),
-                    "right in each pass": [
-                        sum(rules.answer.equal(gold, one[q]) for q, gold in golds.items()) for one in given
-                    ],
-                    "fallbacks": sum(not solution.votes for solution in solutions),
-                    "seconds": round(sum(solution.seconds for solution in solutions), 1),
-                    "slowest": round(max(solution.seconds for solution in solutions), 1),
-                    "tokens": sum(sample.tokens for one in solutions for sample in one.samples),
-                    "left out": left_out,
-                }
-            )
+            seconds = [solution.seconds for solution in solutions]
+            row = {
+                "file": name,
+                "questions": len(golds),
+                "score": competitions.score_of(rules, golds, given),
+                "right in each pass": [
+                    sum(rules.answer.equal(gold, one[q]) for q, gold in golds.items()) for one in given
+                ],
+                "fallbacks": sum(not solution.votes for solution in solutions),
+                "seconds": round(sum(seconds), 1),
+                "slowest": round(max(seconds), 1),
+                "tokens": sum(sample.tokens for one in solutions for sample in one.samples),
+                "left out": left_out,
+            }
+            rows.append(row)
             for number, (_, solved) in enumerate(passes, 1):
                 records = solution_records(table, rules, golds, solved)
                 sections.append(Section(plots.votes(records), f"{name}, pass {number}"))
                 sections.append(Section(tables.answers(records)))
             write_json(folder / "evaluation.json", rows)
-            figures = [{key: str(value) for key, value in row.items()} for row in rows]
+            figures = [{key: str(value) for key, value in one.items()} for one in rows]
             shown = [Section(tables.table(figures), "Scores"), *sections]
             lead = f"{model}, asked as the submission would be. {scored}."
             page.write_page(folder / "evaluation.html", title, lead, shown)
-            print(json.dumps(rows[-1]), flush=True)
+            print(json.dumps(row), flush=True)
     finally:
         supervisor.close()
     return rows
@@ -128,44 +128,33 @@ def read_problems(path: Path, rules: Competition, competition: str = "aimo3") ->
 
 
 def solution_records(
-    table: pl.DataFrame,
-    rules: Competition,
-    golds: Mapping[str, Any],
-    solutions: Mapping[str, Solution],
+    table: pl.DataFrame, rules: Competition, golds: Mapping[str, Any], solutions: Mapping[str, Solution]
 ) -> list[dict[str, Any]]:
     """Return the solution of each question of a table as JSON, for the tables and plots of the report."""
     records = []
     for id_, problem in table.select("id", rules.inputs.problem).rows():
-        solution = solutions[id_]
-        gold = golds.get(id_)
+        solution, gold = solutions[id_], golds.get(id_)
+        record = {
+            "id": id_,
+            "problem": problem,
+            "gold": gold,
+            "answer": solution.answer,
+            "votes": {str(row.answer): row.votes for row in solution.tally},
+            "tally": [asdict(row) for row in solution.tally],
+            "stop": solution.stop,
+            "seconds": round(solution.seconds, 2),
+            "note": solution.note,
+        }
+        text_of = {sample.answer: sample.text for sample in reversed(solution.ended)}
+        record["texts"] = {str(row.answer): text_of[row.answer] for row in solution.tally[:2]}
+        samples = [asdict(sample) for sample in solution.samples]
+        record["samples"] = [{key: one[key] for key in one if key != "text"} for one in samples]
         voted = [solution.answer, *(row.answer for row in solution.tally)]
         equal = [] if gold is None else [answer for answer in voted if rules.answer.equal(gold, answer)]
-        # The answer of the vote that equals the gold one, where it is written otherwise.
-        otherwise = {"equal": equal[0]} if equal and equal[0] != gold else {}
-        text_of = {sample.answer: sample.text for sample in reversed(solution.ended)}
-        records.append(
-            {
-                "id": id_,
-                "problem": problem,
-                "gold": gold,
-                "answer": solution.answer,
-                "votes": {str(row.answer): row.votes for row in solution.tally},
-                "tally": [asdict(row) for row in solution.tally],
-                "stop": solution.stop,
-                "seconds": round(solution.seconds, 2),
-                "note": solution.note,
-                "texts": {str(row.answer): text_of[row.answer] for row in solution.tally[:2]},
-                "samples": [
-                    {key: value for key, value in asdict(sample).items() if key != "text"}
-                    for sample in solution.samples
-                ],
-            }
-            | otherwise
-        )
+        if equal and equal[0] != gold:  # the answer of the vote that is the gold one, written otherwise
+            record["equal"] = equal[0]
+        records.append(record)
     return records
-
-
-# Notebook 04
 
 
 def answer_test_file(engine: Engine, run: Run) -> list[dict[str, Any]]:
@@ -174,12 +163,13 @@ def answer_test_file(engine: Engine, run: Run) -> list[dict[str, Any]]:
     Writes the file that the competition takes, submission.parquet without one, and solutions.json for the
     report; of a competition that takes an adapter an empty one alone.
     """
-    if run.profile.rules and run.profile.rules.artefact.kind == "adapter":  # it takes no answers
+    rules, profile = run.profile.rules, run.profile
+    if rules and rules.artefact.kind == "adapter":  # it takes no answers
         write_json(run.folder / "solutions.json", [])
         return []
     test_csv = test_file(run)
-    competition, table = local.read_questions(test_csv, run.profile.rules)
-    rules = competitions.find_competition(competition)
+    competition, table = local.read_questions(test_csv, rules)
+    found = competitions.find_competition(competition)
     asked: dict[str, None] = {}
 
     def heard(question_id: str, solution: Solution) -> None:
@@ -188,29 +178,28 @@ def answer_test_file(engine: Engine, run: Run) -> list[dict[str, Any]]:
         run.progress(len(asked) - 1, len(table), f"{question_id}: {votes or 'no'} votes")
 
     # What an earlier model or other settings left in the run's journal is not taken, and kept.
-    answering = engine, test_csv, run.dir / rules.artefact.file, run.profile.seed, run.profile.rules
+    answering = engine, test_csv, run.dir / found.artefact.file, profile.seed, rules
     solutions = local.answer_file(*answering, other="", heard=heard, again=again())
     run.progress(len(table), len(table))
+    read = found.answer.gold if rules else answers.to_integer
     known = table.select("id", "answer").rows() if "answer" in table.columns else []
-    read = rules.answer.gold if run.profile.rules else answers.to_integer
-    golds = {id_: read(answer) for id_, answer in known}
-    records = solution_records(table, rules, golds, solutions)
+    records = solution_records(table, found, {id_: read(answer) for id_, answer in known}, solutions)
     write_json(run.folder / "solutions.json", records)
     return records
 
 
 def test_file(run: Run) -> Path:
     """Return the profile's test file, or write one of built-in held-out problems in AIMO 3's layout."""
-    if run.profile.inference.test:
-        return locate(run.profile.inference.test)
-    path, rules = run.folder / "test.csv", run.profile.rules
+    asked, rules = run.profile.inference, run.profile.rules
+    if asked.test:
+        return locate(asked.test)
     if rules and rules.answer.type is not int:
         raise AimoError(f"inference.test: {rules.slug} needs a test file; the built-in one asks for integers")
-    inputs = rules.inputs if rules else competitions.Inputs()
-    drawn = sources.generate(run.profile.inference.test_rows, "heldout", run.profile.seed + 1)
+    path, inputs = run.folder / "test.csv", rules.inputs if rules else competitions.Inputs()
+    drawn = enumerate(sources.generate(asked.test_rows, "heldout", run.profile.seed + 1))
     rows = [
-        {inputs.id: f"{p.family}-{i}", inputs.problem: p.problem, "answer": p.answer}
-        for i, p in enumerate(drawn)
+        {inputs.id: f"{one.family}-{i}", inputs.problem: one.problem, "answer": one.answer}
+        for i, one in drawn
     ]
     pl.DataFrame(rows).write_csv(path)
     return path

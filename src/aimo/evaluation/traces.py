@@ -141,46 +141,32 @@ def public(path: Path, golds: Mapping[str, int | str], kind: AnswerKind) -> Iter
         if gold is None:
             noun = "integer" if is_integer else kind.noun
             raise AimoError(f"{where}: question {name} has no {noun} as its answer; correct it")
-        firsts = Firsts(kind, [gold])
-
-        def vote(text: str | None, firsts: Firsts = firsts) -> Any:
-            return firsts.of(read(text))
-
         key = "attempts" if "attempts" in row and "samples" not in row else "samples"
         try:
             samples = KINDS[key].validate_python(row.get(key))
         except ValidationError as e:
             raise AimoError(f"{where}: {key}.{explain(e.errors()[0])}; {REMEDY}") from None
-        if key == "samples":
-            texts = [sample.text for sample in samples]
-            peers = [as_peers(text, vote, find) for text in texts]
-            ours = [as_ours(text, vote, find) for text in texts]
-            yield RecordedQuestion(gold, peers, ours, name, kind)
-        else:
-            ours = [replace(one, answer=vote(str(one.answer))) for one in samples]
+        firsts = Firsts(kind, [gold])
+        if key == "attempts":
+            ours = [replace(one, answer=firsts.of(read(str(one.answer)))) for one in samples]
             yield RecordedQuestion(gold, samples if is_integer else ours, ours, name, kind)
+            continue
+        peers = []
+        for text in (sample.text for sample in samples):
+            if (found := find(text)) is None:  # the traces were labelled by the last number near the end
+                found = (re.findall(r"-?\d+(?:\.\d+)?", text[-200:]) or [None])[-1]
+            value = firsts.of(read(found))
+            peers.append(RecordedSample(len(text) / CHARACTERS, found if value is None else value))
+
+        def vote(part: str, firsts: Firsts = firsts) -> Any:
+            return firsts.of(read(find(part)))
+
+        ours = [until_final(sample.text, vote) for sample in samples]
+        yield RecordedQuestion(gold, peers, ours, name, kind)
 
 
-def as_peers(
-    text: str, vote: Callable[[str | None], Any], find: Callable[[str], str | None]
-) -> RecordedSample:
-    """Read a completion to its end: its answer, else the last number in its last 200 characters, by which the
-    traces were labelled."""
-    found = find(text)
-    if found is None:
-        found = (re.findall(r"-?\d+(?:\.\d+)?", text[-200:]) or [None])[-1]
-    value = vote(found)
-    return RecordedSample(len(text) / CHARACTERS, found if value is None else value)
-
-
-def as_ours(
-    text: str, vote: Callable[[str | None], Any], find: Callable[[str], str | None]
-) -> RecordedSample:
-    """Read a completion to its final answer, or to where it degenerates."""
-
-    def read(part: str) -> Any:
-        return vote(find(part))
-
+def until_final(text: str, read: Callable[[str], Any]) -> RecordedSample:
+    """Return a completion up to its final answer, or to where it degenerates."""
     final = voting.final_answer(text, read)
     end, answer = final or (len(text), None)
     for place in range(CHECK, end, CHECK):
@@ -196,42 +182,41 @@ def pool_journals(paths: Sequence[Path], golds: Mapping[str, int | str]) -> Trac
     kind: AnswerKind = INTEGER
     by_question: dict[str, list[RecordedSample]] = {}
     firsts: dict[str, Firsts] = {}
-    for path in paths:
-        for number, row in lines(path):
-            where = f"{path}, line {number}"
-            try:
-                entry = journal.parse_line(row, kind)
-            except ValueError as e:
-                remedy = f"another version of aimo wrote it: replay with that, or delete it: sed -i {number}d"
-                raise AimoError(f"{where}: {e}; {remedy} {path}") from None
-            if isinstance(entry, journal.JournalHeader):
-                if header and (difference := entry.differs(header)):
-                    raise AimoError(f"{where}: {difference}; replay them apart")
-                header, kind = entry, entry.kind
-                if isinstance(kind, Proof):
-                    raise AimoError(f"{where}: it has proofs, on which no samples vote; give another journal")
-            elif isinstance(one := entry.value, Sample):
-                seconds = one.end_s - one.begin_s
-                pace = max(1, one.tokens) / seconds if seconds > 0 else 1.0
-                confidence = one.logprob, one.tail_logprob, one.entropy, one.tail_entropy
-                # Each session has firsts of its own. What programs printed goes under them too.
-                answer = firsts.setdefault(entry.id, Firsts(kind)).of(one.answer)
-                printed = tuple(one.printed)
-                for vote in (one.answer, answer) if answer is not None else ():
-                    printed = tuple(p if p is None else kind.group(p, [vote]) for p in printed)
-                sample = RecordedSample(one.tokens, answer, pace, printed, *confidence)
-                by_question.setdefault(entry.id, []).append(sample)
-                stopped += one.end is End.STOPPED
-    if without := sorted(by_question.keys() - golds.keys()):
-        raise AimoError(f"question {without[0]} has no answer; give --answers CSV, with its id and answer")
+    for path, (number, row) in ((one, line) for one in paths for line in lines(one)):
+        where = f"{path}, line {number}"
+        try:
+            entry = journal.parse_line(row, kind)
+        except ValueError as e:
+            remedy = f"another version of aimo wrote it: replay with that, or delete it: sed -i {number}d"
+            raise AimoError(f"{where}: {e}; {remedy} {path}") from None
+        if isinstance(entry, journal.JournalHeader):
+            if header and (difference := entry.differs(header)):
+                raise AimoError(f"{where}: {difference}; replay them apart")
+            header, kind = entry, entry.kind
+            if isinstance(kind, Proof):
+                raise AimoError(f"{where}: it has proofs, on which no samples vote; give another journal")
+        elif isinstance(one := entry.value, Sample):
+            seconds = one.end_s - one.begin_s
+            pace = max(1, one.tokens) / seconds if seconds > 0 else 1.0
+            # Each session has firsts of its own. What programs printed goes under them too.
+            answer = firsts.setdefault(entry.id, Firsts(kind)).of(one.answer)
+            printed = tuple(one.printed)
+            for vote in (one.answer, answer) if answer is not None else ():
+                printed = tuple(p if p is None else kind.group(p, [vote]) for p in printed)
+            confidence = one.logprob, one.tail_logprob, one.entropy, one.tail_entropy
+            sample = RecordedSample(one.tokens, answer, pace, printed, *confidence)
+            by_question.setdefault(entry.id, []).append(sample)
+            stopped += one.end is End.STOPPED
     if not by_question:
         raise AimoError(f"{paths[0]}: no sample has ended in it; give another journal")
-    ordered = sorted(by_question.items())
-    read = answers.to_integer if kind.type is int else kind.gold
-    values = {name: read(str(golds[name])) for name in by_question}
-    if wrong := next((name for name, gold in values.items() if gold is None), None):
-        raise AimoError(f"--answers: the answer of {wrong!r} is {golds[wrong]!r}; give it {kind}")
-    questions = [RecordedQuestion(values[name], one, one, name, kind) for name, one in ordered]
+    questions = []
+    for id_, samples in sorted(by_question.items()):
+        if id_ not in golds:
+            raise AimoError(f"question {id_} has no answer; give --answers CSV, with its id and answer")
+        gold = (answers.to_integer if kind.type is int else kind.gold)(str(golds[id_]))
+        if gold is None:
+            raise AimoError(f"--answers: the answer of {id_!r} is {golds[id_]!r}; give it {kind}")
+        questions.append(RecordedQuestion(gold, samples, samples, id_, kind))
     name = Path(header.model).name if header else ""
     return Traces(name or paths[0].stem, questions, "seconds", stopped)
 
