@@ -1,7 +1,6 @@
 """What vLLM would run each profile with on its GPUs, and what fits there, without a GPU."""
 
 import json
-import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -62,17 +61,6 @@ def test_where_there_is_nvcc_vllm_chooses_how_an_fp8_cache_is_read(monkeypatch):
     assert chosen((12, 0), "auto") is None and chosen((12, 0), attention_backend="FLASHINFER") == "FLASHINFER"
     monkeypatch.setattr("shutil.which", lambda *_: "/usr/bin/nvcc")
     assert chosen((12, 0)) is None
-
-
-def test_an_engine_has_an_hour_to_start_unless_the_user_says_otherwise(monkeypatch):
-    from aimo.inference.vllm_process import set_environment
-
-    monkeypatch.setattr("os.environ", {})
-    set_environment()
-    assert os.environ["VLLM_ENGINE_READY_TIMEOUT_S"] == "3600", "65 GB at 100 MB/s take eleven minutes"
-    monkeypatch.setattr("os.environ", {"VLLM_ENGINE_READY_TIMEOUT_S": "60"})
-    set_environment()
-    assert os.environ["VLLM_ENGINE_READY_TIMEOUT_S"] == "60"
 
 
 @pytest.mark.slow
@@ -136,13 +124,10 @@ def gpt_oss(public):
 
 
 def test_short_answers_have_more_streams_and_programs_count_to_the_context():
-    streams = {
-        (tools, tokens): make_plan(QWEN3, 1, [H100], Settings(max_tokens=tokens, tools=tools)).streams
-        for tools in (0.0, 0.5)
-        for tokens in (256, 10**6)
-    }
-    assert streams[0.0, 256] > 40 * streams[0.0, 10**6]
-    assert streams[0.5, 256] == streams[0.5, 10**6] == streams[0.0, 10**6]
+    def streams(tokens, tools):
+        return make_plan(QWEN3, 1, [H100], Settings(max_tokens=tokens, tools=tools)).streams
+
+    assert streams(256, 0.0) > 40 * streams(10**6, 0.0) and streams(256, 0.5) == streams(10**6, 0.0)
 
 
 def test_a_plan_shares_the_weights_among_gpus_and_replicas_have_caches_of_their_own(gpt_oss):
@@ -155,11 +140,9 @@ def test_a_plan_shares_the_weights_among_gpus_and_replicas_have_caches_of_their_
 
 
 def test_a_plan_shortens_the_context_to_what_fits_and_says_when_nothing_does(gpt_oss):
-    short = gpt_oss(weights=73_000_000_000)
+    short, nothing = gpt_oss(weights=73_000_000_000), gpt_oss([16 << 30])
     assert 0 < short.context < 65536 and short.streams >= 1
-    nothing = gpt_oss([16 << 30])
     assert nothing.context == nothing.streams == 0 and "quantised" in str(nothing)
-    assert "\n" not in str(nothing)
 
 
 @pytest.mark.parametrize(
@@ -168,15 +151,13 @@ def test_a_plan_shortens_the_context_to_what_fits_and_says_when_nothing_does(gpt
         ({"kv_lora_rank": 512}, "plan: none for an architecture"),
         ({"layer_types": ["linear_attention"] * 36}, "plan: none for layers"),
         ({"max_position_embeddings": "many"}, r"config\.json"),
-        ({"model_type": "new", "max_position_embeddings": "32768"}, r"config\.json"),
         ({"model_type": "new", "rope_scaling": {"type": "yarn", "factor": "four"}}, r"config\.json"),
         ({"model_type": "new", "rope_scaling": "yarn"}, r"config\.json"),
     ],
 )
-def test_other_kinds_of_attention_and_a_text_for_a_number_are_refused_in_one_line(change, told):
-    with pytest.raises(AimoError, match=told) as e:
+def test_other_kinds_of_attention_and_a_text_for_a_number_are_refused(change, told):
+    with pytest.raises(AimoError, match=told):
         make_plan(QWEN3 | change, 1, [H100], Settings())
-    assert len(str(e.value)) < 400
 
 
 # GPUs, GiB of each, and the strategy, as the profiles and docs/recipes.md say.
@@ -252,9 +233,8 @@ def random_model(public, tmp_path, monkeypatch):
     """A folder of narrow random weights, as the model's own are quantised."""
     from transformers import AutoTokenizer
 
-    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
-
     def make(base):
+        monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
         public.make_model(base, tmp_path / "model", AutoTokenizer.from_pretrained(TINY), wide=False)
         return tmp_path / "model"
 
@@ -272,17 +252,13 @@ def test_a_model_with_random_awq_weights_generates(random_model):
 
 
 @pytest.mark.engine
-def test_a_random_gpt_oss_is_checked_planned_and_asked_and_vllm_reads_its_mxfp4(
-    random_model, shared, monkeypatch
-):
+def test_a_random_gpt_oss_is_planned_and_asked_and_vllm_reads_its_mxfp4(random_model, shared, monkeypatch):
     """A CPU has no kernel for MXFP4 experts, and vLLM says so once it has read the configuration."""
     from aimo.inference.engine import Engine
     from aimo.inference.harmony import load_harmony
-    from aimo.inference.model_folder import check_model_folder
 
     monkeypatch.setenv("TIKTOKEN_ENCODINGS_BASE", str(shared / "harmony"))
     model = random_model("openai/gpt-oss-20b")
-    check_model_folder(model)
     settings = resolve_settings(model)
     assert settings.format == "harmony" and plan_for_this_machine(model, settings).streams
     assert load_harmony(model).encode("<|start|>", allowed_special="all") == [200006]

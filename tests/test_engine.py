@@ -9,11 +9,11 @@ from conftest import TINY
 
 from aimo.data import sources
 from aimo.inference.answers import Integer
-from aimo.inference.engine import Engine, sampling_parameters
+from aimo.inference.engine import Engine
 from aimo.inference.errors import AimoError
 from aimo.inference.settings import Settings, resolve_settings
 from aimo.inference.solver import solve_problem
-from aimo.inference.vllm_process import ONE_PROCESS, check_arguments, engine_arguments
+from aimo.inference.vllm_process import check_arguments
 from aimo.inference.voting import EXACT
 from aimo.train import trainers
 
@@ -36,16 +36,12 @@ def limited(engine, tmp_path_factory):
     folder = tmp_path_factory.mktemp("limited")
     for path in TINY.iterdir():
         (folder / path.name).symlink_to(path)
-    speculative = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3}
     own = {"enable_prefix_caching": True, "max_num_seqs": 4}
     (folder / "aimo.json").write_text(json.dumps({"top_p": 0.99, "vllm": own}))
-    # Blocks of 128 tokens on a CPU.
-    profile = {
-        "num_gpu_blocks_override": 4,
-        "enable_prefix_caching": False,
-        "speculative_config": speculative,
-    }
-    with Engine(folder, resolve_settings(folder, {"vllm": profile})) as limited:
+    speculative = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3}
+    profile = {"enable_prefix_caching": False, "speculative_config": speculative}
+    blocks = {"num_gpu_blocks_override": 4}  # of 128 tokens on a CPU
+    with Engine(folder, resolve_settings(folder, {"vllm": profile | blocks})) as limited:
         yield limited
 
 
@@ -59,70 +55,58 @@ def test_the_context_shrinks_to_what_memory_holds(limited):
 def test_arguments_of_the_profile_go_over_the_folders_and_speculation_changes_no_greedy_text(limited, engine):
     assert limited.settings.top_p == 0.99
     config = limited.llm.vllm_config
-    assert config.scheduler_config.max_num_seqs == 4, "the folder's argument is lost"
-    assert not config.cache_config.enable_prefix_caching, "the profile's does not go over the folder's"
+    assert config.scheduler_config.max_num_seqs == 4 and not config.cache_config.enable_prefix_caching
     assert greedy(limited) == greedy(engine)
 
 
-def adapt(folder, tokenizer, dtype):
-    """A stage that has trained an adapter of the tiny base, and the model with it."""
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_adapter_on_its_base_computes_what_was_trained_and_what_the_merged_model_does(
+    tmp_path, engine, dtype
+):
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
     from aimo import config
+    from aimo.evaluation.served import EXACT, IN_VLLM, check_engine
     from aimo.run.runs import Run
 
+    # A stage that has trained an adapter of the tiny base.
     torch.manual_seed(0)
     base = AutoModelForCausalLM.from_pretrained(TINY, dtype=dtype)
     adapters = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
     model = get_peft_model(base, adapters)
-    stage = Run(config.load("tiny", ["grpo=null", f"model.dtype={dtype}"]), folder, "sft", 0.0)
+    stage = Run(config.load("tiny", ["grpo=null", f"model.dtype={dtype}"]), tmp_path, "sft", 0.0)
     rows = [{"prompt": [{"role": "user", "content": question}]} for question in QUESTIONS]
-    trainers.remember(model, tokenizer, stage, rows)
-    model.save_pretrained(folder / "adapter")
-    return stage, model
+    trainers.remember(model, engine.tokenizer, stage, rows)
+    model.save_pretrained(tmp_path / "adapter")
 
-
-def test_an_adapter_on_its_base_computes_what_was_trained_and_what_the_merged_model_does(tmp_path, engine):
-    from aimo.evaluation.served import EXACT, check_engine
-
-    stage, model = adapt(tmp_path, engine.tokenizer, "float32")
-    model.merge_and_unload().save_pretrained(tmp_path / "merged")
-    copy_tokenizer(tmp_path / "merged")
-    with Engine(TINY, adapter=tmp_path / "adapter") as adapted:
-        texts = greedy(adapted)
-        assert check_engine(adapted, stage.folder) < EXACT
-    before = greedy(engine)
-    with pytest.raises(AimoError, match="in vLLM is not the model that was trained: its weights are not"):
-        check_engine(engine, stage.folder)
-    engine.load_weights(tmp_path / "merged")
-    merged = greedy(engine)
-    assert check_engine(engine, stage.folder) < EXACT
-    engine.load_weights(TINY)
-    assert before == greedy(engine) != texts == merged
-
-
-def test_an_adapter_that_was_trained_in_bfloat16_is_served_in_it(tmp_path, engine):
-    from aimo.evaluation.served import IN_VLLM, check_engine
-
-    stage, _ = adapt(tmp_path, engine.tokenizer, "bfloat16")
-    settings = replace(engine.settings, vllm={"dtype": "bfloat16"})
+    settings = replace(engine.settings, vllm={"dtype": dtype})
     with Engine(TINY, settings, adapter=tmp_path / "adapter") as adapted:
-        assert check_engine(adapted, stage.folder) < IN_VLLM / 2
-    with pytest.raises(AimoError, match="its weights are float32, and the stage computed in bfloat16"):
+        texts = greedy(adapted)
+        assert check_engine(adapted, stage.folder) < (EXACT if dtype == "float32" else IN_VLLM / 2)
+    told = "its weights are not" if dtype == "float32" else "its weights are float32, and the stage computed"
+    with pytest.raises(AimoError, match=told):
         check_engine(engine, stage.folder)
+    if dtype == "float32":
+        before = greedy(engine)
+        model.merge_and_unload().save_pretrained(tmp_path / "merged")
+        copy_tokenizer(tmp_path / "merged")
+        engine.load_weights(tmp_path / "merged")
+        merged = greedy(engine)
+        assert check_engine(engine, stage.folder) < EXACT
+        engine.load_weights(TINY)
+        assert before == greedy(engine) != texts == merged
 
 
 def test_weights_with_another_embedding_say_what_they_say_alone(tmp_path, engine):
-    """With all weights trained, the embedding differs too, which is the tiny base's output layer."""
+    """The embedding is the tiny base's output layer too."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    torch.manual_seed(0)
     model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
-    with torch.no_grad():
-        model.lm_head.weight.add_(0.05 * torch.randn_like(model.lm_head.weight))
+    noise = torch.randn(model.lm_head.weight.shape, generator=torch.Generator().manual_seed(0))
+    model.lm_head.weight.data.add_(0.05 * noise)
     model.save_pretrained(tmp_path)
     copy_tokenizer(tmp_path)
     with Engine(tmp_path) as alone:
@@ -145,39 +129,11 @@ def test_an_engine_argument_that_vllm_lacks_or_a_setting_replaces_is_named(key, 
         check_arguments({key: 1})
 
 
-@pytest.mark.parametrize("vllm, chosen", [({}, ONE_PROCESS), ({"tensor_parallel_size": 2}, None)])
-def test_a_model_in_one_part_runs_in_the_engines_own_process_on_a_cpu(monkeypatch, vllm, chosen):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    arguments = engine_arguments(TINY, Settings(vllm=vllm), 0)
-    assert arguments["distributed_executor_backend"] == chosen
-
-
-def test_a_streams_parameters_are_the_settings_and_end_with_the_context():
-    settings = Settings(temperature=0.3, top_p=0.8, top_k=7, min_p=0.1, max_tokens=50)
-    given = sampling_parameters(settings, seed=5, room=40)
-    assert (given.temperature, given.top_p, given.top_k, given.min_p) == (0.3, 0.8, 7, 0.1)
-    assert (given.max_tokens, given.seed) == (40, 5)
-    assert sampling_parameters(replace(settings, seeded=False), seed=5, room=40).seed is None
-
-
 def test_a_completion_ends_with_its_stop_text_and_one_likeliest_token_is_greedy(engine):
     settings = replace(GREEDY, temperature=1.0, top_k=1, stop=["<SOLUTION>"])
     for question, whole in zip(QUESTIONS, greedy(engine), strict=True):
         found = engine.run(engine.sample(engine.encode(question), 3, settings))
         assert found.finished and found.text == whole[: whole.index("<SOLUTION>")] + "<SOLUTION>"
-
-
-@pytest.mark.parametrize("weight", ["logprob", "tail_entropy", "ties", "length"])
-def test_votes_weigh_by_what_the_settings_say(engine, monkeypatch, weight):
-    monkeypatch.setattr(engine, "settings", replace(engine.settings, weight=weight))
-    s = solve_problem(engine, QUESTIONS[0], num_samples=8, kind=Integer(0, 99999), policy=EXACT)
-    weights = [sample.weight for sample in s.ended if sample.answer is not None]
-    assert weights and all(0 < w <= 1 for w in weights) and len(set(weights)) > 1
-    known = {}
-    for sample in s.ended:
-        same = sample.text, sample.tokens  # a token after the answer counts where it came with it
-        assert known.setdefault(same, sample.weight) == pytest.approx(sample.weight, rel=1e-3)
-    assert s.answer == s.tally[0].answer
 
 
 def test_log_probabilities_and_entropies_are_the_models_own(engine):
@@ -207,9 +163,16 @@ def test_log_probabilities_and_entropies_are_the_models_own(engine):
     assert compared >= 2
 
 
-def test_an_answer_from_the_statement_counts_half_where_that_is_asked(engine, monkeypatch):
-    monkeypatch.setattr(engine, "settings", replace(engine.settings, discount_trivial=True))
-    solved = [solve_problem(engine, q, 8, Integer(0, 99999), policy=EXACT) for q in QUESTIONS]
-    weights = {sample.answer: sample.weight for solution in solved for sample in solution.ended}
-    assert {weight for answer, weight in weights.items() if answer in (0, 1)} <= {0.5}
-    assert set(weights.values()) == {0.5, 1.0}
+def test_votes_weigh_by_the_measure_of_the_settings_and_an_answer_of_the_statement_counts_half(
+    engine, monkeypatch
+):
+    def solved(**settings):
+        monkeypatch.setattr(engine, "settings", replace(own, **settings))
+        asked = [solve_problem(engine, q, 8, Integer(0, 99999), policy=EXACT) for q in QUESTIONS]
+        return {(sample.answer, sample.weight) for solution in asked for sample in solution.ended}
+
+    own = engine.settings
+    assert len({weight for answer, weight in solved(weight="tail_entropy") if answer is not None}) > 4
+    found = solved(discount_trivial=True)
+    assert {weight for answer, weight in found if answer in (0, 1)} <= {0.5}
+    assert {weight for _, weight in found} == {0.5, 1.0}

@@ -24,7 +24,7 @@ def refused(call, *told):
     assert all(part in str(e.value) for part in told), e.value
 
 
-@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
 def test_a_broken_json_file_is_named_with_the_remedy(folder, name):
     (folder / name).write_text('{"a": ')
     refused(lambda: check_model_folder(folder), name, "save it again")
@@ -50,24 +50,17 @@ def test_a_missing_file_a_missing_shard_and_a_missing_architecture_are_named(fol
 
 
 @pytest.mark.engine
-@pytest.mark.parametrize(
-    "change, told",
-    [
-        ({"architectures": ["OtherForCausalLM"], "model_type": "other"}, "model type `other`"),
-        ({"quantization_config": {"quant_method": "other"}}, "Unknown quantization method: other"),
-    ],
-)
 def test_a_model_that_vllm_does_not_know_ends_a_trial_run_and_leaves_no_answers(
-    folder, tmp_path, monkeypatch, change, told
+    folder, tmp_path, monkeypatch
 ):
-    configuration = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(configuration | change))
+    other = {"architectures": ["OtherForCausalLM"], "model_type": "other"}
+    (folder / "config.json").write_text(json.dumps(json.loads((folder / "config.json").read_text()) | other))
     (tmp_path / "test.csv").write_text("id,problem\na,1 + 1?\n")
     monkeypatch.chdir(tmp_path)
     refused(
         lambda: gateway.serve_submission("aimo3", str(folder), "test.csv", 600, {}),
         f"vLLM did not start with {folder}: ",
-        told,
+        "model type `other`",
         "; take a model that this vLLM loads, or a newer vLLM",
     )
     assert not (tmp_path / "submission.parquet").exists()

@@ -9,7 +9,6 @@ import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import psutil
 import pytest
@@ -39,53 +38,31 @@ def test_a_folder_as_a_log_is_one_line(tmp_path):
     refused("serve", TINY, "--log", tmp_path, told=[f"--log {tmp_path} is a folder; name a file in it"])
 
 
-def folder_with(folder: Path, **files: dict) -> Path:
-    """The tiny base with other values in its JSON files."""
-    shutil.copytree(TINY, folder)
-    for name, values in files.items():
-        path = folder / f"{name}.json"
-        path.write_text(json.dumps((json.loads(path.read_text()) if path.exists() else {}) | values))
-    return folder
-
-
-CODE = (
-    "trust_remote_code worker_cls worker_extension_cls scheduler_cls distributed_executor_backend "
-    "config_format logits_processors reasoning_parser_plugin load_format tokenizer hf_token "
-    "allowed_local_media_path"
-)
-NESTED = {
-    "hf_overrides": {"auto_map": {"AutoConfig": "evil.Config"}},
-    "compilation_config": {"backend": "evil.backend"},
-    "speculative_config": {"model": "someone/else"},
-    "kv_transfer_config": {"kv_connector_module_path": "evil"},
-    "block_size": {"a": "dictionary"},
-}
-
-
 def test_a_model_folder_cannot_set_what_could_run_its_code_and_the_user_can(tmp_path):
-    folder = folder_with(tmp_path / "model")
-    for key, value in [*((key, "evil.py") for key in CODE.split()), *NESTED.items()]:
-        (folder / "aimo.json").write_text(json.dumps({"vllm": {"max_num_seqs": 4, key: value}}))
+    code = {"auto_map": {"AutoConfig": "evil.Config"}}
+    for key, value in (
+        ("trust_remote_code", True),
+        ("hf_overrides", code),
+        ("block_size", {"a": "dictionary"}),
+    ):
+        (tmp_path / "aimo.json").write_text(json.dumps({"vllm": {"max_num_seqs": 4, key: value}}))
         told = rf"aimo\.json: vllm\.{key} could .* inference\.vllm\.{key} yourself"
         with pytest.raises(AimoError, match=told):
-            resolve_settings(folder)
-        assert resolve_settings(folder, {"vllm": {key: 5}}).vllm == {"max_num_seqs": 4, key: 5}
+            resolve_settings(tmp_path)
+        assert resolve_settings(tmp_path, {"vllm": {key: 5}}).vllm == {"max_num_seqs": 4, key: 5}
     harmless = {"dtype": "half", "kv_cache_dtype": "fp8", "max_num_seqs": 4}
-    (folder / "aimo.json").write_text(json.dumps({"vllm": harmless}))
-    assert resolve_settings(folder).vllm == harmless
+    (tmp_path / "aimo.json").write_text(json.dumps({"vllm": harmless}))
+    assert resolve_settings(tmp_path).vllm == harmless
 
 
 @pytest.mark.engine  # it imports Transformers
 def test_code_in_a_model_folder_does_not_run_without_the_user_s_word(tmp_path):
-    ran = tmp_path / "ran"
-    folder = folder_with(
-        tmp_path / "model",
-        config={"model_type": "own", "auto_map": {"AutoConfig": "evil.Config"}},
-        tokenizer_config={"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["evil.Own", None]}},
-    )
+    folder, ran = shutil.copytree(TINY, tmp_path / "model"), tmp_path / "ran"
+    named = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["evil.Own", None]}}
+    (folder / "config.json").write_text('{"model_type": "own", "auto_map": {"AutoConfig": "evil.Config"}}')
+    (folder / "tokenizer_config.json").write_text(json.dumps(named))
     code = f"open({str(ran)!r}, 'w')\nfrom transformers import PretrainedConfig\n"
-    code += "class Config(PretrainedConfig): ...\nclass Own: ...\n"
-    (folder / "evil.py").write_text(code)
+    (folder / "evil.py").write_text(f"{code}class Config(PretrainedConfig): ...\nclass Own: ...\n")
     with pytest.raises(AimoError, match="is code in the folder, which is not run"):
         read_tokenizer(folder)
     assert not ran.exists()
@@ -172,56 +149,6 @@ def test_what_does_not_end_when_asked_is_killed(tmp_path):
     guard.terminate()
     guard.wait(5)
     assert below and left_of(below) == []
-
-
-SPAWN = """
-import multiprocessing as m, os, sys
-from aimo.inference.vllm_process import ending_with_this_thread
-if __name__ == "__main__":
-    m.set_executable(sys.argv[1])
-    with ending_with_this_thread():
-        process = m.get_context("spawn").Process(target=print, args=["spawned"])
-        process.start()
-        process.join()
-"""
-
-
-def test_processes_are_spawned_by_a_python_at_any_path(tmp_path):
-    python = tmp_path / "a $HOME 'b' \"c\" `d`" / "python"
-    python.parent.mkdir()
-    python.symlink_to(sys.executable)
-    (tmp_path / "spawn.py").write_text(SPAWN)
-    done = subprocess.run([sys.executable, tmp_path / "spawn.py", python], capture_output=True, text=True)
-    assert done.stdout == "spawned\n", done.stderr
-
-
-STAND_IN = """
-import subprocess, sys
-import polars  # it makes a wait that Ctrl-C interrupts go on
-from aimo.inference import vllm_process
-from aimo.commands import run
-
-program = "import http.server as h, sys; h.test(h.SimpleHTTPRequestHandler, port=int(sys.argv[1]))"
-
-vllm_process.server_command = lambda model, settings, seed, host, port: [
-    "sh", "-c", f"touch health; {sys.executable} -c '{program}' {port} & wait"
-]
-sys.argv = ["aimo", "serve", sys.argv[1], "--port", "0"]
-run.main()
-"""
-
-
-def test_ctrl_c_ends_every_process_of_a_server(tmp_path):
-    with (tmp_path / "stdout").open("w+") as log:
-        command = [sys.executable, "-c", STAND_IN, str(TINY)]
-        server = subprocess.Popen(command, stdout=log, stderr=log, cwd=tmp_path)
-    said = (tmp_path / "stdout").read_text
-    wait_for(lambda: "is ready at" in said() or server.poll() is not None, 60)
-    below = psutil.Process(server.pid).children(recursive=True)
-    assert len(below) == 3, said()  # the guard, a shell and the server
-    server.send_signal(signal.SIGINT)
-    assert server.wait(20) == 0 and said().endswith("ended\n")
-    assert psutil.wait_procs(below, timeout=5)[1] == []
 
 
 # ---- A real server; the last test ends it

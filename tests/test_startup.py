@@ -5,9 +5,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, TINY
+from conftest import TINY
 
-from aimo import config
 from aimo.inference import startup
 from aimo.inference.settings import Settings
 from aimo.inference.vllm_process import context_limit, engine_arguments, plan_for_this_machine
@@ -36,15 +35,13 @@ def test_weights_alone_are_read_ahead_while_the_memory_holds_all_of_them(weights
     left = iter([7e6, 7e6, *[6e6] * 100])
     monkeypatch.setattr(startup, "available_memory", lambda: next(left))
     startup.read_ahead(weights).join()
-    assert "0.0021 GB read into the page cache" in (said := capsys.readouterr().out)
-    assert "the memory does not hold all 0.0 GB" in said
+    said = capsys.readouterr().out
+    assert "0.0021 GB read into the page cache" in said and "the memory does not hold all 0.0 GB" in said
 
 
-@pytest.mark.parametrize("vanish", ["folder", "file"])
-def test_reading_ahead_never_raises(weights, capsys, vanish):
-    if vanish == "file":
-        (weights / "model-9.safetensors").symlink_to("nowhere")
-    startup.read_ahead(weights / ("nothing" if vanish == "folder" else ".")).join()
+def test_reading_ahead_never_raises(weights, capsys):
+    (weights / "model-9.safetensors").symlink_to("nowhere")
+    startup.read_ahead(weights).join()
     said = capsys.readouterr()
     assert said.out.startswith("weights: ") and said.out.count("\n") == 1 and not said.err
 
@@ -65,14 +62,6 @@ def test_an_input_is_found_in_either_layout(tmp_path, path, place):
     (tmp_path / place).mkdir(parents=True)
     asked = path.replace("/kaggle/input", str(tmp_path))
     assert startup.find_input([asked, [path]], tmp_path) == [str(tmp_path / place), [str(tmp_path / place)]]
-
-
-def test_a_profile_s_paths_are_found_too(tmp_path, monkeypatch):
-    (tmp_path / "datasets" / "me" / "limo").mkdir(parents=True)
-    monkeypatch.setattr(startup.find_input, "__defaults__", (tmp_path,))
-    assert config.locate("/kaggle/input/limo") == tmp_path / "datasets" / "me" / "limo"
-    assert config.locate("data/tiny-base").resolve() == TINY.resolve()
-    assert config.locate("Qwen/Qwen3-4B") == ROOT / "Qwen" / "Qwen3-4B"
 
 
 def test_an_input_of_another_owner_or_of_two_is_not_taken_and_what_is_attached_is_told(tmp_path, capsys):

@@ -91,7 +91,7 @@ def test_a_killed_writer_leaves_a_whole_file(tmp_path):
         "    write_json(pathlib.Path(sys.argv[1]), {'n': i, 'text': str(i) * 100_000})\n"
     )
     path = tmp_path / "file.json"
-    for delay in (0.0, 0.01, 0.03, 0.05):
+    for delay in (0.0, 0.03):
         process = subprocess.Popen([sys.executable, "-c", code, str(path)])
         while not path.exists():
             time.sleep(0.01)

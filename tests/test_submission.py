@@ -20,11 +20,6 @@ from aimo.inference.gateway import Schedule, ask_each, make_predict
 from aimo.inference.local import read_questions
 
 
-def write(path, text):
-    path.write_text(text)
-    return path
-
-
 def accepted(reply, id_, competition):
     """What the gateway takes a reply of `predict` for."""
     rules = COMPETITIONS[competition]
@@ -34,7 +29,6 @@ def accepted(reply, id_, competition):
 @pytest.mark.parametrize(
     "text, told",
     [
-        (None, "does not exist"),
         ("id,problem\n", "no rows"),
         ("name,problem\n1,x\n", "no column 'id'"),
         ("id,text\n1,x\n", "no column 'problem'"),
@@ -42,40 +36,20 @@ def accepted(reply, id_, competition):
         ("id,problem\n,x\n", "without an id"),
     ],
 )
-def test_a_file_that_cannot_be_asked_is_refused_by_name_in_one_line(tmp_path, text, told):
-    path = tmp_path / "test.csv"
-    if text is not None:
-        write(path, text)
+def test_a_file_that_cannot_be_asked_is_refused_by_name(tmp_path, text, told):
+    (path := tmp_path / "test.csv").write_text(text)
     with pytest.raises(AimoError) as e:
         read_questions(path)
-    assert told in str(e.value) and str(path) in str(e.value) and "\n" not in str(e.value)
-
-
-def test_texts_are_read_as_they_are_written(tmp_path):
-    long = "x" * 200_000
-    path = write(tmp_path / "t.csv", f'\ufeffid,problem\n007,"a ""b"", \nc"\n\n8,{long}\n9,\n')
-    assert read_questions(path)[1].rows() == [("007", 'a "b", \nc'), ("8", long), ("9", "")]
+    assert told in str(e.value) and str(path) in str(e.value)
 
 
 def test_the_problem_column_tells_the_competition(tmp_path):
-    assert read_questions(write(tmp_path / "a.csv", "id,question\n1,x\n"))[0] == "aimo2"
-    assert read_questions(write(tmp_path / "b.csv", "id,problem\n1,x\n"))[0] == "aimo3"
+    (tmp_path / "a.csv").write_text("id,question\n1,x\n")
+    (tmp_path / "b.csv").write_text("id,problem\n1,x\n")
+    assert read_questions(tmp_path / "a.csv")[0] == "aimo2"
+    assert read_questions(tmp_path / "b.csv")[0] == "aimo3"
     with pytest.raises(AimoError, match="no column 'question'"):
         read_questions(tmp_path / "b.csv", "aimo2")
-
-
-def test_the_gateway_asks_each_question_once_in_another_order_and_checks_each_row(tmp_path):
-    path = write(tmp_path / "t.csv", "id,question\n" + "".join(f"q{i},text {i}\n" for i in range(20)))
-    asked = []
-
-    def predict(id_, problem):
-        assert isinstance(id_, pl.Series) and len(id_) == len(problem) == 1
-        asked.append(id_[0])
-        return pl.DataFrame({"id": id_, "answer": [int(problem[0].split()[1])]})
-
-    replies = dict(ask_each(predict, read_questions(path)[1], COMPETITIONS["aimo2"]))
-    assert sorted(asked) == sorted(f"q{i}" for i in range(20)) and asked != [f"q{i}" for i in range(20)]
-    assert {f"q{a}": a for a in range(20)} == replies
 
 
 def test_the_gateway_takes_a_row_and_refuses_what_would_end_a_submission():
@@ -87,11 +61,13 @@ def test_the_gateway_takes_a_row_and_refuses_what_would_end_a_submission():
             accepted(reply, "q", "aimo2")
 
 
+SAMPLER = types.SimpleNamespace(settings=types.SimpleNamespace(samples=1), close=lambda: None)
+
+
 def test_a_question_gets_what_the_time_bank_allows(monkeypatch):
     budgets = []
-    monkeypatch.setattr(gateway, "solve_problem", lambda *given, **_: budgets.append(given[-1]))
-    supervisor = Supervisor(lambda: types.SimpleNamespace(settings=types.SimpleNamespace(samples=1)))
-    predict = make_predict(Schedule(COMPETITIONS["aimo3"], 300.0, 3), supervisor)
+    monkeypatch.setattr(gateway, "solve_problem", lambda *given, **_: budgets.append(given[5]))
+    predict = make_predict(Schedule(COMPETITIONS["aimo3"], 300.0, 3), Supervisor(lambda: SAMPLER))
     for i in range(3):
         predict(f"q{i}", "What is the mean of 3, 4 and 5?")
     # Two shares, as long as the others keep their minimum of 60 s.
@@ -101,15 +77,12 @@ def test_a_question_gets_what_the_time_bank_allows(monkeypatch):
 class FakeServer:
     """Kaggle's side, as the competition's package behaves: `serve` answers what a rerun asks."""
 
-    asked = (("a", "What is the mean of 3, 4 and 5?"), ("b", ""), ("c", "Solve 3 x + 4 = 19 for x."))
-
     def __init__(self, predict):
-        self.predict = predict
-        self.rows = []
+        self.predict, self.rows = predict, []
         FakeServer.last = self
 
     def serve(self):
-        for i, text in self.asked:
+        for i, text in ("a", "What is the mean of 3, 4 and 5?"), ("b", ""), ("c", "Solve 3 x + 4 = 19."):
             reply = self.predict(pl.Series("id", [i]), pl.Series("problem", [text]))
             self.rows.append(accepted(reply, i, "aimo3"))
 
@@ -129,7 +102,7 @@ def kaggle_package(monkeypatch, number):
 def serve(monkeypatch, tmp_path):
     """Serve a test file with these bytes or this text, or none, in a folder of its own. Nothing is loaded."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(gateway, "start_engine", lambda *_: types.SimpleNamespace(close=lambda: None))
+    monkeypatch.setattr(gateway, "start_engine", lambda *_: SAMPLER)
 
     def serve(competition, content=None, model=TINY, limit_s=100.0, **settings):
         if content is not None:
@@ -149,10 +122,11 @@ def no_engine(*_):
     raise AimoError("no engine")
 
 
-def test_in_a_rerun_kaggles_own_server_is_served_and_every_row_is_valid(rerun, monkeypatch, tmp_path):
-    # A model that is not there must cost its answers, not the submission.
+def test_in_a_rerun_a_model_that_is_not_there_costs_its_answers_and_not_the_submission(
+    rerun, monkeypatch, tmp_path
+):
     monkeypatch.chdir(tmp_path)
-    solutions = gateway.serve_submission("aimo3", str(tmp_path / "nothing"), "", 100.0, {})
+    solutions = gateway.serve_submission("aimo3", "nothing", "", 100.0, {})
     assert FakeServer.last.rows == [("a", 0), ("b", 0), ("c", 0)]
     assert all("no such folder" in s.note for s in solutions.values())
 
@@ -167,13 +141,6 @@ def test_in_a_rerun_the_server_starts_before_the_engine_has_loaded(rerun, serve,
     monkeypatch.setattr(gateway, "start_engine", start_engine)
     monkeypatch.setattr(FakeServer, "serve", lambda self: (serving.set(), self.predict(["a"], ["1 + 1?"])))
     assert serve("aimo3")["a"].note == "no engine" and not any(loaded_first)
-
-
-def test_outside_a_rerun_what_is_not_installed_is_named_at_once(serve, monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(gateway, "Supervisor", None)
-    with pytest.raises(AimoError, match=r"^vllm not installed.*attach"):
-        serve("aimo3", "id,problem\n1,x\n")
 
 
 def test_a_competition_without_a_server_takes_a_csv_in_the_order_of_its_test_file(serve, monkeypatch):
@@ -191,8 +158,6 @@ def test_a_competition_without_a_server_takes_a_csv_in_the_order_of_its_test_fil
 
 def test_the_start_up_counts_against_the_time_limit_except_where_a_person_works(rerun, serve, monkeypatch):
     monkeypatch.setattr(startup, "STARTED", time.monotonic() - 700)
-    sampler = types.SimpleNamespace(settings=types.SimpleNamespace(samples=1), close=lambda: None)
-    monkeypatch.setattr(gateway, "start_engine", lambda *_: sampler)
     left = []
     monkeypatch.setattr(gateway, "solve_problem", lambda *arguments, **_: left.append(arguments[5]))
     serve("aimo3", limit_s=1000.0)
@@ -204,27 +169,26 @@ def test_the_start_up_counts_against_the_time_limit_except_where_a_person_works(
 @pytest.mark.parametrize(
     "content, competition, settings, told",
     [
-        ("id,problem\na,x\na,y\n", "aimo3", {}, "t.csv has the id 'a' twice"),
         ("id,question\na,x\n", "aimo3", {}, "has no column 'problem', only id, question; aimo3 needs it"),
         ("id,problem\na,\u00e9\n".encode("latin-1"), "aimo3", {}, "t.csv: .*give a CSV in UTF-8"),
         ("id,problem\na,x,y\n", "aimo3", {}, "t.csv: .*give a CSV in UTF-8"),
         (None, "aimo3", {}, "t.csv: .*give a CSV in UTF-8"),
         ("", "aimo9", {}, "competition 'aimo9' is unknown: use one of aimo1, aimo2, aimo3"),
         ("id,problem\n1,x\n", "aimo3", {"temprature": 1.0}, "temprature"),
-        ("id,problem\n1,x\n", "aimo3", {"samples": 0}, "samples"),
-        *(
-            (f"id,question,answer\nq,x,{answer}\n", "aimo2", {}, f"question q: .* '{answer}' is no integer")
-            for answer in ("", "-1", "1/2", "1000", "x")
-        ),
+        ("id,question,answer\nq,x,1000\n", "aimo2", {}, "question q: .* '1000' is no integer"),
+        ("id,question,answer\nq,x,\n", "aimo2", {}, "question q: .* '' is no integer"),
     ],
 )
-def test_what_is_wrong_with_a_kernels_parameters_is_named_in_one_line_before_anything_starts(
+def test_what_is_wrong_with_a_kernels_parameters_is_named_before_anything_starts(
     serve, monkeypatch, content, competition, settings, told
 ):
     monkeypatch.setattr(gateway, "Supervisor", None)
-    with pytest.raises(AimoError, match=f"{told}.*$"):  # `.` is no line's end
+    with pytest.raises(AimoError, match=told):
         serve(competition, content, **settings)
     assert not Path("settings.json").exists()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(AimoError, match=r"^vllm not installed.*attach"):
+        serve("aimo3", "id,problem\n1,x\n")
 
 
 @pytest.mark.parametrize("where", ["{}", "competitions/{}"])
@@ -245,14 +209,11 @@ def test_outside_a_rerun_kaggles_own_gateway_is_preferred(serve, monkeypatch):
     assert FakeServer.last.paths == ("t.csv",)
 
 
-TEN = "id,problem,answer\n" + "".join(f"q{i},text {i},{i}\n" for i in range(10))
-
-
 @pytest.fixture
 def play(serve, monkeypatch):
     """Serve a test file with an `answer` to question i of pass n; returns the questions asked, by pass."""
 
-    def play(competition, answer, text=TEN):
+    def play(competition, answer, column="problem", golds=True):
         asked = []
 
         def make_predict(schedule, supervisor, seed, solutions, journal):
@@ -266,7 +227,8 @@ def play(serve, monkeypatch):
             return predict
 
         monkeypatch.setattr(gateway, "make_predict", make_predict)
-        serve(competition, text)
+        head = f"id,{column},answer\n" if golds else f"id,{column}\n"
+        serve(competition, head + "".join(f"q{i},text{f',{i}' * golds}\n" for i in range(10)))
         return asked
 
     return play
@@ -285,10 +247,9 @@ def test_aimo3_is_answered_twice_and_scores_one_for_two_right_answers_and_half_f
 
 
 def test_aimo2_is_answered_once_and_a_file_without_answers_is_not_scored(play, capsys):
-    assert len(play("aimo2", lambda i, n: i % 8, TEN.replace("problem", "question"))) == 1
+    assert len(play("aimo2", lambda i, n: i % 8, "question")) == 1
     assert "score: 8 of 10, in 1 passes" in capsys.readouterr().out
-    without = "id,problem\n" + "".join(f"q{i},text\n" for i in range(3))
-    assert [len(one) for one in play("aimo3", lambda i, n: i, without)] == [3]
+    assert [len(one) for one in play("aimo3", lambda i, n: i, golds=False)] == [10]
     assert "score" not in capsys.readouterr().out
 
 
@@ -300,6 +261,3 @@ def test_a_start_up_longer_than_kaggles_gateway_waits_is_refused_before_the_firs
     monkeypatch.setattr(startup, "STARTED", time.monotonic() - 2)
     with pytest.raises(AimoError, match=r"ready 2 s after .*Kaggle's gateway waits 0 s.*wheels"):
         play("aimo3", None)
-    monkeypatch.setattr(startup, "STARTED", time.monotonic())
-    play("aimo3", lambda i, n: i)
-    assert "the server is ready 0 s after the start" in capsys.readouterr().out
