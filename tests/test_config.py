@@ -1,8 +1,9 @@
+"""Profiles: what is read, what is refused by its key, what may change in a run."""
+
 import json
 import time
 
 import pytest
-import yaml
 from conftest import TINY
 
 from aimo import config
@@ -16,12 +17,28 @@ def test_every_shipped_profile_loads_and_is_named_like_its_file(path):
     assert config.load(path.stem).profile == path.stem
 
 
+NO_NAMES = [
+    "../../x",
+    "/tmp/x",
+    "a\\b",
+    ".",
+    "..",
+    ".hidden",
+    "-rf",
+    "~",
+    "a\nb",
+    "",
+    " ",
+    "index.html",
+    "x" * 300,
+]
+
+
 @pytest.mark.parametrize(
     "override, told",
     [
         ("grpo.max_stepz=5", ["grpo.max_stepz", "unknown", "max_steps"]),
         ("grpo.max_steps=many", ["grpo.max_steps", "integer", "'many'"]),
-        ("grpo.max_steps=0", ["grpo.max_steps", "greater than 0"]),
         ("sft.learning_rate=2", ["sft.learning_rate", "less than 1"]),
         ("model.backend=jax", ["model.backend", "unsloth", "transformers", "'jax'"]),
         ("grpo.gradient_accumulation_steps=7", ["grpo.gradient_accumulation_steps", "does not divide"]),
@@ -30,35 +47,23 @@ def test_every_shipped_profile_loads_and_is_named_like_its_file(path):
         ("data.sft.rows=null", ["data.sft", "rows"]),
         ("data.grpo.pass_rate=[0.9, 0.1]", ["data.grpo.pass_rate", "write the smaller one first"]),
         ("data.sft.mixture=[{source: b.csv}]", ["data.sft", "a set has a source or a mixture"]),
+        ("data.heldout.test_split=0.1", ["data", "heldout.test_split", "no effect"]),
         ("seed", ["KEY=VALUE"]),
         ("seed={a: 1, a: 2}", ["--set", "YAML"]),
         ("seed.a=1", ["seed is a value"]),
         ("sft.logging_stepz=5", ["sft.logging_stepz", "unknown", "sft.trl"]),
-        ("data.sft=null", ["sft", "data.sft", "missing"]),
-        ("data.grpo=null", ["grpo", "data.grpo", "missing"]),
+        ("sft.num_train_epochs=1", ["sft.num_train_epochs: unknown key, it is called sft.epochs"]),
+        ("max_prompt_length=1", ["max_prompt_length: unknown key, it is called grpo.max_prompt_length"]),
         ("data=null", ["sft", "data.sft", "missing"]),
         ("data.grpo.test_split=0", ["grpo.probe_steps", "data.grpo.test_split"]),
         ("sft.eval_steps=5", ["sft.eval_steps", "data.sft.test_split"]),
-        ("dpo={learning_rate: 1e-6, probe_steps: 2}", ["dpo.probe_steps", "data.grpo.test_split"]),
+        *((f"profile={json.dumps(name)}", ["profile: ", "take a name"]) for name in NO_NAMES),
     ],
-)
-def test_a_bad_key_is_refused_by_name_in_one_line(override, told):
-    more = ["data.grpo.test_split=0", "grpo.probe_steps=null"] if override.startswith("dpo") else []
+)  # fmt: skip
+def test_a_bad_key_is_refused_by_name(override, told):
     with pytest.raises(AimoError) as e:
-        config.load("tiny", [override, *more])
-    assert "\n" not in str(e.value)
-    for part in told:
-        assert part in str(e.value)
-
-
-PATHS = ["../../x", "/tmp/x", "a/b", "a\\b", ".", "..", ".hidden", "-rf", "~", "a\nb", "", " ", "index.html"]
-
-
-@pytest.mark.parametrize("name", [*PATHS, "x" * 300])
-def test_a_profile_whose_name_is_no_folder_of_runs_is_refused(name):
-    with pytest.raises(AimoError, match="profile: ") as e:
-        config.load("tiny", [f"profile={json.dumps(name)}"])
-    assert "\n" not in str(e.value) and "take a name" in str(e.value)
+        config.load("tiny", [override])
+    assert [part for part in told if part not in str(e.value)] == []
 
 
 def test_a_profile_may_be_named_as_people_name_files_and_stand_in_the_current_folder(tmp_path, monkeypatch):
@@ -76,47 +81,27 @@ STEP = ["sft.batch_size=4", "sft.gradient_accumulation_steps=4"]
 @pytest.mark.parametrize(
     "overrides, redo, refused",
     [
-        (["training.time_limit_s=60", "training.log_to=tensorboard", "training.cache_dir=/c"], None, []),
-        (["sft.save_steps=7", "grpo.sample_steps=3", "profile=other"], None, []),
+        (
+            ["training.time_limit_s=60", "training.cache_dir=/c", "sft.save_steps=7", "profile=other"],
+            None,
+            [],
+        ),
         (["grpo.gradient_accumulation_steps=8", "model.gradient_checkpointing=false"], None, []),
         (STEP, None, []),
         (STEP[:1], None, STEP[:1]),
-        (STEP[1:], None, STEP[1:]),
         (STEP[:1], "sft", []),
         (["grpo.learning_rate=1e-6"], None, ["grpo.learning_rate"]),
-        (["grpo.learning_rate=1e-6"], "grpo", []),
         (["sft.epochs=9", "grpo.max_steps=9"], "grpo", ["sft.epochs"]),
         (["model.max_length=1000"], None, ["model.max_length"]),
         (["model.max_length=1000", "model.dtype=float32"], "grpo", []),
         (["model.lora.rank=4", "seed=5"], "grpo", ["model.lora.rank", "seed"]),
         (["model.lora.rank=4", "seed=5"], "data", []),
-        (["dpo={learning_rate: 1e-6}"], "dpo", []),
     ],
 )
 def test_what_changes_no_result_may_change_and_the_rest_from_its_stage_on(overrides, redo, refused):
     small = ["sft.batch_size=16", "sft.gradient_accumulation_steps=1"]
     old, new = config.load("tiny", small), config.load("tiny", [*small, *overrides])
     assert list(config.lasting_changes(old, new, redo)) == [key.partition("=")[0] for key in refused]
-
-
-@pytest.mark.parametrize(
-    "theirs, ours",
-    [
-        ("sft.num_train_epochs", "sft.epochs"),
-        ("sft.per_device_train_batch_size", "sft.batch_size"),
-        ("grpo.per_device_train_batch_size", "grpo.prompts_per_step"),
-        ("grpo.reward_funcs", "grpo.rewards"),
-        ("model.lora.r", "model.lora.rank"),
-        ("load_in_4bit", "model.load_in_4bit"),
-        ("data.sft.dataset_name", "data.sft.source"),
-        ("max_prompt_length", "grpo.max_prompt_length"),
-        ("data.benchmarks", "data.decontaminate"),
-        ("inference.num_samples", "inference.samples"),
-    ],
-)
-def test_other_libraries_names_and_keys_in_the_wrong_section_are_answered_with_ours(theirs, ours):
-    with pytest.raises(AimoError, match=rf"{theirs}: unknown key, it is called {ours}\b"):
-        config.load("tiny", [f"{theirs}=1"])
 
 
 def test_every_name_that_is_answered_leads_to_a_key_that_exists():
@@ -128,25 +113,23 @@ def test_every_name_that_is_answered_leads_to_a_key_that_exists():
             assert key in known if "." in key else key in known | last, theirs
 
 
-KINDS = {
-    (): ("data", "sft", "grpo", "inference"),
-    ("grpo=null", "data.grpo=null", "data.heldout=null"): ("data", "sft", "inference"),
-    ("sft=null", "data.sft=null"): ("data", "grpo", "inference"),
-    ("sft=null", "grpo=null", "data.sft=null", "dpo={learning_rate: 1e-6}"): ("data", "dpo", "inference"),
-    ("grpo=null", "dpo={learning_rate: 1e-6}"): ("data", "sft", "dpo", "inference"),
-    ("data=null", "sft=null", "grpo=null"): ("inference",),
-}
-
-
-@pytest.mark.parametrize("overrides, stages", KINDS.items(), ids=[" ".join(s) for s in KINDS.values()])
-def test_each_stage_may_be_left_out_and_starts_from_the_last_one_trained_before_it(overrides, stages):
-    p = config.load("tiny", list(overrides))
-    assert p.stages == stages
-    trained = [name for name in stages if name in TRAINED]
-    assert p.trained_before("inference") == (trained[-1] if trained else None)
-    for i, name in enumerate(trained):
-        assert p.trained_before(name) == (trained[i - 1] if i else None)
-    assert config.parse(yaml.safe_load(config.dump(p)), "copy") == p
+@pytest.mark.parametrize(
+    "stages, overrides",
+    [
+        ("data sft grpo inference", []),
+        ("data sft inference", ["grpo=null", "data.grpo=null", "data.heldout=null"]),
+        ("data dpo inference", ["sft=null", "grpo=null", "data.sft=null", "dpo={learning_rate: 1e-6}"]),
+        ("data sft dpo inference", ["grpo=null", "dpo={learning_rate: 1e-6}"]),
+        ("inference", ["data=null", "sft=null", "grpo=null"]),
+    ],
+)
+def test_each_stage_may_be_left_out_and_starts_from_the_last_one_trained_before_it(stages, overrides):
+    p = config.load("tiny", overrides)
+    assert " ".join(p.stages) == stages
+    before = None
+    for name in p.stages[1:]:
+        assert p.trained_before(name) == before
+        before = name if name in TRAINED else before
 
 
 @pytest.mark.parametrize(
@@ -161,20 +144,18 @@ def test_each_stage_may_be_left_out_and_starts_from_the_last_one_trained_before_
         ("seed: !!python/object:x 1", "not valid YAML"),
         ("profile: mine\n", "model: missing"),
         ("- 1\n", "expected keys"),
-        ("a: [\n", "not valid YAML"),
         ("".encode("utf-16") + "profile".encode("utf-16-le"), "not UTF-8 at byte 0"),
         (b"profile: caf\xe9", "not UTF-8 at byte 12"),
     ],
 )
-def test_a_file_that_is_no_plain_profile_is_refused_in_one_line(tmp_path, seed, told):
+def test_a_file_that_is_no_plain_profile_is_refused(tmp_path, seed, told):
     path = tmp_path / "mine.yaml"
     if isinstance(seed, str):
         text = (config.PROFILES / "tiny.yaml").read_text().replace("seed: 0", seed)
         seed = (seed if seed.endswith("\n") else text).encode()
     path.write_bytes(seed)
-    with pytest.raises(AimoError, match=rf"^profile .*mine.*{told}") as e:
+    with pytest.raises(AimoError, match=rf"^profile .*mine.*{told}"):
         config.load(path)
-    assert "\n" not in str(e.value)
 
 
 def test_overrides_reach_the_profile_and_a_dumped_profile_loads_as_the_same(tmp_path):
@@ -182,26 +163,19 @@ def test_overrides_reach_the_profile_and_a_dumped_profile_loads_as_the_same(tmp_
     assert (p.grpo.max_steps, p.sft.learning_rate, p.model.lora) == (50, 5e-6, None)
     (tmp_path / "copy.yaml").write_text(config.dump(p))
     assert config.load(tmp_path / "copy.yaml") == p
-    assert list(config.differing_keys(p, config.load("tiny", ["grpo.max_steps=50"]))) == [
-        "model.lora.alpha", "model.lora.rank", "model.lora.target_modules", "sft.learning_rate"
-    ]  # fmt: skip
+    differing = ["model.lora.alpha", "model.lora.rank", "model.lora.target_modules", "sft.learning_rate"]
+    assert list(config.differing_keys(p, config.load("tiny", ["grpo.max_steps=50"]))) == differing
 
 
 @pytest.mark.parametrize(
-    "keys, length",
-    [
-        ([], None),
-        (["model.max_length=2048"], 2048),
-        (["model.max_length=512"], 512),
-        (["model.max_length=512", "inference.max_length=64"], 64),
-    ],
+    "keys, length", [([], None), (["model.max_length=512"], 512), (["inference.max_length=64"], 64)]
 )
 def test_a_context_that_is_set_is_taken_by_inference_alone_whatever_the_default(tmp_path, keys, length):
     (tmp_path / "p.yaml").write_text("model: {base: data/tiny-base}\n")
     profile = config.load(tmp_path / "p.yaml", keys)
-    assert profile.solver_settings(TINY).max_length == length
     (tmp_path / "again.yaml").write_text(config.dump(profile))
-    assert config.load(tmp_path / "again.yaml").solver_settings(TINY).max_length == length
+    for one in (profile, config.load(tmp_path / "again.yaml")):
+        assert one.solver_settings(TINY).max_length == length
     assert config.load("tiny", ["model.max_length=null"]).model.max_length == 2048  # where a stage trains
 
 
@@ -210,9 +184,7 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
 )
 
 
-@pytest.mark.parametrize(
-    "text", [BOMB, "a: " + "[" * 5000 + "]" * 5000, "a: " + "{b: " * 1000 + "1" + "}" * 1000]
-)
+@pytest.mark.parametrize("text", [BOMB, "a: " + "[" * 5000 + "]" * 5000])
 def test_a_profile_that_is_too_deep_or_explodes_is_refused_at_once(tmp_path, text):
     (tmp_path / "p.yaml").write_text(text)
     begun = time.monotonic()
