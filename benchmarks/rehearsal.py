@@ -84,10 +84,10 @@ from kagglesdk import kaggle_env
 url, out = sys.argv[1:3]
 kaggle_env._env_to_endpoint[kaggle_env.KaggleEnv.PROD] = url
 from aimo.commands import run
-from aimo.kaggle import check, client, competition, versions
+from aimo.kaggle import client, competition, kernels, versions
 competition.RUNS = Path(out)
 versions.POLL_S = client.LOOK_S = 1.0
-check.OUTPUT = Path(out, "unseen")
+kernels.OUTPUT = Path(out, "unseen")
 versions.OUTPUT, client.RECORDS = Path(out, "output"), Path(out, "kaggle.jsonl")
 sys.argv = ["aimo", *sys.argv[3:]]
 run.main()

@@ -23,8 +23,7 @@ from aimo import config
 from aimo.commands import run
 from aimo.config.profile import STAGES
 from aimo.inference import files, settings
-from aimo.kaggle.check import slug_of
-from aimo.kaggle.kernels import KERNELS
+from aimo.kaggle.kernels import KERNELS, slug_of
 
 FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 RECORD = 'printf \'%s\\0\' "$@" >> "$RECORDS"; printf \'\\1\' >> "$RECORDS"'
@@ -102,7 +101,8 @@ def check_aimo(arguments: list[str]) -> None:
     rules = given.get("policy") or []
     for rule in [rules] if isinstance(rules, str) else rules:
         replay.parse_rule(rule)
-    wanted = given.get("competition") or "aimo3"
+    by_name = names[-1] in ("data", "scores", "choose", "new")
+    wanted = given.get("name" if by_name else "competition") or "aimo3"
     by_address = names == ["competition", "new"] and slug_of(wanted)
     assert wanted in COMPETITIONS or wanted.endswith(".yaml") or by_address, wanted
     if names[0] == "kernel" or names == ["kaggle", "push"]:

@@ -32,7 +32,7 @@ from aimo.inference.local import answer_file, journal_beside, read_questions
 from aimo.inference.solver import solve_problem
 from aimo.inference.voting import EXACT, maj_at
 from aimo.kaggle import kernels
-from aimo.kaggle.check import check_kernel
+from aimo.kaggle.kernels import check_kernel
 from aimo.report import plots, tables
 from aimo.rewards import get_reward_funcs
 from aimo.run import runs

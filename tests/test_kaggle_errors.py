@@ -5,19 +5,14 @@ import json
 import pytest
 from stand_in import zipped
 
-from aimo.inference.errors import AimoError
-
 pytest_plugins = ["stand_in"]
 COMMANDS = {
     "login-check": "GetAcceleratorQuotaStatistics",
     "data aimo3": "DownloadDataFiles",
     "push submission": "SaveKernel",
-    "status me/some-kernel": "GetKernel",
-    "logs me/some-kernel": "GetKernel",
     "output me/some-kernel": "GetKernel",
     "model push RUN": "GetModelInstance",
     "dataset push RUN --name aimo-data": "ListDatasetFiles",
-    "submit me/some-kernel --message m": "GetKernel",
     "scores": "ListSubmissions",
 }
 ANSWERS = {
@@ -38,8 +33,7 @@ def test_every_refusal_is_one_line_that_names_the_thing_and_the_remedy(kaggle, r
         if "RUN" in command and code in (403, 404):  # Kaggle has nothing of that name: it is created
             kaggle.faults["StartBlobUpload"] = [(code, f"Say {code}")]
         line = refused(*words(command))
-        assert said in line
-        assert code == 401 or any(thing in line for thing in THINGS)
+        assert said in line and any(thing in line for thing in THINGS)
 
 
 PATH = "KAGGLE_API_TOKEN is a path, and there is no such file"
@@ -51,7 +45,6 @@ PATH = "KAGGLE_API_TOKEN is a path, and there is no such file"
         ("", "there is no Kaggle token: make one at https://www.kaggle.com/settings"),
         ("/no/such/file", PATH),
         ("~/token", PATH),
-        ("./token", PATH),
         ("old-token", "Kaggle does not accept the token in KAGGLE_API_TOKEN"),
     ],
 )
@@ -94,7 +87,7 @@ def test_a_token_file_that_others_can_read_is_refused_until_it_is_closed(
     assert (code, out.splitlines()[0]) == (0, f"signed in as me, with {path}"), err
 
 
-@pytest.mark.parametrize("token", ["good-token\n", "  good-token  ", "'good-token'", "FILE"])
+@pytest.mark.parametrize("token", ["  good-token \n", "'good-token'", "FILE"])
 def test_a_token_is_taken_without_what_copying_put_around_it_and_the_gpu_time_is_told(
     kaggle, aimo, monkeypatch, token_file, token
 ):
@@ -107,15 +100,18 @@ def test_a_token_is_taken_without_what_copying_put_around_it_and_the_gpu_time_is
 
 
 ODD = ["“good-token”", "good token", "good-token\nother"]
-PAIRS = [json.dumps({"username": "me", "key": token}) for token in ODD]
 
 
 @pytest.mark.parametrize(
     "place, text",
-    [(place, token) for place in ("KAGGLE_API_TOKEN", "KAGGLE_KEY", "access_token") for token in ODD]
-    + [
-        ("kaggle.json", text)
-        for text in (*PAIRS, "{", "[]", "5", '{"username": "me"}', '{"key": 5}', "\ufeff{}")
+    [
+        ("KAGGLE_API_TOKEN", ODD[0]),
+        ("KAGGLE_KEY", ODD[1]),
+        ("access_token", ODD[2]),
+        ("kaggle.json", json.dumps({"username": "me", "key": ODD[0]})),
+        ("kaggle.json", "{"),
+        ("kaggle.json", "[]"),
+        ("kaggle.json", '{"key": 5}'),
     ],
 )
 def test_what_can_be_no_token_is_named_by_its_place_and_not_shown(
@@ -136,18 +132,15 @@ def test_a_competition_s_rules_are_to_be_accepted_first(kaggle, refused):
     kaggle.faults["DownloadDataFiles"] = [(403, "You must accept this competition's rules")]
     line = refused("data", "aimo3")
     assert "competition ai-mathematical-olympiad-progress-prize-3: accept its rules on its page" in line
-    assert "competition titanick: unknown to Kaggle" in refused("data", "titanick")
 
 
 def test_a_quota_that_is_used_up_is_not_waited_for(kaggle, refused, run_dir):
     kaggle.invalid = {"error": "Maximum weekly GPU quota of 30.00 hours reached"}
     line = refused("push", "submission")
     assert "Maximum weekly GPU quota of 30.00 hours reached; wait until it is renewed: `aimo kaggle" in line
-    kaggle.CreateDataset = lambda request: {"error": "Private dataset quota of 107.37 GB exceeded"}
+    kaggle.CreateDataset = lambda request: {"error": "Private dataset\nquota of 107.37 GB exceeded"}
     line = refused("dataset", "push", run_dir / "grpo", "--name", "aimo-data")
-    assert "107.37 GB exceeded; delete what you no longer need on kaggle.com" in line
-    kaggle.CreateModelInstance = lambda request: {"error": "Slug is\nalready in use"}
-    assert "Kaggle refuses it: Slug is already in use" in refused("model", "push", run_dir)
+    assert "dataset quota of 107.37 GB exceeded; delete what you no longer need on kaggle.com" in line
     kaggle.invalid = {}
     kaggle.faults["SaveKernel"] = [(429, "Daily limit", {"Retry_After": "86400"})]
     assert "a limit of Kaggle's is used up (Daily limit)" in refused("push", "submission")
@@ -171,17 +164,12 @@ BROKEN = {"empty": zipped({}), "encrypted": bytes(ENCRYPTED), "a page": b"<html>
 
 @pytest.mark.parametrize("sent", BROKEN.values(), ids=BROKEN)
 def test_a_download_that_cannot_be_unpacked_leaves_what_was_there(kaggle, refused, aimo, tmp_path, sent):
-    assert aimo("data", "aimo3", "--to", tmp_path / "input")[0] == 0
-    before = sorted(path.name for path in (tmp_path / "input").rglob("*"))
+    inputs = tmp_path / "input"
+    assert aimo("data", "aimo3", "--to", inputs)[0] == 0
+    before = sorted(path.name for path in inputs.rglob("*"))
     kaggle.DownloadDataFiles = lambda request: sent
-    assert "is no zip file that opens" in refused("data", "aimo3", "--to", tmp_path / "input")
-    assert sorted(path.name for path in (tmp_path / "input").rglob("*")) == before
-
-
-@pytest.mark.parametrize("name", ["../up", "a/../../up", "..", "a b", "aimo9/../../x"])
-def test_a_competition_that_is_no_slug_is_refused_before_anything_is_asked(kaggle, refused, name):
-    assert "or the slug of its address" in refused("data", name)
-    assert not kaggle.asked("DownloadDataFiles")
+    assert "give the same command again" in refused("data", "aimo3", "--to", inputs)
+    assert sorted(path.name for path in inputs.rglob("*")) == before
 
 
 @pytest.mark.parametrize("link, inside", [("/etc/passwd", ""), ("../config.json", ""), ("nowhere", "sub")])
@@ -195,9 +183,8 @@ def test_a_link_out_of_a_folder_is_not_uploaded(kaggle, refused, run_dir, link, 
     assert not kaggle.asked("StartBlobUpload")
 
 
-def test_no_error_shows_a_token_or_a_signed_address(kaggle, monkeypatch, tmp_path):
+def test_no_error_shows_a_token_or_a_signed_address(kaggle, aimo, refused, monkeypatch):
     from aimo.inference.errors import redact
-    from aimo.kaggle import client
 
     signed = "https://storage.example/a.bin?X-Goog-Signature=abc123&X-Goog-Date=5"
     for text in (f"404 for url: {signed}", f"exceeded with url: /a.bin?{signed.split('?')[1]} (Caused by"):
@@ -206,24 +193,26 @@ def test_no_error_shows_a_token_or_a_signed_address(kaggle, monkeypatch, tmp_pat
         assert secret not in redact(f"header 'Bearer {secret}\\n'") + redact(f"token={secret}")
     monkeypatch.setenv("KAGGLE_KEY", "0123456789abcdef")
     assert "0123456789abcdef" not in redact("me:0123456789abcdef") and "//…@" in redact("http://me:pw@proxy/")
-    closed = f"http://127.0.0.1:9/out?{signed.split('?')[1]}"
-    monkeypatch.setattr(client, "PAUSE_S", 0)
-    with pytest.raises(AimoError) as e:
-        client.save_download(client.fetch(closed), tmp_path / "out")
-    assert "abc123" not in str(e.value)
+    aimo("push", "submission")
+    kaggle.faults["GET submission.parquet"] = [(403, "Expired")]
+    line = refused("output", "submission")
+    assert "/submission.parquet?…" in line and "signature" not in line
 
 
 @pytest.mark.parametrize(
     "command, said",
     [
+        ("data ../up", "or the slug of its address"),
+        ("data aimo9/../../x", "or the slug of its address"),
         ("push nothing", "take a folder of kernels/"),
         ("push submission --model aimo", "write OWNER/MODEL/FRAMEWORK/VARIATION/VERSION"),
+        ("push submission --wait --no-run", "--wait goes without --no-run"),
         ("model push nothing", "there is no nothing/profile.yaml; name a folder of runs/"),
         ("model push RUN --to me/model", "write OWNER/MODEL/FRAMEWORK/VARIATION"),
         ("model push RUN --to me/model/pytorches/x", "write OWNER/MODEL/FRAMEWORK/VARIATION"),
         ("dataset push nothing", "no such folder"),
-        ("status nothing", "kernel me/nothing: unknown to Kaggle"),
         ("submit nothing --message m", "kernel me/nothing: unknown to Kaggle"),
+        ("data titanick", "competition titanick: unknown to Kaggle"),
     ],
 )
 def test_a_name_of_nothing_is_told_with_what_to_name(kaggle, refused, words, command, said):

@@ -8,8 +8,7 @@ import jupytext
 from test_kaggle_check import kernel_with
 
 from aimo.inference import startup
-from aimo.kaggle.check import check_kernel, source_of
-from aimo.kaggle.kernels import FOLDER
+from aimo.kaggle.kernels import FOLDER, check_kernel, source_of
 
 
 def D01(case, request):

@@ -6,15 +6,15 @@ from typing import Annotated
 import typer
 
 from aimo.commands.options import arg, check_folder, opt, show_rows
+from aimo.config.profile import STAGES
 from aimo.evaluation import served, submission
 from aimo.inference import competitions, local
 from aimo.inference.answers import Proof, write_kind
-from aimo.inference.competitions import COMPETITIONS, find_competition, name_of
+from aimo.inference.competitions import COMPETITIONS, UNSURE, find_competition, name_of
 from aimo.inference.errors import AimoError
 from aimo.inference.storage import write_whole
-from aimo.kaggle import check, client, versions
-from aimo.kaggle import competition as competitions_there
-from aimo.run.runs import quiet
+from aimo.kaggle import client, competition, kernels, versions
+from aimo.run.runs import find_run, quiet
 
 HELP = "From the repository to Kaggle and back: push, follow, submit, scores."
 app = typer.Typer(no_args_is_help=True, help=HELP)
@@ -24,7 +24,7 @@ app.add_typer(model, name="model")
 app.add_typer(dataset, name="dataset")
 
 Kernel = Annotated[str, arg("A folder of kernels/, OWNER/SLUG, or a SLUG of the token's user.")]
-Competition = Annotated[str, arg("aimo1, aimo2, aimo3, Kaggle's slug, or a YAML file.")]
+Competition = Annotated[str, arg("aimo1, aimo2, aimo3, Kaggle's slug, or a YAML file.", "COMPETITION")]
 Number = Annotated[int | None, opt("A version; the last if not given.", "--version", min=1)]
 DryRun = Annotated[bool, opt("Print each request and send none.", "--dry-run")]
 
@@ -43,13 +43,13 @@ def login_check(dry_run: DryRun = False) -> None:
 
 @app.command()
 def data(
-    competition: Competition,
+    name: Competition,
     inputs: Annotated[Path | None, opt("The folder of inputs; /kaggle/input or data/kaggle.", "--to")] = None,
     dry_run: DryRun = False,
 ) -> None:
     """Download and unpack a competition's data, with its kaggle_evaluation."""
     with client.sign_in(dry_run) as api:
-        folder = client.download_competition(api, competition, inputs)
+        folder = client.download_competition(api, name, inputs)
         print(f"data: {folder}")
         if not (folder / "kaggle_evaluation").is_dir():
             print("it holds no kaggle_evaluation")
@@ -68,7 +68,7 @@ def push(
     """Check and push a kernel, which Kaggle then runs. Exit code 1 when the run failed."""
     if wait and no_run:
         raise AimoError("--wait goes without --no-run: a version that does not run has no end")
-    if faults := check.check_kernel(kernel):
+    if faults := kernels.check_kernel(kernel):
         raise AimoError(f"kernel {kernel}: {'; '.join(faults)}")
     with client.sign_in(dry_run) as api:
         version, metadata = versions.push_kernel(api, kernel, source, no_run)
@@ -124,8 +124,12 @@ def push_model_command(
     dry_run: DryRun = False,
 ) -> None:
     """Push a run's last model as a new version, and compare sizes and hashes with what Kaggle then has."""
+    folder, profile = find_run(run)
+    if not profile.trained:
+        raise AimoError(f"run {run}: profile {profile.profile} trains no model, so there is none to push")
+    trained = folder / STAGES[profile.trained[-1]].product
     with client.sign_in(dry_run) as api:
-        print(f"model: {client.push_run(api, run, to)}")
+        print(f"model: {client.push_version(api, trained, to, profile, folder)}")
 
 
 @dataset.command("push")
@@ -165,51 +169,41 @@ def submit(
     if path.is_file():
         if not competition:
             raise AimoError(f"--competition is missing: name the one that takes {kernel}")
-        check_file(path, competition)
+        if competition in COMPETITIONS or competition.endswith((".yaml", ".yml")):  # its rules are known
+            rules = find_competition(competition)
+            if path.name != rules.artefact.file:
+                raise AimoError(
+                    f"{path}: {name_of(competition)} takes a file {rules.artefact.file}; rename it"
+                )
+            if rules.artefact.lora:
+                print(f"adapter: {served.check_archive(rules.artefact.lora, path)}")
+            else:
+                for name, answer in submission.read_submission(rules, path).items():
+                    if isinstance(rules.answer, Proof) and (fault := rules.answer.fault(answer)):
+                        print(f"{name}: {fault}")
     with client.sign_in(dry_run) as api:
-        if path.is_file():
-            print(versions.submit_file(api, path, message, str(competition), wait))
-        else:
-            print(versions.submit_version(api, kernel, number, message, competition, wait))
-
-
-def check_file(path: Path, competition: str) -> None:
-    """Refuse a file that the competition would, where its rules are known; print what mars a proof."""
-    if competition not in COMPETITIONS and not competition.endswith((".yaml", ".yml")):
-        return
-    rules = find_competition(competition)
-    if path.name != rules.artefact.file:
-        raise AimoError(f"{path}: {name_of(competition)} takes a file {rules.artefact.file}; rename it")
-    if rules.artefact.lora:
-        print(f"adapter: {served.check_archive(rules.artefact.lora, path)}")
-        return
-    for name, answer in submission.read_submission(rules, path).items():
-        if isinstance(rules.answer, Proof) and (fault := rules.answer.fault(answer)):
-            print(f"{name}: {fault}")
+        print(versions.submit(api, kernel, message, competition, number, wait))
 
 
 @app.command()
-def scores(
-    competition: Competition = "aimo3",
-    dry_run: DryRun = False,
-) -> None:
+def scores(name: Competition = "aimo3", dry_run: DryRun = False) -> None:
     """Print the submissions to a competition beside their models' hold-out figures, and what made them."""
     with client.sign_in(dry_run) as api:
-        found, told = competitions_there.write_table(api, competition)
+        found, told = competition.write_table(api, name)
         if found:
-            show_rows([one.row() for one in found])
+            show_rows([one.row for one in found])
         print(*(told if found else ["no submissions yet", *told[1:]]), sep="\n")
 
 
 @app.command()
 def choose(
-    competition: Competition = "aimo3",
+    name: Competition = "aimo3",
     count: Annotated[int, opt("How many final submissions the competition takes.", min=1)] = 2,
 ) -> None:
     """Name the final submissions by their models' hold-out figures, and say how sure that is."""
     with client.sign_in(False) as api:
-        found = competitions_there.list_submissions(api, check.slug_of(competition))
-        print(*competitions_there.choose_submissions(found, count), sep="\n")
+        found = competition.list_submissions(api, kernels.slug_of(name))
+        print(*competition.choose_submissions(found, count), sep="\n")
 
 
 # ---- aimo competition
@@ -220,26 +214,26 @@ Rules = Annotated[str, arg("aimo1, aimo2, aimo3, another name, or a YAML file.")
 
 @competition_app.command()
 def new(
-    competition: Annotated[str, arg("Its slug or its address on kaggle.com.")],
+    name: Annotated[str, arg("Its slug or its address on kaggle.com.", "COMPETITION")],
     out: Annotated[Path | None, opt("The file; SLUG.yaml if not given.")] = None,
     dry_run: DryRun = False,
 ) -> None:
     """Draft a competition's file from its pages and data on Kaggle; `# ?` marks what they do not say."""
-    path = out or Path(f"{check.slug_of(competition)}.yaml")
+    path = out or Path(f"{kernels.slug_of(name)}.yaml")
     check_folder("--out", path)
     if path.exists():
         raise AimoError(f"--out {path}: it exists; remove it, or name another file")
     with client.sign_in(dry_run) as api:
-        text = competitions_there.draft_competition(api, competition)
+        text = competition.draft_competition(api, name)
         write_whole(path, text)
-        told = f"{len(unsure_lines(text))} lines are marked {competitions.UNSURE}"
+        told = f"{len(unsure_lines(text))} lines are marked {UNSURE}"
         print(f"{path}: {told}; look at them, then `aimo competition check {path}`")
 
 
 def unsure_lines(text: str) -> list[str]:
     """Return the numbers of the lines of a draft that a person has to look at."""
     lines = enumerate(text.splitlines(), 1)
-    return [str(number) for number, line in lines if competitions.UNSURE in line and line[0] != "#"]
+    return [str(number) for number, line in lines if UNSURE in line and line[0] != "#"]
 
 
 @competition_app.command("check")
@@ -248,13 +242,13 @@ def check_competition(
     test: Annotated[Path | None, opt("A test file; its first question is printed as it is asked.")] = None,
 ) -> None:
     """Check a competition's file, and say what it asks, takes and submits."""
-    rules = competitions.find_competition(competition)
+    rules = find_competition(competition)
     inputs, artefact, lora = rules.inputs, rules.artefact, rules.artefact.lora
     holds = f"with {', '.join([artefact.id, artefact.answer, *artefact.others])}"
     if lora:
         holds = f"a LoRA adapter of {lora.bases[0]}, of rank {lora.rank} at most"
     keys = ", ".join(f"{key} {value}" for key, value in write_kind(rules.answer).items() if value is not None)
-    print(f"competition: {competitions.name_of(competition)}, {rules.slug}")
+    print(f"competition: {name_of(competition)}, {rules.slug}")
     options = f", options {', '.join(inputs.options)}" if inputs.options else ""
     print(f"asks: {inputs.problem} of {inputs.id}{options}")
     print(f"takes: {rules.answer}, else {rules.answer.fallback!r}; {keys}")
@@ -265,7 +259,7 @@ def check_competition(
     if marked := unsure_lines(path.read_text(encoding="utf-8-sig")) if path.is_file() else []:
         print(f"not certain yet: the lines with `# ?` ({', '.join(marked)}); look, and remove the mark")
     if test:
-        competitions.find_competition(competition, asks=True)
+        find_competition(competition, asks=True)
         _, table = local.read_questions(test, competition)
         golds = competitions.known_answers(table, rules)
         print(f"test file: {len(table)} questions, {len(golds)} known answers; the first:")
@@ -279,5 +273,5 @@ def score_command(
     answers: Annotated[Path, arg("A file with the right answers, in a column `answer`.")],
 ) -> None:
     """Score a file of answers by the competition's metric."""
-    rules = competitions.find_competition(competition)
+    rules = find_competition(competition)
     print(f"score: {submission.score_file(rules, answered, answers)}")

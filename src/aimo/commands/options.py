@@ -22,9 +22,9 @@ def opt(text: str, *names: str, **limits: Any) -> Any:
     return typer.Option(*names, help=text, **limits)
 
 
-def arg(text: str) -> Any:
-    """Return an argument with this help."""
-    return typer.Argument(help=text)
+def arg(text: str, name: str | None = None) -> Any:
+    """Return an argument with this help; its name is the parameter's unless another is given."""
+    return typer.Argument(help=text, metavar=name)
 
 
 Profile = Annotated[str, opt("A name in notebooks/profiles, or a path to a YAML file.")]

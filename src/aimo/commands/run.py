@@ -19,7 +19,7 @@ from aimo.inference.errors import AimoError, EngineError, StageError, redact
 from aimo.inference.local import answer_file, ask, journal_beside, read_questions
 from aimo.inference.settings import resolve_settings
 from aimo.inference.storage import KEPT, NO_ROOM, SampleFile
-from aimo.kaggle import check, kernels
+from aimo.kaggle import kernels
 from aimo.run import hub, machine
 from aimo.run.runs import answers_of, figures
 from aimo.train import launch
@@ -218,7 +218,7 @@ def build(
 @kernel.command("check")
 def check_command(name: Annotated[str, arg("A folder of kernels/, or a path.")]) -> None:
     """Find what Kaggle would refuse of a kernel, or what would fail an hour after its push."""
-    if faults := check.check_kernel(name):
+    if faults := kernels.check_kernel(name):
         raise AimoError(f"kernel {name}: {'; '.join(faults)}")
     print(f"kernel {name}: no fault found")
 

@@ -3,4 +3,4 @@
 from aimo import load_late
 
 # Kaggle's package, which signs in when it is loaded, or jupytext.
-load_late(__name__, "check", "client", "competition", "kernels", "versions")
+load_late(__name__, "client", "competition", "kernels", "versions")

@@ -1,4 +1,5 @@
-"""Kaggle's API through its official client: sign in, ask, wait, ask again, say in a line what failed.
+"""Kaggle's API through its official client: sign in, ask, wait, and explain in a line what failed; models and
+datasets go up and are compared with what arrived, a competition's data come down.
 
 Every request goes through `Api.call`: it waits for a rate limit, repeats a read that was cut off, and prints
 a request in place of sending it in a dry run. What Kaggle took from here is recorded in runs/kaggle.jsonl:
@@ -8,7 +9,8 @@ a request in place of sending it in a dry run. What Kaggle took from here is rec
     {"did": "submit", "ref": 41, "competition": "…", "kernel": "me/aimo-submission", "version": 5, …}
 
 Written for kaggle 2.2.5 and kagglesdk 0.1.38, with these private names: `get_access_token_from_env`,
-`KaggleHttpClient._init_session` and `_session`, `ResumableUploadContext._file_uploads`, `_poll_submission`.
+`KaggleHttpClient._init_session` and `_session`, `ResumableUploadContext._file_uploads`,
+`_get_retry_after_delay`, `_poll_submission`.
 """
 
 import contextlib
@@ -23,29 +25,23 @@ import shutil
 import stat
 import sys
 import time
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import requests
 from kagglesdk.blobs.types.blob_api_service import ApiBlobType
-from kagglesdk.competitions.types.competition_api_service import ApiDownloadDataFilesRequest
 from kagglesdk.datasets.types import dataset_api_service as of_datasets
 from kagglesdk.models.types import model_api_service as of_models
 from kagglesdk.models.types.model_enums import ModelFramework
 
 from aimo.config import ROOT, RUNS, Profile
-from aimo.config.profile import STAGES
 from aimo.inference.errors import AimoError, one_line, redact
 from aimo.inference.model_folder import check_model_folder
 from aimo.inference.storage import append_lines, read_json, read_lines
-from aimo.kaggle.check import slug_of, source_of
+from aimo.kaggle.kernels import slug_of, source_of
 from aimo.run import hub
-from aimo.run.runs import find_run
 
 # Importing the client signs in, and prints a page of help where there is no token.
 with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -60,6 +56,7 @@ TRIES, PAUSE_S = 4, 2.0  # of a request that changes nothing; each pause is twic
 LIMITED_TRIES, LIMITED_PAUSE_S = 10, 30.0  # under a rate limit for which Kaggle names no time
 LONGEST_PAUSE_S = 3600.0  # a rate limit that lasts longer is a quota
 REPEATABLE = ("Get", "List", "Download", "Introspect", "Start")  # such requests change nothing a user sees
+AGAIN = "give the same command again"
 
 
 class DryRunEnds(Exception):
@@ -69,13 +66,9 @@ class DryRunEnds(Exception):
 class Api(KaggleApi):  # type: ignore[misc]
     """Kaggle's client with each request under `call`."""
 
-    def __init__(self, token_source: str, dry_run: bool = False):
-        super().__init__()
-        self.token_source, self.dry_run = token_source, dry_run
-
-    @property
-    def user(self) -> str:
-        return str(self.config_values[self.CONFIG_NAME_USER])
+    user: str
+    token_source: str
+    dry_run = False
 
     def build_kaggle_client(self) -> Any:
         client = super().build_kaggle_client()
@@ -95,7 +88,7 @@ class Api(KaggleApi):  # type: ignore[misc]
         name = re.sub("^Api|Request$", "", type(request).__name__)
         with self.build_kaggle_client() as kaggle:
             asked = getattr(getattr(kaggle, area), service.replace("_service", "_client"))
-            return getattr(asked, re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower())(request)  # get_kernel
+            return getattr(asked, self.camel_to_snake(name))(request)  # get_kernel
 
     def find(self, request_type: Any, **fields: Any) -> Any | None:
         """Ask for something by its name; None where Kaggle has no such thing, of which it says 403 or 404."""
@@ -119,7 +112,7 @@ class Api(KaggleApi):  # type: ignore[misc]
             raise DryRunEnds
 
     def call(self, send: Any, service: str, name: str, request: Any, response_type: Any) -> Any:
-        """Send one request and return its answer.
+        """Send one request and return its answer. What fails has its line for the user in `told`.
 
         A dry run prints it in place of that: one that asks has an empty answer, another ends the dry run.
         """
@@ -137,13 +130,18 @@ class Api(KaggleApi):  # type: ignore[misc]
             try:
                 return send(service, name, request, response_type)
             except requests.RequestException as error:
-                code, _ = status_of(error)
-                broken = repeatable and (code is None or code >= 500) and attempt < TRIES
-                pause = PAUSE_S * 2 ** (attempt - 1) if broken else None
-                if code == 429 and attempt < LIMITED_TRIES:
-                    pause = rate_limit(error)
-                if pause is None:
-                    error.thing, error.unsure = subject(request), not repeatable  # type: ignore[attr-defined]
+                (code, _), pause = status_of(error), None
+                if repeatable and (code is None or code >= 500) and attempt < TRIES:
+                    pause = PAUSE_S * 2 ** (attempt - 1)
+                elif code == 429 and attempt < LIMITED_TRIES:
+                    named = self._get_retry_after_delay(error.response)  # in seconds, None without a time
+                    pause = LIMITED_PAUSE_S if named is None else named
+                    until = datetime.now() + timedelta(seconds=pause)
+                    if pause <= LONGEST_PAUSE_S:
+                        told = f"rate limit of Kaggle: waiting {pause:.0f} s, until {until:%H:%M:%S}"
+                        print(told, file=sys.stderr)
+                if pause is None or pause > LONGEST_PAUSE_S:
+                    error.told = f"{subject(request)}: {explain(error, repeatable)}"  # type: ignore[attr-defined]
                     raise
             except ValueError as error:
                 raise AimoError(
@@ -152,35 +150,30 @@ class Api(KaggleApi):  # type: ignore[misc]
                 ) from None
             time.sleep(pause)
 
-    def wait_for_score(self, ref: int, pause_s: float) -> str:
+    def await_score(self, ref: int, longest_pause_s: float) -> str:
         """Return a submission's public score once Kaggle has it; the client raises where it failed."""
-        return str(self._poll_submission(ref, 0, pause_s).public_score)
+        return str(self._poll_submission(ref, 0, longest_pause_s).public_score)
 
-    @contextlib.contextmanager
-    def uploaded(self, body: Any, folder: Path, kind: Any, folders: str = "skip") -> Iterator[None]:
-        """Upload a folder's files and put their tokens into `body`, for the request that is made inside.
+    def upload(
+        self, thing: str, request: Any, body: Any, folder: Path, kind: Any, folders: str = "skip"
+    ) -> None:
+        """Upload a folder's files, put their tokens into `body`, and send the request that makes a version.
 
-        Until one succeeds, the next call sends only what has not arrived. AimoError for a file that did not.
+        Until that succeeds, the next call sends only what has not arrived. AimoError for a file that did not.
         """
         if self.dry_run:
             for path in sorted(folder.iterdir()):
                 print(f"PUT {path.name}, {path.stat().st_size:,} bytes")
-            yield  # to the request that ends the dry run
+            self.ask(request)  # which ends the dry run
         with ResumableUploadContext() as uploads:
-            fault = None
             try:
                 self.upload_files(body, None, str(folder), kind, uploads, quiet=True, dir_mode=folders)
-            except ValueError as e:  # since kaggle 2.2.5, of the first file that does not arrive
-                fault = e
-            failed = [upload for upload in uploads._file_uploads if not upload.upload_complete]
-            for upload in failed:
-                upload.cleanup()  # or else the next call goes on with an upload that Kaggle has given up
-            if names := ", ".join(Path(upload.path).name for upload in failed):  # Kaggle would do without
-                told = "did not arrive, so no version was made; give the same command again"
-                raise AimoError(f"{folder}: {names} {told}")
-            if fault:
-                raise fault
-            yield
+            except ValueError as e:  # names the first file that does not arrive
+                for upload in uploads._file_uploads:
+                    if not upload.upload_complete:
+                        upload.cleanup()  # or the next call would continue what Kaggle has given up
+                raise AimoError(f"{folder}: {e}; no version was made; {AGAIN}") from None
+            check_reply(thing, self.ask(request))
 
 
 def filled(request_type: Any, **fields: Any) -> Any:
@@ -190,21 +183,6 @@ def filled(request_type: Any, **fields: Any) -> Any:
     return request
 
 
-def rate_limit(error: requests.RequestException) -> float | None:
-    """Say how long a rate limit lasts and return the seconds; None where it is a quota."""
-    assert error.response is not None
-    named, seconds = error.response.headers.get("Retry-After", ""), LIMITED_PAUSE_S
-    with contextlib.suppress(ValueError):  # it is a date, a number, or nothing
-        seconds = max(0.0, (parsedate_to_datetime(named) - datetime.now(UTC)).total_seconds())
-    with contextlib.suppress(ValueError):
-        seconds = max(0.0, float(named))
-    if seconds > LONGEST_PAUSE_S:
-        return None
-    until = datetime.now() + timedelta(seconds=seconds)
-    print(f"rate limit of Kaggle: waiting {seconds:.0f} s, until {until:%H:%M:%S}", file=sys.stderr)
-    return seconds
-
-
 def find_token() -> tuple[str | None, str]:
     """Return the token, None where it is a user's name and key, and where it is: a file or a variable."""
     variables = ("KAGGLE_API_TOKEN", "KAGGLE_USERNAME", "KAGGLE_KEY")
@@ -212,11 +190,11 @@ def find_token() -> tuple[str | None, str]:
     token, name, key = (os.environ.get(variable) for variable in variables)
     home, pair = Path("~/.kaggle").expanduser(), Path(Api.config)
     places = [home / "access_token", home / "access_token.txt", pair, home / "credentials.json"]
-    if token and os.path.isfile(named := os.path.expanduser(token)):
-        token, places = None, [Path(named), *places]
-    elif token and token.startswith(("/", "~", ".")):
-        told = "is a path, and there is no such file: put a token there, from"
-        raise AimoError(f"KAGGLE_API_TOKEN {told} {TOKENS}")
+    if token and (token[0] in "/~." or os.path.isfile(token)):
+        places, token = [Path(token).expanduser(), *places], None
+        if not places[0].is_file():
+            told = "is a path, and there is no such file: put a token there, from"
+            raise AimoError(f"KAGGLE_API_TOKEN {told} {TOKENS}")
     files = [path for path in places if path.is_file()]
     for path in files:
         mode = stat.S_IMODE(path.stat().st_mode)
@@ -251,7 +229,8 @@ def sign_in(dry_run: bool = False) -> Iterator[Api]:
     # https://github.com/Kaggle/kaggle-cli/issues/1188
     for module in (kaggle_api_extended, kaggle_http_client):
         module.get_access_token_from_env = lambda: (token, source)
-    api = Api(source, dry_run)
+    api = Api()
+    api.token_source, api.dry_run = source, dry_run
     try:
         try:
             with contextlib.redirect_stdout(io.StringIO()):
@@ -259,10 +238,12 @@ def sign_in(dry_run: bool = False) -> Iterator[Api]:
         except SystemExit:
             told = f"Kaggle does not accept the token in {source}: make another at {TOKENS}"
             raise AimoError(told) from None
+        api.user = str(api.config_values[api.CONFIG_NAME_USER])
         with contextlib.suppress(DryRunEnds):
             yield api
-    except requests.RequestException as e:
-        raise explain_failure(e) from None
+    except requests.RequestException as e:  # also of a signed address, which `call` does not see
+        told = getattr(e, "told", f"a download from Kaggle failed ({one_line(e)}); {AGAIN}")
+        raise AimoError(redact(told)) from None
     except ValueError as e:  # the client's own checks, and an answer that is no JSON
         raise AimoError(f"Kaggle's client: {one_line(e)}") from None
     except KeyboardInterrupt:
@@ -283,7 +264,7 @@ def subject(request: Any) -> str:
 
 
 def status_of(error: requests.RequestException) -> tuple[int | None, str]:
-    """Return an error's status, which may stand in the body of an answer sent as 200, and what is said."""
+    """Return an error's status, which may stand in the body of an answer sent as 200, and its text."""
     if error.response is None:
         return None, str(error)
     body: Any = {}
@@ -294,15 +275,14 @@ def status_of(error: requests.RequestException) -> tuple[int | None, str]:
     return code if code >= 400 else int(body.get("code", 500)), str(body.get("message") or error)
 
 
-def explain_failure(error: requests.RequestException) -> AimoError:
-    thing, (code, text) = getattr(error, "thing", "Kaggle"), status_of(error)
+def explain(error: requests.RequestException, repeatable: bool) -> str:
+    code, text = status_of(error)
     said = redact(" ".join(text.split()))[:200]
-    if code == 401:
-        return AimoError(f"Kaggle does not accept the token ({said}): make another at {TOKENS}")
     unsure = "whether it arrived is not known: look before you do it again"
-    remedy = unsure if getattr(error, "unsure", False) else "check the network and try again"
     told = {
-        None: f"the connection to Kaggle broke ({said}); {remedy}",
+        None: f"the connection to Kaggle broke ({said}); "
+        + ("check the network and try again" if repeatable else unsure),
+        401: f"Kaggle does not accept the token ({said}): make another at {TOKENS}",
         403: f"not open to this account, or no such thing ({said}); check the name",
         404: f"unknown to Kaggle ({said}); check the name",
         409: f"the name is taken ({said}); take another",
@@ -312,7 +292,7 @@ def explain_failure(error: requests.RequestException) -> AimoError:
         told = f"accept its rules on its page of kaggle.com first ({said})"
     if code and code >= 500:
         told = f"Kaggle failed ({code}: {said}); try again in some minutes"
-    return AimoError(f"{thing}: {told}")
+    return told
 
 
 def check_reply(thing: str, answer: Any) -> None:
@@ -338,80 +318,60 @@ def find_record(did: str, **facts: Any) -> dict[str, Any]:
     return next((line for line in reversed(read_lines(RECORDS)) if wanted <= line.items()), {})
 
 
+def recorded(run_dir: Path, profile: Profile) -> dict[str, str]:
+    """Return a run's folder, relative to the repository where it lies inside, and its profile."""
+    run = run_dir.resolve()
+    run = run.relative_to(ROOT) if run.is_relative_to(ROOT) else run
+    return {"run": str(run), "profile": profile.profile}
+
+
+# ---- Models, datasets and data
+
 INPUTS = Path("/kaggle/input")
 METADATA = "dataset-metadata.json"
 LISTED_WITHIN_S, LOOK_S = 600.0, 10.0  # how long Kaggle may take to list an upload; between two looks
-CHUNK = 1 << 20  # bytes
-AGAIN = "give the same command again"
 
 
-def push_run(api: Api, run: str, to: str | None) -> str:
-    """Push the last model of a run as `push_version` does, and return its source.
-
-    `to` is owner/model/framework/variation: the profile's `training.push_to_kaggle` or else
-    USER/aimo-PROFILE/transformers/default, if not given.
-    """
-    run_dir, profile = find_run(run)
-    if not profile.trained:
-        raise AimoError(f"run {run}: profile {profile.profile} trains no model, so there is none to push")
-    usual = profile.training.push_to_kaggle or f"{api.user}/aimo-{profile.profile}/transformers/default"
-    folder = run_dir / STAGES[profile.trained[-1]].product
-    return push_version(api, folder, to or usual, profile, run_dir)
-
-
-def recorded(run_dir: Path) -> Path:
-    """Return a run's folder as records have it: relative to the repository where it lies inside."""
-    run = run_dir.resolve()
-    return run.relative_to(ROOT) if run.is_relative_to(ROOT) else run
-
-
-def run_of(folder: Path) -> dict[str, str]:
-    """Return the run and the profile of a run's folder as records have them; nothing of another folder."""
-    if not (folder / "profile.yaml").is_file():
-        return {}
-    _, profile = find_run(str(folder))
-    return {"run": str(recorded(folder)), "profile": profile.profile}
-
-
-def push_version(api: Api, folder: Path, target: str, profile: Profile, run_dir: Path) -> str:
+def push_version(api: Api, folder: Path, target: str | None, profile: Profile, run_dir: Path) -> str:
     """Push a run's model as a new version of owner/model/framework/variation; return that with its number.
 
-    Model and variation are created, private and with the model's card, where there are none. AimoError when
-    a file did not arrive, or is another one on Kaggle: all are downloaded again.
+    The target is the profile's `training.push_to_kaggle` or else USER/aimo-PROFILE/transformers/default, if
+    not given. Model and variation are created, private and with the model's card, where there are none.
+    AimoError when a file did not arrive, or is another one on Kaggle: all are downloaded again.
     """
-    target = source_of(target, 4)
-    frameworks = {f.name.removeprefix("MODEL_FRAMEWORK_").replace("_", "").lower(): f for f in ModelFramework}
-    parts = target.split("/")
-    if len(parts) != 4 or not all(parts) or parts[2].lower() not in frameworks:
+    usual = profile.training.push_to_kaggle or f"{api.user}/aimo-{profile.profile}/transformers/default"
+    target = source_of(target or usual, 4)
+    try:
+        owner, slug, framework, variation = api.split_model_instance_string(target)
+        kind = api.lookup_enum(ModelFramework, None, framework)
+    except (KeyError, ValueError):
         told = "write OWNER/MODEL/FRAMEWORK/VARIATION, such as me/aimo/transformers/default"
-        raise AimoError(f"model {target}: {told}")
-    owner, slug, framework, variation = *parts[:2], frameworks[parts[2].lower()], parts[3]
+        raise AimoError(f"model {target}: {told}") from None
     check_model_folder(folder)
     hub.check_links(folder)
     if inner := [path.name for path in folder.iterdir() if path.is_dir()]:
         told = f"has folders in it, which are not pushed: move {', '.join(inner)} out"
         raise AimoError(f"model folder {folder} {told}")
     files = {path.name: path for path in sorted(folder.iterdir())}
-    run = recorded(run_dir)
-    notes = f"profile {profile.profile}, run {run}"
+    record = recorded(run_dir, profile)
+    notes = f"profile {record['profile']}, run {record['run']}"
 
     model: dict[str, Any] = {"owner_slug": owner, "model_slug": slug}
-    named = model | {"framework": framework, "instance_slug": variation}
+    named = model | {"framework": kind, "instance_slug": variation}
     before = api.find(of_models.ApiGetModelInstanceRequest, **named)
     if before is None:
         card = files["README.md"].read_text() if "README.md" in files else notes
         if api.find(of_models.ApiGetModelRequest, **model) is None:
             about = {"owner_slug": owner, "slug": slug, "title": slug, "description": card}
             check_reply(target, api.ask(of_models.ApiCreateModelRequest, is_private=True, **about))
-        about = {"instance_slug": variation, "framework": framework, "license_name": "Apache 2.0"}
-        kind = of_models.ApiCreateModelInstanceRequestBody
-        body = filled(kind, overview=card, fine_tunable=True, **about)
+        about = {"instance_slug": variation, "framework": kind, "license_name": "Apache 2.0"}
+        body_type = of_models.ApiCreateModelInstanceRequestBody
+        body = filled(body_type, overview=card, fine_tunable=True, **about)
         request = filled(of_models.ApiCreateModelInstanceRequest, **model, body=body)
     else:
         body = filled(of_models.ApiCreateModelInstanceVersionRequestBody, version_notes=notes)
         request = filled(of_models.ApiCreateModelInstanceVersionRequest, **named, body=body)
-    with api.uploaded(body, folder, ApiBlobType.MODEL):
-        check_reply(target, api.ask(request))
+    api.upload(target, request, body, folder, ApiBlobType.MODEL)
 
     named["version_number"] = (before.version_number if before else 0) + 1
     source = f"{target}/{named['version_number']}"
@@ -419,13 +379,13 @@ def push_version(api: Api, folder: Path, target: str, profile: Profile, run_dir:
     for name, path in files.items():
         there = hashlib.sha256()
         with api.ask(of_models.ApiDownloadModelInstanceVersionRequest, **named, path=name) as response:
-            for chunk in response.iter_content(CHUNK):
+            for chunk in response.iter_content(1 << 20):
                 there.update(chunk)
         with path.open("rb") as file:
             here = hashlib.file_digest(file, "sha256").hexdigest()
         if there.hexdigest() != here:
             raise AimoError(f"{source}: {name} has another content on Kaggle than in {folder}; push it again")
-    add_record("model", model=source, run=str(run), profile=profile.profile)
+    add_record("model", model=source, **record)
     return source
 
 
@@ -455,10 +415,10 @@ def push_folder(api: Api, folder: Path, name: str | None) -> str:
         notes = time.strftime("%Y-%m-%d %H:%M")
         body = filled(of_datasets.ApiCreateDatasetVersionRequestBody, version_notes=notes)
         request = filled(of_datasets.ApiCreateDatasetVersionRequest, **named, body=body)
-    with api.uploaded(body, folder, ApiBlobType.DATASET, folders="zip"):
-        check_reply(f"dataset {owner}/{slug}", api.ask(request))
+    thing = f"dataset {owner}/{slug}"
+    api.upload(thing, request, body, folder, ApiBlobType.DATASET, folders="zip")
     files = {path.relative_to(folder).as_posix(): path for path in found}
-    compare_listing(api, f"dataset {owner}/{slug}", files, of_datasets.ApiListDatasetFilesRequest, named)
+    compare_listing(api, thing, files, of_datasets.ApiListDatasetFilesRequest, named)
     return f"{owner}/{slug}"
 
 
@@ -466,20 +426,19 @@ def compare_listing(
     api: Api, thing: str, files: dict[str, Path], request_type: Any, named: dict[str, Any]
 ) -> None:
     """Wait until Kaggle lists each file with its size. AimoError names those missing or of another size."""
-
-    def listed() -> dict[str, int]:
-        try:
-            answers = list(api.pages(request_type, **named))
-        except requests.HTTPError as e:
-            if status_of(e)[0] not in (403, 404):
-                raise
-            return {}  # Kaggle does not know the version yet
-        rows = [row for answer in answers for row in getattr(answer, "files", None) or answer.dataset_files]
-        return {row.name: row.size if hasattr(row, "size") else row.total_bytes for row in rows}
-
     sizes = {name: path.stat().st_size for name, path in files.items()}
     end = time.monotonic() + LISTED_WITHIN_S
-    while wrong := sizes.items() - (found := listed()).items():
+    while True:
+        found = {}
+        try:
+            for answer in api.pages(request_type, **named):
+                for row in getattr(answer, "files", None) or answer.dataset_files:
+                    found[row.name] = row.size if hasattr(row, "size") else row.total_bytes
+        except requests.HTTPError as e:
+            if status_of(e)[0] not in (403, 404):  # Kaggle does not know the version yet
+                raise
+        if not (wrong := sizes.items() - found.items()):
+            return
         if time.monotonic() > end:
             told = ", ".join(
                 f"{name} ({found[name]:,} bytes of {size:,})" if name in found else f"{name} (missing)"
@@ -493,75 +452,21 @@ def download_competition(api: Api, competition: str, inputs: Path | None = None)
     """Download a competition's files and unpack them into `inputs`/SLUG, as on Kaggle; return that folder.
 
     `competition` is aimo1, aimo2, aimo3 or a slug. `inputs` is /kaggle/input, or data/kaggle where that
-    cannot be written.
+    cannot be written. The folder is replaced when all is unpacked: it is whole before and after.
     """
     slug = slug_of(competition)
-    request = functools.partial(api.ask, ApiDownloadDataFilesRequest, competition_name=slug)
-    if api.dry_run:
-        request()  # which ends it, before a folder is made
     folder = (inputs or (INPUTS if os.access(INPUTS, os.W_OK) else ROOT / "data" / "kaggle")) / slug
-    archive, fresh, old = (folder.with_name(f"{slug}.{name}") for name in ("zip", "partial", "old"))
-    save_download(request, archive)
-    # The folder is replaced when all is unpacked: it is whole before and after.
-    shutil.rmtree(fresh, ignore_errors=True)
+    fresh = folder.with_name(f"{slug}.partial")
     try:
-        with zipfile.ZipFile(archive) as file:
-            file.extractall(fresh)
-        if not fresh.is_dir():
-            raise zipfile.BadZipFile("it is empty")
-        shutil.rmtree(old, ignore_errors=True)
-        if folder.exists():
-            folder.rename(old)
+        api.competition_download_files(slug, str(fresh), unzip=True)
+        if not any(fresh.iterdir()) or any(fresh.glob(f"{slug}.*")):  # the client leaves what is no zip
+            raise ValueError("it is no archive, or an empty one")
+        shutil.rmtree(folder, ignore_errors=True)
         fresh.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
-    except OSError as e:
-        told = f"{e.strerror or e}; free some space or take another --to, then {AGAIN}"
-        raise AimoError(f"{folder}: {told}") from None
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as e:  # of an encrypted one
-        raise AimoError(f"{archive.name}: it is no zip file that opens ({one_line(e)}); {AGAIN}") from None
-    finally:
+    except requests.RequestException:
+        raise
+    except (OSError, ValueError, RuntimeError) as e:
         shutil.rmtree(fresh, ignore_errors=True)
-        archive.unlink()
+        told = f"free some space or take another --to, then {AGAIN}"
+        raise AimoError(f"{folder}: {one_line(e)}; {told}") from None
     return folder
-
-
-def save_download(request: Callable[[], requests.Response], path: Path, size: int | None = None) -> None:
-    """Download to `path`, which is complete or does not exist; a broken connection is tried again.
-
-    AimoError for another `size`, a full disk, or an address that answers with an error: it is not saved.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    broken = requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError
-    try:
-        for attempt in range(1, TRIES + 1):
-            try:
-                with request() as response:
-                    response.raise_for_status()
-                    length = response.headers.get("Content-Length")
-                    expected = size if size is not None else int(length) if length else None
-                    with partial.open("wb") as file:
-                        for chunk in response.iter_content(CHUNK):
-                            file.write(chunk)
-                        written = file.tell()
-                break
-            except broken:
-                if attempt == TRIES:
-                    raise
-            time.sleep(PAUSE_S * 2 ** (attempt - 1))
-    except OSError as e:
-        partial.unlink(missing_ok=True)
-        if hasattr(e, "thing"):  # of the API, not of a file's address
-            raise
-        if isinstance(e, requests.RequestException):
-            raise AimoError(f"{path.name}: {one_line(e)}; {AGAIN}") from None
-        raise AimoError(f"{path}: {e.strerror or e}; free some space, then {AGAIN}") from None
-    if expected is not None and written != expected:
-        partial.unlink()
-        raise AimoError(f"{path.name}: {written:,} bytes came of {expected:,}; {AGAIN}")
-    partial.replace(path)
-
-
-def fetch(url: str) -> Callable[[], requests.Response]:
-    """Return a request for a signed address, which takes no token."""
-    return lambda: requests.get(url, stream=True, timeout=TIMEOUT_S)

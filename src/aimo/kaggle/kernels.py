@@ -1,19 +1,25 @@
-"""The table of Kaggle kernels, and how one is built: a self-contained notebook from a template and sources.
+"""Kaggle kernels: their table, how a notebook is built, and what Kaggle would refuse of one.
 
-Each kernel is a folder of kernels/: kernel-metadata.json, the template (a py:percent notebook) and beside
-it the notebook that is built. In the template, the cell with the tag `package` becomes an archive of what the
-kernel ships, and a cell for each file that a competitor reads and changes; `settings = {}` becomes the
-settings of a profile, and the cell with the tag `profile` the profile's file.
+Each kernel is a folder of kernels/: kernel-metadata.json, the template aimo-NAME.py (py:percent) and the
+self-contained notebook that is built from it. In the template, the cell with the tag `package` becomes an
+archive of what the kernel ships, and a cell for each file that a competitor reads and changes;
+`settings = {}` becomes the settings of a profile, and the cell with the tag `profile` the profile's file.
 """
 
 import ast
 import base64
+import contextlib
+import difflib
 import io
 import json
+import math
+import operator
 import pprint
 import re
 import tarfile
+import tempfile
 import textwrap
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,14 +29,16 @@ import nbformat
 import yaml
 
 from aimo import config
-from aimo.config import ROOT
+from aimo.config import ROOT, RUNS
 from aimo.config.reading import meanings
-from aimo.inference.competitions import COMPETITIONS, Competition, find_competition, name_of
+from aimo.inference import startup
+from aimo.inference.competitions import COMPETITIONS, HOUR_S, find_competition, name_of, parse_competition
 from aimo.inference.errors import AimoError
-from aimo.inference.settings import Settings
-from aimo.inference.storage import read_json, write_json
+from aimo.inference.settings import Settings, list_of_texts, validate_settings
+from aimo.inference.storage import load_yaml, read_json, write_json
 
 FOLDER = ROOT / "kernels"
+OUTPUT = RUNS / "kaggle"  # where the outputs of versions are downloaded to
 SPENT = 29 / 30  # of a session, in which its questions are answered
 
 
@@ -86,15 +94,35 @@ others = filter(None, [os.environ.get("PYTHONPATH")])
 os.environ["PYTHONPATH"] = os.pathsep.join([sys.path[0], *others])  # of processes that this one starts'''
 
 
+def template_of(name: str) -> Path:
+    return FOLDER / name / f"aimo-{name}.py"
+
+
+def kernels_of(profile: str | None, competition: str | None = None) -> list[str]:
+    """Return the kernels that have a place for a profile's settings, and answer a competition.
+
+    `train` has none for a profile that trains nothing, `evaluate` none for proofs, which nothing scores.
+    """
+    found, rules = list(KERNELS), find_competition(competition) if competition else None
+    if profile:
+        loaded = config.load(profile)
+        places = ["settings = {}", *(['tags=["profile"]'] if loaded.trained else [])]
+        found = [name for name in found if any(one in template_of(name).read_text() for one in places)]
+        rules = rules or loaded.rules
+    if competition:
+        found = [name for name in found if name in ANSWERING]
+    return [name for name in found if not (name == "evaluate" and rules and rules.scoring == "marks")]
+
+
 def build_kernel(
     name: str, out: Path | None = None, profile: str | None = None, competition: str | None = None
 ) -> Path:
     """Write the notebook of the kernel `name` to its folder, or to `out`, and return its path.
 
-    The `inference` section of a `profile` stands in its settings, or the whole of it. A `competition`, a name
-    or a YAML file, is the one that it answers, else that of the profile; it ships the file, and `out` gets
-    metadata with its slug and machine where it has none. The same sources give the same bytes.
-    AimoError for a profile or a competition that the kernel has no use for.
+    The settings are the `inference` section of a `profile`; the cell with the tag `profile` is all of it. A
+    `competition`, a name or a YAML file, is the one that the kernel answers, else the profile's: the notebook
+    ships the file, and `out` gets metadata with its slug and machine where it has none. The same sources give
+    the same bytes. AimoError for a profile or a competition that the kernel has no use for.
     """
     if name not in KERNELS:
         raise AimoError(f"kernel {name!r} does not exist: use one of {', '.join(KERNELS)}")
@@ -105,38 +133,33 @@ def build_kernel(
     path = (out or template.parent) / f"{template.stem}.ipynb"
     if not path.parent.is_dir():
         raise AimoError(f"--out {out}: no such folder; make it first")
-    rules, known = None, ""
-    given = competition or (config.load(profile).rules if profile and name in ANSWERING else None)
-    if given:
+    rules, known, files = None, "", {}
+    if given := competition or (config.load(profile).rules if profile and name in ANSWERING else None):
         rules, known = find_competition(given, asks=True), name_of(given)
-        if known in COMPETITIONS and COMPETITIONS[known] != rules:
+        if COMPETITIONS.get(known, rules) != rules:
             raise AimoError(f"competition {competition}: the package has one named {known}; rename the file")
+        if known not in COMPETITIONS:
+            as_file = yaml.safe_dump(json.loads(json.dumps(asdict(rules))), sort_keys=False)
+            text = Path(competition).read_text("utf-8-sig") if competition else str(as_file)
+            files[f"src/aimo/inference/competitions/{known}.yaml"] = text
+    apart = [ROOT / f"src/aimo/inference/{module}.py" for module in (rules.answer.modules if rules else ())]
+    files |= {str(file.relative_to(ROOT)): file.read_text() for file in [*apart, *shipped(name)]}
     settings = describe_settings(config.load(profile).inference.written if profile else {})
     code, cells = nbformat.v4.new_code_cell, []
     for cell in jupytext.reads(template.read_text(), "py:percent").cells:
         tags = cell.metadata.get("tags", [])
         if "package" in tags:
-            names = rules.answer.modules if rules else ()
-            apart = [ROOT / f"src/aimo/inference/{module}.py" for module in names]
-            files = {str(file.relative_to(ROOT)): file.read_text() for file in [*apart, *shipped(name)]}
-            if rules and known not in COMPETITIONS:
-                path_of = f"src/aimo/inference/competitions/{known}.yaml"
-                as_file = yaml.safe_dump(json.loads(json.dumps(asdict(rules))), sort_keys=False)
-                text = Path(competition).read_text("utf-8-sig") if competition else str(as_file)
-                files = {path_of: text} | files
             shown = [file for file in files if re.fullmatch(kernel.shown, file)]
             cells.append(code(unpack_cell(files, shown), metadata=FOLDED))
             for file in shown:
                 cells.append(code(f"%%writefile {file}\n{files[file].rstrip()}", metadata=FOLDED))
             continue
-        if "profile" in tags:
-            used, text = profile or kernel.profile, ""
-            if used:
-                loaded = config.load(used)  # checks it
-                text = config.find(used).read_text(encoding="utf-8-sig")
-                own = loaded.grpo and any(hasattr(one, "code") for one in loaded.grpo.rewards.values())
-                if own or loaded.competition:
-                    text = config.dump(loaded)  # with the text of the user's rewards, and the rules
+        if "profile" in tags and (used := profile or kernel.profile):
+            loaded = config.load(used)  # checks it
+            text = config.find(used).read_text(encoding="utf-8-sig")
+            own = loaded.grpo and any(hasattr(one, "code") for one in loaded.grpo.rewards.values())
+            if own or loaded.competition:
+                text = config.dump(loaded)  # with the text of the user's rewards, and the rules
             cell.source = f"%%writefile profile.yaml\n{text.rstrip()}"
         if rules and "parameters" in tags:
             cell.source = re.sub(r'(?m)^competition = "\w+".*', f'competition = "{known}"', cell.source)
@@ -146,6 +169,7 @@ def build_kernel(
             cell.source = re.sub(r"(?m)^time_limit_s = .*", limit, cell.source)
         cell.source = cell.source.replace("settings = {}", f"settings = {{\n{settings}}}")
         cells.append(cell)
+
     prose = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
     headings = re.findall(r"^## (.+)$", prose, re.MULTILINE)
     links = ", ".join(f"[{heading}](#{heading.replace(' ', '-')})" for heading in headings)
@@ -156,22 +180,16 @@ def build_kernel(
     made = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernelspec})
     # One string for each cell, as a list of lines would make the notebook a quarter larger.
     nbformat.write(made, path, split_lines=False)
-    if rules and out and "competition" in kernel.attaches:
-        write_metadata(path, template.parent, rules, known)
+
+    described = path.with_name("kernel-metadata.json")
+    if rules and out and "competition" in kernel.attaches and not described.exists():
+        metadata = read_json(template.with_name(described.name), "restore the file")
+        owner, title = metadata["id"].split("/")[0], f"aimo-{re.sub('[^a-z0-9]+', '-', known.lower())}"
+        metadata |= {"id": f"{owner}/{title}", "title": title, "competition_sources": [rules.slug]}
+        if rules.accelerators and metadata["machine_shape"] not in rules.accelerators:
+            metadata["machine_shape"] = rules.accelerators[0]
+        write_json(described, metadata)
     return path
-
-
-def write_metadata(notebook: Path, template: Path, rules: Competition, known: str) -> None:
-    """Write the metadata of a kernel that answers another competition beside its notebook, if it has none."""
-    path = notebook.with_name("kernel-metadata.json")
-    if path.exists():
-        return
-    metadata = read_json(template / path.name, "restore the file")
-    owner, named = str(metadata["id"]).partition("/")[0], f"aimo-{re.sub('[^a-z0-9]+', '-', known.lower())}"
-    metadata |= {"id": f"{owner}/{named}", "title": named, "competition_sources": [rules.slug]}
-    if rules.accelerators and metadata["machine_shape"] not in rules.accelerators:
-        metadata["machine_shape"] = rules.accelerators[0]
-    write_json(path, metadata)
 
 
 def unpack_cell(files: dict[str, str], shown: list[str]) -> str:
@@ -191,77 +209,9 @@ def unpack_cell(files: dict[str, str], shown: list[str]) -> str:
     return UNPACK.replace("FILES", "\n".join(named)).replace("PACKAGE", "\n".join(lines))
 
 
-def template_of(name: str) -> Path:
-    path = FOLDER / name / "kernel-metadata.json"
-    code = read_json(path, "restore the file").get("code_file")
-    template = (path.parent / str(code)).with_suffix(".py")
-    if not template.is_file():
-        raise AimoError(f"{path}: its code_file {code!r} has no template {template.name} beside it")
-    return template
-
-
-def kernels_of(profile: str | None, competition: str | None = None) -> list[str]:
-    """Return the kernels that have a place for a profile's settings, and answer a competition.
-
-    A profile that trains nothing has no place in `train`, proofs, which nothing scores, none in `evaluate`.
-    """
-    found, rules = list(KERNELS), find_competition(competition) if competition else None
-    if profile:
-        loaded = config.load(profile)
-        places = ["settings = {}", *(['tags=["profile"]'] if loaded.trained else [])]
-        found = [name for name in found if any(one in template_of(name).read_text() for one in places)]
-        rules = rules or loaded.rules
-    if competition:
-        found = [name for name in found if name in ANSWERING]
-    return [name for name in found if not (name == "evaluate" and rules and rules.scoring == "marks")]
-
-
-def shipped(name: str) -> list[Path]:
-    """Return the files that a kernel ships: its own, and the modules that its template and these import.
-
-    Each stands after the modules that it imports, but for circles.
-    """
-    entered: set[Path] = set()
-    found: list[Path] = []
-
-    def enter(path: Path) -> None:
-        if path not in entered:
-            entered.add(path)
-            for module in imported(path):
-                enter(module)
-            found.extend(sorted(path.with_suffix("").glob("*.yaml")))  # its data, which it reads as it loads
-            found.append(path)
-
-    enter(template_of(name))
-    for pattern in KERNELS[name].files:
-        for path in sorted(ROOT.glob(pattern)):
-            enter(path)
-    return [path for path in found if path != template_of(name)]
-
-
-def imported(path: Path) -> list[Path]:
-    """Return the modules of `aimo` that a file of Python or a notebook imports, anywhere in it."""
-    code = path.with_suffix(".py")  # a notebook's pair
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(code.read_text() if code.is_file() else "")):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    parts = [name.split(".") for name in names]
-    names |= {".".join(one[:i]) for one in parts for i in range(1, len(one))}  # packages come with modules
-    folders = [
-        ROOT.joinpath("src", *name.split(".")) for name in sorted(names) if name.split(".")[0] == "aimo"
-    ]
-    places = [place for folder in folders for place in (folder / "__init__.py", folder.with_suffix(".py"))]
-    return [place for place in places if place.is_file()]
-
-
 def describe_settings(written: dict[str, Any]) -> str:
-    """Return the entries of the settings as Python, each below a comment that says what it is.
-
-    Keys that are not written are comments with their defaults.
-    """
+    """Return the settings as entries of a Python dictionary, each below a comment that explains it; those
+    that are not written are comments with their defaults."""
     lines: list[str] = []
     defaults = asdict(Settings())
     for key, meaning in meanings(Settings).items():
@@ -270,3 +220,280 @@ def describe_settings(written: dict[str, Any]) -> str:
         lines += textwrap.wrap(meaning, 104, initial_indent="# ", subsequent_indent="# ")
         lines += entry.splitlines() if key in written else [f"# {line}" for line in entry.splitlines()]
     return "".join(f"    {line}\n" for line in lines)
+
+
+def shipped(name: str) -> list[Path]:
+    """Return the files that a kernel ships: its own, and the modules of `aimo` that its template, its
+    notebooks and these import. Each stands after the modules that it imports, but for circles."""
+    entered: set[Path] = set()
+    found: list[Path] = []
+
+    def enter(path: Path) -> None:
+        if path in entered:
+            return
+        entered.add(path)
+        code = path.with_suffix(".py")  # a notebook's pair
+        names: set[str] = set()
+        for node in ast.walk(ast.parse(code.read_text() if code.is_file() else "")):
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        parts = [name.split(".") for name in names if name.split(".")[0] == "aimo"]
+        modules = {"/".join(one[:i]) for one in parts for i in range(1, len(one) + 1)}  # and their packages
+        for module in sorted(modules):
+            for place in ROOT / "src" / module / "__init__.py", ROOT / "src" / f"{module}.py":
+                if place.is_file():
+                    enter(place)
+        found.extend(sorted(path.with_suffix("").glob("*.yaml")))  # its data, which it reads as it loads
+        found.append(path)
+
+    enter(template_of(name))
+    for pattern in KERNELS[name].files:
+        for path in sorted(ROOT.glob(pattern)):
+            enter(path)
+    return [path for path in found if path != template_of(name)]
+
+
+# ---- Kaggle's names
+
+PLACEHOLDER = "INSERT_YOUR_KAGGLE_NAME"  # stands for the owner in a metadata file, until a push
+# What Kaggle's addresses and its command line put before a name.
+PREFIXES = ("datasets", "models", "notebooks", "kernels", "code", "competitions", "c")
+SLUG = r"[a-z0-9]+(?:-[a-z0-9]+)*"
+OWNER = r"[a-z0-9]+(?:[_-][a-z0-9]+)*"
+VERSION = r"[A-Za-z0-9]+/[A-Za-z0-9.-]+/[1-9][0-9]*"
+FORMS = {
+    "dataset_sources": (f"{OWNER}/{SLUG}", "OWNER/SLUG"),
+    "kernel_sources": (f"{OWNER}/{SLUG}", "OWNER/SLUG"),
+    "competition_sources": (SLUG, "SLUG"),
+    "model_sources": (f"{OWNER}/{SLUG}/{VERSION}", "OWNER/MODEL/FRAMEWORK/VARIATION/VERSION"),
+}
+
+
+def is_source(key: str, source: str) -> bool:
+    """Return whether a source has its key's form; its owner may be the placeholder, in capitals."""
+    owner, slash, rest = source.partition("/")
+    return bool(re.fullmatch(FORMS[key][0], owner.lower() + slash + rest))
+
+
+def source_of(text: str, parts: int) -> str:
+    """Return OWNER/SLUG, or as many parts as a source has, of an address of Kaggle's or a prefixed name."""
+    path = re.sub(r"^(https?://)?(www\.)?kaggle\.com/", "", text.strip())
+    if path == text.strip() and path.split("/")[0] not in PREFIXES:
+        return path
+    owner, place = startup.place_of(startup.KAGGLE + path) or ("", path)
+    return "/".join([*filter(None, [owner]), *place.split("/")][:parts])
+
+
+def slug_of(competition: str) -> str:
+    """Return the slug of aimo1, aimo2 or aimo3, of an address, or the slug itself; AimoError for another."""
+    own = competition in COMPETITIONS or competition.endswith((".yaml", ".yml"))
+    slug = find_competition(competition).slug if own else source_of(competition, 1)
+    if not re.fullmatch(SLUG, slug):
+        known = ", ".join(COMPETITIONS)
+        raise AimoError(f"competition {competition!r}: write {known} or the slug of its address")
+    return slug
+
+
+def is_in(named: tuple[str, str], source: tuple[str, str]) -> bool:
+    """Return whether a path lies in what is attached; an owner may be left out, or be the placeholder."""
+    owners = {named[0], source[0]} - {"", PLACEHOLDER}
+    return len(owners) < 2 and f"{named[1]}/".lower().startswith(f"{source[1]}/".lower())
+
+
+def kernel_folder(name: str) -> Path:
+    return FOLDER / name if (FOLDER / name).is_dir() else Path(name)
+
+
+# ---- What Kaggle would refuse, or what would fail an hour after a push. Nothing is asked of Kaggle.
+
+# The keys of kernel-metadata.json by the type of their value.
+TYPES = {str: "a text", bool: "true or false", list: "a list of texts", int: "a number"}
+KEYS = {
+    str: "id title code_file language kernel_type machine_shape docker_image docker_image_pinning_type",
+    bool: "is_private enable_gpu enable_tpu enable_internet",
+    list: "dataset_sources competition_sources kernel_sources model_sources keywords",
+    int: "id_no",
+}
+TYPE_OF = {key: kind for kind, keys in KEYS.items() for key in keys.split()}
+# The GPUs of each machine that vLLM's wheels run on, by Kaggle's name.
+GPUS = {"NvidiaTeslaT4": 2, "NvidiaL4": 4}
+GPUS |= {"NvidiaL4X1": 1, "NvidiaH100": 1, "NvidiaTeslaA100": 1, "NvidiaRtxPro6000": 1}
+ARITHMETIC: dict[Any, Any] = {ast.Add: operator.add, ast.Sub: operator.sub}
+ARITHMETIC |= {ast.Mult: operator.mul, ast.Div: operator.truediv}
+LONGEST_S = 12 * HOUR_S  # of a session that submits nothing
+LARGEST = 1_000_000  # bytes of a notebook that Kaggle takes
+
+
+def check_kernel(name: str) -> list[str]:
+    """Return the faults of a kernel (a name in kernels/, or a folder), each with its remedy.
+
+    The name of its code file tells which kernel of the table it is; another is checked for its metadata only.
+    """
+    folder = kernel_folder(name)
+    path = folder / "kernel-metadata.json"
+    if not path.is_file():
+        return [f"there is no {path}; take a folder of {FOLDER.name}/"]
+    faults: list[str] = []
+    try:
+        metadata = read_json(path, "repair the file")
+        for key, value in sorted(metadata.items()):
+            kind = TYPE_OF.get(key)
+            odd = isinstance(value, list) and not all(isinstance(one, str) for one in value)
+            if kind is None:
+                close = difflib.get_close_matches(key, TYPE_OF, n=1)
+                faults.append(f"unknown key {key}" + (f", did you mean {close[0]}?" if close else ""))
+            elif value is not None and (type(value) is not kind or odd):
+                faults.append(f"{key} should be {TYPES[kind]}, not {value!r}")
+        if faults:
+            return faults
+        code = folder / metadata.get("code_file", "")
+        kernel = KERNELS.get(code.stem.removeprefix("aimo-"))
+        faults += check_metadata(metadata, kernel)
+        if not code.is_file():
+            remedy = f"make it with `aimo kernel build {name}`"
+            return [*faults, f"code_file {code.name!r} does not exist; {remedy}"]
+        if (size := code.stat().st_size) > LARGEST:
+            faults.append(f"code_file {code.name} has {size:,} bytes; Kaggle takes {LARGEST:,}")
+        if kernel:
+            faults += check_contents(kernel, metadata, *read_notebook(code))
+    except (AimoError, yaml.YAMLError) as e:
+        faults.append(" ".join(str(e).split()))
+    return faults
+
+
+def check_metadata(metadata: dict[str, Any], kernel: Kernel | None) -> Iterator[str]:
+    owner, _, slug = str(metadata.get("id", "")).lower().rpartition("/")
+    title = str(metadata.get("title", ""))
+    if not re.fullmatch(OWNER, owner) or not re.fullmatch(SLUG, slug) or len(slug) < 5:
+        form = "of small letters, digits and hyphens, the slug of at least 5"
+        yield f"id {metadata.get('id')!r} should be OWNER/SLUG, {form}"
+    if not 5 <= len(title) <= 50:
+        yield f"title {title!r} should have 5 to 50 characters"
+    elif (made := re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")) != slug:
+        yield f"title {title!r} makes the slug {made!r}, not the id's {slug!r}"
+    for key, (_, form) in FORMS.items():
+        for source in metadata.get(key) or []:
+            if not is_source(key, source):
+                meant = source_of(source, form.count("/") + 1)
+                yield f"{key}: {source!r} should be {form}" + (f": {meant}" if is_source(key, meant) else "")
+
+    shape, gpu = metadata.get("machine_shape"), metadata.get("enable_gpu")
+    if shape and shape not in GPUS:
+        yield f"machine_shape {shape} is retired or unknown; take one of {', '.join(GPUS)}"
+    elif gpu and not shape:
+        yield f"enable_gpu without machine_shape gives what Kaggle chooses; take one of {', '.join(GPUS)}"
+    if not gpu and (shape or (kernel and kernel.gpu)):
+        yield f"enable_gpu should be true: {f'machine_shape is {shape}' if shape else 'vLLM needs a GPU'}"
+    if kernel:
+        internet = metadata.get("enable_internet", True)
+        if internet and not kernel.internet:
+            yield "enable_internet should be false: a submission with internet is refused"
+        if kernel.internet and not internet:
+            yield "enable_internet should be true: this kernel downloads what it needs"
+        if "wheels" in kernel.attaches and not (
+            metadata.get("kernel_sources") or metadata.get("dataset_sources")
+        ):
+            yield "no wheels are attached: add the kernel `wheels` to kernel_sources"
+        if "model" in kernel.attaches and not metadata.get("model_sources"):
+            yield "no model is attached: add OWNER/MODEL/FRAMEWORK/VARIATION/VERSION to model_sources"
+
+
+def check_contents(
+    kernel: Kernel, metadata: dict[str, Any], parameters: dict[str, Any], written: dict[str, str]
+) -> Iterator[str]:
+    """Yield what the parameters, the competition, the wheels and the profile ask for and do not get."""
+    # Each path of an input, in either of Kaggle's layouts, lies in something attached.
+    competitions = metadata.get("competition_sources") or []
+    attached = [
+        one for kind in ("model", "kernel", "dataset") for one in metadata.get(f"{kind}_sources") or []
+    ]
+    inputs = [*(source.partition("/")[::2] for source in attached), *(("", slug) for slug in competitions)]
+    for key, value in parameters.items():
+        for path in value if isinstance(value, list) else [value]:
+            place = startup.place_of(path) if isinstance(path, str) else None
+            if place and not any(is_in(place, one) for one in inputs):
+                there = ", ".join(name for _, name in inputs) or "nothing"
+                yield f"{key} {path!r} is not among what is attached, {there}"
+
+    # The competition's slug, machines and session, by the notebook's own file or by its name.
+    shape, longest, name = metadata.get("machine_shape"), LONGEST_S, str(parameters.get("competition"))
+    own = written.get(f"src/aimo/inference/competitions/{name}.yaml")
+    rules = parse_competition(load_yaml(own), f"competition {name}") if own else COMPETITIONS.get(name)
+    if rules is None and "competition" in parameters:
+        known = ", ".join(COMPETITIONS)
+        yield f"competition {name!r} is unknown; take one of {known}, or build with --competition FILE.yaml"
+    if rules and "competition" in kernel.attaches:
+        longest = rules.session_s
+        if rules.slug not in competitions:
+            yield f"competition_sources lack {rules.slug}"
+        if shape in GPUS and shape not in (rules.accelerators or GPUS):
+            allowed = ", ".join(rules.accelerators)
+            yield f"machine_shape {shape} is not allowed in {name}; take one of {allowed}"
+    for key in ("time_limit_s", "session_s"):
+        seconds = parameters.get(key, 0)
+        if not isinstance(seconds, int | float) or not 0 <= seconds <= longest:
+            yield f"{key} {seconds!r} is not within the session's {longest:.0f} seconds"
+
+    # The imports of aimo.inference that no attached wheel holds, where the wheels' output is here.
+    for slug in (source.split("/")[-1] for source in attached):
+        manifests = OUTPUT.glob(f"{slug}/[0-9]*/{startup.MANIFEST}") if re.fullmatch(SLUG, slug) else ()
+        if newest := max(manifests, key=lambda path: int(path.parent.name), default=None):
+            wheels = read_json(newest, "download the output again").get("wheels", [])
+            held = {module for wheel in wheels for module in wheel["modules"]}
+            needed = startup.imports(ROOT.glob("src/aimo/inference/*.py"))
+            if lacking := ", ".join(module for module in needed if module not in held):
+                yield f"no wheel of {slug} holds {lacking} ({newest}); run the kernel `wheels` again"
+
+    # The settings and the profile, and what the machine cannot run of them.
+    vllm = validate_settings(parameters.get("settings") or {}, "settings", "correct the value").vllm
+    wanted = math.prod(vllm.get(f"{way}_parallel_size", 1) for way in ("tensor", "data", "pipeline"))
+    if shape in GPUS and wanted > GPUS[shape]:
+        yield f"settings want {wanted} GPUs (vllm), machine_shape {shape} has {GPUS[shape]}"
+    for key, value in vllm.items():
+        if shape == "NvidiaTeslaT4" and str(value).startswith(("bfloat16", "fp8")):
+            yield f"settings: vllm {key} {value} does not run on a T4"
+    if text := written.get("profile.yaml"):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "profile.yaml")
+            path.write_text(text)
+            profile = config.load(path, list_of_texts(parameters.get("overrides") or []))
+        if shape == "NvidiaTeslaT4" and profile.model.dtype == "bfloat16":
+            yield f"profile {profile.profile}: model.dtype bfloat16 does not run on a T4"
+        if not profile.trained:
+            yield f"profile {profile.profile} trains nothing; build with one that has sft, grpo, dpo or opd"
+
+
+def read_notebook(code: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return what a notebook's cell with the tag `parameters` sets, and the files that its cells write."""
+    again = "make it again with `aimo kernel build`"
+    cells = read_json(code, again).get("cells")
+    try:
+        sources = ["".join(cell["source"]) for cell in cells]
+        place = next(i for i, cell in enumerate(cells) if "parameters" in cell["metadata"].get("tags", []))
+        assigned = ast.parse(sources[place]).body
+    except (TypeError, AttributeError, KeyError, StopIteration):
+        raise AimoError(f"code_file {code.name} has no cell with the tag `parameters`; {again}") from None
+    except SyntaxError as e:
+        raise AimoError(
+            f"code_file {code.name}: its cell of parameters is not plain Python at line {e.lineno}, "
+            f"{(e.text or '').strip()!r}; leave only assignments in it"
+        ) from None
+    heads = (source.partition("\n") for source in sources)
+    written = {head.split()[-1]: text for head, _, text in heads if head.startswith("%%writefile ")}
+    found: dict[str, Any] = {}
+
+    def constant(node: ast.expr) -> Any:  # of constants, of names before it, and of arithmetic
+        if isinstance(node, ast.Name) and node.id in found:
+            return found[node.id]
+        if isinstance(node, ast.BinOp) and type(node.op) in ARITHMETIC:
+            return ARITHMETIC[type(node.op)](constant(node.left), constant(node.right))
+        return ast.literal_eval(node)
+
+    for node in assigned:
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value:
+            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                with contextlib.suppress(ValueError, TypeError, ArithmeticError):
+                    found.update({target.id: constant(node.value)} if isinstance(target, ast.Name) else {})
+    return found, written

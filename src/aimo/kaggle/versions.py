@@ -1,8 +1,9 @@
-"""A kernel's versions on Kaggle: push, follow, bring the output here, and submit."""
+"""A kernel's versions on Kaggle: push, follow, download the output, and submit."""
 
 import contextlib
 import json
 import re
+import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -15,10 +16,10 @@ from kagglesdk.kernels.types.kernels_enums import KernelWorkerStatus as State
 from aimo.inference import startup
 from aimo.inference.errors import AimoError, StageError
 from aimo.inference.storage import read_json, write_whole
-from aimo.kaggle import client
-from aimo.kaggle.check import FORMS, OUTPUT, PLACEHOLDER, is_in, is_source, kernel_folder, slug_of, source_of
-from aimo.kaggle.client import Api, add_record, check_reply
-from aimo.kaggle.kernels import FOLDER
+from aimo.kaggle import kernels
+from aimo.kaggle.client import PAUSE_S, TRIES, Api, add_record, check_reply, recorded
+from aimo.kaggle.kernels import FOLDER, OUTPUT, slug_of, source_of
+from aimo.run.runs import find_run
 
 WAITING = (State.QUEUED, State.NEW_SCRIPT)
 ENDED = (State.COMPLETE, State.ERROR, State.CANCEL_ACKNOWLEDGED)
@@ -40,14 +41,14 @@ class Version(NamedTuple):
 
     def fields(self) -> dict[str, str]:
         owner, _, slug = self.ref.rpartition("/")
-        label = str(self.number) if self.number else ""
+        label = f"v{self.number}" if self.number else ""  # Kaggle knows no version by the bare number
         return {"user_name": owner, "kernel_slug": slug, "version_label": label}
 
 
 def read_metadata(folder: Path, owner: str) -> dict[str, Any]:
     """Return a kernel's metadata with the owner in place of the placeholder."""
     text = json.dumps(read_json(folder / "kernel-metadata.json", "restore the file"))
-    return dict(json.loads(text.replace(PLACEHOLDER, owner)))
+    return dict(json.loads(text.replace(kernels.PLACEHOLDER, owner)))
 
 
 def push_kernel(
@@ -59,23 +60,23 @@ def push_kernel(
     `model` (owner/model/framework/variation/version) takes the place of the model that the metadata attach,
     in the notebook too. AimoError when Kaggle refuses the kernel, or takes it without one of its inputs.
     """
-    folder = kernel_folder(name)
+    folder = kernels.kernel_folder(name)
     metadata = read_metadata(folder, api.user)
     code = folder / str(metadata.get("code_file"))
     text = code.read_text()
     if model:
         model = source_of(model, 5)
-        if not is_source("model_sources", model):
-            form = FORMS["model_sources"][1]
+        if not kernels.is_source("model_sources", model):
+            form = kernels.FORMS["model_sources"][1]
             raise AimoError(f"--model {model}: write {form}, such as me/aimo/transformers/default/1")
         old_models = [old.partition("/")[::2] for old in metadata.get("model_sources") or []]
 
         def replaced(found: re.Match[str]) -> str:  # of a path in either of Kaggle's layouts
             named = startup.place_of(found[0])
-            old = next((place for owner, place in old_models if named and is_in(named, (owner, place))), None)
+            old = next((one for one in old_models if named and kernels.is_in(named, one)), None)
             if named is None or old is None:
                 return found[0]
-            return f"/kaggle/input/{str(model).partition('/')[2]}{named[1][len(old) :]}"
+            return f"/kaggle/input/{str(model).partition('/')[2]}{named[1][len(old[1]) :]}"
 
         text = re.sub(r"/kaggle/input/[\w./-]+", replaced, text)
         metadata["model_sources"] = [model]
@@ -172,87 +173,90 @@ def list_output(api: Api, version: Version) -> dict[str, int]:
 
 
 def download_output(api: Api, version: Version) -> Path:
-    """Download a version's output and log and return their folder, runs/kaggle/SLUG/NUMBER.
+    """Download a version's output and log to runs/kaggle/SLUG/NUMBER, and return that folder.
 
-    What is already there in the size that Kaggle lists is kept. AimoError for a file that is missing or of
-    another size.
+    It is whole or does not exist; what an earlier call has left of it is continued.
+
+    AimoError for a file that is missing or of another size than Kaggle lists.
     """
-    _, slug, label = version.fields().values()
-    folder, sizes = OUTPUT / slug / label, list_output(api, version)
-    answers = list(api.pages(of_kernels.ApiListKernelSessionOutputRequest, **version.fields()))
+    slug, sizes = version.ref.rpartition("/")[2], list_output(api, version)
     api.end_dry_run()
-    if not sizes and not answers[0].log:
+    folder = OUTPUT / slug / str(version.number)
+    partial, log = folder.with_name(f"{folder.name}.partial"), f"{slug}.log"
+    for attempt in range(1, TRIES + 1):
+        try:
+            api.kernels_output(f"{version.ref}/{version.number}", str(partial), quiet=True)
+            break
+        except (
+            requests.ConnectionError,
+            requests.Timeout,
+        ):  # to a file; the client repeats what breaks inside
+            if attempt == TRIES:
+                raise
+        time.sleep(PAUSE_S * 2 ** (attempt - 1))
+    if not any(partial.iterdir()):
         raise AimoError(f"{version} has no output yet; see `aimo kaggle status`")
-    urls = {file.file_name: file.url for answer in answers for file in answer.files}
-    if missing := sizes.keys() - urls.keys():
-        raise AimoError(f"{version}: Kaggle gives no address for {', '.join(sorted(missing))}; try again")
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, url in urls.items():
-        path = folder / name
-        if not path.resolve().is_relative_to(folder.resolve()):
-            told = f"its output {name!r} would lie outside {folder}; it is not downloaded"
-            raise AimoError(f"{version}: {told}")
-        if not path.is_file() or path.stat().st_size != sizes.get(name):
-            client.save_download(client.fetch(url), path, sizes.get(name))
-    write_whole(folder / f"{slug}.log", "\n".join(read_log(api, version, answers[0].log)) + "\n")
+    found = {str(path.relative_to(partial)): path for path in partial.rglob("*") if path.is_file()}
+    wrong = [name for name, size in sizes.items() if name not in found or found[name].stat().st_size != size]
+    for name in found.keys() & {*wrong}:
+        found[name].unlink()
+    if wrong:
+        raise AimoError(f"{version}: not whole: {', '.join(sorted(wrong))}; give the same command again")
+    if log in found:
+        write_whole(found[log], "\n".join(read_log(api, version, found[log].read_text())) + "\n")
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
     return folder
 
 
-def submit_version(
-    api: Api, kernel: str, number: int | None, message: str, competition: str | None, wait: bool = False
+def submit(
+    api: Api, what: str, message: str, competition: str | None, number: int | None = None, wait: bool = False
 ) -> str:
-    """Submit a version of a kernel (the last one if no number is given); return a line with the submission's
-    number and, with `wait`, its public score.
+    """Submit a version of a kernel (the last one if no number is given), or a file; return a line with the
+    submission's number and, with `wait`, its public score.
 
-    The competition is the kernel's, if no other is named. AimoError when the version is not complete, left
-    no answers, or no submission is left for today.
+    The competition is the kernel's, if no other is named; a run's own file is recorded with the run.
+    AimoError when the version is not complete, left no answers, or no submission is left for today.
     """
-    version, metadata = find_version(api, kernel, number)
-    state, _ = ask_state(api, version)
-    names = list_output(api, version)
-    answers, slug = ANSWERS[0], slug_of(competition) if competition else "COMPETITION"
-    if not api.dry_run:
-        if state != State.COMPLETE:
-            raise AimoError(f"{version} is {state.name.lower()}, not complete; submit a version that is")
-        if not (found := [name for name in ANSWERS if name in names]):
-            left = ", ".join(names) or "nothing"
-            raise AimoError(f"{version} left no {ANSWERS[0]}, only {left}; see its log")
-        answers, attached = found[0], [slug] if competition else metadata.competition_data_sources
-        if len(attached) != 1:
-            named = ", ".join(attached) or "none"
-            raise AimoError(f"{version} has {named} as competitions; name one with --competition")
-        slug = attached[0]
-    check_submissions_left(api, slug)
-    answer = api.competition_submit_code(answers, message, slug, version.ref, version.number, quiet=True)
-    made = {"kernel": version.ref, "version": version.number, "message": message}
-    return taken(api, slug, answer, str(version), made, wait)
+    slug, path = slug_of(competition) if competition else "COMPETITION", Path(what)
+    made: dict[str, Any] = {"message": message}
+    if path.is_file():
+        made["file"] = path.name
+        if (path.parent / "profile.yaml").is_file():
+            made |= recorded(*find_run(str(path.parent)))
+    else:
+        version, metadata = find_version(api, what, number)
+        state, _ = ask_state(api, version)
+        names, what = list_output(api, version), str(version)
+        left = [name for name in ANSWERS if name in names] or ANSWERS[: api.dry_run]
+        made |= {"kernel": version.ref, "version": version.number}
+        if not api.dry_run:
+            if state != State.COMPLETE:
+                raise AimoError(f"{version} is {state.name.lower()}, not complete; submit a version that is")
+            if not left:
+                others = ", ".join(names) or "nothing"
+                raise AimoError(f"{version} left no {ANSWERS[0]}, only {others}; see its log")
+            attached = [slug] if competition else metadata.competition_data_sources
+            if len(attached) != 1:
+                named = ", ".join(attached) or "none"
+                raise AimoError(f"{version} has {named} as competitions; name one with --competition")
+            slug = attached[0]
 
-
-def submit_file(api: Api, path: Path, message: str, competition: str, wait: bool = False) -> str:
-    """Submit a file, as `submit_version` does a version; a run's own is recorded with the run."""
-    slug = slug_of(competition)
-    check_submissions_left(api, slug)
-    if api.dry_run:
-        print(f"PUT {path.name}, {path.stat().st_size:,} bytes")
-    api.end_dry_run()
-    answer = api.competition_submit(str(path), message, slug, quiet=True)
-    made = {"file": path.name, "message": message} | client.run_of(path.parent)
-    return taken(api, slug, answer, str(path), made, wait)
-
-
-def check_submissions_left(api: Api, slug: str) -> None:
-    """Raise AimoError when no submission is left for today."""
     limits = api.competition_get_submission_limits(slug)
     if not api.dry_run and limits.num_allowed_now <= 0:
         told = f"no submission is left ({limits.num_today} made today); wait for 0:00 UTC"
         raise AimoError(f"competition {slug}: {told}")
-
-
-def taken(api: Api, slug: str, answer: Any, what: str, made: dict[str, Any], wait: bool) -> str:
-    """Record a submission that Kaggle has taken; return a line on it."""
+    if not path.is_file():
+        answer = api.competition_submit_code(left[0], message, slug, version.ref, version.number, quiet=True)
+    else:
+        if api.dry_run:
+            print(f"PUT {path.name}, {path.stat().st_size:,} bytes")
+        api.end_dry_run()
+        answer = api.competition_submit(what, message, slug, quiet=True)
     if not answer.ref:
         reason = answer.message or "no reason given"
         raise AimoError(f"competition {slug}: {what} was not taken ({reason})")
     add_record("submit", ref=answer.ref, competition=slug, **made)
-    score = f": public score {api.wait_for_score(answer.ref, SCORE_POLL_S)}" if wait else ""
-    return f"submission {answer.ref}{score or '; see `aimo kaggle scores`'}"
+    if not wait:
+        return f"submission {answer.ref}; see `aimo kaggle scores`"
+    return f"submission {answer.ref}: public score {api.await_score(answer.ref, SCORE_POLL_S)}"
